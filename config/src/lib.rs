@@ -1,0 +1,1 @@
+//! The YAML configuration of virtfold: schema, defaults, validation.

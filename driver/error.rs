@@ -1,0 +1,158 @@
+//! The library's one error type: a small kind that says what the caller can do, a sentence that says what
+//! happened to which thing, an optional hint that says what a person can do next, and the source.
+//!
+//! `Display` prints the sentence alone and never repeats the source; whoever reports an error walks the
+//! chain (`driver/cli/exit.rs` does, and maps kinds to exit codes).
+//!
+//! This module imports nothing of the crate; everything may import it.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::io;
+
+/// What kind of failure it is. Each kind has one exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// The request makes no sense or contradicts itself.
+    Usage,
+    /// An input or output failed: the file, device or pipe says no.
+    Io,
+    /// The medium is full.
+    NoSpace,
+    /// The thing is there already and may not be overwritten.
+    Exists,
+    /// The thing is not there.
+    NotFound,
+    /// Somebody else is using the thing.
+    InUse,
+    /// A source image contradicts its format; its data cannot be trusted.
+    BadImage,
+    /// A source or archive asks for a feature that virtfold does not know or does not support.
+    Unsupported,
+    /// Bytes of an archive are not what was written.
+    Damaged,
+    /// An archive ends before its end record.
+    Incomplete,
+    /// The run was ended by a signal.
+    Interrupted,
+    /// A defect of virtfold itself.
+    Internal,
+}
+
+/// A failure: kind, sentence, hint, source.
+pub struct Error {
+    kind: ErrorKind,
+    message: String,
+    hint: Option<String>,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+/// The library's result.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// An error of `kind` with a sentence that names the thing it happened to.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), hint: None, source: None }
+    }
+
+    /// A failed input or output; `ENOSPC` and its like become [`ErrorKind::NoSpace`], a missing file
+    /// [`ErrorKind::NotFound`], an existing one [`ErrorKind::Exists`].
+    pub fn io(message: impl Into<String>, source: io::Error) -> Self {
+        let kind = match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
+            io::ErrorKind::NotFound => ErrorKind::NotFound,
+            io::ErrorKind::AlreadyExists => ErrorKind::Exists,
+            _ => ErrorKind::Io,
+        };
+        Self::new(kind, message).with_source(source)
+    }
+
+    /// Adds what a person can do next.
+    #[must_use]
+    pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Adds the cause.
+    #[must_use]
+    pub fn with_source(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// Puts this error under a sentence that says what was being done; kind and hint stay.
+    #[must_use]
+    pub fn within(mut self, message: impl Into<String>) -> Self {
+        let hint = self.hint.take();
+        Self { kind: self.kind, message: message.into(), hint, source: Some(Box::new(self)) }
+    }
+
+    /// What kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// What a person can do next, where there is something.
+    pub fn hint(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {}", self.kind, self.message)?;
+        let mut cause = self.source();
+        while let Some(inner) = cause {
+            write!(f, ": {inner}")?;
+            cause = inner.source();
+        }
+        Ok(())
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source.as_deref().map(|s| s as &(dyn StdError + 'static))
+    }
+}
+
+/// Turns an [`io::Result`] into ours with a sentence.
+pub trait IoContext<T> {
+    /// The sentence is made only when there is an error.
+    ///
+    /// # Errors
+    /// The one at hand, as [`Error::io`].
+    fn at(self, message: impl FnOnce() -> String) -> Result<T>;
+}
+
+impl<T, E: Into<io::Error>> IoContext<T> for std::result::Result<T, E> {
+    fn at(self, message: impl FnOnce() -> String) -> Result<T> {
+        self.map_err(|e| Error::io(message(), e.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn io_errors_map_to_kinds_and_display_never_repeats_the_source() {
+        let full = io::Error::from(io::ErrorKind::StorageFull);
+        let error = Error::io("cannot write 'a.tar'", full).with_hint("free some space");
+        assert_eq!(error.kind(), ErrorKind::NoSpace);
+        assert_eq!(error.to_string(), "cannot write 'a.tar'");
+        assert!(error.source().is_some());
+        let outer = error.within("backup of vm1 failed");
+        assert_eq!(outer.kind(), ErrorKind::NoSpace);
+        assert_eq!(outer.hint(), Some("free some space"));
+        assert!(format!("{outer:?}").contains("cannot write 'a.tar'"));
+    }
+}

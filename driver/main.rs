@@ -1,0 +1,3 @@
+//! The command `virtfold`.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The spool format between libvirt's hook and the service.
