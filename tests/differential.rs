@@ -231,7 +231,7 @@ fn the_corpus_has_every_feature() {
         "snapshot -c",
         "bitmap -f",
         "--shrink",
-        "resize -q -f qcow2 /",
+        "resize -q -f qcow2 ./",
         "sigraise 9",
     ]
     .map(str::to_owned)

@@ -99,7 +99,7 @@ fn disk(rng: &mut Rng, folder: &Path, cooking: Cooking) -> Disk {
         let raw = level == 0 && rng.chance(if backing_files == 0 { 18 } else { 35 });
         let format = if raw { Format::Raw } else { Format::Qcow2 };
         let image = Image::new(folder.join(format!("layer{level}.{format}")), format);
-        options = (!raw).then(|| Options::random(rng, below.is_some(), size));
+        options = (!raw).then(|| Options::random(rng, below.as_ref(), size));
         let mut layer =
             Layer { image: image.clone(), size, options: options.clone(), noise: text(&noise).to_owned() };
         layer.create(&mut recipe, below.as_ref());
@@ -161,21 +161,20 @@ impl Layer {
             let mut requests = if round == 0 { self.compressed_requests(rng) } else { Vec::new() };
             requests.extend((0..rng.within(0, 24)).map(|_| self.request(rng)));
             let killed = round + 1 == rounds && rng.chance(8);
-            self.io(recipe, requests, killed);
+            if killed {
+                requests.extend(words(&["flush", "sigraise 9"]));
+            }
+            self.io(recipe, requests, if killed { "writeback" } else { "unsafe" });
             if round + 1 < rounds {
                 self.event(rng, recipe, round);
             }
         }
     }
 
-    fn io(&self, recipe: &mut Recipe, mut requests: Vec<String>, killed: bool) {
-        if killed {
-            requests.extend(words(&["flush", "sigraise 9"]));
-        }
+    fn io(&self, recipe: &mut Recipe, requests: Vec<String>, cache: &str) {
         if requests.is_empty() {
             return;
         }
-        let cache = if killed { "writeback" } else { "unsafe" };
         let mut args = words(&["-f", self.image.format.name(), "-d", "unmap", "-t", cache]);
         args.extend(requests.into_iter().flat_map(|request| ["-c".to_owned(), request]));
         args.push(self.image.text().to_owned());

@@ -1,5 +1,6 @@
 //! Random options of a qcow2 image, within what QEMU takes together.
 
+use super::image::Image;
 use super::rng::Rng;
 use super::{KIB, MIB};
 
@@ -18,8 +19,9 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// Options for an image of `size` bytes, with or without a backing file.
-    pub(crate) fn random(rng: &mut Rng, backed: bool, size: u64) -> Self {
+    /// Options for an image of `size` bytes over the backing file `below`.
+    pub(crate) fn random(rng: &mut Rng, below: Option<&Image>, size: u64) -> Self {
+        let backed = below.is_some();
         let huge = size > 256 * MIB;
         let smallest = if huge { 16 } else { 9 };
         let cluster_size = if rng.chance(25) { 64 * KIB } else { 1 << rng.within(smallest, 21) };
