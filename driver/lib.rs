@@ -8,4 +8,5 @@
 pub mod error;
 pub mod packed;
 pub mod spool;
+pub mod table;
 pub mod units;
