@@ -1,0 +1,259 @@
+//! Files that appear whole or not at all.
+//!
+//! A [`PartialFile`] is written under a name that begins with `.` and ends in `.partial`, in the directory of its
+//! final name. [`PartialFile::commit`] makes it durable in this order: data synced, renamed (refusing to replace
+//! unless asked), directory synced. A process that dies before the rename leaves a file that says in its name
+//! what it is; one that fails removes it.
+//!
+//! A helper thread syncs what was written while the writer goes on, so that the sync at the end is short and
+//! the host's dirty pages stay few. An error that only that thread sees is remembered and fails the commit: the
+//! kernel reports a failed write-back once, to whoever asks first.
+//!
+//! Imports: `error`.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use crossbeam_channel::{Sender, bounded};
+use rustix::fs::RenameFlags;
+
+use crate::error::{Error, ErrorKind, IoContext, Result};
+
+/// Bytes written between two syncs in the background.
+const SYNC_EVERY: u64 = 64 << 20;
+
+/// What a commit does where the final name exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Existing {
+    /// Fail with [`ErrorKind::Exists`].
+    Keep,
+    /// Replace it, atomically.
+    Replace,
+}
+
+/// A file on its way; see the module's description.
+#[derive(Debug)]
+pub struct PartialFile {
+    file: Arc<File>,
+    temporary: PathBuf,
+    path: PathBuf,
+    flusher: Flusher,
+    committed: bool,
+}
+
+impl PartialFile {
+    /// Starts a file that will be `path`, readable by its owner only.
+    ///
+    /// # Errors
+    /// When `path` exists and may not be replaced, or the directory can't be written.
+    pub fn create(path: &Path, existing: Existing) -> Result<Self> {
+        if existing == Existing::Keep && path.symlink_metadata().is_ok() {
+            return Err(exists(path));
+        }
+        let name = path.file_name().ok_or_else(|| {
+            Error::new(ErrorKind::Usage, format!("'{}' does not name a file", path.display()))
+        })?;
+        let unique = uuid::Uuid::new_v4().simple().to_string();
+        let mut hidden = std::ffi::OsString::from(".");
+        hidden.push(name);
+        hidden.push(format!(".{}.partial", unique.get(..8).unwrap_or(&unique)));
+        let temporary = path.with_file_name(hidden);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&temporary)
+            .at(|| format!("cannot create '{}'", temporary.display()))?;
+        let file = Arc::new(file);
+        let flusher = Flusher::start(Arc::clone(&file))?;
+        Ok(Self { file, temporary, path: path.to_owned(), flusher, committed: false })
+    }
+
+    /// The file to write to.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// The name that the file will have.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Tells that `bytes` more have been written, so that their way to the disk can begin.
+    ///
+    /// # Errors
+    /// When an earlier write did not reach the disk.
+    pub fn wrote(&mut self, bytes: u64) -> Result<()> {
+        self.flusher.wrote(bytes).map_err(|e| self.sync_failed(e))
+    }
+
+    fn sync_failed(&self, source: std::io::Error) -> Error {
+        Error::io(format!("what was written to '{}' did not reach the disk", self.path.display()), source)
+    }
+
+    /// Makes the file durable under its final name.
+    ///
+    /// # Errors
+    /// When anything of it fails; the final name then does not exist, or is what it was.
+    pub fn commit(mut self, existing: Existing) -> Result<()> {
+        let synced = self.flusher.finish().and_then(|()| self.file.sync_all());
+        synced.map_err(|e| self.sync_failed(e))?;
+        let flags = match existing {
+            Existing::Keep => RenameFlags::NOREPLACE,
+            Existing::Replace => RenameFlags::empty(),
+        };
+        rename(&self.temporary, &self.path, flags)?;
+        self.committed = true;
+        let parent = parent(&self.path);
+        let directory = File::open(parent).at(|| format!("cannot open '{}'", parent.display()))?;
+        directory.sync_all().at(|| format!("cannot sync the directory '{}'", parent.display()))
+    }
+}
+
+impl Drop for PartialFile {
+    fn drop(&mut self) {
+        if !self.committed
+            && let Err(error) = std::fs::remove_file(&self.temporary)
+        {
+            tracing::warn!(file = %self.temporary.display(), %error, "an unfinished file could not be removed");
+        }
+    }
+}
+
+fn exists(path: &Path) -> Error {
+    Error::new(ErrorKind::Exists, format!("'{}' exists already", path.display()))
+}
+
+/// The directory that holds `path`.
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+fn rename(from: &Path, to: &Path, flags: RenameFlags) -> Result<()> {
+    let cwd = rustix::fs::CWD;
+    match rustix::fs::renameat_with(cwd, from, cwd, to, flags) {
+        Ok(()) => Ok(()),
+        Err(rustix::io::Errno::EXIST) => Err(exists(to)),
+        // Some file systems (NFS among them) know no RENAME_NOREPLACE. A hard link refuses to replace, too.
+        Err(rustix::io::Errno::INVAL) if flags.contains(RenameFlags::NOREPLACE) => {
+            std::fs::hard_link(from, to).at(|| format!("cannot rename '{}'", from.display()))?;
+            std::fs::remove_file(from).at(|| format!("cannot remove '{}'", from.display()))
+        }
+        Err(errno) => {
+            Err(Error::io(format!("cannot rename '{}' to '{}'", from.display(), to.display()), errno.into()))
+        }
+    }
+}
+
+/// The thread that syncs behind the writer.
+#[derive(Debug)]
+struct Flusher {
+    due: u64,
+    wake: Option<Sender<()>>,
+    failed: Arc<Mutex<Option<std::io::Error>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Flusher {
+    fn start(file: Arc<File>) -> Result<Self> {
+        let (wake, woken) = bounded::<()>(1);
+        let failed = Arc::new(Mutex::new(None));
+        let report = Arc::clone(&failed);
+        let run = move || {
+            for () in woken {
+                if let Err(error) = file.sync_data() {
+                    report.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("flush".to_owned()).spawn(run);
+        let thread = thread.at(|| "cannot start a thread".to_owned())?;
+        Ok(Self { due: 0, wake: Some(wake), failed, thread: Some(thread) })
+    }
+
+    fn failure(&self) -> std::io::Result<()> {
+        match self.failed.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    fn wrote(&mut self, bytes: u64) -> std::io::Result<()> {
+        self.due += bytes;
+        if self.due >= SYNC_EVERY {
+            self.due = 0;
+            if let Some(wake) = &self.wake {
+                // A full channel means that a sync is waiting already, and it will cover these bytes.
+                wake.try_send(()).unwrap_or_default();
+            }
+        }
+        self.failure()
+    }
+
+    fn finish(&mut self) -> std::io::Result<()> {
+        self.wake = None;
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            return Err(std::io::Error::other("the sync thread panicked"));
+        }
+        self.failure()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn names(directory: &Path) -> Vec<String> {
+        let entries = std::fs::read_dir(directory).unwrap();
+        entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn appears_only_by_commit() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.tar");
+        let mut partial = PartialFile::create(&path, Existing::Keep).unwrap();
+        partial.file().write_all(b"data").unwrap();
+        partial.wrote(SYNC_EVERY).unwrap();
+        let seen = names(directory.path());
+        assert!(
+            seen.len() == 1 && seen[0].starts_with(".a.tar.") && seen[0].ends_with(".partial"),
+            "{seen:?}"
+        );
+        partial.commit(Existing::Keep).unwrap();
+        assert_eq!(names(directory.path()), ["a.tar"]);
+        assert_eq!(std::fs::read(&path).unwrap(), b"data");
+    }
+
+    #[test]
+    fn a_dropped_one_leaves_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        drop(PartialFile::create(&directory.path().join("a"), Existing::Keep).unwrap());
+        assert!(names(directory.path()).is_empty());
+    }
+
+    #[test]
+    fn never_replaces_unless_asked() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a");
+        let late = PartialFile::create(&path, Existing::Keep).unwrap();
+        std::fs::write(&path, b"theirs").unwrap();
+        let early = PartialFile::create(&path, Existing::Keep).unwrap_err();
+        assert_eq!(early.kind(), ErrorKind::Exists);
+        assert_eq!(late.commit(Existing::Keep).unwrap_err().kind(), ErrorKind::Exists);
+        assert_eq!(std::fs::read(&path).unwrap(), b"theirs");
+        PartialFile::create(&path, Existing::Replace).unwrap().commit(Existing::Replace).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"");
+        assert_eq!(names(directory.path()), ["a"]);
+    }
+}
