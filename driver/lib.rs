@@ -1,11 +1,12 @@
 //! virtfold folds the empty space out of virtual disks: it backs them up by copying only what is recorded on
 //! them, densely and in order, with the table that says where each piece belongs, and unfolds them again.
 //!
-//! Rooms, in the order of their imports: [`units`], [`error`], [`spool`], [`packed`], then `image` and `table`,
+//! Rooms, in the order of their imports: [`units`], [`error`], [`spool`], [`packed`], then [`image`] and `table`,
 //! then `archive`, then `medium`, then `job`. The binary's verbs (`driver/cli`) stand on top.
 //! ARCHITECTURE.md tells the way of one block through them.
 
 pub mod error;
+pub mod image;
 pub mod packed;
 pub mod spool;
 pub mod units;
