@@ -5,6 +5,7 @@
 //! then `archive`, then `medium`, then `job`. The binary's verbs (`driver/cli`) stand on top.
 //! ARCHITECTURE.md tells the way of one block through them.
 
+pub mod archive;
 pub mod error;
 pub mod packed;
 pub mod spool;
