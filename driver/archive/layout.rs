@@ -9,6 +9,7 @@
 //! Imports: `error`.
 
 use crate::error::{Error, ErrorKind, Result};
+pub use crate::table::Layout;
 
 /// The head.
 pub const HEAD: &str = "virtfold.json";
@@ -36,16 +37,6 @@ pub enum Kind {
     Full,
     /// What changed since the parent.
     Incremental,
-}
-
-/// How a disk is laid out in the archive.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Layout {
-    /// A sparse member: the map and the dense bytes.
-    Compact,
-    /// A plain member of the whole capacity.
-    Full,
 }
 
 /// What a member is, by its name.

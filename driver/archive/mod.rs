@@ -13,7 +13,6 @@
 pub mod allocation_csv;
 pub mod end;
 pub mod layout;
-pub mod reader;
 pub mod stream;
 pub mod writer;
 pub mod manifest;

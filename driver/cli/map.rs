@@ -4,7 +4,7 @@ use std::io::{BufWriter, Write};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use virtfold::image::map::rows;
+use virtfold::image::map::{Row, rows};
 use virtfold::image::{DiskImage, Format, OpenOptions, Use};
 
 use super::args;
@@ -39,7 +39,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     match Style::from_flag(&args.json) {
         Style::Json => {
             let mut before = "[";
-            for row in rows(&table) {
+            for row in rows(&image, &table)? {
                 let row = serde_json::to_string(&row?).context("cannot write a row as JSON")?;
                 writeln!(out, "{before}{row}").context("cannot write the table")?;
                 before = ",";
@@ -48,14 +48,24 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         }
         Style::Text => {
             writeln!(out, "{:>16} {:>16} {:>16} {:>5}  kind", "guest", "length", "host", "depth")?;
-            for row in rows(&table) {
+            for row in rows(&image, &table)? {
                 let row = row?;
                 let host = row.offset.map_or_else(|| "-".to_owned(), |host| host.to_string());
-                let kind = row.kind();
+                let kind = kind(&row);
                 writeln!(out, "{:>16} {:>16} {host:>16} {:>5}  {kind}", row.start, row.length, row.depth)?;
             }
         }
     }
     out.flush().context("cannot write the table")?;
     Ok(Outcome::Done)
+}
+
+fn kind(row: &Row) -> &'static str {
+    match (row.present, row.data, row.zero) {
+        (false, _, _) => "unallocated",
+        (true, _, true) => "zero",
+        (true, true, false) if row.compressed => "compressed",
+        (true, true, false) => "data",
+        (true, false, false) => "reserved",
+    }
 }

@@ -40,6 +40,21 @@ fn in_use(file: &HostFile, what: &str) -> Error {
         .with_hint("shut the guest down, or freeze its disk and say --frozen")
 }
 
+/// Whether somebody else, a QEMU most likely, holds any image lock on `file`: it is open there as a disk.
+///
+/// # Errors
+/// When the file system can't be asked. One without locks answers that there are none.
+pub fn is_locked(file: &std::fs::File) -> std::io::Result<bool> {
+    let range = 100..300;
+    let Ok(mut probe) = one_byte(libc::F_WRLCK, range.start) else { return Ok(false) };
+    probe.l_len = range.end - range.start;
+    match fcntl(file, FcntlArg::F_OFD_GETLK(&mut probe)) {
+        Ok(_) => Ok(i32::from(probe.l_type) != libc::F_UNLCK),
+        Err(Errno::ENOLCK | Errno::ENOSYS | Errno::EOPNOTSUPP) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Refuses a file that a QEMU is writing into, unless the caller vouches, and holds it against new writers
 /// as long as it stays open. The sentence that comes back is a warning: the file system has no locks.
 pub(super) fn hold(file: &HostFile, usage: Use) -> Result<Option<String>> {

@@ -36,6 +36,7 @@ mod tests;
 
 pub use file::FileIndex;
 pub use format::{Format, OpenOptions, Use};
+pub use locks::is_locked;
 pub use source::{CompressionType, Link, Qcow2Options, Source};
 pub use table::{AllocationTable, Extent, ExtentIter, Place};
 

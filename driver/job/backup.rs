@@ -3,7 +3,7 @@
 //! Nothing is written before every image has been opened and its tables read whole; the archive has its final
 //! name only when the medium vouches for every byte of it.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 

@@ -13,7 +13,7 @@ mod rate;
 
 use serde::Serialize;
 
-pub use self::file::{FileMedium, FileSource};
+pub use self::file::FileMedium;
 pub use self::pipe::PipeMedium;
 pub use self::rate::{RateLimit, RateLimited};
 use crate::archive::stream::Sink;

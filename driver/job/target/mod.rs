@@ -164,7 +164,6 @@ impl TargetDisk {
             Addressing::Dense(layout) => layout.data_start().checked_add(piece.dense.get()).ok_or_else(lost),
         }
     }
-}
 
     /// Shares `len` bytes at `from` of `archive`, the whole dense image, with the new file instead of copying them: FICLONERANGE
     /// on XFS or Btrfs. Returns how many bytes from the start of the dense image are shared; the rest, less than
@@ -312,7 +311,7 @@ fn cannot_share(error: &std::io::Error) -> bool {
 
 /// Refuses a file or device that a QEMU has open.
 fn refuse_used(file: &File, path: &Path) -> Result<()> {
-    if crate::image::locks::held_by_other(file).at(|| format!("cannot ask for the locks of '{}'", path.display()))? {
+    if crate::image::is_locked(file).at(|| format!("cannot ask for the locks of '{}'", path.display()))? {
         return Err(Error::new(ErrorKind::InUse, format!("'{}' is in use by a running QEMU", path.display()))
             .with_hint("shut the guest down first, or restore under another name"));
     }

@@ -105,10 +105,12 @@ impl Qcow2Layout {
         if layout.l1_entries * 8 > MAX_L1 {
             return Err(too_large(&options));
         }
+        let mut l2_tables = 0;
         for index in layout.l2_indices() {
             index?;
-            layout.l2_tables += 1;
+            l2_tables += 1;
         }
+        layout.l2_tables = l2_tables;
         layout.size_refcounts()?;
         Ok(layout)
     }
@@ -267,11 +269,10 @@ impl Qcow2Layout {
         let fail = |e| Error::io(format!("cannot write the L1 table of '{name}'"), e);
         let size = self.options.cluster_size;
         let start = out.position;
-        let mut l2_table = self.metadata_clusters() - self.l2_tables;
-        for index in self.l2_indices() {
+        let first = self.metadata_clusters() - self.l2_tables;
+        for (l2_table, index) in (first..).zip(self.l2_indices()) {
             out.zeros_until(start + index? * 8).map_err(fail)?;
-            out.put(&(l2_table * size | COPIED).to_be_bytes()).map_err(fail)?;
-            l2_table += 1;
+            out.put(&((l2_table * size) | COPIED).to_be_bytes()).map_err(fail)?;
         }
         out.zeros_until(start + self.l1_table * size).map_err(fail)
     }
