@@ -7,7 +7,7 @@
 use std::io::{IsTerminal, Write};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -133,10 +133,9 @@ fn bar(progress: &Progress, stopped: &Receiver<()>) {
 }
 
 fn plain_lines(progress: &Progress, stopped: &Receiver<()>) {
-    let mut meter = Meter::new();
     every(PLAIN_EVERY, stopped, || {
         let now = progress.snapshot();
-        let (rate, left) = meter.measure(&now);
+        let (rate, left) = pace(&now);
         let left = left.map_or(String::new(), |left| format!(", {} s left", left.as_secs()));
         let line = format!("{}: {} of {}, {}/s{left}", now.phase, Human(now.done), Human(now.total), Human(rate));
         print_progress(&line, Stdout::Archive);
@@ -144,10 +143,9 @@ fn plain_lines(progress: &Progress, stopped: &Receiver<()>) {
 }
 
 fn json_lines(progress: &Progress, out: Stdout, stopped: &Receiver<()>) {
-    let mut meter = Meter::new();
     every(JSON_EVERY, stopped, || {
         let now = progress.snapshot();
-        let (rate, left) = meter.measure(&now);
+        let (rate, left) = pace(&now);
         let event = json!({
             "event": "progress", "phase": now.phase, "done": now.done, "total": now.total,
             "bytes_per_second": rate, "seconds_left": left.map(|left| left.as_secs()),
@@ -167,25 +165,23 @@ fn print_progress(line: &str, out: Stdout) {
     }
 }
 
-/// The mean rate since the phase began, and what it promises.
-struct Meter {
-    phase: &'static str,
-    since: Instant,
+/// The mean rate since the phase began, bytes a second, and the time that is left at it.
+fn pace(now: &Snapshot) -> (u64, Option<Duration>) {
+    let millis = now.elapsed.as_millis().max(1);
+    let rate = u64::try_from(u128::from(now.done) * 1000 / millis).unwrap_or(u64::MAX);
+    let left = now.total.saturating_sub(now.done).checked_div(rate).map(Duration::from_secs);
+    (rate, left.filter(|_| now.total > 0))
 }
 
-impl Meter {
-    fn new() -> Self {
-        Self { phase: "", since: Instant::now() }
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    fn measure(&mut self, now: &Snapshot) -> (u64, Option<Duration>) {
-        if now.phase != self.phase {
-            self.phase = now.phase;
-            self.since = Instant::now();
-        }
-        let millis = self.since.elapsed().as_millis().max(1);
-        let rate = u64::try_from(u128::from(now.done) * 1000 / millis).unwrap_or(u64::MAX);
-        let left = now.total.saturating_sub(now.done).checked_div(rate).map(Duration::from_secs);
-        (rate, left.filter(|_| now.total > 0))
+    #[test]
+    fn pace_is_the_phase_s_own() {
+        let now = Snapshot { phase: "copying", total: 300, done: 100, elapsed: Duration::from_secs(2) };
+        assert_eq!(pace(&now), (50, Some(Duration::from_secs(4))));
+        assert_eq!(pace(&Snapshot { done: 0, ..now }), (0, None));
+        assert_eq!(pace(&Snapshot { total: 0, ..now }), (50, None));
     }
 }

@@ -2,11 +2,12 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// A job's progress. Cheap to add to from any thread.
 #[derive(Debug, Default)]
 pub struct Progress {
-    phase: Mutex<&'static str>,
+    phase: Mutex<Option<(&'static str, Instant)>>,
     total: AtomicU64,
     done: Arc<AtomicU64>,
 }
@@ -20,12 +21,14 @@ pub struct Snapshot {
     pub total: u64,
     /// Bytes of data done.
     pub done: u64,
+    /// Time since the phase began.
+    pub elapsed: Duration,
 }
 
 impl Progress {
     /// Enters a phase of `total` bytes (zero where not known); the count begins anew.
     pub fn enter(&self, phase: &'static str, total: u64) {
-        *self.phase.lock().unwrap_or_else(PoisonError::into_inner) = phase;
+        *self.phase.lock().unwrap_or_else(PoisonError::into_inner) = Some((phase, Instant::now()));
         self.done.store(0, Ordering::Relaxed);
         self.total.store(total, Ordering::Relaxed);
     }
@@ -42,10 +45,12 @@ impl Progress {
 
     /// How it stands.
     pub fn snapshot(&self) -> Snapshot {
+        let phase = *self.phase.lock().unwrap_or_else(PoisonError::into_inner);
         Snapshot {
-            phase: *self.phase.lock().unwrap_or_else(PoisonError::into_inner),
+            phase: phase.map_or("starting", |(name, _)| name),
             total: self.total.load(Ordering::Relaxed),
             done: self.done.load(Ordering::Relaxed),
+            elapsed: phase.map_or(Duration::ZERO, |(_, since)| since.elapsed()),
         }
     }
 }
