@@ -213,3 +213,18 @@ pub(super) fn make(disks: &[TestDisk], other: &str) -> Made {
 pub(super) fn digests(body: &[u8]) -> Vec<Result<[u8; 32]>> {
     body.chunks(usize::try_from(CHUNK).unwrap()).map(|chunk| Ok(*blake3::hash(chunk).as_bytes())).collect()
 }
+
+/// `bytes` in pieces of the given sizes, over and over.
+pub(super) fn pieces<'a>(bytes: &'a [u8], sizes: &[usize]) -> Vec<&'a [u8]> {
+    let mut rest = bytes;
+    let mut pieces = Vec::new();
+    for size in sizes.iter().cycle() {
+        if rest.is_empty() {
+            break;
+        }
+        let (piece, after) = rest.split_at((*size).min(rest.len()));
+        pieces.push(piece);
+        rest = after;
+    }
+    pieces
+}

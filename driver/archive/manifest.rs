@@ -292,7 +292,7 @@ impl Needs {
         match self.requires.iter().find(|name| !UNDERSTOOD.contains(&name.as_str())) {
             Some(name) => unsupported(format!(
                 "the archive requires '{}', which this virtfold does not know",
-                name.chars().take(80).collect::<String>().escape_debug()
+                shown(name)
             )),
             None => Ok(()),
         }
@@ -351,6 +351,11 @@ impl Disk {
     }
 }
 
+/// Text from an archive as a message may show it.
+fn shown(text: &str) -> String {
+    text.chars().take(80).flat_map(char::escape_debug).collect()
+}
+
 fn check_text(what: &str, text: &str) -> std::result::Result<(), String> {
     if text.is_empty() || text.len() > MAX_TEXT || text.chars().any(char::is_control) {
         return Err(format!("its {what} is empty, too long or has control characters"));
@@ -371,5 +376,5 @@ fn seconds(created: &str) -> std::result::Result<u64, String> {
     let seconds = parsed.ok().and_then(|time| u64::try_from(time.as_second()).ok());
     seconds
         .filter(|seconds| *seconds <= MAX_OCTAL)
-        .ok_or_else(|| format!("'{}' is no time of a backup", created.escape_debug()))
+        .ok_or_else(|| format!("'{}' is no time of a backup", shown(created)))
 }

@@ -25,6 +25,16 @@ pub mod tar_parser;
 mod text;
 
 #[cfg(test)]
+mod allocation_csv_tests;
+#[cfg(test)]
 mod layout_fixture;
+#[cfg(test)]
+mod layout_tests;
+#[cfg(test)]
+mod manifest_tests;
+#[cfg(test)]
+mod sparse_tests;
+#[cfg(test)]
+mod tar_parser_tests;
 #[cfg(test)]
 mod tar_tools_tests;

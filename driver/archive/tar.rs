@@ -11,7 +11,7 @@
 //! Imports: `units`, `error`; `pax`, `sparse`, `layout`, `text` of this room.
 
 use crate::archive::layout;
-use crate::archive::pax::{self, Records, SparseRecords};
+use crate::archive::pax::{Records, SparseRecords};
 use crate::archive::sparse::MapShape;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::StreamOffset;
@@ -75,7 +75,6 @@ const FIELDS: [(&str, usize, usize); 17] = [
     ("gid", 116, 8),
     ("size", 124, 12),
     ("mtime", 136, 12),
-    ("checksum", 148, 8),
     ("type", 156, 1),
     ("link name", 157, 100),
     ("magic", 257, 6),
@@ -86,6 +85,8 @@ const FIELDS: [(&str, usize, usize); 17] = [
     ("device minor", 337, 8),
     ("prefix", 345, 155),
     ("padding", 500, 12),
+    // Last, for it differs whenever another field does.
+    ("checksum", 148, 8),
 ];
 
 fn put(block: &mut Block, at: usize, bytes: &[u8]) {
@@ -247,6 +248,3 @@ impl HeaderEncoder {
         bytes
     }
 }
-
-/// The longest pax header that a reader takes, bytes.
-pub const MAX_PAX: u64 = pax::MAX_LEN;

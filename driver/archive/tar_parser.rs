@@ -9,7 +9,9 @@
 
 use crate::archive::layout;
 use crate::archive::pax::{MAX_LEN, Records};
-use crate::archive::tar::{BLOCK, BLOCK_LEN, Block, Header, MAX_OCTAL, MAX_SIZE, SPARSE_PREFIX, Type};
+use crate::archive::tar::{
+    BLOCK, BLOCK_LEN, Block, Header, MAX_OCTAL, MAX_SIZE, NAME_LEN, PAX_PREFIX, SPARSE_PREFIX, Type,
+};
 use crate::archive::text::damaged;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::StreamOffset;
@@ -239,6 +241,9 @@ impl MemberParser {
         match header.kind {
             Type::File => self.member(header).map(Some),
             Type::Pax if self.records.is_some() => Err(bad("a pax header is followed by no member")),
+            Type::Pax if !header.name.starts_with(PAX_PREFIX) => {
+                Err(bad("a pax header has no name of its kind"))
+            }
             Type::Pax if header.size == 0 || header.size > MAX_LEN => {
                 Err(bad(&format!("a pax header has {} bytes", header.size)))
             }
@@ -276,7 +281,7 @@ fn describe(header: Header, records: Records) -> std::result::Result<Member, Str
     };
     let name = match (&records.sparse, records.path) {
         (None, None) => header.name,
-        (None, Some(path)) if path.starts_with(&header.name) => path,
+        (None, Some(path)) if path.len() > NAME_LEN && path.get(..NAME_LEN) == Some(&header.name) => path,
         (Some(sparse), None) if header.name.strip_prefix(SPARSE_PREFIX) == Some(&sparse.name) => {
             sparse.name.clone()
         }
