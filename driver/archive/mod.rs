@@ -1,9 +1,40 @@
-//! The archive: one byte stream, written strictly front to back, that holds the disks of a domain densely
-//! together with the tables that say where each piece belongs. FORMAT.md gives every byte.
+//! The archive: one backup as one stream of bytes, a POSIX tar that `tar` alone can restore.
 //!
-//! Layer 1 ([`stream`]) cuts the stream into chunks, digests and compresses them, and reads them back.
-//! The layers above give the stream its members.
+//! FORMAT.md beside this file is the specification. The members are built and parsed here, each in its own
+//! module: [`tar`] and [`pax`] know headers, [`tar_parser`] finds members in a stream, [`sparse`] is the block
+//! correspondence table as the archive holds it, [`manifest`] the head, [`allocation_csv`] the allocation table,
+//! [`recovery`] the second copies, [`end`] what makes an archive complete, [`layout`] names and order.
 //!
-//! Imports: `units`, `error`, `spool`, `packed`.
+//! Encoders know every size before the first byte, for a tar header comes before its content; they hand out
+//! bounded pieces. Parsers are pushed: they take the bytes that there are and ask for more.
+//!
+//! Imports: `units`, `error`. An archive knows tables of bytes, not images and not media.
 
+pub mod allocation_csv;
+pub mod end;
+pub mod layout;
 pub mod stream;
+pub mod writer;
+pub mod manifest;
+pub mod pax;
+pub mod recovery;
+pub mod sparse;
+pub mod sparse_parser;
+pub mod tar;
+pub mod tar_parser;
+mod text;
+
+#[cfg(test)]
+mod allocation_csv_tests;
+#[cfg(test)]
+mod layout_fixture;
+#[cfg(test)]
+mod layout_tests;
+#[cfg(test)]
+mod manifest_tests;
+#[cfg(test)]
+mod sparse_tests;
+#[cfg(test)]
+mod tar_parser_tests;
+#[cfg(test)]
+mod tar_tools_tests;

@@ -12,6 +12,7 @@
 //!
 //! Imports: `units`, `error`, `spool`, `packed`.
 
+mod buffer;
 mod digest;
 mod frame;
 mod order;

@@ -13,6 +13,7 @@ use uuid::Uuid;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{DenseOffset, StreamOffset};
 
+use super::buffer::Buffer;
 use super::digest::Digest;
 use super::frame::{FRAME, FrameHeader, HEADER_LEN, STORED_MAX};
 use super::{Compression, DataSource, StreamOptions, check_cancel};
@@ -21,9 +22,9 @@ use super::{Compression, DataSource, StreamOptions, check_cancel};
 #[derive(Debug)]
 pub(super) struct Slot {
     /// The chunk: [`FRAME`] bytes.
-    pub(super) input: Vec<u8>,
+    pub(super) input: Buffer,
     /// Header and Zstandard frame, for a framed stream; else empty.
-    pub(super) output: Vec<u8>,
+    pub(super) output: Buffer,
     /// What of the chunk is still to be read.
     pub(super) pieces: Vec<Piece>,
 }
@@ -32,10 +33,10 @@ impl Slot {
     /// Buffers for a chunk that will be carried so.
     pub(super) fn new(compression: Compression) -> Self {
         let output = match compression {
-            Compression::None => Vec::new(),
-            Compression::Zstd { .. } => vec![0; HEADER_LEN + STORED_MAX],
+            Compression::None => Buffer::new(0),
+            Compression::Zstd { .. } => Buffer::new(HEADER_LEN + STORED_MAX),
         };
-        Self { input: vec![0; FRAME], output, pieces: Vec::new() }
+        Self { input: Buffer::new(FRAME), output, pieces: Vec::new() }
     }
 }
 

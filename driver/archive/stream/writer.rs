@@ -25,9 +25,7 @@ use super::frame::{FRAME, HEADER_LEN};
 use super::order::Order;
 use super::seek_table::{MAX_CHUNKS, TableWriter};
 use super::worker::{Done, Piece, Plan, Slot, Worker};
-use super::{
-    Compression, DataSource, Sink, StreamOptions, StreamTotals, check_cancel, guarded, panicked, slot_limit,
-};
+use super::{Compression, DataSource, Sink, StreamOptions, StreamTotals, check_cancel, guarded, slot_limit};
 
 /// How far ahead of the plan the source is told what will be read, bytes.
 const AHEAD: u64 = 32 * MIB;
@@ -52,43 +50,56 @@ pub fn write_stream<T>(
         let message = format!("zstd has no compression level {level}");
         return Err(Error::new(ErrorKind::Usage, message).with_hint("choose a level from 1 to 22"));
     }
-    let ledger = Mutex::new(Ledger { digests: Some(Digests::new()), ..Ledger::default() });
-    let (value, chunks, end) = run(source, sink, options, &ledger, plan)?;
-    let ledger = ledger.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let mut written = ledger.written;
-    if options.compression != Compression::None {
-        written += ledger.table.write(sink)?;
-    }
-    Ok((value, StreamTotals { stream_len: end.get(), written, chunks }))
+    let (back, free) = bounded(slot_limit(thread_count(options)));
+    let digests = Mutex::new(Some(Digests::new()));
+    let outlet = Outlet {
+        sink,
+        options,
+        back,
+        order: Order::new(),
+        digests: &digests,
+        table: TableWriter::default(),
+        written: 0,
+    };
+    let outlet = Mutex::new(Ok(outlet));
+    let inputs = Inputs { source, options, digests: &digests, free };
+    let planned = run(inputs, &outlet, plan);
+    // When the outlet has failed, an error of the planner is only the echo of that.
+    let outlet = outlet.into_inner().unwrap_or_else(PoisonError::into_inner)?;
+    let (value, chunks, end) = planned?;
+    Ok((value, StreamTotals { stream_len: end.get(), written: outlet.close()?, chunks }))
+}
+
+/// What the threads work on.
+struct Inputs<'a> {
+    source: &'a dyn DataSource,
+    options: &'a StreamOptions,
+    digests: &'a BodyDigests,
+    free: Receiver<Slot>,
 }
 
 /// The part of [`write_stream`] that has threads. Returns also the number of chunks and the stream's end.
 fn run<T>(
-    source: &dyn DataSource,
-    sink: &mut dyn Sink,
-    options: &StreamOptions,
-    ledger: &Mutex<Ledger>,
+    inputs: Inputs<'_>,
+    outlet: &Shared<'_>,
     plan: impl FnOnce(&mut StreamWriter<'_>) -> Result<T>,
 ) -> Result<(T, u64, StreamOffset)> {
-    let workers = options.workers.max(1);
-    let limit = slot_limit(workers);
+    let Inputs { source, options, digests, free } = inputs;
+    let threads = thread_count(options);
+    let limit = slot_limit(threads);
+    // Room for every chunk in flight: sending never waits.
     let (plans, planned) = bounded(limit);
-    // Room for every chunk in flight and for a last error of every worker: sending never waits.
-    let (made, done) = bounded(limit + workers);
-    let (back, free) = bounded(limit);
-    let outlet = Outlet { sink, back, ledger, options };
     thread::scope(|scope| {
-        for _ in 0..workers {
-            let (planned, made) = (planned.clone(), made.clone());
-            scope.spawn(move || work(source, options, &planned, &made));
+        for _ in 0..threads {
+            let planned = planned.clone();
+            scope.spawn(move || work(source, options, &planned, outlet));
         }
-        drop((planned, made));
-        let outlet = scope.spawn(move || outlet.run(&done));
+        drop(planned);
         let slots = Slots { free, spare: Vec::new(), allocated: 0, limit };
         let mut writer = StreamWriter {
             source,
             options,
-            ledger,
+            digests,
             slots,
             plans,
             chunk: None,
@@ -96,69 +107,78 @@ fn run<T>(
             position: StreamOffset::ZERO,
             ahead: None,
         };
-        let value = plan(&mut writer).and_then(|value| {
-            writer.end_chunk()?;
-            Ok((value, writer.chunks, writer.position))
-        });
-        // Without its channel the workers end, and behind them the outlet.
-        drop(writer);
-        // When the outlet failed, an error of the planner is only the echo of that.
-        outlet.join().unwrap_or_else(|_| Err(panicked()))?;
-        value
+        let value = plan(&mut writer)?;
+        writer.end_chunk()?;
+        Ok((value, writer.chunks, writer.position))
+        // Here the planner's channel goes, and with it the workers.
     })
 }
 
-/// A worker thread's life: until there are no more plans, nobody takes the chunks, or it fails.
-fn work(
-    source: &dyn DataSource,
-    options: &StreamOptions,
-    planned: &Receiver<Plan>,
-    made: &Sender<Result<Done>>,
-) {
+/// One thread more than there are workers: one of them may wait for the sink at any time.
+fn thread_count(options: &StreamOptions) -> usize {
+    options.workers.max(1).saturating_add(1)
+}
+
+/// A worker thread's life: until there are no more plans, or somebody fails.
+fn work(source: &dyn DataSource, options: &StreamOptions, planned: &Receiver<Plan>, outlet: &Shared<'_>) {
     let mut worker = match Worker::new(source, options) {
         Ok(worker) => worker,
-        Err(error) => return drop(made.send(Err(error))),
+        Err(error) => {
+            deliver(outlet, Err(error));
+            return;
+        }
     };
     for plan in planned {
         let outcome = guarded(|| worker.make(plan));
-        let failed = outcome.is_err();
-        if made.send(outcome).is_err() || failed {
+        if !deliver(outlet, outcome) {
             return;
         }
     }
 }
 
-/// What is known of the chunks that the sink has.
-#[derive(Default)]
-struct Ledger {
-    /// Of the body's chunks; gone once [`StreamWriter::begin_tail`] has taken them.
-    digests: Option<Digests>,
+/// The outlet, or the first error, which ended it.
+type Shared<'a> = Mutex<Result<Outlet<'a>>>;
+
+/// Of the body's chunks, as far as the sink has them; gone once [`StreamWriter::begin_tail`] has taken them.
+type BodyDigests = Mutex<Option<Digests>>;
+
+/// A panic of a thread that held the lock is an error that [`guarded`] has made; the lock says it again.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Hands a chunk on, and puts out what is next in order. Returns whether the work goes on.
+fn deliver(outlet: &Shared<'_>, outcome: Result<Done>) -> bool {
+    let mut outlet = lock(outlet);
+    let Ok(open) = outlet.as_mut() else { return false };
+    match outcome.and_then(|done| guarded(|| open.accept(done))) {
+        Ok(()) => true,
+        Err(error) => {
+            // With the outlet goes the supply of buffers, which ends the planner.
+            *outlet = Err(error);
+            false
+        }
+    }
+}
+
+/// Where the chunks go out, one thread at a time: most often the one that made the chunk, whose cache still
+/// has it.
+struct Outlet<'a> {
+    sink: &'a mut dyn Sink,
+    options: &'a StreamOptions,
+    back: Sender<Slot>,
+    order: Order<Done>,
+    digests: &'a BodyDigests,
     table: TableWriter,
     written: u64,
 }
 
-fn lock(ledger: &Mutex<Ledger>) -> MutexGuard<'_, Ledger> {
-    ledger.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The thread that writes.
-struct Outlet<'a> {
-    sink: &'a mut dyn Sink,
-    back: Sender<Slot>,
-    ledger: &'a Mutex<Ledger>,
-    options: &'a StreamOptions,
-}
-
 impl Outlet<'_> {
-    fn run(mut self, done: &Receiver<Result<Done>>) -> Result<()> {
-        let mut order = Order::new();
-        for made in done {
-            let made = made?;
-            order.put(made.number, made);
-            while let Some(next) = order.take() {
-                check_cancel(&self.options.cancel)?;
-                self.put_out(next)?;
-            }
+    fn accept(&mut self, done: Done) -> Result<()> {
+        self.order.put(done.number, done);
+        while let Some(next) = self.order.take() {
+            check_cancel(&self.options.cancel)?;
+            self.put_out(next)?;
         }
         Ok(())
     }
@@ -171,20 +191,26 @@ impl Outlet<'_> {
         };
         let bytes = bytes.ok_or_else(oversized)?;
         self.sink.write(bytes)?;
-        let mut ledger = lock(self.ledger);
-        ledger.written += bytes.len() as u64;
-        if let Some(digests) = &mut ledger.digests {
+        self.written += bytes.len() as u64;
+        if let Some(digests) = &mut *lock(self.digests) {
             digests.push(digest)?;
         }
         if self.options.compression != Compression::None {
             let size = |n: usize| u32::try_from(n).map_err(|_| oversized());
-            ledger.table.push(size(stored)?, size(len)?)?;
+            self.table.push(size(stored)?, size(len)?)?;
         }
-        drop(ledger);
         self.options.progress.fetch_add(data_len, Ordering::Relaxed);
         // The planner may be gone; then nobody needs the buffers.
         drop(self.back.send(slot));
         Ok(())
+    }
+
+    /// Ends the stream, when all of it is out; returns the bytes that the sink has.
+    fn close(mut self) -> Result<u64> {
+        if self.options.compression != Compression::None {
+            self.written += self.table.write(self.sink)?;
+        }
+        Ok(self.written)
     }
 }
 
@@ -234,7 +260,7 @@ fn stopped() -> Error {
 pub struct StreamWriter<'a> {
     source: &'a dyn DataSource,
     options: &'a StreamOptions,
-    ledger: &'a Mutex<Ledger>,
+    digests: &'a BodyDigests,
     slots: Slots,
     plans: Sender<Plan>,
     chunk: Option<Plan>,
@@ -297,7 +323,7 @@ impl StreamWriter<'_> {
         self.end_chunk()?;
         self.slots.wait_for_all()?;
         let again = || Error::new(ErrorKind::Internal, "the archive's tail was begun twice");
-        lock(self.ledger).digests.take().ok_or_else(again)
+        lock(self.digests).take().ok_or_else(again)
     }
 
     fn open_chunk(&mut self) -> Result<&mut Plan> {

@@ -68,7 +68,7 @@ fn a_failing_source_or_sink_gives_its_own_error_wherever_it_fails() {
                 let mut sink = Memory { fuse: Fuse::new(call), ..Memory::default() };
                 let disks = Disks::new(script.images.clone());
                 let outcome = script.write(&disks, &mut sink, &options(compression, workers));
-                let writes = if compression == Compression::None { 4 } else { 5 };
+                let writes = if compression == Compression::None { 4 } else { 6 };
                 let kind = outcome.map_err(|error| error.kind()).err();
                 assert_eq!(kind, (call < writes).then_some(ErrorKind::NoSpace), "write {call}");
             }
