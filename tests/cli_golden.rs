@@ -112,7 +112,10 @@ fn errors() {
     say("error-no-verb", &[]);
     say("error-unknown-verb", &["fold"]);
     say("error-backup-without-format", &["backup", "--image", image.text(), "--to", text(&archives)]);
-    say("error-backup-wrong-format", &["backup", "--image", image.text(), "--format", "vmdk", "--to", text(&archives)]);
+    say(
+        "error-backup-wrong-format",
+        &["backup", "--image", image.text(), "--format", "vmdk", "--to", text(&archives)],
+    );
     let missing = Image::new(scratch.join("missing.qcow2"), Format::Qcow2);
     say("error-backup-missing-image", &backup_args(&missing, text(&archives), &[]));
     say("error-backup-missing-folder", &backup_args(&image, text(&scratch.join("nowhere")), &[]));
@@ -132,7 +135,8 @@ fn restore_errors() {
     let image = Image::create(scratch.join("disk.qcow2"), Format::Qcow2, "", 1 << 20);
     image.io(&["write -P 1 64k 64k"]);
     let archive = backup(&image, &scratch.folder("archives"), &[]);
-    let say = |name: &str, args: &[&str]| golden(name, &transcript(&run(&mut virtfold(args)), scratch.path()));
+    let say =
+        |name: &str, args: &[&str]| golden(name, &transcript(&run(&mut virtfold(args)), scratch.path()));
     let to = |disk: &str, name: &str| format!("{disk}={}", text(&scratch.join(name)));
     say("error-restore-no-target", &["restore", text(&archive)]);
     say("error-restore-unknown-disk", &["restore", text(&archive), "--disk", &to("vdx", "out.qcow2")]);
@@ -146,7 +150,8 @@ fn restore_errors() {
 fn reports() {
     let scratch = Scratch::new("golden-reports");
     let here = scratch.path();
-    let image = Image::create(scratch.join("disk.qcow2"), Format::Qcow2, "compat=1.1,cluster_size=65536", 8 << 20);
+    let image =
+        Image::create(scratch.join("disk.qcow2"), Format::Qcow2, "compat=1.1,cluster_size=65536", 8 << 20);
     image.io(&["write -P 1 64k 128k", "write -P 2 4M 64k", "write -z 5M 64k"]);
     let archive = backup(&image, &scratch.folder("archives"), &["--compress", "none"]);
     let say = |name: &str, args: &[&str]| golden(name, &transcript(&run(&mut virtfold(args)).ok(), here));

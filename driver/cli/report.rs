@@ -137,7 +137,8 @@ fn plain_lines(progress: &Progress, stopped: &Receiver<()>) {
         let now = progress.snapshot();
         let (rate, left) = pace(&now);
         let left = left.map_or(String::new(), |left| format!(", {} s left", left.as_secs()));
-        let line = format!("{}: {} of {}, {}/s{left}", now.phase, Human(now.done), Human(now.total), Human(rate));
+        let line =
+            format!("{}: {} of {}, {}/s{left}", now.phase, Human(now.done), Human(now.total), Human(rate));
         print_progress(&line, Stdout::Archive);
     });
 }
