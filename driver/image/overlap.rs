@@ -70,7 +70,7 @@ impl Map {
     }
 }
 
-/// One qcow2 image of the chain whose data is in the image file.
+/// One qcow2 image of the chain.
 struct Claimed<'a> {
     image: &'a Qcow2,
     file: &'a HostFile,
@@ -112,6 +112,7 @@ impl Claimed<'_> {
     fn claim_extent(&mut self, extent: &Extent, budget: &mut u32) -> Result<()> {
         let bits = self.image.header.cluster_bits;
         match extent.place {
+            _ if self.image.has_external_data() => Ok(()),
             Place::Data { host, .. } => {
                 let guest = extent.guest.get() >> bits;
                 let skip = if self.last == Some(guest) { 1_u64 << bits } else { 0 };
@@ -143,13 +144,13 @@ impl<'a> Overlaps<'a> {
         let mut layers = Vec::new();
         for layer in &image.layers {
             layers.push(match layer {
-                Layer::Qcow2(qcow2) if !qcow2.has_external_data() => {
+                Layer::Qcow2(qcow2) => {
                     let file = file_of(&image.files, qcow2.file)?;
                     let mut claimed = Claimed { image: qcow2, file, map: Map::default(), last: None };
                     claimed.claim_tables(&mut budget)?;
                     Some(claimed)
                 }
-                _ => None,
+                Layer::Raw { .. } => None,
             });
         }
         Ok(Self { layers, budget })
