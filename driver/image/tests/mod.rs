@@ -4,6 +4,7 @@
 mod differential;
 mod header;
 mod locks;
+mod mutate;
 mod random;
 mod table;
 
