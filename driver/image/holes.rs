@@ -7,7 +7,7 @@
 //! Imports: `error`, `file`, `raw`.
 
 use super::file::HostFile;
-use super::raw::{Stretch, stretch};
+use super::raw::{Stretch, next_data, next_hole};
 use crate::error::Result;
 
 /// The most holes kept of one file: 16 MiB of memory.
@@ -23,19 +23,17 @@ impl Holes {
     /// Asks the file system.
     pub(super) fn of(file: &HostFile) -> Result<Self> {
         let mut ranges = Vec::new();
-        let mut at = 0;
-        while at < file.len && ranges.len() < LIMIT {
-            match stretch(file, at)? {
-                Stretch::Data(end) => at = end,
-                Stretch::Hole(end) => {
-                    ranges.push((at, end));
-                    at = end;
-                }
-            }
+        let mut at = next_data(file, 0)?;
+        if at > 0 {
+            ranges.push((0, at));
         }
-        match ranges.last() {
-            Some((_, u64::MAX)) => {}
-            _ => ranges.push((file.len, u64::MAX)),
+        while at < file.len && ranges.len() < LIMIT {
+            let hole = next_hole(file, at)?;
+            at = next_data(file, hole)?;
+            ranges.push((hole, at));
+        }
+        if at < file.len {
+            ranges.push((file.len, u64::MAX));
         }
         Ok(Self { ranges })
     }

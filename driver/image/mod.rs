@@ -12,7 +12,8 @@
 //!
 //! Parts: `format` and `source` (words), `file` and `locks` (host files), `chain` (opening), `qcow2/` (that
 //! format), `raw`, `layer` (one image of the chain seen as ascending runs), `walk` (the chain's runs become one
-//! table), `holes`, `table`, `read`, and `map` (what
+//! table), `holes`, `overlap` (two things in one
+//! place), `table`, `read`, and `map` (what
 //! `qemu-img map` would print).
 //!
 //! Imports: `units`, `error`, `spool`, `packed`.
@@ -24,6 +25,7 @@ mod holes;
 mod layer;
 mod locks;
 pub mod map;
+mod overlap;
 mod qcow2;
 mod raw;
 mod read;

@@ -24,26 +24,39 @@ pub(super) enum Stretch {
 
 /// What begins at `at` of `file`. Behind the end is a hole without end.
 pub(super) fn stretch(file: &HostFile, at: u64) -> Result<Stretch> {
+    let data = next_data(file, at)?;
+    if data > at { Ok(Stretch::Hole(data)) } else { Ok(Stretch::Data(next_hole(file, at)?)) }
+}
+
+/// The first offset from `at` on that has data; `u64::MAX` where nothing but a hole follows.
+pub(super) fn next_data(file: &HostFile, at: u64) -> Result<u64> {
     if at >= file.len {
-        return Ok(Stretch::Hole(u64::MAX));
+        return Ok(u64::MAX);
     }
     if file.is_device {
-        return Ok(Stretch::Data(file.len));
+        return Ok(at);
     }
-    let cannot = || format!("cannot look for holes in '{}'", file.name());
-    let seek = |whence| lseek(&file.file, at.cast_signed(), whence).map(i64::cast_unsigned);
-    match seek(Whence::SeekData) {
-        Ok(data) if data > at => {
-            return Ok(if data < file.len { Stretch::Hole(data) } else { Stretch::Hole(u64::MAX) });
-        }
-        Ok(_) => {}
-        Err(Errno::ENXIO) => return Ok(Stretch::Hole(u64::MAX)),
-        Err(Errno::EINVAL | Errno::EOPNOTSUPP) => return Ok(Stretch::Data(file.len)),
-        Err(error) => return Err(error).at(cannot),
+    match lseek(&file.file, at.cast_signed(), Whence::SeekData).map(i64::cast_unsigned) {
+        // What was appended since the opening is none of ours.
+        Ok(data) => Ok(if data < file.len { data.max(at) } else { u64::MAX }),
+        Err(Errno::ENXIO) => Ok(u64::MAX),
+        // This file system can't tell.
+        Err(Errno::EINVAL | Errno::EOPNOTSUPP) => Ok(at),
+        Err(error) => Err(error).at(|| format!("cannot look for holes in '{}'", file.name())),
     }
-    let hole = seek(Whence::SeekHole).at(cannot)?;
-    // A file that shrinks under the walk must not stop it.
-    Ok(Stretch::Data(if hole > at { hole.min(file.len) } else { file.len }))
+}
+
+/// Where the data that has `at` in it ends, at the end of the file at the latest.
+pub(super) fn next_hole(file: &HostFile, at: u64) -> Result<u64> {
+    if file.is_device {
+        return Ok(file.len);
+    }
+    match lseek(&file.file, at.cast_signed(), Whence::SeekHole).map(i64::cast_unsigned) {
+        // A file that changes under the walk must not stop it.
+        Ok(hole) => Ok(if hole > at { hole.min(file.len) } else { file.len }),
+        Err(Errno::ENXIO | Errno::EINVAL | Errno::EOPNOTSUPP) => Ok(file.len),
+        Err(error) => Err(error).at(|| format!("cannot look for holes in '{}'", file.name())),
+    }
 }
 
 /// A place in the walk of one raw image.

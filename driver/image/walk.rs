@@ -3,13 +3,14 @@
 //! At an address the top layer is asked; where it has nothing, and the layer below reaches that far, the one
 //! below is asked, and so on. What one layer says is cut to what the layers above left open. Data of a qcow2
 //! layer is then cut at the holes of its host file. Every layer is walked once, in ascending order, and a run is
-//! kept until the walk has passed it.
+//! kept until the walk has passed it. Places that two things claim end it.
 //!
-//! Imports: `error`, `units`, `holes`, `layer`, `raw`, `table`.
+//! Imports: `error`, `units`, `holes`, `layer`, `overlap`, `raw`, `table`.
 
 use super::DiskImage;
 use super::holes::Holes;
 use super::layer::{Cursor, Layer};
+use super::overlap::Overlaps;
 use super::raw::Stretch;
 use super::table::{AllocationTable, Extent, Place, TableBuilder};
 use crate::error::{Error, ErrorKind, Result};
@@ -18,6 +19,7 @@ use crate::units::{GuestOffset, HostOffset};
 /// The allocation table of `image`.
 pub(super) fn walk(image: &DiskImage) -> Result<AllocationTable> {
     let holes = holes_of(image)?;
+    let mut overlaps = Overlaps::of(image)?;
     let mut walk = Walk::new(image)?;
     let mut table = TableBuilder::default();
     let end = GuestOffset::new(image.capacity);
@@ -25,6 +27,7 @@ pub(super) fn walk(image: &DiskImage) -> Result<AllocationTable> {
     while at < end {
         let extent = walk.resolve(at, end)?;
         at = extent.end();
+        overlaps.check(&extent)?;
         cut_at_holes(extent, &holes, &mut table)?;
     }
     table.finish()

@@ -47,6 +47,9 @@ fn zstandard(stored: &[u8], cluster: &mut [u8]) -> Result<usize, String> {
         let before = (input.pos(), output.pos());
         let wanted = decoder.run(&mut input, &mut output).map_err(broken)?;
         let full = output.pos() == output.capacity();
+        if full && wanted != 0 {
+            return Err("its Zstandard frame holds more than a cluster".to_owned());
+        }
         if full || wanted == 0 || (input.pos(), output.pos()) == before {
             return Ok(output.pos());
         }

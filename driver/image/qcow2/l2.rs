@@ -2,8 +2,8 @@
 //!
 //! A window of the L1 table and a slice of one L2 table are in memory at a time (64 KiB each), so the walk
 //! costs the same memory for any image. Runs of entries that continue each other come out as one extent; runs
-//! of zero entries, which are most of a sparse disk's tables, are skipped 64 bytes at a time. When an L1
-//! window is entered the kernel is told which L2 tables come next, in host order.
+//! of zero entries, which are most of a sparse disk's tables, are skipped 64 bytes at a time. The kernel
+//! is told some tables ahead which ones come next, in host order.
 //!
 //! Every address is checked before it is used: tables are whole clusters inside the file, data begins inside
 //! its file. A cluster's tail may lie behind the end of the file: QEMU writes no more of the last cluster than it
@@ -15,6 +15,7 @@ use super::entry::{self, Cluster, OFFSET_MASK, SUBCLUSTERS, Sub};
 use super::{Qcow2, damaged};
 use crate::error::Result;
 use crate::image::file::HostFile;
+use crate::image::read;
 use crate::image::table::{Extent, Place};
 use crate::units::{GuestOffset, HostOffset};
 
@@ -22,6 +23,8 @@ use crate::units::{GuestOffset, HostOffset};
 const SLICE: u64 = 64 << 10;
 /// Entries of the L1 table that are read at once.
 const WINDOW: u64 = 8 << 10;
+/// Bytes of L2 tables that the kernel is asked to read ahead.
+const AHEAD: u64 = 32 << 20;
 
 /// A place in the walk of one image. Asked for ascending addresses.
 #[derive(Debug)]
@@ -33,6 +36,8 @@ pub(in crate::image) struct Cursor<'a> {
     /// The L1 entries from `l1_first` on.
     l1: Vec<u64>,
     l1_first: u64,
+    /// The tables below this L1 index were asked for.
+    asked: u64,
     /// The bytes of the L2 slice at host offset `slice_at`; nothing is at 0 but the header.
     slice: Vec<u8>,
     slice_at: u64,
@@ -49,6 +54,7 @@ impl<'a> Cursor<'a> {
             depth,
             l1: Vec::new(),
             l1_first: 0,
+            asked: 0,
             slice: Vec::new(),
             slice_at: 0,
         })
@@ -60,6 +66,9 @@ impl<'a> Cursor<'a> {
         let span = header.l2_span();
         let index = at.get() / span;
         self.load_l1(index)?;
+        if index >= self.asked {
+            self.ask_ahead(index)?;
+        }
         let left = header.capacity - at.get();
         match self.l2_table(index)? {
             None => {
@@ -86,12 +95,23 @@ impl<'a> Cursor<'a> {
         if index >= self.l1_first && index - self.l1_first < self.l1.len() as u64 {
             return Ok(());
         }
-        let header = &self.image.header;
-        let count = WINDOW.min(header.l1_entries.saturating_sub(index));
-        let mut bytes = vec![0; usize::try_from(count * 8).unwrap_or(0)];
-        self.tables.read(HostOffset::new(header.l1_offset + index * 8), &mut bytes)?;
-        self.l1 = bytes.as_chunks::<8>().0.iter().map(|entry| u64::from_be_bytes(*entry)).collect();
+        self.l1 = l1_window(self.image, self.tables, index)?;
         self.l1_first = index;
+        Ok(())
+    }
+
+    /// Asks for the tables of the window from `index` on, as many as [`AHEAD`] allows.
+    fn ask_ahead(&mut self, index: u64) -> Result<()> {
+        let size = self.image.header.cluster_size();
+        let window_end = self.l1_first + self.l1.len() as u64;
+        let end = window_end.min(index.saturating_add((AHEAD / size).max(1)));
+        let tables = (index..end).map(|i| self.l1_entry(i)).filter(|offset| *offset != 0);
+        let mut ranges: Vec<_> = tables.map(|offset| (self.image.file, offset, size)).collect();
+        ranges.sort_unstable();
+        for (_, offset, len) in read::merge(&ranges, 0) {
+            read::ask(self.tables, offset, len)?;
+        }
+        self.asked = end;
         Ok(())
     }
 
@@ -258,6 +278,35 @@ impl<'a> Cursor<'a> {
         }
         Ok(())
     }
+}
+
+/// The L1 entries from `index` on, [`WINDOW`] of them at most.
+fn l1_window(image: &Qcow2, tables: &HostFile, index: u64) -> Result<Vec<u64>> {
+    let header = &image.header;
+    let count = WINDOW.min(header.l1_entries.saturating_sub(index));
+    let mut bytes = vec![0; usize::try_from(count * 8).unwrap_or(0)];
+    tables.read(HostOffset::new(header.l1_offset + index * 8), &mut bytes)?;
+    Ok(bytes.as_chunks::<8>().0.iter().map(|entry| u64::from_be_bytes(*entry)).collect())
+}
+
+/// Calls `each` with the host offset of every L2 table that the guest's disk needs.
+pub(in crate::image) fn each_table(
+    image: &Qcow2,
+    tables: &HostFile,
+    mut each: impl FnMut(u64) -> Result<()>,
+) -> Result<()> {
+    let needed = image.header.capacity.div_ceil(image.header.l2_span());
+    let mut index = 0;
+    while index < needed {
+        let window = l1_window(image, tables, index)?;
+        let left = usize::try_from(needed - index).unwrap_or(usize::MAX);
+        for offset in window.iter().take(left).map(|entry| entry & OFFSET_MASK).filter(|offset| *offset != 0)
+        {
+            each(offset)?;
+        }
+        index += WINDOW;
+    }
+    Ok(())
 }
 
 /// Leading zero bytes of `bytes`, in steps of 64 while it can.

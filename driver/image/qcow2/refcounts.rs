@@ -25,7 +25,8 @@ pub(in crate::image) fn looks_preallocated(header: &Header, file: &HostFile) -> 
     if clusters < threshold {
         return Ok(false);
     }
-    let mut count = Count { header, file, used: 0, threshold };
+    // A block that counts something is recorded, so there are no more of them than recorded clusters.
+    let mut count = Count { header, file, used: 0, threshold, blocks: real + 2 };
     Ok(count.run(clusters).is_some() && count.used >= threshold)
 }
 
@@ -34,6 +35,8 @@ struct Count<'a> {
     file: &'a HostFile,
     used: u64,
     threshold: u64,
+    /// Refcount blocks that may still be read.
+    blocks: u64,
 }
 
 impl Count<'_> {
@@ -61,6 +64,7 @@ impl Count<'_> {
 
     /// Counts the refcounts that are not zero among the first `count` of the block at `block`.
     fn block(&mut self, block: u64, count: u64) -> Option<()> {
+        self.blocks = self.blocks.checked_sub(1)?;
         if !block.is_multiple_of(self.header.cluster_size()) {
             return None;
         }

@@ -3,6 +3,7 @@
 use super::Lab;
 use crate::image::Format::{Qcow2, Raw};
 use crate::image::{DiskImage, OpenOptions, Place};
+use crate::units::GuestOffset;
 
 /// Writes, discards, zero writes and compressed writes over a 4 MiB disk.
 const MIXED: &[&str] = &[
@@ -194,4 +195,35 @@ fn sparse_raw_files() {
     lab.agree("s.raw", Raw);
     std::fs::write(lab.path("odd.raw"), vec![3; 12_345]).unwrap();
     lab.agree("odd.raw", Raw);
+}
+
+#[test]
+fn many_threads_read_and_read_ahead_at_once() {
+    let lab = Lab::new();
+    mixed(&lab, "t.qcow2", "cluster_size=4096");
+    lab.img("convert -c -O qcow2 -o cluster_size=2M t.qcow2 base.qcow2");
+    lab.img("create -q -f qcow2 -b base.qcow2 -F qcow2 -o cluster_size=512 top.qcow2");
+    lab.io("qcow2", "top.qcow2", &["write -P 8 100k 3k", "write -P 9 2000k 100k"]);
+    lab.img("convert -O raw top.qcow2 judge.raw");
+    let want = std::fs::read(lab.path("judge.raw")).unwrap();
+    let image = DiskImage::open(&lab.path("top.qcow2"), Qcow2, &OpenOptions::default()).unwrap();
+    let table = image.allocation().unwrap();
+    let (image, table, want) = (&image, &table, &want);
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            scope.spawn(move || {
+                for at in (thread * 65536..want.len()).step_by(4 * 65536) {
+                    let place = GuestOffset::new(at as u64);
+                    image.prefetch(table, &[(place, 65536)]).unwrap();
+                    let mut got = vec![0xa5; 65536];
+                    image.read(table, place, &mut got).unwrap();
+                    assert!(got == want[at..at + 65536], "the bytes at {at} differ");
+                }
+            });
+        }
+    });
+    let end = GuestOffset::new(image.capacity());
+    assert!(image.read(table, end, &mut [0]).is_err());
+    assert!(image.read(table, end, &mut []).is_ok());
+    assert!(image.prefetch(table, &[(GuestOffset::ZERO, image.capacity() + 1)]).is_err());
 }

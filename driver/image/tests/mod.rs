@@ -2,6 +2,11 @@
 //! say what is in them. A machine without them fails these tests; the test setup installs them.
 
 mod differential;
+mod header;
+mod locks;
+mod mutate;
+mod random;
+mod table;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
