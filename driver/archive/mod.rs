@@ -12,17 +12,19 @@
 
 pub mod allocation_csv;
 pub mod end;
+pub mod index;
 pub mod layout;
-pub mod stream;
-pub mod writer;
 pub mod manifest;
 pub mod pax;
+pub mod reader;
 pub mod recovery;
 pub mod sparse;
 pub mod sparse_parser;
+pub mod stream;
 pub mod tar;
 pub mod tar_parser;
 mod text;
+pub mod writer;
 
 #[cfg(test)]
 mod allocation_csv_tests;

@@ -63,7 +63,11 @@ pub struct Sealed {
 ///
 /// # Errors
 /// Those of the tables, the data, the sink; [`ErrorKind::Interrupted`] when cancelled.
-pub fn write_archive(contents: &Contents<'_>, sink: &mut dyn Sink, options: &StreamOptions) -> Result<Sealed> {
+pub fn write_archive(
+    contents: &Contents<'_>,
+    sink: &mut dyn Sink,
+    options: &StreamOptions,
+) -> Result<Sealed> {
     if contents.disks.len() != contents.head.disks.len() {
         return Err(Error::new(ErrorKind::Internal, "the head and the tables name different disks"));
     }

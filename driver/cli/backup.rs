@@ -13,10 +13,10 @@ use virtfold::medium::RateLimit;
 use virtfold::table::Layout;
 use virtfold::units::{BlockSize, Human};
 
+use super::Signals;
 use super::args;
 use super::exit::Outcome;
 use super::report::{JsonFlag, Stdout, Style, Ticker, result};
-use super::Signals;
 
 /// Back up disk images into one archive
 ///
@@ -115,11 +115,8 @@ fn request(args: Args) -> Result<BackupRequest> {
             target: name.unwrap_or_else(|| backup::default_target(index)),
         })
         .collect();
-    let destination = if args.to.as_os_str() == "-" {
-        Destination::Stdout
-    } else {
-        Destination::Directory(args.to)
-    };
+    let destination =
+        if args.to.as_os_str() == "-" { Destination::Stdout } else { Destination::Directory(args.to) };
     Ok(BackupRequest {
         images,
         label: args.label,

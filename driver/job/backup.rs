@@ -193,8 +193,9 @@ fn open_medium(request: &BackupRequest, head: &Manifest) -> Result<Box<dyn Mediu
 /// `LABEL-YYYYMMDDTHHMMSSZ-ID8.tar[.zst]`: sorts by label and time, and two backups never have one name.
 fn archive_name(head: &Manifest, compression: Compression) -> Result<String> {
     let seconds = i64::try_from(head.time()?).unwrap_or(i64::MAX);
-    let time = jiff::Timestamp::from_second(seconds)
-        .map_err(|e| Error::new(ErrorKind::Internal, "the time of the backup is out of range").with_source(e))?;
+    let time = jiff::Timestamp::from_second(seconds).map_err(|e| {
+        Error::new(ErrorKind::Internal, "the time of the backup is out of range").with_source(e)
+    })?;
     let id = head.archive.simple().to_string();
     let extension = match compression {
         Compression::None => "tar",
@@ -216,8 +217,11 @@ fn label(request: &BackupRequest) -> Result<String> {
     if fits && !label.chars().any(|c| c == '/' || c.is_control()) {
         return Ok(label);
     }
-    Err(Error::new(ErrorKind::Usage, format!("'{}' can't be part of an archive's name", label.escape_debug()))
-        .with_hint("say --label NAME: up to 128 bytes, no '/', not beginning with '.'"))
+    Err(Error::new(
+        ErrorKind::Usage,
+        format!("'{}' can't be part of an archive's name", label.escape_debug()),
+    )
+    .with_hint("say --label NAME: up to 128 bytes, no '/', not beginning with '.'"))
 }
 
 fn head(request: &BackupRequest, disks: &DiskSet) -> Result<Manifest> {

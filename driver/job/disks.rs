@@ -79,7 +79,9 @@ pub struct DiskSet(pub Vec<FoldedDisk>);
 
 impl DiskSet {
     fn disk(&self, index: usize) -> Result<&FoldedDisk> {
-        self.0.get(index).ok_or_else(|| Error::new(ErrorKind::Internal, format!("there is no disk number {index}")))
+        self.0
+            .get(index)
+            .ok_or_else(|| Error::new(ErrorKind::Internal, format!("there is no disk number {index}")))
     }
 }
 
@@ -98,7 +100,10 @@ impl DataSource for DiskSet {
         if rest.is_empty() {
             return Ok(());
         }
-        Err(Error::new(ErrorKind::Internal, format!("the dense image of {} is shorter than planned", disk.target)))
+        Err(Error::new(
+            ErrorKind::Internal,
+            format!("the dense image of {} is shorter than planned", disk.target),
+        ))
     }
 
     fn prefetch(&self, disk: usize, at: DenseOffset, len: u64) -> Result<()> {

@@ -13,9 +13,15 @@
 //! Imports: `units`, `error`, `spool`, `packed`.
 
 mod buffer;
+mod checker;
+mod chunk;
 mod digest;
 mod frame;
+mod index;
 mod order;
+mod pipe;
+mod random;
+mod scan;
 mod seek_table;
 mod worker;
 mod writer;
@@ -33,8 +39,11 @@ use uuid::Uuid;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::DenseOffset;
 
+pub use chunk::{Carrier, Chunk, ChunkState, Cut, Damage, ReadAt, ReadOptions, StreamEnd, TableState};
 pub use digest::{Digest, Digests};
 pub use frame::FRAME;
+pub use pipe::read_pipe;
+pub use random::RandomStream;
 pub use writer::{StreamWriter, write_stream};
 
 /// How the chunks of a stream are carried.
@@ -106,6 +115,24 @@ pub struct StreamTotals {
 /// threads at both ends have two each.
 fn slot_limit(workers: usize) -> usize {
     workers.saturating_mul(2).saturating_add(4)
+}
+
+/// How a stream that begins with `first` is carried, if it is one. Either mark may have a damaged byte or be
+/// half lost.
+fn detect(first: &[u8]) -> Option<Carrier> {
+    let same = |at: usize, mark: &[u8]| {
+        let there = first.get(at..).unwrap_or_default();
+        there.iter().zip(mark).filter(|(a, b)| a == b).count()
+    };
+    if same(0, &frame::PREFIX) >= 8 || seek_table::chunks_of(first) == Some(0) {
+        return Some(Carrier::Framed);
+    }
+    (same(257, b"ustar") >= 4).then_some(Carrier::Plain)
+}
+
+fn unrecognised(name: &str) -> Error {
+    Error::new(ErrorKind::Damaged, format!("'{name}' does not begin as a virtfold archive does"))
+        .with_hint("if it is one, its beginning is damaged: say whether it is compressed")
 }
 
 /// The error of a cancelled run, when `cancel` is set.

@@ -208,8 +208,11 @@ impl TargetDisk {
 fn plan(spec: &TargetSpec, table: &CorrespondenceTable) -> Result<(Addressing, u64)> {
     let TargetFormat::Qcow2(options) = spec.format else {
         return if spec.method == Method::Remap {
-            Err(Error::new(ErrorKind::Usage, "remap gives the dense image new tables, and a raw disk has none")
-                .with_hint("use --method rewrite, or --format qcow2"))
+            Err(Error::new(
+                ErrorKind::Usage,
+                "remap gives the dense image new tables, and a raw disk has none",
+            )
+            .with_hint("use --method rewrite, or --format qcow2"))
         } else {
             Ok((Addressing::Guest, table.capacity()))
         };
@@ -221,7 +224,10 @@ fn plan(spec: &TargetSpec, table: &CorrespondenceTable) -> Result<(Addressing, u
         Method::Remap if layout.is_dense(table)? => Ok((Addressing::Dense(layout), len)),
         Method::Remap => Err(Error::new(
             ErrorKind::Usage,
-            format!("remap needs blocks of whole clusters, and these are not ({} bytes)", options.cluster_size),
+            format!(
+                "remap needs blocks of whole clusters, and these are not ({} bytes)",
+                options.cluster_size
+            ),
         )
         .with_hint("use --method rewrite, or a smaller --cluster-size")),
     }
@@ -305,15 +311,24 @@ fn cannot_share(error: &std::io::Error) -> bool {
     let errno = error.raw_os_error().map(nix::Error::from_raw);
     matches!(
         errno,
-        Some(nix::Error::EOPNOTSUPP | nix::Error::EXDEV | nix::Error::EINVAL | nix::Error::ENOTTY | nix::Error::ENOSYS)
+        Some(
+            nix::Error::EOPNOTSUPP
+                | nix::Error::EXDEV
+                | nix::Error::EINVAL
+                | nix::Error::ENOTTY
+                | nix::Error::ENOSYS
+        )
     )
 }
 
 /// Refuses a file or device that a QEMU has open.
 fn refuse_used(file: &File, path: &Path) -> Result<()> {
     if crate::image::is_locked(file).at(|| format!("cannot ask for the locks of '{}'", path.display()))? {
-        return Err(Error::new(ErrorKind::InUse, format!("'{}' is in use by a running QEMU", path.display()))
-            .with_hint("shut the guest down first, or restore under another name"));
+        return Err(Error::new(
+            ErrorKind::InUse,
+            format!("'{}' is in use by a running QEMU", path.display()),
+        )
+        .with_hint("shut the guest down first, or restore under another name"));
     }
     Ok(())
 }
