@@ -1,12 +1,12 @@
 //! Layer 1 of the archive: an uncompressed byte stream, cut into chunks of one MiB, carried as it is or as
 //! Zstandard frames. FORMAT.md, section 'Stream and frames', gives the bytes.
 //!
-//! Writing ([`write_stream`]): the caller's thread plans chunks, workers read, digest and compress them, one
-//! thread writes them in order. Reading: [`read_pipe`] takes what comes, front to back; [`RandomStream`] reads
+//! Writing ([`write_stream`]): the caller's thread plans chunks, workers read, digest and compress them and write
+//! them in order. Reading: [`read_pipe`] takes what comes, front to back; [`RandomStream`] reads
 //! a file at any place, or a range of it in order with all workers. Either way every byte of a framed stream is
 //! checked, and damage is delivered as a range of the stream, with reading going on behind it.
 //!
-//! Invariants: memory is bounded by the number of chunks in flight (two for each worker and four more), never
+//! Invariants: memory is bounded by the number of chunks in flight (two for each thread and four more), never
 //! by the stream; no length from an archive is believed before it is bounded; an error of any thread ends all
 //! of them and is returned as it is.
 //!
@@ -26,6 +26,8 @@ mod seek_table;
 mod worker;
 mod writer;
 
+#[cfg(test)]
+mod reader_tests;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -111,8 +113,8 @@ pub struct StreamTotals {
     pub chunks: u64,
 }
 
-/// Chunks in flight, hence buffers, with so many workers: each works on one and has one ready, and the
-/// threads at both ends have two each.
+/// Chunks in flight, hence buffers, with so many workers: each works on one and has one ready, and both ends
+/// have two each.
 fn slot_limit(workers: usize) -> usize {
     workers.saturating_mul(2).saturating_add(4)
 }

@@ -130,9 +130,10 @@ impl Walker {
     fn table_fits(&self, input: &mut dyn Peek, at: u64, chunks: u32) -> Result<bool> {
         let probe = input.peek(at, TABLE_PROBE)?;
         let entries = probe.get(8..).unwrap_or_default();
-        let wanted = entries.len().min(chunks as usize * 16);
+        let wanted = (TABLE_PROBE - 8).min(chunks as usize * 16);
+        let Some(entries) = entries.get(..wanted) else { return Ok(false) };
         let mut comparison = Comparison::new(self.index.spans(StreamOffset::ZERO)?, chunks.into());
-        comparison.pairs(entries.get(..wanted - wanted % 16).unwrap_or_default())?;
+        comparison.pairs(entries)?;
         Ok(comparison.outcome().0.is_none() && u64::from(chunks) >= self.index.end().number)
     }
 
@@ -172,13 +173,15 @@ impl Walker {
         let expected = self.index.end();
         let mut at = if self.behind > 0 { self.behind } else { expected.file };
         let mut from = 0;
+        let first = input.peek(expected.file, 8)?.to_vec();
         loop {
             input.release(at);
             let block = input.peek(at, BLOCK)?;
             let len = block.len();
             let Some((n, found)) = self.find(block, from) else {
                 if len < BLOCK {
-                    return self.cut(input, at + len as u64);
+                    let last = block.get(len.saturating_sub(9)..).unwrap_or_default().to_vec();
+                    return self.nothing(input, &first, &last);
                 }
                 // A header may begin at the end of the block.
                 at += (len - HEADER_LEN + 1) as u64;
@@ -245,9 +248,12 @@ impl Walker {
         let (fault, lost) = comparison.outcome();
         let file_len = input.finish()?;
         let mut end = self.end(file_len);
-        end.table = fault.map_or(TableState::Intact, TableState::Damaged);
         end.trailing = (table_end < file_len).then_some(table_end..file_len);
-        if (at, u64::from(chunks)) == (expected.file, expected.number) {
+        let believed = fault.is_none();
+        end.table = fault.map_or(TableState::Intact, TableState::Damaged);
+        if (at, u64::from(chunks)) == (expected.file, expected.number) || !believed {
+            // What a wrong table says of frames behind the last one is worth nothing.
+            end.cut = (at != expected.file).then(|| cut_at(expected, file_len));
             return Ok(Step::End(end));
         }
         let behind =
@@ -258,21 +264,19 @@ impl Walker {
         Ok(Step::Gap(damage(expected, behind)))
     }
 
-    /// Ends the walk where nothing more is found in a file of `file_len` bytes.
-    fn cut(&mut self, input: &mut dyn Peek, file_len: u64) -> Result<Step> {
+    /// Ends the walk where nothing more is found: what is left begins with `first` and ends with `last`.
+    fn nothing(&mut self, input: &mut dyn Peek, first: &[u8], last: &[u8]) -> Result<Step> {
         let expected = self.index.end();
-        let file_len = file_len.max(input.finish()?);
+        let file_len = input.finish()?;
         let left = file_len.saturating_sub(expected.file);
         let mut end = self.end(file_len);
-        if expected.number > 0 && left == seek_table::table_len(expected.number) {
+        if left == seek_table::table_len(expected.number)
+            && seek_table::resembles(expected.number, first, last)
+        {
             end.table = TableState::Damaged("its bytes are not those that the frames give".to_owned());
             return Ok(Step::End(end));
         }
-        let why = match left {
-            0 => "it ends behind a frame, without a seek table".to_owned(),
-            _ => format!("its last {left} bytes hold no whole frame and no seek table"),
-        };
-        end.cut = Some(Cut { file: expected.file.min(file_len), stream: expected.at, why });
+        end.cut = Some(cut_at(expected, file_len));
         Ok(Step::End(end))
     }
 
@@ -298,6 +302,15 @@ fn damage(expected: Entry, found: Entry) -> Damage {
         _ => format!("the headers of its {frames} frames are damaged or missing"),
     };
     Damage { stream: expected.at..found.at, file: expected.file.min(found.file)..found.file, why }
+}
+
+/// The cut of a file that has nothing usable behind the frames before `expected`.
+fn cut_at(expected: Entry, file_len: u64) -> Cut {
+    let why = match file_len.saturating_sub(expected.file) {
+        0 => "it ends behind a frame, without a seek table".to_owned(),
+        left => format!("its last {left} bytes hold no whole frame and no seek table that is right"),
+    };
+    Cut { file: expected.file.min(file_len), stream: expected.at, why }
 }
 
 /// The refusal of a frame layout of a later version.

@@ -2,18 +2,19 @@
 //! skippable frame, without check sums. It has two entries a chunk, because that format wants one for every
 //! frame of the file: the skippable frame (100 bytes, decompresses to nothing) and the Zstandard frame.
 //!
-//! A reader believes a table of a file at hand ([`load`]) when its sums are those of the file, which no flipped
-//! byte leaves so. Behind frames that were read one by one it is compared with the table that they would give
+//! A reader believes a table of a file at hand ([`load`]) when its sums are those of the file and of the last
+//! frame's header, which no flipped byte leaves so. Behind frames that were read one by one it is compared with the table that they would give
 //! ([`Comparison`]).
 //!
-//! Imports: `error`, `spool`.
+//! Imports: `units`, `error`, `spool`.
 
 use crate::error::Result;
 use crate::spool::Spool;
+use crate::units::StreamOffset;
 
 use super::Sink;
 use super::chunk::ReadAt;
-use super::frame::{FRAME, HEADER_LEN, STORED_MAX};
+use super::frame::{FRAME, FrameHeader, HEADER_LEN, STORED_MAX};
 use super::index::{Entry, FrameIndex, Span};
 
 /// Magic number of the skippable frame that holds a seek table.
@@ -76,6 +77,12 @@ pub(super) fn table_len(chunks: u64) -> u64 {
     chunks.saturating_mul(PAIR_LEN.into()).saturating_add(8 + u64::from(FOOTER_LEN))
 }
 
+/// Whether bytes that begin with `first` and end with `last` are, by one of these, the table of so many chunks
+/// with some damage.
+pub(super) fn resembles(chunks: u64, first: &[u8], last: &[u8]) -> bool {
+    u32::try_from(chunks).is_ok_and(|n| n <= MAX_CHUNKS && (first == head(n) || last == footer(n)))
+}
+
 /// Whether `bytes` end as a file with a seek table ends.
 pub(super) fn is_end(bytes: &[u8]) -> bool {
     bytes.ends_with(&SEEKABLE_MAGIC)
@@ -97,8 +104,32 @@ pub(super) fn load(file: &dyn ReadAt) -> Result<Option<FrameIndex>> {
     if first != head(chunks) {
         return Ok(None);
     }
-    let index = load_pairs(file, start + 8..end_at)?;
-    Ok(index.filter(|index| index.end().file == start))
+    match load_pairs(file, start + 8..end_at)? {
+        Some(index) if index.end().file == start && agrees(file, &index)? => Ok(Some(index)),
+        _ => Ok(None),
+    }
+}
+
+/// Whether the last frame that has an undamaged header is where the table says: that header's offset in the
+/// stream is the sum of all lengths before it. When none of the last frames has one, the table stands.
+fn agrees(file: &dyn ReadAt, index: &FrameIndex) -> Result<bool> {
+    const TRIES: u64 = 8;
+    let from = index.end().at.get().saturating_sub(TRIES * FRAME as u64);
+    let last: Vec<Span> = index.spans(StreamOffset::new(from))?.collect::<Result<_>>()?;
+    for span in last.iter().rev() {
+        let mut head = [0; HEADER_LEN];
+        file.read_exact_at(span.file.start, &mut head)?;
+        if let Ok(header) = FrameHeader::decode(&head) {
+            return Ok((header.number, header.at, header.end(), header.span())
+                == (
+                    span.numbers.start,
+                    span.stream.start,
+                    span.stream.end,
+                    span.file.end - span.file.start,
+                ));
+        }
+    }
+    Ok(true)
 }
 
 fn load_pairs(file: &dyn ReadAt, place: std::ops::Range<u64>) -> Result<Option<FrameIndex>> {
