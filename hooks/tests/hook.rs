@@ -123,20 +123,22 @@ fn the_path_it_is_called_as_tells_which_hook_it_is() {
 fn two_hundred_calls_one_by_one_are_quick() {
     let host = Host::new();
     let padded = XML.replace("<devices>", &format!("<!--{}--><devices>", "x".repeat(8000)));
-    let mut times: Vec<Duration> = (0..200)
-        .map(|_| {
+    let timed = |what: &str, call: &dyn Fn()| {
+        let mut times: Vec<Duration> = Vec::new();
+        for _ in 0..200 {
             let started = Instant::now();
-            silent(&host.prepare("vm1", &padded));
-            started.elapsed()
-        })
-        .collect();
-    times.sort();
-    println!(
-        "200 hooks, spawn to exit: median {:?}, p99 {:?}, longest {:?}",
-        times[99], times[197], times[199]
-    );
+            call();
+            times.push(started.elapsed());
+        }
+        times.sort();
+        println!("200 {what}: median {:?}, p99 {:?}, longest {:?}", times[99], times[197], times[199]);
+        times[197]
+    };
+    // What starting any program costs on this machine just now.
+    timed("times true(1)", &|| assert!(Command::new("true").status().unwrap().success()));
+    let p99 = timed("hooks, spawn to exit", &|| silent(&host.prepare("vm1", &padded)));
     assert_eq!(host.events().events.len(), 200);
-    assert!(times[197] < Duration::from_millis(500), "p99 {:?}", times[197]);
+    assert!(p99 < Duration::from_millis(500), "p99 {p99:?}");
 }
 
 #[test]
