@@ -12,9 +12,11 @@
 
 pub mod allocation_csv;
 pub mod end;
+pub mod index;
 pub mod layout;
 pub mod manifest;
 pub mod pax;
+pub mod reader;
 pub mod recovery;
 pub mod sparse;
 pub mod sparse_parser;

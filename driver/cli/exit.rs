@@ -33,6 +33,8 @@ pub(crate) enum Outcome {
     Damaged,
     /// The archive is incomplete; the verb has said so.
     Incomplete,
+    /// The archive needs a later version; the verb has said so.
+    Unsupported,
 }
 
 /// Prints an error with its causes and its hint, and gives the exit code. `by_signal` is the code of a run that
@@ -42,6 +44,7 @@ pub(crate) fn report(outcome: anyhow::Result<Outcome>, by_signal: u8) -> ExitCod
         Ok(Outcome::Done) => return ExitCode::SUCCESS,
         Ok(Outcome::Damaged) => return ExitCode::from(code(ErrorKind::Damaged, by_signal)),
         Ok(Outcome::Incomplete) => return ExitCode::from(code(ErrorKind::Incomplete, by_signal)),
+        Ok(Outcome::Unsupported) => return ExitCode::from(code(ErrorKind::Unsupported, by_signal)),
         Err(error) => error,
     };
     let known = error.downcast_ref::<Error>();

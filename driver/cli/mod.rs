@@ -6,13 +6,13 @@
 mod args;
 mod backup;
 mod exit;
-// mod list;
+mod list;
 mod map;
 mod report;
-// mod restore;
-// mod show;
-// mod table;
-// mod verify;
+mod restore;
+mod show;
+mod table;
+mod verify;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -35,11 +35,11 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Backup(backup::Args),
-    // Restore(restore::Args),
-    // Verify(verify::Args),
-    // List(list::Args),
-    // Show(show::Args),
-    // Table(table::Args),
+    Restore(restore::Args),
+    Verify(verify::Args),
+    List(list::Args),
+    Show(show::Args),
+    Table(table::Args),
     Map(map::Args),
 }
 
@@ -89,11 +89,11 @@ impl Verb {
     fn run(self, signals: &Signals) -> Result<Outcome> {
         match self {
             Self::Backup(args) => backup::run(args, signals),
-            // Self::Restore(args) => restore::run(args, signals),
-            // Self::Verify(args) => verify::run(&args, signals),
-            // Self::List(args) => list::run(&args),
-            // Self::Show(args) => show::run(&args),
-            // Self::Table(args) => table::run(&args),
+            Self::Restore(args) => restore::run(args, signals),
+            Self::Verify(args) => verify::run(&args, signals),
+            Self::List(args) => list::run(&args),
+            Self::Show(args) => show::run(&args),
+            Self::Table(args) => table::run(&args),
             Self::Map(args) => map::run(&args),
         }
     }

@@ -1,7 +1,7 @@
 //! What a verb prints while it works: a bar on a terminal, a plain line now and then in a log, JSON lines for machines.
 //!
-//! JSON events have a field `event`: `progress` (phase, done, total: bytes), `result` (the verb's own report),
-//! each on one line of standard output; of standard error where standard output carries an archive. Plain messages
+//! JSON events have a field `event`: `progress` (phase, done, total: bytes), `damage` (disk, start, length: bytes that
+//! are lost), and last `summary` (the verb's own report), each on one line of standard output; of standard error where standard output carries an archive. Plain messages
 //! go to standard error, results to standard output.
 
 use std::io::{IsTerminal, Write};
@@ -14,6 +14,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::json;
+use virtfold::job::restore::Lost;
 use virtfold::job::{Progress, Snapshot};
 use virtfold::units::Human;
 
@@ -61,7 +62,7 @@ pub(crate) fn result(style: Style, out: Stdout, value: &impl Serialize, text: &s
         Style::Json => {
             let mut event = serde_json::to_value(value).context("cannot write the result as JSON")?;
             if let Some(object) = event.as_object_mut() {
-                object.insert("event".to_owned(), json!("result"));
+                object.insert("event".to_owned(), json!("summary"));
             }
             event.to_string()
         }
@@ -72,6 +73,26 @@ pub(crate) fn result(style: Style, out: Stdout, value: &impl Serialize, text: &s
         Stdout::Archive => writeln!(std::io::stderr(), "{line}"),
     }
     .context("cannot write the result")
+}
+
+/// Prints the ranges that are lost, one a line.
+pub(crate) fn damage(style: Style, ranges: &[Lost]) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    for lost in ranges {
+        match style {
+            Style::Json => {
+                let (disk, start, length) = (&lost.disk, lost.start, lost.length);
+                writeln!(
+                    out,
+                    "{}",
+                    json!({"event": "damage", "disk": disk, "start": start, "length": length})
+                )
+            }
+            Style::Text => writeln!(out, "lost: {lost}"),
+        }
+        .context("cannot write the result")?;
+    }
+    Ok(())
 }
 
 /// Shows a [`Progress`] until it is dropped.

@@ -15,7 +15,7 @@ use virtfold::units::{Human, parse_size};
 use super::Signals;
 use super::args;
 use super::exit::Outcome;
-use super::report::{JsonFlag, Stdout, Style, Ticker, result};
+use super::report::{JsonFlag, Stdout, Style, Ticker, damage, result};
 
 /// Restore disks from an archive
 ///
@@ -79,8 +79,9 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
     let report = restore::run(&request, &Control { cancel: Arc::clone(&signals.stop), progress });
     drop(ticker);
     let report = report?;
+    damage(style, &report.damage)?;
     result(style, Stdout::Free, &report, &text(&report))?;
-    Ok(match (report.complete, report.damage.is_empty()) {
+    Ok(match (report.complete, report.damage.is_empty() && report.notes.is_empty()) {
         (false, _) => Outcome::Incomplete,
         (true, false) => Outcome::Damaged,
         (true, true) => Outcome::Done,
@@ -93,9 +94,12 @@ fn request(args: Args) -> Result<RestoreRequest> {
         None => Selection::Disks(args.disk),
     };
     if args.partial && args.archive.as_os_str() == "-" {
-        return Err(Error::new(ErrorKind::Usage, "--partial reads the archive more than once, and a pipe can't be")
-            .with_hint("write the archive to a file first")
-            .into());
+        return Err(Error::new(
+            ErrorKind::Usage,
+            "--partial reads the archive more than once, and a pipe can't be",
+        )
+        .with_hint("write the archive to a file first")
+        .into());
     }
     Ok(RestoreRequest {
         archive: args.archive,
@@ -133,11 +137,12 @@ fn text(report: &RestoreReport) -> String {
     if !report.verified {
         text += "the data was not read: run 'virtfold verify' on the archive to check it\n";
     }
-    for lost in &report.damage {
-        text += &format!("lost: {lost}\n");
+    for note in &report.notes {
+        text += &format!("fault: {note}\n");
     }
     if !report.complete {
-        text += "the archive is incomplete: what is listed as lost, or never reached it, is not in the disks\n";
+        text +=
+            "the archive is incomplete: what is listed as lost, or never reached it, is not in the disks\n";
     }
     text + &format!("restored in {:.1} s", report.seconds)
 }

@@ -8,8 +8,11 @@
 
 pub mod backup;
 pub mod disks;
+pub mod inspect;
 mod progress;
+pub mod restore;
 pub mod target;
+pub mod verify;
 
 use std::sync::Arc;
 

@@ -10,12 +10,14 @@
 mod file;
 mod pipe;
 mod rate;
+mod source;
 
 use serde::Serialize;
 
 pub use self::file::FileMedium;
 pub use self::pipe::PipeMedium;
 pub use self::rate::{RateLimit, RateLimited};
+pub use self::source::FileSource;
 use crate::archive::stream::Sink;
 use crate::error::Result;
 

@@ -38,9 +38,9 @@ impl FileSource {
 }
 
 impl ReadAt for FileSource {
-    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        let read = self.file.read_exact_at(buf, offset);
-        read.at(|| format!("cannot read '{}' at offset {offset}", self.name))
+    fn read_exact_at(&self, at: u64, buf: &mut [u8]) -> Result<()> {
+        let read = self.file.read_exact_at(buf, at);
+        read.at(|| format!("cannot read '{}' at offset {at}", self.name))
     }
 
     fn len(&self) -> u64 {

@@ -13,8 +13,8 @@ use crate::archive::stream::{Carrier, Chunk, ChunkState, Digest, RandomStream};
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::StreamOffset;
 
-pub(super) struct Checked {
-    stream: RandomStream,
+pub(super) struct Checked<'a> {
+    stream: RandomStream<'a>,
     /// Where the tail is sound: the digests of the body.
     tail: Option<Arc<Tail>>,
     /// The chunk number and bytes of the last chunk of a plain stream that was checked.
@@ -24,13 +24,13 @@ pub(super) struct Checked {
 /// What a range of the stream gives: its bytes, or how many bytes are lost.
 pub(super) type Taken<'a> = std::result::Result<&'a [u8], u64>;
 
-impl Checked {
-    pub(super) fn new(stream: RandomStream, tail: Option<Arc<Tail>>) -> Self {
+impl<'a> Checked<'a> {
+    pub(super) fn new(stream: RandomStream<'a>, tail: Option<Arc<Tail>>) -> Self {
         Self { stream, tail, last: Mutex::new(None) }
     }
 
     pub(super) fn carrier(&self) -> Carrier {
-        self.stream.carrier()
+        self.stream.end().carrier
     }
 
     pub(super) fn is_checked(&self) -> bool {
@@ -63,7 +63,10 @@ impl Checked {
     /// Damaged, where the bytes are not what was written; Incomplete behind the end of the stream.
     pub(super) fn read_at(&self, at: StreamOffset, buf: &mut [u8]) -> Result<()> {
         if at.checked_add(buf.len() as u64).is_none_or(|end| end.get() > self.len()) {
-            return Err(Error::new(ErrorKind::Incomplete, format!("the archive is cut before byte {at} of its stream")));
+            return Err(Error::new(
+                ErrorKind::Incomplete,
+                format!("the archive is cut before byte {at} of its stream"),
+            ));
         }
         if self.carrier() == Carrier::Framed || self.tail.is_none() {
             return self.stream.read_at(at, buf);
@@ -88,7 +91,8 @@ impl Checked {
         };
         let start = usize::try_from(inside).unwrap_or(usize::MAX);
         let wanted = start.checked_add(buf.len()).and_then(|end| bytes.get(start..end));
-        let wanted = wanted.ok_or_else(|| Error::new(ErrorKind::Damaged, "a table reaches behind the archive's body"))?;
+        let wanted = wanted
+            .ok_or_else(|| Error::new(ErrorKind::Damaged, "a table reaches behind the archive's body"))?;
         buf.copy_from_slice(wanted);
         *last = Some((number, bytes));
         Ok(())
@@ -102,7 +106,10 @@ impl Checked {
         match self.expected(index)? {
             Some(expected) if expected != Digest::of(&bytes) => Err(Error::new(
                 ErrorKind::Damaged,
-                format!("bytes {} to {} of the archive's stream are not what was written", range.start, range.end),
+                format!(
+                    "bytes {} to {} of the archive's stream are not what was written",
+                    range.start, range.end
+                ),
             )),
             _ => Ok(bytes),
         }
@@ -125,7 +132,7 @@ impl Checked {
         if from >= to {
             return Ok(());
         }
-        self.stream.read_range(StreamOffset::new(from)..StreamOffset::new(to), &mut |chunk: Chunk<'_>| {
+        self.stream.chunks(StreamOffset::new(from)..StreamOffset::new(to), |chunk: Chunk<'_>| {
             let (at, taken) = self.judge(&chunk)?;
             let Some((at, taken)) = clip(at, taken, &range) else { return Ok(()) };
             take(at, taken)
@@ -135,13 +142,22 @@ impl Checked {
     fn judge<'c>(&self, chunk: &Chunk<'c>) -> Result<(StreamOffset, Taken<'c>)> {
         let taken = match &chunk.state {
             ChunkState::Intact(_) => Ok(chunk.bytes),
-            ChunkState::Unchecked(found) => match self.expected(chunk.at.get() / CHUNK)? {
-                Some(expected) if expected != *found => Err(chunk.bytes.len() as u64),
-                _ => Ok(chunk.bytes),
-            },
+            ChunkState::Unchecked(found) => self.judge_plain(chunk, *found)?,
             ChunkState::Damaged(damage) => Err(damage.stream.end.since(damage.stream.start)),
         };
         Ok((chunk.at, taken))
+    }
+
+    /// A chunk of a plain stream; the one in which the body ends has the digest of its part of the body.
+    fn judge_plain<'c>(&self, chunk: &Chunk<'c>, found: Digest) -> Result<Taken<'c>> {
+        let Some(expected) = self.expected(chunk.at.get() / CHUNK)? else { return Ok(Ok(chunk.bytes)) };
+        let body_end = self.tail.as_ref().map_or(u64::MAX, |tail| tail.record.body_len);
+        let inside = usize::try_from(body_end.saturating_sub(chunk.at.get())).unwrap_or(usize::MAX);
+        let (bytes, found) = match chunk.bytes.get(..inside) {
+            Some(body) if body.len() < chunk.bytes.len() => (body, Digest::of(body)),
+            _ => (chunk.bytes, found),
+        };
+        Ok(if found == expected { Ok(bytes) } else { Err(bytes.len() as u64) })
     }
 }
 

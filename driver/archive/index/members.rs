@@ -5,7 +5,8 @@
 
 use super::IndexedDisk;
 use super::checked::Checked;
-use crate::archive::layout::{self, Layout, Role};
+use crate::archive::allocation_csv::{AllocationRow, CsvParser};
+use crate::archive::layout::{Layout, Role};
 use crate::archive::manifest::{self, Disk, Manifest};
 use crate::archive::recovery::RecoveryParser;
 use crate::archive::sparse_parser::{MapParser, MapPlace};
@@ -43,6 +44,11 @@ impl Found {
         self.head.as_ref().is_some_and(|head| head.disks.len() == self.disks.len())
     }
 
+    /// Whether the tables of any disk were read.
+    pub(super) fn has_disks(&self) -> bool {
+        !self.disks.is_empty()
+    }
+
     fn described(&self, target: &str) -> Result<Disk> {
         let disk = self.head.as_ref().and_then(|head| head.disk(target)).cloned();
         disk.ok_or_else(|| damaged(format!("its head does not name disk {target}")))
@@ -73,7 +79,7 @@ fn damaged(what: impl std::fmt::Display) -> Error {
 ///
 /// # Errors
 /// Damaged or Incomplete, at the first thing that can't be read.
-pub(super) fn from_front(stream: &Checked, found: &mut Found) -> Result<()> {
+pub(super) fn from_front(stream: &Checked<'_>, found: &mut Found) -> Result<()> {
     let mut cursor = Cursor::new(stream, StreamOffset::ZERO);
     while !found.is_complete() {
         let member = cursor.next_member()?.ok_or_else(|| damaged("it lacks disks that its head names"))?;
@@ -88,7 +94,7 @@ pub(super) fn from_front(stream: &Checked, found: &mut Found) -> Result<()> {
             Role::Digests | Role::End => return Err(damaged("it lacks disks that its head names")),
             _ => {}
         }
-        cursor.skip_rest()?;
+        cursor.skip_rest();
     }
     Ok(())
 }
@@ -97,7 +103,7 @@ pub(super) fn from_front(stream: &Checked, found: &mut Found) -> Result<()> {
 ///
 /// # Errors
 /// Damaged or Incomplete: the copies can't be read either.
-pub(super) fn from_recovery(stream: &Checked, at: StreamOffset, found: &mut Found) -> Result<()> {
+pub(super) fn from_recovery(stream: &Checked<'_>, at: StreamOffset, found: &mut Found) -> Result<()> {
     let mut cursor = Cursor::new(stream, at);
     while !found.is_complete() {
         let member = cursor.next_member()?.ok_or_else(|| damaged("its recovery copies lack a disk"))?;
@@ -111,19 +117,46 @@ pub(super) fn from_recovery(stream: &Checked, at: StreamOffset, found: &mut Foun
             Role::RecoveryAllocation(_) => {}
             _ => return Err(damaged("its recovery copies lack a disk")),
         }
-        cursor.skip_rest()?;
+        cursor.skip_rest();
     }
     Ok(())
 }
 
+/// Reads the allocation table of `disk`, from the front.
+///
+/// # Errors
+/// Damaged or Incomplete, where it can't be read; those of `take`.
+pub(super) fn allocation(
+    stream: &Checked<'_>,
+    disk: &Disk,
+    take: &mut dyn FnMut(AllocationRow) -> Result<()>,
+) -> Result<()> {
+    let mut cursor = Cursor::new(stream, StreamOffset::ZERO);
+    while let Some(member) = cursor.next_member()? {
+        if Role::of(&member.name) == Role::Allocation(&disk.target) {
+            let mut table = CsvParser::new(&member.name, disk.capacity, member.content_at);
+            cursor.content(&mut |bytes| {
+                let mut rest = bytes;
+                while let Some(row) = table.feed(&mut rest)? {
+                    take(row)?;
+                }
+                Ok(bytes.len())
+            })?;
+            return table.finish();
+        }
+        cursor.skip_rest();
+    }
+    Err(damaged(format!("the allocation table of disk {} is not there", disk.target)))
+}
+
 /// Reads members at any place, a step at a time, and jumps over what is not wanted.
 struct Cursor<'a> {
-    stream: &'a Checked,
+    stream: &'a Checked<'a>,
     parser: MemberParser,
 }
 
 impl<'a> Cursor<'a> {
-    fn new(stream: &'a Checked, at: StreamOffset) -> Self {
+    fn new(stream: &'a Checked<'a>, at: StreamOffset) -> Self {
         Self { stream, parser: MemberParser::at(at) }
     }
 
@@ -132,7 +165,10 @@ impl<'a> Cursor<'a> {
         let at = self.parser.position();
         let left = self.stream.len().saturating_sub(at.get());
         if left == 0 {
-            return Err(Error::new(ErrorKind::Incomplete, format!("the archive is cut at byte {at} of its stream")));
+            return Err(Error::new(
+                ErrorKind::Incomplete,
+                format!("the archive is cut at byte {at} of its stream"),
+            ));
         }
         let mut bytes = vec![0; usize::try_from(left.min(limit).min(STEP)).unwrap_or(0)];
         self.stream.read_at(at, &mut bytes)?;
@@ -156,10 +192,9 @@ impl<'a> Cursor<'a> {
     }
 
     /// Jumps over what is left of the member's content.
-    fn skip_rest(&mut self) -> Result<()> {
+    fn skip_rest(&mut self) {
         let left = self.parser.content_left();
         self.parser.skip_content(left);
-        Ok(())
     }
 
     /// All of a small member's content.
@@ -231,7 +266,6 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// Whether `name` is one that the front of an archive has before any disk.
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -239,8 +273,7 @@ mod tests {
     #[test]
     fn nothing_found_is_incomplete() {
         let found = Found::default();
-        assert!(!found.is_complete());
+        assert!(!found.is_complete() && !found.has_disks());
         assert_eq!(found.into_parts().unwrap_err().kind(), ErrorKind::Incomplete);
-        assert_eq!(layout::HEAD, "virtfold.json");
     }
 }

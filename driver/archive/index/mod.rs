@@ -20,11 +20,12 @@ use std::sync::Arc;
 
 use self::checked::Checked;
 pub use self::tail::Tail;
+use crate::archive::allocation_csv::AllocationRow;
 use crate::archive::manifest::{Disk, Manifest};
-use crate::archive::stream::{Cancel, Chunk, RandomStream, ReadAt};
+use crate::archive::stream::{Carrier, RandomStream, ReadAt, ReadOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::table::{CorrespondenceTable, Run};
-use crate::units::{DenseOffset, GuestOffset, MIB, StreamOffset};
+use crate::units::{DenseOffset, StreamOffset};
 
 /// What damage does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,11 +48,12 @@ pub struct IndexedDisk {
 }
 
 /// An opened archive; see the module's description.
-pub struct ArchiveIndex {
-    stream: Checked,
+pub struct ArchiveIndex<'a> {
+    stream: Checked<'a>,
     head: Manifest,
     disks: Vec<IndexedDisk>,
-    tail: Option<Tail>,
+    tail: Option<Arc<Tail>>,
+    complete: bool,
     notes: Vec<String>,
 }
 
@@ -64,55 +66,40 @@ pub enum Data<'a> {
     Lost,
 }
 
-impl ArchiveIndex {
+impl<'a> ArchiveIndex<'a> {
     /// Opens the archive in `source`.
     ///
     /// # Errors
     /// Strict: Damaged or Incomplete at the first contradiction. Salvage: the same where neither the front nor
     /// the recovery copies give a head and a table to go by.
-    pub fn open(source: Arc<dyn ReadAt>, trust: Trust) -> Result<Self> {
-        let stream = RandomStream::open(source)?;
+    pub fn open(source: &'a dyn ReadAt, options: &ReadOptions, trust: Trust) -> Result<Self> {
+        let stream = RandomStream::open(source, options)?;
         let mut notes = Vec::new();
-        let tail = match tail::read(&stream) {
-            Ok(tail) => Some(tail),
+        let (tail, complete) = match tail::read(&stream) {
+            Ok(tail) if tail.proven => (Some(Arc::new(tail)), true),
+            Ok(_) if trust == Trust::Strict => return Err(unproven()),
+            Ok(tail) => {
+                notes.push(unproven().to_string());
+                (Some(Arc::new(tail)), true)
+            }
             Err(error) if trust == Trust::Strict => return Err(error),
             Err(error) => {
                 notes.push(describe(&error));
-                None
+                (None, error.kind() == ErrorKind::Damaged)
             }
         };
-        let stream = Checked::new(stream, tail.as_ref().map(Tail::digests));
+        let stream = Checked::new(stream, tail.clone());
         let mut found = members::Found::default();
-        if let Err(error) = members::from_front(&stream, &mut found) {
-            let recovery_at = tail.as_ref().map(|tail| tail.record.recovery_at);
-            let (Trust::Salvage, Some(recovery_at)) = (trust, recovery_at) else {
-                return Self::with_what_is_left(stream, found, tail, notes, error, trust);
-            };
-            notes.push(describe(&error));
-            members::from_recovery(&stream, recovery_at, &mut found)?;
+        match members::from_front(&stream, &mut found) {
+            Err(error) if trust == Trust::Strict => return Err(error),
+            Err(error) => {
+                notes.push(describe(&error));
+                salvage(&stream, tail.as_deref(), &mut found, error)?;
+            }
+            Ok(()) => {}
         }
         let (head, disks) = found.into_parts()?;
-        Ok(Self { stream, head, disks, tail, notes })
-    }
-
-    /// The front has ended at a cut or in damage, and there are no copies to go by: the disks whose tables had been
-    /// read by then can still be had.
-    fn with_what_is_left(
-        stream: Checked,
-        found: members::Found,
-        tail: Option<Tail>,
-        mut notes: Vec<String>,
-        error: Error,
-        trust: Trust,
-    ) -> Result<Self> {
-        if trust == Trust::Strict {
-            return Err(error);
-        }
-        notes.push(describe(&error));
-        match found.into_parts() {
-            Ok((head, disks)) if !disks.is_empty() => Ok(Self { stream, head, disks, tail, notes }),
-            _ => Err(error),
-        }
+        Ok(Self { stream, head, disks, tail, complete, notes })
     }
 
     /// The head.
@@ -140,13 +127,21 @@ impl ArchiveIndex {
             ));
         }
         let names: Vec<&str> = self.head.disks.iter().map(|disk| disk.target.as_str()).collect();
-        Err(Error::new(ErrorKind::NotFound, format!("the archive has no disk called {}", target.escape_debug()))
-            .with_hint(format!("it has: {}", names.join(", "))))
+        Err(Error::new(
+            ErrorKind::NotFound,
+            format!("the archive has no disk called {}", target.escape_debug()),
+        )
+        .with_hint(format!("it has: {}", names.join(", "))))
     }
 
-    /// The tail, where it is there and sound: the archive is complete.
+    /// Whether the archive ends as archives do, be it damaged or not: it is not cut.
+    pub fn is_complete(&self) -> bool {
+        self.complete
+    }
+
+    /// The tail, where it fits the stream.
     pub fn tail(&self) -> Option<&Tail> {
-        self.tail.as_ref()
+        self.tail.as_deref()
     }
 
     /// Whether every byte that this gives out was checked against a digest.
@@ -156,7 +151,7 @@ impl ArchiveIndex {
 
     /// Whether the stream lies in the file as it is, so that the disks' bytes can be shared with other files.
     pub fn is_plain(&self) -> bool {
-        !self.stream.is_framed()
+        self.stream.carrier() == Carrier::Plain
     }
 
     /// What was found wrong while opening, a sentence each.
@@ -173,13 +168,12 @@ impl ArchiveIndex {
         &self,
         disk: &IndexedDisk,
         range: Range<DenseOffset>,
-        reading: &Reading,
         take: &mut dyn FnMut(&Run, Data<'_>) -> Result<()>,
     ) -> Result<()> {
         let place = |dense: DenseOffset| disk.dense_at.saturating_add(dense.get());
         let (from, to) = (place(range.start), place(range.end));
         let mut next = from;
-        self.stream.read(from..to, reading, &mut |at, data| {
+        self.stream.read(from..to, &mut |at, data| {
             let dense = DenseOffset::new(at.since(disk.dense_at));
             next = match data {
                 Ok(bytes) => {
@@ -198,13 +192,23 @@ impl ArchiveIndex {
     }
 }
 
-/// How to read.
-#[derive(Clone, Debug)]
-pub struct Reading {
-    /// Threads that read, decompress and check.
-    pub workers: usize,
-    /// Ends the reading.
-    pub cancel: Cancel,
+/// The front can't be read to its end: the recovery copies take its place where there are any, and where there are
+/// none, the disks whose tables had been read by then are what is left.
+fn salvage(
+    stream: &Checked<'_>,
+    tail: Option<&Tail>,
+    found: &mut members::Found,
+    front: Error,
+) -> Result<()> {
+    match tail {
+        Some(tail) => members::from_recovery(stream, tail.record.recovery_at, found),
+        None if found.has_disks() => Ok(()),
+        None => Err(front),
+    }
+}
+
+fn unproven() -> Error {
+    Error::new(ErrorKind::Damaged, "the archive's digests do not give the root of its end record")
 }
 
 fn give(
@@ -234,6 +238,20 @@ fn give_lost(
         take(&piece?, Data::Lost)?;
     }
     Ok(())
+}
+
+impl ArchiveIndex<'_> {
+    /// Gives `take` the rows of the allocation table of `disk`, which stands before its bytes.
+    ///
+    /// # Errors
+    /// Damaged or Incomplete, where it can't be read; those of `take`.
+    pub fn allocation(
+        &self,
+        disk: &IndexedDisk,
+        take: &mut dyn FnMut(AllocationRow) -> Result<()>,
+    ) -> Result<()> {
+        members::allocation(&self.stream, &disk.disk, take)
+    }
 }
 
 /// An error and its causes in one line.

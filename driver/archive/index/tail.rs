@@ -13,9 +13,11 @@ use crate::archive::tar_parser::{Event, MemberParser};
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{MIB, StreamOffset};
 
-/// A sound tail.
+/// A tail that fits its stream.
 #[derive(Debug)]
 pub struct Tail {
+    /// Whether the digests give the root; where not, one of them or the record is damaged.
+    pub proven: bool,
     /// The end record.
     pub record: EndRecord,
     /// The digests of the body's chunks.
@@ -32,11 +34,14 @@ fn incomplete(what: &str) -> Error {
 ///
 /// # Errors
 /// Incomplete, where the stream does not end as an archive does; Damaged, where its tail contradicts itself.
-pub(super) fn read(stream: &RandomStream) -> Result<Tail> {
+pub(super) fn read(stream: &RandomStream<'_>) -> Result<Tail> {
     let (record, root) = find_record(stream)?;
     let len = end::tail_len(&record)?;
     if record.body_len.checked_add(len) != Some(stream.len()) {
-        return Err(Error::new(ErrorKind::Damaged, "the archive's end record names another place for its tail"));
+        return Err(Error::new(
+            ErrorKind::Damaged,
+            "the archive's end record names another place for its tail",
+        ));
     }
     let mut pass = Pass { digests: Digests::new(), hasher: RootHasher::new(), parser: DigestsParser::new() };
     let mut members = MemberParser::at(StreamOffset::new(record.body_len));
@@ -52,7 +57,10 @@ pub(super) fn read(stream: &RandomStream) -> Result<Tail> {
                     let expected = if role.is_none() { layout::DIGESTS } else { layout::END };
                     let bare = member.content_at.since(member.header_at) == BLOCK;
                     if member.name != expected || member.mtime != record.time || !bare {
-                        return Err(Error::new(ErrorKind::Damaged, "the archive's tail has a member it must not have"));
+                        return Err(Error::new(
+                            ErrorKind::Damaged,
+                            "the archive's tail has a member it must not have",
+                        ));
                     }
                     role = Some(expected);
                 }
@@ -62,10 +70,11 @@ pub(super) fn read(stream: &RandomStream) -> Result<Tail> {
         }
     }
     members.finish()?;
-    if pass.digests.len() != record.chunks() || pass.hasher.root(&record)? != root {
-        return Err(Error::new(ErrorKind::Damaged, "the archive's digests do not give the root of its end record"));
+    if pass.digests.len() != record.chunks() {
+        return Err(Error::new(ErrorKind::Damaged, "the archive has not one digest for each MiB"));
     }
-    Ok(Tail { record, digests: pass.digests, root })
+    let proven = pass.hasher.root(&record)? == root;
+    Ok(Tail { proven, record, digests: pass.digests, root })
 }
 
 struct Pass {
@@ -86,7 +95,7 @@ impl Pass {
 }
 
 /// Finds the end record from the end of the stream.
-fn find_record(stream: &RandomStream) -> Result<(EndRecord, [u8; DIGEST_LEN])> {
+fn find_record(stream: &RandomStream<'_>) -> Result<(EndRecord, [u8; DIGEST_LEN])> {
     let none = || incomplete("its end record is not there");
     let end = stream.len().checked_sub(END_OF_ARCHIVE.len() as u64).ok_or_else(none)?;
     if !end.is_multiple_of(BLOCK) {

@@ -1,25 +1,33 @@
 //! Layer 1 of the archive: an uncompressed byte stream, cut into chunks of one MiB, carried as it is or as
 //! Zstandard frames. FORMAT.md, section 'Stream and frames', gives the bytes.
 //!
-//! Writing ([`write_stream`]): the caller's thread plans chunks, workers read, digest and compress them, one
-//! thread writes them in order. Reading: [`read_pipe`] takes what comes, front to back; [`RandomStream`] reads
+//! Writing ([`write_stream`]): the caller's thread plans chunks, workers read, digest and compress them and write
+//! them in order. Reading: [`read_pipe`] takes what comes, front to back; [`RandomStream`] reads
 //! a file at any place, or a range of it in order with all workers. Either way every byte of a framed stream is
 //! checked, and damage is delivered as a range of the stream, with reading going on behind it.
 //!
-//! Invariants: memory is bounded by the number of chunks in flight (two for each worker and four more), never
+//! Invariants: memory is bounded by the number of chunks in flight (two for each thread and four more), never
 //! by the stream; no length from an archive is believed before it is bounded; an error of any thread ends all
 //! of them and is returned as it is.
 //!
 //! Imports: `units`, `error`, `spool`, `packed`.
 
 mod buffer;
+mod checker;
+mod chunk;
 mod digest;
 mod frame;
+mod index;
 mod order;
+mod pipe;
+mod random;
+mod scan;
 mod seek_table;
 mod worker;
 mod writer;
 
+#[cfg(test)]
+mod reader_tests;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -33,8 +41,11 @@ use uuid::Uuid;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::DenseOffset;
 
+pub use chunk::{Carrier, Chunk, ChunkState, Cut, Damage, ReadAt, ReadOptions, StreamEnd, TableState};
 pub use digest::{Digest, Digests};
 pub use frame::FRAME;
+pub use pipe::read_pipe;
+pub use random::RandomStream;
 pub use writer::{StreamWriter, write_stream};
 
 /// How the chunks of a stream are carried.
@@ -102,10 +113,28 @@ pub struct StreamTotals {
     pub chunks: u64,
 }
 
-/// Chunks in flight, hence buffers, with so many workers: each works on one and has one ready, and the
-/// threads at both ends have two each.
+/// Chunks in flight, hence buffers, with so many workers: each works on one and has one ready, and both ends
+/// have two each.
 fn slot_limit(workers: usize) -> usize {
     workers.saturating_mul(2).saturating_add(4)
+}
+
+/// How a stream that begins with `first` is carried, if it is one. Either mark may have a damaged byte or be
+/// half lost.
+fn detect(first: &[u8]) -> Option<Carrier> {
+    let same = |at: usize, mark: &[u8]| {
+        let there = first.get(at..).unwrap_or_default();
+        there.iter().zip(mark).filter(|(a, b)| a == b).count()
+    };
+    if same(0, &frame::PREFIX) >= 8 || seek_table::chunks_of(first) == Some(0) {
+        return Some(Carrier::Framed);
+    }
+    (same(257, b"ustar") >= 4).then_some(Carrier::Plain)
+}
+
+fn unrecognised(name: &str) -> Error {
+    Error::new(ErrorKind::Damaged, format!("'{name}' does not begin as a virtfold archive does"))
+        .with_hint("if it is one, its beginning is damaged: say whether it is compressed")
 }
 
 /// The error of a cancelled run, when `cancel` is set.

@@ -18,6 +18,11 @@ impl<T> Order<T> {
         Self { next: 0, waiting: BTreeMap::new() }
     }
 
+    /// How many things wait.
+    pub(super) fn len(&self) -> u64 {
+        self.waiting.len() as u64
+    }
+
     /// Takes thing number `number` in.
     pub(super) fn put(&mut self, number: u64, thing: T) {
         self.waiting.insert(number, thing);

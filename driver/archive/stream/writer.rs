@@ -1,13 +1,13 @@
 //! Writes a stream: plan, make, put out.
 //!
 //! The caller's thread plans: [`StreamWriter::bytes`] copies into the chunk's buffer, [`StreamWriter::data`]
-//! notes which dense bytes belong where. A full chunk goes to the workers, which finish in any order, and from
-//! them to the outlet, a thread that puts chunks back in order, writes them and hands their buffers back to
-//! the planner. The planner waits only for buffers, and everything in flight has one, so waiting for all of
-//! them is waiting for everything planned to be written.
+//! notes which dense bytes belong where. A full chunk goes to the workers, which finish in any order. Whoever has
+//! finished one enters the outlet, one thread at a time, and writes what is next in order; then the buffer goes
+//! back to the planner. The planner waits only for buffers, and everything in flight has one, so waiting for all
+//! of them is waiting for everything planned to be written.
 //!
-//! Errors: a worker sends its error down the same channel as its chunks; the outlet takes the first one, its
-//! own included, and ends. With it ends the supply of buffers, hence the planner, hence the workers.
+//! Errors: the first one that a worker or the sink has takes the outlet's place. With the outlet ends the supply of
+//! buffers, hence the planner, hence the workers.
 //!
 //! Imports: `units`, `error`.
 
