@@ -1,8 +1,8 @@
-//! Standard output as a medium: for `ssh`, `mbuffer` and whatever else reads a stream.
+//! A pipe, most often standard output, as a medium: for `ssh`, `mbuffer` and whatever else reads a stream.
 
 use std::fs::File;
 use std::io::{IsTerminal, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use super::{Durable, Medium};
 use crate::archive::stream::Sink;
@@ -13,10 +13,16 @@ use crate::error::{Error, ErrorKind, IoContext, Result};
 #[derive(Debug)]
 pub struct PipeMedium {
     out: File,
+    name: &'static str,
     written: u64,
 }
 
 impl PipeMedium {
+    /// Takes the writing end of a pipe or socket.
+    pub fn new(out: OwnedFd) -> Self {
+        Self { out: File::from(out), name: "the pipe", written: 0 }
+    }
+
     /// Takes standard output.
     ///
     /// # Errors
@@ -28,13 +34,13 @@ impl PipeMedium {
                 .with_hint("pipe the output somewhere, or say --to DIR"));
         }
         let out = stdout.as_fd().try_clone_to_owned().at(|| "cannot write to standard output".to_owned())?;
-        Ok(Self { out: File::from(out), written: 0 })
+        Ok(Self { out: File::from(out), name: "standard output", written: 0 })
     }
 }
 
 impl Sink for PipeMedium {
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.out.write_all(bytes).at(|| "cannot write to standard output".to_owned())?;
+        self.out.write_all(bytes).at(|| format!("cannot write to {}", self.name))?;
         self.written += bytes.len() as u64;
         Ok(())
     }
@@ -45,7 +51,7 @@ impl Medium for PipeMedium {
         // Where standard output is a file, this is worth something; pipes and sockets answer EINVAL.
         match self.out.sync_all() {
             Err(error) if error.kind() != std::io::ErrorKind::InvalidInput => {
-                Err(Error::io("what was written to standard output did not reach the disk", error))
+                Err(Error::io(format!("what was written to {} did not reach the disk", self.name), error))
             }
             _ => Ok(Durable { name: "-".to_owned(), bytes: self.written }),
         }

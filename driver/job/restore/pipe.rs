@@ -1,5 +1,7 @@
-//! A restore from a pipe: one pass, front to back. The targets are written as the data arrive and get their names
+//! A restore from a pipe or any other reader: one pass, front to back. The targets are written as the data arrive and get their names
 //! when the pass has found the whole archive sound.
+
+use std::io::Read;
 
 use super::{RestoreReport, RestoreRequest, RestoredDisk, format_name, method_name, read_options, selected};
 use crate::archive::manifest::Manifest;
@@ -10,21 +12,26 @@ use crate::job::target::{TargetDisk, TargetSpec};
 use crate::job::{Control, verify};
 use crate::table::{CorrespondenceTable, Run};
 
-/// Restores from standard input.
-pub(super) fn restore(request: &RestoreRequest, control: &Control) -> Result<RestoreReport> {
-    const NAME: &str = "standard input";
+/// Restores from `input`.
+pub(super) fn restore(
+    request: &RestoreRequest,
+    control: &Control,
+    input: impl Read + Send,
+) -> Result<RestoreReport> {
+    let archive = request.archive.display().to_string();
+    let name = if archive == "-" { "standard input" } else { &archive };
     let mut disks = Disks { request, control, wanted: Vec::new(), targets: Vec::new(), done: Vec::new() };
     let options = read_options(request, control);
     let mut reader = Reader::new(&mut disks);
-    let end = read_pipe(std::io::stdin(), NAME, &options, |chunk| reader.chunk(&chunk))?;
-    verify::check_end(NAME, &end)?;
+    let end = read_pipe(input, name, &options, |chunk| reader.chunk(&chunk))?;
+    verify::check_end(name, &end)?;
     reader.finish()?;
     control.progress.enter("syncing", 0);
     for target in disks.targets.into_iter().flatten() {
         target.finish()?;
     }
     Ok(RestoreReport {
-        archive: "-".to_owned(),
+        archive,
         complete: true,
         verified: true,
         damage: Vec::new(),

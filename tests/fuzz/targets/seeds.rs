@@ -1,10 +1,16 @@
 //! Makes the seed corpus with the product itself and `qemu-img`: small archives of small disks, and small images with
 //! every feature. `seeds FOLDER` writes a folder for each target.
+//!
+//! It is built with the targets, so it must have their instrumentation's runtime and hence their shape: the work
+//! is done where a target is initialised.
+
+#![no_main]
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use libfuzzer_sys::fuzz_target;
 use virtfold::archive::manifest::Manifest;
 use virtfold::archive::stream::Compression;
 use virtfold::archive::tar_parser::{Event, MemberParser};
@@ -14,7 +20,15 @@ use virtfold::job::backup::{self, BackupRequest, Destination, ImageSpec};
 use virtfold::table::Layout;
 use virtfold::units::BlockSize;
 
-fn main() {
+fuzz_target!(
+    init: {
+        make();
+        std::process::exit(0)
+    },
+    |_data: &[u8]| {}
+);
+
+fn make() {
     let folder = PathBuf::from(std::env::args_os().nth(1).expect("usage: seeds FOLDER"));
     let work = folder.join("work");
     fs::create_dir_all(&work).unwrap();
