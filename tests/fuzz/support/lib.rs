@@ -1,4 +1,4 @@
-//! What the fuzz targets share: a bound on every allocation, files in memory, and the repair of check sums.
+//! What the fuzz targets share: files in memory, archives made of mutated bodies, and the repair of check sums.
 //!
 //! Almost everything in an archive is guarded by a check sum, and a mutation that is found by one has tested
 //! the check sum and nothing else. So the first byte of an input says which guards are put right before the
@@ -8,7 +8,6 @@
 mod archive;
 mod repair;
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::fs::File;
 use std::io::Write;
 use std::sync::Arc;
@@ -19,48 +18,6 @@ use virtfold::error::{Error, ErrorKind, Result};
 
 pub use archive::{DiskBytes, Survey, frame, seal, survey_pass};
 pub use repair::{frames, tar_sums};
-
-/// The largest single allocation, bytes. libFuzzer's own -malloc_limit_mb works only with a sanitizer's hooks.
-const LARGEST: usize = 256 << 20;
-
-/// The system's allocator, with a bound.
-struct Bounded;
-
-// SAFETY: everything is passed on to the system's allocator unchanged, save requests that end the process.
-unsafe impl GlobalAlloc for Bounded {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        bound(layout.size());
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        bound(layout.size());
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn realloc(&self, old: *mut u8, layout: Layout, len: usize) -> *mut u8 {
-        bound(len);
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.realloc(old, layout, len) }
-    }
-
-    unsafe fn dealloc(&self, old: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.dealloc(old, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Bounded = Bounded;
-
-fn bound(len: usize) {
-    if len > LARGEST {
-        eprintln!("one allocation of {len} bytes, {LARGEST} is the limit");
-        std::process::abort();
-    }
-}
 
 /// The first byte, which says what to repair, and the rest.
 pub fn flags(data: &[u8]) -> Option<(u8, &[u8])> {

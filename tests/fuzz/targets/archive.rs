@@ -39,10 +39,10 @@ fuzz_target!(|data: &[u8]| {
     let salvaged = read_all(&archive, Trust::Salvage);
     if let Some(sound) = sound {
         let strict = strict.as_ref().expect("what one pass calls sound can be opened");
-        assert_eq!(&sound.disks, strict, "one archive, one content");
+        assert!(&sound.disks == strict, "one archive, one content");
     }
     if let Some(strict) = strict {
-        assert_eq!(salvaged.as_ref(), Some(&strict), "salvage gives what strict reading gives");
+        assert!(salvaged.as_ref() == Some(&strict), "salvage gives what strict reading gives");
     }
 });
 

@@ -1,10 +1,10 @@
-//! The carrier of a stream: seek table, walk along the frames and scan; from a file and from a pipe. Both end, both
-//! give the same where they say the same of the end, and reading at a place gives what reading in order gave.
+//! The carrier of a stream: seek table, walk along the frames and scan; from a file and from a pipe. Both end, what
+//! one calls whole and undamaged the other gives byte for byte, and reading at a place gives what reading in order gave.
 
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use virtfold::archive::stream::{Chunk, ChunkState, RandomStream, read_pipe};
+use virtfold::archive::stream::{Chunk, ChunkState, RandomStream, StreamEnd, read_pipe};
 use virtfold::units::StreamOffset;
 use virtfold_fuzz::{Memory, flags, frames, no_defect, options};
 
@@ -35,9 +35,11 @@ fuzz_target!(|data: &[u8]| {
     }))
     .expect("a stream in memory can be read");
     check_places(&stream, &random);
-    if pipe.as_ref() == Some(stream.end()) {
-        let intact = |all: &Delivered| all.iter().filter(|(_, b)| b.is_some()).cloned().collect::<Vec<_>>();
-        assert_eq!(intact(&piped), intact(&random), "a pipe and a file give one stream");
+    // Where something is damaged, the table and the walk may find different frames.
+    let clean = |end: &StreamEnd, all: &Delivered| end.is_whole() && all.iter().all(|(_, b)| b.is_some());
+    if clean(stream.end(), &random) || pipe.as_ref().is_some_and(|end| clean(end, &piped)) {
+        assert!(piped == random, "a pipe and a file give one stream");
+        assert_eq!(pipe.as_ref(), Some(stream.end()));
     }
 });
 
@@ -62,7 +64,7 @@ fn check_places(stream: &RandomStream<'_>, random: &Delivered) {
         let mut buf = vec![0; before + behind];
         let from = StreamOffset::new(next - before as u64);
         stream.read_at(from, &mut buf).expect("what was delivered can be read");
-        assert_eq!(buf, [&first[first.len() - before..], &second[..behind]].concat());
+        assert!(buf == [&first[first.len() - before..], &second[..behind]].concat(), "at {from}");
     }
     let end = StreamOffset::new(stream.len());
     assert!(stream.read_at(end, &mut [0]).is_err(), "there is nothing behind the end");

@@ -47,7 +47,7 @@ fn both_ways<T: PartialEq + std::fmt::Debug>(
     let pieces = parse(&mut text.chunks(cut));
     match (whole, pieces) {
         (Ok(whole), Ok(pieces)) => {
-            assert_eq!(whole, pieces);
+            assert!(whole == pieces, "what is found depends on where the pieces end");
             Some(whole)
         }
         (Err(whole), Err(pieces)) => {
