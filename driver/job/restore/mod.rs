@@ -22,6 +22,7 @@ use crate::archive::stream::ReadOptions;
 use crate::durable::Existing;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::Format;
+use crate::medium::PipeSource;
 use crate::units::GuestOffset;
 
 /// Which disks go where.
@@ -139,12 +140,27 @@ pub(super) fn note_lost(damage: &mut Vec<Lost>, disk: &str, guest: GuestOffset, 
 /// When the archive is damaged or incomplete (unless a partial restore was asked for), does not have the disks, or
 /// when a target can't be made. No file has then appeared.
 pub fn run(request: &RestoreRequest, control: &Control) -> Result<RestoreReport> {
+    if request.archive.as_os_str() == "-" {
+        let input = PipeSource::stdin(std::sync::Arc::clone(&control.cancel))?;
+        return run_from(request, control, input);
+    }
     let started = Instant::now();
-    let mut report = if request.archive.as_os_str() == "-" {
-        pipe::restore(request, control)?
-    } else {
-        file::restore(request, control)?
-    };
+    let mut report = file::restore(request, control)?;
+    report.seconds = started.elapsed().as_secs_f64();
+    Ok(report)
+}
+
+/// As [`run`], from an archive that comes front to back from `input`; the request's archive is its name in messages.
+///
+/// # Errors
+/// As [`run`], and those of `input`.
+pub fn run_from(
+    request: &RestoreRequest,
+    control: &Control,
+    input: impl std::io::Read + Send,
+) -> Result<RestoreReport> {
+    let started = Instant::now();
+    let mut report = pipe::restore(request, control, input)?;
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)
 }
