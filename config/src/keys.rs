@@ -27,6 +27,13 @@ pub struct Config {
     pub(crate) origins: BTreeMap<String, Place>,
 }
 
+impl Default for Config {
+    /// The configuration of a host that has no file.
+    fn default() -> Self {
+        Self { version: Version::V1, defaults: Defaults::default(), origins: BTreeMap::new() }
+    }
+}
+
 /// What a backup does where its command line says nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
@@ -38,7 +45,7 @@ pub struct Defaults {
     pub layout: Layout,
     /// The granularity of the fold. Not set: the source's own (its cluster size for qcow2, 64KiB for raw).
     pub block_size: Option<BlockSize>,
-    /// The most bytes of a disk that are read in a second. Not set: no limit.
+    /// The most bytes of an archive that are written in a second. Not set: no limit.
     pub limit_rate: Option<Rate>,
     /// Threads that read, digest and compress. Not set: one for each processor.
     pub workers: Option<Workers>,

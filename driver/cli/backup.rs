@@ -15,6 +15,7 @@ use virtfold::units::{BlockSize, Human};
 
 use super::Signals;
 use super::args;
+use super::config::ConfigFlag;
 use super::exit::Outcome;
 use super::report::{JsonFlag, Stdout, Style, Ticker, result};
 
@@ -46,24 +47,27 @@ pub(crate) struct Args {
     /// The directory for the archive, or - for standard output
     #[arg(long, value_name = "DIR|-")]
     to: PathBuf,
-    /// none, zstd or zstd:LEVEL (1 to 19)
-    #[arg(long, value_name = "HOW", default_value = "none", value_parser = args::compression)]
-    compress: Compression,
+    /// none, zstd or zstd:LEVEL (1 to 19) [default: the configuration's; zstd]
+    #[arg(long, value_name = "HOW")]
+    compress: Option<virtfold_config::Compression>,
     /// Copy used blocks (compact), or every block as a conventional all-block copy does (full)
-    #[arg(long, value_enum, default_value = "compact")]
-    layout: LayoutArg,
-    /// The granularity of the copy, 4KiB to 2MiB [default: a qcow2's cluster size, 64KiB for raw]
-    #[arg(long, value_name = "SIZE", value_parser = args::block_size)]
-    block_size: Option<BlockSize>,
-    /// Write no more than this many bytes a second, for example 100MiB
-    #[arg(long, value_name = "SIZE", value_parser = args::rate)]
-    limit_rate: Option<RateLimit>,
+    /// [default: the configuration's; compact]
+    #[arg(long, value_enum)]
+    layout: Option<LayoutArg>,
+    /// The granularity of the copy, 4KiB to 2MiB [default: the configuration's; the cluster size of a qcow2, 64KiB for raw]
+    #[arg(long, value_name = "SIZE")]
+    block_size: Option<virtfold_config::BlockSize>,
+    /// Write no more than this many bytes a second, for example 100MiB [default: the configuration's; no limit]
+    #[arg(long, value_name = "SIZE")]
+    limit_rate: Option<virtfold_config::Rate>,
     /// The images do not change during the backup: a QEMU that has them open is accepted
     #[arg(long)]
     frozen: bool,
-    /// Threads that read, digest and compress [default: one a core]
-    #[arg(long, value_name = "N", value_parser = args::workers)]
-    workers: Option<usize>,
+    /// Threads that read, digest and compress [default: the configuration's; one a core]
+    #[arg(long, value_name = "N")]
+    workers: Option<virtfold_config::Workers>,
+    #[command(flatten)]
+    config: ConfigFlag,
     #[command(flatten)]
     json: JsonFlag,
 }
@@ -94,7 +98,7 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-fn request(args: Args) -> Result<BackupRequest> {
+fn images(args: &Args) -> Result<Vec<ImageSpec>> {
     let count = args.image.len();
     let per_image = |what: &str, given: usize| {
         Error::new(ErrorKind::Usage, format!("{count} images need {count} times {what}, not {given} times"))
@@ -106,30 +110,45 @@ fn request(args: Args) -> Result<BackupRequest> {
         return Err(per_image("--name", args.name.len()).into());
     }
     let formats = args.format.iter().copied().cycle();
-    let names = args.name.into_iter().map(Some).chain(std::iter::repeat(None));
-    let images = args.image.into_iter().zip(formats).zip(names).enumerate();
-    let images = images
-        .map(|(index, ((path, format), name))| ImageSpec {
-            path,
-            format,
-            target: name.unwrap_or_else(|| backup::default_target(index)),
-        })
-        .collect();
+    let specs = args.image.iter().zip(formats).enumerate().map(|(index, (path, format))| ImageSpec {
+        path: path.clone(),
+        format,
+        target: args.name.get(index).cloned().unwrap_or_else(|| backup::default_target(index)),
+    });
+    Ok(specs.collect())
+}
+
+fn request(args: Args) -> Result<BackupRequest> {
+    let images = images(&args)?;
+    let defaults = args.config.load()?.defaults;
     let destination =
         if args.to.as_os_str() == "-" { Destination::Stdout } else { Destination::Directory(args.to) };
+    let layout = args.layout.map_or(defaults.layout, |layout| match layout {
+        LayoutArg::Compact => virtfold_config::Layout::Compact,
+        LayoutArg::Full => virtfold_config::Layout::Full,
+    });
+    let block_size = args.block_size.or(defaults.block_size).map(virtfold_config::BlockSize::get);
+    let limit_rate = args.limit_rate.or(defaults.limit_rate).map(virtfold_config::Rate::get);
     Ok(BackupRequest {
         images,
         label: args.label,
         destination,
-        compression: args.compress,
-        layout: match args.layout {
-            LayoutArg::Compact => Layout::Compact,
-            LayoutArg::Full => Layout::Full,
+        compression: match args.compress.unwrap_or(defaults.compress) {
+            virtfold_config::Compression::None => Compression::None,
+            virtfold_config::Compression::Zstd { level } => Compression::Zstd { level },
         },
-        block_size: args.block_size,
-        limit_rate: args.limit_rate,
+        layout: match layout {
+            virtfold_config::Layout::Compact => Layout::Compact,
+            virtfold_config::Layout::Full => Layout::Full,
+        },
+        block_size: block_size
+            .map(|bytes| BlockSize::new(bytes).ok_or_else(|| args::mismatch("block size")))
+            .transpose()?,
+        limit_rate: limit_rate
+            .map(|rate| RateLimit::new(rate).ok_or_else(|| args::mismatch("rate")))
+            .transpose()?,
         usage: if args.frozen { Use::Frozen } else { Use::Checked },
-        workers: args.workers.unwrap_or_else(args::default_workers),
+        workers: args::workers(args.workers.or(defaults.workers)),
     })
 }
 

@@ -21,8 +21,9 @@ Exit codes:
   130  ended by SIGINT     143  ended by SIGTERM
 
 Environment:
-  VIRTFOLD_LOG  what is logged to standard error, for example 'debug' (default: warn)
-  TMPDIR        where tables too large for memory go (default: /tmp)";
+  VIRTFOLD_CONFIG  the configuration file (default: /etc/virtfold/config.yaml)
+  VIRTFOLD_LOG     what is logged to standard error, for example 'debug' (default: warn)
+  TMPDIR           where tables too large for memory go (default: /tmp)";
 
 /// How a run that printed its own result ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,6 +5,7 @@
 
 mod args;
 mod backup;
+mod config;
 mod exit;
 mod list;
 mod map;
@@ -41,6 +42,7 @@ enum Verb {
     Show(show::Args),
     Table(table::Args),
     Map(map::Args),
+    Config(config::Args),
 }
 
 /// Signals as flags: `stop` is set by the first SIGINT or SIGTERM, `signal` says which.
@@ -95,6 +97,7 @@ impl Verb {
             Self::Show(args) => show::run(&args),
             Self::Table(args) => table::run(&args),
             Self::Map(args) => map::run(&args),
+            Self::Config(args) => config::run(&args),
         }
     }
 }

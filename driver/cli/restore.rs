@@ -10,7 +10,8 @@ use virtfold::image::Format;
 use virtfold::job::restore::{self, Checking, RestoreReport, RestoreRequest, Selection};
 use virtfold::job::target::Method;
 use virtfold::job::{Control, Progress};
-use virtfold::units::{Human, parse_size};
+use virtfold::units::Human;
+use virtfold_config::parse_size;
 
 use super::Signals;
 use super::args;
@@ -58,8 +59,8 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with = "partial")]
     unverified: bool,
     /// Threads that read, decompress and check [default: one a core]
-    #[arg(long, value_name = "N", value_parser = args::workers)]
-    workers: Option<usize>,
+    #[arg(long, value_name = "N")]
+    workers: Option<virtfold_config::Workers>,
     #[command(flatten)]
     json: JsonFlag,
 }
@@ -116,7 +117,7 @@ fn request(args: Args) -> Result<RestoreRequest> {
             (false, true) => Checking::Later,
             (false, false) => Checking::All,
         },
-        workers: args.workers.unwrap_or_else(args::default_workers),
+        workers: args::workers(args.workers),
     })
 }
 

@@ -25,8 +25,8 @@ pub(crate) struct Args {
     /// The archive
     archive: PathBuf,
     /// Threads that decompress and check [default: one a core]
-    #[arg(long, value_name = "N", value_parser = args::workers)]
-    workers: Option<usize>,
+    #[arg(long, value_name = "N")]
+    workers: Option<virtfold_config::Workers>,
     #[command(flatten)]
     json: JsonFlag,
 }
@@ -34,10 +34,7 @@ pub(crate) struct Args {
 /// Runs the verb.
 pub(crate) fn run(args: &Args, signals: &Signals) -> Result<Outcome> {
     let style = Style::from_flag(&args.json);
-    let request = VerifyRequest {
-        archive: args.archive.clone(),
-        workers: args.workers.unwrap_or_else(args::default_workers),
-    };
+    let request = VerifyRequest { archive: args.archive.clone(), workers: args::workers(args.workers) };
     let progress = Arc::new(Progress::default());
     let ticker = Ticker::start(style, Stdout::Free, &progress)?;
     let report = verify::run(&request, &Control { cancel: Arc::clone(&signals.stop), progress });
@@ -59,8 +56,8 @@ fn text(report: &VerifyReport) -> String {
     }
     let verdict = match (report.sound, report.complete) {
         (true, _) => "sound",
-        (false, true) => "DAMAGED",
-        (false, false) => "INCOMPLETE",
+        (false, true) => "damaged",
+        (false, false) => "incomplete",
     };
     text +=
         &format!("{}: {verdict}, {} read in {:.1} s", report.archive, Human(report.bytes), report.seconds);

@@ -120,10 +120,10 @@ pub(super) fn check_end(name: &str, end: &StreamEnd) -> Result<()> {
     match &end.table {
         TableState::Plain | TableState::Intact => Ok(()),
         TableState::Damaged(why) => damaged(format!("its seek table: {why}")),
-        TableState::Missing => Err(Error::new(
-            ErrorKind::Incomplete,
-            format!("'{name}' is incomplete: its seek table is not there"),
-        )),
+        TableState::Cut | TableState::Missing => {
+            let message = format!("'{name}' is incomplete: its seek table is not all there");
+            Err(Error::new(ErrorKind::Incomplete, message))
+        }
     }
 }
 

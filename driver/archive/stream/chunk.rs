@@ -97,6 +97,8 @@ pub enum TableState {
     Intact,
     /// It is not, for this reason.
     Damaged(String),
+    /// The file ends within it.
+    Cut,
     /// There is none.
     Missing,
 }

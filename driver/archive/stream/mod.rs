@@ -132,9 +132,16 @@ fn detect(first: &[u8]) -> Option<Carrier> {
     (same(257, b"ustar") >= 4).then_some(Carrier::Plain)
 }
 
-fn unrecognised(name: &str) -> Error {
+/// The error of an input that begins with `first` (up to 512 bytes) and is no archive by it. One that ends
+/// before it could be told is taken for what a broken copy leaves.
+fn unrecognised(name: &str, first: &[u8]) -> Error {
+    if first.len() < 512 {
+        let message =
+            format!("'{name}' ends after {} bytes, before an archive can be told by them", first.len());
+        return Error::new(ErrorKind::Incomplete, message);
+    }
     Error::new(ErrorKind::Damaged, format!("'{name}' does not begin as a virtfold archive does"))
-        .with_hint("if it is one, its beginning is damaged: say whether it is compressed")
+        .with_hint("if it is one, its beginning is damaged; if it is encrypted or packed, unpack it first")
 }
 
 /// The error of a cancelled run, when `cancel` is set.

@@ -43,7 +43,7 @@ pub fn read_pipe(
 ) -> Result<StreamEnd> {
     let mut input = Pipe { input, name, bytes: Vec::new(), start: 0, unneeded: 0, ended: false };
     let first = input.peek(0, PROBE)?;
-    let carrier = options.carrier.or_else(|| detect(first)).ok_or_else(|| unrecognised(name))?;
+    let carrier = options.carrier.or_else(|| detect(first)).ok_or_else(|| unrecognised(name, first))?;
     let workers = options.workers.max(1);
     let limit = slot_limit(workers);
     thread::scope(|scope| {

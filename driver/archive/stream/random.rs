@@ -253,7 +253,10 @@ fn carrier_of(file: &dyn ReadAt) -> Result<Carrier> {
         return Ok(carrier);
     }
     let last = input.peek(file.len().saturating_sub(4), 4)?;
-    if seek_table::is_end(last) { Ok(Carrier::Framed) } else { Err(unrecognised(file.name())) }
+    if seek_table::is_end(last) {
+        return Ok(Carrier::Framed);
+    }
+    Err(unrecognised(file.name(), input.peek(0, 512)?))
 }
 
 /// Takes the frames from the seek table; the archive's id from the first frames.

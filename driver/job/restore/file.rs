@@ -19,7 +19,10 @@ pub(super) fn restore(request: &RestoreRequest, control: &Control) -> Result<Res
     let trust = if request.checking == Checking::Partial { Trust::Salvage } else { Trust::Strict };
     control.progress.enter("opening", 0);
     let options = read_options(request, control);
-    let index = ArchiveIndex::open(&source, &options, trust).map_err(|e| refuse(&name, e))?;
+    let index = ArchiveIndex::open(&source, &options, trust).map_err(|e| match trust {
+        Trust::Strict => refuse(&name, e),
+        Trust::Salvage => e.within(format!("nothing of '{name}' can be restored")),
+    })?;
     let specs = selected(request, index.head())?;
     let mut restorer =
         Restorer { request, control, source: &source, index: &index, report: report(name, &index) };
