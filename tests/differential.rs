@@ -48,7 +48,10 @@ fn run_shard(shard: u64) {
         return;
     }
     let cases = number_from_env("VIRTFOLD_CASES").unwrap_or(CASES);
-    (0..cases).filter(|case| case % SHARDS == shard).for_each(run_case);
+    // A case that fails does not keep the others from being tried.
+    let fails = |case: &u64| std::panic::catch_unwind(|| run_case(*case)).is_err();
+    let failed: Vec<u64> = (0..cases).filter(|case| case % SHARDS == shard).filter(fails).collect();
+    assert!(failed.is_empty(), "cases {failed:?} of seed {} failed, see above", run_seed());
 }
 
 /// Prints what a failing case was; drops silently when it passed.
@@ -113,6 +116,12 @@ impl Plan {
         }
     }
 
+    /// The block size, where it was asked for and is smaller than the source's clusters (64 KiB for raw).
+    fn blocks_below_clusters(&self, disk: &Disk) -> Option<u64> {
+        let cluster = disk.options.as_ref().map_or(64 * KIB, |options| options.cluster_size);
+        self.block_size.as_ref().map(|size| size.parse().unwrap()).filter(|block| *block < cluster)
+    }
+
     fn backup_args(&self) -> Vec<&str> {
         let mut args = vec!["--compress", self.compress, "--layout", self.layout];
         if let Some(size) = &self.block_size {
@@ -153,7 +162,7 @@ fn assert_no_larger_than_needed(disk: &Disk, target: &Image) {
 }
 
 fn rewrite_to_qcow2(disk: &Disk, archive: &Path, scratch: &Scratch) {
-    let folder = scratch.join("out");
+    let folder = scratch.folder("out");
     let args = ["restore", text(archive), "--output", text(&folder), "--format", "qcow2"];
     run(&mut virtfold(args)).ok();
     assert_eq!(names(&folder), ["vda.qcow2"]);
@@ -178,22 +187,50 @@ fn assert_options_kept(options: &Options, target: &Image) {
 
 fn remap_to_qcow2(disk: &Disk, archive: &Path, scratch: &Scratch, plan: &Plan) {
     let target = Image::new(scratch.join("remap.qcow2"), Format::Qcow2);
-    restore(archive, &target, Method::Remap).ok();
-    assert_restored(disk, &target);
-    // The dense order stays: `map` sees the data rise in the file as it does on the disk.
-    assert_maps_agree(&target);
-    if let (Some(options), None) = (&disk.options, &plan.block_size) {
-        let info = target.info();
-        assert_eq!(info["format-specific"]["data"]["compat"], options.compat, "compat of the remapped image");
+    match plan.blocks_below_clusters(disk) {
+        Some(block) => remap_small_blocks(disk, archive, &target, block),
+        None => {
+            restore(archive, &target, Method::Remap).ok();
+            if let Some(options) = &disk.options {
+                assert_options_kept(options, &target);
+            }
+        }
     }
-    std::fs::remove_file(&target.path).unwrap();
+    if target.path.exists() {
+        assert_restored(disk, &target);
+        assert_maps_agree(&target);
+        std::fs::remove_file(&target.path).unwrap();
+    }
+}
+
+/// Dense bytes in blocks smaller than the source's clusters may be no whole clusters: then a remap is refused,
+/// and the clusters must be as small as the blocks. Extended L2 entries allow for none below 16 KiB.
+fn remap_small_blocks(disk: &Disk, archive: &Path, target: &Image, block: u64) {
+    let first = restore(archive, target, Method::Remap).exits_one_of(&[exit::OK, exit::USAGE]);
+    if first.code() == Some(exit::OK) {
+        return;
+    }
+    assert!(!target.path.exists(), "a refused restore made its target");
+    let too_small = block < 16 * KIB && disk.options.as_ref().is_some_and(|options| options.extended_l2);
+    let (to, size) = (format!("vda={}", target.text()), block.to_string());
+    let mut args = restore_args(text(archive), &to, Format::Qcow2, Method::Remap);
+    args.extend(["--cluster-size", &size]);
+    let second = run(&mut virtfold(args));
+    if too_small {
+        second.exits(exit::USAGE);
+        assert!(!target.path.exists(), "a refused restore made its target");
+    } else {
+        second.ok();
+        assert_eq!(target.info()["cluster-size"], block);
+    }
 }
 
 /// `backup --to - | restore -`, and the archive file through a pipe.
 fn through_pipes(disk: &Disk, scratch: &Scratch, plan: &Plan) {
     let target = Image::new(scratch.join("piped.qcow2"), Format::Qcow2);
     let to = format!("vda={}", target.text());
-    let method = if plan.layout == "compact" { Method::Remap } else { Method::Rewrite };
+    let remap = plan.layout == "compact" && plan.blocks_below_clusters(disk).is_none();
+    let method = if remap { Method::Remap } else { Method::Rewrite };
     let (first, second) = pipe(
         &mut virtfold(backup_args(&disk.top, "-", &plan.backup_args())),
         &mut virtfold(restore_args("-", &to, target.format, method)),
@@ -256,8 +293,6 @@ fn an_archive_on_standard_output_is_the_same_kind_of_file() {
         first.ok();
         second.ok();
         verify(&file).ok();
-        let (_, verified) = pipe(&mut tool("cat", [&file]), &mut virtfold(["verify", "-"]));
-        verified.ok();
         let target = Image::new(scratch.join(format!("{compress}.raw")), Format::Raw);
         let to = format!("vda={}", target.text());
         let mut reader = virtfold(restore_args("-", &to, Format::Raw, Method::Rewrite));
@@ -279,7 +314,7 @@ fn several_disks_go_into_one_archive() {
         args.extend(["--image", disk.top.text(), "--format", disk.top.format.name(), "--name", name]);
     }
     let archive = run(&mut virtfold(args)).ok().last_line().to_owned();
-    let folder = scratch.join("out");
+    let folder = scratch.folder("out");
     run(&mut virtfold(["restore", &archive, "--output", text(&folder), "--format", "raw"])).ok();
     assert_eq!(names(&folder), ["vda.raw", "vdb.raw"]);
     for (disk, name) in disks.iter().zip(["vda.raw", "vdb.raw"]) {
