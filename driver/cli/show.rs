@@ -46,8 +46,8 @@ pub(crate) fn outcome(status: Status) -> Outcome {
 pub(crate) fn status(status: Status) -> &'static str {
     match status {
         Status::Complete => "complete",
-        Status::Incomplete => "INCOMPLETE",
-        Status::Damaged => "DAMAGED",
+        Status::Incomplete => "incomplete",
+        Status::Damaged => "damaged",
         Status::Unreadable => "unreadable",
     }
 }

@@ -56,8 +56,8 @@ fn text(report: &VerifyReport) -> String {
     }
     let verdict = match (report.sound, report.complete) {
         (true, _) => "sound",
-        (false, true) => "DAMAGED",
-        (false, false) => "INCOMPLETE",
+        (false, true) => "damaged",
+        (false, false) => "incomplete",
     };
     text +=
         &format!("{}: {verdict}, {} read in {:.1} s", report.archive, Human(report.bytes), report.seconds);

@@ -15,7 +15,7 @@ mod source;
 use serde::Serialize;
 
 pub use self::file::FileMedium;
-pub use self::pipe::PipeMedium;
+pub use self::pipe::{PipeMedium, PipeSource};
 pub use self::rate::{RateLimit, RateLimited};
 pub use self::source::FileSource;
 use crate::archive::stream::Sink;

@@ -1,6 +1,9 @@
 //! A restore from a pipe: one pass, front to back. The targets are written as the data arrive and get their names
 //! when the pass has found the whole archive sound.
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
 use super::{RestoreReport, RestoreRequest, RestoredDisk, format_name, method_name, read_options, selected};
 use crate::archive::manifest::Manifest;
 use crate::archive::reader::{Reader, Visitor};
@@ -8,6 +11,7 @@ use crate::archive::stream::read_pipe;
 use crate::error::{Error, ErrorKind, Result};
 use crate::job::target::{TargetDisk, TargetSpec};
 use crate::job::{Control, verify};
+use crate::medium::PipeSource;
 use crate::table::{CorrespondenceTable, Run};
 
 /// Restores from standard input.
@@ -16,7 +20,12 @@ pub(super) fn restore(request: &RestoreRequest, control: &Control) -> Result<Res
     let mut disks = Disks { request, control, wanted: Vec::new(), targets: Vec::new(), done: Vec::new() };
     let options = read_options(request, control);
     let mut reader = Reader::new(&mut disks);
-    let end = read_pipe(std::io::stdin(), NAME, &options, |chunk| reader.chunk(&chunk))?;
+    let input = PipeSource::stdin(Arc::clone(&control.cancel))?;
+    let end = read_pipe(input, NAME, &options, |chunk| reader.chunk(&chunk)).map_err(|error| {
+        // The source ends a wait for a silent sender with an error of its own.
+        let ended = control.cancel.load(Ordering::Relaxed);
+        if ended { Error::new(ErrorKind::Interrupted, "the restore was interrupted") } else { error }
+    })?;
     verify::check_end(NAME, &end)?;
     reader.finish()?;
     control.progress.enter("syncing", 0);
