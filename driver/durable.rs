@@ -98,7 +98,8 @@ impl PartialFile {
     /// Makes the file durable under its final name.
     ///
     /// # Errors
-    /// When anything of it fails; the final name then does not exist, or is what it was.
+    /// When anything of it fails; the final name then does not exist, or is what it was. Only where the very last
+    /// step fails, the sync of the directory, is the file there, whole, under a name that a power cut may undo.
     pub fn commit(mut self, existing: Existing) -> Result<()> {
         let synced = self.flusher.finish().and_then(|()| self.file.sync_all());
         synced.map_err(|e| self.sync_failed(e))?;

@@ -39,6 +39,8 @@ pub struct VerifyReport {
     pub sound: bool,
     /// Whether the archive has its end.
     pub complete: bool,
+    /// Whether anything can be restored from it.
+    pub salvageable: bool,
     /// What is wrong, a sentence each; empty in a sound archive.
     pub faults: Vec<String>,
     /// The ranges of disks that are lost by it.
@@ -71,6 +73,7 @@ pub fn run(request: &VerifyRequest, control: &Control) -> Result<VerifyReport> {
         archive: request.archive.display().to_string(),
         sound: false,
         complete: true,
+        salvageable: true,
         faults: Vec::new(),
         damage: Vec::new(),
         root: None,
@@ -101,7 +104,9 @@ fn pass(source: &FileSource, options: &ReadOptions, control: &Control) -> Result
     let mut reader = Reader::new(&mut watcher);
     let end = read_pipe(source.file(), source.name(), options, |chunk| reader.chunk(&chunk))?;
     end.check(source.name())?;
-    reader.finish()
+    let sound = reader.finish()?;
+    end.check_id(sound.head.archive)?;
+    Ok(sound)
 }
 
 /// Says what of the disks is lost.
@@ -115,6 +120,7 @@ fn survey(
         Ok(index) => index,
         Err(error) if error.kind() == ErrorKind::Damaged || error.kind() == ErrorKind::Incomplete => {
             report.faults.push(format!("nothing can be restored from it: {error}"));
+            report.salvageable = false;
             return Ok(());
         }
         Err(error) => return Err(error),

@@ -108,6 +108,12 @@ impl<'a> ArchiveIndex<'a> {
             Ok(()) => {}
         }
         let (head, disks) = found.into_parts()?;
+        if let Err(error) = stream.end().check_id(head.archive) {
+            match trust {
+                Trust::Strict => return Err(error),
+                Trust::Salvage => notes.push(error.to_string()),
+            }
+        }
         Ok(Self { stream, head, disks, tail, complete: complete && whole, notes })
     }
 

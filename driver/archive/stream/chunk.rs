@@ -141,6 +141,22 @@ impl StreamEnd {
             && self.trailing.is_none()
     }
 
+    /// Holds the archive that the frames name against the one that the head names.
+    ///
+    /// # Errors
+    /// Damaged, where they are not the same; a plain stream has no frames to name one.
+    pub fn check_id(&self, head: Uuid) -> Result<()> {
+        match self.archive_id {
+            Some(id) if id != head => {
+                let message = format!(
+                    "the archive is damaged: its frames are those of {id}, its head is that of {head}"
+                );
+                Err(Error::new(ErrorKind::Damaged, message))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Holds what was found at the end of the file `name` against what must be there.
     ///
     /// # Errors

@@ -92,7 +92,7 @@ pub trait Sink: Send {
 pub struct StreamOptions {
     /// How the chunks are carried.
     pub compression: Compression,
-    /// Threads that read, digest and compress; at least one is used.
+    /// Threads that read, digest and compress; at least one is used. The planning thread waits most of the time.
     pub workers: usize,
     /// Names the archive in each frame.
     pub archive_id: Uuid,

@@ -32,7 +32,8 @@ pub(super) fn restore(
         }
     })?;
     end.check(name)?;
-    reader.finish()?;
+    let sound = reader.finish()?;
+    end.check_id(sound.head.archive)?;
     control.progress.enter("syncing", 0);
     for target in disks.targets.into_iter().flatten() {
         target.finish()?;
