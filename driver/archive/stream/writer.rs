@@ -114,8 +114,9 @@ fn run<T>(
 }
 
 /// Threads, and buffers in flight. Compressing takes long, so there is one thread more than workers: one may
-/// wait for the sink at any time. Copying takes less than fetching from memory what another core has in its
-/// cache, so a plain stream has few buffers, and two threads at least, one reading while the other writes.
+/// wait for the sink at any time. A plain stream is limited by the copies into and out of the page cache, so it
+/// has few buffers, which stay in the processor's cache, and at least two threads, one reading while the other
+/// writes.
 fn crew(options: &StreamOptions) -> (usize, usize) {
     match options.compression {
         Compression::None => {
