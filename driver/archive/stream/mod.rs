@@ -6,7 +6,7 @@
 //! a file at any place, or a range of it in order with all workers. Either way every byte of a framed stream is
 //! checked, and damage is delivered as a range of the stream, with reading going on behind it.
 //!
-//! Invariants: memory is bounded by the number of chunks in flight (two for each thread and four more), never
+//! Invariants: memory is bounded by the number of chunks in flight (two for each thread, and four more at most), never
 //! by the stream; no length from an archive is believed before it is bounded; an error of any thread ends all
 //! of them and is returned as it is.
 //!
