@@ -193,6 +193,13 @@ impl MapParser {
         // Runs lie apart inside the capacity, so neither sum can overflow.
         self.dense_len += len;
         self.runs += 1;
+        let announced = match self.place.end {
+            End::Member(size) => size - self.used,
+            End::Copy { dense_len } => dense_len,
+        };
+        if self.dense_len > announced {
+            return Err(self.bad("has more dense bytes than announced"));
+        }
         Ok(Some(Run { guest: GuestOffset::new(offset), len }))
     }
 

@@ -8,7 +8,7 @@ use virtfold::job::inspect::{self, Glance, Status};
 use virtfold::units::Human;
 
 use super::exit::Outcome;
-use super::report::{JsonFlag, Stdout, Style, result};
+use super::report::{JsonFlag, Stdout, Style, printable, result};
 
 /// Show what an archive holds
 ///
@@ -54,9 +54,14 @@ pub(crate) fn status(status: Status) -> &'static str {
 
 fn text(glance: &Glance) -> String {
     let mut text = format!("archive    {}\n", glance.archive);
-    text += &format!("status     {}\n", status(glance.status));
+    let scope = if glance.status == Status::Complete {
+        " (by its tables; 'virtfold verify' reads all of it)"
+    } else {
+        ""
+    };
+    text += &format!("status     {}{scope}\n", status(glance.status));
     for fault in &glance.faults {
-        text += &format!("fault      {fault}\n");
+        text += &format!("fault      {}\n", printable(fault));
     }
     text += &format!("size       {}\n", Human(glance.bytes));
     if let Some(head) = &glance.head {

@@ -118,10 +118,26 @@ pub fn default_target(index: usize) -> String {
 /// # Errors
 /// When an image can't be read or trusted, is in use, or the medium fails; no archive then has its final name.
 pub fn run(request: &BackupRequest, control: &Control) -> Result<BackupReport> {
+    run_to(request, control, |name| open_medium(&request.destination, name))
+}
+
+/// As [`run`], to the medium that `open` makes for the archive's name; the request's destination is not looked
+/// at. The medium is held to the request's rate.
+///
+/// # Errors
+/// As [`run`]; those of `open`, which is called when all tables have been read.
+pub fn run_to(
+    request: &BackupRequest,
+    control: &Control,
+    open: impl FnOnce(&str) -> Result<Box<dyn Medium>>,
+) -> Result<BackupReport> {
     let started = Instant::now();
     let disks = fold_all(request, control)?;
     let head = head(request, &disks)?;
-    let medium = open_medium(request, &head)?;
+    let mut medium = open(&archive_name(&head, request.compression)?)?;
+    if let Some(limit) = request.limit_rate {
+        medium = Box::new(RateLimited::new(medium, limit));
+    }
     let (sealed, durable) = stream(request, control, &head, &disks, medium)?;
     Ok(BackupReport {
         archive: durable.name,
@@ -177,16 +193,14 @@ fn stream(
     Ok((sealed, medium.finish()?))
 }
 
-fn open_medium(request: &BackupRequest, head: &Manifest) -> Result<Box<dyn Medium>> {
-    let medium: Box<dyn Medium> = match &request.destination {
+fn open_medium(destination: &Destination, name: &str) -> Result<Box<dyn Medium>> {
+    Ok(match destination {
         Destination::Stdout => Box::new(PipeMedium::stdout()?),
-        Destination::Directory(directory) => {
-            Box::new(FileMedium::create(&directory.join(archive_name(head, request.compression)?))?)
+        Destination::Directory(directory) if !directory.is_dir() => {
+            let message = format!("the directory '{}' is not there", directory.display());
+            return Err(Error::new(ErrorKind::NotFound, message).with_hint("make it first"));
         }
-    };
-    Ok(match request.limit_rate {
-        Some(limit) => Box::new(RateLimited::new(medium, limit)),
-        None => medium,
+        Destination::Directory(directory) => Box::new(FileMedium::create(&directory.join(name))?),
     })
 }
 

@@ -1,9 +1,9 @@
-//! Standard output as a medium and standard input as a source: for `ssh`, `mbuffer` and whatever else carries
-//! a stream.
+//! A pipe as a medium, most often standard output, and standard input as a source: for `ssh`, `mbuffer` and
+//! whatever else carries a stream.
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
 
 use nix::poll::{PollFd, PollFlags, poll};
@@ -17,10 +17,16 @@ use crate::error::{Error, ErrorKind, IoContext, Result};
 #[derive(Debug)]
 pub struct PipeMedium {
     out: File,
+    name: &'static str,
     written: u64,
 }
 
 impl PipeMedium {
+    /// Takes the writing end of a pipe or socket.
+    pub fn new(out: OwnedFd) -> Self {
+        Self { out: File::from(out), name: "the pipe", written: 0 }
+    }
+
     /// Takes standard output.
     ///
     /// # Errors
@@ -32,13 +38,13 @@ impl PipeMedium {
                 .with_hint("pipe the output somewhere, or say --to DIR"));
         }
         let out = stdout.as_fd().try_clone_to_owned().at(|| "cannot write to standard output".to_owned())?;
-        Ok(Self { out: File::from(out), written: 0 })
+        Ok(Self { out: File::from(out), name: "standard output", written: 0 })
     }
 }
 
 impl Sink for PipeMedium {
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.out.write_all(bytes).at(|| "cannot write to standard output".to_owned())?;
+        self.out.write_all(bytes).at(|| format!("cannot write to {}", self.name))?;
         self.written += bytes.len() as u64;
         Ok(())
     }
@@ -49,7 +55,7 @@ impl Medium for PipeMedium {
         // Where standard output is a file, this is worth something; pipes and sockets answer EINVAL.
         match self.out.sync_all() {
             Err(error) if error.kind() != std::io::ErrorKind::InvalidInput => {
-                Err(Error::io("what was written to standard output did not reach the disk", error))
+                Err(Error::io(format!("what was written to {} did not reach the disk", self.name), error))
             }
             _ => Ok(Durable { name: "-".to_owned(), bytes: self.written }),
         }
@@ -82,6 +88,32 @@ impl PipeSource {
     }
 }
 
+impl PipeSource {
+    /// Whether `error` is what a wait ends with when the run is told to end.
+    pub fn was_told_to_end(error: &Error) -> bool {
+        let mut cause = std::error::Error::source(error);
+        while let Some(inner) = cause {
+            let io = inner.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+            if io.is_some_and(|io| io.is::<ToldToEnd>()) {
+                return true;
+            }
+            cause = inner.source();
+        }
+        false
+    }
+}
+
+#[derive(Debug)]
+struct ToldToEnd;
+
+impl std::fmt::Display for ToldToEnd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the run was told to end")
+    }
+}
+
+impl std::error::Error for ToldToEnd {}
+
 impl Read for PipeSource {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         while !self.cancel.load(Ordering::Relaxed) {
@@ -92,6 +124,6 @@ impl Read for PipeSource {
                 Err(errno) => return Err(errno.into()),
             }
         }
-        Err(io::Error::other("the run was told to end"))
+        Err(io::Error::other(ToldToEnd))
     }
 }

@@ -6,7 +6,7 @@
 //! a file at any place, or a range of it in order with all workers. Either way every byte of a framed stream is
 //! checked, and damage is delivered as a range of the stream, with reading going on behind it.
 //!
-//! Invariants: memory is bounded by the number of chunks in flight (two for each thread and four more), never
+//! Invariants: memory is bounded by the number of chunks in flight (two for each thread, and four more at most), never
 //! by the stream; no length from an archive is believed before it is bounded; an error of any thread ends all
 //! of them and is returned as it is.
 //!
@@ -92,7 +92,7 @@ pub trait Sink: Send {
 pub struct StreamOptions {
     /// How the chunks are carried.
     pub compression: Compression,
-    /// Threads that read, digest and compress; at least one is used.
+    /// Threads that read, digest and compress; at least one is used. The planning thread waits most of the time.
     pub workers: usize,
     /// Names the archive in each frame.
     pub archive_id: Uuid,
@@ -113,6 +113,9 @@ pub struct StreamTotals {
     pub chunks: u64,
 }
 
+/// What every plain archive begins with: the name of its first member.
+const FIRST_MEMBER: &[u8] = b"virtfold.json\0";
+
 /// Chunks in flight, hence buffers, with so many workers: each works on one and has one ready, and both ends
 /// have two each.
 fn slot_limit(workers: usize) -> usize {
@@ -132,16 +135,17 @@ fn detect(first: &[u8]) -> Option<Carrier> {
     (same(257, b"ustar") >= 4).then_some(Carrier::Plain)
 }
 
-/// The error of an input that begins with `first` (up to 512 bytes) and is no archive by it. One that ends
-/// before it could be told is taken for what a broken copy leaves.
+/// What is said of a file that begins with `first` and ends there or goes on; it is not known what it is.
 fn unrecognised(name: &str, first: &[u8]) -> Error {
-    if first.len() < 512 {
-        let message =
-            format!("'{name}' ends after {} bytes, before an archive can be told by them", first.len());
+    /// Before this many bytes a plain archive does not show what it is.
+    const PLAIN_MARK_END: usize = 262;
+    let begins = |mark: &[u8]| first.iter().zip(mark).all(|(a, b)| a == b);
+    if first.len() < PLAIN_MARK_END && (begins(&frame::PREFIX) || begins(FIRST_MEMBER)) {
+        let message = format!("'{name}' is incomplete: it ends within its first header");
         return Error::new(ErrorKind::Incomplete, message);
     }
     Error::new(ErrorKind::Damaged, format!("'{name}' does not begin as a virtfold archive does"))
-        .with_hint("if it is one, its beginning is damaged; if it is encrypted or packed, unpack it first")
+        .with_hint("if it is one, its beginning is damaged: say whether it is compressed")
 }
 
 /// The error of a cancelled run, when `cancel` is set.

@@ -104,13 +104,15 @@ impl Restorer<'_> {
                 Data::Lost => Err(lost(&self.report.archive, target, piece)),
             }
         })?;
+        let lost_here =
+            self.report.damage.iter().filter(|range| range.disk == target).map(|range| range.length).sum();
         self.report.disks.push(RestoredDisk {
             target: target.to_owned(),
             path: spec.path.display().to_string(),
             format: format_name(spec.format),
             method: method_name(spec.method),
             capacity: disk.table.capacity(),
-            data: dense_len,
+            data: dense_len.saturating_sub(lost_here),
             shared: shared.is_some(),
         });
         Ok(Some(output))

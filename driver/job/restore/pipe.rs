@@ -1,39 +1,45 @@
-//! A restore from a pipe: one pass, front to back. The targets are written as the data arrive and get their names
-//! when the pass has found the whole archive sound.
+//! A restore from a pipe or any other reader: one pass, front to back. The targets are written as the data arrive
+//! and get their names when the pass has found the whole archive sound.
 
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::io::Read;
 
 use super::{RestoreReport, RestoreRequest, RestoredDisk, format_name, method_name, read_options, selected};
 use crate::archive::manifest::Manifest;
 use crate::archive::reader::{Reader, Visitor};
 use crate::archive::stream::read_pipe;
 use crate::error::{Error, ErrorKind, Result};
+use crate::job::Control;
 use crate::job::target::{TargetDisk, TargetSpec};
-use crate::job::{Control, verify};
 use crate::medium::PipeSource;
 use crate::table::{CorrespondenceTable, Run};
 
-/// Restores from standard input.
-pub(super) fn restore(request: &RestoreRequest, control: &Control) -> Result<RestoreReport> {
-    const NAME: &str = "standard input";
+/// Restores from `input`.
+pub(super) fn restore(
+    request: &RestoreRequest,
+    control: &Control,
+    input: impl Read + Send,
+) -> Result<RestoreReport> {
+    let archive = request.archive.display().to_string();
+    let name = if archive == "-" { "standard input" } else { &archive };
     let mut disks = Disks { request, control, wanted: Vec::new(), targets: Vec::new(), done: Vec::new() };
     let options = read_options(request, control);
     let mut reader = Reader::new(&mut disks);
-    let input = PipeSource::stdin(Arc::clone(&control.cancel))?;
-    let end = read_pipe(input, NAME, &options, |chunk| reader.chunk(&chunk)).map_err(|error| {
-        // The source ends a wait for a silent sender with an error of its own.
-        let ended = control.cancel.load(Ordering::Relaxed);
-        if ended { Error::new(ErrorKind::Interrupted, "the restore was interrupted") } else { error }
+    let end = read_pipe(input, name, &options, |chunk| reader.chunk(&chunk)).map_err(|error| {
+        // The source ends its wait for a silent sender with an error of its own.
+        match PipeSource::was_told_to_end(&error) {
+            true => Error::new(ErrorKind::Interrupted, "the restore was interrupted"),
+            false => error,
+        }
     })?;
-    verify::check_end(NAME, &end)?;
-    reader.finish()?;
+    end.check(name)?;
+    let sound = reader.finish()?;
+    end.check_id(sound.head.archive)?;
     control.progress.enter("syncing", 0);
     for target in disks.targets.into_iter().flatten() {
         target.finish()?;
     }
     Ok(RestoreReport {
-        archive: "-".to_owned(),
+        archive,
         complete: true,
         verified: true,
         damage: Vec::new(),

@@ -1,117 +1,170 @@
-//! An archive's stream that nobody vouches for: headers, sparse maps, allocation tables, recovery copies, digests.
-//!
-//! The stream is parsed twice, whole and in small pieces, and both must find the same: a parser that is pushed
-//! must not care where the pieces end.
+//! Tar headers with pax records, sparse maps, allocation tables, recovery copies: however the bytes are cut, the
+//! parsers find the same.
 
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use virtfold::archive::allocation_csv::CsvParser;
-use virtfold::archive::end::{DigestsParser, EndRecord};
-use virtfold::archive::layout::Role;
+use virtfold::archive::allocation_csv::{AllocationRow, CsvParser};
 use virtfold::archive::recovery::RecoveryParser;
+use virtfold::archive::sparse::Run;
 use virtfold::archive::sparse_parser::{MapParser, MapPlace};
 use virtfold::archive::tar_parser::{Event, Member, MemberParser};
+use virtfold::error::Result;
 use virtfold::units::StreamOffset;
+use virtfold_fuzz::{flags, no_defect, tar_sums};
 
 fuzz_target!(|data: &[u8]| {
-    let Some((&piece, stream)) = data.split_first() else { return };
-    let whole = parse(stream, stream.len().max(1));
-    let pieces = parse(stream, usize::from(piece).max(1));
-    assert_eq!(whole, pieces, "what is found depends on where the pieces end");
+    let Some((flags, data)) = flags(data) else { return };
+    let cut = usize::from(flags >> 3) * 37 + 1;
+    match flags & 7 {
+        0 => members(data, cut),
+        1 => {
+            let mut data = data.to_vec();
+            tar_sums(&mut data);
+            members(&data, cut);
+        }
+        kind => {
+            let Some((numbers, text)) = data.split_first_chunk::<8>() else { return };
+            let number = u64::from_le_bytes(*numbers);
+            // Small numbers more often than chance has it.
+            let capacity = number >> (number % 64);
+            match kind {
+                2 | 3 => map(text, capacity, cut),
+                4 | 5 => csv(text, capacity, cut),
+                _ => recovery(text, cut),
+            }
+        }
+    }
 });
 
-/// What is inside of a member.
-enum Content {
-    Map(MapParser),
-    Csv(CsvParser),
-    Recovery(RecoveryParser),
-    Digests(DigestsParser),
-    End(Vec<u8>, StreamOffset),
-    Other,
+/// The text whole and in pieces must give the same.
+fn both_ways<T: PartialEq + std::fmt::Debug>(
+    text: &[u8],
+    cut: usize,
+    mut parse: impl FnMut(&mut dyn Iterator<Item = &[u8]>) -> Result<T>,
+) -> Option<T> {
+    let whole = parse(&mut std::iter::once(text));
+    let pieces = parse(&mut text.chunks(cut));
+    match (whole, pieces) {
+        (Ok(whole), Ok(pieces)) => {
+            assert!(whole == pieces, "what is found depends on where the pieces end");
+            Some(whole)
+        }
+        (Err(whole), Err(pieces)) => {
+            // The sentences name how far the parser had read, which differs.
+            assert_eq!(whole.kind(), pieces.kind(), "{whole:?}, in pieces: {pieces:?}");
+            no_defect::<T>(Err(whole))
+        }
+        (whole, pieces) => panic!("whole: {whole:?}, in pieces: {pieces:?}"),
+    }
 }
 
-/// Everything that was found, as text, up to the first error.
-fn parse(stream: &[u8], piece: usize) -> Vec<String> {
-    let mut found = Vec::new();
-    let mut parser = MemberParser::new();
-    let mut content = Content::Other;
-    for mut bytes in stream.chunks(piece) {
-        loop {
-            match parser.feed(&mut bytes) {
-                Ok(None) => break,
-                Ok(Some(Event::Begin(member))) => {
-                    content = Content::of(&member);
-                    found.push(format!("{member:?}"));
-                }
-                Ok(Some(Event::Content(bytes))) => {
-                    if content.feed(bytes, &mut found).is_none() {
-                        content = Content::Other;
+fn members(data: &[u8], cut: usize) {
+    both_ways(data, cut, |pieces| {
+        let mut parser = MemberParser::new();
+        let mut found: Vec<(Member, Vec<u8>)> = Vec::new();
+        let mut ended = 0;
+        for piece in pieces {
+            let mut rest = piece;
+            while let Some(event) = parser.feed(&mut rest)? {
+                match event {
+                    Event::Begin(member) => {
+                        assert!(member.header_at < member.content_at);
+                        found.push((member, Vec::new()));
                     }
-                }
-                Ok(Some(Event::End)) => content.finish(&mut found),
-                Ok(Some(Event::EndOfArchive)) => found.push("end".to_owned()),
-                Err(error) => {
-                    // The place in the message may be that of the piece.
-                    found.push(format!("{:?}", error.kind()));
-                    return found;
+                    Event::Content(bytes) => {
+                        assert!(!bytes.is_empty());
+                        found.last_mut().expect("content has a member").1.extend_from_slice(bytes);
+                    }
+                    Event::End => {
+                        let (member, content) = found.last().expect("an end has a member");
+                        assert_eq!(member.size, content.len() as u64);
+                    }
+                    Event::EndOfArchive => ended += 1,
                 }
             }
+            assert!(rest.is_empty());
         }
-    }
-    found.push(format!("{:?}", parser.finish().is_ok()));
-    found
+        assert!(ended <= 1);
+        Ok((found, parser.finish().is_ok()))
+    });
 }
 
-impl Content {
-    fn of(member: &Member) -> Self {
-        let at = member.content_at;
-        match (Role::of(&member.name), member.realsize) {
-            (Role::Disk(target), Some(realsize)) => {
-                Self::Map(MapParser::new(target, MapPlace::member(member.size, realsize), at))
+fn map(text: &[u8], capacity: u64, cut: usize) {
+    // A member is its map and its dense bytes: the latter are as many as the first eight bytes say.
+    let Some((dense, text)) = text.split_first_chunk::<4>() else { return };
+    let size = (text.len() as u64).next_multiple_of(512) + u64::from(u32::from_le_bytes(*dense));
+    both_ways(text, cut, |pieces| {
+        let mut parser = MapParser::new("vda", MapPlace::member(size, capacity), StreamOffset::ZERO);
+        let mut runs = Vec::new();
+        let mut used = 0;
+        for piece in pieces {
+            let mut rest = piece;
+            while let Some(run) = parser.feed(&mut rest)? {
+                runs.push(run);
             }
-            (Role::Allocation(_), _) => Self::Csv(CsvParser::new(&member.name, 1 << 30, at)),
-            (Role::RecoveryMap(target), _) => Self::Recovery(RecoveryParser::new(target, member.size, at)),
-            (Role::Digests, _) => Self::Digests(DigestsParser::new()),
-            (Role::End, _) => Self::End(Vec::new(), at),
-            _ => Self::Other,
-        }
-    }
-
-    /// `None` after an error: the parser is of no further use.
-    fn feed(&mut self, mut bytes: &[u8], found: &mut Vec<String>) -> Option<()> {
-        loop {
-            let next = match self {
-                Self::Map(map) => map.feed(&mut bytes).map(|run| run.map(|run| format!("{run:?}"))),
-                Self::Csv(csv) => csv.feed(&mut bytes).map(|row| row.map(|row| format!("{row:?}"))),
-                Self::Recovery(copy) => copy.feed(&mut bytes).map(|run| run.map(|run| format!("{run:?}"))),
-                Self::Digests(digests) => Ok(digests.feed(&mut bytes).map(|digest| format!("{digest:?}"))),
-                Self::End(record, _) => {
-                    record.extend_from_slice(bytes);
-                    Ok(None)
-                }
-                Self::Other => Ok(None),
-            };
-            match next {
-                Ok(Some(text)) => found.push(text),
-                Ok(None) => return Some(()),
-                Err(_) => {
-                    found.push("bad content".to_owned());
-                    return None;
-                }
+            used += piece.len() - rest.len();
+            if parser.is_complete() {
+                break;
             }
         }
-    }
+        check_runs(&runs, capacity);
+        if parser.is_complete() {
+            assert_eq!(parser.used(), used as u64);
+            assert_eq!(parser.dense_len(), runs.iter().map(|run| run.len).sum::<u64>());
+            assert_eq!(parser.used() + parser.dense_len(), size);
+            parser.finish()?;
+        }
+        Ok((runs, parser.is_complete()))
+    });
+}
 
-    fn finish(&self, found: &mut Vec<String>) {
-        let good = match self {
-            Self::Map(map) => map.finish().is_ok(),
-            Self::Csv(csv) => csv.finish().is_ok(),
-            Self::Recovery(copy) => copy.finish().is_ok(),
-            Self::Digests(digests) => digests.is_between(),
-            Self::End(record, at) => EndRecord::parse(record, *at).is_ok(),
-            Self::Other => true,
-        };
-        found.push(format!("{good}"));
+fn check_runs(runs: &[Run], capacity: u64) {
+    let mut end = 0;
+    for (index, run) in runs.iter().enumerate() {
+        assert!(run.len > 0 && (index == 0 || run.guest.get() > end), "runs lie apart: {runs:?}");
+        end = run.guest.checked_add(run.len).expect("a run ends").get();
+        assert!(end <= capacity, "a run lies on its disk");
+    }
+}
+
+fn csv(text: &[u8], capacity: u64, cut: usize) {
+    let rows: Option<(Vec<AllocationRow>, bool)> = both_ways(text, cut, |pieces| {
+        let mut parser = CsvParser::new("vda.allocation.csv", capacity, StreamOffset::ZERO);
+        let mut rows = Vec::new();
+        for piece in pieces {
+            let mut rest = piece;
+            while let Some(row) = parser.feed(&mut rest)? {
+                rows.push(row);
+            }
+        }
+        Ok((rows, parser.finish().is_ok()))
+    });
+    let Some((rows, complete)) = rows else { return };
+    let mut end = 0;
+    for row in &rows {
+        assert_eq!(row.guest.get(), end, "rows have no gaps");
+        end = row.guest.checked_add(row.len).expect("a row ends").get();
+    }
+    assert!(end <= capacity && (!complete || end == capacity));
+}
+
+fn recovery(text: &[u8], cut: usize) {
+    let found = both_ways(text, cut, |pieces| {
+        let mut parser = RecoveryParser::new("vda", text.len() as u64, StreamOffset::ZERO);
+        let mut runs = Vec::new();
+        for piece in pieces {
+            let mut rest = piece;
+            while let Some(run) = parser.feed(&mut rest)? {
+                runs.push(run);
+            }
+        }
+        let head = parser.head().map(|head| (head.capacity, head.dense_len));
+        Ok((runs, head, parser.finish().is_ok()))
+    });
+    if let Some((runs, Some((capacity, dense_len)), complete)) = found {
+        check_runs(&runs, capacity);
+        let sum = runs.iter().map(|run| run.len).sum::<u64>();
+        assert!(sum <= dense_len && (!complete || sum == dense_len));
     }
 }

@@ -1,0 +1,214 @@
+//! Makes the seed corpus with the product itself and `qemu-img`: small archives of small disks, and small images with
+//! every feature. `seeds FOLDER` writes a folder for each target.
+//!
+//! It is built with the targets, so it must have their instrumentation's runtime and hence their shape: the work
+//! is done where a target is initialised.
+
+#![no_main]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use libfuzzer_sys::fuzz_target;
+use virtfold::archive::manifest::Manifest;
+use virtfold::archive::stream::Compression;
+use virtfold::archive::tar_parser::{Event, MemberParser};
+use virtfold::image::{Format, Use};
+use virtfold::job::Control;
+use virtfold::job::backup::{self, BackupRequest, Destination, ImageSpec};
+use virtfold::table::Layout;
+use virtfold::units::BlockSize;
+
+fuzz_target!(
+    init: {
+        make();
+        std::process::exit(0)
+    },
+    |_data: &[u8]| {}
+);
+
+fn make() {
+    let folder = PathBuf::from(std::env::args_os().nth(1).expect("usage: seeds FOLDER"));
+    let work = folder.join("work");
+    fs::create_dir_all(&work).unwrap();
+    images(&folder, &work);
+    archives(&folder, &work);
+    fs::remove_dir_all(&work).unwrap();
+}
+
+/// Writes `bytes`, behind each of `flags`, for `target`.
+fn seed(folder: &Path, target: &str, name: &str, flags: &[u8], bytes: &[u8]) {
+    let folder = folder.join(target);
+    fs::create_dir_all(&folder).unwrap();
+    for flag in flags {
+        fs::write(folder.join(format!("{name}-{flag}")), [&[*flag], bytes].concat()).unwrap();
+    }
+}
+
+fn tool(program: &str, args: &[&str]) {
+    let done = Command::new(program).args(args).output();
+    let done = done.unwrap_or_else(|error| panic!("cannot start {program}: {error}; install qemu-utils"));
+    assert!(done.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&done.stderr));
+}
+
+fn create(image: &Path, options: &str, size: &str, requests: &[&str]) {
+    let image = image.to_str().unwrap();
+    tool("qemu-img", &["create", "-q", "-f", "qcow2", "-o", options, image, size]);
+    let mut args = vec!["-f", "qcow2", "-d", "unmap"];
+    args.extend(requests.iter().flat_map(|request| ["-c", request]));
+    args.push(image);
+    if !requests.is_empty() {
+        tool("qemu-io", &args);
+    }
+}
+
+fn images(folder: &Path, work: &Path) {
+    let small: &[&str] = &["write -P 1 0 3k", "write -P 2 40k 9k", "write -z 64k 8k", "discard 41k 2k"];
+    let packed: &[&str] = &["write -c -P 3 0 4k", "write -c -P 4 8k 4k", "write -P 5 20k 4k"];
+    let split: &[&str] = &["write -P 1 0 3k", "write -P 2 40k 900", "write -z 64k 8k", "write -c -P 3 80k 16k"];
+    let cases: &[(&str, &str, &str, &[&str])] = &[
+        ("v2", "compat=0.10,cluster_size=512", "100k", small),
+        ("v3", "cluster_size=512", "100500", small),
+        ("empty", "cluster_size=512", "1M", &[]),
+        ("large", "cluster_size=4k", "1T", &["write -P 1 900G 8k", "write -P 1 0 1k"]),
+        ("zlib", "cluster_size=4k", "64k", packed),
+        ("zstd", "cluster_size=4k,compression_type=zstd", "64k", packed),
+        ("subclusters", "cluster_size=16k,extended_l2=on", "200k", split),
+        ("wide", "cluster_size=1k,refcount_bits=64,lazy_refcounts=on", "100k", small),
+        ("narrow", "cluster_size=1k,refcount_bits=1", "100k", small),
+    ];
+    for (name, options, size, requests) in cases {
+        let image = work.join(format!("{name}.qcow2"));
+        create(&image, options, size, requests);
+        seed(folder, "qcow2_walk", name, &[0], &fs::read(&image).unwrap());
+    }
+    let image = work.join("v3.qcow2");
+    let path = image.to_str().unwrap();
+    tool("qemu-img", &["snapshot", "-c", "s", path]);
+    tool("qemu-img", &["bitmap", "-f", "qcow2", "--add", path, "b"]);
+    seed(folder, "qcow2_walk", "snapshot", &[0, 128], &fs::read(&image).unwrap());
+}
+
+/// One way to back a set of images up.
+struct Case {
+    name: &'static str,
+    images: &'static [&'static str],
+    compression: Compression,
+    layout: Layout,
+}
+
+fn archives(folder: &Path, work: &Path) {
+    let zstd = Compression::Zstd { level: 1 };
+    let cases = [
+        Case { name: "plain", images: &["v2"], compression: Compression::None, layout: Layout::Compact },
+        Case { name: "two", images: &["zlib", "large"], compression: Compression::None, layout: Layout::Compact },
+        Case { name: "full", images: &["wide"], compression: Compression::None, layout: Layout::Full },
+        Case { name: "none", images: &["empty"], compression: Compression::None, layout: Layout::Compact },
+        Case { name: "framed", images: &["v2"], compression: zstd, layout: Layout::Compact },
+        Case { name: "frames", images: &["zlib", "large"], compression: zstd, layout: Layout::Compact },
+    ];
+    for case in cases {
+        let archive = back_up(work, &case);
+        if case.compression != Compression::None {
+            seed(folder, "frame_scanner", case.name, &[0, 1], &archive);
+            seed(folder, "archive", case.name, &[0, 1], &archive);
+            continue;
+        }
+        seed(folder, "frame_scanner", case.name, &[0], &archive);
+        seed(folder, "archive", case.name, &[0], &archive);
+        seed(folder, "pax_sparse", case.name, &[0, 1, 9], &archive);
+        members(folder, case.name, &archive);
+    }
+    many_frames(folder, work);
+}
+
+fn back_up(work: &Path, case: &Case) -> Vec<u8> {
+    let images = case.images.iter().enumerate().map(|(index, name)| ImageSpec {
+        path: work.join(format!("{name}.qcow2")),
+        format: Format::Qcow2,
+        target: backup::default_target(index),
+    });
+    let request = BackupRequest {
+        images: images.collect(),
+        label: Some(case.name.to_owned()),
+        destination: Destination::Directory(work.to_owned()),
+        compression: case.compression,
+        layout: case.layout,
+        block_size: Some(BlockSize::MIN),
+        limit_rate: None,
+        usage: Use::Checked,
+        workers: 1,
+    };
+    let report = backup::run(&request, &Control::default()).unwrap();
+    fs::read(report.archive).unwrap()
+}
+
+/// The parts of an archive as seeds of their parsers, and its body as one that is sealed anew.
+fn members(folder: &Path, case: &str, archive: &[u8]) {
+    let mut parser = MemberParser::new();
+    let mut rest = archive;
+    let mut at = None;
+    let mut found = Vec::new();
+    while let Some(event) = parser.feed(&mut rest).unwrap() {
+        match event {
+            Event::Begin(member) => {
+                if member.name == "virtfold.digests" {
+                    at = Some(member.header_at.get());
+                }
+                found.push((member, Vec::new()));
+            }
+            Event::Content(bytes) => found.last_mut().unwrap().1.extend_from_slice(bytes),
+            Event::End | Event::EndOfArchive => {}
+        }
+    }
+    let body = usize::try_from(at.unwrap()).unwrap();
+    seed(folder, "archive", &format!("{case}-body"), &[2, 3, 7], &archive[..body]);
+    let head = Manifest::parse(&found[0].1).unwrap();
+    let capacity = |target: &str| head.disk(target).map_or(0, |disk| disk.capacity);
+    for (member, content) in &found {
+        let name = format!("{case}-{}", member.name.replace('/', "-"));
+        // The parsers' capacity is a number shifted by its own low bits; one below 2^57 comes out of its top.
+        let number = |wanted: u64| {
+            let shift = (0..64).find(|s| (wanted << s) >> s == wanted && (wanted << s) % 64 == *s);
+            shift.map_or(wanted << 6, |s| wanted << s).to_le_bytes()
+        };
+        let target = member.name.split('.').next().unwrap_or_default();
+        match member.name.as_str() {
+            "virtfold.json" => seed(folder, "manifest", &name, &[0], content),
+            "virtfold.end.json" => seed(folder, "manifest", &name, &[1], content),
+            n if n.ends_with(".csv") => {
+                let text = [&number(capacity(target))[..], content].concat();
+                seed(folder, "pax_sparse", &name, &[4, 12], &text);
+            }
+            n if n.ends_with(".map") => {
+                seed(folder, "pax_sparse", &name, &[6, 14], &[&[0; 8][..], content].concat());
+            }
+            n if n.ends_with(".raw") => {
+                let capacity = member.realsize.unwrap_or(0);
+                let map = content.get(..512).unwrap_or(content);
+                let dense = u32::try_from(content.len() - map.len()).unwrap();
+                let text = [&number(capacity)[..], &dense.to_le_bytes(), map].concat();
+                seed(folder, "pax_sparse", &name, &[2, 10], &text);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// A stream of three chunks and a tail that compresses to little.
+fn many_frames(folder: &Path, work: &Path) {
+    create(&work.join("long.qcow2"), "cluster_size=64k", "3M", &["write -P 7 0 3M"]);
+    let case = Case {
+        name: "long",
+        images: &["long"],
+        compression: Compression::Zstd { level: 1 },
+        layout: Layout::Compact,
+    };
+    let archive = back_up(work, &case);
+    seed(folder, "frame_scanner", case.name, &[0, 1], &archive);
+    seed(folder, "archive", case.name, &[0, 1], &archive);
+    // The same without its seek table, and without its first frame.
+    seed(folder, "frame_scanner", "long-cut", &[0, 1], &archive[..archive.len() - 40]);
+    seed(folder, "frame_scanner", "long-headless", &[0, 1], &archive[300..]);
+}
