@@ -7,6 +7,7 @@
 
 pub mod durable;
 pub mod error;
+pub mod guest;
 pub mod packed;
 pub mod spool;
 pub mod table;
