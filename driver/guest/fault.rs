@@ -120,7 +120,8 @@ mod tests {
 
     #[test]
     fn a_fault_is_found_under_any_number_of_sentences() {
-        let fault = Fault { code: 42, domain: 10, text: "Domain not found\n".into(), answer: Answer::Refused };
+        let fault =
+            Fault { code: 42, domain: 10, text: "Domain not found\n".into(), answer: Answer::Refused };
         let error = fault.into_error("cannot look up 'x'").within("the backup of 'x' failed");
         assert_eq!(Fault::code_of(&error), Some(code::NO_DOMAIN));
         assert_eq!(error.kind(), ErrorKind::NotFound);

@@ -32,9 +32,9 @@ pub mod types;
 
 pub use fault::{Fault, code};
 pub use types::{
-    Activity, BlockJob, BlockJobKind, BlockJobStatus, CommitBase, CommitRequest, Config, DomainId, DomainInfo,
-    Event, JobEnd, Lifecycle, Paused, Persistence, QemuDisk, Quiesce, Run, SnapshotDisk, SnapshotRequest,
-    Start,
+    Activity, BlockJob, BlockJobKind, BlockJobStatus, CommitBase, CommitRequest, Config, DomainId,
+    DomainInfo, Event, JobEnd, Lifecycle, Paused, Persistence, QemuDisk, Quiesce, Run, SnapshotDisk,
+    SnapshotRequest, Start,
 };
 
 /// What a backup, a recovery and a restore ask of a hypervisor.
@@ -240,7 +240,9 @@ mod tests {
         let path = overlay_path(Path::new("/overlays"), Path::new("/images/a.qcow2"), 0xBEEF);
         assert_eq!(path, Path::new("/overlays/a.qcow2.virtfold-0000beef.overlay"));
         assert!(is_our_overlay(&path));
-        for theirs in ["/a.qcow2", "/a.virtfold-xyz.overlay", "/a.virtfold-0000beef.overlay2", "/a.overlay", "/"] {
+        for theirs in
+            ["/a.qcow2", "/a.virtfold-xyz.overlay", "/a.virtfold-0000beef.overlay2", "/a.overlay", "/"]
+        {
             assert!(!is_our_overlay(Path::new(theirs)), "{theirs}");
         }
     }

@@ -166,14 +166,13 @@ impl SnapshotRequest {
         if overlays.is_empty() {
             return mistake("a snapshot of no disk".to_owned());
         }
-        let disks = known.into_iter().map(|target| {
-            match overlays.iter().find(|(wanted, _)| wanted == target) {
+        let disks =
+            known.into_iter().map(|target| match overlays.iter().find(|(wanted, _)| wanted == target) {
                 Some((_, overlay)) => {
                     SnapshotDisk::External { target: target.clone(), overlay: overlay.clone() }
                 }
                 None => SnapshotDisk::Skip { target: target.clone() },
-            }
-        });
+            });
         Ok(Self { disks: disks.collect(), quiesce })
     }
 

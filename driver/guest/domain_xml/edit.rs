@@ -67,8 +67,7 @@ impl<'a> Editor<'a> {
         }
         // libvirt refuses XML whose SMBIOS uuid contradicts the domain's.
         let sysinfo = child(self.document.root_element(), "sysinfo").and_then(|s| child(s, "system"));
-        let entry =
-            sysinfo.and_then(|s| children(s, "entry").find(|e| e.attribute("name") == Some("uuid")));
+        let entry = sysinfo.and_then(|s| children(s, "entry").find(|e| e.attribute("name") == Some("uuid")));
         if let Some(entry) = entry {
             let range = self.content(entry);
             self.splices.push((range, id.to_string()));
@@ -109,8 +108,8 @@ impl<'a> Editor<'a> {
     /// There is no such TPM, or the path is not text.
     pub fn set_tpm_source(&mut self, which: usize, path: &Path) -> Result<&mut Self> {
         let devices = self.element(self.document.root_element(), "devices")?;
-        let sources =
-            children(devices, "tpm").filter_map(|t| child(child(t, "backend")?, "source")?.attribute_node("path"));
+        let sources = children(devices, "tpm")
+            .filter_map(|t| child(child(t, "backend")?, "source")?.attribute_node("path"));
         let range = sources.map(|a| a.range_value()).nth(which);
         let range = range.ok_or_else(|| bad(format!("it has no TPM {which} with a path")))?;
         self.splices.push((range, escape(text_of(path)?).into_owned()));

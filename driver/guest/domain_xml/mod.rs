@@ -156,16 +156,33 @@ impl DomainXml {
     }
 }
 
-/// Parses with the bounds, and wants a `<domain>` (a managed save image has one, too).
-fn open(text: &str) -> Result<Document<'_>> {
+/// The directory of a storage pool, out of the pool's XML.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`] for a pool that is not a directory or a mounted file system.
+pub fn pool_directory(xml: &str, pool: &str) -> Result<PathBuf> {
+    let document = open_any(xml)?;
+    let root = document.root_element();
+    let is_directory = matches!(root.attribute("type"), Some("dir" | "fs" | "netfs"));
+    let path = child(root, "target").and_then(|t| child_text(t, "path")).filter(|_| is_directory);
+    let no = || Error::new(ErrorKind::Unsupported, format!("storage pool '{pool}' is not a directory"));
+    path.map(PathBuf::from).ok_or_else(no)
+}
+
+/// Parses with the bounds.
+fn open_any(text: &str) -> Result<Document<'_>> {
     if text.len() > MAX_BYTES {
-        let message = format!("the domain XML has {} bytes, more than {MAX_BYTES}", text.len());
+        let message = format!("the XML has {} bytes, more than {MAX_BYTES}", text.len());
         return Err(Error::new(ErrorKind::Unsupported, message));
     }
     let options = ParsingOptions { allow_dtd: false, nodes_limit: MAX_NODES, ..ParsingOptions::default() };
     let document = Document::parse_with_options(text, options);
-    let document = document
-        .map_err(|e| Error::new(ErrorKind::Damaged, "the domain XML can't be read").with_source(e))?;
+    document.map_err(|e| Error::new(ErrorKind::Damaged, "the XML can't be read").with_source(e))
+}
+
+/// Parses with the bounds, and wants a `<domain>`.
+fn open(text: &str) -> Result<Document<'_>> {
+    let document = open_any(text)?;
     if document.root_element().tag_name().name() != "domain" {
         return Err(bad(format!("it is a <{}>", document.root_element().tag_name().name())));
     }
@@ -184,7 +201,8 @@ fn children<'a, 'i: 'a>(
     node: Node<'a, 'i>,
     tag: &'static str,
 ) -> impl Iterator<Item = Node<'a, 'i>> + use<'a, 'i> {
-    node.children().filter(move |n| n.is_element() && n.tag_name().namespace().is_none() && n.has_tag_name(tag))
+    node.children()
+        .filter(move |n| n.is_element() && n.tag_name().namespace().is_none() && n.has_tag_name(tag))
 }
 
 fn child<'a, 'i: 'a>(node: Node<'a, 'i>, tag: &'static str) -> Option<Node<'a, 'i>> {

@@ -23,7 +23,10 @@ fn a_windows_guest_is_read() {
     assert_eq!(xml.kind, "kvm");
     assert_eq!(xml.id.unwrap().to_string(), "3b51a0a6-3c5a-4c1e-9d0b-2b4f6f1f8f11");
     assert_eq!(xml.targets(), ["sda", "sdb", "sdc", "fda", "sdd", "sde"]);
-    assert_eq!(xml.nvram.as_ref().unwrap().path.as_deref(), Some(Path::new("/var/lib/libvirt/qemu/nvram/b_VARS.fd")));
+    assert_eq!(
+        xml.nvram.as_ref().unwrap().path.as_deref(),
+        Some(Path::new("/var/lib/libvirt/qemu/nvram/b_VARS.fd"))
+    );
     assert_eq!(xml.tpms, [Tpm { version: Some("2.0".to_owned()), source: None }]);
     assert_eq!(xml.macs, ["52:54:00:aa:bb:01", "52:54:00:aa:bb:02"]);
     assert_eq!(xml.tags, ["nightly", "offsite"]);
@@ -147,8 +150,10 @@ fn a_block_device_takes_the_place_of_a_file_and_back() {
 
 #[test]
 fn what_is_missing_is_put_in() {
-    let xml = parsed("<domain><name>a</name><os><nvram template='/t'/></os><devices>\
-        <disk device='cdrom'><driver name='qemu'/><target dev='sda'/></disk></devices></domain>");
+    let xml = parsed(
+        "<domain><name>a</name><os><nvram template='/t'/></os><devices>\
+        <disk device='cdrom'><driver name='qemu'/><target dev='sda'/></disk></devices></domain>",
+    );
     let mut edit = Editor::new(&xml).unwrap();
     edit.set_id(DomainId(Uuid::from_u128(1))).unwrap().set_nvram(Path::new("/n<1>")).unwrap();
     edit.set_disk("sda", NewImage::File(Path::new("/i")), "raw").unwrap();
@@ -180,6 +185,13 @@ fn hostile_xml_is_refused() {
     // Deep nesting must be an error or a result, never a crash.
     let deep = format!("<domain><name>x</name>{}{}</domain>", "<a>".repeat(100_000), "</a>".repeat(100_000));
     DomainXml::parse(deep).map(|_| ()).unwrap_or_default();
+}
+
+#[test]
+fn a_directory_pool_has_a_path() {
+    let pool = |kind: &str| format!("<pool type='{kind}'><target><path>/pool</path></target></pool>");
+    assert_eq!(pool_directory(&pool("dir"), "p").unwrap(), Path::new("/pool"));
+    assert!(pool_directory(&pool("logical"), "p").is_err());
 }
 
 proptest! {
