@@ -2,6 +2,8 @@
 
 #[path = "common/lab/mod.rs"]
 mod lab;
+#[path = "common/lab/records_tests.rs"]
+mod records_tests;
 
 use std::time::Instant;
 

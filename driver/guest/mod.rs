@@ -5,6 +5,7 @@
 //!   libvirt was seen to. One suite of assertions runs against both.
 //! - [`domain_xml`]: reading domain XML, and edits that keep every other byte.
 //! - [`rules`]: which disk is copied, skipped or refused and why; what speaks against a backup before anything is touched.
+//! - [`host`]: the images as files of this host: QEMU's locks on them, their removal, the room around them.
 //! - [`guard`]: the process that thaws and resumes a guest when nobody else does.
 //!
 //! The rule for every caller: a return code of a changing call is a hint. After a lost connection ([`Fault::lost`])
@@ -22,8 +23,10 @@ use crossbeam_channel::Receiver;
 use crate::error::Result;
 
 pub mod domain_xml;
+mod events;
 pub mod fault;
 pub mod guard;
+pub mod host;
 #[cfg(feature = "libvirt")]
 pub mod libvirt;
 pub mod rules;

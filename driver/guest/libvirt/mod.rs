@@ -1,14 +1,13 @@
 //! The real hypervisor: libvirt's QEMU driver on this host, by the official bindings (`virt`, and `virt-sys` for what they lack).
 //!
-//! - `uri`: local URIs only. `raw`: the calls by `virt-sys`, and all unsafe code. `events`: from libvirt's event loop to
-//!   channels. `qmp`: QEMU's own answer about its disks.
+//! - `uri`: local URIs only. `raw`: the calls by `virt-sys`, and all unsafe code. `qmp`: QEMU's own answer about its disks.
 //!
 //! A connection is made by the first call and made again when it is found broken. A reading call is then repeated,
 //! for [`PATIENCE`] at most: libvirtd restarts in a second or two, and guests live on without it. A changing
 //! call is never repeated; its error says [`Fault::lost`](super::Fault::lost). A libvirtd that hangs is given up after
 //! 15 s by keepalive messages.
 //!
-//! Imports: `error`, `types`, `fault`.
+//! Imports: `error`, `types`, `fault`, `events`.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,7 +19,7 @@ use libvirt::domain::Domain;
 use libvirt::error::Error as VirtError;
 use virt_sys as sys;
 
-use self::events::Hub;
+use super::events::Hub;
 use super::fault::{Answer, Fault, code};
 use super::types::{
     Activity, BlockJob, CommitRequest, Config, DomainId, DomainInfo, Event, JobEnd, Paused, Persistence,
@@ -29,7 +28,6 @@ use super::types::{
 use super::{Hypervisor, domain_xml};
 use crate::error::{Error, ErrorKind, Result};
 
-pub(crate) mod events;
 pub(crate) mod qmp;
 #[allow(unsafe_code, reason = "the bindings' gaps")]
 mod raw;

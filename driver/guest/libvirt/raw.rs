@@ -21,7 +21,7 @@ use libvirt::error::Error as VirtError;
 use uuid::Uuid;
 use virt_sys as sys;
 
-use super::events::Hub;
+use crate::guest::events::Hub;
 use crate::guest::types::{BlockJob, BlockJobKind, CommitBase, DomainId, JobEnd};
 
 type Result<T> = std::result::Result<T, VirtError>;
