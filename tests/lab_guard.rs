@@ -1,5 +1,7 @@
 //! The guard as a process against the real libvirt: a guest is let go when its driver is late, and when it is dead.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
+
 #[path = "common/lab/mod.rs"]
 mod lab;
 

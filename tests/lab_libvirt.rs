@@ -1,6 +1,8 @@
 //! The real libvirt through our facade: connection, lists, XML, errors, events, and the whole way of a disk from
 //! snapshot to pivot under a guest that writes.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
+
 #[path = "common/lab/mod.rs"]
 mod lab;
 
@@ -123,6 +125,20 @@ fn pools(lab: &Lab, libvirt: &Libvirt) {
     assert_eq!(libvirt.pool_directory("none").unwrap_err().kind(), ErrorKind::NotFound);
 }
 
+/// What speaks against a backup of the domain.
+fn obstacles(libvirt: &Libvirt, id: DomainId) -> Vec<String> {
+    let (live, inactive) = (xml(libvirt, id, Config::Live), xml(libvirt, id, Config::Inactive));
+    let (qemu, activity) = (libvirt.query_block(id).unwrap(), libvirt.activity(id).unwrap());
+    let facts = Facts {
+        run: libvirt.run_state(id).unwrap(),
+        live: Some(&live),
+        inactive: Some(&inactive),
+        qemu: &qemu,
+        activity: &activity,
+    };
+    facts.obstacles(|_| Choice::Wanted).iter().map(ToString::to_string).collect()
+}
+
 #[test]
 fn a_writing_guest_is_frozen_and_thawed_and_survives_libvirtds_end() {
     let lab = Lab::start();
@@ -133,19 +149,7 @@ fn a_writing_guest_is_frozen_and_thawed_and_survives_libvirtds_end() {
     let id = libvirt.lookup(guest.name()).unwrap().id;
     let started = Event::Lifecycle { domain: id, change: Lifecycle::Started };
     wait_for("the event of the start", 5, || events.try_iter().any(|e| e == started));
-    let facts = |check: &dyn Fn(Vec<String>)| {
-        let (live, inactive) = (xml(&libvirt, id, Config::Live), xml(&libvirt, id, Config::Inactive));
-        let (qemu, activity) = (libvirt.query_block(id).unwrap(), libvirt.activity(id).unwrap());
-        let facts = Facts {
-            run: libvirt.run_state(id).unwrap(),
-            live: Some(&live),
-            inactive: Some(&inactive),
-            qemu: &qemu,
-            activity: &activity,
-        };
-        check(facts.obstacles(|_| Choice::Wanted).iter().map(ToString::to_string).collect());
-    };
-    facts(&|said| assert_eq!(said, Vec::<String>::new()));
+    assert_eq!(obstacles(&libvirt, id), Vec::<String>::new());
     guest.progress.wait_more(300);
 
     let (from, early) = (Instant::now(), Instant::now());
@@ -156,7 +160,8 @@ fn a_writing_guest_is_frozen_and_thawed_and_survives_libvirtds_end() {
         assert_eq!(files(&libvirt, id, &target), [overlay, overlay, overlay].map(Clone::clone));
         assert!(is_our_overlay(overlay));
     }
-    facts(&|said| assert!(said.len() == 2 && said[0].contains("still has the overlay"), "{said:?}"));
+    let said = obstacles(&libvirt, id);
+    assert!(said.len() == 2 && said[0].contains("still has the overlay"), "{said:?}");
     // The base is frozen: of one point in time, and the same after the guest went on.
     let images = guest.images();
     let images: Vec<_> = images.iter().map(|(p, f)| (p.as_path(), *f)).collect();

@@ -18,7 +18,7 @@ use crate::guest::types::DomainId;
 mod disk;
 pub mod edit;
 
-pub use disk::{Device, Disk, Image, Mirror, Source};
+pub use disk::{Chain, Device, Disk, Image, Marks, Mirror, Source};
 
 /// Larger domain XML is refused; real ones have 3 to 40 KiB.
 pub const MAX_BYTES: usize = 4 << 20;

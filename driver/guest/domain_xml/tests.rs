@@ -5,7 +5,6 @@ use std::path::Path;
 use proptest::prelude::*;
 use uuid::Uuid;
 
-use super::disk::Chain;
 use super::edit::{Editor, NewImage};
 use super::*;
 

@@ -29,7 +29,6 @@ use super::{Hypervisor, domain_xml};
 use crate::error::{Error, ErrorKind, Result};
 
 pub(crate) mod qmp;
-#[allow(unsafe_code, reason = "the bindings' gaps")]
 mod raw;
 mod request;
 mod uri;

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::guest::Hypervisor;
-use crate::guest::domain_xml::{DomainXml, Source};
+use crate::guest::domain_xml::{Chain, DomainXml, Source};
 use crate::guest::fault::Fault;
 use crate::guest::types::{
     Activity, BlockJob, CommitRequest, Config, DomainId, DomainInfo, Event, JobEnd, Lifecycle, Paused,
@@ -33,7 +33,7 @@ fn info(id: DomainId, domain: &SimDomain) -> DomainInfo {
 fn described(parsed: &DomainXml) -> Vec<Described> {
     let disks = parsed.disks.iter().filter_map(|d| match &d.image.source {
         Source::File(path) | Source::Block(path) => {
-            Some(Described { target: d.target.clone(), path: path.clone(), mirror: None })
+            Some(Described { target: d.target.clone(), path: path.clone(), chain: Chain::Open, mirror: None })
         }
         _ => None,
     });

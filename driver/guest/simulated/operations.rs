@@ -1,12 +1,13 @@
 //! The calls that crashes can tear: snapshot, commit, pivot; each in the order in which libvirt and QEMU do it.
 //!
-//! Imports: `types`, `fault`.
+//! Imports: `types`, `fault`, `domain_xml`.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use super::world::{Agent, Job, SimDomain, SimImage};
 use super::{Turn, When, code, refused};
+use crate::guest::domain_xml::Chain;
 use crate::guest::fault::Fault;
 use crate::guest::types::{
     BlockJobKind, BlockJobStatus, CommitBase, CommitRequest, DomainId, Event, JobEnd, Quiesce, SnapshotDisk,
@@ -239,6 +240,7 @@ impl SimDomain {
                 let config = self.views.config.iter_mut().flatten();
                 for disk in config.filter(|d| Some(&d.target) == target.as_ref()) {
                     disk.path.clone_from(path);
+                    disk.chain = Chain::Complete;
                 }
             }
         }

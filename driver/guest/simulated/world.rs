@@ -7,11 +7,12 @@
 //! Three views of each disk are kept apart, because crashes tear them apart: what QEMU does ([`Qemu`]), what the live XML says
 //! and what the configuration says ([`Views`]).
 //!
-//! Imports: `types`.
+//! Imports: `types`, `domain_xml`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use crate::guest::domain_xml::Chain;
 use crate::guest::types::{Activity, BlockJob, BlockJobKind, DomainId, Paused, Run};
 
 /// Writes of a running guest each time that somebody asks the hypervisor for something.
@@ -33,6 +34,8 @@ pub struct SimImage {
 pub(super) struct Described {
     pub(super) target: String,
     pub(super) path: PathBuf,
+    /// Whether a configuration describes the chain below, as it does since libvirt last changed it.
+    pub(super) chain: Chain,
     /// `active-commit`, and `ready` as the live XML writes it.
     pub(super) mirror: Option<Option<&'static str>>,
 }
@@ -151,11 +154,12 @@ impl World {
         }
     }
 
-    /// Lets a disk's block job get on by half of what is left, or by the last write; true when it has just got ready.
+    /// Lets a disk's block job get on by half of what is left, by all of it once it is ready; true when it has just got
+    /// ready.
     pub(super) fn advance(&mut self, id: DomainId, target: &str) -> bool {
         let Some(qemu) = self.domains.get_mut(&id).and_then(|d| d.qemu.as_mut()) else { return false };
         let Some(job) = qemu.jobs.get_mut(target) else { return false };
-        let step = job.dirty.len().div_ceil(2);
+        let step = if job.ready { job.dirty.len() } else { job.dirty.len().div_ceil(2) };
         let moved: Vec<u64> = job.dirty.iter().take(step).copied().collect();
         let base = self.images.entry(job.base.clone()).or_default();
         for write in moved {

@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use roxmltree::Document;
 
 use super::world::{Described, SimDomain, World};
+use crate::guest::domain_xml::Chain;
 use crate::guest::domain_xml::edit::escape;
 use crate::guest::types::{Config, DomainId};
 
@@ -47,7 +48,7 @@ fn disk_xml(world: &World, disk: &Described, (config, position): (Config, usize)
         format(&disk.path),
         path(&disk.path)
     );
-    if config == Config::Live {
+    if config == Config::Live || disk.chain == Chain::Complete {
         let below = chain.iter().skip(1);
         for image in below.clone() {
             let opening = "<backingStore type='file'><format type='";
@@ -56,6 +57,8 @@ fn disk_xml(world: &World, disk: &Described, (config, position): (Config, usize)
         }
         xml.push_str("<backingStore/>");
         below.for_each(|_| xml.push_str("</backingStore>"));
+    }
+    if config == Config::Live {
         if let Some(ready) = disk.mirror {
             let ready = ready.map(|r| format!(" ready='{r}'")).unwrap_or_default();
             write!(xml, "<mirror type='file' job='active-commit'{ready}/>").unwrap_or_default();
