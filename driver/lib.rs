@@ -1,13 +1,18 @@
 //! virtfold folds the empty space out of virtual disks: it backs them up by copying only what is recorded on
 //! them, densely and in order, with the table that says where each piece belongs, and unfolds them again.
 //!
-//! Rooms, in the order of their imports: [`units`], [`error`], [`spool`], [`packed`], then `image` and `table`,
-//! then `archive`, then `medium`, then `job`. The binary's verbs (`driver/cli`) stand on top.
-//! ARCHITECTURE.md tells the way of one block through them.
+//! Rooms, in the order of their imports: [`units`], [`error`], [`spool`], [`packed`], [`durable`], [`ioctl`], then
+//! [`image`] and [`table`], then [`archive`], then [`medium`] and [`guest`], then [`job`]. The binary's verbs (`driver/cli`)
+//! stand on top. ARCHITECTURE.md tells the way of one block through them.
 
+pub mod archive;
 pub mod durable;
 pub mod error;
 pub mod guest;
+pub mod image;
+pub mod ioctl;
+pub mod job;
+pub mod medium;
 pub mod packed;
 pub mod spool;
 pub mod table;

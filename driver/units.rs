@@ -147,26 +147,6 @@ impl fmt::Display for Human {
     }
 }
 
-/// Reads a size as a person writes it: `65536`, `64K`, `64KiB`, `2M`, `1GiB`, `1T`. All units are powers of 1024.
-///
-/// # Errors
-/// A sentence for the person who typed it.
-pub fn parse_size(text: &str) -> Result<u64, String> {
-    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-    let (number, unit) = text.split_at(digits);
-    let number: u64 =
-        number.parse().map_err(|_| format!("'{text}' is not a size; write for example 64KiB"))?;
-    let shift = match unit.to_ascii_lowercase().as_str() {
-        "" | "b" => 0,
-        "k" | "kib" => 10,
-        "m" | "mib" => 20,
-        "g" | "gib" => 30,
-        "t" | "tib" => 40,
-        _ => return Err(format!("'{unit}' is not a unit of size; use KiB, MiB, GiB or TiB")),
-    };
-    number.checked_mul(1 << shift).ok_or_else(|| format!("'{text}' is too large"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -181,18 +161,6 @@ mod tests {
         assert_eq!(shown(10 * GIB), "10.0 GiB");
         assert_eq!(shown(MIB - 1), "1.0 MiB");
         assert_eq!(shown(u64::MAX), "16.0 EiB");
-    }
-
-    #[test]
-    fn sizes_parse_as_people_write_them() {
-        assert_eq!(parse_size("65536"), Ok(65536));
-        assert_eq!(parse_size("64K"), Ok(65536));
-        assert_eq!(parse_size("64kib"), Ok(65536));
-        assert_eq!(parse_size("2M"), Ok(2 * MIB));
-        assert_eq!(parse_size("1GiB"), Ok(GIB));
-        assert!(parse_size("1x").is_err());
-        assert!(parse_size("K").is_err());
-        assert!(parse_size("99999999999T").is_err());
     }
 
     #[test]

@@ -109,7 +109,7 @@ fn shut_off(subject: &Subject<'_>) {
     let hypervisor = subject.hypervisor;
     let info = hypervisor.lookup(&subject.id.to_string()).unwrap();
     assert_eq!((info.id, info.run), (subject.id, Run::ShutOff));
-    assert_eq!(hypervisor.domains().unwrap(), [info.clone()]);
+    assert_eq!(hypervisor.domains().unwrap(), [info]);
     assert_eq!(hypervisor.lookup("nobody").unwrap_err().kind(), ErrorKind::NotFound);
     assert_eq!(hypervisor.xml(subject.id, Config::Live).unwrap_err().kind(), ErrorKind::NotFound);
     let off = Some(code::OPERATION_INVALID);
@@ -146,7 +146,7 @@ fn snapshots(subject: &Subject<'_>) {
     let live = subject.xml(Config::Live);
     let below: Vec<_> =
         live.disk("vda").unwrap().backing.iter().map(|i| i.source.path().unwrap().to_owned()).collect();
-    assert_eq!(below, [subject.golden.clone()]);
+    assert!(below.iter().eq([&subject.golden]));
     subject.snapshot(&["vda"]).unwrap();
     subject.all_at("vda", &subject.overlay("vda"));
     subject.all_at("vdb", &subject.base("vdb"));

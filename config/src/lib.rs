@@ -1,1 +1,33 @@
-//! The YAML configuration of virtfold: schema, defaults, validation.
+//! The YAML configuration of virtfold: `/etc/virtfold/config.yaml` and, beside it, `conf.d/*.yaml`.
+//!
+//! The keys are defined once, as the structs of [`keys`]; their doc comments are the documentation. From them
+//! come the parser (serde), the JSON Schema ([`schema`], schemars) and the reference ([`reference`],
+//! which README.md of this crate is). A new key is a new field, nothing else.
+//!
+//! How a configuration is read ([`load`]):
+//! 1. each file is read, bounded, and refused when anyone may write it (`load.rs`);
+//! 2. its YAML becomes a tree that knows the place of every key (`tree.rs`);
+//! 3. the trees become one; a key that two files set is an error that names both (`tree.rs`);
+//! 4. serde reads the structs from the tree; what it refuses is told with file, line, column, the key's path
+//!    and, where a known word is near, a suggestion (`typed.rs`, `suggest.rs`).
+//!
+//! [`parse`] does 2 to 4 for a text in memory: the entry point for fuzzers.
+//!
+//! This crate imports nothing of virtfold.
+
+mod error;
+pub mod keys;
+mod load;
+mod reference;
+mod show;
+mod suggest;
+mod tree;
+mod typed;
+mod values;
+
+pub use error::{ConfigError, Place};
+pub use keys::{Config, Defaults};
+pub use load::{MAX_FILE, MAX_FILES, load, parse};
+pub use reference::{reference, schema};
+pub use show::{Origin, Shown};
+pub use values::{BlockSize, Compression, Layout, Rate, Version, Workers, parse_size};

@@ -9,7 +9,9 @@ use std::sync::{Mutex, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 
-use crate::guest::types::{BlockJobKind, BlockJobStatus, DomainId, EVENTS_KEPT, Event, Lifecycle};
+#[cfg(feature = "libvirt")]
+use crate::guest::types::{BlockJobKind, BlockJobStatus, DomainId, Lifecycle};
+use crate::guest::types::{EVENTS_KEPT, Event};
 
 /// Who wants to hear of events.
 #[derive(Debug, Default)]
@@ -32,6 +34,14 @@ impl Hub {
         });
     }
 
+    pub(crate) fn connection_lost(&self) {
+        self.publish(&Event::ConnectionLost);
+    }
+}
+
+/// As libvirt numbers them.
+#[cfg(feature = "libvirt")]
+impl Hub {
     /// `number` is a virDomainEventType.
     pub(crate) fn lifecycle(&self, domain: DomainId, number: i32) {
         let change = match number {
@@ -63,10 +73,6 @@ impl Hub {
 
     pub(crate) fn threshold(&self, domain: DomainId, target: String) {
         self.publish(&Event::BlockThreshold { domain, target });
-    }
-
-    pub(crate) fn connection_lost(&self) {
-        self.publish(&Event::ConnectionLost);
     }
 }
 

@@ -1,1 +1,24 @@
-//! The spool format between libvirt's hook and the service.
+//! What libvirt's hooks tell virtfold, and what virtfold tells them.
+//!
+//! libvirt calls the binary `virtfold-hook` (`main.rs`) at each step of a guest's life and waits for it, so it
+//! must be quick and can't fail. It leaves a file in the spool ([`spool`], format in [`event`]) and nudges the
+//! service's socket ([`nudge`]). The one thing it may say no to is the start of a guest whose disks virtfold is
+//! reading or restoring: such disks have a guard ([`guard`]). Which disks a guest has comes from its XML
+//! ([`domain`]).
+//!
+//! Nothing here calls libvirt or links it: a hook that asks libvirt about its own guest never ends.
+//!
+//! For fuzzers: [`event::Event::parse`], [`guard::Guarded::parse`] and [`domain::scan`] take any bytes.
+
+pub mod domain;
+pub mod event;
+pub mod guard;
+pub mod nudge;
+pub mod spool;
+
+use std::path::PathBuf;
+
+/// The directory that the variable names, or the usual one where it is unset or empty.
+fn directory(variable: &str, usual: &str) -> PathBuf {
+    std::env::var_os(variable).filter(|value| !value.is_empty()).map_or_else(|| usual.into(), PathBuf::from)
+}

@@ -1,0 +1,50 @@
+# One gate: `make test` is what a change must pass. The rest are its parts.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+export PATH := $(PATH):/usr/sbin:/sbin:$(if $(CARGO_HOME),$(CARGO_HOME),$(HOME)/.cargo)/bin
+
+say = @printf '\n==== %s\n' '$(1)'
+
+.PHONY: help setup fmt lint deny doc fuzz-brief unit integration test
+
+help: ## This list
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
+
+setup: ## Install what the tests need (Debian)
+	$(call say,setup)
+	@tests/setup test
+
+fmt: ## Is the code formatted?
+	$(call say,format)
+	@cargo fmt --all --check
+
+lint: ## Clippy on everything, warnings are errors
+	$(call say,clippy)
+	@cargo clippy --workspace --all-targets --locked -- -D warnings
+
+deny: ## Licences, sources and bans of the dependencies
+	$(call say,dependencies)
+	@cargo deny --log-level error check licenses bans sources
+
+doc: ## The library's documentation, warnings are errors
+	$(call say,documentation)
+	@RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --document-private-items
+
+fuzz-brief: ## Every fuzz target for 30 seconds
+	$(call say,fuzzing)
+	@tests/fuzz/run 30
+
+unit: ## The tests beside the code
+	$(call say,unit tests)
+	@cargo test --workspace --lib --bins --locked
+
+integration: ## Real images, real tools, real mounts (as root)
+	$(call say,integration tests)
+	@cargo test --workspace --tests --locked
+
+# The tests come last, so that their counts are the last lines.
+test: setup fmt lint deny doc fuzz-brief ## The gate: all of the above
+	$(call say,tests)
+	@cargo test --workspace --all-targets --locked

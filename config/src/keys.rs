@@ -1,0 +1,64 @@
+//! The keys, once and for all: parser, JSON Schema and reference are made from these structs.
+//!
+//! How to add a key: a field with a doc comment (which becomes its documentation, for users), a type of
+//! `values.rs` or a new one there, and a default in `Default`. A section is a struct with `deny_unknown_fields`;
+//! a section with names of the user's (such as `jobs`) is a map of structs, and files in `conf.d` may each
+//! add to it.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Place;
+use crate::values::{BlockSize, Compression, Layout, Rate, Version, Workers};
+
+/// The configuration of virtfold.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Config {
+    /// The version of this format. It must be there, in one file.
+    pub version: Version,
+    /// What a backup does where its command line says nothing.
+    #[serde(default)]
+    pub defaults: Defaults,
+    /// Where each key that is set was set, by its dotted path.
+    #[serde(skip)]
+    pub(crate) origins: BTreeMap<String, Place>,
+}
+
+impl Default for Config {
+    /// The configuration of a host that has no file.
+    fn default() -> Self {
+        Self { version: Version::V1, defaults: Defaults::default(), origins: BTreeMap::new() }
+    }
+}
+
+/// What a backup does where its command line says nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+#[schemars(inline)]
+pub struct Defaults {
+    /// How archives are compressed. Higher levels are smaller and slower; `zstd` alone is level 3.
+    pub compress: Compression,
+    /// Which bytes of a disk an archive holds.
+    pub layout: Layout,
+    /// The granularity of the fold. Not set: the source's own (its cluster size for qcow2, 64KiB for raw).
+    pub block_size: Option<BlockSize>,
+    /// The most bytes of an archive that are written in a second. Not set: no limit.
+    pub limit_rate: Option<Rate>,
+    /// Threads that read, digest and compress. Not set: one for each processor.
+    pub workers: Option<Workers>,
+}
+
+impl Default for Defaults {
+    fn default() -> Self {
+        Self {
+            compress: Compression::Zstd { level: 3 },
+            layout: Layout::Compact,
+            block_size: None,
+            limit_rate: None,
+            workers: None,
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! The values in effect, each with where it came from.
+
+use std::fmt;
+
+use serde_json::Value;
+
+use crate::error::Place;
+use crate::keys::Config;
+
+/// Where a value came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// No file sets it.
+    Default,
+    /// A file sets it here.
+    File(Place),
+}
+
+/// One value in effect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shown {
+    /// The key's dotted path.
+    pub key: String,
+    /// The value as it would be written in YAML; `None` where the key is not set and has no default.
+    pub value: Option<String>,
+    /// Where it came from.
+    pub origin: Origin,
+}
+
+impl fmt::Display for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.key, self.value.as_deref().unwrap_or("(not set)"))?;
+        match &self.origin {
+            Origin::Default => f.write_str("  # default"),
+            Origin::File(place) => write!(f, "  # {place}"),
+        }
+    }
+}
+
+impl Config {
+    /// Every key with its value in effect, by name.
+    pub fn show(&self) -> Vec<Shown> {
+        let mut out = Vec::new();
+        // Values that serialize to anything but JSON don't exist here: all are text, numbers and sections.
+        if let Ok(tree) = serde_json::to_value(self) {
+            self.flatten(&tree, &mut Vec::new(), &mut out);
+        }
+        out.sort_by(|a, b| a.key.cmp(&b.key));
+        out
+    }
+
+    fn flatten(&self, value: &Value, path: &mut Vec<String>, out: &mut Vec<Shown>) {
+        let shown = match value {
+            Value::Object(children) => {
+                for (key, child) in children {
+                    path.push(key.clone());
+                    self.flatten(child, path, out);
+                    path.pop();
+                }
+                return;
+            }
+            Value::Null => None,
+            Value::String(text) => Some(text.clone()),
+            other => Some(other.to_string()),
+        };
+        let key = path.join(".");
+        let origin = self.origins.get(&key).cloned().map_or(Origin::Default, Origin::File);
+        out.push(Shown { key, value: shown, origin });
+    }
+}

@@ -1,0 +1,274 @@
+//! A YAML document as a tree that knows the place of every key, and the union of several of them.
+//!
+//! The YAML parser tells places only in its errors. But it lends a key's text from the input where the text
+//! stands there as it is, plain or quoted; so a key's place is where its text lies in the input. A key that is
+//! not lent (escapes, several lines) is refused: no key needs that.
+//!
+//! Invariants: a tree has at most [`MAX_NODES`] nodes, however often an alias repeats them; keys of a
+//! mapping are distinct.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::de::{DeserializeSeed, Deserializer, EnumAccess, Error as _, MapAccess, SeqAccess, Visitor};
+
+use crate::error::{ConfigError, Place};
+
+/// The most values that one file may hold, aliases followed.
+const MAX_NODES: usize = 200_000;
+
+/// The YAML parser's messages repeat paths of any length; so many characters are kept.
+const MAX_MESSAGE: usize = 300;
+
+/// The most brackets that may be open at once.
+const MAX_OPEN: usize = 128;
+
+/// A value.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Node {
+    Null,
+    Bool(bool),
+    Unsigned(u64),
+    Negative(i64),
+    Float(f64),
+    Text(String),
+    List(Vec<Node>),
+    Map(BTreeMap<String, Child>),
+}
+
+/// A value under a key, and where the key stands.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Child {
+    pub(crate) place: Place,
+    pub(crate) value: Node,
+}
+
+/// Reads `text`, the content of `file`. A document with nothing in it is [`Node::Null`].
+pub(crate) fn read(text: &str, file: &Arc<Path>) -> Result<Node, ConfigError> {
+    check_cost(text, file)?;
+    let scan = Scan {
+        text,
+        lines: text.match_indices('\n').map(|(at, _)| at + 1).collect(),
+        file,
+        nodes: Cell::new(0),
+        path: RefCell::default(),
+        failure: RefCell::default(),
+    };
+    let outcome = Value(&scan).deserialize(serde_yaml::Deserializer::from_str(text));
+    outcome.map_err(|error| scan.failure.take().unwrap_or_else(|| syntax(file, &error)))
+}
+
+/// Refuses what the YAML parser takes quadratic time for (minutes for 1 MiB): brackets in brackets, and directives.
+/// It counts brackets in comments and texts too; a file with over a hundred unclosed ones there has bad luck.
+fn check_cost(text: &str, file: &Arc<Path>) -> Result<(), ConfigError> {
+    let fault = |line, message: &str| {
+        let place = Place { file: Arc::clone(file), line, column: 1 };
+        Err(ConfigError::Syntax { place, message: message.to_owned() })
+    };
+    let mut open = 0_usize;
+    for (line, content) in (1..).zip(text.lines()) {
+        if content.starts_with('%') {
+            return fault(line, "directives (lines that begin with %) mean nothing in a configuration");
+        }
+        for byte in content.bytes() {
+            match byte {
+                b'[' | b'{' => open += 1,
+                b']' | b'}' => open = open.saturating_sub(1),
+                _ => {}
+            }
+            if open > MAX_OPEN {
+                return fault(line, "brackets are nested too deep");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What the YAML parser says, without the place that the error tells already.
+fn syntax(file: &Arc<Path>, error: &serde_yaml::Error) -> ConfigError {
+    let (line, column) = error.location().map_or((1, 1), |at| (at.line(), at.column()));
+    let message = error.to_string().replacen(&format!(" at line {line} column {column}"), "", 1);
+    let message = if message.contains("more than one document") {
+        "a file holds one document; what follows a second `---` would be another".to_owned()
+    } else {
+        message.chars().take(MAX_MESSAGE).collect()
+    };
+    ConfigError::Syntax { place: Place { file: Arc::clone(file), line, column }, message }
+}
+
+/// Puts `more` into `into`: mappings are united, and everything else may be set once only.
+pub(crate) fn unite(
+    into: &mut BTreeMap<String, Child>,
+    more: BTreeMap<String, Child>,
+    path: &mut Vec<String>,
+) -> Result<(), ConfigError> {
+    for (key, child) in more {
+        path.push(key.clone());
+        match into.entry(key) {
+            Entry::Vacant(free) => {
+                free.insert(child);
+            }
+            Entry::Occupied(mut taken) => match (&mut taken.get_mut().value, child.value) {
+                (Node::Map(ours), Node::Map(theirs)) => unite(ours, theirs, path)?,
+                // A section whose keys are all commented out sets nothing.
+                (Node::Map(_), Node::Null) => {}
+                (ours @ Node::Null, theirs @ Node::Map(_)) => *ours = theirs,
+                _ => {
+                    let first = taken.get().place.clone();
+                    return Err(ConfigError::Twice { key: path.join("."), first, second: child.place });
+                }
+            },
+        }
+        path.pop();
+    }
+    Ok(())
+}
+
+/// One file on its way to a tree.
+struct Scan<'a> {
+    text: &'a str,
+    /// Where each line but the first begins, bytes.
+    lines: Vec<usize>,
+    file: &'a Arc<Path>,
+    nodes: Cell<usize>,
+    path: RefCell<Vec<String>>,
+    /// An error of ours, which the YAML parser can't carry.
+    failure: RefCell<Option<ConfigError>>,
+}
+
+impl Scan<'_> {
+    /// The place of `part`, if it lies in the text.
+    fn place_of(&self, part: &str) -> Option<Place> {
+        let at = part.as_ptr().addr().checked_sub(self.text.as_ptr().addr())?;
+        if at.checked_add(part.len())? > self.text.len() {
+            return None;
+        }
+        let line = self.lines.partition_point(|start| *start <= at);
+        let start = line.checked_sub(1).and_then(|i| self.lines.get(i)).copied().unwrap_or(0);
+        let column = self.text.get(start..at)?.trim_start_matches('\u{feff}').chars().count() + 1;
+        Some(Place { file: Arc::clone(self.file), line: line + 1, column })
+    }
+
+    fn count<E: serde::de::Error>(&self) -> Result<(), E> {
+        self.nodes.set(self.nodes.get() + 1);
+        if self.nodes.get() > MAX_NODES {
+            return Err(E::custom(format_args!("more than {MAX_NODES} values")));
+        }
+        Ok(())
+    }
+}
+
+/// Reads one value.
+#[derive(Clone, Copy)]
+struct Value<'s, 'a>(&'s Scan<'a>);
+
+impl<'de> DeserializeSeed<'de> for Value<'_, '_> {
+    type Value = Node;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Node, D::Error> {
+        self.0.count()?;
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Value<'_, '_> {
+    type Value = Node;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a plain value, a list or a section of keys")
+    }
+
+    fn visit_enum<A: EnumAccess<'de>>(self, _: A) -> Result<Node, A::Error> {
+        Err(A::Error::custom("tags such as !name mean nothing in a configuration"))
+    }
+
+    fn visit_unit<E>(self) -> Result<Node, E> {
+        Ok(Node::Null)
+    }
+
+    /// A document with nothing in it.
+    fn visit_none<E>(self) -> Result<Node, E> {
+        Ok(Node::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Node, E> {
+        Ok(Node::Bool(value))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Node, E> {
+        Ok(Node::Unsigned(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Node, E> {
+        Ok(u64::try_from(value).map_or(Node::Negative(value), Node::Unsigned))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Node, E> {
+        Ok(Node::Float(value))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Node, E> {
+        Ok(Node::Text(value.to_owned()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Node, A::Error> {
+        let mut list = Vec::new();
+        while let Some(item) = items.next_element_seed(self)? {
+            list.push(item);
+        }
+        Ok(Node::List(list))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Node, A::Error> {
+        let mut map: BTreeMap<String, Child> = BTreeMap::new();
+        while let Some((key, place)) = entries.next_key_seed(Key(self.0))? {
+            self.0.path.borrow_mut().push(key.clone());
+            if let Some(earlier) = map.get(&key) {
+                let key = self.0.path.borrow().join(".");
+                let twice = ConfigError::Twice { key, first: earlier.place.clone(), second: place };
+                self.0.failure.replace(Some(twice));
+                return Err(A::Error::custom("a key is set twice"));
+            }
+            let value = entries.next_value_seed(self)?;
+            self.0.path.borrow_mut().pop();
+            map.insert(key, Child { place, value });
+        }
+        Ok(Node::Map(map))
+    }
+}
+
+/// Reads one key.
+struct Key<'s, 'a>(&'s Scan<'a>);
+
+impl<'de> DeserializeSeed<'de> for Key<'_, '_> {
+    type Value = (String, Place);
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        self.0.count()?;
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Key<'_, '_> {
+    type Value = (String, Place);
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_borrowed_str<E: serde::de::Error>(self, key: &'de str) -> Result<Self::Value, E> {
+        // An empty key has no text that could lie anywhere.
+        match self.0.place_of(key) {
+            Some(place) => Ok((key.to_owned(), place)),
+            None => self.visit_str(key),
+        }
+    }
+
+    fn visit_str<E: serde::de::Error>(self, key: &str) -> Result<Self::Value, E> {
+        Err(E::custom(format_args!("the key {key:?} must stand on one line, without escapes")))
+    }
+}

@@ -1,0 +1,396 @@
+//! The values that keys take: each with its grammar, its bounds, the form it is shown in and its JSON Schema.
+//!
+//! A value is written as text or as a number; both go through the same `FromStr`, whose error is a sentence for
+//! the person who typed it. A schema's `title` is the form in words, for the reference and for editors.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::str::FromStr;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::{Deserialize, Deserializer, Error, Visitor};
+use serde::{Serialize, Serializer};
+
+use crate::suggest::nearest;
+
+/// Level of `zstd` without a level: the reference library's own.
+const ZSTD_DEFAULT: i32 = 3;
+const ZSTD_MAX: i32 = 19;
+const WORKERS_MAX: u64 = 256;
+
+/// A block of the fold is a power of two of these many bytes.
+const BLOCK_MIN: u64 = 4 << 10;
+const BLOCK_MAX: u64 = 2 << 20;
+
+/// Sizes as the command line takes them, for the schema.
+const SIZE_PATTERN: &str = "^[0-9]+([bB]|[kKmMgGtT]([iI][bB])?)?$";
+
+/// Reads a size: `65536`, `64K`, `64KiB`, `2M`, `1GiB`, `1T`. All units are powers of 1024, in either case; nothing
+/// stands before, between or behind. This is strictly the grammar of the command line (`driver/units.rs`); this
+/// crate can't import it, because the driver imports this crate.
+///
+/// # Errors
+/// A sentence for the person who typed it.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    let unit = text.trim_start_matches(|c: char| c.is_ascii_digit());
+    let number = text.strip_suffix(unit).and_then(|digits| digits.parse::<u64>().ok());
+    let number = number.ok_or_else(|| format!("'{text}' is not a size; write for example 64KiB"))?;
+    let shift = match unit.to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kib" => 10,
+        "m" | "mib" => 20,
+        "g" | "gib" => 30,
+        "t" | "tib" => 40,
+        _ => return Err(format!("'{unit}' is not a unit of size; use KiB, MiB, GiB or TiB")),
+    };
+    number.checked_mul(1 << shift).ok_or_else(|| format!("'{text}' is too large"))
+}
+
+/// Writes a size with the largest unit that divides it, so that [`parse_size`] reads the same number.
+fn write_size(bytes: u64, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let units = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
+    match units.iter().find(|(shift, _)| bytes > 0 && bytes.is_multiple_of(1 << shift)) {
+        Some((shift, unit)) => write!(f, "{}{unit}", bytes >> shift),
+        None => write!(f, "{bytes}"),
+    }
+}
+
+/// Reads text or a whole number with `FromStr`.
+fn scalar<'de, D, T>(deserializer: D, wanted: &'static str) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromStr<Err = String>,
+{
+    struct Scalar(&'static str);
+
+    impl Visitor<'_> for Scalar {
+        type Value = String;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(self.0)
+        }
+
+        fn visit_str<E>(self, text: &str) -> Result<String, E> {
+            Ok(text.to_owned())
+        }
+
+        fn visit_u64<E>(self, number: u64) -> Result<String, E> {
+            Ok(number.to_string())
+        }
+    }
+
+    deserializer.deserialize_any(Scalar(wanted))?.parse().map_err(D::Error::custom)
+}
+
+/// A value type: text or number in, text out, a schema that stands in its place.
+macro_rules! value {
+    ($name:ident, $wanted:literal, $schema:expr) => {
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                scalar(deserializer, $wanted)
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        impl JsonSchema for $name {
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn inline_schema() -> bool {
+                true
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                $schema
+            }
+        }
+    };
+}
+
+/// The version of the format of the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// The only one there is.
+    V1,
+}
+
+value!(Version, "the number 1", json_schema!({ "title": "the number 1", "const": 1 }));
+
+impl FromStr for Version {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "1" => Ok(Self::V1),
+            other => Err(format!("this virtfold knows version 1 only, not '{other}'")),
+        }
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("1")
+    }
+}
+
+/// How an archive is compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compression {
+    /// Not at all: a plain tar.
+    None,
+    /// As Zstandard frames.
+    Zstd {
+        /// 1 to 19.
+        level: i32,
+    },
+}
+
+value!(
+    Compression,
+    "none, zstd or zstd:LEVEL",
+    json_schema!({
+        "title": "`none`, `zstd` or `zstd:LEVEL` with a level from 1 to 19",
+        "type": "string",
+        "pattern": "^(none|zstd(:([1-9]|1[0-9]))?)$",
+        "examples": ["none", "zstd", "zstd:9"],
+    })
+);
+
+impl FromStr for Compression {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, level) = text.split_once(':').map_or((text, None), |(name, level)| (name, Some(level)));
+        match (name, level) {
+            ("none", None) => Ok(Self::None),
+            ("none", Some(_)) => Err("none has no level".to_owned()),
+            ("zstd", None) => Ok(Self::Zstd { level: ZSTD_DEFAULT }),
+            ("zstd", Some(level)) => whole(level)
+                .and_then(|level| i32::try_from(level).ok())
+                .filter(|level| (1..=ZSTD_MAX).contains(level))
+                .map(|level| Self::Zstd { level })
+                .ok_or_else(|| format!("'{level}' is not a level of zstd; they go from 1 to {ZSTD_MAX}")),
+            _ => {
+                let known =
+                    "'{}' is no way to compress; write none, zstd or zstd:LEVEL".replacen("{}", text, 1);
+                let meant = nearest(name, &["none", "zstd"]);
+                Err(meant.map_or(known.clone(), |word| format!("{known}; did you mean `{word}`?")))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Compression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("none"),
+            Self::Zstd { level } => write!(f, "zstd:{level}"),
+        }
+    }
+}
+
+/// Which bytes of a disk an archive holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub enum Layout {
+    /// Only what is allocated, densely, with the table that says where each piece belongs.
+    #[default]
+    Compact,
+    /// The whole capacity, as a conventional all-block copy.
+    Full,
+}
+
+/// The granularity of a fold in bytes: a power of two from 4 KiB to 2 MiB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockSize(u64);
+
+value!(
+    BlockSize,
+    "a size such as 64KiB",
+    json_schema!({
+        "title": "a size that is a power of two from 4KiB to 2MiB",
+        "type": ["string", "integer"],
+        "pattern": SIZE_PATTERN,
+        "minimum": BLOCK_MIN,
+        "maximum": BLOCK_MAX,
+        "examples": ["64KiB", 65536],
+    })
+);
+
+impl BlockSize {
+    /// The size in bytes.
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+}
+
+impl FromStr for BlockSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bytes = parse_size(text)?;
+        if bytes.is_power_of_two() && (BLOCK_MIN..=BLOCK_MAX).contains(&bytes) {
+            Ok(Self(bytes))
+        } else {
+            Err(format!("'{text}' is not a power of two from 4KiB to 2MiB"))
+        }
+    }
+}
+
+impl fmt::Display for BlockSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_size(self.0, f)
+    }
+}
+
+/// Bytes a second, not zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate(u64);
+
+value!(
+    Rate,
+    "a size such as 100MiB",
+    json_schema!({
+        "title": "a size, not zero: bytes a second",
+        "type": ["string", "integer"],
+        "pattern": SIZE_PATTERN,
+        "minimum": 1,
+        "examples": ["100MiB", "1GiB"],
+    })
+);
+
+impl Rate {
+    /// Bytes a second.
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+}
+
+impl FromStr for Rate {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match parse_size(text)? {
+            0 => Err("a rate of 0 would never end; leave the key out for no limit".to_owned()),
+            bytes => Ok(Self(bytes)),
+        }
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_size(self.0, f)
+    }
+}
+
+/// A number of threads, 1 to 256.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Workers(usize);
+
+value!(
+    Workers,
+    "a number from 1 to 256",
+    json_schema!({
+        "title": "a number from 1 to 256",
+        "type": "integer",
+        "minimum": 1,
+        "maximum": WORKERS_MAX,
+        "examples": [2],
+    })
+);
+
+impl Workers {
+    /// The number of threads.
+    pub const fn get(self) -> usize {
+        self.0
+    }
+}
+
+impl FromStr for Workers {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = whole(text).filter(|number| (1..=WORKERS_MAX).contains(number));
+        number
+            .and_then(|number| usize::try_from(number).ok())
+            .map(Self)
+            .ok_or_else(|| format!("'{text}' is not a number from 1 to {WORKERS_MAX}"))
+    }
+}
+
+impl fmt::Display for Workers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+/// A whole number as people write it: digits, and neither a sign nor zeros before them.
+fn whole(text: &str) -> Option<u64> {
+    let plain = text.bytes().all(|c| c.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
+    if plain { text.parse().ok() } else { None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use regex::Regex;
+
+    fn matches<T: JsonSchema>(text: &str) -> bool {
+        let schema = T::json_schema(&mut SchemaGenerator::default()).to_value();
+        Regex::new(schema["pattern"].as_str().unwrap()).unwrap().is_match(text)
+    }
+
+    proptest! {
+        #[test]
+        fn patterns_of_the_schema_agree_with_the_parsers(
+            size in "[0-9]{0,6}[ ]?([kKmMgGtTbBx]([iI]?[bB])?)?", compress in "(none|zstd|gzip)(:[0-9-]{0,3})?",
+        ) {
+            prop_assert_eq!(matches::<BlockSize>(&size), parse_size(&size).is_ok());
+            prop_assert_eq!(matches::<Compression>(&compress), compress.parse::<Compression>().is_ok());
+        }
+
+        #[test]
+        fn what_is_shown_reads_back(bytes in 1_u64.., level in 1..=19_i32) {
+            prop_assert_eq!(Rate(bytes).to_string().parse(), Ok(Rate(bytes)));
+            let zstd = Compression::Zstd { level };
+            prop_assert_eq!(zstd.to_string().parse(), Ok(zstd));
+        }
+
+        #[test]
+        fn sizes_are_a_number_times_a_unit(number: u64, unit in 0..5_usize) {
+            let (shift, names) = [(0, ["", "b", "B"]), (10, ["K", "KiB", "kib"]), (20, ["M", "MiB", "mIb"]),
+                                  (30, ["G", "GiB", "gib"]), (40, ["T", "TiB", "tib"])][unit];
+            for name in names {
+                let expect = u128::from(number) << shift;
+                prop_assert_eq!(parse_size(&format!("{number}{name}")).ok(), u64::try_from(expect).ok());
+            }
+        }
+    }
+
+    #[test]
+    fn no_signs_spaces_fractions_or_decimal_units() {
+        for text in
+            ["", "K", "+1", "-1", " 1", "1 ", "1 K", "1.5G", "1KB", "1kB", "0x10", "1_000", "٣", "1e3"]
+        {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+        assert_eq!(parse_size("007K"), Ok(7 << 10));
+    }
+
+    #[test]
+    fn bounds_hold_at_both_ends() {
+        assert!("2KiB".parse::<BlockSize>().is_err() && "4MiB".parse::<BlockSize>().is_err());
+        assert!("4KiB".parse::<BlockSize>().is_ok() && "2MiB".parse::<BlockSize>().is_ok());
+        assert!("zstd:0".parse::<Compression>().is_err() && "zstd:20".parse::<Compression>().is_err());
+        assert!("0".parse::<Workers>().is_err() && "257".parse::<Workers>().is_err());
+        assert!("01".parse::<Workers>().is_err() && "+1".parse::<Workers>().is_err());
+    }
+}

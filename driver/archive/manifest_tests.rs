@@ -1,0 +1,153 @@
+//! The head: its spelling, what it ignores, what it refuses.
+
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::layout::{Kind, Layout};
+use super::layout_fixture::{TIME, TestDisk, manifest};
+use super::manifest::{Backing, Freeze, MAX_LEN, Manifest, Parent, Qcow2, Source, Subject, now};
+use crate::error::ErrorKind;
+
+fn rich() -> Manifest {
+    let mut head = manifest(&[TestDisk::compact("vda", 1 << 30, &[(0, 4096)]), TestDisk::full("vdb", 4096)]);
+    head.kind = Kind::Incremental;
+    head.parent = Some(Parent { id: Uuid::from_u128(7), root: "0f".repeat(32) });
+    head.subject = Subject::Domain { name: "web".into(), uuid: Some(Uuid::from_u128(9)) };
+    head.freeze = Some(Freeze { method: "agent".into(), pause_ms: 12 });
+    head.disks[0].source = Source {
+        format: "qcow2".into(),
+        qcow2: Some(Qcow2 {
+            compat: "1.1".into(),
+            cluster_size: 65_536,
+            extended_l2: false,
+            compression_type: "zlib".into(),
+            lazy_refcounts: true,
+            refcount_bits: 16,
+            data_file: None,
+        }),
+        backing: vec![Backing { path: "/a\nb".into(), format: "raw".into() }],
+        warnings: vec!["the image was marked dirty".into()],
+    };
+    head
+}
+
+fn value() -> Value {
+    serde_json::to_value(rich()).unwrap()
+}
+
+fn parse(value: &Value) -> crate::error::Result<Manifest> {
+    Manifest::parse(&serde_json::to_vec(value).unwrap())
+}
+
+#[test]
+fn heads_round_trip_and_have_one_spelling() {
+    for head in [rich(), manifest(&[]), manifest(&[TestDisk::compact("x", 0, &[])])] {
+        let bytes = head.encode().unwrap();
+        assert_eq!(bytes.last(), Some(&b'\n'));
+        let again = Manifest::parse(&bytes).unwrap();
+        assert_eq!(again, head);
+        assert_eq!(again.encode().unwrap(), bytes);
+        assert_eq!(again.time().unwrap(), TIME);
+    }
+    let subject = &value()["subject"];
+    assert_eq!(*subject, json!({"domain": {"name": "web", "uuid": Uuid::from_u128(9).to_string()}}));
+    assert_eq!(value()["disks"][1]["layout"], "full");
+}
+
+#[test]
+fn the_time_now_is_a_time_of_a_backup() {
+    let mut head = rich();
+    head.created = now();
+    assert!(head.time().unwrap() > 1_700_000_000, "{}", head.created);
+    head.created = "2026-11-22T14:04:05+00:00".into();
+    assert_eq!(head.time().unwrap(), TIME);
+}
+
+#[test]
+fn unknown_fields_are_ignored_and_unknown_features_are_not() {
+    let mut later = value();
+    later["weather"] = json!({"rain": [1, 2]});
+    later["disks"][0]["colour"] = json!("red");
+    assert_eq!(parse(&later).unwrap(), rich());
+
+    // What is refused may look any way at all otherwise.
+    let error = parse(&json!({"version": 1, "requires": ["holes2"], "disks": 7})).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert_eq!(error.to_string(), "the archive requires 'holes2', which this virtfold does not know");
+    let error = parse(&json!({"version": 2})).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert_eq!(error.to_string(), "the archive has version 2, virtfold knows 1");
+    assert_eq!(error.hint(), Some("use a newer virtfold to read this archive"));
+}
+
+#[test]
+fn bad_heads_are_named() {
+    let cases: [(&str, Value, &str); 22] = [
+        ("/created", json!("yesterday"), "'yesterday' is no time of a backup"),
+        ("/created", json!("2026-11-22T15:04:05"), "'2026-11-22T15:04:05' is no time of a backup"),
+        (
+            "/created",
+            json!("1969-11-22T15:04:05+00:00"),
+            "'1969-11-22T15:04:05+00:00' is no time of a backup",
+        ),
+        (
+            "/created",
+            json!("2300-11-22T15:04:05+00:00"),
+            "'2300-11-22T15:04:05+00:00' is no time of a backup",
+        ),
+        ("/host", json!("a\u{1b}[2J"), "its host is empty, too long or has control characters"),
+        ("/tool", json!(""), "its tool is empty, too long or has control characters"),
+        (
+            "/subject/domain/name",
+            json!("x".repeat(2000)),
+            "its name is empty, too long or has control characters",
+        ),
+        ("/kind", json!("full"), "a full archive has a parent"),
+        ("/parent", json!(null), "an incremental archive has no parent"),
+        ("/parent/root", json!("0F".repeat(32)), "its parent's root is not 64 hexadecimal digits"),
+        ("/disks/1/target", json!("vda"), "disk 'vda' is there twice"),
+        ("/disks/0/target", json!("../x"), "'../x' is no name for a disk"),
+        ("/disks/0/capacity", json!(1_u64 << 63), "disk vda is too large"),
+        ("/disks/0/block_size", json!(65_535), "disk vda has an impossible block size"),
+        ("/disks/1/dense_length", json!(4095), "disk vdb has layout full and is not whole"),
+        ("/disks/0/dense_length", json!((1_u64 << 30) + 1), "disk vda has more bytes or runs than fit on it"),
+        ("/disks/0/runs", json!(4097), "disk vda has more bytes or runs than fit on it"),
+        ("/disks/0/source/qcow2/cluster_size", json!(256), "disk vda has an impossible cluster size"),
+        (
+            "/disks/0/source/format",
+            json!("a\nb"),
+            "its source format is empty, too long or has control characters",
+        ),
+        ("/disks/0/layout", json!("round"), "unknown variant `round`, expected `compact` or `full`"),
+        ("/disks/0/capacity", json!(-1), "invalid value: integer `-1`, expected u64"),
+        ("/archive", json!("no"), "UUID parsing failed"),
+    ];
+    for (pointer, wrong, message) in cases {
+        let mut bad = value();
+        *bad.pointer_mut(pointer).unwrap() = wrong;
+        let error = parse(&bad).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Damaged, "{pointer}: {error}");
+        let expect = format!("the archive's head is damaged: {message}");
+        assert!(error.to_string().starts_with(&expect), "{pointer}: {error}");
+    }
+}
+
+#[test]
+fn hostile_json_is_refused() {
+    let deep = format!("{{\"version\":1,\"x\":{}", "[".repeat(100_000));
+    let long = vec![b' '; usize::try_from(MAX_LEN).unwrap() + 1];
+    for bad in [deep.as_bytes(), b"", b"{", b"[]", b"\xff", b"{\"version\":1,\"version\":1}", &long] {
+        assert_eq!(Manifest::parse(bad).unwrap_err().kind(), ErrorKind::Damaged);
+    }
+    let bytes = rich().encode().unwrap();
+    for len in 0..bytes.len() - 2 {
+        assert!(Manifest::parse(&bytes[..len]).is_err(), "{len}");
+    }
+}
+
+#[test]
+fn a_head_that_would_not_be_read_is_not_written() {
+    let mut head = rich();
+    head.disks[0].layout = Layout::Full;
+    assert_eq!(head.encode().unwrap_err().kind(), ErrorKind::Internal);
+}

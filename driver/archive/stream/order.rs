@@ -1,0 +1,37 @@
+//! Puts back in order what several workers finish in any order.
+//!
+//! The number of things held is bounded by whoever numbers them: a pipeline numbers no more chunks than it has
+//! buffers.
+
+use std::collections::BTreeMap;
+
+/// Things waiting for the ones before them.
+#[derive(Debug)]
+pub(super) struct Order<T> {
+    next: u64,
+    waiting: BTreeMap<u64, T>,
+}
+
+impl<T> Order<T> {
+    /// Nothing waits; number 0 comes first.
+    pub(super) fn new() -> Self {
+        Self { next: 0, waiting: BTreeMap::new() }
+    }
+
+    /// How many things wait.
+    pub(super) fn len(&self) -> u64 {
+        self.waiting.len() as u64
+    }
+
+    /// Takes thing number `number` in.
+    pub(super) fn put(&mut self, number: u64, thing: T) {
+        self.waiting.insert(number, thing);
+    }
+
+    /// The next thing in order, when it is there.
+    pub(super) fn take(&mut self) -> Option<T> {
+        let thing = self.waiting.remove(&self.next)?;
+        self.next += 1;
+        Some(thing)
+    }
+}

@@ -1,0 +1,134 @@
+//! The writer against its model, and what it does when something fails.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+use std::sync::atomic::Ordering;
+
+use proptest::prelude::*;
+
+use super::testing::*;
+use super::*;
+
+const ZSTD: Compression = Compression::Zstd { level: 1 };
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+    #[test]
+    fn what_is_written_is_the_model(script in any_script(), compression in any_compression(),
+                                    workers in 1_usize..5) {
+        let (body, tail) = script.model();
+        let disks = Disks::new(script.images.clone());
+        let mut sink = Memory::default();
+        let options = options(compression, workers);
+        let written = script.write(&disks, &mut sink, &options).unwrap();
+        let data: usize = script.parts.iter().map(|p| if let Part::Data { len, .. } = p { *len } else { 0 }).sum();
+        prop_assert_eq!(written.digests, digests_of(&body));
+        prop_assert_eq!(options.progress.load(Ordering::Relaxed), data as u64);
+        prop_assert_eq!(written.totals.chunks, (body.len() + tail.len()) as u64);
+        prop_assert_eq!(written.totals.written, sink.bytes.len() as u64);
+        prop_assert_eq!(written.totals.stream_len, script.stream().len() as u64);
+        let stream = match compression {
+            Compression::None => sink.bytes,
+            Compression::Zstd { .. } => zstd::stream::decode_all(sink.bytes.as_slice()).unwrap(),
+        };
+        prop_assert!(stream == script.stream());
+    }
+}
+
+#[test]
+fn the_zstd_command_reads_a_framed_stream() {
+    let script = Script::small();
+    let mut child = Command::new("zstd")
+        .args(["-d", "-c"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the command zstd must be installed for this test");
+    let mut input = child.stdin.take().unwrap();
+    let archive = script.archive(ZSTD, 2);
+    let feeder = std::thread::spawn(move || input.write_all(&archive).unwrap());
+    let output = child.wait_with_output().unwrap();
+    feeder.join().unwrap();
+    assert!(output.status.success());
+    assert!(output.stdout == script.stream());
+}
+
+#[test]
+fn a_failing_source_or_sink_gives_its_own_error_wherever_it_fails() {
+    let script = Script::small();
+    for compression in [Compression::None, ZSTD] {
+        for workers in 1..4 {
+            for call in 0..8 {
+                let mut disks = Disks::new(script.images.clone());
+                disks.fuse = Fuse::new(call);
+                let outcome = script.write(&disks, &mut Memory::default(), &options(compression, workers));
+                let kind = outcome.map_err(|error| error.kind()).err();
+                assert_eq!(kind, (call < 3).then_some(ErrorKind::BadImage), "read {call}");
+
+                let mut sink = Memory { fuse: Fuse::new(call), ..Memory::default() };
+                let disks = Disks::new(script.images.clone());
+                let outcome = script.write(&disks, &mut sink, &options(compression, workers));
+                let writes = if compression == Compression::None { 4 } else { 6 };
+                let kind = outcome.map_err(|error| error.kind()).err();
+                assert_eq!(kind, (call < writes).then_some(ErrorKind::NoSpace), "write {call}");
+            }
+        }
+    }
+}
+
+/// Long enough that every buffer is in flight when the failure comes.
+fn long() -> Script {
+    let image = noise(40 << 20, 9);
+    let len = image.len();
+    Script { images: vec![image], parts: vec![Part::Data { disk: 0, at: 0, len }, Part::Tail] }
+}
+
+#[test]
+fn failures_amid_full_buffers_end_all_threads() {
+    let script = long();
+    for call in [0, 1, 7, 20, 39] {
+        let mut disks = Disks::new(script.images.clone());
+        disks.fuse = Fuse::new(call);
+        let outcome = script.write(&disks, &mut Memory::default(), &options(Compression::None, 3));
+        assert_eq!(outcome.unwrap_err().kind(), ErrorKind::BadImage);
+        disks.fuse = Fuse::new(call);
+        disks.panics = true;
+        let outcome = script.write(&disks, &mut Memory::default(), &options(Compression::None, 3));
+        assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Internal);
+        disks.fuse = Fuse::never();
+        let mut sink = Memory { fuse: Fuse::new(call), ..Memory::default() };
+        let outcome = script.write(&disks, &mut sink, &options(Compression::None, 3));
+        assert_eq!(outcome.unwrap_err().kind(), ErrorKind::NoSpace);
+    }
+}
+
+#[test]
+fn a_cancelled_run_is_interrupted() {
+    let script = long();
+    let options = options(Compression::None, 2);
+    options.cancel.store(true, Ordering::Relaxed);
+    let outcome = script.write(&Disks::new(script.images.clone()), &mut Memory::default(), &options);
+    assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Interrupted);
+}
+
+#[test]
+fn an_error_of_the_plan_is_returned_as_it_is() {
+    let disks = Disks::new(Vec::new());
+    let refuse = |writer: &mut StreamWriter<'_>| -> Result<()> {
+        writer.bytes(&noise(9 << 20, 1))?;
+        Err(Error::new(ErrorKind::Exists, "the plan says no"))
+    };
+    let outcome = write_stream(&disks, &mut Memory::default(), &options(ZSTD, 2), refuse);
+    assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Exists);
+}
+
+#[test]
+fn a_second_tail_and_an_unknown_level_are_refused() {
+    let disks = Disks::new(Vec::new());
+    let twice = |writer: &mut StreamWriter<'_>| writer.begin_tail().and_then(|_| writer.begin_tail());
+    let outcome = write_stream(&disks, &mut Memory::default(), &options(ZSTD, 1), twice);
+    assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Internal);
+    let level = Compression::Zstd { level: 23 };
+    let outcome = write_stream(&disks, &mut Memory::default(), &options(level, 1), |_| Ok(()));
+    assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Usage);
+}

@@ -1,0 +1,169 @@
+//! `virtfold backup`: images into an archive.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Result;
+use virtfold::archive::stream::Compression;
+use virtfold::error::{Error, ErrorKind};
+use virtfold::image::{Format, Use};
+use virtfold::job::backup::{self, BackupReport, BackupRequest, Destination, ImageSpec};
+use virtfold::job::{Control, Progress};
+use virtfold::medium::RateLimit;
+use virtfold::table::Layout;
+use virtfold::units::{BlockSize, Human};
+
+use super::Signals;
+use super::args;
+use super::config::ConfigFlag;
+use super::exit::Outcome;
+use super::report::{JsonFlag, Stdout, Style, Ticker, result};
+
+/// Back up disk images into one archive
+///
+/// Copies the allocated blocks of each image, in order, with the table that says where each belongs. The archive
+/// is a tar (with --compress zstd a .tar.zst): `tar --zstd -xf ARCHIVE` restores it with no virtfold at hand.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  virtfold backup --image /srv/vm/web.qcow2 --format qcow2 --to /backup --compress zstd
+  virtfold backup --image a.qcow2 --image b.raw --format qcow2 --format raw --to /backup
+  virtfold backup --image a.raw --format raw --to - | ssh host 'cat > a.tar'
+
+A backing file's format comes from the image's header; no format is ever guessed.")]
+pub(crate) struct Args {
+    /// A disk image; give it once for each disk
+    #[arg(long, value_name = "PATH", required = true)]
+    image: Vec<PathBuf>,
+    /// The image's format, raw or qcow2: once for all images, or once for each
+    #[arg(long, value_name = "FORMAT", required = true, value_parser = args::format)]
+    format: Vec<Format>,
+    /// The disk's name in the archive, once for each image [default: vda, vdb, ...]
+    #[arg(long, value_name = "TARGET")]
+    name: Vec<String>,
+    /// What the set of disks is called [default: the first image's file name]
+    #[arg(long, value_name = "NAME")]
+    label: Option<String>,
+    /// The directory for the archive, or - for standard output
+    #[arg(long, value_name = "DIR|-")]
+    to: PathBuf,
+    /// none, zstd or zstd:LEVEL (1 to 19) [default: the configuration's; zstd]
+    #[arg(long, value_name = "HOW")]
+    compress: Option<virtfold_config::Compression>,
+    /// Copy used blocks (compact), or every block as a conventional all-block copy does (full)
+    /// [default: the configuration's; compact]
+    #[arg(long, value_enum)]
+    layout: Option<LayoutArg>,
+    /// The granularity of the copy, 4KiB to 2MiB [default: the configuration's; the cluster size of a qcow2, 64KiB for raw]
+    #[arg(long, value_name = "SIZE")]
+    block_size: Option<virtfold_config::BlockSize>,
+    /// Write no more than this many bytes a second, for example 100MiB [default: the configuration's; no limit]
+    #[arg(long, value_name = "SIZE")]
+    limit_rate: Option<virtfold_config::Rate>,
+    /// The images do not change during the backup: a QEMU that has them open is accepted
+    #[arg(long)]
+    frozen: bool,
+    /// Threads that read, digest and compress [default: the configuration's; one a core]
+    #[arg(long, value_name = "N")]
+    workers: Option<virtfold_config::Workers>,
+    #[command(flatten)]
+    config: ConfigFlag,
+    #[command(flatten)]
+    json: JsonFlag,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum LayoutArg {
+    Compact,
+    Full,
+}
+
+/// Runs the verb.
+pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
+    let style = Style::from_flag(&args.json);
+    let request = request(args)?;
+    let out = match request.destination {
+        Destination::Stdout => Stdout::Archive,
+        Destination::Directory(_) => Stdout::Free,
+    };
+    let progress = Arc::new(Progress::default());
+    let ticker = Ticker::start(style, out, &progress)?;
+    let report = backup::run(&request, &Control { cancel: Arc::clone(&signals.stop), progress });
+    drop(ticker);
+    let report = report?;
+    for warning in report.disks.iter().flat_map(|disk| &disk.warnings) {
+        eprintln!("virtfold: warning: {warning}");
+    }
+    result(style, out, &report, &text(&report))?;
+    Ok(Outcome::Done)
+}
+
+fn images(args: &Args) -> Result<Vec<ImageSpec>> {
+    let count = args.image.len();
+    let per_image = |what: &str, given: usize| {
+        Error::new(ErrorKind::Usage, format!("{count} images need {count} times {what}, not {given} times"))
+    };
+    if args.format.len() != 1 && args.format.len() != count {
+        return Err(per_image("--format (or one for all)", args.format.len()).into());
+    }
+    if !args.name.is_empty() && args.name.len() != count {
+        return Err(per_image("--name", args.name.len()).into());
+    }
+    let formats = args.format.iter().copied().cycle();
+    let specs = args.image.iter().zip(formats).enumerate().map(|(index, (path, format))| ImageSpec {
+        path: path.clone(),
+        format,
+        target: args.name.get(index).cloned().unwrap_or_else(|| backup::default_target(index)),
+    });
+    Ok(specs.collect())
+}
+
+fn request(args: Args) -> Result<BackupRequest> {
+    let images = images(&args)?;
+    let defaults = args.config.load()?.defaults;
+    let destination =
+        if args.to.as_os_str() == "-" { Destination::Stdout } else { Destination::Directory(args.to) };
+    let layout = args.layout.map_or(defaults.layout, |layout| match layout {
+        LayoutArg::Compact => virtfold_config::Layout::Compact,
+        LayoutArg::Full => virtfold_config::Layout::Full,
+    });
+    let block_size = args.block_size.or(defaults.block_size).map(virtfold_config::BlockSize::get);
+    let limit_rate = args.limit_rate.or(defaults.limit_rate).map(virtfold_config::Rate::get);
+    Ok(BackupRequest {
+        images,
+        label: args.label,
+        destination,
+        compression: match args.compress.unwrap_or(defaults.compress) {
+            virtfold_config::Compression::None => Compression::None,
+            virtfold_config::Compression::Zstd { level } => Compression::Zstd { level },
+        },
+        layout: match layout {
+            virtfold_config::Layout::Compact => Layout::Compact,
+            virtfold_config::Layout::Full => Layout::Full,
+        },
+        block_size: block_size
+            .map(|bytes| BlockSize::new(bytes).ok_or_else(|| args::mismatch("block size")))
+            .transpose()?,
+        limit_rate: limit_rate
+            .map(|rate| RateLimit::new(rate).ok_or_else(|| args::mismatch("rate")))
+            .transpose()?,
+        usage: if args.frozen { Use::Frozen } else { Use::Checked },
+        workers: args::workers(args.workers.or(defaults.workers)),
+    })
+}
+
+fn text(report: &BackupReport) -> String {
+    let mut text = String::new();
+    for disk in &report.disks {
+        text += &format!(
+            "{}: capacity {}, allocated {}, copied {} in {} runs\n",
+            disk.target,
+            Human(disk.capacity),
+            Human(disk.allocated),
+            Human(disk.dense_length),
+            disk.runs
+        );
+    }
+    text += &format!("archive {} written in {:.1} s\n", Human(report.archive_bytes), report.seconds);
+    text + &report.archive
+}

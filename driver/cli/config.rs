@@ -1,0 +1,112 @@
+//! `virtfold config`: the configuration, checked, shown, described.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Subcommand;
+use serde_json::json;
+use virtfold::error::{Error, ErrorKind};
+use virtfold_config::{Config, Origin};
+
+use super::exit::Outcome;
+use super::report::{JsonFlag, Stdout, Style, result};
+
+/// Where the configuration is when nobody says otherwise.
+const USUAL: &str = "/etc/virtfold/config.yaml";
+
+/// Check, show and describe the configuration
+///
+/// The configuration is one file and the files `*.yaml` of the directory `conf.d` beside it. It holds what
+/// backups do where their command line says nothing.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  virtfold config check
+  virtfold config show --config ./config.yaml
+  virtfold config schema > virtfold.schema.json")]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Read it all and say what is wrong
+    Check {
+        #[command(flatten)]
+        config: ConfigFlag,
+    },
+    /// Print every value in effect, and where it comes from
+    Show {
+        #[command(flatten)]
+        config: ConfigFlag,
+        #[command(flatten)]
+        json: JsonFlag,
+    },
+    /// Print the JSON Schema of the configuration, for editors
+    Schema,
+}
+
+/// The option that names the configuration file.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct ConfigFlag {
+    /// The configuration file [default: $VIRTFOLD_CONFIG, else /etc/virtfold/config.yaml where there is one]
+    #[arg(long = "config", value_name = "FILE")]
+    file: Option<PathBuf>,
+}
+
+impl ConfigFlag {
+    /// Where it is: a file that was named, by option or environment, must be there.
+    fn path(&self) -> Option<PathBuf> {
+        let named = self.file.clone().or_else(|| std::env::var_os("VIRTFOLD_CONFIG").map(PathBuf::from));
+        named.or_else(|| Some(PathBuf::from(USUAL)).filter(|usual| usual.exists()))
+    }
+
+    /// The configuration in effect.
+    ///
+    /// # Errors
+    /// Usage, with file, line and column, when it is wrong.
+    pub(crate) fn load(&self) -> Result<Config, Error> {
+        let Some(path) = self.path() else { return Ok(Config::default()) };
+        virtfold_config::load(&path).map_err(|error| {
+            Error::new(ErrorKind::Usage, "the configuration can't be used")
+                .with_source(error)
+                .with_hint("'virtfold config schema' lists the keys; 'virtfold config check' tries again")
+        })
+    }
+}
+
+/// Runs the verb.
+pub(crate) fn run(args: &Args) -> Result<Outcome> {
+    match &args.what {
+        What::Check { config } => {
+            config.load()?;
+            match config.path() {
+                Some(path) => println!("{}: ok", path.display()),
+                None => println!("no configuration: all values are the defaults"),
+            }
+        }
+        What::Show { config, json } => show(&config.load()?, Style::from_flag(json))?,
+        What::Schema => {
+            let schema = serde_json::to_string_pretty(&virtfold_config::schema());
+            println!("{}", schema.context("cannot write the schema")?);
+        }
+    }
+    Ok(Outcome::Done)
+}
+
+fn show(config: &Config, style: Style) -> Result<()> {
+    let values = config.show();
+    let lines: Vec<String> = values.iter().map(ToString::to_string).collect();
+    let values: Vec<serde_json::Value> = values
+        .iter()
+        .map(|shown| {
+            let origin = match &shown.origin {
+                Origin::Default => "default".to_owned(),
+                Origin::File(place) => place.to_string(),
+            };
+            json!({"key": shown.key, "value": shown.value, "origin": origin})
+        })
+        .collect();
+    result(style, Stdout::Free, &json!({ "values": values }), &lines.join("\n"))
+}

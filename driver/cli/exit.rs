@@ -1,0 +1,84 @@
+//! Exit codes: the one place that maps what happened to a number, and prints errors.
+
+use std::error::Error as StdError;
+use std::process::ExitCode;
+
+use virtfold::error::{Error, ErrorKind};
+
+/// The exit codes, for `--help` and the README.
+pub(crate) const HELP: &str = "\
+Exit codes:
+  0    done
+  1    an input or output failed, or virtfold itself did
+  2    the command line makes no sense
+  3    damage: bytes of an archive are not what was written
+  4    the archive is incomplete
+  5    a source image is damaged or not supported
+  6    a disk is in use
+  7    the target exists already
+  8    no space left
+  9    not found
+  130  ended by SIGINT     143  ended by SIGTERM
+
+Environment:
+  VIRTFOLD_CONFIG  the configuration file (default: /etc/virtfold/config.yaml)
+  VIRTFOLD_LOG     what is logged to standard error, for example 'debug' (default: warn)
+  TMPDIR           where tables too large for memory go (default: /tmp)";
+
+/// How a run that printed its own result ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// All is as it was asked for.
+    Done,
+    /// Damage was found, or something could not be restored; the verb has said what.
+    Damaged,
+    /// The archive is incomplete; the verb has said so.
+    Incomplete,
+    /// The archive needs a later version; the verb has said so.
+    Unsupported,
+}
+
+/// Prints an error with its causes and its hint, and gives the exit code. `by_signal` is the code of a run that
+/// a signal ended.
+pub(crate) fn report(outcome: anyhow::Result<Outcome>, by_signal: u8) -> ExitCode {
+    let error = match outcome {
+        Ok(Outcome::Done) => return ExitCode::SUCCESS,
+        Ok(Outcome::Damaged) => return ExitCode::from(code(ErrorKind::Damaged, by_signal)),
+        Ok(Outcome::Incomplete) => return ExitCode::from(code(ErrorKind::Incomplete, by_signal)),
+        Ok(Outcome::Unsupported) => return ExitCode::from(code(ErrorKind::Unsupported, by_signal)),
+        Err(error) => error,
+    };
+    let known = error.downcast_ref::<Error>();
+    eprintln!("virtfold: {}", sentence(error.as_ref()));
+    if let Some(hint) = known.and_then(Error::hint) {
+        eprintln!("hint: {hint}");
+    }
+    ExitCode::from(known.map_or(1, |error| code(error.kind(), by_signal)))
+}
+
+/// The error and its causes, outermost first.
+pub(crate) fn sentence(error: &(dyn StdError + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        cause = inner.source();
+    }
+    text
+}
+
+fn code(kind: ErrorKind, by_signal: u8) -> u8 {
+    match kind {
+        ErrorKind::Io | ErrorKind::Internal => 1,
+        ErrorKind::Usage => 2,
+        ErrorKind::Damaged => 3,
+        ErrorKind::Incomplete => 4,
+        ErrorKind::BadImage | ErrorKind::Unsupported => 5,
+        ErrorKind::InUse => 6,
+        ErrorKind::Exists => 7,
+        ErrorKind::NoSpace => 8,
+        ErrorKind::NotFound => 9,
+        ErrorKind::Interrupted => by_signal,
+    }
+}

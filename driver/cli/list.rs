@@ -1,0 +1,67 @@
+//! `virtfold list`: the archives in a directory.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use serde::Serialize;
+use virtfold::job::inspect::{self, Glance};
+use virtfold::units::Human;
+
+use super::exit::Outcome;
+use super::report::{JsonFlag, Stdout, Style, result};
+use super::show;
+
+/// List the archives in a directory
+///
+/// Unfinished, cut and damaged archives are listed as what they are.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  virtfold list /backup
+  virtfold list --json /backup")]
+pub(crate) struct Args {
+    /// The directory
+    #[arg(value_name = "DIR")]
+    directory: PathBuf,
+    #[command(flatten)]
+    json: JsonFlag,
+}
+
+#[derive(Serialize)]
+struct Listing<'a> {
+    archives: &'a [Glance],
+}
+
+/// Runs the verb.
+pub(crate) fn run(args: &Args) -> Result<Outcome> {
+    let archives = inspect::list(&args.directory)?;
+    let style = Style::from_flag(&args.json);
+    result(style, Stdout::Free, &Listing { archives: &archives }, &text(&archives))?;
+    Ok(Outcome::Done)
+}
+
+fn text(archives: &[Glance]) -> String {
+    if archives.is_empty() {
+        return "no archives".to_owned();
+    }
+    let mut text = format!(
+        "{:<26} {:<10} {:>10} {:>10} {:>5}  archive\n",
+        "created", "status", "size", "capacity", "disks"
+    );
+    for glance in archives {
+        let (created, capacity, disks) = match &glance.head {
+            Some(head) => {
+                let capacity = head.disks.iter().map(|disk| disk.capacity).fold(0, u64::saturating_add);
+                (show::local(&head.created), Human(capacity).to_string(), head.disks.len().to_string())
+            }
+            None => ("-".to_owned(), "-".to_owned(), "-".to_owned()),
+        };
+        text += &format!(
+            "{created:<26} {:<10} {:>10} {capacity:>10} {disks:>5}  {}\n",
+            show::status(glance.status),
+            Human(glance.bytes).to_string(),
+            glance.archive,
+        );
+    }
+    text
+}

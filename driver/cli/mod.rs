@@ -1,0 +1,103 @@
+//! The command line: one file per verb. A verb turns its arguments into a request, hands it to `job`, and prints
+//! what comes back; it decides nothing about data.
+//!
+//! `exit` is the one place that maps errors to exit codes, `report` the one that prints progress.
+
+mod args;
+mod backup;
+mod config;
+mod exit;
+mod list;
+mod map;
+mod report;
+mod restore;
+mod show;
+mod table;
+mod verify;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+
+use self::exit::Outcome;
+
+/// Folds the empty space out of virtual disks: backs them up by copying only what is recorded on them, densely
+/// and in order, with the table that says where each piece belongs; and unfolds them again.
+#[derive(Debug, Parser)]
+#[command(name = "virtfold", version, max_term_width = 100, after_help = exit::HELP)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Backup(backup::Args),
+    Restore(restore::Args),
+    Verify(verify::Args),
+    List(list::Args),
+    Show(show::Args),
+    Table(table::Args),
+    Map(map::Args),
+    Config(config::Args),
+}
+
+/// Signals as flags: `stop` is set by the first SIGINT or SIGTERM, `signal` says which.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Signals {
+    /// Ends the run at the next piece of work.
+    pub(crate) stop: Arc<AtomicBool>,
+    signal: Arc<AtomicUsize>,
+}
+
+impl Signals {
+    fn install() -> Result<Self> {
+        let signals = Self::default();
+        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+            let number = usize::try_from(signal).context("signal numbers are positive")?;
+            // The second signal ends the process at once; the partial file then stays under its partial name.
+            signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&signals.stop))
+                .and_then(|_| signal_hook::flag::register_usize(signal, Arc::clone(&signals.signal), number))
+                .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&signals.stop)))
+                .context("cannot catch signals")?;
+        }
+        Ok(signals)
+    }
+
+    /// The exit code of a run that a signal ended: 128 + its number.
+    fn exit_code(&self) -> u8 {
+        u8::try_from(128 + self.signal.load(Ordering::Relaxed)).unwrap_or(1)
+    }
+}
+
+/// Runs the command.
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_env("VIRTFOLD_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let signals = match Signals::install() {
+        Ok(signals) => signals,
+        Err(error) => return exit::report(Err(error), 1),
+    };
+    let outcome = cli.verb.run(&signals);
+    exit::report(outcome, signals.exit_code())
+}
+
+impl Verb {
+    fn run(self, signals: &Signals) -> Result<Outcome> {
+        match self {
+            Self::Backup(args) => backup::run(args, signals),
+            Self::Restore(args) => restore::run(args, signals),
+            Self::Verify(args) => verify::run(&args, signals),
+            Self::List(args) => list::run(&args),
+            Self::Show(args) => show::run(&args),
+            Self::Table(args) => table::run(&args),
+            Self::Map(args) => map::run(&args),
+            Self::Config(args) => config::run(&args),
+        }
+    }
+}

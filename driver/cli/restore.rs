@@ -1,0 +1,149 @@
+//! `virtfold restore`: disks out of an archive.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Result;
+use virtfold::durable::Existing;
+use virtfold::error::{Error, ErrorKind};
+use virtfold::image::Format;
+use virtfold::job::restore::{self, Checking, RestoreReport, RestoreRequest, Selection};
+use virtfold::job::target::Method;
+use virtfold::job::{Control, Progress};
+use virtfold::units::Human;
+use virtfold_config::parse_size;
+
+use super::Signals;
+use super::args;
+use super::exit::Outcome;
+use super::report::{JsonFlag, Stdout, Style, Ticker, damage, result};
+
+/// Restore disks from an archive
+///
+/// A disk appears under its name when all of it is written, checked and durable, and not before.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  virtfold restore web.tar.zst --disk vda=/srv/vm/web.qcow2
+  virtfold restore web.tar.zst --output /srv/vm --format raw
+  virtfold restore web.tar --disk vda=/srv/vm/web.qcow2 --format qcow2 --method remap
+  virtfold restore web.tar.zst --disk vda=/dev/vg0/web --format raw --force
+  ssh host 'cat web.tar.zst' | virtfold restore - --output /srv/vm
+  virtfold restore broken.tar.zst --output /rescue --partial")]
+pub(crate) struct Args {
+    /// The archive, or - for standard input
+    #[arg(value_name = "ARCHIVE|-")]
+    archive: PathBuf,
+    /// Restore this disk to this file or block device; give it once for each disk
+    #[arg(long, value_name = "TARGET=PATH", value_parser = args::disk, required_unless_present = "output")]
+    disk: Vec<(String, PathBuf)>,
+    /// Restore all disks into this directory, as TARGET.raw or TARGET.qcow2
+    #[arg(long, value_name = "DIR", conflicts_with = "disk")]
+    output: Option<PathBuf>,
+    /// The format of what is made, raw or qcow2 [default: the source's]
+    #[arg(long, value_name = "FORMAT", value_parser = args::format)]
+    format: Option<Format>,
+    /// Write each block to its original address (rewrite), or keep the dense order and give it new tables (remap, qcow2 only)
+    #[arg(long, value_enum, default_value = "rewrite")]
+    method: MethodArg,
+    /// The cluster size of a new qcow2 [default: the source's, or 64KiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    cluster_size: Option<u64>,
+    /// Replace existing files, write to block devices
+    #[arg(long)]
+    force: bool,
+    /// Get out of a damaged or cut archive what is intact, and say what is not (exit code 3 or 4)
+    #[arg(long)]
+    partial: bool,
+    /// Do not read data that a remap could share with the archive (XFS, Btrfs): it is not checked, `virtfold verify` does
+    #[arg(long, conflicts_with = "partial")]
+    unverified: bool,
+    /// Threads that read, decompress and check [default: one a core]
+    #[arg(long, value_name = "N")]
+    workers: Option<virtfold_config::Workers>,
+    #[command(flatten)]
+    json: JsonFlag,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum MethodArg {
+    Rewrite,
+    Remap,
+}
+
+/// Runs the verb.
+pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
+    let style = Style::from_flag(&args.json);
+    let request = request(args)?;
+    let progress = Arc::new(Progress::default());
+    let ticker = Ticker::start(style, Stdout::Free, &progress)?;
+    let report = restore::run(&request, &Control { cancel: Arc::clone(&signals.stop), progress });
+    drop(ticker);
+    let report = report?;
+    damage(style, &report.damage)?;
+    result(style, Stdout::Free, &report, &text(&report))?;
+    Ok(match (report.complete, report.damage.is_empty() && report.notes.is_empty()) {
+        (false, _) => Outcome::Incomplete,
+        (true, false) => Outcome::Damaged,
+        (true, true) => Outcome::Done,
+    })
+}
+
+fn request(args: Args) -> Result<RestoreRequest> {
+    let selection = match args.output {
+        Some(directory) => Selection::All(directory),
+        None => Selection::Disks(args.disk),
+    };
+    if args.partial && args.archive.as_os_str() == "-" {
+        return Err(Error::new(
+            ErrorKind::Usage,
+            "--partial reads the archive more than once, and a pipe can't be",
+        )
+        .with_hint("write the archive to a file first")
+        .into());
+    }
+    Ok(RestoreRequest {
+        archive: args.archive,
+        selection,
+        format: args.format,
+        method: match args.method {
+            MethodArg::Rewrite => Method::Rewrite,
+            MethodArg::Remap => Method::Remap,
+        },
+        cluster_size: args.cluster_size,
+        existing: if args.force { Existing::Replace } else { Existing::Keep },
+        checking: match (args.partial, args.unverified) {
+            (true, _) => Checking::Partial,
+            (false, true) => Checking::Later,
+            (false, false) => Checking::All,
+        },
+        workers: args::workers(args.workers),
+    })
+}
+
+fn text(report: &RestoreReport) -> String {
+    let mut text = String::new();
+    for disk in &report.disks {
+        let how = if disk.shared { "shared with the archive" } else { "written" };
+        text += &format!(
+            "{}: {} of {} {how} to {} ({}, {})\n",
+            disk.target,
+            Human(disk.data),
+            Human(disk.capacity),
+            disk.path,
+            disk.format,
+            disk.method,
+        );
+    }
+    if !report.verified {
+        text += "the data was not read: run 'virtfold verify' on the archive to check it\n";
+    }
+    for note in &report.notes {
+        text += &format!("fault: {note}\n");
+    }
+    if !report.complete {
+        text +=
+            "the archive is incomplete: what is listed as lost, or never reached it, is not in the disks\n";
+    }
+    text + &format!("restored in {:.1} s", report.seconds)
+}

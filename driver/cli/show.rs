@@ -1,0 +1,123 @@
+//! `virtfold show`: what an archive holds.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use virtfold::archive::manifest::{Disk, Manifest};
+use virtfold::job::inspect::{self, Glance, Status};
+use virtfold::units::Human;
+
+use super::exit::Outcome;
+use super::report::{JsonFlag, Stdout, Style, result};
+
+/// Show what an archive holds
+///
+/// Reads the archive's tables only; `virtfold verify` reads all of it.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  virtfold show /backup/web-20261122T030000Z-5f1c2d3e.tar.zst
+  virtfold show --json /backup/web-20261122T030000Z-5f1c2d3e.tar.zst")]
+pub(crate) struct Args {
+    /// The archive
+    archive: PathBuf,
+    #[command(flatten)]
+    json: JsonFlag,
+}
+
+/// Runs the verb.
+pub(crate) fn run(args: &Args) -> Result<Outcome> {
+    let glance = inspect::glance(&args.archive)?;
+    result(Style::from_flag(&args.json), Stdout::Free, &glance, &text(&glance))?;
+    Ok(outcome(glance.status))
+}
+
+/// The exit code that a status asks for.
+pub(crate) fn outcome(status: Status) -> Outcome {
+    match status {
+        Status::Complete => Outcome::Done,
+        Status::Incomplete => Outcome::Incomplete,
+        Status::Damaged => Outcome::Damaged,
+        Status::Unreadable => Outcome::Unsupported,
+    }
+}
+
+/// A status as people read it.
+pub(crate) fn status(status: Status) -> &'static str {
+    match status {
+        Status::Complete => "complete",
+        Status::Incomplete => "incomplete",
+        Status::Damaged => "damaged",
+        Status::Unreadable => "unreadable",
+    }
+}
+
+fn text(glance: &Glance) -> String {
+    let mut text = format!("archive    {}\n", glance.archive);
+    text += &format!("status     {}\n", status(glance.status));
+    for fault in &glance.faults {
+        text += &format!("fault      {fault}\n");
+    }
+    text += &format!("size       {}\n", Human(glance.bytes));
+    if let Some(head) = &glance.head {
+        text += &described(head);
+    }
+    if let Some(root) = &glance.root {
+        text += &format!("root       {root}\n");
+    }
+    text
+}
+
+fn described(head: &Manifest) -> String {
+    let compression = match head.compression.level {
+        Some(level) => format!("{} level {level}", head.compression.method),
+        None => head.compression.method.clone(),
+    };
+    let mut text = format!("name       {}\n", head.subject.name().escape_debug());
+    text += &format!("id         {}\n", head.archive);
+    text += &format!("created    {} on {} by {}\n", local(&head.created), head.host, head.tool);
+    text += &format!("compressed {compression}\n");
+    for disk in &head.disks {
+        text += &disk_text(disk);
+    }
+    text
+}
+
+fn disk_text(disk: &Disk) -> String {
+    let mut text = format!(
+        "disk {}   {} of {} in {} runs, blocks of {}, from {}",
+        disk.target,
+        Human(disk.dense_length),
+        Human(disk.capacity),
+        disk.runs,
+        Human(disk.block_size),
+        disk.source.format.escape_debug(),
+    );
+    if let Some(options) = &disk.source.qcow2 {
+        text += &format!(
+            " (compat {}, clusters of {}",
+            options.compat.escape_debug(),
+            Human(options.cluster_size)
+        );
+        text += if options.extended_l2 { ", extended L2" } else { "" };
+        text += if options.lazy_refcounts { ", lazy refcounts)" } else { ")" };
+    }
+    for link in &disk.source.backing {
+        text += &format!("\n           on {} ({})", link.path.escape_debug(), link.format.escape_debug());
+    }
+    for warning in &disk.source.warnings {
+        text += &format!("\n           warning: {}", warning.escape_debug());
+    }
+    text.push('\n');
+    text
+}
+
+/// The time of a backup in this host's local time, with its offset.
+pub(crate) fn local(created: &str) -> String {
+    let zone = jiff::tz::TimeZone::system();
+    let parsed: Result<jiff::Timestamp, _> = created.parse();
+    parsed.map_or_else(
+        |_| created.escape_debug().to_string(),
+        |time| time.to_zoned(zone).strftime("%Y-%m-%d %H:%M:%S %:z").to_string(),
+    )
+}

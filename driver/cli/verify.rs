@@ -1,0 +1,68 @@
+//! `virtfold verify`: reads all of an archive and checks every byte.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Result;
+use virtfold::job::verify::{self, VerifyReport, VerifyRequest};
+use virtfold::job::{Control, Progress};
+use virtfold::units::Human;
+
+use super::Signals;
+use super::args;
+use super::exit::Outcome;
+use super::report::{JsonFlag, Stdout, Style, Ticker, damage, result};
+
+/// Read all of an archive and check every byte
+///
+/// Damage is reported as ranges of the disks that it costs. Exit code 3: damaged; 4: incomplete.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  virtfold verify /backup/web-20261122T030000Z-5f1c2d3e.tar.zst
+  virtfold verify --json /backup/web-20261122T030000Z-5f1c2d3e.tar.zst")]
+pub(crate) struct Args {
+    /// The archive
+    archive: PathBuf,
+    /// Threads that decompress and check [default: one a core]
+    #[arg(long, value_name = "N")]
+    workers: Option<virtfold_config::Workers>,
+    #[command(flatten)]
+    json: JsonFlag,
+}
+
+/// Runs the verb.
+pub(crate) fn run(args: &Args, signals: &Signals) -> Result<Outcome> {
+    let style = Style::from_flag(&args.json);
+    let request = VerifyRequest { archive: args.archive.clone(), workers: args::workers(args.workers) };
+    let progress = Arc::new(Progress::default());
+    let ticker = Ticker::start(style, Stdout::Free, &progress)?;
+    let report = verify::run(&request, &Control { cancel: Arc::clone(&signals.stop), progress });
+    drop(ticker);
+    let report = report?;
+    damage(style, &report.damage)?;
+    result(style, Stdout::Free, &report, &text(&report))?;
+    Ok(match (report.sound, report.complete) {
+        (true, _) => Outcome::Done,
+        (false, true) => Outcome::Damaged,
+        (false, false) => Outcome::Incomplete,
+    })
+}
+
+fn text(report: &VerifyReport) -> String {
+    let mut text = String::new();
+    for fault in &report.faults {
+        text += &format!("fault: {fault}\n");
+    }
+    let verdict = match (report.sound, report.complete) {
+        (true, _) => "sound",
+        (false, true) => "damaged",
+        (false, false) => "incomplete",
+    };
+    text +=
+        &format!("{}: {verdict}, {} read in {:.1} s", report.archive, Human(report.bytes), report.seconds);
+    if !report.sound {
+        text += "\n'virtfold restore --partial' restores what is intact";
+    }
+    text
+}

@@ -1,0 +1,65 @@
+//! The words a caller uses to open an image.
+//!
+//! Imports: nothing of the crate.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// The format of a disk image, as the caller knows it. It is never guessed from the contents: a guest can
+/// write any header at the start of its raw disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// The guest's bytes as they are, in a file or a block device.
+    Raw,
+    /// QEMU's copy-on-write format, versions 2 and 3.
+    Qcow2,
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+        })
+    }
+}
+
+impl FromStr for Format {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "raw" => Ok(Self::Raw),
+            "qcow2" => Ok(Self::Qcow2),
+            _ => Err(format!("'{text}' is not a format that virtfold reads; use raw or qcow2")),
+        }
+    }
+}
+
+/// Whether somebody may be writing into the image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Use {
+    /// Refuse an image that a QEMU has open for writing; its locks tell.
+    #[default]
+    Checked,
+    /// The caller vouches that nothing in the image changes while it is open.
+    Frozen,
+}
+
+/// How to open an image.
+#[derive(Clone, Copy, Debug)]
+pub struct OpenOptions {
+    /// Whether a writer's lock is looked for.
+    pub usage: Use,
+    /// The most images a chain may have; QEMU's own limit on nesting is of this order.
+    pub max_depth: usize,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self { usage: Use::Checked, max_depth: 200 }
+    }
+}

@@ -1,0 +1,93 @@
+//! QEMU's image locks: whether somebody writes, and keeping others from beginning to.
+//!
+//! QEMU locks single bytes of each image file with open-file-description locks, all of them shared: byte
+//! 100 + n says "I use permission n", byte 200 + n "I do not let others use permission n" (its
+//! block/file-posix.c). Permission 0 is consistent reading, 1 is writing, 3 is resizing. So a lock on byte 101 means
+//! a writer, and locks on 201 and 203 keep any QEMU from becoming one. A file system without locks gives a warning,
+//! as QEMU itself does.
+//!
+//! Imports: `error`, `file`, `format`.
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+
+use super::file::HostFile;
+use super::format::Use;
+use crate::error::{Error, ErrorKind, IoContext, Result};
+
+/// Somebody writes.
+const WRITER: i64 = 101;
+/// We read; nobody else may write or resize.
+const OURS: [i64; 3] = [100, 201, 203];
+
+fn lock_type(value: i32) -> Result<i16> {
+    i16::try_from(value).map_err(|_| Error::new(ErrorKind::Internal, "a lock type is out of range"))
+}
+
+fn one_byte(kind: i32, at: i64) -> Result<libc::flock> {
+    Ok(libc::flock {
+        l_type: lock_type(kind)?,
+        l_whence: lock_type(libc::SEEK_SET)?,
+        l_start: at,
+        l_len: 1,
+        l_pid: 0,
+    })
+}
+
+fn in_use(file: &HostFile, what: &str) -> Error {
+    Error::new(ErrorKind::InUse, format!("'{}' {what}", file.name()))
+        .with_hint("shut the guest down, or freeze its disk and say --frozen")
+}
+
+/// Whether somebody else, a QEMU most likely, holds any image lock on `file`: it is open there as a disk.
+///
+/// # Errors
+/// When the file system can't be asked. One without locks answers that there are none.
+pub fn is_locked(file: &std::fs::File) -> std::io::Result<bool> {
+    let range = 100..300;
+    let Ok(mut probe) = one_byte(libc::F_WRLCK, range.start) else { return Ok(false) };
+    probe.l_len = range.end - range.start;
+    match fcntl(file, FcntlArg::F_OFD_GETLK(&mut probe)) {
+        Ok(_) => Ok(i32::from(probe.l_type) != libc::F_UNLCK),
+        Err(Errno::ENOLCK | Errno::ENOSYS | Errno::EOPNOTSUPP) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Refuses a file that a QEMU is writing into, unless the caller vouches, and holds it against new writers
+/// as long as it stays open. The sentence that comes back is a warning: the file system has no locks.
+pub(super) fn hold(file: &HostFile, usage: Use) -> Result<Option<String>> {
+    if usage == Use::Checked {
+        let mut probe = one_byte(libc::F_WRLCK, WRITER)?;
+        match fcntl(&file.file, FcntlArg::F_OFD_GETLK(&mut probe)) {
+            Ok(_) if probe.l_type != lock_type(libc::F_UNLCK)? => {
+                return Err(in_use(file, "is open for writing in a running QEMU"));
+            }
+            Ok(_) => {}
+            Err(error) => return unlocked(file, error),
+        }
+    }
+    for byte in OURS {
+        let lock = one_byte(libc::F_RDLCK, byte)?;
+        match fcntl(&file.file, FcntlArg::F_OFD_SETLK(&lock)) {
+            Ok(_) => {}
+            Err(Errno::EAGAIN | Errno::EACCES) => {
+                return Err(in_use(file, "is locked by another program"));
+            }
+            Err(error) => return unlocked(file, error),
+        }
+    }
+    Ok(None)
+}
+
+/// What to make of a lock call that failed for another reason than a lock.
+fn unlocked(file: &HostFile, error: Errno) -> Result<Option<String>> {
+    match error {
+        Errno::ENOLCK | Errno::ENOSYS | Errno::EOPNOTSUPP => Ok(Some(format!(
+            "'{}' lies on a file system without locks: a guest that writes into it would go unnoticed",
+            file.name()
+        ))),
+        other => Err(other).at(|| format!("cannot lock '{}'", file.name())),
+    }
+}

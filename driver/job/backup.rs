@@ -1,0 +1,310 @@
+//! A backup of disk images: open, fold, stream, seal.
+//!
+//! Nothing is written before every image has been opened and its tables read whole; the archive has its final
+//! name only when the medium vouches for every byte of it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::Control;
+use super::disks::{DiskSet, FoldedDisk};
+use crate::archive::layout::{self, Kind};
+use crate::archive::manifest::{self, Backing, CompressionNote, Disk, Manifest, Qcow2, Source, Subject};
+use crate::archive::stream::{Compression, StreamOptions};
+use crate::archive::writer::{Contents, DiskTables, Sealed, write_archive};
+use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::image::{self, DiskImage, Format, OpenOptions, Use};
+use crate::medium::{Durable, FileMedium, Medium, PipeMedium, RateLimit, RateLimited};
+use crate::table::Layout;
+use crate::units::BlockSize;
+
+/// One image to back up.
+#[derive(Clone, Debug)]
+pub struct ImageSpec {
+    /// The top image of the chain.
+    pub path: PathBuf,
+    /// Its format; never guessed.
+    pub format: Format,
+    /// The disk's name in the archive.
+    pub target: String,
+}
+
+/// Where the archive goes.
+#[derive(Clone, Debug)]
+pub enum Destination {
+    /// Into a directory, under a name made from label, time and id.
+    Directory(PathBuf),
+    /// To standard output.
+    Stdout,
+}
+
+/// What to back up, how and to where.
+#[derive(Clone, Debug)]
+pub struct BackupRequest {
+    /// The disks, at least one.
+    pub images: Vec<ImageSpec>,
+    /// What the set is called; without it, the first image's file name without its extension.
+    pub label: Option<String>,
+    /// Where the archive goes.
+    pub destination: Destination,
+    /// How it is compressed.
+    pub compression: Compression,
+    /// Used blocks or all.
+    pub layout: Layout,
+    /// The granularity; without it, each source's own.
+    pub block_size: Option<BlockSize>,
+    /// Bytes a second at most.
+    pub limit_rate: Option<RateLimit>,
+    /// Whether the caller vouches that the images do not change.
+    pub usage: Use,
+    /// Worker threads.
+    pub workers: usize,
+}
+
+/// What came of a backup.
+#[derive(Clone, Debug, Serialize)]
+pub struct BackupReport {
+    /// The archive's name, as `restore` takes it.
+    pub archive: String,
+    /// The archive's id.
+    pub id: Uuid,
+    /// Its size, bytes.
+    pub archive_bytes: u64,
+    /// The digest that stands for all of it, hexadecimal.
+    pub root: String,
+    /// How long it took.
+    pub seconds: f64,
+    /// The disks.
+    pub disks: Vec<DiskReport>,
+}
+
+/// What came of one disk.
+#[derive(Clone, Debug, Serialize)]
+pub struct DiskReport {
+    /// Its name in the archive.
+    pub target: String,
+    /// Its size, bytes.
+    pub capacity: u64,
+    /// Bytes that the source has recorded.
+    pub allocated: u64,
+    /// Bytes copied: those, widened to whole blocks.
+    pub dense_length: u64,
+    /// Runs in the correspondence table.
+    pub runs: u64,
+    /// What a person should know of the source.
+    pub warnings: Vec<String>,
+}
+
+/// The name of disk number `index` where none is given: `vda` to `vdz`, then `vdaa` and on.
+pub fn default_target(index: usize) -> String {
+    const LETTERS: &[u8; 26] = b"abcdefghijklmnopqrstuvwxyz";
+    let mut name = Vec::new();
+    let mut rest = index + 1;
+    while rest > 0 {
+        rest -= 1;
+        name.push(LETTERS.get(rest % 26).copied().unwrap_or(b'a'));
+        rest /= 26;
+    }
+    name.reverse();
+    format!("vd{}", String::from_utf8_lossy(&name))
+}
+
+/// Runs the backup.
+///
+/// # Errors
+/// When an image can't be read or trusted, is in use, or the medium fails; no archive then has its final name.
+pub fn run(request: &BackupRequest, control: &Control) -> Result<BackupReport> {
+    let started = Instant::now();
+    let disks = fold_all(request, control)?;
+    let head = head(request, &disks)?;
+    let medium = open_medium(request, &head)?;
+    let (sealed, durable) = stream(request, control, &head, &disks, medium)?;
+    Ok(BackupReport {
+        archive: durable.name,
+        id: head.archive,
+        archive_bytes: durable.bytes,
+        root: blake3::Hash::from_bytes(sealed.root).to_hex().to_string(),
+        seconds: started.elapsed().as_secs_f64(),
+        disks: head.disks.iter().map(report).collect(),
+    })
+}
+
+/// Steps 1302 to 1307: every table is read before anything is written.
+fn fold_all(request: &BackupRequest, control: &Control) -> Result<DiskSet> {
+    let options = OpenOptions { usage: request.usage, ..OpenOptions::default() };
+    control.progress.enter("reading", 0);
+    let mut disks = Vec::with_capacity(request.images.len());
+    for spec in &request.images {
+        layout::check_target(&spec.target)?;
+        if disks.iter().any(|disk: &FoldedDisk| disk.target == spec.target) {
+            return Err(Error::new(ErrorKind::Usage, format!("two disks are called {}", spec.target)));
+        }
+        let image = DiskImage::open(&spec.path, spec.format, &options)?;
+        disks.push(FoldedDisk::fold(spec.target.clone(), image, request.block_size, request.layout)?);
+    }
+    Ok(DiskSet(disks))
+}
+
+/// Steps 1308 to 1311.
+fn stream(
+    request: &BackupRequest,
+    control: &Control,
+    head: &Manifest,
+    disks: &DiskSet,
+    mut medium: Box<dyn Medium>,
+) -> Result<(Sealed, Durable)> {
+    let total = head.disks.iter().map(|disk| disk.dense_length).sum();
+    control.progress.enter("copying", total);
+    let options = StreamOptions {
+        compression: request.compression,
+        workers: request.workers,
+        archive_id: head.archive,
+        cancel: Arc::clone(&control.cancel),
+        progress: control.progress.counter(),
+    };
+    let contents = Contents {
+        head,
+        attachments: &[],
+        disks: disks.0.iter().map(|disk| disk as &dyn DiskTables).collect(),
+        data: disks,
+    };
+    let sealed = write_archive(&contents, medium.as_mut(), &options)?;
+    control.progress.enter("syncing", 0);
+    Ok((sealed, medium.finish()?))
+}
+
+fn open_medium(request: &BackupRequest, head: &Manifest) -> Result<Box<dyn Medium>> {
+    let medium: Box<dyn Medium> = match &request.destination {
+        Destination::Stdout => Box::new(PipeMedium::stdout()?),
+        Destination::Directory(directory) => {
+            Box::new(FileMedium::create(&directory.join(archive_name(head, request.compression)?))?)
+        }
+    };
+    Ok(match request.limit_rate {
+        Some(limit) => Box::new(RateLimited::new(medium, limit)),
+        None => medium,
+    })
+}
+
+/// `LABEL-YYYYMMDDTHHMMSSZ-ID8.tar[.zst]`: sorts by label and time, and two backups never have one name.
+fn archive_name(head: &Manifest, compression: Compression) -> Result<String> {
+    let seconds = i64::try_from(head.time()?).unwrap_or(i64::MAX);
+    let time = jiff::Timestamp::from_second(seconds).map_err(|e| {
+        Error::new(ErrorKind::Internal, "the time of the backup is out of range").with_source(e)
+    })?;
+    let id = head.archive.simple().to_string();
+    let extension = match compression {
+        Compression::None => "tar",
+        Compression::Zstd { .. } => "tar.zst",
+    };
+    let time = time.strftime("%Y%m%dT%H%M%SZ");
+    Ok(format!("{}-{time}-{}.{extension}", head.subject.name(), id.get(..8).unwrap_or(&id)))
+}
+
+/// What the set of images is called: part of a file name, so no separators, and not hidden.
+fn label(request: &BackupRequest) -> Result<String> {
+    let first = request.images.first().and_then(|image| image.path.file_stem());
+    let label = match (&request.label, first) {
+        (Some(label), _) => label.clone(),
+        (None, Some(stem)) => stem.to_string_lossy().into_owned(),
+        (None, None) => return Err(Error::new(ErrorKind::Usage, "there is no image to back up")),
+    };
+    let fits = !label.is_empty() && label.len() <= 128 && !label.starts_with('.');
+    if fits && !label.chars().any(|c| c == '/' || c.is_control()) {
+        return Ok(label);
+    }
+    Err(Error::new(
+        ErrorKind::Usage,
+        format!("'{}' can't be part of an archive's name", label.escape_debug()),
+    )
+    .with_hint("say --label NAME: up to 128 bytes, no '/', not beginning with '.'"))
+}
+
+fn head(request: &BackupRequest, disks: &DiskSet) -> Result<Manifest> {
+    let (method, level) = match request.compression {
+        Compression::None => ("none", None),
+        Compression::Zstd { level } => ("zstd", Some(level)),
+    };
+    Ok(Manifest {
+        version: manifest::VERSION,
+        requires: Vec::new(),
+        archive: Uuid::new_v4(),
+        created: manifest::now(),
+        host: host_name()?,
+        tool: concat!("virtfold ", env!("CARGO_PKG_VERSION")).to_owned(),
+        subject: Subject::Images { name: label(request)? },
+        kind: Kind::Full,
+        parent: None,
+        compression: CompressionNote { method: method.to_owned(), level },
+        freeze: None,
+        disks: disks.0.iter().map(describe).collect(),
+    })
+}
+
+fn host_name() -> Result<String> {
+    let name = nix::unistd::gethostname().at(|| "cannot tell the host's name".to_owned())?;
+    Ok(name.to_string_lossy().into_owned())
+}
+
+fn describe(disk: &FoldedDisk) -> Disk {
+    Disk {
+        target: disk.target.clone(),
+        capacity: disk.image.capacity(),
+        source: source(disk.image.source()),
+        block_size: disk.block.get(),
+        layout: disk.layout,
+        allocated: disk.allocation.allocated(),
+        dense_length: disk.table.dense_len(),
+        runs: disk.table.len(),
+    }
+}
+
+fn source(source: &image::Source) -> Source {
+    let qcow2 = source.qcow2.as_ref().map(|options| Qcow2 {
+        compat: options.compat.clone(),
+        cluster_size: options.cluster_size,
+        extended_l2: options.extended_l2,
+        compression_type: match options.compression_type {
+            image::CompressionType::Zlib => "zlib".to_owned(),
+            image::CompressionType::Zstd => "zstd".to_owned(),
+        },
+        lazy_refcounts: options.lazy_refcounts,
+        refcount_bits: options.refcount_bits,
+        data_file: options.data_file.clone(),
+    });
+    let link = |link: &image::Link| Backing { path: link.path.clone(), format: link.format.to_string() };
+    Source {
+        format: source.format.to_string(),
+        qcow2,
+        backing: source.chain.iter().skip(1).map(link).collect(),
+        warnings: source.warnings.clone(),
+    }
+}
+
+fn report(disk: &Disk) -> DiskReport {
+    DiskReport {
+        target: disk.target.clone(),
+        capacity: disk.capacity,
+        allocated: disk.allocated,
+        dense_length: disk.dense_length,
+        runs: disk.runs,
+        warnings: disk.source.warnings.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn default_targets_count_as_linux_does() {
+        assert_eq!(default_target(0), "vda");
+        assert_eq!(default_target(25), "vdz");
+        assert_eq!(default_target(26), "vdaa");
+        assert_eq!(default_target(26 * 27), "vdaaa");
+    }
+}

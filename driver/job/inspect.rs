@@ -1,0 +1,133 @@
+//! Looking into archives without reading their disks: what is in one, what is in a directory of them.
+//!
+//! What is shown was checked against the archive's own digests where it has them. An archive that is cut, unfinished or
+//! damaged is named as that, never shown as a whole one.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::archive::index::{ArchiveIndex, Trust};
+use crate::archive::manifest::Manifest;
+use crate::archive::stream::{Cancel, ReadAt, ReadOptions};
+use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::medium::FileSource;
+
+/// How an archive stands, as far as its tables tell: `verify` reads all of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// It has its end, and its tables are sound.
+    Complete,
+    /// It is cut, or was never finished.
+    Incomplete,
+    /// Its tables or its end are damaged.
+    Damaged,
+    /// It is no archive that this version reads.
+    Unreadable,
+}
+
+/// What one look at an archive tells.
+#[derive(Clone, Debug, Serialize)]
+pub struct Glance {
+    /// Its path, as `restore` takes it.
+    pub archive: String,
+    /// How it stands.
+    pub status: Status,
+    /// What is wrong with it.
+    pub faults: Vec<String>,
+    /// Its size, bytes.
+    pub bytes: u64,
+    /// Its head, where that can be read.
+    pub head: Option<Manifest>,
+    /// The root digest of a complete archive, hexadecimal.
+    pub root: Option<String>,
+}
+
+/// Options for reading a little: one worker, never cancelled.
+pub fn read_options() -> ReadOptions {
+    ReadOptions { workers: 1, cancel: Cancel::default(), carrier: None, archive_id: None }
+}
+
+/// Looks at the archive `path`.
+///
+/// # Errors
+/// When the file can't be read. What is wrong with the archive is in the result.
+pub fn glance(path: &Path) -> Result<Glance> {
+    let source = FileSource::open(path)?;
+    let options = read_options();
+    let mut glance = Glance {
+        archive: path.display().to_string(),
+        status: Status::Complete,
+        faults: Vec::new(),
+        bytes: source.len(),
+        head: None,
+        root: None,
+    };
+    let error = match ArchiveIndex::open(&source, &options, Trust::Strict) {
+        Ok(index) => {
+            glance.root = index.tail().map(|tail| blake3::Hash::from_bytes(tail.root).to_hex().to_string());
+            glance.head = Some(index.head().clone());
+            return Ok(glance);
+        }
+        Err(error) => error,
+    };
+    glance.status = match error.kind() {
+        ErrorKind::Incomplete => Status::Incomplete,
+        ErrorKind::Damaged => Status::Damaged,
+        ErrorKind::Unsupported => Status::Unreadable,
+        _ => return Err(error),
+    };
+    glance.faults.push(error.to_string());
+    if let Ok(index) = ArchiveIndex::open(&source, &options, Trust::Salvage) {
+        glance.head = Some(index.head().clone());
+    }
+    Ok(glance)
+}
+
+/// Looks at every archive in `directory`, finished or not, in the order of their names.
+///
+/// # Errors
+/// When the directory can't be read.
+pub fn list(directory: &Path) -> Result<Vec<Glance>> {
+    let reading = || format!("cannot list '{}'", directory.display());
+    let mut paths: Vec<PathBuf> = Vec::new();
+    for entry in std::fs::read_dir(directory).at(reading)? {
+        let path = entry.at(reading)?.path();
+        if is_archive_name(&path) && path.is_file() {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    paths.iter().map(|path| glance(path).map(|glance| unfinished(path, glance))).collect()
+}
+
+fn is_archive_name(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name.ends_with(".tar") || name.ends_with(".tar.zst") || is_partial_name(&name)
+}
+
+fn is_partial_name(name: &str) -> bool {
+    name.starts_with('.') && name.ends_with(".partial") && name.contains(".tar")
+}
+
+/// A file under its temporary name is no archive yet, whatever it holds: nobody vouched for it.
+fn unfinished(path: &Path, mut glance: Glance) -> Glance {
+    if is_partial_name(&path.file_name().unwrap_or_default().to_string_lossy()) {
+        glance.status = Status::Incomplete;
+        glance.faults.insert(0, "it was never finished; remove it when no backup is running".to_owned());
+    }
+    glance
+}
+
+/// Opens the archive `path` for its tables and gives them to `look`.
+///
+/// # Errors
+/// When it can't be read, is damaged or incomplete; those of `look`.
+pub fn with_index<T>(path: &Path, look: impl FnOnce(&ArchiveIndex<'_>) -> Result<T>) -> Result<T> {
+    let source = FileSource::open(path)?;
+    let options = read_options();
+    let index = ArchiveIndex::open(&source, &options, Trust::Strict)
+        .map_err(|e: Error| e.within(format!("cannot read the tables of '{}'", path.display())))?;
+    look(&index)
+}

@@ -1,0 +1,150 @@
+//! A restore from a file: by the archive's index, and only what is wanted.
+
+use super::{
+    Checking, RestoreReport, RestoreRequest, RestoredDisk, format_name, method_name, note_lost, read_options,
+    selected,
+};
+use crate::archive::index::{ArchiveIndex, Data, IndexedDisk, Trust};
+use crate::error::{Error, ErrorKind, Result};
+use crate::job::Control;
+use crate::job::target::{TargetDisk, TargetSpec};
+use crate::medium::FileSource;
+use crate::table::Run;
+use crate::units::{DenseOffset, GuestOffset};
+
+/// Restores from the file that the request names.
+pub(super) fn restore(request: &RestoreRequest, control: &Control) -> Result<RestoreReport> {
+    let source = FileSource::open(&request.archive)?;
+    let name = request.archive.display().to_string();
+    let trust = if request.checking == Checking::Partial { Trust::Salvage } else { Trust::Strict };
+    control.progress.enter("opening", 0);
+    let options = read_options(request, control);
+    let index = ArchiveIndex::open(&source, &options, trust).map_err(|e| refuse(&name, e))?;
+    let specs = selected(request, index.head())?;
+    let mut restorer =
+        Restorer { request, control, source: &source, index: &index, report: report(name, &index) };
+    let wanted = specs.iter().filter_map(|(target, _)| index.head().disk(target));
+    control.progress.enter("restoring", wanted.map(|disk| disk.dense_length).sum());
+    let mut finished = Vec::with_capacity(specs.len());
+    for (target, spec) in &specs {
+        finished.extend(restorer.disk(target, spec)?);
+    }
+    control.progress.enter("syncing", 0);
+    for disk in finished {
+        disk.finish()?;
+    }
+    Ok(restorer.report)
+}
+
+/// What an archive that is not whole and sound is told.
+fn refuse(name: &str, error: Error) -> Error {
+    let doubtful = matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Incomplete);
+    let error = error.within(format!("'{name}' can't be restored as it is"));
+    if doubtful && error.hint().is_none() {
+        return error.with_hint("--partial restores what is intact and says what is not");
+    }
+    error
+}
+
+fn report(archive: String, index: &ArchiveIndex<'_>) -> RestoreReport {
+    RestoreReport {
+        archive,
+        complete: index.is_complete(),
+        verified: index.is_checked(),
+        damage: Vec::new(),
+        notes: index.notes().to_vec(),
+        disks: Vec::new(),
+        seconds: 0.0,
+    }
+}
+
+struct Restorer<'a> {
+    request: &'a RestoreRequest,
+    control: &'a Control,
+    source: &'a FileSource,
+    index: &'a ArchiveIndex<'a>,
+    report: RestoreReport,
+}
+
+impl Restorer<'_> {
+    /// Restores one disk, up to giving it its name; `None` where nothing of it can be had.
+    fn disk(&mut self, target: &str, spec: &TargetSpec) -> Result<Option<TargetDisk>> {
+        let disk = match self.index.disk(target) {
+            Ok(disk) => disk,
+            Err(error) if self.request.checking == Checking::Partial => {
+                let capacity = self.index.head().disk(target).map_or(0, |disk| disk.capacity);
+                note_lost(&mut self.report.damage, target, GuestOffset::ZERO, capacity);
+                self.report.notes.push(error.to_string());
+                return Ok(None);
+            }
+            Err(error) => return Err(refuse(&self.report.archive, error)),
+        };
+        let mut output = TargetDisk::open(spec, &disk.table)?;
+        let dense_len = disk.table.dense_len();
+        let shared = self.share(&mut output, disk)?;
+        let from = DenseOffset::new(match (shared, self.request.checking) {
+            (Some(shared), Checking::Later) => {
+                self.report.verified = false;
+                shared
+            }
+            _ => 0,
+        });
+        let shared_to = DenseOffset::new(shared.unwrap_or(0));
+        self.index.read_dense(disk, from..DenseOffset::new(dense_len), &mut |piece, data| {
+            self.control.progress.add(piece.len);
+            match data {
+                Data::Bytes(bytes) => write_behind(&mut output, piece, bytes, shared_to),
+                Data::Lost if self.request.checking == Checking::Partial => {
+                    note_lost(&mut self.report.damage, target, piece.guest, piece.len);
+                    Ok(())
+                }
+                Data::Lost => Err(lost(&self.report.archive, target, piece)),
+            }
+        })?;
+        self.report.disks.push(RestoredDisk {
+            target: target.to_owned(),
+            path: spec.path.display().to_string(),
+            format: format_name(spec.format),
+            method: method_name(spec.method),
+            capacity: disk.table.capacity(),
+            data: dense_len,
+            shared: shared.is_some(),
+        });
+        Ok(Some(output))
+    }
+
+    /// Shares the dense bytes with the archive where that is possible; a partial restore copies, for what is
+    /// damaged must not come along.
+    fn share(&self, output: &mut TargetDisk, disk: &IndexedDisk) -> Result<Option<u64>> {
+        if !self.index.is_plain() || self.request.checking == Checking::Partial {
+            return Ok(None);
+        }
+        output.share(self.source.file(), disk.dense_at.get(), disk.table.dense_len())
+    }
+}
+
+/// Writes the part of a piece that is not shared already.
+fn write_behind(output: &mut TargetDisk, piece: &Run, bytes: &[u8], shared_to: DenseOffset) -> Result<()> {
+    let skip = shared_to.since(piece.dense).min(piece.len);
+    if skip == 0 {
+        return output.write(piece, bytes);
+    }
+    let rest = usize::try_from(skip).ok().and_then(|skip| bytes.get(skip..)).unwrap_or_default();
+    if rest.is_empty() {
+        return Ok(());
+    }
+    let (guest, dense) = (piece.guest.saturating_add(skip), piece.dense.saturating_add(skip));
+    output.write(&Run { guest, len: piece.len - skip, dense }, rest)
+}
+
+fn lost(archive: &str, target: &str, piece: &Run) -> Error {
+    let end = piece.guest.saturating_add(piece.len);
+    Error::new(
+        ErrorKind::Damaged,
+        format!(
+            "'{archive}' is damaged: bytes {} to {end} of disk {target} are not what was written",
+            piece.guest
+        ),
+    )
+    .with_hint("'virtfold verify' lists all damage; --partial restores the rest")
+}

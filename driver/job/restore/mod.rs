@@ -1,0 +1,227 @@
+//! A restore: disks out of an archive, to files or block devices.
+//!
+//! From a file the archive is opened by its index, and only the disks that are wanted are read; from a pipe it is
+//! read once, front to back ([`pipe`]). Either way a disk gets its name when all of it is written, every MiB of it has
+//! had its digest, and it is durable. When anything fails, no file has appeared.
+//!
+//! [`Checking::Partial`] is for the bad day: damage and cuts are noted as ranges of the disk, which stay zeros, and
+//! the rest is restored.
+
+mod file;
+mod pipe;
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::Control;
+use super::target::{Compat, Method, Qcow2Options, TargetFormat, TargetSpec};
+use crate::archive::manifest::{Disk, Manifest};
+use crate::archive::stream::ReadOptions;
+use crate::durable::Existing;
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::Format;
+use crate::units::GuestOffset;
+
+/// Which disks go where.
+#[derive(Clone, Debug)]
+pub enum Selection {
+    /// These, each to a file or block device.
+    Disks(Vec<(String, PathBuf)>),
+    /// All, into a directory.
+    All(PathBuf),
+}
+
+/// When data are checked against their digests, and what damage does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Checking {
+    /// Before success is reported; damage is an error.
+    All,
+    /// As [`Checking::All`], but data that are shared with the archive instead of copied are not read at all.
+    Later,
+    /// Damage is noted, and the rest restored.
+    Partial,
+}
+
+/// What to restore, how and to where.
+#[derive(Clone, Debug)]
+pub struct RestoreRequest {
+    /// The archive's file; `-` for standard input.
+    pub archive: PathBuf,
+    /// Which disks go where.
+    pub selection: Selection,
+    /// The format of what is made; without it, the source's.
+    pub format: Option<Format>,
+    /// How pieces find their place.
+    pub method: Method,
+    /// The cluster size of a new qcow2; without it, the source's or 64 KiB.
+    pub cluster_size: Option<u64>,
+    /// What happens where a target exists.
+    pub existing: Existing,
+    /// When data are checked.
+    pub checking: Checking,
+    /// Threads.
+    pub workers: usize,
+}
+
+/// What came of a restore.
+#[derive(Clone, Debug, Serialize)]
+pub struct RestoreReport {
+    /// The archive.
+    pub archive: String,
+    /// Whether the archive has its end.
+    pub complete: bool,
+    /// Whether every byte that was restored had its digest.
+    pub verified: bool,
+    /// What is not in the disks that should be.
+    #[serde(skip)]
+    pub damage: Vec<Lost>,
+    /// What was found wrong beside that.
+    pub notes: Vec<String>,
+    /// The disks.
+    pub disks: Vec<RestoredDisk>,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// A restored disk.
+#[derive(Clone, Debug, Serialize)]
+pub struct RestoredDisk {
+    /// Its name in the archive.
+    pub target: String,
+    /// The file or device.
+    pub path: String,
+    /// `raw` or `qcow2`.
+    pub format: &'static str,
+    /// `rewrite` or `remap`.
+    pub method: &'static str,
+    /// Its size, bytes.
+    pub capacity: u64,
+    /// Bytes of data in it.
+    pub data: u64,
+    /// Whether those are shared with the archive's file.
+    pub shared: bool,
+}
+
+/// A range of a disk that could not be had.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Lost {
+    /// The disk.
+    pub disk: String,
+    /// Its first byte.
+    pub start: u64,
+    /// Its bytes.
+    pub length: u64,
+}
+
+impl std::fmt::Display for Lost {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let end = self.start.saturating_add(self.length);
+        write!(f, "disk {}, bytes {} to {end} ({})", self.disk, self.start, crate::units::Human(self.length))
+    }
+}
+
+/// Adds a lost range, joined with the one before it where they touch.
+pub(super) fn note_lost(damage: &mut Vec<Lost>, disk: &str, guest: GuestOffset, length: u64) {
+    let start = guest.get();
+    match damage.last_mut() {
+        Some(last) if last.disk == disk && last.start.checked_add(last.length) == Some(start) => {
+            last.length += length;
+        }
+        _ => damage.push(Lost { disk: disk.to_owned(), start, length }),
+    }
+}
+
+/// Runs the restore.
+///
+/// # Errors
+/// When the archive is damaged or incomplete (unless a partial restore was asked for), does not have the disks, or
+/// when a target can't be made. No file has then appeared.
+pub fn run(request: &RestoreRequest, control: &Control) -> Result<RestoreReport> {
+    let started = Instant::now();
+    let mut report = if request.archive.as_os_str() == "-" {
+        pipe::restore(request, control)?
+    } else {
+        file::restore(request, control)?
+    };
+    report.seconds = started.elapsed().as_secs_f64();
+    Ok(report)
+}
+
+fn read_options(request: &RestoreRequest, control: &Control) -> ReadOptions {
+    let cancel = std::sync::Arc::clone(&control.cancel);
+    ReadOptions { workers: request.workers, cancel, carrier: None, archive_id: None }
+}
+
+/// The disks that are wanted, with their targets: checked against the head before anything is made.
+fn selected(request: &RestoreRequest, head: &Manifest) -> Result<Vec<(String, TargetSpec)>> {
+    let wanted: Vec<(&str, Option<&Path>)> = match &request.selection {
+        Selection::Disks(disks) => {
+            disks.iter().map(|(name, path)| (name.as_str(), Some(path.as_path()))).collect()
+        }
+        Selection::All(_) => head.disks.iter().map(|disk| (disk.target.as_str(), None)).collect(),
+    };
+    let mut specs: Vec<(String, TargetSpec)> = Vec::with_capacity(wanted.len());
+    for (name, path) in wanted {
+        let disk = head.disk(name).ok_or_else(|| no_disk(name, head))?;
+        let format = target_format(request, disk)?;
+        let path = match (&request.selection, path) {
+            (Selection::All(directory), _) => directory.join(format!("{name}.{}", format_name(format))),
+            (Selection::Disks(_), path) => path.unwrap_or(Path::new("")).to_owned(),
+        };
+        if specs.iter().any(|(other, spec)| other == name || spec.path == path) {
+            return Err(Error::new(ErrorKind::Usage, format!("'{}' is asked for twice", path.display())));
+        }
+        let (method, existing) = (request.method, request.existing);
+        specs.push((name.to_owned(), TargetSpec { path, format, method, existing }));
+    }
+    Ok(specs)
+}
+
+fn no_disk(name: &str, head: &Manifest) -> Error {
+    let names: Vec<&str> = head.disks.iter().map(|disk| disk.target.as_str()).collect();
+    Error::new(ErrorKind::NotFound, format!("the archive has no disk called {}", name.escape_debug()))
+        .with_hint(format!("it has: {}", names.join(", ")))
+}
+
+fn format_name(format: TargetFormat) -> &'static str {
+    match format {
+        TargetFormat::Raw => "raw",
+        TargetFormat::Qcow2(_) => "qcow2",
+    }
+}
+
+fn method_name(method: Method) -> &'static str {
+    match method {
+        Method::Rewrite => "rewrite",
+        Method::Remap => "remap",
+    }
+}
+
+/// The format of the new disk: as asked, with the options of the source where that was a qcow2.
+fn target_format(request: &RestoreRequest, disk: &Disk) -> Result<TargetFormat> {
+    let format = match request.format {
+        Some(format) => format,
+        None => disk.source.format.parse().map_err(|why: String| Error::new(ErrorKind::Unsupported, why))?,
+    };
+    if format == Format::Raw {
+        return match request.cluster_size {
+            None => Ok(TargetFormat::Raw),
+            Some(_) => Err(Error::new(ErrorKind::Usage, "a raw disk has no clusters")
+                .with_hint("leave --cluster-size away, or say --format qcow2")),
+        };
+    }
+    let mut options = Qcow2Options::default();
+    if let Some(source) = &disk.source.qcow2 {
+        options.compat = if source.compat == "0.10" { Compat::V2 } else { Compat::V3 };
+        options.cluster_size = source.cluster_size;
+        options.extended_l2 = source.extended_l2;
+        options.lazy_refcounts = source.lazy_refcounts;
+    } else if request.method == Method::Remap {
+        // A raw source has blocks and no clusters: take the blocks for clusters, and a remap fits.
+        options.cluster_size = disk.block_size;
+    }
+    options.cluster_size = request.cluster_size.unwrap_or(options.cluster_size);
+    Ok(TargetFormat::Qcow2(options))
+}

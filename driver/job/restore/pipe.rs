@@ -1,0 +1,91 @@
+//! A restore from a pipe: one pass, front to back. The targets are written as the data arrive and get their names
+//! when the pass has found the whole archive sound.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::{RestoreReport, RestoreRequest, RestoredDisk, format_name, method_name, read_options, selected};
+use crate::archive::manifest::Manifest;
+use crate::archive::reader::{Reader, Visitor};
+use crate::archive::stream::read_pipe;
+use crate::error::{Error, ErrorKind, Result};
+use crate::job::target::{TargetDisk, TargetSpec};
+use crate::job::{Control, verify};
+use crate::medium::PipeSource;
+use crate::table::{CorrespondenceTable, Run};
+
+/// Restores from standard input.
+pub(super) fn restore(request: &RestoreRequest, control: &Control) -> Result<RestoreReport> {
+    const NAME: &str = "standard input";
+    let mut disks = Disks { request, control, wanted: Vec::new(), targets: Vec::new(), done: Vec::new() };
+    let options = read_options(request, control);
+    let mut reader = Reader::new(&mut disks);
+    let input = PipeSource::stdin(Arc::clone(&control.cancel))?;
+    let end = read_pipe(input, NAME, &options, |chunk| reader.chunk(&chunk)).map_err(|error| {
+        // The source ends a wait for a silent sender with an error of its own.
+        let ended = control.cancel.load(Ordering::Relaxed);
+        if ended { Error::new(ErrorKind::Interrupted, "the restore was interrupted") } else { error }
+    })?;
+    verify::check_end(NAME, &end)?;
+    reader.finish()?;
+    control.progress.enter("syncing", 0);
+    for target in disks.targets.into_iter().flatten() {
+        target.finish()?;
+    }
+    Ok(RestoreReport {
+        archive: "-".to_owned(),
+        complete: true,
+        verified: true,
+        damage: Vec::new(),
+        notes: Vec::new(),
+        disks: disks.done,
+        seconds: 0.0,
+    })
+}
+
+/// The disks that are wanted, as the pass reaches them.
+struct Disks<'a> {
+    request: &'a RestoreRequest,
+    control: &'a Control,
+    /// By disk number; `None` where a disk is not wanted.
+    wanted: Vec<Option<(String, TargetSpec)>>,
+    targets: Vec<Option<TargetDisk>>,
+    done: Vec<RestoredDisk>,
+}
+
+impl Visitor for Disks<'_> {
+    fn head(&mut self, head: &Manifest) -> Result<()> {
+        let mut specs = selected(self.request, head)?;
+        for disk in &head.disks {
+            let place = specs.iter().position(|(target, _)| *target == disk.target);
+            self.wanted.push(place.map(|place| specs.swap_remove(place)));
+            self.targets.push(None);
+        }
+        let data = head.disks.iter().zip(&self.wanted).filter(|(_, wanted)| wanted.is_some());
+        self.control.progress.enter("restoring", data.map(|(disk, _)| disk.dense_length).sum());
+        Ok(())
+    }
+
+    fn disk(&mut self, index: usize, table: &CorrespondenceTable) -> Result<()> {
+        let Some(Some((target, spec))) = self.wanted.get(index) else { return Ok(()) };
+        let slot = self.targets.get_mut(index);
+        let slot = slot.ok_or_else(|| Error::new(ErrorKind::Internal, "a disk has no place"))?;
+        *slot = Some(TargetDisk::open(spec, table)?);
+        self.done.push(RestoredDisk {
+            target: target.clone(),
+            path: spec.path.display().to_string(),
+            format: format_name(spec.format),
+            method: method_name(spec.method),
+            capacity: table.capacity(),
+            data: table.dense_len(),
+            shared: false,
+        });
+        Ok(())
+    }
+
+    fn data(&mut self, index: usize, piece: &Run, bytes: &[u8]) -> Result<()> {
+        let Some(Some(target)) = self.targets.get_mut(index) else { return Ok(()) };
+        self.control.progress.add(piece.len);
+        target.write(piece, bytes)
+    }
+}

@@ -1,0 +1,183 @@
+//! Verification: every byte of an archive is read and checked.
+//!
+//! One strict pass front to back ([`Reader`]) decides whether the archive is sound. Where it is not, the archive is
+//! opened once more, salvaging, and every disk is read again to say which of its ranges are lost: the pass knows
+//! only places in the stream, and only the index can tell disks of a damaged archive.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::Control;
+use super::restore::{Lost, note_lost};
+use crate::archive::index::{ArchiveIndex, Data, Trust};
+use crate::archive::manifest::Manifest;
+use crate::archive::reader::{Reader, Sound, Visitor};
+use crate::archive::stream::{ReadAt, ReadOptions, StreamEnd, TableState, read_pipe};
+use crate::error::{Error, ErrorKind, Result};
+use crate::medium::FileSource;
+use crate::table::{CorrespondenceTable, Run};
+use crate::units::{DenseOffset, GuestOffset};
+
+/// What to verify.
+#[derive(Clone, Debug)]
+pub struct VerifyRequest {
+    /// The archive's file.
+    pub archive: PathBuf,
+    /// Threads.
+    pub workers: usize,
+}
+
+/// What came of it.
+#[derive(Clone, Debug, Serialize)]
+pub struct VerifyReport {
+    /// The archive.
+    pub archive: String,
+    /// Whether every byte is what was written.
+    pub sound: bool,
+    /// Whether the archive has its end.
+    pub complete: bool,
+    /// What is wrong, a sentence each; empty in a sound archive.
+    pub faults: Vec<String>,
+    /// The ranges of disks that are lost by it.
+    #[serde(skip)]
+    pub damage: Vec<Lost>,
+    /// The root digest, of a sound archive.
+    pub root: Option<String>,
+    /// Bytes of the archive.
+    pub bytes: u64,
+    /// Bytes of data in it, of a sound archive.
+    pub data: Option<u64>,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// Runs the verification. Damage is in the report, not an error.
+///
+/// # Errors
+/// When the archive can't be read, is none at all, or needs a later version.
+pub fn run(request: &VerifyRequest, control: &Control) -> Result<VerifyReport> {
+    let started = Instant::now();
+    let source = FileSource::open(&request.archive)?;
+    let options = ReadOptions {
+        workers: request.workers,
+        cancel: Arc::clone(&control.cancel),
+        carrier: None,
+        archive_id: None,
+    };
+    let mut report = VerifyReport {
+        archive: request.archive.display().to_string(),
+        sound: false,
+        complete: true,
+        faults: Vec::new(),
+        damage: Vec::new(),
+        root: None,
+        bytes: source.len(),
+        data: None,
+        seconds: 0.0,
+    };
+    match pass(&source, &options, control) {
+        Ok(sound) => {
+            report.sound = true;
+            report.root = Some(blake3::Hash::from_bytes(sound.root).to_hex().to_string());
+            report.data = Some(sound.end.totals.dense);
+        }
+        Err(error) if error.kind() == ErrorKind::Damaged || error.kind() == ErrorKind::Incomplete => {
+            report.complete = error.kind() == ErrorKind::Damaged;
+            report.faults.push(error.to_string());
+            survey(&source, &options, control, &mut report)?;
+        }
+        Err(error) => return Err(error),
+    }
+    report.seconds = started.elapsed().as_secs_f64();
+    Ok(report)
+}
+
+/// The strict pass.
+fn pass(source: &FileSource, options: &ReadOptions, control: &Control) -> Result<Sound> {
+    let mut watcher = Watcher { control };
+    let mut reader = Reader::new(&mut watcher);
+    let end = read_pipe(source.file(), source.name(), options, |chunk| reader.chunk(&chunk))?;
+    check_end(source.name(), &end)?;
+    reader.finish()
+}
+
+/// Holds the end of a stream's carrier against what it must be.
+///
+/// # Errors
+/// Incomplete, where it is cut; Damaged, where its seek table is not that of its frames or something follows.
+pub(super) fn check_end(name: &str, end: &StreamEnd) -> Result<()> {
+    let damaged = |what: String| Err(Error::new(ErrorKind::Damaged, format!("'{name}' is damaged: {what}")));
+    if let Some(cut) = &end.cut {
+        let message = format!("'{name}' is incomplete: it is cut at byte {} ({})", cut.file, cut.why);
+        return Err(Error::new(ErrorKind::Incomplete, message));
+    }
+    if let Some(trailing) = &end.trailing {
+        return damaged(format!("bytes {} to {} follow its end", trailing.start, trailing.end));
+    }
+    match &end.table {
+        TableState::Plain | TableState::Intact => Ok(()),
+        TableState::Damaged(why) => damaged(format!("its seek table: {why}")),
+        TableState::Missing => Err(Error::new(
+            ErrorKind::Incomplete,
+            format!("'{name}' is incomplete: its seek table is not there"),
+        )),
+    }
+}
+
+/// Says what of the disks is lost.
+fn survey(
+    source: &FileSource,
+    options: &ReadOptions,
+    control: &Control,
+    report: &mut VerifyReport,
+) -> Result<()> {
+    let index = match ArchiveIndex::open(source, options, Trust::Salvage) {
+        Ok(index) => index,
+        Err(error) if error.kind() == ErrorKind::Damaged || error.kind() == ErrorKind::Incomplete => {
+            report.faults.push(format!("nothing can be restored from it: {error}"));
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
+    report.faults.extend(index.notes().iter().cloned());
+    control.progress.enter("surveying", index.disks().iter().map(|disk| disk.table.dense_len()).sum());
+    for disk in &index.head().disks {
+        let Ok(found) = index.disk(&disk.target) else {
+            note_lost(&mut report.damage, &disk.target, GuestOffset::ZERO, disk.capacity);
+            continue;
+        };
+        let whole = DenseOffset::ZERO..DenseOffset::new(found.table.dense_len());
+        index.read_dense(found, whole, &mut |piece, data| {
+            control.progress.add(piece.len);
+            if matches!(data, Data::Lost) {
+                note_lost(&mut report.damage, &disk.target, piece.guest, piece.len);
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// Counts, and wants nothing.
+struct Watcher<'a> {
+    control: &'a Control,
+}
+
+impl Visitor for Watcher<'_> {
+    fn head(&mut self, head: &Manifest) -> Result<()> {
+        self.control.progress.enter("verifying", head.disks.iter().map(|disk| disk.dense_length).sum());
+        Ok(())
+    }
+
+    fn disk(&mut self, _: usize, _: &CorrespondenceTable) -> Result<()> {
+        Ok(())
+    }
+
+    fn data(&mut self, _: usize, piece: &Run, _: &[u8]) -> Result<()> {
+        self.control.progress.add(piece.len);
+        Ok(())
+    }
+}

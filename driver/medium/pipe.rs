@@ -1,0 +1,97 @@
+//! Standard output as a medium and standard input as a source: for `ssh`, `mbuffer` and whatever else carries
+//! a stream.
+
+use std::fs::File;
+use std::io::{self, IsTerminal, Read, Write};
+use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
+
+use nix::poll::{PollFd, PollFlags, poll};
+
+use super::{Durable, Medium};
+use crate::archive::stream::{Cancel, Sink};
+use crate::error::{Error, ErrorKind, IoContext, Result};
+
+/// An archive on its way down a pipe. Finishing it says that every byte was taken, not that it was kept: only
+/// the reader knows, by the archive's end record.
+#[derive(Debug)]
+pub struct PipeMedium {
+    out: File,
+    written: u64,
+}
+
+impl PipeMedium {
+    /// Takes standard output.
+    ///
+    /// # Errors
+    /// When that is a terminal, or closed.
+    pub fn stdout() -> Result<Self> {
+        let stdout = std::io::stdout();
+        if stdout.is_terminal() {
+            return Err(Error::new(ErrorKind::Usage, "an archive is not written to a terminal")
+                .with_hint("pipe the output somewhere, or say --to DIR"));
+        }
+        let out = stdout.as_fd().try_clone_to_owned().at(|| "cannot write to standard output".to_owned())?;
+        Ok(Self { out: File::from(out), written: 0 })
+    }
+}
+
+impl Sink for PipeMedium {
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.out.write_all(bytes).at(|| "cannot write to standard output".to_owned())?;
+        self.written += bytes.len() as u64;
+        Ok(())
+    }
+}
+
+impl Medium for PipeMedium {
+    fn finish(self: Box<Self>) -> Result<Durable> {
+        // Where standard output is a file, this is worth something; pipes and sockets answer EINVAL.
+        match self.out.sync_all() {
+            Err(error) if error.kind() != std::io::ErrorKind::InvalidInput => {
+                Err(Error::io("what was written to standard output did not reach the disk", error))
+            }
+            _ => Ok(Durable { name: "-".to_owned(), bytes: self.written }),
+        }
+    }
+}
+
+/// How long a read waits for bytes before it looks whether the run is to end, milliseconds.
+const PATIENCE_MS: u16 = 200;
+
+/// An archive that comes in on standard input. A sender that is silent does not keep the run from ending.
+#[derive(Debug)]
+pub struct PipeSource {
+    input: File,
+    cancel: Cancel,
+}
+
+impl PipeSource {
+    /// Takes standard input.
+    ///
+    /// # Errors
+    /// When that is a terminal, or closed.
+    pub fn stdin(cancel: Cancel) -> Result<Self> {
+        let stdin = io::stdin();
+        if stdin.is_terminal() {
+            return Err(Error::new(ErrorKind::Usage, "an archive is not read from a terminal")
+                .with_hint("pipe it in, or name its file"));
+        }
+        let input = stdin.as_fd().try_clone_to_owned().at(|| "cannot read standard input".to_owned())?;
+        Ok(Self { input: File::from(input), cancel })
+    }
+}
+
+impl Read for PipeSource {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        while !self.cancel.load(Ordering::Relaxed) {
+            let mut ready = [PollFd::new(self.input.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut ready, PATIENCE_MS) {
+                Ok(0) | Err(nix::Error::EINTR) => {}
+                Ok(_) => return self.input.read(buf),
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Err(io::Error::other("the run was told to end"))
+    }
+}

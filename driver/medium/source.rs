@@ -1,0 +1,53 @@
+//! A regular file as a source: an archive that can be read at any place.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use crate::archive::stream::ReadAt;
+use crate::error::{Error, ErrorKind, IoContext, Result};
+
+/// An archive in a file, to be read at any place.
+#[derive(Debug)]
+pub struct FileSource {
+    file: File,
+    len: u64,
+    name: String,
+}
+
+impl FileSource {
+    /// Opens the archive `path`.
+    ///
+    /// # Errors
+    /// When it can't be opened or is no regular file.
+    pub fn open(path: &Path) -> Result<Self> {
+        let name = path.display().to_string();
+        let file = File::open(path).at(|| format!("cannot open '{name}'"))?;
+        let metadata = file.metadata().at(|| format!("cannot open '{name}'"))?;
+        if !metadata.is_file() {
+            return Err(Error::new(ErrorKind::Usage, format!("'{name}' is not a regular file"))
+                .with_hint("say - as the archive to read from a pipe"));
+        }
+        Ok(Self { file, len: metadata.len(), name })
+    }
+
+    /// The open file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+}
+
+impl ReadAt for FileSource {
+    fn read_exact_at(&self, at: u64, buf: &mut [u8]) -> Result<()> {
+        let read = self.file.read_exact_at(buf, at);
+        read.at(|| format!("cannot read '{}' at offset {at}", self.name))
+    }
+
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+}

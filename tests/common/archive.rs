@@ -1,0 +1,89 @@
+//! Backup and restore as a user does them, with the checks that hold for each.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::image::{Format, Image};
+use super::run::{Outcome, run, text, virtfold};
+
+/// How to restore.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Method {
+    Rewrite,
+    Remap,
+}
+
+impl Method {
+    /// As `--method` has it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Rewrite => "rewrite",
+            Self::Remap => "remap",
+        }
+    }
+}
+
+/// The arguments of a backup of `image` to `to`.
+pub(crate) fn backup_args<'a>(image: &'a Image, to: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let mut args = vec!["backup", "--image", image.text(), "--format", image.format.name(), "--to", to];
+    args.extend(more);
+    args
+}
+
+/// Backs `image` up into `folder`; the archive's path, which is the last line of standard output.
+pub(crate) fn backup(image: &Image, folder: &Path, more: &[&str]) -> PathBuf {
+    let done = run(&mut virtfold(backup_args(image, text(folder), more))).ok();
+    let archive = PathBuf::from(done.last_line());
+    assert!(archive.is_file(), "no archive at the path it printed\n{done}");
+    archive
+}
+
+/// The arguments of a restore of the disk `vda` to `to`.
+pub(crate) fn restore_args<'a>(archive: &'a str, disk: &'a str, to: Format, method: Method) -> Vec<&'a str> {
+    vec!["restore", archive, "--disk", disk, "--format", to.name(), "--method", method.name()]
+}
+
+/// Restores the disk `vda` of `archive` to `target`.
+pub(crate) fn restore(archive: &Path, target: &Image, method: Method) -> Outcome {
+    let disk = format!("vda={}", target.text());
+    run(&mut virtfold(restore_args(text(archive), &disk, target.format, method)))
+}
+
+/// Verifies `archive`.
+pub(crate) fn verify(archive: &Path) -> Outcome {
+    run(&mut virtfold(["verify", text(archive), "--json"]))
+}
+
+/// A range of the disk that a verb reported as damaged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Damage {
+    pub(crate) start: u64,
+    pub(crate) length: u64,
+}
+
+/// The damaged ranges of the disk `vda` among a verb's JSON lines.
+pub(crate) fn damage(outcome: &Outcome) -> Vec<Damage> {
+    let number = |event: &Value, name: &str| {
+        event[name].as_u64().unwrap_or_else(|| panic!("'{name}' in {event}\n{outcome}"))
+    };
+    let lines = outcome.json_lines();
+    let events = lines.iter().filter(|event| event["event"] == "damage" && event["disk"] == "vda");
+    events.map(|event| Damage { start: number(event, "start"), length: number(event, "length") }).collect()
+}
+
+/// Fails unless two raw files are equal outside of `damage`; `len` is the capacity.
+pub(crate) fn assert_same_outside(original: &[u8], restored: &[u8], damage: &[Damage], context: &str) {
+    assert_eq!(original.len(), restored.len(), "capacity\n{context}");
+    let mut lost = vec![false; original.len()];
+    for range in damage {
+        let (start, len) = (usize::try_from(range.start).unwrap(), usize::try_from(range.length).unwrap());
+        lost.get_mut(start..start + len)
+            .unwrap_or_else(|| panic!("{range:?} is not in the disk\n{context}"))
+            .fill(true);
+    }
+    let wrong = (0..original.len()).find(|&i| !lost[i] && original[i] != restored[i]);
+    if let Some(at) = wrong {
+        panic!("byte {at} is wrong and was not reported as damaged ({damage:?})\n{context}");
+    }
+}

@@ -1,0 +1,98 @@
+//! Loop devices and mounts that are gone when the test is, failed or not.
+//!
+//! The tests that use them need root and say so: there is no skipping.
+
+use std::fs::OpenOptions;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::run::{run, text, tool, wait_until};
+
+/// Fails with a clear word unless this is root.
+pub(crate) fn require_root() {
+    let uid = run(&mut tool("id", ["-u"])).ok();
+    assert_eq!(uid.text().trim(), "0", "this test mounts file systems: run the tests as root");
+}
+
+/// A loop device over a file of the test.
+#[derive(Debug)]
+pub(crate) struct Loop(PathBuf);
+
+impl Loop {
+    /// Attaches `file` to a free loop device.
+    pub(crate) fn attach(file: &Path) -> Self {
+        require_root();
+        let made = run(&mut tool("losetup", ["--find", "--show", text(file)])).ok();
+        Self(PathBuf::from(made.text().trim()))
+    }
+
+    /// The device.
+    pub(crate) fn device(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let detached = run(&mut tool("losetup", ["--detach", text(&self.0)]));
+        if detached.code() != Some(0) {
+            eprintln!("a loop device is left behind\n{detached}");
+        }
+    }
+}
+
+/// A mounted file system.
+#[derive(Debug)]
+pub(crate) struct Mount {
+    at: PathBuf,
+    // Detached after the unmount: fields drop after `Drop::drop`.
+    _device: Option<Loop>,
+}
+
+impl Mount {
+    /// A RAM file system of `size` bytes at the new folder `at`.
+    pub(crate) fn tmpfs(at: &Path, size: u64) -> Self {
+        require_root();
+        std::fs::create_dir_all(at).unwrap();
+        let options = format!("size={size},mode=0755");
+        run(&mut tool("mount", ["-t", "tmpfs", "-o", &options, "virtfold-test", text(at)])).ok();
+        Self { at: at.to_owned(), _device: None }
+    }
+
+    /// A file system made by `mkfs` (its words save the device) in a new file `file` of `size` bytes.
+    pub(crate) fn made(at: &Path, file: &Path, size: u64, mkfs: &[&str]) -> Self {
+        let image = OpenOptions::new().write(true).create_new(true).open(file).unwrap();
+        image.set_len(size).unwrap();
+        run(&mut tool(mkfs[0], mkfs[1..].iter().chain([&text(file)]))).ok();
+        let device = Loop::attach(file);
+        std::fs::create_dir_all(at).unwrap();
+        run(&mut tool("mount", [device.device(), at])).ok();
+        Self { at: at.to_owned(), _device: Some(device) }
+    }
+
+    /// Where it is mounted.
+    pub(crate) fn path(&self) -> &Path {
+        &self.at
+    }
+
+    /// Bytes that are free, after everything written has its place.
+    pub(crate) fn free(&self) -> u64 {
+        run(&mut tool("sync", ["-f", text(&self.at)])).ok();
+        let stat = nix::sys::statvfs::statvfs(&self.at).unwrap();
+        stat.blocks_free() * stat.fragment_size()
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        // A killed child may hold the mount for a moment.
+        let unmount = || run(&mut tool("umount", [&self.at])).code() == Some(0);
+        if std::thread::panicking() {
+            if !unmount() {
+                eprintln!("a mount is left behind: {}", self.at.display());
+            }
+        } else {
+            wait_until("umount", Duration::from_secs(10), unmount);
+        }
+    }
+}
