@@ -65,14 +65,15 @@ fn thaw(libvirt: &Libvirt, guest: &Guest<'_>, id: DomainId) {
             waiting.retain(|t| *t != target);
         }
     }
-    libvirt.suspend(id).unwrap();
-    assert_eq!(libvirt.run_state(id).unwrap(), Run::Paused(Paused::User));
+    // A pause for each disk: together they would be one long one.
     for target in &targets {
+        libvirt.suspend(id).unwrap();
+        assert_eq!(libvirt.run_state(id).unwrap(), Run::Paused(Paused::User));
         wait_for("the job is level", 20, || libvirt.block_job(id, target).unwrap().unwrap().is_level());
         libvirt.end_block_job(id, target, JobEnd::Pivot).unwrap();
         assert_eq!(libvirt.block_job(id, target).unwrap(), None);
+        libvirt.resume(id).unwrap();
     }
-    libvirt.resume(id).unwrap();
 }
 
 #[test]
@@ -125,6 +126,13 @@ fn pools(lab: &Lab, libvirt: &Libvirt) {
     assert_eq!(libvirt.pool_directory("none").unwrap_err().kind(), ErrorKind::NotFound);
 }
 
+/// Prints the largest gap between two of the guest's writes since `from`.
+fn gap(guest: &Guest<'_>, phase: &str, from: Instant) {
+    guest.progress.wait_more(5);
+    let (gap, count) = guest.progress.gap_between(from, Instant::now());
+    println!("{phase}: {:?}, {count} records, largest gap {gap:?}", from.elapsed());
+}
+
 /// What speaks against a backup of the domain.
 fn obstacles(libvirt: &Libvirt, id: DomainId) -> Vec<String> {
     let (live, inactive) = (xml(libvirt, id, Config::Live), xml(libvirt, id, Config::Inactive));
@@ -150,11 +158,13 @@ fn a_writing_guest_is_frozen_and_thawed_and_survives_libvirtds_end() {
     let started = Event::Lifecycle { domain: id, change: Lifecycle::Started };
     wait_for("the event of the start", 5, || events.try_iter().any(|e| e == started));
     assert_eq!(obstacles(&libvirt, id), Vec::<String>::new());
+    let begun = Instant::now();
     guest.progress.wait_more(300);
 
-    let (from, early) = (Instant::now(), Instant::now());
+    gap(&guest, "nothing", begun);
+    let from = Instant::now();
     let overlays = snapshot(&libvirt, &guest, id, Quiesce::No);
-    println!("snapshot: {:?}", from.elapsed());
+    gap(&guest, "snapshot", from);
     for (n, overlay) in overlays.iter().enumerate() {
         let target = lab::guest::target(n);
         assert_eq!(files(&libvirt, id, &target), [overlay, overlay, overlay].map(Clone::clone));
@@ -170,6 +180,8 @@ fn a_writing_guest_is_frozen_and_thawed_and_survives_libvirtds_end() {
     assert_eq!(check_images(&images, guest.layout()).unwrap(), frozen);
 
     // libvirtd dies and comes back: reading calls wait for it, changing ones are lost at most, events come again.
+    gap(&guest, "copies and checks", from);
+    let from = Instant::now();
     lab.kill();
     let back = std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -179,11 +191,12 @@ fn a_writing_guest_is_frozen_and_thawed_and_survives_libvirtds_end() {
         libvirt.run_state(id)
     });
     assert_eq!(back.unwrap(), Run::Running);
+    gap(&guest, "libvirtd killed and started", from);
     assert!(events.try_iter().any(|e| e == Event::ConnectionLost));
 
     let from = Instant::now();
     thaw(&libvirt, &guest, id);
-    println!("commit, suspend, pivot, resume: {:?}", from.elapsed());
+    gap(&guest, "commit, suspend, pivot, resume", from);
     for (n, (base, _)) in images.iter().enumerate() {
         let target = lab::guest::target(n);
         assert_eq!(files(&libvirt, id, &target), [base, base, base].map(|p| p.to_path_buf()));
@@ -191,8 +204,6 @@ fn a_writing_guest_is_frozen_and_thawed_and_survives_libvirtds_end() {
     }
     overlays.iter().for_each(|overlay| std::fs::remove_file(overlay).unwrap());
     guest.progress.wait_more(300);
-    let (gap, count) = guest.progress.gap_between(early, Instant::now());
-    println!("{count} records meanwhile, largest gap {gap:?}");
     let pivoted = Event::BlockJob {
         domain: id,
         target: "vda".to_owned(),

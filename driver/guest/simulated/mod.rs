@@ -12,7 +12,7 @@
 //! - A guest's end keeps the configuration that is there; a transient domain is gone.
 //! - A hung agent without a time limit blocks for good: here, a fault that says so.
 //!
-//! Guests write all the time (see [`World`]); [`Simulated::holds`] and [`Simulated::written`] are what a test
+//! Guests write all the time (see `world`); [`Simulated::holds`] and [`Simulated::written`] are what a test
 //! judges by. Not simulated: migration, full disks, internal snapshots.
 //!
 //! Imports: `types`, `fault`, `domain_xml`, `events`, `host`.
