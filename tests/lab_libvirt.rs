@@ -173,8 +173,8 @@ fn a_writing_guest_is_frozen_and_thawed_and_survives_libvirtds_end() {
     let said = obstacles(&libvirt, id);
     assert!(said.len() == 2 && said[0].contains("still has the overlay"), "{said:?}");
     // The base is frozen: of one point in time, and the same after the guest went on.
-    let images = guest.images();
-    let images: Vec<_> = images.iter().map(|(p, f)| (p.as_path(), *f)).collect();
+    let files_of_it = guest.images();
+    let images: Vec<_> = files_of_it.iter().map(|(p, f)| (p.as_path(), *f)).collect();
     let frozen = check_images(&images, guest.layout()).unwrap();
     guest.progress.wait_more(300);
     assert_eq!(check_images(&images, guest.layout()).unwrap(), frozen);
@@ -204,13 +204,8 @@ fn a_writing_guest_is_frozen_and_thawed_and_survives_libvirtds_end() {
     }
     overlays.iter().for_each(|overlay| std::fs::remove_file(overlay).unwrap());
     guest.progress.wait_more(300);
-    let pivoted = Event::BlockJob {
-        domain: id,
-        target: "vda".to_owned(),
-        kind: BlockJobKind::ActiveCommit,
-        status: BlockJobStatus::Completed,
-    };
-    wait_for("the event of the pivot", 5, || events.try_iter().any(|e| e == pivoted));
+    let pivoted = |e: Event| matches!(e, Event::BlockJob { domain, status: BlockJobStatus::Completed, .. } if domain == id);
+    wait_for("the event of the pivot", 5, || events.try_iter().any(pivoted));
     guest.power_off();
     let last = check_images(&images, guest.layout()).unwrap();
     assert_eq!(last.last, guest.progress.last());
