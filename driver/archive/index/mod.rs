@@ -1,9 +1,9 @@
 //! An archive in a file, opened at once: its head, its tables and where each disk's bytes lie, found without reading
 //! the bytes; and then the bytes of the disks that are asked for.
 //!
-//! Opening: the end record and the digests are read from the tail ([`tail`]), then the members from the front,
-//! jumping over the disks' bytes ([`members`]). Where the front is damaged, the recovery copies take its place.
-//! Every byte that is believed was checked ([`checked`]): a frame by its own header, a plain archive's MiB by the
+//! Opening: the end record and the digests are read from the tail (`tail`), then the members from the front,
+//! jumping over the disks' bytes (`members`). Where the front is damaged, the recovery copies take its place.
+//! Every byte that is believed was checked (`checked`): a frame by its own header, a plain archive's MiB by the
 //! digest list, and nothing at all only where a cut has taken that list; [`ArchiveIndex::is_checked`] tells.
 //!
 //! Whether damage is an error is the caller's to say ([`Trust`]). A strict opening fails at the first

@@ -1,7 +1,7 @@
 //! A restore: disks out of an archive, to files or block devices.
 //!
 //! From a file the archive is opened by its index, and only the disks that are wanted are read; from a pipe it is
-//! read once, front to back ([`pipe`]). Either way a disk gets its name when all of it is written, every MiB of it has
+//! read once, front to back (`pipe`). Either way a disk gets its name when all of it is written, every MiB of it has
 //! had its digest, and it is durable. When anything fails, no file has appeared.
 //!
 //! [`Checking::Partial`] is for the bad day: damage and cuts are noted as ranges of the disk, which stay zeros, and
