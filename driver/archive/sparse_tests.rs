@@ -154,7 +154,8 @@ fn lies_are_named() {
     assert!(copy(10, 10_000).is_ok());
     assert!(copy(11, 10_000).unwrap_err().to_string().ends_with("is shorter than announced"));
     assert!(copy(9, 10_000).unwrap_err().to_string().ends_with("is longer than announced"));
-    assert!(copy(10, 9_999).unwrap_err().to_string().contains("does not add up"));
+    assert!(copy(10, 9_999).unwrap_err().to_string().ends_with("has more dense bytes than announced"));
+    assert!(copy(10, 10_001).unwrap_err().to_string().contains("does not add up"));
 }
 
 #[test]
