@@ -6,8 +6,10 @@
 //! what it is; one that fails removes it.
 //!
 //! A helper thread syncs what was written while the writer goes on, so that the sync at the end is short and
-//! the host's dirty pages stay few. An error that only that thread sees is remembered and fails the commit: the
-//! kernel reports a failed write-back once, to whoever asks first.
+//! the host's dirty pages stay few. What is synced it drops from the page cache: the writer then gets the same few
+//! pages again and again, which costs a third of what fresh ones cost, and the cache stays with the guests, who
+//! have a use for it. An error that only that thread sees is remembered and fails the commit: the kernel reports
+//! a failed write-back once, to whoever asks first.
 //!
 //! Imports: `error`.
 
@@ -18,12 +20,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::{Sender, bounded};
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use rustix::fs::RenameFlags;
 
 use crate::error::{Error, ErrorKind, IoContext, Result};
 
 /// Bytes written between two syncs in the background.
-const SYNC_EVERY: u64 = 64 << 20;
+const SYNC_EVERY: u64 = 32 << 20;
 
 /// What a commit does where the final name exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,7 +101,8 @@ impl PartialFile {
     /// Makes the file durable under its final name.
     ///
     /// # Errors
-    /// When anything of it fails; the final name then does not exist, or is what it was.
+    /// When anything of it fails; the final name then does not exist, or is what it was. Only where the very last
+    /// step fails, the sync of the directory, is the file there, whole, under a name that a power cut may undo.
     pub fn commit(mut self, existing: Existing) -> Result<()> {
         let synced = self.flusher.finish().and_then(|()| self.file.sync_all());
         synced.map_err(|e| self.sync_failed(e))?;
@@ -168,8 +172,11 @@ impl Flusher {
         let report = Arc::clone(&failed);
         let run = move || {
             for () in woken {
-                if let Err(error) = file.sync_data() {
-                    report.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                match file.sync_data() {
+                    Ok(()) => drop_cached(&file),
+                    Err(error) => {
+                        report.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                    }
                 }
             }
         };
@@ -205,6 +212,14 @@ impl Flusher {
             return Err(std::io::Error::other("the sync thread panicked"));
         }
         self.failure()
+    }
+}
+
+/// Lets the kernel forget the pages of `file` that are on the disk already; dirty ones stay. Where it does not
+/// want to, nothing is lost.
+fn drop_cached(file: &File) {
+    if let Err(error) = posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED) {
+        tracing::debug!(%error, "written pages stay in the cache");
     }
 }
 

@@ -1,6 +1,6 @@
 //! A sorted list of small records, packed: what allocation and correspondence tables are made of.
 //!
-//! Records are delta-coded into pages of [`PAGE`] records; the first record of each page is kept as it is
+//! Records are delta-coded into pages of 256 records; the first record of each page is kept as it is
 //! in an index, so a look-up is a binary search of the index and a walk of one page: O(log n). The pages lie in
 //! a [`Spool`], so a table of a hundred million records costs megabytes of memory, not gigabytes.
 //!

@@ -2,18 +2,25 @@
 //! when it is not: tables and digests of any disk cost bounded memory.
 //!
 //! The file has no name, so nothing of it outlives the process, whatever ends the process. It lies in
-//! `$TMPDIR` (`/tmp` where that is not set).
+//! `$TMPDIR`, and where that is not set in `/var/tmp`: `/tmp` is memory on many hosts.
 //!
 //! Imports: `error`.
 
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 
 use crate::error::{Error, ErrorKind, IoContext, Result};
 
 /// How much a spool keeps in memory, bytes.
 pub const MEMORY_LIMIT: usize = 4 << 20;
+
+fn directory() -> PathBuf {
+    std::env::var_os("TMPDIR")
+        .filter(|name| !name.is_empty())
+        .map_or_else(|| "/var/tmp".into(), PathBuf::from)
+}
 
 /// The log. Written by one owner, then read at any place by many.
 #[derive(Debug, Default)]
@@ -52,11 +59,11 @@ impl Spool {
     fn spill(&mut self) -> Result<()> {
         let mut file = match self.file.take() {
             Some(file) => file,
-            None => tempfile::tempfile()
-                .at(|| format!("cannot make a temporary file in '{}'", std::env::temp_dir().display()))?,
+            None => tempfile::tempfile_in(directory())
+                .at(|| format!("cannot make a temporary file in '{}'", directory().display()))?,
         };
         file.write_all(&self.tail)
-            .at(|| format!("cannot write a temporary file in '{}'", std::env::temp_dir().display()))?;
+            .at(|| format!("cannot write a temporary file in '{}'", directory().display()))?;
         self.in_file += self.tail.len() as u64;
         self.tail.clear();
         self.file = Some(file);

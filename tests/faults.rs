@@ -106,7 +106,7 @@ fn assert_nothing_looks_complete(folder: &Path, context: &str) {
         verify(&file).exits(exit::INCOMPLETE);
     }
     let listed = run(&mut virtfold(["list", text(folder)])).ok();
-    let told = listed.text().matches("incomplete").count();
+    let told = listed.text().matches("INCOMPLETE").count();
     assert_eq!(told, partial(folder).len(), "list does not name what is incomplete, {context}\n{listed}");
 }
 
@@ -148,6 +148,8 @@ fn a_restore_told_to_stop_leaves_no_disk() {
         std::io::Write::write_all(&mut input, &head[..head.len() / 4 * 3]).unwrap();
         wait_until("the restore's file", PATIENCE, || !names(&folder).is_empty());
         signal(&child, Signal::SIGTERM);
+        // Its input stays open and silent: the signal alone must end it.
+        wait_until("the restore to end", PATIENCE, || child.try_wait().unwrap().is_some());
         let outcome = collect(line, child);
         drop(input);
         assert_eq!(outcome.shell_code(), exit::SIGTERM, "{outcome}");

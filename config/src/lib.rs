@@ -1,10 +1,10 @@
 //! The YAML configuration of virtfold: `/etc/virtfold/config.yaml` and, beside it, `conf.d/*.yaml`.
 //!
 //! The keys are defined once, as the structs of [`keys`]; their doc comments are the documentation. From them
-//! come the parser (serde), the JSON Schema ([`schema`], schemars) and the reference ([`reference`],
+//! come the parser (serde), the JSON Schema ([`schema`], schemars) and the reference ([`reference()`],
 //! which README.md of this crate is). A new key is a new field, nothing else.
 //!
-//! How a configuration is read ([`load`]):
+//! How a configuration is read ([`load()`]):
 //! 1. each file is read, bounded, and refused when anyone may write it (`load.rs`);
 //! 2. its YAML becomes a tree that knows the place of every key (`tree.rs`);
 //! 3. the trees become one; a key that two files set is an error that names both (`tree.rs`);

@@ -8,7 +8,8 @@
 //! Encoders know every size before the first byte, for a tar header comes before its content; they hand out
 //! bounded pieces. Parsers are pushed: they take the bytes that there are and ask for more.
 //!
-//! Imports: `units`, `error`. An archive knows tables of bytes, not images and not media.
+//! Imports: `units`, `error`, `spool`, `packed`, `table`. An archive knows tables of bytes, not images and not
+//! media.
 
 pub mod allocation_csv;
 pub mod end;

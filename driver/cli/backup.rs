@@ -17,7 +17,7 @@ use super::Signals;
 use super::args;
 use super::config::ConfigFlag;
 use super::exit::Outcome;
-use super::report::{JsonFlag, Stdout, Style, Ticker, result};
+use super::report::{JsonFlag, Stdout, Style, Ticker, printable, result};
 
 /// Back up disk images into one archive
 ///
@@ -28,7 +28,7 @@ use super::report::{JsonFlag, Stdout, Style, Ticker, result};
 Examples:
   virtfold backup --image /srv/vm/web.qcow2 --format qcow2 --to /backup --compress zstd
   virtfold backup --image a.qcow2 --image b.raw --format qcow2 --format raw --to /backup
-  virtfold backup --image a.raw --format raw --to - | ssh host 'cat > a.tar'
+  virtfold backup --image a.raw --format raw --to - | ssh host 'cat > a.tar.zst'
 
 A backing file's format comes from the image's header; no format is ever guessed.")]
 pub(crate) struct Args {
@@ -92,7 +92,7 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
     drop(ticker);
     let report = report?;
     for warning in report.disks.iter().flat_map(|disk| &disk.warnings) {
-        eprintln!("virtfold: warning: {warning}");
+        eprintln!("virtfold: warning: {}", printable(warning));
     }
     result(style, out, &report, &text(&report))?;
     Ok(Outcome::Done)

@@ -5,6 +5,8 @@ use std::process::ExitCode;
 
 use virtfold::error::{Error, ErrorKind};
 
+use super::report::printable;
+
 /// The exit codes, for `--help` and the README.
 pub(crate) const HELP: &str = "\
 Exit codes:
@@ -23,7 +25,7 @@ Exit codes:
 Environment:
   VIRTFOLD_CONFIG  the configuration file (default: /etc/virtfold/config.yaml)
   VIRTFOLD_LOG     what is logged to standard error, for example 'debug' (default: warn)
-  TMPDIR           where tables too large for memory go (default: /tmp)";
+  TMPDIR           where tables too large for memory go (default: /var/tmp)";
 
 /// How a run that printed its own result ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,9 +51,9 @@ pub(crate) fn report(outcome: anyhow::Result<Outcome>, by_signal: u8) -> ExitCod
         Err(error) => error,
     };
     let known = error.downcast_ref::<Error>();
-    eprintln!("virtfold: {}", sentence(error.as_ref()));
+    eprintln!("virtfold: {}", printable(&sentence(error.as_ref())));
     if let Some(hint) = known.and_then(Error::hint) {
-        eprintln!("hint: {hint}");
+        eprintln!("hint: {}", printable(hint));
     }
     ExitCode::from(known.map_or(1, |error| code(error.kind(), by_signal)))
 }

@@ -32,7 +32,7 @@ pub(crate) struct Args {
 
 /// Runs the verb.
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
-    let options = OpenOptions { usage: Use::Frozen, ..OpenOptions::default() };
+    let options = OpenOptions { usage: Use::Glance, ..OpenOptions::default() };
     let image = DiskImage::open(&args.image, args.format, &options)?;
     let table = image.allocation()?;
     let mut out = BufWriter::new(std::io::stdout().lock());
@@ -47,12 +47,14 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
             writeln!(out, "{}", if before == "[" { "[]" } else { "]" }).context("cannot write the table")?;
         }
         Style::Text => {
-            writeln!(out, "{:>16} {:>16} {:>16} {:>5}  kind", "guest", "length", "host", "depth")?;
+            writeln!(out, "{:>16} {:>16} {:>16} {:>5}  kind", "guest", "length", "host", "depth")
+                .context("cannot write the table")?;
             for row in rows(&image, &table)? {
                 let row = row?;
                 let host = row.offset.map_or_else(|| "-".to_owned(), |host| host.to_string());
                 let kind = kind(&row);
-                writeln!(out, "{:>16} {:>16} {host:>16} {:>5}  {kind}", row.start, row.length, row.depth)?;
+                writeln!(out, "{:>16} {:>16} {host:>16} {:>5}  {kind}", row.start, row.length, row.depth)
+                    .context("cannot write the table")?;
             }
         }
     }

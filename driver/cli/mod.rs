@@ -54,17 +54,17 @@ pub(crate) struct Signals {
 }
 
 impl Signals {
-    fn install() -> Result<Self> {
-        let signals = Self::default();
+    /// From here on the signals only set the flags.
+    fn install(&self) -> Result<()> {
         for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
             let number = usize::try_from(signal).context("signal numbers are positive")?;
             // The second signal ends the process at once; the partial file then stays under its partial name.
-            signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&signals.stop))
-                .and_then(|_| signal_hook::flag::register_usize(signal, Arc::clone(&signals.signal), number))
-                .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&signals.stop)))
+            signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&self.stop))
+                .and_then(|_| signal_hook::flag::register_usize(signal, Arc::clone(&self.signal), number))
+                .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&self.stop)))
                 .context("cannot catch signals")?;
         }
-        Ok(signals)
+        Ok(())
     }
 
     /// The exit code of a run that a signal ended: 128 + its number.
@@ -79,15 +79,18 @@ pub(crate) fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_env("VIRTFOLD_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    let signals = match Signals::install() {
-        Ok(signals) => signals,
-        Err(error) => return exit::report(Err(error), 1),
-    };
-    let outcome = cli.verb.run(&signals);
+    let signals = Signals::default();
+    let caught = if cli.verb.is_long() { signals.install() } else { Ok(()) };
+    let outcome = caught.and_then(|()| cli.verb.run(&signals));
     exit::report(outcome, signals.exit_code())
 }
 
 impl Verb {
+    /// Whether it looks at the flags while it works; the others are ended by a signal as any program is.
+    fn is_long(&self) -> bool {
+        matches!(self, Self::Backup(_) | Self::Restore(_) | Self::Verify(_))
+    }
+
     fn run(self, signals: &Signals) -> Result<Outcome> {
         match self {
             Self::Backup(args) => backup::run(args, signals),

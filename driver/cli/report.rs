@@ -95,6 +95,13 @@ pub(crate) fn damage(style: Style, ranges: &[Lost]) -> Result<()> {
     Ok(())
 }
 
+/// Text that may hold bytes of an archive or an image's header, with control characters made visible: a terminal
+/// obeys some of them.
+pub(crate) fn printable(text: &str) -> String {
+    let shown = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(shown).collect()
+}
+
 /// Shows a [`Progress`] until it is dropped.
 pub(crate) struct Ticker {
     stop: Option<Sender<()>>,

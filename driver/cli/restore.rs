@@ -16,7 +16,7 @@ use virtfold_config::parse_size;
 use super::Signals;
 use super::args;
 use super::exit::Outcome;
-use super::report::{JsonFlag, Stdout, Style, Ticker, damage, result};
+use super::report::{JsonFlag, Stdout, Style, Ticker, damage, printable, result};
 
 /// Restore disks from an archive
 ///
@@ -124,9 +124,9 @@ fn request(args: Args) -> Result<RestoreRequest> {
 fn text(report: &RestoreReport) -> String {
     let mut text = String::new();
     for disk in &report.disks {
-        let how = if disk.shared { "shared with the archive" } else { "written" };
+        let how = if disk.shared { "shared with the archive in" } else { "written to" };
         text += &format!(
-            "{}: {} of {} {how} to {} ({}, {})\n",
+            "{}: {} of {} {how} {} ({}, {})\n",
             disk.target,
             Human(disk.data),
             Human(disk.capacity),
@@ -139,7 +139,7 @@ fn text(report: &RestoreReport) -> String {
         text += "the data was not read: run 'virtfold verify' on the archive to check it\n";
     }
     for note in &report.notes {
-        text += &format!("fault: {note}\n");
+        text += &format!("fault: {}\n", printable(note));
     }
     if !report.complete {
         text +=

@@ -8,7 +8,7 @@ use virtfold::job::inspect::{self, Glance, Status};
 use virtfold::units::Human;
 
 use super::exit::Outcome;
-use super::report::{JsonFlag, Stdout, Style, result};
+use super::report::{JsonFlag, Stdout, Style, printable, result};
 
 /// Show what an archive holds
 ///
@@ -46,17 +46,22 @@ pub(crate) fn outcome(status: Status) -> Outcome {
 pub(crate) fn status(status: Status) -> &'static str {
     match status {
         Status::Complete => "complete",
-        Status::Incomplete => "INCOMPLETE",
-        Status::Damaged => "DAMAGED",
+        Status::Incomplete => "incomplete",
+        Status::Damaged => "damaged",
         Status::Unreadable => "unreadable",
     }
 }
 
 fn text(glance: &Glance) -> String {
     let mut text = format!("archive    {}\n", glance.archive);
-    text += &format!("status     {}\n", status(glance.status));
+    let scope = if glance.status == Status::Complete {
+        " (by its tables; 'virtfold verify' reads all of it)"
+    } else {
+        ""
+    };
+    text += &format!("status     {}{scope}\n", status(glance.status));
     for fault in &glance.faults {
-        text += &format!("fault      {fault}\n");
+        text += &format!("fault      {}\n", printable(fault));
     }
     text += &format!("size       {}\n", Human(glance.bytes));
     if let Some(head) = &glance.head {

@@ -11,7 +11,7 @@ use virtfold::units::Human;
 use super::Signals;
 use super::args;
 use super::exit::Outcome;
-use super::report::{JsonFlag, Stdout, Style, Ticker, damage, result};
+use super::report::{JsonFlag, Stdout, Style, Ticker, damage, printable, result};
 
 /// Read all of an archive and check every byte
 ///
@@ -52,16 +52,16 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<Outcome> {
 fn text(report: &VerifyReport) -> String {
     let mut text = String::new();
     for fault in &report.faults {
-        text += &format!("fault: {fault}\n");
+        text += &format!("fault: {}\n", printable(fault));
     }
     let verdict = match (report.sound, report.complete) {
         (true, _) => "sound",
-        (false, true) => "DAMAGED",
-        (false, false) => "INCOMPLETE",
+        (false, true) => "damaged",
+        (false, false) => "incomplete",
     };
     text +=
         &format!("{}: {verdict}, {} read in {:.1} s", report.archive, Human(report.bytes), report.seconds);
-    if !report.sound {
+    if !report.sound && report.salvageable {
         text += "\n'virtfold restore --partial' restores what is intact";
     }
     text

@@ -33,12 +33,15 @@ pub(super) struct HostFile {
 
 impl HostFile {
     pub(super) fn open(path: &Path) -> Result<Self> {
-        // Without O_NONBLOCK the opening of a FIFO would wait for a writer.
-        let file = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(path)
-            .at(|| format!("cannot open '{}'", path.display()))?;
+        // The name may come from a header. Opening some devices does something (a watchdog, a tape), so what
+        // it is, is asked first; O_NONBLOCK and O_NOCTTY are for a name that changes in between.
+        let opening = || format!("cannot open '{}'", path.display());
+        let kind = std::fs::metadata(path).at(opening)?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(not_a_disk(path));
+        }
+        let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+        let file = OpenOptions::new().read(true).custom_flags(flags).open(path).at(opening)?;
         Self::new(file, path)
     }
 
@@ -47,10 +50,7 @@ impl HostFile {
         let kind = meta.file_type();
         let is_device = kind.is_block_device();
         if !is_device && !kind.is_file() {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                format!("'{}' is neither a regular file nor a block device", path.display()),
-            ));
+            return Err(not_a_disk(path));
         }
         let (len, identity) = if is_device {
             let end = file.seek(SeekFrom::End(0)).at(|| format!("cannot measure '{}'", path.display()))?;
@@ -81,4 +81,9 @@ impl HostFile {
             )
         })
     }
+}
+
+fn not_a_disk(path: &Path) -> Error {
+    let what = format!("'{}' is neither a regular file nor a block device", path.display());
+    Error::new(ErrorKind::Unsupported, what)
 }

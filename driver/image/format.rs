@@ -47,6 +47,8 @@ pub enum Use {
     Checked,
     /// The caller vouches that nothing in the image changes while it is open.
     Frozen,
+    /// A look that may be a moment old: no lock is taken and none is looked for.
+    Glance,
 }
 
 /// How to open an image.

@@ -57,16 +57,12 @@ pub fn is_locked(file: &std::fs::File) -> std::io::Result<bool> {
 
 /// Refuses a file that a QEMU is writing into, unless the caller vouches, and holds it against new writers
 /// as long as it stays open. The sentence that comes back is a warning: the file system has no locks.
+///
+/// The locks are taken first and the writer is looked for then. A QEMU that opens the file does the same, its own
+/// lock first, so that of two at the same moment at least one sees the other.
 pub(super) fn hold(file: &HostFile, usage: Use) -> Result<Option<String>> {
-    if usage == Use::Checked {
-        let mut probe = one_byte(libc::F_WRLCK, WRITER)?;
-        match fcntl(&file.file, FcntlArg::F_OFD_GETLK(&mut probe)) {
-            Ok(_) if probe.l_type != lock_type(libc::F_UNLCK)? => {
-                return Err(in_use(file, "is open for writing in a running QEMU"));
-            }
-            Ok(_) => {}
-            Err(error) => return unlocked(file, error),
-        }
+    if usage == Use::Glance {
+        return Ok(None);
     }
     for byte in OURS {
         let lock = one_byte(libc::F_RDLCK, byte)?;
@@ -75,6 +71,16 @@ pub(super) fn hold(file: &HostFile, usage: Use) -> Result<Option<String>> {
             Err(Errno::EAGAIN | Errno::EACCES) => {
                 return Err(in_use(file, "is locked by another program"));
             }
+            Err(error) => return unlocked(file, error),
+        }
+    }
+    if usage == Use::Checked {
+        let mut probe = one_byte(libc::F_WRLCK, WRITER)?;
+        match fcntl(&file.file, FcntlArg::F_OFD_GETLK(&mut probe)) {
+            Ok(_) if probe.l_type != lock_type(libc::F_UNLCK)? => {
+                return Err(in_use(file, "is open for writing in a running QEMU"));
+            }
+            Ok(_) => {}
             Err(error) => return unlocked(file, error),
         }
     }

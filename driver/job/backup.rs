@@ -196,6 +196,10 @@ fn stream(
 fn open_medium(destination: &Destination, name: &str) -> Result<Box<dyn Medium>> {
     Ok(match destination {
         Destination::Stdout => Box::new(PipeMedium::stdout()?),
+        Destination::Directory(directory) if !directory.is_dir() => {
+            let message = format!("the directory '{}' is not there", directory.display());
+            return Err(Error::new(ErrorKind::NotFound, message).with_hint("make it first"));
+        }
         Destination::Directory(directory) => Box::new(FileMedium::create(&directory.join(name))?),
     })
 }

@@ -15,8 +15,8 @@ use super::restore::{Lost, note_lost};
 use crate::archive::index::{ArchiveIndex, Data, Trust};
 use crate::archive::manifest::Manifest;
 use crate::archive::reader::{Reader, Sound, Visitor};
-use crate::archive::stream::{ReadAt, ReadOptions, StreamEnd, TableState, read_pipe};
-use crate::error::{Error, ErrorKind, Result};
+use crate::archive::stream::{ReadAt, ReadOptions, read_pipe};
+use crate::error::{ErrorKind, Result};
 use crate::medium::FileSource;
 use crate::table::{CorrespondenceTable, Run};
 use crate::units::{DenseOffset, GuestOffset};
@@ -39,6 +39,8 @@ pub struct VerifyReport {
     pub sound: bool,
     /// Whether the archive has its end.
     pub complete: bool,
+    /// Whether anything can be restored from it.
+    pub salvageable: bool,
     /// What is wrong, a sentence each; empty in a sound archive.
     pub faults: Vec<String>,
     /// The ranges of disks that are lost by it.
@@ -71,6 +73,7 @@ pub fn run(request: &VerifyRequest, control: &Control) -> Result<VerifyReport> {
         archive: request.archive.display().to_string(),
         sound: false,
         complete: true,
+        salvageable: true,
         faults: Vec::new(),
         damage: Vec::new(),
         root: None,
@@ -100,31 +103,10 @@ fn pass(source: &FileSource, options: &ReadOptions, control: &Control) -> Result
     let mut watcher = Watcher { control };
     let mut reader = Reader::new(&mut watcher);
     let end = read_pipe(source.file(), source.name(), options, |chunk| reader.chunk(&chunk))?;
-    check_end(source.name(), &end)?;
-    reader.finish()
-}
-
-/// Holds the end of a stream's carrier against what it must be.
-///
-/// # Errors
-/// Incomplete, where it is cut; Damaged, where its seek table is not that of its frames or something follows.
-pub(super) fn check_end(name: &str, end: &StreamEnd) -> Result<()> {
-    let damaged = |what: String| Err(Error::new(ErrorKind::Damaged, format!("'{name}' is damaged: {what}")));
-    if let Some(cut) = &end.cut {
-        let message = format!("'{name}' is incomplete: it is cut at byte {} ({})", cut.file, cut.why);
-        return Err(Error::new(ErrorKind::Incomplete, message));
-    }
-    if let Some(trailing) = &end.trailing {
-        return damaged(format!("bytes {} to {} follow its end", trailing.start, trailing.end));
-    }
-    match &end.table {
-        TableState::Plain | TableState::Intact => Ok(()),
-        TableState::Damaged(why) => damaged(format!("its seek table: {why}")),
-        TableState::Missing => Err(Error::new(
-            ErrorKind::Incomplete,
-            format!("'{name}' is incomplete: its seek table is not there"),
-        )),
-    }
+    end.check(source.name())?;
+    let sound = reader.finish()?;
+    end.check_id(sound.head.archive)?;
+    Ok(sound)
 }
 
 /// Says what of the disks is lost.
@@ -138,6 +120,7 @@ fn survey(
         Ok(index) => index,
         Err(error) if error.kind() == ErrorKind::Damaged || error.kind() == ErrorKind::Incomplete => {
             report.faults.push(format!("nothing can be restored from it: {error}"));
+            report.salvageable = false;
             return Ok(());
         }
         Err(error) => return Err(error),

@@ -5,7 +5,7 @@
 //! medium that is dropped without it leaves nothing that looks like a whole archive. A failed write is never
 //! repeated in place: the run is over.
 //!
-//! Imports: `units`, `error`, `durable`, `archive` (its traits for bytes).
+//! Imports: `error`, `durable`, `archive` (its traits for bytes).
 
 mod file;
 mod pipe;
@@ -15,7 +15,7 @@ mod source;
 use serde::Serialize;
 
 pub use self::file::FileMedium;
-pub use self::pipe::PipeMedium;
+pub use self::pipe::{PipeMedium, PipeSource};
 pub use self::rate::{RateLimit, RateLimited};
 pub use self::source::FileSource;
 use crate::archive::stream::Sink;
@@ -26,7 +26,8 @@ pub trait Medium: Sink {
     /// Makes everything durable under its final name.
     ///
     /// # Errors
-    /// When any of it is not durable; the archive then does not exist under its final name.
+    /// When any of it is not durable. Only where the very last step fails, the sync of a directory, does the archive
+    /// exist under its final name.
     fn finish(self: Box<Self>) -> Result<Durable>;
 }
 

@@ -1,11 +1,15 @@
-//! A pipe, most often standard output, as a medium: for `ssh`, `mbuffer` and whatever else reads a stream.
+//! A pipe as a medium, most often standard output, and standard input as a source: for `ssh`, `mbuffer` and
+//! whatever else carries a stream.
 
 use std::fs::File;
-use std::io::{IsTerminal, Write};
+use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::Ordering;
+
+use nix::poll::{PollFd, PollFlags, poll};
 
 use super::{Durable, Medium};
-use crate::archive::stream::Sink;
+use crate::archive::stream::{Cancel, Sink};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 
 /// An archive on its way down a pipe. Finishing it says that every byte was taken, not that it was kept: only
@@ -55,5 +59,71 @@ impl Medium for PipeMedium {
             }
             _ => Ok(Durable { name: "-".to_owned(), bytes: self.written }),
         }
+    }
+}
+
+/// How long a read waits for bytes before it looks whether the run is to end, milliseconds.
+const PATIENCE_MS: u16 = 200;
+
+/// An archive that comes in on standard input. A sender that is silent does not keep the run from ending.
+#[derive(Debug)]
+pub struct PipeSource {
+    input: File,
+    cancel: Cancel,
+}
+
+impl PipeSource {
+    /// Takes standard input.
+    ///
+    /// # Errors
+    /// When that is a terminal, or closed.
+    pub fn stdin(cancel: Cancel) -> Result<Self> {
+        let stdin = io::stdin();
+        if stdin.is_terminal() {
+            return Err(Error::new(ErrorKind::Usage, "an archive is not read from a terminal")
+                .with_hint("pipe it in, or name its file"));
+        }
+        let input = stdin.as_fd().try_clone_to_owned().at(|| "cannot read standard input".to_owned())?;
+        Ok(Self { input: File::from(input), cancel })
+    }
+}
+
+impl PipeSource {
+    /// Whether `error` is what a wait ends with when the run is told to end.
+    pub fn was_told_to_end(error: &Error) -> bool {
+        let mut cause = std::error::Error::source(error);
+        while let Some(inner) = cause {
+            let io = inner.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+            if io.is_some_and(|io| io.is::<ToldToEnd>()) {
+                return true;
+            }
+            cause = inner.source();
+        }
+        false
+    }
+}
+
+#[derive(Debug)]
+struct ToldToEnd;
+
+impl std::fmt::Display for ToldToEnd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the run was told to end")
+    }
+}
+
+impl std::error::Error for ToldToEnd {}
+
+impl Read for PipeSource {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        while !self.cancel.load(Ordering::Relaxed) {
+            let mut ready = [PollFd::new(self.input.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut ready, PATIENCE_MS) {
+                Ok(0) | Err(nix::Error::EINTR) => {}
+                Ok(_) => return self.input.read(buf),
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Err(io::Error::other(ToldToEnd))
     }
 }

@@ -1,7 +1,7 @@
 //! A regular file as a source: an archive that can be read at any place.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use crate::archive::stream::ReadAt;
@@ -22,7 +22,16 @@ impl FileSource {
     /// When it can't be opened or is no regular file.
     pub fn open(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
-        let file = File::open(path).at(|| format!("cannot open '{name}'"))?;
+        if name == "-" {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                "this needs an archive in a file, for it reads at many places",
+            )
+            .with_hint("write it to a file first; 'virtfold restore -' takes a pipe"));
+        }
+        // Opening a FIFO would wait for a writer, were it not for O_NONBLOCK.
+        let opened = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path);
+        let file = opened.at(|| format!("cannot open '{name}'"))?;
         let metadata = file.metadata().at(|| format!("cannot open '{name}'"))?;
         if !metadata.is_file() {
             return Err(Error::new(ErrorKind::Usage, format!("'{name}' is not a regular file"))

@@ -8,7 +8,7 @@
 //! Invariants: runs ascend, never touch or overlap, are not empty and end within the capacity; all but the one at
 //! the disk's end start and end on multiples of the block size when they come from [`fold`].
 //!
-//! Source of the method: DESIGN section 1, FIG. 11 of the specification. Imports: `units`, `error`, `packed`.
+//! Source of the method: FIG. 11 of the patent specification that ARCHITECTURE.md names. Imports: `units`, `error`, `packed`.
 
 use serde::{Deserialize, Serialize};
 

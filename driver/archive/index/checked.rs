@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::tail::Tail;
 use crate::archive::end::CHUNK;
-use crate::archive::stream::{Carrier, Chunk, ChunkState, Digest, RandomStream};
+use crate::archive::stream::{Carrier, Chunk, ChunkState, Digest, RandomStream, StreamEnd};
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::StreamOffset;
 
@@ -27,6 +27,10 @@ pub(super) type Taken<'a> = std::result::Result<&'a [u8], u64>;
 impl<'a> Checked<'a> {
     pub(super) fn new(stream: RandomStream<'a>, tail: Option<Arc<Tail>>) -> Self {
         Self { stream, tail, last: Mutex::new(None) }
+    }
+
+    pub(super) fn end(&self) -> &StreamEnd {
+        self.stream.end()
     }
 
     pub(super) fn carrier(&self) -> Carrier {

@@ -1,9 +1,9 @@
 //! An archive in a file, opened at once: its head, its tables and where each disk's bytes lie, found without reading
 //! the bytes; and then the bytes of the disks that are asked for.
 //!
-//! Opening: the end record and the digests are read from the tail ([`tail`]), then the members from the front,
-//! jumping over the disks' bytes ([`members`]). Where the front is damaged, the recovery copies take its place.
-//! Every byte that is believed was checked ([`checked`]): a frame by its own header, a plain archive's MiB by the
+//! Opening: the end record and the digests are read from the tail (`tail`), then the members from the front,
+//! jumping over the disks' bytes (`members`). Where the front is damaged, the recovery copies take its place.
+//! Every byte that is believed was checked (`checked`): a frame by its own header, a plain archive's MiB by the
 //! digest list, and nothing at all only where a cut has taken that list; [`ArchiveIndex::is_checked`] tells.
 //!
 //! Whether damage is an error is the caller's to say ([`Trust`]). A strict opening fails at the first
@@ -75,6 +75,15 @@ impl<'a> ArchiveIndex<'a> {
     pub fn open(source: &'a dyn ReadAt, options: &ReadOptions, trust: Trust) -> Result<Self> {
         let stream = RandomStream::open(source, options)?;
         let mut notes = Vec::new();
+        let mut whole = true;
+        match stream.end().check(source.name()) {
+            Err(error) if trust == Trust::Strict => return Err(error),
+            Err(error) => {
+                whole = error.kind() != ErrorKind::Incomplete;
+                notes.push(error.to_string());
+            }
+            Ok(()) => {}
+        }
         let (tail, complete) = match tail::read(&stream) {
             Ok(tail) if tail.proven => (Some(Arc::new(tail)), true),
             Ok(_) if trust == Trust::Strict => return Err(unproven()),
@@ -99,7 +108,13 @@ impl<'a> ArchiveIndex<'a> {
             Ok(()) => {}
         }
         let (head, disks) = found.into_parts()?;
-        Ok(Self { stream, head, disks, tail, complete, notes })
+        if let Err(error) = stream.end().check_id(head.archive) {
+            match trust {
+                Trust::Strict => return Err(error),
+                Trust::Salvage => notes.push(error.to_string()),
+            }
+        }
+        Ok(Self { stream, head, disks, tail, complete: complete && whole, notes })
     }
 
     /// The head.

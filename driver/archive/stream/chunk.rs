@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use uuid::Uuid;
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::units::StreamOffset;
 
 use super::Cancel;
@@ -97,6 +97,8 @@ pub enum TableState {
     Intact,
     /// It is not, for this reason.
     Damaged(String),
+    /// The file ends within it.
+    Cut,
     /// There is none.
     Missing,
 }
@@ -137,5 +139,44 @@ impl StreamEnd {
         matches!(self.table, TableState::Plain | TableState::Intact)
             && self.cut.is_none()
             && self.trailing.is_none()
+    }
+
+    /// Holds the archive that the frames name against the one that the head names.
+    ///
+    /// # Errors
+    /// Damaged, where they are not the same; a plain stream has no frames to name one.
+    pub fn check_id(&self, head: Uuid) -> Result<()> {
+        match self.archive_id {
+            Some(id) if id != head => {
+                let message = format!(
+                    "the archive is damaged: its frames are those of {id}, its head is that of {head}"
+                );
+                Err(Error::new(ErrorKind::Damaged, message))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Holds what was found at the end of the file `name` against what must be there.
+    ///
+    /// # Errors
+    /// Incomplete, where the file is cut; Damaged, where its seek table is not that of its frames or something
+    /// follows.
+    pub fn check(&self, name: &str) -> Result<()> {
+        let damaged =
+            |what: String| Err(Error::new(ErrorKind::Damaged, format!("'{name}' is damaged: {what}")));
+        let cut =
+            |what: String| Err(Error::new(ErrorKind::Incomplete, format!("'{name}' is incomplete: {what}")));
+        match (&self.cut, &self.trailing, &self.table) {
+            (Some(place), _, _) => cut(format!("it is cut at byte {} ({})", place.file, place.why)),
+            (None, Some(after), _) => {
+                damaged(format!("bytes {} to {} follow its end", after.start, after.end))
+            }
+            (None, None, TableState::Damaged(why)) => damaged(format!("its seek table: {why}")),
+            (None, None, TableState::Cut | TableState::Missing) => {
+                cut("its seek table is not all there".to_owned())
+            }
+            (None, None, TableState::Plain | TableState::Intact) => Ok(()),
+        }
     }
 }

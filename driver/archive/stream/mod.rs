@@ -6,7 +6,7 @@
 //! a file at any place, or a range of it in order with all workers. Either way every byte of a framed stream is
 //! checked, and damage is delivered as a range of the stream, with reading going on behind it.
 //!
-//! Invariants: memory is bounded by the number of chunks in flight (two for each thread and four more), never
+//! Invariants: memory is bounded by the number of chunks in flight (two for each thread, and four more at most), never
 //! by the stream; no length from an archive is believed before it is bounded; an error of any thread ends all
 //! of them and is returned as it is.
 //!
@@ -92,7 +92,7 @@ pub trait Sink: Send {
 pub struct StreamOptions {
     /// How the chunks are carried.
     pub compression: Compression,
-    /// Threads that read, digest and compress; at least one is used.
+    /// Threads that read, digest and compress; at least one is used. The planning thread waits most of the time.
     pub workers: usize,
     /// Names the archive in each frame.
     pub archive_id: Uuid,

@@ -234,7 +234,9 @@ fn one_flipped_byte_anywhere_costs_its_frame_alone_or_is_told_of_the_seek_table(
             assert_eq!(lost_ranges(&got), hit, "byte {at} by {how:?}");
             assert!(got.bytes == blank(stream.clone(), &hit), "byte {at} by {how:?}");
             assert_eq!(end.is_whole(), at < table, "byte {at} by {how:?}: {end:?}");
-            assert_eq!(matches!(end.table, TableState::Damaged(_)), at >= table, "byte {at} by {how:?}");
+            // A damaged length of the table can make it reach behind the file's end.
+            let told = matches!(end.table, TableState::Damaged(_) | TableState::Cut);
+            assert_eq!(told, at >= table, "byte {at} by {how:?}");
         }
     }
 }
@@ -366,6 +368,7 @@ fn a_later_layout_and_strange_files_are_refused() {
     for how in [How::Pipe, How::File] {
         let kind = |bytes: &[u8]| read(how, bytes, &read_options(1, None)).unwrap_err().kind();
         assert_eq!(kind(&later), ErrorKind::Unsupported);
+        assert_eq!(kind(b""), ErrorKind::Incomplete);
         assert_eq!(kind(b"not an archive"), ErrorKind::Damaged);
         assert_eq!(kind(&noise(5000, 4)), ErrorKind::Damaged);
         let mut tar = vec![0; 1024];

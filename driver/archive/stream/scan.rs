@@ -240,7 +240,8 @@ impl Walker {
             place += len as u64;
             comparison.pairs(block)?;
         }
-        if input.reaches(table_end)? {
+        let whole = input.reaches(table_end)?;
+        if whole {
             comparison.footer(input.peek(footer_at, 9)?);
         } else {
             comparison.fail("it is cut".to_owned());
@@ -250,7 +251,11 @@ impl Walker {
         let mut end = self.end(file_len);
         end.trailing = (table_end < file_len).then_some(table_end..file_len);
         let believed = fault.is_none();
-        end.table = fault.map_or(TableState::Intact, TableState::Damaged);
+        end.table = match fault {
+            _ if !whole => TableState::Cut,
+            Some(fault) => TableState::Damaged(fault),
+            None => TableState::Intact,
+        };
         if (at, u64::from(chunks)) == (expected.file, expected.number) || !believed {
             // What a wrong table says of frames behind the last one is worth nothing.
             end.cut = (at != expected.file).then(|| cut_at(expected, file_len));

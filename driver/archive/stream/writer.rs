@@ -50,7 +50,7 @@ pub fn write_stream<T>(
         let message = format!("zstd has no compression level {level}");
         return Err(Error::new(ErrorKind::Usage, message).with_hint("choose a level from 1 to 22"));
     }
-    let (back, free) = bounded(slot_limit(thread_count(options)));
+    let (back, free) = bounded(crew(options).1);
     let digests = Mutex::new(Some(Digests::new()));
     let outlet = Outlet {
         sink,
@@ -85,8 +85,7 @@ fn run<T>(
     plan: impl FnOnce(&mut StreamWriter<'_>) -> Result<T>,
 ) -> Result<(T, u64, StreamOffset)> {
     let Inputs { source, options, digests, free } = inputs;
-    let threads = thread_count(options);
-    let limit = slot_limit(threads);
+    let (threads, limit) = crew(options);
     // Room for every chunk in flight: sending never waits.
     let (plans, planned) = bounded(limit);
     thread::scope(|scope| {
@@ -114,9 +113,21 @@ fn run<T>(
     })
 }
 
-/// One thread more than there are workers: one of them may wait for the sink at any time.
-fn thread_count(options: &StreamOptions) -> usize {
-    options.workers.max(1).saturating_add(1)
+/// Threads, and buffers in flight. Compressing takes long, so there is one thread more than workers: one may
+/// wait for the sink at any time. A plain stream is limited by the copies into and out of the page cache, so it
+/// has few buffers, which stay in the processor's cache, and at least two threads, one reading while the other
+/// writes.
+fn crew(options: &StreamOptions) -> (usize, usize) {
+    match options.compression {
+        Compression::None => {
+            let threads = options.workers.max(2);
+            (threads, threads.saturating_mul(2))
+        }
+        Compression::Zstd { .. } => {
+            let threads = options.workers.max(1).saturating_add(1);
+            (threads, slot_limit(threads))
+        }
+    }
 }
 
 /// A worker thread's life: until there are no more plans, or somebody fails.

@@ -131,7 +131,7 @@ impl Fields<'_> {
 pub(super) fn cluster_size(start: &[u8]) -> Result<u64, Problem> {
     let fields = Fields(start);
     if start.len() < 4 || fields.u32(0)? != MAGIC {
-        return bad("it does not begin as a qcow2 image does");
+        return bad("it does not begin as a qcow2 image does; is its format another one?");
     }
     let version = fields.u32(4)?;
     if !(2..=3).contains(&version) {

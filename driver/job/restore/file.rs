@@ -19,7 +19,10 @@ pub(super) fn restore(request: &RestoreRequest, control: &Control) -> Result<Res
     let trust = if request.checking == Checking::Partial { Trust::Salvage } else { Trust::Strict };
     control.progress.enter("opening", 0);
     let options = read_options(request, control);
-    let index = ArchiveIndex::open(&source, &options, trust).map_err(|e| refuse(&name, e))?;
+    let index = ArchiveIndex::open(&source, &options, trust).map_err(|e| match trust {
+        Trust::Strict => refuse(&name, e),
+        Trust::Salvage => e.within(format!("nothing of '{name}' can be restored")),
+    })?;
     let specs = selected(request, index.head())?;
     let mut restorer =
         Restorer { request, control, source: &source, index: &index, report: report(name, &index) };
@@ -101,13 +104,15 @@ impl Restorer<'_> {
                 Data::Lost => Err(lost(&self.report.archive, target, piece)),
             }
         })?;
+        let lost_here =
+            self.report.damage.iter().filter(|range| range.disk == target).map(|range| range.length).sum();
         self.report.disks.push(RestoredDisk {
             target: target.to_owned(),
             path: spec.path.display().to_string(),
             format: format_name(spec.format),
             method: method_name(spec.method),
             capacity: disk.table.capacity(),
-            data: dense_len,
+            data: dense_len.saturating_sub(lost_here),
             shared: shared.is_some(),
         });
         Ok(Some(output))

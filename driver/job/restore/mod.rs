@@ -1,7 +1,7 @@
 //! A restore: disks out of an archive, to files or block devices.
 //!
 //! From a file the archive is opened by its index, and only the disks that are wanted are read; from a pipe it is
-//! read once, front to back ([`pipe`]). Either way a disk gets its name when all of it is written, every MiB of it has
+//! read once, front to back (`pipe`). Either way a disk gets its name when all of it is written, every MiB of it has
 //! had its digest, and it is durable. When anything fails, no file has appeared.
 //!
 //! [`Checking::Partial`] is for the bad day: damage and cuts are noted as ranges of the disk, which stay zeros, and
@@ -17,11 +17,13 @@ use serde::Serialize;
 
 use super::Control;
 use super::target::{Compat, Method, Qcow2Options, TargetFormat, TargetSpec};
+use crate::archive::layout::Kind;
 use crate::archive::manifest::{Disk, Manifest};
 use crate::archive::stream::ReadOptions;
 use crate::durable::Existing;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::Format;
+use crate::medium::PipeSource;
 use crate::units::GuestOffset;
 
 /// Which disks go where.
@@ -137,10 +139,12 @@ pub(super) fn note_lost(damage: &mut Vec<Lost>, disk: &str, guest: GuestOffset, 
 ///
 /// # Errors
 /// When the archive is damaged or incomplete (unless a partial restore was asked for), does not have the disks, or
-/// when a target can't be made. No file has then appeared.
+/// when a target can't be made. No file has then appeared, except where the last step, the naming of the finished
+/// disks one after the other, fails in its midst: those named by then are whole.
 pub fn run(request: &RestoreRequest, control: &Control) -> Result<RestoreReport> {
     if request.archive.as_os_str() == "-" {
-        return run_from(request, control, std::io::stdin());
+        let input = PipeSource::stdin(std::sync::Arc::clone(&control.cancel))?;
+        return run_from(request, control, input);
     }
     let started = Instant::now();
     let mut report = file::restore(request, control)?;
@@ -170,6 +174,12 @@ fn read_options(request: &RestoreRequest, control: &Control) -> ReadOptions {
 
 /// The disks that are wanted, with their targets: checked against the head before anything is made.
 fn selected(request: &RestoreRequest, head: &Manifest) -> Result<Vec<(String, TargetSpec)>> {
+    if head.kind == Kind::Incremental {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            "the archive is incremental, and this virtfold restores full ones only",
+        ));
+    }
     let wanted: Vec<(&str, Option<&Path>)> = match &request.selection {
         Selection::Disks(disks) => {
             disks.iter().map(|(name, path)| (name.as_str(), Some(path.as_path()))).collect()
@@ -188,7 +198,9 @@ fn selected(request: &RestoreRequest, head: &Manifest) -> Result<Vec<(String, Ta
             return Err(Error::new(ErrorKind::Usage, format!("'{}' is asked for twice", path.display())));
         }
         let (method, existing) = (request.method, request.existing);
-        specs.push((name.to_owned(), TargetSpec { path, format, method, existing }));
+        let spec = TargetSpec { path, format, method, existing };
+        spec.check()?;
+        specs.push((name.to_owned(), spec));
     }
     Ok(specs)
 }

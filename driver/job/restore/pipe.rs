@@ -1,5 +1,5 @@
-//! A restore from a pipe or any other reader: one pass, front to back. The targets are written as the data arrive and get their names
-//! when the pass has found the whole archive sound.
+//! A restore from a pipe or any other reader: one pass, front to back. The targets are written as the data arrive
+//! and get their names when the pass has found the whole archive sound.
 
 use std::io::Read;
 
@@ -8,8 +8,9 @@ use crate::archive::manifest::Manifest;
 use crate::archive::reader::{Reader, Visitor};
 use crate::archive::stream::read_pipe;
 use crate::error::{Error, ErrorKind, Result};
+use crate::job::Control;
 use crate::job::target::{TargetDisk, TargetSpec};
-use crate::job::{Control, verify};
+use crate::medium::PipeSource;
 use crate::table::{CorrespondenceTable, Run};
 
 /// Restores from `input`.
@@ -23,9 +24,16 @@ pub(super) fn restore(
     let mut disks = Disks { request, control, wanted: Vec::new(), targets: Vec::new(), done: Vec::new() };
     let options = read_options(request, control);
     let mut reader = Reader::new(&mut disks);
-    let end = read_pipe(input, name, &options, |chunk| reader.chunk(&chunk))?;
-    verify::check_end(name, &end)?;
-    reader.finish()?;
+    let end = read_pipe(input, name, &options, |chunk| reader.chunk(&chunk)).map_err(|error| {
+        // The source ends its wait for a silent sender with an error of its own.
+        match PipeSource::was_told_to_end(&error) {
+            true => Error::new(ErrorKind::Interrupted, "the restore was interrupted"),
+            false => error,
+        }
+    })?;
+    end.check(name)?;
+    let sound = reader.finish()?;
+    end.check_id(sound.head.archive)?;
     control.progress.enter("syncing", 0);
     for target in disks.targets.into_iter().flatten() {
         target.finish()?;

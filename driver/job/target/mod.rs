@@ -59,6 +59,44 @@ pub struct TargetSpec {
     pub existing: Existing,
 }
 
+/// What is where a target shall be.
+enum Found {
+    Nothing,
+    /// A file that may be replaced; its own path where the one given is a link.
+    File(PathBuf),
+    Device,
+}
+
+impl TargetSpec {
+    /// Refuses what can be refused before anything is read or written.
+    ///
+    /// # Errors
+    /// When the target exists and may not be replaced, or is no disk.
+    pub fn check(&self) -> Result<()> {
+        self.look().map(|_| ())
+    }
+
+    fn look(&self) -> Result<Found> {
+        match std::fs::metadata(&self.path) {
+            Ok(found) if found.file_type().is_block_device() => match self.existing {
+                Existing::Replace => Ok(Found::Device),
+                Existing::Keep => Err(Error::new(
+                    ErrorKind::Exists,
+                    format!("'{}' is a block device, and what is on it would be lost", self.path.display()),
+                )
+                .with_hint("say --force to write to it")),
+            },
+            Ok(found) if !found.is_file() => Err(not_a_disk(&self.path)),
+            Ok(_) if self.existing == Existing::Keep => Err(exists(&self.path)),
+            Ok(_) => {
+                let real = std::fs::canonicalize(&self.path);
+                real.at(|| format!("cannot resolve '{}'", self.path.display())).map(Found::File)
+            }
+            Err(_) => Ok(Found::Nothing),
+        }
+    }
+}
+
 /// How a piece finds its place in the target.
 #[derive(Debug)]
 enum Addressing {
@@ -91,16 +129,14 @@ impl TargetDisk {
     /// disk, or when writing fails.
     pub fn open(spec: &TargetSpec, table: &CorrespondenceTable) -> Result<Self> {
         let (addressing, len) = plan(spec, table)?;
-        let output = match std::fs::metadata(&spec.path) {
-            Ok(found) if found.file_type().is_block_device() => open_device(spec, len)?,
-            Ok(found) if !found.is_file() => return Err(not_a_disk(&spec.path)),
-            Ok(_) if spec.existing == Existing::Keep => return Err(exists(&spec.path)),
-            Ok(_) => {
-                let file = File::open(&spec.path).at(|| format!("cannot open '{}'", spec.path.display()))?;
-                refuse_used(&file, &spec.path)?;
-                Output::New(PartialFile::create(&spec.path, Existing::Replace)?)
+        let output = match spec.look()? {
+            Found::Device => open_device(spec, len)?,
+            Found::File(path) => {
+                let file = File::open(&path).at(|| format!("cannot open '{}'", path.display()))?;
+                refuse_used(&file, &path)?;
+                Output::New(PartialFile::create(&path, Existing::Replace)?)
             }
-            Err(_) => Output::New(PartialFile::create(&spec.path, spec.existing)?),
+            Found::Nothing => Output::New(PartialFile::create(&spec.path, spec.existing)?),
         };
         let mut target = Self { output, addressing, existing: spec.existing };
         target.prepare(table, len)?;
@@ -242,13 +278,6 @@ fn write_tables(layout: &Qcow2Layout, mut file: &File, name: &str) -> Result<()>
 
 fn open_device(spec: &TargetSpec, len: u64) -> Result<Output> {
     let path = &spec.path;
-    if spec.existing == Existing::Keep {
-        return Err(Error::new(
-            ErrorKind::Exists,
-            format!("'{}' is a block device, and what is on it would be lost", path.display()),
-        )
-        .with_hint("say --force to write to it"));
-    }
     // O_EXCL on a block device: refused by the kernel while it is mounted or otherwise claimed.
     let opened = OpenOptions::new().read(true).write(true).custom_flags(nix::libc::O_EXCL).open(path);
     let mut file = match opened {

@@ -1,0 +1,182 @@
+//! Images as files of this host: who writes to them, whether they are there, how much room is around them.
+//!
+//! A trait, because the simulated hypervisor keeps its images in memory.
+//!
+//! QEMU marks its use of an image by open-file-description locks on single bytes (block/file-posix.c: a shared lock on
+//! byte 100 + n says that permission n is in use; on 200 + n, that it is not shared). Permission 1 is writing, so a lock on byte
+//! 101 means that a QEMU writes to the file. A read lock of ours on 100, 201 and 203 keeps others from committing into a frozen
+//! base while it is read, and lets a guest run on an overlay over it.
+//!
+//! Imports: `error`.
+
+use std::fmt::Debug;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+
+use crate::error::{Error, ErrorKind, IoContext, Result};
+
+/// The byte that a QEMU writer has locked.
+const WRITER: i64 = 101;
+/// The bytes that a reader of a frozen base holds.
+const READER: [i64; 3] = [100, 201, 203];
+
+/// Who uses an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImageUse {
+    /// No file there.
+    Absent,
+    /// A file that no QEMU has open.
+    Free,
+    /// A QEMU has it open and does not write to it.
+    Read,
+    /// A QEMU writes to it.
+    Written,
+}
+
+/// The host's files as far as a backup and its recovery touch them.
+pub trait HostFiles: Debug + Send + Sync {
+    /// Who uses an image.
+    ///
+    /// # Errors
+    /// The file can't be opened or asked.
+    fn image_use(&self, path: &Path) -> Result<ImageUse>;
+
+    /// Keeps others from writing to a frozen image until the result is dropped.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InUse`] when somebody writes to it.
+    fn hold(&self, path: &Path) -> Result<Box<dyn Debug + Send + Sync>>;
+
+    /// Removes an overlay that is [`ImageUse::Free`], durably.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InUse`] when a QEMU has it open.
+    fn remove(&self, path: &Path) -> Result<()>;
+
+    /// Bytes that the file takes on its file system.
+    ///
+    /// # Errors
+    /// The file can't be asked.
+    fn allocated(&self, path: &Path) -> Result<u64>;
+
+    /// Bytes free for QEMU in a directory's file system.
+    ///
+    /// # Errors
+    /// The file system can't be asked.
+    fn free(&self, directory: &Path) -> Result<u64>;
+}
+
+/// This host's own files.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LocalFiles;
+
+impl HostFiles for LocalFiles {
+    fn image_use(&self, path: &Path) -> Result<ImageUse> {
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(ImageUse::Absent),
+            Err(e) => return Err(Error::io(format!("cannot open '{}'", path.display()), e)),
+        };
+        if is_locked(&file, WRITER, path)? {
+            return Ok(ImageUse::Written);
+        }
+        for byte in READER {
+            if is_locked(&file, byte, path)? {
+                return Ok(ImageUse::Read);
+            }
+        }
+        Ok(ImageUse::Free)
+    }
+
+    fn hold(&self, path: &Path) -> Result<Box<dyn Debug + Send + Sync>> {
+        let file = File::open(path).at(|| format!("cannot open '{}'", path.display()))?;
+        for byte in READER {
+            let taken = fcntl(&file, FcntlArg::F_OFD_SETLK(&lock(libc::F_RDLCK, byte)));
+            taken.map_err(|e| in_use(path).with_source(std::io::Error::from(e)))?;
+        }
+        // Only now, so that nobody can become a writer in between.
+        if is_locked(&file, WRITER, path)? {
+            return Err(in_use(path));
+        }
+        Ok(Box::new(file))
+    }
+
+    fn remove(&self, path: &Path) -> Result<()> {
+        let file = OpenOptions::new().read(true).write(true).open(path);
+        let file = file.at(|| format!("cannot open '{}'", path.display()))?;
+        // Write locks on all of QEMU's bytes: refused when any QEMU has the file open, and none can open it meanwhile.
+        let mut all = lock(libc::F_WRLCK, 100);
+        all.l_len = 200;
+        let taken = fcntl(&file, FcntlArg::F_OFD_SETLK(&all));
+        taken.map_err(|e| in_use(path).with_source(std::io::Error::from(e)))?;
+        std::fs::remove_file(path).at(|| format!("cannot remove '{}'", path.display()))?;
+        let parent = path.parent().unwrap_or(Path::new("/"));
+        let directory = File::open(parent).at(|| format!("cannot open '{}'", parent.display()))?;
+        directory.sync_all().at(|| format!("cannot sync the directory '{}'", parent.display()))
+    }
+
+    fn allocated(&self, path: &Path) -> Result<u64> {
+        let metadata = path.metadata().at(|| format!("cannot look at '{}'", path.display()))?;
+        Ok(metadata.blocks().saturating_mul(512))
+    }
+
+    fn free(&self, directory: &Path) -> Result<u64> {
+        let stat = rustix::fs::statvfs(directory);
+        let stat = stat.at(|| format!("cannot look at the file system of '{}'", directory.display()))?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+}
+
+fn in_use(path: &Path) -> Error {
+    Error::new(ErrorKind::InUse, format!("'{}' is in use by a virtual machine", path.display()))
+}
+
+fn lock(kind: i32, byte: i64) -> libc::flock {
+    let kind = i16::try_from(kind).unwrap_or_default();
+    let whence = i16::try_from(libc::SEEK_SET).unwrap_or_default();
+    libc::flock { l_type: kind, l_whence: whence, l_start: byte, l_len: 1, l_pid: 0 }
+}
+
+/// Whether another open file description holds any lock on the byte.
+fn is_locked(file: &File, byte: i64, path: &Path) -> Result<bool> {
+    let mut probe = lock(libc::F_WRLCK, byte);
+    fcntl(file, FcntlArg::F_OFD_GETLK(&mut probe))
+        .map_err(std::io::Error::from)
+        .at(|| format!("cannot ask for the locks of '{}'", path.display()))?;
+    Ok(i32::from(probe.l_type) != libc::F_UNLCK)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn locks_tell_writers_from_readers() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("image");
+        let files = LocalFiles;
+        assert_eq!(files.image_use(&path).unwrap(), ImageUse::Absent);
+        std::fs::write(&path, [0; 512]).unwrap();
+        assert_eq!(files.image_use(&path).unwrap(), ImageUse::Free);
+        let held = files.hold(&path).unwrap();
+        let again = files.hold(&path).unwrap();
+        assert_eq!(files.image_use(&path).unwrap(), ImageUse::Read);
+        assert_eq!(files.remove(&path).unwrap_err().kind(), ErrorKind::InUse);
+        drop((held, again));
+        // What a QEMU writer holds: 101 in use.
+        let writer = File::open(&path).unwrap();
+        fcntl(&writer, FcntlArg::F_OFD_SETLK(&lock(libc::F_RDLCK, WRITER))).unwrap();
+        assert_eq!(files.image_use(&path).unwrap(), ImageUse::Written);
+        assert_eq!(files.hold(&path).unwrap_err().kind(), ErrorKind::InUse);
+        assert_eq!(files.remove(&path).unwrap_err().kind(), ErrorKind::InUse);
+        drop(writer);
+        assert!(files.allocated(&path).unwrap() <= 4096);
+        assert!(files.free(directory.path()).unwrap() > 0);
+        files.remove(&path).unwrap();
+        assert_eq!(files.image_use(&path).unwrap(), ImageUse::Absent);
+    }
+}

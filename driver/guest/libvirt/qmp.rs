@@ -1,0 +1,100 @@
+//! QEMU's own answer about its disks: the reply to the monitor command `query-block`.
+//!
+//! The fields are QEMU's (qapi/block-core.json: BlockInfo, BlockDeviceInfo, ImageInfo). A disk is found by its device's
+//! path in QEMU's object tree (`qdev`), one component of which is libvirt's alias.
+//!
+//! Imports: `error`, `types`.
+
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::guest::types::QemuDisk;
+
+/// The command.
+pub(crate) const QUERY_BLOCK: &str = r#"{"execute":"query-block"}"#;
+
+/// Chains are followed no further.
+const MAX_CHAIN: usize = 200;
+
+/// Reads the reply.
+///
+/// # Errors
+/// [`ErrorKind::Damaged`] for what is no reply to `query-block`.
+pub(crate) fn read_query_block(reply: &str) -> Result<Vec<QemuDisk>> {
+    let bad = || Error::new(ErrorKind::Damaged, "QEMU's answer to query-block can't be understood");
+    let reply: Value = serde_json::from_str(reply).map_err(|e| bad().with_source(e))?;
+    let devices = reply.get("return").and_then(Value::as_array).ok_or_else(bad)?;
+    Ok(devices.iter().filter_map(read_device).collect())
+}
+
+/// `None` for devices without a path in the tree: they are none of the domain's disks.
+fn read_device(device: &Value) -> Option<QemuDisk> {
+    let alias = alias_of(device.get("qdev")?.as_str()?)?;
+    let inserted = device.get("inserted");
+    let file = inserted.and_then(|i| i.get("file")).and_then(Value::as_str).and_then(local_file);
+    let mut backing = Vec::new();
+    let mut image = inserted.and_then(|i| i.get("image")).and_then(|i| i.get("backing-image"));
+    while let Some(below) = image {
+        let Some(path) = below.get("filename").and_then(Value::as_str).and_then(local_file) else { break };
+        if backing.len() == MAX_CHAIN {
+            break;
+        }
+        backing.push(path);
+        image = below.get("backing-image");
+    }
+    Some(QemuDisk { alias, file, backing })
+}
+
+/// `/machine/peripheral/virtio-disk0/virtio-backend` and `ide0-0-1` name the device in different ways.
+fn alias_of(qdev: &str) -> Option<String> {
+    let after = qdev.strip_prefix("/machine/peripheral/").unwrap_or(qdev);
+    let alias = after.split('/').next().filter(|a| !a.is_empty())?;
+    Some(alias.to_owned())
+}
+
+/// A local file's path: plain, or in QEMU's JSON form, where the innermost `file` has it.
+fn local_file(name: &str) -> Option<PathBuf> {
+    let Some(json) = name.strip_prefix("json:") else {
+        return name.starts_with('/').then(|| PathBuf::from(name));
+    };
+    let mut node: Value = serde_json::from_str(json).ok()?;
+    loop {
+        if let Some(path) = node.get("filename").and_then(Value::as_str) {
+            return path.starts_with('/').then(|| PathBuf::from(path));
+        }
+        node = node.get_mut("file")?.take();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_chain_is_read_as_qemu_has_it() {
+        let reply = r#"{"return":[
+          {"device":"","qdev":"/machine/peripheral/virtio-disk0/virtio-backend","type":"unknown","inserted":
+            {"file":"/i/a.overlay","node-name":"libvirt-3-format","image":{"filename":"/i/a.overlay","backing-image":
+              {"filename":"json:{\"driver\":\"qcow2\",\"file\":{\"driver\":\"file\",\"filename\":\"/i/a.qcow2\"}}",
+               "backing-image":{"filename":"/i/golden"}}}}},
+          {"device":"","qdev":"sata0-0-1","type":"unknown","tray_open":false},
+          {"device":"drive0","type":"unknown"},
+          {"qdev":"ide0-0-0","inserted":{"file":"nbd://host:10809","image":{}}}]}"#;
+        let disks = read_query_block(reply).unwrap();
+        let expected = [
+            QemuDisk {
+                alias: "virtio-disk0".into(),
+                file: Some("/i/a.overlay".into()),
+                backing: vec!["/i/a.qcow2".into(), "/i/golden".into()],
+            },
+            QemuDisk { alias: "sata0-0-1".into(), file: None, backing: vec![] },
+            QemuDisk { alias: "ide0-0-0".into(), file: None, backing: vec![] },
+        ];
+        assert_eq!(disks, expected);
+        assert!(read_query_block("{}").is_err());
+        assert!(read_query_block(r#"{"error":{}}"#).is_err());
+        assert!(read_query_block("x").is_err());
+    }
+}

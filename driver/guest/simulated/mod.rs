@@ -1,0 +1,339 @@
+//! A hypervisor in memory, which crashes on demand and then leaves behind what libvirt was seen to leave.
+//!
+//! Before, in the midst of and after each call a hook is asked what becomes of the world ([`Fate`]); that is how a test reaches
+//! every crash point of a job without a QEMU. What is simulated, and where libvirt 11.3 showed it:
+//!
+//! - libvirtd killed in the midst of a snapshot: an overlay that nobody uses ([`When::Half`]), or a live XML with the overlay
+//!   and a configuration without it ([`When::Late`]); with quiesce, a guest that stays frozen in either case.
+//! - libvirtd killed in the midst of a pivot: nothing happened ([`When::Half`]), or QEMU writes to the base while both
+//!   descriptions name the overlay, the mirror's mark says `pivot`, there is no job, and every further job on the disk fails
+//!   ([`When::Late`]).
+//! - A lost connection says error although the call may have been done.
+//! - A guest's end keeps the configuration that is there; a transient domain is gone.
+//! - A hung agent without a time limit blocks for good: here, a fault that says so.
+//!
+//! Guests write all the time (see `world`); [`Simulated::holds`] and [`Simulated::written`] are what a test
+//! judges by. Not simulated: migration, full disks, internal snapshots.
+//!
+//! Imports: `types`, `fault`, `domain_xml`, `events`, `host`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::events::Hub;
+use super::fault::{Answer, Fault, code};
+use super::types::{DomainId, Event, Lifecycle};
+use crate::error::{Error, ErrorKind, Result};
+
+mod calls;
+mod files;
+mod operations;
+mod world;
+mod xml;
+
+pub use world::{Agent, SimImage};
+use world::{Described, SimDomain, Views, World};
+
+/// A call, as the hook sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[allow(missing_docs, reason = "the names are those of the trait's calls")]
+pub enum Operation {
+    Read,
+    Define,
+    Undefine,
+    Start,
+    Destroy,
+    ManagedSave,
+    Snapshot,
+    Commit,
+    Pivot,
+    Abort,
+    Cap,
+    Threshold,
+    Suspend,
+    Resume,
+    AgentLimit,
+    AgentPing,
+    Freeze,
+    Thaw,
+    Refresh,
+    Remove,
+}
+
+/// A moment of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum When {
+    /// Nothing was done yet.
+    Before,
+    /// Something was done, QEMU did not switch. Snapshot and pivot only.
+    Half,
+    /// QEMU switched, libvirt has not written it down. Snapshot and pivot only.
+    Late,
+    /// All is done, the answer is on its way.
+    After,
+}
+
+/// Where a hook is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Point {
+    /// The call.
+    pub operation: Operation,
+    /// The moment.
+    pub when: When,
+}
+
+/// What becomes of the world at a point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// Nothing.
+    GoOn,
+    /// The driver dies: this and every further call fails, and changes nothing, until [`Simulated::revive`]. libvirtd
+    /// finishes the call at hand.
+    KillDriver,
+    /// libvirtd dies and is there again for the next call; this one is lost.
+    KillLibvirtd,
+    /// Every guest's QEMU dies.
+    KillGuests,
+    /// The host loses power: driver, libvirtd and guests at once.
+    CrashHost,
+}
+
+/// Asked at each point.
+pub type Hook = Box<dyn FnMut(Point) -> Fate + Send>;
+
+/// The hypervisor in memory. Clones are the same one.
+#[derive(Clone)]
+pub struct Simulated {
+    state: Arc<Mutex<State>>,
+    hub: Arc<Hub>,
+}
+
+struct State {
+    world: World,
+    hook: Hook,
+    dead: bool,
+}
+
+impl fmt::Debug for Simulated {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.lock();
+        f.debug_struct("Simulated").field("world", &state.world).field("dead", &state.dead).finish()
+    }
+}
+
+impl Default for Simulated {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A domain to be made. Its disks' images are made empty where they are not there.
+#[derive(Clone, Debug)]
+pub struct SimSpec {
+    /// The name.
+    pub name: String,
+    /// `(target, image)` of each disk; images are qcow2.
+    pub disks: Vec<(String, PathBuf)>,
+    /// How its agent behaves.
+    pub agent: Agent,
+}
+
+impl Simulated {
+    /// A world with no domains.
+    pub fn new() -> Self {
+        let world = World { free: 1 << 40, ..World::default() };
+        let state = State { world, hook: Box::new(|_| Fate::GoOn), dead: false };
+        Self { state: Arc::new(Mutex::new(state)), hub: Arc::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets the hook.
+    pub fn on_point(&self, hook: impl FnMut(Point) -> Fate + Send + 'static) {
+        self.lock().hook = Box::new(hook);
+    }
+
+    /// A new driver: calls work again, and the hook is gone. What the old one held is free.
+    pub fn revive(&self) {
+        let mut state = self.lock();
+        state.dead = false;
+        state.world.held.clear();
+        state.hook = Box::new(|_| Fate::GoOn);
+    }
+
+    /// Whether the driver was killed.
+    pub fn is_dead(&self) -> bool {
+        self.lock().dead
+    }
+
+    /// Defines a persistent domain, shut off.
+    ///
+    /// # Errors
+    /// What [`super::Hypervisor::define`] says.
+    pub fn add(&self, spec: &SimSpec) -> Result<DomainId> {
+        let disks: String = spec.disks.iter().map(disk_text).collect();
+        let name = super::domain_xml::edit::escape(&spec.name).into_owned();
+        let text = format!("<domain type='qemu'><name>{name}</name><devices>{disks}</devices></domain>");
+        let id = super::Hypervisor::define(self, &text)?;
+        let mut state = self.lock();
+        for (_, path) in &spec.disks {
+            let made = SimImage { format: "qcow2".to_owned(), ..SimImage::default() };
+            state.world.images.entry(path.clone()).or_insert(made);
+        }
+        if let Some(domain) = state.world.domains.get_mut(&id) {
+            domain.agent = spec.agent;
+        }
+        Ok(id)
+    }
+
+    /// Makes a running domain transient.
+    pub fn make_transient(&self, id: DomainId) {
+        if let Some(domain) = self.lock().world.domains.get_mut(&id) {
+            domain.views.config = None;
+        }
+    }
+
+    /// Puts an image there, or replaces it.
+    pub fn put_image(&self, path: &Path, image: SimImage) {
+        self.lock().world.images.insert(path.to_owned(), image);
+    }
+
+    /// An image.
+    pub fn image(&self, path: &Path) -> Option<SimImage> {
+        self.lock().world.images.get(path).cloned()
+    }
+
+    /// The paths of all images.
+    pub fn images(&self) -> Vec<PathBuf> {
+        self.lock().world.images.keys().cloned().collect()
+    }
+
+    /// What readers of these images see, all together.
+    pub fn holds(&self, tops: &[PathBuf]) -> BTreeSet<u64> {
+        let state = self.lock();
+        tops.iter().flat_map(|top| state.world.view(top)).collect()
+    }
+
+    /// How many writes the guest has made since it was defined.
+    pub fn written(&self, id: DomainId) -> u64 {
+        self.lock().world.domains.get(&id).map_or(0, |d| d.next)
+    }
+
+    /// Whether the guest's file systems are frozen.
+    pub fn is_frozen(&self, id: DomainId) -> bool {
+        let state = self.lock();
+        state.world.domains.get(&id).and_then(|d| d.qemu.as_ref()).is_some_and(|q| q.frozen)
+    }
+
+    /// Changes what is free on the host.
+    pub fn set_free(&self, bytes: u64) {
+        self.lock().world.free = bytes;
+    }
+
+    /// Changes how a guest's agent behaves.
+    pub fn set_agent(&self, id: DomainId, agent: Agent) {
+        if let Some(domain) = self.lock().world.domains.get_mut(&id) {
+            domain.agent = agent;
+        }
+    }
+
+    /// Makes a pool of files.
+    pub fn add_pool(&self, name: &str, directory: &Path) {
+        self.lock().world.pools.insert(name.to_owned(), directory.to_owned());
+    }
+
+    /// Runs one call of the driver. `call` gets the world and asks [`Turn::reaches`] at the moments it knows.
+    fn call<T>(
+        &self,
+        operation: Operation,
+        call: impl FnOnce(&mut Turn<'_>) -> std::result::Result<T, Fault>,
+    ) -> Result<T> {
+        let mut state = self.lock();
+        if state.dead {
+            return Err(killed());
+        }
+        state.world.tick();
+        let State { world, hook, .. } = &mut *state;
+        let mut turn = Turn { world, hook, operation, fate: Fate::GoOn, hub: &self.hub };
+        let result = if turn.reaches(When::Before) { Err(lost()) } else { call(&mut turn) };
+        if turn.fate == Fate::GoOn {
+            turn.reaches(When::After);
+        }
+        let fate = turn.fate;
+        state.dead |= matches!(fate, Fate::KillDriver | Fate::CrashHost);
+        if matches!(fate, Fate::KillGuests | Fate::CrashHost) {
+            let ids: Vec<_> = state.world.domains.keys().copied().collect();
+            for id in ids {
+                state.world.power_off(id);
+                self.hub.publish(&Event::Lifecycle { domain: id, change: Lifecycle::Stopped });
+            }
+        }
+        if fate == Fate::KillLibvirtd {
+            // The agent's limit is libvirtd's own.
+            state.world.domains.values_mut().for_each(|d| d.agent_limited = false);
+            self.hub.connection_lost();
+        }
+        if state.dead {
+            return Err(killed());
+        }
+        let result = if fate == Fate::KillLibvirtd { Err(lost()) } else { result };
+        result.map_err(|fault| fault.into_error(format!("the simulated {operation:?} failed")))
+    }
+}
+
+/// One call, and what became of the world in it.
+struct Turn<'a> {
+    world: &'a mut World,
+    hook: &'a mut Hook,
+    operation: Operation,
+    fate: Fate,
+    hub: &'a Hub,
+}
+
+impl Turn<'_> {
+    /// Asks the hook; true when the call ends here. A dying driver or guest does not end what libvirtd does, save before it began.
+    fn reaches(&mut self, when: When) -> bool {
+        if self.fate == Fate::GoOn {
+            self.fate = (self.hook)(Point { operation: self.operation, when });
+        }
+        match self.fate {
+            Fate::GoOn => false,
+            Fate::KillDriver | Fate::KillGuests => when == When::Before,
+            Fate::KillLibvirtd | Fate::CrashHost => true,
+        }
+    }
+
+    fn domain(&mut self, id: DomainId) -> std::result::Result<&mut SimDomain, Fault> {
+        let missing = || refused(code::NO_DOMAIN, "Domain not found");
+        self.world.domains.get_mut(&id).ok_or_else(missing)
+    }
+}
+
+fn disk_text((target, path): &(String, PathBuf)) -> String {
+    let path = path.to_string_lossy();
+    let path = super::domain_xml::edit::escape(&path);
+    format!(
+        "<disk type='file'><driver name='qemu' type='qcow2'/><source file='{path}'/><target dev='{target}'/></disk>"
+    )
+}
+
+fn refused(code: i32, text: &str) -> Fault {
+    Fault { code, domain: 10, text: text.to_owned(), answer: Answer::Refused }
+}
+
+fn lost() -> Fault {
+    let text = "End of file while reading data: Input/output error".to_owned();
+    Fault { code: code::SYSTEM, domain: 7, text, answer: Answer::Lost }
+}
+
+fn killed() -> Error {
+    let error = Error::new(ErrorKind::Interrupted, "the driver was killed here");
+    error.with_source(lost())
+}
+
+#[cfg(test)]
+mod tests;

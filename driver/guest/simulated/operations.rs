@@ -1,0 +1,248 @@
+//! The calls that crashes can tear: snapshot, commit, pivot; each in the order in which libvirt and QEMU do it.
+//!
+//! Imports: `types`, `fault`, `domain_xml`.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use super::world::{Agent, Job, SimDomain, SimImage};
+use super::{Turn, When, code, refused};
+use crate::guest::domain_xml::Chain;
+use crate::guest::fault::Fault;
+use crate::guest::types::{
+    BlockJobKind, BlockJobStatus, CommitBase, CommitRequest, DomainId, Event, JobEnd, Quiesce, SnapshotDisk,
+    SnapshotRequest,
+};
+
+type Outcome<T> = std::result::Result<T, Fault>;
+
+impl Turn<'_> {
+    fn running(&mut self, id: DomainId) -> Outcome<&mut SimDomain> {
+        let domain = self.domain(id)?;
+        if domain.qemu.is_none() {
+            return Err(refused(code::OPERATION_INVALID, "domain is not running"));
+        }
+        Ok(domain)
+    }
+
+    /// The place of a disk that has no job and that libvirt has not lost track of.
+    fn free_disk(&mut self, id: DomainId, target: &str) -> Outcome<usize> {
+        let domain = self.running(id)?;
+        let position = domain.position(target).ok_or_else(|| refused(code::INVALID_ARG, "no such disk"))?;
+        if domain.views.live.get(position).is_some_and(|d| d.mirror.is_some()) {
+            return Err(refused(code::BLOCK_COPY_ACTIVE, "disk already in active block job"));
+        }
+        Ok(position)
+    }
+
+    /// 'Freeze' by the agent, as both the call of its own and the quiesced snapshot do it.
+    pub(super) fn agent_call(&mut self, id: DomainId) -> Outcome<()> {
+        let domain = self.running(id)?;
+        match (domain.agent, domain.agent_limited) {
+            (Agent::Answers, _) => Ok(()),
+            (Agent::Absent, _) => Err(refused(code::AGENT_UNRESPONSIVE, "QEMU guest agent is not connected")),
+            (Agent::Hangs, true) => Err(refused(code::AGENT_COMMAND_TIMEOUT, "guest agent timed out")),
+            (Agent::Hangs, false) => {
+                Err(refused(code::INTERNAL, "a hung agent without a limit blocks for good"))
+            }
+        }
+    }
+
+    pub(super) fn set_frozen(&mut self, id: DomainId, frozen: Frozen) -> Outcome<u32> {
+        self.agent_call(id)?;
+        let domain = self.running(id)?;
+        let disks = u32::try_from(domain.views.live.len()).unwrap_or(0);
+        let Some(qemu) = &mut domain.qemu else { return Ok(0) };
+        let (was, now) = (qemu.frozen, frozen == Frozen::Yes);
+        if was && now {
+            return Err(refused(code::AGENT_UNRESPONSIVE, "the guest is frozen already"));
+        }
+        qemu.frozen = now;
+        Ok(if was == now { 0 } else { disks })
+    }
+
+    pub(super) fn snapshot(&mut self, id: DomainId, request: &SnapshotRequest) -> Outcome<()> {
+        let mut overlays = Vec::new();
+        for disk in request.disks() {
+            let SnapshotDisk::External { target, overlay } = disk else { continue };
+            let position = self.free_disk(id, target)?;
+            if self.world.images.contains_key(overlay) {
+                return Err(refused(code::CONFIG_UNSUPPORTED, "external snapshot file already exists"));
+            }
+            overlays.push((position, overlay.clone()));
+        }
+        if request.quiesce() == Quiesce::ByAgent {
+            self.set_frozen(id, Frozen::Yes)?;
+        }
+        let tops = self.running(id)?.qemu.as_ref().map(|q| q.tops.clone()).unwrap_or_default();
+        for (position, overlay) in &overlays {
+            let image = SimImage {
+                format: "qcow2".to_owned(),
+                backing: tops.get(*position).cloned(),
+                writes: BTreeSet::new(),
+            };
+            self.world.images.insert(overlay.clone(), image);
+        }
+        if self.reaches(When::Half) {
+            return Ok(());
+        }
+        let domain = self.running(id)?;
+        for (position, overlay) in &overlays {
+            domain.switch(*position, overlay, &Described::Live);
+        }
+        if self.reaches(When::Late) {
+            return Ok(());
+        }
+        let domain = self.running(id)?;
+        for (position, overlay) in &overlays {
+            domain.switch(*position, overlay, &Described::Config);
+        }
+        if request.quiesce() == Quiesce::ByAgent {
+            self.set_frozen(id, Frozen::No)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn commit(&mut self, id: DomainId, request: &CommitRequest) -> Outcome<()> {
+        let position = self.free_disk(id, &request.target)?;
+        let qemu = self.running(id)?.qemu.clone().unwrap_or_default();
+        let top = qemu.tops.get(position).cloned().unwrap_or_default();
+        let believed = self.running(id)?.views.live.get(position).map(|d| d.path.clone());
+        if believed.as_ref() != Some(&top) {
+            return Err(refused(code::INVALID_ARG, "the chain is not what it should be"));
+        }
+        let chain = self.world.chain(&top);
+        let depth = match &request.base {
+            CommitBase::Shallow => 1,
+            CommitBase::Explicit(path) => chain.iter().position(|image| image == path).unwrap_or(0),
+        };
+        let base = chain.get(depth).filter(|_| depth > 0).cloned();
+        let base = base.ok_or_else(|| refused(code::INVALID_ARG, "could not find the base in the chain"))?;
+        if self.world.held.get(&base).is_some_and(|n| *n > 0) {
+            return Err(refused(code::INTERNAL, "Failed to get \"write\" lock"));
+        }
+        let between = chain.iter().take(depth).filter_map(|p| self.world.images.get(p));
+        let dirty = between.flat_map(|i| i.writes.iter().copied()).collect();
+        let domain = self.running(id)?;
+        if let Some(disk) = domain.views.live.get_mut(position) {
+            disk.mirror = Some(None);
+        }
+        if let Some(qemu) = &mut domain.qemu {
+            qemu.jobs.insert(request.target.clone(), Job { dirty, done: 0, ready: false, base });
+        }
+        Ok(())
+    }
+
+    /// Lets a job get on, and tells when it gets ready.
+    pub(super) fn progress(&mut self, id: DomainId, target: &str) {
+        if !self.world.advance(id, target) {
+            return;
+        }
+        if let Some(domain) = self.world.domains.get_mut(&id)
+            && let Some(disk) = domain.views.live.iter_mut().find(|d| d.target == target)
+        {
+            disk.mirror = Some(Some("yes"));
+        }
+        self.tell(id, target, BlockJobStatus::Ready);
+    }
+
+    fn tell(&mut self, domain: DomainId, target: &str, status: BlockJobStatus) {
+        let kind = BlockJobKind::ActiveCommit;
+        self.hub.publish(&Event::BlockJob { domain, target: target.to_owned(), kind, status });
+    }
+
+    pub(super) fn end_job(&mut self, id: DomainId, target: &str, end: JobEnd) -> Outcome<()> {
+        let domain = self.running(id)?;
+        let position = domain.position(target).ok_or_else(|| refused(code::INVALID_ARG, "no such disk"))?;
+        let job = domain.qemu.as_ref().and_then(|q| q.jobs.get(target)).cloned();
+        let Some(job) = job else {
+            let stuck = domain.views.live.get(position).is_some_and(|d| d.mirror.is_some());
+            let code = if stuck { code::BLOCK_COPY_ACTIVE } else { code::INVALID_ARG };
+            return Err(refused(code, "no block job that could be ended"));
+        };
+        if end == JobEnd::Abort {
+            self.forget_job(id, position, target)?;
+            self.tell(id, target, BlockJobStatus::Cancelled);
+            return Ok(());
+        }
+        if !job.ready {
+            return Err(refused(code::BLOCK_COPY_ACTIVE, "disk not ready for pivot yet"));
+        }
+        if let Some(disk) = domain.views.live.get_mut(position) {
+            disk.mirror = Some(Some("pivot"));
+        }
+        if self.reaches(When::Half) {
+            // libvirtd comes back, sees the job in QEMU, and takes the mark back.
+            if let Some(disk) = self.running(id)?.views.live.get_mut(position) {
+                disk.mirror = Some(Some("yes"));
+            }
+            return Ok(());
+        }
+        // QEMU drains what is left and switches.
+        self.world.images.entry(job.base.clone()).or_default().writes.extend(job.dirty.iter().copied());
+        if let Some(qemu) = &mut self.running(id)?.qemu {
+            qemu.jobs.remove(target);
+            if let Some(top) = qemu.tops.get_mut(position) {
+                top.clone_from(&job.base);
+            }
+        }
+        if self.reaches(When::Late) {
+            return Ok(());
+        }
+        self.forget_job(id, position, target)?;
+        let domain = self.running(id)?;
+        domain.switch(position, &job.base, &Described::Live);
+        domain.switch(position, &job.base, &Described::Config);
+        self.tell(id, target, BlockJobStatus::Completed);
+        Ok(())
+    }
+
+    fn forget_job(&mut self, id: DomainId, position: usize, target: &str) -> Outcome<()> {
+        let domain = self.running(id)?;
+        if let Some(qemu) = &mut domain.qemu {
+            qemu.jobs.remove(target);
+        }
+        if let Some(disk) = domain.views.live.get_mut(position) {
+            disk.mirror = None;
+        }
+        Ok(())
+    }
+}
+
+/// Whether file systems are to be frozen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Frozen {
+    Yes,
+    No,
+}
+
+/// Which descriptions a switch changes.
+enum Described {
+    /// QEMU and the live XML.
+    Live,
+    /// The configuration, where it names what the live XML named.
+    Config,
+}
+
+impl SimDomain {
+    fn switch(&mut self, position: usize, path: &PathBuf, which: &Described) {
+        match which {
+            Described::Live => {
+                if let Some(top) = self.qemu.as_mut().and_then(|q| q.tops.get_mut(position)) {
+                    top.clone_from(path);
+                }
+                if let Some(disk) = self.views.live.get_mut(position) {
+                    disk.path.clone_from(path);
+                }
+            }
+            Described::Config => {
+                let target = self.views.live.get(position).map(|d| d.target.clone());
+                let config = self.views.config.iter_mut().flatten();
+                for disk in config.filter(|d| Some(&d.target) == target.as_ref()) {
+                    disk.path.clone_from(path);
+                    disk.chain = Chain::Complete;
+                }
+            }
+        }
+    }
+}

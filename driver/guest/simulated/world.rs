@@ -1,0 +1,204 @@
+//! What the simulated hypervisor, its guests and their disks are made of, and what time does to them.
+//!
+//! An image holds numbers instead of bytes: the guest's write `n` goes, as a number, into the file that QEMU has on top of disk
+//! `n % disks`. So a set of images is of one point in time exactly when their views together hold 0..=N, and a write
+//! that got lost is a number that is missing.
+//!
+//! Three views of each disk are kept apart, because crashes tear them apart: what QEMU does ([`Qemu`]), what the live XML says
+//! and what the configuration says ([`Views`]).
+//!
+//! Imports: `types`, `domain_xml`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use crate::guest::domain_xml::Chain;
+use crate::guest::types::{Activity, BlockJob, BlockJobKind, DomainId, Paused, Run};
+
+/// Writes of a running guest each time that somebody asks the hypervisor for something.
+const WRITES_PER_CALL: u64 = 3;
+
+/// An image.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SimImage {
+    /// `raw` or `qcow2`.
+    pub format: String,
+    /// The image below, as the header says it.
+    pub backing: Option<PathBuf>,
+    /// The guest's writes in it.
+    pub writes: BTreeSet<u64>,
+}
+
+/// A disk as one of libvirt's descriptions has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Described {
+    pub(super) target: String,
+    pub(super) path: PathBuf,
+    /// Whether a configuration describes the chain below, as it does since libvirt last changed it.
+    pub(super) chain: Chain,
+    /// `active-commit`, and `ready` as the live XML writes it.
+    pub(super) mirror: Option<Option<&'static str>>,
+}
+
+/// A block job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Job {
+    /// What is still only in the overlay.
+    pub(super) dirty: BTreeSet<u64>,
+    pub(super) done: u64,
+    pub(super) ready: bool,
+    pub(super) base: PathBuf,
+}
+
+impl Job {
+    pub(super) fn info(&self) -> BlockJob {
+        // 0 of 0 would mean that it has not begun.
+        let current = self.done + 1;
+        BlockJob { kind: BlockJobKind::ActiveCommit, current, end: current + self.dirty.len() as u64 }
+    }
+}
+
+/// A QEMU.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Qemu {
+    /// The top image of each disk, in the domain's order.
+    pub(super) tops: Vec<PathBuf>,
+    pub(super) jobs: BTreeMap<String, Job>,
+    pub(super) paused: Option<Paused>,
+    /// The guest's agent has frozen the file systems.
+    pub(super) frozen: bool,
+}
+
+/// What libvirt says of a domain.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Views {
+    pub(super) live: Vec<Described>,
+    /// `None` for a transient domain.
+    pub(super) config: Option<Vec<Described>>,
+}
+
+/// How the guest's agent behaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Agent {
+    /// There is none.
+    #[default]
+    Absent,
+    /// It answers.
+    Answers,
+    /// It never answers.
+    Hangs,
+}
+
+/// A domain.
+#[derive(Clone, Debug)]
+pub(super) struct SimDomain {
+    pub(super) name: String,
+    /// The XML it was defined with; disks are replaced when it is asked for.
+    pub(super) text: String,
+    pub(super) views: Views,
+    pub(super) qemu: Option<Qemu>,
+    pub(super) agent: Agent,
+    pub(super) agent_limited: bool,
+    pub(super) managed_save: Option<String>,
+    pub(super) activity: Activity,
+    /// The guest's next write.
+    pub(super) next: u64,
+}
+
+impl SimDomain {
+    pub(super) fn run(&self) -> Run {
+        match self.qemu.as_ref().map(|q| q.paused) {
+            None => Run::ShutOff,
+            Some(None) => Run::Running,
+            Some(Some(why)) => Run::Paused(why),
+        }
+    }
+
+    /// The place of a disk in the domain's order, by the live XML or else the configuration.
+    pub(super) fn position(&self, target: &str) -> Option<usize> {
+        let disks = if self.qemu.is_some() { Some(&self.views.live) } else { self.views.config.as_ref() };
+        disks?.iter().position(|d| d.target == target)
+    }
+}
+
+/// Everything.
+#[derive(Clone, Debug, Default)]
+pub(super) struct World {
+    pub(super) domains: BTreeMap<DomainId, SimDomain>,
+    pub(super) images: BTreeMap<PathBuf, SimImage>,
+    pub(super) held: BTreeMap<PathBuf, u32>,
+    pub(super) pools: BTreeMap<String, PathBuf>,
+    pub(super) free: u64,
+}
+
+impl World {
+    /// Lets each running guest write. A guest that is paused or frozen does not.
+    pub(super) fn tick(&mut self) {
+        for domain in self.domains.values_mut() {
+            let Some(qemu) = &mut domain.qemu else { continue };
+            if qemu.paused.is_some() || qemu.frozen || qemu.tops.is_empty() {
+                continue;
+            }
+            for _ in 0..WRITES_PER_CALL {
+                let disk = domain.next % qemu.tops.len() as u64;
+                let disk = usize::try_from(disk).unwrap_or(0);
+                let (Some(top), Some(view)) = (qemu.tops.get(disk), domain.views.live.get(disk)) else {
+                    continue;
+                };
+                self.images.entry(top.clone()).or_default().writes.insert(domain.next);
+                if let Some(job) = qemu.jobs.get_mut(&view.target) {
+                    job.dirty.insert(domain.next);
+                }
+                domain.next += 1;
+            }
+        }
+    }
+
+    /// Lets a disk's block job get on by half of what is left, by all of it once it is ready; true when it has just got
+    /// ready.
+    pub(super) fn advance(&mut self, id: DomainId, target: &str) -> bool {
+        let Some(qemu) = self.domains.get_mut(&id).and_then(|d| d.qemu.as_mut()) else { return false };
+        let Some(job) = qemu.jobs.get_mut(target) else { return false };
+        let step = if job.ready { job.dirty.len() } else { job.dirty.len().div_ceil(2) };
+        let moved: Vec<u64> = job.dirty.iter().take(step).copied().collect();
+        let base = self.images.entry(job.base.clone()).or_default();
+        for write in moved {
+            job.dirty.remove(&write);
+            base.writes.insert(write);
+            job.done += 1;
+        }
+        let ready = !job.ready && job.dirty.len() <= usize::try_from(WRITES_PER_CALL).unwrap_or(1);
+        job.ready |= ready;
+        ready
+    }
+
+    /// The image and all below it, top first.
+    pub(super) fn chain(&self, top: &Path) -> Vec<PathBuf> {
+        let mut chain = vec![top.to_owned()];
+        let mut image = self.images.get(top);
+        while let Some(below) = image.and_then(|i| i.backing.as_ref()) {
+            if chain.contains(below) {
+                break;
+            }
+            chain.push(below.clone());
+            image = self.images.get(below);
+        }
+        chain
+    }
+
+    /// What a reader of `top` sees.
+    pub(super) fn view(&self, top: &Path) -> BTreeSet<u64> {
+        let images = self.chain(top).into_iter().filter_map(|p| self.images.get(&p));
+        images.flat_map(|i| i.writes.iter().copied()).collect()
+    }
+
+    /// Ends a domain's QEMU. A transient domain is gone with it.
+    pub(super) fn power_off(&mut self, id: DomainId) {
+        let Some(domain) = self.domains.get_mut(&id) else { return };
+        domain.qemu = None;
+        domain.views.live.clear();
+        if domain.views.config.is_none() {
+            self.domains.remove(&id);
+        }
+    }
+}
