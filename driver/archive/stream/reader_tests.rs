@@ -487,22 +487,3 @@ fn a_failing_pipe_is_an_error_and_a_bad_place_of_a_file_is_damage() {
     let random = RandomStream::open(&file, &options).unwrap();
     assert_eq!(random.chunks(all(), |_| Ok(())).unwrap_err().kind(), ErrorKind::Internal);
 }
-
-#[test]
-fn a_file_cut_within_its_first_header_is_incomplete_and_no_stranger() {
-    let script = Script::small();
-    let mut plain = b"virtfold.json".to_vec();
-    plain.resize(512, 0);
-    plain[257..262].copy_from_slice(b"ustar");
-    for (archive, recognised) in [(script.archive(ZSTD, 1), 8), (plain, 262)] {
-        for len in 0..recognised {
-            for how in [How::Pipe, How::File] {
-                let error = read(how, &archive[..len], &read_options(1, None)).err();
-                let Some(error) = error else { continue };
-                assert_eq!(error.kind(), ErrorKind::Incomplete, "{len}, {how:?}: {error:?}");
-            }
-        }
-    }
-    let stranger = read(How::Pipe, b"virtfolder and other strangers", &read_options(1, None));
-    assert_eq!(stranger.unwrap_err().kind(), ErrorKind::Damaged);
-}
