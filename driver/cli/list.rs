@@ -8,7 +8,7 @@ use virtfold::job::inspect::{self, Glance};
 use virtfold::units::Human;
 
 use super::exit::Outcome;
-use super::report::{JsonFlag, Stdout, Style, result};
+use super::report::{JsonFlag, Stdout, Style, printable, result};
 use super::show;
 
 /// List the archives in a directory
@@ -60,7 +60,7 @@ fn text(archives: &[Glance]) -> String {
             "{created:<26} {:<10} {:>10} {capacity:>10} {disks:>5}  {}\n",
             show::status(glance.status),
             Human(glance.bytes).to_string(),
-            glance.archive,
+            printable(&glance.archive),
         );
     }
     text

@@ -135,8 +135,10 @@ fn text(report: &RestoreReport) -> String {
             disk.method,
         );
     }
-    if !report.verified {
+    if report.unread {
         text += "the data was not read: run 'virtfold verify' on the archive to check it\n";
+    } else if !report.verified {
+        text += "the archive's digests are gone: what was restored could not be checked\n";
     }
     for note in &report.notes {
         text += &format!("fault: {}\n", printable(note));

@@ -53,7 +53,7 @@ pub(crate) fn status(status: Status) -> &'static str {
 }
 
 fn text(glance: &Glance) -> String {
-    let mut text = format!("archive    {}\n", glance.archive);
+    let mut text = format!("archive    {}\n", printable(&glance.archive));
     let scope = if glance.status == Status::Complete {
         " (by its tables; 'virtfold verify' reads all of it)"
     } else {

@@ -59,8 +59,12 @@ fn text(report: &VerifyReport) -> String {
         (false, true) => "damaged",
         (false, false) => "incomplete",
     };
-    text +=
-        &format!("{}: {verdict}, {} read in {:.1} s", report.archive, Human(report.bytes), report.seconds);
+    text += &format!(
+        "{}: {verdict}, {} read in {:.1} s",
+        printable(&report.archive),
+        Human(report.bytes),
+        report.seconds
+    );
     if !report.sound && report.salvageable {
         text += "\n'virtfold restore --partial' restores what is intact";
     }

@@ -7,6 +7,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::DiskImage;
@@ -104,6 +105,7 @@ impl Chain {
         let data = match &header.data_file {
             Some(name) => {
                 let beside = beside(name, &path, "external data file")?;
+                refuse_ambiguous(name, &beside, &path)?;
                 let file = HostFile::open(&beside)
                     .map_err(|e| e.within(format!("'{}' has no external data file", path.display())))?;
                 self.add_file(file)?
@@ -113,6 +115,23 @@ impl Chain {
         self.layers.push(Layer::Qcow2(Box::new(Qcow2 { header: header.clone(), file: index, data })));
         Ok(Opened { header, path })
     }
+}
+
+/// QEMU looks for a relative external data file in its own working directory, people expect it beside the image.
+/// Where both are there and are not one file, nobody but the caller knows which one is meant.
+fn refuse_ambiguous(name: &[u8], beside: &Path, image: &Path) -> Result<()> {
+    let identity = |path: &Path| std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
+    let here = Path::new(OsStr::from_bytes(name));
+    if here.is_absolute() || identity(here).is_none() || identity(here) == identity(beside) {
+        return Ok(());
+    }
+    let what = format!(
+        "'{}' names its external data file '{}', which is beside it and, another one, in the working directory",
+        image.display(),
+        here.display()
+    );
+    Err(Error::new(ErrorKind::Unsupported, what)
+        .with_hint("run virtfold from the directory of the image, or give the image an absolute data_file with 'qemu-img amend'"))
 }
 
 fn refuse_encrypted(header: &Header, path: &Path) -> Result<()> {

@@ -99,7 +99,25 @@ pub fn list(directory: &Path) -> Result<Vec<Glance>> {
         }
     }
     paths.sort();
-    paths.iter().map(|path| glance(path).map(|glance| unfinished(path, glance))).collect()
+    // A backup that ends meanwhile renames its file: what is gone by now was not there.
+    let present =
+        |glance: &Result<Glance>| !matches!(glance, Err(error) if error.kind() == ErrorKind::NotFound);
+    let looked = paths.iter().map(|path| (path, glance(path))).filter(|(_, glance)| present(glance));
+    Ok(looked
+        .map(|(path, glance)| unfinished(path, glance.unwrap_or_else(|error| unreadable(path, &error))))
+        .collect())
+}
+
+/// A file that can't be read is a line of the list, not the end of it.
+fn unreadable(path: &Path, error: &Error) -> Glance {
+    Glance {
+        archive: path.display().to_string(),
+        status: Status::Unreadable,
+        faults: vec![error.to_string()],
+        bytes: 0,
+        head: None,
+        root: None,
+    }
 }
 
 fn is_archive_name(path: &Path) -> bool {

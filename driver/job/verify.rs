@@ -126,7 +126,13 @@ fn survey(
         Err(error) => return Err(error),
     };
     report.faults.extend(index.notes().iter().cloned());
-    control.progress.enter("surveying", index.disks().iter().map(|disk| disk.table.dense_len()).sum());
+    if !index.is_checked() {
+        report.faults.push("its digests are gone: what is left of it can't be checked".to_owned());
+    }
+    control.progress.enter(
+        "surveying",
+        index.disks().iter().map(|disk| disk.table.dense_len()).fold(0, u64::saturating_add),
+    );
     for disk in &index.head().disks {
         let Ok(found) = index.disk(&disk.target) else {
             note_lost(&mut report.damage, &disk.target, GuestOffset::ZERO, disk.capacity);
@@ -151,7 +157,9 @@ struct Watcher<'a> {
 
 impl Visitor for Watcher<'_> {
     fn head(&mut self, head: &Manifest) -> Result<()> {
-        self.control.progress.enter("verifying", head.disks.iter().map(|disk| disk.dense_length).sum());
+        self.control
+            .progress
+            .enter("verifying", head.disks.iter().map(|disk| disk.dense_length).fold(0, u64::saturating_add));
         Ok(())
     }
 

@@ -37,6 +37,19 @@ impl PipeMedium {
             return Err(Error::new(ErrorKind::Usage, "an archive is not written to a terminal")
                 .with_hint("pipe the output somewhere, or say --to DIR"));
         }
+        let kind = rustix::fs::fstat(&stdout)
+            .map_err(io::Error::from)
+            .at(|| "cannot write to standard output".to_owned())?;
+        if kind.st_rdev == rustix::fs::makedev(1, 3)
+            && rustix::fs::FileType::from_raw_mode(kind.st_mode).is_char_device()
+        {
+            // Also what a process that was started with a closed standard output has.
+            return Err(Error::new(
+                ErrorKind::Usage,
+                "standard output is closed or /dev/null: the archive would be nowhere",
+            )
+            .with_hint("pipe it somewhere, or say --to DIR"));
+        }
         let out = stdout.as_fd().try_clone_to_owned().at(|| "cannot write to standard output".to_owned())?;
         Ok(Self { out: File::from(out), name: "standard output", written: 0 })
     }

@@ -1,8 +1,8 @@
 //! Reading at any place of a stream, with every byte checked.
 //!
-//! A framed stream checks its own frames. A plain one is checked a MiB at a time against the digest list of its
-//! tail; the last MiB that was checked is kept, for tables are read in small steps. Without that list nothing can be
-//! checked, and what is read is what is there.
+//! Every MiB is held against the digest list of the tail; the last one that was checked is kept, for tables are read
+//! in small steps. Where a cut or damage has taken that list, a framed stream still checks its frames against
+//! their own headers, and of a plain one what is read is what is there.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -46,12 +46,9 @@ impl<'a> Checked<'a> {
         self.stream.len()
     }
 
-    /// The digest that chunk number `index` must have, where that is not the stream's own business.
+    /// The digest that the tail gives chunk number `index` of the body.
     fn expected(&self, index: u64) -> Result<Option<Digest>> {
-        match &self.tail {
-            Some(tail) if self.carrier() == Carrier::Plain => tail.digests.get(index).map(Some),
-            _ => Ok(None),
-        }
+        self.tail.as_ref().map(|tail| tail.digests.get(index)).transpose()
     }
 
     /// The part of the stream that chunk number `index` of the body is.
@@ -72,7 +69,7 @@ impl<'a> Checked<'a> {
                 format!("the archive is cut before byte {at} of its stream"),
             ));
         }
-        if self.carrier() == Carrier::Framed || self.tail.is_none() {
+        if self.tail.is_none() {
             return self.stream.read_at(at, buf);
         }
         let (mut at, mut rest) = (at.get(), buf);
@@ -132,7 +129,7 @@ impl<'a> Checked<'a> {
         // Whole chunks, or their digests say nothing.
         let end = self.tail.as_ref().map_or(self.len(), |tail| tail.record.body_len);
         let from = range.start.get() / CHUNK * CHUNK;
-        let to = range.end.get().next_multiple_of(CHUNK).min(end);
+        let to = range.end.get().checked_next_multiple_of(CHUNK).unwrap_or(end).min(end);
         if from >= to {
             return Ok(());
         }
@@ -145,7 +142,11 @@ impl<'a> Checked<'a> {
 
     fn judge<'c>(&self, chunk: &Chunk<'c>) -> Result<(StreamOffset, Taken<'c>)> {
         let taken = match &chunk.state {
-            ChunkState::Intact(_) => Ok(chunk.bytes),
+            // A frame vouches for itself only; that it is the archive's own the tail says.
+            ChunkState::Intact(found) => match self.expected(chunk.at.get() / CHUNK)? {
+                Some(expected) if expected != *found => Err(chunk.bytes.len() as u64),
+                _ => Ok(chunk.bytes),
+            },
             ChunkState::Unchecked(found) => self.judge_plain(chunk, *found)?,
             ChunkState::Damaged(damage) => Err(damage.stream.end.since(damage.stream.start)),
         };

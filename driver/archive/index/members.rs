@@ -112,6 +112,9 @@ pub(super) fn from_recovery(stream: &Checked<'_>, at: StreamOffset, found: &mut 
             Role::RecoveryMap(target) => {
                 let disk = found.described(target)?;
                 let (table, dense_at) = cursor.recovery_map(&disk, &member)?;
+                if dense_at.checked_add(table.dense_len()).is_none_or(|end| end > at) {
+                    return Err(damaged("the copy of a map places its disk behind itself"));
+                }
                 found.take_disk(disk, table, dense_at)?;
             }
             Role::RecoveryAllocation(_) => {}

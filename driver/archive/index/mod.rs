@@ -3,8 +3,8 @@
 //!
 //! Opening: the end record and the digests are read from the tail (`tail`), then the members from the front,
 //! jumping over the disks' bytes (`members`). Where the front is damaged, the recovery copies take its place.
-//! Every byte that is believed was checked (`checked`): a frame by its own header, a plain archive's MiB by the
-//! digest list, and nothing at all only where a cut has taken that list; [`ArchiveIndex::is_checked`] tells.
+//! Every byte that is believed was checked (`checked`): each MiB by the digest list, without it a frame by its own
+//! header, and nothing at all only where a cut has taken the list of a plain archive; [`ArchiveIndex::is_checked`] tells.
 //!
 //! Whether damage is an error is the caller's to say ([`Trust`]). A strict opening fails at the first
 //! contradiction; a salvaging one notes it and goes on with what is left.

@@ -1,11 +1,14 @@
 //! A restore from a file: by the archive's index, and only what is wanted.
 
+use std::os::unix::fs::MetadataExt;
+
 use super::{
     Checking, RestoreReport, RestoreRequest, RestoredDisk, format_name, method_name, note_lost, read_options,
     selected,
 };
 use crate::archive::index::{ArchiveIndex, Data, IndexedDisk, Trust};
-use crate::error::{Error, ErrorKind, Result};
+use crate::archive::stream::ReadAt;
+use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::job::Control;
 use crate::job::target::{TargetDisk, TargetSpec};
 use crate::medium::FileSource;
@@ -24,10 +27,13 @@ pub(super) fn restore(request: &RestoreRequest, control: &Control) -> Result<Res
         Trust::Salvage => e.within(format!("nothing of '{name}' can be restored")),
     })?;
     let specs = selected(request, index.head())?;
+    for (_, spec) in &specs {
+        refuse_source(&source, spec)?;
+    }
     let mut restorer =
         Restorer { request, control, source: &source, index: &index, report: report(name, &index) };
     let wanted = specs.iter().filter_map(|(target, _)| index.head().disk(target));
-    control.progress.enter("restoring", wanted.map(|disk| disk.dense_length).sum());
+    control.progress.enter("restoring", wanted.map(|disk| disk.dense_length).fold(0, u64::saturating_add));
     let mut finished = Vec::with_capacity(specs.len());
     for (target, spec) in &specs {
         finished.extend(restorer.disk(target, spec)?);
@@ -49,11 +55,23 @@ fn refuse(name: &str, error: Error) -> Error {
     error
 }
 
+/// Refuses to replace the archive by what is in it.
+fn refuse_source(source: &FileSource, spec: &TargetSpec) -> Result<()> {
+    let archive = source.file().metadata().at(|| format!("cannot examine '{}'", source.name()))?;
+    match std::fs::metadata(&spec.path) {
+        Ok(target) if (target.dev(), target.ino()) == (archive.dev(), archive.ino()) => {
+            Err(Error::new(ErrorKind::Usage, format!("'{}' is the archive itself", spec.path.display())))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn report(archive: String, index: &ArchiveIndex<'_>) -> RestoreReport {
     RestoreReport {
         archive,
         complete: index.is_complete(),
         verified: index.is_checked(),
+        unread: false,
         damage: Vec::new(),
         notes: index.notes().to_vec(),
         disks: Vec::new(),
@@ -88,6 +106,7 @@ impl Restorer<'_> {
         let from = DenseOffset::new(match (shared, self.request.checking) {
             (Some(shared), Checking::Later) => {
                 self.report.verified = false;
+                self.report.unread = true;
                 shared
             }
             _ => 0,
@@ -104,8 +123,13 @@ impl Restorer<'_> {
                 Data::Lost => Err(lost(&self.report.archive, target, piece)),
             }
         })?;
-        let lost_here =
-            self.report.damage.iter().filter(|range| range.disk == target).map(|range| range.length).sum();
+        let lost_here = self
+            .report
+            .damage
+            .iter()
+            .filter(|range| range.disk == target)
+            .map(|range| range.length)
+            .fold(0, u64::saturating_add);
         self.report.disks.push(RestoredDisk {
             target: target.to_owned(),
             path: spec.path.display().to_string(),

@@ -10,6 +10,7 @@
 mod file;
 mod pipe;
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -76,6 +77,8 @@ pub struct RestoreReport {
     pub complete: bool,
     /// Whether every byte that was restored had its digest.
     pub verified: bool,
+    /// Whether data were shared with the archive and not read.
+    pub unread: bool,
     /// What is not in the disks that should be.
     #[serde(skip)]
     pub damage: Vec<Lost>,
@@ -194,7 +197,7 @@ fn selected(request: &RestoreRequest, head: &Manifest) -> Result<Vec<(String, Ta
             (Selection::All(directory), _) => directory.join(format!("{name}.{}", format_name(format))),
             (Selection::Disks(_), path) => path.unwrap_or(Path::new("")).to_owned(),
         };
-        if specs.iter().any(|(other, spec)| other == name || spec.path == path) {
+        if specs.iter().any(|(other, spec)| other == name || same_file(&spec.path, &path)) {
             return Err(Error::new(ErrorKind::Usage, format!("'{}' is asked for twice", path.display())));
         }
         let (method, existing) = (request.method, request.existing);
@@ -203,6 +206,19 @@ fn selected(request: &RestoreRequest, head: &Manifest) -> Result<Vec<(String, Ta
         specs.push((name.to_owned(), spec));
     }
     Ok(specs)
+}
+
+/// Whether two paths, under whatever names, are one file, be it there already or not.
+fn same_file(one: &Path, other: &Path) -> bool {
+    let identity = |path: &Path| std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
+    let place = |path: &Path| {
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        (
+            std::fs::canonicalize(parent).unwrap_or_else(|_| parent.to_owned()),
+            path.file_name().map(ToOwned::to_owned),
+        )
+    };
+    place(one) == place(other) || identity(one).is_some_and(|found| Some(found) == identity(other))
 }
 
 fn no_disk(name: &str, head: &Manifest) -> Error {

@@ -42,6 +42,7 @@ pub(super) fn restore(
         archive,
         complete: true,
         verified: true,
+        unread: false,
         damage: Vec::new(),
         notes: Vec::new(),
         disks: disks.done,
@@ -68,7 +69,9 @@ impl Visitor for Disks<'_> {
             self.targets.push(None);
         }
         let data = head.disks.iter().zip(&self.wanted).filter(|(_, wanted)| wanted.is_some());
-        self.control.progress.enter("restoring", data.map(|(disk, _)| disk.dense_length).sum());
+        self.control
+            .progress
+            .enter("restoring", data.map(|(disk, _)| disk.dense_length).fold(0, u64::saturating_add));
         Ok(())
     }
 

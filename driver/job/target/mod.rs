@@ -165,7 +165,12 @@ impl TargetDisk {
                 partial.file().set_len(len).at(|| format!("cannot set the size of '{name}'"))?;
             }
             Output::Device(file, _) => match self.addressing {
-                Addressing::Guest => zero_gaps(file, table, &name)?,
+                Addressing::Guest => {
+                    zero_gaps(file, table, &name)?;
+                    // Behind the disk's end the guest would find what was there before: an old GPT, a volume label.
+                    let size = device_size(file).at(|| format!("cannot tell the size of '{name}'"))?;
+                    zero(file, len, size.saturating_sub(len), &name)?;
+                }
                 Addressing::Clusters(_) | Addressing::Dense(_) => zero(file, 0, len, &name)?,
             },
         }
@@ -280,7 +285,7 @@ fn open_device(spec: &TargetSpec, len: u64) -> Result<Output> {
     let path = &spec.path;
     // O_EXCL on a block device: refused by the kernel while it is mounted or otherwise claimed.
     let opened = OpenOptions::new().read(true).write(true).custom_flags(nix::libc::O_EXCL).open(path);
-    let mut file = match opened {
+    let file = match opened {
         Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => {
             return Err(Error::new(ErrorKind::InUse, format!("'{}' is in use", path.display()))
                 .with_hint("unmount it first")
@@ -289,7 +294,7 @@ fn open_device(spec: &TargetSpec, len: u64) -> Result<Output> {
         opened => opened.at(|| format!("cannot open '{}'", path.display()))?,
     };
     refuse_used(&file, path)?;
-    let size = file.seek(SeekFrom::End(0)).at(|| format!("cannot tell the size of '{}'", path.display()))?;
+    let size = device_size(&file).at(|| format!("cannot tell the size of '{}'", path.display()))?;
     if size < len {
         return Err(Error::new(
             ErrorKind::NoSpace,
@@ -297,6 +302,10 @@ fn open_device(spec: &TargetSpec, len: u64) -> Result<Output> {
         ));
     }
     Ok(Output::Device(file, path.clone()))
+}
+
+fn device_size(mut file: &File) -> std::io::Result<u64> {
+    file.seek(SeekFrom::End(0))
 }
 
 /// Makes the parts of a device that the table does not fill read as zeros.
