@@ -372,7 +372,9 @@ fn a_reader_that_fails_or_ends_leaves_no_disk() {
         let mut rng = Rng::of_case("failing-reader", 0);
         let places = (0..24).map(|n| len * n / 24).chain([1, 512, 100, len - 1, len - 9, len - 1024]);
         let random = (0..24).map(|_| usize::try_from(rng.below(len as u64)).unwrap());
-        for at in places.chain(random).collect::<Vec<_>>() {
+        // Each length at which an archive does not yet show what it is.
+        let beginnings = (0..20).chain([99, 256, 257, 258, 260, 261]);
+        for at in places.chain(random).chain(beginnings).collect::<Vec<_>>() {
             for errno in [Some(EIO), None] {
                 let fails = Some((at, errno));
                 let largest = 300_000;

@@ -137,6 +137,7 @@ fn lies_are_named() {
         ("1\n18446744073709551615\n1\n", 10_000, "has an entry that reaches beyond the disk's end"),
         ("1\n0\n512\n", 10_000, "ends before the disk does"),
         ("0\n", 10_000, "ends before the disk does"),
+        ("2\n0\n4000\n8192\n1000\n", 4096, "has more dense bytes than announced"),
         ("2\n0\n511\n10000\n0\n", 1024, "does not add up to the announced number of dense bytes"),
         ("2\n0\n512\n10000\n0\n#", 1024, "is followed by something else than zeros"),
         ("2\n0\n512\n10000\n0\n", 1024, "is cut short"),
@@ -153,7 +154,8 @@ fn lies_are_named() {
     assert!(copy(10, 10_000).is_ok());
     assert!(copy(11, 10_000).unwrap_err().to_string().ends_with("is shorter than announced"));
     assert!(copy(9, 10_000).unwrap_err().to_string().ends_with("is longer than announced"));
-    assert!(copy(10, 9_999).unwrap_err().to_string().contains("does not add up"));
+    assert!(copy(10, 9_999).unwrap_err().to_string().ends_with("has more dense bytes than announced"));
+    assert!(copy(10, 10_001).unwrap_err().to_string().contains("does not add up"));
 }
 
 #[test]
@@ -168,4 +170,15 @@ fn tables_that_are_none_are_not_written() {
         let error = shape.write(all(&other), &mut |_| Ok(())).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Internal);
     }
+}
+
+#[test]
+fn a_copy_gives_no_run_beyond_the_announced_bytes() {
+    // Found by fuzzing: the last run came out before the sum was looked at.
+    let text = "2\n0\n4096\n8192\n1\n";
+    let mut parser =
+        MapParser::new("vda", MapPlace::copy(text.len() as u64, 10_000, 4096), StreamOffset::ZERO);
+    let mut rest = text.as_bytes();
+    assert_eq!(parser.feed(&mut rest).unwrap(), Some(run(0, 4096)));
+    assert_eq!(parser.feed(&mut rest).unwrap_err().kind(), ErrorKind::Damaged);
 }

@@ -369,6 +369,7 @@ fn a_later_layout_and_strange_files_are_refused() {
         let kind = |bytes: &[u8]| read(how, bytes, &read_options(1, None)).unwrap_err().kind();
         assert_eq!(kind(&later), ErrorKind::Unsupported);
         assert_eq!(kind(b""), ErrorKind::Incomplete);
+        assert_eq!(kind(b"not an archive"), ErrorKind::Damaged);
         assert_eq!(kind(&noise(5000, 4)), ErrorKind::Damaged);
         let mut tar = vec![0; 1024];
         tar[257..262].copy_from_slice(b"ustar");

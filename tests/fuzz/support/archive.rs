@@ -178,6 +178,8 @@ pub fn survey_pass(archive: &[u8]) -> Result<Survey> {
     let mut survey = Survey::default();
     let mut reader = Reader::new(&mut survey);
     let end = read_pipe(archive, "fuzz", &crate::options(), |chunk| reader.chunk(&chunk))?;
-    reader.finish()?;
-    if end.is_whole() { Ok(survey) } else { Err(Error::new(ErrorKind::Damaged, "its end is damaged")) }
+    end.check("fuzz")?;
+    let sound = reader.finish()?;
+    end.check_id(sound.head.archive)?;
+    Ok(survey)
 }
