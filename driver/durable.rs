@@ -5,13 +5,14 @@
 //! unless asked), directory synced. A process that dies before the rename leaves a file that says in its name
 //! what it is; one that fails removes it.
 //!
-//! A helper thread syncs what was written while the writer goes on, so that the sync at the end is short and
-//! the host's dirty pages stay few. What is synced it drops from the page cache: the writer then gets the same few
-//! pages again and again, which costs a third of what fresh ones cost, and the cache stays with the guests, who
-//! have a use for it. An error that only that thread sees is remembered and fails the commit: the kernel reports
-//! a failed write-back once, to whoever asks first.
+//! A helper thread has what was written put to the disk while the writer goes on, so that the sync at the end is
+//! short and the host's dirty pages stay few. What is there it drops from the page cache: the writer then gets
+//! the same few pages again and again, which costs a third of what fresh ones cost, and the cache stays with the
+//! guests, who have a use for it. The thread only writes pages back; it is the commit's sync that makes the file
+//! durable. An error that only that thread sees is remembered and fails the commit: the kernel reports a failed
+//! write-back once, to whoever asks first.
 //!
-//! Imports: `error`.
+//! Imports: `error`, `ioctl`.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
@@ -24,9 +25,10 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use rustix::fs::RenameFlags;
 
 use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::ioctl;
 
-/// Bytes written between two syncs in the background.
-const SYNC_EVERY: u64 = 32 << 20;
+/// Bytes written between two write-backs in the background.
+const WRITE_BACK_EVERY: u64 = 32 << 20;
 
 /// What a commit does where the final name exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,7 +158,7 @@ fn rename(from: &Path, to: &Path, flags: RenameFlags) -> Result<()> {
     }
 }
 
-/// The thread that syncs behind the writer.
+/// The thread that writes back behind the writer.
 #[derive(Debug)]
 struct Flusher {
     due: u64,
@@ -172,7 +174,7 @@ impl Flusher {
         let report = Arc::clone(&failed);
         let run = move || {
             for () in woken {
-                match file.sync_data() {
+                match ioctl::write_back(&file) {
                     Ok(()) => drop_cached(&file),
                     Err(error) => {
                         report.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
@@ -194,10 +196,10 @@ impl Flusher {
 
     fn wrote(&mut self, bytes: u64) -> std::io::Result<()> {
         self.due += bytes;
-        if self.due >= SYNC_EVERY {
+        if self.due >= WRITE_BACK_EVERY {
             self.due = 0;
             if let Some(wake) = &self.wake {
-                // A full channel means that a sync is waiting already, and it will cover these bytes.
+                // A full channel means that a write-back is due already, and it will cover these bytes.
                 wake.try_send(()).unwrap_or_default();
             }
         }
@@ -209,7 +211,7 @@ impl Flusher {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            return Err(std::io::Error::other("the sync thread panicked"));
+            return Err(std::io::Error::other("the write-back thread panicked"));
         }
         self.failure()
     }
@@ -239,7 +241,7 @@ mod tests {
         let path = directory.path().join("a.tar");
         let mut partial = PartialFile::create(&path, Existing::Keep).unwrap();
         partial.file().write_all(b"data").unwrap();
-        partial.wrote(SYNC_EVERY).unwrap();
+        partial.wrote(WRITE_BACK_EVERY).unwrap();
         let seen = names(directory.path());
         assert!(
             seen.len() == 1 && seen[0].starts_with(".a.tar.") && seen[0].ends_with(".partial"),

@@ -17,53 +17,48 @@ use common::run::{Outcome, run, text, virtfold};
 use common::scratch::Scratch;
 
 /// The verbs that have a help of their own.
-const VERBS: [&str; 7] = ["backup", "restore", "verify", "list", "show", "table", "map"];
+const VERBS: [&str; 8] = ["backup", "restore", "verify", "list", "show", "table", "map", "config"];
+
+/// What differs from run to run, by its shape: `d` stands for a digit, `h` for a hexadecimal one.
+const SHAPES: [(&str, &str); 5] = [
+    ("hhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhh", "[DIGEST]"),
+    ("hhhhhhhh-hhhh-hhhh-hhhh-hhhhhhhhhhhh", "[ID]"),
+    ("-ddddddddTddddddZ-hhhhhhhh.tar", "-[STAMP]-[ID8].tar"),
+    ("dddd-dd-dd dd:dd:dd +dd:dd", "[TIME]"),
+    (" in d.d s", " in [SECONDS] s"),
+];
 
 /// Replaces what differs from run to run.
 fn normalised(output: &str, scratch: &Path) -> String {
-    let output = output.replace(text(scratch), "[FOLDER]").replace(env!("CARGO_PKG_VERSION"), "[VERSION]");
-    let lines: Vec<String> = output.lines().map(|line| words_of(line).trim_end().to_owned()).collect();
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    let mut output = output
+        .replace(text(scratch), "[FOLDER]")
+        .replace(&format!(" on {} by ", host.trim()), " on [HOST] by ")
+        .replace(concat!("virtfold ", env!("CARGO_PKG_VERSION")), "virtfold [VERSION]");
+    for (shape, word) in SHAPES {
+        output = replace_shape(&output, shape, word);
+    }
+    let lines: Vec<&str> = output.lines().map(str::trim_end).collect();
     lines.join("\n") + "\n"
 }
 
-/// One line with ids, times, sizes of archives and rates replaced. Digests are 64 hexadecimal digits, ids 36 or
-/// 8, a stamp is `20260131T235959Z`; nothing else in the output looks like these.
-fn words_of(line: &str) -> String {
+/// Puts `word` wherever `output` has the shape.
+fn replace_shape(output: &str, shape: &str, word: &str) -> String {
+    let fits = |(actual, wanted): (u8, u8)| match wanted {
+        b'd' => actual.is_ascii_digit(),
+        b'h' => actual.is_ascii_hexdigit(),
+        _ => actual == wanted,
+    };
     let mut out = String::new();
-    let mut word = String::new();
-    for c in line.chars().chain([' ']) {
-        if c.is_ascii_alphanumeric() {
-            word.push(c);
+    let mut rest = output;
+    while let Some(c) = rest.chars().next() {
+        let here = rest.as_bytes().get(..shape.len());
+        if here.is_some_and(|here| here.iter().copied().zip(shape.bytes()).all(fits)) {
+            out.push_str(word);
+            rest = &rest[shape.len()..];
         } else {
-            out.push_str(stand_in(&word).unwrap_or(&word));
             out.push(c);
-            word.clear();
-        }
-    }
-    // `8-4-4-4-12`: what is left of a UUID when each of its groups was looked at alone.
-    join_uuids(&out)
-}
-
-fn stand_in(word: &str) -> Option<&'static str> {
-    let hex = !word.is_empty() && word.chars().all(|c| c.is_ascii_digit() || ('a'..='f').contains(&c));
-    let stamp = word.len() == 16 && word.as_bytes()[8] == b'T' && word.ends_with('Z');
-    match word.len() {
-        _ if stamp => Some("[STAMP]"),
-        64 if hex => Some("[DIGEST]"),
-        8 if hex && !word.chars().all(|c| c.is_ascii_digit()) => Some("[ID8]"),
-        _ => None,
-    }
-}
-
-fn join_uuids(line: &str) -> String {
-    let mut out = String::new();
-    for (index, part) in line.split("[ID8]").enumerate() {
-        if index > 0 {
-            let is_uuid = part.len() >= 28 && part.starts_with('-') && part[5..].starts_with('-');
-            out.push_str(if is_uuid { "[ID]" } else { "[ID8]" });
-            out.push_str(if is_uuid { &part[28..] } else { part });
-        } else {
-            out.push_str(part);
+            rest = &rest[c.len_utf8()..];
         }
     }
     out
@@ -146,6 +141,12 @@ fn restore_errors() {
     say("error-restore-remap-raw", &[&["restore", text(&archive), "--disk", &disk], &raw[..]].concat());
 }
 
+/// Takes off the archive's last quarter.
+fn cut(archive: &Path) {
+    let file = fs::OpenOptions::new().write(true).open(archive).unwrap();
+    file.set_len(file.metadata().unwrap().len() / 4 * 3).unwrap();
+}
+
 #[test]
 fn reports() {
     let scratch = Scratch::new("golden-reports");
@@ -159,4 +160,14 @@ fn reports() {
     say("map-json", &["map", image.text(), "--format", "qcow2", "--json"]);
     say("table", &["table", text(&archive), "--disk", "vda"]);
     say("table-csv", &["table", text(&archive), "--disk", "vda", "--csv"]);
+    say("show", &["show", text(&archive)]);
+    say("verify", &["verify", text(&archive)]);
+    say("list", &["list", text(&scratch.join("archives"))]);
+    let disk = format!("vda={}", text(&scratch.join("again.qcow2")));
+    say("restore", &["restore", text(&archive), "--disk", &disk]);
+    cut(&archive);
+    golden("verify-cut", &transcript(&run(&mut virtfold(["verify", text(&archive)])), here));
+    golden("list-cut", &transcript(&run(&mut virtfold(["list", text(&scratch.join("archives"))])), here));
+    let partial = ["restore", text(&archive), "--disk", &disk, "--partial", "--force"];
+    golden("restore-cut", &transcript(&run(&mut virtfold(partial)), here));
 }

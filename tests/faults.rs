@@ -9,6 +9,7 @@
 mod common;
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
@@ -106,7 +107,7 @@ fn assert_nothing_looks_complete(folder: &Path, context: &str) {
         verify(&file).exits(exit::INCOMPLETE);
     }
     let listed = run(&mut virtfold(["list", text(folder)])).ok();
-    let told = listed.text().matches("INCOMPLETE").count();
+    let told = listed.text().matches(" incomplete ").count();
     assert_eq!(told, partial(folder).len(), "list does not name what is incomplete, {context}\n{listed}");
 }
 
@@ -145,7 +146,7 @@ fn a_restore_told_to_stop_leaves_no_disk() {
         let mut child =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut input = child.stdin.take().unwrap();
-        std::io::Write::write_all(&mut input, &head[..head.len() / 4 * 3]).unwrap();
+        input.write_all(&head[..head.len() / 4 * 3]).unwrap();
         wait_until("the restore's file", PATIENCE, || !names(&folder).is_empty());
         signal(&child, Signal::SIGTERM);
         // Its input stays open and silent: the signal alone must end it.
@@ -263,11 +264,13 @@ fn an_image_in_use_is_refused_unless_frozen() {
     let scratch = Scratch::new("in-use");
     let image = noisy_image(&mut Rng::of_case("in-use", 0), scratch.join("source.qcow2"), 2);
     let archives = scratch.folder("archives");
-    // A writer that holds QEMU's lock until its input ends.
+    // A writer that holds QEMU's lock until its input ends; it has it when it answers.
     let mut writer = tool("qemu-io", ["-f", "qcow2", image.text()]);
-    let mut writer = writer.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-    let locked = || run(&mut tool("qemu-img", ["info", "-f", "qcow2", image.text()])).code() != Some(0);
-    wait_until("qemu-io to lock its image", PATIENCE, locked);
+    let mut writer = writer.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    writeln!(writer.stdin.as_mut().unwrap(), "read 0 512").unwrap();
+    let mut answer = String::new();
+    BufReader::new(writer.stdout.as_mut().unwrap()).read_line(&mut answer).unwrap();
+    assert!(answer.contains("read 512/512"), "qemu-io says '{answer}'");
     let outcome = run(&mut virtfold(backup_args(&image, text(&archives), &[])));
     let frozen = run(&mut virtfold(backup_args(&image, text(&archives), &["--frozen"])));
     drop(writer.stdin.take());

@@ -98,12 +98,15 @@ pub(crate) fn copy(place: &Place, rounds: usize, report: &mut Report) {
     judge_copies(&results, report);
     let size = std::fs::metadata(&plain).unwrap().len();
     report.size("plain archive, against the allocated bytes", size, place.data, 1.001);
-    let (small, zstd) = (std::fs::metadata(&packed).unwrap().len(), report_zstd_size(&payload, &out));
+    let (small, zstd) = (std::fs::metadata(&packed).unwrap().len(), zstd_size(&payload, &out));
     report.size("zstd archive, against zstd's file", small, zstd, f64::INFINITY);
+    for folder in [plain, packed].iter().filter_map(|file| file.parent()) {
+        std::fs::remove_dir_all(folder).unwrap();
+    }
 }
 
 /// Bytes that zstd itself makes of the payload.
-fn report_zstd_size(payload: &Path, out: &Path) -> u64 {
+fn zstd_size(payload: &Path, out: &Path) -> u64 {
     let file = out.join("size");
     tool(&["zstd", "-q", "-1", "-T2", &text(payload), "-o", &text(&file)]);
     let len = std::fs::metadata(&file).unwrap().len();

@@ -141,10 +141,10 @@ pub(crate) fn tool<S: AsRef<OsStr>>(program: &str, args: impl IntoIterator<Item 
     command
 }
 
-/// virtfold as this build made it, no standard input and no log setting of the caller's.
+/// virtfold as this build made it, no standard input and no settings of the caller's.
 pub(crate) fn virtfold<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     let mut command = tool(env!("CARGO_BIN_EXE_virtfold"), args);
-    command.env_remove("RUST_LOG").env_remove("VIRTFOLD_LOG");
+    command.env_remove("VIRTFOLD_LOG").env_remove("VIRTFOLD_CONFIG");
     command
 }
 
