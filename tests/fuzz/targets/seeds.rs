@@ -21,10 +21,7 @@ use virtfold::table::Layout;
 use virtfold::units::BlockSize;
 
 fuzz_target!(
-    init: {
-        make();
-        std::process::exit(0)
-    },
+    init: make(),
     |_data: &[u8]| {}
 );
 
@@ -35,6 +32,8 @@ fn make() {
     images(&folder, &work);
     archives(&folder, &work);
     fs::remove_dir_all(&work).unwrap();
+    // There is nothing to fuzz.
+    std::process::exit(0)
 }
 
 /// Writes `bytes`, behind each of `flags`, for `target`.
@@ -66,7 +65,8 @@ fn create(image: &Path, options: &str, size: &str, requests: &[&str]) {
 fn images(folder: &Path, work: &Path) {
     let small: &[&str] = &["write -P 1 0 3k", "write -P 2 40k 9k", "write -z 64k 8k", "discard 41k 2k"];
     let packed: &[&str] = &["write -c -P 3 0 4k", "write -c -P 4 8k 4k", "write -P 5 20k 4k"];
-    let split: &[&str] = &["write -P 1 0 3k", "write -P 2 40k 900", "write -z 64k 8k", "write -c -P 3 80k 16k"];
+    let split: &[&str] =
+        &["write -P 1 0 3k", "write -P 2 40k 900", "write -z 64k 8k", "write -c -P 3 80k 16k"];
     let cases: &[(&str, &str, &str, &[&str])] = &[
         ("v2", "compat=0.10,cluster_size=512", "100k", small),
         ("v3", "cluster_size=512", "100500", small),
@@ -102,7 +102,12 @@ fn archives(folder: &Path, work: &Path) {
     let zstd = Compression::Zstd { level: 1 };
     let cases = [
         Case { name: "plain", images: &["v2"], compression: Compression::None, layout: Layout::Compact },
-        Case { name: "two", images: &["zlib", "large"], compression: Compression::None, layout: Layout::Compact },
+        Case {
+            name: "two",
+            images: &["zlib", "large"],
+            compression: Compression::None,
+            layout: Layout::Compact,
+        },
         Case { name: "full", images: &["wide"], compression: Compression::None, layout: Layout::Full },
         Case { name: "none", images: &["empty"], compression: Compression::None, layout: Layout::Compact },
         Case { name: "framed", images: &["v2"], compression: zstd, layout: Layout::Compact },
