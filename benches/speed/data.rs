@@ -133,8 +133,8 @@ impl Place {
     }
 
     /// A name that says how much data is behind it.
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.dir.join(format!("{}m-{name}", self.data >> 20))
+    pub(crate) fn sized(&self, name: &str) -> String {
+        format!("{}m-{name}", self.data >> 20)
     }
 
     pub(crate) fn out(&self) -> PathBuf {
@@ -160,7 +160,7 @@ impl Place {
 
     /// Makes `path` by `make`, which is given a temporary name, unless it exists.
     pub(crate) fn made(&self, name: &str, make: impl FnOnce(&Path)) -> PathBuf {
-        let path = self.path(name);
+        let path = self.dir.join(name);
         if !path.exists() {
             eprintln!("making {}", path.display());
             let temporary = path.with_extension("part");
@@ -175,7 +175,7 @@ impl Place {
 
     /// Just the bytes.
     pub(crate) fn payload(&self) -> PathBuf {
-        self.made("payload", |path| {
+        self.made(&self.sized("payload"), |path| {
             let mut out = File::create(path).unwrap();
             let (mut usr, mut rng) = (UsrBytes::new(), Rng(20_030_624));
             let mut piece = vec![0; 16 << 20];
@@ -225,7 +225,7 @@ impl Place {
     /// A qcow2 of `capacity` bytes with the payload in it, as `qemu-img convert` writes it.
     fn laid_out(&self, name: &str, capacity: u64) -> PathBuf {
         let payload = self.payload();
-        self.made(name, |path| {
+        self.made(&self.sized(name), |path| {
             let flat = path.with_extension("flat");
             let (from, to) = (File::open(&payload).unwrap(), File::create(&flat).unwrap());
             to.set_len(capacity).unwrap();

@@ -18,7 +18,7 @@ fn capacity(place: &Place) -> u64 {
 
 /// A raw disk with an ext4 file system, `percent` of it used.
 fn disk(place: &Place, percent: u64) -> PathBuf {
-    place.made(&format!("fs{percent}.raw"), |path| {
+    place.made(&place.sized(&format!("fs{percent}.raw")), |path| {
         let at = place.dir.join("fs");
         let size = capacity(place);
         let mount = Mount::made(&at, path, size, &["mkfs.ext4", "-q", "-m", "0"]);
@@ -67,6 +67,10 @@ fn contest(place: &Place, percent: u64, rounds: usize) -> Vec<Result> {
     let mount = Mount::of(&at, &disk, "ro,noload");
     let out = place.out();
     let (tar, all) = (out.join("files.tar"), out.join("all.raw"));
+    let folded = |name: &str, how: &str| {
+        let line = format!("backup --image {{}} --format raw --to {{}} --workers 2 --compress {how}");
+        Contender::new(name, virtfold(&line, &[&disk, &out])).reads(&disk)
+    };
     let contenders = [
         Contender::new(
             "file by file (tar of the mounted file system)",
@@ -80,11 +84,8 @@ fn contest(place: &Place, percent: u64, rounds: usize) -> Vec<Result> {
         )
         .reads(&disk)
         .synced(&all),
-        Contender::new(
-            "virtfold",
-            virtfold("backup --image {} --format raw --to {} --workers 2", &[&disk, &out]),
-        )
-        .reads(&disk),
+        folded("virtfold", "none"),
+        folded("virtfold with zstd level 1", "zstd:1"),
     ];
     let results = contest::run(&contenders, rounds, &out);
     drop(mount);
