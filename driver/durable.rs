@@ -7,10 +7,10 @@
 //!
 //! A helper thread has what was written put to the disk while the writer goes on, so that the sync at the end is
 //! short and the host's dirty pages stay few. What is there it drops from the page cache: the writer then gets
-//! the same few pages again and again, which costs a third of what fresh ones cost, and the cache stays with the
-//! guests, who have a use for it. The thread only writes pages back; it is the commit's sync that makes the file
-//! durable. An error that only that thread sees is remembered and fails the commit: the kernel reports a failed
-//! write-back once, to whoever asks first.
+//! the same few pages again and again, which cost less than fresh ones (where memory is full, a third), and the
+//! cache stays with the guests, who have a use for it. The thread only writes pages back; it is the commit's
+//! sync that makes the file durable. An error that only that thread sees is remembered and fails the commit:
+//! the kernel reports a failed write-back once, to whoever asks first.
 //!
 //! Imports: `error`, `ioctl`.
 
