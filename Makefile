@@ -7,7 +7,7 @@ export PATH := $(PATH):/usr/sbin:/sbin:$(if $(CARGO_HOME),$(CARGO_HOME),$(HOME)/
 
 say = @printf '\n==== %s\n' '$(1)'
 
-.PHONY: help setup fmt lint deny doc fuzz-brief unit integration test
+.PHONY: help setup fmt lint deny doc fuzz-brief unit integration bench test
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
@@ -43,6 +43,10 @@ unit: ## The tests beside the code
 integration: ## Real images, real tools, real mounts (as root)
 	$(call say,integration tests)
 	@cargo test --workspace --tests --locked
+
+bench: ## Measure against cp, zstd and qemu-img (as root, about 30 GiB, a quiet machine)
+	$(call say,speed)
+	@cargo bench --locked --bench speed
 
 # The tests come last, so that their counts are the last lines.
 test: setup fmt lint deny doc fuzz-brief ## The gate: all of the above
