@@ -200,7 +200,7 @@ impl Layer {
     /// cluster, and makes images that it then calls corrupt when it is asked to.
     fn compressed_requests(&self, rng: &mut Rng) -> Vec<String> {
         let cluster = self.cluster();
-        let may = self.options.as_ref().is_some_and(Options::takes_compressed);
+        let may = self.options.as_ref().is_some_and(|options| !options.data_file);
         let count = if may && rng.chance(45) { rng.within(1, 12) } else { 0 };
         // One request in each of `count` parts of the disk.
         let part = self.size / cluster / count.max(1);

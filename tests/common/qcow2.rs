@@ -81,9 +81,4 @@ impl Options {
     pub(crate) fn takes_snapshots(&self) -> bool {
         self.refcount_bits >= 16 && !self.data_file
     }
-
-    /// Whether QEMU can write compressed clusters into the new image: nothing is allocated yet, no data file.
-    pub(crate) fn takes_compressed(&self) -> bool {
-        self.preallocation == "off" && !self.data_file
-    }
 }
