@@ -45,8 +45,11 @@ impl Recipe {
         let outcome = run(&mut command);
         // `sigraise 9` ends qemu-io as the killed writer it plays.
         let meant_to_die = args.iter().any(|arg| arg == "sigraise 9") && outcome.code().is_none();
-        let good = outcome.code() == Some(0) || meant_to_die;
-        assert!(good && !outcome.text().contains("failed"), "the recipe fails\n{outcome}\n{self}");
+        // QEMU writes no compressed cluster over an allocated one; the other requests are carried out.
+        let compressed = args.iter().filter(|arg| arg.starts_with("write -c")).count();
+        let refused = outcome.text().lines().filter(|line| line.contains("failed")).count();
+        let good = outcome.code() == Some(0) || meant_to_die || refused > 0;
+        assert!(good && refused <= compressed, "the recipe fails\n{outcome}\n{self}");
     }
 }
 
@@ -196,17 +199,15 @@ impl Layer {
         }
     }
 
-    /// Compressed writes come first and apart from each other: QEMU 10.0 never compresses over an allocated
-    /// cluster, and makes images that it then calls corrupt when it is asked to.
+    /// Compressed writes come first: QEMU 10.0 makes images that it then calls corrupt when large ones follow
+    /// other requests, and it never compresses over an allocated cluster.
     fn compressed_requests(&self, rng: &mut Rng) -> Vec<String> {
         let cluster = self.cluster();
-        let may = self.options.as_ref().is_some_and(|options| !options.data_file);
+        let may = self.options.as_ref().is_some_and(|options| !options.data_file) && self.size >= cluster;
         let count = if may && rng.chance(45) { rng.within(1, 12) } else { 0 };
-        // One request in each of `count` parts of the disk.
-        let part = self.size / cluster / count.max(1);
-        let request = |index| {
-            let clusters = rng.within(1, 9).min(part);
-            let at = index * part + rng.below(part - clusters + 1);
+        let request = |_| {
+            let at = rng.below(self.size / cluster);
+            let clusters = rng.within(1, 9).min(self.size / cluster - at);
             let source = if rng.chance(30) {
                 format!("-s {}", self.noise)
             } else {
@@ -214,7 +215,7 @@ impl Layer {
             };
             format!("write -c {source} {} {}", at * cluster, clusters * cluster)
         };
-        if part == 0 { Vec::new() } else { (0..count).map(request).collect() }
+        (0..count).map(request).collect()
     }
 
     /// A range that starts at a multiple of `grain`, near the ends more often than chance has it.
