@@ -1,9 +1,8 @@
 //! Exit codes: the one place that maps what happened to a number, and prints errors.
 
-use std::error::Error as StdError;
 use std::process::ExitCode;
 
-use virtfold::error::{Error, ErrorKind};
+use virtfold::error::{Error, ErrorKind, sentence};
 
 use super::report::printable;
 
@@ -56,18 +55,6 @@ pub(crate) fn report(outcome: anyhow::Result<Outcome>, by_signal: u8) -> ExitCod
         eprintln!("hint: {}", printable(hint));
     }
     ExitCode::from(known.map_or(1, |error| code(error.kind(), by_signal)))
-}
-
-/// The error and its causes, outermost first.
-pub(crate) fn sentence(error: &(dyn StdError + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        cause = inner.source();
-    }
-    text
 }
 
 fn code(kind: ErrorKind, by_signal: u8) -> u8 {

@@ -17,7 +17,7 @@ pub(super) struct Checked<'a> {
     stream: RandomStream<'a>,
     /// Where the tail is sound: the digests of the body.
     tail: Option<Arc<Tail>>,
-    /// The chunk number and bytes of the last chunk of a plain stream that was checked.
+    /// The chunk number and bytes of the last chunk that was checked.
     last: Mutex<Option<(u64, Vec<u8>)>>,
 }
 

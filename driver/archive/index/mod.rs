@@ -23,7 +23,7 @@ pub use self::tail::Tail;
 use crate::archive::allocation_csv::AllocationRow;
 use crate::archive::manifest::{Disk, Manifest};
 use crate::archive::stream::{Carrier, RandomStream, ReadAt, ReadOptions};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, sentence};
 use crate::table::{CorrespondenceTable, Run};
 use crate::units::{DenseOffset, StreamOffset};
 
@@ -93,7 +93,7 @@ impl<'a> ArchiveIndex<'a> {
             }
             Err(error) if trust == Trust::Strict => return Err(error),
             Err(error) => {
-                notes.push(describe(&error));
+                notes.push(sentence(&error));
                 (None, error.kind() == ErrorKind::Damaged)
             }
         };
@@ -102,7 +102,7 @@ impl<'a> ArchiveIndex<'a> {
         match members::from_front(&stream, &mut found) {
             Err(error) if trust == Trust::Strict => return Err(error),
             Err(error) => {
-                notes.push(describe(&error));
+                notes.push(sentence(&error));
                 salvage(&stream, tail.as_deref(), &mut found, error)?;
             }
             Ok(()) => {}
@@ -267,15 +267,4 @@ impl ArchiveIndex<'_> {
     ) -> Result<()> {
         members::allocation(&self.stream, &disk.disk, take)
     }
-}
-
-/// An error and its causes in one line.
-fn describe(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
-        cause = inner.source();
-    }
-    text
 }
