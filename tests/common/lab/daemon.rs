@@ -74,6 +74,13 @@ impl Lab {
         run(Command::new("virsh").args(["-q", "-c", &self.uri()]).args(arguments))
     }
 
+    /// Ends libvirtd and every guest. For a lab that is never dropped.
+    pub(crate) fn end(&self) {
+        if let Ok(mut pipe) = self.pipe.lock() {
+            pipe.take();
+        }
+    }
+
     fn command(&self, line: &str) {
         if let Some((stdin, _)) = self.pipe.lock().unwrap().as_mut() {
             writeln!(stdin, "{line}").unwrap();
@@ -92,9 +99,7 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        if let Ok(mut pipe) = self.pipe.lock() {
-            pipe.take();
-        }
+        self.end();
         if let Err(error) = self.child.wait() {
             eprintln!("the private libvirtd can't be waited for: {error}");
         }
