@@ -32,6 +32,14 @@ pub(crate) enum Moment {
     After,
 }
 
+/// Whether the guest's agent freezes the file systems, within a limit in milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Ask {
+    No,
+    Wanted(u64),
+    Required(u64),
+}
+
 /// What the driver is to do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Script {
@@ -44,8 +52,8 @@ pub(crate) struct Script {
     pub(crate) stop: Option<(usize, Moment)>,
     /// How long the copy takes.
     pub(crate) copy_ms: u64,
-    /// The time limit of the guest's agent, where it is to freeze.
-    pub(crate) agent_ms: Option<u64>,
+    /// Whether the guest's agent freezes.
+    pub(crate) quiesce: Ask,
     /// The entries' names go here, a line each.
     pub(crate) trace: PathBuf,
 }
@@ -152,12 +160,15 @@ pub(crate) fn request(libvirt: &dyn Hypervisor, id: DomainId, script: &Script) -
             overlay,
         }
     });
-    let limit = script.agent_ms.map(Duration::from_millis);
     FreezeRequest {
         domain: id,
         disks: disks.collect(),
         targets: xml.targets(),
-        quiesce: limit.map_or(Quiesce::No, Quiesce::Required),
+        quiesce: match script.quiesce {
+            Ask::No => Quiesce::No,
+            Ask::Wanted(limit) => Quiesce::Wanted(Duration::from_millis(limit)),
+            Ask::Required(limit) => Quiesce::Required(Duration::from_millis(limit)),
+        },
         min_free: 1 << 20,
     }
 }

@@ -9,6 +9,7 @@
 #[path = "../common/lab/mod.rs"]
 mod lab;
 
+mod agent;
 mod driver;
 mod matrix;
 

@@ -14,7 +14,7 @@ use virtfold::guest::host::LocalFiles;
 use virtfold::guest::{Hypervisor, is_our_overlay};
 use virtfold::job::guest::{Host, Mode, Recovery, Verdict, Which, recover};
 
-use crate::driver::{Guards, Moment, Script, open, pace};
+use crate::driver::{Ask, Guards, Moment, Script, open, pace};
 use crate::lab::records::check_images;
 use crate::lab::{Guest, GuestSpec, Lab, run as tool, wait_for};
 
@@ -134,7 +134,7 @@ impl Bench {
             overlays: (self.event == Event::Full).then(|| self.lab.small()),
             stop,
             copy_ms: 50,
-            agent_ms: None,
+            quiesce: Ask::No,
             trace: self.lab.folder().join("trace"),
         }
     }
@@ -299,7 +299,7 @@ impl Bench {
 }
 
 /// Overlays and what was made of them.
-fn leftovers(folder: &Path) -> Vec<PathBuf> {
+pub(crate) fn leftovers(folder: &Path) -> Vec<PathBuf> {
     let files = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path());
     files.filter(|p| is_our_overlay(p) || p.to_string_lossy().contains(".virtfold-")).collect()
 }
@@ -316,7 +316,7 @@ fn fill(path: &Path) {
     file.sync_all().unwrap_or_default();
 }
 
-fn quiet(mut command: Command) -> Command {
+pub(crate) fn quiet(mut command: Command) -> Command {
     command.stdin(Stdio::null()).stdout(Stdio::null());
     command
 }

@@ -26,6 +26,8 @@ pub(crate) struct GuestSpec {
     pub(crate) ext4: bool,
     /// qemu-guest-agent.
     pub(crate) agent: bool,
+    /// How it behaves: `1` as it should, `hangs`, `late` (see tests/guest/init).
+    pub(crate) agent_habit: &'static str,
     /// OVMF with an NVRAM file of its own.
     pub(crate) ovmf: bool,
     /// A software TPM 2.0.
@@ -45,6 +47,7 @@ impl Default for GuestSpec {
             pause_us: Some(0),
             ext4: false,
             agent: false,
+            agent_habit: "1",
             ovmf: false,
             tpm: false,
             devices: String::new(),
@@ -179,7 +182,7 @@ fn domain_xml(spec: &GuestSpec, folder: &Path) -> String {
         line.push_str(" fs=1");
     }
     if spec.agent {
-        line.push_str(" agent=1");
+        write!(line, " agent={}", spec.agent_habit).unwrap();
     }
     let (boot, here) = (boot.display(), folder.display());
     let firmware = if spec.ovmf {

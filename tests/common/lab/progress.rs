@@ -63,6 +63,13 @@ impl Progress {
         (gap, inside.len())
     }
 
+    /// The times from record to record in this span of time.
+    pub(crate) fn times_between(&self, from: Instant, to: Instant) -> Vec<Duration> {
+        let beats = self.shared.beats.lock().unwrap();
+        let inside: Vec<Beat> = beats.iter().filter(|b| b.at >= from && b.at <= to).copied().collect();
+        inside.windows(2).map(|w| w[1].at - w[0].at).collect()
+    }
+
     /// Sends a command to the writer: `q`uit (powers off), `p`ause, `g`o on.
     pub(crate) fn tell(&self, command: u8) {
         let mut stream = self.shared.command.lock().unwrap();

@@ -1,0 +1,126 @@
+//! Agents that hang, agents that answer late, and a libvirtd that dies while the agent freezes: the guest is never frozen
+//! for longer than the budget and a second, and either is copied crash-consistent or not at all, as it was asked for.
+
+use std::path::PathBuf;
+use std::process::Output;
+use std::time::{Duration, Instant};
+
+use crate::driver::{Ask, Script, pace};
+use crate::lab::{Guest, GuestSpec, Lab, wait_for};
+use crate::matrix::{leftovers, quiet};
+
+fn lab_with(habit: &'static str) -> (&'static Lab, Guest<'static>) {
+    let lab: &'static Lab = Box::leak(Box::new(Lab::start()));
+    // The agent freezes file systems: the guest writes into a file of each.
+    let spec = GuestSpec {
+        disks: vec!["qcow2", "raw"],
+        ext4: true,
+        agent: true,
+        agent_habit: habit,
+        slots: 256,
+        ..GuestSpec::default()
+    };
+    let guest = lab.guest(spec);
+    guest.start();
+    let connected = || lab.virsh(&["dumpxml", guest.name()]).contains("state='connected'");
+    wait_for("the agent is connected", 60, connected);
+    (lab, guest)
+}
+
+fn script(lab: &Lab, guest: &Guest<'_>, quiesce: Ask) -> Script {
+    Script {
+        uri: lab.uri(),
+        domain: guest.name().to_owned(),
+        state: lab.folder().join("state"),
+        overlays: None,
+        stop: None,
+        copy_ms: 50,
+        quiesce,
+        trace: lab.folder().join("trace"),
+    }
+}
+
+/// The largest gap between two writes of the guest since `from` is within the budget and a second.
+fn never_frozen_for_long(guest: &Guest<'_>, from: Instant) {
+    guest.progress.wait_more(10);
+    let (gap, beats) = guest.progress.gap_between(from, Instant::now());
+    println!("largest gap {gap:?} in {beats} writes");
+    assert!(gap <= pace().pause_budget + Duration::from_secs(1), "frozen for {gap:?}");
+}
+
+fn driven(script: &Script) -> Output {
+    let output = script.command().output().unwrap();
+    println!("{}", String::from_utf8_lossy(&output.stdout));
+    output
+}
+
+fn nothing_left(guest: &Guest<'_>) {
+    assert_eq!(leftovers(&guest.folder), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn an_agent_that_answers_freezes() {
+    let (lab, guest) = lab_with("1");
+    let from = Instant::now();
+    let output = driven(&script(lab, &guest, Ask::Required(5000)));
+    assert!(output.status.success());
+    assert!(String::from_utf8_lossy(&output.stdout).contains("quiesced: true"));
+    never_frozen_for_long(&guest, from);
+    nothing_left(&guest);
+    lab.end();
+}
+
+#[test]
+fn an_agent_that_hangs_is_given_up() {
+    let (lab, guest) = lab_with("hangs");
+    std::thread::sleep(Duration::from_secs(5));
+    let from = Instant::now();
+    assert_eq!(driven(&script(lab, &guest, Ask::Required(1000))).status.code(), Some(3));
+    never_frozen_for_long(&guest, from);
+    nothing_left(&guest);
+    let from = Instant::now();
+    let output = driven(&script(lab, &guest, Ask::Wanted(1000)));
+    assert!(output.status.success());
+    assert!(String::from_utf8_lossy(&output.stdout).contains("quiesced: false"));
+    never_frozen_for_long(&guest, from);
+    nothing_left(&guest);
+    lab.end();
+}
+
+#[test]
+fn an_agent_that_answers_late_does_not_freeze_for_long() {
+    let (lab, guest) = lab_with("late");
+    for limit in [400, 1500, 3000] {
+        let from = Instant::now();
+        let output = driven(&script(lab, &guest, Ask::Wanted(limit)));
+        assert!(output.status.success());
+        never_frozen_for_long(&guest, from);
+        nothing_left(&guest);
+    }
+    lab.end();
+}
+
+#[test]
+fn libvirtd_that_dies_while_the_agent_freezes_leaves_no_frozen_guest() {
+    let (lab, guest) = lab_with("1");
+    for wait in [0, 5, 15, 40] {
+        let script = script(lab, &guest, Ask::Wanted(1500));
+        std::fs::remove_file(&script.trace).unwrap_or_default();
+        let from = Instant::now();
+        let mut driver = quiet(script.command()).spawn().unwrap();
+        wait_for("the driver is about to freeze", 60, || {
+            std::fs::read_to_string(&script.trace).unwrap_or_default().contains("to be Frozen")
+        });
+        std::thread::sleep(Duration::from_millis(wait));
+        lab.kill();
+        lab.restart();
+        println!("libvirtd killed {wait} ms after the entry: {:?}", driver.wait().unwrap());
+        // The driver that lived on has thawed, or cleaned up and said so; either way the next one works.
+        never_frozen_for_long(&guest, from);
+        let connected = || lab.virsh(&["dumpxml", guest.name()]).contains("state='connected'");
+        wait_for("the agent is connected again", 30, connected);
+    }
+    assert!(driven(&script(lab, &guest, Ask::Wanted(5000))).status.success());
+    nothing_left(&guest);
+    lab.end();
+}
