@@ -1,0 +1,48 @@
+//! Guests of the lab through the binary: backed up, restored, looked at.
+
+#![allow(dead_code, reason = "every test file uses another part of it")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::common::run::{Outcome, run, text, virtfold};
+use crate::lab::{Guest, Lab};
+
+/// virtfold against the lab's libvirtd, with a state directory in the lab's folder.
+pub(crate) fn virtfold_in(lab: &Lab, args: &[&str]) -> Outcome {
+    let state = lab.folder().join("state");
+    let mut command = virtfold(args);
+    run(command.env("VIRTFOLD_CONNECT", lab.uri()).env("VIRTFOLD_STATE_DIR", state))
+}
+
+/// Every file of the guest's folder, and both descriptions of the guest.
+pub(crate) fn everything(guest: &Guest<'_>) -> (Vec<PathBuf>, [String; 2]) {
+    let mut names: Vec<_> = fs::read_dir(&guest.folder).unwrap().map(|e| e.unwrap().path()).collect();
+    names.sort();
+    let xml = |more: &[&str]| guest.lab.virsh(&[&["dumpxml", guest.name()], more].concat());
+    (names, [xml(&[]), xml(&["--inactive"])])
+}
+
+/// The files of a folder that are overlays, or were.
+pub(crate) fn overlays(folder: &Path) -> Vec<PathBuf> {
+    let names = fs::read_dir(folder).unwrap().map(|e| e.unwrap().path());
+    names.filter(|path| text(path).contains(".virtfold-")).collect()
+}
+
+/// Backs the guest up; the archive and the report.
+pub(crate) fn backup(guest: &Guest<'_>, more: &[&str]) -> (PathBuf, serde_json::Value) {
+    let to = guest.lab.folder().join("archives");
+    fs::create_dir_all(&to).unwrap();
+    let args = [&["backup", guest.name(), "--to", text(&to), "--json"], more].concat();
+    let done = virtfold_in(guest.lab, &args).ok();
+    let report = done.json_lines().pop().unwrap();
+    (PathBuf::from(report["archive"].as_str().unwrap()), report)
+}
+
+/// Restores all disks of an archive into a new folder, `vda.qcow2` and so on.
+pub(crate) fn restore(guest: &Guest<'_>, archive: &Path) -> PathBuf {
+    let to = guest.lab.folder().join(format!("restored-{}", uuid::Uuid::new_v4().simple()));
+    fs::create_dir(&to).unwrap();
+    virtfold_in(guest.lab, &["restore", text(archive), "--output", text(&to)]).ok();
+    to
+}
