@@ -19,6 +19,7 @@ Exit codes:
   7    the target exists already
   8    no space left
   9    not found
+  10   libvirt refused, or can't be reached
   130  ended by SIGINT     143  ended by SIGTERM
 
 Environment:
@@ -68,6 +69,7 @@ fn code(kind: ErrorKind, by_signal: u8) -> u8 {
         ErrorKind::Exists => 7,
         ErrorKind::NoSpace => 8,
         ErrorKind::NotFound => 9,
+        ErrorKind::Refused => 10,
         ErrorKind::Interrupted => by_signal,
     }
 }
