@@ -103,6 +103,27 @@ impl DiskImage {
         &self.source
     }
 
+    /// The images of the chain, top image first, each with the path it was opened by.
+    ///
+    /// # Errors
+    /// Internal only.
+    pub fn chain(&self) -> Result<Vec<(PathBuf, Format)>> {
+        let link = |layer: &layer::Layer| {
+            let (index, format) = match layer {
+                layer::Layer::Raw { file, .. } => (*file, Format::Raw),
+                layer::Layer::Qcow2(image) => (image.file, Format::Qcow2),
+            };
+            Ok((file_of(&self.files, index)?.path.clone(), format))
+        };
+        self.layers.iter().map(link).collect()
+    }
+
+    /// Every host file of it, images and external data files, and what tells one from another whatever its name: device and
+    /// inode of a file, `(u64::MAX, device)` of a block device.
+    pub fn host_files(&self) -> impl Iterator<Item = (&Path, (u64, u64))> {
+        self.files.iter().map(|file| (file.path.as_path(), file.identity))
+    }
+
     /// Walks the tables of the whole chain once. The result covers `[0, capacity)` without gaps, ascending.
     ///
     /// # Errors

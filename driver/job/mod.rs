@@ -9,6 +9,7 @@
 pub mod backup;
 pub mod disks;
 pub mod inspect;
+pub mod plan;
 mod progress;
 pub mod restore;
 pub mod target;
