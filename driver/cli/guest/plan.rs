@@ -56,7 +56,7 @@ fn disk_lines(disk: &PlannedDisk, width: usize) -> Vec<String> {
         size(disk.allocated),
         printable(disk.source.as_deref().unwrap_or("-")),
     );
-    let below = |what: String| format!("{:<1$}{what}", "", width + 41);
+    let below = |what: String| format!("{:<1$}{what}", "", width + 40);
     let mut lines = vec![row];
     lines.extend(
         disk.backing.iter().map(|link| below(format!("on {} ({})", printable(&link.path), link.format))),
