@@ -8,6 +8,7 @@
 
 pub mod backup;
 pub mod disks;
+pub mod guest;
 pub mod inspect;
 pub mod plan;
 mod progress;
