@@ -103,8 +103,9 @@ fn text(listing: &Listing) -> String {
         return "no domains".to_owned();
     }
     let width = listing.domains.iter().map(|domain| domain.name.chars().count()).max().unwrap_or(0).max(4);
+    let states = listing.domains.iter().map(|domain| domain.state.len()).max().unwrap_or(0).max(5);
     let mut text = format!(
-        "{:<width$} {:<12} {:>7} {:>10} {:>10}  backup\n",
+        "{:<width$} {:<states$} {:>7} {:>10} {:>10}  backup\n",
         "name", "state", "disks", "capacity", "allocated"
     );
     for domain in &listing.domains {
@@ -116,7 +117,7 @@ fn text(listing: &Listing) -> String {
             _ => format!("no: {}", printable(&why.join("; "))),
         };
         text += &format!(
-            "{:<width$} {:<12} {:>7} {:>10} {:>10}  {backup}\n",
+            "{:<width$} {:<states$} {:>7} {:>10} {:>10}  {backup}\n",
             printable(&domain.name),
             domain.state,
             format!("{copied} of {}", domain.disks.len()),
