@@ -6,6 +6,7 @@
 //!
 //! Imports: all rooms below; nothing but `cli` imports this one.
 
+pub mod attachments;
 pub mod backup;
 pub mod disks;
 pub mod guest;
