@@ -9,6 +9,7 @@
 pub mod attachments;
 pub mod backup;
 pub mod disks;
+pub mod domain;
 pub mod guest;
 pub mod inspect;
 pub mod plan;

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use virtfold::error::{Error, ErrorKind, IoContext};
 use virtfold::guest::Hypervisor;
+use virtfold::job::attachments::LibvirtPlaces;
 
 /// Where virtfold keeps its own things when nobody says otherwise.
 const STATE: &str = "/var/lib/virtfold";
@@ -67,6 +68,25 @@ pub(crate) fn open(_uri: &str) -> Result<Connection, Error> {
     Err(error.with_hint(
         "build it with its default features on a host that has libvirt; 'backup --image' works without",
     ))
+}
+
+/// Where the libvirt at a URI keeps firmware variables and TPM states.
+///
+/// # Errors
+/// A session's libvirt of a user who has no home.
+pub(crate) fn places(uri: &str) -> Result<LibvirtPlaces, Error> {
+    let path = uri.split('?').next().unwrap_or_default();
+    if !path.ends_with("/session") {
+        return Ok(LibvirtPlaces::system(Path::new("/var/lib/libvirt")));
+    }
+    let from = |name: &str, below: &str| {
+        let named = std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        named.or_else(|| std::env::home_dir().map(|home| home.join(below)))
+    };
+    match (from("XDG_CONFIG_HOME", ".config"), from("XDG_DATA_HOME", ".local/share")) {
+        (Some(config), Some(data)) => Ok(LibvirtPlaces::session(&config, &data)),
+        _ => Err(Error::new(ErrorKind::NotFound, "the user has no home directory").with_hint("set HOME")),
+    }
 }
 
 /// The option that names the state directory.

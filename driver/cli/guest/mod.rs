@@ -1,15 +1,17 @@
 //! The verbs that speak to libvirt, and what they share: the connection, the state directory, the wishes for a backup.
 
+mod backup;
 pub(crate) mod connection;
 pub(crate) mod domains;
 pub(crate) mod guard;
 mod plan;
+pub(crate) mod recover;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
-use virtfold::error::{Error, ErrorKind};
+use virtfold::error::Error;
 use virtfold::guest::host::LocalFiles;
 use virtfold::job::backup::{Destination, Manner};
 use virtfold::job::plan::{QuiesceWish, Wishes};
@@ -125,7 +127,6 @@ impl GuestArgs {
             let kind = plan.obstacles.first().map(|finding| finding.kind);
             return Ok(kind.map_or(Outcome::Done, Outcome::Failed));
         }
-        let _ = (signals, job.manner, job.destination, connection.uri);
-        Err(Error::new(ErrorKind::Unsupported, "not yet").into())
+        backup::run(&job, &wishes, &connection, signals)
     }
 }
