@@ -6,13 +6,14 @@ use anyhow::Result;
 use virtfold::catalog::Catalog;
 use virtfold::error::{Error, ErrorKind};
 use virtfold::guest::host::LocalFiles;
+use virtfold::job::attachments::LibvirtPlaces;
 use virtfold::job::domain::{DomainReport, DomainRequest, backup_domain};
 use virtfold::job::guest::{Host, Pace};
 use virtfold::job::plan::Wishes;
 use virtfold::job::{Control, Progress};
 
 use super::Job;
-use super::connection::{Connection, places};
+use super::connection::Connection;
 use crate::cli::Signals;
 use crate::cli::backup::{stdout_of, text as archive_text, warn};
 use crate::cli::exit::Outcome;
@@ -22,7 +23,7 @@ use crate::cli::report::{Style, Ticker, printable, result};
 pub(super) fn run(
     job: &Job<'_>,
     wishes: &Wishes,
-    connection: &Connection,
+    (connection, places): (&Connection, &LibvirtPlaces),
     signals: &Signals,
 ) -> Result<Outcome> {
     let Some(destination) = &job.destination else {
@@ -36,8 +37,7 @@ pub(super) fn run(
         guard: &super::guard::program(&connection.uri),
         pace: Pace { pause_budget: wishes.pause_budget, ..Pace::default() },
     };
-    let places = places(&connection.uri)?;
-    let request = DomainRequest { domain: job.domain, wishes, manner: job.manner, places: &places };
+    let request = DomainRequest { domain: job.domain, wishes, manner: job.manner, places };
     let out = stdout_of(destination);
     let progress = Arc::new(Progress::default());
     let ticker = Ticker::start(job.style, out, &progress)?;
@@ -52,7 +52,7 @@ pub(super) fn run(
     let Some(failure) = &report.thaw_failure else { return Ok(Outcome::Done) };
     if job.style == Style::Text {
         eprintln!(
-            "virtfold: the archive is good, but '{}' is not back on its disks: {}",
+            "virtfold: the archive is good, but '{}' is not in order: {}",
             printable(&report.domain),
             printable(&failure.sentence)
         );

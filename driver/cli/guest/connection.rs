@@ -70,23 +70,28 @@ pub(crate) fn open(_uri: &str) -> Result<Connection, Error> {
     ))
 }
 
-/// Where the libvirt at a URI keeps firmware variables and TPM states.
+/// Where the libvirt at `uri` keeps firmware variables and TPM states; `given` is its state directory where a person says it.
 ///
 /// # Errors
 /// A session's libvirt of a user who has no home.
-pub(crate) fn places(uri: &str) -> Result<LibvirtPlaces, Error> {
-    let path = uri.split('?').next().unwrap_or_default();
-    if !path.ends_with("/session") {
+pub(crate) fn places(given: Option<&Path>, uri: &str) -> Result<LibvirtPlaces, Error> {
+    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    if let Some(state) = given.map(Path::to_owned).or_else(|| variable("VIRTFOLD_LIBVIRT_DIR")) {
+        return Ok(LibvirtPlaces::system(&absolute(&state)?));
+    }
+    if !uri.split('?').next().unwrap_or_default().ends_with("/session") {
         return Ok(LibvirtPlaces::system(Path::new("/var/lib/libvirt")));
     }
-    let from = |name: &str, below: &str| {
-        let named = std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-        named.or_else(|| std::env::home_dir().map(|home| home.join(below)))
+    let home = || {
+        let what = "HOME is not set, and a session's libvirt keeps its things there";
+        variable("HOME").ok_or_else(|| Error::new(ErrorKind::Usage, what))
     };
-    match (from("XDG_CONFIG_HOME", ".config"), from("XDG_DATA_HOME", ".local/share")) {
-        (Some(config), Some(data)) => Ok(LibvirtPlaces::session(&config, &data)),
-        _ => Err(Error::new(ErrorKind::NotFound, "the user has no home directory").with_hint("set HOME")),
-    }
+    let below =
+        |name: &str, usual: &str| variable(name).map_or_else(|| Ok(home()?.join(usual)), Ok::<_, Error>);
+    Ok(LibvirtPlaces::session(
+        &below("XDG_CONFIG_HOME", ".config")?,
+        &below("XDG_DATA_HOME", ".local/share")?,
+    ))
 }
 
 /// The option that names the state directory.

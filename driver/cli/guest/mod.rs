@@ -51,6 +51,9 @@ pub(crate) struct GuestArgs {
     /// Say what would be done and touch nothing; the exit code is the one that the backup would be refused with
     #[arg(long, requires = "domain", help_heading = "Domains")]
     plan: bool,
+    /// libvirt's state directory [default: $VIRTFOLD_LIBVIRT_DIR, else /var/lib/libvirt, or the user's for qemu:///session]
+    #[arg(long, value_name = "DIR", requires = "domain", help_heading = "Domains")]
+    libvirt_dir: Option<PathBuf>,
     #[command(flatten)]
     connect: ConnectFlag,
     #[command(flatten)]
@@ -127,6 +130,7 @@ impl GuestArgs {
             let kind = plan.obstacles.first().map(|finding| finding.kind);
             return Ok(kind.map_or(Outcome::Done, Outcome::Failed));
         }
-        backup::run(&job, &wishes, &connection, signals)
+        let places = connection::places(self.libvirt_dir.as_deref(), &connection.uri)?;
+        backup::run(&job, &wishes, (&connection, &places), signals)
     }
 }
