@@ -62,7 +62,7 @@ fn a_plan_says_what_would_be_done_and_touches_nothing() {
     virtfold_in(&lab, &["backup", "writer", "--plan", "--quiesce", "yes"]).exits(exit::REFUSED);
     let domains = virtfold_in(&lab, &["domains"]).ok();
     println!("{domains}");
-    assert!(domains.text().contains("running       2 of 3"), "{domains}");
+    assert!(domains.text().contains("writer running  2 of 3"), "{domains}");
     let listed = virtfold_in(&lab, &["domains", "--json"]).ok().json();
     assert_eq!(
         (&listed["domains"][0]["name"], &listed["domains"][0]["possible"]),
