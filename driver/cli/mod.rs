@@ -7,6 +7,7 @@ mod args;
 mod backup;
 mod config;
 mod exit;
+mod guest;
 mod list;
 mod map;
 mod report;
@@ -35,14 +36,18 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    Backup(backup::Args),
+    Backup(Box<backup::Args>),
     Restore(restore::Args),
     Verify(verify::Args),
     List(list::Args),
     Show(show::Args),
     Table(table::Args),
     Map(map::Args),
+    Domains(guest::domains::Args),
+    Recover(guest::recover::Args),
     Config(config::Args),
+    #[command(hide = true)]
+    Guard(guest::guard::Args),
 }
 
 /// Signals as flags: `stop` is set by the first SIGINT or SIGTERM, `signal` says which.
@@ -93,14 +98,17 @@ impl Verb {
 
     fn run(self, signals: &Signals) -> Result<Outcome> {
         match self {
-            Self::Backup(args) => backup::run(args, signals),
+            Self::Backup(args) => backup::run(*args, signals),
             Self::Restore(args) => restore::run(args, signals),
             Self::Verify(args) => verify::run(&args, signals),
             Self::List(args) => list::run(&args),
             Self::Show(args) => show::run(&args),
             Self::Table(args) => table::run(&args),
             Self::Map(args) => map::run(&args),
+            Self::Domains(args) => guest::domains::run(&args),
+            Self::Recover(args) => guest::recover::run(&args),
             Self::Config(args) => config::run(&args),
+            Self::Guard(args) => guest::guard::run(&args),
         }
     }
 }

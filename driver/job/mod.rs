@@ -6,10 +6,13 @@
 //!
 //! Imports: all rooms below; nothing but `cli` imports this one.
 
+pub mod attachments;
 pub mod backup;
 pub mod disks;
+pub mod domain;
 pub mod guest;
 pub mod inspect;
+pub mod plan;
 mod progress;
 pub mod restore;
 pub mod target;

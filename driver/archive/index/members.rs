@@ -11,10 +11,13 @@ use crate::archive::manifest::{self, Disk, Manifest};
 use crate::archive::recovery::RecoveryParser;
 use crate::archive::sparse_parser::{MapParser, MapPlace};
 use crate::archive::tar_parser::{Event, Member, MemberParser};
+use crate::archive::writer::Attachment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::table::{Builder, CorrespondenceTable};
 use crate::units::{GuestOffset, StreamOffset};
 
+/// More members beside the disks are refused.
+const MAX_ATTACHMENTS: usize = 4096;
 /// Tables are read in steps of this many bytes.
 const STEP: u64 = 64 << 10;
 
@@ -97,6 +100,41 @@ pub(super) fn from_front(stream: &Checked<'_>, found: &mut Found) -> Result<()> 
         cursor.skip_rest();
     }
     Ok(())
+}
+
+/// Reads the members that are neither head, table, disk nor tail and that `wanted` gives a limit in bytes.
+///
+/// # Errors
+/// Damaged: one of them comes twice, is longer than its limit, or can't be read; there are too many of them.
+pub(super) fn attachments(
+    stream: &Checked<'_>,
+    wanted: &dyn Fn(&str) -> Option<u64>,
+) -> Result<Vec<Attachment>> {
+    let mut cursor = Cursor::new(stream, StreamOffset::ZERO);
+    let (mut found, mut seen) = (Vec::<Attachment>::new(), 0);
+    while let Some(member) = cursor.next_member()? {
+        match Role::of(&member.name) {
+            Role::Digests | Role::End => break,
+            Role::Other => {
+                seen += 1;
+                if seen > MAX_ATTACHMENTS {
+                    return Err(damaged(format!(
+                        "it has more than {MAX_ATTACHMENTS} members beside its disks"
+                    )));
+                }
+                if let Some(limit) = wanted(&member.name) {
+                    if found.iter().any(|other| other.name == member.name) {
+                        return Err(damaged(format!("it has member '{}' twice", member.name)));
+                    }
+                    let content = cursor.whole(&member, limit)?;
+                    found.push(Attachment { name: member.name, content });
+                }
+            }
+            _ => {}
+        }
+        cursor.skip_rest();
+    }
+    Ok(found)
 }
 
 /// Reads the recovery copies, which begin at `at`.

@@ -23,6 +23,7 @@ pub use self::tail::Tail;
 use crate::archive::allocation_csv::AllocationRow;
 use crate::archive::manifest::{Disk, Manifest};
 use crate::archive::stream::{Carrier, RandomStream, ReadAt, ReadOptions};
+use crate::archive::writer::Attachment;
 use crate::error::{Error, ErrorKind, Result, sentence};
 use crate::table::{CorrespondenceTable, Run};
 use crate::units::{DenseOffset, StreamOffset};
@@ -266,5 +267,14 @@ impl ArchiveIndex<'_> {
         take: &mut dyn FnMut(AllocationRow) -> Result<()>,
     ) -> Result<()> {
         members::allocation(&self.stream, &disk.disk, take)
+    }
+
+    /// The members beside head, tables and disks (`domain.xml`, ...), in the archive's order: those to which `wanted` gives a
+    /// limit in bytes, which is the memory that each may take. Where [`ArchiveIndex::is_checked`], so is each of their bytes.
+    ///
+    /// # Errors
+    /// Damaged or Incomplete: one can't be read, is longer than its limit, or comes twice.
+    pub fn attachments(&self, wanted: &dyn Fn(&str) -> Option<u64>) -> Result<Vec<Attachment>> {
+        members::attachments(&self.stream, wanted)
     }
 }

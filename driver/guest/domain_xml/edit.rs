@@ -7,7 +7,7 @@
 
 use std::borrow::Cow;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use roxmltree::{Attribute, Document, Node};
 
@@ -88,11 +88,16 @@ impl<'a> Editor<'a> {
     /// Moves the NVRAM to another file.
     ///
     /// # Errors
-    /// The domain has none, or the path is not text.
+    /// The domain has no `<os>`, or the path is not text.
     pub fn set_nvram(&mut self, path: &Path) -> Result<&mut Self> {
         let os = self.element(self.document.root_element(), "os")?;
-        let nvram = self.element(os, "nvram")?;
         let path = text_of(path)?;
+        let Some(nvram) = child(os, "nvram") else {
+            // libvirt chooses a place at the first start; it is known which one before that.
+            let splice = self.append(os, &format!("<nvram>{}</nvram>", escape(path)));
+            self.splices.push(splice);
+            return Ok(self);
+        };
         if let Some(file) = child(nvram, "source").and_then(|s| s.attribute_node("file")) {
             self.splices.push((file.range_value(), escape(path).into_owned()));
         } else {
@@ -123,6 +128,53 @@ impl<'a> Editor<'a> {
     pub fn set_boot_file(&mut self, element: &'static str, path: &Path) -> Result<&mut Self> {
         let os = self.element(self.document.root_element(), "os")?;
         let splice = self.replace_content(self.element(os, element)?, text_of(path)?);
+        self.splices.push(splice);
+        Ok(self)
+    }
+
+    /// Gives the domain another generation id, where it has one: what tells a guest that it was put back to an
+    /// earlier state (Windows' domain controllers depend on it).
+    pub fn set_generation(&mut self, id: &str) -> &mut Self {
+        let written = child(self.document.root_element(), "genid").filter(|g| g.first_child().is_some());
+        let splice = written.map(|node| self.replace_content(node, id));
+        self.splices.extend(splice);
+        self
+    }
+
+    /// Moves sockets that QEMU makes and files that it writes for channels, serial lines and consoles: `place` gives each
+    /// path its new one, or none to leave it. Sockets that others make, terminals and devices stay.
+    ///
+    /// # Errors
+    /// A path that is not text.
+    pub fn set_channel_paths(&mut self, place: impl Fn(&Path) -> Option<PathBuf>) -> Result<&mut Self> {
+        let devices = child(self.document.root_element(), "devices");
+        let mut splices = Vec::new();
+        for tag in super::CHARACTER_DEVICES {
+            for device in devices.into_iter().flat_map(|d| children(d, tag)) {
+                let source = child(device, "source");
+                let made = match device.attribute("type") {
+                    Some("unix") => source.is_some_and(|s| s.attribute("mode") == Some("bind")),
+                    kind => kind == Some("file"),
+                };
+                let path = source.filter(|_| made).and_then(|s| s.attribute_node("path"));
+                let log = child(device, "log").and_then(|l| l.attribute_node("file"));
+                for found in path.into_iter().chain(log) {
+                    if let Some(new) = place(Path::new(found.value())) {
+                        splices.push((found.range_value(), escape(text_of(&new)?).into_owned()));
+                    }
+                }
+            }
+        }
+        self.splices.extend(splices);
+        Ok(self)
+    }
+
+    /// Takes a disk out of the domain.
+    ///
+    /// # Errors
+    /// No such disk.
+    pub fn remove_disk(&mut self, target: &str) -> Result<&mut Self> {
+        let splice = (self.with_blank_before(self.find_disk(target)?), String::new());
         self.splices.push(splice);
         Ok(self)
     }
@@ -255,6 +307,18 @@ impl<'a> Editor<'a> {
         let whole = self.text.get(node.range()).unwrap_or_default();
         let open = whole.split_once('>').map_or(whole, |(open, _)| open).trim_end_matches('/').trim_end();
         (node.range(), format!("{open}>{}</{}>", escape(text), node.tag_name().name()))
+    }
+
+    /// Puts an element behind the last one of `node`.
+    fn append(&self, node: Node<'_, '_>, element: &str) -> (Range<usize>, String) {
+        match node.last_element_child().map(|last| last.range().end) {
+            Some(at) => (at..at, element.to_owned()),
+            None => {
+                let whole = self.text.get(node.range()).unwrap_or_default();
+                let open = whole.split_once('>').map_or(whole, |(open, _)| open).trim_end_matches('/');
+                (node.range(), format!("{open}>{element}</{}>", node.tag_name().name()))
+            }
+        }
     }
 
     fn set_text(&mut self, tag: &'static str, text: &str) -> Result<()> {

@@ -15,6 +15,7 @@ use roxmltree::{Document, Node, ParsingOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::guest::types::DomainId;
 
+mod claims;
 mod disk;
 pub mod edit;
 
@@ -24,6 +25,9 @@ pub use disk::{Chain, Device, Disk, Image, Marks, Mirror, Source};
 pub const MAX_BYTES: usize = 4 << 20;
 /// More elements, attributes and texts are refused.
 const MAX_NODES: u32 = 200_000;
+
+/// Elements of `<devices>` that are sockets, files or terminals of the host.
+const CHARACTER_DEVICES: [&str; 4] = ["channel", "serial", "console", "parallel"];
 
 /// The namespace of virtfold's own elements in `<metadata>`.
 pub const NAMESPACE: &str = "https://virtfold.org/domain/1";
@@ -37,6 +41,17 @@ pub struct Nvram {
     pub template: Option<PathBuf>,
     /// `raw` or `qcow2`; raw when not said.
     pub format: Option<String>,
+    /// What it lies in where that is no local file: `block`, `network`.
+    pub elsewhere: Option<String>,
+}
+
+/// What an emulated TPM's state is, where the XML names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TpmStorage {
+    /// A directory of swtpm's; also libvirt's own places are such.
+    Directory,
+    /// One file.
+    File,
 }
 
 /// A domain's emulated TPM. libvirt keeps the state of one without a source of its own under
@@ -47,6 +62,8 @@ pub struct Tpm {
     pub version: Option<String>,
     /// A state file or directory that the XML names.
     pub source: Option<PathBuf>,
+    /// Which of the two.
+    pub storage: TpmStorage,
 }
 
 /// Files that a start reads besides the disks.
@@ -84,8 +101,11 @@ pub struct DomainXml {
     pub boot: BootFiles,
     /// The network interfaces' MAC addresses, as written.
     pub macs: Vec<String>,
-    /// Paths of sockets and files of channels, serial lines and consoles: two domains cannot share them.
+    /// Paths of sockets and files of channels, serial lines and consoles: two domains cannot share them. Pseudo
+    /// terminals, which every start chooses anew, are not among them.
     pub channel_paths: Vec<PathBuf>,
+    /// What of the host the domain lays claim to beside its files, a phrase each; see `claims`.
+    pub claims: Vec<String>,
     /// Whether the guest has a channel for qemu-guest-agent.
     pub agent: AgentChannel,
     /// The words of `<virtfold:tag>` elements in `<metadata>`.
@@ -129,12 +149,14 @@ impl DomainXml {
             boot: os.map(read_boot).unwrap_or_default(),
             macs: all("interface").filter_map(|i| child(i, "mac")?.attribute("address")).map(own).collect(),
             channel_paths: Vec::new(),
+            claims: claims::read(root),
             agent: AgentChannel::Absent,
             tags: child(root, "metadata").map(read_tags).unwrap_or_default(),
             text: String::new(),
         };
-        for tag in ["channel", "serial", "console", "parallel"] {
-            let paths = all(tag).filter_map(|c| child(c, "source")?.attribute("path"));
+        for tag in CHARACTER_DEVICES {
+            let lasting = all(tag).filter(|c| c.attribute("type") != Some("pty"));
+            let paths = lasting.filter_map(|c| child(c, "source")?.attribute("path"));
             parsed.channel_paths.extend(paths.map(PathBuf::from));
         }
         parsed.agent = all("channel").filter_map(read_agent).next().unwrap_or(AgentChannel::Absent);
@@ -224,13 +246,19 @@ fn read_nvram(node: Node<'_, '_>) -> Nvram {
         path: inline.or(typed).map(PathBuf::from),
         template: node.attribute("template").map(PathBuf::from),
         format: node.attribute("format").map(own),
+        elsewhere: node.attribute("type").filter(|kind| *kind != "file").map(own),
     }
 }
 
 fn read_tpm(node: Node<'_, '_>) -> Option<Tpm> {
     let backend = child(node, "backend").filter(|b| b.attribute("type") == Some("emulator"))?;
-    let source = child(backend, "source").and_then(|s| s.attribute("path"));
-    Some(Tpm { version: backend.attribute("version").map(own), source: source.map(PathBuf::from) })
+    let source = child(backend, "source");
+    let storage = match source.and_then(|s| s.attribute("type")) {
+        Some("file") => TpmStorage::File,
+        _ => TpmStorage::Directory,
+    };
+    let source = source.and_then(|s| s.attribute("path")).map(PathBuf::from);
+    Some(Tpm { version: backend.attribute("version").map(own), source, storage })
 }
 
 fn read_boot(os: Node<'_, '_>) -> BootFiles {

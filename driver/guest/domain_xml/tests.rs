@@ -26,9 +26,13 @@ fn a_windows_guest_is_read() {
         xml.nvram.as_ref().unwrap().path.as_deref(),
         Some(Path::new("/var/lib/libvirt/qemu/nvram/b_VARS.fd"))
     );
-    assert_eq!(xml.tpms, [Tpm { version: Some("2.0".to_owned()), source: None }]);
+    assert_eq!(
+        xml.tpms,
+        [Tpm { version: Some("2.0".to_owned()), source: None, storage: TpmStorage::Directory }]
+    );
     assert_eq!(xml.macs, ["52:54:00:aa:bb:01", "52:54:00:aa:bb:02"]);
     assert_eq!(xml.tags, ["nightly", "offsite"]);
+    assert_eq!(xml.claims, Vec::<String>::new());
     assert_eq!(xml.agent, AgentChannel::Present);
     let disk = |target: &str| xml.disk(target).unwrap();
     assert_eq!(disk("sda").image.source, Source::File("/images/b & c.qcow2".into()));
@@ -166,6 +170,44 @@ fn a_block_device_takes_the_place_of_a_file_and_back() {
     let mut edit = Editor::new(&xml).unwrap();
     edit.set_disk("sdz", NewImage::File(Path::new("/x")), "raw").unwrap_err();
     edit.rename("a/b").unwrap_err();
+}
+
+#[test]
+fn a_copy_gets_its_own_sockets_and_loses_disks() {
+    let text = "<domain><name>a</name><genid>1</genid><os/><devices><disk><target dev='vda'/></disk>
+      <disk><target dev='vdb'/></disk>
+      <serial type='file'><source path='/s'/><log file='/l'/></serial><console type='file'><source path='/s'/></console>
+      <channel type='unix'><source mode='bind' path='/c'/></channel><serial type='pty'><source path='/dev/pts/1'/></serial>
+      <channel type='unix'><source mode='connect' path='/theirs'/></channel></devices></domain>";
+    let xml = parsed(text);
+    assert_eq!(xml.channel_paths, ["/c", "/theirs", "/s", "/s"].map(Path::new));
+    let mut edit = Editor::new(&xml).unwrap();
+    let renamed = |path: &Path| Some(Path::new("/new").join(path.strip_prefix("/").unwrap()));
+    edit.set_channel_paths(renamed).unwrap().set_generation("2").set_nvram(Path::new("/n")).unwrap();
+    edit.remove_disk("vdb").unwrap();
+    let new = edit.finish().unwrap();
+    assert_eq!(new.channel_paths, ["/new/c", "/theirs", "/new/s", "/new/s"].map(Path::new));
+    assert!(new.text().contains("<log file='/new/l'/>") && new.text().contains("<genid>2</genid>"));
+    assert_eq!(new.nvram.as_ref().unwrap().path.as_deref(), Some(Path::new("/n")));
+    assert_eq!(new.targets(), ["vda"]);
+}
+
+#[test]
+fn claims_on_the_host_are_told() {
+    let text = "<domain xmlns:q='http://libvirt.org/schemas/domain/qemu/1.0'><name>a</name><devices>
+      <emulator>/tmp/qemu</emulator><hostdev type='pci'/><graphics type='vnc' port='5901' autoport='no'/>
+      <interface type='ethernet'><target dev='tap0'/></interface><filesystem><source dir='/'/></filesystem>
+      <vsock><cid auto='no' address='3'/></vsock></devices><q:commandline/></domain>";
+    let expected = [
+        "devices of the host passed through (<hostdev>)",
+        "the vnc port 5901",
+        "the network device 'tap0'",
+        "the directory '/' of the host",
+        "the vsock address 3",
+        "the emulator '/tmp/qemu'",
+        "QEMU arguments of its own (<commandline>)",
+    ];
+    assert_eq!(parsed(text).claims, expected);
 }
 
 #[test]
