@@ -19,9 +19,6 @@ use std::time::{Duration, Instant};
 
 use lab::{Guest, GuestSpec, Lab};
 
-/// The first argument that makes this program the guard.
-const GUARD: &str = "--guard";
-
 /// Gaps in milliseconds, one a round.
 #[derive(Default)]
 struct Gaps {
@@ -34,11 +31,6 @@ const PHASES: [&str; 3] = ["snapshot", "commit", "pivot"];
 
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    if let [first, uri, domain] = words.as_slice()
-        && first == GUARD
-    {
-        return ours::guard(uri, domain);
-    }
     if !words.iter().any(|word| word == "--bench") {
         eprintln!("this is a benchmark: run it with 'cargo bench --bench pause'");
         return;

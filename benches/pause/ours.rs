@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::{Read, Seek};
-use std::process::Command;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -10,14 +9,12 @@ use uuid::Uuid;
 use virtfold::catalog::{Base, Catalog, Change, DiskState, Job, JobState, Journal, Locked};
 use virtfold::error::Result;
 use virtfold::guest::domain_xml::DomainXml;
-use virtfold::guest::guard::{Guard, serve};
 use virtfold::guest::host::LocalFiles;
 use virtfold::guest::libvirt::{Libvirt, LocalUri};
 use virtfold::guest::{Config, DomainId, Hypervisor, overlay_path};
 use virtfold::job::Control;
-use virtfold::job::guest::{
-    FreezeDisk, FreezeRequest, Frozen, Host, Pace, Quiesce, Sentry, StartGuard, frozen,
-};
+use virtfold::job::domain::GuardProgram;
+use virtfold::job::guest::{FreezeDisk, FreezeRequest, Frozen, Host, Pace, Quiesce, frozen};
 
 use crate::lab::{Guest, Lab};
 
@@ -26,21 +23,6 @@ pub(crate) type Span = (Instant, Instant);
 
 fn open(uri: &str) -> Libvirt {
     Libvirt::open(LocalUri::parse(uri).unwrap()).unwrap()
-}
-
-pub(crate) fn guard(uri: &str, domain: &str) {
-    serve(&open(uri), domain.parse().unwrap()).unwrap();
-}
-
-#[derive(Debug)]
-struct Guards(String);
-
-impl StartGuard for Guards {
-    fn start(&self, domain: DomainId) -> Result<Box<dyn Sentry>> {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args([crate::GUARD, &self.0, &domain.to_string()]);
-        Ok(Box::new(Guard::start(command)?))
-    }
 }
 
 /// Snapshot, a pause of `copy`, commit and pivot: when each of the three began and ended.
@@ -84,7 +66,8 @@ fn run(lab: &Lab, guest: &Guest<'_>, copy: impl FnOnce(&Frozen)) -> Vec<(Phase, 
     let libvirt = open(&lab.uri());
     let catalog = Catalog::open(&lab.folder().join("state")).unwrap();
     let journal = Clock { inner: &catalog, seen: Mutex::default() };
-    let guards = Guards(lab.uri());
+    let arguments = ["guard".into(), "--uri".into(), lab.uri().into()].to_vec();
+    let guards = GuardProgram { program: env!("CARGO_BIN_EXE_virtfold").into(), arguments };
     let host = Host {
         hypervisor: &libvirt,
         files: &LocalFiles,

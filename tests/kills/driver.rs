@@ -13,15 +13,14 @@ use uuid::Uuid;
 use virtfold::catalog::{Base, Catalog, Change, Job, Journal, Locked};
 use virtfold::error::Result;
 use virtfold::guest::domain_xml::DomainXml;
-use virtfold::guest::guard::{Guard, serve};
 use virtfold::guest::host::LocalFiles;
 use virtfold::guest::libvirt::{Libvirt, LocalUri};
 use virtfold::guest::{Config, DomainId, Hypervisor, overlay_path};
 use virtfold::job::Control;
-use virtfold::job::guest::{FreezeDisk, FreezeRequest, Host, Pace, Quiesce, Sentry, StartGuard, frozen};
+use virtfold::job::domain::GuardProgram;
+use virtfold::job::guest::{FreezeDisk, FreezeRequest, Host, Pace, Quiesce, frozen};
 
 const ROLE: &str = "VIRTFOLD_KILLS_DRIVER";
-const GUARD: &str = "VIRTFOLD_KILLS_GUARD";
 
 /// Where an entry of the journal is met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -61,16 +60,11 @@ pub(crate) struct Script {
 impl Script {
     /// The process that does it.
     pub(crate) fn command(&self) -> Command {
-        let mut command = again("driver::part_of_the_driver");
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "driver::part_of_the_driver", "--nocapture"]);
         command.env(ROLE, serde_json::to_string(self).unwrap());
         command
     }
-}
-
-fn again(part: &str) -> Command {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", part, "--nocapture"]);
-    command
 }
 
 /// Not a test: the driver's process.
@@ -81,31 +75,14 @@ fn part_of_the_driver() {
     }
 }
 
-/// Not a test: the guard's process.
-#[test]
-fn part_of_the_guard() {
-    if let Ok(text) = std::env::var(GUARD) {
-        let (uri, domain) = text.split_once(' ').unwrap();
-        serve(&open(uri), domain.parse().unwrap()).unwrap();
-    }
-}
-
 pub(crate) fn open(uri: &str) -> Libvirt {
     Libvirt::open(LocalUri::parse(uri).unwrap()).unwrap()
 }
 
-/// Starts guards as this test binary's own part.
-#[derive(Debug)]
-pub(crate) struct Guards {
-    pub(crate) uri: String,
-}
-
-impl StartGuard for Guards {
-    fn start(&self, domain: DomainId) -> Result<Box<dyn Sentry>> {
-        let mut command = again("driver::part_of_the_guard");
-        command.env_remove(ROLE).env(GUARD, format!("{} {domain}", self.uri));
-        Ok(Box::new(Guard::start(command)?))
-    }
+/// The real guard: a process of the real program.
+pub(crate) fn guards(uri: &str) -> GuardProgram {
+    let arguments = ["guard", "--uri", uri].map(Into::into).to_vec();
+    GuardProgram { program: env!("CARGO_BIN_EXE_virtfold").into(), arguments }
 }
 
 /// A budget that a software-emulated guest on a busy machine keeps.
@@ -118,7 +95,7 @@ fn run(script: &Script) {
     let catalog = Catalog::open(&script.state).unwrap();
     let trace = Mutex::new((0, File::create(&script.trace).unwrap()));
     let journal = Stopping { inner: &catalog, stop: script.stop, trace };
-    let guard = Guards { uri: script.uri.clone() };
+    let guard = guards(&script.uri);
     let host =
         Host { hypervisor: &libvirt, files: &LocalFiles, journal: &journal, guard: &guard, pace: pace() };
     let id = libvirt.lookup(&script.domain).unwrap().id;

@@ -14,7 +14,7 @@ use virtfold::guest::host::LocalFiles;
 use virtfold::guest::{Hypervisor, is_our_overlay};
 use virtfold::job::guest::{Host, Mode, Recovery, Verdict, Which, recover};
 
-use crate::driver::{Ask, Guards, Moment, Script, open, pace};
+use crate::driver::{Ask, Moment, Script, guards, open, pace};
 use crate::lab::records::check_images;
 use crate::lab::{Guest, GuestSpec, Lab, run as tool, wait_for};
 
@@ -205,7 +205,7 @@ impl Bench {
     }
 
     fn recover(&self) -> Result<Recovery, String> {
-        let (libvirt, guard) = (open(&self.lab.uri()), Guards { uri: self.lab.uri() });
+        let (libvirt, guard) = (open(&self.lab.uri()), guards(&self.lab.uri()));
         let catalog = Catalog::open(&self.lab.folder().join("state")).map_err(|e| format!("{e:?}"))?;
         let id = libvirt.lookup(self.guest().name()).unwrap().id;
         let host =
