@@ -226,7 +226,10 @@ impl Simulated {
 
     /// Puts an image there, or replaces it.
     pub fn put_image(&self, path: &Path, image: SimImage) {
-        self.lock().world.images.insert(path.to_owned(), image);
+        let world = &mut self.lock().world;
+        world.clock += 1;
+        world.touched.insert(path.to_owned(), world.clock);
+        world.images.insert(path.to_owned(), image);
     }
 
     /// An image.
@@ -262,6 +265,11 @@ impl Simulated {
             (None, Some(config)) => config.iter().map(|disk| disk.path.clone()).collect(),
             (None, None) => Vec::new(),
         }
+    }
+
+    /// Lets go of all images, as on a file system without locks.
+    pub fn drop_holds(&self) {
+        self.lock().world.held.clear();
     }
 
     /// Kills the driver between two calls.
