@@ -382,6 +382,10 @@ impl Turn<'_> {
             // What befalls the guests befalls them now; the call goes on and sees it.
             match self.fate {
                 Fate::KillGuests => outside::happens(self.world, Outside::KillGuests, self.hub),
+                // Who needs libvirt waits until the call is over.
+                Fate::Outside(what) if matches!(when, When::Half | When::Late) && !what.is_the_guests() => {
+                    self.fate = Fate::GoOn;
+                }
                 Fate::Outside(what) => outside::happens(self.world, what, self.hub),
                 _ => {}
             }
