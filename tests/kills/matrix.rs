@@ -39,6 +39,7 @@ enum Seen {
 /// Runs the event against every entry; panics with all that went wrong.
 pub(crate) fn run(event: Event) {
     let rounds = std::env::var("VIRTFOLD_SOAK").ok().and_then(|n| n.parse::<usize>().ok());
+    let only = std::env::var("VIRTFOLD_SOAK_ENTRY").ok().and_then(|n| n.parse::<usize>().ok());
     let mut bench = Bench::new(event);
     let names = bench.names();
     println!("{event:?}: {} entries: {names:?}", names.len());
@@ -49,7 +50,7 @@ pub(crate) fn run(event: Event) {
             for moment in [Moment::Before, Moment::After] {
                 let turn = if entry % 2 == 0 { Moment::Before } else { Moment::After };
                 // `Before` the first entry nothing was done at all; the soak takes both.
-                if rounds.is_none() && moment != turn {
+                if (rounds.is_none() && moment != turn) || only.is_some_and(|only| only != entry) {
                     continue;
                 }
                 let said = format!("{event:?}, {moment:?} entry {entry} ({name}), round {round}");
@@ -171,7 +172,7 @@ impl Bench {
         if let Some(filler) = filler {
             std::fs::remove_file(filler).unwrap();
         }
-        self.is_whole()?;
+        self.is_whole().map_err(|why| format!("{why}\nafter {recovery:?}"))?;
         if self.event == Event::Nothing {
             let (gap, _) = self.guest().progress.gap_between(from, to);
             let limit = pace().pause_budget + Duration::from_secs(1);
@@ -238,7 +239,9 @@ impl Bench {
         let off = guest.state() == "shut off";
         if !off {
             if guest.state() != "running" {
-                return Err(format!("the guest is {}", guest.state()));
+                let state = self.lab.virsh(&["domstate", "--reason", guest.name()]);
+                let ask = ["qemu-monitor-command", guest.name(), r#"{"execute":"query-status"}"#];
+                return Err(format!("the guest is {}; {}", state.trim(), self.lab.virsh(&ask)));
             }
             guest.progress.wait_more(10);
             guest.progress.tell(b'p');

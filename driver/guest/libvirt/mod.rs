@@ -195,7 +195,18 @@ fn absent<T>(result: VirtResult<T>, code: i32) -> VirtResult<Option<T>> {
 fn info(domain: &Domain) -> VirtResult<DomainInfo> {
     let persistence = if domain.is_persistent()? { Persistence::Persistent } else { Persistence::Transient };
     let id = DomainId(domain.uuid()?);
-    Ok(DomainInfo { id, name: domain.name()?, persistence, run: run_of(raw::state(domain)?) })
+    Ok(DomainInfo { id, name: domain.name()?, persistence, run: run(domain)? })
+}
+
+/// libvirt does not always know why a guest stands still: where an I/O error stops it in the moment in which it is resumed, the reason is
+/// 'unknown'. QEMU knows.
+fn run(domain: &Domain) -> VirtResult<Run> {
+    let run = run_of(raw::state(domain)?);
+    if run != Run::Paused(Paused::Other(0)) {
+        return Ok(run);
+    }
+    let status = domain.qemu_monitor_command(qmp::QUERY_STATUS, 0);
+    Ok(if status.is_ok_and(|reply| qmp::is_io_error(&reply)) { Run::Paused(Paused::IoError) } else { run })
 }
 
 /// libvirt's virDomainState and virDomainPausedReason.
@@ -248,7 +259,7 @@ impl Hypervisor for Libvirt {
     }
 
     fn run_state(&self, domain: DomainId) -> Result<Run> {
-        self.ask(domain, "read the state", |d| Ok(run_of(raw::state(d)?)))
+        self.ask(domain, "read the state", run)
     }
 
     fn xml(&self, domain: DomainId, config: Config) -> Result<String> {

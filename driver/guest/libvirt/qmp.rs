@@ -1,4 +1,5 @@
-//! QEMU's own answer about its disks: the reply to the monitor command `query-block`.
+//! QEMU's own answers: about its disks, the reply to the monitor command `query-block`; about why it stands still, that to
+//! `query-status`.
 //!
 //! The fields are QEMU's (qapi/block-core.json: BlockInfo, BlockDeviceInfo, ImageInfo). A disk is found by its device's
 //! path in QEMU's object tree (`qdev`), one component of which is libvirt's alias.
@@ -14,6 +15,15 @@ use crate::guest::types::QemuDisk;
 
 /// The command.
 pub(crate) const QUERY_BLOCK: &str = r#"{"execute":"query-block"}"#;
+
+/// The other command.
+pub(crate) const QUERY_STATUS: &str = r#"{"execute":"query-status"}"#;
+
+/// Whether a reply to `query-status` says that an I/O error stopped the guest (qapi/run-state.json: RunState).
+pub(crate) fn is_io_error(reply: &str) -> bool {
+    let reply: Option<Value> = serde_json::from_str(reply).ok();
+    reply.is_some_and(|reply| reply["return"]["status"] == "io-error")
+}
 
 /// Chains are followed no further.
 const MAX_CHAIN: usize = 200;
@@ -71,6 +81,14 @@ fn local_file(name: &str) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_io_error_is_told_from_other_reasons() {
+        assert!(is_io_error(r#"{"return":{"status":"io-error","running":false},"id":"libvirt-4"}"#));
+        for other in [r#"{"return":{"status":"paused","running":false}}"#, r#"{"error":{}}"#, "[]", ""] {
+            assert!(!is_io_error(other), "{other}");
+        }
+    }
 
     #[test]
     fn the_chain_is_read_as_qemu_has_it() {
