@@ -87,13 +87,17 @@ fn an_agent_that_hangs_is_given_up() {
     lab.end();
 }
 
+/// A request that comes while the agent is stopped is obeyed when it goes on: long after libvirt gave up waiting, and after the driver did.
+/// (An agent that stops while the guest is frozen can be helped by nobody; the pauses between its stops leave the time to thaw.)
 #[test]
 fn an_agent_that_answers_late_does_not_freeze_for_long() {
     let (lab, guest) = lab_with("late");
-    for limit in [400, 1500, 3000] {
+    for limit in [1000, 1000, 2000, 4000] {
         let from = Instant::now();
         let output = driven(&script(lab, &guest, Ask::Wanted(limit)));
         assert!(output.status.success());
+        // A late freeze would come now.
+        std::thread::sleep(Duration::from_secs(4));
         never_frozen_for_long(&guest, from);
         nothing_left(&guest);
     }
@@ -103,7 +107,8 @@ fn an_agent_that_answers_late_does_not_freeze_for_long() {
 #[test]
 fn libvirtd_that_dies_while_the_agent_freezes_leaves_no_frozen_guest() {
     let (lab, guest) = lab_with("1");
-    for wait in [0, 5, 15, 40] {
+    // The guard starts between the entry and the freeze, which takes some hundred milliseconds in this guest.
+    for wait in [20, 80, 130, 200, 300, 450] {
         let script = script(lab, &guest, Ask::Wanted(1500));
         std::fs::remove_file(&script.trace).unwrap_or_default();
         let from = Instant::now();
