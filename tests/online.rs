@@ -8,6 +8,7 @@ mod common;
 mod lab;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -303,6 +304,10 @@ fn block_devices_and_volumes_are_backed_up() {
     assert_eq!(everything(&guest).1, before.1);
     assert_eq!(overlays(&folder), Vec::<PathBuf>::new());
     assert_eq!(overlays(&lab.folder().join("state/overlays")), Vec::<PathBuf>::new());
+    // QEMU's user gets through to the overlays, and nobody to the journal.
+    let mode = |name: &str| fs::metadata(lab.folder().join(name)).unwrap().permissions().mode() & 0o777;
+    let modes = ["state", "state/overlays", "state/catalog.sqlite", "state/locks"].map(mode);
+    assert_eq!(modes, [0o711, 0o711, 0o600, 0o700]);
     let to = lab.folder().join("out");
     fs::create_dir(&to).unwrap();
     virtfold_in(&lab, &["restore", text(&archive), "--output", text(&to)]).ok();
