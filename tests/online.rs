@@ -318,3 +318,31 @@ fn block_devices_and_volumes_are_backed_up() {
     guest.progress.wait_more(100);
     lab.virsh(&["destroy", guest.name()]);
 }
+
+#[test]
+fn a_good_archive_stays_when_libvirtd_is_gone_for_the_way_back() {
+    let lab = Lab::start();
+    let guest = lab.guest(GuestSpec { disks: vec!["raw"], ..GuestSpec::default() });
+    guest.start();
+    guest.progress.wait_more(200);
+    let before = everything(&guest);
+    let to = lab.folder().join("archives");
+    fs::create_dir(&to).unwrap();
+    let mut command =
+        virtfold(["backup", "writer", "--to", text(&to), "--limit-rate", "4MiB", "--compress", "none"]);
+    command.env("VIRTFOLD_CONNECT", lab.uri()).env("VIRTFOLD_STATE_DIR", lab.folder().join("state"));
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    lab::wait_for("the archive is begun", 30, || fs::read_dir(&to).unwrap().count() > 0);
+    lab.stop();
+    let ended = common::run::collect("backup, libvirtd gone".to_owned(), child).exits(exit::REFUSED);
+    println!("{ended}");
+    let archive = PathBuf::from(ended.last_line());
+    virtfold_in(&lab, &["verify", text(&archive)]).ok();
+    assert!(ended.stderr.contains("the archive is good, but 'writer' is not in order"), "{ended}");
+    assert!(ended.stderr.contains("recover") && ended.text().contains("not back on its disks"), "{ended}");
+    lab.restart();
+    guest.progress.wait_more(50);
+    virtfold_in(&lab, &["recover"]).ok();
+    assert_eq!(everything(&guest), before);
+    assert!(restored(&guest, &archive).last.is_some());
+}
