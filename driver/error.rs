@@ -33,6 +33,8 @@ pub enum ErrorKind {
     Damaged,
     /// An archive ends before its end record.
     Incomplete,
+    /// The hypervisor said no, or is not there.
+    Refused,
     /// The run was ended by a signal.
     Interrupted,
     /// A defect of virtfold itself.

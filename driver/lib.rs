@@ -2,10 +2,11 @@
 //! them, densely and in order, with the table that says where each piece belongs, and unfolds them again.
 //!
 //! Rooms, in the order of their imports: [`units`], [`error`], [`spool`], [`packed`], [`durable`], [`ioctl`], then
-//! [`image`] and [`table`], then [`archive`], then [`medium`] and [`guest`], then [`job`]. The binary's verbs (`driver/cli`)
-//! stand on top. ARCHITECTURE.md tells the way of one block through them.
+//! [`image`] and [`table`], then [`archive`], then [`medium`] and [`guest`], then [`catalog`], then [`job`]. The binary's verbs
+//! (`driver/cli`) stand on top. ARCHITECTURE.md tells the way of one block through them.
 
 pub mod archive;
+pub mod catalog;
 pub mod durable;
 pub mod error;
 pub mod guest;

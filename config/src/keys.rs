@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Place;
-use crate::values::{BlockSize, Compression, Layout, Rate, Version, Workers};
+use crate::values::{BlockSize, Compression, Layout, Pause, Quiesce, Rate, Room, Version, Workers};
 
 /// The configuration of virtfold.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -49,6 +49,14 @@ pub struct Defaults {
     pub limit_rate: Option<Rate>,
     /// Threads that read, digest and compress. Not set: one for each processor.
     pub workers: Option<Workers>,
+    /// Whether the agent in a running guest makes its file systems clean before a backup.
+    pub quiesce: Quiesce,
+    /// How long a running guest may stand still at one time during a backup. When it is over, a process of its own lets the
+    /// guest go on.
+    pub pause_budget: Pause,
+    /// What stays free in the file systems that the overlays of running guests lie in. A backup that would need more is
+    /// refused, and one that comes below gives way: a full file system stops guests.
+    pub min_free: Room,
 }
 
 impl Default for Defaults {
@@ -59,6 +67,9 @@ impl Default for Defaults {
             block_size: None,
             limit_rate: None,
             workers: None,
+            quiesce: Quiesce::Auto,
+            pause_budget: Pause::from_millis(2000),
+            min_free: Room::new(1 << 30),
         }
     }
 }

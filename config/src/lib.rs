@@ -30,4 +30,4 @@ pub use keys::{Config, Defaults};
 pub use load::{MAX_FILE, MAX_FILES, load, parse};
 pub use reference::{reference, schema};
 pub use show::{Origin, Shown};
-pub use values::{BlockSize, Compression, Layout, Rate, Version, Workers, parse_size};
+pub use values::{BlockSize, Compression, Layout, Pause, Quiesce, Rate, Room, Version, Workers, parse_size};

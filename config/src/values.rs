@@ -22,6 +22,9 @@ const WORKERS_MAX: u64 = 256;
 const BLOCK_MIN: u64 = 4 << 10;
 const BLOCK_MAX: u64 = 2 << 20;
 
+/// Pauses of a guest, milliseconds.
+const PAUSE: std::ops::RangeInclusive<u64> = 100..=60_000;
+
 /// Sizes as the command line takes them, for the schema.
 const SIZE_PATTERN: &str = "^[0-9]+([bB]|[kKmMgGtT]([iI][bB])?)?$";
 
@@ -290,6 +293,116 @@ impl fmt::Display for Rate {
     }
 }
 
+/// A size that may be zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room(u64);
+
+value!(
+    Room,
+    "a size such as 1GiB",
+    json_schema!({
+        "title": "a size; 0 for none",
+        "type": ["string", "integer"],
+        "pattern": SIZE_PATTERN,
+        "minimum": 0,
+        "examples": ["1GiB", 0],
+    })
+);
+
+impl Room {
+    /// A size of `bytes`.
+    pub const fn new(bytes: u64) -> Self {
+        Self(bytes)
+    }
+
+    /// Bytes.
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+}
+
+impl FromStr for Room {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        parse_size(text).map(Self)
+    }
+}
+
+impl fmt::Display for Room {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_size(self.0, f)
+    }
+}
+
+/// A short time, 100 ms to 60 s.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pause(u64);
+
+value!(
+    Pause,
+    "a time such as 2s",
+    json_schema!({
+        "title": "a whole number of `ms` or `s`, from 100ms to 60s",
+        "type": "string",
+        "pattern": "^(0|[1-9][0-9]*)(ms|s)$",
+        "examples": ["2s", "500ms"],
+    })
+);
+
+impl Pause {
+    /// A time of so many milliseconds.
+    pub const fn from_millis(millis: u64) -> Self {
+        Self(millis)
+    }
+
+    /// Milliseconds.
+    pub const fn millis(self) -> u64 {
+        self.0
+    }
+}
+
+impl FromStr for Pause {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (digits, unit) = match (text.strip_suffix("ms"), text.strip_suffix('s')) {
+            (Some(digits), _) => (digits, 1),
+            (None, Some(digits)) => (digits, 1000),
+            (None, None) => return Err(format!("'{text}' is not a time; write for example 2s or 500ms")),
+        };
+        let number = whole(digits).filter(|_| !digits.is_empty());
+        let number =
+            number.ok_or_else(|| format!("'{text}' is not a time; write for example 2s or 500ms"))?;
+        let millis = number.saturating_mul(unit);
+        if PAUSE.contains(&millis) {
+            Ok(Self(millis))
+        } else {
+            Err(format!("'{text}' is not from 100ms to 60s"))
+        }
+    }
+}
+
+impl fmt::Display for Pause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_multiple_of(1000) { write!(f, "{}s", self.0 / 1000) } else { write!(f, "{}ms", self.0) }
+    }
+}
+
+/// Whether the agent in a guest makes its file systems clean before a backup.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub enum Quiesce {
+    /// By the agent where it answers; else the backup is what a power cut would leave.
+    #[default]
+    Auto,
+    /// By the agent, or no backup.
+    Yes,
+    /// Never: the backup is what a power cut would leave.
+    No,
+}
+
 /// A number of threads, 1 to 256.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Workers(usize);
@@ -338,59 +451,4 @@ fn whole(text: &str) -> Option<u64> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-    use regex::Regex;
-
-    fn matches<T: JsonSchema>(text: &str) -> bool {
-        let schema = T::json_schema(&mut SchemaGenerator::default()).to_value();
-        Regex::new(schema["pattern"].as_str().unwrap()).unwrap().is_match(text)
-    }
-
-    proptest! {
-        #[test]
-        fn patterns_of_the_schema_agree_with_the_parsers(
-            size in "[0-9]{0,6}[ ]?([kKmMgGtTbBx]([iI]?[bB])?)?", compress in "(none|zstd|gzip)(:[0-9-]{0,3})?",
-        ) {
-            prop_assert_eq!(matches::<BlockSize>(&size), parse_size(&size).is_ok());
-            prop_assert_eq!(matches::<Compression>(&compress), compress.parse::<Compression>().is_ok());
-        }
-
-        #[test]
-        fn what_is_shown_reads_back(bytes in 1_u64.., level in 1..=19_i32) {
-            prop_assert_eq!(Rate(bytes).to_string().parse(), Ok(Rate(bytes)));
-            let zstd = Compression::Zstd { level };
-            prop_assert_eq!(zstd.to_string().parse(), Ok(zstd));
-        }
-
-        #[test]
-        fn sizes_are_a_number_times_a_unit(number: u64, unit in 0..5_usize) {
-            let (shift, names) = [(0, ["", "b", "B"]), (10, ["K", "KiB", "kib"]), (20, ["M", "MiB", "mIb"]),
-                                  (30, ["G", "GiB", "gib"]), (40, ["T", "TiB", "tib"])][unit];
-            for name in names {
-                let expect = u128::from(number) << shift;
-                prop_assert_eq!(parse_size(&format!("{number}{name}")).ok(), u64::try_from(expect).ok());
-            }
-        }
-    }
-
-    #[test]
-    fn no_signs_spaces_fractions_or_decimal_units() {
-        for text in
-            ["", "K", "+1", "-1", " 1", "1 ", "1 K", "1.5G", "1KB", "1kB", "0x10", "1_000", "٣", "1e3"]
-        {
-            assert!(parse_size(text).is_err(), "{text}");
-        }
-        assert_eq!(parse_size("007K"), Ok(7 << 10));
-    }
-
-    #[test]
-    fn bounds_hold_at_both_ends() {
-        assert!("2KiB".parse::<BlockSize>().is_err() && "4MiB".parse::<BlockSize>().is_err());
-        assert!("4KiB".parse::<BlockSize>().is_ok() && "2MiB".parse::<BlockSize>().is_ok());
-        assert!("zstd:0".parse::<Compression>().is_err() && "zstd:20".parse::<Compression>().is_err());
-        assert!("0".parse::<Workers>().is_err() && "257".parse::<Workers>().is_err());
-        assert!("01".parse::<Workers>().is_err() && "+1".parse::<Workers>().is_err());
-    }
-}
+mod tests;

@@ -1,4 +1,4 @@
-//! `virtfold backup`: images into an archive.
+//! `virtfold backup`: images, or the disks of a guest, into an archive.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,46 +7,57 @@ use anyhow::Result;
 use virtfold::archive::stream::Compression;
 use virtfold::error::{Error, ErrorKind};
 use virtfold::image::{Format, Use};
-use virtfold::job::backup::{self, BackupReport, BackupRequest, Destination, ImageSpec};
+use virtfold::job::backup::{self, BackupReport, BackupRequest, Destination, DiskReport, ImageSpec, Manner};
 use virtfold::job::{Control, Progress};
 use virtfold::medium::RateLimit;
 use virtfold::table::Layout;
 use virtfold::units::{BlockSize, Human};
+use virtfold_config::Defaults;
 
 use super::Signals;
 use super::args;
 use super::config::ConfigFlag;
 use super::exit::Outcome;
+use super::guest::{self, GuestArgs};
 use super::report::{JsonFlag, Stdout, Style, Ticker, printable, result};
 
-/// Back up disk images into one archive
+/// Back up a domain, or disk images, into one archive
 ///
-/// Copies the allocated blocks of each image, in order, with the table that says where each belongs. The archive
+/// Copies the allocated blocks of each disk, in order, with the table that says where each belongs. The archive
 /// is a tar (with --compress zstd a .tar.zst): `tar --zstd -xf ARCHIVE` restores it with no virtfold at hand.
+///
+/// A DOMAIN is backed up whether it runs or not. A running one goes on: its disks are frozen by a snapshot, copied and
+/// brought together again, and it is paused for a moment only. What an earlier run left behind is recovered first.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
+  virtfold backup web --to /backup
+  virtfold backup web --plan
+  virtfold backup web --to /backup --exclude vdb --quiesce yes --min-free 10GiB
   virtfold backup --image /srv/vm/web.qcow2 --format qcow2 --to /backup --compress zstd
   virtfold backup --image a.qcow2 --image b.raw --format qcow2 --format raw --to /backup
   virtfold backup --image a.raw --format raw --to - | ssh host 'cat > a.tar.zst'
 
-A backing file's format comes from the image's header; no format is ever guessed.")]
+A backing file's format comes from libvirt or from the image's header; no format is ever guessed.")]
 pub(crate) struct Args {
-    /// A disk image; give it once for each disk
-    #[arg(long, value_name = "PATH", required = true)]
+    /// The domain: its name or uuid
+    #[arg(value_name = "DOMAIN", required_unless_present = "image")]
+    domain: Option<String>,
+    /// Instead of a domain, a disk image; give it once for each disk
+    #[arg(long, value_name = "PATH", conflicts_with = "domain", requires = "format")]
     image: Vec<PathBuf>,
     /// The image's format, raw or qcow2: once for all images, or once for each
-    #[arg(long, value_name = "FORMAT", required = true, value_parser = args::format)]
+    #[arg(long, value_name = "FORMAT", requires = "image", value_parser = args::format)]
     format: Vec<Format>,
     /// The disk's name in the archive, once for each image [default: vda, vdb, ...]
-    #[arg(long, value_name = "TARGET")]
+    #[arg(long, value_name = "TARGET", requires = "image")]
     name: Vec<String>,
     /// What the set of disks is called [default: the first image's file name]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", requires = "image")]
     label: Option<String>,
     /// The directory for the archive, or - for standard output
-    #[arg(long, value_name = "DIR|-")]
-    to: PathBuf,
+    #[arg(long, value_name = "DIR|-", required_unless_present = "plan")]
+    to: Option<PathBuf>,
     /// none, zstd or zstd:LEVEL (1 to 19) [default: the configuration's; zstd]
     #[arg(long, value_name = "HOW")]
     compress: Option<virtfold_config::Compression>,
@@ -61,11 +72,13 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SIZE")]
     limit_rate: Option<virtfold_config::Rate>,
     /// The images do not change during the backup: a QEMU that has them open is accepted
-    #[arg(long)]
+    #[arg(long, requires = "image")]
     frozen: bool,
     /// Threads that read, digest and compress [default: the configuration's; one a core]
     #[arg(long, value_name = "N")]
     workers: Option<virtfold_config::Workers>,
+    #[command(flatten)]
+    guest: GuestArgs,
     #[command(flatten)]
     config: ConfigFlag,
     #[command(flatten)]
@@ -81,21 +94,48 @@ enum LayoutArg {
 /// Runs the verb.
 pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
     let style = Style::from_flag(&args.json);
-    let request = request(args)?;
-    let out = match request.destination {
-        Destination::Stdout => Stdout::Archive,
-        Destination::Directory(_) => Stdout::Free,
+    let defaults = args.config.load()?.defaults;
+    let manner = manner(&args, &defaults)?;
+    let destination = args
+        .to
+        .clone()
+        .map(|to| if to.as_os_str() == "-" { Destination::Stdout } else { Destination::Directory(to) });
+    if let Some(domain) = &args.domain {
+        let job = guest::Job { domain, manner, destination, style, defaults: &defaults };
+        return args.guest.run(job, signals);
+    }
+    let Some(destination) = destination else {
+        let error = Error::new(ErrorKind::Usage, "images have no plan: --to says where the archive goes");
+        return Err(error.into());
     };
+    images_to(&request(args, manner, destination)?, style, signals)
+}
+
+fn images_to(request: &BackupRequest, style: Style, signals: &Signals) -> Result<Outcome> {
+    let out = stdout_of(&request.destination);
     let progress = Arc::new(Progress::default());
     let ticker = Ticker::start(style, out, &progress)?;
-    let report = backup::run(&request, &Control { cancel: Arc::clone(&signals.stop), progress });
+    let report = backup::run(request, &Control { cancel: Arc::clone(&signals.stop), progress });
     drop(ticker);
     let report = report?;
-    for warning in report.disks.iter().flat_map(|disk| &disk.warnings) {
-        eprintln!("virtfold: warning: {}", printable(warning));
-    }
+    warn(&report.disks);
     result(style, out, &report, &text(&report))?;
     Ok(Outcome::Done)
+}
+
+/// Whether the archive takes standard output.
+pub(super) fn stdout_of(destination: &Destination) -> Stdout {
+    match destination {
+        Destination::Stdout => Stdout::Archive,
+        Destination::Directory(_) => Stdout::Free,
+    }
+}
+
+/// Prints what was doubtful about the sources.
+pub(super) fn warn(disks: &[DiskReport]) {
+    for warning in disks.iter().flat_map(|disk| &disk.warnings) {
+        eprintln!("virtfold: warning: {}", printable(warning));
+    }
 }
 
 fn images(args: &Args) -> Result<Vec<ImageSpec>> {
@@ -118,21 +158,15 @@ fn images(args: &Args) -> Result<Vec<ImageSpec>> {
     Ok(specs.collect())
 }
 
-fn request(args: Args) -> Result<BackupRequest> {
-    let images = images(&args)?;
-    let defaults = args.config.load()?.defaults;
-    let destination =
-        if args.to.as_os_str() == "-" { Destination::Stdout } else { Destination::Directory(args.to) };
+/// How the archive is made, by the command line and the configuration.
+fn manner(args: &Args, defaults: &Defaults) -> Result<Manner> {
     let layout = args.layout.map_or(defaults.layout, |layout| match layout {
         LayoutArg::Compact => virtfold_config::Layout::Compact,
         LayoutArg::Full => virtfold_config::Layout::Full,
     });
     let block_size = args.block_size.or(defaults.block_size).map(virtfold_config::BlockSize::get);
     let limit_rate = args.limit_rate.or(defaults.limit_rate).map(virtfold_config::Rate::get);
-    Ok(BackupRequest {
-        images,
-        label: args.label,
-        destination,
+    Ok(Manner {
         compression: match args.compress.unwrap_or(defaults.compress) {
             virtfold_config::Compression::None => Compression::None,
             virtfold_config::Compression::Zstd { level } => Compression::Zstd { level },
@@ -147,12 +181,26 @@ fn request(args: Args) -> Result<BackupRequest> {
         limit_rate: limit_rate
             .map(|rate| RateLimit::new(rate).ok_or_else(|| args::mismatch("rate")))
             .transpose()?,
-        usage: if args.frozen { Use::Frozen } else { Use::Checked },
         workers: args::workers(args.workers.or(defaults.workers)),
     })
 }
 
-fn text(report: &BackupReport) -> String {
+fn request(args: Args, manner: Manner, destination: Destination) -> Result<BackupRequest> {
+    Ok(BackupRequest {
+        images: images(&args)?,
+        label: args.label,
+        destination,
+        compression: manner.compression,
+        layout: manner.layout,
+        block_size: manner.block_size,
+        limit_rate: manner.limit_rate,
+        usage: if args.frozen { Use::Frozen } else { Use::Checked },
+        workers: manner.workers,
+    })
+}
+
+/// The archive and its disks, for people.
+pub(super) fn text(report: &BackupReport) -> String {
     let mut text = String::new();
     for disk in &report.disks {
         text += &format!(

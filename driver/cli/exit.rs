@@ -19,12 +19,15 @@ Exit codes:
   7    the target exists already
   8    no space left
   9    not found
+  10   libvirt refused, or can't be reached
   130  ended by SIGINT     143  ended by SIGTERM
 
 Environment:
-  VIRTFOLD_CONFIG  the configuration file (default: /etc/virtfold/config.yaml)
-  VIRTFOLD_LOG     what is logged to standard error, for example 'debug' (default: warn)
-  TMPDIR           where tables too large for memory go (default: /var/tmp)";
+  VIRTFOLD_CONFIG     the configuration file (default: /etc/virtfold/config.yaml)
+  VIRTFOLD_CONNECT    the libvirt to speak to (default: LIBVIRT_DEFAULT_URI, else qemu:///system)
+  VIRTFOLD_STATE_DIR  where the journal of backups is (default: /var/lib/virtfold)
+  VIRTFOLD_LOG        what is logged to standard error, for example 'debug' (default: warn)
+  TMPDIR              where tables too large for memory go (default: /var/tmp)";
 
 /// How a run that printed its own result ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +40,8 @@ pub(crate) enum Outcome {
     Incomplete,
     /// The archive needs a later version; the verb has said so.
     Unsupported,
+    /// Something failed, or would; the verb has said so.
+    Failed(ErrorKind),
 }
 
 /// Prints an error with its causes and its hint, and gives the exit code. `by_signal` is the code of a run that
@@ -47,6 +52,7 @@ pub(crate) fn report(outcome: anyhow::Result<Outcome>, by_signal: u8) -> ExitCod
         Ok(Outcome::Damaged) => return ExitCode::from(code(ErrorKind::Damaged, by_signal)),
         Ok(Outcome::Incomplete) => return ExitCode::from(code(ErrorKind::Incomplete, by_signal)),
         Ok(Outcome::Unsupported) => return ExitCode::from(code(ErrorKind::Unsupported, by_signal)),
+        Ok(Outcome::Failed(kind)) => return ExitCode::from(code(kind, by_signal)),
         Err(error) => error,
     };
     let known = error.downcast_ref::<Error>();
@@ -68,6 +74,7 @@ fn code(kind: ErrorKind, by_signal: u8) -> u8 {
         ErrorKind::Exists => 7,
         ErrorKind::NoSpace => 8,
         ErrorKind::NotFound => 9,
+        ErrorKind::Refused => 10,
         ErrorKind::Interrupted => by_signal,
     }
 }

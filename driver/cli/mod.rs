@@ -7,6 +7,7 @@ mod args;
 mod backup;
 mod config;
 mod exit;
+mod guest;
 mod list;
 mod map;
 mod report;
@@ -42,7 +43,10 @@ enum Verb {
     Show(show::Args),
     Table(table::Args),
     Map(map::Args),
+    Domains(guest::domains::Args),
     Config(config::Args),
+    #[command(hide = true)]
+    Guard(guest::guard::Args),
 }
 
 /// Signals as flags: `stop` is set by the first SIGINT or SIGTERM, `signal` says which.
@@ -100,7 +104,9 @@ impl Verb {
             Self::Show(args) => show::run(&args),
             Self::Table(args) => table::run(&args),
             Self::Map(args) => map::run(&args),
+            Self::Domains(args) => guest::domains::run(&args),
             Self::Config(args) => config::run(&args),
+            Self::Guard(args) => guest::guard::run(&args),
         }
     }
 }

@@ -100,7 +100,7 @@ impl Fault {
             (_, code::NO_DOMAIN | code::NO_POOL | code::NO_VOLUME) => ErrorKind::NotFound,
             (_, code::BLOCK_COPY_ACTIVE | code::OPERATION_TIMEOUT) => ErrorKind::InUse,
             (_, code::CONFIG_UNSUPPORTED | code::OPERATION_UNSUPPORTED) => ErrorKind::Unsupported,
-            _ => ErrorKind::Io,
+            _ => ErrorKind::Refused,
         };
         Error::new(kind, doing).with_source(self)
     }

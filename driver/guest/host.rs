@@ -12,17 +12,24 @@
 use std::fmt::Debug;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, UNIX_EPOCH};
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 
+use super::is_our_overlay;
 use crate::error::{Error, ErrorKind, IoContext, Result};
+
+mod qemu_img;
 
 /// The byte that a QEMU writer has locked.
 const WRITER: i64 = 101;
 /// The bytes that a reader of a frozen base holds.
 const READER: [i64; 3] = [100, 201, 203];
+
+/// An overlay that was touched since may be somebody's who is at work.
+const FRESH: Duration = Duration::from_secs(600);
 
 /// Who uses an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +42,15 @@ pub enum ImageUse {
     Read,
     /// A QEMU writes to it.
     Written,
+}
+
+/// An image at one moment. As long as it is the same, nobody has written to the file in between.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// When it was last written to, since 1970.
+    pub modified: Duration,
+    /// Its size, bytes.
+    pub size: u64,
 }
 
 /// The host's files as far as a backup and its recovery touch them.
@@ -56,6 +72,50 @@ pub trait HostFiles: Debug + Send + Sync {
     /// # Errors
     /// [`ErrorKind::InUse`] when a QEMU has it open.
     fn remove(&self, path: &Path) -> Result<()>;
+
+    /// Renames a file that is [`ImageUse::Free`] to a free name beside it, durably, and returns that.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InUse`] when a QEMU has it open.
+    fn quarantine(&self, path: &Path) -> Result<PathBuf>;
+
+    /// The file's mark; `None` when it is not there. A block device's says nothing of its contents.
+    ///
+    /// # Errors
+    /// The file can't be asked.
+    fn mark(&self, path: &Path) -> Result<Option<Mark>>;
+
+    /// Writes what a qcow2 overlay has into the image right below it, of `format`, and leaves the overlay as it is. Both
+    /// have the same contents then. Nobody can open them meanwhile. One that was broken off is done again.
+    ///
+    /// # Errors
+    /// Somebody has one of them open; the base is full.
+    fn commit_at_rest(&self, overlay: &Path, base: (&Path, &str)) -> Result<()>;
+
+    /// Whether an overlay has nothing of its own: whoever reads it sees the image below.
+    ///
+    /// # Errors
+    /// It can't be read.
+    fn is_empty(&self, overlay: &Path) -> Result<bool>;
+
+    /// Whether a qcow2 overlay and its base, of `format`, have the same contents. Reads both; nobody may write to them.
+    ///
+    /// # Errors
+    /// One of them can't be read, or is in use.
+    fn same(&self, overlay: &Path, base: (&Path, &str)) -> Result<bool>;
+
+    /// The images below a qcow2 image, as the headers say, the next one first.
+    ///
+    /// # Errors
+    /// One of them can't be read.
+    fn below(&self, path: &Path) -> Result<Vec<PathBuf>>;
+
+    /// The overlays by virtfold's names in a directory that were not touched for a while; a fresh one may be somebody's
+    /// who is at work.
+    ///
+    /// # Errors
+    /// The directory can't be read.
+    fn overlays(&self, directory: &Path) -> Result<Vec<PathBuf>>;
 
     /// Bytes that the file takes on its file system.
     ///
@@ -106,17 +166,71 @@ impl HostFiles for LocalFiles {
     }
 
     fn remove(&self, path: &Path) -> Result<()> {
-        let file = OpenOptions::new().read(true).write(true).open(path);
-        let file = file.at(|| format!("cannot open '{}'", path.display()))?;
-        // Write locks on all of QEMU's bytes: refused when any QEMU has the file open, and none can open it meanwhile.
-        let mut all = lock(libc::F_WRLCK, 100);
-        all.l_len = 200;
-        let taken = fcntl(&file, FcntlArg::F_OFD_SETLK(&all));
-        taken.map_err(|e| in_use(path).with_source(std::io::Error::from(e)))?;
+        let _locked = lock_all(path)?;
         std::fs::remove_file(path).at(|| format!("cannot remove '{}'", path.display()))?;
-        let parent = path.parent().unwrap_or(Path::new("/"));
-        let directory = File::open(parent).at(|| format!("cannot open '{}'", parent.display()))?;
-        directory.sync_all().at(|| format!("cannot sync the directory '{}'", parent.display()))
+        sync_parent(path)
+    }
+
+    fn quarantine(&self, path: &Path) -> Result<PathBuf> {
+        let _locked = lock_all(path)?;
+        let doing = || format!("cannot rename '{}'", path.display());
+        for number in 0..1000 {
+            let mut name = path.as_os_str().to_os_string();
+            name.push(if number == 0 { ".quarantined".to_owned() } else { format!(".quarantined-{number}") });
+            let (to, cwd) = (PathBuf::from(name), rustix::fs::CWD);
+            match rustix::fs::renameat_with(cwd, path, cwd, &to, rustix::fs::RenameFlags::NOREPLACE) {
+                Ok(()) => return sync_parent(path).map(|()| to),
+                Err(rustix::io::Errno::EXIST) => {}
+                Err(errno) => return Err(Error::io(doing(), errno.into())),
+            }
+        }
+        Err(Error::new(ErrorKind::Exists, doing()))
+    }
+
+    fn mark(&self, path: &Path) -> Result<Option<Mark>> {
+        let metadata = match path.metadata() {
+            Ok(metadata) if metadata.is_file() => metadata,
+            Ok(_) => return Ok(None),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(Error::io(format!("cannot look at '{}'", path.display()), e)),
+        };
+        let modified = metadata.modified().at(|| format!("cannot look at '{}'", path.display()))?;
+        // A time before 1970 is nobody's last write.
+        let modified = modified.duration_since(UNIX_EPOCH).unwrap_or_default();
+        Ok(Some(Mark { modified, size: metadata.len() }))
+    }
+
+    fn commit_at_rest(&self, overlay: &Path, (base, _): (&Path, &str)) -> Result<()> {
+        qemu_img::commit(overlay, base)
+    }
+
+    fn is_empty(&self, overlay: &Path) -> Result<bool> {
+        qemu_img::is_empty(overlay)
+    }
+
+    fn same(&self, overlay: &Path, base: (&Path, &str)) -> Result<bool> {
+        qemu_img::same(overlay, base)
+    }
+
+    fn below(&self, path: &Path) -> Result<Vec<PathBuf>> {
+        qemu_img::below(path)
+    }
+
+    fn overlays(&self, directory: &Path) -> Result<Vec<PathBuf>> {
+        let reading = || format!("cannot read the directory '{}'", directory.display());
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(directory).at(reading)? {
+            let path = entry.at(reading)?.path();
+            if !is_our_overlay(&path) {
+                continue;
+            }
+            let touched = path.symlink_metadata().and_then(|m| m.modified());
+            if touched.is_ok_and(|t| t.elapsed().is_ok_and(|age| age > FRESH)) {
+                found.push(path);
+            }
+        }
+        found.sort();
+        Ok(found)
     }
 
     fn allocated(&self, path: &Path) -> Result<u64> {
@@ -129,6 +243,23 @@ impl HostFiles for LocalFiles {
         let stat = stat.at(|| format!("cannot look at the file system of '{}'", directory.display()))?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
+}
+
+/// Write locks on all of QEMU's bytes: refused when any QEMU has the file open, and none can open it while the result lives.
+fn lock_all(path: &Path) -> Result<File> {
+    let file = OpenOptions::new().read(true).write(true).open(path);
+    let file = file.at(|| format!("cannot open '{}'", path.display()))?;
+    let mut all = lock(libc::F_WRLCK, 100);
+    all.l_len = 200;
+    let taken = fcntl(&file, FcntlArg::F_OFD_SETLK(&all));
+    taken.map_err(|e| in_use(path).with_source(std::io::Error::from(e)))?;
+    Ok(file)
+}
+
+fn sync_parent(path: &Path) -> Result<()> {
+    let parent = path.parent().unwrap_or(Path::new("/"));
+    let directory = File::open(parent).at(|| format!("cannot open '{}'", parent.display()))?;
+    directory.sync_all().at(|| format!("cannot sync the directory '{}'", parent.display()))
 }
 
 fn in_use(path: &Path) -> Error {

@@ -19,8 +19,22 @@ use super::qcow2::{self, Crypt, Header, Qcow2};
 use super::source::{Link, Qcow2Options, Source};
 use crate::error::{Error, ErrorKind, Result};
 
+/// Who says what a chain is made of.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Below<'a> {
+    /// Each image's header.
+    Headers,
+    /// The caller: these images below the top one, and no others, whatever the headers say.
+    Given(&'a [(PathBuf, Format)]),
+}
+
 /// Opens the chain whose top image is `top`.
-pub(super) fn open(top: HostFile, format: Format, options: &OpenOptions) -> Result<DiskImage> {
+pub(super) fn open(
+    top: HostFile,
+    format: Format,
+    below: Below<'_>,
+    options: &OpenOptions,
+) -> Result<DiskImage> {
     let mut chain =
         Chain { usage: options.usage, files: Vec::new(), layers: Vec::new(), warnings: Vec::new() };
     let (mut links, mut top_options) = (Vec::new(), None);
@@ -37,14 +51,21 @@ pub(super) fn open(top: HostFile, format: Format, options: &OpenOptions) -> Resu
                 .with_hint("shorten the chain with 'virsh blockcommit' or 'qemu-img commit'"));
         }
         links.push(Link { path: file.name().to_string(), format });
-        match format {
-            Format::Raw => chain.add_raw(file)?,
-            Format::Qcow2 => {
-                let header = chain.add_qcow2(file)?;
-                next = backing(&header)?;
-                top_options.get_or_insert_with(|| describe(&header.header));
+        let header = match format {
+            Format::Raw => {
+                chain.add_raw(file)?;
+                None
             }
+            Format::Qcow2 => Some(chain.add_qcow2(file)?),
+        };
+        if let Some(header) = &header {
+            top_options.get_or_insert_with(|| describe(&header.header));
         }
+        next = match (below, &header) {
+            (Below::Headers, None) => None,
+            (Below::Headers, Some(header)) => backing(header)?,
+            (Below::Given(images), header) => given(images.get(links.len() - 1), header.as_ref())?,
+        };
     }
     let qcow2 = if format == Format::Qcow2 { top_options } else { None };
     let capacity = chain.layers.first().map_or(0, Layer::capacity);
@@ -169,6 +190,19 @@ fn backing(above: &Opened) -> Result<Option<(HostFile, Format)>> {
     let file =
         HostFile::open(&path).map_err(|e| e.within(format!("cannot open the backing file of '{shown}'")))?;
     Ok(Some((file, format)))
+}
+
+/// The next image as the caller names it. A raw image rests on nothing.
+fn given(next: Option<&(PathBuf, Format)>, above: Option<&Opened>) -> Result<Option<(HostFile, Format)>> {
+    match (next, above) {
+        (None, _) => Ok(None),
+        (Some((path, format)), Some(_)) => Ok(Some((HostFile::open(path)?, *format))),
+        (Some((path, _)), None) => {
+            let what =
+                format!("'{}' is named as the backing file of a raw image, which has none", path.display());
+            Err(Error::new(ErrorKind::Unsupported, what))
+        }
+    }
 }
 
 /// The path of a file that the header of `image` names: as it stands, or from the directory of `image`.

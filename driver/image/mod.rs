@@ -43,7 +43,7 @@ pub use source::{CompressionType, Link, Qcow2Options, Source};
 pub use table::{AllocationTable, Extent, ExtentIter, Place};
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -66,7 +66,21 @@ impl DiskImage {
     /// `InUse` where a QEMU is writing into it, `BadImage` where a header contradicts the format,
     /// `Unsupported` where it asks for what virtfold does not do, `NotFound` and `Io` as they come.
     pub fn open(path: &Path, format: Format, options: &OpenOptions) -> Result<Self> {
-        chain::open(file::HostFile::open(path)?, format, options)
+        chain::open(file::HostFile::open(path)?, format, chain::Below::Headers, options)
+    }
+
+    /// Opens a chain that the caller knows, for example from a hypervisor that has it open: `below` are the images under the top
+    /// one, the nearest first, and no others. What the headers say of backing files is not looked at.
+    ///
+    /// # Errors
+    /// As [`DiskImage::open`].
+    pub fn open_chain(
+        top: &Path,
+        format: Format,
+        below: &[(PathBuf, Format)],
+        options: &OpenOptions,
+    ) -> Result<Self> {
+        chain::open(file::HostFile::open(top)?, format, chain::Below::Given(below), options)
     }
 
     /// As [`DiskImage::open`], for a file that is open already (an unlinked or in-memory one, say); `path` is
@@ -75,7 +89,7 @@ impl DiskImage {
     /// # Errors
     /// As [`DiskImage::open`].
     pub fn from_file(file: File, path: &Path, format: Format, options: &OpenOptions) -> Result<Self> {
-        chain::open(file::HostFile::new(file, path)?, format, options)
+        chain::open(file::HostFile::new(file, path)?, format, chain::Below::Headers, options)
     }
 
     /// Bytes the guest sees. As QEMU has it, whole sectors of 512 bytes: a raw file's last sector is filled up
@@ -87,6 +101,27 @@ impl DiskImage {
     /// What the image is, for the record.
     pub fn source(&self) -> &Source {
         &self.source
+    }
+
+    /// The images of the chain, top image first, each with the path it was opened by.
+    ///
+    /// # Errors
+    /// Internal only.
+    pub fn chain(&self) -> Result<Vec<(PathBuf, Format)>> {
+        let link = |layer: &layer::Layer| {
+            let (index, format) = match layer {
+                layer::Layer::Raw { file, .. } => (*file, Format::Raw),
+                layer::Layer::Qcow2(image) => (image.file, Format::Qcow2),
+            };
+            Ok((file_of(&self.files, index)?.path.clone(), format))
+        };
+        self.layers.iter().map(link).collect()
+    }
+
+    /// Every host file of it, images and external data files, and what tells one from another whatever its name: device and
+    /// inode of a file, `(u64::MAX, device)` of a block device.
+    pub fn host_files(&self) -> impl Iterator<Item = (&Path, (u64, u64))> {
+        self.files.iter().map(|file| (file.path.as_path(), file.identity))
     }
 
     /// Walks the tables of the whole chain once. The result covers `[0, capacity)` without gaps, ascending.

@@ -2,6 +2,10 @@
 //!
 //! Nothing is written before every image has been opened and its tables read whole; the archive has its final
 //! name only when the medium vouches for every byte of it.
+//!
+//! [`run`] does it for images named by path. A backup of a guest opens its images itself, once they are frozen, and
+//! calls [`write()`]; what comes back is not finished, so that the caller can first make sure that nothing was
+//! written to the images meanwhile.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,14 +17,19 @@ use uuid::Uuid;
 use super::Control;
 use super::disks::{DiskSet, FoldedDisk};
 use crate::archive::layout::{self, Kind};
-use crate::archive::manifest::{self, Backing, CompressionNote, Disk, Manifest, Qcow2, Source, Subject};
+use crate::archive::manifest::{
+    self, Backing, CompressionNote, Disk, Freeze, Manifest, Qcow2, Source, Subject,
+};
 use crate::archive::stream::{Compression, StreamOptions};
-use crate::archive::writer::{Contents, DiskTables, Sealed, write_archive};
+use crate::archive::writer::{Attachment, Contents, DiskTables, Sealed, write_archive};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::image::{self, DiskImage, Format, OpenOptions, Use};
-use crate::medium::{Durable, FileMedium, Medium, PipeMedium, RateLimit, RateLimited};
+use crate::medium::{FileMedium, Medium, PipeMedium, RateLimit, RateLimited};
 use crate::table::Layout;
 use crate::units::BlockSize;
+
+/// The longest label in an archive's file name, bytes.
+const MAX_LABEL: usize = 128;
 
 /// One image to back up.
 #[derive(Clone, Debug)]
@@ -40,6 +49,43 @@ pub enum Destination {
     Directory(PathBuf),
     /// To standard output.
     Stdout,
+}
+
+/// How images become an archive.
+#[derive(Clone, Copy, Debug)]
+pub struct Manner {
+    /// How it is compressed.
+    pub compression: Compression,
+    /// Used blocks or all.
+    pub layout: Layout,
+    /// The granularity; without it, each source's own.
+    pub block_size: Option<BlockSize>,
+    /// Bytes a second at most.
+    pub limit_rate: Option<RateLimit>,
+    /// Worker threads.
+    pub workers: usize,
+}
+
+/// What is put into an archive.
+#[derive(Debug)]
+pub struct Material {
+    /// What the archive is of.
+    pub subject: Subject,
+    /// How the guest was frozen, as far as it is known when the archive begins.
+    pub freeze: Option<Freeze>,
+    /// The members beside the disks.
+    pub attachments: Vec<Attachment>,
+    /// Each disk's name in the archive, and its image.
+    pub disks: Vec<(String, DiskImage)>,
+}
+
+/// An archive that is written, all of it, and has no name yet. Dropped, it is gone.
+#[must_use = "an archive that is not finished is gone"]
+pub struct Written {
+    medium: Box<dyn Medium>,
+    head: Manifest,
+    sealed: Sealed,
+    started: Instant,
 }
 
 /// What to back up, how and to where.
@@ -131,69 +177,122 @@ pub fn run_to(
     control: &Control,
     open: impl FnOnce(&str) -> Result<Box<dyn Medium>>,
 ) -> Result<BackupReport> {
+    let material = Material {
+        subject: Subject::Images { name: label(request)? },
+        freeze: None,
+        attachments: Vec::new(),
+        disks: open_all(request, control)?,
+    };
+    write(material, &request.manner(), control, open)?.finish(control)
+}
+
+/// Reads the tables of all disks and writes the whole archive to the medium that `open` makes for the archive's name.
+/// The archive has its name when [`Written::finish`] has returned.
+///
+/// # Errors
+/// When an image can't be read or trusted, or the medium fails; those of `open`, which is called when all tables have
+/// been read.
+pub fn write(
+    material: Material,
+    manner: &Manner,
+    control: &Control,
+    open: impl FnOnce(&str) -> Result<Box<dyn Medium>>,
+) -> Result<Written> {
     let started = Instant::now();
-    let disks = fold_all(request, control)?;
-    let head = head(request, &disks)?;
-    let mut medium = open(&archive_name(&head, request.compression)?)?;
-    if let Some(limit) = request.limit_rate {
+    let Material { subject, freeze, attachments, disks } = material;
+    let disks = fold_all(disks, manner, control)?;
+    let head = head((subject, freeze), manner, &disks)?;
+    let mut medium = open(&archive_name(&head, manner.compression)?)?;
+    if let Some(limit) = manner.limit_rate {
         medium = Box::new(RateLimited::new(medium, limit));
     }
-    let (sealed, durable) = stream(request, control, &head, &disks, medium)?;
-    Ok(BackupReport {
-        archive: durable.name,
-        id: head.archive,
-        archive_bytes: durable.bytes,
-        root: blake3::Hash::from_bytes(sealed.root).to_hex().to_string(),
-        seconds: started.elapsed().as_secs_f64(),
-        disks: head.disks.iter().map(report).collect(),
-    })
+    let contents = Contents {
+        head: &head,
+        attachments: &attachments,
+        disks: disks.0.iter().map(|disk| disk as &dyn DiskTables).collect(),
+        data: &disks,
+    };
+    let sealed = stream(&contents, manner, control, medium.as_mut())?;
+    Ok(Written { medium, head, sealed, started })
+}
+
+impl Written {
+    /// Makes the archive durable under its final name.
+    ///
+    /// # Errors
+    /// Those of [`Medium::finish`].
+    pub fn finish(self, control: &Control) -> Result<BackupReport> {
+        control.progress.enter("syncing", 0);
+        let durable = self.medium.finish()?;
+        Ok(BackupReport {
+            archive: durable.name,
+            id: self.head.archive,
+            archive_bytes: durable.bytes,
+            root: blake3::Hash::from_bytes(self.sealed.root).to_hex().to_string(),
+            seconds: self.started.elapsed().as_secs_f64(),
+            disks: self.head.disks.iter().map(report).collect(),
+        })
+    }
+}
+
+impl BackupRequest {
+    fn manner(&self) -> Manner {
+        Manner {
+            compression: self.compression,
+            layout: self.layout,
+            block_size: self.block_size,
+            limit_rate: self.limit_rate,
+            workers: self.workers,
+        }
+    }
+}
+
+fn open_all(request: &BackupRequest, control: &Control) -> Result<Vec<(String, DiskImage)>> {
+    let options = OpenOptions { usage: request.usage, ..OpenOptions::default() };
+    control.progress.enter("reading", 0);
+    let open =
+        |spec: &ImageSpec| Ok((spec.target.clone(), DiskImage::open(&spec.path, spec.format, &options)?));
+    request.images.iter().map(open).collect()
 }
 
 /// Steps 1302 to 1307: every table is read before anything is written.
-fn fold_all(request: &BackupRequest, control: &Control) -> Result<DiskSet> {
-    let options = OpenOptions { usage: request.usage, ..OpenOptions::default() };
+fn fold_all(images: Vec<(String, DiskImage)>, manner: &Manner, control: &Control) -> Result<DiskSet> {
     control.progress.enter("reading", 0);
-    let mut disks = Vec::with_capacity(request.images.len());
-    for spec in &request.images {
-        layout::check_target(&spec.target)?;
-        if disks.iter().any(|disk: &FoldedDisk| disk.target == spec.target) {
-            return Err(Error::new(ErrorKind::Usage, format!("two disks are called {}", spec.target)));
+    let mut disks: Vec<FoldedDisk> = Vec::with_capacity(images.len());
+    for (target, image) in images {
+        layout::check_target(&target)?;
+        if disks.iter().any(|disk| disk.target == target) {
+            return Err(Error::new(ErrorKind::Usage, format!("two disks are called {target}")));
         }
-        let image = DiskImage::open(&spec.path, spec.format, &options)?;
-        disks.push(FoldedDisk::fold(spec.target.clone(), image, request.block_size, request.layout)?);
+        disks.push(FoldedDisk::fold(target, image, manner.block_size, manner.layout)?);
     }
     Ok(DiskSet(disks))
 }
 
-/// Steps 1308 to 1311.
+/// Steps 1308 to 1310.
 fn stream(
-    request: &BackupRequest,
+    contents: &Contents<'_>,
+    manner: &Manner,
     control: &Control,
-    head: &Manifest,
-    disks: &DiskSet,
-    mut medium: Box<dyn Medium>,
-) -> Result<(Sealed, Durable)> {
-    let total = head.disks.iter().map(|disk| disk.dense_length).sum();
+    medium: &mut dyn Medium,
+) -> Result<Sealed> {
+    let total = contents.head.disks.iter().map(|disk| disk.dense_length).sum();
     control.progress.enter("copying", total);
     let options = StreamOptions {
-        compression: request.compression,
-        workers: request.workers,
-        archive_id: head.archive,
+        compression: manner.compression,
+        workers: manner.workers,
+        archive_id: contents.head.archive,
         cancel: Arc::clone(&control.cancel),
         progress: control.progress.counter(),
     };
-    let contents = Contents {
-        head,
-        attachments: &[],
-        disks: disks.0.iter().map(|disk| disk as &dyn DiskTables).collect(),
-        data: disks,
-    };
-    let sealed = write_archive(&contents, medium.as_mut(), &options)?;
-    control.progress.enter("syncing", 0);
-    Ok((sealed, medium.finish()?))
+    write_archive(contents, medium, &options)
 }
 
-fn open_medium(destination: &Destination, name: &str) -> Result<Box<dyn Medium>> {
+/// Opens the medium for an archive of this name.
+///
+/// # Errors
+/// The directory is not there or can't be written; standard output is a terminal.
+pub fn open_medium(destination: &Destination, name: &str) -> Result<Box<dyn Medium>> {
     Ok(match destination {
         Destination::Stdout => Box::new(PipeMedium::stdout()?),
         Destination::Directory(directory) if !directory.is_dir() => {
@@ -216,7 +315,24 @@ fn archive_name(head: &Manifest, compression: Compression) -> Result<String> {
         Compression::Zstd { .. } => "tar.zst",
     };
     let time = time.strftime("%Y%m%dT%H%M%SZ");
-    Ok(format!("{}-{time}-{}.{extension}", head.subject.name(), id.get(..8).unwrap_or(&id)))
+    let name = file_label(head.subject.name());
+    Ok(format!("{name}-{time}-{}.{extension}", id.get(..8).unwrap_or(&id)))
+}
+
+/// A name as part of a file's name. A label that [`label`] lets pass is kept as it is; a domain's name may hold what a file
+/// name does not, and the archive's head has it as it is.
+fn file_label(name: &str) -> String {
+    let safe: String = name.chars().map(|c| if c == '/' || c.is_control() { '_' } else { c }).collect();
+    let mut end = safe.len().min(MAX_LABEL);
+    while !safe.is_char_boundary(end) {
+        end -= 1;
+    }
+    let cut = safe.get(..end).unwrap_or_default();
+    if cut.is_empty() || cut.starts_with('.') {
+        format!("_{}", cut.trim_start_matches('.'))
+    } else {
+        cut.to_owned()
+    }
 }
 
 /// What the set of images is called: part of a file name, so no separators, and not hidden.
@@ -227,7 +343,7 @@ fn label(request: &BackupRequest) -> Result<String> {
         (None, Some(stem)) => stem.to_string_lossy().into_owned(),
         (None, None) => return Err(Error::new(ErrorKind::Usage, "there is no image to back up")),
     };
-    let fits = !label.is_empty() && label.len() <= 128 && !label.starts_with('.');
+    let fits = !label.is_empty() && label.len() <= MAX_LABEL && !label.starts_with('.');
     if fits && !label.chars().any(|c| c == '/' || c.is_control()) {
         return Ok(label);
     }
@@ -238,8 +354,8 @@ fn label(request: &BackupRequest) -> Result<String> {
     .with_hint("say --label NAME: up to 128 bytes, no '/', not beginning with '.'"))
 }
 
-fn head(request: &BackupRequest, disks: &DiskSet) -> Result<Manifest> {
-    let (method, level) = match request.compression {
+fn head((subject, freeze): (Subject, Option<Freeze>), manner: &Manner, disks: &DiskSet) -> Result<Manifest> {
+    let (method, level) = match manner.compression {
         Compression::None => ("none", None),
         Compression::Zstd { level } => ("zstd", Some(level)),
     };
@@ -250,11 +366,11 @@ fn head(request: &BackupRequest, disks: &DiskSet) -> Result<Manifest> {
         created: manifest::now(),
         host: host_name()?,
         tool: concat!("virtfold ", env!("CARGO_PKG_VERSION")).to_owned(),
-        subject: Subject::Images { name: label(request)? },
+        subject,
         kind: Kind::Full,
         parent: None,
         compression: CompressionNote { method: method.to_owned(), level },
-        freeze: None,
+        freeze,
         disks: disks.0.iter().map(describe).collect(),
     })
 }
@@ -320,5 +436,13 @@ mod tests {
         assert_eq!(default_target(25), "vdz");
         assert_eq!(default_target(26), "vdaa");
         assert_eq!(default_target(26 * 27), "vdaaa");
+    }
+
+    #[test]
+    fn any_domain_s_name_makes_a_file_s_name() {
+        for (name, file) in [("web 1", "web 1"), ("a/b\n", "a_b_"), ("..", "_"), (".x", "_x"), ("", "_")] {
+            assert_eq!(file_label(name), file);
+        }
+        assert_eq!(file_label(&"é".repeat(100)), "é".repeat(64));
     }
 }

@@ -30,10 +30,11 @@ fn info(id: DomainId, domain: &SimDomain) -> DomainInfo {
     DomainInfo { id, name: domain.name.clone(), persistence, run: domain.run() }
 }
 
-fn described(parsed: &DomainXml) -> Vec<Described> {
+pub(super) fn described(parsed: &DomainXml) -> Vec<Described> {
     let disks = parsed.disks.iter().filter_map(|d| match &d.image.source {
         Source::File(path) | Source::Block(path) => {
-            Some(Described { target: d.target.clone(), path: path.clone(), chain: Chain::Open, mirror: None })
+            let chain = if d.backing.is_empty() { d.chain } else { Chain::Complete };
+            Some(Described { target: d.target.clone(), path: path.clone(), chain, mirror: None })
         }
         _ => None,
     });
@@ -74,6 +75,7 @@ fn define(world: &mut World, parsed: &DomainXml) -> Outcome<DomainId> {
     let fresh = || SimDomain {
         name: parsed.name.clone(),
         text: String::new(),
+        original: parsed.text().to_owned(),
         views: Views::default(),
         qemu: None,
         agent: super::Agent::Absent,
@@ -81,6 +83,7 @@ fn define(world: &mut World, parsed: &DomainXml) -> Outcome<DomainId> {
         managed_save: None,
         activity: Activity::default(),
         next: 0,
+        pace: super::world::WRITES_PER_CALL,
     };
     let domain = world.domains.entry(id).or_insert_with(fresh);
     domain.text = parsed.text().to_owned();
@@ -93,20 +96,24 @@ fn start(turn: &mut Turn<'_>, id: DomainId, how: Start) -> Outcome<()> {
     if domain.qemu.is_some() {
         return Err(refused(code::OPERATION_INVALID, "domain is already running"));
     }
-    let disks = domain.views.config.clone().unwrap_or_default();
+    let saved = domain.managed_save.clone().and_then(|xml| DomainXml::parse(xml).ok());
+    let disks = saved.map_or_else(|| domain.views.config.clone().unwrap_or_default(), |s| described(&s));
     let tops: Vec<PathBuf> = disks.iter().map(|d| d.path.clone()).collect();
     if let Some(gone) = tops.iter().find(|path| !turn.world.images.contains_key(*path)) {
         let text = format!("Cannot access storage file '{}'", gone.display());
         return Err(refused(code::SYSTEM, &text));
     }
-    if tops.iter().any(|top| turn.world.held.get(top).is_some_and(|n| *n > 0)) {
+    let held = |top: &PathBuf| turn.world.held.get(top).is_some_and(|n| *n > 0);
+    if tops.iter().any(|top| held(top) || turn.world.elsewhere.contains(top)) {
         return Err(refused(code::INTERNAL, "Failed to get \"write\" lock"));
     }
+    turn.world.runs += 1;
+    let run = turn.world.runs;
     let paused = (how == Start::Paused).then_some(Paused::User);
     let domain = turn.domain(id)?;
     domain.views.live = disks;
     domain.managed_save = None;
-    domain.qemu = Some(Qemu { tops, paused, ..Qemu::default() });
+    domain.qemu = Some(Qemu { tops, paused, run, ..Qemu::default() });
     Ok(())
 }
 

@@ -13,7 +13,7 @@
 //! - A hung agent without a time limit blocks for good: here, a fault that says so.
 //!
 //! Guests write all the time (see `world`); [`Simulated::holds`] and [`Simulated::written`] are what a test
-//! judges by. Not simulated: migration, full disks, internal snapshots.
+//! judges by. What others do to a guest is in `outside`. Not simulated: internal snapshots, the agent's answer in time.
 //!
 //! Imports: `types`, `fault`, `domain_xml`, `events`, `host`.
 
@@ -24,15 +24,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::events::Hub;
 use super::fault::{Answer, Fault, code};
-use super::types::{DomainId, Event, Lifecycle};
+use super::types::DomainId;
 use crate::error::{Error, ErrorKind, Result};
 
 mod calls;
 mod files;
 mod operations;
+mod outside;
 mod world;
 mod xml;
 
+pub use outside::Outside;
 pub use world::{Agent, SimImage};
 use world::{Described, SimDomain, Views, World};
 
@@ -59,7 +61,21 @@ pub enum Operation {
     Freeze,
     Thaw,
     Refresh,
+    /// A look at a file.
+    Look,
+    Hold,
     Remove,
+    Quarantine,
+    /// The commit of an overlay that no QEMU has open.
+    CommitFile,
+}
+
+impl Operation {
+    /// Whether it is done without libvirtd.
+    fn is_local(self) -> bool {
+        use Operation::{CommitFile, Hold, Look, Quarantine, Remove};
+        matches!(self, Look | Hold | Remove | Quarantine | CommitFile)
+    }
 }
 
 /// A moment of a call.
@@ -67,7 +83,7 @@ pub enum Operation {
 pub enum When {
     /// Nothing was done yet.
     Before,
-    /// Something was done, QEMU did not switch. Snapshot and pivot only.
+    /// Something was done, QEMU did not switch. Snapshot, pivot, and a commit at rest of which half was done.
     Half,
     /// QEMU switched, libvirt has not written it down. Snapshot and pivot only.
     Late,
@@ -98,6 +114,17 @@ pub enum Fate {
     KillGuests,
     /// The host loses power: driver, libvirtd and guests at once.
     CrashHost,
+    /// Somebody does something to every domain; the driver goes on.
+    Outside(Outside),
+}
+
+/// Whether a file system has room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// It is full: a guest that writes there is paused, a commit into it fails.
+    None,
+    /// It has.
+    Enough,
 }
 
 /// Asked at each point.
@@ -241,6 +268,27 @@ impl Simulated {
         }
     }
 
+    /// Changes how much a guest writes each time that somebody asks for something.
+    pub fn set_pace(&self, id: DomainId, writes: u64) {
+        if let Some(domain) = self.lock().world.domains.get_mut(&id) {
+            domain.pace = writes;
+        }
+    }
+
+    /// Lets somebody do something to every domain.
+    pub fn happens(&self, what: Outside) {
+        outside::happens(&mut self.lock().world, what, &self.hub);
+    }
+
+    /// Fills a directory's file system, or makes room in it again.
+    pub fn set_room(&self, directory: &Path, room: Room) {
+        let full = &mut self.lock().world.full;
+        match room {
+            Room::None => full.insert(directory.to_owned()),
+            Room::Enough => full.remove(directory),
+        };
+    }
+
     /// Makes a pool of files.
     pub fn add_pool(&self, name: &str, directory: &Path) {
         self.lock().world.pools.insert(name.to_owned(), directory.to_owned());
@@ -265,12 +313,8 @@ impl Simulated {
         }
         let fate = turn.fate;
         state.dead |= matches!(fate, Fate::KillDriver | Fate::CrashHost);
-        if matches!(fate, Fate::KillGuests | Fate::CrashHost) {
-            let ids: Vec<_> = state.world.domains.keys().copied().collect();
-            for id in ids {
-                state.world.power_off(id);
-                self.hub.publish(&Event::Lifecycle { domain: id, change: Lifecycle::Stopped });
-            }
+        if fate == Fate::CrashHost {
+            outside::happens(&mut state.world, Outside::KillGuests, &self.hub);
         }
         if fate == Fate::KillLibvirtd {
             // The agent's limit is libvirtd's own.
@@ -280,7 +324,8 @@ impl Simulated {
         if state.dead {
             return Err(killed());
         }
-        let result = if fate == Fate::KillLibvirtd { Err(lost()) } else { result };
+        let lost_it = fate == Fate::KillLibvirtd && !operation.is_local();
+        let result = if lost_it { Err(lost()) } else { result };
         result.map_err(|fault| fault.into_error(format!("the simulated {operation:?} failed")))
     }
 }
@@ -299,11 +344,19 @@ impl Turn<'_> {
     fn reaches(&mut self, when: When) -> bool {
         if self.fate == Fate::GoOn {
             self.fate = (self.hook)(Point { operation: self.operation, when });
+            // What befalls the guests befalls them now; the call goes on and sees it.
+            match self.fate {
+                Fate::KillGuests => outside::happens(self.world, Outside::KillGuests, self.hub),
+                Fate::Outside(what) => outside::happens(self.world, what, self.hub),
+                _ => {}
+            }
         }
         match self.fate {
             Fate::GoOn => false,
-            Fate::KillDriver | Fate::KillGuests => when == When::Before,
-            Fate::KillLibvirtd | Fate::CrashHost => true,
+            Fate::Outside(_) | Fate::KillGuests => false,
+            Fate::KillDriver => when == When::Before,
+            Fate::KillLibvirtd => !self.operation.is_local(),
+            Fate::CrashHost => true,
         }
     }
 

@@ -82,6 +82,7 @@ impl Turn<'_> {
                 writes: BTreeSet::new(),
             };
             self.world.images.insert(overlay.clone(), image);
+            self.world.touched.insert(overlay.clone(), self.world.clock);
         }
         if self.reaches(When::Half) {
             return Ok(());
@@ -133,17 +134,15 @@ impl Turn<'_> {
         Ok(())
     }
 
-    /// Lets a job get on, and tells when it gets ready.
+    /// Lets a job get on, and tells when it gets ready or fails.
     pub(super) fn progress(&mut self, id: DomainId, target: &str) {
-        if !self.world.advance(id, target) {
-            return;
-        }
+        let Some(status) = self.world.advance(id, target) else { return };
         if let Some(domain) = self.world.domains.get_mut(&id)
             && let Some(disk) = domain.views.live.iter_mut().find(|d| d.target == target)
         {
-            disk.mirror = Some(Some("yes"));
+            disk.mirror = (status == BlockJobStatus::Ready).then_some(Some("yes"));
         }
-        self.tell(id, target, BlockJobStatus::Ready);
+        self.tell(id, target, status);
     }
 
     fn tell(&mut self, domain: DomainId, target: &str, status: BlockJobStatus) {
@@ -179,7 +178,7 @@ impl Turn<'_> {
             return Ok(());
         }
         // QEMU drains what is left and switches.
-        self.world.images.entry(job.base.clone()).or_default().writes.extend(job.dirty.iter().copied());
+        job.dirty.iter().for_each(|write| self.world.write(&job.base, *write));
         if let Some(qemu) = &mut self.running(id)?.qemu {
             qemu.jobs.remove(target);
             if let Some(top) = qemu.tops.get_mut(position) {

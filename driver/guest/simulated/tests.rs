@@ -8,7 +8,7 @@ use crate::guest::Hypervisor;
 use crate::guest::domain_xml::DomainXml;
 use crate::guest::host::{HostFiles, ImageUse};
 use crate::guest::types::{
-    BlockJobStatus, CommitBase, CommitRequest, Config, JobEnd, Quiesce, Run, SnapshotRequest, Start,
+    BlockJobStatus, CommitBase, CommitRequest, Config, Event, JobEnd, Quiesce, Run, SnapshotRequest, Start,
 };
 
 const BASES: [&str; 2] = ["/a.qcow2", "/b.qcow2"];

@@ -13,10 +13,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use crate::guest::domain_xml::Chain;
-use crate::guest::types::{Activity, BlockJob, BlockJobKind, DomainId, Paused, Run};
+use crate::guest::types::{Activity, BlockJob, BlockJobKind, BlockJobStatus, DomainId, Paused, Run};
 
-/// Writes of a running guest each time that somebody asks the hypervisor for something.
-const WRITES_PER_CALL: u64 = 3;
+/// Writes of a running guest each time that somebody asks the hypervisor for something, unless a test says otherwise.
+pub(super) const WRITES_PER_CALL: u64 = 3;
+/// A commit is ready when no more than this is left.
+const READY: usize = 3;
 
 /// An image.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -67,6 +69,8 @@ pub(super) struct Qemu {
     pub(super) paused: Option<Paused>,
     /// The guest's agent has frozen the file systems.
     pub(super) frozen: bool,
+    /// The number of this run.
+    pub(super) run: u64,
 }
 
 /// What libvirt says of a domain.
@@ -95,6 +99,8 @@ pub(super) struct SimDomain {
     pub(super) name: String,
     /// The XML it was defined with; disks are replaced when it is asked for.
     pub(super) text: String,
+    /// The XML it was defined with at first.
+    pub(super) original: String,
     pub(super) views: Views,
     pub(super) qemu: Option<Qemu>,
     pub(super) agent: Agent,
@@ -103,6 +109,8 @@ pub(super) struct SimDomain {
     pub(super) activity: Activity,
     /// The guest's next write.
     pub(super) next: u64,
+    /// Writes of the running guest each time that somebody asks for something.
+    pub(super) pace: u64,
 }
 
 impl SimDomain {
@@ -129,47 +137,82 @@ pub(super) struct World {
     pub(super) held: BTreeMap<PathBuf, u32>,
     pub(super) pools: BTreeMap<String, PathBuf>,
     pub(super) free: u64,
+    /// Counts calls; files' times are of it.
+    pub(super) clock: u64,
+    /// When each image was written to last.
+    pub(super) touched: BTreeMap<PathBuf, u64>,
+    /// Directories that are full.
+    pub(super) full: BTreeSet<PathBuf>,
+    /// Images that a QEMU on another host writes to.
+    pub(super) elsewhere: BTreeSet<PathBuf>,
+    /// Runs of guests so far.
+    pub(super) runs: u64,
 }
 
 impl World {
-    /// Lets each running guest write. A guest that is paused or frozen does not.
+    /// Puts a write into an image.
+    pub(super) fn write(&mut self, path: &Path, write: u64) {
+        self.images.entry(path.to_owned()).or_default().writes.insert(write);
+        self.touched.insert(path.to_owned(), self.clock);
+    }
+
+    pub(super) fn is_full(&self, path: &Path) -> bool {
+        path.parent().is_some_and(|directory| self.full.contains(directory))
+    }
+
+    /// Lets each running guest write. A guest that is paused or frozen does not. One whose disk is full is paused by that.
     pub(super) fn tick(&mut self) {
-        for domain in self.domains.values_mut() {
-            let Some(qemu) = &mut domain.qemu else { continue };
-            if qemu.paused.is_some() || qemu.frozen || qemu.tops.is_empty() {
-                continue;
-            }
-            for _ in 0..WRITES_PER_CALL {
-                let disk = domain.next % qemu.tops.len() as u64;
-                let disk = usize::try_from(disk).unwrap_or(0);
-                let (Some(top), Some(view)) = (qemu.tops.get(disk), domain.views.live.get(disk)) else {
-                    continue;
-                };
-                self.images.entry(top.clone()).or_default().writes.insert(domain.next);
-                if let Some(job) = qemu.jobs.get_mut(&view.target) {
-                    job.dirty.insert(domain.next);
-                }
-                domain.next += 1;
+        self.clock += 1;
+        let ids: Vec<DomainId> = self.domains.keys().copied().collect();
+        for id in ids {
+            let pace = self.domains.get(&id).map_or(0, |d| d.pace);
+            for _ in 0..pace {
+                self.guest_writes(id);
             }
         }
     }
 
-    /// Lets a disk's block job get on by half of what is left, by all of it once it is ready; true when it has just got
-    /// ready.
-    pub(super) fn advance(&mut self, id: DomainId, target: &str) -> bool {
-        let Some(qemu) = self.domains.get_mut(&id).and_then(|d| d.qemu.as_mut()) else { return false };
-        let Some(job) = qemu.jobs.get_mut(target) else { return false };
+    fn guest_writes(&mut self, id: DomainId) {
+        let Some(domain) = self.domains.get(&id) else { return };
+        let Some(qemu) = domain.qemu.as_ref().filter(|q| q.paused.is_none() && !q.frozen) else { return };
+        let disk = domain.next.checked_rem(qemu.tops.len() as u64).unwrap_or(0);
+        let disk = usize::try_from(disk).unwrap_or(0);
+        let (Some(top), Some(view)) = (qemu.tops.get(disk), domain.views.live.get(disk)) else { return };
+        let (top, target, write) = (top.clone(), view.target.clone(), domain.next);
+        let full = self.is_full(&top);
+        if !full {
+            self.write(&top, write);
+        }
+        let Some(domain) = self.domains.get_mut(&id) else { return };
+        let Some(qemu) = &mut domain.qemu else { return };
+        if full {
+            qemu.paused = Some(Paused::IoError);
+            return;
+        }
+        if let Some(job) = qemu.jobs.get_mut(&target) {
+            job.dirty.insert(write);
+        }
+        domain.next += 1;
+    }
+
+    /// Lets a disk's block job get on by half of what is left, by all of it once it is ready. Says when it has just got
+    /// ready, or failed because its base is full.
+    pub(super) fn advance(&mut self, id: DomainId, target: &str) -> Option<BlockJobStatus> {
+        let qemu = self.domains.get_mut(&id)?.qemu.as_mut()?;
+        let job = qemu.jobs.get(target)?.clone();
+        if !job.dirty.is_empty() && self.is_full(&job.base) {
+            self.domains.get_mut(&id)?.qemu.as_mut()?.jobs.remove(target);
+            return Some(BlockJobStatus::Failed);
+        }
         let step = if job.ready { job.dirty.len() } else { job.dirty.len().div_ceil(2) };
         let moved: Vec<u64> = job.dirty.iter().take(step).copied().collect();
-        let base = self.images.entry(job.base.clone()).or_default();
-        for write in moved {
-            job.dirty.remove(&write);
-            base.writes.insert(write);
-            job.done += 1;
-        }
-        let ready = !job.ready && job.dirty.len() <= usize::try_from(WRITES_PER_CALL).unwrap_or(1);
+        moved.iter().for_each(|write| self.write(&job.base, *write));
+        let job = self.domains.get_mut(&id)?.qemu.as_mut()?.jobs.get_mut(target)?;
+        job.dirty.retain(|write| !moved.contains(write));
+        job.done += moved.len() as u64;
+        let ready = !job.ready && job.dirty.len() <= READY;
         job.ready |= ready;
-        ready
+        ready.then_some(BlockJobStatus::Ready)
     }
 
     /// The image and all below it, top first.

@@ -32,6 +32,9 @@ pub(super) fn render(world: &World, id: DomainId, domain: &SimDomain, config: Co
         position += 1;
     }
     out.push_str(domain.text.get(at..)?);
+    if let (Config::Live, Some(qemu)) = (config, &domain.qemu) {
+        out = out.replacen("<domain", &format!("<domain id='{}'", qemu.run), 1);
+    }
     if !domain.text.contains("<uuid>") {
         out = out.replacen("</name>", &format!("</name><uuid>{id}</uuid>"), 1);
     }

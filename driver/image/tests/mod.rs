@@ -2,6 +2,7 @@
 //! say what is in them. A machine without them fails these tests; the test setup installs them.
 
 mod differential;
+mod given;
 mod header;
 mod locks;
 mod mutate;

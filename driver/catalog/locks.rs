@@ -1,0 +1,47 @@
+//! A lock for each domain: `locks/UUID.lock`, locked by flock(2) for as long as a run lasts. The kernel drops it when the
+//! process ends. The file's contents, the process's number, are for messages only; the file itself stays, because removing it would
+//! let two runs lock two files of one name.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Read, Seek, Write};
+use std::path::Path;
+
+use super::Locked;
+use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::guest::DomainId;
+
+/// Longest contents that are read.
+const CONTENTS: u64 = 64;
+
+#[derive(Debug)]
+struct FileLock {
+    _file: File,
+}
+
+impl Locked for FileLock {}
+
+/// Takes a domain's lock.
+pub(super) fn take(directory: &Path, domain: DomainId) -> Result<Box<dyn Locked>> {
+    let path = directory.join(format!("{domain}.lock"));
+    let opening = || format!("cannot open the lock '{}'", path.display());
+    let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+    let mut file = opened.at(opening)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Err(busy(domain, file)),
+        Err(TryLockError::Error(e)) => return Err(Error::io(opening(), e)),
+    }
+    file.set_len(0).at(opening)?;
+    file.rewind().at(opening)?;
+    writeln!(file, "{}", std::process::id()).at(opening)?;
+    Ok(Box::new(FileLock { _file: file }))
+}
+
+fn busy(domain: DomainId, file: File) -> Error {
+    let mut contents = String::new();
+    let holder = file.take(CONTENTS).read_to_string(&mut contents);
+    let number = holder.ok().and_then(|_| contents.trim().parse::<u32>().ok());
+    let who = number.map_or_else(|| "another process".to_owned(), |n| format!("process {n}"));
+    let message = format!("{who} of virtfold is at work on domain {domain}");
+    Error::new(ErrorKind::InUse, message).with_hint("wait for its end, or end it and run `virtfold recover`")
+}

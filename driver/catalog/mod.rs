@@ -1,0 +1,62 @@
+//! The catalog: one SQLite file in the state directory. Today it holds the journal of backups; it is what a driver that was
+//! killed leaves to the next one.
+//!
+//! - [`Journal`] is what a job says and what a recovery reads; [`Catalog`] keeps it in `catalog.sqlite`.
+//! - Each entry is one transaction, on the disk when the call returns (`synchronous=EXTRA`: the rollback journal's removal,
+//!   too). An entry comes before the step that it describes, so a step that was begun is always known.
+//! - A new catalog is made under another name, and gets its own when it is whole; so a file of that name that is no catalog
+//!   is damage, and is said, never replaced.
+//! - [`Journal::lock`] is a lock of the kernel's on `locks/UUID.lock`: it ends with its process, however that ends.
+//! - Open jobs stay until they are closed; of the closed ones the last [`HISTORY`] are kept.
+//!
+//! Imports: `error`, and plain types of `guest`.
+
+mod locks;
+mod schema;
+mod store;
+#[cfg(test)]
+mod tests;
+mod types;
+
+pub use store::Catalog;
+pub use types::{Base, Change, DiskJob, DiskState, Job, JobState, Kind, Outcome};
+
+use std::fmt::Debug;
+
+use uuid::Uuid;
+
+use crate::error::Result;
+use crate::guest::DomainId;
+
+/// Closed jobs that are kept.
+pub const HISTORY: u32 = 1000;
+
+/// A lock on a domain, held until it is dropped or its process ends.
+pub trait Locked: Debug + Send {}
+
+/// What a job says before each of its steps.
+pub trait Journal: Debug + Send + Sync {
+    /// Keeps other runs of virtfold away from a domain.
+    ///
+    /// # Errors
+    /// [`crate::error::ErrorKind::InUse`] with the process that has it.
+    fn lock(&self, domain: DomainId) -> Result<Box<dyn Locked>>;
+
+    /// Begins a job. Durable when it returns.
+    ///
+    /// # Errors
+    /// The catalog can't be written.
+    fn begin(&self, job: &Job) -> Result<()>;
+
+    /// Notes changes of an open job, all or none of them. Durable when it returns.
+    ///
+    /// # Errors
+    /// The catalog can't be written, or has no such open job or disk.
+    fn record(&self, job: Uuid, changes: &[Change]) -> Result<()>;
+
+    /// The open jobs, of one domain or of all, oldest first.
+    ///
+    /// # Errors
+    /// The catalog can't be read.
+    fn open_jobs(&self, domain: Option<DomainId>) -> Result<Vec<Job>>;
+}

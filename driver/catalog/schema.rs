@@ -1,0 +1,128 @@
+//! The tables, their version, and how a catalog comes to be.
+
+use std::fs::File;
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags};
+
+use crate::error::{Error, ErrorKind, IoContext, Result};
+
+/// Marks the file as ours (`PRAGMA application_id`): `vfct`.
+const APPLICATION: i32 = 0x7666_6374;
+/// The tables' version (`PRAGMA user_version`).
+const VERSION: i32 = 1;
+
+/// How long a writer waits for another one.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+const TABLES: &str = "
+CREATE TABLE job (
+    id TEXT PRIMARY KEY,
+    domain TEXT NOT NULL,
+    name TEXT NOT NULL,
+    persistence TEXT NOT NULL,
+    live TEXT,
+    inactive TEXT,
+    kind TEXT NOT NULL,
+    created INTEGER NOT NULL,
+    state TEXT NOT NULL,
+    held TEXT,
+    outcome TEXT,
+    closed INTEGER
+) STRICT;
+CREATE INDEX job_open ON job (domain) WHERE outcome IS NULL;
+CREATE TABLE disk (
+    job TEXT NOT NULL REFERENCES job (id) ON DELETE CASCADE,
+    position INTEGER NOT NULL,
+    target TEXT NOT NULL,
+    alias TEXT,
+    base BLOB NOT NULL,
+    format TEXT NOT NULL,
+    device TEXT,
+    inode TEXT,
+    backing BLOB,
+    backing_format TEXT,
+    overlay BLOB,
+    frozen TEXT,
+    state TEXT NOT NULL,
+    level TEXT,
+    PRIMARY KEY (job, target)
+) STRICT;
+";
+
+/// Opens the catalog at `path`, or makes it where there is none.
+pub(super) fn open(path: &Path) -> Result<Connection> {
+    match path.symlink_metadata() {
+        Ok(_) => {}
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => make(path)?,
+        Err(e) => return Err(Error::io(format!("cannot look at '{}'", path.display()), e)),
+    }
+    connect(path).map_err(|e| unusable(path, e))
+}
+
+fn connect(path: &Path) -> std::result::Result<Connection, Box<dyn std::error::Error + Send + Sync>> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    settle(&connection)?;
+    let number = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
+    if number("application_id")? != APPLICATION {
+        return Err("it is not a catalog of virtfold".into());
+    }
+    match number("user_version")? {
+        VERSION => {}
+        newer => return Err(format!("it has version {newer}, this virtfold knows version {VERSION}").into()),
+    }
+    let verdict: String = connection.pragma_query_value(None, "quick_check", |row| row.get(0))?;
+    if verdict != "ok" {
+        return Err(verdict.into());
+    }
+    Ok(connection)
+}
+
+/// What each connection needs.
+fn settle(connection: &Connection) -> rusqlite::Result<()> {
+    connection.busy_timeout(PATIENCE)?;
+    connection.pragma_update_and_check(None, "journal_mode", "DELETE", |_| Ok(()))?;
+    // EXTRA is FULL and a sync of the directory after the rollback journal's removal: without it a power cut could bring
+    // that journal back, and with it the state before.
+    connection.pragma_update(None, "synchronous", "EXTRA")?;
+    connection.pragma_update(None, "foreign_keys", true)
+}
+
+/// Makes a whole catalog under another name and then gives it its own.
+fn make(path: &Path) -> Result<()> {
+    let fresh = path.with_extension(format!("{}.new", std::process::id()));
+    match std::fs::remove_file(&fresh) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            return Err(Error::io(format!("cannot remove '{}'", fresh.display()), e));
+        }
+        _ => {}
+    }
+    fill(&fresh).map_err(|e| unusable(&fresh, e.into()))?;
+    let making = || format!("cannot make the catalog '{}'", path.display());
+    File::open(&fresh).and_then(|f| f.sync_all()).at(making)?;
+    // A link refuses to replace: another run may have been quicker, and its catalog is as good.
+    match std::fs::hard_link(&fresh, path) {
+        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(Error::io(making(), e)),
+        _ => {}
+    }
+    std::fs::remove_file(&fresh).at(making)?;
+    let parent = path.parent().unwrap_or(Path::new("."));
+    File::open(parent).and_then(|d| d.sync_all()).at(making)
+}
+
+fn fill(path: &Path) -> rusqlite::Result<()> {
+    let connection = Connection::open(path)?;
+    settle(&connection)?;
+    connection.execute_batch(TABLES)?;
+    connection.pragma_update(None, "application_id", APPLICATION)?;
+    connection.pragma_update(None, "user_version", VERSION)
+}
+
+fn unusable(path: &Path, source: Box<dyn std::error::Error + Send + Sync>) -> Error {
+    let hint = "it says which guests have to be brought back onto their disks, so it is not replaced: find out what \
+                happened to it, put it back or move it away, and then run `virtfold recover`";
+    let message = format!("the catalog '{}' can't be used", path.display());
+    Error::new(ErrorKind::Damaged, message).with_source(source).with_hint(hint)
+}

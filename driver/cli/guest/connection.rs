@@ -1,0 +1,99 @@
+//! Which libvirt, and where virtfold keeps its own things: options that several verbs have.
+
+use std::path::{Path, PathBuf};
+
+use virtfold::error::{Error, ErrorKind, IoContext};
+use virtfold::guest::Hypervisor;
+
+/// Where virtfold keeps its own things when nobody says otherwise.
+const STATE: &str = "/var/lib/virtfold";
+
+/// The option that names the libvirt.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct ConnectFlag {
+    /// The libvirt to speak to; it must be this host's [default: $VIRTFOLD_CONNECT, else $LIBVIRT_DEFAULT_URI, else
+    /// qemu:///system]
+    #[arg(long, short = 'c', value_name = "URI", help_heading = "Domains")]
+    connect: Option<String>,
+}
+
+/// A connection.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    /// The hypervisor.
+    pub(crate) hypervisor: Box<dyn Hypervisor>,
+    /// How a guard process reaches the same one.
+    pub(crate) uri: String,
+}
+
+impl ConnectFlag {
+    /// Connects.
+    ///
+    /// # Errors
+    /// A URI that is not this host's; libvirt's no; a build without libvirt.
+    pub(crate) fn open(&self) -> Result<Connection, Error> {
+        let from = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let (uri, origin) = match &self.connect {
+            Some(uri) => (uri.clone(), "--connect"),
+            None => match (from("VIRTFOLD_CONNECT"), from("LIBVIRT_DEFAULT_URI")) {
+                (Some(uri), _) => (uri, "VIRTFOLD_CONNECT"),
+                (None, Some(uri)) => (uri, "LIBVIRT_DEFAULT_URI"),
+                (None, None) => ("qemu:///system".to_owned(), "the default"),
+            },
+        };
+        open(&uri).map_err(|error| match error.kind() {
+            // The URI itself is wrong: say where it came from.
+            ErrorKind::Usage | ErrorKind::Unsupported if origin != "--connect" => {
+                error.within(format!("the libvirt of {origin} can't be used"))
+            }
+            _ => error,
+        })
+    }
+}
+
+/// Connects to the libvirt at a URI.
+#[cfg(feature = "libvirt")]
+pub(crate) fn open(uri: &str) -> Result<Connection, Error> {
+    use virtfold::guest::libvirt::{Libvirt, LocalUri};
+    let local = LocalUri::parse(uri)?;
+    Ok(Connection { hypervisor: Box::new(Libvirt::open(local)?), uri: uri.to_owned() })
+}
+
+/// This build knows no libvirt.
+#[cfg(not(feature = "libvirt"))]
+pub(crate) fn open(_uri: &str) -> Result<Connection, Error> {
+    let error =
+        Error::new(ErrorKind::Unsupported, "this virtfold was built without libvirt and knows no domains");
+    Err(error.with_hint(
+        "build it with its default features on a host that has libvirt; 'backup --image' works without",
+    ))
+}
+
+/// The option that names the state directory.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct StateFlag {
+    /// Where virtfold keeps its journal and locks [default: $VIRTFOLD_STATE_DIR, else /var/lib/virtfold]
+    #[arg(long, value_name = "DIR", help_heading = "Domains")]
+    state_dir: Option<PathBuf>,
+}
+
+impl StateFlag {
+    /// The directory, absolute: libvirt knows nothing of this process's working directory.
+    ///
+    /// # Errors
+    /// There is no working directory to begin from.
+    pub(crate) fn path(&self) -> Result<PathBuf, Error> {
+        let from_environment =
+            || std::env::var_os("VIRTFOLD_STATE_DIR").filter(|v| !v.is_empty()).map(PathBuf::from);
+        let named = self.state_dir.clone().or_else(from_environment);
+        absolute(&named.unwrap_or_else(|| PathBuf::from(STATE)))
+    }
+}
+
+/// A path that means the same to libvirt.
+///
+/// # Errors
+/// There is no working directory to begin from.
+pub(crate) fn absolute(path: &Path) -> Result<PathBuf, Error> {
+    std::path::absolute(path).at(|| format!("cannot make '{}' absolute", path.display()))
+}

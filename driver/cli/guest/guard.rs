@@ -1,0 +1,26 @@
+//! `virtfold guard`: the process that lets a guest go when the pause budget is over or the driver is dead. Hidden: the driver
+//! starts it. Standard input is the socket to the driver; nothing here reads or closes it before the guard does.
+
+use anyhow::Result;
+use virtfold::guest::{DomainId, guard};
+
+use super::connection;
+use crate::cli::exit::Outcome;
+
+/// Let a guest go when its pause is over (started by virtfold itself)
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The libvirt to speak to
+    #[arg(long, value_name = "URI")]
+    uri: String,
+    /// The domain's uuid
+    uuid: String,
+}
+
+/// Runs the verb.
+pub(crate) fn run(args: &Args) -> Result<Outcome> {
+    let domain: DomainId = args.uuid.parse()?;
+    let connection = connection::open(&args.uri)?;
+    guard::serve(connection.hypervisor.as_ref(), domain)?;
+    Ok(Outcome::Done)
+}

@@ -1,0 +1,131 @@
+//! The verbs that speak to libvirt, and what they share: the connection, the state directory, the wishes for a backup.
+
+pub(crate) mod connection;
+pub(crate) mod domains;
+pub(crate) mod guard;
+mod plan;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Result;
+use virtfold::error::{Error, ErrorKind};
+use virtfold::guest::host::LocalFiles;
+use virtfold::job::backup::{Destination, Manner};
+use virtfold::job::plan::{QuiesceWish, Wishes};
+use virtfold_config::Defaults;
+
+use self::connection::{ConnectFlag, StateFlag, absolute};
+use super::Signals;
+use super::exit::Outcome;
+use super::report::{Stdout, Style, result};
+
+/// The options of a backup of a domain.
+#[derive(Debug, clap::Args)]
+pub(crate) struct GuestArgs {
+    /// Leave this disk out; several times, or with commas
+    #[arg(long, value_name = "TARGET", value_delimiter = ',', requires = "domain", help_heading = "Domains")]
+    exclude: Vec<String>,
+    /// Have qemu-guest-agent make the guest's file systems clean: where it answers (auto), or no backup (yes), or never (no)
+    /// [default: the configuration's; auto]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "auto|yes|no",
+        hide_possible_values = true,
+        requires = "domain",
+        help_heading = "Domains"
+    )]
+    quiesce: Option<QuiesceArg>,
+    /// How long the guest may stand still at one time, 100ms to 60s [default: the configuration's; 2s]
+    #[arg(long, value_name = "TIME", requires = "domain", help_heading = "Domains")]
+    pause_budget: Option<virtfold_config::Pause>,
+    /// Where the guest writes while its disks are copied [default: beside each image; overlays in the state directory for block devices]
+    #[arg(long, value_name = "DIR", requires = "domain", help_heading = "Domains")]
+    overlay_dir: Option<PathBuf>,
+    /// What must stay free where overlays lie [default: the configuration's; 1GiB]
+    #[arg(long, value_name = "SIZE", requires = "domain", help_heading = "Domains")]
+    min_free: Option<virtfold_config::Room>,
+    /// Say what would be done and touch nothing; the exit code is the one that the backup would be refused with
+    #[arg(long, requires = "domain", help_heading = "Domains")]
+    plan: bool,
+    #[command(flatten)]
+    connect: ConnectFlag,
+    #[command(flatten)]
+    state: StateFlag,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum QuiesceArg {
+    Auto,
+    Yes,
+    No,
+}
+
+/// A backup of a domain as the command line says it.
+#[derive(Debug)]
+pub(super) struct Job<'a> {
+    /// The domain.
+    pub(super) domain: &'a str,
+    /// How the archive is made.
+    pub(super) manner: Manner,
+    /// Where it goes; not needed for a plan.
+    pub(super) destination: Option<Destination>,
+    /// Text or JSON.
+    pub(super) style: Style,
+    /// What the configuration says.
+    pub(super) defaults: &'a Defaults,
+}
+
+/// The wishes by the configuration alone.
+pub(super) fn wishes_of(defaults: &Defaults, state_dir: PathBuf) -> Wishes {
+    Wishes {
+        exclude: Vec::new(),
+        quiesce: match defaults.quiesce {
+            virtfold_config::Quiesce::Auto => QuiesceWish::Auto,
+            virtfold_config::Quiesce::Yes => QuiesceWish::Yes,
+            virtfold_config::Quiesce::No => QuiesceWish::No,
+        },
+        pause_budget: Duration::from_millis(defaults.pause_budget.millis()),
+        overlay_dir: None,
+        min_free: defaults.min_free.get(),
+        state_dir,
+    }
+}
+
+impl GuestArgs {
+    fn wishes(&self, defaults: &Defaults) -> Result<Wishes, Error> {
+        let mut wishes = wishes_of(defaults, self.state.path()?);
+        wishes.exclude.clone_from(&self.exclude);
+        if let Some(quiesce) = self.quiesce {
+            wishes.quiesce = match quiesce {
+                QuiesceArg::Auto => QuiesceWish::Auto,
+                QuiesceArg::Yes => QuiesceWish::Yes,
+                QuiesceArg::No => QuiesceWish::No,
+            };
+        }
+        if let Some(budget) = self.pause_budget {
+            wishes.pause_budget = Duration::from_millis(budget.millis());
+        }
+        if let Some(room) = self.min_free {
+            wishes.min_free = room.get();
+        }
+        wishes.overlay_dir = self.overlay_dir.as_deref().map(absolute).transpose()?;
+        Ok(wishes)
+    }
+
+    /// Runs the backup of a domain, or says what it would do.
+    pub(super) fn run(&self, job: Job<'_>, signals: &Signals) -> Result<Outcome> {
+        let connection = self.connect.open()?;
+        let wishes = self.wishes(job.defaults)?;
+        if self.plan {
+            let plan =
+                virtfold::job::plan::plan(connection.hypervisor.as_ref(), &LocalFiles, job.domain, &wishes)?;
+            result(job.style, Stdout::Free, &plan, &plan::text(&plan))?;
+            let kind = plan.obstacles.first().map(|finding| finding.kind);
+            return Ok(kind.map_or(Outcome::Done, Outcome::Failed));
+        }
+        let _ = (signals, job.manner, job.destination, connection.uri);
+        Err(Error::new(ErrorKind::Unsupported, "not yet").into())
+    }
+}

@@ -1,0 +1,135 @@
+//! What others do to guests while a job is at work: their users, other tools, the guests themselves.
+//!
+//! Imports: `types`, `domain_xml`, `events`.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use super::calls::described;
+use super::world::{Qemu, World};
+use super::{Hub, SimImage};
+use crate::guest::domain_xml::{Chain, DomainXml};
+use crate::guest::types::{Config, DomainId, Event, Lifecycle, Paused};
+
+/// Something that is done to every domain, where it can be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outside {
+    /// The QEMU dies.
+    KillGuests,
+    /// The guest shuts down.
+    ShutDown,
+    /// It is started.
+    Start,
+    /// It is saved: its memory, and the XML it will go on with.
+    Save,
+    /// It goes on on another host; its disks are on shared storage.
+    MigrateAway,
+    /// An external snapshot of its first disk is taken on top of what is there.
+    Snapshot,
+    /// Its configuration is replaced by the text it was first defined with.
+    Redefine,
+    /// Its configuration is forgotten.
+    Undefine,
+    /// Its processors are stopped.
+    Suspend,
+    /// They go on.
+    Resume,
+}
+
+/// Does it.
+pub(super) fn happens(world: &mut World, what: Outside, hub: &Hub) {
+    let ids: Vec<DomainId> = world.domains.keys().copied().collect();
+    for id in ids {
+        if let Some(change) = happens_to(world, id, what) {
+            hub.publish(&Event::Lifecycle { domain: id, change });
+        }
+    }
+}
+
+fn happens_to(world: &mut World, id: DomainId, what: Outside) -> Option<Lifecycle> {
+    let domain = world.domains.get_mut(&id)?;
+    let runs = domain.qemu.is_some();
+    match what {
+        Outside::KillGuests | Outside::ShutDown if runs => world.power_off(id),
+        Outside::Start if !runs => return start(world, id),
+        Outside::Save if runs && domain.views.config.is_some() => {
+            let known = domain.clone();
+            let text = super::xml::render(world, id, &known, Config::Live)?;
+            let run = format!(" id='{}'", known.qemu.map_or(0, |q| q.run));
+            world.domains.get_mut(&id)?.managed_save = Some(text.replacen(&run, "", 1));
+            world.power_off(id);
+        }
+        Outside::MigrateAway if runs => {
+            let tops = domain.qemu.as_ref().map(|q| q.tops.clone())?;
+            world.elsewhere.extend(tops);
+            world.power_off(id);
+        }
+        Outside::Snapshot if runs => return snapshot(world, id),
+        Outside::Redefine if domain.views.config.is_some() => {
+            let parsed = DomainXml::parse(domain.original.clone()).ok()?;
+            domain.views.config = Some(described(&parsed));
+            return Some(Lifecycle::Defined);
+        }
+        Outside::Undefine if domain.views.config.is_some() => {
+            domain.views.config = None;
+            domain.managed_save = None;
+            if !runs {
+                world.domains.remove(&id);
+            }
+            return Some(Lifecycle::Undefined);
+        }
+        Outside::Suspend => {
+            domain.qemu.as_mut()?.paused.get_or_insert(Paused::User);
+            return Some(Lifecycle::Suspended);
+        }
+        Outside::Resume => {
+            domain.qemu.as_mut()?.paused = None;
+            return Some(Lifecycle::Resumed);
+        }
+        _ => return None,
+    }
+    Some(Lifecycle::Stopped)
+}
+
+fn start(world: &mut World, id: DomainId) -> Option<Lifecycle> {
+    let domain = world.domains.get_mut(&id)?;
+    let saved = domain.managed_save.clone().and_then(|xml| DomainXml::parse(xml).ok());
+    let disks = saved.map_or_else(|| domain.views.config.clone(), |s| Some(described(&s)))?;
+    let tops: Vec<PathBuf> = disks.iter().map(|d| d.path.clone()).collect();
+    let barred = |top: &PathBuf| {
+        world.held.get(top).is_some_and(|n| *n > 0)
+            || world.elsewhere.contains(top)
+            || !world.images.contains_key(top)
+    };
+    if tops.iter().any(barred) {
+        return None;
+    }
+    world.runs += 1;
+    let domain = world.domains.get_mut(&id)?;
+    domain.managed_save = None;
+    domain.views.live = disks;
+    domain.qemu = Some(Qemu { tops, run: world.runs, ..Qemu::default() });
+    Some(Lifecycle::Started)
+}
+
+/// As libvirt: not on a disk that has a job.
+fn snapshot(world: &mut World, id: DomainId) -> Option<Lifecycle> {
+    let domain = world.domains.get_mut(&id)?;
+    let disk = domain.views.live.first_mut().filter(|d| d.mirror.is_none())?;
+    let top = domain.qemu.as_mut()?.tops.first_mut()?;
+    let mut path = top.clone().into_os_string();
+    path.push(".user");
+    let path = PathBuf::from(path);
+    if world.images.contains_key(&path) {
+        return None;
+    }
+    let below = std::mem::replace(top, path.clone());
+    disk.path.clone_from(&path);
+    for disk in domain.views.config.iter_mut().flatten().take(1) {
+        disk.path.clone_from(&path);
+        disk.chain = Chain::Complete;
+    }
+    let image = SimImage { format: "qcow2".to_owned(), backing: Some(below), writes: BTreeSet::new() };
+    world.images.insert(path, image);
+    None
+}

@@ -1,0 +1,121 @@
+//! What speaks against a backup, and what a person should know, as sentences.
+
+use serde::Serialize;
+
+use super::Known;
+use crate::error::ErrorKind;
+use crate::guest::domain_xml::DomainXml;
+use crate::guest::is_our_overlay;
+use crate::guest::rules::{Choice, Facts, Obstacle, Way};
+
+/// Something that speaks against a backup now.
+#[derive(Clone, Debug, Serialize)]
+pub struct Finding {
+    /// A word for programs.
+    pub what: &'static str,
+    /// What is wrong with which disk or file.
+    pub sentence: String,
+    /// What a person can do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// What kind of failure it is.
+    #[serde(skip)]
+    pub kind: ErrorKind,
+}
+
+impl Finding {
+    pub(super) fn new(what: &'static str, kind: ErrorKind, sentence: String) -> Self {
+        Self { what, sentence, hint: None, kind }
+    }
+
+    pub(super) fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+/// What the rules find.
+pub(super) fn of_facts(facts: &Facts<'_>, choice: impl Fn(&str) -> Choice) -> Vec<Finding> {
+    facts.obstacles(choice).into_iter().map(of_obstacle).collect()
+}
+
+fn of_obstacle(obstacle: Obstacle) -> Finding {
+    let (what, kind, hint) = match &obstacle {
+        Obstacle::Disk { .. } => (
+            "disk",
+            ErrorKind::Unsupported,
+            Some("leave it out with --exclude, and back it up by other means"),
+        ),
+        Obstacle::State(_) => ("state", ErrorKind::InUse, Some("try again when that is over")),
+        Obstacle::NoDisk => ("no-disk", ErrorKind::Unsupported, None),
+        Obstacle::BlockJob { .. } => {
+            ("block-job", ErrorKind::InUse, Some("'virsh blockjob' shows it; try again when it has ended"))
+        }
+        Obstacle::BackupRunning => {
+            ("backup", ErrorKind::InUse, Some("'virsh domjobinfo' shows it; try again when it has ended"))
+        }
+        Obstacle::LeftoverOverlay { .. } => {
+            ("leftover", ErrorKind::InUse, Some("'virtfold recover' cleans it up"))
+        }
+        Obstacle::Untracked { .. } => (
+            "untracked",
+            ErrorKind::InUse,
+            Some(
+                "libvirt can't change the disk until the guest has been shut down and started again; 'virtfold recover' sees to it that it then starts from the right image",
+            ),
+        ),
+        Obstacle::SharedFile { .. } => {
+            ("shared-file", ErrorKind::Unsupported, Some("leave one of them out with --exclude"))
+        }
+    };
+    let finding = Finding::new(what, kind, obstacle.to_string());
+    match hint {
+        Some(hint) => finding.with_hint(hint),
+        None => finding,
+    }
+}
+
+/// A saved guest goes on from the XML inside of its save image: an overlay of ours in there is a leftover.
+pub(super) fn of_saved(saved: Option<&DomainXml>) -> Vec<Finding> {
+    let disks = saved.map_or(&[][..], |xml| &xml.disks);
+    let ours = disks.iter().filter_map(|disk| {
+        let mut images = std::iter::once(&disk.image).chain(&disk.backing);
+        let overlay = images.find_map(|i| i.source.path().filter(|path| is_our_overlay(path)))?.to_owned();
+        Some(of_obstacle(Obstacle::LeftoverOverlay { target: disk.target.clone(), overlay }))
+    });
+    ours.collect()
+}
+
+/// What a person should know, though nothing speaks against the backup.
+pub(super) fn notes(known: &Known, way: Way) -> Vec<String> {
+    let mut notes = Vec::new();
+    let (checkpoints, snapshots) = (known.activity.checkpoints.len(), known.activity.snapshots.len());
+    if checkpoints > 0 {
+        notes.push(format!("it has {checkpoints} checkpoints of another tool: libvirt carries their bitmaps through the backup"));
+    }
+    if snapshots > 0 {
+        notes.push(format!("it has {snapshots} snapshots of its own: they stay, and are not in the backup"));
+    }
+    if known.saved.is_some() {
+        notes.push(
+            "its memory is saved on the host: that is not in the backup, a restored guest boots anew"
+                .to_owned(),
+        );
+    }
+    if known.inactive.is_none() && way != Way::Offline {
+        notes.push(
+            "it is transient: it is gone when it ends, and the backup has its XML as it runs".to_owned(),
+        );
+    }
+    let (Some(live), Some(inactive)) = (&known.live, &known.inactive) else { return notes };
+    for disk in &live.disks {
+        let next = inactive.disk(&disk.target).map(|d| &d.image.source);
+        if next.is_some_and(|source| *source != disk.image.source) {
+            notes.push(format!(
+                "disk '{}' will be another image after its next start: the one that runs is copied",
+                disk.target
+            ));
+        }
+    }
+    notes
+}

@@ -1,0 +1,129 @@
+//! Whether the overlays have room. While an image is copied the guest's writes go to its overlay, and a full file
+//! system stops guests.
+//!
+//! The estimate of an overlay: a tenth of what the disk's images take on the host, at least 16 MiB, at most the disk's
+//! capacity. Of each file system the estimates of its overlays must fit in what is free, and `min_free` bytes more.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::{Finding, PlannedDisk};
+use crate::error::{ErrorKind, IoContext, Result};
+use crate::guest::host::HostFiles;
+use crate::units::Human;
+
+/// The least that an overlay is estimated to take.
+const LEAST: u64 = 16 << 20;
+/// An overlay is estimated to take this part of the allocated bytes.
+const SHARE: u64 = 10;
+
+/// A file system that overlays go to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Room {
+    /// The directories.
+    pub directories: Vec<String>,
+    /// The disks whose overlays go there.
+    pub disks: Vec<String>,
+    /// What they are estimated to take, bytes.
+    pub estimate: u64,
+    /// What must stay free, bytes.
+    pub min_free: u64,
+    /// What is free, bytes.
+    pub free: u64,
+}
+
+/// What was found.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Found {
+    pub(super) rooms: Vec<Room>,
+    pub(super) obstacles: Vec<Finding>,
+    pub(super) notes: Vec<String>,
+}
+
+/// What an overlay is estimated to take.
+pub(super) fn estimate(capacity: u64, allocated: u64) -> u64 {
+    (allocated / SHARE).max(LEAST).min(capacity)
+}
+
+/// Looks at the file systems of the overlays.
+pub(super) fn look(disks: &[PlannedDisk], files: &dyn HostFiles, min_free: u64) -> Result<Found> {
+    let mut found = Found::default();
+    let mut rooms: BTreeMap<u64, Room> = BTreeMap::new();
+    for disk in disks {
+        let (Some(overlay), Some(bytes)) = (&disk.overlay, disk.overlay_estimate) else { continue };
+        let directory = overlay.parent().unwrap_or(Path::new("/"));
+        let there = existing(directory);
+        let device = device(&there)?;
+        let room = match rooms.entry(device) {
+            Entry::Occupied(room) => room.into_mut(),
+            Entry::Vacant(place) => {
+                let free = files.free(&there)?;
+                place.insert(Room { directories: Vec::new(), disks: Vec::new(), estimate: 0, min_free, free })
+            }
+        };
+        let shown = directory.display().to_string();
+        if !room.directories.contains(&shown) {
+            room.directories.push(shown);
+        }
+        room.disks.push(disk.target.clone());
+        room.estimate = room.estimate.saturating_add(bytes);
+        found.notes.extend(elsewhere(disk, device));
+    }
+    found.rooms = rooms.into_values().collect();
+    found.obstacles = found.rooms.iter().filter_map(short).collect();
+    Ok(found)
+}
+
+/// The directory, or the nearest above it that is there.
+fn existing(directory: &Path) -> PathBuf {
+    directory.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/")).to_owned()
+}
+
+fn device(directory: &Path) -> Result<u64> {
+    let metadata = directory.metadata().at(|| format!("cannot look at '{}'", directory.display()))?;
+    Ok(metadata.dev())
+}
+
+fn short(room: &Room) -> Option<Finding> {
+    let wanted = room.estimate.saturating_add(room.min_free);
+    (room.free < wanted).then(|| {
+        let told = format!(
+            "no room for the overlays of {} in '{}': {} free, {} wanted ({} estimated and {} to stay free)",
+            room.disks.join(", "),
+            room.directories.join("', '"),
+            Human(room.free),
+            Human(wanted),
+            Human(room.estimate),
+            Human(room.min_free),
+        );
+        let hint = "free some space, or say --overlay-dir or --min-free";
+        Finding::new("room", ErrorKind::NoSpace, told).with_hint(hint)
+    })
+}
+
+/// QEMU sees only what was mounted before the guest was started.
+fn elsewhere(disk: &PlannedDisk, device: u64) -> Option<String> {
+    let parent = Path::new(disk.source.as_deref()?).parent()?.metadata().ok()?;
+    (parent.dev() != device).then(|| {
+        format!(
+            "the overlay of '{}' is on another file system than its image: it must have been mounted before the guest was started",
+            disk.target
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_estimate_is_a_tenth_within_bounds() {
+        assert_eq!(estimate(1 << 40, 1 << 30), (1 << 30) / 10);
+        assert_eq!(estimate(1 << 40, 0), LEAST);
+        assert_eq!(estimate(1 << 20, 1 << 20), 1 << 20);
+    }
+}
