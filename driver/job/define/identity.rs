@@ -10,12 +10,12 @@
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::DefineRequest;
 use super::inventory::{Inventory, Known};
+use super::{DefineRequest, Host};
 use crate::durable::Existing;
 use crate::error::{Error, ErrorKind, Result};
 use crate::guest::domain_xml::DomainXml;
-use crate::guest::{DomainId, Hypervisor, Run};
+use crate::guest::{DomainId, Run};
 
 /// What a restored guest is to the one that was backed up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -49,7 +49,7 @@ pub(super) fn decide(
     xml: &DomainXml,
     request: &DefineRequest,
     inventory: &Inventory,
-    hypervisor: &dyn Hypervisor,
+    host: &Host<'_>,
 ) -> Result<Who> {
     if let Some(name) = &request.name {
         check_name(name)?;
@@ -69,7 +69,7 @@ pub(super) fn decide(
     let identity = match (inventory.by_id(id), inventory.by_name(&name)) {
         (None, None) => Identity::AsItWas,
         (Some(known), _) if known.info.name == name => {
-            check_replaceable(known, request.existing, hypervisor)?;
+            check_replaceable(known, request.existing, host)?;
             Identity::Replacement
         }
         (Some(known), _) => return Err(half_known(&name, known, "has its uuid under another name")),
@@ -100,7 +100,7 @@ fn half_known(name: &str, known: &Known, how: &str) -> Error {
 }
 
 /// Whether a domain that is there may give its place.
-fn check_replaceable(known: &Known, existing: Existing, hypervisor: &dyn Hypervisor) -> Result<()> {
+fn check_replaceable(known: &Known, existing: Existing, host: &Host<'_>) -> Result<()> {
     let (name, id) = (&known.info.name, known.info.id);
     if known.info.run != Run::ShutOff {
         let what = format!("domain '{name}' is not shut off, and its disks would be replaced under it");
@@ -112,14 +112,15 @@ fn check_replaceable(known: &Known, existing: Existing, hypervisor: &dyn Hypervi
         return Err(Error::new(ErrorKind::Exists, format!("domain '{name}' exists already"))
             .with_hint("--force replaces it and its disks, --name NEW makes a copy beside it"));
     }
-    if hypervisor.managed_save_xml(id)?.is_some() {
+    check_journal(known, host)?;
+    if host.hypervisor.managed_save_xml(id)?.is_some() {
         let what = format!(
             "domain '{name}' has a saved state, which would go on with its old memory on the restored disks"
         );
         return Err(Error::new(ErrorKind::InUse, what)
             .with_hint(format!("remove it first: 'virsh managedsave-remove {name}'")));
     }
-    let activity = hypervisor.activity(id)?;
+    let activity = host.hypervisor.activity(id)?;
     let left = [("snapshot", &activity.snapshots), ("checkpoint", &activity.checkpoints)];
     for (kind, names) in left {
         if let Some(first) = names.first() {
@@ -130,4 +131,17 @@ fn check_replaceable(known: &Known, existing: Existing, hypervisor: &dyn Hypervi
         }
     }
     Ok(())
+}
+
+/// Refuses a domain of which a backup was begun and not ended: its base and its overlay are not one yet.
+fn check_journal(known: &Known, host: &Host<'_>) -> Result<()> {
+    let open = host.journal.map(|journal| journal.open_jobs(Some(known.info.id))).transpose()?;
+    if open.is_none_or(|jobs| jobs.is_empty()) {
+        return Ok(());
+    }
+    let name = &known.info.name;
+    Err(Error::new(ErrorKind::InUse, format!("a backup of domain '{name}' was begun and has not ended"))
+        .with_hint(format!(
+            "run 'virtfold recover {name}'; where that can't decide, undefine the domain ('virsh undefine {name} --keep-nvram') and restore again"
+        )))
 }

@@ -17,7 +17,7 @@
 //! of a replacement leaves old and new files under their names, all of them whole; the same restore made again ends it.
 //! A block device is written in place.
 //!
-//! Imports: `error`, `archive`, `medium`, `image`, `durable`, `guest`; of this room `restore` and `attachments`; `virtfold_hooks` (guards).
+//! Imports: `error`, `archive`, `medium`, `image`, `durable`, `catalog`, `guest`; of this room `restore` and `attachments`; `virtfold_hooks` (guards).
 
 mod backup;
 mod identity;
@@ -40,6 +40,7 @@ use super::Control;
 use super::attachments::LibvirtPlaces;
 use super::restore::Checking;
 use super::target::Method;
+use crate::catalog::Journal;
 use crate::durable::Existing;
 use crate::error::Result;
 use crate::guest::Hypervisor;
@@ -113,6 +114,8 @@ pub struct Host<'a> {
     pub places: &'a LibvirtPlaces,
     /// The directory of the guards.
     pub guards: &'a Path,
+    /// Where backups note what they are at; none where no backup was ever made here.
+    pub journal: Option<&'a dyn Journal>,
 }
 
 /// What is or would be done; sizes in bytes.

@@ -65,7 +65,7 @@ impl Content {
 pub(super) fn make(request: &DefineRequest, host: &Host<'_>, control: &Control) -> Result<Plan> {
     let backup = Backup::open(request, control)?;
     let inventory = Inventory::read(host.hypervisor)?;
-    let who = identity::decide(&backup.xml, request, &inventory, host.hypervisor)?;
+    let who = identity::decide(&backup.xml, request, &inventory, host)?;
     check_targets(request, &backup)?;
     let maker = Maker {
         request,

@@ -26,6 +26,9 @@ use crate::job::restore::{self, RestoreReport, RestoreRequest, Selection};
 pub fn run(request: &DefineRequest, host: &Host<'_>, control: &Control) -> Result<DefineReport> {
     let started = Instant::now();
     let mut plan = plan::make(request, host, control)?;
+    // A copy's uuid is new: nobody else is at work on it.
+    let journal = host.journal.filter(|_| plan.who.identity != Identity::Copy);
+    let _locked = journal.map(|journal| journal.lock(plan.who.id)).transpose()?;
     let guards = guard(&plan, host)?;
     // From here on nobody starts a guest on these disks; somebody may have just before.
     check_again(&plan, host)?;

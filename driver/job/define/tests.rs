@@ -1,16 +1,14 @@
 //! The simulated hypervisor, real files: what is made, what is refused, and what is left when things break.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::Receiver;
 
 use super::*;
-use crate::archive::layout::Kind;
-use crate::archive::manifest::{self, CompressionNote, Manifest, Source, Subject};
-use crate::archive::stream::{Compression, StreamOptions};
-use crate::archive::writer::{Attachment, Contents, DiskTables, write_archive};
+use crate::archive::manifest::Subject;
+use crate::archive::stream::Compression;
+use crate::archive::writer::Attachment;
 use crate::error::{Error, ErrorKind};
 use crate::guest::domain_xml::DomainXml;
 use crate::guest::fault::{Answer, Fault, code};
@@ -21,7 +19,7 @@ use crate::guest::{
     SnapshotRequest, Start,
 };
 use crate::image::{DiskImage, OpenOptions};
-use crate::job::disks::{DiskSet, FoldedDisk};
+use crate::job::backup::{self, Manner, Material};
 use crate::medium::{FileMedium, Medium};
 use crate::table::Layout;
 
@@ -142,32 +140,8 @@ impl Lab {
             let image = self.at(&format!("{target}.source"));
             std::fs::write(&image, vec![fill; 70_000]).unwrap();
             let image = DiskImage::open(&image, Format::Raw, &OpenOptions::default()).unwrap();
-            disks.push(FoldedDisk::fold(target.to_owned(), image, None, Layout::Compact).unwrap());
+            disks.push((target.to_owned(), image));
         }
-        let describe = |disk: &FoldedDisk| manifest::Disk {
-            target: disk.target.clone(),
-            capacity: disk.image.capacity(),
-            source: Source { format: "raw".into(), qcow2: None, backing: vec![], warnings: vec![] },
-            block_size: disk.block.get(),
-            layout: disk.layout,
-            allocated: disk.allocation.allocated(),
-            dense_length: disk.table.dense_len(),
-            runs: disk.table.len(),
-        };
-        let head = Manifest {
-            version: manifest::VERSION,
-            requires: vec![],
-            archive: uuid::Uuid::new_v4(),
-            created: manifest::now(),
-            host: "h".into(),
-            tool: "t".into(),
-            subject: Subject::Domain { name: "web".into(), uuid: Some(UUID.parse().unwrap()) },
-            kind: Kind::Full,
-            parent: None,
-            compression: CompressionNote { method: "none".into(), level: None },
-            freeze: None,
-            disks: disks.iter().map(describe).collect(),
-        };
         let member = |name: &str, content: &[u8]| Attachment { name: name.into(), content: content.to_vec() };
         let attachments = [
             member("domain.xml", xml.as_bytes()),
@@ -176,20 +150,23 @@ impl Lab {
             member("tpm/tpm2-00.permall", b"tpm"),
             member("boot/kernel", b"kernel"),
         ];
-        let set = DiskSet(disks);
-        let tables = set.0.iter().map(|disk| disk as &dyn DiskTables).collect();
-        let contents = Contents { head: &head, attachments: &attachments, disks: tables, data: &set };
         std::fs::remove_file(&path).unwrap_or_default();
-        let mut medium = FileMedium::create(&path).unwrap();
-        let options = StreamOptions {
-            compression: Compression::None,
-            workers: 1,
-            archive_id: head.archive,
-            cancel: Arc::default(),
-            progress: Arc::default(),
+        let material = Material {
+            subject: Subject::Domain { name: "web".into(), uuid: Some(UUID.parse().unwrap()) },
+            freeze: None,
+            attachments: attachments.into(),
+            disks,
         };
-        write_archive(&contents, &mut medium, &options).unwrap();
-        Box::new(medium).finish().unwrap();
+        let manner = Manner {
+            compression: Compression::None,
+            layout: Layout::Compact,
+            block_size: None,
+            limit_rate: None,
+            workers: 1,
+        };
+        let open = |_: &str| FileMedium::create(&path).map(|medium| Box::new(medium) as Box<dyn Medium>);
+        let control = Control::default();
+        backup::write(material, &manner, &control, open).unwrap().finish(&control).unwrap();
         path
     }
 
@@ -215,8 +192,13 @@ impl Lab {
 
     fn run(&self, request: &DefineRequest) -> Result<DefineReport> {
         let guards = self.at("guards");
-        let host =
-            Host { hypervisor: &self.hypervisor, files: &LocalFiles, places: &self.places, guards: &guards };
+        let host = Host {
+            hypervisor: &self.hypervisor,
+            files: &LocalFiles,
+            places: &self.places,
+            guards: &guards,
+            journal: None,
+        };
         let planned = plan(request, &host, &Control::default());
         let done = run(request, &host, &Control::default());
         if let (Err(planned), Err(done)) = (&planned, &done) {
