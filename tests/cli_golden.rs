@@ -17,7 +17,8 @@ use common::run::{Outcome, run, text, virtfold};
 use common::scratch::Scratch;
 
 /// The verbs that have a help of their own.
-const VERBS: [&str; 8] = ["backup", "restore", "verify", "list", "show", "table", "map", "config"];
+const VERBS: [&str; 10] =
+    ["backup", "restore", "verify", "list", "show", "table", "map", "domains", "recover", "config"];
 
 /// What differs from run to run, by its shape: `d` stands for a digit, `h` for a hexadecimal one.
 const SHAPES: [(&str, &str); 5] = [
@@ -116,12 +117,37 @@ fn errors() {
     say("error-backup-missing-folder", &backup_args(&image, text(&scratch.join("nowhere")), &[]));
     say("error-backup-block-size", &backup_args(&image, text(&archives), &["--block-size", "5000"]));
     say("error-backup-compress", &backup_args(&image, text(&archives), &["--compress", "lzma"]));
+    say("error-backup-nothing", &["backup", "--to", text(&archives)]);
+    say(
+        "error-backup-domain-and-image",
+        &["backup", "web", "--image", image.text(), "--format", "qcow2", "--plan"],
+    );
+    say("error-backup-image-plan", &["backup", "--image", image.text(), "--format", "qcow2", "--plan"]);
+    say("error-backup-pause-budget", &["backup", "web", "--to", text(&archives), "--pause-budget", "2m"]);
     say("error-verify-missing", &["verify", text(&scratch.join("missing.tar"))]);
     let rubbish = scratch.join("rubbish.tar");
     fs::write(&rubbish, [b'x'; 2048]).unwrap();
     say("error-verify-rubbish", &["verify", text(&rubbish)]);
     say("error-map-rubbish", &["map", text(&rubbish), "--format", "qcow2"]);
     say("error-list-missing", &["list", text(&scratch.join("nowhere"))]);
+}
+
+/// What the verbs of domains say where no libvirt is asked.
+#[test]
+fn connection_errors() {
+    let scratch = Scratch::new("golden-connection");
+    let domains = |uri: &str| run(&mut virtfold(["domains", "--connect", uri]));
+    let say = |name: &str, outcome: &Outcome| golden(name, &transcript(outcome, scratch.path()));
+    if cfg!(feature = "libvirt") {
+        say("error-connect-remote", &domains("qemu+ssh://root@host/system"));
+        let socket = format!("qemu+unix:///system?socket={}", text(&scratch.join("nobody")));
+        say("error-connect-nobody", &domains(&socket));
+        let mut command = virtfold(["domains"]);
+        command.env_remove("VIRTFOLD_CONNECT").env("LIBVIRT_DEFAULT_URI", "xen:///system");
+        say("error-connect-environment", &run(&mut command));
+    } else {
+        say("error-without-libvirt", &domains("qemu:///system"));
+    }
 }
 
 #[test]

@@ -9,8 +9,11 @@ mod lab;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use common::run::{Outcome, exit, run, text, virtfold};
+use lab::records::{Prefix, check_images};
 use lab::{Guest, GuestSpec, Lab};
 
 /// virtfold against the lab's libvirtd, with a state directory in the lab's folder.
@@ -97,4 +100,86 @@ fn refusals_name_their_reason() {
 fn overlays(folder: &Path) -> Vec<PathBuf> {
     let names = fs::read_dir(folder).unwrap().map(|e| e.unwrap().path());
     names.filter(|path| text(path).contains(".virtfold-")).collect()
+}
+
+/// Restores all disks of an archive and says which records they hold.
+fn restored(guest: &Guest<'_>, archive: &Path) -> Prefix {
+    let to = guest.lab.folder().join(format!("restored-{}", uuid::Uuid::new_v4().simple()));
+    fs::create_dir(&to).unwrap();
+    virtfold_in(guest.lab, &["restore", text(archive), "--output", text(&to)]).ok();
+    let disks = guest.spec.disks.iter().enumerate();
+    let images: Vec<_> =
+        disks.map(|(n, format)| (to.join(format!("{}.{format}", lab::guest::target(n))), *format)).collect();
+    let images: Vec<_> = images.iter().map(|(path, format)| (path.as_path(), *format)).collect();
+    check_images(&images, guest.layout()).unwrap()
+}
+
+/// Backs the guest up; the archive and the report.
+fn backup(guest: &Guest<'_>, more: &[&str]) -> (PathBuf, serde_json::Value) {
+    let to = guest.lab.folder().join("archives");
+    fs::create_dir_all(&to).unwrap();
+    let args = [&["backup", guest.name(), "--to", text(&to), "--json"], more].concat();
+    let done = virtfold_in(guest.lab, &args).ok();
+    let report = done.json_lines().pop().unwrap();
+    println!("{report}");
+    (PathBuf::from(report["archive"].as_str().unwrap()), report)
+}
+
+#[test]
+fn a_running_guest_is_backed_up_while_it_writes() {
+    let lab = Lab::start();
+    let guest = lab.guest(GuestSpec { disks: vec!["qcow2", "raw"], ..GuestSpec::default() });
+    guest.start();
+    guest.progress.wait_more(300);
+    let before = everything(&guest);
+    let from = (guest.progress.last(), Instant::now());
+    let (archive, report) = backup(&guest, &[]);
+    let to = (guest.progress.last(), Instant::now());
+    println!("largest gap {:?}", guest.progress.gap_between(from.1, to.1));
+    guest.progress.wait_more(300);
+    // The guest is as it was: same descriptions, same chain, no overlay, and it writes.
+    assert_eq!(everything(&guest), before);
+    assert_eq!(overlays(&guest.folder), Vec::<PathBuf>::new());
+    assert_eq!((&report["way"], &report["freeze"]["quiesced"]), (&"online".into(), &false.into()));
+    assert!(report["freeze"]["pause_ms"].as_f64().unwrap() < 2000.0);
+    virtfold_in(&lab, &["verify", text(&archive)]).ok();
+    let seen = restored(&guest, &archive);
+    assert!(
+        seen.last >= from.0 && seen.last < to.0,
+        "{seen:?} is not of the time of the backup: {from:?} to {to:?}"
+    );
+    let nothing = virtfold_in(&lab, &["recover", "--dry-run"]).ok();
+    assert_eq!(nothing.last_line(), "nothing to recover");
+    guest.power_off();
+    let images = guest.images();
+    let images: Vec<_> = images.iter().map(|(path, format)| (path.as_path(), *format)).collect();
+    assert_eq!(check_images(&images, guest.layout()).unwrap().last, guest.progress.last());
+    // Shut off, it is read as it is.
+    let (archive, report) = backup(&guest, &[]);
+    assert_eq!((&report["way"], &report["freeze"]), (&"offline".into(), &serde_json::Value::Null));
+    assert_eq!(restored(&guest, &archive).last, guest.progress.last());
+}
+
+#[test]
+fn a_backup_that_is_stopped_leaves_the_guest_as_it_was_and_no_archive() {
+    let lab = Lab::start();
+    let guest = lab.guest(GuestSpec { disks: vec!["raw"], ..GuestSpec::default() });
+    guest.start();
+    guest.progress.wait_more(300);
+    let before = everything(&guest);
+    let to = lab.folder().join("archives");
+    fs::create_dir(&to).unwrap();
+    let mut command =
+        virtfold(["backup", "writer", "--to", text(&to), "--limit-rate", "64KiB", "--compress", "none"]);
+    command.env("VIRTFOLD_CONNECT", lab.uri()).env("VIRTFOLD_STATE_DIR", lab.folder().join("state"));
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    lab::wait_for("the overlay is there", 30, || !overlays(&guest.folder).is_empty());
+    std::thread::sleep(Duration::from_millis(500));
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+    let ended = common::run::collect("backup, stopped".to_owned(), child).exits(exit::SIGINT);
+    println!("{ended}");
+    guest.progress.wait_more(100);
+    assert_eq!(everything(&guest), before);
+    assert_eq!(fs::read_dir(&to).unwrap().count(), 0, "something is left of the archive");
 }

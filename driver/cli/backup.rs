@@ -29,6 +29,8 @@ use super::report::{JsonFlag, Stdout, Style, Ticker, printable, result};
 /// A DOMAIN is backed up whether it runs or not. A running one goes on: its disks are frozen by a snapshot, copied and
 /// brought together again, and it is paused for a moment only. What an earlier run left behind is recovered first.
 #[derive(Debug, clap::Args)]
+#[command(override_usage = "virtfold backup [OPTIONS] --to <DIR|-> <DOMAIN>\n       \
+                      virtfold backup [OPTIONS] --to <DIR|-> --image <PATH> --format <FORMAT>")]
 #[command(after_help = "\
 Examples:
   virtfold backup web --to /backup

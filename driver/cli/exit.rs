@@ -23,11 +23,12 @@ Exit codes:
   130  ended by SIGINT     143  ended by SIGTERM
 
 Environment:
-  VIRTFOLD_CONFIG     the configuration file (default: /etc/virtfold/config.yaml)
-  VIRTFOLD_CONNECT    the libvirt to speak to (default: LIBVIRT_DEFAULT_URI, else qemu:///system)
-  VIRTFOLD_STATE_DIR  where the journal of backups is (default: /var/lib/virtfold)
-  VIRTFOLD_LOG        what is logged to standard error, for example 'debug' (default: warn)
-  TMPDIR              where tables too large for memory go (default: /var/tmp)";
+  VIRTFOLD_CONFIG       the configuration file (default: /etc/virtfold/config.yaml)
+  VIRTFOLD_CONNECT      the libvirt to speak to (default: LIBVIRT_DEFAULT_URI, else qemu:///system)
+  VIRTFOLD_STATE_DIR    where the journal of backups is (default: /var/lib/virtfold)
+  VIRTFOLD_LIBVIRT_DIR  libvirt's state directory (default: /var/lib/libvirt)
+  VIRTFOLD_LOG          what is logged to standard error, for example 'debug' (default: warn)
+  TMPDIR                where tables too large for memory go (default: /var/tmp)";
 
 /// How a run that printed its own result ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

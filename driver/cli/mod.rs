@@ -37,7 +37,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    Backup(backup::Args),
+    Backup(Box<backup::Args>),
     Restore(restore::Args),
     Verify(verify::Args),
     List(list::Args),
@@ -45,6 +45,7 @@ enum Verb {
     Table(table::Args),
     Map(map::Args),
     Domains(guest::domains::Args),
+    Recover(guest::recover::Args),
     Config(config::Args),
     #[command(hide = true)]
     Guard(guest::guard::Args),
@@ -98,7 +99,7 @@ impl Verb {
 
     fn run(self, signals: &Signals) -> Result<Outcome> {
         match self {
-            Self::Backup(args) => backup::run(args, signals),
+            Self::Backup(args) => backup::run(*args, signals),
             Self::Restore(args) => restore::run(args, signals),
             Self::Verify(args) => verify::run(&args, signals),
             Self::List(args) => list::run(&args),
@@ -106,6 +107,7 @@ impl Verb {
             Self::Table(args) => table::run(&args),
             Self::Map(args) => map::run(&args),
             Self::Domains(args) => guest::domains::run(&args),
+            Self::Recover(args) => guest::recover::run(&args),
             Self::Config(args) => config::run(&args),
             Self::Guard(args) => guest::guard::run(&args),
         }

@@ -106,6 +106,19 @@ impl Guard {
         }
     }
 
+    /// Ends the budget, after the guest was let go; for who does not keep the [`Armed`].
+    ///
+    /// # Errors
+    /// The guard is gone.
+    pub fn disarm(&mut self) -> Result<Outcome> {
+        self.say("disarm")?;
+        match self.answer()?.as_str() {
+            "intime" => Ok(Outcome::InTime),
+            "fired" => Ok(Outcome::Fired),
+            other => Err(gone().with_source(other.to_owned())),
+        }
+    }
+
     fn say(&mut self, line: &str) -> Result<()> {
         writeln!(self.socket.get_mut(), "{line}").map_err(|e| gone().with_source(e))
     }
@@ -145,12 +158,7 @@ impl Armed<'_> {
     /// # Errors
     /// The guard is gone.
     pub fn disarm(self) -> Result<Outcome> {
-        self.guard.say("disarm")?;
-        match self.guard.answer()?.as_str() {
-            "intime" => Ok(Outcome::InTime),
-            "fired" => Ok(Outcome::Fired),
-            other => Err(gone().with_source(other.to_owned())),
-        }
+        self.guard.disarm()
     }
 }
 

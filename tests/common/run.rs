@@ -145,7 +145,16 @@ pub(crate) fn tool<S: AsRef<OsStr>>(program: &str, args: impl IntoIterator<Item 
 /// virtfold as this build made it, no standard input and no settings of the caller's.
 pub(crate) fn virtfold<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     let mut command = tool(env!("CARGO_BIN_EXE_virtfold"), args);
-    command.env_remove("VIRTFOLD_LOG").env_remove("VIRTFOLD_CONFIG");
+    for setting in [
+        "VIRTFOLD_LOG",
+        "VIRTFOLD_CONFIG",
+        "VIRTFOLD_CONNECT",
+        "VIRTFOLD_STATE_DIR",
+        "VIRTFOLD_LIBVIRT_DIR",
+        "LIBVIRT_DEFAULT_URI",
+    ] {
+        command.env_remove(setting);
+    }
     command
 }
 

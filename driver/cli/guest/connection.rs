@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use virtfold::error::{Error, ErrorKind, IoContext};
 use virtfold::guest::Hypervisor;
+use virtfold::job::attachments::LibvirtPlaces;
 
 /// Where virtfold keeps its own things when nobody says otherwise.
 const STATE: &str = "/var/lib/virtfold";
@@ -66,6 +67,30 @@ pub(crate) fn open(_uri: &str) -> Result<Connection, Error> {
         Error::new(ErrorKind::Unsupported, "this virtfold was built without libvirt and knows no domains");
     Err(error.with_hint(
         "build it with its default features on a host that has libvirt; 'backup --image' works without",
+    ))
+}
+
+/// Where the libvirt at `uri` keeps firmware variables and TPM states; `given` is its state directory where a person says it.
+///
+/// # Errors
+/// A session's libvirt of a user who has no home.
+pub(crate) fn places(given: Option<&Path>, uri: &str) -> Result<LibvirtPlaces, Error> {
+    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    if let Some(state) = given.map(Path::to_owned).or_else(|| variable("VIRTFOLD_LIBVIRT_DIR")) {
+        return Ok(LibvirtPlaces::system(&absolute(&state)?));
+    }
+    if !uri.split('?').next().unwrap_or_default().ends_with("/session") {
+        return Ok(LibvirtPlaces::system(Path::new("/var/lib/libvirt")));
+    }
+    let home = || {
+        let what = "HOME is not set, and a session's libvirt keeps its things there";
+        variable("HOME").ok_or_else(|| Error::new(ErrorKind::Usage, what))
+    };
+    let below =
+        |name: &str, usual: &str| variable(name).map_or_else(|| Ok(home()?.join(usual)), Ok::<_, Error>);
+    Ok(LibvirtPlaces::session(
+        &below("XDG_CONFIG_HOME", ".config")?,
+        &below("XDG_DATA_HOME", ".local/share")?,
     ))
 }
 

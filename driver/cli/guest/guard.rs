@@ -1,8 +1,12 @@
 //! `virtfold guard`: the process that lets a guest go when the pause budget is over or the driver is dead. Hidden: the driver
 //! starts it. Standard input is the socket to the driver; nothing here reads or closes it before the guard does.
 
+use std::ffi::OsString;
+use std::path::PathBuf;
+
 use anyhow::Result;
 use virtfold::guest::{DomainId, guard};
+use virtfold::job::domain::GuardProgram;
 
 use super::connection;
 use crate::cli::exit::Outcome;
@@ -23,4 +27,10 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let connection = connection::open(&args.uri)?;
     guard::serve(connection.hypervisor.as_ref(), domain)?;
     Ok(Outcome::Done)
+}
+
+/// How this program starts its guards. `/proc/self/exe` is this very program, also when its file was replaced since.
+pub(super) fn program(uri: &str) -> GuardProgram {
+    let arguments = ["guard", "--uri", uri].map(OsString::from).to_vec();
+    GuardProgram { program: PathBuf::from("/proc/self/exe"), arguments }
 }

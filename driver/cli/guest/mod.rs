@@ -1,15 +1,17 @@
 //! The verbs that speak to libvirt, and what they share: the connection, the state directory, the wishes for a backup.
 
+mod backup;
 pub(crate) mod connection;
 pub(crate) mod domains;
 pub(crate) mod guard;
 mod plan;
+pub(crate) mod recover;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
-use virtfold::error::{Error, ErrorKind};
+use virtfold::error::Error;
 use virtfold::guest::host::LocalFiles;
 use virtfold::job::backup::{Destination, Manner};
 use virtfold::job::plan::{QuiesceWish, Wishes};
@@ -49,6 +51,9 @@ pub(crate) struct GuestArgs {
     /// Say what would be done and touch nothing; the exit code is the one that the backup would be refused with
     #[arg(long, requires = "domain", help_heading = "Domains")]
     plan: bool,
+    /// libvirt's state directory [default: $VIRTFOLD_LIBVIRT_DIR, else /var/lib/libvirt, or the user's for qemu:///session]
+    #[arg(long, value_name = "DIR", requires = "domain", help_heading = "Domains")]
+    libvirt_dir: Option<PathBuf>,
     #[command(flatten)]
     connect: ConnectFlag,
     #[command(flatten)]
@@ -125,7 +130,7 @@ impl GuestArgs {
             let kind = plan.obstacles.first().map(|finding| finding.kind);
             return Ok(kind.map_or(Outcome::Done, Outcome::Failed));
         }
-        let _ = (signals, job.manner, job.destination, connection.uri);
-        Err(Error::new(ErrorKind::Unsupported, "not yet").into())
+        let places = connection::places(self.libvirt_dir.as_deref(), &connection.uri)?;
+        backup::run(&job, &wishes, (&connection, &places), signals)
     }
 }

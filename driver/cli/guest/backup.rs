@@ -1,0 +1,90 @@
+//! A backup of a domain, run and told.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use virtfold::catalog::Catalog;
+use virtfold::error::{Error, ErrorKind};
+use virtfold::guest::host::LocalFiles;
+use virtfold::job::attachments::LibvirtPlaces;
+use virtfold::job::domain::{DomainReport, DomainRequest, backup_domain};
+use virtfold::job::guest::{Host, Pace};
+use virtfold::job::plan::Wishes;
+use virtfold::job::{Control, Progress};
+
+use super::Job;
+use super::connection::Connection;
+use crate::cli::Signals;
+use crate::cli::backup::{stdout_of, text as archive_text, warn};
+use crate::cli::exit::Outcome;
+use crate::cli::report::{Style, Ticker, printable, result};
+
+/// Runs it.
+pub(super) fn run(
+    job: &Job<'_>,
+    wishes: &Wishes,
+    (connection, places): (&Connection, &LibvirtPlaces),
+    signals: &Signals,
+) -> Result<Outcome> {
+    let Some(destination) = &job.destination else {
+        return Err(Error::new(ErrorKind::Usage, "--to says where the archive goes").into());
+    };
+    let journal = Catalog::open(&wishes.state_dir)?;
+    let host = Host {
+        hypervisor: connection.hypervisor.as_ref(),
+        files: &LocalFiles,
+        journal: &journal,
+        guard: &super::guard::program(&connection.uri),
+        pace: Pace { pause_budget: wishes.pause_budget, ..Pace::default() },
+    };
+    let request = DomainRequest { domain: job.domain, wishes, manner: job.manner, places };
+    let out = stdout_of(destination);
+    let progress = Arc::new(Progress::default());
+    let ticker = Ticker::start(job.style, out, &progress)?;
+    let control = Control { cancel: Arc::clone(&signals.stop), progress };
+    let report = backup_domain(&host, &request, destination, &control);
+    drop(ticker);
+    let report = report?;
+    warn(&report.backup.disks);
+    let freeze = report.freeze.iter().flat_map(|freeze| &freeze.warnings);
+    freeze.for_each(|warning| eprintln!("virtfold: warning: {}", printable(warning)));
+    result(job.style, out, &report, &text(&report))?;
+    let Some(failure) = &report.thaw_failure else { return Ok(Outcome::Done) };
+    if job.style == Style::Text {
+        eprintln!(
+            "virtfold: the archive is good, but '{}' is not in order: {}",
+            printable(&report.domain),
+            printable(&failure.sentence)
+        );
+        eprintln!("hint: {}", printable(&failure.hint));
+    }
+    Ok(Outcome::Failed(failure.kind))
+}
+
+fn text(report: &DomainReport) -> String {
+    let mut lines = Vec::new();
+    for recovery in &report.recovered {
+        let done = recovery.done.iter().chain(recovery.disks.iter().flat_map(|disk| &disk.done));
+        lines.extend(done.map(|done| format!("recovered: {}", printable(done))));
+    }
+    lines.extend(report.notes.iter().map(|note| format!("note: {}", printable(note))));
+    for disk in &report.left_out {
+        lines.push(format!("{}: {}", printable(&disk.target), disk.rule));
+    }
+    if let Some(freeze) = &report.freeze {
+        let how = match (freeze.quiesced, freeze.frozen_ms) {
+            (true, Some(frozen)) => format!("file systems frozen for {frozen:.0} ms by the agent"),
+            (true, None) => "file systems frozen by the agent".to_owned(),
+            (false, _) => "file systems as after a power cut".to_owned(),
+        };
+        let pause = match freeze.pause_ms {
+            Some(pause) => format!("longest pause {pause:.0} ms"),
+            None => "never paused".to_owned(),
+        };
+        lines.push(format!("{} ({}): {how}, {pause}", printable(&report.domain), report.way));
+    } else {
+        lines.push(format!("{} ({})", printable(&report.domain), report.way));
+    }
+    lines.push(archive_text(&report.backup));
+    lines.join("\n")
+}

@@ -1,0 +1,119 @@
+//! `virtfold recover`: ends what a backup that was broken off left behind.
+
+use anyhow::Result;
+use serde::Serialize;
+use virtfold::catalog::{Catalog, Journal};
+use virtfold::error::{Error, ErrorKind};
+use virtfold::guest::host::LocalFiles;
+use virtfold::guest::{DomainId, Hypervisor};
+use virtfold::job::guest::{Host, Mode, Pace, Recovery, Verdict, Which, recover};
+
+use super::connection::{ConnectFlag, StateFlag};
+use crate::cli::exit::Outcome;
+use crate::cli::report::{JsonFlag, Stdout, Style, printable, result};
+
+/// Bring guests back in order after a backup that was broken off
+///
+/// Looks at what is there: QEMU, libvirt's descriptions, the overlays, the journal. Brings each guest back onto its
+/// own disks and removes what is not needed any more. Nothing is removed that holds data which the disks do not have; where it
+/// can't decide it says what it sees, and leaves everything as it is. A backup does this by itself for its own domain.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  virtfold recover --dry-run
+  virtfold recover web
+  virtfold recover --json")]
+pub(crate) struct Args {
+    /// The domain: its name or uuid [default: all]
+    #[arg(value_name = "DOMAIN")]
+    domain: Option<String>,
+    /// Say what would be done and do nothing
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    connect: ConnectFlag,
+    #[command(flatten)]
+    state: StateFlag,
+    #[command(flatten)]
+    json: JsonFlag,
+}
+
+#[derive(Serialize)]
+struct Report {
+    domains: Vec<Recovery>,
+}
+
+/// Runs the verb.
+pub(crate) fn run(args: &Args) -> Result<Outcome> {
+    let connection = args.connect.open()?;
+    let journal = Catalog::open(&args.state.path()?)?;
+    let host = Host {
+        hypervisor: connection.hypervisor.as_ref(),
+        files: &LocalFiles,
+        journal: &journal,
+        guard: &super::guard::program(&connection.uri),
+        pace: Pace::default(),
+    };
+    let which = match &args.domain {
+        None => Which::All,
+        Some(domain) => Which::Domain(find(host.hypervisor, &journal, domain)?),
+    };
+    let mode = if args.dry_run { Mode::DryRun } else { Mode::Apply };
+    let report = Report { domains: recover(&host, which, mode)? };
+    result(Style::from_flag(&args.json), Stdout::Free, &report, &text(&report))?;
+    Ok(outcome(&report))
+}
+
+/// A domain that the hypervisor knows, or one that is gone and that the journal knows.
+fn find(hypervisor: &dyn Hypervisor, journal: &dyn Journal, domain: &str) -> Result<DomainId, Error> {
+    let missing = match hypervisor.lookup(domain) {
+        Ok(info) => return Ok(info.id),
+        Err(error) if error.kind() == ErrorKind::NotFound => error,
+        Err(error) => return Err(error),
+    };
+    let by_uuid = domain.parse::<DomainId>().ok();
+    let jobs = journal.open_jobs(None)?;
+    let known = jobs.iter().find(|job| job.name == domain || Some(job.domain) == by_uuid);
+    known.map(|job| job.domain).ok_or(missing)
+}
+
+/// The worst of them decides.
+fn outcome(report: &Report) -> Outcome {
+    let has = |verdict| report.domains.iter().any(|domain| domain.verdict == verdict);
+    if has(Verdict::Failed) || has(Verdict::Undecided) {
+        return Outcome::Failed(ErrorKind::Io);
+    }
+    if has(Verdict::Busy) { Outcome::Failed(ErrorKind::InUse) } else { Outcome::Done }
+}
+
+fn text(report: &Report) -> String {
+    if report.domains.is_empty() {
+        return "nothing to recover".to_owned();
+    }
+    let mut lines = Vec::new();
+    for domain in &report.domains {
+        let verdict = match domain.verdict {
+            Verdict::Recovered => "recovered",
+            Verdict::Later => "on its own disks; something is left for later",
+            Verdict::Busy => "a run of virtfold is at work on it",
+            Verdict::Undecided => "left as it is: a person has to decide",
+            Verdict::Failed => "failed",
+            Verdict::Planned => "would be recovered",
+        };
+        lines.push(format!("{} ({}): {verdict}", printable(&domain.name), domain.domain));
+        lines.extend(told("", [&domain.found, &domain.done, &domain.remains]));
+        for disk in &domain.disks {
+            lines.extend(told(
+                &format!("{}: ", printable(&disk.target)),
+                [&disk.found, &disk.done, &disk.remains],
+            ));
+        }
+    }
+    lines.join("\n")
+}
+
+fn told(of: &str, [found, done, remains]: [&Vec<String>; 3]) -> Vec<String> {
+    let all = [("found", found), ("done", done), ("remains", remains)];
+    let lines = all.iter().flat_map(|(word, list)| list.iter().map(move |what| (word, what)));
+    lines.map(|(word, what)| format!("  {word:<8} {of}{}", printable(what))).collect()
+}

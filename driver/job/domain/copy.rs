@@ -1,0 +1,96 @@
+//! From frozen images to an archive that is written and has no name yet.
+
+use std::path::PathBuf;
+
+use super::DomainRequest;
+use crate::archive::manifest::{Freeze, Subject};
+use crate::error::{Error, ErrorKind, Result};
+use crate::guest::host::{HostFiles, Mark};
+use crate::guest::rules::Way;
+use crate::image::{DiskImage, Use};
+use crate::job::attachments::{GuestXml, gather};
+use crate::job::backup::{Material, Written, write};
+use crate::job::guest::{Frozen, FrozenDisk, Host};
+use crate::job::plan::Plan;
+use crate::medium::Medium;
+
+/// A copy that is going to be made.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Copy<'a> {
+    pub(super) host: &'a Host<'a>,
+    pub(super) request: &'a DomainRequest<'a>,
+    pub(super) plan: &'a Plan,
+}
+
+impl Copy<'_> {
+    /// Writes the archive, and makes sure that no image changed meanwhile. The images are let go when it returns.
+    pub(super) fn write(
+        &self,
+        frozen: &Frozen,
+        open: impl FnOnce(&str) -> Result<Box<dyn Medium>>,
+    ) -> Result<Written> {
+        let known = &self.plan.known;
+        // First of all: firmware and TPM go on while the disks are frozen.
+        let xml = GuestXml { inactive: known.inactive.as_ref(), live: known.live.as_ref() };
+        let attachments = gather(xml, self.request.places)?;
+        let disks = frozen.disks.iter().map(|disk| Ok((disk.target.clone(), self.open(disk)?)));
+        let disks = disks.collect::<Result<Vec<_>>>()?;
+        let marks = marks(self.host.files, &disks)?;
+        let subject = Subject::Domain { name: known.info.name.clone(), uuid: Some(known.info.id.0) };
+        let material = Material { subject, freeze: self.note(frozen), attachments, disks };
+        let written = write(material, &self.request.manner, &frozen.control, open)?;
+        check(self.host.files, &marks)?;
+        Ok(written)
+    }
+
+    /// Opens a frozen image with its chain, held against writers. The plan knows what is below it.
+    fn open(&self, frozen: &FrozenDisk) -> Result<DiskImage> {
+        let planned = self.plan.copied().find(|disk| {
+            let path = disk.source.as_ref().map(PathBuf::from);
+            disk.target == frozen.target && path.as_ref() == Some(&frozen.path)
+        });
+        let Some(planned) = planned else {
+            let what = format!(
+                "disk '{}' was frozen as '{}', which was not planned",
+                frozen.target,
+                frozen.path.display()
+            );
+            return Err(Error::new(ErrorKind::Internal, what));
+        };
+        planned.open(Use::Checked)
+    }
+
+    /// How the guest was frozen, as far as it is known now.
+    fn note(&self, frozen: &Frozen) -> Option<Freeze> {
+        let method = match (self.plan.rule(), frozen.report.quiesced) {
+            (Way::Offline | Way::NotNow(_), _) => return None,
+            (_, true) => "agent",
+            (Way::OnlineStanding, false) => "standing",
+            (Way::Online, false) => "snapshot",
+        };
+        let pause = frozen.report.frozen_ms.unwrap_or(0.0).clamp(0.0, 1e9).round();
+        // A number of at most ten digits, without fraction: its text is the integer's.
+        let pause_ms = format!("{pause:.0}").parse().unwrap_or(0);
+        Some(Freeze { method: method.to_owned(), pause_ms })
+    }
+}
+
+/// Every file of the images, with its time and size; block devices have none.
+fn marks(files: &dyn HostFiles, disks: &[(String, DiskImage)]) -> Result<Vec<(PathBuf, Option<Mark>)>> {
+    let all = disks.iter().flat_map(|(_, image)| image.host_files());
+    all.map(|(path, _)| Ok((path.to_owned(), files.mark(path)?))).collect()
+}
+
+fn check(files: &dyn HostFiles, marks: &[(PathBuf, Option<Mark>)]) -> Result<()> {
+    for (path, mark) in marks {
+        if files.mark(path)? != *mark {
+            let what = format!(
+                "'{}' was changed while it was copied: the copy is not of one point in time",
+                path.display()
+            );
+            let hint = "something wrote to it past QEMU's locks; find out what, and back up again";
+            return Err(Error::new(ErrorKind::InUse, what).with_hint(hint));
+        }
+    }
+    Ok(())
+}
