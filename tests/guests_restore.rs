@@ -142,6 +142,12 @@ fn a_copy_runs_beside_the_original() {
     let archive = archive(&guest);
     guest.start();
     assert_eq!(word(&guest.console()), kept);
+    let (inactive, live) = (xml(&lab, "writer", Config::Inactive), xml(&lab, "writer", Config::Live));
+    let found = gather(GuestXml { inactive: Some(&inactive), live: Some(&live) }, &places(&lab)).unwrap();
+    let names: Vec<_> = found.iter().map(|member| member.name.as_str()).collect();
+    let expected =
+        ["domain.xml", "domain.live.xml", "nvram.fd", "tpm/tpm2-00.permall", "boot/kernel", "boot/initrd"];
+    assert_eq!(names, expected);
     let id = xml(&lab, "writer", Config::Inactive).id.unwrap().to_string();
     // Over a running guest: no, and nothing of it changes.
     let refused = restore(&lab, &archive, &["--force"]).exits(exit::IN_USE);

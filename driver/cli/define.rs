@@ -1,13 +1,12 @@
 //! `virtfold restore ARCHIVE --define`: a guest out of an archive.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Result;
 use virtfold::catalog::{Catalog, Journal};
-use virtfold::error::{Error, ErrorKind};
+use virtfold::error::Error;
 use virtfold::guest::host::LocalFiles;
-use virtfold::job::attachments::LibvirtPlaces;
 use virtfold::job::define::{
     self, Afterwards, DefineReport, DefineRequest, DiskAction, DiskPlan, Host, Identity, Rest, Writing,
 };
@@ -16,7 +15,7 @@ use virtfold::units::Human;
 
 use super::Signals;
 use super::exit::Outcome;
-use super::guest::connection::{ConnectFlag, StateFlag};
+use super::guest::connection::{ConnectFlag, StateFlag, places};
 use super::report::{Stdout, Style, Ticker, printable, result};
 
 /// The options of a restore of a guest.
@@ -122,27 +121,6 @@ impl DefineArgs {
     }
 }
 
-/// Where the libvirt at `uri` keeps things.
-fn places(given: Option<&Path>, uri: &str) -> Result<LibvirtPlaces, Error> {
-    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    if let Some(state) = given.map(Path::to_owned).or_else(|| variable("VIRTFOLD_LIBVIRT_DIR")) {
-        return Ok(LibvirtPlaces::system(&state));
-    }
-    if !uri.split('?').next().unwrap_or_default().ends_with("/session") {
-        return Ok(LibvirtPlaces::system(Path::new("/var/lib/libvirt")));
-    }
-    let home = || {
-        let what = "HOME is not set, and a session's libvirt keeps its things there";
-        variable("HOME").ok_or_else(|| Error::new(ErrorKind::Usage, what))
-    };
-    let below =
-        |name: &str, usual: &str| variable(name).map_or_else(|| Ok(home()?.join(usual)), Ok::<_, Error>);
-    Ok(LibvirtPlaces::session(
-        &below("XDG_CONFIG_HOME", ".config")?,
-        &below("XDG_DATA_HOME", ".local/share")?,
-    ))
-}
-
 fn text(report: &DefineReport) -> String {
     let what = match report.identity {
         Identity::AsItWas => "as it was".to_owned(),
@@ -195,5 +173,64 @@ fn disk_text(disk: &DiskPlan, verb: &str) -> String {
         ),
         DiskAction::Keep => path.map_or_else(|| "kept".to_owned(), |path| format!("kept, {path}")),
         DiskAction::Remove => "left out of the definition".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use virtfold::job::define::{Change, FilePlan};
+
+    use super::*;
+
+    fn report() -> DefineReport {
+        let disk = |target: &str, action| DiskPlan {
+            target: target.into(),
+            action,
+            path: (action != DiskAction::Remove).then(|| format!("/vm/{target}")),
+            format: (action == DiskAction::Restore).then(|| "qcow2".into()),
+            capacity: Some(10 << 30),
+            data: Some(1 << 30),
+            replaces: false,
+        };
+        DefineReport {
+            archive: "web.tar".into(),
+            guest: "web".into(),
+            domain: "web2".into(),
+            uuid: "3b51a0a6-3c5a-4c1e-9d0b-2b4f6f1f8f11".into(),
+            identity: Identity::Copy,
+            disks: vec![
+                disk("vda", DiskAction::Restore),
+                disk("sda", DiskAction::Keep),
+                disk("vdb", DiskAction::Remove),
+            ],
+            files: vec![FilePlan { what: "NVRAM".into(), path: "/vm/V".into(), bytes: 4096, replaces: true }],
+            macs: vec![Change { from: "52:54:00:00:00:01".into(), to: "52:54:00:00:00:02".into() }],
+            channels: vec![],
+            notes: vec!["odd \u{1b}[31m".into()],
+            defined: false,
+            started: false,
+            verified: false,
+            seconds: 0.0,
+        }
+    }
+
+    #[test]
+    fn a_plan_reads_as_one_and_a_restore_as_done() {
+        let expected = "domain 'web2' (3b51a0a6-3c5a-4c1e-9d0b-2b4f6f1f8f11), a copy of 'web'
+vda: 1.0 GiB of 10.0 GiB would be written to /vm/vda (qcow2)
+sda: kept, /vm/sda
+vdb: left out of the definition
+NVRAM: 4.0 KiB would replace /vm/V
+MAC address 52:54:00:00:00:01: 52:54:00:00:00:02 now
+note: odd \\u{1b}[31m
+nothing was touched";
+        assert_eq!(text(&report()), expected);
+        let done =
+            text(&DefineReport { defined: true, started: true, verified: true, seconds: 2.0, ..report() });
+        assert!(
+            done.contains("1.0 GiB of 10.0 GiB written to /vm/vda")
+                && done.contains("4.0 KiB replaced /vm/V")
+        );
+        assert!(done.ends_with("defined and started; restored in 2.0 s"), "{done}");
     }
 }

@@ -58,7 +58,7 @@ pub(crate) struct Args {
     /// The cluster size of a new qcow2 [default: the source's, or 64KiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     cluster_size: Option<u64>,
-    /// Replace existing files, write to block devices
+    /// Replace existing files, write to block devices; with --define, replace the domain that is there
     #[arg(long)]
     force: bool,
     /// Get out of a damaged or cut archive what is intact, and say what is not (exit code 3 or 4)

@@ -107,13 +107,14 @@ impl Switch {
             let back = step.back();
             first = first.and(back);
         }
+        let first = first.and_then(|()| self.sync());
         for directory in self.made.iter().rev() {
             // It stays where somebody else has put something into it.
             if let Err(error) = std::fs::remove_dir(directory) {
                 tracing::debug!(directory = %directory.display(), %error, "a directory stays");
             }
         }
-        first.and_then(|()| self.sync())
+        first
     }
 
     /// Leaves everything as it is, because nobody knows whether it counts; the paths of the old files.
@@ -247,4 +248,84 @@ pub(super) fn unknown(error: Error, old: &[String]) -> Error {
     Error::new(ErrorKind::Io, what).with_source(error).with_hint(
         "look with 'virsh dumpxml' once libvirt answers; where the domain is not as restored, restore again with --force",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn read(path: &Path) -> String {
+        std::fs::read_to_string(path).unwrap()
+    }
+
+    fn names(directory: &Path) -> Vec<String> {
+        let entries = std::fs::read_dir(directory).unwrap();
+        let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    /// An old file, an old directory, a free place; new ones for all of them.
+    fn prepared(folder: &Path) -> Switch {
+        std::fs::write(folder.join("old"), "old").unwrap();
+        std::fs::set_permissions(folder.join("old"), std::fs::Permissions::from_mode(0o640)).unwrap();
+        std::fs::create_dir(folder.join("directory")).unwrap();
+        std::fs::write(folder.join("directory/old"), "old").unwrap();
+        let mut switch = Switch::new();
+        switch.make_directory(&folder.join("made/deep")).unwrap();
+        for name in ["old", "free", "made/deep/file"] {
+            let staged = switch.stage(&Spot::look(&folder.join(name)).unwrap());
+            std::fs::write(staged, "new").unwrap();
+        }
+        let staged = switch.stage(&Spot::look(&folder.join("directory")).unwrap());
+        std::fs::create_dir(&staged).unwrap();
+        std::fs::write(staged.join("new"), "new").unwrap();
+        switch
+    }
+
+    #[test]
+    fn all_take_their_places_and_the_old_ones_go() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut switch = prepared(folder.path());
+        switch.run().unwrap();
+        assert_eq!(switch.settle(), Vec::<String>::new());
+        assert_eq!(names(folder.path()), ["directory", "free", "made", "old"]);
+        assert_eq!(read(&folder.path().join("old")), "new");
+        let mode = std::fs::metadata(folder.path().join("old")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o640);
+        assert_eq!(names(&folder.path().join("directory")), ["new"]);
+        assert_eq!(read(&folder.path().join("made/deep/file")), "new");
+    }
+
+    #[test]
+    fn a_failure_in_the_midst_puts_all_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut switch = prepared(folder.path());
+        // Somebody else takes the free place.
+        std::fs::write(folder.path().join("free"), "theirs").unwrap();
+        assert_eq!(switch.run().unwrap_err().kind(), ErrorKind::Exists);
+        drop(switch);
+        assert_eq!(names(folder.path()), ["directory", "free", "old"]);
+        assert_eq!(read(&folder.path().join("old")), "old");
+        assert_eq!(read(&folder.path().join("free")), "theirs");
+        assert_eq!(names(&folder.path().join("directory")), ["old"]);
+    }
+
+    #[test]
+    fn dropped_it_undoes_itself_and_left_alone_it_does_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut switch = prepared(folder.path());
+        switch.run().unwrap();
+        drop(switch);
+        assert_eq!(names(folder.path()), ["directory", "old"]);
+        let folder = tempfile::tempdir().unwrap();
+        let mut switch = prepared(folder.path());
+        switch.run().unwrap();
+        assert_eq!(switch.leave().len(), 2);
+        drop(switch);
+        assert_eq!(names(folder.path()).len(), 6);
+        assert_eq!(read(&folder.path().join("old")), "new");
+    }
 }

@@ -1,248 +1,13 @@
 //! The simulated hypervisor, real files: what is made, what is refused, and what is left when things break.
 
-use std::path::PathBuf;
-use std::time::Duration;
-
-use crossbeam_channel::Receiver;
+mod world;
 
 use super::*;
-use crate::archive::manifest::Subject;
-use crate::archive::stream::Compression;
-use crate::archive::writer::Attachment;
+use crate::catalog::{Catalog, Job, JobState, Kind};
 use crate::error::{Error, ErrorKind};
-use crate::guest::domain_xml::DomainXml;
-use crate::guest::fault::{Answer, Fault, code};
-use crate::guest::host::LocalFiles;
-use crate::guest::simulated::{Fate, Operation, Point, Simulated, When};
-use crate::guest::{
-    Activity, BlockJob, CommitRequest, Config, DomainId, DomainInfo, Event, JobEnd, QemuDisk, Run,
-    SnapshotRequest, Start,
-};
-use crate::image::{DiskImage, OpenOptions};
-use crate::job::backup::{self, Manner, Material};
-use crate::medium::{FileMedium, Medium};
-use crate::table::Layout;
-
-const UUID: &str = "3b51a0a6-3c5a-4c1e-9d0b-2b4f6f1f8f11";
-const MAC: &str = "52:54:00:aa:bb:01";
-
-/// A hypervisor of which single answers are others.
-#[derive(Debug)]
-struct Odd {
-    inner: Simulated,
-    refuse_define: bool,
-    saved: Option<String>,
-    activity: Activity,
-}
-
-macro_rules! hand_on {
-    ($($call:ident($($name:ident: $kind:ty),*) -> $answer:ty;)*) => {
-        $(fn $call(&self, $($name: $kind),*) -> Result<$answer> { self.inner.$call($($name),*) })*
-    };
-}
-
-impl Hypervisor for Odd {
-    hand_on! {
-        domains() -> Vec<DomainInfo>;
-        lookup(name: &str) -> DomainInfo;
-        run_state(id: DomainId) -> Run;
-        xml(id: DomainId, config: Config) -> String;
-        undefine(id: DomainId) -> ();
-        start(id: DomainId, start: Start) -> ();
-        destroy(id: DomainId) -> ();
-        define_managed_save_xml(id: DomainId, xml: &str) -> ();
-        snapshot(id: DomainId, request: &SnapshotRequest) -> ();
-        commit(id: DomainId, request: &CommitRequest) -> ();
-        block_job(id: DomainId, target: &str) -> Option<BlockJob>;
-        end_block_job(id: DomainId, target: &str, end: JobEnd) -> ();
-        cap_block_job(id: DomainId, target: &str, bytes: u64) -> ();
-        set_block_threshold(id: DomainId, target: &str, bytes: u64) -> ();
-        suspend(id: DomainId) -> ();
-        resume(id: DomainId) -> ();
-        set_agent_time_limit(id: DomainId, limit: Duration) -> ();
-        ping_agent(id: DomainId, limit: Duration) -> ();
-        freeze(id: DomainId) -> u32;
-        thaw(id: DomainId) -> u32;
-        query_block(id: DomainId) -> Vec<QemuDisk>;
-        volume_path(pool: &str, volume: &str) -> PathBuf;
-        pool_directory(pool: &str) -> PathBuf;
-        refresh_pool(pool: &str) -> ();
-        subscribe() -> Receiver<Event>;
-    }
-
-    fn define(&self, xml: &str) -> Result<DomainId> {
-        if self.refuse_define {
-            let fault = Fault {
-                code: code::CONFIG_UNSUPPORTED,
-                domain: 10,
-                text: "no".into(),
-                answer: Answer::Refused,
-            };
-            return Err(fault.into_error("cannot define the domain"));
-        }
-        self.inner.define(xml)
-    }
-
-    fn managed_save_xml(&self, _: DomainId) -> Result<Option<String>> {
-        Ok(self.saved.clone())
-    }
-
-    fn activity(&self, _: DomainId) -> Result<Activity> {
-        Ok(self.activity.clone())
-    }
-}
-
-struct Lab {
-    folder: tempfile::TempDir,
-    hypervisor: Odd,
-    places: LibvirtPlaces,
-}
-
-impl Lab {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        for name in ["lib/images", "out", "was", "guards"] {
-            std::fs::create_dir_all(folder.path().join(name)).unwrap();
-        }
-        let places = LibvirtPlaces::system(&folder.path().join("lib"));
-        let inner = Simulated::new();
-        let hypervisor = Odd { inner, refuse_define: false, saved: None, activity: Activity::default() };
-        Self { folder, hypervisor, places }
-    }
-
-    fn at(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn text(&self, name: &str) -> String {
-        self.at(name).display().to_string()
-    }
-
-    fn xml(&self) -> String {
-        let here = self.folder.path().display();
-        format!(
-            "<domain type='qemu'><name>web</name><uuid>{UUID}</uuid><genid>{UUID}</genid><os><nvram>{here}/was/web_VARS.fd</nvram>\
-             <kernel>{here}/was/vmlinuz</kernel></os><devices>\
-             <disk type='file'><driver name='qemu' type='raw'/><source file='{here}/was/web.img'/><backingStore/><target dev='vda'/></disk>\
-             <disk type='file'><driver name='qemu' type='raw'/><source file='{here}/was/data.img'/><target dev='vdb'/></disk>\
-             <disk type='file' device='cdrom'><driver name='qemu' type='raw'/><target dev='sda'/><readonly/></disk>\
-             <interface type='network'><mac address='{MAC}'/></interface>\
-             <channel type='unix'><source mode='bind' path='{here}/was/port'/></channel>\
-             <tpm><backend type='emulator' version='2.0'/></tpm></devices></domain>"
-        )
-    }
-
-    /// An archive of two disks full of `fill` and the files beside them.
-    fn archive(&self, xml: &str, fill: u8) -> PathBuf {
-        let path = self.at("web.tar");
-        let mut disks = Vec::new();
-        for target in ["vda", "vdb"] {
-            let image = self.at(&format!("{target}.source"));
-            std::fs::write(&image, vec![fill; 70_000]).unwrap();
-            let image = DiskImage::open(&image, Format::Raw, &OpenOptions::default()).unwrap();
-            disks.push((target.to_owned(), image));
-        }
-        let member = |name: &str, content: &[u8]| Attachment { name: name.into(), content: content.to_vec() };
-        let attachments = [
-            member("domain.xml", xml.as_bytes()),
-            member("domain.live.xml", b"not read"),
-            member("nvram.fd", b"vars"),
-            member("tpm/tpm2-00.permall", b"tpm"),
-            member("boot/kernel", b"kernel"),
-        ];
-        std::fs::remove_file(&path).unwrap_or_default();
-        let material = Material {
-            subject: Subject::Domain { name: "web".into(), uuid: Some(UUID.parse().unwrap()) },
-            freeze: None,
-            attachments: attachments.into(),
-            disks,
-        };
-        let manner = Manner {
-            compression: Compression::None,
-            layout: Layout::Compact,
-            block_size: None,
-            limit_rate: None,
-            workers: 1,
-        };
-        let open = |_: &str| FileMedium::create(&path).map(|medium| Box::new(medium) as Box<dyn Medium>);
-        let control = Control::default();
-        backup::write(material, &manner, &control, open).unwrap().finish(&control).unwrap();
-        path
-    }
-
-    fn request(&self) -> DefineRequest {
-        let writing = Writing {
-            format: None,
-            method: Method::Rewrite,
-            cluster_size: None,
-            checking: Checking::All,
-            workers: 1,
-        };
-        DefineRequest {
-            archive: self.at("web.tar"),
-            name: None,
-            disks: vec![],
-            rest: Rest::Directory(self.at("out")),
-            without: vec![],
-            writing,
-            existing: Existing::Keep,
-            afterwards: Afterwards::Leave,
-        }
-    }
-
-    fn run(&self, request: &DefineRequest) -> Result<DefineReport> {
-        let guards = self.at("guards");
-        let host = Host {
-            hypervisor: &self.hypervisor,
-            files: &LocalFiles,
-            places: &self.places,
-            guards: &guards,
-            journal: None,
-        };
-        let planned = plan(request, &host, &Control::default());
-        let done = run(request, &host, &Control::default());
-        if let (Err(planned), Err(done)) = (&planned, &done) {
-            assert_eq!(planned.to_string(), done.to_string());
-        }
-        assert_eq!(std::fs::read_dir(&guards).unwrap().count(), 0);
-        done
-    }
-
-    fn refused(&self, request: &DefineRequest) -> (ErrorKind, String) {
-        let before = self.everything();
-        let error = self.run(request).unwrap_err();
-        assert_eq!(self.everything(), before, "{error:?}");
-        (error.kind(), format!("{error:?}; {}", error.hint().unwrap_or_default()))
-    }
-
-    fn defined(&self, name: &str) -> DomainXml {
-        let id = self.hypervisor.lookup(name).unwrap().id;
-        DomainXml::parse(self.hypervisor.xml(id, Config::Inactive).unwrap()).unwrap()
-    }
-
-    /// Every file with its first byte and its length.
-    fn everything(&self) -> Vec<(PathBuf, Option<u8>, usize)> {
-        fn walk(directory: &Path, found: &mut Vec<(PathBuf, Option<u8>, usize)>) {
-            for entry in std::fs::read_dir(directory).unwrap() {
-                let path = entry.unwrap().path();
-                if path.is_dir() {
-                    walk(&path, found);
-                } else {
-                    let bytes = std::fs::read(&path).unwrap();
-                    found.push((path, bytes.first().copied(), bytes.len()));
-                }
-            }
-        }
-        let mut found = Vec::new();
-        walk(self.folder.path(), &mut found);
-        found.sort();
-        found
-    }
-
-    fn first(&self, name: &str) -> u8 {
-        std::fs::read(self.at(name)).unwrap()[0]
-    }
-}
+use crate::guest::simulated::{Fate, Operation, Point, When};
+use crate::guest::{Activity, Persistence, Run, Start};
+use world::{Lab, MAC, Odd, UUID};
 
 #[test]
 fn a_lost_guest_is_itself_again() {
@@ -442,7 +207,7 @@ fn a_definition_that_is_refused_leaves_everything_as_it_was() {
     let fresh = Lab::new();
     fresh.archive(&fresh.xml(), 7);
     let fresh = Lab { hypervisor: Odd { refuse_define: true, ..fresh.hypervisor }, ..fresh };
-    fresh.refused(&fresh.request());
+    assert_eq!(fresh.refused(&fresh.request()).0, ErrorKind::Unsupported);
     assert!(!fresh.at("lib/swtpm").exists());
 }
 
@@ -514,4 +279,38 @@ fn a_pool_gets_the_disks_and_is_refreshed() {
     assert_eq!(report.disks[0].path, Some(lab.text("out/web-vda.qcow2")));
     assert_eq!(report.disks[0].format.as_deref(), Some("qcow2"));
     assert!(report.notes.is_empty(), "{:?}", report.notes);
+}
+
+#[test]
+fn a_backup_that_has_not_ended_stops_a_replacement() {
+    let mut lab = Lab::new();
+    let request = in_place(&lab);
+    let catalog = Catalog::open(&lab.at("state")).unwrap();
+    let domain = lab.hypervisor.lookup("web").unwrap().id;
+    let held = catalog.lock(domain).unwrap();
+    lab.journal = Some(catalog);
+    let guards = lab.at("guards");
+    let host = lab.host(&guards);
+    let error = run(&request, &host, &Control::default()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InUse);
+    drop(held);
+    let job = Job {
+        id: uuid::Uuid::new_v4(),
+        domain,
+        name: "web".into(),
+        persistence: Persistence::Persistent,
+        live: None,
+        inactive: None,
+        kind: Kind::AtRest,
+        created: 0,
+        state: JobState::Reading,
+        held: None,
+        disks: vec![],
+    };
+    host.journal.unwrap().begin(&job).unwrap();
+    let error = plan(&request, &host, &Control::default()).unwrap_err();
+    assert!(error.hint().unwrap().contains("virtfold recover web"), "{error:?}");
+    // A copy has nothing to do with it.
+    let copy = DefineRequest { name: Some("copy".into()), rest: Rest::Directory(lab.at("out")), ..request };
+    plan(&copy, &host, &Control::default()).unwrap();
 }
