@@ -20,7 +20,7 @@ use super::backup::Backup;
 use super::identity::{self, Identity, Who};
 use super::inventory::{self, Depth, Inventory};
 use super::places::{self, Found, Placer, Spot};
-use super::{Change, DefineReport, DefineRequest, DiskAction, DiskPlan, FilePlan, Host};
+use super::{Change, DefineReport, DefineRequest, DiskAction, DiskPlan, FilePlan, Host, Rest};
 use crate::error::{Error, ErrorKind, Result};
 use crate::guest::domain_xml::edit::{Editor, NewImage};
 use crate::guest::domain_xml::{Device, Disk, DomainXml, Source, TpmStorage};
@@ -37,6 +37,8 @@ pub(super) struct Plan {
     pub(super) disks: Vec<(String, Spot)>,
     /// What else to write.
     pub(super) files: Vec<NewFile>,
+    /// Storage pools that get new files.
+    pub(super) pools: BTreeSet<String>,
 }
 
 /// A file or directory to write.
@@ -76,13 +78,14 @@ pub(super) fn make(request: &DefineRequest, host: &Host<'_>, control: &Control) 
         report: report(request, &backup, &who),
         disks: Vec::new(),
         files: Vec::new(),
+        pools: BTreeSet::new(),
     };
-    let Made { report, xml, disks, files } = maker.make()?;
+    let Made { report, xml, disks, files, pools } = maker.make()?;
     let spots = disks.iter().map(|(target, spot)| (target.as_str(), spot));
     let spots: Vec<_> = spots.chain(files.iter().map(|(what, file)| (what.as_str(), &file.spot))).collect();
     places::check(&spots, (request, host), (&who, &inventory))?;
     let files = files.into_iter().map(|(_, file)| file).collect();
-    Ok(Plan { report, who, xml, disks, files })
+    Ok(Plan { report, who, xml, disks, files, pools })
 }
 
 fn report(request: &DefineRequest, backup: &Backup, who: &Who) -> DefineReport {
@@ -131,6 +134,7 @@ struct Made {
     xml: DomainXml,
     disks: Vec<(String, Spot)>,
     files: Vec<NamedFile>,
+    pools: BTreeSet<String>,
 }
 
 struct Maker<'a> {
@@ -142,6 +146,7 @@ struct Maker<'a> {
     report: DefineReport,
     disks: Vec<(String, Spot)>,
     files: Vec<NamedFile>,
+    pools: BTreeSet<String>,
 }
 
 impl Maker<'_> {
@@ -175,7 +180,10 @@ impl Maker<'_> {
             });
         }
         self.note_left_behind(&xml);
-        Ok(Made { report: self.report, xml, disks: self.disks, files: self.files })
+        if let Rest::Pool(pool) = &self.request.rest {
+            self.pools.insert(pool.clone());
+        }
+        Ok(Made { report: self.report, xml, disks: self.disks, files: self.files, pools: self.pools })
     }
 
     fn new_macs(&mut self, edit: &mut Editor<'_>) -> Result<()> {
@@ -247,6 +255,15 @@ impl Maker<'_> {
                     spot.path.display()
                 );
                 self.report.notes.push(what);
+            }
+            if let Source::Volume { pool, volume } = &disk.image.source {
+                let text = "the definition names it by its path now";
+                self.report
+                    .notes
+                    .push(format!("disk {target} was volume '{volume}' of pool '{pool}': {text}"));
+                if self.request.rest == Rest::AsBefore {
+                    self.pools.insert(pool.clone());
+                }
             }
             path = Some(spot.path.display().to_string());
             replaces = spot.found != Found::Nothing;

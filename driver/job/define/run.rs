@@ -10,7 +10,7 @@ use super::inventory::Inventory;
 use super::places::{self, Found};
 use super::plan::{self, Content, NewFile, Plan};
 use super::switch::{self, Switch, sync_directory};
-use super::{Afterwards, DefineReport, DefineRequest, Host, Identity, Rest};
+use super::{Afterwards, DefineReport, DefineRequest, Host, Identity};
 use crate::durable::{Existing, PartialFile};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::guest::{Config, DomainId, Fault, Run, Start};
@@ -44,9 +44,8 @@ pub fn run(request: &DefineRequest, host: &Host<'_>, control: &Control) -> Resul
     plan.report.defined = true;
     plan.report.verified = written.verified;
     plan.report.notes.extend(written.notes);
-    if let Rest::Pool(pool) = &request.rest
-        && let Err(error) = host.hypervisor.refresh_pool(pool)
-    {
+    for pool in &plan.pools {
+        let Err(error) = host.hypervisor.refresh_pool(pool) else { continue };
         // The guest is whole; the pool's list is only for looking at.
         plan.report.notes.push(format!(
             "pool '{pool}' does not show the new files yet: {}",
