@@ -12,8 +12,9 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use common::mount::Loop;
 use common::run::{Outcome, exit, run, text, virtfold};
-use lab::records::{Prefix, check_images};
+use lab::records::{Prefix, check_images, take_from_ext4};
 use lab::{Guest, GuestSpec, Lab};
 
 /// virtfold against the lab's libvirtd, with a state directory in the lab's folder.
@@ -62,7 +63,7 @@ fn a_plan_says_what_would_be_done_and_touches_nothing() {
     virtfold_in(&lab, &["backup", "writer", "--plan", "--quiesce", "yes"]).exits(exit::REFUSED);
     let domains = virtfold_in(&lab, &["domains"]).ok();
     println!("{domains}");
-    assert!(domains.text().contains("running       2 of 3"), "{domains}");
+    assert!(domains.text().contains("writer running  2 of 3"), "{domains}");
     let listed = virtfold_in(&lab, &["domains", "--json"]).ok().json();
     assert_eq!(
         (&listed["domains"][0]["name"], &listed["domains"][0]["possible"]),
@@ -182,4 +183,133 @@ fn a_backup_that_is_stopped_leaves_the_guest_as_it_was_and_no_archive() {
     guest.progress.wait_more(100);
     assert_eq!(everything(&guest), before);
     assert_eq!(fs::read_dir(&to).unwrap().count(), 0, "something is left of the archive");
+}
+
+#[test]
+fn the_agent_makes_it_clean_and_a_pipe_carries_it() {
+    let lab = Lab::start();
+    let spec = GuestSpec { ext4: true, agent: true, disks: vec!["raw", "qcow2"], ..GuestSpec::default() };
+    let guest = lab.guest(spec);
+    guest.start();
+    let connected = || {
+        guest
+            .lab
+            .virsh(&["dumpxml", guest.name()])
+            .contains("state='connected'/>\n      <alias name='channel1'")
+    };
+    lab::wait_for("the agent is connected", 60, connected);
+    guest.progress.wait_more(100);
+    let to = lab.folder().join("clean.tar.zst");
+    let mut command =
+        virtfold(["backup", "writer", "--to", "-", "--quiesce", "yes", "--exclude", "vdb", "--json"]);
+    command.env("VIRTFOLD_CONNECT", lab.uri()).env("VIRTFOLD_STATE_DIR", lab.folder().join("state"));
+    let done = run(&mut command).ok();
+    fs::write(&to, &done.stdout).unwrap();
+    let report: serde_json::Value = serde_json::from_str(done.stderr.lines().last().unwrap()).unwrap();
+    println!("{report}");
+    assert_eq!(report["freeze"]["quiesced"], true);
+    assert_eq!(report["left_out"], serde_json::json!([{"target": "vdb", "rule": "left out: excluded"}]));
+    guest.progress.wait_more(100);
+    assert_eq!(overlays(&guest.folder), Vec::<PathBuf>::new());
+    let show = virtfold_in(&lab, &["show", text(&to), "--json"]).ok().json();
+    assert_eq!(show["head"]["freeze"]["method"], "agent", "{show}");
+    let unpacked = lab.folder().join("unpacked");
+    fs::create_dir(&unpacked).unwrap();
+    run(&mut common::run::tool("tar", ["--zstd", "-xf", text(&to), "-C", text(&unpacked)])).ok();
+    for member in ["domain.xml", "domain.live.xml", "boot/kernel", "boot/initrd"] {
+        assert!(unpacked.join(member).is_file(), "{member} is missing");
+    }
+    let live = fs::read_to_string(unpacked.join("domain.live.xml")).unwrap();
+    assert!(live.contains("/vda.raw'") && !live.contains(".overlay"), "{live}");
+    take_from_ext4(&unpacked.join("vda.raw"), &lab.folder().join("records")).unwrap();
+}
+
+#[test]
+fn a_guest_that_stands_still_stays_so() {
+    let lab = Lab::start();
+    let guest = lab.guest(GuestSpec::default());
+    guest.start();
+    guest.progress.wait_more(100);
+    lab.virsh(&["suspend", guest.name()]);
+    let (archive, report) = backup(&guest, &[]);
+    assert_eq!(report["way"], "standing");
+    assert_eq!(guest.state(), "paused");
+    assert_eq!(overlays(&guest.folder), Vec::<PathBuf>::new());
+    lab.virsh(&["resume", guest.name()]);
+    guest.progress.wait_more(100);
+    assert!(restored(&guest, &archive).last.is_some());
+}
+
+#[test]
+fn what_a_killed_backup_left_is_recovered_by_hand_and_by_the_next_one() {
+    let lab = Lab::start();
+    let guest = lab.guest(GuestSpec { disks: vec!["qcow2", "raw"], ..GuestSpec::default() });
+    guest.start();
+    guest.progress.wait_more(200);
+    let before = everything(&guest);
+    let to = lab.folder().join("archives");
+    fs::create_dir(&to).unwrap();
+    let kill_one = || {
+        let mut command = virtfold(["backup", "writer", "--to", text(&to), "--limit-rate", "64KiB"]);
+        command.env("VIRTFOLD_CONNECT", lab.uri()).env("VIRTFOLD_STATE_DIR", lab.folder().join("state"));
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        lab::wait_for("the overlays are there", 30, || overlays(&guest.folder).len() == 2);
+        std::thread::sleep(Duration::from_millis(300));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        guest.progress.wait_more(50);
+    };
+    kill_one();
+    let listed = virtfold_in(&lab, &["domains"]).ok();
+    assert!(listed.text().contains("still has the overlay"), "{listed}");
+    let plan = virtfold_in(&lab, &["backup", "writer", "--plan"]).exits(exit::IN_USE);
+    assert!(plan.text().contains("hint: 'virtfold recover' cleans it up"), "{plan}");
+    let told = virtfold_in(&lab, &["recover", "--dry-run"]).ok();
+    println!("{told}");
+    assert_eq!(overlays(&guest.folder).len(), 2);
+    let done = virtfold_in(&lab, &["recover", "writer"]).ok();
+    println!("{done}");
+    assert_eq!(everything(&guest), before);
+    kill_one();
+    let (archive, report) = backup(&guest, &[]);
+    assert_eq!(report["recovered"].as_array().unwrap().len(), 1, "{report}");
+    assert_eq!(everything(&guest), before);
+    assert!(restored(&guest, &archive).last.is_some());
+    guest.progress.wait_more(100);
+}
+
+#[test]
+fn block_devices_and_volumes_are_backed_up() {
+    let lab = Lab::start();
+    let folder = lab.folder().join("pool");
+    fs::create_dir(&folder).unwrap();
+    let bytes = |seed: u8| (0..4 << 20).map(|n: u32| seed ^ n.to_le_bytes()[1]).collect::<Vec<u8>>();
+    fs::write(folder.join("volume.raw"), bytes(7)).unwrap();
+    lab.virsh(&["pool-create-as", "files", "dir", "--target", text(&folder)]);
+    let behind = lab.folder().join("device");
+    fs::write(&behind, bytes(9)).unwrap();
+    let device = Loop::attach(&behind);
+    let devices = format!(
+        "<disk type='block'><driver name='qemu' type='raw'/><source dev='{}'/><target dev='sda' bus='sata'/></disk>\
+         <disk type='volume'><driver name='qemu' type='raw'/><source pool='files' volume='volume.raw'/><target dev='sdb' bus='sata'/></disk>",
+        text(device.device())
+    );
+    let guest = lab.guest(GuestSpec { devices, ..GuestSpec::default() });
+    guest.start();
+    guest.progress.wait_more(100);
+    let before = everything(&guest);
+    let (archive, report) = backup(&guest, &[]);
+    assert_eq!(report["disks"].as_array().unwrap().len(), 3);
+    assert_eq!(everything(&guest).1, before.1);
+    assert_eq!(overlays(&folder), Vec::<PathBuf>::new());
+    assert_eq!(overlays(&lab.folder().join("state/overlays")), Vec::<PathBuf>::new());
+    let to = lab.folder().join("out");
+    fs::create_dir(&to).unwrap();
+    virtfold_in(&lab, &["restore", text(&archive), "--output", text(&to)]).ok();
+    assert!(
+        fs::read(to.join("sda.raw")).unwrap() == bytes(9)
+            && fs::read(to.join("sdb.raw")).unwrap() == bytes(7)
+    );
+    guest.progress.wait_more(100);
+    lab.virsh(&["destroy", guest.name()]);
 }

@@ -101,19 +101,18 @@ fn text(report: &Report) -> String {
             Verdict::Planned => "would be recovered",
         };
         lines.push(format!("{} ({}): {verdict}", printable(&domain.name), domain.domain));
-        lines.extend(told("", [&domain.found, &domain.done, &domain.remains]));
+        let done = if domain.verdict == Verdict::Planned { "would" } else { "done" };
+        lines.extend(told((done, ""), [&domain.found, &domain.done, &domain.remains]));
         for disk in &domain.disks {
-            lines.extend(told(
-                &format!("{}: ", printable(&disk.target)),
-                [&disk.found, &disk.done, &disk.remains],
-            ));
+            let of = format!("{}: ", printable(&disk.target));
+            lines.extend(told((done, &of), [&disk.found, &disk.done, &disk.remains]));
         }
     }
     lines.join("\n")
 }
 
-fn told(of: &str, [found, done, remains]: [&Vec<String>; 3]) -> Vec<String> {
-    let all = [("found", found), ("done", done), ("remains", remains)];
+fn told((word, of): (&str, &str), [found, done, remains]: [&Vec<String>; 3]) -> Vec<String> {
+    let all = [("found", found), (word, done), ("remains", remains)];
     let lines = all.iter().flat_map(|(word, list)| list.iter().map(move |what| (word, what)));
     lines.map(|(word, what)| format!("  {word:<8} {of}{}", printable(what))).collect()
 }

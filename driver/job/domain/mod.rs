@@ -37,6 +37,8 @@ use crate::medium::Medium;
 
 mod copy;
 mod guards;
+#[cfg(test)]
+mod tests;
 
 pub use guards::GuardProgram;
 

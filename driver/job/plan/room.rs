@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::volumes::is_block_device;
 use super::{Finding, PlannedDisk};
 use crate::error::{ErrorKind, IoContext, Result};
 use crate::guest::host::HostFiles;
@@ -105,9 +106,13 @@ fn short(room: &Room) -> Option<Finding> {
     })
 }
 
-/// QEMU sees only what was mounted before the guest was started.
+/// QEMU sees only what was mounted before the guest was started. A block device has no file system of its own to compare with.
 fn elsewhere(disk: &PlannedDisk, device: u64) -> Option<String> {
-    let parent = Path::new(disk.source.as_deref()?).parent()?.metadata().ok()?;
+    let source = Path::new(disk.source.as_deref()?);
+    if is_block_device(source) {
+        return None;
+    }
+    let parent = source.parent()?.metadata().ok()?;
     (parent.dev() != device).then(|| {
         format!(
             "the overlay of '{}' is on another file system than its image: it must have been mounted before the guest was started",

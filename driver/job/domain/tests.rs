@@ -1,0 +1,189 @@
+//! Backups of simulated domains whose disks are real files: what is left when something goes wrong at each end of the copy.
+
+use std::time::Duration;
+
+use super::*;
+use crate::archive::index::ArchiveIndex;
+use crate::archive::manifest::Subject;
+use crate::archive::stream::Compression;
+use crate::catalog::{Catalog, Journal};
+use crate::guest::guard::{Held, Outcome};
+use crate::guest::simulated::{Fate, Operation, Simulated, When};
+use crate::guest::{Hypervisor, Start, is_our_overlay};
+use crate::job::guest::{Pace, Sentry, StartGuard};
+use crate::job::inspect;
+use crate::medium::FileMedium;
+use crate::table::Layout;
+
+/// A guard that only says that it is there.
+#[derive(Debug)]
+struct Idle;
+
+impl StartGuard for Idle {
+    fn start(&self, _domain: DomainId) -> Result<Box<dyn Sentry>> {
+        Ok(Box::new(Idle))
+    }
+}
+
+impl Sentry for Idle {
+    fn arm(&mut self, _held: Held, _budget: Duration) -> Result<()> {
+        Ok(())
+    }
+
+    fn disarm(&mut self) -> Result<Outcome> {
+        Ok(Outcome::InTime)
+    }
+}
+
+struct Lab {
+    folder: tempfile::TempDir,
+    world: Simulated,
+    journal: Catalog,
+    wishes: Wishes,
+    places: LibvirtPlaces,
+    id: DomainId,
+}
+
+impl Lab {
+    /// A domain with two raw disks.
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let world = Simulated::new();
+        let path = |name: &str| folder.path().join(name);
+        let mut devices = String::new();
+        for target in ["vda", "vdb"] {
+            std::fs::write(path(target), vec![1; 65536]).unwrap();
+            devices += &format!(
+                "<disk type='file'><driver type='raw'/><source file='{}'/><target dev='{target}'/></disk>",
+                path(target).display()
+            );
+        }
+        let id =
+            world.define(&format!("<domain><name>w/eb</name><devices>{devices}</devices></domain>")).unwrap();
+        let wishes = Wishes {
+            exclude: Vec::new(),
+            quiesce: QuiesceWish::Auto,
+            pause_budget: Duration::from_secs(2),
+            overlay_dir: None,
+            min_free: 0,
+            state_dir: path("state"),
+        };
+        std::fs::create_dir(path("archives")).unwrap();
+        let journal = Catalog::open(&path("state")).unwrap();
+        let places = LibvirtPlaces::system(&path("libvirt"));
+        Self { world, journal, wishes, places, id, folder }
+    }
+
+    fn running() -> Self {
+        let lab = Self::new();
+        lab.world.start(lab.id, Start::Running).unwrap();
+        lab
+    }
+
+    /// Backs up; `meanwhile` is done when the images are open and the archive begins.
+    fn backup(&self, meanwhile: impl FnOnce()) -> Result<DomainReport> {
+        let manner = Manner {
+            compression: Compression::None,
+            layout: Layout::Compact,
+            block_size: None,
+            limit_rate: None,
+            workers: 2,
+        };
+        let pace = Pace { poll: Duration::from_millis(1), ..Pace::default() };
+        let (world, journal) = (&self.world, &self.journal);
+        let host = Host { hypervisor: world, files: world, journal, guard: &Idle, pace };
+        let request = DomainRequest { domain: "w/eb", wishes: &self.wishes, manner, places: &self.places };
+        backup_domain_to(&host, &request, &Control::default(), |name| {
+            meanwhile();
+            Ok(Box::new(FileMedium::create(&self.folder.path().join("archives").join(name))?))
+        })
+    }
+
+    fn archives(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(self.folder.path().join("archives")).unwrap();
+        entries.map(|entry| entry.unwrap().path()).collect()
+    }
+
+    /// The guest is on its own disks in every view, and nothing is left to do.
+    fn assert_home(&self) {
+        assert!(self.world.images().iter().all(|path| !is_our_overlay(path)), "{:?}", self.world.images());
+        assert!(self.journal.open_jobs(None).unwrap().is_empty());
+    }
+}
+
+#[test]
+fn a_running_domain_goes_into_an_archive_with_all_that_belongs_to_it() {
+    let lab = Lab::running();
+    let report = lab.backup(|| {}).unwrap();
+    lab.assert_home();
+    assert_eq!((report.way, report.backup.disks.len()), ("online", 2));
+    assert!(report.thaw_failure.is_none());
+    let archives = lab.archives();
+    assert_eq!(archives.len(), 1);
+    let name = archives[0].file_name().unwrap().to_str().unwrap();
+    assert!(name.starts_with("w_eb-"), "{name}");
+    inspect::with_index(&archives[0], |index: &ArchiveIndex<'_>| {
+        let head = index.head();
+        assert_eq!(head.subject, Subject::Domain { name: "w/eb".to_owned(), uuid: Some(lab.id.0) });
+        assert_eq!(head.freeze.as_ref().map(|f| f.method.as_str()), Some("snapshot"));
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_domain_at_rest_is_read_as_it_is() {
+    let lab = Lab::new();
+    let report = lab.backup(|| {}).unwrap();
+    assert_eq!((report.way, report.freeze), ("offline", None));
+    assert_eq!(lab.archives().len(), 1);
+    lab.assert_home();
+}
+
+#[test]
+fn an_image_that_changes_under_the_copy_leaves_no_archive() {
+    let lab = Lab::running();
+    let victim = lab.folder.path().join("vda");
+    let error = lab
+        .backup(|| {
+            let mut image = lab.world.image(&victim).unwrap();
+            image.writes.insert(1 << 40);
+            lab.world.put_image(&victim, image);
+        })
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InUse);
+    assert!(error.to_string().contains("was changed while it was copied"), "{error}");
+    assert_eq!(lab.archives(), Vec::<PathBuf>::new());
+    lab.assert_home();
+}
+
+#[test]
+fn a_good_copy_stays_when_the_way_back_fails() {
+    let lab = Lab::running();
+    lab.world.on_point(|point| {
+        let commit = point.operation == Operation::Commit && point.when == When::Before;
+        if commit { Fate::KillDriver } else { Fate::GoOn }
+    });
+    let report = lab.backup(|| {}).unwrap();
+    let failure = report.thaw_failure.unwrap();
+    assert!(!failure.sentence.is_empty() && !failure.hint.is_empty());
+    assert_eq!(lab.archives().len(), 1);
+    // The next run brings the guest back first.
+    lab.world.revive();
+    let report = lab.backup(|| {}).unwrap();
+    assert!(report.thaw_failure.is_none() && !report.recovered.is_empty(), "{:?}", report.recovered);
+    assert_eq!(lab.archives().len(), 2);
+    lab.assert_home();
+}
+
+#[test]
+fn what_speaks_against_it_ends_it_before_anything_is_touched() {
+    let lab = Lab::running();
+    let images = lab.world.images();
+    let wishes = Wishes { min_free: u64::MAX, ..lab.wishes.clone() };
+    let lab = Lab { wishes, ..lab };
+    let error = lab.backup(|| {}).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoSpace);
+    assert_eq!((lab.world.images(), lab.archives()), (images, Vec::new()));
+    lab.assert_home();
+}
