@@ -34,10 +34,11 @@ const OUTCOMES: [(&str, Outcome); 3] =
     [("copied", Outcome::Copied), ("failed", Outcome::Failed), ("recovered", Outcome::Recovered)];
 const PERSISTENCE: [(&str, Persistence); 2] =
     [("persistent", Persistence::Persistent), ("transient", Persistence::Transient)];
-const DISKS: [(&str, DiskState); 6] = [
+const DISKS: [(&str, DiskState); 7] = [
     ("waiting", DiskState::Waiting),
     ("committing", DiskState::Committing),
     ("ready", DiskState::Ready),
+    ("at rest", DiskState::AtRest),
     ("pivoting", DiskState::Pivoting { level: None }),
     ("pivoted", DiskState::Pivoted),
     ("done", DiskState::Done),

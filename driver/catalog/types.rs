@@ -48,7 +48,10 @@ pub enum DiskState {
     Committing,
     /// The commit has caught up: the pivot may follow.
     Ready,
-    /// The pivot was asked for, or is about to be. The guest stood still then and the base had all that the overlay had.
+    /// The overlay was found to be the truth, and is being written into the base while nothing runs.
+    AtRest,
+    /// The base had all that the overlay had, and nothing ran: the pivot was asked for, or is about to be, or the commit at
+    /// rest is done.
     Pivoting {
         /// The overlay at that moment. As long as it stays the same, the base has everything.
         level: Option<Mark>,

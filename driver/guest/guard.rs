@@ -31,8 +31,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 
-use super::Hypervisor;
 use super::types::{DomainId, Paused, Run};
+use super::{Hypervisor, settle};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 
 /// How often a guard that has fired undoes again.
@@ -296,6 +296,10 @@ impl Watch<'_> {
 /// Lets a guest go: thaws its file systems, or resumes it when it stands still because somebody asked for it. A guest that does
 /// not run, or is not there any more, is let go already. A guest that stands still for another reason (a full disk) is left so.
 ///
+/// A guest that stands still may have been pivoted by a libvirtd that died before it wrote that down. As long as it stands,
+/// overlay and base are the same, whatever the configuration says; once it goes on they are not, so the configuration is
+/// set right first. Where that can't be done it goes on all the same: a guest that stands still for good helps nobody.
+///
 /// # Errors
 /// What the hypervisor says.
 pub fn release(hypervisor: &dyn Hypervisor, domain: DomainId, held: Held) -> Result<()> {
@@ -305,7 +309,12 @@ pub fn release(hypervisor: &dyn Hypervisor, domain: DomainId, held: Held) -> Res
     };
     match (held, run) {
         (_, run) if !run.is_active() => Ok(()),
-        (Held::Paused, Run::Paused(Paused::User)) => hypervisor.resume(domain),
+        (Held::Paused, Run::Paused(Paused::User)) => {
+            if let Err(error) = settle::settle(hypervisor, domain) {
+                tracing::warn!(%domain, ?error, "the configuration could not be compared with what QEMU does");
+            }
+            hypervisor.resume(domain)
+        }
         (Held::Paused, _) => Ok(()),
         (Held::Frozen, _) => {
             hypervisor.set_agent_time_limit(domain, AGENT_LIMIT)?;

@@ -6,6 +6,7 @@
 //! - [`domain_xml`]: reading domain XML, and edits that keep every other byte.
 //! - [`rules`]: which disk is copied, skipped or refused and why; what speaks against a backup before anything is touched.
 //! - [`host`]: the images as files of this host: QEMU's locks on them, their removal, the room around them.
+//! - [`settle`]: a running guest's configuration follows what QEMU does.
 //! - [`guard`]: the process that thaws and resumes a guest when nobody else does.
 //!
 //! The rule for every caller: a return code of a changing call is a hint. After a lost connection ([`Fault::lost`])
@@ -30,6 +31,7 @@ pub mod host;
 #[cfg(feature = "libvirt")]
 pub mod libvirt;
 pub mod rules;
+pub mod settle;
 pub mod simulated;
 pub mod types;
 

@@ -235,6 +235,33 @@ impl<'a> Editor<'a> {
         Ok(self)
     }
 
+    /// Puts a qcow2 overlay on top of a disk's image, which becomes the first of the chain below: the reverse of
+    /// [`Editor::pop_image`]. What a snapshot should have written.
+    ///
+    /// # Errors
+    /// No such disk, one without an image, or a path that is not text.
+    pub fn push_image(&mut self, target: &str, overlay: &Path) -> Result<&mut Self> {
+        let disk = self.find_disk(target)?;
+        let (source, driver) = (self.element(disk, "source")?, self.element(disk, "driver")?);
+        let copy = |node: Node<'_, '_>| self.text.get(node.range()).unwrap_or_default();
+        let below = child(disk, "backingStore");
+        let opening = format!(
+            "<backingStore type='{}'><format type='{}'/>",
+            escape(disk.attribute("type").unwrap_or("file")),
+            escape(driver.attribute("type").unwrap_or("raw")),
+        );
+        let backing = format!("{opening}{}{}</backingStore>", copy(source), below.map_or("", copy));
+        let top = format!("<source file='{}'/>", escape(text_of(overlay)?));
+        let mut splices =
+            vec![self.set_attribute(disk, "type", "file"), self.set_attribute(driver, "type", "qcow2")];
+        match below {
+            Some(node) => splices.extend([(source.range(), top), (node.range(), backing)]),
+            None => splices.push((source.range(), format!("{top}{backing}"))),
+        }
+        self.splices.extend(splices);
+        Ok(self)
+    }
+
     /// Makes the edits.
     ///
     /// # Errors

@@ -138,6 +138,27 @@ fn taking_the_overlay_off_gives_what_a_pivot_writes() {
 }
 
 #[test]
+fn an_overlay_put_on_comes_off_again() {
+    for (text, target) in [(SERVER, "vda"), (WINDOWS, "sda"), (WINDOWS, "sdc")] {
+        let xml = parsed(text);
+        let before = xml.disk(target).unwrap();
+        let mut edit = Editor::new(&xml).unwrap();
+        edit.push_image(target, Path::new("/o/it's")).unwrap();
+        let pushed = edit.finish().unwrap();
+        let disk = pushed.disk(target).unwrap();
+        assert_eq!(disk.image.source, Source::File("/o/it's".into()));
+        assert_eq!(disk.image.format.as_deref(), Some("qcow2"));
+        assert_eq!(disk.backing[0].source, before.image.source);
+        assert_eq!(disk.backing.len(), before.backing.len() + 1);
+        let mut edit = Editor::new(&pushed).unwrap();
+        edit.pop_image(target).unwrap();
+        let popped = edit.finish().unwrap();
+        let after = popped.disk(target).unwrap();
+        assert_eq!((&after.image, &after.backing), (&before.image, &before.backing), "{target}");
+    }
+}
+
+#[test]
 fn a_block_device_takes_the_place_of_a_file_and_back() {
     let xml = parsed(SERVER);
     let mut edit = Editor::new(&xml).unwrap();

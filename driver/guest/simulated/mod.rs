@@ -247,7 +247,34 @@ impl Simulated {
 
     /// How many writes the guest has made since it was defined.
     pub fn written(&self, id: DomainId) -> u64 {
-        self.lock().world.domains.get(&id).map_or(0, |d| d.next)
+        let state = self.lock();
+        let gone = || state.world.gone.get(&id).copied().unwrap_or(0);
+        state.world.domains.get(&id).map_or_else(gone, |d| d.next)
+    }
+
+    /// The top images of a domain's disks: what its QEMU writes to, or what its next start would use. None for a domain that is
+    /// gone.
+    pub fn tops(&self, id: DomainId) -> Vec<PathBuf> {
+        let state = self.lock();
+        let Some(domain) = state.world.domains.get(&id) else { return Vec::new() };
+        match (&domain.qemu, &domain.views.config) {
+            (Some(qemu), _) => qemu.tops.clone(),
+            (None, Some(config)) => config.iter().map(|disk| disk.path.clone()).collect(),
+            (None, None) => Vec::new(),
+        }
+    }
+
+    /// Kills the driver between two calls.
+    pub fn kill_driver(&self) {
+        self.lock().dead = true;
+    }
+
+    /// Another world that is as this one is now, with no hook and no subscribers.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        let state = self.lock();
+        let state = State { world: state.world.clone(), hook: Box::new(|_| Fate::GoOn), dead: state.dead };
+        Self { state: Arc::new(Mutex::new(state)), hub: Arc::default() }
     }
 
     /// Whether the guest's file systems are frozen.

@@ -74,6 +74,7 @@ fn happens_to(world: &mut World, id: DomainId, what: Outside) -> Option<Lifecycl
             domain.views.config = None;
             domain.managed_save = None;
             if !runs {
+                world.gone.insert(id, domain.next);
                 world.domains.remove(&id);
             }
             return Some(Lifecycle::Undefined);

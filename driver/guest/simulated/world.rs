@@ -147,6 +147,8 @@ pub(super) struct World {
     pub(super) elsewhere: BTreeSet<PathBuf>,
     /// Runs of guests so far.
     pub(super) runs: u64,
+    /// What domains that are gone had written.
+    pub(super) gone: BTreeMap<DomainId, u64>,
 }
 
 impl World {
@@ -241,6 +243,7 @@ impl World {
         domain.qemu = None;
         domain.views.live.clear();
         if domain.views.config.is_none() {
+            self.gone.insert(id, domain.next);
             self.domains.remove(&id);
         }
     }

@@ -1,18 +1,352 @@
-//! Freezing.
+//! Freezing: all disks in one snapshot, and the frozen bases held while they are read.
+//!
+//! The agent's freeze, the snapshot and the thaw are three calls, so that the guard can thaw at any time between. A snapshot whose
+//! answer was lost is looked for; one that did not happen is taken again, after what it left is removed.
+//!
+//! Imports: `error`, `catalog`, `guest`, `home`, `watch`.
 
-use super::{FreezeRequest, Frozen, Host, Thawed};
-use crate::error::{Error, ErrorKind, Result};
+use std::fmt::Debug;
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use uuid::Uuid;
+
+use super::home::{Arrival, Homing};
+use super::sight::Sight;
+use super::watch::Watch;
+use super::{FreezeReport, FreezeRequest, Frozen, FrozenDisk, Host, Quiesce, Thawed};
+use crate::catalog::{Change, DiskJob, DiskState, Job, JobState, Kind, Outcome};
+use crate::error::{Error, ErrorKind, Result, sentence};
+use crate::guest::guard::{self, Held};
+use crate::guest::rules::{Way, run_rule};
+use crate::guest::{Fault, SnapshotRequest, types};
 use crate::job::Control;
 
-/// Freezes the disks of a running domain, runs `copy` on the frozen bases, and brings the guest back onto them.
+/// Attempts at a snapshot whose answers are lost and that turn out not to have happened.
+const SNAPSHOTS: u32 = 3;
+/// Attempts to thaw before it is left to the guard.
+const THAWS: u32 = 5;
+
+/// Freezes the disks of a running domain, runs `copy` on the frozen bases, and brings the guest back onto them. The copy has
+/// to look at [`Frozen::control`], not at `control`.
 ///
 /// # Errors
-/// Whatever failed, `copy` among it. The guest is then back on its disks, unless the sentence says otherwise.
+/// Whatever failed, `copy` among it: [`ErrorKind::NoSpace`] where it had to give way, [`ErrorKind::InUse`] where an earlier job of
+/// this domain is open. The guest is then back on its disks, unless the sentence says otherwise.
 pub fn frozen<T>(
-    _host: &Host<'_>,
-    _request: &FreezeRequest,
-    _control: &Control,
-    _copy: impl FnOnce(&Frozen) -> Result<T>,
+    host: &Host<'_>,
+    request: &FreezeRequest,
+    control: &Control,
+    copy: impl FnOnce(&Frozen) -> Result<T>,
 ) -> Result<Thawed<T>> {
-    Err(Error::new(ErrorKind::Unsupported, "not yet"))
+    let _lock = host.journal.lock(request.domain)?;
+    let job = plan(host, request)?;
+    host.journal.begin(&job)?;
+    let mut homing = Homing::new(host, job);
+    let mut report = FreezeReport::default();
+    let copied = copy_frozen(&mut homing, request, (control, &mut report), copy);
+    let outcome = if copied.is_ok() { Outcome::Copied } else { Outcome::Failed };
+    let arrived = homing.arrive(outcome);
+    report.pause_ms = homing.pause.map(millis);
+    report.warnings.append(&mut homing.domain.remains);
+    for (disk, notes) in homing.job.disks.iter().zip(&mut homing.disks) {
+        let named = |text: String| format!("disk '{}': {text}", disk.target);
+        report.warnings.extend(notes.remains.drain(..).map(named));
+    }
+    match (arrived, copied) {
+        (Ok(Arrival::Home | Arrival::Later), Ok(value)) => Ok(Thawed { value, report }),
+        (Ok(Arrival::Home | Arrival::Later), Err(error)) => Err(error),
+        (Ok(Arrival::Undecided), copied) => {
+            let why = report.warnings.join("; ");
+            Err(not_home(&homing.job, copied.err(), Error::new(ErrorKind::InUse, why)))
+        }
+        (Err(error), copied) => Err(not_home(&homing.job, copied.err(), error)),
+    }
+}
+
+fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
+}
+
+/// What is to be said when the guest is not back on its disks.
+fn not_home(job: &Job, copy: Option<Error>, error: Error) -> Error {
+    let left = job.disks.iter().filter(|d| !matches!(d.state, DiskState::Pivoted | DiskState::Done));
+    let overlays = left.filter_map(|d| {
+        d.overlay.as_ref().map(|overlay| format!("disk '{}' in '{}'", d.target, overlay.display()))
+    });
+    let overlays: Vec<String> = overlays.collect();
+    let copied = match copy {
+        None => "the copy is whole".to_owned(),
+        Some(error) => format!("the copy failed ({})", sentence(&error)),
+    };
+    let message = format!(
+        "{copied}, but domain '{}' could not be brought back onto its disks; nothing is lost, its writes are still in overlays: {}",
+        job.name,
+        overlays.join(", ")
+    );
+    let hint = error.hint().map_or_else(String::new, |hint| format!("{hint}. "));
+    let hint = format!("{hint}Do not remove or move an overlay; run `virtfold recover {}`", job.name);
+    Error::new(error.kind(), message).with_source(error).with_hint(hint)
+}
+
+/// The job, of a domain that is as the request believes.
+fn plan(host: &Host<'_>, request: &FreezeRequest) -> Result<Job> {
+    if !host.journal.open_jobs(Some(request.domain))?.is_empty() {
+        let message = format!("an earlier backup of domain {} is not cleaned up", request.domain);
+        return Err(Error::new(ErrorKind::InUse, message).with_hint("run `virtfold recover`"));
+    }
+    let sight = Sight::look(host.hypervisor, request.domain)?;
+    let missing = || Error::new(ErrorKind::NotFound, format!("there is no domain {}", request.domain));
+    let info = sight.info.as_ref().ok_or_else(missing)?;
+    let kind = match run_rule(info.run) {
+        Way::Online => Kind::Running,
+        Way::OnlineStanding => Kind::Standing,
+        Way::Offline => {
+            return Err(Error::new(
+                ErrorKind::InUse,
+                format!("domain '{}' does not run any more", info.name),
+            ));
+        }
+        Way::NotNow(why) => {
+            let message = format!("domain '{}' can't be backed up now: {why}", info.name);
+            return Err(Error::new(ErrorKind::InUse, message));
+        }
+    };
+    let disks = request.disks.iter().map(|disk| DiskJob {
+        target: disk.target.clone(),
+        alias: Some(disk.alias.clone()),
+        base: disk.base.clone(),
+        overlay: Some(disk.overlay.clone()),
+        frozen: None,
+        state: DiskState::Waiting,
+    });
+    let disks: Vec<DiskJob> = disks.collect();
+    for disk in &disks {
+        let seen = sight.disk(host.hypervisor, disk)?;
+        if seen.top() != Some(disk.base.path.as_path()) {
+            let actual = seen.top().unwrap_or(Path::new("nothing")).display();
+            let message = format!(
+                "disk '{}' of domain '{}' is '{actual}' now, not '{}'",
+                disk.target,
+                info.name,
+                disk.base.path.display()
+            );
+            return Err(Error::new(ErrorKind::InUse, message).with_hint("something changed; try again"));
+        }
+    }
+    Ok(Job {
+        id: Uuid::new_v4(),
+        domain: request.domain,
+        name: info.name.clone(),
+        persistence: info.persistence,
+        live: sight.live.as_ref().map(|xml| xml.text().to_owned()),
+        inactive: sight.config.as_ref().map(|xml| xml.text().to_owned()),
+        kind,
+        created: now(),
+        state: JobState::Planned,
+        held: None,
+        disks,
+    })
+}
+
+/// Seconds since 1970.
+pub(super) fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
+/// From the snapshot to the end of the copy.
+fn copy_frozen<T>(
+    homing: &mut Homing<'_>,
+    request: &FreezeRequest,
+    (control, report): (&Control, &mut FreezeReport),
+    copy: impl FnOnce(&Frozen) -> Result<T>,
+) -> Result<T> {
+    let host = homing.host;
+    snapshot(homing, request, report)?;
+    let holds = hold(homing)?;
+    let disks = request.disks.iter().map(|disk| FrozenDisk {
+        target: disk.target.clone(),
+        path: disk.base.path.clone(),
+        format: disk.base.format.clone(),
+    });
+    let disks: Vec<FrozenDisk> = disks.collect();
+    let mut directories: Vec<_> =
+        request.disks.iter().filter_map(|d| d.overlay.parent().map(Path::to_owned)).collect();
+    directories.sort();
+    directories.dedup();
+    let watch = Watch { files: host.files, directories, min_free: request.min_free, every: host.pace.watch };
+    let copied =
+        watch.over(control, |inner| copy(&Frozen { disks, control: inner.clone(), report: report.clone() }));
+    homing.record(&[Change::State(JobState::ReadDone)])?;
+    drop(holds);
+    copied
+}
+
+/// Takes the snapshot, frozen by the agent where that is wanted.
+fn snapshot(homing: &mut Homing<'_>, request: &FreezeRequest, report: &mut FreezeReport) -> Result<()> {
+    let wanted = homing.job.kind == Kind::Running && request.quiesce != Quiesce::No;
+    let frozen_since = Instant::now();
+    let asked = if wanted { freeze(homing, request, report)? } else { Asked::No };
+    let taken = take(homing, request);
+    if asked != Asked::No {
+        let thawed = thaw(homing, report);
+        if report.quiesced {
+            report.frozen_ms = Some(millis(frozen_since.elapsed()));
+        }
+        thawed?;
+    }
+    taken?;
+    if !report.quiesced && matches!(request.quiesce, Quiesce::Required(_)) {
+        let message = format!("domain '{}' could not be frozen by its agent", homing.job.name);
+        let hint =
+            "is qemu-guest-agent running in the guest? --quiesce auto takes what a power cut would leave";
+        return Err(Error::new(ErrorKind::Unsupported, message).with_hint(hint));
+    }
+    Ok(())
+}
+
+/// Whether the agent froze the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    Yes,
+    No,
+    /// It was told to and did not answer: it may do it yet.
+    Perhaps,
+}
+
+/// Has the agent freeze the guest. One that does not is no error yet.
+fn freeze(homing: &mut Homing<'_>, request: &FreezeRequest, report: &mut FreezeReport) -> Result<Asked> {
+    let (hypervisor, domain) = (homing.host.hypervisor, request.domain);
+    let limit = match request.quiesce {
+        Quiesce::Wanted(limit) | Quiesce::Required(limit) => limit,
+        Quiesce::No => return Ok(Asked::No),
+    };
+    let there = hypervisor.set_agent_time_limit(domain, limit);
+    let (asked, error) = match there.and_then(|()| hypervisor.ping_agent(domain, limit)) {
+        Err(error) => (Asked::No, error),
+        Ok(()) => {
+            homing.record(&[Change::Held(Some(Held::Frozen))])?;
+            homing.arm(Held::Frozen)?;
+            match hypervisor.freeze(domain) {
+                Ok(_) => {
+                    report.quiesced = true;
+                    return Ok(Asked::Yes);
+                }
+                Err(error) => (Asked::Perhaps, error),
+            }
+        }
+    };
+    report.warnings.push(format!(
+        "the guest's agent did not freeze its file systems ({}): the copy is what a power cut would leave",
+        sentence(&error)
+    ));
+    Ok(asked)
+}
+
+/// Thaws, also where the freeze said that it failed: an answer may have been lost. What can't be thawed is the guard's.
+fn thaw(homing: &mut Homing<'_>, report: &mut FreezeReport) -> Result<()> {
+    let host = homing.host;
+    let mut thawed = guard::release(host.hypervisor, homing.job.domain, Held::Frozen);
+    for _ in 1..THAWS {
+        if thawed.is_ok() {
+            break;
+        }
+        std::thread::sleep(host.pace.poll);
+        thawed = guard::release(host.hypervisor, homing.job.domain, Held::Frozen);
+    }
+    thawed?;
+    if let Some(sentry) = &mut homing.sentry
+        && sentry.disarm()? == guard::Outcome::Fired
+        && report.quiesced
+    {
+        report.quiesced = false;
+        let text = "the guest was thawed by the guard, the snapshot took longer than the pause budget: the copy is what a \
+                    power cut would leave";
+        report.warnings.push(text.to_owned());
+    }
+    homing.record(&[Change::Held(None)])
+}
+
+fn lost<T>(result: &Result<T>) -> bool {
+    result.as_ref().is_err_and(Fault::lost)
+}
+
+/// Takes the snapshot, and sees that it was taken: of all disks or of none.
+fn take(homing: &mut Homing<'_>, request: &FreezeRequest) -> Result<()> {
+    let host = homing.host;
+    let overlays: Vec<_> = request.disks.iter().map(|d| (d.target.clone(), d.overlay.clone())).collect();
+    let wanted = SnapshotRequest::new(&request.targets, &overlays, types::Quiesce::No)?;
+    for attempt in 1.. {
+        let answer = host.hypervisor.snapshot(request.domain, &wanted);
+        let again = lost(&answer) && attempt < SNAPSHOTS;
+        let switched = patiently(host, || switched(homing))?;
+        match answer {
+            _ if switched == homing.job.disks.len() => return Ok(()),
+            Err(error) if again && switched == 0 => {
+                tracing::debug!(?error, "the snapshot was lost and did not happen");
+                remove_orphans(homing)?;
+            }
+            Err(error) => {
+                let message = format!("the disks of domain '{}' could not be frozen", homing.job.name);
+                return Err(error.within(message));
+            }
+            Ok(()) => {
+                let message = format!("the snapshot of domain '{}' left disks out", homing.job.name);
+                return Err(Error::new(ErrorKind::Internal, message));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Looks again where the connection is just being made anew.
+fn patiently<T>(host: &Host<'_>, look: impl Fn() -> Result<T>) -> Result<T> {
+    let first = look();
+    if !lost(&first) {
+        return first;
+    }
+    std::thread::sleep(host.pace.poll);
+    look()
+}
+
+/// How many disks QEMU has on their overlays.
+fn switched(homing: &Homing<'_>) -> Result<usize> {
+    let sight = Sight::look(homing.host.hypervisor, homing.job.domain)?;
+    let mut count = 0;
+    for disk in &homing.job.disks {
+        let seen = sight.disk(homing.host.hypervisor, disk)?;
+        count += usize::from(seen.top().is_some() && seen.top() == disk.overlay.as_deref());
+    }
+    Ok(count)
+}
+
+/// What a snapshot that did not happen left; it would be in the way of the next one.
+fn remove_orphans(homing: &Homing<'_>) -> Result<()> {
+    use crate::guest::host::ImageUse;
+    let files = homing.host.files;
+    for overlay in homing.job.disks.iter().filter_map(|disk| disk.overlay.as_deref()) {
+        if files.image_use(overlay)? == ImageUse::Free && files.is_empty(overlay)? {
+            files.remove(overlay)?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes the locks that keep writers off the bases, and notes the bases as they are.
+fn hold(homing: &mut Homing<'_>) -> Result<Vec<Box<dyn Debug + Send + Sync>>> {
+    let host = homing.host;
+    // A libvirtd that died in the snapshot leaves a configuration that would lose the overlay with the next power-off.
+    homing.follow()?;
+    let mut holds = Vec::new();
+    let mut changes = vec![Change::State(JobState::Snapshotted)];
+    for disk in &homing.job.disks {
+        let held = host.files.hold(&disk.base.path);
+        holds.push(held.map_err(|e| e.within(format!("the base of disk '{}' is not frozen", disk.target)))?);
+        if let Some(mark) = host.files.mark(&disk.base.path)? {
+            changes.push(Change::Frozen { target: disk.target.clone(), mark });
+        }
+    }
+    homing.record(&changes)?;
+    Ok(holds)
 }

@@ -28,8 +28,13 @@ use crate::guest::host::HostFiles;
 use crate::guest::{DomainId, Hypervisor};
 
 mod freeze;
+mod home;
 mod recover;
 mod rest;
+mod sight;
+#[cfg(test)]
+mod tests;
+mod watch;
 
 pub use freeze::frozen;
 pub use recover::{DiskRecovery, Mode, Recovery, Verdict, Which, recover};
@@ -57,6 +62,8 @@ pub struct Pace {
     pub pause_budget: Duration,
     /// Time between two looks.
     pub poll: Duration,
+    /// Time between two looks at the room on the host while the copy runs.
+    pub watch: Duration,
     /// How long a commit may go on without getting on before it is given up for now.
     pub stall: Duration,
 }
@@ -66,6 +73,7 @@ impl Default for Pace {
         Self {
             pause_budget: Duration::from_secs(2),
             poll: Duration::from_millis(50),
+            watch: Duration::from_secs(1),
             stall: Duration::from_secs(120),
         }
     }

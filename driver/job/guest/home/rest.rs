@@ -1,0 +1,95 @@
+//! The way back of disks whose guest does not run.
+//!
+//! QEMU's own locks keep a start off while the overlay is written into its base; a hold on the overlay keeps a start on it off
+//! while what the next start uses is edited. Between the two the guest may start, on either, which then are the same: so the hold
+//! is followed by a look, and only a domain that does not run and an overlay that is as it was are edited.
+//!
+//! Imports: `error`, `catalog`, `guest`.
+
+use super::super::sight::Sight;
+use super::{Homing, Step};
+use crate::catalog::{Change, DiskState, JobState};
+use crate::error::Result;
+use crate::guest::domain_xml::DomainXml;
+use crate::guest::settle::{self, Fix};
+
+impl Homing<'_> {
+    /// Commits what has to be, then edits what the next start uses. One that was broken off is done again.
+    pub(super) fn at_rest(&mut self, steps: &[Step]) -> Result<()> {
+        for (index, step) in steps.iter().enumerate() {
+            if *step == Step::CommitAtRest {
+                self.commit_at_rest(index)?;
+                return Ok(());
+            }
+        }
+        let overlays: Vec<_> = self
+            .job
+            .disks
+            .iter()
+            .zip(steps)
+            .filter(|(_, step)| **step == Step::TakeOff)
+            .filter_map(|(disk, _)| disk.overlay.clone())
+            .collect();
+        let holds: Result<Vec<_>> = overlays.iter().map(|overlay| self.host.files.hold(overlay)).collect();
+        let holds = holds?;
+        let sight = Sight::look(self.host.hypervisor, self.job.domain)?;
+        // Our hold shows as somebody's use of the overlay, so the decision is not taken again, but its grounds are.
+        if sight.is_active() || !self.are_level(&overlays)? {
+            return Ok(());
+        }
+        self.take_off(&sight)?;
+        drop(holds);
+        Ok(())
+    }
+
+    fn commit_at_rest(&mut self, index: usize) -> Result<()> {
+        let disk = self.disk(index)?.clone();
+        let Some(overlay) = disk.overlay.as_deref() else { return Ok(()) };
+        let state = |state| Change::Disk { target: disk.target.clone(), state };
+        self.record(&[Change::State(JobState::Committing), state(DiskState::AtRest)])?;
+        let committed = self.host.files.commit_at_rest(overlay, (&disk.base.path, &disk.base.format));
+        committed.map_err(|e| e.within(format!("{} is at rest and not home", self.name_of(&disk.target))))?;
+        let level = self.host.files.mark(overlay)?;
+        self.record(&[state(DiskState::Pivoting { level })])
+    }
+
+    /// Whether each overlay is as it was when its base had everything, or has nothing.
+    fn are_level(&self, overlays: &[std::path::PathBuf]) -> Result<bool> {
+        for overlay in overlays {
+            let disk = self.job.disks.iter().find(|d| d.overlay.as_ref() == Some(overlay));
+            let level = match disk.map(|d| d.state) {
+                Some(DiskState::Pivoting { level }) => level,
+                _ => None,
+            };
+            let same = level.is_some() && level == self.host.files.mark(overlay)?;
+            if !same && !self.host.files.is_empty(overlay)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The configuration and the managed save image, each in one call.
+    fn take_off(&mut self, sight: &Sight) -> Result<()> {
+        let hypervisor = self.host.hypervisor;
+        if let Some((config, fixes)) = self.named_in(sight.config.as_ref()) {
+            hypervisor.define(&settle::apply(config, &fixes)?)?;
+        }
+        if let Some((saved, fixes)) = self.named_in(sight.saved.as_ref()) {
+            hypervisor.define_managed_save_xml(self.job.domain, &settle::apply(saved, &fixes)?)?;
+        }
+        Ok(())
+    }
+
+    /// What is to be taken off an XML.
+    fn named_in<'x>(&self, xml: Option<&'x DomainXml>) -> Option<(&'x DomainXml, Vec<Fix>)> {
+        let xml = xml?;
+        let named = self.job.disks.iter().filter_map(|disk| {
+            let overlay = disk.overlay.clone()?;
+            let top = xml.disk(&disk.target)?.image.source.path()?;
+            (top == overlay).then(|| Fix::Pop { target: disk.target.clone(), overlay })
+        });
+        let fixes: Vec<Fix> = named.collect();
+        (!fixes.is_empty()).then_some((xml, fixes))
+    }
+}

@@ -1,0 +1,126 @@
+//! The words of what is found, done and remains; the same whether it is done or only said.
+
+use std::path::Path;
+
+use super::decide::{Left, Step};
+use super::{Homing, note};
+use crate::catalog::{Job, JobState};
+use crate::guest::guard::Held;
+use crate::guest::settle::Fix;
+
+pub(in super::super) const THAW: &str = "thaw the guest's file systems";
+pub(in super::super) const RESUME: &str = "let the guest's processors go on";
+pub(super) const FULL: &str = "the guest was stopped by a full disk while it was on an overlay";
+pub(super) const FIRED: &str =
+    "the pause budget was over before the driver was ready; the guard let the guest go";
+
+pub(super) fn frozen(why: &str) -> String {
+    format!(
+        "the guest's file systems may still be frozen, its agent does not thaw them: {why}. Run `virsh domfsthaw`"
+    )
+}
+
+/// What the journal has of a job that somebody left.
+pub(in super::super) fn found(job: &Job) -> Vec<String> {
+    let state = match job.state {
+        JobState::Planned => "a backup ended while it was taking its snapshot",
+        JobState::Snapshotted => "a backup ended while it was reading the frozen disks",
+        JobState::ReadDone => "a backup ended after it had read the frozen disks",
+        JobState::Committing => "a backup ended while it was bringing the guest back onto its disks",
+        JobState::Reading => "a backup ended while it was reading the disks of the domain at rest",
+        JobState::Closed => "a backup is over",
+    };
+    let mut found = vec![state.to_owned()];
+    match job.held {
+        Some(Held::Frozen) => {
+            found.push("it had, or was about to have, the guest's file systems frozen".to_owned())
+        }
+        Some(Held::Paused) => found.push("it had, or was about to have, the guest stand still".to_owned()),
+        None => {}
+    }
+    found
+}
+
+impl Homing<'_> {
+    pub(in super::super) fn note_fix(&mut self, fix: &Fix) {
+        let (target, found, done) = match fix {
+            Fix::Push { target, overlay } => (
+                target,
+                format!(
+                    "the configuration leaves out the overlay '{}' that the guest writes to",
+                    overlay.display()
+                ),
+                "put the overlay into the configuration",
+            ),
+            Fix::Pop { target, overlay } => (
+                target,
+                format!(
+                    "the configuration names the overlay '{}' that the guest has left",
+                    overlay.display()
+                ),
+                "take the overlay off the configuration",
+            ),
+        };
+        let disks = self.job.disks.iter().zip(&mut self.disks).filter(|(disk, _)| disk.target == *target);
+        for (_, notes) in disks {
+            note(&mut notes.found, found.clone());
+            note(&mut notes.done, done.to_owned());
+        }
+    }
+
+    pub(in super::super) fn note_step(&mut self, index: usize, step: &Step) {
+        let Some(disk) = self.job.disks.get(index) else { return };
+        let Some(overlay) = disk.overlay.as_deref() else { return };
+        let first_look = !self.looked;
+        let (found, done) = words(step, (overlay, &disk.base.path));
+        let Some(notes) = self.disks.get_mut(index) else { return };
+        if first_look {
+            found.into_iter().for_each(|text| note(&mut notes.found, text));
+        }
+        done.into_iter().for_each(|text| note(&mut notes.done, text));
+        notes.remains.clear();
+        match step {
+            Step::Ask(why) | Step::Wait(why) => notes.remains.push(why.clone()),
+            Step::Stuck => notes.remains.push(format!(
+                "libvirt has lost track of this disk: until the guest is shut down and started again it takes no block job, snapshot \
+                 or backup, and the overlay '{}', which nobody needs, stays. Then run `virtfold recover`",
+                overlay.display()
+            )),
+            _ => {}
+        }
+    }
+}
+
+fn words(step: &Step, (overlay, base): (&Path, &Path)) -> (Vec<String>, Vec<String>) {
+    let (overlay, base) = (format!("'{}'", overlay.display()), format!("'{}'", base.display()));
+    let list = |texts: &[String]| texts.to_vec();
+    let remove = format!("remove the overlay {overlay}");
+    let take_off = format!("let what the next start uses name {base}");
+    match step {
+        Step::Nothing => (Vec::new(), Vec::new()),
+        Step::Commit => (
+            list(&[format!("the guest writes to the overlay {overlay}")]),
+            list(&[format!("commit {overlay} into {base} while the guest runs, and pivot"), remove]),
+        ),
+        Step::Leave(Left::Remove) => {
+            (list(&[format!("the overlay {overlay} is left over; {base} has everything")]), list(&[remove]))
+        }
+        Step::Leave(Left::Quarantine) => (
+            list(&[format!("nothing uses the overlay {overlay}, and it may hold what {base} has not")]),
+            list(&[format!("put the overlay {overlay} aside under a name that ends in .quarantined")]),
+        ),
+        Step::Stuck => (
+            list(&[format!("the guest writes to {base}, and libvirt believes that it writes to {overlay}")]),
+            Vec::new(),
+        ),
+        Step::CommitAtRest => (
+            list(&[format!("nothing runs, and the overlay {overlay} has the last writes")]),
+            list(&[format!("commit {overlay} into {base}"), take_off, remove]),
+        ),
+        Step::TakeOff => (
+            list(&[format!("nothing runs; {base} has everything that {overlay} has")]),
+            list(&[take_off, remove]),
+        ),
+        Step::Wait(_) | Step::Ask(_) => (list(&[format!("the overlay {overlay} is there")]), Vec::new()),
+    }
+}

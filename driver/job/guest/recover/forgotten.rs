@@ -1,0 +1,151 @@
+//! Overlays that no journal knows: the state directory was lost, or another one was in use.
+//!
+//! - One that a domain's next start, or its QEMU, has on top is taken on: a job is made up for it, one that knows nothing, so
+//!   that only what QEMU or the files themselves show decides.
+//! - One that lies in the directory of a domain's disk and is in no chain is put aside; its contents are not looked at.
+//!
+//! Imports: `error`, `catalog`, `guest`, `home`.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+
+use super::super::Host;
+use super::super::freeze::now;
+use super::super::home::users;
+use super::super::sight::{Sight, present};
+use super::{Mode, Recovery, Verdict, one};
+use crate::catalog::{Base, DiskJob, DiskState, Job, JobState, Kind};
+use crate::error::{ErrorKind, Result, sentence};
+use crate::guest::domain_xml::{Disk, DomainXml};
+use crate::guest::host::ImageUse;
+use crate::guest::settle::path_of;
+use crate::guest::{DomainId, DomainInfo, is_our_overlay};
+
+/// Looks through the domains, or through one.
+pub(super) fn search(host: &Host<'_>, domain: Option<DomainId>, mode: Mode) -> Result<Vec<Recovery>> {
+    let mut recoveries = Vec::new();
+    let mut directories = BTreeSet::new();
+    for info in host.hypervisor.domains()?.into_iter().filter(|i| domain.is_none_or(|d| d == i.id)) {
+        recoveries.extend(adopt(host, &info, (mode, &mut directories))?);
+    }
+    // After the domains: an adopted overlay is in a chain no longer, and gone.
+    let known = known(host)?;
+    for directory in directories {
+        let overlays = host.files.overlays(&directory)?;
+        let strays: Vec<PathBuf> = overlays.into_iter().filter(|path| !known.contains(path)).collect();
+        recoveries.extend(put_aside(host, &strays, mode)?);
+    }
+    Ok(recoveries)
+}
+
+/// The overlays of all open jobs.
+fn known(host: &Host<'_>) -> Result<BTreeSet<PathBuf>> {
+    let jobs = host.journal.open_jobs(None)?;
+    Ok(jobs.into_iter().flat_map(|job| job.disks).filter_map(|disk| disk.overlay).collect())
+}
+
+/// Takes on what a domain has; notes the directories of its disks.
+fn adopt(
+    host: &Host<'_>,
+    info: &DomainInfo,
+    (mode, directories): (Mode, &mut BTreeSet<PathBuf>),
+) -> Result<Option<Recovery>> {
+    let _lock = match host.journal.lock(info.id) {
+        Ok(lock) => lock,
+        // A run is at work on it: what it has is its own.
+        Err(error) if error.kind() == ErrorKind::InUse => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let Ok(sight) = Sight::look(host.hypervisor, info.id) else { return Ok(None) };
+    let known = known(host)?;
+    let mut disks: Vec<DiskJob> = Vec::new();
+    for xml in [&sight.live, &sight.config, &sight.saved].into_iter().flatten() {
+        for disk in &xml.disks {
+            let Some(top) = path_of(host.hypervisor, &disk.image.source)? else { continue };
+            directories.extend(top.parent().map(Path::to_owned));
+            let new = !disks.iter().any(|d| d.target == disk.target);
+            if new && is_our_overlay(&top) && !known.contains(&top) {
+                disks.extend(made_up(host, disk, top)?);
+            }
+        }
+    }
+    if disks.is_empty() {
+        return Ok(None);
+    }
+    let job = Job {
+        id: Uuid::new_v4(),
+        domain: info.id,
+        name: info.name.clone(),
+        persistence: info.persistence,
+        live: sight.live.as_ref().map(|xml: &DomainXml| xml.text().to_owned()),
+        inactive: sight.config.as_ref().map(|xml| xml.text().to_owned()),
+        kind: Kind::Standing,
+        created: now(),
+        state: JobState::Committing,
+        held: None,
+        disks,
+    };
+    if mode == Mode::Apply {
+        host.journal.begin(&job)?;
+    }
+    let mut recovery = one(host, job, mode);
+    recovery.found.insert(0, "an overlay of virtfold is in use that no journal knows".to_owned());
+    Ok(Some(recovery))
+}
+
+/// What can be told of a disk without a journal; nothing where the XML does not say what lies below.
+fn made_up(host: &Host<'_>, disk: &Disk, overlay: PathBuf) -> Result<Option<DiskJob>> {
+    let Some(below) = disk.backing.first() else { return Ok(None) };
+    let (Some(path), Some(format)) = (path_of(host.hypervisor, &below.source)?, &below.format) else {
+        return Ok(None);
+    };
+    Ok(Some(DiskJob {
+        target: disk.target.clone(),
+        alias: disk.alias.clone(),
+        base: Base { path, format: format.clone(), identity: None, backing: None },
+        overlay: Some(overlay),
+        frozen: None,
+        state: DiskState::Pivoting { level: None },
+    }))
+}
+
+/// Puts overlays aside that are in no chain and that nobody has open.
+fn put_aside(host: &Host<'_>, strays: &[PathBuf], mode: Mode) -> Result<Vec<Recovery>> {
+    if strays.is_empty() {
+        return Ok(Vec::new());
+    }
+    let users = users(host, strays)?;
+    let mut recoveries = Vec::new();
+    for stray in strays {
+        let used = users.iter().any(|(path, _)| path == stray);
+        if used || host.files.image_use(stray)? != ImageUse::Free {
+            continue;
+        }
+        let name = stray.display();
+        let mut recovery = Recovery {
+            domain: String::new(),
+            name: String::new(),
+            job: None,
+            verdict: if mode == Mode::Apply { Verdict::Recovered } else { Verdict::Planned },
+            found: vec![format!("the overlay '{name}' is in no chain, and no journal knows it")],
+            done: vec![format!("put the overlay '{name}' aside under a name that ends in .quarantined")],
+            remains: vec![format!(
+                "'{name}' may hold writes of a guest; look at it under its new name, or remove it"
+            )],
+            disks: Vec::new(),
+        };
+        if mode == Mode::Apply {
+            match present(host.files.quarantine(stray)) {
+                Ok(_) => {}
+                Err(error) => {
+                    recovery.verdict = Verdict::Failed;
+                    recovery.remains = vec![sentence(&error)];
+                }
+            }
+        }
+        recoveries.push(recovery);
+    }
+    Ok(recoveries)
+}

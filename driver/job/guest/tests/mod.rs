@@ -1,0 +1,7 @@
+//! The freeze and its recovery against the simulated hypervisor: every crash point, then chance.
+
+mod cases;
+mod crashes;
+mod random;
+mod rest;
+mod scene;
