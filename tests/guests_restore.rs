@@ -31,16 +31,27 @@ use virtfold::table::Layout;
 const TEMPLATE: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
 
 /// virtfold against the lab's libvirtd, with everything of its own in the lab's folder.
-fn restore(lab: &Lab, archive: &Path, args: &[&str]) -> Outcome {
-    run(&mut command(lab, archive, args))
-}
-
-fn command(lab: &Lab, archive: &Path, args: &[&str]) -> Command {
+fn command(lab: &Lab, args: &[&str]) -> Command {
     let folder = lab.folder();
-    let mut command = virtfold([&["restore", text(archive), "--define"], args].concat());
+    let mut command = virtfold(args);
     command.env("VIRTFOLD_CONNECT", lab.uri()).env("VIRTFOLD_LIBVIRT_DIR", folder.join("lib"));
     command.env("VIRTFOLD_STATE_DIR", folder.join("state")).env("VIRTFOLD_GUARDS", folder.join("guards"));
     command
+}
+
+fn restore(lab: &Lab, archive: &Path, args: &[&str]) -> Outcome {
+    run(&mut command(lab, &[&["restore", text(archive), "--define"], args].concat()))
+}
+
+/// An archive of a guest that runs and writes, by the program itself.
+fn backup(guest: &Guest<'_>) -> PathBuf {
+    let folder = guest.lab.folder().join("archives");
+    fs::create_dir(&folder).unwrap();
+    let done = run(&mut command(guest.lab, &["backup", guest.name(), "--to", text(&folder), "--json"])).ok();
+    println!("{done}");
+    let archives: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(archives.len(), 1, "{archives:?}");
+    archives[0].clone()
 }
 
 fn places(lab: &Lab) -> LibvirtPlaces {
@@ -135,13 +146,10 @@ fn a_copy_runs_beside_the_original() {
     let guest = guest(&lab);
     guest.start();
     guest.progress.wait_more(100);
-    guest.power_off();
     let kept = word(&guest.console());
     assert_ne!(fs::read(guest.folder.join("nvram.fd")).unwrap(), fs::read(TEMPLATE).unwrap());
-    let then = last(&guest.images(), &guest);
-    let archive = archive(&guest);
-    guest.start();
-    assert_eq!(word(&guest.console()), kept);
+    let archive = backup(&guest);
+    guest.progress.wait_more(20);
     let (inactive, live) = (xml(&lab, "writer", Config::Inactive), xml(&lab, "writer", Config::Live));
     let found = gather(GuestXml { inactive: Some(&inactive), live: Some(&live) }, &places(&lab)).unwrap();
     let names: Vec<_> = found.iter().map(|member| member.name.as_str()).collect();
@@ -159,9 +167,11 @@ fn a_copy_runs_beside_the_original() {
     let plan = restore(&lab, &archive, &[&to[..], &["--plan"]].concat()).ok();
     println!("{plan}");
     assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
-    let done = restore(&lab, &archive, &[&to[..], &["--start"]].concat()).ok();
-    println!("{done}");
+    println!("{}", restore(&lab, &archive, &to).ok());
     let copy = Copy::of(&guest, "second", &folder);
+    let then = last(&copy.images, &guest);
+    assert!((100..guest.progress.last().unwrap()).contains(&then), "{then}");
+    lab.virsh(&["start", "second"]);
     lab::wait_for("the copy writes", 90, || copy.progress.last() > Some(then + 50));
     guest.progress.wait_more(50);
     assert_eq!(word(&fs::read_to_string(&copy.console).unwrap()), kept);
@@ -273,7 +283,7 @@ fn a_killed_replacement_leaves_whole_disks() {
     let whole = whole.elapsed();
     let mut seen = Vec::new();
     for step in 0..12_u32 {
-        let mut command = command(&lab, &archive, &["--force"]);
+        let mut command = command(&lab, &["restore", text(&archive), "--define", "--force"]);
         let mut child = command.stdout(std::process::Stdio::null()).spawn().unwrap();
         std::thread::sleep(whole * step / 10);
         child.kill().unwrap();
@@ -287,4 +297,55 @@ fn a_killed_replacement_leaves_whole_disks() {
     assert_eq!(last(&guest.images(), &guest), then);
     guest.start();
     guest.power_off();
+}
+
+/// A loop device, gone with its holder.
+struct Loop(String);
+
+impl Loop {
+    fn of(file: &Path) -> Self {
+        lab::run(Command::new("truncate").args(["-s", "256M"]).arg(file));
+        Self(lab::run(Command::new("losetup").args(["-f", "--show"]).arg(file)).trim().to_owned())
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        if let Err(error) = Command::new("losetup").args(["-d", &self.0]).status() {
+            eprintln!("{}: {error}", self.0);
+        }
+    }
+}
+
+#[test]
+fn disks_go_to_block_devices_and_pools() {
+    let lab = Lab::start();
+    let guest = lab.guest(GuestSpec { disks: vec!["qcow2", "raw"], ..GuestSpec::default() });
+    guest.start();
+    guest.progress.wait_more(100);
+    guest.power_off();
+    let then = last(&guest.images(), &guest);
+    let archive = archive(&guest);
+    let pool = lab.folder().join("pool");
+    fs::create_dir(&pool).unwrap();
+    lab.virsh(&["pool-create-as", "files", "dir", "--target", text(&pool)]);
+    let device = Loop::of(&lab.folder().join("device.img"));
+    let disk = format!("vdb={}", device.0);
+    let to = ["--name", "third", "--pool", "files", "--disk", &disk, "--format", "raw"];
+    let refused = restore(&lab, &archive, &to).exits(exit::EXISTS);
+    assert!(refused.stderr.contains("exists already, where vdb shall be"), "{refused}");
+    let done = restore(&lab, &archive, &[&to[..], &["--force", "--start"]].concat()).ok();
+    assert!(done.text().contains("in place: what is on it is lost at once"), "{done}");
+    assert!(lab.virsh(&["vol-list", "files"]).contains("third-vda.raw"));
+    let copy = Copy::of(&guest, "third", &pool);
+    lab::wait_for("the copy writes", 90, || copy.progress.last() > Some(then + 20));
+    // A running guest's device is not written to, whoever asks.
+    let other = ["--name", "fourth", "--pool", "files", "--disk", &disk, "--force"];
+    let refused = restore(&lab, &archive, &other).exits(exit::IN_USE);
+    assert!(refused.stderr.contains("belongs to disk 'vdb' of domain 'third'"), "{refused}");
+    copy.progress.tell(b'q');
+    lab::wait_for("the copy ends", 60, || lab.virsh(&["domstate", "third"]).trim() == "shut off");
+    let images = vec![(pool.join("third-vda.raw"), "raw"), (PathBuf::from(&device.0), "raw")];
+    assert!(last(&images, &guest) > then + 20);
+    lab.virsh(&["undefine", "third"]);
 }
