@@ -2,6 +2,7 @@
 //! index, so every byte had its digest; every member has the bound that `attachments` gives it.
 
 use super::DefineRequest;
+use super::run::PARTIAL;
 use crate::archive::index::{ArchiveIndex, Trust};
 use crate::archive::manifest::{Manifest, Subject};
 use crate::archive::stream::ReadOptions;
@@ -34,7 +35,11 @@ impl Backup {
         let cancel = std::sync::Arc::clone(&control.cancel);
         let options =
             ReadOptions { workers: request.writing.workers, cancel, carrier: None, archive_id: None };
-        let cannot = |e: Error| e.within(format!("no guest can be restored from '{name}'"));
+        let cannot = |e: Error| {
+            let doubtful = matches!(e.kind(), ErrorKind::Damaged | ErrorKind::Incomplete);
+            let e = e.within(format!("no guest can be restored from '{name}'"));
+            if doubtful { e.with_hint(PARTIAL) } else { e }
+        };
         let index = ArchiveIndex::open(&source, &options, Trust::Strict).map_err(cannot)?;
         let mut attachments =
             index.attachments(&|member| limit_of(member).filter(|_| member != LIVE_XML)).map_err(cannot)?;

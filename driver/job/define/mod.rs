@@ -10,6 +10,7 @@
 //! - `identity`: as it was, a copy, or a replacement; what speaks against each.
 //! - `places`: where each disk and file goes. An archive is hostile: a path that it names is used only where guests of
 //!   this host keep their disks already; everything else a person has to name.
+//! - `shared`: what two domains cannot share.
 //! - `plan`: the definition's edits, and all of it as a report that `--plan` prints.
 //!
 //! What is promised: nothing is overwritten without [`Existing::Replace`]; nothing that a guest uses, in whatever chain, is written to;
@@ -25,6 +26,7 @@ mod inventory;
 mod places;
 mod plan;
 mod run;
+mod shared;
 mod switch;
 
 #[cfg(test)]

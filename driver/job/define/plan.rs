@@ -12,7 +12,7 @@
 //! - The generation id is always new: it is how a guest learns that it was put back.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use uuid::Uuid;
 
@@ -20,6 +20,7 @@ use super::backup::Backup;
 use super::identity::{self, Identity, Who};
 use super::inventory::{self, Depth, Inventory};
 use super::places::{self, Found, Placer, Spot};
+use super::shared;
 use super::{Change, DefineReport, DefineRequest, DiskAction, DiskPlan, FilePlan, Host, Rest};
 use crate::error::{Error, ErrorKind, Result};
 use crate::guest::domain_xml::edit::{Editor, NewImage};
@@ -170,7 +171,7 @@ impl Maker<'_> {
         self.tpm((&placer, &home), &mut edit)?;
         self.boot((&placer, &home), &mut edit)?;
         let xml = edit.finish()?;
-        self.check_shared(&xml)?;
+        shared::check(&xml, self.inventory, self.who.replaced())?;
         for (what, file) in &self.files {
             self.report.files.push(FilePlan {
                 what: what.trim_start_matches("the ").to_owned(),
@@ -196,7 +197,7 @@ impl Maker<'_> {
                 format!("52:54:00:{a:02x}:{b:02x}:{c:02x}")
             });
             let free = |mac: &String| {
-                !taken.contains(mac) && self.inventory.other(None, |x| has_mac(x, mac)).is_none()
+                !taken.contains(mac) && self.inventory.other(None, |x| shared::has_mac(x, mac)).is_none()
             };
             let mac = fresh.by_ref().take(10_000).find(free);
             let mac = mac.ok_or_else(|| Error::new(ErrorKind::Internal, "there is no MAC address left"))?;
@@ -213,7 +214,8 @@ impl Maker<'_> {
     fn new_channels(&mut self, edit: &mut Editor<'_>) -> Result<()> {
         let place = |path: &Path| {
             let name = path.file_name()?.to_str()?;
-            path.is_absolute().then(|| path.with_file_name(format!("{}-{name}", self.who.name)))
+            let own = path.is_absolute() && !shared::is_generated(path);
+            own.then(|| path.with_file_name(format!("{}-{name}", self.who.name)))
         };
         let changes = std::cell::RefCell::new(Vec::<Change>::new());
         edit.set_channel_paths(|path| {
@@ -433,36 +435,6 @@ impl Maker<'_> {
             self.report.notes.push(format!("'{}' {text}", path.display()));
         }
     }
-
-    /// What two domains cannot share and libvirt does not look at.
-    fn check_shared(&self, xml: &DomainXml) -> Result<()> {
-        let replaced = self.who.replaced();
-        let other = |has: &dyn Fn(&DomainXml) -> bool| self.inventory.other(replaced, has);
-        for mac in &xml.macs {
-            if let Some(name) = other(&|x| has_mac(x, mac)) {
-                return Err(shared(&format!("the MAC address {mac}"), name)
-                    .with_hint("a copy made with --name NEW gets MAC addresses of its own"));
-            }
-        }
-        for path in &xml.channel_paths {
-            if let Some(name) = other(&|x| x.channel_paths.contains(path)) {
-                return Err(shared(&format!("the channel or serial line '{}'", path.display()), name)
-                    .with_hint("change it there, or restore the disks alone, without --define"));
-            }
-        }
-        let writable = xml.disks.iter().filter(|disk| disk.device == Device::Disk && !disk.marks.readonly);
-        let mut seen: Vec<(&PathBuf, &str)> = Vec::new();
-        for disk in writable {
-            let (Source::File(path) | Source::Block(path)) = &disk.image.source else { continue };
-            if let Some((_, target)) = seen.iter().find(|(other, _)| *other == path) {
-                let what = format!("disks {target} and {} would both be '{}'", disk.target, path.display());
-                return Err(Error::new(ErrorKind::Usage, what)
-                    .with_hint("give one of them another place with --disk TARGET=PATH"));
-            }
-            seen.push((path, &disk.target));
-        }
-        Ok(())
-    }
 }
 
 fn default_tpm(places: &LibvirtPlaces, id: &str, tpm: &crate::guest::domain_xml::Tpm) -> Result<Spot> {
@@ -482,15 +454,4 @@ fn must_be_free(spot: &Spot, what: &str) -> Result<()> {
         format!("'{}' exists already, where {what} shall be made at its first start", spot.path.display());
     Err(Error::new(ErrorKind::Exists, text)
         .with_hint("move it away, or restore somewhere else with --output"))
-}
-
-fn has_mac(xml: &DomainXml, mac: &str) -> bool {
-    xml.macs.iter().any(|other| other.eq_ignore_ascii_case(mac))
-}
-
-fn shared(what: &str, domain: &str) -> Error {
-    Error::new(
-        ErrorKind::InUse,
-        format!("{what} of the guest in the archive is that of domain '{domain}', too"),
-    )
 }

@@ -17,6 +17,10 @@ use crate::guest::{Config, DomainId, Fault, Run, Start};
 use crate::job::Control;
 use crate::job::restore::{self, RestoreReport, RestoreRequest, Selection};
 
+/// What is told when the archive is not whole and sound.
+pub(super) const PARTIAL: &str =
+    "nothing was replaced; restore what is intact of its disks with --output DIR --partial, without --define";
+
 /// Restores the guest.
 ///
 /// # Errors
@@ -127,7 +131,10 @@ fn write_disks(
         checking: writing.checking,
         workers: writing.workers,
     };
-    restore::run(&request, control)
+    restore::run(&request, control).map_err(|error| match error.kind() {
+        ErrorKind::Damaged | ErrorKind::Incomplete => error.with_hint(PARTIAL),
+        _ => error,
+    })
 }
 
 /// Writes a file or a directory beside its place.

@@ -145,6 +145,18 @@ fn what_speaks_against_a_replacement_is_said() {
 }
 
 #[test]
+fn sockets_that_libvirt_chose_are_left_to_it() {
+    let lab = Lab::new();
+    let chosen = "/run/libvirt/qemu/channel/3-web/org.qemu.guest_agent.0";
+    let xml = lab.xml().replace(&lab.text("was/port"), chosen);
+    lab.archive(&xml, 7);
+    let id = lab.hypervisor.define(&xml.replace(MAC, "52:54:00:00:00:09")).unwrap();
+    lab.hypervisor.start(id, Start::Running).unwrap();
+    let request = DefineRequest { name: Some("copy".into()), ..lab.request() };
+    assert_eq!(lab.run(&request).unwrap().channels, []);
+}
+
+#[test]
 fn a_hostile_archive_names_no_places() {
     let lab = Lab::new();
     std::fs::create_dir(lab.at("etc")).unwrap();
