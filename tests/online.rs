@@ -8,6 +8,7 @@ mod common;
 mod lab;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -303,6 +304,10 @@ fn block_devices_and_volumes_are_backed_up() {
     assert_eq!(everything(&guest).1, before.1);
     assert_eq!(overlays(&folder), Vec::<PathBuf>::new());
     assert_eq!(overlays(&lab.folder().join("state/overlays")), Vec::<PathBuf>::new());
+    // QEMU's user gets through to the overlays, and nobody to the journal.
+    let mode = |name: &str| fs::metadata(lab.folder().join(name)).unwrap().permissions().mode() & 0o777;
+    let modes = ["state", "state/overlays", "state/catalog.sqlite", "state/locks"].map(mode);
+    assert_eq!(modes, [0o711, 0o711, 0o600, 0o700]);
     let to = lab.folder().join("out");
     fs::create_dir(&to).unwrap();
     virtfold_in(&lab, &["restore", text(&archive), "--output", text(&to)]).ok();
@@ -312,4 +317,32 @@ fn block_devices_and_volumes_are_backed_up() {
     );
     guest.progress.wait_more(100);
     lab.virsh(&["destroy", guest.name()]);
+}
+
+#[test]
+fn a_good_archive_stays_when_libvirtd_is_gone_for_the_way_back() {
+    let lab = Lab::start();
+    let guest = lab.guest(GuestSpec { disks: vec!["raw"], ..GuestSpec::default() });
+    guest.start();
+    guest.progress.wait_more(200);
+    let before = everything(&guest);
+    let to = lab.folder().join("archives");
+    fs::create_dir(&to).unwrap();
+    let mut command =
+        virtfold(["backup", "writer", "--to", text(&to), "--limit-rate", "4MiB", "--compress", "none"]);
+    command.env("VIRTFOLD_CONNECT", lab.uri()).env("VIRTFOLD_STATE_DIR", lab.folder().join("state"));
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    lab::wait_for("the archive is begun", 30, || fs::read_dir(&to).unwrap().count() > 0);
+    lab.stop();
+    let ended = common::run::collect("backup, libvirtd gone".to_owned(), child).exits(exit::REFUSED);
+    println!("{ended}");
+    let archive = PathBuf::from(ended.last_line());
+    virtfold_in(&lab, &["verify", text(&archive)]).ok();
+    assert!(ended.stderr.contains("the archive is good, but 'writer' is not in order"), "{ended}");
+    assert!(ended.stderr.contains("recover") && ended.text().contains("not back on its disks"), "{ended}");
+    lab.restart();
+    guest.progress.wait_more(50);
+    virtfold_in(&lab, &["recover"]).ok();
+    assert_eq!(everything(&guest), before);
+    assert!(restored(&guest, &archive).last.is_some());
 }

@@ -1,6 +1,7 @@
 //! The tables, their version, and how a catalog comes to be.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -99,6 +100,9 @@ fn make(path: &Path) -> Result<()> {
         }
         _ => {}
     }
+    // Descriptions of domains hold passwords. SQLite gives its own files beside this one the same mode.
+    let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh);
+    made.at(|| format!("cannot create '{}'", fresh.display()))?;
     fill(&fresh).map_err(|e| unusable(&fresh, e.into()))?;
     let making = || format!("cannot make the catalog '{}'", path.display());
     File::open(&fresh).and_then(|f| f.sync_all()).at(making)?;

@@ -59,6 +59,8 @@ fn what_was_noted_is_there_after_it_is_opened_again() {
     ];
     catalog.record(expected.id, &changes).unwrap();
     drop(catalog);
+    let mode = std::fs::metadata(state.join("catalog.sqlite")).unwrap().permissions();
+    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode) & 0o777, 0o600, "it holds passwords");
     expected.state = JobState::Committing;
     expected.held = None;
     expected.disks[0].frozen = Some(mark(4));

@@ -163,6 +163,10 @@ fn bar(progress: &Progress, stopped: &Receiver<()>) {
 fn plain_lines(progress: &Progress, stopped: &Receiver<()>) {
     every(PLAIN_EVERY, stopped, || {
         let now = progress.snapshot();
+        if now.total == 0 {
+            print_progress(&format!("{}: {} s", now.phase, now.elapsed.as_secs()), Stdout::Archive);
+            return;
+        }
         let (rate, left) = pace(&now);
         let left = left.map_or(String::new(), |left| format!(", {} s left", left.as_secs()));
         let line =

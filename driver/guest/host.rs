@@ -310,4 +310,47 @@ mod tests {
         files.remove(&path).unwrap();
         assert_eq!(files.image_use(&path).unwrap(), ImageUse::Absent);
     }
+
+    #[test]
+    fn overlays_are_put_aside_under_free_names() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.virtfold-0000beef.overlay");
+        let files = LocalFiles;
+        let mut names = Vec::new();
+        for n in 0..3 {
+            std::fs::write(&path, [n]).unwrap();
+            names.push(files.quarantine(&path).unwrap());
+        }
+        let read: Vec<_> = names.iter().map(|name| std::fs::read(name).unwrap()).collect();
+        assert_eq!(read, [[0], [1], [2]]);
+        assert!(names[0].to_str().unwrap().ends_with(".overlay.quarantined"));
+        std::fs::write(&path, [9]).unwrap();
+        let held = files.hold(&path).unwrap();
+        assert_eq!(files.quarantine(&path).unwrap_err().kind(), ErrorKind::InUse);
+        drop(held);
+        // A fresh one may be somebody's who is at work.
+        assert_eq!(files.overlays(directory.path()).unwrap(), Vec::<PathBuf>::new());
+        let old = std::time::SystemTime::now() - 2 * FRESH;
+        File::options().write(true).open(&path).unwrap().set_modified(old).unwrap();
+        assert_eq!(files.overlays(directory.path()).unwrap(), [path]);
+    }
+
+    #[test]
+    fn a_mark_shows_that_a_file_was_written_to() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("image");
+        let files = LocalFiles;
+        assert_eq!(files.mark(&path).unwrap(), None);
+        std::fs::write(&path, [0; 512]).unwrap();
+        let before = files.mark(&path).unwrap().unwrap();
+        assert_eq!(files.mark(&path).unwrap(), Some(before));
+        std::thread::sleep(Duration::from_millis(20));
+        OpenOptions::new()
+            .write(true)
+            .open(&path)
+            .and_then(|mut f| std::io::Write::write_all(&mut f, &[1]))
+            .unwrap();
+        assert_ne!(files.mark(&path).unwrap(), Some(before));
+        assert_eq!(files.mark(Path::new("/dev/null")).unwrap(), None);
+    }
 }

@@ -77,9 +77,10 @@ fn text(report: &DomainReport) -> String {
             (true, None) => "file systems frozen by the agent".to_owned(),
             (false, _) => "file systems as after a power cut".to_owned(),
         };
-        let pause = match freeze.pause_ms {
-            Some(pause) => format!("longest pause {pause:.0} ms"),
-            None => "never paused".to_owned(),
+        let pause = match (freeze.pause_ms, &report.thaw_failure) {
+            (_, Some(_)) => "not back on its disks".to_owned(),
+            (Some(pause), None) => format!("longest pause {pause:.0} ms"),
+            (None, None) => "never paused".to_owned(),
         };
         lines.push(format!("{} ({}): {how}, {pause}", printable(&report.domain), report.way));
     } else {

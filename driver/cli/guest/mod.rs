@@ -95,6 +95,7 @@ pub(super) fn wishes_of(defaults: &Defaults, state_dir: PathBuf) -> Wishes {
         overlay_dir: None,
         min_free: defaults.min_free.get(),
         state_dir,
+        archive_dir: None,
     }
 }
 
@@ -122,7 +123,10 @@ impl GuestArgs {
     /// Runs the backup of a domain, or says what it would do.
     pub(super) fn run(&self, job: Job<'_>, signals: &Signals) -> Result<Outcome> {
         let connection = self.connect.open()?;
-        let wishes = self.wishes(job.defaults)?;
+        let mut wishes = self.wishes(job.defaults)?;
+        if let Some(Destination::Directory(directory)) = &job.destination {
+            wishes.archive_dir = Some(directory.clone());
+        }
         if self.plan {
             let plan =
                 virtfold::job::plan::plan(connection.hypervisor.as_ref(), &LocalFiles, job.domain, &wishes)?;

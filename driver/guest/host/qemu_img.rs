@@ -106,3 +106,60 @@ pub(super) fn below(path: &Path) -> Result<Vec<PathBuf>> {
     let names = images.filter_map(|image| image.get("filename").and_then(Value::as_str));
     Ok(names.filter(|name| name.starts_with('/')).map(PathBuf::from).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tool(name: &str, arguments: &[&str], path: &Path) {
+        let output = Command::new(name).args(arguments).arg(path).output().unwrap();
+        assert!(output.status.success(), "{name} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    fn write(path: &Path, what: &str) {
+        tool("qemu-io", &["-f", "qcow2", "-c", what], path);
+    }
+
+    #[test]
+    fn an_overlay_is_committed_into_the_image_right_below_and_no_further() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let (golden, base, overlay) = (path("golden: x.qcow2"), path("base.qcow2"), path("o, y.qcow2"));
+        tool("qemu-img", &["create", "-q", "-f", "qcow2", "-o", "size=8M"], &golden);
+        for (below, image) in [(&golden, &base), (&base, &overlay)] {
+            let below = below.to_str().unwrap();
+            tool("qemu-img", &["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", below], image);
+        }
+        let before = std::fs::read(&golden).unwrap();
+        assert!(is_empty(&overlay).unwrap());
+        assert!(same(&overlay, (&base, "qcow2")).unwrap());
+        write(&base, "write -P 1 0 64k");
+        write(&overlay, "write -P 2 1M 64k");
+        assert!(!is_empty(&overlay).unwrap());
+        assert!(!same(&overlay, (&base, "qcow2")).unwrap());
+        assert_eq!(below(&overlay).unwrap(), [base.clone(), golden.clone()]);
+        commit(&overlay, &base).unwrap();
+        assert!(same(&overlay, (&base, "qcow2")).unwrap());
+        assert!(!is_empty(&overlay).unwrap(), "the overlay keeps what it has");
+        write(&base, "read -P 2 1M 64k");
+        write(&base, "read -P 1 0 64k");
+        assert_eq!(std::fs::read(&golden).unwrap(), before);
+        // A zero cluster hides what lies below, so it is something.
+        let zeros = path("zeros.qcow2");
+        let name = base.to_str().unwrap();
+        tool("qemu-img", &["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", name], &zeros);
+        write(&zeros, "write -z 1M 64k");
+        assert!(!is_empty(&zeros).unwrap());
+    }
+
+    #[test]
+    fn what_fails_says_which_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let nowhere = directory.path().join("nowhere");
+        assert!(format!("{:?}", commit(&nowhere, &nowhere).unwrap_err()).contains("nowhere"));
+        assert!(same(&nowhere, (&nowhere, "raw")).is_err());
+        assert!(is_empty(&nowhere).is_err());
+        assert!(below(&nowhere).is_err());
+        assert_eq!(commit(Path::new("relative"), &nowhere).unwrap_err().kind(), ErrorKind::Internal);
+    }
+}

@@ -226,7 +226,10 @@ impl Simulated {
 
     /// Puts an image there, or replaces it.
     pub fn put_image(&self, path: &Path, image: SimImage) {
-        self.lock().world.images.insert(path.to_owned(), image);
+        let world = &mut self.lock().world;
+        world.clock += 1;
+        world.touched.insert(path.to_owned(), world.clock);
+        world.images.insert(path.to_owned(), image);
     }
 
     /// An image.
@@ -262,6 +265,11 @@ impl Simulated {
             (None, Some(config)) => config.iter().map(|disk| disk.path.clone()).collect(),
             (None, None) => Vec::new(),
         }
+    }
+
+    /// Lets go of all images, as on a file system without locks.
+    pub fn drop_holds(&self) {
+        self.lock().world.held.clear();
     }
 
     /// Kills the driver between two calls.
@@ -374,6 +382,10 @@ impl Turn<'_> {
             // What befalls the guests befalls them now; the call goes on and sees it.
             match self.fate {
                 Fate::KillGuests => outside::happens(self.world, Outside::KillGuests, self.hub),
+                // Who needs libvirt waits until the call is over.
+                Fate::Outside(what) if matches!(when, When::Half | When::Late) && !what.is_the_guests() => {
+                    self.fate = Fate::GoOn;
+                }
                 Fate::Outside(what) => outside::happens(self.world, what, self.hub),
                 _ => {}
             }

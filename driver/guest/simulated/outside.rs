@@ -36,6 +36,13 @@ pub enum Outside {
     Resume,
 }
 
+impl Outside {
+    /// Whether it comes from the guest or its QEMU, and not by a call of libvirt's.
+    pub(super) fn is_the_guests(self) -> bool {
+        matches!(self, Outside::KillGuests | Outside::ShutDown)
+    }
+}
+
 /// Does it.
 pub(super) fn happens(world: &mut World, what: Outside, hub: &Hub) {
     let ids: Vec<DomainId> = world.domains.keys().copied().collect();

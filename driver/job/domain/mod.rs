@@ -196,10 +196,12 @@ fn online(
     let request = freeze_request(copy.plan, copy.request.wishes)?;
     make_overlay_directories(&request, &copy.request.wishes.state_dir)?;
     let mut good: Option<(BackupReport, FreezeReport)> = None;
+    control.progress.enter("freezing", 0);
     let thawed = frozen(copy.host, &request, control, |frozen| {
         let written = copy.write(frozen, open)?;
         // From here on the archive is there, whatever becomes of the guest's way back.
         good = Some((written.finish(&frozen.control)?, frozen.report.clone()));
+        control.progress.enter("thawing", 0);
         Ok(())
     });
     match (thawed, good) {

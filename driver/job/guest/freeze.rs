@@ -310,13 +310,24 @@ fn patiently<T>(host: &Host<'_>, look: impl Fn() -> Result<T>) -> Result<T> {
     look()
 }
 
-/// How many disks QEMU has on their overlays.
+/// How many disks QEMU has on their overlays. What lies below an overlay must be the image that is going to be read: somebody
+/// may have put another one on it since it was looked at.
 fn switched(homing: &Homing<'_>) -> Result<usize> {
     let sight = Sight::look(homing.host.hypervisor, homing.job.domain)?;
     let mut count = 0;
     for disk in &homing.job.disks {
         let seen = sight.disk(homing.host.hypervisor, disk)?;
-        count += usize::from(seen.top().is_some() && seen.top() == disk.overlay.as_deref());
+        if seen.top().is_none() || seen.top() != disk.overlay.as_deref() {
+            continue;
+        }
+        let below = seen.qemu.as_ref().and_then(|chain| chain.get(1));
+        if below != Some(&disk.base.path) {
+            let (name, target) = (&homing.job.name, &disk.target);
+            let message =
+                format!("disk '{target}' of domain '{name}' was given another image in the last moment");
+            return Err(Error::new(ErrorKind::InUse, message).with_hint("try again"));
+        }
+        count += 1;
     }
     Ok(count)
 }

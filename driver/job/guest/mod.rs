@@ -10,7 +10,7 @@
 //! return code, so a lost answer is a reason to look and nothing more.
 //!
 //! Parts: `sight` (what is there now), `freeze`, `watch` (room on the host while the copy runs), `home/` (decide, live
-//! commit and pivot, commit at rest, the end of overlays), `recover`, `rest`.
+//! commit and pivot, commit at rest, the end of overlays), `recover`, `rest`, `guard` (the pause's guard as a process).
 //!
 //! Imports: `error`, `catalog`, `guest`, and `job`'s [`Control`].
 
@@ -28,6 +28,7 @@ use crate::guest::host::HostFiles;
 use crate::guest::{DomainId, Hypervisor};
 
 mod freeze;
+mod guard;
 mod home;
 mod recover;
 mod rest;
@@ -37,6 +38,7 @@ mod tests;
 mod watch;
 
 pub use freeze::frozen;
+pub use guard::GuardProcess;
 pub use recover::{DiskRecovery, Mode, Recovery, Verdict, Which, recover};
 pub use rest::at_rest;
 
@@ -79,7 +81,7 @@ impl Default for Pace {
     }
 }
 
-/// Starts a guard for a domain. The real one is a process ([`crate::guest::guard::Guard`]).
+/// Starts a guard for a domain. The real one is [`GuardProcess`].
 pub trait StartGuard: Debug + Send + Sync {
     /// A guard that is ready.
     ///

@@ -60,6 +60,8 @@ pub struct Wishes {
     pub min_free: u64,
     /// virtfold's own directory: overlays of block devices go into `overlays` in it.
     pub state_dir: PathBuf,
+    /// The directory that the archive goes to, where it is known.
+    pub archive_dir: Option<PathBuf>,
 }
 
 /// A domain in a plan.
@@ -212,7 +214,7 @@ impl Planner<'_> {
         let mut rooms = Vec::new();
         if matches!(way, Way::Online | Way::OnlineStanding) {
             obstacles.extend(overlay::choose(&mut disks, self.wishes));
-            let found = room::look(&disks, self.files, self.wishes.min_free)?;
+            let found = room::look(&disks, self.files, self.wishes)?;
             (rooms, obstacles) = (found.rooms, [obstacles, found.obstacles].concat());
             notes.extend(found.notes);
         }

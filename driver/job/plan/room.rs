@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::volumes::is_block_device;
-use super::{Finding, PlannedDisk};
+use super::{Finding, PlannedDisk, Wishes};
 use crate::error::{ErrorKind, IoContext, Result};
 use crate::guest::host::HostFiles;
 use crate::units::Human;
@@ -51,7 +51,8 @@ pub(super) fn estimate(capacity: u64, allocated: u64) -> u64 {
 }
 
 /// Looks at the file systems of the overlays.
-pub(super) fn look(disks: &[PlannedDisk], files: &dyn HostFiles, min_free: u64) -> Result<Found> {
+pub(super) fn look(disks: &[PlannedDisk], files: &dyn HostFiles, wishes: &Wishes) -> Result<Found> {
+    let min_free = wishes.min_free;
     let mut found = Found::default();
     let mut rooms: BTreeMap<u64, Room> = BTreeMap::new();
     for disk in disks {
@@ -74,9 +75,31 @@ pub(super) fn look(disks: &[PlannedDisk], files: &dyn HostFiles, min_free: u64) 
         room.estimate = room.estimate.saturating_add(bytes);
         found.notes.extend(elsewhere(disk, device));
     }
+    if let Some(room) = archive_device(wishes).and_then(|device| rooms.get(&device)) {
+        found.notes.extend(beside_archive(room, disks));
+    }
     found.rooms = rooms.into_values().collect();
     found.obstacles = found.rooms.iter().filter_map(short).collect();
     Ok(found)
+}
+
+/// The file system that the archive goes to. One that is not there is an error of its own, later.
+fn archive_device(wishes: &Wishes) -> Option<u64> {
+    wishes.archive_dir.as_ref()?.metadata().ok().map(|found| found.dev())
+}
+
+/// An archive beside the overlays takes from their room. How much is not known before it is compressed, so it is no obstacle.
+fn beside_archive(room: &Room, disks: &[PlannedDisk]) -> Option<String> {
+    let most =
+        disks.iter().filter(|disk| disk.copy).filter_map(|disk| disk.allocated).fold(0, u64::saturating_add);
+    let wanted = room.estimate.saturating_add(room.min_free).saturating_add(most);
+    (room.free < wanted).then(|| {
+        format!(
+            "the archive goes to the file system of the overlays, '{}': if it takes as much as the disks, {}, the backup has to give way",
+            room.directories.join("', '"),
+            Human(most)
+        )
+    })
 }
 
 /// The directory, or the nearest above it that is there.
@@ -130,5 +153,23 @@ mod tests {
         assert_eq!(estimate(1 << 40, 1 << 30), (1 << 30) / 10);
         assert_eq!(estimate(1 << 40, 0), LEAST);
         assert_eq!(estimate(1 << 20, 1 << 20), 1 << 20);
+    }
+
+    #[test]
+    fn what_is_free_must_hold_the_estimates_and_the_rest() {
+        let room = |free| Room {
+            directories: vec!["/images".to_owned()],
+            disks: vec!["vda".to_owned()],
+            estimate: 16 << 20,
+            min_free: 1 << 30,
+            free,
+        };
+        let wanted = (16 << 20) + (1 << 30);
+        assert!(short(&room(wanted)).is_none());
+        let told = short(&room(wanted - 1)).unwrap().sentence;
+        let expected = "no room for the overlays of vda in '/images': 1.0 GiB free, 1.0 GiB wanted (16.0 MiB estimated and 1.0 GiB to stay free)";
+        assert_eq!(told, expected);
+        assert!(beside_archive(&room(wanted), &[]).is_none());
+        assert!(beside_archive(&room(wanted - 1), &[]).is_some());
     }
 }

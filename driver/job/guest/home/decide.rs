@@ -14,7 +14,7 @@
 //!
 //! Where nothing shows it, both are left as they are.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::super::Host;
@@ -83,9 +83,11 @@ impl Case<'_> {
         let Some(chain) = &self.seen.qemu else { return self.unseen() };
         let (overlay, base) = (self.overlay, self.disk.base.path.as_path());
         if self.seen.top() == Some(overlay) {
-            return Ok(match chain.get(1).map(|p| p.as_path()) {
-                Some(below) if below == base => Step::Commit,
-                _ => Step::Ask(format!(
+            // Also where somebody put an image between in the moment of the snapshot: the commit goes into the one right below.
+            let below = chain.iter().skip(1).take(2);
+            return Ok(match below.into_iter().any(|path| path == base) {
+                true => Step::Commit,
+                false => Step::Ask(format!(
                     "'{}' does not rest on '{}' any more",
                     overlay.display(),
                     base.display()
@@ -161,6 +163,13 @@ impl Case<'_> {
                 "somebody's snapshot lies on top of the overlay '{}'. The guest can start and run on all of them; merge the snapshot into \
                  the overlay, then run `virtfold recover`",
                 overlay.display()
+            )));
+        }
+        if self.host.files.below(overlay)?.first().map(PathBuf::as_path) != Some(base) {
+            return Ok(Step::Ask(format!(
+                "the overlay '{}' does not rest on '{}' but on another image; commit it into that one by hand",
+                overlay.display(),
+                base.display()
             )));
         }
         let gone = if named { Step::TakeOff } else { Step::Leave(Left::Remove) };

@@ -257,7 +257,10 @@ impl<'a> Homing<'a> {
         }
         if sight.run() == Some(Run::Paused(Paused::User)) {
             self.host.hypervisor.resume(self.job.domain)?;
-            note(&mut self.domain.done, words::RESUME.to_owned());
+            // The pauses of our own pivots are no news.
+            if self.stands_since.is_none() {
+                note(&mut self.domain.done, words::RESUME.to_owned());
+            }
         }
         if let Some(since) = self.stands_since.take() {
             self.pause = self.pause.max(Some(since.elapsed()));

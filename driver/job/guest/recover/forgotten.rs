@@ -52,25 +52,17 @@ fn adopt(
     info: &DomainInfo,
     (mode, directories): (Mode, &mut BTreeSet<PathBuf>),
 ) -> Result<Option<Recovery>> {
+    if find(host, info.id, directories)?.1.is_empty() {
+        return Ok(None);
+    }
     let _lock = match host.journal.lock(info.id) {
         Ok(lock) => lock,
         // A run is at work on it: what it has is its own.
         Err(error) if error.kind() == ErrorKind::InUse => return Ok(None),
         Err(error) => return Err(error),
     };
-    let Ok(sight) = Sight::look(host.hypervisor, info.id) else { return Ok(None) };
-    let known = known(host)?;
-    let mut disks: Vec<DiskJob> = Vec::new();
-    for xml in [&sight.live, &sight.config, &sight.saved].into_iter().flatten() {
-        for disk in &xml.disks {
-            let Some(top) = path_of(host.hypervisor, &disk.image.source)? else { continue };
-            directories.extend(top.parent().map(Path::to_owned));
-            let new = !disks.iter().any(|d| d.target == disk.target);
-            if new && is_our_overlay(&top) && !known.contains(&top) {
-                disks.extend(made_up(host, disk, top)?);
-            }
-        }
-    }
+    // Seen under the lock: a run that has just ended takes its overlays along.
+    let (sight, disks) = find(host, info.id, directories)?;
     if disks.is_empty() {
         return Ok(None);
     }
@@ -93,6 +85,28 @@ fn adopt(
     let mut recovery = one(host, job, mode);
     recovery.found.insert(0, "an overlay of virtfold is in use that no journal knows".to_owned());
     Ok(Some(recovery))
+}
+
+/// The overlays that a domain has on top and no journal knows; notes the directories of its disks.
+fn find(
+    host: &Host<'_>,
+    domain: DomainId,
+    directories: &mut BTreeSet<PathBuf>,
+) -> Result<(Sight, Vec<DiskJob>)> {
+    let sight = Sight::look(host.hypervisor, domain)?;
+    let known = known(host)?;
+    let mut disks: Vec<DiskJob> = Vec::new();
+    for xml in [&sight.live, &sight.config, &sight.saved].into_iter().flatten() {
+        for disk in &xml.disks {
+            let Some(top) = path_of(host.hypervisor, &disk.image.source)? else { continue };
+            directories.extend(top.parent().map(Path::to_owned));
+            let new = !disks.iter().any(|d| d.target == disk.target);
+            if new && is_our_overlay(&top) && !known.contains(&top) {
+                disks.extend(made_up(host, disk, top)?);
+            }
+        }
+    }
+    Ok((sight, disks))
 }
 
 /// What can be told of a disk without a journal; nothing where the XML does not say what lies below.

@@ -30,6 +30,13 @@ fn is_stuck(point: Point, fate: Fate) -> bool {
     fate == Fate::KillLibvirtd && point == Point { operation: Operation::Pivot, when: When::Late }
 }
 
+/// Whether nothing else covers this point: a question changes nothing, so the world after it is the one before it, and a driver
+/// that dies there dies after the last change or before the next one. What is left is a lost answer and a guest that ends.
+fn is_apart(point: Point, fate: Fate) -> bool {
+    let question = matches!(point.operation, Operation::Read | Operation::Look);
+    !question || point.when == When::Before && matches!(fate, Fate::KillLibvirtd | Fate::KillGuests)
+}
+
 /// What must hold at the end; a stuck disk is home after the guest's next start.
 fn check(scene: &Scene, path: &[(Point, Fate)]) -> Result<(), String> {
     let killed = path.iter().any(|(_, fate)| matches!(fate, Fate::KillGuests | Fate::CrashHost));
@@ -58,6 +65,9 @@ fn nothing_is_lost_at_any_crash_point() {
         plain.is_home(Some(plain.expected())).unwrap();
         for (index, point) in points.iter().enumerate() {
             for fate in FATES {
+                if setup.disks > 1 && !is_apart(*point, fate) {
+                    continue;
+                }
                 let scene = Scene::new(setup);
                 scene.set_fate(index, fate);
                 let outcome = scene.backup().map(|t| t.report);
@@ -104,7 +114,7 @@ fn a_recovery_can_be_broken_off_anywhere() {
         let mut seen = BTreeSet::new();
         let points = Scene::new(setup).points(|scene| drop(scene.backup().unwrap()));
         for (index, point) in points.iter().enumerate() {
-            for first in FATES {
+            for first in FATES.into_iter().filter(|fate| is_apart(*point, *fate)) {
                 let crashed = Scene::new(setup);
                 crashed.set_fate(index, first);
                 let outcome = crashed.backup().map(|t| t.report);
@@ -115,7 +125,7 @@ fn a_recovery_can_be_broken_off_anywhere() {
                 }
                 let inner = crashed.fork().points(|scene| drop(scene.recover()));
                 for (at, inner_point) in inner.iter().enumerate().step_by(stride) {
-                    for second in FATES {
+                    for second in FATES.into_iter().filter(|fate| is_apart(*inner_point, *fate)) {
                         let scene = crashed.fork();
                         scene.set_fate(at, second);
                         let broken = scene.recover();
