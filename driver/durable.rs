@@ -142,7 +142,8 @@ fn parent(path: &Path) -> &Path {
     }
 }
 
-fn rename(from: &Path, to: &Path, flags: RenameFlags) -> Result<()> {
+/// Renames, with a detour where the file system does not know `RENAME_NOREPLACE`.
+pub(crate) fn rename(from: &Path, to: &Path, flags: RenameFlags) -> Result<()> {
     let cwd = rustix::fs::CWD;
     match rustix::fs::renameat_with(cwd, from, cwd, to, flags) {
         Ok(()) => Ok(()),

@@ -162,6 +162,17 @@ fn restore_errors() {
     say("error-restore-no-target", &["restore", text(&archive)]);
     say("error-restore-unknown-disk", &["restore", text(&archive), "--disk", &to("vdx", "out.qcow2")]);
     say("error-restore-exists", &["restore", text(&archive), "--disk", &to("vda", "disk.qcow2")]);
+    let folder = scratch.join("out");
+    let both = ["restore", text(&archive), "--disk", &to("vda", "out.qcow2"), "--output", text(&folder)];
+    say("error-restore-output-and-disk", &both);
+    say(
+        "error-restore-name-without-define",
+        &["restore", text(&archive), "--output", text(&folder), "--name", "web2"],
+    );
+    say(
+        "error-restore-define-remote",
+        &["restore", text(&archive), "--define", "-c", "qemu+ssh://host/system"],
+    );
     let raw = ["--format", "raw", "--method", "remap"];
     let disk = to("vda", "out.raw");
     say("error-restore-remap-raw", &[&["restore", text(&archive), "--disk", &disk], &raw[..]].concat());

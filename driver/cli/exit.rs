@@ -27,6 +27,7 @@ Environment:
   VIRTFOLD_CONNECT      the libvirt to speak to (default: LIBVIRT_DEFAULT_URI, else qemu:///system)
   VIRTFOLD_STATE_DIR    where the journal of backups is (default: /var/lib/virtfold)
   VIRTFOLD_LIBVIRT_DIR  libvirt's state directory (default: /var/lib/libvirt)
+  VIRTFOLD_GUARDS       where guards against starts are (default: /run/virtfold/guards)
   VIRTFOLD_LOG          what is logged to standard error, for example 'debug' (default: warn)
   TMPDIR                where tables too large for memory go (default: /var/tmp)";
 

@@ -6,6 +6,7 @@
 mod args;
 mod backup;
 mod config;
+mod define;
 mod exit;
 mod guest;
 mod list;

@@ -1,4 +1,4 @@
-//! `virtfold restore`: disks out of an archive.
+//! `virtfold restore`: disks out of an archive, or a guest (`define`).
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,6 +7,7 @@ use anyhow::Result;
 use virtfold::durable::Existing;
 use virtfold::error::{Error, ErrorKind};
 use virtfold::image::Format;
+use virtfold::job::define::Writing;
 use virtfold::job::restore::{self, Checking, RestoreReport, RestoreRequest, Selection};
 use virtfold::job::target::Method;
 use virtfold::job::{Control, Progress};
@@ -15,12 +16,17 @@ use virtfold_config::parse_size;
 
 use super::Signals;
 use super::args;
+use super::define::{Common, DefineArgs};
 use super::exit::Outcome;
 use super::report::{JsonFlag, Stdout, Style, Ticker, damage, printable, result};
 
-/// Restore disks from an archive
+/// Restore disks, or a whole guest, from an archive
 ///
 /// A disk appears under its name when all of it is written, checked and durable, and not before.
+///
+/// With --define the guest is restored: disks, NVRAM, TPM state, and last its definition. It is itself again, with its uuid
+/// and its MAC addresses; in the place of the domain that is there (shut off) only with --force. --name makes a copy that
+/// can run beside it. Disks go to --disk, to --output or --pool, or where they were.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -29,16 +35,19 @@ Examples:
   virtfold restore web.tar --disk vda=/srv/vm/web.qcow2 --format qcow2 --method remap
   virtfold restore web.tar.zst --disk vda=/dev/vg0/web --format raw --force
   ssh host 'cat web.tar.zst' | virtfold restore - --output /srv/vm
-  virtfold restore broken.tar.zst --output /rescue --partial")]
+  virtfold restore broken.tar.zst --output /rescue --partial
+  virtfold restore web.tar.zst --define --plan
+  virtfold restore web.tar.zst --define --force --start
+  virtfold restore web.tar.zst --define --name web-test --output /srv/vm --start")]
 pub(crate) struct Args {
     /// The archive, or - for standard input
     #[arg(value_name = "ARCHIVE|-")]
     archive: PathBuf,
     /// Restore this disk to this file or block device; give it once for each disk
-    #[arg(long, value_name = "TARGET=PATH", value_parser = args::disk, required_unless_present = "output")]
+    #[arg(long, value_name = "TARGET=PATH", value_parser = args::disk, required_unless_present_any = ["output", "define"])]
     disk: Vec<(String, PathBuf)>,
-    /// Restore all disks into this directory, as TARGET.raw or TARGET.qcow2
-    #[arg(long, value_name = "DIR", conflicts_with = "disk")]
+    /// Restore all disks into this directory, as TARGET.raw or TARGET.qcow2; with --define, those that --disk does not name
+    #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
     /// The format of what is made, raw or qcow2 [default: the source's]
     #[arg(long, value_name = "FORMAT", value_parser = args::format)]
@@ -49,7 +58,7 @@ pub(crate) struct Args {
     /// The cluster size of a new qcow2 [default: the source's, or 64KiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     cluster_size: Option<u64>,
-    /// Replace existing files, write to block devices
+    /// Replace existing files, write to block devices; with --define, replace the domain that is there
     #[arg(long)]
     force: bool,
     /// Get out of a damaged or cut archive what is intact, and say what is not (exit code 3 or 4)
@@ -61,6 +70,8 @@ pub(crate) struct Args {
     /// Threads that read, decompress and check [default: one a core]
     #[arg(long, value_name = "N")]
     workers: Option<virtfold_config::Workers>,
+    #[command(flatten)]
+    define: DefineArgs,
     #[command(flatten)]
     json: JsonFlag,
 }
@@ -74,6 +85,16 @@ enum MethodArg {
 /// Runs the verb.
 pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
     let style = Style::from_flag(&args.json);
+    if args.define.define {
+        let common = Common {
+            writing: writing(&args),
+            existing: existing(&args),
+            archive: args.archive,
+            disks: args.disk,
+            output: args.output,
+        };
+        return args.define.run(common, style, signals);
+    }
     let request = request(args)?;
     let progress = Arc::new(Progress::default());
     let ticker = Ticker::start(style, Stdout::Free, &progress)?;
@@ -89,8 +110,34 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
     })
 }
 
+fn writing(args: &Args) -> Writing {
+    Writing {
+        format: args.format,
+        method: match args.method {
+            MethodArg::Rewrite => Method::Rewrite,
+            MethodArg::Remap => Method::Remap,
+        },
+        cluster_size: args.cluster_size,
+        checking: match (args.partial, args.unverified) {
+            (true, _) => Checking::Partial,
+            (false, true) => Checking::Later,
+            (false, false) => Checking::All,
+        },
+        workers: args::workers(args.workers),
+    }
+}
+
+fn existing(args: &Args) -> Existing {
+    if args.force { Existing::Replace } else { Existing::Keep }
+}
+
 fn request(args: Args) -> Result<RestoreRequest> {
+    let (writing, existing) = (writing(&args), existing(&args));
     let selection = match args.output {
+        Some(_) if !args.disk.is_empty() => {
+            let what = "--output restores all disks, and --disk the ones it names";
+            return Err(Error::new(ErrorKind::Usage, what).with_hint("say one of the two").into());
+        }
         Some(directory) => Selection::All(directory),
         None => Selection::Disks(args.disk),
     };
@@ -105,19 +152,12 @@ fn request(args: Args) -> Result<RestoreRequest> {
     Ok(RestoreRequest {
         archive: args.archive,
         selection,
-        format: args.format,
-        method: match args.method {
-            MethodArg::Rewrite => Method::Rewrite,
-            MethodArg::Remap => Method::Remap,
-        },
-        cluster_size: args.cluster_size,
-        existing: if args.force { Existing::Replace } else { Existing::Keep },
-        checking: match (args.partial, args.unverified) {
-            (true, _) => Checking::Partial,
-            (false, true) => Checking::Later,
-            (false, false) => Checking::All,
-        },
-        workers: args::workers(args.workers),
+        format: writing.format,
+        method: writing.method,
+        cluster_size: writing.cluster_size,
+        existing,
+        checking: writing.checking,
+        workers: writing.workers,
     })
 }
 

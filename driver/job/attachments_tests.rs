@@ -1,6 +1,16 @@
 //! Gathering from real files, and what must be refused.
 
+use std::sync::Arc;
+
 use super::*;
+use crate::archive::index::{ArchiveIndex, Trust};
+use crate::archive::manifest::Subject;
+use crate::archive::stream::{Compression, ReadOptions};
+use crate::image::{DiskImage, Format, OpenOptions};
+use crate::job::Control;
+use crate::job::backup::{Manner, Material, write};
+use crate::medium::{FileMedium, FileSource, Medium};
+use crate::table::Layout;
 
 struct Place {
     folder: tempfile::TempDir,
@@ -95,4 +105,59 @@ fn surprises_are_refused_and_nothing_hangs() {
         place.put(&format!("swtpm/{UUID}/tpm2/{n}"), b"");
     }
     assert!(said(&place).contains("more than 16 files"), "{}", said(&place));
+}
+
+/// An archive of one small disk and these members.
+fn written(place: &Place, members: &[(&str, &[u8])], compression: Compression) -> PathBuf {
+    let path = place.folder.path().join("archive");
+    std::fs::remove_file(&path).unwrap_or_default();
+    let image = place.put("disk.raw", &[5; 9000]);
+    let image = DiskImage::open(&image, Format::Raw, &OpenOptions::default()).unwrap();
+    let material = Material {
+        subject: Subject::Domain { name: "web".into(), uuid: None },
+        freeze: None,
+        attachments: members.iter().map(|(name, content)| attachment(name, content.to_vec())).collect(),
+        disks: vec![("vda".into(), image)],
+    };
+    let manner =
+        Manner { compression, layout: Layout::Compact, block_size: None, limit_rate: None, workers: 2 };
+    let control = Control::default();
+    let open = |_: &str| FileMedium::create(&path).map(|medium| Box::new(medium) as Box<dyn Medium>);
+    write(material, &manner, &control, open).unwrap().finish(&control).unwrap();
+    path
+}
+
+fn read_back(path: &Path, wanted: &dyn Fn(&str) -> Option<u64>) -> Result<Vec<Attachment>> {
+    let source = FileSource::open(path)?;
+    let options = ReadOptions { workers: 2, cancel: Arc::default(), carrier: None, archive_id: None };
+    ArchiveIndex::open(&source, &options, Trust::Strict)?.attachments(wanted)
+}
+
+#[test]
+fn members_come_back_bounded_and_checked() {
+    let place = place();
+    // Longer than a chunk, and of no round length.
+    let nvram: Vec<u8> = (0..3_000_001_u32).map(|n| n.to_le_bytes()[0] ^ n.to_le_bytes()[1]).collect();
+    let members: [(&str, &[u8]); 4] =
+        [("domain.xml", b"<x/>"), ("nvram.fd", &nvram), ("tpm/a", b""), ("unknown/file", b"kept")];
+    for compression in [Compression::None, Compression::Zstd { level: 1 }] {
+        let path = written(&place, &members, compression);
+        let found = read_back(&path, &limit_of).unwrap();
+        assert_eq!(names(&found), ["domain.xml", "nvram.fd", "tpm/a"]);
+        assert!(found[1].content == nvram && found[2].content.is_empty());
+        let all = read_back(&path, &|_| Some(u64::MAX)).unwrap();
+        assert_eq!(names(&all)[3], "unknown/file");
+        let error = read_back(&path, &|name| (name == "nvram.fd").then_some(3_000_000)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Damaged);
+        assert!(read_back(&path, &|name| (name == "nvram.fd").then_some(3_000_001)).is_ok());
+    }
+    let path = written(&place, &members, Compression::None);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[1_500_000] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    assert_eq!(read_back(&path, &limit_of).unwrap_err().kind(), ErrorKind::Damaged);
+    let twice = written(&place, &[("domain.xml", b"<x/>"), ("domain.xml", b"<y/>")], Compression::None);
+    assert!(read_back(&twice, &limit_of).unwrap_err().to_string().contains("twice"));
+    let without = written(&place, &[], Compression::None);
+    assert!(read_back(&without, &limit_of).unwrap().is_empty());
 }

@@ -8,6 +8,7 @@
 
 pub mod attachments;
 pub mod backup;
+pub mod define;
 pub mod disks;
 pub mod domain;
 pub mod guest;

@@ -46,6 +46,11 @@ impl<'a> Checked<'a> {
         self.stream.len()
     }
 
+    /// Where the body ends; the stream's end where the tail is not known.
+    pub(super) fn body_len(&self) -> u64 {
+        self.tail.as_ref().map_or(self.len(), |tail| tail.record.body_len)
+    }
+
     /// The digest that the tail gives chunk number `index` of the body.
     fn expected(&self, index: u64) -> Result<Option<Digest>> {
         self.tail.as_ref().map(|tail| tail.digests.get(index)).transpose()
@@ -53,7 +58,7 @@ impl<'a> Checked<'a> {
 
     /// The part of the stream that chunk number `index` of the body is.
     fn chunk_range(&self, index: u64) -> Range<u64> {
-        let end = self.tail.as_ref().map_or(self.len(), |tail| tail.record.body_len);
+        let end = self.body_len();
         let start = index.saturating_mul(CHUNK);
         start..start.saturating_add(CHUNK).min(end)
     }
@@ -127,7 +132,7 @@ impl<'a> Checked<'a> {
         take: &mut dyn FnMut(StreamOffset, Taken<'_>) -> Result<()>,
     ) -> Result<()> {
         // Whole chunks, or their digests say nothing.
-        let end = self.tail.as_ref().map_or(self.len(), |tail| tail.record.body_len);
+        let end = self.body_len();
         let from = range.start.get() / CHUNK * CHUNK;
         let to = range.end.get().checked_next_multiple_of(CHUNK).unwrap_or(end).min(end);
         if from >= to {

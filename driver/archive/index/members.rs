@@ -112,7 +112,10 @@ pub(super) fn attachments(
 ) -> Result<Vec<Attachment>> {
     let mut cursor = Cursor::new(stream, StreamOffset::ZERO);
     let (mut found, mut seen) = (Vec::<Attachment>::new(), 0);
-    while let Some(member) = cursor.next_member()? {
+    // The digests vouch for the body alone; behind its last content there is only padding.
+    let block = crate::archive::tar::BLOCK;
+    while cursor.parser.position().get().next_multiple_of(block) < stream.body_len() {
+        let Some(member) = cursor.next_member()? else { break };
         match Role::of(&member.name) {
             Role::Digests | Role::End => break,
             Role::Other => {

@@ -209,7 +209,7 @@ fn selected(request: &RestoreRequest, head: &Manifest) -> Result<Vec<(String, Ta
 }
 
 /// Whether two paths, under whatever names, are one file, be it there already or not.
-fn same_file(one: &Path, other: &Path) -> bool {
+pub(in crate::job) fn same_file(one: &Path, other: &Path) -> bool {
     let identity = |path: &Path| std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
     let place = |path: &Path| {
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
