@@ -108,6 +108,7 @@ fn start(turn: &mut Turn<'_>, id: DomainId, how: Start) -> Outcome<()> {
         return Err(refused(code::INTERNAL, "Failed to get \"write\" lock"));
     }
     turn.world.runs += 1;
+    turn.world.clock += super::outside::BOOT;
     let run = turn.world.runs;
     let paused = (how == Start::Paused).then_some(Paused::User);
     let domain = turn.domain(id)?;

@@ -130,6 +130,7 @@ impl HostFiles for Simulated {
             if turn.world.is_full(base) && !image.writes.is_empty() {
                 return Err(refused(code::SYSTEM, "No space left on device"));
             }
+            turn.world.note_commit(overlay, base);
             let (first, rest) = image.writes.iter().partition::<Vec<u64>, _>(|write| **write % 2 == 0);
             first.iter().for_each(|write| turn.world.write(base, *write));
             if !turn.reaches(When::Half) {

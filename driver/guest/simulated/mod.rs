@@ -272,6 +272,11 @@ impl Simulated {
         self.lock().world.held.clear();
     }
 
+    /// Whether a stale overlay was committed over newer writes.
+    pub fn was_clobbered(&self) -> bool {
+        self.lock().world.clobbered
+    }
+
     /// Kills the driver between two calls.
     pub fn kill_driver(&self) {
         self.lock().dead = true;

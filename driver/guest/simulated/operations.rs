@@ -122,6 +122,7 @@ impl Turn<'_> {
         if self.world.held.get(&base).is_some_and(|n| *n > 0) {
             return Err(refused(code::INTERNAL, "Failed to get \"write\" lock"));
         }
+        self.world.note_commit(&top, &base);
         let between = chain.iter().take(depth).filter_map(|p| self.world.images.get(p));
         let dirty = between.flat_map(|i| i.writes.iter().copied()).collect();
         let domain = self.running(id)?;

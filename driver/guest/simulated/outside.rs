@@ -43,6 +43,9 @@ impl Outside {
     }
 }
 
+/// A boot takes longer than a mirror is behind.
+pub(super) const BOOT: u64 = 100;
+
 /// Does it.
 pub(super) fn happens(world: &mut World, what: Outside, hub: &Hub) {
     let ids: Vec<DomainId> = world.domains.keys().copied().collect();
@@ -113,6 +116,7 @@ fn start(world: &mut World, id: DomainId) -> Option<Lifecycle> {
         return None;
     }
     world.runs += 1;
+    world.clock += BOOT;
     let domain = world.domains.get_mut(&id)?;
     domain.managed_save = None;
     domain.views.live = disks;

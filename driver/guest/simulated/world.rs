@@ -143,6 +143,8 @@ pub(super) struct World {
     pub(super) touched: BTreeMap<PathBuf, u64>,
     /// Directories that are full.
     pub(super) full: BTreeSet<PathBuf>,
+    /// A stale overlay was committed over newer writes.
+    pub(super) clobbered: bool,
     /// Images that a QEMU on another host writes to.
     pub(super) elsewhere: BTreeSet<PathBuf>,
     /// Runs of guests so far.
@@ -156,6 +158,13 @@ impl World {
     pub(super) fn write(&mut self, path: &Path, write: u64) {
         self.images.entry(path.to_owned()).or_default().writes.insert(write);
         self.touched.insert(path.to_owned(), self.clock);
+    }
+
+    /// Notes a commit of an overlay into a base. Images hold numbers, not blocks, so nothing is overwritten here; but where the base
+    /// has a later write than the overlay, older blocks would go over newer ones.
+    pub(super) fn note_commit(&mut self, overlay: &Path, base: &Path) {
+        let last = |path: &Path| self.images.get(path).and_then(|i| i.writes.last().copied());
+        self.clobbered |= last(overlay).is_some() && last(base) > last(overlay);
     }
 
     pub(super) fn is_full(&self, path: &Path) -> bool {

@@ -7,7 +7,7 @@ use super::super::*;
 use super::scene::{PLAIN, Scene, Setup};
 use crate::catalog::{Catalog, JobState};
 use crate::error::{Error, ErrorKind, sentence};
-use crate::guest::simulated::{Agent, Fate, Operation, Outside, Point, Room, When};
+use crate::guest::simulated::{Agent, Fate, Operation, Outside, Point, Room, SimImage, SimSpec, When};
 use crate::guest::{CommitBase, CommitRequest, Persistence, Run, Start};
 
 const THREE: Setup = Setup { disks: 3, ..PLAIN };
@@ -354,6 +354,62 @@ fn an_overlay_in_no_chain_that_no_journal_knows_is_put_aside() {
 
 fn overlay_in_images() -> PathBuf {
     PathBuf::from("/images/x.virtfold-0000abcd.overlay")
+}
+
+#[test]
+fn a_guest_whose_driver_and_guard_are_dead_is_let_go_by_the_recovery() {
+    for (operation, agent) in [(Operation::Pivot, Agent::Absent), (Operation::Snapshot, Agent::Answers)] {
+        let scene = Scene::new(Setup { agent, ..THREE });
+        let at = Point { operation, when: When::Before };
+        scene.world.on_point(move |point| if point == at { Fate::KillDriver } else { Fate::GoOn });
+        scene.backup().unwrap_err();
+        scene.kill_guard();
+        scene.revive();
+        assert!(scene.lives(Some(Run::Running)).is_err());
+        let recovery = only(scene.recover());
+        assert_eq!(recovery.verdict, Verdict::Recovered);
+        assert!(!recovery.done.is_empty(), "{recovery:#?}");
+        scene.is_home(Some(Run::Running)).unwrap();
+    }
+}
+
+#[test]
+fn a_commit_at_rest_that_was_broken_off_long_after_is_done_again() {
+    let scene = dies_at(Setup { persistence: Persistence::Transient, ..PLAIN }, Operation::Commit, 1);
+    scene.world.happens(Outside::ShutDown);
+    for _ in 0..200 {
+        scene.world.domains().unwrap();
+    }
+    let half = Point { operation: Operation::CommitFile, when: When::Half };
+    scene.world.on_point(move |point| if point == half { Fate::CrashHost } else { Fate::GoOn });
+    scene.recover();
+    scene.revive();
+    assert_eq!(only(scene.recover()).verdict, Verdict::Recovered);
+    scene.is_home(None).unwrap();
+}
+
+#[test]
+fn an_overlay_that_another_domain_rests_on_stays() {
+    let scene = Scene::new(PLAIN);
+    let (other, overlay) = (PathBuf::from("/images/other.qcow2"), scene.overlays().remove(0));
+    let mut id = None;
+    let thawed = meanwhile(&scene, |scene| {
+        let image =
+            SimImage { format: "qcow2".to_owned(), backing: Some(overlay.clone()), writes: [].into() };
+        scene.world.put_image(&other, image);
+        let disks = vec![("vda".to_owned(), other.clone())];
+        id = Some(
+            scene.world.add(&SimSpec { name: "other".to_owned(), disks, agent: Agent::Absent }).unwrap(),
+        );
+    })
+    .unwrap();
+    assert!(thawed.report.warnings[0].contains("domain 'other'"), "{:?}", thawed.report);
+    assert!(scene.world.image(&overlay).is_some());
+    assert_eq!(only(scene.recover()).verdict, Verdict::Later);
+    scene.world.undefine(id.unwrap()).unwrap();
+    scene.world.remove(&other).unwrap();
+    assert_eq!(only(scene.recover()).verdict, Verdict::Recovered);
+    scene.is_home(Some(Run::Running)).unwrap();
 }
 
 #[test]

@@ -51,6 +51,9 @@ fn holds(scene: &Scene) -> Result<(), String> {
     if !lost.is_empty() {
         return Err(format!("nowhere: {lost:?}"));
     }
+    if scene.world.was_clobbered() {
+        return Err("a stale overlay was committed".to_owned());
+    }
     if scene.world.is_frozen(scene.id) {
         return Err("frozen".to_owned());
     }

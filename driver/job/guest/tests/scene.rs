@@ -286,6 +286,11 @@ impl Scene {
         holds
     }
 
+    /// The guard dies with its driver.
+    pub(super) fn kill_guard(&self) {
+        *self.guard.armed.lock().unwrap() = None;
+    }
+
     /// Loses the journal.
     pub(super) fn forget(&mut self) {
         self.journal = Memory::new(&self.world);
@@ -384,6 +389,9 @@ impl Scene {
         let lost: Vec<u64> = (0..self.world.written(self.id)).filter(|n| !holds.contains(n)).collect();
         if !lost.is_empty() {
             return Err(format!("lost in {tops:?}: {lost:?}"));
+        }
+        if self.world.was_clobbered() {
+            return Err("a stale overlay was committed".to_owned());
         }
         if self.world.image(&golden()) != Some(golden_image()) {
             return Err("the golden image was written to".to_owned());
