@@ -107,21 +107,7 @@ pub(crate) fn run(contenders: &[Contender], rounds: usize, out: &Path) -> Vec<Re
     let mut results: Vec<Result> = contenders.iter().map(empty).collect();
     for round in 0..rounds {
         for (contender, result) in contenders.iter().zip(&mut results) {
-            clear(out);
-            for source in &contender.source {
-                warm(source);
-            }
-            let sample = measure(contender);
-            eprintln!(
-                "round {}: {:<44} {:8.3} s + sync {:6.3} s, cpu {:7.3} s, peak {:5.1} MiB",
-                round + 1,
-                contender.name,
-                sample.run,
-                sample.sync,
-                sample.cpu,
-                mib(sample.peak)
-            );
-            result.samples.push(sample);
+            turn(contender, result, out);
             if let (0, Some(check)) = (round, &contender.check) {
                 check();
             }
@@ -129,6 +115,38 @@ pub(crate) fn run(contenders: &[Contender], rounds: usize, out: &Path) -> Vec<Re
     }
     clear(out);
     results
+}
+
+/// Runs two contenders `pairs` times; who is first changes with each pair, so that what the one leaves behind for the
+/// next (memory that is taken, a disk that still writes) falls on both alike.
+pub(crate) fn duel(contenders: &[Contender; 2], pairs: usize, out: &Path) -> [Result; 2] {
+    let mut results = contenders.each_ref().map(|c| Result { name: c.name.clone(), samples: Vec::new() });
+    for pair in 0..pairs {
+        for place in [pair % 2, 1 - pair % 2] {
+            turn(&contenders[place], &mut results[place], out);
+        }
+    }
+    clear(out);
+    results
+}
+
+/// One run of one contender.
+fn turn(contender: &Contender, result: &mut Result, out: &Path) {
+    clear(out);
+    for source in &contender.source {
+        warm(source);
+    }
+    let sample = measure(contender);
+    result.samples.push(sample);
+    eprintln!(
+        "round {}: {:<44} {:8.3} s + sync {:6.3} s, cpu {:7.3} s, peak {:5.1} MiB",
+        result.samples.len(),
+        contender.name,
+        sample.run,
+        sample.sync,
+        sample.cpu,
+        mib(sample.peak)
+    );
 }
 
 #[allow(clippy::cast_precision_loss, reason = "shown with one digit")]

@@ -26,7 +26,7 @@ mod report;
 use std::path::{Path, PathBuf};
 
 /// The groups, in their order.
-const GROUPS: [&str; 4] = ["copy", "reflink", "map", "fig6"];
+const GROUPS: [&str; 5] = ["copy", "size", "reflink", "map", "fig6"];
 /// Bytes that the default data, its archives and the outputs take at most.
 const ROOM: u64 = 30 << 30;
 
@@ -80,6 +80,7 @@ fn main() {
     for group in &options.groups {
         match group.as_str() {
             "copy" => groups::copy(&place, options.rounds, &mut report),
+            "size" => groups::size(&place, options.rounds, &mut report),
             "reflink" => groups::reflink(&place, options.rounds, &mut report),
             "map" => groups::map(&place, options.rounds, &mut report),
             _ => fig6::run(&place, options.rounds, &mut report),

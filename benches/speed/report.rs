@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-use crate::contest::{Result, Sample, mib};
+use crate::contest::{Result, Sample, median, mib};
 use crate::data::{text, tool};
 
 /// What a ratio must be.
@@ -111,6 +111,17 @@ impl Report {
         let unsynced = ratio.of(Sample::total, |sample| sample.run);
         let cpu = ratio.of(|sample| sample.cpu, |sample| sample.cpu);
         let columns = [value, ratio.fastest(), unsynced, cpu].map(|value| format!("{value:.2}"));
+        self.target(&ratio.what, columns, (&limit.words(), limit.met(value)));
+    }
+
+    /// The middle one of the ratios of pairs that ran next to each other, against its target.
+    pub(crate) fn pairs(&mut self, ratio: &Ratio<'_>, limit: Limit) {
+        let middle = |of: fn(&Sample) -> f64| {
+            let pairs = ratio.ours.samples.iter().zip(&ratio.theirs.samples);
+            median(pairs.map(|(ours, theirs)| of(ours) / of(theirs)).collect())
+        };
+        let (value, cpu) = (middle(Sample::total), middle(|sample| sample.cpu));
+        let columns = [value, ratio.fastest(), value, cpu].map(|value| format!("{value:.2}"));
         self.target(&ratio.what, columns, (&limit.words(), limit.met(value)));
     }
 

@@ -13,6 +13,7 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::archive::bounded::few;
 use crate::archive::layout::{self, Kind, Layout};
 use crate::archive::tar::{MAX_OCTAL, MAX_SIZE};
 use crate::archive::tar_parser::Member;
@@ -25,6 +26,12 @@ pub const VERSION: u32 = 1;
 pub const MAX_LEN: u64 = 16 << 20;
 /// The most disks in one archive.
 pub const MAX_DISKS: usize = 1024;
+/// The most features that an archive may require.
+pub const MAX_REQUIRES: usize = 64;
+/// The most images below a disk's own; a source has 200 at most.
+pub const MAX_BACKING: usize = 1024;
+/// The most warnings of a disk.
+pub const MAX_WARNINGS: usize = 1024;
 /// The longest name in the head, bytes.
 pub const MAX_TEXT: usize = 1024;
 /// Names in `requires` that this version understands.
@@ -37,7 +44,7 @@ pub struct Manifest {
     /// [`VERSION`].
     pub version: u32,
     /// Features that a reader must understand.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "few::<_, _, MAX_REQUIRES>")]
     pub requires: Vec<String>,
     /// The archive's id.
     pub archive: Uuid,
@@ -60,6 +67,7 @@ pub struct Manifest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub freeze: Option<Freeze>,
     /// The disks, in the order of their members.
+    #[serde(deserialize_with = "few::<_, _, MAX_DISKS>")]
     pub disks: Vec<Disk>,
 }
 
@@ -149,10 +157,10 @@ pub struct Source {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub qcow2: Option<Qcow2>,
     /// The images that were read through, the nearest first.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "few::<_, _, MAX_BACKING>")]
     pub backing: Vec<Backing>,
     /// What was doubtful about the source, for example that it was marked dirty.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "few::<_, _, MAX_WARNINGS>")]
     pub warnings: Vec<String>,
 }
 
@@ -273,7 +281,7 @@ impl Manifest {
 #[derive(Deserialize)]
 struct Needs {
     version: u32,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "few::<_, _, MAX_REQUIRES>")]
     requires: Vec<String>,
 }
 
@@ -346,6 +354,9 @@ impl Disk {
         }
         if self.source.qcow2.as_ref().is_some_and(|q| !(512..=2 << 20).contains(&q.cluster_size)) {
             return bad("has an impossible cluster size");
+        }
+        if self.source.backing.len() > MAX_BACKING || self.source.warnings.len() > MAX_WARNINGS {
+            return bad("has more images or warnings than an archive can hold");
         }
         check_text("source format", &self.source.format)
     }

@@ -12,6 +12,7 @@
 //! media.
 
 pub mod allocation_csv;
+mod bounded;
 pub mod end;
 pub mod index;
 pub mod layout;

@@ -270,7 +270,12 @@ fn plan(spec: &TargetSpec, table: &CorrespondenceTable) -> Result<(Addressing, u
                 options.cluster_size
             ),
         )
-        .with_hint("use --method rewrite, or a smaller --cluster-size")),
+        .with_hint(if options.extended_l2 {
+            // Smaller clusters than 16 KiB can't have extended L2 entries, which the disk is to keep.
+            "use --method rewrite"
+        } else {
+            "use --method rewrite, or a smaller --cluster-size"
+        })),
     }
 }
 
