@@ -13,7 +13,7 @@ use virtfold::guest::host::LocalFiles;
 use virtfold::guest::libvirt::{Libvirt, LocalUri};
 use virtfold::guest::{Config, DomainId, Hypervisor, overlay_path};
 use virtfold::job::Control;
-use virtfold::job::domain::GuardProgram;
+use virtfold::job::guest::GuardProgram;
 use virtfold::job::guest::{FreezeDisk, FreezeRequest, Frozen, Host, Pace, Quiesce, frozen};
 
 use crate::lab::{Guest, Lab};

@@ -17,7 +17,7 @@ use virtfold::guest::host::LocalFiles;
 use virtfold::guest::libvirt::{Libvirt, LocalUri};
 use virtfold::guest::{Config, DomainId, Hypervisor, overlay_path};
 use virtfold::job::Control;
-use virtfold::job::domain::GuardProgram;
+use virtfold::job::guest::GuardProgram;
 use virtfold::job::guest::{FreezeDisk, FreezeRequest, Host, Pace, Quiesce, frozen};
 
 const ROLE: &str = "VIRTFOLD_KILLS_DRIVER";
@@ -116,7 +116,7 @@ fn run(script: &Script) {
 /// Freezes every disk of the domain.
 pub(crate) fn request(libvirt: &dyn Hypervisor, id: DomainId, script: &Script) -> FreezeRequest {
     let xml = DomainXml::parse(libvirt.xml(id, Config::Live).unwrap()).unwrap();
-    let tag = u32::try_from(std::process::id()).unwrap();
+    let tag = std::process::id();
     let disks = xml.disks.iter().map(|disk| {
         let path = disk.image.source.path().unwrap().to_owned();
         let beside = path.parent().unwrap().to_owned();

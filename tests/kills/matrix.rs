@@ -11,7 +11,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use virtfold::catalog::{Catalog, Journal};
 use virtfold::guest::host::LocalFiles;
-use virtfold::guest::{Hypervisor, is_our_overlay};
+use virtfold::guest::{Config, Hypervisor, is_our_overlay};
 use virtfold::job::guest::{Host, Mode, Recovery, Verdict, Which, recover};
 
 use crate::driver::{Ask, Moment, Script, guards, open, pace};
@@ -248,10 +248,9 @@ impl Bench {
             self.silence();
         }
         let told = guest.progress.last();
-        for inactive in [true, false] {
-            if inactive || !off {
-                self.chains(inactive)?;
-            }
+        self.chains(Config::Inactive)?;
+        if !off {
+            self.chains(Config::Live)?;
         }
         let images = guest.images();
         let images: Vec<_> = images.iter().map(|(path, format)| (path.as_path(), *format)).collect();
@@ -283,9 +282,9 @@ impl Bench {
     }
 
     /// Each disk is the image that it was made with, and the chain below it has its length.
-    fn chains(&self, inactive: bool) -> Result<(), String> {
+    fn chains(&self, config: Config) -> Result<(), String> {
         let mut words = vec!["dumpxml", self.guest().name()];
-        words.extend(inactive.then_some("--inactive"));
+        words.extend((config == Config::Inactive).then_some("--inactive"));
         let text = self.lab.virsh(&words);
         let xml = virtfold::guest::domain_xml::DomainXml::parse(text).map_err(|e| format!("{e:?}"))?;
         for (number, disk) in xml.disks.iter().enumerate() {
@@ -293,7 +292,7 @@ impl Bench {
             if path != Some(self.guest().disk(number).as_path()) || disk.mirror.is_some() {
                 return Err(format!("{words:?}: disk {} is {:?}, {:?}", disk.target, path, disk.mirror));
             }
-            if !inactive && disk.backing.len() != usize::from(number == 0) {
+            if config == Config::Live && disk.backing.len() != usize::from(number == 0) {
                 return Err(format!("disk {} has the chain {:?}", disk.target, disk.backing));
             }
         }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use virtfold::guest::{DomainId, guard};
-use virtfold::job::domain::GuardProgram;
+use virtfold::job::guest::GuardProgram;
 
 use super::connection;
 use crate::cli::exit::Outcome;

@@ -36,11 +36,8 @@ use crate::guest::rules::Way;
 use crate::medium::Medium;
 
 mod copy;
-mod guards;
 #[cfg(test)]
 mod tests;
-
-pub use guards::GuardProgram;
 
 use self::copy::Copy;
 

@@ -1,8 +1,9 @@
-//! The real guard: a process.
+//! The guard as a process: the library knows what a guard does, the binary which of its verbs is one.
 //!
 //! Imports: `error`, `guest::guard`.
 
-use std::fmt;
+use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -11,27 +12,20 @@ use crate::error::Result;
 use crate::guest::DomainId;
 use crate::guest::guard::{Guard, Held, Outcome};
 
-/// Starts a process for each guard.
-pub struct GuardProcess<F> {
-    command: F,
+/// Starts a program that calls [`crate::guest::guard::serve`] for the domain whose uuid is its last argument.
+#[derive(Clone, Debug)]
+pub struct GuardProgram {
+    /// The program.
+    pub program: PathBuf,
+    /// Its arguments before the uuid.
+    pub arguments: Vec<OsString>,
 }
 
-impl<F: Fn(DomainId) -> Command + Send + Sync> GuardProcess<F> {
-    /// `command` makes the command for a domain; what it runs has to call [`crate::guest::guard::serve`].
-    pub fn new(command: F) -> Self {
-        Self { command }
-    }
-}
-
-impl<F> fmt::Debug for GuardProcess<F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("GuardProcess").finish_non_exhaustive()
-    }
-}
-
-impl<F: Fn(DomainId) -> Command + Send + Sync> StartGuard for GuardProcess<F> {
+impl StartGuard for GuardProgram {
     fn start(&self, domain: DomainId) -> Result<Box<dyn Sentry>> {
-        Ok(Box::new(Guard::start((self.command)(domain))?))
+        let mut command = Command::new(&self.program);
+        command.args(&self.arguments).arg(domain.to_string());
+        Ok(Box::new(Guard::start(command)?))
     }
 }
 

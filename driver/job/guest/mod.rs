@@ -38,7 +38,7 @@ mod tests;
 mod watch;
 
 pub use freeze::frozen;
-pub use guard::GuardProcess;
+pub use guard::GuardProgram;
 pub use recover::{DiskRecovery, Mode, Recovery, Verdict, Which, recover};
 pub use rest::at_rest;
 
@@ -81,7 +81,7 @@ impl Default for Pace {
     }
 }
 
-/// Starts a guard for a domain. The real one is [`GuardProcess`].
+/// Starts a guard for a domain. The real one is [`GuardProgram`].
 pub trait StartGuard: Debug + Send + Sync {
     /// A guard that is ready.
     ///
