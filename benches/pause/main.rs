@@ -120,15 +120,7 @@ fn by_virsh(lab: &Lab, guest: &Guest<'_>) -> [(Instant, Instant); 3] {
     let begun = Instant::now();
     for disk in 0..disks {
         let target = lab::guest::target(disk);
-        lab.virsh(&[
-            "blockcommit",
-            guest.name(),
-            &target,
-            "--active",
-            "--shallow",
-            "--wait",
-            "--keep-overlay",
-        ]);
+        lab.virsh(&["blockcommit", guest.name(), &target, "--active", "--shallow", "--wait"]);
     }
     let commit = (begun, Instant::now());
     let begun = Instant::now();
