@@ -210,7 +210,7 @@ pub struct Change {
     pub to: String,
 }
 
-/// Says what [`run`] would do, and touches nothing.
+/// Says what [`run()`] would do, and touches nothing.
 ///
 /// # Errors
 /// Everything that `run` would refuse.

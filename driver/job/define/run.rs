@@ -24,7 +24,7 @@ pub(super) const PARTIAL: &str =
 /// Restores the guest.
 ///
 /// # Errors
-/// Everything that [`super::plan`] refuses; what the archive, the disks and the hypervisor say. Unless the error says
+/// Everything that [`super::plan()`] refuses; what the archive, the disks and the hypervisor say. Unless the error says
 /// otherwise, nothing has changed then, but for block devices, which are written in place; a guest that was restored and does
 /// not start is defined and stays so.
 pub fn run(request: &DefineRequest, host: &Host<'_>, control: &Control) -> Result<DefineReport> {

@@ -3,7 +3,7 @@
 //!
 //! - [`frozen`] snapshots all disks at once, runs a copy of the frozen bases, commits the overlays and pivots.
 //! - [`at_rest`] runs a copy of a domain that is shut off, and proves that it stayed so.
-//! - [`recover`] looks at what is there and ends what a dead driver began.
+//! - [`recover()`] looks at what is there and ends what a dead driver began.
 //!
 //! One engine (`home`) brings a guest home for both `frozen` and `recover`: it looks at QEMU, both descriptions, the files and
 //! the journal, decides for each disk what the next step is, says it in the journal, does it, and looks again. It never believes a

@@ -1,6 +1,6 @@
 //! Brings a guest home: from wherever a job stands to every disk on its base, the overlays gone, the job closed.
 //!
-//! Rounds: let the guest go where it is held, look, set the configuration right, decide for each disk ([`decide`]), take one step,
+//! Rounds: let the guest go where it is held, look, set the configuration right, decide for each disk ([`decide()`]), take one step,
 //! look again. A step that fails is a reason to look again; what was done and not answered is seen, what was not done
 //! is done again. Nothing is remembered from one round to the next but the journal, so a driver that dies in the
 //! midst leaves to the next one what it has itself.
