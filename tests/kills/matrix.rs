@@ -38,45 +38,37 @@ enum Seen {
 
 /// Runs the event against every entry; panics with all that went wrong.
 pub(crate) fn run(event: Event) {
-    let rounds = std::env::var("VIRTFOLD_SOAK").ok().and_then(|n| n.parse::<usize>().ok());
+    let rounds = std::env::var("VIRTFOLD_SOAK").ok().and_then(|n| n.parse::<usize>().ok()).unwrap_or(1);
     let only = std::env::var("VIRTFOLD_SOAK_ENTRY").ok().and_then(|n| n.parse::<usize>().ok());
     let mut bench = Bench::new(event);
     let names = bench.names();
     println!("{event:?}: {} entries: {names:?}", names.len());
     let mut counts: BTreeMap<&str, u32> = BTreeMap::new();
     let mut failures = Vec::new();
-    for round in 0..rounds.unwrap_or(1) {
+    for round in 0..rounds {
         for (entry, name) in names.iter().enumerate() {
-            for moment in [Moment::Before, Moment::After] {
-                let turn = if entry % 2 == 0 { Moment::Before } else { Moment::After };
-                // `Before` the first entry nothing was done at all; the soak takes both.
-                if (rounds.is_none() && moment != turn) || only.is_some_and(|only| only != entry) {
-                    continue;
-                }
-                let said = format!("{event:?}, {moment:?} entry {entry} ({name}), round {round}");
-                let from = Instant::now();
-                let seen =
-                    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| bench.case((entry, moment))));
-                let verdict = match seen {
-                    Ok(Ok(Seen::Whole(recovery))) => {
-                        println!(
-                            "{said}: {:?} {:?} in {:?}",
-                            recovery.verdict,
-                            recovery.done,
-                            from.elapsed()
-                        );
-                        "whole"
-                    }
-                    Ok(Ok(Seen::NotReached)) => "not reached",
-                    Ok(Err(why)) => failed(&mut failures, &mut bench, format!("{said}: {why}")),
-                    Err(panic) => {
-                        let text = panic.downcast_ref::<String>().cloned();
-                        let why = text.unwrap_or_else(|| "a panic".to_owned());
-                        failed(&mut failures, &mut bench, format!("{said}: {why}"))
-                    }
-                };
-                *counts.entry(verdict).or_default() += 1;
+            // The two moments take turns, from entry to entry and from round to round.
+            let moment = if (entry + round) % 2 == 0 { Moment::Before } else { Moment::After };
+            if only.is_some_and(|only| only != entry) {
+                continue;
             }
+            let said = format!("{event:?}, {moment:?} entry {entry} ({name}), round {round}");
+            let from = Instant::now();
+            let seen = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| bench.case((entry, moment))));
+            let verdict = match seen {
+                Ok(Ok(Seen::Whole(recovery))) => {
+                    println!("{said}: {:?} {:?} in {:?}", recovery.verdict, recovery.done, from.elapsed());
+                    "whole"
+                }
+                Ok(Ok(Seen::NotReached)) => "not reached",
+                Ok(Err(why)) => failed(&mut failures, &mut bench, format!("{said}: {why}")),
+                Err(panic) => {
+                    let text = panic.downcast_ref::<String>().cloned();
+                    let why = text.unwrap_or_else(|| "a panic".to_owned());
+                    failed(&mut failures, &mut bench, format!("{said}: {why}"))
+                }
+            };
+            *counts.entry(verdict).or_default() += 1;
         }
     }
     println!("{event:?}: {counts:?}");
