@@ -6,6 +6,8 @@
 mod common;
 #[path = "common/lab/mod.rs"]
 mod lab;
+#[path = "common/online.rs"]
+mod online;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -14,24 +16,10 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use common::mount::Loop;
-use common::run::{Outcome, exit, run, text, virtfold};
+use common::run::{exit, run, text, virtfold};
 use lab::records::{Prefix, check_images, take_from_ext4};
 use lab::{Guest, GuestSpec, Lab};
-
-/// virtfold against the lab's libvirtd, with a state directory in the lab's folder.
-fn virtfold_in(lab: &Lab, args: &[&str]) -> Outcome {
-    let state = lab.folder().join("state");
-    let mut command = virtfold(args);
-    run(command.env("VIRTFOLD_CONNECT", lab.uri()).env("VIRTFOLD_STATE_DIR", state))
-}
-
-/// Everything in a folder with its length, and both descriptions of the guest.
-fn everything(guest: &Guest<'_>) -> (Vec<PathBuf>, [String; 2]) {
-    let mut names: Vec<_> = fs::read_dir(&guest.folder).unwrap().map(|e| e.unwrap().path()).collect();
-    names.sort();
-    let xml = |more: &[&str]| guest.lab.virsh(&[&["dumpxml", guest.name()], more].concat());
-    (names, [xml(&[]), xml(&["--inactive"])])
-}
+use online::{backup, everything, overlays, restore, virtfold_in};
 
 #[test]
 fn a_plan_says_what_would_be_done_and_touches_nothing() {
@@ -98,33 +86,14 @@ fn refusals_name_their_reason() {
     drop(guest);
 }
 
-/// The files of the guest's folder that are overlays.
-fn overlays(folder: &Path) -> Vec<PathBuf> {
-    let names = fs::read_dir(folder).unwrap().map(|e| e.unwrap().path());
-    names.filter(|path| text(path).contains(".virtfold-")).collect()
-}
-
 /// Restores all disks of an archive and says which records they hold.
 fn restored(guest: &Guest<'_>, archive: &Path) -> Prefix {
-    let to = guest.lab.folder().join(format!("restored-{}", uuid::Uuid::new_v4().simple()));
-    fs::create_dir(&to).unwrap();
-    virtfold_in(guest.lab, &["restore", text(archive), "--output", text(&to)]).ok();
+    let to = restore(guest, archive);
     let disks = guest.spec.disks.iter().enumerate();
     let images: Vec<_> =
         disks.map(|(n, format)| (to.join(format!("{}.{format}", lab::guest::target(n))), *format)).collect();
     let images: Vec<_> = images.iter().map(|(path, format)| (path.as_path(), *format)).collect();
     check_images(&images, guest.layout()).unwrap()
-}
-
-/// Backs the guest up; the archive and the report.
-fn backup(guest: &Guest<'_>, more: &[&str]) -> (PathBuf, serde_json::Value) {
-    let to = guest.lab.folder().join("archives");
-    fs::create_dir_all(&to).unwrap();
-    let args = [&["backup", guest.name(), "--to", text(&to), "--json"], more].concat();
-    let done = virtfold_in(guest.lab, &args).ok();
-    let report = done.json_lines().pop().unwrap();
-    println!("{report}");
-    (PathBuf::from(report["archive"].as_str().unwrap()), report)
 }
 
 #[test]

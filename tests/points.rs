@@ -127,11 +127,11 @@ fn a_golden_image_below_two_guests_keeps_its_digest() {
         lab::run(Command::new("qemu-io").args(["-f", "qcow2", "-c", "write -z 0 192M"]).arg(guest.disk(0)));
         guest.start();
     }
-    for round in 0..10 {
+    for round in 0..20 {
         for guest in &guests {
             guest.progress.wait_more(20);
             let (archive, _) = backup(guest, &["--compress", "zstd:1"]);
-            if round % 5 == 4 {
+            if round % 10 == 9 {
                 let folder = restore(guest, &archive);
                 judge(guest, &folder);
             }

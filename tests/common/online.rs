@@ -10,9 +10,9 @@ use crate::lab::{Guest, Lab};
 
 /// virtfold against the lab's libvirtd, with a state directory in the lab's folder.
 pub(crate) fn virtfold_in(lab: &Lab, args: &[&str]) -> Outcome {
-    let state = lab.folder().join("state");
     let mut command = virtfold(args);
-    run(command.env("VIRTFOLD_CONNECT", lab.uri()).env("VIRTFOLD_STATE_DIR", state))
+    command.env("VIRTFOLD_CONNECT", lab.uri()).env("VIRTFOLD_STATE_DIR", lab.folder().join("state"));
+    run(command.env("VIRTFOLD_GUARDS", lab.folder().join("guards")))
 }
 
 /// Every file of the guest's folder, and both descriptions of the guest.

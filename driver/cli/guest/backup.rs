@@ -37,7 +37,8 @@ pub(super) fn run(
         guard: &super::guard::program(&connection.uri),
         pace: Pace { pause_budget: wishes.pause_budget, ..Pace::default() },
     };
-    let request = DomainRequest { domain: job.domain, wishes, manner: job.manner, places };
+    let guards = &virtfold_hooks::guard::usual_path();
+    let request = DomainRequest { domain: job.domain, wishes, manner: job.manner, places, guards };
     let out = stdout_of(destination);
     let progress = Arc::new(Progress::default());
     let ticker = Ticker::start(job.style, out, &progress)?;

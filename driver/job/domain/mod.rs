@@ -12,7 +12,7 @@
 //! The archive's head is written before the guest comes back, so it says how the guest was frozen; the longest pause,
 //! at a pivot, is in the report alone.
 //!
-//! Imports: `error`, `image`, `archive`, `guest`, and of `job` `plan`, `guest`, `backup`, `attachments`.
+//! Imports: `error`, `image`, `archive`, `guest`, and of `job` `plan`, `guest`, `backup`, `attachments`; `virtfold_hooks` (guards).
 
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -20,6 +20,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 use uuid::Uuid;
+use virtfold_hooks::guard::{Access, Guard, Guarded};
 
 use super::Control;
 use super::attachments::LibvirtPlaces;
@@ -52,6 +53,8 @@ pub struct DomainRequest<'a> {
     pub manner: Manner,
     /// Where libvirt keeps firmware variables and TPM states.
     pub places: &'a LibvirtPlaces,
+    /// The directory of the guards that keep a domain from starting while it is read at rest.
+    pub guards: &'a Path,
 }
 
 /// A disk that is not in the backup.
@@ -225,9 +228,26 @@ fn offline(
     let disks =
         copy.plan.copied().map(|disk| Ok(RestDisk { target: disk.target.clone(), base: base(disk)? }));
     let request = RestRequest { domain: copy.plan.known.info.id, disks: disks.collect::<Result<_>>()? };
+    // Where libvirt's hook is installed it refuses a start; without it QEMU's locks do, or the proof at the end says what happened.
+    let _guards = guard(copy, &request)?;
     let written: Written = at_rest(copy.host, &request, control, |frozen| copy.write(frozen, open))?;
     // Only now is it known that the domain did not run meanwhile.
     Ok(Done { backup: written.finish(control)?, freeze: None, thaw_failure: None })
+}
+
+/// Guards of a domain's disks while they are read at rest.
+fn guard(copy: &Copy<'_>, request: &RestRequest) -> Result<Vec<Guard>> {
+    let domain = &copy.plan.domain;
+    let hold = |disk: &RestDisk| {
+        let reason = format!("'{}' is being backed up while it is shut off", domain.name);
+        let what = Guarded::new(&disk.base.path, Access::Reading, reason);
+        let what = what.of_guest(Some(domain.uuid.to_string()), Some(domain.name.clone()));
+        Guard::hold(copy.request.guards, &what).map_err(|e| {
+            Error::io(format!("cannot put up a guard in '{}'", copy.request.guards.display()), e)
+                .with_hint("say where guards go with VIRTFOLD_GUARDS; libvirt's hook must look there, too")
+        })
+    };
+    request.disks.iter().map(hold).collect()
 }
 
 /// What the freeze is to do, by the plan.

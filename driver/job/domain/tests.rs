@@ -93,7 +93,9 @@ impl Lab {
         let pace = Pace { poll: Duration::from_millis(1), ..Pace::default() };
         let (world, journal) = (&self.world, &self.journal);
         let host = Host { hypervisor: world, files: world, journal, guard: &Idle, pace };
-        let request = DomainRequest { domain: "w/eb", wishes: &self.wishes, manner, places: &self.places };
+        let guards = self.folder.path().join("guards");
+        let (wishes, places) = (&self.wishes, &self.places);
+        let request = DomainRequest { domain: "w/eb", wishes, manner, places, guards: &guards };
         backup_domain_to(&host, &request, &Control::default(), |name| {
             meanwhile();
             Ok(Box::new(FileMedium::create(&self.folder.path().join("archives").join(name))?))
@@ -187,4 +189,18 @@ fn what_speaks_against_it_ends_it_before_anything_is_touched() {
     assert_eq!(error.kind(), ErrorKind::NoSpace);
     assert_eq!((lab.world.images(), lab.archives()), (images, Vec::new()));
     lab.assert_home();
+}
+
+#[test]
+fn a_domain_that_is_read_at_rest_is_guarded_against_its_start() {
+    let lab = Lab::new();
+    let guards = lab.folder.path().join("guards");
+    let mut held = Vec::new();
+    lab.backup(|| held = virtfold_hooks::guard::alive(&guards)).unwrap();
+    let mut disks: Vec<_> = held.iter().map(|guard| (guard.disk.clone(), guard.name.clone())).collect();
+    disks.sort();
+    let path = |name: &str| lab.folder.path().join(name).display().to_string();
+    let expected = ["vda", "vdb"].map(|disk| (path(disk), Some("w/eb".to_owned())));
+    assert_eq!(disks, expected);
+    assert_eq!(virtfold_hooks::guard::alive(&guards), []);
 }
