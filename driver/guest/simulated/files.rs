@@ -10,8 +10,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::guest::host::{HostFiles, ImageUse, Mark};
 use crate::guest::is_our_overlay;
 
-/// How far files' times are apart from one call to the next.
-const TICK: Duration = Duration::from_millis(20);
+/// How far files' times are apart from one call to the next. They never are whole seconds, as those of a coarse file system.
+const TICK: Duration = Duration::from_micros(20_001);
 
 /// A hold on an image; see [`HostFiles::hold`].
 #[derive(Debug)]
@@ -117,6 +117,19 @@ impl HostFiles for Simulated {
             let image = turn.world.images.get(path);
             Ok(image.map(|i| Mark { modified, size: i.writes.len() as u64 * 4096 }))
         })
+    }
+
+    fn identity(&self, path: &Path) -> Result<Option<(u64, u64)>> {
+        let world = &self.lock().world;
+        Ok(world.inodes.get(path).filter(|_| world.images.contains_key(path)).map(|inode| (1, *inode)))
+    }
+
+    fn now(&self) -> Duration {
+        TICK * u32::try_from(self.lock().world.clock).unwrap_or(u32::MAX)
+    }
+
+    fn has_snapshots(&self, path: &Path) -> Result<bool> {
+        Ok(self.lock().world.inner.contains(path))
     }
 
     fn commit_at_rest(&self, overlay: &Path, (base, _): (&Path, &str)) -> Result<()> {

@@ -141,6 +141,10 @@ pub(super) struct World {
     pub(super) clock: u64,
     /// When each image was written to last.
     pub(super) touched: BTreeMap<PathBuf, u64>,
+    /// The files of images that were put there.
+    pub(super) inodes: BTreeMap<PathBuf, u64>,
+    /// Images with somebody's internal snapshots inside.
+    pub(super) inner: BTreeSet<PathBuf>,
     /// Directories that are full.
     pub(super) full: BTreeSet<PathBuf>,
     /// A stale overlay was committed over newer writes.

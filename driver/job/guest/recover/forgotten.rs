@@ -74,7 +74,7 @@ fn adopt(
         live: sight.live.as_ref().map(|xml: &DomainXml| xml.text().to_owned()),
         inactive: sight.config.as_ref().map(|xml| xml.text().to_owned()),
         kind: Kind::Standing,
-        created: now(),
+        created: now(host),
         state: JobState::Committing,
         held: None,
         disks,

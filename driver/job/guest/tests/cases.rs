@@ -10,10 +10,10 @@ use crate::error::{Error, ErrorKind, sentence};
 use crate::guest::simulated::{Agent, Fate, Operation, Outside, Point, Room, SimImage, SimSpec, When};
 use crate::guest::{CommitBase, CommitRequest, Persistence, Run, Start};
 
-const THREE: Setup = Setup { disks: 3, ..PLAIN };
+pub(super) const THREE: Setup = Setup { disks: 3, ..PLAIN };
 
 /// A backup whose driver dies right before the `nth` call of an operation.
-fn dies_at(setup: Setup, operation: Operation, nth: usize) -> Scene {
+pub(super) fn dies_at(setup: Setup, operation: Operation, nth: usize) -> Scene {
     let scene = Scene::new(setup);
     let mut count = 0;
     scene.world.on_point(move |point| {
@@ -26,19 +26,19 @@ fn dies_at(setup: Setup, operation: Operation, nth: usize) -> Scene {
 }
 
 /// A backup during whose copy something happens.
-fn meanwhile(scene: &Scene, event: impl FnOnce(&Scene)) -> Result<Thawed<()>> {
+pub(super) fn meanwhile(scene: &Scene, event: impl FnOnce(&Scene)) -> Result<Thawed<()>> {
     frozen(&scene.host(), &scene.request(), &Control::default(), |_| {
         event(scene);
         Ok(())
     })
 }
 
-fn only(mut recoveries: Vec<Recovery>) -> Recovery {
+pub(super) fn only(mut recoveries: Vec<Recovery>) -> Recovery {
     assert_eq!(recoveries.len(), 1, "{recoveries:#?}");
     recoveries.remove(0)
 }
 
-fn remains(recovery: &Recovery) -> String {
+pub(super) fn remains(recovery: &Recovery) -> String {
     recovery.disks.iter().flat_map(|disk| disk.remains.clone()).collect::<Vec<_>>().join("; ")
 }
 
