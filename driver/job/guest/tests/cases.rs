@@ -343,7 +343,16 @@ fn an_overlay_that_no_journal_knows_is_taken_on() {
 fn an_overlay_in_no_chain_that_no_journal_knows_is_put_aside() {
     let scene = Scene::new(PLAIN);
     let stray = overlay_in_images();
-    scene.world.put_image(&stray, scene.world.image(&scene.bases()[0]).unwrap());
+    // Another host's, on shared storage: its guest is shut off just now.
+    let image = scene.world.image(&scene.bases()[0]).unwrap();
+    let elsewhere = PathBuf::from("/images/elsewhere.qcow2");
+    scene.world.put_image(&elsewhere, image.clone());
+    scene.world.put_image(&stray, SimImage { backing: Some(elsewhere.clone()), ..image.clone() });
+    let recovery = only(scene.recover());
+    assert_eq!((recovery.verdict, recovery.done.len()), (Verdict::Later, 0));
+    assert!(scene.world.image(&stray).is_some());
+    scene.world.remove(&elsewhere).unwrap();
+    scene.world.put_image(&stray, SimImage { backing: Some(scene.bases()[0].clone()), ..image });
     let planned = only(recover(&scene.host(), Which::All, Mode::DryRun).unwrap());
     assert_eq!(planned.verdict, Verdict::Planned);
     assert!(scene.world.image(&stray).is_some());
