@@ -83,7 +83,10 @@ impl Case<'_> {
             let below = chain.iter().skip(1).take(2);
             if !below.into_iter().any(|path| path == base) {
                 let (overlay, base) = (overlay.display(), base.display());
-                return Ok(Step::Ask(format!("'{overlay}' does not rest on '{base}' any more")));
+                return Ok(Step::Ask(format!(
+                    "'{overlay}' does not rest on '{base}' any more. Merge it into the image below (virsh blockcommit --active --shallow \
+                     --pivot), then run `virtfold recover`"
+                )));
             }
             if self.is_replaced()? {
                 return Ok(Step::Ask(format!(

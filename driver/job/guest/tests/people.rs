@@ -7,7 +7,7 @@ use super::cases::{THREE, dies_at, meanwhile, only, remains};
 use super::scene::{PLAIN, Scene};
 use crate::error::ErrorKind;
 use crate::guest::simulated::{Fate, Operation, Outside, Point, SimImage, When};
-use crate::guest::{Paused, Run};
+use crate::guest::{Config, Paused, Run};
 
 /// Puts another file in the place of the base, with the time of the old one's last write.
 fn replace_base(scene: &Scene) -> SimImage {
@@ -164,4 +164,21 @@ fn a_guest_that_a_person_suspends_during_the_commit_stays_so() {
     });
     scene.backup().unwrap();
     scene.is_home(Some(Run::Paused(Paused::User))).unwrap();
+}
+
+#[test]
+fn a_configuration_that_does_not_say_what_is_below_is_set_right_by_the_journal() {
+    let scene = dies_at(PLAIN, Operation::Commit, 1);
+    scene.world.happens(Outside::ShutDown);
+    let config = scene.world.xml(scene.id, Config::Inactive).unwrap();
+    let (before, rest) = config.split_once("<backingStore").unwrap();
+    let (_, after) = rest.split_once("</disk>").unwrap();
+    let (target, overlay) = ("<target dev='vda'/>", scene.overlays().remove(0));
+    let text = if before.contains(target) { String::new() } else { target.to_owned() };
+    scene.world.define(&format!("{before}{text}</disk>{after}")).unwrap();
+    let named = scene.world.xml(scene.id, Config::Inactive).unwrap();
+    assert!(named.contains(overlay.to_str().unwrap()) && !named.contains("backingStore"), "{named}");
+    let recovery = only(scene.recover());
+    assert_eq!(recovery.verdict, Verdict::Recovered, "{recovery:#?}");
+    scene.is_home(Some(Run::ShutOff)).unwrap();
 }
