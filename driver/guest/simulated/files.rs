@@ -173,6 +173,9 @@ impl HostFiles for Simulated {
     }
 
     fn overlays(&self, directory: &Path) -> Result<Vec<PathBuf>> {
+        if self.lock().world.missing.contains(directory) {
+            return Err(Error::new(ErrorKind::NotFound, format!("cannot read '{}'", directory.display())));
+        }
         self.call(Operation::Look, |turn| {
             let in_it = |p: &&PathBuf| p.parent() == Some(directory) && is_our_overlay(p);
             Ok(turn.world.images.keys().filter(in_it).cloned().collect())

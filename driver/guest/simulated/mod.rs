@@ -247,6 +247,16 @@ impl Simulated {
         self.lock().world.inodes.insert(path.to_owned(), inode);
     }
 
+    /// Lets a domain's XML be of a kind that nobody here knows.
+    pub fn make_odd(&self, id: DomainId) {
+        self.lock().world.odd.insert(id);
+    }
+
+    /// Takes a directory away, as where its file system is not mounted.
+    pub fn lose_directory(&self, directory: &Path) {
+        self.lock().world.missing.insert(directory.to_owned());
+    }
+
     /// Takes an internal snapshot inside of an image.
     pub fn put_snapshot(&self, path: &Path) {
         self.lock().world.inner.insert(path.to_owned());

@@ -145,6 +145,10 @@ pub(super) struct World {
     pub(super) inodes: BTreeMap<PathBuf, u64>,
     /// Images with somebody's internal snapshots inside.
     pub(super) inner: BTreeSet<PathBuf>,
+    /// Domains whose XML is of a kind that nobody here knows.
+    pub(super) odd: BTreeSet<DomainId>,
+    /// Directories that are not there any more.
+    pub(super) missing: BTreeSet<PathBuf>,
     /// Directories that are full.
     pub(super) full: BTreeSet<PathBuf>,
     /// A stale overlay was committed over newer writes.

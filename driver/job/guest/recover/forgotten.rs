@@ -16,9 +16,9 @@ use super::super::Host;
 use super::super::freeze::now;
 use super::super::home::users;
 use super::super::sight::{Sight, present};
-use super::{Mode, Recovery, Verdict, one};
+use super::{Mode, Recovery, Verdict, advice, one};
 use crate::catalog::{Base, DiskJob, DiskState, Job, JobState, Kind};
-use crate::error::{ErrorKind, Result, sentence};
+use crate::error::{Error, ErrorKind, Result, sentence};
 use crate::guest::domain_xml::{Disk, DomainXml};
 use crate::guest::host::ImageUse;
 use crate::guest::settle::path_of;
@@ -29,12 +29,22 @@ pub(super) fn search(host: &Host<'_>, domain: Option<DomainId>, mode: Mode) -> R
     let mut recoveries = Vec::new();
     let mut places = Places::default();
     for info in host.hypervisor.domains()?.into_iter().filter(|i| domain.is_none_or(|d| d == i.id)) {
-        recoveries.extend(adopt(host, &info, (mode, &mut places))?);
+        // One that can't be looked at must not keep the others from being found.
+        match adopt(host, &info, (mode, &mut places)) {
+            Ok(adopted) => recoveries.extend(adopted),
+            Err(error) => recoveries.push(failed((info.id.to_string(), info.name), &error)),
+        }
     }
     // After the domains: an adopted overlay is in a chain no longer, and gone.
     let known = known(host)?;
     for directory in std::mem::take(&mut places.directories) {
-        let overlays = host.files.overlays(&directory)?;
+        let overlays = match present(host.files.overlays(&directory)) {
+            Ok(overlays) => overlays.unwrap_or_default(),
+            Err(error) => {
+                recoveries.push(failed((String::new(), directory.display().to_string()), &error));
+                continue;
+            }
+        };
         let strays: Vec<PathBuf> = overlays.into_iter().filter(|path| !known.contains(path)).collect();
         recoveries.extend(put_aside(host, &strays, (mode, &places))?);
     }
@@ -178,6 +188,20 @@ fn put_aside(host: &Host<'_>, strays: &[PathBuf], (mode, places): (Mode, &Places
         recoveries.push(recovery);
     }
     Ok(recoveries)
+}
+
+/// A domain or a directory that can't be looked at.
+fn failed((domain, name): (String, String), error: &Error) -> Recovery {
+    Recovery {
+        domain,
+        name,
+        job: None,
+        verdict: Verdict::Failed,
+        found: Vec::new(),
+        done: Vec::new(),
+        remains: vec![advice(error)],
+        disks: Vec::new(),
+    }
 }
 
 /// An overlay that is left alone.

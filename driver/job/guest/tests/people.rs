@@ -1,12 +1,12 @@
 //! People with root's rights on a bad day: they put files in each other's place, set clocks back, take snapshots, plug disks.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::super::*;
 use super::cases::{THREE, dies_at, meanwhile, only, remains};
 use super::scene::{PLAIN, Scene};
 use crate::error::ErrorKind;
-use crate::guest::simulated::{Fate, Operation, Outside, Point, SimImage, When};
+use crate::guest::simulated::{Agent, Fate, Operation, Outside, Point, SimImage, SimSpec, When};
 use crate::guest::{Config, Paused, Run};
 
 /// Puts another file in the place of the base, with the time of the old one's last write.
@@ -181,4 +181,31 @@ fn a_configuration_that_does_not_say_what_is_below_is_set_right_by_the_journal()
     let recovery = only(scene.recover());
     assert_eq!(recovery.verdict, Verdict::Recovered, "{recovery:#?}");
     scene.is_home(Some(Run::ShutOff)).unwrap();
+}
+
+#[test]
+fn a_directory_that_is_gone_keeps_nothing_from_being_recovered() {
+    // That of a CD which was ejected on the host's side, perhaps.
+    let scene = Scene::new(PLAIN);
+    scene.world.lose_directory(Path::new("/images"));
+    assert_eq!(scene.recover(), []);
+    let scene = dies_at(PLAIN, Operation::Commit, 1);
+    scene.world.lose_directory(Path::new("/images"));
+    scene.world.lose_directory(Path::new("/overlays"));
+    assert_eq!(only(recover(&scene.host(), Which::All, Mode::Apply).unwrap()).verdict, Verdict::Recovered);
+    scene.is_home(Some(Run::Running)).unwrap();
+}
+
+#[test]
+fn a_domain_that_cannot_be_looked_at_is_named_and_the_others_are_found() {
+    let mut scene = dies_at(PLAIN, Operation::Commit, 1);
+    scene.forget();
+    let spec = SimSpec { name: "broken".to_owned(), disks: Vec::new(), agent: Agent::Absent };
+    let broken = scene.world.add(&spec).unwrap();
+    scene.world.make_odd(broken);
+    let recoveries = recover(&scene.host(), Which::All, Mode::Apply).unwrap();
+    let verdict = |name: &str| recoveries.iter().find(|r| r.name == name).map(|r| r.verdict);
+    assert_eq!(verdict("broken"), Some(Verdict::Failed), "{recoveries:#?}");
+    assert_eq!(verdict("g"), Some(Verdict::Recovered), "{recoveries:#?}");
+    scene.is_home(Some(Run::Running)).unwrap();
 }
