@@ -12,12 +12,14 @@
 //! Imports: `error`, and plain types of `guest`.
 
 mod locks;
+mod nothing;
 mod schema;
 mod store;
 #[cfg(test)]
 mod tests;
 mod types;
 
+pub use nothing::Nothing;
 pub use store::Catalog;
 pub use types::{Base, Change, DiskJob, DiskState, Job, JobState, Kind, Outcome};
 

@@ -11,9 +11,10 @@
 
 use std::fmt::Debug;
 use std::fs::{File, OpenOptions};
-use std::os::unix::fs::MetadataExt;
+use std::io::Read;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
@@ -27,6 +28,12 @@ mod qemu_img;
 const WRITER: i64 = 101;
 /// The bytes that a reader of a frozen base holds.
 const READER: [i64; 3] = [100, 201, 203];
+
+/// How a qcow2 file begins, and where its header counts the internal snapshots (docs/interop/qcow2.rst).
+const QCOW2: &[u8] = b"QFI\xfb";
+const SNAPSHOTS: std::ops::Range<usize> = 60..64;
+/// A file of zeros that is shorter never was an image.
+const BLANK: usize = 1 << 20;
 
 /// An overlay that was touched since may be somebody's who is at work.
 const FRESH: Duration = Duration::from_secs(600);
@@ -84,6 +91,23 @@ pub trait HostFiles: Debug + Send + Sync {
     /// # Errors
     /// The file can't be asked.
     fn mark(&self, path: &Path) -> Result<Option<Mark>>;
+
+    /// Device and inode of a file, which a file that is put in its place has not (the device's own number and 0 for a block
+    /// device); `None` when it is not there.
+    ///
+    /// # Errors
+    /// The file can't be asked.
+    fn identity(&self, path: &Path) -> Result<Option<(u64, u64)>>;
+
+    /// The time by which files are marked, since 1970.
+    fn now(&self) -> Duration;
+
+    /// Whether somebody's internal snapshots lie inside a qcow2 image; they are gone with its file. `false` when it is not
+    /// there.
+    ///
+    /// # Errors
+    /// The file can't be read.
+    fn has_snapshots(&self, path: &Path) -> Result<bool>;
 
     /// Writes what a qcow2 overlay has into the image right below it, of `format`, and leaves the overlay as it is. Both
     /// have the same contents then. Nobody can open them meanwhile. One that was broken off is done again.
@@ -200,11 +224,38 @@ impl HostFiles for LocalFiles {
         Ok(Some(Mark { modified, size: metadata.len() }))
     }
 
+    fn identity(&self, path: &Path) -> Result<Option<(u64, u64)>> {
+        match path.metadata() {
+            Ok(found) if found.file_type().is_block_device() => Ok(Some((found.rdev(), 0))),
+            Ok(found) => Ok(Some((found.dev(), found.ino()))),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error::io(format!("cannot look at '{}'", path.display()), e)),
+        }
+    }
+
+    fn now(&self) -> Duration {
+        SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+    }
+
+    fn has_snapshots(&self, path: &Path) -> Result<bool> {
+        let start = match start_of(path, SNAPSHOTS.end) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+            start => start?,
+        };
+        let count = start.get(SNAPSHOTS).unwrap_or_default();
+        Ok(start.starts_with(QCOW2) && count.iter().any(|byte| *byte != 0))
+    }
+
     fn commit_at_rest(&self, overlay: &Path, (base, _): (&Path, &str)) -> Result<()> {
         qemu_img::commit(overlay, base)
     }
 
     fn is_empty(&self, overlay: &Path) -> Result<bool> {
+        // What a libvirtd leaves that is killed before QEMU has written the header.
+        let start = start_of(overlay, BLANK)?;
+        if start.len() < BLANK && start.iter().all(|byte| *byte == 0) {
+            return Ok(true);
+        }
         qemu_img::is_empty(overlay)
     }
 
@@ -243,6 +294,15 @@ impl HostFiles for LocalFiles {
         let stat = stat.at(|| format!("cannot look at the file system of '{}'", directory.display()))?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
+}
+
+/// The first bytes of a file, at most `most`.
+fn start_of(path: &Path, most: usize) -> Result<Vec<u8>> {
+    let reading = || format!("cannot read '{}'", path.display());
+    let mut start = Vec::new();
+    let file = File::open(path).at(reading)?;
+    file.take(most as u64).read_to_end(&mut start).at(reading)?;
+    Ok(start)
 }
 
 /// Write locks on all of QEMU's bytes: refused when any QEMU has the file open, and none can open it while the result lives.
@@ -309,6 +369,55 @@ mod tests {
         assert!(files.free(directory.path()).unwrap() > 0);
         files.remove(&path).unwrap();
         assert_eq!(files.image_use(&path).unwrap(), ImageUse::Absent);
+    }
+
+    #[test]
+    fn what_a_killed_libvirtd_left_is_empty_and_what_cannot_be_read_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("overlay");
+        for blank in [0, 512, BLANK - 1] {
+            std::fs::write(&path, vec![0; blank]).unwrap();
+            assert!(LocalFiles.is_empty(&path).unwrap());
+        }
+        std::fs::write(&path, vec![0; BLANK]).unwrap();
+        LocalFiles.is_empty(&path).unwrap_err();
+        std::fs::write(&path, b"no image").unwrap();
+        LocalFiles.is_empty(&path).unwrap_err();
+    }
+
+    #[test]
+    fn internal_snapshots_are_seen_in_the_header() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("overlay.qcow2");
+        let files = LocalFiles;
+        assert!(!files.has_snapshots(&path).unwrap());
+        for (arguments, expected) in [
+            (["create", "-qf", "qcow2"], false),
+            (["snapshot", "-qc", "s1"], true),
+            (["snapshot", "-qd", "s1"], false),
+        ] {
+            let size = (arguments[0] == "create").then_some("1M");
+            let mut command = std::process::Command::new("qemu-img");
+            assert!(command.args(arguments).arg(&path).args(size).status().unwrap().success());
+            assert_eq!(files.has_snapshots(&path).unwrap(), expected, "{arguments:?}");
+        }
+        std::fs::write(&path, [0xff; 64]).unwrap();
+        assert!(!files.has_snapshots(&path).unwrap(), "no qcow2");
+    }
+
+    #[test]
+    fn a_file_in_anothers_place_has_another_identity() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, new) = (directory.path().join("image"), directory.path().join("new"));
+        let files = LocalFiles;
+        assert_eq!(files.identity(&path).unwrap(), None);
+        std::fs::write(&path, [1]).unwrap();
+        let before = files.identity(&path).unwrap();
+        std::fs::write(&path, [2]).unwrap();
+        assert_eq!(files.identity(&path).unwrap(), before);
+        std::fs::write(&new, [1]).unwrap();
+        std::fs::rename(&new, &path).unwrap();
+        assert_ne!(files.identity(&path).unwrap(), before);
     }
 
     #[test]

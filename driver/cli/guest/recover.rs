@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use serde::Serialize;
-use virtfold::catalog::{Catalog, Journal};
+use virtfold::catalog::{Catalog, Journal, Nothing};
 use virtfold::error::{Error, ErrorKind};
 use virtfold::guest::host::LocalFiles;
 use virtfold::guest::{DomainId, Hypervisor};
@@ -46,17 +46,22 @@ struct Report {
 /// Runs the verb.
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let connection = args.connect.open()?;
-    let journal = Catalog::open(&args.state.path()?)?;
+    let state = args.state.path()?;
+    let journal: Box<dyn Journal> = match args.dry_run && Nothing::is_in(&state) {
+        true => Box::new(Nothing),
+        false => Box::new(Catalog::open(&state)?),
+    };
+    let journal = journal.as_ref();
     let host = Host {
         hypervisor: connection.hypervisor.as_ref(),
         files: &LocalFiles,
-        journal: &journal,
+        journal,
         guard: &super::guard::program(&connection.uri),
         pace: Pace::default(),
     };
     let which = match &args.domain {
         None => Which::All,
-        Some(domain) => Which::Domain(find(host.hypervisor, &journal, domain)?),
+        Some(domain) => Which::Domain(find(host.hypervisor, journal, domain)?),
     };
     let mode = if args.dry_run { Mode::DryRun } else { Mode::Apply };
     let report = Report { domains: recover(&host, which, mode)? };

@@ -89,8 +89,6 @@ pub struct DomainXml {
     pub name: String,
     /// Its uuid; XML that was never defined may have none.
     pub id: Option<DomainId>,
-    /// libvirt's number of the run (live XML only): another one after each start.
-    pub run: Option<u64>,
     /// Its disks, in the XML's order.
     pub disks: Vec<Disk>,
     /// Its NVRAM.
@@ -142,7 +140,6 @@ impl DomainXml {
             kind: root.attribute("type").unwrap_or_default().to_owned(),
             name,
             id,
-            run: root.attribute("id").and_then(|n| n.parse().ok()),
             disks,
             nvram: os.and_then(|os| child(os, "nvram")).map(read_nvram),
             tpms: all("tpm").filter_map(read_tpm).collect(),

@@ -141,7 +141,8 @@ impl Hypervisor for Simulated {
     fn xml(&self, domain: DomainId, config: Config) -> Result<String> {
         let found = self.call(Operation::Read, |turn| {
             let known = turn.domain(domain)?.clone();
-            Ok(xml::render(turn.world, domain, &known, config))
+            let odd = turn.world.odd.contains(&domain).then(|| "<domain/>".to_owned());
+            Ok(odd.or_else(|| xml::render(turn.world, domain, &known, config)))
         })?;
         found.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("domain {domain} has no live XML")))
     }

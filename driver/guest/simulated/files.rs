@@ -10,8 +10,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::guest::host::{HostFiles, ImageUse, Mark};
 use crate::guest::is_our_overlay;
 
-/// How far files' times are apart from one call to the next.
-const TICK: Duration = Duration::from_millis(20);
+/// How far files' times are apart from one call to the next. They never are whole seconds, as those of a coarse file system.
+const TICK: Duration = Duration::from_micros(20_001);
 
 /// A hold on an image; see [`HostFiles::hold`].
 #[derive(Debug)]
@@ -119,6 +119,19 @@ impl HostFiles for Simulated {
         })
     }
 
+    fn identity(&self, path: &Path) -> Result<Option<(u64, u64)>> {
+        let world = &self.lock().world;
+        Ok(world.inodes.get(path).filter(|_| world.images.contains_key(path)).map(|inode| (1, *inode)))
+    }
+
+    fn now(&self) -> Duration {
+        TICK * u32::try_from(self.lock().world.clock).unwrap_or(u32::MAX)
+    }
+
+    fn has_snapshots(&self, path: &Path) -> Result<bool> {
+        Ok(self.lock().world.inner.contains(path))
+    }
+
     fn commit_at_rest(&self, overlay: &Path, (base, _): (&Path, &str)) -> Result<()> {
         self.call(Operation::CommitFile, |turn| {
             turn.world.free_file(overlay)?;
@@ -160,6 +173,9 @@ impl HostFiles for Simulated {
     }
 
     fn overlays(&self, directory: &Path) -> Result<Vec<PathBuf>> {
+        if self.lock().world.missing.contains(directory) {
+            return Err(Error::new(ErrorKind::NotFound, format!("cannot read '{}'", directory.display())));
+        }
         self.call(Operation::Look, |turn| {
             let in_it = |p: &&PathBuf| p.parent() == Some(directory) && is_our_overlay(p);
             Ok(turn.world.images.keys().filter(in_it).cloned().collect())

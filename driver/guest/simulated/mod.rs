@@ -229,7 +229,53 @@ impl Simulated {
         let world = &mut self.lock().world;
         world.clock += 1;
         world.touched.insert(path.to_owned(), world.clock);
+        let inode = world.inodes.values().max().map_or(2, |last| last + 1);
+        world.inodes.insert(path.to_owned(), inode);
         world.images.insert(path.to_owned(), image);
+    }
+
+    /// As [`Simulated::put_image`], of a copy that keeps the time of another one's last write, as `cp -p` does.
+    pub fn put_image_as_old_as(&self, path: &Path, image: SimImage, other: &Path) {
+        self.put_image(path, image);
+        let touched = &mut self.lock().world.touched;
+        let old = touched.get(other).copied().unwrap_or(0);
+        touched.insert(path.to_owned(), old);
+    }
+
+    /// Gives an image's file its inode, as if it had been written over in place.
+    pub fn set_identity(&self, path: &Path, inode: u64) {
+        self.lock().world.inodes.insert(path.to_owned(), inode);
+    }
+
+    /// Lets a domain's XML be of a kind that nobody here knows.
+    pub fn make_odd(&self, id: DomainId) {
+        self.lock().world.odd.insert(id);
+    }
+
+    /// Takes a directory away, as where its file system is not mounted.
+    pub fn lose_directory(&self, directory: &Path) {
+        self.lock().world.missing.insert(directory.to_owned());
+    }
+
+    /// Takes an internal snapshot inside of an image.
+    pub fn put_snapshot(&self, path: &Path) {
+        self.lock().world.inner.insert(path.to_owned());
+    }
+
+    /// Deletes the internal snapshots inside of an image.
+    pub fn delete_snapshots(&self, path: &Path) {
+        self.lock().world.inner.remove(path);
+    }
+
+    /// Runs are counted anew, as by a libvirtd that was restarted when no guest ran.
+    pub fn count_runs_anew(&self) {
+        self.lock().world.runs = 0;
+    }
+
+    /// Sets the host's clock back by so many calls.
+    pub fn set_clock_back(&self, calls: u64) {
+        let world = &mut self.lock().world;
+        world.clock = world.clock.saturating_sub(calls);
     }
 
     /// An image.

@@ -141,6 +141,14 @@ pub(super) struct World {
     pub(super) clock: u64,
     /// When each image was written to last.
     pub(super) touched: BTreeMap<PathBuf, u64>,
+    /// The files of images that were put there.
+    pub(super) inodes: BTreeMap<PathBuf, u64>,
+    /// Images with somebody's internal snapshots inside.
+    pub(super) inner: BTreeSet<PathBuf>,
+    /// Domains whose XML is of a kind that nobody here knows.
+    pub(super) odd: BTreeSet<DomainId>,
+    /// Directories that are not there any more.
+    pub(super) missing: BTreeSet<PathBuf>,
     /// Directories that are full.
     pub(super) full: BTreeSet<PathBuf>,
     /// A stale overlay was committed over newer writes.

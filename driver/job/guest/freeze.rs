@@ -7,7 +7,7 @@
 
 use std::fmt::Debug;
 use std::path::Path;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
@@ -121,6 +121,7 @@ fn plan(host: &Host<'_>, request: &FreezeRequest) -> Result<Job> {
         state: DiskState::Waiting,
     });
     let disks: Vec<DiskJob> = disks.collect();
+    check_targets(&sight, request)?;
     for disk in &disks {
         let seen = sight.disk(host.hypervisor, disk)?;
         if seen.top() != Some(disk.base.path.as_path()) {
@@ -142,17 +143,25 @@ fn plan(host: &Host<'_>, request: &FreezeRequest) -> Result<Job> {
         live: sight.live.as_ref().map(|xml| xml.text().to_owned()),
         inactive: sight.config.as_ref().map(|xml| xml.text().to_owned()),
         kind,
-        created: now(),
+        created: now(host),
         state: JobState::Planned,
         held: None,
         disks,
     })
 }
 
-/// Seconds since 1970.
-pub(super) fn now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+/// A disk that was plugged in since the plan is named nowhere in the request; libvirt would put it on an overlay of its own.
+fn check_targets(sight: &Sight, request: &FreezeRequest) -> Result<()> {
+    let Some(live) = &sight.live else { return Ok(()) };
+    let (now, then) = (live.targets(), &request.targets);
+    let Some(target) = now.iter().find(|target| !then.contains(target)) else { return Ok(()) };
+    let message = format!("disk '{target}' was plugged into domain '{}' in the last moment", live.name);
+    Err(Error::new(ErrorKind::InUse, message).with_hint("try again"))
+}
+
+/// Seconds since 1970, by the clock of the files' times.
+pub(super) fn now(host: &Host<'_>) -> i64 {
+    i64::try_from(host.files.now().as_secs()).unwrap_or(i64::MAX)
 }
 
 /// From the snapshot to the end of the copy.

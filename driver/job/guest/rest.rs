@@ -73,7 +73,7 @@ fn plan(host: &Host<'_>, request: &RestRequest) -> Result<Job> {
         live: None,
         inactive: sight.config.as_ref().map(|xml| xml.text().to_owned()),
         kind: Kind::AtRest,
-        created: now(),
+        created: now(host),
         state: JobState::Reading,
         held: None,
         disks: disks.collect(),

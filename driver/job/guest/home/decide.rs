@@ -8,11 +8,12 @@
 //! |---|---|
 //! | the base had all at a moment, and the overlay is as it was then | nothing to do: the base is the truth |
 //! | no pivot was asked for | what the next start uses has the overlay on top |
-//! | snapshotted, base read | the base is as it was when it was frozen |
+//! | snapshotted, base read | the base is as it was when it was frozen; where the next start uses the overlay it must be, too |
 //! | planned, committing | the base was not written to after the overlay |
 //! | a pivot was asked for | the next start uses the overlay (its configuration is set right before a guest goes on), and the base was not written to after it |
 //!
-//! Where nothing shows it, both are left as they are.
+//! Where nothing shows it, both are left as they are. A base that is another file than when the job began, older than when it
+//! was frozen, or of a time that can't be (a clock that was set back) shows nothing.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -21,7 +22,6 @@ use super::super::Host;
 use super::super::sight::{DiskSight, Sight, is_below};
 use crate::catalog::{DiskJob, DiskState, Job, JobState};
 use crate::error::Result;
-use crate::guest::domain_xml::DomainXml;
 use crate::guest::host::ImageUse;
 
 /// Files written to within this time of each other were written to at the same time: a mirror is that far behind.
@@ -62,12 +62,8 @@ pub(crate) fn decide(host: &Host<'_>, job: &Job, (sight, disk): (&Sight, &DiskJo
     let Some(overlay) = disk.overlay.as_deref() else { return Ok(Step::Nothing) };
     let seen = sight.disk(host.hypervisor, disk)?;
     let case = Case { host, job, disk, overlay, seen };
-    if sight.is_active() { case.running(sight) } else { case.at_rest() }
-}
-
-/// The number of a domain's run in a live XML.
-fn run_of(xml: Option<&str>) -> Option<u64> {
-    DomainXml::parse(xml?).ok()?.run
+    let step = if sight.is_active() { case.running()? } else { case.at_rest()? };
+    case.spare_snapshots(step)
 }
 
 struct Case<'a> {
@@ -79,20 +75,27 @@ struct Case<'a> {
 }
 
 impl Case<'_> {
-    fn running(&self, sight: &Sight) -> Result<Step> {
+    fn running(&self) -> Result<Step> {
         let Some(chain) = &self.seen.qemu else { return self.unseen() };
         let (overlay, base) = (self.overlay, self.disk.base.path.as_path());
         if self.seen.top() == Some(overlay) {
             // Also where somebody put an image between in the moment of the snapshot: the commit goes into the one right below.
             let below = chain.iter().skip(1).take(2);
-            return Ok(match below.into_iter().any(|path| path == base) {
-                true => Step::Commit,
-                false => Step::Ask(format!(
-                    "'{}' does not rest on '{}' any more",
-                    overlay.display(),
+            if !below.into_iter().any(|path| path == base) {
+                let (overlay, base) = (overlay.display(), base.display());
+                return Ok(Step::Ask(format!(
+                    "'{overlay}' does not rest on '{base}' any more. Merge it into the image below (virsh blockcommit --active --shallow \
+                     --pivot), then run `virtfold recover`"
+                )));
+            }
+            if self.is_replaced()? {
+                return Ok(Step::Ask(format!(
+                    "somebody has put another file in the place of '{}', and the guest may still have the old one open, which has no name \
+                     any more. Before the guest ends copy its disk to a new file (virsh blockcopy)",
                     base.display()
-                )),
-            });
+                )));
+            }
+            return Ok(Step::Commit);
         }
         if is_below(Some(chain), overlay) {
             let top = self.seen.top().unwrap_or(overlay).display();
@@ -112,10 +115,9 @@ impl Case<'_> {
         if self.host.files.image_use(overlay)? == ImageUse::Absent {
             return Ok(Step::Nothing);
         }
-        let same_run = sight.live.as_ref().and_then(|xml| xml.run) == run_of(self.job.live.as_deref());
+        // That the run has the same number is no proof: libvirt counts anew when it is restarted.
         let proven = match self.disk.state {
             DiskState::Pivoted | DiskState::Done => true,
-            DiskState::Pivoting { .. } if same_run => true,
             _ => self.is_level()? || self.host.files.is_empty(overlay)?,
         };
         Ok(Step::Leave(if proven { Left::Remove } else { Left::Quarantine }))
@@ -165,6 +167,10 @@ impl Case<'_> {
                 overlay.display()
             )));
         }
+        let gone = if named { Step::TakeOff } else { Step::Leave(Left::Remove) };
+        if self.host.files.is_empty(overlay)? {
+            return Ok(gone);
+        }
         if self.host.files.below(overlay)?.first().map(PathBuf::as_path) != Some(base) {
             return Ok(Step::Ask(format!(
                 "the overlay '{}' does not rest on '{}' but on another image; commit it into that one by hand",
@@ -172,8 +178,13 @@ impl Case<'_> {
                 base.display()
             )));
         }
-        let gone = if named { Step::TakeOff } else { Step::Leave(Left::Remove) };
-        if self.is_level()? || self.host.files.is_empty(overlay)? {
+        if self.is_replaced()? {
+            return Ok(match named || !self.seen.is_described() {
+                true => self.ask_of_replaced(),
+                false => Step::Leave(Left::Quarantine),
+            });
+        }
+        if self.is_level()? {
             return Ok(gone);
         }
         let step = self.truth()?;
@@ -186,14 +197,35 @@ impl Case<'_> {
         Ok(step)
     }
 
-    /// Whether the overlay is as it was when the base had everything.
-    fn is_level(&self) -> Result<bool> {
-        match self.disk.state {
-            DiskState::Pivoting { level: Some(level) } => {
-                Ok(self.host.files.mark(self.overlay)? == Some(level))
-            }
-            _ => Ok(false),
+    /// Internal snapshots are somebody's, and lie in the overlay's file alone: neither a commit nor a copy takes them along.
+    fn spare_snapshots(&self, step: Step) -> Result<Step> {
+        if matches!(step, Step::Nothing | Step::Stuck | Step::Wait(_) | Step::Ask(_)) {
+            return Ok(step);
         }
+        Ok(match (step, self.host.files.has_snapshots(self.overlay)?) {
+            (step, false) => step,
+            (Step::Leave(_), true) => Step::Leave(Left::Quarantine),
+            (_, true) => Step::Ask(format!(
+                "somebody's internal snapshot lies inside the overlay '{}' and would be lost with it. The guest can start and run on \
+                 the overlay; delete the snapshot (virsh snapshot-delete), then run `virtfold recover`",
+                self.overlay.display()
+            )),
+        })
+    }
+
+    /// Whether the base is another file than when the job began. The inode tells: a device's number does not outlive the boot on
+    /// NFS, Btrfs or LVM. Some network file systems number files anew; one that is as marked when it was frozen is the same.
+    fn is_replaced(&self) -> Result<bool> {
+        let now = self.host.files.identity(&self.disk.base.path)?;
+        let (Some((_, then)), Some((_, now))) = (self.disk.base.identity, now) else { return Ok(false) };
+        Ok(then != 0 && then != now && !self.is_base_as_frozen()?)
+    }
+
+    /// Whether the overlay is as it was when the base had everything. A time in whole seconds is that of a coarse file system,
+    /// where a later write may have left no trace; only the contents tell then.
+    fn is_level(&self) -> Result<bool> {
+        let DiskState::Pivoting { level: Some(level) } = self.disk.state else { return Ok(false) };
+        Ok(level.modified.subsec_nanos() != 0 && self.host.files.mark(self.overlay)? == Some(level))
     }
 
     /// The table above, for an overlay that has something.
@@ -209,6 +241,9 @@ impl Case<'_> {
                 Later::Much if described && !named => Step::Leave(Left::Quarantine),
                 _ => self.ask(),
             },
+            (_, JobState::Planned) if named && later == Later::Much => self.ask(),
+            (_, JobState::Snapshotted | JobState::ReadDone) if named && self.is_base_touched()? => self.ask(),
+            _ if named && self.is_base_older()? => self.ask(),
             _ if named => Step::CommitAtRest,
             (_, JobState::Planned) => match later {
                 Later::No => Step::CommitAtRest,
@@ -232,15 +267,43 @@ impl Case<'_> {
         Ok(now.is_some() && now == self.disk.frozen)
     }
 
+    /// Whether the base is not as it was when it was frozen, though nobody should have written to it. A block device does not say.
+    fn is_base_touched(&self) -> Result<bool> {
+        let now = self.host.files.mark(&self.disk.base.path)?;
+        Ok(now.is_some() && self.disk.frozen.is_some() && now != self.disk.frozen)
+    }
+
+    /// Whether the base is older than when it was frozen: somebody has put an older copy there, or the clock was set back.
+    fn is_base_older(&self) -> Result<bool> {
+        let now = self.host.files.mark(&self.disk.base.path)?;
+        Ok(now.zip(self.disk.frozen).is_some_and(|(now, frozen)| now.modified < frozen.modified))
+    }
+
     /// Whether the base was written to after the overlay. A block device does not say.
     fn base_is_later(&self) -> Result<Later> {
         let base = self.host.files.mark(&self.disk.base.path)?;
         let overlay = self.host.files.mark(self.overlay)?;
-        Ok(match (base, overlay) {
-            (Some(base), Some(overlay)) if base.modified > overlay.modified + SAME_TIME => Later::Much,
-            (Some(_), Some(_)) => Later::No,
-            _ => Later::Unknown,
-        })
+        let (Some(base), Some(overlay)) = (base, overlay) else { return Ok(Later::Unknown) };
+        // A job that was made up for a forgotten overlay began after it.
+        let begun = (self.job.state == JobState::Planned).then_some(self.job.created);
+        let begun = begun.and_then(|at| u64::try_from(at).ok()).map(Duration::from_secs);
+        let times = Times {
+            base: base.modified,
+            overlay: overlay.modified,
+            frozen: self.disk.frozen.map(|mark| mark.modified),
+            begun,
+            now: self.host.files.now(),
+        };
+        Ok(times.later())
+    }
+
+    fn ask_of_replaced(&self) -> Step {
+        let (overlay, base) = (self.overlay.display(), self.disk.base.path.display());
+        Step::Ask(format!(
+            "'{base}' is another file than when '{overlay}' was put on it; the two do not belong together, do not start the guest on them. If \
+             the new '{base}' is what it is to have (a restore): move the overlay away, define the domain with '{base}', and run `virtfold \
+             recover`. Else put the old file back"
+        ))
     }
 
     fn ask(&self) -> Step {
@@ -254,9 +317,59 @@ impl Case<'_> {
     }
 }
 
+/// When files were last written to, since 1970, and what bounds it.
+#[derive(Clone, Copy, Debug)]
+struct Times {
+    base: Duration,
+    overlay: Duration,
+    /// The base's when it was frozen.
+    frozen: Option<Duration>,
+    /// When the job began, before the overlay was made.
+    begun: Option<Duration>,
+    now: Duration,
+}
+
+impl Times {
+    /// Times that can't be are those of a clock that was set back, or of copies: they tell nothing.
+    fn later(self) -> Later {
+        let latest = self.now.saturating_add(SAME_TIME);
+        let impossible = Some(self.base) < self.frozen
+            || Some(self.overlay) < self.frozen.max(self.begun)
+            || self.base.max(self.overlay) > latest;
+        match self.base > self.overlay.saturating_add(SAME_TIME) {
+            _ if impossible => Later::Unknown,
+            true => Later::Much,
+            false => Later::No,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Later {
     No,
     Much,
     Unknown,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_that_cannot_be_tell_nothing() {
+        let later = |[base, overlay, now]: [u64; 3], frozen: Option<u64>, begun: Option<u64>| {
+            let [base, overlay, now] = [base, overlay, now].map(Duration::from_millis);
+            let [frozen, begun] = [frozen, begun].map(|at| at.map(Duration::from_millis));
+            Times { base, overlay, frozen, begun, now }.later()
+        };
+        assert_eq!(later([5000, 9000, 9900], Some(5000), Some(6000)), Later::No);
+        assert_eq!(later([9900, 9000, 9900], None, None), Later::No, "a mirror is behind");
+        assert_eq!(later([9900, 8000, 9900], None, None), Later::Much);
+        // The guest ran on the base after the clock was set back.
+        assert_eq!(later([4000, 9000, 9900], Some(5000), None), Later::Unknown);
+        assert_eq!(later([8000, 9000, 7500], Some(5000), None), Later::Unknown);
+        // It was set back before the overlay was written to.
+        assert_eq!(later([9000, 5000, 9900], None, Some(6000)), Later::Unknown);
+        assert_eq!(later([9000, 5000, 9900], Some(6000), None), Later::Unknown);
+    }
 }

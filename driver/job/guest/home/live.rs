@@ -36,7 +36,7 @@ enum Caught {
 
 impl Homing<'_> {
     /// One attempt to bring one disk home.
-    pub(super) fn commit(&mut self, index: usize, sight: &Sight) -> Result<()> {
+    pub(super) fn commit(&mut self, index: usize) -> Result<()> {
         let target = self.disk(index)?.target.clone();
         let job = self.host.hypervisor.block_job(self.job.domain, &target)?;
         match job {
@@ -55,7 +55,7 @@ impl Homing<'_> {
         }
         match self.wait_ready(index, &target)? {
             Caught::Gone => Ok(()),
-            Caught::Up => self.pivot(index, sight),
+            Caught::Up => self.pivot(index),
         }
     }
 
@@ -117,9 +117,10 @@ impl Homing<'_> {
     }
 
     /// Stands still, pivots, looks, goes on. A guest that stands still already is left so.
-    fn pivot(&mut self, index: usize, sight: &Sight) -> Result<()> {
+    fn pivot(&mut self, index: usize) -> Result<()> {
         let domain = self.job.domain;
-        if sight.run() == Some(Run::Running) {
+        // Asked now: the commit may have taken hours, and somebody who has suspended the guest meanwhile wants it to stand.
+        if self.host.hypervisor.run_state(domain)? == Run::Running {
             self.record(&[Change::Held(Some(Held::Paused))])?;
             self.arm(Held::Paused)?;
             self.stands_since = Some(Instant::now());

@@ -150,7 +150,7 @@ impl<'a> Homing<'a> {
         self.looked = true;
         let next = steps.iter().position(|step| matches!(step, Step::Commit));
         if let Some(index) = next {
-            self.commit(index, &sight)?;
+            self.commit(index)?;
             return Ok(None);
         }
         if steps.iter().any(|step| matches!(step, Step::Ask(_) | Step::Wait(_))) {

@@ -11,6 +11,7 @@ use super::{Homing, Step};
 use crate::catalog::{Change, DiskState, JobState};
 use crate::error::Result;
 use crate::guest::domain_xml::DomainXml;
+use crate::guest::domain_xml::edit::{Editor, NewImage};
 use crate::guest::settle::{self, Fix};
 
 impl Homing<'_> {
@@ -73,12 +74,31 @@ impl Homing<'_> {
     fn take_off(&mut self, sight: &Sight) -> Result<()> {
         let hypervisor = self.host.hypervisor;
         if let Some((config, fixes)) = self.named_in(sight.config.as_ref()) {
-            hypervisor.define(&settle::apply(config, &fixes)?)?;
+            hypervisor.define(&self.popped(config, &fixes)?)?;
         }
         if let Some((saved, fixes)) = self.named_in(sight.saved.as_ref()) {
-            hypervisor.define_managed_save_xml(self.job.domain, &settle::apply(saved, &fixes)?)?;
+            hypervisor.define_managed_save_xml(self.job.domain, &self.popped(saved, &fixes)?)?;
         }
         Ok(())
+    }
+
+    /// The XML without the overlays. Where a person's own XML does not say what lies below, the journal does.
+    fn popped(&self, xml: &DomainXml, fixes: &[Fix]) -> Result<String> {
+        let is_open = |fix: &&Fix| {
+            let (Fix::Pop { target, .. } | Fix::Push { target, .. }) = fix;
+            xml.disk(target).is_some_and(|disk| disk.backing.is_empty())
+        };
+        let mut editor = Editor::new(xml)?;
+        for Fix::Pop { target, .. } | Fix::Push { target, .. } in fixes.iter().filter(is_open) {
+            let Some(disk) = self.job.disks.iter().find(|disk| disk.target == *target) else { continue };
+            let is_device = matches!(disk.base.identity, Some((_, 0)));
+            let path = disk.base.path.as_path();
+            let image = if is_device { NewImage::Block(path) } else { NewImage::File(path) };
+            editor.set_disk(target, image, &disk.base.format)?;
+        }
+        let named = editor.finish()?;
+        let rest: Vec<Fix> = fixes.iter().filter(|fix| !is_open(fix)).cloned().collect();
+        settle::apply(&named, &rest)
     }
 
     /// What is to be taken off an XML.

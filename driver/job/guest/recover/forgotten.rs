@@ -2,7 +2,8 @@
 //!
 //! - One that a domain's next start, or its QEMU, has on top is taken on: a job is made up for it, one that knows nothing, so
 //!   that only what QEMU or the files themselves show decides.
-//! - One that lies in the directory of a domain's disk and is in no chain is put aside; its contents are not looked at.
+//! - One that lies in the directory of a domain's disk, rests on an image of a domain of this host and is in no chain is put aside;
+//!   its contents are not looked at. One that rests on none is only told of: storage may be shared with another host.
 //!
 //! Imports: `error`, `catalog`, `guest`, `home`.
 
@@ -15,9 +16,9 @@ use super::super::Host;
 use super::super::freeze::now;
 use super::super::home::users;
 use super::super::sight::{Sight, present};
-use super::{Mode, Recovery, Verdict, one};
+use super::{Mode, Recovery, Verdict, advice, one};
 use crate::catalog::{Base, DiskJob, DiskState, Job, JobState, Kind};
-use crate::error::{ErrorKind, Result, sentence};
+use crate::error::{Error, ErrorKind, Result, sentence};
 use crate::guest::domain_xml::{Disk, DomainXml};
 use crate::guest::host::ImageUse;
 use crate::guest::settle::path_of;
@@ -26,18 +27,37 @@ use crate::guest::{DomainId, DomainInfo, is_our_overlay};
 /// Looks through the domains, or through one.
 pub(super) fn search(host: &Host<'_>, domain: Option<DomainId>, mode: Mode) -> Result<Vec<Recovery>> {
     let mut recoveries = Vec::new();
-    let mut directories = BTreeSet::new();
+    let mut places = Places::default();
     for info in host.hypervisor.domains()?.into_iter().filter(|i| domain.is_none_or(|d| d == i.id)) {
-        recoveries.extend(adopt(host, &info, (mode, &mut directories))?);
+        // One that can't be looked at must not keep the others from being found.
+        match adopt(host, &info, (mode, &mut places)) {
+            Ok(adopted) => recoveries.extend(adopted),
+            Err(error) => recoveries.push(failed((info.id.to_string(), info.name), &error)),
+        }
     }
     // After the domains: an adopted overlay is in a chain no longer, and gone.
     let known = known(host)?;
-    for directory in directories {
-        let overlays = host.files.overlays(&directory)?;
+    for directory in std::mem::take(&mut places.directories) {
+        let overlays = match present(host.files.overlays(&directory)) {
+            Ok(overlays) => overlays.unwrap_or_default(),
+            Err(error) => {
+                recoveries.push(failed((String::new(), directory.display().to_string()), &error));
+                continue;
+            }
+        };
         let strays: Vec<PathBuf> = overlays.into_iter().filter(|path| !known.contains(path)).collect();
-        recoveries.extend(put_aside(host, &strays, mode)?);
+        recoveries.extend(put_aside(host, &strays, (mode, &places))?);
     }
     Ok(recoveries)
+}
+
+/// What the domains' descriptions name.
+#[derive(Debug, Default)]
+struct Places {
+    /// Where their disks' images lie.
+    directories: BTreeSet<PathBuf>,
+    /// The images.
+    images: BTreeSet<PathBuf>,
 }
 
 /// The overlays of all open jobs.
@@ -46,13 +66,13 @@ fn known(host: &Host<'_>) -> Result<BTreeSet<PathBuf>> {
     Ok(jobs.into_iter().flat_map(|job| job.disks).filter_map(|disk| disk.overlay).collect())
 }
 
-/// Takes on what a domain has; notes the directories of its disks.
+/// Takes on what a domain has; notes where its disks are.
 fn adopt(
     host: &Host<'_>,
     info: &DomainInfo,
-    (mode, directories): (Mode, &mut BTreeSet<PathBuf>),
+    (mode, places): (Mode, &mut Places),
 ) -> Result<Option<Recovery>> {
-    if find(host, info.id, directories)?.1.is_empty() {
+    if find(host, info.id, places)?.1.is_empty() {
         return Ok(None);
     }
     let _lock = match host.journal.lock(info.id) {
@@ -62,7 +82,7 @@ fn adopt(
         Err(error) => return Err(error),
     };
     // Seen under the lock: a run that has just ended takes its overlays along.
-    let (sight, disks) = find(host, info.id, directories)?;
+    let (sight, disks) = find(host, info.id, places)?;
     if disks.is_empty() {
         return Ok(None);
     }
@@ -74,7 +94,7 @@ fn adopt(
         live: sight.live.as_ref().map(|xml: &DomainXml| xml.text().to_owned()),
         inactive: sight.config.as_ref().map(|xml| xml.text().to_owned()),
         kind: Kind::Standing,
-        created: now(),
+        created: now(host),
         state: JobState::Committing,
         held: None,
         disks,
@@ -87,19 +107,19 @@ fn adopt(
     Ok(Some(recovery))
 }
 
-/// The overlays that a domain has on top and no journal knows; notes the directories of its disks.
-fn find(
-    host: &Host<'_>,
-    domain: DomainId,
-    directories: &mut BTreeSet<PathBuf>,
-) -> Result<(Sight, Vec<DiskJob>)> {
+/// The overlays that a domain has on top and no journal knows; notes where its disks are.
+fn find(host: &Host<'_>, domain: DomainId, places: &mut Places) -> Result<(Sight, Vec<DiskJob>)> {
     let sight = Sight::look(host.hypervisor, domain)?;
     let known = known(host)?;
     let mut disks: Vec<DiskJob> = Vec::new();
     for xml in [&sight.live, &sight.config, &sight.saved].into_iter().flatten() {
         for disk in &xml.disks {
             let Some(top) = path_of(host.hypervisor, &disk.image.source)? else { continue };
-            directories.extend(top.parent().map(Path::to_owned));
+            places.directories.extend(top.parent().map(Path::to_owned));
+            places.images.insert(top.clone());
+            places
+                .images
+                .extend(disk.backing.iter().filter_map(|image| image.source.path()).map(Path::to_owned));
             let new = !disks.iter().any(|d| d.target == disk.target);
             if new && is_our_overlay(&top) && !known.contains(&top) {
                 disks.extend(made_up(host, disk, top)?);
@@ -125,8 +145,9 @@ fn made_up(host: &Host<'_>, disk: &Disk, overlay: PathBuf) -> Result<Option<Disk
     }))
 }
 
-/// Puts overlays aside that are in no chain and that nobody has open.
-fn put_aside(host: &Host<'_>, strays: &[PathBuf], mode: Mode) -> Result<Vec<Recovery>> {
+/// Puts overlays aside that are in no chain and that nobody has open. One that rests on no image of this host's domains is only
+/// told of: on shared storage it is another host's, which may be at work on it.
+fn put_aside(host: &Host<'_>, strays: &[PathBuf], (mode, places): (Mode, &Places)) -> Result<Vec<Recovery>> {
     if strays.is_empty() {
         return Ok(Vec::new());
     }
@@ -138,6 +159,11 @@ fn put_aside(host: &Host<'_>, strays: &[PathBuf], mode: Mode) -> Result<Vec<Reco
             continue;
         }
         let name = stray.display();
+        let below = host.files.below(stray).unwrap_or_default();
+        if !below.first().is_some_and(|image| places.images.contains(image)) {
+            recoveries.push(foreign(stray));
+            continue;
+        }
         let mut recovery = Recovery {
             domain: String::new(),
             name: String::new(),
@@ -162,4 +188,37 @@ fn put_aside(host: &Host<'_>, strays: &[PathBuf], mode: Mode) -> Result<Vec<Reco
         recoveries.push(recovery);
     }
     Ok(recoveries)
+}
+
+/// A domain or a directory that can't be looked at.
+fn failed((domain, name): (String, String), error: &Error) -> Recovery {
+    Recovery {
+        domain,
+        name,
+        job: None,
+        verdict: Verdict::Failed,
+        found: Vec::new(),
+        done: Vec::new(),
+        remains: vec![advice(error)],
+        disks: Vec::new(),
+    }
+}
+
+/// An overlay that is left alone.
+fn foreign(stray: &Path) -> Recovery {
+    let name = stray.display();
+    Recovery {
+        domain: String::new(),
+        name: String::new(),
+        job: None,
+        verdict: Verdict::Later,
+        found: vec![format!(
+            "the overlay '{name}' is in no chain, no journal knows it, and it rests on no image of this host's domains"
+        )],
+        done: Vec::new(),
+        remains: vec![format!(
+            "'{name}' may be another host's or a deleted guest's, and hold writes; look at it, or remove it"
+        )],
+        disks: Vec::new(),
+    }
 }

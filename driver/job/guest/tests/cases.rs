@@ -10,10 +10,10 @@ use crate::error::{Error, ErrorKind, sentence};
 use crate::guest::simulated::{Agent, Fate, Operation, Outside, Point, Room, SimImage, SimSpec, When};
 use crate::guest::{CommitBase, CommitRequest, Persistence, Run, Start};
 
-const THREE: Setup = Setup { disks: 3, ..PLAIN };
+pub(super) const THREE: Setup = Setup { disks: 3, ..PLAIN };
 
 /// A backup whose driver dies right before the `nth` call of an operation.
-fn dies_at(setup: Setup, operation: Operation, nth: usize) -> Scene {
+pub(super) fn dies_at(setup: Setup, operation: Operation, nth: usize) -> Scene {
     let scene = Scene::new(setup);
     let mut count = 0;
     scene.world.on_point(move |point| {
@@ -26,19 +26,19 @@ fn dies_at(setup: Setup, operation: Operation, nth: usize) -> Scene {
 }
 
 /// A backup during whose copy something happens.
-fn meanwhile(scene: &Scene, event: impl FnOnce(&Scene)) -> Result<Thawed<()>> {
+pub(super) fn meanwhile(scene: &Scene, event: impl FnOnce(&Scene)) -> Result<Thawed<()>> {
     frozen(&scene.host(), &scene.request(), &Control::default(), |_| {
         event(scene);
         Ok(())
     })
 }
 
-fn only(mut recoveries: Vec<Recovery>) -> Recovery {
+pub(super) fn only(mut recoveries: Vec<Recovery>) -> Recovery {
     assert_eq!(recoveries.len(), 1, "{recoveries:#?}");
     recoveries.remove(0)
 }
 
-fn remains(recovery: &Recovery) -> String {
+pub(super) fn remains(recovery: &Recovery) -> String {
     recovery.disks.iter().flat_map(|disk| disk.remains.clone()).collect::<Vec<_>>().join("; ")
 }
 
@@ -343,7 +343,16 @@ fn an_overlay_that_no_journal_knows_is_taken_on() {
 fn an_overlay_in_no_chain_that_no_journal_knows_is_put_aside() {
     let scene = Scene::new(PLAIN);
     let stray = overlay_in_images();
-    scene.world.put_image(&stray, scene.world.image(&scene.bases()[0]).unwrap());
+    // Another host's, on shared storage: its guest is shut off just now.
+    let image = scene.world.image(&scene.bases()[0]).unwrap();
+    let elsewhere = PathBuf::from("/images/elsewhere.qcow2");
+    scene.world.put_image(&elsewhere, image.clone());
+    scene.world.put_image(&stray, SimImage { backing: Some(elsewhere.clone()), ..image.clone() });
+    let recovery = only(scene.recover());
+    assert_eq!((recovery.verdict, recovery.done.len()), (Verdict::Later, 0));
+    assert!(scene.world.image(&stray).is_some());
+    scene.world.remove(&elsewhere).unwrap();
+    scene.world.put_image(&stray, SimImage { backing: Some(scene.bases()[0].clone()), ..image });
     let planned = only(recover(&scene.host(), Which::All, Mode::DryRun).unwrap());
     assert_eq!(planned.verdict, Verdict::Planned);
     assert!(scene.world.image(&stray).is_some());

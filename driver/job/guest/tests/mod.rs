@@ -2,6 +2,7 @@
 
 mod cases;
 mod crashes;
+mod people;
 mod random;
 mod rest;
 mod scene;

@@ -248,7 +248,8 @@ impl Scene {
         let disks = self.bases().into_iter().zip(self.overlays()).enumerate().map(|(n, (base, overlay))| {
             let format = "qcow2".to_owned();
             let backing = Some((golden(), "qcow2".to_owned()));
-            let base = Base { path: base, format, identity: None, backing };
+            let identity = self.world.identity(&base).unwrap();
+            let base = Base { path: base, format, identity, backing };
             FreezeDisk { target: target(n), alias: format!("virtio-disk{n}"), base, overlay }
         });
         FreezeRequest {
