@@ -12,7 +12,7 @@
 
 use std::time::Instant;
 
-use super::sight::Sight;
+use super::sight::{Sight, present};
 use super::{Host, Sentry};
 use crate::catalog::{Change, DiskJob, DiskState, Job, JobState, Outcome};
 use crate::error::{Error, ErrorKind, Result, sentence};
@@ -34,6 +34,11 @@ pub(super) use words::{RESUME, THAW, found};
 const FAILURES: u32 = 5;
 /// Rounds before it is given up: somebody undoes what is done.
 const ROUNDS: u32 = 200;
+/// Less than this free around an overlay, in bytes, may have stopped the guest.
+const TIGHT: u64 = 64 << 20;
+/// Looks at a guest that a full disk may stop, and how many of them in a row must find it running.
+const STOPS: u32 = 60;
+const STEADY: u32 = 10;
 /// Attempts to thaw before the rest is done all the same.
 const THAWS: u32 = 3;
 
@@ -160,7 +165,7 @@ impl<'a> Homing<'a> {
             self.at_rest(&steps)?;
             return Ok(None);
         }
-        self.restart_full(&sight)?;
+        self.see_it_run(&sight)?;
         self.leave(&steps, outcome).map(Some)
     }
 
@@ -269,15 +274,39 @@ impl<'a> Homing<'a> {
         self.record(&[Change::Held(None)])
     }
 
-    /// A guest that ran when the job began and was stopped by a full disk meanwhile: the overlay was what filled it.
-    fn restart_full(&mut self, sight: &Sight) -> Result<()> {
+    /// A guest that ran when the job began and is on its disks again runs on, also where the overlays' file system was full: that stops it
+    /// while it is on an overlay, or a moment after it has left it. A write that failed while the guest was held stops it when it goes on
+    /// again, and libvirt may take that event for a stop that came after its own resume. So where room is short it is looked at for a
+    /// while.
+    fn see_it_run(&mut self, sight: &Sight) -> Result<()> {
         use crate::catalog::Kind;
-        if self.job.kind == Kind::Running && sight.run() == Some(Run::Paused(Paused::IoError)) {
-            note(&mut self.domain.found, words::FULL.to_owned());
-            self.host.hypervisor.resume(self.job.domain)?;
-            note(&mut self.domain.done, words::RESUME.to_owned());
+        let stopped = Run::Paused(Paused::IoError);
+        if self.job.kind != Kind::Running || (sight.run() != Some(stopped) && !self.is_tight()) {
+            return Ok(());
         }
+        let mut running = 0;
+        for _ in 0..STOPS {
+            if present(self.host.hypervisor.run_state(self.job.domain))? == Some(stopped) {
+                note(&mut self.domain.found, words::FULL.to_owned());
+                self.host.hypervisor.resume(self.job.domain)?;
+                note(&mut self.domain.done, words::RESUME.to_owned());
+                running = 0;
+            } else {
+                running += 1;
+            }
+            if running == STEADY {
+                return Ok(());
+            }
+            std::thread::sleep(self.host.pace.poll);
+        }
+        note(&mut self.domain.remains, words::STOPPED.to_owned());
         Ok(())
+    }
+
+    /// Whether an overlay's file system is full, or nearly. One that can't be asked is taken for one.
+    fn is_tight(&self) -> bool {
+        let folders = self.job.disks.iter().filter_map(|disk| disk.overlay.as_deref()?.parent());
+        folders.into_iter().any(|folder| self.host.files.free(folder).map_or(true, |free| free < TIGHT))
     }
 
     /// Ends the guard's budget. A guard that is gone has nothing to end.
