@@ -36,9 +36,11 @@ const FAILURES: u32 = 5;
 const ROUNDS: u32 = 200;
 /// Less than this free around an overlay, in bytes, may have stopped the guest.
 const TIGHT: u64 = 64 << 20;
-/// Looks at a guest that a full disk may stop, and how many of them in a row must find it running.
-const STOPS: u32 = 60;
-const STEADY: u32 = 10;
+/// Looks at a guest that a full disk may stop, and how many of them in a row must find it running. QEMU 10 holds an event of
+/// BLOCK_IO_ERROR back for up to a second after the one before it, and libvirt believes it when it comes: by the default poll these
+/// are 1.5 s.
+const STOPS: u32 = 150;
+const STEADY: u32 = 30;
 /// Attempts to thaw before the rest is done all the same.
 const THAWS: u32 = 3;
 
