@@ -209,6 +209,18 @@ fn run(domain: &Domain) -> VirtResult<Run> {
     Ok(if status.is_ok_and(|reply| qmp::is_io_error(&reply)) { Run::Paused(Paused::IoError) } else { run })
 }
 
+/// libvirt takes QEMU's word for an I/O error's stop also where it comes late (QEMU 10 sends one BLOCK_IO_ERROR a second at most) and the
+/// guest runs again. It then believes in a guest that stands still, and no resume helps, because a QEMU that runs has no
+/// RESUME to tell. Stopped first, it has.
+fn untangle(domain: &Domain) -> VirtResult<()> {
+    if run_of(raw::state(domain)?) == Run::Paused(Paused::IoError)
+        && qmp::is_running(&domain.qemu_monitor_command(qmp::QUERY_STATUS, 0)?)
+    {
+        domain.qemu_monitor_command(qmp::STOP, 0)?;
+    }
+    Ok(())
+}
+
 /// libvirt's virDomainState and virDomainPausedReason.
 fn run_of((state, reason): (u32, i32)) -> Run {
     match state {
@@ -358,7 +370,11 @@ impl Hypervisor for Libvirt {
     }
 
     fn resume(&self, domain: DomainId) -> Result<()> {
-        self.tell(domain, "resume", Domain::resume).map(drop)
+        self.tell(domain, "resume", |d| {
+            untangle(d)?;
+            d.resume()
+        })
+        .map(drop)
     }
 
     fn set_agent_time_limit(&self, domain: DomainId, limit: Duration) -> Result<()> {

@@ -19,6 +19,15 @@ pub(crate) const QUERY_BLOCK: &str = r#"{"execute":"query-block"}"#;
 /// The other command.
 pub(crate) const QUERY_STATUS: &str = r#"{"execute":"query-status"}"#;
 
+/// Stops the processors.
+pub(crate) const STOP: &str = r#"{"execute":"stop"}"#;
+
+/// Whether a reply to `query-status` says that the guest runs.
+pub(crate) fn is_running(reply: &str) -> bool {
+    let reply: Option<Value> = serde_json::from_str(reply).ok();
+    reply.is_some_and(|reply| reply["return"]["running"] == true)
+}
+
 /// Whether a reply to `query-status` says that an I/O error stopped the guest (qapi/run-state.json: RunState).
 pub(crate) fn is_io_error(reply: &str) -> bool {
     let reply: Option<Value> = serde_json::from_str(reply).ok();
@@ -86,8 +95,9 @@ mod tests {
     fn an_io_error_is_told_from_other_reasons() {
         assert!(is_io_error(r#"{"return":{"status":"io-error","running":false},"id":"libvirt-4"}"#));
         for other in [r#"{"return":{"status":"paused","running":false}}"#, r#"{"error":{}}"#, "[]", ""] {
-            assert!(!is_io_error(other), "{other}");
+            assert!(!is_io_error(other) && !is_running(other), "{other}");
         }
+        assert!(is_running(r#"{"return":{"status":"running","running":true}}"#));
     }
 
     #[test]
