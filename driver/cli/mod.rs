@@ -9,6 +9,7 @@ mod config;
 mod define;
 mod exit;
 mod guest;
+mod keys;
 mod list;
 mod map;
 mod report;

@@ -37,7 +37,7 @@ pub(super) fn run(
         guard: &super::guard::program(&connection.uri),
         pace: Pace { pause_budget: wishes.pause_budget, ..Pace::default() },
     };
-    let request = DomainRequest { domain: job.domain, wishes, manner: job.manner, places };
+    let request = DomainRequest { domain: job.domain, wishes, manner: job.manner.clone(), places };
     let out = stdout_of(destination);
     let progress = Arc::new(Progress::default());
     let ticker = Ticker::start(job.style, out, &progress)?;
