@@ -6,7 +6,7 @@ use std::sync::Arc;
 use age::stream::StreamReader;
 
 use super::Identities;
-use super::unlock::{Gate, GateState, Kind, PROBE, Unlocked, broken, kind_of, unlock};
+use super::unlock::{Gate, GateState, Kind, PROBE, Unlocked, broken, end_unproven, kind_of, unlock};
 use crate::error::{IoContext, Result};
 
 /// The first bytes, which were looked at, and the rest.
@@ -59,14 +59,17 @@ impl<R: Read> Read for Incoming<R> {
                 opened.at += got as u64;
                 Ok(got)
             }
-            Err(error) => match error.kind() {
-                io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
-                    let ended = opened.state.has_ended();
-                    Err(io::Error::other(broken(&opened.name, opened.at, ended, error)))
-                }
-                // What the input itself says goes through as it is.
-                _ => Err(error),
-            },
+            // A piece that fails and has the end of the input behind it may be whole but for its end.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData && opened.state.has_ended() => {
+                Err(io::Error::other(end_unproven(&opened.name)))
+            }
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) =>
+            {
+                Err(io::Error::other(broken(&opened.name, opened.at, error)))
+            }
+            // What the input itself says goes through as it is.
+            Err(error) => Err(error),
         }
     }
 }

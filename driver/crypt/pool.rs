@@ -153,7 +153,7 @@ impl ReadAt for Pool {
             return Ok(());
         }
         let mut reader = self.take(at)?;
-        reader.read(at, buf).map_err(|error| broken(self.name(), at, false, error))?;
+        reader.read(at, buf).map_err(|error| broken(self.name(), at, error))?;
         self.readers.lock().unwrap_or_else(PoisonError::into_inner).push(reader);
         Ok(())
     }

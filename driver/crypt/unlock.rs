@@ -12,6 +12,8 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// What every age file begins with; the version follows.
 const MAGIC: &[u8] = b"age-encryption.org/";
+/// The version that is read.
+const VERSION: &[u8] = b"v1\n";
 /// What an age file in letters begins with.
 const ARMOR: &[u8] = b"-----BEGIN AGE ENCRYPTED FILE-----";
 /// First bytes that tell.
@@ -31,11 +33,18 @@ pub(super) enum Kind {
 /// What an archive called `name` that begins with `first`, at most [`PROBE`] bytes, is.
 ///
 /// # Errors
-/// Unsupported, where it is armored; Incomplete, where all of it is the beginning of an age file; Damaged, where its name says
+/// Unsupported, where it is armored or of another version; Incomplete, where all of it is the beginning of an age file; Damaged, where its name says
 /// that it is encrypted, and it is not.
 pub(super) fn kind_of(first: &[u8], name: &str) -> Result<Kind> {
     if first.starts_with(MAGIC) {
-        return Ok(Kind::Encrypted);
+        return match first.get(MAGIC.len()..MAGIC.len() + VERSION.len()) {
+            Some(VERSION) => Ok(Kind::Encrypted),
+            Some(_) => {
+                let what = format!("'{name}' is of a version of age that virtfold does not know");
+                Err(Error::new(ErrorKind::Unsupported, what))
+            }
+            None => Err(within_header(name)),
+        };
     }
     if first.starts_with(ARMOR) {
         let what =
@@ -163,12 +172,9 @@ fn explain(error: DecryptError, name: &str) -> Error {
         DecryptError::Io(e) if e.kind() == io::ErrorKind::UnexpectedEof => within_header(name),
         DecryptError::Io(e) if e.kind() == io::ErrorKind::InvalidData => damaged("is none: it has no end"),
         DecryptError::Io(e) => Error::io(format!("cannot read '{name}'"), e),
-        DecryptError::InvalidHeader => damaged("makes no sense"),
+        // The version was seen before: what is unknown here is none.
+        DecryptError::InvalidHeader | DecryptError::UnknownFormat => damaged("makes no sense"),
         DecryptError::InvalidMac => damaged("is not what was written"),
-        DecryptError::UnknownFormat => Error::new(
-            ErrorKind::Unsupported,
-            format!("'{name}' is of a later version of age than virtfold knows"),
-        ),
         _ => {
             let what = format!("no identity that was given opens '{name}'");
             Error::new(ErrorKind::Locked, what)
@@ -177,19 +183,19 @@ fn explain(error: DecryptError, name: &str) -> Error {
     }
 }
 
-/// What is said when the age file called `name` breaks off at `at`, its own plain bytes counted.
-pub(super) fn broken(name: &str, at: u64, ended: bool, error: io::Error) -> Error {
-    let place = format!("its piece of 64 KiB at byte {at} of the archive in it");
-    match (error.kind(), ended) {
-        (io::ErrorKind::UnexpectedEof, _) => Error::new(
-            ErrorKind::Incomplete,
-            format!("'{name}' is incomplete: the encrypted archive breaks off at byte {at}"),
-        ),
-        (io::ErrorKind::InvalidData, true) => end_unproven(name),
-        (io::ErrorKind::InvalidData, false) => Error::new(
-            ErrorKind::Damaged,
-            format!("'{name}' is damaged: {place} is not what was written there"),
-        ),
+/// What is said when `error` is met at byte `at` of the archive in the age file called `name`.
+pub(super) fn broken(name: &str, at: u64, error: io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => {
+            let what = format!("'{name}' is incomplete: the encrypted archive breaks off at byte {at}");
+            Error::new(ErrorKind::Incomplete, what)
+        }
+        io::ErrorKind::InvalidData => {
+            let what = format!(
+                "'{name}' is damaged: what is encrypted at byte {at} of the archive in it is not what was written there"
+            );
+            Error::new(ErrorKind::Damaged, what)
+        }
         _ => Error::io(format!("cannot read '{name}'"), error),
     }
 }

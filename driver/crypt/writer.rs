@@ -1,13 +1,14 @@
 //! A medium that encrypts.
 
 use std::io::{self, Write};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use age::Encryptor;
 use age::stream::StreamWriter;
 
 use super::Recipients;
 use crate::archive::stream::Sink;
-use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::medium::{Durable, Medium};
 
 /// A medium that encrypts what it is given and hands it on. It holds one piece of 64 KiB.
@@ -15,6 +16,7 @@ use crate::medium::{Durable, Medium};
 /// The last piece is written by [`Medium::finish`] alone: what was not finished can't be mistaken for a whole archive.
 pub struct Encrypting {
     stream: StreamWriter<Outlet>,
+    failure: Failure,
 }
 
 impl Encrypting {
@@ -25,35 +27,55 @@ impl Encrypting {
     pub fn begin(medium: Box<dyn Medium>, recipients: &Recipients) -> Result<Self> {
         let encryptor = Encryptor::with_recipients(recipients.iter())
             .map_err(|e| Error::new(ErrorKind::Internal, "the archive can't be encrypted").with_source(e))?;
-        let stream = encryptor.wrap_output(Outlet(medium)).at(writing)?;
-        Ok(Self { stream })
+        let failure = Failure::default();
+        let outlet = Outlet { medium, failure: failure.clone() };
+        let stream = encryptor.wrap_output(outlet).map_err(|e| failure.of(e))?;
+        Ok(Self { stream, failure })
     }
-}
-
-fn writing() -> String {
-    "cannot write the encrypted archive".to_owned()
 }
 
 impl Sink for Encrypting {
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.stream.write_all(bytes).at(writing)
+        self.stream.write_all(bytes).map_err(|e| self.failure.of(e))
     }
 }
 
 impl Medium for Encrypting {
     fn finish(self: Box<Self>) -> Result<Durable> {
-        let Outlet(medium) = self.stream.finish().at(writing)?;
-        medium.finish()
+        let Self { stream, failure } = *self;
+        let outlet = stream.finish().map_err(|e| failure.of(e))?;
+        outlet.medium.finish()
     }
 }
 
-/// A medium as the `age` crate writes to it. An error of ours goes through as the cause of an [`io::Error`], from which
-/// [`Error::io`] takes kind and hint.
-struct Outlet(Box<dyn Medium>);
+/// What the medium said, kept beside the `age` crate, which hands on that something failed and not always what.
+#[derive(Clone, Debug, Default)]
+struct Failure(Arc<Mutex<Option<Error>>>);
+
+impl Failure {
+    /// The error behind `error`.
+    fn of(&self, error: io::Error) -> Error {
+        const WHAT: &str = "cannot write the encrypted archive";
+        match self.0.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            Some(said) => said.within(WHAT),
+            None => Error::io(WHAT, error),
+        }
+    }
+}
+
+/// A medium as the `age` crate writes to it.
+struct Outlet {
+    medium: Box<dyn Medium>,
+    failure: Failure,
+}
 
 impl Write for Outlet {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.write(bytes).map_err(io::Error::other)?;
+        self.medium.write(bytes).map_err(|error| {
+            let told = io::Error::other(error.to_string());
+            *self.failure.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            told
+        })?;
         Ok(bytes.len())
     }
 
