@@ -14,8 +14,9 @@ use crate::archive::stream::{ReadAt, Sink};
 use crate::error::{Error, ErrorKind, Result, sentence};
 use crate::medium::{Durable, Medium};
 
-const SEALED: usize = (PIECE + TAG) as usize;
-const PLAIN: usize = PIECE as usize;
+const PLAIN: usize = 64 << 10;
+const MARK: usize = 16;
+const SEALED: usize = PLAIN + MARK;
 
 /// A medium in memory, that takes so many bytes.
 struct Memory(Arc<Mutex<Vec<u8>>>, usize);
@@ -117,7 +118,7 @@ fn kind<T>(outcome: Result<T>) -> ErrorKind {
 
 /// Bytes of the header: what is there beside the pieces.
 fn header(sealed: &[u8], plain: usize) -> usize {
-    sealed.len() - plain - plain.div_ceil(PLAIN).max(1) * TAG as usize
+    sealed.len() - plain - plain.div_ceil(PLAIN).max(1) * MARK
 }
 
 #[test]
@@ -345,6 +346,21 @@ fn a_full_medium_says_so_through_the_encryption() {
         let error = outcome.unwrap_err();
         assert_eq!((error.kind(), error.hint()), (ErrorKind::NoSpace, Some("make room")));
         assert_eq!(sentence(&error), "cannot write the encrypted archive: it is full");
+    }
+}
+
+#[test]
+fn what_was_not_finished_is_not_whole() {
+    let lab = Lab::new();
+    for len in [0, PLAIN, 2 * PLAIN + 9] {
+        let kept = Arc::new(Mutex::new(Vec::new()));
+        let memory = Box::new(Memory(Arc::clone(&kept), usize::MAX));
+        let mut medium = Encrypting::begin(memory, &lab.recipients()).unwrap();
+        medium.write(&noise(len)).unwrap();
+        drop(medium);
+        let left = kept.lock().unwrap().clone();
+        assert_eq!(kind(lab.open(&left)), ErrorKind::Incomplete);
+        assert_eq!(kind(lab.pipe(&left)), ErrorKind::Incomplete);
     }
 }
 
