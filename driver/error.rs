@@ -33,6 +33,8 @@ pub enum ErrorKind {
     Damaged,
     /// An archive ends before its end record.
     Incomplete,
+    /// An archive is encrypted, and no identity that was given opens it.
+    Locked,
     /// The hypervisor said no, or is not there.
     Refused,
     /// The run was ended by a signal.
@@ -59,8 +61,13 @@ impl Error {
     }
 
     /// A failed input or output; `ENOSPC` and its like become [`ErrorKind::NoSpace`], a missing file
-    /// [`ErrorKind::NotFound`], an existing one [`ErrorKind::Exists`].
+    /// [`ErrorKind::NotFound`], an existing one [`ErrorKind::Exists`]. One that went through somebody else's code as the cause of an
+    /// [`io::Error`] keeps its kind and its hint.
     pub fn io(message: impl Into<String>, source: io::Error) -> Self {
+        let source = match source.downcast::<Self>() {
+            Ok(ours) => return ours.within(message),
+            Err(source) => source,
+        };
         let kind = match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
             io::ErrorKind::NotFound => ErrorKind::NotFound,
@@ -158,6 +165,12 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::NoSpace);
         assert_eq!(error.to_string(), "cannot write 'a.tar'");
         assert!(error.source().is_some());
+        let carried = Error::io(
+            "cannot write on",
+            io::Error::other(Error::new(ErrorKind::Damaged, "it is cut").with_hint("look")),
+        );
+        assert_eq!((carried.kind(), carried.hint()), (ErrorKind::Damaged, Some("look")));
+        assert_eq!(sentence(&carried), "cannot write on: it is cut");
         let outer = error.within("backup of vm1 failed");
         assert_eq!(outer.kind(), ErrorKind::NoSpace);
         assert_eq!(outer.hint(), Some("free some space"));

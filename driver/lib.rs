@@ -2,11 +2,12 @@
 //! them, densely and in order, with the table that says where each piece belongs, and unfolds them again.
 //!
 //! Rooms, in the order of their imports: [`units`], [`error`], [`spool`], [`packed`], [`durable`], [`ioctl`], then
-//! [`image`] and [`table`], then [`archive`], then [`medium`] and [`guest`], then [`catalog`], then [`job`]. The binary's verbs
+//! [`image`] and [`table`], then [`archive`], then [`medium`] and [`guest`], then [`crypt`] and [`catalog`], then [`job`]. The binary's verbs
 //! (`driver/cli`) stand on top. ARCHITECTURE.md tells the way of one block through them.
 
 pub mod archive;
 pub mod catalog;
+pub mod crypt;
 pub mod durable;
 pub mod error;
 pub mod guest;

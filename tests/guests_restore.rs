@@ -80,8 +80,14 @@ fn archive_with(guest: &Guest<'_>, inactive: &DomainXml, name: &str) -> PathBuf 
     let subject = Subject::Domain { name: guest.name().to_owned(), uuid: inactive.id.map(|id| id.0) };
     let material = Material { subject, freeze: None, attachments, disks: images.collect() };
     let compression = Compression::Zstd { level: 1 };
-    let manner =
-        Manner { compression, layout: Layout::Compact, block_size: None, limit_rate: None, workers: 2 };
+    let manner = Manner {
+        compression,
+        encrypt_to: None,
+        layout: Layout::Compact,
+        block_size: None,
+        limit_rate: None,
+        workers: 2,
+    };
     let control = Control::default();
     let open = |_: &str| FileMedium::create(&path).map(|medium| Box::new(medium) as Box<dyn Medium>);
     write(material, &manner, &control, open).unwrap().finish(&control).unwrap();

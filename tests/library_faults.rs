@@ -24,6 +24,7 @@ use virtfold::archive::layout::{Kind, Layout};
 use virtfold::archive::manifest::{self, CompressionNote, Disk, Manifest, Source, Subject};
 use virtfold::archive::stream::{Compression, DataSource, Sink, StreamOptions};
 use virtfold::archive::writer::{Contents, DiskTables, write_archive};
+use virtfold::crypt::Identities;
 use virtfold::durable::Existing;
 use virtfold::error::{Error, ErrorKind, Result};
 use virtfold::image::{DiskImage, Format, OpenOptions, Use};
@@ -74,6 +75,7 @@ fn request(image: &Image, compression: Compression) -> BackupRequest {
         label: None,
         destination: Destination::Stdout,
         compression,
+        encrypt_to: None,
         layout: Layout::Compact,
         block_size: None,
         limit_rate: None,
@@ -151,8 +153,10 @@ fn every_write_and_the_sync_fail_once() {
         let request = request(&image, compression);
         let (good, writes) = backup_failing(&request, &folder, None, (EIO, Fault::Whole));
         let archive = PathBuf::from(good.unwrap().archive);
-        let verified =
-            verify::run(&VerifyRequest { archive: archive.clone(), workers: 1 }, &Control::default());
+        let verified = verify::run(
+            &VerifyRequest { archive: archive.clone(), identities: Identities::default(), workers: 1 },
+            &Control::default(),
+        );
         assert!(verified.unwrap().sound);
         std::fs::remove_file(archive).unwrap();
         assert!(writes > 10, "{writes} writes are too few for this test");
@@ -324,6 +328,7 @@ impl Read for Trickle {
 fn restore_request(target: &Path, format: Format, method: Method) -> RestoreRequest {
     RestoreRequest {
         archive: "the test's reader".into(),
+        identities: Identities::default(),
         selection: Selection::Disks(vec![("vda".to_owned(), target.to_owned())]),
         format: Some(format),
         method,

@@ -12,11 +12,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use common::MIB;
-use common::archive::{Method, backup, restore, verify};
+use common::archive::{Method, backup, restore, restore_args, verify};
 use common::image::{Format, Image};
 use common::mount::Mount;
 use common::rng::Rng;
-use common::run::{run, text, tool};
+use common::run::{run, text, tool, virtfold};
 use common::scratch::Scratch;
 
 /// Data in the disk, MiB.
@@ -78,15 +78,24 @@ fn what_is_shared_stays_apart() {
 }
 
 #[test]
-fn a_compressed_archive_or_another_file_system_is_copied() {
+fn a_compressed_or_encrypted_archive_or_another_file_system_is_copied() {
     let scratch = Scratch::new("reflink-copy");
     let disk = source(scratch.path(), "");
     let mount = xfs(&scratch);
     let compressed = backup(&disk, mount.path(), &["--compress", "zstd"]);
     let plain = backup(&disk, &scratch.folder("elsewhere"), &["--compress", "none"]);
-    for archive in [compressed, plain] {
+    let key = scratch.join("key");
+    run(&mut tool("age-keygen", ["-o", text(&key)])).ok();
+    let public = run(&mut tool("age-keygen", ["-y", text(&key)])).ok().last_line().to_owned();
+    let more = ["--compress", "none", "--encrypt-to", &public];
+    let encrypted = backup(&disk, mount.path(), &more);
+    for archive in [compressed, plain, encrypted] {
         let target = Image::new(mount.path().join("remapped.qcow2"), Format::Qcow2);
-        restore(&archive, &target, Method::Remap).ok();
+        let to = format!("vda={}", target.text());
+        let mut args = restore_args(text(&archive), &to, Format::Qcow2, Method::Remap);
+        args.extend(["--identity", text(&key)]);
+        run(&mut virtfold(args)).ok();
+        assert!(!has_shared_extents(&target.path), "{} is shared", archive.display());
         target.assert_clean();
         disk.assert_same_disk(&target);
         fs::remove_file(&target.path).unwrap();

@@ -11,7 +11,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Place;
-use crate::values::{BlockSize, Compression, Layout, Pause, Quiesce, Rate, Room, Version, Workers};
+use crate::values::{
+    BlockSize, Compression, FilePath, Layout, Pause, Quiesce, Rate, RecipientList, Room, Version, Workers,
+};
 
 /// The configuration of virtfold.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -41,6 +43,13 @@ impl Default for Config {
 pub struct Defaults {
     /// How archives are compressed. Higher levels are smaller and slower; `zstd` alone is level 3.
     pub compress: Compression,
+    /// Whom archives are encrypted to: the public keys of age that can open them, each alone. Not set, and `recipients` neither:
+    /// archives are not encrypted. `--encrypt-to` and `--recipients` on a command line take the place of both keys;
+    /// `--no-encryption` switches encryption off.
+    pub encrypt_to: Option<RecipientList>,
+    /// A file that names those whom archives are encrypted to, one a line, together with `encrypt-to`. One that everybody may write
+    /// is refused.
+    pub recipients: Option<FilePath>,
     /// Which bytes of a disk an archive holds.
     pub layout: Layout,
     /// The granularity of the fold. Not set: the source's own (its cluster size for qcow2, 64KiB for raw).
@@ -63,6 +72,8 @@ impl Default for Defaults {
     fn default() -> Self {
         Self {
             compress: Compression::Zstd { level: 3 },
+            encrypt_to: None,
+            recipients: None,
             layout: Layout::Compact,
             block_size: None,
             limit_rate: None,

@@ -30,4 +30,7 @@ pub use keys::{Config, Defaults};
 pub use load::{MAX_FILE, MAX_FILES, load, parse};
 pub use reference::{reference, schema};
 pub use show::{Origin, Shown};
-pub use values::{BlockSize, Compression, Layout, Pause, Quiesce, Rate, Room, Version, Workers, parse_size};
+pub use values::{
+    BlockSize, Compression, FilePath, Layout, Pause, Quiesce, Rate, RecipientList, Room, Version, Workers,
+    parse_size,
+};

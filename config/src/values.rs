@@ -11,6 +11,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Deserialize, Deserializer, Error, Visitor};
 use serde::{Serialize, Serializer};
 
+pub use self::encryption::{FilePath, RecipientList};
 use crate::suggest::nearest;
 
 /// Level of `zstd` without a level: the reference library's own.
@@ -449,6 +450,8 @@ fn whole(text: &str) -> Option<u64> {
     let plain = text.bytes().all(|c| c.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
     if plain { text.parse().ok() } else { None }
 }
+
+mod encryption;
 
 #[cfg(test)]
 mod tests;

@@ -19,12 +19,14 @@ use super::args;
 use super::config::ConfigFlag;
 use super::exit::Outcome;
 use super::guest::{self, GuestArgs};
+use super::keys::EncryptArgs;
 use super::report::{JsonFlag, Stdout, Style, Ticker, printable, result};
 
 /// Back up a domain, or disk images, into one archive
 ///
 /// Copies the allocated blocks of each disk, in order, with the table that says where each belongs. The archive
-/// is a tar (with --compress zstd a .tar.zst): `tar --zstd -xf ARCHIVE` restores it with no virtfold at hand.
+/// is a tar (with --compress zstd a .tar.zst): `tar --zstd -xf ARCHIVE` restores it with no virtfold at hand. An encrypted
+/// one is an age file around that: `age -d -i KEYFILE ARCHIVE | tar --zstd -x`.
 ///
 /// A DOMAIN is backed up whether it runs or not. A running one goes on: its disks are frozen by a snapshot, copied and
 /// brought together again, and it is paused for a moment only. What an earlier run left behind is recovered first.
@@ -38,6 +40,7 @@ Examples:
   virtfold backup web --to /backup --exclude vdb --quiesce yes --min-free 10GiB
   virtfold backup --image /srv/vm/web.qcow2 --format qcow2 --to /backup --compress zstd
   virtfold backup --image a.qcow2 --image b.raw --format qcow2 --format raw --to /backup
+  virtfold backup web --to /backup --encrypt-to age1k3q...
   virtfold backup --image a.raw --format raw --to - | ssh host 'cat > a.tar.zst'
 
 A backing file's format comes from libvirt or from the image's header; no format is ever guessed.")]
@@ -79,6 +82,8 @@ pub(crate) struct Args {
     /// Threads that read, digest and compress [default: the configuration's; one a core]
     #[arg(long, value_name = "N")]
     workers: Option<virtfold_config::Workers>,
+    #[command(flatten)]
+    encrypt: EncryptArgs,
     #[command(flatten)]
     guest: GuestArgs,
     #[command(flatten)]
@@ -173,6 +178,7 @@ fn manner(args: &Args, defaults: &Defaults) -> Result<Manner> {
             virtfold_config::Compression::None => Compression::None,
             virtfold_config::Compression::Zstd { level } => Compression::Zstd { level },
         },
+        encrypt_to: args.encrypt.recipients(defaults)?,
         layout: match layout {
             virtfold_config::Layout::Compact => Layout::Compact,
             virtfold_config::Layout::Full => Layout::Full,
@@ -193,6 +199,7 @@ fn request(args: Args, manner: Manner, destination: Destination) -> Result<Backu
         label: args.label,
         destination,
         compression: manner.compression,
+        encrypt_to: manner.encrypt_to,
         layout: manner.layout,
         block_size: manner.block_size,
         limit_rate: manner.limit_rate,
@@ -214,6 +221,8 @@ pub(super) fn text(report: &BackupReport) -> String {
             disk.runs
         );
     }
-    text += &format!("archive {} written in {:.1} s\n", Human(report.archive_bytes), report.seconds);
+    let encrypted = if report.encrypted { ", encrypted," } else { "" };
+    text +=
+        &format!("archive {}{encrypted} written in {:.1} s\n", Human(report.archive_bytes), report.seconds);
     text + &report.archive
 }

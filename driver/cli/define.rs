@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use virtfold::catalog::{Catalog, Journal};
+use virtfold::crypt::Identities;
 use virtfold::error::Error;
 use virtfold::guest::host::LocalFiles;
 use virtfold::job::define::{
@@ -58,6 +59,8 @@ pub(crate) struct DefineArgs {
 pub(super) struct Common {
     /// The archive.
     pub(super) archive: PathBuf,
+    /// What opens it, where it is encrypted.
+    pub(super) identities: Identities,
     /// Disks with a place of their own.
     pub(super) disks: Vec<(String, PathBuf)>,
     /// The directory for the others.
@@ -89,6 +92,7 @@ impl DefineArgs {
         };
         let request = DefineRequest {
             archive: common.archive,
+            identities: common.identities,
             name: self.name,
             disks: common.disks,
             rest,

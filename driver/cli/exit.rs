@@ -20,6 +20,7 @@ Exit codes:
   8    no space left
   9    not found
   10   libvirt refused, or can't be reached
+  11   the archive is encrypted, and no identity that was given opens it
   130  ended by SIGINT     143  ended by SIGTERM
 
 Environment:
@@ -77,6 +78,7 @@ fn code(kind: ErrorKind, by_signal: u8) -> u8 {
         ErrorKind::NoSpace => 8,
         ErrorKind::NotFound => 9,
         ErrorKind::Refused => 10,
+        ErrorKind::Locked => 11,
         ErrorKind::Interrupted => by_signal,
     }
 }

@@ -8,12 +8,13 @@ use virtfold::job::inspect::{self, Glance};
 use virtfold::units::Human;
 
 use super::exit::Outcome;
+use super::keys::IdentityArgs;
 use super::report::{JsonFlag, Stdout, Style, printable, result};
 use super::show;
 
 /// List the archives in a directory
 ///
-/// Unfinished, cut and damaged archives are listed as what they are.
+/// Unfinished, cut and damaged archives are listed as what they are, and encrypted ones that no --identity opens as encrypted.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -23,6 +24,8 @@ pub(crate) struct Args {
     /// The directory
     #[arg(value_name = "DIR")]
     directory: PathBuf,
+    #[command(flatten)]
+    identity: IdentityArgs,
     #[command(flatten)]
     json: JsonFlag,
 }
@@ -34,7 +37,7 @@ struct Listing<'a> {
 
 /// Runs the verb.
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
-    let archives = inspect::list(&args.directory)?;
+    let archives = inspect::list(&args.directory, &args.identity.load()?)?;
     let style = Style::from_flag(&args.json);
     result(style, Stdout::Free, &Listing { archives: &archives }, &text(&archives))?;
     Ok(Outcome::Done)

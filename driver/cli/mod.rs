@@ -9,6 +9,7 @@ mod config;
 mod define;
 mod exit;
 mod guest;
+mod keys;
 mod list;
 mod map;
 mod report;
@@ -38,7 +39,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Backup(Box<backup::Args>),
-    Restore(restore::Args),
+    Restore(Box<restore::Args>),
     Verify(verify::Args),
     List(list::Args),
     Show(show::Args),
@@ -100,7 +101,7 @@ impl Verb {
     fn run(self, signals: &Signals) -> Result<Outcome> {
         match self {
             Self::Backup(args) => backup::run(*args, signals),
-            Self::Restore(args) => restore::run(args, signals),
+            Self::Restore(args) => restore::run(*args, signals),
             Self::Verify(args) => verify::run(&args, signals),
             Self::List(args) => list::run(&args),
             Self::Show(args) => show::run(&args),

@@ -18,6 +18,7 @@ use super::Signals;
 use super::args;
 use super::define::{Common, DefineArgs};
 use super::exit::Outcome;
+use super::keys::IdentityArgs;
 use super::report::{JsonFlag, Stdout, Style, Ticker, damage, printable, result};
 
 /// Restore disks, or a whole guest, from an archive
@@ -35,6 +36,7 @@ Examples:
   virtfold restore web.tar --disk vda=/srv/vm/web.qcow2 --format qcow2 --method remap
   virtfold restore web.tar.zst --disk vda=/dev/vg0/web --format raw --force
   ssh host 'cat web.tar.zst' | virtfold restore - --output /srv/vm
+  virtfold restore web.tar.zst.age --identity backup.key --output /srv/vm
   virtfold restore broken.tar.zst --output /rescue --partial
   virtfold restore web.tar.zst --define --plan
   virtfold restore web.tar.zst --define --force --start
@@ -71,6 +73,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N")]
     workers: Option<virtfold_config::Workers>,
     #[command(flatten)]
+    identity: IdentityArgs,
+    #[command(flatten)]
     define: DefineArgs,
     #[command(flatten)]
     json: JsonFlag,
@@ -89,6 +93,7 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
         let common = Common {
             writing: writing(&args),
             existing: existing(&args),
+            identities: args.identity.load()?,
             archive: args.archive,
             disks: args.disk,
             output: args.output,
@@ -150,6 +155,7 @@ fn request(args: Args) -> Result<RestoreRequest> {
         .into());
     }
     Ok(RestoreRequest {
+        identities: args.identity.load()?,
         archive: args.archive,
         selection,
         format: writing.format,

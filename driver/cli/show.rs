@@ -4,10 +4,12 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use virtfold::archive::manifest::{Disk, Manifest};
+use virtfold::error::ErrorKind;
 use virtfold::job::inspect::{self, Glance, Status};
 use virtfold::units::Human;
 
 use super::exit::Outcome;
+use super::keys::IdentityArgs;
 use super::report::{JsonFlag, Stdout, Style, printable, result};
 
 /// Show what an archive holds
@@ -22,12 +24,14 @@ pub(crate) struct Args {
     /// The archive
     archive: PathBuf,
     #[command(flatten)]
+    identity: IdentityArgs,
+    #[command(flatten)]
     json: JsonFlag,
 }
 
 /// Runs the verb.
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
-    let glance = inspect::glance(&args.archive)?;
+    let glance = inspect::glance(&args.archive, &args.identity.load()?)?;
     result(Style::from_flag(&args.json), Stdout::Free, &glance, &text(&glance))?;
     Ok(outcome(glance.status))
 }
@@ -38,6 +42,7 @@ pub(crate) fn outcome(status: Status) -> Outcome {
         Status::Complete => Outcome::Done,
         Status::Incomplete => Outcome::Incomplete,
         Status::Damaged => Outcome::Damaged,
+        Status::Encrypted => Outcome::Failed(ErrorKind::Locked),
         Status::Unreadable => Outcome::Unsupported,
     }
 }
@@ -48,6 +53,7 @@ pub(crate) fn status(status: Status) -> &'static str {
         Status::Complete => "complete",
         Status::Incomplete => "incomplete",
         Status::Damaged => "damaged",
+        Status::Encrypted => "encrypted",
         Status::Unreadable => "unreadable",
     }
 }
@@ -61,9 +67,13 @@ fn text(glance: &Glance) -> String {
     };
     text += &format!("status     {}{scope}\n", status(glance.status));
     for fault in &glance.faults {
-        text += &format!("fault      {}\n", printable(fault));
+        let label = if glance.status == Status::Encrypted { "note" } else { "fault" };
+        text += &format!("{label:<10} {}\n", printable(fault));
     }
     text += &format!("size       {}\n", Human(glance.bytes));
+    if glance.encrypted && glance.status != Status::Encrypted {
+        text += "encrypted  as an age file\n";
+    }
     if let Some(head) = &glance.head {
         text += &described(head);
     }

@@ -11,6 +11,7 @@ use virtfold::error::{Error, IoContext};
 use virtfold::job::inspect;
 
 use super::exit::Outcome;
+use super::keys::IdentityArgs;
 use super::report::{JsonFlag, Style};
 
 /// Print the tables of a disk in an archive
@@ -34,6 +35,8 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with = "json")]
     csv: bool,
     #[command(flatten)]
+    identity: IdentityArgs,
+    #[command(flatten)]
     json: JsonFlag,
 }
 
@@ -51,8 +54,9 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         (false, Style::Json) => Form::Json,
         (false, Style::Text) => Form::Text,
     };
+    let identities = args.identity.load()?;
     let mut out = BufWriter::new(std::io::stdout().lock());
-    inspect::with_index(&args.archive, |index| {
+    inspect::with_index(&args.archive, &identities, |index| {
         let disk = index.disk(&args.disk)?;
         Printer { form, out: &mut out }.tables(index, disk)
     })?;

@@ -11,6 +11,7 @@ use virtfold::units::Human;
 use super::Signals;
 use super::args;
 use super::exit::Outcome;
+use super::keys::IdentityArgs;
 use super::report::{JsonFlag, Stdout, Style, Ticker, damage, printable, result};
 
 /// Read all of an archive and check every byte
@@ -28,13 +29,19 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N")]
     workers: Option<virtfold_config::Workers>,
     #[command(flatten)]
+    identity: IdentityArgs,
+    #[command(flatten)]
     json: JsonFlag,
 }
 
 /// Runs the verb.
 pub(crate) fn run(args: &Args, signals: &Signals) -> Result<Outcome> {
     let style = Style::from_flag(&args.json);
-    let request = VerifyRequest { archive: args.archive.clone(), workers: args::workers(args.workers) };
+    let request = VerifyRequest {
+        archive: args.archive.clone(),
+        identities: args.identity.load()?,
+        workers: args::workers(args.workers),
+    };
     let progress = Arc::new(Progress::default());
     let ticker = Ticker::start(style, Stdout::Free, &progress)?;
     let report = verify::run(&request, &Control { cancel: Arc::clone(&signals.stop), progress });

@@ -119,8 +119,14 @@ fn written(place: &Place, members: &[(&str, &[u8])], compression: Compression) -
         attachments: members.iter().map(|(name, content)| attachment(name, content.to_vec())).collect(),
         disks: vec![("vda".into(), image)],
     };
-    let manner =
-        Manner { compression, layout: Layout::Compact, block_size: None, limit_rate: None, workers: 2 };
+    let manner = Manner {
+        compression,
+        encrypt_to: None,
+        layout: Layout::Compact,
+        block_size: None,
+        limit_rate: None,
+        workers: 2,
+    };
     let control = Control::default();
     let open = |_: &str| FileMedium::create(&path).map(|medium| Box::new(medium) as Box<dyn Medium>);
     write(material, &manner, &control, open).unwrap().finish(&control).unwrap();

@@ -22,6 +22,7 @@ use crate::archive::manifest::{
 };
 use crate::archive::stream::{Compression, StreamOptions};
 use crate::archive::writer::{Attachment, Contents, DiskTables, Sealed, write_archive};
+use crate::crypt::{self, Encrypting, Recipients};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::image::{self, DiskImage, Format, OpenOptions, Use};
 use crate::medium::{FileMedium, Medium, PipeMedium, RateLimit, RateLimited};
@@ -52,10 +53,12 @@ pub enum Destination {
 }
 
 /// How images become an archive.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Manner {
     /// How it is compressed.
     pub compression: Compression,
+    /// Whom it is encrypted to; without them, it is not.
+    pub encrypt_to: Option<Recipients>,
     /// Used blocks or all.
     pub layout: Layout,
     /// The granularity; without it, each source's own.
@@ -85,6 +88,7 @@ pub struct Written {
     medium: Box<dyn Medium>,
     head: Manifest,
     sealed: Sealed,
+    encrypted: bool,
     started: Instant,
 }
 
@@ -99,6 +103,8 @@ pub struct BackupRequest {
     pub destination: Destination,
     /// How it is compressed.
     pub compression: Compression,
+    /// Whom it is encrypted to; without them, it is not.
+    pub encrypt_to: Option<Recipients>,
     /// Used blocks or all.
     pub layout: Layout,
     /// The granularity; without it, each source's own.
@@ -120,6 +126,8 @@ pub struct BackupReport {
     pub id: Uuid,
     /// Its size, bytes.
     pub archive_bytes: u64,
+    /// Whether it is encrypted.
+    pub encrypted: bool,
     /// The digest that stands for all of it, hexadecimal.
     pub root: String,
     /// How long it took.
@@ -202,9 +210,12 @@ pub fn write(
     let Material { subject, freeze, attachments, disks } = material;
     let disks = fold_all(disks, manner, control)?;
     let head = head((subject, freeze), manner, &disks)?;
-    let mut medium = open(&archive_name(&head, manner.compression)?)?;
+    let mut medium = open(&archive_name(&head, manner)?)?;
     if let Some(limit) = manner.limit_rate {
         medium = Box::new(RateLimited::new(medium, limit));
+    }
+    if let Some(recipients) = &manner.encrypt_to {
+        medium = Box::new(Encrypting::begin(medium, recipients)?);
     }
     let contents = Contents {
         head: &head,
@@ -213,7 +224,7 @@ pub fn write(
         data: &disks,
     };
     let sealed = stream(&contents, manner, control, medium.as_mut())?;
-    Ok(Written { medium, head, sealed, started })
+    Ok(Written { medium, head, sealed, encrypted: manner.encrypt_to.is_some(), started })
 }
 
 impl Written {
@@ -228,6 +239,7 @@ impl Written {
             archive: durable.name,
             id: self.head.archive,
             archive_bytes: durable.bytes,
+            encrypted: self.encrypted,
             root: blake3::Hash::from_bytes(self.sealed.root).to_hex().to_string(),
             seconds: self.started.elapsed().as_secs_f64(),
             disks: self.head.disks.iter().map(report).collect(),
@@ -239,6 +251,7 @@ impl BackupRequest {
     fn manner(&self) -> Manner {
         Manner {
             compression: self.compression,
+            encrypt_to: self.encrypt_to.clone(),
             layout: self.layout,
             block_size: self.block_size,
             limit_rate: self.limit_rate,
@@ -303,17 +316,20 @@ pub fn open_medium(destination: &Destination, name: &str) -> Result<Box<dyn Medi
     })
 }
 
-/// `LABEL-YYYYMMDDTHHMMSSZ-ID8.tar[.zst]`: sorts by label and time, and two backups never have one name.
-fn archive_name(head: &Manifest, compression: Compression) -> Result<String> {
+/// `LABEL-YYYYMMDDTHHMMSSZ-ID8.tar[.zst][.age]`: sorts by label and time, and two backups never have one name.
+fn archive_name(head: &Manifest, manner: &Manner) -> Result<String> {
     let seconds = i64::try_from(head.time()?).unwrap_or(i64::MAX);
     let time = jiff::Timestamp::from_second(seconds).map_err(|e| {
         Error::new(ErrorKind::Internal, "the time of the backup is out of range").with_source(e)
     })?;
     let id = head.archive.simple().to_string();
-    let extension = match compression {
-        Compression::None => "tar",
-        Compression::Zstd { .. } => "tar.zst",
+    let mut extension = match manner.compression {
+        Compression::None => "tar".to_owned(),
+        Compression::Zstd { .. } => "tar.zst".to_owned(),
     };
+    if manner.encrypt_to.is_some() {
+        extension = format!("{extension}.{}", crypt::EXTENSION);
+    }
     let time = time.strftime("%Y%m%dT%H%M%SZ");
     let name = file_label(head.subject.name());
     Ok(format!("{name}-{time}-{}.{extension}", id.get(..8).unwrap_or(&id)))

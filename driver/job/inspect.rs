@@ -9,9 +9,9 @@ use serde::Serialize;
 
 use crate::archive::index::{ArchiveIndex, Trust};
 use crate::archive::manifest::Manifest;
-use crate::archive::stream::{Cancel, ReadAt, ReadOptions};
+use crate::archive::stream::{Cancel, ReadOptions};
+use crate::crypt::{self, ArchiveFile, Identities};
 use crate::error::{Error, ErrorKind, IoContext, Result};
-use crate::medium::FileSource;
 
 /// How an archive stands, as far as its tables tell: `verify` reads all of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -23,6 +23,8 @@ pub enum Status {
     Incomplete,
     /// Its tables or its end are damaged.
     Damaged,
+    /// It is encrypted, and no identity that was given opens it.
+    Encrypted,
     /// It is no archive that this version reads.
     Unreadable,
 }
@@ -38,6 +40,8 @@ pub struct Glance {
     pub faults: Vec<String>,
     /// Its size, bytes.
     pub bytes: u64,
+    /// Whether it is encrypted.
+    pub encrypted: bool,
     /// Its head, where that can be read.
     pub head: Option<Manifest>,
     /// The root digest of a complete archive, hexadecimal.
@@ -49,22 +53,33 @@ pub fn read_options() -> ReadOptions {
     ReadOptions { workers: 1, cancel: Cancel::default(), carrier: None, archive_id: None }
 }
 
-/// Looks at the archive `path`.
+/// Looks at the archive `path`, with `identities` where it is encrypted.
 ///
 /// # Errors
 /// When the file can't be read. What is wrong with the archive is in the result.
-pub fn glance(path: &Path) -> Result<Glance> {
-    let source = FileSource::open(path)?;
-    let options = read_options();
+pub fn glance(path: &Path, identities: &Identities) -> Result<Glance> {
     let mut glance = Glance {
         archive: path.display().to_string(),
         status: Status::Complete,
         faults: Vec::new(),
-        bytes: source.len(),
+        bytes: 0,
+        encrypted: crypt::is_encrypted_name(&path.to_string_lossy()),
         head: None,
         root: None,
     };
-    let error = match ArchiveIndex::open(&source, &options, Trust::Strict) {
+    let source = match ArchiveFile::salvage(path, identities) {
+        Ok(source) => source,
+        Err(error) => {
+            let Some(status) = status_of(&error) else { return Err(error) };
+            glance.bytes = path.metadata().at(|| format!("cannot look at '{}'", path.display()))?.len();
+            glance.encrypted |= status == Status::Encrypted;
+            return Ok(Glance { status, faults: vec![error.to_string()], ..glance });
+        }
+    };
+    (glance.bytes, glance.encrypted) = (source.stored(), source.is_encrypted());
+    let options = read_options();
+    let opened = source.proven().and_then(|()| ArchiveIndex::open(&source, &options, Trust::Strict));
+    let error = match opened {
         Ok(index) => {
             glance.root = index.tail().map(|tail| blake3::Hash::from_bytes(tail.root).to_hex().to_string());
             glance.head = Some(index.head().clone());
@@ -72,12 +87,8 @@ pub fn glance(path: &Path) -> Result<Glance> {
         }
         Err(error) => error,
     };
-    glance.status = match error.kind() {
-        ErrorKind::Incomplete => Status::Incomplete,
-        ErrorKind::Damaged => Status::Damaged,
-        ErrorKind::Unsupported => Status::Unreadable,
-        _ => return Err(error),
-    };
+    let Some(status) = status_of(&error) else { return Err(error) };
+    glance.status = status;
     glance.faults.push(error.to_string());
     if let Ok(index) = ArchiveIndex::open(&source, &options, Trust::Salvage) {
         glance.head = Some(index.head().clone());
@@ -85,11 +96,23 @@ pub fn glance(path: &Path) -> Result<Glance> {
     Ok(glance)
 }
 
-/// Looks at every archive in `directory`, finished or not, in the order of their names.
+/// What an error says of the archive; nothing where it says something of the medium.
+fn status_of(error: &Error) -> Option<Status> {
+    Some(match error.kind() {
+        ErrorKind::Incomplete => Status::Incomplete,
+        ErrorKind::Damaged => Status::Damaged,
+        ErrorKind::Locked => Status::Encrypted,
+        ErrorKind::Unsupported => Status::Unreadable,
+        _ => return None,
+    })
+}
+
+/// Looks at every archive in `directory`, finished or not, in the order of their names, with `identities` at those that are
+/// encrypted. One that none of them opens is listed as encrypted.
 ///
 /// # Errors
 /// When the directory can't be read.
-pub fn list(directory: &Path) -> Result<Vec<Glance>> {
+pub fn list(directory: &Path, identities: &Identities) -> Result<Vec<Glance>> {
     let reading = || format!("cannot list '{}'", directory.display());
     let mut paths: Vec<PathBuf> = Vec::new();
     for entry in std::fs::read_dir(directory).at(reading)? {
@@ -102,7 +125,8 @@ pub fn list(directory: &Path) -> Result<Vec<Glance>> {
     // A backup that ends meanwhile renames its file: what is gone by now was not there.
     let present =
         |glance: &Result<Glance>| !matches!(glance, Err(error) if error.kind() == ErrorKind::NotFound);
-    let looked = paths.iter().map(|path| (path, glance(path))).filter(|(_, glance)| present(glance));
+    let looked =
+        paths.iter().map(|path| (path, glance(path, identities))).filter(|(_, glance)| present(glance));
     Ok(looked
         .map(|(path, glance)| unfinished(path, glance.unwrap_or_else(|error| unreadable(path, &error))))
         .collect())
@@ -115,6 +139,7 @@ fn unreadable(path: &Path, error: &Error) -> Glance {
         status: Status::Unreadable,
         faults: vec![error.to_string()],
         bytes: 0,
+        encrypted: crypt::is_encrypted_name(&path.to_string_lossy()),
         head: None,
         root: None,
     }
@@ -122,7 +147,8 @@ fn unreadable(path: &Path, error: &Error) -> Glance {
 
 fn is_archive_name(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    name.ends_with(".tar") || name.ends_with(".tar.zst") || is_partial_name(&name)
+    [".tar", ".tar.zst", ".tar.age", ".tar.zst.age"].iter().any(|end| name.ends_with(end))
+        || is_partial_name(&name)
 }
 
 fn is_partial_name(name: &str) -> bool {
@@ -138,12 +164,16 @@ fn unfinished(path: &Path, mut glance: Glance) -> Glance {
     glance
 }
 
-/// Opens the archive `path` for its tables and gives them to `look`.
+/// Opens the archive `path`, with `identities` where it is encrypted, for its tables and gives them to `look`.
 ///
 /// # Errors
-/// When it can't be read, is damaged or incomplete; those of `look`.
-pub fn with_index<T>(path: &Path, look: impl FnOnce(&ArchiveIndex<'_>) -> Result<T>) -> Result<T> {
-    let source = FileSource::open(path)?;
+/// When it can't be read, is damaged or incomplete, or is encrypted and does not open; those of `look`.
+pub fn with_index<T>(
+    path: &Path,
+    identities: &Identities,
+    look: impl FnOnce(&ArchiveIndex<'_>) -> Result<T>,
+) -> Result<T> {
+    let source = ArchiveFile::open(path, identities)?;
     let options = read_options();
     let index = ArchiveIndex::open(&source, &options, Trust::Strict)
         .map_err(|e: Error| e.within(format!("cannot read the tables of '{}'", path.display())))?;

@@ -16,8 +16,8 @@ use crate::archive::index::{ArchiveIndex, Data, Trust};
 use crate::archive::manifest::Manifest;
 use crate::archive::reader::{Reader, Sound, Visitor};
 use crate::archive::stream::{ReadAt, ReadOptions, read_pipe};
-use crate::error::{ErrorKind, Result};
-use crate::medium::FileSource;
+use crate::crypt::{ArchiveFile, Identities};
+use crate::error::{ErrorKind, Result, sentence};
 use crate::table::{CorrespondenceTable, Run};
 use crate::units::{DenseOffset, GuestOffset};
 
@@ -26,6 +26,8 @@ use crate::units::{DenseOffset, GuestOffset};
 pub struct VerifyRequest {
     /// The archive's file.
     pub archive: PathBuf,
+    /// What opens it, where it is encrypted.
+    pub identities: Identities,
     /// Threads.
     pub workers: usize,
 }
@@ -59,10 +61,10 @@ pub struct VerifyReport {
 /// Runs the verification. Damage is in the report, not an error.
 ///
 /// # Errors
-/// When the archive can't be read, is none at all, or needs a later version.
+/// When the archive can't be read, is none at all, is encrypted and does not open, or needs a later version.
 pub fn run(request: &VerifyRequest, control: &Control) -> Result<VerifyReport> {
     let started = Instant::now();
-    let source = FileSource::open(&request.archive)?;
+    let source = ArchiveFile::salvage(&request.archive, &request.identities)?;
     let options = ReadOptions {
         workers: request.workers,
         cancel: Arc::clone(&control.cancel),
@@ -77,7 +79,7 @@ pub fn run(request: &VerifyRequest, control: &Control) -> Result<VerifyReport> {
         faults: Vec::new(),
         damage: Vec::new(),
         root: None,
-        bytes: source.len(),
+        bytes: source.stored(),
         data: None,
         seconds: 0.0,
     };
@@ -89,7 +91,7 @@ pub fn run(request: &VerifyRequest, control: &Control) -> Result<VerifyReport> {
         }
         Err(error) if error.kind() == ErrorKind::Damaged || error.kind() == ErrorKind::Incomplete => {
             report.complete = error.kind() == ErrorKind::Damaged;
-            report.faults.push(error.to_string());
+            report.faults.push(if source.is_encrypted() { sentence(&error) } else { error.to_string() });
             survey(&source, &options, control, &mut report)?;
         }
         Err(error) => return Err(error),
@@ -99,10 +101,10 @@ pub fn run(request: &VerifyRequest, control: &Control) -> Result<VerifyReport> {
 }
 
 /// The strict pass.
-fn pass(source: &FileSource, options: &ReadOptions, control: &Control) -> Result<Sound> {
+fn pass(source: &ArchiveFile, options: &ReadOptions, control: &Control) -> Result<Sound> {
     let mut watcher = Watcher { control };
     let mut reader = Reader::new(&mut watcher);
-    let end = read_pipe(source.file(), source.name(), options, |chunk| reader.chunk(&chunk))?;
+    let end = read_pipe(source.front_to_back()?, source.name(), options, |chunk| reader.chunk(&chunk))?;
     end.check(source.name())?;
     let sound = reader.finish()?;
     end.check_id(sound.head.archive)?;
@@ -111,7 +113,7 @@ fn pass(source: &FileSource, options: &ReadOptions, control: &Control) -> Result
 
 /// Says what of the disks is lost.
 fn survey(
-    source: &FileSource,
+    source: &ArchiveFile,
     options: &ReadOptions,
     control: &Control,
     report: &mut VerifyReport,

@@ -40,6 +40,33 @@ proptest! {
 }
 
 #[test]
+fn recipients_have_their_form_and_no_message_repeats_one() {
+    let good = "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p";
+    let read = |text: &str| serde_json::from_str::<RecipientList>(text);
+    assert_eq!(read(&format!("{good:?}")).unwrap().as_slice(), [good]);
+    assert_eq!(read(&format!("[{good:?}, {good:?}]")).unwrap().as_slice().len(), 2);
+    let pattern = RecipientList::json_schema(&mut SchemaGenerator::default()).to_value();
+    let pattern = Regex::new(pattern["pattern"].as_str().unwrap()).unwrap();
+    assert!(pattern.is_match(good));
+    for bad in [
+        &good[1..],
+        &good[..61],
+        &good.to_uppercase(),
+        &good.replace("ql3z", "qb1o"),
+        "AGE-SECRET-KEY-1QQ",
+        "",
+    ] {
+        assert!(!pattern.is_match(bad), "{bad}");
+        for text in [format!("{bad:?}"), format!("[{bad:?}]")] {
+            let error = read(&text).unwrap_err().to_string();
+            assert!(bad.is_empty() || !error.contains(bad), "{error}");
+        }
+    }
+    assert!(read("[]").is_err() && read("{}").is_err());
+    assert!("etc/x".parse::<FilePath>().is_err() && "/etc/x".parse::<FilePath>().is_ok());
+}
+
+#[test]
 fn no_signs_spaces_fractions_or_decimal_units() {
     for text in ["", "K", "+1", "-1", " 1", "1 ", "1 K", "1.5G", "1KB", "1kB", "0x10", "1_000", "٣", "1e3"] {
         assert!(parse_size(text).is_err(), "{text}");

@@ -180,9 +180,10 @@ enum Fault {
 }
 
 impl Fault {
-    /// A medium that can't read one place may well read the next; anything else is no property of the place.
+    /// A medium that can't read one place may well read the next, and one that finds it damaged, too; anything else is no
+    /// property of the place.
     fn of_reading(error: Error) -> Self {
-        if error.kind() != ErrorKind::Io {
+        if !matches!(error.kind(), ErrorKind::Io | ErrorKind::Damaged) {
             return Self::Ends(error);
         }
         let mut why = error.to_string();

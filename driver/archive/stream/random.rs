@@ -52,7 +52,7 @@ impl<'a> RandomStream<'a> {
         };
         let (index, end) = match carrier {
             Carrier::Plain => (FrameIndex::default(), plain_end(file.len())),
-            Carrier::Framed => match seek_table::load(file)? {
+            Carrier::Framed => match seek_table(file)? {
                 Some(index) => by_table(file, index, &options)?,
                 None => by_walk(file, &options)?,
             },
@@ -235,6 +235,14 @@ impl<'a> RandomStream<'a> {
     }
 }
 
+/// The frames by the seek table; `None` where that can't be right, or where the medium says that it is damaged.
+fn seek_table(file: &dyn ReadAt) -> Result<Option<FrameIndex>> {
+    match seek_table::load(file) {
+        Err(error) if error.kind() == ErrorKind::Damaged => Ok(None),
+        loaded => loaded,
+    }
+}
+
 /// The damage that a gap of the index is.
 fn lost(span: &Span) -> Option<Damage> {
     let why = match span.numbers.end.saturating_sub(span.numbers.start) {
@@ -322,9 +330,14 @@ impl Peek for FilePeek<'_> {
         let range = match known(self.start, self.bytes.len()) {
             Some(range) => range,
             None => {
+                self.bytes.clear();
                 self.bytes.resize(wanted, 0);
                 self.start = at;
-                self.file.read_exact_at(at, &mut self.bytes)?;
+                match self.file.read_exact_at(at, &mut self.bytes) {
+                    // Zeros make no header, so what is damaged is passed over as rubbish would be.
+                    Err(error) if error.kind() == ErrorKind::Damaged => self.bytes.fill(0),
+                    read => read?,
+                }
                 0..wanted
             }
         };

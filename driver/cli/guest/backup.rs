@@ -38,7 +38,7 @@ pub(super) fn run(
         pace: Pace { pause_budget: wishes.pause_budget, ..Pace::default() },
     };
     let guards = &virtfold_hooks::guard::usual_path();
-    let request = DomainRequest { domain: job.domain, wishes, manner: job.manner, places, guards };
+    let request = DomainRequest { domain: job.domain, wishes, manner: job.manner.clone(), places, guards };
     let out = stdout_of(destination);
     let progress = Arc::new(Progress::default());
     let ticker = Ticker::start(job.style, out, &progress)?;

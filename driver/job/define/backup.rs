@@ -7,11 +7,11 @@ use crate::archive::index::{ArchiveIndex, Trust};
 use crate::archive::manifest::{Manifest, Subject};
 use crate::archive::stream::ReadOptions;
 use crate::archive::writer::Attachment;
+use crate::crypt::ArchiveFile;
 use crate::error::{Error, ErrorKind, Result};
 use crate::guest::domain_xml::DomainXml;
 use crate::job::Control;
 use crate::job::attachments::{DOMAIN_XML, LIVE_XML, limit_of};
-use crate::medium::FileSource;
 
 /// A guest in an archive.
 pub(super) struct Backup {
@@ -31,7 +31,6 @@ impl Backup {
             let what = "a guest's definition is checked before its disks are read, and a pipe comes once";
             return Err(Error::new(ErrorKind::Usage, what).with_hint("write the archive to a file first"));
         }
-        let source = FileSource::open(&request.archive)?;
         let cancel = std::sync::Arc::clone(&control.cancel);
         let options =
             ReadOptions { workers: request.writing.workers, cancel, carrier: None, archive_id: None };
@@ -40,6 +39,7 @@ impl Backup {
             let e = e.within(format!("no guest can be restored from '{name}'"));
             if doubtful { e.with_hint(PARTIAL) } else { e }
         };
+        let source = ArchiveFile::open(&request.archive, &request.identities).map_err(cannot)?;
         let index = ArchiveIndex::open(&source, &options, Trust::Strict).map_err(cannot)?;
         let mut attachments =
             index.attachments(&|member| limit_of(member).filter(|_| member != LIVE_XML)).map_err(cannot)?;

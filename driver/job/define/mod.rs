@@ -43,6 +43,7 @@ use super::attachments::LibvirtPlaces;
 use super::restore::Checking;
 use super::target::Method;
 use crate::catalog::Journal;
+use crate::crypt::Identities;
 use crate::durable::Existing;
 use crate::error::Result;
 use crate::guest::Hypervisor;
@@ -89,6 +90,8 @@ pub struct Writing {
 pub struct DefineRequest {
     /// The archive's file.
     pub archive: PathBuf,
+    /// What opens it, where it is encrypted.
+    pub identities: Identities,
     /// The name of a copy; without it the guest is itself again.
     pub name: Option<String>,
     /// Disks with a place of their own: a file or a block device each.

@@ -123,6 +123,7 @@ fn write_disks(
     let writing = request.writing;
     let request = RestoreRequest {
         archive: request.archive.clone(),
+        identities: request.identities.clone(),
         selection: Selection::Disks(selected),
         format: writing.format,
         method: writing.method,

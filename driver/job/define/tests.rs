@@ -2,11 +2,16 @@
 
 mod world;
 
+use age::secrecy::ExposeSecret;
+
 use super::*;
+use crate::archive::stream::Sink;
 use crate::catalog::{Catalog, Job, JobState, Kind};
+use crate::crypt::{Encrypting, Recipients};
 use crate::error::{Error, ErrorKind};
 use crate::guest::simulated::{Fate, Operation, Point, When};
 use crate::guest::{Activity, Persistence, Run, Start};
+use crate::medium::{FileMedium, Medium};
 use world::{Lab, MAC, Odd, UUID};
 
 #[test]
@@ -32,6 +37,28 @@ fn a_lost_guest_is_itself_again() {
     let (kind, said) = lab.refused(&request);
     assert_eq!(kind, ErrorKind::InUse);
     assert!(said.contains("'web' is not shut off"), "{said}");
+}
+
+#[test]
+fn a_guest_comes_out_of_an_encrypted_archive_with_its_key_alone() {
+    let lab = Lab::new();
+    lab.archive(&lab.xml(), 7);
+    let key = age::x25519::Identity::generate();
+    let recipients = Recipients::gather(&[key.to_public().to_string()], None).unwrap().unwrap();
+    let sealed = lab.at("web.tar.age");
+    let file = Box::new(FileMedium::create(&sealed).unwrap());
+    let mut medium = Box::new(Encrypting::begin(file, &recipients).unwrap());
+    medium.write(&std::fs::read(lab.at("web.tar")).unwrap()).unwrap();
+    medium.finish().unwrap();
+    let mut request = DefineRequest { archive: sealed, ..lab.request() };
+    assert_eq!(lab.refused(&request).0, ErrorKind::Locked);
+    // Made for its owner alone, as every file here is.
+    let mut keys = Box::new(FileMedium::create(&lab.at("key")).unwrap());
+    keys.write(key.to_string().expose_secret().as_bytes()).unwrap();
+    keys.finish().unwrap();
+    request.identities = Identities::load(&[lab.at("key")]).unwrap();
+    assert!(lab.run(&request).unwrap().verified);
+    assert_eq!((lab.first("out/web.img"), lab.first("out/web_VARS.fd")), (7, b'v'));
 }
 
 #[test]

@@ -7,20 +7,23 @@ use super::{
     selected,
 };
 use crate::archive::index::{ArchiveIndex, Data, IndexedDisk, Trust};
-use crate::archive::stream::ReadAt;
-use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::crypt::ArchiveFile;
+use crate::error::{Error, ErrorKind, Result};
 use crate::job::Control;
 use crate::job::target::{TargetDisk, TargetSpec};
-use crate::medium::FileSource;
 use crate::table::Run;
 use crate::units::{DenseOffset, GuestOffset};
 
 /// Restores from the file that the request names.
 pub(super) fn restore(request: &RestoreRequest, control: &Control) -> Result<RestoreReport> {
-    let source = FileSource::open(&request.archive)?;
     let name = request.archive.display().to_string();
     let trust = if request.checking == Checking::Partial { Trust::Salvage } else { Trust::Strict };
     control.progress.enter("opening", 0);
+    let source = ArchiveFile::salvage(&request.archive, &request.identities)?;
+    let proven = source.proven();
+    if let (Err(error), Trust::Strict) = (&proven, trust) {
+        return Err(refuse(&name, Error::new(error.kind(), error.to_string())));
+    }
     let options = read_options(request, control);
     let index = ArchiveIndex::open(&source, &options, trust).map_err(|e| match trust {
         Trust::Strict => refuse(&name, e),
@@ -32,6 +35,10 @@ pub(super) fn restore(request: &RestoreRequest, control: &Control) -> Result<Res
     }
     let mut restorer =
         Restorer { request, control, source: &source, index: &index, report: report(name, &index) };
+    if let Err(error) = proven {
+        restorer.report.complete = false;
+        restorer.report.notes.insert(0, error.to_string());
+    }
     let wanted = specs.iter().filter_map(|(target, _)| index.head().disk(target));
     control.progress.enter("restoring", wanted.map(|disk| disk.dense_length).fold(0, u64::saturating_add));
     let mut finished = Vec::with_capacity(specs.len());
@@ -56,8 +63,8 @@ fn refuse(name: &str, error: Error) -> Error {
 }
 
 /// Refuses to replace the archive by what is in it.
-fn refuse_source(source: &FileSource, spec: &TargetSpec) -> Result<()> {
-    let archive = source.file().metadata().at(|| format!("cannot examine '{}'", source.name()))?;
+fn refuse_source(source: &ArchiveFile, spec: &TargetSpec) -> Result<()> {
+    let archive = source.metadata()?;
     match std::fs::metadata(&spec.path) {
         Ok(target) if (target.dev(), target.ino()) == (archive.dev(), archive.ino()) => {
             Err(Error::new(ErrorKind::Usage, format!("'{}' is the archive itself", spec.path.display())))
@@ -82,7 +89,7 @@ fn report(archive: String, index: &ArchiveIndex<'_>) -> RestoreReport {
 struct Restorer<'a> {
     request: &'a RestoreRequest,
     control: &'a Control,
-    source: &'a FileSource,
+    source: &'a ArchiveFile,
     index: &'a ArchiveIndex<'a>,
     report: RestoreReport,
 }
@@ -142,13 +149,14 @@ impl Restorer<'_> {
         Ok(Some(output))
     }
 
-    /// Shares the dense bytes with the archive where that is possible; a partial restore copies, for what is
+    /// Shares the dense bytes with the archive where that is possible: not with one that is encrypted. A partial restore copies, for what is
     /// damaged must not come along.
     fn share(&self, output: &mut TargetDisk, disk: &IndexedDisk) -> Result<Option<u64>> {
+        let Some(file) = self.source.shareable() else { return Ok(None) };
         if !self.index.is_plain() || self.request.checking == Checking::Partial {
             return Ok(None);
         }
-        output.share(self.source.file(), disk.dense_at.get(), disk.table.dense_len())
+        output.share(file, disk.dense_at.get(), disk.table.dense_len())
     }
 }
 

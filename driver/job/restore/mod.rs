@@ -21,6 +21,7 @@ use super::target::{Compat, Method, Qcow2Options, TargetFormat, TargetSpec};
 use crate::archive::layout::Kind;
 use crate::archive::manifest::{Disk, Manifest};
 use crate::archive::stream::ReadOptions;
+use crate::crypt::Identities;
 use crate::durable::Existing;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::Format;
@@ -52,6 +53,8 @@ pub enum Checking {
 pub struct RestoreRequest {
     /// The archive's file; `-` for standard input.
     pub archive: PathBuf,
+    /// What opens it, where it is encrypted.
+    pub identities: Identities,
     /// Which disks go where.
     pub selection: Selection,
     /// The format of what is made; without it, the source's.

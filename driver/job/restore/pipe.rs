@@ -7,6 +7,7 @@ use super::{RestoreReport, RestoreRequest, RestoredDisk, format_name, method_nam
 use crate::archive::manifest::Manifest;
 use crate::archive::reader::{Reader, Visitor};
 use crate::archive::stream::read_pipe;
+use crate::crypt::Incoming;
 use crate::error::{Error, ErrorKind, Result};
 use crate::job::Control;
 use crate::job::target::{TargetDisk, TargetSpec};
@@ -23,14 +24,14 @@ pub(super) fn restore(
     let name = if archive == "-" { "standard input" } else { &archive };
     let mut disks = Disks { request, control, wanted: Vec::new(), targets: Vec::new(), done: Vec::new() };
     let options = read_options(request, control);
+    // The source ends its wait for a silent sender with an error of its own.
+    let interrupted = |error: Error| match PipeSource::was_told_to_end(&error) {
+        true => Error::new(ErrorKind::Interrupted, "the restore was interrupted"),
+        false => error,
+    };
+    let input = Incoming::open(input, name, &request.identities).map_err(interrupted)?;
     let mut reader = Reader::new(&mut disks);
-    let end = read_pipe(input, name, &options, |chunk| reader.chunk(&chunk)).map_err(|error| {
-        // The source ends its wait for a silent sender with an error of its own.
-        match PipeSource::was_told_to_end(&error) {
-            true => Error::new(ErrorKind::Interrupted, "the restore was interrupted"),
-            false => error,
-        }
-    })?;
+    let end = read_pipe(input, name, &options, |chunk| reader.chunk(&chunk)).map_err(interrupted)?;
     end.check(name)?;
     let sound = reader.finish()?;
     end.check_id(sound.head.archive)?;

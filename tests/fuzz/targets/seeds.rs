@@ -139,6 +139,7 @@ fn back_up(work: &Path, case: &Case) -> Vec<u8> {
         label: Some(case.name.to_owned()),
         destination: Destination::Directory(work.to_owned()),
         compression: case.compression,
+        encrypt_to: None,
         layout: case.layout,
         block_size: Some(BlockSize::MIN),
         limit_rate: None,

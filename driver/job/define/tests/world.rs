@@ -10,6 +10,7 @@ use crate::archive::manifest::Subject;
 use crate::archive::stream::Compression;
 use crate::archive::writer::Attachment;
 use crate::catalog::Catalog;
+use crate::crypt::Identities;
 use crate::error::ErrorKind;
 use crate::guest::domain_xml::DomainXml;
 use crate::guest::fault::{Answer, Fault, code};
@@ -161,6 +162,7 @@ impl Lab {
         };
         let manner = Manner {
             compression: Compression::None,
+            encrypt_to: None,
             layout: Layout::Compact,
             block_size: None,
             limit_rate: None,
@@ -182,6 +184,7 @@ impl Lab {
         };
         DefineRequest {
             archive: self.at("web.tar"),
+            identities: Identities::default(),
             name: None,
             disks: vec![],
             rest: Rest::Directory(self.at("out")),

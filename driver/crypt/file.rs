@@ -1,0 +1,111 @@
+//! An archive in a file, encrypted or not, to be read at any place.
+
+use std::fs::{File, Metadata};
+use std::io::Read;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::Identities;
+use super::incoming::Incoming;
+use super::pool::{Place, Pool};
+use super::unlock::{Kind, PROBE, kind_of};
+use crate::archive::stream::ReadAt;
+use crate::error::{Error, IoContext, Result};
+use crate::medium::FileSource;
+
+/// An archive in a file, opened. What it gives out is the archive itself, whether the file is encrypted or not.
+pub struct ArchiveFile {
+    file: Arc<FileSource>,
+    /// Where it is encrypted.
+    pool: Option<Pool>,
+    identities: Identities,
+}
+
+impl ArchiveFile {
+    /// Opens the archive `path`, with `identities` where it is encrypted.
+    ///
+    /// # Errors
+    /// As [`ArchiveFile::salvage`]; Incomplete, where it is encrypted and its end does not prove to be the end.
+    pub fn open(path: &Path, identities: &Identities) -> Result<Self> {
+        let source = Self::salvage(path, identities)?;
+        source.proven()?;
+        Ok(source)
+    }
+
+    /// As [`ArchiveFile::open`], and also where its end is not proven: then it gives out the pieces before that, each of which is
+    /// what was written there. Whoever calls this asks [`ArchiveFile::proven`], too.
+    ///
+    /// # Errors
+    /// Those of [`FileSource::open`]; [`ErrorKind::Locked`](crate::error::ErrorKind::Locked), where it is encrypted and no identity opens it; Damaged, Incomplete or
+    /// Unsupported, where the beginning of the age file is.
+    pub fn salvage(path: &Path, identities: &Identities) -> Result<Self> {
+        let file = Arc::new(FileSource::open(path)?);
+        let mut first = Vec::with_capacity(PROBE);
+        let probe = Place::new(&file).take(PROBE as u64).read_to_end(&mut first);
+        probe.at(|| format!("cannot read '{}'", file.name()))?;
+        let pool = match kind_of(&first, file.name())? {
+            Kind::Bare => None,
+            Kind::Encrypted => Some(Pool::open(Arc::clone(&file), identities)?),
+        };
+        Ok(Self { file, pool, identities: identities.clone() })
+    }
+
+    /// Whether the end is proven to be the end; of an archive that is not encrypted its own tail tells that.
+    ///
+    /// # Errors
+    /// Incomplete, where it is not.
+    pub fn proven(&self) -> Result<()> {
+        match self.pool.as_ref().and_then(Pool::end) {
+            Some(end) => Err(Error::new(end.kind(), end.to_string())),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether it is encrypted.
+    pub fn is_encrypted(&self) -> bool {
+        self.pool.is_some()
+    }
+
+    /// The file, where the archive's bytes lie in it as they are.
+    pub fn shareable(&self) -> Option<&File> {
+        self.pool.is_none().then(|| self.file.file())
+    }
+
+    /// What the file system says of the file.
+    ///
+    /// # Errors
+    /// Those of asking.
+    pub fn metadata(&self) -> Result<Metadata> {
+        self.file.file().metadata().at(|| format!("cannot examine '{}'", self.file.name()))
+    }
+
+    /// Bytes of the file, encrypted where it is.
+    pub fn stored(&self) -> u64 {
+        self.file.len()
+    }
+
+    /// The archive from its beginning to its end; see [`Incoming`] for its errors.
+    ///
+    /// # Errors
+    /// As [`ArchiveFile::salvage`].
+    pub fn front_to_back(&self) -> Result<impl Read + Send + use<>> {
+        Incoming::open(Place::new(&self.file), self.file.name(), &self.identities)
+    }
+}
+
+impl ReadAt for ArchiveFile {
+    fn read_exact_at(&self, at: u64, buf: &mut [u8]) -> Result<()> {
+        match &self.pool {
+            Some(pool) => pool.read_exact_at(at, buf),
+            None => self.file.read_exact_at(at, buf),
+        }
+    }
+
+    fn len(&self) -> u64 {
+        self.pool.as_ref().map_or(self.file.len(), Pool::len)
+    }
+
+    fn name(&self) -> &str {
+        self.file.name()
+    }
+}

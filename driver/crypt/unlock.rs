@@ -1,0 +1,209 @@
+//! Opening: is it an age file, whose is it, and what is said when it does not open.
+
+use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use age::stream::StreamReader;
+use age::{DecryptError, Decryptor};
+
+use super::{Identities, is_encrypted_name};
+use crate::error::{Error, ErrorKind, Result};
+
+/// What every age file begins with; the version follows.
+const MAGIC: &[u8] = b"age-encryption.org/";
+/// The version that is read.
+const VERSION: &[u8] = b"v1\n";
+/// What an age file in letters begins with.
+const ARMOR: &[u8] = b"-----BEGIN AGE ENCRYPTED FILE-----";
+/// First bytes that tell.
+pub(super) const PROBE: usize = 34;
+/// The longest header that is read, bytes. The parser begins anew with each line, so this bounds its time, too.
+const MAX_HEADER: u64 = 64 << 10;
+
+/// What the first bytes say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// No age file.
+    Bare,
+    /// An age file.
+    Encrypted,
+}
+
+/// What an archive called `name` that begins with `first`, at most [`PROBE`] bytes, is.
+///
+/// # Errors
+/// Unsupported, where it is armored or of another version; Incomplete, where all of it is the beginning of an age file; Damaged, where its name says
+/// that it is encrypted, and it is not.
+pub(super) fn kind_of(first: &[u8], name: &str) -> Result<Kind> {
+    if first.starts_with(MAGIC) {
+        return match first.get(MAGIC.len()..MAGIC.len() + VERSION.len()) {
+            Some(VERSION) => Ok(Kind::Encrypted),
+            Some(_) => {
+                let what = format!("'{name}' is of a version of age that virtfold does not know");
+                Err(Error::new(ErrorKind::Unsupported, what))
+            }
+            None => Err(within_header(name)),
+        };
+    }
+    if first.starts_with(ARMOR) {
+        let what =
+            format!("'{name}' is an age file in letters (armored), and virtfold reads the binary form");
+        return Err(Error::new(ErrorKind::Unsupported, what)
+            .with_hint("'age -d -i KEYFILE' decrypts it; virtfold reads what that gives"));
+    }
+    if is_encrypted_name(name) || !first.is_empty() && MAGIC.starts_with(first) {
+        if MAGIC.starts_with(first) {
+            return Err(within_header(name));
+        }
+        let what =
+            format!("'{name}' is named as an encrypted archive and does not begin as an age file does");
+        return Err(Error::new(ErrorKind::Damaged, what));
+    }
+    Ok(Kind::Bare)
+}
+
+fn within_header(name: &str) -> Error {
+    Error::new(ErrorKind::Incomplete, format!("'{name}' is incomplete: it ends within its age header"))
+}
+
+/// What is read of an age file: while its header is read, no more than a header may have. It remembers whether it met the end.
+#[derive(Debug)]
+pub(super) struct Gate<R> {
+    inner: R,
+    state: Arc<GateState>,
+}
+
+impl<R> Gate<R> {
+    fn new(inner: R) -> (Self, Arc<GateState>) {
+        let state = Arc::new(GateState::default());
+        (Self { inner, state: Arc::clone(&state) }, state)
+    }
+}
+
+/// What a [`Gate`] shares with whoever made it, for the `age` crate keeps the gate itself.
+#[derive(Debug, Default)]
+pub(super) struct GateState {
+    open: AtomicBool,
+    ended: AtomicBool,
+    /// Bytes read through it.
+    read: AtomicU64,
+}
+
+impl GateState {
+    /// Whether the end was met.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Relaxed)
+    }
+}
+
+impl<R: Read> Read for Gate<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let mut room = buf.len();
+        if !self.state.open.load(Ordering::Relaxed) {
+            let left = MAX_HEADER.saturating_sub(self.state.read.load(Ordering::Relaxed));
+            room = room.min(usize::try_from(left).unwrap_or(usize::MAX));
+            if room == 0 {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "it is longer than 64 KiB"));
+            }
+        }
+        let got = self.inner.read(buf.get_mut(..room).unwrap_or_default())?;
+        self.state.read.fetch_add(got as u64, Ordering::Relaxed);
+        if got == 0 && room > 0 {
+            self.state.ended.store(true, Ordering::Relaxed);
+        }
+        Ok(got)
+    }
+}
+
+impl<R: Seek> Seek for Gate<R> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.state.ended.store(false, Ordering::Relaxed);
+        self.inner.seek(to)
+    }
+}
+
+/// An opened age file.
+pub(super) struct Unlocked<R> {
+    /// What it holds.
+    pub(super) stream: StreamReader<BufReader<Gate<R>>>,
+    /// What was met on the way.
+    pub(super) state: Arc<GateState>,
+}
+
+/// Reads the header of the age file `input`, called `name`, and opens it.
+///
+/// # Errors
+/// [`ErrorKind::Locked`], where no identity opens it; Damaged, Incomplete, where its header is; Unsupported, where it is
+/// encrypted with a passphrase or of a later version; those of `input`.
+pub(super) fn unlock<R: Read>(input: R, name: &str, identities: &Identities) -> Result<Unlocked<R>> {
+    let (gate, state) = Gate::new(input);
+    let decryptor = Decryptor::new_buffered(BufReader::new(gate)).map_err(|e| explain(e, name))?;
+    state.open.store(true, Ordering::Relaxed);
+    if decryptor.is_scrypt() {
+        let what = format!("'{name}' is encrypted with a passphrase, which virtfold does not ask for");
+        return Err(Error::new(ErrorKind::Unsupported, what)
+            .with_hint("'age -d' decrypts it; virtfold reads what that gives"));
+    }
+    if identities.is_empty() {
+        let what = format!("'{name}' is encrypted, and no identity was given to open it");
+        return Err(Error::new(ErrorKind::Locked, what).with_hint("--identity FILE names the key file"));
+    }
+    let stream = decryptor.decrypt(identities.iter()).map_err(|e| explain(e, name))?;
+    Ok(Unlocked { stream, state })
+}
+
+/// Bytes before the first piece of the age file `input`, called `name`.
+///
+/// # Errors
+/// As [`unlock`], as far as the header is concerned.
+pub(super) fn header_len<R: Read>(input: R, name: &str) -> Result<u64> {
+    let (gate, state) = Gate::new(input);
+    // The unbuffered parser reads not one byte too many.
+    Decryptor::new(gate).map_err(|e| explain(e, name))?;
+    Ok(state.read.load(Ordering::Relaxed))
+}
+
+/// What is said when an age file called `name` does not open.
+fn explain(error: DecryptError, name: &str) -> Error {
+    let damaged =
+        |why: &str| Error::new(ErrorKind::Damaged, format!("'{name}' is damaged: its age header {why}"));
+    match error {
+        DecryptError::Io(e) if e.kind() == io::ErrorKind::UnexpectedEof => within_header(name),
+        DecryptError::Io(e) if e.kind() == io::ErrorKind::InvalidData => damaged("is none: it has no end"),
+        DecryptError::Io(e) => Error::io(format!("cannot read '{name}'"), e),
+        // The version was seen before: what is unknown here is none.
+        DecryptError::InvalidHeader | DecryptError::UnknownFormat => damaged("makes no sense"),
+        DecryptError::InvalidMac => damaged("is not what was written"),
+        _ => {
+            let what = format!("no identity that was given opens '{name}'");
+            Error::new(ErrorKind::Locked, what)
+                .with_hint("it was encrypted to others, or the keys in its header are damaged")
+        }
+    }
+}
+
+/// What is said when `error` is met at byte `at` of the archive in the age file called `name`.
+pub(super) fn broken(name: &str, at: u64, error: io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => {
+            let what = format!("'{name}' is incomplete: the encrypted archive breaks off at byte {at}");
+            Error::new(ErrorKind::Incomplete, what)
+        }
+        io::ErrorKind::InvalidData => {
+            let what = format!(
+                "'{name}' is damaged: what is encrypted at byte {at} of the archive in it is not what was written there"
+            );
+            Error::new(ErrorKind::Damaged, what)
+        }
+        _ => Error::io(format!("cannot read '{name}'"), error),
+    }
+}
+
+/// What is said of an age file called `name` whose last piece is not proven to be the last.
+pub(super) fn end_unproven(name: &str) -> Error {
+    let what = format!(
+        "'{name}' is incomplete: its last piece does not prove to be the end; it is cut, its end is damaged, or something follows it"
+    );
+    Error::new(ErrorKind::Incomplete, what)
+}
