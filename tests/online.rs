@@ -161,13 +161,7 @@ fn the_agent_makes_it_clean_and_a_pipe_carries_it() {
     let spec = GuestSpec { ext4: true, agent: true, disks: vec!["raw", "qcow2"], ..GuestSpec::default() };
     let guest = lab.guest(spec);
     guest.start();
-    let connected = || {
-        guest
-            .lab
-            .virsh(&["dumpxml", guest.name()])
-            .contains("state='connected'/>\n      <alias name='channel1'")
-    };
-    lab::wait_for("the agent is connected", 60, connected);
+    lab::wait_for("the agent answers", 60, || lab.agent_answers(guest.name()));
     guest.progress.wait_more(100);
     let to = lab.folder().join("clean.tar.zst");
     let mut command =

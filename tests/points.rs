@@ -101,8 +101,7 @@ fn with_the_agent_file_systems_are_clean() {
     let lab = Lab::start();
     let guest = lab.guest(GuestSpec { ext4: true, agent: true, ..of(&["qcow2", "raw"]) });
     guest.start();
-    let connected = || lab.virsh(&["dumpxml", guest.name()]).contains("state='connected'");
-    wait_for("the agent is connected", 60, connected);
+    wait_for("the agent answers", 60, || lab.agent_answers(guest.name()));
     rounds(&guest, 9, &["--quiesce", "yes"]);
 }
 

@@ -189,6 +189,13 @@ pub trait Hypervisor: Debug + Send + Sync {
     /// The domain does not run, or QEMU's monitor does not answer.
     fn query_block(&self, domain: DomainId) -> Result<Vec<QemuDisk>>;
 
+    /// Has QEMU close an image that it has open and that none of its devices uses: what a libvirtd leaves that dies in the midst of a
+    /// snapshot. QEMU itself refuses for an image that is in use; whether it is closed shows in its locks.
+    ///
+    /// # Errors
+    /// The domain does not run, or QEMU's monitor does not answer.
+    fn close_unused(&self, domain: DomainId, image: &Path) -> Result<()>;
+
     /// What else is going on in the domain: other backups, checkpoints, snapshots.
     ///
     /// # Errors

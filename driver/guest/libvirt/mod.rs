@@ -9,7 +9,7 @@
 //!
 //! Imports: `error`, `types`, `fault`, `events`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -402,6 +402,19 @@ impl Hypervisor for Libvirt {
         let reply =
             self.ask(domain, "ask QEMU for the disks", |d| d.qemu_monitor_command(qmp::QUERY_BLOCK, 0))?;
         qmp::read_query_block(&reply)
+    }
+
+    fn close_unused(&self, domain: DomainId, image: &Path) -> Result<()> {
+        self.tell(domain, "close an unused image of", |d| {
+            // The format's node holds the protocol's, which can only be closed after it.
+            for _ in 0..qmp::LAYERS {
+                let nodes = qmp::nodes_of(&d.qemu_monitor_command(qmp::QUERY_NODES, 0)?, image);
+                for node in nodes {
+                    d.qemu_monitor_command(&qmp::close_node(&node), 0)?;
+                }
+            }
+            Ok(())
+        })
     }
 
     fn activity(&self, domain: DomainId) -> Result<Activity> {

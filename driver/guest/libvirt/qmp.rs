@@ -1,12 +1,12 @@
 //! QEMU's own answers: about its disks, the reply to the monitor command `query-block`; about why it stands still, that to
-//! `query-status`.
+//! `query-status`; about the images that it has open, that to `query-named-block-nodes`.
 //!
 //! The fields are QEMU's (qapi/block-core.json: BlockInfo, BlockDeviceInfo, ImageInfo). A disk is found by its device's
 //! path in QEMU's object tree (`qdev`), one component of which is libvirt's alias.
 //!
 //! Imports: `error`, `types`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
@@ -22,16 +22,42 @@ pub(crate) const QUERY_STATUS: &str = r#"{"execute":"query-status"}"#;
 /// Stops the processors.
 pub(crate) const STOP: &str = r#"{"execute":"stop"}"#;
 
+/// Lists all images that QEMU has open, used or not.
+pub(crate) const QUERY_NODES: &str = r#"{"execute":"query-named-block-nodes","arguments":{"flat":true}}"#;
+
+/// An image is a node of its format over one of its protocol.
+pub(crate) const LAYERS: usize = 2;
+
+/// What a reply returns; null where it says no, or can't be read.
+fn returned(reply: &str) -> Value {
+    let reply: Option<Value> = serde_json::from_str(reply).ok();
+    reply.and_then(|mut reply| reply.get_mut("return").map(Value::take)).unwrap_or_default()
+}
+
 /// Whether a reply to `query-status` says that the guest runs.
 pub(crate) fn is_running(reply: &str) -> bool {
-    let reply: Option<Value> = serde_json::from_str(reply).ok();
-    reply.is_some_and(|reply| reply["return"]["running"] == true)
+    returned(reply)["running"] == true
 }
 
 /// Whether a reply to `query-status` says that an I/O error stopped the guest (qapi/run-state.json: RunState).
 pub(crate) fn is_io_error(reply: &str) -> bool {
-    let reply: Option<Value> = serde_json::from_str(reply).ok();
-    reply.is_some_and(|reply| reply["return"]["status"] == "io-error")
+    returned(reply)["status"] == "io-error"
+}
+
+/// The names of libvirt's nodes for an image, from a reply to [`QUERY_NODES`].
+pub(crate) fn nodes_of(reply: &str, image: &Path) -> Vec<String> {
+    let nodes = returned(reply);
+    let nodes = nodes.as_array().map(Vec::as_slice).unwrap_or_default().iter();
+    let named =
+        nodes.filter_map(|node| Some((node.get("node-name")?.as_str()?, node.get("file")?.as_str()?)));
+    let ours = named
+        .filter(|(name, file)| name.starts_with("libvirt-") && local_file(file).as_deref() == Some(image));
+    ours.map(|(name, _)| name.to_owned()).collect()
+}
+
+/// Closes a node; QEMU refuses where anything uses it (qapi/block-core.json: blockdev-del).
+pub(crate) fn close_node(name: &str) -> String {
+    serde_json::json!({"execute": "blockdev-del", "arguments": {"node-name": name}}).to_string()
 }
 
 /// Chains are followed no further.
@@ -98,6 +124,22 @@ mod tests {
             assert!(!is_io_error(other) && !is_running(other), "{other}");
         }
         assert!(is_running(r#"{"return":{"status":"running","running":true}}"#));
+    }
+
+    #[test]
+    fn the_nodes_of_an_image_are_libvirts_own() {
+        let reply = r##"{"return":[
+          {"node-name":"libvirt-3-format","file":"json:{\"backing\":null,\"driver\":\"qcow2\",\"file\":{\"driver\":\"file\",\"filename\":\"/i/a.overlay\"}}"},
+          {"node-name":"libvirt-3-storage","file":"/i/a.overlay"},
+          {"node-name":"#block172","file":"/i/a.overlay"},
+          {"node-name":"libvirt-1-storage","file":"/i/a.qcow2"},
+          {"node-name":"libvirt-9-storage","file":"nbd://host:10809"}, {"file":"/i/a.overlay"}, 7]}"##;
+        assert_eq!(nodes_of(reply, Path::new("/i/a.overlay")), ["libvirt-3-format", "libvirt-3-storage"]);
+        for other in [r#"{"error":{}}"#, "[]", "", r#"{"return":{}}"#] {
+            assert_eq!(nodes_of(other, Path::new("/i/a.overlay")), Vec::<String>::new(), "{other}");
+        }
+        let close = r#"{"arguments":{"node-name":"libvirt-3-format"},"execute":"blockdev-del"}"#;
+        assert_eq!(close_node("libvirt-3-format"), close);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The simulated hypervisor's calls; the ones that crashes can tear are in `operations`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crossbeam_channel::Receiver;
@@ -275,6 +275,15 @@ impl Hypervisor for Simulated {
                 backing: turn.world.chain(top).into_iter().skip(1).collect(),
             });
             Ok(disks.collect())
+        })
+    }
+
+    fn close_unused(&self, domain: DomainId, image: &Path) -> Result<()> {
+        self.call(Operation::CloseUnused, |turn| {
+            let qemu = turn.domain(domain)?.qemu.as_mut();
+            let off = || refused(code::OPERATION_INVALID, "domain is not running");
+            qemu.ok_or_else(off)?.unused.remove(image);
+            Ok(())
         })
     }
 

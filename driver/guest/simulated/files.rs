@@ -38,7 +38,8 @@ impl World {
         }
         let mut found = ImageUse::Free;
         for qemu in self.domains.values().filter_map(|d| d.qemu.as_ref()) {
-            let written = qemu.tops.iter().chain(qemu.jobs.values().map(|j| &j.base)).any(|p| p == path);
+            let bases = qemu.jobs.values().map(|j| &j.base);
+            let written = qemu.tops.iter().chain(bases).chain(&qemu.unused).any(|p| p == path);
             if written {
                 return ImageUse::Written;
             }

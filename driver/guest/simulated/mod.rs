@@ -3,7 +3,7 @@
 //! Before, in the midst of and after each call a hook is asked what becomes of the world ([`Fate`]); that is how a test reaches
 //! every crash point of a job without a QEMU. What is simulated, and where libvirt 11.3 showed it:
 //!
-//! - libvirtd killed in the midst of a snapshot: an overlay that nobody uses ([`When::Half`]), or a live XML with the overlay
+//! - libvirtd killed in the midst of a snapshot: an overlay that nobody uses and QEMU has open ([`When::Half`]), or a live XML with the overlay
 //!   and a configuration without it ([`When::Late`]); with quiesce, a guest that stays frozen in either case.
 //! - libvirtd killed in the midst of a pivot: nothing happened ([`When::Half`]), or QEMU writes to the base while both
 //!   descriptions name the overlay, the mirror's mark says `pivot`, there is no job, and every further job on the disk fails
@@ -60,6 +60,7 @@ pub enum Operation {
     AgentPing,
     Freeze,
     Thaw,
+    CloseUnused,
     Refresh,
     /// A look at a file.
     Look,

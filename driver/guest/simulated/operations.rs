@@ -71,6 +71,10 @@ impl Turn<'_> {
             }
             overlays.push((position, overlay.clone()));
         }
+        // libvirt counts its nodes on from where it was when it last wrote its own state down.
+        if self.running(id)?.qemu.as_ref().is_some_and(|qemu| !qemu.unused.is_empty()) {
+            return Err(refused(code::INTERNAL, "Duplicate nodes with node-name='libvirt-2-storage'"));
+        }
         if request.quiesce() == Quiesce::ByAgent {
             self.set_frozen(id, Frozen::Yes)?;
         }
@@ -85,6 +89,10 @@ impl Turn<'_> {
             self.world.touched.insert(overlay.clone(), self.world.clock);
         }
         if self.reaches(When::Half) {
+            // A guest that ended in that moment has closed all.
+            if let Some(qemu) = self.domain(id)?.qemu.as_mut() {
+                qemu.unused.extend(overlays.into_iter().map(|(_, overlay)| overlay));
+            }
             return Ok(());
         }
         let domain = self.running(id)?;

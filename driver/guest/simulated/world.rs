@@ -66,6 +66,8 @@ pub(super) struct Qemu {
     /// The top image of each disk, in the domain's order.
     pub(super) tops: Vec<PathBuf>,
     pub(super) jobs: BTreeMap<String, Job>,
+    /// Images that it has open for none of its disks.
+    pub(super) unused: BTreeSet<PathBuf>,
     pub(super) paused: Option<Paused>,
     /// The guest's agent has frozen the file systems.
     pub(super) frozen: bool,

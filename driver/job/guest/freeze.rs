@@ -9,8 +9,7 @@ use std::fmt::Debug;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use uuid::Uuid;
-
+use super::begin::Beginning;
 use super::home::{Arrival, Homing};
 use super::sight::Sight;
 use super::watch::Watch;
@@ -40,8 +39,9 @@ pub fn frozen<T>(
     copy: impl FnOnce(&Frozen) -> Result<T>,
 ) -> Result<Thawed<T>> {
     let _lock = host.journal.lock(request.domain)?;
-    let job = plan(host, request)?;
-    host.journal.begin(&job)?;
+    let beginning = Beginning::look(host, request.domain)?;
+    let job = plan(host, request, &beginning)?;
+    beginning.journal(host, &job)?;
     let mut homing = Homing::new(host, job);
     let mut report = FreezeReport::default();
     let copied = copy_frozen(&mut homing, request, (control, &mut report), copy);
@@ -90,14 +90,8 @@ fn not_home(job: &Job, copy: Option<Error>, error: Error) -> Error {
 }
 
 /// The job, of a domain that is as the request believes.
-fn plan(host: &Host<'_>, request: &FreezeRequest) -> Result<Job> {
-    if !host.journal.open_jobs(Some(request.domain))?.is_empty() {
-        let message = format!("an earlier backup of domain {} is not cleaned up", request.domain);
-        return Err(Error::new(ErrorKind::InUse, message).with_hint("run `virtfold recover`"));
-    }
-    let sight = Sight::look(host.hypervisor, request.domain)?;
-    let missing = || Error::new(ErrorKind::NotFound, format!("there is no domain {}", request.domain));
-    let info = sight.info.as_ref().ok_or_else(missing)?;
+fn plan(host: &Host<'_>, request: &FreezeRequest, beginning: &Beginning) -> Result<Job> {
+    let (sight, info) = (&beginning.sight, &beginning.info);
     let kind = match run_rule(info.run) {
         Way::Online => Kind::Running,
         Way::OnlineStanding => Kind::Standing,
@@ -121,7 +115,7 @@ fn plan(host: &Host<'_>, request: &FreezeRequest) -> Result<Job> {
         state: DiskState::Waiting,
     });
     let disks: Vec<DiskJob> = disks.collect();
-    check_targets(&sight, request)?;
+    check_targets(sight, request)?;
     for disk in &disks {
         let seen = sight.disk(host.hypervisor, disk)?;
         if seen.top() != Some(disk.base.path.as_path()) {
@@ -135,19 +129,7 @@ fn plan(host: &Host<'_>, request: &FreezeRequest) -> Result<Job> {
             return Err(Error::new(ErrorKind::InUse, message).with_hint("something changed; try again"));
         }
     }
-    Ok(Job {
-        id: Uuid::new_v4(),
-        domain: request.domain,
-        name: info.name.clone(),
-        persistence: info.persistence,
-        live: sight.live.as_ref().map(|xml| xml.text().to_owned()),
-        inactive: sight.config.as_ref().map(|xml| xml.text().to_owned()),
-        kind,
-        created: now(host),
-        state: JobState::Planned,
-        held: None,
-        disks,
-    })
+    Ok(beginning.job(host, (kind, JobState::Planned), disks))
 }
 
 /// A disk that was plugged in since the plan is named nowhere in the request; libvirt would put it on an overlay of its own.
@@ -157,11 +139,6 @@ fn check_targets(sight: &Sight, request: &FreezeRequest) -> Result<()> {
     let Some(target) = now.iter().find(|target| !then.contains(target)) else { return Ok(()) };
     let message = format!("disk '{target}' was plugged into domain '{}' in the last moment", live.name);
     Err(Error::new(ErrorKind::InUse, message).with_hint("try again"))
-}
-
-/// Seconds since 1970, by the clock of the files' times.
-pub(super) fn now(host: &Host<'_>) -> i64 {
-    i64::try_from(host.files.now().as_secs()).unwrap_or(i64::MAX)
 }
 
 /// From the snapshot to the end of the copy.
@@ -206,12 +183,18 @@ fn snapshot(homing: &mut Homing<'_>, request: &FreezeRequest, report: &mut Freez
         thawed?;
     }
     taken?;
-    if !report.quiesced && matches!(request.quiesce, Quiesce::Required(_)) {
+    if report.quiesced {
+        return Ok(());
+    }
+    // All that was warned of until now is why the agent did not freeze.
+    if let Quiesce::Required(_) = request.quiesce {
         let message = format!("domain '{}' could not be frozen by its agent", homing.job.name);
         let hint =
             "is qemu-guest-agent running in the guest? --quiesce auto takes what a power cut would leave";
-        return Err(Error::new(ErrorKind::Unsupported, message).with_hint(hint));
+        let why = report.warnings.drain(..).collect::<Vec<_>>().join("; ");
+        return Err(Error::new(ErrorKind::Unsupported, message).with_source(why).with_hint(hint));
     }
+    report.warnings.iter_mut().for_each(|why| why.push_str(": the copy is what a power cut would leave"));
     Ok(())
 }
 
@@ -246,10 +229,7 @@ fn freeze(homing: &mut Homing<'_>, request: &FreezeRequest, report: &mut FreezeR
             }
         }
     };
-    report.warnings.push(format!(
-        "the guest's agent did not freeze its file systems ({}): the copy is what a power cut would leave",
-        sentence(&error)
-    ));
+    report.warnings.push(format!("the guest's agent did not freeze its file systems ({})", sentence(&error)));
     Ok(asked)
 }
 
@@ -270,8 +250,7 @@ fn thaw(homing: &mut Homing<'_>, report: &mut FreezeReport) -> Result<()> {
         && report.quiesced
     {
         report.quiesced = false;
-        let text = "the guest was thawed by the guard, the snapshot took longer than the pause budget: the copy is what a \
-                    power cut would leave";
+        let text = "the guest was thawed by the guard, the snapshot took longer than the pause budget";
         report.warnings.push(text.to_owned());
     }
     homing.record(&[Change::Held(None)])
@@ -346,6 +325,9 @@ fn remove_orphans(homing: &Homing<'_>) -> Result<()> {
     use crate::guest::host::ImageUse;
     let files = homing.host.files;
     for overlay in homing.job.disks.iter().filter_map(|disk| disk.overlay.as_deref()) {
+        if matches!(files.image_use(overlay)?, ImageUse::Read | ImageUse::Written) {
+            homing.host.hypervisor.close_unused(homing.job.domain, overlay)?;
+        }
         if files.image_use(overlay)? == ImageUse::Free && files.is_empty(overlay)? {
             files.remove(overlay)?;
         }

@@ -9,7 +9,7 @@
 //! the journal, decides for each disk what the next step is, says it in the journal, does it, and looks again. It never believes a
 //! return code, so a lost answer is a reason to look and nothing more.
 //!
-//! Parts: `sight` (what is there now), `freeze`, `watch` (room on the host while the copy runs), `home/` (decide, live
+//! Parts: `sight` (what is there now), `begin` (no earlier job is open), `freeze`, `watch` (room on the host while the copy runs), `home/` (decide, live
 //! commit and pivot, commit at rest, the end of overlays), `recover`, `rest`, `guard` (the pause's guard as a process).
 //!
 //! Imports: `error`, `catalog`, `guest`, and `job`'s [`Control`].
@@ -27,6 +27,7 @@ use crate::guest::guard::{Held, Outcome};
 use crate::guest::host::HostFiles;
 use crate::guest::{DomainId, Hypervisor};
 
+mod begin;
 mod freeze;
 mod guard;
 mod home;

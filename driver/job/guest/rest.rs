@@ -7,9 +7,8 @@
 use std::fmt::Debug;
 
 use crossbeam_channel::Receiver;
-use uuid::Uuid;
 
-use super::freeze::now;
+use super::begin::Beginning;
 use super::sight::Sight;
 use super::{FreezeReport, Frozen, FrozenDisk, Host, RestRequest};
 use crate::catalog::{Change, DiskJob, DiskState, Job, JobState, Kind, Outcome};
@@ -30,8 +29,9 @@ pub fn at_rest<T>(
 ) -> Result<T> {
     let _lock = host.journal.lock(request.domain)?;
     let events = host.hypervisor.subscribe()?;
-    let job = plan(host, request)?;
-    host.journal.begin(&job)?;
+    let beginning = Beginning::look(host, request.domain)?;
+    let job = plan(host, request, &beginning)?;
+    beginning.journal(host, &job)?;
     let copied = read(host, (request, &job.name), &events, || {
         let disks = request.disks.iter().map(|disk| FrozenDisk {
             target: disk.target.clone(),
@@ -46,16 +46,9 @@ pub fn at_rest<T>(
     closed.map(|()| value)
 }
 
-fn plan(host: &Host<'_>, request: &RestRequest) -> Result<Job> {
-    if !host.journal.open_jobs(Some(request.domain))?.is_empty() {
-        let message = format!("an earlier backup of domain {} is not cleaned up", request.domain);
-        return Err(Error::new(ErrorKind::InUse, message).with_hint("run `virtfold recover`"));
-    }
-    let sight = Sight::look(host.hypervisor, request.domain)?;
-    let missing = || Error::new(ErrorKind::NotFound, format!("there is no domain {}", request.domain));
-    let info = sight.info.as_ref().ok_or_else(missing)?;
-    if sight.is_active() {
-        return Err(Error::new(ErrorKind::InUse, format!("domain '{}' runs", info.name)));
+fn plan(host: &Host<'_>, request: &RestRequest, beginning: &Beginning) -> Result<Job> {
+    if beginning.sight.is_active() {
+        return Err(Error::new(ErrorKind::InUse, format!("domain '{}' runs", beginning.info.name)));
     }
     let disks = request.disks.iter().map(|disk| DiskJob {
         target: disk.target.clone(),
@@ -65,19 +58,7 @@ fn plan(host: &Host<'_>, request: &RestRequest) -> Result<Job> {
         frozen: None,
         state: DiskState::Waiting,
     });
-    Ok(Job {
-        id: Uuid::new_v4(),
-        domain: request.domain,
-        name: info.name.clone(),
-        persistence: info.persistence,
-        live: None,
-        inactive: sight.config.as_ref().map(|xml| xml.text().to_owned()),
-        kind: Kind::AtRest,
-        created: now(host),
-        state: JobState::Reading,
-        held: None,
-        disks: disks.collect(),
-    })
+    Ok(beginning.job(host, (Kind::AtRest, JobState::Reading), disks.collect()))
 }
 
 fn read<T>(

@@ -74,6 +74,13 @@ impl Lab {
         run(Command::new("virsh").args(["-q", "-c", &self.uri()]).args(arguments))
     }
 
+    /// Whether the guest's agent answers within two seconds.
+    pub(crate) fn agent_answers(&self, domain: &str) -> bool {
+        let mut ping = Command::new("virsh");
+        ping.args(["-q", "-c", &self.uri(), "qemu-agent-command", "--timeout", "2", domain]);
+        ping.arg(r#"{"execute":"guest-ping"}"#).output().unwrap().status.success()
+    }
+
     /// Ends libvirtd and every guest. For a lab that is never dropped.
     pub(crate) fn end(&self) {
         if let Ok(mut pipe) = self.pipe.lock() {

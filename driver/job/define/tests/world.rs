@@ -1,6 +1,6 @@
 //! A host for the tests: a simulated hypervisor of which single answers are others, and real files in a folder.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crossbeam_channel::Receiver;
@@ -66,6 +66,7 @@ impl Hypervisor for Odd {
         freeze(id: DomainId) -> u32;
         thaw(id: DomainId) -> u32;
         query_block(id: DomainId) -> Vec<QemuDisk>;
+        close_unused(id: DomainId, image: &Path) -> ();
         volume_path(pool: &str, volume: &str) -> PathBuf;
         pool_directory(pool: &str) -> PathBuf;
         refresh_pool(pool: &str) -> ();

@@ -84,8 +84,19 @@ impl Homing<'_> {
         }
     }
 
-    /// Whether a QEMU still has it open: it closes what it has left a moment after it was told to.
+    /// Whether no QEMU has it open any more. It closes what it has left a moment after it was told to, and what it was never told to
+    /// use when we say so.
     fn is_free(&self, overlay: &Path) -> Result<bool> {
+        if self.closes(overlay)? {
+            return Ok(true);
+        }
+        if let Err(error) = self.host.hypervisor.close_unused(self.job.domain, overlay) {
+            tracing::debug!(domain = %self.job.domain, ?error, "who has '{}' open is not this guest", overlay.display());
+        }
+        self.closes(overlay)
+    }
+
+    fn closes(&self, overlay: &Path) -> Result<bool> {
         for _ in 0..LOOKS {
             match self.host.files.image_use(overlay)? {
                 ImageUse::Free | ImageUse::Absent => return Ok(true),

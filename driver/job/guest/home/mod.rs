@@ -273,7 +273,9 @@ impl<'a> Homing<'a> {
             self.pause = self.pause.max(Some(since.elapsed()));
         }
         self.disarm();
-        self.record(&[Change::Held(None)])
+        // A thaw that failed is still owed after the guest has stood still for something else.
+        let owed = (self.thaws == THAWS).then_some(Held::Frozen);
+        self.record(&[Change::Held(owed)])
     }
 
     /// A guest that ran when the job began and is on its disks again runs on, also where the overlays' file system was full: that stops it

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 use super::super::Host;
-use super::super::freeze::now;
+use super::super::begin::now;
 use super::super::home::users;
 use super::super::sight::{Sight, present};
 use super::{Mode, Recovery, Verdict, advice, one};
