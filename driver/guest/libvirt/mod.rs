@@ -1,6 +1,7 @@
 //! The real hypervisor: libvirt's QEMU driver on this host, by the official bindings (`virt`, and `virt-sys` for what they lack).
 //!
 //! - `uri`: local URIs only. `raw`: the calls by `virt-sys`, and all unsafe code. `qmp`: QEMU's own answer about its disks.
+//!   `behind`: commits that libvirt can't do, because it does not know the overlay.
 //!
 //! A connection is made by the first call and made again when it is found broken. A reading call is then repeated,
 //! for [`PATIENCE`] at most: libvirtd restarts in a second or two, and guests live on without it. A changing
@@ -22,12 +23,13 @@ use virt_sys as sys;
 use super::events::Hub;
 use super::fault::{Answer, Fault, code};
 use super::types::{
-    Activity, BlockJob, CommitRequest, Config, DomainId, DomainInfo, Event, JobEnd, Paused, Persistence,
-    QemuDisk, Quiesce, Run, SnapshotRequest, Start,
+    Activity, BlockJob, CommitBase, CommitRequest, Config, DomainId, DomainInfo, Event, JobEnd, Paused,
+    Persistence, QemuDisk, Quiesce, Run, SnapshotRequest, Start,
 };
 use super::{Hypervisor, domain_xml};
 use crate::error::{Error, ErrorKind, Result};
 
+mod behind;
 pub(crate) mod qmp;
 mod raw;
 mod request;
@@ -340,11 +342,22 @@ impl Hypervisor for Libvirt {
             Error::new(ErrorKind::Unsupported, format!("'{}' is not UTF-8", path.display()))
         })?;
         let doing = format!("commit disk '{}' of", request.target);
-        self.tell(domain, &doing, |d| raw::commit(d, &request.target, base, request.bytes_per_second))
+        let commit = |d: &Domain| raw::commit(d, &request.target, base, request.bytes_per_second);
+        let started = self.tell(domain, &doing, commit);
+        let refused = started.as_ref().err().and_then(Fault::code_of) == Some(code::INVALID_ARG);
+        match request.base {
+            CommitBase::Shallow if refused => {
+                self.commit_behind(domain, &request.target)?.map_or(started, Ok)
+            }
+            _ => started,
+        }
     }
 
     fn block_job(&self, domain: DomainId, target: &str) -> Result<Option<BlockJob>> {
-        self.ask(domain, "read the block jobs", |d| raw::block_job(d, target))
+        match self.ask(domain, "read the block jobs", |d| raw::block_job(d, target))? {
+            Some(job) => Ok(Some(job)),
+            None => self.job_behind(domain, target),
+        }
     }
 
     fn end_block_job(&self, domain: DomainId, target: &str, end: JobEnd) -> Result<()> {
@@ -352,13 +365,24 @@ impl Hypervisor for Libvirt {
             JobEnd::Pivot => format!("pivot disk '{target}' of"),
             JobEnd::Abort => format!("abort the block job of disk '{target}' of"),
         };
-        self.tell(domain, &doing, |d| raw::end_block_job(d, target, end))
+        let ended = self.tell(domain, &doing, |d| raw::end_block_job(d, target, end));
+        match &ended {
+            Err(error) if !Fault::lost(error) => self.end_behind(domain, target, end)?.map_or(ended, Ok),
+            _ => ended,
+        }
     }
 
     fn cap_block_job(&self, domain: DomainId, target: &str, bytes_per_second: u64) -> Result<()> {
-        self.tell(domain, "set the speed of a block job of", |d| {
+        let capped = self.tell(domain, "set the speed of a block job of", |d| {
             raw::cap_block_job(d, target, bytes_per_second)
-        })
+        });
+        match &capped {
+            // A commit that libvirt knows nothing of never has a limit.
+            Err(error) if !Fault::lost(error) && bytes_per_second == 0 => {
+                self.job_behind(domain, target)?.map_or(capped, |_| Ok(()))
+            }
+            _ => capped,
+        }
     }
 
     fn set_block_threshold(&self, domain: DomainId, target: &str, bytes: u64) -> Result<()> {

@@ -34,6 +34,22 @@ fn returned(reply: &str) -> Value {
     reply.and_then(|mut reply| reply.get_mut("return").map(Value::take)).unwrap_or_default()
 }
 
+/// What a reply returns, or the words with which QEMU refuses.
+pub(crate) fn answer(reply: &str) -> std::result::Result<Value, String> {
+    let reply: Value = serde_json::from_str(reply).map_err(|e| format!("its answer can't be read: {e}"))?;
+    match (reply.get("return"), reply["error"]["desc"].as_str()) {
+        (Some(value), _) => Ok(value.clone()),
+        (None, Some(why)) => Err(why.to_owned()),
+        (None, None) => Err("it answers with neither a result nor an error".to_owned()),
+    }
+}
+
+/// The node that a disk or an image above uses an image by, from what [`QUERY_NODES`] returns: the format's, where libvirt made one.
+pub(crate) fn format_node(nodes: &Value, image: &Path) -> Option<String> {
+    let names = names_of(nodes, image);
+    names.iter().find(|name| name.ends_with("-format")).or(names.first()).cloned()
+}
+
 /// Whether a reply to `query-status` says that the guest runs.
 pub(crate) fn is_running(reply: &str) -> bool {
     returned(reply)["running"] == true
@@ -46,7 +62,10 @@ pub(crate) fn is_io_error(reply: &str) -> bool {
 
 /// The names of libvirt's nodes for an image, from a reply to [`QUERY_NODES`].
 pub(crate) fn nodes_of(reply: &str, image: &Path) -> Vec<String> {
-    let nodes = returned(reply);
+    names_of(&returned(reply), image)
+}
+
+fn names_of(nodes: &Value, image: &Path) -> Vec<String> {
     let nodes = nodes.as_array().map(Vec::as_slice).unwrap_or_default().iter();
     let named =
         nodes.filter_map(|node| Some((node.get("node-name")?.as_str()?, node.get("file")?.as_str()?)));
@@ -138,6 +157,12 @@ mod tests {
         for other in [r#"{"error":{}}"#, "[]", "", r#"{"return":{}}"#] {
             assert_eq!(nodes_of(other, Path::new("/i/a.overlay")), Vec::<String>::new(), "{other}");
         }
+        let node = |image: &str| format_node(&answer(reply).unwrap(), Path::new(image));
+        assert_eq!(node("/i/a.overlay").as_deref(), Some("libvirt-3-format"));
+        assert_eq!(node("/i/a.qcow2").as_deref(), Some("libvirt-1-storage"));
+        assert_eq!(node("/i/b"), None);
+        assert_eq!(answer(r#"{"error":{"class":"GenericError","desc":"no"}}"#), Err("no".to_owned()));
+        assert!(answer("").is_err() && answer("[]").is_err());
         let close = r#"{"arguments":{"node-name":"libvirt-3-format"},"execute":"blockdev-del"}"#;
         assert_eq!(close_node("libvirt-3-format"), close);
     }

@@ -3,8 +3,9 @@
 //! Before, in the midst of and after each call a hook is asked what becomes of the world ([`Fate`]); that is how a test reaches
 //! every crash point of a job without a QEMU. What is simulated, and where libvirt 11.3 showed it:
 //!
-//! - libvirtd killed in the midst of a snapshot: an overlay that nobody uses and QEMU has open ([`When::Half`]), or a live XML with the overlay
-//!   and a configuration without it ([`When::Late`]); with quiesce, a guest that stays frozen in either case.
+//! - libvirtd killed in the midst of a snapshot: an overlay that nobody uses and QEMU has open ([`When::Half`]), a QEMU that writes to
+//!   the overlay and descriptions that both name the base ([`When::Early`]), or a live XML with the overlay and a
+//!   configuration without it ([`When::Late`]); with quiesce, a guest that stays frozen in any case.
 //! - libvirtd killed in the midst of a pivot: nothing happened ([`When::Half`]), or QEMU writes to the base while both
 //!   descriptions name the overlay, the mirror's mark says `pivot`, there is no job, and every further job on the disk fails
 //!   ([`When::Late`]).
@@ -86,7 +87,9 @@ pub enum When {
     Before,
     /// Something was done, QEMU did not switch. Snapshot, pivot, and a commit at rest of which half was done.
     Half,
-    /// QEMU switched, libvirt has not written it down. Snapshot and pivot only.
+    /// QEMU switched, and libvirt knows nothing of it. Snapshot only.
+    Early,
+    /// QEMU switched, libvirt has not written all of it down. Snapshot and pivot only.
     Late,
     /// All is done, the answer is on its way.
     After,
@@ -435,7 +438,9 @@ impl Turn<'_> {
             match self.fate {
                 Fate::KillGuests => outside::happens(self.world, Outside::KillGuests, self.hub),
                 // Who needs libvirt waits until the call is over.
-                Fate::Outside(what) if matches!(when, When::Half | When::Late) && !what.is_the_guests() => {
+                Fate::Outside(what)
+                    if matches!(when, When::Half | When::Early | When::Late) && !what.is_the_guests() =>
+                {
                     self.fate = Fate::GoOn;
                 }
                 Fate::Outside(what) => outside::happens(self.world, what, self.hub),

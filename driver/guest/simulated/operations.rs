@@ -5,10 +5,11 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use super::world::{Agent, Job, SimDomain, SimImage};
+use super::world::{Agent, Described, Job, SimDomain, SimImage};
 use super::{Turn, When, code, refused};
 use crate::guest::domain_xml::Chain;
 use crate::guest::fault::Fault;
+use crate::guest::is_our_overlay;
 use crate::guest::types::{
     BlockJobKind, BlockJobStatus, CommitBase, CommitRequest, DomainId, Event, JobEnd, Quiesce, SnapshotDisk,
     SnapshotRequest,
@@ -95,16 +96,19 @@ impl Turn<'_> {
             }
             return Ok(());
         }
-        let domain = self.running(id)?;
-        for (position, overlay) in &overlays {
-            domain.switch(*position, overlay, &Described::Live);
-        }
-        if self.reaches(When::Late) {
-            return Ok(());
-        }
-        let domain = self.running(id)?;
-        for (position, overlay) in &overlays {
-            domain.switch(*position, overlay, &Described::Config);
+        for switched in [Switched::Qemu, Switched::Live, Switched::Config] {
+            let domain = self.running(id)?;
+            for (position, overlay) in &overlays {
+                domain.switch(*position, overlay, &switched);
+            }
+            let over = match switched {
+                Switched::Qemu => self.reaches(When::Early),
+                Switched::Live => self.reaches(When::Late),
+                Switched::Config => false,
+            };
+            if over {
+                return Ok(());
+            }
         }
         if request.quiesce() == Quiesce::ByAgent {
             self.set_frozen(id, Frozen::No)?;
@@ -117,7 +121,8 @@ impl Turn<'_> {
         let qemu = self.running(id)?.qemu.clone().unwrap_or_default();
         let top = qemu.tops.get(position).cloned().unwrap_or_default();
         let believed = self.running(id)?.views.live.get(position).map(|d| d.path.clone());
-        if believed.as_ref() != Some(&top) {
+        let ours = is_our_overlay(&top) && request.base == CommitBase::Shallow;
+        if believed.as_ref() != Some(&top) && !ours {
             return Err(refused(code::INVALID_ARG, "the chain is not what it should be"));
         }
         let chain = self.world.chain(&top);
@@ -134,7 +139,8 @@ impl Turn<'_> {
         let between = chain.iter().take(depth).filter_map(|p| self.world.images.get(p));
         let dirty = between.flat_map(|i| i.writes.iter().copied()).collect();
         let domain = self.running(id)?;
-        if let Some(disk) = domain.views.live.get_mut(position) {
+        // Of a commit that QEMU itself was told to do the descriptions have nothing.
+        if let Some(disk) = domain.views.live.get_mut(position).filter(|disk| disk.path == top) {
             disk.mirror = Some(None);
         }
         if let Some(qemu) = &mut domain.qemu {
@@ -147,7 +153,8 @@ impl Turn<'_> {
     pub(super) fn progress(&mut self, id: DomainId, target: &str) {
         let Some(status) = self.world.advance(id, target) else { return };
         if let Some(domain) = self.world.domains.get_mut(&id)
-            && let Some(disk) = domain.views.live.iter_mut().find(|d| d.target == target)
+            && let Some(disk) =
+                domain.views.live.iter_mut().find(|d| d.target == target && d.mirror.is_some())
         {
             disk.mirror = (status == BlockJobStatus::Ready).then_some(Some("yes"));
         }
@@ -176,12 +183,13 @@ impl Turn<'_> {
         if !job.ready {
             return Err(refused(code::BLOCK_COPY_ACTIVE, "disk not ready for pivot yet"));
         }
-        if let Some(disk) = domain.views.live.get_mut(position) {
+        let known = |disk: &&mut Described| disk.mirror.is_some();
+        if let Some(disk) = domain.views.live.get_mut(position).filter(known) {
             disk.mirror = Some(Some("pivot"));
         }
         if self.reaches(When::Half) {
             // libvirtd comes back, sees the job in QEMU, and takes the mark back.
-            if let Some(disk) = self.running(id)?.views.live.get_mut(position) {
+            if let Some(disk) = self.running(id)?.views.live.get_mut(position).filter(known) {
                 disk.mirror = Some(Some("yes"));
             }
             return Ok(());
@@ -197,10 +205,13 @@ impl Turn<'_> {
         if self.reaches(When::Late) {
             return Ok(());
         }
+        let followed = self.running(id)?.views.live.get_mut(position).is_some_and(|disk| known(&disk));
         self.forget_job(id, position, target)?;
         let domain = self.running(id)?;
-        domain.switch(position, &job.base, &Described::Live);
-        domain.switch(position, &job.base, &Described::Config);
+        if followed {
+            domain.switch(position, &job.base, &Switched::Live);
+            domain.switch(position, &job.base, &Switched::Config);
+        }
         self.tell(id, target, BlockJobStatus::Completed);
         Ok(())
     }
@@ -224,26 +235,31 @@ pub(super) enum Frozen {
     No,
 }
 
-/// Which descriptions a switch changes.
-enum Described {
-    /// QEMU and the live XML.
+/// The steps of a switch to another image.
+#[derive(Clone, Copy)]
+enum Switched {
+    /// What QEMU writes to.
+    Qemu,
+    /// What the live XML says.
     Live,
     /// The configuration, where it names what the live XML named.
     Config,
 }
 
 impl SimDomain {
-    fn switch(&mut self, position: usize, path: &PathBuf, which: &Described) {
+    fn switch(&mut self, position: usize, path: &PathBuf, which: &Switched) {
         match which {
-            Described::Live => {
+            Switched::Qemu => {
                 if let Some(top) = self.qemu.as_mut().and_then(|q| q.tops.get_mut(position)) {
                     top.clone_from(path);
                 }
+            }
+            Switched::Live => {
                 if let Some(disk) = self.views.live.get_mut(position) {
                     disk.path.clone_from(path);
                 }
             }
-            Described::Config => {
+            Switched::Config => {
                 let target = self.views.live.get(position).map(|d| d.target.clone());
                 let config = self.views.config.iter_mut().flatten();
                 for disk in config.filter(|d| Some(&d.target) == target.as_ref()) {

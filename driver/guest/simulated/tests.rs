@@ -105,6 +105,8 @@ fn libvirtds_death_in_a_snapshot_tears_the_descriptions_apart() {
     fail_at(&world, Operation::Snapshot, When::Half, Fate::KillLibvirtd);
     world.snapshot(id, &request(Quiesce::ByAgent)).unwrap_err();
     assert_eq!(first_disk(&world, id), [BASES[0]; 3].map(PathBuf::from));
+    assert_eq!(world.image_use(Path::new(OVERLAYS[0])).unwrap(), ImageUse::Written);
+    world.close_unused(id, Path::new(OVERLAYS[0])).unwrap();
     assert_eq!(world.image_use(Path::new(OVERLAYS[0])).unwrap(), ImageUse::Free);
     assert!(world.is_frozen(id));
     assert_eq!(world.thaw(id).unwrap(), 2);

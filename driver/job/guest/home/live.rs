@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use super::super::sight::Sight;
 use super::Homing;
 use crate::catalog::{Change, DiskState, JobState};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, sentence};
 use crate::guest::guard::Held;
 use crate::guest::host::Mark;
 use crate::guest::{
@@ -79,13 +79,19 @@ impl Homing<'_> {
                 let message = format!("the commit of {} fails again and again", self.name_of(target));
                 let hint = "is the base's file system full? The guest runs on in its overlay, nothing is lost; make room, then run \
                             `virtfold recover`";
-                return Err(Error::new(ErrorKind::Io, message).with_hint(hint));
+                let error = Error::new(ErrorKind::Io, message).with_hint(hint);
+                return Err(match self.refused.take() {
+                    Some(why) => error.with_source(why),
+                    None => error,
+                });
             }
         }
         self.begin(index)?;
         let base = CommitBase::Shallow;
         let request = CommitRequest { target: target.to_owned(), base, bytes_per_second: 0 };
-        self.host.hypervisor.commit(self.job.domain, &request)
+        let started = self.host.hypervisor.commit(self.job.domain, &request);
+        self.refused = started.as_ref().err().map(|error| sentence(error));
+        started
     }
 
     /// Waits until the job has caught up with the guest once, or does not get nearer any more.

@@ -81,6 +81,8 @@ pub(super) struct Homing<'a> {
     pub(super) sentry: Option<Box<dyn Sentry>>,
     /// Commits that were started, for each disk.
     commits: Vec<u32>,
+    /// What was said against the last commit.
+    refused: Option<String>,
     /// Thaws that failed.
     thaws: u32,
     /// Whether what was found is noted.
@@ -101,6 +103,7 @@ impl<'a> Homing<'a> {
             pause: None,
             sentry: None,
             commits,
+            refused: None,
             thaws: 0,
             looked: false,
             stands_since: None,
