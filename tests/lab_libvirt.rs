@@ -13,6 +13,7 @@ use lab::records::{check, check_images, take_from_ext4};
 use lab::{Guest, GuestSpec, Lab, wait_for};
 use virtfold::error::ErrorKind;
 use virtfold::guest::domain_xml::{AgentChannel, DomainXml};
+use virtfold::guest::host::{HostFiles, ImageUse, LocalFiles};
 use virtfold::guest::libvirt::{Libvirt, LocalUri};
 use virtfold::guest::rules::{Choice, Facts};
 use virtfold::guest::{
@@ -267,4 +268,78 @@ fn managed_save_keeps_an_xml_of_its_own() {
     guest.progress.wait_more(100);
     assert_eq!(libvirt.query_block(id).unwrap()[0].file, Some(moved));
     libvirt.destroy(id).unwrap();
+}
+
+/// Has QEMU open an image behind libvirt's back, as libvirt does it before a snapshot.
+fn open_behind(lab: &Lab, guest: &Guest<'_>, (image, number): (&std::path::Path, u32)) {
+    let storage = serde_json::json!({"driver": "file", "filename": image, "node-name": format!("libvirt-{number}-storage")});
+    let format = serde_json::json!({"driver": "qcow2", "backing": null, "file": format!("libvirt-{number}-storage"),
+        "node-name": format!("libvirt-{number}-format")});
+    for node in [storage, format] {
+        command(lab, guest, "blockdev-add", &node);
+    }
+}
+
+fn command(lab: &Lab, guest: &Guest<'_>, verb: &str, arguments: &serde_json::Value) {
+    let line = serde_json::json!({"execute": verb, "arguments": arguments}).to_string();
+    let reply = lab.virsh(&["qemu-monitor-command", guest.name(), &line]);
+    assert!(reply.contains("\"return\""), "{line}: {reply}");
+}
+
+#[test]
+fn what_a_libvirtd_leaves_that_dies_in_a_snapshot_is_undone() {
+    let lab = Lab::start();
+    let guest = lab.guest(GuestSpec { disks: vec!["qcow2", "raw"], ..GuestSpec::default() });
+    let libvirt = open(&lab);
+    guest.start();
+    let id = libvirt.lookup(guest.name()).unwrap().id;
+    let host = LocalFiles;
+    for (n, (base, format)) in guest.images().into_iter().enumerate() {
+        let target = lab::guest::target(n);
+        let overlay = overlay_path(&guest.folder, &base, 7);
+        let mut create = std::process::Command::new("qemu-img");
+        create.args(["create", "-q", "-f", "qcow2", "-F", format, "-b"]).arg(&base).arg(&overlay);
+        lab::run(&mut create);
+        // Before QEMU took it: an image that is open for nothing.
+        open_behind(&lab, &guest, (&overlay, 90));
+        assert_eq!(host.image_use(&overlay).unwrap(), ImageUse::Written);
+        libvirt.close_unused(id, &overlay).unwrap();
+        assert_eq!(host.image_use(&overlay).unwrap(), ImageUse::Free);
+        libvirt.close_unused(id, &base).unwrap();
+        assert_eq!(host.image_use(&base).unwrap(), ImageUse::Written, "what is used is never closed");
+
+        // After: the guest writes to an overlay that libvirt knows nothing of. The names of the nodes are free again.
+        open_behind(&lab, &guest, (&overlay, 90));
+        let blocks = lab.virsh(&["qemu-monitor-command", guest.name(), r#"{"execute":"query-block"}"#]);
+        let blocks: serde_json::Value = serde_json::from_str(&blocks).unwrap();
+        let of_it = blocks["return"].as_array().unwrap().iter();
+        let node = of_it.map(|b| &b["inserted"]).find(|i| i["file"] == base.to_str().unwrap()).unwrap();
+        let arguments = serde_json::json!({"node": node["node-name"], "overlay": "libvirt-90-format"});
+        command(&lab, &guest, "blockdev-snapshot", &arguments);
+        guest.progress.wait_more(100);
+        assert_eq!(files(&libvirt, id, &target), [&base, &base, &overlay].map(Clone::clone));
+        let request =
+            CommitRequest { target: target.clone(), base: CommitBase::Shallow, bytes_per_second: 0 };
+        libvirt.commit(id, &request).unwrap();
+        libvirt.cap_block_job(id, &target, 0).unwrap();
+        libvirt.suspend(id).unwrap();
+        wait_for("the job is level", 20, || libvirt.block_job(id, &target).unwrap().unwrap().is_level());
+        // As after the death of a driver.
+        open(&lab).end_block_job(id, &target, JobEnd::Pivot).unwrap();
+        assert_eq!(libvirt.block_job(id, &target).unwrap(), None);
+        libvirt.resume(id).unwrap();
+        assert_eq!(files(&libvirt, id, &target), [&base, &base, &base].map(Clone::clone));
+        libvirt.close_unused(id, &overlay).unwrap();
+        assert_eq!(host.image_use(&overlay).unwrap(), ImageUse::Free);
+        std::fs::remove_file(&overlay).unwrap();
+    }
+    // Nothing of it is in the way of libvirt's own.
+    let overlays = snapshot(&libvirt, &guest, id, Quiesce::No);
+    guest.progress.wait_more(100);
+    thaw(&libvirt, &guest, id);
+    overlays.iter().for_each(|overlay| std::fs::remove_file(overlay).unwrap());
+    guest.power_off();
+    let images = guest.images();
+    let images: Vec<_> = images.iter().map(|(p, f)| (p.as_path(), *f)).collect();
+    assert_eq!(check_images(&images, guest.layout()).unwrap().last, guest.progress.last());
 }
