@@ -104,7 +104,9 @@ fn a_running_guest_is_backed_up_while_it_writes() {
     guest.progress.wait_more(300);
     let before = everything(&guest);
     let from = (guest.progress.last(), Instant::now());
-    let (archive, report) = backup(&guest, &[]);
+    let metrics = lab.folder().join("metrics");
+    fs::create_dir(&metrics).unwrap();
+    let (archive, report) = backup(&guest, &["--metrics-dir", text(&metrics)]);
     let to = (guest.progress.last(), Instant::now());
     println!("largest gap {:?}", guest.progress.gap_between(from.1, to.1));
     guest.progress.wait_more(300);
@@ -112,7 +114,12 @@ fn a_running_guest_is_backed_up_while_it_writes() {
     assert_eq!(everything(&guest), before);
     assert_eq!(overlays(&guest.folder), Vec::<PathBuf>::new());
     assert_eq!((&report["way"], &report["freeze"]["quiesced"]), (&"online".into(), &false.into()));
-    assert!(report["freeze"]["pause_ms"].as_f64().unwrap() < 2000.0);
+    let snapshot = report["freeze"]["snapshot_ms"].as_f64().unwrap();
+    assert!(report["freeze"]["pause_ms"].as_f64().unwrap() < 2000.0 && snapshot < 2000.0);
+    let shown = virtfold_in(&lab, &["show", text(&archive), "--json"]).ok().json();
+    let noted = shown["head"]["freeze"]["pause_ms"].as_f64().unwrap();
+    assert!((noted - snapshot).abs() < 1.0, "{noted} {snapshot}");
+    measured(&guest, &metrics);
     virtfold_in(&lab, &["verify", text(&archive)]).ok();
     let seen = restored(&guest, &archive);
     assert!(
@@ -129,6 +136,30 @@ fn a_running_guest_is_backed_up_while_it_writes() {
     let (archive, report) = backup(&guest, &[]);
     assert_eq!((&report["way"], &report["freeze"]), (&"offline".into(), &serde_json::Value::Null));
     assert_eq!(restored(&guest, &archive).last, guest.progress.last());
+}
+
+/// The metrics of a backup, and of one that fails after it.
+fn measured(guest: &Guest<'_>, metrics: &Path) {
+    let refused = ["backup", "writer", "--to", "/", "--min-free", "4000T", "--metrics-dir", text(metrics)];
+    virtfold_in(guest.lab, &refused).exits(exit::NO_SPACE);
+    let mut files: Vec<_> = fs::read_dir(metrics).unwrap().map(|e| e.unwrap().path()).collect();
+    files.sort();
+    let texts: Vec<_> = files.iter().map(|path| fs::read_to_string(path).unwrap()).collect();
+    println!("{texts:#?}");
+    let [failure, success] = texts.as_slice() else { panic!("{files:?}") };
+    assert!(failure.contains("virtfold_backup_last_failure_timestamp_seconds{domain=\"writer\""));
+    for name in [
+        "last_success_timestamp_seconds",
+        "last_duration_seconds",
+        "last_capacity_bytes",
+        "last_read_bytes",
+        "last_archive_bytes",
+        "last_thaw_failed",
+        "last_pause_seconds",
+    ] {
+        assert!(success.contains(&format!("virtfold_backup_{name}{{domain=\"writer\"")), "{name}");
+    }
+    assert!(success.contains("phase=\"pivot\"") && success.contains("phase=\"snapshot\""));
 }
 
 #[test]

@@ -121,9 +121,9 @@ pub struct CompressionNote {
 /// How the guest was frozen.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Freeze {
-    /// The method, for example `agent` or `pause`.
+    /// The method: `agent`, `snapshot` or `standing`.
     pub method: String,
-    /// How long the guest stood still, milliseconds.
+    /// How long the freeze kept the guest from writing at most, milliseconds.
     pub pause_ms: u64,
 }
 

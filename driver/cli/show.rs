@@ -92,6 +92,9 @@ fn described(head: &Manifest) -> String {
     text += &format!("id         {}\n", head.archive);
     text += &format!("created    {} on {} by {}\n", local(&head.created), head.host, head.tool);
     text += &format!("compressed {compression}\n");
+    if let Some(freeze) = &head.freeze {
+        text += &format!("frozen     by {} for {} ms\n", printable(&freeze.method), freeze.pause_ms);
+    }
     for disk in &head.disks {
         text += &disk_text(disk);
     }

@@ -1,5 +1,6 @@
 //! A backup of a domain, run and told.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -11,6 +12,7 @@ use virtfold::job::domain::{DomainReport, DomainRequest, backup_domain};
 use virtfold::job::guest::{Host, Pace};
 use virtfold::job::plan::Wishes;
 use virtfold::job::{Control, Progress};
+use virtfold::metrics::{self, Labels};
 
 use super::Job;
 use super::connection::Connection;
@@ -19,13 +21,13 @@ use crate::cli::backup::{stdout_of, text as archive_text, warn};
 use crate::cli::exit::Outcome;
 use crate::cli::report::{Style, Ticker, printable, result};
 
-/// Runs it.
+/// Runs it; says also what came of it.
 pub(super) fn run(
     job: &Job<'_>,
     wishes: &Wishes,
     (connection, places): (&Connection, &LibvirtPlaces),
     signals: &Signals,
-) -> Result<Outcome> {
+) -> Result<(Outcome, DomainReport)> {
     let Some(destination) = &job.destination else {
         return Err(Error::new(ErrorKind::Usage, "--to says where the archive goes").into());
     };
@@ -50,7 +52,7 @@ pub(super) fn run(
     let freeze = report.freeze.iter().flat_map(|freeze| &freeze.warnings);
     freeze.for_each(|warning| eprintln!("virtfold: warning: {}", printable(warning)));
     result(job.style, out, &report, &text(&report))?;
-    let Some(failure) = &report.thaw_failure else { return Ok(Outcome::Done) };
+    let Some(failure) = &report.thaw_failure else { return Ok((Outcome::Done, report)) };
     if job.style == Style::Text {
         eprintln!(
             "virtfold: the archive is good, but '{}' is not in order: {}",
@@ -59,7 +61,31 @@ pub(super) fn run(
         );
         eprintln!("hint: {}", printable(&failure.hint));
     }
-    Ok(Outcome::Failed(failure.kind))
+    Ok((Outcome::Failed(failure.kind), report))
+}
+
+/// Writes the metrics of a backup. What they can't say must not look as if nothing had happened: it fails then, with what the backup itself
+/// says first.
+pub(super) fn measure(
+    directory: &Path,
+    (connection, domain): (&Connection, &str),
+    done: Result<(Outcome, DomainReport)>,
+) -> Result<Outcome> {
+    match done {
+        Ok((outcome, report)) => {
+            metrics::succeeded(directory, &report)?;
+            Ok(outcome)
+        }
+        Err(error) => {
+            let found = connection.hypervisor.lookup(domain);
+            let noted = found
+                .and_then(|info| metrics::failed(directory, Labels { domain: &info.name, uuid: info.id.0 }));
+            if let Err(other) = noted {
+                tracing::error!(%other, "the failure is not in the metrics");
+            }
+            Err(error)
+        }
+    }
 }
 
 fn text(report: &DomainReport) -> String {
@@ -83,7 +109,8 @@ fn text(report: &DomainReport) -> String {
             (Some(pause), None) => format!("longest pause {pause:.0} ms"),
             (None, None) => "never paused".to_owned(),
         };
-        lines.push(format!("{} ({}): {how}, {pause}", printable(&report.domain), report.way));
+        let snapshot = freeze.snapshot_ms.map_or_else(String::new, |ms| format!("snapshot in {ms:.0} ms, "));
+        lines.push(format!("{} ({}): {how}, {snapshot}{pause}", printable(&report.domain), report.way));
     } else {
         lines.push(format!("{} ({})", printable(&report.domain), report.way));
     }

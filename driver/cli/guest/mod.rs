@@ -51,6 +51,9 @@ pub(crate) struct GuestArgs {
     /// Say what would be done and touch nothing; the exit code is the one that the backup would be refused with
     #[arg(long, requires = "domain", help_heading = "Domains")]
     plan: bool,
+    /// Write metrics for node_exporter's textfile collector into this directory
+    #[arg(long, value_name = "DIR", requires = "domain", help_heading = "Domains")]
+    metrics_dir: Option<PathBuf>,
     /// libvirt's state directory [default: $VIRTFOLD_LIBVIRT_DIR, else /var/lib/libvirt, or the user's for qemu:///session]
     #[arg(long, value_name = "DIR", requires = "domain", help_heading = "Domains")]
     libvirt_dir: Option<PathBuf>,
@@ -135,6 +138,8 @@ impl GuestArgs {
             return Ok(kind.map_or(Outcome::Done, Outcome::Failed));
         }
         let places = connection::places(self.libvirt_dir.as_deref(), &connection.uri)?;
-        backup::run(&job, &wishes, (&connection, &places), signals)
+        let done = backup::run(&job, &wishes, (&connection, &places), signals);
+        let Some(directory) = &self.metrics_dir else { return done.map(|(outcome, _)| outcome) };
+        backup::measure(directory, (&connection, job.domain), done)
     }
 }

@@ -68,7 +68,12 @@ impl Copy<'_> {
             (Way::OnlineStanding, false) => "standing",
             (Way::Online, false) => "snapshot",
         };
-        let pause = frozen.report.frozen_ms.unwrap_or(0.0).clamp(0.0, 1e9).round();
+        // Longer than the guest stood still by what libvirt needs around the snapshot.
+        let measured = match method {
+            "standing" => None,
+            _ => frozen.report.frozen_ms.or(frozen.report.snapshot_ms),
+        };
+        let pause = measured.unwrap_or(0.0).clamp(0.0, 1e9).round();
         // A number of at most ten digits, without fraction: its text is the integer's.
         let pause_ms = format!("{pause:.0}").parse().unwrap_or(0);
         Some(Freeze { method: method.to_owned(), pause_ms })

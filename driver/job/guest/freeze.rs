@@ -174,7 +174,7 @@ fn snapshot(homing: &mut Homing<'_>, request: &FreezeRequest, report: &mut Freez
     let wanted = homing.job.kind == Kind::Running && request.quiesce != Quiesce::No;
     let frozen_since = Instant::now();
     let asked = if wanted { freeze(homing, request, report)? } else { Asked::No };
-    let taken = take(homing, request);
+    let taken = take(homing, request, report);
     if asked != Asked::No {
         let thawed = thaw(homing, report);
         if report.quiesced {
@@ -261,12 +261,14 @@ fn lost<T>(result: &Result<T>) -> bool {
 }
 
 /// Takes the snapshot, and sees that it was taken: of all disks or of none.
-fn take(homing: &mut Homing<'_>, request: &FreezeRequest) -> Result<()> {
+fn take(homing: &mut Homing<'_>, request: &FreezeRequest, report: &mut FreezeReport) -> Result<()> {
     let host = homing.host;
     let overlays: Vec<_> = request.disks.iter().map(|d| (d.target.clone(), d.overlay.clone())).collect();
     let wanted = SnapshotRequest::new(&request.targets, &overlays, types::Quiesce::No)?;
     for attempt in 1.. {
+        let asked = Instant::now();
         let answer = host.hypervisor.snapshot(request.domain, &wanted);
+        report.snapshot_ms = Some(millis(asked.elapsed()));
         let again = lost(&answer) && attempt < SNAPSHOTS;
         let switched = patiently(host, || switched(homing))?;
         match answer {

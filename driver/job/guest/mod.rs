@@ -174,6 +174,8 @@ pub struct FreezeReport {
     pub quiesced: bool,
     /// How long they were frozen, milliseconds.
     pub frozen_ms: Option<f64>,
+    /// How long the snapshot took, milliseconds; the guest's writes wait for a part of it.
+    pub snapshot_ms: Option<f64>,
     /// The longest pause of the guest at a pivot, milliseconds.
     pub pause_ms: Option<f64>,
     /// What a person should know.
