@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Result;
-use virtfold::catalog::{Catalog, Journal};
+use virtfold::catalog::{Catalog, Journal, Nothing};
 use virtfold::crypt::Identities;
 use virtfold::error::Error;
 use virtfold::guest::host::LocalFiles;
@@ -118,7 +118,7 @@ impl DefineArgs {
     /// The journal; a plan makes none where there is none.
     fn journal(&self) -> Result<Option<Catalog>, Error> {
         let state = self.state.path()?;
-        if self.plan && !state.join("catalog.sqlite").exists() {
+        if self.plan && Nothing::is_in(&state) {
             return Ok(None);
         }
         Catalog::open(&state).map(Some)

@@ -4,7 +4,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::time::Instant;
 
-use virtfold_hooks::guard::{Access, Guard, Guarded};
+use virtfold_hooks::guard::Access;
 
 use super::inventory::Inventory;
 use super::places::{self, Found};
@@ -14,8 +14,8 @@ use super::{Afterwards, DefineReport, DefineRequest, Host, Identity};
 use crate::durable::{Existing, PartialFile};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::guest::{Config, DomainId, Fault, Run, Start};
-use crate::job::Control;
 use crate::job::restore::{self, RestoreReport, RestoreRequest, Selection};
+use crate::job::{Control, guards};
 
 /// What is told when the archive is not whole and sound.
 pub(super) const PARTIAL: &str =
@@ -33,7 +33,10 @@ pub fn run(request: &DefineRequest, host: &Host<'_>, control: &Control) -> Resul
     // A copy's uuid is new: nobody else is at work on it.
     let journal = host.journal.filter(|_| plan.who.identity != Identity::Copy);
     let _locked = journal.map(|journal| journal.lock(plan.who.id)).transpose()?;
-    let guards = guard(&plan, host)?;
+    let reason = format!("'{}' is being restored from a backup", plan.who.name);
+    let paths = plan.disks.iter().map(|(_, spot)| spot.path.as_path());
+    let who = (plan.who.id.0, plan.who.name.as_str());
+    let guards = guards::hold(host.guards, who, (Access::Restoring, &reason), paths)?;
     // From here on nobody starts a guest on these disks; somebody may have just before.
     check_again(&plan, host)?;
     let mut switch = Switch::new();
@@ -63,20 +66,6 @@ pub fn run(request: &DefineRequest, host: &Host<'_>, control: &Control) -> Resul
     }
     plan.report.seconds = started.elapsed().as_secs_f64();
     Ok(plan.report)
-}
-
-/// Puts up a guard for each disk.
-fn guard(plan: &Plan, host: &Host<'_>) -> Result<Vec<Guard>> {
-    let reason = format!("'{}' is being restored from a backup", plan.who.name);
-    let hold = |path: &Path| {
-        let what = Guarded::new(path, Access::Restoring, reason.clone());
-        let what = what.of_guest(Some(plan.who.id.to_string()), Some(plan.who.name.clone()));
-        Guard::hold(host.guards, &what).map_err(|e| {
-            Error::io(format!("cannot put up a guard in '{}'", host.guards.display()), e)
-                .with_hint("say where guards go with VIRTFOLD_GUARDS; libvirt's hook must look there, too")
-        })
-    };
-    plan.disks.iter().map(|(_, spot)| hold(&spot.path)).collect()
 }
 
 /// Whether the world is still the one that was planned for.

@@ -14,15 +14,14 @@
 //!
 //! Imports: `error`, `image`, `archive`, `guest`, and of `job` `plan`, `guest`, `backup`, `attachments`; `virtfold_hooks` (guards).
 
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde::Serialize;
 use uuid::Uuid;
-use virtfold_hooks::guard::{Access, Guard, Guarded};
+use virtfold_hooks::guard::Access;
 
-use super::Control;
 use super::attachments::LibvirtPlaces;
 use super::backup::{BackupReport, Destination, Manner, Written, open_medium};
 use super::guest::{
@@ -30,9 +29,11 @@ use super::guest::{
     Which, at_rest, frozen, recover,
 };
 use super::plan::{self, How, Plan, PlannedDisk, QuiesceWish, Wishes};
+use super::{Control, guards};
 use crate::catalog::Base;
 use crate::error::{Error, ErrorKind, IoContext, Result, sentence};
 use crate::guest::DomainId;
+use crate::guest::host::HostFiles;
 use crate::guest::rules::Way;
 use crate::medium::Medium;
 
@@ -193,7 +194,7 @@ fn online(
     control: &Control,
     open: impl FnOnce(&str) -> Result<Box<dyn Medium>>,
 ) -> Result<Done> {
-    let request = freeze_request(copy.plan, copy.request.wishes)?;
+    let request = freeze_request(copy.plan, copy.request.wishes, copy.host.files)?;
     make_overlay_directories(&request, &copy.request.wishes.state_dir)?;
     let mut good: Option<(BackupReport, FreezeReport)> = None;
     control.progress.enter("freezing", 0);
@@ -225,33 +226,24 @@ fn offline(
     control: &Control,
     open: impl FnOnce(&str) -> Result<Box<dyn Medium>>,
 ) -> Result<Done> {
-    let disks =
-        copy.plan.copied().map(|disk| Ok(RestDisk { target: disk.target.clone(), base: base(disk)? }));
+    let disks = copy
+        .plan
+        .copied()
+        .map(|disk| Ok(RestDisk { target: disk.target.clone(), base: base(disk, copy.host.files)? }));
     let request = RestRequest { domain: copy.plan.known.info.id, disks: disks.collect::<Result<_>>()? };
     // Where libvirt's hook is installed it refuses a start; without it QEMU's locks do, or the proof at the end says what happened.
-    let _guards = guard(copy, &request)?;
+    let domain = &copy.plan.domain;
+    let reason = format!("'{}' is being backed up while it is shut off", domain.name);
+    let paths = request.disks.iter().map(|disk| disk.base.path.as_path());
+    let who = (domain.uuid, domain.name.as_str());
+    let _guards = guards::hold(copy.request.guards, who, (Access::Reading, &reason), paths)?;
     let written: Written = at_rest(copy.host, &request, control, |frozen| copy.write(frozen, open))?;
     // Only now is it known that the domain did not run meanwhile.
     Ok(Done { backup: written.finish(control)?, freeze: None, thaw_failure: None })
 }
 
-/// Guards of a domain's disks while they are read at rest.
-fn guard(copy: &Copy<'_>, request: &RestRequest) -> Result<Vec<Guard>> {
-    let domain = &copy.plan.domain;
-    let hold = |disk: &RestDisk| {
-        let reason = format!("'{}' is being backed up while it is shut off", domain.name);
-        let what = Guarded::new(&disk.base.path, Access::Reading, reason);
-        let what = what.of_guest(Some(domain.uuid.to_string()), Some(domain.name.clone()));
-        Guard::hold(copy.request.guards, &what).map_err(|e| {
-            Error::io(format!("cannot put up a guard in '{}'", copy.request.guards.display()), e)
-                .with_hint("say where guards go with VIRTFOLD_GUARDS; libvirt's hook must look there, too")
-        })
-    };
-    request.disks.iter().map(hold).collect()
-}
-
 /// What the freeze is to do, by the plan.
-fn freeze_request(plan: &Plan, wishes: &Wishes) -> Result<FreezeRequest> {
+fn freeze_request(plan: &Plan, wishes: &Wishes, files: &dyn HostFiles) -> Result<FreezeRequest> {
     let missing = |disk: &PlannedDisk, what: &str| {
         Error::new(ErrorKind::Internal, format!("disk '{}' of a running domain has no {what}", disk.target))
     };
@@ -264,7 +256,7 @@ fn freeze_request(plan: &Plan, wishes: &Wishes) -> Result<FreezeRequest> {
         disks.push(FreezeDisk {
             target: disk.target.clone(),
             alias: alias.ok_or_else(|| missing(disk, "alias"))?,
-            base: base(disk)?,
+            base: base(disk, files)?,
             overlay: disk.overlay.clone().ok_or_else(|| missing(disk, "place for its overlay"))?,
         });
     }
@@ -280,15 +272,13 @@ fn freeze_request(plan: &Plan, wishes: &Wishes) -> Result<FreezeRequest> {
 }
 
 /// The image that a disk has, as the journal keeps it.
-fn base(disk: &PlannedDisk) -> Result<Base> {
+fn base(disk: &PlannedDisk, files: &dyn HostFiles) -> Result<Base> {
     let (Some(path), Some(format)) = (disk.source.as_ref().map(PathBuf::from), disk.format) else {
         return Err(Error::new(ErrorKind::Internal, format!("disk '{}' is no local image", disk.target)));
     };
-    let found = path.metadata().at(|| format!("cannot look at '{}'", path.display()))?;
-    let is_device = found.file_type().is_block_device();
-    let identity = if is_device { (found.rdev(), 0) } else { (found.dev(), found.ino()) };
+    let identity = files.identity(&path)?;
     let backing = disk.backing.first().map(|link| (PathBuf::from(&link.path), link.format.to_string()));
-    Ok(Base { path, format: format.to_string(), identity: Some(identity), backing })
+    Ok(Base { path, format: format.to_string(), identity, backing })
 }
 
 /// The state directory's own place for overlays is made when it is needed. QEMU runs as a user of its own and must get

@@ -1,0 +1,31 @@
+//! Guards of disks that a job needs for itself: libvirt's hook refuses to start a guest on them, as long as they are held.
+//!
+//! Imports: `error`; `virtfold_hooks`.
+
+use std::path::Path;
+
+use uuid::Uuid;
+use virtfold_hooks::guard::{Access, Guard, Guarded};
+
+use crate::error::{Error, Result};
+
+/// Puts up a guard for each disk of a domain (its uuid and name). `reason` is what who starts the guest reads.
+///
+/// # Errors
+/// The directory of guards can't be written to.
+pub(super) fn hold<'a>(
+    directory: &Path,
+    (uuid, name): (Uuid, &str),
+    (access, reason): (Access, &str),
+    disks: impl Iterator<Item = &'a Path>,
+) -> Result<Vec<Guard>> {
+    let hold = |disk: &Path| {
+        let what = Guarded::new(disk, access, reason.to_owned());
+        let what = what.of_guest(Some(uuid.to_string()), Some(name.to_owned()));
+        Guard::hold(directory, &what).map_err(|e| {
+            Error::io(format!("cannot put up a guard in '{}'", directory.display()), e)
+                .with_hint("say where guards go with VIRTFOLD_GUARDS; libvirt's hook must look there, too")
+        })
+    };
+    disks.map(hold).collect()
+}
