@@ -7,9 +7,9 @@ use anyhow::Result;
 use virtfold::archive::stream::Compression;
 use virtfold::error::{Error, ErrorKind};
 use virtfold::image::{Format, Use};
-use virtfold::job::backup::{self, BackupReport, BackupRequest, Destination, DiskReport, ImageSpec, Manner};
+use virtfold::job::backup::{self, BackupReport, BackupRequest, DiskReport, ImageSpec, Manner};
 use virtfold::job::{Control, Progress};
-use virtfold::medium::RateLimit;
+use virtfold::medium::{Location, RateLimit};
 use virtfold::table::Layout;
 use virtfold::units::{BlockSize, Human};
 use virtfold_config::Defaults;
@@ -61,8 +61,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NAME", requires = "image")]
     label: Option<String>,
     /// The directory for the archive, or - for standard output
-    #[arg(long, value_name = "DIR|-", required_unless_present = "plan")]
-    to: Option<PathBuf>,
+    #[arg(long, value_name = "DIR|-", required_unless_present = "plan", value_parser = args::location())]
+    to: Option<Location>,
     /// none, zstd or zstd:LEVEL (1 to 19) [default: the configuration's; zstd]
     #[arg(long, value_name = "HOW")]
     compress: Option<virtfold_config::Compression>,
@@ -103,10 +103,7 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
     let style = Style::from_flag(&args.json);
     let defaults = args.config.load()?.defaults;
     let manner = manner(&args, &defaults)?;
-    let destination = args
-        .to
-        .clone()
-        .map(|to| if to.as_os_str() == "-" { Destination::Stdout } else { Destination::Directory(to) });
+    let destination = args.to.clone();
     if let Some(domain) = &args.domain {
         let job = guest::Job { domain, manner, destination, style, defaults: &defaults };
         return args.guest.run(job, signals);
@@ -131,10 +128,10 @@ fn images_to(request: &BackupRequest, style: Style, signals: &Signals) -> Result
 }
 
 /// Whether the archive takes standard output.
-pub(super) fn stdout_of(destination: &Destination) -> Stdout {
+pub(super) fn stdout_of(destination: &Location) -> Stdout {
     match destination {
-        Destination::Stdout => Stdout::Archive,
-        Destination::Directory(_) => Stdout::Free,
+        Location::Pipe => Stdout::Archive,
+        _ => Stdout::Free,
     }
 }
 
@@ -193,7 +190,7 @@ fn manner(args: &Args, defaults: &Defaults) -> Result<Manner> {
     })
 }
 
-fn request(args: Args, manner: Manner, destination: Destination) -> Result<BackupRequest> {
+fn request(args: Args, manner: Manner, destination: Location) -> Result<BackupRequest> {
     Ok(BackupRequest {
         images: images(&args)?,
         label: args.label,

@@ -12,6 +12,7 @@ use virtfold::job::define::{
     self, Afterwards, DefineReport, DefineRequest, DiskAction, DiskPlan, Host, Identity, Rest, Writing,
 };
 use virtfold::job::{Control, Progress};
+use virtfold::medium::Location;
 use virtfold::units::Human;
 
 use super::Signals;
@@ -58,7 +59,7 @@ pub(crate) struct DefineArgs {
 /// What a restore of a guest has in common with one of disks.
 pub(super) struct Common {
     /// The archive.
-    pub(super) archive: PathBuf,
+    pub(super) archive: Location,
     /// What opens it, where it is encrypted.
     pub(super) identities: Identities,
     /// Disks with a place of their own.

@@ -1,12 +1,12 @@
 //! `virtfold list`: the archives in a directory.
 
-use std::path::PathBuf;
-
 use anyhow::Result;
 use serde::Serialize;
 use virtfold::job::inspect::{self, Glance};
+use virtfold::medium::Location;
 use virtfold::units::Human;
 
+use super::args;
 use super::exit::Outcome;
 use super::keys::IdentityArgs;
 use super::report::{JsonFlag, Stdout, Style, printable, result};
@@ -22,8 +22,8 @@ Examples:
   virtfold list --json /backup")]
 pub(crate) struct Args {
     /// The directory
-    #[arg(value_name = "DIR")]
-    directory: PathBuf,
+    #[arg(value_name = "DIR", value_parser = args::location())]
+    directory: Location,
     #[command(flatten)]
     identity: IdentityArgs,
     #[command(flatten)]

@@ -11,6 +11,7 @@ use virtfold::job::define::Writing;
 use virtfold::job::restore::{self, Checking, RestoreReport, RestoreRequest, Selection};
 use virtfold::job::target::Method;
 use virtfold::job::{Control, Progress};
+use virtfold::medium::Location;
 use virtfold::units::Human;
 use virtfold_config::parse_size;
 
@@ -43,8 +44,8 @@ Examples:
   virtfold restore web.tar.zst --define --name web-test --output /srv/vm --start")]
 pub(crate) struct Args {
     /// The archive, or - for standard input
-    #[arg(value_name = "ARCHIVE|-")]
-    archive: PathBuf,
+    #[arg(value_name = "ARCHIVE|-", value_parser = args::location())]
+    archive: Location,
     /// Restore this disk to this file or block device; give it once for each disk
     #[arg(long, value_name = "TARGET=PATH", value_parser = args::disk, required_unless_present_any = ["output", "define"])]
     disk: Vec<(String, PathBuf)>,
@@ -146,7 +147,7 @@ fn request(args: Args) -> Result<RestoreRequest> {
         Some(directory) => Selection::All(directory),
         None => Selection::Disks(args.disk),
     };
-    if args.partial && args.archive.as_os_str() == "-" {
+    if args.partial && args.archive == Location::Pipe {
         return Err(Error::new(
             ErrorKind::Usage,
             "--partial reads the archive more than once, and a pipe can't be",

@@ -1,13 +1,13 @@
 //! `virtfold show`: what an archive holds.
 
-use std::path::PathBuf;
-
 use anyhow::Result;
 use virtfold::archive::manifest::{Disk, Manifest};
 use virtfold::error::ErrorKind;
 use virtfold::job::inspect::{self, Glance, Status};
+use virtfold::medium::Location;
 use virtfold::units::Human;
 
+use super::args;
 use super::exit::Outcome;
 use super::keys::IdentityArgs;
 use super::report::{JsonFlag, Stdout, Style, printable, result};
@@ -22,7 +22,8 @@ Examples:
   virtfold show --json /backup/web-20261122T030000Z-5f1c2d3e.tar.zst")]
 pub(crate) struct Args {
     /// The archive
-    archive: PathBuf,
+    #[arg(value_parser = args::location())]
+    archive: Location,
     #[command(flatten)]
     identity: IdentityArgs,
     #[command(flatten)]

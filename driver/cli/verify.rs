@@ -1,11 +1,11 @@
 //! `virtfold verify`: reads all of an archive and checks every byte.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Result;
 use virtfold::job::verify::{self, VerifyReport, VerifyRequest};
 use virtfold::job::{Control, Progress};
+use virtfold::medium::Location;
 use virtfold::units::Human;
 
 use super::Signals;
@@ -24,7 +24,8 @@ Examples:
   virtfold verify --json /backup/web-20261122T030000Z-5f1c2d3e.tar.zst")]
 pub(crate) struct Args {
     /// The archive
-    archive: PathBuf,
+    #[arg(value_parser = args::location())]
+    archive: Location,
     /// Threads that decompress and check [default: one a core]
     #[arg(long, value_name = "N")]
     workers: Option<virtfold_config::Workers>,

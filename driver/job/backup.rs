@@ -25,7 +25,7 @@ use crate::archive::writer::{Attachment, Contents, DiskTables, Sealed, write_arc
 use crate::crypt::{self, Encrypting, Recipients};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::image::{self, DiskImage, Format, OpenOptions, Use};
-use crate::medium::{FileMedium, Medium, PipeMedium, RateLimit, RateLimited};
+use crate::medium::{self, Location, Medium, RateLimit, RateLimited};
 use crate::table::Layout;
 use crate::units::BlockSize;
 
@@ -41,15 +41,6 @@ pub struct ImageSpec {
     pub format: Format,
     /// The disk's name in the archive.
     pub target: String,
-}
-
-/// Where the archive goes.
-#[derive(Clone, Debug)]
-pub enum Destination {
-    /// Into a directory, under a name made from label, time and id.
-    Directory(PathBuf),
-    /// To standard output.
-    Stdout,
 }
 
 /// How images become an archive.
@@ -100,7 +91,7 @@ pub struct BackupRequest {
     /// What the set is called; without it, the first image's file name without its extension.
     pub label: Option<String>,
     /// Where the archive goes.
-    pub destination: Destination,
+    pub destination: Location,
     /// How it is compressed.
     pub compression: Compression,
     /// Whom it is encrypted to; without them, it is not.
@@ -172,7 +163,7 @@ pub fn default_target(index: usize) -> String {
 /// # Errors
 /// When an image can't be read or trusted, is in use, or the medium fails; no archive then has its final name.
 pub fn run(request: &BackupRequest, control: &Control) -> Result<BackupReport> {
-    run_to(request, control, |name| open_medium(&request.destination, name))
+    run_to(request, control, |name| medium::create(&request.destination, name))
 }
 
 /// As [`run`], to the medium that `open` makes for the archive's name; the request's destination is not looked
@@ -299,21 +290,6 @@ fn stream(
         progress: control.progress.counter(),
     };
     write_archive(contents, medium, &options)
-}
-
-/// Opens the medium for an archive of this name.
-///
-/// # Errors
-/// The directory is not there or can't be written; standard output is a terminal.
-pub fn open_medium(destination: &Destination, name: &str) -> Result<Box<dyn Medium>> {
-    Ok(match destination {
-        Destination::Stdout => Box::new(PipeMedium::stdout()?),
-        Destination::Directory(directory) if !directory.is_dir() => {
-            let message = format!("the directory '{}' is not there", directory.display());
-            return Err(Error::new(ErrorKind::NotFound, message).with_hint("make it first"));
-        }
-        Destination::Directory(directory) => Box::new(FileMedium::create(&directory.join(name))?),
-    })
 }
 
 /// `LABEL-YYYYMMDDTHHMMSSZ-ID8.tar[.zst][.age]`: sorts by label and time, and two backups never have one name.

@@ -12,6 +12,7 @@ use crate::archive::manifest::Manifest;
 use crate::archive::stream::{Cancel, ReadOptions};
 use crate::crypt::{self, ArchiveFile, Identities};
 use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::medium::{self, Location};
 
 /// How an archive stands, as far as its tables tell: `verify` reads all of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -32,7 +33,7 @@ pub enum Status {
 /// What one look at an archive tells.
 #[derive(Clone, Debug, Serialize)]
 pub struct Glance {
-    /// Its path, as `restore` takes it.
+    /// Its name, as `restore` takes it.
     pub archive: String,
     /// How it stands.
     pub status: Status,
@@ -53,25 +54,25 @@ pub fn read_options() -> ReadOptions {
     ReadOptions { workers: 1, cancel: Cancel::default(), carrier: None, archive_id: None }
 }
 
-/// Looks at the archive `path`, with `identities` where it is encrypted.
+/// Looks at the archive at `location`, with `identities` where it is encrypted.
 ///
 /// # Errors
 /// When the file can't be read. What is wrong with the archive is in the result.
-pub fn glance(path: &Path, identities: &Identities) -> Result<Glance> {
+pub fn glance(location: &Location, identities: &Identities) -> Result<Glance> {
     let mut glance = Glance {
-        archive: path.display().to_string(),
+        archive: location.to_string(),
         status: Status::Complete,
         faults: Vec::new(),
         bytes: 0,
-        encrypted: crypt::is_encrypted_name(&path.to_string_lossy()),
+        encrypted: crypt::is_encrypted_name(&location.to_string()),
         head: None,
         root: None,
     };
-    let source = match ArchiveFile::salvage(path, identities) {
+    let source = match ArchiveFile::salvage(location, identities) {
         Ok(source) => source,
         Err(error) => {
             let Some(status) = status_of(&error) else { return Err(error) };
-            glance.bytes = path.metadata().at(|| format!("cannot look at '{}'", path.display()))?.len();
+            glance.bytes = medium::open(location)?.len();
             glance.encrypted |= status == Status::Encrypted;
             return Ok(Glance { status, faults: vec![error.to_string()], ..glance });
         }
@@ -107,12 +108,20 @@ fn status_of(error: &Error) -> Option<Status> {
     })
 }
 
-/// Looks at every archive in `directory`, finished or not, in the order of their names, with `identities` at those that are
+/// Looks at every archive at `location`, finished or not, in the order of their names, with `identities` at those that are
 /// encrypted. One that none of them opens is listed as encrypted.
 ///
 /// # Errors
 /// When the directory can't be read.
-pub fn list(directory: &Path, identities: &Identities) -> Result<Vec<Glance>> {
+pub fn list(location: &Location, identities: &Identities) -> Result<Vec<Glance>> {
+    match location {
+        Location::Path(directory) => list_directory(directory, identities),
+        Location::Pipe => Err(Error::new(ErrorKind::Usage, "archives that come down a pipe can't be listed")),
+        Location::Object(_) | Location::Tape(_) => Err(medium::not_here(location)),
+    }
+}
+
+fn list_directory(directory: &Path, identities: &Identities) -> Result<Vec<Glance>> {
     let reading = || format!("cannot list '{}'", directory.display());
     let mut paths: Vec<PathBuf> = Vec::new();
     for entry in std::fs::read_dir(directory).at(reading)? {
@@ -125,8 +134,10 @@ pub fn list(directory: &Path, identities: &Identities) -> Result<Vec<Glance>> {
     // A backup that ends meanwhile renames its file: what is gone by now was not there.
     let present =
         |glance: &Result<Glance>| !matches!(glance, Err(error) if error.kind() == ErrorKind::NotFound);
-    let looked =
-        paths.iter().map(|path| (path, glance(path, identities))).filter(|(_, glance)| present(glance));
+    let looked = paths
+        .iter()
+        .map(|path| (path, glance(&Location::from(path.as_path()), identities)))
+        .filter(|(_, glance)| present(glance));
     Ok(looked
         .map(|(path, glance)| unfinished(path, glance.unwrap_or_else(|error| unreadable(path, &error))))
         .collect())
@@ -164,18 +175,18 @@ fn unfinished(path: &Path, mut glance: Glance) -> Glance {
     glance
 }
 
-/// Opens the archive `path`, with `identities` where it is encrypted, for its tables and gives them to `look`.
+/// Opens the archive at `location`, with `identities` where it is encrypted, for its tables and gives them to `look`.
 ///
 /// # Errors
 /// When it can't be read, is damaged or incomplete, or is encrypted and does not open; those of `look`.
 pub fn with_index<T>(
-    path: &Path,
+    location: &Location,
     identities: &Identities,
     look: impl FnOnce(&ArchiveIndex<'_>) -> Result<T>,
 ) -> Result<T> {
-    let source = ArchiveFile::open(path, identities)?;
+    let source = ArchiveFile::open(location, identities)?;
     let options = read_options();
     let index = ArchiveIndex::open(&source, &options, Trust::Strict)
-        .map_err(|e: Error| e.within(format!("cannot read the tables of '{}'", path.display())))?;
+        .map_err(|e: Error| e.within(format!("cannot read the tables of '{location}'")))?;
     look(&index)
 }

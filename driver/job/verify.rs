@@ -4,7 +4,6 @@
 //! opened once more, salvaging, and every disk is read again to say which of its ranges are lost: the pass knows
 //! only places in the stream, and only the index can tell disks of a damaged archive.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -18,14 +17,15 @@ use crate::archive::reader::{Reader, Sound, Visitor};
 use crate::archive::stream::{ReadAt, ReadOptions, read_pipe};
 use crate::crypt::{ArchiveFile, Identities};
 use crate::error::{ErrorKind, Result, sentence};
+use crate::medium::Location;
 use crate::table::{CorrespondenceTable, Run};
 use crate::units::{DenseOffset, GuestOffset};
 
 /// What to verify.
 #[derive(Clone, Debug)]
 pub struct VerifyRequest {
-    /// The archive's file.
-    pub archive: PathBuf,
+    /// The archive.
+    pub archive: Location,
     /// What opens it, where it is encrypted.
     pub identities: Identities,
     /// Threads.
@@ -72,7 +72,7 @@ pub fn run(request: &VerifyRequest, control: &Control) -> Result<VerifyReport> {
         archive_id: None,
     };
     let mut report = VerifyReport {
-        archive: request.archive.display().to_string(),
+        archive: request.archive.to_string(),
         sound: false,
         complete: true,
         salvageable: true,

@@ -8,18 +8,22 @@
 //! Imports: `error`, `durable`, `archive` (its traits for bytes).
 
 mod file;
+mod location;
 mod pipe;
 mod rate;
 mod source;
 
+use std::sync::Arc;
+
 use serde::Serialize;
 
 pub use self::file::FileMedium;
+pub use self::location::{Location, LocationError, ObjectAddress, TapeAddress, TapeArchive};
 pub use self::pipe::{PipeMedium, PipeSource};
 pub use self::rate::{RateLimit, RateLimited};
-pub use self::source::FileSource;
+pub use self::source::{FileSource, Source};
 use crate::archive::stream::Sink;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 
 /// A sequential medium that an archive is written to; the module's description is the contract.
 pub trait Medium: Sink {
@@ -38,4 +42,40 @@ pub struct Durable {
     pub name: String,
     /// Bytes written.
     pub bytes: u64,
+}
+
+/// Opens the archive at `location` to be read at any place.
+///
+/// # Errors
+/// When it is not there or can't be opened; Usage, where the medium has but one way, front to back.
+pub fn open(location: &Location) -> Result<Arc<dyn Source>> {
+    match location {
+        Location::Path(path) => Ok(Arc::new(FileSource::open(path)?)),
+        Location::Pipe => {
+            Err(Error::new(ErrorKind::Usage, "this needs an archive in a file, for it reads at many places")
+                .with_hint("write it to a file first; 'virtfold restore -' takes a pipe"))
+        }
+        Location::Object(_) | Location::Tape(_) => Err(not_here(location)),
+    }
+}
+
+/// Opens a medium for the archive `name` at `location`.
+///
+/// # Errors
+/// The place is not there or can't be written; standard output is a terminal.
+pub fn create(location: &Location, name: &str) -> Result<Box<dyn Medium>> {
+    Ok(match location {
+        Location::Pipe => Box::new(PipeMedium::stdout()?),
+        Location::Path(directory) if !directory.is_dir() => {
+            let message = format!("the directory '{}' is not there", directory.display());
+            return Err(Error::new(ErrorKind::NotFound, message).with_hint("make it first"));
+        }
+        Location::Path(directory) => Box::new(FileMedium::create(&directory.join(name))?),
+        Location::Object(_) | Location::Tape(_) => return Err(not_here(location)),
+    })
+}
+
+/// What is said where a medium is not in this build.
+pub(crate) fn not_here(location: &Location) -> Error {
+    Error::new(ErrorKind::Unsupported, format!("'{location}': this virtfold has no such medium"))
 }

@@ -13,8 +13,9 @@ use std::time::Duration;
 use anyhow::Result;
 use virtfold::error::Error;
 use virtfold::guest::host::LocalFiles;
-use virtfold::job::backup::{Destination, Manner};
+use virtfold::job::backup::Manner;
 use virtfold::job::plan::{QuiesceWish, Wishes};
+use virtfold::medium::Location;
 use virtfold_config::Defaults;
 
 use self::connection::{ConnectFlag, StateFlag, absolute};
@@ -75,7 +76,7 @@ pub(super) struct Job<'a> {
     /// How the archive is made.
     pub(super) manner: Manner,
     /// Where it goes; not needed for a plan.
-    pub(super) destination: Option<Destination>,
+    pub(super) destination: Option<Location>,
     /// Text or JSON.
     pub(super) style: Style,
     /// What the configuration says.
@@ -124,7 +125,7 @@ impl GuestArgs {
     pub(super) fn run(&self, job: Job<'_>, signals: &Signals) -> Result<Outcome> {
         let connection = self.connect.open()?;
         let mut wishes = self.wishes(job.defaults)?;
-        if let Some(Destination::Directory(directory)) = &job.destination {
+        if let Some(Location::Path(directory)) = &job.destination {
             wishes.archive_dir = Some(directory.clone());
         }
         if self.plan {

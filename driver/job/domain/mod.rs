@@ -24,7 +24,7 @@ use virtfold_hooks::guard::{Access, Guard, Guarded};
 
 use super::Control;
 use super::attachments::LibvirtPlaces;
-use super::backup::{BackupReport, Destination, Manner, Written, open_medium};
+use super::backup::{BackupReport, Manner, Written};
 use super::guest::{
     FreezeDisk, FreezeReport, FreezeRequest, Host, Mode, Quiesce, Recovery, RestDisk, RestRequest, Verdict,
     Which, at_rest, frozen, recover,
@@ -34,7 +34,7 @@ use crate::catalog::Base;
 use crate::error::{Error, ErrorKind, IoContext, Result, sentence};
 use crate::guest::DomainId;
 use crate::guest::rules::Way;
-use crate::medium::Medium;
+use crate::medium::{self, Location, Medium};
 
 mod copy;
 #[cfg(test)]
@@ -113,10 +113,10 @@ pub struct DomainReport {
 pub fn backup_domain(
     host: &Host<'_>,
     request: &DomainRequest<'_>,
-    destination: &Destination,
+    destination: &Location,
     control: &Control,
 ) -> Result<DomainReport> {
-    backup_domain_to(host, request, control, |name| open_medium(destination, name))
+    backup_domain_to(host, request, control, |name| medium::create(destination, name))
 }
 
 /// As [`backup_domain`], to the medium that `open` makes for the archive's name.

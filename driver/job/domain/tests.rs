@@ -127,7 +127,7 @@ fn a_running_domain_goes_into_an_archive_with_all_that_belongs_to_it() {
     assert_eq!(archives.len(), 1);
     let name = archives[0].file_name().unwrap().to_str().unwrap();
     assert!(name.starts_with("w_eb-"), "{name}");
-    inspect::with_index(&archives[0], &Identities::default(), |index: &ArchiveIndex<'_>| {
+    inspect::with_index(&archives[0].as_path().into(), &Identities::default(), |index: &ArchiveIndex<'_>| {
         let head = index.head();
         assert_eq!(head.subject, Subject::Domain { name: "w/eb".to_owned(), uuid: Some(lab.id.0) });
         assert_eq!(head.freeze.as_ref().map(|f| f.method.as_str()), Some("snapshot"));

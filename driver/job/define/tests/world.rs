@@ -183,7 +183,7 @@ impl Lab {
             workers: 1,
         };
         DefineRequest {
-            archive: self.at("web.tar"),
+            archive: self.at("web.tar").into(),
             identities: Identities::default(),
             name: None,
             disks: vec![],
