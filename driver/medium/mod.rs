@@ -5,13 +5,14 @@
 //! medium that is dropped without it leaves nothing that looks like a whole archive. A failed write is never
 //! repeated in place: the run is over.
 //!
-//! Imports: `error`, `durable`, `archive` (its traits for bytes).
+//! Imports: `error`, `durable`, `ioctl`, `archive` (its traits for bytes).
 
 mod file;
 mod location;
 mod pipe;
 mod rate;
 mod source;
+pub mod tape;
 
 use std::sync::Arc;
 
