@@ -2,7 +2,8 @@
 //!
 //! Where an archive is, the ledger may know; without it, the tape in the drive is walked. Either way each part is taken from its begin on the
 //! tape, which has to be the one that is wanted, and starts at the byte where the part before ended. A part with an end has to
-//! have its blocks, bytes and digest. A part without an end, behind which nothing is known, is where the archive ends: it is
+//! have its blocks, bytes and digest. A part without an end at the end of its volume may have been cut by the medium's end: the next volume is asked for, where anybody can change volumes.
+//! Any other part without an end, behind which nothing is known, is where the archive ends: it is
 //! for the archive's own end record to say that it is incomplete.
 //!
 //! Imports: `error`, the modules of tapes.
@@ -249,32 +250,53 @@ impl TapeSource {
     /// The data file is at its end: what its end says has to hold. Whether the archive ends here.
     fn end_part(&mut self, found: Found) -> Result<bool> {
         let Some(open) = self.open.take() else { return Ok(true) };
-        let end = match found {
-            Found::Mark => self.end_record(&open)?,
-            _ => None,
+        let behind = match found {
+            Found::Mark => self.behind_data(&open)?,
+            _ => Behind::Other,
         };
         self.total += open.bytes;
-        let Some(end) = end else {
+        let end = match behind {
+            Behind::End(end) => end,
             // Nobody vouched for this part. Where a next one is known, it says whether anything is missing between them.
-            let next = self.number + 1;
-            let here = self.contents.iter().flat_map(|contents| &contents.parts);
-            let known = self.hints.contains_key(&next)
-                || here.into_iter().any(|part| part.begin.run == self.run && part.begin.part == next);
-            return Ok(!known);
+            Behind::Nothing | Behind::Other => {
+                let next = self.number + 1;
+                let mut here = self.contents.iter().flat_map(|contents| &contents.parts);
+                let known = here.any(|part| part.begin.run == self.run && part.begin.part == next);
+                let cut = behind == Behind::Nothing && self.changer.can_change();
+                return Ok(!(known || cut || self.hints.contains_key(&next)));
+            }
         };
         check_part(&open.part, &end, &Seen { blocks: open.blocks, bytes: open.bytes, digest: open.hasher.finalize() })
             .map_err(|e| e.within(format!("part {} of '{}' is not what was written", end.part, self.archive)))?;
         Ok(end.last)
     }
 
-    fn end_record(&mut self, open: &Open) -> Result<Option<End>> {
+    /// What stands behind a data file.
+    fn behind_data(&mut self, open: &Open) -> Result<Behind> {
         let mut buf = vec![0; TapeBlock::LARGEST];
-        let Found::Block(RECORD) = self.deck.read(&mut buf)? else { return Ok(None) };
-        match Record::decode(buf.get(..RECORD).unwrap_or_default())? {
-            Record::End(end) if end.run == open.part.begin.run && end.part == open.part.begin.part => Ok(Some(end)),
-            _ => Ok(None),
+        let len = loop {
+            match self.deck.read(&mut buf)? {
+                Found::Block(len) => break len,
+                Found::Mark => {}
+                Found::End => return Ok(Behind::Nothing),
+            }
+        };
+        match Record::decode(buf.get(..len).unwrap_or_default())? {
+            Record::End(end) if end.run == open.part.begin.run && end.part == open.part.begin.part => Ok(Behind::End(end)),
+            _ => Ok(Behind::Other),
         }
     }
+}
+
+/// What stands behind a data file.
+#[derive(Debug, PartialEq, Eq)]
+enum Behind {
+    /// Its end.
+    End(End),
+    /// Nothing more on the volume: the medium's end may have cut the end off, and the archive go on.
+    Nothing,
+    /// Something else: the run broke off.
+    Other,
 }
 
 /// What was read of a part.
