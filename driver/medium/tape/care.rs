@@ -15,7 +15,7 @@ use super::reader::{Seen, check_part};
 use super::record::{Label, TapeBlock};
 use super::volume::{self, Face, NewLabel, Overwrite, VolumeContents, walk};
 use crate::archive::stream::Cancel;
-use crate::error::{ErrorKind, Result, sentence};
+use crate::error::{Error, ErrorKind, Result, sentence};
 
 /// A drive that is being looked after, and who remembers.
 pub struct TapeCare<'a> {
@@ -118,12 +118,22 @@ impl<'a> TapeCare<'a> {
         Ok(status)
     }
 
-    /// The volume of ours in the drive that is about to be overwritten.
-    fn replaced(&mut self) -> Option<Uuid> {
-        match volume::face(&mut self.deck) {
-            Ok(Face::Ours(label)) => Some(label.volume),
-            // What can't be read is overwritten because somebody said so.
-            _ => None,
+    /// Fails unless the tape may be overwritten. The volume of ours that is on it.
+    fn may_overwrite(&mut self, overwrite: Overwrite) -> Result<Option<Uuid>> {
+        volume::may_overwrite(&mut self.deck, overwrite)?;
+        let label = match volume::face(&mut self.deck) {
+            Ok(Face::Ours(label)) => label,
+            Ok(_) => return Ok(None),
+            // What can't be read is overwritten when somebody said so.
+            Err(_) if overwrite == Overwrite::Force => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        match self.ledger.failure(label.volume)? {
+            Some(why) if overwrite == Overwrite::Refuse => {
+                let what = format!("volume '{}' in '{}' has failed before: {why}", label.label, self.deck.name());
+                Err(Error::new(ErrorKind::Io, what).with_hint("take another one; --force takes it into use again"))
+            }
+            _ => Ok(Some(label.volume)),
         }
     }
 
@@ -135,8 +145,7 @@ impl<'a> TapeCare<'a> {
         super::record::check_label(&new.label)?;
         super::record::check_label(&new.pool)?;
         self.load(Access::Write)?;
-        volume::may_overwrite(&mut self.deck, overwrite)?;
-        let replaced = self.replaced();
+        let replaced = self.may_overwrite(overwrite)?;
         let label = volume::label(&mut self.deck, new)?;
         self.deck.close()?;
         let contents = VolumeContents { label: label.clone(), parts: Vec::new(), blocks: 2, files: 1 };
@@ -150,8 +159,7 @@ impl<'a> TapeCare<'a> {
     /// As [`TapeCare::label`].
     pub fn erase(mut self, overwrite: Overwrite) -> Result<()> {
         self.load(Access::Write)?;
-        volume::may_overwrite(&mut self.deck, overwrite)?;
-        let replaced = self.replaced();
+        let replaced = self.may_overwrite(overwrite)?;
         self.deck.rewind()?;
         self.deck.erase()?;
         self.deck.close()?;
