@@ -8,8 +8,10 @@ use virtfold::archive::stream::Compression;
 use virtfold::error::{Error, ErrorKind};
 use virtfold::image::{Format, Use};
 use virtfold::job::backup::{self, BackupReport, BackupRequest, DiskReport, ImageSpec, Manner};
+use virtfold::job::tape::TapeUse;
 use virtfold::job::{Control, Progress};
-use virtfold::medium::{Location, RateLimit};
+use virtfold::medium::tape::TapeReport;
+use virtfold::medium::{self, Location, Medium, RateLimit};
 use virtfold::table::Layout;
 use virtfold::units::{BlockSize, Human};
 use virtfold_config::Defaults;
@@ -21,6 +23,7 @@ use super::exit::Outcome;
 use super::guest::{self, GuestArgs};
 use super::keys::EncryptArgs;
 use super::report::{JsonFlag, Stdout, Style, Ticker, printable, result};
+use super::tape::options::WriteArgs;
 
 /// Back up a domain, or disk images, into one archive
 ///
@@ -85,6 +88,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     encrypt: EncryptArgs,
     #[command(flatten)]
+    tape: WriteArgs,
+    #[command(flatten)]
     guest: GuestArgs,
     #[command(flatten)]
     config: ConfigFlag,
@@ -104,24 +109,61 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
     let defaults = args.config.load()?.defaults;
     let manner = manner(&args, &defaults)?;
     let destination = args.to.clone();
+    let tape = tape_of(&args, signals)?;
     if let Some(domain) = &args.domain {
-        let job = guest::Job { domain, manner, destination, style, defaults: &defaults };
+        let job = guest::Job { domain, manner, destination, tape, style, defaults: &defaults };
         return args.guest.run(job, signals);
     }
     let Some(destination) = destination else {
         let error = Error::new(ErrorKind::Usage, "images have no plan: --to says where the archive goes");
         return Err(error.into());
     };
-    images_to(&request(args, manner, destination)?, style, signals)
+    images_to(&request(args, manner, destination)?, tape.as_ref(), style, signals)
 }
 
-fn images_to(request: &BackupRequest, style: Style, signals: &Signals) -> Result<Outcome> {
+/// The drive, where the archive goes to a tape.
+fn tape_of(args: &Args, signals: &Signals) -> Result<Option<TapeUse>> {
+    let Some(Location::Tape(address)) = &args.to else { return Ok(None) };
+    Ok(Some(args.tape.drive(address, args.guest.state_dir()?, &signals.stop)?))
+}
+
+/// Opens the medium for an archive of this name: of a tape its report is kept, which is filled in at the end.
+pub(super) fn open_medium(
+    tape: Option<&TapeUse>,
+    destination: &Location,
+    kept: &mut Option<TapeResult>,
+    name: &str,
+) -> virtfold::error::Result<Box<dyn Medium>> {
+    let Some(tape) = tape else { return medium::create(destination, name) };
+    let medium = tape.begin(name)?;
+    *kept = Some(medium.report());
+    Ok(Box::new(medium))
+}
+
+/// What came of the tapes, when the archive is finished.
+pub(super) type TapeResult = Arc<std::sync::Mutex<TapeReport>>;
+
+/// The report of a tape that is at its end.
+pub(super) fn tape_report(kept: Option<TapeResult>) -> Option<TapeReport> {
+    kept.map(|kept| kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone())
+}
+
+fn images_to(
+    request: &BackupRequest,
+    tape: Option<&TapeUse>,
+    style: Style,
+    signals: &Signals,
+) -> Result<Outcome> {
     let out = stdout_of(&request.destination);
     let progress = Arc::new(Progress::default());
     let ticker = Ticker::start(style, out, &progress)?;
-    let report = backup::run(request, &Control { cancel: Arc::clone(&signals.stop), progress });
+    let control = Control { cancel: Arc::clone(&signals.stop), progress };
+    let mut kept = None;
+    let open = |name: &str| open_medium(tape, &request.destination, &mut kept, name);
+    let report = backup::run_to(request, &control, open);
     drop(ticker);
-    let report = report?;
+    let mut report = report?;
+    report.tape = tape_report(kept);
     warn(&report.disks);
     result(style, out, &report, &text(&report))?;
     Ok(Outcome::Done)
@@ -221,5 +263,12 @@ pub(super) fn text(report: &BackupReport) -> String {
     let encrypted = if report.encrypted { ", encrypted," } else { "" };
     text +=
         &format!("archive {}{encrypted} written in {:.1} s\n", Human(report.archive_bytes), report.seconds);
+    if let Some(tape) = &report.tape {
+        let underruns = match tape.underruns {
+            0 => "the drive never waited".to_owned(),
+            count => format!("the drive waited for data {count} times"),
+        };
+        text += &format!("on volume {}; {underruns}\n", tape.volumes.join(", "));
+    }
     text + &report.archive
 }

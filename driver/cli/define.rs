@@ -73,6 +73,14 @@ pub(super) struct Common {
 }
 
 impl DefineArgs {
+    /// The state directory.
+    ///
+    /// # Errors
+    /// Those of [`StateFlag::path`].
+    pub(super) fn state_dir(&self) -> Result<PathBuf, Error> {
+        self.state.path()
+    }
+
     /// Runs it, or says what it would do.
     pub(super) fn run(self, common: Common, style: Style, signals: &Signals) -> Result<Outcome> {
         let connection = self.connect.open()?;

@@ -1,4 +1,4 @@
-//! `virtfold list`: the archives in a directory.
+//! `virtfold list`: the archives in a directory, or on a tape.
 
 use anyhow::Result;
 use serde::Serialize;
@@ -6,26 +6,34 @@ use virtfold::job::inspect::{self, Glance};
 use virtfold::medium::Location;
 use virtfold::units::Human;
 
+use super::Signals;
 use super::args;
 use super::exit::Outcome;
+use super::guest::connection::StateFlag;
 use super::keys::IdentityArgs;
 use super::report::{JsonFlag, Stdout, Style, printable, result};
 use super::show;
+use super::tape::{self, options::WaitFlag};
 
-/// List the archives in a directory
+/// List the archives in a directory, or on a tape
 ///
 /// Unfinished, cut and damaged archives are listed as what they are, and encrypted ones that no --identity opens as encrypted.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   virtfold list /backup
+  virtfold list tape:/dev/nst0
   virtfold list --json /backup")]
 pub(crate) struct Args {
-    /// The directory
-    #[arg(value_name = "DIR", value_parser = args::location())]
+    /// The directory, or a tape
+    #[arg(value_name = "DIR|TAPE", value_parser = args::location())]
     directory: Location,
     #[command(flatten)]
     identity: IdentityArgs,
+    #[command(flatten)]
+    wait: WaitFlag,
+    #[command(flatten)]
+    state: StateFlag,
     #[command(flatten)]
     json: JsonFlag,
 }
@@ -36,7 +44,11 @@ struct Listing<'a> {
 }
 
 /// Runs the verb.
-pub(crate) fn run(args: &Args) -> Result<Outcome> {
+pub(crate) fn run(args: &Args, signals: &Signals) -> Result<Outcome> {
+    if let Location::Tape(address) = &args.directory {
+        let drive = args.wait.drive(address, args.state.path()?, &signals.stop);
+        return tape::list_to(&drive, Style::from_flag(&args.json));
+    }
     let archives = inspect::list(&args.directory, &args.identity.load()?)?;
     let style = Style::from_flag(&args.json);
     result(style, Stdout::Free, &Listing { archives: &archives }, &text(&archives))?;

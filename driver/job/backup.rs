@@ -25,6 +25,7 @@ use crate::archive::writer::{Attachment, Contents, DiskTables, Sealed, write_arc
 use crate::crypt::{self, Encrypting, Recipients};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::image::{self, DiskImage, Format, OpenOptions, Use};
+use crate::medium::tape::TapeReport;
 use crate::medium::{self, Location, Medium, RateLimit, RateLimited};
 use crate::table::Layout;
 use crate::units::BlockSize;
@@ -123,6 +124,9 @@ pub struct BackupReport {
     pub root: String,
     /// How long it took.
     pub seconds: f64,
+    /// What came of the tapes, where it is on tapes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tape: Option<TapeReport>,
     /// The disks.
     pub disks: Vec<DiskReport>,
 }
@@ -233,6 +237,7 @@ impl Written {
             encrypted: self.encrypted,
             root: blake3::Hash::from_bytes(self.sealed.root).to_hex().to_string(),
             seconds: self.started.elapsed().as_secs_f64(),
+            tape: None,
             disks: self.head.disks.iter().map(report).collect(),
         })
     }

@@ -3,16 +3,19 @@
 //! What is shown was checked against the archive's own digests where it has them. An archive that is cut, unfinished or
 //! damaged is named as that, never shown as a whole one.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use crate::archive::index::{ArchiveIndex, Trust};
 use crate::archive::manifest::Manifest;
-use crate::archive::stream::{Cancel, ReadOptions};
-use crate::crypt::{self, ArchiveFile, Identities};
+use crate::archive::reader::{Reader, Visitor};
+use crate::archive::stream::{Cancel, ReadOptions, read_pipe};
+use crate::crypt::{self, ArchiveFile, Identities, Incoming};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::medium::{self, Location};
+use crate::table::{CorrespondenceTable, Run};
 
 /// How an archive stands, as far as its tables tell: `verify` reads all of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -173,6 +176,42 @@ fn unfinished(path: &Path, mut glance: Glance) -> Glance {
         glance.faults.insert(0, "it was never finished; remove it when no backup is running".to_owned());
     }
     glance
+}
+
+/// The head of an archive that comes front to back from `input`, called `name`; no more of it is read than that needs. Nothing behind the
+/// head was looked at, and of an archive that is not compressed its digest was not either.
+///
+/// # Errors
+/// It can't be read, is damaged there, or is encrypted and does not open.
+pub fn head_from(input: impl Read + Send, name: &str, identities: &Identities) -> Result<Manifest> {
+    let mut seen = HeadOnly(None);
+    let mut reader = Reader::new(&mut seen);
+    let incoming = Incoming::open(input, name, identities)?;
+    let read = read_pipe(incoming, name, &read_options(), |chunk| reader.chunk(&chunk));
+    drop(reader);
+    match (seen.0, read) {
+        (Some(head), _) => Ok(head),
+        (None, Err(error)) => Err(error),
+        (None, Ok(_)) => Err(Error::new(ErrorKind::Incomplete, format!("'{name}' ends before its head does"))),
+    }
+}
+
+/// Keeps the head, and wants no more.
+struct HeadOnly(Option<Manifest>);
+
+impl Visitor for HeadOnly {
+    fn head(&mut self, head: &Manifest) -> Result<()> {
+        self.0 = Some(head.clone());
+        Err(Error::new(ErrorKind::Interrupted, "no more is wanted"))
+    }
+
+    fn disk(&mut self, _: usize, _: &CorrespondenceTable) -> Result<()> {
+        Ok(())
+    }
+
+    fn data(&mut self, _: usize, _: &Run, _: &[u8]) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// Opens the archive at `location`, with `identities` where it is encrypted, for its tables and gives them to `look`.

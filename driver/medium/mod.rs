@@ -56,7 +56,11 @@ pub fn open(location: &Location) -> Result<Arc<dyn Source>> {
             Err(Error::new(ErrorKind::Usage, "this needs an archive in a file, for it reads at many places")
                 .with_hint("write it to a file first; 'virtfold restore -' takes a pipe"))
         }
-        Location::Object(_) | Location::Tape(_) => Err(not_here(location)),
+        Location::Tape(_) => {
+            Err(Error::new(ErrorKind::Usage, format!("'{location}': this reads at many places, and a tape has but one way"))
+                .with_hint("'restore --output', 'restore --disk', 'verify' and 'show' take a tape; for anything else copy the archive into a file with dd"))
+        }
+        Location::Object(_) => Err(not_here(location)),
     }
 }
 
@@ -72,7 +76,11 @@ pub fn create(location: &Location, name: &str) -> Result<Box<dyn Medium>> {
             return Err(Error::new(ErrorKind::NotFound, message).with_hint("make it first"));
         }
         Location::Path(directory) => Box::new(FileMedium::create(&directory.join(name))?),
-        Location::Object(_) | Location::Tape(_) => return Err(not_here(location)),
+        Location::Tape(_) => {
+            let what = format!("'{location}': a tape needs its drive, its catalog and who changes volumes");
+            return Err(Error::new(ErrorKind::Internal, what));
+        }
+        Location::Object(_) => return Err(not_here(location)),
     })
 }
 

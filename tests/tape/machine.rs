@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
-use crate::common::run::{Outcome, line_of, wait_until};
+use crate::common::run::{Outcome, line_of};
 
 /// How long a boot may take, and a command.
 const BOOT: Duration = Duration::from_secs(60);
@@ -117,7 +117,7 @@ impl Drop for Machine {
     fn drop(&mut self) {
         let group = Pid::from_raw(i32::try_from(self.child.id()).unwrap());
         // It may have ended by itself.
-        drop(killpg(group, Signal::SIGKILL));
+        killpg(group, Signal::SIGKILL).unwrap_or_default();
         self.child.wait().unwrap();
         if std::thread::panicking() {
             eprintln!("--- the machine's console\n{}", self.console());
@@ -133,12 +133,6 @@ impl Running {
     /// Whether it has ended.
     pub(crate) fn has_ended(&self) -> bool {
         self.file("rc").exists()
-    }
-
-    /// Waits for its end.
-    pub(crate) fn wait(self) -> Outcome {
-        wait_until(&self.line, COMMAND, || self.has_ended());
-        self.outcome()
     }
 
     fn shown(&self) -> String {

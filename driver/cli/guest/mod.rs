@@ -15,6 +15,7 @@ use virtfold::error::Error;
 use virtfold::guest::host::LocalFiles;
 use virtfold::job::backup::Manner;
 use virtfold::job::plan::{QuiesceWish, Wishes};
+use virtfold::job::tape::TapeUse;
 use virtfold::medium::Location;
 use virtfold_config::Defaults;
 
@@ -77,6 +78,8 @@ pub(super) struct Job<'a> {
     pub(super) manner: Manner,
     /// Where it goes; not needed for a plan.
     pub(super) destination: Option<Location>,
+    /// The drive, where it goes to a tape.
+    pub(super) tape: Option<TapeUse>,
     /// Text or JSON.
     pub(super) style: Style,
     /// What the configuration says.
@@ -119,6 +122,14 @@ impl GuestArgs {
         }
         wishes.overlay_dir = self.overlay_dir.as_deref().map(absolute).transpose()?;
         Ok(wishes)
+    }
+
+    /// The state directory.
+    ///
+    /// # Errors
+    /// Those of [`StateFlag::path`].
+    pub(super) fn state_dir(&self) -> Result<PathBuf, Error> {
+        self.state.path()
     }
 
     /// Runs the backup of a domain, or says what it would do.

@@ -77,6 +77,7 @@ pub struct TapeSource {
     /// What of `buf` has not been given out.
     rest: std::ops::Range<usize>,
     ended: bool,
+    vouched: Option<u64>,
 }
 
 /// What is known of the archive that is wanted.
@@ -85,6 +86,8 @@ struct Wanted {
     archive: String,
     hints: BTreeMap<u32, Hint>,
     contents: Option<VolumeContents>,
+    /// Bytes of the archive, where its end is known.
+    vouched: Option<u64>,
 }
 
 impl TapeSource {
@@ -103,9 +106,10 @@ impl TapeSource {
             },
             TapeArchive::Latest => by_tape(&mut deck, |part| part.end.as_ref().is_some_and(|end| end.last), which)?,
         };
-        let Wanted { run, archive, mut hints, contents } = wanted;
+        let Wanted { run, archive, mut hints, contents, mut vouched } = wanted;
         // The ledger may know volumes that the tape in the drive does not name.
         for placed in ledger.archives(id_of(&archive))?.into_iter().filter(|p| p.part.begin.run == run) {
+            vouched = vouched.or_else(|| bytes_of(&placed.part));
             hints.entry(placed.part.begin.part).or_insert_with(|| hint(&placed));
         }
         let pool = contents.as_ref().map(|c| c.label.pool.clone()).unwrap_or_default();
@@ -126,6 +130,7 @@ impl TapeSource {
             buf: vec![0; TapeBlock::LARGEST],
             rest: 0..0,
             ended: false,
+            vouched,
         };
         source.next_part()?;
         Ok(source)
@@ -134,6 +139,11 @@ impl TapeSource {
     /// The archive's name, as its file would have.
     pub fn archive(&self) -> &str {
         &self.archive
+    }
+
+    /// Bytes of the archive, where its end is known to be on a tape.
+    pub fn complete(&self) -> Option<u64> {
+        self.vouched
     }
 
     /// Goes to the data of the next part, on the volume in the drive or on another one.
@@ -345,6 +355,11 @@ fn hint(placed: &Placed) -> Hint {
     }
 }
 
+/// Bytes of the archive that ends with this part, where it does.
+fn bytes_of(part: &Part) -> Option<u64> {
+    part.end.as_ref().filter(|end| end.last).map(|end| end.total)
+}
+
 fn several(id: &str) -> Error {
     Error::new(ErrorKind::Usage, format!("there are several archives whose id begins with {id}"))
         .with_hint("restore by the volume: put in the one with the archive's first part, without the catalog (--state-dir)")
@@ -358,7 +373,8 @@ fn by_ledger(id: &str, ledger: &dyn Ledger) -> Result<Option<Wanted>> {
         return Err(several(id));
     }
     let hints = placed.iter().map(|placed| (placed.part.begin.part, hint(placed))).collect();
-    Ok(Some(Wanted { run, archive: first.part.begin.archive.clone(), hints, contents: None }))
+    let vouched = placed.iter().find_map(|placed| bytes_of(&placed.part));
+    Ok(Some(Wanted { run, archive: first.part.begin.archive.clone(), hints, contents: None, vouched }))
 }
 
 fn by_tape(deck: &mut Deck, fits: impl Fn(&Part) -> bool, which: &TapeArchive) -> Result<Wanted> {
@@ -387,7 +403,8 @@ fn by_tape(deck: &mut Deck, fits: impl Fn(&Part) -> bool, which: &TapeArchive) -
             hints.insert(number, Hint { label: Some(label.clone()), ..Hint::default() });
         }
     }
-    Ok(Wanted { run, archive, hints, contents: Some(contents) })
+    let vouched = contents.parts.iter().filter(|part| part.begin.run == run).find_map(bytes_of);
+    Ok(Wanted { run, archive, hints, contents: Some(contents), vouched })
 }
 
 impl Read for TapeSource {

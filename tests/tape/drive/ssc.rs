@@ -30,21 +30,6 @@ impl Cartridge {
     pub(crate) fn new(capacity: u64, warning: u64) -> Self {
         Self { objects: Vec::new(), capacity, warning, protected: false }
     }
-
-    /// The files on it: the blocks between filemarks, and what is behind the last one where there is something.
-    pub(crate) fn files(&self) -> Vec<Vec<Vec<u8>>> {
-        let mut files = vec![Vec::new()];
-        for object in &self.objects {
-            match object {
-                Object::Block(bytes) => files.last_mut().unwrap().push(bytes.clone()),
-                Object::Mark => files.push(Vec::new()),
-            }
-        }
-        if files.last().is_some_and(Vec::is_empty) {
-            files.pop();
-        }
-        files
-    }
 }
 
 /// What goes wrong, once, when the object of that number is reached.
@@ -141,11 +126,6 @@ impl Unit {
             self.shelf[slot] = Some(cartridge);
         }
         self.position = 0;
-    }
-
-    /// The slot whose cartridge is in the drive.
-    pub(crate) fn slot(&self) -> Option<usize> {
-        self.loaded.as_ref().map(|(slot, _)| *slot)
     }
 
     /// The cartridge of a slot, wherever it is.

@@ -1,0 +1,85 @@
+//! Faults of the drive at every Nth block: an archive that is told to be good is good, or something is said.
+
+use crate::bench::{Bench, TAPE, name_of};
+use crate::common::run::{exit, text};
+use crate::drive::{Fault, Object};
+
+/// Writes to a fresh tape with a fault, and looks what came of it.
+fn with_fault(bench: &mut Bench, image: &crate::common::image::Image, fault: Fault) -> bool {
+    bench.label(0);
+    bench.unit(|unit| unit.faults = vec![fault]);
+    let done = bench.backup(image, &[]);
+    let unused = bench.unit(|unit| std::mem::take(&mut unit.faults));
+    assert!(unused.is_empty(), "the fault {fault:?} did not happen\n{done}");
+    if done.code() == Some(exit::OK) {
+        bench.assert_restores(&name_of(&done), image, &[]);
+        return false;
+    }
+    let done = done.exits(exit::FAILURE);
+    assert!(done.stderr.contains("hint: "), "{done}");
+    // Nothing of it looks whole, and the volume is never used again.
+    let out = format!("vda={}", text(&bench.scratch.join("none.raw")));
+    bench.virtfold(&["restore", &format!("{TAPE}#latest"), "--disk", &out]).exits_one_of(&[
+        exit::FAILURE,
+        exit::NOT_FOUND,
+        exit::EXISTS,
+        exit::DAMAGED,
+    ]);
+    let before = bench.objects(0);
+    let again = bench.backup(image, &[]);
+    assert_ne!(again.code(), Some(exit::OK), "{fault:?}\n{again}");
+    assert_eq!(bench.objects(0), before, "{fault:?}: a failed volume was written to again");
+    true
+}
+
+fn at_blocks(make: impl Fn(u64) -> Fault) {
+    let mut bench = Bench::new(1, 64);
+    let image = bench.image("disk.raw", 2);
+    // The label is 0, the begin 2, the data 4 to 12, the end 14.
+    let told = [2, 4, 7, 11, 14].into_iter().filter(|at| with_fault(&mut bench, &image, make(*at))).count();
+    assert_eq!(told, 5);
+}
+
+#[test]
+fn a_write_error() {
+    at_blocks(Fault::WriteError);
+}
+
+#[test]
+fn a_silent_drop() {
+    at_blocks(Fault::SilentDrop);
+}
+
+#[test]
+fn a_deferred_error() {
+    at_blocks(|at| Fault::Deferred { at, lost: 1 });
+}
+
+#[test]
+fn a_reset_of_the_drive() {
+    at_blocks(Fault::Reset);
+}
+
+#[test]
+fn what_is_wrong_on_the_tape_is_found_when_it_is_read() {
+    let mut bench = Bench::new(1, 64);
+    bench.label(0);
+    let image = bench.image("disk.raw", 2);
+    let archive = name_of(&bench.backup(&image, &[]).ok());
+    let objects = bench.objects(0);
+    for at in [2, 4, 8, 12, 14] {
+        for fault in [Fault::Corrupt(at), Fault::ReadError(at)] {
+            bench.unit(|unit| unit.faults = vec![fault]);
+            let verdict = bench.virtfold(&["tape", "verify", TAPE]);
+            assert_ne!(verdict.code(), Some(exit::OK), "{fault:?}\n{verdict}");
+            bench.unit(|unit| unit.faults = vec![fault]);
+            let verdict = bench.virtfold(&["verify", &archive]);
+            // By the catalog the begin is found again where it is; all else is read.
+            let read = bench.unit(|unit| std::mem::take(&mut unit.faults)).is_empty();
+            assert_eq!(verdict.code() != Some(exit::OK), read, "{fault:?}\n{verdict}");
+        }
+    }
+    assert_eq!(bench.objects(0), objects, "reading writes nothing");
+    bench.virtfold(&["tape", "verify", TAPE]).ok();
+    assert!(matches!(objects[14], Object::Block(_)));
+}
