@@ -74,9 +74,10 @@ fn what_is_wrong_on_the_tape_is_found_when_it_is_read() {
             assert_ne!(verdict.code(), Some(exit::OK), "{fault:?}\n{verdict}");
             bench.unit(|unit| unit.faults = vec![fault]);
             let verdict = bench.virtfold(&["verify", &archive]);
-            // By the catalog the begin is found again where it is; all else is read.
+            // What is not the archive's is not read, and a begin that is wrong by the catalog is looked for once more.
             let read = bench.unit(|unit| std::mem::take(&mut unit.faults)).is_empty();
-            assert_eq!(verdict.code() != Some(exit::OK), read, "{fault:?}\n{verdict}");
+            let found_again = fault == Fault::Corrupt(2);
+            assert_eq!(verdict.code() != Some(exit::OK), read && !found_again, "{fault:?}\n{verdict}");
         }
     }
     assert_eq!(bench.objects(0), objects, "reading writes nothing");

@@ -31,15 +31,16 @@ fn tapes_of_others_are_known_and_kept() {
         let objects = vec![Object::Block(first), Object::Mark, Object::Block(vec![3; 100]), Object::Mark];
         bench.unit(|unit| unit.cartridge(0).objects.clone_from(&objects));
         bench.unit(|unit| unit.insert(0));
-        for args in [&["tape", "label", TAPE, "T0"][..], &["tape", "erase", TAPE], &["tape", "list", TAPE]] {
+        let all = [&["tape", "label", TAPE, "T0"][..], &["tape", "erase", TAPE], &["tape", "list", TAPE]];
+        for args in all.into_iter().take(if who == "ANSI" { 3 } else { 1 }) {
             let refused = bench.virtfold(args).exits(exit::EXISTS);
             assert!(refused.stderr.contains(who), "{who}\n{refused}");
         }
         bench.backup(&image, &[]).exits(exit::EXISTS);
-        let status = bench.virtfold(&["tape", "status", TAPE]).ok();
-        assert!(status.text().contains(who), "{who}\n{status}");
         assert_eq!(bench.objects(0), objects, "{who}: it was written to");
     }
+    let status = bench.virtfold(&["tape", "status", TAPE]).ok();
+    assert!(status.text().contains("an unknown program"), "{status}");
     bench.virtfold(&["tape", "erase", TAPE, "--force"]).ok();
     assert_eq!(bench.objects(0), []);
 }
@@ -73,6 +74,7 @@ fn tapes_that_will_not_do_are_said() {
     bench.unit(|unit| unit.insert(1));
     let failed = bench.backup(&large, &["--change-command", "false"]).exits(exit::FAILURE);
     assert!(failed.stderr.contains("exit code 1"), "{failed}");
+    bench.unit(|unit| unit.insert(1));
     let slow = bench.backup(&large, &["--change-command", "sleep 1000", "--change-timeout", "1s"]);
     assert!(slow.exits_one_of(&[exit::FAILURE]).stderr.contains("not done after"));
     // Write-protected: read, and not written.

@@ -21,8 +21,8 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Blocks between two looks at the position within a file.
 const LOOK_EVERY: u64 = 4096;
-/// How often it is looked whether a tape is there.
-const POLL: Duration = Duration::from_millis(250);
+/// How often it is looked whether a tape is there: soon at first, and then less and less often.
+const POLL: std::ops::Range<Duration> = Duration::from_millis(10)..Duration::from_millis(500);
 /// The longest block that is read, bytes: no writer goes beyond it.
 const LONGEST: usize = 16 << 20;
 
@@ -108,6 +108,7 @@ impl Deck {
     /// Looks until a tape is ready. A tape that was changed under an open descriptor needs a new one, so each look opens anew.
     fn wait(&mut self, access: Access, patience: Duration, stop: &Cancel) -> Result<()> {
         let until = Instant::now() + patience;
+        let mut pause = POLL.start;
         loop {
             match self.drive.open(access).and_then(|()| self.drive.state()) {
                 Ok(state) if state.online && !(access == Access::Write && state.protected) => return Ok(()),
@@ -128,7 +129,8 @@ impl Deck {
                 let what = format!("there is no tape in '{}'", self.name());
                 return Err(Error::new(ErrorKind::NotFound, what).with_hint("put one in, and wait until it is ready"));
             }
-            std::thread::sleep(POLL.min(patience));
+            std::thread::sleep(pause.min(patience));
+            pause = (pause * 2).min(POLL.end);
         }
     }
 

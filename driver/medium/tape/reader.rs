@@ -110,7 +110,7 @@ impl TapeSource {
         // The ledger may know volumes that the tape in the drive does not name.
         for placed in ledger.archives(id_of(&archive))?.into_iter().filter(|p| p.part.begin.run == run) {
             vouched = vouched.or_else(|| bytes_of(&placed.part));
-            hints.entry(placed.part.begin.part).or_insert_with(|| hint(&placed));
+            hints.insert(placed.part.begin.part, hint(&placed));
         }
         let pool = contents.as_ref().map(|c| c.label.pool.clone()).unwrap_or_default();
         let mut source = Self {
@@ -399,8 +399,9 @@ fn by_tape(deck: &mut Deck, fits: impl Fn(&Part) -> bool, which: &TapeArchive) -
     let mut hints: BTreeMap<u32, Hint> = BTreeMap::new();
     // The begin of a later part names the volumes before it, one for each part.
     for part in contents.parts.iter().filter(|part| part.begin.run == run) {
+        hints.insert(part.begin.part, hint(&Placed { label: contents.label.clone(), part: part.clone() }));
         for (number, label) in (1..part.begin.part).rev().zip(part.begin.before.iter().rev()) {
-            hints.insert(number, Hint { label: Some(label.clone()), ..Hint::default() });
+            hints.entry(number).or_insert_with(|| Hint { label: Some(label.clone()), ..Hint::default() });
         }
     }
     let vouched = contents.parts.iter().filter(|part| part.begin.run == run).find_map(bytes_of);
