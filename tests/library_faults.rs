@@ -136,8 +136,8 @@ fn backup_failing(
     let writes = Arc::new(AtomicU64::new(0));
     let counter = Arc::clone(&writes);
     let outcome = in_time(move || {
-        backup::run_to(&request, &Control::default(), |name| {
-            let inner = Box::new(FileMedium::create(&folder.join(name))?);
+        backup::run_to(&request, &Control::default(), |label| {
+            let inner = Box::new(FileMedium::create(&folder.join(&label.name))?);
             Ok(Box::new(Faulty { inner, writes, at, errno, fault }))
         })
     });

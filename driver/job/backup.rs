@@ -25,7 +25,7 @@ use crate::archive::writer::{Attachment, Contents, DiskTables, Sealed, write_arc
 use crate::crypt::{self, Encrypting, Recipients};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::image::{self, DiskImage, Format, OpenOptions, Use};
-use crate::medium::{self, Location, Medium, RateLimit, RateLimited};
+use crate::medium::{self, Label, Location, Medium, RateLimit, RateLimited};
 use crate::table::Layout;
 use crate::units::BlockSize;
 
@@ -163,7 +163,7 @@ pub fn default_target(index: usize) -> String {
 /// # Errors
 /// When an image can't be read or trusted, is in use, or the medium fails; no archive then has its final name.
 pub fn run(request: &BackupRequest, control: &Control) -> Result<BackupReport> {
-    run_to(request, control, |name| medium::create(&request.destination, name))
+    run_to(request, control, |label| medium::create(&request.destination, label, &control.cancel))
 }
 
 /// As [`run`], to the medium that `open` makes for the archive's name; the request's destination is not looked
@@ -174,7 +174,7 @@ pub fn run(request: &BackupRequest, control: &Control) -> Result<BackupReport> {
 pub fn run_to(
     request: &BackupRequest,
     control: &Control,
-    open: impl FnOnce(&str) -> Result<Box<dyn Medium>>,
+    open: impl FnOnce(&Label) -> Result<Box<dyn Medium>>,
 ) -> Result<BackupReport> {
     let material = Material {
         subject: Subject::Images { name: label(request)? },
@@ -195,13 +195,13 @@ pub fn write(
     material: Material,
     manner: &Manner,
     control: &Control,
-    open: impl FnOnce(&str) -> Result<Box<dyn Medium>>,
+    open: impl FnOnce(&Label) -> Result<Box<dyn Medium>>,
 ) -> Result<Written> {
     let started = Instant::now();
     let Material { subject, freeze, attachments, disks } = material;
     let disks = fold_all(disks, manner, control)?;
     let head = head((subject, freeze), manner, &disks)?;
-    let mut medium = open(&archive_name(&head, manner)?)?;
+    let mut medium = open(&medium_label(&head, manner, &attachments)?)?;
     if let Some(limit) = manner.limit_rate {
         medium = Box::new(RateLimited::new(medium, limit));
     }
@@ -290,6 +290,25 @@ fn stream(
         progress: control.progress.counter(),
     };
     write_archive(contents, medium, &options)
+}
+
+/// What the medium is told of the archive.
+fn medium_label(head: &Manifest, manner: &Manner, attachments: &[Attachment]) -> Result<Label> {
+    /// A run is a line in each of two tables, one of them twice.
+    const RUN: u64 = 256;
+    /// Headers, records, padding.
+    const REST: u64 = 1 << 20;
+    let disks = head.disks.iter().map(|disk| disk.dense_length.saturating_add(disk.runs.saturating_mul(RUN)));
+    let files = attachments.iter().map(|file| file.content.len() as u64);
+    let bytes = disks.chain(files).fold(REST, u64::saturating_add);
+    Ok(Label {
+        name: archive_name(head, manner)?,
+        id: head.archive,
+        host: head.host.clone(),
+        subject: head.subject.name().to_owned(),
+        // Digests, frames and encryption add less than this.
+        estimate: bytes.saturating_add(bytes / 256),
+    })
 }
 
 /// `LABEL-YYYYMMDDTHHMMSSZ-ID8.tar[.zst][.age]`: sorts by label and time, and two backups never have one name.
