@@ -111,7 +111,7 @@ fn hanging(world: &World, image: &Image) -> (std::process::Child, String) {
     let line = line_of(&command);
     let pipe = std::process::Stdio::piped;
     let child = command.stdout(pipe()).stderr(pipe()).spawn().unwrap();
-    wait_until("the third part", Duration::from_secs(60), || world.proxy.heal() == 0);
+    wait_until("the third part", Duration::from_secs(60), || world.proxy.pending() == 0);
     (child, line)
 }
 

@@ -32,8 +32,8 @@ const MARK: &str = "virtfold-upload";
 /// How long the end of a failed upload may take.
 const FAREWELL: Duration = Duration::from_secs(20);
 
-/// What a task says when its part is there.
-type Sent = Answer<(usize, PartId)>;
+/// What a task says when its part is there: which it is, what the store calls it, and the memory that it was in.
+type Sent = Answer<(usize, PartId, Vec<u8>)>;
 
 /// An archive on its way into an object store.
 #[derive(Debug)]
@@ -41,6 +41,8 @@ pub struct ObjectMedium {
     upload: Arc<Upload>,
     parts: Parts,
     buffer: Vec<u8>,
+    /// Memory of parts that were sent: it is used again, for what is given back to the allocator is not always given back by it.
+    spare: Vec<Vec<u8>>,
     sending: JoinSet<Sent>,
     sent: Vec<Option<PartId>>,
     written: u64,
@@ -83,6 +85,7 @@ impl ObjectMedium {
             upload: Arc::new(upload),
             parts,
             buffer: Vec::new(),
+            spare: Vec::new(),
             sending: JoinSet::new(),
             sent: Vec::new(),
             written: 0,
@@ -120,17 +123,20 @@ impl ObjectMedium {
         let sent = done.map_err(|e| {
             Error::new(ErrorKind::Internal, "a task that sends a part has ended").with_source(e)
         })?;
-        let (number, part) = sent.map_err(|e| explain(self.upload.cannot(), &e))?;
+        let (number, part, mut memory) = sent.map_err(|e| explain(self.upload.cannot(), &e))?;
         if let Some(place) = self.sent.get_mut(number) {
             *place = Some(part);
         }
+        memory.clear();
+        self.spare.push(memory);
         Ok(true)
     }
 
     fn take_in(&mut self, mut bytes: &[u8]) -> Result<()> {
         while !bytes.is_empty() {
             let size = self.part_size()?;
-            if self.buffer.capacity() == 0 {
+            if self.buffer.capacity() < size {
+                self.buffer = self.spare.pop().unwrap_or_default();
                 self.buffer.reserve_exact(size);
             }
             let (now, later) = bytes.split_at(bytes.len().min(size - self.buffer.len()));
@@ -231,7 +237,10 @@ impl Upload {
         let part = persist(self.patience, what, || {
             self.store.s3.put_part(&self.keys.archive, &self.id, number, payload.clone())
         });
-        Ok((number, part.await?))
+        let part = part.await?;
+        let first = payload.into_iter().next();
+        // Nobody else has it any more, so this copies nothing.
+        Ok((number, part, first.map(Vec::from).unwrap_or_default()))
     }
 
     /// Makes the object appear, and makes sure that it has.

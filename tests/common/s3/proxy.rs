@@ -100,6 +100,11 @@ impl Proxy {
         self.state.lock().unwrap().rules.drain(..).map(|rule| rule.times).sum()
     }
 
+    /// How often faults are still to be met.
+    pub(crate) fn pending(&self) -> usize {
+        self.state.lock().unwrap().rules.iter().map(|rule| rule.times).sum()
+    }
+
     /// The requests since the last call.
     pub(crate) fn log(&self) -> Vec<Request> {
         std::mem::take(&mut self.state.lock().unwrap().log)
