@@ -73,7 +73,7 @@ fn request(image: &Image, compression: Compression) -> BackupRequest {
     BackupRequest {
         images: vec![ImageSpec { path: image.path.clone(), format: Format::Qcow2, target: "vda".to_owned() }],
         label: None,
-        destination: Location::Pipe,
+        destinations: vec![Location::Pipe],
         compression,
         encrypt_to: None,
         layout: Layout::Compact,
@@ -421,7 +421,7 @@ fn a_full_file_system_ends_backups_and_restores_alike() {
         }
         for compression in COMPRESSIONS {
             let mut request = request(&image, compression);
-            request.destination = Location::Path(mount.path().to_owned());
+            request.destinations = vec![Location::Path(mount.path().to_owned())];
             let outcome = in_time(move || backup::run(&request, &Control::default()));
             let error = outcome.expect_err("there is no room");
             assert_eq!(error.kind(), ErrorKind::NoSpace, "{room}, {compression:?}: {error:?}");

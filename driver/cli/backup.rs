@@ -31,8 +31,8 @@ use super::report::{JsonFlag, Stdout, Style, Ticker, printable, result};
 /// A DOMAIN is backed up whether it runs or not. A running one goes on: its disks are frozen by a snapshot, copied and
 /// brought together again, and it is paused for a moment only. What an earlier run left behind is recovered first.
 #[derive(Debug, clap::Args)]
-#[command(override_usage = "virtfold backup [OPTIONS] --to <DIR|-> <DOMAIN>\n       \
-                      virtfold backup [OPTIONS] --to <DIR|-> --image <PATH> --format <FORMAT>")]
+#[command(override_usage = "virtfold backup [OPTIONS] --to <PLACE> <DOMAIN>\n       \
+                      virtfold backup [OPTIONS] --to <PLACE> --image <PATH> --format <FORMAT>")]
 #[command(after_help = "\
 Examples:
   virtfold backup web --to /backup
@@ -40,6 +40,7 @@ Examples:
   virtfold backup web --to /backup --exclude vdb --quiesce yes --min-free 10GiB
   virtfold backup --image /srv/vm/web.qcow2 --format qcow2 --to /backup --compress zstd
   virtfold backup --image a.qcow2 --image b.raw --format qcow2 --format raw --to /backup
+  virtfold backup web --to s3://backups/vm --to /backup
   virtfold backup web --to /backup --encrypt-to age1k3q...
   virtfold backup --image a.raw --format raw --to - | ssh host 'cat > a.tar.zst'
 
@@ -60,9 +61,9 @@ pub(crate) struct Args {
     /// What the set of disks is called [default: the first image's file name]
     #[arg(long, value_name = "NAME", requires = "image")]
     label: Option<String>,
-    /// The directory for the archive, or - for standard output
-    #[arg(long, value_name = "DIR|-", required_unless_present = "plan", value_parser = args::location())]
-    to: Option<Location>,
+    /// Where the archive goes: a directory, s3://BUCKET/PREFIX, tape:DEVICE, or - for standard output; several times for several copies
+    #[arg(long, value_name = "PLACE", required_unless_present = "plan", value_parser = args::location())]
+    to: Vec<Location>,
     /// none, zstd or zstd:LEVEL (1 to 19) [default: the configuration's; zstd]
     #[arg(long, value_name = "HOW")]
     compress: Option<virtfold_config::Compression>,
@@ -103,20 +104,20 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
     let style = Style::from_flag(&args.json);
     let defaults = args.config.load()?.defaults;
     let manner = manner(&args, &defaults)?;
-    let destination = args.to.clone();
+    let destinations = args.to.clone();
     if let Some(domain) = &args.domain {
-        let job = guest::Job { domain, manner, destination, style, defaults: &defaults };
+        let job = guest::Job { domain, manner, destinations, style, defaults: &defaults };
         return args.guest.run(job, signals);
     }
-    let Some(destination) = destination else {
+    if destinations.is_empty() {
         let error = Error::new(ErrorKind::Usage, "images have no plan: --to says where the archive goes");
         return Err(error.into());
-    };
-    images_to(&request(args, manner, destination)?, style, signals)
+    }
+    images_to(&request(args, manner, destinations)?, style, signals)
 }
 
 fn images_to(request: &BackupRequest, style: Style, signals: &Signals) -> Result<Outcome> {
-    let out = stdout_of(&request.destination);
+    let out = stdout_of(&request.destinations);
     let progress = Arc::new(Progress::default());
     let ticker = Ticker::start(style, out, &progress)?;
     let report = backup::run(request, &Control { cancel: Arc::clone(&signals.stop), progress });
@@ -124,15 +125,24 @@ fn images_to(request: &BackupRequest, style: Style, signals: &Signals) -> Result
     let report = report?;
     warn(&report.disks);
     result(style, out, &report, &text(&report))?;
-    Ok(Outcome::Done)
+    Ok(copies(style, &report))
+}
+
+/// Says which copies have failed, and how the run ends for that.
+pub(super) fn copies(style: Style, report: &BackupReport) -> Outcome {
+    for copy in &report.copies {
+        if let (Style::Text, Some(failure)) = (style, &copy.failure) {
+            eprintln!("virtfold: there is no copy in '{}': {}", printable(&copy.to), printable(failure));
+            copy.hint.iter().for_each(|hint| eprintln!("hint: {}", printable(hint)));
+        }
+    }
+    let failed = report.copies.iter().find_map(|copy| copy.kind);
+    failed.map_or(Outcome::Done, Outcome::Failed)
 }
 
 /// Whether the archive takes standard output.
-pub(super) fn stdout_of(destination: &Location) -> Stdout {
-    match destination {
-        Location::Pipe => Stdout::Archive,
-        _ => Stdout::Free,
-    }
+pub(super) fn stdout_of(destinations: &[Location]) -> Stdout {
+    if destinations.contains(&Location::Pipe) { Stdout::Archive } else { Stdout::Free }
 }
 
 /// Prints what was doubtful about the sources.
@@ -190,11 +200,11 @@ fn manner(args: &Args, defaults: &Defaults) -> Result<Manner> {
     })
 }
 
-fn request(args: Args, manner: Manner, destination: Location) -> Result<BackupRequest> {
+fn request(args: Args, manner: Manner, destinations: Vec<Location>) -> Result<BackupRequest> {
     Ok(BackupRequest {
         images: images(&args)?,
         label: args.label,
-        destination,
+        destinations,
         compression: manner.compression,
         encrypt_to: manner.encrypt_to,
         layout: manner.layout,
@@ -221,5 +231,7 @@ pub(super) fn text(report: &BackupReport) -> String {
     let encrypted = if report.encrypted { ", encrypted," } else { "" };
     text +=
         &format!("archive {}{encrypted} written in {:.1} s\n", Human(report.archive_bytes), report.seconds);
-    text + &report.archive
+    let names = report.copies.iter().filter_map(|copy| copy.archive.as_deref());
+    let names: Vec<&str> = names.collect();
+    text + &if names.is_empty() { report.archive.clone() } else { names.join("\n") }
 }

@@ -23,9 +23,9 @@ use crate::archive::manifest::{
 use crate::archive::stream::{Compression, StreamOptions};
 use crate::archive::writer::{Attachment, Contents, DiskTables, Sealed, write_archive};
 use crate::crypt::{self, Encrypting, Recipients};
-use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::error::{Error, ErrorKind, IoContext, Result, sentence};
 use crate::image::{self, DiskImage, Format, OpenOptions, Use};
-use crate::medium::{self, Label, Location, Medium, RateLimit, RateLimited};
+use crate::medium::{self, Copies, Copy, Label, Location, Medium, RateLimit, RateLimited};
 use crate::table::Layout;
 use crate::units::BlockSize;
 
@@ -90,8 +90,8 @@ pub struct BackupRequest {
     pub images: Vec<ImageSpec>,
     /// What the set is called; without it, the first image's file name without its extension.
     pub label: Option<String>,
-    /// Where the archive goes.
-    pub destination: Location,
+    /// Where the archive goes: one copy to each, out of one read.
+    pub destinations: Vec<Location>,
     /// How it is compressed.
     pub compression: Compression,
     /// Whom it is encrypted to; without them, it is not.
@@ -125,6 +125,25 @@ pub struct BackupReport {
     pub seconds: f64,
     /// The disks.
     pub disks: Vec<DiskReport>,
+    /// What became of each copy, where the archive was to go to several media. At least one is good.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub copies: Vec<CopyReport>,
+}
+
+/// What became of the copy on one of several media.
+#[derive(Clone, Debug, Serialize)]
+pub struct CopyReport {
+    /// Where it was to go.
+    pub to: String,
+    /// The archive's name there, as `restore` takes it; nothing where it failed.
+    pub archive: Option<String>,
+    /// Why there is none.
+    pub failure: Option<String>,
+    /// What a person can do about that.
+    pub hint: Option<String>,
+    /// What kind of failure it is.
+    #[serde(skip)]
+    pub kind: Option<ErrorKind>,
 }
 
 /// What came of one disk.
@@ -163,10 +182,14 @@ pub fn default_target(index: usize) -> String {
 /// # Errors
 /// When an image can't be read or trusted, is in use, or the medium fails; no archive then has its final name.
 pub fn run(request: &BackupRequest, control: &Control) -> Result<BackupReport> {
-    run_to(request, control, |label| medium::create(&request.destination, label, &control.cancel))
+    let copies = Copies::default();
+    let places = &request.destinations;
+    let report =
+        run_to(request, control, |label| medium::create_all(places, label, &control.cancel, &copies))?;
+    Ok(report.with(&copies))
 }
 
-/// As [`run`], to the medium that `open` makes for the archive's name; the request's destination is not looked
+/// As [`run`], to the medium that `open` makes for the archive's name; the request's destinations are not looked
 /// at. The medium is held to the request's rate.
 ///
 /// # Errors
@@ -234,7 +257,32 @@ impl Written {
             root: blake3::Hash::from_bytes(self.sealed.root).to_hex().to_string(),
             seconds: self.started.elapsed().as_secs_f64(),
             disks: self.head.disks.iter().map(report).collect(),
+            copies: Vec::new(),
         })
+    }
+}
+
+impl BackupReport {
+    /// With what became of the copies.
+    #[must_use]
+    pub fn with(self, copies: &Copies) -> Self {
+        let report = |copy: Copy| match copy.result {
+            Ok(durable) => CopyReport {
+                to: copy.to.to_string(),
+                archive: Some(durable.name),
+                failure: None,
+                hint: None,
+                kind: None,
+            },
+            Err(error) => CopyReport {
+                to: copy.to.to_string(),
+                archive: None,
+                failure: Some(sentence(&error)),
+                hint: error.hint().map(ToOwned::to_owned),
+                kind: Some(error.kind()),
+            },
+        };
+        Self { copies: copies.take().into_iter().map(report).collect(), ..self }
     }
 }
 

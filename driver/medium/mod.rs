@@ -27,6 +27,7 @@
 //!
 //! Imports: `error`, `durable`, `archive` (its traits for bytes).
 
+mod fan_out;
 mod file;
 mod location;
 #[cfg(feature = "object-store")]
@@ -40,6 +41,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use uuid::Uuid;
 
+pub use self::fan_out::{Copies, Copy, FanOut, create_all};
 pub use self::file::FileMedium;
 pub use self::location::{Location, LocationError, ObjectAddress, TapeAddress, TapeArchive};
 pub use self::pipe::{PipeMedium, PipeSource};

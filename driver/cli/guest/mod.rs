@@ -7,7 +7,7 @@ pub(crate) mod guard;
 mod plan;
 pub(crate) mod recover;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -76,7 +76,7 @@ pub(super) struct Job<'a> {
     /// How the archive is made.
     pub(super) manner: Manner,
     /// Where it goes; not needed for a plan.
-    pub(super) destination: Option<Location>,
+    pub(super) destinations: Vec<Location>,
     /// Text or JSON.
     pub(super) style: Style,
     /// What the configuration says.
@@ -96,7 +96,7 @@ pub(super) fn wishes_of(defaults: &Defaults, state_dir: PathBuf) -> Wishes {
         overlay_dir: None,
         min_free: defaults.min_free.get(),
         state_dir,
-        archive_dir: None,
+        archive_dirs: Vec::new(),
     }
 }
 
@@ -125,9 +125,8 @@ impl GuestArgs {
     pub(super) fn run(&self, job: Job<'_>, signals: &Signals) -> Result<Outcome> {
         let connection = self.connect.open()?;
         let mut wishes = self.wishes(job.defaults)?;
-        if let Some(Location::Path(directory)) = &job.destination {
-            wishes.archive_dir = Some(directory.clone());
-        }
+        wishes.archive_dirs =
+            job.destinations.iter().filter_map(Location::path).map(Path::to_owned).collect();
         if self.plan {
             let plan =
                 virtfold::job::plan::plan(connection.hypervisor.as_ref(), &LocalFiles, job.domain, &wishes)?;

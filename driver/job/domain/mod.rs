@@ -34,7 +34,7 @@ use crate::catalog::Base;
 use crate::error::{Error, ErrorKind, IoContext, Result, sentence};
 use crate::guest::DomainId;
 use crate::guest::rules::Way;
-use crate::medium::{self, Label, Location, Medium};
+use crate::medium::{self, Copies, Label, Location, Medium};
 
 mod copy;
 #[cfg(test)]
@@ -105,7 +105,7 @@ pub struct DomainReport {
     pub backup: BackupReport,
 }
 
-/// Backs up a domain to a directory or standard output.
+/// Backs up a domain to all `destinations`.
 ///
 /// # Errors
 /// What speaks against the backup ([`Plan::refusal`]); whatever fails before the archive is good. The guest is then back on its
@@ -113,10 +113,13 @@ pub struct DomainReport {
 pub fn backup_domain(
     host: &Host<'_>,
     request: &DomainRequest<'_>,
-    destination: &Location,
+    destinations: &[Location],
     control: &Control,
 ) -> Result<DomainReport> {
-    backup_domain_to(host, request, control, |label| medium::create(destination, label, &control.cancel))
+    let copies = Copies::default();
+    let open = |label: &Label| medium::create_all(destinations, label, &control.cancel, &copies);
+    let report = backup_domain_to(host, request, control, open)?;
+    Ok(DomainReport { backup: report.backup.with(&copies), ..report })
 }
 
 /// As [`backup_domain`], to the medium that `open` makes for the archive's name.

@@ -68,7 +68,7 @@ impl Lab {
             overlay_dir: None,
             min_free: 0,
             state_dir: path("state"),
-            archive_dir: None,
+            archive_dirs: Vec::new(),
         };
         std::fs::create_dir(path("archives")).unwrap();
         let journal = Catalog::open(&path("state")).unwrap();

@@ -50,8 +50,9 @@ pub(super) fn is_not_implemented(error: &StoreError) -> bool {
 /// The library's error: `what` was tried, and `error` came of it.
 pub(super) fn explain(what: impl Into<String>, error: &StoreError) -> Error {
     let text = whole(error);
+    let is_missing = between(&text, "<Code>", "</Code>").is_some_and(|code| code.starts_with("NoSuch"));
     let (kind, hint) = match error {
-        StoreError::NotFound { .. } => {
+        _ if is_missing || matches!(error, StoreError::NotFound { .. }) => {
             (ErrorKind::NotFound, "look at the address: bucket and key, and AWS_ENDPOINT_URL for the store")
         }
         StoreError::AlreadyExists { .. } => {
@@ -105,7 +106,8 @@ fn between<'a>(text: &'a str, from: &str, to: &str) -> Option<&'a str> {
 fn said(text: &str) -> String {
     if let Some(code) = between(text, "<Code>", "</Code>") {
         let message = between(text, "<Message>", "</Message>").unwrap_or_default();
-        return format!("the store says {}: {}", shortened(code), shortened(message));
+        let said = format!("the store says {}: {}", shortened(code), shortened(message));
+        return said.trim_end_matches([' ', ':']).to_owned();
     }
     if let Some(status) = status(text) {
         return format!("the store answers with status {status}");

@@ -28,7 +28,8 @@ pub(crate) const SECRET: &str = "hunter2-wJalrXUtnFEMI-K7MDENG";
 
 /// A server; ends with its owner.
 pub(crate) struct Server {
-    child: Child,
+    /// The process, where it is this one's child.
+    child: Option<Child>,
     root: PathBuf,
     pub(crate) port: u16,
 }
@@ -41,7 +42,7 @@ impl Server {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", "s3::part_of_the_server", "--nocapture"]).env(ROLE, root);
         let child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-        let mut server = Self { child, root: root.to_owned(), port: 0 };
+        let mut server = Self { child: Some(child), root: root.to_owned(), port: 0 };
         let start = Instant::now();
         while server.port == 0 {
             assert!(start.elapsed() < Duration::from_secs(20), "the S3 server does not start");
@@ -51,6 +52,11 @@ impl Server {
         }
         fs::remove_file(&port_file).unwrap();
         server
+    }
+
+    /// One that another process has started.
+    pub(crate) fn there(root: &Path, port: u16) -> Self {
+        Self { child: None, root: root.to_owned(), port }
     }
 
     /// The file that has the object `key`.
@@ -89,8 +95,10 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+        if let Some(child) = &mut self.child {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
     }
 }
 
