@@ -1,4 +1,4 @@
-//! `virtfold list`: the archives in a directory.
+//! `virtfold list`: the archives in a place.
 
 use anyhow::Result;
 use serde::Serialize;
@@ -12,17 +12,18 @@ use super::keys::IdentityArgs;
 use super::report::{JsonFlag, Stdout, Style, printable, result};
 use super::show;
 
-/// List the archives in a directory
+/// List the archives in a directory, an object store or on a tape
 ///
 /// Unfinished, cut and damaged archives are listed as what they are, and encrypted ones that no --identity opens as encrypted.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   virtfold list /backup
-  virtfold list --json /backup")]
+  virtfold list --json /backup
+  virtfold list s3://backups/vm")]
 pub(crate) struct Args {
-    /// The directory
-    #[arg(value_name = "DIR", value_parser = args::location())]
+    /// A directory, s3://BUCKET/PREFIX (all hosts below it) or tape:DEVICE
+    #[arg(value_name = "PLACE", value_parser = args::location())]
     directory: Location,
     #[command(flatten)]
     identity: IdentityArgs,

@@ -102,9 +102,9 @@ fn an_upload_that_somebody_aborted_is_an_error() {
 }
 
 /// Starts a backup, and waits until its third part hangs.
-fn hanging(world: &World, image: &Image) -> (std::process::Child, String) {
+fn hanging(world: &World, image: &Image, seconds: u64) -> (std::process::Child, String) {
     world.proxy.log();
-    world.proxy.fail(1, Fault::Delay(Duration::from_secs(30)), |r| {
+    world.proxy.fail(1, Fault::Delay(Duration::from_secs(seconds)), |r| {
         r.is_part() && r.target.contains("partNumber=3&")
     });
     let mut command = world.command(backup_args(image, PLACE, &PLAIN));
@@ -120,7 +120,7 @@ fn a_killed_writer_leaves_no_archive_and_the_next_backup_cleans_up() {
     let world = World::new("s3-killed");
     let image = image(&world);
     let whole = world.backup(&image, &PLAIN);
-    let (mut child, _) = hanging(&world, &image);
+    let (mut child, _) = hanging(&world, &image, 30);
     wait_until("the second part", Duration::from_secs(20), || world.server.unfinished().len() > 2);
     child.kill().unwrap();
     child.wait().unwrap();
@@ -143,7 +143,7 @@ fn a_killed_writer_leaves_no_archive_and_the_next_backup_cleans_up() {
 fn a_signal_ends_a_backup_that_waits_for_the_store() {
     let world = World::new("s3-signal");
     let image = image(&world);
-    let (child, line) = hanging(&world, &image);
+    let (child, line) = hanging(&world, &image, 30);
     let start = Instant::now();
     kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGTERM).unwrap();
     collect(line, child).exits(exit::SIGTERM);
@@ -156,7 +156,7 @@ fn a_signal_ends_a_backup_that_waits_for_the_store() {
 fn an_upload_that_is_alive_is_left_alone() {
     let world = World::new("s3-alive");
     let image = image(&world);
-    let (mut child, _) = hanging(&world, &image);
+    let (mut child, _) = hanging(&world, &image, 12);
     let second = world.backup(&image, &PLAIN);
     let partial = world.server.keys().iter().filter(|key| key.contains(".partial")).count();
     assert_eq!(partial, 1, "the other one's note is gone");

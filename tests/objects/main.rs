@@ -11,6 +11,7 @@ mod common;
 mod s3;
 
 mod broken;
+mod copies;
 mod memory;
 mod round;
 mod secrets;

@@ -9,6 +9,7 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use object_store::multipart::{MultipartStore, PartId};
@@ -31,6 +32,9 @@ use crate::medium::{Durable, Label, Medium, ObjectAddress};
 const MARK: &str = "virtfold-upload";
 /// How long the end of a failed upload may take.
 const FAREWELL: Duration = Duration::from_secs(20);
+
+/// How long parts that are on their way may take to arrive before that.
+const SETTLING: Duration = Duration::from_secs(5);
 
 /// What a task says when its part is there: which it is, what the store calls it, and the memory that it was in.
 type Sent = Answer<(usize, PartId, Vec<u8>)>;
@@ -68,6 +72,8 @@ struct Upload {
     id: String,
     mark: String,
     patience: Duration,
+    /// Nothing is tried again any more.
+    ending: AtomicBool,
 }
 
 impl ObjectMedium {
@@ -188,7 +194,12 @@ impl Drop for ObjectMedium {
         let Ok(runtime) = runtime() else { return };
         let done = self.state == State::Done;
         let farewell = async {
-            self.sending.shutdown().await;
+            // A part that arrives behind the abort may stay for ever, so what is on its way is let arrive.
+            self.upload.ending.store(true, Ordering::Relaxed);
+            let settled = async { while self.sending.join_next().await.is_some() {} };
+            if tokio::time::timeout(SETTLING, settled).await.is_err() {
+                self.sending.shutdown().await;
+            }
             if done { self.upload.forget().await } else { self.upload.abort().await }
         };
         if runtime.block_on(async { tokio::time::timeout(FAREWELL, farewell).await }).is_err() {
@@ -216,7 +227,8 @@ impl Upload {
         attributes.insert(Attribute::Metadata(Cow::Borrowed(MARK)), mark.clone().into());
         let options = PutMultipartOptions { attributes, ..PutMultipartOptions::default() };
         let id = store.s3.create_multipart_opts(&keys.archive, options).await.map_err(cannot)?;
-        let upload = Self { store, keys, id, mark, patience: super::patience()? };
+        let upload =
+            Self { store, keys, id, mark, patience: super::patience()?, ending: AtomicBool::new(false) };
         if let Err(error) = note::leave(&upload.store, &upload.keys, &upload.id).await {
             upload.abort().await;
             return Err(explain(format!("cannot note the upload of '{name}'"), &error));
@@ -234,8 +246,11 @@ impl Upload {
 
     async fn part(&self, number: usize, payload: PutPayload) -> Sent {
         let what = || format!("part {} of '{}' was not taken", number + 1, self.name());
-        let part = persist(self.patience, what, || {
-            self.store.s3.put_part(&self.keys.archive, &self.id, number, payload.clone())
+        let part = persist(self.patience, what, || async {
+            if self.ending.load(Ordering::Relaxed) {
+                return Err(StoreError::NotSupported { source: "the upload has ended".into() });
+            }
+            self.store.s3.put_part(&self.keys.archive, &self.id, number, payload.clone()).await
         });
         let part = part.await?;
         let first = payload.into_iter().next();

@@ -116,6 +116,11 @@ pub(crate) fn account(command: &mut Command, port: u16) -> &mut Command {
 /// Not a test: the server's process.
 #[test]
 fn part_of_the_server() {
+    serve_if_asked();
+}
+
+/// Is the server, if this process was started as that.
+pub(crate) fn serve_if_asked() {
     if let Some(root) = std::env::var_os(ROLE) {
         serve(Path::new(&root));
     }
