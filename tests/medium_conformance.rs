@@ -22,8 +22,7 @@ use common::scratch::{Scratch, names};
 use virtfold::archive::stream::Sink;
 use virtfold::error::{Error, ErrorKind, Result};
 use virtfold::medium::{
-    self, Copies, Durable, FanOut, FileMedium, Label, Location, Medium, PipeMedium, RateLimit, RateLimited,
-    Source,
+    self, Copies, Durable, FanOut, FileMedium, Location, Medium, PipeMedium, RateLimit, RateLimited, Source,
 };
 
 /// What a medium's far end gives away.
@@ -247,7 +246,7 @@ impl Objects {
 #[cfg(feature = "object-store")]
 impl Rig for Objects {
     fn open(&mut self, name: &str) -> Result<Box<dyn Medium>> {
-        let label = Label {
+        let label = medium::Label {
             name: name.to_owned(),
             id: uuid::Uuid::nil(),
             host: "host".to_owned(),

@@ -109,10 +109,7 @@ pub fn list(location: &Location, identities: &Identities) -> Result<Vec<Glance>>
     match location {
         Location::Path(directory) => list_directory(directory, identities),
         Location::Pipe => Err(Error::new(ErrorKind::Usage, "archives that come down a pipe can't be listed")),
-        #[cfg(feature = "object-store")]
         Location::Object(place) => list_objects(place, identities),
-        #[cfg(not(feature = "object-store"))]
-        Location::Object(_) => Err(medium::not_here(location)),
         Location::Tape(_) => Err(medium::not_here(location)),
     }
 }
@@ -140,7 +137,6 @@ fn list_directory(directory: &Path, identities: &Identities) -> Result<Vec<Glanc
 }
 
 /// Looks at every archive below `place`, several at a time: each takes a few answers of the store.
-#[cfg(feature = "object-store")]
 fn list_objects(place: &medium::ObjectAddress, identities: &Identities) -> Result<Vec<Glance>> {
     const AT_ONCE: usize = 8;
     let mut found = medium::object::list(place)?;

@@ -30,7 +30,7 @@
 mod fan_out;
 mod file;
 mod location;
-#[cfg(feature = "object-store")]
+#[cfg_attr(not(feature = "object-store"), path = "no_object.rs")]
 pub mod object;
 mod pipe;
 mod rate;
@@ -95,10 +95,7 @@ pub fn open(location: &Location) -> Result<Arc<dyn Source>> {
             Err(Error::new(ErrorKind::Usage, "this needs an archive in a file, for it reads at many places")
                 .with_hint("write it to a file first; 'virtfold restore -' takes a pipe"))
         }
-        #[cfg(feature = "object-store")]
-        Location::Object(address) => Ok(Arc::new(object::ObjectSource::open(address)?)),
-        #[cfg(not(feature = "object-store"))]
-        Location::Object(_) => Err(not_here(location)),
+        Location::Object(address) => object::open(address),
         Location::Tape(_) => Err(not_here(location)),
     }
 }
@@ -115,10 +112,7 @@ pub fn create(location: &Location, label: &Label, cancel: &Cancel) -> Result<Box
             return Err(Error::new(ErrorKind::NotFound, message).with_hint("make it first"));
         }
         Location::Path(directory) => Box::new(FileMedium::create(&directory.join(&label.name))?),
-        #[cfg(feature = "object-store")]
-        Location::Object(place) => Box::new(object::ObjectMedium::create(place, label, cancel)?),
-        #[cfg(not(feature = "object-store"))]
-        Location::Object(_) => return Err(not_here(location)),
+        Location::Object(place) => object::create(place, label, cancel)?,
         Location::Tape(_) => return Err(not_here(location)),
     })
 }

@@ -78,6 +78,38 @@ fn an_upload_that_broke_goes_on_where_it_broke() {
     world.comes_back(done.last_line(), &image, &[]);
 }
 
+/// The copy that went through the outage is the copy that did not, byte for byte.
+#[test]
+fn a_store_that_dies_and_comes_back_gets_the_same_archive() {
+    let mut world = World::new("s3-outage");
+    let image = image(&world);
+    let folder = world.scratch.folder("archives");
+    world
+        .proxy
+        .fail(1, Fault::Delay(Duration::from_secs(2)), |r| r.is_part() && r.target.contains("partNumber=3&"));
+    let more = ["--compress", "none", "--to", folder.to_str().unwrap()];
+    let mut command = world.command(backup_args(&image, PLACE, &more));
+    let line = line_of(&command);
+    let pipe = std::process::Stdio::piped;
+    let child = command.stdout(pipe()).stderr(pipe()).spawn().unwrap();
+    wait_until("the third part", Duration::from_secs(60), || world.proxy.pending() == 0);
+    let root = world.scratch.join("store");
+    world.server.stop();
+    std::thread::sleep(Duration::from_secs(8));
+    world.server = super::Server::start(&root);
+    world.proxy.point_to(world.server.port);
+    let done = collect(line, child).ok();
+    assert!(done.stderr.contains("trying again"), "{done}");
+    let [file, object] = done.text().lines().rev().take(2).collect::<Vec<_>>()[..] else { panic!("{done}") };
+    let (file, object) =
+        (std::fs::read(file).unwrap(), std::fs::read(world.server.object(key_of(object))).unwrap());
+    assert!(file == object, "{} bytes and {} bytes", file.len(), object.len());
+    let log = world.proxy.log();
+    let begun = log.iter().filter(|r| r.method == "POST" && r.target.contains("uploads")).count();
+    assert_eq!(begun, 1, "the upload began anew");
+    tidy(&world);
+}
+
 #[test]
 fn a_store_that_stays_broken_ends_the_backup_and_nothing_is_left() {
     let world = World::new("s3-fails");

@@ -25,6 +25,7 @@ mod source;
 mod store;
 mod upload;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use object_store::ObjectStore;
@@ -34,7 +35,7 @@ pub use self::source::ObjectSource;
 pub use self::upload::ObjectMedium;
 use crate::archive::stream::Cancel;
 use crate::error::{Error, ErrorKind, Result};
-use crate::medium::ObjectAddress;
+use crate::medium::{Label, Medium, ObjectAddress, Source};
 
 /// How long a part is tried, where the environment does not say.
 const PATIENCE: Duration = Duration::from_secs(15 * 60);
@@ -50,6 +51,22 @@ pub struct Listed {
     pub bytes: u64,
     /// Whether it is not there yet, and somebody has begun to upload it.
     pub is_partial: bool,
+}
+
+/// Opens the archive at `address`.
+///
+/// # Errors
+/// Those of [`ObjectSource::open`].
+pub fn open(address: &ObjectAddress) -> Result<Arc<dyn Source>> {
+    Ok(Arc::new(ObjectSource::open(address)?))
+}
+
+/// Begins the archive `label` below `place`.
+///
+/// # Errors
+/// Those of [`ObjectMedium::create`].
+pub fn create(place: &ObjectAddress, label: &Label, cancel: &Cancel) -> Result<Box<dyn Medium>> {
+    Ok(Box::new(ObjectMedium::create(place, label, cancel)?))
 }
 
 /// Everything below `place` in the order of its keys; what it is, its name tells.

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -66,6 +67,7 @@ struct State {
 pub(crate) struct Proxy {
     pub(crate) port: u16,
     state: Arc<Mutex<State>>,
+    server: Arc<AtomicU16>,
 }
 
 impl Proxy {
@@ -75,14 +77,16 @@ impl Proxy {
         let port = listener.local_addr().unwrap().port();
         let state = Arc::new(Mutex::new(State::default()));
         let shared = Arc::clone(&state);
+        let server = Arc::new(AtomicU16::new(server));
+        let there = Arc::clone(&server);
         std::thread::spawn(move || {
             for client in listener.incoming().flatten() {
-                let shared = Arc::clone(&shared);
+                let (shared, server) = (Arc::clone(&shared), there.load(Ordering::Relaxed));
                 // A connection that fails is what both ends must bear.
                 std::thread::spawn(move || drop(hand_on(client, server, &shared)));
             }
         });
-        Self { port, state }
+        Self { port, state, server }
     }
 
     /// The next `times` requests that match meet `fault`.
@@ -93,6 +97,11 @@ impl Proxy {
         matches: impl Fn(&Request) -> bool + Send + 'static,
     ) {
         self.state.lock().unwrap().rules.push(Rule { matches: Box::new(matches), fault, times });
+    }
+
+    /// The server is at this port now.
+    pub(crate) fn point_to(&self, server: u16) {
+        self.server.store(server, Ordering::Relaxed);
     }
 
     /// Nothing fails any more; how often the faults have not been met.
