@@ -73,7 +73,7 @@ fn request(image: &Image, compression: Compression) -> BackupRequest {
     BackupRequest {
         images: vec![ImageSpec { path: image.path.clone(), format: Format::Qcow2, target: "vda".to_owned() }],
         label: None,
-        destination: Location::Pipe,
+        destinations: vec![Location::Pipe],
         compression,
         encrypt_to: None,
         layout: Layout::Compact,
@@ -136,8 +136,8 @@ fn backup_failing(
     let writes = Arc::new(AtomicU64::new(0));
     let counter = Arc::clone(&writes);
     let outcome = in_time(move || {
-        backup::run_to(&request, &Control::default(), |name| {
-            let inner = Box::new(FileMedium::create(&folder.join(name))?);
+        backup::run_to(&request, &Control::default(), |label| {
+            let inner = Box::new(FileMedium::create(&folder.join(&label.name))?);
             Ok(Box::new(Faulty { inner, writes, at, errno, fault }))
         })
     });
@@ -421,7 +421,7 @@ fn a_full_file_system_ends_backups_and_restores_alike() {
         }
         for compression in COMPRESSIONS {
             let mut request = request(&image, compression);
-            request.destination = Location::Path(mount.path().to_owned());
+            request.destinations = vec![Location::Path(mount.path().to_owned())];
             let outcome = in_time(move || backup::run(&request, &Control::default()));
             let error = outcome.expect_err("there is no room");
             assert_eq!(error.kind(), ErrorKind::NoSpace, "{room}, {compression:?}: {error:?}");

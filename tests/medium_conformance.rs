@@ -1,4 +1,5 @@
-//! One list of assertions that every medium passes; the contract is the module description of `driver/medium`.
+//! One list of assertions that every medium passes, as it is and behind a wrapper that makes it fail; the contract is the module
+//! description of `driver/medium`.
 //!
 //! A new medium adds a [`Rig`] and a line at the end.
 
@@ -6,17 +7,23 @@
 #![allow(missing_docs, reason = "a test program has no public items")]
 
 mod common;
+#[cfg(feature = "object-store")]
+#[path = "common/s3/mod.rs"]
+mod s3;
 
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use common::rng::Rng;
 use common::scratch::{Scratch, names};
 use virtfold::archive::stream::Sink;
-use virtfold::error::{ErrorKind, Result};
-use virtfold::medium::{Durable, FileMedium, Medium, PipeMedium, RateLimit, RateLimited};
+use virtfold::error::{Error, ErrorKind, Result};
+use virtfold::medium::{
+    self, Copies, Durable, FanOut, FileMedium, Location, Medium, PipeMedium, RateLimit, RateLimited, Source,
+};
 
 /// What a medium's far end gives away.
 #[derive(Debug, PartialEq)]
@@ -39,6 +46,11 @@ trait Rig {
     fn leftovers(&self, known: &[&str]) -> Vec<String>;
     /// The name that [`Medium::finish`] must give.
     fn durable_name(&self, name: &str) -> String;
+    /// What it reads back under a name that it gave, at any place; nothing where it can't.
+    fn read_back(&self, durable: &Durable) -> Option<Arc<dyn Source>> {
+        let location: Location = durable.name.parse().unwrap();
+        (location != Location::Pipe).then(|| medium::open(&location).unwrap())
+    }
 }
 
 struct Files {
@@ -141,6 +153,133 @@ impl<R: Rig> Rig for Limited<R> {
     }
 }
 
+/// What a wrapped medium does wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    /// This write fails and writes nothing.
+    Write(usize),
+    /// This write writes half of its bytes, and fails.
+    Half(usize),
+    /// What was written can't be made durable.
+    Finish,
+}
+
+/// A medium that fails where it is told to, as the device below it would.
+struct Faulty {
+    inner: Box<dyn Medium>,
+    fault: Fault,
+    writes: usize,
+}
+
+fn broken() -> Error {
+    Error::new(ErrorKind::Io, "the device is broken")
+}
+
+impl Sink for Faulty {
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.writes += 1;
+        match self.fault {
+            Fault::Write(at) if at == self.writes => Err(broken()),
+            Fault::Half(at) if at == self.writes => {
+                self.inner.write(&bytes[..bytes.len() / 2])?;
+                Err(broken())
+            }
+            _ => self.inner.write(bytes),
+        }
+    }
+}
+
+impl Medium for Faulty {
+    fn finish(self: Box<Self>) -> Result<Durable> {
+        match self.fault {
+            Fault::Finish => Err(broken()),
+            _ => self.inner.finish(),
+        }
+    }
+}
+
+/// Another kind, and a pipe that nobody reads the end of, written to together.
+struct Fanned<R>(R);
+
+impl<R: Rig> Rig for Fanned<R> {
+    fn open(&mut self, name: &str) -> Result<Box<dyn Medium>> {
+        let first = self.0.open(name)?;
+        let (far, near) = std::io::pipe().unwrap();
+        drop(far);
+        let second: Box<dyn Medium> = Box::new(PipeMedium::new(OwnedFd::from(near)));
+        let media = [(Location::Path("first".into()), Ok(first)), (Location::Pipe, Ok(second))];
+        // The one without a reader fails alone.
+        Ok(Box::new(FanOut::new(media, &Copies::default())?))
+    }
+
+    fn kept(&mut self, name: &str) -> Kept {
+        self.0.kept(name)
+    }
+
+    fn has_names(&self) -> bool {
+        self.0.has_names()
+    }
+
+    fn leftovers(&self, known: &[&str]) -> Vec<String> {
+        self.0.leftovers(known)
+    }
+
+    fn durable_name(&self, name: &str) -> String {
+        self.0.durable_name(name)
+    }
+}
+
+/// Objects in a real store over HTTP. The medium is the library's, in this process; the store's address and keys are in the environment, which
+/// [`objects`] sets before it does anything else, in a process of its own.
+#[cfg(feature = "object-store")]
+struct Objects {
+    server: s3::Server,
+}
+
+#[cfg(feature = "object-store")]
+impl Objects {
+    fn place() -> virtfold::medium::ObjectAddress {
+        virtfold::medium::ObjectAddress { bucket: s3::BUCKET.into(), key: "here".into() }
+    }
+}
+
+#[cfg(feature = "object-store")]
+impl Rig for Objects {
+    fn open(&mut self, name: &str) -> Result<Box<dyn Medium>> {
+        let label = medium::Label {
+            name: name.to_owned(),
+            id: uuid::Uuid::nil(),
+            host: "host".to_owned(),
+            subject: "web".to_owned(),
+            estimate: 0,
+        };
+        let cancel = virtfold::archive::stream::Cancel::default();
+        medium::create(&Location::Object(Self::place()), &label, &cancel)
+    }
+
+    fn kept(&mut self, name: &str) -> Kept {
+        match std::fs::read(self.server.object(&format!("here/host/web/{name}"))) {
+            Ok(bytes) => Kept::Bytes(bytes),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Kept::Nothing,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    fn has_names(&self) -> bool {
+        true
+    }
+
+    fn leftovers(&self, known: &[&str]) -> Vec<String> {
+        let name = |key: &String| known.contains(&key.trim_start_matches("here/host/web/"));
+        let keys = self.server.keys().into_iter().filter(|key| !name(key));
+        keys.chain(self.server.unfinished()).collect()
+    }
+
+    fn durable_name(&self, name: &str) -> String {
+        format!("s3://{}/here/host/web/{name}", s3::BUCKET)
+    }
+}
+
 /// Writes of all kinds of lengths, the empty one among them.
 fn pieces(seed: u64) -> Vec<Vec<u8>> {
     let mut rng = Rng::of_case("conformance", seed);
@@ -210,12 +349,70 @@ fn an_existing_archive_is_never_replaced(rig: &mut dyn Rig) {
     assert_eq!(rig.leftovers(&known), [""; 0]);
 }
 
+fn what_is_durable_reads_back_at_every_place(rig: &mut dyn Rig) {
+    let whole = pieces(4).concat();
+    let mut medium = rig.open("read.tar").unwrap();
+    write_all(medium.as_mut(), &pieces(4));
+    let durable = medium.finish().unwrap();
+    if let Kept::Bytes(kept) = rig.kept("read.tar") {
+        assert!(kept == whole);
+    }
+    let Some(source) = rig.read_back(&durable) else { return };
+    assert_eq!(source.len(), whole.len() as u64);
+    let mut rng = Rng::of_case("conformance", 5);
+    let size = source.len();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            let from = rng.below(size);
+            let (source, whole) = (&source, &whole);
+            scope.spawn(move || {
+                for at in [from, 0, size - 1, from / 2] {
+                    let len = (size - at).min(1_500_000);
+                    let mut read = vec![0; usize::try_from(len).unwrap()];
+                    source.read_exact_at(at, &mut read).unwrap();
+                    let at = usize::try_from(at).unwrap();
+                    assert!(read == whole[at..at + read.len()], "at {at}");
+                }
+            });
+        }
+    });
+    source.read_exact_at(size - 1, &mut [0; 2]).expect_err("it ends there");
+}
+
+fn what_failed_leaves_nothing(rig: &mut dyn Rig) {
+    let known = ["a.tar", "empty.tar", "later.tar", "same.tar", "read.tar"];
+    for fault in [Fault::Write(1), Fault::Write(8), Fault::Half(8), Fault::Half(11), Fault::Finish] {
+        let mut medium: Box<dyn Medium> =
+            Box::new(Faulty { inner: rig.open("broken.tar").unwrap(), fault, writes: 0 });
+        let failed = pieces(6).iter().try_for_each(|piece| medium.write(piece));
+        let error = match failed {
+            Ok(()) => medium.finish().unwrap_err(),
+            Err(error) => {
+                drop(medium);
+                error
+            }
+        };
+        assert_eq!(error.to_string(), "the device is broken", "{fault:?}");
+        if rig.has_names() {
+            assert_eq!(rig.kept("broken.tar"), Kept::Nothing, "{fault:?}");
+        } else {
+            // What went down the pipe ends before the archive does.
+            let Kept::Bytes(kept) = rig.kept("broken.tar") else { panic!("{fault:?}") };
+            let whole = pieces(6).concat();
+            assert!(whole.starts_with(&kept) && (fault == Fault::Finish || kept.len() < whole.len()));
+        }
+        assert_eq!(rig.leftovers(&known), [""; 0], "{fault:?}");
+    }
+}
+
 fn passes_all(rig: &mut dyn Rig) {
     keeps_order_and_says_what_is_durable(rig);
     an_empty_archive_is_an_archive(rig);
     dropped_without_finish_nothing_is_there(rig);
     nothing_has_its_name_before_finish(rig);
     an_existing_archive_is_never_replaced(rig);
+    what_is_durable_reads_back_at_every_place(rig);
+    what_failed_leaves_nothing(rig);
 }
 
 #[test]
@@ -236,6 +433,37 @@ fn files_held_to_a_rate() {
 #[test]
 fn pipes_held_to_a_rate() {
     passes_all(&mut Limited(Pipes::default()));
+}
+
+#[test]
+fn files_among_several() {
+    passes_all(&mut Fanned(Files::new()));
+}
+
+#[test]
+fn pipes_among_several() {
+    passes_all(&mut Fanned(Pipes::default()));
+}
+
+/// The environment is a process's own: the suite runs in one that has the store's address and keys.
+#[cfg(feature = "object-store")]
+#[test]
+fn objects() {
+    const ROLE: &str = "VIRTFOLD_TEST_CONFORMANCE_STORE";
+    if let Some(root) = std::env::var_os(ROLE) {
+        // The server was started by the process before; here is its folder to look into.
+        let port = std::env::var("VIRTFOLD_TEST_PORT").unwrap().parse().unwrap();
+        let server = s3::Server::there(std::path::Path::new(&root), port);
+        passes_all(&mut Objects { server });
+        return;
+    }
+    let scratch = Scratch::new("conformance-objects");
+    let root = scratch.join("store");
+    let server = s3::Server::start(&root);
+    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "objects", "--nocapture"]).env(ROLE, &root);
+    command.env("VIRTFOLD_TEST_PORT", server.port.to_string());
+    common::run::run(s3::account(&mut command, server.port)).ok();
 }
 
 #[test]

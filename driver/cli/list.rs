@@ -1,4 +1,4 @@
-//! `virtfold list`: the archives in a directory, or on a tape.
+//! `virtfold list`: the archives in a place.
 
 use anyhow::Result;
 use serde::Serialize;
@@ -15,7 +15,7 @@ use super::report::{JsonFlag, Stdout, Style, printable, result};
 use super::show;
 use super::tape::{self, options::WaitFlag};
 
-/// List the archives in a directory, or on a tape
+/// List the archives in a directory, an object store or on a tape
 ///
 /// Unfinished, cut and damaged archives are listed as what they are, and encrypted ones that no --identity opens as encrypted.
 #[derive(Debug, clap::Args)]
@@ -23,10 +23,11 @@ use super::tape::{self, options::WaitFlag};
 Examples:
   virtfold list /backup
   virtfold list tape:/dev/nst0
-  virtfold list --json /backup")]
+  virtfold list --json /backup
+  virtfold list s3://backups/vm")]
 pub(crate) struct Args {
-    /// The directory, or a tape
-    #[arg(value_name = "DIR|TAPE", value_parser = args::location())]
+    /// A directory, s3://BUCKET/PREFIX (all hosts below it) or tape:DEVICE
+    #[arg(value_name = "PLACE", value_parser = args::location())]
     directory: Location,
     #[command(flatten)]
     identity: IdentityArgs,

@@ -40,12 +40,13 @@ Examples:
   ssh host 'cat web.tar.zst' | virtfold restore - --output /srv/vm
   virtfold restore web.tar.zst.age --identity backup.key --output /srv/vm
   virtfold restore tape:/dev/nst0#latest --output /srv/vm
+  virtfold restore s3://backups/vm/host1/web/web-....tar.zst --disk vda=/srv/vm/web.qcow2
   virtfold restore broken.tar.zst --output /rescue --partial
   virtfold restore web.tar.zst --define --plan
   virtfold restore web.tar.zst --define --force --start
   virtfold restore web.tar.zst --define --name web-test --output /srv/vm --start")]
 pub(crate) struct Args {
-    /// The archive, or - for standard input
+    /// The archive: a file, s3://BUCKET/KEY, tape:DEVICE#ID, or - for standard input
     #[arg(value_name = "ARCHIVE|-", value_parser = args::location())]
     archive: Location,
     /// Restore this disk to this file or block device; give it once for each disk

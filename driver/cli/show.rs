@@ -25,7 +25,7 @@ Examples:
   virtfold show tape:/dev/nst0#5f1c2d3e
   virtfold show --json /backup/web-20261122T030000Z-5f1c2d3e.tar.zst")]
 pub(crate) struct Args {
-    /// The archive
+    /// The archive: a file or s3://BUCKET/KEY
     #[arg(value_parser = args::location())]
     archive: Location,
     #[command(flatten)]

@@ -27,7 +27,7 @@ Examples:
   virtfold table web.tar.zst --disk vda --csv > vda.csv
   virtfold table web.tar.zst --disk vda --json")]
 pub(crate) struct Args {
-    /// The archive
+    /// The archive: a file or s3://BUCKET/KEY
     #[arg(value_parser = args::location())]
     archive: Location,
     /// The disk

@@ -26,7 +26,7 @@ Examples:
   virtfold verify tape:/dev/nst0#latest
   virtfold verify --json /backup/web-20261122T030000Z-5f1c2d3e.tar.zst")]
 pub(crate) struct Args {
-    /// The archive
+    /// The archive: a file, s3://BUCKET/KEY or tape:DEVICE#ID
     #[arg(value_parser = args::location())]
     archive: Location,
     /// Threads that decompress and check [default: one a core]

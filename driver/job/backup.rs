@@ -23,10 +23,10 @@ use crate::archive::manifest::{
 use crate::archive::stream::{Compression, StreamOptions};
 use crate::archive::writer::{Attachment, Contents, DiskTables, Sealed, write_archive};
 use crate::crypt::{self, Encrypting, Recipients};
-use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::error::{Error, ErrorKind, IoContext, Result, sentence};
 use crate::image::{self, DiskImage, Format, OpenOptions, Use};
 use crate::medium::tape::TapeReport;
-use crate::medium::{self, Location, Medium, RateLimit, RateLimited};
+use crate::medium::{self, Copies, Copy, Label, Location, Medium, RateLimit, RateLimited};
 use crate::table::Layout;
 use crate::units::BlockSize;
 
@@ -91,8 +91,8 @@ pub struct BackupRequest {
     pub images: Vec<ImageSpec>,
     /// What the set is called; without it, the first image's file name without its extension.
     pub label: Option<String>,
-    /// Where the archive goes.
-    pub destination: Location,
+    /// Where the archive goes: one copy to each, out of one read.
+    pub destinations: Vec<Location>,
     /// How it is compressed.
     pub compression: Compression,
     /// Whom it is encrypted to; without them, it is not.
@@ -125,10 +125,29 @@ pub struct BackupReport {
     /// How long it took.
     pub seconds: f64,
     /// What came of the tapes, where it is on tapes.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub tape: Option<TapeReport>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tapes: Vec<TapeReport>,
     /// The disks.
     pub disks: Vec<DiskReport>,
+    /// What became of each copy, where the archive was to go to several media. At least one is good.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub copies: Vec<CopyReport>,
+}
+
+/// What became of the copy on one of several media.
+#[derive(Clone, Debug, Serialize)]
+pub struct CopyReport {
+    /// Where it was to go.
+    pub to: String,
+    /// The archive's name there, as `restore` takes it; nothing where it failed.
+    pub archive: Option<String>,
+    /// Why there is none.
+    pub failure: Option<String>,
+    /// What a person can do about that.
+    pub hint: Option<String>,
+    /// What kind of failure it is.
+    #[serde(skip)]
+    pub kind: Option<ErrorKind>,
 }
 
 /// What came of one disk.
@@ -167,10 +186,14 @@ pub fn default_target(index: usize) -> String {
 /// # Errors
 /// When an image can't be read or trusted, is in use, or the medium fails; no archive then has its final name.
 pub fn run(request: &BackupRequest, control: &Control) -> Result<BackupReport> {
-    run_to(request, control, |name| medium::create(&request.destination, name))
+    let copies = Copies::default();
+    let places = &request.destinations;
+    let report =
+        run_to(request, control, |label| medium::create_all(places, label, &control.cancel, &copies))?;
+    Ok(report.with(&copies))
 }
 
-/// As [`run`], to the medium that `open` makes for the archive's name; the request's destination is not looked
+/// As [`run`], to the medium that `open` makes for the archive's name; the request's destinations are not looked
 /// at. The medium is held to the request's rate.
 ///
 /// # Errors
@@ -178,7 +201,7 @@ pub fn run(request: &BackupRequest, control: &Control) -> Result<BackupReport> {
 pub fn run_to(
     request: &BackupRequest,
     control: &Control,
-    open: impl FnOnce(&str) -> Result<Box<dyn Medium>>,
+    open: impl FnOnce(&Label) -> Result<Box<dyn Medium>>,
 ) -> Result<BackupReport> {
     let material = Material {
         subject: Subject::Images { name: label(request)? },
@@ -199,13 +222,13 @@ pub fn write(
     material: Material,
     manner: &Manner,
     control: &Control,
-    open: impl FnOnce(&str) -> Result<Box<dyn Medium>>,
+    open: impl FnOnce(&Label) -> Result<Box<dyn Medium>>,
 ) -> Result<Written> {
     let started = Instant::now();
     let Material { subject, freeze, attachments, disks } = material;
     let disks = fold_all(disks, manner, control)?;
     let head = head((subject, freeze), manner, &disks)?;
-    let mut medium = open(&archive_name(&head, manner)?)?;
+    let mut medium = open(&medium_label(&head, manner, &attachments)?)?;
     if let Some(limit) = manner.limit_rate {
         medium = Box::new(RateLimited::new(medium, limit));
     }
@@ -237,9 +260,34 @@ impl Written {
             encrypted: self.encrypted,
             root: blake3::Hash::from_bytes(self.sealed.root).to_hex().to_string(),
             seconds: self.started.elapsed().as_secs_f64(),
-            tape: None,
+            tapes: Vec::new(),
             disks: self.head.disks.iter().map(report).collect(),
+            copies: Vec::new(),
         })
+    }
+}
+
+impl BackupReport {
+    /// With what became of the copies.
+    #[must_use]
+    pub fn with(self, copies: &Copies) -> Self {
+        let report = |copy: Copy| match copy.result {
+            Ok(durable) => CopyReport {
+                to: copy.to.to_string(),
+                archive: Some(durable.name),
+                failure: None,
+                hint: None,
+                kind: None,
+            },
+            Err(error) => CopyReport {
+                to: copy.to.to_string(),
+                archive: None,
+                failure: Some(sentence(&error)),
+                hint: error.hint().map(ToOwned::to_owned),
+                kind: Some(error.kind()),
+            },
+        };
+        Self { copies: copies.take().into_iter().map(report).collect(), ..self }
     }
 }
 
@@ -295,6 +343,25 @@ fn stream(
         progress: control.progress.counter(),
     };
     write_archive(contents, medium, &options)
+}
+
+/// What the medium is told of the archive.
+fn medium_label(head: &Manifest, manner: &Manner, attachments: &[Attachment]) -> Result<Label> {
+    /// A run is a line in each of two tables, one of them twice.
+    const RUN: u64 = 256;
+    /// Headers, records, padding.
+    const REST: u64 = 1 << 20;
+    let disks = head.disks.iter().map(|disk| disk.dense_length.saturating_add(disk.runs.saturating_mul(RUN)));
+    let files = attachments.iter().map(|file| file.content.len() as u64);
+    let bytes = disks.chain(files).fold(REST, u64::saturating_add);
+    Ok(Label {
+        name: archive_name(head, manner)?,
+        id: head.archive,
+        host: head.host.clone(),
+        subject: head.subject.name().to_owned(),
+        // Digests, frames and encryption add less than this.
+        estimate: bytes.saturating_add(bytes / 256),
+    })
 }
 
 /// `LABEL-YYYYMMDDTHHMMSSZ-ID8.tar[.zst][.age]`: sorts by label and time, and two backups never have one name.

@@ -62,15 +62,7 @@ pub fn read_options() -> ReadOptions {
 /// # Errors
 /// When the file can't be read. What is wrong with the archive is in the result.
 pub fn glance(location: &Location, identities: &Identities) -> Result<Glance> {
-    let mut glance = Glance {
-        archive: location.to_string(),
-        status: Status::Complete,
-        faults: Vec::new(),
-        bytes: 0,
-        encrypted: crypt::is_encrypted_name(&location.to_string()),
-        head: None,
-        root: None,
-    };
+    let mut glance = bare(location);
     let source = match ArchiveFile::salvage(location, identities) {
         Ok(source) => source,
         Err(error) => {
@@ -120,7 +112,8 @@ pub fn list(location: &Location, identities: &Identities) -> Result<Vec<Glance>>
     match location {
         Location::Path(directory) => list_directory(directory, identities),
         Location::Pipe => Err(Error::new(ErrorKind::Usage, "archives that come down a pipe can't be listed")),
-        Location::Object(_) | Location::Tape(_) => Err(medium::not_here(location)),
+        Location::Object(place) => list_objects(place, identities),
+        Location::Tape(_) => Err(medium::not_here(location)),
     }
 }
 
@@ -129,7 +122,7 @@ fn list_directory(directory: &Path, identities: &Identities) -> Result<Vec<Glanc
     let mut paths: Vec<PathBuf> = Vec::new();
     for entry in std::fs::read_dir(directory).at(reading)? {
         let path = entry.at(reading)?.path();
-        if is_archive_name(&path) && path.is_file() {
+        if is_archive_name(&path.file_name().unwrap_or_default().to_string_lossy()) && path.is_file() {
             paths.push(path);
         }
     }
@@ -146,23 +139,63 @@ fn list_directory(directory: &Path, identities: &Identities) -> Result<Vec<Glanc
         .collect())
 }
 
+/// Looks at every archive below `place`, several at a time: each takes a few answers of the store.
+fn list_objects(place: &medium::ObjectAddress, identities: &Identities) -> Result<Vec<Glance>> {
+    const AT_ONCE: usize = 8;
+    let mut found = medium::object::list(place)?;
+    found.retain(|listed| is_archive_name(listed.address.key.rsplit('/').next().unwrap_or_default()));
+    let look = |listed: &medium::object::Listed| {
+        let location = Location::Object(listed.address.clone());
+        let bare = Glance { bytes: listed.bytes, ..bare(&location) };
+        if listed.is_partial {
+            let what = "it was never finished, or is being written; the next backup to it cleans up what a dead run has left";
+            return Glance { status: Status::Incomplete, faults: vec![what.to_owned()], ..bare };
+        }
+        glance(&location, identities).unwrap_or_else(|error| Glance {
+            status: Status::Unreadable,
+            faults: vec![error.to_string()],
+            ..bare
+        })
+    };
+    let mut looked = Vec::with_capacity(found.len());
+    for group in found.chunks(AT_ONCE) {
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = group.iter().map(|listed| scope.spawn(|| look(listed))).collect();
+            for (thread, listed) in threads.into_iter().zip(group) {
+                let location = Location::Object(listed.address.clone());
+                looked.push(
+                    thread
+                        .join()
+                        .unwrap_or_else(|_| Glance { status: Status::Unreadable, ..bare(&location) }),
+                );
+            }
+        });
+    }
+    Ok(looked)
+}
+
 /// A file that can't be read is a line of the list, not the end of it.
 fn unreadable(path: &Path, error: &Error) -> Glance {
+    let faults = vec![error.to_string()];
+    Glance { status: Status::Unreadable, faults, ..bare(&path.into()) }
+}
+
+/// What is known of an archive before it was looked at.
+fn bare(location: &Location) -> Glance {
     Glance {
-        archive: path.display().to_string(),
-        status: Status::Unreadable,
-        faults: vec![error.to_string()],
+        archive: location.to_string(),
+        status: Status::Complete,
+        faults: Vec::new(),
         bytes: 0,
-        encrypted: crypt::is_encrypted_name(&path.to_string_lossy()),
+        encrypted: crypt::is_encrypted_name(&location.to_string()),
         head: None,
         root: None,
     }
 }
 
-fn is_archive_name(path: &Path) -> bool {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
+fn is_archive_name(name: &str) -> bool {
     [".tar", ".tar.zst", ".tar.age", ".tar.zst.age"].iter().any(|end| name.ends_with(end))
-        || is_partial_name(&name)
+        || is_partial_name(name)
 }
 
 fn is_partial_name(name: &str) -> bool {

@@ -15,7 +15,7 @@ use virtfold::job::{Control, Progress};
 use super::Job;
 use super::connection::Connection;
 use crate::cli::Signals;
-use crate::cli::backup::{open_medium, stdout_of, tape_report, text as archive_text, warn};
+use crate::cli::backup::{copies, stdout_of, text as archive_text, warn};
 use crate::cli::exit::Outcome;
 use crate::cli::report::{Style, Ticker, printable, result};
 
@@ -26,9 +26,9 @@ pub(super) fn run(
     (connection, places): (&Connection, &LibvirtPlaces),
     signals: &Signals,
 ) -> Result<Outcome> {
-    let Some(destination) = &job.destination else {
+    if job.media.places().is_empty() {
         return Err(Error::new(ErrorKind::Usage, "--to says where the archive goes").into());
-    };
+    }
     let journal = Catalog::open(&wishes.state_dir)?;
     let host = Host {
         hypervisor: connection.hypervisor.as_ref(),
@@ -39,21 +39,20 @@ pub(super) fn run(
     };
     let guards = &virtfold_hooks::guard::usual_path();
     let request = DomainRequest { domain: job.domain, wishes, manner: job.manner.clone(), places, guards };
-    let out = stdout_of(destination);
+    let out = stdout_of(job.media.places());
     let progress = Arc::new(Progress::default());
     let ticker = Ticker::start(job.style, out, &progress)?;
     let control = Control { cancel: Arc::clone(&signals.stop), progress };
-    let mut kept = None;
-    let open = |name: &str| open_medium(job.tape.as_ref(), destination, &mut kept, name);
-    let report = backup_domain_to(&host, &request, &control, open);
+    let report = backup_domain_to(&host, &request, &control, |label| job.media.open(label));
     drop(ticker);
-    let mut report = report?;
-    report.backup.tape = tape_report(kept);
+    let report = report?;
+    let report = DomainReport { backup: job.media.complete(report.backup.clone()), ..report };
     warn(&report.backup.disks);
     let freeze = report.freeze.iter().flat_map(|freeze| &freeze.warnings);
     freeze.for_each(|warning| eprintln!("virtfold: warning: {}", printable(warning)));
     result(job.style, out, &report, &text(&report))?;
-    let Some(failure) = &report.thaw_failure else { return Ok(Outcome::Done) };
+    let copied = copies(job.style, &report.backup);
+    let Some(failure) = &report.thaw_failure else { return Ok(copied) };
     if job.style == Style::Text {
         eprintln!(
             "virtfold: the archive is good, but '{}' is not in order: {}",

@@ -1,5 +1,6 @@
 //! `virtfold tape`: what is done with a tape apart from archives.
 
+pub(crate) mod media;
 pub(crate) mod options;
 mod text;
 

@@ -34,7 +34,7 @@ use crate::catalog::Base;
 use crate::error::{Error, ErrorKind, IoContext, Result, sentence};
 use crate::guest::DomainId;
 use crate::guest::rules::Way;
-use crate::medium::{self, Location, Medium};
+use crate::medium::{self, Copies, Label, Location, Medium};
 
 mod copy;
 #[cfg(test)]
@@ -105,7 +105,7 @@ pub struct DomainReport {
     pub backup: BackupReport,
 }
 
-/// Backs up a domain to a directory or standard output.
+/// Backs up a domain to all `destinations`.
 ///
 /// # Errors
 /// What speaks against the backup ([`Plan::refusal`]); whatever fails before the archive is good. The guest is then back on its
@@ -113,10 +113,13 @@ pub struct DomainReport {
 pub fn backup_domain(
     host: &Host<'_>,
     request: &DomainRequest<'_>,
-    destination: &Location,
+    destinations: &[Location],
     control: &Control,
 ) -> Result<DomainReport> {
-    backup_domain_to(host, request, control, |name| medium::create(destination, name))
+    let copies = Copies::default();
+    let open = |label: &Label| medium::create_all(destinations, label, &control.cancel, &copies);
+    let report = backup_domain_to(host, request, control, open)?;
+    Ok(DomainReport { backup: report.backup.with(&copies), ..report })
 }
 
 /// As [`backup_domain`], to the medium that `open` makes for the archive's name.
@@ -127,7 +130,7 @@ pub fn backup_domain_to(
     host: &Host<'_>,
     request: &DomainRequest<'_>,
     control: &Control,
-    open: impl FnOnce(&str) -> Result<Box<dyn Medium>>,
+    open: impl FnOnce(&Label) -> Result<Box<dyn Medium>>,
 ) -> Result<DomainReport> {
     let started = Instant::now();
     control.progress.enter("planning", 0);
@@ -191,7 +194,7 @@ fn bring_in_order(host: &Host<'_>, domain: DomainId) -> Result<Vec<Recovery>> {
 fn online(
     copy: &Copy<'_>,
     control: &Control,
-    open: impl FnOnce(&str) -> Result<Box<dyn Medium>>,
+    open: impl FnOnce(&Label) -> Result<Box<dyn Medium>>,
 ) -> Result<Done> {
     let request = freeze_request(copy.plan, copy.request.wishes)?;
     make_overlay_directories(&request, &copy.request.wishes.state_dir)?;
@@ -223,7 +226,7 @@ fn online(
 fn offline(
     copy: &Copy<'_>,
     control: &Control,
-    open: impl FnOnce(&str) -> Result<Box<dyn Medium>>,
+    open: impl FnOnce(&Label) -> Result<Box<dyn Medium>>,
 ) -> Result<Done> {
     let disks =
         copy.plan.copied().map(|disk| Ok(RestDisk { target: disk.target.clone(), base: base(disk)? }));

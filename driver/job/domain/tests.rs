@@ -68,7 +68,7 @@ impl Lab {
             overlay_dir: None,
             min_free: 0,
             state_dir: path("state"),
-            archive_dir: None,
+            archive_dirs: Vec::new(),
         };
         std::fs::create_dir(path("archives")).unwrap();
         let journal = Catalog::open(&path("state")).unwrap();
@@ -98,9 +98,9 @@ impl Lab {
         let guards = self.folder.path().join("guards");
         let (wishes, places) = (&self.wishes, &self.places);
         let request = DomainRequest { domain: "w/eb", wishes, manner, places, guards: &guards };
-        backup_domain_to(&host, &request, &Control::default(), |name| {
+        backup_domain_to(&host, &request, &Control::default(), |label| {
             meanwhile();
-            Ok(Box::new(FileMedium::create(&self.folder.path().join("archives").join(name))?))
+            Ok(Box::new(FileMedium::create(&self.folder.path().join("archives").join(&label.name))?))
         })
     }
 

@@ -137,7 +137,7 @@ fn back_up(work: &Path, case: &Case) -> Vec<u8> {
     let request = BackupRequest {
         images: images.collect(),
         label: Some(case.name.to_owned()),
-        destination: work.into(),
+        destinations: vec![work.into()],
         compression: case.compression,
         encrypt_to: None,
         layout: case.layout,

@@ -22,7 +22,7 @@ use crate::guest::{
 };
 use crate::image::{DiskImage, OpenOptions};
 use crate::job::backup::{self, Manner, Material};
-use crate::medium::{FileMedium, Medium};
+use crate::medium::{FileMedium, Label, Medium};
 use crate::table::Layout;
 
 pub(super) const UUID: &str = "3b51a0a6-3c5a-4c1e-9d0b-2b4f6f1f8f11";
@@ -168,7 +168,7 @@ impl Lab {
             limit_rate: None,
             workers: 1,
         };
-        let open = |_: &str| FileMedium::create(&path).map(|medium| Box::new(medium) as Box<dyn Medium>);
+        let open = |_: &Label| FileMedium::create(&path).map(|medium| Box::new(medium) as Box<dyn Medium>);
         let control = Control::default();
         backup::write(material, &manner, &control, open).unwrap().finish(&control).unwrap();
         path

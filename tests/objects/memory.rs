@@ -1,0 +1,38 @@
+//! 2 GiB go through 64 MiB of memory.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use super::common::MIB;
+use super::common::archive::backup_args;
+use super::common::image::{Format, Image};
+use super::{PLACE, World, key_of};
+
+/// The most memory that the process has had, bytes; nothing when it is gone.
+fn peak(process: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10)
+}
+
+#[test]
+fn two_gib_go_through_64_mib() {
+    let world = World::new("s3-memory");
+    // Every block of an empty disk: nothing to read, all of it to send.
+    let image = Image::create(world.scratch.join("disk.qcow2"), Format::Qcow2, "", 2 << 30);
+    for more in [&["--layout", "full", "--compress", "none"][..]] {
+        let mut command = super::virtfold(backup_args(&image, PLACE, more));
+        super::account(&mut command, world.server.port);
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut most = 0;
+        while child.try_wait().unwrap().is_none() {
+            most = peak(child.id()).unwrap_or(0).max(most);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let done = super::common::run::collect("virtfold backup".to_owned(), child).ok();
+        let stored = world.server.object(key_of(done.last_line())).metadata().unwrap().len();
+        println!("{} MiB in {} MiB of memory", stored / MIB, most / MIB);
+        assert!(stored > 2 << 30, "{stored}");
+        assert!(most < 64 * MIB, "{} MiB", most / MIB);
+    }
+}
