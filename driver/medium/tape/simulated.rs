@@ -5,6 +5,7 @@
 //! Imports: the drive.
 
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::libc;
@@ -48,8 +49,8 @@ struct State {
     faults: Vec<TapeFault>,
     at: usize,
     used: u64,
-    /// The descriptor: what it was opened for.
-    open: Option<Access>,
+    /// The descriptor: whose it is, and what it was opened for.
+    open: Option<(u64, Access)>,
     /// The last call wrote a block.
     writing: bool,
     /// The drive has warned, and the next write is refused.
@@ -62,9 +63,23 @@ struct State {
     compression: bool,
 }
 
-/// The drive.
-#[derive(Clone, Debug, Default)]
-pub struct SimulatedDrive(Arc<Mutex<State>>);
+/// The drive. A clone is another program at the same drive: while one has it open, the others can't.
+#[derive(Debug)]
+pub struct SimulatedDrive {
+    state: Arc<Mutex<State>>,
+    handle: u64,
+}
+
+impl Clone for SimulatedDrive {
+    fn clone(&self) -> Self {
+        Self { state: Arc::clone(&self.state), handle: next_handle() }
+    }
+}
+
+fn next_handle() -> u64 {
+    static HANDLES: AtomicU64 = AtomicU64::new(0);
+    HANDLES.fetch_add(1, Ordering::Relaxed)
+}
 
 fn errno(number: i32) -> io::Error {
     io::Error::from_raw_os_error(number)
@@ -74,7 +89,7 @@ impl SimulatedDrive {
     /// A drive with these tapes on its shelf; none is in it.
     pub fn new(shelf: Vec<SimulatedTape>) -> Self {
         let state = State { shelf, compression: true, ..State::default() };
-        Self(Arc::new(Mutex::new(state)))
+        Self { state: Arc::new(Mutex::new(state)), handle: next_handle() }
     }
 
     /// So many empty tapes of a capacity, with a warning an eighth before the end; the first one is loaded.
@@ -86,7 +101,7 @@ impl SimulatedDrive {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Puts a tape of the shelf in.
@@ -123,6 +138,10 @@ impl SimulatedDrive {
 }
 
 impl State {
+    fn access(&self) -> Option<Access> {
+        self.open.map(|(_, access)| access)
+    }
+
     fn tape(&mut self) -> io::Result<&mut SimulatedTape> {
         let slot = self.loaded.ok_or_else(|| errno(libc::ENOMEDIUM))?;
         self.shelf.get_mut(slot).ok_or_else(|| errno(libc::ENOMEDIUM))
@@ -166,7 +185,7 @@ impl State {
 
     fn write(&mut self, block: &[u8]) -> io::Result<usize> {
         self.begin()?;
-        if self.open == Some(Access::Read) {
+        if self.access() == Some(Access::Read) {
             return Err(errno(libc::EBADF));
         }
         // st refuses the write behind one that was warned of, and takes the next.
@@ -243,7 +262,7 @@ impl State {
 
     fn run(&mut self, motion: Motion) -> io::Result<()> {
         self.begin()?;
-        let may_write = self.open == Some(Access::Write);
+        let may_write = self.access() == Some(Access::Write);
         match motion {
             Motion::Mark | Motion::MarkAndWait | Motion::Erase if !may_write => Err(errno(libc::EBADF)),
             Motion::Mark | Motion::MarkAndWait => {
@@ -312,17 +331,24 @@ impl Drive for SimulatedDrive {
 
     fn open(&mut self, access: Access) -> io::Result<()> {
         let mut state = self.lock();
+        if state.open.is_some_and(|(handle, _)| handle != self.handle) {
+            return Err(errno(libc::EBUSY));
+        }
         state.close()?;
         state.stale = false;
         if access == Access::Write && state.tape().is_ok_and(|tape| tape.protected) {
             return Err(errno(libc::EROFS));
         }
-        state.open = Some(access);
+        state.open = Some((self.handle, access));
         Ok(())
     }
 
     fn close(&mut self) -> io::Result<()> {
-        self.lock().close()
+        let mut state = self.lock();
+        match state.open {
+            Some((handle, _)) if handle == self.handle => state.close(),
+            _ => Ok(()),
+        }
     }
 
     fn state(&mut self) -> io::Result<DriveState> {

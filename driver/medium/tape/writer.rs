@@ -87,6 +87,11 @@ impl TapeMedium {
             "" => format!("tape:{}", setup.drive.name()),
             id => format!("tape:{}#{id}", setup.drive.name()),
         };
+        let whole = |placed: &Placed| placed.part.end.as_ref().is_some_and(|end| end.last);
+        if !id.is_empty() && setup.ledger.archives(id)?.iter().any(whole) {
+            return Err(Error::new(ErrorKind::Exists, format!("an archive '{id}' is on a tape already"))
+                .with_hint("begin again: the new one gets another id"));
+        }
         let stop = Cancel::default();
         let (cancel, ring) = (setup.cancel, setup.ring);
         let mut run = Run {
