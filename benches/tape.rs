@@ -53,7 +53,7 @@ fn request(image: &Path) -> BackupRequest {
 fn to_file(request: &BackupRequest, folder: &Path) -> f64 {
     let mut path = PathBuf::new();
     let start = Instant::now();
-    run_to(request, &Control::default(), |label| {
+    run_to(request, &Control::default(), |label, _| {
         path = folder.join(&label.name);
         Ok(Box::new(FileMedium::create(&path)?))
     })
@@ -84,7 +84,7 @@ fn to_tape(request: &BackupRequest, mib: u64) -> (f64, u64) {
     };
     let mut report = None;
     let start = Instant::now();
-    run_to(request, &Control::default(), |label| {
+    run_to(request, &Control::default(), |label, _| {
         let medium = TapeMedium::begin(setup, &label.name)?;
         report = Some(medium.report());
         Ok(Box::new(medium))
@@ -117,7 +117,9 @@ fn main() {
     }
     let (file, tape) = (median(files), median(tapes));
     let ratio = file / tape;
-    println!("{mib} MiB to a file in memory: {file:.2} s; to a tape in memory: {tape:.2} s, {waits} underruns in {rounds} rounds");
+    println!(
+        "{mib} MiB to a file in memory: {file:.2} s; to a tape in memory: {tape:.2} s, {waits} underruns in {rounds} rounds"
+    );
     println!("the tape's rate is {ratio:.2} of the file's; {LEAST} at least is wanted");
     assert!(ratio >= LEAST, "too slow");
 }

@@ -283,7 +283,8 @@ impl Tapes {
         let catalog = rig.catalog();
         for slot in (0..Self::COUNT).rev() {
             rig.drive.load(slot);
-            let care = TapeCare::new(Box::new(rig.drive.clone()), &catalog, Duration::ZERO, Cancel::default());
+            let care =
+                TapeCare::new(Box::new(rig.drive.clone()), &catalog, Duration::ZERO, Cancel::default());
             let new = NewLabel {
                 label: format!("T{slot}"),
                 pool: "default".to_owned(),

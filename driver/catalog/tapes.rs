@@ -236,7 +236,9 @@ mod tests {
         drop(Catalog::open(state.path()).unwrap());
         let path = state.path().join("catalog.sqlite");
         let connection = rusqlite::Connection::open(path).unwrap();
-        connection.execute_batch("DROP TABLE tape_part; DROP TABLE tape_volume; PRAGMA user_version = 1").unwrap();
+        connection
+            .execute_batch("DROP TABLE tape_part; DROP TABLE tape_volume; PRAGMA user_version = 1")
+            .unwrap();
         drop(connection);
         let catalog = Catalog::open(state.path()).unwrap();
         catalog.committed(&placed(Uuid::new_v4(), 1)).unwrap();

@@ -127,7 +127,7 @@ fn images_to(request: &BackupRequest, media: &Media, style: Style, signals: &Sig
     let progress = Arc::new(Progress::default());
     let ticker = Ticker::start(style, out, &progress)?;
     let control = Control { cancel: Arc::clone(&signals.stop), progress };
-    let report = backup::run_to(request, &control, |label| media.open(label));
+    let report = backup::run_to(request, &control, |label, cancel| media.open(label, cancel));
     drop(ticker);
     let report = media.complete(report?);
     warn(&report.disks);

@@ -118,7 +118,9 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
     let ticker = Ticker::start(style, Stdout::Free, &progress)?;
     let control = Control { cancel: Arc::clone(&signals.stop), progress };
     let report = match &tape {
-        Some((drive, which)) => drive.open(which).and_then(|source| restore::run_from(&request, &control, source)),
+        Some((drive, which)) => {
+            drive.open(which).and_then(|source| restore::run_from(&request, &control, source))
+        }
         None => restore::run(&request, &control),
     };
     drop(ticker);

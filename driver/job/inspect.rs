@@ -225,7 +225,9 @@ pub fn head_from(input: impl Read + Send, name: &str, identities: &Identities) -
     match (seen.0, read) {
         (Some(head), _) => Ok(head),
         (None, Err(error)) => Err(error),
-        (None, Ok(_)) => Err(Error::new(ErrorKind::Incomplete, format!("'{name}' ends before its head does"))),
+        (None, Ok(_)) => {
+            Err(Error::new(ErrorKind::Incomplete, format!("'{name}' ends before its head does")))
+        }
     }
 }
 

@@ -7,10 +7,10 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::inspect::{Glance, Status, head_from};
+use crate::archive::stream::Cancel;
 use crate::catalog::{Catalog, Nothing};
 use crate::crypt::{self, Identities};
 use crate::error::{ErrorKind, Result};
-use crate::archive::stream::Cancel;
 use crate::medium::tape::{
     Changer, CommandChanger, Ledger, NoChanger, NoLedger, Part, PromptChanger, StDrive, TapeCare, TapeMedium,
     TapeReading, TapeSetup, TapeSource, VolumeContents, id_of,
@@ -88,11 +88,11 @@ impl TapeUse {
         if Nothing::is_in(&self.state_dir) { Ok(Arc::new(NoLedger)) } else { self.memory() }
     }
 
-    /// Begins the archive `name` on the tape in the drive.
+    /// Begins the archive `name` on the tape in the drive. Its waits end with `cancel`.
     ///
     /// # Errors
     /// Those of [`TapeMedium::begin`] and of the catalog.
-    pub fn begin(&self, name: &str) -> Result<TapeMedium> {
+    pub fn begin(&self, name: &str, cancel: &Cancel) -> Result<TapeMedium> {
         let setup = TapeSetup {
             drive: self.drive(),
             changer: self.changer()?,
@@ -100,7 +100,7 @@ impl TapeUse {
             pool: self.pool.clone(),
             ring: self.ring,
             patience: self.patience,
-            cancel: Arc::clone(&self.cancel),
+            cancel: Arc::clone(cancel),
         };
         TapeMedium::begin(setup, name)
     }

@@ -31,7 +31,8 @@ fn out_and_back_by_every_way() {
     let shown = bench.virtfold(&["show", &archive, "--json"]).ok().json();
     assert_eq!(shown["head"]["disks"][0]["capacity"], 5 << 20, "{shown}");
     let listed = bench.virtfold(&["list", TAPE, "--json"]).ok().json();
-    let names: Vec<&str> = listed["archives"].as_array().unwrap().iter().map(|a| a["archive"].as_str().unwrap()).collect();
+    let names: Vec<&str> =
+        listed["archives"].as_array().unwrap().iter().map(|a| a["archive"].as_str().unwrap()).collect();
     assert_eq!(names, [archive.as_str(), second.as_str()], "list prints the names that restore takes");
     assert_eq!(bench.virtfold(&["tape", "status", TAPE, "--json"]).ok().json()["label"]["label"], "T0");
     bench.virtfold(&["restore", &format!("{TAPE}#00000000"), "--output", "/tmp"]).exits(exit::NOT_FOUND);
@@ -74,11 +75,19 @@ fn by_dd_alone(bench: &mut Bench, image: &Image) {
     for slot in 0..3 {
         bench.unit(|unit| unit.insert(slot));
         // The first command after a change is told of it.
-        bench.sh(&format!("dd if=/dev/st0 bs=1M count=1 of=/dev/null status=none; ({DD}) >> '{}'", text(&whole))).ok();
+        bench
+            .sh(&format!(
+                "dd if=/dev/st0 bs=1M count=1 of=/dev/null status=none; ({DD}) >> '{}'",
+                text(&whole)
+            ))
+            .ok();
     }
     let out = bench.scratch.folder("tar");
     bench.sh(&format!("tar --zstd -xf '{}' -C '{}'", text(&whole), text(&out))).ok();
-    assert!(fs::read(out.join("vda.raw")).unwrap() == fs::read(image.text()).unwrap(), "tar gives other bytes");
+    assert!(
+        fs::read(out.join("vda.raw")).unwrap() == fs::read(image.text()).unwrap(),
+        "tar gives other bytes"
+    );
 }
 
 /// The catalog is gone: an archive is found by what the tapes say, and reading them brings the catalog back.
@@ -91,7 +100,11 @@ fn lost_catalog(bench: &mut Bench, archive: &str, image: &Image) {
     let asked = bench.questions().len();
     bench.unit(|unit| unit.insert(2));
     bench.assert_restores(&format!("{TAPE}#latest"), image, &[&change]);
-    assert_eq!(bench.questions()[asked..], ["1 T0 T2", "2 T1 T0", "3 T2 T1"], "the last volume names those before");
+    assert_eq!(
+        bench.questions()[asked..],
+        ["1 T0 T2", "2 T1 T0", "3 T2 T1"],
+        "the last volume names those before"
+    );
     for slot in 0..3 {
         bench.unit(|unit| unit.insert(slot));
         bench.virtfold(&["tape", "list", TAPE]).ok();
@@ -129,6 +142,75 @@ fn a_power_cut_in_mid_write_costs_that_archive_alone() {
     assert_eq!(bench.objects(0)[..left.len()], left, "nothing that was on the tape was overwritten");
     let broken = format!("{}{}", "tape:/dev/nst0#", id_in(&listed, 1));
     bench.virtfold(&["verify", &broken]).exits(exit::INCOMPLETE);
+}
+
+/// The process is killed, and the kernel closes the tape: it writes a filemark by itself. Or it is told to end.
+#[test]
+fn a_killed_run_costs_that_archive_alone() {
+    let mut bench = Bench::new(1, 256);
+    bench.label(0);
+    let small = bench.image("small.raw", 1);
+    let large = bench.image("large.raw", 64);
+    for (signal, code) in [("KILL", 128 + 9), ("INT", exit::SIGINT)] {
+        let before = bench.unit(|unit| unit.writes);
+        let args =
+            ["backup", "--image", large.text(), "--format", "raw", "--to", TAPE, "--tape-buffer", "1MiB"];
+        let running = bench.start(&args);
+        crate::common::run::wait_until("blocks on the tape", std::time::Duration::from_secs(60), || {
+            bench.unit(|unit| unit.writes) > before + 20
+        });
+        bench.sh(&format!("kill -{signal} $(pidof virtfold)")).ok();
+        let ended = running.wait();
+        assert_eq!(ended.shell_code(), code, "{ended}");
+        let left = bench.objects(0);
+        assert_eq!(left.last(), Some(&Object::Mark));
+        bench
+            .virtfold(&["restore", &format!("{TAPE}#latest"), "--output", "/tmp"])
+            .exits_one_of(&[exit::NOT_FOUND, exit::OK]);
+        let archive = name_of(&bench.backup(&small, &[]).ok());
+        bench.assert_restores(&archive, &small, &[]);
+        assert_eq!(bench.objects(0)[..left.len()], left, "nothing that was on the tape was overwritten");
+    }
+}
+
+/// At a terminal a person is asked, and asked again where there is no tape, or the wrong one.
+#[test]
+fn a_person_at_the_terminal_changes_volumes() {
+    let mut bench = Bench::new(3, 3);
+    (0..2).rev().for_each(|slot| bench.label(slot));
+    let image = bench.image("disk.raw", 4);
+    let line = format!(
+        "VIRTFOLD_STATE_DIR={} {} backup --image {} --format raw --to {TAPE} --tape-wait 300ms",
+        text(&bench.scratch.join("state")),
+        env!("CARGO_BIN_EXE_virtfold"),
+        image.text()
+    );
+    // Presses Enter every now and then.
+    let script = format!(
+        "mkdir -p /dev/pts; mount -t devpts devpts /dev/pts; (while sleep 1; do echo; done) | timeout 60 script -qec '{line}' /dev/null"
+    );
+    let running = bench.start_tool(&crate::common::run::tool("bash", ["-c", &script]));
+    let gone = |bench: &Bench| {
+        crate::common::run::wait_until(
+            "a tape that is given out",
+            std::time::Duration::from_secs(60),
+            || bench.unit(|unit| unit.is_empty()),
+        );
+        std::thread::sleep(std::time::Duration::from_millis(1500));
+    };
+    gone(&bench);
+    // Blank.
+    bench.unit(|unit| unit.insert(2));
+    std::thread::sleep(std::time::Duration::from_millis(3000));
+    bench.unit(|unit| unit.insert(1));
+    let done = running.wait().ok();
+    assert!(done.text().contains("Please put a volume of the pool 'default'"), "{done}");
+    assert!(done.text().contains("That will not do: there is no tape"), "{done}");
+    assert!(done.text().contains("is blank"), "{done}");
+    bench.unit(|unit| unit.insert(0));
+    let change = bench.change();
+    let name = done.text().lines().find(|line| line.contains("tape:/dev/nst0#")).unwrap().trim().to_owned();
+    bench.assert_restores(&name, &image, &[&change]);
 }
 
 fn id_in(listed: &serde_json::Value, index: usize) -> String {

@@ -87,7 +87,8 @@ impl Bench {
                         drive.unit().insert(slot);
                     }
                     fs::write(asked.join(format!("new-done.{id}")), if known { "0" } else { "3" }).unwrap();
-                    fs::rename(asked.join(format!("new-done.{id}")), asked.join(format!("done.{id}"))).unwrap();
+                    fs::rename(asked.join(format!("new-done.{id}")), asked.join(format!("done.{id}")))
+                        .unwrap();
                 }
             }
         });
@@ -133,6 +134,11 @@ impl Bench {
     pub(crate) fn start(&mut self, args: &[&str]) -> Running {
         let command = self.command(args);
         self.machine().start(&command)
+    }
+
+    /// Starts any command in the machine.
+    pub(crate) fn start_tool(&mut self, command: &Command) -> Running {
+        self.machine().start(command)
     }
 
     /// Runs any command in the machine.

@@ -84,3 +84,25 @@ fn what_is_wrong_on_the_tape_is_found_when_it_is_read() {
     bench.virtfold(&["tape", "verify", TAPE]).ok();
     assert!(matches!(objects[14], Object::Block(_)));
 }
+
+#[test]
+fn a_tape_that_is_changed_in_mid_write() {
+    let mut bench = Bench::new(2, 256);
+    bench.label(1);
+    bench.label(0);
+    let image = bench.image("disk.raw", 64);
+    let args = ["backup", "--image", image.text(), "--format", "raw", "--to", TAPE, "--tape-buffer", "1MiB"];
+    let before = bench.unit(|unit| unit.writes);
+    let running = bench.start(&args);
+    crate::common::run::wait_until("blocks on the tape", std::time::Duration::from_secs(60), || {
+        bench.unit(|unit| unit.writes) > before + 20
+    });
+    let other = bench.objects(1);
+    bench.unit(|unit| unit.insert(1));
+    let ended = running.wait().exits(exit::FAILURE);
+    assert!(ended.stderr.contains("hint: "), "{ended}");
+    assert_eq!(bench.objects(1), other, "the other tape was written to");
+    bench.unit(|unit| unit.insert(0));
+    let again = bench.backup(&image, &[]).exits(exit::FAILURE);
+    assert!(again.stderr.contains("has failed before"), "{again}");
+}

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
-use crate::common::run::{Outcome, line_of};
+use crate::common::run::{Outcome, line_of, wait_until};
 
 /// How long a boot may take, and a command.
 const BOOT: Duration = Duration::from_secs(60);
@@ -48,7 +48,15 @@ impl Machine {
         let console = fs::File::create(own.join("console")).unwrap();
         let mut command = Command::new("linux.uml");
         command
-            .args(["mem=320M", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", "quiet", "panic=-1"])
+            .args([
+                "mem=320M",
+                "root=/dev/root",
+                "rootfstype=hostfs",
+                "rootflags=/",
+                "ro",
+                "quiet",
+                "panic=-1",
+            ])
             .args(["con=null", "con0=null,fd:1"])
             .arg(format!("uml_dir={}/", own.display()))
             .arg(format!("init={}", init.display()))
@@ -90,7 +98,8 @@ impl Machine {
         }
         script += &format!("exec {} < /dev/null\n", words.map(quoted).collect::<Vec<_>>().join(" "));
         fs::write(self.folder.join(format!("new.{number}")), script).unwrap();
-        fs::rename(self.folder.join(format!("new.{number}")), self.folder.join(format!("go.{number}"))).unwrap();
+        fs::rename(self.folder.join(format!("new.{number}")), self.folder.join(format!("go.{number}")))
+            .unwrap();
         Running { folder: self.folder.clone(), number, line: line_of(command) }
     }
 
@@ -101,7 +110,12 @@ impl Machine {
         while !running.has_ended() {
             let gone = self.child.try_wait().unwrap().is_some();
             assert!(!gone, "the machine died\n$ {}\n{}", running.line, self.console());
-            assert!(Instant::now() < limit, "no end after {COMMAND:?}\n$ {}\n{}", running.line, running.shown());
+            assert!(
+                Instant::now() < limit,
+                "no end after {COMMAND:?}\n$ {}\n{}",
+                running.line,
+                running.shown()
+            );
             std::thread::sleep(Duration::from_millis(5));
         }
         running.outcome()
@@ -135,8 +149,15 @@ impl Running {
         self.file("rc").exists()
     }
 
+    /// Waits for its end.
+    pub(crate) fn wait(self) -> Outcome {
+        wait_until(&self.line, COMMAND, || self.has_ended());
+        self.outcome()
+    }
+
     fn shown(&self) -> String {
-        let text = |kind| String::from_utf8_lossy(&fs::read(self.file(kind)).unwrap_or_default()).into_owned();
+        let text =
+            |kind| String::from_utf8_lossy(&fs::read(self.file(kind)).unwrap_or_default()).into_owned();
         format!("--- stdout\n{}--- stderr\n{}", text("out"), text("err"))
     }
 

@@ -15,7 +15,8 @@ const BLOCK: usize = 64 << 10;
 
 /// Runs the case of this name in the machine.
 fn inside(bench: &mut Bench, case: &str) {
-    let mut command = tool(std::env::current_exe().unwrap().to_str().unwrap(), ["--exact", case, "--nocapture"]);
+    let mut command =
+        tool(std::env::current_exe().unwrap().to_str().unwrap(), ["--exact", case, "--nocapture"]);
     command.env(INSIDE, "1");
     let done = bench.run(&command).ok();
     assert!(done.text().contains("1 passed"), "{done}");

@@ -43,7 +43,7 @@ pub(super) fn run(
     let progress = Arc::new(Progress::default());
     let ticker = Ticker::start(job.style, out, &progress)?;
     let control = Control { cancel: Arc::clone(&signals.stop), progress };
-    let report = backup_domain_to(&host, &request, &control, |label| job.media.open(label));
+    let report = backup_domain_to(&host, &request, &control, |label, cancel| job.media.open(label, cancel));
     drop(ticker);
     let report = report?;
     let report = DomainReport { backup: job.media.complete(report.backup.clone()), ..report };

@@ -16,7 +16,6 @@ use super::options::WriteArgs;
 pub(crate) struct Media {
     places: Vec<Location>,
     tapes: Vec<(Location, TapeUse)>,
-    cancel: Cancel,
     copies: Copies,
     /// Filled in when the tapes are finished.
     reports: Mutex<Vec<Arc<Mutex<TapeReport>>>>,
@@ -43,7 +42,6 @@ impl Media {
         Ok(Self {
             places: places.to_vec(),
             tapes: drives.collect::<Result<_>>()?,
-            cancel: Arc::clone(cancel),
             copies: Copies::default(),
             reports: Mutex::default(),
         })
@@ -54,16 +52,16 @@ impl Media {
         &self.places
     }
 
-    /// Opens them for an archive.
+    /// Opens them for an archive. What they wait for ends with `cancel`: a guest whose overlays run out of room can't wait for the next tape.
     ///
     /// # Errors
     /// Those of [`medium::create_all_by`].
-    pub(crate) fn open(&self, label: &Label) -> Result<Box<dyn Medium>> {
+    pub(crate) fn open(&self, label: &Label, cancel: &Cancel) -> Result<Box<dyn Medium>> {
         medium::create_all_by(&self.places, &self.copies, |place| {
             let Some((_, drive)) = self.tapes.iter().find(|(tape, _)| tape == place) else {
-                return medium::create(place, label, &self.cancel);
+                return medium::create(place, label, cancel);
             };
-            let medium = drive.begin(&label.name)?;
+            let medium = drive.begin(&label.name, cancel)?;
             self.reports.lock().unwrap_or_else(PoisonError::into_inner).push(medium.report());
             Ok(Box::new(medium))
         })

@@ -81,9 +81,18 @@ impl WriteArgs {
     ///
     /// # Errors
     /// The address names an archive.
-    pub(crate) fn drive(&self, address: &TapeAddress, state_dir: PathBuf, cancel: &Cancel) -> Result<TapeUse, Error> {
+    pub(crate) fn drive(
+        &self,
+        address: &TapeAddress,
+        state_dir: PathBuf,
+        cancel: &Cancel,
+    ) -> Result<TapeUse, Error> {
         device_only(address)?;
-        Ok(TapeUse { pool: self.pool.clone(), ring: self.tape_buffer, ..self.change.drive(address, state_dir, cancel) })
+        Ok(TapeUse {
+            pool: self.pool.clone(),
+            ring: self.tape_buffer,
+            ..self.change.drive(address, state_dir, cancel)
+        })
     }
 }
 
@@ -91,15 +100,19 @@ impl WriteArgs {
 pub(super) fn device_only(address: &TapeAddress) -> Result<(), Error> {
     match address.archive {
         None => Ok(()),
-        Some(_) => Err(Error::new(ErrorKind::Usage, format!("'{address}' names an archive, and this is about a tape"))
-            .with_hint("leave # and what follows away")),
+        Some(_) => Err(Error::new(
+            ErrorKind::Usage,
+            format!("'{address}' names an archive, and this is about a tape"),
+        )
+        .with_hint("leave # and what follows away")),
     }
 }
 
 /// The tape that a verb of tapes is about.
 pub(super) fn tape(location: &Location) -> Result<&TapeAddress, Error> {
     let Location::Tape(address) = location else {
-        return Err(Error::new(ErrorKind::Usage, format!("'{location}' is no tape")).with_hint("write tape:/dev/nst0"));
+        return Err(Error::new(ErrorKind::Usage, format!("'{location}' is no tape"))
+            .with_hint("write tape:/dev/nst0"));
     };
     device_only(address)?;
     Ok(address)

@@ -65,7 +65,8 @@ pub(super) fn verdict(verdict: &VolumeVerdict) -> String {
             (None, true) => "sound".to_owned(),
             (None, false) => "never finished".to_owned(),
         };
-        text += &format!("{} part {}: {} read, {how}\n", printable(&part.archive), part.part, Human(part.bytes));
+        text +=
+            &format!("{} part {}: {} read, {how}\n", printable(&part.archive), part.part, Human(part.bytes));
     }
     let verdict_word = if verdict.sound { "sound" } else { "not sound" };
     text + &format!("volume '{}' is {verdict_word}", verdict.label.label)

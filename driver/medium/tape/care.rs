@@ -130,8 +130,10 @@ impl<'a> TapeCare<'a> {
         };
         match self.ledger.failure(label.volume)? {
             Some(why) if overwrite == Overwrite::Refuse => {
-                let what = format!("volume '{}' in '{}' has failed before: {why}", label.label, self.deck.name());
-                Err(Error::new(ErrorKind::Io, what).with_hint("take another one; --force takes it into use again"))
+                let what =
+                    format!("volume '{}' in '{}' has failed before: {why}", label.label, self.deck.name());
+                Err(Error::new(ErrorKind::Io, what)
+                    .with_hint("take another one; --force takes it into use again"))
             }
             _ => Ok(Some(label.volume)),
         }

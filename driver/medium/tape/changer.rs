@@ -69,7 +69,9 @@ impl Changer for NoChanger {
 
     fn change(&mut self, change: &Change<'_>, _: &Cancel) -> Result<()> {
         let (kind, why) = match change.refused {
-            Some(why) => (ErrorKind::NotFound, format!("the tape in '{}' is the wrong one: {why}", change.device)),
+            Some(why) => {
+                (ErrorKind::NotFound, format!("the tape in '{}' is the wrong one: {why}", change.device))
+            }
             None if change.wanted.is_some() || change.old.is_none() => {
                 (ErrorKind::NotFound, format!("'{}' needs {}", change.device, wanted(change)))
             }
@@ -136,7 +138,8 @@ impl Changer for CommandChanger {
     fn change(&mut self, change: &Change<'_>, stop: &Cancel) -> Result<()> {
         if let Some(why) = change.refused {
             let what = format!("the command that changes volumes put the wrong one in: {why}");
-            return Err(Error::new(ErrorKind::NotFound, what).with_hint(format!("it was asked for {}", wanted(change))));
+            return Err(Error::new(ErrorKind::NotFound, what)
+                .with_hint(format!("it was asked for {}", wanted(change))));
         }
         let words: Vec<String> = self.words.iter().filter_map(|word| expand(word, change)).collect();
         let Some((program, arguments)) = words.split_first() else {
@@ -223,7 +226,8 @@ impl Changer for PromptChanger {
         let refused = change.refused.map(|why| format!("That will not do: {why}.\n")).unwrap_or_default();
         let old = change.old.map(|old| format!(" Volume '{old}' is done with.")).unwrap_or_default();
         let (number, device, what) = (change.number, change.device, wanted(change));
-        let text = format!("\n{refused}Volume {number}:{old} Please put {what} into {device}, and press Enter. ");
+        let text =
+            format!("\n{refused}Volume {number}:{old} Please put {what} into {device}, and press Enter. ");
         self.terminal.write_all(text.as_bytes()).at(|| "cannot write to the terminal".to_owned())?;
         self.line(stop)
     }
@@ -251,7 +255,10 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&told).unwrap(), "/dev/nst0 0 2 A - p%\n");
         let error = command(&line("x 7"), Duration::from_secs(20)).unwrap_err();
         assert!(error.to_string().contains("exit code 7"), "{error}");
-        assert_eq!(command("/nowhere/at/all", Duration::from_secs(1)).unwrap_err().kind(), ErrorKind::NotFound);
+        assert_eq!(
+            command("/nowhere/at/all", Duration::from_secs(1)).unwrap_err().kind(),
+            ErrorKind::NotFound
+        );
     }
 
     #[test]

@@ -127,7 +127,9 @@ impl Deck {
             }
             if Instant::now() >= until {
                 let what = format!("there is no tape in '{}'", self.name());
-                return Err(Error::new(ErrorKind::NotFound, what).with_hint("put one in, and wait until it is ready"));
+                return Err(
+                    Error::new(ErrorKind::NotFound, what).with_hint("put one in, and wait until it is ready")
+                );
             }
             std::thread::sleep(pause.min(patience));
             pause = (pause * 2).min(POLL.end);
@@ -141,7 +143,9 @@ impl Deck {
 
     fn busy(&self, e: io::Error) -> Error {
         let what = format!("somebody else has '{}' open", self.name());
-        Error::new(ErrorKind::InUse, what).with_source(e).with_hint("wait until they are done; 'fuser' says who")
+        Error::new(ErrorKind::InUse, what)
+            .with_source(e)
+            .with_hint("wait until they are done; 'fuser' says who")
     }
 
     /// An error of the drive.
@@ -172,7 +176,9 @@ impl Deck {
     fn may_write(&self) -> Result<()> {
         match &self.broken {
             None => Ok(()),
-            Some(why) => Err(Error::new(ErrorKind::Io, format!("this volume is not written to any more: {why}"))),
+            Some(why) => {
+                Err(Error::new(ErrorKind::Io, format!("this volume is not written to any more: {why}")))
+            }
         }
     }
 
@@ -239,7 +245,8 @@ impl Deck {
         loop {
             let error = match self.drive.read(buf) {
                 Ok(0) => {
-                    let at = self.drive.position().map_err(|e| self.said("does not say where it stands", e))?;
+                    let at =
+                        self.drive.position().map_err(|e| self.said("does not say where it stands", e))?;
                     let found = if at == self.at { Found::End } else { Found::Mark };
                     self.at += u64::from(found == Found::Mark);
                     self.check_read()?;
@@ -295,7 +302,8 @@ impl Deck {
         }
         let what =
             format!("the tape in '{}' is at block {at} and should be at block {}", self.name(), self.at);
-        Err(Error::new(ErrorKind::Io, what).with_hint("was the tape changed, or the drive reset? Begin again"))
+        Err(Error::new(ErrorKind::Io, what)
+            .with_hint("was the tape changed, or the drive reset? Begin again"))
     }
 
     /// Goes to the beginning.

@@ -110,7 +110,11 @@ mod tests {
         assert_eq!(id_of("web-20261122T030000Z-5f1c2d3e.tar.zst"), "5f1c2d3e");
         assert_eq!(id_of("a.tar"), "");
         assert!(has_id("web-5f1c2d3e.tar", "5f1c2d3e-0000-4000-8000-000000000000"));
-        assert!(!has_id("web-5f1c2d3e.tar", "5f1c2d3f") && !has_id("web.tar", "") && !has_id("web.tar", "5f1c2d3e"));
+        assert!(
+            !has_id("web-5f1c2d3e.tar", "5f1c2d3f")
+                && !has_id("web.tar", "")
+                && !has_id("web.tar", "5f1c2d3e")
+        );
         assert_eq!(id_of(name), "5f1c2d3e");
     }
 }

@@ -104,7 +104,9 @@ impl TapeSource {
                 Some(known) => known,
                 None => by_tape(&mut deck, |part| has_id(&part.begin.archive, id), which)?,
             },
-            TapeArchive::Latest => by_tape(&mut deck, |part| part.end.as_ref().is_some_and(|end| end.last), which)?,
+            TapeArchive::Latest => {
+                by_tape(&mut deck, |part| part.end.as_ref().is_some_and(|end| end.last), which)?
+            }
         };
         let Wanted { run, archive, mut hints, contents, mut vouched } = wanted;
         // The ledger may know volumes that the tape in the drive does not name.
@@ -195,7 +197,8 @@ impl TapeSource {
         match parts.filter(|part| fits(part)).next_back().cloned() {
             Some(part) => self.check_offset(part),
             None => {
-                let what = format!("volume '{}' does not hold part {number} of '{}'", label.label, self.archive);
+                let what =
+                    format!("volume '{}' does not hold part {number} of '{}'", label.label, self.archive);
                 Err(Error::new(ErrorKind::NotFound, what))
             }
         }
@@ -209,7 +212,9 @@ impl TapeSource {
             "part {} of '{}' begins at byte {}, and the part before ended at byte {}",
             part.begin.part, self.archive, part.begin.offset, self.total
         );
-        Err(Error::new(ErrorKind::Incomplete, what).with_hint("bytes between them are lost; 'virtfold tape verify' tells of each volume what is on it"))
+        Err(Error::new(ErrorKind::Incomplete, what).with_hint(
+            "bytes between them are lost; 'virtfold tape verify' tells of each volume what is on it",
+        ))
     }
 
     /// Has the volume with a part put in.
@@ -276,8 +281,12 @@ impl TapeSource {
                 return Ok(!(known || cut || self.hints.contains_key(&next)));
             }
         };
-        check_part(&open.part, &end, &Seen { blocks: open.blocks, bytes: open.bytes, digest: open.hasher.finalize() })
-            .map_err(|e| e.within(format!("part {} of '{}' is not what was written", end.part, self.archive)))?;
+        check_part(
+            &open.part,
+            &end,
+            &Seen { blocks: open.blocks, bytes: open.bytes, digest: open.hasher.finalize() },
+        )
+        .map_err(|e| e.within(format!("part {} of '{}' is not what was written", end.part, self.archive)))?;
         Ok(end.last)
     }
 
@@ -292,7 +301,9 @@ impl TapeSource {
             }
         };
         match Record::decode(buf.get(..len).unwrap_or_default())? {
-            Record::End(end) if end.run == open.part.begin.run && end.part == open.part.begin.part => Ok(Behind::End(end)),
+            Record::End(end) if end.run == open.part.begin.run && end.part == open.part.begin.part => {
+                Ok(Behind::End(end))
+            }
             _ => Ok(Behind::Other),
         }
     }
@@ -320,7 +331,10 @@ pub(super) struct Seen {
 pub(super) fn check_part(part: &Part, end: &End, read: &Seen) -> Result<()> {
     let wrong = |what: String| Err(Error::new(ErrorKind::Damaged, what));
     if end.start != part.start {
-        return wrong(format!("its data begin at block {}, and were written at block {}", part.start, end.start));
+        return wrong(format!(
+            "its data begin at block {}, and were written at block {}",
+            part.start, end.start
+        ));
     }
     if (end.blocks, end.bytes) != (read.blocks, read.bytes) {
         return wrong(format!(
@@ -343,7 +357,9 @@ fn begin_at(deck: &mut Deck, start: u64) -> Result<Option<Part>> {
     deck.seek(at)?;
     let mut buf = vec![0; TapeBlock::LARGEST];
     let Found::Block(RECORD) = deck.read(&mut buf)? else { return Ok(None) };
-    let Ok(Record::Begin(begin)) = Record::decode(buf.get(..RECORD).unwrap_or_default()) else { return Ok(None) };
+    let Ok(Record::Begin(begin)) = Record::decode(buf.get(..RECORD).unwrap_or_default()) else {
+        return Ok(None);
+    };
     Ok(Some(Part { file: 0, start, begin, end: None }))
 }
 
@@ -385,7 +401,11 @@ fn by_tape(deck: &mut Deck, fits: impl Fn(&Part) -> bool, which: &TapeArchive) -
             TapeArchive::Latest => "no whole archive".to_owned(),
             TapeArchive::Id(id) => format!("no archive '{id}'"),
         };
-        let what = format!("{what} is known, and none ends on volume '{}' in '{}'", contents.label.label, deck.name());
+        let what = format!(
+            "{what} is known, and none ends on volume '{}' in '{}'",
+            contents.label.label,
+            deck.name()
+        );
         return Err(Error::new(ErrorKind::NotFound, what)
             .with_hint("put the right volume in; 'virtfold tape list' shows what is on one"));
     };

@@ -299,7 +299,8 @@ mod tests {
         }
         assert_eq!(Record::decode(&block[..100]).unwrap_err().kind(), ErrorKind::Damaged);
         assert_eq!(Record::decode(&[]).unwrap_err().kind(), ErrorKind::Damaged);
-        let mut later = String::from_utf8(block[..BODY].to_vec()).unwrap().replace("label 1\n", "label 2\n").into_bytes();
+        let mut later =
+            String::from_utf8(block[..BODY].to_vec()).unwrap().replace("label 1\n", "label 2\n").into_bytes();
         later.extend_from_slice(blake3::hash(&later).as_bytes());
         assert_eq!(Record::decode(&later).unwrap_err().kind(), ErrorKind::Unsupported);
     }
@@ -311,7 +312,10 @@ mod tests {
         assert_eq!(foreign(&[&b"VOL1ABC001L             "[..], b"LTFS     "].concat()), "LTFS");
         assert_eq!(foreign(&block(12, b"BB02")), "Bacula or Bareos");
         assert_eq!(foreign(&block(0, b"AMANDA: TAPESTART DATE X TAPE A")), "Amanda");
-        assert_eq!(foreign(&block(0, &[0xdc, 0xbd, 0xaf, 0xca, 0xeb, 0xa0, 0xa5, 0x28])), "Proxmox Backup Server");
+        assert_eq!(
+            foreign(&block(0, &[0xdc, 0xbd, 0xaf, 0xca, 0xeb, 0xa0, 0xa5, 0x28])),
+            "Proxmox Backup Server"
+        );
         assert_eq!(foreign(&block(257, b"ustar\0")), "tar");
         assert_eq!(foreign(b"hello"), "an unknown program");
         assert_eq!(foreign(b""), "an unknown program");

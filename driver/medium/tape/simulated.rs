@@ -36,6 +36,8 @@ pub enum TapeFault {
     Deferred(u64, u64),
     /// The drive resets; it is rewound.
     Reset(u64),
+    /// It is written, and the drive says that it is full.
+    Full(u64),
     /// A bit is wrong when it is read.
     Corrupt(u64),
     /// It can't be read.
@@ -193,7 +195,10 @@ impl State {
             return Err(errno(libc::ENOSPC));
         }
         let fault = self.due(|fault, here| match fault {
-            TapeFault::WriteError(at) | TapeFault::Drop(at) | TapeFault::Deferred(at, _) | TapeFault::Reset(at) => *at == here,
+            TapeFault::WriteError(at) | TapeFault::Drop(at) | TapeFault::Reset(at) | TapeFault::Full(at) => {
+                *at == here
+            }
+            TapeFault::Deferred(at, _) => *at == here,
             TapeFault::Corrupt(_) | TapeFault::ReadError(_) => false,
         });
         match fault {
@@ -204,6 +209,10 @@ impl State {
                 self.seek(to)?;
                 self.deferred = true;
                 return Ok(block.len());
+            }
+            Some(TapeFault::Full(_)) => {
+                self.put(Some(block.to_vec()))?;
+                return Err(errno(libc::ENOSPC));
             }
             Some(TapeFault::Reset(_)) => {
                 self.seek(0)?;

@@ -55,7 +55,8 @@ impl Drive for StDrive {
         options.read(true).write(access == Access::Write).custom_flags(libc::O_NONBLOCK);
         let kind = std::fs::metadata(&self.path)?;
         let device = kind.rdev();
-        let is_st = u64::from(libc::major(device)) == MAJOR && u64::from(libc::minor(device)) & NO_REWIND != 0;
+        let is_st =
+            u64::from(libc::major(device)) == MAJOR && u64::from(libc::minor(device)) & NO_REWIND != 0;
         if !std::os::unix::fs::FileTypeExt::is_char_device(&kind.file_type()) || !is_st {
             let what = "it is not a SCSI tape that stays where it is when it is closed, as /dev/nst0 is";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, what));

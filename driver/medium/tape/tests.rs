@@ -191,7 +191,12 @@ fn goes_out_and_comes_back_and_lies_there_as_it_is() {
     assert_eq!(contents.parts.len(), 5);
     let files: Vec<u64> = contents.parts.iter().map(|part| part.file).collect();
     assert_eq!(files, [2, 5, 8, 11, 14]);
-    assert!(contents.parts.iter().all(|part| part.end.as_ref().is_some_and(|end| end.file == part.file && end.last)));
+    assert!(
+        contents
+            .parts
+            .iter()
+            .all(|part| part.end.as_ref().is_some_and(|end| end.file == part.file && end.last))
+    );
     assert_eq!(data(&bench.objects(0)).len(), 1 + 65_536 + 65_537 + 3_000_000);
     assert!(bench.care().verify(&|_| ()).unwrap().sound);
 }
@@ -226,7 +231,36 @@ fn without_more_tapes_that_is_said_and_nothing_looks_whole() {
     let error = bench.write(NAME, &bytes(10 * MIB, 1), &[]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoSpace, "{error:?}");
     bench.drive.load(0);
-    assert_eq!(bench.read_from(&TapeArchive::Latest, &[], Arc::new(NoLedger)).unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(
+        bench.read_from(&TapeArchive::Latest, &[], Arc::new(NoLedger)).unwrap_err().kind(),
+        ErrorKind::NotFound
+    );
+}
+
+/// A guest whose overlays run out of room can't wait for the next tape.
+#[test]
+fn who_waits_for_a_tape_can_be_told_to_end() {
+    struct Never;
+    impl Changer for Never {
+        fn change(&mut self, _: &Change<'_>, stop: &Cancel) -> Result<()> {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(Error::new(ErrorKind::Interrupted, "told to end"))
+        }
+    }
+    let bench = Bench::new(1, 4 * MIB);
+    let cancel = Cancel::default();
+    let setup = TapeSetup { changer: Box::new(Never), cancel: Arc::clone(&cancel), ..bench.setup(&[]) };
+    let mut medium = TapeMedium::begin(setup, NAME).unwrap();
+    let thread = std::thread::spawn(move || {
+        let piece = bytes(MIB, 1);
+        (0..100).try_for_each(|_| medium.write(&piece))
+    });
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(!thread.is_finished(), "the ring is full, and no tape comes");
+    cancel.store(true, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(thread.join().unwrap().unwrap_err().kind(), ErrorKind::Interrupted);
 }
 
 #[test]
@@ -261,7 +295,10 @@ fn a_tape_cut_at_any_object_takes_the_next_archive() {
         let archive = bytes(70_000, 3);
         bench.write(NAME, &archive, &[]).unwrap();
         assert!(bench.read(&[]).unwrap() == archive, "cut at {cut}");
-        assert!(bench.read_from(&id("5f1c2d3e"), &[], Arc::new(NoLedger)).unwrap() == archive, "cut at {cut}");
+        assert!(
+            bench.read_from(&id("5f1c2d3e"), &[], Arc::new(NoLedger)).unwrap() == archive,
+            "cut at {cut}"
+        );
         assert_eq!(bench.objects(0)[..cut], kept, "nothing that was there is overwritten");
     }
 }
@@ -285,7 +322,10 @@ fn what_is_not_ours_or_is_kept_is_not_overwritten() {
     }
     for foreign in [&b"VOL1X"[..], b"anything", &vec![0x55; 3 << 20]] {
         bench.drive.with_tape(0, |tape| tape.objects = vec![Some(foreign.to_vec()), None]);
-        assert_eq!(bench.care().label(&new_label("F"), Overwrite::Refuse).unwrap_err().kind(), ErrorKind::Exists);
+        assert_eq!(
+            bench.care().label(&new_label("F"), Overwrite::Refuse).unwrap_err().kind(),
+            ErrorKind::Exists
+        );
         assert_eq!(bench.write(NAME, &[1], &[]).unwrap_err().kind(), ErrorKind::Exists);
         assert_eq!(bench.objects(0), vec![Some(foreign.to_vec()), None]);
     }
@@ -366,6 +406,21 @@ fn no_fault_at_any_block_is_a_loss_that_nobody_says() {
         }
     }
     assert!(told > 4 * 20, "{told} told, {harmless} harmless");
+}
+
+/// `ENOSPC` does not say whether the block is on the tape: the position does.
+#[test]
+fn a_block_that_is_written_and_refused_is_there_once() {
+    let archive = bytes(MIB, 9);
+    for at in 2..24 {
+        let bench = Bench::new(3, 8 * MIB);
+        bench.drive.fault(TapeFault::Full(at));
+        bench.write(NAME, &archive, &[1, 2]).unwrap();
+        let dd: Vec<u8> = (0..3).flat_map(|slot| data(&bench.objects(slot))).collect();
+        assert!(dd == archive, "at {at}");
+        bench.drive.load(0);
+        assert!(bench.read(&[1, 2]).unwrap() == archive, "at {at}");
+    }
 }
 
 proptest::proptest! {

@@ -80,7 +80,9 @@ pub(super) fn face(deck: &mut Deck) -> Result<Face> {
     let mut buf = buffer();
     let block = match deck.read(&mut buf) {
         Ok(Found::End) => return Ok(Face::Blank),
-        Ok(Found::Mark) => return Ok(Face::Foreign("an unknown program (it begins with a filemark)".to_owned())),
+        Ok(Found::Mark) => {
+            return Ok(Face::Foreign("an unknown program (it begins with a filemark)".to_owned()));
+        }
         Ok(Found::Block(len)) => buf.get(..len).unwrap_or_default(),
         Err(error) => return Err(error),
     };
@@ -173,7 +175,8 @@ impl Walk {
             };
             let at = deck.at() - 1;
             let record = Record::decode(self.buf.get(..len).unwrap_or_default());
-            let place = || format!("file {} of volume '{}', at block {at}, can't be read", self.file, label.label);
+            let place =
+                || format!("file {} of volume '{}', at block {at}, can't be read", self.file, label.label);
             match record.map_err(|e| e.within(place()))? {
                 Record::End(end) => self.end(deck, end)?,
                 Record::Begin(begin) if begin.volume == label.volume => {
@@ -246,8 +249,11 @@ fn behind_end(deck: &mut Deck, label: &Label, end: u64) -> Result<Option<u64>> {
     deck.seek(at)?;
     let mut buf = buffer();
     let Found::Block(RECORD) = deck.read(&mut buf)? else { return Ok(None) };
-    let Ok(Record::End(last)) = Record::decode(buf.get(..RECORD).unwrap_or_default()) else { return Ok(None) };
-    let whole = last.volume == label.volume && deck.read(&mut buf)? == Found::Mark && deck.end_of_data()? == end;
+    let Ok(Record::End(last)) = Record::decode(buf.get(..RECORD).unwrap_or_default()) else {
+        return Ok(None);
+    };
+    let whole =
+        last.volume == label.volume && deck.read(&mut buf)? == Found::Mark && deck.end_of_data()? == end;
     Ok(last.file.checked_add(2).filter(|_| whole))
 }
 
@@ -270,9 +276,11 @@ pub(super) fn may_overwrite(deck: &mut Deck, overwrite: Overwrite) -> Result<()>
     if expired || deck.end_of_data()? <= 2 {
         return Ok(());
     }
-    let kept = until.map_or_else(|| "which are kept".to_owned(), |until| format!("which are kept until {until}"));
+    let kept =
+        until.map_or_else(|| "which are kept".to_owned(), |until| format!("which are kept until {until}"));
     let what = format!("volume '{}' in '{name}' holds archives, {kept}", label.label);
-    Err(Error::new(ErrorKind::Exists, what).with_hint("take another one, or say --force: all that is on it is then lost"))
+    Err(Error::new(ErrorKind::Exists, what)
+        .with_hint("take another one, or say --force: all that is on it is then lost"))
 }
 
 /// Writes a new label; everything on the tape is gone then.

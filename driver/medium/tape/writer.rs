@@ -131,7 +131,9 @@ impl TapeMedium {
     fn failure(&mut self) -> Error {
         match self.thread.take().map(JoinHandle::join) {
             Some(Ok(Err(error))) => error,
-            Some(Ok(Ok(_)) | Err(_)) => Error::new(ErrorKind::Internal, "the thread that writes the tape is gone"),
+            Some(Ok(Ok(_)) | Err(_)) => {
+                Error::new(ErrorKind::Internal, "the thread that writes the tape is gone")
+            }
             None => Error::new(ErrorKind::Io, "the run to tape has failed before"),
         }
     }
@@ -320,7 +322,11 @@ impl Run {
             return Err(Error::new(ErrorKind::Internal, "a part ends that was not begun"));
         };
         // At the end of a tape it is looked what is durable before anything is said of it.
-        if last { self.deck.mark()? } else { self.deck.commit()? }
+        if last {
+            self.deck.mark()?
+        } else {
+            self.deck.commit()?
+        }
         let total = self.total + open.bytes;
         let end = End {
             volume: open.begin.volume,
@@ -345,7 +351,12 @@ impl Run {
         let said = fate != Fate::NoRoom;
         self.deck.commit()?;
         if let Some(label) = self.volumes.last() {
-            let part = Part { file: open.file, start: open.start, begin: open.begin, end: Some(End { last: last && said, ..end }) };
+            let part = Part {
+                file: open.file,
+                start: open.start,
+                begin: open.begin,
+                end: Some(End { last: last && said, ..end }),
+            };
             self.ledger.committed(&Placed { label: label.clone(), part })?;
         }
         self.total = total;
@@ -381,7 +392,9 @@ impl Run {
             match self.changer.change(&change, &self.stop) {
                 Ok(()) => {}
                 // What was wrong with the tape says more than that nobody can put another one in.
-                Err(error) => return Err(refused.filter(|_| error.kind() != ErrorKind::Interrupted).unwrap_or(error)),
+                Err(error) => {
+                    return Err(refused.filter(|_| error.kind() != ErrorKind::Interrupted).unwrap_or(error));
+                }
             }
             match self.take_volume() {
                 Ok(label) => return Ok(label),
@@ -410,7 +423,10 @@ impl Run {
                 .with_hint("take another one"));
         }
         if self.volumes.first().is_some_and(|first| first.block_size != label.block_size) {
-            let what = format!("{called} has blocks of {} bytes, the volumes before it others", label.block_size.get());
+            let what = format!(
+                "{called} has blocks of {} bytes, the volumes before it others",
+                label.block_size.get()
+            );
             return Err(Error::new(ErrorKind::Usage, what).with_hint("take a volume of the same kind"));
         }
         Ok(label)

@@ -128,6 +128,11 @@ impl Unit {
         self.position = 0;
     }
 
+    /// Whether no cartridge is in the drive.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.loaded.is_none()
+    }
+
     /// The cartridge of a slot, wherever it is.
     pub(crate) fn cartridge(&mut self, slot: usize) -> &mut Cartridge {
         match &mut self.loaded {
@@ -243,7 +248,9 @@ impl Unit {
         self.writes += 1;
         let length = i64::try_from(out.len()).unwrap();
         match self.due(|fault, here| match fault {
-            Fault::WriteError(at) | Fault::SilentDrop(at) | Fault::Reset(at) | Fault::Deferred { at, .. } => at == here,
+            Fault::WriteError(at) | Fault::SilentDrop(at) | Fault::Reset(at) | Fault::Deferred { at, .. } => {
+                at == here
+            }
             _ => false,
         }) {
             Some(Fault::WriteError(_)) => {
