@@ -193,8 +193,8 @@ impl TapeSource {
         if self.contents.is_none() {
             self.contents = Some(walk(&mut self.deck)?.0);
         }
-        let parts = self.contents.iter().flat_map(|contents| &contents.parts);
-        match parts.filter(|part| fits(part)).next_back().cloned() {
+        let mut parts = self.contents.iter().flat_map(|contents| &contents.parts);
+        match parts.rfind(|part| fits(part)).cloned() {
             Some(part) => self.check_offset(part),
             None => {
                 let what =

@@ -187,6 +187,15 @@ impl Drop for TapeMedium {
     }
 }
 
+/// What is at its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Whose {
+    /// The archive.
+    Archive,
+    /// The volume.
+    Volume,
+}
+
 /// The part that is being written.
 struct Open {
     begin: Begin,
@@ -250,7 +259,7 @@ impl Run {
             self.block(block.bytes())?;
             ring.give_back(block);
         }
-        while !self.end(true)? {
+        while !self.end(Whose::Archive)? {
             self.turn()?;
         }
         self.deck.close()
@@ -268,7 +277,7 @@ impl Run {
                 part.hasher.update(bytes);
             }
             if fate != Fate::Written {
-                self.end(false)?;
+                self.end(Whose::Volume)?;
                 self.turn()?;
             }
             if fate != Fate::NoRoom {
@@ -317,7 +326,8 @@ impl Run {
 
     /// Closes the part and commits it. False, when it was to be the archive's last one, and there is no room to say so: it is
     /// committed as one that others follow.
-    fn end(&mut self, last: bool) -> Result<bool> {
+    fn end(&mut self, whose: Whose) -> Result<bool> {
+        let last = whose == Whose::Archive;
         let Some(open) = self.part.take() else {
             return Err(Error::new(ErrorKind::Internal, "a part ends that was not begun"));
         };

@@ -69,6 +69,9 @@ struct Ring {
     enabled: bool,
 }
 
+/// Places for a device's bytes, and their lengths.
+type Segments = Vec<(u64, usize)>;
+
 /// A machine that has plugged in.
 pub(super) struct Connection<D> {
     socket: UnixStream,
@@ -316,7 +319,7 @@ impl<D: Device> Connection<D> {
     }
 
     /// The driver's bytes in a chain of descriptors, and the places for the device's.
-    fn chain(&self, table: u64, head: u16) -> io::Result<(Vec<u8>, Vec<(u64, usize)>)> {
+    fn chain(&self, table: u64, head: u16) -> io::Result<(Vec<u8>, Segments)> {
         const NEXT: u16 = 1;
         const WRITE: u16 = 2;
         const INDIRECT: u16 = 4;

@@ -168,7 +168,9 @@ impl Lab {
             limit_rate: None,
             workers: 1,
         };
-        let open = |_: &Label| FileMedium::create(&path).map(|medium| Box::new(medium) as Box<dyn Medium>);
+        let open = |_: &Label, _: &crate::archive::stream::Cancel| {
+            FileMedium::create(&path).map(|medium| Box::new(medium) as Box<dyn Medium>)
+        };
         let control = Control::default();
         backup::write(material, &manner, &control, open).unwrap().finish(&control).unwrap();
         path
