@@ -159,7 +159,10 @@ fn a_killed_run_costs_that_archive_alone() {
         crate::common::run::wait_until("blocks on the tape", std::time::Duration::from_secs(60), || {
             bench.unit(|unit| unit.writes) > before + 20
         });
-        bench.sh(&format!("kill -{signal} $(pidof virtfold)")).ok();
+        bench.sh(&format!(
+            "for p in /proc/[0-9]*; do [ \"$(cat $p/comm)\" != virtfold ] || kill -{signal} ${{p#/proc/}}; done"
+        ))
+        .ok();
         let ended = running.wait();
         assert_eq!(ended.shell_code(), code, "{ended}");
         let left = bench.objects(0);

@@ -164,6 +164,7 @@ impl Deck {
             self.name(),
             self.at
         );
+        self.drive.write_no_more();
         self.broken.get_or_insert_with(|| what.clone());
         let hint = "what was not committed is lost, and nothing more is written to this volume; back up again, to another one";
         let error = Error::new(ErrorKind::Io, what).with_hint(hint);

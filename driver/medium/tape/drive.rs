@@ -67,6 +67,10 @@ pub trait Drive: Send {
     /// `EBUSY`: somebody else has it. `EROFS`: the tape is write-protected.
     fn open(&mut self, access: Access) -> io::Result<()>;
 
+    /// Makes closing write nothing: after a failed write the tape may stand anywhere, after a reset at its beginning, and the filemark that the
+    /// kernel writes by itself would destroy what is there. Moves the tape.
+    fn write_no_more(&mut self);
+
     /// Closes it. Where the last call wrote a block, the kernel writes a filemark.
     ///
     /// # Errors

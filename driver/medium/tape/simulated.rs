@@ -216,6 +216,8 @@ impl State {
             }
             Some(TapeFault::Reset(_)) => {
                 self.seek(0)?;
+                // The kernel does not know, and closes what it believes to be written with a filemark.
+                self.writing = true;
                 return Err(errno(libc::EIO));
             }
             Some(_) => return Err(errno(libc::EIO)),
@@ -350,6 +352,10 @@ impl Drive for SimulatedDrive {
         }
         state.open = Some((self.handle, access));
         Ok(())
+    }
+
+    fn write_no_more(&mut self) {
+        self.lock().writing = false;
     }
 
     fn close(&mut self) -> io::Result<()> {

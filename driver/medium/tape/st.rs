@@ -65,6 +65,15 @@ impl Drive for StDrive {
         Ok(())
     }
 
+    fn write_no_more(&mut self) {
+        // st writes a filemark when a descriptor is closed that wrote last. A read, whatever comes of it, makes it one that read last.
+        if let Ok(file) = self.file()
+            && let Err(error) = file.read(&mut [0; 1])
+        {
+            tracing::debug!(%error, "a read behind a failed write");
+        }
+    }
+
     fn close(&mut self) -> io::Result<()> {
         match self.file.take() {
             Some(file) => nix::unistd::close(file).map_err(Into::into),

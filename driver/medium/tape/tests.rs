@@ -326,12 +326,12 @@ fn what_is_not_ours_or_is_kept_is_not_overwritten() {
             bench.care().label(&new_label("F"), Overwrite::Refuse).unwrap_err().kind(),
             ErrorKind::Exists
         );
-        assert_eq!(bench.write(NAME, &[1], &[]).unwrap_err().kind(), ErrorKind::Exists);
+        assert_eq!(bench.write("g-00000007.tar", &[1], &[]).unwrap_err().kind(), ErrorKind::Exists);
         assert_eq!(bench.objects(0), vec![Some(foreign.to_vec()), None]);
     }
     bench.care().erase(Overwrite::Force).unwrap();
     assert_eq!(bench.care().status().unwrap().tape, "blank");
-    assert_eq!(bench.write(NAME, &[1], &[]).unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(bench.write("g-00000007.tar", &[1], &[]).unwrap_err().kind(), ErrorKind::NotFound);
 }
 
 #[test]
@@ -393,6 +393,8 @@ fn no_fault_at_any_block_is_a_loss_that_nobody_says() {
                 Err(error) => {
                     assert_eq!(error.kind(), ErrorKind::Io, "{fault:?}: {error:?}");
                     assert_eq!(bench.notes.failed.lock().unwrap().len(), 1, "{fault:?}");
+                    bench.drive.load(0);
+                    assert!(at < 2 || bench.care().list().is_ok(), "{fault:?}: the label is gone");
                     told += 1;
                 }
             }
