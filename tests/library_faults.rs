@@ -136,7 +136,7 @@ fn backup_failing(
     let writes = Arc::new(AtomicU64::new(0));
     let counter = Arc::clone(&writes);
     let outcome = in_time(move || {
-        backup::run_to(&request, &Control::default(), |label| {
+        backup::run_to(&request, &Control::default(), |label, _| {
             let inner = Box::new(FileMedium::create(&folder.join(&label.name))?);
             Ok(Box::new(Faulty { inner, writes, at, errno, fault }))
         })

@@ -20,7 +20,7 @@ use crate::archive::layout::{self, Kind};
 use crate::archive::manifest::{
     self, Backing, CompressionNote, Disk, Freeze, Manifest, Qcow2, Source, Subject,
 };
-use crate::archive::stream::{Compression, StreamOptions};
+use crate::archive::stream::{Cancel, Compression, StreamOptions};
 use crate::archive::writer::{Attachment, Contents, DiskTables, Sealed, write_archive};
 use crate::crypt::{self, Encrypting, Recipients};
 use crate::error::{Error, ErrorKind, IoContext, Result, sentence};
@@ -185,11 +185,11 @@ pub fn run(request: &BackupRequest, control: &Control) -> Result<BackupReport> {
     let copies = Copies::default();
     let places = &request.destinations;
     let report =
-        run_to(request, control, |label| medium::create_all(places, label, &control.cancel, &copies))?;
+        run_to(request, control, |label, cancel| medium::create_all(places, label, cancel, &copies))?;
     Ok(report.with(&copies))
 }
 
-/// As [`run`], to the medium that `open` makes for the archive's name; the request's destinations are not looked
+/// As [`run`], to the medium that `open` makes, which is told of the archive and of what ends the run; the request's destinations are not looked
 /// at. The medium is held to the request's rate.
 ///
 /// # Errors
@@ -197,7 +197,7 @@ pub fn run(request: &BackupRequest, control: &Control) -> Result<BackupReport> {
 pub fn run_to(
     request: &BackupRequest,
     control: &Control,
-    open: impl FnOnce(&Label) -> Result<Box<dyn Medium>>,
+    open: impl FnOnce(&Label, &Cancel) -> Result<Box<dyn Medium>>,
 ) -> Result<BackupReport> {
     let material = Material {
         subject: Subject::Images { name: label(request)? },
@@ -208,7 +208,7 @@ pub fn run_to(
     write(material, &request.manner(), control, open)?.finish(control)
 }
 
-/// Reads the tables of all disks and writes the whole archive to the medium that `open` makes for the archive's name.
+/// Reads the tables of all disks and writes the whole archive to the medium that `open` makes, which is told of the archive and of what ends the copy.
 /// The archive has its name when [`Written::finish`] has returned.
 ///
 /// # Errors
@@ -218,13 +218,13 @@ pub fn write(
     material: Material,
     manner: &Manner,
     control: &Control,
-    open: impl FnOnce(&Label) -> Result<Box<dyn Medium>>,
+    open: impl FnOnce(&Label, &Cancel) -> Result<Box<dyn Medium>>,
 ) -> Result<Written> {
     let started = Instant::now();
     let Material { subject, freeze, attachments, disks } = material;
     let disks = fold_all(disks, manner, control)?;
     let head = head((subject, freeze), manner, &disks)?;
-    let mut medium = open(&medium_label(&head, manner, &attachments)?)?;
+    let mut medium = open(&medium_label(&head, manner, &attachments)?, &control.cancel)?;
     if let Some(limit) = manner.limit_rate {
         medium = Box::new(RateLimited::new(medium, limit));
     }

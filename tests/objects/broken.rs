@@ -110,6 +110,24 @@ fn a_store_that_dies_and_comes_back_gets_the_same_archive() {
     tidy(&world);
 }
 
+/// Who may put objects and nothing else has an archive all the same, and leaves its note, which no list shows.
+#[test]
+fn who_may_only_write_writes() {
+    let world = World::new("s3-writeonly");
+    let image = image(&world);
+    world.proxy.fail(usize::MAX, Fault::Status(403), |r| {
+        matches!(r.method.as_str(), "GET" | "HEAD" | "DELETE") && !r.target.contains("uploadId=")
+    });
+    let archive = world.backup(&image, &PLAIN);
+    world.proxy.heal();
+    let listed = world.run(["list", PLACE]).ok();
+    assert!(listed.text().contains(" complete ") && !listed.text().contains("incomplete"), "{listed}");
+    world.comes_back(&archive, &image, &[]);
+    // The next one that may takes the note away.
+    world.backup(&image, &PLAIN);
+    tidy(&world);
+}
+
 #[test]
 fn a_store_that_stays_broken_ends_the_backup_and_nothing_is_left() {
     let world = World::new("s3-fails");

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::DomainRequest;
 use crate::archive::manifest::{Freeze, Subject};
+use crate::archive::stream::Cancel;
 use crate::error::{Error, ErrorKind, Result};
 use crate::guest::host::{HostFiles, Mark};
 use crate::guest::rules::Way;
@@ -27,7 +28,7 @@ impl Copy<'_> {
     pub(super) fn write(
         &self,
         frozen: &Frozen,
-        open: impl FnOnce(&Label) -> Result<Box<dyn Medium>>,
+        open: impl FnOnce(&Label, &Cancel) -> Result<Box<dyn Medium>>,
     ) -> Result<Written> {
         let known = &self.plan.known;
         // First of all: firmware and TPM go on while the disks are frozen.

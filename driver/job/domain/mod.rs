@@ -30,6 +30,7 @@ use super::guest::{
     Which, at_rest, frozen, recover,
 };
 use super::plan::{self, How, Plan, PlannedDisk, QuiesceWish, Wishes};
+use crate::archive::stream::Cancel;
 use crate::catalog::Base;
 use crate::error::{Error, ErrorKind, IoContext, Result, sentence};
 use crate::guest::DomainId;
@@ -117,7 +118,7 @@ pub fn backup_domain(
     control: &Control,
 ) -> Result<DomainReport> {
     let copies = Copies::default();
-    let open = |label: &Label| medium::create_all(destinations, label, &control.cancel, &copies);
+    let open = |label: &Label, cancel: &Cancel| medium::create_all(destinations, label, cancel, &copies);
     let report = backup_domain_to(host, request, control, open)?;
     Ok(DomainReport { backup: report.backup.with(&copies), ..report })
 }
@@ -130,7 +131,7 @@ pub fn backup_domain_to(
     host: &Host<'_>,
     request: &DomainRequest<'_>,
     control: &Control,
-    open: impl FnOnce(&Label) -> Result<Box<dyn Medium>>,
+    open: impl FnOnce(&Label, &Cancel) -> Result<Box<dyn Medium>>,
 ) -> Result<DomainReport> {
     let started = Instant::now();
     control.progress.enter("planning", 0);
@@ -194,7 +195,7 @@ fn bring_in_order(host: &Host<'_>, domain: DomainId) -> Result<Vec<Recovery>> {
 fn online(
     copy: &Copy<'_>,
     control: &Control,
-    open: impl FnOnce(&Label) -> Result<Box<dyn Medium>>,
+    open: impl FnOnce(&Label, &Cancel) -> Result<Box<dyn Medium>>,
 ) -> Result<Done> {
     let request = freeze_request(copy.plan, copy.request.wishes)?;
     make_overlay_directories(&request, &copy.request.wishes.state_dir)?;
@@ -226,7 +227,7 @@ fn online(
 fn offline(
     copy: &Copy<'_>,
     control: &Control,
-    open: impl FnOnce(&Label) -> Result<Box<dyn Medium>>,
+    open: impl FnOnce(&Label, &Cancel) -> Result<Box<dyn Medium>>,
 ) -> Result<Done> {
     let disks =
         copy.plan.copied().map(|disk| Ok(RestDisk { target: disk.target.clone(), base: base(disk)? }));

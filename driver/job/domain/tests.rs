@@ -98,7 +98,7 @@ impl Lab {
         let guards = self.folder.path().join("guards");
         let (wishes, places) = (&self.wishes, &self.places);
         let request = DomainRequest { domain: "w/eb", wishes, manner, places, guards: &guards };
-        backup_domain_to(&host, &request, &Control::default(), |label| {
+        backup_domain_to(&host, &request, &Control::default(), |label, _| {
             meanwhile();
             Ok(Box::new(FileMedium::create(&self.folder.path().join("archives").join(&label.name))?))
         })
