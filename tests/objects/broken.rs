@@ -12,7 +12,7 @@ use super::common::run::{collect, exit, line_of, run, wait_until};
 use super::s3::proxy::Fault;
 use super::{PLACE, World, key_of};
 
-/// Three parts and a bit.
+/// Four parts and a bit.
 const LEN: u64 = 28 * MIB;
 const PLAIN: [&str; 2] = ["--compress", "none"];
 
