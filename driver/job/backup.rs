@@ -7,13 +7,16 @@
 //! calls [`write()`]; what comes back is not finished, so that the caller can first make sure that nothing was
 //! written to the images meanwhile.
 
+mod reports;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use serde::Serialize;
 use uuid::Uuid;
 
+use self::reports::report;
+pub use self::reports::{BackupReport, CopyReport, DiskReport};
 use super::Control;
 use super::disks::{DiskSet, FoldedDisk};
 use crate::archive::layout::{self, Kind};
@@ -23,10 +26,9 @@ use crate::archive::manifest::{
 use crate::archive::stream::{Cancel, Compression, StreamOptions};
 use crate::archive::writer::{Attachment, Contents, DiskTables, Sealed, write_archive};
 use crate::crypt::{self, Encrypting, Recipients};
-use crate::error::{Error, ErrorKind, IoContext, Result, sentence};
+use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::image::{self, DiskImage, Format, OpenOptions, Use};
-use crate::medium::tape::TapeReport;
-use crate::medium::{self, Copies, Copy, Label, Location, Medium, RateLimit, RateLimited};
+use crate::medium::{self, Copies, Label, Location, Medium, RateLimit, RateLimited};
 use crate::table::Layout;
 use crate::units::BlockSize;
 
@@ -109,64 +111,6 @@ pub struct BackupRequest {
     pub workers: usize,
 }
 
-/// What came of a backup.
-#[derive(Clone, Debug, Serialize)]
-pub struct BackupReport {
-    /// The archive's name, as `restore` takes it.
-    pub archive: String,
-    /// The archive's id.
-    pub id: Uuid,
-    /// Its size, bytes.
-    pub archive_bytes: u64,
-    /// Whether it is encrypted.
-    pub encrypted: bool,
-    /// The digest that stands for all of it, hexadecimal.
-    pub root: String,
-    /// How long it took.
-    pub seconds: f64,
-    /// What came of the tapes, where it is on tapes.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub tapes: Vec<TapeReport>,
-    /// The disks.
-    pub disks: Vec<DiskReport>,
-    /// What became of each copy, where the archive was to go to several media. At least one is good.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub copies: Vec<CopyReport>,
-}
-
-/// What became of the copy on one of several media.
-#[derive(Clone, Debug, Serialize)]
-pub struct CopyReport {
-    /// Where it was to go.
-    pub to: String,
-    /// The archive's name there, as `restore` takes it; nothing where it failed.
-    pub archive: Option<String>,
-    /// Why there is none.
-    pub failure: Option<String>,
-    /// What a person can do about that.
-    pub hint: Option<String>,
-    /// What kind of failure it is.
-    #[serde(skip)]
-    pub kind: Option<ErrorKind>,
-}
-
-/// What came of one disk.
-#[derive(Clone, Debug, Serialize)]
-pub struct DiskReport {
-    /// Its name in the archive.
-    pub target: String,
-    /// Its size, bytes.
-    pub capacity: u64,
-    /// Bytes that the source has recorded.
-    pub allocated: u64,
-    /// Bytes copied: those, widened to whole blocks.
-    pub dense_length: u64,
-    /// Runs in the correspondence table.
-    pub runs: u64,
-    /// What a person should know of the source.
-    pub warnings: Vec<String>,
-}
-
 /// The name of disk number `index` where none is given: `vda` to `vdz`, then `vdaa` and on.
 pub fn default_target(index: usize) -> String {
     const LETTERS: &[u8; 26] = b"abcdefghijklmnopqrstuvwxyz";
@@ -193,7 +137,7 @@ pub fn run(request: &BackupRequest, control: &Control) -> Result<BackupReport> {
     Ok(report.with(&copies))
 }
 
-/// As [`run`], to the medium that `open` makes for the archive, and whose waits end with the flag that it is given; the request's destinations are not looked
+/// As [`run`], to the medium that `open` makes, which is told of the archive and of what ends the run; the request's destinations are not looked
 /// at. The medium is held to the request's rate.
 ///
 /// # Errors
@@ -212,7 +156,7 @@ pub fn run_to(
     write(material, &request.manner(), control, open)?.finish(control)
 }
 
-/// Reads the tables of all disks and writes the whole archive to the medium that `open` makes for the archive's name.
+/// Reads the tables of all disks and writes the whole archive to the medium that `open` makes, which is told of the archive and of what ends the copy.
 /// The archive has its name when [`Written::finish`] has returned.
 ///
 /// # Errors
@@ -264,30 +208,6 @@ impl Written {
             disks: self.head.disks.iter().map(report).collect(),
             copies: Vec::new(),
         })
-    }
-}
-
-impl BackupReport {
-    /// With what became of the copies.
-    #[must_use]
-    pub fn with(self, copies: &Copies) -> Self {
-        let report = |copy: Copy| match copy.result {
-            Ok(durable) => CopyReport {
-                to: copy.to.to_string(),
-                archive: Some(durable.name),
-                failure: None,
-                hint: None,
-                kind: None,
-            },
-            Err(error) => CopyReport {
-                to: copy.to.to_string(),
-                archive: None,
-                failure: Some(sentence(&error)),
-                hint: error.hint().map(ToOwned::to_owned),
-                kind: Some(error.kind()),
-            },
-        };
-        Self { copies: copies.take().into_iter().map(report).collect(), ..self }
     }
 }
 
@@ -476,17 +396,6 @@ fn source(source: &image::Source) -> Source {
         qcow2,
         backing: source.chain.iter().skip(1).map(link).collect(),
         warnings: source.warnings.clone(),
-    }
-}
-
-fn report(disk: &Disk) -> DiskReport {
-    DiskReport {
-        target: disk.target.clone(),
-        capacity: disk.capacity,
-        allocated: disk.allocated,
-        dense_length: disk.dense_length,
-        runs: disk.runs,
-        warnings: disk.source.warnings.clone(),
     }
 }
 

@@ -12,7 +12,7 @@ use super::common::run::{collect, exit, line_of, run, wait_until};
 use super::s3::proxy::Fault;
 use super::{PLACE, World, key_of};
 
-/// Three parts and a bit.
+/// Four parts and a bit.
 const LEN: u64 = 28 * MIB;
 const PLAIN: [&str; 2] = ["--compress", "none"];
 
@@ -107,6 +107,24 @@ fn a_store_that_dies_and_comes_back_gets_the_same_archive() {
     let log = world.proxy.log();
     let begun = log.iter().filter(|r| r.method == "POST" && r.target.contains("uploads")).count();
     assert_eq!(begun, 1, "the upload began anew");
+    tidy(&world);
+}
+
+/// Who may put objects and nothing else has an archive all the same, and leaves its note, which no list shows.
+#[test]
+fn who_may_only_write_writes() {
+    let world = World::new("s3-writeonly");
+    let image = image(&world);
+    world.proxy.fail(usize::MAX, Fault::Status(403), |r| {
+        matches!(r.method.as_str(), "GET" | "HEAD" | "DELETE") && !r.target.contains("uploadId=")
+    });
+    let archive = world.backup(&image, &PLAIN);
+    world.proxy.heal();
+    let listed = world.run(["list", PLACE]).ok();
+    assert!(listed.text().contains(" complete ") && !listed.text().contains("incomplete"), "{listed}");
+    world.comes_back(&archive, &image, &[]);
+    // The next one that may takes the note away.
+    world.backup(&image, &PLAIN);
     tidy(&world);
 }
 

@@ -8,8 +8,8 @@
 //! - `store`: the connection, and the asynchronous runtime, which stays within this room. `credentials`, `fault`: keys, and what
 //!   failures mean.
 //!
-//! What is durable when: nothing before [`Medium::finish`](super::Medium::finish) has returned; then all of it, for the store has answered, and was asked
-//! again what it has. What may be retried: a part, by this room itself, for as long as [`patience`]; nothing by its caller.
+//! What is durable when: nothing before [`Medium::finish`] has returned; then all of it, for the store has answered, and was asked
+//! again what it has. What may be retried: a part, by this room itself, for as long as its patience lasts; nothing by its caller.
 //!
 //! Keys of the account come from the environment (`AWS_*`), from the shared credentials file or from the machine; they are in no address, message
 //! or log.

@@ -1,6 +1,6 @@
 //! How large the parts of an upload are, and how many are in memory.
 //!
-//! S3 takes at most 10,000 parts and 5 TiB in one object, and 5 MiB at least in each part but the last. So parts are 8 MiB, and
+//! S3 takes at most 10,000 parts and 5 TiB in one object, and 5 MiB at least in each part but the last. So parts are 6 MiB, and
 //! larger where the archive is expected not to fit. Should it outgrow that, the last parts grow.
 
 use crate::units::MIB;
@@ -10,7 +10,7 @@ pub(super) const MOST: u64 = 10_000;
 /// The largest object, bytes.
 pub(super) const LARGEST: u64 = 5 << 40;
 /// What a part has where that is enough, bytes.
-const USUAL: u64 = 8 * MIB;
+const USUAL: u64 = 6 * MIB;
 /// A part has no more than this, bytes.
 const LARGEST_PART: u64 = 5 << 30;
 /// Parts that the expected size is laid out for.
@@ -18,7 +18,7 @@ const PLANNED: u64 = 9_000;
 /// Parts after which those behind the planned ones double.
 const STEP: u64 = 100;
 /// What all buffers together have where parts are small, bytes.
-const BUDGET: u64 = 32 * MIB;
+const BUDGET: u64 = 24 * MIB;
 /// The most parts on their way at one time.
 const PARALLEL: u64 = 8;
 
@@ -64,7 +64,7 @@ mod tests {
 
     #[test]
     fn every_size_fits() {
-        for expected in [0, 1, 1 << 30, 70 << 30, 71 << 30, 1 << 40, LARGEST - 1, LARGEST, u64::MAX] {
+        for expected in [0, 1, 1 << 30, 52 << 30, 53 << 30, 1 << 40, LARGEST - 1, LARGEST, u64::MAX] {
             let parts = Parts::for_size(expected);
             assert!(room(parts) >= expected.min(LARGEST), "{expected}");
             assert!((0..MOST).all(|n| (5 * MIB..=LARGEST_PART).contains(&parts.size_of(n))), "{expected}");
@@ -78,7 +78,7 @@ mod tests {
     #[test]
     fn memory_is_bounded_where_it_can_be() {
         let small = Parts::for_size(2 << 30);
-        assert_eq!((small.size_of(0), small.in_flight()), (8 * MIB, 3));
+        assert_eq!((small.size_of(0), small.in_flight()), (6 * MIB, 3));
         let large = Parts::for_size(LARGEST);
         assert_eq!((large.size_of(0), large.in_flight()), (583 * MIB, 1));
     }

@@ -1,7 +1,7 @@
 //! The connection to a bucket, and the asynchronous runtime, which nothing outside of this room sees.
 //!
 //! What the environment says of the store (endpoint, region, keys, style of addresses, proxies) is read by the `object_store` crate; the file of keys by
-//! [`credentials`](super::credentials). The crate repeats requests that fail for the moment a few times; [`persist`] goes on
+//! [`credentials`]. The crate repeats requests that fail for the moment a few times; [`persist`] goes on
 //! for as long as the archive's writer has patience.
 //!
 //! The crate completes an upload over whatever is there. [`Guarded`] puts the condition `If-None-Match: *` on that one request, so that the

@@ -7,7 +7,7 @@ use crossbeam_channel::Receiver;
 
 use super::super::*;
 use crate::archive::manifest::Subject;
-use crate::archive::stream::Compression;
+use crate::archive::stream::{Cancel, Compression};
 use crate::archive::writer::Attachment;
 use crate::catalog::Catalog;
 use crate::crypt::Identities;
@@ -168,7 +168,7 @@ impl Lab {
             limit_rate: None,
             workers: 1,
         };
-        let open = |_: &Label, _: &crate::archive::stream::Cancel| {
+        let open = |_: &Label, _: &Cancel| {
             FileMedium::create(&path).map(|medium| Box::new(medium) as Box<dyn Medium>)
         };
         let control = Control::default();
