@@ -73,6 +73,8 @@ fn to_tape(request: &BackupRequest, mib: u64) -> (f64, u64) {
         retain_until: None,
     };
     care.label(&new, Overwrite::Refuse).unwrap();
+    let block = TapeBlock::default().get();
+    drive.reserve(usize::try_from(mib << 20).unwrap() / block + 64, block);
     let setup = TapeSetup {
         drive: Box::new(drive),
         changer: Box::new(NoChanger),

@@ -63,6 +63,8 @@ struct State {
     /// The end of data was read once behind a filemark.
     at_end: bool,
     compression: bool,
+    /// Memory for blocks, there already.
+    spare: Vec<Vec<u8>>,
 }
 
 /// The drive. A clone is another program at the same drive: while one has it open, the others can't.
@@ -121,6 +123,11 @@ impl SimulatedDrive {
     /// A tape, to be looked at or changed.
     pub fn with_tape<T>(&self, slot: usize, look: impl FnOnce(&mut SimulatedTape) -> T) -> Option<T> {
         self.lock().shelf.get_mut(slot).map(look)
+    }
+
+    /// Allocates and touches memory for so many blocks: a drive that is measured has its own.
+    pub fn reserve(&self, blocks: usize, length: usize) {
+        self.lock().spare.extend((0..blocks).map(|_| vec![1; length]));
     }
 
     /// Adds a fault.
@@ -228,7 +235,10 @@ impl State {
         if used + len > capacity {
             return Err(errno(libc::ENOSPC));
         }
-        self.put(Some(block.to_vec()))?;
+        let mut kept = self.spare.pop().unwrap_or_default();
+        kept.clear();
+        kept.extend_from_slice(block);
+        self.put(Some(kept))?;
         self.writing = true;
         self.warned = used + len + warning > capacity;
         Ok(block.len())
