@@ -153,8 +153,19 @@ fn a_killed_run_costs_that_archive_alone() {
     let large = bench.image("large.raw", 64);
     for (signal, code) in [("KILL", 128 + 9), ("INT", exit::SIGINT)] {
         let before = bench.unit(|unit| unit.writes);
-        let args =
-            ["backup", "--image", large.text(), "--format", "raw", "--to", TAPE, "--tape-buffer", "1MiB"];
+        let args = [
+            "backup",
+            "--image",
+            large.text(),
+            "--format",
+            "raw",
+            "--to",
+            TAPE,
+            "--tape-buffer",
+            "1MiB",
+            "--limit-rate",
+            "8MiB",
+        ];
         let running = bench.start(&args);
         crate::common::run::wait_until("blocks on the tape", std::time::Duration::from_secs(60), || {
             bench.unit(|unit| unit.writes) > before + 20
