@@ -54,12 +54,14 @@ pub(super) struct Deck {
     at: u64,
     unchecked: u64,
     broken: Option<String>,
+    /// The last thing that was written was a block: the kernel ends it with a filemark when the drive is closed.
+    unmarked: bool,
 }
 
 impl Deck {
     /// Takes a drive that is not open.
     pub(super) fn new(drive: Box<dyn Drive>) -> Self {
-        Self { drive, at: 0, unchecked: 0, broken: None }
+        Self { drive, at: 0, unchecked: 0, broken: None, unmarked: false }
     }
 
     /// The device, for messages.
@@ -165,6 +167,7 @@ impl Deck {
             self.at
         );
         self.drive.write_no_more();
+        self.unmarked = false;
         self.broken.get_or_insert_with(|| what.clone());
         let hint = "what was not committed is lost, and nothing more is written to this volume; back up again, to another one";
         let error = Error::new(ErrorKind::Io, what).with_hint(hint);
@@ -196,6 +199,7 @@ impl Deck {
     /// Writes a block.
     pub(super) fn write(&mut self, block: &[u8], what: &str) -> Result<Fate> {
         self.may_write()?;
+        self.unmarked = true;
         match self.drive.write(block) {
             Ok(len) if len == block.len() => {
                 self.at += 1;
@@ -238,6 +242,7 @@ impl Deck {
             Err(e) => return Err(self.fail(DOING, Some(e))),
         }
         self.at += 1;
+        self.unmarked = false;
         self.check(DOING)
     }
 
@@ -360,9 +365,12 @@ impl Deck {
         self.close()
     }
 
-    /// Closes the drive.
+    /// Closes the drive. The filemark that the kernel may write then is only let be written where the tape stands where it should.
     pub(super) fn close(&mut self) -> Result<()> {
-        match self.drive.close() {
+        let checked = if std::mem::take(&mut self.unmarked) { self.check("closing") } else { Ok(()) };
+        let closed = self.drive.close();
+        checked?;
+        match closed {
             Ok(()) => Ok(()),
             Err(e) => Err(self.fail("closing", Some(e))),
         }
@@ -371,8 +379,8 @@ impl Deck {
 
 impl Drop for Deck {
     fn drop(&mut self) {
-        if let Err(error) = self.drive.close() {
-            tracing::warn!(device = self.drive.name(), %error, "the tape drive reported an error when it was closed");
+        if let Err(error) = self.close() {
+            tracing::warn!(%error, "the tape drive reported an error when it was closed");
         }
     }
 }

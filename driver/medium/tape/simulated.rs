@@ -338,7 +338,8 @@ impl State {
     fn close(&mut self) -> io::Result<()> {
         let Some(_) = self.open else { return Ok(()) };
         let lost = std::mem::take(&mut self.deferred);
-        let finished = if self.stale || self.loaded.is_none() { Ok(()) } else { self.finish_file() };
+        // The kernel writes it on whatever tape is in the drive by now.
+        let finished = if self.loaded.is_none() { Ok(()) } else { self.finish_file() };
         self.open = None;
         self.writing = false;
         if lost { Err(errno(libc::EIO)) } else { finished }

@@ -263,6 +263,19 @@ fn who_waits_for_a_tape_can_be_told_to_end() {
     assert_eq!(thread.join().unwrap().unwrap_err().kind(), ErrorKind::Interrupted);
 }
 
+/// A run that is given up closes the drive, and the kernel then writes a filemark: not where another tape is in the drive by now.
+#[test]
+fn a_run_that_is_dropped_spares_a_tape_that_was_put_in_meanwhile() {
+    let bench = Bench::new(2, 64 * MIB);
+    let mut medium = TapeMedium::begin(bench.setup(&[]), NAME).unwrap();
+    medium.write(&bytes(20 * MIB, 5)).unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    let before = bench.objects(1);
+    bench.drive.load(1);
+    drop(medium);
+    assert_eq!(bench.objects(1), before);
+}
+
 #[test]
 fn a_run_that_is_dropped_leaves_no_archive_and_others_go_behind_it() {
     let bench = Bench::new(1, 64 * MIB);
