@@ -7,7 +7,7 @@ export PATH := $(PATH):/usr/sbin:/sbin:$(if $(CARGO_HOME),$(CARGO_HOME),$(HOME)/
 
 say = @printf '\n==== %s\n' '$(1)'
 
-.PHONY: help setup fmt lint deny doc fuzz-brief unit integration bench bench-pause soak test
+.PHONY: help setup fmt lint deny doc fuzz-brief unit integration bench bench-object bench-tape bench-pause soak test
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
@@ -47,6 +47,14 @@ integration: ## Real images, real tools, real mounts (as root)
 bench: ## Measure against cp, zstd and qemu-img (as root, about 30 GiB, a quiet machine)
 	$(call say,speed)
 	@cargo bench --locked --bench speed
+
+bench-object: ## Measure the way into an object store against a plain upload of the same bytes
+	$(call say,object store)
+	@cargo bench --locked --bench object
+
+bench-tape: ## Measure the way to a tape against that to a file, both in memory
+	$(call say,tapes)
+	@cargo bench --locked --bench tape
 
 bench-pause: ## Measure how long a guest stands still, beside virsh (as root, a quiet machine)
 	$(call say,pauses)

@@ -17,8 +17,10 @@ use common::run::{Outcome, run, text, virtfold};
 use common::scratch::Scratch;
 
 /// The verbs that have a help of their own.
-const VERBS: [&str; 10] =
-    ["backup", "restore", "verify", "list", "show", "table", "map", "domains", "recover", "config"];
+const VERBS: [&str; 11] =
+    ["backup", "restore", "verify", "list", "show", "table", "map", "tape", "domains", "recover", "config"];
+/// The verbs of tapes.
+const TAPE_VERBS: [&str; 5] = ["status", "label", "list", "verify", "erase"];
 
 /// What differs from run to run, by its shape: `d` stands for a digit, `h` for a hexadecimal one.
 const SHAPES: [(&str, &str); 5] = [
@@ -96,6 +98,9 @@ fn helps() {
     for verb in VERBS {
         golden(&format!("help-{verb}"), &transcript(&wide(&[verb, "--help"]), here));
     }
+    for verb in TAPE_VERBS {
+        golden(&format!("help-tape-{verb}"), &transcript(&wide(&["tape", verb, "--help"]), here));
+    }
 }
 
 #[test]
@@ -130,6 +135,31 @@ fn errors() {
     say("error-verify-rubbish", &["verify", text(&rubbish)]);
     say("error-map-rubbish", &["map", text(&rubbish), "--format", "qcow2"]);
     say("error-list-missing", &["list", text(&scratch.join("nowhere"))]);
+}
+
+/// What is said of tapes where there is no drive.
+#[test]
+fn tape_errors() {
+    let scratch = Scratch::new("golden-tapes");
+    let here = scratch.path();
+    let state = scratch.join("state");
+    let say = |name: &str, args: &[&str]| {
+        let mut command = virtfold(args);
+        command.env("VIRTFOLD_STATE_DIR", &state);
+        golden(name, &transcript(&run(&mut command), here));
+    };
+    let none = "tape:/nowhere/nst0";
+    say("error-tape-no-drive", &["tape", "status", none]);
+    say("error-tape-no-device", &["tape", "status", "tape:/dev/null"]);
+    say("error-tape-rewinding", &["tape", "status", "tape:/dev/st0"]);
+    say("error-tape-is-none", &["tape", "list", "/backup"]);
+    say("error-tape-bad-label", &["tape", "label", none, "not a label"]);
+    say("error-tape-block-size", &["tape", "label", none, "VF0001", "--block-size", "2MiB"]);
+    say("error-tape-archive-for-tape", &["tape", "list", "tape:/dev/nst0#latest"]);
+    say("error-tape-no-archive", &["restore", none, "--output", text(here)]);
+    say("error-tape-partial", &["restore", "tape:/nowhere/nst0#latest", "--output", text(here), "--partial"]);
+    say("error-tape-change-command", &["verify", "tape:/nowhere/nst0#latest", "--change-command", "mtx %z"]);
+    say("error-tape-change-timeout", &["verify", "tape:/nowhere/nst0#latest", "--change-timeout", "5"]);
 }
 
 /// What the verbs of domains say where no libvirt is asked.

@@ -89,7 +89,9 @@ fn archive_with(guest: &Guest<'_>, inactive: &DomainXml, name: &str) -> PathBuf 
         workers: 2,
     };
     let control = Control::default();
-    let open = |_: &str| FileMedium::create(&path).map(|medium| Box::new(medium) as Box<dyn Medium>);
+    let open = |_: &virtfold::medium::Label, _: &virtfold::archive::stream::Cancel| {
+        FileMedium::create(&path).map(|medium| Box::new(medium) as Box<dyn Medium>)
+    };
     write(material, &manner, &control, open).unwrap().finish(&control).unwrap();
     path
 }

@@ -29,12 +29,12 @@ use virtfold::durable::Existing;
 use virtfold::error::{Error, ErrorKind, Result};
 use virtfold::image::{DiskImage, Format, OpenOptions, Use};
 use virtfold::job::Control;
-use virtfold::job::backup::{self, BackupReport, BackupRequest, Destination, ImageSpec};
+use virtfold::job::backup::{self, BackupReport, BackupRequest, ImageSpec};
 use virtfold::job::disks::{DiskSet, FoldedDisk};
 use virtfold::job::restore::{self, Checking, RestoreRequest, Selection};
 use virtfold::job::target::Method;
 use virtfold::job::verify::{self, VerifyRequest};
-use virtfold::medium::{Durable, FileMedium, Medium};
+use virtfold::medium::{Durable, FileMedium, Location, Medium};
 use virtfold::units::DenseOffset;
 
 const EIO: i32 = 5;
@@ -73,7 +73,7 @@ fn request(image: &Image, compression: Compression) -> BackupRequest {
     BackupRequest {
         images: vec![ImageSpec { path: image.path.clone(), format: Format::Qcow2, target: "vda".to_owned() }],
         label: None,
-        destination: Destination::Stdout,
+        destinations: vec![Location::Pipe],
         compression,
         encrypt_to: None,
         layout: Layout::Compact,
@@ -136,8 +136,8 @@ fn backup_failing(
     let writes = Arc::new(AtomicU64::new(0));
     let counter = Arc::clone(&writes);
     let outcome = in_time(move || {
-        backup::run_to(&request, &Control::default(), |name| {
-            let inner = Box::new(FileMedium::create(&folder.join(name))?);
+        backup::run_to(&request, &Control::default(), |label, _| {
+            let inner = Box::new(FileMedium::create(&folder.join(&label.name))?);
             Ok(Box::new(Faulty { inner, writes, at, errno, fault }))
         })
     });
@@ -154,7 +154,7 @@ fn every_write_and_the_sync_fail_once() {
         let (good, writes) = backup_failing(&request, &folder, None, (EIO, Fault::Whole));
         let archive = PathBuf::from(good.unwrap().archive);
         let verified = verify::run(
-            &VerifyRequest { archive: archive.clone(), identities: Identities::default(), workers: 1 },
+            &VerifyRequest { archive: archive.clone().into(), identities: Identities::default(), workers: 1 },
             &Control::default(),
         );
         assert!(verified.unwrap().sound);
@@ -327,7 +327,7 @@ impl Read for Trickle {
 
 fn restore_request(target: &Path, format: Format, method: Method) -> RestoreRequest {
     RestoreRequest {
-        archive: "the test's reader".into(),
+        archive: Path::new("the test's reader").into(),
         identities: Identities::default(),
         selection: Selection::Disks(vec![("vda".to_owned(), target.to_owned())]),
         format: Some(format),
@@ -421,7 +421,7 @@ fn a_full_file_system_ends_backups_and_restores_alike() {
         }
         for compression in COMPRESSIONS {
             let mut request = request(&image, compression);
-            request.destination = Destination::Directory(mount.path().to_owned());
+            request.destinations = vec![Location::Path(mount.path().to_owned())];
             let outcome = in_time(move || backup::run(&request, &Control::default()));
             let error = outcome.expect_err("there is no room");
             assert_eq!(error.kind(), ErrorKind::NoSpace, "{room}, {compression:?}: {error:?}");

@@ -1,5 +1,5 @@
-//! The catalog: one SQLite file in the state directory. Today it holds the journal of backups; it is what a driver that was
-//! killed leaves to the next one.
+//! The catalog: one SQLite file in the state directory. It holds the journal of backups, which is what a driver that was
+//! killed leaves to the next one, and what is known of tapes.
 //!
 //! - [`Journal`] is what a job says and what a recovery reads; [`Catalog`] keeps it in `catalog.sqlite`.
 //! - Each entry is one transaction, on the disk when the call returns (`synchronous=EXTRA`: the rollback journal's removal,
@@ -9,12 +9,15 @@
 //! - [`Journal::lock`] is a lock of the kernel's on `locks/UUID.lock`: it ends with its process, however that ends.
 //! - Open jobs stay until they are closed; of the closed ones the last [`HISTORY`] are kept.
 //!
-//! Imports: `error`, and plain types of `guest`.
+//! - The tables of tapes (`tapes`) are a memory, not the truth: what is on a tape counts, and reading the tapes fills them anew.
+//!
+//! Imports: `error`, plain types of `guest`, and of `medium` those of tapes.
 
 mod locks;
 mod nothing;
 mod schema;
 mod store;
+mod tapes;
 #[cfg(test)]
 mod tests;
 mod types;

@@ -5,14 +5,14 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
 
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
 use crate::error::{Error, ErrorKind, IoContext, Result};
 
 /// Marks the file as ours (`PRAGMA application_id`): `vfct`.
 const APPLICATION: i32 = 0x7666_6374;
 /// The tables' version (`PRAGMA user_version`).
-const VERSION: i32 = 1;
+const VERSION: i32 = 2;
 
 /// How long a writer waits for another one.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -52,6 +52,38 @@ CREATE TABLE disk (
 ) STRICT;
 ";
 
+/// What version 2 has besides: what is known of tapes. It is rebuilt by reading them, but for `failed`.
+const TAPES: &str = "
+CREATE TABLE tape_volume (
+    id TEXT PRIMARY KEY,
+    label TEXT NOT NULL,
+    pool TEXT NOT NULL,
+    block_size INTEGER NOT NULL,
+    created TEXT NOT NULL,
+    retain_until TEXT,
+    tool TEXT NOT NULL,
+    failed TEXT
+) STRICT;
+CREATE TABLE tape_part (
+    volume TEXT NOT NULL REFERENCES tape_volume (id) ON DELETE CASCADE,
+    file INTEGER NOT NULL,
+    start INTEGER NOT NULL,
+    run TEXT NOT NULL,
+    archive TEXT NOT NULL,
+    part INTEGER NOT NULL,
+    first_byte INTEGER NOT NULL,
+    before TEXT NOT NULL,
+    created TEXT NOT NULL,
+    blocks INTEGER,
+    bytes INTEGER,
+    digest TEXT,
+    total INTEGER,
+    last INTEGER,
+    PRIMARY KEY (volume, file)
+) STRICT;
+CREATE INDEX tape_run ON tape_part (run, part);
+";
+
 /// Opens the catalog at `path`, or makes it where there is none.
 pub(super) fn open(path: &Path) -> Result<Connection> {
     match path.symlink_metadata() {
@@ -70,6 +102,9 @@ fn connect(path: &Path) -> std::result::Result<Connection, Box<dyn std::error::E
     if number("application_id")? != APPLICATION {
         return Err("it is not a catalog of virtfold".into());
     }
+    if number("user_version")? == 1 {
+        upgrade(&connection)?;
+    }
     match number("user_version")? {
         VERSION => {}
         newer => return Err(format!("it has version {newer}, this virtfold knows version {VERSION}").into()),
@@ -79,6 +114,17 @@ fn connect(path: &Path) -> std::result::Result<Connection, Box<dyn std::error::E
         return Err(verdict.into());
     }
     Ok(connection)
+}
+
+/// From version 1 to 2, whole or not at all; another process may be quicker.
+fn upgrade(connection: &Connection) -> rusqlite::Result<()> {
+    let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
+    let version: i32 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    if version == 1 {
+        transaction.execute_batch(TAPES)?;
+        transaction.pragma_update(None, "user_version", VERSION)?;
+    }
+    transaction.commit()
 }
 
 /// What each connection needs.
@@ -120,6 +166,7 @@ fn fill(path: &Path) -> rusqlite::Result<()> {
     let connection = Connection::open(path)?;
     settle(&connection)?;
     connection.execute_batch(TABLES)?;
+    connection.execute_batch(TAPES)?;
     connection.pragma_update(None, "application_id", APPLICATION)?;
     connection.pragma_update(None, "user_version", VERSION)
 }

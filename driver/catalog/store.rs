@@ -44,7 +44,7 @@ const DISKS: [(&str, DiskState); 7] = [
     ("done", DiskState::Done),
 ];
 
-type Sql<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+pub(super) type Sql<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 /// The catalog in a state directory.
 #[derive(Debug)]
@@ -71,12 +71,12 @@ impl Catalog {
         Ok(Self { path, locks, connection: Mutex::new(connection) })
     }
 
-    fn connection(&self) -> MutexGuard<'_, Connection> {
+    pub(super) fn connection(&self) -> MutexGuard<'_, Connection> {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Runs one transaction that writes.
-    fn write(&self, work: impl FnOnce(&Transaction<'_>) -> Sql<()>) -> Result<()> {
+    pub(super) fn write(&self, work: impl FnOnce(&Transaction<'_>) -> Sql<()>) -> Result<()> {
         let mut connection = self.connection();
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate);
         let written = transaction.map_err(Into::into).and_then(|transaction| -> Sql<()> {
@@ -87,6 +87,12 @@ impl Catalog {
             let message = format!("the catalog '{}' can't be written", self.path.display());
             Error::new(ErrorKind::Io, message).with_source(e)
         })
+    }
+
+    /// The error of a failed read.
+    pub(super) fn unreadable(&self, source: Box<dyn std::error::Error + Send + Sync>) -> Error {
+        let message = format!("the catalog '{}' can't be read", self.path.display());
+        Error::new(ErrorKind::Io, message).with_source(source)
     }
 
     fn read(&self, domain: Option<DomainId>) -> Sql<Vec<Job>> {
@@ -125,10 +131,7 @@ impl Journal for Catalog {
     }
 
     fn open_jobs(&self, domain: Option<DomainId>) -> Result<Vec<Job>> {
-        self.read(domain).map_err(|e| {
-            let message = format!("the catalog '{}' can't be read", self.path.display());
-            Error::new(ErrorKind::Io, message).with_source(e)
-        })
+        self.read(domain).map_err(|e| self.unreadable(e))
     }
 }
 

@@ -3,12 +3,20 @@
 
 use std::path::PathBuf;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use virtfold::error::{Error, ErrorKind};
 use virtfold::image::Format;
+use virtfold::medium::Location;
 
 /// `raw` or `qcow2`.
 pub(crate) fn format(text: &str) -> Result<Format, String> {
     text.parse()
+}
+
+/// A place for archives, or an archive.
+pub(crate) fn location() -> impl TypedValueParser<Value = Location> {
+    OsStringValueParser::new()
+        .try_map(|text| Location::try_from(text).map_err(|why| format!("{why}; {}", why.hint())))
 }
 
 /// `TARGET=PATH`, for example `vda=/srv/vm/disk.qcow2`.

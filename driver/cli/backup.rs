@@ -7,9 +7,9 @@ use anyhow::Result;
 use virtfold::archive::stream::Compression;
 use virtfold::error::{Error, ErrorKind};
 use virtfold::image::{Format, Use};
-use virtfold::job::backup::{self, BackupReport, BackupRequest, Destination, DiskReport, ImageSpec, Manner};
+use virtfold::job::backup::{self, BackupReport, BackupRequest, DiskReport, ImageSpec, Manner};
 use virtfold::job::{Control, Progress};
-use virtfold::medium::RateLimit;
+use virtfold::medium::{Location, RateLimit};
 use virtfold::table::Layout;
 use virtfold::units::{BlockSize, Human};
 use virtfold_config::Defaults;
@@ -21,6 +21,8 @@ use super::exit::Outcome;
 use super::guest::{self, GuestArgs};
 use super::keys::EncryptArgs;
 use super::report::{JsonFlag, Stdout, Style, Ticker, printable, result};
+use super::tape::media::Media;
+use super::tape::options::WriteArgs;
 
 /// Back up a domain, or disk images, into one archive
 ///
@@ -31,8 +33,8 @@ use super::report::{JsonFlag, Stdout, Style, Ticker, printable, result};
 /// A DOMAIN is backed up whether it runs or not. A running one goes on: its disks are frozen by a snapshot, copied and
 /// brought together again, and it is paused for a moment only. What an earlier run left behind is recovered first.
 #[derive(Debug, clap::Args)]
-#[command(override_usage = "virtfold backup [OPTIONS] --to <DIR|-> <DOMAIN>\n       \
-                      virtfold backup [OPTIONS] --to <DIR|-> --image <PATH> --format <FORMAT>")]
+#[command(override_usage = "virtfold backup [OPTIONS] --to <PLACE> <DOMAIN>\n       \
+                      virtfold backup [OPTIONS] --to <PLACE> --image <PATH> --format <FORMAT>")]
 #[command(after_help = "\
 Examples:
   virtfold backup web --to /backup
@@ -40,6 +42,8 @@ Examples:
   virtfold backup web --to /backup --exclude vdb --quiesce yes --min-free 10GiB
   virtfold backup --image /srv/vm/web.qcow2 --format qcow2 --to /backup --compress zstd
   virtfold backup --image a.qcow2 --image b.raw --format qcow2 --format raw --to /backup
+  virtfold backup web --to s3://backups/vm --to /backup
+  virtfold backup web --to tape:/dev/nst0 --change-command '/usr/local/sbin/next-tape %d %n %w'
   virtfold backup web --to /backup --encrypt-to age1k3q...
   virtfold backup --image a.raw --format raw --to - | ssh host 'cat > a.tar.zst'
 
@@ -60,9 +64,9 @@ pub(crate) struct Args {
     /// What the set of disks is called [default: the first image's file name]
     #[arg(long, value_name = "NAME", requires = "image")]
     label: Option<String>,
-    /// The directory for the archive, or - for standard output
-    #[arg(long, value_name = "DIR|-", required_unless_present = "plan")]
-    to: Option<PathBuf>,
+    /// Where the archive goes: a directory, s3://BUCKET/PREFIX, tape:DEVICE, or - for standard output; several times for several copies
+    #[arg(long, value_name = "PLACE", required_unless_present = "plan", value_parser = args::location())]
+    to: Vec<Location>,
     /// none, zstd or zstd:LEVEL (1 to 19) [default: the configuration's; zstd]
     #[arg(long, value_name = "HOW")]
     compress: Option<virtfold_config::Compression>,
@@ -85,6 +89,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     encrypt: EncryptArgs,
     #[command(flatten)]
+    tape: WriteArgs,
+    #[command(flatten)]
     guest: GuestArgs,
     #[command(flatten)]
     config: ConfigFlag,
@@ -103,39 +109,47 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
     let style = Style::from_flag(&args.json);
     let defaults = args.config.load()?.defaults;
     let manner = manner(&args, &defaults)?;
-    let destination = args
-        .to
-        .clone()
-        .map(|to| if to.as_os_str() == "-" { Destination::Stdout } else { Destination::Directory(to) });
+    let media = Media::new(&args.to, &args.tape, || args.guest.state_dir(), &signals.stop)?;
     if let Some(domain) = &args.domain {
-        let job = guest::Job { domain, manner, destination, style, defaults: &defaults };
+        let job = guest::Job { domain, manner, media, style, defaults: &defaults };
         return args.guest.run(job, signals);
     }
-    let Some(destination) = destination else {
+    if args.to.is_empty() {
         let error = Error::new(ErrorKind::Usage, "images have no plan: --to says where the archive goes");
         return Err(error.into());
-    };
-    images_to(&request(args, manner, destination)?, style, signals)
+    }
+    let destinations = args.to.clone();
+    images_to(&request(args, manner, destinations)?, &media, style, signals)
 }
 
-fn images_to(request: &BackupRequest, style: Style, signals: &Signals) -> Result<Outcome> {
-    let out = stdout_of(&request.destination);
+fn images_to(request: &BackupRequest, media: &Media, style: Style, signals: &Signals) -> Result<Outcome> {
+    let out = stdout_of(&request.destinations);
     let progress = Arc::new(Progress::default());
     let ticker = Ticker::start(style, out, &progress)?;
-    let report = backup::run(request, &Control { cancel: Arc::clone(&signals.stop), progress });
+    let control = Control { cancel: Arc::clone(&signals.stop), progress };
+    let report = backup::run_to(request, &control, |label, cancel| media.open(label, cancel));
     drop(ticker);
-    let report = report?;
+    let report = media.complete(report?);
     warn(&report.disks);
     result(style, out, &report, &text(&report))?;
-    Ok(Outcome::Done)
+    Ok(copies(style, &report))
+}
+
+/// Says which copies have failed, and how the run ends for that.
+pub(super) fn copies(style: Style, report: &BackupReport) -> Outcome {
+    for copy in &report.copies {
+        if let (Style::Text, Some(failure)) = (style, &copy.failure) {
+            eprintln!("virtfold: there is no copy in '{}': {}", printable(&copy.to), printable(failure));
+            copy.hint.iter().for_each(|hint| eprintln!("hint: {}", printable(hint)));
+        }
+    }
+    let failed = report.copies.iter().find_map(|copy| copy.kind);
+    failed.map_or(Outcome::Done, Outcome::Failed)
 }
 
 /// Whether the archive takes standard output.
-pub(super) fn stdout_of(destination: &Destination) -> Stdout {
-    match destination {
-        Destination::Stdout => Stdout::Archive,
-        Destination::Directory(_) => Stdout::Free,
-    }
+pub(super) fn stdout_of(destinations: &[Location]) -> Stdout {
+    if destinations.contains(&Location::Pipe) { Stdout::Archive } else { Stdout::Free }
 }
 
 /// Prints what was doubtful about the sources.
@@ -193,11 +207,11 @@ fn manner(args: &Args, defaults: &Defaults) -> Result<Manner> {
     })
 }
 
-fn request(args: Args, manner: Manner, destination: Destination) -> Result<BackupRequest> {
+fn request(args: Args, manner: Manner, destinations: Vec<Location>) -> Result<BackupRequest> {
     Ok(BackupRequest {
         images: images(&args)?,
         label: args.label,
-        destination,
+        destinations,
         compression: manner.compression,
         encrypt_to: manner.encrypt_to,
         layout: manner.layout,
@@ -224,5 +238,14 @@ pub(super) fn text(report: &BackupReport) -> String {
     let encrypted = if report.encrypted { ", encrypted," } else { "" };
     text +=
         &format!("archive {}{encrypted} written in {:.1} s\n", Human(report.archive_bytes), report.seconds);
-    text + &report.archive
+    for tape in &report.tapes {
+        let underruns = match tape.underruns {
+            0 => "the drive never waited".to_owned(),
+            count => format!("the drive waited for data {count} times"),
+        };
+        text += &format!("on volume {}; {underruns}\n", tape.volumes.join(", "));
+    }
+    let names = report.copies.iter().filter_map(|copy| copy.archive.as_deref());
+    let names: Vec<&str> = names.collect();
+    text + &if names.is_empty() { report.archive.clone() } else { names.join("\n") }
 }

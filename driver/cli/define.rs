@@ -12,6 +12,7 @@ use virtfold::job::define::{
     self, Afterwards, DefineReport, DefineRequest, DiskAction, DiskPlan, Host, Identity, Rest, Writing,
 };
 use virtfold::job::{Control, Progress};
+use virtfold::medium::Location;
 use virtfold::units::Human;
 
 use super::Signals;
@@ -58,7 +59,7 @@ pub(crate) struct DefineArgs {
 /// What a restore of a guest has in common with one of disks.
 pub(super) struct Common {
     /// The archive.
-    pub(super) archive: PathBuf,
+    pub(super) archive: Location,
     /// What opens it, where it is encrypted.
     pub(super) identities: Identities,
     /// Disks with a place of their own.
@@ -72,6 +73,14 @@ pub(super) struct Common {
 }
 
 impl DefineArgs {
+    /// The state directory.
+    ///
+    /// # Errors
+    /// Those of [`StateFlag::path`].
+    pub(super) fn state_dir(&self) -> Result<PathBuf, Error> {
+        self.state.path()
+    }
+
     /// Runs it, or says what it would do.
     pub(super) fn run(self, common: Common, style: Style, signals: &Signals) -> Result<Outcome> {
         let connection = self.connect.open()?;

@@ -29,6 +29,11 @@ Environment:
   VIRTFOLD_STATE_DIR    where the journal of backups is (default: /var/lib/virtfold)
   VIRTFOLD_LIBVIRT_DIR  libvirt's state directory (default: /var/lib/libvirt)
   VIRTFOLD_GUARDS       where guards against starts are (default: /run/virtfold/guards)
+  AWS_ENDPOINT_URL      the object store, for example https://minio:9000 (default: Amazon's)
+  AWS_REGION            its region (default: us-east-1)
+  AWS_ACCESS_KEY_ID     with AWS_SECRET_ACCESS_KEY the account's keys (default: AWS_PROFILE in
+                        ~/.aws/credentials, else the role of the container or machine)
+  VIRTFOLD_S3_PATIENCE  how long an upload that broke is tried again, seconds (default: 900)
   VIRTFOLD_LOG          what is logged to standard error, for example 'debug' (default: warn)
   TMPDIR                where tables too large for memory go (default: /var/tmp)";
 

@@ -1,31 +1,40 @@
-//! `virtfold list`: the archives in a directory.
-
-use std::path::PathBuf;
+//! `virtfold list`: the archives in a place.
 
 use anyhow::Result;
 use serde::Serialize;
 use virtfold::job::inspect::{self, Glance};
+use virtfold::medium::Location;
 use virtfold::units::Human;
 
+use super::Signals;
+use super::args;
 use super::exit::Outcome;
+use super::guest::connection::StateFlag;
 use super::keys::IdentityArgs;
 use super::report::{JsonFlag, Stdout, Style, printable, result};
 use super::show;
+use super::tape::{self, options::WaitFlag};
 
-/// List the archives in a directory
+/// List the archives in a directory, an object store or on a tape
 ///
 /// Unfinished, cut and damaged archives are listed as what they are, and encrypted ones that no --identity opens as encrypted.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   virtfold list /backup
-  virtfold list --json /backup")]
+  virtfold list tape:/dev/nst0
+  virtfold list --json /backup
+  virtfold list s3://backups/vm")]
 pub(crate) struct Args {
-    /// The directory
-    #[arg(value_name = "DIR")]
-    directory: PathBuf,
+    /// A directory, s3://BUCKET/PREFIX (all hosts below it) or tape:DEVICE
+    #[arg(value_name = "PLACE", value_parser = args::location())]
+    directory: Location,
     #[command(flatten)]
     identity: IdentityArgs,
+    #[command(flatten)]
+    wait: WaitFlag,
+    #[command(flatten)]
+    state: StateFlag,
     #[command(flatten)]
     json: JsonFlag,
 }
@@ -36,7 +45,11 @@ struct Listing<'a> {
 }
 
 /// Runs the verb.
-pub(crate) fn run(args: &Args) -> Result<Outcome> {
+pub(crate) fn run(args: &Args, signals: &Signals) -> Result<Outcome> {
+    if let Location::Tape(address) = &args.directory {
+        let drive = args.wait.drive(address, args.state.path()?, &signals.stop);
+        return tape::list_to(&drive, Style::from_flag(&args.json));
+    }
     let archives = inspect::list(&args.directory, &args.identity.load()?)?;
     let style = Style::from_flag(&args.json);
     result(style, Stdout::Free, &Listing { archives: &archives }, &text(&archives))?;

@@ -16,6 +16,7 @@ mod report;
 mod restore;
 mod show;
 mod table;
+mod tape;
 mod verify;
 
 use std::process::ExitCode;
@@ -45,6 +46,7 @@ enum Verb {
     Show(show::Args),
     Table(table::Args),
     Map(map::Args),
+    Tape(Box<tape::Args>),
     Domains(guest::domains::Args),
     Recover(guest::recover::Args),
     Config(config::Args),
@@ -95,7 +97,7 @@ pub(crate) fn main() -> ExitCode {
 impl Verb {
     /// Whether it looks at the flags while it works; the others are ended by a signal as any program is.
     fn is_long(&self) -> bool {
-        matches!(self, Self::Backup(_) | Self::Restore(_) | Self::Verify(_))
+        matches!(self, Self::Backup(_) | Self::Restore(_) | Self::Verify(_) | Self::Tape(_))
     }
 
     fn run(self, signals: &Signals) -> Result<Outcome> {
@@ -103,10 +105,11 @@ impl Verb {
             Self::Backup(args) => backup::run(*args, signals),
             Self::Restore(args) => restore::run(*args, signals),
             Self::Verify(args) => verify::run(&args, signals),
-            Self::List(args) => list::run(&args),
-            Self::Show(args) => show::run(&args),
+            Self::List(args) => list::run(&args, signals),
+            Self::Show(args) => show::run(&args, signals),
             Self::Table(args) => table::run(&args),
             Self::Map(args) => map::run(&args),
+            Self::Tape(args) => tape::run(&args, signals),
             Self::Domains(args) => guest::domains::run(&args),
             Self::Recover(args) => guest::recover::run(&args),
             Self::Config(args) => config::run(&args),

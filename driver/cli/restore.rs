@@ -11,6 +11,7 @@ use virtfold::job::define::Writing;
 use virtfold::job::restore::{self, Checking, RestoreReport, RestoreRequest, Selection};
 use virtfold::job::target::Method;
 use virtfold::job::{Control, Progress};
+use virtfold::medium::Location;
 use virtfold::units::Human;
 use virtfold_config::parse_size;
 
@@ -20,6 +21,7 @@ use super::define::{Common, DefineArgs};
 use super::exit::Outcome;
 use super::keys::IdentityArgs;
 use super::report::{JsonFlag, Stdout, Style, Ticker, damage, printable, result};
+use super::tape::{self, options::ChangeArgs};
 
 /// Restore disks, or a whole guest, from an archive
 ///
@@ -37,14 +39,16 @@ Examples:
   virtfold restore web.tar.zst --disk vda=/dev/vg0/web --format raw --force
   ssh host 'cat web.tar.zst' | virtfold restore - --output /srv/vm
   virtfold restore web.tar.zst.age --identity backup.key --output /srv/vm
+  virtfold restore tape:/dev/nst0#latest --output /srv/vm
+  virtfold restore s3://backups/vm/host1/web/web-....tar.zst --disk vda=/srv/vm/web.qcow2
   virtfold restore broken.tar.zst --output /rescue --partial
   virtfold restore web.tar.zst --define --plan
   virtfold restore web.tar.zst --define --force --start
   virtfold restore web.tar.zst --define --name web-test --output /srv/vm --start")]
 pub(crate) struct Args {
-    /// The archive, or - for standard input
-    #[arg(value_name = "ARCHIVE|-")]
-    archive: PathBuf,
+    /// The archive: a file, s3://BUCKET/KEY, tape:DEVICE#ID, or - for standard input
+    #[arg(value_name = "ARCHIVE|-", value_parser = args::location())]
+    archive: Location,
     /// Restore this disk to this file or block device; give it once for each disk
     #[arg(long, value_name = "TARGET=PATH", value_parser = args::disk, required_unless_present_any = ["output", "define"])]
     disk: Vec<(String, PathBuf)>,
@@ -75,6 +79,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     identity: IdentityArgs,
     #[command(flatten)]
+    tape: ChangeArgs,
+    #[command(flatten)]
     define: DefineArgs,
     #[command(flatten)]
     json: JsonFlag,
@@ -100,10 +106,23 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
         };
         return args.define.run(common, style, signals);
     }
+    let tape = match &args.archive {
+        Location::Tape(address) => {
+            let drive = args.tape.drive(address, args.define.state_dir()?, &signals.stop);
+            Some((drive, tape::options::archive(address)?.clone()))
+        }
+        _ => None,
+    };
     let request = request(args)?;
     let progress = Arc::new(Progress::default());
     let ticker = Ticker::start(style, Stdout::Free, &progress)?;
-    let report = restore::run(&request, &Control { cancel: Arc::clone(&signals.stop), progress });
+    let control = Control { cancel: Arc::clone(&signals.stop), progress };
+    let report = match &tape {
+        Some((drive, which)) => {
+            drive.open(which).and_then(|source| restore::run_from(&request, &control, source))
+        }
+        None => restore::run(&request, &control),
+    };
     drop(ticker);
     let report = report?;
     damage(style, &report.damage)?;
@@ -146,10 +165,10 @@ fn request(args: Args) -> Result<RestoreRequest> {
         Some(directory) => Selection::All(directory),
         None => Selection::Disks(args.disk),
     };
-    if args.partial && args.archive.as_os_str() == "-" {
+    if args.partial && matches!(args.archive, Location::Pipe | Location::Tape(_)) {
         return Err(Error::new(
             ErrorKind::Usage,
-            "--partial reads the archive more than once, and a pipe can't be",
+            "--partial reads the archive more than once, and this comes once",
         )
         .with_hint("write the archive to a file first")
         .into());

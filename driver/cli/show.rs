@@ -1,16 +1,19 @@
 //! `virtfold show`: what an archive holds.
 
-use std::path::PathBuf;
-
 use anyhow::Result;
 use virtfold::archive::manifest::{Disk, Manifest};
 use virtfold::error::ErrorKind;
 use virtfold::job::inspect::{self, Glance, Status};
+use virtfold::medium::Location;
 use virtfold::units::Human;
 
+use super::Signals;
+use super::args;
 use super::exit::Outcome;
+use super::guest::connection::StateFlag;
 use super::keys::IdentityArgs;
 use super::report::{JsonFlag, Stdout, Style, printable, result};
+use super::tape::{self, options::WaitFlag};
 
 /// Show what an archive holds
 ///
@@ -19,19 +22,32 @@ use super::report::{JsonFlag, Stdout, Style, printable, result};
 #[command(after_help = "\
 Examples:
   virtfold show /backup/web-20261122T030000Z-5f1c2d3e.tar.zst
+  virtfold show tape:/dev/nst0#5f1c2d3e
   virtfold show --json /backup/web-20261122T030000Z-5f1c2d3e.tar.zst")]
 pub(crate) struct Args {
-    /// The archive
-    archive: PathBuf,
+    /// The archive: a file or s3://BUCKET/KEY
+    #[arg(value_parser = args::location())]
+    archive: Location,
     #[command(flatten)]
     identity: IdentityArgs,
+    #[command(flatten)]
+    wait: WaitFlag,
+    #[command(flatten)]
+    state: StateFlag,
     #[command(flatten)]
     json: JsonFlag,
 }
 
 /// Runs the verb.
-pub(crate) fn run(args: &Args) -> Result<Outcome> {
-    let glance = inspect::glance(&args.archive, &args.identity.load()?)?;
+pub(crate) fn run(args: &Args, signals: &Signals) -> Result<Outcome> {
+    let identities = args.identity.load()?;
+    let glance = match &args.archive {
+        Location::Tape(address) => {
+            let drive = args.wait.drive(address, args.state.path()?, &signals.stop);
+            drive.glance(tape::options::archive(address)?, &identities)?
+        }
+        location => inspect::glance(location, &identities)?,
+    };
     result(Style::from_flag(&args.json), Stdout::Free, &glance, &text(&glance))?;
     Ok(outcome(glance.status))
 }

@@ -1,7 +1,6 @@
 //! `virtfold table`: the tables of a disk in an archive, FIG. 10 to 12 of the method.
 
 use std::io::{BufWriter, Write};
-use std::path::PathBuf;
 
 use anyhow::Result;
 use serde_json::json;
@@ -9,7 +8,9 @@ use virtfold::archive::allocation_csv::AllocationRow;
 use virtfold::archive::index::{ArchiveIndex, IndexedDisk};
 use virtfold::error::{Error, IoContext};
 use virtfold::job::inspect;
+use virtfold::medium::Location;
 
+use super::args;
 use super::exit::Outcome;
 use super::keys::IdentityArgs;
 use super::report::{JsonFlag, Style};
@@ -26,8 +27,9 @@ Examples:
   virtfold table web.tar.zst --disk vda --csv > vda.csv
   virtfold table web.tar.zst --disk vda --json")]
 pub(crate) struct Args {
-    /// The archive
-    archive: PathBuf,
+    /// The archive: a file or s3://BUCKET/KEY
+    #[arg(value_parser = args::location())]
+    archive: Location,
     /// The disk
     #[arg(long, value_name = "TARGET")]
     disk: String,

@@ -1,18 +1,20 @@
 //! `virtfold verify`: reads all of an archive and checks every byte.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Result;
 use virtfold::job::verify::{self, VerifyReport, VerifyRequest};
 use virtfold::job::{Control, Progress};
+use virtfold::medium::Location;
 use virtfold::units::Human;
 
 use super::Signals;
 use super::args;
 use super::exit::Outcome;
+use super::guest::connection::StateFlag;
 use super::keys::IdentityArgs;
 use super::report::{JsonFlag, Stdout, Style, Ticker, damage, printable, result};
+use super::tape::{self, options::ChangeArgs};
 
 /// Read all of an archive and check every byte
 ///
@@ -21,15 +23,21 @@ use super::report::{JsonFlag, Stdout, Style, Ticker, damage, printable, result};
 #[command(after_help = "\
 Examples:
   virtfold verify /backup/web-20261122T030000Z-5f1c2d3e.tar.zst
+  virtfold verify tape:/dev/nst0#latest
   virtfold verify --json /backup/web-20261122T030000Z-5f1c2d3e.tar.zst")]
 pub(crate) struct Args {
-    /// The archive
-    archive: PathBuf,
+    /// The archive: a file, s3://BUCKET/KEY or tape:DEVICE#ID
+    #[arg(value_parser = args::location())]
+    archive: Location,
     /// Threads that decompress and check [default: one a core]
     #[arg(long, value_name = "N")]
     workers: Option<virtfold_config::Workers>,
     #[command(flatten)]
     identity: IdentityArgs,
+    #[command(flatten)]
+    tape: ChangeArgs,
+    #[command(flatten)]
+    state: StateFlag,
     #[command(flatten)]
     json: JsonFlag,
 }
@@ -44,7 +52,15 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<Outcome> {
     };
     let progress = Arc::new(Progress::default());
     let ticker = Ticker::start(style, Stdout::Free, &progress)?;
-    let report = verify::run(&request, &Control { cancel: Arc::clone(&signals.stop), progress });
+    let control = Control { cancel: Arc::clone(&signals.stop), progress };
+    let report = match &args.archive {
+        Location::Tape(address) => {
+            let drive = args.tape.drive(address, args.state.path()?, &signals.stop);
+            let source = tape::options::archive(address).and_then(|which| drive.open(which));
+            source.and_then(|source| verify::run_from(&request, &control, source))
+        }
+        _ => verify::run(&request, &control),
+    };
     drop(ticker);
     let report = report?;
     damage(style, &report.damage)?;

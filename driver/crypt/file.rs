@@ -1,8 +1,7 @@
-//! An archive in a file, encrypted or not, to be read at any place.
+//! An archive that can be read at any place, encrypted or not.
 
-use std::fs::{File, Metadata};
+use std::fs::File;
 use std::io::Read;
-use std::path::Path;
 use std::sync::Arc;
 
 use super::Identities;
@@ -11,23 +10,23 @@ use super::pool::{Place, Pool};
 use super::unlock::{Kind, PROBE, kind_of};
 use crate::archive::stream::ReadAt;
 use crate::error::{Error, IoContext, Result};
-use crate::medium::FileSource;
+use crate::medium::{self, Location, Source};
 
-/// An archive in a file, opened. What it gives out is the archive itself, whether the file is encrypted or not.
+/// An archive that can be read at any place, opened. What it gives out is the archive itself, whether it is encrypted or not.
 pub struct ArchiveFile {
-    file: Arc<FileSource>,
+    file: Arc<dyn Source>,
     /// Where it is encrypted.
     pool: Option<Pool>,
     identities: Identities,
 }
 
 impl ArchiveFile {
-    /// Opens the archive `path`, with `identities` where it is encrypted.
+    /// Opens the archive at `location`, with `identities` where it is encrypted.
     ///
     /// # Errors
     /// As [`ArchiveFile::salvage`]; Incomplete, where it is encrypted and its end does not prove to be the end.
-    pub fn open(path: &Path, identities: &Identities) -> Result<Self> {
-        let source = Self::salvage(path, identities)?;
+    pub fn open(location: &Location, identities: &Identities) -> Result<Self> {
+        let source = Self::salvage(location, identities)?;
         source.proven()?;
         Ok(source)
     }
@@ -36,10 +35,10 @@ impl ArchiveFile {
     /// what was written there. Whoever calls this asks [`ArchiveFile::proven`], too.
     ///
     /// # Errors
-    /// Those of [`FileSource::open`]; [`ErrorKind::Locked`](crate::error::ErrorKind::Locked), where it is encrypted and no identity opens it; Damaged, Incomplete or
+    /// Those of [`medium::open`]; [`ErrorKind::Locked`](crate::error::ErrorKind::Locked), where it is encrypted and no identity opens it; Damaged, Incomplete or
     /// Unsupported, where the beginning of the age file is.
-    pub fn salvage(path: &Path, identities: &Identities) -> Result<Self> {
-        let file = Arc::new(FileSource::open(path)?);
+    pub fn salvage(location: &Location, identities: &Identities) -> Result<Self> {
+        let file = medium::open(location)?;
         let mut first = Vec::with_capacity(PROBE);
         let probe = Place::new(&file).take(PROBE as u64).read_to_end(&mut first);
         probe.at(|| format!("cannot read '{}'", file.name()))?;
@@ -68,18 +67,15 @@ impl ArchiveFile {
 
     /// The file, where the archive's bytes lie in it as they are.
     pub fn shareable(&self) -> Option<&File> {
-        self.pool.is_none().then(|| self.file.file())
+        if self.pool.is_some() { None } else { self.file.file() }
     }
 
-    /// What the file system says of the file.
-    ///
-    /// # Errors
-    /// Those of asking.
-    pub fn metadata(&self) -> Result<Metadata> {
-        self.file.file().metadata().at(|| format!("cannot examine '{}'", self.file.name()))
+    /// The file that it lies in, encrypted or not, where it is one of this host.
+    pub fn file(&self) -> Option<&File> {
+        self.file.file()
     }
 
-    /// Bytes of the file, encrypted where it is.
+    /// Bytes on the medium, encrypted where it is.
     pub fn stored(&self) -> u64 {
         self.file.len()
     }

@@ -7,7 +7,6 @@
 //! A reader that has met an error is dropped: it has lost its place.
 
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
-use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use age::stream::StreamReader;
@@ -16,17 +15,17 @@ use super::unlock::{Gate, Unlocked, broken, end_unproven, header_len, unlock};
 use super::{Identities, PIECE, TAG};
 use crate::archive::stream::ReadAt;
 use crate::error::{Error, ErrorKind, Result};
-use crate::medium::FileSource;
+use crate::medium::Source;
 
 /// A file with a place of its own in it.
 #[derive(Debug)]
 pub(super) struct Place {
-    file: Arc<FileSource>,
+    file: Arc<dyn Source>,
     at: u64,
 }
 
 impl Place {
-    pub(super) fn new(file: &Arc<FileSource>) -> Self {
+    pub(super) fn new(file: &Arc<dyn Source>) -> Self {
         Self { file: Arc::clone(file), at: 0 }
     }
 }
@@ -36,9 +35,10 @@ impl Read for Place {
         // A file that grows has no more bytes than when it was opened.
         let left = usize::try_from(self.file.len().saturating_sub(self.at)).unwrap_or(usize::MAX);
         let len = buf.len().min(left);
-        let got = self.file.file().read_at(buf.get_mut(..len).unwrap_or_default(), self.at)?;
-        self.at += got as u64;
-        Ok(got)
+        let wanted = buf.get_mut(..len).unwrap_or_default();
+        self.file.read_exact_at(self.at, wanted).map_err(io::Error::other)?;
+        self.at += len as u64;
+        Ok(len)
     }
 }
 
@@ -62,7 +62,7 @@ struct Reader {
 }
 
 impl Reader {
-    fn open(file: &Arc<FileSource>, identities: &Identities) -> Result<Self> {
+    fn open(file: &Arc<dyn Source>, identities: &Identities) -> Result<Self> {
         let Unlocked { stream, .. } = unlock(Place::new(file), file.name(), identities)?;
         Ok(Self { stream, at: 0 })
     }
@@ -85,7 +85,7 @@ impl Reader {
 
 /// What is in an encrypted file.
 pub(super) struct Pool {
-    file: Arc<FileSource>,
+    file: Arc<dyn Source>,
     identities: Identities,
     /// Plain bytes that can be read: all of them, or those of the whole pieces before the end that is not proven.
     len: u64,
@@ -99,13 +99,13 @@ impl Pool {
     ///
     /// # Errors
     /// As [`unlock`]; those of reading it. An end that is not proven is no error here: [`Pool::end`].
-    pub(super) fn open(file: Arc<FileSource>, identities: &Identities) -> Result<Self> {
+    pub(super) fn open(file: Arc<dyn Source>, identities: &Identities) -> Result<Self> {
         let mut reader = Reader::open(&file, identities)?;
         // Asking for the end reads and checks the last piece, as the last one.
         let (len, end) = match reader.stream.seek(SeekFrom::End(0)) {
             Ok(len) => (len, None),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => (
-                whole_pieces(&file, header_len(Place::new(&file), file.name())?),
+                whole_pieces(file.as_ref(), header_len(Place::new(&file), file.name())?),
                 Some(end_unproven(file.name())),
             ),
             Err(error) => return Err(Error::io(format!("cannot read '{}'", file.name()), error)),
@@ -134,7 +134,7 @@ impl Pool {
 
 /// Plain bytes in all pieces that are there as a whole, of a file whose end is not proven. What lies behind them is no piece, or the
 /// end of one.
-fn whole_pieces(file: &FileSource, header: u64) -> u64 {
+fn whole_pieces(file: &dyn Source, header: u64) -> u64 {
     file.len().saturating_sub(header) / (PIECE + TAG) * PIECE
 }
 

@@ -78,11 +78,11 @@ impl Lab {
     }
 
     fn open(&self, bytes: &[u8]) -> Result<ArchiveFile> {
-        ArchiveFile::open(&self.file(bytes), &self.identities())
+        ArchiveFile::open(&self.file(bytes).into(), &self.identities())
     }
 
     fn salvage(&self, bytes: &[u8]) -> Result<ArchiveFile> {
-        ArchiveFile::salvage(&self.file(bytes), &self.identities())
+        ArchiveFile::salvage(&self.file(bytes).into(), &self.identities())
     }
 
     fn pipe(&self, bytes: &[u8]) -> Result<Vec<u8>> {
@@ -292,7 +292,7 @@ fn an_archive_that_is_not_encrypted_is_what_it_is() {
     let lab = Lab::new();
     let path = lab.folder.path().join("a.tar");
     std::fs::write(&path, b"virtfold.json").unwrap();
-    let file = ArchiveFile::open(&path, &Identities::default()).unwrap();
+    let file = ArchiveFile::open(&path.as_path().into(), &Identities::default()).unwrap();
     assert!(!file.is_encrypted() && file.shareable().is_some());
     assert_eq!(file.len(), 13);
     assert_eq!(lab.pipe(b"virtfold.json").unwrap(), b"virtfold.json");
@@ -308,10 +308,10 @@ fn an_archive_that_is_not_encrypted_is_what_it_is() {
 fn without_its_key_nothing_is_said_but_that() {
     let lab = Lab::new();
     let path = lab.file(&lab.seal(b"secret"));
-    let none = ArchiveFile::open(&path, &Identities::default()).map(drop).unwrap_err();
+    let none = ArchiveFile::open(&path.as_path().into(), &Identities::default()).map(drop).unwrap_err();
     assert_eq!((none.kind(), none.hint()), (ErrorKind::Locked, Some("--identity FILE names the key file")));
     let wrong = Identities::of(vec![Identity::generate()]);
-    assert_eq!(kind(ArchiveFile::open(&path, &wrong)), ErrorKind::Locked);
+    assert_eq!(kind(ArchiveFile::open(&path.as_path().into(), &wrong)), ErrorKind::Locked);
     let encryptor = age::Encryptor::with_user_passphrase("x".to_owned().into());
     let mut writer = encryptor.wrap_output(Vec::new()).unwrap();
     writer.write_all(b"x").unwrap();

@@ -128,7 +128,9 @@ fn written(place: &Place, members: &[(&str, &[u8])], compression: Compression) -
         workers: 2,
     };
     let control = Control::default();
-    let open = |_: &str| FileMedium::create(&path).map(|medium| Box::new(medium) as Box<dyn Medium>);
+    let open = |_: &crate::medium::Label, _: &crate::archive::stream::Cancel| {
+        FileMedium::create(&path).map(|medium| Box::new(medium) as Box<dyn Medium>)
+    };
     write(material, &manner, &control, open).unwrap().finish(&control).unwrap();
     path
 }

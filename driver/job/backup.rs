@@ -7,25 +7,28 @@
 //! calls [`write()`]; what comes back is not finished, so that the caller can first make sure that nothing was
 //! written to the images meanwhile.
 
+mod reports;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use serde::Serialize;
 use uuid::Uuid;
 
+use self::reports::report;
+pub use self::reports::{BackupReport, CopyReport, DiskReport};
 use super::Control;
 use super::disks::{DiskSet, FoldedDisk};
 use crate::archive::layout::{self, Kind};
 use crate::archive::manifest::{
     self, Backing, CompressionNote, Disk, Freeze, Manifest, Qcow2, Source, Subject,
 };
-use crate::archive::stream::{Compression, StreamOptions};
+use crate::archive::stream::{Cancel, Compression, StreamOptions};
 use crate::archive::writer::{Attachment, Contents, DiskTables, Sealed, write_archive};
 use crate::crypt::{self, Encrypting, Recipients};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::image::{self, DiskImage, Format, OpenOptions, Use};
-use crate::medium::{FileMedium, Medium, PipeMedium, RateLimit, RateLimited};
+use crate::medium::{self, Copies, Label, Location, Medium, RateLimit, RateLimited};
 use crate::table::Layout;
 use crate::units::BlockSize;
 
@@ -41,15 +44,6 @@ pub struct ImageSpec {
     pub format: Format,
     /// The disk's name in the archive.
     pub target: String,
-}
-
-/// Where the archive goes.
-#[derive(Clone, Debug)]
-pub enum Destination {
-    /// Into a directory, under a name made from label, time and id.
-    Directory(PathBuf),
-    /// To standard output.
-    Stdout,
 }
 
 /// How images become an archive.
@@ -99,8 +93,8 @@ pub struct BackupRequest {
     pub images: Vec<ImageSpec>,
     /// What the set is called; without it, the first image's file name without its extension.
     pub label: Option<String>,
-    /// Where the archive goes.
-    pub destination: Destination,
+    /// Where the archive goes: one copy to each, out of one read.
+    pub destinations: Vec<Location>,
     /// How it is compressed.
     pub compression: Compression,
     /// Whom it is encrypted to; without them, it is not.
@@ -115,42 +109,6 @@ pub struct BackupRequest {
     pub usage: Use,
     /// Worker threads.
     pub workers: usize,
-}
-
-/// What came of a backup.
-#[derive(Clone, Debug, Serialize)]
-pub struct BackupReport {
-    /// The archive's name, as `restore` takes it.
-    pub archive: String,
-    /// The archive's id.
-    pub id: Uuid,
-    /// Its size, bytes.
-    pub archive_bytes: u64,
-    /// Whether it is encrypted.
-    pub encrypted: bool,
-    /// The digest that stands for all of it, hexadecimal.
-    pub root: String,
-    /// How long it took.
-    pub seconds: f64,
-    /// The disks.
-    pub disks: Vec<DiskReport>,
-}
-
-/// What came of one disk.
-#[derive(Clone, Debug, Serialize)]
-pub struct DiskReport {
-    /// Its name in the archive.
-    pub target: String,
-    /// Its size, bytes.
-    pub capacity: u64,
-    /// Bytes that the source has recorded.
-    pub allocated: u64,
-    /// Bytes copied: those, widened to whole blocks.
-    pub dense_length: u64,
-    /// Runs in the correspondence table.
-    pub runs: u64,
-    /// What a person should know of the source.
-    pub warnings: Vec<String>,
 }
 
 /// The name of disk number `index` where none is given: `vda` to `vdz`, then `vdaa` and on.
@@ -172,10 +130,14 @@ pub fn default_target(index: usize) -> String {
 /// # Errors
 /// When an image can't be read or trusted, is in use, or the medium fails; no archive then has its final name.
 pub fn run(request: &BackupRequest, control: &Control) -> Result<BackupReport> {
-    run_to(request, control, |name| open_medium(&request.destination, name))
+    let copies = Copies::default();
+    let places = &request.destinations;
+    let report =
+        run_to(request, control, |label, cancel| medium::create_all(places, label, cancel, &copies))?;
+    Ok(report.with(&copies))
 }
 
-/// As [`run`], to the medium that `open` makes for the archive's name; the request's destination is not looked
+/// As [`run`], to the medium that `open` makes, which is told of the archive and of what ends the run; the request's destinations are not looked
 /// at. The medium is held to the request's rate.
 ///
 /// # Errors
@@ -183,7 +145,7 @@ pub fn run(request: &BackupRequest, control: &Control) -> Result<BackupReport> {
 pub fn run_to(
     request: &BackupRequest,
     control: &Control,
-    open: impl FnOnce(&str) -> Result<Box<dyn Medium>>,
+    open: impl FnOnce(&Label, &Cancel) -> Result<Box<dyn Medium>>,
 ) -> Result<BackupReport> {
     let material = Material {
         subject: Subject::Images { name: label(request)? },
@@ -194,7 +156,7 @@ pub fn run_to(
     write(material, &request.manner(), control, open)?.finish(control)
 }
 
-/// Reads the tables of all disks and writes the whole archive to the medium that `open` makes for the archive's name.
+/// Reads the tables of all disks and writes the whole archive to the medium that `open` makes, which is told of the archive and of what ends the copy.
 /// The archive has its name when [`Written::finish`] has returned.
 ///
 /// # Errors
@@ -204,13 +166,13 @@ pub fn write(
     material: Material,
     manner: &Manner,
     control: &Control,
-    open: impl FnOnce(&str) -> Result<Box<dyn Medium>>,
+    open: impl FnOnce(&Label, &Cancel) -> Result<Box<dyn Medium>>,
 ) -> Result<Written> {
     let started = Instant::now();
     let Material { subject, freeze, attachments, disks } = material;
     let disks = fold_all(disks, manner, control)?;
     let head = head((subject, freeze), manner, &disks)?;
-    let mut medium = open(&archive_name(&head, manner)?)?;
+    let mut medium = open(&medium_label(&head, manner, &attachments)?, &control.cancel)?;
     if let Some(limit) = manner.limit_rate {
         medium = Box::new(RateLimited::new(medium, limit));
     }
@@ -242,7 +204,9 @@ impl Written {
             encrypted: self.encrypted,
             root: blake3::Hash::from_bytes(self.sealed.root).to_hex().to_string(),
             seconds: self.started.elapsed().as_secs_f64(),
+            tapes: Vec::new(),
             disks: self.head.disks.iter().map(report).collect(),
+            copies: Vec::new(),
         })
     }
 }
@@ -301,18 +265,22 @@ fn stream(
     write_archive(contents, medium, &options)
 }
 
-/// Opens the medium for an archive of this name.
-///
-/// # Errors
-/// The directory is not there or can't be written; standard output is a terminal.
-pub fn open_medium(destination: &Destination, name: &str) -> Result<Box<dyn Medium>> {
-    Ok(match destination {
-        Destination::Stdout => Box::new(PipeMedium::stdout()?),
-        Destination::Directory(directory) if !directory.is_dir() => {
-            let message = format!("the directory '{}' is not there", directory.display());
-            return Err(Error::new(ErrorKind::NotFound, message).with_hint("make it first"));
-        }
-        Destination::Directory(directory) => Box::new(FileMedium::create(&directory.join(name))?),
+/// What the medium is told of the archive.
+fn medium_label(head: &Manifest, manner: &Manner, attachments: &[Attachment]) -> Result<Label> {
+    /// A run is a line in each of two tables, one of them twice.
+    const RUN: u64 = 256;
+    /// Headers, records, padding.
+    const REST: u64 = 1 << 20;
+    let disks = head.disks.iter().map(|disk| disk.dense_length.saturating_add(disk.runs.saturating_mul(RUN)));
+    let files = attachments.iter().map(|file| file.content.len() as u64);
+    let bytes = disks.chain(files).fold(REST, u64::saturating_add);
+    Ok(Label {
+        name: archive_name(head, manner)?,
+        id: head.archive,
+        host: head.host.clone(),
+        subject: head.subject.name().to_owned(),
+        // Digests, frames and encryption add less than this.
+        estimate: bytes.saturating_add(bytes / 256),
     })
 }
 
@@ -428,17 +396,6 @@ fn source(source: &image::Source) -> Source {
         qcow2,
         backing: source.chain.iter().skip(1).map(link).collect(),
         warnings: source.warnings.clone(),
-    }
-}
-
-fn report(disk: &Disk) -> DiskReport {
-    DiskReport {
-        target: disk.target.clone(),
-        capacity: disk.capacity,
-        allocated: disk.allocated,
-        dense_length: disk.dense_length,
-        runs: disk.runs,
-        warnings: disk.source.warnings.clone(),
     }
 }
 

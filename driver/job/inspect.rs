@@ -3,15 +3,19 @@
 //! What is shown was checked against the archive's own digests where it has them. An archive that is cut, unfinished or
 //! damaged is named as that, never shown as a whole one.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use crate::archive::index::{ArchiveIndex, Trust};
 use crate::archive::manifest::Manifest;
-use crate::archive::stream::{Cancel, ReadOptions};
-use crate::crypt::{self, ArchiveFile, Identities};
+use crate::archive::reader::{Reader, Visitor};
+use crate::archive::stream::{Cancel, ReadOptions, read_pipe};
+use crate::crypt::{self, ArchiveFile, Identities, Incoming};
 use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::medium::{self, Location};
+use crate::table::{CorrespondenceTable, Run};
 
 /// How an archive stands, as far as its tables tell: `verify` reads all of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -32,7 +36,7 @@ pub enum Status {
 /// What one look at an archive tells.
 #[derive(Clone, Debug, Serialize)]
 pub struct Glance {
-    /// Its path, as `restore` takes it.
+    /// Its name, as `restore` takes it.
     pub archive: String,
     /// How it stands.
     pub status: Status,
@@ -53,25 +57,17 @@ pub fn read_options() -> ReadOptions {
     ReadOptions { workers: 1, cancel: Cancel::default(), carrier: None, archive_id: None }
 }
 
-/// Looks at the archive `path`, with `identities` where it is encrypted.
+/// Looks at the archive at `location`, with `identities` where it is encrypted.
 ///
 /// # Errors
 /// When the file can't be read. What is wrong with the archive is in the result.
-pub fn glance(path: &Path, identities: &Identities) -> Result<Glance> {
-    let mut glance = Glance {
-        archive: path.display().to_string(),
-        status: Status::Complete,
-        faults: Vec::new(),
-        bytes: 0,
-        encrypted: crypt::is_encrypted_name(&path.to_string_lossy()),
-        head: None,
-        root: None,
-    };
-    let source = match ArchiveFile::salvage(path, identities) {
+pub fn glance(location: &Location, identities: &Identities) -> Result<Glance> {
+    let mut glance = bare(location);
+    let source = match ArchiveFile::salvage(location, identities) {
         Ok(source) => source,
         Err(error) => {
             let Some(status) = status_of(&error) else { return Err(error) };
-            glance.bytes = path.metadata().at(|| format!("cannot look at '{}'", path.display()))?.len();
+            glance.bytes = medium::open(location)?.len();
             glance.encrypted |= status == Status::Encrypted;
             return Ok(Glance { status, faults: vec![error.to_string()], ..glance });
         }
@@ -107,17 +103,26 @@ fn status_of(error: &Error) -> Option<Status> {
     })
 }
 
-/// Looks at every archive in `directory`, finished or not, in the order of their names, with `identities` at those that are
+/// Looks at every archive at `location`, finished or not, in the order of their names, with `identities` at those that are
 /// encrypted. One that none of them opens is listed as encrypted.
 ///
 /// # Errors
 /// When the directory can't be read.
-pub fn list(directory: &Path, identities: &Identities) -> Result<Vec<Glance>> {
+pub fn list(location: &Location, identities: &Identities) -> Result<Vec<Glance>> {
+    match location {
+        Location::Path(directory) => list_directory(directory, identities),
+        Location::Pipe => Err(Error::new(ErrorKind::Usage, "archives that come down a pipe can't be listed")),
+        Location::Object(place) => list_objects(place, identities),
+        Location::Tape(_) => Err(medium::not_here(location)),
+    }
+}
+
+fn list_directory(directory: &Path, identities: &Identities) -> Result<Vec<Glance>> {
     let reading = || format!("cannot list '{}'", directory.display());
     let mut paths: Vec<PathBuf> = Vec::new();
     for entry in std::fs::read_dir(directory).at(reading)? {
         let path = entry.at(reading)?.path();
-        if is_archive_name(&path) && path.is_file() {
+        if is_archive_name(&path.file_name().unwrap_or_default().to_string_lossy()) && path.is_file() {
             paths.push(path);
         }
     }
@@ -125,30 +130,72 @@ pub fn list(directory: &Path, identities: &Identities) -> Result<Vec<Glance>> {
     // A backup that ends meanwhile renames its file: what is gone by now was not there.
     let present =
         |glance: &Result<Glance>| !matches!(glance, Err(error) if error.kind() == ErrorKind::NotFound);
-    let looked =
-        paths.iter().map(|path| (path, glance(path, identities))).filter(|(_, glance)| present(glance));
+    let looked = paths
+        .iter()
+        .map(|path| (path, glance(&Location::from(path.as_path()), identities)))
+        .filter(|(_, glance)| present(glance));
     Ok(looked
         .map(|(path, glance)| unfinished(path, glance.unwrap_or_else(|error| unreadable(path, &error))))
         .collect())
 }
 
+/// Looks at every archive below `place`, several at a time: each takes a few answers of the store.
+fn list_objects(place: &medium::ObjectAddress, identities: &Identities) -> Result<Vec<Glance>> {
+    const AT_ONCE: usize = 8;
+    let mut found = medium::object::list(place)?;
+    found.retain(|listed| is_archive_name(listed.address.key.rsplit('/').next().unwrap_or_default()));
+    let look = |listed: &medium::object::Listed| {
+        let location = Location::Object(listed.address.clone());
+        let bare = Glance { bytes: listed.bytes, ..bare(&location) };
+        if listed.is_partial {
+            let what = "it was never finished, or is being written; the next backup to it cleans up what a dead run has left";
+            return Glance { status: Status::Incomplete, faults: vec![what.to_owned()], ..bare };
+        }
+        glance(&location, identities).unwrap_or_else(|error| Glance {
+            status: Status::Unreadable,
+            faults: vec![error.to_string()],
+            ..bare
+        })
+    };
+    let mut looked = Vec::with_capacity(found.len());
+    for group in found.chunks(AT_ONCE) {
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = group.iter().map(|listed| scope.spawn(|| look(listed))).collect();
+            for (thread, listed) in threads.into_iter().zip(group) {
+                let location = Location::Object(listed.address.clone());
+                looked.push(
+                    thread
+                        .join()
+                        .unwrap_or_else(|_| Glance { status: Status::Unreadable, ..bare(&location) }),
+                );
+            }
+        });
+    }
+    Ok(looked)
+}
+
 /// A file that can't be read is a line of the list, not the end of it.
 fn unreadable(path: &Path, error: &Error) -> Glance {
+    let faults = vec![error.to_string()];
+    Glance { status: Status::Unreadable, faults, ..bare(&path.into()) }
+}
+
+/// What is known of an archive before it was looked at.
+fn bare(location: &Location) -> Glance {
     Glance {
-        archive: path.display().to_string(),
-        status: Status::Unreadable,
-        faults: vec![error.to_string()],
+        archive: location.to_string(),
+        status: Status::Complete,
+        faults: Vec::new(),
         bytes: 0,
-        encrypted: crypt::is_encrypted_name(&path.to_string_lossy()),
+        encrypted: crypt::is_encrypted_name(&location.to_string()),
         head: None,
         root: None,
     }
 }
 
-fn is_archive_name(path: &Path) -> bool {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
+fn is_archive_name(name: &str) -> bool {
     [".tar", ".tar.zst", ".tar.age", ".tar.zst.age"].iter().any(|end| name.ends_with(end))
-        || is_partial_name(&name)
+        || is_partial_name(name)
 }
 
 fn is_partial_name(name: &str) -> bool {
@@ -164,18 +211,56 @@ fn unfinished(path: &Path, mut glance: Glance) -> Glance {
     glance
 }
 
-/// Opens the archive `path`, with `identities` where it is encrypted, for its tables and gives them to `look`.
+/// The head of an archive that comes front to back from `input`, called `name`; no more of it is read than that needs. Nothing behind the
+/// head was looked at, and of an archive that is not compressed its digest was not either.
+///
+/// # Errors
+/// It can't be read, is damaged there, or is encrypted and does not open.
+pub fn head_from(input: impl Read + Send, name: &str, identities: &Identities) -> Result<Manifest> {
+    let mut seen = HeadOnly(None);
+    let mut reader = Reader::new(&mut seen);
+    let incoming = Incoming::open(input, name, identities)?;
+    let read = read_pipe(incoming, name, &read_options(), |chunk| reader.chunk(&chunk));
+    drop(reader);
+    match (seen.0, read) {
+        (Some(head), _) => Ok(head),
+        (None, Err(error)) => Err(error),
+        (None, Ok(_)) => {
+            Err(Error::new(ErrorKind::Incomplete, format!("'{name}' ends before its head does")))
+        }
+    }
+}
+
+/// Keeps the head, and wants no more.
+struct HeadOnly(Option<Manifest>);
+
+impl Visitor for HeadOnly {
+    fn head(&mut self, head: &Manifest) -> Result<()> {
+        self.0 = Some(head.clone());
+        Err(Error::new(ErrorKind::Interrupted, "no more is wanted"))
+    }
+
+    fn disk(&mut self, _: usize, _: &CorrespondenceTable) -> Result<()> {
+        Ok(())
+    }
+
+    fn data(&mut self, _: usize, _: &Run, _: &[u8]) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Opens the archive at `location`, with `identities` where it is encrypted, for its tables and gives them to `look`.
 ///
 /// # Errors
 /// When it can't be read, is damaged or incomplete, or is encrypted and does not open; those of `look`.
 pub fn with_index<T>(
-    path: &Path,
+    location: &Location,
     identities: &Identities,
     look: impl FnOnce(&ArchiveIndex<'_>) -> Result<T>,
 ) -> Result<T> {
-    let source = ArchiveFile::open(path, identities)?;
+    let source = ArchiveFile::open(location, identities)?;
     let options = read_options();
     let index = ArchiveIndex::open(&source, &options, Trust::Strict)
-        .map_err(|e: Error| e.within(format!("cannot read the tables of '{}'", path.display())))?;
+        .map_err(|e: Error| e.within(format!("cannot read the tables of '{location}'")))?;
     look(&index)
 }

@@ -4,8 +4,9 @@
 //! opened once more, salvaging, and every disk is read again to say which of its ranges are lost: the pass knows
 //! only places in the stream, and only the index can tell disks of a damaged archive.
 
-use std::path::PathBuf;
+use std::io::Read;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use serde::Serialize;
@@ -16,16 +17,17 @@ use crate::archive::index::{ArchiveIndex, Data, Trust};
 use crate::archive::manifest::Manifest;
 use crate::archive::reader::{Reader, Sound, Visitor};
 use crate::archive::stream::{ReadAt, ReadOptions, read_pipe};
-use crate::crypt::{ArchiveFile, Identities};
+use crate::crypt::{ArchiveFile, Identities, Incoming};
 use crate::error::{ErrorKind, Result, sentence};
+use crate::medium::Location;
 use crate::table::{CorrespondenceTable, Run};
 use crate::units::{DenseOffset, GuestOffset};
 
 /// What to verify.
 #[derive(Clone, Debug)]
 pub struct VerifyRequest {
-    /// The archive's file.
-    pub archive: PathBuf,
+    /// The archive.
+    pub archive: Location,
     /// What opens it, where it is encrypted.
     pub identities: Identities,
     /// Threads.
@@ -72,7 +74,7 @@ pub fn run(request: &VerifyRequest, control: &Control) -> Result<VerifyReport> {
         archive_id: None,
     };
     let mut report = VerifyReport {
-        archive: request.archive.display().to_string(),
+        archive: request.archive.to_string(),
         sound: false,
         complete: true,
         salvageable: true,
@@ -100,12 +102,76 @@ pub fn run(request: &VerifyRequest, control: &Control) -> Result<VerifyReport> {
     Ok(report)
 }
 
-/// The strict pass.
+/// As [`run`], over an archive that comes front to back and once from `input`: where it is damaged, it can't be read again to
+/// say what that costs. `read` counts its bytes.
+///
+/// # Errors
+/// As [`run`], and those of `input`.
+pub fn run_from(request: &VerifyRequest, control: &Control, input: impl Read + Send) -> Result<VerifyReport> {
+    let started = Instant::now();
+    let name = request.archive.to_string();
+    let bytes = AtomicU64::new(0);
+    let counted = Counted { input, bytes: &bytes };
+    let options = ReadOptions {
+        workers: request.workers,
+        cancel: Arc::clone(&control.cancel),
+        carrier: None,
+        archive_id: None,
+    };
+    let checked = Incoming::open(counted, &name, &request.identities)
+        .and_then(|incoming| sound(incoming, &name, &options, control));
+    let mut report = VerifyReport {
+        archive: name,
+        sound: false,
+        complete: true,
+        salvageable: false,
+        faults: Vec::new(),
+        damage: Vec::new(),
+        root: None,
+        bytes: bytes.load(Ordering::Relaxed),
+        data: None,
+        seconds: started.elapsed().as_secs_f64(),
+    };
+    match checked {
+        Ok(sound) => {
+            report.sound = true;
+            report.root = Some(blake3::Hash::from_bytes(sound.root).to_hex().to_string());
+            report.data = Some(sound.end.totals.dense);
+        }
+        Err(error) if matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Incomplete) => {
+            report.complete = error.kind() == ErrorKind::Damaged;
+            report.faults.push(sentence(&error));
+        }
+        Err(error) => return Err(error),
+    }
+    Ok(report)
+}
+
+/// Counts what is read through it.
+struct Counted<'a, R> {
+    input: R,
+    bytes: &'a AtomicU64,
+}
+
+impl<R: Read> Read for Counted<'_, R> {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        let got = self.input.read(buf)?;
+        self.bytes.fetch_add(got as u64, Ordering::Relaxed);
+        Ok(got)
+    }
+}
+
+/// The strict pass over a file.
 fn pass(source: &ArchiveFile, options: &ReadOptions, control: &Control) -> Result<Sound> {
+    sound(source.front_to_back()?, source.name(), options, control)
+}
+
+/// The strict pass.
+fn sound(input: impl Read + Send, name: &str, options: &ReadOptions, control: &Control) -> Result<Sound> {
     let mut watcher = Watcher { control };
     let mut reader = Reader::new(&mut watcher);
-    let end = read_pipe(source.front_to_back()?, source.name(), options, |chunk| reader.chunk(&chunk))?;
-    end.check(source.name())?;
+    let end = read_pipe(input, name, options, |chunk| reader.chunk(&chunk))?;
+    end.check(name)?;
     let sound = reader.finish()?;
     end.check_id(sound.head.archive)?;
     Ok(sound)

@@ -1,25 +1,55 @@
 //! Media: where the stream of an archive goes and where it comes from. Media know bytes, not disks.
 //!
-//! The contract of a [`Medium`]: bytes are written strictly in order ([`Sink::write`]); nothing counts as kept
-//! until [`Medium::finish`] has returned, and what it returns says what is durable and under which name. A
-//! medium that is dropped without it leaves nothing that looks like a whole archive. A failed write is never
-//! repeated in place: the run is over.
+//! # Writing: [`Medium`]
 //!
-//! Imports: `error`, `durable`, `archive` (its traits for bytes).
+//! A medium is made for one archive ([`create`]), takes its bytes strictly in order ([`Sink::write`]) and is finished once
+//! ([`Medium::finish`]).
+//!
+//! - **What is durable when.** Nothing counts as kept until `finish` has returned; then all of it does, under the name that it says ([`Durable`]). A
+//!   medium that has no such proof says so by its name: `-` vouches for nothing behind the pipe.
+//! - **Finishing is not optional.** A medium that is dropped without it, or whose process dies, leaves nothing that looks like a whole archive: no
+//!   file or object under its final name, on a pipe no end record. What it leaves under other names says what it is, and `list` shows it as unfinished.
+//! - **Nothing is replaced.** Where archives have names, one that is there already, or appears meanwhile, is an error
+//!   ([`ErrorKind::Exists`]), and stays as it is.
+//! - **What may be retried.** By the caller nothing: a failed write or `finish` is final, and the medium must be dropped. What can be
+//!   repeated without risk the medium repeats itself, out of the bytes that it keeps until they are durable; it bounds both memory and time, and ends when
+//!   the run is told to end.
+//! - **Only where the very last step of `finish` fails** (the sync of a directory, the look at an object) may the archive exist in spite of the error; it
+//!   is then whole.
+//!
+//! # Reading: [`Source`], or [`std::io::Read`] front to back
+//!
+//! A medium that can be read at any place, by many threads, is a [`Source`] ([`open`]): `show`, `table`, `verify` and a restore of single disks read
+//! no more of it than they need. One that comes once, front to back, is any `Read`; its errors carry the library's. What is read is believed only as far as the
+//! archive's own digests go. Reading may be repeated.
+//!
+//! Every medium passes the one suite of `tests/medium_conformance.rs`, and the same behind a wrapper that makes it fail.
+//!
+//! Imports: `error`, `durable`, `ioctl`, `archive` (its traits for bytes).
 
+mod fan_out;
 mod file;
+mod location;
+#[cfg_attr(not(feature = "object-store"), path = "no_object.rs")]
+pub mod object;
 mod pipe;
 mod rate;
 mod source;
+pub mod tape;
+
+use std::sync::Arc;
 
 use serde::Serialize;
+use uuid::Uuid;
 
+pub use self::fan_out::{Copies, Copy, FanOut, create_all, create_all_by};
 pub use self::file::FileMedium;
+pub use self::location::{Location, LocationError, ObjectAddress, TapeAddress, TapeArchive};
 pub use self::pipe::{PipeMedium, PipeSource};
 pub use self::rate::{RateLimit, RateLimited};
-pub use self::source::FileSource;
-use crate::archive::stream::Sink;
-use crate::error::Result;
+pub use self::source::{FileSource, Source};
+use crate::archive::stream::{Cancel, Sink};
+use crate::error::{Error, ErrorKind, Result};
 
 /// A sequential medium that an archive is written to; the module's description is the contract.
 pub trait Medium: Sink {
@@ -31,6 +61,21 @@ pub trait Medium: Sink {
     fn finish(self: Box<Self>) -> Result<Durable>;
 }
 
+/// What a medium is told of an archive before its first byte.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Label {
+    /// Its file name: what it is of, when, its id and what it is. No two archives have the same.
+    pub name: String,
+    /// Its id.
+    pub id: Uuid,
+    /// The host that makes it.
+    pub host: String,
+    /// What it is of: the domain's name, or what the set of images is called. It may hold anything.
+    pub subject: String,
+    /// About how many bytes it will have, rather more than less. To plan with, not to rely on.
+    pub estimate: u64,
+}
+
 /// What a finished medium vouches for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Durable {
@@ -38,4 +83,48 @@ pub struct Durable {
     pub name: String,
     /// Bytes written.
     pub bytes: u64,
+}
+
+/// Opens the archive at `location` to be read at any place.
+///
+/// # Errors
+/// When it is not there or can't be opened; Usage, where the medium has but one way, front to back.
+pub fn open(location: &Location) -> Result<Arc<dyn Source>> {
+    match location {
+        Location::Path(path) => Ok(Arc::new(FileSource::open(path)?)),
+        Location::Pipe => {
+            Err(Error::new(ErrorKind::Usage, "this needs an archive in a file, for it reads at many places")
+                .with_hint("write it to a file first; 'virtfold restore -' takes a pipe"))
+        }
+        Location::Tape(_) => {
+            Err(Error::new(ErrorKind::Usage, format!("'{location}': this reads at many places, and a tape has but one way"))
+                .with_hint("'restore --output', 'restore --disk', 'verify' and 'show' take a tape; for anything else copy the archive into a file with dd"))
+        }
+        Location::Object(address) => object::open(address),
+    }
+}
+
+/// Makes a medium for the archive `label` at `location`. What the medium waits for ends with `cancel`.
+///
+/// # Errors
+/// The place is not there or can't be written; standard output is a terminal; the archive is there already.
+pub fn create(location: &Location, label: &Label, cancel: &Cancel) -> Result<Box<dyn Medium>> {
+    Ok(match location {
+        Location::Pipe => Box::new(PipeMedium::stdout()?),
+        Location::Path(directory) if !directory.is_dir() => {
+            let message = format!("the directory '{}' is not there", directory.display());
+            return Err(Error::new(ErrorKind::NotFound, message).with_hint("make it first"));
+        }
+        Location::Path(directory) => Box::new(FileMedium::create(&directory.join(&label.name))?),
+        Location::Object(place) => object::create(place, label, cancel)?,
+        Location::Tape(_) => {
+            let what = format!("'{location}': a tape needs its drive, its catalog and who changes volumes");
+            return Err(Error::new(ErrorKind::Internal, what));
+        }
+    })
+}
+
+/// What is said where a medium is not in this build.
+pub(crate) fn not_here(location: &Location) -> Error {
+    Error::new(ErrorKind::Unsupported, format!("'{location}': this virtfold has no such medium"))
 }

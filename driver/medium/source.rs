@@ -1,4 +1,4 @@
-//! A regular file as a source: an archive that can be read at any place.
+//! Sources: archives that can be read at any place. A regular file is one.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -6,6 +6,14 @@ use std::path::Path;
 
 use crate::archive::stream::ReadAt;
 use crate::error::{Error, ErrorKind, IoContext, Result};
+
+/// An archive on a medium that can be read at any place, by many threads at once.
+pub trait Source: ReadAt + std::fmt::Debug {
+    /// The file that has the archive's bytes, where it is one of this host.
+    fn file(&self) -> Option<&File> {
+        None
+    }
+}
 
 /// An archive in a file, to be read at any place.
 #[derive(Debug)]
@@ -22,13 +30,6 @@ impl FileSource {
     /// When it can't be opened or is no regular file.
     pub fn open(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
-        if name == "-" {
-            return Err(Error::new(
-                ErrorKind::Usage,
-                "this needs an archive in a file, for it reads at many places",
-            )
-            .with_hint("write it to a file first; 'virtfold restore -' takes a pipe"));
-        }
         // Opening a FIFO would wait for a writer, were it not for O_NONBLOCK.
         let opened = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path);
         let file = opened.at(|| format!("cannot open '{name}'"))?;
@@ -39,10 +40,11 @@ impl FileSource {
         }
         Ok(Self { file, len: metadata.len(), name })
     }
+}
 
-    /// The open file.
-    pub fn file(&self) -> &File {
-        &self.file
+impl Source for FileSource {
+    fn file(&self) -> Option<&File> {
+        Some(&self.file)
     }
 }
 

@@ -52,6 +52,11 @@ impl fmt::Display for Outcome {
 }
 
 impl Outcome {
+    /// What a command came to that ran elsewhere.
+    pub(crate) fn new(line: String, status: ExitStatus, stdout: Vec<u8>, stderr: String) -> Self {
+        Self { line, status, stdout, stderr }
+    }
+
     /// The exit code; `None` when a signal ended it.
     pub(crate) fn code(&self) -> Option<i32> {
         self.status.code()

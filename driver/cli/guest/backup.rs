@@ -8,7 +8,7 @@ use virtfold::catalog::Catalog;
 use virtfold::error::{Error, ErrorKind};
 use virtfold::guest::host::LocalFiles;
 use virtfold::job::attachments::LibvirtPlaces;
-use virtfold::job::domain::{DomainReport, DomainRequest, backup_domain};
+use virtfold::job::domain::{DomainReport, DomainRequest, backup_domain_to};
 use virtfold::job::guest::{Host, Pace};
 use virtfold::job::plan::Wishes;
 use virtfold::job::{Control, Progress};
@@ -17,7 +17,7 @@ use virtfold::metrics::{self, Labels};
 use super::Job;
 use super::connection::Connection;
 use crate::cli::Signals;
-use crate::cli::backup::{stdout_of, text as archive_text, warn};
+use crate::cli::backup::{copies, stdout_of, text as archive_text, warn};
 use crate::cli::exit::Outcome;
 use crate::cli::report::{Style, Ticker, printable, result};
 
@@ -28,9 +28,9 @@ pub(super) fn run(
     (connection, places): (&Connection, &LibvirtPlaces),
     signals: &Signals,
 ) -> Result<(Outcome, DomainReport)> {
-    let Some(destination) = &job.destination else {
+    if job.media.places().is_empty() {
         return Err(Error::new(ErrorKind::Usage, "--to says where the archive goes").into());
-    };
+    }
     let journal = Catalog::open(&wishes.state_dir)?;
     let host = Host {
         hypervisor: connection.hypervisor.as_ref(),
@@ -41,18 +41,20 @@ pub(super) fn run(
     };
     let guards = &virtfold_hooks::guard::usual_path();
     let request = DomainRequest { domain: job.domain, wishes, manner: job.manner.clone(), places, guards };
-    let out = stdout_of(destination);
+    let out = stdout_of(job.media.places());
     let progress = Arc::new(Progress::default());
     let ticker = Ticker::start(job.style, out, &progress)?;
     let control = Control { cancel: Arc::clone(&signals.stop), progress };
-    let report = backup_domain(&host, &request, destination, &control);
+    let report = backup_domain_to(&host, &request, &control, |label, cancel| job.media.open(label, cancel));
     drop(ticker);
     let report = report?;
+    let report = DomainReport { backup: job.media.complete(report.backup.clone()), ..report };
     warn(&report.backup.disks);
     let freeze = report.freeze.iter().flat_map(|freeze| &freeze.warnings);
     freeze.for_each(|warning| eprintln!("virtfold: warning: {}", printable(warning)));
     result(job.style, out, &report, &text(&report))?;
-    let Some(failure) = &report.thaw_failure else { return Ok((Outcome::Done, report)) };
+    let copied = copies(job.style, &report.backup);
+    let Some(failure) = &report.thaw_failure else { return Ok((copied, report)) };
     if job.style == Style::Text {
         eprintln!(
             "virtfold: the archive is good, but '{}' is not in order: {}",

@@ -97,7 +97,7 @@ pub(crate) fn places(given: Option<&Path>, uri: &str) -> Result<LibvirtPlaces, E
 /// The option that names the state directory.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct StateFlag {
-    /// Where virtfold keeps its journal and locks [default: $VIRTFOLD_STATE_DIR, else /var/lib/virtfold]
+    /// Where virtfold keeps its journal, its catalog and its locks [default: $VIRTFOLD_STATE_DIR, else /var/lib/virtfold]
     #[arg(long, value_name = "DIR", help_heading = "Domains")]
     state_dir: Option<PathBuf>,
 }

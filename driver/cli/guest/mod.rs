@@ -7,20 +7,22 @@ pub(crate) mod guard;
 mod plan;
 pub(crate) mod recover;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
 use virtfold::error::Error;
 use virtfold::guest::host::LocalFiles;
-use virtfold::job::backup::{Destination, Manner};
+use virtfold::job::backup::Manner;
 use virtfold::job::plan::{QuiesceWish, Wishes};
+use virtfold::medium::Location;
 use virtfold_config::Defaults;
 
 use self::connection::{ConnectFlag, StateFlag, absolute};
 use super::Signals;
 use super::exit::Outcome;
 use super::report::{Stdout, Style, result};
+use super::tape::media::Media;
 
 /// The options of a backup of a domain.
 #[derive(Debug, clap::Args)]
@@ -78,7 +80,7 @@ pub(super) struct Job<'a> {
     /// How the archive is made.
     pub(super) manner: Manner,
     /// Where it goes; not needed for a plan.
-    pub(super) destination: Option<Destination>,
+    pub(super) media: Media,
     /// Text or JSON.
     pub(super) style: Style,
     /// What the configuration says.
@@ -98,7 +100,7 @@ pub(super) fn wishes_of(defaults: &Defaults, state_dir: PathBuf) -> Wishes {
         overlay_dir: None,
         min_free: defaults.min_free.get(),
         state_dir,
-        archive_dir: None,
+        archive_dirs: Vec::new(),
     }
 }
 
@@ -123,13 +125,20 @@ impl GuestArgs {
         Ok(wishes)
     }
 
+    /// The state directory.
+    ///
+    /// # Errors
+    /// Those of [`StateFlag::path`].
+    pub(super) fn state_dir(&self) -> Result<PathBuf, Error> {
+        self.state.path()
+    }
+
     /// Runs the backup of a domain, or says what it would do.
     pub(super) fn run(&self, job: Job<'_>, signals: &Signals) -> Result<Outcome> {
         let connection = self.connect.open()?;
         let mut wishes = self.wishes(job.defaults)?;
-        if let Some(Destination::Directory(directory)) = &job.destination {
-            wishes.archive_dir = Some(directory.clone());
-        }
+        wishes.archive_dirs =
+            job.media.places().iter().filter_map(Location::path).map(Path::to_owned).collect();
         if self.plan {
             let plan =
                 virtfold::job::plan::plan(connection.hypervisor.as_ref(), &LocalFiles, job.domain, &wishes)?;

@@ -12,6 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::guest::domain_xml::DomainXml;
 use crate::job::Control;
 use crate::job::attachments::{DOMAIN_XML, LIVE_XML, limit_of};
+use crate::medium::Location;
 
 /// A guest in an archive.
 pub(super) struct Backup {
@@ -26,8 +27,8 @@ pub(super) struct Backup {
 impl Backup {
     /// Reads it; the disks are not looked at.
     pub(super) fn open(request: &DefineRequest, control: &Control) -> Result<Self> {
-        let name = request.archive.display().to_string();
-        if name == "-" {
+        let name = request.archive.to_string();
+        if request.archive == Location::Pipe {
             let what = "a guest's definition is checked before its disks are read, and a pipe comes once";
             return Err(Error::new(ErrorKind::Usage, what).with_hint("write the archive to a file first"));
         }

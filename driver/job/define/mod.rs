@@ -49,6 +49,7 @@ use crate::error::Result;
 use crate::guest::Hypervisor;
 use crate::guest::host::HostFiles;
 use crate::image::Format;
+use crate::medium::Location;
 
 /// Where the disks go that were not given a place of their own.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,8 +89,8 @@ pub struct Writing {
 /// Which guest to restore, as what and to where.
 #[derive(Clone, Debug)]
 pub struct DefineRequest {
-    /// The archive's file.
-    pub archive: PathBuf,
+    /// The archive.
+    pub archive: Location,
     /// What opens it, where it is encrypted.
     pub identities: Identities,
     /// The name of a copy; without it the guest is itself again.

@@ -92,7 +92,7 @@ pub(super) fn make(request: &DefineRequest, host: &Host<'_>, control: &Control) 
 fn report(request: &DefineRequest, backup: &Backup, who: &Who) -> DefineReport {
     let claims = backup.xml.claims.iter().map(|claim| format!("the definition claims {claim}"));
     DefineReport {
-        archive: request.archive.display().to_string(),
+        archive: request.archive.to_string(),
         guest: backup.xml.name.clone(),
         domain: who.name.clone(),
         uuid: who.id.to_string(),

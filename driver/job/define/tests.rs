@@ -50,7 +50,7 @@ fn a_guest_comes_out_of_an_encrypted_archive_with_its_key_alone() {
     let mut medium = Box::new(Encrypting::begin(file, &recipients).unwrap());
     medium.write(&std::fs::read(lab.at("web.tar")).unwrap()).unwrap();
     medium.finish().unwrap();
-    let mut request = DefineRequest { archive: sealed, ..lab.request() };
+    let mut request = DefineRequest { archive: sealed.into(), ..lab.request() };
     assert_eq!(lab.refused(&request).0, ErrorKind::Locked);
     // Made for its owner alone, as every file here is.
     let mut keys = Box::new(FileMedium::create(&lab.at("key")).unwrap());
@@ -293,9 +293,9 @@ fn a_lost_answer_is_no_failure_and_a_dead_driver_loses_nothing() {
 fn archives_without_a_guest_and_pipes_say_so() {
     let lab = Lab::new();
     let mut request = lab.request();
-    request.archive = "-".into();
+    request.archive = crate::medium::Location::Pipe;
     assert!(lab.refused(&request).1.contains("a pipe comes once"));
-    request.archive = lab.at("missing.tar");
+    request.archive = lab.at("missing.tar").into();
     assert_eq!(lab.refused(&request).0, ErrorKind::NotFound);
     lab.archive(&lab.xml().replace("vdb", "vdq"), 7);
     let error: Error = lab.run(&lab.request()).unwrap_err();

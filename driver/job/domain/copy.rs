@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::DomainRequest;
 use crate::archive::manifest::{Freeze, Subject};
+use crate::archive::stream::Cancel;
 use crate::error::{Error, ErrorKind, Result};
 use crate::guest::host::{HostFiles, Mark};
 use crate::guest::rules::Way;
@@ -12,7 +13,7 @@ use crate::job::attachments::{GuestXml, gather};
 use crate::job::backup::{Material, Written, write};
 use crate::job::guest::{Frozen, FrozenDisk, Host};
 use crate::job::plan::Plan;
-use crate::medium::Medium;
+use crate::medium::{Label, Medium};
 
 /// A copy that is going to be made.
 #[derive(Clone, Copy, Debug)]
@@ -27,7 +28,7 @@ impl Copy<'_> {
     pub(super) fn write(
         &self,
         frozen: &Frozen,
-        open: impl FnOnce(&str) -> Result<Box<dyn Medium>>,
+        open: impl FnOnce(&Label, &Cancel) -> Result<Box<dyn Medium>>,
     ) -> Result<Written> {
         let known = &self.plan.known;
         // First of all: firmware and TPM go on while the disks are frozen.

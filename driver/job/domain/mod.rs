@@ -23,19 +23,20 @@ use uuid::Uuid;
 use virtfold_hooks::guard::Access;
 
 use super::attachments::LibvirtPlaces;
-use super::backup::{BackupReport, Destination, Manner, Written, open_medium};
+use super::backup::{BackupReport, Manner, Written};
 use super::guest::{
     FreezeDisk, FreezeReport, FreezeRequest, Host, Mode, Quiesce, Recovery, RestDisk, RestRequest, Verdict,
     Which, at_rest, frozen, recover,
 };
 use super::plan::{self, How, Plan, PlannedDisk, QuiesceWish, Wishes};
 use super::{Control, guards};
+use crate::archive::stream::Cancel;
 use crate::catalog::Base;
 use crate::error::{Error, ErrorKind, IoContext, Result, sentence};
 use crate::guest::DomainId;
 use crate::guest::host::HostFiles;
 use crate::guest::rules::Way;
-use crate::medium::Medium;
+use crate::medium::{self, Copies, Label, Location, Medium};
 
 mod copy;
 #[cfg(test)]
@@ -106,7 +107,7 @@ pub struct DomainReport {
     pub backup: BackupReport,
 }
 
-/// Backs up a domain to a directory or standard output.
+/// Backs up a domain to all `destinations`.
 ///
 /// # Errors
 /// What speaks against the backup ([`Plan::refusal`]); whatever fails before the archive is good. The guest is then back on its
@@ -114,10 +115,13 @@ pub struct DomainReport {
 pub fn backup_domain(
     host: &Host<'_>,
     request: &DomainRequest<'_>,
-    destination: &Destination,
+    destinations: &[Location],
     control: &Control,
 ) -> Result<DomainReport> {
-    backup_domain_to(host, request, control, |name| open_medium(destination, name))
+    let copies = Copies::default();
+    let open = |label: &Label, cancel: &Cancel| medium::create_all(destinations, label, cancel, &copies);
+    let report = backup_domain_to(host, request, control, open)?;
+    Ok(DomainReport { backup: report.backup.with(&copies), ..report })
 }
 
 /// As [`backup_domain`], to the medium that `open` makes for the archive's name.
@@ -128,7 +132,7 @@ pub fn backup_domain_to(
     host: &Host<'_>,
     request: &DomainRequest<'_>,
     control: &Control,
-    open: impl FnOnce(&str) -> Result<Box<dyn Medium>>,
+    open: impl FnOnce(&Label, &Cancel) -> Result<Box<dyn Medium>>,
 ) -> Result<DomainReport> {
     let started = Instant::now();
     control.progress.enter("planning", 0);
@@ -192,7 +196,7 @@ fn bring_in_order(host: &Host<'_>, domain: DomainId) -> Result<Vec<Recovery>> {
 fn online(
     copy: &Copy<'_>,
     control: &Control,
-    open: impl FnOnce(&str) -> Result<Box<dyn Medium>>,
+    open: impl FnOnce(&Label, &Cancel) -> Result<Box<dyn Medium>>,
 ) -> Result<Done> {
     let request = freeze_request(copy.plan, copy.request.wishes, copy.host.files)?;
     make_overlay_directories(&request, &copy.request.wishes.state_dir)?;
@@ -224,7 +228,7 @@ fn online(
 fn offline(
     copy: &Copy<'_>,
     control: &Control,
-    open: impl FnOnce(&str) -> Result<Box<dyn Medium>>,
+    open: impl FnOnce(&Label, &Cancel) -> Result<Box<dyn Medium>>,
 ) -> Result<Done> {
     let disks = copy
         .plan

@@ -61,6 +61,9 @@ impl Lab {
         }
         let id =
             world.define(&format!("<domain><name>w/eb</name><devices>{devices}</devices></domain>")).unwrap();
+        for (target, inode) in [("vda", 2), ("vdb", 3)] {
+            world.set_identity(&path(target), inode);
+        }
         let wishes = Wishes {
             exclude: Vec::new(),
             quiesce: QuiesceWish::Auto,
@@ -68,7 +71,7 @@ impl Lab {
             overlay_dir: None,
             min_free: 0,
             state_dir: path("state"),
-            archive_dir: None,
+            archive_dirs: Vec::new(),
         };
         std::fs::create_dir(path("archives")).unwrap();
         let journal = Catalog::open(&path("state")).unwrap();
@@ -98,9 +101,9 @@ impl Lab {
         let guards = self.folder.path().join("guards");
         let (wishes, places) = (&self.wishes, &self.places);
         let request = DomainRequest { domain: "w/eb", wishes, manner, places, guards: &guards };
-        backup_domain_to(&host, &request, &Control::default(), |name| {
+        backup_domain_to(&host, &request, &Control::default(), |label, _| {
             meanwhile();
-            Ok(Box::new(FileMedium::create(&self.folder.path().join("archives").join(name))?))
+            Ok(Box::new(FileMedium::create(&self.folder.path().join("archives").join(&label.name))?))
         })
     }
 
@@ -127,7 +130,7 @@ fn a_running_domain_goes_into_an_archive_with_all_that_belongs_to_it() {
     assert_eq!(archives.len(), 1);
     let name = archives[0].file_name().unwrap().to_str().unwrap();
     assert!(name.starts_with("w_eb-"), "{name}");
-    inspect::with_index(&archives[0], &Identities::default(), |index: &ArchiveIndex<'_>| {
+    inspect::with_index(&archives[0].as_path().into(), &Identities::default(), |index: &ArchiveIndex<'_>| {
         let head = index.head();
         assert_eq!(head.subject, Subject::Domain { name: "w/eb".to_owned(), uuid: Some(lab.id.0) });
         assert_eq!(head.freeze.as_ref().map(|f| f.method.as_str()), Some("snapshot"));

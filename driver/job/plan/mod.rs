@@ -60,8 +60,8 @@ pub struct Wishes {
     pub min_free: u64,
     /// virtfold's own directory: overlays of block devices go into `overlays` in it.
     pub state_dir: PathBuf,
-    /// The directory that the archive goes to, where it is known.
-    pub archive_dir: Option<PathBuf>,
+    /// The directories that the archive goes to, as far as they are known.
+    pub archive_dirs: Vec<PathBuf>,
 }
 
 /// A domain in a plan.

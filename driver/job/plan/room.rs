@@ -4,8 +4,8 @@
 //! The estimate of an overlay: a tenth of what the disk's images take on the host, at least 16 MiB, at most the disk's
 //! capacity. Of each file system the estimates of its overlays must fit in what is free, and `min_free` bytes more.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -75,7 +75,7 @@ pub(super) fn look(disks: &[PlannedDisk], files: &dyn HostFiles, wishes: &Wishes
         room.estimate = room.estimate.saturating_add(bytes);
         found.notes.extend(elsewhere(disk, device));
     }
-    if let Some(room) = archive_device(wishes).and_then(|device| rooms.get(&device)) {
+    for room in archive_devices(wishes).iter().filter_map(|device| rooms.get(device)) {
         found.notes.extend(beside_archive(room, disks));
     }
     found.rooms = rooms.into_values().collect();
@@ -83,9 +83,14 @@ pub(super) fn look(disks: &[PlannedDisk], files: &dyn HostFiles, wishes: &Wishes
     Ok(found)
 }
 
-/// The file system that the archive goes to. One that is not there is an error of its own, later.
-fn archive_device(wishes: &Wishes) -> Option<u64> {
-    wishes.archive_dir.as_ref()?.metadata().ok().map(|found| found.dev())
+/// The file systems that the archive goes to. One that is not there is an error of its own, later.
+fn archive_devices(wishes: &Wishes) -> BTreeSet<u64> {
+    wishes
+        .archive_dirs
+        .iter()
+        .filter_map(|directory| directory.metadata().ok())
+        .map(|found| found.dev())
+        .collect()
 }
 
 /// An archive beside the overlays takes from their room. How much is not known before it is compressed, so it is no obstacle.

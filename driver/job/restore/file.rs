@@ -1,4 +1,4 @@
-//! A restore from a file: by the archive's index, and only what is wanted.
+//! A restore from a medium that can be read anywhere: by the archive's index, and only what is wanted.
 
 use std::os::unix::fs::MetadataExt;
 
@@ -7,16 +7,17 @@ use super::{
     selected,
 };
 use crate::archive::index::{ArchiveIndex, Data, IndexedDisk, Trust};
+use crate::archive::stream::ReadAt;
 use crate::crypt::ArchiveFile;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::job::Control;
 use crate::job::target::{TargetDisk, TargetSpec};
 use crate::table::Run;
 use crate::units::{DenseOffset, GuestOffset};
 
-/// Restores from the file that the request names.
+/// Restores from the archive that the request names.
 pub(super) fn restore(request: &RestoreRequest, control: &Control) -> Result<RestoreReport> {
-    let name = request.archive.display().to_string();
+    let name = request.archive.to_string();
     let trust = if request.checking == Checking::Partial { Trust::Salvage } else { Trust::Strict };
     control.progress.enter("opening", 0);
     let source = ArchiveFile::salvage(&request.archive, &request.identities)?;
@@ -64,7 +65,8 @@ fn refuse(name: &str, error: Error) -> Error {
 
 /// Refuses to replace the archive by what is in it.
 fn refuse_source(source: &ArchiveFile, spec: &TargetSpec) -> Result<()> {
-    let archive = source.metadata()?;
+    let Some(file) = source.file() else { return Ok(()) };
+    let archive = file.metadata().at(|| format!("cannot examine '{}'", source.name()))?;
     match std::fs::metadata(&spec.path) {
         Ok(target) if (target.dev(), target.ino()) == (archive.dev(), archive.ino()) => {
             Err(Error::new(ErrorKind::Usage, format!("'{}' is the archive itself", spec.path.display())))

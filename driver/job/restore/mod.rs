@@ -25,7 +25,7 @@ use crate::crypt::Identities;
 use crate::durable::Existing;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::Format;
-use crate::medium::PipeSource;
+use crate::medium::{Location, PipeSource};
 use crate::units::GuestOffset;
 
 /// Which disks go where.
@@ -51,8 +51,8 @@ pub enum Checking {
 /// What to restore, how and to where.
 #[derive(Clone, Debug)]
 pub struct RestoreRequest {
-    /// The archive's file; `-` for standard input.
-    pub archive: PathBuf,
+    /// The archive.
+    pub archive: Location,
     /// What opens it, where it is encrypted.
     pub identities: Identities,
     /// Which disks go where.
@@ -148,7 +148,7 @@ pub(super) fn note_lost(damage: &mut Vec<Lost>, disk: &str, guest: GuestOffset, 
 /// when a target can't be made. No file has then appeared, except where the last step, the naming of the finished
 /// disks one after the other, fails in its midst: those named by then are whole.
 pub fn run(request: &RestoreRequest, control: &Control) -> Result<RestoreReport> {
-    if request.archive.as_os_str() == "-" {
+    if request.archive == Location::Pipe {
         let input = PipeSource::stdin(std::sync::Arc::clone(&control.cancel))?;
         return run_from(request, control, input);
     }

@@ -20,7 +20,7 @@ pub(super) fn restore(
     control: &Control,
     input: impl Read + Send,
 ) -> Result<RestoreReport> {
-    let archive = request.archive.display().to_string();
+    let archive = request.archive.to_string();
     let name = if archive == "-" { "standard input" } else { &archive };
     let mut disks = Disks { request, control, wanted: Vec::new(), targets: Vec::new(), done: Vec::new() };
     let options = read_options(request, control);

@@ -16,7 +16,7 @@ use virtfold::archive::stream::Compression;
 use virtfold::archive::tar_parser::{Event, MemberParser};
 use virtfold::image::{Format, Use};
 use virtfold::job::Control;
-use virtfold::job::backup::{self, BackupRequest, Destination, ImageSpec};
+use virtfold::job::backup::{self, BackupRequest, ImageSpec};
 use virtfold::table::Layout;
 use virtfold::units::BlockSize;
 
@@ -137,7 +137,7 @@ fn back_up(work: &Path, case: &Case) -> Vec<u8> {
     let request = BackupRequest {
         images: images.collect(),
         label: Some(case.name.to_owned()),
-        destination: Destination::Directory(work.to_owned()),
+        destinations: vec![work.into()],
         compression: case.compression,
         encrypt_to: None,
         layout: case.layout,

@@ -7,7 +7,7 @@ use crossbeam_channel::Receiver;
 
 use super::super::*;
 use crate::archive::manifest::Subject;
-use crate::archive::stream::Compression;
+use crate::archive::stream::{Cancel, Compression};
 use crate::archive::writer::Attachment;
 use crate::catalog::Catalog;
 use crate::crypt::Identities;
@@ -22,7 +22,7 @@ use crate::guest::{
 };
 use crate::image::{DiskImage, OpenOptions};
 use crate::job::backup::{self, Manner, Material};
-use crate::medium::{FileMedium, Medium};
+use crate::medium::{FileMedium, Label, Medium};
 use crate::table::Layout;
 
 pub(super) const UUID: &str = "3b51a0a6-3c5a-4c1e-9d0b-2b4f6f1f8f11";
@@ -169,7 +169,9 @@ impl Lab {
             limit_rate: None,
             workers: 1,
         };
-        let open = |_: &str| FileMedium::create(&path).map(|medium| Box::new(medium) as Box<dyn Medium>);
+        let open = |_: &Label, _: &Cancel| {
+            FileMedium::create(&path).map(|medium| Box::new(medium) as Box<dyn Medium>)
+        };
         let control = Control::default();
         backup::write(material, &manner, &control, open).unwrap().finish(&control).unwrap();
         path
@@ -184,7 +186,7 @@ impl Lab {
             workers: 1,
         };
         DefineRequest {
-            archive: self.at("web.tar"),
+            archive: self.at("web.tar").into(),
             identities: Identities::default(),
             name: None,
             disks: vec![],

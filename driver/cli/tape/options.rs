@@ -1,0 +1,160 @@
+//! The options of verbs that use a tape drive.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use virtfold::archive::stream::Cancel;
+use virtfold::error::{Error, ErrorKind};
+use virtfold::job::tape::TapeUse;
+use virtfold::medium::{Location, TapeAddress, TapeArchive};
+use virtfold_config::parse_size;
+
+/// Memory between the archive and the drive, where nothing else is said.
+const RING: u64 = 256 << 20;
+
+/// What verbs say that change volumes.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct ChangeArgs {
+    /// The command that puts the next tape in: %d is the device, %n the volume's number, %o the old label, %w the wanted one
+    /// (- for any), %p the pool [default: you are asked at the terminal]
+    #[arg(long, value_name = "COMMAND", help_heading = "Tapes")]
+    change_command: Option<String>,
+    /// How long that command may take
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = time, help_heading = "Tapes")]
+    change_timeout: Duration,
+    #[command(flatten)]
+    wait: WaitFlag,
+}
+
+/// What verbs say that need a tape.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct WaitFlag {
+    /// How long to wait for a tape to be ready
+    #[arg(long, value_name = "TIME", default_value = "2m", value_parser = time, help_heading = "Tapes")]
+    tape_wait: Duration,
+}
+
+/// What a backup to tape says.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct WriteArgs {
+    #[command(flatten)]
+    change: ChangeArgs,
+    /// Only begin on a tape of this pool [default: the pool of the tape in the drive]
+    #[arg(long, value_name = "POOL", help_heading = "Tapes")]
+    pool: Option<String>,
+    /// Memory that keeps the drive streaming
+    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = parse_size, help_heading = "Tapes")]
+    tape_buffer: u64,
+}
+
+impl WaitFlag {
+    /// The drive without anybody who changes volumes.
+    pub(crate) fn drive(&self, address: &TapeAddress, state_dir: PathBuf, cancel: &Cancel) -> TapeUse {
+        TapeUse {
+            device: address.device.clone(),
+            state_dir,
+            change_command: None,
+            change_limit: Duration::ZERO,
+            patience: self.tape_wait,
+            pool: None,
+            ring: RING,
+            cancel: Arc::clone(cancel),
+        }
+    }
+}
+
+impl ChangeArgs {
+    /// The drive, to read from.
+    pub(crate) fn drive(&self, address: &TapeAddress, state_dir: PathBuf, cancel: &Cancel) -> TapeUse {
+        TapeUse {
+            change_command: self.change_command.clone(),
+            change_limit: self.change_timeout,
+            ..self.wait.drive(address, state_dir, cancel)
+        }
+    }
+}
+
+impl WriteArgs {
+    /// The drive, to write to.
+    ///
+    /// # Errors
+    /// The address names an archive.
+    pub(crate) fn drive(
+        &self,
+        address: &TapeAddress,
+        state_dir: PathBuf,
+        cancel: &Cancel,
+    ) -> Result<TapeUse, Error> {
+        device_only(address)?;
+        Ok(TapeUse {
+            pool: self.pool.clone(),
+            ring: self.tape_buffer,
+            ..self.change.drive(address, state_dir, cancel)
+        })
+    }
+}
+
+/// Fails where an address names an archive and only a drive makes sense.
+pub(super) fn device_only(address: &TapeAddress) -> Result<(), Error> {
+    match address.archive {
+        None => Ok(()),
+        Some(_) => Err(Error::new(
+            ErrorKind::Usage,
+            format!("'{address}' names an archive, and this is about a tape"),
+        )
+        .with_hint("leave # and what follows away")),
+    }
+}
+
+/// The tape that a verb of tapes is about.
+pub(super) fn tape(location: &Location) -> Result<&TapeAddress, Error> {
+    let Location::Tape(address) = location else {
+        return Err(Error::new(ErrorKind::Usage, format!("'{location}' is no tape"))
+            .with_hint("write tape:/dev/nst0"));
+    };
+    device_only(address)?;
+    Ok(address)
+}
+
+/// The archive that an address names.
+///
+/// # Errors
+/// It names none.
+pub(crate) fn archive(address: &TapeAddress) -> Result<&TapeArchive, Error> {
+    address.archive.as_ref().ok_or_else(|| {
+        Error::new(ErrorKind::Usage, format!("'{address}' is a tape, and no archive on it"))
+            .with_hint(format!("'virtfold list {address}' shows the names; {address}#latest is the last one"))
+    })
+}
+
+/// A time as people write it: `500ms`, `90s`, `2m`, `1h`.
+pub(super) fn time(text: &str) -> Result<Duration, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| "write a time as 500ms, 90s, 2m or 1h".to_owned())?;
+    let factor = match unit {
+        "ms" => return Ok(Duration::from_millis(number)),
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => return Err("write a time as 500ms, 90s, 2m or 1h".to_owned()),
+    };
+    number.checked_mul(factor).map(Duration::from_secs).ok_or_else(|| "that is too long".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_as_people_write_them() {
+        assert_eq!(time("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(time("2m"), Ok(Duration::from_secs(120)));
+        assert_eq!(time("1h"), Ok(Duration::from_secs(3600)));
+        for bad in ["", "5", "m", "-1s", "1d", "99999999999999999999s", "9999999999999999999h"] {
+            assert!(time(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! Object stores in a build without the feature `object-store`: they are known by name, and say that they are not there.
+
+use std::sync::Arc;
+
+use super::{Label, Medium, ObjectAddress, Source};
+use crate::archive::stream::Cancel;
+use crate::error::{Error, ErrorKind, Result};
+
+/// Something in a bucket that an archive is or becomes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// The archive.
+    pub address: ObjectAddress,
+    /// Bytes of the object.
+    pub bytes: u64,
+    /// Whether it is not there yet.
+    pub is_partial: bool,
+}
+
+fn absent<T>(address: &ObjectAddress) -> Result<T> {
+    Err(Error::new(
+        ErrorKind::Unsupported,
+        format!("'{address}': this virtfold was built without object stores"),
+    )
+    .with_hint("build it with the feature 'object-store'"))
+}
+
+/// Nothing is listed.
+///
+/// # Errors
+/// Unsupported.
+pub fn list(place: &ObjectAddress) -> Result<Vec<Listed>> {
+    absent(place)
+}
+
+/// Nothing is opened.
+///
+/// # Errors
+/// Unsupported.
+pub fn open(address: &ObjectAddress) -> Result<Arc<dyn Source>> {
+    absent(address)
+}
+
+/// Nothing is made.
+///
+/// # Errors
+/// Unsupported.
+pub fn create(place: &ObjectAddress, _: &Label, _: &Cancel) -> Result<Box<dyn Medium>> {
+    absent(place)
+}

@@ -1,0 +1,36 @@
+//! Tapes as a medium. FORMAT.md says what is on them.
+//!
+//! From below: a [`Drive`] does what `st` does ([`StDrive`]; [`SimulatedDrive`] in memory, with faults); `deck` counts every step of it and asks it
+//! where it stands; `record` and `volume` know what is on a volume; [`TapeMedium`] writes archives, [`TapeSource`] reads them,
+//! [`TapeCare`] looks after volumes. A [`Changer`] changes volumes, a [`Ledger`] remembers them.
+//!
+//! The contract beyond that of a medium: what [`Ledger::committed`] was told is on the medium, at that place. A write that failed is never
+//! repeated on the same volume, and that volume is never written to again.
+//!
+//! Imports: `error`, `ioctl`, `archive` (its traits for bytes).
+
+mod care;
+mod changer;
+mod deck;
+mod drive;
+mod ledger;
+mod reader;
+mod record;
+mod ring;
+mod simulated;
+mod st;
+#[cfg(test)]
+mod tests;
+mod volume;
+mod writer;
+
+pub use self::care::{PartVerdict, TapeCare, TapeStatus, VolumeVerdict};
+pub use self::changer::{Change, Changer, CommandChanger, NoChanger, PromptChanger};
+pub use self::drive::{Access, Drive, DriveState, Motion};
+pub use self::ledger::{Ledger, NoLedger, Placed, has_id, id_of};
+pub use self::reader::{TapeReading, TapeSource};
+pub use self::record::{Begin, End, Label, TapeBlock, check_label};
+pub use self::simulated::{SimulatedDrive, SimulatedTape, TapeFault};
+pub use self::st::StDrive;
+pub use self::volume::{NewLabel, Overwrite, Part, VolumeContents};
+pub use self::writer::{TapeMedium, TapeReport, TapeSetup};

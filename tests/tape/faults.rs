@@ -1,0 +1,112 @@
+//! Faults of the drive at every Nth block: an archive that is told to be good is good, or something is said.
+
+use crate::bench::{Bench, TAPE, name_of};
+use crate::common::image::Image;
+use crate::common::run::exit;
+use crate::drive::{Fault, Object};
+
+/// Writes behind an archive with a fault, and looks what came of both. Whether it was said.
+fn with_fault(
+    bench: &mut Bench,
+    (kept, image): (&Image, &Image),
+    fault: impl Fn(u64) -> Fault,
+    offset: u64,
+) -> bool {
+    bench.label(0);
+    let before = name_of(&bench.backup(kept, &[]).ok());
+    let behind = bench.objects(0).len() as u64;
+    let fault = fault(behind + offset);
+    bench.unit(|unit| unit.faults = vec![fault]);
+    let done = bench.backup(image, &[]);
+    let unused = bench.unit(|unit| std::mem::take(&mut unit.faults));
+    assert!(unused.is_empty(), "the fault {fault:?} did not happen\n{done}");
+    if done.code() == Some(exit::OK) {
+        bench.assert_restores(&name_of(&done), image, &[]);
+        return false;
+    }
+    let done = done.exits(exit::FAILURE);
+    assert!(done.stderr.contains("hint: "), "{done}");
+    // What was on the tape is still there, and nothing of the new one looks whole.
+    bench.assert_restores(&before, kept, &[]);
+    bench.assert_restores(&format!("{TAPE}#latest"), kept, &[]);
+    let objects = bench.objects(0);
+    let again = bench.backup(image, &[]).exits(exit::FAILURE);
+    assert!(again.stderr.contains("has failed before"), "{fault:?}\n{again}");
+    assert_eq!(bench.objects(0), objects, "{fault:?}: a failed volume was written to again");
+    true
+}
+
+fn at_blocks(make: impl Fn(u64) -> Fault) {
+    let mut bench = Bench::new(1, 64);
+    let (kept, image) = (bench.image("kept.raw", 1), bench.image("disk.raw", 2));
+    // The begin is 0, the data 2 to 10, the end 12.
+    let mut said = |offset: &u64| with_fault(&mut bench, (&kept, &image), &make, *offset);
+    assert_eq!([0, 6, 12].iter().filter(|offset| said(offset)).count(), 3);
+}
+
+#[test]
+fn a_write_error() {
+    at_blocks(Fault::WriteError);
+}
+
+#[test]
+fn a_silent_drop() {
+    at_blocks(Fault::SilentDrop);
+}
+
+#[test]
+fn a_deferred_error() {
+    at_blocks(|at| Fault::Deferred { at, lost: 1 });
+}
+
+#[test]
+fn a_reset_of_the_drive() {
+    at_blocks(Fault::Reset);
+}
+
+#[test]
+fn what_is_wrong_on_the_tape_is_found_when_it_is_read() {
+    let mut bench = Bench::new(1, 64);
+    bench.label(0);
+    let image = bench.image("disk.raw", 2);
+    let archive = name_of(&bench.backup(&image, &[]).ok());
+    let objects = bench.objects(0);
+    for at in [2, 4, 8, 12, 14] {
+        for fault in [Fault::Corrupt(at), Fault::ReadError(at)] {
+            bench.unit(|unit| unit.faults = vec![fault]);
+            let verdict = bench.virtfold(&["tape", "verify", TAPE]);
+            assert_ne!(verdict.code(), Some(exit::OK), "{fault:?}\n{verdict}");
+            bench.unit(|unit| unit.faults = vec![fault]);
+            let verdict = bench.virtfold(&["verify", &archive]);
+            // What is not the archive's is not read, and a begin that is wrong by the catalog is looked for once more.
+            let read = bench.unit(|unit| std::mem::take(&mut unit.faults)).is_empty();
+            let found_again = fault == Fault::Corrupt(2);
+            assert_eq!(verdict.code() != Some(exit::OK), read && !found_again, "{fault:?}\n{verdict}");
+        }
+    }
+    assert_eq!(bench.objects(0), objects, "reading writes nothing");
+    bench.virtfold(&["tape", "verify", TAPE]).ok();
+    assert!(matches!(objects[14], Object::Block(_)));
+}
+
+#[test]
+fn a_tape_that_is_changed_in_mid_write() {
+    let mut bench = Bench::new(2, 256);
+    bench.label(1);
+    bench.label(0);
+    let image = bench.image("disk.raw", 64);
+    let args = ["backup", "--image", image.text(), "--format", "raw", "--to", TAPE, "--tape-buffer", "1MiB"];
+    let before = bench.unit(|unit| unit.writes);
+    let running = bench.start(&args);
+    crate::common::run::wait_until("blocks on the tape", std::time::Duration::from_secs(60), || {
+        bench.unit(|unit| unit.writes) > before + 20
+    });
+    let other = bench.objects(1);
+    bench.unit(|unit| unit.insert(1));
+    let ended = running.wait().exits(exit::FAILURE);
+    assert!(ended.stderr.contains("hint: "), "{ended}");
+    assert_eq!(bench.objects(1), other, "the other tape was written to");
+    bench.unit(|unit| unit.insert(0));
+    let again = bench.backup(&image, &[]).exits(exit::FAILURE);
+    assert!(again.stderr.contains("has failed before"), "{again}");
+}
