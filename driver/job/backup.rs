@@ -28,7 +28,7 @@ use crate::archive::writer::{Attachment, Contents, DiskTables, Sealed, write_arc
 use crate::crypt::{self, Encrypting, Recipients};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::image::{self, DiskImage, Format, OpenOptions, Use};
-use crate::medium::{self, Copies, Label, Location, Medium, RateLimit, RateLimited};
+use crate::medium::{self, Copies, Label, Location, Medium, RateLimit, RateLimited, name_part};
 use crate::table::Layout;
 use crate::units::BlockSize;
 
@@ -306,17 +306,7 @@ fn archive_name(head: &Manifest, manner: &Manner) -> Result<String> {
 /// A name as part of a file's name. A label that [`label`] lets pass is kept as it is; a domain's name may hold what a file
 /// name does not, and the archive's head has it as it is.
 fn file_label(name: &str) -> String {
-    let safe: String = name.chars().map(|c| if c == '/' || c.is_control() { '_' } else { c }).collect();
-    let mut end = safe.len().min(MAX_LABEL);
-    while !safe.is_char_boundary(end) {
-        end -= 1;
-    }
-    let cut = safe.get(..end).unwrap_or_default();
-    if cut.is_empty() || cut.starts_with('.') {
-        format!("_{}", cut.trim_start_matches('.'))
-    } else {
-        cut.to_owned()
-    }
+    name_part(name, MAX_LABEL, |c| c == '/' || c.is_control())
 }
 
 /// What the set of images is called: part of a file name, so no separators, and not hidden.

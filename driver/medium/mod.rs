@@ -23,7 +23,7 @@
 //! no more of it than they need. One that comes once, front to back, is any `Read`; its errors carry the library's. What is read is believed only as far as the
 //! archive's own digests go. Reading may be repeated.
 //!
-//! Every medium passes the one suite of `tests/medium_conformance.rs`, and the same behind a wrapper that makes it fail.
+//! Every medium passes the one suite of `tests/medium_conformance`, and the same behind a wrapper that makes it fail.
 //!
 //! Imports: `error`, `durable`, `ioctl`, `archive` (its traits for bytes).
 
@@ -74,6 +74,21 @@ pub struct Label {
     pub subject: String,
     /// About how many bytes it will have, rather more than less. To plan with, not to rely on.
     pub estimate: u64,
+}
+
+/// A name as a part of a place's name, `max` bytes at most: odd characters become `_`, and it is neither empty nor hidden.
+pub(crate) fn name_part(name: &str, max: usize, is_odd: impl Fn(char) -> bool) -> String {
+    let safe: String = name.chars().map(|c| if is_odd(c) { '_' } else { c }).collect();
+    let mut end = safe.len().min(max);
+    while !safe.is_char_boundary(end) {
+        end -= 1;
+    }
+    let cut = safe.get(..end).unwrap_or_default();
+    if cut.is_empty() || cut.starts_with('.') {
+        format!("_{}", cut.trim_start_matches('.'))
+    } else {
+        cut.to_owned()
+    }
 }
 
 /// What a finished medium vouches for.

@@ -2,11 +2,9 @@
 //!
 //! Texts of a store are cut down to its error code and message: what else is in them may be anything.
 
-use std::error::Error as StdError;
-
 use object_store::Error as StoreError;
 
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, sentence};
 
 /// The longest message of a store that is repeated, bytes.
 const MAX_MESSAGE: usize = 200;
@@ -23,7 +21,7 @@ const PASSING: [&str; 7] = [
 
 /// Whether the same request may succeed later: the store can't be reached, is not ready, or did not get all of it.
 pub(super) fn may_pass(error: &StoreError) -> bool {
-    let text = whole(error);
+    let text = sentence(error);
     let code = between(&text, "<Code>", "</Code>");
     if code.is_some_and(|code| PASSING.contains(&code)) {
         return true;
@@ -43,13 +41,13 @@ fn is_hopeless(text: &str) -> bool {
 
 /// Whether the store does not know conditions.
 pub(super) fn is_not_implemented(error: &StoreError) -> bool {
-    let text = whole(error);
+    let text = sentence(error);
     status(&text) == Some(501) || between(&text, "<Code>", "</Code>") == Some("NotImplemented")
 }
 
 /// The library's error: `what` was tried, and `error` came of it.
 pub(super) fn explain(what: impl Into<String>, error: &StoreError) -> Error {
-    let text = whole(error);
+    let text = sentence(error);
     let is_missing = between(&text, "<Code>", "</Code>").is_some_and(|code| code.starts_with("NoSuch"));
     let (kind, hint) = match error {
         _ if is_missing || matches!(error, StoreError::NotFound { .. }) => {
@@ -78,18 +76,6 @@ fn is_full(text: &str) -> bool {
             code,
             Some("QuotaExceeded" | "EntityTooLarge" | "XMinioStorageFull" | "InsufficientStorage")
         )
-}
-
-/// The error with all its causes; some of them repeat their own.
-fn whole(error: &StoreError) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        cause = inner.source();
-    }
-    text
 }
 
 fn status(text: &str) -> Option<u16> {

@@ -7,7 +7,7 @@ use object_store::path::Path;
 
 use super::store::key;
 use crate::error::Result;
-use crate::medium::{Label, ObjectAddress};
+use crate::medium::{Label, ObjectAddress, name_part};
 
 /// The part of the key that notes have before their name.
 const PARTIAL: &str = ".partial";
@@ -51,17 +51,7 @@ pub(super) fn noted(text: &str) -> Option<String> {
 /// A name as a part of a key: what a key must not have, and what tools trip over, becomes `_`.
 fn part(name: &str) -> String {
     let odd = |c: char| c.is_control() || "/\\#?%*{}^[]`~<>|\"'".contains(c);
-    let safe: String = name.chars().map(|c| if odd(c) { '_' } else { c }).collect();
-    let mut end = safe.len().min(MAX_PART);
-    while !safe.is_char_boundary(end) {
-        end -= 1;
-    }
-    let cut = safe.get(..end).unwrap_or_default();
-    if cut.is_empty() || cut.starts_with('.') {
-        format!("_{}", cut.trim_start_matches('.'))
-    } else {
-        cut.to_owned()
-    }
+    name_part(name, MAX_PART, odd)
 }
 
 #[cfg(test)]

@@ -6,3 +6,4 @@ mod people;
 mod random;
 mod rest;
 mod scene;
+mod torn;
