@@ -3,7 +3,7 @@
 //!
 //! The test's scratch folder is mounted in it for writing, under the same path. A command is a file in there that the
 //! machine's init sees and runs; its outputs and exit code come back the same way. Every file has a name of its own,
-//! so that no cache can hold an old one.
+//! so that no cache can hold an old one. Temporary files go into the machine's own /run: the project may lie in /tmp.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -179,7 +179,7 @@ fn init_script(folder: &Path, own: &Path) -> String {
         r#"#!/bin/bash
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin
 mount -t proc proc /proc; mount -t sysfs sys /sys
-for d in /run /tmp /var/tmp; do mount -t tmpfs tmp $d; done
+mount -t tmpfs tmp /run; mkdir /run/tmp; export TMPDIR=/run/tmp
 M=/usr/lib/uml/modules/$(uname -r)/kernel/drivers/scsi
 for m in scsi_common scsi_mod virtio_scsi st sg; do insmod $M/$m.ko || echo "no module $m"; done
 mount -t hostfs none '{folder}' -o '{folder}' || echo 'the folder is not mounted'
