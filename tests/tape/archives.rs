@@ -35,8 +35,8 @@ fn out_and_back_by_every_way() {
         listed["archives"].as_array().unwrap().iter().map(|a| a["archive"].as_str().unwrap()).collect();
     assert_eq!(names, [archive.as_str(), second.as_str()], "list prints the names that restore takes");
     assert_eq!(bench.virtfold(&["tape", "status", TAPE, "--json"]).ok().json()["label"]["label"], "T0");
-    bench.virtfold(&["restore", &format!("{TAPE}#00000000"), "--output", "/tmp"]).exits(exit::NOT_FOUND);
-    bench.virtfold(&["restore", TAPE, "--output", "/tmp"]).exits(exit::USAGE);
+    bench.virtfold(&["restore", &format!("{TAPE}#00000000"), "--output", "/run/tmp"]).exits(exit::NOT_FOUND);
+    bench.virtfold(&["restore", TAPE, "--output", "/run/tmp"]).exits(exit::USAGE);
 }
 
 /// Files 0 and 1 of the tape are passed over by reading them; the next is the archive.
@@ -179,7 +179,7 @@ fn a_killed_run_costs_that_archive_alone() {
         let left = bench.objects(0);
         assert_eq!(left.last(), Some(&Object::Mark));
         bench
-            .virtfold(&["restore", &format!("{TAPE}#latest"), "--output", "/tmp"])
+            .virtfold(&["restore", &format!("{TAPE}#latest"), "--output", "/run/tmp"])
             .exits_one_of(&[exit::NOT_FOUND, exit::OK]);
         let archive = name_of(&bench.backup(&small, &[]).ok());
         bench.assert_restores(&archive, &small, &[]);
