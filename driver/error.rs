@@ -10,8 +10,11 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::io;
 
-/// What kind of failure it is. Each kind has one exit code.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+use serde::{Deserialize, Serialize};
+
+/// What kind of failure it is. Each kind has one exit code; programs see its name with hyphens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum ErrorKind {
     /// The request makes no sense or contradicts itself.
     Usage,
