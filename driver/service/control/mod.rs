@@ -5,7 +5,7 @@
 //!
 //! - `types`: what is said.
 //!
-//! Imports: `error`.
+//! Imports: `error`, `metrics` (measures).
 
 mod types;
 
