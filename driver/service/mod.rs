@@ -5,4 +5,5 @@
 //!
 //! Imports: all rooms below; nothing but `cli` imports this one.
 
+mod acceptor;
 pub mod control;
