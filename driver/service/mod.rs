@@ -7,3 +7,5 @@
 
 mod acceptor;
 pub mod control;
+pub mod metrics;
+pub mod notify;

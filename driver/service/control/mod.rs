@@ -9,6 +9,8 @@
 //! Imports: `error`, `metrics` (measures), `service::acceptor`.
 
 mod client;
+#[cfg(test)]
+pub(in crate::service) mod fake;
 mod lines;
 mod server;
 #[cfg(test)]

@@ -274,3 +274,20 @@ pub enum WarningKind {
     /// Something else.
     Other,
 }
+
+impl WarningKind {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::GuestWithoutJob, Self::Configuration, Self::Events, Self::Recovery, Self::Other];
+
+    /// Its name, as programs see it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::GuestWithoutJob => "guest-without-job",
+            Self::Configuration => "configuration",
+            Self::Events => "events",
+            Self::Recovery => "recovery",
+            Self::Other => "other",
+        }
+    }
+}
