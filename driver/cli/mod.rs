@@ -6,6 +6,7 @@
 mod args;
 mod backup;
 mod config;
+mod control;
 mod define;
 mod exit;
 mod guest;
@@ -49,6 +50,12 @@ enum Verb {
     Tape(Box<tape::Args>),
     Domains(guest::domains::Args),
     Recover(guest::recover::Args),
+    Status(control::status::Args),
+    Queue(control::queue::Args),
+    Run(control::run::Args),
+    Pause(control::pause::Args),
+    Resume(control::resume::Args),
+    Cancel(control::cancel::Args),
     Config(config::Args),
     #[command(hide = true)]
     Guard(guest::guard::Args),
@@ -112,6 +119,12 @@ impl Verb {
             Self::Tape(args) => tape::run(&args, signals),
             Self::Domains(args) => guest::domains::run(&args),
             Self::Recover(args) => guest::recover::run(&args),
+            Self::Status(args) => control::status::run(&args),
+            Self::Queue(args) => control::queue::run(&args),
+            Self::Run(args) => control::run::run(&args),
+            Self::Pause(args) => control::pause::run(&args),
+            Self::Resume(args) => control::resume::run(&args),
+            Self::Cancel(args) => control::cancel::run(&args),
             Self::Config(args) => config::run(&args),
             Self::Guard(args) => guest::guard::run(&args),
         }
