@@ -20,8 +20,8 @@ use serde_json::{Value, json};
 
 /// The verbs that have a help of their own.
 const VERBS: [&str; 17] = [
-    "backup", "restore", "verify", "list", "show", "table", "map", "tape", "domains", "recover", "config", "status",
-    "queue", "run", "pause", "resume", "cancel",
+    "backup", "restore", "verify", "list", "show", "table", "map", "tape", "domains", "recover", "config",
+    "status", "queue", "run", "pause", "resume", "cancel",
 ];
 /// The verbs of tapes.
 const TAPE_VERBS: [&str; 5] = ["status", "label", "list", "verify", "erase"];
@@ -237,7 +237,8 @@ fn control_verbs() {
 
     answer_at(&socket("queue"), |_| {
         let now = i64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_secs()).unwrap();
-        let failure = json!({"at": now, "job": "nightly", "kind": "io", "sentence": "the drive says no", "hint": null});
+        let failure =
+            json!({"at": now, "job": "nightly", "kind": "io", "sentence": "the drive says no", "hint": null});
         let (due, later) = (json!({"due": now - 630}), now + 630);
         let entries = [
             json!({"due": now - 630, "state": "running", "started": now - 600, "trigger": "request", "attempts": 1}),
@@ -259,7 +260,9 @@ fn control_changes() {
     let scratch = Scratch::new("golden-changes");
     let socket = scratch.join("control.sock");
     let asked = answer_at(&socket, |ask| match ask["cancel"]["id"].as_i64() {
-        Some(99) => json!({"error": {"kind": "not-found", "sentence": "there is no entry 99", "hint": "'virtfold queue' lists them"}}),
+        Some(99) => {
+            json!({"error": {"kind": "not-found", "sentence": "there is no entry 99", "hint": "'virtfold queue' lists them"}})
+        }
         _ => json!({"answer": "done"}),
     });
     let cases: [(&str, &[&str], Value); 6] = [
@@ -291,9 +294,13 @@ fn control_runs() {
         let more = match (ask["entry"]["id"].as_i64().unwrap(), look) {
             (_, 0..4) => json!({"trigger": "request"}),
             (17, 4) => json!({"state": "running", "attempts": 1}),
-            (17, 5) => return json!({"error": {"kind": "in-use", "sentence": "32 connections are open already"}}),
+            (17, 5) => {
+                return json!({"error": {"kind": "in-use", "sentence": "32 connections are open already"}});
+            }
             (17, 6) => json!({"state": "waiting", "attempts": 1, "failure": failure}),
-            (17, _) => json!({"state": "succeeded", "attempts": 2, "started": 100, "ended": 190, "archives": ["/backup/web.tar"]}),
+            (17, _) => {
+                json!({"state": "succeeded", "attempts": 2, "started": 100, "ended": 190, "archives": ["/backup/web.tar"]})
+            }
             _ => json!({"state": "failed", "attempts": 3, "started": 100, "ended": 161, "failure": failure}),
         };
         json!({"answer": {"entry": entry(ask["entry"]["id"].as_i64().unwrap(), "web", &more)}})

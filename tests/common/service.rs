@@ -21,9 +21,8 @@ pub(crate) fn answer_at(path: &Path, answer: impl Fn(&Value) -> Value + Send + '
             assert_eq!(request["version"], 1);
             let mut reply = answer(&request["ask"]);
             reply["version"] = json!(1);
-            if tell.send(request["ask"].clone()).is_err() {
-                return;
-            }
+            // Not every test wants to know.
+            tell.send(request["ask"].clone()).ok();
             stream.write_all(format!("{reply}\n").as_bytes()).unwrap();
         }
     });
@@ -55,7 +54,7 @@ pub(crate) fn status(more: &Value) -> Value {
                "last_success": measure(now - 36_000), "last_failure": null})
     };
     let mut status = json!({
-        "service": {"version": "0.1.0", "pid": 812, "since": now - 100_000, "now": now, "state": "running"},
+        "service": {"version": "9.9.9", "pid": 812, "since": now - 100_000, "now": now, "state": "running"},
         "libvirt": {"uri": "qemu:///system", "error": null, "since": now - 99_990},
         "paused": false, "running": [], "queued": 0, "queued_since": null,
         "jobs": [{"job": "nightly", "paused": false, "domains": ["web", "database"], "next_due": now + 50_400},

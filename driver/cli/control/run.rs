@@ -58,7 +58,8 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     }
     if args.wait {
         let mut tell = |entry: &Entry| {
-            if style == Style::Text {
+            // How each ended is the result, and comes at the end.
+            if style == Style::Text && !entry.state.is_end() {
                 eprintln!("{}", line(entry));
             }
         };

@@ -25,6 +25,9 @@ pub(crate) struct Args {
     json: JsonFlag,
 }
 
+/// How long entries may wait while nothing runs, seconds.
+const STUCK: i64 = 900;
+
 /// Runs the verb.
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let status = args.socket.client().status()?;
@@ -71,8 +74,16 @@ fn wrong(status: &Status) -> Vec<String> {
     for domain in status.domains.iter().filter(|domain| domain.is_failing()) {
         let Some(failure) = &domain.last_failure else { continue };
         let ago = span(now - failure.at);
-        lines.push(format!("{}: failed {ago} ago: {}", printable(&domain.domain), sentence(failure)));
-        lines.extend(failure.hint.iter().map(|hint| format!("  hint: {}", printable(hint))));
+        let hint =
+            failure.hint.as_ref().map_or(String::new(), |hint| format!("\n    hint: {}", printable(hint)));
+        lines.push(format!("{}: failed {ago} ago: {}{hint}", printable(&domain.domain), sentence(failure)));
+    }
+    if let Some(since) = status.queued_since.filter(|since| now - since > STUCK && status.running.is_empty())
+    {
+        lines.push(format!(
+            "the queue waits for {}, and nothing runs: 'virtfold queue' says for what",
+            span(now - since)
+        ));
     }
     lines.extend(status.warnings.iter().map(|warning| printable(&warning.sentence)));
     if status.paused {

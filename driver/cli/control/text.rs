@@ -61,8 +61,13 @@ pub(super) fn notes(entry: &Entry, now: i64) -> String {
     if let Some(failure) = &entry.failure
         && entry.state != EntryState::Succeeded
     {
-        let attempt = if entry.attempts > 1 { format!("attempt {} ", entry.attempts) } else { String::new() };
-        notes.push(format!("{attempt}failed: {}", sentence(failure)));
+        let attempt = entry.attempts;
+        notes.push(match entry.state {
+            EntryState::Running | EntryState::Ending => {
+                format!("attempt {attempt}, the one before failed: {}", sentence(failure))
+            }
+            _ => format!("attempt {attempt} failed: {}", sentence(failure)),
+        });
     }
     notes.join("; ")
 }
