@@ -1,0 +1,7 @@
+//! The service: what runs when nobody is looking.
+//!
+//! - [`events`]: what guests do, as libvirt's hooks and libvirt's own events tell it.
+//!
+//! Imports: everything of the library but `metrics`.
+
+pub mod events;
