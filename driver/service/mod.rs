@@ -1,8 +1,9 @@
-//! The service: what keeps virtfold going when nobody looks.
+//! The service: what runs when nobody is looking.
 //!
-//! [`control`] is its socket, through which people and programs ask; [`metrics`] is what Prometheus reads of it, [`notify`] what
-//! systemd hears.
+//! - [`control`]: how people and programs ask it, over a socket.
+//! - [`events`]: what guests do, as libvirt's hooks and libvirt's own events tell it.
 //!
-//! Imports: all rooms below; nothing but `cli` imports this one.
+//! Imports: everything of the library but `metrics`.
 
 pub mod control;
+pub mod events;
