@@ -1,9 +1,23 @@
 //! The service: what runs when nobody is looking.
 //!
+//! - [`engine`]: the loop. It turns schedules and events into entries of the catalog's queue, begins what is due, and says how everything stands.
+//! - [`planner`]: what a schedule asks for at a time.
+//! - [`runner`]: each run is this program again, as a process of its own.
+//! - [`intake`]: what guests do, made into the engine's inputs.
+//! - [`clock`]: the time; tests bring another one.
+//! - [`model`]: what the service works by.
 //! - [`control`]: how people and programs ask it, over a socket.
 //! - [`events`]: what guests do, as libvirt's hooks and libvirt's own events tell it.
 //!
+//! Whatever is begun stands in the queue before, and whatever ended stands there before it is acted on; see `catalog::queue`.
+//!
 //! Imports: everything of the library but `metrics`.
 
+pub mod clock;
 pub mod control;
+pub mod engine;
 pub mod events;
+pub mod intake;
+pub mod model;
+pub mod planner;
+pub mod runner;
