@@ -7,17 +7,22 @@
 //! - [`clock`]: the time; tests bring another one.
 //! - [`model`]: what the service works by.
 //! - [`control`]: how people and programs ask it, over a socket.
+//! - [`metrics`]: the page for Prometheus.
+//! - [`notify`]: what systemd is told.
 //! - [`events`]: what guests do, as libvirt's hooks and libvirt's own events tell it.
 //!
 //! Whatever is begun stands in the queue before, and whatever ended stands there before it is acted on; see `catalog::queue`.
 //!
-//! Imports: everything of the library but `metrics`.
+//! Imports: everything of the library.
 
+mod acceptor;
 pub mod clock;
 pub mod control;
 pub mod engine;
 pub mod events;
 pub mod intake;
+pub mod metrics;
 pub mod model;
+pub mod notify;
 pub mod planner;
 pub mod runner;

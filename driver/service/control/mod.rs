@@ -3,11 +3,24 @@
 //! `PROTOCOL.md` beside this file specifies it. [`Desk`] is what can be asked; the service implements it, and a server hands each request to it. A desk is asked by several threads
 //! at once and answers in moments: it never waits for a run or for libvirt.
 //!
-//! - `types`: what is said.
+//! - `types`: what is said; `wire`: how, as lines; `lines`: cuts them.
+//! - [`Server`]: hands requests to a desk. [`Client`]: a desk whose answers come from a server.
 //!
-//! Imports: `error`.
+//! Imports: `error`, `metrics` (measures), `service::acceptor`.
 
+mod client;
+#[cfg(test)]
+pub(in crate::service) mod fake;
+mod lines;
+mod server;
+#[cfg(test)]
+mod tests;
 mod types;
+mod wire;
+
+pub use client::Client;
+pub use server::{Limits, Server};
+pub use wire::{Answer, Ask, Fault, MAX_ANSWER, MAX_REQUEST, Reply, Request, VERSION};
 
 pub use types::{
     DomainStatus, Entry, EntryId, EntryState, Failure, JobStatus, LibvirtStatus, RunProgress, Running,

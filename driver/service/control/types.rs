@@ -1,6 +1,6 @@
 //! What the service says of itself: plain types that serialise. Times are seconds since 1970, sizes bytes.
 //!
-//! Imports: `error` (kinds).
+//! Imports: `error` (kinds), `metrics` (measures).
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::error::ErrorKind;
+use crate::metrics::Measure;
 
 /// An entry of the queue. Numbers are given once and never again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -42,6 +43,8 @@ pub struct Status {
     pub running: Vec<Running>,
     /// How many entries wait.
     pub queued: u64,
+    /// When the one was due that waits longest.
+    pub queued_since: Option<i64>,
     /// The jobs of the configuration, in its order.
     pub jobs: Vec<JobStatus>,
     /// The domains that are backed up, or were, by name.
@@ -142,23 +145,20 @@ impl DomainStatus {
     /// Whether the last backup failed.
     pub fn is_failing(&self) -> bool {
         let failed = self.last_failure.as_ref().map(|failure| failure.at);
-        failed.is_some() && failed > self.last_success.as_ref().map(|success| success.at)
+        failed.is_some() && failed > self.last_success.as_ref().map(|success| success.measure.at)
     }
 }
 
 /// A good backup.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Success {
-    /// When it ended.
-    pub at: i64,
     /// The job that it was of.
     pub job: String,
-    /// How long it took.
-    pub seconds: f64,
     /// Its archives, one for each medium.
     pub archives: Vec<String>,
-    /// How large one of them is.
-    pub archive_bytes: u64,
+    /// What it was like, and when it ended.
+    #[serde(flatten)]
+    pub measure: Measure,
 }
 
 /// A backup that failed.
@@ -273,4 +273,21 @@ pub enum WarningKind {
     Recovery,
     /// Something else.
     Other,
+}
+
+impl WarningKind {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::GuestWithoutJob, Self::Configuration, Self::Events, Self::Recovery, Self::Other];
+
+    /// Its name, as programs see it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::GuestWithoutJob => "guest-without-job",
+            Self::Configuration => "configuration",
+            Self::Events => "events",
+            Self::Recovery => "recovery",
+            Self::Other => "other",
+        }
+    }
 }
