@@ -33,8 +33,10 @@ pub enum Trigger {
     Ended,
     /// It could not be started.
     NotStarted,
-    /// It was defined, or its definition was changed.
+    /// It is new: nobody knew it before.
     Defined,
+    /// Its definition was changed, by virtfold itself, too: a backup of a running guest does that.
+    Redefined,
     /// Its definition is gone.
     Undefined,
     /// A block job on one of its disks is ready or over; also virtfold's own.
