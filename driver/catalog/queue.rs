@@ -8,9 +8,9 @@
 //! - Entries that have ended are kept: the last [`HISTORY`], and of each job and domain the last of each kind.
 //!
 //! ```text
-//! waiting --start--> running --end--> succeeded, failed, cancelled
-//!    ^  \--cancel------> cancelled       |
-//!    \--------- again, parked, recall ---/
+//! waiting, parked --start--> running --end--> succeeded, failed, cancelled
+//!    ^    \------cancel----> cancelled  |
+//!    \------- again, parked, recall ---/
 //! ```
 //!
 //! Imports: `error`, plain types of `guest`.
@@ -124,10 +124,8 @@ pub struct RunResult {
     pub kind: Option<ErrorKind>,
     /// Its archives.
     pub archives: Vec<String>,
-    /// How large one of them is.
-    pub bytes: u64,
-    /// How long it took.
-    pub seconds: f64,
+    /// What it was like, in the service's words.
+    pub measure: Option<serde_json::Value>,
 }
 
 /// What is paused.
@@ -297,7 +295,7 @@ fn read_entry(row: &Row<'_>) -> Sql<Entry> {
 fn write_result(result: &RunResult) -> String {
     serde_json::json!({
         "sentence": result.sentence, "hint": result.hint, "exit_code": result.exit_code, "kind": result.kind,
-        "archives": result.archives, "bytes": result.bytes, "seconds": result.seconds,
+        "archives": result.archives, "measure": result.measure,
     })
     .to_string()
 }
@@ -310,11 +308,10 @@ fn read_result(text: &str) -> Sql<RunResult> {
         exit_code: Option<i32>,
         kind: Option<ErrorKind>,
         archives: Vec<String>,
-        bytes: u64,
-        seconds: f64,
+        measure: Option<serde_json::Value>,
     }
-    let Stored { sentence, hint, exit_code, kind, archives, bytes, seconds } = serde_json::from_str(text)?;
-    Ok(RunResult { sentence, hint, exit_code, kind, archives, bytes, seconds })
+    let Stored { sentence, hint, exit_code, kind, archives, measure } = serde_json::from_str(text)?;
+    Ok(RunResult { sentence, hint, exit_code, kind, archives, measure })
 }
 
 /// Inserts an entry where none waits; where one does, a person's wish brings it to the front.
@@ -417,7 +414,7 @@ impl Queue for Catalog {
     fn start(&self, id: i64, at: Timestamp) -> Result<()> {
         self.write(|transaction| {
             let update = "UPDATE queue SET state = 'running', attempts = attempts + 1, started = ?2, ended = NULL
-                          WHERE id = ?1 AND state = 'waiting'";
+                          WHERE id = ?1 AND state IN ('waiting', 'parked')";
             change(transaction.execute(update, params![id, at.as_millisecond()])?, id, "waiting")
         })
     }

@@ -5,7 +5,7 @@
 //! - [`runner`]: each run is this program again, as a process of its own.
 //! - [`intake`]: what guests do, made into the engine's inputs.
 //! - [`clock`]: the time; tests bring another one.
-//! - [`model`]: what the service works by.
+//! - [`model`]: what the service works by; [`settings`]: that, out of the configuration.
 //! - [`control`]: how people and programs ask it, over a socket.
 //! - [`metrics`]: the page for Prometheus.
 //! - [`notify`]: what systemd is told.
@@ -26,3 +26,4 @@ pub mod model;
 pub mod notify;
 pub mod planner;
 pub mod runner;
+pub mod settings;

@@ -1,4 +1,4 @@
-//! What the service works by: jobs, media, limits, in its own words. `settings` in the binary's `serve` makes them of the configuration.
+//! What the service works by: jobs, media, limits, in its own words. `settings` makes them of the configuration.
 //!
 //! Imports: `guest` (plain types), `catalog` (plain types).
 

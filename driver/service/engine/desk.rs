@@ -9,8 +9,9 @@ use uuid::Uuid;
 
 use super::begin::Obstacle;
 use super::{Engine, Input, Phase};
-use crate::catalog::queue::{self, Pause, Reason, Wanted};
+use crate::catalog::queue::{self, Pause, Reason, RunResult, Wanted};
 use crate::error::{Error, ErrorKind, Result};
+use crate::metrics::Measure;
 use crate::service::control::{
     Desk, DomainStatus, Entry, EntryId, EntryState, Failure, JobStatus, LibvirtStatus, Running, ServiceState,
     ServiceStatus, Status, Success, Trigger,
@@ -146,7 +147,7 @@ impl Engine {
 
     fn status(&self) -> Result<Status> {
         let open = self.parts.queue.open_entries()?;
-        let waiting = open.iter().filter(|entry| entry.state != queue::EntryState::Running).count();
+        let waiting: Vec<_> = open.iter().filter(|entry| entry.state != queue::EntryState::Running).collect();
         let now = self.parts.clock.now();
         let running = self.running.values();
         Ok(Status {
@@ -170,7 +171,8 @@ impl Engine {
             running: running
                 .map(|active| Running { entry: self.told(&active.entry), progress: active.progress.clone() })
                 .collect(),
-            queued: u64::try_from(waiting).unwrap_or(u64::MAX),
+            queued: u64::try_from(waiting.len()).unwrap_or(u64::MAX),
+            queued_since: waiting.iter().map(|entry| entry.wanted.due.as_second()).min(),
             jobs: self.settings.jobs.iter().map(|job| self.job_status(job, now)).collect(),
             domains: self.domain_status()?,
             warnings: self.warnings(),
@@ -201,11 +203,12 @@ impl Engine {
             let uuid = wanted.domain.0;
             let status = all.entry(uuid).or_insert_with(|| blank(&wanted.name, uuid));
             let (success, failure) = (success(&entry), failure(&entry));
-            let newer = |at: Option<i64>, than: Option<i64>| at > than;
-            if newer(success.as_ref().map(|s| s.at), status.last_success.as_ref().map(|s| s.at)) {
+            let at = |success: &Option<Success>| success.as_ref().map(|success| success.measure.at);
+            if at(&success) > at(&status.last_success) {
                 status.last_success = success;
             }
-            if newer(failure.as_ref().map(|f| f.at), status.last_failure.as_ref().map(|f| f.at)) {
+            let at = |failure: &Option<Failure>| failure.as_ref().map(|failure| failure.at);
+            if at(&failure) > at(&status.last_failure) {
                 status.last_failure = failure;
             }
         }
@@ -265,12 +268,15 @@ impl Engine {
 fn success(entry: &queue::Entry) -> Option<Success> {
     let result = entry.result.as_ref().filter(|result| result.kind.is_none())?;
     Some(Success {
-        at: entry.ended?.as_second(),
         job: entry.wanted.job.clone(),
-        seconds: result.seconds,
         archives: result.archives.clone(),
-        archive_bytes: result.bytes,
+        measure: measure(result)?,
     })
+}
+
+/// What a good run was like, as the runner noted it.
+pub(super) fn measure(result: &RunResult) -> Option<Measure> {
+    serde_json::from_value(result.measure.clone()?).ok()
 }
 
 fn failure(entry: &queue::Entry) -> Option<Failure> {

@@ -3,9 +3,12 @@
 use jiff::Timestamp;
 
 use super::begin::again;
+use super::desk::measure;
 use super::{Active, Engine, GRACE, Phase, Why};
 use crate::catalog::queue::{End, EntryState, RunResult};
 use crate::error::{ErrorKind, Result, sentence};
+use crate::metrics::Labels;
+use crate::service::metrics::RunMeasure;
 use crate::service::planner::after;
 
 impl Engine {
@@ -54,15 +57,29 @@ impl Engine {
 
     /// Notes what ended.
     pub(super) fn note_ends(&mut self, now: Timestamp) -> Result<()> {
-        while let Some((id, end)) = self.ended.first() {
-            if let Err(error) = self.parts.queue.end(*id, now, end) {
+        while let Some((id, end)) = self.ended.first().cloned() {
+            if let Err(error) = self.parts.queue.end(id, now, &end) {
                 // It may have been noted all the same.
-                if self.parts.queue.entry(*id)?.state == EntryState::Running {
+                if self.parts.queue.entry(id)?.state == EntryState::Running {
                     return Err(error);
                 }
             }
             self.ended.remove(0);
+            self.count(id, &end)?;
         }
+        Ok(())
+    }
+
+    /// Counts a run that ended, with a backup or without.
+    fn count(&self, id: i64, end: &End) -> Result<()> {
+        let measure = match end {
+            End::Succeeded(result) => measure(result),
+            End::Failed(_) | End::Again(..) => None,
+            End::Cancelled(_) | End::Parked => return Ok(()),
+        };
+        let wanted = self.parts.queue.entry(id)?.wanted;
+        let labels = Labels { domain: &wanted.name, uuid: wanted.domain.0 };
+        self.parts.metrics.run_ended(&RunMeasure { labels, measure: measure.as_ref() });
         Ok(())
     }
 
@@ -116,6 +133,8 @@ impl Engine {
         };
         tracing::info!(running = self.running.len(), "the service ends");
         self.phase = Phase::Stopping(until);
+        let limit = self.settings.stop_timeout.saturating_add(GRACE);
+        self.systemd.stopping(&self.line(), limit);
     }
 
     /// Begins to prune, a job at a time, once nothing of the job waits to be begun.

@@ -11,7 +11,7 @@
 //! Then it waits for an input, or for the next time at which something can change. Where the catalog can't be written nothing is begun, what
 //! ended is kept in mind, and it is tried again.
 //!
-//! Imports: `error`, `catalog` (the queue), `guest` (plain types), `model`, `planner`, `runner`, `clock`, `control` (what is said).
+//! Imports: `error`, `catalog` (the queue), `guest` (plain types), `model`, `planner`, `runner`, `clock`, `notify`, `metrics`, `control` (what is said).
 
 mod begin;
 mod desk;
@@ -30,7 +30,9 @@ use jiff::Timestamp;
 pub use self::desk::ServiceDesk;
 use super::clock::Clock;
 use super::control::{RunProgress, Warning, WarningKind};
+use super::metrics::Metrics;
 use super::model::{Guest, Settings};
+use super::notify::Notifier;
 use super::planner::after;
 use super::runner::{Handle, Runner};
 use crate::catalog::queue::{End, Entry, Pauses, Queue, RunResult};
@@ -127,7 +129,7 @@ enum Phase {
 }
 
 /// What the engine works with.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Parts {
     /// The queue.
     pub queue: Arc<dyn Queue>,
@@ -137,6 +139,8 @@ pub struct Parts {
     pub runner: Arc<dyn Runner>,
     /// Its inputs: where they come in.
     pub sender: Sender<Input>,
+    /// Counts what ended.
+    pub metrics: Arc<Metrics>,
 }
 
 /// libvirt, as it was last seen.
@@ -152,6 +156,7 @@ pub struct Engine {
     parts: Parts,
     inputs: Receiver<Input>,
     load: Load,
+    systemd: Notifier,
     settings: Settings,
     phase: Phase,
     since: Timestamp,
@@ -200,6 +205,7 @@ impl Engine {
             parts,
             inputs,
             load,
+            systemd: Notifier::from_environment(),
             settings,
             phase: Phase::Starting,
             since: now,
@@ -224,8 +230,12 @@ impl Engine {
     /// Works until it is told to stop, and nothing runs any more.
     pub fn run(&mut self) {
         let mut wake = self.turn();
+        self.systemd.ready(&self.line());
         while !self.is_over() {
-            let input = self.parts.clock.wait(&self.inputs, wake);
+            self.systemd.beat(std::time::Instant::now());
+            let beat = self.systemd.longest_turn().map(|longest| after(self.parts.clock.now(), longest));
+            let until = wake.into_iter().chain(beat).min();
+            let input = self.parts.clock.wait(&self.inputs, until);
             let matters = input.is_none_or(|input| self.take(input));
             if matters {
                 wake = self.turn();
@@ -242,6 +252,7 @@ impl Engine {
     /// One turn; says when the next one is due, whatever happens until then.
     fn turn(&mut self) -> Option<Timestamp> {
         let now = self.parts.clock.now();
+        self.systemd.status(&self.line());
         self.press(now);
         match self.work(now) {
             Ok(wake) => {
@@ -340,8 +351,30 @@ impl Engine {
         self.libvirt.error = error;
     }
 
+    /// How everything stands, in a line.
+    fn line(&self) -> String {
+        let what = match self.phase {
+            Phase::Starting => "guests are brought in order",
+            Phase::Working if self.libvirt.error.is_some() => "libvirt can't be reached",
+            Phase::Working => "works",
+            Phase::Stopping(_) => "ends",
+        };
+        let runs = self.running.values().map(|active| active.entry.wanted.name.as_str()).collect::<Vec<_>>();
+        match runs.is_empty() {
+            true => format!("{what}; nothing runs"),
+            false => format!("{what}; backs up {}", runs.join(", ")),
+        }
+    }
+
     /// Reads the configuration anew.
     fn reload(&mut self) -> Result<()> {
+        self.systemd.reloading();
+        let done = self.read_settings();
+        self.systemd.ready(&self.line());
+        done
+    }
+
+    fn read_settings(&mut self) -> Result<()> {
         match (self.load)() {
             Ok(settings) => {
                 tracing::info!("the configuration was read");

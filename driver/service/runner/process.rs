@@ -18,13 +18,13 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::Sender;
 use serde_json::Value;
 
 use super::child::{self, Finished, Hear, Hold, Reach};
-use super::said::Said;
+use super::said::{Said, failure_in, measure_in};
 use super::{Handle, Order, Runner};
 use crate::catalog::queue::RunResult;
 use crate::catalog::{Catalog, Journal};
@@ -110,7 +110,6 @@ impl ProcessRunner {
     }
 
     fn work(&self, order: &Order, hold: &Hold, reports: &Sender<Input>) -> RunResult {
-        let began = Instant::now();
         let mut result = self.before_and_backup(order, hold, reports).unwrap_or_else(|error| failure(&error));
         if let Some((command, when)) = &order.job.after
             && (*when == After::Always || (*when == After::Success) == result.kind.is_none())
@@ -122,7 +121,6 @@ impl ProcessRunner {
                 result.sentence.push_str(&format!("; the command after it: {}", sentence(&error)));
             }
         }
-        result.seconds = began.elapsed().as_secs_f64();
         result
     }
 
@@ -161,13 +159,12 @@ impl ProcessRunner {
             if result.archives.is_empty() {
                 result.archives.extend(summary["archive"].as_str().map(str::to_owned));
             }
-            result.bytes = summary["archive_bytes"].as_u64().unwrap_or(0);
         }
         let (sentence, hint) = said.last_words();
         match (code, ended.status.signal()) {
             (Some(0), _) => {
                 result.sentence = result.archives.join(", ");
-                return result;
+                result.measure = summary.as_ref().map(measure_in);
             }
             (Some(code), _) => {
                 result.kind = Some((self.kind_of)(code));
@@ -195,6 +192,7 @@ impl ProcessRunner {
             Ok(undecided) if undecided.is_empty() => {
                 if only_home {
                     result.kind = None;
+                    result.measure = said.summary().as_ref().map(measure_in);
                     result.sentence.push_str("; a recovery brought the guest home");
                 }
             }
@@ -310,20 +308,6 @@ fn failure(error: &Error) -> RunResult {
         kind: Some(error.kind()),
         ..RunResult::default()
     }
-}
-
-/// What a summary says of a failure.
-fn failure_in(summary: &Value) -> Option<String> {
-    let copies = summary["copies"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let copy = copies.iter().find_map(|copy| {
-        let why = copy["failure"].as_str()?;
-        Some(format!("there is no copy in '{}': {why}", copy["to"].as_str().unwrap_or("?")))
-    });
-    let home = || {
-        let why = summary["thaw_failure"]["sentence"].as_str()?;
-        Some(format!("the archive is good, but the guest is not in order: {why}"))
-    };
-    copy.or_else(home)
 }
 
 /// What a person has to decide, out of a recovery's summary.

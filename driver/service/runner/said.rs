@@ -1,6 +1,6 @@
 //! What a run of this program says: its progress, its summary, its last words.
 //!
-//! Imports: `catalog` (plain types), `control` (plain types), `child`, `engine` (its inputs).
+//! Imports: `metrics` (measures), `control` (plain types), `child`, `engine` (its inputs).
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,6 +10,7 @@ use crossbeam_channel::Sender;
 use serde_json::Value;
 
 use super::child::Hear;
+use crate::metrics::{self, Measure};
 use crate::service::control::RunProgress;
 use crate::service::engine::Input;
 
@@ -94,6 +95,42 @@ impl Hear for Said {
         }
         heard.errors.push_back(line.chars().take(WIDTH).collect());
     }
+}
+
+/// What a summary says of a failure.
+pub(super) fn failure_in(summary: &Value) -> Option<String> {
+    let copies = summary["copies"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let copy = copies.iter().find_map(|copy| {
+        let why = copy["failure"].as_str()?;
+        Some(format!("there is no copy in '{}': {why}", copy["to"].as_str().unwrap_or("?")))
+    });
+    let home = || {
+        let why = summary["thaw_failure"]["sentence"].as_str()?;
+        Some(format!("the archive is good, but the guest is not in order: {why}"))
+    };
+    copy.or_else(home)
+}
+
+/// What a good backup was like, out of its summary, which ends now.
+pub(super) fn measure_in(summary: &Value) -> Value {
+    let disks = summary["disks"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let sum = |key: &str| disks.iter().filter_map(|disk| disk[key].as_u64()).fold(0, u64::saturating_add);
+    let freeze = |key: &str| summary["freeze"][key].as_f64();
+    let tapes = summary["tapes"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let underruns = || tapes.iter().filter_map(|tape| tape["underruns"].as_u64()).fold(0, u64::saturating_add);
+    let measure = Measure {
+        at: metrics::now(),
+        seconds: summary["total_seconds"].as_f64().unwrap_or(0.0),
+        capacity_bytes: sum("capacity"),
+        read_bytes: sum("dense_length"),
+        archive_bytes: summary["archive_bytes"].as_u64().unwrap_or(0),
+        thaw_failed: !summary["thaw_failure"].is_null(),
+        frozen_ms: freeze("frozen_ms"),
+        snapshot_ms: freeze("snapshot_ms"),
+        pause_ms: freeze("pause_ms"),
+        tape_underruns: (!tapes.is_empty()).then(underruns),
+    };
+    serde_json::to_value(measure).unwrap_or(Value::Null)
 }
 
 #[cfg(test)]
