@@ -246,7 +246,8 @@ pub enum End {
 /// The one key of a pause of everything; no job has this name.
 const EVERYTHING: &str = "";
 
-const COLUMNS: &str = "id, job, domain, name, reason, event, due, not_before, state, attempts, started, ended, result";
+const COLUMNS: &str =
+    "id, job, domain, name, reason, event, due, not_before, state, attempts, started, ended, result";
 
 fn time(millis: i64) -> Sql<Timestamp> {
     Ok(Timestamp::from_millisecond(millis)?)
@@ -319,7 +320,8 @@ fn insert(transaction: &Transaction<'_>, wanted: &Wanted) -> Sql<i64> {
     let (reason, event) = reason_words(&wanted.reason);
     let domain = wanted.domain.to_string();
     let query = "SELECT id FROM queue WHERE job = ?1 AND domain = ?2 AND state IN ('waiting', 'parked')";
-    let found = transaction.query_row(query, params![wanted.job, domain], |row| row.get::<_, i64>(0)).optional()?;
+    let found =
+        transaction.query_row(query, params![wanted.job, domain], |row| row.get::<_, i64>(0)).optional()?;
     if let Some(id) = found {
         if wanted.reason == Reason::Request {
             let front = "UPDATE queue SET reason = 'request', event = NULL, not_before = ?2 WHERE id = ?1";
@@ -413,7 +415,8 @@ impl Queue for Catalog {
 
     fn start(&self, id: i64, at: Timestamp) -> Result<()> {
         self.write(|transaction| {
-            let update = "UPDATE queue SET state = 'running', attempts = attempts + 1, started = ?2, ended = NULL
+            let update =
+                "UPDATE queue SET state = 'running', attempts = attempts + 1, started = ?2, ended = NULL
                           WHERE id = ?1 AND state IN ('waiting', 'parked')";
             change(transaction.execute(update, params![id, at.as_millisecond()])?, id, "waiting")
         })
@@ -485,7 +488,10 @@ impl Queue for Catalog {
 
     fn entry(&self, id: i64) -> Result<Entry> {
         let found = self.entries(&format!("WHERE id = {id}")).map_err(|e| self.unreadable(e))?;
-        found.into_iter().next().ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no entry {id}")))
+        found
+            .into_iter()
+            .next()
+            .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no entry {id}")))
     }
 
     fn last_ends(&self) -> Result<Vec<Entry>> {

@@ -6,7 +6,7 @@
 //! Imports: `error`, `guest`, `events`, `engine` (its inputs), `model`.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crossbeam_channel::{RecvTimeoutError, Sender};
@@ -14,7 +14,7 @@ use crossbeam_channel::{RecvTimeoutError, Sender};
 use super::engine::Input;
 use super::events::{Delivery, GuestEvent, Notice, Notices, Trigger};
 use super::model::Guest;
-use crate::error::{ErrorKind, Result, sentence};
+use crate::error::{Error, ErrorKind, Result, sentence};
 use crate::guest::domain_xml::DomainXml;
 use crate::guest::{Config, DomainId, DomainInfo, Event, Hypervisor, Persistence};
 
@@ -50,18 +50,38 @@ pub fn describe(hypervisor: &dyn Hypervisor, info: &DomainInfo) -> Result<Guest>
     Ok(Guest { id: info.id, name: info.name.clone(), tags, disks })
 }
 
+/// Gives the hypervisor, always the same one once there is one.
+pub type Link = Arc<dyn Fn() -> Result<Arc<dyn Hypervisor>> + Send + Sync>;
+
+/// A link that opens by `open`, and keeps what it has opened: it connects again by itself.
+pub fn link(open: impl Fn() -> Result<Arc<dyn Hypervisor>> + Send + Sync + 'static) -> Link {
+    let kept: Mutex<Option<Arc<dyn Hypervisor>>> = Mutex::new(None);
+    Arc::new(move || {
+        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+        match kept.as_ref() {
+            Some(hypervisor) => Ok(Arc::clone(hypervisor)),
+            None => Ok(Arc::clone(kept.insert(open()?))),
+        }
+    })
+}
+
 /// Turns notices into inputs until nobody sends any more.
-#[derive(Debug)]
 pub struct Intake {
-    hypervisor: Arc<dyn Hypervisor>,
+    link: Link,
     to: Sender<Input>,
     known: BTreeMap<DomainId, Guest>,
 }
 
+impl std::fmt::Debug for Intake {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Intake").field("known", &self.known).finish_non_exhaustive()
+    }
+}
+
 impl Intake {
     /// An intake for an engine.
-    pub fn new(hypervisor: Arc<dyn Hypervisor>, to: Sender<Input>) -> Self {
-        Self { hypervisor, to, known: BTreeMap::new() }
+    pub fn new(link: Link, to: Sender<Input>) -> Self {
+        Self { link, to, known: BTreeMap::new() }
     }
 
     /// Works until there are no more notices.
@@ -90,9 +110,10 @@ impl Intake {
                 self.send(input);
             }
             Notice::Reconcile(seen) => {
+                let hypervisor = (self.link)()?;
                 let mut known = BTreeMap::new();
                 for info in &seen.domains {
-                    if let Some(guest) = gone_is_none(describe(self.hypervisor.as_ref(), info))? {
+                    if let Some(guest) = gone_is_none(describe(hypervisor.as_ref(), info))? {
                         known.insert(info.id, guest);
                     }
                 }
@@ -107,9 +128,10 @@ impl Intake {
     /// Looks at the guest of an event; the list follows.
     fn look(&mut self, event: &GuestEvent) -> Result<Option<Guest>> {
         let key = event.uuid.map_or_else(|| event.domain.clone(), |uuid| uuid.to_string());
-        let info = gone_is_none(self.hypervisor.lookup(&key))?;
+        let hypervisor = (self.link)()?;
+        let info = gone_is_none(hypervisor.lookup(&key))?;
         let guest = match &info {
-            Some(info) => gone_is_none(describe(self.hypervisor.as_ref(), info))?,
+            Some(info) => gone_is_none(describe(hypervisor.as_ref(), info))?,
             None => None,
         };
         let before = self.known.clone();
@@ -141,6 +163,10 @@ impl Intake {
     }
 }
 
+fn sentence_of(error: &Error) -> String {
+    sentence(error)
+}
+
 fn gone_is_none<T>(found: Result<T>) -> Result<Option<T>> {
     match found {
         Ok(found) => Ok(Some(found)),
@@ -150,12 +176,15 @@ fn gone_is_none<T>(found: Result<T>) -> Result<Option<T>> {
 }
 
 /// Watches whether libvirt can be reached, and says so whenever that changes. Ends with its engine.
-pub fn watch(hypervisor: &dyn Hypervisor, to: &Sender<Input>) {
+pub fn watch(link: &Link, to: &Sender<Input>) {
     let mut events = None;
     let mut wait = RETRY_FIRST;
     let mut told: Option<Option<String>> = None;
     loop {
-        let now = hypervisor.domains().err().map(|error| sentence(&error));
+        let hypervisor = link();
+        let asked =
+            hypervisor.as_ref().map_err(sentence_of).and_then(|it| it.domains().map_err(|e| sentence_of(&e)));
+        let now = asked.err();
         if told.as_ref().map(Option::is_some) != Some(now.is_some()) {
             if to.send(Input::Libvirt(now.clone())).is_err() {
                 return;
@@ -170,7 +199,7 @@ pub fn watch(hypervisor: &dyn Hypervisor, to: &Sender<Input>) {
         }
         wait = RETRY_FIRST;
         if events.is_none() {
-            events = hypervisor.subscribe().ok();
+            events = hypervisor.ok().and_then(|hypervisor| hypervisor.subscribe().ok());
         }
         let Some(heard) = &events else {
             std::thread::sleep(SIGN_OF_LIFE);

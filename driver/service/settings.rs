@@ -81,7 +81,8 @@ fn job_spec(resolved: &Resolved<'_>, zone: &TimeZone) -> JobSpec {
     let calendar = |schedule: &Schedule| -> Arc<dyn Calendar> {
         Arc::new(Times { schedule: schedule.clone(), zone: zone.clone() })
     };
-    let command = |words: &[String], limit| CommandSpec { words: words.iter().map(OsString::from).collect(), limit };
+    let command =
+        |words: &[String], limit| CommandSpec { words: words.iter().map(OsString::from).collect(), limit };
     let on = job.on.iter().map(|trigger| match trigger {
         Trigger::Shutdown => "shutdown",
         Trigger::Started => "started",
@@ -142,7 +143,8 @@ fn options(resolved: &Resolved<'_>) -> Vec<OsString> {
     option("--pause-budget", Some(settings.pause_budget.to_string().into()));
     option("--overlay-dir", settings.overlay_dir.as_ref().map(|dir| dir.as_path().into()));
     option("--min-free", Some(settings.min_free.to_string().into()));
-    let recipients = settings.encrypt_to.as_ref().map(virtfold_config::RecipientList::as_slice).unwrap_or_default();
+    let recipients =
+        settings.encrypt_to.as_ref().map(virtfold_config::RecipientList::as_slice).unwrap_or_default();
     for recipient in recipients {
         option("--encrypt-to", Some(recipient.into()));
     }
@@ -211,7 +213,10 @@ jobs:
         assert_eq!(first.to_string(), "2026-10-25T00:00:00Z");
         assert_eq!(job.next_after(first).unwrap().to_string(), "2026-10-25T11:00:00Z");
         assert_eq!((job.attempts, job.delay, job.prune), (3, Duration::from_secs(60), true));
-        assert_eq!((job.catch_up, job.timeout), (Duration::from_secs(7200), Some(Duration::from_secs(21600))));
+        assert_eq!(
+            (job.catch_up, job.timeout),
+            (Duration::from_secs(7200), Some(Duration::from_secs(21600)))
+        );
         assert_eq!(job.before.as_ref().unwrap().words, ["/bin/true", "a b"]);
         let options: Vec<&str> = job.options.iter().map(|option| option.to_str().unwrap()).collect();
         let line = options.join(" ");

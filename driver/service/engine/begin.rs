@@ -45,7 +45,8 @@ impl Engine {
                 next = next.into_iter().chain(job.next_after(now)).min();
                 continue;
             };
-            if known && !self.pauses.holds(&job.name)
+            if known
+                && !self.pauses.holds(&job.name)
                 && let Some(due) = due(&job, done, now)
             {
                 let wanted = self.wanted(&job, &due.reason, due.planned);
@@ -73,11 +74,13 @@ impl Engine {
 
     fn wanted(&self, job: &JobSpec, reason: &Reason, planned: Timestamp) -> Vec<Wanted> {
         let guests = self.guests.iter().flatten().filter(|guest| job.pick.guest(guest));
-        guests.map(|guest| {
-            let not_before = after(planned, jitter(job, guest.id));
-            let (job, name) = (job.name.clone(), guest.name.clone());
-            Wanted { job, domain: guest.id, name, reason: reason.clone(), due: planned, not_before }
-        }).collect()
+        guests
+            .map(|guest| {
+                let not_before = after(planned, jitter(job, guest.id));
+                let (job, name) = (job.name.clone(), guest.name.clone());
+                Wanted { job, domain: guest.id, name, reason: reason.clone(), due: planned, not_before }
+            })
+            .collect()
     }
 
     /// Something happened to a guest: the jobs that wait for that get an entry. The event is done with once they are in the queue.
@@ -156,7 +159,10 @@ impl Engine {
             return waits("another run of this guest");
         }
         if self.running.len() >= self.settings.concurrency {
-            return Some(Obstacle::Waits(format!("{} runs at once are what this host has", self.running.len())));
+            return Some(Obstacle::Waits(format!(
+                "{} runs at once are what this host has",
+                self.running.len()
+            )));
         }
         for medium in job.media.iter().filter_map(|name| self.settings.media.get(name)) {
             let runs = self.running.values().filter(|active| active.media.contains(&medium.name)).count();
@@ -179,9 +185,19 @@ impl Engine {
         entry.attempts = entry.attempts.saturating_add(1);
         entry.started = Some(now);
         entry.state = EntryState::Running;
-        tracing::info!(entry = entry.id, job = job.name, domain = guest.name, attempt = entry.attempts, "begins");
+        tracing::info!(
+            entry = entry.id,
+            job = job.name,
+            domain = guest.name,
+            attempt = entry.attempts,
+            "begins"
+        );
         let attempts = (entry.attempts, job.attempts);
-        match self.parts.runner.start(Order { id: entry.id, job: Arc::clone(&job), media, guest }, &self.parts.sender) {
+        match self
+            .parts
+            .runner
+            .start(Order { id: entry.id, job: Arc::clone(&job), media, guest }, &self.parts.sender)
+        {
             Ok(handle) => {
                 let progress = RunProgress { phase: "starting".to_owned(), done: 0, total: 0, seconds: 0 };
                 let active = Active { entry, media: names, handle, progress, deadline, ending: None };

@@ -33,7 +33,10 @@ impl ServiceDesk {
         Self { sender }
     }
 
-    fn ask<T: Send + 'static>(&self, question: impl FnOnce(&mut Engine) -> Result<T> + Send + 'static) -> Result<T> {
+    fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&mut Engine) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         let (answer, answered) = bounded(1);
         let asked = self.sender.send(Input::Ask(Box::new(move |engine| {
             if answer.send(question(engine)).is_err() {
@@ -41,7 +44,9 @@ impl ServiceDesk {
             }
         })));
         let given = asked.ok().and_then(|()| answered.recv_timeout(PATIENCE).ok());
-        given.unwrap_or_else(|| Err(Error::new(ErrorKind::Refused, "the service does not answer; it may be ending")))
+        given.unwrap_or_else(|| {
+            Err(Error::new(ErrorKind::Refused, "the service does not answer; it may be ending"))
+        })
     }
 }
 
@@ -252,10 +257,12 @@ impl Engine {
             },
             due: wanted.due.as_second(),
             not_before: (wanted.not_before != wanted.due).then(|| wanted.not_before.as_second()),
-            waits_for: waits.then(|| self.obstacle(entry, now)).flatten().and_then(|obstacle| match obstacle {
-                Obstacle::Waits(what) | Obstacle::Busy(what) => Some(what),
-                Obstacle::Until(_) | Obstacle::Gone => None,
-            }),
+            waits_for: waits.then(|| self.obstacle(entry, now)).flatten().and_then(
+                |obstacle| match obstacle {
+                    Obstacle::Waits(what) | Obstacle::Busy(what) => Some(what),
+                    Obstacle::Until(_) | Obstacle::Gone => None,
+                },
+            ),
             started: entry.started.map(Timestamp::as_second),
             ended: entry.ended.map(Timestamp::as_second),
             attempts: entry.attempts,

@@ -20,8 +20,20 @@ impl Engine {
         };
         let wanted = &active.entry.wanted;
         match result.kind {
-            None => tracing::info!(entry = id, job = wanted.job, domain = wanted.name, "done: {}", result.sentence),
-            Some(_) => tracing::error!(entry = id, job = wanted.job, domain = wanted.name, "failed: {}", result.sentence),
+            None => tracing::info!(
+                entry = id,
+                job = wanted.job,
+                domain = wanted.name,
+                "done: {}",
+                result.sentence
+            ),
+            Some(_) => tracing::error!(
+                entry = id,
+                job = wanted.job,
+                domain = wanted.name,
+                "failed: {}",
+                result.sentence
+            ),
         }
         let end = self.judge(&active, result, now);
         if matches!(end, End::Succeeded(_)) && self.settings.job(&wanted.job).is_some_and(|job| job.prune) {
@@ -44,7 +56,8 @@ impl Engine {
             Some((Why::TimedOut, _)) if by_us => {
                 let limit = job.and_then(|job| job.timeout).unwrap_or_default();
                 let long = limit.as_secs();
-                result.sentence = format!("the backup of '{}' took longer than {long} s and was ended", wanted.name);
+                result.sentence =
+                    format!("the backup of '{}' took longer than {long} s and was ended", wanted.name);
                 result.hint = Some("`timeout` of the job says how long it may take".to_owned());
             }
             _ => {}
@@ -112,7 +125,9 @@ impl Engine {
             Some((_, at)) => at,
         });
         let stop = match self.phase {
-            Phase::Stopping(until) if self.running.values().any(|active| active.ending.is_none()) => Some(until),
+            Phase::Stopping(until) if self.running.values().any(|active| active.ending.is_none()) => {
+                Some(until)
+            }
             _ => None,
         };
         times.chain(stop).min()

@@ -185,7 +185,10 @@ pub struct Engine {
 
 impl fmt::Debug for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Engine").field("phase", &self.phase).field("running", &self.running).finish_non_exhaustive()
+        f.debug_struct("Engine")
+            .field("phase", &self.phase)
+            .field("running", &self.running)
+            .finish_non_exhaustive()
     }
 }
 
@@ -198,7 +201,11 @@ impl Engine {
         let settings = load()?;
         let now = parts.clock.now();
         for entry in parts.queue.recall()? {
-            tracing::warn!(entry = entry.id, domain = entry.wanted.name, "ran when the service was killed; it runs again");
+            tracing::warn!(
+                entry = entry.id,
+                domain = entry.wanted.name,
+                "ran when the service was killed; it runs again"
+            );
         }
         let pauses = parts.queue.pauses()?;
         Ok(Self {
@@ -303,7 +310,10 @@ impl Engine {
             Input::Ask(question) => question(self),
             Input::Reload => {
                 if let Err(error) = self.reload() {
-                    tracing::error!(error = sentence(&error), "the configuration was not taken; the old one goes on");
+                    tracing::error!(
+                        error = sentence(&error),
+                        "the configuration was not taken; the old one goes on"
+                    );
                 }
             }
             Input::Stop => self.stop(now),
@@ -335,7 +345,9 @@ impl Engine {
 
     fn libvirt(&mut self, error: Option<String>, now: Timestamp) {
         match (&self.libvirt.error, &error) {
-            (None, Some(why)) => tracing::warn!("libvirt can't be reached, nothing is begun until it can: {why}"),
+            (None, Some(why)) => {
+                tracing::warn!("libvirt can't be reached, nothing is begun until it can: {why}")
+            }
             (Some(_), None) => {
                 tracing::info!("libvirt can be reached again");
                 // Whatever it left is put in order before anything is begun.

@@ -115,7 +115,8 @@ impl ProcessRunner {
             && (*when == After::Always || (*when == After::Success) == result.kind.is_none())
         {
             let outcome = if result.kind.is_none() { "success" } else { "failure" };
-            let told = [("VIRTFOLD_RESULT", outcome.to_owned()), ("VIRTFOLD_ARCHIVES", result.archives.join("\n"))];
+            let told =
+                [("VIRTFOLD_RESULT", outcome.to_owned()), ("VIRTFOLD_ARCHIVES", result.archives.join("\n"))];
             // What it says changes nothing about the backup.
             if let Err(error) = command_of(command, order, (&Hold::default(), &told)) {
                 result.sentence.push_str(&format!("; the command after it: {}", sentence(&error)));
@@ -169,7 +170,8 @@ impl ProcessRunner {
             (Some(code), _) => {
                 result.kind = Some((self.kind_of)(code));
                 let told = summary.as_ref().and_then(failure_in);
-                result.sentence = told.or(sentence).unwrap_or_else(|| format!("it ended with exit code {code}"));
+                result.sentence =
+                    told.or(sentence).unwrap_or_else(|| format!("it ended with exit code {code}"));
                 result.hint = hint;
             }
             (None, signal) => {
@@ -251,7 +253,12 @@ impl ProcessRunner {
     }
 
     /// Starts a thread that reports in the end.
-    fn report(&self, reports: &Sender<Input>, name: &str, work: impl FnOnce(&Self) -> Input + Send + 'static) -> Result<()> {
+    fn report(
+        &self,
+        reports: &Sender<Input>,
+        name: &str,
+        work: impl FnOnce(&Self) -> Input + Send + 'static,
+    ) -> Result<()> {
         let (runner, reports) = (self.clone(), reports.clone());
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
             if reports.send(work(&runner)).is_err() {
@@ -266,7 +273,9 @@ impl Runner for ProcessRunner {
     fn start(&self, order: Order, reports: &Sender<Input>) -> Result<Box<dyn Handle>> {
         let hold = Arc::new(Hold::default());
         let (held, progress) = (Arc::clone(&hold), reports.clone());
-        self.report(reports, "run", move |runner| Input::Ended(order.id, runner.work(&order, &held, &progress)))?;
+        self.report(reports, "run", move |runner| {
+            Input::Ended(order.id, runner.work(&order, &held, &progress))
+        })?;
         Ok(Box::new(Running(hold)))
     }
 
@@ -313,12 +322,18 @@ fn failure(error: &Error) -> RunResult {
 /// What a person has to decide, out of a recovery's summary.
 fn undecided(summary: &Value) -> Vec<String> {
     let domains = summary["domains"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let open = domains.iter().filter(|domain| matches!(domain["verdict"].as_str(), Some("undecided" | "failed")));
+    let open =
+        domains.iter().filter(|domain| matches!(domain["verdict"].as_str(), Some("undecided" | "failed")));
     open.map(|domain| {
         let own = domain["remains"].as_array();
-        let disks = domain["disks"].as_array().into_iter().flatten().filter_map(|disk| disk["remains"].as_array());
+        let disks =
+            domain["disks"].as_array().into_iter().flatten().filter_map(|disk| disk["remains"].as_array());
         let remains = own.into_iter().chain(disks).flatten().filter_map(Value::as_str).collect::<Vec<_>>();
-        format!("the guest '{}' is not in order: {}", domain["name"].as_str().unwrap_or("?"), remains.join("; "))
+        format!(
+            "the guest '{}' is not in order: {}",
+            domain["name"].as_str().unwrap_or("?"),
+            remains.join("; ")
+        )
     })
     .collect()
 }
@@ -329,7 +344,9 @@ fn command_of(spec: &CommandSpec, order: &Order, (hold, told): (&Hold, &[(&str, 
     let name = program.to_string_lossy().into_owned();
     let mut command = Command::new(program);
     command.args(arguments).env("VIRTFOLD_JOB", &order.job.name).env("VIRTFOLD_DOMAIN", &order.guest.name);
-    command.env("VIRTFOLD_UUID", order.guest.id.to_string()).envs(told.iter().map(|(name, value)| (name, value)));
+    command
+        .env("VIRTFOLD_UUID", order.guest.id.to_string())
+        .envs(told.iter().map(|(name, value)| (name, value)));
     let said = Arc::new(Said::new(None));
     let hear: Arc<dyn Hear> = said.clone();
     let ended = child::run(command, (hold, Reach::Group), Some(spec.limit), &hear);
@@ -357,7 +374,8 @@ fn variables(path: &Path) -> Result<Vec<(OsString, OsString)>> {
     let file = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path).at(reading)?;
     let metadata = file.metadata().at(reading)?;
     if !metadata.is_file() || metadata.mode() & 0o007 != 0 {
-        let message = format!("the variables in '{}' are not taken: others may read or write it", path.display());
+        let message =
+            format!("the variables in '{}' are not taken: others may read or write it", path.display());
         let hint = format!("it has to be a file that is its owner's alone: 'chmod 600 {}'", path.display());
         return Err(Error::new(ErrorKind::Usage, message).with_hint(hint));
     }

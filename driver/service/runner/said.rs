@@ -117,7 +117,8 @@ pub(super) fn measure_in(summary: &Value) -> Value {
     let sum = |key: &str| disks.iter().filter_map(|disk| disk[key].as_u64()).fold(0, u64::saturating_add);
     let freeze = |key: &str| summary["freeze"][key].as_f64();
     let tapes = summary["tapes"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let underruns = || tapes.iter().filter_map(|tape| tape["underruns"].as_u64()).fold(0, u64::saturating_add);
+    let underruns =
+        || tapes.iter().filter_map(|tape| tape["underruns"].as_u64()).fold(0, u64::saturating_add);
     let measure = Measure {
         at: metrics::now(),
         seconds: summary["total_seconds"].as_f64().unwrap_or(0.0),
