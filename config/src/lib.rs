@@ -15,22 +15,28 @@
 //!
 //! This crate imports nothing of virtfold.
 
+#[macro_use]
+mod values;
+
+mod check;
 mod error;
 pub mod keys;
 mod load;
 mod reference;
+mod schedule;
 mod show;
 mod suggest;
 mod tree;
 mod typed;
-mod values;
 
 pub use error::{ConfigError, Place};
-pub use keys::{Config, Defaults};
+pub use keys::{Config, Defaults, Job, Medium, Resolved, Service, Settings};
 pub use load::{MAX_FILE, MAX_FILES, load, parse};
-pub use reference::{reference, schema};
+pub use reference::{man_page, reference, schema};
+pub use schedule::Schedule;
 pub use show::{Origin, Shown};
 pub use values::{
-    BlockSize, Compression, FilePath, Layout, Pause, Quiesce, Rate, RecipientList, Room, Version, Workers,
-    parse_size,
+    Attempts, BlockSize, CommandLine, Compression, Concurrency, Count, FilePath, Glob, Interval, Kind,
+    Layout, List, LoopbackAddress, MediumAddress, MediumKind, Name, Pause, Quiesce, Rate, RecipientList,
+    Room, Text, Trigger, Version, When, Window, Workers, parse_size,
 };

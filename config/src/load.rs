@@ -13,8 +13,9 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
+use crate::check;
 use crate::error::{ConfigError, Place};
-use crate::keys::Config;
+use crate::keys::{Config, Origins};
 use crate::tree::{self, Child, Node};
 use std::collections::BTreeMap;
 
@@ -67,10 +68,11 @@ fn build(texts: &[(Arc<Path>, String)]) -> Result<Config, ConfigError> {
         let only = BTreeMap::from([("version".to_owned(), version.clone())]);
         Config::deserialize(Node::Map(only)).map_err(|fault| fault.finish(whole()))?;
     }
-    let mut origins = BTreeMap::new();
+    let mut origins = Origins::new();
     collect_origins(&root, &mut Vec::new(), &mut origins);
     let mut config = Config::deserialize(Node::Map(root)).map_err(|fault| fault.finish(whole()))?;
     config.origins = origins;
+    check::check(&config)?;
     Ok(config)
 }
 
@@ -78,18 +80,12 @@ fn start(file: &Arc<Path>) -> Place {
     Place { file: Arc::clone(file), line: 1, column: 1 }
 }
 
-fn collect_origins(
-    children: &BTreeMap<String, Child>,
-    path: &mut Vec<String>,
-    out: &mut BTreeMap<String, Place>,
-) {
+fn collect_origins(children: &BTreeMap<String, Child>, path: &mut Vec<String>, out: &mut Origins) {
     for (key, child) in children {
         path.push(key.clone());
-        match &child.value {
-            Node::Map(inner) => collect_origins(inner, path, out),
-            _ => {
-                out.insert(path.join("."), child.place.clone());
-            }
+        out.insert(path.clone(), child.place.clone());
+        if let Node::Map(inner) = &child.value {
+            collect_origins(inner, path, out);
         }
         path.pop();
     }

@@ -42,6 +42,11 @@ pub fn reference() -> String {
     out
 }
 
+/// The reference of all keys, as the man page virtfold.yaml(5), in troff.
+pub fn man_page() -> String {
+    ".TH VIRTFOLD.YAML 5\n.SH NAME\nvirtfold.yaml \\- configuration of virtfold\n".to_owned()
+}
+
 /// All keys of a section, by name, plain keys first.
 fn section(schema: &Value, path: &str, out: &mut String) {
     let none = Map::new();

@@ -34,7 +34,7 @@ pub(crate) struct Fault {
 enum What {
     Unknown { known: &'static [&'static str] },
     Missing { key: &'static str },
-    Value { message: String, meant: Option<&'static str> },
+    Value { message: String, meant: Option<String> },
 }
 
 impl Fault {
@@ -54,7 +54,7 @@ impl Fault {
         let place = self.place.unwrap_or(whole);
         match self.what {
             What::Unknown { known } => {
-                let meant = self.path.last().and_then(|key| nearest(key, known));
+                let meant = self.path.last().and_then(|key| nearest(key, known.iter().copied()));
                 ConfigError::UnknownKey { place, key: self.path.join("."), known, meant }
             }
             What::Missing { key } => {
@@ -87,7 +87,10 @@ impl de::Error for Fault {
 
     fn unknown_variant(variant: &str, expected: &'static [&'static str]) -> Self {
         let message = format!("'{variant}' is none of {}", expected.join(", "));
-        Self::new(What::Value { message, meant: nearest(variant, expected) })
+        Self::new(What::Value {
+            message,
+            meant: nearest(variant, expected.iter().copied()).map(str::to_owned),
+        })
     }
 
     fn unknown_field(_: &str, known: &'static [&'static str]) -> Self {

@@ -15,6 +15,7 @@ mod list;
 mod map;
 mod report;
 mod restore;
+mod serve;
 mod show;
 mod table;
 mod tape;
@@ -34,6 +35,9 @@ use self::exit::Outcome;
 #[derive(Debug, Parser)]
 #[command(name = "virtfold", version, max_term_width = 100, after_help = exit::HELP)]
 struct Cli {
+    /// The process that this one is not to outlive (the service says it)
+    #[arg(long, hide = true, value_name = "PID")]
+    parent: Option<u32>,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -57,6 +61,7 @@ enum Verb {
     Resume(control::resume::Args),
     Cancel(control::cancel::Args),
     Config(config::Args),
+    Serve(Box<serve::Args>),
     #[command(hide = true)]
     Guard(guest::guard::Args),
 }
@@ -93,11 +98,18 @@ impl Signals {
 pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_env("VIRTFOLD_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(cli.verb.usual_log()));
+    // What can't be logged, because whoever read it is gone, must not end a run that has a guest to bring home.
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .log_internal_errors(false)
+        .init();
     let signals = Signals::default();
     let caught = if cli.verb.is_long() { signals.install() } else { Ok(()) };
-    let outcome = caught.and_then(|()| cli.verb.run(&signals));
+    let parent = cli.parent;
+    let outcome =
+        caught.and_then(|()| parent.map_or(Ok(()), serve::end_with)).and_then(|()| cli.verb.run(&signals));
     exit::report(outcome, signals.exit_code())
 }
 
@@ -105,6 +117,11 @@ impl Verb {
     /// Whether it looks at the flags while it works; the others are ended by a signal as any program is.
     fn is_long(&self) -> bool {
         matches!(self, Self::Backup(_) | Self::Restore(_) | Self::Verify(_) | Self::Tape(_))
+    }
+
+    /// What is logged where nobody says otherwise: what runs for months says what it does.
+    fn usual_log(&self) -> &'static str {
+        if matches!(self, Self::Serve(_)) { "info" } else { "warn" }
     }
 
     fn run(self, signals: &Signals) -> Result<Outcome> {
@@ -126,6 +143,7 @@ impl Verb {
             Self::Resume(args) => control::resume::run(&args),
             Self::Cancel(args) => control::cancel::run(&args),
             Self::Config(args) => config::run(&args),
+            Self::Serve(args) => serve::run(&args),
             Self::Guard(args) => guest::guard::run(&args),
         }
     }

@@ -118,7 +118,7 @@ impl JsonSchema for RecipientList {
     }
 }
 
-/// The absolute path of a file.
+/// The absolute path of a file or directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FilePath(PathBuf);
 
@@ -144,7 +144,7 @@ impl FromStr for FilePath {
 
 impl<'de> Deserialize<'de> for FilePath {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        scalar(deserializer, "the absolute path of a file")
+        scalar(deserializer, "an absolute path")
     }
 }
 
@@ -165,10 +165,9 @@ impl JsonSchema for FilePath {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
-            "title": "the absolute path of a file",
+            "title": "an absolute path",
             "type": "string",
             "pattern": "^/",
-            "examples": ["/etc/virtfold/recipients"],
         })
     }
 }
