@@ -156,9 +156,10 @@ impl Metrics {
     }
 }
 
-/// The domains that are backed up.
+/// The domains that are backed up. Where no job has any, libvirt was not reached yet, and all that are known are shown.
 fn shown(status: &Status) -> impl Iterator<Item = &DomainStatus> {
-    status.domains.iter().filter(|domain| !domain.jobs.is_empty())
+    let unknown = status.jobs.iter().all(|job| job.domains.is_empty());
+    status.domains.iter().filter(move |domain| unknown || !domain.jobs.is_empty())
 }
 
 fn show_service(status: &Status, page: &mut Page) {
