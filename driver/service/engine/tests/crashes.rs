@@ -10,8 +10,10 @@ const END: &str = "2026-11-27T06:00:00Z";
 
 fn evening() -> World {
     let mut often = job("often", &["a", "b"], vec![Arc::new(Every(60, 0))]);
-    (often.attempts, often.delay) = (2, Duration::from_secs(60));
-    let jobs = vec![often, job("once", &["a", "c"], vec![Arc::new(Every(24 * 60, 90))])];
+    (often.attempts, often.delay) = (3, Duration::from_secs(60));
+    let mut once = job("once", &["a", "c"], vec![Arc::new(Every(24 * 60, 90))]);
+    once.attempts = 3;
+    let jobs = vec![often, once];
     let settings = settings_of(jobs, 2, &[medium("disk", 2)]);
     // Every fifth run fails at first.
     let play = |_: &crate::service::runner::Order, count: u32| Script { fails: count % 5 == 3, ..minutes(7) };
