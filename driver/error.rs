@@ -38,7 +38,7 @@ pub enum ErrorKind {
     Incomplete,
     /// An archive is encrypted, and no identity that was given opens it.
     Locked,
-    /// The hypervisor said no, or is not there.
+    /// The hypervisor or the service said no, or is not there.
     Refused,
     /// The run was ended by a signal.
     Interrupted,

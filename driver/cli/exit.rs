@@ -19,7 +19,7 @@ Exit codes:
   7    the target exists already
   8    no space left
   9    not found
-  10   libvirt refused, or can't be reached
+  10   libvirt or the service refused, or can't be reached
   11   the archive is encrypted, and no identity that was given opens it
   130  ended by SIGINT     143  ended by SIGTERM
 

@@ -6,6 +6,7 @@
 mod args;
 mod backup;
 mod config;
+mod control;
 mod define;
 mod exit;
 mod guest;
@@ -20,6 +21,7 @@ mod table;
 mod tape;
 mod verify;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -53,6 +55,12 @@ enum Verb {
     Tape(Box<tape::Args>),
     Domains(guest::domains::Args),
     Recover(guest::recover::Args),
+    Status(control::status::Args),
+    Queue(control::queue::Args),
+    Run(control::run::Args),
+    Pause(control::pause::Args),
+    Resume(control::resume::Args),
+    Cancel(control::cancel::Args),
     Config(config::Args),
     Serve(Box<serve::Args>),
     #[command(hide = true)]
@@ -96,6 +104,8 @@ pub(crate) fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // The journal keeps text, not colours.
+        .with_ansi(std::io::stderr().is_terminal())
         .log_internal_errors(false)
         .init();
     let signals = Signals::default();
@@ -129,6 +139,12 @@ impl Verb {
             Self::Tape(args) => tape::run(&args, signals),
             Self::Domains(args) => guest::domains::run(&args),
             Self::Recover(args) => guest::recover::run(&args),
+            Self::Status(args) => control::status::run(&args),
+            Self::Queue(args) => control::queue::run(&args),
+            Self::Run(args) => control::run::run(&args),
+            Self::Pause(args) => control::pause::run(&args),
+            Self::Resume(args) => control::resume::run(&args),
+            Self::Cancel(args) => control::cancel::run(&args),
             Self::Config(args) => config::run(&args),
             Self::Serve(args) => serve::run(&args),
             Self::Guard(args) => guest::guard::run(&args),

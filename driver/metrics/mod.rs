@@ -12,6 +12,8 @@
 //! Imports: `error`, `durable`, and the reports of `job`.
 
 pub mod names;
+#[cfg(test)]
+mod packaging_tests;
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;

@@ -66,8 +66,8 @@ families! {
     RUNNING = gauge("virtfold_running", NONE, "Backups that run.");
     QUEUE_DEPTH = gauge("virtfold_queue_depth", NONE, "Entries of the queue that wait.");
     QUEUE_AGE = gauge("virtfold_queue_oldest_age_seconds", NONE, "How long ago the entry was due that waits longest; 0 where none waits.");
-    JOB_NEXT = gauge("virtfold_job_next_run_timestamp_seconds", &["job"], "When a job is due next; absent where it has no schedule.");
-    JOB_PAUSED = gauge("virtfold_job_paused", &["job"], "1 where a job is paused, by name or with all.");
+    JOB_NEXT = gauge("virtfold_job_next_run_timestamp_seconds", &["name"], "When a job is due next; absent where it has no schedule.");
+    JOB_PAUSED = gauge("virtfold_job_paused", &["name"], "1 where a job is paused, by name or with all.");
     GUESTS_WITHOUT_JOB = gauge("virtfold_guests_without_job", NONE, "Guests that no job backs up.");
     WARNINGS = gauge("virtfold_warnings", &["kind"], "What 'virtfold status' warns of, by kind.");
     LIBVIRT_UP = gauge("virtfold_libvirt_up", NONE, "1 where libvirt can be reached.");

@@ -41,7 +41,7 @@ impl Client {
         let answer = match Lines::new(MAX_ANSWER).next(&mut stream, &patience) {
             Ok(Line::Whole(answer)) => answer,
             Ok(Line::TooLong) => {
-                return Err(Error::new(ErrorKind::Internal, "the service's answer is longer than 16 MiB"));
+                return Err(Error::new(ErrorKind::Io, "the service's answer is longer than 16 MiB"));
             }
             Ok(Line::End) => {
                 written.at(speaking)?;
@@ -87,7 +87,7 @@ impl Client {
 
 fn unfit(reply: &Reply) -> Error {
     tracing::debug!(?reply, "this was not asked");
-    Error::new(ErrorKind::Internal, "the service answered something that was not asked")
+    Error::new(ErrorKind::Io, "the service answered something that was not asked")
 }
 
 impl Desk for Client {

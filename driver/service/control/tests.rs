@@ -297,13 +297,13 @@ fn a_client_believes_no_nonsense() {
     let directory = tempfile::tempdir().unwrap();
     let cases: [(&[u8], ErrorKind); 7] = [
         (b"", ErrorKind::Refused),
-        (b"hello\n", ErrorKind::Internal),
+        (b"hello\n", ErrorKind::Io),
         (b"{\"version\":2,\"answer\":\"done\"}\n", ErrorKind::Unsupported),
-        (b"{\"version\":1}\n", ErrorKind::Internal),
-        (b"{\"version\":1,\"answer\":{\"queue\":[]}}\n", ErrorKind::Internal),
+        (b"{\"version\":1}\n", ErrorKind::Io),
+        (b"{\"version\":1,\"answer\":{\"queue\":[]}}\n", ErrorKind::Io),
         (
             b"{\"version\":1,\"answer\":\"done\",\"error\":{\"kind\":\"io\",\"sentence\":\"x\"}}\n",
-            ErrorKind::Internal,
+            ErrorKind::Io,
         ),
         (
             b"{\"version\":1,\"error\":{\"kind\":\"locked\",\"sentence\":\"x\",\"new\":1}}\n",

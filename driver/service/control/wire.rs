@@ -194,10 +194,10 @@ impl Answer {
     /// The answer of a line.
     ///
     /// # Errors
-    /// The one that it carries; [`ErrorKind::Unsupported`] for another version; [`ErrorKind::Internal`] where it makes no sense.
+    /// The one that it carries; [`ErrorKind::Unsupported`] for another version; [`ErrorKind::Io`] where it makes no sense.
     pub fn parse(line: &[u8]) -> Result<Reply> {
         check_version(line, "service's answer")?;
-        let nonsense = || Error::new(ErrorKind::Internal, "the service's answer makes no sense");
+        let nonsense = || Error::new(ErrorKind::Io, "the service's answer makes no sense");
         let answer: Self = serde_json::from_slice(line).map_err(|e| nonsense().with_source(e))?;
         match (answer.answer, answer.error) {
             (Some(reply), None) => Ok(reply),

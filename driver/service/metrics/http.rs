@@ -37,7 +37,7 @@ impl Exporter {
         if !address.ip().is_loopback() {
             let text = format!("metrics are not served at {address}: others than this host could read them");
             return Err(
-                Error::new(ErrorKind::Usage, text).with_hint("an address of this host alone: 127.0.0.1:9177")
+                Error::new(ErrorKind::Usage, text).with_hint("an address of this host alone: 127.0.0.1:9758")
             );
         }
         let listening = || format!("cannot serve metrics at {address}");

@@ -1,10 +1,12 @@
 //! What Prometheus reads of the service: a page on a port of this host (`http`), or files for node_exporter's textfile collector, or both.
 //!
-//! Whatever [`Desk::status`] says is on the page as it is said in that moment, so gauges can't lag behind and a restart takes nothing away. The
+//! Whatever [`super::control::Desk::status`] says is on the page as it is said in that moment, so gauges can't lag behind and a restart takes nothing away. The
 //! core only tells of runs that have ended ([`Metrics::run_ended`]), which are counted from the service's start.
 //!
 //! The files: `virtfold-service.prom`, and for each domain the two of a run from the command line ([`crate::metrics`]), written when they change. They carry the same metrics under the same
 //! names, so both may write to one directory, and no metric is in two files.
+//!
+//! A domain that is in no job any more is not on the page: nobody is to be woken for a guest that was given up. One that should be in a job is a warning.
 //!
 //! Imports: `error`, `metrics`, `service::control`, `service::acceptor`.
 
@@ -93,7 +95,7 @@ impl Metrics {
     /// A file can't be written. The others are.
     pub fn write(&self, status: &Status, directory: &Path) -> Result<()> {
         let mut result = Ok(());
-        for domain in &status.domains {
+        for domain in shown(status) {
             let written = self.write_domain(domain, directory);
             result = result.and(written);
         }
@@ -130,7 +132,7 @@ impl Metrics {
         page.set(&names::READ, &[], float(counts.read));
         page.set(&names::ARCHIVED, &[], float(counts.archived));
         page.set(&names::UNDERRUNS, &[], float(counts.underruns));
-        for domain in &status.domains {
+        for domain in shown(status) {
             let Some(uuid) = domain.uuid else { continue };
             let text = uuid.to_string();
             let labels = [domain.domain.as_str(), &text];
@@ -152,6 +154,12 @@ impl Metrics {
         }
         page
     }
+}
+
+/// The domains that are backed up. Where no job has any, libvirt was not reached yet, and all that are known are shown.
+fn shown(status: &Status) -> impl Iterator<Item = &DomainStatus> {
+    let unknown = status.jobs.iter().all(|job| job.domains.is_empty());
+    status.domains.iter().filter(move |domain| unknown || !domain.jobs.is_empty())
 }
 
 fn show_service(status: &Status, page: &mut Page) {

@@ -76,11 +76,25 @@ fn values_are_those_of_the_status_and_of_the_runs() {
         "virtfold_guests_without_job 1",
         "virtfold_warnings{kind=\"guest-without-job\"} 1",
         "virtfold_warnings{kind=\"events\"} 0",
-        "virtfold_job_paused{job=\"nightly\"} 1",
+        "virtfold_job_paused{name=\"nightly\"} 1",
         "virtfold_build_info{version=\"1\"} 1",
     ] {
         assert!(page.lines().any(|found| found == line), "{line}\n{page}");
     }
+}
+
+#[test]
+fn a_guest_that_was_given_up_is_not_shown() {
+    let (metrics, mut status) = busy();
+    status.domains[0].jobs.clear();
+    let page = metrics.page(&status).unwrap();
+    assert!(page.contains("virtfold_libvirt_up 1\n") && !page.contains("domain="), "{page}");
+    let directory = tempfile::tempdir().unwrap();
+    metrics.write(&status, directory.path()).unwrap();
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+    // A service that has not reached libvirt since its start knows of no job's guests, and of old backups.
+    status.jobs[0].domains.clear();
+    assert!(metrics.page(&status).unwrap().contains("domain=\"web\""));
 }
 
 #[test]
