@@ -70,7 +70,9 @@ pub(super) fn rule(text: &str) -> Result<Rule, String> {
     }
     let calendar = match words.as_slice() {
         [word] if word.starts_with('@') => nickname(word)?,
-        [minute, hour, day, month, weekday] => cron([minute, hour, day, month, weekday])?,
+        [minute, hour, day, month, weekday] if !lower.contains(':') => {
+            cron([minute, hour, day, month, weekday])?
+        }
         [] | [_] | [_, _] | [_, _, _] => calendar(&words)?,
         more if more.iter().any(|word| word.contains(':')) => {
             return Err(format!(
@@ -182,7 +184,10 @@ fn calendar(words: &[&str]) -> Result<Calendar, String> {
             (out.hours, out.minutes) = self::time(time)?;
             Ok(out)
         }
-        [word, ..] => Err(format!("'{word}' is no weekday, date, time of day or time zone here; {HINT}")),
+        [time, word, ..] if time.contains(':') => Err(format!(
+            "'{word}' behind the time is no time zone; write Area/City, for example Europe/Berlin, or UTC"
+        )),
+        [word, ..] => Err(format!("'{word}' is no weekday, date or time of day here; {HINT}")),
     }
 }
 
