@@ -14,7 +14,7 @@ use super::calendar::{Calendar, DAYS, HOURS, MONTHS, WEEK};
 use crate::suggest::nearest;
 
 /// The longest text.
-const MAX: usize = 200;
+pub(super) const MAX: usize = 200;
 const WEEKDAYS: [&str; 7] = ["sunday", "monday", "tuesday", "wednesday", "thursday", "friday", "saturday"];
 const MONTH_NAMES: [&str; 12] = [
     "january",
@@ -40,14 +40,17 @@ struct Part {
     min: u64,
     max: u64,
     names: &'static [&'static str],
+    known: &'static str,
 }
 
-const MINUTE: Part = Part { name: "minute", min: 0, max: 59, names: &[] };
-const HOUR: Part = Part { name: "hour", min: 0, max: 23, names: &[] };
-const DAY: Part = Part { name: "day of a month", min: 1, max: 31, names: &[] };
-const MONTH: Part = Part { name: "month", min: 1, max: 12, names: &MONTH_NAMES };
+const MINUTE: Part = Part { name: "minute", min: 0, max: 59, names: &[], known: "they go from 0 to 59" };
+const HOUR: Part = Part { name: "hour", min: 0, max: 23, names: &[], known: "they go from 0 to 23" };
+const DAY: Part = Part { name: "day of a month", min: 1, max: 31, names: &[], known: "they go from 1 to 31" };
+const MONTH: Part =
+    Part { name: "month", min: 1, max: 12, names: &MONTH_NAMES, known: "they go from 1 to 12 or jan to dec" };
 /// Sunday is 0 and 7.
-const WEEKDAY: Part = Part { name: "weekday", min: 0, max: 7, names: &WEEKDAYS };
+const WEEKDAY: Part =
+    Part { name: "weekday", min: 0, max: 7, names: &WEEKDAYS, known: "they go from 0 to 7 or sun to sat" };
 
 /// Reads a schedule.
 ///
@@ -269,7 +272,7 @@ fn number(text: &str, part: &Part) -> Result<u64, String> {
     }
     let number = digits(text).filter(|number| (part.min..=part.max).contains(number));
     number.ok_or_else(|| {
-        let lost = format!("'{text}' is no {}; they go from {} to {}", part.name, part.min, part.max);
+        let lost = format!("'{text}' is no {}; {}", part.name, part.known);
         let meant = nearest(text, part.names.iter().copied());
         meant.map_or(lost.clone(), |name| format!("{lost}; did you mean `{name}`?"))
     })
