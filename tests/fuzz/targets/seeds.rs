@@ -32,6 +32,7 @@ fn make() {
     images(&folder, &work);
     archives(&folder, &work);
     control(&folder);
+    configurations(&folder);
     fs::remove_dir_all(&work).unwrap();
     // There is nothing to fuzz.
     std::process::exit(0)
@@ -75,6 +76,35 @@ fn create(image: &Path, options: &str, size: &str, requests: &[&str]) {
     args.push(image);
     if !requests.is_empty() {
         tool("qemu-io", &args);
+    }
+}
+
+/// The samples, and the schedules that the reference names.
+fn configurations(folder: &Path) {
+    let samples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples");
+    for sample in fs::read_dir(samples).unwrap() {
+        let path = sample.unwrap().path();
+        if path.extension().is_some_and(|ending| ending == "yaml") {
+            let seeds = folder.join("config");
+            fs::create_dir_all(&seeds).unwrap();
+            fs::copy(&path, seeds.join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    for (number, text) in [
+        "daily 02:30",
+        "mon..fri 22:30 Europe/Berlin",
+        "*-*-1,15 04:00",
+        "sat *-*-1..7 0/6:0/15",
+        "30 2 1-7/2 jan,7 mon-fri",
+        "*/15 * * * * UTC",
+        "@weekly",
+        "hourly",
+        "*-test[!a-c]?",
+    ]
+    .iter()
+    .enumerate()
+    {
+        seed(folder, "schedule", &format!("text{number}"), &[0, 5, 10, 15], text.as_bytes());
     }
 }
 
