@@ -109,6 +109,11 @@ fn a_guest_is_refused_while_its_disks_are_in_use_and_not_a_moment_longer() {
     signal(&child, Signal::SIGCONT);
     collect(line, child).ok();
     assert_eq!(try_start(&guest), Ok(()));
+    assert_eq!(
+        fs::read_dir(hooked.run_file("guards")).unwrap().count(),
+        0,
+        "the killed one's guards are swept"
+    );
     let refused = hooked.take("guarded").iter().filter(|word| *word == "release end failed").count();
     println!("{refused} refused starts were told of");
 }
