@@ -267,7 +267,7 @@ fn variables_of_others_are_refused_and_no_line_of_them_is_told() {
     let stage = Stage::new();
     let variables = stage.path("keys");
     for (mode, text, word) in
-        [(0o644, "A=b", "others may read or write it"), (0o600, "A=b\nverysecret\n", "line 2 of")]
+        [(0o644, "A=b", "can't be used"), (0o600, "A=b\nverysecret\n", "line 2 is no variable")]
     {
         std::fs::write(&variables, text).unwrap();
         std::fs::set_permissions(&variables, std::fs::Permissions::from_mode(mode)).unwrap();
