@@ -9,6 +9,7 @@
 mod common;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use common::archive::{backup, backup_args};
@@ -139,6 +140,31 @@ fn errors() {
     say("error-verify-rubbish", &["verify", text(&rubbish)]);
     say("error-map-rubbish", &["map", text(&rubbish), "--format", "qcow2"]);
     say("error-list-missing", &["list", text(&scratch.join("nowhere"))]);
+}
+
+#[test]
+fn configurations() {
+    let scratch = Scratch::new("golden-config");
+    let here = scratch.path();
+    let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/config-tape-rotation.yaml");
+    let file = scratch.join("config.yaml");
+    fs::copy(&sample, &file).unwrap();
+    let say = |name: &str, verb: &str| {
+        golden(name, &transcript(&run(&mut virtfold(&["config", verb, "--config", text(&file)])), here));
+    };
+    say("config-check", "check");
+    say("config-show", "show");
+    let cloud = |to: &str| {
+        let credentials = scratch.join("cloud.env");
+        fs::write(&credentials, "AWS_ACCESS_KEY_ID=hunter2\n").unwrap();
+        fs::set_permissions(&credentials, fs::Permissions::from_mode(0o644)).unwrap();
+        let medium = format!("{{ to: '{to}', environment-file: {} }}", credentials.display());
+        fs::write(&file, format!("version: 1\nmedia:\n  cloud: {medium}\n")).unwrap();
+    };
+    cloud("s3://x/vm");
+    say("error-config-bucket", "check");
+    cloud("s3://bucket/vm");
+    say("error-config-credentials", "check");
 }
 
 /// What is said of tapes where there is no drive.

@@ -29,9 +29,9 @@ pub const MAX_FILES: usize = 1000;
 /// # Errors
 /// The first thing that is wrong; see [`ConfigError`].
 pub fn load(path: &Path) -> Result<Config, ConfigError> {
-    let mut texts = vec![(Arc::from(path), read_file(path)?)];
+    let mut texts = vec![(Arc::from(path), read_file(path, Others::MayRead)?)];
     for extra in conf_d(&path.with_file_name("conf.d"))? {
-        let text = read_file(&extra)?;
+        let text = read_file(&extra, Others::MayRead)?;
         texts.push((Arc::from(extra), text));
     }
     build(&texts)
@@ -97,7 +97,7 @@ fn conf_d(dir: &Path) -> Result<Vec<PathBuf>, ConfigError> {
     match fs::metadata(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(unreadable(error)),
-        Ok(metadata) => check_mode(dir, &metadata)?,
+        Ok(metadata) => check_mode(dir, &metadata, Others::MayRead)?,
     }
     let mut files = Vec::new();
     for (count, entry) in fs::read_dir(dir).map_err(unreadable)?.enumerate() {
@@ -119,14 +119,24 @@ fn conf_d(dir: &Path) -> Result<Vec<PathBuf>, ConfigError> {
     Ok(files)
 }
 
-fn read_file(path: &Path) -> Result<String, ConfigError> {
+/// What others than owner and group may do with a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Others {
+    /// Read it.
+    MayRead,
+    /// Nothing: it holds secrets.
+    Nothing,
+}
+
+/// Reads a regular file of bounded size, as UTF-8.
+pub(crate) fn read_file(path: &Path, others: Others) -> Result<String, ConfigError> {
     let unreadable = |source| ConfigError::Unreadable { path: path.to_owned(), source };
     // Opening a pipe would wait for its writer, so the kind is looked at first, and again when open.
     check_kind(path, &fs::metadata(path).map_err(unreadable)?)?;
     let file = File::open(path).map_err(unreadable)?;
     let metadata = file.metadata().map_err(unreadable)?;
     check_kind(path, &metadata)?;
-    check_mode(path, &metadata)?;
+    check_mode(path, &metadata, others)?;
     let mut bytes = Vec::new();
     file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(unreadable)?;
     if bytes.len() as u64 > MAX_FILE {
@@ -143,13 +153,20 @@ fn check_kind(path: &Path, metadata: &Metadata) -> Result<(), ConfigError> {
     if metadata.is_file() { Ok(()) } else { Err(refused(path, "is not a regular file".to_owned())) }
 }
 
-fn check_mode(path: &Path, metadata: &Metadata) -> Result<(), ConfigError> {
-    if metadata.mode() & 0o002 == 0 {
-        return Ok(());
+fn check_mode(path: &Path, metadata: &Metadata, others: Others) -> Result<(), ConfigError> {
+    let file = path.display();
+    if others == Others::Nothing && metadata.mode() & 0o007 != 0 {
+        return Err(refused(
+            path,
+            format!("may be read or written by everybody, and holds secrets; do 'chmod o= {file}'"),
+        ));
     }
-    Err(refused(path, format!("may be written by everybody; do 'chmod o-w {}'", path.display())))
+    if metadata.mode() & 0o002 != 0 {
+        return Err(refused(path, format!("may be written by everybody; do 'chmod o-w {file}'")));
+    }
+    Ok(())
 }
 
-fn refused(path: &Path, why: String) -> ConfigError {
+pub(crate) fn refused(path: &Path, why: String) -> ConfigError {
     ConfigError::Refused { path: path.to_owned(), why }
 }

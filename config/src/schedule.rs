@@ -132,7 +132,11 @@ impl FromStr for Schedule {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        Ok(Self { text: text.to_owned(), rule: parse::rule(text)? })
+        let rule = parse::rule(text).map_err(|why| {
+            let told = text.is_empty() || text.len() > parse::MAX || why.starts_with(&format!("'{text}'"));
+            if told { why } else { format!("'{text}': {why}") }
+        })?;
+        Ok(Self { text: text.to_owned(), rule })
     }
 }
 

@@ -62,10 +62,6 @@ impl Config {
             // What a job or a medium leaves open is what `defaults` or `service` say; two dozen lines of that hide the others.
             Value::Null if path.len() > 2 => return,
             Value::Null => None,
-            Value::Array(items) => {
-                let items: Vec<String> = items.iter().map(plain).collect();
-                Some(format!("[{}]", items.join(", ")))
-            }
             other => Some(plain(other)),
         };
         let origin = self.origins.get(path).cloned().map_or(Origin::Default, Origin::File);
@@ -73,10 +69,23 @@ impl Config {
     }
 }
 
-/// A value as YAML would have it; text is quoted where YAML would take it for something else or apart.
-fn plain(value: &Value) -> String {
+/// A value as YAML has it in a flow: text as it is, lists with brackets.
+pub(crate) fn plain(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
+        Value::Array(items) => {
+            let items: Vec<String> = items.iter().map(quoted).collect();
+            format!("[{}]", items.join(", "))
+        }
         other => other.to_string(),
     }
+}
+
+/// An entry of a list: in quotes where a comma, a bracket or a sign of YAML's would be misread.
+fn quoted(value: &Value) -> String {
+    let text = plain(value);
+    let bare = |c: char| c.is_alphanumeric() || "_./:@%+-".contains(c);
+    let inside = |c: char| bare(c) || " *?".contains(c);
+    let readable = text.starts_with(|c| bare(c) && c != '@' && c != '%') && text.chars().all(inside);
+    if readable || !value.is_string() { text } else { format!("'{}'", text.replace('\'', "''")) }
 }

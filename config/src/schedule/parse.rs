@@ -14,7 +14,7 @@ use super::calendar::{Calendar, DAYS, HOURS, MONTHS, WEEK};
 use crate::suggest::nearest;
 
 /// The longest text.
-const MAX: usize = 200;
+pub(super) const MAX: usize = 200;
 const WEEKDAYS: [&str; 7] = ["sunday", "monday", "tuesday", "wednesday", "thursday", "friday", "saturday"];
 const MONTH_NAMES: [&str; 12] = [
     "january",
@@ -34,20 +34,23 @@ const WORDS: [&str; 8] =
     ["hourly", "daily", "weekly", "monthly", "quarterly", "semiannually", "yearly", "annually"];
 const HINT: &str = "write for example 'daily 02:00', 'mon..fri 22:30', '*-*-01 04:00' or '30 2 * * 1-5'";
 
-/// One part of a time: what it is called, its bounds, the names of its numbers.
+/// One part of a time: what it is called, its bounds, the names of its numbers, and all that in words.
 struct Part {
     name: &'static str,
     min: u64,
     max: u64,
     names: &'static [&'static str],
+    known: &'static str,
 }
 
-const MINUTE: Part = Part { name: "minute", min: 0, max: 59, names: &[] };
-const HOUR: Part = Part { name: "hour", min: 0, max: 23, names: &[] };
-const DAY: Part = Part { name: "day of a month", min: 1, max: 31, names: &[] };
-const MONTH: Part = Part { name: "month", min: 1, max: 12, names: &MONTH_NAMES };
+const MINUTE: Part = Part { name: "minute", min: 0, max: 59, names: &[], known: "they go from 0 to 59" };
+const HOUR: Part = Part { name: "hour", min: 0, max: 23, names: &[], known: "they go from 0 to 23" };
+const DAY: Part = Part { name: "day of a month", min: 1, max: 31, names: &[], known: "they go from 1 to 31" };
+const MONTH: Part =
+    Part { name: "month", min: 1, max: 12, names: &MONTH_NAMES, known: "they go from 1 to 12 or jan to dec" };
 /// Sunday is 0 and 7.
-const WEEKDAY: Part = Part { name: "weekday", min: 0, max: 7, names: &WEEKDAYS };
+const WEEKDAY: Part =
+    Part { name: "weekday", min: 0, max: 7, names: &WEEKDAYS, known: "they go from 0 to 7 or sun to sat" };
 
 /// Reads a schedule.
 ///
@@ -70,7 +73,9 @@ pub(super) fn rule(text: &str) -> Result<Rule, String> {
     }
     let calendar = match words.as_slice() {
         [word] if word.starts_with('@') => nickname(word)?,
-        [minute, hour, day, month, weekday] => cron([minute, hour, day, month, weekday])?,
+        [minute, hour, day, month, weekday] if !lower.contains(':') => {
+            cron([minute, hour, day, month, weekday])?
+        }
         [] | [_] | [_, _] | [_, _, _] => calendar(&words)?,
         more if more.iter().any(|word| word.contains(':')) => {
             return Err(format!(
@@ -182,7 +187,10 @@ fn calendar(words: &[&str]) -> Result<Calendar, String> {
             (out.hours, out.minutes) = self::time(time)?;
             Ok(out)
         }
-        [word, ..] => Err(format!("'{word}' is no weekday, date, time of day or time zone here; {HINT}")),
+        [time, word, ..] if time.contains(':') => Err(format!(
+            "'{word}' behind the time is no time zone; write Area/City, for example Europe/Berlin, or UTC"
+        )),
+        [word, ..] => Err(format!("'{word}' is no weekday, date or time of day here; {HINT}")),
     }
 }
 
@@ -264,7 +272,7 @@ fn number(text: &str, part: &Part) -> Result<u64, String> {
     }
     let number = digits(text).filter(|number| (part.min..=part.max).contains(number));
     number.ok_or_else(|| {
-        let lost = format!("'{text}' is no {}; they go from {} to {}", part.name, part.min, part.max);
+        let lost = format!("'{text}' is no {}; {}", part.name, part.known);
         let meant = nearest(text, part.names.iter().copied());
         meant.map_or(lost.clone(), |name| format!("{lost}; did you mean `{name}`?"))
     })

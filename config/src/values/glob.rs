@@ -143,3 +143,86 @@ impl fmt::Display for Glob {
         f.write_str(&self.text)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn glob(text: &str) -> Glob {
+        text.parse().unwrap_or_else(|error| panic!("{text}: {error}"))
+    }
+
+    /// What the grammar says, by trying everything.
+    fn naive(pattern: &[char], name: &[char]) -> bool {
+        match (pattern, name) {
+            ([], []) => true,
+            (['*', rest @ ..], _) => (0..=name.len()).any(|taken| naive(rest, &name[taken..])),
+            (['?', rest @ ..], [_, more @ ..]) => naive(rest, more),
+            (['[', '!', from, '-', to, ']', rest @ ..], [c, more @ ..]) => {
+                !(from..=to).contains(&c) && naive(rest, more)
+            }
+            (['[', from, '-', to, ']', rest @ ..], [c, more @ ..]) => {
+                (from..=to).contains(&c) && naive(rest, more)
+            }
+            (['[', one, ']', rest @ ..], [c, more @ ..]) => one == c && naive(rest, more),
+            ([own, rest @ ..], [c, more @ ..]) => own == c && naive(rest, more),
+            ([], _) | (_, []) => false,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn it_matches_as_the_grammar_says(pattern in "([abü*?]|\\[[a*]\\]|\\[a-b\\]|\\[!a-a\\]){1,8}", name in "[abcü*]{0,8}") {
+            let chars = |text: &str| text.chars().collect::<Vec<_>>();
+            prop_assert_eq!(glob(&pattern).matches(&name), naive(&chars(&pattern), &chars(&name)));
+        }
+
+        #[test]
+        fn no_text_makes_it_panic(pattern in ".{0,20}|[\\[\\]!^a-c*-]{0,12}", name in ".{0,20}") {
+            if let Ok(glob) = pattern.parse::<Glob>() {
+                prop_assert_eq!(glob.to_string(), pattern);
+                glob.matches(&name);
+            }
+        }
+
+        #[test]
+        fn a_plain_name_takes_itself_alone(name in "[a-z0-9_.-]{1,20}", other in "[a-z0-9_.-]{1,20}") {
+            prop_assert!(glob(&name).matches(&name));
+            prop_assert_eq!(glob(&name).matches(&other), name == other);
+        }
+    }
+
+    #[test]
+    fn sets_and_ends() {
+        for (pattern, name, takes) in [
+            ("[abc]x", "bx", true),
+            ("[!abc]x", "bx", false),
+            ("[^abc]x", "dx", true),
+            ("[]a]", "]", true),
+            ("[!]]", "]", false),
+            ("[a-]", "-", true),
+            ("[[]x", "[x", true),
+            ("vd[a-d]", "vde", false),
+            ("*", "", true),
+            ("?", "", false),
+            ("web", "web2", false),
+            ("eb", "web", false),
+            ("a]", "a]", true),
+            ("{a,b}", "a", false),
+        ] {
+            assert_eq!(glob(pattern).matches(name), takes, "{pattern} {name}");
+        }
+        for bad in ["", "[", "a[bc", "[]", "[!]", "[z-a]", "a\nb", &"x".repeat(257)] {
+            assert!(bad.parse::<Glob>().is_err(), "{bad}");
+        }
+    }
+
+    /// The worst that a pattern can ask for ends soon.
+    #[test]
+    fn many_stars_take_no_time() {
+        let pattern = glob(&"*a".repeat(128));
+        assert!(!pattern.matches(&("a".repeat(127) + &"b".repeat(100_000))));
+    }
+}

@@ -30,7 +30,8 @@ fn parse(text: &str) -> Result<u64, String> {
 }
 
 fn write(seconds: u64, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    match UNITS.iter().find(|(_, unit)| seconds > 0 && seconds.is_multiple_of(*unit)) {
+    // Weeks are written as days: people count retention in days.
+    match UNITS.iter().skip(1).find(|(_, unit)| seconds > 0 && seconds.is_multiple_of(*unit)) {
         Some((name, unit)) => write!(f, "{}{name}", seconds / unit),
         None => f.write_str("0"),
     }

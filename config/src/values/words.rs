@@ -9,7 +9,6 @@ use serde::de::{Deserialize, Deserializer};
 use serde::{Serialize, Serializer};
 
 use super::scalar;
-use crate::suggest::nearest;
 
 /// What kind of backup.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,11 +27,7 @@ impl FromStr for Kind {
         match text {
             "full" => Ok(Self::Full),
             "incremental" | "differential" => Err("this virtfold makes full backups only".to_owned()),
-            other => {
-                let known = format!("'{other}' is no kind of backup; write full");
-                let meant = nearest(other, ["full"]);
-                Err(meant.map_or(known.clone(), |word| format!("{known}; did you mean `{word}`?")))
-            }
+            other => Err(format!("'{other}' is no kind of backup; write full")),
         }
     }
 }
