@@ -32,6 +32,7 @@ fn make() {
     images(&folder, &work);
     archives(&folder, &work);
     configurations(&folder);
+    control(&folder);
     fs::remove_dir_all(&work).unwrap();
     // There is nothing to fuzz.
     std::process::exit(0)
@@ -43,6 +44,21 @@ fn seed(folder: &Path, target: &str, name: &str, flags: &[u8], bytes: &[u8]) {
     fs::create_dir_all(&folder).unwrap();
     for flag in flags {
         fs::write(folder.join(format!("{name}-{flag}")), [&[*flag], bytes].concat()).unwrap();
+    }
+}
+
+/// What the control protocol's specification shows.
+fn control(folder: &Path) {
+    let asks = ["\"status\"", "{\"run\":{\"job\":\"nightly\",\"domain\":\"web\"}}", "{\"pause\":{}}", "{\"cancel\":{\"id\":17}}"];
+    for (number, ask) in asks.iter().enumerate() {
+        let line = format!("{{\"version\":1,\"ask\":{ask}}}");
+        seed(folder, "control", &format!("ask{number}"), &[0], line.as_bytes());
+    }
+    let entry = r#"{"version":1,"answer":{"entry":{"id":1,"job":"a","domain":"b","uuid":null,"state":"waiting","trigger":{"event":"shutdown"},
+        "due":1,"not_before":null,"waits_for":null,"started":null,"ended":null,"attempts":1,"failure":null,"archives":["/a"]}}}"#;
+    let error = r#"{"version":1,"error":{"kind":"not-found","sentence":"no job","hint":"none"}}"#;
+    for (name, line) in [("entry", entry), ("error", error)] {
+        seed(folder, "control", name, &[1], line.as_bytes());
     }
 }
 
