@@ -6,6 +6,7 @@
 //!
 //! Imports: `error`, `guest`; `known`, `socket`, `told`, `types`; `virtfold_hooks` (spool).
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -43,7 +44,7 @@ struct Link {
 enum Stop {
     /// The service ends, or nobody listens any more.
     End,
-    /// A delivery was dropped, or something failed: later again.
+    /// A delivery was dropped: later again.
     Later,
 }
 
@@ -58,6 +59,8 @@ pub(super) struct Intake {
     link: Option<Link>,
     /// Whether the link, where there is one, has broken since.
     is_broken: bool,
+    /// Files of the spool that are done with and can't be removed: as many as a spool has at most.
+    stuck: HashSet<String>,
     /// Why to reconcile, where there is a reason.
     reason: Option<Why>,
     /// The wait before the next try to connect.
@@ -79,6 +82,7 @@ impl Intake {
             known,
             link: None,
             is_broken: false,
+            stuck: HashSet::new(),
             reason: Some(Why::StartUp),
             retry: FIRST_RETRY,
             reconciled: Instant::now(),
@@ -143,41 +147,53 @@ impl Intake {
         }
     }
 
-    /// Delivers what the spool has.
+    /// Delivers what the spool has. One that can't be read does not keep the other source from being heard.
     fn drain(&mut self) -> Flow {
         loop {
-            let batch = self.or_later("the hooks' spool cannot be read", |i| i.spool.read(BATCH))?;
+            let batch = match self.spool.read(BATCH) {
+                Ok(batch) => batch,
+                Err(error) => {
+                    self.complain("cannot be read", &error);
+                    return Ok(());
+                }
+            };
             for stranger in &batch.quarantined {
                 tracing::warn!(file = stranger.name, why = stranger.why, "put aside in the hooks' spool");
             }
             for spooled in &batch.events {
                 self.take(spooled)?;
             }
-            let lost = self.or_later("the hooks' spool cannot be read", |i| i.spool.take_overflow())?;
-            if let Some(lost) = lost {
-                tracing::warn!(lost, "the hooks' spool was full; all guests are looked at");
-                self.reason = Some(Why::Overflow);
+            match self.spool.take_overflow() {
+                Ok(None) => {}
+                Ok(Some(lost)) => {
+                    tracing::warn!(lost, "the hooks' spool was full; all guests are looked at");
+                    self.reason = Some(Why::Overflow);
+                }
+                Err(error) => self.complain("cannot be asked what it lost", &error),
             }
-            if !batch.more {
+            if !batch.more || !self.stuck.is_empty() {
                 return Ok(());
             }
         }
     }
 
+    /// An event is delivered, and its file removed. Where that fails, the file is not taken for another event.
     fn take(&mut self, spooled: &Spooled) -> Flow {
-        self.heard(told::by_hook(&spooled.event))?;
-        self.or_later("a file of the hooks' spool cannot be removed", |i| i.spool.remove(spooled))
+        if !self.stuck.contains(&spooled.name) {
+            self.heard(told::by_hook(&spooled.event))?;
+        }
+        match self.spool.remove(spooled) {
+            Ok(()) => drop(self.stuck.remove(&spooled.name)),
+            Err(error) => {
+                self.complain("has a file that cannot be removed", &error);
+                self.stuck.insert(spooled.name.clone());
+            }
+        }
+        Ok(())
     }
 
-    fn or_later<T>(
-        &mut self,
-        what: &str,
-        call: impl FnOnce(&Self) -> std::io::Result<T>,
-    ) -> std::result::Result<T, Stop> {
-        call(self).map_err(|error| {
-            tracing::warn!(%error, spool = %self.settings.spool.display(), "{what}");
-            Stop::Later
-        })
+    fn complain(&self, what: &str, error: &std::io::Error) {
+        tracing::warn!(%error, "the hooks' spool '{}' {what}", self.settings.spool.display());
     }
 
     /// What somebody told: delivered, where it is new.

@@ -4,19 +4,25 @@
 
 use std::fs::{self, Permissions};
 use std::io::ErrorKind as Io;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 
 use crate::error::{Error, ErrorKind, IoContext, Result};
 
+/// How long the thread may be unaware of its end, where it can't be woken.
+const LISTEN: Duration = Duration::from_secs(1);
+
 /// Listens until it is dropped.
 #[derive(Debug)]
 pub(super) struct Socket {
     path: PathBuf,
+    /// Which file it is: a service that came later may have put another in its place.
+    inode: u64,
     nudges: Receiver<()>,
     /// Dropped, it tells the thread to end.
     alive: Option<Sender<()>>,
@@ -41,10 +47,12 @@ impl Socket {
         }
         let socket = UnixDatagram::bind(path).at(message)?;
         fs::set_permissions(path, Permissions::from_mode(0o600)).at(message)?;
+        socket.set_read_timeout(Some(LISTEN)).at(message)?;
+        let inode = fs::symlink_metadata(path).at(message)?.ino();
         let ((nudge, nudges), (alive, ended)) = (bounded(1), bounded(0));
         let listen = move || listen(&socket, &nudge, &ended);
         let thread = std::thread::Builder::new().name("nudges".to_owned()).spawn(listen).at(message)?;
-        Ok(Self { path: path.to_owned(), nudges, alive: Some(alive), thread: Some(thread) })
+        Ok(Self { path: path.to_owned(), inode, nudges, alive: Some(alive), thread: Some(thread) })
     }
 
     /// Has something whenever the spool may have something new; many nudges may be one.
@@ -64,7 +72,7 @@ fn listen(socket: &UnixDatagram, nudge: &Sender<()>, ended: &Receiver<()>) {
             Ok(_) if nudge.is_full() => {}
             Ok(_) if nudge.send(()).is_err() => return,
             Ok(_) => {}
-            Err(error) if error.kind() == Io::Interrupted => {}
+            Err(error) if matches!(error.kind(), Io::Interrupted | Io::WouldBlock | Io::TimedOut) => {}
             Err(error) => {
                 tracing::error!(%error, "the hooks' socket fails; the spool is looked at now and then");
                 return;
@@ -76,17 +84,15 @@ fn listen(socket: &UnixDatagram, nudge: &Sender<()>, ended: &Receiver<()>) {
 impl Drop for Socket {
     fn drop(&mut self) {
         drop(self.alive.take());
-        // A nudge of our own ends the wait; where it can't be sent because many wait, those do.
-        let woken = virtfold_hooks::nudge::nudge(&self.path);
-        let removed = fs::remove_file(&self.path);
-        let full = woken.as_ref().is_err_and(|error| error.kind() == Io::WouldBlock);
-        if let Some(thread) = self.thread.take()
-            && (woken.is_ok() || full)
-            && thread.join().is_err()
-        {
+        // A nudge of our own ends the wait at once.
+        if let Err(error) = virtfold_hooks::nudge::nudge(&self.path) {
+            tracing::debug!(%error, "the hooks' socket ends a little later");
+        }
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
             tracing::error!("the thread of the hooks' socket failed");
         }
-        if let Err(error) = removed {
+        let is_ours = fs::symlink_metadata(&self.path).is_ok_and(|there| there.ino() == self.inode);
+        if is_ours && let Err(error) = fs::remove_file(&self.path) {
             tracing::warn!(%error, socket = %self.path.display(), "the hooks' socket could not be removed");
         }
     }

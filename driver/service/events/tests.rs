@@ -219,6 +219,32 @@ fn a_lost_nudge_costs_time_and_nothing_else() {
 }
 
 #[test]
+fn a_spool_that_is_gone_does_not_make_the_other_source_dumb() {
+    let bench = Bench::new();
+    let (_events, notices) = bench.start();
+    assert_eq!(next_reconcile(&notices), Why::StartUp);
+    std::fs::remove_dir(bench.spool().dir()).unwrap();
+    bench.nudge();
+    bench.world.start(bench.vm, Start::Running).unwrap();
+    assert_eq!(next_event(&notices), (Trigger::Started, Source::Libvirt));
+    bench.spool().create().unwrap();
+    bench.hook("release", "end", "migrated");
+    bench.nudge();
+    assert_eq!(next_event(&notices), (Trigger::Left, Source::Hook));
+}
+
+#[test]
+fn a_socket_of_another_service_is_left_alone() {
+    let bench = Bench::new();
+    let (events, _notices) = bench.start();
+    let path = bench.settings().socket;
+    std::fs::remove_file(&path).unwrap();
+    let _theirs = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    drop(events);
+    assert!(path.exists());
+}
+
+#[test]
 fn the_socket_replaces_a_stale_one_and_nothing_else() {
     let bench = Bench::new();
     let path = bench.settings().socket;
