@@ -8,6 +8,7 @@ mod backup;
 mod config;
 mod define;
 mod exit;
+mod generate;
 mod guest;
 mod keys;
 mod list;
@@ -52,6 +53,8 @@ enum Verb {
     Config(config::Args),
     #[command(hide = true)]
     Guard(guest::guard::Args),
+    #[command(hide = true)]
+    Generate(generate::Args),
 }
 
 /// Signals as flags: `stop` is set by the first SIGINT or SIGTERM, `signal` says which.
@@ -114,6 +117,7 @@ impl Verb {
             Self::Recover(args) => guest::recover::run(&args),
             Self::Config(args) => config::run(&args),
             Self::Guard(args) => guest::guard::run(&args),
+            Self::Generate(args) => generate::run(&args, <Cli as clap::CommandFactory>::command()),
         }
     }
 }
