@@ -2,7 +2,7 @@
 //! empty, so that the packages' scripts find no systemd, and `/tmp` is the room's own.
 
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 
 use crate::common::run::{Outcome, run, tool};
@@ -17,6 +17,8 @@ mount -t proc proc "$room/root/proc"
 mount --rbind /dev "$room/root/dev"
 mount -t tmpfs -o mode=755 run "$room/root/run"
 mount -t tmpfs -o mode=1777 tmp "$room/root/tmp"
+# Machines for containers leave documents away.
+grep -ls path-exclude "$room/root/etc/dpkg/dpkg.cfg.d/"* | xargs -r rm
 mkdir "$room/root/tmp/packages"
 mount --bind "$2" "$room/root/tmp/packages"
 echo ready
@@ -32,7 +34,7 @@ pub(crate) struct Room {
 
 impl Room {
     /// Makes one, in which `packages` is /tmp/packages.
-    pub(crate) fn new(name: &str, packages: &std::path::Path) -> Self {
+    pub(crate) fn new(name: &str, packages: &Path) -> Self {
         let folder = std::env::temp_dir().join(format!("virtfold-room-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let mut command = Command::new("unshare");
