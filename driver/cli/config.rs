@@ -58,7 +58,7 @@ pub(crate) struct ConfigFlag {
 
 impl ConfigFlag {
     /// Where it is: a file that was named, by option or environment, must be there.
-    fn path(&self) -> Option<PathBuf> {
+    pub(crate) fn path(&self) -> Option<PathBuf> {
         let named = self.file.clone().or_else(|| std::env::var_os("VIRTFOLD_CONFIG").map(PathBuf::from));
         named.or_else(|| Some(PathBuf::from(USUAL)).filter(|usual| usual.exists()))
     }

@@ -12,7 +12,7 @@ use virtfold::job::domain::{DomainReport, DomainRequest, backup_domain_to};
 use virtfold::job::guest::{Host, Pace};
 use virtfold::job::plan::Wishes;
 use virtfold::job::{Control, Progress};
-use virtfold::metrics::{self, Labels};
+use virtfold::metrics::{self, Labels, Measure};
 
 use super::Job;
 use super::connection::Connection;
@@ -75,13 +75,16 @@ pub(super) fn measure(
 ) -> Result<Outcome> {
     match done {
         Ok((outcome, report)) => {
-            metrics::succeeded(directory, &report)?;
+            let labels = Labels { domain: &report.domain, uuid: report.uuid };
+            metrics::succeeded(directory, labels, &Measure::of(&report, metrics::now()))?;
             Ok(outcome)
         }
         Err(error) => {
             let found = connection.hypervisor.lookup(domain);
-            let noted = found
-                .and_then(|info| metrics::failed(directory, Labels { domain: &info.name, uuid: info.id.0 }));
+            let noted = found.and_then(|info| {
+                let labels = Labels { domain: &info.name, uuid: info.id.0 };
+                metrics::failed(directory, labels, metrics::now())
+            });
             if let Err(other) = noted {
                 tracing::error!(%other, "the failure is not in the metrics");
             }
