@@ -8,14 +8,15 @@
 //! written to the images meanwhile.
 
 mod reports;
+mod stream;
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Instant;
 
 use uuid::Uuid;
 
 use self::reports::report;
+use self::stream::stream;
 pub use self::reports::{BackupReport, CopyReport, DiskReport};
 use super::Control;
 use super::disks::{DiskSet, FoldedDisk};
@@ -23,8 +24,8 @@ use crate::archive::layout::{self, Kind};
 use crate::archive::manifest::{
     self, Backing, CompressionNote, Disk, Freeze, Manifest, Qcow2, Source, Subject,
 };
-use crate::archive::stream::{Cancel, Compression, StreamOptions};
-use crate::archive::writer::{Attachment, Contents, DiskTables, Sealed, write_archive};
+use crate::archive::stream::{Cancel, Compression};
+use crate::archive::writer::{Attachment, Contents, DiskTables, Sealed};
 use crate::crypt::{self, Encrypting, Recipients};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::image::{self, DiskImage, Format, OpenOptions, Use};
@@ -244,25 +245,6 @@ fn fold_all(images: Vec<(String, DiskImage)>, manner: &Manner, control: &Control
         disks.push(FoldedDisk::fold(target, image, manner.block_size, manner.layout)?);
     }
     Ok(DiskSet(disks))
-}
-
-/// Steps 1308 to 1310.
-fn stream(
-    contents: &Contents<'_>,
-    manner: &Manner,
-    control: &Control,
-    medium: &mut dyn Medium,
-) -> Result<Sealed> {
-    let total = contents.head.disks.iter().map(|disk| disk.dense_length).sum();
-    control.progress.enter("copying", total);
-    let options = StreamOptions {
-        compression: manner.compression,
-        workers: manner.workers,
-        archive_id: contents.head.archive,
-        cancel: Arc::clone(&control.cancel),
-        progress: control.progress.counter(),
-    };
-    write_archive(contents, medium, &options)
 }
 
 /// What the medium is told of the archive.

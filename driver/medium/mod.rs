@@ -11,9 +11,13 @@
 //!   file or object under its final name, on a pipe no end record. What it leaves under other names says what it is, and `list` shows it as unfinished.
 //! - **Nothing is replaced.** Where archives have names, one that is there already, or appears meanwhile, is an error
 //!   ([`ErrorKind::Exists`]), and stays as it is.
-//! - **What may be retried.** By the caller nothing: a failed write or `finish` is final, and the medium must be dropped. What can be
-//!   repeated without risk the medium repeats itself, out of the bytes that it keeps until they are durable; it bounds both memory and time, and ends when
-//!   the run is told to end.
+//! - **What may be retried.** By the caller no call: what can be repeated without risk the medium repeats itself, out of the bytes that it keeps until they are
+//!   durable; it bounds both memory and time, and ends when the run is told to end. A failed `finish` is final, and so is a failed write or [`Medium::settle`]
+//!   but for one thing:
+//! - **What may be gone on with.** After a failed write or `settle` the caller may ask [`Medium::go_on`]. A medium that has the archive's first bytes
+//!   for good, up to a place D that is not behind what it was given, makes itself ready again (a tape: the next volume is in the drive), says D, and takes as its next
+//!   bytes those from D on. The caller has them from a source that has not changed: the archive's chunks before D are not made again, the others are made as they were
+//!   (`job::backup`). A medium that can't says `None`, and is dropped; so must one be whose archive nobody can make again.
 //! - **Only where the very last step of `finish` fails** (the sync of a directory, the look at an object) may the archive exist in spite of the error; it
 //!   is then whole.
 //!
@@ -53,6 +57,28 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// A sequential medium that an archive is written to; the module's description is the contract.
 pub trait Medium: Sink {
+    /// Waits until all that was written is as safe as it can be before [`Medium::finish`], which does the same where this was not called: called behind the last
+    /// write, where one that fails can still be gone on with. A medium that writes behind its caller's back (a ring of memory, parts on their way) has to say here what failed.
+    ///
+    /// # Errors
+    /// As for a write.
+    fn settle(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// After a failed write or [`Medium::settle`], and only then: makes the medium ready to be written to again. `Some(D)`: the archive's first D bytes, counted from
+    /// its beginning over all attempts, are durable or will be so by what the medium does itself; the next write has the bytes from D on. Whatever it
+    /// was given behind D it forgets. `None`: nothing can be done, and the error that was there stands.
+    ///
+    /// It may take as long as a person needs to change a tape, ends when the run is told to end, and must not wait for want of room: a guest's overlays may lie on the
+    /// same file system. A caller gives up when D does not grow in a few attempts.
+    ///
+    /// # Errors
+    /// When making it ready fails; it is then over, with this error.
+    fn go_on(&mut self) -> Result<Option<u64>> {
+        Ok(None)
+    }
+
     /// Makes everything durable under its final name.
     ///
     /// # Errors
