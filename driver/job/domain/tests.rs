@@ -100,7 +100,7 @@ impl Lab {
         let host = Host { hypervisor: world, files: world, journal, guard: &Idle, pace };
         let guards = self.folder.path().join("guards");
         let (wishes, places) = (&self.wishes, &self.places);
-        let request = DomainRequest { domain: "w/eb", wishes, manner, places, guards: &guards };
+        let request = DomainRequest { domain: "w/eb", wishes, manner, places, keep, guards: &guards };
         backup_domain_to(&host, &request, &Control::default(), |label, _| {
             meanwhile();
             Ok(Box::new(FileMedium::create(&self.folder.path().join("archives").join(&label.name))?))
