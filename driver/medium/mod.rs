@@ -21,6 +21,8 @@
 //! - **Only where the very last step of `finish` fails** (the sync of a directory, the look at an object) may the archive exist in spite of the error; it
 //!   is then whole.
 //!
+//! A process that dies leaves a medium that another one may be able to go on with: [`Medium::keep`], [`reopen`].
+//!
 //! # Reading: [`Source`], or [`std::io::Read`] front to back
 //!
 //! A medium that can be read at any place, by many threads, is a [`Source`] ([`open`]): `show`, `table`, `verify` and a restore of single disks read
@@ -38,6 +40,7 @@ mod location;
 pub mod object;
 mod pipe;
 mod rate;
+mod remains;
 mod source;
 pub mod tape;
 
@@ -50,6 +53,7 @@ pub use self::fan_out::{Copies, Copy, FanOut, create_all, create_all_by};
 pub use self::file::FileMedium;
 pub use self::location::{Location, LocationError, ObjectAddress, TapeAddress, TapeArchive};
 pub use self::pipe::{PipeMedium, PipeSource};
+pub use self::remains::{Mark, Notes, Remains, Reopened};
 pub use self::rate::{RateLimit, RateLimited};
 pub use self::source::{FileSource, Source};
 use crate::archive::stream::{Cancel, Sink};
@@ -77,6 +81,12 @@ pub trait Medium: Sink {
     /// When making it ready fails; it is then over, with this error.
     fn go_on(&mut self) -> Result<Option<u64>> {
         Ok(None)
+    }
+
+    /// From here on says to `notes` what is durable, so that another process can go on with it ([`reopen`]) should this one die. Called once, before the first write.
+    /// Whether the medium can do that.
+    fn keep(&mut self, _notes: Arc<dyn Notes>) -> bool {
+        false
     }
 
     /// Makes everything durable under its final name.
@@ -163,6 +173,25 @@ pub fn create(location: &Location, label: &Label, cancel: &Cancel) -> Result<Box
             return Err(Error::new(ErrorKind::Internal, what));
         }
     })
+}
+
+/// Goes on with what a dead process has left of the archive `label` at `location`. The caller sees to it that the process is dead and that nobody else does the same.
+///
+/// # Errors
+/// The place can't be looked at now: what is there stays.
+pub fn reopen(location: &Location, label: &Label, cancel: &Cancel, remains: &Remains) -> Result<Reopened> {
+    match location {
+        Location::Path(directory) => FileMedium::reopen(&directory.join(&label.name), remains),
+        Location::Object(place) => object::reopen(place, label, cancel, remains),
+        Location::Pipe | Location::Tape(_) => Ok(Reopened::Gone("its medium has but one way".to_owned())),
+    }
+}
+
+/// Takes away what a dead process has left of an archive that nobody will go on with. Parts of an upload are taken away by the next upload to their place.
+pub fn discard(remains: &Remains) {
+    if let Some((temporary, identity)) = &remains.file {
+        crate::durable::remove_partial(temporary, *identity);
+    }
 }
 
 /// What is said where a medium is not in this build.

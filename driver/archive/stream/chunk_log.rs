@@ -6,7 +6,7 @@
 //! Imports: `error`, `spool`.
 
 use super::digest::Digest;
-use super::frame::HEADER_LEN;
+use super::frame::{FRAME, HEADER_LEN, STORED_MAX};
 use crate::error::{Error, ErrorKind, Result};
 use crate::spool::Spool;
 
@@ -39,15 +39,17 @@ impl ChunkRecord {
         out
     }
 
-    /// What [`ChunkRecord::encode`] gave.
+    /// What [`ChunkRecord::encode`] gave; `None` where no chunk has such lengths.
     pub fn decode(bytes: &[u8; LEN]) -> Option<Self> {
         let (digest, rest) = bytes.split_first_chunk()?;
         let (stored, len) = rest.split_first_chunk()?;
-        Some(Self {
+        let record = Self {
             digest: Digest::from_bytes(*digest),
             stored: u32::from_le_bytes(*stored),
             len: u32::from_le_bytes(*len.first_chunk()?),
-        })
+        };
+        let within = |len: u32, most: usize| u64::from(len) <= most as u64;
+        (record.len > 0 && within(record.len, FRAME) && within(record.stored, STORED_MAX)).then_some(record)
     }
 }
 

@@ -9,28 +9,28 @@
 use std::sync::Arc;
 
 use super::Manner;
-use crate::archive::stream::{Chunks, Sink, StreamOptions};
+use crate::archive::stream::{Sink, StreamOptions};
 use crate::archive::writer::{Contents, Sealed, write_archive_from};
 use crate::error::{Error, ErrorKind, Result, sentence};
 use crate::job::Control;
+use crate::job::resume::Log;
 use crate::medium::Medium;
 use crate::units::Human;
 
 /// How often a medium may break without having got further.
 const TRIES: u32 = 3;
 
-/// Writes the whole archive to `medium`, up to where it can be finished.
+/// Writes the whole archive to `medium`, up to where it can be finished. The medium has its first `reached` bytes, and `log` knows chunks of these.
 pub(super) fn stream(
     contents: &Contents<'_>,
-    manner: &Manner,
-    control: &Control,
+    (manner, control): (&Manner, &Control),
     medium: &mut dyn Medium,
+    (mut log, mut reached): (Log, u64),
 ) -> Result<Sealed> {
-    let mut chunks = Chunks::default();
-    let (mut reached, mut tries) = (0, 0);
+    let mut tries = 0;
     loop {
-        let mut outlet = Outlet { medium, leave_out: reached - chunks.keep_within(reached)?, broke: false };
-        let done = attempt(contents, (manner, control), &mut outlet, &mut chunks);
+        let mut outlet = Outlet { medium, leave_out: reached - log.keep_within(reached)?, broke: false };
+        let done = attempt(contents, (manner, control), &mut outlet, &mut log);
         let broke = outlet.broke;
         let error = match done {
             Ok(sealed) => return Ok(sealed),
@@ -60,7 +60,7 @@ fn attempt(
     contents: &Contents<'_>,
     (manner, control): (&Manner, &Control),
     outlet: &mut Outlet<'_>,
-    chunks: &mut Chunks,
+    log: &mut Log,
 ) -> Result<Sealed> {
     let total = contents.head.disks.iter().map(|disk| disk.dense_length).sum();
     control.progress.enter("copying", total);
@@ -71,7 +71,7 @@ fn attempt(
         cancel: Arc::clone(&control.cancel),
         progress: control.progress.counter(),
     };
-    let sealed = write_archive_from(contents, (outlet, chunks), &options)?;
+    let sealed = write_archive_from(contents, (outlet, log), &options)?;
     outlet.settle()?;
     Ok(sealed)
 }

@@ -122,7 +122,7 @@ impl Lab {
             disks: self.disks.0.iter().map(|disk| disk as &dyn DiskTables).collect(),
             data: &self.disks,
         };
-        stream(&contents, &self.manner, &self.control, medium)
+        stream(&contents, (&self.manner, &self.control), medium, (Log::default(), 0))
     }
 
     fn whole(&self) -> (Vec<u8>, Sealed) {

@@ -1,0 +1,3 @@
+//! Records that are torn, damaged, in use.
+
+use super::*;
