@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use uuid::Uuid;
 
 use super::deck::{Deck, Found};
-use super::ledger::{Ledger, Placed, has_id};
+use super::ledger::{Ledger, Placed};
 use super::record::{RECORD, Record, TapeBlock};
 use super::volume::{Part, VolumeContents, walk};
 use crate::error::{Error, ErrorKind, Result};
@@ -138,4 +138,3 @@ pub(super) fn by_tape(deck: &mut Deck, fits: impl Fn(&Part) -> bool, which: &Tap
     let vouched = contents.parts.iter().filter(|part| part.begin.run == run).find_map(bytes_of);
     Ok(Wanted { run, archive, hints, contents: Some(contents), vouched })
 }
-
