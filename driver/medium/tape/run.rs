@@ -151,6 +151,12 @@ impl Run {
         if self.deck.broken().is_none() || !self.changer.can_change() {
             return Ok(None);
         }
+        if let (Some(why), Some(label)) = (self.deck.broken(), self.volumes.last()) {
+            tracing::warn!(
+                "volume '{}' is not written to any more: {why}; the archive goes on on the next volume",
+                label.label
+            );
+        }
         self.part = None;
         self.again += 1;
         self.deck.let_go();
