@@ -16,8 +16,8 @@ use std::time::Instant;
 use uuid::Uuid;
 
 use self::reports::report;
-use self::stream::stream;
 pub use self::reports::{BackupReport, CopyReport, DiskReport};
+use self::stream::stream;
 use super::resume::{Begun, Candidate, Keep, Log, Record, Start};
 use super::Control;
 use super::disks::{DiskSet, FoldedDisk};

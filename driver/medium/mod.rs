@@ -149,7 +149,7 @@ pub fn open(location: &Location) -> Result<Arc<dyn Source>> {
         }
         Location::Tape(_) => {
             Err(Error::new(ErrorKind::Usage, format!("'{location}': this reads at many places, and a tape has but one way"))
-                .with_hint("'restore --output', 'restore --disk', 'verify' and 'show' take a tape; for anything else copy the archive into a file with dd"))
+                .with_hint("'restore', 'verify', 'show' and 'table' take a tape; for anything else copy the archive into a file with dd"))
         }
         Location::Object(address) => object::open(address),
     }
