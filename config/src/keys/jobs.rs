@@ -40,7 +40,8 @@ pub struct Job {
     /// Events of a domain that have the job run for this domain.
     #[serde(default)]
     pub on: List<Trigger>,
-    /// Each run begins later by a time between 0 and this one, which differs from host to host and from job to job.
+    /// The backup of each domain begins later by a time between 0 and this one: always the same for a job and a domain, and spread over
+    /// them.
     #[serde(default)]
     pub jitter: Window,
     /// `service.catch-up` for this job.
