@@ -26,8 +26,8 @@ pub struct Job {
     /// Which of their disks.
     #[serde(default)]
     pub disks: Disks,
-    /// When the job runs; `manual` for a job that only `virtfold run JOB` starts. It may be left out where `on` is set, or where the job
-    /// is not enabled. The words are under 'Schedules' above.
+    /// When the job runs; `manual` for a job that only `virtfold run JOB` starts. It may be left out where `on` names an event that has a
+    /// backup made, or where the job is not enabled. The words are under 'Schedules' above.
     #[serde(default)]
     pub schedule: List<Schedule>,
     /// What kind of backup.
