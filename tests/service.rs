@@ -78,14 +78,12 @@ impl<'a> Service<'a> {
         let (config, socket) = (config(lab), socket(lab));
         let mut serve = command(lab, &["serve", "--config", text(&config), "--socket", text(&socket)]);
         let mut child = serve.stdout(Stdio::null()).stderr(log).spawn().unwrap();
-        let mut service = None;
         wait_for("the service answers", 60, || {
             let ended = child.try_wait().unwrap();
             assert!(ended.is_none(), "{ended:?}: {}", log_of(lab));
             UnixStream::connect(&socket).is_ok()
         });
-        service.get_or_insert(Self { lab, child });
-        service.unwrap()
+        Self { lab, child }
     }
 
     fn pid(&self) -> Pid {
@@ -248,7 +246,7 @@ fn missed_runs_are_made_up_for(lab: &Lab, guest: &Guest<'_>) {
 
 /// The service is killed five times in one run, with its backup or without.
 fn kills_in_the_midst(lab: &Lab, guest: &Guest<'_>, before: &(Vec<PathBuf>, [String; 2])) {
-    let mut rng = Rng::new(20261127);
+    let mut rng = Rng::of_case("service kills", 0);
     let mut service = Service::start(lab);
     service.wait_ready();
     let id = service.request();
