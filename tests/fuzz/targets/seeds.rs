@@ -33,6 +33,8 @@ fn make() {
     fs::create_dir_all(&work).unwrap();
     images(&folder, &work);
     archives(&folder, &work);
+    configurations(&folder);
+    control(&folder);
     hooks(&folder);
     fs::remove_dir_all(&work).unwrap();
     // There is nothing to fuzz.
@@ -65,6 +67,21 @@ fn seed(folder: &Path, target: &str, name: &str, flags: &[u8], bytes: &[u8]) {
     }
 }
 
+/// What the control protocol's specification shows.
+fn control(folder: &Path) {
+    let asks = ["\"status\"", "{\"run\":{\"job\":\"nightly\",\"domain\":\"web\"}}", "{\"pause\":{}}", "{\"cancel\":{\"id\":17}}"];
+    for (number, ask) in asks.iter().enumerate() {
+        let line = format!("{{\"version\":1,\"ask\":{ask}}}");
+        seed(folder, "control", &format!("ask{number}"), &[0], line.as_bytes());
+    }
+    let entry = r#"{"version":1,"answer":{"entry":{"id":1,"job":"a","domain":"b","uuid":null,"state":"waiting","trigger":{"event":"shutdown"},
+        "due":1,"not_before":null,"waits_for":null,"started":null,"ended":null,"attempts":1,"failure":null,"archives":["/a"]}}}"#;
+    let error = r#"{"version":1,"error":{"kind":"not-found","sentence":"no job","hint":"none"}}"#;
+    for (name, line) in [("entry", entry), ("error", error)] {
+        seed(folder, "control", name, &[1], line.as_bytes());
+    }
+}
+
 fn tool(program: &str, args: &[&str]) {
     let done = Command::new(program).args(args).output();
     let done = done.unwrap_or_else(|error| panic!("cannot start {program}: {error}; install qemu-utils"));
@@ -79,6 +96,35 @@ fn create(image: &Path, options: &str, size: &str, requests: &[&str]) {
     args.push(image);
     if !requests.is_empty() {
         tool("qemu-io", &args);
+    }
+}
+
+/// The samples, and the schedules that the reference names.
+fn configurations(folder: &Path) {
+    let samples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples");
+    for sample in fs::read_dir(samples).unwrap() {
+        let path = sample.unwrap().path();
+        if path.extension().is_some_and(|ending| ending == "yaml") {
+            let seeds = folder.join("config");
+            fs::create_dir_all(&seeds).unwrap();
+            fs::copy(&path, seeds.join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    for (number, text) in [
+        "daily 02:30",
+        "mon..fri 22:30 Europe/Berlin",
+        "*-*-1,15 04:00",
+        "sat *-*-1..7 0/6:0/15",
+        "30 2 1-7/2 jan,7 mon-fri",
+        "*/15 * * * * UTC",
+        "@weekly",
+        "hourly",
+        "*-test[!a-c]?",
+    ]
+    .iter()
+    .enumerate()
+    {
+        seed(folder, "schedule", &format!("text{number}"), &[0, 5, 10, 15], text.as_bytes());
     }
 }
 
