@@ -254,7 +254,10 @@ mod tests {
         let path = state.path().join("catalog.sqlite");
         let connection = rusqlite::Connection::open(path).unwrap();
         connection
-            .execute_batch("DROP TABLE tape_part; DROP TABLE tape_volume; PRAGMA user_version = 1")
+            .execute_batch(
+                "DROP TABLE tape_part; DROP TABLE tape_volume; DROP TABLE queue; DROP TABLE planned; DROP TABLE pause;
+                 PRAGMA user_version = 1",
+            )
             .unwrap();
         drop(connection);
         let catalog = Catalog::open(state.path()).unwrap();

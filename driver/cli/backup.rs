@@ -116,7 +116,7 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
     let media = Media::new(&args.to, &args.tape, || args.guest.state_dir(), &signals.stop)?;
     let wish = if args.no_resume { Wish::Anew } else { Wish::GoOn };
     if let Some(domain) = &args.domain {
-        let job = guest::Job { domain, manner, media, style, defaults: &defaults };
+        let job = guest::Job { domain, manner, media, wish, style, defaults: &defaults };
         return args.guest.run(job, signals);
     }
     if args.to.is_empty() {

@@ -15,6 +15,7 @@ use virtfold::error::Error;
 use virtfold::guest::host::LocalFiles;
 use virtfold::job::backup::Manner;
 use virtfold::job::plan::{QuiesceWish, Wishes};
+use virtfold::job::resume::Wish;
 use virtfold::medium::Location;
 use virtfold_config::Defaults;
 
@@ -44,7 +45,7 @@ pub(crate) struct GuestArgs {
     /// How long the guest may stand still at one time, 100ms to 60s [default: the configuration's; 2s]
     #[arg(long, value_name = "TIME", requires = "domain", help_heading = "Domains")]
     pause_budget: Option<virtfold_config::Pause>,
-    /// Where the guest writes while its disks are copied [default: beside each image; overlays in the state directory for block devices]
+    /// Where the guest writes while its disks are copied [default: the configuration's; beside each image, and the state directory for block devices]
     #[arg(long, value_name = "DIR", requires = "domain", help_heading = "Domains")]
     overlay_dir: Option<PathBuf>,
     /// What must stay free where overlays lie [default: the configuration's; 1GiB]
@@ -81,6 +82,8 @@ pub(super) struct Job<'a> {
     pub(super) manner: Manner,
     /// Where it goes; not needed for a plan.
     pub(super) media: Media,
+    /// What is done with an earlier run's archive.
+    pub(super) wish: Wish,
     /// Text or JSON.
     pub(super) style: Style,
     /// What the configuration says.
@@ -97,7 +100,7 @@ pub(super) fn wishes_of(defaults: &Defaults, state_dir: PathBuf) -> Wishes {
             virtfold_config::Quiesce::No => QuiesceWish::No,
         },
         pause_budget: Duration::from_millis(defaults.pause_budget.millis()),
-        overlay_dir: None,
+        overlay_dir: defaults.overlay_dir.as_ref().map(|dir| dir.as_path().to_owned()),
         min_free: defaults.min_free.get(),
         state_dir,
         archive_dirs: Vec::new(),
@@ -121,7 +124,9 @@ impl GuestArgs {
         if let Some(room) = self.min_free {
             wishes.min_free = room.get();
         }
-        wishes.overlay_dir = self.overlay_dir.as_deref().map(absolute).transpose()?;
+        if let Some(dir) = &self.overlay_dir {
+            wishes.overlay_dir = Some(absolute(dir)?);
+        }
         Ok(wishes)
     }
 

@@ -97,7 +97,7 @@ impl Notes for MarkFile {
     }
 }
 
-fn encode_mark(mark: &Mark) -> std::io::Result<Vec<u8>> {
+pub(super) fn encode_mark(mark: &Mark) -> std::io::Result<Vec<u8>> {
     let json = serde_json::to_string(mark)?;
     Ok(format!("{:08x} {json}\n", crc32c::crc32c(json.as_bytes())).into_bytes())
 }
@@ -160,6 +160,11 @@ pub struct Log {
 }
 
 impl Log {
+    /// A log of the archive's chunks from its beginning, which goes into `file`, too.
+    pub(super) fn to(file: File, archive: Uuid) -> Self {
+        Self { chunks: Chunks::default(), file: Some((file, archive)) }
+    }
+
     /// As [`Chunks::keep_within`].
     ///
     /// # Errors
@@ -221,7 +226,7 @@ pub(super) fn begin(
     fs::rename(&fresh, &directory).at(cannot)?;
     File::open(&folder).and_then(|folder| folder.sync_all()).at(cannot)?;
     let record = Record { directory, notes: MarkFile::new(marks), is_kept: false };
-    Ok((record, Log { chunks: Chunks::default(), file: Some((chunks, origin.archive)) }))
+    Ok((record, Log::to(chunks, origin.archive)))
 }
 
 fn fill(
