@@ -199,7 +199,7 @@ fn check_archive(guest: &Guest<'_>, archive: &Path) {
 #[test]
 fn the_service_backs_up_a_running_guest_whatever_happens_to_it() {
     let lab = Lab::start();
-    let spec = GuestSpec { slots: 1024, pause_us: Some(2000), ..GuestSpec::default() };
+    let spec = GuestSpec { slots: 768, pause_us: Some(2000), ..GuestSpec::default() };
     let guest = lab.guest(spec);
     guest.start();
     guest.progress.wait_more(200);
@@ -252,7 +252,7 @@ fn kills_in_the_midst(lab: &Lab, guest: &Guest<'_>, before: &(Vec<PathBuf>, [Str
     let id = service.request();
     for number in 0..5 {
         wait_for("the run begins", 90, || service.entry(&id)["state"] == "running");
-        let wait = Duration::from_millis(rng.below(2500));
+        let wait = Duration::from_millis(rng.below(2000));
         std::thread::sleep(wait);
         let state = service.entry(&id)["state"].clone();
         println!("kill {number} after {wait:?}: {state}");

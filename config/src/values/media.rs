@@ -9,8 +9,6 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Deserialize, Deserializer};
 use serde::{Serialize, Serializer};
 
-use super::scalar;
-
 /// What kind of place archives go to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MediumKind {

@@ -33,8 +33,8 @@ fn make() {
     fs::create_dir_all(&work).unwrap();
     images(&folder, &work);
     archives(&folder, &work);
-    control(&folder);
     configurations(&folder);
+    control(&folder);
     hooks(&folder);
     fs::remove_dir_all(&work).unwrap();
     // There is nothing to fuzz.
