@@ -202,11 +202,12 @@ pub fn write_kept(
 ) -> Result<Written> {
     let started = Instant::now();
     let Material { subject, freeze, attachments, disks } = material;
+    // The bytes of an encrypted archive can't be made again.
+    let keep = keep.filter(|keep| manner.encrypt_to.is_none() && keep.is_possible());
+    keep.iter().for_each(|keep| keep.settle(&disks));
     let disks = fold_all(disks, manner, control)?;
     let head = head((subject, freeze), manner, &disks)?;
     let label = medium_label(&head, manner, &attachments)?;
-    // The bytes of an encrypted archive can't be made again.
-    let keep = keep.filter(|_| manner.encrypt_to.is_none());
     let candidate = Candidate { head: &head, attachments: &attachments, disks: &disks, label: &label };
     let start = keep.map(|keep| keep.start(&candidate, &control.cancel)).transpose()?;
     let begun = match (start, keep) {

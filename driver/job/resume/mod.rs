@@ -12,16 +12,18 @@
 //! One medium at a time: several copies, pipes and tapes are not gone on with by another process, nor are encrypted archives, whose bytes nobody can make
 //! again, nor block devices as sources, which don't tell when they were written to.
 //!
-//! Imports: `error`, `archive`, `medium`, and of `job` `disks`.
+//! Imports: `error`, `archive`, `image`, `medium`, and of `job` `disks`.
 
 mod origin;
 mod record;
 #[cfg(test)]
 mod tests;
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use uuid::Uuid;
 
 use self::origin::Facts;
@@ -34,6 +36,7 @@ use crate::archive::manifest::Manifest;
 use crate::archive::stream::Cancel;
 use crate::archive::writer::Attachment;
 use crate::error::{Error, ErrorKind, Result, sentence};
+use crate::image::DiskImage;
 use crate::medium::{self, Label, Location, Medium, Notes, Reopened};
 use crate::units::Human;
 
@@ -104,6 +107,25 @@ impl Keep<'_> {
         match self.places {
             [place @ (Location::Path(_) | Location::Object(_))] => Some(place),
             _ => None,
+        }
+    }
+
+    /// Whether an archive can be gone on with by another process at all.
+    pub(super) fn is_possible(&self) -> bool {
+        self.place().is_some()
+    }
+
+    /// Puts what was written to the images last on the disk, and has the kernel forget their pages. What a file system says of holes depends on both: a
+    /// range that was set aside and never written counts as data for as long as somebody's read-ahead has it in memory. The tables would be others the next time.
+    pub(super) fn settle(&self, disks: &[(String, DiskImage)]) {
+        for (path, _) in disks.iter().flat_map(|(_, image)| image.host_files()) {
+            let settled = File::open(path).and_then(|file| {
+                file.sync_data()?;
+                Ok(posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?)
+            });
+            if let Err(error) = settled {
+                tracing::debug!(%error, image = %path.display(), "an image could not be synced");
+            }
         }
     }
 

@@ -207,8 +207,14 @@ impl Origin {
                 return Some(format!("'{}' has changed since", now.path.display()));
             }
         }
+        for (then, now) in then.disks.iter().zip(&now.disks) {
+            if then != now {
+                tracing::debug!(?then, ?now, "a disk is not the same");
+                return Some(format!("disk '{}' is not the same, or would be copied in another way", now.target));
+            }
+        }
         if then != now {
-            return Some("the disks' tables or the way they are copied are not the same".to_owned());
+            return Some("the disks' tables are not the same".to_owned());
         }
         (self.members != other.members).then(|| "the files beside the disks are not the same".to_owned())
     }
