@@ -3,7 +3,7 @@
 //! While an archive is written, a record of it lies in `resume/ARCHIVE/` of the state directory: what it is made of (`origin`), the chunks that were put
 //! out, and what its medium says is durable (`record`). The record goes when the archive is finished or has failed; what is left of it
 //! was left by a process that was killed. The next backup of the same things to the same place finds it. Where the sources are as they were, by
-//! device, inode, size and times, and by their tables, it makes the same archive from the last chunk that the medium has; else it says why not, takes away what
+//! device, inode, size and times, and the same of them is used, it makes the same archive from the last chunk that the medium has; else it says why not, takes away what
 //! is there, and starts anew.
 //!
 //! Invariants: nobody goes on with the archive of a process that lives (it holds a lock on its record); each entry of a record is true by itself, so what is
@@ -12,31 +12,30 @@
 //! One medium at a time: several copies, pipes and tapes are not gone on with by another process, nor are encrypted archives, whose bytes nobody can make
 //! again, nor block devices as sources, which don't tell when they were written to.
 //!
-//! Imports: `error`, `archive`, `image`, `medium`, and of `job` `disks`.
+//! Imports: `error`, `archive`, `medium`, and of `job` `disks`.
 
 mod origin;
 mod record;
+mod rows;
 #[cfg(test)]
 mod tests;
 
-use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
-use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use uuid::Uuid;
 
 use self::origin::Facts;
 pub use self::origin::Origin;
 pub use self::record::{Log, read_chunks, read_marks};
 pub(crate) use self::record::Record;
-use self::record::Saved;
+pub(crate) use self::rows::SavedRows;
+use self::record::{Parts, Saved};
 use super::disks::DiskSet;
 use crate::archive::manifest::Manifest;
 use crate::archive::stream::Cancel;
 use crate::archive::writer::Attachment;
 use crate::error::{Error, ErrorKind, Result, sentence};
-use crate::image::DiskImage;
 use crate::medium::{self, Label, Location, Medium, Notes, Reopened};
 use crate::units::Human;
 
@@ -78,6 +77,8 @@ pub(super) struct Begun {
     pub(super) head: Manifest,
     pub(super) attachments: Vec<Attachment>,
     pub(super) medium: Box<dyn Medium>,
+    /// The rows of the disks' allocation tables, where it is gone on with.
+    pub(super) rows: Vec<SavedRows>,
     pub(super) log: Log,
     /// Bytes that the medium has of an earlier run.
     pub(super) at: Option<u64>,
@@ -113,20 +114,6 @@ impl Keep<'_> {
     /// Whether an archive can be gone on with by another process at all.
     pub(super) fn is_possible(&self) -> bool {
         self.place().is_some()
-    }
-
-    /// Puts what was written to the images last on the disk, and has the kernel forget their pages. What a file system says of holes depends on both: a
-    /// range that was set aside and never written counts as data for as long as somebody's read-ahead has it in memory. The tables would be others the next time.
-    pub(super) fn settle(&self, disks: &[(String, DiskImage)]) {
-        for (path, _) in disks.iter().flat_map(|(_, image)| image.host_files()) {
-            let settled = File::open(path).and_then(|file| {
-                file.sync_data()?;
-                Ok(posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?)
-            });
-            if let Err(error) = settled {
-                tracing::debug!(%error, image = %path.display(), "an image could not be synced");
-            }
-        }
     }
 
     /// Whether the archive goes on, and if so, where.
@@ -180,9 +167,9 @@ impl Keep<'_> {
         match reopened {
             Reopened::At(mut medium, at) => {
                 tracing::warn!("going on with '{name}' at {}", Human(at));
-                let Saved { record, head, attachments, log, .. } = saved;
+                let Saved { record, head, attachments, rows, log, .. } = saved;
                 medium.keep(Arc::clone(&record.notes) as Arc<dyn Notes>);
-                Ok(Some(Begun { head, attachments, medium, log, at: Some(at), record: Some(record) }))
+                Ok(Some(Begun { head, attachments, medium, rows, log, at: Some(at), record: Some(record) }))
             }
             Reopened::Gone(why) => {
                 tracing::warn!("'{name}' was broken off and is not gone on with: {why}");
@@ -196,11 +183,11 @@ impl Keep<'_> {
     pub(super) fn begin(
         &self,
         origin: Option<&Origin>,
-        (head, attachments): (&Manifest, &[Attachment]),
+        parts: Parts<'_>,
         medium: &mut dyn Medium,
     ) -> (Option<Record>, Log) {
         let Some(origin) = origin else { return Default::default() };
-        match record::begin(self.state_dir, origin, (head, attachments)) {
+        match record::begin(self.state_dir, origin, parts) {
             Ok((record, log)) if medium.keep(Arc::clone(&record.notes) as Arc<dyn Notes>) => (Some(record), log),
             Ok(_) => Default::default(),
             Err(error) => {
