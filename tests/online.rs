@@ -345,7 +345,10 @@ fn a_backup_that_was_killed_in_its_copy_is_gone_on_with() {
     assert_eq!((fs::read_dir(&to).unwrap().count(), fs::read_dir(&records).unwrap().count()), (1, 0));
     virtfold_in(&lab, &["verify", text(&archive)]).ok();
     let seen = restored(&guest, &archive);
-    assert!(seen.last >= first && seen.last <= killed, "{seen:?} is not of the snapshot: {first:?} to {killed:?}");
+    assert!(
+        seen.last >= first && seen.last <= killed,
+        "{seen:?} is not of the snapshot: {first:?} to {killed:?}"
+    );
     guest.progress.wait_more(100);
     let nothing = virtfold_in(&lab, &["recover", "--dry-run"]).ok();
     assert_eq!(nothing.last_line(), "nothing to recover");

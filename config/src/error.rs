@@ -68,7 +68,7 @@ pub enum ConfigError {
         /// What is wrong with the value.
         message: String,
         /// The word that it looks like.
-        meant: Option<&'static str>,
+        meant: Option<String>,
     },
     /// A key that must be there is not.
     Missing {
@@ -107,7 +107,7 @@ impl fmt::Display for ConfigError {
                     write!(f, "`{key}`: ")?;
                 }
                 f.write_str(message)?;
-                meant.map_or(Ok(()), |word| write!(f, "; did you mean `{word}`?"))
+                meant.as_ref().map_or(Ok(()), |word| write!(f, "; did you mean `{word}`?"))
             }
             Self::Missing { place, key } => write!(f, "{place}: the key `{key}` is missing"),
             Self::Twice { key, first, second } => {

@@ -5,34 +5,62 @@
 //! a section with names of the user's (such as `jobs`) is a map of structs, and files in `conf.d` may each
 //! add to it.
 
+mod jobs;
+mod media;
+mod service;
+
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use self::jobs::{After, Before, Disks, Domains, Job, Keep, Resolved, Retry};
+pub use self::media::Medium;
+pub use self::service::Service;
 use crate::error::Place;
 use crate::values::{
-    BlockSize, Compression, FilePath, Layout, Pause, Quiesce, Rate, RecipientList, Room, Version, Workers,
+    BlockSize, Compression, FilePath, Layout, Name, Pause, Quiesce, Rate, RecipientList, Room, Version,
+    Workers,
 };
 
 /// The configuration of virtfold.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Config {
-    /// The version of this format. It must be there, in one file.
+    /// The version of this format, in one file.
     pub version: Version,
     /// What a backup does where its command line says nothing.
     #[serde(default)]
     pub defaults: Defaults,
-    /// Where each key that is set was set, by its dotted path.
+    /// How the service (`virtfold serve`) runs on this host.
+    #[serde(default)]
+    pub service: Service,
+    /// Where archives go, each under a name that jobs use. A name is 1 to 64 letters, digits, `_`, `.` or `-`, and begins with a
+    /// letter, a digit or `_`.
+    #[serde(default)]
+    pub media: BTreeMap<Name, Medium>,
+    /// What the service backs up, and when; each job under a name, with the same letters as those of media.
+    #[serde(default)]
+    pub jobs: BTreeMap<Name, Job>,
+    /// Where each key that is set, and each section, was set, by its path.
     #[serde(skip)]
-    pub(crate) origins: BTreeMap<String, Place>,
+    pub(crate) origins: Origins,
 }
+
+/// Places of keys, by path.
+pub(crate) type Origins = BTreeMap<Vec<String>, Place>;
 
 impl Default for Config {
     /// The configuration of a host that has no file.
     fn default() -> Self {
-        Self { version: Version::V1, defaults: Defaults::default(), origins: BTreeMap::new() }
+        Self {
+            version: Version::V1,
+            defaults: Defaults::default(),
+            service: Service::default(),
+            media: BTreeMap::new(),
+            jobs: BTreeMap::new(),
+            origins: Origins::new(),
+        }
     }
 }
 
@@ -63,10 +91,16 @@ pub struct Defaults {
     /// How long a running guest may stand still at one time during a backup. When it is over, a process of its own lets the
     /// guest go on.
     pub pause_budget: Pause,
+    /// The directory where running guests write while their disks are copied. Not set: beside each image, and in the state directory
+    /// for block devices.
+    pub overlay_dir: Option<FilePath>,
     /// What stays free in the file systems that the overlays of running guests lie in. A backup that would need more is
     /// refused, and one that comes below gives way: a full file system stops guests.
     pub min_free: Room,
 }
+
+/// What a job's backups do: its own keys where it has them, else those of `defaults`.
+pub type Settings = Defaults;
 
 impl Default for Defaults {
     fn default() -> Self {
@@ -80,6 +114,7 @@ impl Default for Defaults {
             workers: None,
             quiesce: Quiesce::Auto,
             pause_budget: Pause::from_millis(2000),
+            overlay_dir: None,
             min_free: Room::new(1 << 30),
         }
     }

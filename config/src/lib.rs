@@ -2,35 +2,47 @@
 //!
 //! The keys are defined once, as the structs of [`keys`]; their doc comments are the documentation. From them
 //! come the parser (serde), the JSON Schema ([`schema`], schemars) and the reference ([`reference()`],
-//! which README.md of this crate is). A new key is a new field, nothing else.
+//! which README.md of this crate is, and [`man_page`]). A new key is a new field, nothing else.
 //!
 //! How a configuration is read ([`load()`]):
 //! 1. each file is read, bounded, and refused when anyone may write it (`load.rs`);
 //! 2. its YAML becomes a tree that knows the place of every key (`tree.rs`);
 //! 3. the trees become one; a key that two files set is an error that names both (`tree.rs`);
 //! 4. serde reads the structs from the tree; what it refuses is told with file, line, column, the key's path
-//!    and, where a known word is near, a suggestion (`typed.rs`, `suggest.rs`).
+//!    and, where a known word is near, a suggestion (`typed.rs`, `suggest.rs`);
+//! 5. keys are held against each other: a job's media have to be there, and so on (`check.rs`).
 //!
-//! [`parse`] does 2 to 4 for a text in memory: the entry point for fuzzers.
+//! [`Config::job`] gives a job with all that counts for it, [`Schedule`] says when it is due, and [`Medium::environment`] reads the
+//! credentials of an object store.
+//!
+//! [`parse`] does 2 to 5 for a text in memory: the entry point for fuzzers.
 //!
 //! This crate imports nothing of virtfold.
 
+#[macro_use]
+mod values;
+
+mod check;
+mod environment;
 mod error;
 pub mod keys;
 mod load;
 mod reference;
+mod schedule;
 mod show;
 mod suggest;
 mod tree;
 mod typed;
-mod values;
 
+pub use environment::Environment;
 pub use error::{ConfigError, Place};
-pub use keys::{Config, Defaults};
+pub use keys::{Config, Defaults, Job, Medium, Resolved, Service, Settings};
 pub use load::{MAX_FILE, MAX_FILES, load, parse};
-pub use reference::{reference, schema};
+pub use reference::{man_page, reference, schema};
+pub use schedule::Schedule;
 pub use show::{Origin, Shown};
 pub use values::{
-    BlockSize, Compression, FilePath, Layout, Pause, Quiesce, Rate, RecipientList, Room, Version, Workers,
-    parse_size,
+    Attempts, BlockSize, CommandLine, Compression, Concurrency, Count, FilePath, Glob, Interval, Kind,
+    Layout, List, LoopbackAddress, MediumAddress, MediumKind, Name, Pause, Quiesce, Rate, RecipientList,
+    Room, Text, Trigger, Version, When, Window, Workers, parse_size,
 };

@@ -13,8 +13,9 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
+use crate::check;
 use crate::error::{ConfigError, Place};
-use crate::keys::Config;
+use crate::keys::{Config, Origins};
 use crate::tree::{self, Child, Node};
 use std::collections::BTreeMap;
 
@@ -28,9 +29,9 @@ pub const MAX_FILES: usize = 1000;
 /// # Errors
 /// The first thing that is wrong; see [`ConfigError`].
 pub fn load(path: &Path) -> Result<Config, ConfigError> {
-    let mut texts = vec![(Arc::from(path), read_file(path)?)];
+    let mut texts = vec![(Arc::from(path), read_file(path, Others::MayRead)?)];
     for extra in conf_d(&path.with_file_name("conf.d"))? {
-        let text = read_file(&extra)?;
+        let text = read_file(&extra, Others::MayRead)?;
         texts.push((Arc::from(extra), text));
     }
     build(&texts)
@@ -67,10 +68,11 @@ fn build(texts: &[(Arc<Path>, String)]) -> Result<Config, ConfigError> {
         let only = BTreeMap::from([("version".to_owned(), version.clone())]);
         Config::deserialize(Node::Map(only)).map_err(|fault| fault.finish(whole()))?;
     }
-    let mut origins = BTreeMap::new();
+    let mut origins = Origins::new();
     collect_origins(&root, &mut Vec::new(), &mut origins);
     let mut config = Config::deserialize(Node::Map(root)).map_err(|fault| fault.finish(whole()))?;
     config.origins = origins;
+    check::check(&config)?;
     Ok(config)
 }
 
@@ -78,18 +80,12 @@ fn start(file: &Arc<Path>) -> Place {
     Place { file: Arc::clone(file), line: 1, column: 1 }
 }
 
-fn collect_origins(
-    children: &BTreeMap<String, Child>,
-    path: &mut Vec<String>,
-    out: &mut BTreeMap<String, Place>,
-) {
+fn collect_origins(children: &BTreeMap<String, Child>, path: &mut Vec<String>, out: &mut Origins) {
     for (key, child) in children {
         path.push(key.clone());
-        match &child.value {
-            Node::Map(inner) => collect_origins(inner, path, out),
-            _ => {
-                out.insert(path.join("."), child.place.clone());
-            }
+        out.insert(path.clone(), child.place.clone());
+        if let Node::Map(inner) = &child.value {
+            collect_origins(inner, path, out);
         }
         path.pop();
     }
@@ -101,7 +97,7 @@ fn conf_d(dir: &Path) -> Result<Vec<PathBuf>, ConfigError> {
     match fs::metadata(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(unreadable(error)),
-        Ok(metadata) => check_mode(dir, &metadata)?,
+        Ok(metadata) => check_mode(dir, &metadata, Others::MayRead)?,
     }
     let mut files = Vec::new();
     for (count, entry) in fs::read_dir(dir).map_err(unreadable)?.enumerate() {
@@ -123,14 +119,24 @@ fn conf_d(dir: &Path) -> Result<Vec<PathBuf>, ConfigError> {
     Ok(files)
 }
 
-fn read_file(path: &Path) -> Result<String, ConfigError> {
+/// What others than owner and group may do with a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Others {
+    /// Read it.
+    MayRead,
+    /// Nothing: it holds secrets.
+    Nothing,
+}
+
+/// Reads a regular file of bounded size, as UTF-8.
+pub(crate) fn read_file(path: &Path, others: Others) -> Result<String, ConfigError> {
     let unreadable = |source| ConfigError::Unreadable { path: path.to_owned(), source };
     // Opening a pipe would wait for its writer, so the kind is looked at first, and again when open.
     check_kind(path, &fs::metadata(path).map_err(unreadable)?)?;
     let file = File::open(path).map_err(unreadable)?;
     let metadata = file.metadata().map_err(unreadable)?;
     check_kind(path, &metadata)?;
-    check_mode(path, &metadata)?;
+    check_mode(path, &metadata, others)?;
     let mut bytes = Vec::new();
     file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(unreadable)?;
     if bytes.len() as u64 > MAX_FILE {
@@ -147,13 +153,20 @@ fn check_kind(path: &Path, metadata: &Metadata) -> Result<(), ConfigError> {
     if metadata.is_file() { Ok(()) } else { Err(refused(path, "is not a regular file".to_owned())) }
 }
 
-fn check_mode(path: &Path, metadata: &Metadata) -> Result<(), ConfigError> {
-    if metadata.mode() & 0o002 == 0 {
-        return Ok(());
+fn check_mode(path: &Path, metadata: &Metadata, others: Others) -> Result<(), ConfigError> {
+    let file = path.display();
+    if others == Others::Nothing && metadata.mode() & 0o007 != 0 {
+        return Err(refused(
+            path,
+            format!("may be read or written by everybody, and holds secrets; do 'chmod o= {file}'"),
+        ));
     }
-    Err(refused(path, format!("may be written by everybody; do 'chmod o-w {}'", path.display())))
+    if metadata.mode() & 0o002 != 0 {
+        return Err(refused(path, format!("may be written by everybody; do 'chmod o-w {file}'")));
+    }
+    Ok(())
 }
 
-fn refused(path: &Path, why: String) -> ConfigError {
+pub(crate) fn refused(path: &Path, why: String) -> ConfigError {
     ConfigError::Refused { path: path.to_owned(), why }
 }

@@ -1,30 +1,22 @@
 //! The JSON Schema of the configuration, and the reference that is made from it.
 //!
-//! The reference walks the schema: a property with properties of its own is a section, any other a key; its words
-//! are the schema's `description` (the field's doc comment), `title` (the value's form), `default` and `examples`.
+//! The reference walks the schema: a property with properties of its own is a section, one with patterns of names a section of such, any
+//! other a key; its words are the schema's `description` (the field's doc comment), `title` (the value's form), `default` and `examples`.
+//! What is true of many keys stands before them (`reference/about.md`). The man page is the same text in troff (`reference/man.rs`).
+
+mod man;
 
 use serde_json::{Map, Value, json};
 
 use crate::keys::Config;
 
-const HEAD: &str = "\
+const TITLE: &str = "\
 # virtfold-config
 
-<!-- Made from the doc comments of config/src/keys.rs: run the crate's tests with UPDATE=1 to write it anew. -->
+<!-- Made from config/src/reference/about.md and the doc comments of config/src/keys: run the crate's tests with UPDATE=1 to write it anew. -->
 
-virtfold reads `/etc/virtfold/config.yaml` and then `conf.d/*.yaml` beside it, in the order of their names. Together
-they are one configuration: sections are united, and a key that is set twice is an error that names both places.
-A file is at most 1 MiB of UTF-8. A file or a `conf.d` that everybody may write is refused, and so is a
-key that virtfold does not know. Files in `conf.d` that begin with a dot or don't end in `.yaml` are passed
-over; one that ends in `.yml` is an error.
-
-A size is a number of bytes, or a number with a unit: `64K` or `64KiB`, `2M`, `1GiB`, `1T`. Units are powers of 1024 and
-may be written in either case. There is nothing between the number and the unit.
-
-Samples: `examples/config-minimal.yaml`, `examples/config-full.yaml`.
-
-## Keys
 ";
+const ABOUT: &str = include_str!("reference/about.md");
 
 /// The JSON Schema (draft 2020-12), for editors and other tools.
 pub fn schema() -> Value {
@@ -37,7 +29,16 @@ pub fn schema() -> Value {
 
 /// The reference of all keys, as Markdown: the text of this crate's README.md.
 pub fn reference() -> String {
-    let mut out = HEAD.to_owned();
+    format!("{TITLE}{}", text_of_all())
+}
+
+/// The reference of all keys, as the man page virtfold.yaml(5), in troff.
+pub fn man_page() -> String {
+    man::page(&text_of_all())
+}
+
+fn text_of_all() -> String {
+    let mut out = format!("{ABOUT}\n## Keys\n");
     section(&schema(), "", &mut out);
     out
 }
@@ -47,30 +48,62 @@ fn section(schema: &Value, path: &str, out: &mut String) {
     let none = Map::new();
     let properties = schema.get("properties").and_then(Value::as_object).unwrap_or(&none);
     let mut sorted: Vec<_> = properties.iter().collect();
-    sorted.sort_by_key(|(name, key)| (key.get("properties").is_some(), name.as_str()));
+    sorted.sort_by_key(|(name, key)| (inner(key).is_some(), name.as_str()));
+    let required: Vec<_> = alternatives(schema, "required").filter_map(Value::as_str).collect();
     for (name, key) in sorted {
         let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
         line(out, &format!("\n### `{path}`\n"));
         line(out, text(key, "description"));
-        if key.get("properties").is_some() {
-            section(key, &path, out);
-        } else {
+        let inner = inner(key);
+        if inner.is_none() {
             facts(key, out);
+        }
+        if required.contains(&name.as_str()) {
+            line(out, if inner.is_some() { "\nIt must be there." } else { "- It must be there." });
+        }
+        match inner {
+            Some(Inner::Section(inner)) => section(inner, &path, out),
+            Some(Inner::Named(inner)) => section(inner, &format!("{path}.NAME"), out),
+            None => {}
         }
     }
 }
 
+/// What is in a section.
+enum Inner<'a> {
+    /// These keys.
+    Section(&'a Value),
+    /// Names of the user's, each with these keys.
+    Named(&'a Value),
+}
+
+/// What is in it, if it is a section. An optional one is 'this or null' in the schema.
+fn inner(key: &Value) -> Option<Inner<'_>> {
+    if key.get("properties").is_some() {
+        return Some(Inner::Section(key));
+    }
+    let named = key.get("patternProperties").and_then(Value::as_object);
+    if let Some(named) = named.and_then(|patterns| patterns.values().next()) {
+        return Some(Inner::Named(named));
+    }
+    alternatives(key, "anyOf").find(|form| form.get("properties").is_some()).map(Inner::Section)
+}
+
 fn facts(key: &Value, out: &mut String) {
     line(out, "");
-    // An optional value is 'this or null' in the schema.
-    let form = alternatives(key, "anyOf").find(|form| form.get("title").is_some()).unwrap_or(key);
+    // An optional value is 'this or null' in the schema, a list 'this or several'.
+    let forms = || std::iter::once(key).chain(alternatives(key, "anyOf"));
+    let form = forms().find(|form| form.get("title").is_some()).unwrap_or(key);
     if let Some(title) = form.get("title").and_then(Value::as_str) {
         line(out, &format!("- Value: {title}"));
+    } else if key.get("type").and_then(Value::as_str) == Some("boolean") {
+        line(out, "- Value: `true` or `false`");
     }
-    for choice in alternatives(key, "oneOf") {
+    for choice in forms().flat_map(|form| alternatives(form, "oneOf")) {
         line(out, &format!("- {}: {}", code(choice.get("const")), text(choice, "description")));
     }
-    if let Some(default) = key.get("default").filter(|default| !default.is_null()) {
+    let empty = |default: &Value| default.is_null() || default.as_array().is_some_and(Vec::is_empty);
+    if let Some(default) = key.get("default").filter(|default| !empty(default)) {
         line(out, &format!("- Default: {}", code(Some(default))));
     }
     let examples: Vec<_> = alternatives(form, "examples").map(|example| code(Some(example))).collect();
@@ -79,7 +112,7 @@ fn facts(key: &Value, out: &mut String) {
     }
 }
 
-fn alternatives<'a>(schema: &'a Value, keyword: &str) -> impl Iterator<Item = &'a Value> {
+fn alternatives<'a>(schema: &'a Value, keyword: &str) -> impl Iterator<Item = &'a Value> + use<'a> {
     schema.get(keyword).and_then(Value::as_array).map_or(&[][..], Vec::as_slice).iter()
 }
 
@@ -88,11 +121,7 @@ fn text<'a>(schema: &'a Value, keyword: &str) -> &'a str {
 }
 
 fn code(value: Option<&Value>) -> String {
-    match value {
-        Some(Value::String(text)) => format!("`{text}`"),
-        Some(other) => format!("`{other}`"),
-        None => String::new(),
-    }
+    value.map_or_else(String::new, |value| format!("`{}`", crate::show::plain(value)))
 }
 
 fn line(out: &mut String, text: &str) {

@@ -38,7 +38,7 @@ impl fmt::Display for Shown {
 }
 
 impl Config {
-    /// Every key with its value in effect, by name.
+    /// Every key with its value in effect, by name. Of jobs and media, those that are set or have a default of their own.
     pub fn show(&self) -> Vec<Shown> {
         let mut out = Vec::new();
         // Values that serialize to anything but JSON don't exist here: all are text, numbers and sections.
@@ -59,12 +59,33 @@ impl Config {
                 }
                 return;
             }
+            // What a job or a medium leaves open is what `defaults` or `service` say; two dozen lines of that hide the others.
+            Value::Null if path.len() > 2 => return,
             Value::Null => None,
-            Value::String(text) => Some(text.clone()),
-            other => Some(other.to_string()),
+            other => Some(plain(other)),
         };
-        let key = path.join(".");
-        let origin = self.origins.get(&key).cloned().map_or(Origin::Default, Origin::File);
-        out.push(Shown { key, value: shown, origin });
+        let origin = self.origins.get(path).cloned().map_or(Origin::Default, Origin::File);
+        out.push(Shown { key: path.join("."), value: shown, origin });
     }
+}
+
+/// A value as YAML has it in a flow: text as it is, lists with brackets.
+pub(crate) fn plain(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Array(items) => {
+            let items: Vec<String> = items.iter().map(quoted).collect();
+            format!("[{}]", items.join(", "))
+        }
+        other => other.to_string(),
+    }
+}
+
+/// An entry of a list: in quotes where a comma, a bracket or a sign of YAML's would be misread.
+fn quoted(value: &Value) -> String {
+    let text = plain(value);
+    let bare = |c: char| c.is_alphanumeric() || "_./:@%+-".contains(c);
+    let inside = |c: char| bare(c) || " *?".contains(c);
+    let readable = text.starts_with(|c| bare(c) && c != '@' && c != '%') && text.chars().all(inside);
+    if readable || !value.is_string() { text } else { format!("'{}'", text.replace('\'', "''")) }
 }

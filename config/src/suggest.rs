@@ -5,12 +5,12 @@ const MAX_WORD: usize = 64;
 
 /// The word of `known` that `written` looks like: an edit distance of at most a third of its length, and
 /// of at most 3; the nearest, and of equals the first. `None` where nothing is near.
-pub(crate) fn nearest(written: &str, known: &[&'static str]) -> Option<&'static str> {
+pub(crate) fn nearest<'w>(written: &str, known: impl IntoIterator<Item = &'w str>) -> Option<&'w str> {
     let written: Vec<char> = written.to_lowercase().chars().take(MAX_WORD + 1).collect();
     if written.len() > MAX_WORD {
         return None;
     }
-    let near = known.iter().map(|word| (distance(&written, word), *word));
+    let near = known.into_iter().map(|word| (distance(&written, word), word));
     near.filter(|(d, word)| *d <= (word.chars().count().max(3) / 3).min(3))
         .min_by_key(|(d, _)| *d)
         .map(|(_, w)| w)
@@ -56,8 +56,8 @@ mod tests {
             ("retention", None),
             ("", None),
         ] {
-            assert_eq!(nearest(written, &known), meant, "{written}");
+            assert_eq!(nearest(written, known), meant, "{written}");
         }
-        assert_eq!(nearest(&"x".repeat(1 << 20), &known), None);
+        assert_eq!(nearest(&"x".repeat(1 << 20), known), None);
     }
 }

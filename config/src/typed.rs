@@ -34,7 +34,7 @@ pub(crate) struct Fault {
 enum What {
     Unknown { known: &'static [&'static str] },
     Missing { key: &'static str },
-    Value { message: String, meant: Option<&'static str> },
+    Value { message: String, meant: Option<String> },
 }
 
 impl Fault {
@@ -54,7 +54,7 @@ impl Fault {
         let place = self.place.unwrap_or(whole);
         match self.what {
             What::Unknown { known } => {
-                let meant = self.path.last().and_then(|key| nearest(key, known));
+                let meant = self.path.last().and_then(|key| nearest(key, known.iter().copied()));
                 ConfigError::UnknownKey { place, key: self.path.join("."), known, meant }
             }
             What::Missing { key } => {
@@ -87,7 +87,10 @@ impl de::Error for Fault {
 
     fn unknown_variant(variant: &str, expected: &'static [&'static str]) -> Self {
         let message = format!("'{variant}' is none of {}", expected.join(", "));
-        Self::new(What::Value { message, meant: nearest(variant, expected) })
+        Self::new(What::Value {
+            message,
+            meant: nearest(variant, expected.iter().copied()).map(str::to_owned),
+        })
     }
 
     fn unknown_field(_: &str, known: &'static [&'static str]) -> Self {
@@ -152,6 +155,13 @@ impl<'de> Deserializer<'de> for Node {
         }
     }
 
+    fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+        match self {
+            Self::Bool(value) => visitor.visit_bool(value),
+            other => Err(de::Error::invalid_type(other.unexpected(), &"true or false")),
+        }
+    }
+
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
         visitor.visit_some(self)
     }
@@ -194,7 +204,7 @@ impl<'de> Deserializer<'de> for Node {
     }
 
     forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit unit_struct
+        i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit unit_struct
         seq tuple tuple_struct identifier ignored_any
     }
 }

@@ -12,12 +12,17 @@ use serde::de::{Deserialize, Deserializer, Error, Visitor};
 use serde::{Serialize, Serializer};
 
 pub use self::encryption::{FilePath, RecipientList};
+pub use self::glob::Glob;
+pub use self::media::{LoopbackAddress, MediumAddress, MediumKind};
+pub use self::names::{CommandLine, List, Name, Text};
+pub use self::numbers::{Attempts, Concurrency, Count, Workers};
+pub use self::time::{Interval, Window};
+pub use self::words::{Kind, Trigger, When};
 use crate::suggest::nearest;
 
 /// Level of `zstd` without a level: the reference library's own.
 const ZSTD_DEFAULT: i32 = 3;
 const ZSTD_MAX: i32 = 19;
-const WORKERS_MAX: u64 = 256;
 
 /// A block of the fold is a power of two of these many bytes.
 const BLOCK_MIN: u64 = 4 << 10;
@@ -60,7 +65,7 @@ fn write_size(bytes: u64, f: &mut fmt::Formatter<'_>) -> fmt::Result {
 }
 
 /// Reads text or a whole number with `FromStr`.
-fn scalar<'de, D, T>(deserializer: D, wanted: &'static str) -> Result<T, D::Error>
+pub(crate) fn scalar<'de, D, T>(deserializer: D, wanted: &'static str) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
     T: FromStr<Err = String>,
@@ -86,18 +91,12 @@ where
     deserializer.deserialize_any(Scalar(wanted))?.parse().map_err(D::Error::custom)
 }
 
-/// A value type: text or number in, text out, a schema that stands in its place.
-macro_rules! value {
-    ($name:ident, $wanted:literal, $schema:expr) => {
+/// What every value type has: text or number in, and a schema that stands in its place.
+macro_rules! value_in {
+    ($name:ident, $wanted:expr, $schema:expr) => {
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                scalar(deserializer, $wanted)
-            }
-        }
-
-        impl Serialize for $name {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.collect_str(self)
+                crate::values::scalar(deserializer, $wanted)
             }
         }
 
@@ -112,6 +111,19 @@ macro_rules! value {
 
             fn json_schema(_: &mut SchemaGenerator) -> Schema {
                 $schema
+            }
+        }
+    };
+}
+
+/// A value type that is shown as text.
+macro_rules! value {
+    ($name:ident, $wanted:expr, $schema:expr) => {
+        value_in!($name, $wanted, $schema);
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
             }
         }
     };
@@ -183,7 +195,7 @@ impl FromStr for Compression {
             _ => {
                 let known =
                     "'{}' is no way to compress; write none, zstd or zstd:LEVEL".replacen("{}", text, 1);
-                let meant = nearest(name, &["none", "zstd"]);
+                let meant = nearest(name, ["none", "zstd"]);
                 Err(meant.map_or(known.clone(), |word| format!("{known}; did you mean `{word}`?")))
             }
         }
@@ -404,47 +416,6 @@ pub enum Quiesce {
     No,
 }
 
-/// A number of threads, 1 to 256.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Workers(usize);
-
-value!(
-    Workers,
-    "a number from 1 to 256",
-    json_schema!({
-        "title": "a number from 1 to 256",
-        "type": "integer",
-        "minimum": 1,
-        "maximum": WORKERS_MAX,
-        "examples": [2],
-    })
-);
-
-impl Workers {
-    /// The number of threads.
-    pub const fn get(self) -> usize {
-        self.0
-    }
-}
-
-impl FromStr for Workers {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let number = whole(text).filter(|number| (1..=WORKERS_MAX).contains(number));
-        number
-            .and_then(|number| usize::try_from(number).ok())
-            .map(Self)
-            .ok_or_else(|| format!("'{text}' is not a number from 1 to {WORKERS_MAX}"))
-    }
-}
-
-impl fmt::Display for Workers {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&self.0, f)
-    }
-}
-
 /// A whole number as people write it: digits, and neither a sign nor zeros before them.
 fn whole(text: &str) -> Option<u64> {
     let plain = text.bytes().all(|c| c.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
@@ -452,6 +423,12 @@ fn whole(text: &str) -> Option<u64> {
 }
 
 mod encryption;
+mod glob;
+mod media;
+mod names;
+mod numbers;
+mod time;
+mod words;
 
 #[cfg(test)]
 mod tests;

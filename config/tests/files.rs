@@ -7,8 +7,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
+use serde_json::Value;
 use virtfold_config::{
-    Compression, Config, Defaults, Layout, MAX_FILE, Origin, load, parse, reference, schema,
+    Compression, Config, Defaults, Environment, Layout, MAX_FILE, Origin, load, man_page, parse, reference,
+    schema,
 };
 
 fn crate_dir() -> &'static Path {
@@ -34,6 +36,33 @@ fn shown(config: &Config, dir: &Path) -> String {
     lines.join("\n").replace(&format!("{}/", dir.display()), "")
 }
 
+/// The paths of all keys in a schema, sections included; names of the user's are `*`.
+fn keys(schema: &Value, path: &[String], out: &mut Vec<Vec<String>>) {
+    for form in schema["anyOf"].as_array().into_iter().flatten() {
+        keys(form, path, out);
+    }
+    for named in schema["patternProperties"].as_object().into_iter().flat_map(|map| map.values()) {
+        keys(named, &[path, &["*".to_owned()]].concat(), out);
+    }
+    for (key, inner) in schema["properties"].as_object().into_iter().flatten() {
+        let path = [path, std::slice::from_ref(key)].concat();
+        assert!(inner["description"].is_string(), "{path:?} has no words");
+        keys(inner, &path, out);
+        out.push(path);
+    }
+}
+
+/// Whether a document sets the key at this path.
+fn sets(document: &serde_yaml::Value, path: &[String]) -> bool {
+    match path {
+        [] => true,
+        [star, rest @ ..] if star == "*" => {
+            document.as_mapping().is_some_and(|map| map.values().any(|inner| sets(inner, rest)))
+        }
+        [key, rest @ ..] => document.get(key).is_some_and(|inner| sets(inner, rest)),
+    }
+}
+
 #[test]
 fn every_sample_is_read_and_the_full_one_sets_every_key() {
     let dir = crate_dir().join("../examples");
@@ -41,19 +70,25 @@ fn every_sample_is_read_and_the_full_one_sets_every_key() {
     for entry in fs::read_dir(&dir).unwrap() {
         let path = entry.unwrap().path();
         if path.extension().is_some_and(|ending| ending == "yaml") {
-            let config = parse(&fs::read_to_string(&path).unwrap(), &path).unwrap_or_else(|e| panic!("{e}"));
+            let text = fs::read_to_string(&path).unwrap();
+            let config = parse(&text, &path).unwrap_or_else(|e| panic!("{e}"));
             seen += 1;
             if path.ends_with("config-full.yaml") {
+                let document: serde_yaml::Value = serde_yaml::from_str(&text).unwrap();
+                let mut all = Vec::new();
+                keys(&schema(), &[], &mut all);
+                let left: Vec<_> = all.iter().filter(|path| !sets(&document, path)).collect();
+                assert!(left.is_empty() && all.len() > 60, "not in the full sample: {left:?}");
                 let left: Vec<_> =
                     config.show().into_iter().filter(|s| s.origin == Origin::Default).collect();
-                assert!(left.is_empty(), "not in the full sample: {left:?}");
+                assert!(left.iter().all(|shown| shown.key.starts_with("media.lto")), "{left:?}");
             }
             if path.ends_with("config-minimal.yaml") {
                 assert_eq!(config.defaults, Defaults::default());
             }
         }
     }
-    assert!(seen >= 2);
+    assert!(seen >= 5);
 }
 
 #[test]
@@ -72,11 +107,15 @@ fn the_schema_refuses_unknown_keys_and_describes_every_known_one() {
     assert_eq!(schema["additionalProperties"], false);
     assert_eq!(defaults["additionalProperties"], false);
     assert_eq!(schema["required"], serde_json::json!(["version"]));
-    let config = parse("version: 1", Path::new("c")).unwrap();
-    for shown in config.show() {
-        let pointer = format!("/properties/{}/description", shown.key.replace('.', "/properties/"));
-        assert!(schema.pointer(&pointer).is_some_and(|text| text.is_string()), "{} has no words", shown.key);
+    // Names are the user's; what stands below them is known.
+    for section in ["jobs", "media"] {
+        let section = &schema["properties"][section];
+        assert_eq!(section["additionalProperties"], false);
+        let named: Vec<_> = section["patternProperties"].as_object().unwrap().values().collect();
+        assert!(named.len() == 1 && named[0]["additionalProperties"] == false);
     }
+    // Every key has words: `keys` looks at each.
+    keys(&schema, &[], &mut Vec::new());
 }
 
 #[test]
@@ -100,12 +139,157 @@ fn files_are_united_in_the_order_of_their_names_and_show_tells_where_from() {
                   defaults.layout: full  # conf.d/20-b.yaml:1:12\n\
                   defaults.limit-rate: (not set)  # default\n\
                   defaults.min-free: 1GiB  # default\n\
+                  defaults.overlay-dir: (not set)  # default\n\
                   defaults.pause-budget: 2s  # default\n\
                   defaults.quiesce: auto  # default\n\
                   defaults.recipients: (not set)  # default\n\
                   defaults.workers: (not set)  # default\n\
+                  service.catch-up: 1d  # default\n\
+                  service.concurrency: 2  # default\n\
+                  service.metrics-dir: (not set)  # default\n\
+                  service.metrics-listen: (not set)  # default\n\
+                  service.stop-timeout: 5m  # default\n\
                   version: 1  # config.yaml:1:1";
     assert_eq!(shown(&config, dir.path()), expect);
+}
+
+const OFFICE: &str = "version: 1
+defaults: {compress: zstd:9, encrypt-to: age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p, min-free: 2GiB}
+service: {catch-up: 2h}
+media:
+  nas: {to: /nas}
+";
+
+#[test]
+fn files_add_jobs_and_keys_to_jobs_and_show_has_what_is_set() {
+    let (dir, path) = written(
+        OFFICE,
+        &[
+            ("a.yaml", "jobs:\n  web:\n    domains: {names: [web, 'db-*']}\n    to: nas\n"),
+            (
+                "b.yaml",
+                "jobs:\n  web:\n    schedule: [hourly, '30 2 * * 1,2']\n  all:\n    {domains: {all: true}, on: shutdown, to: [nas]}\n",
+            ),
+        ],
+    );
+    let config = load(&path).unwrap();
+    let shown = shown(&config, dir.path());
+    let jobs: Vec<_> = shown.lines().filter(|line| line.starts_with("jobs.web.")).collect();
+    assert_eq!(
+        jobs,
+        [
+            "jobs.web.disks.exclude: []  # default",
+            "jobs.web.disks.include: []  # default",
+            "jobs.web.domains.all: false  # default",
+            "jobs.web.domains.except: []  # default",
+            "jobs.web.domains.names: [web, db-*]  # conf.d/a.yaml:3:15",
+            "jobs.web.domains.tags: []  # default",
+            "jobs.web.enabled: true  # default",
+            "jobs.web.jitter: 0  # default",
+            "jobs.web.kind: full  # default",
+            "jobs.web.on: []  # default",
+            "jobs.web.schedule: [hourly, '30 2 * * 1,2']  # conf.d/b.yaml:3:5",
+            "jobs.web.to: [nas]  # conf.d/a.yaml:4:5",
+        ]
+    );
+    assert!(shown.contains("jobs.all.on: [shutdown]  # conf.d/b.yaml:5:"), "{shown}");
+    assert!(shown.contains("media.nas.to: /nas  # config.yaml:5:9"), "{shown}");
+}
+
+#[test]
+fn a_job_has_its_own_keys_and_else_the_defaults() {
+    let read = |job: &str| {
+        let text = format!("{OFFICE}jobs: {{j: {{domains: {{tags: gold}}, schedule: daily, to: nas{job}}}}}");
+        parse(&text, Path::new("c")).unwrap_or_else(|e| panic!("{e}"))
+    };
+    let config = read("");
+    let job = config.job("j").unwrap();
+    assert_eq!(job.settings, config.defaults);
+    assert_eq!(job.catch_up.to_string(), "2h");
+    assert_eq!(
+        job.media.iter().map(|(name, medium)| (*name, medium.to.as_str())).collect::<Vec<_>>(),
+        [("nas", "/nas")]
+    );
+    assert!(config.job("k").is_none() && config.job("").is_none());
+    let config = read(", compress: none, catch-up: 0, min-free: 0, quiesce: yes, layout: full, workers: 3");
+    let job = config.job("j").unwrap();
+    let mut expect = config.defaults.clone();
+    expect.compress = Compression::None;
+    expect.min_free = "0".parse().unwrap();
+    expect.quiesce = virtfold_config::Quiesce::Yes;
+    expect.layout = Layout::Full;
+    expect.workers = Some("3".parse().unwrap());
+    assert_eq!(job.settings, expect);
+    assert!(job.catch_up.is_zero());
+    // Own recipients take the place of both keys of the defaults.
+    let config = read(", recipients: /r");
+    let job = config.job("j").unwrap();
+    assert!(job.settings.encrypt_to.is_none());
+    assert_eq!(job.settings.recipients.unwrap().as_path(), Path::new("/r"));
+}
+
+#[test]
+fn domains_are_selected_by_name_tag_or_all_but() {
+    let selects = |domains: &str, name: &str, tags: &[&str]| {
+        let text = format!("{OFFICE}jobs: {{j: {{domains: {{{domains}}}, schedule: daily, to: nas}}}}");
+        let config = parse(&text, Path::new("c")).unwrap_or_else(|e| panic!("{e}"));
+        config.job("j").unwrap().job.domains.selects(name, tags)
+    };
+    assert!(selects("names: [web, 'db-*']", "db-1", &[]) && !selects("names: [web, 'db-*']", "web2", &[]));
+    assert!(selects("tags: gold", "x", &["a", "gold"]) && !selects("tags: gold", "x", &["golden"]));
+    assert!(selects("names: x, tags: gold", "x", &[]) && selects("names: x, tags: gold", "y", &["gold"]));
+    assert!(selects("all: true, except: '*-test'", "web", &[]));
+    assert!(!selects("all: true, except: '*-test'", "web-test", &["gold"]));
+    assert!(!selects("tags: gold, except: web", "web", &["gold"]));
+}
+
+#[test]
+fn credentials_are_read_from_a_file_of_ones_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("cloud.env");
+    let write = |text: &str, mode| {
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+        Environment::load(&path)
+    };
+    let read =
+        write("# keys\n\nA_KEY=hunter2\r\nB = x\n".replace("B = x", "B=\"x y\"").as_str(), 0o640).unwrap();
+    let expect = [("A_KEY".to_owned(), "hunter2".to_owned()), ("B".to_owned(), "x y".to_owned())];
+    assert_eq!(read.as_slice(), expect);
+    assert!(!format!("{read:?}").contains("hunter2"));
+    for mode in [0o644, 0o642, 0o601] {
+        let error = write("A=hunter2", mode).unwrap_err().to_string();
+        assert!(error.contains("chmod o="), "{error}");
+    }
+    for bad in [
+        "hunter2",
+        "=hunter2",
+        "1A=hunter2",
+        "export A=hunter2",
+        "A='hunter2",
+        "A=x\nA=hunter2",
+        "A=hunter2\0",
+    ] {
+        let error = write(bad, 0o600).unwrap_err().to_string();
+        assert!(error.contains("line ") && !error.contains("hunter2"), "{error}");
+    }
+    assert!(Environment::load(&dir.path().join("none")).is_err());
+}
+
+#[test]
+fn the_man_page_has_every_key_and_no_text_that_troff_would_take_for_a_command() {
+    let page = man_page();
+    assert!(page.starts_with(".") && page.contains(".TH VIRTFOLD.YAML 5"), "{page:.300}");
+    let mut all = Vec::new();
+    keys(&schema(), &[], &mut all);
+    for path in all {
+        let heading = path.join(".").replace(".*", ".NAME").replace('-', "\\-");
+        assert!(page.lines().any(|line| line == format!(".SS {heading}")), "{heading}");
+    }
+    let known = [".TH", ".SH", ".SS", ".IP", ".PP", ".EX", ".EE", ".ie", ".el", ".ds"];
+    for line in page.lines().filter(|line| line.starts_with(['.', '\''])) {
+        assert!(known.iter().any(|command| line.starts_with(command)), "{line}");
+    }
 }
 
 #[test]

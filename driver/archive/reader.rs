@@ -10,7 +10,7 @@
 
 use std::sync::Arc;
 
-use crate::archive::allocation_csv::CsvParser;
+use crate::archive::allocation_csv::{AllocationRow, CsvParser};
 use crate::archive::end::{self, CHUNK, DigestsParser, EndRecord, RootHasher, Totals};
 use crate::archive::layout::{Layout, Order, Role};
 use crate::archive::manifest::{self, Manifest};
@@ -30,6 +30,33 @@ pub trait Visitor {
     /// # Errors
     /// Whatever the visitor has against it; ends the pass.
     fn head(&mut self, head: &Manifest) -> Result<()>;
+
+    /// A member begins that is neither head, table, disk nor tail (`domain.xml`, ...), of so many bytes. They come before the disks.
+    ///
+    /// # Errors
+    /// As [`Visitor::head`].
+    fn other(&mut self, _name: &str, _size: u64) -> Result<()> {
+        Ok(())
+    }
+
+    /// Content of that member.
+    ///
+    /// # Errors
+    /// As [`Visitor::head`].
+    fn content(&mut self, _bytes: &[u8]) -> Result<()> {
+        Ok(())
+    }
+
+    /// A row of the allocation table of disk number `index`; they come before the disk.
+    ///
+    /// # Errors
+    /// As [`Visitor::head`].
+    fn allocation(&mut self, _index: usize, _row: &AllocationRow) -> Result<()> {
+        Ok(())
+    }
+
+    /// The bytes of disk number `index` begin there; comes before [`Visitor::disk`].
+    fn dense_at(&mut self, _index: usize, _at: StreamOffset) {}
 
     /// Disk number `index` begins; all of its table is known.
     ///
@@ -65,7 +92,7 @@ struct KnownDisk {
 /// The member at hand.
 enum Current {
     Head(Vec<u8>),
-    Allocation(CsvParser),
+    Allocation(usize, CsvParser),
     Map {
         index: usize,
         parser: MapParser,
@@ -92,6 +119,8 @@ enum Current {
         bytes: Vec<u8>,
         hasher: RootHasher,
     },
+    /// A member that is the visitor's.
+    Attachment,
     Other,
     None,
 }
@@ -178,8 +207,8 @@ impl Reader<'_> {
             }
             Role::Head => Current::Head(Vec::new()),
             Role::Allocation(target) => {
-                let (_, disk) = self.described(target)?;
-                Current::Allocation(CsvParser::new(&member.name, disk.capacity, member.content_at))
+                let (index, disk) = self.described(target)?;
+                Current::Allocation(index, CsvParser::new(&member.name, disk.capacity, member.content_at))
             }
             Role::Disk(target) => self.begin_disk(target, member)?,
             Role::RecoveryHead => {
@@ -197,7 +226,11 @@ impl Reader<'_> {
                 let hasher = self.hasher.take().unwrap_or_default();
                 Current::End { bytes: Vec::new(), hasher }
             }
-            Role::RecoveryAllocation(_) | Role::Other => Current::Other,
+            Role::RecoveryAllocation(_) => Current::Other,
+            Role::Other => {
+                self.visitor.other(&member.name, member.size)?;
+                Current::Attachment
+            }
         };
         if self.body_len.is_none() {
             self.members += 1;
@@ -241,6 +274,7 @@ impl Reader<'_> {
         }
         let table = Arc::new(table);
         self.disks.push(KnownDisk { table: Arc::clone(&table), dense_at });
+        self.visitor.dense_at(index, dense_at);
         self.visitor.disk(index, &table)?;
         Ok(Current::Dense { index, table, at: DenseOffset::ZERO })
     }
@@ -320,7 +354,12 @@ impl Reader<'_> {
     fn small(&mut self, current: &mut Current, rest: &mut &[u8]) -> Result<()> {
         match current {
             Current::Head(bytes) => bytes.extend_from_slice(rest),
-            Current::Allocation(parser) => while parser.feed(rest)?.is_some() {},
+            Current::Allocation(index, parser) => {
+                while let Some(row) = parser.feed(rest)? {
+                    self.visitor.allocation(*index, &row)?;
+                }
+            }
+            Current::Attachment => self.visitor.content(rest)?,
             Current::RecoveryHead(compared) => {
                 let expected = self.head_bytes.get(*compared..*compared + rest.len());
                 if expected != Some(*rest) {
@@ -366,7 +405,7 @@ impl Reader<'_> {
     fn end_member(&mut self) -> Result<()> {
         match std::mem::replace(&mut self.current, Current::None) {
             Current::Head(bytes) => self.end_head(bytes),
-            Current::Allocation(parser) => parser.finish(),
+            Current::Allocation(_, parser) => parser.finish(),
             Current::Map { parser, .. } => {
                 parser.finish()?;
                 Err(contradiction("a disk's map is cut short"))
@@ -390,7 +429,11 @@ impl Reader<'_> {
                 Ok(())
             }
             Current::End { bytes, hasher } => self.end_archive(&bytes, hasher),
-            Current::RecoveryHead(_) | Current::Dense { .. } | Current::Other | Current::None => Ok(()),
+            Current::RecoveryHead(_)
+            | Current::Dense { .. }
+            | Current::Attachment
+            | Current::Other
+            | Current::None => Ok(()),
         }
     }
 

@@ -12,7 +12,7 @@ use crate::error::{Error, ErrorKind, IoContext, Result};
 /// Marks the file as ours (`PRAGMA application_id`): `vfct`.
 const APPLICATION: i32 = 0x7666_6374;
 /// The tables' version (`PRAGMA user_version`).
-const VERSION: i32 = 2;
+const VERSION: i32 = 3;
 
 /// How long a writer waits for another one.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -84,6 +84,33 @@ CREATE TABLE tape_part (
 CREATE INDEX tape_run ON tape_part (run, part);
 ";
 
+/// What version 3 has besides: the service's queue. A domain has one run at a time, and a job waits for a domain once; the indexes see to it.
+const QUEUE: &str = "
+CREATE TABLE queue (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    job TEXT NOT NULL,
+    domain TEXT NOT NULL,
+    name TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    event TEXT,
+    due INTEGER NOT NULL,
+    not_before INTEGER NOT NULL,
+    state TEXT NOT NULL,
+    attempts INTEGER NOT NULL,
+    started INTEGER,
+    ended INTEGER,
+    result TEXT
+) STRICT;
+CREATE UNIQUE INDEX queue_running ON queue (domain) WHERE state = 'running';
+CREATE UNIQUE INDEX queue_waiting ON queue (job, domain) WHERE state IN ('waiting', 'parked');
+CREATE INDEX queue_last ON queue (job, domain, state);
+CREATE TABLE planned (job TEXT PRIMARY KEY, last INTEGER NOT NULL) STRICT;
+CREATE TABLE pause (job TEXT PRIMARY KEY) STRICT;
+";
+
+/// What each version after the first one has added.
+const ADDED: [(i32, &[&str]); 2] = [(2, &[TAPES]), (3, &[QUEUE])];
+
 /// Opens the catalog at `path`, or makes it where there is none.
 pub(super) fn open(path: &Path) -> Result<Connection> {
     match path.symlink_metadata() {
@@ -102,7 +129,7 @@ fn connect(path: &Path) -> std::result::Result<Connection, Box<dyn std::error::E
     if number("application_id")? != APPLICATION {
         return Err("it is not a catalog of virtfold".into());
     }
-    if number("user_version")? == 1 {
+    if (1..VERSION).contains(&number("user_version")?) {
         upgrade(&connection)?;
     }
     match number("user_version")? {
@@ -116,14 +143,14 @@ fn connect(path: &Path) -> std::result::Result<Connection, Box<dyn std::error::E
     Ok(connection)
 }
 
-/// From version 1 to 2, whole or not at all; another process may be quicker.
+/// From an older version to this one, whole or not at all; another process may be quicker.
 fn upgrade(connection: &Connection) -> rusqlite::Result<()> {
     let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
     let version: i32 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
-    if version == 1 {
-        transaction.execute_batch(TAPES)?;
-        transaction.pragma_update(None, "user_version", VERSION)?;
+    for tables in ADDED.iter().filter(|(added, _)| *added > version).flat_map(|(_, tables)| *tables) {
+        transaction.execute_batch(tables)?;
     }
+    transaction.pragma_update(None, "user_version", VERSION.max(version))?;
     transaction.commit()
 }
 
@@ -166,7 +193,9 @@ fn fill(path: &Path) -> rusqlite::Result<()> {
     let connection = Connection::open(path)?;
     settle(&connection)?;
     connection.execute_batch(TABLES)?;
-    connection.execute_batch(TAPES)?;
+    for tables in ADDED.iter().flat_map(|(_, tables)| *tables) {
+        connection.execute_batch(tables)?;
+    }
     connection.pragma_update(None, "application_id", APPLICATION)?;
     connection.pragma_update(None, "user_version", VERSION)
 }

@@ -135,11 +135,11 @@ impl Journal for Catalog {
     }
 }
 
-fn word<T: PartialEq>(table: &[(&'static str, T)], value: &T) -> &'static str {
+pub(super) fn word<T: PartialEq>(table: &[(&'static str, T)], value: &T) -> &'static str {
     table.iter().find(|(_, v)| v == value).map_or("", |(word, _)| word)
 }
 
-fn meaning<T: Copy>(table: &[(&'static str, T)], text: &str) -> Sql<T> {
+pub(super) fn meaning<T: Copy>(table: &[(&'static str, T)], text: &str) -> Sql<T> {
     let found = table.iter().find(|(word, _)| *word == text).map(|(_, v)| *v);
     found.ok_or_else(|| format!("'{text}' means nothing").into())
 }

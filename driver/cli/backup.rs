@@ -259,6 +259,13 @@ pub(super) fn text(report: &BackupReport) -> String {
             count => format!("the drive waited for data {count} times"),
         };
         text += &format!("on volume {}; {underruns}\n", tape.volumes.join(", "));
+        for failed in &tape.failed {
+            let holds = match tape.volumes.contains(failed) {
+                true => "what it has of the archive is sound: keep it",
+                false => "it has nothing of the archive",
+            };
+            text += &format!("volume {failed} failed, and is not written to any more; {holds}\n");
+        }
     }
     let names = report.copies.iter().filter_map(|copy| copy.archive.as_deref());
     let names: Vec<&str> = names.collect();

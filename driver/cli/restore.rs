@@ -44,7 +44,8 @@ Examples:
   virtfold restore broken.tar.zst --output /rescue --partial
   virtfold restore web.tar.zst --define --plan
   virtfold restore web.tar.zst --define --force --start
-  virtfold restore web.tar.zst --define --name web-test --output /srv/vm --start")]
+  virtfold restore web.tar.zst --define --name web-test --output /srv/vm --start
+  virtfold restore tape:/dev/nst0#latest --define --force")]
 pub(crate) struct Args {
     /// The archive: a file, s3://BUCKET/KEY, tape:DEVICE#ID, or - for standard input
     #[arg(value_name = "ARCHIVE|-", value_parser = args::location())]
@@ -95,17 +96,6 @@ enum MethodArg {
 /// Runs the verb.
 pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
     let style = Style::from_flag(&args.json);
-    if args.define.define {
-        let common = Common {
-            writing: writing(&args),
-            existing: existing(&args),
-            identities: args.identity.load()?,
-            archive: args.archive,
-            disks: args.disk,
-            output: args.output,
-        };
-        return args.define.run(common, style, signals);
-    }
     let tape = match &args.archive {
         Location::Tape(address) => {
             let drive = args.tape.drive(address, args.define.state_dir()?, &signals.stop);
@@ -113,6 +103,18 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
         }
         _ => None,
     };
+    if args.define.define {
+        let common = Common {
+            writing: writing(&args),
+            existing: existing(&args),
+            identities: args.identity.load()?,
+            archive: args.archive,
+            tape,
+            disks: args.disk,
+            output: args.output,
+        };
+        return args.define.run(common, style, signals);
+    }
     let request = request(args)?;
     let progress = Arc::new(Progress::default());
     let ticker = Ticker::start(style, Stdout::Free, &progress)?;

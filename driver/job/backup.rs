@@ -16,11 +16,11 @@ use std::time::Instant;
 use uuid::Uuid;
 
 use self::reports::report;
-use self::stream::stream;
 pub use self::reports::{BackupReport, CopyReport, DiskReport};
-use super::resume::{Begun, Candidate, Keep, Log, Record, SavedRows, Start};
+use self::stream::stream;
 use super::Control;
 use super::disks::{DiskSet, FoldedDisk};
+use super::resume::{Begun, Candidate, Keep, Log, Record, SavedRows, Start};
 use crate::archive::layout::{self, Kind};
 use crate::archive::manifest::{
     self, Backing, CompressionNote, Disk, Freeze, Manifest, Qcow2, Source, Subject,
@@ -230,7 +230,8 @@ pub fn write_kept(
     if let Some(recipients) = &manner.encrypt_to {
         medium = Box::new(Encrypting::begin(medium, recipients)?);
     }
-    let as_begun: Vec<AsBegun<'_>> = rows.iter().zip(&tables).map(|(rows, now)| AsBegun { rows, now: *now }).collect();
+    let as_begun: Vec<AsBegun<'_>> =
+        rows.iter().zip(&tables).map(|(rows, now)| AsBegun { rows, now: *now }).collect();
     let as_begun = as_begun.iter().map(|disk| disk as &dyn DiskTables);
     let tables = if rows.is_empty() { tables.clone() } else { as_begun.collect() };
     let contents = Contents { head: &head, attachments: &attachments, disks: tables, data: &disks };

@@ -53,8 +53,8 @@ pub use self::fan_out::{Copies, Copy, FanOut, create_all, create_all_by};
 pub use self::file::FileMedium;
 pub use self::location::{Location, LocationError, ObjectAddress, TapeAddress, TapeArchive};
 pub use self::pipe::{PipeMedium, PipeSource};
-pub use self::remains::{Mark, Notes, Remains, Reopened};
 pub use self::rate::{RateLimit, RateLimited};
+pub use self::remains::{Mark, Notes, Remains, Reopened};
 pub use self::source::{FileSource, Source};
 use crate::archive::stream::{Cancel, Sink};
 use crate::error::{Error, ErrorKind, Result};
@@ -149,7 +149,7 @@ pub fn open(location: &Location) -> Result<Arc<dyn Source>> {
         }
         Location::Tape(_) => {
             Err(Error::new(ErrorKind::Usage, format!("'{location}': this reads at many places, and a tape has but one way"))
-                .with_hint("'restore --output', 'restore --disk', 'verify' and 'show' take a tape; for anything else copy the archive into a file with dd"))
+                .with_hint("'restore', 'verify', 'show' and 'table' take a tape; for anything else copy the archive into a file with dd"))
         }
         Location::Object(address) => object::open(address),
     }

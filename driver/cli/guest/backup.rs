@@ -13,7 +13,7 @@ use virtfold::job::guest::{Host, Pace};
 use virtfold::job::plan::Wishes;
 use virtfold::job::resume::Keep;
 use virtfold::job::{Control, Progress};
-use virtfold::metrics::{self, Labels};
+use virtfold::metrics::{self, Labels, Measure};
 
 use super::Job;
 use super::connection::Connection;
@@ -41,11 +41,9 @@ pub(super) fn run(
         pace: Pace { pause_budget: wishes.pause_budget, ..Pace::default() },
     };
     let guards = &virtfold_hooks::guard::usual_path();
-    let keep =
-        Keep { state_dir: &wishes.state_dir, places: job.media.places(), job: None, wish: job.wish };
+    let keep = Keep { state_dir: &wishes.state_dir, places: job.media.places(), job: None, wish: job.wish };
     let manner = job.manner.clone();
-    let request =
-        DomainRequest { domain: job.domain, wishes, manner, places, keep: Some(keep), guards };
+    let request = DomainRequest { domain: job.domain, wishes, manner, places, keep: Some(keep), guards };
     let out = stdout_of(job.media.places());
     let progress = Arc::new(Progress::default());
     let ticker = Ticker::start(job.style, out, &progress)?;
@@ -80,13 +78,16 @@ pub(super) fn measure(
 ) -> Result<Outcome> {
     match done {
         Ok((outcome, report)) => {
-            metrics::succeeded(directory, &report)?;
+            let labels = Labels { domain: &report.domain, uuid: report.uuid };
+            metrics::succeeded(directory, labels, &Measure::of(&report, metrics::now()))?;
             Ok(outcome)
         }
         Err(error) => {
             let found = connection.hypervisor.lookup(domain);
-            let noted = found
-                .and_then(|info| metrics::failed(directory, Labels { domain: &info.name, uuid: info.id.0 }));
+            let noted = found.and_then(|info| {
+                let labels = Labels { domain: &info.name, uuid: info.id.0 };
+                metrics::failed(directory, labels, metrics::now())
+            });
             if let Err(other) = noted {
                 tracing::error!(%other, "the failure is not in the metrics");
             }

@@ -45,7 +45,7 @@ pub(crate) struct GuestArgs {
     /// How long the guest may stand still at one time, 100ms to 60s [default: the configuration's; 2s]
     #[arg(long, value_name = "TIME", requires = "domain", help_heading = "Domains")]
     pause_budget: Option<virtfold_config::Pause>,
-    /// Where the guest writes while its disks are copied [default: beside each image; overlays in the state directory for block devices]
+    /// Where the guest writes while its disks are copied [default: the configuration's; beside each image, and the state directory for block devices]
     #[arg(long, value_name = "DIR", requires = "domain", help_heading = "Domains")]
     overlay_dir: Option<PathBuf>,
     /// What must stay free where overlays lie [default: the configuration's; 1GiB]
@@ -100,7 +100,7 @@ pub(super) fn wishes_of(defaults: &Defaults, state_dir: PathBuf) -> Wishes {
             virtfold_config::Quiesce::No => QuiesceWish::No,
         },
         pause_budget: Duration::from_millis(defaults.pause_budget.millis()),
-        overlay_dir: None,
+        overlay_dir: defaults.overlay_dir.as_ref().map(|dir| dir.as_path().to_owned()),
         min_free: defaults.min_free.get(),
         state_dir,
         archive_dirs: Vec::new(),
@@ -124,7 +124,9 @@ impl GuestArgs {
         if let Some(room) = self.min_free {
             wishes.min_free = room.get();
         }
-        wishes.overlay_dir = self.overlay_dir.as_deref().map(absolute).transpose()?;
+        if let Some(dir) = &self.overlay_dir {
+            wishes.overlay_dir = Some(absolute(dir)?);
+        }
         Ok(wishes)
     }
 

@@ -5,7 +5,7 @@
 //! variables are those of the moment of the snapshot. Whatever does not fit ends here, with the guest home or for a recovery to bring home, and a new backup follows.
 
 use super::copy::{check, marks};
-use super::{Done, DomainRequest, conclude};
+use super::{DomainRequest, Done, conclude};
 use crate::catalog::{Job, Kind};
 use crate::error::{Error, ErrorKind, Result, sentence};
 use crate::guest::DomainId;
@@ -50,7 +50,9 @@ pub(super) fn go_on(
         Adoption::No(why) => why,
         Adoption::Done(thawed) => match conclude(thawed, good, &job.name) {
             Ok(done) => return Ok(Some(WentOn { done, job })),
-            Err(error) if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::NoSpace) => return Err(error),
+            Err(error) if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::NoSpace) => {
+                return Err(error);
+            }
             Err(error) => sentence(&error),
         },
     };
@@ -93,7 +95,10 @@ fn open(frozen: &Frozen, known: &Known) -> Result<Vec<(String, DiskImage)>> {
     let mut images = Vec::new();
     for disk in &frozen.disks {
         let Some(told) = known.head.disks.iter().find(|told| told.target == disk.target) else {
-            return Err(Error::new(ErrorKind::InUse, format!("disk '{}' is not in the archive", disk.target)));
+            return Err(Error::new(
+                ErrorKind::InUse,
+                format!("disk '{}' is not in the archive", disk.target),
+            ));
         };
         let below = told.source.backing.iter().map(|link| Ok(((&link.path).into(), format(&link.format)?)));
         let below = below.collect::<Result<Vec<_>>>()?;

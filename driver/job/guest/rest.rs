@@ -90,7 +90,7 @@ fn read<T>(
         return ran("started");
     }
     // A lost event is made up for by the marks and by the locks.
-    let started = |event: Event| matches!(event, Event::Lifecycle { domain, change: Lifecycle::Started } if domain == request.domain);
+    let started = |event: Event| matches!(event, Event::Lifecycle { domain, change: Lifecycle::Started(_) } if domain == request.domain);
     if events.try_iter().any(started) {
         return ran("ran in between");
     }

@@ -224,7 +224,7 @@ pub(in crate::job) fn same_file(one: &Path, other: &Path) -> bool {
     place(one) == place(other) || identity(one).is_some_and(|found| Some(found) == identity(other))
 }
 
-fn no_disk(name: &str, head: &Manifest) -> Error {
+pub(super) fn no_disk(name: &str, head: &Manifest) -> Error {
     let names: Vec<&str> = head.disks.iter().map(|disk| disk.target.as_str()).collect();
     Error::new(ErrorKind::NotFound, format!("the archive has no disk called {}", name.escape_debug()))
         .with_hint(format!("it has: {}", names.join(", ")))

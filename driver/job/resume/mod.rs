@@ -27,10 +27,10 @@ use uuid::Uuid;
 
 use self::origin::Facts;
 pub use self::origin::Origin;
-pub use self::record::{Log, read_chunks, read_marks};
 pub(crate) use self::record::Record;
-pub(crate) use self::rows::SavedRows;
+pub use self::record::{Log, read_chunks, read_marks};
 use self::record::{Parts, Saved};
+pub(crate) use self::rows::SavedRows;
 use super::disks::DiskSet;
 use crate::archive::manifest::Manifest;
 use crate::archive::stream::Cancel;
@@ -122,7 +122,9 @@ impl Keep<'_> {
             Some(place) => Origin::of(candidate, place, self.job)?,
             None => None,
         };
-        let Some(origin) = origin else { return self.refuse("it can't be gone on with").map(|()| Start::Anew(None)) };
+        let Some(origin) = origin else {
+            return self.refuse("it can't be gone on with").map(|()| Start::Anew(None));
+        };
         for saved in record::all(self.state_dir)? {
             if !saved.origin.is_of_the_same(&origin) {
                 continue;
@@ -138,7 +140,9 @@ impl Keep<'_> {
 
     fn refuse(&self, why: &str) -> Result<()> {
         match self.wish {
-            Wish::Insist => Err(Error::new(ErrorKind::InUse, format!("the earlier archive can't be gone on with: {why}"))),
+            Wish::Insist => {
+                Err(Error::new(ErrorKind::InUse, format!("the earlier archive can't be gone on with: {why}")))
+            }
             Wish::GoOn | Wish::Anew => Ok(()),
         }
     }
@@ -188,7 +192,9 @@ impl Keep<'_> {
     ) -> (Option<Record>, Log) {
         let Some(origin) = origin else { return Default::default() };
         match record::begin(self.state_dir, origin, parts) {
-            Ok((record, log)) if medium.keep(Arc::clone(&record.notes) as Arc<dyn Notes>) => (Some(record), log),
+            Ok((record, log)) if medium.keep(Arc::clone(&record.notes) as Arc<dyn Notes>) => {
+                (Some(record), log)
+            }
             Ok(_) => Default::default(),
             Err(error) => {
                 tracing::debug!("should this backup be broken off, it starts anew: {}", sentence(&error));

@@ -94,7 +94,10 @@ impl Facts {
                 None => return Ok(None),
             }
         }
-        let subject = (head.subject.name().to_owned(), matches!(head.subject, crate::archive::manifest::Subject::Domain { .. }));
+        let subject = (
+            head.subject.name().to_owned(),
+            matches!(head.subject, crate::archive::manifest::Subject::Domain { .. }),
+        );
         Ok(Some(Self {
             tool: head.tool.clone(),
             subject,
@@ -132,9 +135,8 @@ impl Origin {
     pub(super) fn of(candidate: &Candidate<'_>, place: &Location, job: Option<Uuid>) -> Result<Option<Self>> {
         let Candidate { head, attachments, disks, label } = *candidate;
         let Some(facts) = Facts::of(head, disks)? else { return Ok(None) };
-        let member = |file: &Attachment| {
-            (file.name.clone(), file.content.len() as u64, Digest::of(&file.content))
-        };
+        let member =
+            |file: &Attachment| (file.name.clone(), file.content.len() as u64, Digest::of(&file.content));
         Ok(Some(Self {
             version: VERSION,
             archive: head.archive,
@@ -152,7 +154,8 @@ impl Origin {
     /// # Errors
     /// When it is none.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
-        let damaged = |what: String| Error::new(ErrorKind::Damaged, format!("a record of a backup is damaged: {what}"));
+        let damaged =
+            |what: String| Error::new(ErrorKind::Damaged, format!("a record of a backup is damaged: {what}"));
         if bytes.len() as u64 > MAX_LEN {
             return Err(damaged("it is too long".to_owned()));
         }
@@ -178,7 +181,8 @@ impl Origin {
 
     /// Whether both are backups of the same things to the same place: then one of them takes the other's place.
     pub(super) fn is_of_the_same(&self, other: &Self) -> bool {
-        let paths = |origin: &Self| origin.facts.files.iter().map(|file| file.path.clone()).collect::<Vec<_>>();
+        let paths =
+            |origin: &Self| origin.facts.files.iter().map(|file| file.path.clone()).collect::<Vec<_>>();
         self.place == other.place && self.facts.subject == other.facts.subject && paths(self) == paths(other)
     }
 
@@ -202,7 +206,10 @@ impl Origin {
         for (then, now) in then.disks.iter().zip(&now.disks) {
             if then != now {
                 tracing::debug!(?then, ?now, "a disk is not the same");
-                return Some(format!("disk '{}' is not the same, or would be copied in another way", now.target));
+                return Some(format!(
+                    "disk '{}' is not the same, or would be copied in another way",
+                    now.target
+                ));
             }
         }
         if then != now {

@@ -235,11 +235,7 @@ pub(super) fn begin(
     Ok((record, Log::to(chunks, origin.archive)))
 }
 
-fn fill(
-    directory: &Path,
-    origin: &Origin,
-    (head, attachments, tables): Parts<'_>,
-) -> Result<(File, File)> {
+fn fill(directory: &Path, origin: &Origin, (head, attachments, tables): Parts<'_>) -> Result<(File, File)> {
     let make = |name: &str, bytes: &[u8]| -> Result<File> {
         let path = directory.join(name);
         let cannot = || format!("cannot write '{}'", path.display());
@@ -344,7 +340,11 @@ impl Found {
         }
         let (directory, origin) = (self.directory.clone(), self.origin.clone());
         self.load(marks).map(Some).or_else(|error| {
-            tracing::warn!("the record of '{}' can't be used: {}", origin.name, crate::error::sentence(&error));
+            tracing::warn!(
+                "the record of '{}' can't be used: {}",
+                origin.name,
+                crate::error::sentence(&error)
+            );
             fs::remove_dir_all(&directory).at(|| format!("cannot remove '{}'", directory.display()))?;
             Ok(None)
         })

@@ -77,7 +77,10 @@ impl SavedRows {
             out.write_all(&bytes).at(cannot)?;
         }
         out.write_all(hasher.finalize().as_bytes()).at(cannot)?;
-        out.into_inner().map_err(std::io::IntoInnerError::into_error).and_then(|file| file.sync_all()).at(cannot)
+        out.into_inner()
+            .map_err(std::io::IntoInnerError::into_error)
+            .and_then(|file| file.sync_all())
+            .at(cannot)
     }
 
     /// Opens saved rows, and holds them against their digest.

@@ -1,0 +1,68 @@
+//! Keys that take one of a few words.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::str::FromStr;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::{Deserialize, Deserializer};
+use serde::{Serialize, Serializer};
+
+/// What kind of backup.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kind {
+    /// All that a disk holds.
+    #[default]
+    Full,
+}
+
+value!(Kind, "full", json_schema!({ "title": "`full`", "type": "string", "const": "full" }));
+
+impl FromStr for Kind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "full" => Ok(Self::Full),
+            "incremental" | "differential" => Err("this virtfold makes full backups only".to_owned()),
+            other => Err(format!("'{other}' is no kind of backup; write full")),
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("full")
+    }
+}
+
+/// An event of a domain.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Deserialize, serde::Serialize, JsonSchema,
+)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub enum Trigger {
+    /// It was shut off, by itself or by somebody. The backup is made while it is off.
+    Shutdown,
+    /// It was started.
+    Started,
+    /// It came to this host by a migration.
+    Migrated,
+    /// It was defined. No backup is made; the metrics warn where a domain has no job.
+    Defined,
+}
+
+/// After which backups a command is run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub enum When {
+    /// After each, also when `before` failed.
+    #[default]
+    Always,
+    /// After those that went well on every medium.
+    Success,
+    /// After the others.
+    Failure,
+}
