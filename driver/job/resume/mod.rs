@@ -150,7 +150,7 @@ impl Keep<'_> {
     /// Goes on with an archive, or discards what is there.
     fn go_on(
         &self,
-        saved: Saved,
+        mut saved: Saved,
         origin: &Origin,
         candidate: &Candidate<'_>,
         cancel: &Cancel,
@@ -165,7 +165,9 @@ impl Keep<'_> {
             None => {
                 let label = Label { name: name.clone(), id: saved.head.archive, ..candidate.label.clone() };
                 let place = self.place().ok_or_else(unplaced)?;
-                medium::reopen(place, &label, cancel, &saved.remains)?
+                let reopened = medium::reopen(place, &label, cancel, &saved.remains);
+                // What can't be looked at now may be gone on with later.
+                reopened.inspect_err(|_| saved.record.keep_it())?
             }
         };
         match reopened {
