@@ -187,7 +187,6 @@ fn tape_errors() {
     say("error-tape-block-size", &["tape", "label", none, "VF0001", "--block-size", "2MiB"]);
     say("error-tape-archive-for-tape", &["tape", "list", "tape:/dev/nst0#latest"]);
     say("error-tape-no-archive", &["restore", none, "--output", text(here)]);
-    say("error-tape-partial", &["restore", "tape:/nowhere/nst0#latest", "--output", text(here), "--partial"]);
     say("error-tape-change-command", &["verify", "tape:/nowhere/nst0#latest", "--change-command", "mtx %z"]);
     say("error-tape-change-timeout", &["verify", "tape:/nowhere/nst0#latest", "--change-timeout", "5"]);
 }
