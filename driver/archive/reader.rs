@@ -8,9 +8,15 @@
 //!
 //! Imports: `units`, `error`, `table`; `stream` and the member modules of this room.
 
+mod salvage;
+mod visitor;
+
 use std::sync::Arc;
 
-use crate::archive::allocation_csv::{AllocationRow, CsvParser};
+use self::salvage::Forgiven;
+pub use self::salvage::Salvaged;
+pub use self::visitor::{Loss, Visitor};
+use crate::archive::allocation_csv::CsvParser;
 use crate::archive::end::{self, CHUNK, DigestsParser, EndRecord, RootHasher, Totals};
 use crate::archive::layout::{Layout, Order, Role};
 use crate::archive::manifest::{self, Manifest};
@@ -22,54 +28,6 @@ use crate::archive::tar_parser::{Event, Member, MemberParser};
 use crate::error::{Error, ErrorKind, Result};
 use crate::table::{Builder, CorrespondenceTable, Run};
 use crate::units::{DenseOffset, GuestOffset, StreamOffset};
-
-/// Takes what an archive holds, in the order in which it stands there.
-pub trait Visitor {
-    /// The head.
-    ///
-    /// # Errors
-    /// Whatever the visitor has against it; ends the pass.
-    fn head(&mut self, head: &Manifest) -> Result<()>;
-
-    /// A member begins that is neither head, table, disk nor tail (`domain.xml`, ...), of so many bytes. They come before the disks.
-    ///
-    /// # Errors
-    /// As [`Visitor::head`].
-    fn other(&mut self, _name: &str, _size: u64) -> Result<()> {
-        Ok(())
-    }
-
-    /// Content of that member.
-    ///
-    /// # Errors
-    /// As [`Visitor::head`].
-    fn content(&mut self, _bytes: &[u8]) -> Result<()> {
-        Ok(())
-    }
-
-    /// A row of the allocation table of disk number `index`; they come before the disk.
-    ///
-    /// # Errors
-    /// As [`Visitor::head`].
-    fn allocation(&mut self, _index: usize, _row: &AllocationRow) -> Result<()> {
-        Ok(())
-    }
-
-    /// The bytes of disk number `index` begin there; comes before [`Visitor::disk`].
-    fn dense_at(&mut self, _index: usize, _at: StreamOffset) {}
-
-    /// Disk number `index` begins; all of its table is known.
-    ///
-    /// # Errors
-    /// As [`Visitor::head`].
-    fn disk(&mut self, index: usize, table: &CorrespondenceTable) -> Result<()>;
-
-    /// The bytes of `piece`, which lies in one run of the disk's table.
-    ///
-    /// # Errors
-    /// As [`Visitor::head`].
-    fn data(&mut self, index: usize, piece: &Run, bytes: &[u8]) -> Result<()>;
-}
 
 /// What a whole, sound archive is known to hold.
 #[derive(Debug)]
@@ -141,6 +99,8 @@ pub struct Reader<'v> {
     members: u64,
     hasher: Option<RootHasher>,
     end: Option<(EndRecord, [u8; 32])>,
+    /// Where the pass goes on behind damage.
+    forgiven: Option<Forgiven>,
 }
 
 impl<'v> Reader<'v> {
@@ -160,6 +120,7 @@ impl<'v> Reader<'v> {
             members: 0,
             hasher: None,
             end: None,
+            forgiven: None,
         }
     }
 
@@ -169,7 +130,18 @@ impl<'v> Reader<'v> {
     /// Damaged, where it contradicts anything; those of the visitor.
     pub fn chunk(&mut self, chunk: &Chunk<'_>) -> Result<()> {
         let digest = digest_of(chunk)?;
-        let mut rest = chunk.bytes;
+        self.feed(chunk.bytes, chunk)?;
+        if self.body_len.is_none() {
+            self.digests.push(digest)?;
+        }
+        Ok(())
+    }
+}
+
+impl Reader<'_> {
+    /// Takes bytes of a chunk.
+    fn feed(&mut self, bytes: &[u8], chunk: &Chunk<'_>) -> Result<()> {
+        let mut rest = bytes;
         // Events borrow from the chunk, not from the parser, so the pass may act on each at once.
         while let Some(event) = self.parser.feed(&mut rest)? {
             match event {
@@ -179,14 +151,9 @@ impl<'v> Reader<'v> {
                 Event::EndOfArchive => {}
             }
         }
-        if self.body_len.is_none() {
-            self.digests.push(digest)?;
-        }
         Ok(())
     }
-}
 
-impl Reader<'_> {
     fn begin(&mut self, member: &Member, chunk: &Chunk<'_>) -> Result<()> {
         match &mut self.order {
             Some(order) => order.take(&member.name)?,
@@ -344,7 +311,11 @@ impl Reader<'_> {
             let piece = piece?;
             let len = usize::try_from(piece.len).unwrap_or(usize::MAX).min(bytes.len());
             let (now, later) = bytes.split_at(len);
-            self.visitor.data(index, &piece, now)?;
+            if self.forgiven.as_ref().is_some_and(|forgiven| forgiven.losing) {
+                self.visitor.lost(index, &piece, Loss::Never)?;
+            } else {
+                self.visitor.data(index, &piece, now)?;
+            }
             bytes = later;
         }
         if bytes.is_empty() { Ok(()) } else { Err(contradiction("a disk has more bytes than its map")) }
@@ -383,9 +354,13 @@ impl Reader<'_> {
             Current::Digests { parser, hasher, index } => {
                 while let Some(digest) = parser.feed(rest) {
                     if self.digests.get(*index)? != Digest::from_bytes(digest) {
-                        return Err(contradiction(format_args!(
-                            "MiB {index} of its stream is not what was written"
-                        )));
+                        match &mut self.forgiven {
+                            Some(forgiven) => forgiven.wrong.push(*index),
+                            None => {
+                                let what = format!("MiB {index} of its stream is not what was written");
+                                return Err(contradiction(what));
+                            }
+                        }
                     }
                     hasher.digest(&digest);
                     *index += 1;

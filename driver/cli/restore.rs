@@ -11,7 +11,7 @@ use virtfold::job::define::Writing;
 use virtfold::job::restore::{self, Checking, RestoreReport, RestoreRequest, Selection};
 use virtfold::job::target::Method;
 use virtfold::job::{Control, Progress};
-use virtfold::medium::Location;
+use virtfold::medium::{Gaps, Location};
 use virtfold::units::Human;
 use virtfold_config::parse_size;
 
@@ -120,9 +120,10 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
     let ticker = Ticker::start(style, Stdout::Free, &progress)?;
     let control = Control { cancel: Arc::clone(&signals.stop), progress };
     let report = match &tape {
-        Some((drive, which)) => {
-            drive.open(which).and_then(|source| restore::run_from(&request, &control, source))
-        }
+        Some((drive, which)) => drive.open(which).and_then(|mut source| {
+            let gaps = if request.checking == Checking::Partial { source.salvage() } else { Gaps::default() };
+            restore::run_over(&request, &control, (source, &gaps))
+        }),
         None => restore::run(&request, &control),
     };
     drop(ticker);
@@ -167,14 +168,6 @@ fn request(args: Args) -> Result<RestoreRequest> {
         Some(directory) => Selection::All(directory),
         None => Selection::Disks(args.disk),
     };
-    if args.partial && matches!(args.archive, Location::Pipe | Location::Tape(_)) {
-        return Err(Error::new(
-            ErrorKind::Usage,
-            "--partial reads the archive more than once, and this comes once",
-        )
-        .with_hint("write the archive to a file first")
-        .into());
-    }
     Ok(RestoreRequest {
         identities: args.identity.load()?,
         archive: args.archive,

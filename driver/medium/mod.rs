@@ -35,6 +35,7 @@
 
 mod fan_out;
 mod file;
+mod gaps;
 mod location;
 #[cfg_attr(not(feature = "object-store"), path = "no_object.rs")]
 pub mod object;
@@ -51,10 +52,11 @@ use uuid::Uuid;
 
 pub use self::fan_out::{Copies, Copy, FanOut, create_all, create_all_by};
 pub use self::file::FileMedium;
+pub use self::gaps::Gaps;
 pub use self::location::{Location, LocationError, ObjectAddress, TapeAddress, TapeArchive};
 pub use self::pipe::{PipeMedium, PipeSource};
-pub use self::remains::{Mark, Notes, Remains, Reopened};
 pub use self::rate::{RateLimit, RateLimited};
+pub use self::remains::{Mark, Notes, Remains, Reopened};
 pub use self::source::{FileSource, Source};
 use crate::archive::stream::{Cancel, Sink};
 use crate::error::{Error, ErrorKind, Result};

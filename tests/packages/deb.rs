@@ -3,7 +3,8 @@
 use crate::room::Room;
 use crate::{HOOK, packages};
 
-const XML: &str = "<domain type=\"qemu\"><name>web</name><uuid>4dea22b3-1d52-d8f3-2516-782e98ab3fa0</uuid></domain>";
+const XML: &str =
+    "<domain type=\"qemu\"><name>web</name><uuid>4dea22b3-1d52-d8f3-2516-782e98ab3fa0</uuid></domain>";
 
 fn room(name: &str) -> Room {
     Room::new(name, packages())
@@ -11,7 +12,10 @@ fn room(name: &str) -> Room {
 
 fn install(room: &Room, version: &str) {
     room.says(&format!("dpkg -i /tmp/packages/virtfold_{version}_amd64.deb 2>&1"));
-    assert_eq!(room.says("dpkg-query -W -f '${Version} ${Status}' virtfold"), format!("{version} install ok installed"));
+    assert_eq!(
+        room.says("dpkg-query -W -f '${Version} ${Status}' virtfold"),
+        format!("{version} install ok installed")
+    );
 }
 
 #[test]
@@ -38,9 +42,17 @@ fn a_fresh_installation_is_whole() {
     }
     assert!(room.says("virtfold --version").starts_with("virtfold 0."));
     assert_eq!(room.says("virtfold config check"), "/etc/virtfold/config.yaml: ok");
-    assert_eq!(room.says("virtfold config check --config /usr/share/doc/virtfold/examples/config-minimal.yaml | grep -c ok"), "1");
+    assert_eq!(
+        room.says(
+            "virtfold config check --config /usr/share/doc/virtfold/examples/config-minimal.yaml | grep -c ok"
+        ),
+        "1"
+    );
     // Nothing of the package may be written by others than root.
-    assert_eq!(room.says("dpkg -L virtfold | xargs stat -c '%U %a %n' | grep -v '^root [0-7][0145][0145] ' || true"), "");
+    assert_eq!(
+        room.says("dpkg -L virtfold | xargs stat -c '%U %a %n' | grep -v '^root [0-7][0145][0145] ' || true"),
+        ""
+    );
 }
 
 #[test]
@@ -64,11 +76,16 @@ fn an_upgrade_keeps_the_configuration_and_the_state() {
     let room = room("deb-upgrade");
     install(&room, "0.1.0");
     room.says("echo '# mine' >> /etc/virtfold/config.yaml");
-    room.says("echo 'version: 1' > /etc/virtfold/conf.d/mine.yaml; echo state > /var/lib/virtfold/catalog.sqlite");
+    room.says(
+        "echo 'version: 1' > /etc/virtfold/conf.d/mine.yaml; echo state > /var/lib/virtfold/catalog.sqlite",
+    );
     room.says(&format!("rm {HOOK}; systemctl disable virtfold 2>&1"));
     install(&room, "0.2.0");
     assert_eq!(room.says("tail -n 1 /etc/virtfold/config.yaml"), "# mine");
-    assert_eq!(room.says("cat /etc/virtfold/conf.d/mine.yaml /var/lib/virtfold/catalog.sqlite"), "version: 1\nstate");
+    assert_eq!(
+        room.says("cat /etc/virtfold/conf.d/mine.yaml /var/lib/virtfold/catalog.sqlite"),
+        "version: 1\nstate"
+    );
     // What an administrator took away stays away.
     assert_eq!(room.stat(HOOK), "gone");
     assert_eq!(room.stat("/etc/systemd/system/multi-user.target.wants/virtfold.service"), "gone");
@@ -102,12 +119,16 @@ fn a_purge_removes_what_is_virtfolds_own_and_no_more() {
     // An overlay that a guest may write to, an archive, and somebody's own hook.
     install(&room, "0.1.0");
     room.says("mkdir /var/lib/virtfold/overlays && touch /var/lib/virtfold/overlays/web.qcow2 /var/lib/virtfold/web.tar");
-    room.says(&format!("rm {HOOK} && echo mine > {HOOK} && echo 'version: 1' > /etc/virtfold/conf.d/mine.yaml"));
+    room.says(&format!(
+        "rm {HOOK} && echo mine > {HOOK} && echo 'version: 1' > /etc/virtfold/conf.d/mine.yaml"
+    ));
     room.says("dpkg -P virtfold");
     let kept = "find /var/lib/virtfold /etc/virtfold /etc/libvirt/hooks/qemu.d -type f | sort";
     assert_eq!(
         room.says(kept),
-        format!("{HOOK}\n/etc/virtfold/conf.d/mine.yaml\n/var/lib/virtfold/overlays/web.qcow2\n/var/lib/virtfold/web.tar")
+        format!(
+            "{HOOK}\n/etc/virtfold/conf.d/mine.yaml\n/var/lib/virtfold/overlays/web.qcow2\n/var/lib/virtfold/web.tar"
+        )
     );
 }
 

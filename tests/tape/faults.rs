@@ -51,40 +51,39 @@ fn goes_on(bench: &mut Bench, image: &Image, fault: impl Fn(u64) -> Fault, offse
     let failed = bench.virtfold(&["tape", "status", TAPE, "--json"]).ok().json();
     assert!(failed["failed"].is_string(), "{failed}");
     bench.assert_restores(&archive, image, &[&change]);
-    // By what the tapes say alone, from the last volume on and from the first one.
+    // By what the tapes say alone, from the last volume on.
     let nobody = bench.scratch.join("empty");
     bench.assert_restores(&archive, image, &[&change, "--state-dir", text(&nobody)]);
 }
 
 /// Faults at the begin, the data and the end of parts, of which the image has three, the last one without data of its own.
-fn at_blocks(make: impl Fn(u64) -> Fault) {
+fn at_blocks(make: impl Fn(u64) -> Fault, again: &[u64]) {
     let mut bench = Bench::new(2, 64);
     let (kept, image) = (bench.image("kept.raw", 1), bench.image("disk.raw", 2));
     // Without a second volume: the begin is 0, the data 2 to 10, the end 12.
-    let mut said = |offset: &u64| with_fault(&mut bench, (&kept, &image), &make, *offset);
-    assert_eq!([6, 12].iter().filter(|offset| said(offset)).count(), 2);
+    assert!(with_fault(&mut bench, (&kept, &image), &make, 12));
     // The parts begin at 0, 9 and 18.
-    [0, 4, 7, 13].iter().for_each(|offset| goes_on(&mut bench, &image, &make, *offset));
+    again.iter().for_each(|offset| goes_on(&mut bench, &image, &make, *offset));
 }
 
 #[test]
 fn a_write_error() {
-    at_blocks(Fault::WriteError);
+    at_blocks(Fault::WriteError, &[0, 7, 13]);
 }
 
 #[test]
 fn a_silent_drop() {
-    at_blocks(Fault::SilentDrop);
+    at_blocks(Fault::SilentDrop, &[4, 16]);
 }
 
 #[test]
 fn a_deferred_error() {
-    at_blocks(|at| Fault::Deferred { at, lost: 1 });
+    at_blocks(|at| Fault::Deferred { at, lost: 1 }, &[13]);
 }
 
 #[test]
 fn a_reset_of_the_drive() {
-    at_blocks(Fault::Reset);
+    at_blocks(Fault::Reset, &[2, 13]);
 }
 
 #[test]

@@ -41,11 +41,9 @@ pub(super) fn run(
         pace: Pace { pause_budget: wishes.pause_budget, ..Pace::default() },
     };
     let guards = &virtfold_hooks::guard::usual_path();
-    let keep =
-        Keep { state_dir: &wishes.state_dir, places: job.media.places(), job: None, wish: job.wish };
+    let keep = Keep { state_dir: &wishes.state_dir, places: job.media.places(), job: None, wish: job.wish };
     let manner = job.manner.clone();
-    let request =
-        DomainRequest { domain: job.domain, wishes, manner, places, keep: Some(keep), guards };
+    let request = DomainRequest { domain: job.domain, wishes, manner, places, keep: Some(keep), guards };
     let out = stdout_of(job.media.places());
     let progress = Arc::new(Progress::default());
     let ticker = Ticker::start(job.style, out, &progress)?;

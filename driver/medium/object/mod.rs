@@ -74,12 +74,7 @@ pub fn create(place: &ObjectAddress, label: &Label, cancel: &Cancel) -> Result<B
 ///
 /// # Errors
 /// Those of [`ObjectMedium::reopen`].
-pub fn reopen(
-    place: &ObjectAddress,
-    label: &Label,
-    cancel: &Cancel,
-    remains: &Remains,
-) -> Result<Reopened> {
+pub fn reopen(place: &ObjectAddress, label: &Label, cancel: &Cancel, remains: &Remains) -> Result<Reopened> {
     ObjectMedium::reopen((place, label), cancel, remains)
 }
 

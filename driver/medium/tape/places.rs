@@ -26,6 +26,8 @@ pub(super) struct Hint {
     pub(super) again: u32,
     /// Whether it has an end.
     pub(super) ended: bool,
+    /// Bytes of its data, where that is known.
+    pub(super) bytes: Option<u64>,
 }
 
 /// By number of the part.
@@ -71,6 +73,7 @@ pub(super) fn hint(placed: &Placed) -> Hint {
         start: Some(placed.part.start),
         again: placed.part.begin.earlier.again,
         ended: placed.part.end.is_some(),
+        bytes: placed.part.end.as_ref().map(|end| end.bytes),
     }
 }
 

@@ -14,6 +14,8 @@
 //!
 //! Imports: `error`, the modules of tapes.
 
+mod salvage;
+
 use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -21,6 +23,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use self::salvage::Salvage;
 use super::changer::{Change, Changer};
 use super::deck::{Deck, Found, interrupted};
 use super::drive::{Access, Drive};
@@ -30,7 +33,7 @@ use super::record::{Begin, End, RECORD, Record, TapeBlock};
 use super::volume::{Part, VolumeContents, label_of, walk};
 use crate::archive::stream::Cancel;
 use crate::error::{Error, ErrorKind, Result};
-use crate::medium::TapeArchive;
+use crate::medium::{Gaps, TapeArchive};
 
 /// How an archive comes from tapes.
 pub struct TapeReading {
@@ -87,6 +90,8 @@ pub struct TapeSource {
     number: u32,
     total: u64,
     open: Option<Open>,
+    /// Where reading goes on behind what can't be read.
+    salvage: Option<Salvage>,
     doubt: Option<Doubt>,
     overlap: Option<Overlap>,
     buf: Vec<u8>,
@@ -135,6 +140,7 @@ impl TapeSource {
             number: 0,
             total: 0,
             open: None,
+            salvage: None,
             doubt: None,
             overlap: None,
             buf: vec![0; TapeBlock::LARGEST],
@@ -144,6 +150,13 @@ impl TapeSource {
         };
         source.next_part()?;
         Ok(source)
+    }
+
+    /// From here on, what can't be read is stepped over, and zeros given in its place; what is said then tells where.
+    pub fn salvage(&mut self) -> Gaps {
+        let gaps = Gaps::default();
+        self.salvage = Some(Salvage::new(gaps.clone()));
+        gaps
     }
 
     /// The archive's name, as its file would have.
@@ -235,8 +248,8 @@ impl TapeSource {
         }
     }
 
-    fn check_offset(&self, part: Part) -> Result<Part> {
-        if part.begin.offset == self.total {
+    fn check_offset(&mut self, part: Part) -> Result<Part> {
+        if part.begin.offset == self.total || self.bridge(part.begin.offset) {
             return Ok(part);
         }
         let what = format!(
@@ -271,7 +284,7 @@ impl TapeSource {
 
     /// Reads the next block into the buffer, or finds the end.
     fn next_block(&mut self) -> Result<()> {
-        while self.rest.is_empty() && !self.ended {
+        while self.rest.is_empty() && !self.give_zeros() && !self.ended {
             if self.cancel.load(Ordering::Relaxed) {
                 return Err(interrupted());
             }
@@ -280,15 +293,20 @@ impl TapeSource {
                 Ok(found) => self.part_ended(found)?,
                 // Nobody vouched for this part: it may be the rest of a volume that failed, and come again on the next one.
                 Err(error)
-                    if self.open.as_ref().is_some_and(|open| !open.ended) && self.changer.can_change() =>
+                    if self.may_come_again() =>
                 {
                     self.doubt_part();
                     self.next_part().map_err(|_| error)?;
                 }
-                Err(error) => return Err(error),
+                Err(error) => self.step_over(error)?,
             }
         }
         Ok(())
+    }
+
+    fn may_come_again(&self) -> bool {
+        let unended = self.open.as_ref().is_some_and(|open| !open.ended);
+        unended && self.salvage.is_none() && self.changer.can_change()
     }
 
     fn take_block(&mut self, len: usize) -> Result<()> {
@@ -298,6 +316,7 @@ impl TapeSource {
         open.bytes += len as u64;
         open.hasher.update(bytes);
         self.rest = 0..len;
+        self.salvage.iter_mut().for_each(Salvage::read_one);
         let Some(overlap) = &mut self.overlap else { return Ok(()) };
         let again = usize::try_from(overlap.left).unwrap_or(usize::MAX).min(len);
         overlap.hasher.update(bytes.get(..again).unwrap_or_default());
@@ -329,7 +348,11 @@ impl TapeSource {
             }
             return self.deck.close();
         }
-        if self.doubt.is_some() || !self.next_here()? { self.next_part() } else { Ok(()) }
+        match self.doubt.is_none() && self.next_here()? {
+            true => Ok(()),
+            false if self.salvage.is_some() => self.skip_on(),
+            false => self.next_part(),
+        }
     }
 
     /// Where the next part begins right here, goes to its data.
@@ -380,12 +403,14 @@ impl TapeSource {
         };
         let Some(open) = self.open.take() else { return Ok(true) };
         self.total = open.part.begin.offset + open.bytes;
-        check_part(
-            &open.part,
-            &end,
-            &Seen { blocks: open.blocks, bytes: open.bytes, digest: open.hasher.finalize() },
-        )
-        .map_err(|e| e.within(format!("part {} of '{}' is not what was written", end.part, self.archive)))?;
+        let seen = Seen { blocks: open.blocks, bytes: open.bytes, digest: open.hasher.finalize() };
+        let checked = check_part(&open.part, &end, &seen);
+        let other = format!("part {} of '{}' is not what was written", end.part, self.archive);
+        match checked.map_err(|e| e.within(other)) {
+            Err(error) if self.salvage.is_none() => return Err(error),
+            Err(error) => self.note(error.to_string()),
+            Ok(()) => {}
+        }
         Ok(end.last)
     }
 

@@ -118,20 +118,23 @@ impl Bench {
         Ok(())
     }
 
+    pub(super) fn reading(&self, slots: &[usize], ledger: Arc<dyn Ledger>) -> TapeReading {
+        TapeReading {
+            drive: Box::new(self.drive.clone()),
+            changer: Box::new(Slots(self.drive.clone(), slots.to_vec())),
+            ledger,
+            patience: Duration::ZERO,
+            cancel: Cancel::default(),
+        }
+    }
+
     pub(super) fn read_from(
         &self,
         which: &TapeArchive,
         slots: &[usize],
         ledger: Arc<dyn Ledger>,
     ) -> Result<Vec<u8>> {
-        let reading = TapeReading {
-            drive: Box::new(self.drive.clone()),
-            changer: Box::new(Slots(self.drive.clone(), slots.to_vec())),
-            ledger,
-            patience: Duration::ZERO,
-            cancel: Cancel::default(),
-        };
-        let mut source = TapeSource::open(reading, which)?;
+        let mut source = TapeSource::open(self.reading(slots, ledger), which)?;
         let mut bytes = Vec::new();
         source.read_to_end(&mut bytes).map_err(|e| Error::io("reading failed", e))?;
         Ok(bytes)

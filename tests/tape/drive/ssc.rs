@@ -270,7 +270,7 @@ impl Unit {
             }
             Some(Fault::Full(_)) => {
                 self.put(Object::Block(out.to_vec()));
-                return Sense::new(key::VOLUME_OVERFLOW, 0x0002).bits(END_OF_MEDIUM).information(0).into();
+                return Sense::new(key::VOLUME_OVERFLOW, 0x0002).bits(END_OF_MEDIUM).into();
             }
             Some(Fault::Reset(_)) => {
                 self.power_on();

@@ -138,13 +138,18 @@ fn nothing_is_lost_at_any_crash_point_after_that() {
                 let second = take_over(&scene);
                 for done in [&first, &second] {
                     if let Some(Adoption::Done(Ok(thawed))) = done {
-                        assert_eq!(thawed.value, seen, "{setup:?} {fate:?} at {index} {point:?}: another moment");
+                        assert_eq!(
+                            thawed.value, seen,
+                            "{setup:?} {fate:?} at {index} {point:?}: another moment"
+                        );
                     }
                 }
                 let recoveries = scene.recover();
                 runs += 1;
                 if let Err(why) = check(&scene, &[(*point, fate)]) {
-                    panic!("{setup:?} {fate:?} at {index} {point:?}: {why}\n{first:?}\n{second:?}\n{recoveries:#?}");
+                    panic!(
+                        "{setup:?} {fate:?} at {index} {point:?}: {why}\n{first:?}\n{second:?}\n{recoveries:#?}"
+                    );
                 }
             }
         }
