@@ -1,5 +1,7 @@
 //! What is noted is there again; the tables keep their own rules.
 
+use uuid::Uuid;
+
 use super::*;
 
 fn at(second: i64) -> Timestamp {
