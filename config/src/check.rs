@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::error::{ConfigError, Place};
 use crate::keys::{Config, Job, Medium};
 use crate::suggest::nearest;
-use crate::values::{MediumKind, Name};
+use crate::values::{MediumKind, Name, Trigger};
 
 /// Checks a configuration whose keys are each right by themselves.
 ///
@@ -79,8 +79,10 @@ fn check_job(config: &Config, name: &Name, job: &Job) -> Result<(), ConfigError>
     if job.schedule.len() > 1 && job.schedule.iter().any(crate::schedule::Schedule::is_manual) {
         return refuse(&["schedule"], "'manual' stands alone");
     }
-    if job.enabled && job.schedule.is_empty() && job.on.is_empty() {
-        let why = "nothing would start it; set schedule or on, or write 'schedule: manual' for a job that only 'virtfold run' starts";
+    // `defined` has no backup made; it only warns.
+    let triggered = job.on.iter().any(|trigger| *trigger != Trigger::Defined);
+    if job.enabled && job.schedule.is_empty() && !triggered {
+        let why = "nothing would start it; set schedule, or on to an event that has a backup made, or write 'schedule: manual' for a job that only 'virtfold run' starts";
         return refuse(&[], why);
     }
     Ok(())

@@ -518,3 +518,7 @@ impl Queue for Catalog {
         Ok(Pauses { all: !all.is_empty(), jobs })
     }
 }
+
+#[cfg(test)]
+#[path = "queue_tests.rs"]
+mod tests;

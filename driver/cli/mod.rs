@@ -137,7 +137,7 @@ impl Verb {
             Self::Verify(args) => verify::run(&args, signals),
             Self::List(args) => list::run(&args, signals),
             Self::Show(args) => show::run(&args, signals),
-            Self::Table(args) => table::run(&args),
+            Self::Table(args) => table::run(&args, signals),
             Self::Map(args) => map::run(&args),
             Self::Tape(args) => tape::run(&args, signals),
             Self::Domains(args) => guest::domains::run(&args),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Label, Medium, ObjectAddress, Source};
+use super::{Label, Medium, ObjectAddress, Remains, Reopened, Source};
 use crate::archive::stream::Cancel;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -46,5 +46,13 @@ pub fn open(address: &ObjectAddress) -> Result<Arc<dyn Source>> {
 /// # Errors
 /// Unsupported.
 pub fn create(place: &ObjectAddress, _: &Label, _: &Cancel) -> Result<Box<dyn Medium>> {
+    absent(place)
+}
+
+/// Nothing is gone on with.
+///
+/// # Errors
+/// Unsupported.
+pub fn reopen(place: &ObjectAddress, _: &Label, _: &Cancel, _: &Remains) -> Result<Reopened> {
     absent(place)
 }

@@ -1,7 +1,7 @@
 //! `virtfold cancel`: takes an entry out of the queue, or ends it.
 
 use anyhow::Result;
-use virtfold::service::control::{Desk, EntryId};
+use virtfold::service::control::{Desk, EntryId, EntryState};
 
 use super::{SocketFlag, changed};
 use crate::cli::exit::Outcome;
@@ -28,7 +28,16 @@ pub(crate) struct Args {
 
 /// Runs the verb.
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
-    args.socket.client().cancel(args.id)?;
+    let client = args.socket.client();
+    client.cancel(args.id)?;
     let id = args.id.to_string();
-    changed(&args.json, "cancelled", Some(&id), &format!("{id} is cancelled"))
+    let text = match client.entry(args.id)?.state {
+        EntryState::Ending | EntryState::Running => {
+            format!(
+                "{id} is asked to end; its guest comes home first, and 'virtfold queue' shows it until then"
+            )
+        }
+        _ => format!("{id} is cancelled"),
+    };
+    changed(&args.json, "cancelled", Some(&id), &text)
 }

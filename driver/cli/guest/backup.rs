@@ -11,6 +11,7 @@ use virtfold::job::attachments::LibvirtPlaces;
 use virtfold::job::domain::{DomainReport, DomainRequest, backup_domain_to};
 use virtfold::job::guest::{Host, Pace};
 use virtfold::job::plan::Wishes;
+use virtfold::job::resume::Keep;
 use virtfold::job::{Control, Progress};
 use virtfold::metrics::{self, Labels, Measure};
 
@@ -40,7 +41,9 @@ pub(super) fn run(
         pace: Pace { pause_budget: wishes.pause_budget, ..Pace::default() },
     };
     let guards = &virtfold_hooks::guard::usual_path();
-    let request = DomainRequest { domain: job.domain, wishes, manner: job.manner.clone(), places, guards };
+    let keep = Keep { state_dir: &wishes.state_dir, places: job.media.places(), job: None, wish: job.wish };
+    let manner = job.manner.clone();
+    let request = DomainRequest { domain: job.domain, wishes, manner, places, keep: Some(keep), guards };
     let out = stdout_of(job.media.places());
     let progress = Arc::new(Progress::default());
     let ticker = Ticker::start(job.style, out, &progress)?;

@@ -38,7 +38,8 @@ pub fn at_rest<T>(
             path: disk.base.path.clone(),
             format: disk.base.format.clone(),
         });
-        copy(&Frozen { disks: disks.collect(), control: control.clone(), report: FreezeReport::default() })
+        let (disks, control) = (disks.collect(), control.clone());
+        copy(&Frozen { job: job.id, disks, control, report: FreezeReport::default() })
     });
     let outcome = if copied.is_ok() { Outcome::Copied } else { Outcome::Failed };
     let closed = host.journal.record(job.id, &[Change::Close(outcome)]);

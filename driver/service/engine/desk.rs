@@ -99,7 +99,7 @@ impl Engine {
         })
     }
 
-    fn request(&self, job: &str, domain: Option<&str>) -> Result<Vec<EntryId>> {
+    pub(super) fn request(&self, job: &str, domain: Option<&str>) -> Result<Vec<EntryId>> {
         if matches!(self.phase, Phase::Stopping(_)) {
             return Err(Error::new(ErrorKind::Refused, "the service is stopping"));
         }
@@ -127,7 +127,7 @@ impl Engine {
         guests.into_iter().map(|guest| self.parts.queue.add(&wanted(guest)).map(EntryId)).collect()
     }
 
-    fn pause(&mut self, job: Option<&str>, to: Pause) -> Result<()> {
+    pub(super) fn pause(&mut self, job: Option<&str>, to: Pause) -> Result<()> {
         // What is paused may have left the configuration since.
         if let (Some(job), Pause::On) = (job, to) {
             self.job_named(job)?;
@@ -137,7 +137,7 @@ impl Engine {
         Ok(())
     }
 
-    fn cancel(&mut self, id: i64) -> Result<()> {
+    pub(super) fn cancel(&mut self, id: i64) -> Result<()> {
         let entry = self.parts.queue.entry(id)?;
         if entry.state.is_end() {
             return Err(Error::new(ErrorKind::Exists, format!("entry {id} has ended")));
@@ -150,7 +150,7 @@ impl Engine {
         self.parts.queue.cancel(id, now, "somebody cancelled it")
     }
 
-    fn status(&self) -> Result<Status> {
+    pub(super) fn status(&self) -> Result<Status> {
         let open = self.parts.queue.open_entries()?;
         let waiting: Vec<_> = open.iter().filter(|entry| entry.state != queue::EntryState::Running).collect();
         let now = self.parts.clock.now();
@@ -231,7 +231,7 @@ impl Engine {
     }
 
     /// An entry, as it is told.
-    fn told(&self, entry: &queue::Entry) -> Entry {
+    pub(super) fn told(&self, entry: &queue::Entry) -> Entry {
         let now = self.parts.clock.now();
         let wanted = &entry.wanted;
         let asked_to_end = self.running.get(&entry.id).is_some_and(|active| active.ending.is_some());

@@ -277,7 +277,7 @@ impl Engine {
 
     fn work(&mut self, now: Timestamp) -> Result<Option<Timestamp>> {
         self.note_ends(now)?;
-        let mut wakes = vec![self.next_press()];
+        let mut wakes = Vec::new();
         if self.recover_at.is_some_and(|at| at <= now) {
             (self.recover_at, self.recovering) = (None, true);
             self.parts.runner.recover(&self.parts.sender);
@@ -288,6 +288,8 @@ impl Engine {
             wakes.push(self.begin(now)?);
             self.prune();
         }
+        // Last: what was begun has a time to end, too.
+        wakes.push(self.next_press());
         Ok(wakes.into_iter().flatten().min())
     }
 

@@ -10,7 +10,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use crossbeam_channel::{Receiver, Sender, never, select};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, never, select};
 use virtfold_hooks::spool::{Spool, Spooled};
 
 use super::known::Known;
@@ -102,7 +102,11 @@ impl Intake {
                 Ok(()) if self.link.is_none() || self.is_broken => self.retry,
                 Ok(()) => self.settings.look_every,
             };
-            if self.wait(socket, wait, done.is_ok()) == Err(Stop::End) {
+            let ended = match done {
+                Ok(()) => self.wait(socket, wait),
+                Err(_) => self.pause(wait),
+            };
+            if ended == Err(Stop::End) {
                 return;
             }
         }
@@ -243,22 +247,25 @@ impl Intake {
         Ok(())
     }
 
-    /// Waits for something to do. After a failure only time and the end count, so that it is not repeated at once.
-    fn wait(&mut self, socket: &Socket, limit: Duration, all_well: bool) -> Flow {
-        let silent = (never(), never());
-        let (nudges, looks) = match all_well {
-            true => (socket.nudges(), &self.channels.looks),
-            false => (&silent.0, &silent.1),
-        };
+    /// Waits where a delivery was dropped, so that it does not come again at once.
+    fn pause(&self, limit: Duration) -> Flow {
+        match self.channels.ended.recv_timeout(limit) {
+            Err(RecvTimeoutError::Timeout) => Ok(()),
+            _ => Err(Stop::End),
+        }
+    }
+
+    /// Waits for something to do.
+    fn wait(&mut self, socket: &Socket, limit: Duration) -> Flow {
         let quiet = never();
         let events = match &self.link {
-            Some(link) if all_well && !self.is_broken => &link.events,
+            Some(link) if !self.is_broken => &link.events,
             _ => &quiet,
         };
         let event = select! {
             recv(events) -> event => event,
-            recv(nudges) -> _ => return Ok(()),
-            recv(looks) -> _ => {
+            recv(socket.nudges()) -> _ => return Ok(()),
+            recv(self.channels.looks) -> _ => {
                 self.reason.get_or_insert(Why::Routine);
                 return Ok(());
             }

@@ -11,9 +11,6 @@
 //!
 //! Imports: `error`, `guest` (plain types), `catalog` (plain types, locks), `model`, `engine` (its inputs), `child`, `said`.
 
-use std::ffi::OsString;
-use std::io::Read;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -37,8 +34,6 @@ use crate::service::model::{After, CommandSpec};
 const RECOVERY: Duration = Duration::from_secs(3600);
 /// How long pruning may take.
 const PRUNING: Duration = Duration::from_secs(3600);
-/// The largest file of variables.
-const VARIABLES: u64 = 64 << 10;
 
 /// Where a run finds everything.
 #[derive(Clone, Debug)]
@@ -95,7 +90,7 @@ impl ProcessRunner {
         command
     }
 
-    fn backup(&self, order: &Order, variables: Vec<(OsString, OsString)>) -> Command {
+    fn backup(&self, order: &Order, variables: Vec<(String, String)>) -> Command {
         let mut command = self.command("backup");
         command.arg(order.guest.id.to_string()).arg("--connect").arg(&self.paths.uri);
         command.arg("--config").arg(&self.blank).args(&order.job.options);
@@ -366,32 +361,11 @@ fn command_of(spec: &CommandSpec, order: &Order, (hold, told): (&Hold, &[(&str, 
     })
 }
 
-/// Reads a file of variables, one `NAME=VALUE` a line. One that others may read or write is refused: it holds keys.
-fn variables(path: &Path) -> Result<Vec<(OsString, OsString)>> {
-    let reading = || format!("cannot read the variables in '{}'", path.display());
-    let no_block = rustix::fs::OFlags::NONBLOCK.bits();
-    let flags = i32::try_from(no_block).unwrap_or(0);
-    let file = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path).at(reading)?;
-    let metadata = file.metadata().at(reading)?;
-    if !metadata.is_file() || metadata.mode() & 0o007 != 0 {
-        let message =
-            format!("the variables in '{}' are not taken: others may read or write it", path.display());
-        let hint = format!("it has to be a file that is its owner's alone: 'chmod 600 {}'", path.display());
-        return Err(Error::new(ErrorKind::Usage, message).with_hint(hint));
-    }
-    let mut text = String::new();
-    file.take(VARIABLES + 1).read_to_string(&mut text).at(reading)?;
-    let lines = text.lines().map(str::trim).enumerate();
-    let lines = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
-    let pairs = lines.map(|(number, line)| match line.split_once('=') {
-        Some((name, value)) if !name.is_empty() && !name.contains(char::is_whitespace) => {
-            Ok((name.into(), value.trim_matches('"').into()))
-        }
-        // The line itself may be a key.
-        _ => {
-            let message = format!("line {} of '{}' is not NAME=VALUE", number + 1, path.display());
-            Err(Error::new(ErrorKind::Usage, message))
-        }
+/// A medium's variables. They hold keys: no error repeats one.
+fn variables(path: &Path) -> Result<Vec<(String, String)>> {
+    let read = virtfold_config::Environment::load(path).map_err(|error| {
+        let message = format!("the variables in '{}' can't be used", path.display());
+        Error::new(ErrorKind::Usage, message).with_source(error)
     });
-    pairs.collect()
+    read.map(|variables| variables.as_slice().to_vec())
 }
