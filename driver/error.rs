@@ -10,8 +10,11 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::io;
 
-/// What kind of failure it is. Each kind has one exit code.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+use serde::{Deserialize, Serialize};
+
+/// What kind of failure it is. Each kind has one exit code; programs see its name with hyphens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum ErrorKind {
     /// The request makes no sense or contradicts itself.
     Usage,
@@ -35,7 +38,7 @@ pub enum ErrorKind {
     Incomplete,
     /// An archive is encrypted, and no identity that was given opens it.
     Locked,
-    /// The hypervisor said no, or is not there.
+    /// The hypervisor or the service said no, or is not there.
     Refused,
     /// The run was ended by a signal.
     Interrupted,

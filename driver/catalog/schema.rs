@@ -12,7 +12,7 @@ use crate::error::{Error, ErrorKind, IoContext, Result};
 /// Marks the file as ours (`PRAGMA application_id`): `vfct`.
 const APPLICATION: i32 = 0x7666_6374;
 /// The tables' version (`PRAGMA user_version`).
-const VERSION: i32 = 2;
+const VERSION: i32 = 3;
 
 /// How long a writer waits for another one.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -84,6 +84,31 @@ CREATE TABLE tape_part (
 CREATE INDEX tape_run ON tape_part (run, part);
 ";
 
+/// What version 3 has besides: the backups, each copy a row. `created` and `removed` are seconds since 1970.
+const BACKUPS: &str = "
+CREATE TABLE backup (
+    name TEXT PRIMARY KEY,
+    place TEXT NOT NULL,
+    archive TEXT NOT NULL,
+    uuid TEXT,
+    subject TEXT NOT NULL,
+    images INTEGER NOT NULL,
+    host TEXT NOT NULL,
+    created INTEGER NOT NULL,
+    parent TEXT,
+    bytes INTEGER NOT NULL,
+    root TEXT,
+    encrypted INTEGER NOT NULL,
+    job TEXT,
+    removed INTEGER
+) STRICT;
+CREATE INDEX backup_place ON backup (place);
+CREATE INDEX backup_domain ON backup (uuid, created);
+";
+
+/// What each version after the first one has added.
+const ADDED: [(i32, &[&str]); 2] = [(2, &[TAPES]), (3, &[BACKUPS])];
+
 /// Opens the catalog at `path`, or makes it where there is none.
 pub(super) fn open(path: &Path) -> Result<Connection> {
     match path.symlink_metadata() {
@@ -102,7 +127,7 @@ fn connect(path: &Path) -> std::result::Result<Connection, Box<dyn std::error::E
     if number("application_id")? != APPLICATION {
         return Err("it is not a catalog of virtfold".into());
     }
-    if number("user_version")? == 1 {
+    if (1..VERSION).contains(&number("user_version")?) {
         upgrade(&connection)?;
     }
     match number("user_version")? {
@@ -116,14 +141,14 @@ fn connect(path: &Path) -> std::result::Result<Connection, Box<dyn std::error::E
     Ok(connection)
 }
 
-/// From version 1 to 2, whole or not at all; another process may be quicker.
+/// From an older version to this one, whole or not at all; another process may be quicker.
 fn upgrade(connection: &Connection) -> rusqlite::Result<()> {
     let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
     let version: i32 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
-    if version == 1 {
-        transaction.execute_batch(TAPES)?;
-        transaction.pragma_update(None, "user_version", VERSION)?;
+    for tables in ADDED.iter().filter(|(added, _)| *added > version).flat_map(|(_, tables)| *tables) {
+        transaction.execute_batch(tables)?;
     }
+    transaction.pragma_update(None, "user_version", VERSION.max(version))?;
     transaction.commit()
 }
 
@@ -166,7 +191,9 @@ fn fill(path: &Path) -> rusqlite::Result<()> {
     let connection = Connection::open(path)?;
     settle(&connection)?;
     connection.execute_batch(TABLES)?;
-    connection.execute_batch(TAPES)?;
+    for tables in ADDED.iter().flat_map(|(_, tables)| *tables) {
+        connection.execute_batch(tables)?;
+    }
     connection.pragma_update(None, "application_id", APPLICATION)?;
     connection.pragma_update(None, "user_version", VERSION)
 }

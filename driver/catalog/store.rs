@@ -71,6 +71,14 @@ impl Catalog {
         Ok(Self { path, locks, connection: Mutex::new(connection) })
     }
 
+    /// Keeps other runs that prune away.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InUse`] with the process that does.
+    pub fn lock_pruning(&self) -> Result<Box<dyn Locked>> {
+        locks::take_prune(&self.locks)
+    }
+
     pub(super) fn connection(&self) -> MutexGuard<'_, Connection> {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -135,11 +143,11 @@ impl Journal for Catalog {
     }
 }
 
-fn word<T: PartialEq>(table: &[(&'static str, T)], value: &T) -> &'static str {
+pub(super) fn word<T: PartialEq>(table: &[(&'static str, T)], value: &T) -> &'static str {
     table.iter().find(|(_, v)| v == value).map_or("", |(word, _)| word)
 }
 
-fn meaning<T: Copy>(table: &[(&'static str, T)], text: &str) -> Sql<T> {
+pub(super) fn meaning<T: Copy>(table: &[(&'static str, T)], text: &str) -> Sql<T> {
     let found = table.iter().find(|(word, _)| *word == text).map(|(_, v)| *v);
     found.ok_or_else(|| format!("'{text}' means nothing").into())
 }

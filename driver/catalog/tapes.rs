@@ -229,19 +229,4 @@ mod tests {
         catalog.forget(volumes[0]).unwrap();
         assert_eq!(catalog.archives("5f1c2d3e").unwrap(), [all[2].clone()]);
     }
-
-    #[test]
-    fn a_catalog_of_version_1_learns_of_tapes() {
-        let state = tempfile::tempdir().unwrap();
-        drop(Catalog::open(state.path()).unwrap());
-        let path = state.path().join("catalog.sqlite");
-        let connection = rusqlite::Connection::open(path).unwrap();
-        connection
-            .execute_batch("DROP TABLE tape_part; DROP TABLE tape_volume; PRAGMA user_version = 1")
-            .unwrap();
-        drop(connection);
-        let catalog = Catalog::open(state.path()).unwrap();
-        catalog.committed(&placed(Uuid::new_v4(), 1)).unwrap();
-        assert_eq!(Catalog::open(state.path()).unwrap().archives("5f1c2d3e").unwrap().len(), 1);
-    }
 }

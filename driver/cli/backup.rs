@@ -20,6 +20,7 @@ use super::config::ConfigFlag;
 use super::exit::Outcome;
 use super::guest::{self, GuestArgs};
 use super::keys::EncryptArgs;
+use super::remember::{self, Missing};
 use super::report::{JsonFlag, Stdout, Style, Ticker, printable, result};
 use super::tape::media::Media;
 use super::tape::options::WriteArgs;
@@ -86,6 +87,9 @@ pub(crate) struct Args {
     /// Threads that read, digest and compress [default: the configuration's; one a core]
     #[arg(long, value_name = "N")]
     workers: Option<virtfold_config::Workers>,
+    /// The job of the configuration that this is for: the catalog notes it
+    #[arg(long, value_name = "JOB")]
+    job: Option<String>,
     #[command(flatten)]
     encrypt: EncryptArgs,
     #[command(flatten)]
@@ -111,7 +115,8 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
     let manner = manner(&args, &defaults)?;
     let media = Media::new(&args.to, &args.tape, || args.guest.state_dir(), &signals.stop)?;
     if let Some(domain) = &args.domain {
-        let job = guest::Job { domain, manner, media, style, defaults: &defaults };
+        let name = args.job.as_deref();
+        let job = guest::Job { domain, name, manner, media, style, defaults: &defaults };
         return args.guest.run(job, signals);
     }
     if args.to.is_empty() {
@@ -119,10 +124,18 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
         return Err(error.into());
     }
     let destinations = args.to.clone();
-    images_to(&request(args, manner, destinations)?, &media, style, signals)
+    let (state, job) = (args.guest.state_dir(), args.job.clone());
+    let (outcome, report) = images_to(&request(args, manner, destinations)?, &media, style, signals)?;
+    remember::backup(&report, media.places(), job.as_deref(), (state, Missing::Left));
+    Ok(outcome)
 }
 
-fn images_to(request: &BackupRequest, media: &Media, style: Style, signals: &Signals) -> Result<Outcome> {
+fn images_to(
+    request: &BackupRequest,
+    media: &Media,
+    style: Style,
+    signals: &Signals,
+) -> Result<(Outcome, BackupReport)> {
     let out = stdout_of(&request.destinations);
     let progress = Arc::new(Progress::default());
     let ticker = Ticker::start(style, out, &progress)?;
@@ -132,7 +145,7 @@ fn images_to(request: &BackupRequest, media: &Media, style: Style, signals: &Sig
     let report = media.complete(report?);
     warn(&report.disks);
     result(style, out, &report, &text(&report))?;
-    Ok(copies(style, &report))
+    Ok((copies(style, &report), report))
 }
 
 /// Says which copies have failed, and how the run ends for that.

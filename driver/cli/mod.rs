@@ -12,6 +12,8 @@ mod guest;
 mod keys;
 mod list;
 mod map;
+mod prune;
+mod remember;
 mod report;
 mod restore;
 mod show;
@@ -49,6 +51,7 @@ enum Verb {
     Tape(Box<tape::Args>),
     Domains(guest::domains::Args),
     Recover(guest::recover::Args),
+    Prune(Box<prune::Args>),
     Config(config::Args),
     #[command(hide = true)]
     Guard(guest::guard::Args),
@@ -112,6 +115,7 @@ impl Verb {
             Self::Tape(args) => tape::run(&args, signals),
             Self::Domains(args) => guest::domains::run(&args),
             Self::Recover(args) => guest::recover::run(&args),
+            Self::Prune(args) => prune::run(&args),
             Self::Config(args) => config::run(&args),
             Self::Guard(args) => guest::guard::run(&args),
         }

@@ -48,3 +48,16 @@ pub fn open(address: &ObjectAddress) -> Result<Arc<dyn Source>> {
 pub fn create(place: &ObjectAddress, _: &Label, _: &Cancel) -> Result<Box<dyn Medium>> {
     absent(place)
 }
+
+/// Nothing is removed.
+///
+/// # Errors
+/// Unsupported.
+pub fn remove(address: &ObjectAddress, _: u64) -> Result<()> {
+    absent(address)
+}
+
+/// The place itself: nothing in it can be read anyway.
+pub fn host_folder(place: &ObjectAddress, _: &str) -> ObjectAddress {
+    place.clone()
+}

@@ -1,0 +1,39 @@
+//! What the catalog is told of a good backup.
+
+use std::path::PathBuf;
+
+use virtfold::catalog::{Catalog, Nothing};
+use virtfold::error::{Error, sentence};
+use virtfold::job::backup::BackupReport;
+use virtfold::job::retention;
+use virtfold::medium::Location;
+
+use super::report::printable;
+
+/// Whether a state directory is made for the catalog's sake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Missing {
+    /// It is: the backup is a domain's.
+    Made,
+    /// It is not: images are backed up without one, too.
+    Left,
+}
+
+/// Notes each good copy of a backup. That it can't be noted is said, and makes a good archive no worse.
+pub(crate) fn backup(
+    report: &BackupReport,
+    places: &[Location],
+    job: Option<&str>,
+    (state, missing): (Result<PathBuf, Error>, Missing),
+) {
+    let noted = state.and_then(|state| {
+        if missing == Missing::Left && Nothing::is_in(&state) {
+            return Ok(());
+        }
+        Catalog::open(&state)?.remember(&retention::copies(report, places, job)?)
+    });
+    if let Err(error) = noted {
+        eprintln!("virtfold: the archive is good, but the catalog does not know it: {}", printable(&sentence(&error)));
+        eprintln!("hint: 'virtfold list --remember PLACE' notes it; prune leaves encrypted archives alone that it does not know");
+    }
+}
