@@ -61,7 +61,7 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<Outcome> {
     let located = inspect::list_located(&args.directory, &args.identity.load()?)?;
     let style = Style::from_flag(&args.json);
     let noted = if args.remember {
-        Some(retention::remember((&args.directory, &located), &Catalog::open(&args.state.path()?)?)?)
+        Some(retention::remember((&args.directory, located.as_slice()), &Catalog::open(&args.state.path()?)?)?)
     } else {
         None
     };

@@ -134,8 +134,7 @@ impl Ground<'_> {
         if Style::from_flag(&self.args.json) == Style::Text {
             command.arg("--json");
         }
-        let variables = environment.iter().flat_map(virtfold_config::Environment::as_slice);
-        command.envs(variables.map(|(name, value)| (name, value)));
+        command.envs(environment.as_slice().iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let done = command.output().at(|| "cannot start this program again".to_owned())?;
         let told = String::from_utf8_lossy(&done.stdout);

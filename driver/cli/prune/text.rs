@@ -22,7 +22,7 @@ pub(super) fn report(report: &Report) -> String {
 fn place(place: &PruneReport, dry_run: bool) -> String {
     let mut text = String::new();
     for group in &place.subjects {
-        text += &self::group(group, (&place.place, dry_run));
+        text += &self::group(group, (place.place.as_str(), dry_run));
     }
     if place.subjects.is_empty() {
         text += &format!("{}: nothing to decide on\n", printable(&place.place));

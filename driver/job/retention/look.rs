@@ -121,10 +121,9 @@ fn narrowed(place: &Location, host: &str) -> Location {
 fn found(location: Location, glance: &Glance, catalog: Option<&Catalog>) -> Result<Found> {
     let named = named(&file_name(&location));
     let bytes = glance.bytes;
-    let stays = |why: String| Standing::Stays(why);
     let (facts, standing) = match (&glance.head, glance.status) {
         (Some(head), Status::Complete) => (Some(facts(head)?), Standing::Whole),
-        (Some(head), _) => (facts(head).ok(), stays(words(glance))),
+        (Some(head), _) => (facts(head).ok(), Standing::Stays(words(glance))),
         (None, Status::Encrypted) => match known(&location, bytes, catalog)? {
             Some(facts) => (Some(facts), Standing::Whole),
             None => {
@@ -133,7 +132,7 @@ fn found(location: Location, glance: &Glance, catalog: Option<&Catalog>) -> Resu
             }
         },
         // Nobody vouches for an archive that has no end and no head: nothing is lost with what it would have rested on.
-        (None, Status::Incomplete) => (None, stays(words(glance))),
+        (None, Status::Incomplete) => (None, Standing::Stays(words(glance))),
         (None, _) => (None, Standing::Unread(words(glance))),
     };
     let standing = match (&facts, standing) {
@@ -248,7 +247,9 @@ fn copy(facts: Facts, (name, place): (String, &str), glance: &Glance) -> BackupC
 pub fn copies(report: &BackupReport, places: &[Location], job: Option<&str>) -> Result<Vec<BackupCopy>> {
     let named = |place: &Location| -> Option<String> {
         // Where there are several, each says for itself what became of it.
-        let Some(_) = report.copies.first() else { return Some(report.archive.clone()) };
+        if report.copies.is_empty() {
+            return Some(report.archive.clone());
+        }
         let to = place.to_string();
         report.copies.iter().find(|copy| copy.to == to).and_then(|copy| copy.archive.clone())
     };

@@ -112,7 +112,8 @@ impl World {
 
     fn remember(&self, identities: &Identities) -> Remembered {
         let place = Location::Path(self.place());
-        remember((&place, &inspect::list_located(&place, identities).unwrap()), &self.catalog).unwrap()
+        let listed = inspect::list_located(&place, identities).unwrap();
+        remember((&place, listed.as_slice()), &self.catalog).unwrap()
     }
 }
 
