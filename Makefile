@@ -7,7 +7,7 @@ export PATH := $(PATH):/usr/sbin:/sbin:$(if $(CARGO_HOME),$(CARGO_HOME),$(HOME)/
 
 say = @printf '\n==== %s\n' '$(1)'
 
-.PHONY: help setup fmt lint deny doc fuzz-brief unit integration bench bench-object bench-tape bench-pause soak test
+.PHONY: help setup fmt lint deny doc fuzz-brief unit integration bench bench-object bench-tape bench-pause bench-hook soak test
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
@@ -59,6 +59,10 @@ bench-tape: ## Measure the way to a tape against that to a file, both in memory
 bench-pause: ## Measure how long a guest stands still, beside virsh (as root, a quiet machine)
 	$(call say,pauses)
 	@cargo bench --locked --bench pause
+
+bench-hook: ## Measure how long libvirt waits for the hook (a quiet machine)
+	$(call say,hooks)
+	@cargo bench --locked --package virtfold-hooks --bench hook
 
 soak: ## Kill the driver at every entry of its journal, ten times, with everything else that can happen (hours, as root)
 	$(call say,soak)

@@ -81,6 +81,7 @@ fn to_tape(request: &BackupRequest, mib: u64) -> (f64, u64) {
         ledger: Arc::new(NoLedger),
         pool: None,
         ring: 64 << 20,
+        commit_every: 64 << 30,
         patience: Duration::ZERO,
         cancel: Cancel::default(),
     };

@@ -12,13 +12,19 @@
 //! sync that makes the file durable. An error that only that thread sees is remembered and fails the commit:
 //! the kernel reports a failed write-back once, to whoever asks first.
 //!
+//! Whoever wants to go on with the file should this process die ([`PartialFile::on_synced`]) has the thread sync it now and then, and is told of how
+//! much is surely there; [`PartialFile::reopen`] goes on behind that.
+//!
 //! Imports: `error`, `ioctl`.
 
 use std::fs::{File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{Seek, SeekFrom};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, bounded};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
@@ -29,6 +35,22 @@ use crate::ioctl;
 
 /// Bytes written between two write-backs in the background.
 const WRITE_BACK_EVERY: u64 = 32 << 20;
+/// The time between two syncs for whoever is told of them.
+const SYNC_EVERY: Duration = Duration::from_secs(1);
+
+/// Is told how many bytes from a file's beginning are on the disk.
+pub type OnSynced = Box<dyn Fn(u64) + Send>;
+
+/// A file that a dead process has left unfinished.
+#[derive(Clone, Copy, Debug)]
+pub struct Left<'a> {
+    /// The name that it was to have.
+    pub path: &'a Path,
+    /// The name that it has.
+    pub temporary: &'a Path,
+    /// Its device and inode.
+    pub identity: (u64, u64),
+}
 
 /// What a commit does where the final name exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,9 +95,59 @@ impl PartialFile {
             .mode(0o600)
             .open(&temporary)
             .at(|| format!("cannot create '{}'", temporary.display()))?;
+        Self::begin(file, temporary, path, 0)
+    }
+
+    /// Goes on with a file that a dead process has left, behind its first `len` bytes; what is behind them is cut off. `None`, where it is not
+    /// there, is another file, or is shorter.
+    ///
+    /// # Errors
+    /// When it can't be opened or cut.
+    pub fn reopen(left: &Left<'_>, len: u64) -> Result<Option<Self>> {
+        let cannot = || format!("cannot go on with '{}'", left.temporary.display());
+        let opened = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
+            .open(left.temporary);
+        let mut file = match opened {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Error::io(cannot(), error)),
+        };
+        let found = file.metadata().at(cannot)?;
+        if !found.is_file() || (found.dev(), found.ino()) != left.identity || found.len() < len {
+            return Ok(None);
+        }
+        file.set_len(len).at(cannot)?;
+        file.seek(SeekFrom::Start(len)).at(cannot)?;
+        Self::begin(file, left.temporary.to_owned(), left.path, len).map(Some)
+    }
+
+    fn begin(file: File, temporary: PathBuf, path: &Path, len: u64) -> Result<Self> {
         let file = Arc::new(file);
-        let flusher = Flusher::start(Arc::clone(&file))?;
+        let flusher = Flusher::start(Arc::clone(&file), len)?;
         Ok(Self { file, temporary, path: path.to_owned(), flusher, committed: false })
+    }
+
+    /// The name that the file has until it is committed.
+    pub fn temporary(&self) -> &Path {
+        &self.temporary
+    }
+
+    /// Device and inode.
+    ///
+    /// # Errors
+    /// When the file can't be asked.
+    pub fn identity(&self) -> Result<(u64, u64)> {
+        let found =
+            self.file.metadata().at(|| format!("cannot look at '{}'", self.temporary.display()))?;
+        Ok((found.dev(), found.ino()))
+    }
+
+    /// Has the file synced now and then, and `tell` told of how much of it is on the disk.
+    pub fn on_synced(&self, tell: OnSynced) {
+        *lock(&self.flusher.shared.tell) = Some(tell);
     }
 
     /// The file to write to.
@@ -159,43 +231,71 @@ pub(crate) fn rename(from: &Path, to: &Path, flags: RenameFlags) -> Result<()> {
     }
 }
 
+/// Takes an unfinished file away, if it is that one.
+pub fn remove_partial(temporary: &Path, identity: (u64, u64)) {
+    let is_it = |found: &std::fs::Metadata| found.is_file() && (found.dev(), found.ino()) == identity;
+    let Some(_) = temporary.symlink_metadata().ok().filter(is_it) else { return };
+    if let Err(error) = std::fs::remove_file(temporary) {
+        tracing::warn!(file = %temporary.display(), %error, "an unfinished file could not be removed");
+    }
+}
+
 /// The thread that writes back behind the writer.
 #[derive(Debug)]
 struct Flusher {
     due: u64,
     wake: Option<Sender<()>>,
-    failed: Arc<Mutex<Option<std::io::Error>>>,
+    shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
 
+/// What the writer and the thread tell each other.
+struct Shared {
+    /// Bytes that were written.
+    written: AtomicU64,
+    failed: Mutex<Option<std::io::Error>>,
+    tell: Mutex<Option<OnSynced>>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Shared")
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Flusher {
-    fn start(file: Arc<File>) -> Result<Self> {
+    /// For a file that has `len` bytes.
+    fn start(file: Arc<File>, len: u64) -> Result<Self> {
         let (wake, woken) = bounded::<()>(1);
-        let failed = Arc::new(Mutex::new(None));
-        let report = Arc::clone(&failed);
+        let shared =
+            Arc::new(Shared { written: AtomicU64::new(len), failed: Mutex::default(), tell: Mutex::default() });
+        let theirs = Arc::clone(&shared);
         let run = move || {
+            let mut synced = Instant::now();
             for () in woken {
-                match ioctl::write_back(&file) {
-                    Ok(()) => drop_cached(&file),
-                    Err(error) => {
-                        report.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-                    }
+                if let Err(error) = theirs.flush(&file, &mut synced) {
+                    lock(&theirs.failed).get_or_insert(error);
                 }
             }
         };
         let thread = std::thread::Builder::new().name("flush".to_owned()).spawn(run);
         let thread = thread.at(|| "cannot start a thread".to_owned())?;
-        Ok(Self { due: 0, wake: Some(wake), failed, thread: Some(thread) })
+        Ok(Self { due: 0, wake: Some(wake), shared, thread: Some(thread) })
     }
 
     fn failure(&self) -> std::io::Result<()> {
-        match self.failed.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        match lock(&self.shared.failed).take() {
             Some(error) => Err(error),
             None => Ok(()),
         }
     }
 
     fn wrote(&mut self, bytes: u64) -> std::io::Result<()> {
+        self.shared.written.fetch_add(bytes, Ordering::Release);
         self.due += bytes;
         if self.due >= WRITE_BACK_EVERY {
             self.due = 0;
@@ -215,6 +315,26 @@ impl Flusher {
             return Err(std::io::Error::other("the write-back thread panicked"));
         }
         self.failure()
+    }
+}
+
+impl Shared {
+    /// Writes back; syncs, where somebody wants to be told and it is time.
+    fn flush(&self, file: &File, synced: &mut Instant) -> std::io::Result<()> {
+        let written = self.written.load(Ordering::Acquire);
+        ioctl::write_back(file)?;
+        if synced.elapsed() >= SYNC_EVERY
+            && let Some(tell) = &*lock(&self.tell)
+        {
+            file.sync_data()?;
+            *synced = Instant::now();
+            // Never behind a failure that was seen before: those pages are clean and not on the disk.
+            if lock(&self.failed).is_none() {
+                tell(written);
+            }
+        }
+        drop_cached(file);
+        Ok(())
     }
 }
 
@@ -258,6 +378,53 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         drop(PartialFile::create(&directory.path().join("a"), Existing::Keep).unwrap());
         assert!(names(directory.path()).is_empty());
+    }
+
+    #[test]
+    fn goes_on_behind_what_is_on_the_disk() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.tar");
+        let mut partial = PartialFile::create(&path, Existing::Keep).unwrap();
+        let told = Arc::new(AtomicU64::new(0));
+        let heard = Arc::clone(&told);
+        partial.on_synced(Box::new(move |bytes| heard.store(bytes, Ordering::SeqCst)));
+        let (temporary, identity) = (partial.temporary().to_owned(), partial.identity().unwrap());
+        std::thread::sleep(SYNC_EVERY);
+        let start = Instant::now();
+        while told.load(Ordering::SeqCst) == 0 {
+            assert!(start.elapsed() < Duration::from_secs(30));
+            partial.file().write_all(b"12").unwrap();
+            partial.wrote(2).unwrap();
+            // As if it had been a lot.
+            partial.flusher.due = WRITE_BACK_EVERY;
+        }
+        let len = told.load(Ordering::SeqCst);
+        // As a process that dies: nothing is removed.
+        partial.committed = true;
+        drop(partial);
+        let left = Left { path: &path, temporary: &temporary, identity };
+        let other = Left { identity: (identity.0, identity.1 + 1), ..left };
+        assert!(PartialFile::reopen(&other, len).unwrap().is_none(), "another file");
+        assert!(PartialFile::reopen(&left, 1 << 30).unwrap().is_none(), "too short");
+        let partial = PartialFile::reopen(&left, len).unwrap().unwrap();
+        partial.file().write_all(b"end").unwrap();
+        partial.commit(Existing::Keep).unwrap();
+        let all = std::fs::read(&path).unwrap();
+        assert_eq!((all.len() as u64, &all[all.len() - 5..]), (len + 3, b"12end".as_slice()));
+        assert!(PartialFile::reopen(&left, len).unwrap().is_none(), "it is not there");
+    }
+
+    #[test]
+    fn only_that_file_is_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a");
+        std::fs::write(&path, b"theirs").unwrap();
+        let found = path.metadata().unwrap();
+        remove_partial(&path, (found.dev(), found.ino() + 1));
+        assert!(path.exists());
+        remove_partial(&path, (found.dev(), found.ino()));
+        assert!(!path.exists());
+        remove_partial(&path, (0, 0));
     }
 
     #[test]

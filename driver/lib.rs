@@ -2,7 +2,7 @@
 //! them, densely and in order, with the table that says where each piece belongs, and unfolds them again.
 //!
 //! Rooms, in the order of their imports: [`units`], [`error`], [`spool`], [`packed`], [`durable`], [`ioctl`], then
-//! [`image`] and [`table`], then [`archive`], then [`medium`] and [`guest`], then [`crypt`] and [`catalog`], then [`job`], then [`metrics`]. The binary's verbs
+//! [`image`] and [`table`], then [`archive`], then [`medium`] and [`guest`], then [`crypt`] and [`catalog`], then [`job`], then [`metrics`], then [`service`]. The binary's verbs
 //! (`driver/cli`) stand on top. ARCHITECTURE.md tells the way of one block through them.
 
 pub mod archive;
@@ -17,6 +17,7 @@ pub mod job;
 pub mod medium;
 pub mod metrics;
 pub mod packed;
+pub mod service;
 pub mod spool;
 pub mod table;
 pub mod units;

@@ -9,16 +9,20 @@
 mod common;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use common::archive::{backup, backup_args};
 use common::image::{Format, Image};
 use common::run::{Outcome, run, text, virtfold};
 use common::scratch::Scratch;
+use common::service::{answer_at, bad_night, entry, status};
+use serde_json::{Value, json};
 
 /// The verbs that have a help of their own.
-const VERBS: [&str; 12] = [
+const VERBS: [&str; 18] = [
     "backup", "restore", "verify", "list", "show", "table", "map", "tape", "domains", "recover", "prune", "config",
+    "status", "queue", "run", "pause", "resume", "cancel",
 ];
 /// The verbs of tapes.
 const TAPE_VERBS: [&str; 5] = ["status", "label", "list", "verify", "erase"];
@@ -138,6 +142,31 @@ fn errors() {
     say("error-list-missing", &["list", text(&scratch.join("nowhere"))]);
 }
 
+#[test]
+fn configurations() {
+    let scratch = Scratch::new("golden-config");
+    let here = scratch.path();
+    let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/config-tape-rotation.yaml");
+    let file = scratch.join("config.yaml");
+    fs::copy(&sample, &file).unwrap();
+    let say = |name: &str, verb: &str| {
+        golden(name, &transcript(&run(&mut virtfold(&["config", verb, "--config", text(&file)])), here));
+    };
+    say("config-check", "check");
+    say("config-show", "show");
+    let cloud = |to: &str| {
+        let credentials = scratch.join("cloud.env");
+        fs::write(&credentials, "AWS_ACCESS_KEY_ID=hunter2\n").unwrap();
+        fs::set_permissions(&credentials, fs::Permissions::from_mode(0o644)).unwrap();
+        let medium = format!("{{ to: '{to}', environment-file: {} }}", credentials.display());
+        fs::write(&file, format!("version: 1\nmedia:\n  cloud: {medium}\n")).unwrap();
+    };
+    cloud("s3://x/vm");
+    say("error-config-bucket", "check");
+    cloud("s3://bucket/vm");
+    say("error-config-credentials", "check");
+}
+
 /// What is said of tapes where there is no drive.
 #[test]
 fn tape_errors() {
@@ -207,6 +236,113 @@ fn restore_errors() {
     let raw = ["--format", "raw", "--method", "remap"];
     let disk = to("vda", "out.raw");
     say("error-restore-remap-raw", &[&["restore", text(&archive), "--disk", &disk], &raw[..]].concat());
+}
+
+/// A verb that asks the service, at a socket.
+fn ask(socket: &Path, args: &[&str]) -> Outcome {
+    let mut command = virtfold(args);
+    command.args(["--socket", text(socket)]);
+    run(&mut command)
+}
+
+/// The verbs that ask the service, where there is none, and where it answers.
+#[test]
+fn control_verbs() {
+    let scratch = Scratch::new("golden-control");
+    let here = scratch.path();
+    let socket = |name: &str| scratch.join(name);
+    let say = |name: &str, outcome: &Outcome| golden(name, &transcript(outcome, here));
+    say("error-no-service", &ask(&socket("nobody.sock"), &["status"]));
+    answer_at(&socket("well"), |_| json!({"answer": {"status": status(&json!({}))}}));
+    say("status", &ask(&socket("well"), &["status"]));
+    let machine = ask(&socket("well"), &["status", "--json"]).ok().json();
+    assert_eq!((&machine["event"], &machine["domains"][1]["archive"]), (&json!("summary"), &Value::Null));
+    assert_eq!(machine["domains"][1]["last_success"]["archive_bytes"], 42_u64 << 30);
+    answer_at(&socket("bad"), |_| json!({"answer": {"status": bad_night()}}));
+    say("status-bad-night", &ask(&socket("bad"), &["status"]));
+
+    answer_at(&socket("queue"), |_| {
+        let now = i64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_secs()).unwrap();
+        let failure =
+            json!({"at": now, "job": "nightly", "kind": "io", "sentence": "the drive says no", "hint": null});
+        let (due, later) = (json!({"due": now - 630}), now + 630);
+        let entries = [
+            json!({"due": now - 630, "state": "running", "started": now - 600, "trigger": "request", "attempts": 1}),
+            json!({"due": now - 630, "waits_for": "the drive /dev/nst0 is in use", "trigger": {"event": "shutdown\u{1b}[2J"}}),
+            json!({"due": now - 630, "not_before": later, "failure": failure, "attempts": 2, "trigger": "catch-up"}),
+            due,
+        ];
+        let entries = entries.iter().zip(9..).map(|(more, id)| entry(id, "web", more));
+        json!({"answer": {"queue": entries.collect::<Vec<_>>()}})
+    });
+    say("queue", &ask(&socket("queue"), &["queue"]));
+    answer_at(&socket("idle"), |_| json!({"answer": {"queue": []}}));
+    say("queue-empty", &ask(&socket("idle"), &["queue"]));
+}
+
+/// What the verbs that change something ask, and what they say of it.
+#[test]
+fn control_changes() {
+    let scratch = Scratch::new("golden-changes");
+    let socket = scratch.join("control.sock");
+    let asked = answer_at(&socket, |ask| match ask["cancel"]["id"].as_i64() {
+        None if ask.get("entry").is_some() => {
+            let state = if ask["entry"]["id"] == 17 { "cancelled" } else { "ending" };
+            json!({"answer": {"entry": entry(17, "web", &json!({"state": state}))}})
+        }
+        Some(99) => {
+            json!({"error": {"kind": "not-found", "sentence": "there is no entry 99", "hint": "'virtfold queue' lists them"}})
+        }
+        _ => json!({"answer": "done"}),
+    });
+    let cases: [(&str, &[&str], Value); 7] = [
+        ("pause", &["pause"], json!({"pause": {}})),
+        ("pause-job", &["pause", "nightly"], json!({"pause": {"job": "nightly"}})),
+        ("resume", &["resume"], json!({"resume": {}})),
+        ("resume-job", &["resume", "nightly", "--json"], json!({"resume": {"job": "nightly"}})),
+        ("cancel", &["cancel", "17"], json!({"cancel": {"id": 17}})),
+        ("cancel-running", &["cancel", "18"], json!({"cancel": {"id": 18}})),
+        ("cancel-unknown", &["cancel", "99"], json!({"cancel": {"id": 99}})),
+    ];
+    for (name, args, ask_) in cases {
+        golden(name, &transcript(&ask(&socket, args), scratch.path()));
+        let asked: Vec<_> = asked.try_iter().filter(|ask| ask.get("entry").is_none()).collect();
+        assert_eq!(asked, [ask_], "{name}");
+    }
+}
+
+/// `run`, alone and waiting: two entries of which one fails once and one for good, and a service that is away in between.
+#[test]
+fn control_runs() {
+    let scratch = Scratch::new("golden-run");
+    let socket = scratch.join("control.sock");
+    let looks = std::sync::atomic::AtomicU32::new(0);
+    let asked = answer_at(&socket, move |ask| {
+        if ask.get("run").is_some() {
+            return json!({"answer": {"entries": [17, 18]}});
+        }
+        let look = looks.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let failure = json!({"at": 60, "job": "nightly", "kind": "no-space", "sentence": "no room in '/backup'", "hint": "make some"});
+        let more = match (ask["entry"]["id"].as_i64().unwrap(), look) {
+            (_, 0..4) => json!({"trigger": "request"}),
+            (17, 4) => json!({"state": "running", "attempts": 1}),
+            (17, 5) => {
+                return json!({"error": {"kind": "in-use", "sentence": "32 connections are open already"}});
+            }
+            (17, 6) => json!({"state": "waiting", "attempts": 1, "failure": failure}),
+            (17, _) => {
+                json!({"state": "succeeded", "attempts": 2, "started": 100, "ended": 190, "archives": ["/backup/web.tar"]})
+            }
+            _ => json!({"state": "failed", "attempts": 3, "started": 100, "ended": 161, "failure": failure}),
+        };
+        json!({"answer": {"entry": entry(ask["entry"]["id"].as_i64().unwrap(), "web", &more)}})
+    });
+    golden("run", &transcript(&ask(&socket, &["run", "nightly"]), scratch.path()));
+    assert_eq!(asked.recv().unwrap(), json!({"run": {"job": "nightly"}}));
+    let waited = ask(&socket, &["run", "nightly", "web", "--wait"]);
+    golden("run-wait", &transcript(&waited, scratch.path()));
+    let runs: Vec<_> = asked.try_iter().filter(|ask| ask.get("run").is_some()).collect();
+    assert_eq!(runs, [json!({"run": {"job": "nightly", "domain": "web"}})]);
 }
 
 /// Takes off the archive's last quarter.

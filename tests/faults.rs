@@ -15,7 +15,9 @@ use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use common::MIB;
-use common::archive::{Method, backup, backup_args, restore, restore_args, verify};
+use common::archive::{
+    Method, backup, backup_args, marks_of, records_of, restore, restore_args, verify,
+};
 use common::image::{Format, Image};
 use common::mount::{Loop, Mount};
 use common::rng::{Rng, run_seed};
@@ -316,4 +318,83 @@ fn a_reader_that_goes_away_ends_a_piped_backup() {
     drop(child.stdout.take());
     let outcome = collect(line, child);
     assert_eq!(outcome.code(), Some(exit::FAILURE), "{outcome}");
+}
+
+/// A backup that was killed when some of its file was on the disk.
+fn killed_when_some_is_there(image: &Image, folder: &Path, compress: &str) {
+    let more = ["--compress", compress, "--limit-rate", "40MiB"];
+    let mut command = virtfold(backup_args(image, text(folder), &more));
+    let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    wait_until("a part of the file on the disk", PATIENCE, || marks_of(image).contains("synced"));
+    signal(&child, Signal::SIGKILL);
+    assert_eq!(collect(line_of(&command), child).shell_code(), 137);
+}
+
+#[test]
+fn a_killed_backup_goes_on_in_the_next_run_and_is_the_same() {
+    let scratch = Scratch::new("goes-on");
+    let mut rng = Rng::of_case("goes-on", 0);
+    let image = noisy_image(&mut rng, scratch.join("goes-on.qcow2"), 100);
+    for compress in ["none", "zstd:1"] {
+        let folder = scratch.folder(compress);
+        killed_when_some_is_there(&image, &folder, compress);
+        let begun = fs::read(&partial(&folder)[0]).unwrap();
+        let done = run(&mut virtfold(backup_args(&image, text(&folder), &["--compress", compress]))).ok();
+        assert!(done.stderr.contains("going on with") && done.text().contains("gone on with at"), "{done}");
+        assert_eq!(names(&folder).len(), 1, "{:?}", names(&folder));
+        assert!(records_of(&image).is_empty());
+        let archive = PathBuf::from(done.last_line());
+        verify(&archive).ok();
+        // What was made again is what the killed one had made, to the byte.
+        assert!(fs::read(&archive).unwrap().starts_with(&begun), "{} bytes were there", begun.len());
+        let target = Image::new(scratch.join("back.qcow2"), Format::Qcow2);
+        restore(&archive, &target, Method::Rewrite).ok();
+        run(tool("qemu-img", ["compare", "-f", "qcow2", "-F", "qcow2"]).arg(&image.path).arg(&target.path)).ok();
+        fs::remove_file(target.path).unwrap();
+    }
+}
+
+#[test]
+fn what_can_t_be_gone_on_with_starts_anew_and_leaves_nothing() {
+    let scratch = Scratch::new("anew");
+    let mut rng = Rng::of_case("anew", 0);
+    let image = noisy_image(&mut rng, scratch.join("anew.qcow2"), 64);
+    let folder = scratch.folder("archives");
+    let plain = ["--compress", "none"];
+    let spoil_record = || {
+        let marks = records_of(&image)[0].join("marks");
+        let whole = fs::read(&marks).unwrap();
+        fs::write(&marks, &whole[..whole.len() / 3]).unwrap();
+    };
+    let cases: [(&str, &dyn Fn(), &[&str]); 4] = [
+        ("has changed since", &|| image.io(&["write -P 9 1M 64k"]), &plain),
+        ("compressed in another way", &|| (), &["--compress", "zstd:1"]),
+        ("that is wished", &|| (), &["--compress", "none", "--no-resume"]),
+        ("nothing is known of its file", &spoil_record, &plain),
+    ];
+    for (why, change, more) in cases {
+        killed_when_some_is_there(&image, &folder, "none");
+        change();
+        let done = run(&mut virtfold(backup_args(&image, text(&folder), more))).ok();
+        assert!(done.stderr.contains(why), "{why}\n{done}");
+        assert!(records_of(&image).is_empty(), "{why}");
+        let left = partial(&folder);
+        assert_eq!(left.len(), usize::from(why.starts_with("nothing")), "{why}: {left:?}");
+        verify(Path::new(done.last_line())).ok();
+    }
+}
+
+/// Another run of the same while the first one lives is a backup of its own.
+#[test]
+fn what_a_living_run_writes_is_left_alone() {
+    let scratch = Scratch::new("living");
+    let mut rng = Rng::of_case("living", 0);
+    let image = noisy_image(&mut rng, scratch.join("living.qcow2"), 12);
+    let folder = scratch.folder("archives");
+    let (line, child) = start_slow_backup(&image, &folder, "none");
+    wait_until("the backup's record", PATIENCE, || !records_of(&image).is_empty());
+    let second = backup(&image, &folder, &["--compress", "none"]);
+    let first = collect(line, child).ok();
+    assert_ne!(first.last_line(), text(&second));
+    assert_eq!(names(&folder).len(), 2);
 }

@@ -17,9 +17,9 @@ use virtfold::guest::host::{HostFiles, ImageUse, LocalFiles};
 use virtfold::guest::libvirt::{Libvirt, LocalUri};
 use virtfold::guest::rules::{Choice, Facts};
 use virtfold::guest::{
-    BlockJobKind, BlockJobStatus, CommitBase, CommitRequest, Config, DomainId, Event, Fault, Hypervisor,
-    JobEnd, Lifecycle, Paused, Persistence, Quiesce, Run, SnapshotRequest, Start, code, is_our_overlay,
-    overlay_path,
+    Begin, BlockJobKind, BlockJobStatus, CommitBase, CommitRequest, Config, DomainId, Event, Fault,
+    Hypervisor, JobEnd, Lifecycle, Paused, Persistence, Quiesce, Run, SnapshotRequest, Start, code,
+    is_our_overlay, overlay_path,
 };
 
 fn open(lab: &Lab) -> Libvirt {
@@ -156,7 +156,7 @@ fn a_writing_guest_is_frozen_and_thawed_and_survives_libvirtds_end() {
     let events = libvirt.subscribe().unwrap();
     guest.start();
     let id = libvirt.lookup(guest.name()).unwrap().id;
-    let started = Event::Lifecycle { domain: id, change: Lifecycle::Started };
+    let started = Event::Lifecycle { domain: id, change: Lifecycle::Started(Begin::Boot) };
     wait_for("the event of the start", 5, || events.try_iter().any(|e| e == started));
     assert_eq!(obstacles(&libvirt, id), Vec::<String>::new());
     let begun = Instant::now();

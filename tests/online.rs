@@ -8,6 +8,8 @@ mod common;
 mod lab;
 #[path = "common/online.rs"]
 mod online;
+#[path = "common/s3/mod.rs"]
+mod s3;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -136,6 +138,34 @@ fn a_running_guest_is_backed_up_while_it_writes() {
     let (archive, report) = backup(&guest, &[]);
     assert_eq!((&report["way"], &report["freeze"]), (&"offline".into(), &serde_json::Value::Null));
     assert_eq!(restored(&guest, &archive).last, guest.progress.last());
+}
+
+#[test]
+fn a_running_guest_goes_into_an_object_store_and_comes_back_as_a_copy() {
+    let lab = Lab::start();
+    let guest = lab.guest(GuestSpec { disks: vec!["qcow2"], ..GuestSpec::default() });
+    let server = s3::Server::start(&lab.folder().join("store"));
+    let with_store = |args: &[&str]| {
+        let mut command = virtfold(args);
+        command.env("VIRTFOLD_CONNECT", lab.uri()).env("VIRTFOLD_STATE_DIR", lab.folder().join("state"));
+        run(s3::account(&mut command, server.port).env("VIRTFOLD_GUARDS", lab.folder().join("guards"))).ok()
+    };
+    guest.start();
+    guest.progress.wait_more(100);
+    let before = (everything(&guest), guest.progress.last());
+    let report = with_store(&["backup", "writer", "--to", "s3://backups/vm", "--json"]);
+    let report = report.json_lines().pop().unwrap();
+    let after = guest.progress.last();
+    assert_eq!((everything(&guest), &report["way"]), (before.0, &"online".into()));
+    let archive = report["archive"].as_str().unwrap();
+    let to = lab.folder().join("copy");
+    fs::create_dir(&to).unwrap();
+    with_store(&["restore", archive, "--define", "--name", "copy", "--output", text(&to)]);
+    assert!(lab.virsh(&["dumpxml", "copy"]).contains("<name>copy</name>"));
+    let disk = to.join("copy-vda.qcow2");
+    let seen = check_images(&[(disk.as_path(), "qcow2")], guest.layout()).unwrap();
+    assert!((before.1..=after).contains(&seen.last), "{seen:?} is not of {:?} to {after:?}", before.1);
+    lab.virsh(&["undefine", "copy"]);
 }
 
 /// The metrics of a backup, and of one that fails after it.

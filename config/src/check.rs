@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::error::{ConfigError, Place};
 use crate::keys::{Config, Job, Medium};
 use crate::suggest::nearest;
-use crate::values::{MediumKind, Name};
+use crate::values::{MediumKind, Name, Trigger};
 
 /// Checks a configuration whose keys are each right by themselves.
 ///
@@ -18,7 +18,7 @@ pub(crate) fn check(config: &Config) -> Result<(), ConfigError> {
     for (name, medium) in &config.media {
         if let Some(other) = places.insert(medium.to.as_str().trim_end_matches('/'), name) {
             let why = format!("the medium '{other}' goes to the same place; give each its own");
-            return Err(fault(config, &["media", name.as_str(), "to"], why));
+            return Err(config.refusal(&["media", name.as_str(), "to"], why));
         }
         check_medium(config, name, medium)?;
     }
@@ -30,7 +30,7 @@ pub(crate) fn check(config: &Config) -> Result<(), ConfigError> {
 
 fn check_medium(config: &Config, name: &Name, medium: &Medium) -> Result<(), ConfigError> {
     let kind = medium.to.kind();
-    let refuse = |key, why: &str| Err(fault(config, &["media", name.as_str(), key], why.to_owned()));
+    let refuse = |key, why: &str| Err(config.refusal(&["media", name.as_str(), key], why.to_owned()));
     if kind != MediumKind::Tape {
         for (key, set) in [
             ("change-command", medium.change_command.is_some()),
@@ -52,7 +52,7 @@ fn check_medium(config: &Config, name: &Name, medium: &Medium) -> Result<(), Con
 
 fn check_job(config: &Config, name: &Name, job: &Job) -> Result<(), ConfigError> {
     let path = |keys: &[&'static str]| [&["jobs", name.as_str()], keys].concat();
-    let refuse = |keys: &[&'static str], why: &str| Err(fault(config, &path(keys), why.to_owned()));
+    let refuse = |keys: &[&'static str], why: &str| Err(config.refusal(&path(keys), why.to_owned()));
     if job.domains.is_empty() {
         return refuse(&["domains"], "it selects nothing; set names or tags, or all: true");
     }
@@ -79,8 +79,10 @@ fn check_job(config: &Config, name: &Name, job: &Job) -> Result<(), ConfigError>
     if job.schedule.len() > 1 && job.schedule.iter().any(crate::schedule::Schedule::is_manual) {
         return refuse(&["schedule"], "'manual' stands alone");
     }
-    if job.enabled && job.schedule.is_empty() && job.on.is_empty() {
-        let why = "nothing would start it; set schedule or on, or write 'schedule: manual' for a job that only 'virtfold run' starts";
+    // `defined` has no backup made; it only warns.
+    let triggered = job.on.iter().any(|trigger| *trigger != Trigger::Defined);
+    if job.enabled && job.schedule.is_empty() && !triggered {
+        let why = "nothing would start it; set schedule, or on to an event that has a backup made, or write 'schedule: manual' for a job that only 'virtfold run' starts";
         return refuse(&[], why);
     }
     Ok(())
@@ -97,8 +99,12 @@ fn unknown_medium(config: &Config, path: &[&str], medium: &Name) -> ConfigError 
     ConfigError::BadValue { place: place(config, path), key: path.join("."), message, meant }
 }
 
-fn fault(config: &Config, path: &[&str], message: String) -> ConfigError {
-    ConfigError::BadValue { place: place(config, path), key: path.join("."), message, meant: None }
+impl Config {
+    /// An error about the value of a key, for whoever knows more of it than this crate does. Its place is that of the key, or of the
+    /// nearest section around it that a file has.
+    pub fn refusal(&self, path: &[&str], message: String) -> ConfigError {
+        ConfigError::BadValue { place: place(self, path), key: path.join("."), message, meant: None }
+    }
 }
 
 /// Where a key stands, or the nearest section around it that a file has.

@@ -27,7 +27,7 @@ use crate::values::{
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Config {
-    /// The version of this format. It must be there, in one file.
+    /// The version of this format, in one file.
     pub version: Version,
     /// What a backup does where its command line says nothing.
     #[serde(default)]

@@ -54,11 +54,17 @@ fn section(schema: &Value, path: &str, out: &mut String) {
         let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
         line(out, &format!("\n### `{path}`\n"));
         line(out, text(key, "description"));
-        let must = required.contains(&name.as_str());
-        match inner(key) {
+        let inner = inner(key);
+        if inner.is_none() {
+            facts(key, out);
+        }
+        if required.contains(&name.as_str()) {
+            line(out, if inner.is_some() { "\nIt must be there." } else { "- It must be there." });
+        }
+        match inner {
             Some(Inner::Section(inner)) => section(inner, &path, out),
             Some(Inner::Named(inner)) => section(inner, &format!("{path}.NAME"), out),
-            None => facts(key, must, out),
+            None => {}
         }
     }
 }
@@ -83,7 +89,7 @@ fn inner(key: &Value) -> Option<Inner<'_>> {
     alternatives(key, "anyOf").find(|form| form.get("properties").is_some()).map(Inner::Section)
 }
 
-fn facts(key: &Value, must: bool, out: &mut String) {
+fn facts(key: &Value, out: &mut String) {
     line(out, "");
     // An optional value is 'this or null' in the schema, a list 'this or several'.
     let forms = || std::iter::once(key).chain(alternatives(key, "anyOf"));
@@ -95,9 +101,6 @@ fn facts(key: &Value, must: bool, out: &mut String) {
     }
     for choice in forms().flat_map(|form| alternatives(form, "oneOf")) {
         line(out, &format!("- {}: {}", code(choice.get("const")), text(choice, "description")));
-    }
-    if must {
-        line(out, "- It must be there.");
     }
     let empty = |default: &Value| default.is_null() || default.as_array().is_some_and(Vec::is_empty);
     if let Some(default) = key.get("default").filter(|default| !empty(default)) {

@@ -26,7 +26,6 @@ use serde::de::{Deserialize, Deserializer};
 use serde::{Serialize, Serializer};
 
 use self::calendar::Calendar;
-use crate::values::scalar;
 
 /// When a job runs.
 #[derive(Clone, Debug)]

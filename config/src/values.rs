@@ -91,18 +91,12 @@ where
     deserializer.deserialize_any(Scalar(wanted))?.parse().map_err(D::Error::custom)
 }
 
-/// A value type: text or number in, text out, a schema that stands in its place.
-macro_rules! value {
-    ($name:ident, $wanted:literal, $schema:expr) => {
+/// What every value type has: text or number in, and a schema that stands in its place.
+macro_rules! value_in {
+    ($name:ident, $wanted:expr, $schema:expr) => {
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                scalar(deserializer, $wanted)
-            }
-        }
-
-        impl Serialize for $name {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.collect_str(self)
+                crate::values::scalar(deserializer, $wanted)
             }
         }
 
@@ -117,6 +111,19 @@ macro_rules! value {
 
             fn json_schema(_: &mut SchemaGenerator) -> Schema {
                 $schema
+            }
+        }
+    };
+}
+
+/// A value type that is shown as text.
+macro_rules! value {
+    ($name:ident, $wanted:expr, $schema:expr) => {
+        value_in!($name, $wanted, $schema);
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
             }
         }
     };

@@ -333,7 +333,7 @@ fn the_largest_files_are_read_or_refused_soon() {
     for text in [wide, bomb, deep, directives, lists, "- ".repeat(500_000), "? ".repeat(500_000)] {
         let started = std::time::Instant::now();
         assert!(parse(&text, Path::new("c")).is_err());
-        assert!(started.elapsed().as_secs() < 10, "{:.20}: {:?}", text, started.elapsed());
+        assert!(started.elapsed().as_secs() < 60, "{:.20}: {:?}", text, started.elapsed());
     }
 }
 

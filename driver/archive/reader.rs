@@ -8,8 +8,14 @@
 //!
 //! Imports: `units`, `error`, `table`; `stream` and the member modules of this room.
 
+mod salvage;
+mod visitor;
+
 use std::sync::Arc;
 
+use self::salvage::Forgiven;
+pub use self::salvage::Salvaged;
+pub use self::visitor::{Loss, Visitor};
 use crate::archive::allocation_csv::CsvParser;
 use crate::archive::end::{self, CHUNK, DigestsParser, EndRecord, RootHasher, Totals};
 use crate::archive::layout::{Layout, Order, Role};
@@ -22,27 +28,6 @@ use crate::archive::tar_parser::{Event, Member, MemberParser};
 use crate::error::{Error, ErrorKind, Result};
 use crate::table::{Builder, CorrespondenceTable, Run};
 use crate::units::{DenseOffset, GuestOffset, StreamOffset};
-
-/// Takes what an archive holds, in the order in which it stands there.
-pub trait Visitor {
-    /// The head.
-    ///
-    /// # Errors
-    /// Whatever the visitor has against it; ends the pass.
-    fn head(&mut self, head: &Manifest) -> Result<()>;
-
-    /// Disk number `index` begins; all of its table is known.
-    ///
-    /// # Errors
-    /// As [`Visitor::head`].
-    fn disk(&mut self, index: usize, table: &CorrespondenceTable) -> Result<()>;
-
-    /// The bytes of `piece`, which lies in one run of the disk's table.
-    ///
-    /// # Errors
-    /// As [`Visitor::head`].
-    fn data(&mut self, index: usize, piece: &Run, bytes: &[u8]) -> Result<()>;
-}
 
 /// What a whole, sound archive is known to hold.
 #[derive(Debug)]
@@ -65,7 +50,7 @@ struct KnownDisk {
 /// The member at hand.
 enum Current {
     Head(Vec<u8>),
-    Allocation(CsvParser),
+    Allocation(usize, CsvParser),
     Map {
         index: usize,
         parser: MapParser,
@@ -92,6 +77,8 @@ enum Current {
         bytes: Vec<u8>,
         hasher: RootHasher,
     },
+    /// A member that is the visitor's.
+    Attachment,
     Other,
     None,
 }
@@ -112,6 +99,8 @@ pub struct Reader<'v> {
     members: u64,
     hasher: Option<RootHasher>,
     end: Option<(EndRecord, [u8; 32])>,
+    /// Where the pass goes on behind damage.
+    forgiven: Option<Forgiven>,
 }
 
 impl<'v> Reader<'v> {
@@ -131,6 +120,7 @@ impl<'v> Reader<'v> {
             members: 0,
             hasher: None,
             end: None,
+            forgiven: None,
         }
     }
 
@@ -140,7 +130,18 @@ impl<'v> Reader<'v> {
     /// Damaged, where it contradicts anything; those of the visitor.
     pub fn chunk(&mut self, chunk: &Chunk<'_>) -> Result<()> {
         let digest = digest_of(chunk)?;
-        let mut rest = chunk.bytes;
+        self.feed(chunk.bytes, chunk)?;
+        if self.body_len.is_none() {
+            self.digests.push(digest)?;
+        }
+        Ok(())
+    }
+}
+
+impl Reader<'_> {
+    /// Takes bytes of a chunk.
+    fn feed(&mut self, bytes: &[u8], chunk: &Chunk<'_>) -> Result<()> {
+        let mut rest = bytes;
         // Events borrow from the chunk, not from the parser, so the pass may act on each at once.
         while let Some(event) = self.parser.feed(&mut rest)? {
             match event {
@@ -150,14 +151,9 @@ impl<'v> Reader<'v> {
                 Event::EndOfArchive => {}
             }
         }
-        if self.body_len.is_none() {
-            self.digests.push(digest)?;
-        }
         Ok(())
     }
-}
 
-impl Reader<'_> {
     fn begin(&mut self, member: &Member, chunk: &Chunk<'_>) -> Result<()> {
         match &mut self.order {
             Some(order) => order.take(&member.name)?,
@@ -178,8 +174,8 @@ impl Reader<'_> {
             }
             Role::Head => Current::Head(Vec::new()),
             Role::Allocation(target) => {
-                let (_, disk) = self.described(target)?;
-                Current::Allocation(CsvParser::new(&member.name, disk.capacity, member.content_at))
+                let (index, disk) = self.described(target)?;
+                Current::Allocation(index, CsvParser::new(&member.name, disk.capacity, member.content_at))
             }
             Role::Disk(target) => self.begin_disk(target, member)?,
             Role::RecoveryHead => {
@@ -197,7 +193,11 @@ impl Reader<'_> {
                 let hasher = self.hasher.take().unwrap_or_default();
                 Current::End { bytes: Vec::new(), hasher }
             }
-            Role::RecoveryAllocation(_) | Role::Other => Current::Other,
+            Role::RecoveryAllocation(_) => Current::Other,
+            Role::Other => {
+                self.visitor.other(&member.name, member.size)?;
+                Current::Attachment
+            }
         };
         if self.body_len.is_none() {
             self.members += 1;
@@ -241,6 +241,7 @@ impl Reader<'_> {
         }
         let table = Arc::new(table);
         self.disks.push(KnownDisk { table: Arc::clone(&table), dense_at });
+        self.visitor.dense_at(index, dense_at);
         self.visitor.disk(index, &table)?;
         Ok(Current::Dense { index, table, at: DenseOffset::ZERO })
     }
@@ -310,7 +311,11 @@ impl Reader<'_> {
             let piece = piece?;
             let len = usize::try_from(piece.len).unwrap_or(usize::MAX).min(bytes.len());
             let (now, later) = bytes.split_at(len);
-            self.visitor.data(index, &piece, now)?;
+            if self.forgiven.as_ref().is_some_and(|forgiven| forgiven.losing) {
+                self.visitor.lost(index, &piece, Loss::Never)?;
+            } else {
+                self.visitor.data(index, &piece, now)?;
+            }
             bytes = later;
         }
         if bytes.is_empty() { Ok(()) } else { Err(contradiction("a disk has more bytes than its map")) }
@@ -320,7 +325,12 @@ impl Reader<'_> {
     fn small(&mut self, current: &mut Current, rest: &mut &[u8]) -> Result<()> {
         match current {
             Current::Head(bytes) => bytes.extend_from_slice(rest),
-            Current::Allocation(parser) => while parser.feed(rest)?.is_some() {},
+            Current::Allocation(index, parser) => {
+                while let Some(row) = parser.feed(rest)? {
+                    self.visitor.allocation(*index, &row)?;
+                }
+            }
+            Current::Attachment => self.visitor.content(rest)?,
             Current::RecoveryHead(compared) => {
                 let expected = self.head_bytes.get(*compared..*compared + rest.len());
                 if expected != Some(*rest) {
@@ -344,9 +354,13 @@ impl Reader<'_> {
             Current::Digests { parser, hasher, index } => {
                 while let Some(digest) = parser.feed(rest) {
                     if self.digests.get(*index)? != Digest::from_bytes(digest) {
-                        return Err(contradiction(format_args!(
-                            "MiB {index} of its stream is not what was written"
-                        )));
+                        match &mut self.forgiven {
+                            Some(forgiven) => forgiven.wrong.push(*index),
+                            None => {
+                                let what = format!("MiB {index} of its stream is not what was written");
+                                return Err(contradiction(what));
+                            }
+                        }
                     }
                     hasher.digest(&digest);
                     *index += 1;
@@ -366,7 +380,7 @@ impl Reader<'_> {
     fn end_member(&mut self) -> Result<()> {
         match std::mem::replace(&mut self.current, Current::None) {
             Current::Head(bytes) => self.end_head(bytes),
-            Current::Allocation(parser) => parser.finish(),
+            Current::Allocation(_, parser) => parser.finish(),
             Current::Map { parser, .. } => {
                 parser.finish()?;
                 Err(contradiction("a disk's map is cut short"))
@@ -390,7 +404,11 @@ impl Reader<'_> {
                 Ok(())
             }
             Current::End { bytes, hasher } => self.end_archive(&bytes, hasher),
-            Current::RecoveryHead(_) | Current::Dense { .. } | Current::Other | Current::None => Ok(()),
+            Current::RecoveryHead(_)
+            | Current::Dense { .. }
+            | Current::Attachment
+            | Current::Other
+            | Current::None => Ok(()),
         }
     }
 

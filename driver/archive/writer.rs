@@ -11,7 +11,9 @@ use crate::archive::layout::{self, Layout};
 use crate::archive::manifest::Manifest;
 use crate::archive::recovery::RecoveryHead;
 use crate::archive::sparse::{MapShape, Run};
-use crate::archive::stream::{DataSource, Sink, StreamOptions, StreamTotals, StreamWriter, write_stream};
+use crate::archive::stream::{
+    ChunkLog, DataSource, Sink, StreamOptions, StreamTotals, StreamWriter, Unlogged, write_stream_from,
+};
 use crate::archive::tar::{self, HeaderEncoder};
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{DenseOffset, StreamOffset};
@@ -68,6 +70,18 @@ pub fn write_archive(
     sink: &mut dyn Sink,
     options: &StreamOptions,
 ) -> Result<Sealed> {
+    write_archive_from(contents, (sink, &mut Unlogged), options)
+}
+
+/// As [`write_archive`], behind the chunks that `log` keeps of the same archive: `sink` gets what follows them.
+///
+/// # Errors
+/// As [`write_archive`]; those of [`write_stream_from`].
+pub fn write_archive_from(
+    contents: &Contents<'_>,
+    (sink, log): (&mut dyn Sink, &mut dyn ChunkLog),
+    options: &StreamOptions,
+) -> Result<Sealed> {
     if contents.disks.len() != contents.head.disks.len() {
         return Err(Error::new(ErrorKind::Internal, "the head and the tables name different disks"));
     }
@@ -76,7 +90,7 @@ pub fn write_archive(
         let headers = HeaderEncoder::new(time)?;
         Writer { stream, headers, totals: Totals::default() }.archive(contents, time)
     };
-    let (root, stream) = write_stream(contents.data, sink, options, plan)?;
+    let (root, stream) = write_stream_from(contents.data, (sink, log), options, plan)?;
     Ok(Sealed { stream, root })
 }
 

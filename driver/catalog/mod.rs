@@ -1,5 +1,5 @@
 //! The catalog: one SQLite file in the state directory. It holds the journal of backups, which is what a driver that was
-//! killed leaves to the next one, and what is known of tapes and of backups.
+//! killed leaves to the next one, what is known of tapes and of backups, and the queue of the service ([`queue`]).
 //!
 //! - [`Journal`] is what a job says and what a recovery reads; [`Catalog`] keeps it in `catalog.sqlite`.
 //! - Each entry is one transaction, on the disk when the call returns (`synchronous=EXTRA`: the rollback journal's removal,
@@ -17,6 +17,7 @@
 mod backups;
 mod locks;
 mod nothing;
+pub mod queue;
 mod schema;
 mod store;
 mod tapes;

@@ -106,8 +106,32 @@ CREATE INDEX backup_place ON backup (place);
 CREATE INDEX backup_domain ON backup (uuid, created);
 ";
 
+/// What version 3 has besides: the service's queue. A domain has one run at a time, and a job waits for a domain once; the indexes see to it.
+const QUEUE: &str = "
+CREATE TABLE queue (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    job TEXT NOT NULL,
+    domain TEXT NOT NULL,
+    name TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    event TEXT,
+    due INTEGER NOT NULL,
+    not_before INTEGER NOT NULL,
+    state TEXT NOT NULL,
+    attempts INTEGER NOT NULL,
+    started INTEGER,
+    ended INTEGER,
+    result TEXT
+) STRICT;
+CREATE UNIQUE INDEX queue_running ON queue (domain) WHERE state = 'running';
+CREATE UNIQUE INDEX queue_waiting ON queue (job, domain) WHERE state IN ('waiting', 'parked');
+CREATE INDEX queue_last ON queue (job, domain, state);
+CREATE TABLE planned (job TEXT PRIMARY KEY, last INTEGER NOT NULL) STRICT;
+CREATE TABLE pause (job TEXT PRIMARY KEY) STRICT;
+";
+
 /// What each version after the first one has added.
-const ADDED: [(i32, &[&str]); 2] = [(2, &[TAPES]), (3, &[BACKUPS])];
+const ADDED: [(i32, &[&str]); 2] = [(2, &[TAPES]), (3, &[QUEUE, BACKUPS])];
 
 /// Opens the catalog at `path`, or makes it where there is none.
 pub(super) fn open(path: &Path) -> Result<Connection> {

@@ -7,7 +7,9 @@ use uuid::Uuid;
 
 use super::store::{Catalog, Sql};
 use crate::error::Result;
-use crate::medium::tape::{Begin, End, Label, Ledger, Part, Placed, TapeBlock, VolumeContents, has_id};
+use crate::medium::tape::{
+    Begin, Earlier, End, Label, Ledger, Part, Placed, TapeBlock, VolumeContents, has_id,
+};
 
 /// The columns of [`read_placed`].
 const PLACED: &str = "SELECT v.id, v.label, v.pool, v.block_size, v.created, v.retain_until, v.tool,
@@ -49,7 +51,7 @@ fn put_part(transaction: &Transaction<'_>, part: &Part) -> Sql<()> {
             begin.archive,
             begin.part,
             number(begin.offset)?,
-            serde_json::to_string(&begin.before)?,
+            serde_json::to_string(&begin.earlier)?,
             begin.created,
             optional(|end| end.blocks)?,
             optional(|end| end.bytes)?,
@@ -99,11 +101,19 @@ fn read_placed(row: &Row<'_>) -> Sql<Placed> {
         archive: text(10)?,
         part,
         offset: number(12)?,
-        before: serde_json::from_str(&text(13)?)?,
+        earlier: earlier(&text(13)?)?,
         block_size,
         created: text(14)?,
     };
     Ok(Placed { label, part: Part { file, start, begin, end } })
+}
+
+/// What a begin says of the parts before it; in catalogs of before there was more to say, the labels alone.
+fn earlier(text: &str) -> Sql<Earlier> {
+    if text.starts_with('[') {
+        return Ok(Earlier { volumes: serde_json::from_str(text)?, ..Earlier::default() });
+    }
+    Ok(serde_json::from_str(text)?)
 }
 
 fn forget(transaction: &Transaction<'_>, volume: Uuid) -> Sql<()> {
@@ -188,7 +198,7 @@ mod tests {
             archive: "web-20261122T030000Z-5f1c2d3e.tar.zst".to_owned(),
             part,
             offset: 7,
-            before: vec!["VF0".to_owned()],
+            earlier: Earlier { volumes: vec!["VF0".to_owned()], firsts: vec![1], again: part },
             block_size: TapeBlock::default(),
             created: "2026-11-22T03:00:01Z".to_owned(),
         };
@@ -228,5 +238,12 @@ mod tests {
         assert!(catalog.failure(volumes[0]).unwrap().is_some(), "reading a tape makes it no better");
         catalog.forget(volumes[0]).unwrap();
         assert_eq!(catalog.archives("5f1c2d3e").unwrap(), [all[2].clone()]);
+    }
+
+    #[test]
+    fn labels_alone_are_understood() {
+        let known = earlier(r#"["A","B"]"#).unwrap();
+        assert_eq!((known.volumes.len(), known.firsts.len(), known.again), (2, 0, 0));
+        earlier("nonsense").unwrap_err();
     }
 }

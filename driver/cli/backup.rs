@@ -8,6 +8,7 @@ use virtfold::archive::stream::Compression;
 use virtfold::error::{Error, ErrorKind};
 use virtfold::image::{Format, Use};
 use virtfold::job::backup::{self, BackupReport, BackupRequest, DiskReport, ImageSpec, Manner};
+use virtfold::job::resume::{Keep, Wish};
 use virtfold::job::{Control, Progress};
 use virtfold::medium::{Location, RateLimit};
 use virtfold::table::Layout;
@@ -90,6 +91,9 @@ pub(crate) struct Args {
     /// The job of the configuration that this is for: the catalog notes it
     #[arg(long, value_name = "JOB")]
     job: Option<String>,
+    /// Start anew where an earlier backup of the same was killed, and discard what there is of it
+    #[arg(long)]
+    no_resume: bool,
     #[command(flatten)]
     encrypt: EncryptArgs,
     #[command(flatten)]
@@ -114,9 +118,10 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
     let defaults = args.config.load()?.defaults;
     let manner = manner(&args, &defaults)?;
     let media = Media::new(&args.to, &args.tape, || args.guest.state_dir(), &signals.stop)?;
+    let wish = if args.no_resume { Wish::Anew } else { Wish::GoOn };
     if let Some(domain) = &args.domain {
         let name = args.job.as_deref();
-        let job = guest::Job { domain, name, manner, media, style, defaults: &defaults };
+        let job = guest::Job { domain, name, manner, media, wish, style, defaults: &defaults };
         return args.guest.run(job, signals);
     }
     if args.to.is_empty() {
@@ -124,15 +129,17 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
         return Err(error.into());
     }
     let destinations = args.to.clone();
-    let (state, job) = (args.guest.state_dir(), args.job.clone());
-    let (outcome, report) = images_to(&request(args, manner, destinations)?, &media, style, signals)?;
-    remember::backup(&report, media.places(), job.as_deref(), (state, Missing::Left));
+    let (state_dir, job) = (args.guest.state_dir()?, args.job.clone());
+    let keep = Keep { state_dir: &state_dir, places: &destinations, job: None, wish };
+    let request = request(args, manner, destinations.clone())?;
+    let (outcome, report) = images_to(&request, (&media, &keep), style, signals)?;
+    remember::backup(&report, media.places(), job.as_deref(), (&state_dir, Missing::Left));
     Ok(outcome)
 }
 
 fn images_to(
     request: &BackupRequest,
-    media: &Media,
+    (media, keep): (&Media, &Keep<'_>),
     style: Style,
     signals: &Signals,
 ) -> Result<(Outcome, BackupReport)> {
@@ -140,7 +147,7 @@ fn images_to(
     let progress = Arc::new(Progress::default());
     let ticker = Ticker::start(style, out, &progress)?;
     let control = Control { cancel: Arc::clone(&signals.stop), progress };
-    let report = backup::run_to(request, &control, |label, cancel| media.open(label, cancel));
+    let report = backup::run_kept(request, (&control, Some(keep)), |label, cancel| media.open(label, cancel));
     drop(ticker);
     let report = media.complete(report?);
     warn(&report.disks);
@@ -248,6 +255,9 @@ pub(super) fn text(report: &BackupReport) -> String {
             disk.runs
         );
     }
+    if let Some(at) = report.resumed_at {
+        text += &format!("gone on with at {}, where an earlier run was broken off\n", Human(at));
+    }
     let encrypted = if report.encrypted { ", encrypted," } else { "" };
     text +=
         &format!("archive {}{encrypted} written in {:.1} s\n", Human(report.archive_bytes), report.seconds);
@@ -257,6 +267,13 @@ pub(super) fn text(report: &BackupReport) -> String {
             count => format!("the drive waited for data {count} times"),
         };
         text += &format!("on volume {}; {underruns}\n", tape.volumes.join(", "));
+        for failed in &tape.failed {
+            let holds = match tape.volumes.contains(failed) {
+                true => "what it has of the archive is sound: keep it",
+                false => "it has nothing of the archive",
+            };
+            text += &format!("volume {failed} failed, and is not written to any more; {holds}\n");
+        }
     }
     let names = report.copies.iter().filter_map(|copy| copy.archive.as_deref());
     let names: Vec<&str> = names.collect();

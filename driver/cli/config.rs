@@ -6,7 +6,8 @@ use anyhow::{Context, Result};
 use clap::Subcommand;
 use serde_json::json;
 use virtfold::error::{Error, ErrorKind};
-use virtfold_config::{Config, Origin};
+use virtfold::medium::Location;
+use virtfold_config::{Config, ConfigError, Origin};
 
 use super::exit::Outcome;
 use super::report::{JsonFlag, Stdout, Style, result};
@@ -17,7 +18,7 @@ const USUAL: &str = "/etc/virtfold/config.yaml";
 /// Check, show and describe the configuration
 ///
 /// The configuration is one file and the files `*.yaml` of the directory `conf.d` beside it. It holds what
-/// backups do where their command line says nothing.
+/// backups do where their command line says nothing, and what the service backs up, when and where to: virtfold.yaml(5).
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -31,7 +32,7 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// Read it all and say what is wrong
+    /// Read it all, with the files of credentials that it names, and say what is wrong
     Check {
         #[command(flatten)]
         config: ConfigFlag,
@@ -57,7 +58,7 @@ pub(crate) struct ConfigFlag {
 
 impl ConfigFlag {
     /// Where it is: a file that was named, by option or environment, must be there.
-    fn path(&self) -> Option<PathBuf> {
+    pub(crate) fn path(&self) -> Option<PathBuf> {
         let named = self.file.clone().or_else(|| std::env::var_os("VIRTFOLD_CONFIG").map(PathBuf::from));
         named.or_else(|| Some(PathBuf::from(USUAL)).filter(|usual| usual.exists()))
     }
@@ -68,19 +69,38 @@ impl ConfigFlag {
     /// Usage, with file, line and column, when it is wrong.
     pub(crate) fn load(&self) -> Result<Config, Error> {
         let Some(path) = self.path() else { return Ok(Config::default()) };
-        virtfold_config::load(&path).map_err(|error| {
-            Error::new(ErrorKind::Usage, "the configuration can't be used")
-                .with_source(error)
-                .with_hint("'virtfold config schema' lists the keys; 'virtfold config check' tries again")
-        })
+        let config = virtfold_config::load(&path).map_err(unusable)?;
+        check_media(&config)?;
+        Ok(config)
     }
+}
+
+/// The addresses of media have a grammar of their own, which the configuration's crate knows the beginnings of.
+fn check_media(config: &Config) -> Result<(), Error> {
+    for (name, medium) in &config.media {
+        medium.to.as_str().parse::<Location>().map_err(|why| {
+            let message = format!("{why}; {}", why.hint());
+            unusable(config.refusal(&["media", name.as_str(), "to"], message))
+        })?;
+    }
+    Ok(())
+}
+
+fn unusable(error: ConfigError) -> Error {
+    Error::new(ErrorKind::Usage, "the configuration can't be used")
+        .with_source(error)
+        .with_hint("'virtfold config schema' lists the keys; 'virtfold config check' tries again")
 }
 
 /// Runs the verb.
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
     match &args.what {
         What::Check { config } => {
-            config.load()?;
+            let read = config.load()?;
+            // What holds credentials is read when it is needed; here is the time to say that it can't be.
+            for medium in read.media.values() {
+                medium.environment().map_err(unusable)?;
+            }
             match config.path() {
                 Some(path) => println!("{}: ok", path.display()),
                 None => println!("no configuration: all values are the defaults"),

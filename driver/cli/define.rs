@@ -12,7 +12,8 @@ use virtfold::job::define::{
     self, Afterwards, DefineReport, DefineRequest, DiskAction, DiskPlan, Host, Identity, Rest, Writing,
 };
 use virtfold::job::{Control, Progress};
-use virtfold::medium::Location;
+use virtfold::job::tape::TapeUse;
+use virtfold::medium::{Location, TapeArchive};
 use virtfold::units::Human;
 
 use super::Signals;
@@ -62,6 +63,8 @@ pub(super) struct Common {
     pub(super) archive: Location,
     /// What opens it, where it is encrypted.
     pub(super) identities: Identities,
+    /// The drive, and which archive on its tape, where it is on one.
+    pub(super) tape: Option<(TapeUse, TapeArchive)>,
     /// Disks with a place of their own.
     pub(super) disks: Vec<(String, PathBuf)>,
     /// The directory for the others.
@@ -112,14 +115,16 @@ impl DefineArgs {
         };
         let progress = Arc::new(Progress::default());
         let control = Control { cancel: Arc::clone(&signals.stop), progress: Arc::clone(&progress) };
-        let report = if self.plan {
-            define::plan(&request, &host, &control)?
-        } else {
-            let ticker = Ticker::start(style, Stdout::Free, &progress)?;
-            let report = define::run(&request, &host, &control);
-            drop(ticker);
-            report?
+        let ticker = if self.plan { None } else { Some(Ticker::start(style, Stdout::Free, &progress)?) };
+        let tape = common.tape.map(|(drive, which)| drive.open(&which)).transpose()?;
+        let report = match (tape, self.plan) {
+            (Some(tape), true) => define::plan_from(&request, &host, &control, tape),
+            (Some(tape), false) => define::run_from(&request, &host, &control, tape),
+            (None, true) => define::plan(&request, &host, &control),
+            (None, false) => define::run(&request, &host, &control),
         };
+        drop(ticker);
+        let report = report?;
         result(style, Stdout::Free, &report, &text(&report))?;
         Ok(Outcome::Done)
     }

@@ -19,7 +19,7 @@ Exit codes:
   7    the target exists already
   8    no space left
   9    not found
-  10   libvirt refused, or can't be reached
+  10   libvirt or the service refused, or can't be reached
   11   the archive is encrypted, and no identity that was given opens it
   130  ended by SIGINT     143  ended by SIGTERM
 
@@ -71,6 +71,25 @@ pub(crate) fn report(outcome: anyhow::Result<Outcome>, by_signal: u8) -> ExitCod
     ExitCode::from(known.map_or(1, |error| code(error.kind(), by_signal)))
 }
 
+/// What kind of failure a run of virtfold ended with, by its exit code; the other way round.
+pub(crate) fn kind(code: i32) -> ErrorKind {
+    match code {
+        2 => ErrorKind::Usage,
+        3 => ErrorKind::Damaged,
+        4 => ErrorKind::Incomplete,
+        5 => ErrorKind::BadImage,
+        6 => ErrorKind::InUse,
+        7 => ErrorKind::Exists,
+        8 => ErrorKind::NoSpace,
+        9 => ErrorKind::NotFound,
+        10 => ErrorKind::Refused,
+        11 => ErrorKind::Locked,
+        129..=192 => ErrorKind::Interrupted,
+        1 => ErrorKind::Io,
+        _ => ErrorKind::Internal,
+    }
+}
+
 fn code(kind: ErrorKind, by_signal: u8) -> u8 {
     match kind {
         ErrorKind::Io | ErrorKind::Internal => 1,
@@ -85,5 +104,20 @@ fn code(kind: ErrorKind, by_signal: u8) -> u8 {
         ErrorKind::Refused => 10,
         ErrorKind::Locked => 11,
         ErrorKind::Interrupted => by_signal,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_code_tells_its_kind() {
+        for exit in 0..=143 {
+            let kind = kind(exit);
+            // Two kinds share a code with another one.
+            let back = i32::from(code(kind, 143));
+            assert!(back == exit || matches!(exit, 0 | 12..=128 | 129..=142), "{exit} {kind:?}");
+        }
     }
 }

@@ -6,8 +6,10 @@
 mod args;
 mod backup;
 mod config;
+mod control;
 mod define;
 mod exit;
+mod generate;
 mod guest;
 mod keys;
 mod list;
@@ -16,11 +18,13 @@ mod prune;
 mod remember;
 mod report;
 mod restore;
+mod serve;
 mod show;
 mod table;
 mod tape;
 mod verify;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -35,6 +39,9 @@ use self::exit::Outcome;
 #[derive(Debug, Parser)]
 #[command(name = "virtfold", version, max_term_width = 100, after_help = exit::HELP)]
 struct Cli {
+    /// The process that this one is not to outlive (the service says it)
+    #[arg(long, hide = true, value_name = "PID")]
+    parent: Option<u32>,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -52,9 +59,18 @@ enum Verb {
     Domains(guest::domains::Args),
     Recover(guest::recover::Args),
     Prune(Box<prune::Args>),
+    Status(control::status::Args),
+    Queue(control::queue::Args),
+    Run(control::run::Args),
+    Pause(control::pause::Args),
+    Resume(control::resume::Args),
+    Cancel(control::cancel::Args),
     Config(config::Args),
+    Serve(Box<serve::Args>),
     #[command(hide = true)]
     Guard(guest::guard::Args),
+    #[command(hide = true)]
+    Generate(generate::Args),
 }
 
 /// Signals as flags: `stop` is set by the first SIGINT or SIGTERM, `signal` says which.
@@ -89,11 +105,20 @@ impl Signals {
 pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_env("VIRTFOLD_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(cli.verb.usual_log()));
+    // What can't be logged, because whoever read it is gone, must not end a run that has a guest to bring home.
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        // The journal keeps text, not colours.
+        .with_ansi(std::io::stderr().is_terminal())
+        .log_internal_errors(false)
+        .init();
     let signals = Signals::default();
     let caught = if cli.verb.is_long() { signals.install() } else { Ok(()) };
-    let outcome = caught.and_then(|()| cli.verb.run(&signals));
+    let parent = cli.parent;
+    let outcome =
+        caught.and_then(|()| parent.map_or(Ok(()), serve::end_with)).and_then(|()| cli.verb.run(&signals));
     exit::report(outcome, signals.exit_code())
 }
 
@@ -103,6 +128,11 @@ impl Verb {
         matches!(self, Self::Backup(_) | Self::Restore(_) | Self::Verify(_) | Self::Tape(_))
     }
 
+    /// What is logged where nobody says otherwise: what runs for months says what it does.
+    fn usual_log(&self) -> &'static str {
+        if matches!(self, Self::Serve(_)) { "info" } else { "warn" }
+    }
+
     fn run(self, signals: &Signals) -> Result<Outcome> {
         match self {
             Self::Backup(args) => backup::run(*args, signals),
@@ -110,14 +140,22 @@ impl Verb {
             Self::Verify(args) => verify::run(&args, signals),
             Self::List(args) => list::run(&args, signals),
             Self::Show(args) => show::run(&args, signals),
-            Self::Table(args) => table::run(&args),
+            Self::Table(args) => table::run(&args, signals),
             Self::Map(args) => map::run(&args),
             Self::Tape(args) => tape::run(&args, signals),
             Self::Domains(args) => guest::domains::run(&args),
             Self::Recover(args) => guest::recover::run(&args),
             Self::Prune(args) => prune::run(&args),
+            Self::Status(args) => control::status::run(&args),
+            Self::Queue(args) => control::queue::run(&args),
+            Self::Run(args) => control::run::run(&args),
+            Self::Pause(args) => control::pause::run(&args),
+            Self::Resume(args) => control::resume::run(&args),
+            Self::Cancel(args) => control::cancel::run(&args),
             Self::Config(args) => config::run(&args),
+            Self::Serve(args) => serve::run(&args),
             Self::Guard(args) => guest::guard::run(&args),
+            Self::Generate(args) => generate::run(&args, <Cli as clap::CommandFactory>::command()),
         }
     }
 }

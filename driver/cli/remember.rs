@@ -1,9 +1,9 @@
 //! What the catalog is told of a good backup.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use virtfold::catalog::{Catalog, Nothing};
-use virtfold::error::{Error, sentence};
+use virtfold::error::sentence;
 use virtfold::job::backup::BackupReport;
 use virtfold::job::retention;
 use virtfold::medium::Location;
@@ -24,14 +24,13 @@ pub(crate) fn backup(
     report: &BackupReport,
     places: &[Location],
     job: Option<&str>,
-    (state, missing): (Result<PathBuf, Error>, Missing),
+    (state, missing): (&Path, Missing),
 ) {
-    let noted = state.and_then(|state| {
-        if missing == Missing::Left && Nothing::is_in(&state) {
-            return Ok(());
-        }
-        Catalog::open(&state)?.remember(&retention::copies(report, places, job)?)
-    });
+    if missing == Missing::Left && Nothing::is_in(state) {
+        return;
+    }
+    let copies = retention::copies(report, places, job);
+    let noted = copies.and_then(|copies| Catalog::open(state)?.remember(&copies));
     if let Err(error) = noted {
         eprintln!("virtfold: the archive is good, but the catalog does not know it: {}", printable(&sentence(&error)));
         eprintln!("hint: 'virtfold list --remember PLACE' notes it; prune leaves encrypted archives alone that it does not know");

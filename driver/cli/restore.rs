@@ -11,7 +11,7 @@ use virtfold::job::define::Writing;
 use virtfold::job::restore::{self, Checking, RestoreReport, RestoreRequest, Selection};
 use virtfold::job::target::Method;
 use virtfold::job::{Control, Progress};
-use virtfold::medium::Location;
+use virtfold::medium::{Gaps, Location};
 use virtfold::units::Human;
 use virtfold_config::parse_size;
 
@@ -44,7 +44,8 @@ Examples:
   virtfold restore broken.tar.zst --output /rescue --partial
   virtfold restore web.tar.zst --define --plan
   virtfold restore web.tar.zst --define --force --start
-  virtfold restore web.tar.zst --define --name web-test --output /srv/vm --start")]
+  virtfold restore web.tar.zst --define --name web-test --output /srv/vm --start
+  virtfold restore tape:/dev/nst0#latest --define --force")]
 pub(crate) struct Args {
     /// The archive: a file, s3://BUCKET/KEY, tape:DEVICE#ID, or - for standard input
     #[arg(value_name = "ARCHIVE|-", value_parser = args::location())]
@@ -95,17 +96,6 @@ enum MethodArg {
 /// Runs the verb.
 pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
     let style = Style::from_flag(&args.json);
-    if args.define.define {
-        let common = Common {
-            writing: writing(&args),
-            existing: existing(&args),
-            identities: args.identity.load()?,
-            archive: args.archive,
-            disks: args.disk,
-            output: args.output,
-        };
-        return args.define.run(common, style, signals);
-    }
     let tape = match &args.archive {
         Location::Tape(address) => {
             let drive = args.tape.drive(address, args.define.state_dir()?, &signals.stop);
@@ -113,14 +103,27 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
         }
         _ => None,
     };
+    if args.define.define {
+        let common = Common {
+            writing: writing(&args),
+            existing: existing(&args),
+            identities: args.identity.load()?,
+            archive: args.archive,
+            tape,
+            disks: args.disk,
+            output: args.output,
+        };
+        return args.define.run(common, style, signals);
+    }
     let request = request(args)?;
     let progress = Arc::new(Progress::default());
     let ticker = Ticker::start(style, Stdout::Free, &progress)?;
     let control = Control { cancel: Arc::clone(&signals.stop), progress };
     let report = match &tape {
-        Some((drive, which)) => {
-            drive.open(which).and_then(|source| restore::run_from(&request, &control, source))
-        }
+        Some((drive, which)) => drive.open(which).and_then(|mut source| {
+            let gaps = if request.checking == Checking::Partial { source.salvage() } else { Gaps::default() };
+            restore::run_over(&request, &control, (source, &gaps))
+        }),
         None => restore::run(&request, &control),
     };
     drop(ticker);
@@ -165,14 +168,6 @@ fn request(args: Args) -> Result<RestoreRequest> {
         Some(directory) => Selection::All(directory),
         None => Selection::Disks(args.disk),
     };
-    if args.partial && matches!(args.archive, Location::Pipe | Location::Tape(_)) {
-        return Err(Error::new(
-            ErrorKind::Usage,
-            "--partial reads the archive more than once, and this comes once",
-        )
-        .with_hint("write the archive to a file first")
-        .into());
-    }
     Ok(RestoreRequest {
         identities: args.identity.load()?,
         archive: args.archive,

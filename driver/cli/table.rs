@@ -1,19 +1,24 @@
 //! `virtfold table`: the tables of a disk in an archive, FIG. 10 to 12 of the method.
 
 use std::io::{BufWriter, Write};
+use std::sync::Arc;
 
 use anyhow::Result;
 use serde_json::json;
 use virtfold::archive::allocation_csv::AllocationRow;
-use virtfold::archive::index::{ArchiveIndex, IndexedDisk};
 use virtfold::error::{Error, IoContext};
-use virtfold::job::inspect;
-use virtfold::medium::Location;
+use virtfold::job::inspect::{self, Tables};
+use virtfold::medium::{Location, PipeSource};
+use virtfold::table::CorrespondenceTable;
+use virtfold::units::StreamOffset;
 
+use super::Signals;
 use super::args;
 use super::exit::Outcome;
 use super::keys::IdentityArgs;
+use super::guest::connection::StateFlag;
 use super::report::{JsonFlag, Style};
+use super::tape::{self, options::ChangeArgs};
 
 /// Print the tables of a disk in an archive
 ///
@@ -25,9 +30,10 @@ use super::report::{JsonFlag, Style};
 Examples:
   virtfold table web.tar.zst --disk vda
   virtfold table web.tar.zst --disk vda --csv > vda.csv
-  virtfold table web.tar.zst --disk vda --json")]
+  virtfold table web.tar.zst --disk vda --json
+  virtfold table tape:/dev/nst0#5f1c2d3e --disk vda")]
 pub(crate) struct Args {
-    /// The archive: a file or s3://BUCKET/KEY
+    /// The archive: a file, s3://BUCKET/KEY, tape:DEVICE#ID, or - for standard input
     #[arg(value_parser = args::location())]
     archive: Location,
     /// The disk
@@ -38,6 +44,10 @@ pub(crate) struct Args {
     csv: bool,
     #[command(flatten)]
     identity: IdentityArgs,
+    #[command(flatten)]
+    tape: ChangeArgs,
+    #[command(flatten)]
+    state: StateFlag,
     #[command(flatten)]
     json: JsonFlag,
 }
@@ -50,7 +60,7 @@ enum Form {
 }
 
 /// Runs the verb.
-pub(crate) fn run(args: &Args) -> Result<Outcome> {
+pub(crate) fn run(args: &Args, signals: &Signals) -> Result<Outcome> {
     let form = match (args.csv, Style::from_flag(&args.json)) {
         (true, _) => Form::Csv,
         (false, Style::Json) => Form::Json,
@@ -58,10 +68,25 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     };
     let identities = args.identity.load()?;
     let mut out = BufWriter::new(std::io::stdout().lock());
-    inspect::with_index(&args.archive, &identities, |index| {
-        let disk = index.disk(&args.disk)?;
-        Printer { form, out: &mut out }.tables(index, disk)
-    })?;
+    let mut printer = Printer { form, out: &mut out };
+    printer.begin()?;
+    match &args.archive {
+        Location::Tape(address) => {
+            let drive = args.tape.drive(address, args.state.path()?, &signals.stop);
+            let source = drive.open(tape::options::archive(address)?)?;
+            let name = source.archive().to_owned();
+            inspect::tables_from(source, &name, &identities, (&args.disk, &mut printer))?;
+        }
+        Location::Pipe => {
+            let input = PipeSource::stdin(Arc::clone(&signals.stop))?;
+            inspect::tables_from(input, "standard input", &identities, (&args.disk, &mut printer))?;
+        }
+        location => inspect::with_index(location, &identities, |index| {
+            let disk = index.disk(&args.disk)?;
+            index.allocation(disk, &mut |row| printer.allocation(&row))?;
+            printer.correspondence(&disk.table, disk.dense_at)
+        })?,
+    }
     out.flush().at(writing)?;
     Ok(Outcome::Done)
 }
@@ -76,17 +101,33 @@ struct Printer<'a, W> {
 }
 
 impl<W: Write> Printer<'_, W> {
-    fn tables(&mut self, index: &ArchiveIndex<'_>, disk: &IndexedDisk) -> Result<(), Error> {
+    fn begin(&mut self) -> Result<(), Error> {
         if let Form::Csv = self.form {
             self.line("table,guest_offset,dense_offset,length,kind,place")?;
         }
         self.title(
             "FIG. 10: allocation table (A to the source's block)",
             ["A", "length", "kind", "host offset"],
-        )?;
-        index.allocation(disk, &mut |row| self.allocation(&row))?;
+        )
+    }
+
+    fn title(&mut self, title: &str, columns: [&str; 4]) -> Result<(), Error> {
+        let Form::Text = self.form else { return Ok(()) };
+        let [one, two, three, four] = columns;
+        self.line(title)?;
+        let line = format!("{one:>16} {two:>16} {three:>16} {four:>16}");
+        self.line(line.trim_end())
+    }
+
+    fn line(&mut self, text: &str) -> Result<(), Error> {
+        writeln!(self.out, "{text}").at(writing)
+    }
+}
+
+impl<W: Write> Tables for Printer<'_, W> {
+    fn correspondence(&mut self, table: &CorrespondenceTable, dense_at: StreamOffset) -> Result<(), Error> {
         self.title("FIG. 11: block correspondence table (X to A)", ["X", "A", "length", ""])?;
-        for run in disk.table.iter() {
+        for run in table.iter() {
             let run = run?;
             let (a, x, len) = (run.guest, run.dense, run.len);
             self.line(&match self.form {
@@ -99,10 +140,10 @@ impl<W: Write> Printer<'_, W> {
             })?;
         }
         self.title("FIG. 12: place in the archive (A, X, stream offset)", ["A", "X", "length", "stream"])?;
-        for run in disk.table.iter() {
+        for run in table.iter() {
             let run = run?;
             let (a, x, len) = (run.guest, run.dense, run.len);
-            let at = disk.dense_at.saturating_add(x.get());
+            let at = dense_at.saturating_add(x.get());
             self.line(&match self.form {
                 Form::Text => format!("{a:>16} {x:>16} {len:>16} {at:>16}"),
                 Form::Csv => format!("place,{a},{x},{len},,{at}"),
@@ -127,17 +168,5 @@ impl<W: Write> Printer<'_, W> {
                     .to_string()
             }
         })
-    }
-
-    fn title(&mut self, title: &str, columns: [&str; 4]) -> Result<(), Error> {
-        let Form::Text = self.form else { return Ok(()) };
-        let [one, two, three, four] = columns;
-        self.line(title)?;
-        let line = format!("{one:>16} {two:>16} {three:>16} {four:>16}");
-        self.line(line.trim_end())
-    }
-
-    fn line(&mut self, text: &str) -> Result<(), Error> {
-        writeln!(self.out, "{text}").at(writing)
     }
 }

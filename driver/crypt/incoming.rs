@@ -46,6 +46,11 @@ impl<R: Read> Incoming<R> {
             }
         }))
     }
+
+    /// Whether it is encrypted.
+    pub fn is_encrypted(&self) -> bool {
+        matches!(self.0, Form::Encrypted(_))
+    }
 }
 
 impl<R: Read> Read for Incoming<R> {

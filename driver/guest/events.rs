@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 
 #[cfg(feature = "libvirt")]
-use crate::guest::types::{BlockJobKind, BlockJobStatus, DomainId, Lifecycle};
+use crate::guest::types::{Begin, BlockJobKind, BlockJobStatus, DomainId, End, Lifecycle};
 use crate::guest::types::{EVENTS_KEPT, Event};
 
 /// Who wants to hear of events.
@@ -42,15 +42,15 @@ impl Hub {
 /// As libvirt numbers them.
 #[cfg(feature = "libvirt")]
 impl Hub {
-    /// `number` is a virDomainEventType.
-    pub(crate) fn lifecycle(&self, domain: DomainId, number: i32) {
+    /// `number` is a virDomainEventType, `detail` the number of that type's own enumeration.
+    pub(crate) fn lifecycle(&self, domain: DomainId, number: i32, detail: i32) {
         let change = match number {
             0 => Lifecycle::Defined,
             1 => Lifecycle::Undefined,
-            2 => Lifecycle::Started,
+            2 => Lifecycle::Started(begin(detail)),
             3 => Lifecycle::Suspended,
             4 => Lifecycle::Resumed,
-            5 => Lifecycle::Stopped,
+            5 => Lifecycle::Stopped(end(detail)),
             6 => Lifecycle::Shutdown,
             7 => Lifecycle::PmSuspended,
             8 => Lifecycle::Crashed,
@@ -73,6 +73,29 @@ impl Hub {
 
     pub(crate) fn threshold(&self, domain: DomainId, target: String) {
         self.publish(&Event::BlockThreshold { domain, target });
+    }
+}
+
+#[cfg(feature = "libvirt")]
+fn begin(detail: i32) -> Begin {
+    match detail {
+        0 => Begin::Boot,
+        1 => Begin::Migration,
+        2 | 3 => Begin::Restore,
+        other => Begin::Other(other),
+    }
+}
+
+#[cfg(feature = "libvirt")]
+fn end(detail: i32) -> End {
+    match detail {
+        0 => End::Shutdown,
+        1 => End::Destroyed,
+        2 => End::Crashed,
+        3 => End::Migration,
+        4 => End::Saved,
+        5 => End::NotStarted,
+        other => End::Other(other),
     }
 }
 

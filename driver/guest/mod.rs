@@ -37,8 +37,8 @@ pub mod types;
 
 pub use fault::{Fault, code};
 pub use types::{
-    Activity, BlockJob, BlockJobKind, BlockJobStatus, CommitBase, CommitRequest, Config, DomainId,
-    DomainInfo, Event, JobEnd, Lifecycle, Paused, Persistence, QemuDisk, Quiesce, Run, SnapshotDisk,
+    Activity, Begin, BlockJob, BlockJobKind, BlockJobStatus, CommitBase, CommitRequest, Config, DomainId,
+    DomainInfo, End, Event, JobEnd, Lifecycle, Paused, Persistence, QemuDisk, Quiesce, Run, SnapshotDisk,
     SnapshotRequest, Start,
 };
 

@@ -289,6 +289,38 @@ pub struct Activity {
     pub snapshots: Vec<String>,
 }
 
+/// How a domain came to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Begin {
+    /// It was booted.
+    Boot,
+    /// It came from another host.
+    Migration,
+    /// It goes on from a saved state or a snapshot.
+    Restore,
+    /// libvirt's number of another way.
+    Other(i32),
+}
+
+/// How a domain came to run no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It shut down.
+    Shutdown,
+    /// It was destroyed.
+    Destroyed,
+    /// It crashed.
+    Crashed,
+    /// It went to another host.
+    Migration,
+    /// It was saved.
+    Saved,
+    /// It never came to run.
+    NotStarted,
+    /// libvirt's number of another way.
+    Other(i32),
+}
+
 /// A change in a domain's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lifecycle {
@@ -296,14 +328,14 @@ pub enum Lifecycle {
     Defined,
     /// Undefined.
     Undefined,
-    /// Started (also by a restore or an incoming migration).
-    Started,
+    /// It runs.
+    Started(Begin),
     /// Paused.
     Suspended,
     /// Goes on.
     Resumed,
-    /// Ended, in whatever way.
-    Stopped,
+    /// It does not run here any more.
+    Stopped(End),
     /// The guest has begun to shut down.
     Shutdown,
     /// The guest sleeps.

@@ -8,23 +8,25 @@
 //! written to the images meanwhile.
 
 mod reports;
+mod stream;
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Instant;
 
 use uuid::Uuid;
 
 use self::reports::report;
 pub use self::reports::{BackupReport, CopyReport, DiskReport};
+use self::stream::stream;
+use super::resume::{Begun, Candidate, Keep, Log, Record, Start};
 use super::Control;
 use super::disks::{DiskSet, FoldedDisk};
 use crate::archive::layout::{self, Kind};
 use crate::archive::manifest::{
     self, Backing, CompressionNote, Disk, Freeze, Manifest, Qcow2, Source, Subject,
 };
-use crate::archive::stream::{Cancel, Compression, StreamOptions};
-use crate::archive::writer::{Attachment, Contents, DiskTables, Sealed, write_archive};
+use crate::archive::stream::{Cancel, Compression};
+use crate::archive::writer::{Attachment, Contents, DiskTables, Sealed};
 use crate::crypt::{self, Encrypting, Recipients};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::image::{self, DiskImage, Format, OpenOptions, Use};
@@ -83,7 +85,11 @@ pub struct Written {
     head: Manifest,
     sealed: Sealed,
     encrypted: bool,
+    /// Where it was gone on with.
+    resumed_at: Option<u64>,
     started: Instant,
+    /// Goes last: as long as the medium is there, so is the record.
+    _record: Option<Record>,
 }
 
 /// What to back up, how and to where.
@@ -147,13 +153,26 @@ pub fn run_to(
     control: &Control,
     open: impl FnOnce(&Label, &Cancel) -> Result<Box<dyn Medium>>,
 ) -> Result<BackupReport> {
+    run_kept(request, (control, None), open)
+}
+
+/// As [`run_to`], with a record of the archive, by which a later run goes on should this one be killed; where such a record lies there, this
+/// run goes on.
+///
+/// # Errors
+/// As [`run_to`]; what an earlier run left can't be looked at.
+pub fn run_kept(
+    request: &BackupRequest,
+    (control, keep): (&Control, Option<&Keep<'_>>),
+    open: impl FnOnce(&Label, &Cancel) -> Result<Box<dyn Medium>>,
+) -> Result<BackupReport> {
     let material = Material {
         subject: Subject::Images { name: label(request)? },
         freeze: None,
         attachments: Vec::new(),
         disks: open_all(request, control)?,
     };
-    write(material, &request.manner(), control, open)?.finish(control)
+    write_kept(material, &request.manner(), (control, keep), open)?.finish(control)
 }
 
 /// Reads the tables of all disks and writes the whole archive to the medium that `open` makes, which is told of the archive and of what ends the copy.
@@ -168,11 +187,41 @@ pub fn write(
     control: &Control,
     open: impl FnOnce(&Label, &Cancel) -> Result<Box<dyn Medium>>,
 ) -> Result<Written> {
+    write_kept(material, manner, (control, None), open)
+}
+
+/// As [`write()`], with a record as [`run_kept`] has it.
+///
+/// # Errors
+/// As [`write()`] and [`run_kept`].
+pub fn write_kept(
+    material: Material,
+    manner: &Manner,
+    (control, keep): (&Control, Option<&Keep<'_>>),
+    open: impl FnOnce(&Label, &Cancel) -> Result<Box<dyn Medium>>,
+) -> Result<Written> {
     let started = Instant::now();
     let Material { subject, freeze, attachments, disks } = material;
     let disks = fold_all(disks, manner, control)?;
     let head = head((subject, freeze), manner, &disks)?;
-    let mut medium = open(&medium_label(&head, manner, &attachments)?, &control.cancel)?;
+    let label = medium_label(&head, manner, &attachments)?;
+    // The bytes of an encrypted archive can't be made again.
+    let keep = keep.filter(|_| manner.encrypt_to.is_none());
+    let candidate = Candidate { head: &head, attachments: &attachments, disks: &disks, label: &label };
+    let start = keep.map(|keep| keep.start(&candidate, &control.cancel)).transpose()?;
+    let begun = match (start, keep) {
+        (Some(Start::GoOn(gone_on)), _) => *gone_on,
+        (Some(Start::Anew(origin)), Some(keep)) => {
+            let mut medium = open(&label, &control.cancel)?;
+            let (record, log) = keep.begin(origin.as_ref(), (&head, &attachments), medium.as_mut());
+            Begun { record, head, attachments, medium, log, at: None }
+        }
+        _ => {
+            let medium = open(&label, &control.cancel)?;
+            Begun { record: None, head, attachments, medium, log: Log::default(), at: None }
+        }
+    };
+    let Begun { record, head, attachments, mut medium, log, at } = begun;
     if let Some(limit) = manner.limit_rate {
         medium = Box::new(RateLimited::new(medium, limit));
     }
@@ -185,8 +234,10 @@ pub fn write(
         disks: disks.0.iter().map(|disk| disk as &dyn DiskTables).collect(),
         data: &disks,
     };
-    let sealed = stream(&contents, manner, control, medium.as_mut())?;
-    Ok(Written { medium, head, sealed, encrypted: manner.encrypt_to.is_some(), started })
+    let reached = at.unwrap_or_default();
+    let sealed = stream(&contents, (manner, control), medium.as_mut(), (log, reached))?;
+    let encrypted = manner.encrypt_to.is_some();
+    Ok(Written { medium, head, sealed, encrypted, resumed_at: at, started, _record: record })
 }
 
 impl Written {
@@ -202,6 +253,7 @@ impl Written {
             id: self.head.archive,
             archive_bytes: durable.bytes,
             encrypted: self.encrypted,
+            resumed_at: self.resumed_at,
             root: blake3::Hash::from_bytes(self.sealed.root).to_hex().to_string(),
             seconds: self.started.elapsed().as_secs_f64(),
             tapes: Vec::new(),
@@ -245,25 +297,6 @@ fn fold_all(images: Vec<(String, DiskImage)>, manner: &Manner, control: &Control
         disks.push(FoldedDisk::fold(target, image, manner.block_size, manner.layout)?);
     }
     Ok(DiskSet(disks))
-}
-
-/// Steps 1308 to 1310.
-fn stream(
-    contents: &Contents<'_>,
-    manner: &Manner,
-    control: &Control,
-    medium: &mut dyn Medium,
-) -> Result<Sealed> {
-    let total = contents.head.disks.iter().map(|disk| disk.dense_length).sum();
-    control.progress.enter("copying", total);
-    let options = StreamOptions {
-        compression: manner.compression,
-        workers: manner.workers,
-        archive_id: contents.head.archive,
-        cancel: Arc::clone(&control.cancel),
-        progress: control.progress.counter(),
-    };
-    write_archive(contents, medium, &options)
 }
 
 /// What the medium is told of the archive.

@@ -5,11 +5,11 @@
 use std::path::Path;
 
 use uuid::Uuid;
-use virtfold_hooks::guard::{Access, Guard, Guarded};
+use virtfold_hooks::guard::{self, Access, Guard, Guarded};
 
 use crate::error::{Error, Result};
 
-/// Puts up a guard for each disk of a domain (its uuid and name). `reason` is what who starts the guest reads.
+/// Removes the guards of owners that were killed, and puts up one for each disk of a domain (its uuid and name). `reason` is what who starts the guest reads.
 ///
 /// # Errors
 /// The directory of guards can't be written to.
@@ -19,6 +19,12 @@ pub(super) fn hold<'a>(
     (access, reason): (Access, &str),
     disks: impl Iterator<Item = &'a Path>,
 ) -> Result<Vec<Guard>> {
+    match guard::sweep(directory) {
+        Ok(0) => {}
+        Ok(swept) => tracing::debug!(swept, "guards of owners that are gone"),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => tracing::warn!(%error, "guards of owners that are gone could not be removed"),
+    }
     let hold = |disk: &Path| {
         let what = Guarded::new(disk, access, reason.to_owned());
         let what = what.of_guest(Some(uuid.to_string()), Some(name.to_owned()));

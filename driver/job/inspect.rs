@@ -3,19 +3,22 @@
 //! What is shown was checked against the archive's own digests where it has them. An archive that is cut, unfinished or
 //! damaged is named as that, never shown as a whole one.
 
+use std::cell::Cell;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::archive::allocation_csv::AllocationRow;
 use crate::archive::index::{ArchiveIndex, Trust};
 use crate::archive::manifest::Manifest;
 use crate::archive::reader::{Reader, Visitor};
-use crate::archive::stream::{Cancel, ReadOptions, read_pipe};
+use crate::archive::stream::{Cancel, ChunkState, ReadOptions, read_pipe};
 use crate::crypt::{self, ArchiveFile, Identities, Incoming};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::medium::{self, Location};
 use crate::table::{CorrespondenceTable, Run};
+use crate::units::StreamOffset;
 
 /// How an archive stands, as far as its tables tell: `verify` reads all of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -246,11 +249,99 @@ struct HeadOnly(Option<Manifest>);
 impl Visitor for HeadOnly {
     fn head(&mut self, head: &Manifest) -> Result<()> {
         self.0 = Some(head.clone());
-        Err(Error::new(ErrorKind::Interrupted, "no more is wanted"))
+        Err(no_more())
     }
 
     fn disk(&mut self, _: usize, _: &CorrespondenceTable) -> Result<()> {
         Ok(())
+    }
+
+    fn data(&mut self, _: usize, _: &Run, _: &[u8]) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Takes the tables of a disk, in the order in which they stand in an archive.
+pub trait Tables {
+    /// A row of its allocation table.
+    ///
+    /// # Errors
+    /// Whatever the taker has against it; ends the reading.
+    fn allocation(&mut self, row: &AllocationRow) -> Result<()>;
+
+    /// Its block correspondence table, and where in the stream its bytes begin.
+    ///
+    /// # Errors
+    /// As [`Tables::allocation`].
+    fn correspondence(&mut self, table: &CorrespondenceTable, dense_at: StreamOffset) -> Result<()>;
+}
+
+/// Gives `taker` the tables of the disk `target` of an archive that comes front to back from `input`, called `name` in messages. Of a
+/// compressed archive, each of whose frames vouches for itself, no more is read than up to the disk's bytes; any other one is read to its end, for only
+/// there stands what its tables are checked against.
+///
+/// # Errors
+/// It can't be read, is damaged or incomplete as far as it was read, is encrypted and does not open, or has no such disk; those of `taker`.
+pub fn tables_from(
+    input: impl Read + Send,
+    name: &str,
+    identities: &Identities,
+    (target, taker): (&str, &mut dyn Tables),
+) -> Result<()> {
+    let known = Cell::new(false);
+    let mut seen = OneDisk { target, taker, index: None, dense_at: StreamOffset::ZERO, known: &known };
+    let mut reader = Reader::new(&mut seen);
+    let incoming = Incoming::open(input, name, identities)?;
+    let enough = Cell::new(false);
+    let read = read_pipe(incoming, name, &read_options(), |chunk| {
+        reader.chunk(&chunk)?;
+        enough.set(known.get() && matches!(chunk.state, ChunkState::Intact(_)));
+        if enough.get() { Err(no_more()) } else { Ok(()) }
+    });
+    match read {
+        Err(_) if enough.get() => Ok(()),
+        Err(error) => Err(error),
+        Ok(end) => {
+            end.check(name)?;
+            end.check_id(reader.finish()?.head.archive)
+        }
+    }
+}
+
+fn no_more() -> Error {
+    Error::new(ErrorKind::Interrupted, "no more is wanted")
+}
+
+/// Shows the tables of one disk.
+struct OneDisk<'a> {
+    target: &'a str,
+    taker: &'a mut dyn Tables,
+    index: Option<usize>,
+    dense_at: StreamOffset,
+    known: &'a Cell<bool>,
+}
+
+impl Visitor for OneDisk<'_> {
+    fn head(&mut self, head: &Manifest) -> Result<()> {
+        self.index = head.disks.iter().position(|disk| disk.target == self.target);
+        let known = self.index.map(drop);
+        known.ok_or_else(|| super::restore::no_disk(self.target, head))
+    }
+
+    fn allocation(&mut self, index: usize, row: &AllocationRow) -> Result<()> {
+        if Some(index) == self.index { self.taker.allocation(row) } else { Ok(()) }
+    }
+
+    fn dense_at(&mut self, _: usize, at: StreamOffset) {
+        self.dense_at = at;
+    }
+
+    fn disk(&mut self, index: usize, table: &CorrespondenceTable) -> Result<()> {
+        if Some(index) != self.index {
+            return Ok(());
+        }
+        self.known.set(true);
+        self.taker.correspondence(table, self.dense_at)
     }
 
     fn data(&mut self, _: usize, _: &Run, _: &[u8]) -> Result<()> {

@@ -17,6 +17,7 @@ pub mod inspect;
 pub mod plan;
 mod progress;
 pub mod restore;
+pub mod resume;
 pub mod retention;
 pub mod tape;
 pub mod target;

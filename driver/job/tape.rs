@@ -34,6 +34,8 @@ pub struct TapeUse {
     pub pool: Option<String>,
     /// Bytes of memory between the archive and the drive.
     pub ring: u64,
+    /// After so many bytes what is written is committed.
+    pub commit_every: u64,
     /// Ends the run.
     pub cancel: Cancel,
 }
@@ -99,6 +101,7 @@ impl TapeUse {
             ledger: self.memory()?,
             pool: self.pool.clone(),
             ring: self.ring,
+            commit_every: self.commit_every,
             patience: self.patience,
             cancel: Arc::clone(cancel),
         };
@@ -183,7 +186,7 @@ impl TapeUse {
                     complete: false,
                     bytes: 0,
                     files: Vec::new(),
-                    before: begin.before.clone(),
+                    before: begin.earlier.volumes.clone(),
                 };
                 entries.push((begin.run, entry));
             }

@@ -11,11 +11,17 @@
 //!   file or object under its final name, on a pipe no end record. What it leaves under other names says what it is, and `list` shows it as unfinished.
 //! - **Nothing is replaced.** Where archives have names, one that is there already, or appears meanwhile, is an error
 //!   ([`ErrorKind::Exists`]), and stays as it is.
-//! - **What may be retried.** By the caller nothing: a failed write or `finish` is final, and the medium must be dropped. What can be
-//!   repeated without risk the medium repeats itself, out of the bytes that it keeps until they are durable; it bounds both memory and time, and ends when
-//!   the run is told to end.
+//! - **What may be retried.** By the caller no call: what can be repeated without risk the medium repeats itself, out of the bytes that it keeps until they are
+//!   durable; it bounds both memory and time, and ends when the run is told to end. A failed `finish` is final, and so is a failed write or [`Medium::settle`]
+//!   but for one thing:
+//! - **What may be gone on with.** After a failed write or `settle` the caller may ask [`Medium::go_on`]. A medium that has the archive's first bytes
+//!   for good, up to a place D that is not behind what it was given, makes itself ready again (a tape: the next volume is in the drive), says D, and takes as its next
+//!   bytes those from D on. The caller has them from a source that has not changed: the archive's chunks before D are not made again, the others are made as they were
+//!   (`job::backup`). A medium that can't says `None`, and is dropped; so must one be whose archive nobody can make again.
 //! - **Only where the very last step of `finish` fails** (the sync of a directory, the look at an object) may the archive exist in spite of the error; it
 //!   is then whole.
+//!
+//! A process that dies leaves a medium that another one may be able to go on with: [`Medium::keep`], [`reopen`].
 //!
 //! # Reading: [`Source`], or [`std::io::Read`] front to back
 //!
@@ -34,11 +40,13 @@
 
 mod fan_out;
 mod file;
+mod gaps;
 mod location;
 #[cfg_attr(not(feature = "object-store"), path = "no_object.rs")]
 pub mod object;
 mod pipe;
 mod rate;
+mod remains;
 mod source;
 pub mod tape;
 
@@ -49,8 +57,10 @@ use uuid::Uuid;
 
 pub use self::fan_out::{Copies, Copy, FanOut, create_all, create_all_by};
 pub use self::file::FileMedium;
+pub use self::gaps::Gaps;
 pub use self::location::{Location, LocationError, ObjectAddress, TapeAddress, TapeArchive};
 pub use self::pipe::{PipeMedium, PipeSource};
+pub use self::remains::{Mark, Notes, Remains, Reopened};
 pub use self::rate::{RateLimit, RateLimited};
 pub use self::source::{FileSource, Source};
 use crate::archive::stream::{Cancel, Sink};
@@ -58,6 +68,34 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// A sequential medium that an archive is written to; the module's description is the contract.
 pub trait Medium: Sink {
+    /// Waits until all that was written is as safe as it can be before [`Medium::finish`], which does the same where this was not called: called behind the last
+    /// write, where one that fails can still be gone on with. A medium that writes behind its caller's back (a ring of memory, parts on their way) has to say here what failed.
+    ///
+    /// # Errors
+    /// As for a write.
+    fn settle(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// After a failed write or [`Medium::settle`], and only then: makes the medium ready to be written to again. `Some(D)`: the archive's first D bytes, counted from
+    /// its beginning over all attempts, are durable or will be so by what the medium does itself; the next write has the bytes from D on. Whatever it
+    /// was given behind D it forgets. `None`: nothing can be done, and the error that was there stands.
+    ///
+    /// It may take as long as a person needs to change a tape, ends when the run is told to end, and must not wait for want of room: a guest's overlays may lie on the
+    /// same file system. A caller gives up when D does not grow in a few attempts.
+    ///
+    /// # Errors
+    /// When making it ready fails; it is then over, with this error.
+    fn go_on(&mut self) -> Result<Option<u64>> {
+        Ok(None)
+    }
+
+    /// From here on says to `notes` what is durable, so that another process can go on with it ([`reopen`]) should this one die. Called once, before the first write.
+    /// Whether the medium can do that.
+    fn keep(&mut self, _notes: Arc<dyn Notes>) -> bool {
+        false
+    }
+
     /// Makes everything durable under its final name.
     ///
     /// # Errors
@@ -118,7 +156,7 @@ pub fn open(location: &Location) -> Result<Arc<dyn Source>> {
         }
         Location::Tape(_) => {
             Err(Error::new(ErrorKind::Usage, format!("'{location}': this reads at many places, and a tape has but one way"))
-                .with_hint("'restore --output', 'restore --disk', 'verify' and 'show' take a tape; for anything else copy the archive into a file with dd"))
+                .with_hint("'restore', 'verify', 'show' and 'table' take a tape; for anything else copy the archive into a file with dd"))
         }
         Location::Object(address) => object::open(address),
     }
@@ -161,6 +199,25 @@ pub fn create(location: &Location, label: &Label, cancel: &Cancel) -> Result<Box
             return Err(Error::new(ErrorKind::Internal, what));
         }
     })
+}
+
+/// Goes on with what a dead process has left of the archive `label` at `location`. The caller sees to it that the process is dead and that nobody else does the same.
+///
+/// # Errors
+/// The place can't be looked at now: what is there stays.
+pub fn reopen(location: &Location, label: &Label, cancel: &Cancel, remains: &Remains) -> Result<Reopened> {
+    match location {
+        Location::Path(directory) => FileMedium::reopen(&directory.join(&label.name), remains),
+        Location::Object(place) => object::reopen(place, label, cancel, remains),
+        Location::Pipe | Location::Tape(_) => Ok(Reopened::Gone("its medium has but one way".to_owned())),
+    }
+}
+
+/// Takes away what a dead process has left of an archive that nobody will go on with. Parts of an upload are taken away by the next upload to their place.
+pub fn discard(remains: &Remains) {
+    if let Some((temporary, identity)) = &remains.file {
+        crate::durable::remove_partial(temporary, *identity);
+    }
 }
 
 /// What is said where a medium is not in this build.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Label, Medium, ObjectAddress, Source};
+use super::{Label, Medium, ObjectAddress, Remains, Reopened, Source};
 use crate::archive::stream::Cancel;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -60,4 +60,12 @@ pub fn remove(address: &ObjectAddress, _: u64) -> Result<()> {
 /// The place itself: nothing in it can be read anyway.
 pub fn host_folder(place: &ObjectAddress, _: &str) -> ObjectAddress {
     place.clone()
+}
+
+/// Nothing is gone on with.
+///
+/// # Errors
+/// Unsupported.
+pub fn reopen(place: &ObjectAddress, _: &Label, _: &Cancel, _: &Remains) -> Result<Reopened> {
+    absent(place)
 }

@@ -57,6 +57,14 @@ impl Sink for RateLimited {
 }
 
 impl Medium for RateLimited {
+    fn settle(&mut self) -> Result<()> {
+        self.inner.settle()
+    }
+
+    fn go_on(&mut self) -> Result<Option<u64>> {
+        self.inner.go_on()
+    }
+
     fn finish(self: Box<Self>) -> Result<Durable> {
         self.inner.finish()
     }

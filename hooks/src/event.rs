@@ -106,10 +106,15 @@ impl fmt::Display for NotAnEvent {
 impl std::error::Error for NotAnEvent {}
 
 impl Event {
-    /// The event that happens now. `arguments` are object, operation, sub-operation and extra; missing ones are `-`.
+    /// [`Event::at`], now.
     pub fn now(hook: Hook, arguments: &[String], xml: Xml) -> Self {
+        Self::at(SystemTime::now(), hook, arguments, xml)
+    }
+
+    /// The event for which the hook was called at `time`. `arguments` are object, operation, sub-operation and extra; missing ones are `-`.
+    pub fn at(time: SystemTime, hook: Hook, arguments: &[String], xml: Xml) -> Self {
         let argument = |i: usize| arguments.get(i).map_or_else(|| "-".to_owned(), |text| cut(text));
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
         Self {
             version: VERSION,
             time: u64::try_from(since.as_micros()).unwrap_or(u64::MAX),

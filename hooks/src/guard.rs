@@ -30,8 +30,10 @@ use crate::domain::{Domain, Role};
 
 /// The largest guard, bytes.
 pub const MAX_GUARD: usize = 16 << 10;
-/// The most files of the directory that are looked at.
+/// The most guards that are alive, and the most files that are looked at for them. Whoever puts up a guard sweeps first, so that
+/// stale ones do not add up.
 const MAX_GUARDS: usize = 1024;
+const MAX_FILES: usize = 64 << 10;
 /// Between its making and its lock a new guard is unlocked under a name with a dot; not for so long.
 const ABANDONED: Duration = Duration::from_secs(600);
 const VERSION: u32 = 1;
@@ -212,7 +214,7 @@ impl Drop for Guard {
 pub fn alive(dir: &Path) -> Vec<Guarded> {
     let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
     let shown = entries.flatten().filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."));
-    shown.take(MAX_GUARDS).filter_map(|entry| read_alive(&entry.path())).collect()
+    shown.take(MAX_FILES).filter_map(|entry| read_alive(&entry.path())).take(MAX_GUARDS).collect()
 }
 
 /// Removes the files of owners that are gone, and returns how many there were.

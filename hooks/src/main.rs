@@ -22,7 +22,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use virtfold_hooks::domain::{self, Domain};
@@ -46,6 +46,7 @@ fn main() -> ExitCode {
     let mut arguments = std::env::args_os();
     let hook = which(arguments.next().as_deref().map(Path::new));
     let arguments: Vec<String> = arguments.take(4).map(|a| a.to_string_lossy().into_owned()).collect();
+    let called = SystemTime::now();
     let (bytes, ended) = read_input();
     if hook == Hook::Qemu && arguments.get(1..3).is_some_and(|step| step == ["prepare", "begin"]) {
         let name = arguments.first().map_or("", String::as_str);
@@ -55,7 +56,7 @@ fn main() -> ExitCode {
         }
     }
     let xml = if ended { Xml::from_bytes(bytes) } else { Xml::Late {} };
-    let event = Event::now(hook, &arguments, xml);
+    let event = Event::at(called, hook, &arguments, xml);
     within(SPOOL_LIMIT, move || keep(&event));
     ExitCode::from(EXIT.load(Ordering::SeqCst))
 }
@@ -87,8 +88,10 @@ fn read_input() -> (Vec<u8>, bool) {
         let left = INPUT_LIMIT.saturating_sub(started.elapsed());
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
         let ready = poll(&mut [PollFd::new(input.as_fd(), PollFlags::POLLIN)], timeout);
-        if ready == Ok(0) {
-            return (bytes, false);
+        match ready {
+            // A read after a failed wait could wait without an end.
+            Ok(0) | Err(_) => return (bytes, false),
+            Ok(_) => {}
         }
         match input.read(&mut chunk) {
             Ok(0) | Err(_) => break,

@@ -359,6 +359,22 @@ fn broken_guards_block_nobody() {
 }
 
 #[test]
+fn broken_pipes_end_nothing() {
+    let host = Host::new();
+    let _guard = Guard::hold(&host.path("guards"), &guarded("/images/vm1.qcow2")).unwrap();
+    // Whoever reads its outputs is gone, and whoever writes its input goes in the midst of it.
+    for (name, code) in [("vm1", 1), ("vm2", 0)] {
+        let mut child = host.start(&[name, "prepare", "begin", "-"]);
+        drop((child.stdout.take(), child.stderr.take()));
+        let xml = XML.replace("vm1", name);
+        child.stdin.take().unwrap().write_all(&xml.as_bytes()[..xml.len() - 10]).unwrap();
+        let status = child.wait().unwrap();
+        assert_eq!(status.code(), Some(code), "{status}");
+    }
+    assert_eq!(host.events().events.len(), 2);
+}
+
+#[test]
 fn a_closed_stderr_does_not_turn_a_refusal_into_a_yes() {
     let host = Host::new();
     let _guard = Guard::hold(&host.path("guards"), &guarded("/images/vm1.qcow2")).unwrap();

@@ -87,3 +87,19 @@ pub(crate) fn assert_same_outside(original: &[u8], restored: &[u8], damage: &[Da
         panic!("byte {at} is wrong and was not reported as damaged ({damage:?})\n{context}");
     }
 }
+
+/// The records of archives of `image` that lie in the state directory of these tests: of runs that live, or were killed.
+pub(crate) fn records_of(image: &Image) -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("state/resume");
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    let is_of = |record: &PathBuf| {
+        std::fs::read_to_string(record.join("origin.json")).is_ok_and(|text| text.contains(image.text()))
+    };
+    entries.map(|entry| entry.unwrap().path()).filter(is_of).collect()
+}
+
+/// What the record of an archive of `image` says is durable.
+pub(crate) fn marks_of(image: &Image) -> String {
+    let record = records_of(image).into_iter().next();
+    record.and_then(|record| std::fs::read_to_string(record.join("marks")).ok()).unwrap_or_default()
+}

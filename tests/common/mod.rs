@@ -14,6 +14,7 @@ pub(crate) mod qcow2;
 pub(crate) mod rng;
 pub(crate) mod run;
 pub(crate) mod scratch;
+pub(crate) mod service;
 
 /// One KiB.
 pub(crate) const KIB: u64 = 1 << 10;

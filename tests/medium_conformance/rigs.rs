@@ -159,6 +159,7 @@ impl Rig for Tapes {
             ledger: Arc::new(self.catalog()),
             pool: None,
             ring: 1 << 20,
+            commit_every: 200_000,
             patience: Duration::ZERO,
             cancel: Cancel::default(),
         };

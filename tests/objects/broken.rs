@@ -13,8 +13,8 @@ use super::s3::proxy::Fault;
 use super::{PLACE, World, key_of};
 
 /// Four parts and a bit.
-const LEN: u64 = 28 * MIB;
-const PLAIN: [&str; 2] = ["--compress", "none"];
+pub(super) const LEN: u64 = 28 * MIB;
+pub(super) const PLAIN: [&str; 2] = ["--compress", "none"];
 
 /// An image, and what an unbroken backup of it writes beside what differs from run to run: its length.
 fn image(world: &World) -> Image {
@@ -22,7 +22,7 @@ fn image(world: &World) -> Image {
 }
 
 /// Nothing is left but whole archives.
-fn tidy(world: &World) {
+pub(super) fn tidy(world: &World) {
     assert!(world.server.unfinished().is_empty(), "{:?}", world.server.unfinished());
     assert!(!world.server.keys().iter().any(|key| key.contains(".partial")), "{:?}", world.server.keys());
 }
@@ -152,7 +152,7 @@ fn an_upload_that_somebody_aborted_is_an_error() {
 }
 
 /// Starts a backup, and waits until its third part hangs.
-fn hanging(world: &World, image: &Image, seconds: u64) -> (std::process::Child, String) {
+pub(super) fn hanging(world: &World, image: &Image, seconds: u64) -> (std::process::Child, String) {
     world.proxy.log();
     world.proxy.fail(1, Fault::Delay(Duration::from_secs(seconds)), |r| {
         r.is_part() && r.target.contains("partNumber=3&")
@@ -184,7 +184,7 @@ fn a_killed_writer_leaves_no_archive_and_the_next_backup_cleans_up() {
         (1, 1),
         "{listed}"
     );
-    let second = world.backup(&image, &PLAIN);
+    let second = world.backup(&image, &[PLAIN.as_slice(), &["--no-resume"]].concat());
     tidy(&world);
     world.comes_back(&second, &image, &[]);
 }

@@ -14,6 +14,7 @@ mod broken;
 mod copies;
 mod memory;
 mod prune;
+mod resume;
 mod round;
 mod secrets;
 

@@ -164,14 +164,14 @@ fn a_killed_run_costs_that_archive_alone() {
             "--tape-buffer",
             "1MiB",
             "--limit-rate",
-            "8MiB",
+            "4MiB",
         ];
         let running = bench.start(&args);
         crate::common::run::wait_until("blocks on the tape", std::time::Duration::from_secs(60), || {
             bench.unit(|unit| unit.writes) > before + 20
         });
         bench.sh(&format!(
-            "for p in /proc/[0-9]*; do [ \"$(cat $p/comm)\" != virtfold ] || kill -{signal} ${{p#/proc/}}; done"
+            "for p in /proc/[0-9]*; do read -r c < $p/comm; [ \"$c\" != virtfold ] || kill -{signal} ${{p#/proc/}}; done"
         ))
         .ok();
         let ended = running.wait();

@@ -2,7 +2,7 @@
 
 use crate::bench::{Bench, TAPE, name_of};
 use crate::common::image::Image;
-use crate::common::run::exit;
+use crate::common::run::{exit, text};
 use crate::drive::{Fault, Object};
 
 /// Writes behind an archive with a fault, and looks what came of both. Whether it was said.
@@ -36,32 +36,54 @@ fn with_fault(
     true
 }
 
-fn at_blocks(make: impl Fn(u64) -> Fault) {
-    let mut bench = Bench::new(1, 64);
+/// With a second volume: the backup goes on there, is the same, and the first one is never written to again.
+fn goes_on(bench: &mut Bench, image: &Image, fault: impl Fn(u64) -> Fault, offset: u64) {
+    (0..2).rev().for_each(|slot| bench.label(slot));
+    let fault = fault(2 + offset);
+    bench.unit(|unit| unit.faults = vec![fault]);
+    let change = bench.change();
+    let done = bench.backup(image, &[&change, "--tape-commit-every", "1MiB"]).ok();
+    let unused = bench.unit(|unit| std::mem::take(&mut unit.faults));
+    assert!(unused.is_empty(), "the fault {fault:?} did not happen\n{done}");
+    assert!(done.text().contains("volume T0 failed"), "{fault:?}\n{done}");
+    let archive = name_of(&done);
+    bench.unit(|unit| unit.insert(0));
+    let failed = bench.virtfold(&["tape", "status", TAPE, "--json"]).ok().json();
+    assert!(failed["failed"].is_string(), "{failed}");
+    bench.assert_restores(&archive, image, &[&change]);
+    // By what the tapes say alone, from the last volume on.
+    let nobody = bench.scratch.join("empty");
+    bench.assert_restores(&archive, image, &[&change, "--state-dir", text(&nobody)]);
+}
+
+/// Faults at the begin, the data and the end of parts, of which the image has three, the last one without data of its own.
+fn at_blocks(make: impl Fn(u64) -> Fault, again: &[u64]) {
+    let mut bench = Bench::new(2, 64);
     let (kept, image) = (bench.image("kept.raw", 1), bench.image("disk.raw", 2));
-    // The begin is 0, the data 2 to 10, the end 12.
-    let mut said = |offset: &u64| with_fault(&mut bench, (&kept, &image), &make, *offset);
-    assert_eq!([0, 6, 12].iter().filter(|offset| said(offset)).count(), 3);
+    // Without a second volume: the begin is 0, the data 2 to 10, the end 12.
+    assert!(with_fault(&mut bench, (&kept, &image), &make, 12));
+    // The parts begin at 0, 9 and 18.
+    again.iter().for_each(|offset| goes_on(&mut bench, &image, &make, *offset));
 }
 
 #[test]
 fn a_write_error() {
-    at_blocks(Fault::WriteError);
+    at_blocks(Fault::WriteError, &[0, 7, 13]);
 }
 
 #[test]
 fn a_silent_drop() {
-    at_blocks(Fault::SilentDrop);
+    at_blocks(Fault::SilentDrop, &[4, 16]);
 }
 
 #[test]
 fn a_deferred_error() {
-    at_blocks(|at| Fault::Deferred { at, lost: 1 });
+    at_blocks(|at| Fault::Deferred { at, lost: 1 }, &[13]);
 }
 
 #[test]
 fn a_reset_of_the_drive() {
-    at_blocks(Fault::Reset);
+    at_blocks(Fault::Reset, &[2, 13]);
 }
 
 #[test]
@@ -109,4 +131,39 @@ fn a_tape_that_is_changed_in_mid_write() {
     bench.unit(|unit| unit.insert(0));
     let again = bench.backup(&image, &[]).exits(exit::FAILURE);
     assert!(again.stderr.contains("has failed before"), "{again}");
+}
+
+/// An archive that is encrypted can't be made again: its run ends with the volume, and says so.
+#[test]
+fn an_encrypted_backup_ends_with_its_volume_and_copies_fail_alone() {
+    let mut bench = Bench::new(2, 64);
+    (0..2).rev().for_each(|slot| bench.label(slot));
+    let image = bench.image("disk.raw", 2);
+    let change = bench.change();
+    let key = bench.scratch.join("key");
+    bench.sh(&format!("umask 077; age-keygen -o '{}' 2> /dev/null", text(&key))).ok();
+    let keys = std::fs::read_to_string(&key).unwrap();
+    let recipient = keys.lines().find_map(|line| line.strip_prefix("# public key: ")).unwrap().to_owned();
+    bench.unit(|unit| unit.faults = vec![Fault::WriteError(8)]);
+    let failed = bench.backup(&image, &[&change, "--encrypt-to", &recipient]).exits(exit::FAILURE);
+    assert!(failed.stderr.contains("hint: "), "{failed}");
+    assert!(bench.questions().is_empty(), "nobody is asked for a tape that would not help");
+    // Two copies, and the tape fails in mid-write: the file is good, and the exit code is the tape's.
+    bench.label(0);
+    let folder = bench.scratch.folder("copies");
+    bench.unit(|unit| unit.faults = vec![Fault::WriteError(8)]);
+    let done = bench.backup(&image, &["--to", text(&folder)]).exits(exit::FAILURE);
+    assert!(done.stderr.contains(TAPE), "{done}");
+    let archive = done.last_line().to_owned();
+    assert!(archive.starts_with(text(&folder)), "{done}");
+    bench.assert_restores(&archive, &image, &[]);
+    let again = bench.backup(&image, &[]).exits(exit::FAILURE);
+    assert!(again.stderr.contains("has failed before"), "{again}");
+    // And the other way round: the file's place is full.
+    bench.label(0);
+    bench.sh("mkdir /run/small; mount -t tmpfs -o size=512k small /run/small").ok();
+    let done = bench.backup(&image, &["--to", "/run/small"]).exits(exit::NO_SPACE);
+    assert!(done.stderr.contains("/run/small"), "{done}");
+    bench.assert_restores(&name_of(&done), &image, &[]);
+    bench.sh("[ -z \"$(ls -A /run/small)\" ]").ok();
 }

@@ -7,8 +7,8 @@ use nix::libc;
 use virtfold::medium::tape::{Access, Drive, Motion, StDrive};
 
 use crate::bench::Bench;
-use crate::common::run::tool;
-use crate::drive::{Cartridge, Fault};
+use crate::common::run::{run, tool};
+use crate::drive::{Cartridge, Fault, Object};
 
 const INSIDE: &str = "VIRTFOLD_TEST_INSIDE";
 const BLOCK: usize = 64 << 10;
@@ -100,6 +100,42 @@ fn ends_and_marks() {
     assert!(at > 12 && refused > 3, "{at} written, {refused} refused");
     drive.run(Motion::MarkAndWait).unwrap();
     assert_eq!(drive.position().unwrap(), at + 1, "a filemark can be written at the end");
+    where_the_kernel_thinks_it_is(drive);
+}
+
+/// What the kernel says of the place is not to be trusted: behind MTSEEK it knows neither file nor block.
+fn where_the_kernel_thinks_it_is(mut drive: StDrive) {
+    drive.run(Motion::Seek(3)).unwrap();
+    drive.close().unwrap();
+    let status = run(&mut tool("mt", ["-f", "/dev/nst0", "status"])).ok();
+    let status = status.text().to_lowercase().replace([' ', '='], "");
+    assert!(status.contains("filenumber-1") && status.contains("blocknumber-1"), "{status}");
+    drive.open(Access::Read).unwrap();
+    assert_eq!(drive.position().unwrap(), 3);
+}
+
+/// ENOSPC for a block that is on the tape; the end of data that no filemark ends.
+#[test]
+fn what_an_error_does_not_say() {
+    if !is_inside() {
+        let mut bench = Bench::new(1, 64);
+        bench.unit(|unit| {
+            unit.cartridge(0).objects = vec![Object::Block(vec![7; 4096])];
+            unit.faults = vec![Fault::Full(3)];
+        });
+        return inside(&mut bench, "st::what_an_error_does_not_say");
+    }
+    let mut drive = open();
+    let mut buf = vec![0; BLOCK];
+    assert_eq!(drive.read(&mut buf).unwrap(), 4096);
+    // It looks like a medium error: only that nothing lies behind tells.
+    assert_eq!(errno(drive.read(&mut buf)), libc::EIO);
+    assert_eq!(drive.position().unwrap(), 1);
+    drive.run(Motion::EndOfData).unwrap();
+    assert_eq!(drive.position().unwrap(), 1);
+    write(&mut drive, 2);
+    assert_eq!(errno(drive.write(&[1; BLOCK])), libc::ENOSPC);
+    assert_eq!(drive.position().unwrap(), 4, "it is written all the same");
 }
 
 /// A reset: EIO, and whoever writes again writes at the beginning of the tape.
@@ -135,7 +171,9 @@ fn silent_losses() {
 fn deferred_errors() {
     if !is_inside() {
         let mut bench = Bench::new(1, 64);
-        bench.unit(|unit| unit.faults = vec![Fault::Deferred { at: 4, lost: 2 }]);
+        bench.unit(|unit| {
+            unit.faults = vec![Fault::Deferred { at: 4, lost: 2 }, Fault::Deferred { at: 6, lost: 1 }];
+        });
         return inside(&mut bench, "st::deferred_errors");
     }
     let mut drive = open();
@@ -143,6 +181,9 @@ fn deferred_errors() {
     assert_eq!(errno(drive.run(Motion::MarkAndWait)), libc::EIO);
     drive.run(Motion::MarkAndWait).unwrap();
     assert_eq!(drive.position().unwrap(), 3, "two of five blocks are there, and the filemark");
+    // Where nothing else comes, it is close() that tells.
+    write(&mut drive, 4);
+    assert_eq!(errno(drive.close()), libc::EIO);
 }
 
 /// A drive without a tape answers at once; somebody else's does, too.
@@ -154,6 +195,9 @@ fn opens() {
         return inside(&mut bench, "st::opens");
     }
     let mut drive = StDrive::new(Path::new("/dev/nst0"));
+    // Who opens it in the usual way is made to wait, up to two minutes.
+    let waits = run(&mut tool("timeout", ["1", "dd", "if=/dev/nst0", "of=/dev/null", "count=1"]));
+    assert_eq!(waits.code(), Some(124), "{waits}");
     drive.open(Access::Write).unwrap();
     let state = drive.state().unwrap();
     assert!(!state.online && state.empty, "{state:?}");

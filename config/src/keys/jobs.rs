@@ -26,8 +26,8 @@ pub struct Job {
     /// Which of their disks.
     #[serde(default)]
     pub disks: Disks,
-    /// When the job runs; `manual` for a job that only `virtfold run JOB` starts. It may be left out where `on` is set, or where the job
-    /// is not enabled. The words are under 'Schedules' above.
+    /// When the job runs; `manual` for a job that only `virtfold run JOB` starts. It may be left out where `on` names an event that has a
+    /// backup made, or where the job is not enabled. The words are under 'Schedules' above.
     #[serde(default)]
     pub schedule: List<Schedule>,
     /// What kind of backup.
@@ -40,7 +40,8 @@ pub struct Job {
     /// Events of a domain that have the job run for this domain.
     #[serde(default)]
     pub on: List<Trigger>,
-    /// Each run begins later by a time between 0 and this one, which differs from host to host and from job to job.
+    /// The backup of each domain begins later by a time between 0 and this one: always the same for a job and a domain, and spread over
+    /// them.
     #[serde(default)]
     pub jitter: Window,
     /// `service.catch-up` for this job.

@@ -14,7 +14,8 @@ pub struct Medium {
     pub to: MediumAddress,
     /// How many backups write to it at once. Not set: 1 for a tape (which can't have more), else as many as the host runs.
     pub concurrency: Option<Concurrency>,
-    /// The most bytes that are written to it in a second by one backup. Not set: no limit. Where a job has one too, the lower one counts.
+    /// The most bytes that are written to it in a second by one backup. Not set: no limit. A backup that goes
+    /// to several media goes at the lowest rate of theirs and its job's, since it is one read.
     pub limit_rate: Option<Rate>,
     /// Object stores: a file with the variables that hold the credentials, one `NAME=VALUE` a line, such as
     /// `AWS_ACCESS_KEY_ID`. It must not be readable or writable by others. Not set: the service's own environment, or the machine's role.

@@ -34,7 +34,7 @@ const WORDS: [&str; 8] =
     ["hourly", "daily", "weekly", "monthly", "quarterly", "semiannually", "yearly", "annually"];
 const HINT: &str = "write for example 'daily 02:00', 'mon..fri 22:30', '*-*-01 04:00' or '30 2 * * 1-5'";
 
-/// One part of a time: what it is called, its bounds, the names of its numbers.
+/// One part of a time: what it is called, its bounds, the names of its numbers, and all that in words.
 struct Part {
     name: &'static str,
     min: u64,

@@ -133,41 +133,28 @@ impl FromStr for FilePath {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        if text.chars().any(char::is_control) {
+            return Err("a path has no control characters".to_owned());
+        }
         if !text.starts_with('/') {
-            return Err(format!(
-                "'{text}' is not an absolute path; write for example /etc/virtfold/recipients"
-            ));
+            return Err(format!("'{text}' is not an absolute path; begin it with /"));
         }
         Ok(Self(PathBuf::from(text)))
     }
 }
 
-impl<'de> Deserialize<'de> for FilePath {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        scalar(deserializer, "an absolute path")
+impl fmt::Display for FilePath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.display().fmt(f)
     }
 }
 
-impl Serialize for FilePath {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&self.0.display())
-    }
-}
-
-impl JsonSchema for FilePath {
-    fn schema_name() -> Cow<'static, str> {
-        "FilePath".into()
-    }
-
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({
-            "title": "an absolute path",
-            "type": "string",
-            "pattern": "^/",
-        })
-    }
-}
+value!(
+    FilePath,
+    "an absolute path",
+    json_schema!({
+        "title": "an absolute path",
+        "type": "string",
+        "pattern": "^/",
+    })
+);

@@ -11,8 +11,6 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Deserialize, Deserializer};
 use serde::{Serialize, Serializer};
 
-use super::scalar;
-
 /// The longest pattern, characters.
 const MAX: usize = 256;
 

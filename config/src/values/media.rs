@@ -9,8 +9,6 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Deserialize, Deserializer};
 use serde::{Serialize, Serializer};
 
-use super::scalar;
-
 /// What kind of place archives go to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MediumKind {
@@ -32,7 +30,7 @@ value!(
     json_schema!({
         "title": "the absolute path of a directory, `s3://BUCKET/PREFIX` or `tape:DEVICE`",
         "type": "string",
-        "pattern": "^(/|s3://.|tape:/.)",
+        "pattern": "^(/|s3://.|tape:/)",
         "examples": ["/backup", "s3://bucket/vm", "tape:/dev/nst0"],
     })
 );
@@ -106,7 +104,7 @@ value!(
     json_schema!({
         "title": "a loopback address and a port",
         "type": "string",
-        "pattern": r"^(127\.[0-9.]+|\[::1\]):[1-9][0-9]*$",
+        "pattern": r"^(127\.[0-9.]+|\[::1\]):0*[1-9][0-9]*$",
         "examples": ["127.0.0.1:9758", "[::1]:9758"],
     })
 );

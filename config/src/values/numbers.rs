@@ -42,37 +42,23 @@ macro_rules! number {
             }
         }
 
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                super::scalar(deserializer, concat!("a number from 1 to ", $max))
-            }
-        }
-
         impl Serialize for $name {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                 self.0.serialize(serializer)
             }
         }
 
-        impl JsonSchema for $name {
-            fn schema_name() -> Cow<'static, str> {
-                stringify!($name).into()
-            }
-
-            fn inline_schema() -> bool {
-                true
-            }
-
-            fn json_schema(_: &mut SchemaGenerator) -> Schema {
-                json_schema!({
-                    "title": concat!("a number from 1 to ", $max),
-                    "type": "integer",
-                    "minimum": 1,
-                    "maximum": $max,
-                    "examples": [$example],
-                })
-            }
-        }
+        value_in!(
+            $name,
+            concat!("a number from 1 to ", $max),
+            json_schema!({
+                "title": concat!("a number from 1 to ", $max),
+                "type": "integer",
+                "minimum": 1,
+                "maximum": $max,
+                "examples": [$example],
+            })
+        );
     };
 }
 

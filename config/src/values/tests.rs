@@ -19,11 +19,29 @@ proptest! {
     }
 
     #[test]
+    fn patterns_of_times_names_and_addresses_agree_with_the_parsers(
+        time in "[0-9]{0,2}[ .]?(s|m|h|d|w|ms|min|)", name in "[a-zA-Z0-9_.-]{0,4}[ /ü]?[a-z.-]{0,2}",
+        address in "(127\\.0\\.0\\.1|\\[::1\\]|10\\.0\\.0\\.1|localhost|)(:|)[0-9]{0,4}",
+        place in "(/|s3://|tape:|tape:/|file:|)[a-z/]{0,5}",
+    ) {
+        prop_assert_eq!(matches::<Window>(&time), time.parse::<Window>().is_ok(), "{}", time);
+        prop_assert_eq!(matches::<Interval>(&time), time.parse::<Interval>().is_ok(), "{}", time);
+        prop_assert_eq!(matches::<Name>(&name), name.parse::<Name>().is_ok(), "{}", name);
+        prop_assert_eq!(matches::<LoopbackAddress>(&address), address.parse::<LoopbackAddress>().is_ok(), "{}", address);
+        // The pattern may take more than the parser; never less.
+        prop_assert!(matches::<MediumAddress>(&place) || place.parse::<MediumAddress>().is_err(), "{}", place);
+    }
+
+    #[test]
     fn what_is_shown_reads_back(bytes in 1_u64.., level in 1..=19_i32, millis in PAUSE) {
         prop_assert_eq!(Rate(bytes).to_string().parse(), Ok(Rate(bytes)));
         prop_assert_eq!(Room(bytes).to_string().parse(), Ok(Room(bytes)));
         prop_assert_eq!(Pause(millis).to_string().parse(), Ok(Pause(millis)));
         prop_assert!(matches::<Pause>(&Pause(millis).to_string()));
+        if let Ok(window) = format!("{}s", bytes % 300_000_000).parse::<Window>() {
+            prop_assert_eq!(window.to_string().parse(), Ok(window));
+            prop_assert_eq!(window.get().as_secs(), bytes % 300_000_000);
+        }
         let zstd = Compression::Zstd { level };
         prop_assert_eq!(zstd.to_string().parse(), Ok(zstd));
     }
@@ -64,6 +82,79 @@ fn recipients_have_their_form_and_no_message_repeats_one() {
     }
     assert!(read("[]").is_err() && read("{}").is_err());
     assert!("etc/x".parse::<FilePath>().is_err() && "/etc/x".parse::<FilePath>().is_ok());
+}
+
+#[test]
+fn times_are_a_number_times_a_unit() {
+    for (text, seconds, shown) in [
+        ("90s", 90, "90s"),
+        ("60s", 60, "1m"),
+        ("15m", 900, "15m"),
+        ("24h", 86_400, "1d"),
+        ("2w", 1_209_600, "14d"),
+        ("3660d", 316_224_000, "3660d"),
+    ] {
+        let interval: Interval = text.parse().unwrap();
+        assert_eq!((interval.get().as_secs(), interval.to_string().as_str()), (seconds, shown));
+        assert_eq!(text.parse::<Window>().map(|window| window.get().as_secs()), Ok(seconds));
+    }
+    for bad in [
+        "",
+        "s",
+        "5",
+        "-5m",
+        "+5m",
+        "05m",
+        "1.5h",
+        "5 m",
+        "5M",
+        "5min",
+        "3661d",
+        "99999999999999999999s",
+        "٣m",
+    ] {
+        assert!(bad.parse::<Interval>().is_err() && bad.parse::<Window>().is_err(), "{bad}");
+    }
+    assert!("0".parse::<Interval>().is_err() && "0s".parse::<Interval>().is_err());
+    assert!("0".parse::<Window>().unwrap().is_zero() && "0d".parse::<Window>().unwrap().is_zero());
+}
+
+#[test]
+fn places_have_a_kind_and_no_secrets() {
+    let kind = |text: &str| text.parse::<MediumAddress>().map(|address| address.kind());
+    assert_eq!(kind("/backup"), Ok(MediumKind::Directory));
+    assert_eq!(kind("s3://bucket/a"), Ok(MediumKind::ObjectStore));
+    assert_eq!(kind("tape:/dev/nst0"), Ok(MediumKind::Tape));
+    for bad in [
+        "",
+        "-",
+        "backup",
+        "./backup",
+        "s3://",
+        "s3:/x",
+        "tape:nst0",
+        "tape:/dev/nst0#latest",
+        "http://x/y",
+        "/a\nb",
+    ] {
+        assert!(kind(bad).is_err(), "{bad}");
+    }
+    for secret in ["s3://AKIA:hunter2@bucket/x", "s3://hunter2@bucket", "https://me:hunter2@host/x"] {
+        assert!(!kind(secret).unwrap_err().contains("hunter2"), "{secret}");
+    }
+}
+
+#[test]
+fn a_command_is_a_program_by_its_path() {
+    let read =
+        |text: &str| serde_json::from_str::<CommandLine>(text).map(|command| command.as_slice().to_vec());
+    assert_eq!(read(r#"["/bin/x", "-a b", 5]"#).unwrap(), ["/bin/x", "-a b", "5"]);
+    assert_eq!(read(r#""/bin/x""#).unwrap(), ["/bin/x"]);
+    for bad in ["[]", r#"["x"]"#, r#""/bin/x -a""#, r#"["/bin/x", "\u0000"]"#, "{}", r#"["/bin/x", {}]"#] {
+        assert!(read(bad).is_err(), "{bad}");
+    }
+    assert!(serde_json::from_str::<List<Name>>(&format!("[{}]", vec!["\"n\""; 1001].join(","))).is_err());
+    assert_eq!(serde_json::from_str::<List<Name>>("\"n\"").unwrap().len(), 1);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Deserialize, Deserializer};
 use serde::{Serialize, Serializer};
 
-use super::{scalar, whole};
+use super::whole;
 
 /// Units in seconds, largest first.
 const UNITS: [(&str, u64); 5] = [("w", 604_800), ("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)];
@@ -30,7 +30,8 @@ fn parse(text: &str) -> Result<u64, String> {
 }
 
 fn write(seconds: u64, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    match UNITS.iter().find(|(_, unit)| seconds > 0 && seconds.is_multiple_of(*unit)) {
+    // Weeks are written as days: people count retention in days.
+    match UNITS.iter().skip(1).find(|(_, unit)| seconds > 0 && seconds.is_multiple_of(*unit)) {
         Some((name, unit)) => write!(f, "{}{name}", seconds / unit),
         None => f.write_str("0"),
     }

@@ -2,7 +2,7 @@
 //! Zstandard frames. FORMAT.md, section 'Stream and frames', gives the bytes.
 //!
 //! Writing ([`write_stream`]): the caller's thread plans chunks, workers read, digest and compress them and write
-//! them in order. Reading: [`read_pipe`] takes what comes, front to back; [`RandomStream`] reads
+//! them in order; [`write_stream_from`] goes on where an earlier run was broken off. Reading: [`read_pipe`] takes what comes, front to back; [`RandomStream`] reads
 //! a file at any place, or a range of it in order with all workers. Either way every byte of a framed stream is
 //! checked, and damage is delivered as a range of the stream, with reading going on behind it.
 //!
@@ -15,6 +15,7 @@
 mod buffer;
 mod checker;
 mod chunk;
+mod chunk_log;
 mod digest;
 mod frame;
 mod index;
@@ -42,11 +43,12 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::units::DenseOffset;
 
 pub use chunk::{Carrier, Chunk, ChunkState, Cut, Damage, ReadAt, ReadOptions, StreamEnd, TableState};
+pub use chunk_log::{ChunkLog, ChunkRecord, Chunks, Unlogged};
 pub use digest::{Digest, Digests};
 pub use frame::FRAME;
 pub use pipe::read_pipe;
 pub use random::RandomStream;
-pub use writer::{StreamWriter, write_stream};
+pub use writer::{StreamWriter, write_stream, write_stream_from};
 
 /// How the chunks of a stream are carried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -15,7 +15,12 @@ pub(super) struct Order<T> {
 impl<T> Order<T> {
     /// Nothing waits; number 0 comes first.
     pub(super) fn new() -> Self {
-        Self { next: 0, waiting: BTreeMap::new() }
+        Self::from(0)
+    }
+
+    /// Nothing waits; number `next` comes first.
+    pub(super) fn from(next: u64) -> Self {
+        Self { next, waiting: BTreeMap::new() }
     }
 
     /// How many things wait.

@@ -10,7 +10,10 @@ use uuid::Uuid;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::DenseOffset;
 
-use super::{Compression, DataSource, Digest, FRAME, Sink, StreamOptions, StreamTotals, write_stream};
+use super::{
+    ChunkLog, Compression, DataSource, Digest, FRAME, Sink, StreamOptions, StreamTotals, Unlogged,
+    write_stream_from,
+};
 
 pub(super) const ID: Uuid = Uuid::from_bytes(*b"the test archive");
 
@@ -139,6 +142,15 @@ impl Script {
         sink: &mut Memory,
         options: &StreamOptions,
     ) -> Result<Written> {
+        self.write_from(source, (sink, &mut Unlogged), options)
+    }
+
+    pub(super) fn write_from(
+        &self,
+        source: &Disks,
+        (sink, log): (&mut Memory, &mut dyn ChunkLog),
+        options: &StreamOptions,
+    ) -> Result<Written> {
         let run = |writer: &mut super::StreamWriter<'_>| {
             let mut body = None;
             for part in &self.parts {
@@ -153,7 +165,7 @@ impl Script {
             let blocks: Result<Vec<Vec<u8>>> = body.unwrap_or_default().blocks().collect();
             Ok(blocks?.concat())
         };
-        let (digests, totals) = write_stream(source, sink, options, run)?;
+        let (digests, totals) = write_stream_from(source, (sink, log), options, run)?;
         Ok(Written { digests, totals })
     }
 

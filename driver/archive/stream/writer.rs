@@ -6,6 +6,10 @@
 //! back to the planner. The planner waits only for buffers, and everything in flight has one, so waiting for all
 //! of them is waiting for everything planned to be written.
 //!
+//! A stream that goes on ([`write_stream_from`] with a log that keeps chunks): the plan is the same, for the same contents give the
+//! same plan; but a chunk that was put out before has no buffer, is neither read nor compressed nor put out, and what the
+//! tail needs of it comes from the log. All of these are planned before the first that is made, so digests and seek table stay in order.
+//!
 //! Errors: the first one that a worker or the sink has takes the outlet's place. With the outlet ends the supply of
 //! buffers, hence the planner, hence the workers.
 //!
@@ -20,6 +24,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{DenseOffset, MIB, StreamOffset};
 
+use super::chunk_log::{ChunkLog, ChunkRecord, Unlogged};
 use super::digest::Digests;
 use super::frame::{FRAME, HEADER_LEN};
 use super::order::Order;
@@ -44,6 +49,20 @@ pub fn write_stream<T>(
     options: &StreamOptions,
     plan: impl FnOnce(&mut StreamWriter<'_>) -> Result<T>,
 ) -> Result<(T, StreamTotals)> {
+    write_stream_from(source, (sink, &mut Unlogged), options, plan)
+}
+
+/// As [`write_stream`], and goes on behind the chunks that `log` keeps: `sink` gets the bytes that follow them, and is the same in the
+/// end as if it had been written in one go, as long as `plan`, `source` and `options` are what they were. `log` is told of each chunk that is put out.
+///
+/// # Errors
+/// As [`write_stream`]; [`ErrorKind::Internal`] where the kept chunks are not those of this stream; those of `log`.
+pub fn write_stream_from<T>(
+    source: &dyn DataSource,
+    (sink, log): (&mut dyn Sink, &mut dyn ChunkLog),
+    options: &StreamOptions,
+    plan: impl FnOnce(&mut StreamWriter<'_>) -> Result<T>,
+) -> Result<(T, StreamTotals)> {
     if let Compression::Zstd { level } = options.compression
         && !(1..=22).contains(&level)
     {
@@ -52,17 +71,19 @@ pub fn write_stream<T>(
     }
     let (back, free) = bounded(crew(options).1);
     let digests = Mutex::new(Some(Digests::new()));
+    let kept = log.kept();
     let outlet = Outlet {
         sink,
+        log,
         options,
         back,
-        order: Order::new(),
+        order: Order::from(kept),
         digests: &digests,
         table: TableWriter::default(),
         written: 0,
     };
     let outlet = Mutex::new(Ok(outlet));
-    let inputs = Inputs { source, options, digests: &digests, free };
+    let inputs = Inputs { source, options, digests: &digests, free, kept };
     let planned = run(inputs, &outlet, plan);
     // When the outlet has failed, an error of the planner is only the echo of that.
     let outlet = outlet.into_inner().unwrap_or_else(PoisonError::into_inner)?;
@@ -76,6 +97,8 @@ struct Inputs<'a> {
     options: &'a StreamOptions,
     digests: &'a BodyDigests,
     free: Receiver<Slot>,
+    /// Chunks that were put out before.
+    kept: u64,
 }
 
 /// The part of [`write_stream`] that has threads. Returns also the number of chunks and the stream's end.
@@ -84,7 +107,11 @@ fn run<T>(
     outlet: &Shared<'_>,
     plan: impl FnOnce(&mut StreamWriter<'_>) -> Result<T>,
 ) -> Result<(T, u64, StreamOffset)> {
-    let Inputs { source, options, digests, free } = inputs;
+    let Inputs { source, options, digests, free, kept } = inputs;
+    let take_over = |chunk: &Open| match lock(outlet).as_mut() {
+        Ok(outlet) => outlet.take_over(chunk),
+        Err(_) => Err(stopped()),
+    };
     let (threads, limit) = crew(options);
     // Room for every chunk in flight: sending never waits.
     let (plans, planned) = bounded(limit);
@@ -101,6 +128,8 @@ fn run<T>(
             digests,
             slots,
             plans,
+            kept,
+            take_over: &take_over,
             chunk: None,
             chunks: 0,
             position: StreamOffset::ZERO,
@@ -176,6 +205,7 @@ fn deliver(outlet: &Shared<'_>, outcome: Result<Done>) -> bool {
 /// has it.
 struct Outlet<'a> {
     sink: &'a mut dyn Sink,
+    log: &'a mut dyn ChunkLog,
     options: &'a StreamOptions,
     back: Sender<Slot>,
     order: Order<Done>,
@@ -195,24 +225,42 @@ impl Outlet<'_> {
     }
 
     fn put_out(&mut self, done: Done) -> Result<()> {
-        let Done { len, stored, digest, slot, data_len, .. } = done;
+        let Done { number, len, stored, digest, slot, data_len } = done;
         let bytes = match self.options.compression {
             Compression::None => slot.input.get(..len),
             Compression::Zstd { .. } => slot.output.get(..HEADER_LEN + stored),
         };
         let bytes = bytes.ok_or_else(oversized)?;
         self.sink.write(bytes)?;
-        self.written += bytes.len() as u64;
-        if let Some(digests) = &mut *lock(self.digests) {
-            digests.push(digest)?;
-        }
-        if self.options.compression != Compression::None {
-            let size = |n: usize| u32::try_from(n).map_err(|_| oversized());
-            self.table.push(size(stored)?, size(len)?)?;
-        }
-        self.options.progress.fetch_add(data_len, Ordering::Relaxed);
+        let size = |n: usize| u32::try_from(n).map_err(|_| oversized());
+        let record = ChunkRecord { digest, stored: size(stored)?, len: size(len)? };
+        self.log.note(number, &record)?;
+        self.count(&record, data_len)?;
         // The planner may be gone; then nobody needs the buffers.
         drop(self.back.send(slot));
+        Ok(())
+    }
+
+    /// Takes over a chunk that was put out before.
+    fn take_over(&mut self, chunk: &Open) -> Result<()> {
+        let record = self.log.get(chunk.number)?;
+        let is_framed = self.options.compression != Compression::None;
+        if u64::from(record.len) != chunk.len as u64 || (record.stored > 0) != is_framed {
+            return Err(Error::new(ErrorKind::Internal, "the chunks that are kept are of another archive"));
+        }
+        self.count(&record, chunk.data_len)
+    }
+
+    /// Keeps what the stream's end needs of a chunk that is put out.
+    fn count(&mut self, record: &ChunkRecord, data_len: u64) -> Result<()> {
+        self.written += record.bytes();
+        if let Some(digests) = &mut *lock(self.digests) {
+            digests.push(record.digest)?;
+        }
+        if self.options.compression != Compression::None {
+            self.table.push(record.stored, record.len)?;
+        }
+        self.options.progress.fetch_add(data_len, Ordering::Relaxed);
         Ok(())
     }
 
@@ -267,6 +315,16 @@ fn stopped() -> Error {
     Error::new(ErrorKind::Internal, "the archive's writer has stopped")
 }
 
+/// The chunk that is being planned.
+struct Open {
+    number: u64,
+    at: StreamOffset,
+    len: usize,
+    data_len: u64,
+    /// None, where the chunk was put out before.
+    slot: Option<Slot>,
+}
+
 /// Takes the stream's contents, front to back. See [`write_stream`].
 pub struct StreamWriter<'a> {
     source: &'a dyn DataSource,
@@ -274,7 +332,10 @@ pub struct StreamWriter<'a> {
     digests: &'a BodyDigests,
     slots: Slots,
     plans: Sender<Plan>,
-    chunk: Option<Plan>,
+    /// Chunks that were put out before.
+    kept: u64,
+    take_over: &'a dyn Fn(&Open) -> Result<()>,
+    chunk: Option<Open>,
     chunks: u64,
     position: StreamOffset,
     /// The disk and the dense offset up to which the source was told.
@@ -294,10 +355,11 @@ impl StreamWriter<'_> {
     pub fn bytes(&mut self, mut bytes: &[u8]) -> Result<()> {
         while !bytes.is_empty() {
             let chunk = self.open_chunk()?;
-            let room = chunk.slot.input.get_mut(chunk.len..).unwrap_or_default();
-            let (now, later) = bytes.split_at(bytes.len().min(room.len()));
-            let (room, _) = room.split_at_mut(now.len());
-            room.copy_from_slice(now);
+            let (now, later) = bytes.split_at(bytes.len().min(FRAME - chunk.len));
+            let place = chunk.len..chunk.len + now.len();
+            if let Some(room) = chunk.slot.as_mut().and_then(|slot| slot.input.get_mut(place)) {
+                room.copy_from_slice(now);
+            }
             bytes = later;
             self.advance(now.len())?;
         }
@@ -312,12 +374,16 @@ impl StreamWriter<'_> {
         let beyond = || Error::new(ErrorKind::Internal, "dense bytes were planned past the last address");
         let end = at.checked_add(len).ok_or_else(beyond)?;
         while len > 0 {
-            self.look_ahead(disk, at, end)?;
+            if self.chunks - u64::from(self.chunk.is_some()) >= self.kept {
+                self.look_ahead(disk, at, end)?;
+            }
             let chunk = self.open_chunk()?;
             let start = chunk.len;
             let now = usize::try_from(len).unwrap_or(FRAME).min(FRAME - start);
             chunk.data_len += now as u64;
-            chunk.slot.pieces.push(Piece { disk, from: at, place: start..start + now });
+            if let Some(slot) = &mut chunk.slot {
+                slot.pieces.push(Piece { disk, from: at, place: start..start + now });
+            }
             self.advance(now)?;
             at = at.saturating_add(now as u64);
             len -= now as u64;
@@ -337,14 +403,15 @@ impl StreamWriter<'_> {
         lock(self.digests).take().ok_or_else(again)
     }
 
-    fn open_chunk(&mut self) -> Result<&mut Plan> {
+    fn open_chunk(&mut self) -> Result<&mut Open> {
         if self.chunk.is_none() {
             check_cancel(&self.options.cancel)?;
             if self.options.compression != Compression::None && self.chunks >= MAX_CHUNKS.into() {
                 return Err(too_long());
             }
-            let slot = self.slots.take(self.options.compression)?;
-            self.chunk = Some(Plan { number: self.chunks, at: self.position, len: 0, data_len: 0, slot });
+            let is_kept = self.chunks < self.kept;
+            let slot = if is_kept { None } else { Some(self.slots.take(self.options.compression)?) };
+            self.chunk = Some(Open { number: self.chunks, at: self.position, len: 0, data_len: 0, slot });
             self.chunks += 1;
         }
         self.chunk.as_mut().ok_or_else(stopped)
@@ -359,10 +426,10 @@ impl StreamWriter<'_> {
     }
 
     fn end_chunk(&mut self) -> Result<()> {
-        match self.chunk.take() {
-            Some(chunk) => self.plans.send(chunk).map_err(|_| stopped()),
-            None => Ok(()),
-        }
+        let Some(mut chunk) = self.chunk.take() else { return Ok(()) };
+        let Some(slot) = chunk.slot.take() else { return (self.take_over)(&chunk) };
+        let Open { number, at, len, data_len, .. } = chunk;
+        self.plans.send(Plan { number, at, len, data_len, slot }).map_err(|_| stopped())
     }
 
     /// Keeps the source told of what follows `at` up to `end`, [`AHEAD`] bytes in advance.

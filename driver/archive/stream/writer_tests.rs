@@ -35,6 +35,72 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+    /// Broken off at any byte, the stream goes on at the last whole chunk before it, and is the same in the end.
+    #[test]
+    fn what_goes_on_is_the_same_as_what_was_never_broken_off(
+        script in any_script(), compression in any_compression(), workers in 1_usize..4, places in any::<[u64; 3]>(),
+    ) {
+        let disks = Disks::new(script.images.clone());
+        let mut whole = Memory::default();
+        let mut chunks = Chunks::default();
+        let first = script.write_from(&disks, (&mut whole, &mut chunks), &options(compression, workers)).unwrap();
+        let len = whole.bytes.len() as u64;
+        for durable in places.map(|place| place % (len + 1)) {
+            let end = chunks.keep_within(durable).unwrap();
+            let (kept, mut rest) = (chunks.kept(), Memory::default());
+            let options = options(compression, workers);
+            let again = script.write_from(&disks, (&mut rest, &mut chunks), &options).unwrap();
+            prop_assert!(whole.bytes[usize::try_from(end).unwrap()..] == rest.bytes, "from chunk {} on", kept);
+            prop_assert_eq!(again.totals, first.totals);
+            prop_assert_eq!(&again.digests, &first.digests);
+            let data: usize = script.parts.iter().map(|p| if let Part::Data { len, .. } = p { *len } else { 0 }).sum();
+            prop_assert_eq!(options.progress.load(Ordering::Relaxed), data as u64);
+        }
+    }
+}
+
+/// Every place to go on from, and nothing of what is there already is read again.
+#[test]
+fn a_stream_goes_on_behind_any_of_its_chunks() {
+    let script = Script::small();
+    for compression in [Compression::None, ZSTD] {
+        let (mut whole, mut chunks) = (Memory::default(), Chunks::default());
+        let disks = Disks::new(script.images.clone());
+        script.write_from(&disks, (&mut whole, &mut chunks), &options(compression, 2)).unwrap();
+        let mut end = 0;
+        for kept in 0..=chunks.len() {
+            assert_eq!(chunks.keep_within(end as u64).unwrap(), end as u64);
+            assert_eq!(chunks.kept(), kept);
+            // Three chunks have bytes of the disk, the fourth is the tail.
+            let fuse = Fuse::new(3_u64.saturating_sub(kept));
+            let disks = Disks { fuse, ..Disks::new(script.images.clone()) };
+            let mut rest = Memory::default();
+            script.write_from(&disks, (&mut rest, &mut chunks), &options(compression, 2)).unwrap();
+            assert!(rest.bytes == whole.bytes[end..], "{compression:?} from chunk {kept} on");
+            if kept < chunks.len() {
+                end += usize::try_from(chunks.get(kept).unwrap().bytes()).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn chunks_of_another_stream_are_refused() {
+    let script = Script::small();
+    let mut chunks = Chunks::default();
+    let disks = Disks::new(script.images.clone());
+    script.write_from(&disks, (&mut Memory::default(), &mut chunks), &options(ZSTD, 2)).unwrap();
+    chunks.keep_within(u64::MAX).unwrap();
+    for (script, compression) in [(script, Compression::None), (long(), ZSTD)] {
+        let disks = Disks::new(script.images.clone());
+        let outcome =
+            script.write_from(&disks, (&mut Memory::default(), &mut chunks), &options(compression, 1));
+        assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Internal);
+    }
+}
+
 #[test]
 fn the_zstd_command_reads_a_framed_stream() {
     let script = Script::small();

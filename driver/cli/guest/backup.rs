@@ -11,8 +11,9 @@ use virtfold::job::attachments::LibvirtPlaces;
 use virtfold::job::domain::{DomainReport, DomainRequest, backup_domain_to};
 use virtfold::job::guest::{Host, Pace};
 use virtfold::job::plan::Wishes;
+use virtfold::job::resume::Keep;
 use virtfold::job::{Control, Progress};
-use virtfold::metrics::{self, Labels};
+use virtfold::metrics::{self, Labels, Measure};
 
 use super::Job;
 use super::connection::Connection;
@@ -41,7 +42,11 @@ pub(super) fn run(
         pace: Pace { pause_budget: wishes.pause_budget, ..Pace::default() },
     };
     let guards = &virtfold_hooks::guard::usual_path();
-    let request = DomainRequest { domain: job.domain, wishes, manner: job.manner.clone(), places, guards };
+    let keep =
+        Keep { state_dir: &wishes.state_dir, places: job.media.places(), job: None, wish: job.wish };
+    let manner = job.manner.clone();
+    let request =
+        DomainRequest { domain: job.domain, wishes, manner, places, keep: Some(keep), guards };
     let out = stdout_of(job.media.places());
     let progress = Arc::new(Progress::default());
     let ticker = Ticker::start(job.style, out, &progress)?;
@@ -54,7 +59,7 @@ pub(super) fn run(
     let freeze = report.freeze.iter().flat_map(|freeze| &freeze.warnings);
     freeze.for_each(|warning| eprintln!("virtfold: warning: {}", printable(warning)));
     result(job.style, out, &report, &text(&report))?;
-    remember::backup(&report.backup, job.media.places(), job.name, (Ok(wishes.state_dir.clone()), Missing::Made));
+    remember::backup(&report.backup, job.media.places(), job.name, (&wishes.state_dir, Missing::Made));
     let copied = copies(job.style, &report.backup);
     let Some(failure) = &report.thaw_failure else { return Ok((copied, report)) };
     if job.style == Style::Text {
@@ -77,13 +82,16 @@ pub(super) fn measure(
 ) -> Result<Outcome> {
     match done {
         Ok((outcome, report)) => {
-            metrics::succeeded(directory, &report)?;
+            let labels = Labels { domain: &report.domain, uuid: report.uuid };
+            metrics::succeeded(directory, labels, &Measure::of(&report, metrics::now()))?;
             Ok(outcome)
         }
         Err(error) => {
             let found = connection.hypervisor.lookup(domain);
-            let noted = found
-                .and_then(|info| metrics::failed(directory, Labels { domain: &info.name, uuid: info.id.0 }));
+            let noted = found.and_then(|info| {
+                let labels = Labels { domain: &info.name, uuid: info.id.0 };
+                metrics::failed(directory, labels, metrics::now())
+            });
             if let Err(other) = noted {
                 tracing::error!(%other, "the failure is not in the metrics");
             }

@@ -33,15 +33,7 @@ impl ConnectFlag {
     /// # Errors
     /// A URI that is not this host's; libvirt's no; a build without libvirt.
     pub(crate) fn open(&self) -> Result<Connection, Error> {
-        let from = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let (uri, origin) = match &self.connect {
-            Some(uri) => (uri.clone(), "--connect"),
-            None => match (from("VIRTFOLD_CONNECT"), from("LIBVIRT_DEFAULT_URI")) {
-                (Some(uri), _) => (uri, "VIRTFOLD_CONNECT"),
-                (None, Some(uri)) => (uri, "LIBVIRT_DEFAULT_URI"),
-                (None, None) => ("qemu:///system".to_owned(), "the default"),
-            },
-        };
+        let (uri, origin) = self.uri();
         open(&uri).map_err(|error| match error.kind() {
             // The URI itself is wrong: say where it came from.
             ErrorKind::Usage | ErrorKind::Unsupported if origin != "--connect" => {
@@ -49,6 +41,19 @@ impl ConnectFlag {
             }
             _ => error,
         })
+    }
+
+    /// Its URI, and where that came from.
+    pub(crate) fn uri(&self) -> (String, &'static str) {
+        let from = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        match &self.connect {
+            Some(uri) => (uri.clone(), "--connect"),
+            None => match (from("VIRTFOLD_CONNECT"), from("LIBVIRT_DEFAULT_URI")) {
+                (Some(uri), _) => (uri, "VIRTFOLD_CONNECT"),
+                (None, Some(uri)) => (uri, "LIBVIRT_DEFAULT_URI"),
+                (None, None) => ("qemu:///system".to_owned(), "the default"),
+            },
+        }
     }
 }
 

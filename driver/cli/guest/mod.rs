@@ -15,6 +15,7 @@ use virtfold::error::Error;
 use virtfold::guest::host::LocalFiles;
 use virtfold::job::backup::Manner;
 use virtfold::job::plan::{QuiesceWish, Wishes};
+use virtfold::job::resume::Wish;
 use virtfold::medium::Location;
 use virtfold_config::Defaults;
 
@@ -83,6 +84,8 @@ pub(super) struct Job<'a> {
     pub(super) manner: Manner,
     /// Where it goes; not needed for a plan.
     pub(super) media: Media,
+    /// What is done with an earlier run's archive.
+    pub(super) wish: Wish,
     /// Text or JSON.
     pub(super) style: Style,
     /// What the configuration says.

@@ -6,6 +6,7 @@ use virtfold::catalog::{Catalog, Journal, Nothing};
 use virtfold::error::{Error, ErrorKind};
 use virtfold::guest::host::LocalFiles;
 use virtfold::guest::{DomainId, Hypervisor};
+use virtfold::job::domain::discard_records;
 use virtfold::job::guest::{Host, Mode, Pace, Recovery, Verdict, Which, recover};
 
 use super::connection::{ConnectFlag, StateFlag};
@@ -65,6 +66,10 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     };
     let mode = if args.dry_run { Mode::DryRun } else { Mode::Apply };
     let report = Report { domains: recover(&host, which, mode)? };
+    if mode == Mode::Apply {
+        // Nobody goes on with an archive whose guest is home.
+        discard_records(&host, &state)?;
+    }
     result(Style::from_flag(&args.json), Stdout::Free, &report, &text(&report))?;
     Ok(outcome(&report))
 }

@@ -13,6 +13,8 @@ use virtfold_config::parse_size;
 
 /// Memory between the archive and the drive, where nothing else is said.
 const RING: u64 = 256 << 20;
+/// Bytes between two commits, where nothing else is said.
+const COMMIT_EVERY: u64 = 64 << 30;
 
 /// What verbs say that change volumes.
 #[derive(Clone, Debug, clap::Args)]
@@ -47,6 +49,9 @@ pub(crate) struct WriteArgs {
     /// Memory that keeps the drive streaming
     #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = parse_size, help_heading = "Tapes")]
     tape_buffer: u64,
+    /// Make what is written durable every so often: behind a tape that fails, the backup goes on there on the next one
+    #[arg(long, value_name = "SIZE", default_value = "64GiB", value_parser = parse_size, help_heading = "Tapes")]
+    tape_commit_every: u64,
 }
 
 impl WaitFlag {
@@ -60,6 +65,7 @@ impl WaitFlag {
             patience: self.tape_wait,
             pool: None,
             ring: RING,
+            commit_every: COMMIT_EVERY,
             cancel: Arc::clone(cancel),
         }
     }
@@ -91,6 +97,7 @@ impl WriteArgs {
         Ok(TapeUse {
             pool: self.pool.clone(),
             ring: self.tape_buffer,
+            commit_every: self.tape_commit_every,
             ..self.change.drive(address, state_dir, cancel)
         })
     }

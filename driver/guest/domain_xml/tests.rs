@@ -283,3 +283,29 @@ proptest! {
         }
     }
 }
+
+/// What the reference of the configuration tells people to write is what is read; nothing of others is.
+#[test]
+fn tags_are_those_that_the_reference_shows() {
+    let reference = include_str!("../../../config/README.md");
+    let is_xml = |line: &&str| line.starts_with("    ") && line.trim_start().starts_with('<');
+    let shown: Vec<&str> = reference.lines().filter(is_xml).collect();
+    let metadata = shown.join("\n");
+    assert!(metadata.contains(NAMESPACE), "{metadata}");
+    let domain = |metadata: &str| {
+        let disk = WINDOWS.replace(&WINDOWS[between(WINDOWS, "<metadata>", "</metadata>")], metadata);
+        parsed(&disk).tags
+    };
+    assert_eq!(domain(&metadata), ["gold"]);
+    let several = metadata.replace("gold", " gold </virtfold:tag><virtfold:tag/><virtfold:tag>silver");
+    assert_eq!(domain(&several), ["gold", "silver"]);
+    assert_eq!(domain(&metadata.replace("domain/1", "domain/2")), Vec::<String>::new());
+    assert_eq!(domain("<metadata><tag>gold</tag></metadata>"), Vec::<String>::new());
+    assert_eq!(domain(""), Vec::<String>::new());
+}
+
+/// From the first `begin` to the end of the first `end`.
+fn between(text: &str, begin: &str, end: &str) -> std::ops::Range<usize> {
+    let from = text.find(begin).unwrap();
+    from..text.find(end).unwrap() + end.len()
+}

@@ -323,12 +323,12 @@ unsafe extern "C" fn on_lifecycle(
     _: sys::virConnectPtr,
     domain: sys::virDomainPtr,
     event: c_int,
-    _detail: c_int,
+    detail: c_int,
     opaque: *mut c_void,
 ) -> c_int {
     // SAFETY: libvirt passes a valid domain and the pointer it was given at the registration.
     if let Some((hub, id)) = unsafe { context(domain, opaque) } {
-        hub.lifecycle(id, event);
+        hub.lifecycle(id, event, detail);
     }
     0
 }

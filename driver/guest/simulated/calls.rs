@@ -16,8 +16,8 @@ use crate::guest::Hypervisor;
 use crate::guest::domain_xml::{Chain, DomainXml, Source};
 use crate::guest::fault::Fault;
 use crate::guest::types::{
-    Activity, BlockJob, CommitRequest, Config, DomainId, DomainInfo, Event, JobEnd, Lifecycle, Paused,
-    Persistence, QemuDisk, Run, SnapshotRequest, Start,
+    Activity, Begin, BlockJob, CommitRequest, Config, DomainId, DomainInfo, End, Event, JobEnd, Lifecycle,
+    Paused, Persistence, QemuDisk, Run, SnapshotRequest, Start,
 };
 
 type Outcome<T> = std::result::Result<T, Fault>;
@@ -167,7 +167,7 @@ impl Hypervisor for Simulated {
 
     fn start(&self, domain: DomainId, how: Start) -> Result<()> {
         self.call(Operation::Start, |turn| start(turn, domain, how))?;
-        self.lifecycle(domain, Lifecycle::Started);
+        self.lifecycle(domain, Lifecycle::Started(Begin::Boot));
         Ok(())
     }
 
@@ -179,7 +179,7 @@ impl Hypervisor for Simulated {
             turn.world.power_off(domain);
             Ok(())
         })?;
-        self.lifecycle(domain, Lifecycle::Stopped);
+        self.lifecycle(domain, Lifecycle::Stopped(End::Destroyed));
         Ok(())
     }
 

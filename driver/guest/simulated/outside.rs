@@ -9,7 +9,7 @@ use super::calls::described;
 use super::world::{Qemu, World};
 use super::{Hub, SimImage};
 use crate::guest::domain_xml::{Chain, DomainXml};
-use crate::guest::types::{Config, DomainId, Event, Lifecycle, Paused};
+use crate::guest::types::{Begin, Config, DomainId, End, Event, Lifecycle, Paused};
 
 /// Something that is done to every domain, where it can be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,7 +99,12 @@ fn happens_to(world: &mut World, id: DomainId, what: Outside) -> Option<Lifecycl
         }
         _ => return None,
     }
-    Some(Lifecycle::Stopped)
+    Some(Lifecycle::Stopped(match what {
+        Outside::KillGuests => End::Crashed,
+        Outside::Save => End::Saved,
+        Outside::MigrateAway => End::Migration,
+        _ => End::Shutdown,
+    }))
 }
 
 fn start(world: &mut World, id: DomainId) -> Option<Lifecycle> {
@@ -118,10 +123,11 @@ fn start(world: &mut World, id: DomainId) -> Option<Lifecycle> {
     world.runs += 1;
     world.clock += BOOT;
     let domain = world.domains.get_mut(&id)?;
+    let begin = if domain.managed_save.is_some() { Begin::Restore } else { Begin::Boot };
     domain.managed_save = None;
     domain.views.live = disks;
     domain.qemu = Some(Qemu { tops, run: world.runs, ..Qemu::default() });
-    Some(Lifecycle::Started)
+    Some(Lifecycle::Started(begin))
 }
 
 /// As libvirt: not on a disk that has a job.

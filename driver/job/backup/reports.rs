@@ -19,6 +19,9 @@ pub struct BackupReport {
     pub archive_bytes: u64,
     /// Whether it is encrypted.
     pub encrypted: bool,
+    /// Bytes of it that an earlier run had written, where this one went on with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resumed_at: Option<u64>,
     /// The digest that stands for all of it, hexadecimal.
     pub root: String,
     /// How long it took.

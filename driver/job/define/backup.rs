@@ -1,18 +1,28 @@
-//! What an archive says of its guest: the head, the definition, the files beside the disks. All of it is read by the
-//! index, so every byte had its digest; every member has the bound that `attachments` gives it.
+//! What an archive says of its guest: the head, the definition, the files beside the disks; every member has the bound that `attachments` gives it.
+//!
+//! Where the archive can be read at any place, that is done by the index, and every byte had its digest. Where it comes once, front to back, its
+//! beginning is read up to the first disk and kept ([`Kept`]), and read again with the rest when the disks are restored: then every byte
+//! has its digest before anything takes its place.
+
+use std::io::{Cursor, Read};
 
 use super::DefineRequest;
 use super::run::PARTIAL;
 use crate::archive::index::{ArchiveIndex, Trust};
 use crate::archive::manifest::{Manifest, Subject};
-use crate::archive::stream::ReadOptions;
+use crate::archive::reader::{Reader, Visitor};
+use crate::archive::stream::{ReadOptions, read_pipe};
 use crate::archive::writer::Attachment;
-use crate::crypt::ArchiveFile;
+use crate::crypt::{ArchiveFile, Incoming};
 use crate::error::{Error, ErrorKind, Result};
 use crate::guest::domain_xml::DomainXml;
 use crate::job::Control;
 use crate::job::attachments::{DOMAIN_XML, LIVE_XML, limit_of};
-use crate::medium::Location;
+use crate::medium::PipeSource;
+use crate::table::{CorrespondenceTable, Run};
+
+/// Bytes that are kept of a stream: more than all members before the disks may have.
+const MOST: usize = 1 << 30;
 
 /// A guest in an archive.
 pub(super) struct Backup {
@@ -25,29 +35,38 @@ pub(super) struct Backup {
 }
 
 impl Backup {
-    /// Reads it; the disks are not looked at.
+    /// Reads it by the index; the disks are not looked at.
     pub(super) fn open(request: &DefineRequest, control: &Control) -> Result<Self> {
         let name = request.archive.to_string();
-        if request.archive == Location::Pipe {
-            let what = "a guest's definition is checked before its disks are read, and a pipe comes once";
-            return Err(Error::new(ErrorKind::Usage, what).with_hint("write the archive to a file first"));
-        }
-        let cancel = std::sync::Arc::clone(&control.cancel);
-        let options =
-            ReadOptions { workers: request.writing.workers, cancel, carrier: None, archive_id: None };
-        let cannot = |e: Error| {
-            let doubtful = matches!(e.kind(), ErrorKind::Damaged | ErrorKind::Incomplete);
-            let e = e.within(format!("no guest can be restored from '{name}'"));
-            if doubtful { e.with_hint(PARTIAL) } else { e }
-        };
+        let options = options(request, control);
+        let cannot = |e: Error| cannot(&name, e);
         let source = ArchiveFile::open(&request.archive, &request.identities).map_err(cannot)?;
         let index = ArchiveIndex::open(&source, &options, Trust::Strict).map_err(cannot)?;
-        let mut attachments =
-            index.attachments(&|member| limit_of(member).filter(|_| member != LIVE_XML)).map_err(cannot)?;
-        let head = index.head().clone();
+        let attachments = index.attachments(&wanted).map_err(cannot)?;
+        Self::new(&name, index.head().clone(), attachments)
+    }
+
+    /// Reads it from the front, up to the first disk.
+    pub(super) fn read(request: &DefineRequest, control: &Control, input: impl Read + Send) -> Result<Self> {
+        let name = request.archive.to_string();
+        let mut front = Front::default();
+        let mut reader = Reader::new(&mut front);
+        let incoming = Incoming::open(input, &name, &request.identities).map_err(|e| cannot(&name, e))?;
+        let read = read_pipe(incoming, &name, &options(request, control), |chunk| reader.chunk(&chunk));
+        let read = read.and_then(|end| end.check(&name).and_then(|()| reader.finish()));
+        match (front.head, read) {
+            (Some(head), _) if front.ended => Self::new(&name, head, front.attachments),
+            (Some(head), Ok(_)) => Self::new(&name, head, front.attachments),
+            (_, Err(error)) => Err(cannot(&name, error)),
+            (None, Ok(_)) => Err(Error::new(ErrorKind::Damaged, format!("'{name}' has no head"))),
+        }
+    }
+
+    fn new(name: &str, head: Manifest, mut attachments: Vec<Attachment>) -> Result<Self> {
+        let cannot = |e: Error| cannot(name, e);
         let place = attachments.iter().position(|a| a.name == DOMAIN_XML);
         let xml =
-            place.map(|at| attachments.swap_remove(at).content).ok_or_else(|| no_guest(&name, &head))?;
+            place.map(|at| attachments.swap_remove(at).content).ok_or_else(|| no_guest(name, &head))?;
         let damaged = |e| Error::new(ErrorKind::Damaged, "its domain.xml is not UTF-8").with_source(e);
         let xml = String::from_utf8(xml).map_err(damaged).and_then(DomainXml::parse).map_err(cannot)?;
         if let (Subject::Domain { uuid: Some(head), .. }, Some(id)) = (&head.subject, xml.id)
@@ -69,6 +88,99 @@ impl Backup {
     /// The content of a member.
     pub(super) fn member(&self, name: &str) -> Option<&[u8]> {
         self.attachments.iter().find(|a| a.name == name).map(|a| a.content.as_slice())
+    }
+}
+
+fn options(request: &DefineRequest, control: &Control) -> ReadOptions {
+    let cancel = std::sync::Arc::clone(&control.cancel);
+    ReadOptions { workers: request.writing.workers, cancel, carrier: None, archive_id: None }
+}
+
+fn cannot(name: &str, error: Error) -> Error {
+    if PipeSource::was_told_to_end(&error) {
+        return Error::new(ErrorKind::Interrupted, "the restore was interrupted");
+    }
+    let doubtful = matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Incomplete);
+    let error = error.within(format!("no guest can be restored from '{name}'"));
+    if doubtful { error.with_hint(PARTIAL) } else { error }
+}
+
+/// Bytes that a member may have; `None` for those that are not wanted.
+fn wanted(member: &str) -> Option<u64> {
+    limit_of(member).filter(|_| member != LIVE_XML)
+}
+
+/// What comes before the disks.
+#[derive(Default)]
+struct Front {
+    head: Option<Manifest>,
+    attachments: Vec<Attachment>,
+    /// Whether the content that comes is that of the last of them.
+    taking: bool,
+    ended: bool,
+}
+
+impl Visitor for Front {
+    fn head(&mut self, head: &Manifest) -> Result<()> {
+        self.head = Some(head.clone());
+        Ok(())
+    }
+
+    fn other(&mut self, name: &str, size: u64) -> Result<()> {
+        let limit = wanted(name);
+        self.taking = limit.is_some();
+        let Some(limit) = limit else { return Ok(()) };
+        if size > limit || self.attachments.iter().any(|other| other.name == name) {
+            let what = format!("its member '{name}' is too long, or there twice");
+            return Err(Error::new(ErrorKind::Damaged, what));
+        }
+        self.attachments.push(Attachment { name: name.to_owned(), content: Vec::new() });
+        Ok(())
+    }
+
+    fn content(&mut self, bytes: &[u8]) -> Result<()> {
+        if let Some(last) = self.attachments.last_mut().filter(|_| self.taking) {
+            last.content.extend_from_slice(bytes);
+        }
+        Ok(())
+    }
+
+    fn disk(&mut self, _: usize, _: &CorrespondenceTable) -> Result<()> {
+        self.ended = true;
+        Err(Error::new(ErrorKind::Interrupted, "no more is wanted"))
+    }
+
+    fn data(&mut self, _: usize, _: &Run, _: &[u8]) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// A stream whose beginning is kept while it is read, so that it can be read once more.
+pub(super) struct Kept<R> {
+    input: R,
+    kept: Vec<u8>,
+}
+
+impl<R: Read> Kept<R> {
+    /// Keeps what is read of `input`.
+    pub(super) fn new(input: R) -> Self {
+        Self { input, kept: Vec::new() }
+    }
+
+    /// All of it, from the beginning.
+    pub(super) fn again(self) -> impl Read {
+        Cursor::new(self.kept).chain(self.input)
+    }
+}
+
+impl<R: Read> Read for Kept<R> {
+    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+        let len = self.input.read(out)?;
+        if self.kept.len() > MOST {
+            return Err(std::io::Error::other("what comes before its disks is longer than 1 GiB"));
+        }
+        self.kept.extend_from_slice(out.get(..len).unwrap_or_default());
+        Ok(len)
     }
 }
 

@@ -13,6 +13,8 @@
 //! - `shared`: what two domains cannot share.
 //! - `plan`: the definition's edits, and all of it as a report that `--plan` prints.
 //!
+//! An archive that comes once, front to back (a tape, a pipe), needs one pass: what the plan needs comes before the disks.
+//!
 //! What is promised: nothing is overwritten without [`Existing::Replace`]; nothing that a guest uses, in whatever chain, is written to;
 //! the domain is defined as a whole or not at all. One moment is not covered: a process killed between two of the exchanges
 //! of a replacement leaves old and new files under their names, all of them whole; the same restore made again ends it.
@@ -32,12 +34,14 @@ mod switch;
 #[cfg(test)]
 mod tests;
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 pub use self::identity::Identity;
-pub use self::run::run;
+use self::backup::Backup;
+pub use self::run::{run, run_from};
 use super::Control;
 use super::attachments::LibvirtPlaces;
 use super::restore::Checking;
@@ -49,7 +53,7 @@ use crate::error::Result;
 use crate::guest::Hypervisor;
 use crate::guest::host::HostFiles;
 use crate::image::Format;
-use crate::medium::Location;
+use crate::medium::{Location, PipeSource};
 
 /// Where the disks go that were not given a place of their own.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -219,5 +223,26 @@ pub struct Change {
 /// # Errors
 /// Everything that `run` would refuse.
 pub fn plan(request: &DefineRequest, host: &Host<'_>, control: &Control) -> Result<DefineReport> {
-    plan::make(request, host, control).map(|plan| plan.report)
+    if request.archive == Location::Pipe {
+        return plan_from(request, host, control, standard_input(control)?);
+    }
+    plan::make(request, host, &Backup::open(request, control)?).map(|plan| plan.report)
+}
+
+/// As [`plan()`], for an archive that comes front to back from `input`; no more of it is read than what comes before its disks.
+///
+/// # Errors
+/// As [`plan()`], and those of `input`.
+pub fn plan_from(
+    request: &DefineRequest,
+    host: &Host<'_>,
+    control: &Control,
+    input: impl Read + Send,
+) -> Result<DefineReport> {
+    plan::make(request, host, &Backup::read(request, control, input)?).map(|plan| plan.report)
+}
+
+/// What comes down standard input.
+fn standard_input(control: &Control) -> Result<PipeSource> {
+    PipeSource::stdin(std::sync::Arc::clone(&control.cancel))
 }

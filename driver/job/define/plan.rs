@@ -25,7 +25,6 @@ use super::{Change, DefineReport, DefineRequest, DiskAction, DiskPlan, FilePlan,
 use crate::error::{Error, ErrorKind, Result};
 use crate::guest::domain_xml::edit::{Editor, NewImage};
 use crate::guest::domain_xml::{Device, Disk, DomainXml, Source, TpmStorage};
-use crate::job::Control;
 use crate::job::attachments::{BOOT, LibvirtPlaces, Links, NVRAM_QCOW2, NVRAM_RAW, TPM, TPM_FILE, read_file};
 
 /// All that is needed to do it.
@@ -65,18 +64,17 @@ impl Content {
 }
 
 /// Makes it.
-pub(super) fn make(request: &DefineRequest, host: &Host<'_>, control: &Control) -> Result<Plan> {
-    let backup = Backup::open(request, control)?;
+pub(super) fn make(request: &DefineRequest, host: &Host<'_>, backup: &Backup) -> Result<Plan> {
     let inventory = Inventory::read(host.hypervisor)?;
     let who = identity::decide(&backup.xml, request, &inventory, host)?;
-    check_targets(request, &backup)?;
+    check_targets(request, backup)?;
     let maker = Maker {
         request,
         host,
-        backup: &backup,
+        backup,
         inventory: &inventory,
         who: &who,
-        report: report(request, &backup, &who),
+        report: report(request, backup, &who),
         disks: Vec::new(),
         files: Vec::new(),
         pools: BTreeSet::new(),

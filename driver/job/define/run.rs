@@ -1,21 +1,24 @@
 //! Doing what the plan says, in the order that the room's description gives.
 
+use std::io::Read;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::time::Instant;
 
 use virtfold_hooks::guard::Access;
 
+use super::backup::{Backup, Kept};
 use super::inventory::Inventory;
 use super::places::{self, Found};
 use super::plan::{self, Content, NewFile, Plan};
 use super::switch::{self, Switch, sync_directory};
-use super::{Afterwards, DefineReport, DefineRequest, Host, Identity};
+use super::{Afterwards, DefineReport, DefineRequest, Host, Identity, standard_input};
 use crate::durable::{Existing, PartialFile};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::guest::{Config, DomainId, Fault, Run, Start};
 use crate::job::restore::{self, RestoreReport, RestoreRequest, Selection};
 use crate::job::{Control, guards};
+use crate::medium::Location;
 
 /// What is told when the archive is not whole and sound.
 pub(super) const PARTIAL: &str =
@@ -28,8 +31,44 @@ pub(super) const PARTIAL: &str =
 /// otherwise, nothing has changed then, but for block devices, which are written in place; a guest that was restored and does
 /// not start is defined and stays so.
 pub fn run(request: &DefineRequest, host: &Host<'_>, control: &Control) -> Result<DefineReport> {
+    if request.archive == Location::Pipe {
+        return run_from(request, host, control, standard_input(control)?);
+    }
+    let backup = Backup::open(request, control)?;
+    run_with(request, host, &backup, &mut |disks| restore::run(disks, control))
+}
+
+/// As [`run()`], from an archive that comes front to back from `input`, in one pass; the request's archive is its name in messages.
+///
+/// # Errors
+/// As [`run()`], and those of `input`.
+pub fn run_from(
+    request: &DefineRequest,
+    host: &Host<'_>,
+    control: &Control,
+    input: impl Read + Send,
+) -> Result<DefineReport> {
+    let mut input = Kept::new(input);
+    let backup = Backup::read(request, control, &mut input)?;
+    let mut input = Some(input);
+    let mut disks = |disks: &RestoreRequest| match input.take() {
+        Some(input) => restore::run_from(disks, control, input.again()),
+        None => Err(Error::new(ErrorKind::Internal, "an archive that comes once was read twice")),
+    };
+    run_with(request, host, &backup, &mut disks)
+}
+
+/// Restores disks.
+type Disks<'a> = dyn FnMut(&RestoreRequest) -> Result<RestoreReport> + 'a;
+
+fn run_with(
+    request: &DefineRequest,
+    host: &Host<'_>,
+    backup: &Backup,
+    disks: &mut Disks<'_>,
+) -> Result<DefineReport> {
     let started = Instant::now();
-    let mut plan = plan::make(request, host, control)?;
+    let mut plan = plan::make(request, host, backup)?;
     // A copy's uuid is new: nobody else is at work on it.
     let journal = host.journal.filter(|_| plan.who.identity != Identity::Copy);
     let _locked = journal.map(|journal| journal.lock(plan.who.id)).transpose()?;
@@ -40,7 +79,7 @@ pub fn run(request: &DefineRequest, host: &Host<'_>, control: &Control) -> Resul
     // From here on nobody starts a guest on these disks; somebody may have just before.
     check_again(&plan, host)?;
     let mut switch = Switch::new();
-    let written = write_disks(&plan, request, (&mut switch, control))?;
+    let written = write_disks(&plan, request, &mut switch, disks)?;
     for file in &plan.files {
         write_file(file, &mut switch)?;
     }
@@ -95,7 +134,8 @@ fn check_again(plan: &Plan, host: &Host<'_>) -> Result<()> {
 fn write_disks(
     plan: &Plan,
     request: &DefineRequest,
-    (switch, control): (&mut Switch, &Control),
+    switch: &mut Switch,
+    disks: &mut Disks<'_>,
 ) -> Result<RestoreReport> {
     let mut devices = false;
     let mut selected = Vec::new();
@@ -121,7 +161,7 @@ fn write_disks(
         checking: writing.checking,
         workers: writing.workers,
     };
-    restore::run(&request, control).map_err(|error| match error.kind() {
+    disks(&request).map_err(|error| match error.kind() {
         ErrorKind::Damaged | ErrorKind::Incomplete => error.with_hint(PARTIAL),
         _ => error,
     })

@@ -39,6 +39,36 @@ fn a_lost_guest_is_itself_again() {
     assert!(said.contains("'web' is not shut off"), "{said}");
 }
 
+/// What comes once, as from a tape: one pass, and nothing has changed where its end is not what it should be.
+#[test]
+fn a_guest_comes_out_of_a_stream_in_one_pass() {
+    let lab = Lab::new();
+    let archive = std::fs::read(lab.archive(&lab.xml(), 7)).unwrap();
+    std::fs::remove_file(lab.at("web.tar")).unwrap();
+    let guards = lab.at("guards");
+    let (host, control, request) = (lab.host(&guards), Control::default(), lab.request());
+    let mut half = &archive[..archive.len() / 2];
+    let planned = plan_from(&request, &host, &control, &mut half).unwrap();
+    let before = lab.everything();
+    for cut in [0, 600, archive.len() / 2, archive.len() - 2048] {
+        let error = run_from(&request, &host, &control, &archive[..cut]).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Incomplete | ErrorKind::Damaged), "{cut}: {error:?}");
+        assert_eq!(lab.everything(), before, "{cut}: {error:?}");
+    }
+    let mut broken = archive.clone();
+    let place = broken.windows(1000).position(|bytes| bytes == [7; 1000]).unwrap();
+    broken[place + 500] ^= 1;
+    let error = run_from(&request, &host, &control, broken.as_slice()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Damaged, "{error:?}");
+    assert_eq!(lab.everything(), before);
+    let done = run_from(&request, &host, &control, archive.as_slice()).unwrap();
+    assert!(done.defined && done.verified && !planned.defined);
+    assert_eq!((planned.disks.len(), planned.files.len()), (done.disks.len(), done.files.len()));
+    assert_eq!((lab.first("out/web.img"), lab.first("out/web_VARS.fd")), (7, b'v'));
+    assert_eq!(std::fs::read_dir(&guards).unwrap().count(), 0);
+    lab.defined("web");
+}
+
 #[test]
 fn a_guest_comes_out_of_an_encrypted_archive_with_its_key_alone() {
     let lab = Lab::new();
@@ -290,11 +320,9 @@ fn a_lost_answer_is_no_failure_and_a_dead_driver_loses_nothing() {
 }
 
 #[test]
-fn archives_without_a_guest_and_pipes_say_so() {
+fn archives_without_a_guest_say_so() {
     let lab = Lab::new();
     let mut request = lab.request();
-    request.archive = crate::medium::Location::Pipe;
-    assert!(lab.refused(&request).1.contains("a pipe comes once"));
     request.archive = lab.at("missing.tar").into();
     assert_eq!(lab.refused(&request).0, ErrorKind::NotFound);
     lab.archive(&lab.xml().replace("vdb", "vdq"), 7);

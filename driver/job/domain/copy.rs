@@ -10,9 +10,10 @@ use crate::guest::host::{HostFiles, Mark};
 use crate::guest::rules::Way;
 use crate::image::{DiskImage, Use};
 use crate::job::attachments::{GuestXml, gather};
-use crate::job::backup::{Material, Written, write};
+use crate::job::backup::{Material, Written, write_kept};
 use crate::job::guest::{Frozen, FrozenDisk, Host};
 use crate::job::plan::Plan;
+use crate::job::resume::Keep;
 use crate::medium::{Label, Medium};
 
 /// A copy that is going to be made.
@@ -39,7 +40,10 @@ impl Copy<'_> {
         let marks = marks(self.host.files, &disks)?;
         let subject = Subject::Domain { name: known.info.name.clone(), uuid: Some(known.info.id.0) };
         let material = Material { subject, freeze: self.note(frozen), attachments, disks };
-        let written = write(material, &self.request.manner, &frozen.control, open)?;
+        // Whether a domain at rest is as it was its images tell; a frozen guest's are another thing after the next freeze.
+        let job = (self.plan.rule() != Way::Offline).then_some(frozen.job);
+        let keep = self.request.keep.map(|keep| Keep { job, ..keep });
+        let written = write_kept(material, &self.request.manner, (&frozen.control, keep.as_ref()), open)?;
         check(self.host.files, &marks)?;
         Ok(written)
     }
@@ -82,12 +86,12 @@ impl Copy<'_> {
 }
 
 /// Every file of the images, with its time and size; block devices have none.
-fn marks(files: &dyn HostFiles, disks: &[(String, DiskImage)]) -> Result<Vec<(PathBuf, Option<Mark>)>> {
+pub(super) fn marks(files: &dyn HostFiles, disks: &[(String, DiskImage)]) -> Result<Vec<(PathBuf, Option<Mark>)>> {
     let all = disks.iter().flat_map(|(_, image)| image.host_files());
     all.map(|(path, _)| Ok((path.to_owned(), files.mark(path)?))).collect()
 }
 
-fn check(files: &dyn HostFiles, marks: &[(PathBuf, Option<Mark>)]) -> Result<()> {
+pub(super) fn check(files: &dyn HostFiles, marks: &[(PathBuf, Option<Mark>)]) -> Result<()> {
     for (path, mark) in marks {
         if files.mark(path)? != *mark {
             let what = format!(

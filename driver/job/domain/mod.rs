@@ -1,5 +1,6 @@
 //! The backup of a domain, from beginning to end.
 //!
+//! 0. Where an earlier run died while it copied, and all is as it left it, its archive is gone on with (`go_on`), and nothing of the following is done.
 //! 1. What an earlier run left behind is recovered. A domain that can't be brought in order is not touched further.
 //! 2. The plan. Whatever speaks against the backup ends it here, with nothing touched.
 //! 3. A domain that runs is frozen ([`frozen`]), one that is shut off is kept from starting ([`at_rest`]); in either case
@@ -12,7 +13,7 @@
 //! The archive's head is written before the guest comes back, so it says how the guest was frozen; the longest pause,
 //! at a pivot, is in the report alone.
 //!
-//! Imports: `error`, `image`, `archive`, `guest`, and of `job` `plan`, `guest`, `backup`, `attachments`; `virtfold_hooks` (guards).
+//! Imports: `error`, `image`, `archive`, `guest`, and of `job` `plan`, `guest`, `backup`, `resume`, `attachments`; `virtfold_hooks` (guards).
 
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -25,10 +26,11 @@ use virtfold_hooks::guard::Access;
 use super::attachments::LibvirtPlaces;
 use super::backup::{BackupReport, Manner, Written};
 use super::guest::{
-    FreezeDisk, FreezeReport, FreezeRequest, Host, Mode, Quiesce, Recovery, RestDisk, RestRequest, Verdict,
-    Which, at_rest, frozen, recover,
+    FreezeDisk, FreezeReport, FreezeRequest, Host, Mode, Quiesce, Recovery, RestDisk, RestRequest, Thawed,
+    Verdict, Which, at_rest, frozen, recover,
 };
 use super::plan::{self, How, Plan, PlannedDisk, QuiesceWish, Wishes};
+use super::resume::{self, Keep};
 use super::{Control, guards};
 use crate::archive::stream::Cancel;
 use crate::catalog::Base;
@@ -39,10 +41,12 @@ use crate::guest::rules::Way;
 use crate::medium::{self, Copies, Label, Location, Medium};
 
 mod copy;
+mod go_on;
 #[cfg(test)]
 mod tests;
 
 use self::copy::Copy;
+use self::go_on::WentOn;
 
 /// A backup of a domain.
 #[derive(Clone, Debug)]
@@ -55,6 +59,8 @@ pub struct DomainRequest<'a> {
     pub manner: Manner,
     /// Where libvirt keeps firmware variables and TPM states.
     pub places: &'a LibvirtPlaces,
+    /// Where a record of the archive is kept, so that a later run can go on with it; nothing for none.
+    pub keep: Option<Keep<'a>>,
     /// The directory of the guards that keep a domain from starting while it is read at rest.
     pub guards: &'a Path,
 }
@@ -136,8 +142,13 @@ pub fn backup_domain_to(
 ) -> Result<DomainReport> {
     let started = Instant::now();
     control.progress.enter("planning", 0);
-    let id = host.hypervisor.lookup(request.domain)?.id;
+    let info = host.hypervisor.lookup(request.domain)?;
+    let id = info.id;
+    if let Some(went_on) = go_on::go_on(host, request, control, id)? {
+        return Ok(gone_on(went_on, info.name, started));
+    }
     let recovered = bring_in_order(host, id)?;
+    discard_records(host, &request.wishes.state_dir)?;
     let plan = plan::plan(host.hypervisor, host.files, request.domain, request.wishes)?;
     if let Some(refusal) = plan.refusal() {
         return Err(refusal);
@@ -160,6 +171,32 @@ pub fn backup_domain_to(
         total_seconds: started.elapsed().as_secs_f64(),
         backup: done.backup,
     })
+}
+
+/// The report of a backup that went on with an earlier one.
+fn gone_on(went_on: WentOn, domain: String, started: Instant) -> DomainReport {
+    let WentOn { done, job } = went_on;
+    DomainReport {
+        domain,
+        uuid: job.domain.0,
+        way: go_on::way(&job),
+        freeze: done.freeze,
+        left_out: Vec::new(),
+        notes: vec!["the copy is of the moment when the earlier run froze the disks".to_owned()],
+        recovered: Vec::new(),
+        thaw_failure: done.thaw_failure,
+        total_seconds: started.elapsed().as_secs_f64(),
+        backup: done.backup,
+    }
+}
+
+/// Discards the records of archives whose disks are not frozen any more.
+///
+/// # Errors
+/// The journal or the state directory can't be read.
+pub fn discard_records(host: &Host<'_>, state_dir: &Path) -> Result<()> {
+    let open = host.journal.open_jobs(None)?;
+    resume::discard_closed(state_dir, |job| open.iter().any(|open| open.id == job))
 }
 
 struct Done {
@@ -209,12 +246,20 @@ fn online(
         control.progress.enter("thawing", 0);
         Ok(())
     });
+    conclude(thawed, good, &copy.plan.domain.name)
+}
+
+/// What came of a frozen guest's copy and of its way back.
+fn conclude(
+    thawed: Result<Thawed<()>>,
+    good: Option<(BackupReport, FreezeReport)>,
+    name: &str,
+) -> Result<Done> {
     match (thawed, good) {
         (Ok(thawed), Some((backup, _))) => {
             Ok(Done { backup, freeze: Some(thawed.report), thaw_failure: None })
         }
         (Err(error), Some((backup, report))) => {
-            let name = &copy.plan.domain.name;
             let hint = error.hint().map_or_else(|| format!("run 'virtfold recover {name}'"), str::to_owned);
             let failure = ThawFailure { sentence: sentence(&error), hint, kind: error.kind() };
             Ok(Done { backup, freeze: Some(report), thaw_failure: Some(failure) })

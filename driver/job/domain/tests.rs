@@ -1,11 +1,12 @@
 //! Backups of simulated domains whose disks are real files: what is left when something goes wrong at each end of the copy.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
 use crate::archive::index::ArchiveIndex;
 use crate::archive::manifest::Subject;
-use crate::archive::stream::Compression;
+use crate::archive::stream::{Compression, Sink};
 use crate::catalog::{Catalog, Journal};
 use crate::crypt::Identities;
 use crate::guest::guard::{Held, Outcome};
@@ -13,7 +14,7 @@ use crate::guest::simulated::{Fate, Operation, Simulated, When};
 use crate::guest::{Hypervisor, Start, is_our_overlay};
 use crate::job::guest::{Pace, Sentry, StartGuard};
 use crate::job::inspect;
-use crate::medium::FileMedium;
+use crate::medium::{FileMedium, Notes};
 use crate::table::Layout;
 
 /// A guard that only says that it is there.
@@ -87,6 +88,17 @@ impl Lab {
 
     /// Backs up; `meanwhile` is done when the images are open and the archive begins.
     fn backup(&self, meanwhile: impl FnOnce()) -> Result<DomainReport> {
+        self.backup_to(|path| {
+            meanwhile();
+            Ok(Box::new(FileMedium::create(path)?))
+        })
+    }
+
+    /// Backs up to the medium that `open` makes for a path.
+    fn backup_to(&self, open: impl FnOnce(&Path) -> Result<Box<dyn Medium>>) -> Result<DomainReport> {
+        let place = [Location::Path(self.folder.path().join("archives"))];
+        let state_dir = &self.wishes.state_dir;
+        let keep = Some(Keep { state_dir, places: &place, job: None, wish: resume::Wish::GoOn });
         let manner = Manner {
             compression: Compression::None,
             encrypt_to: None,
@@ -100,11 +112,26 @@ impl Lab {
         let host = Host { hypervisor: world, files: world, journal, guard: &Idle, pace };
         let guards = self.folder.path().join("guards");
         let (wishes, places) = (&self.wishes, &self.places);
-        let request = DomainRequest { domain: "w/eb", wishes, manner, places, guards: &guards };
+        let request = DomainRequest { domain: "w/eb", wishes, manner, places, keep, guards: &guards };
         backup_domain_to(&host, &request, &Control::default(), |label, _| {
-            meanwhile();
-            Ok(Box::new(FileMedium::create(&self.folder.path().join("archives").join(&label.name))?))
+            open(&self.folder.path().join("archives").join(&label.name))
         })
+    }
+
+    /// A backup whose driver dies when all of its archive is written: what it leaves is put back when the panic that it died of has cleaned up.
+    fn dies(&self) {
+        let root = self.folder.path();
+        let places = ["resume", "archives"].map(|name| {
+            let there = if name == "resume" { root.join("state") } else { root.to_owned() };
+            (there.join(name), root.join("aside").join(name))
+        });
+        let died = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let places = places.clone();
+            self.backup_to(|path| Ok(Box::new(Dying { inner: FileMedium::create(path)?, places })))
+        }));
+        assert!(died.is_err());
+        places.iter().for_each(|(place, aside)| link_all(aside, place));
+        std::fs::remove_dir_all(root.join("aside")).unwrap();
     }
 
     fn archives(&self) -> Vec<PathBuf> {
@@ -117,6 +144,92 @@ impl Lab {
         assert!(self.world.images().iter().all(|path| !is_our_overlay(path)), "{:?}", self.world.images());
         assert!(self.journal.open_jobs(None).unwrap().is_empty());
     }
+}
+
+fn link_all(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let to = to.join(path.file_name().unwrap());
+        if path.is_dir() { link_all(&path, &to) } else { std::fs::hard_link(&path, to).unwrap() }
+    }
+}
+
+/// A medium that dies at its end.
+struct Dying {
+    inner: FileMedium,
+    /// What it leaves, and where that is kept.
+    places: [(PathBuf, PathBuf); 2],
+}
+
+impl Sink for Dying {
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.inner.write(bytes)
+    }
+}
+
+impl Medium for Dying {
+    fn keep(&mut self, notes: Arc<dyn Notes>) -> bool {
+        self.inner.keep(notes)
+    }
+
+    fn settle(&mut self) -> Result<()> {
+        self.places.iter().for_each(|(place, aside)| link_all(place, aside));
+        panic!("the driver dies here");
+    }
+
+    fn finish(self: Box<Self>) -> Result<medium::Durable> {
+        Box::new(self.inner).finish()
+    }
+}
+
+#[test]
+fn a_copy_that_was_killed_goes_on_and_the_guest_comes_home() {
+    let lab = Lab::running();
+    lab.dies();
+    let jobs = lab.journal.open_jobs(None).unwrap();
+    assert_eq!(jobs.len(), 1);
+    // Its domain's XML is the one of the snapshot.
+    let report = lab.backup(|| panic!("it was begun anew")).unwrap();
+    assert_eq!((report.way, report.backup.resumed_at, report.backup.disks.len()), ("online", Some(0), 2));
+    assert!(report.thaw_failure.is_none() && report.freeze.is_some());
+    lab.assert_home();
+    assert_eq!(lab.archives().len(), 1);
+    assert_eq!(std::fs::read_dir(lab.folder.path().join("state/resume")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_killed_copy_whose_base_was_written_to_is_not_gone_on_with() {
+    let lab = Lab::running();
+    lab.dies();
+    let path = lab.folder.path().join("vda");
+    let image = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    image.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    // The simulated world knows nothing of that: the guest comes home, and is backed up anew.
+    let report = lab.backup(|| {}).unwrap();
+    assert_eq!(report.backup.resumed_at, None);
+    lab.assert_home();
+    assert_eq!(lab.archives().len(), 1, "what can't be gone on with was left");
+    assert_eq!(std::fs::read_dir(lab.folder.path().join("state/resume")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_recovery_discards_what_it_makes_useless() {
+    let lab = Lab::running();
+    lab.dies();
+    let host = Host {
+        hypervisor: &lab.world,
+        files: &lab.world,
+        journal: &lab.journal,
+        guard: &Idle,
+        pace: Pace { poll: Duration::from_millis(1), ..Pace::default() },
+    };
+    discard_records(&host, &lab.wishes.state_dir).unwrap();
+    assert_eq!(lab.archives().len(), 1, "its job is open");
+    recover(&host, Which::All, Mode::Apply).unwrap();
+    discard_records(&host, &lab.wishes.state_dir).unwrap();
+    lab.assert_home();
+    assert!(lab.archives().is_empty(), "{:?}", lab.archives());
 }
 
 #[test]

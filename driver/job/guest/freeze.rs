@@ -45,6 +45,15 @@ pub fn frozen<T>(
     let mut homing = Homing::new(host, job);
     let mut report = FreezeReport::default();
     let copied = copy_frozen(&mut homing, request, (control, &mut report), copy);
+    end(&mut homing, &mut report, copied)
+}
+
+/// Brings the guest home after its copy.
+pub(super) fn end<T>(
+    homing: &mut Homing<'_>,
+    report: &mut FreezeReport,
+    copied: Result<T>,
+) -> Result<Thawed<T>> {
     let outcome = if copied.is_ok() { Outcome::Copied } else { Outcome::Failed };
     let arrived = homing.arrive(outcome);
     report.pause_ms = homing.pause.map(millis);
@@ -54,7 +63,7 @@ pub fn frozen<T>(
         report.warnings.extend(notes.remains.drain(..).map(named));
     }
     match (arrived, copied) {
-        (Ok(Arrival::Home | Arrival::Later), Ok(value)) => Ok(Thawed { value, report }),
+        (Ok(Arrival::Home | Arrival::Later), Ok(value)) => Ok(Thawed { value, report: report.clone() }),
         (Ok(Arrival::Home | Arrival::Later), Err(error)) => Err(error),
         (Ok(Arrival::Undecided), copied) => {
             let why = report.warnings.join("; ");
@@ -148,24 +157,44 @@ fn copy_frozen<T>(
     (control, report): (&Control, &mut FreezeReport),
     copy: impl FnOnce(&Frozen) -> Result<T>,
 ) -> Result<T> {
-    let host = homing.host;
     snapshot(homing, request, report)?;
     let holds = hold(homing)?;
-    let disks = request.disks.iter().map(|disk| FrozenDisk {
+    copy_held(homing, Frame { min_free: request.min_free, holds }, (control, report), copy)
+}
+
+/// What a copy is made within.
+pub(super) struct Frame {
+    pub(super) min_free: u64,
+    pub(super) holds: Holds,
+}
+
+/// Locks that keep writers off the bases.
+pub(super) type Holds = Vec<Box<dyn Debug + Send + Sync>>;
+
+/// The copy of bases that are held, up to where they are read.
+pub(super) fn copy_held<T>(
+    homing: &mut Homing<'_>,
+    frame: Frame,
+    (control, report): (&Control, &FreezeReport),
+    copy: impl FnOnce(&Frozen) -> Result<T>,
+) -> Result<T> {
+    let (host, job) = (homing.host, &homing.job);
+    let disks = job.disks.iter().map(|disk| FrozenDisk {
         target: disk.target.clone(),
         path: disk.base.path.clone(),
         format: disk.base.format.clone(),
     });
-    let disks: Vec<FrozenDisk> = disks.collect();
-    let mut directories: Vec<_> =
-        request.disks.iter().filter_map(|d| d.overlay.parent().map(Path::to_owned)).collect();
+    let (disks, id): (Vec<FrozenDisk>, _) = (disks.collect(), job.id);
+    let overlays = job.disks.iter().filter_map(|disk| disk.overlay.as_deref());
+    let mut directories: Vec<_> = overlays.filter_map(|path| path.parent().map(Path::to_owned)).collect();
     directories.sort();
     directories.dedup();
-    let watch = Watch { files: host.files, directories, min_free: request.min_free, every: host.pace.watch };
-    let copied =
-        watch.over(control, |inner| copy(&Frozen { disks, control: inner.clone(), report: report.clone() }));
+    let watch = Watch { files: host.files, directories, min_free: frame.min_free, every: host.pace.watch };
+    let copied = watch.over(control, |inner| {
+        copy(&Frozen { job: id, disks, control: inner.clone(), report: report.clone() })
+    });
     homing.record(&[Change::State(JobState::ReadDone)])?;
-    drop(holds);
+    drop(frame.holds);
     copied
 }
 
@@ -338,19 +367,26 @@ fn remove_orphans(homing: &Homing<'_>) -> Result<()> {
 }
 
 /// Takes the locks that keep writers off the bases, and notes the bases as they are.
-fn hold(homing: &mut Homing<'_>) -> Result<Vec<Box<dyn Debug + Send + Sync>>> {
+fn hold(homing: &mut Homing<'_>) -> Result<Holds> {
     let host = homing.host;
     // A libvirtd that died in the snapshot leaves a configuration that would lose the overlay with the next power-off.
     homing.follow()?;
-    let mut holds = Vec::new();
+    let holds = hold_bases(homing)?;
     let mut changes = vec![Change::State(JobState::Snapshotted)];
     for disk in &homing.job.disks {
-        let held = host.files.hold(&disk.base.path);
-        holds.push(held.map_err(|e| e.within(format!("the base of disk '{}' is not frozen", disk.target)))?);
         if let Some(mark) = host.files.mark(&disk.base.path)? {
             changes.push(Change::Frozen { target: disk.target.clone(), mark });
         }
     }
     homing.record(&changes)?;
     Ok(holds)
+}
+
+/// Takes the locks.
+pub(super) fn hold_bases(homing: &Homing<'_>) -> Result<Holds> {
+    let hold = |disk: &DiskJob| {
+        let held = homing.host.files.hold(&disk.base.path);
+        held.map_err(|e| e.within(format!("the base of disk '{}' is not frozen", disk.target)))
+    };
+    homing.job.disks.iter().map(hold).collect()
 }

@@ -2,6 +2,7 @@
 //! guest whose driver did not get that far.
 //!
 //! - [`frozen`] snapshots all disks at once, runs a copy of the frozen bases, commits the overlays and pivots.
+//! - [`adopt()`] takes over the frozen bases of a driver that died while it copied them.
 //! - [`at_rest`] runs a copy of a domain that is shut off, and proves that it stayed so.
 //! - [`recover()`] looks at what is there and ends what a dead driver began.
 //!
@@ -9,7 +10,7 @@
 //! the journal, decides for each disk what the next step is, says it in the journal, does it, and looks again. It never believes a
 //! return code, so a lost answer is a reason to look and nothing more.
 //!
-//! Parts: `sight` (what is there now), `begin` (no earlier job is open), `freeze`, `watch` (room on the host while the copy runs), `home/` (decide, live
+//! Parts: `sight` (what is there now), `begin` (no earlier job is open), `freeze`, `adopt`, `watch` (room on the host while the copy runs), `home/` (decide, live
 //! commit and pivot, commit at rest, the end of overlays), `recover`, `rest`, `guard` (the pause's guard as a process).
 //!
 //! Imports: `error`, `catalog`, `guest`, and `job`'s [`Control`].
@@ -19,6 +20,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
+use uuid::Uuid;
 
 use super::Control;
 use crate::catalog::{Base, Journal};
@@ -27,6 +29,7 @@ use crate::guest::guard::{Held, Outcome};
 use crate::guest::host::HostFiles;
 use crate::guest::{DomainId, Hypervisor};
 
+mod adopt;
 mod begin;
 mod freeze;
 mod guard;
@@ -38,6 +41,7 @@ mod sight;
 mod tests;
 mod watch;
 
+pub use adopt::{AdoptRequest, Adoption, adopt, broken_off};
 pub use freeze::frozen;
 pub use guard::GuardProgram;
 pub use recover::{DiskRecovery, Mode, Recovery, Verdict, Which, recover};
@@ -159,6 +163,8 @@ pub struct FrozenDisk {
 /// What a copy gets.
 #[derive(Clone, Debug)]
 pub struct Frozen {
+    /// The job in the journal that keeps the images frozen.
+    pub job: Uuid,
     /// The images, in the request's order.
     pub disks: Vec<FrozenDisk>,
     /// The copy's own: its `cancel` is set by the person's and by a lack of room; its progress is the job's.

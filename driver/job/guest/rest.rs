@@ -38,7 +38,8 @@ pub fn at_rest<T>(
             path: disk.base.path.clone(),
             format: disk.base.format.clone(),
         });
-        copy(&Frozen { disks: disks.collect(), control: control.clone(), report: FreezeReport::default() })
+        let (disks, control) = (disks.collect(), control.clone());
+        copy(&Frozen { job: job.id, disks, control, report: FreezeReport::default() })
     });
     let outcome = if copied.is_ok() { Outcome::Copied } else { Outcome::Failed };
     let closed = host.journal.record(job.id, &[Change::Close(outcome)]);
@@ -89,7 +90,7 @@ fn read<T>(
         return ran("started");
     }
     // A lost event is made up for by the marks and by the locks.
-    let started = |event: Event| matches!(event, Event::Lifecycle { domain, change: Lifecycle::Started } if domain == request.domain);
+    let started = |event: Event| matches!(event, Event::Lifecycle { domain, change: Lifecycle::Started(_) } if domain == request.domain);
     if events.try_iter().any(started) {
         return ran("ran in between");
     }

@@ -9,6 +9,7 @@
 
 mod file;
 mod pipe;
+mod salvage;
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -25,7 +26,7 @@ use crate::crypt::Identities;
 use crate::durable::Existing;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::Format;
-use crate::medium::{Location, PipeSource};
+use crate::medium::{Gaps, Location, PipeSource};
 use crate::units::GuestOffset;
 
 /// Which disks go where.
@@ -158,7 +159,8 @@ pub fn run(request: &RestoreRequest, control: &Control) -> Result<RestoreReport>
     Ok(report)
 }
 
-/// As [`run`], from an archive that comes front to back from `input`; the request's archive is its name in messages.
+/// As [`run`], from an archive that comes front to back from `input`; the request's archive is its name in messages. A partial restore goes on behind damage,
+/// in the same one pass.
 ///
 /// # Errors
 /// As [`run`], and those of `input`.
@@ -167,8 +169,23 @@ pub fn run_from(
     control: &Control,
     input: impl std::io::Read + Send,
 ) -> Result<RestoreReport> {
+    run_over(request, control, (input, &Gaps::default()))
+}
+
+/// As [`run_from`], where the medium puts zeros in the place of what it can't read, and says in `gaps` where.
+///
+/// # Errors
+/// As [`run_from`].
+pub fn run_over(
+    request: &RestoreRequest,
+    control: &Control,
+    (input, gaps): (impl std::io::Read + Send, &Gaps),
+) -> Result<RestoreReport> {
     let started = Instant::now();
-    let mut report = pipe::restore(request, control, input)?;
+    let mut report = match request.checking {
+        Checking::Partial => salvage::restore(request, control, (input, gaps))?,
+        Checking::All | Checking::Later => pipe::restore(request, control, input)?,
+    };
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)
 }
@@ -224,7 +241,7 @@ pub(in crate::job) fn same_file(one: &Path, other: &Path) -> bool {
     place(one) == place(other) || identity(one).is_some_and(|found| Some(found) == identity(other))
 }
 
-fn no_disk(name: &str, head: &Manifest) -> Error {
+pub(super) fn no_disk(name: &str, head: &Manifest) -> Error {
     let names: Vec<&str> = head.disks.iter().map(|disk| disk.target.as_str()).collect();
     Error::new(ErrorKind::NotFound, format!("the archive has no disk called {}", name.escape_debug()))
         .with_hint(format!("it has: {}", names.join(", ")))
@@ -242,6 +259,11 @@ fn method_name(method: Method) -> &'static str {
         Method::Rewrite => "rewrite",
         Method::Remap => "remap",
     }
+}
+
+/// What is told where no disk that was wanted came.
+fn no_disk_begun(archive: &Location) -> Error {
+    Error::new(ErrorKind::Damaged, format!("none of the disks that are wanted of '{archive}' can be had in one pass"))
 }
 
 /// The format of the new disk: as asked, with the options of the source where that was a qcow2.

@@ -39,6 +39,12 @@ fn is_hopeless(text: &str) -> bool {
         .any(|what| text.contains(what))
 }
 
+/// Whether there is no such upload any more.
+pub(super) fn is_gone(error: &StoreError) -> bool {
+    let text = sentence(error);
+    matches!(error, StoreError::NotFound { .. }) || between(&text, "<Code>", "</Code>") == Some("NoSuchUpload")
+}
+
 /// Whether the store does not know conditions.
 pub(super) fn is_not_implemented(error: &StoreError) -> bool {
     let text = sentence(error);

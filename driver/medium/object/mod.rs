@@ -4,7 +4,8 @@
 //!   SHA-256, which the store checks. The object appears when the upload is completed, whole and never over another one.
 //! - Reading ([`ObjectSource`]): ranges, several at a time.
 //! - `keys`: `PREFIX/HOST/SUBJECT/NAME`, so that hosts can share a bucket without locks; [`list()`] sees all of them.
-//! - `note`: what is on its way, so that what a dead writer has left can be cleaned up.
+//! - `note`: what is on its way, so that what a dead writer has left can be cleaned up, unless somebody goes on with it
+//!   ([`ObjectMedium::reopen`]).
 //! - `store`: the connection, and the asynchronous runtime, which stays within this room. `credentials`, `fault`: keys, and what
 //!   failures mean.
 //!
@@ -35,7 +36,7 @@ pub use self::source::ObjectSource;
 pub use self::upload::ObjectMedium;
 use crate::archive::stream::Cancel;
 use crate::error::{Error, ErrorKind, Result};
-use crate::medium::{Label, Medium, ObjectAddress, Source};
+use crate::medium::{Label, Medium, ObjectAddress, Remains, Reopened, Source};
 
 /// How long a part is tried, where the environment does not say.
 const PATIENCE: Duration = Duration::from_secs(15 * 60);
@@ -67,6 +68,19 @@ pub fn open(address: &ObjectAddress) -> Result<Arc<dyn Source>> {
 /// Those of [`ObjectMedium::create`].
 pub fn create(place: &ObjectAddress, label: &Label, cancel: &Cancel) -> Result<Box<dyn Medium>> {
     Ok(Box::new(ObjectMedium::create(place, label, cancel)?))
+}
+
+/// Goes on with the upload of the archive `label` below `place`.
+///
+/// # Errors
+/// Those of [`ObjectMedium::reopen`].
+pub fn reopen(
+    place: &ObjectAddress,
+    label: &Label,
+    cancel: &Cancel,
+    remains: &Remains,
+) -> Result<Reopened> {
+    ObjectMedium::reopen((place, label), cancel, remains)
 }
 
 /// Everything below `place` in the order of its keys; what it is, its name tells.

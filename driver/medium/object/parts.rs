@@ -35,6 +35,11 @@ impl Parts {
         Self { size: wanted.clamp(USUAL, LARGEST_PART) }
     }
 
+    /// As it was for an earlier process; `None` for a size that no part can have.
+    pub(super) fn of_size(size: u64) -> Option<Self> {
+        (USUAL..=LARGEST_PART).contains(&size).then_some(Self { size })
+    }
+
     /// Bytes of part `number`, counted from zero, unless it is the last.
     pub(super) fn size_of(self, number: u64) -> u64 {
         match number.checked_sub(PLANNED) {

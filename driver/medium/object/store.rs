@@ -41,7 +41,7 @@ const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_sec
 pub(super) type Answer<T> = std::result::Result<T, StoreError>;
 
 /// A bucket.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Store {
     pub(super) s3: AmazonS3,
     bucket: String,

@@ -5,6 +5,9 @@
 //! patience: it is in memory until the store has it, so an upload that broke goes on where it broke. The last step, the completion, makes the object
 //! appear, whole, and never over another one.
 //!
+//! An upload that a dead process has left goes on behind the parts that it has noted in a row ([`ObjectMedium::reopen`]). S3 says only when the next
+//! part comes that an upload is not there any more; then a new one is begun, and the archive with it ([`Medium::go_on`]).
+//!
 //! An answer that was lost is looked up: the upload carries a random mark, which the finished object has, too.
 
 use std::borrow::Cow;
@@ -19,14 +22,14 @@ use object_store::{
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
-use super::fault::{explain, is_not_implemented, may_pass};
+use super::fault::{explain, is_gone, is_not_implemented, may_pass};
 use super::keys::Keys;
 use super::note;
 use super::parts::{LARGEST, MOST, Parts};
 use super::store::{Answer, Store, persist, runtime, wait};
 use crate::archive::stream::{Cancel, Sink};
 use crate::error::{Error, ErrorKind, Result};
-use crate::medium::{Durable, Label, Medium, ObjectAddress};
+use crate::medium::{Durable, Label, Mark, Medium, Notes, ObjectAddress, Remains, Reopened};
 
 /// What the mark of an upload is called in the object's metadata.
 const MARK: &str = "virtfold-upload";
@@ -52,6 +55,9 @@ pub struct ObjectMedium {
     written: u64,
     cancel: Cancel,
     state: State,
+    notes: Option<Arc<dyn Notes>>,
+    /// An upload of a dead process, of which nothing has been heard yet.
+    is_taken_over: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +66,8 @@ enum State {
     Open,
     /// A part is lost; nothing can become of it.
     Failed,
+    /// There is no such upload; another one can be begun.
+    Gone,
     /// The object is there.
     Done,
 }
@@ -87,7 +95,11 @@ impl ObjectMedium {
         let store = Store::open(place, parts.size_of(0))?;
         let keys = Keys::of(place, label)?;
         let upload = wait(cancel, Upload::begin(store, keys))??;
-        Ok(Self {
+        Ok(Self::with(upload, parts, cancel))
+    }
+
+    fn with(upload: Upload, parts: Parts, cancel: &Cancel) -> Self {
+        Self {
             upload: Arc::new(upload),
             parts,
             buffer: Vec::new(),
@@ -97,7 +109,54 @@ impl ObjectMedium {
             written: 0,
             cancel: Arc::clone(cancel),
             state: State::Open,
-        })
+            notes: None,
+            is_taken_over: false,
+        }
+    }
+
+    /// Goes on with the upload that a dead process has left, behind its first parts that are known to be there. The note of the upload is this process's then:
+    /// nobody cleans it up.
+    ///
+    /// # Errors
+    /// When the store can't be reached or refuses.
+    pub(super) fn reopen(
+        (place, label): (&ObjectAddress, &Label),
+        cancel: &Cancel,
+        remains: &Remains,
+    ) -> Result<Reopened> {
+        let known = remains.upload.as_ref();
+        let Some((id, mark, parts)) =
+            known.and_then(|(id, mark, size)| Some((id, mark, Parts::of_size(*size)?)))
+        else {
+            return Ok(Reopened::Gone("nothing is known of its upload".to_owned()));
+        };
+        let store = Store::open(place, parts.size_of(0))?;
+        let keys = Keys::of(place, label)?;
+        let Some(upload) = wait(cancel, Upload::take_over(store, keys, (id, mark)))?? else {
+            return Ok(Reopened::Gone("the object is there, or something else of that name".to_owned()));
+        };
+        let mut medium = Self::with(upload, parts, cancel);
+        medium.is_taken_over = true;
+        for number in 0..MOST {
+            match remains.parts.get(&number) {
+                Some((id, bytes)) if *bytes == parts.size_of(number) => {
+                    medium.sent.push(Some(PartId { content_id: id.clone() }));
+                    medium.written += bytes;
+                }
+                _ => break,
+            }
+        }
+        let at = medium.written;
+        Ok(Reopened::At(Box::new(medium), at))
+    }
+
+    fn note(&self, mark: &Mark) {
+        self.notes.iter().for_each(|notes| notes.note(mark));
+    }
+
+    fn note_upload(&self) {
+        let Upload { id, mark, .. } = self.upload.as_ref();
+        self.note(&Mark::Upload { id: id.clone(), mark: mark.clone(), part: self.parts.size_of(0) });
     }
 
     /// Bytes that the part at hand takes.
@@ -129,7 +188,21 @@ impl ObjectMedium {
         let sent = done.map_err(|e| {
             Error::new(ErrorKind::Internal, "a task that sends a part has ended").with_source(e)
         })?;
-        let (number, part, mut memory) = sent.map_err(|e| explain(self.upload.cannot(), &e))?;
+        let (number, part, mut memory) = match sent {
+            Ok(sent) => sent,
+            Err(error) => {
+                if self.is_taken_over && is_gone(&error) {
+                    self.state = State::Gone;
+                }
+                return Err(explain(self.upload.cannot(), &error));
+            }
+        };
+        self.is_taken_over = false;
+        self.note(&Mark::Part {
+            number: number as u64,
+            id: part.content_id.clone(),
+            bytes: memory.len() as u64,
+        });
         if let Some(place) = self.sent.get_mut(number) {
             *place = Some(part);
         }
@@ -156,11 +229,38 @@ impl ObjectMedium {
         Ok(())
     }
 
-    fn complete(&mut self) -> Result<()> {
+    /// Sends what there is, and waits until all of it is there.
+    fn send_all(&mut self) -> Result<()> {
         if !self.buffer.is_empty() {
             self.send()?;
         }
         while self.take_one()? {}
+        Ok(())
+    }
+
+    /// Notes that it has failed, unless more is known.
+    fn failed(&mut self) {
+        if self.state == State::Open {
+            self.state = State::Failed;
+        }
+    }
+
+    /// Begins the upload anew.
+    fn begin_again(&mut self) -> Result<()> {
+        wait(&self.cancel, self.sending.shutdown())?;
+        let (store, keys) = (self.upload.store.clone(), self.upload.keys.clone());
+        let upload = wait(&self.cancel, Upload::begin(store, keys))??;
+        self.upload = Arc::new(upload);
+        self.sending = JoinSet::new();
+        self.sent.clear();
+        self.buffer.clear();
+        (self.written, self.state, self.is_taken_over) = (0, State::Open, false);
+        self.note_upload();
+        Ok(())
+    }
+
+    fn complete(&mut self) -> Result<()> {
+        self.send_all()?;
         let lost = || Error::new(ErrorKind::Internal, "a part of the upload was not sent");
         let parts =
             std::mem::take(&mut self.sent).into_iter().collect::<Option<Vec<_>>>().ok_or_else(lost)?;
@@ -170,16 +270,38 @@ impl ObjectMedium {
 
 impl Sink for ObjectMedium {
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        if self.state == State::Failed {
+        if self.state != State::Open {
             return Err(Error::new(ErrorKind::Internal, "a failed upload was written to"));
         }
-        self.take_in(bytes).inspect_err(|_| self.state = State::Failed)
+        let taken = self.take_in(bytes);
+        taken.inspect_err(|_| self.failed())
     }
 }
 
 impl Medium for ObjectMedium {
+    fn settle(&mut self) -> Result<()> {
+        let settled = self.send_all();
+        settled.inspect_err(|_| self.failed())
+    }
+
+    fn go_on(&mut self) -> Result<Option<u64>> {
+        if self.state != State::Gone {
+            return Ok(None);
+        }
+        self.begin_again()?;
+        Ok(Some(0))
+    }
+
+    fn keep(&mut self, notes: Arc<dyn Notes>) -> bool {
+        self.notes = Some(notes);
+        if self.sent.is_empty() {
+            self.note_upload();
+        }
+        true
+    }
+
     fn finish(mut self: Box<Self>) -> Result<Durable> {
-        if self.state == State::Failed {
+        if self.state != State::Open {
             return Err(Error::new(ErrorKind::Internal, "a failed upload was finished"));
         }
         self.complete()?;
@@ -200,11 +322,31 @@ impl Drop for ObjectMedium {
             if tokio::time::timeout(SETTLING, settled).await.is_err() {
                 self.sending.shutdown().await;
             }
-            if done { self.upload.forget().await } else { self.upload.abort().await }
+            if done {
+                self.upload.forget().await;
+                true
+            } else {
+                self.upload.abort().await
+            }
         };
-        if runtime.block_on(async { tokio::time::timeout(FAREWELL, farewell).await }).is_err() {
+        let gone = runtime.block_on(async { tokio::time::timeout(FAREWELL, farewell).await });
+        if !matches!(gone, Ok(true)) {
+            self.notes.iter().for_each(|notes| notes.left());
+        }
+        if gone.is_err() {
             tracing::warn!("the store does not answer: parts of '{}' may be left in it", self.upload.name());
         }
+    }
+}
+
+/// Whether there is an object of the archive's name.
+async fn is_taken(store: &Store, keys: &Keys) -> Result<bool> {
+    match store.s3.head(&keys.archive).await {
+        Ok(_) => Ok(true),
+        Err(StoreError::NotFound { .. }) => Ok(false),
+        // Whoever may only write is not told what is there; the completion's condition holds all the same.
+        Err(StoreError::PermissionDenied { .. }) => Ok(false),
+        Err(error) => Err(explain(format!("cannot write '{}'", store.name(&keys.archive)), &error)),
     }
 }
 
@@ -212,14 +354,8 @@ impl Upload {
     async fn begin(store: Store, keys: Keys) -> Result<Self> {
         let name = store.name(&keys.archive);
         let cannot = |e: StoreError| explain(format!("cannot write '{name}'"), &e);
-        match store.s3.head(&keys.archive).await {
-            Ok(_) => {
-                return Err(Error::new(ErrorKind::Exists, format!("'{name}' is there already")));
-            }
-            Err(StoreError::NotFound { .. }) => {}
-            // Whoever may only write is not told what is there; the completion's condition holds all the same.
-            Err(StoreError::PermissionDenied { .. }) => {}
-            Err(error) => return Err(cannot(error)),
+        if is_taken(&store, &keys).await? {
+            return Err(Error::new(ErrorKind::Exists, format!("'{name}' is there already")));
         }
         note::clean(&store, &keys).await;
         let mark = Uuid::new_v4().to_string();
@@ -234,6 +370,20 @@ impl Upload {
             return Err(explain(format!("cannot note the upload of '{name}'"), &error));
         }
         Ok(upload)
+    }
+
+    /// Makes the upload of a dead process this one's; nothing where its object is there already.
+    async fn take_over(store: Store, keys: Keys, (id, mark): (&str, &str)) -> Result<Option<Self>> {
+        if is_taken(&store, &keys).await? {
+            return Ok(None);
+        }
+        let name = store.name(&keys.archive);
+        // First the note: then the clean-up finds nobody dead here.
+        let noted = note::leave(&store, &keys, id).await;
+        noted.map_err(|e| explain(format!("cannot note the upload of '{name}'"), &e))?;
+        note::clean(&store, &keys).await;
+        let (id, mark, ending) = (id.to_owned(), mark.to_owned(), AtomicBool::new(false));
+        Ok(Some(Self { store, keys, id, mark, patience: super::patience()?, ending }))
     }
 
     fn name(&self) -> String {
@@ -317,13 +467,17 @@ impl Upload {
         }
     }
 
-    /// Takes the parts away, and the note.
-    async fn abort(&self) {
+    /// Takes the parts away, and the note; whether the parts are gone.
+    async fn abort(&self) -> bool {
         match self.store.s3.abort_multipart(&self.keys.archive, &self.id).await {
-            Ok(()) | Err(StoreError::NotFound { .. }) => self.forget().await,
+            Ok(()) | Err(StoreError::NotFound { .. }) => {
+                self.forget().await;
+                true
+            }
             Err(error) => {
                 let what = format!("parts of '{}' are left in the store", self.name());
                 tracing::warn!("{}", explain(what, &error));
+                false
             }
         }
     }

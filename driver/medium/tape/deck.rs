@@ -365,6 +365,20 @@ impl Deck {
         self.close()
     }
 
+    /// Gives the tape out behind a failure, as far as the drive still does what it is told: who changes volumes has to do the rest.
+    pub(super) fn let_go(&mut self) {
+        self.unmarked = false;
+        let given = self.drive.run(Motion::Eject).or_else(|_| {
+            // Where the drive was reset, or the tape changed, the descriptor is no good any more.
+            self.drive.close()?;
+            self.drive.open(Access::Read)?;
+            self.drive.run(Motion::Eject)
+        });
+        if let Err(error) = given.and_then(|()| self.drive.close()) {
+            tracing::warn!(drive = self.drive.name(), %error, "a tape that failed could not be given out");
+        }
+    }
+
     /// Closes the drive. The filemark that the kernel may write then is only let be written where the tape stands where it should.
     pub(super) fn close(&mut self) -> Result<()> {
         let checked = if std::mem::take(&mut self.unmarked) { self.check("closing") } else { Ok(()) };

@@ -1,11 +1,11 @@
 //! Tapes as a medium. FORMAT.md says what is on them.
 //!
 //! From below: a [`Drive`] does what `st` does ([`StDrive`]; [`SimulatedDrive`] in memory, with faults); `deck` counts every step of it and asks it
-//! where it stands; `record` and `volume` know what is on a volume; [`TapeMedium`] writes archives, [`TapeSource`] reads them,
+//! where it stands; `record` and `volume` know what is on a volume; [`TapeMedium`] writes archives (`run` is its thread), [`TapeSource`] reads them,
 //! [`TapeCare`] looks after volumes. A [`Changer`] changes volumes, a [`Ledger`] remembers them.
 //!
 //! The contract beyond that of a medium: what [`Ledger::committed`] was told is on the medium, at that place. A write that failed is never
-//! repeated on the same volume, and that volume is never written to again.
+//! repeated on the same volume, and that volume is never written to again: the archive goes on behind its last committed byte on another one.
 //!
 //! Imports: `error`, `ioctl`, `archive` (its traits for bytes).
 
@@ -14,13 +14,17 @@ mod changer;
 mod deck;
 mod drive;
 mod ledger;
+mod places;
 mod reader;
 mod record;
 mod ring;
+mod run;
 mod simulated;
 mod st;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_parts;
 mod volume;
 mod writer;
 
@@ -29,7 +33,7 @@ pub use self::changer::{Change, Changer, CommandChanger, NoChanger, PromptChange
 pub use self::drive::{Access, Drive, DriveState, Motion};
 pub use self::ledger::{Ledger, NoLedger, Placed, has_id, id_of};
 pub use self::reader::{TapeReading, TapeSource};
-pub use self::record::{Begin, End, Label, TapeBlock, check_label};
+pub use self::record::{Begin, Earlier, End, Label, TapeBlock, check_label};
 pub use self::simulated::{SimulatedDrive, SimulatedTape, TapeFault};
 pub use self::st::StDrive;
 pub use self::volume::{NewLabel, Overwrite, Part, VolumeContents};

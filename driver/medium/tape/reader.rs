@@ -2,13 +2,20 @@
 //!
 //! Where an archive is, the ledger may know; without it, the tape in the drive is walked. Either way each part is taken from its begin on the
 //! tape, which has to be the one that is wanted, and starts at the byte where the part before ended. A part with an end has to
-//! have its blocks, bytes and digest. A part without an end at the end of its volume may have been cut by the medium's end: the next volume is asked for, where anybody can change volumes.
+//! have its blocks, bytes and digest. Parts that follow each other on a volume are read without a look aside.
+//!
+//! Of two parts of one number the one counts that was written when the run had gone on more often; then the one with an end: what a volume that failed
+//! has behind its last committed part is not the archive. Where a volume is read whose failure nothing that is known tells of, the part without an end is given out, and
+//! when the next volume turns out to hold that part again, what was given out has to be the beginning of it.
+//!
+//! A part without an end at the end of its volume may also have been cut by the medium's end: the next volume is asked for, where anybody can change volumes.
 //! Any other part without an end, behind which nothing is known, is where the archive ends: it is
 //! for the archive's own end record to say that it is incomplete.
 //!
 //! Imports: `error`, the modules of tapes.
 
-use std::collections::BTreeMap;
+mod salvage;
+
 use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,15 +23,17 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use self::salvage::Salvage;
 use super::changer::{Change, Changer};
 use super::deck::{Deck, Found, interrupted};
 use super::drive::{Access, Drive};
-use super::ledger::{Ledger, Placed, has_id, id_of};
-use super::record::{End, RECORD, Record, TapeBlock};
+use super::ledger::{Ledger, has_id, id_of};
+use super::places::{Hints, Wanted, begin_at, by_ledger, by_tape, bytes_of, hint, learn};
+use super::record::{Begin, End, RECORD, Record, TapeBlock};
 use super::volume::{Part, VolumeContents, label_of, walk};
 use crate::archive::stream::Cancel;
 use crate::error::{Error, ErrorKind, Result};
-use crate::medium::TapeArchive;
+use crate::medium::{Gaps, TapeArchive};
 
 /// How an archive comes from tapes.
 pub struct TapeReading {
@@ -40,20 +49,28 @@ pub struct TapeReading {
     pub cancel: Cancel,
 }
 
-/// What is known of a part: its volume's label, and where its first data block is.
-#[derive(Clone, Debug, Default)]
-struct Hint {
-    label: Option<String>,
-    volume: Option<Uuid>,
-    start: Option<u64>,
-}
-
 /// The part that is being read.
 struct Open {
     part: Part,
+    /// Whether it is known to have an end.
+    ended: bool,
     blocks: u64,
     bytes: u64,
     hasher: blake3::Hasher,
+}
+
+/// A part without an end that was given out: it may come again.
+struct Doubt {
+    part: Part,
+    bytes: u64,
+    digest: blake3::Hash,
+}
+
+/// A part that comes again: what was given out of it is compared, and not given out twice.
+struct Overlap {
+    left: u64,
+    hasher: blake3::Hasher,
+    digest: blake3::Hash,
 }
 
 /// An archive on tapes. Its errors are [`io::Error`]s whose cause is the library's.
@@ -66,27 +83,21 @@ pub struct TapeSource {
     run: Uuid,
     archive: String,
     /// By number of the part.
-    hints: BTreeMap<u32, Hint>,
+    hints: Hints,
     /// The volume in the drive, once it was looked at.
     contents: Option<VolumeContents>,
     loaded: Option<String>,
     number: u32,
     total: u64,
     open: Option<Open>,
+    /// Where reading goes on behind what can't be read.
+    salvage: Option<Salvage>,
+    doubt: Option<Doubt>,
+    overlap: Option<Overlap>,
     buf: Vec<u8>,
     /// What of `buf` has not been given out.
     rest: std::ops::Range<usize>,
     ended: bool,
-    vouched: Option<u64>,
-}
-
-/// What is known of the archive that is wanted.
-struct Wanted {
-    run: Uuid,
-    archive: String,
-    hints: BTreeMap<u32, Hint>,
-    contents: Option<VolumeContents>,
-    /// Bytes of the archive, where its end is known.
     vouched: Option<u64>,
 }
 
@@ -112,7 +123,7 @@ impl TapeSource {
         // The ledger may know volumes that the tape in the drive does not name.
         for placed in ledger.archives(id_of(&archive))?.into_iter().filter(|p| p.part.begin.run == run) {
             vouched = vouched.or_else(|| bytes_of(&placed.part));
-            hints.insert(placed.part.begin.part, hint(&placed));
+            learn(&mut hints, placed.part.begin.part, hint(&placed));
         }
         let pool = contents.as_ref().map(|c| c.label.pool.clone()).unwrap_or_default();
         let mut source = Self {
@@ -129,6 +140,9 @@ impl TapeSource {
             number: 0,
             total: 0,
             open: None,
+            salvage: None,
+            doubt: None,
+            overlap: None,
             buf: vec![0; TapeBlock::LARGEST],
             rest: 0..0,
             ended: false,
@@ -136,6 +150,13 @@ impl TapeSource {
         };
         source.next_part()?;
         Ok(source)
+    }
+
+    /// From here on, what can't be read is stepped over, and zeros given in its place; what is said then tells where.
+    pub fn salvage(&mut self) -> Gaps {
+        let gaps = Gaps::default();
+        self.salvage = Some(Salvage::new(gaps.clone()));
+        gaps
     }
 
     /// The archive's name, as its file would have.
@@ -156,9 +177,7 @@ impl TapeSource {
             match self.find(number) {
                 Ok(part) => {
                     self.deck.seek(part.start)?;
-                    self.number = number;
-                    let hasher = blake3::Hasher::new();
-                    self.open = Some(Open { part, blocks: 0, bytes: 0, hasher });
+                    self.open_part(part);
                     return Ok(());
                 }
                 Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -175,7 +194,21 @@ impl TapeSource {
         }
     }
 
-    /// Finds a part on the volume in the drive.
+    /// The tape is at the first block of this part.
+    fn open_part(&mut self, part: Part) {
+        let number = part.begin.part;
+        if let Some(doubt) = self.doubt.take().filter(|doubt| doubt.part.begin.part == number) {
+            self.total = doubt.part.begin.offset;
+            let overlap = Overlap { left: doubt.bytes, hasher: blake3::Hasher::new(), digest: doubt.digest };
+            self.overlap = Some(overlap).filter(|overlap| overlap.left > 0);
+        }
+        let known = self.hints.get(&number).filter(|hint| hint.start == Some(part.start));
+        let ended = part.end.is_some() || known.is_some_and(|hint| hint.ended);
+        self.number = number;
+        self.open = Some(Open { part, ended, blocks: 0, bytes: 0, hasher: blake3::Hasher::new() });
+    }
+
+    /// Finds a part on the volume in the drive; or the one before it, where that was in doubt and comes again.
     fn find(&mut self, number: u32) -> Result<Part> {
         let hint = self.hints.get(&number).cloned().unwrap_or_default();
         let label = match &self.contents {
@@ -184,17 +217,28 @@ impl TapeSource {
         };
         self.loaded = Some(label.label.clone());
         self.pool.clone_from(&label.pool);
-        let fits = |part: &Part| part.begin.run == self.run && part.begin.part == number;
+        let run = self.run;
+        let fits = |part: &Part| part.begin.run == run && part.begin.part == number;
         if let Some(start) = hint.start.filter(|_| hint.volume == Some(label.volume))
             && let Some(part) = begin_at(&mut self.deck, start)?.filter(fits)
         {
             return self.check_offset(part);
         }
-        if self.contents.is_none() {
-            self.contents = Some(walk(&mut self.deck)?.0);
+        let contents = match self.contents.take() {
+            Some(contents) => contents,
+            None => walk(&mut self.deck)?.0,
+        };
+        let parts = &self.contents.insert(contents).parts;
+        if let Some(again) = self.doubt.as_ref().and_then(|doubt| doubt.again(parts)) {
+            return Ok(again.clone());
         }
-        let mut parts = self.contents.iter().flat_map(|contents| &contents.parts);
-        match parts.rfind(|part| fits(part)).cloned() {
+        let worth = |part: &&Part| (part.begin.earlier.again, part.end.is_some());
+        let here = parts.iter().filter(|part| fits(part)).max_by_key(worth).cloned();
+        // The rest of a volume that failed, where the part is known to be elsewhere.
+        let elsewhere = hint.volume.is_some_and(|volume| volume != label.volume)
+            || hint.label.as_ref().is_some_and(|other| *other != label.label);
+        let better = |part: &Part| elsewhere && (hint.again, hint.ended) > worth(&part);
+        match here.filter(|part| !better(part)) {
             Some(part) => self.check_offset(part),
             None => {
                 let what =
@@ -204,8 +248,8 @@ impl TapeSource {
         }
     }
 
-    fn check_offset(&self, part: Part) -> Result<Part> {
-        if part.begin.offset == self.total {
+    fn check_offset(&mut self, part: Part) -> Result<Part> {
+        if part.begin.offset == self.total || self.bridge(part.begin.offset) {
             return Ok(part);
         }
         let what = format!(
@@ -240,58 +284,138 @@ impl TapeSource {
 
     /// Reads the next block into the buffer, or finds the end.
     fn next_block(&mut self) -> Result<()> {
-        loop {
+        while self.rest.is_empty() && !self.give_zeros() && !self.ended {
             if self.cancel.load(Ordering::Relaxed) {
                 return Err(interrupted());
             }
-            let found = self.deck.read(&mut self.buf)?;
-            let Some(open) = &mut self.open else { return Err(interrupted()) };
-            if let Found::Block(len) = found {
-                open.blocks += 1;
-                open.bytes += len as u64;
-                open.hasher.update(self.buf.get(..len).unwrap_or_default());
-                self.rest = 0..len;
-                return Ok(());
+            match self.deck.read(&mut self.buf) {
+                Ok(Found::Block(len)) => self.take_block(len)?,
+                Ok(found) => self.part_ended(found)?,
+                // Nobody vouched for this part: it may be the rest of a volume that failed, and come again on the next one.
+                Err(error)
+                    if self.may_come_again() =>
+                {
+                    self.doubt_part();
+                    self.next_part().map_err(|_| error)?;
+                }
+                Err(error) => self.step_over(error)?,
             }
-            let last = self.end_part(found)?;
-            if last {
-                self.ended = true;
-                return self.deck.close();
-            }
-            self.next_part()?;
         }
+        Ok(())
+    }
+
+    fn may_come_again(&self) -> bool {
+        let unended = self.open.as_ref().is_some_and(|open| !open.ended);
+        unended && self.salvage.is_none() && self.changer.can_change()
+    }
+
+    fn take_block(&mut self, len: usize) -> Result<()> {
+        let Some(open) = &mut self.open else { return Err(interrupted()) };
+        let bytes = self.buf.get(..len).unwrap_or_default();
+        open.blocks += 1;
+        open.bytes += len as u64;
+        open.hasher.update(bytes);
+        self.rest = 0..len;
+        self.salvage.iter_mut().for_each(Salvage::read_one);
+        let Some(overlap) = &mut self.overlap else { return Ok(()) };
+        let again = usize::try_from(overlap.left).unwrap_or(usize::MAX).min(len);
+        overlap.hasher.update(bytes.get(..again).unwrap_or_default());
+        overlap.left -= again as u64;
+        self.rest = again..len;
+        if overlap.left == 0 {
+            let same = overlap.hasher.finalize() == overlap.digest;
+            self.overlap = None;
+            return if same { Ok(()) } else { Err(self.other_bytes()) };
+        }
+        Ok(())
+    }
+
+    fn other_bytes(&self) -> Error {
+        let what = format!(
+            "part {} of '{}' was begun on a volume that failed, and what is there is not what was written",
+            self.number, self.archive
+        );
+        Error::new(ErrorKind::Damaged, what)
+            .with_hint("begin with the archive's last volume in the drive: it says where each part is")
+    }
+
+    /// The part is at its end.
+    fn part_ended(&mut self, found: Found) -> Result<()> {
+        if self.end_part(found)? {
+            self.ended = true;
+            if self.overlap.is_some() {
+                return Err(self.other_bytes());
+            }
+            return self.deck.close();
+        }
+        match self.doubt.is_none() && self.next_here()? {
+            true => Ok(()),
+            false if self.salvage.is_some() => self.skip_on(),
+            false => self.next_part(),
+        }
+    }
+
+    /// Where the next part begins right here, goes to its data.
+    fn next_here(&mut self) -> Result<bool> {
+        let number = self.number + 1;
+        let mut buf = vec![0; TapeBlock::LARGEST];
+        if self.deck.read(&mut buf)? != Found::Mark {
+            return Ok(false);
+        }
+        let Found::Block(RECORD) = self.deck.read(&mut buf)? else { return Ok(false) };
+        let Ok(Record::Begin(begin)) = Record::decode(buf.get(..RECORD).unwrap_or_default()) else {
+            return Ok(false);
+        };
+        if begin.run != self.run || begin.part != number || self.deck.read(&mut buf)? != Found::Mark {
+            return Ok(false);
+        }
+        let start = self.deck.at();
+        let known = self.hints.get(&number);
+        if known.is_some_and(|hint| hint.start != Some(start) || hint.volume != Some(begin.volume)) {
+            return Ok(false);
+        }
+        let part = self.check_offset(Part { file: 0, start, begin, end: None })?;
+        self.open_part(part);
+        Ok(true)
+    }
+
+    /// Ends the open part as one that nobody vouched for.
+    fn doubt_part(&mut self) {
+        let Some(open) = self.open.take() else { return };
+        self.total = open.part.begin.offset + open.bytes;
+        self.doubt = Some(Doubt { part: open.part, bytes: open.bytes, digest: open.hasher.finalize() });
     }
 
     /// The data file is at its end: what its end says has to hold. Whether the archive ends here.
     fn end_part(&mut self, found: Found) -> Result<bool> {
+        let behind = match (found, &self.open) {
+            (Found::Mark, Some(open)) => self.behind_data(open.part.begin.part)?,
+            _ => Behind::Nothing,
+        };
+        let Behind::End(end) = behind else {
+            // Where a next part is known, it says whether anything is missing between them.
+            let next = self.number + 1;
+            let mut here = self.contents.iter().flat_map(|contents| &contents.parts);
+            let known = here.any(|part| part.begin.run == self.run && part.begin.part == next);
+            let cut = behind == Behind::Nothing && self.changer.can_change();
+            self.doubt_part();
+            return Ok(!(known || cut || self.hints.contains_key(&next)));
+        };
         let Some(open) = self.open.take() else { return Ok(true) };
-        let behind = match found {
-            Found::Mark => self.behind_data(&open)?,
-            _ => Behind::Other,
-        };
-        self.total += open.bytes;
-        let end = match behind {
-            Behind::End(end) => end,
-            // Nobody vouched for this part. Where a next one is known, it says whether anything is missing between them.
-            Behind::Nothing | Behind::Other => {
-                let next = self.number + 1;
-                let mut here = self.contents.iter().flat_map(|contents| &contents.parts);
-                let known = here.any(|part| part.begin.run == self.run && part.begin.part == next);
-                let cut = behind == Behind::Nothing && self.changer.can_change();
-                return Ok(!(known || cut || self.hints.contains_key(&next)));
-            }
-        };
-        check_part(
-            &open.part,
-            &end,
-            &Seen { blocks: open.blocks, bytes: open.bytes, digest: open.hasher.finalize() },
-        )
-        .map_err(|e| e.within(format!("part {} of '{}' is not what was written", end.part, self.archive)))?;
+        self.total = open.part.begin.offset + open.bytes;
+        let seen = Seen { blocks: open.blocks, bytes: open.bytes, digest: open.hasher.finalize() };
+        let checked = check_part(&open.part, &end, &seen);
+        let other = format!("part {} of '{}' is not what was written", end.part, self.archive);
+        match checked.map_err(|e| e.within(other)) {
+            Err(error) if self.salvage.is_none() => return Err(error),
+            Err(error) => self.note(error.to_string()),
+            Ok(()) => {}
+        }
         Ok(end.last)
     }
 
     /// What stands behind a data file.
-    fn behind_data(&mut self, open: &Open) -> Result<Behind> {
+    fn behind_data(&mut self, number: u32) -> Result<Behind> {
         let mut buf = vec![0; TapeBlock::LARGEST];
         let len = loop {
             match self.deck.read(&mut buf)? {
@@ -301,9 +425,7 @@ impl TapeSource {
             }
         };
         match Record::decode(buf.get(..len).unwrap_or_default())? {
-            Record::End(end) if end.run == open.part.begin.run && end.part == open.part.begin.part => {
-                Ok(Behind::End(end))
-            }
+            Record::End(end) if end.run == self.run && end.part == number => Ok(Behind::End(end)),
             _ => Ok(Behind::Other),
         }
     }
@@ -318,6 +440,16 @@ enum Behind {
     Nothing,
     /// Something else: the run broke off.
     Other,
+}
+
+impl Doubt {
+    /// The same part, written again when the run had gone on.
+    fn again<'a>(&self, parts: &'a [Part]) -> Option<&'a Part> {
+        let Begin { run, part, offset, earlier, .. } = &self.part.begin;
+        let same =
+            |other: &&Part| (&other.begin.run, &other.begin.part, &other.begin.offset) == (run, part, offset);
+        parts.iter().filter(same).filter(|other| other.begin.earlier.again > earlier.again).next_back()
+    }
 }
 
 /// What was read of a part.
@@ -348,92 +480,10 @@ pub(super) fn check_part(part: &Part, end: &End, read: &Seen) -> Result<()> {
     Ok(())
 }
 
-/// The part whose first data block is at `start`, where its begin is there.
-fn begin_at(deck: &mut Deck, start: u64) -> Result<Option<Part>> {
-    let Some(at) = start.checked_sub(2) else { return Ok(None) };
-    if deck.end_of_data()? < start {
-        return Ok(None);
-    }
-    deck.seek(at)?;
-    let mut buf = vec![0; TapeBlock::LARGEST];
-    let Found::Block(RECORD) = deck.read(&mut buf)? else { return Ok(None) };
-    let Ok(Record::Begin(begin)) = Record::decode(buf.get(..RECORD).unwrap_or_default()) else {
-        return Ok(None);
-    };
-    Ok(Some(Part { file: 0, start, begin, end: None }))
-}
-
-fn hint(placed: &Placed) -> Hint {
-    Hint {
-        label: Some(placed.label.label.clone()),
-        volume: Some(placed.label.volume),
-        start: Some(placed.part.start),
-    }
-}
-
-/// Bytes of the archive that ends with this part, where it does.
-fn bytes_of(part: &Part) -> Option<u64> {
-    part.end.as_ref().filter(|end| end.last).map(|end| end.total)
-}
-
-fn several(id: &str) -> Error {
-    Error::new(ErrorKind::Usage, format!("there are several archives whose id begins with {id}"))
-        .with_hint("restore by the volume: put in the one with the archive's first part, without the catalog (--state-dir)")
-}
-
-fn by_ledger(id: &str, ledger: &dyn Ledger) -> Result<Option<Wanted>> {
-    let placed: Vec<Placed> = ledger.archives(id)?;
-    let Some(first) = placed.first() else { return Ok(None) };
-    let run = first.part.begin.run;
-    if placed.iter().any(|other| other.part.begin.run != run) {
-        return Err(several(id));
-    }
-    let hints = placed.iter().map(|placed| (placed.part.begin.part, hint(placed))).collect();
-    let vouched = placed.iter().find_map(|placed| bytes_of(&placed.part));
-    Ok(Some(Wanted { run, archive: first.part.begin.archive.clone(), hints, contents: None, vouched }))
-}
-
-fn by_tape(deck: &mut Deck, fits: impl Fn(&Part) -> bool, which: &TapeArchive) -> Result<Wanted> {
-    let (contents, _) = walk(deck)?;
-    let found = contents.parts.iter().rev().find(|part| fits(part));
-    let Some(found) = found else {
-        let what = match which {
-            TapeArchive::Latest => "no whole archive".to_owned(),
-            TapeArchive::Id(id) => format!("no archive '{id}'"),
-        };
-        let what = format!(
-            "{what} is known, and none ends on volume '{}' in '{}'",
-            contents.label.label,
-            deck.name()
-        );
-        return Err(Error::new(ErrorKind::NotFound, what)
-            .with_hint("put the right volume in; 'virtfold tape list' shows what is on one"));
-    };
-    let run = found.begin.run;
-    let archive = found.begin.archive.clone();
-    if let TapeArchive::Id(id) = which
-        && contents.parts.iter().any(|part| fits(part) && part.begin.run != run)
-    {
-        return Err(several(id));
-    }
-    let mut hints: BTreeMap<u32, Hint> = BTreeMap::new();
-    // The begin of a later part names the volumes before it, one for each part.
-    for part in contents.parts.iter().filter(|part| part.begin.run == run) {
-        hints.insert(part.begin.part, hint(&Placed { label: contents.label.clone(), part: part.clone() }));
-        for (number, label) in (1..part.begin.part).rev().zip(part.begin.before.iter().rev()) {
-            hints.entry(number).or_insert_with(|| Hint { label: Some(label.clone()), ..Hint::default() });
-        }
-    }
-    let vouched = contents.parts.iter().filter(|part| part.begin.run == run).find_map(bytes_of);
-    Ok(Wanted { run, archive, hints, contents: Some(contents), vouched })
-}
-
 impl Read for TapeSource {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        if self.rest.is_empty() && !self.ended {
-            self.next_block().map_err(io::Error::other)?;
-        }
-        if self.ended || out.is_empty() {
+        self.next_block().map_err(io::Error::other)?;
+        if self.rest.is_empty() || out.is_empty() {
             return Ok(0);
         }
         let available = self.buf.get(self.rest.clone()).unwrap_or_default();

@@ -113,12 +113,45 @@ pub struct Begin {
     pub part: u32,
     /// Bytes of the archive in the parts before.
     pub offset: u64,
-    /// Labels of the volumes with the parts before, the last 64.
-    pub before: Vec<String>,
+    /// Where the parts before are.
+    #[serde(flatten)]
+    pub earlier: Earlier,
     /// Length of the data blocks.
     pub block_size: TapeBlock,
     /// When it was begun.
     pub created: String,
+}
+
+/// What a begin says of the parts before it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Earlier {
+    /// Labels of the other volumes with parts before this one, the last 64.
+    #[serde(rename = "before")]
+    pub volumes: Vec<String>,
+    /// The number of the first part on each of them. Without these, each holds one part.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub firsts: Vec<u32>,
+    /// How often the run had gone on behind a volume that failed.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub again: u32,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+impl Earlier {
+    /// The other volumes, the last first, each with the lowest number of its parts that is known; `part` is the number that this belongs to.
+    pub(super) fn backwards(&self, part: u32) -> impl Iterator<Item = (u32, &String)> {
+        let count = self.volumes.len();
+        let said = self.firsts.len() == count;
+        let first = move |place: usize| match self.firsts.get(place).filter(|_| said) {
+            Some(first) => *first,
+            None => part.saturating_sub(u32::try_from(count - place).unwrap_or(u32::MAX)),
+        };
+        self.volumes.iter().enumerate().rev().map(move |(place, label)| (first(place), label))
+    }
 }
 
 /// What stands behind a data file.
@@ -261,7 +294,11 @@ mod tests {
             archive: "a".repeat(255),
             part: u32::MAX,
             offset: 1 << 52,
-            before: vec!["L".repeat(MAX_LABEL); BEFORE],
+            earlier: Earlier {
+                volumes: vec!["L".repeat(MAX_LABEL); BEFORE],
+                firsts: vec![u32::MAX; BEFORE],
+                again: u32::MAX,
+            },
             block_size: TapeBlock::default(),
             created: now(),
         }
@@ -287,6 +324,23 @@ mod tests {
             assert!(Record::is_one(&block));
             assert_eq!(Record::decode(&block).unwrap(), record);
         }
+    }
+
+    #[test]
+    fn a_begin_says_on_which_volume_each_earlier_part_is() {
+        let earlier = |firsts: &[u32]| Earlier {
+            volumes: vec!["A".to_owned(), "B".to_owned()],
+            firsts: firsts.to_vec(),
+            again: 0,
+        };
+        let backwards = |earlier: &Earlier, part| {
+            earlier.backwards(part).map(|(first, label)| (first, label.clone())).collect::<Vec<_>>()
+        };
+        let expected = |b, a| vec![(b, "B".to_owned()), (a, "A".to_owned())];
+        assert_eq!(backwards(&earlier(&[1, 5]), 9), expected(5, 1));
+        // As the first tapes have it: a part on each.
+        assert_eq!(backwards(&earlier(&[]), 3), expected(2, 1));
+        assert_eq!(backwards(&earlier(&[7]), 1), expected(0, 0));
     }
 
     #[test]

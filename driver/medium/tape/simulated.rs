@@ -63,6 +63,8 @@ struct State {
     /// The end of data was read once behind a filemark.
     at_end: bool,
     compression: bool,
+    /// Motions to a place.
+    seeks: u64,
     /// Memory for blocks, there already.
     spare: Vec<Vec<u8>>,
 }
@@ -138,6 +140,11 @@ impl SimulatedDrive {
     /// Forgets faults that have not happened.
     pub fn clear_faults(&self) {
         self.lock().faults.clear();
+    }
+
+    /// Motions to a place or to the end of the data so far, each of which takes a real drive up to minutes.
+    pub fn seeks(&self) -> u64 {
+        self.lock().seeks
     }
 
     /// Whether the drive compresses.
@@ -297,11 +304,13 @@ impl State {
             }
             Motion::Rewind => self.finish_file().and_then(|()| self.seek(0)),
             Motion::EndOfData => {
+                self.seeks += 1;
                 self.finish_file()?;
                 let end = self.tape()?.objects.len();
                 self.seek(end)
             }
             Motion::Seek(to) => {
+                self.seeks += 1;
                 self.finish_file()?;
                 self.seek(usize::try_from(to).unwrap_or(usize::MAX))
             }

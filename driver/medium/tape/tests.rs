@@ -12,14 +12,14 @@ use crate::archive::stream::{Cancel, Sink};
 use crate::error::{Error, ErrorKind, Result};
 use crate::medium::{Medium, TapeArchive};
 
-const MIB: u64 = 1 << 20;
+pub(super) const MIB: u64 = 1 << 20;
 pub(super) const NAME: &str = "web-20261122T030000Z-5f1c2d3e.tar";
 
 /// A ledger in memory.
 #[derive(Debug, Default)]
-struct Notes {
+pub(super) struct Notes {
     placed: Mutex<Vec<Placed>>,
-    failed: Mutex<BTreeMap<Uuid, String>>,
+    pub(super) failed: Mutex<BTreeMap<Uuid, String>>,
 }
 
 impl Ledger for Notes {
@@ -75,13 +75,13 @@ impl Changer for Slots {
 }
 
 /// A drive with labelled tapes, and a memory.
-struct Bench {
-    drive: SimulatedDrive,
-    notes: Arc<Notes>,
+pub(super) struct Bench {
+    pub(super) drive: SimulatedDrive,
+    pub(super) notes: Arc<Notes>,
 }
 
 impl Bench {
-    fn new(tapes: usize, capacity: u64) -> Self {
+    pub(super) fn new(tapes: usize, capacity: u64) -> Self {
         let bench = Self { drive: SimulatedDrive::with_tapes(tapes, capacity), notes: Arc::default() };
         for slot in (0..tapes).rev() {
             bench.drive.load(slot);
@@ -90,24 +90,25 @@ impl Bench {
         bench
     }
 
-    fn care(&self) -> TapeCare<'_> {
+    pub(super) fn care(&self) -> TapeCare<'_> {
         let drive = Box::new(self.drive.clone());
         TapeCare::new(drive, self.notes.as_ref(), Duration::ZERO, Cancel::default())
     }
 
-    fn setup(&self, slots: &[usize]) -> TapeSetup {
+    pub(super) fn setup(&self, slots: &[usize]) -> TapeSetup {
         TapeSetup {
             drive: Box::new(self.drive.clone()),
             changer: Box::new(Slots(self.drive.clone(), slots.to_vec())),
             ledger: Arc::clone(&self.notes) as Arc<dyn Ledger>,
             pool: None,
             ring: 4 * MIB,
+            commit_every: u64::MAX,
             patience: Duration::ZERO,
             cancel: Cancel::default(),
         }
     }
 
-    fn write(&self, name: &str, bytes: &[u8], slots: &[usize]) -> Result<()> {
+    pub(super) fn write(&self, name: &str, bytes: &[u8], slots: &[usize]) -> Result<()> {
         let mut medium = Box::new(TapeMedium::begin(self.setup(slots), name)?);
         for piece in bytes.chunks(100_000) {
             medium.write(piece)?;
@@ -117,30 +118,38 @@ impl Bench {
         Ok(())
     }
 
-    fn read_from(&self, which: &TapeArchive, slots: &[usize], ledger: Arc<dyn Ledger>) -> Result<Vec<u8>> {
-        let reading = TapeReading {
+    pub(super) fn reading(&self, slots: &[usize], ledger: Arc<dyn Ledger>) -> TapeReading {
+        TapeReading {
             drive: Box::new(self.drive.clone()),
             changer: Box::new(Slots(self.drive.clone(), slots.to_vec())),
             ledger,
             patience: Duration::ZERO,
             cancel: Cancel::default(),
-        };
-        let mut source = TapeSource::open(reading, which)?;
+        }
+    }
+
+    pub(super) fn read_from(
+        &self,
+        which: &TapeArchive,
+        slots: &[usize],
+        ledger: Arc<dyn Ledger>,
+    ) -> Result<Vec<u8>> {
+        let mut source = TapeSource::open(self.reading(slots, ledger), which)?;
         let mut bytes = Vec::new();
         source.read_to_end(&mut bytes).map_err(|e| Error::io("reading failed", e))?;
         Ok(bytes)
     }
 
-    fn read(&self, slots: &[usize]) -> Result<Vec<u8>> {
+    pub(super) fn read(&self, slots: &[usize]) -> Result<Vec<u8>> {
         self.read_from(&id("5f1c2d3e"), slots, Arc::clone(&self.notes) as Arc<dyn Ledger>)
     }
 
-    fn objects(&self, slot: usize) -> Vec<Option<Vec<u8>>> {
+    pub(super) fn objects(&self, slot: usize) -> Vec<Option<Vec<u8>>> {
         self.drive.with_tape(slot, |tape| tape.objects.clone()).unwrap()
     }
 }
 
-fn id(text: &str) -> TapeArchive {
+pub(super) fn id(text: &str) -> TapeArchive {
     TapeArchive::Id(text.to_owned())
 }
 
@@ -153,14 +162,14 @@ fn new_label(label: &str) -> NewLabel {
     }
 }
 
-fn bytes(len: u64, seed: u64) -> Vec<u8> {
+pub(super) fn bytes(len: u64, seed: u64) -> Vec<u8> {
     let mut bytes = vec![0; usize::try_from(len).unwrap()];
     blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
     bytes
 }
 
 /// The data files of a tape, one after the other: what dd would give.
-fn data(objects: &[Option<Vec<u8>>]) -> Vec<u8> {
+pub(super) fn data(objects: &[Option<Vec<u8>>]) -> Vec<u8> {
     let mut file = 0;
     let mut data = Vec::new();
     for object in objects {

@@ -19,6 +19,8 @@ use virtfold::job::Control;
 use virtfold::job::backup::{self, BackupRequest, ImageSpec};
 use virtfold::table::Layout;
 use virtfold::units::BlockSize;
+use virtfold_hooks::event::{Event as HookEvent, Hook, Xml};
+use virtfold_hooks::guard::Guarded;
 
 fuzz_target!(
     init: make(),
@@ -31,9 +33,29 @@ fn make() {
     fs::create_dir_all(&work).unwrap();
     images(&folder, &work);
     archives(&folder, &work);
+    configurations(&folder);
+    control(&folder);
+    hooks(&folder);
     fs::remove_dir_all(&work).unwrap();
     // There is nothing to fuzz.
     std::process::exit(0)
+}
+
+/// What libvirt's hooks leave, and the guards that they look at.
+fn hooks(folder: &Path) {
+    let xml = "<domain type='kvm'><name>a&amp;b</name><uuid>c7a5fdbd-edaf-9455-926a-d65c16db1809</uuid><devices>\
+        <!-- > --><disk type='file'><source file=\"/a&#x2f;b\"/><backingStore><source file='/c'/></backingStore><readonly/>\
+        </disk><disk><source dev='/dev/d'/></disk></devices></domain>";
+    seed(folder, "hooks", "domain", &[2], xml.as_bytes());
+    seed(folder, "hooks", "cdata", &[2], b"<?xml?><domain><name><![CDATA[x]]>&lt;</name></domain>");
+    let words = ["vm", "release", "end", "shutdown"].map(str::to_owned);
+    for (name, xml) in [("whole", Xml::Whole { text: xml.to_owned() }), ("late", Xml::Late {})] {
+        seed(folder, "hooks", name, &[0], &HookEvent::now(Hook::Qemu, &words, xml).encode().unwrap());
+    }
+    let guard = r#"{"version":1,"uuid":"c7a5fdbd-edaf-9455-926a-d65c16db1809","name":"vm","disk":"/a",
+        "file":{"inode":[1,2]},"access":"reading","reason":"a backup","pid":1}"#;
+    assert!(Guarded::parse(guard.as_bytes()).is_some());
+    seed(folder, "hooks", "guard", &[1], guard.as_bytes());
 }
 
 /// Writes `bytes`, behind each of `flags`, for `target`.
@@ -42,6 +64,21 @@ fn seed(folder: &Path, target: &str, name: &str, flags: &[u8], bytes: &[u8]) {
     fs::create_dir_all(&folder).unwrap();
     for flag in flags {
         fs::write(folder.join(format!("{name}-{flag}")), [&[*flag], bytes].concat()).unwrap();
+    }
+}
+
+/// What the control protocol's specification shows.
+fn control(folder: &Path) {
+    let asks = ["\"status\"", "{\"run\":{\"job\":\"nightly\",\"domain\":\"web\"}}", "{\"pause\":{}}", "{\"cancel\":{\"id\":17}}"];
+    for (number, ask) in asks.iter().enumerate() {
+        let line = format!("{{\"version\":1,\"ask\":{ask}}}");
+        seed(folder, "control", &format!("ask{number}"), &[0], line.as_bytes());
+    }
+    let entry = r#"{"version":1,"answer":{"entry":{"id":1,"job":"a","domain":"b","uuid":null,"state":"waiting","trigger":{"event":"shutdown"},
+        "due":1,"not_before":null,"waits_for":null,"started":null,"ended":null,"attempts":1,"failure":null,"archives":["/a"]}}}"#;
+    let error = r#"{"version":1,"error":{"kind":"not-found","sentence":"no job","hint":"none"}}"#;
+    for (name, line) in [("entry", entry), ("error", error)] {
+        seed(folder, "control", name, &[1], line.as_bytes());
     }
 }
 
@@ -59,6 +96,35 @@ fn create(image: &Path, options: &str, size: &str, requests: &[&str]) {
     args.push(image);
     if !requests.is_empty() {
         tool("qemu-io", &args);
+    }
+}
+
+/// The samples, and the schedules that the reference names.
+fn configurations(folder: &Path) {
+    let samples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples");
+    for sample in fs::read_dir(samples).unwrap() {
+        let path = sample.unwrap().path();
+        if path.extension().is_some_and(|ending| ending == "yaml") {
+            let seeds = folder.join("config");
+            fs::create_dir_all(&seeds).unwrap();
+            fs::copy(&path, seeds.join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    for (number, text) in [
+        "daily 02:30",
+        "mon..fri 22:30 Europe/Berlin",
+        "*-*-1,15 04:00",
+        "sat *-*-1..7 0/6:0/15",
+        "30 2 1-7/2 jan,7 mon-fri",
+        "*/15 * * * * UTC",
+        "@weekly",
+        "hourly",
+        "*-test[!a-c]?",
+    ]
+    .iter()
+    .enumerate()
+    {
+        seed(folder, "schedule", &format!("text{number}"), &[0, 5, 10, 15], text.as_bytes());
     }
 }
 

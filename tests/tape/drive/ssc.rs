@@ -43,6 +43,8 @@ pub(crate) enum Fault {
     Deferred { at: u64, lost: u64 },
     /// The drive resets when it is written: it is rewound, and says so.
     Reset(u64),
+    /// It is written, and the drive says that the tape is full.
+    Full(u64),
     /// One bit of it is wrong on the tape.
     Corrupt(u64),
     /// It can't be read.
@@ -248,9 +250,11 @@ impl Unit {
         self.writes += 1;
         let length = i64::try_from(out.len()).unwrap();
         match self.due(|fault, here| match fault {
-            Fault::WriteError(at) | Fault::SilentDrop(at) | Fault::Reset(at) | Fault::Deferred { at, .. } => {
-                at == here
-            }
+            Fault::WriteError(at)
+            | Fault::SilentDrop(at)
+            | Fault::Reset(at)
+            | Fault::Full(at)
+            | Fault::Deferred { at, .. } => at == here,
             _ => false,
         }) {
             Some(Fault::WriteError(_)) => {
@@ -263,6 +267,10 @@ impl Unit {
                 self.seek(to);
                 self.pending = Some(Sense::new(key::MEDIUM_ERROR, 0x0c00).deferred());
                 return Answer::good();
+            }
+            Some(Fault::Full(_)) => {
+                self.put(Object::Block(out.to_vec()));
+                return Sense::new(key::VOLUME_OVERFLOW, 0x0002).bits(END_OF_MEDIUM).into();
             }
             Some(Fault::Reset(_)) => {
                 self.power_on();

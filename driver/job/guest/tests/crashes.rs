@@ -6,7 +6,7 @@ use super::scene::{PLAIN, Scene, Setup};
 use crate::guest::simulated::{Agent, Fate, Operation, Point, When};
 use crate::guest::{Persistence, Start};
 
-const FATES: [Fate; 4] = [Fate::KillDriver, Fate::KillLibvirtd, Fate::KillGuests, Fate::CrashHost];
+pub(super) const FATES: [Fate; 4] = [Fate::KillDriver, Fate::KillLibvirtd, Fate::KillGuests, Fate::CrashHost];
 
 fn setups() -> Vec<Setup> {
     let mut setups = Vec::new();
@@ -32,13 +32,13 @@ fn is_stuck(point: Point, fate: Fate) -> bool {
 
 /// Whether nothing else covers this point: a question changes nothing, so the world after it is the one before it, and a driver
 /// that dies there dies after the last change or before the next one. What is left is a lost answer and a guest that ends.
-fn is_apart(point: Point, fate: Fate) -> bool {
+pub(super) fn is_apart(point: Point, fate: Fate) -> bool {
     let question = matches!(point.operation, Operation::Read | Operation::Look);
     !question || point.when == When::Before && matches!(fate, Fate::KillLibvirtd | Fate::KillGuests)
 }
 
 /// What must hold at the end; a stuck disk is home after the guest's next start.
-fn check(scene: &Scene, path: &[(Point, Fate)]) -> Result<(), String> {
+pub(super) fn check(scene: &Scene, path: &[(Point, Fate)]) -> Result<(), String> {
     let killed = path.iter().any(|(_, fate)| matches!(fate, Fate::KillGuests | Fate::CrashHost));
     let stuck = path.iter().any(|(point, fate)| is_stuck(*point, *fate));
     let expected = (!killed).then(|| scene.expected());

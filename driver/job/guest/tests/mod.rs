@@ -1,5 +1,6 @@
 //! The freeze and its recovery against the simulated hypervisor: every crash point, then chance.
 
+mod adopt;
 mod cases;
 mod crashes;
 mod people;

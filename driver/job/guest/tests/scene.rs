@@ -266,17 +266,25 @@ impl Scene {
 
     /// A backup whose copy sees that the bases are of one moment and stay so.
     pub(super) fn backup(&self) -> Result<Thawed<BTreeSet<u64>>> {
-        frozen(&self.host(), &self.request(), &Control::default(), |frozen| {
-            let bases: Vec<PathBuf> = frozen.disks.iter().map(|d| d.path.clone()).collect();
-            let seen = self.moment(&bases);
-            drop(self.world.domains());
-            drop(self.world.domains());
-            assert_eq!(self.moment(&bases), seen, "a frozen base changed");
-            if self.world.is_dead() {
-                return Err(Error::new(ErrorKind::Interrupted, "the driver was killed here"));
-            }
-            Ok(seen)
-        })
+        frozen(&self.host(), &self.request(), &Control::default(), |frozen| self.copy(frozen))
+    }
+
+    /// The copy.
+    pub(super) fn copy(&self, frozen: &Frozen) -> Result<BTreeSet<u64>> {
+        let seen = self.frozen_moment(frozen);
+        drop(self.world.domains());
+        drop(self.world.domains());
+        assert_eq!(self.frozen_moment(frozen), seen, "a frozen base changed");
+        if self.world.is_dead() {
+            return Err(Error::new(ErrorKind::Interrupted, "the driver was killed here"));
+        }
+        Ok(seen)
+    }
+
+    /// What the frozen bases hold.
+    pub(super) fn frozen_moment(&self, frozen: &Frozen) -> BTreeSet<u64> {
+        let bases: Vec<PathBuf> = frozen.disks.iter().map(|d| d.path.clone()).collect();
+        self.moment(&bases)
     }
 
     /// What images hold; it must be of one moment.

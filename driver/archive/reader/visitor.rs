@@ -1,0 +1,72 @@
+//! Who takes what an archive holds.
+
+use crate::archive::allocation_csv::AllocationRow;
+use crate::archive::manifest::Manifest;
+use crate::error::Result;
+use crate::table::{CorrespondenceTable, Run};
+use crate::units::StreamOffset;
+
+/// Takes what an archive holds, in the order in which it stands there.
+pub trait Visitor {
+    /// The head.
+    ///
+    /// # Errors
+    /// Whatever the visitor has against it; ends the pass.
+    fn head(&mut self, head: &Manifest) -> Result<()>;
+
+    /// A member begins that is neither head, table, disk nor tail (`domain.xml`, ...), of so many bytes. They come before the disks.
+    ///
+    /// # Errors
+    /// As [`Visitor::head`].
+    fn other(&mut self, _name: &str, _size: u64) -> Result<()> {
+        Ok(())
+    }
+
+    /// Content of that member.
+    ///
+    /// # Errors
+    /// As [`Visitor::head`].
+    fn content(&mut self, _bytes: &[u8]) -> Result<()> {
+        Ok(())
+    }
+
+    /// A row of the allocation table of disk number `index`; they come before the disk.
+    ///
+    /// # Errors
+    /// As [`Visitor::head`].
+    fn allocation(&mut self, _index: usize, _row: &AllocationRow) -> Result<()> {
+        Ok(())
+    }
+
+    /// The bytes of disk number `index` begin there; comes before [`Visitor::disk`].
+    fn dense_at(&mut self, _index: usize, _at: StreamOffset) {}
+
+    /// Disk number `index` begins; all of its table is known.
+    ///
+    /// # Errors
+    /// As [`Visitor::head`].
+    fn disk(&mut self, index: usize, table: &CorrespondenceTable) -> Result<()>;
+
+    /// The bytes of `piece`, which lies in one run of the disk's table.
+    ///
+    /// # Errors
+    /// As [`Visitor::head`].
+    fn data(&mut self, index: usize, piece: &Run, bytes: &[u8]) -> Result<()>;
+
+    /// In the place of [`Visitor::data`], in a pass that goes on behind damage: these bytes are lost.
+    ///
+    /// # Errors
+    /// As [`Visitor::head`].
+    fn lost(&mut self, _index: usize, _piece: &Run, _loss: Loss) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// How bytes of a disk are lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// They never came.
+    Never,
+    /// They came, and are not what was written.
+    Given,
+}

@@ -1,0 +1,143 @@
+//! What is noted is there again; the tables keep their own rules.
+
+use super::*;
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(1_800_000_000 + second).unwrap()
+}
+
+fn wanted(job: &str, domain: u128, second: i64) -> Wanted {
+    Wanted {
+        job: job.to_owned(),
+        domain: DomainId(Uuid::from_u128(domain)),
+        name: format!("guest {domain}"),
+        reason: Reason::Schedule,
+        due: at(second),
+        not_before: at(second + 5),
+    }
+}
+
+fn result(sentence: &str) -> RunResult {
+    RunResult {
+        sentence: sentence.to_owned(),
+        hint: Some("look".to_owned()),
+        exit_code: Some(8),
+        kind: Some(ErrorKind::NoSpace),
+        archives: vec!["/a b".to_owned()],
+        measure: Some(serde_json::json!({"seconds": 1.5})),
+    }
+}
+
+#[test]
+fn an_entry_goes_its_way_and_is_there_after_it_is_opened_again() {
+    let state = tempfile::tempdir().unwrap();
+    let open = || Catalog::open(state.path()).unwrap();
+    let (a, b) =
+        (wanted("j", 1, 0), Wanted { reason: Reason::Event("shutdown".to_owned()), ..wanted("j", 2, 1) });
+    open().fire("j", at(0), &[a.clone(), b.clone()]).unwrap();
+    assert_eq!(open().planned().unwrap(), BTreeMap::from([("j".to_owned(), at(0))]));
+    let entries = open().open_entries().unwrap();
+    assert_eq!(entries.iter().map(|entry| &entry.wanted).collect::<Vec<_>>(), [&a, &b]);
+    let [first, second] = [entries[0].id, entries[1].id];
+    open().start(first, at(9)).unwrap();
+    open().start(first, at(9)).unwrap_err();
+    let running = open().entry(first).unwrap();
+    assert_eq!((running.state, running.attempts, running.started), (EntryState::Running, 1, Some(at(9))));
+    open().end(first, at(10), &End::Again(result("full"), at(70))).unwrap();
+    let again = open().entry(first).unwrap();
+    assert_eq!((again.state, again.wanted.not_before, again.attempts), (EntryState::Waiting, at(70), 1));
+    assert_eq!(again.result, Some(result("full")));
+    open().end(first, at(11), &End::Parked).unwrap_err();
+    open().start(first, at(80)).unwrap();
+    open().end(first, at(90), &End::Succeeded(RunResult::default())).unwrap();
+    open().cancel(second, at(91), "no more").unwrap();
+    open().cancel(second, at(91), "no more").unwrap_err();
+    assert_eq!(open().open_entries().unwrap(), []);
+    assert_eq!(open().entry(second).unwrap().result.unwrap().sentence, "no more");
+    assert_eq!(open().entry(99).unwrap_err().kind(), ErrorKind::NotFound);
+    let last: Vec<_> = open().last_ends().unwrap().iter().map(|entry| (entry.id, entry.attempts)).collect();
+    assert_eq!(last, [(first, 2)]);
+}
+
+#[test]
+fn one_waits_for_each_job_and_domain_and_a_person_brings_it_to_the_front() {
+    let state = tempfile::tempdir().unwrap();
+    let catalog = Catalog::open(state.path()).unwrap();
+    let first = catalog.add(&wanted("j", 1, 0)).unwrap();
+    let other = catalog.add(&wanted("j", 2, 0)).unwrap();
+    assert_eq!(catalog.add(&wanted("j", 2, 60)).unwrap(), other);
+    let asked = Wanted { reason: Reason::Request, not_before: at(1), ..wanted("j", 2, 70) };
+    assert_eq!(catalog.add(&asked).unwrap(), other);
+    let order: Vec<i64> = catalog.open_entries().unwrap().iter().map(|entry| entry.id).collect();
+    assert_eq!(order, [other, first]);
+    assert_eq!(catalog.entry(other).unwrap().wanted.not_before, at(1));
+    // One that runs is another matter: the next one waits. But two runs of a domain there can't be.
+    catalog.start(first, at(2)).unwrap();
+    let next = catalog.add(&wanted("j", 1, 60)).unwrap();
+    assert_ne!(next, first);
+    catalog.start(next, at(3)).unwrap_err();
+    let elsewhere = catalog.add(&wanted("k", 1, 0)).unwrap();
+    catalog.start(elsewhere, at(3)).unwrap_err();
+    // When it comes again, one of the two is enough.
+    catalog.end(first, at(4), &End::Again(result("full"), at(9))).unwrap();
+    assert_eq!(catalog.entry(next).unwrap().state, EntryState::Cancelled);
+}
+
+#[test]
+fn what_ran_and_what_was_parked_waits_again() {
+    let state = tempfile::tempdir().unwrap();
+    let catalog = Catalog::open(state.path()).unwrap();
+    let ids = [1, 2, 3].map(|domain| catalog.add(&wanted("j", domain, 0)).unwrap());
+    catalog.start(ids[0], at(1)).unwrap();
+    catalog.start(ids[1], at(1)).unwrap();
+    catalog.end(ids[1], at(2), &End::Parked).unwrap();
+    let double = catalog.add(&wanted("j", 1, 60)).unwrap();
+    drop(catalog);
+    let catalog = Catalog::open(state.path()).unwrap();
+    let ran: Vec<i64> = catalog.recall().unwrap().iter().map(|entry| entry.id).collect();
+    assert_eq!(ran, [ids[0]]);
+    let waiting: Vec<_> =
+        catalog.open_entries().unwrap().iter().map(|entry| (entry.id, entry.state, entry.attempts)).collect();
+    let expected = [(ids[0], 1), (ids[1], 0), (ids[2], 0)];
+    assert_eq!(waiting, expected.map(|(id, attempts)| (id, EntryState::Waiting, attempts)));
+    assert_eq!(catalog.entry(double).unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(catalog.recall().unwrap(), []);
+}
+
+#[test]
+fn pauses_are_counted_apart_and_history_is_bounded() {
+    let state = tempfile::tempdir().unwrap();
+    let catalog = Catalog::open(state.path()).unwrap();
+    for (job, to) in [(None, Pause::On), (Some("j"), Pause::On), (Some("j"), Pause::On), (None, Pause::Off)] {
+        catalog.set_pause(job, to).unwrap();
+    }
+    let pauses = catalog.pauses().unwrap();
+    assert_eq!(pauses, Pauses { all: false, jobs: vec!["j".to_owned()] });
+    assert!(pauses.holds("j") && !pauses.holds("k"));
+    let connection = rusqlite::Connection::open(state.path().join("catalog.sqlite")).unwrap();
+    let many = format!(
+        "INSERT INTO queue (job, domain, name, reason, due, not_before, state, attempts, started, ended)
+         WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < {HISTORY})
+         SELECT CASE i WHEN 0 THEN 'rare' ELSE 'j' END, '00000000-0000-0000-0000-000000000001', 'g', 'schedule', i, i,
+         'succeeded', 1, i, i FROM n"
+    );
+    connection.execute_batch(&many).unwrap();
+    let id = catalog.add(&wanted("j", 1, 0)).unwrap();
+    catalog.start(id, at(1)).unwrap();
+    catalog.end(id, at(2), &End::Succeeded(RunResult::default())).unwrap();
+    let count = "SELECT count(*), count(*) FILTER (WHERE job = 'rare') FROM queue";
+    let counted = connection.query_row(count, [], |row| Ok((row.get::<_, u32>(0)?, row.get::<_, u32>(1)?)));
+    assert_eq!(counted.unwrap(), (HISTORY + 1, 1), "the last of each job and domain stays");
+}
+
+#[test]
+fn a_catalog_of_version_2_learns_of_the_queue() {
+    let state = tempfile::tempdir().unwrap();
+    drop(Catalog::open(state.path()).unwrap());
+    let connection = rusqlite::Connection::open(state.path().join("catalog.sqlite")).unwrap();
+    let back = "DROP TABLE backup; DROP TABLE queue; DROP TABLE planned; DROP TABLE pause; PRAGMA user_version = 2";
+    connection.execute_batch(back).unwrap();
+    drop(connection);
+    let id = Catalog::open(state.path()).unwrap().add(&wanted("j", 1, 0)).unwrap();
+    assert_eq!(Catalog::open(state.path()).unwrap().entry(id).unwrap().wanted, wanted("j", 1, 0));
+}

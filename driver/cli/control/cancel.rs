@@ -1,0 +1,43 @@
+//! `virtfold cancel`: takes an entry out of the queue, or ends it.
+
+use anyhow::Result;
+use virtfold::service::control::{Desk, EntryId, EntryState};
+
+use super::{SocketFlag, changed};
+use crate::cli::exit::Outcome;
+use crate::cli::report::JsonFlag;
+
+/// Take an entry out of the queue, or end it where it runs
+///
+/// A backup that runs ends at its next piece of work; the guest comes back onto its own disks first, and no archive is
+/// left. 'virtfold queue' shows it as 'ending' meanwhile.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  virtfold queue
+  virtfold cancel 17")]
+pub(crate) struct Args {
+    /// The entry's number, as 'virtfold queue' and 'virtfold status' show it
+    #[arg(value_name = "ID")]
+    id: EntryId,
+    #[command(flatten)]
+    socket: SocketFlag,
+    #[command(flatten)]
+    json: JsonFlag,
+}
+
+/// Runs the verb.
+pub(crate) fn run(args: &Args) -> Result<Outcome> {
+    let client = args.socket.client();
+    client.cancel(args.id)?;
+    let id = args.id.to_string();
+    let text = match client.entry(args.id)?.state {
+        EntryState::Ending | EntryState::Running => {
+            format!(
+                "{id} is asked to end; its guest comes home first, and 'virtfold queue' shows it until then"
+            )
+        }
+        _ => format!("{id} is cancelled"),
+    };
+    changed(&args.json, "cancelled", Some(&id), &text)
+}

@@ -1,0 +1,37 @@
+//! `virtfold pause`: begin no scheduled runs.
+
+use anyhow::Result;
+use virtfold::service::control::Desk;
+
+use super::{SocketFlag, changed};
+use crate::cli::exit::Outcome;
+use crate::cli::report::{JsonFlag, printable};
+
+/// Begin no scheduled run any more, of all jobs or of one
+///
+/// What runs goes on, and 'virtfold run' still works. A pause holds over restarts of the service, until 'virtfold resume'.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  virtfold pause
+  virtfold pause nightly")]
+pub(crate) struct Args {
+    /// The job [default: all]
+    #[arg(value_name = "JOB")]
+    job: Option<String>,
+    #[command(flatten)]
+    socket: SocketFlag,
+    #[command(flatten)]
+    json: JsonFlag,
+}
+
+/// Runs the verb.
+pub(crate) fn run(args: &Args) -> Result<Outcome> {
+    let job = args.job.as_deref();
+    args.socket.client().pause(job)?;
+    let text = match job {
+        None => "all jobs are paused; what runs goes on".to_owned(),
+        Some(job) => format!("job '{}' is paused; what runs goes on", printable(job)),
+    };
+    changed(&args.json, "paused", job, &text)
+}

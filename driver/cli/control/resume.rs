@@ -1,0 +1,37 @@
+//! `virtfold resume`: takes a pause back.
+
+use anyhow::Result;
+use virtfold::service::control::Desk;
+
+use super::{SocketFlag, changed};
+use crate::cli::exit::Outcome;
+use crate::cli::report::{JsonFlag, printable};
+
+/// Let paused jobs go on
+///
+/// All and one are counted apart: 'virtfold resume' takes back 'virtfold pause' and leaves those jobs paused that were paused by name.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  virtfold resume
+  virtfold resume nightly")]
+pub(crate) struct Args {
+    /// The job [default: what was paused as all]
+    #[arg(value_name = "JOB")]
+    job: Option<String>,
+    #[command(flatten)]
+    socket: SocketFlag,
+    #[command(flatten)]
+    json: JsonFlag,
+}
+
+/// Runs the verb.
+pub(crate) fn run(args: &Args) -> Result<Outcome> {
+    let job = args.job.as_deref();
+    args.socket.client().resume(job)?;
+    let text = match job {
+        None => "the jobs go on, but for those that are paused by name".to_owned(),
+        Some(job) => format!("job '{}' goes on, unless all are paused", printable(job)),
+    };
+    changed(&args.json, "resumed", job, &text)
+}

@@ -1,0 +1,162 @@
+//! `virtfold generate`: man pages and completions out of the command line's own definition. Hidden: packages are built with it.
+//!
+//! A page for each verb that is not hidden, its options by `clap_mangen`. What stands behind a verb's help becomes sections: an unindented
+//! line that ends with a colon is a heading, indented lines are printed as they are, everything else is text. virtfold.yaml(5) comes
+//! from the configuration's own definition.
+//!
+//! Imports: `exit`.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::{Command, Subcommand};
+use clap_complete::Shell;
+use clap_mangen::Man;
+use clap_mangen::roff::{Roff, bold, roman};
+
+use super::exit::Outcome;
+
+/// Write man pages or completions (for who builds packages)
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// A man page for each verb, and virtfold.yaml(5)
+    Man {
+        #[command(flatten)]
+        out: Out,
+        /// The date that the pages bear
+        #[arg(long, value_name = "YYYY-MM-DD")]
+        date: jiff::civil::Date,
+    },
+    /// For bash, zsh and fish
+    Completions {
+        #[command(flatten)]
+        out: Out,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct Out {
+    /// Where to; files that are there are written anew
+    #[arg(long = "out", value_name = "DIR")]
+    directory: PathBuf,
+}
+
+/// Runs the verb.
+pub(crate) fn run(args: &Args, cli: Command) -> Result<Outcome> {
+    match &args.what {
+        What::Man { out, date } => man(cli, &out.directory, &date.to_string())?,
+        What::Completions { out } => completions(&cli, &out.directory)?,
+    }
+    Ok(Outcome::Done)
+}
+
+fn make(directory: &Path) -> Result<()> {
+    std::fs::create_dir_all(directory).with_context(|| format!("cannot make '{}'", directory.display()))
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    std::fs::write(path, bytes).with_context(|| format!("cannot write '{}'", path.display()))
+}
+
+fn man(cli: Command, directory: &Path, date: &str) -> Result<()> {
+    make(directory)?;
+    let mut cli = cli.disable_help_subcommand(true);
+    cli.build();
+    page_and_below(&cli, None, directory, date)?;
+    let configuration = virtfold_config::man_page();
+    // The reference knows no date: it is the same text wherever it is made.
+    let dated = configuration.replacen(" 5 \"\" ", &format!(" 5 {date} "), 1);
+    write(&directory.join("virtfold.yaml.5"), dated.as_bytes())
+}
+
+/// The pages of a verb and of the verbs below it.
+fn page_and_below(verb: &Command, above: Option<&str>, directory: &Path, date: &str) -> Result<()> {
+    let name = verb.get_display_name().unwrap_or_else(|| verb.get_name());
+    let page = page(verb, above, date).with_context(|| format!("cannot make the page of '{name}'"))?;
+    write(&directory.join(format!("{name}.1")), &page)?;
+    for below in verb.get_subcommands().filter(|verb| !verb.is_hide_set()) {
+        page_and_below(below, Some(name), directory, date)?;
+    }
+    Ok(())
+}
+
+fn page(verb: &Command, above: Option<&str>, date: &str) -> std::io::Result<Vec<u8>> {
+    let source = concat!("virtfold ", env!("CARGO_PKG_VERSION"));
+    let name = verb.get_display_name().unwrap_or_else(|| verb.get_name()).to_owned();
+    let man = Man::new(verb.clone()).title(name.to_uppercase()).date(date).source(source).manual("virtfold");
+    let mut out = Vec::new();
+    man.render_title(&mut out)?;
+    man.render_name_section(&mut out)?;
+    man.render_synopsis_section(&mut out)?;
+    man.render_description_section(&mut out)?;
+    if verb.get_arguments().any(|argument| !argument.is_hide_set()) {
+        man.render_options_section(&mut out)?;
+    }
+    if verb.get_subcommands().any(|verb| !verb.is_hide_set()) {
+        man.render_subcommands_section(&mut out)?;
+    }
+    let mut rest = Roff::new();
+    if let Some(text) = verb.get_after_help() {
+        sections(&text.to_string(), &mut rest);
+    }
+    rest.control("SH", ["SEE ALSO"]);
+    if let Some(above) = above {
+        rest.text([bold(above), roman("(1), ")]);
+    }
+    rest.text([bold("virtfold.yaml"), roman("(5)")]);
+    rest.to_writer(&mut out)?;
+    Ok(out)
+}
+
+/// What stands behind a verb's help, as sections.
+fn sections(text: &str, out: &mut Roff) {
+    let mut verbatim = false;
+    for line in text.lines() {
+        let indented = line.strip_prefix("  ");
+        if verbatim && indented.is_none() {
+            out.control("EE", []);
+        } else if !verbatim && indented.is_some() {
+            out.control("EX", []);
+        }
+        verbatim = indented.is_some();
+        match (indented, line.strip_suffix(':')) {
+            (Some(code), _) => out.text([roman(code)]),
+            (None, Some(heading)) => out.control("SH", [heading.to_uppercase().as_str()]),
+            (None, None) if line.is_empty() => out.control("PP", []),
+            (None, None) => out.text([roman(line)]),
+        };
+    }
+    if verbatim {
+        out.control("EE", []);
+    }
+}
+
+fn completions(cli: &Command, directory: &Path) -> Result<()> {
+    make(directory)?;
+    let mut cli = visible(cli);
+    for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+        clap_complete::generate_to(shell, &mut cli, "virtfold", directory)
+            .with_context(|| format!("cannot write completions to '{}'", directory.display()))?;
+    }
+    Ok(())
+}
+
+/// The verb without what is hidden: nobody shall be offered that.
+fn visible(verb: &Command) -> Command {
+    let mut seen = Command::new(verb.get_name().to_owned())
+        .args(verb.get_arguments().filter(|argument| !argument.is_hide_set()).cloned())
+        .subcommands(verb.get_subcommands().filter(|verb| !verb.is_hide_set()).map(visible));
+    if let Some(about) = verb.get_about() {
+        seen = seen.about(about.clone());
+    }
+    if let Some(version) = verb.get_version() {
+        seen = seen.version(version.to_owned());
+    }
+    seen
+}

@@ -1,0 +1,226 @@
+//! A backup that goes on after its process has died.
+//!
+//! While an archive is written, a record of it lies in `resume/ARCHIVE/` of the state directory: what it is made of (`origin`), the chunks that were put
+//! out, and what its medium says is durable (`record`). The record goes when the archive is finished or has failed; what is left of it
+//! was left by a process that was killed. The next backup of the same things to the same place finds it. Where the sources are as they were, by
+//! device, inode, size and times, and by their tables, it makes the same archive from the last chunk that the medium has; else it says why not, takes away what
+//! is there, and starts anew.
+//!
+//! Invariants: nobody goes on with the archive of a process that lives (it holds a lock on its record); each entry of a record is true by itself, so what is
+//! lost of a record costs work and nothing else; whatever is not proven to be the same starts anew.
+//!
+//! One medium at a time: several copies, pipes and tapes are not gone on with by another process, nor are encrypted archives, whose bytes nobody can make
+//! again, nor block devices as sources, which don't tell when they were written to.
+//!
+//! Imports: `error`, `archive`, `medium`, and of `job` `disks`.
+
+mod origin;
+mod record;
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use self::origin::Facts;
+pub use self::origin::Origin;
+pub use self::record::{Log, read_chunks, read_marks};
+pub(crate) use self::record::Record;
+use self::record::Saved;
+use super::disks::DiskSet;
+use crate::archive::manifest::Manifest;
+use crate::archive::stream::Cancel;
+use crate::archive::writer::Attachment;
+use crate::error::{Error, ErrorKind, Result, sentence};
+use crate::medium::{self, Label, Location, Medium, Notes, Reopened};
+use crate::units::Human;
+
+/// What is done with a record that is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// It is gone on with, if that can be.
+    GoOn,
+    /// It is gone on with, or nothing is done.
+    Insist,
+    /// It is discarded.
+    Anew,
+}
+
+/// Where a backup keeps its record.
+#[derive(Clone, Copy, Debug)]
+pub struct Keep<'a> {
+    /// The state directory.
+    pub state_dir: &'a Path,
+    /// Where the archive goes.
+    pub places: &'a [Location],
+    /// The job in the journal that has the disks frozen.
+    pub job: Option<Uuid>,
+    /// What is done with a record that is there.
+    pub wish: Wish,
+}
+
+/// What an archive is going to be made of.
+pub(super) struct Candidate<'a> {
+    pub(super) head: &'a Manifest,
+    pub(super) attachments: &'a [Attachment],
+    pub(super) disks: &'a DiskSet,
+    pub(super) label: &'a Label,
+}
+
+/// An archive that is begun or gone on with.
+pub(super) struct Begun {
+    /// Dropped behind the medium, so that a medium that can't take away what it has written can say so.
+    pub(super) head: Manifest,
+    pub(super) attachments: Vec<Attachment>,
+    pub(super) medium: Box<dyn Medium>,
+    pub(super) log: Log,
+    /// Bytes that the medium has of an earlier run.
+    pub(super) at: Option<u64>,
+    pub(super) record: Option<Record>,
+}
+
+/// How an archive begins.
+pub(super) enum Start {
+    /// Where an earlier process was.
+    GoOn(Box<Begun>),
+    /// At its beginning, and this is what its record is to say; nothing, where it can have none.
+    Anew(Option<Origin>),
+}
+
+/// What was saved of a job's archive.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// The archive's head.
+    pub head: Manifest,
+    /// Its members beside the disks.
+    pub attachments: Vec<Attachment>,
+}
+
+impl Keep<'_> {
+    /// The place, where it is one that another process can go on with.
+    fn place(&self) -> Option<&Location> {
+        match self.places {
+            [place @ (Location::Path(_) | Location::Object(_))] => Some(place),
+            _ => None,
+        }
+    }
+
+    /// Whether the archive goes on, and if so, where.
+    pub(super) fn start(&self, candidate: &Candidate<'_>, cancel: &Cancel) -> Result<Start> {
+        let origin = match self.place() {
+            Some(place) => Origin::of(candidate, place, self.job)?,
+            None => None,
+        };
+        let Some(origin) = origin else { return self.refuse("it can't be gone on with").map(|()| Start::Anew(None)) };
+        for saved in record::all(self.state_dir)? {
+            if !saved.origin.is_of_the_same(&origin) {
+                continue;
+            }
+            // One of a living process is left alone.
+            let Some(saved) = saved.open()? else { continue };
+            if let Some(gone_on) = self.go_on(saved, &origin, candidate, cancel)? {
+                return Ok(Start::GoOn(Box::new(gone_on)));
+            }
+        }
+        self.refuse("nothing is left of it").map(|()| Start::Anew(Some(origin)))
+    }
+
+    fn refuse(&self, why: &str) -> Result<()> {
+        match self.wish {
+            Wish::Insist => Err(Error::new(ErrorKind::InUse, format!("the earlier archive can't be gone on with: {why}"))),
+            Wish::GoOn | Wish::Anew => Ok(()),
+        }
+    }
+
+    /// Goes on with an archive, or discards what is there.
+    fn go_on(
+        &self,
+        saved: Saved,
+        origin: &Origin,
+        candidate: &Candidate<'_>,
+        cancel: &Cancel,
+    ) -> Result<Option<Begun>> {
+        let name = saved.origin.name.clone();
+        let why_not = match self.wish {
+            Wish::Anew => Some("that is wished".to_owned()),
+            Wish::GoOn | Wish::Insist => saved.origin.difference(origin),
+        };
+        let reopened = match why_not {
+            Some(why) => Reopened::Gone(why),
+            None => {
+                let label = Label { name: name.clone(), id: saved.head.archive, ..candidate.label.clone() };
+                let place = self.place().ok_or_else(unplaced)?;
+                medium::reopen(place, &label, cancel, &saved.remains)?
+            }
+        };
+        match reopened {
+            Reopened::At(mut medium, at) => {
+                tracing::warn!("going on with '{name}' at {}", Human(at));
+                let Saved { record, head, attachments, log, .. } = saved;
+                medium.keep(Arc::clone(&record.notes) as Arc<dyn Notes>);
+                Ok(Some(Begun { head, attachments, medium, log, at: Some(at), record: Some(record) }))
+            }
+            Reopened::Gone(why) => {
+                tracing::warn!("'{name}' was broken off and is not gone on with: {why}");
+                medium::discard(&saved.remains);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Begins the record of an archive. Where it can't be kept the archive is made all the same.
+    pub(super) fn begin(
+        &self,
+        origin: Option<&Origin>,
+        (head, attachments): (&Manifest, &[Attachment]),
+        medium: &mut dyn Medium,
+    ) -> (Option<Record>, Log) {
+        let Some(origin) = origin else { return Default::default() };
+        match record::begin(self.state_dir, origin, (head, attachments)) {
+            Ok((record, log)) if medium.keep(Arc::clone(&record.notes) as Arc<dyn Notes>) => (Some(record), log),
+            Ok(_) => Default::default(),
+            Err(error) => {
+                tracing::debug!("should this backup be broken off, it starts anew: {}", sentence(&error));
+                Default::default()
+            }
+        }
+    }
+}
+
+fn unplaced() -> Error {
+    Error::new(ErrorKind::Internal, "an archive without a place was gone on with")
+}
+
+/// The archive that a dead process was writing for a job, if there is one to `places`.
+///
+/// # Errors
+/// The state directory can't be read.
+pub fn of_job(keep: &Keep<'_>) -> Result<Option<Known>> {
+    let (Some(job), Some(place)) = (keep.job, keep.place()) else { return Ok(None) };
+    for found in record::all(keep.state_dir)? {
+        if found.origin.job == Some(job) && found.origin.place == Facts::place(place)? {
+            let Some(mut saved) = found.open()? else { return Ok(None) };
+            saved.record.keep_it();
+            return Ok(Some(Known { head: saved.head, attachments: saved.attachments }));
+        }
+    }
+    Ok(None)
+}
+
+/// Discards the records of jobs that are not open any more: their disks are not frozen now.
+///
+/// # Errors
+/// The state directory can't be read.
+pub fn discard_closed(state_dir: &Path, is_open: impl Fn(Uuid) -> bool) -> Result<()> {
+    for found in record::all(state_dir)? {
+        if found.origin.job.is_none_or(&is_open) {
+            continue;
+        }
+        if let Some(saved) = found.open()? {
+            medium::discard(&saved.remains);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,285 @@
+//! Several parts on one volume, and runs that go on behind a volume that failed.
+
+use std::sync::Arc;
+
+use super::tests::*;
+use super::*;
+use crate::archive::stream::Sink;
+use crate::error::Result;
+use crate::medium::{Medium, TapeArchive};
+
+const EVERY: u64 = 300_000;
+
+/// Writes an archive as `job::backup` does: where the medium breaks, it is asked to go on, and gets what it does not have.
+/// Returns how often it went on.
+fn write(bench: &Bench, archive: &[u8], (every, slots): (u64, &[usize])) -> Result<(u32, TapeReport)> {
+    let setup = TapeSetup { commit_every: every, ..bench.setup(slots) };
+    let mut medium = Box::new(TapeMedium::begin(setup, NAME)?);
+    let report = medium.report();
+    let (mut from, mut went_on) = (0, 0);
+    loop {
+        let pieces = archive[from..].chunks(50_000);
+        let done =
+            pieces.map(|piece| medium.write(piece)).collect::<Result<()>>().and_then(|()| medium.settle());
+        let Err(error) = done else { break };
+        let Some(durable) = medium.go_on()? else { return Err(error) };
+        assert!(durable % (64 << 10) == 0 && durable <= archive.len() as u64);
+        (from, went_on) = (usize::try_from(durable).unwrap(), went_on + 1);
+        assert!(went_on < 20);
+    }
+    assert_eq!(medium.finish()?.bytes, archive.len() as u64);
+    let report = report.lock().unwrap().clone();
+    Ok((went_on, report))
+}
+
+/// What dd gives of the parts with an end, in the order of their numbers, the later of two.
+fn committed(bench: &Bench) -> Vec<u8> {
+    let mut placed = bench.notes.archives("5f1c2d3e").unwrap();
+    placed.retain(|placed| placed.part.end.is_some());
+    let bytes = placed.iter().flat_map(|placed| {
+        let objects = bench.objects(placed.label.label[1..].parse().unwrap());
+        let start = usize::try_from(placed.part.start).unwrap();
+        objects[start..].iter().map_while(Clone::clone).collect::<Vec<_>>().concat()
+    });
+    bytes.collect()
+}
+
+fn without_memory() -> Arc<dyn Ledger> {
+    Arc::new(NoLedger)
+}
+
+#[test]
+fn parts_follow_each_other_on_a_volume() {
+    for len in [0, 1, EVERY - 1, EVERY, 5 * 65_536, 10 * 65_536, 3_000_000] {
+        let bench = Bench::new(1, 64 * MIB);
+        let archive = bytes(len, len);
+        write(&bench, &archive, (EVERY, &[])).unwrap();
+        assert!(
+            data(&bench.objects(0)) == archive,
+            "{len}: the data files, one after the other, are the archive"
+        );
+        let contents = bench.care().list().unwrap();
+        let count = len.div_ceil(5 * 65_536).max(1);
+        assert_eq!(contents.parts.len() as u64, count, "{len}");
+        assert!(contents.parts.iter().zip(1..).all(|(part, number)| part.begin.part == number));
+        assert!(bench.care().verify(&|_| ()).unwrap().sound);
+        for which in [id("5f1c2d3e"), TapeArchive::Latest] {
+            assert!(
+                bench.read_from(&which, &[], Arc::clone(&bench.notes) as Arc<dyn Ledger>).unwrap() == archive
+            );
+            assert!(bench.read_from(&which, &[], without_memory()).unwrap() == archive, "{len}");
+        }
+    }
+}
+
+#[test]
+fn parts_go_over_volumes_and_the_last_one_names_those_before() {
+    let bench = Bench::new(4, 2 * MIB);
+    let archive = bytes(6 * MIB, 3);
+    let (_, report) = write(&bench, &archive, (EVERY, &[1, 2, 3])).unwrap();
+    assert_eq!(report.volumes, ["T0", "T1", "T2", "T3"]);
+    assert!((0..4).flat_map(|slot| data(&bench.objects(slot))).collect::<Vec<u8>>() == archive);
+    bench.drive.load(3);
+    assert!(bench.read_from(&TapeArchive::Latest, &[0, 1, 2, 3], without_memory()).unwrap() == archive);
+    bench.drive.load(0);
+    assert!(bench.read(&[1, 2, 3]).unwrap() == archive);
+    bench.drive.load(0);
+    assert!(bench.read_from(&id("5f1c2d3e"), &[1, 2, 3], without_memory()).unwrap() == archive);
+}
+
+/// The head does not go to the end of the data and back for each part.
+#[test]
+fn a_part_is_read_behind_the_other_without_a_look_aside() {
+    let bench = Bench::new(1, 64 * MIB);
+    let archive = bytes(3 * MIB, 4);
+    write(&bench, &archive, (EVERY, &[])).unwrap();
+    let before = bench.drive.seeks();
+    assert!(bench.read(&[]).unwrap() == archive);
+    assert!(bench.drive.seeks() - before < 6, "{}", bench.drive.seeks() - before);
+}
+
+/// Every fault at every object of a run with several parts: the archive goes on on the next volume and is the same, or somebody says what is wrong.
+#[test]
+fn behind_any_fault_the_archive_goes_on_or_it_is_said() {
+    let archive = bytes(600_000, 9);
+    let clean = Bench::new(1, 64 * MIB);
+    write(&clean, &archive, (EVERY, &[])).unwrap();
+    let objects = clean.objects(0).len() as u64;
+    // What a drive has committed it does not lose.
+    let ends = clean.care().list().unwrap().parts.into_iter().map(|part| part.end.unwrap());
+    let commits: Vec<u64> = ends.map(|end| end.start + end.blocks + 3).collect();
+    let lost =
+        |at: u64| 3.min(at - commits.iter().copied().filter(|commit| *commit <= at).max().unwrap_or(2));
+    let (mut went_on, mut said) = (0, Vec::new());
+    for at in 2..objects {
+        for fault in [
+            TapeFault::WriteError(at),
+            TapeFault::Drop(at),
+            TapeFault::Deferred(at, lost(at)),
+            TapeFault::Reset(at),
+        ] {
+            let bench = Bench::new(2, 64 * MIB);
+            bench.drive.fault(fault);
+            let done = write(&bench, &archive, (EVERY, &[1]));
+            bench.drive.clear_faults();
+            let failed = bench.notes.failed.lock().unwrap().len();
+            match done {
+                Ok((count, report)) => {
+                    assert_eq!(failed, usize::from(count > 0), "{fault:?}");
+                    assert_eq!(report.failed.len(), failed, "{fault:?}");
+                    went_on += count;
+                    assert!(committed(&bench) == archive, "{fault:?}");
+                    bench.drive.load(0);
+                    assert!(bench.read(&[1]).unwrap() == archive, "{fault:?}: by the memory");
+                    bench.drive.load(if count > 0 { 1 } else { 0 });
+                    let from_last = bench.read_from(&TapeArchive::Latest, &[0, 1], without_memory());
+                    // A reset has the label overwritten at worst, and that the volume can't be read is said.
+                    assert!(
+                        from_last.is_err() || from_last.unwrap() == archive,
+                        "{fault:?}: from the last volume"
+                    );
+                    bench.drive.load(0);
+                    let from_first = bench.read_from(&id("5f1c2d3e"), &[1], without_memory());
+                    assert!(
+                        from_first.is_err() || from_first.unwrap() == archive,
+                        "{fault:?}: from the first"
+                    );
+                    bench.drive.load(0);
+                    let listed = bench.care().list();
+                    assert!(listed.is_ok(), "{fault:?}: {listed:?}");
+                }
+                Err(error) => {
+                    assert_eq!(failed, 1, "{fault:?}: {error:?}");
+                    said.push(fault);
+                }
+            }
+        }
+    }
+    assert!(went_on > 30, "{went_on} went on");
+    // What can't be gone on with is the archive's own end.
+    assert!(said.len() < 16, "{said:?}");
+}
+
+#[test]
+fn what_a_failed_volume_has_behind_its_last_commit_is_not_the_archive() {
+    let bench = Bench::new(3, 64 * MIB);
+    let archive = bytes(MIB, 5);
+    // In the midst of the second part, and again in the third one on the next volume.
+    bench.drive.fault(TapeFault::WriteError(16));
+    let setup = TapeSetup { commit_every: EVERY, ..bench.setup(&[1, 2]) };
+    let mut medium = Box::new(TapeMedium::begin(setup, NAME).unwrap());
+    let done = medium.write(&archive).and_then(|()| medium.settle());
+    assert!(done.is_err());
+    assert_eq!(medium.go_on().unwrap(), Some(5 * 65_536));
+    bench.drive.fault(TapeFault::Deferred(16, 2));
+    let done = medium.write(&archive[5 * 65_536..]).and_then(|()| medium.settle());
+    assert!(done.is_err());
+    assert_eq!(medium.go_on().unwrap(), Some(10 * 65_536));
+    medium.write(&archive[10 * 65_536..]).unwrap();
+    medium.settle().unwrap();
+    medium.finish().unwrap();
+    let contents = |slot| {
+        bench.drive.load(slot);
+        let parts = bench.care().list().unwrap().parts;
+        parts.iter().map(|p| (p.begin.part, p.begin.earlier.again, p.end.is_some())).collect::<Vec<_>>()
+    };
+    assert_eq!(contents(0), [(1, 0, true), (2, 0, false)]);
+    assert_eq!(contents(1), [(2, 1, true), (3, 1, false)]);
+    assert_eq!(contents(2), [(3, 2, true), (4, 2, true)]);
+    // The lists have told the memory of the unfinished parts, too.
+    for ledger in [Arc::clone(&bench.notes) as Arc<dyn Ledger>, without_memory()] {
+        for (first, slots) in [(0, &[1, 2][..]), (2, &[0, 1, 2])] {
+            bench.drive.load(first);
+            assert!(
+                bench.read_from(&id("5f1c2d3e"), slots, Arc::clone(&ledger)).unwrap() == archive,
+                "{first}"
+            );
+        }
+    }
+    assert_eq!(bench.notes.failed.lock().unwrap().len(), 2);
+    // What was given out of a part without an end has to be the beginning of the part that comes again.
+    bench.drive.with_tape(0, |tape| {
+        let block = tape.objects.iter_mut().flatten().next_back().unwrap();
+        block[0] ^= 1;
+    });
+    bench.drive.load(0);
+    let error = bench.read_from(&id("5f1c2d3e"), &[1, 2], without_memory()).unwrap_err();
+    assert!(format!("{error:?}").contains("failed, and what is there is not"), "{error:?}");
+}
+
+#[test]
+fn a_settled_archive_that_is_dropped_is_none_and_nobody_goes_on_without_a_changer() {
+    let bench = Bench::new(1, 64 * MIB);
+    let mut medium = TapeMedium::begin(bench.setup(&[]), NAME).unwrap();
+    medium.write(&[1; 100_000]).unwrap();
+    medium.settle().unwrap();
+    drop(medium);
+    assert!(bench.read_from(&TapeArchive::Latest, &[], without_memory()).is_err());
+    let setup = TapeSetup { changer: Box::new(NoChanger), ..bench.setup(&[]) };
+    bench.drive.fault(TapeFault::WriteError(bench.objects(0).len() as u64 + 3));
+    let mut medium = TapeMedium::begin(setup, NAME).unwrap();
+    medium.write(&[1; 100_000]).unwrap();
+    medium.settle().unwrap_err();
+    assert_eq!(medium.go_on().unwrap(), None);
+}
+
+/// Reads what can be read, with the gaps.
+fn salvage(bench: &Bench, slots: &[usize], ledger: Arc<dyn Ledger>) -> (Vec<u8>, crate::medium::Gaps) {
+    let mut source = TapeSource::open(bench.reading(slots, ledger), &id("5f1c2d3e")).unwrap();
+    let gaps = source.salvage();
+    let mut bytes = Vec::new();
+    std::io::Read::read_to_end(&mut source, &mut bytes).unwrap();
+    (bytes, gaps)
+}
+
+/// Every block of the data that can't be read costs itself, and nothing else.
+#[test]
+fn what_can_t_be_read_is_stepped_over() {
+    let bench = Bench::new(1, 64 * MIB);
+    let archive = bytes(MIB + 1000, 6);
+    write(&bench, &archive, (EVERY, &[])).unwrap();
+    let parts = bench.care().list().unwrap().parts;
+    for part in &parts {
+        let end = part.end.as_ref().unwrap();
+        for block in 0..end.blocks {
+            let from = part.begin.offset + block * 65_536;
+            let lost = from..(from + 65_536).min(end.total);
+            for ledger in [Arc::clone(&bench.notes) as Arc<dyn Ledger>, without_memory()] {
+                bench.drive.fault(TapeFault::ReadError(part.start + block));
+                let (read, gaps) = salvage(&bench, &[], ledger);
+                assert_eq!(read.len(), archive.len());
+                assert_eq!(gaps.within(0..u64::MAX), [lost.clone()]);
+                let same = |at: u64| read[usize::try_from(at).unwrap()] == archive[usize::try_from(at).unwrap()];
+                assert!((0..end.total).all(|at| lost.contains(&at) || same(at)), "{lost:?}");
+            }
+            bench.drive.clear_faults();
+        }
+    }
+}
+
+#[test]
+fn what_is_not_there_any_more_is_left_out() {
+    let bench = Bench::new(4, 2 * MIB);
+    let archive = bytes(6 * MIB, 3);
+    write(&bench, &archive, (EVERY, &[1, 2, 3])).unwrap();
+    let memory = || Arc::clone(&bench.notes) as Arc<dyn Ledger>;
+    let first_of = |slot: usize| {
+        let placed = bench.notes.archives("5f1c2d3e").unwrap();
+        placed.iter().find(|p| p.label.label == format!("T{slot}")).unwrap().part.begin.offset
+    };
+    let at = |offset: u64| usize::try_from(offset).unwrap();
+    // The last volumes are lost: all before them.
+    bench.drive.load(0);
+    let (read, gaps) = salvage(&bench, &[1], memory());
+    assert!(read == archive[..at(first_of(2))]);
+    assert!(!gaps.notes().is_empty() && gaps.within(0..u64::MAX).is_empty());
+    // One in the midst is: zeros, and all behind them in its place.
+    bench.drive.load(0);
+    bench.drive.with_tape(1, |tape| tape.objects.clear());
+    let (read, gaps) = salvage(&bench, &[1, 2, 3], memory());
+    let lost = first_of(1)..first_of(2);
+    assert_eq!(gaps.within(0..u64::MAX), [lost.clone()]);
+    assert!(read.len() == archive.len() && read[at(lost.end)..] == archive[at(lost.end)..]);
+    assert!(read[..at(lost.start)] == archive[..at(lost.start)]);
+    assert!(read[at(lost.start)..at(lost.end)].iter().all(|byte| *byte == 0));
+}

@@ -1,0 +1,87 @@
+//! What is shipped around the program: the packages, installed, upgraded and removed in a copy of this machine; the unit; man pages and
+//! completions.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(missing_docs, reason = "a test program has no public items")]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod deb;
+mod pages;
+mod room;
+mod rpm;
+mod unit;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use common::run::{run, tool};
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+const HOOK: &str = "/etc/libvirt/hooks/qemu.d/50-virtfold";
+
+/// The version that the packages are upgraded from, and to.
+const VERSIONS: [&str; 2] = ["0.1.0", "0.2.0"];
+
+/// A folder of this run, below the target folder.
+fn folder(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    std::fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+/// The folder with both packages in both versions, of the binaries that cargo has made for these tests.
+fn packages() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let out = folder("packages");
+        let binaries = Path::new(env!("CARGO_BIN_EXE_virtfold")).parent().unwrap();
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(["build", "--quiet", "--locked", "--package", "virtfold-hooks", "--bin", "virtfold-hook"]);
+        run(cargo.current_dir(ROOT).env("CARGO_TARGET_DIR", binaries.parent().unwrap())).ok();
+        for version in VERSIONS {
+            let mut build = tool("packaging/build", ["--profile", "dev", "--version", version]);
+            build.arg("--binaries").arg(binaries).arg("--out").arg(&out);
+            run(build.current_dir(ROOT)).ok();
+        }
+        out
+    })
+}
+
+/// The files of a package whose lists differ by name alone.
+fn alike(list: &str) -> Vec<String> {
+    let mut files: Vec<String> = list
+        .lines()
+        .map(|line| line.trim_end_matches(".gz").replace("/zsh/vendor-completions/", "/zsh/site-functions/"))
+        .filter(|path| path != "/usr/share/doc/virtfold/copyright")
+        .collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn both_packages_hold_the_same_files() {
+    let folder = packages();
+    let deb = run(&mut tool("dpkg-deb", [Path::new("--fsys-tarfile"), &folder.join("virtfold_0.1.0_amd64.deb")]));
+    let list = folder.join("files.tar");
+    std::fs::write(&list, &deb.ok().stdout).unwrap();
+    let listed = run(&mut tool("tar", [Path::new("-tf"), &list])).ok();
+    let files: String = listed.text().lines().filter(|l| !l.ends_with('/')).map(|l| format!("/{}\n", l.trim_start_matches("./"))).collect();
+    let rpm = run(&mut tool("rpm", [Path::new("-qpl"), &folder.join("virtfold-0.1.0-1.x86_64.rpm")])).ok();
+    assert_eq!(alike(&files), alike(rpm.text()));
+    for wanted in [
+        "/usr/bin/virtfold",
+        "/usr/sbin/virtfold-hook",
+        "/usr/lib/systemd/system/virtfold.service",
+        "/usr/share/man/man1/virtfold-backup.1",
+        "/usr/share/man/man5/virtfold.yaml.5",
+        "/usr/share/doc/virtfold/examples/config-full.yaml",
+        "/usr/share/doc/virtfold/grafana/virtfold.json",
+        "/usr/share/doc/virtfold/prometheus/virtfold.rules.yml",
+        "/usr/share/doc/virtfold/third-party",
+    ] {
+        assert!(alike(&files).iter().any(|file| file == wanted), "{wanted} is missing in\n{files}");
+    }
+}
