@@ -276,6 +276,7 @@ impl Written {
             tapes: Vec::new(),
             disks: self.head.disks.iter().map(report).collect(),
             copies: Vec::new(),
+            head: self.head,
         })
     }
 }
@@ -355,7 +356,7 @@ fn archive_name(head: &Manifest, manner: &Manner) -> Result<String> {
 
 /// A name as part of a file's name. A label that [`label`] lets pass is kept as it is; a domain's name may hold what a file
 /// name does not, and the archive's head has it as it is.
-fn file_label(name: &str) -> String {
+pub(super) fn file_label(name: &str) -> String {
     name_part(name, MAX_LABEL, |c| c == '/' || c.is_control())
 }
 
@@ -399,7 +400,11 @@ fn head((subject, freeze): (Subject, Option<Freeze>), manner: &Manner, disks: &D
     })
 }
 
-fn host_name() -> Result<String> {
+/// What this host is called in archives.
+///
+/// # Errors
+/// It has no name.
+pub fn host_name() -> Result<String> {
     let name = nix::unistd::gethostname().at(|| "cannot tell the host's name".to_owned())?;
     Ok(name.to_string_lossy().into_owned())
 }

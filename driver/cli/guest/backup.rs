@@ -20,6 +20,7 @@ use super::connection::Connection;
 use crate::cli::Signals;
 use crate::cli::backup::{copies, stdout_of, text as archive_text, warn};
 use crate::cli::exit::Outcome;
+use crate::cli::remember::{self, Missing};
 use crate::cli::report::{Style, Ticker, printable, result};
 
 /// Runs it; says also what came of it.
@@ -56,6 +57,7 @@ pub(super) fn run(
     let freeze = report.freeze.iter().flat_map(|freeze| &freeze.warnings);
     freeze.for_each(|warning| eprintln!("virtfold: warning: {}", printable(warning)));
     result(job.style, out, &report, &text(&report))?;
+    remember::backup(&report.backup, job.media.places(), job.name, (&wishes.state_dir, Missing::Made));
     let copied = copies(job.style, &report.backup);
     let Some(failure) = &report.thaw_failure else { return Ok((copied, report)) };
     if job.style == Style::Text {

@@ -8,7 +8,7 @@
 //! Imports: `error`, `service::acceptor`.
 
 use std::fs::{File, OpenOptions, Permissions};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -64,7 +64,11 @@ impl Server {
         let making = || format!("cannot make the control socket '{}'", path.display());
         let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
         let directory = directory.unwrap_or_else(|| Path::new("."));
-        std::fs::DirBuilder::new().recursive(true).mode(0o755).create(directory).at(making)?;
+        if !directory.exists() {
+            std::fs::create_dir_all(directory).at(making)?;
+            // Whatever the umask is: the group has to get through to the socket. A directory that is there already is somebody's own matter.
+            std::fs::set_permissions(directory, Permissions::from_mode(0o755)).at(making)?;
+        }
         let lock = lock(path)?;
         if path.symlink_metadata().is_ok_and(|found| !found.file_type().is_socket()) {
             let text = format!("'{}' is there and is no socket", path.display());

@@ -240,6 +240,7 @@ fn the_socket_is_for_root_and_the_group() {
     let _server = Server::start_for(&path, "daemon", desk, Limits::default()).unwrap();
     let socket = path.metadata().unwrap();
     assert_eq!(socket.permissions().mode() & 0o7777, 0o660);
+    assert_eq!(path.parent().unwrap().metadata().unwrap().permissions().mode() & 0o7777, 0o755);
     let is_root = nix::unistd::Uid::effective().is_root();
     assert_eq!(socket.gid() == group.gid.as_raw(), is_root);
     let left: Vec<_> =
