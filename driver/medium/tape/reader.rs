@@ -275,8 +275,11 @@ impl TapeSource {
             refused: why.as_deref(),
         };
         self.contents = None;
-        if self.changer.can_change() {
-            self.deck.eject()?;
+        match self.changer.can_change() {
+            // Behind a failure the drive may be empty already.
+            true if self.salvage.is_some() => self.deck.let_go(),
+            true => self.deck.eject()?,
+            false => {}
         }
         self.changer.change(&change, &self.cancel)?;
         self.deck.load(Access::Read, self.patience, &self.cancel)

@@ -108,7 +108,16 @@ impl TapeSource {
             let label = self.hints.get(&(number + 1)).map(|hint| hint.label.clone());
             let other = self.hints.range(number + 2..).find(|(_, hint)| Some(&hint.label) != label.as_ref());
             match other {
-                Some((next, _)) => number = next - 1,
+                Some((next, _)) => {
+                    let next = *next;
+                    number = next - 1;
+                    // Where this fails, so does the look at the drive, which says it.
+                    if let Err(error) = self.change(next, None)
+                        && error.kind() == ErrorKind::Interrupted
+                    {
+                        return Err(error);
+                    }
+                }
                 None => {
                     self.ended = true;
                     return Ok(());
