@@ -87,7 +87,7 @@ fn tidy(page: &str) -> String {
     let (mut out, mut before) = (String::new(), "");
     for (number, &line) in lines.iter().enumerate() {
         let next = lines.get(number + 1);
-        let ends = next.is_none_or(|next| heading(next) || *next == ".PP");
+        let ends = next.is_none_or(|next| heading(next) || *next == ".PP" || next.starts_with(".IP "));
         if line != ".PP" || !(ends || heading(before)) {
             out.push_str(line);
             out.push('\n');
