@@ -21,8 +21,8 @@ use serde_json::{Value, json};
 
 /// The verbs that have a help of their own.
 const VERBS: [&str; 18] = [
-    "backup", "restore", "verify", "list", "show", "table", "map", "tape", "domains", "recover", "prune", "config",
-    "status", "queue", "run", "pause", "resume", "cancel",
+    "backup", "restore", "verify", "list", "show", "table", "map", "tape", "domains", "recover", "prune",
+    "config", "status", "queue", "run", "pause", "resume", "cancel",
 ];
 /// The verbs of tapes.
 const TAPE_VERBS: [&str; 5] = ["status", "label", "list", "verify", "erase"];

@@ -213,7 +213,8 @@ impl Catalog {
 
     fn last(&self) -> Sql<Vec<LastBackup>> {
         let connection = self.connection();
-        let query = "SELECT uuid, max(created) FROM backup WHERE uuid IS NOT NULL AND removed IS NULL GROUP BY uuid";
+        let query =
+            "SELECT uuid, max(created) FROM backup WHERE uuid IS NOT NULL AND removed IS NULL GROUP BY uuid";
         let mut statement = connection.prepare(query)?;
         let mut rows = statement.query([])?;
         let mut last = Vec::new();
@@ -226,7 +227,8 @@ impl Catalog {
 
     fn copies(&self, which: &str, values: impl rusqlite::Params) -> Sql<Vec<BackupCopy>> {
         let connection = self.connection();
-        let columns = "name, place, archive, uuid, subject, images, host, created, parent, bytes, root, encrypted, job";
+        let columns =
+            "name, place, archive, uuid, subject, images, host, created, parent, bytes, root, encrypted, job";
         let mut statement = connection.prepare(&format!("SELECT {columns} FROM backup {which}"))?;
         let mut rows = statement.query(values)?;
         let mut found = Vec::new();
@@ -265,7 +267,10 @@ mod tests {
         catalog.remember(&[one.clone(), two.clone()]).unwrap();
         assert_eq!(catalog.copies_at("/backup").unwrap(), [one.clone(), two.clone()]);
         assert_eq!(catalog.copies_at("/other").unwrap(), []);
-        let last = |second| LastBackup { domain: Uuid::from_u128(7), created: Timestamp::from_second(second).unwrap() };
+        let last = |second| LastBackup {
+            domain: Uuid::from_u128(7),
+            created: Timestamp::from_second(second).unwrap(),
+        };
         assert_eq!(catalog.last_backups().unwrap(), [last(20)]);
         catalog.gone(std::slice::from_ref(&two.name), Timestamp::from_second(30).unwrap()).unwrap();
         assert_eq!(catalog.copies_at("/backup").unwrap(), std::slice::from_ref(&one));

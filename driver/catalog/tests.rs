@@ -163,7 +163,10 @@ fn older_catalogs_learn() {
     // Newest first, so that each version is what is left of the one behind it.
     let without = [
         (2, "DROP TABLE backup; DROP TABLE queue; DROP TABLE planned; DROP TABLE pause;"),
-        (1, "DROP TABLE backup; DROP TABLE queue; DROP TABLE planned; DROP TABLE pause; DROP TABLE tape_part; DROP TABLE tape_volume;"),
+        (
+            1,
+            "DROP TABLE backup; DROP TABLE queue; DROP TABLE planned; DROP TABLE pause; DROP TABLE tape_part; DROP TABLE tape_volume;",
+        ),
     ];
     for (version, drop_tables) in without {
         let state = tempfile::tempdir().unwrap();

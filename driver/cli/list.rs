@@ -61,14 +61,20 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<Outcome> {
     let located = inspect::list_located(&args.directory, &args.identity.load()?)?;
     let style = Style::from_flag(&args.json);
     let noted = if args.remember {
-        Some(retention::remember((&args.directory, located.as_slice()), &Catalog::open(&args.state.path()?)?)?)
+        Some(retention::remember(
+            (&args.directory, located.as_slice()),
+            &Catalog::open(&args.state.path()?)?,
+        )?)
     } else {
         None
     };
     let archives: Vec<Glance> = located.into_iter().map(|(_, glance)| glance).collect();
     let mut text = text(&archives);
     if let Some(noted) = noted {
-        text += &format!("\nthe catalog knows {} of them; {} encrypted ones it does not", noted.known, noted.unread);
+        text += &format!(
+            "\nthe catalog knows {} of them; {} encrypted ones it does not",
+            noted.known, noted.unread
+        );
     }
     result(style, Stdout::Free, &Listing { archives: &archives, remembered: noted }, &text)?;
     Ok(Outcome::Done)

@@ -32,7 +32,12 @@ pub(crate) fn backup(
     let copies = retention::copies(report, places, job);
     let noted = copies.and_then(|copies| Catalog::open(state)?.remember(&copies));
     if let Err(error) = noted {
-        eprintln!("virtfold: the archive is good, but the catalog does not know it: {}", printable(&sentence(&error)));
-        eprintln!("hint: 'virtfold list --remember PLACE' notes it; prune leaves encrypted archives alone that it does not know");
+        eprintln!(
+            "virtfold: the archive is good, but the catalog does not know it: {}",
+            printable(&sentence(&error))
+        );
+        eprintln!(
+            "hint: 'virtfold list --remember PLACE' notes it; prune leaves encrypted archives alone that it does not know"
+        );
     }
 }

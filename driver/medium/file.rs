@@ -88,9 +88,9 @@ pub(super) fn remove(path: &Path, bytes: u64) -> Result<()> {
     }
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let parent = parent.unwrap_or_else(|| Path::new("."));
-    File::open(parent).and_then(|directory| directory.sync_all()).at(|| {
-        format!("'{}' is removed, but its directory could not be synced", path.display())
-    })
+    File::open(parent)
+        .and_then(|directory| directory.sync_all())
+        .at(|| format!("'{}' is removed, but its directory could not be synced", path.display()))
 }
 
 #[cfg(test)]

@@ -37,7 +37,9 @@ fn old_archives_go_and_nothing_else() {
     prune(&["--dry-run"]).ok();
     assert_eq!(world.server.keys(), keys);
     // A store that does not let this host delete.
-    world.proxy.fail(usize::MAX, Fault::Status(403), |r| r.method == "DELETE" || r.target.contains("?delete"));
+    world
+        .proxy
+        .fail(usize::MAX, Fault::Status(403), |r| r.method == "DELETE" || r.target.contains("?delete"));
     let refused = prune(&[]).exits(exit::FAILURE);
     assert!(refused.stderr.contains("cannot remove 's3://backups/vm/"), "{refused}");
     assert_eq!(world.server.keys(), keys);
@@ -64,7 +66,8 @@ fn a_medium_of_the_configuration_brings_its_own_keys() {
     world.backup(&image, &[]);
     let (keys, config) = (world.scratch.join("keys.env"), world.scratch.join("config.yaml"));
     let endpoint = format!("http://127.0.0.1:{}", world.proxy.port);
-    let variables = format!("AWS_ACCESS_KEY_ID={KEY}\nAWS_SECRET_ACCESS_KEY={SECRET}\nAWS_ENDPOINT_URL={endpoint}\n");
+    let variables =
+        format!("AWS_ACCESS_KEY_ID={KEY}\nAWS_SECRET_ACCESS_KEY={SECRET}\nAWS_ENDPOINT_URL={endpoint}\n");
     std::fs::write(&keys, variables).unwrap();
     std::fs::set_permissions(&keys, std::fs::Permissions::from_mode(0o600)).unwrap();
     let yaml = format!(
@@ -80,7 +83,11 @@ fn a_medium_of_the_configuration_brings_its_own_keys() {
             command.env_remove(name);
         }
         let done = run(&mut command).ok();
-        let told = if more == ["--json"] { "\"not_asked\":1" } else { "left alone: 1 archive of others of this host" };
+        let told = if more == ["--json"] {
+            "\"not_asked\":1"
+        } else {
+            "left alone: 1 archive of others of this host"
+        };
         assert!(done.text().contains(told), "{done}");
         assert!(!done.text().contains(SECRET) && !done.stderr.contains(SECRET), "{done}");
     }

@@ -154,7 +154,9 @@ fn text(listing: &Listing) -> String {
 
 /// When the last backup was, and how long ago.
 fn last_backup(domain: &Entry) -> String {
-    let (Some(last), Some(age)) = (&domain.last_backup, domain.last_backup_age) else { return "-".to_owned() };
+    let (Some(last), Some(age)) = (&domain.last_backup, domain.last_backup_age) else {
+        return "-".to_owned();
+    };
     let age = match age {
         ..0 => "in the future".to_owned(),
         0..3600 => format!("{} min ago", age / 60),

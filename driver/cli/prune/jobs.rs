@@ -22,7 +22,7 @@ pub(super) fn prune(ground: &Ground<'_>, config: &Config) -> Result<Report> {
     let mut report = Report { dry_run: ground.args.dry_run, ..Report::default() };
     for (name, medium) in &config.media {
         let name = name.as_str();
-        let is_of = |job: &&str| config.jobs.iter().any(|(n, j)| n.as_str() == **job && goes_to(j, name));
+        let is_of = |job: &&str| config.jobs.iter().any(|(n, j)| n.as_str() == *job && goes_to(j, name));
         let jobs: Vec<&str> = asked.iter().copied().filter(is_of).collect();
         let wanted = ground.args.medium.as_deref().is_none_or(|only| only == name);
         if jobs.is_empty() || !wanted {
@@ -44,8 +44,11 @@ fn asked<'a>(ground: &'a Ground<'_>, config: &'a Config) -> Result<Vec<&'a str>,
         let all = config.jobs.iter().filter(|(_, job)| job.keep.is_some()).map(|(name, _)| name.as_str());
         let all: Vec<&str> = all.collect();
         if all.is_empty() {
-            return Err(Error::new(ErrorKind::Usage, "no job of the configuration has 'keep': all backups are kept")
-                .with_hint("give a job 'keep', or say --place and what to keep"));
+            return Err(Error::new(
+                ErrorKind::Usage,
+                "no job of the configuration has 'keep': all backups are kept",
+            )
+            .with_hint("give a job 'keep', or say --place and what to keep"));
         }
         return Ok(all);
     }
@@ -58,8 +61,11 @@ fn asked<'a>(ground: &'a Ground<'_>, config: &'a Config) -> Result<Vec<&'a str>,
             Error::new(ErrorKind::NotFound, message).with_hint(format!("jobs: {hint}"))
         })?;
         if job.keep.is_none() {
-            return Err(Error::new(ErrorKind::Usage, format!("the job '{name}' has no 'keep': all its backups are kept"))
-                .with_hint(format!("write jobs.{name}.keep into the configuration")));
+            return Err(Error::new(
+                ErrorKind::Usage,
+                format!("the job '{name}' has no 'keep': all its backups are kept"),
+            )
+            .with_hint(format!("write jobs.{name}.keep into the configuration")));
         }
     }
     Ok(named.into_iter().collect())
@@ -91,7 +97,12 @@ impl Ground<'_> {
     }
 
     /// What is kept of a subject at a medium; nothing where no job that is asked for has it, or one keeps all.
-    fn kept(&self, (config, asked): (&Config, &[&str]), medium: &str, owner: &Owner) -> Result<Option<Keep>, Error> {
+    fn kept(
+        &self,
+        (config, asked): (&Config, &[&str]),
+        medium: &str,
+        owner: &Owner,
+    ) -> Result<Option<Keep>, Error> {
         let mut kept: Option<Keep> = None;
         let mut is_asked = false;
         for (name, job) in config.jobs.iter().filter(|(_, job)| goes_to(job, medium)) {

@@ -191,12 +191,17 @@ impl Ground<'_> {
                 .with_hint("say what to keep, for example --keep-last 3 --keep-daily 7"));
         }
         if let Some(tape @ Location::Tape(_)) = &self.args.place {
-            return Err(Error::new(ErrorKind::Usage, format!("nothing is removed from '{tape}': a tape expires"))
-                .with_hint("'virtfold tape label' and 'tape erase' take a volume whose --retain-until is past"));
+            return Err(Error::new(
+                ErrorKind::Usage,
+                format!("nothing is removed from '{tape}': a tape expires"),
+            )
+            .with_hint("'virtfold tape label' and 'tape erase' take a volume whose --retain-until is past"));
         }
         let domains = self.args.domain.clone();
         let asked = move |owner: &Owner| {
-            let is = |name: &String| *name == owner.name || owner.uuid.is_some_and(|uuid| *name == uuid.to_string());
+            let is = |name: &String| {
+                *name == owner.name || owner.uuid.is_some_and(|uuid| *name == uuid.to_string())
+            };
             domains.is_empty() || domains.iter().any(is)
         };
         Ok(move |owner: &Owner| Ok(asked(owner).then_some(keep)))

@@ -28,9 +28,14 @@ fn place(place: &PruneReport, dry_run: bool) -> String {
         text += &format!("{}: nothing to decide on\n", printable(&place.place));
     }
     for entry in &place.unknown {
-        text += &format!("left alone: {} ({})\n", printable(&entry.archive), printable(&entry.reasons.join("; ")));
+        text += &format!(
+            "left alone: {} ({})\n",
+            printable(&entry.archive),
+            printable(&entry.reasons.join("; "))
+        );
     }
-    for (count, whose) in [(place.other_hosts, "of other hosts"), (place.not_asked, "of others of this host")] {
+    for (count, whose) in [(place.other_hosts, "of other hosts"), (place.not_asked, "of others of this host")]
+    {
         if count > 0 {
             text += &format!("left alone: {} {whose}\n", archives(count));
         }
@@ -82,18 +87,26 @@ fn tape(tape: &Tape) -> String {
     let mut text =
         format!("{}: {} volumes known, {expired} expired\n", printable(&tape.place), tape.volumes.len());
     for volume in &tape.volumes {
-        text += &format!("  {} (pool {}): {}\n", printable(&volume.label), printable(&volume.pool), words(volume));
+        text += &format!(
+            "  {} (pool {}): {}\n",
+            printable(&volume.label),
+            printable(&volume.pool),
+            words(volume)
+        );
     }
     text
 }
 
 fn words(volume: &TapeVolume) -> String {
-    let take = if volume.free { "'virtfold tape label' takes it" } else { "'virtfold tape label --force' takes it" };
+    let take =
+        if volume.free { "'virtfold tape label' takes it" } else { "'virtfold tape label --force' takes it" };
     let mut words = match (volume.until.as_deref(), &volume.last) {
         (_, None) => "no archive is known on it".to_owned(),
         (Some(until), _) if volume.expired => format!("expired {}; {take}", show::local(until)),
         (Some(until), _) => format!("kept until {}", show::local(until)),
-        (None, _) => "kept until somebody says --force: neither its label nor 'retain' says how long".to_owned(),
+        (None, _) => {
+            "kept until somebody says --force: neither its label nor 'retain' says how long".to_owned()
+        }
     };
     if let Some(failed) = &volume.failed {
         words += &format!("; failed: {}", printable(failed));

@@ -153,7 +153,10 @@ fn joined(mut lost: Vec<Lost>) -> Vec<Lost> {
     lost.sort_by(|a, b| (&a.disk, a.start).cmp(&(&b.disk, b.start)));
     let mut joined: Vec<Lost> = Vec::with_capacity(lost.len());
     for range in lost {
-        match joined.last_mut().filter(|last| last.disk == range.disk && last.start + last.length >= range.start) {
+        match joined
+            .last_mut()
+            .filter(|last| last.disk == range.disk && last.start + last.length >= range.start)
+        {
             Some(last) => last.length = last.length.max(range.start + range.length - last.start),
             None => joined.push(range),
         }

@@ -170,7 +170,13 @@ fn gaps_of_the_medium_are_lost_and_what_is_behind_them_is_not() {
 #[test]
 fn ranges_are_joined_and_none_is_said_twice() {
     let lost = |disk: &str, start, length| Lost { disk: disk.to_owned(), start, length };
-    let given = vec![lost("vdb", 0, 5), lost("vda", 20, 5), lost("vda", 0, 10), lost("vda", 5, 10), lost("vda", 3, 1)];
+    let given = vec![
+        lost("vdb", 0, 5),
+        lost("vda", 20, 5),
+        lost("vda", 0, 10),
+        lost("vda", 5, 10),
+        lost("vda", 3, 1),
+    ];
     assert_eq!(joined(given), [lost("vda", 0, 15), lost("vda", 20, 5), lost("vdb", 0, 5)]);
     assert_eq!(joined(Vec::new()), []);
 }

@@ -55,12 +55,14 @@ pub(super) struct Named {
 
 /// Takes a name apart: `LABEL-YYYYMMDDTHHMMSSZ-ID8.tar[.zst][.age]`.
 pub(super) fn named(file: &str) -> Option<Named> {
-    let stem = [".tar.zst.age", ".tar.age", ".tar.zst", ".tar"].iter().find_map(|end| file.strip_suffix(end))?;
+    let stem =
+        [".tar.zst.age", ".tar.age", ".tar.zst", ".tar"].iter().find_map(|end| file.strip_suffix(end))?;
     let (rest, id) = stem.rsplit_once('-')?;
     let (label, stamp) = rest.rsplit_once('-')?;
     let time = jiff::civil::DateTime::strptime(STAMP, stamp).ok()?;
     let created = time.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp();
-    let fits = id.len() == 8 && id.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) && !label.is_empty();
+    let fits =
+        id.len() == 8 && id.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) && !label.is_empty();
     let exact = created.strftime(STAMP).to_string() == stamp;
     (fits && exact).then(|| Named { label: label.to_owned(), created, id: id.to_owned() })
 }
@@ -200,7 +202,10 @@ pub struct Remembered {
 ///
 /// # Errors
 /// A name is none that the catalog can hold; the catalog can't be read or written.
-pub fn remember((place, listed): (&Location, &[(Location, Glance)]), catalog: &Catalog) -> Result<Remembered> {
+pub fn remember(
+    (place, listed): (&Location, &[(Location, Glance)]),
+    catalog: &Catalog,
+) -> Result<Remembered> {
     let place = place_name(place)?;
     let mut copies = Vec::new();
     let mut unread = 0;
@@ -218,7 +223,8 @@ pub fn remember((place, listed): (&Location, &[(Location, Glance)]), catalog: &C
         }
     }
     let known = catalog.copies_at(&place)?;
-    let gone = known.into_iter().map(|copy| copy.name).filter(|name| !seen.contains(name)).collect::<Vec<_>>();
+    let gone =
+        known.into_iter().map(|copy| copy.name).filter(|name| !seen.contains(name)).collect::<Vec<_>>();
     catalog.remember(&copies)?;
     catalog.gone(&gone, Timestamp::now())?;
     Ok(Remembered { known: copies.len(), unread })
@@ -260,7 +266,11 @@ pub fn copies(report: &BackupReport, places: &[Location], job: Option<&str>) -> 
     places.iter().filter_map(copy).collect()
 }
 
-fn good_copy(report: &BackupReport, (place, archive): (&Location, &str), job: Option<&str>) -> Result<BackupCopy> {
+fn good_copy(
+    report: &BackupReport,
+    (place, archive): (&Location, &str),
+    job: Option<&str>,
+) -> Result<BackupCopy> {
     let facts = facts(&report.head)?;
     let archive = match place {
         Location::Path(_) => copy_name(&Location::Path(archive.into()))?,
@@ -311,6 +321,9 @@ mod tests {
         ] {
             assert_eq!(named(hostile), None, "{hostile}");
         }
-        assert!(named("web\n-20261122T161055Z-e78234c8.tar").is_some(), "a line break is a label's, and printed as one");
+        assert!(
+            named("web\n-20261122T161055Z-e78234c8.tar").is_some(),
+            "a line break is a label's, and printed as one"
+        );
     }
 }

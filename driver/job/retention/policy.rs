@@ -163,7 +163,11 @@ impl fmt::Display for Reason {
                 write!(f, "needed by {}", id.get(..8).unwrap_or(&id))
             }
             Self::MayBeNeeded(time) => {
-                write!(f, "may be needed by the archive of {}, which can't be read", time.strftime("%Y%m%dT%H%M%SZ"))
+                write!(
+                    f,
+                    "may be needed by the archive of {}, which can't be read",
+                    time.strftime("%Y%m%dT%H%M%SZ")
+                )
             }
             Self::Future => f.write_str("made in the future, by this host's clock"),
             Self::LeftAlone(why) => f.write_str(why),
@@ -266,7 +270,9 @@ fn needed(backups: &[Backup], elsewhere: &[(Uuid, Uuid)], reasons: &mut [Vec<Rea
     let mut followed = BTreeSet::new();
     while let Some((child, parent)) = wanted.pop() {
         for index in places.get(&parent).into_iter().flatten() {
-            let (Some(backup), Some(reasons)) = (backups.get(*index), reasons.get_mut(*index)) else { continue };
+            let (Some(backup), Some(reasons)) = (backups.get(*index), reasons.get_mut(*index)) else {
+                continue;
+            };
             if !reasons.iter().any(|reason| matches!(reason, Reason::NeededBy(_))) {
                 reasons.push(Reason::NeededBy(child));
             }

@@ -60,7 +60,11 @@ fn each_rule_keeps_the_newest_of_its_periods() {
     // 2026-12-31 is a Thursday.
     assert_eq!(kept_days(&Keep { weekly: Some(3), ..none }), ["12-31 12", "12-27 12", "12-20 12"]);
     assert_eq!(kept_days(&Keep { monthly: Some(3), ..none }), ["12-31 12", "11-30 12", "10-31 12"]);
-    assert_eq!(kept_days(&Keep { yearly: Some(5), ..none }), ["12-31 12", "12-31 12"][..1], "there is one year");
+    assert_eq!(
+        kept_days(&Keep { yearly: Some(5), ..none }),
+        ["12-31 12", "12-31 12"][..1],
+        "there is one year"
+    );
     let both = Keep { daily: Some(2), monthly: Some(2), ..none };
     assert_eq!(kept_days(&both), ["12-31 12", "12-30 12", "11-30 12"]);
 }
@@ -103,7 +107,8 @@ fn backups_of_the_future_stay_and_count_for_nothing() {
 
 #[test]
 fn what_cant_be_read_keeps_what_is_older() {
-    let unread = Backup { id: None, standing: Standing::Unread("encrypted".into()), ..whole(0, at(20), None) };
+    let unread =
+        Backup { id: None, standing: Standing::Unread("encrypted".into()), ..whole(0, at(20), None) };
     let backups = [whole(1, at(10), None), unread, whole(2, at(30), None), whole(3, at(40), None)];
     let verdicts = utc(&backups, &Keep::default());
     assert_eq!(removed(&verdicts), [2]);
@@ -113,7 +118,8 @@ fn what_cant_be_read_keeps_what_is_older() {
 
 #[test]
 fn what_stays_keeps_its_ancestors_here_and_from_elsewhere() {
-    let mut backups: Vec<Backup> = (1..=5).map(|id| whole(id, at(10 * i64::try_from(id).unwrap()), None)).collect();
+    let mut backups: Vec<Backup> =
+        (1..=5).map(|id| whole(id, at(10 * i64::try_from(id).unwrap()), None)).collect();
     backups[4].parent = Some(Uuid::from_u128(2));
     backups[1].parent = Some(Uuid::from_u128(1));
     let verdicts = utc(&backups, &Keep::default());
@@ -131,7 +137,14 @@ fn what_stays_keeps_its_ancestors_here_and_from_elsewhere() {
 fn keep() -> impl Strategy<Value = Keep> {
     let number = || proptest::option::of(0u32..6);
     (number(), number(), number(), number(), number(), number()).prop_map(
-        |(last, hourly, daily, weekly, monthly, yearly)| Keep { last, hourly, daily, weekly, monthly, yearly },
+        |(last, hourly, daily, weekly, monthly, yearly)| Keep {
+            last,
+            hourly,
+            daily,
+            weekly,
+            monthly,
+            yearly,
+        },
     )
 }
 

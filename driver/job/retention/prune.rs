@@ -236,7 +236,9 @@ impl PruneRequest<'_> {
         for mut archives in subjects.into_values() {
             // A domain may have been renamed: what it is called last counts.
             let all = archives.iter().filter_map(|found| found.facts.as_ref());
-            let Some(owner) = all.max_by_key(|facts| facts.created).map(|facts| facts.owner.clone()) else { continue };
+            let Some(owner) = all.max_by_key(|facts| facts.created).map(|facts| facts.owner.clone()) else {
+                continue;
+            };
             let Some(keep) = (self.wanted)(&owner)? else {
                 survey.not_asked += archives.len();
                 continue;
@@ -246,7 +248,8 @@ impl PruneRequest<'_> {
                 .filter_map(|found| found.facts.as_ref())
                 .map(|facts| file_label(&facts.owner.name))
                 .collect();
-            let is_ours = |found: &Found| found.named.as_ref().is_some_and(|named| labels.contains(&named.label));
+            let is_ours =
+                |found: &Found| found.named.as_ref().is_some_and(|named| labels.contains(&named.label));
             archives.extend(unread.extract_if(.., |found| is_ours(found)));
             survey.subjects.push(self.decide((owner, archives), &keep, &elsewhere));
         }
@@ -261,7 +264,12 @@ impl PruneRequest<'_> {
         Ok(copies.into_iter().filter_map(|copy| Some((copy.archive, copy.parent?))).collect())
     }
 
-    fn decide(&self, (owner, archives): (Owner, Vec<Found>), keep: &Keep, elsewhere: &[(Uuid, Uuid)]) -> Subject {
+    fn decide(
+        &self,
+        (owner, archives): (Owner, Vec<Found>),
+        keep: &Keep,
+        elsewhere: &[(Uuid, Uuid)],
+    ) -> Subject {
         let backups: Vec<Backup> = archives.iter().map(backup).collect();
         let verdicts = decide(&backups, keep, (self.now, self.zone), elsewhere);
         let decided = archives.into_iter().zip(verdicts).map(|(found, verdict)| Decided { found, verdict });
@@ -377,7 +385,9 @@ fn remove(subject: &Subject, entries: &mut [Entry]) -> Vec<String> {
     let mut needed: BTreeSet<Uuid> = BTreeSet::new();
     let mut gone = Vec::new();
     for index in order {
-        let (Some(decided), Some(entry)) = (subject.archives.get(index), entries.get_mut(index)) else { continue };
+        let (Some(decided), Some(entry)) = (subject.archives.get(index), entries.get_mut(index)) else {
+            continue;
+        };
         let own = id(&index);
         if own.is_some_and(|own| needed.contains(&own)) {
             entry.action = Action::Keep;
@@ -439,8 +449,13 @@ mod tests {
                 created: Timestamp::UNIX_EPOCH,
                 parent: parent.map(Uuid::from_u128),
             };
-            let found =
-                Found { location: path.into(), bytes, facts: Some(facts), standing: Standing::Whole, named: None };
+            let found = Found {
+                location: path.into(),
+                bytes,
+                facts: Some(facts),
+                standing: Standing::Whole,
+                named: None,
+            };
             Decided { found, verdict: Verdict::Remove }
         };
         // The second one is not what was looked at.

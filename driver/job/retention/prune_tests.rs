@@ -160,7 +160,8 @@ fn entry<'a>(report: &'a PruneReport, path: &Path) -> &'a Entry {
 #[test]
 fn old_ones_go_and_are_noted_and_a_dry_run_touches_nothing() {
     let world = World::new();
-    let days = ["2026-11-20T01:00:00Z", "2026-11-21T01:00:00Z", "2026-11-22T01:00:00Z", "2026-11-23T01:00:00Z"];
+    let days =
+        ["2026-11-20T01:00:00Z", "2026-11-21T01:00:00Z", "2026-11-22T01:00:00Z", "2026-11-23T01:00:00Z"];
     let paths: Vec<PathBuf> = (1..).zip(days).map(|(id, day)| world.archive(&spec(id, day))).collect();
     assert_eq!(world.remember(&Identities::default()), Remembered { known: 4, unread: 0 });
     let dry = world.prune(2, Mode::DryRun);
@@ -171,7 +172,10 @@ fn old_ones_go_and_are_noted_and_a_dry_run_touches_nothing() {
     assert_eq!(paths.iter().map(|path| there(path)).collect::<Vec<_>>(), [false, false, true, true]);
     assert_eq!(entry(&done, &paths[1]).action, Action::Removed);
     assert_eq!(done.failures().count(), 0);
-    let known = world.catalog.copies_at(&crate::catalog::place_name(&Location::Path(world.place())).unwrap()).unwrap();
+    let known = world
+        .catalog
+        .copies_at(&crate::catalog::place_name(&Location::Path(world.place())).unwrap())
+        .unwrap();
     assert_eq!(known.iter().map(|copy| copy.archive).collect::<Vec<_>>(), [uuid(3), uuid(4)]);
     let again = world.prune(2, Mode::Apply);
     assert!(again.subjects[0].archives.iter().all(|entry| entry.action == Action::Keep), "{again:#?}");
@@ -193,10 +197,11 @@ fn what_is_not_surely_ours_stays() {
     let original = world.archive(&spec(4, old));
     let renamed = world.place().join("before-the-upgrade.tar");
     std::fs::rename(&original, &renamed).unwrap();
-    let hostile: Vec<PathBuf> = [".tar", "..tar", "web-20200101T000000Z-00000009.tar.zst", "a\nb.tar", "-.tar"]
-        .iter()
-        .map(|name| world.place().join(name))
-        .collect();
+    let hostile: Vec<PathBuf> =
+        [".tar", "..tar", "web-20200101T000000Z-00000009.tar.zst", "a\nb.tar", "-.tar"]
+            .iter()
+            .map(|name| world.place().join(name))
+            .collect();
     hostile.iter().for_each(|path| std::fs::write(path, b"not an archive").unwrap());
     let bytes = <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(b"web-\xff.tar");
     std::fs::write(world.place().join(bytes), b"x").unwrap();
@@ -218,7 +223,10 @@ fn what_is_not_surely_ours_stays() {
     assert!(there(&world.place().join(bytes)));
     assert_eq!((report.other_hosts, report.not_asked), (1, 1));
     assert_eq!(entry(&report, &renamed).reasons, ["not under the name that virtfold gave it"]);
-    assert!(entry(&report, &newest).reasons.contains(&"newest complete".to_owned()), "not the one of the future");
+    assert!(
+        entry(&report, &newest).reasons.contains(&"newest complete".to_owned()),
+        "not the one of the future"
+    );
     assert_eq!(report.failures().count(), 0, "{report:#?}");
 }
 

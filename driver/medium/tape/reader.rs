@@ -295,9 +295,7 @@ impl TapeSource {
                 Ok(Found::Block(len)) => self.take_block(len)?,
                 Ok(found) => self.part_ended(found)?,
                 // Nobody vouched for this part: it may be the rest of a volume that failed, and come again on the next one.
-                Err(error)
-                    if self.may_come_again() =>
-                {
+                Err(error) if self.may_come_again() => {
                     self.doubt_part();
                     self.next_part().map_err(|_| error)?;
                 }

@@ -249,7 +249,8 @@ fn what_can_t_be_read_is_stepped_over() {
                 let (read, gaps) = salvage(&bench, &[], ledger);
                 assert_eq!(read.len(), archive.len());
                 assert_eq!(gaps.within(0..u64::MAX), [lost.clone()]);
-                let same = |at: u64| read[usize::try_from(at).unwrap()] == archive[usize::try_from(at).unwrap()];
+                let same =
+                    |at: u64| read[usize::try_from(at).unwrap()] == archive[usize::try_from(at).unwrap()];
                 assert!((0..end.total).all(|at| lost.contains(&at) || same(at)), "{lost:?}");
             }
             bench.drive.clear_faults();
