@@ -214,7 +214,8 @@ pub fn write_kept(
         (Some(Start::GoOn(gone_on)), _) => *gone_on,
         (Some(Start::Anew(origin)), Some(keep)) => {
             let mut medium = open(&label, &control.cancel)?;
-            let (record, log) = keep.begin(origin.as_ref(), (&head, &attachments, &tables), medium.as_mut());
+            let (record, log) =
+                keep.begin(origin.as_deref(), (&head, &attachments, &tables), medium.as_mut());
             Begun { record, head, attachments, medium, rows: Vec::new(), log, at: None }
         }
         _ => {

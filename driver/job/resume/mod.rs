@@ -90,7 +90,7 @@ pub(super) enum Start {
     /// Where an earlier process was.
     GoOn(Box<Begun>),
     /// At its beginning, and this is what its record is to say; nothing, where it can have none.
-    Anew(Option<Origin>),
+    Anew(Option<Box<Origin>>),
 }
 
 /// What was saved of a job's archive.
@@ -135,7 +135,7 @@ impl Keep<'_> {
                 return Ok(Start::GoOn(Box::new(gone_on)));
             }
         }
-        self.refuse("nothing is left of it").map(|()| Start::Anew(Some(origin)))
+        self.refuse("nothing is left of it").map(|()| Start::Anew(Some(Box::new(origin))))
     }
 
     fn refuse(&self, why: &str) -> Result<()> {

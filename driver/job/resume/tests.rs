@@ -115,7 +115,8 @@ fn what_a_record_does_not_prove_is_not_gone_on_with() {
         let image = std::fs::OpenOptions::new().write(true).open(lab.folder.path().join("a.raw")).unwrap();
         image.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
     };
-    let cases: [(&dyn Fn(&Lab), usize); 5] = [
+    type Case<'a> = (&'a dyn Fn(&Lab), usize);
+    let cases: [Case<'_>; 5] = [
         // Nobody knows what that was; it is left alone.
         (&damage("origin.json"), 1),
         (&damage("virtfold.json"), 0),

@@ -449,7 +449,7 @@ impl Doubt {
         let Begin { run, part, offset, earlier, .. } = &self.part.begin;
         let same =
             |other: &&Part| (&other.begin.run, &other.begin.part, &other.begin.offset) == (run, part, offset);
-        parts.iter().filter(same).filter(|other| other.begin.earlier.again > earlier.again).next_back()
+        parts.iter().rfind(|other| same(other) && other.begin.earlier.again > earlier.again)
     }
 }
 

@@ -86,7 +86,8 @@ fn what_is_not_as_it_was_left_is_not_taken_over() {
     };
     let happens = |what: Outside| move |scene: &Scene| scene.world.happens(what);
     let locked = |scene: &Scene| std::mem::forget(scene.journal.lock(scene.id).unwrap());
-    let cases: [(&str, &dyn Fn(&Scene)); 8] = [
+    type Case<'a> = (&'a str, &'a dyn Fn(&Scene));
+    let cases: [Case<'_>; 8] = [
         ("written to", &base_written),
         ("another file", &base_replaced),
         ("does not run", &happens(Outside::ShutDown)),
