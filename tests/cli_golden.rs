@@ -150,7 +150,7 @@ fn configurations() {
     let file = scratch.join("config.yaml");
     fs::copy(&sample, &file).unwrap();
     let say = |name: &str, verb: &str| {
-        golden(name, &transcript(&run(&mut virtfold(&["config", verb, "--config", text(&file)])), here));
+        golden(name, &transcript(&run(&mut virtfold(["config", verb, "--config", text(&file)])), here));
     };
     say("config-check", "check");
     say("config-show", "show");

@@ -11,7 +11,7 @@ use crate::cli::show;
 pub(super) fn report(report: &Report) -> String {
     let mut text = String::new();
     for place in &report.places {
-        text += &self::place(place, report.dry_run);
+        text += &self::place(place, report);
     }
     for tape in &report.tapes {
         text += &self::tape(tape);
@@ -19,10 +19,10 @@ pub(super) fn report(report: &Report) -> String {
     text
 }
 
-fn place(place: &PruneReport, dry_run: bool) -> String {
+fn place(place: &PruneReport, report: &Report) -> String {
     let mut text = String::new();
     for group in &place.subjects {
-        text += &self::group(group, (place.place.as_str(), dry_run));
+        text += &self::group(group, (place.place.as_str(), report.dry_run));
     }
     if place.subjects.is_empty() {
         text += &format!("{}: nothing to decide on\n", printable(&place.place));
