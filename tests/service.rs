@@ -199,7 +199,7 @@ fn check_archive(guest: &Guest<'_>, archive: &Path) {
 #[test]
 fn the_service_backs_up_a_running_guest_whatever_happens_to_it() {
     let lab = Lab::start();
-    let spec = GuestSpec { slots: 768, pause_us: Some(2000), ..GuestSpec::default() };
+    let spec = GuestSpec { slots: 1024, pause_us: Some(2000), ..GuestSpec::default() };
     let guest = lab.guest(spec);
     guest.start();
     guest.progress.wait_more(200);

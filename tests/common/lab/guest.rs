@@ -128,6 +128,7 @@ impl Guest<'_> {
     /// How the records lie.
     pub(crate) fn layout(&self) -> Layout {
         let disks = u32::try_from(self.spec.disks.len()).unwrap();
+        assert!(self.spec.slots.is_power_of_two(), "else the records would not visit every slot");
         Layout { disks, slots: self.spec.slots, stride: self.spec.stride }
     }
 
