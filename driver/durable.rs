@@ -140,8 +140,7 @@ impl PartialFile {
     /// # Errors
     /// When the file can't be asked.
     pub fn identity(&self) -> Result<(u64, u64)> {
-        let found =
-            self.file.metadata().at(|| format!("cannot look at '{}'", self.temporary.display()))?;
+        let found = self.file.metadata().at(|| format!("cannot look at '{}'", self.temporary.display()))?;
         Ok((found.dev(), found.ino()))
     }
 
@@ -271,8 +270,11 @@ impl Flusher {
     /// For a file that has `len` bytes.
     fn start(file: Arc<File>, len: u64) -> Result<Self> {
         let (wake, woken) = bounded::<()>(1);
-        let shared =
-            Arc::new(Shared { written: AtomicU64::new(len), failed: Mutex::default(), tell: Mutex::default() });
+        let shared = Arc::new(Shared {
+            written: AtomicU64::new(len),
+            failed: Mutex::default(),
+            tell: Mutex::default(),
+        });
         let theirs = Arc::clone(&shared);
         let run = move || {
             let mut synced = Instant::now();

@@ -21,8 +21,8 @@ use serde_json::{Value, json};
 
 /// The verbs that have a help of their own.
 const VERBS: [&str; 18] = [
-    "backup", "restore", "verify", "list", "show", "table", "map", "tape", "domains", "recover", "config",
-    "serve", "status", "queue", "run", "pause", "resume", "cancel",
+    "backup", "restore", "verify", "list", "show", "table", "map", "tape", "domains", "recover", "prune",
+    "config", "status", "queue", "run", "pause", "resume", "cancel",
 ];
 /// The verbs of tapes.
 const TAPE_VERBS: [&str; 5] = ["status", "label", "list", "verify", "erase"];
@@ -150,7 +150,7 @@ fn configurations() {
     let file = scratch.join("config.yaml");
     fs::copy(&sample, &file).unwrap();
     let say = |name: &str, verb: &str| {
-        golden(name, &transcript(&run(&mut virtfold(&["config", verb, "--config", text(&file)])), here));
+        golden(name, &transcript(&run(&mut virtfold(["config", verb, "--config", text(&file)])), here));
     };
     say("config-check", "check");
     say("config-show", "show");
@@ -187,7 +187,6 @@ fn tape_errors() {
     say("error-tape-block-size", &["tape", "label", none, "VF0001", "--block-size", "2MiB"]);
     say("error-tape-archive-for-tape", &["tape", "list", "tape:/dev/nst0#latest"]);
     say("error-tape-no-archive", &["restore", none, "--output", text(here)]);
-    say("error-tape-partial", &["restore", "tape:/nowhere/nst0#latest", "--output", text(here), "--partial"]);
     say("error-tape-change-command", &["verify", "tape:/nowhere/nst0#latest", "--change-command", "mtx %z"]);
     say("error-tape-change-timeout", &["verify", "tape:/nowhere/nst0#latest", "--change-timeout", "5"]);
 }
@@ -374,4 +373,37 @@ fn reports() {
     golden("list-cut", &transcript(&run(&mut virtfold(["list", text(&scratch.join("archives"))])), here));
     let partial = ["restore", text(&archive), "--disk", &disk, "--partial", "--force"];
     golden("restore-cut", &transcript(&run(&mut virtfold(partial)), here));
+}
+
+/// Old archives of a directory, what would go and what goes; and what makes no sense.
+#[test]
+fn prunes() {
+    let scratch = Scratch::new("golden-prune");
+    let image = Image::create(scratch.join("disk.qcow2"), Format::Qcow2, "compat=1.1", 1 << 20);
+    image.io(&["write -P 1 64k 128k"]);
+    let archives = scratch.folder("archives");
+    for _ in 0..3 {
+        backup(&image, &archives, &["--compress", "none"]);
+    }
+    fs::write(archives.join("rescued\u{1b}.tar"), [b'x'; 2048]).unwrap();
+    let config = scratch.join("config.yaml");
+    let yaml = "version: 1\nmedia: { nas: { to: /nowhere } }\njobs:\n  nightly: { domains: { all: true }, schedule: manual, to: nas }\n";
+    fs::write(&config, yaml).unwrap();
+    let state = scratch.join("state");
+    let say = |name: &str, args: &[&str]| {
+        let mut command = virtfold([&["prune"], args].concat());
+        golden(name, &transcript(&run(command.env("VIRTFOLD_STATE_DIR", &state)), scratch.path()));
+    };
+    let place = ["--place", text(&archives)];
+    let with = |more: &[&'static str]| [&place[..], more].concat();
+    say("prune-dry-run", &with(&["--keep-last", "2", "--dry-run"]));
+    say("prune", &with(&["--keep-last", "2"]));
+    say("prune-again", &with(&["--keep-last", "2"]));
+    say("error-prune-no-rule", &place);
+    say("error-prune-zero", &with(&["--keep-last", "0"]));
+    say("error-prune-job-and-place", &with(&["nightly"]));
+    say("error-prune-tape", &["--place", "tape:/dev/nst0", "--keep-last", "2"]);
+    say("error-prune-no-job", &["--config", text(&config), "weekly"]);
+    say("error-prune-keeps-all", &["--config", text(&config), "nightly"]);
+    say("error-prune-nothing-to-do", &["--config", text(&config)]);
 }

@@ -15,9 +15,7 @@ use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use common::MIB;
-use common::archive::{
-    Method, backup, backup_args, marks_of, records_of, restore, restore_args, verify,
-};
+use common::archive::{Method, backup, backup_args, marks_of, records_of, restore, restore_args, verify};
 use common::image::{Format, Image};
 use common::mount::{Loop, Mount};
 use common::rng::{Rng, run_seed};
@@ -349,7 +347,8 @@ fn a_killed_backup_goes_on_in_the_next_run_and_is_the_same() {
         assert!(fs::read(&archive).unwrap().starts_with(&begun), "{} bytes were there", begun.len());
         let target = Image::new(scratch.join("back.qcow2"), Format::Qcow2);
         restore(&archive, &target, Method::Rewrite).ok();
-        run(tool("qemu-img", ["compare", "-f", "qcow2", "-F", "qcow2"]).arg(&image.path).arg(&target.path)).ok();
+        run(tool("qemu-img", ["compare", "-f", "qcow2", "-F", "qcow2"]).arg(&image.path).arg(&target.path))
+            .ok();
         fs::remove_file(target.path).unwrap();
     }
 }

@@ -17,6 +17,8 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use common::MIB;
+use common::image::{Format, Image};
 use common::mount::Loop;
 use common::run::{exit, run, text, virtfold};
 use lab::records::{Prefix, check_images, take_from_ext4};
@@ -296,11 +298,60 @@ fn what_a_killed_backup_left_is_recovered_by_hand_and_by_the_next_one() {
     println!("{done}");
     assert_eq!(everything(&guest), before);
     kill_one();
-    let (archive, report) = backup(&guest, &[]);
+    let (archive, report) = backup(&guest, &["--no-resume"]);
     assert_eq!(report["recovered"].as_array().unwrap().len(), 1, "{report}");
     assert_eq!(everything(&guest), before);
     assert!(restored(&guest, &archive).last.is_some());
     guest.progress.wait_more(100);
+}
+
+/// The driver dies in the copy; the next one takes the frozen disks over: the archive is of the moment of the first one's snapshot.
+#[test]
+fn a_backup_that_was_killed_in_its_copy_is_gone_on_with() {
+    let lab = Lab::start();
+    let golden = Image::create(lab.folder().join("golden.qcow2"), Format::Qcow2, "", 192 * MIB);
+    let noise = lab.folder().join("noise");
+    fs::write(&noise, common::rng::Rng::of_case("gone-on-with", 0).bytes(80 << 20)).unwrap();
+    // Behind all records.
+    golden.io(&[format!("write -s {} 110M 80M", text(&noise))]);
+    let spec = GuestSpec { disks: vec!["qcow2", "raw"], golden: Some(golden.path), ..GuestSpec::default() };
+    let guest = lab.guest(spec);
+    guest.start();
+    guest.progress.wait_more(200);
+    let before = everything(&guest);
+    let to = lab.folder().join("archives");
+    fs::create_dir(&to).unwrap();
+    let first = guest.progress.last();
+    let more = ["--compress", "none", "--limit-rate", "30MiB"];
+    let mut command = virtfold([["backup", "writer", "--to", text(&to)].as_slice(), &more].concat());
+    command.env("VIRTFOLD_CONNECT", lab.uri()).env("VIRTFOLD_STATE_DIR", lab.folder().join("state"));
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let records = lab.folder().join("state/resume");
+    let synced = || {
+        let record = fs::read_dir(&records).ok()?.next()?.unwrap().path();
+        Some(fs::read_to_string(record.join("marks")).ok()?.contains("synced"))
+    };
+    lab::wait_for("a part of the archive is on the disk", 60, || synced() == Some(true));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let killed = guest.progress.last();
+    guest.progress.wait_more(100);
+    assert_eq!(overlays(&guest.folder).len(), 2);
+    let (archive, report) = backup(&guest, &["--compress", "none"]);
+    println!("{report}");
+    assert!(report["resumed_at"].as_u64().unwrap() > 30 << 20, "{report}");
+    assert_eq!((&report["way"], &report["recovered"]), (&"online".into(), &serde_json::json!([])));
+    assert_eq!(everything(&guest), before);
+    assert_eq!((fs::read_dir(&to).unwrap().count(), fs::read_dir(&records).unwrap().count()), (1, 0));
+    virtfold_in(&lab, &["verify", text(&archive)]).ok();
+    let seen = restored(&guest, &archive);
+    assert!(
+        seen.last >= first && seen.last <= killed,
+        "{seen:?} is not of the snapshot: {first:?} to {killed:?}"
+    );
+    guest.progress.wait_more(100);
+    let nothing = virtfold_in(&lab, &["recover", "--dry-run"]).ok();
+    assert_eq!(nothing.last_line(), "nothing to recover");
 }
 
 #[test]

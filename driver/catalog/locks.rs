@@ -1,4 +1,4 @@
-//! A lock for each domain: `locks/UUID.lock`, locked by flock(2) for as long as a run lasts. The kernel drops it when the
+//! A lock for each domain, `locks/UUID.lock`, and one for whoever prunes, `locks/prune.lock`: locked by flock(2) for as long as a run lasts. The kernel drops it when the
 //! process ends. The file's contents, the process's number, are for messages only; the file itself stays, because removing it would
 //! let two runs lock two files of one name.
 
@@ -22,13 +22,22 @@ impl Locked for FileLock {}
 
 /// Takes a domain's lock.
 pub(super) fn take(directory: &Path, domain: DomainId) -> Result<Box<dyn Locked>> {
-    let path = directory.join(format!("{domain}.lock"));
+    let hint = "wait for its end, or end it and run `virtfold recover`";
+    take_file(&directory.join(format!("{domain}.lock")), (&format!("domain {domain}"), hint))
+}
+
+/// Takes the lock of whoever prunes.
+pub(super) fn take_prune(directory: &Path) -> Result<Box<dyn Locked>> {
+    take_file(&directory.join("prune.lock"), ("removing old backups", "wait for its end"))
+}
+
+fn take_file(path: &Path, (what, hint): (&str, &str)) -> Result<Box<dyn Locked>> {
     let opening = || format!("cannot open the lock '{}'", path.display());
-    let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+    let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
     let mut file = opened.at(opening)?;
     match file.try_lock() {
         Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Err(busy(domain, file)),
+        Err(TryLockError::WouldBlock) => return Err(busy(what, file).with_hint(hint)),
         Err(TryLockError::Error(e)) => return Err(Error::io(opening(), e)),
     }
     file.set_len(0).at(opening)?;
@@ -37,11 +46,10 @@ pub(super) fn take(directory: &Path, domain: DomainId) -> Result<Box<dyn Locked>
     Ok(Box::new(FileLock { _file: file }))
 }
 
-fn busy(domain: DomainId, file: File) -> Error {
+fn busy(what: &str, file: File) -> Error {
     let mut contents = String::new();
     let holder = file.take(CONTENTS).read_to_string(&mut contents);
     let number = holder.ok().and_then(|_| contents.trim().parse::<u32>().ok());
     let who = number.map_or_else(|| "another process".to_owned(), |n| format!("process {n}"));
-    let message = format!("{who} of virtfold is at work on domain {domain}");
-    Error::new(ErrorKind::InUse, message).with_hint("wait for its end, or end it and run `virtfold recover`")
+    Error::new(ErrorKind::InUse, format!("{who} of virtfold is at work on {what}"))
 }

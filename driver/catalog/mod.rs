@@ -1,5 +1,5 @@
 //! The catalog: one SQLite file in the state directory. It holds the journal of backups, which is what a driver that was
-//! killed leaves to the next one, what is known of tapes, and the queue of the service ([`queue`]).
+//! killed leaves to the next one, what is known of tapes and of backups, and the queue of the service ([`queue`]).
 //!
 //! - [`Journal`] is what a job says and what a recovery reads; [`Catalog`] keeps it in `catalog.sqlite`.
 //! - Each entry is one transaction, on the disk when the call returns (`synchronous=EXTRA`: the rollback journal's removal,
@@ -9,10 +9,12 @@
 //! - [`Journal::lock`] is a lock of the kernel's on `locks/UUID.lock`: it ends with its process, however that ends.
 //! - Open jobs stay until they are closed; of the closed ones the last [`HISTORY`] are kept.
 //!
-//! - The tables of tapes (`tapes`) are a memory, not the truth: what is on a tape counts, and reading the tapes fills them anew.
+//! - The tables of tapes (`tapes`) and of backups (`backups`) are a memory, not the truth: what is on a tape or at a place counts, and looking at it
+//!   fills them anew.
 //!
-//! Imports: `error`, plain types of `guest`, and of `medium` those of tapes.
+//! Imports: `error`, plain types of `guest`, and of `medium` those of tapes and `Location`.
 
+mod backups;
 mod locks;
 mod nothing;
 pub mod queue;
@@ -22,10 +24,13 @@ mod tapes;
 #[cfg(test)]
 mod tests;
 mod types;
+mod volumes;
 
+pub use backups::{BackupCopy, LastBackup, Owner, copy_name, place_name};
 pub use nothing::Nothing;
 pub use store::Catalog;
 pub use types::{Base, Change, DiskJob, DiskState, Job, JobState, Kind, Outcome};
+pub use volumes::Volume;
 
 use std::fmt::Debug;
 

@@ -84,6 +84,28 @@ CREATE TABLE tape_part (
 CREATE INDEX tape_run ON tape_part (run, part);
 ";
 
+/// What version 3 has besides: the backups, each copy a row. `created` and `removed` are seconds since 1970.
+const BACKUPS: &str = "
+CREATE TABLE backup (
+    name TEXT PRIMARY KEY,
+    place TEXT NOT NULL,
+    archive TEXT NOT NULL,
+    uuid TEXT,
+    subject TEXT NOT NULL,
+    images INTEGER NOT NULL,
+    host TEXT NOT NULL,
+    created INTEGER NOT NULL,
+    parent TEXT,
+    bytes INTEGER NOT NULL,
+    root TEXT,
+    encrypted INTEGER NOT NULL,
+    job TEXT,
+    removed INTEGER
+) STRICT;
+CREATE INDEX backup_place ON backup (place);
+CREATE INDEX backup_domain ON backup (uuid, created);
+";
+
 /// What version 3 has besides: the service's queue. A domain has one run at a time, and a job waits for a domain once; the indexes see to it.
 const QUEUE: &str = "
 CREATE TABLE queue (
@@ -109,7 +131,7 @@ CREATE TABLE pause (job TEXT PRIMARY KEY) STRICT;
 ";
 
 /// What each version after the first one has added.
-const ADDED: [(i32, &[&str]); 2] = [(2, &[TAPES]), (3, &[QUEUE])];
+const ADDED: [(i32, &[&str]); 2] = [(2, &[TAPES]), (3, &[QUEUE, BACKUPS])];
 
 /// Opens the catalog at `path`, or makes it where there is none.
 pub(super) fn open(path: &Path) -> Result<Connection> {

@@ -71,6 +71,14 @@ impl Catalog {
         Ok(Self { path, locks, connection: Mutex::new(connection) })
     }
 
+    /// Keeps other runs that prune away.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InUse`] with the process that does.
+    pub fn lock_pruning(&self) -> Result<Box<dyn Locked>> {
+        locks::take_prune(&self.locks)
+    }
+
     pub(super) fn connection(&self) -> MutexGuard<'_, Connection> {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }

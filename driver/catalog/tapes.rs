@@ -246,22 +246,4 @@ mod tests {
         assert_eq!((known.volumes.len(), known.firsts.len(), known.again), (2, 0, 0));
         earlier("nonsense").unwrap_err();
     }
-
-    #[test]
-    fn a_catalog_of_version_1_learns_of_tapes() {
-        let state = tempfile::tempdir().unwrap();
-        drop(Catalog::open(state.path()).unwrap());
-        let path = state.path().join("catalog.sqlite");
-        let connection = rusqlite::Connection::open(path).unwrap();
-        connection
-            .execute_batch(
-                "DROP TABLE tape_part; DROP TABLE tape_volume; DROP TABLE queue; DROP TABLE planned; DROP TABLE pause;
-                 PRAGMA user_version = 1",
-            )
-            .unwrap();
-        drop(connection);
-        let catalog = Catalog::open(state.path()).unwrap();
-        catalog.committed(&placed(Uuid::new_v4(), 1)).unwrap();
-        assert_eq!(Catalog::open(state.path()).unwrap().archives("5f1c2d3e").unwrap().len(), 1);
-    }
 }

@@ -156,3 +156,38 @@ fn a_domain_has_one_run_at_a_time() {
     drop(held);
     other.lock(a).unwrap();
 }
+
+/// A catalog of an older version gets the tables that it has not, and keeps what it has.
+#[test]
+fn older_catalogs_learn() {
+    // Newest first, so that each version is what is left of the one behind it.
+    let without = [
+        (2, "DROP TABLE backup; DROP TABLE queue; DROP TABLE planned; DROP TABLE pause;"),
+        (
+            1,
+            "DROP TABLE backup; DROP TABLE queue; DROP TABLE planned; DROP TABLE pause; DROP TABLE tape_part; DROP TABLE tape_volume;",
+        ),
+    ];
+    for (version, drop_tables) in without {
+        let state = tempfile::tempdir().unwrap();
+        let path = state.path().join("catalog.sqlite");
+        let job = job(DomainId(Uuid::new_v4()));
+        Catalog::open(state.path()).unwrap().begin(&job).unwrap();
+        let tables = |connection: &rusqlite::Connection| {
+            let query = "SELECT group_concat(sql, ';') FROM (SELECT sql FROM sqlite_schema ORDER BY name)";
+            connection.query_row(query, [], |row| row.get::<_, String>(0)).unwrap()
+        };
+        let connection = rusqlite::Connection::open(&path).unwrap();
+        let whole = tables(&connection);
+        connection.execute_batch(&format!("{drop_tables} PRAGMA user_version = {version}")).unwrap();
+        drop(connection);
+        let catalog = Catalog::open(state.path()).unwrap();
+        assert_eq!(catalog.open_jobs(None).unwrap(), [job]);
+        assert_eq!(catalog.last_backups().unwrap(), []);
+        let connection = rusqlite::Connection::open(&path).unwrap();
+        assert_eq!(tables(&connection), whole, "from version {version}");
+        let now: i32 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
+        assert_eq!(now, 3);
+        Catalog::open(state.path()).unwrap();
+    }
+}

@@ -21,6 +21,7 @@ use super::config::ConfigFlag;
 use super::exit::Outcome;
 use super::guest::{self, GuestArgs};
 use super::keys::EncryptArgs;
+use super::remember::{self, Missing};
 use super::report::{JsonFlag, Stdout, Style, Ticker, printable, result};
 use super::tape::media::Media;
 use super::tape::options::WriteArgs;
@@ -87,6 +88,9 @@ pub(crate) struct Args {
     /// Threads that read, digest and compress [default: the configuration's; one a core]
     #[arg(long, value_name = "N")]
     workers: Option<virtfold_config::Workers>,
+    /// The job of the configuration that this is for: the catalog notes it
+    #[arg(long, value_name = "JOB")]
+    job: Option<String>,
     /// Start anew where an earlier backup of the same was killed, and discard what there is of it
     #[arg(long)]
     no_resume: bool,
@@ -116,7 +120,8 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
     let media = Media::new(&args.to, &args.tape, || args.guest.state_dir(), &signals.stop)?;
     let wish = if args.no_resume { Wish::Anew } else { Wish::GoOn };
     if let Some(domain) = &args.domain {
-        let job = guest::Job { domain, manner, media, wish, style, defaults: &defaults };
+        let name = args.job.as_deref();
+        let job = guest::Job { domain, name, manner, media, wish, style, defaults: &defaults };
         return args.guest.run(job, signals);
     }
     if args.to.is_empty() {
@@ -124,9 +129,12 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
         return Err(error.into());
     }
     let destinations = args.to.clone();
-    let state_dir = args.guest.state_dir()?;
+    let (state_dir, job) = (args.guest.state_dir()?, args.job.clone());
     let keep = Keep { state_dir: &state_dir, places: &destinations, job: None, wish };
-    images_to(&request(args, manner, destinations.clone())?, (&media, &keep), style, signals)
+    let request = request(args, manner, destinations.clone())?;
+    let (outcome, report) = images_to(&request, (&media, &keep), style, signals)?;
+    remember::backup(&report, media.places(), job.as_deref(), (&state_dir, Missing::Left));
+    Ok(outcome)
 }
 
 fn images_to(
@@ -134,7 +142,7 @@ fn images_to(
     (media, keep): (&Media, &Keep<'_>),
     style: Style,
     signals: &Signals,
-) -> Result<Outcome> {
+) -> Result<(Outcome, BackupReport)> {
     let out = stdout_of(&request.destinations);
     let progress = Arc::new(Progress::default());
     let ticker = Ticker::start(style, out, &progress)?;
@@ -144,7 +152,7 @@ fn images_to(
     let report = media.complete(report?);
     warn(&report.disks);
     result(style, out, &report, &text(&report))?;
-    Ok(copies(style, &report))
+    Ok((copies(style, &report), report))
 }
 
 /// Says which copies have failed, and how the run ends for that.

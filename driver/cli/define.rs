@@ -11,8 +11,8 @@ use virtfold::guest::host::LocalFiles;
 use virtfold::job::define::{
     self, Afterwards, DefineReport, DefineRequest, DiskAction, DiskPlan, Host, Identity, Rest, Writing,
 };
-use virtfold::job::{Control, Progress};
 use virtfold::job::tape::TapeUse;
+use virtfold::job::{Control, Progress};
 use virtfold::medium::{Location, TapeArchive};
 use virtfold::units::Human;
 

@@ -16,6 +16,8 @@ use clap_mangen::roff::{Roff, bold, roman};
 
 use super::exit::Outcome;
 
+const VERSION: &str = concat!("virtfold ", env!("CARGO_PKG_VERSION"));
+
 /// Write man pages or completions (for who builds packages)
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -69,27 +71,46 @@ fn man(cli: Command, directory: &Path, date: &str) -> Result<()> {
     let mut cli = cli.disable_help_subcommand(true);
     cli.build();
     page_and_below(&cli, None, directory, date)?;
+    // The reference knows neither date nor version: it is the same text wherever it is made.
+    let title = format!(".TH VIRTFOLD.YAML 5 {date} \"{VERSION}\" virtfold");
     let configuration = virtfold_config::man_page();
-    // The reference knows no date: it is the same text wherever it is made.
-    let dated = configuration.replacen(" 5 \"\" ", &format!(" 5 {date} "), 1);
-    write(&directory.join("virtfold.yaml.5"), dated.as_bytes())
+    let lines =
+        configuration.lines().map(|line| if line.starts_with(".TH ") { title.as_str() } else { line });
+    write(&directory.join("virtfold.yaml.5"), tidy(&lines.collect::<Vec<_>>().join("\n")).as_bytes())
+}
+
+/// Without the paragraphs in which nothing stands: `mandoc` warns of them.
+fn tidy(page: &str) -> String {
+    let page = page.replace(".br\n\n.br\n", ".sp\n");
+    let heading = |line: &str| line.starts_with(".SH ") || line.starts_with(".SS ");
+    let lines: Vec<&str> = page.lines().collect();
+    let (mut out, mut before) = (String::new(), "");
+    for (number, &line) in lines.iter().enumerate() {
+        let next = lines.get(number + 1);
+        let ends = next.is_none_or(|next| heading(next) || *next == ".PP" || next.starts_with(".IP "));
+        if line != ".PP" || !(ends || heading(before)) {
+            out.push_str(line);
+            out.push('\n');
+            before = line;
+        }
+    }
+    out
 }
 
 /// The pages of a verb and of the verbs below it.
 fn page_and_below(verb: &Command, above: Option<&str>, directory: &Path, date: &str) -> Result<()> {
     let name = verb.get_display_name().unwrap_or_else(|| verb.get_name());
     let page = page(verb, above, date).with_context(|| format!("cannot make the page of '{name}'"))?;
-    write(&directory.join(format!("{name}.1")), &page)?;
+    write(&directory.join(format!("{name}.1")), tidy(&page).as_bytes())?;
     for below in verb.get_subcommands().filter(|verb| !verb.is_hide_set()) {
         page_and_below(below, Some(name), directory, date)?;
     }
     Ok(())
 }
 
-fn page(verb: &Command, above: Option<&str>, date: &str) -> std::io::Result<Vec<u8>> {
-    let source = concat!("virtfold ", env!("CARGO_PKG_VERSION"));
+fn page(verb: &Command, above: Option<&str>, date: &str) -> std::io::Result<String> {
     let name = verb.get_display_name().unwrap_or_else(|| verb.get_name()).to_owned();
-    let man = Man::new(verb.clone()).title(name.to_uppercase()).date(date).source(source).manual("virtfold");
+    let man = Man::new(verb.clone()).title(name.to_uppercase()).date(date).source(VERSION).manual("virtfold");
     let mut out = Vec::new();
     man.render_title(&mut out)?;
     man.render_name_section(&mut out)?;
@@ -111,7 +132,7 @@ fn page(verb: &Command, above: Option<&str>, date: &str) -> std::io::Result<Vec<
     }
     rest.text([bold("virtfold.yaml"), roman("(5)")]);
     rest.to_writer(&mut out)?;
-    Ok(out)
+    String::from_utf8(out).map_err(std::io::Error::other)
 }
 
 /// What stands behind a verb's help, as sections.
@@ -149,14 +170,47 @@ fn completions(cli: &Command, directory: &Path) -> Result<()> {
 
 /// The verb without what is hidden: nobody shall be offered that.
 fn visible(verb: &Command) -> Command {
-    let mut seen = Command::new(verb.get_name().to_owned())
+    // clap wants names that are there as long as the program, which ends with this.
+    let name: &'static str = verb.get_name().to_owned().leak();
+    let mut seen = Command::new(name)
         .args(verb.get_arguments().filter(|argument| !argument.is_hide_set()).cloned())
         .subcommands(verb.get_subcommands().filter(|verb| !verb.is_hide_set()).map(visible));
     if let Some(about) = verb.get_about() {
         seen = seen.about(about.clone());
     }
-    if let Some(version) = verb.get_version() {
-        seen = seen.version(version.to_owned());
+    match verb.get_version() {
+        Some(_) => seen.version(env!("CARGO_PKG_VERSION")),
+        None => seen,
     }
-    seen
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stands_behind_the_help_becomes_sections() {
+        let mut out = Roff::new();
+        sections(
+            "Examples:\n  virtfold x -y\n  virtfold z\n\nA tape is .given.\n\nExit codes:\n  0  done",
+            &mut out,
+        );
+        let text = tidy(&out.render());
+        let body: Vec<_> = text.lines().filter(|line| !line.contains(" Aq ")).collect();
+        let wanted = [
+            ".SH EXAMPLES",
+            ".EX",
+            "virtfold x \\-y",
+            "virtfold z",
+            ".EE",
+            ".PP",
+            "A tape is .given.",
+            ".SH \"EXIT CODES\"",
+            ".EX",
+            "0  done",
+            ".EE",
+        ];
+        assert_eq!(body, wanted);
+    }
 }

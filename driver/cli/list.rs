@@ -2,7 +2,9 @@
 
 use anyhow::Result;
 use serde::Serialize;
+use virtfold::catalog::Catalog;
 use virtfold::job::inspect::{self, Glance};
+use virtfold::job::retention::{self, Remembered};
 use virtfold::medium::Location;
 use virtfold::units::Human;
 
@@ -24,11 +26,15 @@ Examples:
   virtfold list /backup
   virtfold list tape:/dev/nst0
   virtfold list --json /backup
-  virtfold list s3://backups/vm")]
+  virtfold list s3://backups/vm
+  virtfold list --remember /backup")]
 pub(crate) struct Args {
     /// A directory, s3://BUCKET/PREFIX (all hosts below it) or tape:DEVICE
     #[arg(value_name = "PLACE", value_parser = args::location())]
     directory: Location,
+    /// Note the archives in the catalog, as when they were made, and those that it knows there and that are gone; how a lost catalog is had again
+    #[arg(long)]
+    remember: bool,
     #[command(flatten)]
     identity: IdentityArgs,
     #[command(flatten)]
@@ -42,6 +48,8 @@ pub(crate) struct Args {
 #[derive(Serialize)]
 struct Listing<'a> {
     archives: &'a [Glance],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    remembered: Option<Remembered>,
 }
 
 /// Runs the verb.
@@ -50,9 +58,25 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<Outcome> {
         let drive = args.wait.drive(address, args.state.path()?, &signals.stop);
         return tape::list_to(&drive, Style::from_flag(&args.json));
     }
-    let archives = inspect::list(&args.directory, &args.identity.load()?)?;
+    let located = inspect::list_located(&args.directory, &args.identity.load()?)?;
     let style = Style::from_flag(&args.json);
-    result(style, Stdout::Free, &Listing { archives: &archives }, &text(&archives))?;
+    let noted = if args.remember {
+        Some(retention::remember(
+            (&args.directory, located.as_slice()),
+            &Catalog::open(&args.state.path()?)?,
+        )?)
+    } else {
+        None
+    };
+    let archives: Vec<Glance> = located.into_iter().map(|(_, glance)| glance).collect();
+    let mut text = text(&archives);
+    if let Some(noted) = noted {
+        text += &format!(
+            "\nthe catalog knows {} of them; {} encrypted ones it does not",
+            noted.known, noted.unread
+        );
+    }
+    result(style, Stdout::Free, &Listing { archives: &archives, remembered: noted }, &text)?;
     Ok(Outcome::Done)
 }
 

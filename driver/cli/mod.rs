@@ -14,6 +14,8 @@ mod guest;
 mod keys;
 mod list;
 mod map;
+mod prune;
+mod remember;
 mod report;
 mod restore;
 mod serve;
@@ -56,6 +58,7 @@ enum Verb {
     Tape(Box<tape::Args>),
     Domains(guest::domains::Args),
     Recover(guest::recover::Args),
+    Prune(Box<prune::Args>),
     Status(control::status::Args),
     Queue(control::queue::Args),
     Run(control::run::Args),
@@ -142,6 +145,7 @@ impl Verb {
             Self::Tape(args) => tape::run(&args, signals),
             Self::Domains(args) => guest::domains::run(&args),
             Self::Recover(args) => guest::recover::run(&args),
+            Self::Prune(args) => prune::run(&args),
             Self::Status(args) => control::status::run(&args),
             Self::Queue(args) => control::queue::run(&args),
             Self::Run(args) => control::run::run(&args),

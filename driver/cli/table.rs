@@ -15,8 +15,8 @@ use virtfold::units::StreamOffset;
 use super::Signals;
 use super::args;
 use super::exit::Outcome;
-use super::keys::IdentityArgs;
 use super::guest::connection::StateFlag;
+use super::keys::IdentityArgs;
 use super::report::{JsonFlag, Style};
 use super::tape::{self, options::ChangeArgs};
 

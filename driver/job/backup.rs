@@ -18,15 +18,15 @@ use uuid::Uuid;
 use self::reports::report;
 pub use self::reports::{BackupReport, CopyReport, DiskReport};
 use self::stream::stream;
-use super::resume::{Begun, Candidate, Keep, Log, Record, Start};
 use super::Control;
 use super::disks::{DiskSet, FoldedDisk};
+use super::resume::{Begun, Candidate, Keep, Log, Record, SavedRows, Start};
 use crate::archive::layout::{self, Kind};
 use crate::archive::manifest::{
     self, Backing, CompressionNote, Disk, Freeze, Manifest, Qcow2, Source, Subject,
 };
 use crate::archive::stream::{Cancel, Compression};
-use crate::archive::writer::{Attachment, Contents, DiskTables, Sealed};
+use crate::archive::writer::{Attachment, Contents, DiskTables, Rows, Runs, Sealed};
 use crate::crypt::{self, Encrypting, Recipients};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::image::{self, DiskImage, Format, OpenOptions, Use};
@@ -202,42 +202,60 @@ pub fn write_kept(
 ) -> Result<Written> {
     let started = Instant::now();
     let Material { subject, freeze, attachments, disks } = material;
+    // The bytes of an encrypted archive can't be made again.
+    let keep = keep.filter(|keep| manner.encrypt_to.is_none() && keep.is_possible());
     let disks = fold_all(disks, manner, control)?;
     let head = head((subject, freeze), manner, &disks)?;
     let label = medium_label(&head, manner, &attachments)?;
-    // The bytes of an encrypted archive can't be made again.
-    let keep = keep.filter(|_| manner.encrypt_to.is_none());
     let candidate = Candidate { head: &head, attachments: &attachments, disks: &disks, label: &label };
+    let tables: Vec<&dyn DiskTables> = disks.0.iter().map(|disk| disk as &dyn DiskTables).collect();
     let start = keep.map(|keep| keep.start(&candidate, &control.cancel)).transpose()?;
     let begun = match (start, keep) {
         (Some(Start::GoOn(gone_on)), _) => *gone_on,
         (Some(Start::Anew(origin)), Some(keep)) => {
             let mut medium = open(&label, &control.cancel)?;
-            let (record, log) = keep.begin(origin.as_ref(), (&head, &attachments), medium.as_mut());
-            Begun { record, head, attachments, medium, log, at: None }
+            let (record, log) =
+                keep.begin(origin.as_deref(), (&head, &attachments, &tables), medium.as_mut());
+            Begun { record, head, attachments, medium, rows: Vec::new(), log, at: None }
         }
         _ => {
             let medium = open(&label, &control.cancel)?;
-            Begun { record: None, head, attachments, medium, log: Log::default(), at: None }
+            let log = Log::default();
+            Begun { record: None, head, attachments, medium, rows: Vec::new(), log, at: None }
         }
     };
-    let Begun { record, head, attachments, mut medium, log, at } = begun;
+    let Begun { record, head, attachments, mut medium, rows, log, at } = begun;
     if let Some(limit) = manner.limit_rate {
         medium = Box::new(RateLimited::new(medium, limit));
     }
     if let Some(recipients) = &manner.encrypt_to {
         medium = Box::new(Encrypting::begin(medium, recipients)?);
     }
-    let contents = Contents {
-        head: &head,
-        attachments: &attachments,
-        disks: disks.0.iter().map(|disk| disk as &dyn DiskTables).collect(),
-        data: &disks,
-    };
+    let as_begun: Vec<AsBegun<'_>> =
+        rows.iter().zip(&tables).map(|(rows, now)| AsBegun { rows, now: *now }).collect();
+    let as_begun = as_begun.iter().map(|disk| disk as &dyn DiskTables);
+    let tables = if rows.is_empty() { tables.clone() } else { as_begun.collect() };
+    let contents = Contents { head: &head, attachments: &attachments, disks: tables, data: &disks };
     let reached = at.unwrap_or_default();
     let sealed = stream(&contents, (manner, control), medium.as_mut(), (log, reached))?;
     let encrypted = manner.encrypt_to.is_some();
     Ok(Written { medium, head, sealed, encrypted, resumed_at: at, started, _record: record })
+}
+
+/// The tables of a disk whose archive is gone on with: its rows are those of the beginning.
+struct AsBegun<'a> {
+    rows: &'a SavedRows,
+    now: &'a dyn DiskTables,
+}
+
+impl DiskTables for AsBegun<'_> {
+    fn rows(&self) -> Rows<'_> {
+        self.rows.rows()
+    }
+
+    fn runs(&self) -> Runs<'_> {
+        self.now.runs()
+    }
 }
 
 impl Written {
@@ -259,6 +277,7 @@ impl Written {
             tapes: Vec::new(),
             disks: self.head.disks.iter().map(report).collect(),
             copies: Vec::new(),
+            head: self.head,
         })
     }
 }
@@ -338,7 +357,7 @@ fn archive_name(head: &Manifest, manner: &Manner) -> Result<String> {
 
 /// A name as part of a file's name. A label that [`label`] lets pass is kept as it is; a domain's name may hold what a file
 /// name does not, and the archive's head has it as it is.
-fn file_label(name: &str) -> String {
+pub(super) fn file_label(name: &str) -> String {
     name_part(name, MAX_LABEL, |c| c == '/' || c.is_control())
 }
 
@@ -382,7 +401,11 @@ fn head((subject, freeze): (Subject, Option<Freeze>), manner: &Manner, disks: &D
     })
 }
 
-fn host_name() -> Result<String> {
+/// What this host is called in archives.
+///
+/// # Errors
+/// It has no name.
+pub fn host_name() -> Result<String> {
     let name = nix::unistd::gethostname().at(|| "cannot tell the host's name".to_owned())?;
     Ok(name.to_string_lossy().into_owned())
 }

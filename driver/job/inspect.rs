@@ -112,6 +112,14 @@ fn status_of(error: &Error) -> Option<Status> {
 /// # Errors
 /// When the directory can't be read.
 pub fn list(location: &Location, identities: &Identities) -> Result<Vec<Glance>> {
+    Ok(list_located(location, identities)?.into_iter().map(|(_, glance)| glance).collect())
+}
+
+/// As [`list`], with where each is: a [`Glance`]'s name is for people, and a file's may be no text.
+///
+/// # Errors
+/// As [`list`].
+pub fn list_located(location: &Location, identities: &Identities) -> Result<Vec<(Location, Glance)>> {
     match location {
         Location::Path(directory) => list_directory(directory, identities),
         Location::Pipe => Err(Error::new(ErrorKind::Usage, "archives that come down a pipe can't be listed")),
@@ -120,7 +128,7 @@ pub fn list(location: &Location, identities: &Identities) -> Result<Vec<Glance>>
     }
 }
 
-fn list_directory(directory: &Path, identities: &Identities) -> Result<Vec<Glance>> {
+fn list_directory(directory: &Path, identities: &Identities) -> Result<Vec<(Location, Glance)>> {
     let reading = || format!("cannot list '{}'", directory.display());
     let mut paths: Vec<PathBuf> = Vec::new();
     for entry in std::fs::read_dir(directory).at(reading)? {
@@ -138,12 +146,15 @@ fn list_directory(directory: &Path, identities: &Identities) -> Result<Vec<Glanc
         .map(|path| (path, glance(&Location::from(path.as_path()), identities)))
         .filter(|(_, glance)| present(glance));
     Ok(looked
-        .map(|(path, glance)| unfinished(path, glance.unwrap_or_else(|error| unreadable(path, &error))))
+        .map(|(path, glance)| {
+            let glance = unfinished(path, glance.unwrap_or_else(|error| unreadable(path, &error)));
+            (Location::from(path.as_path()), glance)
+        })
         .collect())
 }
 
 /// Looks at every archive below `place`, several at a time: each takes a few answers of the store.
-fn list_objects(place: &medium::ObjectAddress, identities: &Identities) -> Result<Vec<Glance>> {
+fn list_objects(place: &medium::ObjectAddress, identities: &Identities) -> Result<Vec<(Location, Glance)>> {
     const AT_ONCE: usize = 8;
     let mut found = medium::object::list(place)?;
     found.retain(|listed| is_archive_name(listed.address.key.rsplit('/').next().unwrap_or_default()));
@@ -166,11 +177,9 @@ fn list_objects(place: &medium::ObjectAddress, identities: &Identities) -> Resul
             let threads: Vec<_> = group.iter().map(|listed| scope.spawn(|| look(listed))).collect();
             for (thread, listed) in threads.into_iter().zip(group) {
                 let location = Location::Object(listed.address.clone());
-                looked.push(
-                    thread
-                        .join()
-                        .unwrap_or_else(|_| Glance { status: Status::Unreadable, ..bare(&location) }),
-                );
+                let lost = |_| Glance { status: Status::Unreadable, ..bare(&location) };
+                let glance = thread.join().unwrap_or_else(lost);
+                looked.push((location, glance));
             }
         });
     }

@@ -18,6 +18,7 @@ pub mod plan;
 mod progress;
 pub mod restore;
 pub mod resume;
+pub mod retention;
 pub mod tape;
 pub mod target;
 pub mod verify;

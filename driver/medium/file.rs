@@ -1,5 +1,6 @@
-//! A regular file as a medium: appears under its name when it is durable, and not before.
+//! A regular file as a medium: appears under its name when it is durable, and not before; and goes again.
 
+use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
@@ -69,5 +70,47 @@ impl Medium for FileMedium {
         let bytes = self.written;
         self.partial.commit(Existing::Keep)?;
         Ok(Durable { name, bytes })
+    }
+}
+
+/// Removes the regular file `path` of `bytes`; see [`super::remove`].
+pub(super) fn remove(path: &Path, bytes: u64) -> Result<()> {
+    let removing = || format!("cannot remove '{}'", path.display());
+    match path.symlink_metadata() {
+        Ok(found) if found.is_file() && found.len() == bytes => {}
+        Ok(_) => return Err(super::changed(&path.display())),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(e).at(removing),
+    }
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e).at(removing),
+        _ => {}
+    }
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = parent.unwrap_or_else(|| Path::new("."));
+    File::open(parent)
+        .and_then(|directory| directory.sync_all())
+        .at(|| format!("'{}' is removed, but its directory could not be synced", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+
+    #[test]
+    fn only_what_was_looked_at_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, link) = (folder.path().join("a.tar"), folder.path().join("link.tar"));
+        std::fs::write(&file, b"12345").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        for (path, bytes) in [(&file, 4), (&link, 5), (&folder.path().to_owned(), 5)] {
+            let error = remove(path, bytes).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Io);
+            assert!(path.symlink_metadata().is_ok(), "{error}");
+        }
+        remove(&file, 5).unwrap();
+        assert!(!file.exists() && link.symlink_metadata().is_ok());
+        remove(&file, 5).unwrap();
     }
 }

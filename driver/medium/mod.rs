@@ -29,6 +29,11 @@
 //! no more of it than they need. One that comes once, front to back, is any `Read`; its errors carry the library's. What is read is believed only as far as the
 //! archive's own digests go. Reading may be repeated.
 //!
+//! # Removing: [`remove`]
+//!
+//! An archive goes whole, and its being gone is durable when the call returns. Whoever has it open reads on to its end in a file, and fails on an object. One that
+//! is not what was looked at stays. Tapes have nothing to remove: a volume expires.
+//!
 //! Every medium passes the one suite of `tests/medium_conformance`, and the same behind a wrapper that makes it fail.
 //!
 //! Imports: `error`, `durable`, `ioctl`, `archive` (its traits for bytes).
@@ -55,8 +60,8 @@ pub use self::file::FileMedium;
 pub use self::gaps::Gaps;
 pub use self::location::{Location, LocationError, ObjectAddress, TapeAddress, TapeArchive};
 pub use self::pipe::{PipeMedium, PipeSource};
-pub use self::remains::{Mark, Notes, Remains, Reopened};
 pub use self::rate::{RateLimit, RateLimited};
+pub use self::remains::{Mark, Notes, Remains, Reopened};
 pub use self::source::{FileSource, Source};
 use crate::archive::stream::{Cancel, Sink};
 use crate::error::{Error, ErrorKind, Result};
@@ -155,6 +160,25 @@ pub fn open(location: &Location) -> Result<Arc<dyn Source>> {
         }
         Location::Object(address) => object::open(address),
     }
+}
+
+/// Removes the archive at `location`, which has `bytes`. One that is gone already is no error.
+///
+/// # Errors
+/// It is no regular file or object of that size (it then stays); it can't be removed; the medium is none of archives that can be removed one by one.
+pub fn remove(location: &Location, bytes: u64) -> Result<()> {
+    match location {
+        Location::Path(path) => file::remove(path, bytes),
+        Location::Object(address) => object::remove(address, bytes),
+        Location::Pipe | Location::Tape(_) => {
+            Err(Error::new(ErrorKind::Usage, format!("nothing can be removed from '{location}'")))
+        }
+    }
+}
+
+/// The error where something else lies under an archive's name than was looked at.
+fn changed(location: &impl std::fmt::Display) -> Error {
+    Error::new(ErrorKind::Io, format!("'{location}' is not what was looked at, and stays"))
 }
 
 /// Makes a medium for the archive `label` at `location`. What the medium waits for ends with `cancel`.

@@ -49,6 +49,19 @@ pub fn create(place: &ObjectAddress, _: &Label, _: &Cancel) -> Result<Box<dyn Me
     absent(place)
 }
 
+/// Nothing is removed.
+///
+/// # Errors
+/// Unsupported.
+pub fn remove(address: &ObjectAddress, _: u64) -> Result<()> {
+    absent(address)
+}
+
+/// The place itself: nothing in it can be read anyway.
+pub fn host_folder(place: &ObjectAddress, _: &str) -> ObjectAddress {
+    place.clone()
+}
+
 /// Nothing is gone on with.
 ///
 /// # Errors

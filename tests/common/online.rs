@@ -35,6 +35,9 @@ pub(crate) fn backup(guest: &Guest<'_>, more: &[&str]) -> (PathBuf, serde_json::
     fs::create_dir_all(&to).unwrap();
     let args = [&["backup", guest.name(), "--to", text(&to), "--json"], more].concat();
     let done = virtfold_in(guest.lab, &args).ok();
+    if !done.stderr.is_empty() {
+        println!("{done}");
+    }
     let report = done.json_lines().pop().unwrap();
     (PathBuf::from(report["archive"].as_str().unwrap()), report)
 }

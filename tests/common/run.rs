@@ -151,13 +151,9 @@ pub(crate) fn tool<S: AsRef<OsStr>>(program: &str, args: impl IntoIterator<Item 
 /// virtfold as this build made it, no standard input and no settings of the caller's. What it keeps of its runs it keeps beside the tests' other files.
 pub(crate) fn virtfold<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     let mut command = tool(env!("CARGO_BIN_EXE_virtfold"), args);
-    for setting in [
-        "VIRTFOLD_LOG",
-        "VIRTFOLD_CONFIG",
-        "VIRTFOLD_CONNECT",
-        "VIRTFOLD_LIBVIRT_DIR",
-        "LIBVIRT_DEFAULT_URI",
-    ] {
+    for setting in
+        ["VIRTFOLD_LOG", "VIRTFOLD_CONFIG", "VIRTFOLD_CONNECT", "VIRTFOLD_LIBVIRT_DIR", "LIBVIRT_DEFAULT_URI"]
+    {
         command.env_remove(setting);
     }
     command.env("VIRTFOLD_STATE_DIR", concat!(env!("CARGO_TARGET_TMPDIR"), "/state"));

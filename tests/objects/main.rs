@@ -13,6 +13,7 @@ mod s3;
 mod broken;
 mod copies;
 mod memory;
+mod prune;
 mod resume;
 mod round;
 mod secrets;

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
+use super::broken::{LEN, PLAIN, hanging, tidy};
 use super::common::archive::{backup_args, marks_of, records_of};
 use super::common::image::Image;
 use super::common::run::{exit, run, wait_until};
 use super::s3::proxy::Fault;
-use super::broken::{LEN, PLAIN, hanging, tidy};
 use super::{PLACE, World, key_of};
 
 /// A backup that was killed when its first two parts were there and noted; the third never was.
@@ -52,7 +52,8 @@ fn a_killed_upload_goes_on_at_the_parts_that_are_there() {
     world.run(["verify", archive]).ok();
     world.comes_back(archive, &image, &[]);
     // But for names, ids and times it is the archive that was never broken off; both have the same parts in the same places.
-    let [one, other] = [&before, archive].map(|name| std::fs::read(world.server.object(key_of(name))).unwrap());
+    let [one, other] =
+        [&before, archive].map(|name| std::fs::read(world.server.object(key_of(name))).unwrap());
     assert_eq!(one.len(), other.len());
     let differing = one.iter().zip(&other).filter(|(a, b)| a != b).count();
     assert!(differing < 4096, "{differing} bytes differ");

@@ -64,11 +64,17 @@ fn alike(list: &str) -> Vec<String> {
 #[test]
 fn both_packages_hold_the_same_files() {
     let folder = packages();
-    let deb = run(&mut tool("dpkg-deb", [Path::new("--fsys-tarfile"), &folder.join("virtfold_0.1.0_amd64.deb")]));
+    let deb =
+        run(&mut tool("dpkg-deb", [Path::new("--fsys-tarfile"), &folder.join("virtfold_0.1.0_amd64.deb")]));
     let list = folder.join("files.tar");
     std::fs::write(&list, &deb.ok().stdout).unwrap();
     let listed = run(&mut tool("tar", [Path::new("-tf"), &list])).ok();
-    let files: String = listed.text().lines().filter(|l| !l.ends_with('/')).map(|l| format!("/{}\n", l.trim_start_matches("./"))).collect();
+    let files: String = listed
+        .text()
+        .lines()
+        .filter(|l| !l.ends_with('/'))
+        .map(|l| format!("/{}\n", l.trim_start_matches("./")))
+        .collect();
     let rpm = run(&mut tool("rpm", [Path::new("-qpl"), &folder.join("virtfold-0.1.0-1.x86_64.rpm")])).ok();
     assert_eq!(alike(&files), alike(rpm.text()));
     for wanted in [

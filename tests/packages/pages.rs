@@ -83,7 +83,10 @@ fn fish_completes() {
 fn zsh_completes() {
     let script = completions("zsh").join("_virtfold");
     run(tool("zsh", ["-f", "-n"]).arg(&script)).ok();
-    let ask = format!("autoload -U compinit && compinit -u -d /dev/null && source '{}' && print $_comps[virtfold]", script.display());
+    let ask = format!(
+        "autoload -U compinit && compinit -u -D && source '{}' && print $_comps[virtfold]",
+        script.display()
+    );
     let said = run(&mut tool("zsh", ["-f", "-c", &ask])).ok();
     assert_eq!(said.text().trim(), "_virtfold");
 }

@@ -19,6 +19,8 @@ mount -t tmpfs -o mode=755 run "$room/root/run"
 mount -t tmpfs -o mode=1777 tmp "$room/root/tmp"
 # Machines for containers leave documents away.
 grep -ls path-exclude "$room/root/etc/dpkg/dpkg.cfg.d/"* | xargs -r rm
+# The index of man pages is made anew after each package, and costs more than all else.
+rm -f "$room/root/var/lib/man-db/auto-update"
 mkdir "$room/root/tmp/packages"
 mount --bind "$2" "$room/root/tmp/packages"
 echo ready

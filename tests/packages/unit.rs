@@ -18,7 +18,10 @@ fn value(key: &str) -> String {
 #[test]
 fn the_units_exposure_is_ok_or_better() {
     let path = format!("{ROOT}/packaging/virtfold.service");
-    let said = run(&mut tool("systemd-analyze", ["security", "--no-pager", "--offline=true", "--threshold=49", &path]));
+    let said = run(&mut tool(
+        "systemd-analyze",
+        ["security", "--no-pager", "--offline=true", "--threshold=49", &path],
+    ));
     let said = said.ok();
     let last = said.last_line();
     println!("{last}");

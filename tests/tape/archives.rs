@@ -5,7 +5,7 @@ use std::fs;
 use crate::bench::{Bench, TAPE, name_of};
 use crate::common::image::{Format, Image};
 use crate::common::run::{exit, text};
-use crate::drive::Object;
+use crate::drive::{Fault, Object};
 
 #[test]
 fn out_and_back_by_every_way() {
@@ -30,6 +30,8 @@ fn out_and_back_by_every_way() {
     bench.virtfold(&["tape", "verify", TAPE]).ok();
     let shown = bench.virtfold(&["show", &archive, "--json"]).ok().json();
     assert_eq!(shown["head"]["disks"][0]["capacity"], 5 << 20, "{shown}");
+    let tables = bench.virtfold(&["table", &archive, "--disk", "vda", "--csv"]).ok();
+    assert!(tables.text().contains("correspondence,0,0,5242880,,"), "{tables}");
     let listed = bench.virtfold(&["list", TAPE, "--json"]).ok().json();
     let names: Vec<&str> =
         listed["archives"].as_array().unwrap().iter().map(|a| a["archive"].as_str().unwrap()).collect();
@@ -37,6 +39,36 @@ fn out_and_back_by_every_way() {
     assert_eq!(bench.virtfold(&["tape", "status", TAPE, "--json"]).ok().json()["label"]["label"], "T0");
     bench.virtfold(&["restore", &format!("{TAPE}#00000000"), "--output", "/run/tmp"]).exits(exit::NOT_FOUND);
     bench.virtfold(&["restore", TAPE, "--output", "/run/tmp"]).exits(exit::USAGE);
+}
+
+/// What can't be read is stepped over, and a volume that is gone left out: the rest comes, and what is lost is said.
+#[test]
+fn what_is_intact_comes_from_a_tape_that_is_not() {
+    let mut bench = Bench::new(2, 5);
+    (0..2).rev().for_each(|slot| bench.label(slot));
+    let image = bench.image("disk.raw", 8);
+    let change = bench.change();
+    let archive = name_of(&bench.backup(&image, &[&change, "--tape-commit-every", "2MiB"]).ok());
+    let was = fs::read(image.text()).unwrap();
+    let mut salvaged = |volumes: &[&str], code: i32| {
+        let target = bench.scratch.join("salvaged.raw");
+        let disk = format!("vda={}", text(&target));
+        let mut args = vec!["restore", &archive, "--disk", &disk, "--partial", "--force", "--json"];
+        args.extend(volumes);
+        bench.unit(|unit| {
+            unit.insert(0);
+            unit.faults = vec![Fault::ReadError(8)];
+        });
+        let done = bench.virtfold(&args).exits(code);
+        assert!(bench.unit(|unit| unit.faults.is_empty()), "{done}");
+        let is = fs::read(&target).unwrap();
+        let other = |at: &usize| is[*at] != was[*at];
+        (0..is.len()).filter(other).inspect(|at| assert_eq!(is[*at], 0, "byte {at}")).count()
+    };
+    let lost = salvaged(&[&change], exit::DAMAGED);
+    assert!((1..3 << 20).contains(&lost), "{lost} bytes are lost with one block");
+    let lost = salvaged(&[], exit::INCOMPLETE);
+    assert!((3 << 20..6 << 20).contains(&lost), "{lost} bytes are lost with the second volume");
 }
 
 /// Files 0 and 1 of the tape are passed over by reading them; the next is the archive.

@@ -176,7 +176,8 @@ fn registers() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
-        let (library, own) = (folder.join("xstate.so"), folder.join(format!("xstate-{}", std::process::id())));
+        let (library, own) =
+            (folder.join("xstate.so"), folder.join(format!("xstate-{}", std::process::id())));
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tape/xstate.c");
         let mut command = tool("cc", ["-O1", "-Wall", "-shared", "-fPIC", "-o"]);
         run(command.arg(&own).arg(source)).ok();

@@ -8,7 +8,10 @@
 
 use std::ops::Range;
 
-use super::{Chunk, ChunkState, Current, Digest, ErrorKind, KnownDisk, Loss, Manifest, Reader, Result, Visitor, contradiction};
+use super::{
+    Chunk, ChunkState, Current, Digest, ErrorKind, KnownDisk, Loss, Manifest, Reader, Result, Visitor,
+    contradiction,
+};
 use crate::archive::end::CHUNK;
 use crate::units::{DenseOffset, StreamOffset};
 
@@ -151,7 +154,11 @@ impl<'v> Reader<'v> {
 
 impl KnownDisk {
     /// Gives `take` the pieces of the disk that lie in a range of the stream.
-    fn within(&self, stream: Range<u64>, take: &mut dyn FnMut(&crate::table::Run) -> Result<()>) -> Result<()> {
+    fn within(
+        &self,
+        stream: Range<u64>,
+        take: &mut dyn FnMut(&crate::table::Run) -> Result<()>,
+    ) -> Result<()> {
         let first = self.dense_at.get();
         let end = first.saturating_add(self.table.dense_len());
         let (from, to) = (stream.start.clamp(first, end), stream.end.clamp(first, end));

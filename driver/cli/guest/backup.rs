@@ -20,6 +20,7 @@ use super::connection::Connection;
 use crate::cli::Signals;
 use crate::cli::backup::{copies, stdout_of, text as archive_text, warn};
 use crate::cli::exit::Outcome;
+use crate::cli::remember::{self, Missing};
 use crate::cli::report::{Style, Ticker, printable, result};
 
 /// Runs it; says also what came of it.
@@ -41,11 +42,9 @@ pub(super) fn run(
         pace: Pace { pause_budget: wishes.pause_budget, ..Pace::default() },
     };
     let guards = &virtfold_hooks::guard::usual_path();
-    let keep =
-        Keep { state_dir: &wishes.state_dir, places: job.media.places(), job: None, wish: job.wish };
+    let keep = Keep { state_dir: &wishes.state_dir, places: job.media.places(), job: None, wish: job.wish };
     let manner = job.manner.clone();
-    let request =
-        DomainRequest { domain: job.domain, wishes, manner, places, keep: Some(keep), guards };
+    let request = DomainRequest { domain: job.domain, wishes, manner, places, keep: Some(keep), guards };
     let out = stdout_of(job.media.places());
     let progress = Arc::new(Progress::default());
     let ticker = Ticker::start(job.style, out, &progress)?;
@@ -58,6 +57,7 @@ pub(super) fn run(
     let freeze = report.freeze.iter().flat_map(|freeze| &freeze.warnings);
     freeze.for_each(|warning| eprintln!("virtfold: warning: {}", printable(warning)));
     result(job.style, out, &report, &text(&report))?;
+    remember::backup(&report.backup, job.media.places(), job.name, (&wishes.state_dir, Missing::Made));
     let copied = copies(job.style, &report.backup);
     let Some(failure) = &report.thaw_failure else { return Ok((copied, report)) };
     if job.style == Style::Text {

@@ -1,7 +1,9 @@
 //! `virtfold domains`: what there is to back up.
 
 use anyhow::Result;
+use jiff::Timestamp;
 use serde::Serialize;
+use virtfold::catalog::{Catalog, Nothing};
 use virtfold::error::{Error, sentence};
 use virtfold::guest::host::LocalFiles;
 use virtfold::guest::{DomainInfo, Persistence};
@@ -12,6 +14,7 @@ use super::connection::{ConnectFlag, StateFlag};
 use crate::cli::config::ConfigFlag;
 use crate::cli::exit::Outcome;
 use crate::cli::report::{JsonFlag, Stdout, Style, printable, result};
+use crate::cli::show;
 
 /// List the domains with their disks, and whether each can be backed up
 ///
@@ -56,6 +59,10 @@ struct Entry {
     obstacles: Vec<Finding>,
     /// Why the domain can't be looked at.
     error: Option<String>,
+    /// When its last good backup was made that the catalog knows to be there, in UTC.
+    last_backup: Option<String>,
+    /// How long ago that was, seconds.
+    last_backup_age: Option<i64>,
 }
 
 /// Runs the verb.
@@ -64,7 +71,21 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let defaults = args.config.load()?.defaults;
     let wishes = super::wishes_of(&defaults, args.state.path()?);
     let all = plan::plan_all(connection.hypervisor.as_ref(), &LocalFiles, &wishes)?;
-    let listing = Listing { domains: all.into_iter().map(|(info, plan)| entry(&info, plan)).collect() };
+    let last = if Nothing::is_in(&wishes.state_dir) {
+        Vec::new()
+    } else {
+        Catalog::open(&wishes.state_dir)?.last_backups()?
+    };
+    let now = Timestamp::now();
+    let domains = all.into_iter().map(|(info, plan)| {
+        let last = last.iter().find(|last| last.domain == info.id.0).map(|last| last.created);
+        Entry {
+            last_backup: last.map(|last| last.to_string()),
+            last_backup_age: last.map(|last| now.as_second() - last.as_second()),
+            ..entry(&info, plan)
+        }
+    });
+    let listing = Listing { domains: domains.collect() };
     result(Style::from_flag(&args.json), Stdout::Free, &listing, &text(&listing))?;
     Ok(Outcome::Done)
 }
@@ -82,6 +103,8 @@ fn entry(info: &DomainInfo, plan: std::result::Result<Plan, Error>) -> Entry {
         disks: Vec::new(),
         obstacles: Vec::new(),
         error: None,
+        last_backup: None,
+        last_backup_age: None,
     };
     match plan {
         Ok(plan) => {
@@ -105,8 +128,8 @@ fn text(listing: &Listing) -> String {
     let width = listing.domains.iter().map(|domain| domain.name.chars().count()).max().unwrap_or(0).max(4);
     let states = listing.domains.iter().map(|domain| domain.state.len()).max().unwrap_or(0).max(5);
     let mut text = format!(
-        "{:<width$} {:<states$} {:>7} {:>10} {:>10}  backup\n",
-        "name", "state", "disks", "capacity", "allocated"
+        "{:<width$} {:<states$} {:>7} {:>10} {:>10}  {:<36}  backup\n",
+        "name", "state", "disks", "capacity", "allocated", "last backup"
     );
     for domain in &listing.domains {
         let copied = domain.disks.iter().filter(|disk| disk.copy).count();
@@ -117,13 +140,28 @@ fn text(listing: &Listing) -> String {
             _ => format!("no: {}", printable(&why.join("; "))),
         };
         text += &format!(
-            "{:<width$} {:<states$} {:>7} {:>10} {:>10}  {backup}\n",
+            "{:<width$} {:<states$} {:>7} {:>10} {:>10}  {:<36}  {backup}\n",
             printable(&domain.name),
             domain.state,
             format!("{copied} of {}", domain.disks.len()),
             Human(domain.capacity).to_string(),
             Human(domain.allocated).to_string(),
+            last_backup(domain),
         );
     }
     text
+}
+
+/// When the last backup was, and how long ago.
+fn last_backup(domain: &Entry) -> String {
+    let (Some(last), Some(age)) = (&domain.last_backup, domain.last_backup_age) else {
+        return "-".to_owned();
+    };
+    let age = match age {
+        ..0 => "in the future".to_owned(),
+        0..3600 => format!("{} min ago", age / 60),
+        3600..172_800 => format!("{} h ago", age / 3600),
+        _ => format!("{} d ago", age / 86_400),
+    };
+    format!("{} ({age})", show::local(last))
 }

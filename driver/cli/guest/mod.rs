@@ -78,6 +78,8 @@ enum QuiesceArg {
 pub(super) struct Job<'a> {
     /// The domain.
     pub(super) domain: &'a str,
+    /// The job of the configuration that it is for.
+    pub(super) name: Option<&'a str>,
     /// How the archive is made.
     pub(super) manner: Manner,
     /// Where it goes; not needed for a plan.

@@ -42,7 +42,10 @@ pub(super) fn listing(listing: &Listing) -> String {
     }
     text += &format!("{:<10} {:>10} {:>5} {:>5}  archive\n", "status", "size", "part", "file");
     for entry in &listing.archives {
-        let joined = |numbers: &[u64]| numbers.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
+        let joined = |numbers: &[u64]| match numbers {
+            [first, _, _, .., last] => format!("{first}..{last}"),
+            few => few.iter().map(u64::to_string).collect::<Vec<_>>().join(","),
+        };
         let parts: Vec<u64> = entry.parts.iter().map(|part| u64::from(*part)).collect();
         let status = if entry.complete { "complete" } else { "incomplete" };
         text += &format!(

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::archive::manifest::Disk;
+use crate::archive::manifest::{Disk, Manifest};
 use crate::error::{ErrorKind, sentence};
 use crate::medium::tape::TapeReport;
 use crate::medium::{Copies, Copy};
@@ -34,6 +34,9 @@ pub struct BackupReport {
     /// What became of each copy, where the archive was to go to several media. At least one is good.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub copies: Vec<CopyReport>,
+    /// Its head.
+    #[serde(skip)]
+    pub head: Manifest,
 }
 
 /// What became of the copy on one of several media.

@@ -65,8 +65,7 @@ impl Backup {
     fn new(name: &str, head: Manifest, mut attachments: Vec<Attachment>) -> Result<Self> {
         let cannot = |e: Error| cannot(name, e);
         let place = attachments.iter().position(|a| a.name == DOMAIN_XML);
-        let xml =
-            place.map(|at| attachments.swap_remove(at).content).ok_or_else(|| no_guest(name, &head))?;
+        let xml = place.map(|at| attachments.swap_remove(at).content).ok_or_else(|| no_guest(name, &head))?;
         let damaged = |e| Error::new(ErrorKind::Damaged, "its domain.xml is not UTF-8").with_source(e);
         let xml = String::from_utf8(xml).map_err(damaged).and_then(DomainXml::parse).map_err(cannot)?;
         if let (Subject::Domain { uuid: Some(head), .. }, Some(id)) = (&head.subject, xml.id)

@@ -39,8 +39,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-pub use self::identity::Identity;
 use self::backup::Backup;
+pub use self::identity::Identity;
 pub use self::run::{run, run_from};
 use super::Control;
 use super::attachments::LibvirtPlaces;

@@ -47,8 +47,8 @@ fn a_guest_comes_out_of_a_stream_in_one_pass() {
     std::fs::remove_file(lab.at("web.tar")).unwrap();
     let guards = lab.at("guards");
     let (host, control, request) = (lab.host(&guards), Control::default(), lab.request());
-    let mut half = &archive[..archive.len() / 2];
-    let planned = plan_from(&request, &host, &control, &mut half).unwrap();
+    let half = &archive[..archive.len() / 2];
+    let planned = plan_from(&request, &host, &control, half).unwrap();
     let before = lab.everything();
     for cut in [0, 600, archive.len() / 2, archive.len() - 2048] {
         let error = run_from(&request, &host, &control, &archive[..cut]).unwrap_err();

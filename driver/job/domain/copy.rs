@@ -86,7 +86,10 @@ impl Copy<'_> {
 }
 
 /// Every file of the images, with its time and size; block devices have none.
-pub(super) fn marks(files: &dyn HostFiles, disks: &[(String, DiskImage)]) -> Result<Vec<(PathBuf, Option<Mark>)>> {
+pub(super) fn marks(
+    files: &dyn HostFiles,
+    disks: &[(String, DiskImage)],
+) -> Result<Vec<(PathBuf, Option<Mark>)>> {
     let all = disks.iter().flat_map(|(_, image)| image.host_files());
     all.map(|(path, _)| Ok((path.to_owned(), files.mark(path)?))).collect()
 }

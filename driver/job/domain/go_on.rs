@@ -5,7 +5,7 @@
 //! variables are those of the moment of the snapshot. Whatever does not fit ends here, with the guest home or for a recovery to bring home, and a new backup follows.
 
 use super::copy::{check, marks};
-use super::{Done, DomainRequest, conclude};
+use super::{DomainRequest, Done, conclude};
 use crate::catalog::{Job, Kind};
 use crate::error::{Error, ErrorKind, Result, sentence};
 use crate::guest::DomainId;
@@ -29,7 +29,11 @@ pub(super) fn go_on(
     control: &Control,
     domain: DomainId,
 ) -> Result<Option<WentOn>> {
-    let Some(keep) = request.keep.filter(|keep| keep.wish == Wish::GoOn) else { return Ok(None) };
+    let Some(keep) =
+        request.keep.filter(|keep| keep.wish == Wish::GoOn && request.manner.encrypt_to.is_none())
+    else {
+        return Ok(None);
+    };
     let Some(job) = broken_off(host, domain)? else { return Ok(None) };
     let keep = Keep { job: Some(job.id), wish: Wish::Insist, ..keep };
     let Some(known) = resume::of_job(&keep)? else { return Ok(None) };
@@ -50,7 +54,9 @@ pub(super) fn go_on(
         Adoption::No(why) => why,
         Adoption::Done(thawed) => match conclude(thawed, good, &job.name) {
             Ok(done) => return Ok(Some(WentOn { done, job })),
-            Err(error) if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::NoSpace) => return Err(error),
+            Err(error) if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::NoSpace) => {
+                return Err(error);
+            }
             Err(error) => sentence(&error),
         },
     };
@@ -93,7 +99,10 @@ fn open(frozen: &Frozen, known: &Known) -> Result<Vec<(String, DiskImage)>> {
     let mut images = Vec::new();
     for disk in &frozen.disks {
         let Some(told) = known.head.disks.iter().find(|told| told.target == disk.target) else {
-            return Err(Error::new(ErrorKind::InUse, format!("disk '{}' is not in the archive", disk.target)));
+            return Err(Error::new(
+                ErrorKind::InUse,
+                format!("disk '{}' is not in the archive", disk.target),
+            ));
         };
         let below = told.source.backing.iter().map(|link| Ok(((&link.path).into(), format(&link.format)?)));
         let below = below.collect::<Result<Vec<_>>>()?;

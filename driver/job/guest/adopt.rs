@@ -51,8 +51,12 @@ pub fn broken_off(host: &Host<'_>, domain: DomainId) -> Result<Option<Job>> {
 
 /// Whether a job stands where its bases are read.
 fn is_adoptable(job: &Job) -> bool {
-    let waits = |disk: &DiskJob| disk.state == DiskState::Waiting && disk.overlay.is_some() && disk.frozen.is_some();
-    job.state == JobState::Snapshotted && job.kind != Kind::AtRest && job.held.is_none() && job.disks.iter().all(waits)
+    let waits =
+        |disk: &DiskJob| disk.state == DiskState::Waiting && disk.overlay.is_some() && disk.frozen.is_some();
+    job.state == JobState::Snapshotted
+        && job.kind != Kind::AtRest
+        && job.held.is_none()
+        && job.disks.iter().all(waits)
 }
 
 /// Takes the frozen disks over, runs `copy` on them, and brings the guest back onto them. The copy has to look at

@@ -263,7 +263,10 @@ fn method_name(method: Method) -> &'static str {
 
 /// What is told where no disk that was wanted came.
 fn no_disk_begun(archive: &Location) -> Error {
-    Error::new(ErrorKind::Damaged, format!("none of the disks that are wanted of '{archive}' can be had in one pass"))
+    Error::new(
+        ErrorKind::Damaged,
+        format!("none of the disks that are wanted of '{archive}' can be had in one pass"),
+    )
 }
 
 /// The format of the new disk: as asked, with the options of the source where that was a qcow2.

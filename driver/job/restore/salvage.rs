@@ -12,7 +12,7 @@ use super::{
 };
 use crate::archive::manifest::Manifest;
 use crate::archive::reader::{Loss, Reader, Visitor};
-use crate::archive::stream::{Carrier, read_pipe};
+use crate::archive::stream::{ChunkState, read_pipe};
 use crate::crypt::Incoming;
 use crate::error::{Error, ErrorKind, Result, sentence};
 use crate::job::Control;
@@ -29,39 +29,28 @@ pub(super) fn restore(
 ) -> Result<RestoreReport> {
     let archive = request.archive.to_string();
     let name = if archive == "-" { "standard input" } else { &archive };
-    let nothing = |error: Error| match error.kind() {
-        ErrorKind::Damaged | ErrorKind::Incomplete => {
-            error.within(format!("nothing of '{name}' can be restored in one pass")).with_hint(HINT)
-        }
-        _ => error,
-    };
+    let nothing = |error: Error| nothing_of(name, error);
     let mut disks = Disks { request, control, disks: Vec::new(), lost: Vec::new() };
     let input = Incoming::open(input, name, &request.identities).map_err(nothing)?;
     let in_clear = !input.is_encrypted();
     let mut reader = Reader::forgiving(&mut disks);
     // What is wrong with a target ends the restore; what is wrong with the archive does not.
-    let refused = Cell::new(false);
+    let (refused, unchecked) = (Cell::new(false), Cell::new(false));
     let read = read_pipe(input, name, &read_options(request, control), |chunk| {
-        let plain = matches!(chunk.state, crate::archive::stream::ChunkState::Unchecked(_));
+        let plain = matches!(chunk.state, ChunkState::Unchecked(_));
+        unchecked.set(unchecked.get() || plain);
         let end = chunk.at.get().saturating_add(chunk.bytes.len() as u64);
         let holes = if plain && in_clear { gaps.within(chunk.at.get()..end) } else { Vec::new() };
         reader.salvage(&chunk, &holes).inspect_err(|_| refused.set(true))
     });
-    let mut notes = Vec::new();
-    let mut whole = false;
-    let mut plain = false;
-    match read {
+    let (mut notes, whole) = match read {
         Err(error) if refused.get() => return Err(nothing(error)),
         Err(error) if error.kind() == ErrorKind::Interrupted || PipeSource::was_told_to_end(&error) => {
             return Err(Error::new(ErrorKind::Interrupted, "the restore was interrupted"));
         }
-        Err(error) => notes.push(sentence(&error)),
-        Ok(end) => {
-            plain = end.carrier == Carrier::Plain;
-            whole = end.is_whole();
-            notes.extend(end.check(name).err().map(|error| error.to_string()));
-        }
-    }
+        Err(error) => (vec![sentence(&error)], false),
+        Ok(end) => (end.check(name).err().iter().map(ToString::to_string).collect(), end.is_whole()),
+    };
     let salvaged = reader.salvaged()?;
     let Some(head) = salvaged.head else {
         let what = "its head never came";
@@ -77,13 +66,22 @@ pub(super) fn restore(
     Ok(RestoreReport {
         archive,
         complete,
-        verified: salvaged.checked || !plain,
+        verified: salvaged.checked || !unchecked.get(),
         unread: false,
         damage,
         notes,
         disks: done,
         seconds: 0.0,
     })
+}
+
+fn nothing_of(name: &str, error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::Damaged | ErrorKind::Incomplete => {
+            error.within(format!("nothing of '{name}' can be restored in one pass")).with_hint(HINT)
+        }
+        _ => error,
+    }
 }
 
 /// What is told where the pass has nothing to go by.
@@ -155,7 +153,10 @@ fn joined(mut lost: Vec<Lost>) -> Vec<Lost> {
     lost.sort_by(|a, b| (&a.disk, a.start).cmp(&(&b.disk, b.start)));
     let mut joined: Vec<Lost> = Vec::with_capacity(lost.len());
     for range in lost {
-        match joined.last_mut().filter(|last| last.disk == range.disk && last.start + last.length >= range.start) {
+        match joined
+            .last_mut()
+            .filter(|last| last.disk == range.disk && last.start + last.length >= range.start)
+        {
             Some(last) => last.length = last.length.max(range.start + range.length - last.start),
             None => joined.push(range),
         }

@@ -3,7 +3,7 @@
 //! While an archive is written, a record of it lies in `resume/ARCHIVE/` of the state directory: what it is made of (`origin`), the chunks that were put
 //! out, and what its medium says is durable (`record`). The record goes when the archive is finished or has failed; what is left of it
 //! was left by a process that was killed. The next backup of the same things to the same place finds it. Where the sources are as they were, by
-//! device, inode, size and times, and by their tables, it makes the same archive from the last chunk that the medium has; else it says why not, takes away what
+//! device, inode, size and times, and the same of them is used, it makes the same archive from the last chunk that the medium has; else it says why not, takes away what
 //! is there, and starts anew.
 //!
 //! Invariants: nobody goes on with the archive of a process that lives (it holds a lock on its record); each entry of a record is true by itself, so what is
@@ -16,6 +16,7 @@
 
 mod origin;
 mod record;
+mod rows;
 #[cfg(test)]
 mod tests;
 
@@ -26,9 +27,10 @@ use uuid::Uuid;
 
 use self::origin::Facts;
 pub use self::origin::Origin;
-pub use self::record::{Log, read_chunks, read_marks};
 pub(crate) use self::record::Record;
-use self::record::Saved;
+pub use self::record::{Log, read_chunks, read_marks};
+use self::record::{Parts, Saved};
+pub(crate) use self::rows::SavedRows;
 use super::disks::DiskSet;
 use crate::archive::manifest::Manifest;
 use crate::archive::stream::Cancel;
@@ -75,6 +77,8 @@ pub(super) struct Begun {
     pub(super) head: Manifest,
     pub(super) attachments: Vec<Attachment>,
     pub(super) medium: Box<dyn Medium>,
+    /// The rows of the disks' allocation tables, where it is gone on with.
+    pub(super) rows: Vec<SavedRows>,
     pub(super) log: Log,
     /// Bytes that the medium has of an earlier run.
     pub(super) at: Option<u64>,
@@ -86,7 +90,7 @@ pub(super) enum Start {
     /// Where an earlier process was.
     GoOn(Box<Begun>),
     /// At its beginning, and this is what its record is to say; nothing, where it can have none.
-    Anew(Option<Origin>),
+    Anew(Option<Box<Origin>>),
 }
 
 /// What was saved of a job's archive.
@@ -107,13 +111,20 @@ impl Keep<'_> {
         }
     }
 
+    /// Whether an archive can be gone on with by another process at all.
+    pub(super) fn is_possible(&self) -> bool {
+        self.place().is_some()
+    }
+
     /// Whether the archive goes on, and if so, where.
     pub(super) fn start(&self, candidate: &Candidate<'_>, cancel: &Cancel) -> Result<Start> {
         let origin = match self.place() {
             Some(place) => Origin::of(candidate, place, self.job)?,
             None => None,
         };
-        let Some(origin) = origin else { return self.refuse("it can't be gone on with").map(|()| Start::Anew(None)) };
+        let Some(origin) = origin else {
+            return self.refuse("it can't be gone on with").map(|()| Start::Anew(None));
+        };
         for saved in record::all(self.state_dir)? {
             if !saved.origin.is_of_the_same(&origin) {
                 continue;
@@ -124,12 +135,14 @@ impl Keep<'_> {
                 return Ok(Start::GoOn(Box::new(gone_on)));
             }
         }
-        self.refuse("nothing is left of it").map(|()| Start::Anew(Some(origin)))
+        self.refuse("nothing is left of it").map(|()| Start::Anew(Some(Box::new(origin))))
     }
 
     fn refuse(&self, why: &str) -> Result<()> {
         match self.wish {
-            Wish::Insist => Err(Error::new(ErrorKind::InUse, format!("the earlier archive can't be gone on with: {why}"))),
+            Wish::Insist => {
+                Err(Error::new(ErrorKind::InUse, format!("the earlier archive can't be gone on with: {why}")))
+            }
             Wish::GoOn | Wish::Anew => Ok(()),
         }
     }
@@ -137,7 +150,7 @@ impl Keep<'_> {
     /// Goes on with an archive, or discards what is there.
     fn go_on(
         &self,
-        saved: Saved,
+        mut saved: Saved,
         origin: &Origin,
         candidate: &Candidate<'_>,
         cancel: &Cancel,
@@ -152,15 +165,17 @@ impl Keep<'_> {
             None => {
                 let label = Label { name: name.clone(), id: saved.head.archive, ..candidate.label.clone() };
                 let place = self.place().ok_or_else(unplaced)?;
-                medium::reopen(place, &label, cancel, &saved.remains)?
+                let reopened = medium::reopen(place, &label, cancel, &saved.remains);
+                // What can't be looked at now may be gone on with later.
+                reopened.inspect_err(|_| saved.record.keep_it())?
             }
         };
         match reopened {
             Reopened::At(mut medium, at) => {
                 tracing::warn!("going on with '{name}' at {}", Human(at));
-                let Saved { record, head, attachments, log, .. } = saved;
+                let Saved { record, head, attachments, rows, log, .. } = saved;
                 medium.keep(Arc::clone(&record.notes) as Arc<dyn Notes>);
-                Ok(Some(Begun { head, attachments, medium, log, at: Some(at), record: Some(record) }))
+                Ok(Some(Begun { head, attachments, medium, rows, log, at: Some(at), record: Some(record) }))
             }
             Reopened::Gone(why) => {
                 tracing::warn!("'{name}' was broken off and is not gone on with: {why}");
@@ -174,12 +189,14 @@ impl Keep<'_> {
     pub(super) fn begin(
         &self,
         origin: Option<&Origin>,
-        (head, attachments): (&Manifest, &[Attachment]),
+        parts: Parts<'_>,
         medium: &mut dyn Medium,
     ) -> (Option<Record>, Log) {
         let Some(origin) = origin else { return Default::default() };
-        match record::begin(self.state_dir, origin, (head, attachments)) {
-            Ok((record, log)) if medium.keep(Arc::clone(&record.notes) as Arc<dyn Notes>) => (Some(record), log),
+        match record::begin(self.state_dir, origin, parts) {
+            Ok((record, log)) if medium.keep(Arc::clone(&record.notes) as Arc<dyn Notes>) => {
+                (Some(record), log)
+            }
             Ok(_) => Default::default(),
             Err(error) => {
                 tracing::debug!("should this backup be broken off, it starts anew: {}", sentence(&error));

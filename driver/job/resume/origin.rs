@@ -51,8 +51,8 @@ pub(super) struct Facts {
     compression: String,
     disks: Vec<Disk>,
     files: Vec<FileMark>,
-    /// Of all rows and runs of all disks.
-    tables: Digest,
+    /// Of all runs of all disks.
+    runs: Digest,
 }
 
 /// A file of a source.
@@ -94,14 +94,18 @@ impl Facts {
                 None => return Ok(None),
             }
         }
-        let subject = (head.subject.name().to_owned(), matches!(head.subject, crate::archive::manifest::Subject::Domain { .. }));
+        let subject = (
+            head.subject.name().to_owned(),
+            matches!(head.subject, crate::archive::manifest::Subject::Domain { .. }),
+        );
         Ok(Some(Self {
             tool: head.tool.clone(),
             subject,
             compression: format!("{:?}", head.compression),
-            disks: head.disks.clone(),
+            // What is allocated below whole blocks is what the file system says of holes, which it says in one way now and in another then.
+            disks: head.disks.iter().map(|disk| Disk { allocated: 0, ..disk.clone() }).collect(),
             files,
-            tables: tables(disks)?,
+            runs: runs(disks)?,
         }))
     }
 
@@ -113,19 +117,10 @@ impl Facts {
     }
 }
 
-/// The digest of all rows and runs.
-fn tables(disks: &DiskSet) -> Result<Digest> {
+/// The digest of all runs.
+fn runs(disks: &DiskSet) -> Result<Digest> {
     let mut hasher = blake3::Hasher::new();
     for disk in &disks.0 {
-        for row in disk.rows() {
-            let row = row?;
-            let host = row.host.map_or([0, 0], |host| [1, host.get()]);
-            let kind = row.kind as u64;
-            for number in [row.guest.get(), row.len, kind].into_iter().chain(host) {
-                hasher.update(&number.to_le_bytes());
-            }
-        }
-        hasher.update(&[0xff; 40]);
         for run in disk.runs() {
             let run = run?;
             hasher.update(&run.guest.get().to_le_bytes()).update(&run.len.to_le_bytes());
@@ -140,9 +135,8 @@ impl Origin {
     pub(super) fn of(candidate: &Candidate<'_>, place: &Location, job: Option<Uuid>) -> Result<Option<Self>> {
         let Candidate { head, attachments, disks, label } = *candidate;
         let Some(facts) = Facts::of(head, disks)? else { return Ok(None) };
-        let member = |file: &Attachment| {
-            (file.name.clone(), file.content.len() as u64, Digest::of(&file.content))
-        };
+        let member =
+            |file: &Attachment| (file.name.clone(), file.content.len() as u64, Digest::of(&file.content));
         Ok(Some(Self {
             version: VERSION,
             archive: head.archive,
@@ -160,7 +154,8 @@ impl Origin {
     /// # Errors
     /// When it is none.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
-        let damaged = |what: String| Error::new(ErrorKind::Damaged, format!("a record of a backup is damaged: {what}"));
+        let damaged =
+            |what: String| Error::new(ErrorKind::Damaged, format!("a record of a backup is damaged: {what}"));
         if bytes.len() as u64 > MAX_LEN {
             return Err(damaged("it is too long".to_owned()));
         }
@@ -186,7 +181,8 @@ impl Origin {
 
     /// Whether both are backups of the same things to the same place: then one of them takes the other's place.
     pub(super) fn is_of_the_same(&self, other: &Self) -> bool {
-        let paths = |origin: &Self| origin.facts.files.iter().map(|file| file.path.clone()).collect::<Vec<_>>();
+        let paths =
+            |origin: &Self| origin.facts.files.iter().map(|file| file.path.clone()).collect::<Vec<_>>();
         self.place == other.place && self.facts.subject == other.facts.subject && paths(self) == paths(other)
     }
 
@@ -207,8 +203,17 @@ impl Origin {
                 return Some(format!("'{}' has changed since", now.path.display()));
             }
         }
+        for (then, now) in then.disks.iter().zip(&now.disks) {
+            if then != now {
+                tracing::debug!(?then, ?now, "a disk is not the same");
+                return Some(format!(
+                    "disk '{}' is not the same, or would be copied in another way",
+                    now.target
+                ));
+            }
+        }
         if then != now {
-            return Some("the disks' tables or the way they are copied are not the same".to_owned());
+            return Some("what of the disks is used is not the same".to_owned());
         }
         (self.members != other.members).then(|| "the files beside the disks are not the same".to_owned())
     }

@@ -2,6 +2,8 @@
 //!
 //! - `origin.json`, `virtfold.json`, `member-N`: what the archive is made of, its head and its other members as they are in it. They are whole: the
 //!   directory gets its name when they are durable.
+//! - `rows-N`: the rows of each disk's allocation table, as they are in the archive, with a digest behind them. They are made again from the images in no other way:
+//!   which parts of a block are holes is what the file system says, and it says now this, now that ([`SavedRows`]).
 //! - `chunks`: one entry of 44 bytes for each chunk that was put out, its record and a CRC over that, its number and the archive's id.
 //! - `marks`: what the medium says is durable, a line of JSON each, behind a CRC. The file is locked by the process that writes the archive.
 //!
@@ -18,9 +20,10 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use super::origin::{MAX_LEN, Origin};
+use super::rows::SavedRows;
 use crate::archive::manifest::{self, Manifest};
 use crate::archive::stream::{ChunkLog, ChunkRecord, Chunks, Digest};
-use crate::archive::writer::Attachment;
+use crate::archive::writer::{Attachment, DiskTables};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::medium::{Mark, Notes, Remains};
 
@@ -200,11 +203,14 @@ fn folder(state_dir: &Path) -> PathBuf {
     state_dir.join("resume")
 }
 
+/// What is saved of an archive: its head, its other members, its disks' tables.
+pub(super) type Parts<'a> = (&'a Manifest, &'a [Attachment], &'a [&'a dyn DiskTables]);
+
 /// Begins a record.
 pub(super) fn begin(
     state_dir: &Path,
     origin: &Origin,
-    (head, attachments): (&Manifest, &[Attachment]),
+    (head, attachments, tables): Parts<'_>,
 ) -> Result<(Record, Log)> {
     let folder = folder(state_dir);
     let cannot = || format!("cannot keep a record in '{}'", folder.display());
@@ -215,7 +221,7 @@ pub(super) fn begin(
     let directory = folder.join(origin.archive.to_string());
     let fresh = folder.join(format!("{}.new", origin.archive));
     DirBuilder::new().mode(0o700).create(&fresh).at(cannot)?;
-    let made = fill(&fresh, origin, (head, attachments));
+    let made = fill(&fresh, origin, (head, attachments, tables));
     let (marks, chunks) = match made {
         Ok(made) => made,
         Err(error) => {
@@ -229,11 +235,7 @@ pub(super) fn begin(
     Ok((record, Log::to(chunks, origin.archive)))
 }
 
-fn fill(
-    directory: &Path,
-    origin: &Origin,
-    (head, attachments): (&Manifest, &[Attachment]),
-) -> Result<(File, File)> {
+fn fill(directory: &Path, origin: &Origin, (head, attachments, tables): Parts<'_>) -> Result<(File, File)> {
     let make = |name: &str, bytes: &[u8]| -> Result<File> {
         let path = directory.join(name);
         let cannot = || format!("cannot write '{}'", path.display());
@@ -247,6 +249,9 @@ fn fill(
     make("virtfold.json", &head.encode()?)?;
     for (index, attachment) in attachments.iter().enumerate() {
         make(&format!("member-{index}"), &attachment.content)?;
+    }
+    for (index, tables) in tables.iter().enumerate() {
+        SavedRows::write(&directory.join(format!("rows-{index}")), *tables)?;
     }
     let chunks = make("chunks", b"")?;
     let marks = make("marks", b"")?;
@@ -276,6 +281,7 @@ pub(super) struct Saved {
     pub(super) origin: Origin,
     pub(super) head: Manifest,
     pub(super) attachments: Vec<Attachment>,
+    pub(super) rows: Vec<SavedRows>,
     pub(super) log: Log,
     pub(super) remains: Remains,
 }
@@ -334,7 +340,11 @@ impl Found {
         }
         let (directory, origin) = (self.directory.clone(), self.origin.clone());
         self.load(marks).map(Some).or_else(|error| {
-            tracing::warn!("the record of '{}' can't be used: {}", origin.name, crate::error::sentence(&error));
+            tracing::warn!(
+                "the record of '{}' can't be used: {}",
+                origin.name,
+                crate::error::sentence(&error)
+            );
             fs::remove_dir_all(&directory).at(|| format!("cannot remove '{}'", directory.display()))?;
             Ok(None)
         })
@@ -357,6 +367,8 @@ impl Found {
             }
             attachments.push(Attachment { name: name.clone(), content });
         }
+        let rows = |index| SavedRows::open(&directory.join(format!("rows-{index}")));
+        let rows = (0..head.disks.len()).map(rows).collect::<Result<_>>()?;
         let mut bytes = Vec::new();
         Read::by_ref(&mut marks).take(MAX_MARKS).read_to_end(&mut bytes).at(cannot)?;
         let (remains, right) = read_marks(&bytes);
@@ -367,7 +379,7 @@ impl Found {
         cut(&mut file, right).at(cannot)?;
         let log = Log { chunks, file: Some((file, origin.archive)) };
         let record = Record { directory, notes: MarkFile::new(marks), is_kept: false };
-        Ok(Saved { record, origin, head, attachments, log, remains })
+        Ok(Saved { record, origin, head, attachments, rows, log, remains })
     }
 }
 

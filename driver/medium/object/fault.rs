@@ -42,7 +42,8 @@ fn is_hopeless(text: &str) -> bool {
 /// Whether there is no such upload any more.
 pub(super) fn is_gone(error: &StoreError) -> bool {
     let text = sentence(error);
-    matches!(error, StoreError::NotFound { .. }) || between(&text, "<Code>", "</Code>") == Some("NoSuchUpload")
+    matches!(error, StoreError::NotFound { .. })
+        || between(&text, "<Code>", "</Code>") == Some("NoSuchUpload")
 }
 
 /// Whether the store does not know conditions.

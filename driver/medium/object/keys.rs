@@ -31,14 +31,19 @@ impl Keys {
     /// # Errors
     /// When a name in it can be no part of a key.
     pub(super) fn of(place: &ObjectAddress, label: &Label) -> Result<Self> {
-        let folder = format!("{}/{}", part(&label.host), part(&label.subject));
-        let folder = if place.key.is_empty() { folder } else { format!("{}/{folder}", place.key) };
+        let folder = format!("{}/{}", host_folder(&place.key, &label.host), part(&label.subject));
         Ok(Self {
             archive: key(&format!("{folder}/{}", label.name))?,
             note: key(&format!("{folder}/{PARTIAL}/{}", label.name))?,
             notes: key(&format!("{folder}/{PARTIAL}"))?,
         })
     }
+}
+
+/// What the keys of a host begin with, below the place `key`.
+pub(super) fn host_folder(key: &str, host: &str) -> String {
+    let host = part(host);
+    if key.is_empty() { host } else { format!("{key}/{host}") }
 }
 
 /// The key of the archive that a note is about, if `text` is the key of a note.

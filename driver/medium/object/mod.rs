@@ -29,8 +29,8 @@ mod upload;
 use std::sync::Arc;
 use std::time::Duration;
 
-use object_store::ObjectStore;
 use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt};
 
 pub use self::source::ObjectSource;
 pub use self::upload::ObjectMedium;
@@ -74,12 +74,7 @@ pub fn create(place: &ObjectAddress, label: &Label, cancel: &Cancel) -> Result<B
 ///
 /// # Errors
 /// Those of [`ObjectMedium::reopen`].
-pub fn reopen(
-    place: &ObjectAddress,
-    label: &Label,
-    cancel: &Cancel,
-    remains: &Remains,
-) -> Result<Reopened> {
+pub fn reopen(place: &ObjectAddress, label: &Label, cancel: &Cancel, remains: &Remains) -> Result<Reopened> {
     ObjectMedium::reopen((place, label), cancel, remains)
 }
 
@@ -101,6 +96,32 @@ pub fn list(place: &ObjectAddress) -> Result<Vec<Listed>> {
     // A note whose archive is there was left behind by a writer that could not take it away.
     found.dedup_by(|later, first| later.address == first.address);
     Ok(found)
+}
+
+/// Where below `place` the archives of a host are.
+pub fn host_folder(place: &ObjectAddress, host: &str) -> ObjectAddress {
+    let key = keys::host_folder(&place.key, host);
+    ObjectAddress { bucket: place.bucket.clone(), key }
+}
+
+/// Removes the object at `address`, which has `bytes`; see [`crate::medium::remove`]. In a bucket with versions the store keeps it as an old one.
+///
+/// # Errors
+/// It has another size, and stays; the store can't be reached or refuses.
+pub fn remove(address: &ObjectAddress, bytes: u64) -> Result<()> {
+    let store = store::Store::open(address, 0)?;
+    let key = store::key(&address.key)?;
+    let cannot = |e: &object_store::Error| fault::explain(format!("cannot remove '{}'", store.name(&key)), e);
+    match store::wait(&Cancel::default(), store.s3.head(&key))? {
+        Ok(found) if found.size == bytes => {}
+        Ok(_) => return Err(crate::medium::changed(&store.name(&key))),
+        Err(object_store::Error::NotFound { .. }) => return Ok(()),
+        Err(error) => return Err(cannot(&error)),
+    }
+    match store::wait(&Cancel::default(), store.s3.delete(&key))? {
+        Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+        Err(error) => Err(cannot(&error)),
+    }
 }
 
 fn listed(place: &ObjectAddress, location: &Path, size: u64) -> Listed {

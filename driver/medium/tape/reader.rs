@@ -275,8 +275,11 @@ impl TapeSource {
             refused: why.as_deref(),
         };
         self.contents = None;
-        if self.changer.can_change() {
-            self.deck.eject()?;
+        match self.changer.can_change() {
+            // Behind a failure the drive may be empty already.
+            true if self.salvage.is_some() => self.deck.let_go(),
+            true => self.deck.eject()?,
+            false => {}
         }
         self.changer.change(&change, &self.cancel)?;
         self.deck.load(Access::Read, self.patience, &self.cancel)
@@ -292,9 +295,7 @@ impl TapeSource {
                 Ok(Found::Block(len)) => self.take_block(len)?,
                 Ok(found) => self.part_ended(found)?,
                 // Nobody vouched for this part: it may be the rest of a volume that failed, and come again on the next one.
-                Err(error)
-                    if self.may_come_again() =>
-                {
+                Err(error) if self.may_come_again() => {
                     self.doubt_part();
                     self.next_part().map_err(|_| error)?;
                 }
@@ -448,7 +449,7 @@ impl Doubt {
         let Begin { run, part, offset, earlier, .. } = &self.part.begin;
         let same =
             |other: &&Part| (&other.begin.run, &other.begin.part, &other.begin.offset) == (run, part, offset);
-        parts.iter().filter(same).filter(|other| other.begin.earlier.again > earlier.again).next_back()
+        parts.iter().rfind(|other| same(other) && other.begin.earlier.again > earlier.again)
     }
 }
 

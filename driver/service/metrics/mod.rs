@@ -166,13 +166,13 @@ fn show_service(status: &Status, page: &mut Page) {
     let service = &status.service;
     page.set(&names::BUILD, &[&service.version], 1.0);
     page.set(&names::START, &[], seconds(service.since));
-    page.set(&names::LIBVIRT_UP, &[], yes(status.libvirt.error.is_none()));
+    page.set(&names::LIBVIRT_UP, &[], f64::from(status.libvirt.error.is_none()));
     page.set(&names::RUNNING, &[], float(status.running.len().try_into().unwrap_or(u64::MAX)));
     page.set(&names::QUEUE_DEPTH, &[], float(status.queued));
     let age = status.queued_since.map_or(0, |since| (service.now - since).max(0));
     page.set(&names::QUEUE_AGE, &[], seconds(age));
     for job in &status.jobs {
-        page.set(&names::JOB_PAUSED, &[&job.job], yes(job.paused || status.paused));
+        page.set(&names::JOB_PAUSED, &[&job.job], f64::from(job.paused || status.paused));
         if let Some(next) = job.next_due {
             page.set(&names::JOB_NEXT, &[&job.job], seconds(next));
         }
@@ -185,8 +185,4 @@ fn show_service(status: &Status, page: &mut Page) {
     for kind in WarningKind::ALL {
         page.set(&names::WARNINGS, &[kind.name()], count(kind));
     }
-}
-
-fn yes(is: bool) -> f64 {
-    if is { 1.0 } else { 0.0 }
 }

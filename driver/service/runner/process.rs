@@ -93,7 +93,7 @@ impl ProcessRunner {
     fn backup(&self, order: &Order, variables: Vec<(String, String)>) -> Command {
         let mut command = self.command("backup");
         command.arg(order.guest.id.to_string()).arg("--connect").arg(&self.paths.uri);
-        command.arg("--config").arg(&self.blank).args(&order.job.options);
+        command.arg("--config").arg(&self.blank).arg("--job").arg(&order.job.name).args(&order.job.options);
         for medium in &order.media {
             command.arg("--to").arg(&medium.to).args(&medium.options);
         }

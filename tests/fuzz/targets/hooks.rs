@@ -17,7 +17,9 @@ fuzz_target!(|data: &[u8]| {
             let again = event.encode().expect("what was read can be written");
             let again = Event::parse(&again).expect("what was written can be read");
             // An XML whose escapes make the file too large is left out.
-            assert!(again == event || again == Event { xml: Xml::TooLarge {}, ..event });
+            let mut without = event.clone();
+            without.xml = Xml::TooLarge {};
+            assert!(again == event || again == without);
         }
         1 => {
             let Some(guarded) = Guarded::parse(data) else { return };

@@ -17,6 +17,7 @@ use virtfold::archive::tar_parser::{Event, MemberParser};
 use virtfold::image::{Format, Use};
 use virtfold::job::Control;
 use virtfold::job::backup::{self, BackupRequest, ImageSpec};
+use virtfold::job::resume::{Origin, read_chunks, read_marks};
 use virtfold::table::Layout;
 use virtfold::units::BlockSize;
 use virtfold_hooks::event::{Event as HookEvent, Hook, Xml};
@@ -36,9 +37,37 @@ fn make() {
     configurations(&folder);
     control(&folder);
     hooks(&folder);
+    records(&folder);
     fs::remove_dir_all(&work).unwrap();
     // There is nothing to fuzz.
     std::process::exit(0)
+}
+
+/// The record of an archive that was broken off.
+fn records(folder: &Path) {
+    let digest = "0".repeat(64);
+    let origin = format!(
+        r#"{{"version":1,"archive":"c7a5fdbd-edaf-9455-926a-d65c16db1809","name":"a.tar","place":"/a","job":null,"head":"{digest}",
+        "members":[["x",1,"{digest}"]],"facts":{{"tool":"t","subject":["a",false],"compression":"c","disks":[],"files":[{{"path":"/a",
+        "identity":[1,2],"size":3,"modified":[4,5],"changed":[6,7]}}],"runs":"{digest}"}}}}"#
+    );
+    Origin::parse(origin.as_bytes()).unwrap();
+    seed(folder, "record", "origin", &[0], origin.as_bytes());
+    let marks = [
+        r#"{"file":{"temporary":"/a","identity":[1,2]}}"#,
+        r#"{"synced":{"bytes":7}}"#,
+        r#"{"upload":{"id":"i","mark":"m","part":6291456}}"#,
+        r#"{"part":{"number":0,"id":"e","bytes":6291456}}"#,
+    ];
+    let lines = marks.map(|mark| format!("{:08x} {mark}\n", crc32c::crc32c(mark.as_bytes()))).concat();
+    assert_eq!(read_marks(lines.as_bytes()).1, lines.len() as u64);
+    seed(folder, "record", "marks", &[1], lines.as_bytes());
+    let mut entry = [[7; 36].as_slice(), &(1_u32 << 20).to_le_bytes()].concat();
+    entry[32..36].copy_from_slice(&4711_u32.to_le_bytes());
+    let guarded = [[0; 16].as_slice(), &0_u64.to_le_bytes(), &entry].concat();
+    entry.extend_from_slice(&crc32c::crc32c(&guarded).to_le_bytes());
+    assert_eq!(read_chunks(uuid::Uuid::nil(), entry.as_slice()).unwrap().1, 44);
+    seed(folder, "record", "chunks", &[2], &entry);
 }
 
 /// What libvirt's hooks leave, and the guards that they look at.

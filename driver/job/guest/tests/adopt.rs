@@ -86,7 +86,8 @@ fn what_is_not_as_it_was_left_is_not_taken_over() {
     };
     let happens = |what: Outside| move |scene: &Scene| scene.world.happens(what);
     let locked = |scene: &Scene| std::mem::forget(scene.journal.lock(scene.id).unwrap());
-    let cases: [(&str, &dyn Fn(&Scene)); 8] = [
+    type Case<'a> = (&'a str, &'a dyn Fn(&Scene));
+    let cases: [Case<'_>; 8] = [
         ("written to", &base_written),
         ("another file", &base_replaced),
         ("does not run", &happens(Outside::ShutDown)),
@@ -138,13 +139,18 @@ fn nothing_is_lost_at_any_crash_point_after_that() {
                 let second = take_over(&scene);
                 for done in [&first, &second] {
                     if let Some(Adoption::Done(Ok(thawed))) = done {
-                        assert_eq!(thawed.value, seen, "{setup:?} {fate:?} at {index} {point:?}: another moment");
+                        assert_eq!(
+                            thawed.value, seen,
+                            "{setup:?} {fate:?} at {index} {point:?}: another moment"
+                        );
                     }
                 }
                 let recoveries = scene.recover();
                 runs += 1;
                 if let Err(why) = check(&scene, &[(*point, fate)]) {
-                    panic!("{setup:?} {fate:?} at {index} {point:?}: {why}\n{first:?}\n{second:?}\n{recoveries:#?}");
+                    panic!(
+                        "{setup:?} {fate:?} at {index} {point:?}: {why}\n{first:?}\n{second:?}\n{recoveries:#?}"
+                    );
                 }
             }
         }

@@ -37,7 +37,8 @@ impl TapeSource {
     /// Puts zeros that are to come into the buffer; false where none are.
     pub(super) fn give_zeros(&mut self) -> bool {
         let Some(salvage) = self.salvage.as_mut().filter(|salvage| salvage.zeros > 0) else { return false };
-        let now = usize::try_from(salvage.zeros).unwrap_or(usize::MAX).min(TapeBlock::LARGEST).min(self.buf.len());
+        let now =
+            usize::try_from(salvage.zeros).unwrap_or(usize::MAX).min(TapeBlock::LARGEST).min(self.buf.len());
         salvage.zeros -= now as u64;
         self.buf.iter_mut().take(now).for_each(|byte| *byte = 0);
         self.rest = 0..now;
@@ -49,7 +50,11 @@ impl TapeSource {
         let Some(salvage) = &mut self.salvage else { return };
         salvage.gaps.add(from..from.saturating_add(len));
         salvage.zeros += len;
-        tracing::warn!("bytes {from} to {} of '{}' can't be read: {why}", from.saturating_add(len), self.archive);
+        tracing::warn!(
+            "bytes {from} to {} of '{}' can't be read: {why}",
+            from.saturating_add(len),
+            self.archive
+        );
     }
 
     /// A block can't be read: on to the next one. The error comes back where that can't be.
@@ -108,7 +113,16 @@ impl TapeSource {
             let label = self.hints.get(&(number + 1)).map(|hint| hint.label.clone());
             let other = self.hints.range(number + 2..).find(|(_, hint)| Some(&hint.label) != label.as_ref());
             match other {
-                Some((next, _)) => number = next - 1,
+                Some((next, _)) => {
+                    let next = *next;
+                    number = next - 1;
+                    // Where this fails, so does the look at the drive, which says it.
+                    if let Err(error) = self.change(next, None)
+                        && error.kind() == ErrorKind::Interrupted
+                    {
+                        return Err(error);
+                    }
+                }
                 None => {
                     self.ended = true;
                     return Ok(());

@@ -41,7 +41,7 @@ fn successes(world: &World) -> Vec<(String, String)> {
 #[test]
 fn a_service_killed_at_any_write_loses_nothing_and_does_one_run_twice_at_most() {
     let world = evening();
-    let queue = Arc::new(Dying::new(world.catalog(), i64::MAX, false));
+    let queue = Arc::new(Dying::new(world.catalog(), i64::MAX));
     let mut engine = world.service(queue.clone()).unwrap();
     world.run(&mut engine, END);
     let expected = successes(&world);
@@ -50,7 +50,7 @@ fn a_service_killed_at_any_write_loses_nothing_and_does_one_run_twice_at_most() 
         let mut survived = false;
         for at in 0.. {
             let world = evening();
-            let queue = Arc::new(Dying::new(world.catalog(), at, done_first));
+            let queue = Arc::new(Dying { done_first, ..Dying::new(world.catalog(), at) });
             if let Ok(mut engine) = world.service(queue.clone()) {
                 world.drive(&mut engine, END, &queue.dead);
                 survived = !queue.dead.load(Ordering::SeqCst);

@@ -261,15 +261,15 @@ pub(super) fn settings_of(jobs: Vec<JobSpec>, concurrency: usize, media: &[Mediu
 /// A catalog that dies at a write: before it is done, or after it was done and before anybody hears of it.
 #[derive(Debug)]
 pub(super) struct Dying {
-    inner: Catalog,
-    left: AtomicI64,
-    done_first: bool,
+    pub(super) inner: Catalog,
+    pub(super) left: AtomicI64,
+    pub(super) done_first: bool,
     pub(super) dead: AtomicBool,
 }
 
 impl Dying {
-    pub(super) fn new(inner: Catalog, left: i64, done_first: bool) -> Self {
-        Self { inner, left: AtomicI64::new(left), done_first, dead: AtomicBool::new(false) }
+    pub(super) fn new(inner: Catalog, left: i64) -> Self {
+        Self { inner, left: AtomicI64::new(left), done_first: false, dead: AtomicBool::new(false) }
     }
 
     fn write<T>(&self, write: impl FnOnce(&Catalog) -> Result<T>) -> Result<T> {

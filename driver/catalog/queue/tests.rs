@@ -1,5 +1,7 @@
 //! What is noted is there again; the tables keep their own rules.
 
+use uuid::Uuid;
+
 use super::*;
 
 fn at(second: i64) -> Timestamp {
@@ -135,7 +137,8 @@ fn a_catalog_of_version_2_learns_of_the_queue() {
     let state = tempfile::tempdir().unwrap();
     drop(Catalog::open(state.path()).unwrap());
     let connection = rusqlite::Connection::open(state.path().join("catalog.sqlite")).unwrap();
-    let back = "DROP TABLE queue; DROP TABLE planned; DROP TABLE pause; PRAGMA user_version = 2";
+    let back =
+        "DROP TABLE backup; DROP TABLE queue; DROP TABLE planned; DROP TABLE pause; PRAGMA user_version = 2";
     connection.execute_batch(back).unwrap();
     drop(connection);
     let id = Catalog::open(state.path()).unwrap().add(&wanted("j", 1, 0)).unwrap();

@@ -1,0 +1,43 @@
+//! What the catalog is told of a good backup.
+
+use std::path::Path;
+
+use virtfold::catalog::{Catalog, Nothing};
+use virtfold::error::sentence;
+use virtfold::job::backup::BackupReport;
+use virtfold::job::retention;
+use virtfold::medium::Location;
+
+use super::report::printable;
+
+/// Whether a state directory is made for the catalog's sake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Missing {
+    /// It is: the backup is a domain's.
+    Made,
+    /// It is not: images are backed up without one, too.
+    Left,
+}
+
+/// Notes each good copy of a backup. That it can't be noted is said, and makes a good archive no worse.
+pub(crate) fn backup(
+    report: &BackupReport,
+    places: &[Location],
+    job: Option<&str>,
+    (state, missing): (&Path, Missing),
+) {
+    if missing == Missing::Left && Nothing::is_in(state) {
+        return;
+    }
+    let copies = retention::copies(report, places, job);
+    let noted = copies.and_then(|copies| Catalog::open(state)?.remember(&copies));
+    if let Err(error) = noted {
+        eprintln!(
+            "virtfold: the archive is good, but the catalog does not know it: {}",
+            printable(&sentence(&error))
+        );
+        eprintln!(
+            "hint: 'virtfold list --remember PLACE' notes it; prune leaves encrypted archives alone that it does not know"
+        );
+    }
+}

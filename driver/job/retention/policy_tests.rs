@@ -1,0 +1,244 @@
+//! The rules against a naive model, and what must hold whatever they are.
+
+use jiff::Timestamp;
+use jiff::civil::date;
+use jiff::tz::TimeZone;
+use proptest::prelude::*;
+use uuid::Uuid;
+
+use super::policy::*;
+
+const NOW: i64 = 1_800_000_000;
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(second).unwrap()
+}
+
+fn now() -> Timestamp {
+    at(NOW)
+}
+
+fn whole(id: u128, created: Timestamp, parent: Option<u128>) -> Backup {
+    Backup {
+        id: Some(Uuid::from_u128(id)),
+        created,
+        parent: parent.map(Uuid::from_u128),
+        standing: Standing::Whole,
+    }
+}
+
+fn removed(verdicts: &[Verdict]) -> Vec<usize> {
+    let goes = verdicts.iter().enumerate().filter(|(_, verdict)| **verdict == Verdict::Remove);
+    goes.map(|(index, _)| index).collect()
+}
+
+fn utc(backups: &[Backup], keep: &Keep) -> Vec<Verdict> {
+    decide(backups, keep, (now(), &TimeZone::UTC), &[])
+}
+
+/// A backup at noon (UTC) of each day of the year, newest first, and one an hour earlier.
+fn year() -> Vec<Backup> {
+    let first = date(2026, 1, 1).at(12, 0, 0, 0).to_zoned(TimeZone::UTC).unwrap().timestamp().as_second();
+    let days = (0..365).rev().flat_map(|day| [first + day * 86_400, first + day * 86_400 - 3600]);
+    days.zip(1..).map(|(second, id)| whole(id, at(second), None)).collect()
+}
+
+fn kept_days(keep: &Keep) -> Vec<String> {
+    let backups = year();
+    let verdicts = utc(&backups, keep);
+    let kept = backups.iter().zip(&verdicts).filter(|(_, verdict)| **verdict != Verdict::Remove);
+    kept.map(|(backup, _)| backup.created.strftime("%m-%d %H").to_string()).collect()
+}
+
+#[test]
+fn each_rule_keeps_the_newest_of_its_periods() {
+    let none = Keep::default();
+    assert_eq!(kept_days(&none), ["12-31 12"], "the newest stays");
+    assert_eq!(kept_days(&Keep { last: Some(3), ..none }), ["12-31 12", "12-31 11", "12-30 12"]);
+    assert_eq!(kept_days(&Keep { hourly: Some(3), ..none }), ["12-31 12", "12-31 11", "12-30 12"]);
+    assert_eq!(kept_days(&Keep { daily: Some(2), ..none }), ["12-31 12", "12-30 12"]);
+    // 2026-12-31 is a Thursday.
+    assert_eq!(kept_days(&Keep { weekly: Some(3), ..none }), ["12-31 12", "12-27 12", "12-20 12"]);
+    assert_eq!(kept_days(&Keep { monthly: Some(3), ..none }), ["12-31 12", "11-30 12", "10-31 12"]);
+    assert_eq!(
+        kept_days(&Keep { yearly: Some(5), ..none }),
+        ["12-31 12", "12-31 12"][..1],
+        "there is one year"
+    );
+    let both = Keep { daily: Some(2), monthly: Some(2), ..none };
+    assert_eq!(kept_days(&both), ["12-31 12", "12-30 12", "11-30 12"]);
+}
+
+#[test]
+fn weeks_are_those_of_iso_8601_and_days_those_of_the_zone() {
+    let time = |text: &str| text.parse::<Timestamp>().unwrap();
+    // The first of January 2027 is a Friday: its week is the 53rd of 2026.
+    let backups = [
+        whole(1, time("2026-12-28T12:00:00Z"), None),
+        whole(2, time("2027-01-03T12:00:00Z"), None),
+        whole(3, time("2027-01-03T23:30:00Z"), None),
+    ];
+    let weekly = Keep { weekly: Some(9), ..Keep::default() };
+    let late = time("2027-02-01T00:00:00Z");
+    let utc = decide(&backups, &weekly, (late, &TimeZone::UTC), &[]);
+    assert_eq!(removed(&utc), [0, 1]);
+    let Verdict::Keep(reasons) = &utc[2] else { panic!("{utc:?}") };
+    let words: Vec<String> = reasons.iter().map(ToString::to_string).collect();
+    assert_eq!(words, ["weekly 2026-W53", "newest complete"]);
+    let berlin = TimeZone::fixed(jiff::tz::offset(1));
+    assert_eq!(removed(&decide(&backups, &weekly, (late, &berlin), &[])), [0], "there it is Monday already");
+}
+
+#[test]
+fn backups_of_the_future_stay_and_count_for_nothing() {
+    let backups = [
+        whole(1, at(NOW - 100), None),
+        whole(2, at(NOW - 50), None),
+        whole(3, at(NOW + 1), None),
+        whole(4, at(NOW + 100_000_000), None),
+    ];
+    let verdicts = utc(&backups, &Keep { last: Some(1), ..Keep::default() });
+    assert_eq!(removed(&verdicts), [0]);
+    assert_eq!(verdicts[3], Verdict::Keep(vec![Reason::Future]));
+    // The clock is set back behind all of them: nothing is decided on, nothing goes.
+    let early = decide(&backups, &Keep::default(), (at(0), &TimeZone::UTC), &[]);
+    assert_eq!(removed(&early), Vec::<usize>::new());
+}
+
+#[test]
+fn what_cant_be_read_keeps_what_is_older() {
+    let unread =
+        Backup { id: None, standing: Standing::Unread("encrypted".into()), ..whole(0, at(20), None) };
+    let backups = [whole(1, at(10), None), unread, whole(2, at(30), None), whole(3, at(40), None)];
+    let verdicts = utc(&backups, &Keep::default());
+    assert_eq!(removed(&verdicts), [2]);
+    let Verdict::Keep(reasons) = &verdicts[0] else { panic!("{verdicts:?}") };
+    assert!(reasons[0].to_string().contains("19700101T000020Z"), "{}", reasons[0]);
+}
+
+#[test]
+fn what_stays_keeps_its_ancestors_here_and_from_elsewhere() {
+    let mut backups: Vec<Backup> =
+        (1..=5).map(|id| whole(id, at(10 * i64::try_from(id).unwrap()), None)).collect();
+    backups[4].parent = Some(Uuid::from_u128(2));
+    backups[1].parent = Some(Uuid::from_u128(1));
+    let verdicts = utc(&backups, &Keep::default());
+    assert_eq!(removed(&verdicts), [2, 3]);
+    assert_eq!(verdicts[0], Verdict::Keep(vec![Reason::NeededBy(Uuid::from_u128(2))]));
+    let elsewhere = [(Uuid::from_u128(99), Uuid::from_u128(3))];
+    let verdicts = decide(&backups, &Keep::default(), (now(), &TimeZone::UTC), &elsewhere);
+    assert_eq!(removed(&verdicts), [3]);
+    // A damaged increment rests on its parent, too; circles end.
+    backups[4] = Backup { standing: Standing::Stays("damaged".into()), ..backups[4].clone() };
+    backups[0].parent = Some(Uuid::from_u128(5));
+    assert_eq!(removed(&utc(&backups, &Keep::default())), [2]);
+}
+
+fn keep() -> impl Strategy<Value = Keep> {
+    let number = || proptest::option::of(0u32..6);
+    (number(), number(), number(), number(), number(), number()).prop_map(
+        |(last, hourly, daily, weekly, monthly, yearly)| Keep {
+            last,
+            hourly,
+            daily,
+            weekly,
+            monthly,
+            yearly,
+        },
+    )
+}
+
+fn backups() -> impl Strategy<Value = Vec<Backup>> {
+    let spread = prop_oneof![Just(3_000i64), Just(400_000), Just(40_000_000)];
+    let one = (spread, 0i64..1000, proptest::option::of(0u128..20), 0u8..12);
+    proptest::collection::vec(one, 0..20).prop_map(|list| {
+        let make = |(index, (spread, step, parent, kind)): (u128, (i64, i64, Option<u128>, u8))| {
+            let standing = match kind {
+                0 => Standing::Stays("damaged".into()),
+                1 => Standing::Unread("encrypted".into()),
+                _ => Standing::Whole,
+            };
+            // Some are from the future.
+            let created = at(NOW + spread - step * spread / 500 * 4);
+            let parent = parent.filter(|_| kind % 2 == 0);
+            Backup { standing, ..whole(index, created, parent) }
+        };
+        (0u128..).zip(list).map(make).collect()
+    })
+}
+
+/// The rules as a person would check them: a backup is kept by a rule when nothing newer is of its period, and fewer than N periods
+/// have something newer.
+fn model_keeps(backups: &[Backup], keep: &Keep, index: usize) -> bool {
+    let counts = |b: &Backup| b.standing == Standing::Whole && b.created <= now();
+    let newer = |a: usize, b: usize| {
+        (backups[a].created, std::cmp::Reverse(a)) > (backups[b].created, std::cmp::Reverse(b))
+    };
+    let whole: Vec<usize> = (0..backups.len()).filter(|i| counts(&backups[*i])).collect();
+    if !whole.contains(&index) {
+        return true;
+    }
+    let newer_ones: Vec<usize> = whole.iter().copied().filter(|other| newer(*other, index)).collect();
+    let by_period = |number: Option<u32>, of: fn(jiff::Zoned) -> (i16, i32, i32)| {
+        let period = |i: usize| of(backups[i].created.to_zoned(TimeZone::UTC));
+        let mut periods: Vec<_> = newer_ones.iter().map(|i| period(*i)).collect();
+        periods.sort_unstable();
+        periods.dedup();
+        !periods.contains(&period(index)) && periods.len() < usize::try_from(number.unwrap_or(0)).unwrap()
+    };
+    newer_ones.is_empty()
+        || newer_ones.len() < usize::try_from(keep.last.unwrap_or(0)).unwrap()
+        || by_period(keep.hourly, |t| (t.year(), i32::from(t.date().day_of_year()), i32::from(t.hour())))
+        || by_period(keep.daily, |t| (t.year(), i32::from(t.date().day_of_year()), 0))
+        || by_period(keep.weekly, |t| {
+            let week = t.date().iso_week_date();
+            (week.year(), i32::from(week.week()), 0)
+        })
+        || by_period(keep.monthly, |t| (t.year(), i32::from(t.month()), 0))
+        || by_period(keep.yearly, |t| (t.year(), 0, 0))
+}
+
+proptest! {
+    #[test]
+    fn the_rules_keep_what_the_model_keeps(backups in backups(), keep in keep()) {
+        let alone: Vec<Backup> = backups.iter().map(|b| {
+            // Without ties to each other the rules are seen alone.
+            let standing = match &b.standing { Standing::Unread(why) => Standing::Stays(why.clone()), other => other.clone() };
+            Backup { parent: None, standing, ..b.clone() }
+        }).collect();
+        let verdicts = utc(&alone, &keep);
+        for (index, verdict) in verdicts.iter().enumerate() {
+            prop_assert_eq!(*verdict != Verdict::Remove, model_keeps(&alone, &keep, index), "{}", index);
+        }
+    }
+
+    #[test]
+    fn whatever_the_rules_nothing_needed_goes(backups in backups(), keep in keep()) {
+        let verdicts = utc(&backups, &keep);
+        let goes = |index: usize| verdicts[index] == Verdict::Remove;
+        let newest = backups.iter().enumerate().filter(|(_, b)| b.standing == Standing::Whole && b.created <= now());
+        if let Some((newest, _)) = newest.max_by_key(|(index, b)| (b.created, std::cmp::Reverse(*index))) {
+            prop_assert!(!goes(newest));
+        }
+        for (index, backup) in backups.iter().enumerate() {
+            prop_assert!(!goes(index) || backup.standing == Standing::Whole);
+            let parent = backups.iter().position(|other| other.id == backup.parent);
+            if let Some(parent) = parent {
+                prop_assert!(!goes(parent) || goes(index), "{} rests on {}", index, parent);
+            }
+        }
+    }
+
+    #[test]
+    fn a_second_run_removes_nothing(backups in backups(), keep in keep()) {
+        let verdicts = utc(&backups, &keep);
+        let left: Vec<Backup> = backups.iter().zip(&verdicts).filter(|(_, v)| **v != Verdict::Remove).map(|(b, _)| b.clone()).collect();
+        prop_assert_eq!(removed(&utc(&left, &keep)), Vec::<usize>::new());
+    }
+
+    #[test]
+    fn keeping_more_never_removes_more(backups in backups(), keep in keep(), more in keep()) {
+        let (few, many) = (removed(&utc(&backups, &keep)), removed(&utc(&backups, &keep.and(more))));
+        prop_assert!(many.iter().all(|index| few.contains(index)), "{:?} {:?}", few, many);
+    }
+}

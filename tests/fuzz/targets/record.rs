@@ -1,0 +1,31 @@
+//! The record of an archive that was broken off: whatever its files hold, reading ends where they are wrong.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use uuid::Uuid;
+use virtfold::archive::stream::ChunkLog;
+use virtfold::job::resume::{Origin, read_chunks, read_marks};
+use virtfold_fuzz::{flags, no_defect};
+
+fuzz_target!(|data: &[u8]| {
+    let Some((flags, data)) = flags(data) else { return };
+    match flags % 3 {
+        0 => {
+            if let Some(origin) = no_defect(Origin::parse(data)) {
+                let again = origin.encode().expect("what was read can be written");
+                assert_eq!(Origin::parse(&again).expect("what was written can be read"), origin);
+            }
+        }
+        1 => {
+            let (remains, right) = read_marks(data);
+            let right = usize::try_from(right).expect("no more than there are");
+            assert_eq!(read_marks(&data[..right]), (remains, right as u64), "what is wrong counts");
+        }
+        _ => {
+            let (chunks, right) = read_chunks(Uuid::nil(), data).expect("memory can be read");
+            assert!(right <= data.len() as u64 && right == chunks.len() * 44);
+            (0..chunks.len()).for_each(|number| drop(chunks.get(number).expect("it is kept")));
+        }
+    }
+});
