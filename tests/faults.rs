@@ -365,7 +365,9 @@ fn what_can_t_be_gone_on_with_starts_anew_and_leaves_nothing() {
         let whole = fs::read(&marks).unwrap();
         fs::write(&marks, &whole[..whole.len() / 3]).unwrap();
     };
-    let cases: [(&str, &dyn Fn(), &[&str]); 4] = [
+    /// What is said, what is done to the image or the record before, and the options.
+    type Case<'a> = (&'a str, &'a dyn Fn(), &'a [&'a str]);
+    let cases: [Case<'_>; 4] = [
         ("has changed since", &|| image.io(&["write -P 9 1M 64k"]), &plain),
         ("compressed in another way", &|| (), &["--compress", "zstd:1"]),
         ("that is wished", &|| (), &["--compress", "none", "--no-resume"]),
