@@ -5,7 +5,7 @@
 //! - Reading ([`ObjectSource`]): ranges, several at a time.
 //! - `keys`: `PREFIX/HOST/SUBJECT/NAME`, so that hosts can share a bucket without locks; [`list()`] sees all of them.
 //! - `note`: what is on its way, so that what a dead writer has left can be cleaned up, unless somebody goes on with it
-//!   ([`ObjectMedium::reopen`]).
+//!   (`ObjectMedium::reopen`).
 //! - `store`: the connection, and the asynchronous runtime, which stays within this room. `credentials`, `fault`: keys, and what
 //!   failures mean.
 //!
@@ -73,7 +73,7 @@ pub fn create(place: &ObjectAddress, label: &Label, cancel: &Cancel) -> Result<B
 /// Goes on with the upload of the archive `label` below `place`.
 ///
 /// # Errors
-/// Those of [`ObjectMedium::reopen`].
+/// Those of `ObjectMedium::reopen`.
 pub fn reopen(place: &ObjectAddress, label: &Label, cancel: &Cancel, remains: &Remains) -> Result<Reopened> {
     ObjectMedium::reopen((place, label), cancel, remains)
 }
