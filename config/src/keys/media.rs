@@ -25,7 +25,8 @@ pub struct Medium {
     pub change_command: Option<Text>,
     /// Tapes: only volumes of this pool are written to. Not set: the pool of the tape in the drive.
     pub pool: Option<Name>,
-    /// Tapes: how long a volume is kept from the last archive on it; until then nothing overwrites it. Not set: as the volume's label says.
+    /// Tapes: how long a volume is kept from the last archive on it: before that `prune` does not call it expired. What keeps `tape label` and
+    /// `tape erase` from overwriting it is its label's `--retain-until`. Not set: as the volume's label says.
     pub retain: Option<Interval>,
 }
 
