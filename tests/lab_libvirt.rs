@@ -99,8 +99,8 @@ fn lists_xml_and_refusals() {
     assert_eq!(config.disks[0].image.source.path(), Some(guest.disk(0).as_path()));
     assert_eq!(libvirt.activity(id).unwrap(), Default::default());
     assert_eq!(libvirt.managed_save_xml(id).unwrap(), None);
-    let request =
-        SnapshotRequest::new(&config.targets(), &[("vda".into(), "/x".into())], Quiesce::No).unwrap();
+    let nowhere = lab.folder().join("not there/overlay");
+    let request = SnapshotRequest::new(&config.targets(), &[("vda".into(), nowhere)], Quiesce::No).unwrap();
     libvirt.snapshot(id, &request).unwrap_err();
     assert_eq!(Fault::code_of(&libvirt.query_block(id).unwrap_err()), Some(code::OPERATION_INVALID));
     // The name belongs to another uuid.
