@@ -319,8 +319,8 @@ fn a_reader_that_goes_away_ends_a_piped_backup() {
 }
 
 /// A backup that was killed when some of its file was on the disk.
-fn killed_when_some_is_there(image: &Image, folder: &Path, compress: &str) {
-    let more = ["--compress", compress, "--limit-rate", "40MiB"];
+fn killed_when_some_is_there(image: &Image, folder: &Path, manner: &[&str]) {
+    let more = [manner, &["--limit-rate", "25MiB"]].concat();
     let mut command = virtfold(backup_args(image, text(folder), &more));
     let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     wait_until("a part of the file on the disk", PATIENCE, || marks_of(image).contains("synced"));
@@ -333,18 +333,31 @@ fn a_killed_backup_goes_on_in_the_next_run_and_is_the_same() {
     let scratch = Scratch::new("goes-on");
     let mut rng = Rng::of_case("goes-on", 0);
     let image = noisy_image(&mut rng, scratch.join("goes-on.qcow2"), 100);
-    for compress in ["none", "zstd:1"] {
-        let folder = scratch.folder(compress);
-        killed_when_some_is_there(&image, &folder, compress);
+    let key = scratch.join("key");
+    run(&mut tool("age-keygen", ["-o", text(&key)])).ok();
+    let public = run(&mut tool("age-keygen", ["-y", text(&key)])).ok().last_line().to_owned();
+    let manners: [&[&str]; 3] = [
+        &["--compress", "none"],
+        &["--compress", "zstd:1"],
+        &["--compress", "zstd:1", "--encrypt-to", &public],
+    ];
+    for (number, manner) in manners.into_iter().enumerate() {
+        let folder = scratch.folder(&number.to_string());
+        killed_when_some_is_there(&image, &folder, manner);
         let begun = fs::read(&partial(&folder)[0]).unwrap();
-        let done = run(&mut virtfold(backup_args(&image, text(&folder), &["--compress", compress]))).ok();
+        let done = run(&mut virtfold(backup_args(&image, text(&folder), manner))).ok();
         assert!(done.stderr.contains("going on with") && done.text().contains("gone on with at"), "{done}");
         assert_eq!(names(&folder).len(), 1, "{:?}", names(&folder));
         assert!(records_of(&image).is_empty());
-        let archive = PathBuf::from(done.last_line());
-        verify(&archive).ok();
+        let mut archive = PathBuf::from(done.last_line());
         // What was made again is what the killed one had made, to the byte.
         assert!(fs::read(&archive).unwrap().starts_with(&begun), "{} bytes were there", begun.len());
+        if archive.extension().is_some_and(|end| end == "age") {
+            let plain = scratch.join("plain.tar.zst");
+            run(&mut tool("age", ["-d", "-i", text(&key), "-o", text(&plain), text(&archive)])).ok();
+            archive = plain;
+        }
+        verify(&archive).ok();
         let target = Image::new(scratch.join("back.qcow2"), Format::Qcow2);
         restore(&archive, &target, Method::Rewrite).ok();
         run(tool("qemu-img", ["compare", "-f", "qcow2", "-F", "qcow2"]).arg(&image.path).arg(&target.path))
@@ -374,7 +387,7 @@ fn what_can_t_be_gone_on_with_starts_anew_and_leaves_nothing() {
         ("nothing is known of its file", &spoil_record, &plain),
     ];
     for (why, change, more) in cases {
-        killed_when_some_is_there(&image, &folder, "none");
+        killed_when_some_is_there(&image, &folder, &plain);
         change();
         let done = run(&mut virtfold(backup_args(&image, text(&folder), more))).ok();
         assert!(done.stderr.contains(why), "{why}\n{done}");

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use virtfold::archive::stream::Compression;
+use virtfold::crypt::KeptEnvelope;
 use virtfold::error::{Error, ErrorKind};
 use virtfold::image::{Format, Use};
 use virtfold::job::backup::{self, BackupReport, BackupRequest, DiskReport, ImageSpec, Manner};
-use virtfold::job::resume::{Keep, Wish};
+use virtfold::job::resume::{Keep, Reopen, Wish};
 use virtfold::job::{Control, Progress};
 use virtfold::medium::{Location, RateLimit};
 use virtfold::table::Layout;
@@ -130,7 +131,9 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
     }
     let destinations = args.to.clone();
     let (state_dir, job) = (args.guest.state_dir()?, args.job.clone());
-    let keep = Keep { state_dir: &state_dir, places: &destinations, job: None, wish };
+    let key_dir = &KeptEnvelope::usual_directory();
+    let reopen: Reopen<'_> = &|place, label, cancel, remains| media.reopen(place, label, cancel, remains);
+    let keep = Keep { state_dir: &state_dir, key_dir, places: &destinations, job: None, wish, reopen };
     let request = request(args, manner, destinations.clone())?;
     let (outcome, report) = images_to(&request, (&media, &keep), style, signals)?;
     remember::backup(&report, media.places(), job.as_deref(), (&state_dir, Missing::Left));

@@ -29,6 +29,8 @@ Environment:
   VIRTFOLD_STATE_DIR    where the journal of backups is (default: /var/lib/virtfold)
   VIRTFOLD_LIBVIRT_DIR  libvirt's state directory (default: /var/lib/libvirt)
   VIRTFOLD_GUARDS       where guards against starts are (default: /run/virtfold/guards)
+  VIRTFOLD_KEYS         where keys of encrypted archives in the making are, in memory
+                        (default: /run/virtfold/keys)
   AWS_ENDPOINT_URL      the object store, for example https://minio:9000 (default: Amazon's)
   AWS_REGION            its region (default: us-east-1)
   AWS_ACCESS_KEY_ID     with AWS_SECRET_ACCESS_KEY the account's keys (default: AWS_PROFILE in

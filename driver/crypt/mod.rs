@@ -12,14 +12,16 @@
 //! Secrets: identities are read from files that nobody but their owner can read, and are printed nowhere: not in messages, not by
 //! `Debug`. The `age` crate wipes its keys from memory.
 //!
-//! Everything that knows bytes of the format is the `age` crate's. What is here beside it: the bound on the header, the pool of
+//! What knows bytes of the format is the `age` crate's, but for the writing of pieces: an archive that is gone on with begins with any of them (`writer`), with its key out of memory (`kept`). Beside that: the bound on the header, the pool of
 //! readers that makes a reader of one place one of many, and the words for what goes wrong.
 //!
 //! Imports: `error`, `archive` (the traits `Sink`, `ReadAt`), `medium`.
 
+mod envelope;
 mod file;
 mod identities;
 mod incoming;
+mod kept;
 mod pool;
 mod recipients;
 mod unlock;
@@ -28,9 +30,11 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
+pub use self::envelope::Envelope;
 pub use self::file::ArchiveFile;
 pub use self::identities::Identities;
 pub use self::incoming::Incoming;
+pub use self::kept::KeptEnvelope;
 pub use self::recipients::Recipients;
 pub use self::writer::Encrypting;
 

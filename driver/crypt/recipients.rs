@@ -60,6 +60,11 @@ impl Recipients {
         Ok((!unique.is_empty()).then(|| Self(unique.into())))
     }
 
+    /// All of them, as people write them.
+    pub fn names(&self) -> Vec<String> {
+        self.0.iter().map(ToString::to_string).collect()
+    }
+
     /// All of them, as the `age` crate wants them.
     pub(super) fn iter(&self) -> impl Iterator<Item = &dyn age::Recipient> {
         self.0.iter().map(|recipient| recipient as &dyn age::Recipient)

@@ -53,6 +53,10 @@ impl Lab {
         Recipients::gather(&[other, self.key.to_public().to_string()], None).unwrap().unwrap()
     }
 
+    fn envelope(&self) -> Envelope {
+        Envelope::new(&self.recipients()).unwrap()
+    }
+
     fn identities(&self) -> Identities {
         Identities::of(vec![Identity::generate(), self.key.clone()])
     }
@@ -61,7 +65,7 @@ impl Lab {
     fn seal(&self, plain: &[u8]) -> Vec<u8> {
         let kept = Arc::new(Mutex::new(Vec::new()));
         let memory = Box::new(Memory(Arc::clone(&kept), usize::MAX));
-        let mut medium = Box::new(Encrypting::begin(memory, &self.recipients()).unwrap());
+        let mut medium = Box::new(Encrypting::begin(memory, &self.envelope()).unwrap());
         for piece in plain.chunks(100_001) {
             medium.write(piece).unwrap();
         }
@@ -339,7 +343,7 @@ fn a_full_medium_says_so_through_the_encryption() {
     for room in [10, SEALED, 2 * SEALED] {
         let kept = Arc::new(Mutex::new(Vec::new()));
         let memory = Box::new(Memory(Arc::clone(&kept), room));
-        let outcome = Encrypting::begin(memory, &lab.recipients()).and_then(|mut medium| {
+        let outcome = Encrypting::begin(memory, &lab.envelope()).and_then(|mut medium| {
             medium.write(&noise(2 * PLAIN))?;
             Box::new(medium).finish()
         });
@@ -355,13 +359,124 @@ fn what_was_not_finished_is_not_whole() {
     for len in [0, PLAIN, 2 * PLAIN + 9] {
         let kept = Arc::new(Mutex::new(Vec::new()));
         let memory = Box::new(Memory(Arc::clone(&kept), usize::MAX));
-        let mut medium = Encrypting::begin(memory, &lab.recipients()).unwrap();
+        let mut medium = Encrypting::begin(memory, &lab.envelope()).unwrap();
         medium.write(&noise(len)).unwrap();
         drop(medium);
         let left = kept.lock().unwrap().clone();
         assert_eq!(kind(lab.open(&left)), ErrorKind::Incomplete);
         assert_eq!(kind(lab.pipe(&left)), ErrorKind::Incomplete);
     }
+}
+
+/// A medium in memory that fails once, at a byte, and then has kept so many bytes for good.
+struct Breaks {
+    kept: Arc<Mutex<Vec<u8>>>,
+    room: Option<usize>,
+    durable: usize,
+}
+
+impl Sink for Breaks {
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        let mut kept = self.kept.lock().unwrap();
+        if self.room.is_some_and(|room| kept.len() + bytes.len() > room) {
+            return Err(Error::new(ErrorKind::Io, "it broke"));
+        }
+        kept.extend_from_slice(bytes);
+        Ok(())
+    }
+}
+
+impl Medium for Breaks {
+    fn go_on(&mut self) -> Result<Option<u64>> {
+        self.room = None;
+        let mut kept = self.kept.lock().unwrap();
+        let durable = self.durable.min(kept.len());
+        kept.truncate(durable);
+        Ok(Some(durable as u64))
+    }
+
+    fn finish(self: Box<Self>) -> Result<Durable> {
+        Ok(Durable { name: "memory".to_owned(), bytes: self.kept.lock().unwrap().len() as u64 })
+    }
+}
+
+fn sealed_with(envelope: &Envelope, plain: &[u8]) -> Vec<u8> {
+    let kept = Arc::new(Mutex::new(Vec::new()));
+    let memory = Box::new(Memory(Arc::clone(&kept), usize::MAX));
+    let mut medium = Box::new(Encrypting::begin(memory, envelope).unwrap());
+    medium.write(plain).unwrap();
+    medium.finish().unwrap();
+    Arc::into_inner(kept).unwrap().into_inner().unwrap()
+}
+
+/// Places where something begins or ends, and their neighbours.
+fn edges(head: usize, len: usize) -> Vec<usize> {
+    let at = [0, head, head + SEALED, head + 2 * SEALED, len];
+    let near = at.into_iter().flat_map(|at| [at.saturating_sub(1), at, at + 1, at + 7]);
+    near.filter(|at| *at <= len).collect()
+}
+
+#[test]
+fn a_broken_medium_gets_the_same_bytes_from_any_place_on() {
+    let lab = Lab::new();
+    let envelope = lab.envelope();
+    for len in [0, 1, PLAIN - 1, PLAIN, PLAIN + 1, 2 * PLAIN, 2 * PLAIN + 9] {
+        let plain = noise(len);
+        let whole = sealed_with(&envelope, &plain);
+        assert_eq!(lab.pipe(&whole).unwrap(), plain);
+        let places = edges(envelope.head().len(), whole.len());
+        for (room, durable) in places.iter().flat_map(|room| places.iter().map(move |at| (*room, *at))) {
+            let kept = Arc::new(Mutex::new(Vec::new()));
+            let breaks = Breaks { kept: Arc::clone(&kept), room: Some(room), durable };
+            // A head that does not go out is nothing to go on behind.
+            let Ok(mut medium) = Encrypting::begin(Box::new(breaks), &envelope) else { continue };
+            let broke = medium.write(&plain).and_then(|()| medium.settle()).is_err();
+            assert_eq!(broke, room < whole.len());
+            if broke {
+                let from = medium.go_on().unwrap().unwrap();
+                medium.write(&plain[usize::try_from(from).unwrap()..]).unwrap();
+                medium.settle().unwrap();
+            }
+            Box::new(medium).finish().unwrap();
+            assert!(
+                *kept.lock().unwrap() == whole,
+                "{len} bytes, broken at {room}, gone on with at {durable}"
+            );
+        }
+    }
+}
+
+#[test]
+fn another_process_goes_on_with_an_envelope_that_was_kept_in_memory() {
+    let lab = Lab::new();
+    let memory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let folder = memory.path().join("a/keys");
+    let (archive, plain) = (uuid::Uuid::new_v4(), noise(3 * PLAIN));
+    assert!(KeptEnvelope::of(&folder, archive).read().unwrap().is_none());
+    let envelope = lab.envelope();
+    let mut kept = KeptEnvelope::keep(&folder, archive, &envelope).unwrap();
+    kept.leave();
+    drop(kept);
+    assert!(KeptEnvelope::of(&folder, uuid::Uuid::new_v4()).read().unwrap().is_none());
+    let kept = KeptEnvelope::of(&folder, archive);
+    let found = kept.read().unwrap().unwrap();
+    assert_eq!(sealed_with(&found, &plain), sealed_with(&envelope, &plain));
+    let file = folder.join(format!("{archive}.key"));
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o7777, 0o600);
+    assert!(!format!("{found:?}{kept:?}").contains("key:"));
+    drop(kept);
+    assert!(!file.exists());
+    // Neither on a disk, nor where others look, nor what is none.
+    let disk = tempfile::tempdir_in("/var/tmp").unwrap();
+    let refused = KeptEnvelope::keep(disk.path(), archive, &envelope).unwrap_err().to_string();
+    assert!(refused.contains("it is not in memory"), "{refused}");
+    std::fs::write(&file, b"virtfold key 1").unwrap();
+    let mut left = KeptEnvelope::of(&folder, archive);
+    left.leave();
+    assert_eq!(left.read().unwrap_err().kind(), ErrorKind::Damaged);
+    std::fs::set_permissions(&folder, PermissionsExt::from_mode(0o755)).unwrap();
+    let refused = left.read().unwrap_err().to_string();
+    assert!(refused.contains("others could use it"), "{refused}");
 }
 
 fn key_file(folder: &Path, text: &[u8], mode: u32) -> PathBuf {
@@ -449,6 +564,8 @@ fn recipients_are_public_keys_and_secret_ones_are_not_repeated() {
     // As many as there may be fit into the header that readers take.
     let most = Recipients::gather(&many[..256], None).unwrap().unwrap();
     let kept = Arc::new(Mutex::new(Vec::new()));
-    let medium = Encrypting::begin(Box::new(Memory(Arc::clone(&kept), 64 << 10)), &most).unwrap();
+    let medium =
+        Encrypting::begin(Box::new(Memory(Arc::clone(&kept), 64 << 10)), &Envelope::new(&most).unwrap())
+            .unwrap();
     Box::new(medium).finish().unwrap();
 }

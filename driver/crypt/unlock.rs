@@ -19,7 +19,7 @@ const ARMOR: &[u8] = b"-----BEGIN AGE ENCRYPTED FILE-----";
 /// First bytes that tell.
 pub(super) const PROBE: usize = 34;
 /// The longest header that is read, bytes. The parser begins anew with each line, so this bounds its time, too.
-const MAX_HEADER: u64 = 64 << 10;
+pub(super) const MAX_HEADER: usize = 64 << 10;
 
 /// What the first bytes say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,7 +101,7 @@ impl<R: Read> Read for Gate<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let mut room = buf.len();
         if !self.state.open.load(Ordering::Relaxed) {
-            let left = MAX_HEADER.saturating_sub(self.state.read.load(Ordering::Relaxed));
+            let left = (MAX_HEADER as u64).saturating_sub(self.state.read.load(Ordering::Relaxed));
             room = room.min(usize::try_from(left).unwrap_or(usize::MAX));
             if room == 0 {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "it is longer than 64 KiB"));

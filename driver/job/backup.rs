@@ -20,14 +20,14 @@ pub use self::reports::{BackupReport, CopyReport, DiskReport};
 use self::stream::stream;
 use super::Control;
 use super::disks::{DiskSet, FoldedDisk};
-use super::resume::{Begun, Candidate, Keep, Log, Record, SavedRows, Start};
+use super::resume::{Begun, Candidate, Keep, Record, SavedRows, Start};
 use crate::archive::layout::{self, Kind};
 use crate::archive::manifest::{
     self, Backing, CompressionNote, Disk, Freeze, Manifest, Qcow2, Source, Subject,
 };
 use crate::archive::stream::{Cancel, Compression};
 use crate::archive::writer::{Attachment, Contents, DiskTables, Rows, Runs, Sealed};
-use crate::crypt::{self, Encrypting, Recipients};
+use crate::crypt::{self, Encrypting, Envelope, Recipients};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::image::{self, DiskImage, Format, OpenOptions, Use};
 use crate::medium::{self, Copies, Label, Location, Medium, RateLimit, RateLimited, name_part};
@@ -202,44 +202,57 @@ pub fn write_kept(
 ) -> Result<Written> {
     let started = Instant::now();
     let Material { subject, freeze, attachments, disks } = material;
-    // The bytes of an encrypted archive can't be made again.
-    let keep = keep.filter(|keep| manner.encrypt_to.is_none() && keep.is_possible());
+    let keep = keep.filter(|keep| keep.is_possible());
     let disks = fold_all(disks, manner, control)?;
     let head = head((subject, freeze), manner, &disks)?;
     let label = medium_label(&head, manner, &attachments)?;
-    let candidate = Candidate { head: &head, attachments: &attachments, disks: &disks, label: &label };
+    let recipients = manner.encrypt_to.as_ref();
+    let candidate =
+        Candidate { head: &head, attachments: &attachments, disks: &disks, label: &label, recipients };
     let tables: Vec<&dyn DiskTables> = disks.0.iter().map(|disk| disk as &dyn DiskTables).collect();
     let start = keep.map(|keep| keep.start(&candidate, &control.cancel)).transpose()?;
-    let begun = match (start, keep) {
-        (Some(Start::GoOn(gone_on)), _) => *gone_on,
-        (Some(Start::Anew(origin)), Some(keep)) => {
+    let begun = match start {
+        Some(Start::GoOn(gone_on)) => *gone_on,
+        start => {
             let mut medium = open(&label, &control.cancel)?;
-            let (record, log) =
-                keep.begin(origin.as_deref(), (&head, &attachments, &tables), medium.as_mut());
-            Begun { record, head, attachments, medium, rows: Vec::new(), log, at: None }
-        }
-        _ => {
-            let medium = open(&label, &control.cancel)?;
-            let log = Log::default();
-            Begun { record: None, head, attachments, medium, rows: Vec::new(), log, at: None }
+            let envelope = recipients.map(Envelope::new).transpose()?;
+            let (record, log) = match (start, keep) {
+                (Some(Start::Anew(origin)), Some(keep)) => keep.begin(
+                    (origin.as_deref(), envelope.as_ref()),
+                    (&head, &attachments, &tables),
+                    medium.as_mut(),
+                ),
+                _ => Default::default(),
+            };
+            Begun { record, head, attachments, medium, envelope, rows: Vec::new(), log, at: None }
         }
     };
-    let Begun { record, head, attachments, mut medium, rows, log, at } = begun;
-    if let Some(limit) = manner.limit_rate {
-        medium = Box::new(RateLimited::new(medium, limit));
-    }
-    if let Some(recipients) = &manner.encrypt_to {
-        medium = Box::new(Encrypting::begin(medium, recipients)?);
-    }
+    let Begun { record, head, attachments, medium, envelope, rows, log, at } = begun;
+    let (mut medium, reached) = outward(medium, manner, (envelope.as_ref(), at))?;
     let as_begun: Vec<AsBegun<'_>> =
         rows.iter().zip(&tables).map(|(rows, now)| AsBegun { rows, now: *now }).collect();
     let as_begun = as_begun.iter().map(|disk| disk as &dyn DiskTables);
     let tables = if rows.is_empty() { tables.clone() } else { as_begun.collect() };
     let contents = Contents { head: &head, attachments: &attachments, disks: tables, data: &disks };
-    let reached = at.unwrap_or_default();
     let sealed = stream(&contents, (manner, control), medium.as_mut(), (log, reached))?;
     let encrypted = manner.encrypt_to.is_some();
-    Ok(Written { medium, head, sealed, encrypted, resumed_at: at, started, _record: record })
+    let resumed_at = at.map(|_| reached);
+    Ok(Written { medium, head, sealed, encrypted, resumed_at, started, _record: record })
+}
+
+/// What the archive goes through on its way to a medium that has so many bytes of it; and the byte of the archive that comes next.
+fn outward(
+    mut medium: Box<dyn Medium>,
+    manner: &Manner,
+    (envelope, at): (Option<&Envelope>, Option<u64>),
+) -> Result<(Box<dyn Medium>, u64)> {
+    let at = at.unwrap_or_default();
+    if let Some(limit) = manner.limit_rate {
+        medium = Box::new(RateLimited::new(medium, limit));
+    }
+    let Some(envelope) = envelope else { return Ok((medium, at)) };
+    let (encrypting, reached) = Encrypting::go_on_with(medium, envelope, at)?;
+    Ok((Box::new(encrypting), reached))
 }
 
 /// The tables of a disk whose archive is gone on with: its rows are those of the beginning.

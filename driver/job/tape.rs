@@ -95,7 +95,23 @@ impl TapeUse {
     /// # Errors
     /// Those of [`TapeMedium::begin`] and of the catalog.
     pub fn begin(&self, name: &str, cancel: &Cancel) -> Result<TapeMedium> {
-        let setup = TapeSetup {
+        TapeMedium::begin(self.setup(cancel)?, name)
+    }
+
+    /// Goes on with the archive `name` behind what another process has committed; or says why that can't be.
+    ///
+    /// # Errors
+    /// Those of [`TapeMedium::go_on_with`] and of the catalog.
+    pub fn go_on_with(
+        &self,
+        name: &str,
+        cancel: &Cancel,
+    ) -> Result<std::result::Result<(TapeMedium, u64), String>> {
+        TapeMedium::go_on_with(self.setup(cancel)?, name)
+    }
+
+    fn setup(&self, cancel: &Cancel) -> Result<TapeSetup> {
+        Ok(TapeSetup {
             drive: self.drive(),
             changer: self.changer()?,
             ledger: self.memory()?,
@@ -104,8 +120,7 @@ impl TapeUse {
             commit_every: self.commit_every,
             patience: self.patience,
             cancel: Arc::clone(cancel),
-        };
-        TapeMedium::begin(setup, name)
+        })
     }
 
     /// Opens an archive to be read front to back.

@@ -8,7 +8,7 @@
 //! - **What is durable when.** Nothing counts as kept until `finish` has returned; then all of it does, under the name that it says ([`Durable`]). A
 //!   medium that has no such proof says so by its name: `-` vouches for nothing behind the pipe.
 //! - **Finishing is not optional.** A medium that is dropped without it, or whose process dies, leaves nothing that looks like a whole archive: no
-//!   file or object under its final name, on a pipe no end record. What it leaves under other names says what it is, and `list` shows it as unfinished.
+//!   file or object under its final name, on a pipe not the last 8 KiB, where the end record is. What it leaves under other names says what it is, and `list` shows it as unfinished.
 //! - **Nothing is replaced.** Where archives have names, one that is there already, or appears meanwhile, is an error
 //!   ([`ErrorKind::Exists`]), and stays as it is.
 //! - **What may be retried.** By the caller no call: what can be repeated without risk the medium repeats itself, out of the bytes that it keeps until they are
@@ -209,7 +209,8 @@ pub fn reopen(location: &Location, label: &Label, cancel: &Cancel, remains: &Rem
     match location {
         Location::Path(directory) => FileMedium::reopen(&directory.join(&label.name), remains),
         Location::Object(place) => object::reopen(place, label, cancel, remains),
-        Location::Pipe | Location::Tape(_) => Ok(Reopened::Gone("its medium has but one way".to_owned())),
+        Location::Pipe => Ok(Reopened::Gone("a pipe is gone with its process".to_owned())),
+        Location::Tape(_) => Ok(Reopened::Gone("a tape needs its drive and its catalog".to_owned())),
     }
 }
 

@@ -12,19 +12,25 @@ use super::{Durable, Medium};
 use crate::archive::stream::{Cancel, Sink};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 
+/// Bytes at the end of an archive that go out when it is finished: the end record, its header and the end of the tar are among them (5632 bytes), or the
+/// seek table, or the last piece's authenticator. So whoever reads the pipe has no whole archive before it is vouched for.
+const HELD: usize = 8 << 10;
+
 /// An archive on its way down a pipe. Finishing it says that every byte was taken, not that it was kept: only
 /// the reader knows, by the archive's end record.
 #[derive(Debug)]
 pub struct PipeMedium {
     out: File,
     name: &'static str,
+    /// The last bytes so far, [`HELD`] of them where there are as many.
+    held: Vec<u8>,
     written: u64,
 }
 
 impl PipeMedium {
     /// Takes the writing end of a pipe or socket.
     pub fn new(out: OwnedFd) -> Self {
-        Self { out: File::from(out), name: "the pipe", written: 0 }
+        Self { out: File::from(out), name: "the pipe", held: Vec::new(), written: 0 }
     }
 
     /// Takes standard output.
@@ -51,20 +57,40 @@ impl PipeMedium {
             .with_hint("pipe it somewhere, or say --to DIR"));
         }
         let out = stdout.as_fd().try_clone_to_owned().at(|| "cannot write to standard output".to_owned())?;
-        Ok(Self { out: File::from(out), name: "standard output", written: 0 })
+        Ok(Self { out: File::from(out), name: "standard output", held: Vec::new(), written: 0 })
     }
-}
 
-impl Sink for PipeMedium {
-    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+    fn put(&mut self, bytes: &[u8]) -> Result<()> {
         self.out.write_all(bytes).at(|| format!("cannot write to {}", self.name))?;
         self.written += bytes.len() as u64;
         Ok(())
     }
 }
 
+impl Sink for PipeMedium {
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        let mut held = std::mem::take(&mut self.held);
+        if bytes.len() < HELD {
+            held.extend_from_slice(bytes);
+            let ready = held.len().saturating_sub(HELD);
+            self.put(held.get(..ready).unwrap_or_default())?;
+            held.drain(..ready);
+        } else {
+            let (now, later) = bytes.split_at(bytes.len() - HELD);
+            self.put(&held)?;
+            self.put(now)?;
+            held.clear();
+            held.extend_from_slice(later);
+        }
+        self.held = held;
+        Ok(())
+    }
+}
+
 impl Medium for PipeMedium {
-    fn finish(self: Box<Self>) -> Result<Durable> {
+    fn finish(mut self: Box<Self>) -> Result<Durable> {
+        let held = std::mem::take(&mut self.held);
+        self.put(&held)?;
         // Where standard output is a file, this is worth something; pipes and sockets answer EINVAL.
         match self.out.sync_all() {
             Err(error) if error.kind() != std::io::ErrorKind::InvalidInput => {

@@ -157,6 +157,8 @@ pub(crate) fn virtfold<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Co
         command.env_remove(setting);
     }
     command.env("VIRTFOLD_STATE_DIR", concat!(env!("CARGO_TARGET_TMPDIR"), "/state"));
+    // In memory, as keys must be.
+    command.env("VIRTFOLD_KEYS", "/dev/shm/virtfold-tests/keys");
     command
 }
 

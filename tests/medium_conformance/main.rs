@@ -92,8 +92,10 @@ fn dropped_without_finish_nothing_is_there(rig: &mut dyn Rig) {
         let mut medium = rig.open("dropped.tar").unwrap();
         write_all(medium.as_mut(), pieces);
         drop(medium);
-        // A pipe gives away what went down it; that there is no end record, the archive itself says.
-        let left = if rig.has_names() { Kept::Nothing } else { Kept::Bytes(pieces.concat()) };
+        // A pipe gives away what went down it, but for the last bytes: where an end record may be.
+        let mut went = pieces.concat();
+        went.truncate(went.len().saturating_sub(8 << 10));
+        let left = if rig.has_names() { Kept::Nothing } else { Kept::Bytes(went) };
         assert!(rig.kept("dropped.tar") == left, "after {count} writes");
         assert_eq!(rig.leftovers(&["a.tar", "empty.tar"]), [""; 0], "after {count} writes");
     }
@@ -265,5 +267,5 @@ fn a_pipe_without_a_reader_is_an_error_and_no_signal() {
     let (far, near) = std::io::pipe().unwrap();
     let mut medium = PipeMedium::new(OwnedFd::from(near));
     drop(far);
-    assert_eq!(medium.write(&[0; 100]).unwrap_err().kind(), ErrorKind::Io);
+    assert_eq!(medium.write(&[0; 10_000]).unwrap_err().kind(), ErrorKind::Io);
 }

@@ -219,6 +219,42 @@ fn a_killed_run_costs_that_archive_alone() {
     }
 }
 
+/// The next run goes on behind what the killed one had committed, on the same volume or on another one, and the archive is the same.
+#[test]
+fn a_killed_run_is_gone_on_with_by_the_next_one() {
+    let mut bench = Bench::new(2, 256);
+    (0..2).rev().for_each(|slot| bench.label(slot));
+    let large = bench.image("large.raw", 48);
+    let change = bench.change();
+    for next in [0, 1] {
+        let before = bench.unit(|unit| unit.writes);
+        let args = ["backup", "--image", large.text(), "--format", "raw", "--to", TAPE];
+        let more = ["--compress", "none", "--tape-commit-every", "4MiB", "--limit-rate", "6MiB"];
+        let running = bench.start(&[args.as_slice(), &more, &["--tape-buffer", "1MiB"]].concat());
+        // Two parts and a bit: 256 KiB a block, a begin and an end each.
+        crate::common::run::wait_until("parts on the tape", std::time::Duration::from_secs(60), || {
+            bench.unit(|unit| unit.writes) > before + 50
+        });
+        bench.sh("for p in /proc/[0-9]*; do read -r c < $p/comm; [ \"$c\" != virtfold ] || kill -KILL ${p#/proc/}; done").ok();
+        running.wait();
+        let left = bench.objects(0);
+        bench.unit(|unit| unit.insert(next));
+        let done = bench.backup(&large, &["--compress", "none", "--tape-commit-every", "4MiB"]).ok();
+        assert!(done.stderr.contains("going on with"), "{done}");
+        let at = done.text().split("gone on with at ").nth(1).unwrap_or_else(|| panic!("{done}"));
+        assert!(at.starts_with("8.0 MiB") || at.starts_with("12.0 MiB"), "{done}");
+        assert_eq!(bench.objects(0)[..left.len()], left, "nothing that was on the tape was overwritten");
+        let archive = name_of(&done);
+        bench.unit(|unit| unit.insert(0));
+        bench.assert_restores(&archive, &large, &[&change]);
+        // By what the tapes say alone.
+        let nobody = bench.scratch.join("empty");
+        bench.unit(|unit| unit.insert(next));
+        bench.assert_restores(&archive, &large, &[&change, "--state-dir", text(&nobody)]);
+        bench.unit(|unit| unit.insert(0));
+    }
+}
+
 /// At a terminal a person is asked, and asked again where there is no tape, or the wrong one.
 #[test]
 fn a_person_at_the_terminal_changes_volumes() {

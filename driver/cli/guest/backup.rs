@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use virtfold::catalog::Catalog;
+use virtfold::crypt::KeptEnvelope;
 use virtfold::error::{Error, ErrorKind};
 use virtfold::guest::host::LocalFiles;
 use virtfold::job::attachments::LibvirtPlaces;
 use virtfold::job::domain::{DomainReport, DomainRequest, backup_domain_to};
 use virtfold::job::guest::{Host, Pace};
 use virtfold::job::plan::Wishes;
-use virtfold::job::resume::Keep;
+use virtfold::job::resume::{Keep, Reopen};
 use virtfold::job::{Control, Progress};
 use virtfold::metrics::{self, Labels, Measure};
 
@@ -42,7 +43,9 @@ pub(super) fn run(
         pace: Pace { pause_budget: wishes.pause_budget, ..Pace::default() },
     };
     let guards = &virtfold_hooks::guard::usual_path();
-    let keep = Keep { state_dir: &wishes.state_dir, places: job.media.places(), job: None, wish: job.wish };
+    let (state_dir, key_dir) = (&wishes.state_dir, &KeptEnvelope::usual_directory());
+    let reopen: Reopen<'_> = &|place, label, cancel, remains| job.media.reopen(place, label, cancel, remains);
+    let keep = Keep { state_dir, key_dir, places: job.media.places(), job: None, wish: job.wish, reopen };
     let manner = job.manner.clone();
     let request = DomainRequest { domain: job.domain, wishes, manner, places, keep: Some(keep), guards };
     let out = stdout_of(job.media.places());

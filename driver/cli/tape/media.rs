@@ -7,7 +7,7 @@ use virtfold::error::{Error, Result};
 use virtfold::job::backup::BackupReport;
 use virtfold::job::tape::TapeUse;
 use virtfold::medium::tape::TapeReport;
-use virtfold::medium::{self, Copies, Label, Location, Medium};
+use virtfold::medium::{self, Copies, Label, Location, Medium, Remains, Reopened};
 
 use super::options::WriteArgs;
 
@@ -64,6 +64,29 @@ impl Media {
             let medium = drive.begin(&label.name, cancel)?;
             self.reports.lock().unwrap_or_else(PoisonError::into_inner).push(medium.report());
             Ok(Box::new(medium))
+        })
+    }
+
+    /// Goes on with what a dead process has left of an archive at the only place.
+    ///
+    /// # Errors
+    /// Those of [`medium::reopen`] and [`TapeUse::go_on_with`].
+    pub(crate) fn reopen(
+        &self,
+        place: &Location,
+        label: &Label,
+        cancel: &Cancel,
+        remains: &Remains,
+    ) -> Result<Reopened> {
+        let Some((_, drive)) = self.tapes.iter().find(|(tape, _)| tape == place) else {
+            return medium::reopen(place, label, cancel, remains);
+        };
+        Ok(match drive.go_on_with(&label.name, cancel)? {
+            Ok((medium, at)) => {
+                self.reports.lock().unwrap_or_else(PoisonError::into_inner).push(medium.report());
+                Reopened::At(Box::new(medium), at)
+            }
+            Err(why) => Reopened::Gone(why),
         })
     }
 

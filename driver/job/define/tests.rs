@@ -7,7 +7,7 @@ use age::secrecy::ExposeSecret;
 use super::*;
 use crate::archive::stream::Sink;
 use crate::catalog::{Catalog, Job, JobState, Kind};
-use crate::crypt::{Encrypting, Recipients};
+use crate::crypt::{Encrypting, Envelope, Recipients};
 use crate::error::{Error, ErrorKind};
 use crate::guest::simulated::{Fate, Operation, Point, When};
 use crate::guest::{Activity, Persistence, Run, Start};
@@ -77,7 +77,7 @@ fn a_guest_comes_out_of_an_encrypted_archive_with_its_key_alone() {
     let recipients = Recipients::gather(&[key.to_public().to_string()], None).unwrap().unwrap();
     let sealed = lab.at("web.tar.age");
     let file = Box::new(FileMedium::create(&sealed).unwrap());
-    let mut medium = Box::new(Encrypting::begin(file, &recipients).unwrap());
+    let mut medium = Box::new(Encrypting::begin(file, &Envelope::new(&recipients).unwrap()).unwrap());
     medium.write(&std::fs::read(lab.at("web.tar")).unwrap()).unwrap();
     medium.finish().unwrap();
     let mut request = DefineRequest { archive: sealed.into(), ..lab.request() };

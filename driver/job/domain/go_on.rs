@@ -29,11 +29,7 @@ pub(super) fn go_on(
     control: &Control,
     domain: DomainId,
 ) -> Result<Option<WentOn>> {
-    let Some(keep) =
-        request.keep.filter(|keep| keep.wish == Wish::GoOn && request.manner.encrypt_to.is_none())
-    else {
-        return Ok(None);
-    };
+    let Some(keep) = request.keep.filter(|keep| keep.wish == Wish::GoOn) else { return Ok(None) };
     let Some(job) = broken_off(host, domain)? else { return Ok(None) };
     let keep = Keep { job: Some(job.id), wish: Wish::Insist, ..keep };
     let Some(known) = resume::of_job(&keep)? else { return Ok(None) };

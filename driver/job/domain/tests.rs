@@ -14,7 +14,7 @@ use crate::guest::simulated::{Fate, Operation, Simulated, When};
 use crate::guest::{Hypervisor, Start, is_our_overlay};
 use crate::job::guest::{Pace, Sentry, StartGuard};
 use crate::job::inspect;
-use crate::medium::{FileMedium, Notes};
+use crate::medium::{self, FileMedium, Notes};
 use crate::table::Layout;
 
 /// A guard that only says that it is there.
@@ -98,7 +98,9 @@ impl Lab {
     fn backup_to(&self, open: impl FnOnce(&Path) -> Result<Box<dyn Medium>>) -> Result<DomainReport> {
         let place = [Location::Path(self.folder.path().join("archives"))];
         let state_dir = &self.wishes.state_dir;
-        let keep = Some(Keep { state_dir, places: &place, job: None, wish: resume::Wish::GoOn });
+        let (key_dir, wish) = (Path::new("/dev/shm"), resume::Wish::GoOn);
+        let keep =
+            Some(Keep { state_dir, key_dir, places: &place, job: None, wish, reopen: &medium::reopen });
         let manner = Manner {
             compression: Compression::None,
             encrypt_to: None,

@@ -9,10 +9,12 @@
 //! Invariants: nobody goes on with the archive of a process that lives (it holds a lock on its record); each entry of a record is true by itself, so what is
 //! lost of a record costs work and nothing else; whatever is not proven to be the same starts anew.
 //!
-//! One medium at a time: several copies, pipes and tapes are not gone on with by another process, nor are encrypted archives, whose bytes nobody can make
-//! again, nor block devices as sources, which don't tell when they were written to.
+//! An encrypted archive needs its key, which lies in memory apart from the record ([`crate::crypt::KeptEnvelope`]): where the host was restarted, it starts anew.
 //!
-//! Imports: `error`, `archive`, `medium`, and of `job` `disks`.
+//! One medium at a time: several copies and pipes are not gone on with by another process, nor are block devices as sources, which don't tell when they
+//! were written to. What a tape has of an archive the catalog knows, and no mark is kept of it.
+//!
+//! Imports: `error`, `archive`, `crypt`, `medium`, and of `job` `disks`.
 
 mod origin;
 mod record;
@@ -20,6 +22,7 @@ mod rows;
 #[cfg(test)]
 mod tests;
 
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -35,8 +38,9 @@ use super::disks::DiskSet;
 use crate::archive::manifest::Manifest;
 use crate::archive::stream::Cancel;
 use crate::archive::writer::Attachment;
+use crate::crypt::{Envelope, Recipients};
 use crate::error::{Error, ErrorKind, Result, sentence};
-use crate::medium::{self, Label, Location, Medium, Notes, Reopened};
+use crate::medium::{self, Label, Location, Medium, Notes, Remains, Reopened};
 use crate::units::Human;
 
 /// What is done with a record that is there.
@@ -50,17 +54,30 @@ pub enum Wish {
     Anew,
 }
 
+/// Opens again what a dead process has left at a place: [`medium::reopen`], or what knows a tape's drive, too.
+pub type Reopen<'a> = &'a dyn Fn(&Location, &Label, &Cancel, &Remains) -> Result<Reopened>;
+
 /// Where a backup keeps its record.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Keep<'a> {
     /// The state directory.
     pub state_dir: &'a Path,
+    /// Where keys of encrypted archives are kept: a directory in memory.
+    pub key_dir: &'a Path,
     /// Where the archive goes.
     pub places: &'a [Location],
     /// The job in the journal that has the disks frozen.
     pub job: Option<Uuid>,
     /// What is done with a record that is there.
     pub wish: Wish,
+    /// Opens the place again.
+    pub reopen: Reopen<'a>,
+}
+
+impl fmt::Debug for Keep<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Keep({:?} in '{}')", self.wish, self.state_dir.display())
+    }
 }
 
 /// What an archive is going to be made of.
@@ -69,6 +86,8 @@ pub(super) struct Candidate<'a> {
     pub(super) attachments: &'a [Attachment],
     pub(super) disks: &'a DiskSet,
     pub(super) label: &'a Label,
+    /// Whom it is encrypted to.
+    pub(super) recipients: Option<&'a Recipients>,
 }
 
 /// An archive that is begun or gone on with.
@@ -77,6 +96,8 @@ pub(super) struct Begun {
     pub(super) head: Manifest,
     pub(super) attachments: Vec<Attachment>,
     pub(super) medium: Box<dyn Medium>,
+    /// The head and the key of one that is encrypted.
+    pub(super) envelope: Option<Envelope>,
     /// The rows of the disks' allocation tables, where it is gone on with.
     pub(super) rows: Vec<SavedRows>,
     pub(super) log: Log,
@@ -106,7 +127,8 @@ impl Keep<'_> {
     /// The place, where it is one that another process can go on with.
     fn place(&self) -> Option<&Location> {
         match self.places {
-            [place @ (Location::Path(_) | Location::Object(_))] => Some(place),
+            [Location::Pipe] => None,
+            [place] => Some(place),
             _ => None,
         }
     }
@@ -119,7 +141,7 @@ impl Keep<'_> {
     /// Whether the archive goes on, and if so, where.
     pub(super) fn start(&self, candidate: &Candidate<'_>, cancel: &Cancel) -> Result<Start> {
         let origin = match self.place() {
-            Some(place) => Origin::of(candidate, place, self.job)?,
+            Some(place) => Origin::of(candidate, place, self)?,
             None => None,
         };
         let Some(origin) = origin else {
@@ -160,12 +182,13 @@ impl Keep<'_> {
             Wish::Anew => Some("that is wished".to_owned()),
             Wish::GoOn | Wish::Insist => saved.origin.difference(origin),
         };
-        let reopened = match why_not {
-            Some(why) => Reopened::Gone(why),
-            None => {
+        let envelope = why_not.map_or_else(|| envelope_of(&saved), Err);
+        let reopened = match &envelope {
+            Err(why) => Reopened::Gone(why.clone()),
+            Ok(_) => {
                 let label = Label { name: name.clone(), id: saved.head.archive, ..candidate.label.clone() };
                 let place = self.place().ok_or_else(unplaced)?;
-                let reopened = medium::reopen(place, &label, cancel, &saved.remains);
+                let reopened = (self.reopen)(place, &label, cancel, &saved.remains);
                 // What can't be looked at now may be gone on with later.
                 reopened.inspect_err(|_| saved.record.keep_it())?
             }
@@ -174,8 +197,10 @@ impl Keep<'_> {
             Reopened::At(mut medium, at) => {
                 tracing::warn!("going on with '{name}' at {}", Human(at));
                 let Saved { record, head, attachments, rows, log, .. } = saved;
+                let envelope = envelope.ok().flatten();
                 medium.keep(Arc::clone(&record.notes) as Arc<dyn Notes>);
-                Ok(Some(Begun { head, attachments, medium, rows, log, at: Some(at), record: Some(record) }))
+                let (at, record) = (Some(at), Some(record));
+                Ok(Some(Begun { head, attachments, medium, envelope, rows, log, at, record }))
             }
             Reopened::Gone(why) => {
                 tracing::warn!("'{name}' was broken off and is not gone on with: {why}");
@@ -188,12 +213,19 @@ impl Keep<'_> {
     /// Begins the record of an archive. Where it can't be kept the archive is made all the same.
     pub(super) fn begin(
         &self,
-        origin: Option<&Origin>,
+        (origin, envelope): (Option<&Origin>, Option<&Envelope>),
         parts: Parts<'_>,
         medium: &mut dyn Medium,
     ) -> (Option<Record>, Log) {
         let Some(origin) = origin else { return Default::default() };
-        match record::begin(self.state_dir, origin, parts) {
+        let begun = record::begin(self.state_dir, origin, parts).and_then(|(mut record, log)| {
+            // Behind the record: a key that no record knows would stay.
+            if let Some(envelope) = envelope {
+                record.hold(self.key_dir, origin.archive, envelope)?;
+            }
+            Ok((record, log))
+        });
+        match begun {
             Ok((record, log)) if medium.keep(Arc::clone(&record.notes) as Arc<dyn Notes>) => {
                 (Some(record), log)
             }
@@ -203,6 +235,15 @@ impl Keep<'_> {
                 Default::default()
             }
         }
+    }
+}
+
+/// The head and the key of an archive that is encrypted; why they can't be had.
+fn envelope_of(saved: &Saved) -> std::result::Result<Option<Envelope>, String> {
+    match saved.record.envelope() {
+        Ok(None) if saved.origin.keys.is_some() => Err("its key was in memory alone, and is gone".to_owned()),
+        Ok(envelope) => Ok(envelope),
+        Err(error) => Err(sentence(&error)),
     }
 }
 

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::Candidate;
+use super::{Candidate, Keep};
 use crate::archive::layout;
-use crate::archive::manifest::{Disk, Manifest};
+use crate::archive::manifest::Disk;
 use crate::archive::stream::Digest;
 use crate::archive::writer::{Attachment, DiskTables};
+use crate::crypt::{KeptEnvelope, Recipients};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::job::disks::DiskSet;
 use crate::medium::Location;
@@ -34,6 +35,9 @@ pub struct Origin {
     pub(super) place: String,
     /// The job that has its disks frozen.
     pub(super) job: Option<Uuid>,
+    /// Where its key is kept, where it is encrypted.
+    #[serde(default)]
+    pub(super) keys: Option<PathBuf>,
     /// The digest of its head.
     pub(super) head: Digest,
     /// The members beside the disks: name, length, digest.
@@ -49,6 +53,9 @@ pub(super) struct Facts {
     /// The name of the domain or set, and whether it is a domain.
     subject: (String, bool),
     compression: String,
+    /// Whom the archive is encrypted to; empty where it is not.
+    #[serde(default)]
+    encrypted_to: Vec<String>,
     disks: Vec<Disk>,
     files: Vec<FileMark>,
     /// Of all runs of all disks.
@@ -86,7 +93,8 @@ impl FileMark {
 }
 
 impl Facts {
-    fn of(head: &Manifest, disks: &DiskSet) -> Result<Option<Self>> {
+    fn of(candidate: &Candidate<'_>) -> Result<Option<Self>> {
+        let Candidate { head, disks, .. } = *candidate;
         let mut files = Vec::new();
         for (path, _) in disks.0.iter().flat_map(|disk| disk.image.host_files()) {
             match FileMark::of(path)? {
@@ -102,6 +110,7 @@ impl Facts {
             tool: head.tool.clone(),
             subject,
             compression: format!("{:?}", head.compression),
+            encrypted_to: candidate.recipients.map(Recipients::names).unwrap_or_default(),
             // What is allocated below whole blocks is what the file system says of holes, which it says in one way now and in another then.
             disks: head.disks.iter().map(|disk| Disk { allocated: 0, ..disk.clone() }).collect(),
             files,
@@ -132,9 +141,9 @@ fn runs(disks: &DiskSet) -> Result<Digest> {
 
 impl Origin {
     /// The origin of an archive that goes to `place`; `None` where its sources don't tell whether they have changed.
-    pub(super) fn of(candidate: &Candidate<'_>, place: &Location, job: Option<Uuid>) -> Result<Option<Self>> {
-        let Candidate { head, attachments, disks, label } = *candidate;
-        let Some(facts) = Facts::of(head, disks)? else { return Ok(None) };
+    pub(super) fn of(candidate: &Candidate<'_>, place: &Location, keep: &Keep<'_>) -> Result<Option<Self>> {
+        let Candidate { head, attachments, label, .. } = *candidate;
+        let Some(facts) = Facts::of(candidate)? else { return Ok(None) };
         let member =
             |file: &Attachment| (file.name.clone(), file.content.len() as u64, Digest::of(&file.content));
         Ok(Some(Self {
@@ -142,7 +151,8 @@ impl Origin {
             archive: head.archive,
             name: label.name.clone(),
             place: Facts::place(place)?,
-            job,
+            job: keep.job,
+            keys: candidate.recipients.map(|_| keep.key_dir.to_owned()),
             head: Digest::of(&head.encode()?),
             members: attachments.iter().map(member).collect(),
             facts,
@@ -186,6 +196,11 @@ impl Origin {
         self.place == other.place && self.facts.subject == other.facts.subject && paths(self) == paths(other)
     }
 
+    /// The key of its archive, where that is encrypted.
+    pub(super) fn key(&self) -> Option<KeptEnvelope> {
+        self.keys.as_ref().map(|directory| KeptEnvelope::of(directory, self.archive))
+    }
+
     /// Why the archive of this origin can't be gone on with by somebody who would make `now`.
     pub(super) fn difference(&self, now: &Self) -> Option<String> {
         let (then, now, other) = (&self.facts, &now.facts, now);
@@ -197,6 +212,9 @@ impl Origin {
         }
         if then.compression != now.compression {
             return Some("it is compressed in another way".to_owned());
+        }
+        if then.encrypted_to != now.encrypted_to {
+            return Some("it is encrypted to others".to_owned());
         }
         for (then, now) in then.files.iter().zip(&now.files) {
             if then != now {

@@ -7,6 +7,8 @@
 //! - `chunks`: one entry of 44 bytes for each chunk that was put out, its record and a CRC over that, its number and the archive's id.
 //! - `marks`: what the medium says is durable, a line of JSON each, behind a CRC. The file is locked by the process that writes the archive.
 //!
+//! The key of an encrypted archive is not here: it must not get to a disk ([`KeptEnvelope`]).
+//!
 //! The two logs grow at their ends; what is torn there, or not right, is cut off with all that follows.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
@@ -24,6 +26,7 @@ use super::rows::SavedRows;
 use crate::archive::manifest::{self, Manifest};
 use crate::archive::stream::{ChunkLog, ChunkRecord, Chunks, Digest};
 use crate::archive::writer::{Attachment, DiskTables};
+use crate::crypt::{Envelope, KeptEnvelope};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::medium::{Mark, Notes, Remains};
 
@@ -41,6 +44,8 @@ const SYNC_EVERY: Duration = Duration::from_secs(1);
 pub(crate) struct Record {
     directory: PathBuf,
     pub(super) notes: Arc<MarkFile>,
+    /// The key of an encrypted archive.
+    key: Option<KeptEnvelope>,
     is_kept: bool,
 }
 
@@ -49,11 +54,23 @@ impl Record {
     pub(super) fn keep_it(&mut self) {
         self.is_kept = true;
     }
+
+    /// Keeps the key of its archive, which goes and stays with it.
+    pub(super) fn hold(&mut self, keys: &Path, archive: Uuid, envelope: &Envelope) -> Result<()> {
+        self.key = Some(KeptEnvelope::keep(keys, archive, envelope)?);
+        Ok(())
+    }
+
+    /// The key of its archive; `None` where there is none.
+    pub(super) fn envelope(&self) -> Result<Option<Envelope>> {
+        self.key.as_ref().map(KeptEnvelope::read).transpose().map(Option::flatten)
+    }
 }
 
 impl Drop for Record {
     fn drop(&mut self) {
         if self.is_kept || self.notes.left.load(Ordering::Relaxed) {
+            self.key.iter_mut().for_each(KeptEnvelope::leave);
             return;
         }
         if let Err(error) = fs::remove_dir_all(&self.directory) {
@@ -231,7 +248,7 @@ pub(super) fn begin(
     };
     fs::rename(&fresh, &directory).at(cannot)?;
     File::open(&folder).and_then(|folder| folder.sync_all()).at(cannot)?;
-    let record = Record { directory, notes: MarkFile::new(marks), is_kept: false };
+    let record = Record { directory, notes: MarkFile::new(marks), key: None, is_kept: false };
     Ok((record, Log::to(chunks, origin.archive)))
 }
 
@@ -339,7 +356,13 @@ impl Found {
             return Ok(None);
         }
         let (directory, origin) = (self.directory.clone(), self.origin.clone());
-        self.load(marks).map(Some).or_else(|error| {
+        // Goes with the record.
+        let mut key = origin.key();
+        let loaded = self.load(marks);
+        if loaded.is_ok() {
+            key.iter_mut().for_each(KeptEnvelope::leave);
+        }
+        loaded.map(Some).or_else(|error| {
             tracing::warn!(
                 "the record of '{}' can't be used: {}",
                 origin.name,
@@ -378,7 +401,7 @@ impl Found {
         let (chunks, right) = read_chunks(origin.archive, BufReader::new(&file))?;
         cut(&mut file, right).at(cannot)?;
         let log = Log { chunks, file: Some((file, origin.archive)) };
-        let record = Record { directory, notes: MarkFile::new(marks), is_kept: false };
+        let record = Record { directory, notes: MarkFile::new(marks), key: origin.key(), is_kept: false };
         Ok(Saved { record, origin, head, attachments, rows, log, remains })
     }
 }

@@ -19,7 +19,10 @@ fn chunk(number: u32) -> ChunkRecord {
 /// An image, a place for archives, and the state directory.
 struct Lab {
     folder: tempfile::TempDir,
+    keys: std::path::PathBuf,
+    memory: tempfile::TempDir,
     place: [Location; 1],
+    encrypt_to: Option<Recipients>,
 }
 
 impl Lab {
@@ -29,11 +32,14 @@ impl Lab {
         (0..3_u8).for_each(|n| image.write_all(&vec![n + 1; 1 << 20]).unwrap());
         std::fs::create_dir(folder.path().join("archives")).unwrap();
         let place = [Location::Path(folder.path().join("archives"))];
-        Self { folder, place }
+        let memory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let keys = memory.path().join("keys");
+        Self { folder, keys, memory, place, encrypt_to: None }
     }
 
     fn keep(&self, wish: Wish) -> Keep<'_> {
-        Keep { state_dir: self.folder.path(), places: &self.place, job: None, wish }
+        let (state_dir, key_dir) = (self.folder.path(), self.keys.as_path());
+        Keep { state_dir, key_dir, places: &self.place, job: None, wish, reopen: &medium::reopen }
     }
 
     fn records(&self) -> Vec<std::path::PathBuf> {
@@ -52,7 +58,7 @@ impl Lab {
         };
         let manner = Manner {
             compression: Compression::None,
-            encrypt_to: None,
+            encrypt_to: self.encrypt_to.clone(),
             layout: Layout::Compact,
             block_size: None,
             limit_rate: None,
@@ -81,12 +87,22 @@ impl Lab {
         let done = self.backup(Wish::Anew, || {
             record = self.records().remove(0);
             link(&record, &aside.join("record"));
+            if self.encrypt_to.is_some() {
+                link(&self.keys, &self.memory.path().join("aside"));
+            }
             link(&root.join("archives"), &aside.join("archives"));
         });
         std::fs::remove_file(done.unwrap().archive).unwrap();
         link(&aside.join("record"), &record);
         link(&aside.join("archives"), &root.join("archives"));
+        if self.encrypt_to.is_some() {
+            link(&self.memory.path().join("aside"), &self.keys);
+        }
         std::fs::remove_dir_all(&aside).unwrap();
+    }
+
+    fn keys(&self) -> usize {
+        std::fs::read_dir(&self.keys).map_or(0, Iterator::count)
     }
 
     fn archives(&self) -> usize {
@@ -134,6 +150,41 @@ fn what_a_record_does_not_prove_is_not_gone_on_with() {
         let report = lab.backup(Wish::GoOn, || {}).unwrap();
         assert_eq!(report.resumed_at, None, "{number}");
     }
+}
+
+#[test]
+fn an_encrypted_archive_is_gone_on_with_by_whoever_has_its_key() {
+    let key = || age::x25519::Identity::generate().to_public().to_string();
+    let to = |keys: &[String]| Recipients::gather(keys, None).unwrap();
+    let (first, second) = (key(), key());
+    let begun = || {
+        let lab = Lab { encrypt_to: to(&[first.clone(), second.clone()]), ..Lab::new() };
+        lab.killed();
+        assert_eq!((lab.records().len(), lab.keys()), (1, 1));
+        lab
+    };
+    let lab = begun();
+    let report = lab.backup(Wish::Insist, || {}).unwrap();
+    assert_eq!(report.resumed_at, Some(0));
+    assert_eq!((lab.records().len(), lab.keys(), lab.archives()), (0, 0, 1));
+    // Another key, another order of the same, none at all; no key that was kept.
+    for (number, others) in [to(&[key()]), to(&[second.clone(), first.clone()]), None].into_iter().enumerate()
+    {
+        let lab = Lab { encrypt_to: others, ..begun() };
+        let error = lab.backup(Wish::Insist, || {}).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InUse, "{number}");
+        assert_eq!((lab.records().len(), lab.keys(), lab.archives()), (0, 0, 0), "{number}");
+    }
+    let lab = begun();
+    let stored = std::fs::read_dir(&lab.keys).unwrap().next().unwrap().unwrap().path();
+    std::fs::remove_file(stored).unwrap();
+    let report = lab.backup(Wish::GoOn, || {}).unwrap();
+    assert_eq!((report.resumed_at, lab.archives()), (None, 1));
+    // A directory on a disk is no place for a key.
+    let disk = tempfile::tempdir_in("/var/tmp").unwrap();
+    let lab =
+        Lab { keys: disk.path().to_owned(), encrypt_to: to(std::slice::from_ref(&first)), ..Lab::new() };
+    lab.backup(Wish::GoOn, || assert_eq!((lab.records().len(), lab.keys()), (0, 0))).unwrap();
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::archive::manifest::{CompressionNote, Manifest, Parent, Subject, VERSI
 use crate::archive::stream::{Cancel, Compression, StreamOptions};
 use crate::archive::writer::{Contents, write_archive};
 use crate::catalog::{Catalog, Journal, Owner, copy_name};
-use crate::crypt::{Encrypting, Identities, Recipients};
+use crate::crypt::{Encrypting, Envelope, Identities, Recipients};
 use crate::error::{ErrorKind, Result};
 use crate::guest::DomainId;
 use crate::job::disks::DiskSet;
@@ -75,7 +75,7 @@ impl World {
         let path = self.path(spec, "tar.age");
         let recipients = Recipients::gather(&[self.key.to_public().to_string()], None).unwrap().unwrap();
         let medium = Box::new(FileMedium::create(&path).unwrap());
-        write(spec, Box::new(Encrypting::begin(medium, &recipients).unwrap()));
+        write(spec, Box::new(Encrypting::begin(medium, &Envelope::new(&recipients).unwrap()).unwrap()));
         path
     }
 

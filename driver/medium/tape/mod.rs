@@ -13,6 +13,7 @@ mod care;
 mod changer;
 mod deck;
 mod drive;
+mod earlier;
 mod ledger;
 mod places;
 mod reader;

@@ -11,6 +11,8 @@
 //! committed part, on another volume: the part that was open begins again there, under its number. A run that is dropped leaves a part without an end: nobody
 //! takes it for an archive.
 //!
+//! A run of a process that is gone goes on, too ([`Run::behind`]): behind what the ledger knows, on the volume that has its last committed part or on another one.
+//!
 //! Imports: `error`, the modules of tapes.
 
 use std::sync::Arc;
@@ -21,6 +23,7 @@ use uuid::Uuid;
 use super::changer::{Change, Changer};
 use super::deck::{Deck, Fate, interrupted};
 use super::drive::Access;
+use super::earlier::Committed;
 use super::ledger::{Ledger, Placed};
 use super::record::{BEFORE, Begin, Earlier, End, Label, Record, now};
 use super::ring::Ring;
@@ -77,6 +80,8 @@ pub(super) struct Run {
     run: Uuid,
     /// The volumes so far, the one in the drive last.
     volumes: Vec<Label>,
+    /// One of them that may be written to again: the run of a process that is gone ended on it.
+    reusable: Option<Uuid>,
     /// Those that hold something.
     held: Vec<Held>,
     failed: Vec<String>,
@@ -104,6 +109,7 @@ impl Run {
             archive: archive.to_owned(),
             run: Uuid::new_v4(),
             volumes: Vec::new(),
+            reusable: None,
             held: Vec::new(),
             failed: Vec::new(),
             part: None,
@@ -111,6 +117,36 @@ impl Run {
             total: 0,
             again: 0,
             underruns: 0,
+        }
+    }
+
+    /// A run that goes on behind what another process has committed.
+    pub(super) fn behind(setup: TapeSetup, archive: &str, committed: Committed) -> Self {
+        let held = |(label, first): &(Label, u32)| Held {
+            volume: label.volume,
+            label: label.label.clone(),
+            first: *first,
+        };
+        Self {
+            run: committed.run,
+            held: committed.volumes.iter().map(held).collect(),
+            reusable: committed.volumes.last().map(|(label, _)| label.volume),
+            volumes: committed.volumes.into_iter().map(|(label, _)| label).collect(),
+            parts: committed.parts,
+            total: committed.total,
+            // A part that was open may lie behind the last one that was committed.
+            again: committed.again.saturating_add(1),
+            ..Self::new(setup, archive)
+        }
+    }
+
+    /// Takes the volume in the drive, or has another one put in where it is none for this run.
+    pub(super) fn take_any_volume(&mut self) -> Result<Label> {
+        match self.take_volume() {
+            Err(error) if error.kind() != ErrorKind::Interrupted && self.changer.can_change() => {
+                self.ask(Some(error))
+            }
+            taken => taken,
         }
     }
 
@@ -160,7 +196,7 @@ impl Run {
         self.part = None;
         self.again += 1;
         self.deck.let_go();
-        self.ask().map(Some)
+        self.ask(None).map(Some)
     }
 
     /// A volume that failed is noted as that, whatever else is wrong.
@@ -331,12 +367,11 @@ impl Run {
         if self.changer.can_change() {
             self.deck.eject()?;
         }
-        self.ask()
+        self.ask(None)
     }
 
-    /// Has the next volume put in.
-    fn ask(&mut self) -> Result<Label> {
-        let mut refused: Option<Error> = None;
+    /// Has the next volume put in. What was wrong with the one that is there is told.
+    fn ask(&mut self, mut refused: Option<Error>) -> Result<Label> {
         loop {
             let old = self.volumes.last().map(|label| label.label.clone());
             let pool = self.pool.clone().unwrap_or_default();
@@ -380,7 +415,8 @@ impl Run {
             let what = format!("{called} is of the pool '{}', not of '{wanted}'", label.pool);
             return Err(Error::new(ErrorKind::Usage, what).with_hint("take a volume of that pool"));
         }
-        if self.volumes.iter().any(|used| used.volume == label.volume) {
+        let is_used = self.volumes.iter().any(|used| used.volume == label.volume);
+        if is_used && self.reusable != Some(label.volume) {
             return Err(Error::new(ErrorKind::Exists, format!("{called} was written in this run already"))
                 .with_hint("take another one"));
         }
@@ -391,6 +427,8 @@ impl Run {
             );
             return Err(Error::new(ErrorKind::Usage, what).with_hint("take a volume of the same kind"));
         }
+        // Whatever it is, it is written to now.
+        self.reusable = None;
         Ok(label)
     }
 }

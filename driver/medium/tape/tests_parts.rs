@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::tests::*;
 use super::*;
 use crate::archive::stream::Sink;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::medium::{Medium, TapeArchive};
 
 const EVERY: u64 = 300_000;
@@ -95,6 +95,81 @@ fn a_part_is_read_behind_the_other_without_a_look_aside() {
     let before = bench.drive.seeks();
     assert!(bench.read(&[]).unwrap() == archive);
     assert!(bench.drive.seeks() - before < 6, "{}", bench.drive.seeks() - before);
+}
+
+/// Goes on as another process does behind one that is gone, and writes the rest.
+fn go_on(bench: &Bench, archive: &[u8], slots: &[usize]) -> Result<std::result::Result<u64, String>> {
+    let setup = TapeSetup { commit_every: EVERY, ..bench.setup(slots) };
+    let (medium, at) = match TapeMedium::go_on_with(setup, NAME)? {
+        Ok(went_on) => went_on,
+        Err(why) => return Ok(Err(why)),
+    };
+    let mut medium = Box::new(medium);
+    archive[usize::try_from(at).unwrap()..].chunks(50_000).try_for_each(|piece| medium.write(piece))?;
+    assert_eq!(medium.finish()?.bytes, archive.len() as u64);
+    Ok(Ok(at))
+}
+
+/// Wherever a process ended, another one goes on: on the same volume, or on the next one.
+#[test]
+fn behind_a_process_that_is_gone_another_one_goes_on() {
+    let archive = bytes(12 * 65_536 + 7, 5);
+    for (written, next) in (0..archive.len()).step_by(40_000).flat_map(|len| [(len, 0), (len, 1)]) {
+        let bench = Bench::new(2, 64 * MIB);
+        let setup = TapeSetup { commit_every: EVERY, ring: 2 * 65_536, ..bench.setup(&[]) };
+        let mut medium = TapeMedium::begin(setup, NAME).unwrap();
+        archive[..written].chunks(50_000).for_each(|piece| medium.write(piece).unwrap());
+        // All blocks but those in the ring are taken; a part is committed when the block behind it is to be written.
+        let least = (written / 65_536).saturating_sub(3) / 5;
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while bench.notes.archives("5f1c2d3e").unwrap().len() < least {
+            assert!(std::time::Instant::now() < deadline, "{written}");
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        drop(medium);
+        let left = bench.objects(0);
+        bench.drive.load(next);
+        match go_on(&bench, &archive, &[]).unwrap() {
+            Ok(at) => {
+                assert!(at >= (least as u64).max(1) * 5 * 65_536 && at % (5 * 65_536) == 0, "{written}")
+            }
+            Err(why) => {
+                assert!(why.contains("nothing of it was committed") && least == 0, "{written}: {why}");
+                continue;
+            }
+        }
+        assert!(bench.objects(0).starts_with(&left), "{written}");
+        assert!(committed(&bench) == archive, "{written} on {next}");
+        bench.drive.load(0);
+        assert!(bench.read(&[1]).unwrap() == archive, "{written} on {next}");
+        let from = usize::from(next == 1);
+        bench.drive.load(from);
+        let read = bench.read_from(&TapeArchive::Latest, &[0, 1], without_memory());
+        assert!(read.unwrap() == archive, "{written} on {next}, by the tapes alone");
+        bench.drive.load(next);
+        let why = go_on(&bench, &archive, &[]).unwrap().unwrap_err();
+        assert!(why.contains("does not fit"), "it is whole: {why}");
+    }
+}
+
+#[test]
+fn a_run_that_goes_on_refuses_the_volumes_that_are_full() {
+    let archive = bytes(6 * MIB, 3);
+    let bench = Bench::new(4, 2 * MIB);
+    let setup = TapeSetup { commit_every: EVERY, ..bench.setup(&[1]) };
+    let mut medium = TapeMedium::begin(setup, NAME).unwrap();
+    // It ends for want of a third volume.
+    let ended =
+        archive.chunks(50_000).try_for_each(|piece| medium.write(piece)).and_then(|()| medium.settle());
+    assert_eq!(ended.unwrap_err().kind(), ErrorKind::NoSpace);
+    drop(medium);
+    bench.drive.load(0);
+    let refused = go_on(&bench, &archive, &[]).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Exists, "{refused}");
+    bench.drive.load(2);
+    let at = go_on(&bench, &archive, &[3]).unwrap().unwrap();
+    assert!(at > 2 * MIB);
+    assert!(committed(&bench) == archive);
 }
 
 /// Every fault at every object of a run with several parts: the archive goes on on the next volume and is the same, or somebody says what is wrong.

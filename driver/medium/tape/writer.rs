@@ -18,13 +18,14 @@ use serde::Serialize;
 use super::changer::Changer;
 use super::deck::interrupted;
 use super::drive::Drive;
+use super::earlier::Committed;
 use super::ledger::{Ledger, Placed, id_of};
 use super::record::Label;
 use super::ring::{Block, Ring};
 use super::run::Run;
 use crate::archive::stream::{Cancel, Sink};
 use crate::error::{Error, ErrorKind, IoContext, Result};
-use crate::medium::{Durable, Medium};
+use crate::medium::{Durable, Medium, Notes};
 
 /// How often it is looked whether the run is to end, while the tape takes what is left.
 const POLL: Duration = Duration::from_millis(5);
@@ -80,6 +81,9 @@ pub struct TapeMedium {
     writer: Option<Writer>,
     /// The run, when its thread has ended.
     run: Option<Run>,
+    /// Who is told that something is left to go on with, and whether it is.
+    notes: Option<Arc<dyn Notes>>,
+    leaves: bool,
     report: Arc<Mutex<TapeReport>>,
 }
 
@@ -89,11 +93,7 @@ impl TapeMedium {
     /// # Errors
     /// There is no tape, it is not one of ours, it has failed before, is of another pool or write-protected.
     pub fn begin(setup: TapeSetup, archive: &str) -> Result<Self> {
-        let id = id_of(archive);
-        let name = match id {
-            "" => format!("tape:{}", setup.drive.name()),
-            id => format!("tape:{}#{id}", setup.drive.name()),
-        };
+        let (id, name) = (id_of(archive), name_of(&setup, archive));
         let whole = |placed: &Placed| placed.part.end.as_ref().is_some_and(|end| end.last);
         if !id.is_empty() && setup.ledger.archives(id)?.iter().any(whole) {
             return Err(Error::new(ErrorKind::Exists, format!("an archive '{id}' is on a tape already"))
@@ -102,16 +102,40 @@ impl TapeMedium {
         let (cancel, room) = (Arc::clone(&setup.cancel), setup.ring);
         let mut run = Run::new(setup, archive);
         let label = run.take_volume()?;
+        Self::with(run, label, (name, room, cancel))
+    }
+
+    /// Goes on with the archive `archive`, which another process has begun and committed some of, behind that: on the volume in the drive, or the one that is put in instead.
+    /// Also says how many bytes of it there are; or why there is nothing to go on with.
+    ///
+    /// # Errors
+    /// No volume for it is in the drive and nobody can change it; the memory can't be read.
+    pub fn go_on_with(setup: TapeSetup, archive: &str) -> Result<std::result::Result<(Self, u64), String>> {
+        let committed = match Committed::of(setup.ledger.as_ref(), archive)? {
+            Ok(committed) => committed,
+            Err(why) => return Ok(Err(why)),
+        };
+        let (total, name) = (committed.total, name_of(&setup, archive));
+        let (cancel, room) = (Arc::clone(&setup.cancel), setup.ring);
+        let mut run = Run::behind(setup, archive, committed);
+        let label = run.take_any_volume()?;
+        Ok(Ok((Self::with(run, label, (name, room, cancel))?, total)))
+    }
+
+    /// Starts with a run on a volume.
+    fn with(run: Run, label: Label, (name, room, cancel): (String, u64, Cancel)) -> Result<Self> {
         let mut medium = Self {
             name,
             ring: Arc::new(Ring::new(room, label.block_size.get())),
             room,
             block: None,
-            written: 0,
+            written: run.committed(),
             cancel,
             stop: Cancel::default(),
             writer: None,
             run: None,
+            notes: None,
+            leaves: false,
             report: Arc::default(),
         };
         medium.start(run, label)?;
@@ -151,6 +175,8 @@ impl TapeMedium {
         let gone = |_| Error::new(ErrorKind::Internal, "the thread that writes the tape is gone");
         let (mut run, done) = writer.join().map_err(gone)?;
         run.stop = Arc::clone(&self.cancel);
+        // What is on a tape can't be taken away; it can be gone on with when there is a good tape.
+        self.leaves = done.as_ref().is_err_and(|e| e.kind() != ErrorKind::Interrupted) && run.committed() > 0;
         self.run = Some(run);
         done
     }
@@ -161,6 +187,14 @@ impl TapeMedium {
             Err(error) => error,
             Ok(()) => Error::new(ErrorKind::Internal, "the thread that writes the tape has ended"),
         }
+    }
+}
+
+/// What an archive is called.
+fn name_of(setup: &TapeSetup, archive: &str) -> String {
+    match id_of(archive) {
+        "" => format!("tape:{}", setup.drive.name()),
+        id => format!("tape:{}#{id}", setup.drive.name()),
     }
 }
 
@@ -204,15 +238,24 @@ impl Medium for TapeMedium {
         let Some(mut run) = self.run.take() else { return Ok(None) };
         self.block = None;
         let Some(label) = run.go_on()? else { return Ok(None) };
+        self.leaves = false;
         self.written = run.committed();
         self.start(run, label)?;
         Ok(Some(self.written))
     }
 
+    /// What is committed the ledger knows.
+    fn keep(&mut self, notes: Arc<dyn Notes>) -> bool {
+        self.notes = Some(notes);
+        true
+    }
+
     fn finish(mut self: Box<Self>) -> Result<Durable> {
         self.settle()?;
         let run = self.run.take().ok_or_else(|| self.failure())?;
+        self.leaves = run.committed() > 0;
         let report = run.finish()?;
+        self.leaves = false;
         *self.report.lock().unwrap_or_else(PoisonError::into_inner) = report;
         Ok(Durable { name: self.name.clone(), bytes: self.written })
     }
@@ -227,6 +270,9 @@ impl Drop for TapeMedium {
             && error.kind() != ErrorKind::Interrupted
         {
             tracing::warn!(%error, "a run to tape was given up");
+        }
+        if self.leaves {
+            self.notes.iter().for_each(|notes| notes.left());
         }
     }
 }

@@ -1,0 +1,127 @@
+//! Envelopes of archives that are being made, in memory that outlives the process and not the host.
+//!
+//! A process that is killed takes the key of its archive along, and nobody could make the archive's bytes again. So its envelope lies in a file of
+//! its owner's alone, in a directory that has to be in a file system in memory (`/run`): what lay on a disk could be found there after it was
+//! removed, and the host is not to be able to read its old backups. The file goes when the archive is finished or given up.
+//!
+//! Imports: `error`.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use age::secrecy::{ExposeSecret, ExposeSecretMut, SecretBox};
+use nix::sys::statfs::{FsType, TMPFS_MAGIC, fstatfs};
+use uuid::Uuid;
+
+use super::Envelope;
+use crate::error::{Error, ErrorKind, IoContext, Result};
+
+/// `RAMFS_MAGIC` of linux/magic.h.
+const RAMFS: FsType = FsType(0x8584_58f6);
+
+/// An envelope in a file, which goes when this is dropped.
+#[derive(Debug)]
+pub struct KeptEnvelope {
+    path: PathBuf,
+    stays: bool,
+}
+
+impl KeptEnvelope {
+    /// Where envelopes are kept: `VIRTFOLD_KEYS`, or `/run/virtfold/keys`.
+    pub fn usual_directory() -> PathBuf {
+        let said = std::env::var_os("VIRTFOLD_KEYS").filter(|value| !value.is_empty());
+        said.map_or_else(|| "/run/virtfold/keys".into(), PathBuf::from)
+    }
+
+    /// Keeps the envelope of an archive in `directory`, which is made where it is not there.
+    ///
+    /// # Errors
+    /// The directory can't be used, is not in memory, or others can use it; the file can't be written.
+    pub fn keep(directory: &Path, archive: Uuid, envelope: &Envelope) -> Result<Self> {
+        open(directory, Missing::Make)?;
+        let path = path(directory, archive);
+        let cannot = || format!("cannot keep a key in '{}'", path.display());
+        let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).at(cannot)?;
+        let kept = Self { path: path.clone(), stays: false };
+        (&made).write_all(envelope.encode().expose_secret()).at(cannot)?;
+        Ok(kept)
+    }
+
+    /// What another process may have kept of an archive in `directory`.
+    pub fn of(directory: &Path, archive: Uuid) -> Self {
+        Self { path: path(directory, archive), stays: false }
+    }
+
+    /// The envelope; `None` where it is not there.
+    ///
+    /// # Errors
+    /// As [`KeptEnvelope::keep`]; the file can't be read or is none.
+    pub fn read(&self) -> Result<Option<Envelope>> {
+        let path = &self.path;
+        let cannot = || format!("cannot read '{}'", path.display());
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(Error::io(cannot(), e)),
+        };
+        open(path.parent().unwrap_or(Path::new("/")), Missing::Error)?;
+        // One buffer that never moves and is wiped, so that no copy of a key is left behind.
+        let mut bytes = SecretBox::new(Box::new(Vec::with_capacity(Envelope::MAX_LEN + 1)));
+        file.take(Envelope::MAX_LEN as u64 + 1).read_to_end(bytes.expose_secret_mut()).at(cannot)?;
+        let damaged = || Error::new(ErrorKind::Damaged, format!("'{}' is damaged", path.display()));
+        Envelope::parse(bytes.expose_secret()).ok_or_else(damaged).map(Some)
+    }
+
+    /// It stays when this is dropped.
+    pub fn leave(&mut self) {
+        self.stays = true;
+    }
+}
+
+impl Drop for KeptEnvelope {
+    fn drop(&mut self) {
+        if self.stays {
+            return;
+        }
+        if let Err(error) = fs::remove_file(&self.path)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(key = %self.path.display(), %error, "the key of an archive could not be removed: remove it");
+        }
+    }
+}
+
+fn path(directory: &Path, archive: Uuid) -> PathBuf {
+    directory.join(format!("{archive}.key"))
+}
+
+/// What is done with a directory that is not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Missing {
+    Make,
+    Error,
+}
+
+/// Sees to it that the directory is in memory and nobody else's.
+fn open(directory: &Path, missing: Missing) -> Result<()> {
+    let cannot = || format!("cannot keep keys in '{}'", directory.display());
+    if missing == Missing::Make && !directory.exists() {
+        if let Some(parent) = directory.parent() {
+            DirBuilder::new().recursive(true).mode(0o755).create(parent).at(cannot)?;
+        }
+        DirBuilder::new().recursive(true).mode(0o700).create(directory).at(cannot)?;
+    }
+    let opened = File::open(directory).at(cannot)?;
+    let found = opened.metadata().at(cannot)?;
+    let kind = fstatfs(&opened).map_err(std::io::Error::from).at(cannot)?.filesystem_type();
+    let why = if kind != TMPFS_MAGIC && kind != RAMFS {
+        "it is not in memory (tmpfs)"
+    } else if !found.is_dir() || found.uid() != nix::unistd::geteuid().as_raw() || found.mode() & 0o077 != 0 {
+        "others could use it"
+    } else {
+        return Ok(());
+    };
+    Err(Error::new(ErrorKind::Usage, format!("{}: {why}", cannot())))
+}
