@@ -1,13 +1,14 @@
 //! One archive written to several media at once: one read, several copies, each with its own end.
 //!
 //! Each medium has a thread and a short queue; a writer puts the same bytes into all queues and waits where one is full, so the slowest medium sets the
-//! pace and memory is bounded. A medium that fails is dropped and noted, and the others go on; only when none is left is the
-//! archive lost. What became of each is in [`Copies`].
+//! pace and memory is bounded. A medium that fails and can go on (a tape) does: it gets again what it lacks, and the others wait and leave that out. One that
+//! can't is dropped and noted, and the others go on; only when none is left is the archive lost. What became of each is in [`Copies`].
 //!
 //! Imports: `error`, `archive` (its traits for bytes).
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
@@ -17,6 +18,8 @@ use crate::error::{Error, ErrorKind, Result, sentence};
 
 /// Writes that a medium may be behind.
 const QUEUE: usize = 4;
+/// How often it is looked whether a medium has broken while it settles.
+const POLL: Duration = Duration::from_millis(5);
 
 /// What became of the copy on one medium.
 #[derive(Debug)]
@@ -79,19 +82,33 @@ pub fn create_all_by(
 pub struct FanOut {
     branches: Vec<Branch>,
     copies: Copies,
+    /// The byte of the archive that comes next.
+    at: u64,
+    /// The first byte that a medium wants again, and why.
+    back: Option<(u64, Error)>,
+    /// All is written: nothing is given again.
+    is_ending: bool,
 }
 
 /// A medium and its thread.
 #[derive(Debug)]
 struct Branch {
     to: Location,
+    /// The byte of the archive that it wants next.
+    at: u64,
     /// Gone when it has failed, or all is said.
     queue: Option<Sender<Message>>,
-    thread: Option<JoinHandle<Result<Durable>>>,
+    thread: Option<JoinHandle<Ended>>,
 }
 
+/// What a thread ends with: the medium, where it broke.
+type Ended = (Option<Box<dyn Medium>>, Result<Durable>);
+
 enum Message {
-    Bytes(Arc<[u8]>),
+    /// Bytes, from the one of this number on.
+    Bytes(Arc<[u8]>, usize),
+    /// It says its number when it has settled.
+    Settle(Sender<usize>, usize),
     Finish,
 }
 
@@ -104,10 +121,11 @@ impl FanOut {
         media: impl IntoIterator<Item = (Location, Result<Box<dyn Medium>>)>,
         copies: &Copies,
     ) -> Result<Self> {
-        let mut fan = Self { branches: Vec::new(), copies: copies.clone() };
+        let mut fan =
+            Self { branches: Vec::new(), copies: copies.clone(), at: 0, back: None, is_ending: false };
         let mut failed = Vec::new();
         for (to, medium) in media {
-            let mut branch = Branch { to, queue: None, thread: None };
+            let mut branch = Branch { to, at: 0, queue: None, thread: None };
             match medium {
                 Ok(medium) => branch.start(medium)?,
                 Err(error) => failed.push((fan.branches.len(), error)),
@@ -130,24 +148,68 @@ impl FanOut {
         self.copies.lock().push(Copy { to: branch.to.clone(), result });
     }
 
-    /// Waits for the end of a branch, and notes what became of it.
+    /// Waits for the end of a branch. One whose medium broke and can go on is started again; else it is noted what became of it.
     fn end(&mut self, at: usize) {
         let Some(branch) = self.branches.get_mut(at) else { return };
         branch.queue = None;
-        if let Some(thread) = branch.thread.take() {
-            let panicked = |_| Err(Error::new(ErrorKind::Internal, "the thread of a medium has panicked"));
-            let result = thread.join().unwrap_or_else(panicked);
-            self.note(at, result);
+        let Some(thread) = branch.thread.take() else { return };
+        let panicked =
+            |_| (None, Err(Error::new(ErrorKind::Internal, "the thread of a medium has panicked")));
+        let (medium, result) = thread.join().unwrap_or_else(panicked);
+        match (medium, result) {
+            (Some(medium), Err(error)) if !self.is_ending => self.go_on_with(at, medium, error),
+            (_, result) => self.note(at, result),
         }
     }
 
-    fn tell(&mut self, message: impl Fn() -> Message) {
-        for at in 0..self.branches.len() {
-            let queue = self.branches.get(at).and_then(|branch| branch.queue.as_ref());
-            // A thread that has ended has failed.
-            if queue.is_some_and(|queue| queue.send(message()).is_err()) {
-                self.end(at);
+    /// Has a medium that broke with `error` go on, if it can.
+    fn go_on_with(&mut self, at: usize, mut medium: Box<dyn Medium>, error: Error) {
+        let went_on = match medium.go_on() {
+            Ok(Some(durable)) => Ok(durable),
+            Ok(None) => return self.note(at, Err(error)),
+            Err(later) => {
+                let what = format!("{}, and it could not be gone on with", sentence(&error));
+                Err(later.within(what))
             }
+        };
+        let Some(branch) = self.branches.get_mut(at) else { return };
+        let started = went_on.and_then(|durable| {
+            branch.at = durable;
+            branch.start(medium).map(|()| durable)
+        });
+        match started {
+            Ok(durable) if self.back.as_ref().is_none_or(|(first, _)| durable < *first) => {
+                let what = format!("'{}' broke", branch.to);
+                self.back = Some((durable, error.within(what)));
+            }
+            Ok(_) => {}
+            Err(failed) => self.note(at, Err(failed)),
+        }
+    }
+
+    /// Tells all branches something, made for where each of them is; `None` is not sent. Returns who was told.
+    fn tell(&mut self, message: impl Fn(usize, &mut Branch) -> Option<Message>) -> Vec<usize> {
+        let mut told = Vec::new();
+        for at in 0..self.branches.len() {
+            let Some(branch) = self.branches.get_mut(at).filter(|branch| branch.queue.is_some()) else {
+                continue;
+            };
+            let Some(message) = message(at, branch) else { continue };
+            // A thread that has ended has failed.
+            match branch.queue.as_ref().map(|queue| queue.send(message)) {
+                Some(Ok(())) => told.push(at),
+                _ => self.end(at),
+            }
+        }
+        told
+    }
+
+    /// An error where there is none to write to, or one that wants something again.
+    fn outcome(&mut self) -> Result<()> {
+        match &self.back {
+            Some((_, why)) => Err(Error::new(why.kind(), sentence(why))),
+            None if self.is_over() => Err(self.nothing_left()),
+            None => Ok(()),
         }
     }
 
@@ -189,27 +251,66 @@ impl Branch {
 }
 
 /// A medium's thread: until it fails, is finished, or the writer is gone.
-fn write(mut medium: Box<dyn Medium>, messages: &Receiver<Message>) -> Result<Durable> {
+fn write(mut medium: Box<dyn Medium>, messages: &Receiver<Message>) -> Ended {
     for message in messages {
-        match message {
-            Message::Bytes(bytes) => medium.write(&bytes)?,
-            Message::Finish => return medium.finish(),
+        let done = match message {
+            Message::Bytes(bytes, from) => medium.write(bytes.get(from..).unwrap_or_default()),
+            Message::Settle(settled, at) => medium.settle().map(|()| settled.send(at).unwrap_or_default()),
+            Message::Finish => return (None, medium.finish()),
+        };
+        if let Err(error) = done {
+            return (Some(medium), Err(error));
         }
     }
-    Err(Error::new(ErrorKind::Incomplete, "the archive was not finished"))
+    (None, Err(Error::new(ErrorKind::Incomplete, "the archive was not finished")))
 }
 
 impl Sink for FanOut {
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        let bytes: Arc<[u8]> = bytes.into();
-        self.tell(|| Message::Bytes(Arc::clone(&bytes)));
-        if self.is_over() { Err(self.nothing_left()) } else { Ok(()) }
+        let (begin, bytes): (u64, Arc<[u8]>) = (self.at, bytes.into());
+        self.at += bytes.len() as u64;
+        let end = self.at;
+        self.tell(|_, branch| {
+            // What it has it leaves out.
+            let from = usize::try_from(branch.at.saturating_sub(begin)).unwrap_or(usize::MAX);
+            branch.at = branch.at.max(end);
+            (from < bytes.len()).then(|| Message::Bytes(Arc::clone(&bytes), from))
+        });
+        self.outcome()
     }
 }
 
 impl Medium for FanOut {
+    fn settle(&mut self) -> Result<()> {
+        // Each has a queue of its own, and all settle at once.
+        let (said, settled) = bounded(self.branches.len());
+        let mut waiting = self.tell(|at, _| Some(Message::Settle(said.clone(), at)));
+        while !waiting.is_empty() {
+            if let Ok(at) = settled.recv_timeout(POLL) {
+                waiting.retain(|other| *other != at);
+                continue;
+            }
+            // One whose thread has ended broke. What it was asked may lie in its queue for ever.
+            let has_ended = |at: &usize| {
+                let thread = self.branches.get(*at).and_then(|branch| branch.thread.as_ref());
+                thread.is_none_or(JoinHandle::is_finished)
+            };
+            let (broke, others): (Vec<usize>, Vec<usize>) = waiting.into_iter().partition(has_ended);
+            waiting = others;
+            broke.into_iter().for_each(|at| self.end(at));
+        }
+        self.outcome()
+    }
+
+    fn go_on(&mut self) -> Result<Option<u64>> {
+        let Some((first, _)) = self.back.take() else { return Ok(None) };
+        self.at = first;
+        Ok(Some(first))
+    }
+
     fn finish(mut self: Box<Self>) -> Result<Durable> {
-        self.tell(|| Message::Finish);
+        self.is_ending = true;
+        self.tell(|_, _| Some(Message::Finish));
         (0..self.branches.len()).for_each(|at| self.end(at));
         self.in_order();
         let first = self.copies.lock().iter().find_map(|copy| copy.result.as_ref().ok().cloned());
@@ -230,16 +331,18 @@ impl Drop for FanOut {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     use super::*;
 
-    /// Keeps what it gets; fails at its `fails`th write, waits `delay` at each.
+    /// Keeps what it gets; fails at its `fails`th write, waits `delay` at each. Behind a failure it may have kept so many bytes, and go on.
     struct Memory {
         kept: Arc<Mutex<Vec<u8>>>,
         writes: usize,
         fails: Option<usize>,
         delay: Duration,
+        durable: Option<usize>,
+        settled: Option<Result<()>>,
     }
 
     impl Sink for Memory {
@@ -255,6 +358,16 @@ mod tests {
     }
 
     impl Medium for Memory {
+        fn settle(&mut self) -> Result<()> {
+            self.settled.take().unwrap_or(Ok(()))
+        }
+
+        fn go_on(&mut self) -> Result<Option<u64>> {
+            let Some(durable) = self.durable.take() else { return Ok(None) };
+            self.kept.lock().unwrap().truncate(durable);
+            Ok(Some(durable as u64))
+        }
+
         fn finish(self: Box<Self>) -> Result<Durable> {
             let bytes = self.kept.lock().unwrap().len() as u64;
             Ok(Durable { name: "memory".to_owned(), bytes })
@@ -266,7 +379,8 @@ mod tests {
     fn memory(name: &str, fails: Option<usize>, delay: u64) -> ((Location, Result<Box<dyn Medium>>), Kept) {
         let kept = Kept::default();
         let delay = Duration::from_millis(delay);
-        let medium = Memory { kept: Arc::clone(&kept), writes: 0, fails, delay };
+        let medium =
+            Memory { kept: Arc::clone(&kept), writes: 0, fails, delay, durable: None, settled: None };
         ((Location::Path(name.into()), Ok(Box::new(medium))), kept)
     }
 
@@ -293,6 +407,47 @@ mod tests {
             ("d".to_owned(), Some(ErrorKind::NotFound)),
         ];
         assert_eq!(names(&copies.take()), expected);
+    }
+
+    /// As `job::backup` writes: what is wanted again is given again.
+    fn write_all(fan: &mut FanOut, whole: &[u8]) -> usize {
+        let (mut from, mut again) = (0, 0);
+        loop {
+            let done = whole[from..].chunks(1000).try_for_each(|piece| fan.write(piece));
+            let Err(error) = done.and_then(|()| fan.settle()) else { return again };
+            let Some(first) = fan.go_on().unwrap() else { panic!("{error}") };
+            (from, again) = (usize::try_from(first).unwrap(), again + 1);
+        }
+    }
+
+    #[test]
+    fn what_goes_on_gets_again_what_it_lacks_and_the_others_leave_that_out() {
+        let whole: Vec<u8> = (0..50_000_u32).map(|n| n.to_be_bytes()[3]).collect();
+        // Fails at a write, or when all is written; with anything from nothing to all of it for good.
+        for (fails, durable) in [(Some(1), 0), (Some(7), 4500), (Some(50), 49_000), (None, 0), (None, 50_000)]
+        {
+            let copies = Copies::default();
+            let ((a, kept), (b, gone)) = (memory("a", None, 0), memory("b", Some(20), 0));
+            let tape = Kept::default();
+            let settled = fails.is_none().then(|| Err(Error::new(ErrorKind::Io, "it broke")));
+            let medium = Memory {
+                kept: Arc::clone(&tape),
+                writes: 0,
+                fails,
+                delay: Duration::ZERO,
+                durable: Some(durable),
+                settled,
+            };
+            let c: (Location, Result<Box<dyn Medium>>) = (Location::Path("c".into()), Ok(Box::new(medium)));
+            let mut fan = Box::new(FanOut::new([a, b, c], &copies).unwrap());
+            assert_eq!(write_all(&mut fan, &whole), 1, "{fails:?}");
+            assert_eq!(fan.finish().unwrap().bytes, 50_000);
+            let expected =
+                [("a".to_owned(), None), ("b".to_owned(), Some(ErrorKind::NoSpace)), ("c".to_owned(), None)];
+            assert_eq!(names(&copies.take()), expected, "{fails:?}");
+            assert!(*kept.lock().unwrap() == whole && *tape.lock().unwrap() == whole, "{fails:?} {durable}");
+            assert!(gone.lock().unwrap().len() < whole.len());
+        }
     }
 
     #[test]

@@ -151,6 +151,19 @@ fn an_encrypted_backup_goes_on_and_copies_fail_alone() {
     assert!(done.text().contains("volume T0 failed") && done.stderr.contains("going on at"), "{done}");
     bench.unit(|unit| unit.insert(0));
     bench.assert_restores(&name_of(&done), &image, &[&change, "--identity", text(&key)]);
+    // Two copies, and the tape goes on on the other volume; the file has nothing twice.
+    bench.label(0);
+    let both = bench.scratch.folder("both");
+    bench.unit(|unit| unit.faults = vec![Fault::WriteError(13)]);
+    let more = [&change, "--to", text(&both), "--tape-commit-every", "1MiB", "--json"];
+    let done = bench.backup(&image, &more).ok().json();
+    assert_eq!(done["tapes"][0]["failed"], serde_json::json!(["T0"]), "{done}");
+    let copies = done["copies"].as_array().unwrap();
+    assert_eq!(copies.len(), 2, "{done}");
+    bench.unit(|unit| unit.insert(0));
+    for copy in copies {
+        bench.assert_restores(copy["archive"].as_str().unwrap_or_else(|| panic!("{done}")), &image, &[&change]);
+    }
     // Two copies, and the tape fails in mid-write: the file is good, and the exit code is the tape's.
     bench.label(0);
     let folder = bench.scratch.folder("copies");
