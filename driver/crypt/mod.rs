@@ -37,6 +37,7 @@ pub use self::incoming::Incoming;
 pub use self::kept::KeptEnvelope;
 pub use self::recipients::Recipients;
 pub use self::writer::Encrypting;
+pub use age::secrecy::ExposeSecret;
 
 /// What an encrypted archive's name ends in.
 pub const EXTENSION: &str = "age";

@@ -162,7 +162,11 @@ fn an_encrypted_backup_goes_on_and_copies_fail_alone() {
     assert_eq!(copies.len(), 2, "{done}");
     bench.unit(|unit| unit.insert(0));
     for copy in copies {
-        bench.assert_restores(copy["archive"].as_str().unwrap_or_else(|| panic!("{done}")), &image, &[&change]);
+        bench.assert_restores(
+            copy["archive"].as_str().unwrap_or_else(|| panic!("{done}")),
+            &image,
+            &[&change],
+        );
     }
     // Two copies, and the tape fails in mid-write: the file is good, and the exit code is the tape's.
     bench.label(0);

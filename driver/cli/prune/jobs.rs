@@ -38,8 +38,7 @@ pub(super) fn prune(ground: &Ground<'_>, config: &Config) -> Result<Report> {
 
 /// The jobs that are asked for.
 fn asked<'a>(ground: &'a Ground<'_>, config: &'a Config) -> Result<Vec<&'a str>, Error> {
-    let named: BTreeSet<&str> =
-        ground.args.jobs.iter().chain(&ground.args.more_jobs).map(String::as_str).collect();
+    let named: BTreeSet<&str> = ground.args.jobs.iter().map(String::as_str).collect();
     if named.is_empty() {
         let all = config.jobs.iter().filter(|(_, job)| job.keep.is_some()).map(|(name, _)| name.as_str());
         let all: Vec<&str> = all.collect();

@@ -41,9 +41,6 @@ pub(crate) struct Args {
     /// Jobs of the configuration [default: all that have 'keep']
     #[arg(value_name = "JOB", conflicts_with = "place")]
     jobs: Vec<String>,
-    /// The same, for the service
-    #[arg(long = "job", value_name = "JOB", hide = true, conflicts_with = "place")]
-    more_jobs: Vec<String>,
     /// Say what would be removed and what stays, and why; touch nothing
     #[arg(long)]
     dry_run: bool,

@@ -238,10 +238,10 @@ impl ProcessRunner {
 
     fn prune_job(&self, job: &str) -> Result<()> {
         let mut command = self.command("prune");
-        command.arg("--job").arg(job);
         if let Some(config) = &self.paths.config {
             command.arg("--config").arg(config);
         }
+        command.arg("--").arg(job);
         let said = Arc::new(Said::new(None));
         let ended = self.finish(command, &said, PRUNING)?;
         if ended.status.success() { Ok(()) } else { Err(self.error(&said, ended)) }

@@ -5,12 +5,13 @@
 use libfuzzer_sys::fuzz_target;
 use uuid::Uuid;
 use virtfold::archive::stream::ChunkLog;
+use virtfold::crypt::{Envelope, ExposeSecret};
 use virtfold::job::resume::{Origin, read_chunks, read_marks};
 use virtfold_fuzz::{flags, no_defect};
 
 fuzz_target!(|data: &[u8]| {
     let Some((flags, data)) = flags(data) else { return };
-    match flags % 3 {
+    match flags % 4 {
         0 => {
             if let Some(origin) = no_defect(Origin::parse(data)) {
                 let again = origin.encode().expect("what was read can be written");
@@ -21,6 +22,12 @@ fuzz_target!(|data: &[u8]| {
             let (remains, right) = read_marks(data);
             let right = usize::try_from(right).expect("no more than there are");
             assert_eq!(read_marks(&data[..right]), (remains, right as u64), "what is wrong counts");
+        }
+        2 => {
+            // A key that was kept: what can't be one is none.
+            if let Some(envelope) = Envelope::parse(data) {
+                assert_eq!(envelope.encode().expose_secret(), data);
+            }
         }
         _ => {
             let (chunks, right) = read_chunks(Uuid::nil(), data).expect("memory can be read");

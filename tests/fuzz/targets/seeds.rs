@@ -67,7 +67,9 @@ fn records(folder: &Path) {
     let guarded = [[0; 16].as_slice(), &0_u64.to_le_bytes(), &entry].concat();
     entry.extend_from_slice(&crc32c::crc32c(&guarded).to_le_bytes());
     assert_eq!(read_chunks(uuid::Uuid::nil(), entry.as_slice()).unwrap().1, 44);
-    seed(folder, "record", "chunks", &[2], &entry);
+    seed(folder, "record", "chunks", &[3], &entry);
+    let key = [b"virtfold key 1\n\0".as_slice(), &[7; 32], b"age-encryption.org/v1\n"].concat();
+    seed(folder, "record", "key", &[2], &key);
 }
 
 /// What libvirt's hooks leave, and the guards that they look at.
@@ -98,7 +100,12 @@ fn seed(folder: &Path, target: &str, name: &str, flags: &[u8], bytes: &[u8]) {
 
 /// What the control protocol's specification shows.
 fn control(folder: &Path) {
-    let asks = ["\"status\"", "{\"run\":{\"job\":\"nightly\",\"domain\":\"web\"}}", "{\"pause\":{}}", "{\"cancel\":{\"id\":17}}"];
+    let asks = [
+        "\"status\"",
+        "{\"run\":{\"job\":\"nightly\",\"domain\":\"web\"}}",
+        "{\"pause\":{}}",
+        "{\"cancel\":{\"id\":17}}",
+    ];
     for (number, ask) in asks.iter().enumerate() {
         let line = format!("{{\"version\":1,\"ask\":{ask}}}");
         seed(folder, "control", &format!("ask{number}"), &[0], line.as_bytes());
