@@ -152,6 +152,34 @@ fn behind_a_process_that_is_gone_another_one_goes_on() {
     }
 }
 
+/// Another archive may have been written behind what is gone on with.
+#[test]
+fn what_lies_between_the_parts_of_a_run_is_left_out() {
+    const OTHER: &str = "db-20261122T040000Z-0badcafe.tar";
+    let (archive, other) = (bytes(12 * 65_536 + 7, 5), bytes(100_000, 6));
+    let bench = Bench::new(1, 64 * MIB);
+    let setup = TapeSetup { commit_every: EVERY, ring: 2 * 65_536, ..bench.setup(&[]) };
+    let mut medium = TapeMedium::begin(setup, NAME).unwrap();
+    archive[..10 * 65_536].chunks(50_000).for_each(|piece| medium.write(piece).unwrap());
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while bench.notes.archives("5f1c2d3e").unwrap().is_empty() {
+        assert!(std::time::Instant::now() < deadline);
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    drop(medium);
+    bench.write(OTHER, &other, &[]).unwrap();
+    assert!(go_on(&bench, &archive, &[]).unwrap().is_ok());
+    let memories = [Arc::clone(&bench.notes) as Arc<dyn Ledger>, without_memory()];
+    for memory in memories {
+        for (which, whole) in
+            [(id("5f1c2d3e"), &archive), (id("0badcafe"), &other), (TapeArchive::Latest, &archive)]
+        {
+            let read = bench.read_from(&which, &[], Arc::clone(&memory)).unwrap();
+            assert!(read == *whole, "{which:?}: {} bytes", read.len());
+        }
+    }
+}
+
 #[test]
 fn a_run_that_goes_on_refuses_the_volumes_that_are_full() {
     let archive = bytes(6 * MIB, 3);
