@@ -174,6 +174,7 @@ fn a_killed_writer_leaves_no_archive_and_the_next_backup_cleans_up() {
     wait_until("the second part", Duration::from_secs(20), || world.server.unfinished().len() > 2);
     child.kill().unwrap();
     child.wait().unwrap();
+    world.server.wait_until_still();
     assert!(!world.server.unfinished().is_empty(), "nothing was left to clean up");
     let objects: Vec<String> =
         world.server.keys().into_iter().filter(|key| !key.contains("/.partial/")).collect();

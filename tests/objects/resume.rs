@@ -17,6 +17,7 @@ fn killed(world: &World, image: &Image) {
     });
     child.kill().unwrap();
     child.wait().unwrap();
+    world.server.wait_until_still();
     assert!(!world.server.unfinished().is_empty());
 }
 

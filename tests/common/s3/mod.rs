@@ -94,6 +94,21 @@ impl Server {
 }
 
 impl Server {
+    /// Waits until it has written what was on its way when a client was killed: a part that is written while its upload is aborted stays.
+    pub(crate) fn wait_until_still(&self) {
+        let length = |name: &String| fs::metadata(self.root.join(name)).map_or(0, |found| found.len());
+        let look = || self.unfinished().into_iter().map(|name| (length(&name), name)).collect::<Vec<_>>();
+        let mut before = look();
+        loop {
+            std::thread::sleep(std::time::Duration::from_millis(500));
+            let now = look();
+            if now == before {
+                return;
+            }
+            before = now;
+        }
+    }
+
     /// Kills it.
     pub(crate) fn stop(&mut self) {
         if let Some(mut child) = self.child.take() {
