@@ -91,6 +91,19 @@ fn every_sample_is_read_and_the_full_one_sets_every_key() {
     assert!(seen >= 5);
 }
 
+/// The file that packages install has a job in its comments, which is to be made one by taking the signs away.
+#[test]
+fn the_sample_in_the_packaged_configuration_is_one() {
+    let path = crate_dir().join("../packaging/config.yaml");
+    let text = fs::read_to_string(&path).unwrap();
+    let begin = text.find("# media:").unwrap();
+    let signs_away = text.replace("\n# ", "\n");
+    let (_, sample) = signs_away.split_once("media:").unwrap();
+    let whole = format!("{}media:{sample}", &text[..begin]);
+    let config = parse(&whole, &path).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!((config.jobs.len(), config.media.len()), (1, 1));
+}
+
 #[test]
 fn the_reference_is_up_to_date() {
     let path = crate_dir().join("README.md");

@@ -12,7 +12,7 @@ use crate::error::{Error, ErrorKind, IoContext, Result};
 /// Marks the file as ours (`PRAGMA application_id`): `vfct`.
 const APPLICATION: i32 = 0x7666_6374;
 /// The tables' version (`PRAGMA user_version`).
-const VERSION: i32 = 3;
+const VERSION: i32 = 4;
 
 /// How long a writer waits for another one.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -130,8 +130,11 @@ CREATE TABLE planned (job TEXT PRIMARY KEY, last INTEGER NOT NULL) STRICT;
 CREATE TABLE pause (job TEXT PRIMARY KEY) STRICT;
 ";
 
+/// What version 4 has besides: how often in a row an entry's service died under it.
+const INTERRUPTED: &str = "ALTER TABLE queue ADD COLUMN interrupted INTEGER NOT NULL DEFAULT 0;";
+
 /// What each version after the first one has added.
-const ADDED: [(i32, &[&str]); 2] = [(2, &[TAPES]), (3, &[QUEUE, BACKUPS])];
+const ADDED: [(i32, &[&str]); 3] = [(2, &[TAPES]), (3, &[QUEUE, BACKUPS]), (4, &[INTERRUPTED])];
 
 /// Opens the catalog at `path`, or makes it where there is none.
 pub(super) fn open(path: &Path) -> Result<Connection> {

@@ -8,9 +8,11 @@
 mod common;
 
 mod deb;
+mod machine;
 mod pages;
 mod room;
 mod rpm;
+mod service;
 mod unit;
 
 use std::path::{Path, PathBuf};

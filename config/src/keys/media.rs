@@ -19,6 +19,7 @@ pub struct Medium {
     pub limit_rate: Option<Rate>,
     /// Object stores: a file with the variables that hold the credentials, one `NAME=VALUE` a line, such as
     /// `AWS_ACCESS_KEY_ID`. It must not be readable or writable by others. Not set: the service's own environment, or the machine's role.
+    /// The media of one job have one environment: where two files give a variable different values, the job's backups fail.
     pub environment_file: Option<FilePath>,
     /// Tapes: the command that puts the next volume in: `%d` is the device, `%n` the volume's number, `%o` the old label, `%w` the wanted
     /// one (`-` for any), `%p` the pool. Not set: a backup ends when the tape is full.

@@ -5,12 +5,13 @@
 //!   finds it. The tables say so themselves (`queue_waiting`), as they say that a domain has one run at a time (`queue_running`).
 //! - Each call is one transaction, durable when it returns. [`Queue::fire`] makes the entries of a schedule's time and notes that time in
 //!   one go, so that a restart neither loses a run nor makes it twice.
+//! - An entry whose service dies under it waits again, [`INTERRUPTED`] times in a row at most: it may be what the service dies of.
 //! - Entries that have ended are kept: the last [`HISTORY`], and of each job and domain the last of each kind.
 //!
 //! ```text
 //! waiting, parked --start--> running --end--> succeeded, failed, cancelled
 //!    ^    \------cancel----> cancelled  |
-//!    \------- again, parked, recall ---/
+//!    \------- again, parked, recall ---/  (recall, too often: failed)
 //! ```
 //!
 //! Imports: `error`, plain types of `guest`.
@@ -32,6 +33,9 @@ use crate::guest::DomainId;
 
 /// Entries that have ended and are kept.
 pub const HISTORY: u32 = 1000;
+
+/// How often in a row an entry may be interrupted by the death of its service.
+pub const INTERRUPTED: u32 = 5;
 
 /// Why an entry is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -177,11 +181,12 @@ pub trait Queue: Debug + Send + Sync {
     /// It does not wait, or the catalog can't be written.
     fn cancel(&self, id: i64, at: Timestamp, why: &str) -> Result<()>;
 
-    /// Puts what a service left that is dead back into the queue: what ran, and what it parked. Returns what ran: its attempt counts.
+    /// Puts what a service left that is dead back into the queue: what ran, and what it parked. Returns what ran, as it is now: its attempt
+    /// counts, and after [`INTERRUPTED`] of them that ended so, with no noted end between them, it has failed.
     ///
     /// # Errors
     /// The catalog can't be written.
-    fn recall(&self) -> Result<Vec<Entry>>;
+    fn recall(&self, at: Timestamp) -> Result<Vec<Entry>>;
 
     /// Entries that wait or run, in the order in which they are taken.
     ///
@@ -285,6 +290,18 @@ fn prune(transaction: &Transaction<'_>) -> Sql<()> {
     Ok(())
 }
 
+/// Why an entry has failed that no service has survived.
+fn interrupted_too_often() -> RunResult {
+    RunResult {
+        sentence: format!(
+            "the service was killed during each of {INTERRUPTED} attempts in a row; it is not tried again"
+        ),
+        hint: Some("the system's log may say what kills it ('journalctl -u virtfold', memory?); 'virtfold run' tries again".to_owned()),
+        kind: Some(ErrorKind::Interrupted),
+        ..RunResult::default()
+    }
+}
+
 /// Changes one entry that must be in a state.
 fn change(changed: usize, id: i64, state: &str) -> Sql<()> {
     if changed == 1 { Ok(()) } else { Err(format!("there is no entry {id} that is {state}").into()) }
@@ -368,7 +385,7 @@ impl Queue for Catalog {
             }
             let changed = transaction.execute(
                 "UPDATE queue SET state = ?2, ended = ?3, result = coalesce(?4, result),
-                 not_before = coalesce(?5, not_before), attempts = attempts - ?6 WHERE id = ?1 AND state = 'running'",
+                 not_before = coalesce(?5, not_before), attempts = attempts - ?6, interrupted = 0 WHERE id = ?1 AND state = 'running'",
                 params![
                     id,
                     word(&STATES, &state),
@@ -392,18 +409,26 @@ impl Queue for Catalog {
         })
     }
 
-    fn recall(&self) -> Result<Vec<Entry>> {
+    fn recall(&self, at: Timestamp) -> Result<Vec<Entry>> {
         let ran = self.entries("WHERE state = 'running' ORDER BY id").map_err(|e| self.unreadable(e))?;
         self.write(|transaction| {
+            transaction
+                .execute("UPDATE queue SET interrupted = interrupted + 1 WHERE state = 'running'", [])?;
+            let enough = "UPDATE queue SET state = 'failed', ended = ?1, result = ?2
+                          WHERE state = 'running' AND interrupted >= ?3";
+            transaction.execute(
+                enough,
+                params![at.as_millisecond(), write_result(&interrupted_too_often()), INTERRUPTED],
+            )?;
             // What waits beside what ran is the same wish.
             let double = "DELETE FROM queue WHERE state = 'waiting' AND EXISTS (SELECT 1 FROM queue q
                           WHERE q.job = queue.job AND q.domain = queue.domain AND q.state = 'running')";
             transaction.execute(double, [])?;
             let back = "UPDATE queue SET state = 'waiting' WHERE state IN ('running', 'parked')";
             transaction.execute(back, [])?;
-            Ok(())
+            prune(transaction)
         })?;
-        Ok(ran)
+        ran.iter().map(|entry| self.entry(entry.id)).collect()
     }
 
     fn open_entries(&self) -> Result<Vec<Entry>> {

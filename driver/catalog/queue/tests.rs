@@ -96,14 +96,52 @@ fn what_ran_and_what_was_parked_waits_again() {
     let double = catalog.add(&wanted("j", 1, 60)).unwrap();
     drop(catalog);
     let catalog = Catalog::open(state.path()).unwrap();
-    let ran: Vec<i64> = catalog.recall().unwrap().iter().map(|entry| entry.id).collect();
+    let ran: Vec<i64> = catalog.recall(at(3)).unwrap().iter().map(|entry| entry.id).collect();
     assert_eq!(ran, [ids[0]]);
     let waiting: Vec<_> =
         catalog.open_entries().unwrap().iter().map(|entry| (entry.id, entry.state, entry.attempts)).collect();
     let expected = [(ids[0], 1), (ids[1], 0), (ids[2], 0)];
     assert_eq!(waiting, expected.map(|(id, attempts)| (id, EntryState::Waiting, attempts)));
     assert_eq!(catalog.entry(double).unwrap_err().kind(), ErrorKind::NotFound);
-    assert_eq!(catalog.recall().unwrap(), []);
+    assert_eq!(catalog.recall(at(4)).unwrap(), []);
+}
+
+#[test]
+fn an_entry_that_no_service_survives_fails() {
+    let state = tempfile::tempdir().unwrap();
+    let id = Catalog::open(state.path()).unwrap().add(&wanted("j", 1, 0)).unwrap();
+    // The service is killed in each attempt, and its successor recalls what ran.
+    let killed = |second| {
+        let catalog = Catalog::open(state.path()).unwrap();
+        catalog.start(id, at(second)).unwrap();
+        drop(catalog);
+        let ran = Catalog::open(state.path()).unwrap().recall(at(second + 1)).unwrap();
+        assert_eq!(ran.len(), 1);
+        (ran[0].state, ran[0].attempts)
+    };
+    for attempt in 1..INTERRUPTED {
+        assert_eq!(killed(10), (EntryState::Waiting, attempt));
+    }
+    // An attempt whose end is noted begins the count anew: what kills the service is not this entry.
+    let catalog = Catalog::open(state.path()).unwrap();
+    catalog.start(id, at(20)).unwrap();
+    catalog.end(id, at(21), &End::Again(result("full"), at(22))).unwrap();
+    for attempt in 1..INTERRUPTED {
+        assert_eq!(killed(30), (EntryState::Waiting, INTERRUPTED + attempt));
+    }
+    // Tomorrow's run is another wish; it comes while the last attempt runs, and stays.
+    catalog.start(id, at(40)).unwrap();
+    let next = catalog.add(&wanted("j", 1, 60)).unwrap();
+    let ran = catalog.recall(at(41)).unwrap();
+    let failed = ran[0].result.clone().unwrap();
+    assert_eq!(
+        (ran[0].state, ran[0].ended, failed.kind),
+        (EntryState::Failed, Some(at(41)), Some(ErrorKind::Interrupted))
+    );
+    assert!(failed.sentence.contains("killed during each of 5 attempts"), "{}", failed.sentence);
+    let open: Vec<_> = catalog.open_entries().unwrap().iter().map(|entry| (entry.id, entry.state)).collect();
+    assert_eq!(open, [(next, EntryState::Waiting)]);
+    assert_eq!(catalog.last_ends().unwrap()[0].id, id);
 }
 
 #[test]
@@ -143,4 +181,17 @@ fn a_catalog_of_version_2_learns_of_the_queue() {
     drop(connection);
     let id = Catalog::open(state.path()).unwrap().add(&wanted("j", 1, 0)).unwrap();
     assert_eq!(Catalog::open(state.path()).unwrap().entry(id).unwrap().wanted, wanted("j", 1, 0));
+}
+
+#[test]
+fn a_catalog_of_version_3_learns_to_count_interruptions() {
+    let state = tempfile::tempdir().unwrap();
+    drop(Catalog::open(state.path()).unwrap());
+    let connection = rusqlite::Connection::open(state.path().join("catalog.sqlite")).unwrap();
+    connection.execute_batch("ALTER TABLE queue DROP COLUMN interrupted; PRAGMA user_version = 3").unwrap();
+    drop(connection);
+    let catalog = Catalog::open(state.path()).unwrap();
+    let id = catalog.add(&wanted("j", 1, 0)).unwrap();
+    catalog.start(id, at(1)).unwrap();
+    assert_eq!(catalog.recall(at(2)).unwrap()[0].state, EntryState::Waiting);
 }

@@ -104,7 +104,13 @@ impl Engine {
             return Err(Error::new(ErrorKind::Refused, "the service is stopping"));
         }
         let job = self.job_named(job)?;
-        let unknown = || Error::new(ErrorKind::Refused, "no guests are known: libvirt was never reached");
+        let unknown = || {
+            let error =
+                Error::new(ErrorKind::Refused, "no guests are known yet: libvirt has not been looked at");
+            error.with_hint(
+                "'virtfold status' says why not; a service that has just begun knows them in a moment",
+            )
+        };
         let guests = self.guests.as_ref().ok_or_else(unknown)?;
         let is = |guest: &Guest| domain.is_none_or(|name| name == guest.name || guest.id.to_string() == name);
         let guests: Vec<&Guest> = guests.iter().filter(|guest| job.pick.guest(guest) && is(guest)).collect();

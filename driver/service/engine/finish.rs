@@ -1,11 +1,11 @@
-//! How runs end: by themselves, over their time, cancelled, or with the service.
+//! How runs end: by themselves, over their time, cancelled, with the service, or with a service that was killed.
 
 use jiff::Timestamp;
 
 use super::begin::again;
 use super::desk::measure;
-use super::{Active, Engine, GRACE, Phase, Why};
-use crate::catalog::queue::{End, EntryState, RunResult};
+use super::{Active, Engine, GRACE, Parts, Phase, Why};
+use crate::catalog::queue::{End, Entry, EntryState, RunResult};
 use crate::error::{ErrorKind, Result, sentence};
 use crate::metrics::Labels;
 use crate::service::metrics::RunMeasure;
@@ -177,6 +177,25 @@ impl Engine {
             }
         }
     }
+}
+
+/// What an earlier service left waits again, or has failed where services die of it.
+pub(super) fn recall(parts: &Parts, now: Timestamp) -> Result<()> {
+    for Entry { id, wanted, state, result, .. } in parts.queue.recall(now)? {
+        if state == EntryState::Failed {
+            let why = result.map(|result| result.sentence).unwrap_or_default();
+            tracing::error!(entry = id, job = wanted.job, domain = wanted.name, "failed: {why}");
+            let labels = Labels { domain: &wanted.name, uuid: wanted.domain.0 };
+            parts.metrics.run_ended(&RunMeasure { labels, measure: None });
+        } else {
+            tracing::warn!(
+                entry = id,
+                domain = wanted.name,
+                "ran when the service was killed; it runs again"
+            );
+        }
+    }
+    Ok(())
 }
 
 fn ask(active: &mut Active, why: Why, now: Timestamp) {

@@ -200,13 +200,7 @@ impl Engine {
     pub fn new(parts: Parts, inputs: Receiver<Input>, load: Load, uri: &str) -> Result<Self> {
         let settings = load()?;
         let now = parts.clock.now();
-        for entry in parts.queue.recall()? {
-            tracing::warn!(
-                entry = entry.id,
-                domain = entry.wanted.name,
-                "ran when the service was killed; it runs again"
-            );
-        }
+        finish::recall(&parts, now)?;
         let pauses = parts.queue.pauses()?;
         Ok(Self {
             parts,

@@ -1,6 +1,6 @@
 //! Runs as processes: this program again, with a command line that a person could type.
 //!
-//! 1. The files of variables of the job's media are read, for this run's environment alone.
+//! 1. The files of variables of the job's media are read, for this run's environment alone. Where two of them contradict each other the run fails.
 //! 2. The command before; if it fails, the backup is not made.
 //! 3. `virtfold backup UUID --json ...`. Where it fails or was killed, `virtfold recover UUID` brings the guest home.
 //! 4. The command after.
@@ -11,6 +11,7 @@
 //!
 //! Imports: `error`, `guest` (plain types), `catalog` (plain types, locks), `model`, `engine` (its inputs), `child`, `said`.
 
+use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -28,7 +29,7 @@ use crate::catalog::{Catalog, Journal};
 use crate::error::{Error, ErrorKind, IoContext, Result, sentence};
 use crate::guest::DomainId;
 use crate::service::engine::Input;
-use crate::service::model::{After, CommandSpec};
+use crate::service::model::{After, CommandSpec, MediumSpec};
 
 /// How long a recovery may take: a commit writes what the guest has written since.
 const RECOVERY: Duration = Duration::from_secs(3600);
@@ -121,8 +122,7 @@ impl ProcessRunner {
     }
 
     fn before_and_backup(&self, order: &Order, hold: &Hold, reports: &Sender<Input>) -> Result<RunResult> {
-        let files = order.media.iter().filter_map(|medium| medium.environment.as_deref());
-        let variables = files.map(variables).collect::<Result<Vec<_>>>()?.concat();
+        let variables = variables(&order.media)?;
         if let Some(command) = &order.job.before {
             command_of(command, order, (hold, &[])).map_err(|error| match hold.is_asked() {
                 true => interrupted(),
@@ -361,11 +361,37 @@ fn command_of(spec: &CommandSpec, order: &Order, (hold, told): (&Hold, &[(&str, 
     })
 }
 
-/// A medium's variables. They hold keys: no error repeats one.
-fn variables(path: &Path) -> Result<Vec<(String, String)>> {
-    let read = virtfold_config::Environment::load(path).map_err(|error| {
-        let message = format!("the variables in '{}' can't be used", path.display());
-        Error::new(ErrorKind::Usage, message).with_source(error)
-    });
-    read.map(|variables| variables.as_slice().to_vec())
+/// The variables of a run's media, which have one process and so one environment. A name that two of them give different values is
+/// refused: one medium would be written to with the other one's keys. They hold keys: no error repeats one.
+fn variables(media: &[MediumSpec]) -> Result<Vec<(String, String)>> {
+    let mut all: BTreeMap<String, (String, &MediumSpec, &Path)> = BTreeMap::new();
+    for medium in media {
+        let Some(path) = medium.environment.as_deref() else { continue };
+        let read = virtfold_config::Environment::load(path).map_err(|error| {
+            let message = format!("the variables in '{}' can't be used", path.display());
+            Error::new(ErrorKind::Usage, message).with_source(error)
+        })?;
+        for (name, value) in read.as_slice() {
+            match all.get(name) {
+                Some((same, ..)) if same == value => {}
+                Some((_, other, file)) => return Err(contradiction(name, (other, file), (medium, path))),
+                None => {
+                    all.insert(name.clone(), (value.clone(), medium, path));
+                }
+            }
+        }
+    }
+    Ok(all.into_iter().map(|(name, (value, ..))| (name, value)).collect())
+}
+
+fn contradiction(name: &str, first: (&MediumSpec, &Path), second: (&MediumSpec, &Path)) -> Error {
+    let message = format!(
+        "the media '{}' and '{}' have different values for {name}, in '{}' and '{}'",
+        first.0.name,
+        second.0.name,
+        first.1.display(),
+        second.1.display()
+    );
+    let hint = "the media of a job are written to by one process with one environment: give each medium a job of its own";
+    Error::new(ErrorKind::Usage, message).with_hint(hint)
 }

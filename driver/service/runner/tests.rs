@@ -280,6 +280,42 @@ fn variables_of_others_are_refused_and_no_line_of_them_is_told() {
     }
 }
 
+/// Both media are written to by one process: one of them would be written to with the other one's keys.
+#[test]
+fn media_that_give_one_variable_different_values_are_refused() {
+    let stage = Stage::new();
+    let order = |second: &str| {
+        let mut order = stage.order();
+        order.media.push(MediumSpec { name: "cloud".to_owned(), ..order.media[0].clone() });
+        for (medium, (file, text)) in
+            order.media.iter_mut().zip([("keys", "AWS_REGION=x\nAWS_SECRET_KEY=first\n"), ("more", second)])
+        {
+            let path = stage.path(file);
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+            medium.environment = Some(path);
+        }
+        order
+    };
+    drop(stage.start(order("AWS_SECRET_KEY=second\n")));
+    let (result, _) = stage.end();
+    assert_eq!(result.kind, Some(ErrorKind::Usage));
+    for word in ["'disk'", "'cloud'", "AWS_SECRET_KEY", "/keys'", "/more'"] {
+        assert!(result.sentence.contains(word), "no {word} in {result:?}");
+    }
+    for word in ["first", "second"] {
+        assert!(!format!("{result:?}").contains(word), "{result:?}");
+    }
+    assert_eq!(stage.read("called"), "", "nothing was begun");
+    // The same value is no contradiction, and a name that one of them has is the run's.
+    drop(stage.start(order("AWS_SECRET_KEY='first'\nAWS_OTHER_KEY=o\n")));
+    stage.end();
+    let environment = stage.read("environment");
+    let mut lines: Vec<_> = environment.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(lines, ["AWS_OTHER_KEY=o", "AWS_SECRET_KEY=first"]);
+}
+
 #[test]
 fn recoveries_and_prunes_are_told_and_locks_are_seen() {
     let stage = Stage::new();

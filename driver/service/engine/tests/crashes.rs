@@ -81,3 +81,24 @@ fn a_service_killed_at_any_write_loses_nothing_and_does_one_run_twice_at_most() 
         assert!(survived);
     }
 }
+
+/// Each service dies in the middle of the run: of that one, for all that anybody knows.
+#[test]
+fn a_run_that_every_service_dies_of_is_not_begun_for_ever() {
+    let settings =
+        settings_of(vec![job("once", &["a"], vec![Arc::new(Every(24 * 60, 90))])], 1, &[medium("disk", 1)]);
+    let world = World::new("2026-11-27T00:30:00Z", settings, &["a"], |_, _| minutes(20));
+    for minute in (100..180).step_by(10) {
+        let mut engine = world.service(Arc::new(world.catalog())).unwrap();
+        world.run(&mut engine, &format!("2026-11-27T{:02}:{:02}:00Z", minute / 60, minute % 60));
+        world.crash();
+    }
+    assert_eq!(world.begins("once").len(), 5);
+    let last = world.catalog().last_ends().unwrap();
+    assert_eq!((last.len(), last[0].state), (1, EntryState::Failed));
+    // The next day's is begun all the same.
+    let mut engine = world.service(Arc::new(world.catalog())).unwrap();
+    world.run(&mut engine, "2026-11-28T03:00:00Z");
+    assert_eq!(world.begins("once").len(), 6);
+    assert_eq!(world.catalog().last_ends().unwrap().len(), 2);
+}

@@ -307,8 +307,8 @@ impl Queue for Dying {
     fn cancel(&self, id: i64, at: Timestamp, why: &str) -> Result<()> {
         self.write(|queue| queue.cancel(id, at, why))
     }
-    fn recall(&self) -> Result<Vec<Entry>> {
-        self.write(Queue::recall)
+    fn recall(&self, at: Timestamp) -> Result<Vec<Entry>> {
+        self.write(|queue| queue.recall(at))
     }
     fn open_entries(&self) -> Result<Vec<Entry>> {
         self.inner.open_entries()
