@@ -64,7 +64,7 @@ pub trait ChunkLog: Send {
     /// When it can't be read back.
     fn get(&self, number: u64) -> Result<ChunkRecord>;
 
-    /// The sink has taken all of chunk number `number`. They come in order.
+    /// Chunk number `number` goes to the sink next. They come in order.
     ///
     /// # Errors
     /// When it can't be noted; the error ends the stream as it is.

@@ -231,10 +231,11 @@ impl Outlet<'_> {
             Compression::Zstd { .. } => slot.output.get(..HEADER_LEN + stored),
         };
         let bytes = bytes.ok_or_else(oversized)?;
-        self.sink.write(bytes)?;
         let size = |n: usize| u32::try_from(n).map_err(|_| oversized());
         let record = ChunkRecord { digest, stored: size(stored)?, len: size(len)? };
+        // First: a chunk that is not what it was must not get to a sink that would encrypt it as it did the other one.
         self.log.note(number, &record)?;
+        self.sink.write(bytes)?;
         self.count(&record, data_len)?;
         // The planner may be gone; then nobody needs the buffers.
         drop(self.back.send(slot));

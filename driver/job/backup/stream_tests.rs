@@ -27,13 +27,24 @@ struct Brittle {
     kind: ErrorKind,
     never: bool,
     asked: u32,
+    /// A file that is written to while it is made ready again.
+    changes: Option<std::path::PathBuf>,
 }
 
 impl Brittle {
     fn new(breaks: &[Break]) -> Self {
         let mut breaks = breaks.to_vec();
         breaks.reverse();
-        Self { bytes: Vec::new(), given: 0, breaks, at_end: 0, kind: ErrorKind::Io, never: false, asked: 0 }
+        Self {
+            bytes: Vec::new(),
+            given: 0,
+            breaks,
+            at_end: 0,
+            kind: ErrorKind::Io,
+            never: false,
+            asked: 0,
+            changes: None,
+        }
     }
 
     fn broken(&self) -> Error {
@@ -64,6 +75,10 @@ impl Medium for Brittle {
 
     fn go_on(&mut self) -> Result<Option<u64>> {
         self.asked += 1;
+        if let Some(path) = &self.changes {
+            let mut file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+            file.write_all(&vec![7; 4 << 20]).unwrap();
+        }
         let Some((_, keeps)) = self.breaks.pop().filter(|_| !self.never) else { return Ok(None) };
         self.bytes.truncate(keeps);
         self.given = self.bytes.len();
@@ -77,7 +92,7 @@ impl Medium for Brittle {
 
 /// A folded disk, and the head of its archive.
 struct Lab {
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
     disks: DiskSet,
     head: Manifest,
     manner: Manner,
@@ -112,7 +127,7 @@ impl Lab {
         let disks = fold_all(vec![("vda".to_owned(), image)], &manner, &control).unwrap();
         let subject = Subject::Images { name: "a".to_owned() };
         let head = head((subject, None), &manner, &disks).unwrap();
-        Self { _folder: folder, disks, head, manner, control }
+        Self { folder, disks, head, manner, control }
     }
 
     fn write(&self, medium: &mut Brittle) -> Result<Sealed> {
@@ -182,4 +197,18 @@ fn one_that_can_t_go_on_does_not_get_on_or_is_told_to_end_is_given_up() {
     assert_eq!(given_up(stuck), (ErrorKind::Io, TRIES + 1));
     let told = Brittle { kind: ErrorKind::Interrupted, ..Brittle::new(&[(1 << 20, 0)]) };
     assert_eq!(given_up(told), (ErrorKind::Interrupted, 0));
+}
+
+/// Another chunk in the place of one that was put out does not get to the medium, where it could be encrypted as that was.
+#[test]
+fn a_chunk_that_is_not_what_it_was_goes_nowhere() {
+    for compression in BOTH {
+        let lab = Lab::new(compression);
+        let (whole, _) = lab.whole();
+        let changes = Some(lab.folder.path().join("a.raw"));
+        let mut medium = Brittle { changes, ..Brittle::new(&[(3 << 20, 2 << 20)]) };
+        let error = lab.write(&mut medium).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Internal, "{error}");
+        assert!(whole.starts_with(&medium.bytes), "{compression:?}: {} bytes", medium.bytes.len());
+    }
 }
