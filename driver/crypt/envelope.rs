@@ -22,6 +22,8 @@ use crate::error::{Error, ErrorKind, Result};
 const KEY: usize = 32;
 /// Bytes of the nonce between the header and the payload.
 const NONCE: usize = 16;
+/// Bytes of the digest of what is kept.
+const DIGEST: usize = blake3::OUT_LEN;
 /// What the payload's key is derived for.
 const PAYLOAD: &[u8] = b"payload";
 /// What an envelope that is kept begins with.
@@ -68,21 +70,26 @@ impl Envelope {
         self.key.expose_secret()
     }
 
-    /// What [`Envelope::parse`] reads: a mark, the key, the head.
+    /// What [`Envelope::parse`] reads: a mark, the key, the head, and the digest of all that: by a part of a head an archive would be made that nobody could open.
     pub fn encode(&self) -> SecretBox<Vec<u8>> {
         // All at once: a vector that grew would leave copies behind.
-        let mut bytes = Vec::with_capacity(MAGIC.len() + KEY + self.head.len());
+        let mut bytes = Vec::with_capacity(MAGIC.len() + KEY + self.head.len() + DIGEST);
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(self.key());
         bytes.extend_from_slice(&self.head);
+        bytes.extend_from_slice(blake3::hash(&bytes).as_bytes());
         SecretBox::new(Box::new(bytes))
     }
 
     /// The longest [`Envelope::encode`], bytes.
-    pub const MAX_LEN: usize = MAGIC.len() + KEY + MAX_HEADER + NONCE;
+    pub const MAX_LEN: usize = MAGIC.len() + KEY + MAX_HEADER + NONCE + DIGEST;
 
     /// Reads an envelope that was kept; `None` where it is none.
     pub fn parse(bytes: &[u8]) -> Option<Self> {
+        let (bytes, digest) = bytes.split_last_chunk::<DIGEST>()?;
+        if blake3::hash(bytes) != *digest {
+            return None;
+        }
         let (key, head) = bytes.strip_prefix(MAGIC)?.split_first_chunk::<KEY>()?;
         let is_head = head.len() > NONCE && head.len() <= MAX_HEADER + NONCE;
         is_head.then(|| Self { head: head.into(), key: Arc::new(boxed(key)) })

@@ -7,12 +7,13 @@
 //! Imports: `error`.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use age::secrecy::{ExposeSecret, ExposeSecretMut, SecretBox};
 use nix::sys::statfs::{FsType, TMPFS_MAGIC, fstatfs};
+use rustix::fs::{Mode, OFlags};
 use uuid::Uuid;
 
 use super::Envelope;
@@ -32,7 +33,9 @@ impl KeptEnvelope {
     /// Where envelopes are kept: `VIRTFOLD_KEYS`, or `/run/virtfold/keys`.
     pub fn usual_directory() -> PathBuf {
         let said = std::env::var_os("VIRTFOLD_KEYS").filter(|value| !value.is_empty());
-        said.map_or_else(|| "/run/virtfold/keys".into(), PathBuf::from)
+        let said = said.map_or_else(|| "/run/virtfold/keys".into(), PathBuf::from);
+        // Whoever goes on may be somewhere else.
+        std::path::absolute(&said).unwrap_or(said)
     }
 
     /// Keeps the envelope of an archive in `directory`, which is made where it is not there.
@@ -40,12 +43,16 @@ impl KeptEnvelope {
     /// # Errors
     /// The directory can't be used, is not in memory, or others can use it; the file can't be written.
     pub fn keep(directory: &Path, archive: Uuid, envelope: &Envelope) -> Result<Self> {
-        open(directory, Missing::Make)?;
+        make(directory)?;
         let path = path(directory, archive);
         let cannot = || format!("cannot keep a key in '{}'", path.display());
-        let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).at(cannot)?;
+        let opened = open(directory).at(cannot)?;
+        check(&opened, directory)?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let made = rustix::fs::openat(&opened, name(archive), flags, Mode::RUSR | Mode::WUSR);
+        let mut made = made.map(File::from).map_err(io::Error::from).at(cannot)?;
         let kept = Self { path: path.clone(), stays: false };
-        (&made).write_all(envelope.encode().expose_secret()).at(cannot)?;
+        made.write_all(envelope.encode().expose_secret()).at(cannot)?;
         Ok(kept)
     }
 
@@ -61,12 +68,14 @@ impl KeptEnvelope {
     pub fn read(&self) -> Result<Option<Envelope>> {
         let path = &self.path;
         let cannot = || format!("cannot read '{}'", path.display());
-        let file = match File::open(path) {
-            Ok(file) => file,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(Error::io(cannot(), e)),
+        let directory = path.parent().unwrap_or(Path::new("/"));
+        let Some(opened) = if_any(open(directory)).at(cannot)? else { return Ok(None) };
+        check(&opened, directory)?;
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&opened, path.file_name().unwrap_or_default(), flags, Mode::empty());
+        let Some(file) = if_any(file.map(File::from).map_err(io::Error::from)).at(cannot)? else {
+            return Ok(None);
         };
-        open(path.parent().unwrap_or(Path::new("/")), Missing::Error)?;
         // One buffer that never moves and is wiped, so that no copy of a key is left behind.
         let mut bytes = SecretBox::new(Box::new(Vec::with_capacity(Envelope::MAX_LEN + 1)));
         file.take(Envelope::MAX_LEN as u64 + 1).read_to_end(bytes.expose_secret_mut()).at(cannot)?;
@@ -86,7 +95,7 @@ impl Drop for KeptEnvelope {
             return;
         }
         if let Err(error) = fs::remove_file(&self.path)
-            && error.kind() != std::io::ErrorKind::NotFound
+            && error.kind() != io::ErrorKind::NotFound
         {
             tracing::warn!(key = %self.path.display(), %error, "the key of an archive could not be removed: remove it");
         }
@@ -94,31 +103,51 @@ impl Drop for KeptEnvelope {
 }
 
 fn path(directory: &Path, archive: Uuid) -> PathBuf {
-    directory.join(format!("{archive}.key"))
+    directory.join(name(archive))
 }
 
-/// What is done with a directory that is not there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Missing {
-    Make,
-    Error,
+fn name(archive: Uuid) -> String {
+    format!("{archive}.key")
+}
+
+/// `None` for what is not there.
+fn if_any<T>(opened: io::Result<T>) -> io::Result<Option<T>> {
+    match opened {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        opened => opened.map(Some),
+    }
+}
+
+fn cannot_use(directory: &Path) -> String {
+    format!("cannot keep keys in '{}'", directory.display())
+}
+
+/// Makes the directory where it is not there.
+fn make(directory: &Path) -> Result<()> {
+    if directory.exists() {
+        return Ok(());
+    }
+    let cannot = || cannot_use(directory);
+    if let Some(parent) = directory.parent() {
+        DirBuilder::new().recursive(true).mode(0o755).create(parent).at(cannot)?;
+    }
+    DirBuilder::new().recursive(true).mode(0o700).create(directory).at(cannot)
+}
+
+/// Opens the directory itself. What is looked at is then what is used: its name, or a link in its place, somebody else may exchange.
+fn open(directory: &Path) -> io::Result<File> {
+    let flags = nix::libc::O_DIRECTORY | nix::libc::O_NOFOLLOW;
+    OpenOptions::new().read(true).custom_flags(flags).open(directory)
 }
 
 /// Sees to it that the directory is in memory and nobody else's.
-fn open(directory: &Path, missing: Missing) -> Result<()> {
-    let cannot = || format!("cannot keep keys in '{}'", directory.display());
-    if missing == Missing::Make && !directory.exists() {
-        if let Some(parent) = directory.parent() {
-            DirBuilder::new().recursive(true).mode(0o755).create(parent).at(cannot)?;
-        }
-        DirBuilder::new().recursive(true).mode(0o700).create(directory).at(cannot)?;
-    }
-    let opened = File::open(directory).at(cannot)?;
+fn check(opened: &File, directory: &Path) -> Result<()> {
+    let cannot = || cannot_use(directory);
     let found = opened.metadata().at(cannot)?;
-    let kind = fstatfs(&opened).map_err(std::io::Error::from).at(cannot)?.filesystem_type();
+    let kind = fstatfs(opened).map_err(io::Error::from).at(cannot)?.filesystem_type();
     let why = if kind != TMPFS_MAGIC && kind != RAMFS {
         "it is not in memory (tmpfs)"
-    } else if !found.is_dir() || found.uid() != nix::unistd::geteuid().as_raw() || found.mode() & 0o077 != 0 {
+    } else if found.uid() != nix::unistd::geteuid().as_raw() || found.mode() & 0o077 != 0 {
         "others could use it"
     } else {
         return Ok(());

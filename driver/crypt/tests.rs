@@ -474,6 +474,24 @@ fn another_process_goes_on_with_an_envelope_that_was_kept_in_memory() {
     let mut left = KeptEnvelope::of(&folder, archive);
     left.leave();
     assert_eq!(left.read().unwrap_err().kind(), ErrorKind::Damaged);
+    let whole = envelope.encode();
+    let whole = whole.expose_secret();
+    for len in [whole.len() - 1, whole.len() - 32, whole.len() - 33, whole.len() / 2] {
+        std::fs::write(&file, &whole[..len]).unwrap();
+        assert_eq!(left.read().unwrap_err().kind(), ErrorKind::Damaged, "{len}");
+    }
+    // Nor behind a link, which somebody else could exchange.
+    std::fs::write(&file, whole).unwrap();
+    assert!(left.read().unwrap().is_some());
+    let link = memory.path().join("link");
+    std::os::unix::fs::symlink(&folder, &link).unwrap();
+    KeptEnvelope::keep(&link, uuid::Uuid::new_v4(), &envelope).unwrap_err();
+    let mut linked = KeptEnvelope::of(&link, archive);
+    linked.leave();
+    linked.read().unwrap_err();
+    std::fs::rename(&file, memory.path().join("elsewhere")).unwrap();
+    std::os::unix::fs::symlink(memory.path().join("elsewhere"), &file).unwrap();
+    left.read().unwrap_err();
     std::fs::set_permissions(&folder, PermissionsExt::from_mode(0o755)).unwrap();
     let refused = left.read().unwrap_err().to_string();
     assert!(refused.contains("others could use it"), "{refused}");

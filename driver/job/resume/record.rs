@@ -73,6 +73,8 @@ impl Drop for Record {
             self.key.iter_mut().for_each(KeptEnvelope::leave);
             return;
         }
+        // Before the record: a key that no record knows nobody would ever remove, should this process be killed here.
+        drop(self.key.take());
         if let Err(error) = fs::remove_dir_all(&self.directory) {
             tracing::warn!(record = %self.directory.display(), %error, "the record of a backup could not be removed");
         }
@@ -368,6 +370,7 @@ impl Found {
                 origin.name,
                 crate::error::sentence(&error)
             );
+            drop(key);
             fs::remove_dir_all(&directory).at(|| format!("cannot remove '{}'", directory.display()))?;
             Ok(None)
         })
