@@ -188,12 +188,14 @@ impl TapeUse {
         TapeAddress { device: self.device.clone(), archive: which }.to_string()
     }
 
-    /// The archives on a volume, in their order.
+    /// The archives on a volume, in the order of their beginnings. What was written again does not count.
     pub fn entries(&self, contents: &VolumeContents) -> Vec<TapeEntry> {
         let mut entries: Vec<(uuid::Uuid, TapeEntry)> = Vec::new();
-        for part in &contents.parts {
+        for part in contents.parts.iter().filter(|part| !contents.is_superseded(part)) {
             let Part { begin, end, file, .. } = part;
-            if entries.last().is_none_or(|(run, _)| *run != begin.run) {
+            // Another archive may lie between the parts of one that went on.
+            let at = entries.iter().position(|(run, _)| *run == begin.run).unwrap_or(entries.len());
+            if at == entries.len() {
                 let entry = TapeEntry {
                     archive: self.name_of(&begin.archive),
                     name: begin.archive.clone(),
@@ -205,7 +207,7 @@ impl TapeUse {
                 };
                 entries.push((begin.run, entry));
             }
-            if let Some((_, entry)) = entries.last_mut() {
+            if let Some((_, entry)) = entries.get_mut(at) {
                 entry.parts.push(begin.part);
                 entry.files.push(*file);
                 entry.bytes += end.as_ref().map_or(0, |end| end.bytes);
@@ -213,5 +215,77 @@ impl TapeUse {
             }
         }
         entries.into_iter().map(|(_, entry)| entry).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::medium::tape::{Begin, Earlier, End, Label, TapeBlock};
+
+    /// A part of ten bytes.
+    fn part(file: u64, (run, number, again): (Uuid, u32, u32), last: Option<bool>) -> Part {
+        let volume = Uuid::nil();
+        let begin = Begin {
+            volume,
+            run,
+            archive: format!("a-{run}.tar"),
+            part: number,
+            offset: 0,
+            earlier: Earlier { again, ..Earlier::default() },
+            block_size: TapeBlock::default(),
+            created: String::new(),
+        };
+        let end = last.map(|last| End {
+            volume,
+            run,
+            part: number,
+            file,
+            start: 0,
+            blocks: 1,
+            bytes: 10,
+            digest: String::new(),
+            total: 10,
+            last,
+        });
+        Part { file, start: 0, begin, end }
+    }
+
+    #[test]
+    fn an_archive_that_went_on_behind_another_one_is_listed_once() {
+        let (one, other) = (Uuid::new_v4(), Uuid::new_v4());
+        let parts = vec![
+            part(2, (one, 1, 0), Some(false)),
+            part(5, (one, 2, 0), None),
+            part(7, (other, 1, 0), Some(true)),
+            part(10, (one, 2, 1), Some(true)),
+        ];
+        let label = Label {
+            volume: Uuid::nil(),
+            label: "T0".to_owned(),
+            pool: "default".to_owned(),
+            block_size: TapeBlock::default(),
+            created: String::new(),
+            retain_until: None,
+            tool: String::new(),
+        };
+        let contents = VolumeContents { label, parts, blocks: 0, files: 0 };
+        let drive = TapeUse {
+            device: "/dev/nst0".into(),
+            state_dir: "/".into(),
+            change_command: None,
+            change_limit: Duration::ZERO,
+            patience: Duration::ZERO,
+            pool: None,
+            ring: 0,
+            commit_every: 0,
+            cancel: Cancel::default(),
+        };
+        let entries = drive.entries(&contents);
+        let seen = entries.iter().map(|e| (e.parts.as_slice(), e.files.as_slice(), e.bytes, e.complete));
+        let whole = [(&[1, 2][..], &[2, 10][..], 20, true), (&[1][..], &[7][..], 10, true)];
+        assert!(seen.eq(whole), "{entries:?}");
     }
 }

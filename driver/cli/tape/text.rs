@@ -65,6 +65,7 @@ pub(super) fn verdict(verdict: &VolumeVerdict) -> String {
     for part in &verdict.parts {
         let how = match (&part.fault, part.ended) {
             (Some(fault), _) => printable(fault),
+            (None, _) if part.superseded => "written again behind it".to_owned(),
             (None, true) => "sound".to_owned(),
             (None, false) => "never finished".to_owned(),
         };

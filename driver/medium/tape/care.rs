@@ -68,6 +68,9 @@ pub struct PartVerdict {
     pub bytes: u64,
     /// Whether the part has an end.
     pub ended: bool,
+    /// Whether its run went on here, and wrote it again: then it is not the archive's, whatever it is like.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub superseded: bool,
     /// What is wrong with it.
     pub fault: Option<String>,
 }
@@ -196,6 +199,7 @@ impl<'a> TapeCare<'a> {
                 part: part.begin.part,
                 bytes: 0,
                 ended: part.end.is_some(),
+                superseded: contents.is_superseded(part),
                 fault: None,
             };
             match self.read_part(part.start, &mut buf, progress) {
@@ -205,13 +209,14 @@ impl<'a> TapeCare<'a> {
                     verdict.fault = checked.err().map(|error| error.to_string());
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
+                Err(_) if verdict.superseded => {}
                 Err(error) => verdict.fault = Some(sentence(&error)),
             }
             parts.push(verdict);
         }
         self.deck.rewind()?;
         self.deck.close()?;
-        let sound = parts.iter().all(|part| part.fault.is_none() && part.ended);
+        let sound = parts.iter().all(|part| part.superseded || part.fault.is_none() && part.ended);
         self.ledger.holds(&contents, None)?;
         Ok(VolumeVerdict { label: contents.label, parts, sound })
     }

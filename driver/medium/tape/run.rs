@@ -23,7 +23,7 @@ use uuid::Uuid;
 use super::changer::{Change, Changer};
 use super::deck::{Deck, Fate, interrupted};
 use super::drive::Access;
-use super::earlier::Committed;
+use super::earlier::{self, Committed};
 use super::ledger::{Ledger, Placed};
 use super::record::{BEFORE, Begin, Earlier, End, Label, Record, now};
 use super::ring::Ring;
@@ -121,7 +121,7 @@ impl Run {
     }
 
     /// A run that goes on behind what another process has committed.
-    pub(super) fn behind(setup: TapeSetup, archive: &str, committed: Committed) -> Self {
+    pub(super) fn behind(setup: TapeSetup, archive: &str, committed: &Committed) -> Self {
         let held = |(label, first): &(Label, u32)| Held {
             volume: label.volume,
             label: label.label.clone(),
@@ -131,7 +131,9 @@ impl Run {
             run: committed.run,
             held: committed.volumes.iter().map(held).collect(),
             reusable: committed.volumes.last().map(|(label, _)| label.volume),
-            volumes: committed.volumes.into_iter().map(|(label, _)| label).collect(),
+            volumes: committed.volumes.iter().map(|(label, _)| label.clone()).collect(),
+            // An archive's volumes are of one pool, whatever is in the drive now.
+            pool: Some(committed.last.label.pool.clone()),
             parts: committed.parts,
             total: committed.total,
             // A part that was open may lie behind the last one that was committed.
@@ -148,6 +150,11 @@ impl Run {
             }
             taken => taken,
         }
+    }
+
+    /// As [`earlier::gone`].
+    pub(super) fn gone(&mut self, committed: &Committed, label: &Label) -> Result<Option<String>> {
+        earlier::gone(committed, &mut self.deck, label)
     }
 
     /// Bytes of the archive that are committed.

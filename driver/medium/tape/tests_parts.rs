@@ -148,7 +148,7 @@ fn behind_a_process_that_is_gone_another_one_goes_on() {
         assert!(read.unwrap() == archive, "{written} on {next}, by the tapes alone");
         bench.drive.load(next);
         let why = go_on(&bench, &archive, &[]).unwrap().unwrap_err();
-        assert!(why.contains("does not fit"), "it is whole: {why}");
+        assert!(why.contains("it is whole"), "{why}");
     }
 }
 
@@ -178,6 +178,84 @@ fn what_lies_between_the_parts_of_a_run_is_left_out() {
             assert!(read == *whole, "{which:?}: {} bytes", read.len());
         }
     }
+}
+
+/// Writes the next bytes of an archive, until they are on the tape, and is gone.
+fn break_off(mut medium: TapeMedium, bytes: &[u8]) {
+    medium.write(bytes).unwrap();
+    medium.settle().unwrap();
+}
+
+/// Label, begin, five blocks, end, and of the second part the begin and so many blocks.
+fn break_off_in_the_second_part(bench: &Bench, archive: &[u8], blocks: usize) {
+    let setup = TapeSetup { commit_every: EVERY, ..bench.setup(&[]) };
+    let medium = TapeMedium::begin(setup, NAME).unwrap();
+    break_off(medium, &archive[..(5 + blocks) * 65_536]);
+    assert_eq!(bench.objects(0).len(), 15 + blocks);
+}
+
+#[test]
+fn what_the_memory_says_is_held_against_the_tape() {
+    let archive = bytes(12 * 65_536 + 7, 5);
+    let label = |label: &str, pool: &str| NewLabel {
+        label: label.to_owned(),
+        pool: pool.to_owned(),
+        block_size: TapeBlock::new(64 << 10).unwrap(),
+        retain_until: None,
+    };
+    let begun = || {
+        let bench = Bench::new(2, 64 * MIB);
+        break_off_in_the_second_part(&bench, &archive, 2);
+        bench
+    };
+    // Labelled by somebody who knows nothing of this memory, emptied, and cut in the midst of what was committed.
+    let bench = begun();
+    let elsewhere = TapeCare::new(
+        Box::new(bench.drive.clone()),
+        &NoLedger,
+        std::time::Duration::ZERO,
+        Default::default(),
+    );
+    elsewhere.label(&label("T0", "default"), Overwrite::Force).unwrap();
+    let why = go_on(&bench, &archive, &[]).unwrap().unwrap_err();
+    assert!(why.contains("was labelled anew"), "{why}");
+    for left in [2, 8] {
+        let bench = begun();
+        bench.drive.with_tape(0, |tape| tape.objects.truncate(left)).unwrap();
+        let why = go_on(&bench, &archive, &[]).unwrap().unwrap_err();
+        assert!(why.contains("does not have the parts"), "{left}: {why}");
+    }
+    // It stays in its pool.
+    let bench = begun();
+    bench.drive.load(1);
+    bench.care().label(&label("X1", "other"), Overwrite::Force).unwrap();
+    let refused = go_on(&bench, &archive, &[]).unwrap_err();
+    assert!(refused.to_string().contains("is of the pool 'other'"), "{refused}");
+    let setup = TapeSetup { pool: Some("other".to_owned()), ..bench.setup(&[]) };
+    let why = TapeMedium::go_on_with(setup, NAME).unwrap().err().unwrap();
+    assert!(why.contains("volumes of the pool 'default'"), "{why}");
+    bench.drive.load(0);
+    assert_eq!(go_on(&bench, &archive, &[]).unwrap(), Ok(5 * 65_536));
+}
+
+/// A list tells the memory of the part that was open; whoever goes on does so all the same, and the volume is sound then.
+#[test]
+fn a_volume_that_was_listed_meanwhile_is_gone_on_with() {
+    let archive = bytes(12 * 65_536 + 7, 5);
+    let bench = Bench::new(1, 64 * MIB);
+    break_off_in_the_second_part(&bench, &archive, 3);
+    assert_eq!(bench.care().list().unwrap().parts.len(), 2);
+    assert!(!bench.care().verify(&|_| ()).unwrap().sound);
+    assert_eq!(go_on(&bench, &archive, &[]).unwrap(), Ok(5 * 65_536));
+    let contents = bench.care().list().unwrap();
+    let parts: Vec<_> = contents.parts.iter().map(|part| (part.begin.part, part.worth())).collect();
+    assert_eq!(parts, [(1, (0, true)), (2, (0, false)), (2, (1, true)), (3, (1, true))]);
+    let superseded = contents.parts.iter().filter(|part| contents.is_superseded(part));
+    assert_eq!(superseded.map(|part| part.worth()).collect::<Vec<_>>(), [(0, false)]);
+    assert!(bench.care().verify(&|_| ()).unwrap().sound);
+    assert!(bench.read(&[]).unwrap() == archive);
+    let why = go_on(&bench, &archive, &[]).unwrap().unwrap_err();
+    assert!(why.contains("it is whole"), "{why}");
 }
 
 #[test]

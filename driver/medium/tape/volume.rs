@@ -35,6 +35,21 @@ pub struct Part {
     pub end: Option<End>,
 }
 
+impl Part {
+    /// Of two parts of one run and one number the one counts that is worth more: how often the run had gone on, and whether there is an end.
+    pub(super) fn worth(&self) -> (u32, bool) {
+        (self.begin.earlier.again, self.end.is_some())
+    }
+}
+
+impl VolumeContents {
+    /// Whether a part was written again behind it, when its run went on here: then it is not the archive's.
+    pub fn is_superseded(&self, part: &Part) -> bool {
+        let same = |other: &&Part| other.begin.run == part.begin.run && other.begin.part == part.begin.part;
+        self.parts.iter().filter(same).any(|other| (part.worth(), part.file) < (other.worth(), other.file))
+    }
+}
+
 /// What a volume holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct VolumeContents {

@@ -115,10 +115,17 @@ impl TapeMedium {
             Ok(committed) => committed,
             Err(why) => return Ok(Err(why)),
         };
+        let pool = &committed.last.label.pool;
+        if setup.pool.as_ref().is_some_and(|wished| wished != pool) {
+            return Ok(Err(format!("it was begun on volumes of the pool '{pool}'")));
+        }
         let (total, name) = (committed.total, name_of(&setup, archive));
         let (cancel, room) = (Arc::clone(&setup.cancel), setup.ring);
-        let mut run = Run::behind(setup, archive, committed);
+        let mut run = Run::behind(setup, archive, &committed);
         let label = run.take_any_volume()?;
+        if let Some(why) = run.gone(&committed, &label)? {
+            return Ok(Err(why));
+        }
         Ok(Ok((Self::with(run, label, (name, room, cancel))?, total)))
     }
 
