@@ -14,6 +14,7 @@
 //!
 //! Imports: `error`, the modules of tapes.
 
+mod again;
 mod salvage;
 
 use std::io::{self, Read};
@@ -23,13 +24,14 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use self::again::{Doubt, Overlap};
 use self::salvage::Salvage;
 use super::changer::{Change, Changer};
 use super::deck::{Deck, Found, interrupted};
 use super::drive::{Access, Drive};
 use super::ledger::{Ledger, has_id, id_of};
 use super::places::{Hints, Wanted, begin_at, by_ledger, by_tape, bytes_of, hint, learn};
-use super::record::{Begin, End, RECORD, Record, TapeBlock};
+use super::record::{End, RECORD, Record, TapeBlock};
 use super::volume::{Part, VolumeContents, label_of, walk};
 use crate::archive::stream::Cancel;
 use crate::error::{Error, ErrorKind, Result};
@@ -57,20 +59,6 @@ struct Open {
     blocks: u64,
     bytes: u64,
     hasher: blake3::Hasher,
-}
-
-/// A part without an end that was given out: it may come again.
-struct Doubt {
-    part: Part,
-    bytes: u64,
-    digest: blake3::Hash,
-}
-
-/// A part that comes again: what was given out of it is compared, and not given out twice.
-struct Overlap {
-    left: u64,
-    hasher: blake3::Hasher,
-    digest: blake3::Hash,
 }
 
 /// An archive on tapes. Its errors are [`io::Error`]s whose cause is the library's.
@@ -199,8 +187,7 @@ impl TapeSource {
         let number = part.begin.part;
         if let Some(doubt) = self.doubt.take().filter(|doubt| doubt.part.begin.part == number) {
             self.total = doubt.part.begin.offset;
-            let overlap = Overlap { left: doubt.bytes, hasher: blake3::Hasher::new(), digest: doubt.digest };
-            self.overlap = Some(overlap).filter(|overlap| overlap.left > 0);
+            self.overlap = doubt.overlap();
         }
         let known = self.hints.get(&number).filter(|hint| hint.start == Some(part.start));
         let ended = part.end.is_some() || known.is_some_and(|hint| hint.ended);
@@ -232,12 +219,11 @@ impl TapeSource {
         if let Some(again) = self.doubt.as_ref().and_then(|doubt| doubt.again(parts)) {
             return Ok(again.clone());
         }
-        let worth = |part: &&Part| (part.begin.earlier.again, part.end.is_some());
-        let here = parts.iter().filter(|part| fits(part)).max_by_key(worth).cloned();
+        let here = parts.iter().filter(|part| fits(part)).max_by_key(|part| part.worth()).cloned();
         // The rest of a volume that failed, where the part is known to be elsewhere.
         let elsewhere = hint.volume.is_some_and(|volume| volume != label.volume)
             || hint.label.as_ref().is_some_and(|other| *other != label.label);
-        let better = |part: &Part| elsewhere && (hint.again, hint.ended) > worth(&part);
+        let better = |part: &Part| elsewhere && (hint.again, hint.ended) > part.worth();
         match here.filter(|part| !better(part)) {
             Some(part) => self.check_offset(part),
             None => {
@@ -383,8 +369,9 @@ impl TapeSource {
     /// Ends the open part as one that nobody vouched for.
     fn doubt_part(&mut self) {
         let Some(open) = self.open.take() else { return };
-        self.total = open.part.begin.offset + open.bytes;
-        self.doubt = Some(Doubt { part: open.part, bytes: open.bytes, digest: open.hasher.finalize() });
+        let doubt = Doubt::of(open, self.overlap.take());
+        self.total = doubt.end();
+        self.doubt = Some(doubt);
     }
 
     /// The data file is at its end: what its end says has to hold. Whether the archive ends here.
@@ -441,16 +428,6 @@ enum Behind {
     Nothing,
     /// Something else: the run broke off.
     Other,
-}
-
-impl Doubt {
-    /// The same part, written again when the run had gone on.
-    fn again<'a>(&self, parts: &'a [Part]) -> Option<&'a Part> {
-        let Begin { run, part, offset, earlier, .. } = &self.part.begin;
-        let same =
-            |other: &&Part| (&other.begin.run, &other.begin.part, &other.begin.offset) == (run, part, offset);
-        parts.iter().rfind(|other| same(other) && other.begin.earlier.again > earlier.again)
-    }
 }
 
 /// What was read of a part.

@@ -258,6 +258,28 @@ fn a_volume_that_was_listed_meanwhile_is_gone_on_with() {
     assert!(why.contains("it is whole"), "{why}");
 }
 
+/// Two processes died in one part, each on another volume; nothing but the tapes says so.
+#[test]
+fn a_part_that_was_begun_three_times_is_given_out_once() {
+    let archive = bytes(12 * 65_536 + 7, 5);
+    for (first, second) in [(1, 3), (2, 2), (3, 1), (3, 0)] {
+        let bench = Bench::new(3, 64 * MIB);
+        break_off_in_the_second_part(&bench, &archive, first);
+        bench.drive.load(1);
+        let setup = TapeSetup { commit_every: EVERY, ..bench.setup(&[]) };
+        let (medium, at) = TapeMedium::go_on_with(setup, NAME).unwrap().unwrap();
+        assert_eq!(at, 5 * 65_536);
+        break_off(medium, &archive[5 * 65_536..(5 + second) * 65_536]);
+        bench.drive.load(2);
+        assert_eq!(go_on(&bench, &archive, &[]).unwrap(), Ok(5 * 65_536));
+        for (begin, slots) in [(0, &[1, 2][..]), (0, &[2]), (2, &[0, 2])] {
+            bench.drive.load(begin);
+            let read = bench.read_from(&id("5f1c2d3e"), slots, without_memory());
+            assert!(read.unwrap() == archive, "{first} and {second} blocks, from {begin}");
+        }
+    }
+}
+
 #[test]
 fn a_run_that_goes_on_refuses_the_volumes_that_are_full() {
     let archive = bytes(6 * MIB, 3);
