@@ -327,7 +327,7 @@ fn recoveries_and_prunes_are_told_and_locks_are_seen() {
     let Input::Pruned(job, Ok(())) = stage.reports.recv_timeout(LONG).unwrap() else { panic!() };
     assert_eq!(job, "nightly");
     let called = stage.read("called");
-    assert!(called.ends_with("--job nightly --config /etc/virtfold/config.yaml\n"), "{called}");
+    assert!(called.ends_with("--config /etc/virtfold/config.yaml -- nightly\n"), "{called}");
     let domain = DomainId(uuid::Uuid::nil());
     assert_eq!(stage.runner.busy(domain), None);
     let other = Catalog::open(Path::new(&stage.path("state"))).unwrap();
