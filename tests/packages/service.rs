@@ -262,8 +262,16 @@ fn nothing_was_refused(machine: &Machine) {
     let ends: Vec<_> = journal.lines().filter(|line| line.contains("Main process exited")).collect();
     // Killed twice, and once by the watchdog.
     assert!(ends.len() == 3 && !ends.iter().any(|line| line.contains("SYS")), "{ends:?}");
-    for word in ["not permitted", "EPERM", "ermission denied", "Read-only", "SIGSYS", "signal 31", "panicked"]
-    {
+    for word in [
+        " ERROR ",
+        "not permitted",
+        "EPERM",
+        "ermission denied",
+        "Read-only",
+        "SIGSYS",
+        "signal 31",
+        "panicked",
+    ] {
         let lines: Vec<_> = journal.lines().filter(|line| line.contains(word)).collect();
         assert!(lines.is_empty(), "{lines:?}");
     }
