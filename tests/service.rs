@@ -42,17 +42,27 @@ fn config(lab: &Lab) -> PathBuf {
     lab.folder().join("config.yaml")
 }
 
-/// One job for the guest, at each hour; `more` is behind it.
+/// The minute of the hour that is furthest from the test's beginning: no run is due while it goes on.
+fn minute() -> u64 {
+    static MINUTE: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
+    *MINUTE.get_or_init(|| {
+        let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap();
+        (now.as_secs() / 60 + 30) % 60
+    })
+}
+
+/// One job for the guest, once in each hour; `more` is behind it.
 fn write_config(lab: &Lab, rate: &str, more: &str) {
     let to = lab.folder().join("archives");
     fs::create_dir_all(&to).unwrap();
+    let minute = minute();
     let yaml = format!(
         "version: 1
 service: {{concurrency: 1, stop-timeout: 1s, catch-up: 1d}}
 media:
   disk: {{to: {}}}
 jobs:
-  {JOB}: {{domains: {{names: writer}}, schedule: hourly, to: disk, compress: none, limit-rate: {rate}}}
+  {JOB}: {{domains: {{names: writer}}, schedule: \"*:{minute:02}\", to: disk, compress: none, limit-rate: {rate}}}
 {more}",
         to.display()
     );
