@@ -1,19 +1,16 @@
 //! A copy of this machine that runs: a systemd of its own, as its first process, with a libvirtd, a journal and nothing else. The script
 //! `boot` makes it, of this machine's root below an overlay, in namespaces and a control group of its own. It boots in less than a second.
 
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::path::Path;
 use std::time::Duration;
 
 use crate::ROOT;
 use crate::common::run::{Outcome, run, tool, wait_until};
+use crate::hold::Hold;
 
 /// A machine; dropped, it is gone with everything in it.
 pub(crate) struct Machine {
-    holder: Child,
-    hold: Option<ChildStdin>,
-    folder: PathBuf,
+    hold: Hold,
     /// Its first process, as this machine counts.
     first: String,
 }
@@ -21,17 +18,10 @@ pub(crate) struct Machine {
 impl Machine {
     /// Boots one, in which `packages` is /tmp/packages.
     pub(crate) fn boot(name: &str, packages: &Path) -> Self {
-        let folder = std::env::temp_dir().join(format!("virtfold-machine-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "--propagation", "private"]).arg(format!("{ROOT}/tests/packages/boot"));
-        command.arg(&folder).arg(packages).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut holder = command.spawn().expect("unshare is missing: tests/setup installs it");
-        let hold = holder.stdin.take();
-        let mut line = String::new();
-        BufReader::new(holder.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let first = line.trim().to_owned();
-        let machine = Self { holder, hold, folder, first };
+        let boot = format!("{ROOT}/tests/packages/boot");
+        let hold = Hold::start(&format!("machine-{name}"), &[&boot], packages);
+        let first = hold.said.trim().to_owned();
+        let machine = Self { hold, first };
         let id = machine.first.parse::<u32>();
         assert!(id.is_ok(), "no machine; this wants root, overlayfs and control groups of version 2");
         machine.until("the machine is up", "[ \"$(systemctl is-system-running)\" = running ]");
@@ -78,9 +68,7 @@ impl Drop for Machine {
             let tail = self.script("journalctl --no-pager -n 150 -o short-precise");
             eprintln!("--- the machine's journal\n{}", String::from_utf8_lossy(&tail.stdout));
         }
-        drop(self.hold.take());
-        let ended = self.holder.wait();
-        let removed = std::fs::remove_dir(&self.folder);
+        let (ended, removed) = self.hold.end();
         if !std::thread::panicking() {
             assert!(ended.unwrap().success(), "the machine's control group is left");
             removed.unwrap();

@@ -8,6 +8,7 @@
 mod common;
 
 mod deb;
+mod hold;
 mod machine;
 mod pages;
 mod room;

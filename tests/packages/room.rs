@@ -1,11 +1,10 @@
 //! A copy of this machine to install things in: its root below an overlay, in a mount namespace that ends with the test. `/run` is
 //! empty, so that the packages' scripts find no systemd, and `/tmp` is the room's own.
 
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::path::Path;
 
 use crate::common::run::{Outcome, run, tool};
+use crate::hold::Hold;
 
 const ENTER: &str = r#"
 set -eu
@@ -28,32 +27,20 @@ read -r _ || true
 "#;
 
 /// A room; dropped, it is gone with everything in it.
-pub(crate) struct Room {
-    holder: Child,
-    hold: Option<ChildStdin>,
-    folder: PathBuf,
-}
+pub(crate) struct Room(Hold);
 
 impl Room {
     /// Makes one, in which `packages` is /tmp/packages.
     pub(crate) fn new(name: &str, packages: &Path) -> Self {
-        let folder = std::env::temp_dir().join(format!("virtfold-room-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "--propagation", "private", "bash", "-c", ENTER, "room"]);
-        command.arg(&folder).arg(packages).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut holder = command.spawn().expect("unshare is missing: tests/setup installs it");
-        let hold = holder.stdin.take();
-        let mut line = String::new();
-        BufReader::new(holder.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        assert_eq!(line, "ready\n", "no room; this wants root and overlayfs");
-        Self { holder, hold, folder }
+        let hold = Hold::start(&format!("room-{name}"), &["bash", "-c", ENTER, "room"], packages);
+        assert_eq!(hold.said, "ready\n", "no room; this wants root and overlayfs");
+        Self(hold)
     }
 
     /// Runs a script in it.
     pub(crate) fn script(&self, script: &str) -> Outcome {
-        let pid = self.holder.id().to_string();
-        let root = self.folder.join("root");
+        let pid = self.0.id().to_string();
+        let root = self.0.folder.join("root");
         let mut command = tool("nsenter", ["--mount", "--target", &pid, "chroot"]);
         command.arg(root).args(["bash", "-c", script]).env("DEBIAN_FRONTEND", "noninteractive");
         command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
@@ -77,9 +64,7 @@ impl Room {
 
 impl Drop for Room {
     fn drop(&mut self) {
-        drop(self.hold.take());
-        let ended = self.holder.wait();
-        let removed = std::fs::remove_dir(&self.folder);
+        let (ended, removed) = self.0.end();
         if !std::thread::panicking() {
             ended.unwrap();
             removed.unwrap();

@@ -157,9 +157,7 @@ fn a_power_cut_in_mid_write_costs_that_archive_alone() {
     let before = bench.unit(|unit| unit.writes);
     let args = ["backup", "--image", large.text(), "--format", "raw", "--to", TAPE, "--tape-buffer", "1MiB"];
     let running = bench.start(&args);
-    crate::common::run::wait_until("blocks on the tape", std::time::Duration::from_secs(60), || {
-        bench.unit(|unit| unit.writes) > before + 20
-    });
+    bench.wait_for_writes(before + 20);
     assert!(!running.has_ended());
     bench.cut_power();
     let left = bench.objects(0);
@@ -199,13 +197,8 @@ fn a_killed_run_costs_that_archive_alone() {
             "4MiB",
         ];
         let running = bench.start(&args);
-        crate::common::run::wait_until("blocks on the tape", std::time::Duration::from_secs(60), || {
-            bench.unit(|unit| unit.writes) > before + 20
-        });
-        bench.sh(&format!(
-            "for p in /proc/[0-9]*; do read -r c < $p/comm; [ \"$c\" != virtfold ] || kill -{signal} ${{p#/proc/}}; done"
-        ))
-        .ok();
+        bench.wait_for_writes(before + 20);
+        bench.signal(signal);
         let ended = running.wait();
         assert_eq!(ended.shell_code(), code, "{ended}");
         let left = bench.objects(0);
@@ -232,10 +225,8 @@ fn a_killed_run_is_gone_on_with_by_the_next_one() {
         let more = ["--compress", "none", "--tape-commit-every", "4MiB", "--limit-rate", "6MiB"];
         let running = bench.start(&[args.as_slice(), &more, &["--tape-buffer", "1MiB"]].concat());
         // Two parts and a bit: 256 KiB a block, a begin and an end each.
-        crate::common::run::wait_until("parts on the tape", std::time::Duration::from_secs(60), || {
-            bench.unit(|unit| unit.writes) > before + 50
-        });
-        bench.sh("for p in /proc/[0-9]*; do read -r c < $p/comm; [ \"$c\" != virtfold ] || kill -KILL ${p#/proc/}; done").ok();
+        bench.wait_for_writes(before + 50);
+        bench.signal("KILL");
         running.wait();
         let left = bench.objects(0);
         bench.unit(|unit| unit.insert(next));
@@ -305,10 +296,7 @@ fn an_encrypted_archive_goes_over_volumes_and_age_and_tar_open_it() {
     let mut bench = Bench::new(2, 3);
     (0..2).rev().for_each(|slot| bench.label(slot));
     let image = bench.image("disk.raw", 4);
-    let key = bench.scratch.join("key");
-    bench.sh(&format!("umask 077; age-keygen -o '{}' 2> /dev/null", text(&key))).ok();
-    let keys = fs::read_to_string(&key).unwrap();
-    let recipient = keys.lines().find_map(|line| line.strip_prefix("# public key: ")).unwrap().to_owned();
+    let (key, recipient) = bench.key();
     let change = bench.change();
     let archive = name_of(&bench.backup(&image, &[&change, "--encrypt-to", &recipient]).ok());
     bench.unit(|unit| unit.insert(0));

@@ -153,6 +153,30 @@ impl Bench {
         self.run(&command)
     }
 
+    /// Sends every virtfold in the machine a signal.
+    pub(crate) fn signal(&mut self, signal: &str) {
+        self.sh(&format!(
+            "for p in /proc/[0-9]*; do read -r c < $p/comm; [ \"$c\" != virtfold ] || kill -{signal} ${{p#/proc/}}; done"
+        ))
+        .ok();
+    }
+
+    /// Waits until the drive has had more than so many writes.
+    pub(crate) fn wait_for_writes(&self, count: u64) {
+        crate::common::run::wait_until("blocks on the tape", std::time::Duration::from_secs(60), || {
+            self.unit(|unit| unit.writes) > count
+        });
+    }
+
+    /// The file of a new key, and its recipient.
+    pub(crate) fn key(&mut self) -> (PathBuf, String) {
+        let key = self.scratch.join("key");
+        self.sh(&format!("umask 077; age-keygen -o '{}' 2> /dev/null", text(&key))).ok();
+        let keys = fs::read_to_string(&key).unwrap();
+        let recipient = keys.lines().find_map(|line| line.strip_prefix("# public key: ")).unwrap().to_owned();
+        (key, recipient)
+    }
+
     /// Labels the cartridge of a slot `T` and its number.
     pub(crate) fn label(&mut self, slot: usize) {
         self.drive.unit().insert(slot);

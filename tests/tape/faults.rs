@@ -120,9 +120,7 @@ fn a_tape_that_is_changed_in_mid_write() {
     let args = ["backup", "--image", image.text(), "--format", "raw", "--to", TAPE, "--tape-buffer", "1MiB"];
     let before = bench.unit(|unit| unit.writes);
     let running = bench.start(&args);
-    crate::common::run::wait_until("blocks on the tape", std::time::Duration::from_secs(60), || {
-        bench.unit(|unit| unit.writes) > before + 20
-    });
+    bench.wait_for_writes(before + 20);
     let other = bench.objects(1);
     bench.unit(|unit| unit.insert(1));
     let ended = running.wait().exits(exit::FAILURE);
@@ -140,10 +138,7 @@ fn an_encrypted_backup_goes_on_and_copies_fail_alone() {
     (0..2).rev().for_each(|slot| bench.label(slot));
     let image = bench.image("disk.raw", 2);
     let change = bench.change();
-    let key = bench.scratch.join("key");
-    bench.sh(&format!("umask 077; age-keygen -o '{}' 2> /dev/null", text(&key))).ok();
-    let keys = std::fs::read_to_string(&key).unwrap();
-    let recipient = keys.lines().find_map(|line| line.strip_prefix("# public key: ")).unwrap().to_owned();
+    let (key, recipient) = bench.key();
     // Behind the first part's end.
     bench.unit(|unit| unit.faults = vec![Fault::WriteError(13)]);
     let more = [&change, "--encrypt-to", &recipient, "--tape-commit-every", "1MiB"];

@@ -358,19 +358,14 @@ impl Found {
             return Ok(None);
         }
         let (directory, origin) = (self.directory.clone(), self.origin.clone());
-        // Goes with the record.
-        let mut key = origin.key();
-        let loaded = self.load(marks);
-        if loaded.is_ok() {
-            key.iter_mut().for_each(KeptEnvelope::leave);
-        }
-        loaded.map(Some).or_else(|error| {
+        self.load(marks).map(Some).or_else(|error| {
             tracing::warn!(
                 "the record of '{}' can't be used: {}",
                 origin.name,
                 crate::error::sentence(&error)
             );
-            drop(key);
+            // Goes before the record.
+            drop(origin.key());
             fs::remove_dir_all(&directory).at(|| format!("cannot remove '{}'", directory.display()))?;
             Ok(None)
         })

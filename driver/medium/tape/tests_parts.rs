@@ -110,6 +110,15 @@ fn go_on(bench: &Bench, archive: &[u8], slots: &[usize]) -> Result<std::result::
     Ok(Ok(at))
 }
 
+/// Waits until so many parts are committed.
+fn wait_for_parts(bench: &Bench, least: usize) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while bench.notes.archives("5f1c2d3e").unwrap().len() < least {
+        assert!(std::time::Instant::now() < deadline, "{least} parts are not committed");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+}
+
 /// Wherever a process ended, another one goes on: on the same volume, or on the next one.
 #[test]
 fn behind_a_process_that_is_gone_another_one_goes_on() {
@@ -121,11 +130,7 @@ fn behind_a_process_that_is_gone_another_one_goes_on() {
         archive[..written].chunks(50_000).for_each(|piece| medium.write(piece).unwrap());
         // All blocks but those in the ring are taken; a part is committed when the block behind it is to be written.
         let least = (written / 65_536).saturating_sub(3) / 5;
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
-        while bench.notes.archives("5f1c2d3e").unwrap().len() < least {
-            assert!(std::time::Instant::now() < deadline, "{written}");
-            std::thread::sleep(std::time::Duration::from_millis(1));
-        }
+        wait_for_parts(&bench, least);
         drop(medium);
         let left = bench.objects(0);
         bench.drive.load(next);
@@ -161,11 +166,7 @@ fn what_lies_between_the_parts_of_a_run_is_left_out() {
     let setup = TapeSetup { commit_every: EVERY, ring: 2 * 65_536, ..bench.setup(&[]) };
     let mut medium = TapeMedium::begin(setup, NAME).unwrap();
     archive[..10 * 65_536].chunks(50_000).for_each(|piece| medium.write(piece).unwrap());
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
-    while bench.notes.archives("5f1c2d3e").unwrap().is_empty() {
-        assert!(std::time::Instant::now() < deadline);
-        std::thread::sleep(std::time::Duration::from_millis(1));
-    }
+    wait_for_parts(&bench, 1);
     drop(medium);
     bench.write(OTHER, &other, &[]).unwrap();
     assert!(go_on(&bench, &archive, &[]).unwrap().is_ok());
