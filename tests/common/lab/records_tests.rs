@@ -3,8 +3,8 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use super::lab::record::{Layout, RECORD, Record};
-use super::lab::records::{Prefix, check};
+use crate::lab::record::{Layout, RECORD, Record};
+use crate::lab::records::{Prefix, check};
 
 const LAYOUT: Layout = Layout { disks: 3, slots: 8, stride: 8192 };
 

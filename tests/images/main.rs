@@ -1,0 +1,21 @@
+//! Disks, archives and the command line, without a hypervisor: images out and back by every way, judged by foreign tools;
+//! faults, flips, forgeries. Each module says what it shows.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(missing_docs, reason = "a test program has no public items")]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod bad_images;
+mod cli_golden;
+mod differential;
+mod encryption;
+mod faults;
+mod flips;
+mod foreign_tools;
+mod forgeries;
+mod library_faults;
+mod reflink;
+mod second_readers;
+mod targets;
