@@ -7,7 +7,7 @@ export PATH := $(PATH):/usr/sbin:/sbin:$(if $(CARGO_HOME),$(CARGO_HOME),$(HOME)/
 
 say = @printf '\n==== %s\n' '$(1)'
 
-.PHONY: help setup fmt lint deny doc fuzz-brief unit integration bench bench-object bench-tape bench-pause bench-hook soak test
+.PHONY: help setup fmt lint deny doc fuzz-brief unit tests bench bench-object bench-tape bench-pause bench-hook soak test
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
@@ -40,8 +40,8 @@ unit: ## The tests beside the code
 	$(call say,unit tests)
 	@cargo test --workspace --lib --bins --locked
 
-integration: ## Real images, real tools, real mounts (as root)
-	$(call say,integration tests)
+tests: ## All tests: also real images, real tools, real mounts, real guests (as root)
+	$(call say,tests)
 	@cargo test --workspace --tests --locked
 
 bench: ## Measure against cp, zstd and qemu-img (as root, about 30 GiB, a quiet machine)
@@ -68,7 +68,5 @@ soak: ## Kill the driver at every entry of its journal, ten times, with everythi
 	$(call say,soak)
 	@tests/soak 10
 
-# The tests come last, so that their counts are the last lines.
-test: setup fmt lint deny doc fuzz-brief ## The gate: all of the above
-	$(call say,tests)
-	@cargo test --workspace --all-targets --locked
+test: ## The gate: setup, fmt, lint, deny, doc, fuzz-brief and tests, each with its time
+	@tests/gate
