@@ -21,7 +21,7 @@ Exit codes:
   9    not found
   10   libvirt or the service refused, or can't be reached
   11   the archive is encrypted, and no identity that was given opens it
-  130  ended by SIGINT     143  ended by SIGTERM
+  128 and N  ended by signal N: 130 by SIGINT, 143 by SIGTERM, 129 by SIGHUP
 
 Environment:
   VIRTFOLD_CONFIG       the configuration file (default: /etc/virtfold/config.yaml)

@@ -20,19 +20,19 @@ mod report;
 mod restore;
 mod serve;
 mod show;
+mod signals;
 mod table;
 mod tape;
 mod verify;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use self::exit::Outcome;
+pub(crate) use self::signals::Signals;
 
 /// Folds the empty space out of virtual disks: backs them up by copying only what is recorded on them, densely
 /// and in order, with the table that says where each piece belongs; and unfolds them again.
@@ -71,34 +71,6 @@ enum Verb {
     Guard(guest::guard::Args),
     #[command(hide = true)]
     Generate(generate::Args),
-}
-
-/// Signals as flags: `stop` is set by the first SIGINT or SIGTERM, `signal` says which.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Signals {
-    /// Ends the run at the next piece of work.
-    pub(crate) stop: Arc<AtomicBool>,
-    signal: Arc<AtomicUsize>,
-}
-
-impl Signals {
-    /// From here on the signals only set the flags.
-    fn install(&self) -> Result<()> {
-        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-            let number = usize::try_from(signal).context("signal numbers are positive")?;
-            // The second signal ends the process at once; the partial file then stays under its partial name.
-            signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&self.stop))
-                .and_then(|_| signal_hook::flag::register_usize(signal, Arc::clone(&self.signal), number))
-                .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&self.stop)))
-                .context("cannot catch signals")?;
-        }
-        Ok(())
-    }
-
-    /// The exit code of a run that a signal ended: 128 + its number.
-    fn exit_code(&self) -> u8 {
-        u8::try_from(128 + self.signal.load(Ordering::Relaxed)).unwrap_or(1)
-    }
 }
 
 /// Runs the command.

@@ -6,7 +6,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use crate::common::MIB;
@@ -123,6 +123,64 @@ fn a_backup_told_to_stop_cleans_up_and_says_so() {
             assert_nothing_looks_complete(&folder, &format!("{which} after {delay:?}"));
         }
     }
+}
+
+/// The signals that end a process unless it catches them, by their numbers on Linux: all but a processor's faults, what can't be caught, and what says that a
+/// write failed. The last two are real-time ones.
+const ENDING: [i32; 18] = [1, 2, 3, 5, 6, 10, 12, 14, 15, 16, 24, 26, 27, 29, 30, 31, 34, 64];
+
+/// A command as another program starts it.
+fn started_by(program: &str, args: &[&str], command: &Command) -> Command {
+    let mut starter = tool(program, args);
+    starter.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => starter.env(name, value),
+            None => starter.env_remove(name),
+        };
+    }
+    starter
+}
+
+#[test]
+fn every_signal_that_ends_a_process_lets_it_clean_up_first() {
+    let scratch = Scratch::new("signals");
+    let image = noisy_image(&mut Rng::of_case("signals", 0), scratch.join("source.qcow2"), 6);
+    for number in ENDING {
+        let folder = scratch.folder(&number.to_string());
+        let (line, child) = start_slow_backup(&image, &folder, "none");
+        wait_until("the backup's file", PATIENCE, || !names(&folder).is_empty());
+        run(&mut tool("kill", ["-s", &number.to_string(), &child.id().to_string()])).ok();
+        let outcome = collect(line, child);
+        assert_eq!(outcome.code(), Some(128 + number), "signal {number}\n{outcome}");
+        assert_eq!(names(&folder), [] as [&str; 0], "signal {number} leaves something\n{outcome}");
+    }
+}
+
+#[test]
+fn a_write_over_the_limit_of_a_file_s_size_is_a_failed_write() {
+    let scratch = Scratch::new("xfsz");
+    let image = noisy_image(&mut Rng::of_case("xfsz", 0), scratch.join("source.qcow2"), 6);
+    let folder = scratch.folder("archives");
+    let plain = virtfold(backup_args(&image, text(&folder), &["--compress", "none"]));
+    let outcome = run(&mut started_by("prlimit", &["--fsize=2097152"], &plain)).exits(exit::FAILURE);
+    assert!(outcome.stderr.contains(text(&folder)) && outcome.stderr.contains("too large"), "{outcome}");
+    assert_eq!(names(&folder), [] as [&str; 0], "{outcome}");
+}
+
+/// `nohup` has a process ignore SIGHUP, and that stays so.
+#[test]
+fn a_closed_terminal_does_not_end_what_nohup_started() {
+    let scratch = Scratch::new("nohup");
+    let image = noisy_image(&mut Rng::of_case("nohup", 0), scratch.join("source.qcow2"), 6);
+    let folder = scratch.folder("archives");
+    let plain = virtfold(backup_args(&image, text(&folder), &["--limit-rate", "4MiB"]));
+    let mut command = started_by("nohup", &[], &plain);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_until("the backup's file", PATIENCE, || !names(&folder).is_empty());
+    signal(&child, Signal::SIGHUP);
+    let outcome = collect(line_of(&command), child).ok();
+    verify(Path::new(outcome.last_line())).ok();
 }
 
 #[test]
