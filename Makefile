@@ -7,7 +7,7 @@ export PATH := $(PATH):/usr/sbin:/sbin:$(if $(CARGO_HOME),$(CARGO_HOME),$(HOME)/
 
 say = @printf '\n==== %s\n' '$(1)'
 
-.PHONY: help setup fmt lint deny doc fuzz-brief unit tests bench bench-object bench-tape bench-pause bench-hook soak test
+.PHONY: help setup fmt lint deny doc fuzz fuzz-changed unit tests bench bench-object bench-tape bench-pause bench-hook soak test
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
@@ -32,9 +32,13 @@ doc: ## The library's documentation, warnings are errors
 	$(call say,documentation)
 	@RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --document-private-items
 
-fuzz-brief: ## Every fuzz target for 30 seconds
+fuzz: ## Every fuzz target for ten minutes; `tests/fuzz/run SECONDS TARGET...` for others
 	$(call say,fuzzing)
-	@tests/fuzz/run 30
+	@tests/fuzz/run 600
+
+fuzz-changed: ## The fuzz targets whose code changed, a minute in all; every seed of every target goes through the tests
+	$(call say,fuzzing)
+	@tests/fuzz/run --changed
 
 unit: ## The tests beside the code
 	$(call say,unit tests)
@@ -68,5 +72,5 @@ soak: ## Kill the driver at every entry of its journal, ten times, with everythi
 	$(call say,soak)
 	@tests/soak 10
 
-test: ## The gate: setup, fmt, lint, deny, doc, fuzz-brief and tests, each with its time
+test: ## The gate: setup, fmt, lint, deny, doc, fuzz-changed and tests, each with its time
 	@tests/gate

@@ -15,6 +15,7 @@ mod faults;
 mod flips;
 mod foreign_tools;
 mod forgeries;
+mod fuzz;
 mod library_faults;
 mod reflink;
 mod second_readers;

@@ -177,7 +177,7 @@ impl Visitor for Survey {
 pub fn survey_pass(archive: &[u8]) -> Result<Survey> {
     let mut survey = Survey::default();
     let mut reader = Reader::new(&mut survey);
-    let end = read_pipe(archive, "fuzz", &crate::options(), |chunk| reader.chunk(&chunk))?;
+    let end = read_pipe(archive, "fuzz", &super::options(), |chunk| reader.chunk(&chunk))?;
     end.check("fuzz")?;
     let sound = reader.finish()?;
     end.check_id(sound.head.archive)?;

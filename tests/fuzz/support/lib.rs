@@ -7,6 +7,8 @@
 
 mod archive;
 mod repair;
+pub mod seeds;
+pub mod targets;
 
 use std::fs::File;
 use std::io::Write;

@@ -1,15 +1,13 @@
 //! The record of an archive that was broken off: whatever its files hold, reading ends where they are wrong.
 
-#![no_main]
-
-use libfuzzer_sys::fuzz_target;
+use super::super::{flags, no_defect};
 use uuid::Uuid;
 use virtfold::archive::stream::ChunkLog;
 use virtfold::crypt::{Envelope, ExposeSecret};
 use virtfold::job::resume::{Origin, read_chunks, read_marks};
-use virtfold_fuzz::{flags, no_defect};
 
-fuzz_target!(|data: &[u8]| {
+/// One input.
+pub fn run(data: &[u8]) {
     let Some((flags, data)) = flags(data) else { return };
     match flags % 4 {
         0 => {
@@ -35,4 +33,4 @@ fuzz_target!(|data: &[u8]| {
             assert!((0..chunks.len()).all(|number| chunks.get(number).is_ok()), "what is kept can be read");
         }
     }
-});
+}

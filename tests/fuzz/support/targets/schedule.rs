@@ -1,14 +1,12 @@
 //! Schedules and patterns: what is read is shown as it was written, and the times of a schedule go on and on.
 
-#![no_main]
-
+use super::super::flags;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use libfuzzer_sys::fuzz_target;
 use virtfold_config::{Glob, Schedule};
-use virtfold_fuzz::flags;
 
-fuzz_target!(|data: &[u8]| {
+/// One input.
+pub fn run(data: &[u8]) {
     let Some((flags, data)) = flags(data) else { return };
     let Ok(text) = std::str::from_utf8(data) else { return };
     if let Ok(glob) = text.parse::<Glob>() {
@@ -30,4 +28,4 @@ fuzz_target!(|data: &[u8]| {
         assert!(next > now, "{text}: {next} after {now}");
         now = next;
     }
-});
+}

@@ -1,16 +1,13 @@
 //! Whole archives: opened strictly, salvaged, and read in one pass. What the pass calls sound opens and gives the
 //! same bytes; nothing that strict reading gives is lost in salvage.
 
-#![no_main]
-
-use libfuzzer_sys::fuzz_target;
+use super::super::{
+    DiskBytes, Memory, flags, frame, frames, no_defect, options, seal, survey_pass, tar_sums,
+};
 use uuid::Uuid;
 use virtfold::archive::index::{ArchiveIndex, Data, Trust};
 use virtfold::archive::manifest::Manifest;
 use virtfold::units::DenseOffset;
-use virtfold_fuzz::{
-    DiskBytes, Memory, flags, frame, frames, no_defect, options, seal, survey_pass, tar_sums,
-};
 
 const REPAIR: u8 = 1;
 const SEAL: u8 = 2;
@@ -18,7 +15,8 @@ const FRAME: u8 = 4;
 /// Dense bytes that are kept; more are counted and not compared.
 const KEPT: u64 = 8 << 20;
 
-fuzz_target!(|data: &[u8]| {
+/// One input.
+pub fn run(data: &[u8]) {
     let Some((flags, data)) = flags(data) else { return };
     let mut archive = data.to_vec();
     if flags & REPAIR != 0 {
@@ -44,7 +42,7 @@ fuzz_target!(|data: &[u8]| {
     if let Some(strict) = strict {
         assert!(salvaged.as_ref() == Some(&strict), "salvage gives what strict reading gives");
     }
-});
+}
 
 /// The id that the head names, so that frames and head agree.
 fn id_of(body: &[u8]) -> Uuid {

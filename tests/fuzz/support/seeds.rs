@@ -1,16 +1,9 @@
-//! Makes the seed corpus with the product itself and `qemu-img`: small archives of small disks, and small images with
-//! every feature. `seeds FOLDER` writes a folder for each target.
-//!
-//! It is built with the targets, so it must have their instrumentation's runtime and hence their shape: the work
-//! is done where a target is initialised.
-
-#![no_main]
+//! Makes the seeds with the product itself and `qemu-img`: small archives of small disks, and small images with every feature.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
-use libfuzzer_sys::fuzz_target;
 use virtfold::archive::manifest::Manifest;
 use virtfold::archive::stream::Compression;
 use virtfold::archive::tar_parser::{Event, MemberParser};
@@ -23,24 +16,17 @@ use virtfold::units::BlockSize;
 use virtfold_hooks::event::{Event as HookEvent, Hook, Xml};
 use virtfold_hooks::guard::Guarded;
 
-fuzz_target!(
-    init: make(),
-    |_data: &[u8]| {}
-);
-
-fn make() {
-    let folder = PathBuf::from(std::env::args_os().nth(1).expect("usage: seeds FOLDER"));
+/// Writes them into a folder for each target in `folder`; the configurations are those of `examples`.
+pub fn make(folder: &Path, examples: &Path) {
     let work = folder.join("work");
     fs::create_dir_all(&work).unwrap();
-    images(&folder, &work);
-    archives(&folder, &work);
-    configurations(&folder);
-    control(&folder);
-    hooks(&folder);
-    records(&folder);
+    images(folder, &work);
+    archives(folder, &work);
+    configurations(folder, examples);
+    control(folder);
+    hooks(folder);
+    records(folder);
     fs::remove_dir_all(&work).unwrap();
-    // There is nothing to fuzz.
-    std::process::exit(0)
 }
 
 /// The record of an archive that was broken off.
@@ -136,9 +122,8 @@ fn create(image: &Path, options: &str, size: &str, requests: &[&str]) {
 }
 
 /// The samples, and the schedules that the reference names.
-fn configurations(folder: &Path) {
-    let samples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples");
-    for sample in fs::read_dir(samples).unwrap() {
+fn configurations(folder: &Path, examples: &Path) {
+    for sample in fs::read_dir(examples).unwrap() {
         let path = sample.unwrap().path();
         if path.extension().is_some_and(|ending| ending == "yaml") {
             let seeds = folder.join("config");

@@ -1,9 +1,7 @@
 //! Tar headers with pax records, sparse maps, allocation tables, recovery copies: however the bytes are cut, the
 //! parsers find the same.
 
-#![no_main]
-
-use libfuzzer_sys::fuzz_target;
+use super::super::{flags, no_defect, tar_sums};
 use virtfold::archive::allocation_csv::{AllocationRow, CsvParser};
 use virtfold::archive::recovery::RecoveryParser;
 use virtfold::archive::sparse::Run;
@@ -11,9 +9,9 @@ use virtfold::archive::sparse_parser::{MapParser, MapPlace};
 use virtfold::archive::tar_parser::{Event, Member, MemberParser};
 use virtfold::error::Result;
 use virtfold::units::StreamOffset;
-use virtfold_fuzz::{flags, no_defect, tar_sums};
 
-fuzz_target!(|data: &[u8]| {
+/// One input.
+pub fn run(data: &[u8]) {
     let Some((flags, data)) = flags(data) else { return };
     let cut = usize::from(flags >> 3) * 37 + 1;
     match flags & 7 {
@@ -35,7 +33,7 @@ fuzz_target!(|data: &[u8]| {
             }
         }
     }
-});
+}
 
 /// The text whole and in pieces must give the same.
 fn both_ways<T: PartialEq + std::fmt::Debug>(

@@ -1,21 +1,19 @@
 //! A qcow2 image without a chain: header, L1, L2, compressed clusters. What opens has a table without gaps, and
 //! reading in pieces gives what reading at once gives.
 
-#![no_main]
-
 use std::path::Path;
 
-use libfuzzer_sys::fuzz_target;
+use super::super::{flags, memory_file, no_defect};
 use virtfold::image::{AllocationTable, DiskImage, Format, OpenOptions, map};
 use virtfold::units::GuestOffset;
-use virtfold_fuzz::{flags, memory_file, no_defect};
 
 /// Extents that are read.
 const EXTENTS: usize = 48;
 /// Bytes of each.
 const LEN: u64 = 40_000;
 
-fuzz_target!(|data: &[u8]| {
+/// One input.
+pub fn run(data: &[u8]) {
     let Some((flags, data)) = flags(data) else { return };
     let format = if flags & 128 == 0 { Format::Qcow2 } else { Format::Raw };
     // One image: a header can name any file of this machine as its backing file.
@@ -32,7 +30,7 @@ fuzz_target!(|data: &[u8]| {
         let len = (image.capacity() - start).min(LEN);
         check_read(&image, &table, start, usize::try_from(len).unwrap());
     }
-});
+}
 
 fn check_table(image: &DiskImage, table: &AllocationTable) {
     assert_eq!(table.capacity(), image.capacity());

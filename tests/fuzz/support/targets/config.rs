@@ -1,13 +1,11 @@
 //! The configuration: whatever is read can be shown, and every job resolved; a refusal names a place in the text.
 
-#![no_main]
-
 use std::path::Path;
 
-use libfuzzer_sys::fuzz_target;
 use virtfold_config::parse;
 
-fuzz_target!(|data: &[u8]| {
+/// One input.
+pub fn run(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     match parse(text, Path::new("c.yaml")) {
         Ok(config) => {
@@ -20,4 +18,4 @@ fuzz_target!(|data: &[u8]| {
         }
         Err(error) => assert!(error.to_string().starts_with("c.yaml:"), "{error}"),
     }
-});
+}

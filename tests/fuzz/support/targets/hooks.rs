@@ -1,15 +1,13 @@
 //! What stands between libvirt's hooks and the service: events, guards, domain XML. Whatever parses is written again as it was
 //! read, and a scan finds nothing that the XML does not have.
 
-#![no_main]
-
-use libfuzzer_sys::fuzz_target;
-use virtfold_fuzz::flags;
+use super::super::flags;
 use virtfold_hooks::domain;
 use virtfold_hooks::event::{Event, Xml};
 use virtfold_hooks::guard::{self, Guarded};
 
-fuzz_target!(|data: &[u8]| {
+/// One input.
+pub fn run(data: &[u8]) {
     let Some((flags, data)) = flags(data) else { return };
     match flags & 3 {
         0 => {
@@ -37,4 +35,4 @@ fuzz_target!(|data: &[u8]| {
             assert!(paths <= 3 * data.len());
         }
     }
-});
+}

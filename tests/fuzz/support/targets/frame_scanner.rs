@@ -1,17 +1,15 @@
 //! The carrier of a stream: seek table, walk along the frames and scan; from a file and from a pipe. Both end, what
 //! one calls whole and undamaged the other gives byte for byte, and reading at a place gives what reading in order gave.
 
-#![no_main]
-
-use libfuzzer_sys::fuzz_target;
+use super::super::{Memory, flags, frames, no_defect, options};
 use virtfold::archive::stream::{Chunk, ChunkState, RandomStream, StreamEnd, read_pipe};
 use virtfold::units::StreamOffset;
-use virtfold_fuzz::{Memory, flags, frames, no_defect, options};
 
 /// What a reader delivered: offset, bytes; `None` where they are lost.
 type Delivered = Vec<(u64, Option<Vec<u8>>)>;
 
-fuzz_target!(|data: &[u8]| {
+/// One input.
+pub fn run(data: &[u8]) {
     let Some((flags, data)) = flags(data) else { return };
     let mut data = data.to_vec();
     if flags & 1 != 0 {
@@ -41,7 +39,7 @@ fuzz_target!(|data: &[u8]| {
         assert!(piped == random, "a pipe and a file give one stream");
         assert_eq!(pipe.as_ref(), Some(stream.end()));
     }
-});
+}
 
 fn take(all: &mut Delivered, chunk: &Chunk<'_>) {
     let lost = matches!(chunk.state, ChunkState::Damaged(_));

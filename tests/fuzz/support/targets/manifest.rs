@@ -1,14 +1,12 @@
 //! The head and the end record: whatever parses is written again as it was read.
 
-#![no_main]
-
-use libfuzzer_sys::fuzz_target;
+use super::super::{flags, no_defect};
 use virtfold::archive::end::EndRecord;
 use virtfold::archive::manifest::Manifest;
 use virtfold::units::StreamOffset;
-use virtfold_fuzz::{flags, no_defect};
 
-fuzz_target!(|data: &[u8]| {
+/// One input.
+pub fn run(data: &[u8]) {
     let Some((flags, data)) = flags(data) else { return };
     if flags & 1 == 0 {
         if let Some(head) = no_defect(Manifest::parse(data)) {
@@ -19,4 +17,4 @@ fuzz_target!(|data: &[u8]| {
     } else if let Some((record, root)) = no_defect(EndRecord::parse(data, StreamOffset::ZERO)) {
         assert_eq!(record.encode(&root), data, "there is one spelling");
     }
-});
+}
