@@ -46,7 +46,8 @@ unit: ## The tests beside the code
 
 tests: ## All tests: also real images, real tools, real mounts, real guests (as root)
 	$(call say,tests)
-	@cargo test --workspace --tests --locked
+	@if cargo nextest --version > /dev/null 2>&1; then cargo nextest run --workspace --lib --bins --tests --locked; \
+		else cargo test --workspace --tests --locked --no-fail-fast; fi
 
 bench: ## Measure against cp, zstd and qemu-img (as root, about 30 GiB, a quiet machine)
 	$(call say,speed)

@@ -16,6 +16,8 @@ mod rpm;
 mod service;
 mod unit;
 
+use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -40,6 +42,21 @@ fn packages() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
         let out = folder("packages");
+        // Where each test is a process of its own, the first one builds for the whole run and the others wait for it.
+        let built = std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(out.join("built"));
+        let mut built = built.unwrap();
+        built.lock().unwrap();
+        let (run_id, mut of_run) = (std::env::var("NEXTEST_RUN_ID").unwrap_or_default(), String::new());
+        built.read_to_string(&mut of_run).unwrap();
+        if !run_id.is_empty() && of_run == run_id {
+            return out;
+        }
+        built.set_len(0).unwrap();
         let binaries = Path::new(env!("CARGO_BIN_EXE_virtfold")).parent().unwrap();
         let mut cargo = Command::new(env!("CARGO"));
         cargo.args(["build", "--quiet", "--locked", "--package", "virtfold-hooks", "--bin", "virtfold-hook"]);
@@ -49,6 +66,7 @@ fn packages() -> &'static Path {
             build.arg("--binaries").arg(binaries).arg("--out").arg(&out);
             run(build.current_dir(ROOT)).ok();
         }
+        built.write_all_at(run_id.as_bytes(), 0).unwrap();
         out
     })
 }
