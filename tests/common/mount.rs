@@ -59,6 +59,14 @@ impl Mount {
         Self { at: at.to_owned(), _device: None }
     }
 
+    /// The kernel's file system of device nodes, once more.
+    pub(crate) fn devtmpfs(at: &Path) -> Self {
+        require_root();
+        std::fs::create_dir_all(at).unwrap();
+        run(&mut tool("mount", ["-t", "devtmpfs", "virtfold-test", text(at)])).ok();
+        Self { at: at.to_owned(), _device: None }
+    }
+
     /// A file system made by `mkfs` (its words save the device) in a new file `file` of `size` bytes.
     pub(crate) fn made(at: &Path, file: &Path, size: u64, mkfs: &[&str]) -> Self {
         let image = OpenOptions::new().write(true).create_new(true).open(file).unwrap();
@@ -67,6 +75,16 @@ impl Mount {
         let device = Loop::attach(file);
         std::fs::create_dir_all(at).unwrap();
         run(&mut tool("mount", [device.device(), at])).ok();
+        Self { at: at.to_owned(), _device: Some(device) }
+    }
+
+    /// An exFAT of `size` bytes in a new file `file`, by FUSE.
+    pub(crate) fn exfat(at: &Path, file: &Path, size: u64) -> Self {
+        std::fs::File::create_new(file).unwrap().set_len(size).unwrap();
+        run(&mut tool("mkfs.exfat", [file])).ok();
+        let device = Loop::attach(file);
+        std::fs::create_dir_all(at).unwrap();
+        run(&mut tool("mount.exfat-fuse", [device.device(), at])).ok();
         Self { at: at.to_owned(), _device: Some(device) }
     }
 

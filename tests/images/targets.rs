@@ -383,6 +383,34 @@ fn files_that_exist_are_replaced_only_when_asked_and_only_whole() {
     let late = spec(&folder.join("c.raw"), TargetFormat::Raw, Method::Rewrite);
     let target = TargetDisk::open(&late, &table).unwrap();
     OpenOptions::new().write(true).create_new(true).open(&late.path).unwrap();
-    assert_eq!(target.finish().unwrap_err().kind(), ErrorKind::Exists);
-    assert_eq!(names(&folder), ["a.raw", "c.raw"]);
+    let error = target.finish().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Exists);
+    // What is written is kept, under the name that the error says.
+    let left = names(&folder);
+    assert_eq!((left.len(), &left[1..]), (3, &["a.raw".to_owned(), "c.raw".to_owned()][..]));
+    assert!(left[0].ends_with(".partial") && error.to_string().contains(&left[0]), "{error}");
+}
+
+#[test]
+fn no_file_is_made_where_a_device_or_a_link_s_target_is_missing() {
+    let scratch = Scratch::new("target-nowhere");
+    let table = table(MIB, &[(4096, 4096)]);
+    let link = scratch.join("link.raw");
+    std::os::unix::fs::symlink(scratch.join("away/disk.raw"), &link).unwrap();
+    // The same file system by another name.
+    let elsewhere = Mount::devtmpfs(&scratch.join("devices"));
+    let name = format!("virtfold-{}", std::process::id());
+    let up = scratch.join(format!("../../../../../../../../../../../dev/{name}"));
+    for existing in [Existing::Keep, Existing::Replace] {
+        for path in [&link, &Path::new("/dev").join(&name), &up, &elsewhere.path().join(&name)] {
+            let spec = TargetSpec { existing, ..spec(path, TargetFormat::Raw, Method::Rewrite) };
+            let error = fill(&spec, &table, MIB).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+            assert!(error.hint().is_some() && spec.check().is_err(), "{error}");
+            assert!(std::fs::metadata(path).is_err(), "{}", path.display());
+        }
+    }
+    assert!(link.is_symlink());
+    let memory = tempfile::tempdir_in("/dev/shm").unwrap();
+    fill(&spec(&memory.path().join("a.raw"), TargetFormat::Raw, Method::Rewrite), &table, MIB).unwrap();
 }

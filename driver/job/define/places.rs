@@ -26,6 +26,7 @@ use crate::guest::domain_xml::{Disk, Image, Source};
 use crate::guest::host::ImageUse;
 use crate::guest::is_our_overlay;
 use crate::job::restore::same_file;
+use crate::job::target::refuse_new;
 
 /// What is at a place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,7 +82,10 @@ impl Spot {
             }
             // A link that leads nowhere is something, too.
             Err(_) if path.symlink_metadata().is_ok() => return Err(not_a_place(&path)),
-            Err(_) => (plain, Found::Nothing),
+            Err(_) => {
+                refuse_new(&plain)?;
+                (plain, Found::Nothing)
+            }
         };
         Ok(Self { path, real, found })
     }

@@ -109,7 +109,10 @@ impl Restorer<'_> {
             }
             Err(error) => return Err(refuse(&self.report.archive, error)),
         };
-        let mut output = TargetDisk::open(spec, &disk.table)?;
+        let mut output = match self.request.checking {
+            Checking::Partial => TargetDisk::open_blank(spec, &disk.table)?,
+            Checking::All | Checking::Later => TargetDisk::open(spec, &disk.table)?,
+        };
         let dense_len = disk.table.dense_len();
         let shared = self.share(&mut output, disk)?;
         let from = DenseOffset::new(match (shared, self.request.checking) {

@@ -180,7 +180,7 @@ impl Visitor for Disks<'_> {
 
     fn disk(&mut self, index: usize, table: &CorrespondenceTable) -> Result<()> {
         let Some(Some(wanted)) = self.disks.get_mut(index) else { return Ok(()) };
-        let output = TargetDisk::open(&wanted.spec, table)?;
+        let output = TargetDisk::open_blank(&wanted.spec, table)?;
         wanted.begun = Some(Begun { output, capacity: table.capacity(), data: table.dense_len() });
         Ok(())
     }

@@ -38,8 +38,10 @@ impl Lab {
             encrypt_to: None,
             layout: Layout::Compact,
             block_size: None,
+            detect_zeroes: crate::job::backup::DetectZeroes::default(),
             limit_rate: None,
             usage: Use::default(),
+            containers: backup::Containers::Refuse,
             workers: 2,
         };
         let report = backup::run(&request, &Control::default()).unwrap();

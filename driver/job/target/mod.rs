@@ -8,8 +8,9 @@
 //! Files appear under their name when they are whole ([`PartialFile`]). A block device has no such moment: it is
 //! opened exclusively, must be overwritten on purpose ([`Existing::Replace`]), and reads as zeros where the disk does.
 //!
-//! Imports: `units`, `error`, `durable`, `table`, `image` (QEMU's locks).
+//! Imports: `units`, `error`, `durable`, `mounts`, `table`, `image` (QEMU's locks).
 
+mod place;
 mod qcow2_layout;
 
 use std::fs::{File, OpenOptions};
@@ -20,6 +21,7 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::FallocateFlags;
 
+pub(in crate::job) use self::place::refuse as refuse_new;
 pub use self::qcow2_layout::{Compat, Qcow2Layout, Qcow2Options};
 use crate::durable::{Existing, PartialFile};
 use crate::error::{Error, ErrorKind, IoContext, Result};
@@ -92,9 +94,21 @@ impl TargetSpec {
                 let real = std::fs::canonicalize(&self.path);
                 real.at(|| format!("cannot resolve '{}'", self.path.display())).map(Found::File)
             }
-            Err(_) => Ok(Found::Nothing),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                refuse_new(&self.path).map(|()| Found::Nothing)
+            }
+            Err(error) => Err(Error::io(format!("cannot look at '{}'", self.path.display()), error)),
         }
     }
+}
+
+/// What of a device is zeroed before the data come. A new file is zeros anyway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Blank {
+    /// What the table leaves out: all of the rest will be written.
+    Gaps,
+    /// All of it: some of the data may never come.
+    All,
 }
 
 /// How a piece finds its place in the target.
@@ -128,6 +142,19 @@ impl TargetDisk {
     /// When the target exists and may not be replaced, is in use, is too small, when the method does not suit the
     /// disk, or when writing fails.
     pub fn open(spec: &TargetSpec, table: &CorrespondenceTable) -> Result<Self> {
+        Self::open_over(spec, table, Blank::Gaps)
+    }
+
+    /// As [`TargetDisk::open`], for a restore that may not have all of the data: what is never written reads as zeros, whatever was on the
+    /// device before.
+    ///
+    /// # Errors
+    /// As [`TargetDisk::open`].
+    pub fn open_blank(spec: &TargetSpec, table: &CorrespondenceTable) -> Result<Self> {
+        Self::open_over(spec, table, Blank::All)
+    }
+
+    fn open_over(spec: &TargetSpec, table: &CorrespondenceTable, blank: Blank) -> Result<Self> {
         let (addressing, len) = plan(spec, table)?;
         let output = match spec.look()? {
             Found::Device => open_device(spec, len)?,
@@ -139,7 +166,7 @@ impl TargetDisk {
             Found::Nothing => Output::New(PartialFile::create(&spec.path, spec.existing)?),
         };
         let mut target = Self { output, addressing, existing: spec.existing };
-        target.prepare(table, len)?;
+        target.prepare(table, len, blank)?;
         Ok(target)
     }
 
@@ -158,7 +185,7 @@ impl TargetDisk {
         }
     }
 
-    fn prepare(&mut self, table: &CorrespondenceTable, len: u64) -> Result<()> {
+    fn prepare(&mut self, table: &CorrespondenceTable, len: u64, blank: Blank) -> Result<()> {
         let name = self.path().display().to_string();
         match &self.output {
             Output::New(partial) => {
@@ -166,7 +193,10 @@ impl TargetDisk {
             }
             Output::Device(file, _) => match self.addressing {
                 Addressing::Guest => {
-                    zero_gaps(file, table, &name)?;
+                    match blank {
+                        Blank::Gaps => zero_gaps(file, table, &name)?,
+                        Blank::All => zero(file, 0, len, &name)?,
+                    }
                     // Behind the disk's end the guest would find what was there before: an old GPT, a volume label.
                     let size = device_size(file).at(|| format!("cannot tell the size of '{name}'"))?;
                     zero(file, len, size.saturating_sub(len), &name)?;
