@@ -3,7 +3,7 @@
 //! A [`PartialFile`] is written under a name that begins with `.` and ends in `.partial`, in the directory of its
 //! final name. [`PartialFile::commit`] makes it durable in this order: data synced, renamed (refusing to replace
 //! unless asked), directory synced. A process that dies before the rename leaves a file that says in its name
-//! what it is; one that fails removes it.
+//! what it is; one that fails removes it. A file that is finished and can't be given its name stays: the error says where it is.
 //!
 //! A helper thread has what was written put to the disk while the writer goes on, so that the sync at the end is
 //! short and the host's dirty pages stay few. What is there it drops from the page cache: the writer then gets
@@ -15,7 +15,12 @@
 //! Whoever wants to go on with the file should this process die ([`PartialFile::on_synced`]) has the thread sync it now and then, and is told of how
 //! much is surely there; [`PartialFile::reopen`] goes on behind that.
 //!
+//! That the file can be named in the end is tried before anything is written to it: the file is made under another name and given its partial one in
+//! the way in which it will get its final one (`naming`).
+//!
 //! Imports: `error`, `ioctl`.
+
+mod naming;
 
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom};
@@ -28,8 +33,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, bounded};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
-use rustix::fs::RenameFlags;
 
+pub(crate) use self::naming::rename;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::ioctl;
 
@@ -84,17 +89,24 @@ impl PartialFile {
             Error::new(ErrorKind::Usage, format!("'{}' does not name a file", path.display()))
         })?;
         let unique = uuid::Uuid::new_v4().simple().to_string();
-        let mut hidden = std::ffi::OsString::from(".");
-        hidden.push(name);
-        hidden.push(format!(".{}.partial", unique.get(..8).unwrap_or(&unique)));
-        let temporary = path.with_file_name(hidden);
+        let hidden = |end: &str| {
+            let mut hidden = std::ffi::OsString::from(".");
+            hidden.push(name);
+            hidden.push(format!(".{}.{end}", unique.get(..8).unwrap_or(&unique)));
+            path.with_file_name(hidden)
+        };
+        let (first, temporary) = (hidden("new.partial"), hidden("partial"));
         let file = OpenOptions::new()
             .read(true)
             .write(true)
             .create_new(true)
             .mode(0o600)
-            .open(&temporary)
+            .open(&first)
             .at(|| format!("cannot create '{}'", temporary.display()))?;
+        if let Err(error) = rename(&first, &temporary, existing) {
+            remove(&first);
+            return Err(error.within(format!("'{}' could not be given its name", path.display())));
+        }
         Self::begin(file, temporary, path, 0)
     }
 
@@ -174,30 +186,64 @@ impl PartialFile {
     /// Makes the file durable under its final name.
     ///
     /// # Errors
-    /// When anything of it fails; the final name then does not exist, or is what it was. Only where the very last
-    /// step fails, the sync of the directory, is the file there, whole, under a name that a power cut may undo.
+    /// When anything of it fails; the final name then does not exist, or is what it was. A file that is on the disk and can't be named
+    /// stays under its partial name, which the error says. Only where the very last step fails, the sync of the directory, is
+    /// the file there, whole, under a name that a power cut may undo.
     pub fn commit(mut self, existing: Existing) -> Result<()> {
-        let synced = self.flusher.finish().and_then(|()| self.file.sync_all());
-        synced.map_err(|e| self.sync_failed(e))?;
-        let flags = match existing {
-            Existing::Keep => RenameFlags::NOREPLACE,
-            Existing::Replace => RenameFlags::empty(),
-        };
-        rename(&self.temporary, &self.path, flags)?;
+        self.settle()?;
         self.committed = true;
-        let parent = parent(&self.path);
-        let directory = File::open(parent).at(|| format!("cannot open '{}'", parent.display()))?;
-        directory.sync_all().at(|| format!("cannot sync the directory '{}'", parent.display()))
+        rename(&self.temporary, &self.path, existing).map_err(|error| self.unnamed(error))?;
+        sync_parent(&self.path)
+    }
+
+    /// As [`PartialFile::commit`], of a file that is made again in a moment: where it can't be named it is gone.
+    ///
+    /// # Errors
+    /// As [`PartialFile::commit`].
+    pub fn commit_or_drop(mut self, existing: Existing) -> Result<()> {
+        self.settle()?;
+        rename(&self.temporary, &self.path, existing)?;
+        self.committed = true;
+        sync_parent(&self.path)
+    }
+
+    fn settle(&mut self) -> Result<()> {
+        let synced = self.flusher.finish().and_then(|()| self.file.sync_all());
+        synced.map_err(|e| self.sync_failed(e))
+    }
+
+    fn unnamed(&self, error: Error) -> Error {
+        let (from, to) = (self.temporary.display(), self.path.display());
+        let hint =
+            format!("nothing of it is lost: make room for its name and say 'mv --no-clobber {from} {to}'");
+        error
+            .within(format!("'{to}' is finished and could not be given its name; it is there as '{from}'"))
+            .with_hint(hint)
     }
 }
 
 impl Drop for PartialFile {
     fn drop(&mut self) {
-        if !self.committed
-            && let Err(error) = std::fs::remove_file(&self.temporary)
-        {
-            tracing::warn!(file = %self.temporary.display(), %error, "an unfinished file could not be removed");
+        if !self.committed {
+            remove(&self.temporary);
         }
+    }
+}
+
+/// Removes an unfinished file.
+fn remove(temporary: &Path) {
+    if let Err(error) = std::fs::remove_file(temporary) {
+        tracing::warn!(file = %temporary.display(), %error, "an unfinished file could not be removed");
+    }
+}
+
+fn sync_parent(path: &Path) -> Result<()> {
+    let parent = parent(path);
+    let directory = File::open(parent).at(|| format!("cannot open '{}'", parent.display()))?;
+    match directory.sync_all() {
+        // A file system that knows no such sync.
+        Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => Ok(()),
+        synced => synced.at(|| format!("cannot sync the directory '{}'", parent.display())),
     }
 }
 
@@ -213,29 +259,11 @@ fn parent(path: &Path) -> &Path {
     }
 }
 
-/// Renames, with a detour where the file system does not know `RENAME_NOREPLACE`.
-pub(crate) fn rename(from: &Path, to: &Path, flags: RenameFlags) -> Result<()> {
-    let cwd = rustix::fs::CWD;
-    match rustix::fs::renameat_with(cwd, from, cwd, to, flags) {
-        Ok(()) => Ok(()),
-        Err(rustix::io::Errno::EXIST) => Err(exists(to)),
-        // Some file systems (NFS among them) know no RENAME_NOREPLACE. A hard link refuses to replace, too.
-        Err(rustix::io::Errno::INVAL) if flags.contains(RenameFlags::NOREPLACE) => {
-            std::fs::hard_link(from, to).at(|| format!("cannot rename '{}'", from.display()))?;
-            std::fs::remove_file(from).at(|| format!("cannot remove '{}'", from.display()))
-        }
-        Err(errno) => {
-            Err(Error::io(format!("cannot rename '{}' to '{}'", from.display(), to.display()), errno.into()))
-        }
-    }
-}
-
 /// Takes an unfinished file away, if it is that one.
 pub fn remove_partial(temporary: &Path, identity: (u64, u64)) {
     let is_it = |found: &std::fs::Metadata| found.is_file() && (found.dev(), found.ino()) == identity;
-    let Some(_) = temporary.symlink_metadata().ok().filter(is_it) else { return };
-    if let Err(error) = std::fs::remove_file(temporary) {
-        tracing::warn!(file = %temporary.display(), %error, "an unfinished file could not be removed");
+    if temporary.symlink_metadata().is_ok_and(|found| is_it(&found)) {
+        remove(temporary);
     }
 }
 
@@ -437,8 +465,16 @@ mod tests {
         std::fs::write(&path, b"theirs").unwrap();
         let early = PartialFile::create(&path, Existing::Keep).unwrap_err();
         assert_eq!(early.kind(), ErrorKind::Exists);
-        assert_eq!(late.commit(Existing::Keep).unwrap_err().kind(), ErrorKind::Exists);
+        let left = late.temporary().to_owned();
+        let error = late.commit(Existing::Keep).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Exists);
+        assert!(error.to_string().contains(left.to_str().unwrap()) && error.hint().is_some(), "{error}");
         assert_eq!(std::fs::read(&path).unwrap(), b"theirs");
+        std::fs::remove_file(left).expect("what is finished stays");
+        let small = PartialFile::create(&directory.path().join("b"), Existing::Keep).unwrap();
+        std::fs::write(directory.path().join("b"), b"theirs").unwrap();
+        assert_eq!(small.commit_or_drop(Existing::Keep).unwrap_err().kind(), ErrorKind::Exists);
+        std::fs::remove_file(directory.path().join("b")).unwrap();
         PartialFile::create(&path, Existing::Replace).unwrap().commit(Existing::Replace).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"");
         assert_eq!(names(directory.path()), ["a"]);

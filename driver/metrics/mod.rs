@@ -218,7 +218,7 @@ impl Page {
         let file = PartialFile::create(path, Existing::Replace)?;
         std::io::Write::write_all(&mut file.file(), text.as_bytes()).at(making)?;
         file.file().set_permissions(std::fs::Permissions::from_mode(0o644)).at(making)?;
-        file.commit(Existing::Replace)
+        file.commit_or_drop(Existing::Replace)
     }
 }
 

@@ -191,7 +191,7 @@ fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
     let new = PartialFile::create(path, Existing::Keep)?;
     let mut file = new.file();
     file.write_all(bytes).at(|| format!("cannot write '{}'", path.display()))?;
-    new.commit(Existing::Keep)
+    new.commit_or_drop(Existing::Keep)
 }
 
 /// Defines the domain; on a clear no everything is put back. A call whose answer got lost is made again: the same

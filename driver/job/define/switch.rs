@@ -10,10 +10,8 @@
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::RenameFlags;
-
 use super::places::{Found, Spot};
-use crate::durable;
+use crate::durable::{self, Existing};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 
 /// How far one of them is.
@@ -161,7 +159,7 @@ impl Drop for Switch {
 impl Move {
     fn advance(&mut self) -> Result<()> {
         if self.found == Found::Nothing {
-            durable::rename(&self.staged, &self.to, RenameFlags::NOREPLACE)?;
+            durable::rename(&self.staged, &self.to, Existing::Keep)?;
             self.state = State::Placed;
             return Ok(());
         }
@@ -197,7 +195,8 @@ impl Move {
     /// Lets the two names change places.
     fn exchange(&self) -> Result<()> {
         let cwd = rustix::fs::CWD;
-        let done = rustix::fs::renameat_with(cwd, &self.staged, cwd, &self.to, RenameFlags::EXCHANGE);
+        let done =
+            rustix::fs::renameat_with(cwd, &self.staged, cwd, &self.to, rustix::fs::RenameFlags::EXCHANGE);
         match done {
             // NFS knows no exchange: a second name for the old file, and the new one over the first.
             Err(rustix::io::Errno::INVAL) if self.found == Found::File => {

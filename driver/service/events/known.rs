@@ -124,7 +124,7 @@ impl Known {
             .map_err(|error| Error::new(ErrorKind::Internal, message()).with_source(error))?;
         let file = PartialFile::create(path, Existing::Replace)?;
         file.file().write_all(&bytes).at(message)?;
-        file.commit(Existing::Replace)?;
+        file.commit_or_drop(Existing::Replace)?;
         self.changed = false;
         Ok(())
     }
