@@ -1,4 +1,4 @@
-//! How many clusters of an image are in use, by its refcounts: the one thing virtfold asks them.
+//! What virtfold asks an image's refcounts: how often a cluster is in use that the tables refer to more than once, and how many clusters are in use.
 //!
 //! QEMU takes an image with notably more clusters in use than blocks on the host for one with preallocated metadata,
 //! and then reports where the host file has holes. `map` does the same, so it must count the same. The
@@ -15,6 +15,31 @@ use crate::units::HostOffset;
 
 /// Bytes of a refcount block or table that are read at once.
 const PIECE: u64 = 64 << 10;
+
+/// How often the image says that a cluster is in use. One that its refcounts do not cover is in use by nobody.
+pub(in crate::image) fn of(header: &Header, file: &HostFile, cluster: u64) -> Result<u64> {
+    let (size, order) = (header.cluster_size(), header.refcount_order);
+    let per_block = (size * 8) >> order;
+    let index = cluster / per_block;
+    let inside = |at: u64, len: u64| at.checked_add(len).is_some_and(|end| end <= file.len);
+    let entry = header.refcount_offset.saturating_add(index * 8);
+    if index >= header.refcount_table_len / 8 || !inside(entry, 8) {
+        return Ok(0);
+    }
+    let mut block = [0; 8];
+    file.read(HostOffset::new(entry), &mut block)?;
+    let block = u64::from_be_bytes(block) & !511;
+    let first_bit = (cluster % per_block) << order;
+    let bytes = (1_u64 << order).div_ceil(8);
+    if block == 0 || !block.is_multiple_of(size) || !inside(block + first_bit / 8, bytes) {
+        return Ok(0);
+    }
+    let mut count = vec![0; usize::try_from(bytes).unwrap_or(0)];
+    file.read(HostOffset::new(block + first_bit / 8), &mut count)?;
+    let count = count.iter().fold(0, |count, byte| count << 8 | u64::from(*byte));
+    // Narrow ones fill a byte from its low end.
+    Ok(if order < 3 { count >> (first_bit % 8) & ((1 << (1_u32 << order)) - 1) } else { count })
+}
 
 /// Whether QEMU would take the image for one with preallocated metadata.
 pub(in crate::image) fn looks_preallocated(header: &Header, file: &HostFile) -> Result<bool> {
