@@ -22,6 +22,8 @@ pub enum ErrorKind {
     Io,
     /// The medium is full.
     NoSpace,
+    /// Who runs this may not: permissions, or a file system that is read-only.
+    Denied,
     /// The thing is there already and may not be overwritten.
     Exists,
     /// The thing is not there.
@@ -64,7 +66,7 @@ impl Error {
     }
 
     /// A failed input or output; `ENOSPC` and its like become [`ErrorKind::NoSpace`], a missing file
-    /// [`ErrorKind::NotFound`], an existing one [`ErrorKind::Exists`]. One that went through somebody else's code as the cause of an
+    /// [`ErrorKind::NotFound`], an existing one [`ErrorKind::Exists`], what is not permitted [`ErrorKind::Denied`]. One that went through somebody else's code as the cause of an
     /// [`io::Error`] keeps its kind and its hint.
     pub fn io(message: impl Into<String>, source: io::Error) -> Self {
         let source = match source.downcast::<Self>() {
@@ -73,6 +75,7 @@ impl Error {
         };
         let kind = match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => ErrorKind::Denied,
             io::ErrorKind::NotFound => ErrorKind::NotFound,
             io::ErrorKind::AlreadyExists => ErrorKind::Exists,
             _ => ErrorKind::Io,
@@ -106,9 +109,18 @@ impl Error {
         self.kind
     }
 
-    /// What a person can do next, where there is something.
+    /// What a person can do next, where there is something: as it was given, or what helps with every failure of the kind.
     pub fn hint(&self) -> Option<&str> {
-        self.hint.as_deref()
+        let of_kind = match self.kind {
+            ErrorKind::NoSpace => Some(
+                "free some space there or raise the quota ('df', 'quota' tell), or name another place; then run it again",
+            ),
+            ErrorKind::Denied => Some(
+                "run it as root, or as the user whom the permissions of that file and of the directories above it let",
+            ),
+            _ => None,
+        };
+        self.hint.as_deref().or(of_kind)
     }
 }
 
@@ -168,6 +180,18 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::NoSpace);
         assert_eq!(error.to_string(), "cannot write 'a.tar'");
         assert!(error.source().is_some());
+        // Whatever is full or forbidden has a hint, and its own goes before that of the kind.
+        assert_eq!(error.hint(), Some("free some space"));
+        for (errno, kind) in [
+            (28, ErrorKind::NoSpace),
+            (122, ErrorKind::NoSpace),
+            (13, ErrorKind::Denied),
+            (30, ErrorKind::Denied),
+        ] {
+            let error = Error::io("cannot write", io::Error::from_raw_os_error(errno)).within("it ends");
+            assert_eq!(error.kind(), kind);
+            assert!(error.hint().is_some(), "{errno}");
+        }
         let carried = Error::io(
             "cannot write on",
             io::Error::other(Error::new(ErrorKind::Damaged, "it is cut").with_hint("look")),

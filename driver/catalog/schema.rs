@@ -5,7 +5,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
 
-use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 
 use crate::error::{Error, ErrorKind, IoContext, Result};
 
@@ -225,7 +225,27 @@ fn fill(path: &Path) -> rusqlite::Result<()> {
     connection.pragma_update(None, "user_version", VERSION)
 }
 
+/// What kind of failure an error of SQLite is that says nothing against the catalog.
+pub(super) fn failure(source: &(dyn std::error::Error + Send + Sync + 'static)) -> Option<ErrorKind> {
+    let error = source.downcast_ref::<rusqlite::Error>()?;
+    match error.sqlite_error_code()? {
+        ErrorCode::PermissionDenied | ErrorCode::ReadOnly | ErrorCode::CannotOpen => Some(ErrorKind::Denied),
+        ErrorCode::DiskFull => Some(ErrorKind::NoSpace),
+        ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => Some(ErrorKind::InUse),
+        ErrorCode::SystemIoFailure => Some(ErrorKind::Io),
+        _ => None,
+    }
+}
+
 fn unusable(path: &Path, source: Box<dyn std::error::Error + Send + Sync>) -> Error {
+    // SQLite says of a file that it may not open only that it can't.
+    if let Err(error) = OpenOptions::new().read(true).write(true).open(path) {
+        return Error::io(format!("the catalog '{}' can't be used", path.display()), error);
+    }
+    if let Some(kind) = failure(source.as_ref()) {
+        return Error::new(kind, format!("the catalog '{}' can't be used", path.display()))
+            .with_source(source);
+    }
     let hint = "it says which guests have to be brought back onto their disks, so it is not replaced: find out what \
                 happened to it, put it back or move it away, and then run `virtfold recover`";
     let message = format!("the catalog '{}' can't be used", path.display());

@@ -93,14 +93,14 @@ impl Catalog {
         });
         written.map_err(|e| {
             let message = format!("the catalog '{}' can't be written", self.path.display());
-            Error::new(ErrorKind::Io, message).with_source(e)
+            Error::new(schema::failure(e.as_ref()).unwrap_or(ErrorKind::Io), message).with_source(e)
         })
     }
 
     /// The error of a failed read.
     pub(super) fn unreadable(&self, source: Box<dyn std::error::Error + Send + Sync>) -> Error {
         let message = format!("the catalog '{}' can't be read", self.path.display());
-        Error::new(ErrorKind::Io, message).with_source(source)
+        Error::new(schema::failure(source.as_ref()).unwrap_or(ErrorKind::Io), message).with_source(source)
     }
 
     fn read(&self, domain: Option<DomainId>) -> Sql<Vec<Job>> {

@@ -21,6 +21,7 @@ Exit codes:
   9    not found
   10   libvirt or the service refused, or can't be reached
   11   the archive is encrypted, and no identity that was given opens it
+  12   permission denied
   128 and N  ended by signal N: 130 by SIGINT, 143 by SIGTERM, 129 by SIGHUP
 
 Environment:
@@ -86,6 +87,7 @@ pub(crate) fn kind(code: i32) -> ErrorKind {
         9 => ErrorKind::NotFound,
         10 => ErrorKind::Refused,
         11 => ErrorKind::Locked,
+        12 => ErrorKind::Denied,
         129..=192 => ErrorKind::Interrupted,
         1 => ErrorKind::Io,
         _ => ErrorKind::Internal,
@@ -105,6 +107,7 @@ fn code(kind: ErrorKind, by_signal: u8) -> u8 {
         ErrorKind::NotFound => 9,
         ErrorKind::Refused => 10,
         ErrorKind::Locked => 11,
+        ErrorKind::Denied => 12,
         ErrorKind::Interrupted => by_signal,
     }
 }
@@ -119,7 +122,7 @@ mod tests {
             let kind = kind(exit);
             // Two kinds share a code with another one.
             let back = i32::from(code(kind, 143));
-            assert!(back == exit || matches!(exit, 0 | 12..=128 | 129..=142), "{exit} {kind:?}");
+            assert!(back == exit || matches!(exit, 0 | 13..=128 | 129..=142), "{exit} {kind:?}");
         }
     }
 }
