@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use virtfold::catalog::{Catalog, Journal, Nothing};
 use virtfold::crypt::Identities;
-use virtfold::error::Error;
+use virtfold::error::{Error, ErrorKind};
 use virtfold::guest::host::LocalFiles;
 use virtfold::job::define::{
     self, Afterwards, DefineReport, DefineRequest, DiskAction, DiskPlan, Host, Identity, Rest, Writing,
@@ -126,7 +126,13 @@ impl DefineArgs {
         drop(ticker);
         let report = report?;
         result(style, Stdout::Free, &report, &text(&report))?;
-        Ok(Outcome::Done)
+        // A restore that is done had room.
+        let short = report.room.iter().filter(|room| self.plan && room.is_short());
+        let short: Vec<String> = short.map(|room| room.directories.join("', '")).collect();
+        if short.is_empty() {
+            return Ok(Outcome::Done);
+        }
+        Err(Error::new(ErrorKind::NoSpace, format!("there is no room in '{}'", short.join("', '"))).into())
     }
 
     /// The journal; a plan makes none where there is none.
@@ -166,6 +172,18 @@ fn text(report: &DefineReport) -> String {
             text.push('\n');
         }
     }
+    for room in report.room.iter().filter(|_| !report.defined) {
+        let places = printable(&room.directories.join(", "));
+        let shared = room
+            .shared
+            .map(|bytes| format!(" ({} where the data are shared with the archive)", Human(bytes)));
+        let needed = Human(room.needed);
+        text += &format!(
+            "room: {needed} wanted in {places}{}, {} free\n",
+            shared.unwrap_or_default(),
+            Human(room.free)
+        );
+    }
     for note in &report.notes {
         text += &format!("note: {}\n", printable(note));
     }
@@ -196,7 +214,7 @@ fn disk_text(disk: &DiskPlan, verb: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use virtfold::job::define::{Change, FilePlan};
+    use virtfold::job::define::{Change, FilePlan, Room};
 
     use super::*;
 
@@ -224,6 +242,12 @@ mod tests {
             files: vec![FilePlan { what: "NVRAM".into(), path: "/vm/V".into(), bytes: 4096, replaces: true }],
             macs: vec![Change { from: "52:54:00:00:00:01".into(), to: "52:54:00:00:00:02".into() }],
             channels: vec![],
+            room: vec![Room {
+                directories: vec!["/vm".into()],
+                needed: 1 << 30,
+                shared: None,
+                free: 5 << 30,
+            }],
             notes: vec!["odd \u{1b}[31m".into()],
             defined: false,
             started: false,
@@ -240,6 +264,7 @@ sda: kept, /vm/sda
 vdb: left out of the definition
 NVRAM: 4.0 KiB would replace /vm/V
 MAC address 52:54:00:00:00:01: 52:54:00:00:00:02 now
+room: 1.0 GiB wanted in /vm, 5.0 GiB free
 note: odd \\u{1b}[31m
 nothing was touched";
         assert_eq!(text(&report()), expected);

@@ -11,6 +11,7 @@
 //! - `places`: where each disk and file goes. An archive is hostile: a path that it names is used only where guests of
 //!   this host keep their disks already; everything else a person has to name.
 //! - `shared`: what two domains cannot share.
+//! - `room`: whether the file systems have room for it.
 //! - `plan`: the definition's edits, and all of it as a report that `--plan` prints.
 //!
 //! An archive that comes once, front to back (a tape, a pipe), needs one pass: what the plan needs comes before the disks.
@@ -27,6 +28,7 @@ mod identity;
 mod inventory;
 mod places;
 mod plan;
+mod room;
 mod run;
 mod shared;
 mod switch;
@@ -41,6 +43,7 @@ use serde::Serialize;
 
 use self::backup::Backup;
 pub use self::identity::Identity;
+pub use self::room::Room;
 pub use self::run::{run, run_from};
 use super::Control;
 use super::attachments::LibvirtPlaces;
@@ -149,6 +152,8 @@ pub struct DefineReport {
     pub macs: Vec<Change>,
     /// Sockets and files of channels and serial lines that change.
     pub channels: Vec<Change>,
+    /// The file systems that it is written to, and whether they have room.
+    pub room: Vec<Room>,
     /// What a person should know.
     pub notes: Vec<String>,
     /// Whether it is defined now; not after a plan.

@@ -20,6 +20,7 @@ use super::backup::Backup;
 use super::identity::{self, Identity, Who};
 use super::inventory::{self, Depth, Inventory};
 use super::places::{self, Found, Placer, Spot};
+use super::room;
 use super::shared;
 use super::{Change, DefineReport, DefineRequest, DiskAction, DiskPlan, FilePlan, Host, Rest};
 use crate::error::{Error, ErrorKind, Result};
@@ -55,7 +56,7 @@ pub(super) enum Content {
 }
 
 impl Content {
-    fn len(&self) -> u64 {
+    pub(super) fn len(&self) -> u64 {
         match self {
             Self::File(bytes) => bytes.len() as u64,
             Self::Directory(files) => files.iter().map(|(_, bytes)| bytes.len() as u64).sum(),
@@ -84,7 +85,9 @@ pub(super) fn make(request: &DefineRequest, host: &Host<'_>, backup: &Backup) ->
     let spots: Vec<_> = spots.chain(files.iter().map(|(what, file)| (what.as_str(), &file.spot))).collect();
     places::check(&spots, (request, host), (&who, &inventory))?;
     let files = files.into_iter().map(|(_, file)| file).collect();
-    Ok(Plan { report, who, xml, disks, files, pools })
+    let mut plan = Plan { report, who, xml, disks, files, pools };
+    plan.report.room = room::forecast(&plan, &backup.head, request, host)?;
+    Ok(plan)
 }
 
 fn report(request: &DefineRequest, backup: &Backup, who: &Who) -> DefineReport {
@@ -99,6 +102,7 @@ fn report(request: &DefineRequest, backup: &Backup, who: &Who) -> DefineReport {
         files: Vec::new(),
         macs: Vec::new(),
         channels: Vec::new(),
+        room: Vec::new(),
         notes: claims.collect(),
         defined: false,
         started: false,
