@@ -44,8 +44,10 @@ fn request(image: &Path) -> BackupRequest {
         encrypt_to: None,
         layout: Layout::Compact,
         block_size: None,
+        detect_zeroes: virtfold::job::backup::DetectZeroes::default(),
         limit_rate: None,
         usage: Use::Frozen,
+        containers: virtfold::job::backup::Containers::Refuse,
         workers: 2,
     }
 }

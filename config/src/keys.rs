@@ -19,8 +19,8 @@ pub use self::media::Medium;
 pub use self::service::Service;
 use crate::error::Place;
 use crate::values::{
-    BlockSize, Compression, FilePath, Layout, Name, Pause, Quiesce, Rate, RecipientList, Room, Version,
-    Workers,
+    BlockSize, Compression, DetectZeroes, FilePath, Layout, Name, Pause, Quiesce, Rate, RecipientList, Room,
+    Version, Workers,
 };
 
 /// The configuration of virtfold.
@@ -82,6 +82,9 @@ pub struct Defaults {
     pub layout: Layout,
     /// The granularity of the fold. Not set: the source's own (its cluster size for qcow2, 64KiB for raw).
     pub block_size: Option<BlockSize>,
+    /// Whether disks are read once more before they are copied, to leave out blocks that are zeros though an image calls them data. Not set: block
+    /// devices and raw files without holes are, of which nothing else tells where zeros are.
+    pub detect_zeroes: Option<DetectZeroes>,
     /// The most bytes of an archive that are written in a second. Not set: no limit.
     pub limit_rate: Option<Rate>,
     /// Threads that read, digest and compress. Not set: one for each processor.
@@ -110,6 +113,7 @@ impl Default for Defaults {
             recipients: None,
             layout: Layout::Compact,
             block_size: None,
+            detect_zeroes: None,
             limit_rate: None,
             workers: None,
             quiesce: Quiesce::Auto,

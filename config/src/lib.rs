@@ -42,7 +42,7 @@ pub use reference::{man_page, reference, schema};
 pub use schedule::Schedule;
 pub use show::{Origin, Shown};
 pub use values::{
-    Attempts, BlockSize, CommandLine, Compression, Concurrency, Count, FilePath, Glob, Interval, Kind,
-    Layout, List, LoopbackAddress, MediumAddress, MediumKind, Name, Pause, Quiesce, Rate, RecipientList,
-    Room, Text, Trigger, Version, When, Window, Workers, parse_size,
+    Attempts, BlockSize, CommandLine, Compression, Concurrency, Count, DetectZeroes, FilePath, Glob,
+    Interval, Kind, Layout, List, LoopbackAddress, MediumAddress, MediumKind, Name, Pause, Quiesce, Rate,
+    RecipientList, Room, Text, Trigger, Version, When, Window, Workers, parse_size,
 };

@@ -223,6 +223,17 @@ pub enum Layout {
     Full,
 }
 
+/// Whether a disk is read once more before it is copied, to find the blocks that are zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub enum DetectZeroes {
+    /// It is.
+    On,
+    /// What an image calls data is copied.
+    Off,
+}
+
 /// The granularity of a fold in bytes: a power of two from 4 KiB to 2 MiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockSize(u64);

@@ -13,6 +13,15 @@ pub(crate) fn format(text: &str) -> Result<Format, String> {
     text.parse()
 }
 
+/// `on` or `off`.
+pub(crate) fn detect_zeroes(text: &str) -> Result<virtfold_config::DetectZeroes, String> {
+    match text {
+        "on" => Ok(virtfold_config::DetectZeroes::On),
+        "off" => Ok(virtfold_config::DetectZeroes::Off),
+        _ => Err("write on or off".to_owned()),
+    }
+}
+
 /// A place for archives, or an archive.
 pub(crate) fn location() -> impl TypedValueParser<Value = Location> {
     OsStringValueParser::new()

@@ -8,7 +8,9 @@ use virtfold::archive::stream::Compression;
 use virtfold::crypt::KeptEnvelope;
 use virtfold::error::{Error, ErrorKind};
 use virtfold::image::{Format, Use};
-use virtfold::job::backup::{self, BackupReport, BackupRequest, DiskReport, ImageSpec, Manner};
+use virtfold::job::backup::{
+    self, BackupReport, BackupRequest, Containers, DetectZeroes, DiskReport, ImageSpec, Manner,
+};
 use virtfold::job::resume::{Keep, Reopen, Wish};
 use virtfold::job::{Control, Progress};
 use virtfold::medium::{Location, RateLimit};
@@ -80,12 +82,19 @@ pub(crate) struct Args {
     /// The granularity of the copy, 4KiB to 2MiB [default: the configuration's; the cluster size of a qcow2, 64KiB for raw]
     #[arg(long, value_name = "SIZE")]
     block_size: Option<virtfold_config::BlockSize>,
+    /// Read each disk once more before it is copied and leave out blocks that are zeros, on or off
+    /// [default: the configuration's; on for block devices and raw files without holes]
+    #[arg(long, value_name = "WHEN", value_parser = args::detect_zeroes)]
+    detect_zeroes: Option<virtfold_config::DetectZeroes>,
     /// Write no more than this many bytes a second, for example 100MiB [default: the configuration's; no limit]
     #[arg(long, value_name = "SIZE")]
     limit_rate: Option<virtfold_config::Rate>,
     /// The images do not change during the backup: a QEMU that has them open is accepted
     #[arg(long, requires = "image")]
     frozen: bool,
+    /// Take an image that is given as raw for raw even where it begins like a qcow2, vmdk or other container
+    #[arg(long, requires = "image")]
+    force: bool,
     /// Threads that read, digest and compress [default: the configuration's; one a core]
     #[arg(long, value_name = "N")]
     workers: Option<virtfold_config::Workers>,
@@ -223,6 +232,11 @@ fn manner(args: &Args, defaults: &Defaults) -> Result<Manner> {
         block_size: block_size
             .map(|bytes| BlockSize::new(bytes).ok_or_else(|| args::mismatch("block size")))
             .transpose()?,
+        detect_zeroes: match args.detect_zeroes.or(defaults.detect_zeroes) {
+            None => DetectZeroes::WhereNothingTells,
+            Some(virtfold_config::DetectZeroes::On) => DetectZeroes::On,
+            Some(virtfold_config::DetectZeroes::Off) => DetectZeroes::Off,
+        },
         limit_rate: limit_rate
             .map(|rate| RateLimit::new(rate).ok_or_else(|| args::mismatch("rate")))
             .transpose()?,
@@ -239,8 +253,10 @@ fn request(args: Args, manner: Manner, destinations: Vec<Location>) -> Result<Ba
         encrypt_to: manner.encrypt_to,
         layout: manner.layout,
         block_size: manner.block_size,
+        detect_zeroes: manner.detect_zeroes,
         limit_rate: manner.limit_rate,
         usage: if args.frozen { Use::Frozen } else { Use::Checked },
+        containers: if args.force { Containers::AsCalled } else { Containers::Refuse },
         workers: manner.workers,
     })
 }

@@ -3,7 +3,7 @@
 //! The chain is a list, walked in a loop with a limit; a file that is in it already (by device and inode)
 //! ends the walk with an error. Each file is held against writers before anything is read from it.
 //!
-//! Imports: `error`, `file`, `format`, `layer`, `locks`, `qcow2`, `source`.
+//! Imports: `error`, `file`, `format`, `layer`, `locks`, `qcow2`, `source`, `writers`.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -17,6 +17,7 @@ use super::layer::Layer;
 use super::locks;
 use super::qcow2::{self, Crypt, Header, Qcow2};
 use super::source::{Link, Qcow2Options, Source};
+use super::writers;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Who says what a chain is made of.
@@ -70,7 +71,7 @@ pub(super) fn open(
     let qcow2 = if format == Format::Qcow2 { top_options } else { None };
     let capacity = chain.layers.first().map_or(0, Layer::capacity);
     let source = Source { format, qcow2, chain: links, warnings: chain.warnings };
-    Ok(DiskImage { files: chain.files, layers: chain.layers, capacity, source })
+    Ok(DiskImage { files: chain.files, layers: chain.layers, capacity, source, options: *options })
 }
 
 struct Chain {
@@ -88,12 +89,18 @@ struct Opened {
 
 impl Chain {
     /// Takes a file into the chain, held against writers.
-    fn add_file(&mut self, file: HostFile) -> Result<FileIndex> {
+    fn add_file(&mut self, mut file: HostFile) -> Result<FileIndex> {
         if let Some(other) = self.files.iter().find(|other| other.identity == file.identity) {
             let what = format!("'{}' and '{}' are one file: its chain is a loop", other.name(), file.name());
             return Err(Error::new(ErrorKind::BadImage, what));
         }
         self.warnings.extend(locks::hold(&file, self.usage)?);
+        if self.usage != Use::Glance {
+            file.flush()?;
+        }
+        if self.usage == Use::Checked {
+            writers::refuse(&file)?;
+        }
         let index = u32::try_from(self.files.len());
         self.files.push(file);
         index.map(FileIndex).map_err(|_| Error::new(ErrorKind::Internal, "a chain has too many files"))

@@ -1,9 +1,11 @@
 //! A host file of a chain: a regular file or a block device, opened read-only.
 //!
+//! What it was like at the opening is kept ([`Stamp`]), to be held against what it is when all has been read: QEMU's locks keep no `dd` away.
+//!
 //! Opening never blocks and never follows a name to anything else (a FIFO, a terminal): names of backing
 //! files come from headers. The length is taken once, at opening; a block device tells it by seeking to its end.
 //!
-//! Imports: `error`, `units`.
+//! Imports: `error`, `units`, `format`, `writers`.
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind as IoKind, Seek, SeekFrom};
@@ -12,6 +14,8 @@ use std::path::{Path, PathBuf};
 
 use nix::libc;
 
+use super::format::Change;
+use super::writers;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::units::HostOffset;
 
@@ -29,6 +33,32 @@ pub(super) struct HostFile {
     /// Device and inode: what tells one file from another whatever its name.
     pub(super) identity: (u64, u64),
     pub(super) is_device: bool,
+    /// What it was like when it was opened, before anything was read.
+    opened: Stamp,
+}
+
+/// What changes with a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    len: u64,
+    /// The last write, in seconds and nanoseconds; of a block device nothing.
+    modified: (i64, i64),
+    /// The last change of anything of it: a write, an owner, a name.
+    changed: (i64, i64),
+    /// Of a block device, what was written to it since it is there, where the kernel counts that.
+    written: Option<writers::Written>,
+}
+
+impl Stamp {
+    fn of(file: &File, len: u64) -> std::io::Result<Self> {
+        let meta = file.metadata()?;
+        if meta.file_type().is_block_device() {
+            let written = writers::written(meta.rdev())?;
+            return Ok(Self { len, modified: (0, 0), changed: (0, 0), written });
+        }
+        let (modified, changed) = ((meta.mtime(), meta.mtime_nsec()), (meta.ctime(), meta.ctime_nsec()));
+        Ok(Self { len: meta.len(), modified, changed, written: None })
+    }
 }
 
 impl HostFile {
@@ -52,6 +82,7 @@ impl HostFile {
         if !is_device && !kind.is_file() {
             return Err(not_a_disk(path));
         }
+        let examining = || format!("cannot examine '{}'", path.display());
         let (len, identity) = if is_device {
             let end = file.seek(SeekFrom::End(0)).at(|| format!("cannot measure '{}'", path.display()))?;
             // Two nodes of one device are one device: `rdev` tells, not the node's inode.
@@ -59,7 +90,46 @@ impl HostFile {
         } else {
             (meta.len(), (meta.dev(), meta.ino()))
         };
-        Ok(Self { file, path: path.to_owned(), len, identity, is_device })
+        let opened = Stamp::of(&file, len).at(examining)?;
+        Ok(Self { file, path: path.to_owned(), len: opened.len, identity, is_device, opened })
+    }
+
+    /// Has a block device take what was written to it before: it would count as written later.
+    pub(super) fn flush(&mut self) -> Result<()> {
+        if self.is_device {
+            self.file.sync_all().at(|| format!("cannot flush what was written to '{}'", self.name()))?;
+            self.opened =
+                Stamp::of(&self.file, self.len).at(|| format!("cannot examine '{}'", self.name()))?;
+        }
+        Ok(())
+    }
+
+    /// Fails where the file is not what it was when it was opened.
+    pub(super) fn check_unchanged(&self, counts: Change) -> Result<()> {
+        let looking = || format!("cannot examine '{}'", self.name());
+        let now = Stamp::of(&self.file, self.len).at(looking)?;
+        let counted = match counts {
+            Change::Any => now,
+            Change::Write => Stamp { changed: self.opened.changed, ..now },
+        };
+        if counted == self.opened {
+            return Ok(());
+        }
+        let was_written =
+            now.modified != self.opened.modified || now.len != self.opened.len || self.is_device;
+        let (what, hint) = if was_written {
+            (
+                "was written to while it was read",
+                "something wrote to it past QEMU's locks: end that, and back up again",
+            )
+        } else {
+            (
+                "had its times, owner, permissions or names changed while it was read",
+                "leave it alone during the backup; where it surely stays as it is, say --frozen",
+            )
+        };
+        let what = format!("'{}' {what}: the copy would not be of one point in time", self.name());
+        Err(Error::new(ErrorKind::InUse, what).with_hint(hint))
     }
 
     /// The name for messages.

@@ -51,17 +51,29 @@ pub enum Use {
     Glance,
 }
 
+/// What counts as a change of an image while it is read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Change {
+    /// A write to it. libvirt gives files owners and labels whenever it likes, which is none.
+    #[default]
+    Write,
+    /// Whatever the file system notes: a write whose time was set back, too.
+    Any,
+}
+
 /// How to open an image.
 #[derive(Clone, Copy, Debug)]
 pub struct OpenOptions {
     /// Whether a writer's lock is looked for.
     pub usage: Use,
+    /// What [`super::DiskImage::check_unchanged`] takes for a change.
+    pub change: Change,
     /// The most images a chain may have; QEMU's own limit on nesting is of this order.
     pub max_depth: usize,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { usage: Use::Checked, max_depth: 200 }
+        Self { usage: Use::Checked, change: Change::Write, max_depth: 200 }
     }
 }

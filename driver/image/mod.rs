@@ -10,15 +10,18 @@
 //! allocated for it, and an address that contradicts the format is an error that names image, guest offset and
 //! host offset, never zeros.
 //!
-//! Parts: `format` and `source` (words), `file` and `locks` (host files), `chain` (opening), `qcow2/` (that
+//! Parts: `format` and `source` (words), `file`, `locks` and `writers` (host files and who else
+//! writes to them), `chain` (opening), `qcow2/` (that
 //! format), `raw`, `layer` (one image of the chain seen as ascending runs), `walk` (the chain's runs become one
-//! table), `holes`, `overlap` (two things in one
-//! place), `table`, `read`, and `map` (what
+//! table), `holes`, `container` (formats that a raw image may
+//! look like), `overlap` (two things in one
+//! place), `zeros` (data that are none), `table`, `read`, and `map` (what
 //! `qemu-img map` would print).
 //!
-//! Imports: `units`, `error`, `spool`, `packed`.
+//! Imports: `units`, `error`, `mounts`, `spool`, `packed`.
 
 mod chain;
+mod container;
 mod file;
 mod format;
 mod holes;
@@ -32,12 +35,14 @@ mod read;
 mod source;
 mod table;
 mod walk;
+mod writers;
+mod zeros;
 
 #[cfg(test)]
 mod tests;
 
 pub use file::FileIndex;
-pub use format::{Format, OpenOptions, Use};
+pub use format::{Change, Format, OpenOptions, Use};
 pub use locks::is_locked;
 pub use source::{CompressionType, Link, Qcow2Options, Source};
 pub use table::{AllocationTable, Extent, ExtentIter, Place};
@@ -57,6 +62,7 @@ pub struct DiskImage {
     layers: Vec<layer::Layer>,
     capacity: u64,
     source: Source,
+    options: OpenOptions,
 }
 
 impl DiskImage {
@@ -122,6 +128,39 @@ impl DiskImage {
     /// inode of a file, `(u64::MAX, device)` of a block device.
     pub fn host_files(&self) -> impl Iterator<Item = (&Path, (u64, u64))> {
         self.files.iter().map(|file| (file.path.as_path(), file.identity))
+    }
+
+    /// The format that a raw image looks like, and whose name it was not given: a container that was taken for the disk in it, or a guest that
+    /// wrote such a header. Only a caller knows which.
+    ///
+    /// # Errors
+    /// When its first sector can't be read.
+    pub fn looks_like(&self) -> Result<Option<&'static str>> {
+        let Some(layer::Layer::Raw { file, .. }) = self.layers.first() else { return Ok(None) };
+        container::of(file_of(&self.files, *file)?)
+    }
+
+    /// Fails where something that knows no image locks may write to a file of it: a mount, a loop device, swap.
+    ///
+    /// # Errors
+    /// `InUse`, where that is so; those of looking.
+    pub fn check_writers(&self) -> Result<()> {
+        self.files.iter().try_for_each(writers::refuse)
+    }
+
+    /// Fails where a file of it was changed since it was opened, or somebody has it in use by now: a call behind the last read tells that all
+    /// that was read is of one point in time.
+    ///
+    /// # Errors
+    /// `InUse`, where that is so; those of looking at the files.
+    pub fn check_unchanged(&self) -> Result<()> {
+        for file in &self.files {
+            file.check_unchanged(self.options.change)?;
+        }
+        match self.options.usage {
+            Use::Checked => self.check_writers(),
+            Use::Frozen | Use::Glance => Ok(()),
+        }
     }
 
     /// Walks the tables of the whole chain once. The result covers `[0, capacity)` without gaps, ascending.

@@ -124,6 +124,7 @@ fn written(place: &Place, members: &[(&str, &[u8])], compression: Compression) -
         encrypt_to: None,
         layout: Layout::Compact,
         block_size: None,
+        detect_zeroes: crate::job::backup::DetectZeroes::default(),
         limit_rate: None,
         workers: 2,
     };

@@ -11,6 +11,7 @@ mod reports;
 mod stream;
 
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use uuid::Uuid;
@@ -19,7 +20,7 @@ use self::reports::report;
 pub use self::reports::{BackupReport, CopyReport, DiskReport};
 use self::stream::stream;
 use super::Control;
-use super::disks::{DiskSet, FoldedDisk};
+use super::disks::{DiskSet, FoldedDisk, block_of};
 use super::resume::{Begun, Candidate, Keep, Record, SavedRows, Start};
 use crate::archive::layout::{self, Kind};
 use crate::archive::manifest::{
@@ -29,7 +30,7 @@ use crate::archive::stream::{Cancel, Compression};
 use crate::archive::writer::{Attachment, Contents, DiskTables, Rows, Runs, Sealed};
 use crate::crypt::{self, Encrypting, Envelope, Recipients};
 use crate::error::{Error, ErrorKind, IoContext, Result};
-use crate::image::{self, DiskImage, Format, OpenOptions, Use};
+use crate::image::{self, AllocationTable, Change, DiskImage, Format, OpenOptions, Use};
 use crate::medium::{self, Copies, Label, Location, Medium, RateLimit, RateLimited, name_part};
 use crate::table::Layout;
 use crate::units::BlockSize;
@@ -48,6 +49,29 @@ pub struct ImageSpec {
     pub target: String,
 }
 
+/// Whether a disk is read once more before it is copied, to leave out blocks that are zeros though the image calls them data.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DetectZeroes {
+    /// Where nothing else tells where zeros are: of block devices, and of raw files without holes.
+    #[default]
+    WhereNothingTells,
+    /// It is.
+    On,
+    /// It is not.
+    Off,
+}
+
+/// What is done with a raw image that looks like a container of another format. A guest may write what it likes to its raw disk, and a person
+/// may give a qcow2 for raw: only the caller knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Containers {
+    /// It is refused.
+    #[default]
+    Refuse,
+    /// It is what it is called: raw.
+    AsCalled,
+}
+
 /// How images become an archive.
 #[derive(Clone, Debug)]
 pub struct Manner {
@@ -59,6 +83,8 @@ pub struct Manner {
     pub layout: Layout,
     /// The granularity; without it, each source's own.
     pub block_size: Option<BlockSize>,
+    /// Whether blocks of zeros are looked for.
+    pub detect_zeroes: DetectZeroes,
     /// Bytes a second at most.
     pub limit_rate: Option<RateLimit>,
     /// Worker threads.
@@ -109,10 +135,14 @@ pub struct BackupRequest {
     pub layout: Layout,
     /// The granularity; without it, each source's own.
     pub block_size: Option<BlockSize>,
+    /// Whether blocks of zeros are looked for.
+    pub detect_zeroes: DetectZeroes,
     /// Bytes a second at most.
     pub limit_rate: Option<RateLimit>,
     /// Whether the caller vouches that the images do not change.
     pub usage: Use,
+    /// What is done with a raw image that begins as a container of another format does.
+    pub containers: Containers,
     /// Worker threads.
     pub workers: usize,
 }
@@ -235,6 +265,7 @@ pub fn write_kept(
     let tables = if rows.is_empty() { tables.clone() } else { as_begun.collect() };
     let contents = Contents { head: &head, attachments: &attachments, disks: tables, data: &disks };
     let sealed = stream(&contents, (manner, control), medium.as_mut(), (log, reached))?;
+    disks.0.iter().try_for_each(|disk| disk.image.check_unchanged())?;
     let encrypted = manner.encrypt_to.is_some();
     let resumed_at = at.map(|_| reached);
     Ok(Written { medium, head, sealed, encrypted, resumed_at, started, _record: record })
@@ -302,6 +333,7 @@ impl BackupRequest {
             encrypt_to: self.encrypt_to.clone(),
             layout: self.layout,
             block_size: self.block_size,
+            detect_zeroes: self.detect_zeroes,
             limit_rate: self.limit_rate,
             workers: self.workers,
         }
@@ -309,11 +341,28 @@ impl BackupRequest {
 }
 
 fn open_all(request: &BackupRequest, control: &Control) -> Result<Vec<(String, DiskImage)>> {
-    let options = OpenOptions { usage: request.usage, ..OpenOptions::default() };
+    // What is frozen may be a running guest's, whose files libvirt gives other owners meanwhile.
+    let change = if request.usage == Use::Checked { Change::Any } else { Change::Write };
+    let options = OpenOptions { usage: request.usage, change, ..OpenOptions::default() };
     control.progress.enter("reading", 0);
-    let open =
-        |spec: &ImageSpec| Ok((spec.target.clone(), DiskImage::open(&spec.path, spec.format, &options)?));
+    let open = |spec: &ImageSpec| {
+        let image = DiskImage::open(&spec.path, spec.format, &options)?;
+        match image.looks_like()?.filter(|_| request.containers == Containers::Refuse) {
+            Some(format) => Err(no_container(spec, format)),
+            None => Ok((spec.target.clone(), image)),
+        }
+    };
     request.images.iter().map(open).collect()
+}
+
+fn no_container(spec: &ImageSpec, looks: &str) -> Error {
+    let what = format!("'{}' is called raw, and begins like a {looks} image", spec.path.display());
+    let other = match looks.parse::<Format>() {
+        Ok(format) => format!("say --format {format} to back up the disk in it"),
+        Err(_) => format!("convert it with 'qemu-img convert -f {looks}' to back up the disk in it"),
+    };
+    let hint = format!("{other}; where a guest has written this to its raw disk, say --force");
+    Error::new(ErrorKind::Usage, what).with_hint(hint)
 }
 
 /// Steps 1302 to 1307: every table is read before anything is written.
@@ -325,9 +374,34 @@ fn fold_all(images: Vec<(String, DiskImage)>, manner: &Manner, control: &Control
         if disks.iter().any(|disk| disk.target == target) {
             return Err(Error::new(ErrorKind::Usage, format!("two disks are called {target}")));
         }
-        disks.push(FoldedDisk::fold(target, image, manner.block_size, manner.layout)?);
+        let allocation = allocation(&image, manner, control)?;
+        disks.push(FoldedDisk::of((target, image), allocation, manner.block_size, manner.layout)?);
     }
     Ok(DiskSet(disks))
+}
+
+/// The image's allocation table; without blocks of zeros, where they are looked for.
+fn allocation(image: &DiskImage, manner: &Manner, control: &Control) -> Result<AllocationTable> {
+    let allocation = image.allocation()?;
+    let detect = match manner.detect_zeroes {
+        DetectZeroes::On => true,
+        DetectZeroes::Off => false,
+        DetectZeroes::WhereNothingTells => !image.tells_zeros()?,
+    };
+    // Where every block is copied there is nothing to leave out.
+    if !detect || manner.layout == Layout::Full {
+        return Ok(allocation);
+    }
+    control.progress.enter("looking for zeros", allocation.allocated());
+    let found = image.without_zeros(&allocation, block_of(image, manner.block_size), &mut |bytes| {
+        control.progress.add(bytes);
+        match control.cancel.load(Ordering::Relaxed) {
+            true => Err(Error::new(ErrorKind::Interrupted, "the backup was interrupted")),
+            false => Ok(()),
+        }
+    })?;
+    control.progress.enter("reading", 0);
+    Ok(found)
 }
 
 /// What the medium is told of the archive.

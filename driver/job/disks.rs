@@ -36,8 +36,21 @@ impl FoldedDisk {
     /// # Errors
     /// When the image can't be read or is damaged.
     pub fn fold(target: String, image: DiskImage, block: Option<BlockSize>, layout: Layout) -> Result<Self> {
-        let block = block.unwrap_or_else(|| natural_block(&image));
         let allocation = image.allocation()?;
+        Self::of((target, image), allocation, block, layout)
+    }
+
+    /// As [`FoldedDisk::fold`], with an allocation table of the image.
+    ///
+    /// # Errors
+    /// When the table is too large for memory and can't be kept elsewhere.
+    pub fn of(
+        (target, image): (String, DiskImage),
+        allocation: AllocationTable,
+        block: Option<BlockSize>,
+        layout: Layout,
+    ) -> Result<Self> {
+        let block = block_of(&image, block);
         let used = allocation.iter().filter_map(|extent| match extent {
             Ok(extent) => extent.place.has_bytes().then_some(Ok((extent.guest, extent.len))),
             Err(error) => Some(Err(error)),
@@ -45,6 +58,11 @@ impl FoldedDisk {
         let table = table::fold(used, image.capacity(), block, layout)?;
         Ok(Self { target, image, allocation, table, block, layout })
     }
+}
+
+/// The granularity of a disk's copy.
+pub(super) fn block_of(image: &DiskImage, asked: Option<BlockSize>) -> BlockSize {
+    asked.unwrap_or_else(|| natural_block(image))
 }
 
 /// The source's own granularity: every run is then of whole clusters, and a remap fits.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use virtfold_config::keys::{Disks, Domains};
-use virtfold_config::{Config, Layout, Medium, Quiesce, Resolved, Schedule, Trigger, When};
+use virtfold_config::{Config, DetectZeroes, Layout, Medium, Quiesce, Resolved, Schedule, Trigger, When};
 
 use super::model::{After, Calendar, CommandSpec, Guest, JobSpec, MediumSpec, Pick, Settings};
 
@@ -137,6 +137,13 @@ fn options(resolved: &Resolved<'_>) -> Vec<OsString> {
     option("--compress", Some(settings.compress.to_string().into()));
     option("--layout", Some(layout.into()));
     option("--block-size", settings.block_size.map(|size| size.to_string().into()));
+    option(
+        "--detect-zeroes",
+        settings.detect_zeroes.map(|detect| match detect {
+            DetectZeroes::On => "on".into(),
+            DetectZeroes::Off => "off".into(),
+        }),
+    );
     option("--limit-rate", slowest.map(|rate| rate.to_string().into()));
     option("--workers", settings.workers.map(|workers| workers.to_string().into()));
     option("--quiesce", Some(quiesce.into()));

@@ -23,6 +23,7 @@ pub(crate) mod exit {
     pub(crate) const NOT_FOUND: i32 = 9;
     pub(crate) const REFUSED: i32 = 10;
     pub(crate) const LOCKED: i32 = 11;
+    pub(crate) const DENIED: i32 = 12;
     pub(crate) const SIGINT: i32 = 130;
     pub(crate) const SIGTERM: i32 = 143;
 }

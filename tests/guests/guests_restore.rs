@@ -78,6 +78,7 @@ fn archive_with(guest: &Guest<'_>, inactive: &DomainXml, name: &str) -> PathBuf 
         encrypt_to: None,
         layout: Layout::Compact,
         block_size: None,
+        detect_zeroes: virtfold::job::backup::DetectZeroes::default(),
         limit_rate: None,
         workers: 2,
     };

@@ -73,8 +73,10 @@ fn request(image: &Image, compression: Compression) -> BackupRequest {
         encrypt_to: None,
         layout: Layout::Compact,
         block_size: None,
+        detect_zeroes: virtfold::job::backup::DetectZeroes::default(),
         limit_rate: None,
         usage: Use::Checked,
+        containers: backup::Containers::Refuse,
         workers: 2,
     }
 }

@@ -19,4 +19,5 @@ mod fuzz;
 mod library_faults;
 mod reflink;
 mod second_readers;
+mod sources;
 mod targets;

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use super::{Config, Medium, Settings};
 use crate::schedule::Schedule;
 use crate::values::{
-    Attempts, BlockSize, CommandLine, Compression, Count, FilePath, Glob, Interval, Kind, Layout, List, Name,
-    Pause, Quiesce, Rate, RecipientList, Room, Trigger, When, Window, Workers,
+    Attempts, BlockSize, CommandLine, Compression, Count, DetectZeroes, FilePath, Glob, Interval, Kind,
+    Layout, List, Name, Pause, Quiesce, Rate, RecipientList, Room, Trigger, When, Window, Workers,
 };
 
 /// What is backed up together, by the same rules.
@@ -64,6 +64,8 @@ pub struct Job {
     pub layout: Option<Layout>,
     /// `defaults.block-size` for this job.
     pub block_size: Option<BlockSize>,
+    /// `defaults.detect-zeroes` for this job.
+    pub detect_zeroes: Option<DetectZeroes>,
     /// `defaults.limit-rate` for this job.
     pub limit_rate: Option<Rate>,
     /// `defaults.workers` for this job.
@@ -246,6 +248,7 @@ impl Job {
             recipients: keys.1.clone(),
             layout: self.layout.unwrap_or(defaults.layout),
             block_size: self.block_size.or(defaults.block_size),
+            detect_zeroes: self.detect_zeroes.or(defaults.detect_zeroes),
             limit_rate: self.limit_rate.or(defaults.limit_rate),
             workers: self.workers.or(defaults.workers),
             quiesce: self.quiesce.unwrap_or(defaults.quiesce),

@@ -120,6 +120,7 @@ impl Lab {
             encrypt_to: None,
             layout: Layout::Compact,
             block_size: None,
+            detect_zeroes: crate::job::backup::DetectZeroes::default(),
             limit_rate: None,
             workers: 2,
         };

@@ -106,6 +106,7 @@ impl Lab {
             encrypt_to: None,
             layout: Layout::Compact,
             block_size: None,
+            detect_zeroes: crate::job::backup::DetectZeroes::default(),
             limit_rate: None,
             workers: 2,
         };

@@ -141,6 +141,7 @@ impl PlannedDisk {
         layout::check_target(&self.target)
             .map_err(|error| Error::new(ErrorKind::Unsupported, error.to_string()))?;
         let image = self.open(Use::Glance)?;
+        image.check_writers()?;
         let chain = image.chain()?;
         let link = |(path, format): &(PathBuf, Format)| ChainLink {
             path: path.to_string_lossy().into_owned(),

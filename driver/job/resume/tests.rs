@@ -61,6 +61,7 @@ impl Lab {
             encrypt_to: self.encrypt_to.clone(),
             layout: Layout::Compact,
             block_size: None,
+            detect_zeroes: crate::job::backup::DetectZeroes::default(),
             limit_rate: None,
             workers: 1,
         };

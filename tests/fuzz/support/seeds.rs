@@ -229,8 +229,10 @@ fn back_up(work: &Path, case: &Case) -> Vec<u8> {
         encrypt_to: None,
         layout: case.layout,
         block_size: Some(BlockSize::MIN),
+        detect_zeroes: virtfold::job::backup::DetectZeroes::default(),
         limit_rate: None,
         usage: Use::Checked,
+        containers: backup::Containers::Refuse,
         workers: 1,
     };
     let report = backup::run(&request, &Control::default()).unwrap();
