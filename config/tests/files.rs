@@ -148,6 +148,7 @@ fn files_are_united_in_the_order_of_their_names_and_show_tells_where_from() {
     assert_eq!(config.defaults.layout, Layout::Full);
     let expect = "defaults.block-size: 64KiB  # conf.d/10-a.yaml:3:3\n\
                   defaults.compress: none  # conf.d/10-a.yaml:2:3\n\
+                  defaults.detect-zeroes: (not set)  # default\n\
                   defaults.encrypt-to: (not set)  # default\n\
                   defaults.layout: full  # conf.d/20-b.yaml:1:12\n\
                   defaults.limit-rate: (not set)  # default\n\
