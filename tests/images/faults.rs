@@ -11,8 +11,7 @@ use std::time::Duration;
 
 use crate::common::MIB;
 use crate::common::archive::{
-    Method, assert_same_outside, backup, backup_args, damage, marks_of, records_of, restore, restore_args,
-    verify,
+    Method, backup, backup_args, marks_of, records_of, restore, restore_args, verify,
 };
 use crate::common::image::{Format, Image};
 use crate::common::mount::{Loop, Mount};
@@ -467,67 +466,4 @@ fn what_a_living_run_writes_is_left_alone() {
     let first = collect(line, child).ok();
     assert_ne!(first.last_line(), text(&second));
     assert_eq!(names(&folder).len(), 2);
-}
-
-/// Whatever was on the device before, and wherever the rest of an archive is lost.
-#[test]
-fn what_a_partial_restore_has_not_got_reads_as_zeros() {
-    let scratch = Scratch::new("partial-zeros");
-    let source = scratch.join("source.raw");
-    fs::write(&source, Rng::of_case("partial-zeros", 0).bytes(6 << 20)).unwrap();
-    let image = Image::new(&source, Format::Raw);
-    let whole = fs::read(backup(&image, &scratch.folder("archives"), &["--compress", "none"])).unwrap();
-    let mut flipped = whole.clone();
-    flipped[3 << 20] ^= 1;
-    let cut = whole[..7 << 19].to_vec();
-    let (old, file) = (scratch.join("device.img"), scratch.join("file.raw"));
-    for (what, bytes) in [("flipped", flipped), ("cut", cut)] {
-        let archive = scratch.join(what);
-        fs::write(&archive, bytes).unwrap();
-        for by_pipe in [false, true] {
-            fs::write(&old, vec![0xee; 6 << 20]).unwrap();
-            fs::write(&file, vec![0xee; 6 << 20]).unwrap();
-            let device = Loop::attach(&old);
-            for target in [device.device(), &file] {
-                let disk = format!("vda={}", text(target));
-                let name = if by_pipe { "-" } else { text(&archive) };
-                let mut args = restore_args(name, &disk, Format::Raw, Method::Rewrite);
-                args.extend(["--partial", "--force", "--json"]);
-                let mut command = virtfold(args);
-                command.stdin(fs::File::open(&archive).unwrap());
-                let outcome = run(&mut command);
-                let context = format!("{what}, {by_pipe}\n{outcome}");
-                assert!(matches!(outcome.code(), Some(exit::DAMAGED | exit::INCOMPLETE)), "{context}");
-                let lost = damage(&outcome);
-                assert!(!lost.is_empty(), "{context}");
-                let restored = fs::read(target).unwrap();
-                assert_same_outside(&fs::read(&source).unwrap(), &restored, &lost, &context);
-                for range in lost {
-                    let range = usize::try_from(range.start).unwrap()
-                        ..usize::try_from(range.start + range.length).unwrap();
-                    assert!(restored[range].iter().all(|byte| *byte == 0), "{context}");
-                }
-            }
-        }
-    }
-}
-
-/// exFAT knows neither renames that refuse to replace nor hard links.
-#[test]
-fn a_file_system_without_links_takes_archives_and_disks() {
-    let scratch = Scratch::new("exfat");
-    let image = noisy_image(&mut Rng::of_case("exfat", 0), scratch.join("source.qcow2"), 3);
-    let mount = Mount::exfat(&scratch.join("mnt"), &scratch.join("fs.img"), 64 * MIB);
-    let first = backup(&image, mount.path(), &[]);
-    let second = backup(&image, mount.path(), &["--compress", "none"]);
-    assert_eq!(names(mount.path()).len(), 2, "{:?}", names(mount.path()));
-    for archive in [first, second] {
-        verify(&archive).ok();
-        let target = Image::new(mount.path().join("back.qcow2"), Format::Qcow2);
-        restore(&archive, &target, Method::Rewrite).ok();
-        image.assert_same_disk(&target);
-        restore(&archive, &target, Method::Rewrite).exits(exit::EXISTS);
-        fs::remove_file(target.path).unwrap();
-    }
-    assert_eq!(partial(mount.path()), [] as [PathBuf; 0]);
 }

@@ -1,15 +1,19 @@
-//! New qcow2 files and block devices, made from a table alone and judged by `qemu-img`: check, compare, map.
+//! New qcow2 files and block devices, made from a table alone and judged by `qemu-img`: check, compare, map. And what
+//! restores leave on devices and on file systems that know little.
 //!
 //! The tables are random or chosen for their corners; the bytes of each sector tell where it belongs.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use crate::common::archive::{
+    Method as Way, assert_same_outside, backup, damage, restore as restored, restore_args, verify,
+};
 use crate::common::image::{Format, Image};
 use crate::common::mount::{Loop, Mount};
 use crate::common::rng::Rng;
-use crate::common::run::{run, text, tool};
+use crate::common::run::{exit, run, text, tool, virtfold};
 use crate::common::scratch::{Scratch, names};
 use crate::common::{KIB, MIB};
 use virtfold::durable::Existing;
@@ -413,4 +417,69 @@ fn no_file_is_made_where_a_device_or_a_link_s_target_is_missing() {
     assert!(link.is_symlink());
     let memory = tempfile::tempdir_in("/dev/shm").unwrap();
     fill(&spec(&memory.path().join("a.raw"), TargetFormat::Raw, Method::Rewrite), &table, MIB).unwrap();
+}
+
+/// Whatever was on the device before, and wherever the rest of an archive is lost.
+#[test]
+fn what_a_partial_restore_has_not_got_reads_as_zeros() {
+    let scratch = Scratch::new("partial-zeros");
+    let source = scratch.join("source.raw");
+    fs::write(&source, Rng::of_case("partial-zeros", 0).bytes(6 << 20)).unwrap();
+    let image = Image::new(&source, Format::Raw);
+    let whole = fs::read(backup(&image, &scratch.folder("archives"), &["--compress", "none"])).unwrap();
+    let mut flipped = whole.clone();
+    flipped[3 << 20] ^= 1;
+    let cut = whole[..7 << 19].to_vec();
+    let (old, file) = (scratch.join("device.img"), scratch.join("file.raw"));
+    for (what, bytes) in [("flipped", flipped), ("cut", cut)] {
+        let archive = scratch.join(what);
+        fs::write(&archive, bytes).unwrap();
+        for by_pipe in [false, true] {
+            fs::write(&old, vec![0xee; 6 << 20]).unwrap();
+            fs::write(&file, vec![0xee; 6 << 20]).unwrap();
+            let device = Loop::attach(&old);
+            for target in [device.device(), &file] {
+                let disk = format!("vda={}", text(target));
+                let name = if by_pipe { "-" } else { text(&archive) };
+                let mut args = restore_args(name, &disk, Format::Raw, Way::Rewrite);
+                args.extend(["--partial", "--force", "--json"]);
+                let mut command = virtfold(args);
+                command.stdin(fs::File::open(&archive).unwrap());
+                let outcome = run(&mut command);
+                let context = format!("{what}, {by_pipe}\n{outcome}");
+                assert!(matches!(outcome.code(), Some(exit::DAMAGED | exit::INCOMPLETE)), "{context}");
+                let lost = damage(&outcome);
+                assert!(!lost.is_empty(), "{context}");
+                let restored = fs::read(target).unwrap();
+                assert_same_outside(&fs::read(&source).unwrap(), &restored, &lost, &context);
+                for range in lost {
+                    let range = usize::try_from(range.start).unwrap()
+                        ..usize::try_from(range.start + range.length).unwrap();
+                    assert!(restored[range].iter().all(|byte| *byte == 0), "{context}");
+                }
+            }
+        }
+    }
+}
+
+/// exFAT knows neither renames that refuse to replace nor hard links.
+#[test]
+fn a_file_system_without_links_takes_archives_and_disks() {
+    let scratch = Scratch::new("exfat");
+    let image = Image::new(scratch.join("source.raw"), Format::Raw);
+    fs::write(&image.path, Rng::of_case("exfat", 0).bytes(3 << 20)).unwrap();
+    let mount = Mount::exfat(&scratch.join("mnt"), &scratch.join("fs.img"), 64 * MIB);
+    let first = backup(&image, mount.path(), &[]);
+    let second = backup(&image, mount.path(), &["--compress", "none"]);
+    assert_eq!(names(mount.path()).len(), 2, "{:?}", names(mount.path()));
+    for archive in [first, second] {
+        verify(&archive).ok();
+        let target = Image::new(mount.path().join("back.qcow2"), Format::Qcow2);
+        restored(&archive, &target, Way::Rewrite).ok();
+        image.assert_same_disk(&target);
+        restored(&archive, &target, Way::Rewrite).exits(exit::EXISTS);
+        fs::remove_file(target.path).unwrap();
+    }
+    let left: Vec<_> = names(mount.path()).into_iter().filter(|name| name.starts_with('.')).collect();
+    assert_eq!(left, [] as [&str; 0]);
 }
