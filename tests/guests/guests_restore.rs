@@ -20,8 +20,11 @@ use virtfold::job::attachments::{GuestXml, LibvirtPlaces, gather};
 use virtfold::job::backup::{Manner, Material, write};
 use virtfold::medium::{FileMedium, Medium};
 use virtfold::table::Layout;
+use virtfold_hooks::guard::alive;
 
 const TEMPLATE: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
+/// As many kills as these have to fall between a restore's first written byte and its end.
+const AMID: usize = 8;
 
 /// virtfold against the lab's libvirtd, with everything of its own in the lab's folder.
 fn command(lab: &Lab, args: &[&str]) -> Command {
@@ -288,21 +291,38 @@ fn a_killed_replacement_leaves_whole_disks() {
     let whole = std::time::Instant::now();
     restore(&lab, &archive, &["--force", "--name", "measure", "--output", text(lab.folder())]).ok();
     let whole = whole.elapsed();
-    let mut seen = Vec::new();
-    for step in 0..24_u32 {
+    let guards = lab.folder().join("guards");
+    // (killed amid its work, the archive's guest is there) for each step.
+    let mut seen: Vec<(bool, bool)> = Vec::new();
+    let amid = |seen: &[(bool, bool)]| seen.iter().filter(|(amid, _)| *amid).count();
+    for step in 0..96_u32 {
+        if step >= 24 && amid(&seen) >= AMID {
+            break;
+        }
         // Now to the one, now to the other, so that every step has something to exchange.
         let (from, to) = if step % 2 == 0 { (&archive, then) } else { (&later, now) };
         let mut command = command(&lab, &["restore", text(from), "--define", "--force"]);
         let mut child = command.stdout(std::process::Stdio::null()).spawn().unwrap();
-        std::thread::sleep(whole * step / 20);
+        // With its guards up it writes disks and exchanges names, and takes them down when that is done.
+        crate::lab::wait_for("the restore begins to write", 60, || {
+            !alive(&guards).is_empty() || child.try_wait().unwrap().is_some()
+        });
+        std::thread::sleep(whole * (step % 24) / 24);
+        let at_work = !alive(&guards).is_empty();
         child.kill().unwrap();
         let ended = child.wait().unwrap();
         let found = last(&guest.images(), &guest);
         assert!(found == then || found == now, "{found} is neither {then} nor {now}");
         assert!(!ended.success() || found == to);
-        seen.push((ended.success(), found == to));
+        seen.push((at_work && ended.code().is_none(), found == to));
     }
-    println!("(ended, restored): {seen:?}");
+    assert!(
+        amid(&seen) >= AMID,
+        "only {} of {} kills fell into a restore's work: {seen:?}",
+        amid(&seen),
+        seen.len()
+    );
+    println!("(killed at work, restored): {seen:?}");
     restore(&lab, &archive, &["--force"]).ok();
     assert_eq!(last(&guest.images(), &guest), then);
     guest.start();
