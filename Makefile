@@ -7,7 +7,7 @@ export PATH := $(PATH):/usr/sbin:/sbin:$(if $(CARGO_HOME),$(CARGO_HOME),$(HOME)/
 
 say = @printf '\n==== %s\n' '$(1)'
 
-.PHONY: help setup fmt lint deny doc fuzz fuzz-changed unit tests bench bench-object bench-tape bench-pause bench-hook soak test
+.PHONY: help setup fmt lint deny doc fuzz fuzz-changed quick list unit tests bench bench-object bench-tape bench-pause bench-hook soak test
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
@@ -39,6 +39,18 @@ fuzz: ## Every fuzz target for ten minutes; `tests/fuzz/run SECONDS TARGET...` f
 fuzz-changed: ## The fuzz targets whose code changed, a minute in all; every seed of every target goes through the tests
 	$(call say,fuzzing)
 	@tests/fuzz/run --changed
+
+# Tests that take more than some seconds each: every crash point, every byte, every cut.
+slow := crashes:: crash_point one_flipped_byte a_cut_archive gnu_tar_and_bsdtar what_was_written_is_read random_images a_broken_medium_gets
+
+quick: fmt ## While working: format, clippy of the library, its quick tests
+	$(call say,clippy of the library)
+	@cargo clippy -p virtfold --lib --locked -- -D warnings
+	$(call say,quick tests)
+	@cargo test -p virtfold --lib --locked --quiet -- $(addprefix --skip ,$(slow))
+
+list: ## All tests by name, to compare what ran before a change and after it
+	@tests/list
 
 unit: ## The tests beside the code
 	$(call say,unit tests)
