@@ -7,6 +7,7 @@
 //! - [`rules`]: which disk is copied, skipped or refused and why; what speaks against a backup before anything is touched.
 //! - [`host`]: the images as files of this host: QEMU's locks on them, their removal, the room around them.
 //! - [`settle`]: a running guest's configuration follows what QEMU does.
+//! - [`apparmor`]: the rule that keeps a commit from its base, lifted for one call.
 //! - [`guard`]: the process that thaws and resumes a guest when nobody else does.
 //!
 //! The rule for every caller: a return code of a changing call is a hint. After a lost connection ([`Fault::lost`])
@@ -23,6 +24,7 @@ use crossbeam_channel::Receiver;
 
 use crate::error::Result;
 
+pub mod apparmor;
 pub mod domain_xml;
 mod events;
 pub mod fault;
@@ -35,6 +37,7 @@ pub mod settle;
 pub mod simulated;
 pub mod types;
 
+pub use apparmor::Denial;
 pub use fault::{Fault, code};
 pub use types::{
     Activity, Begin, BlockJob, BlockJobKind, BlockJobStatus, CommitBase, CommitRequest, Config, DomainId,
@@ -121,6 +124,20 @@ pub trait Hypervisor: Debug + Send + Sync {
     /// # Errors
     /// What the hypervisor says.
     fn commit(&self, domain: DomainId, request: &CommitRequest) -> Result<()>;
+
+    /// Lifts the rule by which the host's access control denies the domain's QEMU writes to an image below an overlay. It counts from
+    /// the next commit on, which has the hypervisor load its rules. `None` where nothing denies them.
+    ///
+    /// # Errors
+    /// The rules can't be read or written.
+    fn lift_denial(&self, domain: DomainId, image: &Path) -> Result<Option<Denial>>;
+
+    /// Puts a rule back that was lifted, where the hypervisor has not done so itself. It is loaded with the hypervisor's next change of the
+    /// domain's rules, and takes nothing away that QEMU has open.
+    ///
+    /// # Errors
+    /// The rules can't be read or written.
+    fn restore_denial(&self, domain: DomainId, denial: &Denial) -> Result<()>;
 
     /// The block job of a disk, if it has one.
     ///

@@ -26,7 +26,7 @@ use super::types::{
     Activity, BlockJob, CommitBase, CommitRequest, Config, DomainId, DomainInfo, Event, JobEnd, Paused,
     Persistence, QemuDisk, Quiesce, Run, SnapshotRequest, Start,
 };
-use super::{Hypervisor, domain_xml};
+use super::{Denial, Hypervisor, apparmor, domain_xml};
 use crate::error::{Error, ErrorKind, Result};
 
 mod behind;
@@ -351,6 +351,14 @@ impl Hypervisor for Libvirt {
             }
             _ => started,
         }
+    }
+
+    fn lift_denial(&self, domain: DomainId, image: &Path) -> Result<Option<Denial>> {
+        apparmor::lift(Path::new(apparmor::RULES), domain, image)
+    }
+
+    fn restore_denial(&self, _: DomainId, denial: &Denial) -> Result<()> {
+        apparmor::restore(denial)
     }
 
     fn block_job(&self, domain: DomainId, target: &str) -> Result<Option<BlockJob>> {

@@ -12,13 +12,13 @@ use super::{
     BTreeMap, Described, Operation, SimDomain, SimImage, Simulated, Turn, Views, code, refused, xml,
 };
 use crate::error::{Error, ErrorKind, Result};
-use crate::guest::Hypervisor;
 use crate::guest::domain_xml::{Chain, DomainXml, Source};
 use crate::guest::fault::Fault;
 use crate::guest::types::{
     Activity, Begin, BlockJob, CommitRequest, Config, DomainId, DomainInfo, End, Event, JobEnd, Lifecycle,
     Paused, Persistence, QemuDisk, Run, SnapshotRequest, Start,
 };
+use crate::guest::{Denial, Hypervisor};
 
 type Outcome<T> = std::result::Result<T, Fault>;
 
@@ -115,6 +115,7 @@ fn start(turn: &mut Turn<'_>, id: DomainId, how: Start) -> Outcome<()> {
     domain.views.live = disks;
     domain.managed_save = None;
     domain.qemu = Some(Qemu { tops, paused, run, ..Qemu::default() });
+    turn.world.write_rules(id);
     Ok(())
 }
 
@@ -201,6 +202,27 @@ impl Hypervisor for Simulated {
 
     fn commit(&self, domain: DomainId, request: &CommitRequest) -> Result<()> {
         self.call(Operation::Commit, |turn| turn.commit(domain, request))
+    }
+
+    fn lift_denial(&self, domain: DomainId, image: &Path) -> Result<Option<Denial>> {
+        self.call(Operation::Rules, |turn| {
+            let locked = turn.world.rules_locked;
+            let Some(qemu) = &mut turn.domain(domain)?.qemu else { return Ok(None) };
+            if locked && qemu.rules.contains(image) {
+                return Err(refused(code::SYSTEM, "Read-only file system"));
+            }
+            let denial = Denial { rules: image.to_owned(), lines: vec![image.display().to_string()] };
+            Ok(qemu.rules.remove(image).then_some(denial))
+        })
+    }
+
+    fn restore_denial(&self, domain: DomainId, denial: &Denial) -> Result<()> {
+        self.call(Operation::Rules, |turn| {
+            if let Some(qemu) = &mut turn.domain(domain)?.qemu {
+                qemu.rules.extend(denial.lines.iter().map(PathBuf::from));
+            }
+            Ok(())
+        })
     }
 
     fn block_job(&self, domain: DomainId, target: &str) -> Result<Option<BlockJob>> {

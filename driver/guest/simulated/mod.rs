@@ -10,6 +10,7 @@
 //!   descriptions name the overlay, the mirror's mark says `pivot`, there is no job, and every further job on the disk fails
 //!   ([`When::Late`]).
 //! - A lost connection says error although the call may have been done.
+//! - Where AppArmor confines the guests, whatever restores labels denies QEMU writes to the images below overlays.
 //! - A guest's end keeps the configuration that is there; a transient domain is gone.
 //! - A hung agent without a time limit blocks for good: here, a fault that says so.
 //!
@@ -63,6 +64,8 @@ pub enum Operation {
     Thaw,
     CloseUnused,
     Refresh,
+    /// An edit of AppArmor's rules.
+    Rules,
     /// A look at a file.
     Look,
     Hold,
@@ -75,8 +78,8 @@ pub enum Operation {
 impl Operation {
     /// Whether it is done without libvirtd.
     fn is_local(self) -> bool {
-        use Operation::{CommitFile, Hold, Look, Quarantine, Remove};
-        matches!(self, Look | Hold | Remove | Quarantine | CommitFile)
+        use Operation::{CommitFile, Hold, Look, Quarantine, Remove, Rules};
+        matches!(self, Look | Hold | Remove | Quarantine | CommitFile | Rules)
     }
 }
 

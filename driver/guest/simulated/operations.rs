@@ -135,6 +135,14 @@ impl Turn<'_> {
         if self.world.held.get(&base).is_some_and(|n| *n > 0) {
             return Err(refused(code::INTERNAL, "Failed to get \"write\" lock"));
         }
+        // libvirt adds a permission and loads the file as it is; a denial beats it.
+        if let Some(qemu) = &mut self.running(id)?.qemu {
+            qemu.loaded.clone_from(&qemu.rules);
+            if qemu.loaded.contains(&base) {
+                let text = format!("'block-commit': Could not open '{}': Permission denied", base.display());
+                return Err(refused(code::INTERNAL, &text));
+            }
+        }
         self.world.note_commit(&top, &base);
         let between = chain.iter().take(depth).filter_map(|p| self.world.images.get(p));
         let dirty = between.flat_map(|i| i.writes.iter().copied()).collect();
@@ -177,6 +185,7 @@ impl Turn<'_> {
         };
         if end == JobEnd::Abort {
             self.forget_job(id, position, target)?;
+            self.world.write_rules(id);
             self.tell(id, target, BlockJobStatus::Cancelled);
             return Ok(());
         }
@@ -212,6 +221,7 @@ impl Turn<'_> {
             domain.switch(position, &job.base, &Switched::Live);
             domain.switch(position, &job.base, &Switched::Config);
         }
+        self.world.write_rules(id);
         self.tell(id, target, BlockJobStatus::Completed);
         Ok(())
     }

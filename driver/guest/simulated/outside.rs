@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use super::calls::described;
 use super::world::{Qemu, World};
-use super::{Hub, SimImage};
+use super::{Hub, SimImage, Simulated};
 use crate::guest::domain_xml::{Chain, DomainXml};
 use crate::guest::types::{Begin, Config, DomainId, End, Event, Lifecycle, Paused};
 
@@ -34,12 +34,26 @@ pub enum Outside {
     Suspend,
     /// They go on.
     Resume,
+    /// Its CD is ejected: libvirt restores a label.
+    Eject,
 }
 
 impl Outside {
     /// Whether it comes from the guest or its QEMU, and not by a call of libvirt's.
     pub(super) fn is_the_guests(self) -> bool {
         matches!(self, Outside::KillGuests | Outside::ShutDown)
+    }
+}
+
+impl Simulated {
+    /// Confines the guests that start from now on by AppArmor.
+    pub fn confine(&self) {
+        self.lock().world.confined = true;
+    }
+
+    /// Lets AppArmor's rules be where nobody but libvirt can write.
+    pub fn lock_rules(&self) {
+        self.lock().world.rules_locked = true;
     }
 }
 
@@ -89,6 +103,10 @@ fn happens_to(world: &mut World, id: DomainId, what: Outside) -> Option<Lifecycl
             }
             return Some(Lifecycle::Undefined);
         }
+        Outside::Eject => {
+            world.write_rules(id);
+            return None;
+        }
         Outside::Suspend => {
             domain.qemu.as_mut()?.paused.get_or_insert(Paused::User);
             return Some(Lifecycle::Suspended);
@@ -127,6 +145,7 @@ fn start(world: &mut World, id: DomainId) -> Option<Lifecycle> {
     domain.managed_save = None;
     domain.views.live = disks;
     domain.qemu = Some(Qemu { tops, run: world.runs, ..Qemu::default() });
+    world.write_rules(id);
     Some(Lifecycle::Started(begin))
 }
 

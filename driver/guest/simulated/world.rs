@@ -66,6 +66,9 @@ pub(super) struct Qemu {
     /// The top image of each disk, in the domain's order.
     pub(super) tops: Vec<PathBuf>,
     pub(super) jobs: BTreeMap<String, Job>,
+    /// Images that AppArmor's rules deny it writes to: in the file, and as they are loaded.
+    pub(super) rules: BTreeSet<PathBuf>,
+    pub(super) loaded: BTreeSet<PathBuf>,
     /// Images that it has open for none of its disks.
     pub(super) unused: BTreeSet<PathBuf>,
     pub(super) paused: Option<Paused>,
@@ -155,6 +158,10 @@ pub(super) struct World {
     pub(super) full: BTreeSet<PathBuf>,
     /// A stale overlay was committed over newer writes.
     pub(super) clobbered: bool,
+    /// AppArmor confines the guests.
+    pub(super) confined: bool,
+    /// Its rules can't be written.
+    pub(super) rules_locked: bool,
     /// Images that a QEMU on another host writes to.
     pub(super) elsewhere: BTreeSet<PathBuf>,
     /// Runs of guests so far.
@@ -254,6 +261,18 @@ impl World {
     pub(super) fn view(&self, top: &Path) -> BTreeSet<u64> {
         let images = self.chain(top).into_iter().filter_map(|p| self.images.get(&p));
         images.flat_map(|i| i.writes.iter().copied()).collect()
+    }
+
+    /// What libvirt does whenever it restores a label: the rules are written anew, and loaded.
+    pub(super) fn write_rules(&mut self, id: DomainId) {
+        let qemu = self.domains.get(&id).and_then(|d| d.qemu.as_ref());
+        let Some(qemu) = qemu.filter(|_| self.confined) else { return };
+        let below = qemu.tops.iter().flat_map(|top| self.chain(top).into_iter().skip(1));
+        let rules: BTreeSet<PathBuf> = below.filter(|path| !qemu.tops.contains(path)).collect();
+        if let Some(qemu) = self.domains.get_mut(&id).and_then(|d| d.qemu.as_mut()) {
+            qemu.loaded.clone_from(&rules);
+            qemu.rules = rules;
+        }
     }
 
     /// Ends a domain's QEMU. A transient domain is gone with it.

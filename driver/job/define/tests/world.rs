@@ -17,7 +17,7 @@ use crate::guest::fault::{Answer, Fault, code};
 use crate::guest::host::LocalFiles;
 use crate::guest::simulated::Simulated;
 use crate::guest::{
-    Activity, BlockJob, CommitRequest, Config, DomainId, DomainInfo, Event, JobEnd, QemuDisk, Run,
+    Activity, BlockJob, CommitRequest, Config, Denial, DomainId, DomainInfo, Event, JobEnd, QemuDisk, Run,
     SnapshotRequest, Start,
 };
 use crate::image::{DiskImage, OpenOptions};
@@ -55,6 +55,8 @@ impl Hypervisor for Odd {
         define_managed_save_xml(id: DomainId, xml: &str) -> ();
         snapshot(id: DomainId, request: &SnapshotRequest) -> ();
         commit(id: DomainId, request: &CommitRequest) -> ();
+        lift_denial(id: DomainId, image: &Path) -> Option<Denial>;
+        restore_denial(id: DomainId, denial: &Denial) -> ();
         block_job(id: DomainId, target: &str) -> Option<BlockJob>;
         end_block_job(id: DomainId, target: &str, end: JobEnd) -> ();
         cap_block_job(id: DomainId, target: &str, bytes: u64) -> ();

@@ -27,12 +27,19 @@ impl Homing<'_> {
         let mut arrival = Arrival::Home;
         for (index, step) in steps.iter().enumerate() {
             let gone = match step {
-                Step::Leave(left) => self.part(index, *left, &users)?,
+                Step::Nothing => true,
+                Step::Leave(left) => {
+                    let gone = self.part(index, *left, &users)?;
+                    if gone {
+                        self.note_all(index, step);
+                    }
+                    gone
+                }
                 Step::Stuck => {
                     self.move_disk(index, DiskState::Pivoted)?;
                     false
                 }
-                _ => true,
+                Step::Commit | Step::CommitAtRest | Step::TakeOff | Step::Wait(_) | Step::Ask(_) => false,
             };
             if gone {
                 self.move_disk(index, DiskState::Done)?;

@@ -1,12 +1,12 @@
 //! Brings a guest home: from wherever a job stands to every disk on its base, the overlays gone, the job closed.
 //!
-//! Rounds: let the guest go where it is held, look, set the configuration right, decide for each disk ([`decide()`]), take one step,
+//! Rounds: let the guest go where it is held, look, set the configuration right, decide for each disk ([`decide()`]), take the next step,
 //! look again. A step that fails is a reason to look again; what was done and not answered is seen, what was not done
 //! is done again. Nothing is remembered from one round to the next but the journal, so a driver that dies in the
 //! midst leaves to the next one what it has itself.
 //!
 //! Order within a round: thaw before anything; the configuration before a guest goes on (while it stands, base and overlay are the
-//! same; then not); live commits one disk at a time; overlays last, all at once.
+//! same; then not); live commits all together; overlays last, all at once.
 //!
 //! Imports: `error`, `catalog`, `guest`, `sight`.
 
@@ -69,6 +69,10 @@ fn note(list: &mut Vec<String>, text: String) {
     }
 }
 
+fn positions(steps: &[Step], wanted: impl Fn(&Step) -> bool) -> Vec<usize> {
+    steps.iter().enumerate().filter(|(_, step)| wanted(step)).map(|(index, _)| index).collect()
+}
+
 /// A job on its way home.
 pub(super) struct Homing<'a> {
     pub(super) host: &'a Host<'a>,
@@ -81,8 +85,10 @@ pub(super) struct Homing<'a> {
     pub(super) sentry: Option<Box<dyn Sentry>>,
     /// Commits that were started, for each disk.
     commits: Vec<u32>,
-    /// What was said against the last commit.
-    refused: Option<String>,
+    /// What was said against the last commit of each disk.
+    refused: Vec<Option<String>>,
+    /// What the last look decided.
+    steps: Vec<Step>,
     /// Thaws that failed.
     thaws: u32,
     /// Whether what was found is noted.
@@ -95,6 +101,7 @@ impl<'a> Homing<'a> {
     pub(super) fn new(host: &'a Host<'a>, job: Job) -> Self {
         let disks = vec![Notes::default(); job.disks.len()];
         let commits = vec![0; job.disks.len()];
+        let refused = vec![None; job.disks.len()];
         Self {
             host,
             job,
@@ -103,7 +110,8 @@ impl<'a> Homing<'a> {
             pause: None,
             sentry: None,
             commits,
-            refused: None,
+            refused,
+            steps: Vec::new(),
             thaws: 0,
             looked: false,
             stands_since: None,
@@ -154,14 +162,22 @@ impl<'a> Homing<'a> {
         let sight = self.settle(sight)?;
         self.resume(&sight)?;
         let steps = self.decide(&sight)?;
+        let before = std::mem::replace(&mut self.steps, steps.clone());
         for (index, step) in steps.iter().enumerate() {
-            self.note_step(index, step);
+            self.note_done(index, before.get(index), step);
+            self.note_found(index, step);
         }
         self.looked = true;
-        let next = steps.iter().position(|step| matches!(step, Step::Commit));
-        if let Some(index) = next {
-            self.commit(index)?;
+        let commits = positions(&steps, |step| *step == Step::Commit);
+        let next: Vec<usize> = commits.iter().copied().filter(|index| !self.is_given_up(*index)).collect();
+        if !next.is_empty() {
+            self.commit(&next)?;
             return Ok(None);
+        }
+        if let Some(first) = commits.first() {
+            // Overlays of disks that are home may take the room that is wanted.
+            self.leave(&steps, outcome)?;
+            return Err(self.given_up(*first)?);
         }
         if steps.iter().any(|step| matches!(step, Step::Ask(_) | Step::Wait(_))) {
             return Ok(Some(Arrival::Undecided));

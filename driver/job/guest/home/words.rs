@@ -69,16 +69,15 @@ impl Homing<'_> {
         }
     }
 
-    pub(in super::super) fn note_step(&mut self, index: usize, step: &Step) {
-        let Some(disk) = self.job.disks.get(index) else { return };
-        let Some(overlay) = disk.overlay.as_deref() else { return };
+    /// What is found, and what stays as it is.
+    pub(in super::super) fn note_found(&mut self, index: usize, step: &Step) {
         let first_look = !self.looked;
-        let (found, done) = words(step, (overlay, &disk.base.path));
+        let Some((found, _)) = self.words_of(index, step) else { return };
+        let overlay = self.job.disks.get(index).and_then(|disk| disk.overlay.clone()).unwrap_or_default();
         let Some(notes) = self.disks.get_mut(index) else { return };
         if first_look {
             found.into_iter().for_each(|text| note(&mut notes.found, text));
         }
-        done.into_iter().for_each(|text| note(&mut notes.done, text));
         notes.remains.clear();
         match step {
             Step::Ask(why) | Step::Wait(why) => notes.remains.push(why.clone()),
@@ -89,6 +88,35 @@ impl Homing<'_> {
             )),
             _ => {}
         }
+    }
+
+    /// What was done, as the next look shows it: of a step's words those that it has left behind.
+    pub(super) fn note_done(&mut self, index: usize, before: Option<&Step>, now: &Step) {
+        let Some(before) = before else { return };
+        let count = match (before, now) {
+            (Step::Commit, Step::Leave(_) | Step::Nothing | Step::Stuck) => 1,
+            (Step::CommitAtRest, Step::TakeOff) => 1,
+            (Step::CommitAtRest, Step::Leave(_) | Step::Nothing) => 2,
+            (Step::TakeOff, Step::Leave(_) | Step::Nothing) => 1,
+            _ => 0,
+        };
+        self.note_words(index, before, count);
+    }
+
+    /// All that a step does and leads to, once it is done or where it is only said.
+    pub(in super::super) fn note_all(&mut self, index: usize, step: &Step) {
+        self.note_words(index, step, usize::MAX);
+    }
+
+    fn note_words(&mut self, index: usize, step: &Step, count: usize) {
+        let Some((_, done)) = self.words_of(index, step) else { return };
+        let Some(notes) = self.disks.get_mut(index) else { return };
+        done.into_iter().take(count).for_each(|text| note(&mut notes.done, text));
+    }
+
+    fn words_of(&self, index: usize, step: &Step) -> Option<(Vec<String>, Vec<String>)> {
+        let disk = self.job.disks.get(index)?;
+        Some(words(step, (disk.overlay.as_deref()?, &disk.base.path)))
     }
 }
 

@@ -171,7 +171,10 @@ fn plan(homing: &mut Homing<'_>) -> Result<()> {
         ours.iter().for_each(|fix| homing.note_fix(fix));
     }
     let steps = homing.decide(&sight)?;
-    steps.iter().enumerate().for_each(|(index, step)| homing.note_step(index, step));
+    for (index, step) in steps.iter().enumerate() {
+        homing.note_found(index, step);
+        homing.note_all(index, step);
+    }
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 mod adopt;
 mod cases;
+mod confined;
 mod crashes;
 mod people;
 mod random;

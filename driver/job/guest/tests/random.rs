@@ -24,6 +24,7 @@ fn fate() -> impl Strategy<Value = Fate> {
             Outside::Suspend,
             Outside::Resume,
             Outside::MigrateAway,
+            Outside::Eject,
         ])
         .prop_map(Fate::Outside),
     ]
@@ -32,10 +33,11 @@ fn fate() -> impl Strategy<Value = Fate> {
 fn setup() -> impl Strategy<Value = Setup> {
     let persistence = prop_oneof![Just(Persistence::Persistent), Just(Persistence::Transient)];
     let agent = prop_oneof![Just(Agent::Absent), Just(Agent::Answers), Just(Agent::Hangs)];
-    (1..=3usize, persistence, agent).prop_map(|(disks, persistence, agent)| Setup {
+    (1..=3usize, persistence, agent, any::<bool>()).prop_map(|(disks, persistence, agent, confined)| Setup {
         disks,
         persistence,
         agent,
+        confined,
         start: Start::Running,
     })
 }

@@ -173,6 +173,8 @@ pub(super) struct Setup {
     pub(super) persistence: crate::guest::Persistence,
     pub(super) start: Start,
     pub(super) agent: Agent,
+    /// Whether AppArmor confines it.
+    pub(super) confined: bool,
 }
 
 pub(super) const PLAIN: Setup = Setup {
@@ -180,6 +182,7 @@ pub(super) const PLAIN: Setup = Setup {
     persistence: crate::guest::Persistence::Persistent,
     start: Start::Running,
     agent: Agent::Absent,
+    confined: false,
 };
 
 pub(super) struct Scene {
@@ -209,6 +212,9 @@ impl Scene {
             world.put_image(path, image);
         }
         let id = world.add(&SimSpec { name: "g".to_owned(), disks, agent: setup.agent }).unwrap();
+        if setup.confined {
+            world.confine();
+        }
         world.start(id, setup.start).unwrap();
         world.run_state(id).unwrap();
         if setup.persistence == crate::guest::Persistence::Transient {
