@@ -8,6 +8,7 @@
 pub(crate) mod archive;
 pub(crate) mod disk;
 pub(crate) mod image;
+pub(crate) mod machine;
 pub(crate) mod map;
 pub(crate) mod mount;
 pub(crate) mod qcow2;

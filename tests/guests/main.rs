@@ -10,6 +10,7 @@ mod lab;
 #[path = "../common/s3/mod.rs"]
 mod s3;
 
+mod apparmor;
 mod cli;
 mod guests_restore;
 mod hooks_live;

@@ -1,7 +1,7 @@
 //! A drive with cartridges, a machine at it, and a changer that the machine's commands can ask.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,14 +9,24 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::drive::{Cartridge, Object, TapeDrive, Unit};
-use super::machine::{Machine, Running};
 use crate::common::image::{Format, Image};
+use crate::common::machine::{Kind, Machine, Running};
 use crate::common::rng::Rng;
 use crate::common::run::{Outcome, text, virtfold};
 use crate::common::scratch::Scratch;
 
 /// The drive's device in the machine.
 pub(crate) const TAPE: &str = "tape:/dev/nst0";
+
+/// A machine with the drive behind `socket`. Without `st` it does not come up.
+fn boot(folder: &Path, socket: &Path) -> Machine {
+    let prelude = "M=/usr/lib/uml/modules/$(uname -r)/kernel/drivers/scsi
+for m in scsi_common scsi_mod virtio_scsi st sg; do insmod $M/$m.ko || echo \"no module $m\"; done
+n=0; while [ ! -c /dev/nst0 ] && [ $n -lt 500 ]; do sleep 0.02; n=$((n+1)); done
+[ -c /dev/nst0 ] || exit 1";
+    let arguments = vec![format!("virtio_uml.device={}:8", socket.display())];
+    Machine::boot(folder, &Kind { memory: "320M", arguments, prelude })
+}
 
 /// All of it. The order of the fields is the order of their ends.
 pub(crate) struct Bench {
@@ -61,7 +71,7 @@ impl Bench {
         );
         fs::write(scratch.join("changer"), script).unwrap();
         let changer = Self::serve(asked, drive.clone());
-        let machine = Machine::boot(scratch.path(), &socket);
+        let machine = boot(scratch.path(), &socket);
         Self { machine: Some(machine), changer, drive, scratch }
     }
 
@@ -193,7 +203,7 @@ impl Bench {
     /// Ends the machine as a power cut does, and boots it again.
     pub(crate) fn cut_power(&mut self) {
         self.machine.take().unwrap().cut();
-        self.machine = Some(Machine::boot(self.scratch.path(), &self.scratch.join("drive")));
+        self.machine = Some(boot(self.scratch.path(), &self.scratch.join("drive")));
     }
 
     /// What is on a cartridge.

@@ -5,6 +5,5 @@ mod archives;
 mod bench;
 mod drive;
 mod faults;
-mod machine;
 mod refusals;
 mod st;

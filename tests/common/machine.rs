@@ -1,5 +1,5 @@
-//! A machine with a tape drive: Linux as a user-mode process (Debian's user-mode-linux) over this host's own file
-//! system, read-only, with the drive in software behind its `st` driver. No KVM, no network, a second to boot.
+//! A machine with a kernel of its own: Linux as a user-mode process (Debian's user-mode-linux) over this host's own file
+//! system, read-only. No KVM, no network, a second to boot. For what needs a kernel of a certain kind: a tape drive behind `st`, AppArmor.
 //!
 //! The test's scratch folder is mounted in it for writing, under the same path. A command is a file in there that the
 //! machine's init sees and runs; its outputs and exit code come back the same way. Every file has a name of its own,
@@ -16,11 +16,11 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
-use crate::common::run::{Outcome, line_of, run, tool, wait_until};
+use super::run::{Outcome, line_of, run, tool, wait_until};
 
 /// How long a boot may take, and a command.
-const BOOT: Duration = Duration::from_secs(60);
-const COMMAND: Duration = Duration::from_secs(120);
+const BOOT: Duration = Duration::from_secs(120);
+const COMMAND: Duration = Duration::from_secs(240);
 
 /// A running machine. Dropped, it is killed as by a power cut.
 pub(crate) struct Machine {
@@ -36,33 +36,36 @@ pub(crate) struct Running {
     line: String,
 }
 
+/// What a machine is like.
+pub(crate) struct Kind<'a> {
+    /// Its memory, as the kernel's `mem=` has it.
+    pub(crate) memory: &'a str,
+    /// More arguments of the kernel.
+    pub(crate) arguments: Vec<String>,
+    /// What its init does before it takes commands; a shell's words. It may `exit` where something is missing: then the machine does not come up.
+    pub(crate) prelude: &'a str,
+}
+
 impl Machine {
-    /// Boots one with the drive behind `socket`; `folder` is the test's.
-    pub(crate) fn boot(folder: &Path, socket: &Path) -> Self {
-        assert!(nix::unistd::geteuid().is_root(), "tests with a tape drive need root");
+    /// Boots one; `folder` is the test's.
+    pub(crate) fn boot(folder: &Path, kind: &Kind<'_>) -> Self {
+        assert!(nix::unistd::geteuid().is_root(), "tests with a machine of their own need root");
         let unique = uuid::Uuid::new_v4().simple().to_string();
         let own = folder.join(format!("m-{}", &unique[..8]));
         fs::create_dir(&own).unwrap();
         let init = own.join("init");
-        fs::write(&init, init_script(folder, &own)).unwrap();
+        fs::write(&init, init_script((folder, &own), kind.prelude)).unwrap();
         fs::set_permissions(&init, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         let console = fs::File::create(own.join("console")).unwrap();
         let mut command = Command::new("linux.uml");
         command
             .env("LD_PRELOAD", registers())
-            .args([
-                "mem=320M",
-                "root=/dev/root",
-                "rootfstype=hostfs",
-                "rootflags=/",
-                "ro",
-                "quiet",
-                "panic=-1",
-            ])
+            .arg(format!("mem={}", kind.memory))
+            .args(["root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", "quiet", "panic=-1"])
             .args(["con=null", "con0=null,fd:1"])
             .arg(format!("uml_dir={}/", own.display()))
             .arg(format!("init={}", init.display()))
-            .arg(format!("virtio_uml.device={}:8", socket.display()))
+            .args(&kind.arguments)
             .stdin(Stdio::null())
             .stdout(console.try_clone().unwrap())
             .stderr(console)
@@ -123,7 +126,7 @@ impl Machine {
         running.outcome()
     }
 
-    /// Ends the machine as a power cut does. The drive lives on.
+    /// Ends the machine as a power cut does.
     pub(crate) fn cut(self) {
         drop(self);
     }
@@ -178,7 +181,7 @@ fn registers() -> &'static Path {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
         let (library, own) =
             (folder.join("xstate.so"), folder.join(format!("xstate-{}", std::process::id())));
-        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/media/tape/xstate.c");
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/xstate.c");
         let mut command = tool("cc", ["-O1", "-Wall", "-shared", "-fPIC", "-o"]);
         run(command.arg(&own).arg(source)).ok();
         fs::rename(own, &library).unwrap();
@@ -190,18 +193,17 @@ fn quoted(word: &OsStr) -> String {
     format!("'{}'", word.to_str().unwrap().replace('\'', r"'\''"))
 }
 
-fn init_script(folder: &Path, own: &Path) -> String {
+fn init_script((folder, own): (&Path, &Path), prelude: &str) -> String {
     let (folder, own) = (folder.display(), own.display());
     format!(
         r#"#!/bin/bash
-export PATH=/usr/sbin:/usr/bin:/sbin:/bin
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 mount -t proc proc /proc; mount -t sysfs sys /sys
 mount -t tmpfs tmp /run; mkdir /run/tmp; export TMPDIR=/run/tmp
-M=/usr/lib/uml/modules/$(uname -r)/kernel/drivers/scsi
-for m in scsi_common scsi_mod virtio_scsi st sg; do insmod $M/$m.ko || echo "no module $m"; done
 mount -t hostfs none '{folder}' -o '{folder}' || echo 'the folder is not mounted'
-n=0; while [ ! -c /dev/nst0 ] && [ $n -lt 500 ]; do sleep 0.02; n=$((n+1)); done
-cd '{own}'; [ -c /dev/nst0 ] && : > up
+cd '{own}'
+{prelude}
+cd '{own}'; : > up
 n=1
 while :; do
   if [ -e go.$n ]; then
