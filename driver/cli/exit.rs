@@ -15,7 +15,7 @@ Exit codes:
   3    damage: bytes of an archive are not what was written
   4    the archive is incomplete
   5    a source image is damaged or not supported
-  6    a disk is in use
+  6    a disk is in use, or a recovery left something for later
   7    the target exists already
   8    no space left
   9    not found

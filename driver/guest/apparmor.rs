@@ -44,7 +44,8 @@ pub fn lift(folder: &Path, domain: DomainId, image: &Path) -> Result<Option<Deni
     let rules = folder.join(format!("libvirt-{domain}.files"));
     // libvirt writes the name that a link leads to.
     let real = image.canonicalize().unwrap_or_else(|_| image.to_owned());
-    let denies = |line: &str| denied(line).is_some_and(|path| [image, &real].contains(&Path::new(&path)));
+    let names = |path: &str| [image, &real].contains(&Path::new(path));
+    let denies = |line: &str| denied(line).is_some_and(|path| names(path) || names(&plain(path)));
     for _ in 0..EDITS {
         let Some(text) = read(&rules)? else { return Ok(None) };
         let (out, kept): (Vec<&str>, Vec<&str>) = text.split_inclusive('\n').partition(|line| denies(line));
@@ -81,17 +82,22 @@ fn restless(rules: &Path) -> Error {
     Error::new(ErrorKind::InUse, message).with_hint("try again")
 }
 
-/// The path of a line `deny "PATH" w,`. What stands for many files in a rule has a backslash before it in a path.
-fn denied(line: &str) -> Option<String> {
+/// The path of a line `deny "PATH" w,`.
+fn denied(line: &str) -> Option<&str> {
     let quoted = line.trim().strip_prefix("deny ")?.trim_start().strip_prefix('"')?;
     let (path, rest) = quoted.rsplit_once('"')?;
-    (rest.trim() == "w,").then_some(())?;
+    (rest.trim() == "w,").then_some(path)
+}
+
+/// A path as it is without the backslashes that take their meaning from letters which stand for many files. libvirt writes none so far.
+fn plain(path: &str) -> String {
     let mut plain = String::new();
     let mut letters = path.chars();
     while let Some(letter) = letters.next() {
-        plain.push(if letter == '\\' { letters.next()? } else { letter });
+        let escaped = (letter == '\\').then(|| letters.next()).flatten();
+        plain.push(escaped.unwrap_or(letter));
     }
-    Some(plain)
+    plain
 }
 
 fn read(rules: &Path) -> Result<Option<String>> {

@@ -106,6 +106,8 @@ fn text(report: &DomainReport) -> String {
     for recovery in &report.recovered {
         let done = recovery.done.iter().chain(recovery.disks.iter().flat_map(|disk| &disk.done));
         lines.extend(done.map(|done| format!("recovered: {}", printable(done))));
+        let remains = recovery.remains.iter().chain(recovery.disks.iter().flat_map(|disk| &disk.remains));
+        lines.extend(remains.map(|remains| format!("remains: {}", printable(remains))));
     }
     lines.extend(report.notes.iter().map(|note| format!("note: {}", printable(note))));
     for disk in &report.left_out {

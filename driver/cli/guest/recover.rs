@@ -93,7 +93,8 @@ fn outcome(report: &Report) -> Outcome {
     if has(Verdict::Failed) || has(Verdict::Undecided) {
         return Outcome::Failed(ErrorKind::Io);
     }
-    if has(Verdict::Busy) { Outcome::Failed(ErrorKind::InUse) } else { Outcome::Done }
+    let left = [Verdict::Busy, Verdict::Later, Verdict::Attention].into_iter().any(has);
+    if left { Outcome::Failed(ErrorKind::InUse) } else { Outcome::Done }
 }
 
 fn text(report: &Report) -> String {
@@ -104,13 +105,19 @@ fn text(report: &Report) -> String {
     for domain in &report.domains {
         let verdict = match domain.verdict {
             Verdict::Recovered => "recovered",
+            Verdict::Attention => "on its own disks; look at what remains",
             Verdict::Later => "on its own disks; something is left for later",
             Verdict::Busy => "a run of virtfold is at work on it",
             Verdict::Undecided => "left as it is: a person has to decide",
             Verdict::Failed => "failed",
             Verdict::Planned => "would be recovered",
         };
-        lines.push(format!("{} ({}): {verdict}", printable(&domain.name), domain.domain));
+        // An overlay that rests on no guest's image is of none.
+        let whose = match domain.domain.is_empty() {
+            true => "an overlay".to_owned(),
+            false => format!("{} ({})", printable(&domain.name), domain.domain),
+        };
+        lines.push(format!("{whose}: {verdict}"));
         let done = if domain.verdict == Verdict::Planned { "would" } else { "done" };
         lines.extend(told((done, ""), [&domain.found, &domain.done, &domain.remains]));
         for disk in &domain.disks {
@@ -125,4 +132,61 @@ fn told((word, of): (&str, &str), [found, done, remains]: [&Vec<String>; 3]) -> 
     let all = [("found", found), (word, done), ("remains", remains)];
     let lines = all.iter().flat_map(|(word, list)| list.iter().map(move |what| (word, what)));
     lines.map(|(word, what)| format!("  {word:<8} {of}{}", printable(what))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use virtfold::job::guest::DiskRecovery;
+
+    fn report(verdict: Verdict, disk: [&[&str]; 3]) -> Report {
+        let [found, done, remains] = disk.map(|list| list.iter().map(|text| (*text).to_owned()).collect());
+        let base = "/i/a.qcow2".to_owned();
+        let disk = DiskRecovery { target: "vda".to_owned(), base, overlay: None, found, done, remains };
+        let recovery = Recovery {
+            domain: "u".to_owned(),
+            name: "web".to_owned(),
+            job: None,
+            verdict,
+            found: Vec::new(),
+            done: Vec::new(),
+            remains: Vec::new(),
+            disks: vec![disk],
+        };
+        Report { domains: vec![recovery] }
+    }
+
+    #[test]
+    fn what_remains_is_said_and_is_no_success() {
+        let done = report(Verdict::Recovered, [&["it was there"], &["remove it"], &[]]);
+        assert_eq!(
+            text(&done),
+            "web (u): recovered\n  found    vda: it was there\n  done     vda: remove it"
+        );
+        assert_eq!(outcome(&done), Outcome::Done);
+        let aside = report(Verdict::Attention, [&[], &["put it aside"], &["look at it"]]);
+        assert_eq!(
+            text(&aside),
+            "web (u): on its own disks; look at what remains\n  done     vda: put it aside\n  remains  vda: look at it"
+        );
+        let later = report(Verdict::Later, [&[], &[], &["somebody has it open"]]);
+        assert_eq!(
+            text(&later),
+            "web (u): on its own disks; something is left for later\n  remains  vda: somebody has it open"
+        );
+        for (verdict, kind) in [
+            (Verdict::Attention, ErrorKind::InUse),
+            (Verdict::Later, ErrorKind::InUse),
+            (Verdict::Busy, ErrorKind::InUse),
+            (Verdict::Undecided, ErrorKind::Io),
+            (Verdict::Failed, ErrorKind::Io),
+        ] {
+            let one = report(verdict, [&[], &[], &["something"]]);
+            assert_eq!(outcome(&one), Outcome::Failed(kind), "{verdict:?}");
+            let json = serde_json::to_value(&one).unwrap();
+            assert_eq!(json["domains"][0]["disks"][0]["remains"][0], "something");
+            assert_ne!(json["domains"][0]["verdict"], "recovered");
+        }
+        assert_eq!(outcome(&report(Verdict::Planned, [&[], &["remove it"], &[]])), Outcome::Done);
+    }
 }

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::begin::Beginning;
-use super::home::{Arrival, Homing};
+use super::home::{Arrival, FIRED, Homing};
 use super::sight::Sight;
 use super::watch::Watch;
 use super::{FreezeReport, FreezeRequest, Frozen, FrozenDisk, Host, Quiesce, Thawed};
@@ -57,6 +57,7 @@ pub(super) fn end<T>(
     let outcome = if copied.is_ok() { Outcome::Copied } else { Outcome::Failed };
     let arrived = homing.arrive(outcome);
     report.pause_ms = homing.pause.map(millis);
+    report.warnings.extend(homing.domain.found.iter().filter(|text| *text == FIRED).cloned());
     report.warnings.append(&mut homing.domain.remains);
     for (disk, notes) in homing.job.disks.iter().zip(&mut homing.disks) {
         let named = |text: String| format!("disk '{}': {text}", disk.target);

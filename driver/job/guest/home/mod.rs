@@ -28,7 +28,7 @@ mod words;
 
 use decide::{Step, decide};
 pub(super) use leave::users;
-pub(super) use words::{RESUME, THAW, found};
+pub(super) use words::{FIRED, RESUME, THAW, found};
 
 /// Failures in a row before it is given up for now.
 const FAILURES: u32 = 5;
@@ -337,7 +337,7 @@ impl<'a> Homing<'a> {
         let Some(sentry) = &mut self.sentry else { return };
         match sentry.disarm() {
             Ok(guard::Outcome::InTime) => {}
-            Ok(guard::Outcome::Fired) => note(&mut self.domain.remains, words::FIRED.to_owned()),
+            Ok(guard::Outcome::Fired) => note(&mut self.domain.found, words::FIRED.to_owned()),
             Err(error) => {
                 tracing::warn!(domain = %self.job.domain, ?error, "the guard is gone");
                 self.sentry = None;

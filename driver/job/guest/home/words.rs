@@ -12,7 +12,7 @@ pub(in super::super) const THAW: &str = "thaw the guest's file systems";
 pub(in super::super) const RESUME: &str = "let the guest's processors go on";
 pub(super) const STOPPED: &str = "an I/O error stops the guest on its own disks again and again: make room on their file system, then resume it";
 pub(super) const FULL: &str = "the guest was stopped by a full disk while it was on an overlay";
-pub(super) const FIRED: &str =
+pub(in super::super) const FIRED: &str =
     "the pause budget was over before the driver was ready; the guard let the guest go";
 
 pub(super) fn frozen(why: &str) -> String {

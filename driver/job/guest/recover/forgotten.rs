@@ -168,7 +168,7 @@ fn put_aside(host: &Host<'_>, strays: &[PathBuf], (mode, places): (Mode, &Places
             domain: String::new(),
             name: String::new(),
             job: None,
-            verdict: if mode == Mode::Apply { Verdict::Recovered } else { Verdict::Planned },
+            verdict: if mode == Mode::Apply { Verdict::Attention } else { Verdict::Planned },
             found: vec![format!("the overlay '{name}' is in no chain, and no journal knows it")],
             done: vec![format!("put the overlay '{name}' aside under a name that ends in .quarantined")],
             remains: vec![format!(
@@ -181,6 +181,7 @@ fn put_aside(host: &Host<'_>, strays: &[PathBuf], (mode, places): (Mode, &Places
                 Ok(_) => {}
                 Err(error) => {
                     recovery.verdict = Verdict::Failed;
+                    recovery.done.clear();
                     recovery.remains = vec![sentence(&error)];
                 }
             }

@@ -42,7 +42,9 @@ pub enum Mode {
 pub enum Verdict {
     /// The guest is on its own disks and nothing is left to do.
     Recovered,
-    /// The guest is on its own disks; something can only be done later.
+    /// The guest is on its own disks and the job is closed; a person should look at what remains, an overlay that was put aside.
+    Attention,
+    /// The guest is on its own disks; something can only be done later, and the job stays open.
     Later,
     /// A run of virtfold is at work on it.
     Busy,
@@ -142,6 +144,11 @@ fn one(host: &Host<'_>, job: Job, mode: Mode) -> Recovery {
         Verdict::Failed
     });
     let Homing { job, domain, disks, .. } = homing;
+    let remains = std::iter::once(&domain).chain(&disks).any(|notes| !notes.remains.is_empty());
+    let verdict = match verdict {
+        Verdict::Recovered if remains => Verdict::Attention,
+        verdict => verdict,
+    };
     report(&job, (domain, disks), verdict)
 }
 

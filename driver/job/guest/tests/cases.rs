@@ -253,7 +253,7 @@ fn a_guest_that_ran_on_the_base_meanwhile_has_its_overlay_put_aside() {
         scene.world.domains().unwrap();
     }
     let recovery = only(scene.recover());
-    assert_eq!(recovery.verdict, Verdict::Recovered);
+    assert_eq!(recovery.verdict, Verdict::Attention);
     assert!(remains(&recovery).contains(".quarantined"), "{recovery:#?}");
     scene.lives(Some(Run::Running)).unwrap();
     assert_eq!(scene.leftovers(), [PathBuf::from("/overlays/0.qcow2.virtfold-00000007.overlay.quarantined")]);
@@ -357,7 +357,7 @@ fn an_overlay_in_no_chain_that_no_journal_knows_is_put_aside() {
     assert_eq!(planned.verdict, Verdict::Planned);
     assert!(scene.world.image(&stray).is_some());
     let recovery = only(scene.recover());
-    assert_eq!((recovery.verdict, &recovery.done), (Verdict::Recovered, &planned.done));
+    assert_eq!((recovery.verdict, &recovery.done), (Verdict::Attention, &planned.done));
     assert_eq!(scene.leftovers(), [PathBuf::from("/images/x.virtfold-0000abcd.overlay.quarantined")]);
 }
 
@@ -414,7 +414,11 @@ fn an_overlay_that_another_domain_rests_on_stays() {
     .unwrap();
     assert!(thawed.report.warnings[0].contains("domain 'other'"), "{:?}", thawed.report);
     assert!(scene.world.image(&overlay).is_some());
-    assert_eq!(only(scene.recover()).verdict, Verdict::Later);
+    let recovery = only(scene.recover());
+    assert_eq!(recovery.verdict, Verdict::Later);
+    // What was not done is not said to be done.
+    assert!(!recovery.disks[0].done.iter().any(|text| text.contains("remove")), "{recovery:#?}");
+    assert!(remains(&recovery).contains("domain 'other'"), "{recovery:#?}");
     scene.world.undefine(id.unwrap()).unwrap();
     scene.world.remove(&other).unwrap();
     assert_eq!(only(scene.recover()).verdict, Verdict::Recovered);

@@ -111,7 +111,7 @@ fn a_recovery_can_be_broken_off_anywhere() {
         (PLAIN, 1),
         (Setup { persistence: Persistence::Transient, agent: Agent::Answers, ..PLAIN }, 1),
         (Setup { disks: 3, ..PLAIN }, 5),
-        (Setup { disks: 2, confined: true, ..PLAIN }, 3),
+        (Setup { disks: 2, confined: true, ..PLAIN }, 11),
     ] {
         let mut seen = BTreeSet::new();
         let points = Scene::new(setup).points(|scene| drop(scene.backup().unwrap()));
