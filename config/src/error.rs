@@ -97,7 +97,11 @@ impl fmt::Display for ConfigError {
             Self::UnknownKey { place, key, known, meant } => {
                 write!(f, "{place}: `{key}` is not a key; ")?;
                 match meant {
-                    Some(word) => write!(f, "did you mean `{word}`?"),
+                    Some(word) => {
+                        write!(f, "did you mean `{word}`?")?;
+                        let example = crate::examples::section(word);
+                        example.map_or(Ok(()), |example| write!(f, " For example `{example}`"))
+                    }
                     None => write!(f, "known here: {}", known.join(", ")),
                 }
             }

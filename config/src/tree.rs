@@ -17,6 +17,7 @@ use std::sync::Arc;
 use serde::de::{DeserializeSeed, Deserializer, EnumAccess, Error as _, MapAccess, SeqAccess, Visitor};
 
 use crate::error::{ConfigError, Place};
+use crate::examples;
 
 /// The most values that one file may hold, aliases followed.
 const MAX_NODES: usize = 200_000;
@@ -59,7 +60,7 @@ pub(crate) fn read(text: &str, file: &Arc<Path>) -> Result<Node, ConfigError> {
         failure: RefCell::default(),
     };
     let outcome = Value(&scan).deserialize(serde_yaml::Deserializer::from_str(text));
-    outcome.map_err(|error| scan.failure.take().unwrap_or_else(|| syntax(file, &error)))
+    outcome.map_err(|error| scan.failure.take().unwrap_or_else(|| syntax(text, file, &error)))
 }
 
 /// Refuses what the YAML parser takes quadratic time for (minutes for 1 MiB): brackets in brackets, and directives.
@@ -89,13 +90,16 @@ fn check_cost(text: &str, file: &Arc<Path>) -> Result<(), ConfigError> {
 }
 
 /// What the YAML parser says, without the place that the error tells already.
-fn syntax(file: &Arc<Path>, error: &serde_yaml::Error) -> ConfigError {
+fn syntax(text: &str, file: &Arc<Path>, error: &serde_yaml::Error) -> ConfigError {
     let (line, column) = error.location().map_or((1, 1), |at| (at.line(), at.column()));
     let message = error.to_string().replacen(&format!(" at line {line} column {column}"), "", 1);
     let message = if message.contains("more than one document") {
         "a file holds one document; what follows a second `---` would be another".to_owned()
     } else {
-        message.chars().take(MAX_MESSAGE).collect()
+        let told = message.chars().take(MAX_MESSAGE).collect();
+        let sign = ["an alias", "anchor", "cannot start any token"].iter().any(|of| message.contains(of));
+        let quotes = text.lines().nth(line.saturating_sub(1)).filter(|_| sign);
+        quotes.and_then(|content| examples::quotes(content, column)).map_or(told, |what| what)
     };
     ConfigError::Syntax { place: Place { file: Arc::clone(file), line, column }, message }
 }

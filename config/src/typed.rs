@@ -18,6 +18,7 @@ use serde::de::{
 use serde::forward_to_deserialize_any;
 
 use crate::error::{ConfigError, Place};
+use crate::examples;
 use crate::suggest::nearest;
 use crate::tree::{Child, Node};
 
@@ -32,9 +33,21 @@ pub(crate) struct Fault {
 
 #[derive(Debug)]
 enum What {
-    Unknown { known: &'static [&'static str] },
-    Missing { key: &'static str },
-    Value { message: String, meant: Option<String> },
+    Unknown {
+        known: &'static [&'static str],
+    },
+    Missing {
+        key: &'static str,
+    },
+    Value {
+        message: String,
+        meant: Option<String>,
+    },
+    /// A section was wanted.
+    Section {
+        said: String,
+        value: Option<String>,
+    },
 }
 
 impl Fault {
@@ -54,12 +67,21 @@ impl Fault {
         let place = self.place.unwrap_or(whole);
         match self.what {
             What::Unknown { known } => {
-                let meant = self.path.last().and_then(|key| nearest(key, known.iter().copied()));
+                let near = |key: &String| {
+                    nearest(key, known.iter().copied()).or_else(|| examples::synonym(key, known))
+                };
+                let meant = self.path.last().and_then(near);
                 ConfigError::UnknownKey { place, key: self.path.join("."), known, meant }
             }
             What::Missing { key } => {
                 self.path.push(key.to_owned());
                 ConfigError::Missing { place, key: self.path.join(".") }
+            }
+            What::Section { said, value } => {
+                let example = examples::in_section(&self.path, value.as_deref());
+                let example = example.map_or_else(String::new, |one| format!("; write for example `{one}`"));
+                let message = format!("{said}, but a section of keys is wanted{example}");
+                ConfigError::BadValue { place, key: self.path.join("."), message, meant: None }
             }
             What::Value { message, meant } => {
                 ConfigError::BadValue { place, key: self.path.join("."), message, meant }
@@ -89,7 +111,9 @@ impl de::Error for Fault {
         let message = format!("'{variant}' is none of {}", expected.join(", "));
         Self::new(What::Value {
             message,
-            meant: nearest(variant, expected.iter().copied()).map(str::to_owned),
+            meant: examples::truth(variant, expected)
+                .or_else(|| nearest(variant, expected.iter().copied()))
+                .map(str::to_owned),
         })
     }
 
@@ -117,6 +141,18 @@ fn said(unexpected: Unexpected<'_>) -> String {
 }
 
 impl Node {
+    /// The fault of a value that is none of some words.
+    fn misfit(&self, wanted: &str, words: &[&'static str]) -> Fault {
+        let message = format!("{}, but {wanted} is wanted", said(self.unexpected()));
+        let meant = match self {
+            Self::Bool(value) => examples::truth(&value.to_string(), words),
+            Self::Unsigned(value) => examples::truth(&value.to_string(), words),
+            Self::Text(text) => examples::truth(text, words),
+            _ => None,
+        };
+        Fault::new(What::Value { message, meant: meant.map(str::to_owned) })
+    }
+
     fn unexpected(&self) -> Unexpected<'_> {
         match self {
             Self::Null => Unexpected::Unit,
@@ -158,7 +194,7 @@ impl<'de> Deserializer<'de> for Node {
     fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
         match self {
             Self::Bool(value) => visitor.visit_bool(value),
-            other => Err(de::Error::invalid_type(other.unexpected(), &"true or false")),
+            other => Err(other.misfit("true or false", &["true", "false"])),
         }
     }
 
@@ -178,7 +214,10 @@ impl<'de> Deserializer<'de> for Node {
         match self {
             Self::Null => visitor.visit_map(Children::new(BTreeMap::new())),
             Self::Map(children) => visitor.visit_map(Children::new(children)),
-            other => Err(de::Error::invalid_type(other.unexpected(), &"a section of keys")),
+            other => {
+                let (said, value) = (said(other.unexpected()), examples::plain(&other));
+                Err(Fault::new(What::Section { said, value }))
+            }
         }
     }
 
@@ -199,7 +238,7 @@ impl<'de> Deserializer<'de> for Node {
     ) -> Result<V::Value, Fault> {
         match &self {
             Self::Text(text) => StrDeserializer::new(text).deserialize_enum(name, variants, visitor),
-            other => Err(de::Error::invalid_type(other.unexpected(), &variants.join(" or ").as_str())),
+            other => Err(other.misfit(&variants.join(" or "), variants)),
         }
     }
 
