@@ -24,6 +24,7 @@ use super::config::ConfigFlag;
 use super::exit::Outcome;
 use super::guest::{self, GuestArgs};
 use super::keys::EncryptArgs;
+use super::output::say;
 use super::remember::{self, Missing};
 use super::report::{JsonFlag, Stdout, Style, Ticker, printable, result};
 use super::tape::media::Media;
@@ -171,8 +172,8 @@ fn images_to(
 pub(super) fn copies(style: Style, report: &BackupReport) -> Outcome {
     for copy in &report.copies {
         if let (Style::Text, Some(failure)) = (style, &copy.failure) {
-            eprintln!("virtfold: there is no copy in '{}': {}", printable(&copy.to), printable(failure));
-            copy.hint.iter().for_each(|hint| eprintln!("hint: {}", printable(hint)));
+            say(&format!("virtfold: there is no copy in '{}': {}", printable(&copy.to), printable(failure)));
+            copy.hint.iter().for_each(|hint| say(&format!("hint: {}", printable(hint))));
         }
     }
     let failed = report.copies.iter().find_map(|copy| copy.kind);
@@ -187,7 +188,7 @@ pub(super) fn stdout_of(destinations: &[Location]) -> Stdout {
 /// Prints what was doubtful about the sources.
 pub(super) fn warn(disks: &[DiskReport]) {
     for warning in disks.iter().flat_map(|disk| &disk.warnings) {
-        eprintln!("virtfold: warning: {}", printable(warning));
+        say(&format!("virtfold: warning: {}", printable(warning)));
     }
 }
 

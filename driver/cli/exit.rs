@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use virtfold::error::{Error, ErrorKind, sentence};
 
+use super::output::{self, say};
 use super::report::printable;
 
 /// The exit codes, for `--help` and the README.
@@ -27,11 +28,13 @@ Exit codes:
 Environment:
   VIRTFOLD_CONFIG       the configuration file (default: /etc/virtfold/config.yaml)
   VIRTFOLD_CONNECT      the libvirt to speak to (default: LIBVIRT_DEFAULT_URI, else qemu:///system)
-  VIRTFOLD_STATE_DIR    where the journal of backups is (default: /var/lib/virtfold)
+  VIRTFOLD_STATE_DIR    where the journal of backups is (default: /var/lib/virtfold; for
+                        qemu:///session $XDG_STATE_HOME/virtfold, in ~/.local/state)
   VIRTFOLD_LIBVIRT_DIR  libvirt's state directory (default: /var/lib/libvirt)
-  VIRTFOLD_GUARDS       where guards against starts are (default: /run/virtfold/guards)
+  VIRTFOLD_GUARDS       where guards against starts are (default: /run/virtfold/guards;
+                        for qemu:///session in $XDG_RUNTIME_DIR/virtfold)
   VIRTFOLD_KEYS         where keys of encrypted archives in the making are, in memory
-                        (default: /run/virtfold/keys)
+                        (default: /run/virtfold/keys, an ordinary user's in $XDG_RUNTIME_DIR)
   AWS_ENDPOINT_URL      the object store, for example https://minio:9000 (default: Amazon's)
   AWS_REGION            its region (default: us-east-1)
   AWS_ACCESS_KEY_ID     with AWS_SECRET_ACCESS_KEY the account's keys (default: AWS_PROFILE in
@@ -39,6 +42,9 @@ Environment:
   VIRTFOLD_S3_PATIENCE  how long an upload that broke is tried again, seconds (default: 900)
   VIRTFOLD_LOG          what is logged to standard error, for example 'debug' (default: warn)
   TMPDIR                where tables too large for memory go (default: /var/tmp)";
+
+/// The code of a run whose output nobody reads any more: 128 and SIGPIPE, as of other tools.
+const UNREAD: u8 = 141;
 
 /// How a run that printed its own result ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,12 +70,13 @@ pub(crate) fn report(outcome: anyhow::Result<Outcome>, by_signal: u8) -> ExitCod
         Ok(Outcome::Incomplete) => return ExitCode::from(code(ErrorKind::Incomplete, by_signal)),
         Ok(Outcome::Unsupported) => return ExitCode::from(code(ErrorKind::Unsupported, by_signal)),
         Ok(Outcome::Failed(kind)) => return ExitCode::from(code(kind, by_signal)),
+        Err(error) if output::reader_is_gone(&error) => return ExitCode::from(UNREAD),
         Err(error) => error,
     };
     let known = error.downcast_ref::<Error>();
-    eprintln!("virtfold: {}", printable(&sentence(error.as_ref())));
+    say(&format!("virtfold: {}", printable(&sentence(error.as_ref()))));
     if let Some(hint) = known.and_then(Error::hint) {
-        eprintln!("hint: {}", printable(hint));
+        say(&format!("hint: {}", printable(hint)));
     }
     ExitCode::from(known.map_or(1, |error| code(error.kind(), by_signal)))
 }

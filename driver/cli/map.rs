@@ -9,6 +9,7 @@ use virtfold::image::{DiskImage, Format, OpenOptions, Use};
 
 use super::args;
 use super::exit::Outcome;
+use super::output;
 use super::report::{JsonFlag, Style};
 
 /// Print the allocation table of a disk image
@@ -35,7 +36,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let options = OpenOptions { usage: Use::Glance, ..OpenOptions::default() };
     let image = DiskImage::open(&args.image, args.format, &options)?;
     let table = image.allocation()?;
-    let mut out = BufWriter::new(std::io::stdout().lock());
+    let mut out = BufWriter::new(output::out());
     match Style::from_flag(&args.json) {
         Style::Json => {
             let mut before = "[";

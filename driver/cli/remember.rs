@@ -8,6 +8,7 @@ use virtfold::job::backup::BackupReport;
 use virtfold::job::retention;
 use virtfold::medium::Location;
 
+use super::output::say;
 use super::report::printable;
 
 /// Whether a state directory is made for the catalog's sake.
@@ -32,12 +33,12 @@ pub(crate) fn backup(
     let copies = retention::copies(report, places, job);
     let noted = copies.and_then(|copies| Catalog::open(state)?.remember(&copies));
     if let Err(error) = noted {
-        eprintln!(
+        say(&format!(
             "virtfold: the archive is good, but the catalog does not know it: {}",
             printable(&sentence(&error))
-        );
-        eprintln!(
-            "hint: 'virtfold list --remember PLACE' notes it; prune leaves encrypted archives alone that it does not know"
+        ));
+        say(
+            "hint: 'virtfold list --remember PLACE' notes it; prune leaves encrypted archives alone that it does not know",
         );
     }
 }

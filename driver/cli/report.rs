@@ -18,6 +18,8 @@ use virtfold::job::restore::Lost;
 use virtfold::job::{Progress, Snapshot};
 use virtfold::units::Human;
 
+use super::output;
+
 /// How often each form shows progress.
 const BAR_EVERY: Duration = Duration::from_millis(100);
 const JSON_EVERY: Duration = Duration::from_secs(1);
@@ -69,15 +71,14 @@ pub(crate) fn result(style: Style, out: Stdout, value: &impl Serialize, text: &s
         Style::Text => text.trim_end().to_owned(),
     };
     match out {
-        Stdout::Free => writeln!(std::io::stdout(), "{line}"),
-        Stdout::Archive => writeln!(std::io::stderr(), "{line}"),
+        Stdout::Free => output::line(&line),
+        Stdout::Archive => writeln!(std::io::stderr(), "{line}").context("cannot write the result"),
     }
-    .context("cannot write the result")
 }
 
 /// Prints the ranges that are lost, one a line.
 pub(crate) fn damage(style: Style, ranges: &[Lost]) -> Result<()> {
-    let mut out = std::io::stdout().lock();
+    let mut out = output::out();
     for lost in ranges {
         match style {
             Style::Json => {

@@ -17,6 +17,7 @@ use super::args;
 use super::exit::Outcome;
 use super::guest::connection::StateFlag;
 use super::keys::IdentityArgs;
+use super::output;
 use super::report::{JsonFlag, Style};
 use super::tape::{self, options::ChangeArgs};
 
@@ -67,7 +68,7 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<Outcome> {
         (false, Style::Text) => Form::Text,
     };
     let identities = args.identity.load()?;
-    let mut out = BufWriter::new(std::io::stdout().lock());
+    let mut out = BufWriter::new(output::out());
     let mut printer = Printer { form, out: &mut out };
     printer.begin()?;
     match &args.archive {

@@ -25,6 +25,7 @@ pub(crate) mod exit {
     pub(crate) const LOCKED: i32 = 11;
     pub(crate) const DENIED: i32 = 12;
     pub(crate) const SIGINT: i32 = 130;
+    pub(crate) const SIGPIPE: i32 = 141;
     pub(crate) const SIGTERM: i32 = 143;
 }
 

@@ -10,6 +10,7 @@ use virtfold::service::control::{Client, Desk, Entry, EntryState};
 use super::SocketFlag;
 use super::text::{sentence, span, state};
 use crate::cli::exit::Outcome;
+use crate::cli::output::say;
 use crate::cli::report::{JsonFlag, Stdout, Style, printable, result};
 
 /// How often the service is asked how far it is.
@@ -60,7 +61,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         let mut tell = |entry: &Entry| {
             // How each ended is the result, and comes at the end.
             if style == Style::Text && !entry.state.is_end() {
-                eprintln!("{}", line(entry));
+                say(&line(entry));
             }
         };
         wait(&client, &mut entries, &mut tell)?;

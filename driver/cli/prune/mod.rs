@@ -20,6 +20,7 @@ use super::config::ConfigFlag;
 use super::exit::Outcome;
 use super::guest::connection::StateFlag;
 use super::keys::IdentityArgs;
+use super::output::say;
 use super::report::{JsonFlag, Stdout, Style, printable, result};
 
 /// Remove old backups
@@ -230,8 +231,8 @@ impl Report {
         let failures: Vec<_> = places.chain(self.places.iter().flat_map(PruneReport::failures)).collect();
         if style == Style::Text {
             for failure in &failures {
-                eprintln!("virtfold: {}", printable(&failure.sentence));
-                failure.hint.iter().for_each(|hint| eprintln!("hint: {}", printable(hint)));
+                say(&format!("virtfold: {}", printable(&failure.sentence)));
+                failure.hint.iter().for_each(|hint| say(&format!("hint: {}", printable(hint))));
             }
         }
         failures.first().map_or(Outcome::Done, |failure| Outcome::Failed(failure.kind))
