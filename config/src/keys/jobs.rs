@@ -50,9 +50,12 @@ pub struct Job {
     pub timeout: Option<Interval>,
     /// What is done when the backup of a domain fails. Not set: it is tried once.
     pub retry: Option<Retry>,
-    /// A command that is run before the backup of each domain. If it fails, the backup is not made.
+    /// A command that is run before the backup of each domain. If it fails, the backup is not made. It gets `VIRTFOLD_JOB`, `VIRTFOLD_DOMAIN`
+    /// and `VIRTFOLD_UUID` in its environment. What it prints goes to the service's log, its last lines also to its failure.
     pub before: Option<Before>,
-    /// A command that is run after the backup of each domain.
+    /// A command that is run after the backup of each domain. Beside the variables of `before` it gets `VIRTFOLD_RESULT` (`success` or `failure`),
+    /// `VIRTFOLD_ARCHIVES` (one a line), and of a failure `VIRTFOLD_ERROR`, `VIRTFOLD_HINT` (what to do; may be empty) and `VIRTFOLD_EXIT_CODE`
+    /// (of `virtfold backup`; empty where that was not begun or was killed).
     pub after: Option<After>,
     /// `defaults.compress` for this job.
     pub compress: Option<Compression>,

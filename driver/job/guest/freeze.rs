@@ -94,7 +94,10 @@ fn not_home(job: &Job, copy: Option<Error>, error: Error) -> Error {
         job.name,
         overlays.join(", ")
     );
-    let hint = error.hint().map_or_else(String::new, |hint| format!("{hint}. "));
+    let hint = error.hint().map_or_else(String::new, |hint| {
+        let end = if hint.ends_with(['.', '?', '!']) { "" } else { "." };
+        format!("{hint}{end} ")
+    });
     let hint = format!("{hint}Do not remove or move an overlay; run `virtfold recover {}`", job.name);
     Error::new(error.kind(), message).with_source(error).with_hint(hint)
 }

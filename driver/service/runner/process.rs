@@ -22,7 +22,7 @@ use crossbeam_channel::Sender;
 use serde_json::Value;
 
 use super::child::{self, Finished, Hear, Hold, Reach};
-use super::said::{Said, failure_in, measure_in};
+use super::said::{Said, Words, failure_in, measure_in};
 use super::{Handle, Order, Runner};
 use crate::catalog::queue::RunResult;
 use crate::catalog::{Catalog, Journal};
@@ -48,6 +48,9 @@ pub struct Paths {
     /// The configuration file, where there is one.
     pub config: Option<PathBuf>,
 }
+
+/// Characters of an error that the command after a backup is told.
+const TOLD: usize = 8000;
 
 /// Runs each order as a process.
 #[derive(Clone, Debug)]
@@ -110,9 +113,7 @@ impl ProcessRunner {
         if let Some((command, when)) = &order.job.after
             && (*when == After::Always || (*when == After::Success) == result.kind.is_none())
         {
-            let outcome = if result.kind.is_none() { "success" } else { "failure" };
-            let told =
-                [("VIRTFOLD_RESULT", outcome.to_owned()), ("VIRTFOLD_ARCHIVES", result.archives.join("\n"))];
+            let told = outcome_of(&result);
             // What it says changes nothing about the backup.
             if let Err(error) = command_of(command, order, (&Hold::default(), &told)) {
                 result.sentence.push_str(&format!("; the command after it: {}", sentence(&error)));
@@ -314,6 +315,21 @@ fn failure(error: &Error) -> RunResult {
     }
 }
 
+/// What the command after a backup is told of it. Each variable is there, if only empty.
+fn outcome_of(result: &RunResult) -> [(&'static str, String); 5] {
+    let failed = result.kind.is_some();
+    // No variable can have a NUL, and the kernel takes 128 KiB of each.
+    let text = |text: &str| text.chars().filter(|c| *c != '\0').take(TOLD).collect::<String>();
+    let when_failed = |of: &str| if failed { text(of) } else { String::new() };
+    [
+        ("VIRTFOLD_RESULT", if failed { "failure" } else { "success" }.to_owned()),
+        ("VIRTFOLD_ARCHIVES", result.archives.join("\n")),
+        ("VIRTFOLD_ERROR", when_failed(&result.sentence)),
+        ("VIRTFOLD_HINT", when_failed(result.hint.as_deref().unwrap_or_default())),
+        ("VIRTFOLD_EXIT_CODE", result.exit_code.map_or_else(String::new, |code| code.to_string())),
+    ]
+}
+
 /// What a person has to decide, out of a recovery's summary.
 fn undecided(summary: &Value) -> Vec<String> {
     let domains = summary["domains"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -342,20 +358,20 @@ fn command_of(spec: &CommandSpec, order: &Order, (hold, told): (&Hold, &[(&str, 
     command
         .env("VIRTFOLD_UUID", order.guest.id.to_string())
         .envs(told.iter().map(|(name, value)| (name, value)));
-    let said = Arc::new(Said::new(None));
+    let said = Arc::new(Words::new(&order.job.name, &order.guest.name, &name));
     let hear: Arc<dyn Hear> = said.clone();
     let ended = child::run(command, (hold, Reach::Group), Some(spec.limit), &hear);
     let ended = ended.at(|| format!("cannot run '{name}'"))?;
-    if ended.overdue {
-        let message = format!("'{name}' was not done after {} s, and was ended", spec.limit.as_secs());
-        return Err(Error::new(ErrorKind::Io, message));
-    }
-    if ended.status.success() {
+    if ended.status.success() && !ended.overdue {
         return Ok(());
     }
-    let message = format!("'{name}' ended with {}", ended.status);
+    let message = if ended.overdue {
+        format!("'{name}' was not done after {} s, and was ended", spec.limit.as_secs())
+    } else {
+        format!("'{name}' ended with {}", ended.status)
+    };
     let error = Error::new(ErrorKind::Io, message);
-    Err(match said.last_words().0 {
+    Err(match said.last() {
         Some(words) => error.with_source(words),
         None => error,
     })

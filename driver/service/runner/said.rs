@@ -1,4 +1,4 @@
-//! What a run of this program says: its progress, its summary, its last words.
+//! What a run of this program says: its progress, its summary, its last words; and what a command of the configuration says.
 //!
 //! Imports: `metrics` (measures), `control` (plain types), `child`, `engine` (its inputs).
 
@@ -94,6 +94,57 @@ impl Hear for Said {
             heard.errors.pop_front();
         }
         heard.errors.push_back(line.chars().take(WIDTH).collect());
+    }
+}
+
+/// Lines of a command that its failure repeats, and characters of each of them.
+const REPEATED: usize = 5;
+const REPEATED_WIDTH: usize = 300;
+
+/// Hears a command of the configuration: both outputs go to the log, with whose they are, and the last lines to its failure.
+#[derive(Debug)]
+pub(super) struct Words {
+    job: String,
+    domain: String,
+    program: String,
+    last: Mutex<[VecDeque<String>; 2]>,
+}
+
+impl Words {
+    pub(super) fn new(job: &str, domain: &str, program: &str) -> Self {
+        let (job, domain, program) = (job.to_owned(), domain.to_owned(), program.to_owned());
+        Self { job, domain, program, last: Mutex::default() }
+    }
+
+    /// The last lines of each output; nothing where it said nothing.
+    pub(super) fn last(&self) -> Option<String> {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let lines: Vec<&str> = last.iter().flatten().map(String::as_str).collect();
+        (!lines.is_empty()).then(|| lines.join(" | "))
+    }
+
+    fn hear(&self, output: usize, line: &str) {
+        let line = line.trim();
+        if line.is_empty() {
+            return;
+        }
+        tracing::info!(job = self.job, domain = self.domain, "{}: {line}", self.program);
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(last) = last.get_mut(output) else { return };
+        if last.len() == REPEATED {
+            last.pop_front();
+        }
+        last.push_back(line.chars().take(REPEATED_WIDTH).collect());
+    }
+}
+
+impl Hear for Words {
+    fn out(&self, line: &str) {
+        self.hear(0, line);
+    }
+
+    fn err(&self, line: &str) {
+        self.hear(1, line);
     }
 }
 

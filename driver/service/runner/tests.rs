@@ -24,6 +24,10 @@ impl Pick for AllButVdb {
     fn disk(&self, target: &str) -> bool {
         target != "vdb"
     }
+
+    fn leaves_out(&self, _: &Guest) -> bool {
+        false
+    }
 }
 
 /// Notes its arguments and environment, and does what is in the file `play` beside it.
@@ -98,7 +102,7 @@ impl Stage {
         };
         let id = DomainId(uuid::Uuid::nil());
         let disks = vec!["vda".to_owned(), "vdb".to_owned()];
-        let guest = Guest { id, name: "web".to_owned(), tags: Vec::new(), disks };
+        let guest = Guest { id, name: "web".to_owned(), tags: Vec::new(), disks, trouble: None };
         Order { id: 7, job: Arc::new(job), media: vec![medium], guest }
     }
 
@@ -260,6 +264,53 @@ fn a_command_before_that_fails_or_takes_too_long_ends_the_run() {
         );
     }
     assert_eq!(stage.read("called"), "", "nothing was begun");
+}
+
+/// What a script prints is how it explains itself, wherever it prints it.
+#[test]
+fn a_command_before_is_repeated_in_its_failure_with_both_outputs() {
+    let stage = Stage::new();
+    for (line, limit) in [
+        ("for n in 1 2 3 4 5 6; do echo said $n; done; echo no tape >&2; exit 3", LONG),
+        ("echo said 6; echo no tape >&2; sleep 1000", Duration::from_millis(500)),
+    ] {
+        let mut order = stage.order();
+        Arc::get_mut(&mut order.job).unwrap().before = Some(shell(line, limit));
+        drop(stage.start(order));
+        let (result, _) = stage.end();
+        let said = &result.sentence;
+        assert!(said.contains("said 6") && said.contains("no tape") && !said.contains("said 1"), "{said}");
+    }
+}
+
+#[test]
+fn the_command_after_is_told_what_went_wrong_and_what_to_do() {
+    let stage = Stage::new();
+    let told = stage.path("told");
+    let print = format!(
+        "set -u; printf '%s;' \"$VIRTFOLD_RESULT\" \"$VIRTFOLD_ERROR\" \"$VIRTFOLD_HINT\" \"$VIRTFOLD_EXIT_CODE\" > {}",
+        told.display()
+    );
+    let order = || {
+        let mut order = stage.order();
+        Arc::get_mut(&mut order.job).unwrap().after = Some((shell(&print, LONG), After::Always));
+        order
+    };
+    stage.play("backup", "printf 'virtfold: no \\000room\\n' >&2; echo 'hint: free some' >&2; exit 8");
+    stage.play("recover", r#"echo '{"event":"summary","domains":[]}'"#);
+    drop(stage.start(order()));
+    stage.end();
+    assert_eq!(stage.read("told"), "failure;no room;free some;8;");
+    stage.play("backup", r#"echo '{"event":"summary","archive":"/a","disks":[]}'"#);
+    drop(stage.start(order()));
+    stage.end();
+    assert_eq!(stage.read("told"), "success;;;0;");
+    let mut unbegun = order();
+    Arc::get_mut(&mut unbegun.job).unwrap().before = Some(shell("exit 1", LONG));
+    drop(stage.start(unbegun));
+    stage.end();
+    let read = stage.read("told");
+    assert!(read.starts_with("failure;the backup was not begun: ") && read.ends_with(";;;"), "{read}");
 }
 
 #[test]
