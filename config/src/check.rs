@@ -108,7 +108,7 @@ impl Config {
 }
 
 /// Where a key stands, or the nearest section around it that a file has.
-fn place(config: &Config, path: &[&str]) -> Place {
+pub(crate) fn place(config: &Config, path: &[&str]) -> Place {
     let path: Vec<String> = path.iter().map(|key| (*key).to_owned()).collect();
     let around = (0..=path.len()).rev().find_map(|end| config.origins.get(&path[..end]));
     around.cloned().unwrap_or_else(|| Place { file: Arc::from(Path::new("")), line: 1, column: 1 })

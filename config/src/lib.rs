@@ -12,6 +12,8 @@
 //!    and, where a known word is near, a suggestion (`typed.rs`, `suggest.rs`);
 //! 5. keys are held against each other: a job's media have to be there, and so on (`check.rs`).
 //!
+//! [`Config::advice`] tells what is right and has no effect (`advice.rs`).
+//!
 //! [`Config::job`] gives a job with all that counts for it, [`Schedule`] says when it is due, and [`Medium::environment`] reads the
 //! credentials of an object store.
 //!
@@ -22,9 +24,11 @@
 #[macro_use]
 mod values;
 
+mod advice;
 mod check;
 mod environment;
 mod error;
+mod examples;
 pub mod keys;
 mod load;
 mod reference;
@@ -34,6 +38,7 @@ mod suggest;
 mod tree;
 mod typed;
 
+pub use advice::{Advice, Seen};
 pub use environment::Environment;
 pub use error::{ConfigError, Place};
 pub use keys::{Config, Defaults, Job, Medium, Resolved, Service, Settings};

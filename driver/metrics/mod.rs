@@ -131,6 +131,23 @@ pub fn failed(directory: &Path, labels: Labels<'_>, at: i64) -> Result<()> {
     page.write(&directory.join(format!("virtfold-{}-failure.prom", labels.uuid)))
 }
 
+/// Takes the files of a domain away, where there are any.
+///
+/// # Errors
+/// When one can't be removed.
+pub fn forget(directory: &Path, uuid: Uuid) -> Result<()> {
+    for name in [format!("virtfold-{uuid}.prom"), format!("virtfold-{uuid}-failure.prom")] {
+        let path = directory.join(name);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io(format!("cannot remove '{}'", path.display()), error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// Now, in seconds since 1970.
 pub fn now() -> i64 {
     jiff::Timestamp::now().as_second()

@@ -34,20 +34,26 @@ pub fn word(trigger: &Trigger) -> Option<&'static str> {
     })
 }
 
-/// A guest as libvirt describes it now. One whose description can't be read has no tags and no disks.
+/// A guest as libvirt describes it now. One whose description can't be had or read has no tags and no disks, and says why: the others
+/// are looked at all the same.
 ///
 /// # Errors
 /// libvirt can't be reached, or it is gone.
 pub fn describe(hypervisor: &dyn Hypervisor, info: &DomainInfo) -> Result<Guest> {
     let config = if info.persistence == Persistence::Persistent { Config::Inactive } else { Config::Live };
-    let (tags, disks) = match DomainXml::parse(hypervisor.xml(info.id, config)?) {
-        Ok(xml) => (xml.tags.clone(), xml.targets()),
+    let read = hypervisor.xml(info.id, config).and_then(DomainXml::parse);
+    let guest = |tags, disks, trouble| Guest { id: info.id, name: info.name.clone(), tags, disks, trouble };
+    match read {
+        Ok(xml) => Ok(guest(xml.tags.clone(), xml.targets(), None)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Err(error),
         Err(error) => {
-            tracing::warn!(domain = info.name, error = sentence(&error), "its description can't be read");
-            (Vec::new(), Vec::new())
+            // Whether libvirt speaks at all, or not of this guest.
+            hypervisor.lookup(&info.id.to_string())?;
+            let why = sentence(&error);
+            tracing::warn!(domain = info.name, error = why, "its description can't be read");
+            Ok(guest(Vec::new(), Vec::new(), Some(why)))
         }
-    };
-    Ok(Guest { id: info.id, name: info.name.clone(), tags, disks })
+    }
 }
 
 /// Gives the hypervisor, always the same one once there is one.

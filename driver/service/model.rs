@@ -26,6 +26,24 @@ pub trait Pick: Debug + Send + Sync {
 
     /// Whether a disk of such a guest is.
     fn disk(&self, target: &str) -> bool;
+
+    /// Whether the job leaves a guest out by its name: somebody wants it to have no backup.
+    fn leaves_out(&self, guest: &Guest) -> bool;
+}
+
+/// Says what of the configuration has no effect on the guests that there are.
+pub trait Review: Debug + Send + Sync {
+    /// Each thing, by job.
+    fn remarks(&self, guests: &[Guest]) -> Vec<Remark>;
+}
+
+/// Something that a job says to no effect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Remark {
+    /// The job.
+    pub job: String,
+    /// What it is.
+    pub sentence: String,
 }
 
 /// A guest, as a job picks it.
@@ -39,6 +57,8 @@ pub struct Guest {
     pub tags: Vec<String>,
     /// The targets of its disks.
     pub disks: Vec<String>,
+    /// Why it can't be looked at: its tags and disks are not known then.
+    pub trouble: Option<String>,
 }
 
 /// A command of the configuration: no shell sees it.
@@ -129,6 +149,8 @@ pub struct Settings {
     pub concurrency: usize,
     /// How long running work may take to end when the service stops.
     pub stop_timeout: Duration,
+    /// What has no effect.
+    pub review: Option<Arc<dyn Review>>,
 }
 
 impl Settings {

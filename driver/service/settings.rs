@@ -11,9 +11,13 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use virtfold_config::keys::{Disks, Domains};
-use virtfold_config::{Config, DetectZeroes, Layout, Medium, Quiesce, Resolved, Schedule, Trigger, When};
+use virtfold_config::{
+    Config, DetectZeroes, Layout, Medium, Quiesce, Resolved, Schedule, Seen, Trigger, When,
+};
 
-use super::model::{After, Calendar, CommandSpec, Guest, JobSpec, MediumSpec, Pick, Settings};
+use super::model::{
+    After, Calendar, CommandSpec, Guest, JobSpec, MediumSpec, Pick, Remark, Review, Settings,
+};
 
 #[derive(Debug)]
 struct Times {
@@ -41,6 +45,27 @@ impl Pick for Picked {
     fn disk(&self, target: &str) -> bool {
         self.disks.selects(target)
     }
+
+    fn leaves_out(&self, guest: &Guest) -> bool {
+        self.domains.leaves_out(&guest.name)
+    }
+}
+
+/// The configuration itself, to be held against guests.
+#[derive(Debug)]
+struct Whole(Config);
+
+impl Review for Whole {
+    fn remarks(&self, guests: &[Guest]) -> Vec<Remark> {
+        let seen: Vec<Seen<'_>> =
+            guests.iter().map(|guest| Seen { name: &guest.name, tags: &guest.tags }).collect();
+        let told = self.0.advice(Some(&seen)).into_iter();
+        told.map(|advice| Remark {
+            sentence: format!("`{}`: {}", advice.key, advice.message),
+            job: advice.job,
+        })
+        .collect()
+    }
 }
 
 /// What the service works by; times without a zone of their own are those of `zone`.
@@ -56,6 +81,7 @@ pub fn settings(config: &Config, zone: &TimeZone) -> Settings {
         media: config.media.iter().map(medium).collect(),
         concurrency: service.concurrency.get(),
         stop_timeout: service.stop_timeout.get(),
+        review: Some(Arc::new(Whole(config.clone()))),
     }
 }
 
@@ -210,9 +236,11 @@ jobs:
             name: name.to_owned(),
             tags: tags.iter().map(|tag| (*tag).to_owned()).collect(),
             disks: Vec::new(),
+            trouble: None,
         };
         assert!(job.pick.guest(&guest("web", &["gold"])) && !job.pick.guest(&guest("web", &[])));
         assert!(!job.pick.guest(&guest("test-1", &["gold"])));
+        assert!(job.pick.leaves_out(&guest("test-1", &[])) && !job.pick.leaves_out(&guest("web", &[])));
         assert!(job.pick.disk("vda") && !job.pick.disk("vdb"));
         // The night in which the clock goes back: two o'clock comes twice, and once is enough.
         let evening: Timestamp = "2026-10-24T20:00:00Z".parse().unwrap();

@@ -42,6 +42,11 @@ value!(
 );
 
 impl Glob {
+    /// The one name that it takes; `None` for a pattern.
+    pub fn literal(&self) -> Option<&str> {
+        (!self.text.contains(['*', '?', '['])).then_some(self.text.as_str())
+    }
+
     /// Whether it takes the whole of `name`.
     pub fn matches(&self, name: &str) -> bool {
         let name: Vec<char> = name.chars().collect();

@@ -57,7 +57,7 @@ fn text(status: &Status) -> String {
         text += &format!("\njobs\n{}", columns("  ", &rows));
     }
     if !status.domains.is_empty() {
-        let rows: Vec<_> = status.domains.iter().map(|domain| domain_row(domain, now)).collect();
+        let rows: Vec<_> = status.domains.iter().map(|domain| domain_row(domain, status)).collect();
         text += &format!("\ndomains\n{}", columns("  ", &rows));
     }
     text
@@ -71,7 +71,9 @@ fn wrong(status: &Status) -> Vec<String> {
         let since = span(now - status.libvirt.since);
         lines.push(format!("libvirt can't be reached for {since}: {}", printable(error)));
     }
-    for domain in status.domains.iter().filter(|domain| domain.is_failing()) {
+    // Nobody is to be troubled by a guest that is backed up no more.
+    let counts = |domain: &&DomainStatus| status.guests.is_none() || !domain.jobs.is_empty();
+    for domain in status.domains.iter().filter(|domain| domain.is_failing()).filter(counts) {
         let Some(failure) = &domain.last_failure else { continue };
         let ago = span(now - failure.at);
         let hint =
@@ -89,7 +91,7 @@ fn wrong(status: &Status) -> Vec<String> {
     if status.paused {
         lines.push("all jobs are paused: 'virtfold resume' lets them go on".to_owned());
     }
-    let paused = status.jobs.iter().filter(|job| job.paused).map(|job| printable(&job.job));
+    let paused = status.jobs.iter().filter(|job| job.paused && job.enabled).map(|job| printable(&job.job));
     lines.extend(paused.map(|job| format!("job '{job}' is paused: 'virtfold resume {job}' lets it go on")));
     lines
 }
@@ -117,6 +119,14 @@ fn head(status: &Status) -> Vec<Vec<String>> {
             },
         ],
     ];
+    if let Some(guests) = &status.guests {
+        let names = || guests.left_out.iter().map(|name| printable(name)).collect::<Vec<_>>().join(", ");
+        let left_out = match guests.left_out.len() {
+            0 => String::new(),
+            count => format!("{count} left out on purpose: {}", names()),
+        };
+        rows.push(vec!["guests".to_owned(), guests.all.to_string(), left_out]);
+    }
     let oldest = status.queued_since.map_or(String::new(), |since| {
         let due = if since > now { "the first due" } else { "the oldest due" };
         format!("{due} {}", time_and_span(since, now))
@@ -143,6 +153,7 @@ fn run_row(running: &Running, now: i64) -> Vec<String> {
 
 fn job_row(job: &JobStatus, status: &Status) -> Vec<String> {
     let next = match job.next_due {
+        _ if !job.enabled => "switched off".to_owned(),
         _ if job.paused || status.paused => "paused".to_owned(),
         None => "no schedule".to_owned(),
         Some(at) => format!("next {}", time_and_span(at, status.service.now)),
@@ -154,8 +165,11 @@ fn job_row(job: &JobStatus, status: &Status) -> Vec<String> {
     vec![printable(&job.job), count, next]
 }
 
-fn domain_row(domain: &DomainStatus, now: i64) -> Vec<String> {
+fn domain_row(domain: &DomainStatus, status: &Status) -> Vec<String> {
+    let now = status.service.now;
+    let is_left_out = status.guests.as_ref().is_some_and(|guests| guests.left_out.contains(&domain.domain));
     let state = match (domain.is_failing(), &domain.last_success) {
+        _ if domain.jobs.is_empty() && status.guests.is_some() => "-",
         (true, _) => "FAILING",
         (false, Some(_)) => "ok",
         (false, None) => "new",
@@ -169,6 +183,7 @@ fn domain_row(domain: &DomainStatus, now: i64) -> Vec<String> {
         format!("{bytes} in {took:.0} s")
     });
     let jobs = match domain.jobs.is_empty() {
+        true if is_left_out => "left out on purpose".to_owned(),
         true => "in no job any more".to_owned(),
         false => printable(&domain.jobs.join(", ")),
     };

@@ -66,12 +66,14 @@ pub(crate) fn status() -> Status {
     Status {
         service,
         libvirt: LibvirtStatus { uri: "qemu:///system".to_owned(), error: None, since: 11 },
+        guests: Some(Guests { all: 2, left_out: Vec::new() }),
         paused: true,
         running: vec![Running { entry: entry(3), progress }],
         queued: 1,
         queued_since: Some(12),
         jobs: vec![JobStatus {
             job: "nightly".to_owned(),
+            enabled: true,
             paused: false,
             domains: vec!["web".to_owned()],
             next_due: Some(99),
@@ -87,6 +89,7 @@ pub(crate) fn status() -> Status {
             }),
             last_failure: entry(1).failure,
         }],
+        replaced: Vec::new(),
         warnings: vec![Warning {
             kind: WarningKind::GuestWithoutJob,
             subject: "db".to_owned(),

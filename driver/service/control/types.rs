@@ -37,6 +37,9 @@ pub struct Status {
     pub service: ServiceStatus,
     /// The hypervisor.
     pub libvirt: LibvirtStatus,
+    /// The guests of this host; nothing while they are not known.
+    #[serde(default)]
+    pub guests: Option<Guests>,
     /// Whether everything is paused ([`JobStatus::paused`] is apart from this).
     pub paused: bool,
     /// What runs now.
@@ -49,6 +52,9 @@ pub struct Status {
     pub jobs: Vec<JobStatus>,
     /// The domains that are backed up, or were, by name.
     pub domains: Vec<DomainStatus>,
+    /// Domains that were backed up and are no more, because another one has the name of each.
+    #[serde(default)]
+    pub replaced: Vec<Uuid>,
     /// What a person should look at.
     pub warnings: Vec<Warning>,
 }
@@ -91,6 +97,15 @@ pub struct LibvirtStatus {
     pub since: i64,
 }
 
+/// The guests of this host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Guests {
+    /// How many there are.
+    pub all: u64,
+    /// The names of those that have no backup on purpose: `except` of a job names them, or only jobs that are switched off have them.
+    pub left_out: Vec<String>,
+}
+
 /// An entry that runs, and how far it is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Running {
@@ -118,12 +133,19 @@ pub struct RunProgress {
 pub struct JobStatus {
     /// Its name.
     pub job: String,
+    /// Whether it is switched on.
+    #[serde(default = "on")]
+    pub enabled: bool,
     /// Whether it is paused by name.
     pub paused: bool,
     /// The domains that it has now, by name; none while libvirt was never reached.
     pub domains: Vec<String>,
     /// When it is due next; nothing for one that has no schedule, or never.
     pub next_due: Option<i64>,
+}
+
+fn on() -> bool {
+    true
 }
 
 /// A domain's backups.
@@ -263,8 +285,12 @@ pub struct Warning {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum WarningKind {
-    /// A guest is in no job.
+    /// A guest is in no job, and none leaves it out by name.
     GuestWithoutJob,
+    /// A guest, or all of them, can't be looked at.
+    Guest,
+    /// A job says something that has no effect.
+    Job,
     /// The configuration in the files can't be used; an older one holds.
     Configuration,
     /// Events of guests may have been missed.
@@ -277,13 +303,22 @@ pub enum WarningKind {
 
 impl WarningKind {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::GuestWithoutJob, Self::Configuration, Self::Events, Self::Recovery, Self::Other];
+    pub const ALL: [Self; 7] = [
+        Self::GuestWithoutJob,
+        Self::Guest,
+        Self::Job,
+        Self::Configuration,
+        Self::Events,
+        Self::Recovery,
+        Self::Other,
+    ];
 
     /// Its name, as programs see it.
     pub fn name(self) -> &'static str {
         match self {
             Self::GuestWithoutJob => "guest-without-job",
+            Self::Guest => "guest",
+            Self::Job => "job",
             Self::Configuration => "configuration",
             Self::Events => "events",
             Self::Recovery => "recovery",

@@ -102,7 +102,7 @@ impl Engine {
             // It comes again, because nobody says that it is done with.
             Err(error) => tracing::error!(error = sentence(&error), "an event could not be noted"),
         }
-        if !self.has_job(guest) {
+        if self.is_forgotten(guest) && guest.trouble.is_none() {
             tracing::warn!("the guest '{}' is in no job: nothing backs it up", guest.name);
         }
     }
@@ -213,7 +213,13 @@ impl Engine {
 
     fn guest_of(&self, id: DomainId, name: &str) -> Guest {
         let known = self.guests.iter().flatten().find(|guest| guest.id == id).cloned();
-        known.unwrap_or_else(|| Guest { id, name: name.to_owned(), tags: Vec::new(), disks: Vec::new() })
+        known.unwrap_or_else(|| Guest {
+            id,
+            name: name.to_owned(),
+            tags: Vec::new(),
+            disks: Vec::new(),
+            trouble: None,
+        })
     }
 }
 

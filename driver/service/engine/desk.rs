@@ -161,6 +161,8 @@ impl Engine {
         let waiting: Vec<_> = open.iter().filter(|entry| entry.state != queue::EntryState::Running).collect();
         let now = self.parts.clock.now();
         let running = self.running.values();
+        let mut domains = self.domain_status()?;
+        let replaced = self.take_replaced(&mut domains);
         Ok(Status {
             service: ServiceStatus {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -178,6 +180,7 @@ impl Engine {
                 error: self.libvirt.error.clone(),
                 since: self.libvirt.since.as_second(),
             },
+            guests: self.guest_status(),
             paused: self.pauses.all,
             running: running
                 .map(|active| Running { entry: self.told(&active.entry), progress: active.progress.clone() })
@@ -185,7 +188,8 @@ impl Engine {
             queued: u64::try_from(waiting.len()).unwrap_or(u64::MAX),
             queued_since: waiting.iter().map(|entry| entry.wanted.due.as_second()).min(),
             jobs: self.settings.jobs.iter().map(|job| self.job_status(job, now)).collect(),
-            domains: self.domain_status()?,
+            domains,
+            replaced,
             warnings: self.warnings(),
         })
     }
@@ -194,10 +198,20 @@ impl Engine {
         let picked = self.guests.iter().flatten().filter(|guest| job.pick.guest(guest));
         JobStatus {
             job: job.name.clone(),
+            enabled: job.enabled,
             paused: self.pauses.jobs.contains(&job.name),
             domains: picked.map(|guest| guest.name.clone()).collect(),
             next_due: job.next_after(now).filter(|_| job.enabled).map(Timestamp::as_second),
         }
+    }
+
+    /// Takes those out that are no more because another guest has the name of each: one that was defined anew is another one.
+    fn take_replaced(&self, domains: &mut Vec<DomainStatus>) -> Vec<Uuid> {
+        let guests = || self.guests.iter().flatten();
+        let is_there = |uuid| guests().any(|guest| Some(guest.id.0) == uuid);
+        let is_taken = |name: &str| guests().any(|guest| guest.name == name);
+        let gone = domains.extract_if(.., |domain| !is_there(domain.uuid) && is_taken(&domain.domain));
+        gone.filter_map(|domain| domain.uuid).collect()
     }
 
     fn domain_status(&self) -> Result<Vec<DomainStatus>> {

@@ -18,6 +18,7 @@ mod desk;
 mod finish;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -29,9 +30,9 @@ use jiff::Timestamp;
 
 pub use self::desk::ServiceDesk;
 use super::clock::Clock;
-use super::control::{RunProgress, Warning, WarningKind};
+use super::control::RunProgress;
 use super::metrics::Metrics;
-use super::model::{Guest, Settings};
+use super::model::{Guest, Remark, Settings};
 use super::notify::Notifier;
 use super::planner::after;
 use super::runner::{Handle, Runner};
@@ -172,8 +173,11 @@ pub struct Engine {
     recovering: bool,
     recover_at: Option<Timestamp>,
     recover_failures: u32,
-    /// What a person has to decide.
+    /// What a person has to decide, and why that could not be found out.
     undecided: Vec<String>,
+    unrecovered: Option<String>,
+    /// What jobs say to no effect.
+    remarks: Vec<Remark>,
     /// Jobs to be pruned, and the one that is.
     to_prune: BTreeSet<String>,
     pruning: Option<String>,
@@ -220,6 +224,8 @@ impl Engine {
             recover_at: Some(now),
             recover_failures: 0,
             undecided: Vec::new(),
+            unrecovered: None,
+            remarks: Vec::new(),
             to_prune: BTreeSet::new(),
             pruning: None,
             prune_failures: BTreeMap::new(),
@@ -300,7 +306,10 @@ impl Engine {
             Input::Ended(id, result) => self.ended(id, result, now),
             Input::Recovered(outcome) => self.recovered(outcome, now),
             Input::Pruned(job, outcome) => self.pruned(job, outcome),
-            Input::Guests(guests) => self.guests = Some(guests),
+            Input::Guests(guests) => {
+                self.guests = Some(guests);
+                self.review();
+            }
             Input::Event(guest, word, receipt) => self.event(&guest, &word, (receipt, now)),
             Input::Libvirt(error) => self.libvirt(error, now),
             Input::Ask(question) => question(self),
@@ -325,6 +334,7 @@ impl Engine {
                     tracing::warn!("{sentence}");
                 }
                 self.undecided = undecided;
+                self.unrecovered = None;
                 self.recover_failures = 0;
                 if self.phase == Phase::Starting {
                     self.phase = Phase::Working;
@@ -332,6 +342,7 @@ impl Engine {
             }
             Err(error) => {
                 tracing::error!(error = sentence(&error), "guests could not be looked at; it is tried again");
+                self.unrecovered = Some(sentence(&error));
                 self.recover_failures = self.recover_failures.saturating_add(1);
                 let wait = Duration::from_secs(1 << self.recover_failures.min(6)).min(RECOVER_AGAIN);
                 self.recover_at = Some(after(now, wait));
@@ -388,6 +399,7 @@ impl Engine {
                 tracing::info!("the configuration was read");
                 self.settings = settings;
                 self.bad_configuration = None;
+                self.review();
                 Ok(())
             }
             Err(error) => {
@@ -395,30 +407,5 @@ impl Engine {
                 Err(error)
             }
         }
-    }
-
-    /// What a person should look at.
-    fn warnings(&self) -> Vec<Warning> {
-        let about = |kind, subject: &str, sentence: &str| Warning {
-            kind,
-            subject: subject.to_owned(),
-            sentence: sentence.to_owned(),
-        };
-        let mut warnings = Vec::new();
-        let configuration = self.bad_configuration.iter();
-        warnings.extend(configuration.map(|why| about(WarningKind::Configuration, "", why)));
-        warnings.extend(self.trouble.iter().map(|why| about(WarningKind::Other, "catalog", why)));
-        warnings.extend(self.undecided.iter().map(|what| about(WarningKind::Recovery, "", what)));
-        let prunes = self.prune_failures.iter();
-        warnings.extend(prunes.map(|(job, why)| about(WarningKind::Other, job, why)));
-        for guest in self.guests.iter().flatten().filter(|guest| !self.has_job(guest)) {
-            let sentence = format!("the guest '{}' is in no job: nothing backs it up", guest.name);
-            warnings.push(about(WarningKind::GuestWithoutJob, &guest.name, &sentence));
-        }
-        warnings
-    }
-
-    fn has_job(&self, guest: &Guest) -> bool {
-        self.settings.jobs.iter().any(|job| job.enabled && job.pick.guest(guest))
     }
 }

@@ -14,7 +14,7 @@ mod http;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -48,6 +48,8 @@ struct Counts {
     underruns: u64,
     /// The times that each domain's two files say.
     written: BTreeMap<(PathBuf, Uuid), [Option<i64>; 2]>,
+    /// Whose files were taken away.
+    dropped: BTreeSet<(PathBuf, Uuid)>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -99,6 +101,7 @@ impl Metrics {
             let written = self.write_domain(domain, directory);
             result = result.and(written);
         }
+        result = result.and(self.drop_domains(status, directory));
         let page = self.build(status, Extent::Service);
         result.and(page.write(&directory.join("virtfold-service.prom")))
     }
@@ -117,6 +120,24 @@ impl Metrics {
             metrics::failed(directory, labels, at)?;
         }
         self.counts().written.insert(key, now);
+        Ok(())
+    }
+
+    /// Takes the files of domains away that are backed up no more, once: whoever backs one up by hand later has files again.
+    fn drop_domains(&self, status: &Status, directory: &Path) -> Result<()> {
+        let kept: BTreeSet<Uuid> = shown(status).filter_map(|domain| domain.uuid).collect();
+        let known = status.domains.iter().filter_map(|domain| domain.uuid);
+        let gone = known.chain(status.replaced.iter().copied()).filter(|uuid| !kept.contains(uuid));
+        let gone = gone.map(|uuid| (directory.to_owned(), uuid));
+        let mut counts = self.counts();
+        counts.dropped.retain(|(_, uuid)| !kept.contains(uuid));
+        for key in gone {
+            counts.written.remove(&key);
+            if !counts.dropped.contains(&key) {
+                metrics::forget(directory, key.1)?;
+                counts.dropped.insert(key);
+            }
+        }
         Ok(())
     }
 
@@ -156,9 +177,9 @@ impl Metrics {
     }
 }
 
-/// The domains that are backed up. Where no job has any, libvirt was not reached yet, and all that are known are shown.
+/// The domains that are backed up. While the guests are not known, all that were are shown.
 fn shown(status: &Status) -> impl Iterator<Item = &DomainStatus> {
-    let unknown = status.jobs.iter().all(|job| job.domains.is_empty());
+    let unknown = status.guests.is_none();
     status.domains.iter().filter(move |domain| unknown || !domain.jobs.is_empty())
 }
 
@@ -172,7 +193,8 @@ fn show_service(status: &Status, page: &mut Page) {
     let age = status.queued_since.map_or(0, |since| (service.now - since).max(0));
     page.set(&names::QUEUE_AGE, &[], seconds(age));
     for job in &status.jobs {
-        page.set(&names::JOB_PAUSED, &[&job.job], f64::from(job.paused || status.paused));
+        let paused = job.enabled && (job.paused || status.paused);
+        page.set(&names::JOB_PAUSED, &[&job.job], f64::from(paused));
         if let Some(next) = job.next_due {
             page.set(&names::JOB_NEXT, &[&job.job], seconds(next));
         }

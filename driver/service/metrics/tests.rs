@@ -93,8 +93,34 @@ fn a_guest_that_was_given_up_is_not_shown() {
     metrics.write(&status, directory.path()).unwrap();
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
     // A service that has not reached libvirt since its start knows of no job's guests, and of old backups.
-    status.jobs[0].domains.clear();
+    status.guests = None;
     assert!(metrics.page(&status).unwrap().contains("domain=\"web\""));
+}
+
+/// The alert on an old backup reads the files, too.
+#[test]
+fn the_files_of_a_guest_that_is_backed_up_no_more_go_once() {
+    let (metrics, mut status) = busy();
+    let directory = tempfile::tempdir().unwrap();
+    let count = || std::fs::read_dir(directory.path()).unwrap().count();
+    metrics.write(&status, directory.path()).unwrap();
+    assert_eq!(count(), 3);
+    let jobs = std::mem::take(&mut status.domains[0].jobs);
+    metrics.write(&status, directory.path()).unwrap();
+    assert_eq!(count(), 1);
+    // What somebody else writes from then on is left alone; and a guest that is in a job again has its files again.
+    std::fs::write(directory.path().join(format!("virtfold-{}.prom", status.domains[0].uuid.unwrap())), "x")
+        .unwrap();
+    metrics.write(&status, directory.path()).unwrap();
+    assert_eq!(count(), 2);
+    status.domains[0].jobs = jobs;
+    metrics.write(&status, directory.path()).unwrap();
+    assert_eq!(count(), 3);
+    // One whose name another guest has now is no more.
+    status.replaced.push(status.domains[0].uuid.unwrap());
+    status.domains.clear();
+    metrics.write(&status, directory.path()).unwrap();
+    assert_eq!(count(), 1);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod crashes;
 mod model;
+mod watch;
 mod world;
 
 use std::path::Path;
@@ -16,6 +17,7 @@ use super::*;
 use crate::catalog::queue::{EntryState, Pause, Reason};
 use crate::error::{Error, ErrorKind};
 use crate::service::control::Desk;
+use crate::service::control::WarningKind;
 use crate::service::settings::settings;
 
 const EVENING: &str = "

@@ -104,6 +104,8 @@ pub(super) struct Log {
     pub(super) most: usize,
     pub(super) busy: BTreeSet<DomainId>,
     pub(super) recoveries: usize,
+    /// Whether recoveries fail.
+    pub(super) blind: bool,
 }
 
 type Play = dyn Fn(&Order, u32) -> Script + Send + Sync;
@@ -175,8 +177,11 @@ impl Runner for FakeRunner {
     }
 
     fn recover(&self, _: &Sender<Input>) {
-        self.log.lock().unwrap().recoveries += 1;
-        self.clock.at(after(self.clock.now(), Duration::from_secs(1)), Input::Recovered(Ok(Vec::new())));
+        let mut log = self.log.lock().unwrap();
+        log.recoveries += 1;
+        let blind = log.blind.then(|| Error::new(ErrorKind::Io, "it is blind"));
+        let outcome = blind.map_or(Ok(Vec::new()), Err);
+        self.clock.at(after(self.clock.now(), Duration::from_secs(1)), Input::Recovered(outcome));
     }
 
     fn prune(&self, job: &str, _: &Sender<Input>) {
@@ -212,6 +217,11 @@ impl Pick for Names {
     fn disk(&self, _: &str) -> bool {
         true
     }
+
+    /// Names with a sign in front.
+    fn leaves_out(&self, guest: &Guest) -> bool {
+        self.0.contains(&format!("!{}", guest.name))
+    }
 }
 
 pub(super) fn guest(name: &str) -> Guest {
@@ -222,6 +232,7 @@ pub(super) fn guest(name: &str) -> Guest {
         name: name.to_owned(),
         tags: Vec::new(),
         disks: Vec::new(),
+        trouble: None,
     }
 }
 
@@ -255,6 +266,7 @@ pub(super) fn settings_of(jobs: Vec<JobSpec>, concurrency: usize, media: &[Mediu
         media: media.iter().map(|medium| (medium.name.clone(), medium.clone())).collect(),
         concurrency,
         stop_timeout: Duration::from_secs(300),
+        review: None,
     }
 }
 
