@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use super::types::{Base, Change, DiskJob, DiskState, Job, JobState, Kind, Outcome};
 use super::{HISTORY, Journal, Locked, locks, schema};
+use crate::durable;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::guest::DomainId;
 use crate::guest::guard::Held;
@@ -62,7 +63,8 @@ impl Catalog {
     pub fn open(state: &Path) -> Result<Self> {
         let locks = state.join("locks");
         let making = || format!("cannot make the state directory '{}'", state.display());
-        DirBuilder::new().recursive(true).mode(0o700).create(&locks).at(making)?;
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&locks);
+        durable::at_directory(made, &locks, making)?;
         let path = state.join("catalog.sqlite");
         let connection = schema::open(&path)?;
         if let Some(parent) = state.parent().filter(|p| !p.as_os_str().is_empty()) {

@@ -15,6 +15,7 @@ use virtfold::job::tape::TapeUse;
 use virtfold::job::{Control, Progress};
 use virtfold::medium::{Location, TapeArchive};
 use virtfold::units::Human;
+use virtfold_hooks::Whose;
 
 use super::Signals;
 use super::exit::Outcome;
@@ -81,14 +82,14 @@ impl DefineArgs {
     /// # Errors
     /// Those of [`StateFlag::path`].
     pub(super) fn state_dir(&self) -> Result<PathBuf, Error> {
-        self.state.path()
+        self.state.path_of(self.connect.whose())
     }
 
     /// Runs it, or says what it would do.
     pub(super) fn run(self, common: Common, style: Style, signals: &Signals) -> Result<Outcome> {
         let connection = self.connect.open()?;
         let places = places(self.libvirt_dir.as_deref(), &connection.uri)?;
-        let guards = virtfold_hooks::guard::usual_path();
+        let guards = virtfold_hooks::guard::usual_path(Whose::of(&connection.uri));
         let journal = self.journal()?;
         let host = Host {
             hypervisor: connection.hypervisor.as_ref(),
@@ -137,7 +138,7 @@ impl DefineArgs {
 
     /// The journal; a plan makes none where there is none.
     fn journal(&self) -> Result<Option<Catalog>, Error> {
-        let state = self.state.path()?;
+        let state = self.state.path_of(self.connect.whose())?;
         if self.plan && Nothing::is_in(&state) {
             return Ok(None);
         }

@@ -12,7 +12,7 @@ use virtfold::catalog::{Catalog, Journal, Locked};
 use virtfold::error::{Error, ErrorKind, sentence};
 use virtfold::guest::{DomainId, Hypervisor};
 use virtfold::service::clock::HostClock;
-use virtfold::service::control::{Desk, Limits, SOCKET, Server};
+use virtfold::service::control::{Desk, Limits, Server};
 use virtfold::service::engine::{Engine, Input, Load, Parts, ServiceDesk};
 use virtfold::service::events::{self, Events};
 use virtfold::service::intake::{self, Intake, Link};
@@ -21,6 +21,7 @@ use virtfold::service::runner::{Paths, ProcessRunner};
 use virtfold::service::settings::settings;
 
 use super::config::ConfigFlag;
+use super::control::SocketFlag;
 use super::exit::{self, Outcome};
 use super::guest::connection::{ConnectFlag, StateFlag};
 
@@ -41,9 +42,8 @@ Examples:
 pub(crate) struct Args {
     #[command(flatten)]
     config: ConfigFlag,
-    /// Where 'virtfold status' and its like ask the service
-    #[arg(long, value_name = "PATH", default_value = SOCKET)]
-    socket: PathBuf,
+    #[command(flatten)]
+    socket: SocketFlag,
     #[command(flatten)]
     connect: ConnectFlag,
     #[command(flatten)]
@@ -52,7 +52,7 @@ pub(crate) struct Args {
 
 /// Runs the verb.
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
-    let state = args.state.path()?;
+    let state = args.state.path_of(args.connect.whose())?;
     let (uri, _) = args.connect.uri();
     let link = link(&args.connect)?;
     let catalog = Arc::new(Catalog::open(&state)?);
@@ -78,13 +78,14 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let mut engine = Engine::new(parts, inputs, load, &uri)?;
     signals(sender.clone())?;
     let desk: Arc<dyn Desk> = Arc::new(ServiceDesk::new(sender.clone()));
-    let server = Server::start(&args.socket, Arc::clone(&desk), Limits::default())?;
+    let server =
+        Server::start(&args.socket.path(args.connect.whose()), Arc::clone(&desk), Limits::default())?;
     let listen = args.config.load()?.service.metrics_listen;
     let exporter =
         listen.map(|address| Exporter::start(address.get(), Arc::clone(&metrics), Arc::clone(&desk)));
     let exporter = exporter.transpose()?;
     report(metrics, desk, metrics_dir)?;
-    let events = hear(&state, link, sender)?;
+    let events = hear(events::Settings::usual(&state, args.connect.whose()), link, sender)?;
     engine.run();
     // Whoever still asks hears at once that nobody answers.
     drop(engine);
@@ -164,9 +165,9 @@ fn report(metrics: Arc<Metrics>, desk: Arc<dyn Desk>, directory: Arc<Mutex<Optio
 }
 
 /// Begins to hear of guests and of libvirt.
-fn hear(state: &Path, link: Link, to: Sender<Input>) -> Result<Events> {
+fn hear(places: events::Settings, link: Link, to: Sender<Input>) -> Result<Events> {
     let connect = Arc::clone(&link);
-    let (events, notices) = Events::start(events::Settings::usual(state), Box::new(move || connect()))?;
+    let (events, notices) = Events::start(places, Box::new(move || connect()))?;
     let mut intake = Intake::new(Arc::clone(&link), to.clone());
     thread("intake", move || intake.run(&notices))?;
     thread("libvirt", move || intake::watch(&link, &to))?;

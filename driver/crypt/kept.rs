@@ -17,6 +17,9 @@ use rustix::fs::{Mode, OFlags};
 use uuid::Uuid;
 
 use super::Envelope;
+use virtfold_hooks::Whose;
+
+use crate::durable;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 
 /// `RAMFS_MAGIC` of linux/magic.h.
@@ -30,10 +33,10 @@ pub struct KeptEnvelope {
 }
 
 impl KeptEnvelope {
-    /// Where envelopes are kept: `VIRTFOLD_KEYS`, or `/run/virtfold/keys`.
+    /// Where envelopes are kept: `VIRTFOLD_KEYS`, or `/run/virtfold/keys`; an ordinary user's in his runtime directory.
     pub fn usual_directory() -> PathBuf {
         let said = std::env::var_os("VIRTFOLD_KEYS").filter(|value| !value.is_empty());
-        let said = said.map_or_else(|| "/run/virtfold/keys".into(), PathBuf::from);
+        let said = said.map_or_else(|| Whose::caller().runtime().join("keys"), PathBuf::from);
         // Whoever goes on may be somewhere else.
         std::path::absolute(&said).unwrap_or(said)
     }
@@ -124,14 +127,14 @@ fn cannot_use(directory: &Path) -> String {
 
 /// Makes the directory where it is not there.
 fn make(directory: &Path) -> Result<()> {
-    if directory.exists() {
+    if directory.is_dir() {
         return Ok(());
     }
     let cannot = || cannot_use(directory);
     if let Some(parent) = directory.parent() {
-        DirBuilder::new().recursive(true).mode(0o755).create(parent).at(cannot)?;
+        durable::at_directory(DirBuilder::new().recursive(true).mode(0o755).create(parent), parent, cannot)?;
     }
-    DirBuilder::new().recursive(true).mode(0o700).create(directory).at(cannot)
+    durable::at_directory(DirBuilder::new().recursive(true).mode(0o700).create(directory), directory, cannot)
 }
 
 /// Opens the directory itself. What is looked at is then what is used: its name, or a link in its place, somebody else may exchange.

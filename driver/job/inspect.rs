@@ -15,6 +15,7 @@ use crate::archive::manifest::Manifest;
 use crate::archive::reader::{Reader, Visitor};
 use crate::archive::stream::{Cancel, ChunkState, ReadOptions, read_pipe};
 use crate::crypt::{self, ArchiveFile, Identities, Incoming};
+use crate::durable;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::medium::{self, Location};
 use crate::table::{CorrespondenceTable, Run};
@@ -131,7 +132,7 @@ pub fn list_located(location: &Location, identities: &Identities) -> Result<Vec<
 fn list_directory(directory: &Path, identities: &Identities) -> Result<Vec<(Location, Glance)>> {
     let reading = || format!("cannot list '{}'", directory.display());
     let mut paths: Vec<PathBuf> = Vec::new();
-    for entry in std::fs::read_dir(directory).at(reading)? {
+    for entry in durable::at_directory(std::fs::read_dir(directory), directory, reading)? {
         let path = entry.at(reading)?.path();
         if is_archive_name(&path.file_name().unwrap_or_default().to_string_lossy()) && path.is_file() {
             paths.push(path);

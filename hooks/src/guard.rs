@@ -26,7 +26,9 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use serde::{Deserialize, Serialize};
 
+use crate::Whose;
 use crate::domain::{Domain, Role};
+use crate::places::named;
 
 /// The largest guard, bytes.
 pub const MAX_GUARD: usize = 16 << 10;
@@ -161,9 +163,9 @@ pub fn conflict_by_file<'g>(guards: &'g [Guarded], domain: &Domain) -> Option<&'
     })
 }
 
-/// Where guards are: `$VIRTFOLD_GUARDS`, else `/run/virtfold/guards`.
-pub fn usual_path() -> PathBuf {
-    crate::directory("VIRTFOLD_GUARDS", "/run/virtfold/guards")
+/// Where guards are: `$VIRTFOLD_GUARDS`, else `/run/virtfold/guards`, or a user's in his runtime directory.
+pub fn usual_path(whose: Whose) -> PathBuf {
+    named("VIRTFOLD_GUARDS", || whose.runtime().join("guards"))
 }
 
 /// A guard that this process holds, until it is dropped or the process ends.

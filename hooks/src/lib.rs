@@ -16,9 +16,6 @@ pub mod guard;
 pub mod nudge;
 pub mod spool;
 
-use std::path::PathBuf;
+mod places;
 
-/// The directory that the variable names, or the usual one where it is unset or empty.
-fn directory(variable: &str, usual: &str) -> PathBuf {
-    std::env::var_os(variable).filter(|value| !value.is_empty()).map_or_else(|| usual.into(), PathBuf::from)
-}
+pub use places::Whose;

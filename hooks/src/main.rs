@@ -25,6 +25,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use virtfold_hooks::Whose;
 use virtfold_hooks::domain::{self, Domain};
 use virtfold_hooks::event::{Event, Hook, MAX_XML, Xml};
 use virtfold_hooks::guard::{self, Guarded};
@@ -103,7 +104,7 @@ fn read_input() -> (Vec<u8>, bool) {
 
 /// The guard that forbids the start of this guest.
 fn refused_by(name: &str, domain: Domain) -> Option<Guarded> {
-    let guards = guard::alive(&guard::usual_path());
+    let guards = guard::alive(&guard::usual_path(Whose::caller()));
     match guard::conflict(&guards, name, &domain) {
         Some(guard) => Some(guard.clone()),
         None if guards.is_empty() => None,
@@ -118,8 +119,8 @@ fn tell(text: &str) {
 
 /// Spools the event and wakes the service; either may fail, and nobody here could do anything about it.
 fn keep(event: &Event) {
-    drop(Spool::at(spool::usual_path()).put(event));
-    drop(nudge::nudge(&nudge::usual_path()));
+    drop(Spool::at(spool::usual_path(Whose::caller())).put(event));
+    drop(nudge::nudge(&nudge::usual_path(Whose::caller())));
 }
 
 /// Runs `work` on a thread and waits so long for its result. The process does not wait for a thread that is late.

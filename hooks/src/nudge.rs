@@ -5,9 +5,12 @@ use std::io;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 
-/// Where the service listens: `$VIRTFOLD_SOCKET`, else `/run/virtfold/events.sock`.
-pub fn usual_path() -> PathBuf {
-    crate::directory("VIRTFOLD_SOCKET", "/run/virtfold/events.sock")
+use crate::Whose;
+use crate::places::named;
+
+/// Where the service listens: `$VIRTFOLD_SOCKET`, else `/run/virtfold/events.sock`, or a user's in his runtime directory.
+pub fn usual_path(whose: Whose) -> PathBuf {
+    named("VIRTFOLD_SOCKET", || whose.runtime().join("events.sock"))
 }
 
 /// Sends one datagram of one byte and never waits.

@@ -31,7 +31,9 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::Whose;
 use crate::event::Event;
+use crate::places::named;
 
 /// The most files in `quarantine`.
 pub const MAX_QUARANTINE: usize = 100;
@@ -71,9 +73,12 @@ pub struct Spool {
     limits: Limits,
 }
 
-/// Where the spool is: `$VIRTFOLD_SPOOL`, else `/var/spool/virtfold/events`.
-pub fn usual_path() -> PathBuf {
-    crate::directory("VIRTFOLD_SPOOL", "/var/spool/virtfold/events")
+/// Where the spool is: `$VIRTFOLD_SPOOL`, else `/var/spool/virtfold/events`, or a user's in his runtime directory.
+pub fn usual_path(whose: Whose) -> PathBuf {
+    named("VIRTFOLD_SPOOL", || match whose {
+        Whose::System => "/var/spool/virtfold/events".into(),
+        Whose::User => whose.runtime().join("events"),
+    })
 }
 
 impl Spool {

@@ -6,29 +6,36 @@ pub(crate) mod queue;
 pub(crate) mod resume;
 pub(crate) mod run;
 pub(crate) mod status;
-mod text;
+pub(crate) mod text;
 
 use std::path::PathBuf;
 
 use anyhow::Result;
 use serde::Serialize;
 use virtfold::service::control::{Client, SOCKET};
+use virtfold_hooks::Whose;
 
 use super::exit::Outcome;
+use super::guest::connection::whose;
 use super::report::{JsonFlag, Stdout, Style, result};
 
 /// The option that names the socket.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct SocketFlag {
-    /// The service's control socket
-    #[arg(long, value_name = "PATH", default_value = SOCKET)]
-    socket: PathBuf,
+    /// The service's control socket [default: /run/virtfold/control.sock, or below $XDG_RUNTIME_DIR for qemu:///session]
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
 }
 
 impl SocketFlag {
     /// The service.
     fn client(&self) -> Client {
-        Client::new(&self.socket)
+        Client::new(&self.path(whose()))
+    }
+
+    /// Where the service of a libvirt listens.
+    pub(crate) fn path(&self, whose: Whose) -> PathBuf {
+        self.socket.clone().unwrap_or_else(|| whose.runtime().join(SOCKET))
     }
 }
 

@@ -7,7 +7,7 @@ use virtfold::service::control::{Entry, EntryState, Failure, Trigger};
 use crate::cli::report::printable;
 
 /// A time in this host's local time, with its offset.
-pub(super) fn time(at: i64) -> String {
+pub(crate) fn time(at: i64) -> String {
     let format =
         |time: Timestamp| time.to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S %:z").to_string();
     Timestamp::from_second(at).map_or_else(|_| at.to_string(), format)
@@ -78,7 +78,7 @@ pub(super) fn sentence(failure: &Failure) -> String {
 }
 
 /// Rows as columns: each as wide as its widest cell, the last one free.
-pub(super) fn columns(indent: &str, rows: &[Vec<String>]) -> String {
+pub(crate) fn columns(indent: &str, rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
         rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
     };

@@ -15,12 +15,14 @@ use virtfold::job::plan::Wishes;
 use virtfold::job::resume::{Keep, Reopen};
 use virtfold::job::{Control, Progress};
 use virtfold::metrics::{self, Labels, Measure};
+use virtfold_hooks::Whose;
 
 use super::Job;
 use super::connection::Connection;
 use crate::cli::Signals;
 use crate::cli::backup::{copies, stdout_of, text as archive_text, warn};
 use crate::cli::exit::Outcome;
+use crate::cli::output::say;
 use crate::cli::remember::{self, Missing};
 use crate::cli::report::{Style, Ticker, printable, result};
 
@@ -42,7 +44,7 @@ pub(super) fn run(
         guard: &super::guard::program(&connection.uri),
         pace: Pace { pause_budget: wishes.pause_budget, ..Pace::default() },
     };
-    let guards = &virtfold_hooks::guard::usual_path();
+    let guards = &virtfold_hooks::guard::usual_path(Whose::of(&connection.uri));
     let (state_dir, key_dir) = (&wishes.state_dir, &KeptEnvelope::usual_directory());
     let reopen: Reopen<'_> = &|place, label, cancel, remains| job.media.reopen(place, label, cancel, remains);
     let keep = Keep { state_dir, key_dir, places: job.media.places(), job: None, wish: job.wish, reopen };
@@ -58,18 +60,18 @@ pub(super) fn run(
     let report = DomainReport { backup: job.media.complete(report.backup.clone()), ..report };
     warn(&report.backup.disks);
     let freeze = report.freeze.iter().flat_map(|freeze| &freeze.warnings);
-    freeze.for_each(|warning| eprintln!("virtfold: warning: {}", printable(warning)));
+    freeze.for_each(|warning| say(&format!("virtfold: warning: {}", printable(warning))));
     result(job.style, out, &report, &text(&report))?;
     remember::backup(&report.backup, job.media.places(), job.name, (&wishes.state_dir, Missing::Made));
     let copied = copies(job.style, &report.backup);
     let Some(failure) = &report.thaw_failure else { return Ok((copied, report)) };
     if job.style == Style::Text {
-        eprintln!(
+        say(&format!(
             "virtfold: the archive is good, but '{}' is not in order: {}",
             printable(&report.domain),
             printable(&failure.sentence)
-        );
-        eprintln!("hint: {}", printable(&failure.hint));
+        ));
+        say(&format!("hint: {}", printable(&failure.hint)));
     }
     Ok((Outcome::Failed(failure.kind), report))
 }

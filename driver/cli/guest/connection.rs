@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use virtfold::error::{Error, ErrorKind, IoContext};
 use virtfold::guest::Hypervisor;
 use virtfold::job::attachments::LibvirtPlaces;
+use virtfold_hooks::Whose;
 
 /// Where virtfold keeps its own things when nobody says otherwise.
 const STATE: &str = "/var/lib/virtfold";
@@ -41,6 +42,11 @@ impl ConnectFlag {
             }
             _ => error,
         })
+    }
+
+    /// Whose libvirt it is.
+    pub(crate) fn whose(&self) -> Whose {
+        Whose::of(&self.uri().0)
     }
 
     /// Its URI, and where that came from.
@@ -84,39 +90,69 @@ pub(crate) fn places(given: Option<&Path>, uri: &str) -> Result<LibvirtPlaces, E
     if let Some(state) = given.map(Path::to_owned).or_else(|| variable("VIRTFOLD_LIBVIRT_DIR")) {
         return Ok(LibvirtPlaces::system(&absolute(&state)?));
     }
-    if !uri.split('?').next().unwrap_or_default().ends_with("/session") {
+    if Whose::of(uri) == Whose::System {
         return Ok(LibvirtPlaces::system(Path::new("/var/lib/libvirt")));
     }
-    let home = || {
-        let what = "HOME is not set, and a session's libvirt keeps its things there";
-        variable("HOME").ok_or_else(|| Error::new(ErrorKind::Usage, what))
-    };
-    let below =
-        |name: &str, usual: &str| variable(name).map_or_else(|| Ok(home()?.join(usual)), Ok::<_, Error>);
     Ok(LibvirtPlaces::session(
-        &below("XDG_CONFIG_HOME", ".config")?,
-        &below("XDG_DATA_HOME", ".local/share")?,
+        &in_home("XDG_CONFIG_HOME", ".config")?,
+        &in_home("XDG_DATA_HOME", ".local/share")?,
     ))
+}
+
+/// A directory of this user: the one that the variable names, else the usual one in his home.
+///
+/// # Errors
+/// He has no home.
+fn in_home(name: &str, usual: &str) -> Result<PathBuf, Error> {
+    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    variable(name).or_else(|| variable("HOME").map(|home| home.join(usual))).ok_or_else(|| {
+        let what = format!(
+            "neither {name} nor HOME names a directory, and what belongs to qemu:///session lies there"
+        );
+        Error::new(ErrorKind::Usage, what)
+    })
+}
+
+/// Where virtfold keeps its own things beside a libvirt when nobody says otherwise.
+fn usual_state(whose: Whose) -> Result<PathBuf, Error> {
+    match whose {
+        Whose::System => Ok(PathBuf::from(STATE)),
+        Whose::User => Ok(in_home("XDG_STATE_HOME", ".local/state")?.join("virtfold")),
+    }
+}
+
+/// The libvirt that the environment names, of verbs that speak to none.
+pub(crate) fn whose() -> Whose {
+    Whose::of(&ConnectFlag { connect: None }.uri().0)
 }
 
 /// The option that names the state directory.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct StateFlag {
-    /// Where virtfold keeps its journal, its catalog and its locks [default: $VIRTFOLD_STATE_DIR, else /var/lib/virtfold]
+    /// Where virtfold keeps its journal, its catalog and its locks [default: $VIRTFOLD_STATE_DIR, else /var/lib/virtfold, or
+    /// ~/.local/state/virtfold for qemu:///session]
     #[arg(long, value_name = "DIR", help_heading = "Domains")]
     state_dir: Option<PathBuf>,
 }
 
 impl StateFlag {
-    /// The directory, absolute: libvirt knows nothing of this process's working directory.
+    /// The directory where the environment says which libvirt it is, absolute.
     ///
     /// # Errors
     /// There is no working directory to begin from.
     pub(crate) fn path(&self) -> Result<PathBuf, Error> {
+        self.path_of(whose())
+    }
+
+    /// The directory beside a libvirt, absolute: libvirt knows nothing of this process's working directory.
+    ///
+    /// # Errors
+    /// There is no working directory to begin from.
+    pub(crate) fn path_of(&self, whose: Whose) -> Result<PathBuf, Error> {
         let from_environment =
             || std::env::var_os("VIRTFOLD_STATE_DIR").filter(|v| !v.is_empty()).map(PathBuf::from);
         let named = self.state_dir.clone().or_else(from_environment);
-        absolute(&named.unwrap_or_else(|| PathBuf::from(STATE)))
+        absolute(&named.map_or_else(|| usual_state(whose), Ok)?)
     }
 }
 

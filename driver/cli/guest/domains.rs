@@ -69,7 +69,7 @@ struct Entry {
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let connection = args.connect.open()?;
     let defaults = args.config.load()?.defaults;
-    let wishes = super::wishes_of(&defaults, args.state.path()?);
+    let wishes = super::wishes_of(&defaults, args.state.path_of(args.connect.whose())?);
     let all = plan::plan_all(connection.hypervisor.as_ref(), &LocalFiles, &wishes)?;
     let last = if Nothing::is_in(&wishes.state_dir) {
         Vec::new()

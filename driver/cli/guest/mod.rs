@@ -111,7 +111,7 @@ pub(super) fn wishes_of(defaults: &Defaults, state_dir: PathBuf) -> Wishes {
 
 impl GuestArgs {
     fn wishes(&self, defaults: &Defaults) -> Result<Wishes, Error> {
-        let mut wishes = wishes_of(defaults, self.state.path()?);
+        let mut wishes = wishes_of(defaults, self.state_dir()?);
         wishes.exclude.clone_from(&self.exclude);
         if let Some(quiesce) = self.quiesce {
             wishes.quiesce = match quiesce {
@@ -137,7 +137,7 @@ impl GuestArgs {
     /// # Errors
     /// Those of [`StateFlag::path`].
     pub(super) fn state_dir(&self) -> Result<PathBuf, Error> {
-        self.state.path()
+        self.state.path_of(self.connect.whose())
     }
 
     /// Runs the backup of a domain, or says what it would do.

@@ -47,7 +47,7 @@ struct Report {
 /// Runs the verb.
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let connection = args.connect.open()?;
-    let state = args.state.path()?;
+    let state = args.state.path_of(args.connect.whose())?;
     let journal: Box<dyn Journal> = match args.dry_run && Nothing::is_in(&state) {
         true => Box::new(Nothing),
         false => Box::new(Catalog::open(&state)?),

@@ -34,6 +34,7 @@ use super::resume::{self, Keep};
 use super::{Control, guards};
 use crate::archive::stream::Cancel;
 use crate::catalog::Base;
+use crate::durable;
 use crate::error::{Error, ErrorKind, IoContext, Result, sentence};
 use crate::guest::DomainId;
 use crate::guest::host::HostFiles;
@@ -346,7 +347,8 @@ fn make_overlay_directories(request: &FreezeRequest, state_dir: &Path) -> Result
             std::fs::set_permissions(&path, permissions).at(making)?;
         }
     }
-    std::fs::DirBuilder::new().recursive(true).mode(0o711).create(&ours).at(making)?;
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o711).create(&ours);
+    durable::at_directory(made, &ours, making)?;
     let mut permissions = state_dir.metadata().at(making)?.permissions();
     permissions.set_mode(permissions.mode() | 0o011);
     std::fs::set_permissions(state_dir, permissions).at(making)

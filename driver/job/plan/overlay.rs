@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::volumes::is_block_device;
 use super::{Finding, PlannedDisk, Wishes};
+use crate::durable;
 use crate::error::ErrorKind;
 use crate::guest::overlay_path;
 
@@ -60,6 +61,10 @@ fn place(source: &Path, target: &str, wishes: &Wishes, tag: u32) -> Result<PathB
     let shown = directory.display();
     let made_by_us = directory == overlays_of(&wishes.state_dir);
     if !directory.is_dir() && !made_by_us {
+        if let Some(file) = durable::file_in_the_way(&directory) {
+            let told = format!("disk '{target}' can have no overlay in '{shown}': {file}");
+            return Err(Finding::new("overlay", ErrorKind::Usage, told).with_hint("say --overlay-dir"));
+        }
         let told = format!("the directory '{shown}' for the overlay of disk '{target}' is not there");
         let hint = "make it, and mount its file system before the guest is started";
         return Err(Finding::new("overlay", ErrorKind::NotFound, told).with_hint(hint));

@@ -27,6 +27,7 @@ use crate::archive::manifest::{self, Manifest};
 use crate::archive::stream::{ChunkLog, ChunkRecord, Chunks, Digest};
 use crate::archive::writer::{Attachment, DiskTables};
 use crate::crypt::{Envelope, KeptEnvelope};
+use crate::durable;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::medium::{Mark, Notes, Remains};
 
@@ -236,7 +237,8 @@ pub(super) fn begin(
     if !state_dir.is_dir() {
         DirBuilder::new().recursive(true).mode(0o711).create(state_dir).at(cannot)?;
     }
-    DirBuilder::new().recursive(true).mode(0o700).create(&folder).at(cannot)?;
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(&folder);
+    durable::at_directory(made, &folder, cannot)?;
     let directory = folder.join(origin.archive.to_string());
     let fresh = folder.join(format!("{}.new", origin.archive));
     DirBuilder::new().mode(0o700).create(&fresh).at(cannot)?;

@@ -23,14 +23,14 @@ pub use server::{Limits, Server};
 pub use wire::{Answer, Ask, Fault, MAX_ANSWER, MAX_REQUEST, Reply, Request, VERSION};
 
 pub use types::{
-    DomainStatus, Entry, EntryId, EntryState, Failure, JobStatus, LibvirtStatus, RunProgress, Running,
-    ServiceState, ServiceStatus, Status, Success, Trigger, Warning, WarningKind,
+    DomainStatus, Entry, EntryId, EntryState, Failure, Guests, JobStatus, LibvirtStatus, RunProgress,
+    Running, ServiceState, ServiceStatus, Status, Success, Trigger, Warning, WarningKind,
 };
 
 use crate::error::Result;
 
-/// Where the service listens unless told otherwise.
-pub const SOCKET: &str = "/run/virtfold/control.sock";
+/// The socket that the service listens at unless told otherwise, in the runtime directory.
+pub const SOCKET: &str = "control.sock";
 
 /// What can be asked of the service. Each answer comes in moments, whatever runs.
 pub trait Desk: Send + Sync {

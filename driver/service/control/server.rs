@@ -21,6 +21,7 @@ use nix::unistd::{Group, Uid};
 use super::lines::{Line, Lines};
 use super::wire::{self, Answer, MAX_ANSWER, MAX_REQUEST, Reply, Request};
 use super::{Ask, Desk};
+use crate::durable;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::service::acceptor::{Acceptor, Handler, Patience};
 
@@ -64,8 +65,8 @@ impl Server {
         let making = || format!("cannot make the control socket '{}'", path.display());
         let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
         let directory = directory.unwrap_or_else(|| Path::new("."));
-        if !directory.exists() {
-            std::fs::create_dir_all(directory).at(making)?;
+        if !directory.is_dir() {
+            durable::at_directory(std::fs::create_dir_all(directory), directory, making)?;
             // Whatever the umask is: the group has to get through to the socket. A directory that is there already is somebody's own matter.
             std::fs::set_permissions(directory, Permissions::from_mode(0o755)).at(making)?;
         }

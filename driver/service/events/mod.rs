@@ -38,8 +38,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::{Sender, bounded};
+use virtfold_hooks::Whose;
 use virtfold_hooks::spool::Spool;
 
+use crate::durable;
 use crate::error::{IoContext, Result};
 use crate::guest::Hypervisor;
 
@@ -64,11 +66,11 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The usual places, with what is known in `state`, the service's directory.
-    pub fn usual(state: &Path) -> Self {
+    /// The usual places of a libvirt, with what is known in `state`, the service's directory.
+    pub fn usual(state: &Path, whose: Whose) -> Self {
         Self {
-            spool: virtfold_hooks::spool::usual_path(),
-            socket: virtfold_hooks::nudge::usual_path(),
+            spool: virtfold_hooks::spool::usual_path(whose),
+            socket: virtfold_hooks::nudge::usual_path(whose),
             known: state.join("guests.json"),
             look_every: Duration::from_secs(30),
             reconcile_every: Duration::from_secs(300),
@@ -93,7 +95,8 @@ impl Events {
     /// The spool's directory or the socket can't be made.
     pub fn start(settings: Settings, connect: Connect) -> Result<(Self, Notices)> {
         let spool = Spool::at(&settings.spool);
-        spool.create().at(|| format!("cannot make the spool '{}'", settings.spool.display()))?;
+        let making = || format!("cannot make the spool '{}'", settings.spool.display());
+        durable::at_directory(spool.create(), &settings.spool, making)?;
         let socket = socket::Socket::bind(&settings.socket)?;
         let ((out, notices), (look, looks), (alive, ended)) = (bounded(0), bounded(1), bounded(0));
         let channels = intake::Channels { out, looks, ended };

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 
+use crate::durable;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 
 /// How long the thread may be unaware of its end, where it can't be woken.
@@ -37,7 +38,7 @@ impl Socket {
     pub(super) fn bind(path: &Path) -> Result<Self> {
         let message = || format!("cannot listen on '{}'", path.display());
         if let Some(directory) = path.parent() {
-            fs::create_dir_all(directory).at(message)?;
+            durable::at_directory(fs::create_dir_all(directory), directory, message)?;
         }
         match fs::symlink_metadata(path) {
             Ok(there) if there.file_type().is_socket() => fs::remove_file(path).at(message)?,

@@ -63,7 +63,7 @@ fn with_a_service(hooked: &Hooked, guest: &Guest<'_>) {
         known: hooked.lab.folder().join("guests.json"),
         look_every: Duration::from_secs(1),
         retry_after: Duration::from_millis(500),
-        ..Settings::usual(hooked.lab.folder())
+        ..Settings::usual(hooked.lab.folder(), virtfold_hooks::Whose::System)
     };
     let uri = hooked.lab.uri();
     let connect = move || {
