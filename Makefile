@@ -7,7 +7,7 @@ export PATH := $(PATH):/usr/sbin:/sbin:$(if $(CARGO_HOME),$(CARGO_HOME),$(HOME)/
 
 say = @printf '\n==== %s\n' '$(1)'
 
-.PHONY: help setup fmt lint deny doc fuzz fuzz-changed quick list unit tests bench bench-object bench-tape bench-pause bench-hook soak test
+.PHONY: help setup fmt lint deny doc fuzz fuzz-changed quick list unit tests bench bench-object bench-tape bench-pause bench-hook soak compat test
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
@@ -84,6 +84,10 @@ bench-hook: ## Measure how long libvirt waits for the hook (a quiet machine)
 soak: ## Kill the driver at every entry of its journal, ten times, with everything else that can happen (hours, as root)
 	$(call say,soak)
 	@tests/soak 10
+
+compat: ## The tests with real guests on Debian 12, its backports and Debian 13, in chroots (an hour, as root)
+	$(call say,other versions)
+	@tests/compat
 
 test: ## The gate: setup, fmt, lint, deny, doc, fuzz-changed and tests, each with its time
 	@tests/gate

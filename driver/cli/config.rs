@@ -1,5 +1,7 @@
 //! `virtfold config`: the configuration, checked, shown, described.
 
+mod host;
+
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
@@ -9,8 +11,11 @@ use virtfold::error::{Error, ErrorKind};
 use virtfold::medium::Location;
 use virtfold_config::{Config, ConfigError, Origin};
 
+use self::host::Trial;
 use super::exit::Outcome;
-use super::report::{JsonFlag, Stdout, Style, result};
+use super::guest::connection::ConnectFlag;
+use super::output::{line, say};
+use super::report::{JsonFlag, Stdout, Style, printable, result};
 
 /// Where the configuration is when nobody says otherwise.
 const USUAL: &str = "/etc/virtfold/config.yaml";
@@ -23,6 +28,7 @@ const USUAL: &str = "/etc/virtfold/config.yaml";
 #[command(after_help = "\
 Examples:
   virtfold config check
+  virtfold config check --host
   virtfold config show --config ./config.yaml
   virtfold config schema > virtfold.schema.json")]
 pub(crate) struct Args {
@@ -32,10 +38,23 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// Read it all, with the files of credentials that it names, and say what is wrong
+    /// Read it all, with the files of credentials that it names, and say what is wrong, or has no effect
+    #[command(after_help = "\
+Examples:
+  virtfold config check
+  virtfold config check --host        before the first night")]
     Check {
         #[command(flatten)]
         config: ConfigFlag,
+        /// Try it on this host, too: every medium, the jobs' domains and commands; and say when the jobs run next. Leaves nothing
+        /// anywhere and moves no tape
+        #[arg(long)]
+        host: bool,
+        /// One medium alone; its variables are in the environment
+        #[arg(long, hide = true, value_name = "NAME", requires = "host")]
+        medium: Option<String>,
+        #[command(flatten)]
+        connect: ConnectFlag,
     },
     /// Print every value in effect, and where it comes from
     Show {
@@ -95,21 +114,30 @@ fn unusable(error: ConfigError) -> Error {
 /// Runs the verb.
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
     match &args.what {
-        What::Check { config } => {
+        What::Check { config, host, medium, connect } => {
             let read = config.load()?;
+            if medium.is_some() {
+                return Trial { config: &read, connect, medium: medium.as_deref() }.run();
+            }
             // What holds credentials is read when it is needed; here is the time to say that it can't be.
             for medium in read.media.values() {
                 medium.environment().map_err(unusable)?;
             }
             match config.path() {
-                Some(path) => println!("{}: ok", path.display()),
-                None => println!("no configuration: all values are the defaults"),
+                Some(path) => line(&format!("{}: ok", path.display()))?,
+                None => line("no configuration: all values are the defaults")?,
+            }
+            if *host {
+                return Trial { config: &read, connect, medium: None }.run();
+            }
+            for advice in read.advice(None) {
+                say(&format!("virtfold: warning: {}", printable(&advice.to_string())));
             }
         }
         What::Show { config, json } => show(&config.load()?, Style::from_flag(json))?,
         What::Schema => {
             let schema = serde_json::to_string_pretty(&virtfold_config::schema());
-            println!("{}", schema.context("cannot write the schema")?);
+            line(&schema.context("cannot write the schema")?)?;
         }
     }
     Ok(Outcome::Done)

@@ -14,6 +14,7 @@ mod guest;
 mod keys;
 mod list;
 mod map;
+mod output;
 mod prune;
 mod remember;
 mod report;

@@ -45,6 +45,7 @@ mod location;
 #[cfg_attr(not(feature = "object-store"), path = "no_object.rs")]
 pub mod object;
 mod pipe;
+mod probe;
 mod rate;
 mod remains;
 mod source;
@@ -60,6 +61,7 @@ pub use self::file::FileMedium;
 pub use self::gaps::Gaps;
 pub use self::location::{Location, LocationError, ObjectAddress, TapeAddress, TapeArchive};
 pub use self::pipe::{PipeMedium, PipeSource};
+pub use self::probe::probe;
 pub use self::rate::{RateLimit, RateLimited};
 pub use self::remains::{Mark, Notes, Remains, Reopened};
 pub use self::source::{FileSource, Source};
@@ -188,11 +190,10 @@ fn changed(location: &impl std::fmt::Display) -> Error {
 pub fn create(location: &Location, label: &Label, cancel: &Cancel) -> Result<Box<dyn Medium>> {
     Ok(match location {
         Location::Pipe => Box::new(PipeMedium::stdout()?),
-        Location::Path(directory) if !directory.is_dir() => {
-            let message = format!("the directory '{}' is not there", directory.display());
-            return Err(Error::new(ErrorKind::NotFound, message).with_hint("make it first"));
+        Location::Path(directory) => {
+            crate::durable::expect_directory(directory)?;
+            Box::new(FileMedium::create(&directory.join(&label.name))?)
         }
-        Location::Path(directory) => Box::new(FileMedium::create(&directory.join(&label.name))?),
         Location::Object(place) => object::create(place, label, cancel)?,
         Location::Tape(_) => {
             let what = format!("'{location}': a tape needs its drive, its catalog and who changes volumes");
