@@ -25,7 +25,7 @@ fn a_reader_that_has_gone_is_no_error_of_what_is_printed() {
     let config = config.to_str().unwrap();
     let folder = scratch.folder("archives");
     let folder = folder.to_str().unwrap();
-    let made = run(&mut virtfold(&[
+    let made = run(&mut virtfold([
         "backup",
         "--image",
         image.text(),
@@ -60,6 +60,6 @@ fn an_archive_that_nobody_takes_is_an_error() {
     let scratch = Scratch::new("gone-taker");
     let image = Image::create(scratch.join("disk.qcow2"), Format::Qcow2, "", 1 << 20);
     let (code, said) =
-        unread(&mut virtfold(&["backup", "--image", image.text(), "--format", "qcow2", "--to", "-"]));
+        unread(&mut virtfold(["backup", "--image", image.text(), "--format", "qcow2", "--to", "-"]));
     assert!(code == Some(exit::FAILURE) && said.contains("Broken pipe"), "{code:?} {said}");
 }

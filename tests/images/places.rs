@@ -86,7 +86,7 @@ fn a_user_s_session_has_its_own_places() {
     assert!(own.join(".local/state/virtfold/catalog.sqlite").is_file(), "{home}");
     let wanted = own.join("mine");
     let line = format!("XDG_STATE_HOME={}", text(&wanted));
-    let program = virtfold(&["recover"]);
+    let program = virtfold(["recover"]);
     let mut other = Command::new("setpriv");
     other.args([
         "--reuid=65534",
@@ -141,7 +141,7 @@ fn a_configuration_is_tried_on_its_host() {
     let config = scratch.join("config.yaml");
     fs::write(&config, JOBS.replace("NAS", text(&nas))).unwrap();
     let check =
-        |more: &[&str]| run(&mut virtfold(&[&["config", "check", "--config", text(&config)], more].concat()));
+        |more: &[&str]| run(&mut virtfold([&["config", "check", "--config", text(&config)], more].concat()));
     // Without the host: only what is wrong whatever there is.
     let alone = check(&[]).ok();
     assert!(
