@@ -53,7 +53,9 @@ impl Libvirt {
             return Ok(None);
         };
         let nodes = self.command(domain, qmp::QUERY_NODES)?;
-        let (Some(top), Some(base)) = (qmp::format_node(&nodes, top), qmp::format_node(&nodes, base)) else {
+        let devices = self.command(domain, qmp::QUERY_BLOCK)?;
+        let (Some(top), Some(base)) = (qmp::root_node(&devices, &seen.alias), qmp::format_node(&nodes, base))
+        else {
             return Ok(None);
         };
         tracing::warn!(%domain, target, "libvirt does not know the overlay; QEMU itself is told to commit it");

@@ -60,6 +60,11 @@ pub(crate) fn is_io_error(reply: &str) -> bool {
     returned(reply)["status"] == "io-error"
 }
 
+/// Whether the agent's reply to `guest-fsfreeze-status` says that nothing is frozen (qga/qapi-schema.json: GuestFsfreezeStatus).
+pub(crate) fn is_thawed(reply: &str) -> bool {
+    returned(reply) == "thawed"
+}
+
 /// The names of libvirt's nodes for an image, from a reply to [`QUERY_NODES`].
 pub(crate) fn nodes_of(reply: &str, image: &Path) -> Vec<String> {
     names_of(&returned(reply), image)
@@ -98,17 +103,28 @@ fn read_device(device: &Value) -> Option<QemuDisk> {
     let alias = alias_of(device.get("qdev")?.as_str()?)?;
     let inserted = device.get("inserted");
     let file = inserted.and_then(|i| i.get("file")).and_then(Value::as_str).and_then(local_file);
-    let mut backing = Vec::new();
+    let mut images: Vec<PathBuf> = file.iter().cloned().collect();
     let mut image = inserted.and_then(|i| i.get("image")).and_then(|i| i.get("backing-image"));
     while let Some(below) = image {
         let Some(path) = below.get("filename").and_then(Value::as_str).and_then(local_file) else { break };
-        if backing.len() == MAX_CHAIN {
+        if images.len() == MAX_CHAIN {
             break;
         }
-        backing.push(path);
+        // A filter (copy-on-read, throttle) stands above its image in the chain, and is called by the image's file.
+        if images.last() != Some(&path) {
+            images.push(path);
+        }
         image = below.get("backing-image");
     }
+    let backing = images.into_iter().skip(usize::from(file.is_some())).collect();
     Some(QemuDisk { alias, file, backing })
+}
+
+/// The node that a disk has on top, its filters included, from what [`QUERY_BLOCK`] returns: block jobs are for that one.
+pub(crate) fn root_node(devices: &Value, alias: &str) -> Option<String> {
+    let of = |device: &&Value| device["qdev"].as_str().and_then(alias_of).as_deref() == Some(alias);
+    let device = devices.as_array()?.iter().find(of)?;
+    device["inserted"]["node-name"].as_str().map(str::to_owned)
 }
 
 /// `/machine/peripheral/virtio-disk0/virtio-backend` and `ide0-0-1` name the device in different ways.
@@ -143,6 +159,14 @@ mod tests {
             assert!(!is_io_error(other) && !is_running(other), "{other}");
         }
         assert!(is_running(r#"{"return":{"status":"running","running":true}}"#));
+    }
+
+    #[test]
+    fn only_the_agents_own_word_says_that_nothing_is_frozen() {
+        assert!(is_thawed(r#"{"return":"thawed"}"#));
+        for other in [r#"{"return":"frozen"}"#, r#"{"return":{}}"#, r#"{"error":{}}"#, r#""thawed""#, ""] {
+            assert!(!is_thawed(other), "{other}");
+        }
     }
 
     #[test]
@@ -188,8 +212,30 @@ mod tests {
             QemuDisk { alias: "ide0-0-0".into(), file: None, backing: vec![] },
         ];
         assert_eq!(disks, expected);
+        assert_eq!(root_node(&answer(reply).unwrap(), "virtio-disk0").as_deref(), Some("libvirt-3-format"));
+        assert_eq!(root_node(&answer(reply).unwrap(), "sata0-0-1"), None);
         assert!(read_query_block("{}").is_err());
         assert!(read_query_block(r#"{"error":{}}"#).is_err());
         assert!(read_query_block("x").is_err());
+    }
+
+    /// As QEMU 10 says it of a disk with `copy_on_read='on'` that has an overlay.
+    #[test]
+    fn a_filter_is_no_image() {
+        let reply = r#"{"return":[
+          {"device":"","qdev":"/machine/peripheral/virtio-disk0/virtio-backend","inserted":
+            {"node-name":"libvirt-CoR-vda","drv":"copy-on-read",
+             "file":"json:{\"driver\":\"copy-on-read\",\"file\":{\"driver\":\"qcow2\",\"file\":{\"driver\":\"file\",\"filename\":\"/i/o\"}}}",
+             "image":{"format":"copy-on-read",
+              "filename":"json:{\"driver\":\"copy-on-read\",\"file\":{\"driver\":\"qcow2\",\"file\":{\"driver\":\"file\",\"filename\":\"/i/o\"}}}",
+              "backing-image":{"filename":"/i/o","backing-image":{"filename":"/i/a.qcow2"}}}}}]}"#;
+        let disks = read_query_block(reply).unwrap();
+        let expected = QemuDisk {
+            alias: "virtio-disk0".into(),
+            file: Some("/i/o".into()),
+            backing: vec!["/i/a.qcow2".into()],
+        };
+        assert_eq!(disks, [expected]);
+        assert_eq!(root_node(&answer(reply).unwrap(), "virtio-disk0").as_deref(), Some("libvirt-CoR-vda"));
     }
 }
