@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 
 use super::types::{DomainId, Paused, Run};
-use super::{Hypervisor, settle};
+use super::{Fault, Hypervisor, code, settle};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 
 /// How often a guard that has fired undoes again.
@@ -303,22 +303,46 @@ impl Watch<'_> {
 /// # Errors
 /// What the hypervisor says.
 pub fn release(hypervisor: &dyn Hypervisor, domain: DomainId, held: Held) -> Result<()> {
+    let_go(hypervisor, domain, held).map(drop)
+}
+
+/// How a guest was let go.
+#[derive(Debug)]
+pub enum Released {
+    /// As it should be.
+    Cleanly,
+    /// Its agent said no to the thaw, and says that nothing is frozen all the same: its hook failed, as a rule.
+    Despite(Error),
+}
+
+/// As [`release`], which says how it went.
+///
+/// # Errors
+/// What the hypervisor says.
+pub fn let_go(hypervisor: &dyn Hypervisor, domain: DomainId, held: Held) -> Result<Released> {
     let run = match hypervisor.run_state(domain) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Released::Cleanly),
         run => run?,
     };
     match (held, run) {
-        (_, run) if !run.is_active() => Ok(()),
+        (_, run) if !run.is_active() => Ok(Released::Cleanly),
         (Held::Paused, Run::Paused(Paused::User)) => {
             if let Err(error) = settle::settle(hypervisor, domain) {
                 tracing::warn!(%domain, ?error, "the configuration could not be compared with what QEMU does");
             }
-            hypervisor.resume(domain)
+            hypervisor.resume(domain).map(|()| Released::Cleanly)
         }
-        (Held::Paused, _) => Ok(()),
+        (Held::Paused, _) => Ok(Released::Cleanly),
         (Held::Frozen, _) => {
             hypervisor.set_agent_time_limit(domain, AGENT_LIMIT)?;
-            hypervisor.thaw(domain).map(drop)
+            let Err(error) = hypervisor.thaw(domain) else { return Ok(Released::Cleanly) };
+            // One that does not answer is not asked again.
+            let silent = [Some(code::AGENT_UNRESPONSIVE), Some(code::AGENT_COMMAND_TIMEOUT)];
+            let answered = !silent.contains(&Fault::code_of(&error)) && !Fault::lost(&error);
+            match answered.then(|| hypervisor.is_thawed(domain, AGENT_LIMIT)) {
+                Some(Ok(true)) => Ok(Released::Despite(error)),
+                _ => Err(error),
+            }
         }
     }
 }

@@ -200,6 +200,13 @@ pub trait Hypervisor: Debug + Send + Sync {
     /// As [`Hypervisor::ping_agent`].
     fn thaw(&self, domain: DomainId) -> Result<u32>;
 
+    /// Whether the guest's agent says that no file system is frozen. An agent that died while they were frozen, and is there again, knows that
+    /// they are.
+    ///
+    /// # Errors
+    /// As [`Hypervisor::ping_agent`].
+    fn is_thawed(&self, domain: DomainId, limit: Duration) -> Result<bool>;
+
     /// What QEMU itself says about each disk: the file it writes to, and the chain below.
     ///
     /// # Errors

@@ -38,6 +38,8 @@ pub enum Skip {
     Empty,
     /// The guest cannot have written to it.
     ReadOnly,
+    /// The running guest has not got it: the configuration names it for the next start.
+    NotPlugged,
 }
 
 /// Why a disk stops the backup.
@@ -57,6 +59,8 @@ pub enum Refuse {
     Encrypted,
     /// Its format is neither raw nor qcow2.
     Format,
+    /// It is a part of its file: a copy of the file would be another disk.
+    Sliced,
 }
 
 impl fmt::Display for Verdict {
@@ -68,6 +72,7 @@ impl fmt::Display for Verdict {
             Verdict::Skip(Skip::Floppy) => "left out: a floppy drive",
             Verdict::Skip(Skip::Empty) => "left out: an empty drive",
             Verdict::Skip(Skip::ReadOnly) => "left out: read-only",
+            Verdict::Skip(Skip::NotPlugged) => "left out: the running guest does not have it",
             Verdict::Refuse(Refuse::Shareable) => "refused: shareable, another guest may write to it",
             Verdict::Refuse(Refuse::Network) => "refused: a network disk, there is no local file to read",
             Verdict::Refuse(Refuse::NoFile) => "refused: neither a file nor a block device",
@@ -77,6 +82,9 @@ impl fmt::Display for Verdict {
                 "refused: encrypted by QEMU, an overlay would be plain text"
             }
             Verdict::Refuse(Refuse::Format) => "refused: its format is neither raw nor qcow2",
+            Verdict::Refuse(Refuse::Sliced) => {
+                "refused: a part of its file (<slices>), and virtfold reads whole files"
+            }
         })
     }
 }
@@ -117,6 +125,9 @@ pub fn disk_rule(disk: &Disk, choice: Choice) -> Verdict {
     }
     if disk.marks.encrypted {
         return Verdict::Refuse(Refuse::Encrypted);
+    }
+    if disk.marks.sliced {
+        return Verdict::Refuse(Refuse::Sliced);
     }
     // libvirt takes a disk without a format for raw, and so do we: nothing is ever probed.
     match disk.image.format.as_deref().unwrap_or("raw") {
@@ -372,6 +383,20 @@ mod tests {
                 "type='file'",
                 "<driver type='vmdk'/><source file='/a'/>".to_owned(),
                 "refused: its format is neither raw nor qcow2",
+            ),
+            (
+                "type='file'",
+                "<driver type='raw'/><source file='/a'><slices><slice type='storage' offset='512' size='512'/></slices></source>"
+                    .to_owned(),
+                "refused: a part of its file (<slices>), and virtfold reads whole files",
+            ),
+            (
+                "type='file'",
+                file(
+                    "<backingStore type='file'><format type='qcow2'/><source file='/b'/><backingStore type='file'>\
+                     <format type='raw'/><source file='/c'><slices/></source><backingStore/></backingStore></backingStore>",
+                ),
+                "refused: a part of its file (<slices>), and virtfold reads whole files",
             ),
         ];
         for (attributes, inner, expected) in table {

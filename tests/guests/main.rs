@@ -19,6 +19,7 @@ mod lab_conformance;
 mod lab_guard;
 mod lab_harness;
 mod lab_libvirt;
+mod odd_disks;
 mod online;
 mod points;
 mod service;

@@ -88,6 +88,8 @@ pub struct Marks {
     pub transient: bool,
     /// `<encryption>`: QEMU decrypts; the image's bytes are cipher text.
     pub encrypted: bool,
+    /// `<slices>`: it is a part of its file, or an image below it is one.
+    pub sliced: bool,
 }
 
 /// A disk of a domain.
@@ -156,6 +158,7 @@ pub(super) fn read(node: Node<'_, '_>) -> Result<Disk> {
             shareable: has("shareable"),
             transient: has("transient"),
             encrypted,
+            sliced: is_sliced(node),
         },
         snapshot: node.attribute("snapshot").map(own),
         alias: child(node, "alias").and_then(|a| a.attribute("name")).map(own),
@@ -180,6 +183,12 @@ fn read_source(holder: Node<'_, '_>) -> Source {
         "network" => Source::Network { protocol: attribute("protocol").unwrap_or_default().to_owned() },
         other => Source::Other(other.to_owned()),
     }
+}
+
+/// Whether the disk's image or one below it is a part of its file.
+fn is_sliced(disk: Node<'_, '_>) -> bool {
+    let chain = std::iter::successors(Some(disk), |image| child(*image, "backingStore"));
+    chain.filter_map(|image| child(image, "source")).any(|source| child(source, "slices").is_some())
 }
 
 fn read_backing(disk: Node<'_, '_>, target: &str) -> Result<(Vec<Image>, Chain)> {

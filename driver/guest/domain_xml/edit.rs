@@ -179,6 +179,16 @@ impl<'a> Editor<'a> {
         Ok(self)
     }
 
+    /// Adds a device, as its XML says it.
+    ///
+    /// # Errors
+    /// The domain has no `<devices>`.
+    pub fn add_device(&mut self, element: &str) -> Result<&mut Self> {
+        let splice = self.append(self.element(self.document.root_element(), "devices")?, element);
+        self.splices.push(splice);
+        Ok(self)
+    }
+
     /// Lets a disk use another image, of `format`. What the XML said about the chain below the old one goes away, so that
     /// libvirt reads the new one's header. A mirror's mark goes, too.
     ///

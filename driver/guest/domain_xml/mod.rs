@@ -15,10 +15,12 @@ use roxmltree::{Document, Node, ParsingOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::guest::types::DomainId;
 
+mod changed;
 mod claims;
 mod disk;
 pub mod edit;
 
+pub use changed::{ChangedDisk, as_it_ran, changed_disks};
 pub use disk::{Chain, Device, Disk, Image, Marks, Mirror, Source};
 
 /// Larger domain XML is refused; real ones have 3 to 40 KiB.

@@ -430,6 +430,14 @@ impl Hypervisor for Libvirt {
         self.tell(domain, "thaw the file systems of", raw::thaw)
     }
 
+    fn is_thawed(&self, domain: DomainId, limit: Duration) -> Result<bool> {
+        let status = |d: &Domain| {
+            d.qemu_agent_command(r#"{"execute":"guest-fsfreeze-status"}"#, request::whole_seconds(limit), 0)
+        };
+        let reply = self.tell(domain, "ask the agent for the file systems of", status)?;
+        Ok(qmp::is_thawed(&reply))
+    }
+
     fn query_block(&self, domain: DomainId) -> Result<Vec<QemuDisk>> {
         let reply =
             self.ask(domain, "ask QEMU for the disks", |d| d.qemu_monitor_command(qmp::QUERY_BLOCK, 0))?;

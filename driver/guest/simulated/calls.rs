@@ -287,6 +287,13 @@ impl Hypervisor for Simulated {
         self.call(Operation::Thaw, |turn| turn.set_frozen(domain, Frozen::No))
     }
 
+    fn is_thawed(&self, domain: DomainId, _limit: Duration) -> Result<bool> {
+        self.call(Operation::AgentPing, |turn| {
+            turn.agent_call(domain)?;
+            Ok(turn.domain(domain)?.qemu.as_ref().is_none_or(|qemu| !qemu.frozen))
+        })
+    }
+
     fn query_block(&self, domain: DomainId) -> Result<Vec<QemuDisk>> {
         self.call(Operation::Read, |turn| {
             let off = || refused(code::OPERATION_INVALID, "domain is not running");

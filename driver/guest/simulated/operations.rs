@@ -40,7 +40,7 @@ impl Turn<'_> {
     pub(super) fn agent_call(&mut self, id: DomainId) -> Outcome<()> {
         let domain = self.running(id)?;
         match (domain.agent, domain.agent_limited) {
-            (Agent::Answers, _) => Ok(()),
+            (Agent::Answers | Agent::FailsToThaw | Agent::DiesFrozen, _) => Ok(()),
             (Agent::Absent, _) => Err(refused(code::AGENT_UNRESPONSIVE, "QEMU guest agent is not connected")),
             (Agent::Hangs, true) => Err(refused(code::AGENT_COMMAND_TIMEOUT, "guest agent timed out")),
             (Agent::Hangs, false) => {
@@ -59,6 +59,22 @@ impl Turn<'_> {
             return Err(refused(code::AGENT_UNRESPONSIVE, "the guest is frozen already"));
         }
         qemu.frozen = now;
+        match (domain.agent, frozen) {
+            (Agent::FailsToThaw, Frozen::No) => {
+                return Err(refused(
+                    code::INTERNAL,
+                    "unable to execute QEMU agent command 'guest-fsfreeze-thaw'",
+                ));
+            }
+            (Agent::DiesFrozen, Frozen::Yes) => {
+                domain.agent = Agent::Absent;
+                return Err(refused(
+                    code::AGENT_UNRESPONSIVE,
+                    "Guest agent disappeared while executing command",
+                ));
+            }
+            _ => {}
+        }
         Ok(if was == now { 0 } else { disks })
     }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use super::calls::described;
-use super::world::{Qemu, World};
+use super::world::{Qemu, SimDomain, World};
 use super::{Hub, SimImage, Simulated};
 use crate::guest::domain_xml::{Chain, DomainXml};
 use crate::guest::types::{Begin, Config, DomainId, End, Event, Lifecycle, Paused};
@@ -36,6 +36,10 @@ pub enum Outside {
     Resume,
     /// Its CD is ejected: libvirt restores a label.
     Eject,
+    /// Its last disk is taken off the running guest; the configuration keeps it.
+    DetachLive,
+    /// Its last disk is taken off the guest and its configuration.
+    Detach,
 }
 
 impl Outside {
@@ -89,6 +93,10 @@ fn happens_to(world: &mut World, id: DomainId, what: Outside) -> Option<Lifecycl
             world.power_off(id);
         }
         Outside::Snapshot if runs => return snapshot(world, id),
+        Outside::DetachLive | Outside::Detach if runs => {
+            detach(domain, what);
+            return None;
+        }
         Outside::Redefine if domain.views.config.is_some() => {
             let parsed = DomainXml::parse(domain.original.clone()).ok()?;
             domain.views.config = Some(described(&parsed));
@@ -123,6 +131,16 @@ fn happens_to(world: &mut World, id: DomainId, what: Outside) -> Option<Lifecycl
         Outside::MigrateAway => End::Migration,
         _ => End::Shutdown,
     }))
+}
+
+/// As libvirt: not a disk that has a job. A guest's only disk stays.
+fn detach(domain: &mut SimDomain, what: Outside) {
+    let (Some(qemu), true) = (&mut domain.qemu, domain.views.live.len() > 1) else { return };
+    let Some(gone) = domain.views.live.pop_if(|disk| disk.mirror.is_none()) else { return };
+    qemu.tops.truncate(domain.views.live.len());
+    if what == Outside::Detach {
+        domain.views.config.iter_mut().for_each(|config| config.retain(|disk| disk.target != gone.target));
+    }
 }
 
 fn start(world: &mut World, id: DomainId) -> Option<Lifecycle> {

@@ -96,6 +96,10 @@ pub enum Agent {
     Answers,
     /// It never answers.
     Hangs,
+    /// It thaws, and says that it failed: its hook did.
+    FailsToThaw,
+    /// It dies of a freeze, which has frozen all, and nobody thaws.
+    DiesFrozen,
 }
 
 /// A domain.

@@ -15,7 +15,7 @@ use crate::archive::stream::{ReadOptions, read_pipe};
 use crate::archive::writer::Attachment;
 use crate::crypt::{ArchiveFile, Incoming};
 use crate::error::{Error, ErrorKind, Result};
-use crate::guest::domain_xml::DomainXml;
+use crate::guest::domain_xml::{ChangedDisk, DomainXml, as_it_ran, changed_disks};
 use crate::job::Control;
 use crate::job::attachments::{DOMAIN_XML, LIVE_XML, limit_of};
 use crate::medium::PipeSource;
@@ -28,8 +28,10 @@ const MOST: usize = 1 << 30;
 pub(super) struct Backup {
     /// The archive's head.
     pub(super) head: Manifest,
-    /// The definition.
+    /// The definition; its disks are those that the guest ran with.
     pub(super) xml: DomainXml,
+    /// Where these are not the ones of its configuration.
+    pub(super) notes: Vec<String>,
     /// Everything else that is no disk.
     pub(super) attachments: Vec<Attachment>,
 }
@@ -42,7 +44,7 @@ impl Backup {
         let cannot = |e: Error| cannot(&name, e);
         let source = ArchiveFile::open(&request.archive, &request.identities).map_err(cannot)?;
         let index = ArchiveIndex::open(&source, &options, Trust::Strict).map_err(cannot)?;
-        let attachments = index.attachments(&wanted).map_err(cannot)?;
+        let attachments = index.attachments(&limit_of).map_err(cannot)?;
         Self::new(&name, index.head().clone(), attachments)
     }
 
@@ -64,10 +66,25 @@ impl Backup {
 
     fn new(name: &str, head: Manifest, mut attachments: Vec<Attachment>) -> Result<Self> {
         let cannot = |e: Error| cannot(name, e);
-        let place = attachments.iter().position(|a| a.name == DOMAIN_XML);
-        let xml = place.map(|at| attachments.swap_remove(at).content).ok_or_else(|| no_guest(name, &head))?;
-        let damaged = |e| Error::new(ErrorKind::Damaged, "its domain.xml is not UTF-8").with_source(e);
-        let xml = String::from_utf8(xml).map_err(damaged).and_then(DomainXml::parse).map_err(cannot)?;
+        let mut take = |member: &str| {
+            let place = attachments.iter().position(|a| a.name == member);
+            let text = place.map(|at| String::from_utf8(attachments.swap_remove(at).content));
+            let damaged =
+                |e| Error::new(ErrorKind::Damaged, format!("its {member} is not UTF-8")).with_source(e);
+            text.map(|text| text.map_err(damaged).and_then(DomainXml::parse).map_err(cannot)).transpose()
+        };
+        let xml = take(DOMAIN_XML)?.ok_or_else(|| no_guest(name, &head))?;
+        let (xml, notes) = match take(LIVE_XML)? {
+            Some(live) if live.id == xml.id => {
+                let notes = changed_disks(&live, &xml).into_iter().map(of_changed).collect();
+                (as_it_ran(&xml, &live).map_err(cannot)?, notes)
+            }
+            Some(_) => {
+                let what = format!("'{name}' contradicts itself: its domain.live.xml is of another domain");
+                return Err(Error::new(ErrorKind::Damaged, what));
+            }
+            None => (xml, Vec::new()),
+        };
         if let (Subject::Domain { uuid: Some(head), .. }, Some(id)) = (&head.subject, xml.id)
             && *head != id.0
         {
@@ -81,7 +98,7 @@ impl Backup {
                 Error::new(ErrorKind::Damaged, what).with_hint("restore the disks alone, without --define")
             );
         }
-        Ok(Self { head, xml, attachments })
+        Ok(Self { head, xml, notes, attachments })
     }
 
     /// The content of a member.
@@ -104,9 +121,19 @@ fn cannot(name: &str, error: Error) -> Error {
     if doubtful { error.with_hint(PARTIAL) } else { error }
 }
 
-/// Bytes that a member may have; `None` for those that are not wanted.
-fn wanted(member: &str) -> Option<u64> {
-    limit_of(member).filter(|_| member != LIVE_XML)
+fn of_changed(changed: ChangedDisk<'_>) -> String {
+    let (target, image) = (&changed.disk().target, changed.disk().image.source.path());
+    let image = image.map_or_else(String::new, |path| format!(" ('{}')", path.display()));
+    let what = match changed {
+        ChangedDisk::Live(_) => "the configuration did not have it",
+        ChangedDisk::Other(_) => "the configuration had another image for it",
+        ChangedDisk::Next(_) => {
+            return format!(
+                "disk {target}{image} was in the configuration only: the guest is defined without it, as it ran"
+            );
+        }
+    };
+    format!("disk {target}{image}: {what}; the guest is defined with it, as it ran")
 }
 
 /// What comes before the disks.
@@ -126,7 +153,7 @@ impl Visitor for Front {
     }
 
     fn other(&mut self, name: &str, size: u64) -> Result<()> {
-        let limit = wanted(name);
+        let limit = limit_of(name);
         self.taking = limit.is_some();
         let Some(limit) = limit else { return Ok(()) };
         if size > limit || self.attachments.iter().any(|other| other.name == name) {

@@ -2,6 +2,7 @@
 //!
 //! What becomes of each part of the definition:
 //!
+//! - The disks are those that the guest ran with when it was backed up; where its configuration had others, that is noted.
 //! - Disks in the archive are restored flat, in the format they had; what the definition said of a chain below them goes.
 //! - Drives for CDs and floppies stay as they are, with what is in them. Other disks that are not in the archive stay, too, where
 //!   their file is there; where it is not, and for a copy, which must not write to the original's disk, a person has
@@ -103,7 +104,7 @@ fn report(request: &DefineRequest, backup: &Backup, who: &Who) -> DefineReport {
         macs: Vec::new(),
         channels: Vec::new(),
         room: Vec::new(),
-        notes: claims.collect(),
+        notes: backup.notes.iter().cloned().chain(claims).collect(),
         defined: false,
         started: false,
         verified: false,
@@ -241,6 +242,7 @@ impl Maker<'_> {
             edit.remove_disk(target)?;
             DiskAction::Remove
         } else if let Some(head) = head {
+            check_whole(disk)?;
             let wanted = self.request.writing.format.map(|format| format.to_string());
             let made = wanted.unwrap_or_else(|| head.source.format.clone());
             let spot = placer.disk(disk, (head, &made))?;
@@ -445,6 +447,20 @@ fn default_tpm(places: &LibvirtPlaces, id: &str, tpm: &crate::guest::domain_xml:
     }
     let what = format!("'{}', where libvirt keeps the state of TPMs, is not there", places.swtpm.display());
     Err(Error::new(ErrorKind::NotFound, what).with_hint("say --libvirt-dir DIR: libvirt's state directory"))
+}
+
+/// An archive of a guest that had a part of a file as its disk has the whole file.
+fn check_whole(disk: &Disk) -> Result<()> {
+    if !disk.marks.sliced {
+        return Ok(());
+    }
+    let target = &disk.target;
+    let what = format!(
+        "disk {target} was a part of its file (<slices>), and the archive has the whole file: the guest would read it at the wrong place"
+    );
+    Err(Error::new(ErrorKind::Unsupported, what).with_hint(format!(
+        "restore the disks without --define, cut the part out, and give the guest that; or take it out with --without {target}"
+    )))
 }
 
 /// What the archive does not have, and the guest makes at its first start, must not be there from somebody else.

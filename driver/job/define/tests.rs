@@ -91,6 +91,59 @@ fn a_guest_comes_out_of_an_encrypted_archive_with_its_key_alone() {
     assert_eq!((lab.first("out/web.img"), lab.first("out/web_VARS.fd")), (7, b'v'));
 }
 
+/// Plugged in, taken off and exchanged since the configuration was last what ran.
+#[test]
+fn a_guest_comes_back_with_the_disks_that_it_ran_with() {
+    let lab = Lab::new();
+    let ran = lab.xml();
+    let disk = |file: &str, target: &str| {
+        let file = lab.text(file);
+        format!(
+            "<disk type='file'><driver name='qemu' type='raw'/><source file='{file}'/><target dev='{target}'/></disk>"
+        )
+    };
+    let without = ran.replace(&disk("was/data.img", "vdb"), "");
+    let other = ran.replace("was/data.img", "was/other.img");
+    let more = ran.replace("<interface", &format!("{}<interface", disk("was/later.img", "vdc")));
+    for (configured, told) in [(without, "did not have it"), (other, "another image"), (more, "without it")] {
+        assert_ne!(configured, ran);
+        let lab = Lab::new();
+        let here = |text: &str| text.replace(&lab_folder(&ran), &lab.at("").display().to_string());
+        lab.archive_of((&here(&configured), &here(&ran)), 7);
+        let report = lab.run(&lab.request()).unwrap();
+        assert!(
+            report.notes.iter().any(|note| note.contains(told) && note.contains("as it ran")),
+            "{:?}",
+            report.notes
+        );
+        let xml = lab.defined("web");
+        assert_eq!(xml.targets().len(), 3, "{}", xml.text());
+        assert_eq!(xml.disk("vdb").unwrap().image.source.path(), Some(lab.at("out/data.img").as_path()));
+        assert_eq!(lab.first("out/data.img"), 7);
+    }
+    // The configuration of another guest is nobody's.
+    lab.archive_of((&ran, &ran.replace(UUID, "00000000-0000-4000-8000-000000000001")), 7);
+    assert_eq!(lab.refused(&lab.request()).0, ErrorKind::Damaged);
+}
+
+/// The folder that an XML was made for, with its slash.
+fn lab_folder(xml: &str) -> String {
+    let path = xml.split("<nvram>").nth(1).unwrap();
+    path.split("was/").next().unwrap().to_owned()
+}
+
+#[test]
+fn a_part_of_a_file_is_not_defined_as_the_whole() {
+    let lab = Lab::new();
+    let source = format!("<source file='{}'/>", lab.text("was/data.img"));
+    let slice = "<slices><slice type='storage' offset='512' size='1024'/></slices>";
+    let xml = lab.xml().replace(&source, &source.replace("/>", &format!(">{slice}</source>")));
+    assert_ne!(xml, lab.xml());
+    lab.archive(&xml, 7);
+    let (kind, said) = lab.refused(&lab.request());
+    assert!(kind == ErrorKind::Unsupported && said.contains("vdb") && said.contains("<slices>"), "{said}");
+}
+
 #[test]
 fn a_copy_shares_nothing_with_the_original() {
     let lab = Lab::new();

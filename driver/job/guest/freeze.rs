@@ -16,15 +16,17 @@ use super::watch::Watch;
 use super::{FreezeReport, FreezeRequest, Frozen, FrozenDisk, Host, Quiesce, Thawed};
 use crate::catalog::{Change, DiskJob, DiskState, Job, JobState, Kind, Outcome};
 use crate::error::{Error, ErrorKind, Result, sentence};
-use crate::guest::guard::{self, Held};
+use crate::guest::guard::{self, Held, Released};
 use crate::guest::rules::{Way, run_rule};
 use crate::guest::{Fault, SnapshotRequest, types};
 use crate::job::Control;
 
 /// Attempts at a snapshot whose answers are lost and that turn out not to have happened.
 const SNAPSHOTS: u32 = 3;
-/// Attempts to thaw before it is left to the guard.
+/// Attempts to thaw before it is left to the guard, at least, and how many polls' time an agent has that died to come back: as long as it is
+/// away nobody knows whether the guest is frozen, and only it can thaw.
 const THAWS: u32 = 5;
+const THAW_POLLS: u32 = 200;
 
 /// Freezes the disks of a running domain, runs `copy` on the frozen bases, and brings the guest back onto them. The copy has
 /// to look at [`Frozen::control`], not at `control`.
@@ -221,7 +223,7 @@ fn snapshot(homing: &mut Homing<'_>, request: &FreezeRequest, report: &mut Freez
     }
     // All that was warned of until now is why the agent did not freeze.
     if let Quiesce::Required(_) = request.quiesce {
-        let message = format!("domain '{}' could not be frozen by its agent", homing.job.name);
+        let message = format!("domain '{}' could not be frozen and thawed by its agent", homing.job.name);
         let hint =
             "is qemu-guest-agent running in the guest? --quiesce auto takes what a power cut would leave";
         let why = report.warnings.drain(..).collect::<Vec<_>>().join("; ");
@@ -268,16 +270,22 @@ fn freeze(homing: &mut Homing<'_>, request: &FreezeRequest, report: &mut FreezeR
 
 /// Thaws, also where the freeze said that it failed: an answer may have been lost. What can't be thawed is the guard's.
 fn thaw(homing: &mut Homing<'_>, report: &mut FreezeReport) -> Result<()> {
-    let host = homing.host;
-    let mut thawed = guard::release(host.hypervisor, homing.job.domain, Held::Frozen);
-    for _ in 1..THAWS {
-        if thawed.is_ok() {
-            break;
-        }
-        std::thread::sleep(host.pace.poll);
-        thawed = guard::release(host.hypervisor, homing.job.domain, Held::Frozen);
+    let name = homing.job.name.clone();
+    let thawed = thaw_patiently(homing).map_err(|error| {
+        let message = format!("the file systems of domain '{name}' may still be frozen: its agent does not thaw them");
+        error.within(message).with_hint(format!(
+            "see to it that qemu-guest-agent runs in the guest, then run `virtfold recover {name}`, which thaws them (or `virsh domfsthaw {name}`)"
+        ))
+    })?;
+    if let Released::Despite(error) = thawed {
+        // A program in the guest may not have got what it needs to go on, so nobody says that this copy is a clean one.
+        report.quiesced = false;
+        let error = sentence(&error);
+        let text = format!(
+            "the guest's agent did not thaw its file systems as it should; it says that they are thawed ({error})"
+        );
+        report.warnings.push(text);
     }
-    thawed?;
     if let Some(sentry) = &mut homing.sentry
         && sentry.disarm()? == guard::Outcome::Fired
         && report.quiesced
@@ -287,6 +295,21 @@ fn thaw(homing: &mut Homing<'_>, report: &mut FreezeReport) -> Result<()> {
         report.warnings.push(text.to_owned());
     }
     homing.record(&[Change::Held(None)])
+}
+
+/// Tries for a while: a service that died of the freeze is started again.
+fn thaw_patiently(homing: &Homing<'_>) -> Result<Released> {
+    let host = homing.host;
+    let until = Instant::now() + host.pace.poll * THAW_POLLS;
+    let mut attempts = 1;
+    loop {
+        let thawed = guard::let_go(host.hypervisor, homing.job.domain, Held::Frozen);
+        if thawed.is_ok() || (attempts >= THAWS && Instant::now() >= until) {
+            return thawed;
+        }
+        attempts += 1;
+        std::thread::sleep(host.pace.poll);
+    }
 }
 
 fn lost<T>(result: &Result<T>) -> bool {

@@ -2,11 +2,11 @@
 
 use serde::Serialize;
 
-use super::Known;
+use super::{Known, PlannedDisk};
 use crate::error::ErrorKind;
-use crate::guest::domain_xml::DomainXml;
+use crate::guest::domain_xml::{ChangedDisk, DomainXml, changed_disks};
 use crate::guest::is_our_overlay;
-use crate::guest::rules::{Choice, Facts, Obstacle, Way};
+use crate::guest::rules::{Choice, Facts, Obstacle, Refuse, Way};
 
 /// Something that speaks against a backup now.
 #[derive(Clone, Debug, Serialize)]
@@ -41,6 +41,14 @@ pub(super) fn of_facts(facts: &Facts<'_>, choice: impl Fn(&str) -> Choice) -> Ve
 
 fn of_obstacle(obstacle: Obstacle) -> Finding {
     let (what, kind, hint) = match &obstacle {
+        Obstacle::Disk { why: Refuse::Sliced, .. } => (
+            "disk",
+            ErrorKind::Unsupported,
+            Some(
+                "leave it out with --exclude; or, while the guest is shut off, copy the part into an image of its own ('qemu-img convert \
+                 --image-opts driver=raw,offset=OFFSET,size=SIZE,file.filename=FILE -O qcow2 NEW') and give the disk that one",
+            ),
+        ),
         Obstacle::Disk { .. } => (
             "disk",
             ErrorKind::Unsupported,
@@ -87,7 +95,7 @@ pub(super) fn of_saved(saved: Option<&DomainXml>) -> Vec<Finding> {
 }
 
 /// What a person should know, though nothing speaks against the backup.
-pub(super) fn notes(known: &Known, way: Way) -> Vec<String> {
+pub(super) fn notes((known, way): (&Known, Way), disks: &[PlannedDisk]) -> Vec<String> {
     let mut notes = Vec::new();
     let (checkpoints, snapshots) = (known.activity.checkpoints.len(), known.activity.snapshots.len());
     if checkpoints > 0 {
@@ -108,14 +116,24 @@ pub(super) fn notes(known: &Known, way: Way) -> Vec<String> {
         );
     }
     let (Some(live), Some(inactive)) = (&known.live, &known.inactive) else { return notes };
-    for disk in &live.disks {
-        let next = inactive.disk(&disk.target).map(|d| &d.image.source);
-        if next.is_some_and(|source| *source != disk.image.source) {
-            notes.push(format!(
-                "disk '{}' will be another image after its next start: the one that runs is copied",
-                disk.target
-            ));
-        }
-    }
+    let copied: Vec<&str> = disks.iter().filter(|disk| disk.copy).map(|disk| disk.target.as_str()).collect();
+    notes.extend(changed_disks(live, inactive).into_iter().map(|changed| of_changed(changed, &copied)));
     notes
+}
+
+fn of_changed(changed: ChangedDisk<'_>, copied: &[&str]) -> String {
+    let target = &changed.disk().target;
+    let has = if copied.contains(&target.as_str()) { "is in the backup" } else { "is not in the backup" };
+    match changed {
+        ChangedDisk::Live(_) => format!(
+            "disk '{target}' was attached to the running guest only: it {has}, and a restore defines the guest with it"
+        ),
+        ChangedDisk::Next(_) => format!(
+            "disk '{target}' is in the configuration only, for the next start: it is not in the backup, and a restore defines the guest \
+             without it"
+        ),
+        ChangedDisk::Other(_) => format!(
+            "disk '{target}' will be another image after its next start: the one that runs {has}, and a restore defines the guest with that"
+        ),
+    }
 }

@@ -16,6 +16,7 @@
 //!
 //! Imports: `error`, `image`, `guest`; `archive` for the names that its members can have.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::guest::domain_xml::DomainXml;
+use crate::guest::domain_xml::{ChangedDisk, DomainXml, changed_disks};
 use crate::guest::host::HostFiles;
 use crate::guest::rules::{self, Choice, Facts, Verdict, Way};
 use crate::guest::{Activity, Config, DomainInfo, Hypervisor, Paused, Persistence, QemuDisk, Run};
@@ -191,7 +192,7 @@ impl Planner<'_> {
         let Some(current) = known.live.as_ref().or(known.inactive.as_ref()) else {
             return Err(Error::new(ErrorKind::Internal, "a domain has no description"));
         };
-        self.check_excluded(&known.info.name, current)?;
+        self.check_excluded(&known)?;
         let mut obstacles = findings::of_facts(&known.facts(), |target| self.choice(target));
         obstacles.extend(findings::of_saved(known.saved.as_ref()));
         obstacles.extend(
@@ -209,7 +210,8 @@ impl Planner<'_> {
         }
         obstacles.extend(self.neighbours.findings(known.info.id, &opened));
         obstacles.extend(disks::twice(&opened));
-        let mut notes = findings::notes(&known, way);
+        disks.extend(not_plugged(&known));
+        let mut notes = findings::notes((&known, way), &disks);
         notes.extend(self.neighbours.unseen(known.info.id));
         let mut rooms = Vec::new();
         if matches!(way, Way::Online | Way::OnlineStanding) {
@@ -272,14 +274,30 @@ impl Planner<'_> {
     }
 
     /// A disk that is excluded by a wrong name would be copied all the same, and nobody would know.
-    fn check_excluded(&self, name: &str, xml: &DomainXml) -> Result<()> {
-        let Some(unknown) = self.wishes.exclude.iter().find(|target| xml.disk(target).is_none()) else {
+    fn check_excluded(&self, known: &Known) -> Result<()> {
+        let xmls = || [&known.live, &known.inactive].into_iter().flatten();
+        let has = |target: &String| xmls().any(|xml| xml.disk(target).is_some());
+        let Some(unknown) = self.wishes.exclude.iter().find(|target| !has(target)) else {
             return Ok(());
         };
+        let name = &known.info.name;
         let message = format!("'{name}' has no disk '{}' to leave out", unknown.escape_debug());
-        let hint = format!("its disks are {}", xml.targets().join(", "));
+        let mut targets: Vec<String> = xmls().flat_map(DomainXml::targets).collect();
+        let mut seen = BTreeSet::new();
+        targets.retain(|target| seen.insert(target.clone()));
+        let hint = format!("its disks are {}", targets.join(", "));
         Err(Error::new(ErrorKind::NotFound, message).with_hint(hint))
     }
+}
+
+/// Disks that the running guest does not have, and will have after its next start: nothing of them is copied.
+fn not_plugged(known: &Known) -> Vec<PlannedDisk> {
+    let (Some(live), Some(inactive)) = (&known.live, &known.inactive) else { return Vec::new() };
+    let later = changed_disks(live, inactive).into_iter().filter_map(|changed| match changed {
+        ChangedDisk::Next(disk) => Some(PlannedDisk::new(disk, Verdict::Skip(rules::Skip::NotPlugged))),
+        _ => None,
+    });
+    later.collect()
 }
 
 impl Known {

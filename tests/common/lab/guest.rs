@@ -26,7 +26,7 @@ pub(crate) struct GuestSpec {
     pub(crate) ext4: bool,
     /// qemu-guest-agent.
     pub(crate) agent: bool,
-    /// How it behaves: `1` as it should, `hangs`, `late` (see tests/guest/init).
+    /// How it behaves: `1` as it should, `hangs`, `late`, `breaks` (see tests/guest/init).
     pub(crate) agent_habit: &'static str,
     /// OVMF with an NVRAM file of its own.
     pub(crate) ovmf: bool,

@@ -67,6 +67,7 @@ impl Hypervisor for Odd {
         ping_agent(id: DomainId, limit: Duration) -> ();
         freeze(id: DomainId) -> u32;
         thaw(id: DomainId) -> u32;
+        is_thawed(id: DomainId, limit: Duration) -> bool;
         query_block(id: DomainId) -> Vec<QemuDisk>;
         close_unused(id: DomainId, image: &Path) -> ();
         volume_path(pool: &str, volume: &str) -> PathBuf;
@@ -140,6 +141,11 @@ impl Lab {
 
     /// An archive of two disks full of `fill` and the files beside them.
     pub(super) fn archive(&self, xml: &str, fill: u8) -> PathBuf {
+        self.archive_of((xml, xml), fill)
+    }
+
+    /// The same of a guest that ran as `live` says.
+    pub(super) fn archive_of(&self, (xml, live): (&str, &str), fill: u8) -> PathBuf {
         let path = self.at("web.tar");
         let mut disks = Vec::new();
         for target in ["vda", "vdb"] {
@@ -151,7 +157,7 @@ impl Lab {
         let member = |name: &str, content: &[u8]| Attachment { name: name.into(), content: content.to_vec() };
         let attachments = [
             member("domain.xml", xml.as_bytes()),
-            member("domain.live.xml", b"not read"),
+            member("domain.live.xml", live.as_bytes()),
             member("nvram.fd", b"vars"),
             member("tpm/tpm2-00.permall", b"tpm"),
             member("boot/kernel", b"kernel"),

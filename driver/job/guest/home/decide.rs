@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use super::super::Host;
 use super::super::sight::{DiskSight, Sight, is_below};
+use super::taken_off::{other_user, settled};
 use crate::catalog::{DiskJob, DiskState, Job, JobState};
 use crate::error::Result;
 use crate::guest::host::ImageUse;
@@ -61,7 +62,7 @@ pub(crate) enum Left {
 pub(crate) fn decide(host: &Host<'_>, job: &Job, (sight, disk): (&Sight, &DiskJob)) -> Result<Step> {
     let Some(overlay) = disk.overlay.as_deref() else { return Ok(Step::Nothing) };
     let seen = sight.disk(host.hypervisor, disk)?;
-    let case = Case { host, job, disk, overlay, seen };
+    let case = Case { host, job, disk, overlay, seen, sight };
     let step = if sight.is_active() { case.running()? } else { case.at_rest()? };
     case.spare_snapshots(step)
 }
@@ -72,6 +73,7 @@ struct Case<'a> {
     disk: &'a DiskJob,
     overlay: &'a Path,
     seen: DiskSight,
+    sight: &'a Sight,
 }
 
 impl Case<'_> {
@@ -123,16 +125,13 @@ impl Case<'_> {
         Ok(Step::Leave(if proven { Left::Remove } else { Left::Quarantine }))
     }
 
-    /// A running guest that has neither image: the disk was taken off it or was given another image.
+    /// A running guest that has neither image: the disk was taken off it, or was given another image. What was written last is in the
+    /// overlay; nobody but QEMU knows that, and the base alone is an old state of the disk. So the overlay goes into it, as at rest.
     fn unseen(&self) -> Result<Step> {
-        if self.host.files.image_use(self.overlay)? == ImageUse::Absent {
-            return Ok(Step::Nothing);
+        for path in [self.overlay, &self.disk.base.path] {
+            settled(self.host, path)?;
         }
-        Ok(Step::Ask(format!(
-            "the running guest has neither '{}' nor '{}' as this disk. Give it its disk back, or remove the overlay if nobody needs it",
-            self.overlay.display(),
-            self.disk.base.path.display()
-        )))
+        self.at_rest()
     }
 
     fn at_rest(&self) -> Result<Step> {
@@ -158,7 +157,7 @@ impl Case<'_> {
                 )));
             }
             [ImageUse::Free, ImageUse::Free] => {}
-            _ => return Ok(Step::Wait(format!("somebody has {files} open (on another host, perhaps)"))),
+            _ => return self.of_open(&files),
         }
         if self.seen.is_buried(overlay) {
             return Ok(Step::Ask(format!(
@@ -187,7 +186,7 @@ impl Case<'_> {
         if self.is_level()? {
             return Ok(gone);
         }
-        let step = self.truth()?;
+        let step = self.of_taken_off(self.truth()?)?;
         // The contents decide where nothing else does: if both are the same, either is right.
         if matches!(step, Step::Ask(_) | Step::Leave(Left::Quarantine))
             && self.host.files.same(overlay, (base, &self.disk.base.format))?
@@ -303,6 +302,46 @@ impl Case<'_> {
             "'{base}' is another file than when '{overlay}' was put on it; the two do not belong together, do not start the guest on them. If \
              the new '{base}' is what it is to have (a restore): move the overlay away, define the domain with '{base}', and run `virtfold \
              recover`. Else put the old file back"
+        ))
+    }
+
+    /// Whether the guest's next start is not this disk's: then others may have been given its images meanwhile.
+    fn is_taken_off(&self) -> bool {
+        self.sight.is_active() || !self.seen.is_named(self.overlay)
+    }
+
+    /// Files that somebody has open.
+    fn of_open(&self, files: &str) -> Result<Step> {
+        if self.is_taken_off()
+            && let Some(user) = self.other_user()?
+        {
+            return Ok(self.ask_of_user(&user));
+        }
+        Ok(Step::Wait(format!("somebody has {files} open (on another host, perhaps)")))
+    }
+
+    /// Committed only where nobody else has it, and nobody wrote to a base whose own commit has not begun.
+    fn of_taken_off(&self, step: Step) -> Result<Step> {
+        if step != Step::CommitAtRest || !self.is_taken_off() {
+            return Ok(step);
+        }
+        if let Some(user) = self.other_user()? {
+            return Ok(self.ask_of_user(&user));
+        }
+        let touched = self.disk.state == DiskState::Waiting && self.is_base_touched()?;
+        Ok(if touched { self.ask() } else { step })
+    }
+
+    fn other_user(&self) -> Result<Option<String>> {
+        other_user(self.host, (self.job.domain, self.disk))
+    }
+
+    fn ask_of_user(&self, user: &str) -> Step {
+        let (overlay, base) = (self.overlay.display(), self.disk.base.path.display());
+        Step::Ask(format!(
+            "the disk was taken off the guest while it was copied: its last writes are in '{overlay}', '{base}' alone is older, and {user} has \
+             one of them. Take it off there; then run `virtfold recover`, which writes the overlay into '{base}' if nobody has written to \
+             that meanwhile (by hand: qemu-img commit -d -f qcow2 -b '{base}' '{overlay}')"
         ))
     }
 

@@ -13,10 +13,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::guest::domain_xml::edit::escape;
 use crate::guest::domain_xml::{Chain, DomainXml};
 use crate::guest::host::ImageUse;
-use crate::guest::{Config, Persistence};
+use crate::guest::{Config, DomainInfo, Persistence};
 
 /// Looks at an overlay that QEMU has just left, before it is left for later.
-const LOOKS: u32 = 20;
+pub(super) const LOOKS: u32 = 20;
 
 impl Homing<'_> {
     /// Removes or puts aside what is left over, and closes the job when nothing is.
@@ -118,16 +118,7 @@ impl Homing<'_> {
 pub(in super::super) fn users(host: &Host<'_>, overlays: &[PathBuf]) -> Result<Vec<(PathBuf, String)>> {
     let mut users = Vec::new();
     for info in host.hypervisor.domains()? {
-        let mut texts = Vec::new();
-        if info.run.is_active() {
-            texts.extend(present(host.hypervisor.xml(info.id, Config::Live))?);
-        }
-        if info.persistence == Persistence::Persistent {
-            texts.extend(present(host.hypervisor.xml(info.id, Config::Inactive))?);
-            if !info.run.is_active() {
-                texts.extend(present(host.hypervisor.managed_save_xml(info.id))?.flatten());
-            }
-        }
+        let texts = descriptions(host, &info)?;
         for overlay in overlays {
             let name = overlay.to_str().map(escape);
             let named = name.is_some_and(|name| texts.iter().any(|text| text.contains(&*name)));
@@ -137,6 +128,21 @@ pub(in super::super) fn users(host: &Host<'_>, overlays: &[PathBuf]) -> Result<V
         }
     }
     Ok(users)
+}
+
+/// All that is described of a domain: what runs, and what its next start uses.
+pub(super) fn descriptions(host: &Host<'_>, info: &DomainInfo) -> Result<Vec<String>> {
+    let mut texts = Vec::new();
+    if info.run.is_active() {
+        texts.extend(present(host.hypervisor.xml(info.id, Config::Live))?);
+    }
+    if info.persistence == Persistence::Persistent {
+        texts.extend(present(host.hypervisor.xml(info.id, Config::Inactive))?);
+        if !info.run.is_active() {
+            texts.extend(present(host.hypervisor.managed_save_xml(info.id))?.flatten());
+        }
+    }
+    Ok(texts)
 }
 
 /// Whether an image that the XML does not follow to its end rests on the overlay. XML that can't be read names no image to

@@ -24,6 +24,7 @@ pub(super) mod decide;
 mod leave;
 mod live;
 mod rest;
+mod taken_off;
 mod words;
 
 use decide::{Step, decide};

@@ -8,7 +8,7 @@
 
 use super::super::sight::Sight;
 use super::{Homing, Step};
-use crate::catalog::{Change, DiskState, JobState};
+use crate::catalog::{Change, DiskJob, DiskState, JobState};
 use crate::error::Result;
 use crate::guest::domain_xml::DomainXml;
 use crate::guest::domain_xml::edit::{Editor, NewImage};
@@ -23,22 +23,17 @@ impl Homing<'_> {
                 return Ok(());
             }
         }
-        let overlays: Vec<_> = self
-            .job
-            .disks
-            .iter()
-            .zip(steps)
-            .filter(|(_, step)| **step == Step::TakeOff)
-            .filter_map(|(disk, _)| disk.overlay.clone())
-            .collect();
+        let leaving = self.job.disks.iter().zip(steps).filter(|(_, step)| **step == Step::TakeOff);
+        let leaving: Vec<DiskJob> = leaving.map(|(disk, _)| disk.clone()).collect();
+        let overlays: Vec<_> = leaving.iter().filter_map(|disk| disk.overlay.clone()).collect();
         let holds: Result<Vec<_>> = overlays.iter().map(|overlay| self.host.files.hold(overlay)).collect();
         let holds = holds?;
         let sight = Sight::look(self.host.hypervisor, self.job.domain)?;
         // Our hold shows as somebody's use of the overlay, so the decision is not taken again, but its grounds are.
-        if sight.is_active() || !self.are_level(&overlays)? {
+        if self.are_running(&sight, &leaving)? || !self.are_level(&overlays)? {
             return Ok(());
         }
-        self.take_off(&sight)?;
+        self.take_off(&sight, &leaving)?;
         drop(holds);
         Ok(())
     }
@@ -52,6 +47,18 @@ impl Homing<'_> {
         committed.map_err(|e| e.within(format!("{} is at rest and not home", self.name_of(&disk.target))))?;
         let level = self.host.files.mark(overlay)?;
         self.record(&[state(DiskState::Pivoting { level })])
+    }
+
+    /// Whether the guest runs on one of these disks; it may run without them.
+    fn are_running(&self, sight: &Sight, disks: &[DiskJob]) -> Result<bool> {
+        for disk in disks {
+            let seen = sight.disk(self.host.hypervisor, disk)?;
+            let images = [disk.overlay.as_ref(), Some(&disk.base.path)];
+            if sight.is_active() && seen.qemu.iter().flatten().any(|path| images.contains(&Some(path))) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Whether each overlay is as it was when its base had everything, or has nothing.
@@ -71,12 +78,12 @@ impl Homing<'_> {
     }
 
     /// The configuration and the managed save image, each in one call.
-    fn take_off(&mut self, sight: &Sight) -> Result<()> {
+    fn take_off(&mut self, sight: &Sight, leaving: &[DiskJob]) -> Result<()> {
         let hypervisor = self.host.hypervisor;
-        if let Some((config, fixes)) = self.named_in(sight.config.as_ref()) {
+        if let Some((config, fixes)) = named_in(sight.config.as_ref(), leaving) {
             hypervisor.define(&self.popped(config, &fixes)?)?;
         }
-        if let Some((saved, fixes)) = self.named_in(sight.saved.as_ref()) {
+        if let Some((saved, fixes)) = named_in(sight.saved.as_ref(), leaving) {
             hypervisor.define_managed_save_xml(self.job.domain, &self.popped(saved, &fixes)?)?;
         }
         Ok(())
@@ -100,16 +107,16 @@ impl Homing<'_> {
         let rest: Vec<Fix> = fixes.iter().filter(|fix| !is_open(fix)).cloned().collect();
         settle::apply(&named, &rest)
     }
+}
 
-    /// What is to be taken off an XML.
-    fn named_in<'x>(&self, xml: Option<&'x DomainXml>) -> Option<(&'x DomainXml, Vec<Fix>)> {
-        let xml = xml?;
-        let named = self.job.disks.iter().filter_map(|disk| {
-            let overlay = disk.overlay.clone()?;
-            let top = xml.disk(&disk.target)?.image.source.path()?;
-            (top == overlay).then(|| Fix::Pop { target: disk.target.clone(), overlay })
-        });
-        let fixes: Vec<Fix> = named.collect();
-        (!fixes.is_empty()).then_some((xml, fixes))
-    }
+/// What is to be taken off an XML.
+fn named_in<'x>(xml: Option<&'x DomainXml>, leaving: &[DiskJob]) -> Option<(&'x DomainXml, Vec<Fix>)> {
+    let xml = xml?;
+    let named = leaving.iter().filter_map(|disk| {
+        let overlay = disk.overlay.clone()?;
+        let top = xml.disk(&disk.target)?.image.source.path()?;
+        (top == overlay).then(|| Fix::Pop { target: disk.target.clone(), overlay })
+    });
+    let fixes: Vec<Fix> = named.collect();
+    (!fixes.is_empty()).then_some((xml, fixes))
 }

@@ -143,11 +143,11 @@ fn words(step: &Step, (overlay, base): (&Path, &Path)) -> (Vec<String>, Vec<Stri
             Vec::new(),
         ),
         Step::CommitAtRest => (
-            list(&[format!("nothing runs, and the overlay {overlay} has the last writes")]),
+            list(&[format!("no guest runs on {base} or its overlay {overlay}, which has the last writes")]),
             list(&[format!("commit {overlay} into {base}"), take_off, remove]),
         ),
         Step::TakeOff => (
-            list(&[format!("nothing runs; {base} has everything that {overlay} has")]),
+            list(&[format!("no guest runs on them, and {base} has everything that {overlay} has")]),
             list(&[take_off, remove]),
         ),
         Step::Wait(_) | Step::Ask(_) => (list(&[format!("the overlay {overlay} is there")]), Vec::new()),

@@ -4,6 +4,7 @@ mod adopt;
 mod cases;
 mod confined;
 mod crashes;
+mod odd;
 mod people;
 mod random;
 mod rest;
