@@ -3,10 +3,11 @@
 //! Pieces are numbered, and each is encrypted by its number alone (age's STREAM): so the archive can be gone on with at any piece. It begins with the
 //! piece before the one that is wanted: whether that was the last is known only when something follows it.
 
+use std::io::Read;
 use std::sync::Arc;
 
 use chacha20poly1305::aead::{AeadInPlace, KeyInit};
-use chacha20poly1305::{ChaCha20Poly1305, Nonce};
+use chacha20poly1305::{ChaCha20Poly1305, Nonce, Tag};
 
 use super::{Envelope, PIECE, TAG};
 use crate::archive::stream::Sink;
@@ -15,6 +16,7 @@ use crate::medium::{Durable, Medium, Notes};
 
 /// Plain bytes of a full piece, and bytes of it with its authenticator.
 const PLAIN: usize = 64 << 10;
+const TAG_LEN: usize = 16;
 const SEALED: u64 = PIECE + TAG;
 const WHAT: &str = "cannot write the encrypted archive";
 
@@ -104,6 +106,33 @@ impl Encrypting {
         self.seal(Place::Last)?;
         self.closed = true;
         Ok(())
+    }
+}
+
+impl Envelope {
+    /// How many of the first `most` bytes of `input` are the beginning of an archive in this envelope, in whole pieces, none of them the last; and how many
+    /// bytes so many pieces can have at most.
+    pub(crate) fn proven(&self, mut input: impl Read, most: u64) -> (u64, u64) {
+        let head = self.head();
+        let head_len = head.len() as u64;
+        let Some(behind) = most.checked_sub(head_len) else { return (0, 0) };
+        let whole = head_len + behind / SEALED * SEALED;
+        let mut first = vec![0; head.len()];
+        if input.read_exact(&mut first).is_err() || first.as_slice() != head.as_ref() {
+            return (0, whole);
+        }
+        let cipher = ChaCha20Poly1305::new(self.key().into());
+        let mut sealed = vec![0; PLAIN + TAG_LEN];
+        for number in 0..behind / SEALED {
+            let read = input.read_exact(&mut sealed);
+            let (piece, tag) = sealed.split_at_mut(PLAIN);
+            let nonce = nonce(number, Place::Within);
+            let opened = cipher.decrypt_in_place_detached(&nonce, b"", piece, Tag::from_slice(tag));
+            if read.is_err() || opened.is_err() {
+                return (head_len + number * SEALED, whole);
+            }
+        }
+        (whole, whole)
     }
 }
 

@@ -6,7 +6,7 @@
 //! Imports: `error`, `spool`.
 
 use super::digest::Digest;
-use super::frame::{FRAME, HEADER_LEN, STORED_MAX};
+use super::frame::{FRAME, FrameHeader, HEADER_LEN, STORED_MAX, Unpacker};
 use crate::error::{Error, ErrorKind, Result};
 use crate::spool::Spool;
 
@@ -37,6 +37,18 @@ impl ChunkRecord {
         let fields = fields.chain(self.stored.to_le_bytes()).chain(self.len.to_le_bytes());
         out.iter_mut().zip(fields).for_each(|(to, from)| *to = from);
         out
+    }
+
+    /// Whether `bytes`, of which there are as many as [`ChunkRecord::bytes`] says, are this chunk as it was put out.
+    pub fn is_of(&self, bytes: &[u8]) -> bool {
+        if self.stored == 0 {
+            return Digest::of(bytes) == self.digest;
+        }
+        let Ok(header) = FrameHeader::decode(bytes) else { return false };
+        let same = (header.digest, header.stored, header.len) == (self.digest, self.stored, self.len);
+        let mut chunk = vec![0; FRAME];
+        let frame = bytes.get(HEADER_LEN..).unwrap_or_default();
+        same && Unpacker::default().unpack(&header, frame, &mut chunk).is_ok()
     }
 
     /// What [`ChunkRecord::encode`] gave; `None` where no chunk has such lengths.

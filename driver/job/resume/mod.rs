@@ -4,7 +4,7 @@
 //! out, and what its medium says is durable (`record`). The record goes when the archive is finished or has failed; what is left of it
 //! was left by a process that was killed. The next backup of the same things to the same place finds it. Where the sources are as they were, by
 //! device, inode, size and times, and the same of them is used, it makes the same archive from the last chunk that the medium has; else it says why not, takes away what
-//! is there, and starts anew.
+//! is there, and starts anew. What is there of a file is read first and held against its digests (`proof`): of an object the store holds what it took, and of a tape its drive.
 //!
 //! Invariants: nobody goes on with the archive of a process that lives (it holds a lock on its record); each entry of a record is true by itself, so what is
 //! lost of a record costs work and nothing else; whatever is not proven to be the same starts anew.
@@ -17,6 +17,7 @@
 //! Imports: `error`, `archive`, `crypt`, `medium`, and of `job` `disks`.
 
 mod origin;
+mod proof;
 mod record;
 mod rows;
 #[cfg(test)]
@@ -183,6 +184,9 @@ impl Keep<'_> {
             Wish::GoOn | Wish::Insist => saved.origin.difference(origin),
         };
         let envelope = why_not.map_or_else(|| envelope_of(&saved), Err);
+        if let Ok(envelope) = &envelope {
+            prove(&mut saved, envelope.as_ref(), cancel)?;
+        }
         let reopened = match &envelope {
             Err(why) => Reopened::Gone(why.clone()),
             Ok(_) => {
@@ -236,6 +240,21 @@ impl Keep<'_> {
             }
         }
     }
+}
+
+/// Leaves of what the medium is said to have only what is what was written.
+fn prove(saved: &mut Saved, envelope: Option<&Envelope>, cancel: &Cancel) -> Result<()> {
+    let proof = proof::of(&saved.remains, &mut saved.log, envelope, cancel);
+    let Some(proof) = proof.inspect_err(|_| saved.record.keep_it())? else { return Ok(()) };
+    if proof.is_damaged {
+        tracing::warn!(
+            "what is there of '{}' is damaged behind its first {}: the rest is made again",
+            saved.origin.name,
+            Human(proof.right)
+        );
+    }
+    saved.remains.synced = proof.right;
+    Ok(())
 }
 
 /// The head and the key of an archive that is encrypted; why they can't be had.

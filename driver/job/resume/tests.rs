@@ -124,6 +124,48 @@ fn a_record_goes_with_its_archive_and_a_second_run_goes_on_with_it() {
     assert_eq!((lab.records().len(), lab.archives()), (0, 1));
 }
 
+/// What is reused is what was written, whatever has become of the file since.
+#[test]
+fn a_partial_file_that_was_damaged_meanwhile_makes_no_damaged_archive() {
+    use std::os::unix::fs::FileExt;
+    let key = age::x25519::Identity::generate();
+    let public = key.to_public().to_string();
+    for encrypt_to in [None, Recipients::gather(&[public], None).unwrap()] {
+        for damage in [None, Some(100), Some(1_500_000)] {
+            let mut lab = Lab::new();
+            lab.encrypt_to = encrypt_to.clone();
+            lab.killed();
+            let synced = Mark::Synced { bytes: 2_300_000 };
+            let marks = lab.records()[0].join("marks");
+            let mut marks = std::fs::OpenOptions::new().append(true).open(marks).unwrap();
+            marks.write_all(&record::encode_mark(&synced).unwrap()).unwrap();
+            let mut entries = std::fs::read_dir(lab.folder.path().join("archives")).unwrap();
+            let partial = entries.next().unwrap().unwrap().path();
+            let partial = std::fs::OpenOptions::new().read(true).write(true).open(partial).unwrap();
+            if let Some(at) = damage {
+                let mut byte = [0];
+                partial.read_exact_at(&mut byte, at).unwrap();
+                partial.write_all_at(&[byte[0] ^ 1], at).unwrap();
+            }
+            let report = lab.backup(Wish::GoOn, || {}).unwrap();
+            let at = report.resumed_at.unwrap();
+            let kept = match damage {
+                None => 1 << 20..=2_300_000,
+                Some(100) => 0..=0,
+                Some(_) => 1 << 20..=1_500_000,
+            };
+            assert!(kept.contains(&at), "{damage:?}, encrypted: {}: {at}", encrypt_to.is_some());
+            let request = crate::job::verify::VerifyRequest {
+                archive: Location::Path(report.archive.into()),
+                identities: crate::crypt::Identities::of(vec![key.clone()]),
+                workers: 1,
+            };
+            let verified = crate::job::verify::run(&request, &Control::default()).unwrap();
+            assert!(verified.sound, "{damage:?}, encrypted: {}: {verified:?}", encrypt_to.is_some());
+        }
+    }
+}
+
 #[test]
 fn what_a_record_does_not_prove_is_not_gone_on_with() {
     let damage =
