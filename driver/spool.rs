@@ -16,12 +16,6 @@ use crate::error::{Error, ErrorKind, IoContext, Result};
 /// How much a spool keeps in memory, bytes.
 pub const MEMORY_LIMIT: usize = 4 << 20;
 
-fn directory() -> PathBuf {
-    std::env::var_os("TMPDIR")
-        .filter(|name| !name.is_empty())
-        .map_or_else(|| "/var/tmp".into(), PathBuf::from)
-}
-
 /// The log. Written by one owner, then read at any place by many.
 #[derive(Debug, Default)]
 pub struct Spool {
@@ -29,12 +23,25 @@ pub struct Spool {
     tail: Vec<u8>,
     file: Option<File>,
     in_file: u64,
+    /// Where the file lies, unless `$TMPDIR` says; without it in `/var/tmp`.
+    near: Option<PathBuf>,
 }
 
 impl Spool {
     /// An empty log in memory.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// An empty log in memory that moves to a file in `directory`, unless `$TMPDIR` names another.
+    pub fn near(directory: PathBuf) -> Self {
+        Self { near: Some(directory), ..Self::default() }
+    }
+
+    /// Where its file is, or would be.
+    pub fn directory(&self) -> PathBuf {
+        let set = std::env::var_os("TMPDIR").filter(|name| !name.is_empty()).map(PathBuf::from);
+        set.or_else(|| self.near.clone()).unwrap_or_else(|| "/var/tmp".into())
     }
 
     /// Bytes in the log.
@@ -57,13 +64,14 @@ impl Spool {
     }
 
     fn spill(&mut self) -> Result<()> {
+        let directory = self.directory();
         let mut file = match self.file.take() {
             Some(file) => file,
-            None => tempfile::tempfile_in(directory())
-                .at(|| format!("cannot make a temporary file in '{}'", directory().display()))?,
+            None => tempfile::tempfile_in(&directory)
+                .at(|| format!("cannot make a temporary file in '{}'", directory.display()))?,
         };
         file.write_all(&self.tail)
-            .at(|| format!("cannot write a temporary file in '{}'", directory().display()))?;
+            .at(|| format!("cannot write a temporary file in '{}'", directory.display()))?;
         self.in_file += self.tail.len() as u64;
         self.tail.clear();
         self.file = Some(file);

@@ -8,22 +8,20 @@
 //!
 //! Imports: `units`, `error`, `table`; `stream` and the member modules of this room.
 
-mod salvage;
+mod refusal;
 mod visitor;
 
 use std::sync::Arc;
 
-use self::salvage::Forgiven;
-pub use self::salvage::Salvaged;
-pub use self::visitor::{Loss, Visitor};
+use self::refusal::{check_bare, contradiction, digest_of};
+pub use self::visitor::Visitor;
 use crate::archive::allocation_csv::CsvParser;
 use crate::archive::end::{self, CHUNK, DigestsParser, EndRecord, RootHasher, Totals};
-use crate::archive::layout::{Layout, Order, Role};
+use crate::archive::layout::{Kind, Layout, Order, Role};
 use crate::archive::manifest::{self, Manifest};
 use crate::archive::recovery::RecoveryParser;
 use crate::archive::sparse_parser::{MapParser, MapPlace};
 use crate::archive::stream::{Chunk, ChunkState, Digest, Digests};
-use crate::archive::tar::BLOCK;
 use crate::archive::tar_parser::{Event, Member, MemberParser};
 use crate::error::{Error, ErrorKind, Result};
 use crate::table::{Builder, CorrespondenceTable, Run};
@@ -50,7 +48,8 @@ struct KnownDisk {
 /// The member at hand.
 enum Current {
     Head(Vec<u8>),
-    Allocation(usize, CsvParser),
+    /// With the digest of what came of it, for its second copy.
+    Allocation(usize, CsvParser, Box<blake3::Hasher>),
     Map {
         index: usize,
         parser: MapParser,
@@ -68,6 +67,7 @@ enum Current {
         parser: RecoveryParser,
         at: DenseOffset,
     },
+    RecoveryAllocation(usize, Box<blake3::Hasher>),
     Digests {
         parser: DigestsParser,
         hasher: RootHasher,
@@ -79,7 +79,6 @@ enum Current {
     },
     /// A member that is the visitor's.
     Attachment,
-    Other,
     None,
 }
 
@@ -91,6 +90,10 @@ pub struct Reader<'v> {
     order: Option<Order>,
     head: Option<Manifest>,
     head_bytes: Vec<u8>,
+    /// The time of the head's own header.
+    head_time: u64,
+    /// Of each allocation table.
+    allocations: Vec<Digest>,
     disks: Vec<KnownDisk>,
     recovery_at: Option<StreamOffset>,
     /// Computed from the body's chunks.
@@ -99,8 +102,6 @@ pub struct Reader<'v> {
     members: u64,
     hasher: Option<RootHasher>,
     end: Option<(EndRecord, [u8; 32])>,
-    /// Where the pass goes on behind damage.
-    forgiven: Option<Forgiven>,
 }
 
 impl<'v> Reader<'v> {
@@ -113,6 +114,8 @@ impl<'v> Reader<'v> {
             order: None,
             head: None,
             head_bytes: Vec::new(),
+            head_time: 0,
+            allocations: Vec::new(),
             disks: Vec::new(),
             recovery_at: None,
             digests: Digests::new(),
@@ -120,7 +123,6 @@ impl<'v> Reader<'v> {
             members: 0,
             hasher: None,
             end: None,
-            forgiven: None,
         }
     }
 
@@ -130,7 +132,13 @@ impl<'v> Reader<'v> {
     /// Damaged, where it contradicts anything; those of the visitor.
     pub fn chunk(&mut self, chunk: &Chunk<'_>) -> Result<()> {
         let digest = digest_of(chunk)?;
+        let cut_from = StreamOffset::new(self.body_len.unwrap_or(0));
         self.feed(chunk.bytes, chunk)?;
+        // A plain stream is not cut, and where the tail begins its reader does not know.
+        let is_cut = matches!(chunk.state, ChunkState::Intact(_)) && self.body_len != Some(chunk.at.get());
+        if is_cut && !chunk.at.since(cut_from).is_multiple_of(CHUNK) {
+            return Err(contradiction(format_args!("a frame begins at byte {} of its stream", chunk.at)));
+        }
         if self.body_len.is_none() {
             self.digests.push(digest)?;
         }
@@ -143,15 +151,20 @@ impl Reader<'_> {
     fn feed(&mut self, bytes: &[u8], chunk: &Chunk<'_>) -> Result<()> {
         let mut rest = bytes;
         // Events borrow from the chunk, not from the parser, so the pass may act on each at once.
-        while let Some(event) = self.parser.feed(&mut rest)? {
-            match event {
-                Event::Begin(member) => self.begin(&member, chunk)?,
-                Event::Content(content) => self.content(content)?,
-                Event::End => self.end_member()?,
-                Event::EndOfArchive => {}
+        loop {
+            let is_plain = matches!(chunk.state, ChunkState::Unchecked(_));
+            if is_plain && self.parser.has_ended() && rest.iter().all(|byte| *byte == 0) {
+                // What a medium of blocks puts behind a file.
+                return Ok(());
+            }
+            match self.parser.feed(&mut rest)? {
+                Some(Event::Begin(member)) => self.begin(&member, chunk)?,
+                Some(Event::Content(content)) => self.content(content)?,
+                Some(Event::End) => self.end_member()?,
+                Some(Event::EndOfArchive) => {}
+                None => return Ok(()),
             }
         }
-        Ok(())
     }
 
     fn begin(&mut self, member: &Member, chunk: &Chunk<'_>) -> Result<()> {
@@ -168,14 +181,28 @@ impl Reader<'_> {
                 member.name
             )));
         }
-        self.current = match Role::of(&member.name) {
+        self.current = self.current_of(member, chunk)?;
+        if self.body_len.is_none() {
+            self.members += 1;
+        }
+        Ok(())
+    }
+
+    /// What is done with the content of a member that begins.
+    fn current_of(&mut self, member: &Member, chunk: &Chunk<'_>) -> Result<Current> {
+        Ok(match Role::of(&member.name) {
             Role::Head if member.size > manifest::MAX_LEN => {
                 return Err(contradiction("its head is too long"));
             }
-            Role::Head => Current::Head(Vec::new()),
+            Role::Head => {
+                self.head_time = member.mtime;
+                Current::Head(Vec::new())
+            }
             Role::Allocation(target) => {
                 let (index, disk) = self.described(target)?;
-                Current::Allocation(index, CsvParser::new(&member.name, disk.capacity, member.content_at))
+                let kind = self.head.as_ref().map_or(Kind::Full, |head| head.kind);
+                let parser = CsvParser::new(&member.name, disk.capacity, member.content_at, kind);
+                Current::Allocation(index, parser, Box::default())
             }
             Role::Disk(target) => self.begin_disk(target, member)?,
             Role::RecoveryHead => {
@@ -193,16 +220,14 @@ impl Reader<'_> {
                 let hasher = self.hasher.take().unwrap_or_default();
                 Current::End { bytes: Vec::new(), hasher }
             }
-            Role::RecoveryAllocation(_) => Current::Other,
+            Role::RecoveryAllocation(target) => {
+                Current::RecoveryAllocation(self.described(target)?.0, Box::default())
+            }
             Role::Other => {
                 self.visitor.other(&member.name, member.size)?;
                 Current::Attachment
             }
-        };
-        if self.body_len.is_none() {
-            self.members += 1;
-        }
-        Ok(())
+        })
     }
 
     fn described(&self, target: &str) -> Result<(usize, &manifest::Disk)> {
@@ -239,6 +264,7 @@ impl Reader<'_> {
         if !disk.is_some_and(agrees) {
             return Err(contradiction("a disk's map is not as the head describes it"));
         }
+        disk.map_or(Ok(()), |disk| disk.check_dense_at(dense_at))?;
         let table = Arc::new(table);
         self.disks.push(KnownDisk { table: Arc::clone(&table), dense_at });
         self.visitor.dense_at(index, dense_at);
@@ -278,6 +304,8 @@ impl Reader<'_> {
         match current {
             Current::Map { index, mut parser, mut builder } => {
                 while let Some(run) = parser.feed(rest)? {
+                    let disk = self.head.as_ref().and_then(|head| head.disks.get(index));
+                    disk.map_or(Ok(()), |disk| disk.check_run(&run))?;
                     builder.push(run.guest, run.len)?;
                 }
                 if !parser.is_complete() {
@@ -311,11 +339,7 @@ impl Reader<'_> {
             let piece = piece?;
             let len = usize::try_from(piece.len).unwrap_or(usize::MAX).min(bytes.len());
             let (now, later) = bytes.split_at(len);
-            if self.forgiven.as_ref().is_some_and(|forgiven| forgiven.losing) {
-                self.visitor.lost(index, &piece, Loss::Never)?;
-            } else {
-                self.visitor.data(index, &piece, now)?;
-            }
+            self.visitor.data(index, &piece, now)?;
             bytes = later;
         }
         if bytes.is_empty() { Ok(()) } else { Err(contradiction("a disk has more bytes than its map")) }
@@ -325,12 +349,16 @@ impl Reader<'_> {
     fn small(&mut self, current: &mut Current, rest: &mut &[u8]) -> Result<()> {
         match current {
             Current::Head(bytes) => bytes.extend_from_slice(rest),
-            Current::Allocation(index, parser) => {
+            Current::Allocation(index, parser, hasher) => {
+                hasher.update(rest);
                 while let Some(row) = parser.feed(rest)? {
                     self.visitor.allocation(*index, &row)?;
                 }
             }
             Current::Attachment => self.visitor.content(rest)?,
+            Current::RecoveryAllocation(_, hasher) => {
+                hasher.update(rest);
+            }
             Current::RecoveryHead(compared) => {
                 let expected = self.head_bytes.get(*compared..*compared + rest.len());
                 if expected != Some(*rest) {
@@ -354,13 +382,8 @@ impl Reader<'_> {
             Current::Digests { parser, hasher, index } => {
                 while let Some(digest) = parser.feed(rest) {
                     if self.digests.get(*index)? != Digest::from_bytes(digest) {
-                        match &mut self.forgiven {
-                            Some(forgiven) => forgiven.wrong.push(*index),
-                            None => {
-                                let what = format!("MiB {index} of its stream is not what was written");
-                                return Err(contradiction(what));
-                            }
-                        }
+                        let what = format!("MiB {index} of its stream is not what was written");
+                        return Err(contradiction(what));
                     }
                     hasher.digest(&digest);
                     *index += 1;
@@ -372,7 +395,7 @@ impl Reader<'_> {
                     return Err(contradiction("its end record is too long"));
                 }
             }
-            Current::Other | Current::Map { .. } | Current::Dense { .. } | Current::None => {}
+            Current::Map { .. } | Current::Dense { .. } | Current::None => {}
         }
         Ok(())
     }
@@ -380,7 +403,18 @@ impl Reader<'_> {
     fn end_member(&mut self) -> Result<()> {
         match std::mem::replace(&mut self.current, Current::None) {
             Current::Head(bytes) => self.end_head(bytes),
-            Current::Allocation(_, parser) => parser.finish(),
+            Current::Allocation(_, parser, hasher) => {
+                parser.finish()?;
+                self.allocations.push(Digest::from_bytes(*hasher.finalize().as_bytes()));
+                Ok(())
+            }
+            Current::RecoveryAllocation(index, hasher) => {
+                let copy = Digest::from_bytes(*hasher.finalize().as_bytes());
+                if self.allocations.get(index) == Some(&copy) {
+                    return Ok(());
+                }
+                Err(contradiction("the two copies of a disk's allocation table differ"))
+            }
             Current::Map { parser, .. } => {
                 parser.finish()?;
                 Err(contradiction("a disk's map is cut short"))
@@ -404,16 +438,15 @@ impl Reader<'_> {
                 Ok(())
             }
             Current::End { bytes, hasher } => self.end_archive(&bytes, hasher),
-            Current::RecoveryHead(_)
-            | Current::Dense { .. }
-            | Current::Attachment
-            | Current::Other
-            | Current::None => Ok(()),
+            Current::RecoveryHead(_) | Current::Dense { .. } | Current::Attachment | Current::None => Ok(()),
         }
     }
 
     fn end_head(&mut self, bytes: Vec<u8>) -> Result<()> {
         let head = Manifest::parse(&bytes)?;
+        if self.head_time != head.time()? {
+            return Err(contradiction("its head has another time than it says"));
+        }
         let mut order = Order::new(head.disks.iter().map(|disk| disk.target.as_str()), head.kind)?;
         order.take(crate::archive::layout::HEAD)?;
         self.visitor.head(&head)?;
@@ -461,26 +494,4 @@ impl Reader<'_> {
         }
         Ok(Sound { head, end, root })
     }
-}
-
-/// A member of the tail has no pax header: nothing covers one there.
-fn check_bare(member: &Member) -> Result<()> {
-    if member.content_at.since(member.header_at) == BLOCK {
-        return Ok(());
-    }
-    Err(contradiction(format_args!("member '{}' has a header that nothing covers", member.name)))
-}
-
-fn digest_of(chunk: &Chunk<'_>) -> Result<Digest> {
-    match chunk.state {
-        ChunkState::Intact(digest) | ChunkState::Unchecked(digest) => Ok(digest),
-        ChunkState::Damaged(damage) => Err(contradiction(format_args!(
-            "bytes {} to {} of the file: {}",
-            damage.file.start, damage.file.end, damage.why
-        ))),
-    }
-}
-
-fn contradiction(what: impl std::fmt::Display) -> Error {
-    Error::new(ErrorKind::Damaged, format!("the archive is damaged: {what}"))
 }

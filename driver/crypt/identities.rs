@@ -65,7 +65,7 @@ impl Identities {
     }
 
     #[cfg(test)]
-    pub(super) fn of(keys: Vec<Identity>) -> Self {
+    pub(crate) fn of(keys: Vec<Identity>) -> Self {
         Self(Arc::new(keys))
     }
 }

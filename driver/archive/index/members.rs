@@ -6,7 +6,7 @@
 use super::IndexedDisk;
 use super::checked::Checked;
 use crate::archive::allocation_csv::{AllocationRow, CsvParser};
-use crate::archive::layout::{Layout, Role};
+use crate::archive::layout::{Kind, Layout, MAX_OTHERS, Role};
 use crate::archive::manifest::{self, Disk, Manifest};
 use crate::archive::recovery::RecoveryParser;
 use crate::archive::sparse_parser::{MapParser, MapPlace};
@@ -16,8 +16,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::table::{Builder, CorrespondenceTable};
 use crate::units::{GuestOffset, StreamOffset};
 
-/// More members beside the disks are refused.
-const MAX_ATTACHMENTS: usize = 4096;
 /// Tables are read in steps of this many bytes.
 const STEP: u64 = 64 << 10;
 
@@ -67,6 +65,7 @@ impl Found {
         if table.dense_len() != disk.dense_length || table.len() != disk.runs {
             return Err(damaged(format!("the map of disk {} is not as the head describes it", disk.target)));
         }
+        disk.check_dense_at(dense_at)?;
         if !self.disks.iter().any(|known| known.disk.target == disk.target) {
             self.disks.push(IndexedDisk { disk, table, dense_at });
         }
@@ -120,10 +119,8 @@ pub(super) fn attachments(
             Role::Digests | Role::End => break,
             Role::Other => {
                 seen += 1;
-                if seen > MAX_ATTACHMENTS {
-                    return Err(damaged(format!(
-                        "it has more than {MAX_ATTACHMENTS} members beside its disks"
-                    )));
+                if seen > MAX_OTHERS {
+                    return Err(damaged(format!("it has more than {MAX_OTHERS} members beside its disks")));
                 }
                 if let Some(limit) = wanted(&member.name) {
                     if found.iter().any(|other| other.name == member.name) {
@@ -172,13 +169,13 @@ pub(super) fn from_recovery(stream: &Checked<'_>, at: StreamOffset, found: &mut 
 /// Damaged or Incomplete, where it can't be read; those of `take`.
 pub(super) fn allocation(
     stream: &Checked<'_>,
-    disk: &Disk,
+    (disk, kind): (&Disk, Kind),
     take: &mut dyn FnMut(AllocationRow) -> Result<()>,
 ) -> Result<()> {
     let mut cursor = Cursor::new(stream, StreamOffset::ZERO);
     while let Some(member) = cursor.next_member()? {
         if Role::of(&member.name) == Role::Allocation(&disk.target) {
-            let mut table = CsvParser::new(&member.name, disk.capacity, member.content_at);
+            let mut table = CsvParser::new(&member.name, disk.capacity, member.content_at, kind);
             cursor.content(&mut |bytes| {
                 let mut rest = bytes;
                 while let Some(row) = table.feed(&mut rest)? {
@@ -281,6 +278,7 @@ impl<'a> Cursor<'a> {
         let dense_at = self.content(&mut |bytes| {
             let mut rest = bytes;
             while let Some(run) = map.feed(&mut rest)? {
+                disk.check_run(&run)?;
                 builder.push(run.guest, run.len)?;
             }
             Ok(bytes.len() - rest.len())
@@ -299,6 +297,7 @@ impl<'a> Cursor<'a> {
                 if run.guest.checked_add(run.len).is_none_or(|end| end.get() > disk.capacity) {
                     return Err(damaged("the copy of a map is larger than its disk"));
                 }
+                disk.check_run(&run)?;
                 builder.push(run.guest, run.len)?;
             }
             Ok(bytes.len() - rest.len())

@@ -104,7 +104,7 @@ impl<'a> ArchiveIndex<'a> {
             Err(error) if trust == Trust::Strict => return Err(error),
             Err(error) => {
                 notes.push(sentence(&error));
-                salvage(&stream, tail.as_deref(), &mut found, error)?;
+                notes.extend(salvage(&stream, tail.as_deref(), &mut found, error)?);
             }
             Ok(()) => {}
         }
@@ -208,18 +208,24 @@ impl<'a> ArchiveIndex<'a> {
     }
 }
 
-/// The front can't be read to its end: the recovery copies take its place where there are any, and where there are
-/// none, the disks whose tables had been read by then are what is left.
+/// The front can't be read to its end: the recovery copies take its place where there are any. Where there are none, or
+/// they are damaged too (one chunk may hold the last disk's first tables and all copies), the disks whose tables had been read by
+/// then are what is left. Returns what is wrong with the copies.
 fn salvage(
     stream: &Checked<'_>,
     tail: Option<&Tail>,
     found: &mut members::Found,
     front: Error,
-) -> Result<()> {
-    match tail {
-        Some(tail) => members::from_recovery(stream, tail.record.recovery_at, found),
-        None if found.has_disks() => Ok(()),
-        None => Err(front),
+) -> Result<Option<String>> {
+    let error = match tail.map(|tail| members::from_recovery(stream, tail.record.recovery_at, found)) {
+        Some(Ok(())) => return Ok(None),
+        Some(Err(error)) => error,
+        None if found.has_disks() => return Ok(None),
+        None => return Err(front),
+    };
+    match found.has_disks() {
+        true => Ok(Some(format!("its recovery copies: {}", sentence(&error)))),
+        false => Err(error),
     }
 }
 
@@ -266,7 +272,7 @@ impl ArchiveIndex<'_> {
         disk: &IndexedDisk,
         take: &mut dyn FnMut(AllocationRow) -> Result<()>,
     ) -> Result<()> {
-        members::allocation(&self.stream, &disk.disk, take)
+        members::allocation(&self.stream, (&disk.disk, self.head.kind), take)
     }
 
     /// The members beside head, tables and disks (`domain.xml`, ...), in the archive's order: those to which `wanted` gives a

@@ -52,21 +52,4 @@ pub trait Visitor {
     /// # Errors
     /// As [`Visitor::head`].
     fn data(&mut self, index: usize, piece: &Run, bytes: &[u8]) -> Result<()>;
-
-    /// In the place of [`Visitor::data`], in a pass that goes on behind damage: these bytes are lost.
-    ///
-    /// # Errors
-    /// As [`Visitor::head`].
-    fn lost(&mut self, _index: usize, _piece: &Run, _loss: Loss) -> Result<()> {
-        Ok(())
-    }
-}
-
-/// How bytes of a disk are lost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Loss {
-    /// They never came.
-    Never,
-    /// They came, and are not what was written.
-    Given,
 }

@@ -1,41 +1,100 @@
 //! A restore from a medium that can be read anywhere: by the archive's index, and only what is wanted.
 
-use std::os::unix::fs::MetadataExt;
+use std::io::Read;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::{
-    Checking, RestoreReport, RestoreRequest, RestoredDisk, format_name, method_name, note_lost, read_options,
-    selected,
+    Checking, RestoreReport, RestoreRequest, RestoredDisk, Selection, format_name, method_name, note_lost,
+    read_options, selected,
 };
 use crate::archive::index::{ArchiveIndex, Data, IndexedDisk, Trust};
 use crate::archive::stream::ReadAt;
 use crate::crypt::ArchiveFile;
-use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::error::{Error, ErrorKind, IoContext, Result, sentence};
 use crate::job::Control;
 use crate::job::target::{TargetDisk, TargetSpec};
+use crate::medium::{Gaps, Source, SpooledSource};
 use crate::table::Run;
 use crate::units::{DenseOffset, GuestOffset};
 
 /// Restores from the archive that the request names.
 pub(super) fn restore(request: &RestoreRequest, control: &Control) -> Result<RestoreReport> {
     let name = request.archive.to_string();
-    let trust = if request.checking == Checking::Partial { Trust::Salvage } else { Trust::Strict };
     control.progress.enter("opening", 0);
     let source = ArchiveFile::salvage(&request.archive, &request.identities)?;
+    restore_opened(request, control, &source, name)
+}
+
+/// Restores what is intact of an archive that comes once, front to back. It is taken into a file without a name first, for what is damaged is found by what stands
+/// at its end.
+pub(super) fn restore_spooled(
+    request: &RestoreRequest,
+    control: &Control,
+    (input, gaps): (impl Read, &Gaps),
+) -> Result<RestoreReport> {
+    let archive = request.archive.to_string();
+    let name = if archive == "-" { "standard input".to_owned() } else { archive.clone() };
+    control.progress.enter("reading", 0);
+    let spooled = SpooledSource::take(input, &name, room(request), &control.cancel)?;
+    let spooled = Arc::new(spooled);
+    let source: Arc<dyn Source> = Arc::clone(&spooled) as _;
+    let opened = ArchiveFile::salvage_source(source, &request.identities).inspect(|source| {
+        if !source.is_encrypted() {
+            spooled.mind(gaps);
+        }
+    });
+    let restored = opened.and_then(|source| restore_opened(request, control, &source, name));
+    let mut report = restored.map_err(|error| match spooled.broken() {
+        // What is missing of it may be why.
+        Some(broken) => error.within(sentence(broken)),
+        None => error,
+    })?;
+    report.archive = archive;
+    if let Some(broken) = spooled.broken() {
+        report.complete = false;
+        report.notes.insert(0, sentence(broken));
+    }
+    report.notes.extend(gaps.notes());
+    Ok(report)
+}
+
+/// Where there is room for disks there may be room for their archive: the directory of the first target that is no device.
+fn room(request: &RestoreRequest) -> Option<PathBuf> {
+    match &request.selection {
+        Selection::All(directory) => Some(directory.clone()),
+        Selection::Disks(disks) => {
+            let is_device =
+                |path: &Path| path.metadata().is_ok_and(|found| found.file_type().is_block_device());
+            let path = disks.iter().map(|(_, path)| path).find(|path| !is_device(path))?;
+            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+            Some(parent.unwrap_or(Path::new(".")).to_owned())
+        }
+    }
+}
+
+fn restore_opened(
+    request: &RestoreRequest,
+    control: &Control,
+    source: &ArchiveFile,
+    name: String,
+) -> Result<RestoreReport> {
+    let trust = if request.checking == Checking::Partial { Trust::Salvage } else { Trust::Strict };
     let proven = source.proven();
     if let (Err(error), Trust::Strict) = (&proven, trust) {
         return Err(refuse(&name, Error::new(error.kind(), error.to_string())));
     }
     let options = read_options(request, control);
-    let index = ArchiveIndex::open(&source, &options, trust).map_err(|e| match trust {
+    let index = ArchiveIndex::open(source, &options, trust).map_err(|e| match trust {
         Trust::Strict => refuse(&name, e),
         Trust::Salvage => e.within(format!("nothing of '{name}' can be restored")),
     })?;
     let specs = selected(request, index.head())?;
     for (_, spec) in &specs {
-        refuse_source(&source, spec)?;
+        refuse_source(source, spec)?;
     }
-    let mut restorer =
-        Restorer { request, control, source: &source, index: &index, report: report(name, &index) };
+    let mut restorer = Restorer { request, control, source, index: &index, report: report(name, &index) };
     if let Err(error) = proven {
         restorer.report.complete = false;
         restorer.report.notes.insert(0, error.to_string());

@@ -7,9 +7,12 @@
 //! [`Checking::Partial`] is for the bad day: damage and cuts are noted as ranges of the disk, which stay zeros, and
 //! the rest is restored.
 
+#[cfg(test)]
+mod every_byte_tests;
 mod file;
 mod pipe;
-mod salvage;
+#[cfg(test)]
+mod salvage_tests;
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -159,8 +162,8 @@ pub fn run(request: &RestoreRequest, control: &Control) -> Result<RestoreReport>
     Ok(report)
 }
 
-/// As [`run`], from an archive that comes front to back from `input`; the request's archive is its name in messages. A partial restore goes on behind damage,
-/// in the same one pass.
+/// As [`run`], from an archive that comes front to back from `input`; the request's archive is its name in messages. A partial restore keeps all of it in a file
+/// without a name, beside the first target or in `$TMPDIR`: it finds as much as from a file.
 ///
 /// # Errors
 /// As [`run`], and those of `input`.
@@ -183,7 +186,7 @@ pub fn run_over(
 ) -> Result<RestoreReport> {
     let started = Instant::now();
     let mut report = match request.checking {
-        Checking::Partial => salvage::restore(request, control, (input, gaps))?,
+        Checking::Partial => file::restore_spooled(request, control, (input, gaps))?,
         Checking::All | Checking::Later => pipe::restore(request, control, input)?,
     };
     report.seconds = started.elapsed().as_secs_f64();
@@ -259,14 +262,6 @@ fn method_name(method: Method) -> &'static str {
         Method::Rewrite => "rewrite",
         Method::Remap => "remap",
     }
-}
-
-/// What is told where no disk that was wanted came.
-fn no_disk_begun(archive: &Location) -> Error {
-    Error::new(
-        ErrorKind::Damaged,
-        format!("none of the disks that are wanted of '{archive}' can be had in one pass"),
-    )
 }
 
 /// The format of the new disk: as asked, with the options of the source where that was a qcow2.

@@ -5,7 +5,7 @@ use crate::archive::stream::Compression;
 use crate::durable::Existing;
 use crate::image::{Format, Use};
 use crate::job::backup::{self, BackupRequest, ImageSpec};
-use crate::job::restore::{Checking, Selection, run, run_from};
+use crate::job::restore::{Checking, Selection, run, run_from, run_over};
 use crate::job::target::Method;
 use crate::medium::Location;
 use crate::table::Layout;
@@ -121,28 +121,25 @@ fn cut_anywhere_it_gives_what_came_and_says_what_did_not() {
     }
 }
 
-/// One damaged byte costs no more than from a file, where it is not the next disk's description.
+/// One damaged byte costs what it costs from a file.
 #[test]
 fn a_damaged_byte_costs_as_much_as_from_a_file() {
     for compression in BOTH {
         let lab = Lab::new(compression);
         let file = lab.folder.path().join("broken");
-        let (mut same, mut adrift) = (0, 0);
-        for at in (300_000..lab.archive.len()).step_by(610_007) {
+        for at in (0..lab.archive.len()).step_by(610_007) {
             let mut broken = lab.archive.clone();
             broken[at] ^= 0x10;
-            let Ok(report) = lab.salvage(&broken) else { continue };
+            let piped = lab.salvage(&broken).unwrap();
             std::fs::write(&file, &broken).unwrap();
             let request = lab.request(Location::Path(file.clone()), Checking::Partial);
             let expected = run(&request, &Control::default()).unwrap();
-            if report.damage == expected.damage {
-                same += 1;
-            } else {
-                assert!(!report.notes.is_empty(), "byte {at}: {:?}, {:?}", report.damage, expected.damage);
-                adrift += 1;
-            }
+            assert_eq!(piped.damage, expected.damage, "{compression:?}, byte {at}");
+            assert!(
+                piped.damage.iter().map(|range| range.length).sum::<u64>() <= MIB,
+                "{compression:?}, byte {at}"
+            );
         }
-        assert!(same > 8 && adrift <= 3, "{compression:?}: {same} the same, {adrift} not");
     }
 }
 
@@ -157,28 +154,14 @@ fn gaps_of_the_medium_are_lost_and_what_is_behind_them_is_not() {
     let gaps = Gaps::default();
     gaps.add(gap.clone());
     let request = lab.request(Location::Pipe, Checking::Partial);
-    let report = super::restore(&request, &Control::default(), (holed.as_slice(), &gaps)).unwrap();
+    let report = run_over(&request, &Control::default(), (holed.as_slice(), &gaps)).unwrap();
     // Of a plain archive a digest vouches for a MiB, so the rest of that goes, too.
     let lost: u64 = report.damage.iter().map(|range| range.length).sum();
     assert!(report.complete && (262_144..=2 * MIB).contains(&lost), "{report:?}");
     // Without the end nobody can tell more than the medium.
     let cut = place(4 * MIB);
-    let report = super::restore(&request, &Control::default(), (&holed[..cut], &gaps)).unwrap();
+    let report = run_over(&request, &Control::default(), (&holed[..cut], &gaps)).unwrap();
     assert!(!report.complete && !report.verified, "{report:?}");
     let first = &report.damage[0];
-    assert_eq!((first.disk.as_str(), first.length), ("vda", 262_144), "{report:?}");
-}
-
-#[test]
-fn ranges_are_joined_and_none_is_said_twice() {
-    let lost = |disk: &str, start, length| Lost { disk: disk.to_owned(), start, length };
-    let given = vec![
-        lost("vdb", 0, 5),
-        lost("vda", 20, 5),
-        lost("vda", 0, 10),
-        lost("vda", 5, 10),
-        lost("vda", 3, 1),
-    ];
-    assert_eq!(joined(given), [lost("vda", 0, 15), lost("vda", 20, 5), lost("vdb", 0, 5)]);
-    assert_eq!(joined(Vec::new()), []);
+    assert!(first.disk == "vda" && (262_144..=MIB).contains(&first.length), "{report:?}");
 }
