@@ -6,7 +6,9 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use crate::common::archive::{Method, assert_same_outside, backup, backup_args, damage, restore_args};
+use crate::common::archive::{
+    Method, assert_same_outside, backup, backup_args, damage, restore_args, second_reader,
+};
 use crate::common::image::{Format, Image};
 use crate::common::rng::{Rng, run_seed};
 use crate::common::run::{Outcome, exit, pipe, run, text, tool, virtfold};
@@ -81,6 +83,7 @@ fn age_and_tar_alone_give_the_disk_back_and_each_key_does() {
             assert!(said.stderr.is_empty(), "tar complains\n{said}");
             source.assert_same_disk(&Image::new(out.join("vda.raw"), Format::Raw));
             verify_with(&archive, key).ok();
+            second_reader(&archive, &["--identity", text(&key.path)]);
             for (format, method) in [
                 (Format::Raw, Method::Rewrite),
                 (Format::Qcow2, Method::Rewrite),
@@ -326,6 +329,11 @@ impl Subject {
         self.refuse(&[&self.bytes[..from], &self.bytes[from + piece..]].concat(), "a piece left out");
         self.refuse(&[&self.bytes[..from + piece], &self.bytes[from..]].concat(), "a piece doubled");
         self.refuse(&[&self.bytes[..], b"more"].concat(), "something follows");
+        // Zeros are what media of whole blocks put there.
+        let padded = self.scratch.join(self.archive.file_name().unwrap());
+        fs::write(&padded, [&self.bytes[..], &[0; 70_000]].concat()).unwrap();
+        let told = verify_with(&padded, &self.key).ok();
+        assert!(told.stderr.contains("70000 zeros behind its end"), "{told}");
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use crate::common::archive::backup;
+use crate::common::archive::{backup, second_reader};
 use crate::common::disk::{Disk, random_disk};
 use crate::common::image::{Format, Image};
 use crate::common::rng::Rng;
@@ -48,6 +48,12 @@ fn for_each_disk(compress: &str, extract: impl Fn(&Path, &Scratch) -> Vec<&'stat
         let archive =
             backup(&disk.top, &scratch.folder("archives"), &["--compress", compress, "--layout", layout]);
         let context = format!("case {case}, {compress}, {layout}, made by\n{}", disk.recipe);
+        let read = scratch.folder("reader");
+        second_reader(&archive, &["--extract", text(&read)]);
+        let same = std::panic::catch_unwind(|| {
+            disk.top.assert_same_disk(&Image::new(read.join("vda.raw"), Format::Raw))
+        });
+        assert!(same.is_ok(), "the second reader has another disk\n{context}");
         for folder in extract(&archive, &scratch) {
             assert_extracted(&disk, &scratch.join(folder), &context);
         }
