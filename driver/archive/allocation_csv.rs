@@ -7,8 +7,9 @@
 //!
 //! As with the map, the rows are walked twice: [`CsvShape::measure`], then [`CsvShape::write`].
 //!
-//! Imports: `units`, `error`; `tar`, `text` of this room.
+//! Imports: `units`, `error`; `layout`, `tar`, `text` of this room.
 
+use crate::archive::layout::Kind;
 use crate::archive::tar::Output;
 use crate::archive::text::{Lines, Pieces, damaged, decimal_len, parse_decimal, put_decimal};
 use crate::error::{Error, ErrorKind, Result};
@@ -164,12 +165,13 @@ pub struct CsvParser {
     titled: bool,
     lines: Lines,
     at: StreamOffset,
+    kind: Kind,
 }
 
 impl CsvParser {
-    /// For the member `name` of a disk of `capacity` bytes whose content begins at `at`.
-    pub fn new(name: &str, capacity: u64, at: StreamOffset) -> Self {
-        Self { name: name.to_owned(), capacity, end: 0, titled: false, lines: Lines::default(), at }
+    /// For the member `name`, whose content begins at `at`, of a disk of `capacity` bytes in an archive of this kind.
+    pub fn new(name: &str, capacity: u64, at: StreamOffset, kind: Kind) -> Self {
+        Self { name: name.to_owned(), capacity, end: 0, titled: false, lines: Lines::default(), at, kind }
     }
 
     /// The next row, `None` where `input` ends before it does; advances `input` over what was used. After an
@@ -200,6 +202,9 @@ impl CsvParser {
             let row = parse_row(line).ok_or_else(|| bad(&self.name, at, "has a malformed line"))?;
             self.end = follow(self.end, self.capacity, &row)
                 .ok_or_else(|| bad(&self.name, at, "has a row that does not follow the one before it"))?;
+            if row.kind == AllocationKind::Unchanged && self.kind == Kind::Full {
+                return Err(bad(&self.name, at, "has an unchanged extent in a full archive"));
+            }
             return Ok(Some(row));
         }
     }

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::allocation_csv::{AllocationKind, AllocationRow, CsvParser, CsvShape};
+use super::layout::Kind;
 use super::layout_fixture::{collect, pieces};
 use crate::error::{ErrorKind, Result};
 use crate::units::{GuestOffset, HostOffset, StreamOffset};
@@ -40,7 +41,8 @@ fn all(rows: &[AllocationRow]) -> impl Iterator<Item = Result<AllocationRow>> {
 }
 
 fn parse(text: &[u8], sizes: &[usize], capacity: u64) -> Result<Vec<AllocationRow>> {
-    let mut parser = CsvParser::new("vda.allocation.csv", capacity, StreamOffset::new(5120));
+    let mut parser =
+        CsvParser::new("vda.allocation.csv", capacity, StreamOffset::new(5120), Kind::Incremental);
     let mut found = Vec::new();
     for mut piece in pieces(text, sizes) {
         while let Some(row) = parser.feed(&mut piece)? {
@@ -107,6 +109,15 @@ fn bad_tables_are_named() {
     let endless = format!("{title}{}", "1".repeat(10_000));
     let error = parse(endless.as_bytes(), &[7], 100).unwrap_err();
     assert!(error.to_string().ends_with("has a line that is too long"), "{error}");
+}
+
+#[test]
+fn in_a_full_archive_nothing_is_unchanged() {
+    for (kind, fine) in [(Kind::Full, false), (Kind::Incremental, true)] {
+        let mut parser = CsvParser::new("vda.allocation.csv", 10, StreamOffset::ZERO, kind);
+        let text = b"guest_offset,length,kind,host_offset\n0,10,unchanged,\n";
+        assert_eq!(parser.feed(&mut text.as_slice()).is_ok(), fine, "{kind:?}");
+    }
 }
 
 #[test]

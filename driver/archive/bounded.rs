@@ -20,6 +20,25 @@ where
     deserializer.deserialize_seq(Few::<T, MOST>(PhantomData))
 }
 
+/// Whether JSON is nested more than `most` deep. (The JSON reader bounds what it keeps, not what it passes over.)
+pub(super) fn is_deeper(json: &str, most: usize) -> bool {
+    let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
+    for byte in json.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'[' | b'{' if !in_string => depth += 1,
+            b']' | b'}' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > most {
+            return true;
+        }
+    }
+    false
+}
+
 struct Few<T, const MOST: usize>(PhantomData<T>);
 
 impl<'de, T: Deserialize<'de>, const MOST: usize> Visitor<'de> for Few<T, MOST> {
@@ -49,6 +68,13 @@ mod tests {
     struct Holder {
         #[serde(deserialize_with = "few::<_, _, 2>")]
         list: Vec<String>,
+    }
+
+    #[test]
+    fn depth_is_counted_outside_of_strings() {
+        assert!(!is_deeper(r#"{"a":[1,[2]],"b":"[[[[\"[["}"#, 3));
+        assert!(is_deeper(r#"{"a":[1,[2]]}"#, 2));
+        assert!(is_deeper(&"[".repeat(100_000), 128));
     }
 
     #[test]

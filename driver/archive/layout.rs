@@ -8,6 +8,8 @@
 //!
 //! Imports: `error`.
 
+use std::collections::BTreeSet;
+
 use crate::error::{Error, ErrorKind, Result};
 pub use crate::table::Layout;
 
@@ -23,6 +25,9 @@ pub const END: &str = "virtfold.end.json";
 pub const MAX_NAME: usize = 1024;
 /// The longest name of a disk, bytes.
 pub const MAX_TARGET: usize = 32;
+
+/// The most members beside head, tables, disks and tail.
+pub const MAX_OTHERS: usize = 4096;
 
 const DISK: &str = ".raw";
 const ALLOCATION: &str = ".allocation.csv";
@@ -165,6 +170,8 @@ pub fn recovery_allocation_name(target: &str) -> Result<String> {
 pub struct Order {
     names: Vec<String>,
     next: usize,
+    /// The members that were taken beside those.
+    others: BTreeSet<String>,
 }
 
 impl Order {
@@ -185,7 +192,7 @@ impl Order {
             }
         }
         names.extend([DIGESTS.to_owned(), END.to_owned()]);
-        Ok(Self { names, next: 0 })
+        Ok(Self { names, next: 0, others: BTreeSet::new() })
     }
 
     /// The names that members must have, in order, those of role [`Role::Other`] not counted.
@@ -201,7 +208,7 @@ impl Order {
         let expected = self.names.get(self.next).map(String::as_str);
         let before_digests = expected != Some(END) && expected.is_some();
         if Role::of(name) == Role::Other && self.next > 0 && before_digests {
-            return Ok(());
+            return self.take_other(name);
         }
         if expected == Some(name) {
             self.next += 1;
@@ -212,6 +219,15 @@ impl Order {
             None => format!("the archive has member '{name}' behind its end record"),
         };
         Err(Error::new(ErrorKind::Damaged, message))
+    }
+
+    fn take_other(&mut self, name: &str) -> Result<()> {
+        let refused = match self.others.len() {
+            MAX_OTHERS.. => format!("the archive has more than {MAX_OTHERS} members beside its disks"),
+            _ if self.others.insert(name.to_owned()) => return Ok(()),
+            _ => format!("the archive has member '{name}' twice"),
+        };
+        Err(Error::new(ErrorKind::Damaged, refused))
     }
 
     /// Whether all members were there.

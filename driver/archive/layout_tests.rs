@@ -77,7 +77,8 @@ fn every_member_says_what_was_put_in() {
                 assert!(content[usize::try_from(used).unwrap()..] == dense);
             }
             Role::Allocation(target) => {
-                let mut csv = CsvParser::new(&member.name, disk(target).capacity, member.content_at);
+                let mut csv =
+                    CsvParser::new(&member.name, disk(target).capacity, member.content_at, Kind::Full);
                 let mut input = content.as_slice();
                 let mut rows = Vec::new();
                 while let Some(row) = csv.feed(&mut input).unwrap() {
@@ -275,6 +276,17 @@ fn names_have_roles_and_an_order() {
     ];
     assert_eq!(order.names(), names);
     assert!(Order::new(["a/b"], Kind::Full).is_err());
+}
+
+#[test]
+fn no_name_is_there_twice_and_no_names_without_end() {
+    let mut order = Order::new(["vda"], Kind::Full).unwrap();
+    order.take("virtfold.json").unwrap();
+    order.take("domain.xml").unwrap();
+    let twice = order.take("domain.xml").unwrap_err();
+    assert_eq!(twice.to_string(), "the archive has member 'domain.xml' twice");
+    (1..layout::MAX_OTHERS).for_each(|n| order.take(&format!("tpm/{n}")).unwrap());
+    assert!(order.take("tpm/one-more").unwrap_err().to_string().contains("more than 4096 members"));
 }
 
 #[test]

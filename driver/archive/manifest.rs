@@ -8,17 +8,18 @@
 //! ([`Disk::check_member`]). Strings of the head come from the host that made the archive: they are checked for
 //! control characters where they are names, and whoever prints a path escapes it.
 //!
-//! Imports: `units`, `error`; `layout`, `tar`, `tar_parser` of this room.
+//! Imports: `units`, `error`; `layout`, `sparse`, `tar`, `tar_parser` of this room.
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::archive::bounded::few;
+use crate::archive::bounded::{few, is_deeper};
 use crate::archive::layout::{self, Kind, Layout};
-use crate::archive::tar::{MAX_OCTAL, MAX_SIZE};
+use crate::archive::sparse::Run;
+use crate::archive::tar::{ALIGNMENT, MAX_OCTAL, MAX_SIZE};
 use crate::archive::tar_parser::Member;
 use crate::error::{Error, ErrorKind, Result};
-use crate::units::BlockSize;
+use crate::units::{BlockSize, StreamOffset};
 
 /// The version of the head and of the archive.
 pub const VERSION: u32 = 1;
@@ -34,6 +35,8 @@ pub const MAX_BACKING: usize = 1024;
 pub const MAX_WARNINGS: usize = 1024;
 /// The longest name in the head, bytes.
 pub const MAX_TEXT: usize = 1024;
+/// How deep the head may be nested.
+const MAX_DEPTH: usize = 128;
 /// Names in `requires` that this version understands.
 const UNDERSTOOD: [&str; 0] = [];
 const TIME_FORMAT: &str = "%Y-%m-%dT%H:%M:%S%:z";
@@ -229,9 +232,14 @@ impl Manifest {
         if bytes.len() as u64 > MAX_LEN {
             return Err(damaged("it is too long"));
         }
-        let needs: Needs = serde_json::from_slice(bytes).map_err(damaged)?;
+        // Of fields that it does not know the JSON reader checks neither.
+        let text = std::str::from_utf8(bytes).map_err(|_| damaged("it is not UTF-8"))?;
+        if is_deeper(text, MAX_DEPTH) {
+            return Err(damaged(format_args!("it is nested more than {MAX_DEPTH} deep")));
+        }
+        let needs: Needs = serde_json::from_str(text).map_err(damaged)?;
         needs.check()?;
-        let head: Self = serde_json::from_slice(bytes).map_err(damaged)?;
+        let head: Self = serde_json::from_str(text).map_err(damaged)?;
         head.check().map_err(damaged)?;
         Ok(head)
     }
@@ -334,6 +342,38 @@ impl Disk {
         Err(Error::new(ErrorKind::Damaged, message))
     }
 
+    /// Holds a run of the disk's map against its block size.
+    ///
+    /// # Errors
+    /// Damaged: it does not begin at a block, or ends within one before the disk ends.
+    pub fn check_run(&self, run: &Run) -> Result<()> {
+        let end = run.guest.saturating_add(run.len).get();
+        let ends = end == self.capacity || end.is_multiple_of(self.block_size);
+        if run.guest.is_aligned(self.block_size) && ends {
+            return Ok(());
+        }
+        let message = format!(
+            "the archive is damaged: a run of disk {} at {} is not of whole blocks of {} bytes",
+            self.target, run.guest, self.block_size
+        );
+        Err(Error::new(ErrorKind::Damaged, message))
+    }
+
+    /// Holds the place of the disk's dense bytes in the stream against what it must be.
+    ///
+    /// # Errors
+    /// Damaged: it is not a multiple of [`ALIGNMENT`].
+    pub fn check_dense_at(&self, at: StreamOffset) -> Result<()> {
+        if at.is_aligned(ALIGNMENT) {
+            return Ok(());
+        }
+        let message = format!(
+            "the archive is damaged: the bytes of disk {} begin at {at}, not at a multiple of {ALIGNMENT}",
+            self.target
+        );
+        Err(Error::new(ErrorKind::Damaged, message))
+    }
+
     fn check(&self) -> std::result::Result<(), String> {
         layout::check_target(&self.target).map_err(|e| e.to_string())?;
         let target = &self.target;
@@ -383,7 +423,8 @@ fn check_root(root: &str) -> std::result::Result<(), String> {
 }
 
 fn seconds(created: &str) -> std::result::Result<u64, String> {
-    let parsed = jiff::fmt::strtime::parse(TIME_FORMAT, created).and_then(|time| time.to_timestamp());
+    let spelt = created.strip_suffix('Z').map_or_else(|| created.to_owned(), |time| format!("{time}+00:00"));
+    let parsed = jiff::fmt::strtime::parse(TIME_FORMAT, spelt.as_str()).and_then(|time| time.to_timestamp());
     let seconds = parsed.ok().and_then(|time| u64::try_from(time.as_second()).ok());
     seconds
         .filter(|seconds| *seconds <= MAX_OCTAL)

@@ -6,7 +6,9 @@ use uuid::Uuid;
 use super::layout::{Kind, Layout};
 use super::layout_fixture::{TIME, TestDisk, manifest};
 use super::manifest::{Backing, Freeze, MAX_LEN, Manifest, Parent, Qcow2, Source, Subject, now};
+use super::sparse::Run;
 use crate::error::ErrorKind;
+use crate::units::{GuestOffset, StreamOffset};
 
 fn rich() -> Manifest {
     let mut head = manifest(&[TestDisk::compact("vda", 1 << 30, &[(0, 4096)]), TestDisk::full("vdb", 4096)]);
@@ -59,8 +61,10 @@ fn the_time_now_is_a_time_of_a_backup() {
     let mut head = rich();
     head.created = now();
     assert!(head.time().unwrap() > 1_700_000_000, "{}", head.created);
-    head.created = "2026-11-22T14:04:05+00:00".into();
-    assert_eq!(head.time().unwrap(), TIME);
+    for utc in ["2026-11-22T14:04:05+00:00", "2026-11-22T14:04:05Z"] {
+        head.created = utc.into();
+        assert_eq!(head.time().unwrap(), TIME);
+    }
 }
 
 #[test]
@@ -135,6 +139,16 @@ fn bad_heads_are_named() {
 #[test]
 fn hostile_json_is_refused() {
     let deep = format!("{{\"version\":1,\"x\":{}", "[".repeat(100_000));
+    // In a field that a reader passes over.
+    let passed_over = |value: &[u8]| {
+        let head = rich().encode().unwrap();
+        [b"{\"x\":", value, b",", head.strip_prefix(b"{").unwrap()].concat()
+    };
+    assert!(Manifest::parse(&passed_over(b"\"\xc3\xbc\"")).is_ok());
+    let deeper = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+    for bad in [passed_over(b"\"\xfc\""), passed_over(deeper.as_bytes())] {
+        assert_eq!(Manifest::parse(&bad).unwrap_err().kind(), ErrorKind::Damaged);
+    }
     let long = vec![b' '; usize::try_from(MAX_LEN).unwrap() + 1];
     for bad in [deep.as_bytes(), b"", b"{", b"[]", b"\xff", b"{\"version\":1,\"version\":1}", &long] {
         assert_eq!(Manifest::parse(bad).unwrap_err().kind(), ErrorKind::Damaged);
@@ -143,6 +157,20 @@ fn hostile_json_is_refused() {
     for len in 0..bytes.len() - 2 {
         assert!(Manifest::parse(&bytes[..len]).is_err(), "{len}");
     }
+}
+
+#[test]
+fn runs_and_bytes_lie_where_blocks_do() {
+    let mut disk = rich().disks.remove(0);
+    disk.capacity = 3 * 4096 + 512;
+    let run = |guest, len| Run { guest: GuestOffset::new(guest), len };
+    for (guest, len, fine) in
+        [(0, 4096, true), (4096, 8704, true), (512, 4096, false), (4096, 512, false), (8192, 4608, true)]
+    {
+        assert_eq!(disk.check_run(&run(guest, len)).is_ok(), fine, "{guest} {len}");
+    }
+    assert!(disk.check_dense_at(StreamOffset::new(8192)).is_ok());
+    assert_eq!(disk.check_dense_at(StreamOffset::new(8704)).unwrap_err().kind(), ErrorKind::Damaged);
 }
 
 #[test]

@@ -11,6 +11,8 @@
 //!
 //! Imports: `units`; `text`, `tar` of this room.
 
+use std::collections::BTreeSet;
+
 use crate::archive::tar::{ALIGNMENT, BLOCK};
 use crate::archive::text::{decimal_len, parse_decimal};
 use crate::units::StreamOffset;
@@ -89,20 +91,27 @@ impl Records {
     /// Reads the records of one header; the error says what is wrong.
     pub(super) fn parse(mut bytes: &[u8]) -> Result<Self, String> {
         let mut reader = Reader::default();
+        let mut seen = BTreeSet::new();
         while !bytes.is_empty() {
             let (keyword, value) = take_record(&mut bytes).ok_or("a pax record is malformed")?;
+            if !seen.insert(keyword) {
+                return Err(format!("a pax header has '{}' twice", keyword.escape_debug()));
+            }
             reader.record(keyword, value)?;
         }
         reader.finish()
     }
 }
 
-fn take_record<'a>(bytes: &mut &'a [u8]) -> Option<(&'a str, &'a str)> {
+/// A keyword and its value. Only what is known has to be text: vendors may put any bytes into theirs.
+fn take_record<'a>(bytes: &mut &'a [u8]) -> Option<(&'a str, &'a [u8])> {
     let space = bytes.iter().take(21).position(|byte| *byte == b' ')?;
     let len = usize::try_from(parse_decimal(bytes.get(..space)?)?).ok()?;
     let record = bytes.get(space + 1..len)?.strip_suffix(b"\n")?;
     *bytes = bytes.get(len..)?;
-    std::str::from_utf8(record).ok()?.split_once('=').filter(|(keyword, _)| !keyword.is_empty())
+    let equals = record.iter().position(|byte| *byte == b'=')?;
+    let keyword = std::str::from_utf8(record.get(..equals)?).ok()?;
+    (!keyword.is_empty()).then_some((keyword, record.get(equals + 1..)?))
 }
 
 /// Puts records together that come in any order.
@@ -117,18 +126,19 @@ struct Reader {
 }
 
 impl Reader {
-    fn record(&mut self, keyword: &str, value: &str) -> Result<(), String> {
+    fn record(&mut self, keyword: &str, value: &[u8]) -> Result<(), String> {
         match keyword {
-            "comment" => Ok(()),
-            "path" => once(keyword, &mut self.path, value.to_owned()),
-            "size" => once(keyword, &mut self.size, number(keyword, value)?),
-            "GNU.sparse.major" => once(keyword, &mut self.major, number(keyword, value)?),
-            "GNU.sparse.minor" => once(keyword, &mut self.minor, number(keyword, value)?),
-            "GNU.sparse.name" => once(keyword, &mut self.name, value.to_owned()),
-            "GNU.sparse.realsize" => once(keyword, &mut self.realsize, number(keyword, value)?),
-            _ if is_vendor(keyword) => Ok(()),
-            _ => Err(format!("a pax header has the keyword '{}'", keyword.escape_debug())),
+            "comment" => {}
+            "path" => self.path = Some(text(keyword, value)?),
+            "size" => self.size = Some(number(keyword, value)?),
+            "GNU.sparse.major" => self.major = Some(number(keyword, value)?),
+            "GNU.sparse.minor" => self.minor = Some(number(keyword, value)?),
+            "GNU.sparse.name" => self.name = Some(text(keyword, value)?),
+            "GNU.sparse.realsize" => self.realsize = Some(number(keyword, value)?),
+            _ if is_vendor(keyword) => {}
+            _ => return Err(format!("a pax header has the keyword '{}'", keyword.escape_debug())),
         }
+        Ok(())
     }
 
     fn finish(self) -> Result<Records, String> {
@@ -141,15 +151,12 @@ impl Reader {
     }
 }
 
-fn once<T>(keyword: &str, slot: &mut Option<T>, value: T) -> Result<(), String> {
-    match slot.replace(value) {
-        None => Ok(()),
-        Some(_) => Err(format!("a pax header has '{keyword}' twice")),
-    }
+fn text(keyword: &str, value: &[u8]) -> Result<String, String> {
+    String::from_utf8(value.to_vec()).map_err(|_| format!("pax record '{keyword}' is not UTF-8"))
 }
 
-fn number(keyword: &str, value: &str) -> Result<u64, String> {
-    parse_decimal(value.as_bytes()).ok_or_else(|| format!("pax record '{keyword}' is no decimal number"))
+fn number(keyword: &str, value: &[u8]) -> Result<u64, String> {
+    parse_decimal(value).ok_or_else(|| format!("pax record '{keyword}' is no decimal number"))
 }
 
 /// POSIX reserves `VENDOR.keyword`, upper case, for vendors; GNU's sparse keywords change the content.

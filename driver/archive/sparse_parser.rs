@@ -183,7 +183,8 @@ impl MapParser {
             self.end = capacity;
             return Ok(None);
         }
-        if offset < self.end {
+        // Runs that touch are one run.
+        if offset < self.end || (self.runs > 0 && offset == self.end) {
             return Err(self.bad("has an entry that does not come behind the one before it"));
         }
         self.end = offset

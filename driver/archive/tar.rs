@@ -37,7 +37,7 @@ pub(super) const NAME_LEN: usize = 100;
 /// What GNU tar puts before the name of a sparse member in the ustar header.
 pub(super) const SPARSE_PREFIX: &str = "GNUSparseFile.0/";
 /// What precedes the name of a pax header.
-pub(super) const PAX_PREFIX: &str = "PaxHeaders.0/";
+const PAX_PREFIX: &str = "PaxHeaders.0/";
 
 /// One header block.
 pub(super) type Block = [u8; BLOCK_LEN];
@@ -161,6 +161,12 @@ fn cut(text: &str, max: usize) -> &str {
     text.get(..text.floor_char_boundary(max)).unwrap_or_default()
 }
 
+/// The name of the pax header of a member whose ustar header has this name.
+pub(super) fn pax_name(name: &str) -> String {
+    let last = name.rsplit('/').next().unwrap_or_default();
+    format!("{PAX_PREFIX}{}", cut(last, NAME_LEN - PAX_PREFIX.len()))
+}
+
 /// Makes the headers of one archive's members.
 #[derive(Clone, Copy, Debug)]
 pub struct HeaderEncoder {
@@ -237,8 +243,7 @@ impl HeaderEncoder {
     fn join(&self, header: &Header, records: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::new();
         if !records.is_empty() {
-            let last = header.name.rsplit('/').next().unwrap_or_default();
-            let name = format!("{PAX_PREFIX}{}", cut(last, NAME_LEN - PAX_PREFIX.len()));
+            let name = pax_name(&header.name);
             let len = records.len() as u64;
             bytes.extend_from_slice(&Header { name, size: len, mtime: self.mtime, kind: Type::Pax }.encode());
             bytes.extend_from_slice(records);

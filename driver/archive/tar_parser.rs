@@ -10,7 +10,7 @@
 use crate::archive::layout;
 use crate::archive::pax::{MAX_LEN, Records};
 use crate::archive::tar::{
-    BLOCK, BLOCK_LEN, Block, Header, MAX_OCTAL, MAX_SIZE, NAME_LEN, PAX_PREFIX, SPARSE_PREFIX, Type,
+    BLOCK, BLOCK_LEN, Block, Header, MAX_SIZE, NAME_LEN, SPARSE_PREFIX, Type, pax_name,
 };
 use crate::archive::text::damaged;
 use crate::error::{Error, ErrorKind, Result};
@@ -74,8 +74,10 @@ pub struct MemberParser {
     state: State,
     /// A header block or pax records, as far as they came.
     held: Vec<u8>,
-    /// Records of the next header, and where their own header stands.
-    records: Option<(Records, StreamOffset)>,
+    /// Records of the next header, and their own header with its place.
+    records: Option<(Records, Header, StreamOffset)>,
+    /// The header of the records at hand.
+    pax: Option<Header>,
     header_at: StreamOffset,
 }
 
@@ -93,12 +95,24 @@ impl MemberParser {
 
     /// From a place in the stream where a member's header begins.
     pub fn at(position: StreamOffset) -> Self {
-        Self { position, state: State::Block, held: Vec::new(), records: None, header_at: position }
+        Self {
+            position,
+            state: State::Block,
+            held: Vec::new(),
+            records: None,
+            pax: None,
+            header_at: position,
+        }
     }
 
     /// Where the next byte to be fed stands.
     pub fn position(&self) -> StreamOffset {
         self.position
+    }
+
+    /// Whether the end of the archive was met.
+    pub fn has_ended(&self) -> bool {
+        self.state == State::Ended
     }
 
     /// Bytes of the current member's content that have not come yet; 0 outside of content.
@@ -213,7 +227,7 @@ impl MemberParser {
         self.state = State::Pax { left };
         if left == 0 {
             let records = Records::parse(&self.held).map_err(|why| damaged(self.header_at, why))?;
-            self.records = Some((records, self.header_at));
+            self.records = self.pax.take().map(|header| (records, header, self.header_at));
             self.state = State::Padding { left: self.to_next_block() };
         }
         Ok(())
@@ -241,15 +255,13 @@ impl MemberParser {
         match header.kind {
             Type::File => self.member(header).map(Some),
             Type::Pax if self.records.is_some() => Err(bad("a pax header is followed by no member")),
-            Type::Pax if !header.name.starts_with(PAX_PREFIX) => {
-                Err(bad("a pax header has no name of its kind"))
-            }
             Type::Pax if header.size == 0 || header.size > MAX_LEN => {
                 Err(bad(&format!("a pax header has {} bytes", header.size)))
             }
             Type::Pax => {
                 self.held.clear();
                 self.state = State::Pax { left: header.size };
+                self.pax = Some(header);
                 Ok(None)
             }
         }
@@ -257,7 +269,13 @@ impl MemberParser {
 
     fn member(&mut self, header: Header) -> Result<Event<'static>> {
         let block_at = self.header_at;
-        let (records, header_at) = self.records.take().unwrap_or((Records::default(), block_at));
+        let (records, header_at) = match self.records.take() {
+            None => (Records::default(), block_at),
+            Some((_, pax, _)) if pax.mtime != header.mtime || pax.name != pax_name(&header.name) => {
+                return Err(damaged(block_at, "a pax header has another name or time than its member"));
+            }
+            Some((records, _, at)) => (records, at),
+        };
         let described = describe(header, records).and_then(|member| match member.size {
             size if size > MAX_SIZE || self.position.checked_add(size).is_none() => {
                 Err(format!("member '{}' has {size} bytes", member.name))
@@ -276,12 +294,12 @@ impl MemberParser {
 fn describe(header: Header, records: Records) -> std::result::Result<Member, String> {
     let size = match records.size {
         None => header.size,
-        Some(size) if header.size == 0 && size > MAX_OCTAL => size,
+        Some(size) if header.size == 0 => size,
         Some(_) => return Err("a pax header and a tar header contradict each other in the size".to_owned()),
     };
     let name = match (&records.sparse, records.path) {
         (None, None) => header.name,
-        (None, Some(path)) if path.len() > NAME_LEN && path.get(..NAME_LEN) == Some(&header.name) => path,
+        (None, Some(path)) if path.get(..NAME_LEN.min(path.len())) == Some(&header.name) => path,
         (Some(sparse), None) if header.name.strip_prefix(SPARSE_PREFIX) == Some(&sparse.name) => {
             sparse.name.clone()
         }

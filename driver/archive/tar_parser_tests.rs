@@ -138,9 +138,20 @@ fn forged(at: usize, bytes: &[u8]) -> Vec<u8> {
 
 /// A pax header of these records, then a member `domain.xml` of 5 bytes.
 fn with_records(records: &str) -> Vec<u8> {
+    below(
+        Header { name: PAX.into(), size: 0, mtime: TIME, kind: Type::Pax },
+        records.as_bytes(),
+        &forged(0, b""),
+    )
+}
+
+/// The name of the pax header of `domain.xml`.
+const PAX: &str = "PaxHeaders.0/domain.xml";
+
+/// A member's header below a pax header of these records.
+fn below(pax: Header, records: &[u8], member: &[u8]) -> Vec<u8> {
     let len = records.len() as u64;
-    let pax = Header { name: "PaxHeaders.0/x".into(), size: len, mtime: TIME, kind: Type::Pax };
-    [&pax.encode(), records.as_bytes(), padding(len), &forged(0, b"")].concat()
+    [&Header { size: len, ..pax }.encode(), records, padding(len), member].concat()
 }
 
 fn record(keyword: &str, value: &str) -> String {
@@ -216,10 +227,13 @@ fn bad_pax_headers_are_named() {
         (record("mtime", "1.5"), "a pax header has the keyword 'mtime'"),
         (record("GNU.sparse.map", "0,1"), "a pax header has the keyword 'GNU.sparse.map'"),
         (record("size", "5") + &record("size", "5"), "a pax header has 'size' twice"),
+        (record("comment", "a") + &record("comment", "b"), "a pax header has 'comment' twice"),
+        (record("VENDOR.x", "a") + &record("VENDOR.x", "a"), "a pax header has 'VENDOR.x' twice"),
         (record("size", "05"), "pax record 'size' is no decimal number"),
         (record("size", "6"), size),
         (record("size", "9000000000"), size),
-        (record("path", "domain.xml"), name),
+        (record("path", "other.xml"), name),
+        (record("path", "domain"), name),
         (record("path", &"x".repeat(200)), name),
         (sparse("1", "domain.xml", "5"), name),
         (sparse("0", "domain.xml", "5"), "a pax header describes no sparse member of format 1.0"),
@@ -263,6 +277,33 @@ fn other_vendors_and_comments_change_nothing() {
         bad[at] = 1;
         assert!(
             read(&bad, &[100]).unwrap_err().to_string().ends_with("the padding of a member is not zeros")
+        );
+    }
+}
+
+/// What says the same twice contradicts nothing.
+#[test]
+fn records_may_say_what_the_header_could() {
+    let pax = || Header { name: PAX.into(), size: 0, mtime: TIME, kind: Type::Pax };
+    let unsized_header = forged(124, b"00000000000");
+    let member = parse_one(&below(pax(), record("size", "5").as_bytes(), &unsized_header), 0);
+    assert_eq!((member.name.as_str(), member.size), ("domain.xml", 5));
+    let member = parse_one(&below(pax(), record("path", "domain.xml").as_bytes(), &forged(0, b"")), 0);
+    assert_eq!((member.name.as_str(), member.size), ("domain.xml", 5));
+    // Of other vendors, any bytes.
+    let member = parse_one(&below(pax(), b"12 ABC.d=\xff\xfe\n", &forged(0, b"")), 0);
+    assert_eq!(member.name, "domain.xml");
+}
+
+#[test]
+fn a_pax_header_is_named_and_dated_as_its_member() {
+    let pax = |name: &str, mtime| Header { name: name.into(), size: 0, mtime, kind: Type::Pax };
+    for wrong in [pax(PAX, TIME + 1), pax("PaxHeaders.0/x", TIME), pax("domain.xml", TIME)] {
+        let error =
+            read(&below(wrong, record("comment", "x").as_bytes(), &forged(0, b"")), &[700]).unwrap_err();
+        assert!(
+            error.to_string().ends_with("a pax header has another name or time than its member"),
+            "{error}"
         );
     }
 }

@@ -189,10 +189,13 @@ fn survey(
         Err(error) if error.kind() == ErrorKind::Damaged || error.kind() == ErrorKind::Incomplete => {
             report.faults.push(format!("nothing can be restored from it: {error}"));
             report.salvageable = false;
+            report.complete &= error.kind() == ErrorKind::Damaged;
             return Ok(());
         }
         Err(error) => return Err(error),
     };
+    // What is both is incomplete, as a restore says.
+    report.complete &= index.is_complete() && source.proven().is_ok();
     report.faults.extend(index.notes().iter().cloned());
     if !index.is_checked() {
         report.faults.push("its digests are gone: what is left of it can't be checked".to_owned());

@@ -22,6 +22,8 @@ pub const FRAME: usize = 1 << 20;
 pub(super) const HEADER_LEN: usize = 100;
 /// The most bytes that a Zstandard frame of a chunk can have: the reference library's bound.
 pub(super) const STORED_MAX: usize = FRAME + FRAME / 256 + 64;
+/// The largest window of a Zstandard frame, bytes: what RFC 8878 asks every decoder to take.
+const MAX_WINDOW: u64 = 8 << 20;
 /// What every header begins with: the skippable frame's magic number and size, and our tag.
 pub(super) const PREFIX: [u8; 16] = *b"\x55\x2a\x4d\x18\x5c\x00\x00\x00VIRTFOLD";
 /// The layout of the header that this module knows.
@@ -153,6 +155,7 @@ impl Unpacker {
             return Err("the check sum of the compressed bytes is wrong".to_owned());
         }
         // From here on the bytes are what somebody wrote, so a fault is his, not the medium's.
+        check_descriptor(stored)?;
         let size = zstd_safe::get_frame_content_size(stored).ok().flatten();
         let whole = zstd_safe::find_frame_compressed_size(stored).is_ok_and(|n| same(n, header.stored));
         if size != Some(header.len.into()) || !whole {
@@ -171,9 +174,38 @@ impl Unpacker {
     }
 }
 
+/// Holds the header of a Zstandard frame against what any decoder takes (RFC 8878, section 3.1.1.1): no dictionary, and a bounded window.
+fn check_descriptor(frame: &[u8]) -> Result<(), String> {
+    const SINGLE_SEGMENT: u8 = 1 << 5;
+    const DICTIONARY: u8 = 3;
+    let Some([descriptor, window]) = frame.get(4..6) else {
+        return Err("its Zstandard frame is cut".to_owned());
+    };
+    if descriptor & DICTIONARY != 0 {
+        return Err("its Zstandard frame needs a dictionary".to_owned());
+    }
+    let base = 1_u64 << (10 + u32::from(window >> 3));
+    let window = base + base / 8 * u64::from(window & 7);
+    if descriptor & SINGLE_SEGMENT == 0 && window > MAX_WINDOW {
+        return Err(format!("its Zstandard frame has a window of {window} bytes"));
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn frames_that_other_decoders_may_refuse_are_refused() {
+        let frame = |descriptor, window| [0x28, 0xb5, 0x2f, 0xfd, descriptor, window, 0, 0];
+        assert_eq!(check_descriptor(&frame(0x80, 13 << 3)), Ok(()));
+        assert_eq!(check_descriptor(&frame(0xa0, 0xff)), Ok(()), "a single segment has no window");
+        assert!(check_descriptor(&frame(0x80, (13 << 3) | 1)).unwrap_err().contains("window"));
+        assert!(check_descriptor(&frame(0x80, 21 << 3)).unwrap_err().contains("2147483648"));
+        assert!(check_descriptor(&frame(0xa1, 0)).unwrap_err().contains("dictionary"));
+        assert!(check_descriptor(&frame(0, 0)[..5]).is_err());
+    }
 
     fn sample() -> FrameHeader {
         FrameHeader {

@@ -20,6 +20,7 @@ mod digest;
 mod frame;
 mod index;
 mod order;
+mod padding;
 mod pipe;
 mod random;
 mod scan;
@@ -46,6 +47,7 @@ pub use chunk::{Carrier, Chunk, ChunkState, Cut, Damage, ReadAt, ReadOptions, St
 pub use chunk_log::{ChunkLog, ChunkRecord, Chunks, Unlogged};
 pub use digest::{Digest, Digests};
 pub use frame::FRAME;
+pub use padding::{end_before_zeros, end_of_content};
 pub use pipe::read_pipe;
 pub use random::RandomStream;
 pub use writer::{StreamWriter, write_stream, write_stream_from};
@@ -146,8 +148,8 @@ fn unrecognised(name: &str, first: &[u8]) -> Error {
         let message = format!("'{name}' is incomplete: it ends within its first header");
         return Error::new(ErrorKind::Incomplete, message);
     }
-    Error::new(ErrorKind::Damaged, format!("'{name}' does not begin as a virtfold archive does"))
-        .with_hint("if it is one, its beginning is damaged: say whether it is compressed")
+    Error::new(ErrorKind::Unsupported, format!("'{name}' does not begin as a virtfold archive does"))
+        .with_hint("it is something else, or nothing of its first 512 bytes is left")
 }
 
 /// The error of a cancelled run, when `cancel` is set.

@@ -11,6 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use crossbeam_channel::bounded;
+use uuid::Uuid;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::StreamOffset;
@@ -20,12 +21,13 @@ use super::chunk::{Carrier, Chunk, Damage, ReadAt, ReadOptions, StreamEnd, Table
 use super::frame::{FRAME, FrameHeader, HEADER_LEN, HeaderFault, Unpacker};
 use super::index::{FrameIndex, Span};
 use super::order::Order;
+use super::padding::end_before_zeros;
 use super::pipe::plain_end;
 use super::scan::{Peek, Step, Walker, unknown_version};
 use super::{check_cancel, detect, panicked, seek_table, slot_limit, unrecognised};
 
-/// Frames at the beginning that are asked for the archive's id, until one is undamaged.
-const ID_TRIES: usize = 64;
+/// Frames at the beginning that are asked for the archive's id.
+const ID_TRIES: usize = 3;
 
 /// The stream of a file. Shared by threads as it is.
 pub struct RandomStream<'a> {
@@ -51,7 +53,10 @@ impl<'a> RandomStream<'a> {
             None => carrier_of(file)?,
         };
         let (index, end) = match carrier {
-            Carrier::Plain => (FrameIndex::default(), plain_end(file.len())),
+            Carrier::Plain => {
+                let len = end_before_zeros(file).unwrap_or_else(|| file.len());
+                (FrameIndex::default(), plain_end(len))
+            }
             Carrier::Framed => match seek_table(file)? {
                 Some(index) => by_table(file, index, &options)?,
                 None => by_walk(file, &options)?,
@@ -269,18 +274,19 @@ fn carrier_of(file: &dyn ReadAt) -> Result<Carrier> {
 
 /// Takes the frames from the seek table; the archive's id from the first frames.
 fn by_table(file: &dyn ReadAt, index: FrameIndex, options: &ReadOptions) -> Result<(FrameIndex, StreamEnd)> {
-    let mut archive_id = options.archive_id;
     let mut input = FilePeek::new(file);
-    for span in index.spans(StreamOffset::ZERO)?.take(ID_TRIES) {
+    let mut ids = Vec::new();
+    let last = StreamOffset::new(index.end().at.get().saturating_sub(1));
+    for span in index.spans(StreamOffset::ZERO)?.take(ID_TRIES).chain(index.spans(last)?) {
         match FrameHeader::decode(input.peek(span?.file.start, HEADER_LEN)?) {
-            Ok(header) => {
-                archive_id.get_or_insert(header.archive_id);
-                break;
+            Ok(header) => ids.push(header.archive_id),
+            Err(HeaderFault::Version(version)) if ids.is_empty() => {
+                return Err(unknown_version(file.name(), version));
             }
-            Err(HeaderFault::Version(version)) => return Err(unknown_version(file.name(), version)),
-            Err(HeaderFault::NoHeader | HeaderFault::Bounds) => {}
+            Err(_) => {}
         }
     }
+    let archive_id = options.archive_id.or_else(|| most_named(&ids));
     let end = StreamEnd {
         carrier: Carrier::Framed,
         archive_id,
@@ -293,10 +299,23 @@ fn by_table(file: &dyn ReadAt, index: FrameIndex, options: &ReadOptions) -> Resu
     Ok((index, end))
 }
 
+/// The id that most of these are, so that no single frame of another archive can pass for this one; of several the first.
+fn most_named(ids: &[Uuid]) -> Option<Uuid> {
+    let count = |id: &Uuid| ids.iter().filter(|other| *other == id).count();
+    ids.iter().rev().max_by_key(|id| count(id)).copied()
+}
+
 /// Finds the frames by their headers.
 fn by_walk(file: &dyn ReadAt, options: &ReadOptions) -> Result<(FrameIndex, StreamEnd)> {
     let mut input = FilePeek::new(file);
-    let mut walker = Walker::new(options.archive_id);
+    let mut ids = Vec::new();
+    let mut at = 0_u64;
+    while ids.len() < ID_TRIES && at < file.len() {
+        let Ok(header) = FrameHeader::decode(input.peek(at, HEADER_LEN)?) else { break };
+        ids.push(header.archive_id);
+        at = at.saturating_add(header.span());
+    }
+    let mut walker = Walker::new(options.archive_id.or_else(|| most_named(&ids)));
     loop {
         check_cancel(&options.cancel)?;
         if let Step::End(end) = walker.step(&mut input)? {

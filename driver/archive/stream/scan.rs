@@ -247,9 +247,10 @@ impl Walker {
             comparison.fail("it is cut".to_owned());
         }
         let (fault, lost) = comparison.outcome();
+        let is_padding = whole && only_zeros(input, table_end)?;
         let file_len = input.finish()?;
         let mut end = self.end(file_len);
-        end.trailing = (table_end < file_len).then_some(table_end..file_len);
+        end.trailing = (table_end < file_len && !is_padding).then_some(table_end..file_len);
         let believed = fault.is_none();
         end.table = match fault {
             _ if !whole => TableState::Cut,
@@ -295,6 +296,21 @@ impl Walker {
             cut: None,
             trailing: None,
         }
+    }
+}
+
+/// Whether all that follows `at` is zeros, which media of blocks put there.
+fn only_zeros(input: &mut dyn Peek, mut at: u64) -> Result<bool> {
+    loop {
+        input.release(at);
+        let block = input.peek(at, BLOCK)?;
+        if block.iter().any(|byte| *byte != 0) {
+            return Ok(false);
+        }
+        if block.len() < BLOCK {
+            return Ok(true);
+        }
+        at = at.saturating_add(BLOCK as u64);
     }
 }
 
