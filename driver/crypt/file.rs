@@ -8,9 +8,9 @@ use super::Identities;
 use super::incoming::Incoming;
 use super::pool::{Place, Pool};
 use super::unlock::{Kind, PROBE, kind_of};
-use crate::archive::stream::ReadAt;
+use crate::archive::stream::{ReadAt, end_before_zeros, end_of_content};
 use crate::error::{Error, IoContext, Result};
-use crate::medium::{self, Location, Source};
+use crate::medium::{self, Location, Source, Trimmed};
 
 /// An archive that can be read at any place, opened. What it gives out is the archive itself, whether it is encrypted or not.
 pub struct ArchiveFile {
@@ -38,13 +38,23 @@ impl ArchiveFile {
     /// Those of [`medium::open`]; [`ErrorKind::Locked`](crate::error::ErrorKind::Locked), where it is encrypted and no identity opens it; Damaged, Incomplete or
     /// Unsupported, where the beginning of the age file is.
     pub fn salvage(location: &Location, identities: &Identities) -> Result<Self> {
-        let file = medium::open(location)?;
+        Self::salvage_source(medium::open(location)?, identities)
+    }
+
+    /// As [`ArchiveFile::salvage`], of what is open already.
+    ///
+    /// # Errors
+    /// As [`ArchiveFile::salvage`].
+    pub fn salvage_source(file: Arc<dyn Source>, identities: &Identities) -> Result<Self> {
         let mut first = Vec::with_capacity(PROBE);
         let probe = Place::new(&file).take(PROBE as u64).read_to_end(&mut first);
         probe.at(|| format!("cannot read '{}'", file.name()))?;
-        let pool = match kind_of(&first, file.name())? {
-            Kind::Bare => None,
-            Kind::Encrypted => Some(Pool::open(Arc::clone(&file), identities)?),
+        let (file, pool) = match kind_of(&first, file.name())? {
+            Kind::Bare => (without_padding(file), None),
+            Kind::Encrypted => {
+                let pool = Pool::open(Arc::clone(&file), identities)?;
+                unpadded(file, pool, identities)?
+            }
         };
         Ok(Self { file, pool, identities: identities.clone() })
     }
@@ -87,6 +97,44 @@ impl ArchiveFile {
     pub fn front_to_back(&self) -> Result<impl Read + Send + use<>> {
         Incoming::open(Place::new(&self.file), self.file.name(), &self.identities)
     }
+}
+
+/// An archive that is not encrypted, without the zeros behind it.
+fn without_padding(file: Arc<dyn Source>) -> Arc<dyn Source> {
+    match end_before_zeros(file.as_ref()) {
+        Some(end) => trimmed(file, end),
+        None => file,
+    }
+}
+
+/// Zeros that may be an authenticator's own.
+const MOST_ZEROS: usize = 16;
+
+/// An encrypted archive without the zeros behind it: where its end is not proven, it may be that they hide it. The last piece's authenticator may end with some.
+fn unpadded(
+    file: Arc<dyn Source>,
+    pool: Pool,
+    identities: &Identities,
+) -> Result<(Arc<dyn Source>, Option<Pool>)> {
+    let content = if pool.end().is_some() { end_of_content(file.as_ref()) } else { None };
+    let Some(content) = content else { return Ok((file, Some(pool))) };
+    for end in (content..file.len()).take(MOST_ZEROS + 1) {
+        let cut: Arc<dyn Source> = Arc::new(Trimmed::new(Arc::clone(&file), end));
+        let Ok(shorter) = Pool::open(cut, identities) else { break };
+        if shorter.end().is_none() {
+            return Ok((trimmed(file, end), Some(shorter)));
+        }
+    }
+    Ok((file, Some(pool)))
+}
+
+fn trimmed(file: Arc<dyn Source>, end: u64) -> Arc<dyn Source> {
+    let zeros = file.len().saturating_sub(end);
+    tracing::warn!(
+        "'{}' has {zeros} zeros behind its end, as media of whole blocks have: they are passed over",
+        file.name()
+    );
+    Arc::new(Trimmed::new(file, end))
 }
 
 impl ReadAt for ArchiveFile {

@@ -36,7 +36,7 @@
 //!
 //! Every medium passes the one suite of `tests/medium_conformance`, and the same behind a wrapper that makes it fail.
 //!
-//! Imports: `error`, `durable`, `ioctl`, `archive` (its traits for bytes).
+//! Imports: `error`, `spool`, `durable`, `ioctl`, `archive` (its traits for bytes).
 
 mod fan_out;
 mod file;
@@ -44,11 +44,13 @@ mod gaps;
 mod location;
 #[cfg_attr(not(feature = "object-store"), path = "no_object.rs")]
 pub mod object;
+mod padded;
 mod pipe;
 mod probe;
 mod rate;
 mod remains;
 mod source;
+mod spooled;
 pub mod tape;
 
 use std::sync::Arc;
@@ -60,11 +62,13 @@ pub use self::fan_out::{Copies, Copy, FanOut, create_all, create_all_by};
 pub use self::file::FileMedium;
 pub use self::gaps::Gaps;
 pub use self::location::{Location, LocationError, ObjectAddress, TapeAddress, TapeArchive};
+pub use self::padded::Trimmed;
 pub use self::pipe::{PipeMedium, PipeSource};
 pub use self::probe::probe;
 pub use self::rate::{RateLimit, RateLimited};
 pub use self::remains::{Mark, Notes, Remains, Reopened};
 pub use self::source::{FileSource, Source};
+pub use self::spooled::SpooledSource;
 use crate::archive::stream::{Cancel, Sink};
 use crate::error::{Error, ErrorKind, Result};
 

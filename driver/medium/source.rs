@@ -1,7 +1,8 @@
-//! Sources: archives that can be read at any place. A regular file is one.
+//! Sources: archives that can be read at any place. A regular file is one, and a block device.
 
 use std::fs::{File, OpenOptions};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::io::{Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
 use crate::archive::stream::ReadAt;
@@ -27,18 +28,24 @@ impl FileSource {
     /// Opens the archive `path`.
     ///
     /// # Errors
-    /// When it can't be opened or is no regular file.
+    /// When it can't be opened or is neither a regular file nor a block device.
     pub fn open(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
         // Opening a FIFO would wait for a writer, were it not for O_NONBLOCK.
         let opened = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path);
         let file = opened.at(|| format!("cannot open '{name}'"))?;
         let metadata = file.metadata().at(|| format!("cannot open '{name}'"))?;
-        if !metadata.is_file() {
-            return Err(Error::new(ErrorKind::Usage, format!("'{name}' is not a regular file"))
-                .with_hint("say - as the archive to read from a pipe"));
-        }
-        Ok(Self { file, len: metadata.len(), name })
+        let len = match metadata.file_type() {
+            kind if kind.is_file() => metadata.len(),
+            kind if kind.is_block_device() => {
+                (&file).seek(SeekFrom::End(0)).at(|| format!("cannot tell the size of '{name}'"))?
+            }
+            _ => {
+                return Err(Error::new(ErrorKind::Usage, format!("'{name}' is no file and no block device"))
+                    .with_hint("say - as the archive to read from a pipe"));
+            }
+        };
+        Ok(Self { file, len, name })
     }
 }
 

@@ -206,14 +206,86 @@ fn cuts_of_a_compressed_archive() {
 }
 
 #[test]
-fn bytes_after_the_end_are_found() {
+fn bytes_after_the_end_are_found_and_zeros_passed_over() {
     for compress in ["none", "zstd"] {
         let mut subject = Subject::new("appended", compress, 2);
         let more = subject.scratch.join("more.tar");
         for len in [1, 512, 10_240] {
-            let tail = if len == 512 { vec![0; len] } else { subject.rng.bytes(len) };
-            fs::write(&more, [&subject.bytes[..], &tail].concat()).unwrap();
-            verify(&more).exits(exit::DAMAGED);
+            fs::write(&more, [&subject.bytes[..], &subject.rng.bytes(len)].concat()).unwrap();
+            // Of a plain archive nobody can tell what follows its end from what is missing of it.
+            let code = if compress == "none" { exit::INCOMPLETE } else { exit::DAMAGED };
+            verify(&more).exits(code);
+            let to = format!("vda={}", text(&subject.scratch.join("strict.raw")));
+            run(&mut virtfold(restore_args(text(&more), &to, Format::Raw, Method::Rewrite))).exits(code);
+        }
+        // What `dd conv=sync` leaves, and a device that is larger than what is on it.
+        for len in [1, 512, 300_000] {
+            fs::write(&more, [&subject.bytes[..], &vec![0; len]].concat()).unwrap();
+            let told = verify(&more).ok();
+            assert!(told.stderr.contains(&format!("{len} zeros behind its end")), "{told}");
+            assert_same_disk_from(&subject, &more, &[]);
+            let pipe = format!(
+                "exec {} restore - --output {} --format raw < {}",
+                env!("CARGO_BIN_EXE_virtfold"),
+                text(&subject.scratch.folder("piped")),
+                text(&more)
+            );
+            run(std::process::Command::new("sh").args(["-c", &pipe])).ok();
+            assert!(fs::read(subject.scratch.join("piped/vda.raw")).unwrap() == subject.disk);
+            fs::remove_dir_all(subject.scratch.join("piped")).unwrap();
+        }
+        let device = crate::common::mount::Loop::attach(&{
+            fs::write(
+                &more,
+                [&subject.bytes[..], &vec![0; (4 << 20) - subject.bytes.len() % (1 << 20)]].concat(),
+            )
+            .unwrap();
+            more.clone()
+        });
+        verify(device.device()).ok();
+        assert_same_disk_from(&subject, device.device(), &["--partial"]);
+    }
+}
+
+fn assert_same_disk_from(subject: &Subject, archive: &Path, more: &[&str]) {
+    let target = subject.scratch.join("whole.raw");
+    let to = format!("vda={}", text(&target));
+    let args = [&restore_args(text(archive), &to, Format::Raw, Method::Rewrite)[..], more].concat();
+    run(&mut virtfold(args)).ok();
+    assert!(fs::read(&target).unwrap() == subject.disk);
+    fs::remove_file(&target).unwrap();
+}
+
+/// What is no archive at all is not called damaged, by no verb.
+#[test]
+fn what_is_no_archive_is_called_that() {
+    let scratch = Scratch::new("no-archive");
+    let strange = scratch.join("strange.tar");
+    fs::write(&strange, Rng::of_case("no-archive", 0).bytes(5000)).unwrap();
+    verify(&strange).exits(exit::BAD_IMAGE);
+    let to = format!("vda={}", text(&scratch.join("out.raw")));
+    for more in [&[][..], &["--partial"]] {
+        let args = [&restore_args(text(&strange), &to, Format::Raw, Method::Rewrite)[..], more].concat();
+        run(&mut virtfold(args)).exits(exit::BAD_IMAGE);
+    }
+}
+
+/// One fault, one code: what is damaged before its cut is incomplete, for each verb.
+#[test]
+fn verify_and_restore_agree_on_a_code() {
+    for compress in ["none", "zstd"] {
+        let subject = Subject::new("one-code", compress, 6);
+        let broken = subject.scratch.join("broken.tar");
+        let len = subject.bytes.len();
+        let mut bytes = subject.bytes.clone();
+        bytes[len / 2] ^= 1;
+        for (bytes, code) in [(&bytes[..], exit::DAMAGED), (&bytes[..len - 6000], exit::INCOMPLETE)] {
+            fs::write(&broken, bytes).unwrap();
+            verify(&broken).exits(code);
+            let to = format!("vda={}", text(&subject.scratch.join("strict.raw")));
+            run(&mut virtfold(restore_args(text(&broken), &to, Format::Raw, Method::Rewrite))).exits(code);
+            let (partial, _) = subject.rescue(&broken);
+            partial.exits(code);
         }
     }
 }

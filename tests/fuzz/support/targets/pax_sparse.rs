@@ -130,7 +130,8 @@ fn check_runs(runs: &[Run], capacity: u64) {
 
 fn csv(text: &[u8], capacity: u64, cut: usize) {
     let rows: Option<(Vec<AllocationRow>, bool)> = both_ways(text, cut, |pieces| {
-        let mut parser = CsvParser::new("vda.allocation.csv", capacity, StreamOffset::ZERO, Kind::Incremental);
+        let mut parser =
+            CsvParser::new("vda.allocation.csv", capacity, StreamOffset::ZERO, Kind::Incremental);
         let mut rows = Vec::new();
         for piece in pieces {
             let mut rest = piece;
