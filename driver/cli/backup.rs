@@ -24,6 +24,7 @@ use super::config::ConfigFlag;
 use super::exit::Outcome;
 use super::guest::{self, GuestArgs};
 use super::keys::EncryptArgs;
+use super::medium;
 use super::output::say;
 use super::remember::{self, Missing};
 use super::report::{JsonFlag, Stdout, Style, Ticker, printable, result};
@@ -143,7 +144,9 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
     let (state_dir, job) = (args.guest.state_dir()?, args.job.clone());
     let key_dir = &KeptEnvelope::usual_directory();
     let reopen: Reopen<'_> = &|place, label, cancel, remains| media.reopen(place, label, cancel, remains);
-    let keep = Keep { state_dir: &state_dir, key_dir, places: &destinations, job: None, wish, reopen };
+    let discard = &medium::discard;
+    let keep =
+        Keep { state_dir: &state_dir, key_dir, places: &destinations, job: None, wish, reopen, discard };
     let request = request(args, manner, destinations.clone())?;
     let (outcome, report) = images_to(&request, (&media, &keep), style, signals)?;
     remember::backup(&report, media.places(), job.as_deref(), (&state_dir, Missing::Left));

@@ -14,6 +14,7 @@ mod guest;
 mod keys;
 mod list;
 mod map;
+mod medium;
 mod output;
 mod prune;
 mod remember;
@@ -70,6 +71,8 @@ enum Verb {
     Serve(Box<serve::Args>),
     #[command(hide = true)]
     Guard(guest::guard::Args),
+    #[command(hide = true)]
+    Medium(Box<medium::Args>),
     #[command(hide = true)]
     Generate(generate::Args),
 }
@@ -128,6 +131,7 @@ impl Verb {
             Self::Config(args) => config::run(&args),
             Self::Serve(args) => serve::run(&args),
             Self::Guard(args) => guest::guard::run(&args),
+            Self::Medium(args) => medium::run(&args, signals),
             Self::Generate(args) => generate::run(&args, <Cli as clap::CommandFactory>::command()),
         }
     }

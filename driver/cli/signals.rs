@@ -57,6 +57,16 @@ impl Signals {
         Ok(())
     }
 
+    /// From here on the signals only ask the run to end, however often they come. For a process that the one that started it ends in other ways, too.
+    pub(super) fn take_as_wishes(&self) -> Result<()> {
+        for signal in ENDING.into_iter().chain(real_time()) {
+            let caught = signal_hook::flag::register(signal, Arc::clone(&self.stop));
+            caught.with_context(|| format!("cannot catch signal {signal}"))?;
+        }
+        signal_hook::flag::register(libc::SIGXFSZ, Arc::default()).context("cannot catch SIGXFSZ")?;
+        Ok(())
+    }
+
     /// The exit code of a run that a signal ended: 128 + its number.
     pub(super) fn exit_code(&self) -> u8 {
         u8::try_from(128 + self.signal.load(Ordering::Relaxed)).unwrap_or(1)

@@ -165,6 +165,11 @@ impl Location {
         }
     }
 
+    /// As an argument that is read as this location.
+    pub fn argument(&self) -> OsString {
+        self.path().map_or_else(|| self.to_string().into(), |path| path.as_os_str().to_owned())
+    }
+
     /// The path, where it is one.
     pub fn path(&self) -> Option<&Path> {
         match self {

@@ -47,6 +47,7 @@ pub mod object;
 mod padded;
 mod pipe;
 mod probe;
+pub mod process;
 mod rate;
 mod remains;
 mod source;
@@ -55,7 +56,7 @@ pub mod tape;
 
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub use self::fan_out::{Copies, Copy, FanOut, create_all, create_all_by};
@@ -111,7 +112,7 @@ pub trait Medium: Sink {
 }
 
 /// What a medium is told of an archive before its first byte.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Label {
     /// Its file name: what it is of, when, its id and what it is. No two archives have the same.
     pub name: String,
@@ -141,7 +142,7 @@ pub(crate) fn name_part(name: &str, max: usize, is_odd: impl Fn(char) -> bool) -
 }
 
 /// What a finished medium vouches for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Durable {
     /// The archive's name, as `restore` takes it; `-` for a pipe, which vouches for nothing behind it.
     pub name: String,
@@ -220,10 +221,14 @@ pub fn reopen(location: &Location, label: &Label, cancel: &Cancel, remains: &Rem
 }
 
 /// Takes away what a dead process has left of an archive that nobody will go on with. Parts of an upload are taken away by the next upload to their place.
-pub fn discard(remains: &Remains) {
+///
+/// # Errors
+/// None here; who has it done by another process may not get it done.
+pub fn discard(remains: &Remains) -> Result<()> {
     if let Some((temporary, identity)) = &remains.file {
         crate::durable::remove_partial(temporary, *identity);
     }
+    Ok(())
 }
 
 /// What is said where a medium is not in this build.

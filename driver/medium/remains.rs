@@ -63,7 +63,7 @@ pub trait Notes: Debug + Send + Sync {
 }
 
 /// What a broken-off medium has left, by its marks.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Remains {
     /// The unfinished file, and its device and inode.
     pub file: Option<(PathBuf, (u64, u64))>,

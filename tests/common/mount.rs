@@ -101,6 +101,27 @@ impl Mount {
     }
 }
 
+impl Mount {
+    /// Freezes it: whoever writes to it stands in the kernel, and no signal ends that.
+    pub(crate) fn freeze(&self) -> FrozenMount<'_> {
+        run(&mut tool("fsfreeze", ["--freeze", text(&self.at)])).ok();
+        FrozenMount(self)
+    }
+}
+
+/// A file system that is frozen until this is dropped.
+#[derive(Debug)]
+pub(crate) struct FrozenMount<'a>(&'a Mount);
+
+impl Drop for FrozenMount<'_> {
+    fn drop(&mut self) {
+        let thawed = run(&mut tool("fsfreeze", ["--unfreeze", text(&self.0.at)]));
+        if thawed.code() != Some(0) {
+            eprintln!("a file system stays frozen\n{thawed}");
+        }
+    }
+}
+
 impl Drop for Mount {
     fn drop(&mut self) {
         // A killed child may hold the mount for a moment.

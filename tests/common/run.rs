@@ -186,6 +186,37 @@ pub(crate) fn wait_until(what: &str, limit: Duration, mut done: impl FnMut() -> 
     }
 }
 
+/// Process `parent` or a child of it, where one of them stands in the kernel and no signal reaches it.
+pub(crate) fn stands_in_the_kernel(parent: u32) -> Option<u32> {
+    let numbers = |folder: &Path| -> Vec<u32> {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+    };
+    // Behind the name, which may hold anything: the state, the parent.
+    let stat = |path: &Path| {
+        let text = std::fs::read_to_string(path.join("stat")).ok()?;
+        let (state, rest) = text.rsplit_once(')')?.1.trim().split_once(' ')?;
+        Some((state == "D", rest.split(' ').next()?.parse::<u32>().ok()?))
+    };
+    numbers(Path::new("/proc")).into_iter().find(|pid| {
+        let process = Path::new("/proc").join(pid.to_string());
+        let threads = process.join("task");
+        stat(&process).is_some_and(|(_, its)| its == parent || *pid == parent)
+            && numbers(&threads)
+                .into_iter()
+                .any(|thread| stat(&threads.join(thread.to_string())).is_some_and(|(waits, _)| waits))
+    })
+}
+
+/// Whether a process has a thread that has not ended: its first one may have.
+pub(crate) fn is_there(pid: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let stat = |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("stat")).ok();
+    threads
+        .filter_map(stat)
+        .any(|stat| stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.starts_with(" Z")))
+}
+
 /// A path as the argument it becomes.
 pub(crate) fn text(path: &Path) -> &str {
     path.to_str().unwrap()

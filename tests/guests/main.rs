@@ -13,6 +13,7 @@ mod s3;
 mod apparmor;
 mod cli;
 mod guests_restore;
+mod hanging;
 mod hooks_live;
 mod kills;
 mod lab_conformance;

@@ -3,14 +3,17 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 
 use crate::cli::{backup, everything, overlays, restore, virtfold_in};
 use crate::common::MIB;
 use crate::common::image::{Format, Image};
 use crate::common::mount::Loop;
-use crate::common::run::{exit, run, text, virtfold};
+use crate::common::run::{collect, exit, run, text, virtfold};
 use crate::lab::records::{Prefix, check_images, take_from_ext4};
 use crate::lab::{Guest, GuestSpec, Lab};
 
@@ -194,19 +197,34 @@ fn a_backup_that_is_stopped_leaves_the_guest_as_it_was_and_no_archive() {
     let before = everything(&guest);
     let to = lab.folder().join("archives");
     fs::create_dir(&to).unwrap();
-    let mut command =
-        virtfold(["backup", "writer", "--to", text(&to), "--limit-rate", "64KiB", "--compress", "none"]);
-    command.env("VIRTFOLD_CONNECT", lab.uri()).env("VIRTFOLD_STATE_DIR", lab.folder().join("state"));
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    crate::lab::wait_for("the overlay is there", 30, || !overlays(&guest.folder).is_empty());
-    std::thread::sleep(Duration::from_millis(500));
-    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
-    let ended = crate::common::run::collect("backup, stopped".to_owned(), child).exits(exit::SIGINT);
-    println!("{ended}");
+    // SIGHUP is what a closed terminal sends.
+    for signal in [Signal::SIGINT, Signal::SIGHUP] {
+        let args = ["backup", "writer", "--to", text(&to), "--limit-rate", "64KiB", "--compress", "none"];
+        let child = in_lab(&lab, &mut virtfold(args)).spawn().unwrap();
+        crate::lab::wait_for("the overlay is there", 30, || !overlays(&guest.folder).is_empty());
+        crate::lab::wait_for("the archive has begun", 30, || fs::read_dir(&to).unwrap().count() > 0);
+        nix::sys::signal::kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal).unwrap();
+        let ended = collect(format!("backup, {signal}"), child).exits(128 + signal as i32);
+        println!("{ended}");
+        guest.progress.wait_more(100);
+        assert_eq!(everything(&guest), before);
+        assert_eq!(fs::read_dir(&to).unwrap().count(), 0, "something is left of the archive");
+    }
+    // A limit of files' sizes: SIGXFSZ, and the write fails.
+    let plain = virtfold(["backup", "writer", "--to", text(&to), "--compress", "none"]);
+    let mut limited = crate::common::run::tool("prlimit", ["--fsize=4194304"]);
+    limited.arg(plain.get_program()).args(plain.get_args());
+    let ended = run(in_lab(&lab, &mut limited)).exits(exit::FAILURE);
+    assert!(ended.stderr.contains("too large"), "{ended}");
     guest.progress.wait_more(100);
     assert_eq!(everything(&guest), before);
     assert_eq!(fs::read_dir(&to).unwrap().count(), 0, "something is left of the archive");
+}
+
+/// A command whose libvirt and directories are the lab's, and whose outputs are read.
+fn in_lab<'a>(lab: &Lab, command: &'a mut Command) -> &'a mut Command {
+    command.env("VIRTFOLD_CONNECT", lab.uri()).env("VIRTFOLD_STATE_DIR", lab.folder().join("state"));
+    command.env("VIRTFOLD_GUARDS", lab.folder().join("guards")).stdout(Stdio::piped()).stderr(Stdio::piped())
 }
 
 #[test]

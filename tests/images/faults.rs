@@ -7,7 +7,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::common::MIB;
 use crate::common::archive::{
@@ -16,7 +16,9 @@ use crate::common::archive::{
 use crate::common::image::{Format, Image};
 use crate::common::mount::{Loop, Mount};
 use crate::common::rng::{Rng, run_seed};
-use crate::common::run::{Outcome, collect, exit, line_of, run, text, tool, virtfold, wait_until};
+use crate::common::run::{
+    Outcome, collect, exit, is_there, line_of, run, stands_in_the_kernel, text, tool, virtfold, wait_until,
+};
 use crate::common::scratch::{Scratch, names};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -181,6 +183,49 @@ fn a_closed_terminal_does_not_end_what_nohup_started() {
     signal(&child, Signal::SIGHUP);
     let outcome = collect(line_of(&command), child).ok();
     verify(Path::new(outcome.last_line())).ok();
+}
+
+/// A medium that hangs holds nothing but the process that writes to it: neither the run nor the image.
+#[test]
+fn a_medium_that_hangs_is_abandoned() {
+    let scratch = Scratch::new("hangs");
+    let image = noisy_image(&mut Rng::of_case("hangs", 0), scratch.join("hangs.qcow2"), 32);
+    let medium =
+        Mount::made(&scratch.join("medium"), &scratch.join("medium.img"), 64 * MIB, &["mkfs.ext4", "-q"]);
+    let folder = medium.path().join("archives");
+    fs::create_dir(&folder).unwrap();
+    for (which, code) in [(Signal::SIGTERM, exit::SIGTERM), (Signal::SIGKILL, 137)] {
+        let (line, child) = start_slow_backup(&image, &folder, "none");
+        wait_until("the backup's file", PATIENCE, || !partial(&folder).is_empty());
+        let frozen = medium.freeze();
+        let mut stuck = None;
+        wait_until("the write to stand in the kernel", PATIENCE, || {
+            stuck = stands_in_the_kernel(child.id());
+            stuck.is_some()
+        });
+        let (stuck, told) = (stuck.unwrap(), Instant::now());
+        signal(&child, which);
+        let outcome = collect(line, child);
+        println!("{which}: {:?}\n{outcome}", told.elapsed());
+        assert_eq!(outcome.shell_code(), code, "{outcome}");
+        assert!(told.elapsed() < PATIENCE, "it waited for the medium\n{outcome}");
+        assert!(is_there(stuck), "nothing stands in the kernel: nothing was tried");
+        if which == Signal::SIGTERM {
+            let said = format!("the copy of 'hangs' was abandoned, and process {stuck} stands in the kernel");
+            assert!(outcome.stderr.contains(&said) && outcome.stderr.contains(text(&folder)), "{outcome}");
+        }
+        // Nobody has the image.
+        run(&mut tool("qemu-io", ["-f", "qcow2", "-c", "read 0 512", image.text()])).ok();
+        drop(frozen);
+        wait_until("the process to end with its write", PATIENCE, || !is_there(stuck));
+        assert_eq!(finished(&folder), [] as [PathBuf; 0], "{outcome}");
+        // What is left is gone on with, or goes.
+        let next = backup(&image, &folder, &["--compress", "none"]);
+        verify(&next).ok();
+        assert_eq!(names(&folder).len(), 1, "{which}: {:?}", names(&folder));
+        assert!(records_of(&image).is_empty());
+        fs::remove_file(next).unwrap();
+    }
 }
 
 #[test]

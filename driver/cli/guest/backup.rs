@@ -22,6 +22,7 @@ use super::connection::Connection;
 use crate::cli::Signals;
 use crate::cli::backup::{copies, stdout_of, text as archive_text, warn};
 use crate::cli::exit::Outcome;
+use crate::cli::medium;
 use crate::cli::output::say;
 use crate::cli::remember::{self, Missing};
 use crate::cli::report::{Style, Ticker, printable, result};
@@ -47,7 +48,9 @@ pub(super) fn run(
     let guards = &virtfold_hooks::guard::usual_path(Whose::of(&connection.uri));
     let (state_dir, key_dir) = (&wishes.state_dir, &KeptEnvelope::usual_directory());
     let reopen: Reopen<'_> = &|place, label, cancel, remains| job.media.reopen(place, label, cancel, remains);
-    let keep = Keep { state_dir, key_dir, places: job.media.places(), job: None, wish: job.wish, reopen };
+    let discard = &medium::discard;
+    let keep =
+        Keep { state_dir, key_dir, places: job.media.places(), job: None, wish: job.wish, reopen, discard };
     let manner = job.manner.clone();
     let request = DomainRequest { domain: job.domain, wishes, manner, places, keep: Some(keep), guards };
     let out = stdout_of(job.media.places());

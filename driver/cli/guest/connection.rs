@@ -1,5 +1,6 @@
 //! Which libvirt, and where virtfold keeps its own things: options that several verbs have.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use virtfold::error::{Error, ErrorKind, IoContext};
@@ -136,6 +137,11 @@ pub(crate) struct StateFlag {
 }
 
 impl StateFlag {
+    /// The option that says this directory.
+    pub(crate) fn argument(path: &Path) -> [OsString; 2] {
+        ["--state-dir".into(), path.into()]
+    }
+
     /// The directory where the environment says which libvirt it is, absolute.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ pub(crate) mod guard;
 mod plan;
 pub(crate) mod recover;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -16,7 +16,6 @@ use virtfold::guest::host::LocalFiles;
 use virtfold::job::backup::Manner;
 use virtfold::job::plan::{QuiesceWish, Wishes};
 use virtfold::job::resume::Wish;
-use virtfold::medium::Location;
 use virtfold_config::Defaults;
 
 use self::connection::{ConnectFlag, StateFlag, absolute};
@@ -105,7 +104,7 @@ pub(super) fn wishes_of(defaults: &Defaults, state_dir: PathBuf) -> Wishes {
         overlay_dir: defaults.overlay_dir.as_ref().map(|dir| dir.as_path().to_owned()),
         min_free: defaults.min_free.get(),
         state_dir,
-        archive_dirs: Vec::new(),
+        archive_devices: Vec::new(),
     }
 }
 
@@ -144,8 +143,7 @@ impl GuestArgs {
     pub(super) fn run(&self, job: Job<'_>, signals: &Signals) -> Result<Outcome> {
         let connection = self.connect.open()?;
         let mut wishes = self.wishes(job.defaults)?;
-        wishes.archive_dirs =
-            job.media.places().iter().filter_map(Location::path).map(Path::to_owned).collect();
+        wishes.archive_devices = job.media.devices()?;
         if self.plan {
             let plan =
                 virtfold::job::plan::plan(connection.hypervisor.as_ref(), &LocalFiles, job.domain, &wishes)?;

@@ -11,6 +11,7 @@ use virtfold::job::guest::{Host, Mode, Pace, Recovery, Verdict, Which, recover};
 
 use super::connection::{ConnectFlag, StateFlag};
 use crate::cli::exit::Outcome;
+use crate::cli::medium;
 use crate::cli::report::{JsonFlag, Stdout, Style, printable, result};
 
 /// Bring guests back in order after a backup that was broken off
@@ -68,7 +69,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let report = Report { domains: recover(&host, which, mode)? };
     if mode == Mode::Apply {
         // Nobody goes on with an archive whose guest is home.
-        discard_records(&host, &state)?;
+        discard_records(&host, &state, &medium::discard)?;
     }
     result(Style::from_flag(&args.json), Stdout::Free, &report, &text(&report))?;
     Ok(outcome(&report))

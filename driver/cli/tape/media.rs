@@ -1,24 +1,30 @@
-//! The media of a backup: tapes by their drives, everything else by its place.
+//! The media of a backup, each in a process of its own (`cli/medium.rs`).
 
+use std::ffi::OsString;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use virtfold::archive::stream::Cancel;
 use virtfold::error::{Error, Result};
 use virtfold::job::backup::BackupReport;
-use virtfold::job::tape::TapeUse;
+use virtfold::medium::process::{self, Known, Leaving, MediumProcess, Place, Request};
 use virtfold::medium::tape::TapeReport;
 use virtfold::medium::{self, Copies, Label, Location, Medium, Remains, Reopened};
 
-use super::options::WriteArgs;
+use super::options::{WriteArgs, device_only};
+use crate::cli::guest::connection::StateFlag;
+use crate::cli::medium::{part, program};
 
 /// Where a backup goes.
 #[derive(Debug)]
 pub(crate) struct Media {
     places: Vec<Location>,
-    tapes: Vec<(Location, TapeUse)>,
+    /// What the processes are told beside the place.
+    arguments: Vec<OsString>,
+    cancel: Cancel,
     copies: Copies,
     /// Filled in when the tapes are finished.
     reports: Mutex<Vec<Arc<Mutex<TapeReport>>>>,
+    leaving: Leaving,
 }
 
 impl Media {
@@ -32,18 +38,20 @@ impl Media {
         state_dir: impl Fn() -> std::result::Result<std::path::PathBuf, Error>,
         cancel: &Cancel,
     ) -> Result<Self> {
-        let drives = places.iter().filter_map(|place| match place {
-            Location::Tape(address) => {
-                let drive = state_dir().and_then(|state| tapes.drive(address, state, cancel));
-                Some(drive.map(|drive| (place.clone(), drive)))
-            }
-            _ => None,
-        });
+        let mut arguments = Vec::new();
+        for place in places {
+            let Location::Tape(address) = place else { continue };
+            device_only(address)?;
+            arguments = tapes.arguments();
+            arguments.extend(StateFlag::argument(&state_dir()?));
+        }
         Ok(Self {
             places: places.to_vec(),
-            tapes: drives.collect::<Result<_>>()?,
+            arguments,
+            cancel: Arc::clone(cancel),
             copies: Copies::default(),
             reports: Mutex::default(),
+            leaving: Leaving::default(),
         })
     }
 
@@ -52,17 +60,29 @@ impl Media {
         &self.places
     }
 
+    /// The device numbers of the file systems that it goes to. One that is not there is an error of its own, later.
+    ///
+    /// # Errors
+    /// A medium does not answer.
+    pub(crate) fn devices(&self) -> Result<Vec<u64>> {
+        let mut devices = Vec::new();
+        for place in self.places.iter().filter(|place| place.path().is_some()) {
+            if let Known::Device(found) = process::ask(self.process(place, &self.cancel), &Request::Look)? {
+                devices.extend(found);
+            }
+        }
+        Ok(devices)
+    }
+
     /// Opens them for an archive. What they wait for ends with `cancel`: a guest whose overlays run out of room can't wait for the next tape.
     ///
     /// # Errors
     /// Those of [`medium::create_all_by`].
     pub(crate) fn open(&self, label: &Label, cancel: &Cancel) -> Result<Box<dyn Medium>> {
         medium::create_all_by(&self.places, &self.copies, |place| {
-            let Some((_, drive)) = self.tapes.iter().find(|(tape, _)| tape == place) else {
-                return medium::create(place, label, cancel);
-            };
-            let medium = drive.begin(&label.name, cancel)?;
-            self.reports.lock().unwrap_or_else(PoisonError::into_inner).push(medium.report());
+            let request = Request::Create(label.clone());
+            let medium = MediumProcess::create(self.process(place, cancel), &request)?;
+            self.note(medium.report());
             Ok(Box::new(medium))
         })
     }
@@ -70,7 +90,7 @@ impl Media {
     /// Goes on with what a dead process has left of an archive at the only place.
     ///
     /// # Errors
-    /// Those of [`medium::reopen`] and [`TapeUse::go_on_with`].
+    /// Those of [`MediumProcess::reopen`].
     pub(crate) fn reopen(
         &self,
         place: &Location,
@@ -78,16 +98,19 @@ impl Media {
         cancel: &Cancel,
         remains: &Remains,
     ) -> Result<Reopened> {
-        let Some((_, drive)) = self.tapes.iter().find(|(tape, _)| tape == place) else {
-            return medium::reopen(place, label, cancel, remains);
-        };
-        Ok(match drive.go_on_with(&label.name, cancel)? {
-            Ok((medium, at)) => {
-                self.reports.lock().unwrap_or_else(PoisonError::into_inner).push(medium.report());
-                Reopened::At(Box::new(medium), at)
-            }
-            Err(why) => Reopened::Gone(why),
-        })
+        let request = Request::Reopen(label.clone(), remains.clone());
+        let (reopened, report) = MediumProcess::reopen(self.process(place, cancel), &request)?;
+        self.note(report);
+        Ok(reopened)
+    }
+
+    fn note(&self, report: Arc<Mutex<TapeReport>>) {
+        self.reports.lock().unwrap_or_else(PoisonError::into_inner).push(report);
+    }
+
+    fn process<'a>(&'a self, location: &'a Location, cancel: &'a Cancel) -> Place<'a> {
+        let command = program(location, &self.arguments);
+        Place { command, location, cancel, leaving: &self.leaving }
     }
 
     /// A report with what became of the copies and of the tapes.
@@ -97,5 +120,12 @@ impl Media {
         // A tape that failed has no report; that it failed is among the copies.
         let tapes = tapes.filter(|tape| !tape.volumes.is_empty()).collect();
         BackupReport { tapes, ..report.with(&self.copies) }
+    }
+}
+
+impl Drop for Media {
+    /// Only now, with the guest on its disks and all said, what is still at work on a medium is waited for.
+    fn drop(&mut self) {
+        part(&self.leaving);
     }
 }

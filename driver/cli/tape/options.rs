@@ -1,5 +1,6 @@
 //! The options of verbs that use a tape drive.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -83,6 +84,21 @@ impl ChangeArgs {
 }
 
 impl WriteArgs {
+    /// The options that say the same.
+    pub(crate) fn arguments(&self) -> Vec<OsString> {
+        let millis = |time: Duration| format!("{}ms", time.as_millis());
+        let said = [
+            ("--change-command", self.change.change_command.clone()),
+            ("--change-timeout", Some(millis(self.change.change_timeout))),
+            ("--tape-wait", Some(millis(self.change.wait.tape_wait))),
+            ("--pool", self.pool.clone()),
+            ("--tape-buffer", Some(self.tape_buffer.to_string())),
+            ("--tape-commit-every", Some(self.tape_commit_every.to_string())),
+        ];
+        // With `=`: a value may begin with a hyphen.
+        said.into_iter().filter_map(|(name, value)| Some(format!("{name}={}", value?).into())).collect()
+    }
+
     /// The drive, to write to.
     ///
     /// # Errors
@@ -154,6 +170,26 @@ pub(super) fn time(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[derive(Debug, clap::Parser)]
+    struct Alone {
+        #[command(flatten)]
+        tape: WriteArgs,
+    }
+
+    #[test]
+    fn what_another_process_is_told_is_what_was_said() {
+        use clap::Parser;
+        let said =
+            ["x", "--change-command=-odd %d", "--change-timeout=90s", "--tape-wait=1500ms", "--pool=p q"];
+        let sizes = ["--tape-buffer=1MiB", "--tape-commit-every=7"];
+        for said in [&said[..1], &[&said[..], &sizes[..]].concat()] {
+            let first = Alone::try_parse_from(said).unwrap();
+            let again = [vec!["x".into()], first.tape.arguments()].concat();
+            let second = Alone::try_parse_from(&again).unwrap();
+            assert_eq!(format!("{first:?}"), format!("{second:?}"), "{again:?}");
+        }
+    }
 
     #[test]
     fn times_are_read_as_people_write_them() {

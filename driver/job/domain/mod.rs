@@ -30,7 +30,7 @@ use super::guest::{
     Verdict, Which, at_rest, frozen, recover,
 };
 use super::plan::{self, How, Plan, PlannedDisk, QuiesceWish, Wishes};
-use super::resume::{self, Keep};
+use super::resume::{self, Discard, Keep};
 use super::{Control, guards};
 use crate::archive::stream::Cancel;
 use crate::catalog::Base;
@@ -149,7 +149,9 @@ pub fn backup_domain_to(
         return Ok(gone_on(went_on, info.name, started));
     }
     let recovered = bring_in_order(host, id)?;
-    discard_records(host, &request.wishes.state_dir)?;
+    if let Some(keep) = request.keep {
+        discard_records(host, &request.wishes.state_dir, keep.discard)?;
+    }
     let plan = plan::plan(host.hypervisor, host.files, request.domain, request.wishes)?;
     if let Some(refusal) = plan.refusal() {
         return Err(refusal);
@@ -195,9 +197,9 @@ fn gone_on(went_on: WentOn, domain: String, started: Instant) -> DomainReport {
 ///
 /// # Errors
 /// The journal or the state directory can't be read.
-pub fn discard_records(host: &Host<'_>, state_dir: &Path) -> Result<()> {
+pub fn discard_records(host: &Host<'_>, state_dir: &Path, discard: Discard<'_>) -> Result<()> {
     let open = host.journal.open_jobs(None)?;
-    resume::discard_closed(state_dir, |job| open.iter().any(|open| open.id == job))
+    resume::discard_closed(state_dir, |job| open.iter().any(|open| open.id == job), discard)
 }
 
 struct Done {

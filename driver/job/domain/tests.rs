@@ -72,7 +72,7 @@ impl Lab {
             overlay_dir: None,
             min_free: 0,
             state_dir: path("state"),
-            archive_dirs: Vec::new(),
+            archive_devices: Vec::new(),
         };
         std::fs::create_dir(path("archives")).unwrap();
         let journal = Catalog::open(&path("state")).unwrap();
@@ -99,8 +99,8 @@ impl Lab {
         let place = [Location::Path(self.folder.path().join("archives"))];
         let state_dir = &self.wishes.state_dir;
         let (key_dir, wish) = (Path::new("/dev/shm"), resume::Wish::GoOn);
-        let keep =
-            Some(Keep { state_dir, key_dir, places: &place, job: None, wish, reopen: &medium::reopen });
+        let (reopen, discard) = (&medium::reopen, &medium::discard);
+        let keep = Some(Keep { state_dir, key_dir, places: &place, job: None, wish, reopen, discard });
         let manner = Manner {
             compression: Compression::None,
             encrypt_to: None,
@@ -227,10 +227,10 @@ fn a_recovery_discards_what_it_makes_useless() {
         guard: &Idle,
         pace: Pace { poll: Duration::from_millis(1), ..Pace::default() },
     };
-    discard_records(&host, &lab.wishes.state_dir).unwrap();
+    discard_records(&host, &lab.wishes.state_dir, &medium::discard).unwrap();
     assert_eq!(lab.archives().len(), 1, "its job is open");
     recover(&host, Which::All, Mode::Apply).unwrap();
-    discard_records(&host, &lab.wishes.state_dir).unwrap();
+    discard_records(&host, &lab.wishes.state_dir, &medium::discard).unwrap();
     lab.assert_home();
     assert!(lab.archives().is_empty(), "{:?}", lab.archives());
 }

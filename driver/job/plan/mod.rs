@@ -61,8 +61,8 @@ pub struct Wishes {
     pub min_free: u64,
     /// virtfold's own directory: overlays of block devices go into `overlays` in it.
     pub state_dir: PathBuf,
-    /// The directories that the archive goes to, as far as they are known.
-    pub archive_dirs: Vec<PathBuf>,
+    /// The device numbers of the file systems that the archive goes to, as far as they are known. Another process looks at them: a medium may hang.
+    pub archive_devices: Vec<u64>,
 }
 
 /// A domain in a plan.

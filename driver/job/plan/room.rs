@@ -4,8 +4,8 @@
 //! The estimate of an overlay: a tenth of what the disk's images take on the host, at least 16 MiB, at most the disk's
 //! capacity. Of each file system the estimates of its overlays must fit in what is free, and `min_free` bytes more.
 
+use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -75,22 +75,15 @@ pub(super) fn look(disks: &[PlannedDisk], files: &dyn HostFiles, wishes: &Wishes
         room.estimate = room.estimate.saturating_add(bytes);
         found.notes.extend(elsewhere(disk, device));
     }
-    for room in archive_devices(wishes).iter().filter_map(|device| rooms.get(device)) {
+    let mut devices = wishes.archive_devices.clone();
+    devices.sort_unstable();
+    devices.dedup();
+    for room in devices.iter().filter_map(|device| rooms.get(device)) {
         found.notes.extend(beside_archive(room, disks));
     }
     found.rooms = rooms.into_values().collect();
     found.obstacles = found.rooms.iter().filter_map(short).collect();
     Ok(found)
-}
-
-/// The file systems that the archive goes to. One that is not there is an error of its own, later.
-fn archive_devices(wishes: &Wishes) -> BTreeSet<u64> {
-    wishes
-        .archive_dirs
-        .iter()
-        .filter_map(|directory| directory.metadata().ok())
-        .map(|found| found.dev())
-        .collect()
 }
 
 /// An archive beside the overlays takes from their room. How much is not known before it is compressed, so it is no obstacle.

@@ -49,7 +49,7 @@ impl Lab {
             overlay_dir: None,
             min_free: 0,
             state_dir: self.path("state"),
-            archive_dirs: Vec::new(),
+            archive_devices: Vec::new(),
         }
     }
 

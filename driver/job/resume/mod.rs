@@ -41,7 +41,7 @@ use crate::archive::stream::Cancel;
 use crate::archive::writer::Attachment;
 use crate::crypt::{Envelope, Recipients};
 use crate::error::{Error, ErrorKind, Result, sentence};
-use crate::medium::{self, Label, Location, Medium, Notes, Remains, Reopened};
+use crate::medium::{Label, Location, Medium, Notes, Remains, Reopened};
 use crate::units::Human;
 
 /// What is done with a record that is there.
@@ -55,8 +55,11 @@ pub enum Wish {
     Anew,
 }
 
-/// Opens again what a dead process has left at a place: [`medium::reopen`], or what knows a tape's drive, too.
+/// Opens again what a dead process has left at a place: [`crate::medium::reopen`], or what knows a tape's drive, too.
 pub type Reopen<'a> = &'a dyn Fn(&Location, &Label, &Cancel, &Remains) -> Result<Reopened>;
+
+/// Takes away what a dead process has left and nobody goes on with: [`crate::medium::discard`], or who has another process do it.
+pub type Discard<'a> = &'a dyn Fn(&Remains) -> Result<()>;
 
 /// Where a backup keeps its record.
 #[derive(Clone, Copy)]
@@ -73,6 +76,8 @@ pub struct Keep<'a> {
     pub wish: Wish,
     /// Opens the place again.
     pub reopen: Reopen<'a>,
+    /// Takes away what is not gone on with.
+    pub discard: Discard<'a>,
 }
 
 impl fmt::Debug for Keep<'_> {
@@ -208,7 +213,7 @@ impl Keep<'_> {
             }
             Reopened::Gone(why) => {
                 tracing::warn!("'{name}' was broken off and is not gone on with: {why}");
-                medium::discard(&saved.remains);
+                discard(&mut saved, self.discard);
                 Ok(None)
             }
         }
@@ -286,17 +291,29 @@ pub fn of_job(keep: &Keep<'_>) -> Result<Option<Known>> {
     Ok(None)
 }
 
+/// Takes away what an archive's medium has of it. Where that can't be done now the record stays, and the next run does it.
+fn discard(saved: &mut Saved, discarding: Discard<'_>) {
+    if let Err(error) = discarding(&saved.remains) {
+        tracing::warn!("what is left of '{}' stays for now: {}", saved.origin.name, sentence(&error));
+        saved.record.keep_it();
+    }
+}
+
 /// Discards the records of jobs that are not open any more: their disks are not frozen now.
 ///
 /// # Errors
 /// The state directory can't be read.
-pub fn discard_closed(state_dir: &Path, is_open: impl Fn(Uuid) -> bool) -> Result<()> {
+pub fn discard_closed(
+    state_dir: &Path,
+    is_open: impl Fn(Uuid) -> bool,
+    discarding: Discard<'_>,
+) -> Result<()> {
     for found in record::all(state_dir)? {
         if found.origin.job.is_none_or(&is_open) {
             continue;
         }
-        if let Some(saved) = found.open()? {
-            medium::discard(&saved.remains);
+        if let Some(mut saved) = found.open()? {
+            discard(&mut saved, discarding);
         }
     }
     Ok(())

@@ -9,6 +9,7 @@ use crate::archive::stream::{ChunkLog, ChunkRecord, Compression, Digest};
 use crate::image::{DiskImage, Format, OpenOptions};
 use crate::job::Control;
 use crate::job::backup::{Manner, Material, write_kept};
+use crate::medium;
 use crate::medium::{Mark, Remains};
 use crate::table::Layout;
 
@@ -39,7 +40,15 @@ impl Lab {
 
     fn keep(&self, wish: Wish) -> Keep<'_> {
         let (state_dir, key_dir) = (self.folder.path(), self.keys.as_path());
-        Keep { state_dir, key_dir, places: &self.place, job: None, wish, reopen: &medium::reopen }
+        Keep {
+            state_dir,
+            key_dir,
+            places: &self.place,
+            job: None,
+            wish,
+            reopen: &medium::reopen,
+            discard: &medium::discard,
+        }
     }
 
     fn records(&self) -> Vec<std::path::PathBuf> {
@@ -246,7 +255,7 @@ fn nobody_takes_a_living_run_s_record() {
 fn a_job_s_record_goes_when_its_job_is_closed() {
     let lab = Lab::new();
     lab.killed();
-    discard_closed(lab.folder.path(), |_| false).unwrap();
+    discard_closed(lab.folder.path(), |_| false, &medium::discard).unwrap();
     assert_eq!(lab.records().len(), 1, "it is of no job");
     assert!(of_job(&lab.keep(Wish::GoOn)).unwrap().is_none());
 }

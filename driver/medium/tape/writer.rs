@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::changer::Changer;
 use super::deck::interrupted;
@@ -51,12 +51,12 @@ pub struct TapeSetup {
 }
 
 /// What came of a run.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TapeReport {
     /// The labels of the volumes that the archive is on, in their order.
     pub volumes: Vec<String>,
     /// The labels of the volumes that failed meanwhile. Some of the archive may be on them: what was committed before.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failed: Vec<String>,
     /// Bytes on them.
     pub bytes: u64,

@@ -15,7 +15,7 @@ use virtfold::archive::stream::Sink;
 use virtfold::error::{ErrorKind, Result};
 use virtfold::medium::{self, Durable, Location, Medium, PipeMedium, Source};
 
-use rigs::{Files, Pipes, Tapes};
+use rigs::{Apart, Files, Pipes, Tapes};
 use wrapped::{Fanned, Fault, Faulty, Limited};
 
 /// What a medium's far end gives away.
@@ -196,6 +196,11 @@ fn passes_all(rig: &mut dyn Rig) {
 #[test]
 fn files() {
     passes_all(&mut Files::new());
+}
+
+#[test]
+fn files_that_another_process_writes() {
+    passes_all(&mut Apart::new());
 }
 
 #[test]

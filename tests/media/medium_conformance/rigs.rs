@@ -10,13 +10,15 @@ use std::time::Duration;
 use virtfold::archive::stream::Cancel;
 use virtfold::catalog::Catalog;
 use virtfold::error::Result;
+use virtfold::medium::process::{Leaving, MediumProcess, Place, Request};
 use virtfold::medium::tape::{
     Change, Changer, Ledger, NewLabel, Overwrite, Placed, SimulatedDrive, SimulatedTape, TapeBlock, TapeCare,
     TapeMedium, TapeSetup,
 };
 use virtfold::medium::{Durable, FileMedium, Medium, PipeMedium, Source};
+use virtfold::medium::{Label, Location};
 #[cfg(feature = "object-store")]
-use virtfold::medium::{Label, Location, ObjectAddress, create};
+use virtfold::medium::{ObjectAddress, create};
 
 #[cfg(feature = "object-store")]
 use super::{Kept, Rig};
@@ -60,6 +62,55 @@ impl Rig for Files {
 
     fn durable_name(&self, name: &str) -> String {
         self.folder.join(name).display().to_string()
+    }
+}
+
+/// Files that another process writes.
+pub(crate) struct Apart {
+    files: Files,
+    location: Location,
+    leaving: Leaving,
+}
+
+impl Apart {
+    pub(crate) fn new() -> Self {
+        let files = Files::new();
+        let location = Location::Path(files.folder.clone());
+        Self { files, location, leaving: Leaving::default() }
+    }
+}
+
+impl Rig for Apart {
+    fn open(&mut self, name: &str) -> Result<Box<dyn Medium>> {
+        let to = format!("--to={}", self.location);
+        let command = crate::common::run::virtfold(["medium", &to]);
+        let label = Label {
+            name: name.to_owned(),
+            id: uuid::Uuid::new_v4(),
+            host: "here".to_owned(),
+            subject: "it".to_owned(),
+            estimate: 0,
+        };
+        let cancel = Cancel::default();
+        let place = Place { command, location: &self.location, cancel: &cancel, leaving: &self.leaving };
+        Ok(Box::new(MediumProcess::create(place, &Request::Create(label))?))
+    }
+
+    fn kept(&mut self, name: &str) -> Kept {
+        assert_eq!(self.leaving.wait(), []);
+        self.files.kept(name)
+    }
+
+    fn has_names(&self) -> bool {
+        true
+    }
+
+    fn leftovers(&self, known: &[&str]) -> Vec<String> {
+        self.files.leftovers(known)
+    }
+
+    fn durable_name(&self, name: &str) -> String {
+        self.files.durable_name(name)
     }
 }
 

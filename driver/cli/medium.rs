@@ -1,0 +1,127 @@
+//! `virtfold medium`: the process that writes to a medium, which its driver can abandon. Hidden: the driver starts it. Standard input is the socket to
+//! the driver; nothing here reads or closes it before the medium does.
+
+use std::ffi::OsString;
+use std::os::unix::fs::MetadataExt;
+use std::process::Command;
+use std::sync::Arc;
+
+use anyhow::Result;
+use virtfold::archive::stream::Cancel;
+use virtfold::error::{Error, ErrorKind};
+use virtfold::medium::process::{self, Leaving, Opened, Place, Request};
+use virtfold::medium::{self, Label, Location, Remains, Reopened};
+
+use super::args;
+use super::exit::Outcome;
+use super::guest::connection::StateFlag;
+use super::report::printable;
+use super::signals::Signals;
+use super::tape::options::WriteArgs;
+
+/// Write to a medium what the driver says (started by virtfold itself)
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The place; nothing where only what was left is to be taken away
+    #[arg(long, value_name = "PLACE", value_parser = args::location())]
+    to: Option<Location>,
+    #[command(flatten)]
+    tape: WriteArgs,
+    #[command(flatten)]
+    state: StateFlag,
+}
+
+/// Runs the verb.
+pub(crate) fn run(args: &Args, signals: &Signals) -> Result<Outcome> {
+    signals.take_as_wishes()?;
+    process::serve(|request| args.open(request, &signals.stop))?;
+    Ok(Outcome::Done)
+}
+
+/// How this program starts the process of a place; see `guard` for `/proc/self/exe`.
+pub(super) fn program(place: &Location, more: &[OsString]) -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    // With `=`: a directory's name may begin with a hyphen.
+    let mut to = OsString::from("--to=");
+    to.push(place.argument());
+    command.arg("medium").arg(to).args(more);
+    command
+}
+
+/// Has another process take away what a dead one has left.
+///
+/// # Errors
+/// The medium does not answer.
+pub(super) fn discard(remains: &Remains) -> Result<(), Error> {
+    let Some((temporary, _)) = &remains.file else { return Ok(()) };
+    let mut command = Command::new("/proc/self/exe");
+    command.arg("medium");
+    let (location, leaving) = (Location::Path(temporary.clone()), Leaving::default());
+    let place = Place { command, location: &location, cancel: &Cancel::default(), leaving: &leaving };
+    let done = process::ask(place, &Request::Discard(remains.clone()));
+    part(&leaving);
+    done.map(drop)
+}
+
+/// Waits for the processes of media to end, and says which could not be ended.
+pub(super) fn part(leaving: &Leaving) {
+    for left in leaving.wait() {
+        let what = left.subject.map_or_else(|| "it".to_owned(), |name| format!("the copy of '{name}'"));
+        eprintln!(
+            "virtfold: '{}' does not answer: {} was abandoned, and process {} stands in the kernel until it does",
+            printable(&left.place),
+            printable(&what),
+            left.pid
+        );
+    }
+}
+
+impl Args {
+    fn open(&self, request: Request, cancel: &Cancel) -> Result<Opened, Error> {
+        if let Request::Discard(remains) = request {
+            return medium::discard(&remains).map(|()| Opened::Done);
+        }
+        let nowhere = || Error::new(ErrorKind::Usage, "--to says where the archive goes");
+        let place = self.to.as_ref().ok_or_else(nowhere)?;
+        match request {
+            Request::Create(label) => self.create(place, &label, cancel),
+            Request::Reopen(label, remains) => self.reopen(place, (&label, &remains), cancel),
+            Request::Look => {
+                let found = place.path().and_then(|directory| directory.metadata().ok());
+                Ok(Opened::Device(found.map(|found| found.dev())))
+            }
+            Request::Discard(_) => Ok(Opened::Done),
+        }
+    }
+
+    fn create(&self, place: &Location, label: &Label, cancel: &Cancel) -> Result<Opened, Error> {
+        let Location::Tape(address) = place else {
+            return Ok(Opened::New(medium::create(place, label, cancel)?, None));
+        };
+        let tape = self.tape.drive(address, self.state.path()?, cancel)?.begin(&label.name, cancel)?;
+        let report = tape.report();
+        Ok(Opened::New(Box::new(tape), Some(report)))
+    }
+
+    fn reopen(
+        &self,
+        place: &Location,
+        (label, remains): (&Label, &Remains),
+        cancel: &Cancel,
+    ) -> Result<Opened, Error> {
+        let Location::Tape(address) = place else {
+            return Ok(match medium::reopen(place, label, cancel, remains)? {
+                Reopened::At(medium, at) => Opened::At(medium, at, None),
+                Reopened::Gone(why) => Opened::Gone(why),
+            });
+        };
+        let drive = self.tape.drive(address, self.state.path()?, cancel)?;
+        Ok(match drive.go_on_with(&label.name, cancel)? {
+            Ok((tape, at)) => {
+                let report = Arc::clone(&tape.report());
+                Opened::At(Box::new(tape), at, Some(report))
+            }
+            Err(why) => Opened::Gone(why),
+        })
+    }
+}
