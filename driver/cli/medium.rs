@@ -15,6 +15,7 @@ use virtfold::medium::{self, Label, Location, Remains, Reopened};
 use super::args;
 use super::exit::Outcome;
 use super::guest::connection::StateFlag;
+use super::output::say;
 use super::report::printable;
 use super::signals::Signals;
 use super::tape::options::WriteArgs;
@@ -67,12 +68,12 @@ pub(super) fn discard(remains: &Remains) -> Result<(), Error> {
 pub(super) fn part(leaving: &Leaving) {
     for left in leaving.wait() {
         let what = left.subject.map_or_else(|| "it".to_owned(), |name| format!("the copy of '{name}'"));
-        eprintln!(
+        say(&format!(
             "virtfold: '{}' does not answer: {} was abandoned, and process {} stands in the kernel until it does",
             printable(&left.place),
             printable(&what),
             left.pid
-        );
+        ));
     }
 }
 
