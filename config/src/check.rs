@@ -44,6 +44,9 @@ fn check_medium(config: &Config, name: &Name, medium: &Medium) -> Result<(), Con
     } else if medium.concurrency.is_some_and(|number| number.get() > 1) {
         return refuse("concurrency", "a tape takes one backup at a time; write 1, or leave the key out");
     }
+    if medium.mounted.is_some() && kind != MediumKind::Directory {
+        return refuse("mounted", "only a directory has this key");
+    }
     if medium.environment_file.is_some() && kind != MediumKind::ObjectStore {
         return refuse("environment-file", "only an object store has this key");
     }
@@ -74,7 +77,7 @@ fn check_job(config: &Config, name: &Name, job: &Job) -> Result<(), ConfigError>
         }
     }
     if job.keep.is_some_and(|keep| keep.is_empty()) {
-        return refuse(&["keep"], "it has no number, so nothing would be kept; leave it out to keep all");
+        return refuse(&["keep"], "it has no rule, so nothing would be kept; leave it out to keep all");
     }
     if job.schedule.len() > 1 && job.schedule.iter().any(crate::schedule::Schedule::is_manual) {
         return refuse(&["schedule"], "'manual' stands alone");

@@ -35,6 +35,8 @@ pub const MAX_BACKING: usize = 1024;
 pub const MAX_WARNINGS: usize = 1024;
 /// The longest name in the head, bytes.
 pub const MAX_TEXT: usize = 1024;
+/// Digits of a host's id.
+pub const HOST_ID_LEN: usize = 32;
 /// How deep the head may be nested.
 const MAX_DEPTH: usize = 128;
 /// Names in `requires` that this version understands.
@@ -55,6 +57,9 @@ pub struct Manifest {
     pub created: String,
     /// The host that made it.
     pub host: String,
+    /// What tells that host from others of its name: [`HOST_ID_LEN`] hexadecimal digits in lower case.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_id: Option<String>,
     /// Name and version of the program that made it.
     pub tool: String,
     /// What was backed up.
@@ -88,8 +93,14 @@ pub enum Subject {
     },
     /// Images named by path.
     Images {
-        /// What the person called them.
+        /// What they are called.
         name: String,
+        /// Whether a person gave the name: then it says what the archive is of, else the paths do.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        labelled: bool,
+        /// Their paths on the host that made the archive, in the order of the disks; empty where they are not known.
+        #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "few::<_, _, MAX_DISKS>")]
+        paths: Vec<String>,
     },
 }
 
@@ -97,7 +108,7 @@ impl Subject {
     /// The name of the domain or the set.
     pub fn name(&self) -> &str {
         match self {
-            Self::Domain { name, .. } | Self::Images { name } => name,
+            Self::Domain { name, .. } | Self::Images { name, .. } => name,
         }
     }
 }
@@ -264,6 +275,9 @@ impl Manifest {
             check_text(what, text)?;
         }
         check_text("name", self.subject.name())?;
+        if self.host_id.as_ref().is_some_and(|id| !is_hex(id, HOST_ID_LEN)) {
+            return Err(format!("its host's id is not {HOST_ID_LEN} hexadecimal digits"));
+        }
         if let Some(freeze) = &self.freeze {
             check_text("method", &freeze.method)?;
         }
@@ -415,11 +429,14 @@ fn check_text(what: &str, text: &str) -> std::result::Result<(), String> {
 }
 
 fn check_root(root: &str) -> std::result::Result<(), String> {
-    let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-    if root.len() == 64 && root.bytes().all(hex) {
+    if is_hex(root, 64) {
         return Ok(());
     }
     Err("its parent's root is not 64 hexadecimal digits".to_owned())
+}
+
+fn is_hex(text: &str, digits: usize) -> bool {
+    text.len() == digits && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
 fn seconds(created: &str) -> std::result::Result<u64, String> {

@@ -15,6 +15,7 @@ fn rich() -> Manifest {
     head.kind = Kind::Incremental;
     head.parent = Some(Parent { id: Uuid::from_u128(7), root: "0f".repeat(32) });
     head.subject = Subject::Domain { name: "web".into(), uuid: Some(Uuid::from_u128(9)) };
+    head.host_id = Some("0a".repeat(16));
     head.freeze = Some(Freeze { method: "agent".into(), pause_ms: 12 });
     head.disks[0].source = Source {
         format: "qcow2".into(),
@@ -57,6 +58,19 @@ fn heads_round_trip_and_have_one_spelling() {
 }
 
 #[test]
+fn what_is_known_of_images_may_be_absent() {
+    let mut head = manifest(&[]);
+    head.subject = Subject::Images { name: "a".into(), labelled: true, paths: vec!["/a\n".into()] };
+    assert_eq!(Manifest::parse(&head.encode().unwrap()).unwrap(), head);
+    let mut old = serde_json::to_value(&head).unwrap();
+    old["subject"] = json!({"images": {"name": "a"}});
+    let subject = parse(&old).unwrap().subject;
+    assert_eq!(subject, Subject::Images { name: "a".into(), labelled: false, paths: Vec::new() });
+    old["subject"] = json!({"images": {"name": "a", "paths": vec!["/"; 1025]}});
+    assert_eq!(parse(&old).unwrap_err().kind(), ErrorKind::Damaged);
+}
+
+#[test]
 fn the_time_now_is_a_time_of_a_backup() {
     let mut head = rich();
     head.created = now();
@@ -86,7 +100,7 @@ fn unknown_fields_are_ignored_and_unknown_features_are_not() {
 
 #[test]
 fn bad_heads_are_named() {
-    let cases: [(&str, Value, &str); 22] = [
+    let cases: [(&str, Value, &str); 23] = [
         ("/created", json!("yesterday"), "'yesterday' is no time of a backup"),
         ("/created", json!("2026-11-22T15:04:05"), "'2026-11-22T15:04:05' is no time of a backup"),
         (
@@ -100,6 +114,7 @@ fn bad_heads_are_named() {
             "'2300-11-22T15:04:05+00:00' is no time of a backup",
         ),
         ("/host", json!("a\u{1b}[2J"), "its host is empty, too long or has control characters"),
+        ("/host_id", json!("0A".repeat(16)), "its host's id is not 32 hexadecimal digits"),
         ("/tool", json!(""), "its tool is empty, too long or has control characters"),
         (
             "/subject/domain/name",

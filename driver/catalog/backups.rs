@@ -26,6 +26,17 @@ pub struct Owner {
     pub images: bool,
 }
 
+/// What tells an owner from another one of the same name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Source {
+    /// The host, whatever it is called.
+    pub host_id: Option<String>,
+    /// Whether a person named the images: then the name says what they are.
+    pub labelled: bool,
+    /// Where the images were on their host.
+    pub paths: Vec<String>,
+}
+
 /// A copy of a backup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackupCopy {
@@ -37,6 +48,8 @@ pub struct BackupCopy {
     pub archive: Uuid,
     /// What it is of.
     pub owner: Owner,
+    /// What tells it from others of the same name; nothing where that is not known.
+    pub source: Source,
     /// The host that made it.
     pub host: String,
     /// When.
@@ -84,7 +97,7 @@ pub fn copy_name(archive: &Location) -> Result<String> {
     utf8(&real.join(path.file_name().unwrap_or_default()))
 }
 
-fn utf8(path: &std::path::Path) -> Result<String> {
+pub(super) fn utf8(path: &std::path::Path) -> Result<String> {
     path.to_str().map(ToOwned::to_owned).ok_or_else(|| {
         let message = format!("'{}' is no UTF-8, and the catalog can't hold it", path.display());
         Error::new(ErrorKind::Usage, message).with_hint("give the directory another name")
@@ -93,10 +106,10 @@ fn utf8(path: &std::path::Path) -> Result<String> {
 
 fn put(transaction: &Transaction<'_>, copy: &BackupCopy) -> Sql<()> {
     transaction.execute(
-        "INSERT INTO backup (name, place, archive, uuid, subject, images, host, created, parent, bytes, root, encrypted, job)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)
+        "INSERT INTO backup (name, place, archive, uuid, subject, images, host, created, parent, bytes, root, encrypted, job, source)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)
          ON CONFLICT (name) DO UPDATE SET place = ?2, archive = ?3, uuid = ?4, subject = ?5, images = ?6, host = ?7, created = ?8,
-         parent = ?9, bytes = ?10, root = coalesce(?11, root), encrypted = ?12, removed = NULL,
+         parent = ?9, bytes = ?10, root = coalesce(?11, root), encrypted = ?12, removed = NULL, source = ?14,
          job = coalesce(?13, CASE WHEN archive = ?3 THEN job END)",
         params![
             copy.name,
@@ -112,6 +125,7 @@ fn put(transaction: &Transaction<'_>, copy: &BackupCopy) -> Sql<()> {
             copy.root,
             copy.encrypted,
             copy.job,
+            serde_json::to_string(&copy.source)?,
         ],
     )?;
     Ok(())
@@ -127,6 +141,9 @@ fn read(row: &Row<'_>) -> Sql<BackupCopy> {
         place: text(1)?,
         archive: text(2)?.parse()?,
         owner: Owner { uuid: id(3)?, name: text(4)?, images: row.get(5)? },
+        source: row
+            .get::<_, Option<String>>(13)?
+            .map_or_else(|| Ok(Source::default()), |text| serde_json::from_str(&text))?,
         host: text(6)?,
         created: Timestamp::from_second(row.get(7)?)?,
         parent: id(8)?,
@@ -203,20 +220,20 @@ impl Catalog {
         found.map_err(|e| self.unreadable(e.into()))
     }
 
-    /// The last backup of each domain of which a copy is known to be there.
+    /// The last backup of each domain, of those up to `until`, of which a copy is known to be there. What is dated in the future was made by a clock that
+    /// was ahead, and would be the last one for years.
     ///
     /// # Errors
     /// The catalog can't be read.
-    pub fn last_backups(&self) -> Result<Vec<LastBackup>> {
-        self.last().map_err(|e| self.unreadable(e))
+    pub fn last_backups(&self, until: Timestamp) -> Result<Vec<LastBackup>> {
+        self.last(until).map_err(|e| self.unreadable(e))
     }
 
-    fn last(&self) -> Sql<Vec<LastBackup>> {
+    fn last(&self, until: Timestamp) -> Sql<Vec<LastBackup>> {
         let connection = self.connection();
-        let query =
-            "SELECT uuid, max(created) FROM backup WHERE uuid IS NOT NULL AND removed IS NULL GROUP BY uuid";
+        let query = "SELECT uuid, max(created) FROM backup WHERE uuid IS NOT NULL AND removed IS NULL AND created <= ?1 GROUP BY uuid";
         let mut statement = connection.prepare(query)?;
-        let mut rows = statement.query([])?;
+        let mut rows = statement.query([until.as_second()])?;
         let mut last = Vec::new();
         while let Some(row) = rows.next()? {
             let domain = row.get::<_, String>(0)?.parse()?;
@@ -227,8 +244,7 @@ impl Catalog {
 
     fn copies(&self, which: &str, values: impl rusqlite::Params) -> Sql<Vec<BackupCopy>> {
         let connection = self.connection();
-        let columns =
-            "name, place, archive, uuid, subject, images, host, created, parent, bytes, root, encrypted, job";
+        let columns = "name, place, archive, uuid, subject, images, host, created, parent, bytes, root, encrypted, job, source";
         let mut statement = connection.prepare(&format!("SELECT {columns} FROM backup {which}"))?;
         let mut rows = statement.query(values)?;
         let mut found = Vec::new();
@@ -249,6 +265,7 @@ mod tests {
             place: "/backup".to_owned(),
             archive: Uuid::new_v4(),
             owner: Owner { uuid: Some(Uuid::from_u128(7)), name: "web".to_owned(), images: false },
+            source: Source { host_id: Some("0a".to_owned()), labelled: false, paths: vec!["/a".to_owned()] },
             host: "h1".to_owned(),
             created: Timestamp::from_second(second).unwrap(),
             parent: None,
@@ -271,10 +288,12 @@ mod tests {
             domain: Uuid::from_u128(7),
             created: Timestamp::from_second(second).unwrap(),
         };
-        assert_eq!(catalog.last_backups().unwrap(), [last(20)]);
+        assert_eq!(catalog.last_backups(Timestamp::MAX).unwrap(), [last(20)]);
+        let before = catalog.last_backups(Timestamp::from_second(19).unwrap()).unwrap();
+        assert_eq!(before, [last(10)], "what is dated in the future is not the last");
         catalog.gone(std::slice::from_ref(&two.name), Timestamp::from_second(30).unwrap()).unwrap();
         assert_eq!(catalog.copies_at("/backup").unwrap(), std::slice::from_ref(&one));
-        assert_eq!(catalog.last_backups().unwrap(), [last(10)]);
+        assert_eq!(catalog.last_backups(Timestamp::MAX).unwrap(), [last(10)]);
         assert_eq!(catalog.copy("/backup/2").unwrap(), Some(two.clone()), "what is gone is still known");
         // Seen by a look, which knows no job and, where it can't open it, no root.
         catalog.remember(&[BackupCopy { job: None, root: None, ..two.clone() }]).unwrap();

@@ -12,11 +12,13 @@
 //! - The tables of tapes (`tapes`) and of backups (`backups`) are a memory, not the truth: what is on a tape or at a place counts, and looking at it
 //!   fills them anew.
 //!
-//! Imports: `error`, plain types of `guest`, and of `medium` those of tapes and `Location`.
+//! Imports: `error`, plain types of `guest`, and of `medium` those of tapes, `Location` and `Mount`.
 
 mod backups;
 mod locks;
+mod mounts;
 mod nothing;
+mod pins;
 pub mod queue;
 mod schema;
 mod store;
@@ -26,7 +28,7 @@ mod tests;
 mod types;
 mod volumes;
 
-pub use backups::{BackupCopy, LastBackup, Owner, copy_name, place_name};
+pub use backups::{BackupCopy, LastBackup, Owner, Source, copy_name, place_name};
 pub use nothing::Nothing;
 pub use store::Catalog;
 pub use types::{Base, Change, DiskJob, DiskState, Job, JobState, Kind, Outcome};

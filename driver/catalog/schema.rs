@@ -12,7 +12,7 @@ use crate::error::{Error, ErrorKind, IoContext, Result};
 /// Marks the file as ours (`PRAGMA application_id`): `vfct`.
 const APPLICATION: i32 = 0x7666_6374;
 /// The tables' version (`PRAGMA user_version`).
-const VERSION: i32 = 4;
+const VERSION: i32 = 5;
 
 /// How long a writer waits for another one.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -133,8 +133,15 @@ CREATE TABLE pause (job TEXT PRIMARY KEY) STRICT;
 /// What version 4 has besides: how often in a row an entry's service died under it.
 const INTERRUPTED: &str = "ALTER TABLE queue ADD COLUMN interrupted INTEGER NOT NULL DEFAULT 0;";
 
+/// What version 5 has besides: what tells the sources of backups apart (JSON), archives that a person keeps, and the file systems that directories
+/// for archives were on.
+const SOURCES: &str = "ALTER TABLE backup ADD COLUMN source TEXT;
+CREATE TABLE pin (archive TEXT PRIMARY KEY, since INTEGER NOT NULL) STRICT;
+CREATE TABLE mount (place TEXT PRIMARY KEY, point TEXT NOT NULL, file_system TEXT) STRICT;";
+
 /// What each version after the first one has added.
-const ADDED: [(i32, &[&str]); 3] = [(2, &[TAPES]), (3, &[QUEUE, BACKUPS]), (4, &[INTERRUPTED])];
+const ADDED: [(i32, &[&str]); 4] =
+    [(2, &[TAPES]), (3, &[QUEUE, BACKUPS]), (4, &[INTERRUPTED]), (5, &[SOURCES])];
 
 /// Opens the catalog at `path`, or makes it where there is none.
 pub(super) fn open(path: &Path) -> Result<Connection> {

@@ -109,7 +109,7 @@ impl Catalog {
         let connection = self.connection();
         let mut statement = connection.prepare(
             "SELECT id, domain, name, persistence, live, inactive, kind, created, state, held FROM job
-             WHERE outcome IS NULL AND (?1 IS NULL OR domain = ?1) ORDER BY created, id",
+             WHERE outcome IS NULL AND (?1 IS NULL OR domain = ?1) ORDER BY rowid",
         )?;
         let mut rows = statement.query([domain.map(|d| d.to_string())])?;
         let mut jobs = Vec::new();
@@ -261,7 +261,7 @@ fn apply(transaction: &Transaction<'_>, job: Uuid, change: &Change) -> Sql<()> {
             let values = params![job, closed, word(&OUTCOMES, outcome), i64::try_from(now)?];
             let changed = transaction.execute(update, values)?;
             let old = "DELETE FROM job WHERE outcome IS NOT NULL AND id NOT IN
-                       (SELECT id FROM job WHERE outcome IS NOT NULL ORDER BY closed DESC, id LIMIT ?1)";
+                       (SELECT id FROM job WHERE outcome IS NOT NULL ORDER BY rowid DESC LIMIT ?1)";
             transaction.execute(old, [HISTORY])?;
             changed
         }

@@ -162,10 +162,14 @@ fn a_domain_has_one_run_at_a_time() {
 fn older_catalogs_learn() {
     // Newest first, so that each version is what is left of the one behind it.
     let without = [
-        (2, "DROP TABLE backup; DROP TABLE queue; DROP TABLE planned; DROP TABLE pause;"),
+        (4, "ALTER TABLE backup DROP COLUMN source; DROP TABLE pin; DROP TABLE mount;"),
+        (
+            2,
+            "DROP TABLE backup; DROP TABLE queue; DROP TABLE planned; DROP TABLE pause; DROP TABLE pin; DROP TABLE mount;",
+        ),
         (
             1,
-            "DROP TABLE backup; DROP TABLE queue; DROP TABLE planned; DROP TABLE pause; DROP TABLE tape_part; DROP TABLE tape_volume;",
+            "DROP TABLE backup; DROP TABLE queue; DROP TABLE planned; DROP TABLE pause; DROP TABLE pin; DROP TABLE mount; DROP TABLE tape_part; DROP TABLE tape_volume;",
         ),
     ];
     for (version, drop_tables) in without {
@@ -183,11 +187,11 @@ fn older_catalogs_learn() {
         drop(connection);
         let catalog = Catalog::open(state.path()).unwrap();
         assert_eq!(catalog.open_jobs(None).unwrap(), [job]);
-        assert_eq!(catalog.last_backups().unwrap(), []);
+        assert_eq!(catalog.last_backups(jiff::Timestamp::MAX).unwrap(), []);
         let connection = rusqlite::Connection::open(&path).unwrap();
         assert_eq!(tables(&connection), whole, "from version {version}");
         let now: i32 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
-        assert_eq!(now, 4);
+        assert_eq!(now, 5);
         Catalog::open(state.path()).unwrap();
     }
 }

@@ -25,6 +25,7 @@ use super::exit::Outcome;
 use super::guest::{self, GuestArgs};
 use super::keys::EncryptArgs;
 use super::medium;
+use super::mounted::{self, MountArgs};
 use super::output::say;
 use super::remember::{self, Missing};
 use super::report::{JsonFlag, Stdout, Style, Ticker, printable, result};
@@ -109,6 +110,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     encrypt: EncryptArgs,
     #[command(flatten)]
+    mounts: MountArgs,
+    #[command(flatten)]
     tape: WriteArgs,
     #[command(flatten)]
     guest: GuestArgs,
@@ -127,13 +130,18 @@ enum LayoutArg {
 /// Runs the verb.
 pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
     let style = Style::from_flag(&args.json);
-    let defaults = args.config.load()?.defaults;
-    let manner = manner(&args, &defaults)?;
+    let config = args.config.load()?;
+    let defaults = &config.defaults;
+    let manner = manner(&args, defaults)?;
     let media = Media::new(&args.to, &args.tape, || args.guest.state_dir(), &signals.stop)?;
+    if !args.guest.is_plan() {
+        let catalog = mounted::catalog(&args.guest.state_dir()?)?;
+        args.mounts.check(&args.to, &config, catalog.as_ref())?;
+    }
     let wish = if args.no_resume { Wish::Anew } else { Wish::GoOn };
     if let Some(domain) = &args.domain {
         let name = args.job.as_deref();
-        let job = guest::Job { domain, name, manner, media, wish, style, defaults: &defaults };
+        let job = guest::Job { domain, name, manner, media, wish, style, defaults };
         return args.guest.run(job, signals);
     }
     if args.to.is_empty() {

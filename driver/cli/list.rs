@@ -1,9 +1,15 @@
 //! `virtfold list`: the archives in a place.
 
+use std::collections::BTreeSet;
+
 use anyhow::Result;
+use jiff::Timestamp;
 use serde::Serialize;
-use virtfold::catalog::Catalog;
+use uuid::Uuid;
+use virtfold::catalog::{Catalog, Nothing};
+use virtfold::error::sentence;
 use virtfold::job::inspect::{self, Glance};
+use virtfold::job::mounted::{Mounted, Place, check};
 use virtfold::job::retention::{self, Remembered};
 use virtfold::medium::Location;
 use virtfold::units::Human;
@@ -13,6 +19,8 @@ use super::args;
 use super::exit::Outcome;
 use super::guest::connection::StateFlag;
 use super::keys::IdentityArgs;
+use super::mounted;
+use super::output::say;
 use super::report::{JsonFlag, Stdout, Style, printable, result};
 use super::show;
 use super::tape::{self, options::WaitFlag};
@@ -48,6 +56,12 @@ pub(crate) struct Args {
 #[derive(Serialize)]
 struct Listing<'a> {
     archives: &'a [Glance],
+    /// The ids of those that a person keeps.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pinned: Vec<Uuid>,
+    /// How many are dated in the future.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    future: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     remembered: Option<Remembered>,
 }
@@ -57,6 +71,10 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<Outcome> {
     if let Location::Tape(address) = &args.directory {
         let drive = args.wait.drive(address, args.state.path()?, &signals.stop);
         return tape::list_to(&drive, Style::from_flag(&args.json));
+    }
+    if let (Some(path), true) = (args.directory.path(), args.remember) {
+        let catalog = mounted::catalog(&args.state.path()?)?;
+        check(&Place { path, medium: None, mounted: Mounted::AsBefore }, catalog.as_ref())?;
     }
     let located = inspect::list_located(&args.directory, &args.identity.load()?)?;
     let style = Style::from_flag(&args.json);
@@ -69,18 +87,49 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<Outcome> {
         None
     };
     let archives: Vec<Glance> = located.into_iter().map(|(_, glance)| glance).collect();
-    let mut text = text(&archives);
+    let pins = pins(args)?;
+    let mut text = text(&archives, &pins);
+    let now = Timestamp::now();
+    let is_ahead = |glance: &&Glance| created(glance).is_some_and(|created| created > now);
+    let future = Some(archives.iter().filter(is_ahead).count()).filter(|count| *count > 0);
+    if let Some(future) = future {
+        text += &format!(
+            "\n{future} of them are dated in the future: the clock of the host that made them was ahead, or this one's is behind; they don't count as the newest"
+        );
+    }
     if let Some(noted) = noted {
         text += &format!(
             "\nthe catalog knows {} of them; {} encrypted ones it does not",
             noted.known, noted.unread
         );
     }
-    result(style, Stdout::Free, &Listing { archives: &archives, remembered: noted }, &text)?;
+    let ids = archives.iter().filter_map(|glance| glance.head.as_ref()).map(|head| head.archive);
+    let pinned = ids.filter(|id| pins.contains(id)).collect();
+    let listing = Listing { archives: &archives, pinned, future, remembered: noted };
+    result(style, Stdout::Free, &listing, &text)?;
     Ok(Outcome::Done)
 }
 
-fn text(archives: &[Glance]) -> String {
+fn created(glance: &Glance) -> Option<Timestamp> {
+    glance.head.as_ref().and_then(|head| head.created.parse().ok())
+}
+
+/// What a person keeps, where there is a catalog that can be read: a list is for whoever may read the place.
+fn pins(args: &Args) -> Result<BTreeSet<Uuid>> {
+    let state = args.state.path()?;
+    if Nothing::is_in(&state) {
+        return Ok(BTreeSet::new());
+    }
+    Catalog::open(&state).and_then(|catalog| catalog.pins()).or_else(|error| match args.remember {
+        true => Err(error.into()),
+        false => {
+            say(&format!("virtfold: it can't be told which are pinned: {}", printable(&sentence(&error))));
+            Ok(BTreeSet::new())
+        }
+    })
+}
+
+fn text(archives: &[Glance], pins: &BTreeSet<Uuid>) -> String {
     if archives.is_empty() {
         return "no archives".to_owned();
     }
@@ -97,10 +146,15 @@ fn text(archives: &[Glance]) -> String {
             None => ("-".to_owned(), "-".to_owned(), "-".to_owned()),
         };
         text += &format!(
-            "{created:<26} {:<10} {:>10} {capacity:>10} {disks:>5}  {}\n",
+            "{created:<26} {:<10} {:>10} {capacity:>10} {disks:>5}  {}{}\n",
             show::status(glance.status),
             Human(glance.bytes).to_string(),
             printable(&glance.archive),
+            if glance.head.as_ref().is_some_and(|head| pins.contains(&head.archive)) {
+                "  (pinned)"
+            } else {
+                ""
+            },
         );
     }
     text

@@ -15,7 +15,9 @@ mod keys;
 mod list;
 mod map;
 mod medium;
+mod mounted;
 mod output;
+mod pin;
 mod prune;
 mod remember;
 mod report;
@@ -61,6 +63,8 @@ enum Verb {
     Domains(guest::domains::Args),
     Recover(guest::recover::Args),
     Prune(Box<prune::Args>),
+    Pin(pin::PinArgs),
+    Unpin(pin::UnpinArgs),
     Status(control::status::Args),
     Queue(control::queue::Args),
     Run(control::run::Args),
@@ -122,6 +126,8 @@ impl Verb {
             Self::Domains(args) => guest::domains::run(&args),
             Self::Recover(args) => guest::recover::run(&args),
             Self::Prune(args) => prune::run(&args),
+            Self::Pin(args) => pin::pin(&args),
+            Self::Unpin(args) => pin::unpin(&args),
             Self::Status(args) => control::status::run(&args),
             Self::Queue(args) => control::queue::run(&args),
             Self::Run(args) => control::run::run(&args),

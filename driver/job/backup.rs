@@ -11,7 +11,7 @@ mod reports;
 mod sources;
 mod stream;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use uuid::Uuid;
@@ -24,6 +24,7 @@ use self::stream::stream;
 use super::Control;
 use super::disks::{DiskSet, FoldedDisk};
 use super::resume::{Begun, Candidate, Keep, Record, SavedRows, Start};
+use super::this_host;
 use crate::archive::layout::Kind;
 use crate::archive::manifest::{
     self, Backing, CompressionNote, Disk, Freeze, Manifest, Qcow2, Source, Subject,
@@ -176,7 +177,7 @@ pub fn run_kept(
     open: impl FnOnce(&Label, &Cancel) -> Result<Box<dyn Medium>>,
 ) -> Result<BackupReport> {
     let material = Material {
-        subject: Subject::Images { name: label(request)? },
+        subject: subject(request)?,
         freeze: None,
         attachments: Vec::new(),
         disks: open_all(request, control)?,
@@ -363,6 +364,23 @@ pub(super) fn file_label(name: &str) -> String {
     name_part(name, MAX_LABEL, |c| c == '/' || c.is_control())
 }
 
+/// What the archive of a set of images is of.
+fn subject(request: &BackupRequest) -> Result<Subject> {
+    let paths =
+        request.images.iter().map(|image| place_of(&image.path)).collect::<Result<Option<Vec<_>>>>()?;
+    let labelled = request.label.is_some();
+    Ok(Subject::Images { name: label(request)?, labelled, paths: paths.unwrap_or_default() })
+}
+
+/// Where an image is: its directory's real path and its name there, which for a volume is the one that lasts. Nothing where that is no UTF-8,
+/// which a head can't hold.
+fn place_of(path: &Path) -> Result<Option<String>> {
+    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new("."));
+    let real = folder.canonicalize().at(|| format!("cannot look at '{}'", folder.display()))?;
+    Ok(real.join(path.file_name().unwrap_or_default()).to_str().map(ToOwned::to_owned))
+}
+
 /// What the set of images is called: part of a file name, so no separators, and not hidden.
 fn label(request: &BackupRequest) -> Result<String> {
     let first = request.images.first().and_then(|image| image.path.file_stem());
@@ -392,7 +410,8 @@ fn head((subject, freeze): (Subject, Option<Freeze>), manner: &Manner, disks: &D
         requires: Vec::new(),
         archive: Uuid::new_v4(),
         created: manifest::now(),
-        host: host_name()?,
+        host: this_host::name()?,
+        host_id: this_host::id()?,
         tool: concat!("virtfold ", env!("CARGO_PKG_VERSION")).to_owned(),
         subject,
         kind: Kind::Full,
@@ -401,15 +420,6 @@ fn head((subject, freeze): (Subject, Option<Freeze>), manner: &Manner, disks: &D
         freeze,
         disks: disks.0.iter().map(describe).collect(),
     })
-}
-
-/// What this host is called in archives.
-///
-/// # Errors
-/// It has no name.
-pub fn host_name() -> Result<String> {
-    let name = nix::unistd::gethostname().at(|| "cannot tell the host's name".to_owned())?;
-    Ok(name.to_string_lossy().into_owned())
 }
 
 fn describe(disk: &FoldedDisk) -> Disk {

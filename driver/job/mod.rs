@@ -14,6 +14,7 @@ pub mod domain;
 mod guards;
 pub mod guest;
 pub mod inspect;
+pub mod mounted;
 pub mod plan;
 mod progress;
 pub mod restore;
@@ -21,6 +22,7 @@ pub mod resume;
 pub mod retention;
 pub mod tape;
 pub mod target;
+pub mod this_host;
 pub mod verify;
 
 use std::sync::Arc;

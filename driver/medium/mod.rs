@@ -42,6 +42,7 @@ mod fan_out;
 mod file;
 mod gaps;
 mod location;
+pub mod mounts;
 #[cfg_attr(not(feature = "object-store"), path = "no_object.rs")]
 pub mod object;
 mod padded;

@@ -15,6 +15,9 @@ use crate::guest::DomainId;
 
 /// A run that is late by less was not missed: the service was only busy.
 pub const LATE: Duration = Duration::from_secs(60);
+/// How far ahead of the clock a stored time may be: clocks are set back by moments all the time. What is further ahead was noted by a clock that
+/// was wrong, and is not believed, or nothing would happen until then.
+pub const AHEAD: Duration = Duration::from_secs(600);
 /// The most times of a schedule that are looked at in one go: a week of minutes.
 const MOST: usize = 11_000;
 
@@ -35,6 +38,17 @@ pub fn before(time: Timestamp, span: Duration) -> Timestamp {
 /// A time that is later by a span; at the end of times, that.
 pub fn after(time: Timestamp, span: Duration) -> Timestamp {
     SignedDuration::try_from(span).ok().and_then(|span| time.checked_add(span).ok()).unwrap_or(Timestamp::MAX)
+}
+
+/// Whether a time that was noted as past lies in the future, by more than clocks are set back by.
+pub fn is_ahead(time: Timestamp, now: Timestamp) -> bool {
+    time > after(now, AHEAD)
+}
+
+/// Until when an entry is to wait, where that can be: no longer than its job's jitter, or its wait before another attempt.
+pub fn waits_until(job: &JobSpec, not_before: Timestamp, now: Timestamp) -> Option<Timestamp> {
+    let longest = after(now, job.jitter.max(job.delay).saturating_add(AHEAD));
+    (not_before > now && not_before <= longest).then_some(not_before)
 }
 
 /// What is due at `now` of a job whose schedule is turned into entries up to `done`.

@@ -91,7 +91,11 @@ fn medium_spec(name: &str, medium: &Medium, host: virtfold_config::Concurrency) 
         options.extend(value.into_iter().flat_map(|value| [OsString::from(name), value.into()]));
     };
     option("--change-command", medium.change_command.as_ref().map(virtfold_config::Text::as_str));
+    option("--medium", Some(name));
     option("--pool", medium.pool.as_ref().map(virtfold_config::Name::as_str));
+    let mount =
+        medium.mounted.map(|mounted| if mounted { "--require-mount=" } else { "--no-require-mount=" });
+    options.extend(mount.map(|option| OsString::from(format!("{option}{}", medium.to.as_str()))));
     MediumSpec {
         name: name.to_owned(),
         to: medium.to.as_str().into(),
@@ -201,7 +205,7 @@ version: 1
 defaults: {compress: 'zstd:1', encrypt-to: [age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p]}
 service: {concurrency: 3, stop-timeout: 90s, catch-up: 2h}
 media:
-  disk: {to: /backup, limit-rate: 10MiB}
+  disk: {to: /backup, limit-rate: 10MiB, mounted: true}
   tape: {to: 'tape:/dev/nst0', pool: weekly, change-command: '/sbin/next %d'}
 jobs:
   nightly:
@@ -229,7 +233,11 @@ jobs:
         let made = settings(&config, &zone);
         assert_eq!((made.concurrency, made.stop_timeout), (3, Duration::from_secs(90)));
         assert_eq!((made.media["disk"].concurrency, made.media["tape"].concurrency), (3, 1));
-        assert_eq!(made.media["tape"].options, ["--change-command", "/sbin/next %d", "--pool", "weekly"]);
+        assert_eq!(
+            made.media["tape"].options,
+            ["--change-command", "/sbin/next %d", "--medium", "tape", "--pool", "weekly"]
+        );
+        assert_eq!(made.media["disk"].options, ["--medium", "disk", "--require-mount=/backup"]);
         let job = made.job("nightly").unwrap();
         let guest = |name: &str, tags: &[&str]| Guest {
             id: DomainId(uuid::Uuid::nil()),

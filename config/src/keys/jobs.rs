@@ -135,7 +135,7 @@ impl Disks {
     }
 }
 
-/// Which backups of a domain are kept: those that one of the numbers keeps. At least one must be there.
+/// Which backups of a domain are kept: those that one of the rules keeps. At least one must be there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 #[schemars(inline)]
@@ -152,10 +152,13 @@ pub struct Keep {
     pub monthly: Option<Count>,
     /// The newest of each of the last so many years that have one.
     pub yearly: Option<Count>,
+    /// All that are not older than the newest but one by more than this time, such as `14d`. (Counted from there, a host that was off or a clock that
+    /// leapt loses nothing.)
+    pub within: Option<Interval>,
 }
 
 impl Keep {
-    /// Whether no number is there.
+    /// Whether no rule is there.
     pub(crate) fn is_empty(&self) -> bool {
         *self == Self::default()
     }

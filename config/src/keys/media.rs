@@ -21,6 +21,9 @@ pub struct Medium {
     /// `AWS_ACCESS_KEY_ID`. It must not be readable or writable by others. Not set: the service's own environment, or the machine's role.
     /// The media of one job have one environment: where two files give a variable different values, the job's backups fail.
     pub environment_file: Option<FilePath>,
+    /// Directories: whether a file system has to be mounted there, or above it, for a backup to be made: `true`, whichever it is; `false`, none has to.
+    /// Not set: the one that was mounted there when the directory was first used, if there was one.
+    pub mounted: Option<bool>,
     /// Tapes: the command that puts the next volume in: `%d` is the device, `%n` the volume's number, `%o` the old label, `%w` the wanted
     /// one (`-` for any), `%p` the pool. Not set: a backup ends when the tape is full.
     pub change_command: Option<Text>,

@@ -200,11 +200,11 @@ pub trait Queue: Debug + Send + Sync {
     /// [`ErrorKind::NotFound`]; the catalog can't be read.
     fn entry(&self, id: i64) -> Result<Entry>;
 
-    /// Of each job and domain the last success and the last failure.
+    /// Of each job and domain the last success and the last failure, of those that ended by `until`.
     ///
     /// # Errors
     /// The catalog can't be read.
-    fn last_ends(&self) -> Result<Vec<Entry>>;
+    fn last_ends(&self, until: Timestamp) -> Result<Vec<Entry>>;
 
     /// Pauses everything, or a job; or takes that back.
     ///
@@ -282,7 +282,7 @@ fn prune(transaction: &Transaction<'_>) -> Sql<()> {
     transaction.execute(
         &format!(
             "DELETE FROM queue WHERE {ended}
-             AND id NOT IN (SELECT id FROM queue WHERE {ended} ORDER BY ended DESC, id DESC LIMIT {HISTORY})
+             AND id NOT IN (SELECT id FROM queue WHERE {ended} ORDER BY id DESC LIMIT {HISTORY})
              AND id NOT IN (SELECT max(id) FROM queue WHERE {ended} GROUP BY job, domain, state)"
         ),
         [],
@@ -445,10 +445,13 @@ impl Queue for Catalog {
             .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no entry {id}")))
     }
 
-    fn last_ends(&self) -> Result<Vec<Entry>> {
-        let last = "WHERE id IN (SELECT max(id) FROM queue WHERE state IN ('succeeded', 'failed')
-                    GROUP BY job, domain, state) ORDER BY name, ended";
-        self.entries(last).map_err(|e| self.unreadable(e))
+    fn last_ends(&self, until: Timestamp) -> Result<Vec<Entry>> {
+        let last = format!(
+            "WHERE id IN (SELECT max(id) FROM queue WHERE state IN ('succeeded', 'failed') AND ended <= {}
+             GROUP BY job, domain, state) ORDER BY name, ended",
+            until.as_millisecond()
+        );
+        self.entries(&last).map_err(|e| self.unreadable(e))
     }
 
     fn set_pause(&self, job: Option<&str>, to: Pause) -> Result<()> {

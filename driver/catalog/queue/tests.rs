@@ -57,7 +57,8 @@ fn an_entry_goes_its_way_and_is_there_after_it_is_opened_again() {
     assert_eq!(open().open_entries().unwrap(), []);
     assert_eq!(open().entry(second).unwrap().result.unwrap().sentence, "no more");
     assert_eq!(open().entry(99).unwrap_err().kind(), ErrorKind::NotFound);
-    let last: Vec<_> = open().last_ends().unwrap().iter().map(|entry| (entry.id, entry.attempts)).collect();
+    let last: Vec<_> =
+        open().last_ends(Timestamp::MAX).unwrap().iter().map(|entry| (entry.id, entry.attempts)).collect();
     assert_eq!(last, [(first, 2)]);
 }
 
@@ -141,7 +142,7 @@ fn an_entry_that_no_service_survives_fails() {
     assert!(failed.sentence.contains("killed during each of 5 attempts"), "{}", failed.sentence);
     let open: Vec<_> = catalog.open_entries().unwrap().iter().map(|entry| (entry.id, entry.state)).collect();
     assert_eq!(open, [(next, EntryState::Waiting)]);
-    assert_eq!(catalog.last_ends().unwrap()[0].id, id);
+    assert_eq!(catalog.last_ends(Timestamp::MAX).unwrap()[0].id, id);
 }
 
 #[test]
@@ -175,8 +176,7 @@ fn a_catalog_of_version_2_learns_of_the_queue() {
     let state = tempfile::tempdir().unwrap();
     drop(Catalog::open(state.path()).unwrap());
     let connection = rusqlite::Connection::open(state.path().join("catalog.sqlite")).unwrap();
-    let back =
-        "DROP TABLE backup; DROP TABLE queue; DROP TABLE planned; DROP TABLE pause; PRAGMA user_version = 2";
+    let back = "DROP TABLE backup; DROP TABLE queue; DROP TABLE planned; DROP TABLE pause; DROP TABLE pin; DROP TABLE mount; PRAGMA user_version = 2";
     connection.execute_batch(back).unwrap();
     drop(connection);
     let id = Catalog::open(state.path()).unwrap().add(&wanted("j", 1, 0)).unwrap();
@@ -188,7 +188,8 @@ fn a_catalog_of_version_3_learns_to_count_interruptions() {
     let state = tempfile::tempdir().unwrap();
     drop(Catalog::open(state.path()).unwrap());
     let connection = rusqlite::Connection::open(state.path().join("catalog.sqlite")).unwrap();
-    connection.execute_batch("ALTER TABLE queue DROP COLUMN interrupted; PRAGMA user_version = 3").unwrap();
+    let back = "ALTER TABLE queue DROP COLUMN interrupted; ALTER TABLE backup DROP COLUMN source; DROP TABLE pin; DROP TABLE mount; PRAGMA user_version = 3";
+    connection.execute_batch(back).unwrap();
     drop(connection);
     let catalog = Catalog::open(state.path()).unwrap();
     let id = catalog.add(&wanted("j", 1, 0)).unwrap();

@@ -71,12 +71,12 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let defaults = args.config.load()?.defaults;
     let wishes = super::wishes_of(&defaults, args.state.path_of(args.connect.whose())?);
     let all = plan::plan_all(connection.hypervisor.as_ref(), &LocalFiles, &wishes)?;
+    let now = Timestamp::now();
     let last = if Nothing::is_in(&wishes.state_dir) {
         Vec::new()
     } else {
-        Catalog::open(&wishes.state_dir)?.last_backups()?
+        Catalog::open(&wishes.state_dir)?.last_backups(now)?
     };
-    let now = Timestamp::now();
     let domains = all.into_iter().map(|(info, plan)| {
         let last = last.iter().find(|last| last.domain == info.id.0).map(|last| last.created);
         Entry {

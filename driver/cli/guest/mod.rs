@@ -131,6 +131,11 @@ impl GuestArgs {
         Ok(wishes)
     }
 
+    /// Whether it is only told what would be done.
+    pub(super) fn is_plan(&self) -> bool {
+        self.plan
+    }
+
     /// The state directory.
     ///
     /// # Errors

@@ -9,7 +9,8 @@ use std::process::{Command, Stdio};
 use anyhow::Result;
 use virtfold::catalog::Owner;
 use virtfold::error::{Error, ErrorKind, IoContext};
-use virtfold::job::retention::{Failure, Keep};
+use virtfold::job::mounted::Place;
+use virtfold::job::retention::{Failure, Keep, Wish};
 use virtfold::medium::Location;
 use virtfold_config::{Config, Job, Medium, MediumKind};
 
@@ -90,30 +91,36 @@ impl Ground<'_> {
             return self.apart((name, medium), report);
         }
         let place: Location = medium.to.as_str().parse()?;
+        if let Some(path) = place.path() {
+            self.mounted(&Place { path, medium: Some(name), mounted: crate::cli::mounted::wish(medium) })?;
+        }
         let wanted = |owner: &Owner| self.kept((config, jobs), name, owner);
         report.places.push(self.prune(&place, &wanted)?);
         Ok(())
     }
 
-    /// What is kept of a subject at a medium; nothing where no job that is asked for has it, or one keeps all.
-    fn kept(
-        &self,
-        (config, asked): (&Config, &[&str]),
-        medium: &str,
-        owner: &Owner,
-    ) -> Result<Option<Keep>, Error> {
+    /// What is kept of a subject at a medium. Where a job that has it keeps all, all of it stays, and that is said.
+    fn kept(&self, (config, asked): (&Config, &[&str]), medium: &str, owner: &Owner) -> Result<Wish, Error> {
         let mut kept: Option<Keep> = None;
+        let mut keeps_all = None;
         let mut is_asked = false;
         for (name, job) in config.jobs.iter().filter(|(_, job)| goes_to(job, medium)) {
             let has = self.has(name.as_str(), job, owner)?;
             is_asked |= has == Has::Surely && asked.contains(&name.as_str());
             match (has, job.keep) {
                 (Has::Not, _) | (Has::Maybe, None) => {}
-                (Has::Surely, None) => return Ok(None),
+                (Has::Surely, None) => keeps_all = Some(name.as_str()),
                 (_, Some(keep)) => kept = Some(kept.unwrap_or_default().and(rules(&keep))),
             }
         }
-        Ok(kept.filter(|_| is_asked))
+        Ok(match (is_asked, keeps_all, kept) {
+            (false, ..) | (_, None, None) => Wish::NotAsked,
+            (true, Some(other), _) => Wish::All(format!(
+                "the job '{other}' backs '{}' up to '{medium}', too, and has no 'keep': all of them stay",
+                owner.name
+            )),
+            (true, None, Some(keep)) => Wish::By(keep),
+        })
     }
 
     /// Whether a job has a domain. Which tags a domain has libvirt knows; what was backed up for the job the catalog knows, also of domains that are
@@ -199,6 +206,7 @@ fn rules(keep: &virtfold_config::keys::Keep) -> Keep {
         weekly: count(keep.weekly),
         monthly: count(keep.monthly),
         yearly: count(keep.yearly),
+        within: keep.within.map(virtfold_config::Interval::get),
     }
 }
 
@@ -209,7 +217,7 @@ mod tests {
     use jiff::tz::TimeZone;
     use virtfold::catalog::{BackupCopy, Catalog};
     use virtfold::crypt::Identities;
-    use virtfold::job::retention::Mode;
+    use virtfold::job::retention::{Host, Mode};
 
     use super::super::Args;
     use super::*;
@@ -244,6 +252,7 @@ jobs:
             place: "/backup".to_owned(),
             archive: uuid::Uuid::nil(),
             owner: owner("scratch"),
+            source: Default::default(),
             host: "h".to_owned(),
             created: Timestamp::UNIX_EPOCH,
             parent: None,
@@ -256,7 +265,7 @@ jobs:
         let args = Cli::parse_from(["prune"]).args;
         let ground = Ground {
             catalog: Some(catalog),
-            host: "h".to_owned(),
+            host: Host { name: "h".to_owned(), id: None },
             identities: Identities::default(),
             now: Timestamp::UNIX_EPOCH,
             zone: TimeZone::UTC,
@@ -269,14 +278,15 @@ jobs:
         let gold = Keep { yearly: Some(9), ..Keep::default() };
         let nightly = Keep { daily: Some(7), monthly: Some(2), ..gold };
         // A domain that may have the tag: what its job would keep stays, too.
-        assert_eq!(kept(&["nightly"], "mail"), Some(nightly));
-        assert_eq!(kept(&["nightly"], "web"), Some(Keep { weekly: Some(52), ..nightly }));
-        assert_eq!(kept(&["weekly"], "web"), Some(Keep { weekly: Some(52), ..nightly }));
-        assert_eq!(kept(&["weekly"], "mail"), None, "it is not asked for");
-        assert_eq!(kept(&["nightly"], "db"), None, "a job keeps all of it");
-        assert_eq!(kept(&["gold"], "mail"), None, "nobody knows that it has the tag");
-        assert_eq!(kept(&["gold", "nightly"], "scratch"), Some(gold), "it was backed up for the job");
+        assert_eq!(kept(&["nightly"], "mail"), Wish::By(nightly));
+        assert_eq!(kept(&["nightly"], "web"), Wish::By(Keep { weekly: Some(52), ..nightly }));
+        assert_eq!(kept(&["weekly"], "web"), Wish::By(Keep { weekly: Some(52), ..nightly }));
+        assert_eq!(kept(&["weekly"], "mail"), Wish::NotAsked);
+        let why = "the job 'archive' backs 'db' up to 'nas', too, and has no 'keep': all of them stay";
+        assert_eq!(kept(&["nightly"], "db"), Wish::All(why.to_owned()));
+        assert_eq!(kept(&["gold"], "mail"), Wish::NotAsked, "nobody knows that it has the tag");
+        assert_eq!(kept(&["gold", "nightly"], "scratch"), Wish::By(gold), "it was backed up for the job");
         let images = Owner { images: true, ..owner("web") };
-        assert_eq!(ground.kept((&config, &["nightly"]), "nas", &images).unwrap(), None);
+        assert_eq!(ground.kept((&config, &["nightly"]), "nas", &images).unwrap(), Wish::NotAsked);
     }
 }

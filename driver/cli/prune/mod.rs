@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 use virtfold::catalog::{Catalog, Nothing, Owner};
 use virtfold::crypt::Identities;
 use virtfold::error::{Error, ErrorKind};
-use virtfold::job::backup::host_name;
-use virtfold::job::retention::{self, Keep, Mode, PruneReport, PruneRequest, Wanted};
+use virtfold::job::mounted::{self, Mounted, Place};
+use virtfold::job::retention::{self, Host, Keep, Mode, Paths, PruneReport, PruneRequest, Wanted, Wish};
+use virtfold::job::this_host;
 use virtfold::medium::Location;
 use virtfold_config::Count;
 
@@ -27,7 +28,7 @@ use super::report::{JsonFlag, Stdout, Style, printable, result};
 ///
 /// Keeps what the rules name and removes the rest, of this host's archives alone: those of the configuration's jobs that have 'keep', or of one
 /// place by the rules of the command line. For each rule the newest backup stays of each of the last N hours, days, weeks, months or years that have one.
-/// The newest complete backup always stays, what a kept increment rests on, and whatever virtfold does not recognise. Of tapes nothing is removed: it is said which
+/// The newest complete backup always stays, what is pinned ('virtfold pin'), what a kept increment rests on, and whatever virtfold does not recognise. Of tapes nothing is removed: it is said which
 /// volumes have expired.
 #[derive(Debug, clap::Args)]
 #[command(override_usage = "virtfold prune [OPTIONS] [JOB]...\n       \
@@ -51,6 +52,9 @@ pub(crate) struct Args {
     /// Only this domain, by name or uuid, or these images, by their label; several times for several [default: all of this host]
     #[arg(long, value_name = "NAME", requires = "place", help_heading = "Without a configuration")]
     domain: Vec<String>,
+    /// Images under one --label are one, though their archives name different paths
+    #[arg(long, requires = "place", help_heading = "Without a configuration")]
+    moved: bool,
     #[command(flatten)]
     keep: KeepArgs,
     /// Only this medium of the configuration
@@ -87,6 +91,9 @@ struct KeepArgs {
     /// Keep the newest of each of the last N years that have one
     #[arg(long, value_name = "N", requires = "place", help_heading = "Without a configuration")]
     keep_yearly: Option<Count>,
+    /// Keep all that are not older than the newest but one by more than this time, for example 14d
+    #[arg(long, value_name = "TIME", requires = "place", help_heading = "Without a configuration")]
+    keep_within: Option<virtfold_config::Interval>,
 }
 
 /// What came of it everywhere.
@@ -133,7 +140,7 @@ struct TapeVolume {
 /// What all places are pruned by.
 struct Ground<'a> {
     catalog: Option<Catalog>,
-    host: String,
+    host: Host,
     identities: Identities,
     now: Timestamp,
     zone: TimeZone,
@@ -146,7 +153,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let state = args.state.path()?;
     let ground = Ground {
         catalog: if Nothing::is_in(&state) { None } else { Some(Catalog::open(&state)?) },
-        host: host_name()?,
+        host: Host { name: this_host::name()?, id: this_host::id()? },
         identities: args.identity.load()?,
         now: Timestamp::now(),
         zone: TimeZone::system(),
@@ -156,7 +163,11 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let report = match &args.place {
         Some(place) => {
             let mut report = Report { dry_run: args.dry_run, ..Report::default() };
-            report.places.push(ground.prune(place, &ground.by_hand()?)?);
+            let wanted = ground.by_hand()?;
+            if let Some(path) = place.path() {
+                ground.mounted(&Place { path, medium: None, mounted: Mounted::AsBefore })?;
+            }
+            report.places.push(ground.prune(place, &wanted)?);
             report
         }
         None => jobs::prune(&ground, &args.config.load()?)?,
@@ -177,12 +188,18 @@ impl Ground<'_> {
             now: self.now,
             zone: &self.zone,
             mode: self.mode,
+            paths: if self.args.moved { Paths::MayDiffer } else { Paths::MustAgree },
         };
         retention::prune(&request, self.catalog.as_ref())
     }
 
+    /// Makes sure that a place is there at all: what is not mounted is not gone.
+    fn mounted(&self, place: &Place<'_>) -> Result<(), Error> {
+        mounted::check(place, self.catalog.as_ref()).map(|_| ())
+    }
+
     /// The rules of the command line.
-    fn by_hand(&self) -> Result<impl Fn(&Owner) -> Result<Option<Keep>, Error>, Error> {
+    fn by_hand(&self) -> Result<impl Fn(&Owner) -> Result<Wish, Error>, Error> {
         let keep = self.args.keep.rules();
         if keep.is_empty() {
             return Err(Error::new(ErrorKind::Usage, "there is no rule, so all but the newest would go")
@@ -202,7 +219,7 @@ impl Ground<'_> {
             };
             domains.is_empty() || domains.iter().any(is)
         };
-        Ok(move |owner: &Owner| Ok(asked(owner).then_some(keep)))
+        Ok(move |owner: &Owner| Ok(if asked(owner) { Wish::By(keep) } else { Wish::NotAsked }))
     }
 }
 
@@ -220,6 +237,7 @@ impl KeepArgs {
             weekly: count(self.keep_weekly),
             monthly: count(self.keep_monthly),
             yearly: count(self.keep_yearly),
+            within: self.keep_within.map(virtfold_config::Interval::get),
         }
     }
 }

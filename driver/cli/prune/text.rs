@@ -52,10 +52,13 @@ fn group(group: &Group, (place, dry_run): (&str, bool)) -> String {
     let mut text = format!(
         "{}: {}, {count} {verb} ({}), {} kept\n",
         printable(place),
-        printable(&group.name),
+        subject(group),
         Human(bytes),
         group.archives.len() - count
     );
+    if let Some(why) = &group.kept_whole {
+        text += &format!("  {}\n", printable(why));
+    }
     let told: Vec<&Entry> =
         group.archives.iter().filter(|entry| dry_run || entry.action != Action::Keep).collect();
     let width = told.iter().map(|entry| printable(&entry.file).chars().count()).max().unwrap_or(0).max(7);
@@ -80,6 +83,14 @@ fn group(group: &Group, (place, dry_run): (&str, bool)) -> String {
         text.push('\n');
     }
     text
+}
+
+/// What a group is of, for people.
+fn subject(group: &Group) -> String {
+    match group.paths.is_empty() {
+        true => printable(&group.name),
+        false => printable(&format!("{} ({})", group.name, group.paths.join(", "))),
+    }
 }
 
 fn tape(tape: &Tape) -> String {

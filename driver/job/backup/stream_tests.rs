@@ -126,7 +126,7 @@ impl Lab {
         };
         let control = Control::default();
         let disks = fold_all(vec![("vda".to_owned(), image)], &manner, &control).unwrap();
-        let subject = Subject::Images { name: "a".to_owned() };
+        let subject = Subject::Images { name: "a".to_owned(), labelled: false, paths: Vec::new() };
         let head = head((subject, None), &manner, &disks).unwrap();
         Self { folder, disks, head, manner, control }
     }

@@ -60,7 +60,11 @@ impl Lab {
     fn backup(&self, wish: Wish, meanwhile: impl FnOnce()) -> Result<crate::job::backup::BackupReport> {
         let image = DiskImage::open(&self.folder.path().join("a.raw"), Format::Raw, &OpenOptions::default())?;
         let material = Material {
-            subject: crate::archive::manifest::Subject::Images { name: "a".to_owned() },
+            subject: crate::archive::manifest::Subject::Images {
+                name: "a".to_owned(),
+                labelled: false,
+                paths: Vec::new(),
+            },
             freeze: None,
             attachments: vec![Attachment { name: "x".to_owned(), content: vec![1, 2, 3] }],
             disks: vec![("vda".to_owned(), image)],

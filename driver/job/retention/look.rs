@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::policy::Standing;
 use crate::archive::manifest::{Manifest, Subject};
-use crate::catalog::{BackupCopy, Catalog, Owner, copy_name, place_name};
+use crate::catalog::{BackupCopy, Catalog, Owner, Source, copy_name, place_name};
 use crate::crypt::Identities;
 use crate::error::{Error, ErrorKind, Result};
 use crate::job::backup::BackupReport;
@@ -22,7 +22,7 @@ use crate::medium::{Location, TapeAddress, TapeArchive};
 const STAMP: &str = "%Y%m%dT%H%M%SZ";
 
 /// An archive at a place.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Found {
     pub(super) location: Location,
     pub(super) bytes: u64,
@@ -34,17 +34,18 @@ pub(super) struct Found {
 }
 
 /// What a head says, or the catalog in its place.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Facts {
     pub(super) id: Uuid,
     pub(super) owner: Owner,
+    pub(super) source: Source,
     pub(super) host: String,
     pub(super) created: Timestamp,
     pub(super) parent: Option<Uuid>,
 }
 
 /// The parts of a name that virtfold gives.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Named {
     /// The subject's name, as far as a file's name can hold it.
     pub(super) label: String,
@@ -80,8 +81,17 @@ pub(super) fn file_name(location: &Location) -> String {
 fn owner(subject: &Subject) -> Owner {
     match subject {
         Subject::Domain { name, uuid } => Owner { uuid: *uuid, name: name.clone(), images: false },
-        Subject::Images { name } => Owner { uuid: None, name: name.clone(), images: true },
+        Subject::Images { name, .. } => Owner { uuid: None, name: name.clone(), images: true },
     }
+}
+
+/// What an archive's head says of where that comes from.
+fn source(head: &Manifest) -> Source {
+    let (labelled, paths) = match &head.subject {
+        Subject::Domain { .. } => (false, Vec::new()),
+        Subject::Images { labelled, paths, .. } => (*labelled, paths.clone()),
+    };
+    Source { host_id: head.host_id.clone(), labelled, paths }
 }
 
 fn facts(head: &Manifest) -> Result<Facts> {
@@ -92,6 +102,7 @@ fn facts(head: &Manifest) -> Result<Facts> {
     Ok(Facts {
         id: head.archive,
         owner: owner(&head.subject),
+        source: source(head),
         host: head.host.clone(),
         created,
         parent: head.parent.as_ref().map(|parent| parent.id),
@@ -182,6 +193,7 @@ fn known(location: &Location, bytes: u64, catalog: Option<&Catalog>) -> Result<O
     Ok(copy.map(|copy| Facts {
         id: copy.archive,
         owner: copy.owner,
+        source: copy.source,
         host: copy.host,
         created: copy.created,
         parent: copy.parent,
@@ -236,6 +248,7 @@ fn copy(facts: Facts, (name, place): (String, &str), glance: &Glance) -> BackupC
         place: place.to_owned(),
         archive: facts.id,
         owner: facts.owner,
+        source: facts.source,
         host: facts.host,
         created: facts.created,
         parent: facts.parent,
@@ -285,6 +298,7 @@ fn good_copy(
         place: place_name(place)?,
         archive: facts.id,
         owner: facts.owner,
+        source: facts.source,
         host: facts.host,
         created: facts.created,
         parent: facts.parent,

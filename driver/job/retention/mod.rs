@@ -3,6 +3,7 @@
 //! - `policy` decides, and does nothing else: backups and rules in, a verdict with its reasons for each.
 //! - `look` finds out what there is at a place, and what of it may be decided on: whole archives of this host, under the names that virtfold
 //!   gave them. Everything else is left alone.
+//! - `subjects` says which archives are backups of one thing.
 //! - `prune` looks, decides and removes, increments before what they rest on, and notes what is gone in the catalog.
 //!
 //! What is at the place counts, not what the catalog believes; but for encrypted archives that no identity opens, of which the catalog says what
@@ -20,7 +21,11 @@ mod policy_tests;
 mod prune;
 #[cfg(test)]
 mod prune_tests;
+mod report;
+mod subjects;
 
 pub use self::look::{Remembered, copies, remember};
 pub use self::policy::{Backup, Keep, Reason, Rule, Standing, Verdict, decide};
-pub use self::prune::{Action, Entry, Failure, Group, Mode, PruneReport, PruneRequest, Wanted, prune};
+pub use self::prune::{Mode, PruneRequest, Wanted, Wish, prune};
+pub use self::report::{Action, Entry, Failure, Group, PruneReport};
+pub use self::subjects::{Host, Paths};

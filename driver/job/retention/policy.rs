@@ -6,7 +6,9 @@
 //! - `hourly`, `daily`, `weekly`, `monthly`, `yearly: N` keep the newest backup of each of the last N hours, days, weeks (of ISO 8601, from
 //!   Monday), months, years that have one. Periods without a backup don't count: N is a number of backups, not an age. They are those of the
 //!   time zone that is given.
-//! - A backup stays when one rule keeps it. The newest one stays whatever the rules say.
+//! - `within: TIME` keeps what is younger than the newest backup but one by no more than that. Counted from there, a clock that leapt or a host that
+//!   was off for a month costs nothing.
+//! - A backup stays when one rule keeps it, or when a person has pinned it. The newest one stays whatever the rules say.
 //! - What a backup that stays rests on stays, too, and so on down.
 //!
 //! It follows that a second run right after the first removes nothing, and that a larger number never removes more.
@@ -15,9 +17,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::time::Duration;
 
-use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
 use uuid::Uuid;
 
 /// How many backups each rule keeps; a rule without a number keeps none.
@@ -35,6 +38,8 @@ pub struct Keep {
     pub monthly: Option<u32>,
     /// One a year.
     pub yearly: Option<u32>,
+    /// All of so long.
+    pub within: Option<Duration>,
 }
 
 impl Keep {
@@ -53,6 +58,7 @@ impl Keep {
             weekly: self.weekly.max(other.weekly),
             monthly: self.monthly.max(other.monthly),
             yearly: self.yearly.max(other.yearly),
+            within: self.within.max(other.within),
         }
     }
 
@@ -121,6 +127,8 @@ pub struct Backup {
     pub created: Timestamp,
     /// What it rests on, where it is an increment.
     pub parent: Option<Uuid>,
+    /// Whether a person keeps it.
+    pub pinned: bool,
     /// What may be done with it.
     pub standing: Standing,
 }
@@ -141,6 +149,10 @@ pub enum Standing {
 pub enum Reason {
     /// A rule keeps it, as the backup of this period.
     Rule(Rule, String),
+    /// It is not much older than the newest but one.
+    Within(Duration),
+    /// A person keeps it.
+    Pinned,
     /// Nothing newer is whole.
     Newest,
     /// An archive that stays rests on it.
@@ -157,6 +169,8 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Rule(rule, period) => write!(f, "{} {period}", rule.word()),
+            Self::Within(span) => write!(f, "within {}", words(*span)),
+            Self::Pinned => f.write_str("pinned"),
             Self::Newest => f.write_str("newest complete"),
             Self::NeededBy(id) => {
                 let id = id.simple().to_string();
@@ -173,6 +187,14 @@ impl fmt::Display for Reason {
             Self::LeftAlone(why) => f.write_str(why),
         }
     }
+}
+
+/// A span as it is written in the configuration.
+fn words(span: Duration) -> String {
+    let seconds = span.as_secs();
+    let units = [(86_400, "d"), (3600, "h"), (60, "m")];
+    let whole = units.iter().find(|(unit, _)| seconds > 0 && seconds.is_multiple_of(*unit));
+    whole.map_or_else(|| format!("{seconds}s"), |(unit, letter)| format!("{}{letter}", seconds / unit))
 }
 
 /// What becomes of a backup.
@@ -200,6 +222,9 @@ pub fn decide(
     };
     let mut counted: Vec<(usize, Timestamp)> = Vec::new();
     for (index, backup) in backups.iter().enumerate() {
+        if backup.pinned {
+            note(index, Reason::Pinned);
+        }
         match &backup.standing {
             Standing::Whole if backup.created > now => note(index, Reason::Future),
             Standing::Whole => counted.push((index, backup.created)),
@@ -211,6 +236,9 @@ pub fn decide(
         for (index, period) in kept_by(rule, number, &counted, zone) {
             note(index, Reason::Rule(rule, period));
         }
+    }
+    if let Some(span) = keep.within {
+        within(span, &counted).for_each(|index| note(index, Reason::Within(span)));
     }
     if let Some((index, _)) = counted.first() {
         note(*index, Reason::Newest);
@@ -242,6 +270,15 @@ fn kept_by(
         }
     }
     kept
+}
+
+/// What is younger than the newest but one by no more than a span.
+fn within(span: Duration, newest_first: &[(usize, Timestamp)]) -> impl Iterator<Item = usize> {
+    let from = newest_first.get(1).or(newest_first.first()).map(|(_, created)| *created);
+    let since =
+        SignedDuration::try_from(span).ok().zip(from).and_then(|(span, from)| from.checked_sub(span).ok());
+    let since = since.unwrap_or(Timestamp::MIN);
+    newest_first.iter().filter(move |(_, created)| *created >= since).map(|(index, _)| *index)
 }
 
 /// What can't be read keeps whatever is not younger.

@@ -1,5 +1,7 @@
 //! The rules against a naive model, and what must hold whatever they are.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use jiff::civil::date;
 use jiff::tz::TimeZone;
@@ -23,6 +25,7 @@ fn whole(id: u128, created: Timestamp, parent: Option<u128>) -> Backup {
         id: Some(Uuid::from_u128(id)),
         created,
         parent: parent.map(Uuid::from_u128),
+        pinned: false,
         standing: Standing::Whole,
     }
 }
@@ -106,6 +109,42 @@ fn backups_of_the_future_stay_and_count_for_nothing() {
 }
 
 #[test]
+fn what_is_young_stays_and_a_clock_that_leaps_costs_nothing() {
+    let days = |number: u64| Keep { within: Some(Duration::from_secs(number * 86_400)), ..Keep::default() };
+    assert_eq!(kept_days(&days(1)), ["12-31 12", "12-31 11", "12-30 12", "12-30 11"]);
+    assert_eq!(kept_days(&days(300)).len(), 602);
+    let day = 86_400;
+    let old = |age: i64| whole(u128::try_from(age).unwrap(), at(NOW - age * day), None);
+    let mut backups = vec![old(40), old(31), old(30)];
+    assert_eq!(removed(&utc(&backups, &days(2))), [0]);
+    // The host was off, or its clock is ten years ahead: what it had stays until there are two new ones.
+    backups.push(whole(1, at(NOW), None));
+    assert_eq!(removed(&utc(&backups, &days(2))), [0]);
+    backups.push(whole(2, at(NOW), None));
+    assert_eq!(removed(&utc(&backups, &days(2))), [0, 1, 2]);
+    let reasons = |keep: &Keep| match &utc(&backups, keep)[4] {
+        Verdict::Keep(reasons) => reasons.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        Verdict::Remove => Vec::new(),
+    };
+    assert_eq!(reasons(&days(2)), ["within 2d"]);
+    assert_eq!(reasons(&Keep { within: Some(Duration::from_secs(90)), ..Keep::default() }), ["within 90s"]);
+}
+
+#[test]
+fn what_a_person_pins_stays_with_what_it_rests_on() {
+    let mut backups = vec![
+        whole(1, at(10), None),
+        whole(2, at(20), Some(1)),
+        whole(3, at(30), None),
+        whole(4, at(40), None),
+    ];
+    backups[1].pinned = true;
+    let verdicts = utc(&backups, &Keep::default());
+    assert_eq!(removed(&verdicts), [2]);
+    assert_eq!(verdicts[1], Verdict::Keep(vec![Reason::Pinned]));
+}
+
+#[test]
 fn what_cant_be_read_keeps_what_is_older() {
     let unread =
         Backup { id: None, standing: Standing::Unread("encrypted".into()), ..whole(0, at(20), None) };
@@ -136,14 +175,16 @@ fn what_stays_keeps_its_ancestors_here_and_from_elsewhere() {
 
 fn keep() -> impl Strategy<Value = Keep> {
     let number = || proptest::option::of(0u32..6);
-    (number(), number(), number(), number(), number(), number()).prop_map(
-        |(last, hourly, daily, weekly, monthly, yearly)| Keep {
+    let span = proptest::option::of((0u64..2_000_000).prop_map(Duration::from_secs));
+    (number(), number(), number(), number(), number(), number(), span).prop_map(
+        |(last, hourly, daily, weekly, monthly, yearly, within)| Keep {
             last,
             hourly,
             daily,
             weekly,
             monthly,
             yearly,
+            within,
         },
     )
 }
@@ -186,7 +227,15 @@ fn model_keeps(backups: &[Backup], keep: &Keep, index: usize) -> bool {
         periods.dedup();
         !periods.contains(&period(index)) && periods.len() < usize::try_from(number.unwrap_or(0)).unwrap()
     };
+    let mut times: Vec<Timestamp> = whole.iter().map(|i| backups[*i].created).collect();
+    times.sort_unstable();
+    let last_but_one = times[times.len().saturating_sub(2)];
+    let young = |span: Duration| {
+        let age = last_but_one.as_second() - backups[index].created.as_second();
+        age <= i64::try_from(span.as_secs()).unwrap()
+    };
     newer_ones.is_empty()
+        || keep.within.is_some_and(young)
         || newer_ones.len() < usize::try_from(keep.last.unwrap_or(0)).unwrap()
         || by_period(keep.hourly, |t| (t.year(), i32::from(t.date().day_of_year()), i32::from(t.hour())))
         || by_period(keep.daily, |t| (t.year(), i32::from(t.date().day_of_year()), 0))

@@ -13,14 +13,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::look::{Found, file_name, look};
-use super::policy::{Backup, Keep, Standing, Verdict, decide};
+use super::policy::{Backup, Keep, Reason, Standing, Verdict, decide};
+use super::report::{Action, Entry, Failure, Group, PruneReport};
+use super::subjects::{Host, Key, Paths, mixed, settle};
 use crate::catalog::{Catalog, Journal, Locked, Owner, copy_name, place_name};
 use crate::crypt::Identities;
-use crate::error::{Error, ErrorKind, Result, sentence};
+use crate::error::Result;
 use crate::guest::DomainId;
 use crate::job::backup::file_label;
 use crate::medium::{self, Location};
@@ -34,15 +35,26 @@ pub enum Mode {
     DryRun,
 }
 
-/// How many backups of a subject are kept; nothing for a subject that is not asked for.
-pub type Wanted<'a> = dyn Fn(&Owner) -> Result<Option<Keep>> + 'a;
+/// What is kept of a subject.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// It is not asked for.
+    NotAsked,
+    /// It is, and all of it stays, for this reason.
+    All(String),
+    /// What the rules keep.
+    By(Keep),
+}
+
+/// What is kept of which subject.
+pub type Wanted<'a> = dyn Fn(&Owner) -> Result<Wish> + 'a;
 
 /// What is to be pruned.
 pub struct PruneRequest<'a> {
     /// Where.
     pub place: &'a Location,
     /// The host whose archives it is about.
-    pub host: &'a str,
+    pub host: &'a Host,
     /// What is kept of which subject.
     pub wanted: &'a Wanted<'a>,
     /// What opens encrypted archives, should there be something.
@@ -53,96 +65,8 @@ pub struct PruneRequest<'a> {
     pub zone: &'a TimeZone,
     /// Whether anything is removed.
     pub mode: Mode,
-}
-
-/// What came of it at a place.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct PruneReport {
-    /// The place.
-    pub place: String,
-    /// The subjects that were asked for.
-    pub subjects: Vec<Group>,
-    /// Archives that are nothing to decide on and belong to none of them, with the reason.
-    pub unknown: Vec<Entry>,
-    /// Archives of other hosts.
-    pub other_hosts: usize,
-    /// Archives of this host that were not asked for.
-    pub not_asked: usize,
-    /// What was removed and could not be noted in the catalog.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub not_noted: Option<Failure>,
-}
-
-/// The archives of a subject.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Group {
-    /// The domain's name, or what the set of images is called.
-    pub name: String,
-    /// The domain's uuid.
-    pub uuid: Option<Uuid>,
-    /// Its archives, newest first.
-    pub archives: Vec<Entry>,
-    /// Why nothing was removed, where something was to be.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub failure: Option<Failure>,
-}
-
-/// An archive.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Entry {
-    /// Its name, as `restore` takes it.
-    pub archive: String,
-    /// Its file's name, or the last part of its key.
-    pub file: String,
-    /// When it was made, in UTC, where that is known.
-    pub created: Option<String>,
-    /// Its size, bytes.
-    pub bytes: u64,
-    /// What is done with it.
-    pub action: Action,
-    /// Why it is kept.
-    pub reasons: Vec<String>,
-    /// Why it could not be removed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub failure: Option<Failure>,
-}
-
-/// What is done with an archive.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Action {
-    /// It stays.
-    Keep,
-    /// It is to be removed, and was not: this was a dry run, or the failure says why.
-    Remove,
-    /// It was removed.
-    Removed,
-}
-
-/// What went wrong.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Failure {
-    /// As a sentence.
-    pub sentence: String,
-    /// What a person can do.
-    pub hint: Option<String>,
-    /// Of what kind it is.
-    pub kind: ErrorKind,
-}
-
-impl From<&Error> for Failure {
-    fn from(error: &Error) -> Self {
-        Self { sentence: sentence(error), hint: error.hint().map(ToOwned::to_owned), kind: error.kind() }
-    }
-}
-
-impl PruneReport {
-    /// All that failed.
-    pub fn failures(&self) -> impl Iterator<Item = &Failure> {
-        let groups = self.subjects.iter().filter_map(|group| group.failure.as_ref());
-        let entries = self.subjects.iter().flat_map(|group| &group.archives);
-        groups.chain(entries.filter_map(|entry| entry.failure.as_ref())).chain(&self.not_noted)
-    }
+    /// Whether labelled images may have moved.
+    pub paths: Paths,
 }
 
 /// An archive and what was decided.
@@ -153,7 +77,11 @@ struct Decided {
 
 /// A subject, its archives, newest first.
 struct Subject {
+    key: Key,
     owner: Owner,
+    /// Why nothing of it goes.
+    mixed: Option<Failure>,
+    kept_whole: Option<String>,
     archives: Vec<Decided>,
 }
 
@@ -184,8 +112,8 @@ pub fn prune(request: &PruneRequest<'_>, catalog: Option<&Catalog>) -> Result<Pr
     }
     let mut subjects = Vec::new();
     for subject in survey.subjects {
-        let failure = locks.failures.remove(&subject.key());
-        let free = locks.has(&subject.key());
+        let failure = locks.failures.remove(&subject.key).or_else(|| subject.mixed.clone());
+        let free = locks.has(&subject.key);
         let mut group = subject.group(failure);
         if apply && free {
             let removed = remove(&subject, &mut group.archives);
@@ -205,17 +133,12 @@ pub fn prune(request: &PruneRequest<'_>, catalog: Option<&Catalog>) -> Result<Pr
     })
 }
 
-/// What makes two archives of one subject: the domain's uuid, for names change; else the name.
-type Key = (bool, String);
-
-fn key(owner: &Owner) -> Key {
-    (owner.images, owner.uuid.map_or_else(|| format!("name {}", owner.name), |uuid| uuid.to_string()))
-}
-
 impl PruneRequest<'_> {
     /// Looks and decides.
     fn survey(&self, catalog: Option<&Catalog>) -> Result<Survey> {
-        let found = look(self.place, self.host, catalog, self.identities)?;
+        let mut found = look(self.place, &self.host.name, catalog, self.identities)?;
+        found.iter_mut().for_each(settle);
+        let namesakes = self.host.of_namesakes(found.iter().filter_map(|found| found.facts.as_ref()));
         let mut survey = Survey {
             subjects: Vec::new(),
             unknown: Vec::new(),
@@ -228,20 +151,31 @@ impl PruneRequest<'_> {
         for found in found {
             match &found.facts {
                 None => unread.push(found),
-                Some(facts) if facts.host != self.host => survey.other_hosts += 1,
-                Some(facts) => subjects.entry(key(&facts.owner)).or_default().push(found),
+                Some(facts) if !self.host.made(facts) => survey.other_hosts += 1,
+                Some(facts) => {
+                    subjects.entry(Key::of(&facts.owner, &facts.source)).or_default().push(found);
+                }
             }
         }
         let elsewhere = self.elsewhere(catalog)?;
-        for mut archives in subjects.into_values() {
+        let mut claimed = BTreeSet::new();
+        let pinned = catalog.map(Catalog::pins).transpose()?.unwrap_or_default();
+        for (key, mut archives) in subjects {
             // A domain may have been renamed: what it is called last counts.
             let all = archives.iter().filter_map(|found| found.facts.as_ref());
-            let Some(owner) = all.max_by_key(|facts| facts.created).map(|facts| facts.owner.clone()) else {
+            let Some(owner) = all
+                .max_by_key(|facts| (facts.created <= self.now, facts.created))
+                .map(|facts| facts.owner.clone())
+            else {
                 continue;
             };
-            let Some(keep) = (self.wanted)(&owner)? else {
-                survey.not_asked += archives.len();
-                continue;
+            let (keep, kept_whole) = match (self.wanted)(&owner)? {
+                Wish::NotAsked => {
+                    survey.not_asked += archives.len();
+                    continue;
+                }
+                Wish::All(why) => (Keep::default(), Some(why)),
+                Wish::By(keep) => (keep, None),
             };
             let labels: BTreeSet<String> = archives
                 .iter()
@@ -250,10 +184,17 @@ impl PruneRequest<'_> {
                 .collect();
             let is_ours =
                 |found: &Found| found.named.as_ref().is_some_and(|named| labels.contains(&named.label));
-            archives.extend(unread.extract_if(.., |found| is_ours(found)));
-            survey.subjects.push(self.decide((owner, archives), &keep, &elsewhere));
+            // What can't be read may be of each of those that are called so.
+            let mixed = mixed(&archives, (self.host, &namesakes), self.paths);
+            let ours = unread.iter().enumerate().filter(|(_, found)| is_ours(found));
+            let ours: Vec<(usize, Found)> = ours.map(|(index, found)| (index, found.clone())).collect();
+            claimed.extend(ours.iter().map(|(index, _)| *index));
+            archives.extend(ours.into_iter().map(|(_, found)| found));
+            let archives = self.decide(archives, &keep, (&elsewhere, &pinned));
+            survey.subjects.push(Subject { key, owner, mixed, kept_whole, archives }.whole());
         }
-        survey.unknown = unread;
+        let rest = unread.into_iter().enumerate().filter(|(index, _)| !claimed.contains(index));
+        survey.unknown = rest.map(|(_, found)| found).collect();
         Ok(survey)
     }
 
@@ -266,16 +207,16 @@ impl PruneRequest<'_> {
 
     fn decide(
         &self,
-        (owner, archives): (Owner, Vec<Found>),
+        archives: Vec<Found>,
         keep: &Keep,
-        elsewhere: &[(Uuid, Uuid)],
-    ) -> Subject {
-        let backups: Vec<Backup> = archives.iter().map(backup).collect();
+        (elsewhere, pinned): (&[(Uuid, Uuid)], &BTreeSet<Uuid>),
+    ) -> Vec<Decided> {
+        let backups: Vec<Backup> = archives.iter().map(|found| backup(found, pinned)).collect();
         let verdicts = decide(&backups, keep, (self.now, self.zone), elsewhere);
         let decided = archives.into_iter().zip(verdicts).map(|(found, verdict)| Decided { found, verdict });
         let mut archives: Vec<Decided> = decided.collect();
         archives.sort_by_key(|decided| std::cmp::Reverse(created(&decided.found)));
-        Subject { owner, archives }
+        archives
     }
 }
 
@@ -285,9 +226,11 @@ fn created(found: &Found) -> Option<Timestamp> {
     found.facts.as_ref().map(|facts| facts.created).or_else(by_name)
 }
 
-fn backup(found: &Found) -> Backup {
+fn backup(found: &Found, pinned: &BTreeSet<Uuid>) -> Backup {
+    let id = found.facts.as_ref().map(|facts| facts.id);
     Backup {
-        id: found.facts.as_ref().map(|facts| facts.id),
+        id,
+        pinned: id.is_some_and(|id| pinned.contains(&id)),
         created: created(found).unwrap_or(Timestamp::MAX),
         parent: found.facts.as_ref().and_then(|facts| facts.parent),
         standing: found.standing.clone(),
@@ -295,8 +238,15 @@ fn backup(found: &Found) -> Backup {
 }
 
 impl Subject {
-    fn key(&self) -> Key {
-        key(&self.owner)
+    /// Where somebody keeps all of it, or it may be several things, all of it stays.
+    fn whole(mut self) -> Self {
+        let mixed = self.mixed.as_ref().map(|_| "its archives may be of several things".to_owned());
+        if let Some(why) = self.kept_whole.clone().or(mixed) {
+            let why = Reason::LeftAlone(why);
+            let goes = self.archives.iter_mut().filter(|decided| decided.verdict == Verdict::Remove);
+            goes.for_each(|decided| decided.verdict = Verdict::Keep(vec![why.clone()]));
+        }
+        self
     }
 
     /// Whether an archive of it is to go.
@@ -307,7 +257,18 @@ impl Subject {
     /// As it is told, before anything is removed.
     fn group(&self, failure: Option<Failure>) -> Group {
         let archives = self.archives.iter().map(|decided| entry(&decided.found, &decided.verdict));
-        Group { name: self.owner.name.clone(), uuid: self.owner.uuid, archives: archives.collect(), failure }
+        let paths = match &self.key {
+            Key::Images(_, paths) => paths.clone(),
+            Key::Domain(_) | Key::Label(_) => Vec::new(),
+        };
+        Group {
+            name: self.owner.name.clone(),
+            uuid: self.owner.uuid,
+            paths,
+            archives: archives.collect(),
+            kept_whole: self.kept_whole.clone(),
+            failure,
+        }
     }
 }
 
@@ -316,7 +277,7 @@ fn left_alone(found: &Found) -> Verdict {
         Standing::Whole => String::new(),
         Standing::Stays(why) | Standing::Unread(why) => why.clone(),
     };
-    Verdict::Keep(vec![super::policy::Reason::LeftAlone(why)])
+    Verdict::Keep(vec![Reason::LeftAlone(why)])
 }
 
 fn entry(found: &Found, verdict: &Verdict) -> Entry {
@@ -351,13 +312,13 @@ impl Locks {
             match lock {
                 Some(Err(error)) => {
                     let message = format!("nothing of '{}' was removed", subject.owner.name);
-                    locks.failures.insert(subject.key(), Failure::from(&error.within(message)));
+                    locks.failures.insert(subject.key.clone(), Failure::from(&error.within(message)));
                     continue;
                 }
                 Some(Ok(lock)) => locks.held.push(lock),
                 None => {}
             }
-            locks.free.insert(subject.key());
+            locks.free.insert(subject.key.clone());
         }
         locks
     }
@@ -425,7 +386,7 @@ fn ancestors(id: Uuid, parents: &BTreeMap<Uuid, Uuid>) -> BTreeSet<Uuid> {
 /// Notes that those of this host's copies are gone that are not at the place any more.
 fn note_gone(request: &PruneRequest<'_>, seen: &BTreeSet<String>, catalog: &Catalog) -> Result<()> {
     let known = catalog.copies_at(&place_name(request.place)?)?.into_iter();
-    let gone = known.filter(|copy| copy.host == request.host && !seen.contains(&copy.name));
+    let gone = known.filter(|copy| copy.host == request.host.name && !seen.contains(&copy.name));
     let gone: Vec<String> = gone.map(|copy| copy.name).collect();
     if gone.is_empty() { Ok(()) } else { catalog.gone(&gone, request.now) }
 }
@@ -445,6 +406,7 @@ mod tests {
             let facts = Facts {
                 id: Uuid::from_u128(id),
                 owner: owner.clone(),
+                source: crate::catalog::Source::default(),
                 host: "h1".to_owned(),
                 created: Timestamp::UNIX_EPOCH,
                 parent: parent.map(Uuid::from_u128),
@@ -460,7 +422,8 @@ mod tests {
         };
         // The second one is not what was looked at.
         let archives = vec![decided(3, None, 5), decided(2, Some(1), 4), decided(1, None, 5)];
-        let subject = Subject { owner: owner.clone(), archives };
+        let key = Key::of(&owner, &crate::catalog::Source::default());
+        let subject = Subject { key, owner: owner.clone(), mixed: None, kept_whole: None, archives };
         let mut entries = subject.group(None).archives;
         let gone = remove(&subject, &mut entries);
         assert_eq!(gone.len(), 1);

@@ -34,12 +34,13 @@ struct Spec<'a> {
     id: u128,
     created: &'a str,
     host: &'a str,
+    host_id: Option<&'a str>,
     name: &'a str,
     parent: Option<u128>,
 }
 
 fn spec(id: u128, created: &str) -> Spec<'_> {
-    Spec { id, created, host: "h1", name: "web", parent: None }
+    Spec { id, created, host: "h1", host_id: None, name: "web", parent: None }
 }
 
 /// Ids differ in their first digits, which are in the names.
@@ -95,17 +96,25 @@ impl World {
     }
 
     fn prune_with(&self, last: u32, mode: Mode, identities: &Identities) -> PruneReport {
-        let wanted = |owner: &Owner| -> Result<Option<Keep>> {
-            Ok((owner.name == "web").then_some(Keep { last: Some(last), ..Keep::default() }))
+        self.prune_as(None, (last, mode), identities)
+    }
+
+    fn prune_as(&self, id: Option<&str>, (last, mode): (u32, Mode), identities: &Identities) -> PruneReport {
+        let keep = Keep { last: Some(last), ..Keep::default() };
+        // A number that no rule has: somebody keeps all.
+        let keep = if last == 0 { Wish::All("a job keeps all".to_owned()) } else { Wish::By(keep) };
+        let wanted = |owner: &Owner| -> Result<Wish> {
+            Ok(if owner.name == "web" { keep.clone() } else { Wish::NotAsked })
         };
         let request = PruneRequest {
             place: &Location::Path(self.place()),
-            host: "h1",
+            host: &Host { name: "h1".to_owned(), id: id.map(|id| id.repeat(16)) },
             wanted: &wanted,
             identities,
             now: NOW.parse().unwrap(),
             zone: &TimeZone::UTC,
             mode,
+            paths: Paths::default(),
         };
         prune(&request, Some(&self.catalog)).unwrap()
     }
@@ -126,6 +135,7 @@ fn write(spec: &Spec<'_>, mut medium: Box<dyn Medium>) {
         archive: uuid(spec.id),
         created: created.strftime("%Y-%m-%dT%H:%M:%S+00:00").to_string(),
         host: spec.host.to_owned(),
+        host_id: spec.host_id.map(|id| id.repeat(16)),
         tool: "virtfold 0".to_owned(),
         subject: Subject::Domain { name: spec.name.to_owned(), uuid: (spec.name == "web").then_some(DOMAIN) },
         kind: if parent.is_some() { Kind::Incremental } else { Kind::Full },
@@ -182,7 +192,7 @@ fn old_ones_go_and_are_noted_and_a_dry_run_touches_nothing() {
     // What a person removed is found to be gone.
     std::fs::remove_file(&paths[2]).unwrap();
     world.prune(2, Mode::Apply);
-    assert_eq!(world.catalog.last_backups().unwrap().len(), 1);
+    assert_eq!(world.catalog.last_backups(Timestamp::MAX).unwrap().len(), 1);
     let place = crate::catalog::place_name(&Location::Path(world.place())).unwrap();
     assert_eq!(world.catalog.copies_at(&place).unwrap().len(), 1);
 }
@@ -286,6 +296,68 @@ fn a_domain_that_is_being_backed_up_is_left_alone() {
     let error = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| world.prune(1, Mode::Apply)));
     assert!(error.is_err(), "somebody else prunes");
     drop(other);
+    world.prune(1, Mode::Apply);
+    assert!(!there(&old));
+}
+
+/// Archives of before hosts had ids go on being this host's, unless another host of its name has backups of the same domain there.
+#[test]
+fn older_archives_go_by_the_host_s_name_unless_two_have_it() {
+    let world = World::new();
+    let (day, none) = ("2026-11-20T00:00:00Z", Identities::default());
+    let older = world.archive(&spec(1, day));
+    let ours = Spec { host_id: Some("0a"), ..spec(2, "2026-11-21T00:00:00Z") };
+    world.archive(&ours);
+    let renamed = Spec { host: "was-h1", ..Spec { id: 3, created: "2026-11-22T00:00:00Z", ..ours } };
+    let renamed = world.archive(&renamed);
+    let report = world.prune_as(Some("0a"), (2, Mode::Apply), &none);
+    assert!(!there(&older) && there(&renamed), "{report:#?}");
+    assert_eq!((report.subjects[0].archives.len(), report.other_hosts), (3, 0));
+
+    let older = world.archive(&spec(4, day));
+    let namesake = world.archive(&Spec { host_id: Some("0b"), ..spec(5, day) });
+    for mode in [Mode::DryRun, Mode::Apply] {
+        let report = world.prune_as(Some("0a"), (1, mode), &none);
+        let failures: Vec<&Failure> = report.failures().collect();
+        assert_eq!(failures.len(), 1, "{report:#?}");
+        assert_eq!(failures[0].kind, ErrorKind::Refused);
+        assert!(failures[0].sentence.contains("two hosts called 'h1'"), "{}", failures[0].sentence);
+        assert_eq!(report.other_hosts, 1);
+    }
+    assert!(there(&older) && there(&namesake) && there(&renamed));
+    // The other one has nothing that is in doubt of its own but for the older one.
+    let report = world.prune_as(Some("0b"), (1, Mode::Apply), &none);
+    assert_eq!(report.failures().count(), 1);
+    std::fs::remove_file(&older).unwrap();
+    world.prune_as(Some("0a"), (1, Mode::Apply), &none);
+    assert!(there(&namesake) && there(&renamed) && std::fs::read_dir(world.place()).unwrap().count() == 2);
+}
+
+#[test]
+fn where_somebody_keeps_all_nothing_goes_and_it_is_said() {
+    let world = World::new();
+    let old = world.archive(&spec(1, "2026-11-20T00:00:00Z"));
+    world.archive(&spec(2, "2026-11-21T00:00:00Z"));
+    let report = world.prune(0, Mode::Apply);
+    assert!(there(&old), "{report:#?}");
+    assert_eq!(report.subjects[0].kept_whole.as_deref(), Some("a job keeps all"));
+    assert_eq!(entry(&report, &old).reasons, ["a job keeps all"]);
+    world.prune(1, Mode::Apply);
+    assert!(!there(&old));
+}
+
+/// What a person pins stays, also where only the catalog can tell what it is.
+#[test]
+fn what_is_pinned_stays_until_it_is_not() {
+    let world = World::new();
+    let old = world.encrypted(&spec(1, "2026-11-20T00:00:00Z"));
+    world.archive(&spec(2, "2026-11-21T00:00:00Z"));
+    world.remember(&world.identities());
+    world.catalog.pin(uuid(1), Timestamp::UNIX_EPOCH).unwrap();
+    world.catalog.pin(uuid(1), Timestamp::UNIX_EPOCH).unwrap();
+    let report = world.prune(1, Mode::Apply);
+    assert_eq!(entry(&report, &old).reasons, ["pinned"]);
+    assert!(world.catalog.unpin(uuid(1)).unwrap() && !world.catalog.unpin(uuid(1)).unwrap());
     world.prune(1, Mode::Apply);
     assert!(!there(&old));
 }

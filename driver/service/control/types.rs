@@ -297,19 +297,22 @@ pub enum WarningKind {
     Events,
     /// A guest is not on its own disks, and a person has to decide.
     Recovery,
+    /// The clock was ahead, and what was noted then is not believed.
+    Clock,
     /// Something else.
     Other,
 }
 
 impl WarningKind {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::GuestWithoutJob,
         Self::Guest,
         Self::Job,
         Self::Configuration,
         Self::Events,
         Self::Recovery,
+        Self::Clock,
         Self::Other,
     ];
 
@@ -322,6 +325,7 @@ impl WarningKind {
             Self::Configuration => "configuration",
             Self::Events => "events",
             Self::Recovery => "recovery",
+            Self::Clock => "clock",
             Self::Other => "other",
         }
     }

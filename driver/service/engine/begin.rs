@@ -10,7 +10,7 @@ use crate::error::{Error, Result, sentence};
 use crate::guest::DomainId;
 use crate::service::control::RunProgress;
 use crate::service::model::{Guest, JobSpec, MediumSpec};
-use crate::service::planner::{after, due, jitter};
+use crate::service::planner::{after, due, is_ahead, jitter, waits_until};
 use crate::service::runner::Order;
 
 /// What keeps an entry from being begun.
@@ -45,12 +45,18 @@ impl Engine {
                 next = next.into_iter().chain(job.next_after(now)).min();
                 continue;
             };
+            if is_ahead(done, now) {
+                self.set_back(&job, done, now)?;
+                next = next.into_iter().chain(job.next_after(now)).min();
+                continue;
+            }
             if known
                 && !self.pauses.holds(&job.name)
                 && let Some(due) = due(&job, done, now)
             {
                 let wanted = self.wanted(&job, &due.reason, due.planned);
                 self.fired(&job, due.planned, wanted)?;
+                self.clock_was_ahead.remove(&job.name);
             }
             next = next.into_iter().chain(job.next_after(now)).min();
         }
@@ -143,8 +149,8 @@ impl Engine {
         let wanted = &entry.wanted;
         let waits = |what: &str| Some(Obstacle::Waits(what.to_owned()));
         let Some(job) = self.settings.job(&wanted.job) else { return Some(Obstacle::Gone) };
-        if wanted.not_before > now {
-            return Some(Obstacle::Until(wanted.not_before));
+        if let Some(time) = waits_until(job, wanted.not_before, now) {
+            return Some(Obstacle::Until(time));
         }
         if self.phase != Phase::Working || self.recovering || self.recover_at.is_some() {
             return waits("guests are being brought in order");
@@ -180,6 +186,14 @@ impl Engine {
         let names = media.iter().map(|medium| medium.name.clone()).collect();
         let deadline = job.timeout.map(|limit| after(now, limit));
         let guest = self.guest_of(entry.wanted.domain, &entry.wanted.name);
+        if entry.wanted.not_before > now {
+            tracing::warn!(
+                entry = entry.id,
+                job = job.name,
+                "it was to wait until {}: the clock was ahead when that was noted, and it begins now",
+                entry.wanted.not_before
+            );
+        }
         self.parts.queue.start(entry.id, now)?;
         let mut entry = entry.clone();
         entry.attempts = entry.attempts.saturating_add(1);

@@ -17,6 +17,7 @@ use crate::service::control::{
     ServiceStatus, Status, Success, Trigger,
 };
 use crate::service::model::{Guest, JobSpec};
+use crate::service::planner::{AHEAD, after};
 
 /// How long an answer may take; the catalog itself waits 30 s for another process.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -161,7 +162,7 @@ impl Engine {
         let waiting: Vec<_> = open.iter().filter(|entry| entry.state != queue::EntryState::Running).collect();
         let now = self.parts.clock.now();
         let running = self.running.values();
-        let mut domains = self.domain_status()?;
+        let mut domains = self.domain_status(now)?;
         let replaced = self.take_replaced(&mut domains);
         Ok(Status {
             service: ServiceStatus {
@@ -186,11 +187,11 @@ impl Engine {
                 .map(|active| Running { entry: self.told(&active.entry), progress: active.progress.clone() })
                 .collect(),
             queued: u64::try_from(waiting.len()).unwrap_or(u64::MAX),
-            queued_since: waiting.iter().map(|entry| entry.wanted.due.as_second()).min(),
+            queued_since: waiting.iter().map(|entry| entry.wanted.due.min(now).as_second()).min(),
             jobs: self.settings.jobs.iter().map(|job| self.job_status(job, now)).collect(),
             domains,
             replaced,
-            warnings: self.warnings(),
+            warnings: self.warnings().into_iter().chain(self.ahead(now)?).collect(),
         })
     }
 
@@ -214,7 +215,7 @@ impl Engine {
         gone.filter_map(|domain| domain.uuid).collect()
     }
 
-    fn domain_status(&self) -> Result<Vec<DomainStatus>> {
+    fn domain_status(&self, now: Timestamp) -> Result<Vec<DomainStatus>> {
         let mut all: BTreeMap<Uuid, DomainStatus> = BTreeMap::new();
         let blank = |name: &str, uuid| DomainStatus {
             domain: name.to_owned(),
@@ -223,7 +224,7 @@ impl Engine {
             last_success: None,
             last_failure: None,
         };
-        for entry in self.parts.queue.last_ends()? {
+        for entry in self.parts.queue.last_ends(after(now, AHEAD))? {
             let wanted = &entry.wanted;
             let uuid = wanted.domain.0;
             let status = all.entry(uuid).or_insert_with(|| blank(&wanted.name, uuid));

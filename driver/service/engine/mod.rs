@@ -13,6 +13,7 @@
 //!
 //! Imports: `error`, `catalog` (the queue), `guest` (plain types), `model`, `planner`, `runner`, `clock`, `notify`, `metrics`, `control` (what is said).
 
+mod ahead;
 mod begin;
 mod desk;
 mod finish;
@@ -182,6 +183,8 @@ pub struct Engine {
     to_prune: BTreeSet<String>,
     pruning: Option<String>,
     prune_failures: BTreeMap<String, String>,
+    /// Jobs whose schedules had been planned by a clock that was ahead, until they are due again.
+    clock_was_ahead: BTreeMap<String, Timestamp>,
     /// What is wrong with the catalog, and with the configuration in the files.
     trouble: Option<String>,
     bad_configuration: Option<String>,
@@ -229,6 +232,7 @@ impl Engine {
             to_prune: BTreeSet::new(),
             pruning: None,
             prune_failures: BTreeMap::new(),
+            clock_was_ahead: BTreeMap::new(),
             trouble: None,
             bad_configuration: None,
         })
@@ -260,6 +264,7 @@ impl Engine {
     fn turn(&mut self) -> Option<Timestamp> {
         let now = self.parts.clock.now();
         self.systemd.status(&self.line());
+        self.bound(now);
         self.press(now);
         match self.work(now) {
             Ok(wake) => {

@@ -16,8 +16,7 @@ use self::world::*;
 use super::*;
 use crate::catalog::queue::{EntryState, Pause, Reason};
 use crate::error::{Error, ErrorKind};
-use crate::service::control::Desk;
-use crate::service::control::WarningKind;
+use crate::service::control::{Desk, Warning, WarningKind};
 use crate::service::settings::settings;
 
 const EVENING: &str = "
@@ -83,13 +82,62 @@ fn what_was_missed_is_made_up_for_once_and_not_too_late() {
     let begins = world.begins("often");
     assert_eq!(begins, ["27 05:10:01+01:00 a"]);
     assert_eq!(world.begins("rare"), Vec::<String>::new(), "it would have been more than an hour late");
-    let entry = world.catalog().last_ends().unwrap().remove(0);
+    let entry = world.catalog().last_ends(Timestamp::MAX).unwrap().remove(0);
     assert_eq!(
         (entry.wanted.reason, entry.wanted.due.to_string()),
         (Reason::CatchUp, "2026-11-27T04:00:00Z".into())
     );
     world.run(&mut engine, "2026-11-27T05:30:00Z");
     assert_eq!(world.begins("often").len(), 2, "and then it goes on as planned");
+}
+
+/// A clock that was ten years ahead for a while, by the service that ran then or by the one before.
+#[test]
+fn a_clock_that_was_ahead_holds_nothing_up() {
+    for restarted in [false, true] {
+        let mut one = job("one", &["a"], vec![Arc::new(Every(60, 0))]);
+        (one.attempts, one.delay, one.jitter) = (2, Duration::from_secs(600), Duration::from_secs(300));
+        one.timeout = Some(Duration::from_secs(3600));
+        let settings = settings_of(vec![one], 1, &[medium("disk", 1)]);
+        // The third run, the first one in 2036, goes well; the fourth one fails and is to be tried again, and all that come in the right time fail.
+        let play = |_: &_, count| Script { fails: count > 2, ..minutes(1) };
+        let world = World::new("2026-11-27T00:10:00Z", settings, &["a"], play);
+        let mut engine = world.service(Arc::new(world.catalog())).unwrap();
+        world.run(&mut engine, "2026-11-27T02:30:00Z");
+        assert_eq!(world.begins("one").len(), 2);
+        world.clock.set("2036-01-01T00:10:00Z".parse().unwrap());
+        world.run(&mut engine, "2036-01-01T01:08:00Z");
+        assert_eq!(world.begins("one").len(), 4, "{:?}", world.begins("one"));
+        assert_eq!(world.catalog().open_entries().unwrap().len(), 1, "it waits for another attempt");
+        world.clock.set("2026-11-27T03:30:00Z".parse().unwrap());
+        if restarted {
+            world.crash();
+            engine = world.service(Arc::new(world.catalog())).unwrap();
+        }
+        world.run(&mut engine, "2026-11-27T03:50:00Z");
+        let begins = world.begins("one");
+        assert_eq!(begins.len(), 5, "what waited begins now: {begins:?}");
+        let status = engine.status().unwrap();
+        let clock: Vec<&str> = status
+            .warnings
+            .iter()
+            .filter(|warning| warning.kind == WarningKind::Clock)
+            .map(|warning| warning.sentence.as_str())
+            .collect();
+        assert!(
+            clock.iter().any(|words| words.contains("the schedule of 'one' was planned up to 2036")),
+            "{clock:?}"
+        );
+        assert!(clock.iter().any(|words| words.contains("a backup of 'a' is dated 2036")), "{clock:?}");
+        let last = status.domains[0].last_success.as_ref();
+        assert!(last.is_none_or(|success| success.measure.at < status.service.now), "{last:?}");
+        assert!(status.domains[0].is_failing(), "{:?}", status.domains);
+        world.run(&mut engine, "2026-11-27T06:30:00Z");
+        let begins = world.begins("one");
+        assert!(begins.iter().filter(|line| line.starts_with("27 ")).count() >= 2 + 1 + 3, "{begins:?}");
+        let left: Vec<Warning> = engine.status().unwrap().warnings;
+        assert!(!left.iter().any(|warning| warning.sentence.contains("schedule")), "{left:?}");
+    }
 }
 
 #[test]
@@ -102,7 +150,7 @@ fn a_failure_is_tried_again_and_then_told() {
     let mut engine = world.service(Arc::new(world.catalog())).unwrap();
     world.run(&mut engine, "2026-11-27T12:00:00Z");
     assert_eq!(world.begins("one"), ["27 02:00:00+01:00 a", "27 02:11:00+01:00 a", "27 02:22:00+01:00 a"]);
-    let ends = world.catalog().last_ends().unwrap();
+    let ends = world.catalog().last_ends(Timestamp::MAX).unwrap();
     assert_eq!((ends[0].state, ends[0].attempts), (EntryState::Failed, 3));
     let status = engine.status().unwrap();
     assert!(status.domains[0].is_failing());
@@ -112,7 +160,7 @@ fn a_failure_is_tried_again_and_then_told() {
     );
     // The next day the second attempt is good.
     world.run(&mut engine, "2026-11-28T12:00:00Z");
-    let ends = world.catalog().last_ends().unwrap();
+    let ends = world.catalog().last_ends(Timestamp::MAX).unwrap();
     assert_eq!((ends[1].state, ends[1].attempts), (EntryState::Succeeded, 2));
     assert_eq!(
         world.events().iter().filter(|(_, event)| *event == Event::Pruned("one".to_owned())).count(),
@@ -133,7 +181,7 @@ fn a_run_that_takes_too_long_is_asked_and_then_killed() {
         world.events().into_iter().filter(|(_, event)| matches!(event, Event::Killed(_))).collect();
     assert_eq!(killed.len(), 1, "only the one that did not listen");
     assert_eq!(killed[0].0.to_string(), "2026-11-27T02:05:00Z");
-    let ends = world.catalog().last_ends().unwrap();
+    let ends = world.catalog().last_ends(Timestamp::MAX).unwrap();
     let result = ends[0].result.as_ref().unwrap();
     assert!(result.sentence.contains("took longer than 3600 s"), "{result:?}");
 }
@@ -156,7 +204,7 @@ fn a_stop_waits_then_parks_and_the_next_service_goes_on() {
     let mut engine = world.service(Arc::new(world.catalog())).unwrap();
     world.run(&mut engine, "2026-11-27T03:00:00Z");
     assert_eq!(world.begins("long").len(), 2);
-    assert_eq!(world.catalog().last_ends().unwrap()[0].state, EntryState::Succeeded);
+    assert_eq!(world.catalog().last_ends(Timestamp::MAX).unwrap()[0].state, EntryState::Succeeded);
 }
 
 #[test]
@@ -210,7 +258,7 @@ fn events_become_entries_and_are_done_with_when_they_are_in_the_queue() {
     world.run(&mut engine, "2026-11-27T03:00:00Z");
     assert_eq!(world.begins("one"), ["27 03:00:00+01:00 a"]);
     assert!(done.load(std::sync::atomic::Ordering::SeqCst));
-    let entry = world.catalog().last_ends().unwrap().remove(0);
+    let entry = world.catalog().last_ends(Timestamp::MAX).unwrap().remove(0);
     assert_eq!(entry.wanted.reason, Reason::Event("shutdown".to_owned()));
 }
 

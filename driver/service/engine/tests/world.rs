@@ -328,8 +328,8 @@ impl Queue for Dying {
     fn entry(&self, id: i64) -> Result<Entry> {
         self.inner.entry(id)
     }
-    fn last_ends(&self) -> Result<Vec<Entry>> {
-        self.inner.last_ends()
+    fn last_ends(&self, until: Timestamp) -> Result<Vec<Entry>> {
+        self.inner.last_ends(until)
     }
     fn set_pause(&self, job: Option<&str>, to: Pause) -> Result<()> {
         self.write(|queue| queue.set_pause(job, to))

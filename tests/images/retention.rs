@@ -1,0 +1,157 @@
+//! Which backups `prune` takes for backups of one thing.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::common::archive::backup_args;
+use crate::common::image::{Format, Image};
+use crate::common::run::{Outcome, exit, run, text, tool, virtfold};
+use crate::common::scratch::{Scratch, names};
+
+struct World {
+    scratch: Scratch,
+    place: PathBuf,
+}
+
+impl World {
+    fn new(label: &str) -> Self {
+        let scratch = Scratch::new(label);
+        let place = scratch.folder("backup");
+        Self { scratch, place }
+    }
+
+    fn image(&self, name: &str) -> Image {
+        let path = self.scratch.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, vec![7; 64 << 10]).unwrap();
+        Image::new(path, Format::Raw)
+    }
+
+    fn virtfold(&self, args: &[&str]) -> Outcome {
+        run(virtfold(args).env("VIRTFOLD_STATE_DIR", self.scratch.join("state")))
+    }
+
+    fn backup(&self, image: &Image, more: &[&str]) -> String {
+        self.virtfold(&backup_args(image, text(&self.place), more)).ok().last_line().to_owned()
+    }
+
+    fn prune(&self, more: &[&str]) -> Outcome {
+        self.virtfold(&[&["prune", "--place", text(&self.place), "--keep-last", "1"], more].concat())
+    }
+
+    /// As another host: one with another machine id.
+    fn elsewhere(&self, args: &[&str]) -> Outcome {
+        let etc = self.scratch.join("etc");
+        if !etc.exists() {
+            run(&mut tool("cp", ["-a", "/etc", text(&etc)])).ok();
+            let id = etc.join("machine-id");
+            fs::remove_file(&id).unwrap_or_default();
+            fs::write(id, "0123456789abcdef0123456789abcdef\n").unwrap();
+        }
+        let program = env!("CARGO_BIN_EXE_virtfold");
+        let script = "mount --bind \"$0\" /etc && exec \"$@\"";
+        let words = ["--mount", "sh", "-c", script, text(&etc), program];
+        let mut command = tool("unshare", words.iter().chain(args));
+        run(command.env("VIRTFOLD_STATE_DIR", self.scratch.join("elsewhere")))
+    }
+}
+
+fn there(archive: &str) -> bool {
+    Path::new(archive).exists()
+}
+
+fn subjects(outcome: &Outcome) -> Vec<Value> {
+    let report = outcome.json_lines().pop().unwrap();
+    report["places"][0]["subjects"].as_array().unwrap().clone()
+}
+
+/// Two guests' images of one file name are two things; each keeps its own newest.
+#[test]
+fn images_of_one_name_in_two_directories_are_two_things() {
+    let world = World::new("prune-two-images");
+    let (a, b) = (world.image("vmA/disk.raw"), world.image("vmB/disk.raw"));
+    let of_a = [world.backup(&a, &[]), world.backup(&a, &[])];
+    let of_b = [world.backup(&b, &[]), world.backup(&b, &[])];
+    let done = world.prune(&["--json"]).ok();
+    let groups = subjects(&done);
+    assert_eq!(groups.len(), 2, "{done}");
+    let paths: Vec<&str> = groups.iter().map(|group| group["paths"][0].as_str().unwrap()).collect();
+    assert_eq!(paths, [text(&a.path), text(&b.path)]);
+    for archives in [of_a, of_b] {
+        assert_eq!(archives.iter().filter(|archive| there(archive)).count(), 1, "{done}");
+    }
+}
+
+/// What a person calls an image is what it is, wherever it lies; where two images got one name nothing goes.
+#[test]
+fn a_label_is_one_thing_and_its_images_must_agree() {
+    let world = World::new("prune-label");
+    let (a, b) = (world.image("vmA/disk.raw"), world.image("vmB/disk.raw"));
+    let all = [world.backup(&a, &["--label", "web"]), world.backup(&b, &["--label", "web"])];
+    let refused = world.prune(&[]).exits(exit::REFUSED);
+    for path in [&a.path, &b.path] {
+        assert!(refused.stderr.contains(text(path)), "{refused}");
+    }
+    assert!(refused.stderr.contains("--label") && all.iter().all(|archive| there(archive)), "{refused}");
+    world.prune(&["--dry-run"]).exits(exit::REFUSED);
+    let done = world.prune(&["--moved"]).ok();
+    assert_eq!(all.iter().filter(|archive| there(archive)).count(), 1, "{done}");
+}
+
+/// An image that is called by another name of its directory, or from another directory, is the same.
+#[test]
+fn an_image_is_the_same_however_it_is_called() {
+    let world = World::new("prune-spelling");
+    let image = world.image("vm/disk.raw");
+    std::os::unix::fs::symlink(world.scratch.join("vm"), world.scratch.join("link")).unwrap();
+    world.backup(&image, &[]);
+    world.backup(&Image::new(world.scratch.join("link/disk.raw"), Format::Raw), &[]);
+    let mut inside = virtfold(backup_args(&Image::new("disk.raw", Format::Raw), text(&world.place), &[]));
+    run(inside.current_dir(world.scratch.join("vm"))).ok();
+    world.prune(&[]).ok();
+    assert_eq!(names(&world.place).len(), 1);
+}
+
+/// Two hosts of one name: each prunes its own.
+#[test]
+fn two_hosts_of_one_name_are_two() {
+    let world = World::new("prune-two-hosts");
+    let image = world.image("vm/disk.raw");
+    let ours = world.backup(&image, &[]);
+    let theirs = world.elsewhere(&backup_args(&image, text(&world.place), &[])).ok().last_line().to_owned();
+    let again = world.backup(&image, &[]);
+    let done = world.prune(&[]).ok();
+    assert!(!there(&ours) && there(&theirs) && there(&again), "{done}");
+    assert!(done.text().contains("left alone: 1 archive of other hosts"), "{done}");
+    // Over there all the others are ours.
+    let done = world.elsewhere(&["prune", "--place", text(&world.place), "--keep-last", "1"]).ok();
+    assert!(there(&theirs) && there(&again), "{done}");
+}
+
+/// A pinned archive stays until it is let go, and everybody says why.
+#[test]
+fn a_pinned_archive_stays() {
+    let world = World::new("prune-pin");
+    let image = world.image("vm/disk.raw");
+    let (old, new) = (world.backup(&image, &[]), world.backup(&image, &[]));
+    // Both may be of one second: what goes is whichever does not stay.
+    let dry = world.prune(&["--dry-run", "--json"]).ok();
+    let told = subjects(&dry);
+    let goes =
+        told[0]["archives"].as_array().unwrap().iter().find(|entry| entry["action"] == "remove").unwrap();
+    let goes = goes["archive"].as_str().unwrap().to_owned();
+    assert!([&old, &new].contains(&&goes));
+    world.virtfold(&["unpin", &goes]).exits(exit::NOT_FOUND);
+    world.virtfold(&["pin", &goes]).ok();
+    let listed = world.virtfold(&["list", text(&world.place)]).ok();
+    assert!(listed.text().contains(&format!("{goes}  (pinned)")), "{listed}");
+    let dry = world.prune(&["--dry-run"]).ok();
+    assert!(dry.text().lines().any(|line| line.contains("keep") && line.ends_with("pinned")), "{dry}");
+    world.prune(&[]).ok();
+    assert!(there(&goes));
+    world.virtfold(&["unpin", &goes]).ok();
+    world.prune(&[]).ok();
+    assert!(!there(&goes) && [old, new].iter().filter(|archive| there(archive)).count() == 1);
+}
