@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use virtfold::durable;
 use virtfold::error::{Error, ErrorKind, IoContext, sentence};
-use virtfold::job::backup::host_name;
+use virtfold::job::this_host;
 use virtfold::medium::{Location, probe};
 use virtfold::service::intake::describe;
 use virtfold::service::model::{Guest, JobSpec};
@@ -201,7 +201,7 @@ impl Trial<'_> {
 
 fn try_medium(medium: &Medium) -> Result<String, Error> {
     let place: Location = medium.to.as_str().parse()?;
-    probe(&place, &host_name()?)
+    probe(&place, &this_host::name()?)
 }
 
 fn not_a_program(path: &Path) -> Option<Error> {
