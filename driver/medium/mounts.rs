@@ -51,7 +51,10 @@ pub fn of(path: &Path) -> Result<Option<Mount>> {
     // Opened, so that an automounter mounts.
     match File::open(path) {
         Ok(_) => {}
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        // What a file is in the way of is not there either, and whoever uses it says so.
+        Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
+            return Ok(None);
+        }
         Err(e) => return Err(Error::io(looking(), e)),
     }
     let real = path.canonicalize().at(looking)?;
@@ -165,6 +168,7 @@ bad line
         let proc = of(Path::new("/proc/self")).unwrap().unwrap();
         assert!(proc.is_apart() && proc.file_system.as_deref() == Some("proc proc"), "{proc:?}");
         assert_eq!(of(Path::new("/no/such/place")).unwrap(), None);
+        assert_eq!(of(Path::new("/proc/self/status/below")).unwrap(), None);
         assert!(proc.may_be(&proc) && !proc.may_be(&root));
         let unknown = Mount { file_system: None, ..proc.clone() };
         assert!(proc.may_be(&unknown) && unknown.may_be(&proc));
