@@ -123,11 +123,13 @@ fn two_hosts_of_one_name_are_two() {
     let theirs = world.elsewhere(&backup_args(&image, text(&world.place), &[])).ok().last_line().to_owned();
     let again = world.backup(&image, &[]);
     let done = world.prune(&[]).ok();
-    assert!(!there(&ours) && there(&theirs) && there(&again), "{done}");
+    // Both may be of one second: which of them is the newest is not said.
+    let left = || [&ours, &again].iter().filter(|archive| there(archive)).count();
+    assert!(left() == 1 && there(&theirs), "{done}");
     assert!(done.text().contains("left alone: 1 archive of other hosts"), "{done}");
-    // Over there all the others are ours.
+    // Over there it is the other way round.
     let done = world.elsewhere(&["prune", "--place", text(&world.place), "--keep-last", "1"]).ok();
-    assert!(there(&theirs) && there(&again), "{done}");
+    assert!(there(&theirs) && left() == 1, "{done}");
 }
 
 /// A pinned archive stays until it is let go, and everybody says why.
