@@ -46,62 +46,51 @@ fn a_file_in_a_directory_s_place_is_called_that() {
 /// An ordinary user's libvirt is his own; the real one is started by libvirt itself, and ended here.
 #[test]
 fn a_user_s_session_has_its_own_places() {
-    const NOBODY_ID: u32 = 65_534;
-    let scratch = Scratch::new("session");
-    fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    let own = scratch.folder("home");
-    let runtime = scratch.folder("runtime");
+    // Not below the target folder: the way there need not be open to others.
+    let reachable = tempfile::Builder::new()
+        .prefix("virtfold-session-")
+        .permissions(fs::Permissions::from_mode(0o755))
+        .tempdir_in("/var/tmp")
+        .unwrap();
+    let program = reachable.path().join("virtfold");
+    fs::copy(env!("CARGO_BIN_EXE_virtfold"), &program).unwrap();
+    let (own, runtime) = (reachable.path().join("home"), reachable.path().join("runtime"));
     for folder in [&own, &runtime] {
-        chown(folder, Some(NOBODY_ID), Some(NOBODY_ID)).unwrap();
+        fs::create_dir(folder).unwrap();
+        chown(folder, Some(65_534), Some(65_534)).unwrap();
         fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).unwrap();
     }
-    let (home, run_dir) = (text(&own).to_owned(), text(&runtime).to_owned());
-    let user = |arguments: &[&str]| {
-        let program = virtfold(arguments);
+    let run_dir = text(&runtime).to_owned();
+    let user_with = |variable: &str, verb: &str| {
         let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "env", "-i"]);
         command.args([
-            "--reuid=65534",
-            "--regid=65534",
-            "--clear-groups",
-            "env",
-            "-i",
             "PATH=/usr/sbin:/usr/bin:/sbin:/bin",
+            "VIRTFOLD_CONNECT=qemu:///session",
+            "LANG=C.UTF-8",
         ]);
-        command.args([format!("HOME={home}"), format!("XDG_RUNTIME_DIR={run_dir}")]);
-        command
-            .args(["VIRTFOLD_CONNECT=qemu:///session", "LANG=C.UTF-8"])
-            .arg(program.get_program())
-            .args(program.get_args());
+        command.args([
+            format!("HOME={}", text(&own)),
+            format!("XDG_RUNTIME_DIR={run_dir}"),
+            variable.to_owned(),
+        ]);
+        command.arg(&program).arg(verb);
         run(&mut command)
     };
+    let user = |verb: &str| user_with("LC_ALL=C", verb);
     let ended = Ended(runtime.join("libvirt/libvirtd.pid"));
-    let domains = user(&["domains"]).ok();
+    let domains = user("domains").ok();
     assert_eq!(domains.text().trim(), "no domains");
-    let status = user(&["status"]).exits(exit::REFUSED);
+    let status = user("status").exits(exit::REFUSED);
     assert!(
         status.stderr.contains(&format!("no service answers at {run_dir}/virtfold/control.sock")),
         "{status}"
     );
-    user(&["recover"]).ok();
-    assert!(own.join(".local/state/virtfold/catalog.sqlite").is_file(), "{home}");
+    user("recover").ok();
+    assert!(own.join(".local/state/virtfold/catalog.sqlite").is_file(), "{}", own.display());
     let wanted = own.join("mine");
     let line = format!("XDG_STATE_HOME={}", text(&wanted));
-    let program = virtfold(["recover"]);
-    let mut other = Command::new("setpriv");
-    other.args([
-        "--reuid=65534",
-        "--regid=65534",
-        "--clear-groups",
-        "env",
-        "-i",
-        &line,
-        "VIRTFOLD_CONNECT=qemu:///session",
-    ]);
-    other
-        .args([format!("HOME={home}"), format!("XDG_RUNTIME_DIR={run_dir}")])
-        .arg(program.get_program())
-        .args(program.get_args());
-    run(&mut other).ok();
+    user_with(&line, "recover").ok();
     assert!(wanted.join("virtfold/catalog.sqlite").is_file());
     drop(ended);
 }
