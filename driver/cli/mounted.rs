@@ -5,7 +5,7 @@ use std::path::Path;
 
 use virtfold::catalog::{Catalog, Nothing};
 use virtfold::error::{Error, IoContext};
-use virtfold::job::mounted::{Looked, Mounted, Place, check};
+use virtfold::job::mounted::{Mounted, Place, check};
 use virtfold::medium::Location;
 use virtfold_config::{Config, Medium};
 
@@ -29,7 +29,7 @@ impl MountArgs {
         places.iter().any(|place| place.is_empty() || Path::new(place) == path)
     }
 
-    /// Looks at the directories among `places`; says what they are on, where that matters.
+    /// Looks at the directories among `places`.
     ///
     /// # Errors
     /// Those of [`check`].
@@ -38,8 +38,7 @@ impl MountArgs {
         places: &[Location],
         config: &Config,
         catalog: Option<&Catalog>,
-    ) -> Result<Vec<Looked>, Error> {
-        let mut all = Vec::new();
+    ) -> Result<(), Error> {
         for (index, path) in
             places.iter().enumerate().filter_map(|(index, place)| Some((index, place.path()?)))
         {
@@ -51,10 +50,9 @@ impl MountArgs {
                     (false, false) => known.map_or(Mounted::AsBefore, |(_, medium)| wish(medium)),
                 };
             let medium = self.medium.get(index).map(String::as_str).or(known.map(|(name, _)| name));
-            let found = check(&Place { path, medium, mounted }, catalog)?;
-            all.extend(found.map(|mount| Looked { path: path.to_owned(), mount }));
+            check(&Place { path, medium, mounted }, catalog)?;
         }
-        Ok(all)
+        Ok(())
     }
 }
 

@@ -6,7 +6,7 @@
 //!
 //! Imports: `error`, `catalog`, `medium` (`mounts`).
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::catalog::Catalog;
 use crate::error::{Error, ErrorKind, IoContext, Result};
@@ -51,15 +51,15 @@ impl Place<'_> {
     }
 }
 
-/// Makes sure that the right file system is there, and notes it where none was known. What is there now, where something has to be: to be held
-/// against what is there right before the archive is begun ([`still`]).
+/// Makes sure that the right file system is there, and notes it where none was known. It is looked at once, before anything is frozen:
+/// a look may hang, as the medium may.
 ///
 /// # Errors
 /// [`ErrorKind::NotFound`]: it is not mounted; [`ErrorKind::Refused`]: another one is; the directory, the table of mounts or the catalog
 /// can't be read, or the catalog not written.
-pub fn check(place: &Place<'_>, catalog: Option<&Catalog>) -> Result<Option<Mount>> {
+pub fn check(place: &Place<'_>, catalog: Option<&Catalog>) -> Result<()> {
     if place.mounted == Mounted::No {
-        return Ok(None);
+        return Ok(());
     }
     let absolute = std::path::absolute(place.path).at(|| format!("cannot look at {}", place.words()))?;
     let known = catalog.map(|catalog| catalog.mount_of(&absolute)).transpose()?.flatten();
@@ -70,7 +70,7 @@ pub fn check(place: &Place<'_>, catalog: Option<&Catalog>) -> Result<Option<Moun
     {
         catalog.remember_mount(&absolute, found)?;
     }
-    Ok(found)
+    Ok(())
 }
 
 /// What is there, where something has to be, or is worth remembering.
@@ -130,29 +130,6 @@ fn missing(place: &Place<'_>, point: &Path, on: Option<&Path>) -> Error {
     ))
 }
 
-/// A directory and what it was on when it was looked at.
-#[derive(Clone, Debug)]
-pub struct Looked {
-    /// The directory.
-    pub path: PathBuf,
-    /// What it was on.
-    pub mount: Mount,
-}
-
-/// Makes sure that a directory is on what it was on.
-///
-/// # Errors
-/// [`ErrorKind::NotFound`]: it is not.
-pub fn still(looked: &Looked) -> Result<()> {
-    match mounts::of(&looked.path)? {
-        Some(now) if now == looked.mount => Ok(()),
-        now => {
-            let place = Place { path: &looked.path, medium: None, mounted: Mounted::AsBefore };
-            Err(missing(&place, &looked.mount.point, now.as_ref().map(|now| now.point.as_path())))
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -192,9 +169,8 @@ mod tests {
         let catalog = Catalog::open(state.path()).unwrap();
         let path = Path::new("/proc/self");
         let place = |medium, mounted| Place { path, medium, mounted };
-        let found = check(&place(None, Mounted::AsBefore), Some(&catalog)).unwrap().unwrap();
-        assert_eq!(catalog.mount_of(path).unwrap(), Some(found.clone()));
-        still(&Looked { path: path.to_owned(), mount: found.clone() }).unwrap();
+        check(&place(None, Mounted::AsBefore), Some(&catalog)).unwrap();
+        assert_eq!(catalog.mount_of(path).unwrap(), mounts::of(path).unwrap());
         catalog.remember_mount(path, &mount("/elsewhere", "x")).unwrap();
         let error = check(&place(Some("nas"), Mounted::AsBefore), Some(&catalog)).unwrap_err();
         let words = error.to_string();
@@ -203,8 +179,6 @@ mod tests {
             words.contains("'/elsewhere'") && error.hint().unwrap().contains("mount /elsewhere"),
             "{words}"
         );
-        assert_eq!(check(&place(None, Mounted::No), Some(&catalog)).unwrap(), None);
-        let elsewhere = Looked { path: path.to_owned(), mount: mount("/elsewhere", "x") };
-        assert_eq!(still(&elsewhere).unwrap_err().kind(), ErrorKind::NotFound);
+        check(&place(None, Mounted::No), Some(&catalog)).unwrap();
     }
 }

@@ -195,7 +195,7 @@ impl Ground<'_> {
 
     /// Makes sure that a place is there at all: what is not mounted is not gone.
     fn mounted(&self, place: &Place<'_>) -> Result<(), Error> {
-        mounted::check(place, self.catalog.as_ref()).map(|_| ())
+        mounted::check(place, self.catalog.as_ref())
     }
 
     /// The rules of the command line.
