@@ -36,7 +36,7 @@ fuzz: ## Every fuzz target for ten minutes; `tests/fuzz/run SECONDS TARGET...` f
 	$(call say,fuzzing)
 	@tests/fuzz/run 600
 
-fuzz-changed: ## The fuzz targets whose code changed, a minute in all; every seed of every target goes through the tests
+fuzz-changed: ## The fuzz targets whose code changed, a minute in all: before a change of a parser lands
 	$(call say,fuzzing)
 	@tests/fuzz/run --changed
 
@@ -89,5 +89,5 @@ compat: ## The tests with real guests on Debian 12, its backports and Debian 13,
 	$(call say,other versions)
 	@tests/compat
 
-test: ## The gate: setup, fmt, lint, deny, doc, fuzz-changed and tests, each with its time
+test: ## The gate: setup, fmt, lint, deny, doc and tests, each with its time
 	@tests/gate
