@@ -45,6 +45,19 @@ fn every_target_is_listed_with_code_that_exists() {
     assert_eq!(bodies.count(), ALL.len() + 1, "a body that no target runs");
 }
 
+/// `tests/fuzz/found/TARGET-WHAT.bin`: inputs that a hunt found, each of something that was mended.
+#[test]
+fn what_a_hunt_found_once_stays_mended() {
+    let found = Path::new(ROOT).join("tests/fuzz/found");
+    let files = names(&found);
+    assert!(!files.is_empty());
+    for file in files {
+        let (name, _) = file.split_once('-').unwrap();
+        let (_, target) = ALL.iter().find(|(known, _)| *known == name).unwrap();
+        tried(*target, &std::fs::read(found.join(&file)).unwrap(), || file.clone());
+    }
+}
+
 #[test]
 fn seeds_and_mutations_of_them_go_through_every_target() {
     let folder = Scratch::new("fuzz");

@@ -248,10 +248,20 @@ impl<R: Read> Pipe<'_, R> {
     fn reach(&mut self, end: u64) -> Result<()> {
         while !self.ended && self.start + (self.bytes.len() as u64) < end {
             let mut more = std::mem::take(&mut self.bytes);
-            let known = more.len();
+            let mut known = more.len();
             more.resize(known + STEP, 0);
-            let got = self.read(more.get_mut(known..).unwrap_or_default());
-            more.truncate(known + got.as_ref().map_or(0, |n| *n));
+            // Room is made once for all the reads that it takes: an input may come byte by byte.
+            let got = loop {
+                match self.read(more.get_mut(known..).unwrap_or_default()) {
+                    Ok(0) => break Ok(()),
+                    Ok(n) => known += n,
+                    Err(error) => break Err(error),
+                }
+                if known == more.len() || self.start + known as u64 >= end {
+                    break Ok(());
+                }
+            };
+            more.truncate(known);
             self.bytes = more;
             got?;
         }
