@@ -26,17 +26,39 @@ pub fn end_of_content(file: &dyn ReadAt) -> Option<u64> {
     Some(0)
 }
 
-/// Where the archive in `file` ends that has zeros behind it, by what stands there: behind a seek table at once, behind an end record with the rest of its block
-/// and two blocks of zeros. Nothing, where it is neither, or nothing follows.
+/// Where the archive in `file` ends that has zeros behind it, by what stands there: behind a seek table at once, behind an end
+/// record with the rest of its block and two blocks of zeros. Nothing, where it is neither, or nothing follows.
 pub fn end_before_zeros(file: &dyn ReadAt) -> Option<u64> {
-    const BLOCK: u64 = 512;
+    let end = match ending(file)? {
+        Ending::SeekTable(content) => content,
+        Ending::EndRecord(content) => end_of_tail(content),
+    };
+    (end < file.len()).then_some(end)
+}
+
+/// Whether `file` ends as a plain archive does: an end record, and two blocks of zeros or more.
+pub(super) fn ends_as_plain(file: &dyn ReadAt) -> bool {
+    matches!(ending(file), Some(Ending::EndRecord(content)) if end_of_tail(content) <= file.len())
+}
+
+/// What the last bytes that are not zero belong to, and where they end.
+enum Ending {
+    SeekTable(u64),
+    EndRecord(u64),
+}
+
+fn ending(file: &dyn ReadAt) -> Option<Ending> {
     let content = end_of_content(file)?;
     let mut last = [0; LAST];
     file.read_exact_at(content.checked_sub(LAST as u64)?, &mut last).ok()?;
-    let end = match seek_table::is_end(&last) {
-        true => content,
-        false if last.ends_with(b"\"}\n") => content.next_multiple_of(BLOCK).saturating_add(2 * BLOCK),
-        false => return None,
-    };
-    (end < file.len()).then_some(end)
+    if seek_table::is_end(&last) {
+        return Some(Ending::SeekTable(content));
+    }
+    last.ends_with(b"\"}\n").then_some(Ending::EndRecord(content))
+}
+
+/// Where the tail ends whose end record's text ends at `content`.
+fn end_of_tail(content: u64) -> u64 {
+    const BLOCK: u64 = 512;
+    content.next_multiple_of(BLOCK).saturating_add(2 * BLOCK)
 }

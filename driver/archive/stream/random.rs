@@ -21,7 +21,7 @@ use super::chunk::{Carrier, Chunk, Damage, ReadAt, ReadOptions, StreamEnd, Table
 use super::frame::{FRAME, FrameHeader, HEADER_LEN, HeaderFault, Unpacker};
 use super::index::{FrameIndex, Span};
 use super::order::Order;
-use super::padding::end_before_zeros;
+use super::padding::{end_before_zeros, ends_as_plain};
 use super::pipe::plain_end;
 use super::scan::{Peek, Step, Walker, unknown_version};
 use super::{check_cancel, detect, panicked, seek_table, slot_limit, unrecognised};
@@ -268,6 +268,9 @@ fn carrier_of(file: &dyn ReadAt) -> Result<Carrier> {
     let last = input.peek(file.len().saturating_sub(4), 4)?;
     if seek_table::is_end(last) {
         return Ok(Carrier::Framed);
+    }
+    if ends_as_plain(file) {
+        return Ok(Carrier::Plain);
     }
     Err(unrecognised(file.name(), input.peek(0, 512)?))
 }

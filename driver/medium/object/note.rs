@@ -74,11 +74,14 @@ fn read(path: impl AsRef<FilePath>) -> Option<String> {
     Some(text.trim().to_owned()).filter(|text| !text.is_empty())
 }
 
-/// When the process started; nothing where there is none.
+/// When the process started; nothing where there is none, or where it is dead and nobody has asked what became of it: a container's
+/// first process may never do that.
 fn started(process: u32) -> Option<u64> {
     let stat = read(format!("/proc/{process}/stat"))?;
-    // The name, in parentheses, may hold anything; the start is the 20th field behind it.
-    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+    // The name, in parentheses, may hold anything; behind it the state, and the start as the 20th field.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    let state = fields.next()?;
+    if matches!(state, "Z" | "X") { None } else { fields.nth(18)?.parse().ok() }
 }
 
 /// Leaves a note of the upload `id`.
@@ -146,5 +149,19 @@ mod tests {
         assert!(gone.is_dead(&this));
         assert!(!Writer { space: "pid:[1]".into(), ..gone.clone() }.is_dead(&this), "a container's");
         assert!(!Writer { machine: "other".into(), ..gone }.is_dead(&this), "another machine's");
+    }
+
+    #[test]
+    fn a_process_that_nobody_waits_for_is_dead_when_it_has_ended() {
+        let this = Writer::this().unwrap();
+        let mut child =
+            std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let writer = Writer { process: child.id(), started: started(child.id()).unwrap(), ..this.clone() };
+        assert!(!writer.is_dead(&this), "it waits for its input");
+        drop(child.stdin.take());
+        while !writer.is_dead(&this) {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        child.wait().unwrap();
     }
 }

@@ -120,11 +120,17 @@ fn an_existing_archive_is_never_replaced(rig: &mut dyn Rig) {
         first.finish().unwrap();
         assert_eq!(second.finish().unwrap_err().kind(), ErrorKind::Exists, "taken meanwhile");
     }
+    let known = ["a.tar", "empty.tar", "later.tar", "same.tar", "read.tar"];
+    // What is finished is not thrown away where it can't have its name: files keep it under the one that it has.
+    let unnamed = rig.leftovers(&known);
+    assert!(unnamed.len() <= 1, "{unnamed:?}");
+    for name in &unnamed {
+        assert!(name.contains(".partial") && rig.kept(name) == Kept::Bytes(b"second".to_vec()), "{name}");
+    }
     let third = rig.open("same.tar").map(|_| ()).unwrap_err();
     assert_eq!(third.kind(), ErrorKind::Exists, "there already");
     assert_eq!(rig.kept("same.tar"), Kept::Bytes(b"first".to_vec()));
-    let known = ["a.tar", "empty.tar", "later.tar", "same.tar"];
-    assert_eq!(rig.leftovers(&known), [""; 0]);
+    assert_eq!(rig.leftovers(&known), unnamed);
 }
 
 fn what_is_durable_reads_back_at_every_place(rig: &mut dyn Rig) {
@@ -188,9 +194,10 @@ fn passes_all(rig: &mut dyn Rig) {
     an_empty_archive_is_an_archive(rig);
     dropped_without_finish_nothing_is_there(rig);
     nothing_has_its_name_before_finish(rig);
-    an_existing_archive_is_never_replaced(rig);
     what_is_durable_reads_back_at_every_place(rig);
     what_failed_leaves_nothing(rig);
+    // The last: it may leave what the others must not find.
+    an_existing_archive_is_never_replaced(rig);
 }
 
 #[test]

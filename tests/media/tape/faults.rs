@@ -151,7 +151,7 @@ fn an_encrypted_backup_goes_on_and_copies_fail_alone() {
     let both = bench.scratch.folder("both");
     bench.unit(|unit| unit.faults = vec![Fault::WriteError(13)]);
     let more = [&change, "--to", text(&both), "--tape-commit-every", "1MiB", "--json"];
-    let done = bench.backup(&image, &more).ok().json();
+    let done = bench.backup(&image, &more).ok().json_lines().pop().unwrap();
     assert_eq!(done["tapes"][0]["failed"], serde_json::json!(["T0"]), "{done}");
     let copies = done["copies"].as_array().unwrap();
     assert_eq!(copies.len(), 2, "{done}");
