@@ -1,7 +1,7 @@
 //! The JSON Schema of the configuration, and the reference that is made from it.
 //!
-//! The reference walks the schema: a property with properties of its own is a section, one with patterns of names a section of such, any
-//! other a key; its words are the schema's `description` (the field's doc comment), `title` (the value's form), `default` and `examples`.
+//! The reference walks the schema: a property with properties of its own is a section, one with patterns of names a
+//! section of such, any other a key; its words are the schema's `description` (the field's doc comment), `title` (the value's form), `default` and `examples`.
 //! What is true of many keys stands before them (`reference/about.md`). The man page is the same text in troff (`reference/man.rs`).
 
 mod man;
@@ -13,9 +13,12 @@ use crate::keys::Config;
 const TITLE: &str = "\
 # virtfold-config
 
-<!-- Made from config/src/reference/about.md and the doc comments of config/src/keys: run the crate's tests with UPDATE=1 to write it anew. -->
+<!-- Made from config/src/reference/about.md and the doc comments of config/src/keys.
+     UPDATE=1 cargo test -p virtfold-config writes it again. -->
 
 ";
+/// The width of the text.
+const COLUMNS: usize = 110;
 const ABOUT: &str = include_str!("reference/about.md");
 
 /// The JSON Schema (draft 2020-12), for editors and other tools.
@@ -29,7 +32,49 @@ pub fn schema() -> Value {
 
 /// The reference of all keys, as Markdown: the text of this crate's README.md.
 pub fn reference() -> String {
-    format!("{TITLE}{}", text_of_all())
+    format!("{TITLE}{}", wrapped(&text_of_all()))
+}
+
+/// The text with its long lines wrapped, but for tables and code.
+fn wrapped(text: &str) -> String {
+    let mut out = String::new();
+    for line in text.lines() {
+        if line.starts_with(['|', ' ']) {
+            out.push_str(line);
+        } else {
+            wrap(line, &mut out);
+        }
+        out.push('\n');
+    }
+    out
+}
+
+fn wrap(line: &str, out: &mut String) {
+    let indent = if line.starts_with("- ") { "  " } else { "" };
+    let mut column = 0;
+    for word in words(line) {
+        let width = word.chars().count();
+        if column == 0 {
+            column = width;
+        } else if column + 1 + width <= COLUMNS {
+            out.push(' ');
+            column += 1 + width;
+        } else {
+            out.push('\n');
+            out.push_str(indent);
+            column = indent.len() + width;
+        }
+        out.push_str(word);
+    }
+}
+
+/// The words of a line; a space within `code` ends none.
+fn words(line: &str) -> impl Iterator<Item = &str> {
+    let mut in_code = false;
+    line.split(move |c| {
+        in_code ^= c == '`';
+        c == ' ' && !in_code
+    })
 }
 
 /// The reference of all keys, as the man page virtfold.yaml(5), in troff.

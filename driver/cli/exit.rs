@@ -7,7 +7,7 @@ use virtfold::error::{Error, ErrorKind, sentence};
 use super::output::{self, say};
 use super::report::printable;
 
-/// The exit codes, for `--help` and the README.
+/// The exit codes, for `--help` and docs/troubleshooting.md.
 pub(crate) const HELP: &str = "\
 Exit codes:
   0    done
@@ -15,7 +15,7 @@ Exit codes:
   2    the command line makes no sense
   3    damage: bytes of an archive are not what was written
   4    the archive is incomplete
-  5    a source image is damaged or not supported
+  5    a source image is damaged or not supported, or an archive needs a later virtfold or is none
   6    a disk is in use, or a recovery left something for later
   7    the target exists already
   8    no space left
@@ -23,6 +23,7 @@ Exit codes:
   10   libvirt or the service refused, or can't be reached
   11   the archive is encrypted, and no identity that was given opens it
   12   permission denied
+  141  the reader of the output has gone (a pipe to `head`)
   128 and N  ended by signal N: 130 by SIGINT, 143 by SIGTERM, 129 by SIGHUP
 
 Environment:

@@ -8,6 +8,7 @@
 mod common;
 
 mod deb;
+mod documents;
 mod hold;
 mod machine;
 mod pages;
@@ -116,6 +117,7 @@ fn both_packages_hold_the_same_files() {
         "/usr/share/doc/virtfold/grafana/virtfold.json",
         "/usr/share/doc/virtfold/prometheus/virtfold.rules.yml",
         "/usr/share/doc/virtfold/third-party",
+        "/usr/share/doc/virtfold/docs/troubleshooting.md",
     ] {
         assert!(alike(&files).iter().any(|file| file == wanted), "{wanted} is missing in\n{files}");
     }
