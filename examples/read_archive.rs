@@ -15,9 +15,9 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use virtfold::archive::index::{ArchiveIndex, Data, Trust};
+use virtfold::archive::source::FileSource;
 use virtfold::archive::stream::{Cancel, ReadOptions};
 use virtfold::error::{Error as Failure, ErrorKind, IoContext};
-use virtfold::medium::FileSource;
 use virtfold::units::{DenseOffset, Human};
 
 fn main() -> Result<(), Box<dyn Error>> {

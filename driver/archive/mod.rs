@@ -20,6 +20,7 @@ pub mod manifest;
 pub mod pax;
 pub mod reader;
 pub mod recovery;
+pub mod source;
 pub mod sparse;
 pub mod sparse_parser;
 pub mod stream;

@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use virtfold::archive::stream::Compression;
-use virtfold::crypt::KeptEnvelope;
 use virtfold::error::{Error, ErrorKind};
 use virtfold::image::{Format, Use};
 use virtfold::job::backup::{
     self, BackupReport, BackupRequest, Containers, DetectZeroes, DiskReport, ImageSpec, Manner,
 };
+use virtfold::job::resume::KeptEnvelope;
 use virtfold::job::resume::{Keep, Reopen, Wish};
 use virtfold::job::{Control, Progress};
 use virtfold::medium::{Location, RateLimit};

@@ -61,7 +61,7 @@ impl Envelope {
     }
 
     /// The bytes before the payload.
-    pub(super) fn head(&self) -> &Arc<[u8]> {
+    pub fn head(&self) -> &Arc<[u8]> {
         &self.head
     }
 

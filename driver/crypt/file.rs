@@ -8,9 +8,9 @@ use super::Identities;
 use super::incoming::Incoming;
 use super::pool::{Place, Pool};
 use super::unlock::{Kind, PROBE, kind_of};
+use crate::archive::source::{Source, Trimmed};
 use crate::archive::stream::{ReadAt, end_before_zeros, end_of_content};
 use crate::error::{Error, IoContext, Result};
-use crate::medium::{self, Location, Source, Trimmed};
 
 /// An archive that can be read at any place, opened. What it gives out is the archive itself, whether it is encrypted or not.
 pub struct ArchiveFile {
@@ -21,31 +21,23 @@ pub struct ArchiveFile {
 }
 
 impl ArchiveFile {
-    /// Opens the archive at `location`, with `identities` where it is encrypted.
+    /// The archive in `source`, with `identities` where it is encrypted.
     ///
     /// # Errors
     /// As [`ArchiveFile::salvage`]; Incomplete, where it is encrypted and its end does not prove to be the end.
-    pub fn open(location: &Location, identities: &Identities) -> Result<Self> {
-        let source = Self::salvage(location, identities)?;
-        source.proven()?;
-        Ok(source)
+    pub fn open(source: Arc<dyn Source>, identities: &Identities) -> Result<Self> {
+        let this = Self::salvage(source, identities)?;
+        this.proven()?;
+        Ok(this)
     }
 
     /// As [`ArchiveFile::open`], and also where its end is not proven: then it gives out the pieces before that, each of which is
     /// what was written there. Whoever calls this asks [`ArchiveFile::proven`], too.
     ///
     /// # Errors
-    /// Those of [`medium::open`]; [`ErrorKind::Locked`](crate::error::ErrorKind::Locked), where it is encrypted and no identity opens it; Damaged, Incomplete or
+    /// [`ErrorKind::Locked`](crate::error::ErrorKind::Locked), where it is encrypted and no identity opens it; Damaged, Incomplete or
     /// Unsupported, where the beginning of the age file is.
-    pub fn salvage(location: &Location, identities: &Identities) -> Result<Self> {
-        Self::salvage_source(medium::open(location)?, identities)
-    }
-
-    /// As [`ArchiveFile::salvage`], of what is open already.
-    ///
-    /// # Errors
-    /// As [`ArchiveFile::salvage`].
-    pub fn salvage_source(file: Arc<dyn Source>, identities: &Identities) -> Result<Self> {
+    pub fn salvage(file: Arc<dyn Source>, identities: &Identities) -> Result<Self> {
         let mut first = Vec::with_capacity(PROBE);
         let probe = Place::new(&file).take(PROBE as u64).read_to_end(&mut first);
         probe.at(|| format!("cannot read '{}'", file.name()))?;

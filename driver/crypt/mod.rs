@@ -21,11 +21,10 @@ mod envelope;
 mod file;
 mod identities;
 mod incoming;
-mod kept;
+mod pieces;
 mod pool;
 mod recipients;
 mod unlock;
-mod writer;
 
 #[cfg(test)]
 mod tests;
@@ -34,9 +33,8 @@ pub use self::envelope::Envelope;
 pub use self::file::ArchiveFile;
 pub use self::identities::Identities;
 pub use self::incoming::Incoming;
-pub use self::kept::KeptEnvelope;
+pub use self::pieces::{PieceCipher, Place};
 pub use self::recipients::Recipients;
-pub use self::writer::Encrypting;
 pub use age::secrecy::ExposeSecret;
 
 /// What an encrypted archive's name ends in.

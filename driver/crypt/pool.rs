@@ -13,9 +13,9 @@ use age::stream::StreamReader;
 
 use super::unlock::{Gate, Unlocked, broken, end_unproven, header_len, unlock};
 use super::{Identities, PIECE, TAG};
+use crate::archive::source::Source;
 use crate::archive::stream::ReadAt;
 use crate::error::{Error, ErrorKind, Result};
-use crate::medium::Source;
 
 /// A file with a place of its own in it.
 #[derive(Debug)]

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::archive::stream::{ReadAt, Sink};
 use crate::error::{Error, ErrorKind, Result, sentence};
-use crate::medium::{Durable, Medium};
+use crate::medium::{self, Durable, Encrypting, Medium};
 
 const PLAIN: usize = 64 << 10;
 const MARK: usize = 16;
@@ -82,11 +82,11 @@ impl Lab {
     }
 
     fn open(&self, bytes: &[u8]) -> Result<ArchiveFile> {
-        ArchiveFile::open(&self.file(bytes).into(), &self.identities())
+        ArchiveFile::open(medium::open(&self.file(bytes).into()).unwrap(), &self.identities())
     }
 
     fn salvage(&self, bytes: &[u8]) -> Result<ArchiveFile> {
-        ArchiveFile::salvage(&self.file(bytes).into(), &self.identities())
+        ArchiveFile::salvage(medium::open(&self.file(bytes).into()).unwrap(), &self.identities())
     }
 
     fn pipe(&self, bytes: &[u8]) -> Result<Vec<u8>> {
@@ -296,7 +296,8 @@ fn an_archive_that_is_not_encrypted_is_what_it_is() {
     let lab = Lab::new();
     let path = lab.folder.path().join("a.tar");
     std::fs::write(&path, b"virtfold.json").unwrap();
-    let file = ArchiveFile::open(&path.as_path().into(), &Identities::default()).unwrap();
+    let file =
+        ArchiveFile::open(medium::open(&path.as_path().into()).unwrap(), &Identities::default()).unwrap();
     assert!(!file.is_encrypted() && file.shareable().is_some());
     assert_eq!(file.len(), 13);
     assert_eq!(lab.pipe(b"virtfold.json").unwrap(), b"virtfold.json");
@@ -312,10 +313,15 @@ fn an_archive_that_is_not_encrypted_is_what_it_is() {
 fn without_its_key_nothing_is_said_but_that() {
     let lab = Lab::new();
     let path = lab.file(&lab.seal(b"secret"));
-    let none = ArchiveFile::open(&path.as_path().into(), &Identities::default()).map(drop).unwrap_err();
+    let none = ArchiveFile::open(medium::open(&path.as_path().into()).unwrap(), &Identities::default())
+        .map(drop)
+        .unwrap_err();
     assert_eq!((none.kind(), none.hint()), (ErrorKind::Locked, Some("--identity FILE names the key file")));
     let wrong = Identities::of(vec![Identity::generate()]);
-    assert_eq!(kind(ArchiveFile::open(&path.as_path().into(), &wrong)), ErrorKind::Locked);
+    assert_eq!(
+        kind(ArchiveFile::open(medium::open(&path.as_path().into()).unwrap(), &wrong)),
+        ErrorKind::Locked
+    );
     let encryptor = age::Encryptor::with_user_passphrase("x".to_owned().into());
     let mut writer = encryptor.wrap_output(Vec::new()).unwrap();
     writer.write_all(b"x").unwrap();
@@ -444,57 +450,6 @@ fn a_broken_medium_gets_the_same_bytes_from_any_place_on() {
             );
         }
     }
-}
-
-#[test]
-fn another_process_goes_on_with_an_envelope_that_was_kept_in_memory() {
-    let lab = Lab::new();
-    let memory = tempfile::tempdir_in("/dev/shm").unwrap();
-    let folder = memory.path().join("a/keys");
-    let (archive, plain) = (uuid::Uuid::new_v4(), noise(3 * PLAIN));
-    assert!(KeptEnvelope::of(&folder, archive).read().unwrap().is_none());
-    let envelope = lab.envelope();
-    let mut kept = KeptEnvelope::keep(&folder, archive, &envelope).unwrap();
-    kept.leave();
-    drop(kept);
-    assert!(KeptEnvelope::of(&folder, uuid::Uuid::new_v4()).read().unwrap().is_none());
-    let kept = KeptEnvelope::of(&folder, archive);
-    let found = kept.read().unwrap().unwrap();
-    assert_eq!(sealed_with(&found, &plain), sealed_with(&envelope, &plain));
-    let file = folder.join(format!("{archive}.key"));
-    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o7777, 0o600);
-    assert!(!format!("{found:?}{kept:?}").contains("key:"));
-    drop(kept);
-    assert!(!file.exists());
-    // Neither on a disk, nor where others look, nor what is none.
-    let disk = tempfile::tempdir_in("/var/tmp").unwrap();
-    let refused = KeptEnvelope::keep(disk.path(), archive, &envelope).unwrap_err().to_string();
-    assert!(refused.contains("it is not in memory"), "{refused}");
-    std::fs::write(&file, b"virtfold key 1").unwrap();
-    let mut left = KeptEnvelope::of(&folder, archive);
-    left.leave();
-    assert_eq!(left.read().unwrap_err().kind(), ErrorKind::Damaged);
-    let whole = envelope.encode();
-    let whole = whole.expose_secret();
-    for len in [whole.len() - 1, whole.len() - 32, whole.len() - 33, whole.len() / 2] {
-        std::fs::write(&file, &whole[..len]).unwrap();
-        assert_eq!(left.read().unwrap_err().kind(), ErrorKind::Damaged, "{len}");
-    }
-    // Nor behind a link, which somebody else could exchange.
-    std::fs::write(&file, whole).unwrap();
-    assert!(left.read().unwrap().is_some());
-    let link = memory.path().join("link");
-    std::os::unix::fs::symlink(&folder, &link).unwrap();
-    KeptEnvelope::keep(&link, uuid::Uuid::new_v4(), &envelope).unwrap_err();
-    let mut linked = KeptEnvelope::of(&link, archive);
-    linked.leave();
-    linked.read().unwrap_err();
-    std::fs::rename(&file, memory.path().join("elsewhere")).unwrap();
-    std::os::unix::fs::symlink(memory.path().join("elsewhere"), &file).unwrap();
-    left.read().unwrap_err();
-    std::fs::set_permissions(&folder, PermissionsExt::from_mode(0o755)).unwrap();
-    let refused = left.read().unwrap_err().to_string();
-    assert!(refused.contains("others could use it"), "{refused}");
 }
 
 fn key_file(folder: &Path, text: &[u8], mode: u32) -> PathBuf {

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use super::*;
 use crate::archive::index::{ArchiveIndex, Trust};
 use crate::archive::manifest::Subject;
+use crate::archive::source::FileSource;
 use crate::archive::stream::{Compression, ReadOptions};
 use crate::image::{DiskImage, Format, OpenOptions};
 use crate::job::Control;
 use crate::job::backup::{Manner, Material, write};
-use crate::medium::{FileMedium, FileSource, Medium};
+use crate::medium::{FileMedium, Medium};
 use crate::table::Layout;
 
 struct Place {

@@ -31,10 +31,10 @@ use crate::archive::manifest::{
 };
 use crate::archive::stream::{Cancel, Compression};
 use crate::archive::writer::{Attachment, Contents, DiskTables, Rows, Runs, Sealed};
-use crate::crypt::{self, Encrypting, Envelope, Recipients};
+use crate::crypt::{self, Envelope, Recipients};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::image::{self, DiskImage, Format, Use};
-use crate::medium::{self, Copies, Label, Location, Medium, RateLimit, RateLimited, name_part};
+use crate::medium::{self, Copies, Encrypting, Label, Location, Medium, RateLimit, RateLimited, name_part};
 use crate::table::Layout;
 use crate::units::BlockSize;
 

@@ -6,6 +6,7 @@
 use std::cell::Cell;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Serialize;
 
@@ -67,11 +68,12 @@ pub fn read_options() -> ReadOptions {
 /// When the file can't be read. What is wrong with the archive is in the result.
 pub fn glance(location: &Location, identities: &Identities) -> Result<Glance> {
     let mut glance = bare(location);
-    let source = match ArchiveFile::salvage(location, identities) {
+    let file = medium::open(location)?;
+    let source = match ArchiveFile::salvage(Arc::clone(&file), identities) {
         Ok(source) => source,
         Err(error) => {
             let Some(status) = status_of(&error) else { return Err(error) };
-            glance.bytes = medium::open(location)?.len();
+            glance.bytes = file.len();
             glance.encrypted |= status == Status::Encrypted;
             return Ok(Glance { status, faults: vec![error.to_string()], ..glance });
         }
@@ -359,7 +361,7 @@ pub fn with_index<T>(
     identities: &Identities,
     look: impl FnOnce(&ArchiveIndex<'_>) -> Result<T>,
 ) -> Result<T> {
-    let source = ArchiveFile::open(location, identities)?;
+    let source = ArchiveFile::open(medium::open(location)?, identities)?;
     let options = read_options();
     let index = ArchiveIndex::open(&source, &options, Trust::Strict)
         .map_err(|e: Error| e.within(format!("cannot read the tables of '{location}'")))?;

@@ -19,7 +19,7 @@ use crate::archive::reader::{Reader, Sound, Visitor};
 use crate::archive::stream::{ReadAt, ReadOptions, read_pipe};
 use crate::crypt::{ArchiveFile, Identities, Incoming};
 use crate::error::{ErrorKind, Result, sentence};
-use crate::medium::Location;
+use crate::medium::{self, Location};
 use crate::table::{CorrespondenceTable, Run};
 use crate::units::{DenseOffset, GuestOffset};
 
@@ -66,7 +66,7 @@ pub struct VerifyReport {
 /// When the archive can't be read, is none at all, is encrypted and does not open, or needs a later version.
 pub fn run(request: &VerifyRequest, control: &Control) -> Result<VerifyReport> {
     let started = Instant::now();
-    let source = ArchiveFile::salvage(&request.archive, &request.identities)?;
+    let source = ArchiveFile::salvage(medium::open(&request.archive)?, &request.identities)?;
     let options = ReadOptions {
         workers: request.workers,
         cancel: Arc::clone(&control.cancel),

@@ -23,7 +23,7 @@
 //!
 //! A process that dies leaves a medium that another one may be able to go on with: [`Medium::keep`], [`reopen`].
 //!
-//! # Reading: [`Source`], or [`std::io::Read`] front to back
+//! # Reading: [`Source`](crate::archive::source::Source), or [`std::io::Read`] front to back
 //!
 //! A medium that can be read at any place, by many threads, is a [`Source`] ([`open`]): `show`, `table`, `verify` and a restore of single disks read
 //! no more of it than they need. One that comes once, front to back, is any `Read`; its errors carry the library's. What is read is believed only as far as the
@@ -38,6 +38,7 @@
 //!
 //! Imports: `error`, `spool`, `durable`, `ioctl`, `archive` (its traits for bytes).
 
+mod encrypting;
 mod fan_out;
 mod file;
 mod gaps;
@@ -45,13 +46,11 @@ mod location;
 pub mod mounts;
 #[cfg_attr(not(feature = "object-store"), path = "no_object.rs")]
 pub mod object;
-mod padded;
 mod pipe;
 mod probe;
 pub mod process;
 mod rate;
 mod remains;
-mod source;
 mod spooled;
 pub mod tape;
 
@@ -60,17 +59,17 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub use self::encrypting::Encrypting;
 pub use self::fan_out::{Copies, Copy, FanOut, create_all, create_all_by};
 pub use self::file::FileMedium;
 pub use self::gaps::Gaps;
 pub use self::location::{Location, LocationError, ObjectAddress, TapeAddress, TapeArchive};
-pub use self::padded::Trimmed;
 pub use self::pipe::{PipeMedium, PipeSource};
 pub use self::probe::probe;
 pub use self::rate::{RateLimit, RateLimited};
 pub use self::remains::{Mark, Notes, Remains, Reopened};
-pub use self::source::{FileSource, Source};
 pub use self::spooled::SpooledSource;
+use crate::archive::source::{FileSource, Source};
 use crate::archive::stream::{Cancel, Sink};
 use crate::error::{Error, ErrorKind, Result};
 

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::{Label, Medium, ObjectAddress, Remains, Reopened, Source};
+use super::{Label, Medium, ObjectAddress, Remains, Reopened};
+use crate::archive::source::Source;
 use crate::archive::stream::Cancel;
 use crate::error::{Error, ErrorKind, Result};
 

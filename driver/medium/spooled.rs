@@ -9,7 +9,8 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::{Gaps, PipeSource, Source};
+use super::{Gaps, PipeSource};
+use crate::archive::source::Source;
 use crate::archive::stream::ReadAt;
 use crate::error::{Error, ErrorKind, Result};
 use crate::spool::Spool;

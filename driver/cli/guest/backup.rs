@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use virtfold::catalog::Catalog;
-use virtfold::crypt::KeptEnvelope;
 use virtfold::error::{Error, ErrorKind};
 use virtfold::guest::host::LocalFiles;
 use virtfold::job::attachments::LibvirtPlaces;
 use virtfold::job::domain::{DomainReport, DomainRequest, backup_domain_to};
 use virtfold::job::guest::{Host, Pace};
 use virtfold::job::plan::Wishes;
+use virtfold::job::resume::KeptEnvelope;
 use virtfold::job::resume::{Keep, Reopen};
 use virtfold::job::{Control, Progress};
 use virtfold::metrics::{self, Labels, Measure};

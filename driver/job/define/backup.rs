@@ -18,7 +18,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::guest::domain_xml::{ChangedDisk, DomainXml, as_it_ran, changed_disks};
 use crate::job::Control;
 use crate::job::attachments::{DOMAIN_XML, LIVE_XML, limit_of};
-use crate::medium::PipeSource;
+use crate::medium::{self, PipeSource};
 use crate::table::{CorrespondenceTable, Run};
 
 /// Bytes that are kept of a stream: more than all members before the disks may have.
@@ -42,7 +42,9 @@ impl Backup {
         let name = request.archive.to_string();
         let options = options(request, control);
         let cannot = |e: Error| cannot(&name, e);
-        let source = ArchiveFile::open(&request.archive, &request.identities).map_err(cannot)?;
+        let source = medium::open(&request.archive)
+            .and_then(|source| ArchiveFile::open(source, &request.identities))
+            .map_err(cannot)?;
         let index = ArchiveIndex::open(&source, &options, Trust::Strict).map_err(cannot)?;
         let attachments = index.attachments(&limit_of).map_err(cannot)?;
         Self::new(&name, index.head().clone(), attachments)

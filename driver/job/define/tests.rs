@@ -7,10 +7,11 @@ use age::secrecy::ExposeSecret;
 use super::*;
 use crate::archive::stream::Sink;
 use crate::catalog::{Catalog, Job, JobState, Kind};
-use crate::crypt::{Encrypting, Envelope, Recipients};
+use crate::crypt::{Envelope, Recipients};
 use crate::error::{Error, ErrorKind};
 use crate::guest::simulated::{Fate, Operation, Point, When};
 use crate::guest::{Activity, Persistence, Run, Start};
+use crate::medium::Encrypting;
 use crate::medium::{FileMedium, Medium};
 use world::{Lab, MAC, Odd, UUID};
 

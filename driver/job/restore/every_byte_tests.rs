@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use super::*;
 use crate::archive::index::{ArchiveIndex, Data, Trust};
+use crate::archive::source::Source;
 use crate::archive::stream::{Compression, ReadAt};
 use crate::crypt::{ArchiveFile, Identities, Recipients};
 use crate::image::Use;
 use crate::job::backup::{self, BackupRequest, ImageSpec};
-use crate::medium::Source;
 use crate::table::Layout;
 use crate::units::{DenseOffset, KIB, MIB};
 
@@ -111,7 +111,7 @@ impl Subject {
 
     fn opened(&self, flip: Option<(usize, u8)>) -> Result<ArchiveFile> {
         let source = Arc::new(Flipped { bytes: Arc::clone(&self.archive), flip });
-        ArchiveFile::salvage_source(source, &self.identities)
+        ArchiveFile::salvage(source, &self.identities)
     }
 
     /// The archive's bytes, decrypted.

@@ -10,12 +10,13 @@ use super::{
     read_options, selected,
 };
 use crate::archive::index::{ArchiveIndex, Data, IndexedDisk, Trust};
+use crate::archive::source::Source;
 use crate::archive::stream::ReadAt;
 use crate::crypt::ArchiveFile;
 use crate::error::{Error, ErrorKind, IoContext, Result, sentence};
 use crate::job::Control;
 use crate::job::target::{TargetDisk, TargetSpec};
-use crate::medium::{Gaps, Source, SpooledSource};
+use crate::medium::{self, Gaps, SpooledSource};
 use crate::table::Run;
 use crate::units::{DenseOffset, GuestOffset};
 
@@ -23,7 +24,7 @@ use crate::units::{DenseOffset, GuestOffset};
 pub(super) fn restore(request: &RestoreRequest, control: &Control) -> Result<RestoreReport> {
     let name = request.archive.to_string();
     control.progress.enter("opening", 0);
-    let source = ArchiveFile::salvage(&request.archive, &request.identities)?;
+    let source = ArchiveFile::salvage(medium::open(&request.archive)?, &request.identities)?;
     restore_opened(request, control, &source, name)
 }
 
@@ -40,7 +41,7 @@ pub(super) fn restore_spooled(
     let spooled = SpooledSource::take(input, &name, room(request), &control.cancel)?;
     let spooled = Arc::new(spooled);
     let source: Arc<dyn Source> = Arc::clone(&spooled) as _;
-    let opened = ArchiveFile::salvage_source(source, &request.identities).inspect(|source| {
+    let opened = ArchiveFile::salvage(source, &request.identities).inspect(|source| {
         if !source.is_encrypted() {
             spooled.mind(gaps);
         }

@@ -9,13 +9,14 @@
 //! Invariants: nobody goes on with the archive of a process that lives (it holds a lock on its record); each entry of a record is true by itself, so what is
 //! lost of a record costs work and nothing else; whatever is not proven to be the same starts anew.
 //!
-//! An encrypted archive needs its key, which lies in memory apart from the record ([`crate::crypt::KeptEnvelope`]): where the host was restarted, it starts anew.
+//! An encrypted archive needs its key, which lies in memory apart from the record ([`KeptEnvelope`]): where the host was restarted, it starts anew.
 //!
 //! One medium at a time: several copies and pipes are not gone on with by another process, nor are block devices as sources, which don't tell when they
 //! were written to. What a tape has of an archive the catalog knows, and no mark is kept of it.
 //!
 //! Imports: `error`, `archive`, `crypt`, `medium`, and of `job` `disks`.
 
+mod kept_envelope;
 mod origin;
 mod proof;
 mod record;
@@ -29,6 +30,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+pub use self::kept_envelope::KeptEnvelope;
 use self::origin::Facts;
 pub use self::origin::Origin;
 pub(crate) use self::record::Record;

@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::KeptEnvelope;
 use super::{Candidate, Keep};
 use crate::archive::layout;
 use crate::archive::manifest::Disk;
 use crate::archive::stream::Digest;
 use crate::archive::writer::{Attachment, DiskTables};
-use crate::crypt::{KeptEnvelope, Recipients};
+use crate::crypt::Recipients;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::job::disks::DiskSet;
 use crate::medium::Location;

@@ -21,12 +21,13 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
+use super::KeptEnvelope;
 use super::origin::{MAX_LEN, Origin};
 use super::rows::SavedRows;
 use crate::archive::manifest::{self, Manifest};
 use crate::archive::stream::{ChunkLog, ChunkRecord, Chunks, Digest};
 use crate::archive::writer::{Attachment, DiskTables};
-use crate::crypt::{Envelope, KeptEnvelope};
+use crate::crypt::Envelope;
 use crate::durable;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::medium::{Mark, Notes, Remains};

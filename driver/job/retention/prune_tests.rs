@@ -12,11 +12,12 @@ use crate::archive::manifest::{CompressionNote, Manifest, Parent, Subject, VERSI
 use crate::archive::stream::{Cancel, Compression, StreamOptions};
 use crate::archive::writer::{Contents, write_archive};
 use crate::catalog::{Catalog, Journal, Owner, copy_name};
-use crate::crypt::{Encrypting, Envelope, Identities, Recipients};
+use crate::crypt::{Envelope, Identities, Recipients};
 use crate::error::{ErrorKind, Result};
 use crate::guest::DomainId;
 use crate::job::disks::DiskSet;
 use crate::job::inspect;
+use crate::medium::Encrypting;
 use crate::medium::{FileMedium, Location, Medium};
 
 const NOW: &str = "2026-11-27T12:00:00Z";

@@ -34,9 +34,10 @@ use object_store::{ObjectStore, ObjectStoreExt};
 
 pub use self::source::ObjectSource;
 pub use self::upload::ObjectMedium;
+use crate::archive::source::Source;
 use crate::archive::stream::Cancel;
 use crate::error::{Error, ErrorKind, Result};
-use crate::medium::{Label, Medium, ObjectAddress, Remains, Reopened, Source};
+use crate::medium::{Label, Medium, ObjectAddress, Remains, Reopened};
 
 /// How long a part is tried, where the environment does not say.
 const PATIENCE: Duration = Duration::from_secs(15 * 60);

@@ -15,9 +15,10 @@ use object_store::{Error as StoreError, GetOptions, GetRange, ObjectStore, Objec
 
 use super::fault::explain;
 use super::store::{Answer, Store, key, persist, runtime, wait};
+use crate::archive::source::Source;
 use crate::archive::stream::{Cancel, ReadAt};
 use crate::error::{Error, ErrorKind, Result};
-use crate::medium::{ObjectAddress, Source};
+use crate::medium::ObjectAddress;
 use crate::units::MIB;
 
 /// Bytes of a block.

@@ -11,9 +11,10 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use crate::common::rng::Rng;
+use virtfold::archive::source::Source;
 use virtfold::archive::stream::Sink;
 use virtfold::error::{ErrorKind, Result};
-use virtfold::medium::{self, Durable, Location, Medium, PipeMedium, Source};
+use virtfold::medium::{self, Durable, Location, Medium, PipeMedium};
 
 use rigs::{Apart, Files, Pipes, Tapes};
 use wrapped::{Fanned, Fault, Faulty, Limited};

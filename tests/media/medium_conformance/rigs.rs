@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use virtfold::archive::source::Source;
 use virtfold::archive::stream::Cancel;
 use virtfold::catalog::Catalog;
 use virtfold::error::Result;
@@ -15,7 +16,7 @@ use virtfold::medium::tape::{
     Change, Changer, Ledger, NewLabel, Overwrite, Placed, SimulatedDrive, SimulatedTape, TapeBlock, TapeCare,
     TapeMedium, TapeSetup,
 };
-use virtfold::medium::{Durable, FileMedium, Medium, PipeMedium, Source};
+use virtfold::medium::{Durable, FileMedium, Medium, PipeMedium};
 use virtfold::medium::{Label, Location};
 #[cfg(feature = "object-store")]
 use virtfold::medium::{ObjectAddress, create};

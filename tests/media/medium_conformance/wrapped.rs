@@ -3,11 +3,10 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use virtfold::archive::source::Source;
 use virtfold::archive::stream::Sink;
 use virtfold::error::{Error, ErrorKind, Result};
-use virtfold::medium::{
-    Copies, Durable, FanOut, Location, Medium, PipeMedium, RateLimit, RateLimited, Source,
-};
+use virtfold::medium::{Copies, Durable, FanOut, Location, Medium, PipeMedium, RateLimit, RateLimited};
 
 use super::{Kept, Rig};
 

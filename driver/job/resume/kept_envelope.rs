@@ -16,7 +16,7 @@ use nix::sys::statfs::{FsType, TMPFS_MAGIC, fstatfs};
 use rustix::fs::{Mode, OFlags};
 use uuid::Uuid;
 
-use super::Envelope;
+use crate::crypt::Envelope;
 use virtfold_hooks::Whose;
 
 use crate::durable;
@@ -156,4 +156,64 @@ fn check(opened: &File, directory: &Path) -> Result<()> {
         return Ok(());
     };
     Err(Error::new(ErrorKind::Usage, format!("{}: {why}", cannot())))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::crypt::Recipients;
+
+    #[test]
+    fn another_process_goes_on_with_an_envelope_that_was_kept_in_memory() {
+        let memory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let folder = memory.path().join("a/keys");
+        let archive = Uuid::new_v4();
+        assert!(KeptEnvelope::of(&folder, archive).read().unwrap().is_none());
+        let identity = age::x25519::Identity::generate();
+        let recipients = Recipients::gather(&[identity.to_public().to_string()], None).unwrap().unwrap();
+        let envelope = Envelope::new(&recipients).unwrap();
+        let mut kept = KeptEnvelope::keep(&folder, archive, &envelope).unwrap();
+        kept.leave();
+        drop(kept);
+        assert!(KeptEnvelope::of(&folder, Uuid::new_v4()).read().unwrap().is_none());
+        let kept = KeptEnvelope::of(&folder, archive);
+        let found = kept.read().unwrap().unwrap();
+        assert!(found.encode().expose_secret() == envelope.encode().expose_secret());
+        let file = folder.join(format!("{archive}.key"));
+        assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o7777, 0o600);
+        assert!(!format!("{found:?}{kept:?}").contains("key:"));
+        drop(kept);
+        assert!(!file.exists());
+        // Neither on a disk, nor where others look, nor what is none.
+        let disk = tempfile::tempdir_in("/var/tmp").unwrap();
+        let refused = KeptEnvelope::keep(disk.path(), archive, &envelope).unwrap_err().to_string();
+        assert!(refused.contains("it is not in memory"), "{refused}");
+        std::fs::write(&file, b"virtfold key 1").unwrap();
+        let mut left = KeptEnvelope::of(&folder, archive);
+        left.leave();
+        assert_eq!(left.read().unwrap_err().kind(), ErrorKind::Damaged);
+        let whole = envelope.encode();
+        let whole = whole.expose_secret();
+        for len in [whole.len() - 1, whole.len() - 32, whole.len() - 33, whole.len() / 2] {
+            std::fs::write(&file, &whole[..len]).unwrap();
+            assert_eq!(left.read().unwrap_err().kind(), ErrorKind::Damaged, "{len}");
+        }
+        // Nor behind a link, which somebody else could exchange.
+        std::fs::write(&file, whole).unwrap();
+        assert!(left.read().unwrap().is_some());
+        let link = memory.path().join("link");
+        std::os::unix::fs::symlink(&folder, &link).unwrap();
+        KeptEnvelope::keep(&link, Uuid::new_v4(), &envelope).unwrap_err();
+        let mut linked = KeptEnvelope::of(&link, archive);
+        linked.leave();
+        linked.read().unwrap_err();
+        std::fs::rename(&file, memory.path().join("elsewhere")).unwrap();
+        std::os::unix::fs::symlink(memory.path().join("elsewhere"), &file).unwrap();
+        left.read().unwrap_err();
+        std::fs::set_permissions(&folder, PermissionsExt::from_mode(0o755)).unwrap();
+        let refused = left.read().unwrap_err().to_string();
+        assert!(refused.contains("others could use it"), "{refused}");
+    }
 }

@@ -3,21 +3,16 @@
 //! Pieces are numbered, and each is encrypted by its number alone (age's STREAM): so the archive can be gone on with at any piece. It begins with the
 //! piece before the one that is wanted: whether that was the last is known only when something follows it.
 
-use std::io::Read;
 use std::sync::Arc;
 
-use chacha20poly1305::aead::{AeadInPlace, KeyInit};
-use chacha20poly1305::{ChaCha20Poly1305, Nonce, Tag};
-
-use super::{Envelope, PIECE, TAG};
+use super::{Durable, Medium, Notes};
 use crate::archive::stream::Sink;
+use crate::crypt::{Envelope, PieceCipher, Place};
 use crate::error::{Error, ErrorKind, Result};
-use crate::medium::{Durable, Medium, Notes};
 
 /// Plain bytes of a full piece, and bytes of it with its authenticator.
-const PLAIN: usize = 64 << 10;
-const TAG_LEN: usize = 16;
-const SEALED: u64 = PIECE + TAG;
+const PLAIN: usize = PieceCipher::PLAIN;
+const SEALED: u64 = PieceCipher::SEALED;
 const WHAT: &str = "cannot write the encrypted archive";
 
 /// A medium that encrypts what it is given and hands it on. It holds one piece of 64 KiB.
@@ -26,7 +21,7 @@ const WHAT: &str = "cannot write the encrypted archive";
 pub struct Encrypting {
     medium: Box<dyn Medium>,
     envelope: Envelope,
-    cipher: ChaCha20Poly1305,
+    cipher: PieceCipher,
     /// Plain bytes of the piece that is being filled, and its number.
     piece: Vec<u8>,
     number: u64,
@@ -53,7 +48,7 @@ impl Encrypting {
         let mut this = Self {
             medium,
             envelope: envelope.clone(),
-            cipher: ChaCha20Poly1305::new(envelope.key().into()),
+            cipher: PieceCipher::new(envelope),
             piece: Vec::with_capacity(PLAIN + 16),
             number: 0,
             leave_out: 0,
@@ -77,16 +72,13 @@ impl Encrypting {
         if let Some(missing) = missing.filter(|missing| !missing.is_empty()) {
             self.medium.write(missing).map_err(|e| e.within(WHAT))?;
         }
-        Ok(self.number * PIECE)
+        Ok(self.number * PLAIN as u64)
     }
 
     /// Encrypts the piece and hands it on.
     fn seal(&mut self, place: Place) -> Result<()> {
-        let nonce = nonce(self.number, place);
         // A buffer that grows would leave plain bytes behind; this one has room for the authenticator.
-        self.cipher
-            .encrypt_in_place(&nonce, b"", &mut self.piece)
-            .map_err(|_| Error::new(ErrorKind::Internal, "a piece can't be encrypted"))?;
+        self.cipher.seal(self.number, place, &mut self.piece)?;
         self.number += 1;
         let there = usize::try_from(self.leave_out).unwrap_or(usize::MAX).min(self.piece.len());
         self.leave_out -= there as u64;
@@ -107,50 +99,6 @@ impl Encrypting {
         self.closed = true;
         Ok(())
     }
-}
-
-impl Envelope {
-    /// How many of the first `most` bytes of `input` are the beginning of an archive in this envelope, in whole pieces, none of them the last; and how many
-    /// bytes so many pieces can have at most.
-    pub(crate) fn proven(&self, mut input: impl Read, most: u64) -> (u64, u64) {
-        let head = self.head();
-        let head_len = head.len() as u64;
-        let Some(behind) = most.checked_sub(head_len) else { return (0, 0) };
-        let whole = head_len + behind / SEALED * SEALED;
-        let mut first = vec![0; head.len()];
-        if input.read_exact(&mut first).is_err() || first.as_slice() != head.as_ref() {
-            return (0, whole);
-        }
-        let cipher = ChaCha20Poly1305::new(self.key().into());
-        let mut sealed = vec![0; PLAIN + TAG_LEN];
-        for number in 0..behind / SEALED {
-            let read = input.read_exact(&mut sealed);
-            let (piece, tag) = sealed.split_at_mut(PLAIN);
-            let nonce = nonce(number, Place::Within);
-            let opened = cipher.decrypt_in_place_detached(&nonce, b"", piece, Tag::from_slice(tag));
-            if read.is_err() || opened.is_err() {
-                return (head_len + number * SEALED, whole);
-            }
-        }
-        (whole, whole)
-    }
-}
-
-/// Where a piece is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
-    Within,
-    Last,
-}
-
-/// The nonce of a piece: eleven bytes of its number, the greatest first, and one that says whether it is the last.
-fn nonce(number: u64, place: Place) -> Nonce {
-    let mut nonce = Nonce::default();
-    nonce.iter_mut().skip(3).zip(number.to_be_bytes()).for_each(|(to, from)| *to = from);
-    if let Some(flag) = nonce.last_mut() {
-        *flag = u8::from(place == Place::Last);
-    }
-    nonce
 }
 
 impl Sink for Encrypting {

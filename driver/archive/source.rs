@@ -1,11 +1,14 @@
-//! Sources: archives that can be read at any place. A regular file is one, and a block device.
+//! Sources: archives that can be read at any place. A regular file is one, a block device, and the first bytes of another source.
+//!
+//! Imports: `error`, `stream` (the trait `ReadAt`).
 
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::Arc;
 
-use crate::archive::stream::ReadAt;
+use super::stream::ReadAt;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 
 /// An archive on a medium that can be read at any place, by many threads at once.
@@ -67,5 +70,42 @@ impl ReadAt for FileSource {
 
     fn name(&self) -> &str {
         &self.name
+    }
+}
+
+/// The first bytes of a source.
+#[derive(Debug)]
+pub struct Trimmed {
+    source: Arc<dyn Source>,
+    len: u64,
+}
+
+impl Trimmed {
+    /// The first `len` bytes of `source`, which has no fewer.
+    pub fn new(source: Arc<dyn Source>, len: u64) -> Self {
+        Self { len: len.min(source.len()), source }
+    }
+}
+
+impl Source for Trimmed {
+    fn file(&self) -> Option<&File> {
+        self.source.file()
+    }
+}
+
+impl ReadAt for Trimmed {
+    fn read_exact_at(&self, at: u64, buf: &mut [u8]) -> Result<()> {
+        if at.saturating_add(buf.len() as u64) > self.len {
+            return Err(Error::new(ErrorKind::Incomplete, format!("'{}' ends before that", self.name())));
+        }
+        self.source.read_exact_at(at, buf)
+    }
+
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn name(&self) -> &str {
+        self.source.name()
     }
 }
