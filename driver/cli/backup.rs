@@ -10,8 +10,7 @@ use virtfold::image::{Format, Use};
 use virtfold::job::backup::{
     self, BackupReport, BackupRequest, Containers, DetectZeroes, DiskReport, ImageSpec, Manner,
 };
-use virtfold::job::resume::KeptEnvelope;
-use virtfold::job::resume::{Keep, Reopen, Wish};
+use virtfold::job::resume::{Keep, KeptEnvelope, Wish};
 use virtfold::job::{Control, Progress};
 use virtfold::medium::{Location, RateLimit};
 use virtfold::table::Layout;
@@ -133,10 +132,11 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
     let config = args.config.load()?;
     let defaults = &config.defaults;
     let manner = manner(&args, defaults)?;
-    let media = Media::new(&args.to, &args.tape, || args.guest.state_dir(), &signals.stop)?;
+    let mut media = Media::new(&args.to, &args.tape, || args.guest.state_dir(), &signals.stop)?;
     if !args.guest.is_plan() {
         let catalog = mounted::catalog(&args.guest.state_dir()?)?;
-        args.mounts.check(&args.to, &config, catalog.as_ref())?;
+        let looked = args.mounts.check(&media, &config, catalog.as_ref())?;
+        media.stand_on(looked);
     }
     let wish = if args.no_resume { Wish::Anew } else { Wish::GoOn };
     if let Some(domain) = &args.domain {
@@ -151,13 +151,19 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
     let destinations = args.to.clone();
     let (state_dir, job) = (args.guest.state_dir()?, args.job.clone());
     let key_dir = &KeptEnvelope::usual_directory();
-    let reopen: Reopen<'_> = &|place, label, cancel, remains| media.reopen(place, label, cancel, remains);
-    let discard = &medium::discard;
-    let keep =
-        Keep { state_dir: &state_dir, key_dir, places: &destinations, job: None, wish, reopen, discard };
+    let keep = Keep {
+        state_dir: &state_dir,
+        key_dir,
+        places: &destinations,
+        job: None,
+        wish,
+        reopen: &|place, label, cancel, remains| media.reopen(place, label, cancel, remains),
+        read_back: &|place, cancel, remains| media.read_back(place, cancel, remains),
+        discard: &medium::discard,
+    };
     let request = request(args, manner, destinations.clone())?;
     let (outcome, report) = images_to(&request, (&media, &keep), style, signals)?;
-    remember::backup(&report, media.places(), job.as_deref(), (&state_dir, Missing::Left));
+    remember::backup(&report, &media, job.as_deref(), (&state_dir, Missing::Left));
     Ok(outcome)
 }
 

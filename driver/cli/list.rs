@@ -11,7 +11,7 @@ use virtfold::error::sentence;
 use virtfold::job::inspect::{self, Glance};
 use virtfold::job::mounted::{Mounted, Place, check};
 use virtfold::job::retention::{self, Remembered};
-use virtfold::medium::Location;
+use virtfold::medium::{Location, mounts};
 use virtfold::units::Human;
 
 use super::Signals;
@@ -74,7 +74,7 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<Outcome> {
     }
     if let (Some(path), true) = (args.directory.path(), args.remember) {
         let catalog = mounted::catalog(&args.state.path()?)?;
-        check(&Place { path, medium: None, mounted: Mounted::AsBefore }, catalog.as_ref())?;
+        check(&Place { path, medium: None, mounted: Mounted::AsBefore }, catalog.as_ref(), &mounts::of)?;
     }
     let located = inspect::list_located(&args.directory, &args.identity.load()?)?;
     let style = Style::from_flag(&args.json);

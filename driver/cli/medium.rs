@@ -8,13 +8,15 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use virtfold::archive::stream::Cancel;
+use virtfold::catalog::place_name;
 use virtfold::error::{Error, ErrorKind};
-use virtfold::medium::process::{self, Leaving, Opened, Place, Request};
-use virtfold::medium::{self, Label, Location, Remains, Reopened};
+use virtfold::medium::process::{self, Known, Leaving, Opened, Place, Request};
+use virtfold::medium::{self, Label, Location, Remains, Reopened, mounts};
 
 use super::args;
 use super::exit::Outcome;
 use super::guest::connection::StateFlag;
+use super::mounted::Expected;
 use super::output::say;
 use super::report::printable;
 use super::signals::Signals;
@@ -30,6 +32,8 @@ pub(crate) struct Args {
     tape: WriteArgs,
     #[command(flatten)]
     state: StateFlag,
+    #[command(flatten)]
+    expected: Expected,
 }
 
 /// Runs the verb.
@@ -80,18 +84,31 @@ pub(super) fn part(leaving: &Leaving) {
 impl Args {
     fn open(&self, request: Request, cancel: &Cancel) -> Result<Opened, Error> {
         if let Request::Discard(remains) = request {
-            return medium::discard(&remains).map(|()| Opened::Done);
+            return medium::discard(&remains).map(|()| Opened::Known(Known::Done));
         }
         let nowhere = || Error::new(ErrorKind::Usage, "--to says where the archive goes");
         let place = self.to.as_ref().ok_or_else(nowhere)?;
+        if let Some(path) = place.path() {
+            // The driver looked before it froze anything: what was mounted then may be gone.
+            self.expected.check(path)?;
+        }
         match request {
             Request::Create(label) => self.create(place, &label, cancel),
             Request::Reopen(label, remains) => self.reopen(place, (&label, &remains), cancel),
             Request::Look => {
                 let found = place.path().and_then(|directory| directory.metadata().ok());
-                Ok(Opened::Device(found.map(|found| found.dev())))
+                Ok(Opened::Known(Known::Device(found.map(|found| found.dev()))))
             }
-            Request::Discard(_) => Ok(Opened::Done),
+            Request::Mount => {
+                let found = place.path().map(mounts::of).transpose()?.flatten();
+                Ok(Opened::Known(Known::Mount(found)))
+            }
+            Request::Name => place_name(place).map(|name| Opened::Known(Known::Name(name))),
+            Request::ReadBack(remains) => Ok(match remains.opened() {
+                Some(file) => Opened::Left(file, remains.synced),
+                None => Opened::Gone("its file is not there as it was left".to_owned()),
+            }),
+            Request::Discard(_) => Ok(Opened::Known(Known::Done)),
         }
     }
 

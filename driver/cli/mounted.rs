@@ -1,13 +1,15 @@
 //! Whether the directories of a backup are on the file systems that they should be on: what the command line and the configuration say of it.
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use virtfold::catalog::{Catalog, Nothing};
 use virtfold::error::{Error, IoContext};
-use virtfold::job::mounted::{Mounted, Place, check};
-use virtfold::medium::Location;
+use virtfold::job::mounted::{Mounted, Place, check, still};
+use virtfold::medium::mounts::Mount;
 use virtfold_config::{Config, Medium};
+
+use super::tape::media::Media;
 
 /// What has to be mounted at the directories.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -29,19 +31,18 @@ impl MountArgs {
         places.iter().any(|place| place.is_empty() || Path::new(place) == path)
     }
 
-    /// Looks at the directories among `places`.
+    /// Looks at the directories among the places of a backup. What the process of each has to see there, where it has to see something.
     ///
     /// # Errors
     /// Those of [`check`].
     pub(crate) fn check(
         &self,
-        places: &[Location],
+        media: &Media,
         config: &Config,
         catalog: Option<&Catalog>,
-    ) -> Result<(), Error> {
-        for (index, path) in
-            places.iter().enumerate().filter_map(|(index, place)| Some((index, place.path()?)))
-        {
+    ) -> Result<Vec<Option<Expected>>, Error> {
+        let one = |(index, place): (usize, &virtfold::medium::Location)| {
+            let Some(path) = place.path() else { return Ok(None) };
             let known = of(config, path)?;
             let mounted =
                 match (Self::says(&self.no_require_mount, path), Self::says(&self.require_mount, path)) {
@@ -50,9 +51,62 @@ impl MountArgs {
                     (false, false) => known.map_or(Mounted::AsBefore, |(_, medium)| wish(medium)),
                 };
             let medium = self.medium.get(index).map(String::as_str).or(known.map(|(name, _)| name));
-            check(&Place { path, medium, mounted }, catalog)?;
+            let found = check(&Place { path, medium, mounted }, catalog, &|_| media.mount(place))?;
+            Ok(found.map(|mount| Expected {
+                mount_point: Some(mount.point),
+                file_system: mount.file_system,
+                any_file_system: mounted == Mounted::Yes,
+                called: medium.map(ToOwned::to_owned),
+            }))
+        };
+        media.places().iter().enumerate().map(one).collect()
+    }
+}
+
+/// What the process of a medium has to see mounted at its place, as it is told: what was there when the backup was begun may be gone.
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
+pub(crate) struct Expected {
+    /// Where it was mounted
+    #[arg(long, value_name = "DIR")]
+    mount_point: Option<PathBuf>,
+    /// Which file system it was
+    #[arg(long, value_name = "ID", requires = "mount_point")]
+    file_system: Option<String>,
+    /// Another file system may be mounted there by now
+    #[arg(long, requires = "mount_point")]
+    any_file_system: bool,
+    /// What the configuration calls the place
+    #[arg(long, value_name = "MEDIUM", requires = "mount_point")]
+    called: Option<String>,
+}
+
+impl Expected {
+    /// The options that say it.
+    pub(crate) fn arguments(&self) -> Vec<OsString> {
+        let said = [
+            ("--mount-point=", self.mount_point.as_ref().map(|point| point.as_os_str().to_owned())),
+            ("--file-system=", self.file_system.as_ref().map(OsString::from)),
+            ("--called=", self.called.as_ref().map(OsString::from)),
+        ];
+        let mut arguments = Vec::new();
+        for (name, value) in said.into_iter().filter_map(|(name, value)| Some((name, value?))) {
+            let mut argument = OsString::from(name);
+            argument.push(value);
+            arguments.push(argument);
         }
-        Ok(())
+        arguments.extend(self.any_file_system.then(|| "--any-file-system".into()));
+        arguments
+    }
+
+    /// Makes sure that it is there.
+    ///
+    /// # Errors
+    /// Those of [`still`].
+    pub(crate) fn check(&self, path: &Path) -> Result<(), Error> {
+        let Some(point) = self.mount_point.clone() else { return Ok(()) };
+        let mounted = if self.any_file_system { Mounted::Yes } else { Mounted::AsBefore };
+        let place = Place { path, medium: self.called.as_deref(), mounted };
+        still(&place, &Mount { point, file_system: self.file_system.clone() })
     }
 }
 
@@ -79,4 +133,38 @@ fn of<'a>(config: &'a Config, path: &Path) -> Result<Option<(&'a str, &'a Medium
 /// It can't be used.
 pub(crate) fn catalog(state: &Path) -> Result<Option<Catalog>, Error> {
     if Nothing::is_in(state) { Ok(None) } else { Catalog::open(state).map(Some) }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use virtfold::error::ErrorKind;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Alone {
+        #[command(flatten)]
+        expected: Expected,
+    }
+
+    #[test]
+    fn the_process_of_a_medium_expects_what_was_seen() {
+        let all = Expected {
+            mount_point: Some("/mnt/my disk".into()),
+            file_system: Some("-odd = id".to_owned()),
+            any_file_system: true,
+            called: Some("-nas".to_owned()),
+        };
+        let some = Expected { mount_point: Some("/elsewhere".into()), ..Expected::default() };
+        for expected in [Expected::default(), all, some] {
+            let told = [vec!["x".into()], expected.arguments()].concat();
+            assert_eq!(Alone::try_parse_from(&told).unwrap().expected, expected, "{told:?}");
+        }
+        let error = Expected { mount_point: Some("/elsewhere".into()), ..Expected::default() };
+        let error = error.check(Path::new("/proc/self")).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+        assert!(error.to_string().contains("'/proc/self' is not mounted"), "{error}");
+        Expected::default().check(Path::new("/proc/self")).unwrap();
+    }
 }

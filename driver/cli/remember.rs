@@ -6,10 +6,10 @@ use virtfold::catalog::{Catalog, Nothing};
 use virtfold::error::sentence;
 use virtfold::job::backup::BackupReport;
 use virtfold::job::retention;
-use virtfold::medium::Location;
 
 use super::output::say;
 use super::report::printable;
+use super::tape::media::Media;
 
 /// Whether a state directory is made for the catalog's sake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,14 +23,14 @@ pub(crate) enum Missing {
 /// Notes each good copy of a backup. That it can't be noted is said, and makes a good archive no worse.
 pub(crate) fn backup(
     report: &BackupReport,
-    places: &[Location],
+    media: &Media,
     job: Option<&str>,
     (state, missing): (&Path, Missing),
 ) {
     if missing == Missing::Left && Nothing::is_in(state) {
         return;
     }
-    let copies = retention::copies(report, places, job);
+    let copies = retention::copies(report, (media.places(), &|place| media.name(place)), job);
     let noted = copies.and_then(|copies| Catalog::open(state)?.remember(&copies));
     if let Err(error) = noted {
         say(&format!(

@@ -238,7 +238,7 @@ pub fn write_kept(
         }
     };
     let Begun { record, head, attachments, medium, envelope, rows, log, at } = begun;
-    let (mut medium, reached) = outward(medium, manner, (envelope.as_ref(), at))?;
+    let (mut medium, reached) = outward(medium, (manner, control), (envelope.as_ref(), at))?;
     let as_begun: Vec<AsBegun<'_>> =
         rows.iter().zip(&tables).map(|(rows, now)| AsBegun { rows, now: *now }).collect();
     let as_begun = as_begun.iter().map(|disk| disk as &dyn DiskTables);
@@ -254,12 +254,12 @@ pub fn write_kept(
 /// What the archive goes through on its way to a medium that has so many bytes of it; and the byte of the archive that comes next.
 fn outward(
     mut medium: Box<dyn Medium>,
-    manner: &Manner,
+    (manner, control): (&Manner, &Control),
     (envelope, at): (Option<&Envelope>, Option<u64>),
 ) -> Result<(Box<dyn Medium>, u64)> {
     let at = at.unwrap_or_default();
     if let Some(limit) = manner.limit_rate {
-        medium = Box::new(RateLimited::new(medium, limit));
+        medium = Box::new(RateLimited::new(medium, limit, &control.cancel));
     }
     let Some(envelope) = envelope else { return Ok((medium, at)) };
     let (encrypting, reached) = Encrypting::go_on_with(medium, envelope, at)?;

@@ -51,26 +51,36 @@ impl Place<'_> {
     }
 }
 
-/// Makes sure that the right file system is there, and notes it where none was known. It is looked at once, before anything is frozen:
-/// a look may hang, as the medium may.
+/// Looks what a directory is on: [`mounts::of`], or who has another process look.
+pub type Look<'a> = &'a dyn Fn(&Path) -> Result<Option<Mount>>;
+
+/// Makes sure that the right file system is there, and notes it where none was known. What is there then, where something has to be: whoever writes there
+/// looks again ([`still`]).
 ///
 /// # Errors
-/// [`ErrorKind::NotFound`]: it is not mounted; [`ErrorKind::Refused`]: another one is; the directory, the table of mounts or the catalog
-/// can't be read, or the catalog not written.
-pub fn check(place: &Place<'_>, catalog: Option<&Catalog>) -> Result<()> {
+/// [`ErrorKind::NotFound`]: it is not mounted; [`ErrorKind::Refused`]: another one is; the catalog can't be read or written; those of `look`.
+pub fn check(place: &Place<'_>, catalog: Option<&Catalog>, look: Look<'_>) -> Result<Option<Mount>> {
     if place.mounted == Mounted::No {
-        return Ok(());
+        return Ok(None);
     }
     let absolute = std::path::absolute(place.path).at(|| format!("cannot look at {}", place.words()))?;
     let known = catalog.map(|catalog| catalog.mount_of(&absolute)).transpose()?.flatten();
-    let now = mounts::of(place.path)?;
+    let now = look(place.path)?;
     let found = judge(place, known.as_ref(), now)?;
     if let (Some(catalog), Some(found)) = (catalog, &found)
         && known.as_ref() != Some(found)
     {
         catalog.remember_mount(&absolute, found)?;
     }
-    Ok(())
+    Ok(found)
+}
+
+/// Makes sure that a directory is still on what it was on when it was checked.
+///
+/// # Errors
+/// As [`check`], in the same words.
+pub fn still(place: &Place<'_>, then: &Mount) -> Result<()> {
+    judge(place, Some(then), mounts::of(place.path)?).map(drop)
 }
 
 /// What is there, where something has to be, or is worth remembering.
@@ -169,16 +179,20 @@ mod tests {
         let catalog = Catalog::open(state.path()).unwrap();
         let path = Path::new("/proc/self");
         let place = |medium, mounted| Place { path, medium, mounted };
-        check(&place(None, Mounted::AsBefore), Some(&catalog)).unwrap();
-        assert_eq!(catalog.mount_of(path).unwrap(), mounts::of(path).unwrap());
+        let check = |place: &Place<'_>| check(place, Some(&catalog), &mounts::of);
+        let found = check(&place(None, Mounted::AsBefore)).unwrap();
+        assert_eq!(catalog.mount_of(path).unwrap(), found);
+        still(&place(None, Mounted::AsBefore), &found.unwrap()).unwrap();
         catalog.remember_mount(path, &mount("/elsewhere", "x")).unwrap();
-        let error = check(&place(Some("nas"), Mounted::AsBefore), Some(&catalog)).unwrap_err();
+        let error = check(&place(Some("nas"), Mounted::AsBefore)).unwrap_err();
+        let later = still(&place(Some("nas"), Mounted::Yes), &mount("/elsewhere", "x")).unwrap_err();
         let words = error.to_string();
+        assert_eq!((later.kind(), later.to_string()), (error.kind(), words.clone()));
         assert!(words.contains("the medium 'nas' ('/proc/self') is not mounted"), "{words}");
         assert!(
             words.contains("'/elsewhere'") && error.hint().unwrap().contains("mount /elsewhere"),
             "{words}"
         );
-        check(&place(None, Mounted::No), Some(&catalog)).unwrap();
+        assert_eq!(check(&place(None, Mounted::No)).unwrap(), None);
     }
 }

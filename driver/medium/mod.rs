@@ -54,6 +54,7 @@ mod remains;
 mod spooled;
 pub mod tape;
 
+use std::io::Read;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -218,6 +219,15 @@ pub fn reopen(location: &Location, label: &Label, cancel: &Cancel, remains: &Rem
         Location::Pipe => Ok(Reopened::Gone("a pipe is gone with its process".to_owned())),
         Location::Tape(_) => Ok(Reopened::Gone("a tape needs its drive and its catalog".to_owned())),
     }
+}
+
+/// What a dead process has left of a file, to read; nothing, where it is not there.
+///
+/// # Errors
+/// None here; who has it read by another process may not get an answer.
+pub fn read_back(_: &Location, _: &Cancel, remains: &Remains) -> Result<Option<Box<dyn Read>>> {
+    let file = remains.opened();
+    Ok(file.map(|file| Box::new(file.take(remains.synced)) as Box<dyn Read>))
 }
 
 /// Takes away what a dead process has left of an archive that nobody will go on with. Parts of an upload are taken away by the next upload to their place.

@@ -13,6 +13,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, ErrorKind, IoContext, Result};
 
 const TABLE: &str = "/proc/self/mountinfo";
@@ -21,12 +23,26 @@ const LONGEST: u64 = 16 << 20;
 const BY_UUID: &str = "/dev/disk/by-uuid";
 
 /// Where a directory's file system is mounted, and which it is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mount {
     /// The mount point.
+    #[serde(with = "bytes")]
     pub point: PathBuf,
     /// The file system, where something tells it from others.
     pub file_system: Option<String>,
+}
+
+/// A path from process to process, whatever it holds.
+mod bytes {
+    use super::{Deserialize, OsStrExt, OsString, OsStringExt, Path, PathBuf, Serialize};
+
+    pub(super) fn serialize<S: serde::Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
+        path.as_os_str().as_bytes().serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: serde::Deserializer<'de>>(from: D) -> Result<PathBuf, D::Error> {
+        Vec::<u8>::deserialize(from).map(|bytes| OsString::from_vec(bytes).into())
+    }
 }
 
 impl Mount {

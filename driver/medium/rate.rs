@@ -1,13 +1,17 @@
 //! A medium held to a rate, so that a backup leaves the disk and the network to the guests.
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::{Durable, Medium};
-use crate::archive::stream::Sink;
-use crate::error::Result;
+use crate::archive::stream::{Cancel, Sink};
+use crate::error::{Error, ErrorKind, Result};
 
 /// The longest time whose unused allowance may be used later: bursts stay short.
 const MEMORY: Duration = Duration::from_millis(250);
+/// How often the run's flag is looked at.
+const FLAG: Duration = Duration::from_millis(50);
 /// The largest piece written at once, so that the rate is even and not a row of bursts.
 const PIECE: usize = 64 << 10;
 
@@ -32,14 +36,30 @@ impl RateLimit {
 pub struct RateLimited {
     inner: Box<dyn Medium>,
     limit: RateLimit,
+    /// Ends the wait.
+    cancel: Cancel,
     /// When what has been written so far would be done at exactly the limit.
     due: Instant,
 }
 
 impl RateLimited {
-    /// Holds `inner` to `limit`.
-    pub fn new(inner: Box<dyn Medium>, limit: RateLimit) -> Self {
-        Self { inner, limit, due: Instant::now() }
+    /// Holds `inner` to `limit`, until the run is told to end.
+    pub fn new(inner: Box<dyn Medium>, limit: RateLimit, cancel: &Cancel) -> Self {
+        Self { inner, limit, cancel: Arc::clone(cancel), due: Instant::now() }
+    }
+
+    /// Waits until more may be written.
+    fn wait(&self) -> Result<()> {
+        loop {
+            if self.cancel.load(Ordering::Relaxed) {
+                return Err(Error::new(ErrorKind::Interrupted, "the work was interrupted"));
+            }
+            let left = self.due.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            std::thread::sleep(left.min(FLAG));
+        }
     }
 }
 
@@ -48,7 +68,7 @@ impl Sink for RateLimited {
         for piece in bytes.chunks(PIECE) {
             let now = Instant::now();
             self.due = self.due.max(now.checked_sub(MEMORY).unwrap_or(now));
-            std::thread::sleep(self.due.saturating_duration_since(now));
+            self.wait()?;
             self.due += self.limit.time_for(piece.len());
             self.inner.write(piece)?;
         }
@@ -73,7 +93,7 @@ impl Medium for RateLimited {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::{Arc, Mutex};
+    use std::sync::Mutex;
 
     struct Memory(Arc<Mutex<Vec<u8>>>);
 
@@ -94,7 +114,8 @@ mod tests {
     fn keeps_the_bytes_and_takes_the_time() {
         let kept = Arc::new(Mutex::new(Vec::new()));
         let limit = RateLimit::new(4 << 20).unwrap();
-        let mut medium = Box::new(RateLimited::new(Box::new(Memory(Arc::clone(&kept))), limit));
+        let mut medium =
+            Box::new(RateLimited::new(Box::new(Memory(Arc::clone(&kept))), limit, &Cancel::default()));
         let bytes: Vec<u8> = (0..=255).cycle().take(3 << 20).collect();
         let start = Instant::now();
         medium.write(&bytes).unwrap();
@@ -103,5 +124,22 @@ mod tests {
         assert_eq!(*kept.lock().unwrap(), bytes);
         assert_eq!(medium.finish().unwrap().bytes, 3 << 20);
         assert_eq!(RateLimit::new(0), None);
+    }
+
+    /// At a byte a second the second piece would be due in most of a day.
+    #[test]
+    fn a_wait_ends_with_the_run() {
+        let cancel = Cancel::default();
+        let limit = RateLimit::new(1).unwrap();
+        let mut medium = RateLimited::new(Box::new(Memory(Arc::default())), limit, &cancel);
+        let start = Instant::now();
+        std::thread::scope(|scope| {
+            let written = scope.spawn(|| medium.write(&[0; 2 * PIECE]));
+            std::thread::sleep(Duration::from_millis(100));
+            assert!(!written.is_finished());
+            cancel.store(true, Ordering::Relaxed);
+            assert_eq!(written.join().unwrap().unwrap_err().kind(), ErrorKind::Interrupted);
+        });
+        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
     }
 }

@@ -8,6 +8,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -91,6 +93,17 @@ impl Remains {
             }
             Mark::Part { .. } => {}
         }
+    }
+}
+
+impl Remains {
+    /// The unfinished file, to read; nothing, where it is not there, or another one is.
+    pub fn opened(&self) -> Option<File> {
+        let (path, identity) = self.file.as_ref()?;
+        let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+        let file = OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path).ok()?;
+        let found = file.metadata().ok()?;
+        (found.is_file() && (found.dev(), found.ino()) == *identity).then_some(file)
     }
 }
 

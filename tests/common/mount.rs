@@ -3,10 +3,17 @@
 //! The tests that use them need root and say so: there is no skipping.
 
 use std::fs::OpenOptions;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use super::run::{run, text, tool, wait_until};
+
+/// How long whoever uses a mount may take to end.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Fails with a clear word unless this is root.
 pub(crate) fn require_root() {
@@ -46,7 +53,7 @@ impl Drop for Loop {
 pub(crate) struct Mount {
     at: PathBuf,
     // Detached after the unmount: fields drop after `Drop::drop`.
-    _device: Option<Loop>,
+    device: Option<Loop>,
 }
 
 impl Mount {
@@ -56,7 +63,7 @@ impl Mount {
         std::fs::create_dir_all(at).unwrap();
         let options = format!("size={size},mode=0755");
         run(&mut tool("mount", ["-t", "tmpfs", "-o", &options, "virtfold-test", text(at)])).ok();
-        Self { at: at.to_owned(), _device: None }
+        Self { at: at.to_owned(), device: None }
     }
 
     /// The kernel's file system of device nodes, once more.
@@ -64,7 +71,7 @@ impl Mount {
         require_root();
         std::fs::create_dir_all(at).unwrap();
         run(&mut tool("mount", ["-t", "devtmpfs", "virtfold-test", text(at)])).ok();
-        Self { at: at.to_owned(), _device: None }
+        Self { at: at.to_owned(), device: None }
     }
 
     /// A file system made by `mkfs` (its words save the device) in a new file `file` of `size` bytes.
@@ -75,7 +82,7 @@ impl Mount {
         let device = Loop::attach(file);
         std::fs::create_dir_all(at).unwrap();
         run(&mut tool("mount", [device.device(), at])).ok();
-        Self { at: at.to_owned(), _device: Some(device) }
+        Self { at: at.to_owned(), device: Some(device) }
     }
 
     /// An exFAT of `size` bytes in a new file `file`, by FUSE.
@@ -85,7 +92,7 @@ impl Mount {
         let device = Loop::attach(file);
         std::fs::create_dir_all(at).unwrap();
         run(&mut tool("mount.exfat-fuse", [device.device(), at])).ok();
-        Self { at: at.to_owned(), _device: Some(device) }
+        Self { at: at.to_owned(), device: Some(device) }
     }
 
     /// Where it is mounted.
@@ -113,6 +120,36 @@ impl Mount {
 #[derive(Debug)]
 pub(crate) struct FrozenMount<'a>(&'a Mount);
 
+impl Mount {
+    /// Stops the program that serves it: whoever asks for anything waits, and only SIGKILL ends that.
+    pub(crate) fn stop_serving(&self) -> StoppedMount {
+        let device = self.device.as_ref().expect("a file system in user space has a device");
+        let serves = |process: &Path| {
+            let words = std::fs::read(process.join("cmdline")).unwrap_or_default();
+            let mut words = words.split(|byte| *byte == 0);
+            words.next() == Some(b"mount.exfat-fuse")
+                && words.any(|word| word == device.0.as_os_str().as_bytes())
+        };
+        let mut all = std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
+        let found = all.find(|process| serves(process)).expect("nobody serves it");
+        let pid = Pid::from_raw(found.file_name().unwrap().to_str().unwrap().parse().unwrap());
+        kill(pid, Signal::SIGSTOP).unwrap();
+        StoppedMount(pid)
+    }
+}
+
+/// A file system in user space whose program is stopped until this is dropped.
+#[derive(Debug)]
+pub(crate) struct StoppedMount(Pid);
+
+impl Drop for StoppedMount {
+    fn drop(&mut self) {
+        if let Err(error) = kill(self.0, Signal::SIGCONT) {
+            eprintln!("a file system stays stopped: {error}");
+        }
+    }
+}
+
 impl Drop for FrozenMount<'_> {
     fn drop(&mut self) {
         let thawed = run(&mut tool("fsfreeze", ["--unfreeze", text(&self.0.at)]));
@@ -126,12 +163,16 @@ impl Drop for Mount {
     fn drop(&mut self) {
         // A killed child may hold the mount for a moment.
         let unmount = || run(&mut tool("umount", [&self.at])).code() == Some(0);
-        if std::thread::panicking() {
-            if !unmount() {
+        if !std::thread::panicking() {
+            return wait_until("umount", PATIENCE, unmount);
+        }
+        let since = Instant::now();
+        while !unmount() {
+            if since.elapsed() > PATIENCE {
                 eprintln!("a mount is left behind: {}", self.at.display());
+                return;
             }
-        } else {
-            wait_until("umount", Duration::from_secs(10), unmount);
+            std::thread::sleep(Duration::from_millis(50));
         }
     }
 }

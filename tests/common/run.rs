@@ -7,6 +7,8 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 /// The exit codes of virtfold, as its manual has them.
@@ -143,6 +145,20 @@ pub(crate) fn collect(line: String, child: Child) -> Outcome {
     Outcome { line, status: output.status, stdout: output.stdout, stderr }
 }
 
+/// As [`collect`], for a child that would hang if what is tested were broken: the test fails when it has not ended within `limit`.
+#[track_caller]
+pub(crate) fn collect_within(limit: Duration, line: String, child: Child) -> Outcome {
+    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
+    let (done, waits) = std::sync::mpsc::channel();
+    let what = line.clone();
+    // Waits on by itself where it takes too long: a child that stands in the kernel ends when what it waits for is let go.
+    std::thread::spawn(move || done.send(collect(line, child)));
+    waits.recv_timeout(limit).unwrap_or_else(|_| {
+        kill(pid, Signal::SIGKILL).unwrap_or_default();
+        panic!("it still runs after {limit:?}\n$ {what}")
+    })
+}
+
 /// A program with arguments, no standard input.
 pub(crate) fn tool<S: AsRef<OsStr>>(program: &str, args: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(program);
@@ -188,23 +204,34 @@ pub(crate) fn wait_until(what: &str, limit: Duration, mut done: impl FnMut() -> 
 
 /// Process `parent` or a child of it, where one of them stands in the kernel and no signal reaches it.
 pub(crate) fn stands_in_the_kernel(parent: u32) -> Option<u32> {
+    one_with_a_thread(parent, |thread| stat(thread).is_some_and(|(state, _)| state == "D"))
+}
+
+/// Process `parent` or a child of it, where one of them waits for the answer of a file system in user space.
+pub(crate) fn waits_for_fuse(parent: u32) -> Option<u32> {
+    let wchan = |thread: &Path| std::fs::read_to_string(thread.join("wchan"));
+    one_with_a_thread(parent, |thread| wchan(thread).is_ok_and(|place| place == "request_wait_answer"))
+}
+
+/// The state of a process or thread, and its parent.
+fn stat(path: &Path) -> Option<(String, u32)> {
+    let text = std::fs::read_to_string(path.join("stat")).ok()?;
+    // Behind the name, which may hold anything.
+    let (state, rest) = text.rsplit_once(')')?.1.trim().split_once(' ')?;
+    Some((state.to_owned(), rest.split(' ').next()?.parse().ok()?))
+}
+
+/// Process `parent` or a child of it, where one of them has a thread that is so.
+fn one_with_a_thread(parent: u32, is_so: impl Fn(&Path) -> bool) -> Option<u32> {
     let numbers = |folder: &Path| -> Vec<u32> {
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
         entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
-    };
-    // Behind the name, which may hold anything: the state, the parent.
-    let stat = |path: &Path| {
-        let text = std::fs::read_to_string(path.join("stat")).ok()?;
-        let (state, rest) = text.rsplit_once(')')?.1.trim().split_once(' ')?;
-        Some((state == "D", rest.split(' ').next()?.parse::<u32>().ok()?))
     };
     numbers(Path::new("/proc")).into_iter().find(|pid| {
         let process = Path::new("/proc").join(pid.to_string());
         let threads = process.join("task");
         stat(&process).is_some_and(|(_, its)| its == parent || *pid == parent)
-            && numbers(&threads)
-                .into_iter()
-                .any(|thread| stat(&threads.join(thread.to_string())).is_some_and(|(waits, _)| waits))
+            && numbers(&threads).into_iter().any(|thread| is_so(&threads.join(thread.to_string())))
     })
 }
 

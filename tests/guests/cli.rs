@@ -4,15 +4,30 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use crate::common::run::{Outcome, run, text, virtfold};
+use crate::common::run::{Outcome, collect_within, line_of, run, text, virtfold};
 use crate::lab::{Guest, Lab};
 
 /// virtfold against the lab's libvirtd, with a state directory in the lab's folder.
 pub(crate) fn virtfold_in(lab: &Lab, args: &[&str]) -> Outcome {
+    run(&mut command_in(lab, args))
+}
+
+/// The same, for what would hang if it were broken: it may take so long.
+#[track_caller]
+pub(crate) fn virtfold_in_within(limit: Duration, lab: &Lab, args: &[&str]) -> Outcome {
+    let mut command = command_in(lab, args);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    collect_within(limit, line_of(&command), child)
+}
+
+fn command_in(lab: &Lab, args: &[&str]) -> Command {
     let mut command = virtfold(args);
     command.env("VIRTFOLD_CONNECT", lab.uri()).env("VIRTFOLD_STATE_DIR", lab.folder().join("state"));
-    run(command.env("VIRTFOLD_GUARDS", lab.folder().join("guards")))
+    command.env("VIRTFOLD_GUARDS", lab.folder().join("guards"));
+    command
 }
 
 /// Every file of the guest's folder, and both descriptions of the guest.

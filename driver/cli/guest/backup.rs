@@ -11,8 +11,7 @@ use virtfold::job::attachments::LibvirtPlaces;
 use virtfold::job::domain::{DomainReport, DomainRequest, backup_domain_to};
 use virtfold::job::guest::{Host, Pace};
 use virtfold::job::plan::Wishes;
-use virtfold::job::resume::KeptEnvelope;
-use virtfold::job::resume::{Keep, Reopen};
+use virtfold::job::resume::{Keep, KeptEnvelope};
 use virtfold::job::{Control, Progress};
 use virtfold::metrics::{self, Labels, Measure};
 use virtfold_hooks::Whose;
@@ -47,10 +46,16 @@ pub(super) fn run(
     };
     let guards = &virtfold_hooks::guard::usual_path(Whose::of(&connection.uri));
     let (state_dir, key_dir) = (&wishes.state_dir, &KeptEnvelope::usual_directory());
-    let reopen: Reopen<'_> = &|place, label, cancel, remains| job.media.reopen(place, label, cancel, remains);
-    let discard = &medium::discard;
-    let keep =
-        Keep { state_dir, key_dir, places: job.media.places(), job: None, wish: job.wish, reopen, discard };
+    let keep = Keep {
+        state_dir,
+        key_dir,
+        places: job.media.places(),
+        job: None,
+        wish: job.wish,
+        reopen: &|place, label, cancel, remains| job.media.reopen(place, label, cancel, remains),
+        read_back: &|place, cancel, remains| job.media.read_back(place, cancel, remains),
+        discard: &medium::discard,
+    };
     let manner = job.manner.clone();
     let request = DomainRequest { domain: job.domain, wishes, manner, places, keep: Some(keep), guards };
     let out = stdout_of(job.media.places());
@@ -65,7 +70,7 @@ pub(super) fn run(
     let freeze = report.freeze.iter().flat_map(|freeze| &freeze.warnings);
     freeze.for_each(|warning| say(&format!("virtfold: warning: {}", printable(warning))));
     result(job.style, out, &report, &text(&report))?;
-    remember::backup(&report.backup, job.media.places(), job.name, (&wishes.state_dir, Missing::Made));
+    remember::backup(&report.backup, &job.media, job.name, (&wishes.state_dir, Missing::Made));
     let copied = copies(job.style, &report.backup);
     let Some(failure) = &report.thaw_failure else { return Ok((copied, report)) };
     if job.style == Style::Text {

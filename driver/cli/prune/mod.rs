@@ -13,7 +13,7 @@ use virtfold::error::{Error, ErrorKind};
 use virtfold::job::mounted::{self, Mounted, Place};
 use virtfold::job::retention::{self, Host, Keep, Mode, Paths, PruneReport, PruneRequest, Wanted, Wish};
 use virtfold::job::this_host;
-use virtfold::medium::Location;
+use virtfold::medium::{Location, mounts};
 use virtfold_config::Count;
 
 use super::args;
@@ -195,7 +195,7 @@ impl Ground<'_> {
 
     /// Makes sure that a place is there at all: what is not mounted is not gone.
     fn mounted(&self, place: &Place<'_>) -> Result<(), Error> {
-        mounted::check(place, self.catalog.as_ref())
+        mounted::check(place, self.catalog.as_ref(), &mounts::of).map(drop)
     }
 
     /// The rules of the command line.

@@ -1,11 +1,13 @@
 //! The media of a backup, each in a process of its own (`cli/medium.rs`).
 
 use std::ffi::OsString;
+use std::io::Read;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use virtfold::archive::stream::Cancel;
-use virtfold::error::{Error, Result};
+use virtfold::error::{Error, ErrorKind, Result};
 use virtfold::job::backup::BackupReport;
+use virtfold::medium::mounts::Mount;
 use virtfold::medium::process::{self, Known, Leaving, MediumProcess, Place, Request};
 use virtfold::medium::tape::TapeReport;
 use virtfold::medium::{self, Copies, Label, Location, Medium, Remains, Reopened};
@@ -13,6 +15,7 @@ use virtfold::medium::{self, Copies, Label, Location, Medium, Remains, Reopened}
 use super::options::{WriteArgs, device_only};
 use crate::cli::guest::connection::StateFlag;
 use crate::cli::medium::{part, program};
+use crate::cli::mounted::Expected;
 
 /// Where a backup goes.
 #[derive(Debug)]
@@ -20,6 +23,8 @@ pub(crate) struct Media {
     places: Vec<Location>,
     /// What the processes are told beside the place.
     arguments: Vec<OsString>,
+    /// What each of them has to see at its place.
+    expected: Vec<Option<Expected>>,
     cancel: Cancel,
     copies: Copies,
     /// Filled in when the tapes are finished.
@@ -48,6 +53,7 @@ impl Media {
         Ok(Self {
             places: places.to_vec(),
             arguments,
+            expected: Vec::new(),
             cancel: Arc::clone(cancel),
             copies: Copies::default(),
             reports: Mutex::default(),
@@ -58,6 +64,33 @@ impl Media {
     /// Where it goes.
     pub(crate) fn places(&self) -> &[Location] {
         &self.places
+    }
+
+    /// From here on each place has to be on what was seen there.
+    pub(crate) fn stand_on(&mut self, expected: Vec<Option<Expected>>) {
+        self.expected = expected;
+    }
+
+    /// What a directory is on; `None` where it is not there.
+    ///
+    /// # Errors
+    /// It can't be looked at; the medium does not answer.
+    pub(crate) fn mount(&self, place: &Location) -> Result<Option<Mount>> {
+        match process::ask(self.process(place, &self.cancel), &Request::Mount)? {
+            Known::Mount(mount) => Ok(mount),
+            other => Err(strange(&other)),
+        }
+    }
+
+    /// What the catalog calls a place.
+    ///
+    /// # Errors
+    /// It can't be looked at, or is no name for the catalog; the medium does not answer.
+    pub(crate) fn name(&self, place: &Location) -> Result<String> {
+        match process::ask(self.process(place, &self.cancel), &Request::Name)? {
+            Known::Name(name) => Ok(name),
+            other => Err(strange(&other)),
+        }
     }
 
     /// The device numbers of the file systems that it goes to. One that is not there is an error of its own, later.
@@ -104,12 +137,29 @@ impl Media {
         Ok(reopened)
     }
 
+    /// Has another process read what a dead one has left at the only place.
+    ///
+    /// # Errors
+    /// Those of [`process::read_back`].
+    pub(crate) fn read_back(
+        &self,
+        place: &Location,
+        cancel: &Cancel,
+        remains: &Remains,
+    ) -> Result<Option<Box<dyn Read>>> {
+        process::read_back(self.process(place, cancel), remains)
+    }
+
     fn note(&self, report: Arc<Mutex<TapeReport>>) {
         self.reports.lock().unwrap_or_else(PoisonError::into_inner).push(report);
     }
 
     fn process<'a>(&'a self, location: &'a Location, cancel: &'a Cancel) -> Place<'a> {
-        let command = program(location, &self.arguments);
+        let mut command = program(location, &self.arguments);
+        let all = self.places.iter().zip(&self.expected);
+        let expected =
+            all.filter(|(place, _)| *place == location).find_map(|(_, expected)| expected.as_ref());
+        command.args(expected.map(Expected::arguments).unwrap_or_default());
         Place { command, location, cancel, leaving: &self.leaving }
     }
 
@@ -121,6 +171,10 @@ impl Media {
         let tapes = tapes.filter(|tape| !tape.volumes.is_empty()).collect();
         BackupReport { tapes, ..report.with(&self.copies) }
     }
+}
+
+fn strange(known: &Known) -> Error {
+    Error::new(ErrorKind::Internal, format!("the process of a medium answers {known:?}"))
 }
 
 impl Drop for Media {

@@ -99,8 +99,16 @@ impl Lab {
         let place = [Location::Path(self.folder.path().join("archives"))];
         let state_dir = &self.wishes.state_dir;
         let (key_dir, wish) = (Path::new("/dev/shm"), resume::Wish::GoOn);
-        let (reopen, discard) = (&medium::reopen, &medium::discard);
-        let keep = Some(Keep { state_dir, key_dir, places: &place, job: None, wish, reopen, discard });
+        let keep = Some(Keep {
+            state_dir,
+            key_dir,
+            places: &place,
+            job: None,
+            wish,
+            reopen: &medium::reopen,
+            read_back: &medium::read_back,
+            discard: &medium::discard,
+        });
         let manner = Manner {
             compression: Compression::None,
             encrypt_to: None,

@@ -25,6 +25,7 @@ mod rows;
 mod tests;
 
 use std::fmt;
+use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -60,6 +61,9 @@ pub enum Wish {
 /// Opens again what a dead process has left at a place: [`crate::medium::reopen`], or what knows a tape's drive, too.
 pub type Reopen<'a> = &'a dyn Fn(&Location, &Label, &Cancel, &Remains) -> Result<Reopened>;
 
+/// Reads what a dead process has left of a file at a place; nothing, where it is not there: [`crate::medium::read_back`], or who has another process do it.
+pub type ReadBack<'a> = &'a dyn Fn(&Location, &Cancel, &Remains) -> Result<Option<Box<dyn Read>>>;
+
 /// Takes away what a dead process has left and nobody goes on with: [`crate::medium::discard`], or who has another process do it.
 pub type Discard<'a> = &'a dyn Fn(&Remains) -> Result<()>;
 
@@ -78,6 +82,8 @@ pub struct Keep<'a> {
     pub wish: Wish,
     /// Opens the place again.
     pub reopen: Reopen<'a>,
+    /// Reads what is there before that.
+    pub read_back: ReadBack<'a>,
     /// Takes away what is not gone on with.
     pub discard: Discard<'a>,
 }
@@ -192,7 +198,9 @@ impl Keep<'_> {
         };
         let envelope = why_not.map_or_else(|| envelope_of(&saved), Err);
         if let Ok(envelope) = &envelope {
-            prove(&mut saved, envelope.as_ref(), cancel)?;
+            let proven = self.prove(&mut saved, envelope.as_ref(), cancel);
+            // What can't be looked at now may be gone on with later.
+            proven.inspect_err(|_| saved.record.keep_it())?;
         }
         let reopened = match &envelope {
             Err(why) => Reopened::Gone(why.clone()),
@@ -200,7 +208,6 @@ impl Keep<'_> {
                 let label = Label { name: name.clone(), id: saved.head.archive, ..candidate.label.clone() };
                 let place = self.place().ok_or_else(unplaced)?;
                 let reopened = (self.reopen)(place, &label, cancel, &saved.remains);
-                // What can't be looked at now may be gone on with later.
                 reopened.inspect_err(|_| saved.record.keep_it())?
             }
         };
@@ -219,6 +226,26 @@ impl Keep<'_> {
                 Ok(None)
             }
         }
+    }
+
+    /// Leaves of what the medium is said to have only what is what was written.
+    fn prove(&self, saved: &mut Saved, envelope: Option<&Envelope>, cancel: &Cancel) -> Result<()> {
+        if saved.remains.file.is_none() {
+            return Ok(());
+        }
+        let place = self.place().ok_or_else(unplaced)?;
+        // Where there is no file, or another one, whoever opens it says so.
+        let Some(input) = (self.read_back)(place, cancel, &saved.remains)? else { return Ok(()) };
+        let proof = proof::of((input, saved.remains.synced), &mut saved.log, envelope, cancel)?;
+        if proof.is_damaged {
+            tracing::warn!(
+                "what is there of '{}' is damaged behind its first {}: the rest is made again",
+                saved.origin.name,
+                Human(proof.right)
+            );
+        }
+        saved.remains.synced = proof.right;
+        Ok(())
     }
 
     /// Begins the record of an archive. Where it can't be kept the archive is made all the same.
@@ -247,21 +274,6 @@ impl Keep<'_> {
             }
         }
     }
-}
-
-/// Leaves of what the medium is said to have only what is what was written.
-fn prove(saved: &mut Saved, envelope: Option<&Envelope>, cancel: &Cancel) -> Result<()> {
-    let proof = proof::of(&saved.remains, &mut saved.log, envelope, cancel);
-    let Some(proof) = proof.inspect_err(|_| saved.record.keep_it())? else { return Ok(()) };
-    if proof.is_damaged {
-        tracing::warn!(
-            "what is there of '{}' is damaged behind its first {}: the rest is made again",
-            saved.origin.name,
-            Human(proof.right)
-        );
-    }
-    saved.remains.synced = proof.right;
-    Ok(())
 }
 
 /// The head and the key of an archive that is encrypted; why they can't be had.

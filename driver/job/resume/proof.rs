@@ -1,17 +1,17 @@
 //! What a dead process has left of a file, held against what is known of it before anything is added: somebody may have damaged it since.
 //!
+//! It is another process that reads it, as whatever touches a medium: a guest's disks may be frozen, and the medium may hang. The digests and the key stay here.
+//!
 //! Each chunk that is to be kept is read and held against its digest; of an encrypted archive, each piece against its authenticator. A chunk or piece of
 //! which only a part is there is made again.
 
-use std::fs::{File, OpenOptions};
 use std::io::{BufReader, Read};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::sync::atomic::Ordering;
 
 use super::record::Log;
 use crate::archive::stream::{Cancel, ChunkLog};
 use crate::crypt::Envelope;
 use crate::error::{Error, ErrorKind, Result};
-use crate::medium::Remains;
 
 /// Bytes of the file that are read at once.
 const BUFFER: usize = 256 << 10;
@@ -25,39 +25,30 @@ pub(super) struct Proof {
     pub(super) is_damaged: bool,
 }
 
-/// Reads what `remains` say is on the disk. Nothing, where there is no file, or it is another one: whoever opens it says so.
+/// Holds `input`, of which `synced` bytes are on the disk, against what was written.
 ///
 /// # Errors
 /// Interrupted; the log can't be read.
 pub(super) fn of(
-    remains: &Remains,
+    (input, synced): (impl Read, u64),
     log: &mut Log,
     envelope: Option<&Envelope>,
     cancel: &Cancel,
-) -> Result<Option<Proof>> {
-    let Some(file) = opened(remains) else { return Ok(None) };
-    let input = BufReader::with_capacity(BUFFER, file);
-    let synced = remains.synced;
-    let proof = match envelope {
-        Some(envelope) => {
-            let (right, whole) = envelope.proven(input, synced);
-            Proof { right, is_damaged: right < whole }
-        }
+) -> Result<Proof> {
+    let input = BufReader::with_capacity(BUFFER, input);
+    let (right, whole) = match envelope {
+        Some(envelope) => envelope.proven(input, synced),
         None => {
             let whole = log.keep_within(synced)?;
-            let right = chunks(input, log, cancel)?;
-            Proof { right, is_damaged: right < whole }
+            (chunks(input, log, cancel)?, whole)
         }
     };
-    Ok(Some(proof))
-}
-
-fn opened(remains: &Remains) -> Option<File> {
-    let (path, identity) = remains.file.as_ref()?;
-    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
-    let file = OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path).ok()?;
-    let found = file.metadata().ok()?;
-    (found.is_file() && (found.dev(), found.ino()) == *identity).then_some(file)
+    if cancel.load(Ordering::Relaxed) {
+        // What was not read for that is not damaged.
+        let what = "the backup was told to end while it read what an earlier run had left";
+        return Err(Error::new(ErrorKind::Interrupted, what));
+    }
+    Ok(Proof { right, is_damaged: right < whole })
 }
 
 /// How many bytes the chunks have that are kept and are right.
@@ -65,8 +56,8 @@ fn chunks(mut input: impl Read, log: &Log, cancel: &Cancel) -> Result<u64> {
     let mut right = 0;
     let mut bytes = Vec::new();
     for number in 0..log.kept() {
-        if cancel.load(std::sync::atomic::Ordering::Relaxed) {
-            return Err(Error::new(ErrorKind::Interrupted, "the backup was interrupted"));
+        if cancel.load(Ordering::Relaxed) {
+            break;
         }
         let chunk = log.get(number)?;
         bytes.resize(usize::try_from(chunk.bytes()).unwrap_or_default(), 0);

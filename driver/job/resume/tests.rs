@@ -47,6 +47,7 @@ impl Lab {
             job: None,
             wish,
             reopen: &medium::reopen,
+            read_back: &medium::read_back,
             discard: &medium::discard,
         }
     }

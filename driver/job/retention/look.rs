@@ -6,6 +6,8 @@
 //!
 //! Imports: see the room.
 
+use std::path::Path;
+
 use jiff::Timestamp;
 use uuid::Uuid;
 
@@ -259,11 +261,18 @@ fn copy(facts: Facts, (name, place): (String, &str), glance: &Glance) -> BackupC
     }
 }
 
+/// What the catalog calls a place: [`place_name`], or who has another process look.
+pub type PlaceName<'a> = &'a dyn Fn(&Location) -> Result<String>;
+
 /// What the catalog is told of a backup: each good copy on a medium that keeps it. `places` are those it was to go to.
 ///
 /// # Errors
-/// A copy's name is none that the catalog can hold.
-pub fn copies(report: &BackupReport, places: &[Location], job: Option<&str>) -> Result<Vec<BackupCopy>> {
+/// A copy's name is none that the catalog can hold; those of `place_name`.
+pub fn copies(
+    report: &BackupReport,
+    (places, place_name): (&[Location], PlaceName<'_>),
+    job: Option<&str>,
+) -> Result<Vec<BackupCopy>> {
     let named = |place: &Location| -> Option<String> {
         // Where there are several, each says for itself what became of it.
         if report.copies.is_empty() {
@@ -274,19 +283,23 @@ pub fn copies(report: &BackupReport, places: &[Location], job: Option<&str>) -> 
     };
     let copy = |place: &Location| -> Option<Result<BackupCopy>> {
         let archive = named(place).filter(|_| *place != Location::Pipe)?;
-        Some(good_copy(report, (place, &archive), job))
+        Some(place_name(place).and_then(|known| good_copy(report, (place, &known, &archive), job)))
     };
     places.iter().filter_map(copy).collect()
 }
 
 fn good_copy(
     report: &BackupReport,
-    (place, archive): (&Location, &str),
+    (place, known, archive): (&Location, &str, &str),
     job: Option<&str>,
 ) -> Result<BackupCopy> {
     let facts = facts(&report.head)?;
-    let archive = match place {
-        Location::Path(_) => copy_name(&Location::Path(archive.into()))?,
+    let name = match place {
+        // It was made in that directory.
+        Location::Path(_) => {
+            let name = Path::new(archive).file_name().unwrap_or_default();
+            Path::new(known).join(name).display().to_string()
+        }
         Location::Tape(tape) => {
             let archive = Some(TapeArchive::Id(report.id.to_string()));
             TapeAddress { archive, ..tape.clone() }.to_string()
@@ -294,8 +307,8 @@ fn good_copy(
         _ => archive.to_owned(),
     };
     Ok(BackupCopy {
-        name: archive,
-        place: place_name(place)?,
+        name,
+        place: known.to_owned(),
         archive: facts.id,
         owner: facts.owner,
         source: facts.source,

@@ -24,7 +24,7 @@ mod prune_tests;
 mod report;
 mod subjects;
 
-pub use self::look::{Remembered, copies, remember};
+pub use self::look::{PlaceName, Remembered, copies, remember};
 pub use self::policy::{Backup, Keep, Reason, Rule, Standing, Verdict, decide};
 pub use self::prune::{Mode, PruneRequest, Wanted, Wish, prune};
 pub use self::report::{Action, Entry, Failure, Group, PruneReport};

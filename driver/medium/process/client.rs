@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io::{ErrorKind as IoKind, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -17,7 +17,7 @@ use super::talk::{Answer, Known, MAX_LINE, MAX_MESSAGE, Request, Word, head};
 use crate::archive::stream::{Cancel, Sink};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::medium::tape::TapeReport;
-use crate::medium::{Durable, Location, Medium, Notes, Reopened};
+use crate::medium::{Durable, Location, Medium, Notes, Remains, Reopened};
 
 /// How often the run's flag is looked at.
 const FLAG: u16 = 50;
@@ -92,7 +92,60 @@ impl MediumProcess {
     }
 }
 
-/// Starts a process for one question, [`Request::Look`] or [`Request::Discard`], and waits for the answer, not for ever.
+/// Starts a process that reads what a dead one has left of a file. Nothing, where there is no such file. A read ends with the run, as all that is waited for.
+///
+/// # Errors
+/// It can't be started; it may not look there.
+pub fn read_back(place: Place<'_>, remains: &Remains) -> Result<Option<Box<dyn Read>>> {
+    let mut link = Link::start(place, &Request::ReadBack(remains.clone()))?;
+    // It has nothing to take away.
+    link.patience = Duration::ZERO;
+    match link.answer(Wait::Flag)? {
+        Answer::Gone(_) => Ok(None),
+        Answer::Follows => Ok(Some(Box::new(HandedBack::of(link)?))),
+        other => Err(link.strange(&other)),
+    }
+}
+
+/// What another process reads.
+struct HandedBack {
+    /// Closed before the process is let go: it ends then.
+    out: ChildStdout,
+    link: Link,
+}
+
+impl HandedBack {
+    fn of(mut link: Link) -> Result<Self> {
+        let out = link.child.as_mut().and_then(|child| child.stdout.take());
+        let out = out.ok_or_else(|| link.gone())?;
+        rustix::io::ioctl_fionbio(&out, true)
+            .map_err(std::io::Error::from)
+            .at(|| format!("cannot read what is left in '{}'", link.place))?;
+        Ok(Self { out, link })
+    }
+}
+
+impl Read for HandedBack {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        loop {
+            if self.link.is_told() {
+                return Err(std::io::Error::other(self.link.unanswered()));
+            }
+            match self.out.read(buffer) {
+                Err(e) if e.kind() == IoKind::WouldBlock => {
+                    let mut out = [PollFd::new(self.out.as_fd(), PollFlags::POLLIN)];
+                    match poll(&mut out, PollTimeout::from(FLAG)) {
+                        Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+                        Err(error) => return Err(error.into()),
+                    }
+                }
+                done => return done,
+            }
+        }
+    }
+}
+
+/// Starts a process for one question, one that is answered by something [`Known`], and waits for the answer, not for ever.
 ///
 /// # Errors
 /// It can't be started; what it says; there is no answer in time.
@@ -101,8 +154,7 @@ pub fn ask(place: Place<'_>, request: &Request) -> Result<Known> {
     // It has had its time then.
     link.patience = Duration::ZERO;
     match link.answer(Wait::Limit(ASK))? {
-        Answer::Device(device) => Ok(Known::Device(device)),
-        Answer::Done => Ok(Known::Done),
+        Answer::Known(known) => Ok(known),
         other => Err(link.strange(&other)),
     }
 }
@@ -196,7 +248,11 @@ impl Link {
         let starting = || format!("cannot start the process that writes to '{location}'");
         let (ours, theirs) = UnixStream::pair().at(starting)?;
         ours.set_nonblocking(true).at(starting)?;
-        let out = if *location == Location::Pipe { Stdio::inherit() } else { Stdio::null() };
+        let out = match request {
+            Request::ReadBack(_) => Stdio::piped(),
+            _ if *location == Location::Pipe => Stdio::inherit(),
+            _ => Stdio::null(),
+        };
         command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(out).stderr(Stdio::piped());
         let mut child = command.spawn().at(starting)?;
         // The command holds the other end, which would outlive the process.

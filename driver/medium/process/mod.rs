@@ -7,12 +7,14 @@
 //!
 //! | driver | process | |
 //! |---|---|---|
-//! | a [`Request`] | `ready`, `at`, `gone`, `device`, `done` | the first message: what is to be opened, looked at or taken away |
+//! | a [`Request`] | `ready`, `at`, `gone`, `known`, `follows` | the first message: what is to be opened, looked at, read back or taken away |
 //! | keep | `kept` | from here on marks come, whenever there are some: `mark`, `left` |
 //! | data | | it is not answered; `broke` comes where it fails |
 //! | settle, go on, finish | `settled`, `went-on`, `finished` | or `broke` |
 //! | the socket is shut for writing | | what is not finished is taken away, and the process ends |
 //! | the socket is closed | | the driver is dead: the process ends at once, and what is there stays to be gone on with |
+//!
+//! Behind `follows` the bytes of a file that was left come by standard output; whoever has the digests and the key holds them against these.
 //!
 //! The driver's messages are a byte, a length and so many bytes; the answers are lines of JSON. Behind a `broke` data is left unread up to `go on`.
 //!
@@ -27,7 +29,7 @@ mod leaving;
 mod server;
 mod talk;
 
-pub use self::client::{MediumProcess, Place, ask};
+pub use self::client::{MediumProcess, Place, ask, read_back};
 pub use self::leaving::{Abandoned, Leaving};
 pub use self::server::{Opened, serve};
 pub use self::talk::{Known, Request};

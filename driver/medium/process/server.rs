@@ -1,13 +1,14 @@
 //! The process's side: it does what the driver says to a medium, and nothing else.
 
-use std::io::BufReader;
+use std::fs::File;
+use std::io::{BufReader, Read as _};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::talk::{Answer, Failure, Request, Word, read, say};
+use super::talk::{Answer, Failure, Known, Request, Word, read, say};
 use crate::error::{Error, ErrorKind, IoContext, Result, sentence};
 use crate::medium::tape::TapeReport;
 use crate::medium::{Mark, Medium, Notes};
@@ -20,10 +21,10 @@ pub enum Opened {
     At(Box<dyn Medium>, u64, Option<Arc<Mutex<TapeReport>>>),
     /// Nothing is left to go on with, and why.
     Gone(String),
-    /// The device number of a directory's file system.
-    Device(Option<u64>),
-    /// It is done.
-    Done,
+    /// What was left of a file, and how many bytes of it are asked for.
+    Left(File, u64),
+    /// What was asked for is known, or done.
+    Known(Known),
 }
 
 /// The end of the socket that answers go into.
@@ -80,8 +81,11 @@ fn serve_on(socket: UnixStream, open: impl FnOnce(Request) -> Result<Opened>) ->
         Ok(Opened::New(medium, report)) => (Answer::Ready, Some((medium, report))),
         Ok(Opened::At(medium, at, report)) => (Answer::At(at), Some((medium, report))),
         Ok(Opened::Gone(why)) => (Answer::Gone(why), None),
-        Ok(Opened::Device(device)) => (Answer::Device(device), None),
-        Ok(Opened::Done) => (Answer::Done, None),
+        Ok(Opened::Left(file, bytes)) => {
+            tell(&out, &Answer::Follows);
+            return hand_back(file, bytes);
+        }
+        Ok(Opened::Known(known)) => (Answer::Known(known), None),
         Err(error) => (Answer::Broke(Failure::of(&error)), None),
     };
     tell(&out, &answer);
@@ -93,6 +97,17 @@ fn serve_on(socket: UnixStream, open: impl FnOnce(Request) -> Result<Opened>) ->
         std::mem::forget(desk.medium.take());
     }
     ended
+}
+
+/// Passes the first bytes of a file on to the driver, until it has enough.
+fn hand_back(file: File, bytes: u64) -> Result<()> {
+    let handing = || "cannot hand back what is there".to_owned();
+    let mut out = File::from(std::io::stdout().as_fd().try_clone_to_owned().at(handing)?);
+    match std::io::copy(&mut file.take(bytes), &mut out) {
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        // What can't be read is not right: the driver has it made again.
+        done => done.map(drop).at(handing),
+    }
 }
 
 /// Answers the driver. One that does not listen any more is dead, which is found out elsewhere.

@@ -5,6 +5,7 @@ use std::io::{ErrorKind as IoKind, Read, Write};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, IoContext, Result, sentence};
+use crate::medium::mounts::Mount;
 use crate::medium::tape::TapeReport;
 use crate::medium::{Durable, Label, Mark, Remains};
 
@@ -25,6 +26,12 @@ pub enum Request {
     Reopen(Label, Remains),
     /// Nothing but the device number of the directory's file system.
     Look,
+    /// What the directory is on.
+    Mount,
+    /// What the catalog calls the place.
+    Name,
+    /// What a dead process has left of a file, as far as it is on the disk: it goes into standard output.
+    ReadBack(Remains),
     /// What a dead process has left is taken away.
     Discard(Remains),
 }
@@ -34,7 +41,7 @@ impl Request {
     pub(super) fn subject(&self) -> Option<&str> {
         match self {
             Self::Create(label) | Self::Reopen(label, _) => Some(&label.subject),
-            Self::Look | Self::Discard(_) => None,
+            Self::Look | Self::Mount | Self::Name | Self::ReadBack(_) | Self::Discard(_) => None,
         }
     }
 }
@@ -66,8 +73,9 @@ pub(super) enum Answer {
     Ready,
     At(u64),
     Gone(String),
-    Device(Option<u64>),
-    Done,
+    Known(Known),
+    /// What was left of a file is there, and follows.
+    Follows,
     Kept(bool),
     Mark(Mark),
     Left,
@@ -78,10 +86,15 @@ pub(super) enum Answer {
 }
 
 /// What the driver is told of a place apart from the archive.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Known {
     /// The device number of a directory's file system; none where it is not there.
     Device(Option<u64>),
+    /// What a directory is on; none where it is not there.
+    Mount(Option<Mount>),
+    /// What the catalog calls a place.
+    Name(String),
     /// It is done.
     Done,
 }

@@ -2,7 +2,7 @@
 
 use std::io::Read;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -21,9 +21,28 @@ use virtfold::medium::{Label, Location};
 #[cfg(feature = "object-store")]
 use virtfold::medium::{ObjectAddress, create};
 
-#[cfg(feature = "object-store")]
 use super::{Kept, Rig};
 use crate::common::scratch::{Scratch, names};
+
+/// What an archive is called to a medium that makes names of it.
+fn label(name: &str) -> Label {
+    Label {
+        name: name.to_owned(),
+        id: uuid::Uuid::nil(),
+        host: "host".to_owned(),
+        subject: "web".to_owned(),
+        estimate: 0,
+    }
+}
+
+/// What a file keeps.
+fn kept_in(file: &Path) -> Kept {
+    match std::fs::read(file) {
+        Ok(bytes) => Kept::Bytes(bytes),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Kept::Nothing,
+        Err(error) => panic!("{error}"),
+    }
+}
 
 /// Files in a directory.
 pub(crate) struct Files {
@@ -46,11 +65,7 @@ impl Rig for Files {
     }
 
     fn kept(&mut self, name: &str) -> Kept {
-        match std::fs::read(self.folder.join(name)) {
-            Ok(bytes) => Kept::Bytes(bytes),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Kept::Nothing,
-            Err(error) => panic!("{error}"),
-        }
+        kept_in(&self.folder.join(name))
     }
 
     fn has_names(&self) -> bool {
@@ -85,16 +100,9 @@ impl Rig for Apart {
     fn open(&mut self, name: &str) -> Result<Box<dyn Medium>> {
         let to = format!("--to={}", self.location);
         let command = crate::common::run::virtfold(["medium", &to]);
-        let label = Label {
-            name: name.to_owned(),
-            id: uuid::Uuid::new_v4(),
-            host: "here".to_owned(),
-            subject: "it".to_owned(),
-            estimate: 0,
-        };
         let cancel = Cancel::default();
         let place = Place { command, location: &self.location, cancel: &cancel, leaving: &self.leaving };
-        Ok(Box::new(MediumProcess::create(place, &Request::Create(label))?))
+        Ok(Box::new(MediumProcess::create(place, &Request::Create(label(name)))?))
     }
 
     fn kept(&mut self, name: &str) -> Kept {
@@ -279,23 +287,12 @@ impl Objects {
 #[cfg(feature = "object-store")]
 impl Rig for Objects {
     fn open(&mut self, name: &str) -> Result<Box<dyn Medium>> {
-        let label = Label {
-            name: name.to_owned(),
-            id: uuid::Uuid::nil(),
-            host: "host".to_owned(),
-            subject: "web".to_owned(),
-            estimate: 0,
-        };
         let cancel = Cancel::default();
-        create(&Location::Object(Self::place()), &label, &cancel)
+        create(&Location::Object(Self::place()), &label(name), &cancel)
     }
 
     fn kept(&mut self, name: &str) -> Kept {
-        match std::fs::read(self.server.object(&format!("here/host/web/{name}"))) {
-            Ok(bytes) => Kept::Bytes(bytes),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Kept::Nothing,
-            Err(error) => panic!("{error}"),
-        }
+        kept_in(&self.server.object(&format!("here/host/web/{name}")))
     }
 
     fn has_names(&self) -> bool {

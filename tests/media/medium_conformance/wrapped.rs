@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use virtfold::archive::source::Source;
-use virtfold::archive::stream::Sink;
+use virtfold::archive::stream::{Cancel, Sink};
 use virtfold::error::{Error, ErrorKind, Result};
 use virtfold::medium::{Copies, Durable, FanOut, Location, Medium, PipeMedium, RateLimit, RateLimited};
 
@@ -45,7 +45,7 @@ pub(crate) struct Limited<R>(pub(crate) R);
 impl<R: Rig> Rig for Limited<R> {
     fn open(&mut self, name: &str) -> Result<Box<dyn Medium>> {
         let limit = RateLimit::new(256 << 20).unwrap();
-        Ok(Box::new(RateLimited::new(self.0.open(name)?, limit)))
+        Ok(Box::new(RateLimited::new(self.0.open(name)?, limit, &Cancel::default())))
     }
 
     of_the_kind_inside!();
