@@ -26,13 +26,14 @@ pub struct Volume {
 
 impl Volume {
     /// Until when it is kept, where its archives are kept for `retain` from the last one on: by that or by its label, whichever is later. Nothing
-    /// where neither says so: then it is kept until somebody decides.
-    pub fn until(&self, retain: Option<Duration>) -> Option<Timestamp> {
+    /// where neither says so: then it is kept until somebody decides. An archive that is dated after `now` was written by then, by a clock that was ahead.
+    pub fn until(&self, retain: Option<Duration>, now: Timestamp) -> Option<Timestamp> {
         let later = |last: Timestamp, retain: Duration| {
             let span = SignedDuration::try_from(retain).unwrap_or(SignedDuration::MAX);
             last.checked_add(span).unwrap_or(Timestamp::MAX)
         };
-        self.retain_until.max(self.last.zip(retain).map(|(last, retain)| later(last, retain)))
+        let last = self.last.map(|last| last.min(now));
+        self.retain_until.max(last.zip(retain).map(|(last, retain)| later(last, retain)))
     }
 }
 
@@ -79,12 +80,14 @@ mod tests {
             last,
             failed: None,
         };
-        assert_eq!(volume(at(50), at(10)).until(None), at(50));
-        assert_eq!(volume(at(50), at(10)).until(day), at(86_410));
-        assert_eq!(volume(at(100_000), at(10)).until(day), at(100_000));
-        assert_eq!(volume(None, at(10)).until(day), at(86_410));
-        assert_eq!(volume(None, at(10)).until(None), None);
-        assert_eq!(volume(None, None).until(day), None);
-        assert_eq!(volume(None, at(10)).until(Some(Duration::MAX)), Some(Timestamp::MAX));
+        let now = Timestamp::from_second(20).unwrap();
+        assert_eq!(volume(at(50), at(10)).until(None, now), at(50));
+        assert_eq!(volume(at(50), at(10)).until(day, now), at(86_410));
+        assert_eq!(volume(at(100_000), at(10)).until(day, now), at(100_000));
+        assert_eq!(volume(None, at(10)).until(day, now), at(86_410));
+        assert_eq!(volume(None, at(10)).until(None, now), None);
+        assert_eq!(volume(None, None).until(day, now), None);
+        assert_eq!(volume(None, at(10)).until(Some(Duration::MAX), now), Some(Timestamp::MAX));
+        assert_eq!(volume(None, at(4_000_000_000)).until(day, now), at(86_420), "it was written by now");
     }
 }

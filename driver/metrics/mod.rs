@@ -16,6 +16,8 @@ pub mod names;
 mod packaging_tests;
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -27,6 +29,11 @@ use self::names::{Family, Kind};
 use crate::durable::{Existing, PartialFile};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::job::domain::DomainReport;
+
+/// The longest file of a domain that is looked at, bytes.
+const LONGEST: u64 = 1 << 20;
+/// How far ahead a time may be, seconds: clocks are set back by moments all the time.
+const AHEAD: i64 = 600;
 
 /// A domain, as the labels have it.
 #[derive(Clone, Copy, Debug)]
@@ -127,8 +134,54 @@ pub fn succeeded(directory: &Path, labels: Labels<'_>, measure: &Measure) -> Res
 /// When the file can't be written.
 pub fn failed(directory: &Path, labels: Labels<'_>, at: i64) -> Result<()> {
     let mut page = Page::default();
+    bound(directory, labels.uuid, at)?;
     page.set(&names::LAST_FAILURE, &[labels.domain, &labels.uuid.to_string()], seconds(at));
     page.write(&directory.join(format!("virtfold-{}-failure.prom", labels.uuid)))
+}
+
+/// Times in the files of a domain that are still to come, by more than clocks are set back by: a clock was ahead when they were written. They would look like
+/// fresh backups until they have come, so they become `now`.
+///
+/// # Errors
+/// A file can't be read or written.
+pub fn bound(directory: &Path, uuid: Uuid, now: i64) -> Result<()> {
+    for name in [format!("virtfold-{uuid}.prom"), format!("virtfold-{uuid}-failure.prom")] {
+        let path = directory.join(name);
+        let reading = || format!("cannot read the metrics '{}'", path.display());
+        let file = match File::open(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            opened => opened.at(reading)?,
+        };
+        let mut text = String::new();
+        file.take(LONGEST).read_to_string(&mut text).at(reading)?;
+        if let Some(bound) = bounded(&text, now) {
+            tracing::error!(
+                "'{}' said a time that is still to come: the clock was ahead when it was written, or is behind now; it says now instead",
+                path.display()
+            );
+            replace(&path, &bound)?;
+        }
+    }
+    Ok(())
+}
+
+/// A text of metrics with no time to come; nothing, where it has none.
+fn bounded(text: &str, now: i64) -> Option<String> {
+    let times = [&names::LAST_SUCCESS, &names::LAST_FAILURE];
+    let is_ahead = |line: &str| {
+        let (name, rest) = line.split_once('{')?;
+        let value: f64 = rest.rsplit_once("} ")?.1.trim().parse().ok()?;
+        let is_time = times.iter().any(|family| family.name == name);
+        (is_time && value > seconds(now.saturating_add(AHEAD))).then_some(())
+    };
+    if !text.lines().any(|line| is_ahead(line).is_some()) {
+        return None;
+    }
+    let lines = text.lines().map(|line| match (is_ahead(line), line.rsplit_once("} ")) {
+        (Some(()), Some((start, _))) => format!("{start}}} {}\n", seconds(now)),
+        _ => format!("{line}\n"),
+    });
+    Some(lines.collect())
 }
 
 /// Takes the files of a domain away, where there are any.
@@ -232,11 +285,17 @@ impl Page {
     pub fn write(self, path: &Path) -> Result<()> {
         let making = || format!("cannot write the metrics '{}'", path.display());
         let text = self.text().map_err(|error| error.within(making()))?;
-        let file = PartialFile::create(path, Existing::Replace)?;
-        std::io::Write::write_all(&mut file.file(), text.as_bytes()).at(making)?;
-        file.file().set_permissions(std::fs::Permissions::from_mode(0o644)).at(making)?;
-        file.commit_or_drop(Existing::Replace)
+        replace(path, &text)
     }
+}
+
+/// Puts a text in a file's place, at once and readable by everybody.
+fn replace(path: &Path, text: &str) -> Result<()> {
+    let making = || format!("cannot write the metrics '{}'", path.display());
+    let file = PartialFile::create(path, Existing::Replace)?;
+    std::io::Write::write_all(&mut file.file(), text.as_bytes()).at(making)?;
+    file.file().set_permissions(std::fs::Permissions::from_mode(0o644)).at(making)?;
+    file.commit_or_drop(Existing::Replace)
 }
 
 #[cfg(test)]
@@ -260,6 +319,42 @@ mod tests {
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
         let nowhere = failed(&directory.path().join("nowhere"), labels, 1).unwrap_err();
         assert!(nowhere.to_string().contains("nowhere"), "{nowhere}");
+    }
+
+    /// A clock that was ten years ahead for a backup must not have the next ten years look well.
+    #[test]
+    fn a_time_to_come_does_not_hide_that_nothing_succeeds() {
+        let directory = tempfile::tempdir().unwrap();
+        let labels = Labels { domain: "a} 9", uuid: Uuid::nil() };
+        let measure = Measure {
+            at: 2_082_758_400,
+            seconds: 1.5,
+            capacity_bytes: 4_000_000_000,
+            read_bytes: 3_000_000_000,
+            archive_bytes: 1,
+            thaw_failed: false,
+            frozen_ms: None,
+            snapshot_ms: None,
+            pause_ms: None,
+            tape_underruns: None,
+        };
+        let path = directory.path().join(format!("virtfold-{}.prom", Uuid::nil()));
+        let said = || {
+            let text = std::fs::read_to_string(&path).unwrap();
+            let line = text.lines().find(|line| line.starts_with(names::LAST_SUCCESS.name)).unwrap();
+            assert!(text.contains("last_capacity_bytes{domain=\"a} 9\""), "{text}");
+            (line.rsplit_once(' ').unwrap().1.parse::<i64>().unwrap(), text)
+        };
+        bound(directory.path(), Uuid::nil(), 1).unwrap();
+        succeeded(directory.path(), labels, &measure).unwrap();
+        bound(directory.path(), Uuid::nil(), measure.at - 600).unwrap();
+        let (_, before) = said();
+        failed(directory.path(), labels, 1_795_000_000).unwrap();
+        assert_eq!(said().0, 1_795_000_000);
+        assert_eq!(said().1, before.replace("2082758400", "1795000000"));
+        // Once: it grows old from then on.
+        failed(directory.path(), labels, 1_796_000_000).unwrap();
+        assert_eq!(said().0, 1_795_000_000);
     }
 
     #[test]

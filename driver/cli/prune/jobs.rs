@@ -12,6 +12,7 @@ use virtfold::error::{Error, ErrorKind, IoContext};
 use virtfold::job::mounted::Place;
 use virtfold::job::retention::{Failure, Keep, Wish};
 use virtfold::medium::Location;
+use virtfold::service::planner::is_ahead;
 use virtfold_config::{Config, Job, Medium, MediumKind};
 
 use super::{FailedPlace, Ground, Report, Tape, TapeVolume, count};
@@ -174,8 +175,9 @@ impl Ground<'_> {
         let pool = medium.pool.as_ref().map(virtfold_config::Name::as_str);
         let ours = known.into_iter().flatten().filter(|volume| pool.is_none_or(|pool| volume.pool == pool));
         let volumes = ours.map(|volume| {
-            let until = volume.until(retain);
+            let until = volume.until(retain, self.now);
             TapeVolume {
+                ahead: volume.last.is_some_and(|last| is_ahead(last, self.now)),
                 expired: until.is_some_and(|until| until < self.now),
                 free: volume.retain_until.is_some_and(|until| until < self.now),
                 label: volume.label,

@@ -132,6 +132,8 @@ struct TapeVolume {
     /// Until when it is kept; nothing: until somebody says --force.
     until: Option<String>,
     expired: bool,
+    /// Whether its last archive is dated in the future: it counts as written now.
+    ahead: bool,
     /// Whether its own label says so, too: then it can be taken without --force.
     free: bool,
     failed: Option<String>,

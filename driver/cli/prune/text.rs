@@ -119,6 +119,12 @@ fn words(volume: &TapeVolume) -> String {
             "kept until somebody says --force: neither its label nor 'retain' says how long".to_owned()
         }
     };
+    if let (true, Some(last)) = (volume.ahead, &volume.last) {
+        words += &format!(
+            "; its last archive is dated {}, which is still to come: the clock was ahead, or is behind now; it counts as written now",
+            show::local(last)
+        );
+    }
     if let Some(failed) = &volume.failed {
         words += &format!("; failed: {}", printable(failed));
     }
@@ -127,4 +133,26 @@ fn words(volume: &TapeVolume) -> String {
 
 fn archives(count: usize) -> String {
     if count == 1 { "1 archive".to_owned() } else { format!("{count} archives") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_volume_that_was_written_in_the_future_is_said_to_be() {
+        let volume = TapeVolume {
+            label: "VF1".to_owned(),
+            pool: "default".to_owned(),
+            last: Some("2036-01-01T00:00:00Z".to_owned()),
+            until: Some("2026-12-30T00:00:00Z".to_owned()),
+            expired: false,
+            ahead: true,
+            free: false,
+            failed: None,
+        };
+        let told = words(&volume);
+        assert!(told.starts_with("kept until 2026-12-30") && told.contains("is dated 2036-01-01"), "{told}");
+        assert!(!words(&TapeVolume { ahead: false, ..volume }).contains("clock"));
+    }
 }

@@ -5,7 +5,7 @@
 
 use jiff::Timestamp;
 
-use super::{Engine, GRACE, Phase, RECOVER_AGAIN};
+use super::{Engine, RECOVER_AGAIN};
 use crate::error::Result;
 use crate::service::control::{Warning, WarningKind};
 use crate::service::model::JobSpec;
@@ -23,21 +23,9 @@ impl Engine {
         Ok(())
     }
 
-    /// Times to come that are kept in memory can't be further away than they were made.
+    /// A time to come that is kept in memory can't be further away than it was made. What a run may take is measured by a clock that does not leap.
     pub(super) fn bound(&mut self, now: Timestamp) {
-        for active in self.running.values_mut() {
-            let job = self.settings.job(&active.entry.wanted.job);
-            if let Some(limit) = job.and_then(|job| job.timeout) {
-                active.deadline = active.deadline.map(|deadline| deadline.min(after(now, limit)));
-            }
-            if let Some((_, Some(at))) = &mut active.ending {
-                *at = (*at).min(after(now, GRACE));
-            }
-        }
         self.recover_at = self.recover_at.map(|at| at.min(after(now, RECOVER_AGAIN)));
-        if let Phase::Stopping(until) = &mut self.phase {
-            *until = (*until).min(after(now, self.settings.stop_timeout));
-        }
     }
 
     /// What a person should know of a clock that was ahead.

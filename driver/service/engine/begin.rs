@@ -8,6 +8,7 @@ use super::{Active, BUSY, Engine, Phase, Receipt};
 use crate::catalog::queue::{End, Entry, EntryState, Reason, RunResult, Wanted};
 use crate::error::{Error, Result, sentence};
 use crate::guest::DomainId;
+use crate::service::clock::later;
 use crate::service::control::RunProgress;
 use crate::service::model::{Guest, JobSpec, MediumSpec};
 use crate::service::planner::{after, due, is_ahead, jitter, waits_until};
@@ -184,7 +185,7 @@ impl Engine {
         let media: Vec<MediumSpec> =
             job.media.iter().filter_map(|name| self.settings.media.get(name)).cloned().collect();
         let names = media.iter().map(|medium| medium.name.clone()).collect();
-        let deadline = job.timeout.map(|limit| after(now, limit));
+        let deadline = job.timeout.map(|limit| later(self.parts.clock.steady(), limit));
         let guest = self.guest_of(entry.wanted.domain, &entry.wanted.name);
         if entry.wanted.not_before > now {
             tracing::warn!(

@@ -151,7 +151,7 @@ impl Engine {
         }
         let now = self.parts.clock.now();
         if self.running.contains_key(&id) {
-            self.cancel_run(id, now);
+            self.cancel_run(id);
             return Ok(());
         }
         self.parts.queue.cancel(id, now, "somebody cancelled it")

@@ -1,5 +1,7 @@
 //! How runs end: by themselves, over their time, cancelled, with the service, or with a service that was killed.
 
+use std::time::Instant;
+
 use jiff::Timestamp;
 
 use super::begin::again;
@@ -8,6 +10,7 @@ use super::{Active, Engine, GRACE, Parts, Phase, Why};
 use crate::catalog::queue::{End, Entry, EntryState, RunResult};
 use crate::error::{ErrorKind, Result, sentence};
 use crate::metrics::Labels;
+use crate::service::clock::later;
 use crate::service::metrics::RunMeasure;
 use crate::service::planner::after;
 
@@ -97,7 +100,7 @@ impl Engine {
     }
 
     /// Presses on what is to end.
-    pub(super) fn press(&mut self, now: Timestamp) {
+    pub(super) fn press(&mut self, now: Instant) {
         let stopping = match self.phase {
             Phase::Stopping(until) => until <= now,
             _ => false,
@@ -118,7 +121,7 @@ impl Engine {
     }
 
     /// When there is something to press next.
-    pub(super) fn next_press(&self) -> Option<Timestamp> {
+    pub(super) fn next_press(&self) -> Option<Instant> {
         let runs = self.running.values();
         let times = runs.filter_map(|active| match active.ending {
             None => active.deadline,
@@ -134,17 +137,19 @@ impl Engine {
     }
 
     /// Asks a run to end because somebody cancels it.
-    pub(super) fn cancel_run(&mut self, id: i64, now: Timestamp) {
+    pub(super) fn cancel_run(&mut self, id: i64) {
+        let now = self.parts.clock.steady();
         if let Some(active) = self.running.get_mut(&id).filter(|active| active.ending.is_none()) {
             ask(active, Why::Cancelled, now);
         }
     }
 
     /// The service is to end.
-    pub(super) fn stop(&mut self, now: Timestamp) {
+    pub(super) fn stop(&mut self) {
+        let now = self.parts.clock.steady();
         let until = match self.phase {
             Phase::Stopping(_) => now,
-            _ => after(now, self.settings.stop_timeout),
+            _ => later(now, self.settings.stop_timeout),
         };
         tracing::info!(running = self.running.len(), "the service ends");
         self.phase = Phase::Stopping(until);
@@ -198,8 +203,8 @@ pub(super) fn recall(parts: &Parts, now: Timestamp) -> Result<()> {
     Ok(())
 }
 
-fn ask(active: &mut Active, why: Why, now: Timestamp) {
+fn ask(active: &mut Active, why: Why, now: Instant) {
     tracing::info!(entry = active.entry.id, ?why, "is asked to end");
     active.handle.end();
-    active.ending = Some((why, Some(after(now, GRACE))));
+    active.ending = Some((why, Some(later(now, GRACE))));
 }

@@ -24,7 +24,7 @@ mod watch;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 use jiff::Timestamp;
@@ -114,9 +114,9 @@ struct Active {
     handle: Box<dyn Handle>,
     progress: RunProgress,
     /// When it is over its time.
-    deadline: Option<Timestamp>,
+    deadline: Option<Instant>,
     /// Why it was asked to end, and when it is ended by force; `None` once it was.
-    ending: Option<(Why, Option<Timestamp>)>,
+    ending: Option<(Why, Option<Instant>)>,
 }
 
 /// How far the service is.
@@ -127,7 +127,7 @@ enum Phase {
     /// It works.
     Working,
     /// It ends; what runs has until then.
-    Stopping(Timestamp),
+    Stopping(Instant),
 }
 
 /// What the engine works with.
@@ -265,7 +265,7 @@ impl Engine {
         let now = self.parts.clock.now();
         self.systemd.status(&self.line());
         self.bound(now);
-        self.press(now);
+        self.press(self.parts.clock.steady());
         match self.work(now) {
             Ok(wake) => {
                 self.trouble = None;
@@ -294,7 +294,8 @@ impl Engine {
             self.prune();
         }
         // Last: what was begun has a time to end, too.
-        wakes.push(self.next_press());
+        let left = |at: Instant| at.saturating_duration_since(self.parts.clock.steady());
+        wakes.push(self.next_press().map(|at| after(now, left(at))));
         Ok(wakes.into_iter().flatten().min())
     }
 
@@ -326,7 +327,7 @@ impl Engine {
                     );
                 }
             }
-            Input::Stop => self.stop(now),
+            Input::Stop => self.stop(),
         }
         true
     }

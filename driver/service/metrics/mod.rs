@@ -98,7 +98,7 @@ impl Metrics {
     pub fn write(&self, status: &Status, directory: &Path) -> Result<()> {
         let mut result = Ok(());
         for domain in shown(status) {
-            let written = self.write_domain(domain, directory);
+            let written = self.write_domain((domain, status.service.now), directory);
             result = result.and(written);
         }
         result = result.and(self.drop_domains(status, directory));
@@ -106,12 +106,13 @@ impl Metrics {
         result.and(page.write(&directory.join("virtfold-service.prom")))
     }
 
-    fn write_domain(&self, domain: &DomainStatus, directory: &Path) -> Result<()> {
+    fn write_domain(&self, (domain, at): (&DomainStatus, i64), directory: &Path) -> Result<()> {
         let Some(uuid) = domain.uuid else { return Ok(()) };
         let labels = Labels { domain: &domain.domain, uuid };
         let key = (directory.to_owned(), uuid);
         let [success, failure] = self.counts().written.get(&key).copied().unwrap_or_default();
         let measure = domain.last_success.as_ref().map(|success| &success.measure);
+        metrics::bound(directory, uuid, at)?;
         let now = [measure.map(|measure| measure.at), domain.last_failure.as_ref().map(|last| last.at)];
         if let (Some(measure), true) = (measure, now[0] != success) {
             metrics::succeeded(directory, labels, measure)?;

@@ -186,6 +186,39 @@ fn a_run_that_takes_too_long_is_asked_and_then_killed() {
     assert!(result.sentence.contains("took longer than 3600 s"), "{result:?}");
 }
 
+/// A clock that is set in mid-run, forward or back, makes a run neither longer nor shorter.
+#[test]
+fn a_clock_that_leaps_in_mid_run_has_no_say_in_its_time_limit() {
+    for (takes, leap, killed_at) in [
+        (20, "2036-01-01T00:00:00Z", None),
+        (600, "2036-01-01T00:00:00Z", Some("2036-01-01T01:00:00Z")),
+        (600, "2026-11-26T12:00:00Z", Some("2026-11-26T13:00:00Z")),
+    ] {
+        let mut one = job("one", &["a"], vec![Arc::new(Every(24 * 60, 60))]);
+        one.timeout = Some(Duration::from_secs(3600));
+        let settings = settings_of(vec![one], 1, &[medium("disk", 1)]);
+        let world = World::new("2026-11-27T00:00:00Z", settings, &["a"], move |_, _| Script {
+            home: None,
+            ..minutes(takes)
+        });
+        let mut engine = world.service(Arc::new(world.catalog())).unwrap();
+        world.run(&mut engine, "2026-11-27T01:05:00Z");
+        let began = world.events().iter().filter(|(_, event)| matches!(event, Event::Began { .. })).count();
+        assert_eq!(began, 1);
+        world.clock.leap(leap.parse().unwrap());
+        let until = crate::service::planner::after(leap.parse().unwrap(), Duration::from_secs(7200));
+        world.run(&mut engine, &until.to_string());
+        let events = world.events();
+        let killed = events.iter().find(|(_, event)| matches!(event, Event::Killed(_)));
+        // Sixty minutes from its beginning, less the five before the leap, and the five in which it may bring its guest home.
+        assert_eq!(killed.map(|(at, _)| at.to_string()).as_deref(), killed_at, "{events:?}");
+        let ended = events.iter().find(|(_, event)| matches!(event, Event::Ended { .. }));
+        if killed_at.is_none() {
+            assert!(matches!(ended, Some((_, Event::Ended { well: true, .. }))), "{events:?}");
+        }
+    }
+}
+
 #[test]
 fn a_stop_waits_then_parks_and_the_next_service_goes_on() {
     let jobs = vec![job("long", &["a"], vec![Arc::new(Every(24 * 60, 60))])];

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use jiff::Timestamp;
@@ -33,6 +33,8 @@ struct Agenda {
 #[derive(Debug)]
 pub(super) struct FakeClock {
     now: Mutex<Timestamp>,
+    /// The clock that does not leap.
+    steady: Mutex<Instant>,
     agenda: Mutex<Agenda>,
 }
 
@@ -51,11 +53,30 @@ impl FakeClock {
     pub(super) fn set(&self, time: Timestamp) {
         *self.now.lock().unwrap() = time;
     }
+
+    /// The clock leaps while everything goes on: what is to come comes when it would have come.
+    pub(super) fn leap(&self, time: Timestamp) {
+        let by = time.duration_since(self.now());
+        let mut agenda = self.agenda.lock().unwrap();
+        let inputs = std::mem::take(&mut agenda.inputs);
+        agenda.inputs = inputs.into_iter().map(|((at, number), input)| ((at + by, number), input)).collect();
+        *self.now.lock().unwrap() = time;
+    }
+
+    /// Time goes by.
+    fn go_to(&self, now: &mut Timestamp, time: Timestamp) {
+        *self.steady.lock().unwrap() += Duration::try_from(time.duration_since(*now)).unwrap();
+        *now = time;
+    }
 }
 
 impl Clock for FakeClock {
     fn now(&self) -> Timestamp {
         *self.now.lock().unwrap()
+    }
+
+    fn steady(&self) -> Instant {
+        *self.steady.lock().unwrap()
     }
 
     fn wait(&self, inputs: &Receiver<Input>, until: Option<Timestamp>) -> Option<Input> {
@@ -67,11 +88,12 @@ impl Clock for FakeClock {
         let until = until.map(|until| until.max(*now));
         match (agenda.inputs.keys().next().copied(), until) {
             (Some(key), until) if until.is_none_or(|until| key.0 <= until) => {
-                *now = key.0.max(*now);
+                let time = key.0.max(*now);
+                self.go_to(&mut now, time);
                 agenda.inputs.remove(&key)
             }
             (_, Some(until)) => {
-                *now = until;
+                self.go_to(&mut now, until);
                 None
             }
             (_, None) => panic!("nothing will ever happen"),
@@ -355,7 +377,8 @@ impl World {
         guests: &[&str],
         play: impl Fn(&Order, u32) -> Script + Send + Sync + 'static,
     ) -> Self {
-        let clock = FakeClock { now: Mutex::new(begin.parse().unwrap()), agenda: Mutex::default() };
+        let now = Mutex::new(begin.parse().unwrap());
+        let clock = FakeClock { now, steady: Mutex::new(Instant::now()), agenda: Mutex::default() };
         let clock = Arc::new(clock);
         let runner = FakeRunner {
             clock: Arc::clone(&clock),
