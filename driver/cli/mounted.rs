@@ -31,7 +31,8 @@ impl MountArgs {
         places.iter().any(|place| place.is_empty() || Path::new(place) == path)
     }
 
-    /// Looks at the directories among the places of a backup. What the process of each has to see there, where it has to see something.
+    /// Looks at the directories among the places of a backup. What the process of each has to see there,
+    /// where it has to see something.
     ///
     /// # Errors
     /// Those of [`check`].
@@ -63,7 +64,8 @@ impl MountArgs {
     }
 }
 
-/// What the process of a medium has to see mounted at its place, as it is told: what was there when the backup was begun may be gone.
+/// What the process of a medium has to see mounted at its place, as it is told: what was there when the
+/// backup was begun may be gone.
 #[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
 pub(crate) struct Expected {
     /// Where it was mounted

@@ -54,11 +54,13 @@ impl Place<'_> {
 /// Looks what a directory is on: [`mounts::of`], or who has another process look.
 pub type Look<'a> = &'a dyn Fn(&Path) -> Result<Option<Mount>>;
 
-/// Makes sure that the right file system is there, and notes it where none was known. What is there then, where something has to be: whoever writes there
+/// Makes sure that the right file system is there, and notes it where none was known. What is there then,
+/// where something has to be: whoever writes there
 /// looks again ([`still`]).
 ///
 /// # Errors
-/// [`ErrorKind::NotFound`]: it is not mounted; [`ErrorKind::Refused`]: another one is; the catalog can't be read or written; those of `look`.
+/// [`ErrorKind::NotFound`]: it is not mounted; [`ErrorKind::Refused`]: another one is; the catalog can't be
+/// read or written; those of `look`.
 pub fn check(place: &Place<'_>, catalog: Option<&Catalog>, look: Look<'_>) -> Result<Option<Mount>> {
     if place.mounted == Mounted::No {
         return Ok(None);

@@ -139,7 +139,8 @@ pub fn failed(directory: &Path, labels: Labels<'_>, at: i64) -> Result<()> {
     page.write(&directory.join(format!("virtfold-{}-failure.prom", labels.uuid)))
 }
 
-/// Times in the files of a domain that are still to come, by more than clocks are set back by: a clock was ahead when they were written. They would look like
+/// Times in the files of a domain that are still to come, by more than clocks are set back by: a clock was
+/// ahead when they were written. They would look like
 /// fresh backups until they have come, so they become `now`.
 ///
 /// # Errors

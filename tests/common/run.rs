@@ -145,13 +145,15 @@ pub(crate) fn collect(line: String, child: Child) -> Outcome {
     Outcome { line, status: output.status, stdout: output.stdout, stderr }
 }
 
-/// As [`collect`], for a child that would hang if what is tested were broken: the test fails when it has not ended within `limit`.
+/// As [`collect`], for a child that would hang if what is tested were broken: the test fails when it has not
+/// ended within `limit`.
 #[track_caller]
 pub(crate) fn collect_within(limit: Duration, line: String, child: Child) -> Outcome {
     let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
     let (done, waits) = std::sync::mpsc::channel();
     let what = line.clone();
-    // Waits on by itself where it takes too long: a child that stands in the kernel ends when what it waits for is let go.
+    // Waits on by itself where it takes too long: a child that stands in the kernel ends when what it waits
+    // for is let go.
     std::thread::spawn(move || done.send(collect(line, child)));
     waits.recv_timeout(limit).unwrap_or_else(|_| {
         kill(pid, Signal::SIGKILL).unwrap_or_default();

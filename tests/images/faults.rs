@@ -1,5 +1,6 @@
 //! What ends a backup or a restore early - a full disk, a source that can't be read, a kill - leaves nothing
-//! that looks complete, and says so with its own exit code. Signals: `signals.rs`; media that hang: `hanging.rs`.
+//! that looks complete, and says so with its own exit code. Signals: `signals.rs`; media that hang:
+//! `hanging.rs`.
 //!
 //! Mounts and loop devices need root; without it these tests fail and say so.
 

@@ -1,4 +1,5 @@
-//! Media that hang, or go away: only the process that writes there waits, and it is left behind. `guests/hanging.rs` does so with a guest.
+//! Media that hang, or go away: only the process that writes there waits, and it is left behind.
+//! `guests/hanging.rs` does so with a guest.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
-//! Signals: a backup or a restore that gets one ends soon, leaves nothing that looks complete, and says so with its own exit code.
+//! Signals: a backup or a restore that gets one ends soon, leaves nothing that looks complete, and says so
+//! with its own exit code.
 
 use std::fs;
 use std::io::Write;
@@ -83,7 +84,8 @@ fn a_backup_told_to_stop_cleans_up_and_says_so() {
     }
 }
 
-/// The signals that end a process unless it catches them, by their numbers on Linux: all but a processor's faults, what can't be caught, and what says that a
+/// The signals that end a process unless it catches them, by their numbers on Linux: all but a processor's
+/// faults, what can't be caught, and what says that a
 /// write failed. The last two are real-time ones.
 const ENDING: [i32; 18] = [1, 2, 3, 5, 6, 10, 12, 14, 15, 16, 24, 26, 27, 29, 30, 31, 34, 64];
 

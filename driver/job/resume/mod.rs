@@ -61,7 +61,8 @@ pub enum Wish {
 /// Opens again what a dead process has left at a place: [`crate::medium::reopen`], or what knows a tape's drive, too.
 pub type Reopen<'a> = &'a dyn Fn(&Location, &Label, &Cancel, &Remains) -> Result<Reopened>;
 
-/// Reads what a dead process has left of a file at a place; nothing, where it is not there: [`crate::medium::read_back`], or who has another process do it.
+/// Reads what a dead process has left of a file at a place; nothing, where it is not there:
+/// [`crate::medium::read_back`], or who has another process do it.
 pub type ReadBack<'a> = &'a dyn Fn(&Location, &Cancel, &Remains) -> Result<Option<Box<dyn Read>>>;
 
 /// Takes away what a dead process has left and nobody goes on with: [`crate::medium::discard`], or who has another process do it.

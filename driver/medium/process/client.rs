@@ -92,7 +92,8 @@ impl MediumProcess {
     }
 }
 
-/// Starts a process that reads what a dead one has left of a file. Nothing, where there is no such file. A read ends with the run, as all that is waited for.
+/// Starts a process that reads what a dead one has left of a file. Nothing, where there is no such file. A
+/// read ends with the run, as all that is waited for.
 ///
 /// # Errors
 /// It can't be started; it may not look there.
@@ -145,7 +146,8 @@ impl Read for HandedBack {
     }
 }
 
-/// Starts a process for one question, one that is answered by something [`Known`], and waits for the answer, not for ever.
+/// Starts a process for one question, one that is answered by something [`Known`], and waits for the answer,
+/// not for ever.
 ///
 /// # Errors
 /// It can't be started; what it says; there is no answer in time.

@@ -14,7 +14,8 @@
 //! | the socket is shut for writing | | what is not finished is taken away, and the process ends |
 //! | the socket is closed | | the driver is dead: the process ends at once, and what is there stays to be gone on with |
 //!
-//! Behind `follows` the bytes of a file that was left come by standard output; whoever has the digests and the key holds them against these.
+//! Behind `follows` the bytes of a file that was left come by standard output; whoever has the digests and
+//! the key holds them against these.
 //!
 //! The driver's messages are a byte, a length and so many bytes; the answers are lines of JSON. Behind a `broke` data is left unread up to `go on`.
 //!

@@ -23,7 +23,8 @@ impl Engine {
         Ok(())
     }
 
-    /// A time to come that is kept in memory can't be further away than it was made. What a run may take is measured by a clock that does not leap.
+    /// A time to come that is kept in memory can't be further away than it was made. What a run may take is
+    /// measured by a clock that does not leap.
     pub(super) fn bound(&mut self, now: Timestamp) {
         self.recover_at = self.recover_at.map(|at| at.min(after(now, RECOVER_AGAIN)));
     }

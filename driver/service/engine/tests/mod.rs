@@ -210,7 +210,8 @@ fn a_clock_that_leaps_in_mid_run_has_no_say_in_its_time_limit() {
         world.run(&mut engine, &until.to_string());
         let events = world.events();
         let killed = events.iter().find(|(_, event)| matches!(event, Event::Killed(_)));
-        // Sixty minutes from its beginning, less the five before the leap, and the five in which it may bring its guest home.
+        // Sixty minutes from its beginning, less the five before the leap, and the five in which it may bring
+        // its guest home.
         assert_eq!(killed.map(|(at, _)| at.to_string()).as_deref(), killed_at, "{events:?}");
         let ended = events.iter().find(|(_, event)| matches!(event, Event::Ended { .. }));
         if killed_at.is_none() {
