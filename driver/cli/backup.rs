@@ -33,12 +33,13 @@ use super::tape::options::WriteArgs;
 
 /// Back up a domain, or disk images, into one archive
 ///
-/// Copies the allocated blocks of each disk, in order, with the table that says where each belongs. The archive
-/// is a tar (with --compress zstd a .tar.zst): `tar --zstd -xf ARCHIVE` restores it with no virtfold at hand. An encrypted
-/// one is an age file around that: `age -d -i KEYFILE ARCHIVE | tar --zstd -x`.
+/// Copies the allocated blocks of each disk, in order, with the table that says where each belongs. The
+/// archive is a tar (with --compress zstd a .tar.zst): `tar --zstd -xf ARCHIVE` restores it without virtfold.
+/// An encrypted one is an age file around that: `age -d -i KEYFILE ARCHIVE | tar --zstd -x`.
 ///
-/// A DOMAIN is backed up whether it runs or not. A running one goes on: its disks are frozen by a snapshot, copied and
-/// brought together again, and it is paused for a moment only. What an earlier run left behind is recovered first.
+/// A running DOMAIN keeps running: virtfold takes an external snapshot, copies its disks, commits the
+/// overlays, and pauses it for a moment only. A DOMAIN that is shut off is read as it is. What an interrupted
+/// backup left behind is recovered first.
 #[derive(Debug, clap::Args)]
 #[command(override_usage = "virtfold backup [OPTIONS] --to <PLACE> <DOMAIN>\n       \
                       virtfold backup [OPTIONS] --to <PLACE> --image <PATH> --format <FORMAT>")]
@@ -54,12 +55,12 @@ Examples:
   virtfold backup web --to /backup --encrypt-to age1k3q...
   virtfold backup --image a.raw --format raw --to - | ssh host 'cat > a.tar.zst'
 
-A backing file's format comes from libvirt or from the image's header; no format is ever guessed.")]
+The format of a backing file comes from libvirt or the image's header. No format is ever guessed.")]
 pub(crate) struct Args {
-    /// The domain: its name or uuid
+    /// The domain, by name or UUID
     #[arg(value_name = "DOMAIN", required_unless_present = "image")]
     domain: Option<String>,
-    /// Instead of a domain, a disk image; give it once for each disk
+    /// A disk image instead of a domain; repeat it for each disk
     #[arg(long, value_name = "PATH", conflicts_with = "domain", requires = "format")]
     image: Vec<PathBuf>,
     /// The image's format, raw or qcow2: once for all images, or once for each
@@ -68,10 +69,11 @@ pub(crate) struct Args {
     /// The disk's name in the archive, once for each image [default: vda, vdb, ...]
     #[arg(long, value_name = "TARGET", requires = "image")]
     name: Vec<String>,
-    /// What the set of disks is called [default: the first image's file name]
+    /// Name for the set of disks [default: the first image's file name]
     #[arg(long, value_name = "NAME", requires = "image")]
     label: Option<String>,
-    /// Where the archive goes: a directory, s3://BUCKET/PREFIX, tape:DEVICE, or - for standard output; several times for several copies
+    /// Where the archive goes: a directory, s3://BUCKET/PREFIX, tape:DEVICE, or - for standard output; repeat
+    /// it for several copies
     #[arg(long, value_name = "PLACE", required_unless_present = "plan", value_parser = args::location())]
     to: Vec<Location>,
     /// none, zstd or zstd:LEVEL (1 to 19) [default: the configuration's; zstd]
@@ -81,29 +83,31 @@ pub(crate) struct Args {
     /// [default: the configuration's; compact]
     #[arg(long, value_enum)]
     layout: Option<LayoutArg>,
-    /// The granularity of the copy, 4KiB to 2MiB [default: the configuration's; the cluster size of a qcow2, 64KiB for raw]
+    /// The granularity of the copy, 4KiB to 2MiB [default: the configuration's; the cluster size of a qcow2,
+    /// 64KiB for raw]
     #[arg(long, value_name = "SIZE")]
     block_size: Option<virtfold_config::BlockSize>,
-    /// Read each disk once more before it is copied and leave out blocks that are zeros, on or off
+    /// Read each disk once more before the copy and leave out blocks of zeros: on or off
     /// [default: the configuration's; on for block devices and raw files without holes]
     #[arg(long, value_name = "WHEN", value_parser = args::detect_zeroes)]
     detect_zeroes: Option<virtfold_config::DetectZeroes>,
-    /// Write no more than this many bytes a second, for example 100MiB [default: the configuration's; no limit]
+    /// Write no more than this many bytes a second, for example 100MiB [default: the configuration's; no
+    /// limit]
     #[arg(long, value_name = "SIZE")]
     limit_rate: Option<virtfold_config::Rate>,
     /// The images do not change during the backup: a QEMU that has them open is accepted
     #[arg(long, requires = "image")]
     frozen: bool,
-    /// Take an image that is given as raw for raw even where it begins like a qcow2, vmdk or other container
+    /// Accept a raw image although it begins like a qcow2, vmdk or other container
     #[arg(long, requires = "image")]
     force: bool,
     /// Threads that read, digest and compress [default: the configuration's; one a core]
     #[arg(long, value_name = "N")]
     workers: Option<virtfold_config::Workers>,
-    /// The job of the configuration that this is for: the catalog notes it
+    /// The job of the configuration that this backup belongs to; recorded in the catalog
     #[arg(long, value_name = "JOB")]
     job: Option<String>,
-    /// Start anew where an earlier backup of the same was killed, and discard what there is of it
+    /// Do not resume a killed backup of the same: discard its partial archive and start over
     #[arg(long)]
     no_resume: bool,
     #[command(flatten)]

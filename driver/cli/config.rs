@@ -22,8 +22,8 @@ const USUAL: &str = "/etc/virtfold/config.yaml";
 
 /// Check, show and describe the configuration
 ///
-/// The configuration is one file and the files `*.yaml` of the directory `conf.d` beside it. It holds what
-/// backups do where their command line says nothing, and what the service backs up, when and where to: virtfold.yaml(5).
+/// The configuration is one file and the files `*.yaml` of the directory `conf.d` beside it. It holds the
+/// defaults of backups, and what the service backs up, when and to where: virtfold.yaml(5).
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -38,7 +38,7 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// Read it all, with the files of credentials that it names, and say what is wrong, or has no effect
+    /// Check it, with the credentials files that it names, and print what is wrong or has no effect
     #[command(after_help = "\
 Examples:
   virtfold config check
@@ -46,8 +46,8 @@ Examples:
     Check {
         #[command(flatten)]
         config: ConfigFlag,
-        /// Try it on this host, too: every medium, the jobs' domains and commands; and say when the jobs run next. Leaves nothing
-        /// anywhere and moves no tape
+        /// Try it on this host, too: every medium, the jobs' domains and commands; and say when the jobs run
+        /// next. Leaves nothing anywhere and moves no tape
         #[arg(long)]
         host: bool,
         /// One medium alone; its variables are in the environment
@@ -56,7 +56,7 @@ Examples:
         #[command(flatten)]
         connect: ConnectFlag,
     },
-    /// Print every value in effect, and where it comes from
+    /// Print every value in effect and where it is set
     Show {
         #[command(flatten)]
         config: ConfigFlag,
@@ -94,7 +94,8 @@ impl ConfigFlag {
     }
 }
 
-/// The addresses of media have a grammar of their own, which the configuration's crate knows the beginnings of.
+/// The addresses of media have a grammar of their own, which the configuration's crate knows the beginnings
+/// of.
 fn check_media(config: &Config) -> Result<(), Error> {
     for (name, medium) in &config.media {
         medium.to.as_str().parse::<Location>().map_err(|why| {

@@ -25,10 +25,10 @@ use super::report::{Stdout, Style, Ticker, printable, result};
 /// The options of a restore of a guest.
 #[derive(Debug, clap::Args)]
 pub(crate) struct DefineArgs {
-    /// Restore the guest itself: its disks, NVRAM and TPM state, and its definition, which comes last
+    /// Restore the whole guest: its disks, NVRAM and TPM state, and last its definition
     #[arg(long, conflicts_with = "partial", help_heading = "Domains")]
     pub(crate) define: bool,
-    /// Make a copy of this name, with a uuid and MAC addresses of its own [default: the guest is itself again]
+    /// Make a copy with this name, its own UUID and MAC addresses [default: restore the same guest]
     #[arg(long, value_name = "NAME", requires = "define", help_heading = "Domains")]
     name: Option<String>,
     /// Put the disks into the directory of this storage pool
@@ -40,16 +40,17 @@ pub(crate) struct DefineArgs {
         help_heading = "Domains"
     )]
     pool: Option<String>,
-    /// Leave this disk out of the definition; several times, or with commas
+    /// Remove this disk from the definition; repeatable, or separated by commas
     #[arg(long, value_name = "TARGET", value_delimiter = ',', requires = "define", help_heading = "Domains")]
     without: Vec<String>,
-    /// Start the guest when it is defined
+    /// Start the guest after it is defined
     #[arg(long, requires = "define", help_heading = "Domains")]
     start: bool,
-    /// Say what would be written where and touch nothing; the exit code is the one that the restore would be refused with
+    /// Print what would be written where and change nothing; the exit code is that of the restore's refusal
     #[arg(long, requires = "define", help_heading = "Domains")]
     plan: bool,
-    /// libvirt's state directory [default: $VIRTFOLD_LIBVIRT_DIR, else /var/lib/libvirt, or the user's for qemu:///session]
+    /// libvirt's state directory [default: $VIRTFOLD_LIBVIRT_DIR, else /var/lib/libvirt, or the user's for
+    /// qemu:///session]
     #[arg(long, value_name = "DIR", requires = "define", help_heading = "Domains")]
     libvirt_dir: Option<PathBuf>,
     #[command(flatten)]

@@ -11,38 +11,38 @@ use super::report::printable;
 pub(crate) const HELP: &str = "\
 Exit codes:
   0    done
-  1    an input or output failed, or virtfold itself did
-  2    the command line makes no sense
+  1    an I/O error, or an internal error of virtfold
+  2    invalid command line or configuration
   3    damage: bytes of an archive are not what was written
   4    the archive is incomplete
-  5    a source image is damaged or not supported, or an archive needs a later virtfold or is none
-  6    a disk is in use, or a recovery left something for later
+  5    a source image is damaged or not supported, or a file is no archive of this version
+  6    a disk or domain is in use, or a recovery could not finish
   7    the target exists already
   8    no space left
   9    not found
   10   libvirt or the service refused, or can't be reached
-  11   the archive is encrypted, and no identity that was given opens it
+  11   the archive is encrypted, and none of the given identities opens it
   12   permission denied
-  141  the reader of the output has gone (a pipe to `head`)
+  141  the reader of the output closed the pipe
   128 and N  ended by signal N: 130 by SIGINT, 143 by SIGTERM, 129 by SIGHUP
 
 Environment:
   VIRTFOLD_CONFIG       the configuration file (default: /etc/virtfold/config.yaml)
-  VIRTFOLD_CONNECT      the libvirt to speak to (default: LIBVIRT_DEFAULT_URI, else qemu:///system)
+  VIRTFOLD_CONNECT      the libvirt to connect to (default: LIBVIRT_DEFAULT_URI, else qemu:///system)
   VIRTFOLD_STATE_DIR    where the journal of backups is (default: /var/lib/virtfold; for
                         qemu:///session $XDG_STATE_HOME/virtfold, in ~/.local/state)
   VIRTFOLD_LIBVIRT_DIR  libvirt's state directory (default: /var/lib/libvirt)
-  VIRTFOLD_GUARDS       where guards against starts are (default: /run/virtfold/guards;
+  VIRTFOLD_GUARDS       directory of start locks (default: /run/virtfold/guards;
                         for qemu:///session in $XDG_RUNTIME_DIR/virtfold)
-  VIRTFOLD_KEYS         where keys of encrypted archives in the making are, in memory
+  VIRTFOLD_KEYS         keys of encrypted archives while they are written, in memory
                         (default: /run/virtfold/keys, an ordinary user's in $XDG_RUNTIME_DIR)
   AWS_ENDPOINT_URL      the object store, for example https://minio:9000 (default: Amazon's)
   AWS_REGION            its region (default: us-east-1)
   AWS_ACCESS_KEY_ID     with AWS_SECRET_ACCESS_KEY the account's keys (default: AWS_PROFILE in
                         ~/.aws/credentials, else the role of the container or machine)
-  VIRTFOLD_S3_PATIENCE  how long an upload that broke is tried again, seconds (default: 900)
+  VIRTFOLD_S3_PATIENCE  how long a broken upload is retried, seconds (default: 900)
   VIRTFOLD_LOG          what is logged to standard error, for example 'debug' (default: warn)
-  TMPDIR                where tables too large for memory go (default: /var/tmp)";
+  TMPDIR                directory for tables that don't fit in memory (default: /var/tmp)";
 
 /// The code of a run whose output nobody reads any more: 128 and SIGPIPE, as of other tools.
 const UNREAD: u8 = 141;
@@ -62,8 +62,8 @@ pub(crate) enum Outcome {
     Failed(ErrorKind),
 }
 
-/// Prints an error with its causes and its hint, and gives the exit code. `by_signal` is the code of a run that
-/// a signal ended.
+/// Prints an error with its causes and its hint, and gives the exit code. `by_signal` is the code of a run
+/// that a signal ended.
 pub(crate) fn report(outcome: anyhow::Result<Outcome>, by_signal: u8) -> ExitCode {
     let error = match outcome {
         Ok(Outcome::Done) => return ExitCode::SUCCESS,

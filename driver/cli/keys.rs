@@ -1,7 +1,8 @@
 //! The options of encryption: whom an archive is encrypted to, and which key files open one.
 //!
-//! Recipients are text up to the library, which reads them: a value that the command line's parser refuses it repeats, and this one
-//! may be a secret key that was given by mistake. Of identities the command line has the files' names only.
+//! Recipients are text up to the library, which reads them: a value that the command line's parser refuses it
+//! repeats, and this one may be a secret key that was given by mistake. Of identities the command line has
+//! the files' names only.
 
 use std::path::PathBuf;
 
@@ -12,14 +13,15 @@ use virtfold_config::Defaults;
 /// The options of verbs that write archives.
 #[derive(Clone, Default, clap::Args)]
 pub(crate) struct EncryptArgs {
-    /// Encrypt the archive to this age recipient (age1...); several times for several, each of whom can read it alone. The
-    /// archive is then an age file, .tar.age or .tar.zst.age [default: the configuration's; not encrypted]
+    /// Encrypt the archive to this age recipient (age1...); repeatable, and each recipient can read it alone.
+    /// The archive is then an age file, .tar.age or .tar.zst.age [default: the configuration's; not
+    /// encrypted]
     #[arg(long, value_name = "RECIPIENT", help_heading = "Encryption")]
     encrypt_to: Vec<String>,
     /// Encrypt the archive to the recipients in this file, one a line
     #[arg(long, value_name = "FILE", help_heading = "Encryption")]
     recipients: Option<PathBuf>,
-    /// Do not encrypt, whatever the configuration says
+    /// Do not encrypt, even if the configuration says so
     #[arg(long, conflicts_with_all = ["encrypt_to", "recipients"], help_heading = "Encryption")]
     no_encryption: bool,
 }
@@ -51,7 +53,7 @@ impl EncryptArgs {
 /// The option of verbs that read archives.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct IdentityArgs {
-    /// A key file that opens an encrypted archive, as age-keygen makes it and with mode 600; several times for several
+    /// A key file of age-keygen, with mode 600, that opens the encrypted archive; repeatable
     #[arg(long, value_name = "FILE", help_heading = "Encryption")]
     identity: Vec<PathBuf>,
 }

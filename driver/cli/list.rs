@@ -27,7 +27,7 @@ use super::tape::{self, options::WaitFlag};
 
 /// List the archives in a directory, an object store or on a tape
 ///
-/// Unfinished, cut and damaged archives are listed as what they are, and encrypted ones that no --identity opens as encrypted.
+/// Lists incomplete and damaged archives as such, and as encrypted what no --identity opens.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -40,7 +40,7 @@ pub(crate) struct Args {
     /// A directory, s3://BUCKET/PREFIX (all hosts below it) or tape:DEVICE
     #[arg(value_name = "PLACE", value_parser = args::location())]
     directory: Location,
-    /// Note the archives in the catalog, as when they were made, and those that it knows there and that are gone; how a lost catalog is had again
+    /// Record the archives in the catalog, and what is gone; this rebuilds a lost catalog by scanning
     #[arg(long)]
     remember: bool,
     #[command(flatten)]

@@ -14,8 +14,8 @@ use super::report::{JsonFlag, Style};
 
 /// Print the allocation table of a disk image
 ///
-/// The same rows as `qemu-img map --output=json`, read from the tables alone. The image may be in use: what is
-/// printed may then be a moment old.
+/// The same rows as `qemu-img map --output=json`, read from the tables alone. If the image is in use, the
+/// output may be out of date.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -1,5 +1,5 @@
-//! The command line: one file per verb. A verb turns its arguments into a request, hands it to `job`, and prints
-//! what comes back; it decides nothing about data.
+//! The command line: one file per verb. A verb turns its arguments into a request, hands it to `job`, and
+//! prints what comes back; it decides nothing about data.
 //!
 //! `exit` is the one place that maps errors to exit codes, `report` the one that prints progress.
 
@@ -38,8 +38,7 @@ use clap::{Parser, Subcommand};
 use self::exit::Outcome;
 pub(crate) use self::signals::Signals;
 
-/// Folds the empty space out of virtual disks: backs them up by copying only what is recorded on them, densely
-/// and in order, with the table that says where each piece belongs; and unfolds them again.
+/// Back up libvirt/QEMU guests and disk images by copying only their used blocks, and restore them.
 #[derive(Debug, Parser)]
 #[command(name = "virtfold", version, max_term_width = 100, after_help = exit::HELP)]
 struct Cli {

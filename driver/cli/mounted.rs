@@ -1,4 +1,5 @@
-//! Whether the directories of a backup are on the file systems that they should be on: what the command line and the configuration say of it.
+//! Whether the directories of a backup are on the file systems that they should be on: what the command line
+//! and the configuration say of it.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -14,11 +15,11 @@ use super::tape::media::Media;
 /// What has to be mounted at the directories.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct MountArgs {
-    /// Only where a file system is mounted at the directory of --to, or above it: at each, or at this one
-    /// [default: where one was when it was first used]
+    /// Refuse unless a file system is mounted at the directory of --to or above it: at each, or at DIR
+    /// [default: if one was mounted at the first use]
     #[arg(long, value_name = "DIR", num_args = 0..=1, require_equals = true, default_missing_value = "")]
     require_mount: Vec<OsString>,
-    /// Also where nothing is mounted there though something was before: at each, or at this one
+    /// Accept that nothing is mounted there although something was before: at each, or at DIR
     #[arg(long, value_name = "DIR", num_args = 0..=1, require_equals = true, default_missing_value = "")]
     no_require_mount: Vec<OsString>,
     /// What the configuration calls each place, in their order

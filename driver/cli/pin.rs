@@ -15,9 +15,10 @@ use super::guest::connection::StateFlag;
 use super::keys::IdentityArgs;
 use super::report::{JsonFlag, Stdout, Style, printable, result};
 
-/// Keep an archive, whatever the rules of 'prune' say
+/// Keep an archive whatever the rules of 'prune' say
 ///
-/// The catalog notes it, for all copies of the archive. What it rests on stays, too. 'list' and 'prune --dry-run' say which are pinned.
+/// Recorded in the catalog, for all copies of the archive. What the archive depends on is kept, too. 'list'
+/// and 'prune --dry-run' show pinned archives.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -28,7 +29,7 @@ pub(crate) struct PinArgs {
     archives: Archives,
 }
 
-/// Leave pinned archives to the rules of 'prune' again
+/// Unpin archives: the rules of 'prune' apply to them again
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

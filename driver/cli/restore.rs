@@ -25,11 +25,11 @@ use super::tape::{self, options::ChangeArgs};
 
 /// Restore disks, or a whole guest, from an archive
 ///
-/// A disk appears under its name when all of it is written, checked and durable, and not before.
+/// A disk appears under its name only when all of it is written, checked and durable.
 ///
-/// With --define the guest is restored: disks, NVRAM, TPM state, and last its definition. It is itself again, with its uuid
-/// and its MAC addresses; in the place of the domain that is there (shut off) only with --force. --name makes a copy that
-/// can run beside it. Disks go to --disk, to --output or --pool, or where they were.
+/// --define restores the whole guest: disks, NVRAM, TPM state, and last its definition. It keeps its UUID and
+/// MAC addresses; an existing domain is replaced only with --force, and only if it is shut off. --name makes
+/// a copy that can run beside it. Disks go to --disk, to --output or --pool, or to their original paths.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -50,28 +50,31 @@ pub(crate) struct Args {
     /// The archive: a file, s3://BUCKET/KEY, tape:DEVICE#ID, or - for standard input
     #[arg(value_name = "ARCHIVE|-", value_parser = args::location())]
     archive: Location,
-    /// Restore this disk to this file or block device; give it once for each disk
+    /// Restore this disk to this file or block device; repeat it for each disk
     #[arg(long, value_name = "TARGET=PATH", value_parser = args::disk, required_unless_present_any = ["output", "define"])]
     disk: Vec<(String, PathBuf)>,
-    /// Restore all disks into this directory, as TARGET.raw or TARGET.qcow2; with --define, those that --disk does not name
+    /// Restore all disks into this directory, as TARGET.raw or TARGET.qcow2; with --define, those that --disk
+    /// does not name
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
-    /// The format of what is made, raw or qcow2 [default: the source's]
+    /// The format of the restored disks, raw or qcow2 [default: the source's]
     #[arg(long, value_name = "FORMAT", value_parser = args::format)]
     format: Option<Format>,
-    /// Write each block to its original address (rewrite), or keep the dense order and give it new tables (remap, qcow2 only)
+    /// Write each block to its original address (rewrite), or keep the dense order and add new tables (remap,
+    /// qcow2 only)
     #[arg(long, value_enum, default_value = "rewrite")]
     method: MethodArg,
     /// The cluster size of a new qcow2 [default: the source's, or 64KiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     cluster_size: Option<u64>,
-    /// Replace existing files, write to block devices; with --define, replace the domain that is there
+    /// Replace existing files, write to block devices; with --define, replace the existing domain
     #[arg(long)]
     force: bool,
-    /// Get out of a damaged or cut archive what is intact, and say what is not (exit code 3 or 4)
+    /// Restore what is intact of a damaged or truncated archive, and list what is lost (exit code 3 or 4)
     #[arg(long)]
     partial: bool,
-    /// Do not read data that a remap could share with the archive (XFS, Btrfs): it is not checked, `virtfold verify` does
+    /// Do not read and check data that a remap shares with the archive (XFS, Btrfs); `virtfold verify` checks
+    /// it
     #[arg(long, conflicts_with = "partial")]
     unverified: bool,
     /// Threads that read, decompress and check [default: one a core]

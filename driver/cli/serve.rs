@@ -28,11 +28,13 @@ use super::guest::connection::{ConnectFlag, StateFlag};
 /// How often the files of the metrics are written.
 const METRICS_EVERY: Duration = Duration::from_secs(10);
 
-/// Run the service: backups when they are due
+/// Run the service, which makes backups when they are due
 ///
-/// Does what the configuration's jobs say: backs up their guests when they are due or something happens to them, catches up on what was missed,
-/// tries again, prunes. Each backup is a process of its own. SIGTERM lets what runs end within `service.stop-timeout`, or parks it: the guest is
-/// brought home, and the next service begins it anew. SIGHUP reads the configuration again. Started by systemd as virtfold.service.
+/// Runs the jobs of the configuration: backs up guests when they are due or when something happens to them,
+/// makes up for missed runs, retries, prunes. Each backup is a process of its own. On SIGTERM running backups
+/// may finish within `service.stop-timeout`; then they are parked: the guest is put back on its disks, and
+/// the next service starts the backup over. SIGHUP reloads the configuration. systemd starts it as
+/// virtfold.service.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -105,7 +107,8 @@ pub(crate) fn end_with(parent: u32) -> Result<()> {
         .into())
 }
 
-/// The libvirt. An address that can never be used is an error now; one that nobody answers at is tried until somebody does.
+/// The libvirt. An address that can never be used is an error now; one that nobody answers at is tried until
+/// somebody does.
 fn link(connect: &ConnectFlag) -> Result<Link> {
     let connect = connect.clone();
     let open =

@@ -17,7 +17,7 @@ use super::tape::{self, options::WaitFlag};
 
 /// Show what an archive holds
 ///
-/// Reads the archive's tables only; `virtfold verify` reads all of it.
+/// Reads only the archive's tables; `virtfold verify` reads all of it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -18,7 +18,7 @@ use super::tape::{self, options::ChangeArgs};
 
 /// Read all of an archive and check every byte
 ///
-/// Damage is reported as ranges of the disks that it costs. Exit code 3: damaged; 4: incomplete.
+/// Damage is reported as lost ranges of the disks. Exit code 3: damaged; 4: incomplete.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

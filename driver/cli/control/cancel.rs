@@ -7,10 +7,10 @@ use super::{SocketFlag, changed};
 use crate::cli::exit::Outcome;
 use crate::cli::report::JsonFlag;
 
-/// Take an entry out of the queue, or end it where it runs
+/// Remove an entry from the queue, or stop it if it runs
 ///
-/// A backup that runs ends at its next piece of work; the guest comes back onto its own disks first, and no archive is
-/// left. 'virtfold queue' shows it as 'ending' meanwhile.
+/// A running backup stops after its current chunk. The guest's disks are put back on their bases, and no
+/// archive is left. Until then 'virtfold queue' shows it as 'ending'.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

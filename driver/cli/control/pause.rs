@@ -7,9 +7,10 @@ use super::{SocketFlag, changed};
 use crate::cli::exit::Outcome;
 use crate::cli::report::{JsonFlag, printable};
 
-/// Begin no scheduled run any more, of all jobs or of one
+/// Pause the schedules of all jobs or of one
 ///
-/// What runs goes on, and 'virtfold run' still works. A pause holds over restarts of the service, until 'virtfold resume'.
+/// Running backups continue, and 'virtfold run' still works. The pause survives restarts of the service,
+/// until 'virtfold resume'.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

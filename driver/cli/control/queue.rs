@@ -9,7 +9,7 @@ use super::text::{columns, notes, state, time_and_span};
 use crate::cli::exit::Outcome;
 use crate::cli::report::{JsonFlag, Stdout, Style, printable, result};
 
-/// List what waits and what runs, in the order in which the service takes it
+/// List waiting and running backups, in the order of the service
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -7,16 +7,17 @@ use super::{SocketFlag, changed};
 use crate::cli::exit::Outcome;
 use crate::cli::report::{JsonFlag, printable};
 
-/// Let paused jobs go on
+/// Resume paused jobs
 ///
-/// All and one are counted apart: 'virtfold resume' takes back 'virtfold pause' and leaves those jobs paused that were paused by name.
+/// 'virtfold resume' without a job undoes 'virtfold pause' without a job; jobs that were paused by name stay
+/// paused.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   virtfold resume
   virtfold resume nightly")]
 pub(crate) struct Args {
-    /// The job [default: what was paused as all]
+    /// The job [default: the pause of all jobs]
     #[arg(value_name = "JOB")]
     job: Option<String>,
     #[command(flatten)]

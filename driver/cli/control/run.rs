@@ -18,10 +18,10 @@ const EVERY: Duration = Duration::from_secs(1);
 /// How long a service that does not answer is waited for: a restart takes less.
 const RESTART: Duration = Duration::from_secs(300);
 
-/// Have the service run a job now, for all its domains or for one
+/// Run a job now, for all its domains or for one
 ///
-/// Puts them at the head of the queue, whatever the schedule says and though the job is paused. The service does the
-/// work: ending this command, while it waits, too, does not end the backups ('virtfold cancel' does).
+/// Puts them at the head of the queue, whatever the schedule says, even if the job is paused. The service
+/// does the work: ending this command does not end the backups; 'virtfold cancel' does.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -31,10 +31,10 @@ pub(crate) struct Args {
     /// The job
     #[arg(value_name = "JOB")]
     job: String,
-    /// The domain: its name or uuid [default: all of the job]
+    /// The domain, by name or UUID [default: all of the job]
     #[arg(value_name = "DOMAIN")]
     domain: Option<String>,
-    /// Wait for the end; the exit code is that of the first backup that failed
+    /// Wait until all have ended; the exit code is that of the first backup that failed
     #[arg(long)]
     wait: bool,
     #[command(flatten)]

@@ -9,10 +9,10 @@ use super::text::{columns, sentence, span, time, time_and_span};
 use crate::cli::exit::Outcome;
 use crate::cli::report::{JsonFlag, Stdout, Style, printable, result};
 
-/// Show how the service stands: what runs, what is due, what was last, what is wrong
+/// Show the state of the service: warnings, what runs, what is due, last results
 ///
-/// What needs a person comes first. The exit code is 0 whenever the service answers; programs read --json, where times
-/// are seconds since 1970.
+/// What needs attention comes first. The exit code is 0 whenever the service answers. Programs read --json,
+/// where times are seconds since 1970.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -14,8 +14,8 @@ const STATE: &str = "/var/lib/virtfold";
 /// The option that names the libvirt.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct ConnectFlag {
-    /// The libvirt to speak to; it must be this host's [default: $VIRTFOLD_CONNECT, else $LIBVIRT_DEFAULT_URI, else
-    /// qemu:///system]
+    /// The libvirt to connect to; it must be this host's [default: $VIRTFOLD_CONNECT, else
+    /// $LIBVIRT_DEFAULT_URI, else qemu:///system]
     #[arg(long, short = 'c', value_name = "URI", help_heading = "Domains")]
     connect: Option<String>,
 }
@@ -82,7 +82,8 @@ pub(crate) fn open(_uri: &str) -> Result<Connection, Error> {
     ))
 }
 
-/// Where the libvirt at `uri` keeps firmware variables and TPM states; `given` is its state directory where a person says it.
+/// Where the libvirt at `uri` keeps firmware variables and TPM states; `given` is its state directory where a
+/// person says it.
 ///
 /// # Errors
 /// A session's libvirt of a user who has no home.
@@ -130,8 +131,8 @@ pub(crate) fn whose() -> Whose {
 /// The option that names the state directory.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct StateFlag {
-    /// Where virtfold keeps its journal, its catalog and its locks [default: $VIRTFOLD_STATE_DIR, else /var/lib/virtfold, or
-    /// ~/.local/state/virtfold for qemu:///session]
+    /// Where virtfold keeps its journal, its catalog and its locks [default: $VIRTFOLD_STATE_DIR, else
+    /// /var/lib/virtfold, or ~/.local/state/virtfold for qemu:///session]
     #[arg(long, value_name = "DIR", help_heading = "Domains")]
     state_dir: Option<PathBuf>,
 }

@@ -18,7 +18,7 @@ use crate::cli::show;
 
 /// List the domains with their disks, and whether each can be backed up
 ///
-/// Looks at every domain as 'backup DOMAIN --plan' does, and touches nothing.
+/// Checks every domain as 'backup DOMAIN --plan' does, and changes nothing.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -1,4 +1,5 @@
-//! The verbs that speak to libvirt, and what they share: the connection, the state directory, the wishes for a backup.
+//! The verbs that speak to libvirt, and what they share: the connection, the state directory, the wishes for
+//! a backup.
 
 mod backup;
 pub(crate) mod connection;
@@ -27,11 +28,11 @@ use super::tape::media::Media;
 /// The options of a backup of a domain.
 #[derive(Debug, clap::Args)]
 pub(crate) struct GuestArgs {
-    /// Leave this disk out; several times, or with commas
+    /// Leave this disk out; repeatable, or separated by commas
     #[arg(long, value_name = "TARGET", value_delimiter = ',', requires = "domain", help_heading = "Domains")]
     exclude: Vec<String>,
-    /// Have qemu-guest-agent make the guest's file systems clean: where it answers (auto), or no backup (yes), or never (no)
-    /// [default: the configuration's; auto]
+    /// Have qemu-guest-agent freeze the guest's file systems: if it answers (auto), or else refuse the backup
+    /// (yes), or never (no) [default: the configuration's; auto]
     #[arg(
         long,
         value_enum,
@@ -41,22 +42,24 @@ pub(crate) struct GuestArgs {
         help_heading = "Domains"
     )]
     quiesce: Option<QuiesceArg>,
-    /// How long the guest may stand still at one time, 100ms to 60s [default: the configuration's; 2s]
+    /// How long the guest may be paused at a time, 100ms to 60s [default: the configuration's; 2s]
     #[arg(long, value_name = "TIME", requires = "domain", help_heading = "Domains")]
     pause_budget: Option<virtfold_config::Pause>,
-    /// Where the guest writes while its disks are copied [default: the configuration's; beside each image, and the state directory for block devices]
+    /// Directory for the overlays that the guest writes to during the copy [default: the configuration's;
+    /// beside each image, and the state directory for block devices]
     #[arg(long, value_name = "DIR", requires = "domain", help_heading = "Domains")]
     overlay_dir: Option<PathBuf>,
-    /// What must stay free where overlays lie [default: the configuration's; 1GiB]
+    /// Free space to keep on the file systems of the overlays [default: the configuration's; 1GiB]
     #[arg(long, value_name = "SIZE", requires = "domain", help_heading = "Domains")]
     min_free: Option<virtfold_config::Room>,
-    /// Say what would be done and touch nothing; the exit code is the one that the backup would be refused with
+    /// Print what would be done and change nothing; the exit code is that of the backup's refusal
     #[arg(long, requires = "domain", help_heading = "Domains")]
     plan: bool,
     /// Write metrics for node_exporter's textfile collector into this directory
     #[arg(long, value_name = "DIR", requires = "domain", help_heading = "Domains")]
     metrics_dir: Option<PathBuf>,
-    /// libvirt's state directory [default: $VIRTFOLD_LIBVIRT_DIR, else /var/lib/libvirt, or the user's for qemu:///session]
+    /// libvirt's state directory [default: $VIRTFOLD_LIBVIRT_DIR, else /var/lib/libvirt, or the user's for
+    /// qemu:///session]
     #[arg(long, value_name = "DIR", requires = "domain", help_heading = "Domains")]
     libvirt_dir: Option<PathBuf>,
     #[command(flatten)]

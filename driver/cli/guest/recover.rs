@@ -14,11 +14,11 @@ use crate::cli::exit::Outcome;
 use crate::cli::medium;
 use crate::cli::report::{JsonFlag, Stdout, Style, printable, result};
 
-/// Bring guests back in order after a backup that was broken off
+/// Put guests back on their disks after an interrupted backup
 ///
-/// Looks at what is there: QEMU, libvirt's descriptions, the overlays, the journal. Brings each guest back onto its
-/// own disks and removes what is not needed any more. Nothing is removed that holds data which the disks do not have; where it
-/// can't decide it says what it sees, and leaves everything as it is. A backup does this by itself for its own domain.
+/// Queries QEMU and libvirt, reads the overlays and the journal, then commits each overlay into its disk and
+/// removes it. It never removes an overlay that holds data which the disk lacks. If it can't decide, it
+/// reports what it found and changes nothing. A backup recovers its own domain first.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -26,10 +26,10 @@ Examples:
   virtfold recover web
   virtfold recover --json")]
 pub(crate) struct Args {
-    /// The domain: its name or uuid [default: all]
+    /// The domain, by name or UUID [default: all]
     #[arg(value_name = "DOMAIN")]
     domain: Option<String>,
-    /// Say what would be done and do nothing
+    /// Print what would be done, and change nothing
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]

@@ -26,10 +26,11 @@ use super::report::{JsonFlag, Stdout, Style, printable, result};
 
 /// Remove old backups
 ///
-/// Keeps what the rules name and removes the rest, of this host's archives alone: those of the configuration's jobs that have 'keep', or of one
-/// place by the rules of the command line. For each rule the newest backup stays of each of the last N hours, days, weeks, months or years that have one.
-/// The newest complete backup always stays, what is pinned ('virtfold pin'), what a kept increment rests on, and whatever virtfold does not recognise. Of tapes nothing is removed: it is said which
-/// volumes have expired.
+/// Keeps what the rules name and removes the rest: of the jobs that have 'keep' in the configuration, or of
+/// one destination by the rules of the command line. Only this host's archives are removed. A rule keeps the
+/// newest backup of each of the last N hours, days, weeks, months or years that have one. Always kept: the
+/// newest complete backup, pinned archives ('virtfold pin'), what a kept increment depends on, and what
+/// virtfold does not recognise. Nothing is removed from tapes: expired volumes are listed.
 #[derive(Debug, clap::Args)]
 #[command(override_usage = "virtfold prune [OPTIONS] [JOB]...\n       \
                       virtfold prune [OPTIONS] --place <PLACE> --keep-... <N> [--domain <NAME>]")]
@@ -43,16 +44,16 @@ pub(crate) struct Args {
     /// Jobs of the configuration [default: all that have 'keep']
     #[arg(value_name = "JOB", conflicts_with = "place")]
     jobs: Vec<String>,
-    /// Say what would be removed and what stays, and why; touch nothing
+    /// Print what would be removed and what stays, and why; change nothing
     #[arg(long)]
     dry_run: bool,
-    /// Instead of the jobs' media: a directory or s3://BUCKET/PREFIX
+    /// A destination instead of the jobs' media: a directory or s3://BUCKET/PREFIX
     #[arg(long, value_name = "PLACE", value_parser = args::location(), help_heading = "Without a configuration")]
     place: Option<Location>,
-    /// Only this domain, by name or uuid, or these images, by their label; several times for several [default: all of this host]
+    /// Only this domain, by name or UUID, or these images, by label; repeatable [default: all of this host]
     #[arg(long, value_name = "NAME", requires = "place", help_heading = "Without a configuration")]
     domain: Vec<String>,
-    /// Images under one --label are one, though their archives name different paths
+    /// Treat images with one --label as the same although their archives name different paths
     #[arg(long, requires = "place", help_heading = "Without a configuration")]
     moved: bool,
     #[command(flatten)]
@@ -91,7 +92,7 @@ struct KeepArgs {
     /// Keep the newest of each of the last N years that have one
     #[arg(long, value_name = "N", requires = "place", help_heading = "Without a configuration")]
     keep_yearly: Option<Count>,
-    /// Keep all that are not older than the newest but one by more than this time, for example 14d
+    /// Keep all that are at most this much older than the newest but one, for example 14d
     #[arg(long, value_name = "TIME", requires = "place", help_heading = "Without a configuration")]
     keep_within: Option<virtfold_config::Interval>,
 }

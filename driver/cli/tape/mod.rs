@@ -23,7 +23,7 @@ use super::exit::Outcome;
 use super::guest::connection::StateFlag;
 use super::report::{JsonFlag, Stdout, Style, Ticker, result};
 
-/// Look after tapes: status, label, list, verify, erase
+/// Manage tapes: status, label, list, verify, erase
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -33,7 +33,7 @@ Examples:
   virtfold tape list tape:/dev/nst0
   virtfold restore tape:/dev/nst0#latest --output /srv/vm
 
-A tape is given by its drive, always the device that does not rewind. Several drives: /dev/tape/by-id/*-nst.")]
+Name the tape by its drive, always the device that does not rewind. Several drives: /dev/tape/by-id/*-nst.")]
 pub(crate) struct Args {
     #[command(subcommand)]
     verb: Verb,
@@ -62,7 +62,7 @@ struct Common {
     json: JsonFlag,
 }
 
-/// Say whether a tape is in a drive, whose it is, and how it stands
+/// Show whether a tape is in the drive, its label and its position
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -73,9 +73,10 @@ struct StatusArgs {
     common: Common,
 }
 
-/// Take a tape into use, under a label
+/// Write a label on a tape, so that backups can use it
 ///
-/// All that is on it is lost. So a tape that others wrote, or one with archives whose time of retention is not over, is refused without --force.
+/// All data on the tape are lost. A tape that another program wrote, or with archives before their
+/// --retain-until, is refused without --force.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -85,16 +86,16 @@ Examples:
 struct LabelArgs {
     #[command(flatten)]
     common: Common,
-    /// What is on its sticker: 1 to 32 letters, digits, '.', '_' or '-'
+    /// The label, as on the sticker: 1 to 32 letters, digits, '.', '_' or '-'
     #[arg(value_name = "LABEL")]
     label: String,
-    /// The pool: an archive that does not fit on one tape goes on on others of its pool
+    /// The pool: an archive that does not fit on one tape continues on others of its pool
     #[arg(long, value_name = "POOL", default_value = "default")]
     pool: String,
     /// Length of the blocks, 64KiB to 1MiB
     #[arg(long, value_name = "SIZE", default_value = "256KiB", value_parser = parse_size)]
     block_size: u64,
-    /// When its archives may go, as 2027-12-31T00:00:00Z [default: when somebody says --force]
+    /// Until when its archives are protected, for example 2027-12-31T00:00:00Z [default: until --force]
     #[arg(long, value_name = "TIME")]
     retain_until: Option<String>,
     /// Overwrite whatever is on the tape
@@ -102,9 +103,9 @@ struct LabelArgs {
     force: bool,
 }
 
-/// List the archives on a tape, and note them in the catalog
+/// List the archives on a tape, and record them in the catalog
 ///
-/// Reads the records between the archives and jumps over their data. A lost catalog is had again by listing each tape.
+/// Reads the records between the archives and skips their data. Listing each tape rebuilds a lost catalog.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -115,22 +116,23 @@ struct ListArgs {
     common: Common,
 }
 
-/// Read every block of a tape, and check it against what was written
+/// Read and check every block of a tape
 ///
-/// Exit code 3: something is not what was written; 4: an archive was never finished.
+/// Exit code 3: damaged; 4: an archive is incomplete.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   virtfold tape verify tape:/dev/nst0
-  virtfold verify tape:/dev/nst0#5f1c2d3e        one archive, over all its tapes")]
+  virtfold verify tape:/dev/nst0#5f1c2d3e        one archive, on all its tapes")]
 struct VerifyArgs {
     #[command(flatten)]
     common: Common,
 }
 
-/// Erase a tape, its label too
+/// Erase a tape and its label
 ///
-/// Marks the end of the data at the tape's beginning: no program reads what was there, a laboratory might.
+/// Writes an end-of-data mark at the beginning of the tape. Programs can't read the old data any more; a
+/// laboratory might.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -20,8 +20,8 @@ const COMMIT_EVERY: u64 = 64 << 30;
 /// What verbs say that change volumes.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct ChangeArgs {
-    /// The command that puts the next tape in: %d is the device, %n the volume's number, %o the old label, %w the wanted one
-    /// (- for any), %p the pool [default: you are asked at the terminal]
+    /// The command that loads the next tape: %d is the device, %n the volume's number, %o the old label, %w
+    /// the wanted label (- for any), %p the pool [default: ask at the terminal]
     #[arg(long, value_name = "COMMAND", help_heading = "Tapes")]
     change_command: Option<String>,
     /// How long that command may take
@@ -44,13 +44,13 @@ pub(crate) struct WaitFlag {
 pub(crate) struct WriteArgs {
     #[command(flatten)]
     change: ChangeArgs,
-    /// Only begin on a tape of this pool [default: the pool of the tape in the drive]
+    /// Start only on a tape of this pool [default: the pool of the tape in the drive]
     #[arg(long, value_name = "POOL", help_heading = "Tapes")]
     pool: Option<String>,
     /// Memory that keeps the drive streaming
     #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = parse_size, help_heading = "Tapes")]
     tape_buffer: u64,
-    /// Make what is written durable every so often: behind a tape that fails, the backup goes on there on the next one
+    /// Commit after each SIZE: if a tape fails, the backup continues from the last commit on the next tape
     #[arg(long, value_name = "SIZE", default_value = "64GiB", value_parser = parse_size, help_heading = "Tapes")]
     tape_commit_every: u64,
 }
