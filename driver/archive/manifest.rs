@@ -1,12 +1,12 @@
 //! The head of an archive, `virtfold.json`: what was backed up, when, how, and what a reader must understand.
 //!
-//! It is JSON for people and programs. Fields that a reader does not know are ignored, so a later version may add
-//! some; what a reader must not ignore is named in `requires`, and a reader that does not know a name there
-//! refuses the archive. A change that cannot be said that way raises `version`.
+//! It is JSON for people and programs. Fields that a reader does not know are ignored, so a later version may
+//! add some; what a reader must not ignore is named in `requires`, and a reader that does not know a name
+//! there refuses the archive. A change that cannot be said that way raises `version`.
 //!
-//! The head says what the members must be; whoever reads them holds them against it
-//! ([`Disk::check_member`]). Strings of the head come from the host that made the archive: they are checked for
-//! control characters where they are names, and whoever prints a path escapes it.
+//! The head says what the members must be; whoever reads them holds them against it ([`Disk::check_member`]).
+//! Strings of the head come from the host that made the archive: they are checked for control characters
+//! where they are names, and whoever prints a path escapes it.
 //!
 //! Imports: `units`, `error`; `layout`, `sparse`, `tar`, `tar_parser` of this room.
 
@@ -98,7 +98,8 @@ pub enum Subject {
         /// Whether a person gave the name: then it says what the archive is of, else the paths do.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         labelled: bool,
-        /// Their paths on the host that made the archive, in the order of the disks; empty where they are not known.
+        /// Their paths on the host that made the archive, in the order of the disks; empty where they are not
+        /// known.
         #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "few::<_, _, MAX_DISKS>")]
         paths: Vec<String>,
     },
@@ -445,5 +446,5 @@ fn seconds(created: &str) -> std::result::Result<u64, String> {
     let seconds = parsed.ok().and_then(|time| u64::try_from(time.as_second()).ok());
     seconds
         .filter(|seconds| *seconds <= MAX_OCTAL)
-        .ok_or_else(|| format!("'{}' is no time of a backup", shown(created)))
+        .ok_or_else(|| format!("invalid time '{}' of a backup", shown(created)))
 }

@@ -47,7 +47,7 @@ pub(crate) fn workers(given: Option<virtfold_config::Workers>) -> usize {
 
 /// The error of a value that the configuration's grammar allows and the library does not: a defect.
 pub(crate) fn mismatch(what: &str) -> Error {
-    Error::new(ErrorKind::Internal, format!("the configuration allows a {what} that backups do not"))
+    Error::new(ErrorKind::Internal, format!("the configuration's {what} is out of range for a backup"))
 }
 
 #[cfg(test)]

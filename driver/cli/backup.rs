@@ -149,7 +149,7 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
         return args.guest.run(job, signals);
     }
     if args.to.is_empty() {
-        let error = Error::new(ErrorKind::Usage, "images have no plan: --to says where the archive goes");
+        let error = Error::new(ErrorKind::Usage, "--plan is for domains; a backup of images needs --to");
         return Err(error.into());
     }
     let destinations = args.to.clone();
@@ -193,7 +193,7 @@ fn images_to(
 pub(super) fn copies(style: Style, report: &BackupReport) -> Outcome {
     for copy in &report.copies {
         if let (Style::Text, Some(failure)) = (style, &copy.failure) {
-            say(&format!("virtfold: there is no copy in '{}': {}", printable(&copy.to), printable(failure)));
+            say(&format!("virtfold: no copy in '{}': {}", printable(&copy.to), printable(failure)));
             copy.hint.iter().for_each(|hint| say(&format!("hint: {}", printable(hint))));
         }
     }
@@ -297,7 +297,7 @@ pub(super) fn text(report: &BackupReport) -> String {
         );
     }
     if let Some(at) = report.resumed_at {
-        text += &format!("gone on with at {}, where an earlier run was broken off\n", Human(at));
+        text += &format!("resumed at {}, where an earlier run was interrupted\n", Human(at));
     }
     let encrypted = if report.encrypted { ", encrypted," } else { "" };
     text +=
@@ -310,10 +310,10 @@ pub(super) fn text(report: &BackupReport) -> String {
         text += &format!("on volume {}; {underruns}\n", tape.volumes.join(", "));
         for failed in &tape.failed {
             let holds = match tape.volumes.contains(failed) {
-                true => "what it has of the archive is sound: keep it",
-                false => "it has nothing of the archive",
+                true => "it holds a sound part of the archive: keep it",
+                false => "it holds nothing of the archive",
             };
-            text += &format!("volume {failed} failed, and is not written to any more; {holds}\n");
+            text += &format!("volume {failed} failed and is not used any more; {holds}\n");
         }
     }
     let names = report.copies.iter().filter_map(|copy| copy.archive.as_deref());

@@ -134,7 +134,8 @@ impl DefineArgs {
         if short.is_empty() {
             return Ok(Outcome::Done);
         }
-        Err(Error::new(ErrorKind::NoSpace, format!("there is no room in '{}'", short.join("', '"))).into())
+        Err(Error::new(ErrorKind::NoSpace, format!("not enough free space in '{}'", short.join("', '")))
+            .into())
     }
 
     /// The journal; a plan makes none where there is none.
@@ -151,7 +152,7 @@ fn text(report: &DefineReport) -> String {
     let what = match report.identity {
         Identity::AsItWas => "as it was".to_owned(),
         Identity::Copy => format!("a copy of '{}'", printable(&report.guest)),
-        Identity::Replacement => "in the place of the one that is there".to_owned(),
+        Identity::Replacement => "replacing the existing one".to_owned(),
     };
     let mut text = format!("domain '{}' ({}), {what}\n", printable(&report.domain), report.uuid);
     let verb = |replaces: bool| match (report.defined, replaces) {
@@ -190,10 +191,10 @@ fn text(report: &DefineReport) -> String {
         text += &format!("note: {}\n", printable(note));
     }
     if report.defined && !report.verified {
-        text += "the data was not read: run 'virtfold verify' on the archive to check it\n";
+        text += "the data were not checked: run 'virtfold verify' on the archive\n";
     }
     text + &match (report.defined, report.started) {
-        (false, _) => "nothing was touched".to_owned(),
+        (false, _) => "nothing was changed".to_owned(),
         (true, false) => format!("defined, shut off; restored in {:.1} s", report.seconds),
         (true, true) => format!("defined and started; restored in {:.1} s", report.seconds),
     }
@@ -268,7 +269,7 @@ NVRAM: 4.0 KiB would replace /vm/V
 MAC address 52:54:00:00:00:01: 52:54:00:00:00:02 now
 room: 1.0 GiB wanted in /vm, 5.0 GiB free
 note: odd \\u{1b}[31m
-nothing was touched";
+nothing was changed";
         assert_eq!(text(&report()), expected);
         let done =
             text(&DefineReport { defined: true, started: true, verified: true, seconds: 2.0, ..report() });

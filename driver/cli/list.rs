@@ -94,12 +94,12 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<Outcome> {
     let future = Some(archives.iter().filter(is_ahead).count()).filter(|count| *count > 0);
     if let Some(future) = future {
         text += &format!(
-            "\n{future} of them are dated in the future: the clock of the host that made them was ahead, or this one's is behind; they don't count as the newest"
+            "\n{future} of them are dated in the future: a clock is or was wrong. They don't count as the newest"
         );
     }
     if let Some(noted) = noted {
         text += &format!(
-            "\nthe catalog knows {} of them; {} encrypted ones it does not",
+            "\n{} of them are recorded in the catalog; {} encrypted ones are not",
             noted.known, noted.unread
         );
     }
@@ -123,7 +123,7 @@ fn pins(args: &Args) -> Result<BTreeSet<Uuid>> {
     Catalog::open(&state).and_then(|catalog| catalog.pins()).or_else(|error| match args.remember {
         true => Err(error.into()),
         false => {
-            say(&format!("virtfold: it can't be told which are pinned: {}", printable(&sentence(&error))));
+            say(&format!("virtfold: pinned archives can't be determined: {}", printable(&sentence(&error))));
             Ok(BTreeSet::new())
         }
     })

@@ -1,5 +1,6 @@
-//! `virtfold medium`: the process that writes to a medium, which its driver can abandon. Hidden: the driver starts it. Standard input is the socket to
-//! the driver; nothing here reads or closes it before the medium does.
+//! `virtfold medium`: the process that writes to a medium, which its driver can abandon. Hidden: the driver
+//! starts it. Standard input is the socket to the driver; nothing here reads or closes it before the medium
+//! does.
 
 use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt;
@@ -73,7 +74,7 @@ pub(super) fn part(leaving: &Leaving) {
     for left in leaving.wait() {
         let what = left.subject.map_or_else(|| "it".to_owned(), |name| format!("the copy of '{name}'"));
         say(&format!(
-            "virtfold: '{}' does not answer: {} was abandoned, and process {} stands in the kernel until it does",
+            "virtfold: '{}' does not answer: {} was abandoned; process {} hangs in the kernel until it does",
             printable(&left.place),
             printable(&what),
             left.pid

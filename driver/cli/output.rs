@@ -1,6 +1,7 @@
-//! Where verbs print. Whoever reads standard output may have read enough (`virtfold list | head`): then the verb ends as other tools do, without
-//! a word and with the code of SIGPIPE. The signal itself stays ignored: a run with a guest to bring back must not die of a line. An archive
-//! on standard output is no print (`medium::pipe`): a reader that leaves is a failure there.
+//! Where verbs print. Whoever reads standard output may have read enough (`virtfold list | head`): then the
+//! verb ends as other tools do, without a word and with the code of SIGPIPE. The signal itself stays ignored:
+//! a run with a guest to bring back must not die of a line. An archive on standard output is no print
+//! (`medium::pipe`): a reader that leaves is a failure there.
 
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -46,7 +47,7 @@ pub(crate) fn line(text: &str) -> Result<()> {
 /// Says something beside the result, on standard error. Where nobody reads that there is nobody to be told.
 pub(crate) fn say(text: &str) {
     if let Err(error) = writeln!(io::stderr(), "{text}") {
-        tracing::debug!(%error, "a message found no reader");
+        tracing::debug!(%error, "a message could not be printed");
     }
 }
 

@@ -101,8 +101,9 @@ impl Archives {
                 Err(error) => return Err(error),
             };
             let unknown = || {
-                Error::new(ErrorKind::Locked, format!("'{archive}' does not say which archive it is"))
-                    .with_hint("--identity opens an encrypted one; 'virtfold verify' says what is wrong with another")
+                Error::new(ErrorKind::Locked, format!("'{archive}' can't be identified")).with_hint(
+                    "--identity opens an encrypted one; 'virtfold verify' says what is wrong with another",
+                )
             };
             Ok((archive.to_string(), id.ok_or_else(unknown)?))
         };
@@ -130,7 +131,7 @@ fn on_tape(location: &Location, archive: Option<&TapeArchive>) -> Result<Uuid, E
         TapeArchive::Latest => None,
     });
     id.ok_or_else(|| {
-        Error::new(ErrorKind::Usage, format!("'{location}' does not name an archive by its whole id"))
+        Error::new(ErrorKind::Usage, format!("'{location}' does not have the whole id of an archive"))
             .with_hint("write tape:DEVICE#ID; 'virtfold list tape:DEVICE' shows the ids")
     })
 }

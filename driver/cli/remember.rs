@@ -34,11 +34,11 @@ pub(crate) fn backup(
     let noted = copies.and_then(|copies| Catalog::open(state)?.remember(&copies));
     if let Err(error) = noted {
         say(&format!(
-            "virtfold: the archive is good, but the catalog does not know it: {}",
+            "virtfold: the archive is good, but could not be recorded in the catalog: {}",
             printable(&sentence(&error))
         ));
         say(
-            "hint: 'virtfold list --remember PLACE' notes it; prune leaves encrypted archives alone that it does not know",
+            "hint: 'virtfold list --remember PLACE' records it; prune ignores encrypted archives that are not in the catalog",
         );
     }
 }

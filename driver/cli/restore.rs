@@ -165,8 +165,8 @@ fn request(args: Args) -> Result<RestoreRequest> {
     let (writing, existing) = (writing(&args), existing(&args));
     let selection = match args.output {
         Some(_) if !args.disk.is_empty() => {
-            let what = "--output restores all disks, and --disk the ones it names";
-            return Err(Error::new(ErrorKind::Usage, what).with_hint("say one of the two").into());
+            let what = "--output and --disk can't be combined";
+            return Err(Error::new(ErrorKind::Usage, what).with_hint("use one of the two").into());
         }
         Some(directory) => Selection::All(directory),
         None => Selection::Disks(args.disk),
@@ -199,16 +199,15 @@ fn text(report: &RestoreReport) -> String {
         );
     }
     if report.unread {
-        text += "the data was not read: run 'virtfold verify' on the archive to check it\n";
+        text += "the data were not checked: run 'virtfold verify' on the archive\n";
     } else if !report.verified {
-        text += "the archive's digests are gone: what was restored could not be checked\n";
+        text += "the archive's digests are lost: the restored data could not be checked\n";
     }
     for note in &report.notes {
         text += &format!("fault: {}\n", printable(note));
     }
     if !report.complete {
-        text +=
-            "the archive is incomplete: what is listed as lost, or never reached it, is not in the disks\n";
+        text += "the archive is incomplete: what is listed as lost is missing in the disks\n";
     }
     text + &format!("restored in {:.1} s", report.seconds)
 }

@@ -103,8 +103,7 @@ pub(crate) fn end_with(parent: u32) -> Result<()> {
     if now.and_then(|pid| u32::try_from(pid).ok()) == Some(parent) {
         return Ok(());
     }
-    Err(Error::new(ErrorKind::Refused, format!("process {parent}, which this one belongs to, is gone"))
-        .into())
+    Err(Error::new(ErrorKind::Refused, format!("the parent process {parent} has ended")).into())
 }
 
 /// The libvirt. An address that can never be used is an error now; one that nobody answers at is tried until
@@ -124,8 +123,8 @@ fn link(connect: &ConnectFlag) -> Result<Link> {
 fn only_one(catalog: &Catalog, state: &Path) -> Result<Box<dyn Locked>, Error> {
     let nobody = DomainId(uuid::Uuid::nil());
     catalog.lock(nobody).map_err(|error| {
-        let what = format!("another service works with the state directory '{}'", state.display());
-        Error::new(error.kind(), what).with_source(error).with_hint("'virtfold status' asks it how it stands")
+        let what = format!("another service uses the state directory '{}'", state.display());
+        Error::new(error.kind(), what).with_source(error).with_hint("'virtfold status' shows its state")
     })
 }
 

@@ -76,11 +76,8 @@ pub(crate) fn status(status: Status) -> &'static str {
 
 fn text(glance: &Glance) -> String {
     let mut text = format!("archive    {}\n", printable(&glance.archive));
-    let scope = if glance.status == Status::Complete {
-        " (by its tables; 'virtfold verify' reads all of it)"
-    } else {
-        ""
-    };
+    let scope =
+        if glance.status == Status::Complete { " (by its tables; 'virtfold verify' checks all)" } else { "" };
     text += &format!("status     {}{scope}\n", status(glance.status));
     for fault in &glance.faults {
         let label = if glance.status == Status::Encrypted { "note" } else { "fault" };

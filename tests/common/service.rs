@@ -7,8 +7,8 @@ use std::sync::mpsc::{Receiver, channel};
 
 use serde_json::{Value, json};
 
-/// Answers at `path` for as long as the program lives: `answer` gets what is asked and gives `{"answer": ...}` or `{"error": ...}`. What is
-/// asked can be read from the channel.
+/// Answers at `path` for as long as the program lives: `answer` gets what is asked and gives `{"answer":
+/// ...}` or `{"error": ...}`. What is asked can be read from the channel.
 pub(crate) fn answer_at(path: &Path, answer: impl Fn(&Value) -> Value + Send + 'static) -> Receiver<Value> {
     let listener = UnixListener::bind(path).unwrap();
     let (tell, asked) = channel();
@@ -40,7 +40,7 @@ pub(crate) fn entry(id: i64, domain: &str, more: &Value) -> Value {
     entry
 }
 
-/// A service on which all is well.
+/// A service on which everything is fine.
 pub(crate) fn status(more: &Value) -> Value {
     // 2026-11-27 12:00 UTC.
     let now = 1_795_780_800;

@@ -65,8 +65,7 @@ impl<'a> Hanging<'a> {
         let outcome = collect_within(BACK, "virtfold backup".to_owned(), self.child);
         println!("{outcome}");
         assert!(is_there(self.stuck), "nothing stands in the kernel any more: nothing was tried");
-        let said =
-            format!("the copy of 'writer' was abandoned, and process {} stands in the kernel", self.stuck);
+        let said = format!("the copy of 'writer' was abandoned; process {} hangs in the kernel", self.stuck);
         assert!(outcome.stderr.contains(&said), "{outcome}");
         let recovered = virtfold_in(self.lab, &["recover", "--dry-run"]).ok();
         assert!(recovered.text().contains("nothing to recover"), "{recovered}");

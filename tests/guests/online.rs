@@ -24,13 +24,13 @@ fn a_plan_says_what_would_be_done_and_touches_nothing() {
     let spec = GuestSpec { disks: vec!["qcow2", "raw"], devices: cdrom.to_owned(), ..GuestSpec::default() };
     let guest = lab.guest(spec);
     let off = virtfold_in(&lab, &["backup", "writer", "--plan"]).ok();
-    assert!(off.text().contains("way         offline"), "{off}");
+    assert!(off.text().contains("mode        offline"), "{off}");
     guest.start();
     let before = everything(&guest);
     let plan = virtfold_in(&lab, &["backup", "writer", "--plan"]).ok();
     println!("{plan}");
     for line in [
-        "way         online",
+        "mode        online",
         "vda      copied",
         "vdb      copied",
         "sda      left out: a CD drive",
@@ -44,7 +44,7 @@ fn a_plan_says_what_would_be_done_and_touches_nothing() {
     assert_eq!(json["obstacles"], serde_json::json!([]));
     let greedy =
         virtfold_in(&lab, &["backup", "writer", "--plan", "--min-free", "4000T"]).exits(exit::NO_SPACE);
-    assert!(greedy.text().contains("in the way  no room for the overlays of vda, vdb"), "{greedy}");
+    assert!(greedy.text().contains("obstacle    no room for the overlays of vda, vdb"), "{greedy}");
     virtfold_in(&lab, &["backup", "writer", "--plan", "--quiesce", "yes"]).exits(exit::REFUSED);
     let domains = virtfold_in(&lab, &["domains"]).ok();
     println!("{domains}");

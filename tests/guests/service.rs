@@ -229,7 +229,7 @@ fn missed_runs_are_made_up_for(lab: &Lab, guest: &Guest<'_>) {
     assert_eq!(service.ask(&json!("queue"))["queue"], json!([]), "a new job has missed nothing");
     let second =
         run(&mut command(lab, &["serve", "--config", text(&config(lab)), "--socket", "/nowhere/c.sock"]));
-    assert!(second.stderr.contains("another service works with the state directory"), "{second}");
+    assert!(second.stderr.contains("another service uses the state directory"), "{second}");
     assert!(service.end(Signal::SIGTERM).success());
     miss_an_hour(lab);
     let service = Service::start(lab);

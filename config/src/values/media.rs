@@ -74,7 +74,7 @@ impl FromStr for MediumAddress {
         match (bucket, text.strip_prefix("tape:")) {
             (Some(""), _) => wrong("the bucket is missing; write s3://BUCKET/PREFIX"),
             (_, Some(device)) if device.contains('#') => {
-                wrong("this names an archive on a tape; leave # and what follows away")
+                wrong("this names an archive on a tape; remove # and what follows")
             }
             (_, Some(device)) if !device.starts_with('/') => {
                 Err(format!("'{text}' has no device; write the whole path, for example tape:/dev/nst0"))

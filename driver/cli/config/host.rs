@@ -1,5 +1,6 @@
-//! `virtfold config check --host`: the configuration tried on this host. Each medium is tried, each job's domains are looked up, each of its
-//! files and programs is looked for, and its next runs are told. Nothing is left anywhere.
+//! `virtfold config check --host`: the configuration tried on this host. Each medium is tried, each job's
+//! domains are looked up, each of its files and programs is looked for, and its next runs are told. Nothing
+//! is left anywhere.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -93,7 +94,7 @@ impl Trial<'_> {
 
     fn one_medium(&self, name: &str) -> Result<Outcome> {
         let medium = self.config.media.iter().find(|(known, _)| known.as_str() == name);
-        let (_, medium) = medium.with_context(|| format!("there is no medium '{name}'"))?;
+        let (_, medium) = medium.with_context(|| format!("unknown medium '{name}'"))?;
         line(&try_medium(medium)?)?;
         Ok(Outcome::Done)
     }
@@ -101,7 +102,7 @@ impl Trial<'_> {
     /// This program again, with the medium's variables.
     fn apart(&self, name: &str, medium: &Medium) -> Result<String, Error> {
         let environment = medium.environment().map_err(|error| {
-            Error::new(ErrorKind::Usage, "its variables can't be read").with_source(error)
+            Error::new(ErrorKind::Usage, "its environment file can't be read").with_source(error)
         })?;
         let program = std::env::current_exe().at(|| "cannot tell where this program is".to_owned())?;
         let mut command = Command::new(program);
@@ -115,7 +116,7 @@ impl Trial<'_> {
         let said = String::from_utf8_lossy(&done.stderr);
         let word = |start: &str| said.lines().find_map(|line| line.strip_prefix(start)).map(str::to_owned);
         let kind = done.status.code().map_or(ErrorKind::Internal, exit::kind);
-        let error = Error::new(kind, word("virtfold: ").unwrap_or_else(|| "it said nothing".to_owned()));
+        let error = Error::new(kind, word("virtfold: ").unwrap_or_else(|| "it printed nothing".to_owned()));
         Err(match word("hint: ") {
             Some(hint) => error.with_hint(hint),
             None => error,
@@ -132,7 +133,7 @@ impl Trial<'_> {
                 .collect::<Result<Vec<_>, _>>()
         });
         let (said, guests) = match listed {
-            Ok(guests) => (format!("it answers, and has {} domains", guests.len()), Some(guests)),
+            Ok(guests) => (format!("connected, {} domains", guests.len()), Some(guests)),
             Err(error) => (wrong.note(&error), None),
         };
         section("libvirt", &[vec![printable(&uri), said]])?;
@@ -166,7 +167,7 @@ impl Trial<'_> {
         };
         let (left_out, forgotten): (Vec<&Guest>, Vec<&Guest>) = bare.partition(|guest| on_purpose(guest));
         let mut rows = Vec::new();
-        for (title, guests) in [("left out on purpose", left_out), ("in no job", forgotten)] {
+        for (title, guests) in [("excluded on purpose", left_out), ("in no job", forgotten)] {
             if !guests.is_empty() {
                 rows.push(vec![title.to_owned(), names(guests.iter().map(|guest| guest.name.as_str()))]);
             }
@@ -206,11 +207,11 @@ fn try_medium(medium: &Medium) -> Result<String, Error> {
 
 fn not_a_program(path: &Path) -> Option<Error> {
     let shown = path.display();
-    match std::fs::metadata(path).at(|| format!("the command '{shown}' is not there")) {
+    match std::fs::metadata(path).at(|| format!("the command '{shown}' does not exist")) {
         Err(error) => Some(error),
         Ok(found) if found.is_file() && found.permissions().mode() & 0o111 != 0 => None,
         Ok(_) => Some(
-            Error::new(ErrorKind::Usage, format!("'{shown}' is no program"))
+            Error::new(ErrorKind::Usage, format!("'{shown}' is not executable"))
                 .with_hint("make it executable: chmod +x"),
         ),
     }

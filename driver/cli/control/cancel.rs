@@ -33,9 +33,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let id = args.id.to_string();
     let text = match client.entry(args.id)?.state {
         EntryState::Ending | EntryState::Running => {
-            format!(
-                "{id} is asked to end; its guest comes home first, and 'virtfold queue' shows it until then"
-            )
+            format!("{id} is stopping; 'virtfold queue' shows it until the guest is back on its disks")
         }
         _ => format!("{id} is cancelled"),
     };

@@ -31,8 +31,8 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let job = args.job.as_deref();
     args.socket.client().pause(job)?;
     let text = match job {
-        None => "all jobs are paused; what runs goes on".to_owned(),
-        Some(job) => format!("job '{}' is paused; what runs goes on", printable(job)),
+        None => "all jobs are paused; running backups continue".to_owned(),
+        Some(job) => format!("job '{}' is paused; running backups continue", printable(job)),
     };
     changed(&args.json, "paused", job, &text)
 }

@@ -37,7 +37,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
 
 fn text(entries: &[Entry], now: i64) -> String {
     if entries.is_empty() {
-        return "nothing waits and nothing runs".to_owned();
+        return "the queue is empty and nothing runs".to_owned();
     }
     let mut rows = vec![["id", "state", "job", "domain", "due", ""].map(str::to_owned).to_vec()];
     rows.extend(entries.iter().map(|entry| {

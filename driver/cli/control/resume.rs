@@ -31,8 +31,8 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let job = args.job.as_deref();
     args.socket.client().resume(job)?;
     let text = match job {
-        None => "the jobs go on, but for those that are paused by name".to_owned(),
-        Some(job) => format!("job '{}' goes on, unless all are paused", printable(job)),
+        None => "the jobs are resumed, except those paused by name".to_owned(),
+        Some(job) => format!("job '{}' is resumed, unless all are paused", printable(job)),
     };
     changed(&args.json, "resumed", job, &text)
 }

@@ -87,7 +87,7 @@ fn wait(client: &Client, entries: &mut [Entry], tell: &mut impl FnMut(&Entry)) -
                 }
             }
             Err(error) if is_passing(&error) && heard.elapsed() < RESTART => {
-                tracing::debug!(%error, "the service does not answer; asking again");
+                tracing::debug!(%error, "the service does not answer; retrying");
             }
             Err(error) => return Err(error),
         }
@@ -126,7 +126,9 @@ fn line(entry: &Entry) -> String {
     };
     let more = match (entry.state, &entry.failure) {
         (EntryState::Succeeded, _) => format!("{took}: {}", printable(&entry.archives.join(", "))),
-        (EntryState::Waiting, Some(failure)) => format!(", is tried again; it failed: {}", sentence(failure)),
+        (EntryState::Waiting, Some(failure)) => {
+            format!(", will be retried; it failed: {}", sentence(failure))
+        }
         (EntryState::Failed, Some(failure)) => format!("{took}: {}", sentence(failure)),
         _ => String::new(),
     };

@@ -39,9 +39,9 @@ fn text(status: &Status) -> String {
     let now = status.service.now;
     let wrong = wrong(status);
     let mut text = match wrong.len() {
-        0 => "all is well\n".to_owned(),
-        1 => "1 thing needs a look:\n".to_owned(),
-        count => format!("{count} things need a look:\n"),
+        0 => "everything is fine\n".to_owned(),
+        1 => "1 warning:\n".to_owned(),
+        count => format!("{count} warnings:\n"),
     };
     for line in wrong {
         text += &format!("  {line}\n");
@@ -83,16 +83,16 @@ fn wrong(status: &Status) -> Vec<String> {
     if let Some(since) = status.queued_since.filter(|since| now - since > STUCK && status.running.is_empty())
     {
         lines.push(format!(
-            "the queue waits for {}, and nothing runs: 'virtfold queue' says for what",
+            "the queue waits for {}, and nothing runs: 'virtfold queue' shows why",
             span(now - since)
         ));
     }
     lines.extend(status.warnings.iter().map(|warning| printable(&warning.sentence)));
     if status.paused {
-        lines.push("all jobs are paused: 'virtfold resume' lets them go on".to_owned());
+        lines.push("all jobs are paused: 'virtfold resume' resumes them".to_owned());
     }
     let paused = status.jobs.iter().filter(|job| job.paused && job.enabled).map(|job| printable(&job.job));
-    lines.extend(paused.map(|job| format!("job '{job}' is paused: 'virtfold resume {job}' lets it go on")));
+    lines.extend(paused.map(|job| format!("job '{job}' is paused: 'virtfold resume {job}' resumes it")));
     lines
 }
 
@@ -123,7 +123,7 @@ fn head(status: &Status) -> Vec<Vec<String>> {
         let names = || guests.left_out.iter().map(|name| printable(name)).collect::<Vec<_>>().join(", ");
         let left_out = match guests.left_out.len() {
             0 => String::new(),
-            count => format!("{count} left out on purpose: {}", names()),
+            count => format!("{count} excluded on purpose: {}", names()),
         };
         rows.push(vec!["guests".to_owned(), guests.all.to_string(), left_out]);
     }
@@ -183,7 +183,7 @@ fn domain_row(domain: &DomainStatus, status: &Status) -> Vec<String> {
         format!("{bytes} in {took:.0} s")
     });
     let jobs = match domain.jobs.is_empty() {
-        true if is_left_out => "left out on purpose".to_owned(),
+        true if is_left_out => "excluded on purpose".to_owned(),
         true => "in no job any more".to_owned(),
         false => printable(&domain.jobs.join(", ")),
     };

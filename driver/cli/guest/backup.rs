@@ -75,7 +75,7 @@ pub(super) fn run(
     let Some(failure) = &report.thaw_failure else { return Ok((copied, report)) };
     if job.style == Style::Text {
         say(&format!(
-            "virtfold: the archive is good, but '{}' is not in order: {}",
+            "virtfold: the archive is good, but '{}' needs attention: {}",
             printable(&report.domain),
             printable(&failure.sentence)
         ));
@@ -84,8 +84,8 @@ pub(super) fn run(
     Ok((Outcome::Failed(failure.kind), report))
 }
 
-/// Writes the metrics of a backup. What they can't say must not look as if nothing had happened: it fails then, with what the backup itself
-/// says first.
+/// Writes the metrics of a backup. What they can't say must not look as if nothing had happened: it fails
+/// then, with what the backup itself says first.
 pub(super) fn measure(
     directory: &Path,
     (connection, domain): (&Connection, &str),
@@ -104,7 +104,7 @@ pub(super) fn measure(
                 metrics::failed(directory, labels, metrics::now())
             });
             if let Err(other) = noted {
-                tracing::error!(%other, "the failure is not in the metrics");
+                tracing::error!(%other, "the failure could not be written to the metrics");
             }
             Err(error)
         }
@@ -127,7 +127,7 @@ fn text(report: &DomainReport) -> String {
         let how = match (freeze.quiesced, freeze.frozen_ms) {
             (true, Some(frozen)) => format!("file systems frozen for {frozen:.0} ms by the agent"),
             (true, None) => "file systems frozen by the agent".to_owned(),
-            (false, _) => "file systems as after a power cut".to_owned(),
+            (false, _) => "crash-consistent".to_owned(),
         };
         let pause = match (freeze.pause_ms, &report.thaw_failure) {
             (_, Some(_)) => "not back on its disks".to_owned(),

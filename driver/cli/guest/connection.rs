@@ -78,7 +78,7 @@ pub(crate) fn open(_uri: &str) -> Result<Connection, Error> {
     let error =
         Error::new(ErrorKind::Unsupported, "this virtfold was built without libvirt and knows no domains");
     Err(error.with_hint(
-        "build it with its default features on a host that has libvirt; 'backup --image' works without",
+        "build it with the default features on a host that has libvirt; 'backup --image' works without",
     ))
 }
 
@@ -108,9 +108,7 @@ pub(crate) fn places(given: Option<&Path>, uri: &str) -> Result<LibvirtPlaces, E
 fn in_home(name: &str, usual: &str) -> Result<PathBuf, Error> {
     let variable = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     variable(name).or_else(|| variable("HOME").map(|home| home.join(usual))).ok_or_else(|| {
-        let what = format!(
-            "neither {name} nor HOME names a directory, and what belongs to qemu:///session lies there"
-        );
+        let what = format!("neither {name} nor HOME is set; qemu:///session needs one of them");
         Error::new(ErrorKind::Usage, what)
     })
 }

@@ -10,7 +10,7 @@ pub(super) fn text(plan: &Plan) -> String {
     let domain = &plan.domain;
     let mut lines = vec![
         format!("domain      {} ({}), {}", printable(&domain.name), domain.uuid, domain.state),
-        format!("way         {}: {}", plan.way, plan.way_rule),
+        format!("mode        {}: {}", plan.way, plan.way_rule),
         format!("quiesce     {}", plan.quiesce.rule),
     ];
     if matches!(plan.way, "online" | "standing") {
@@ -18,7 +18,7 @@ pub(super) fn text(plan: &Plan) -> String {
     }
     for room in &plan.room {
         lines.push(format!(
-            "room        {}: {} free, {} estimated for overlays, {} to stay free",
+            "free space  {}: {} free, {} estimated for overlays, {} to stay free",
             printable(&room.directories.join(", ")),
             Human(room.free),
             Human(room.estimate),
@@ -36,11 +36,11 @@ pub(super) fn text(plan: &Plan) -> String {
     plan.disks.iter().for_each(|disk| lines.extend(disk_lines(disk, width)));
     lines.push(String::new());
     for finding in &plan.obstacles {
-        lines.push(format!("in the way  {}", printable(&finding.sentence)));
+        lines.push(format!("obstacle    {}", printable(&finding.sentence)));
         lines.extend(finding.hint.iter().map(|hint| format!("            hint: {}", printable(hint))));
     }
     if plan.obstacles.is_empty() {
-        lines.push("nothing speaks against it; nothing was touched".to_owned());
+        lines.push("no obstacles; nothing was changed".to_owned());
     }
     lines.join("\n")
 }

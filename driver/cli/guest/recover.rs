@@ -106,10 +106,10 @@ fn text(report: &Report) -> String {
     for domain in &report.domains {
         let verdict = match domain.verdict {
             Verdict::Recovered => "recovered",
-            Verdict::Attention => "on its own disks; look at what remains",
-            Verdict::Later => "on its own disks; something is left for later",
-            Verdict::Busy => "a run of virtfold is at work on it",
-            Verdict::Undecided => "left as it is: a person has to decide",
+            Verdict::Attention => "on its own disks; check what remains",
+            Verdict::Later => "on its own disks; an overlay can be removed later",
+            Verdict::Busy => "in use by another virtfold process",
+            Verdict::Undecided => "unchanged: an administrator has to decide",
             Verdict::Failed => "failed",
             Verdict::Planned => "would be recovered",
         };
@@ -168,12 +168,12 @@ mod tests {
         let aside = report(Verdict::Attention, [&[], &["put it aside"], &["look at it"]]);
         assert_eq!(
             text(&aside),
-            "web (u): on its own disks; look at what remains\n  done     vda: put it aside\n  remains  vda: look at it"
+            "web (u): on its own disks; check what remains\n  done     vda: put it aside\n  remains  vda: look at it"
         );
         let later = report(Verdict::Later, [&[], &[], &["somebody has it open"]]);
         assert_eq!(
             text(&later),
-            "web (u): on its own disks; something is left for later\n  remains  vda: somebody has it open"
+            "web (u): on its own disks; an overlay can be removed later\n  remains  vda: somebody has it open"
         );
         for (verdict, kind) in [
             (Verdict::Attention, ErrorKind::InUse),

@@ -1,7 +1,7 @@
 //! What the configuration's jobs keep, where.
 //!
-//! A place may be the medium of several jobs. What one of them keeps stays, also where only another one is asked for: of each rule the largest
-//! number counts, and a job without `keep` keeps all.
+//! A place may be the medium of several jobs. What one of them keeps stays, also where only another one is
+//! asked for: of each rule the largest number counts, and a job without `keep` keeps all.
 
 use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
@@ -49,7 +49,7 @@ fn asked<'a>(ground: &'a Ground<'_>, config: &'a Config) -> Result<Vec<&'a str>,
                 ErrorKind::Usage,
                 "no job of the configuration has 'keep': all backups are kept",
             )
-            .with_hint("give a job 'keep', or say --place and what to keep"));
+            .with_hint("add 'keep' to a job, or use --place with --keep-..."));
         }
         return Ok(all);
     }
@@ -66,7 +66,7 @@ fn asked<'a>(ground: &'a Ground<'_>, config: &'a Config) -> Result<Vec<&'a str>,
                 ErrorKind::Usage,
                 format!("the job '{name}' has no 'keep': all its backups are kept"),
             )
-            .with_hint(format!("write jobs.{name}.keep into the configuration")));
+            .with_hint(format!("add jobs.{name}.keep to the configuration")));
         }
     }
     Ok(named.into_iter().collect())
@@ -100,7 +100,8 @@ impl Ground<'_> {
         Ok(())
     }
 
-    /// What is kept of a subject at a medium. Where a job that has it keeps all, all of it stays, and that is said.
+    /// What is kept of a subject at a medium. Where a job that has it keeps all, all of it stays, and that is
+    /// said.
     fn kept(&self, (config, asked): (&Config, &[&str]), medium: &str, owner: &Owner) -> Result<Wish, Error> {
         let mut kept: Option<Keep> = None;
         let mut keeps_all = None;
@@ -117,15 +118,15 @@ impl Ground<'_> {
         Ok(match (is_asked, keeps_all, kept) {
             (false, ..) | (_, None, None) => Wish::NotAsked,
             (true, Some(other), _) => Wish::All(format!(
-                "the job '{other}' backs '{}' up to '{medium}', too, and has no 'keep': all of them stay",
+                "the job '{other}' also backs '{}' up to '{medium}' and has no 'keep': all of them are kept",
                 owner.name
             )),
             (true, None, Some(keep)) => Wish::By(keep),
         })
     }
 
-    /// Whether a job has a domain. Which tags a domain has libvirt knows; what was backed up for the job the catalog knows, also of domains that are
-    /// not there any more.
+    /// Whether a job has a domain. Which tags a domain has libvirt knows; what was backed up for the job the
+    /// catalog knows, also of domains that are not there any more.
     fn has(&self, name: &str, job: &Job, owner: &Owner) -> Result<Has, Error> {
         if owner.images {
             return Ok(Has::Not);
@@ -144,7 +145,7 @@ impl Ground<'_> {
     /// This program again, with the medium's variables.
     fn apart(&self, (name, medium): (&str, &Medium), report: &mut Report) -> Result<(), Error> {
         let environment = medium.environment().map_err(|error| {
-            Error::new(ErrorKind::Usage, "its variables can't be read").with_source(error)
+            Error::new(ErrorKind::Usage, "its environment file can't be read").with_source(error)
         })?;
         let program = std::env::current_exe().at(|| "cannot tell where this program is".to_owned())?;
         let mut command = Command::new(program);
@@ -158,11 +159,11 @@ impl Ground<'_> {
         let told = String::from_utf8_lossy(&done.stdout);
         let Some(line) = told.lines().last() else {
             let said = String::from_utf8_lossy(&done.stderr);
-            let said = said.lines().next().unwrap_or("it said nothing").trim_start_matches("virtfold: ");
+            let said = said.lines().next().unwrap_or("it printed nothing").trim_start_matches("virtfold: ");
             return Err(Error::new(ErrorKind::Io, said.to_owned()));
         };
         let theirs: Report = serde_json::from_str(line).map_err(|error| {
-            Error::new(ErrorKind::Internal, "its process answered nonsense").with_source(error)
+            Error::new(ErrorKind::Internal, "its process gave an unexpected answer").with_source(error)
         })?;
         report.places.extend(theirs.places);
         report.failed.extend(theirs.failed);

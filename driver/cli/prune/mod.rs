@@ -205,15 +205,18 @@ impl Ground<'_> {
     fn by_hand(&self) -> Result<impl Fn(&Owner) -> Result<Wish, Error>, Error> {
         let keep = self.args.keep.rules();
         if keep.is_empty() {
-            return Err(Error::new(ErrorKind::Usage, "there is no rule, so all but the newest would go")
-                .with_hint("say what to keep, for example --keep-last 3 --keep-daily 7"));
+            return Err(Error::new(
+                ErrorKind::Usage,
+                "no rule is given, so all but the newest would be removed",
+            )
+            .with_hint("for example --keep-last 3 --keep-daily 7"));
         }
         if let Some(tape @ Location::Tape(_)) = &self.args.place {
             return Err(Error::new(
                 ErrorKind::Usage,
                 format!("nothing is removed from '{tape}': a tape expires"),
             )
-            .with_hint("'virtfold tape label' and 'tape erase' take a volume whose --retain-until is past"));
+            .with_hint("'virtfold tape label' and 'tape erase' reuse a volume after its --retain-until"));
         }
         let domains = self.args.domain.clone();
         let asked = move |owner: &Owner| {

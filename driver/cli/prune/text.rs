@@ -25,7 +25,7 @@ fn place(place: &PruneReport, report: &Report) -> String {
         text += &self::group(group, (place.place.as_str(), report.dry_run));
     }
     if place.subjects.is_empty() {
-        text += &format!("{}: nothing to decide on\n", printable(&place.place));
+        text += &format!("{}: no archives\n", printable(&place.place));
     }
     for entry in &place.unknown {
         text += &format!(
@@ -112,12 +112,10 @@ fn words(volume: &TapeVolume) -> String {
     let take =
         if volume.free { "'virtfold tape label' takes it" } else { "'virtfold tape label --force' takes it" };
     let mut words = match (volume.until.as_deref(), &volume.last) {
-        (_, None) => "no archive is known on it".to_owned(),
+        (_, None) => "no known archives".to_owned(),
         (Some(until), _) if volume.expired => format!("expired {}; {take}", show::local(until)),
         (Some(until), _) => format!("kept until {}", show::local(until)),
-        (None, _) => {
-            "kept until somebody says --force: neither its label nor 'retain' says how long".to_owned()
-        }
+        (None, _) => "kept until --force: neither its label nor 'retain' sets a time".to_owned(),
     };
     if let (true, Some(last)) = (volume.ahead, &volume.last) {
         words += &format!(

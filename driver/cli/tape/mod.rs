@@ -191,7 +191,7 @@ fn label(args: &LabelArgs, signals: &Signals) -> Result<Outcome> {
     if let Some(until) = &args.retain_until
         && until.parse::<jiff::Timestamp>().is_err()
     {
-        let error = Error::new(ErrorKind::Usage, format!("'{}' is no time", until.escape_debug()));
+        let error = Error::new(ErrorKind::Usage, format!("invalid time '{}'", until.escape_debug()));
         return Err(error.with_hint("write it as 2027-12-31T00:00:00Z").into());
     }
     let new = NewLabel {

@@ -123,18 +123,15 @@ impl WriteArgs {
 pub(super) fn device_only(address: &TapeAddress) -> Result<(), Error> {
     match address.archive {
         None => Ok(()),
-        Some(_) => Err(Error::new(
-            ErrorKind::Usage,
-            format!("'{address}' names an archive, and this is about a tape"),
-        )
-        .with_hint("leave # and what follows away")),
+        Some(_) => Err(Error::new(ErrorKind::Usage, format!("'{address}' names an archive, not a tape"))
+            .with_hint("remove # and what follows")),
     }
 }
 
 /// The tape that a verb of tapes is about.
 pub(super) fn tape(location: &Location) -> Result<&TapeAddress, Error> {
     let Location::Tape(address) = location else {
-        return Err(Error::new(ErrorKind::Usage, format!("'{location}' is no tape"))
+        return Err(Error::new(ErrorKind::Usage, format!("'{location}' is not a tape"))
             .with_hint("write tape:/dev/nst0"));
     };
     device_only(address)?;
@@ -147,7 +144,7 @@ pub(super) fn tape(location: &Location) -> Result<&TapeAddress, Error> {
 /// It names none.
 pub(crate) fn archive(address: &TapeAddress) -> Result<&TapeArchive, Error> {
     address.archive.as_ref().ok_or_else(|| {
-        Error::new(ErrorKind::Usage, format!("'{address}' is a tape, and no archive on it"))
+        Error::new(ErrorKind::Usage, format!("'{address}' is a tape, not an archive on it"))
             .with_hint(format!("'virtfold list {address}' shows the names; {address}#latest is the last one"))
     })
 }

@@ -26,7 +26,7 @@ pub(super) fn status(status: &TapeStatus) -> String {
         text += &format!("blocks     {blocks}\n");
     }
     if status.protected {
-        text += "protected  it can't be written\n";
+        text += "protected  it is write-protected\n";
     }
     if let Some(why) = &status.failed {
         text += &format!("failed     {}\n", printable(why));

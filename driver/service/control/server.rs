@@ -1,8 +1,10 @@
 //! The service's end of the socket.
 //!
-//! 1. A lock beside the socket is taken, and held as long as the server lives: whoever has it is the one service here. A socket that is there then was left
+//! 1. A lock beside the socket is taken, and held as long as the server lives: whoever has it is the one
+//! service here. A socket that is there then was left
 //!    behind by one that was killed.
-//! 2. The socket is made in a directory that nobody else can enter, given its mode and group, and moved to its place: it is never there with rights too many.
+//! 2. The socket is made in a directory that nobody else can enter, given its mode and group, and moved to
+//! its place: it is never there with rights too many.
 //! 3. Each connection is served by a thread, a request after the other.
 //!
 //! Imports: `error`, `service::acceptor`.
@@ -55,8 +57,8 @@ pub struct Server {
 impl Server {
     /// Listens at `path` and hands what is asked to `desk`. The directory is made where it is missing.
     ///
-    /// # Errors
-    /// [`ErrorKind::InUse`]: another service listens there; [`ErrorKind::Exists`]: the file is no socket; the socket can't be made.
+    /// # Errors [`ErrorKind::InUse`]: another service listens there; [`ErrorKind::Exists`]: the file is no
+    /// socket; the socket can't be made.
     pub fn start(path: &Path, desk: Arc<dyn Desk>, limits: Limits) -> Result<Self> {
         Self::start_for(path, GROUP, desk, limits)
     }
@@ -102,7 +104,7 @@ fn lock(path: &Path) -> Result<Flock<File>> {
         Ok(lock) => Ok(lock),
         Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
             let text = format!("another service listens at '{}'", path.display());
-            Err(Error::new(ErrorKind::InUse, text).with_hint("'virtfold status' asks it how it stands"))
+            Err(Error::new(ErrorKind::InUse, text).with_hint("'virtfold status' shows its state"))
         }
         Err((_, error)) => Err(Error::io(locking(), error.into())),
     }
@@ -167,7 +169,8 @@ impl Clerk {
         }
     }
 
-    /// Asks the desk, and notes who wanted what. Names are written with their control characters escaped, since anything can come in them.
+    /// Asks the desk, and notes who wanted what. Names are written with their control characters escaped,
+    /// since anything can come in them.
     fn ask(&self, who: &str, ask: &Ask) -> Result<Reply> {
         let result = wire::ask(self.desk.as_ref(), ask);
         match &result {

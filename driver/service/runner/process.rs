@@ -1,15 +1,19 @@
 //! Runs as processes: this program again, with a command line that a person could type.
 //!
-//! 1. The files of variables of the job's media are read, for this run's environment alone. Where two of them contradict each other the run fails.
+//! 1. The files of variables of the job's media are read, for this run's environment alone. Where two of them
+//! contradict each other the run fails.
 //! 2. The command before; if it fails, the backup is not made.
-//! 3. `virtfold backup UUID --json ...`. Where it fails or was killed, `virtfold recover UUID` brings the guest home.
+//! 3. `virtfold backup UUID --json ...`. Where it fails or was killed, `virtfold recover UUID` brings the
+//! guest home.
 //! 4. The command after.
 //!
-//! A child is told who its parent is (`--parent`, hidden): the kernel sends it SIGTERM when that process is gone, so that a service that
-//! was killed leaves nothing running that its successor does not know; the successor waits for the domain's lock meanwhile. The signal comes
-//! when the parent's *thread* ends, so each run has a thread that stays until its child has ended.
+//! A child is told who its parent is (`--parent`, hidden): the kernel sends it SIGTERM when that process is
+//! gone, so that a service that was killed leaves nothing running that its successor does not know; the
+//! successor waits for the domain's lock meanwhile. The signal comes when the parent's *thread* ends, so each
+//! run has a thread that stays until its child has ended.
 //!
-//! Imports: `error`, `guest` (plain types), `catalog` (plain types, locks), `model`, `engine` (its inputs), `child`, `said`.
+//! Imports: `error`, `guest` (plain types), `catalog` (plain types, locks), `model`, `engine` (its inputs),
+//! `child`, `said`.
 
 use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
@@ -179,7 +183,8 @@ impl ProcessRunner {
         result
     }
 
-    /// A recovery of the run's guest. Where the archive was good and only the guest was not home, all is well then.
+    /// A recovery of the run's guest. Where the archive was good and only the guest was not home, everything
+    /// is fine then.
     fn bring_home(&self, order: &Order, said: &Said, result: &mut RunResult) {
         let home = self.recover_one(Some(order.guest.id));
         let only_home = said.summary().is_some_and(|summary| {
@@ -377,8 +382,9 @@ fn command_of(spec: &CommandSpec, order: &Order, (hold, told): (&Hold, &[(&str, 
     })
 }
 
-/// The variables of a run's media, which have one process and so one environment. A name that two of them give different values is
-/// refused: one medium would be written to with the other one's keys. They hold keys: no error repeats one.
+/// The variables of a run's media, which have one process and so one environment. A name that two of them
+/// give different values is refused: one medium would be written to with the other one's keys. They hold
+/// keys: no error repeats one.
 fn variables(media: &[MediumSpec]) -> Result<Vec<(String, String)>> {
     let mut all: BTreeMap<String, (String, &MediumSpec, &Path)> = BTreeMap::new();
     for medium in media {

@@ -1,4 +1,5 @@
-//! What a run of this program says: its progress, its summary, its last words; and what a command of the configuration says.
+//! What a run of this program says: its progress, its summary, its last words; and what a command of the
+//! configuration says.
 //!
 //! Imports: `metrics` (measures), `control` (plain types), `child`, `engine` (its inputs).
 
@@ -101,7 +102,8 @@ impl Hear for Said {
 const REPEATED: usize = 5;
 const REPEATED_WIDTH: usize = 300;
 
-/// Hears a command of the configuration: both outputs go to the log, with whose they are, and the last lines to its failure.
+/// Hears a command of the configuration: both outputs go to the log, with whose they are, and the last lines
+/// to its failure.
 #[derive(Debug)]
 pub(super) struct Words {
     job: String,
@@ -116,7 +118,7 @@ impl Words {
         Self { job, domain, program, last: Mutex::default() }
     }
 
-    /// The last lines of each output; nothing where it said nothing.
+    /// The last lines of each output; nothing where it printed nothing.
     pub(super) fn last(&self) -> Option<String> {
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let lines: Vec<&str> = last.iter().flatten().map(String::as_str).collect();
