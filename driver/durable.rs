@@ -1,22 +1,24 @@
 //! Files that appear whole or not at all.
 //!
-//! A [`PartialFile`] is written under a name that begins with `.` and ends in `.partial`, in the directory of its
-//! final name. [`PartialFile::commit`] makes it durable in this order: data synced, renamed (refusing to replace
-//! unless asked), directory synced. A process that dies before the rename leaves a file that says in its name
-//! what it is; one that fails removes it. A file that is finished and can't be given its name stays: the error says where it is.
+//! A [`PartialFile`] is written under a name that begins with `.` and ends in `.partial`, in the directory of
+//! its final name. [`PartialFile::commit`] makes it durable in this order: data synced, renamed (refusing to
+//! replace unless asked), directory synced. A process that dies before the rename leaves a file that says in
+//! its name what it is; one that fails removes it. A file that is finished and can't be given its name stays:
+//! the error says where it is.
 //!
-//! A helper thread has what was written put to the disk while the writer goes on, so that the sync at the end is
-//! short and the host's dirty pages stay few. What is there it drops from the page cache: the writer then gets
-//! the same few pages again and again, which cost less than fresh ones (where memory is full, a third), and the
-//! cache stays with the guests, who have a use for it. The thread only writes pages back; it is the commit's
-//! sync that makes the file durable. An error that only that thread sees is remembered and fails the commit:
-//! the kernel reports a failed write-back once, to whoever asks first.
+//! A helper thread has what was written put to the disk while the writer goes on, so that the sync at the end
+//! is short and the host's dirty pages stay few. What is there it drops from the page cache: the writer then
+//! gets the same few pages again and again, which cost less than fresh ones (where memory is full, a third),
+//! and the cache stays with the guests, who have a use for it. The thread only writes pages back; it is the
+//! commit's sync that makes the file durable. An error that only that thread sees is remembered and fails the
+//! commit: the kernel reports a failed write-back once, to whoever asks first.
 //!
-//! Whoever wants to go on with the file should this process die ([`PartialFile::on_synced`]) has the thread sync it now and then, and is told of how
-//! much is surely there; [`PartialFile::reopen`] goes on behind that.
+//! Whoever wants to go on with the file should this process die ([`PartialFile::on_synced`]) has the thread
+//! sync it now and then, and is told of how much is surely there; [`PartialFile::reopen`] goes on behind
+//! that.
 //!
-//! That the file can be named in the end is tried before anything is written to it: the file is made under another name and given its partial one in
-//! the way in which it will get its final one (`naming`).
+//! That the file can be named in the end is tried before anything is written to it: the file is made under
+//! another name and given its partial one in the way in which it will get its final one (`naming`).
 //!
 //! Imports: `error`, `ioctl`.
 
@@ -104,18 +106,18 @@ impl PartialFile {
         let file = at_directory(file, folder, || format!("cannot create '{}'", temporary.display()))?;
         if let Err(error) = rename(&first, &temporary, existing) {
             remove(&first);
-            return Err(error.within(format!("'{}' could not be given its name", path.display())));
+            return Err(error.within(format!("'{}' could not be renamed to its final name", path.display())));
         }
         Self::begin(file, temporary, path, 0)
     }
 
-    /// Goes on with a file that a dead process has left, behind its first `len` bytes; what is behind them is cut off. `None`, where it is not
-    /// there, is another file, or is shorter.
+    /// Goes on with a file that a dead process has left, behind its first `len` bytes; what is behind them is
+    /// cut off. `None`, where it is not there, is another file, or is shorter.
     ///
     /// # Errors
     /// When it can't be opened or cut.
     pub fn reopen(left: &Left<'_>, len: u64) -> Result<Option<Self>> {
-        let cannot = || format!("cannot go on with '{}'", left.temporary.display());
+        let cannot = || format!("cannot resume '{}'", left.temporary.display());
         let opened = OpenOptions::new()
             .read(true)
             .write(true)
@@ -179,15 +181,15 @@ impl PartialFile {
     }
 
     fn sync_failed(&self, source: std::io::Error) -> Error {
-        Error::io(format!("what was written to '{}' did not reach the disk", self.path.display()), source)
+        Error::io(format!("cannot sync '{}' to disk", self.path.display()), source)
     }
 
     /// Makes the file durable under its final name.
     ///
-    /// # Errors
-    /// When anything of it fails; the final name then does not exist, or is what it was. A file that is on the disk and can't be named
-    /// stays under its partial name, which the error says. Only where the very last step fails, the sync of the directory, is
-    /// the file there, whole, under a name that a power cut may undo.
+    /// # Errors When anything of it fails; the final name then does not exist, or is what it was. A file that
+    /// is on the disk and can't be named stays under its partial name, which the error says. Only where the
+    /// very last step fails, the sync of the directory, is the file there, whole, under a name that a power
+    /// cut may undo.
     pub fn commit(mut self, existing: Existing) -> Result<()> {
         self.settle()?;
         self.committed = true;
@@ -195,7 +197,8 @@ impl PartialFile {
         sync_parent(&self.path)
     }
 
-    /// As [`PartialFile::commit`], of a file that is made again in a moment: where it can't be named it is gone.
+    /// As [`PartialFile::commit`], of a file that is made again in a moment: where it can't be named it is
+    /// gone.
     ///
     /// # Errors
     /// As [`PartialFile::commit`].
@@ -213,11 +216,8 @@ impl PartialFile {
 
     fn unnamed(&self, error: Error) -> Error {
         let (from, to) = (self.temporary.display(), self.path.display());
-        let hint =
-            format!("nothing of it is lost: make room for its name and say 'mv --no-clobber {from} {to}'");
-        error
-            .within(format!("'{to}' is finished and could not be given its name; it is there as '{from}'"))
-            .with_hint(hint)
+        let hint = format!("nothing is lost: free the name, then run 'mv --no-clobber {from} {to}'");
+        error.within(format!("'{to}' is complete but could not be renamed; it is '{from}'")).with_hint(hint)
     }
 }
 
@@ -367,8 +367,8 @@ impl Shared {
     }
 }
 
-/// Lets the kernel forget the pages of `file` that are on the disk already; dirty ones stay. Where it does not
-/// want to, nothing is lost.
+/// Lets the kernel forget the pages of `file` that are on the disk already; dirty ones stay. Where it does
+/// not want to, nothing is lost.
 fn drop_cached(file: &File) {
     if let Err(error) = posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED) {
         tracing::debug!(%error, "written pages stay in the cache");

@@ -1,9 +1,12 @@
 //! What is known of backups, in SQLite: each copy that a backup has made good, a row.
 //!
-//! - A memory, not the truth: what is at a place counts. Rows come from the backups themselves and from looking at a place
+//! - A memory, not the truth: what is at a place counts. Rows come from the backups themselves and from
+//!   looking at a place
 //!   ([`Catalog::remember`] for both), so a lost catalog is had again by looking.
-//! - A row outlives its archive: then it says when that was found to be gone. An archive that is seen again is there again.
-//! - Copies are known by their names ([`copy_name`]), which are the same from whatever directory a person works.
+//! - A row outlives its archive: then it says when that was found to be gone. An archive that is seen again
+//!   is there again.
+//! - Copies are known by their names ([`copy_name`]), which are the same from whatever directory a person
+//!   works.
 //!
 //! Imports: `error`, `medium` (`Location`).
 
@@ -100,7 +103,7 @@ pub fn copy_name(archive: &Location) -> Result<String> {
 pub(super) fn utf8(path: &std::path::Path) -> Result<String> {
     path.to_str().map(ToOwned::to_owned).ok_or_else(|| {
         let message = format!("'{}' is no UTF-8, and the catalog can't hold it", path.display());
-        Error::new(ErrorKind::Usage, message).with_hint("give the directory another name")
+        Error::new(ErrorKind::Usage, message).with_hint("rename the directory")
     })
 }
 
@@ -196,7 +199,8 @@ impl Catalog {
             .map_err(|e| self.unreadable(e))
     }
 
-    /// The increments at other places whose parent is not known to be there, too: they rest on a copy of it elsewhere.
+    /// The increments at other places whose parent is not known to be there, too: they rest on a copy of it
+    /// elsewhere.
     ///
     /// # Errors
     /// The catalog can't be read.
@@ -220,8 +224,8 @@ impl Catalog {
         found.map_err(|e| self.unreadable(e.into()))
     }
 
-    /// The last backup of each domain, of those up to `until`, of which a copy is known to be there. What is dated in the future was made by a clock that
-    /// was ahead, and would be the last one for years.
+    /// The last backup of each domain, of those up to `until`, of which a copy is known to be there. What is
+    /// dated in the future was made by a clock that was ahead, and would be the last one for years.
     ///
     /// # Errors
     /// The catalog can't be read.

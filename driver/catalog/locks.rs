@@ -1,6 +1,7 @@
-//! A lock for each domain, `locks/UUID.lock`, and one for whoever prunes, `locks/prune.lock`: locked by flock(2) for as long as a run lasts. The kernel drops it when the
-//! process ends. The file's contents, the process's number, are for messages only; the file itself stays, because removing it would
-//! let two runs lock two files of one name.
+//! A lock for each domain, `locks/UUID.lock`, and one for whoever prunes, `locks/prune.lock`: locked by
+//! flock(2) for as long as a run lasts. The kernel drops it when the process ends. The file's contents, the
+//! process's number, are for messages only; the file itself stays, because removing it would let two runs
+//! lock two files of one name.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
@@ -22,7 +23,7 @@ impl Locked for FileLock {}
 
 /// Takes a domain's lock.
 pub(super) fn take(directory: &Path, domain: DomainId) -> Result<Box<dyn Locked>> {
-    let hint = "wait for its end, or end it and run `virtfold recover`";
+    let hint = "wait until it ends, or end it and run `virtfold recover`";
     take_file(&directory.join(format!("{domain}.lock")), (&format!("domain {domain}"), hint))
 }
 
@@ -51,5 +52,5 @@ fn busy(what: &str, file: File) -> Error {
     let holder = file.take(CONTENTS).read_to_string(&mut contents);
     let number = holder.ok().and_then(|_| contents.trim().parse::<u32>().ok());
     let who = number.map_or_else(|| "another process".to_owned(), |n| format!("process {n}"));
-    Error::new(ErrorKind::InUse, format!("{who} of virtfold is at work on {what}"))
+    Error::new(ErrorKind::InUse, format!("{who} of virtfold is working on {what}"))
 }

@@ -1,4 +1,5 @@
-//! The journal of a state directory that has no catalog yet, for who only looks: nothing is open in it, and nothing is made.
+//! The journal of a state directory that has no catalog yet, for who only looks: nothing is open in it, and
+//! nothing is made.
 
 use std::path::Path;
 
@@ -41,7 +42,7 @@ impl Journal for Nothing {
 }
 
 fn none() -> Error {
-    Error::new(ErrorKind::Internal, "there is no catalog to write to")
+    Error::new(ErrorKind::Internal, "there is no catalog")
 }
 
 #[cfg(test)]

@@ -106,7 +106,8 @@ CREATE INDEX backup_place ON backup (place);
 CREATE INDEX backup_domain ON backup (uuid, created);
 ";
 
-/// What version 3 has besides: the service's queue. A domain has one run at a time, and a job waits for a domain once; the indexes see to it.
+/// What version 3 has besides: the service's queue. A domain has one run at a time, and a job waits for a
+/// domain once; the indexes see to it.
 const QUEUE: &str = "
 CREATE TABLE queue (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -133,8 +134,8 @@ CREATE TABLE pause (job TEXT PRIMARY KEY) STRICT;
 /// What version 4 has besides: how often in a row an entry's service died under it.
 const INTERRUPTED: &str = "ALTER TABLE queue ADD COLUMN interrupted INTEGER NOT NULL DEFAULT 0;";
 
-/// What version 5 has besides: what tells the sources of backups apart (JSON), archives that a person keeps, and the file systems that directories
-/// for archives were on.
+/// What version 5 has besides: what tells the sources of backups apart (JSON), archives that a person keeps,
+/// and the file systems that directories for archives were on.
 const SOURCES: &str = "ALTER TABLE backup ADD COLUMN source TEXT;
 CREATE TABLE pin (archive TEXT PRIMARY KEY, since INTEGER NOT NULL) STRICT;
 CREATE TABLE mount (place TEXT PRIMARY KEY, point TEXT NOT NULL, file_system TEXT) STRICT;";
@@ -253,8 +254,7 @@ fn unusable(path: &Path, source: Box<dyn std::error::Error + Send + Sync>) -> Er
         return Error::new(kind, format!("the catalog '{}' can't be used", path.display()))
             .with_source(source);
     }
-    let hint = "it says which guests have to be brought back onto their disks, so it is not replaced: find out what \
-                happened to it, put it back or move it away, and then run `virtfold recover`";
+    let hint = "it knows which guests must be put back on their disks, so it is not replaced. Repair or restore it, or move it away; then run `virtfold recover`";
     let message = format!("the catalog '{}' can't be used", path.display());
     Error::new(ErrorKind::Damaged, message).with_source(source).with_hint(hint)
 }

@@ -18,11 +18,11 @@ const MAX_FILE: usize = 64 << 10;
 const OTHERS: [(&str, &str); 5] = [
     ("age-encryption.org/", PASSPHRASE),
     ("-----BEGIN AGE ENCRYPTED FILE-----", PASSPHRASE),
-    ("-----BEGIN ", "an SSH or PEM key, which virtfold does not take"),
-    ("AGE-PLUGIN-", "the key of a plugin, which virtfold does not take"),
-    ("AGE-SECRET-KEY-PQ-", "a post-quantum key, which virtfold does not take"),
+    ("-----BEGIN ", "an SSH or PEM key, which virtfold does not support"),
+    ("AGE-PLUGIN-", "a plugin's key, which virtfold does not support"),
+    ("AGE-SECRET-KEY-PQ-", "a post-quantum key, which virtfold does not support"),
 ];
-const PASSPHRASE: &str = "itself encrypted, with a passphrase that virtfold does not ask for";
+const PASSPHRASE: &str = "encrypted with a passphrase, which virtfold does not support";
 
 /// Secret keys; none of them is printed by anything.
 #[derive(Clone, Default)]
@@ -35,17 +35,18 @@ impl fmt::Debug for Identities {
 }
 
 impl Identities {
-    /// Reads the keys of all `files`, as age-keygen writes them: one a line, with empty lines and lines that begin with `#` passed over.
+    /// Reads the keys of all `files`, as age-keygen writes them: one a line, with empty lines and lines that
+    /// begin with `#` passed over.
     ///
-    /// # Errors
-    /// Usage, where group or others can read a file, or where it holds no key or something else; Unsupported, where it is
-    /// encrypted or holds keys of another kind. Messages name the file and the line, never what stands in it.
+    /// # Errors Usage, where group or others can read a file, or where it holds no key or something else;
+    /// Unsupported, where it is encrypted or holds keys of another kind. Messages name the file and the line,
+    /// never what stands in it.
     pub fn load(files: &[PathBuf]) -> Result<Self> {
         let mut keys = Vec::new();
         for path in files {
             let found = read(path)?;
             if found.is_empty() {
-                let what = format!("there is no key in '{}'", path.display());
+                let what = format!("no key in '{}'", path.display());
                 return Err(Error::new(ErrorKind::Usage, what)
                     .with_hint("a key file is what age-keygen writes: AGE-SECRET-KEY-1..."));
             }
@@ -103,7 +104,7 @@ fn read(path: &Path) -> Result<Vec<Identity>> {
     }
     let bytes = SecretSlice::from(bytes as Box<[u8]>);
     if len == MAX_FILE {
-        let what = format!("'{name}' is longer than 64 KiB: it is no key file");
+        let what = format!("'{name}' is longer than 64 KiB: not a key file");
         return Err(Error::new(ErrorKind::Usage, what));
     }
     parse(bytes.expose_secret().get(..len).unwrap_or_default(), &name.to_string())
@@ -126,7 +127,7 @@ fn parse(bytes: &[u8], name: &str) -> Result<Vec<Identity>> {
         }
         let key = std::str::from_utf8(line).ok().and_then(|line| line.parse().ok());
         keys.push(key.ok_or_else(|| {
-            let what = format!("line {} of the key file '{name}' is no secret key of age", index + 1);
+            let what = format!("line {} of the key file '{name}' is not an age secret key", index + 1);
             Error::new(ErrorKind::Usage, what)
                 .with_hint("a key file is what age-keygen writes: AGE-SECRET-KEY-1...")
         })?);

@@ -22,12 +22,11 @@ const SECRET: &str = "AGE-SECRET-KEY-";
 pub struct Recipients(Arc<[Recipient]>);
 
 impl Recipients {
-    /// Reads recipients as people write them: `age1...`; and those of a file, one a line, with empty lines and lines that begin
-    /// with `#` passed over. `None` where neither names any.
+    /// Reads recipients as people write them: `age1...`; and those of a file, one a line, with empty lines
+    /// and lines that begin with `#` passed over. `None` where neither names any.
     ///
-    /// # Errors
-    /// Usage, where one is no X25519 recipient, or where everybody may write the file; the message repeats nothing that could be a
-    /// secret key. Those of reading the file; a file without a recipient.
+    /// # Errors Usage, where one is no X25519 recipient, or where everybody may write the file; the message
+    /// repeats nothing that could be a secret key. Those of reading the file; a file without a recipient.
     pub fn gather(given: &[String], file: Option<&Path>) -> Result<Option<Self>> {
         let mut all = Vec::new();
         for (index, text) in given.iter().enumerate() {
@@ -43,7 +42,7 @@ impl Recipients {
                 }
             }
             if all.len() == before {
-                let what = format!("'{name}' names no recipient");
+                let what = format!("no recipient in '{name}'");
                 return Err(Error::new(ErrorKind::Usage, what).with_hint("one a line, age1..."));
             }
         }
@@ -80,16 +79,16 @@ fn parse(text: &str, place: &str) -> Result<Recipient> {
             "{place} is a secret key (AGE-SECRET-KEY-...), and archives are encrypted to public ones"
         );
         return Err(Error::new(ErrorKind::Usage, what).with_hint(
-            "take it for known to others: make a new one with age-keygen, and say its public key, age1...",
+            "treat it as compromised: make a new one with age-keygen, and use its public key, age1...",
         ));
     }
     text.parse::<Recipient>().map_err(|_| {
         let hint = match text.get(..4) {
-            Some("ssh-") => "SSH keys are not taken: age-keygen makes a key for age",
+            Some("ssh-") => "SSH keys are not supported: make an age key with age-keygen",
             Some("age1") => "an X25519 recipient is 'age1' and 58 characters, as age-keygen prints it",
             _ => "a recipient is a public key, age1..., as age-keygen prints it",
         };
-        Error::new(ErrorKind::Usage, format!("{place} is no recipient of age's X25519 kind")).with_hint(hint)
+        Error::new(ErrorKind::Usage, format!("{place} is not an age X25519 recipient")).with_hint(hint)
     })
 }
 
@@ -99,13 +98,13 @@ fn read(path: &Path) -> Result<String> {
     let reading = || format!("cannot read the recipients in '{name}'");
     let file = File::open(path).at(reading)?;
     if file.metadata().at(reading)?.mode() & 0o002 != 0 {
-        let what = format!("everybody may write '{name}', and so say who can read the backups");
+        let what = format!("everybody may write '{name}', and so choose who can read the backups");
         return Err(Error::new(ErrorKind::Usage, what).with_hint(format!("chmod o-w '{name}'")));
     }
     let mut text = String::new();
     file.take(MAX_FILE + 1).read_to_string(&mut text).at(reading)?;
     if text.len() as u64 > MAX_FILE {
-        let what = format!("'{name}' is longer than 1 MiB: it is no file of recipients");
+        let what = format!("'{name}' is longer than 1 MiB: not a recipients file");
         return Err(Error::new(ErrorKind::Usage, what));
     }
     Ok(text)

@@ -18,7 +18,8 @@ const VERSION: &[u8] = b"v1\n";
 const ARMOR: &[u8] = b"-----BEGIN AGE ENCRYPTED FILE-----";
 /// First bytes that tell.
 pub(super) const PROBE: usize = 34;
-/// The longest header that is read, bytes. The parser begins anew with each line, so this bounds its time, too.
+/// The longest header that is read, bytes. The parser begins anew with each line, so this bounds its time,
+/// too.
 pub(super) const MAX_HEADER: usize = 64 << 10;
 
 /// What the first bytes say.
@@ -32,23 +33,21 @@ pub(super) enum Kind {
 
 /// What an archive called `name` that begins with `first`, at most [`PROBE`] bytes, is.
 ///
-/// # Errors
-/// Unsupported, where it is armored or of another version; Incomplete, where all of it is the beginning of an age file; Damaged, where its name says
-/// that it is encrypted, and it is not.
+/// # Errors Unsupported, where it is armored or of another version; Incomplete, where all of it is the
+/// beginning of an age file; Damaged, where its name says that it is encrypted, and it is not.
 pub(super) fn kind_of(first: &[u8], name: &str) -> Result<Kind> {
     if first.starts_with(MAGIC) {
         return match first.get(MAGIC.len()..MAGIC.len() + VERSION.len()) {
             Some(VERSION) => Ok(Kind::Encrypted),
             Some(_) => {
-                let what = format!("'{name}' is of a version of age that virtfold does not know");
+                let what = format!("'{name}' has an age version that virtfold does not know");
                 Err(Error::new(ErrorKind::Unsupported, what))
             }
             None => Err(within_header(name)),
         };
     }
     if first.starts_with(ARMOR) {
-        let what =
-            format!("'{name}' is an age file in letters (armored), and virtfold reads the binary form");
+        let what = format!("'{name}' is an armored age file; virtfold reads the binary form");
         return Err(Error::new(ErrorKind::Unsupported, what)
             .with_hint("'age -d -i KEYFILE' decrypts it; virtfold reads what that gives"));
     }
@@ -67,7 +66,8 @@ fn within_header(name: &str) -> Error {
     Error::new(ErrorKind::Incomplete, format!("'{name}' is incomplete: it ends within its age header"))
 }
 
-/// What is read of an age file: while its header is read, no more than a header may have. It remembers whether it met the end.
+/// What is read of an age file: while its header is read, no more than a header may have. It remembers
+/// whether it met the end.
 #[derive(Debug)]
 pub(super) struct Gate<R> {
     inner: R,
@@ -133,20 +133,19 @@ pub(super) struct Unlocked<R> {
 
 /// Reads the header of the age file `input`, called `name`, and opens it.
 ///
-/// # Errors
-/// [`ErrorKind::Locked`], where no identity opens it; Damaged, Incomplete, where its header is; Unsupported, where it is
-/// encrypted with a passphrase or of a later version; those of `input`.
+/// # Errors [`ErrorKind::Locked`], where no identity opens it; Damaged, Incomplete, where its header is;
+/// Unsupported, where it is encrypted with a passphrase or of a later version; those of `input`.
 pub(super) fn unlock<R: Read>(input: R, name: &str, identities: &Identities) -> Result<Unlocked<R>> {
     let (gate, state) = Gate::new(input);
     let decryptor = Decryptor::new_buffered(BufReader::new(gate)).map_err(|e| explain(e, name))?;
     state.open.store(true, Ordering::Relaxed);
     if decryptor.is_scrypt() {
-        let what = format!("'{name}' is encrypted with a passphrase, which virtfold does not ask for");
+        let what = format!("'{name}' is encrypted with a passphrase, which virtfold does not support");
         return Err(Error::new(ErrorKind::Unsupported, what)
             .with_hint("'age -d' decrypts it; virtfold reads what that gives"));
     }
     if identities.is_empty() {
-        let what = format!("'{name}' is encrypted, and no identity was given to open it");
+        let what = format!("'{name}' is encrypted; no identity was given");
         return Err(Error::new(ErrorKind::Locked, what).with_hint("--identity FILE names the key file"));
     }
     let stream = decryptor.decrypt(identities.iter()).map_err(|e| explain(e, name))?;
@@ -176,7 +175,7 @@ fn explain(error: DecryptError, name: &str) -> Error {
         DecryptError::InvalidHeader | DecryptError::UnknownFormat => damaged("makes no sense"),
         DecryptError::InvalidMac => damaged("is not what was written"),
         _ => {
-            let what = format!("no identity that was given opens '{name}'");
+            let what = format!("none of the given identities opens '{name}'");
             Error::new(ErrorKind::Locked, what)
                 .with_hint("it was encrypted to others, or the keys in its header are damaged")
         }
@@ -192,7 +191,7 @@ pub(super) fn broken(name: &str, at: u64, error: io::Error) -> Error {
         }
         io::ErrorKind::InvalidData => {
             let what = format!(
-                "'{name}' is damaged: what is encrypted at byte {at} of the archive in it is not what was written there"
+                "'{name}' is damaged: the encrypted data at byte {at} of its archive are not what was written"
             );
             Error::new(ErrorKind::Damaged, what)
         }
@@ -203,7 +202,7 @@ pub(super) fn broken(name: &str, at: u64, error: io::Error) -> Error {
 /// What is said of an age file called `name` whose last piece is not proven to be the last.
 pub(super) fn end_unproven(name: &str) -> Error {
     let what = format!(
-        "'{name}' is incomplete: its last piece does not prove to be the end; it is cut, its end is damaged, or something follows it"
+        "'{name}' is incomplete: its last piece is not marked as the end; it is truncated, its end is damaged, or something follows it"
     );
     Error::new(ErrorKind::Incomplete, what)
 }

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// The error of a directory that can't be there, because a file has its name or that of one above it; `None` where none has.
+/// The error of a directory that can't be there, because a file has its name or that of one above it; `None`
+/// where none has.
 pub fn file_in_the_way(directory: &Path) -> Option<Error> {
     let file = directory.ancestors().find_map(|path| {
         let found = std::fs::metadata(path).ok().filter(|_| !path.as_os_str().is_empty())?;
@@ -13,7 +14,7 @@ pub fn file_in_the_way(directory: &Path) -> Option<Error> {
     let (path, found) = file.filter(|(_, found)| !found.is_dir())?;
     let kind = if found.is_file() { "a file" } else { "a device, pipe or socket" };
     let message = format!("'{}' is {kind}, not a directory", path.display());
-    Some(Error::new(ErrorKind::Usage, message).with_hint("name a directory, or move that away"))
+    Some(Error::new(ErrorKind::Usage, message).with_hint("use another directory, or move it away"))
 }
 
 /// Holds that a directory is there.
@@ -25,7 +26,7 @@ pub fn expect_directory(directory: &Path) -> Result<()> {
         return Ok(());
     }
     let missing = || {
-        let message = format!("the directory '{}' is not there", directory.display());
+        let message = format!("the directory '{}' does not exist", directory.display());
         Error::new(ErrorKind::NotFound, message).with_hint("make it first")
     };
     Err(file_in_the_way(directory).unwrap_or_else(missing))

@@ -1,13 +1,15 @@
 //! AppArmor's rules for a guest's QEMU, as libvirt's virt-aa-helper writes them, and the one edit of ours.
 //!
-//! libvirt keeps the rules of a domain's files in `/etc/apparmor.d/libvirt/libvirt-UUID.files`. At each start, and whenever it restores
-//! the label of an image (a CD is ejected, a disk is unplugged, a commit has pivoted), it writes them anew: the top images may be written
-//! to, and each image below an overlay gets a line `deny "PATH" w,`. A denial beats every permission, also the one that libvirt itself adds when
-//! a commit begins. So the commit of an overlay is refused, though libvirt wants it.
+//! libvirt keeps the rules of a domain's files in `/etc/apparmor.d/libvirt/libvirt-UUID.files`. At each
+//! start, and whenever it restores the label of an image (a CD is ejected, a disk is unplugged, a commit has
+//! pivoted), it writes them anew: the top images may be written to, and each image below an overlay gets a
+//! line `deny "PATH" w,`. A denial beats every permission, also the one that libvirt itself adds when a
+//! commit begins. So the commit of an overlay is refused, though libvirt wants it.
 //!
-//! What can be done: the line is taken out, the commit is begun (libvirt then adds its permission to the file and loads the whole of it),
-//! and the line is put back. QEMU has the base open from then on, and rules that are loaded later do not close it. One line, of one
-//! image, of one domain, for one call. Nothing is loaded by us.
+//! What can be done: the line is taken out, the commit is begun (libvirt then adds its permission to the file
+//! and loads the whole of it), and the line is put back. QEMU has the base open from then on, and rules that
+//! are loaded later do not close it. One line, of one image, of one domain, for one call. Nothing is loaded
+//! by us.
 //!
 //! Imports: `error`.
 
@@ -78,7 +80,7 @@ pub fn restore(denial: &Denial) -> Result<()> {
 }
 
 fn restless(rules: &Path) -> Error {
-    let message = format!("'{}' changes again and again", rules.display());
+    let message = format!("'{}' keeps changing", rules.display());
     Error::new(ErrorKind::InUse, message).with_hint("try again")
 }
 
@@ -89,7 +91,8 @@ fn denied(line: &str) -> Option<&str> {
     (rest.trim() == "w,").then_some(path)
 }
 
-/// A path as it is without the backslashes that take their meaning from letters which stand for many files. libvirt writes none so far.
+/// A path as it is without the backslashes that take their meaning from letters which stand for many files.
+/// libvirt writes none so far.
 fn plain(path: &str) -> String {
     let mut plain = String::new();
     let mut letters = path.chars();

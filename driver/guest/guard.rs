@@ -1,8 +1,8 @@
-//! The guard: a process of its own that thaws or resumes a guest when the pause budget is over or the driver is
-//! dead, whatever the driver does.
+//! The guard: a process of its own that thaws or resumes a guest when the pause budget is over or the driver
+//! is dead, whatever the driver does.
 //!
-//! The driver starts it ([`Guard::start`]: the same binary with a hidden verb, which calls [`serve`]) before it touches the
-//! guest, and speaks to it over a socket pair, a line at a time:
+//! The driver starts it ([`Guard::start`]: the same binary with a hidden verb, which calls [`serve`]) before
+//! it touches the guest, and speaks to it over a socket pair, a line at a time:
 //!
 //! | driver | guard | |
 //! |---|---|---|
@@ -11,12 +11,13 @@
 //! | `disarm` | `intime` or `fired` | whether the guard has stepped in |
 //! | end of the socket | | the driver is dead: what is armed is undone at once, then the guard ends |
 //!
-//! A driver that was held up may freeze the guest after the budget is over. So a guard that has fired goes on undoing,
-//! every [`AGAIN`], until it is disarmed. After the driver's death it undoes once more a moment after it succeeded, because
-//! libvirtd finishes calls of dead clients.
+//! A driver that was held up may freeze the guest after the budget is over. So a guard that has fired goes on
+//! undoing, every [`AGAIN`], until it is disarmed. After the driver's death it undoes once more a moment
+//! after it succeeded, because libvirtd finishes calls of dead clients.
 //!
-//! The guard can only be as quick as libvirt's lock of the domain. So the driver should freeze, take a plain snapshot and thaw, in
-//! three calls, rather than have libvirt quiesce inside the snapshot; and set the agent's time limit first.
+//! The guard can only be as quick as libvirt's lock of the domain. So the driver should freeze, take a plain
+//! snapshot and thaw, in three calls, rather than have libvirt quiesce inside the snapshot; and set the
+//! agent's time limit first.
 //!
 //! Imports: `error`, `types`, and the trait.
 
@@ -75,7 +76,7 @@ impl Guard {
     /// # Errors
     /// It does not start or does not get ready.
     pub fn start(mut command: Command) -> Result<Self> {
-        let starting = || "cannot start the guard of the pause budget".to_owned();
+        let starting = || "cannot start the pause watchdog".to_owned();
         let (ours, theirs) = UnixStream::pair().at(starting)?;
         ours.set_read_timeout(Some(ANSWER)).at(starting)?;
         command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null());
@@ -142,12 +143,12 @@ impl Drop for Guard {
 }
 
 fn gone() -> Error {
-    Error::new(ErrorKind::Internal, "the guard of the pause budget does not answer")
+    Error::new(ErrorKind::Internal, "the pause watchdog does not answer")
 }
 
 /// A running budget. Dropped without [`Armed::disarm`], it runs out and the guard fires.
 #[derive(Debug)]
-#[must_use = "a budget that is not disarmed runs out"]
+#[must_use = "a budget that is not disarmed expires"]
 pub struct Armed<'a> {
     guard: &'a mut Guard,
 }
@@ -162,11 +163,11 @@ impl Armed<'_> {
     }
 }
 
-/// The guard's whole life: commands come and answers go by the socket that is standard input. Signals that end the driver do not
-/// end it.
+/// The guard's whole life: commands come and answers go by the socket that is standard input. Signals that
+/// end the driver do not end it.
 ///
 /// # Errors
-/// Standard input is no socket, or the guest could not be let go.
+/// Standard input is no socket, or the guest could not be resumed.
 pub fn serve(hypervisor: &dyn Hypervisor, domain: DomainId) -> Result<()> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGPIPE, SIGTERM};
     for signal in [SIGHUP, SIGINT, SIGPIPE, SIGTERM] {
@@ -267,7 +268,7 @@ impl Watch<'_> {
         }
         budget.fired = true;
         if let Err(error) = release(self.hypervisor, self.domain, budget.held) {
-            tracing::warn!(domain = %self.domain, ?error, "the guest could not be let go yet");
+            tracing::warn!(domain = %self.domain, ?error, "the guest could not be resumed yet");
         }
         budget.until = Instant::now() + AGAIN;
         self.armed = Some(budget);
@@ -293,12 +294,14 @@ impl Watch<'_> {
     }
 }
 
-/// Lets a guest go: thaws its file systems, or resumes it when it stands still because somebody asked for it. A guest that does
-/// not run, or is not there any more, is let go already. A guest that stands still for another reason (a full disk) is left so.
+/// Lets a guest go: thaws its file systems, or resumes it when it stands still because somebody asked for it.
+/// A guest that does not run, or is not there any more, is let go already. A guest that stands still for
+/// another reason (a full disk) is left so.
 ///
-/// A guest that stands still may have been pivoted by a libvirtd that died before it wrote that down. As long as it stands,
-/// overlay and base are the same, whatever the configuration says; once it goes on they are not, so the configuration is
-/// set right first. Where that can't be done it goes on all the same: a guest that stands still for good helps nobody.
+/// A guest that stands still may have been pivoted by a libvirtd that died before it wrote that down. As long
+/// as it stands, overlay and base are the same, whatever the configuration says; once it goes on they are
+/// not, so the configuration is set right first. Where that can't be done it goes on all the same: a guest
+/// that stands still for good helps nobody.
 ///
 /// # Errors
 /// What the hypervisor says.
@@ -311,7 +314,8 @@ pub fn release(hypervisor: &dyn Hypervisor, domain: DomainId, held: Held) -> Res
 pub enum Released {
     /// As it should be.
     Cleanly,
-    /// Its agent said no to the thaw, and says that nothing is frozen all the same: its hook failed, as a rule.
+    /// Its agent said no to the thaw, and says that nothing is frozen all the same: its hook failed, as a
+    /// rule.
     Despite(Error),
 }
 

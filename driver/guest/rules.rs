@@ -1,8 +1,9 @@
-//! The rules: which disk is copied, skipped or refused and why; in which run state a backup is taken how; and what speaks
-//! against a backup before anything is touched. Each rule is stated once, here, and `backup --plan` prints it.
+//! The rules: which disk is copied, skipped or refused and why; in which run state a backup is taken how; and
+//! what speaks against a backup before anything is touched. Each rule is stated once, here, and `backup
+//! --plan` prints it.
 //!
-//! A skipped disk is left out and named in the manifest. A refused one stops the backup, because leaving it out unasked
-//! would make a backup that looks whole and is not; a person can exclude it.
+//! A skipped disk is left out and named in the manifest. A refused one stops the backup, because leaving it
+//! out unasked would make a backup that looks whole and is not; a person can exclude it.
 //!
 //! Imports: `domain_xml`, `types`.
 
@@ -83,7 +84,7 @@ impl fmt::Display for Verdict {
             }
             Verdict::Refuse(Refuse::Format) => "refused: its format is neither raw nor qcow2",
             Verdict::Refuse(Refuse::Sliced) => {
-                "refused: a part of its file (<slices>), and virtfold reads whole files"
+                "refused: a part of its file (<slices>); virtfold reads whole files"
             }
         })
     }
@@ -98,8 +99,8 @@ pub enum Choice {
     Excluded,
 }
 
-/// The rule for one disk: the first line that fits decides. The attribute `snapshot` of a `<disk>` decides nothing; it
-/// is for libvirt's own snapshots.
+/// The rule for one disk: the first line that fits decides. The attribute `snapshot` of a `<disk>` decides
+/// nothing; it is for libvirt's own snapshots.
 pub fn disk_rule(disk: &Disk, choice: Choice) -> Verdict {
     match (choice, disk.device, &disk.image.source) {
         (Choice::Excluded, _, _) => return Verdict::Skip(Skip::Excluded),
@@ -141,8 +142,9 @@ pub fn disk_rule(disk: &Disk, choice: Choice) -> Verdict {
 pub enum Way {
     /// Snapshot, copy, commit; the driver suspends the guest for the pivot and resumes it.
     Online,
-    /// The same, but the guest stands still already: the driver neither suspends nor resumes it, and freezes nothing.
-    /// It may go on at any time, and nothing depends on its not doing so but the length of the pivot's pause.
+    /// The same, but the guest stands still already: the driver neither suspends nor resumes it, and freezes
+    /// nothing. It may go on at any time, and nothing depends on its not doing so but the length of the
+    /// pivot's pause.
     OnlineStanding,
     /// The disks are read as they are, and the domain must not start meanwhile.
     Offline,
@@ -195,8 +197,8 @@ pub enum Obstacle {
         /// The overlay.
         overlay: PathBuf,
     },
-    /// QEMU writes to another file than the live XML says: libvirt has lost track, and block jobs fail until the guest's
-    /// next power cycle.
+    /// QEMU writes to another file than the live XML says: libvirt has lost track, and block jobs fail until
+    /// the guest's next power cycle.
     Untracked {
         /// The disk.
         target: String,
@@ -219,9 +221,9 @@ impl fmt::Display for Obstacle {
         match self {
             Obstacle::Disk { target, why } => write!(f, "disk '{target}' is {}", Verdict::Refuse(*why)),
             Obstacle::State(why) => f.write_str(why),
-            Obstacle::NoDisk => f.write_str("no disk is left to copy"),
+            Obstacle::NoDisk => f.write_str("no disk to copy"),
             Obstacle::BlockJob { target, job } => write!(f, "disk '{target}' has a block job ({job})"),
-            Obstacle::BackupRunning => f.write_str("another backup of it runs"),
+            Obstacle::BackupRunning => f.write_str("another backup of it is running"),
             Obstacle::LeftoverOverlay { target, overlay } => {
                 write!(
                     f,
@@ -263,7 +265,8 @@ impl<'a> Facts<'a> {
         self.live.or(self.inactive)
     }
 
-    /// Everything that speaks against a backup; nothing when it may begin. `choice` tells what a person said of each disk.
+    /// Everything that speaks against a backup; nothing when it may begin. `choice` tells what a person said
+    /// of each disk.
     pub fn obstacles(&self, choice: impl Fn(&str) -> Choice) -> Vec<Obstacle> {
         let mut found = Vec::new();
         if let Way::NotNow(why) = run_rule(self.run) {
@@ -388,7 +391,7 @@ mod tests {
                 "type='file'",
                 "<driver type='raw'/><source file='/a'><slices><slice type='storage' offset='512' size='512'/></slices></source>"
                     .to_owned(),
-                "refused: a part of its file (<slices>), and virtfold reads whole files",
+                "refused: a part of its file (<slices>); virtfold reads whole files",
             ),
             (
                 "type='file'",
@@ -396,7 +399,7 @@ mod tests {
                     "<backingStore type='file'><format type='qcow2'/><source file='/b'/><backingStore type='file'>\
                      <format type='raw'/><source file='/c'><slices/></source><backingStore/></backingStore></backingStore>",
                 ),
-                "refused: a part of its file (<slices>), and virtfold reads whole files",
+                "refused: a part of its file (<slices>); virtfold reads whole files",
             ),
         ];
         for (attributes, inner, expected) in table {
@@ -458,13 +461,13 @@ mod tests {
         let mirror = disk("", &format!("{FILE}<mirror job='copy'/>"));
         assert_eq!(obstacles(&mirror, &plain, "/a", &none), ["disk 'vda' has a block job (copy)"]);
         let activity = Activity { backup: Some("<domainbackup/>".into()), ..Activity::default() };
-        assert_eq!(obstacles(&plain, &plain, "/a", &activity), ["another backup of it runs"]);
+        assert_eq!(obstacles(&plain, &plain, "/a", &activity), ["another backup of it is running"]);
         let twice = format!("{plain}{}", plain.replace("vda", "vdb"));
         assert_eq!(obstacles(&twice, &plain, "/a", &none), ["disks 'vda' and 'vdb' share '/a'"]);
         let cdrom = disk("device='cdrom'", FILE);
-        assert_eq!(obstacles(&cdrom, &plain, "/a", &none), ["no disk is left to copy"]);
+        assert_eq!(obstacles(&cdrom, &plain, "/a", &none), ["no disk to copy"]);
         let lun = disk("type='block' device='lun'", "<source dev='/d'/>");
         let refused = "disk 'vda' is refused: a SCSI device passed through to the guest";
-        assert_eq!(obstacles(&lun, &plain, "/a", &none), [refused, "no disk is left to copy"]);
+        assert_eq!(obstacles(&lun, &plain, "/a", &none), [refused, "no disk to copy"]);
     }
 }

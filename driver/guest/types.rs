@@ -1,5 +1,5 @@
-//! The words between jobs and a hypervisor. Requests are shaped so that the calls known to destroy data cannot be
-//! expressed: a commit always says how far down it goes, a snapshot always lists its disks.
+//! The words between jobs and a hypervisor. Requests are shaped so that the calls known to destroy data
+//! cannot be expressed: a commit always says how far down it goes, a snapshot always lists its disks.
 //!
 //! Imports: nothing of the crate but `error`.
 
@@ -30,7 +30,7 @@ impl FromStr for DomainId {
 
     fn from_str(text: &str) -> Result<Self> {
         let uuid = Uuid::parse_str(text.trim());
-        uuid.map(Self).map_err(|_| Error::new(ErrorKind::Usage, format!("'{text}' is not a domain's uuid")))
+        uuid.map(Self).map_err(|_| Error::new(ErrorKind::Usage, format!("'{text}' is not a domain's UUID")))
     }
 }
 
@@ -187,8 +187,8 @@ impl SnapshotRequest {
     }
 }
 
-/// How far down an active commit goes. libvirt's own default, the bottom of the chain, would overwrite a golden image that
-/// other guests share; it can't be expressed here.
+/// How far down an active commit goes. libvirt's own default, the bottom of the chain, would overwrite a
+/// golden image that other guests share; it can't be expressed here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CommitBase {
     /// Into the image right below the overlay.
@@ -232,7 +232,8 @@ pub struct BlockJob {
     pub kind: BlockJobKind,
     /// How far it is, in units that mean nothing but against `end`.
     pub current: u64,
-    /// Where it ends. An active commit is at its end when `current == end`, and leaves it with the guest's next write.
+    /// Where it ends. An active commit is at its end when `current == end`, and leaves it with the guest's
+    /// next write.
     pub end: u64,
 }
 
@@ -272,7 +273,8 @@ pub enum BlockJobStatus {
 pub struct QemuDisk {
     /// The device's alias in the live XML (`virtio-disk0`).
     pub alias: String,
-    /// The file or device that the guest's writes go to; `None` for an empty drive or one that is not a local file.
+    /// The file or device that the guest's writes go to; `None` for an empty drive or one that is not a local
+    /// file.
     pub file: Option<PathBuf>,
     /// The files below it, the next one first.
     pub backing: Vec<PathBuf>,

@@ -1,18 +1,19 @@
 //! What goes into an archive beside the disks, so that a guest can be defined and started again: its XML, its
 //! firmware's variables, its TPM's state, and the files of a direct boot. Their names are FORMAT.md's.
 //!
-//! When: at the moment of the freeze, while the guest stands still or right behind the snapshot, because firmware
-//! variables and TPM state belong to the same point in time as the disks. A guest may write both while they are read,
-//! so each is read until two readings in a row agree.
+//! When: at the moment of the freeze, while the guest stands still or right behind the snapshot, because
+//! firmware variables and TPM state belong to the same point in time as the disks. A guest may write both
+//! while they are read, so each is read until two readings in a row agree.
 //!
-//! How: nothing is followed that could surprise. A file is opened without waiting (a FIFO would) and must be a regular
-//! one. NVRAM and TPM state lie in directories that QEMU's and swtpm's users may write, so links are not followed there;
-//! a kernel is the administrator's, and links to it are usual. Everything is held in memory, and bounded:
-//! [`limit_of`] says how much each member may have, and the same limits hold when an archive is read back.
+//! How: nothing is followed that could surprise. A file is opened without waiting (a FIFO would) and must be
+//! a regular one. NVRAM and TPM state lie in directories that QEMU's and swtpm's users may write, so links
+//! are not followed there; a kernel is the administrator's, and links to it are usual. Everything is held in
+//! memory, and bounded: [`limit_of`] says how much each member may have, and the same limits hold when an
+//! archive is read back.
 //!
-//! What is not there: a guest that never started has no NVRAM and no TPM state yet. One that runs has both, and then it is
-//! an error that they are missing, as is everything that cannot be read: a backup without them would restore a
-//! guest that does not boot, or that cannot open its own disk.
+//! What is not there: a guest that never started has no NVRAM and no TPM state yet. One that runs has both,
+//! and then it is an error that they are missing, as is everything that cannot be read: a backup without them
+//! would restore a guest that does not boot, or that cannot open its own disk.
 //!
 //! Imports: `error`, `archive` (its member type), `guest` (its XML).
 
@@ -113,8 +114,8 @@ pub struct GuestXml<'a> {
 
 /// Reads everything of a guest that is no disk; see the module's description.
 ///
-/// # Errors
-/// Something is there and can't be read, or is larger than its limit; something is missing that a running guest has.
+/// # Errors Something is there and can't be read, or is larger than its limit; something is missing that a
+/// running guest has.
 pub fn gather(guest: GuestXml<'_>, places: &LibvirtPlaces) -> Result<Vec<Attachment>> {
     let none = || Error::new(ErrorKind::Internal, "a guest without XML cannot be backed up");
     let lasting = guest.inactive.or(guest.live).ok_or_else(none)?;
@@ -203,7 +204,7 @@ impl Gatherer<'_> {
             TpmStorage::Directory => tpm_directory(&place).map_err(|e| e.within(cannot()))?,
         };
         if found.is_empty() && self.runs {
-            let hint = "where libvirt's state directory is not /var/lib/libvirt, say so with --libvirt-dir";
+            let hint = "if libvirt's state directory is not /var/lib/libvirt, use --libvirt-dir";
             return Err(missing(&place).within(cannot()).with_hint(hint));
         }
         Ok(found)
@@ -225,7 +226,7 @@ fn tpm_directory(directory: &Path) -> Result<Vec<Attachment>> {
             let shown = name.to_string_lossy().escape_debug().to_string();
             Error::new(
                 ErrorKind::Unsupported,
-                format!("'{shown}' in '{}' has an odd name", directory.display()),
+                format!("'{shown}' in '{}' has an unusable name", directory.display()),
             )
         })?;
         if !name.starts_with('.') {
@@ -256,7 +257,8 @@ pub(super) enum Links {
     Refuse,
 }
 
-/// Reads a file that may be written to meanwhile until two readings in a row agree; `None` where there is none.
+/// Reads a file that may be written to meanwhile until two readings in a row agree; `None` where there is
+/// none.
 fn read_settled(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
     let mut last = read_file(path, limit, Links::Refuse)?;
     for _ in 0..TRIES {
@@ -267,14 +269,14 @@ fn read_settled(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
         last = again;
         std::thread::sleep(PAUSE);
     }
-    Err(Error::new(ErrorKind::InUse, format!("'{}' changes all the time", path.display()))
-        .with_hint("back the guest up when it does not write its firmware's variables or its TPM's state"))
+    Err(Error::new(ErrorKind::InUse, format!("'{}' keeps changing", path.display()))
+        .with_hint("retry when the guest does not write its firmware variables or TPM state"))
 }
 
 /// Reads a regular file of at most `limit` bytes; `None` where there is none.
 ///
 /// # Errors
-/// It is no regular file, longer, a link where none may be, or can't be read.
+/// It is not a regular file, longer, a link where none may be, or can't be read.
 pub(super) fn read_file(path: &Path, limit: u64, links: Links) -> Result<Option<Vec<u8>>> {
     let no_link = if links == Links::Refuse { libc::O_NOFOLLOW } else { 0 };
     let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | no_link).open(path);
@@ -283,7 +285,7 @@ pub(super) fn read_file(path: &Path, limit: u64, links: Links) -> Result<Option<
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) if error.raw_os_error() == Some(libc::ELOOP) => {
             return Err(Error::new(ErrorKind::Unsupported, format!("'{}' is a link", path.display()))
-                .with_hint("put the file itself there"));
+                .with_hint("replace the link by the file itself"));
         }
         Err(error) => return Err(Error::io(format!("cannot open '{}'", path.display()), error)),
     };

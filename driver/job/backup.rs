@@ -3,9 +3,9 @@
 //! Nothing is written before every image has been opened and its tables read whole; the archive has its final
 //! name only when the medium vouches for every byte of it.
 //!
-//! [`run`] does it for images named by path. A backup of a guest opens its images itself, once they are frozen, and
-//! calls [`write()`]; what comes back is not finished, so that the caller can first make sure that nothing was
-//! written to the images meanwhile.
+//! [`run`] does it for images named by path. A backup of a guest opens its images itself, once they are
+//! frozen, and calls [`write()`]; what comes back is not finished, so that the caller can first make sure
+//! that nothing was written to the images meanwhile.
 
 mod reports;
 mod sources;
@@ -143,8 +143,8 @@ pub fn default_target(index: usize) -> String {
 
 /// Runs the backup.
 ///
-/// # Errors
-/// When an image can't be read or trusted, is in use, or the medium fails; no archive then has its final name.
+/// # Errors When an image can't be read or trusted, is in use, or the medium fails; no archive then has its
+/// final name.
 pub fn run(request: &BackupRequest, control: &Control) -> Result<BackupReport> {
     let copies = Copies::default();
     let places = &request.destinations;
@@ -153,8 +153,8 @@ pub fn run(request: &BackupRequest, control: &Control) -> Result<BackupReport> {
     Ok(report.with(&copies))
 }
 
-/// As [`run`], to the medium that `open` makes, which is told of the archive and of what ends the run; the request's destinations are not looked
-/// at. The medium is held to the request's rate.
+/// As [`run`], to the medium that `open` makes, which is told of the archive and of what ends the run; the
+/// request's destinations are not looked at. The medium is held to the request's rate.
 ///
 /// # Errors
 /// As [`run`]; those of `open`, which is called when all tables have been read.
@@ -166,8 +166,8 @@ pub fn run_to(
     run_kept(request, (control, None), open)
 }
 
-/// As [`run_to`], with a record of the archive, by which a later run goes on should this one be killed; where such a record lies there, this
-/// run goes on.
+/// As [`run_to`], with a record of the archive, by which a later run goes on should this one be killed; where
+/// such a record lies there, this run goes on.
 ///
 /// # Errors
 /// As [`run_to`]; what an earlier run left can't be looked at.
@@ -185,12 +185,11 @@ pub fn run_kept(
     write_kept(material, &request.manner(), (control, keep), open)?.finish(control)
 }
 
-/// Reads the tables of all disks and writes the whole archive to the medium that `open` makes, which is told of the archive and of what ends the copy.
-/// The archive has its name when [`Written::finish`] has returned.
+/// Reads the tables of all disks and writes the whole archive to the medium that `open` makes, which is told
+/// of the archive and of what ends the copy. The archive has its name when [`Written::finish`] has returned.
 ///
-/// # Errors
-/// When an image can't be read or trusted, or the medium fails; those of `open`, which is called when all tables have
-/// been read.
+/// # Errors When an image can't be read or trusted, or the medium fails; those of `open`, which is called
+/// when all tables have been read.
 pub fn write(
     material: Material,
     manner: &Manner,
@@ -251,7 +250,8 @@ pub fn write_kept(
     Ok(Written { medium, head, sealed, encrypted, resumed_at, started, _record: record })
 }
 
-/// What the archive goes through on its way to a medium that has so many bytes of it; and the byte of the archive that comes next.
+/// What the archive goes through on its way to a medium that has so many bytes of it; and the byte of the
+/// archive that comes next.
 fn outward(
     mut medium: Box<dyn Medium>,
     (manner, control): (&Manner, &Control),
@@ -339,7 +339,8 @@ fn medium_label(head: &Manifest, manner: &Manner, attachments: &[Attachment]) ->
     })
 }
 
-/// `LABEL-YYYYMMDDTHHMMSSZ-ID8.tar[.zst][.age]`: sorts by label and time, and two backups never have one name.
+/// `LABEL-YYYYMMDDTHHMMSSZ-ID8.tar[.zst][.age]`: sorts by label and time, and two backups never have one
+/// name.
 fn archive_name(head: &Manifest, manner: &Manner) -> Result<String> {
     let seconds = i64::try_from(head.time()?).unwrap_or(i64::MAX);
     let time = jiff::Timestamp::from_second(seconds).map_err(|e| {
@@ -358,8 +359,8 @@ fn archive_name(head: &Manifest, manner: &Manner) -> Result<String> {
     Ok(format!("{name}-{time}-{}.{extension}", id.get(..8).unwrap_or(&id)))
 }
 
-/// A name as part of a file's name. A label that [`label`] lets pass is kept as it is; a domain's name may hold what a file
-/// name does not, and the archive's head has it as it is.
+/// A name as part of a file's name. A label that [`label`] lets pass is kept as it is; a domain's name may
+/// hold what a file name does not, and the archive's head has it as it is.
 pub(super) fn file_label(name: &str) -> String {
     name_part(name, MAX_LABEL, |c| c == '/' || c.is_control())
 }
@@ -372,8 +373,8 @@ fn subject(request: &BackupRequest) -> Result<Subject> {
     Ok(Subject::Images { name: label(request)?, labelled, paths: paths.unwrap_or_default() })
 }
 
-/// Where an image is: its directory's real path and its name there, which for a volume is the one that lasts. Nothing where that is no UTF-8,
-/// which a head can't hold.
+/// Where an image is: its directory's real path and its name there, which for a volume is the one that lasts.
+/// Nothing where that is no UTF-8, which a head can't hold.
 fn place_of(path: &Path) -> Result<Option<String>> {
     let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new("."));
@@ -387,17 +388,14 @@ fn label(request: &BackupRequest) -> Result<String> {
     let label = match (&request.label, first) {
         (Some(label), _) => label.clone(),
         (None, Some(stem)) => stem.to_string_lossy().into_owned(),
-        (None, None) => return Err(Error::new(ErrorKind::Usage, "there is no image to back up")),
+        (None, None) => return Err(Error::new(ErrorKind::Usage, "no image to back up")),
     };
     let fits = !label.is_empty() && label.len() <= MAX_LABEL && !label.starts_with('.');
     if fits && !label.chars().any(|c| c == '/' || c.is_control()) {
         return Ok(label);
     }
-    Err(Error::new(
-        ErrorKind::Usage,
-        format!("'{}' can't be part of an archive's name", label.escape_debug()),
-    )
-    .with_hint("say --label NAME: up to 128 bytes, no '/', not beginning with '.'"))
+    Err(Error::new(ErrorKind::Usage, format!("invalid archive name '{}'", label.escape_debug()))
+        .with_hint("use --label NAME: up to 128 bytes, no '/', not beginning with '.'"))
 }
 
 fn head((subject, freeze): (Subject, Option<Freeze>), manner: &Manner, disks: &DiskSet) -> Result<Manifest> {

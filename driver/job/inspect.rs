@@ -1,7 +1,7 @@
 //! Looking into archives without reading their disks: what is in one, what is in a directory of them.
 //!
-//! What is shown was checked against the archive's own digests where it has them. An archive that is cut, unfinished or
-//! damaged is named as that, never shown as a whole one.
+//! What is shown was checked against the archive's own digests where it has them. An archive that is cut,
+//! unfinished or damaged is named as that, never shown as a whole one.
 
 use std::cell::Cell;
 use std::io::Read;
@@ -109,8 +109,8 @@ fn status_of(error: &Error) -> Option<Status> {
     })
 }
 
-/// Looks at every archive at `location`, finished or not, in the order of their names, with `identities` at those that are
-/// encrypted. One that none of them opens is listed as encrypted.
+/// Looks at every archive at `location`, finished or not, in the order of their names, with `identities` at
+/// those that are encrypted. One that none of them opens is listed as encrypted.
 ///
 /// # Errors
 /// When the directory can't be read.
@@ -125,7 +125,7 @@ pub fn list(location: &Location, identities: &Identities) -> Result<Vec<Glance>>
 pub fn list_located(location: &Location, identities: &Identities) -> Result<Vec<(Location, Glance)>> {
     match location {
         Location::Path(directory) => list_directory(directory, identities),
-        Location::Pipe => Err(Error::new(ErrorKind::Usage, "archives that come down a pipe can't be listed")),
+        Location::Pipe => Err(Error::new(ErrorKind::Usage, "archives from a pipe can't be listed")),
         Location::Object(place) => list_objects(place, identities),
         Location::Tape(_) => Err(medium::not_here(location)),
     }
@@ -165,7 +165,7 @@ fn list_objects(place: &medium::ObjectAddress, identities: &Identities) -> Resul
         let location = Location::Object(listed.address.clone());
         let bare = Glance { bytes: listed.bytes, ..bare(&location) };
         if listed.is_partial {
-            let what = "it was never finished, or is being written; the next backup to it cleans up what a dead run has left";
+            let what = "incomplete, or still being written; the next backup to it resumes or removes what a killed run left";
             return Glance { status: Status::Incomplete, faults: vec![what.to_owned()], ..bare };
         }
         glance(&location, identities).unwrap_or_else(|error| Glance {
@@ -221,13 +221,14 @@ fn is_partial_name(name: &str) -> bool {
 fn unfinished(path: &Path, mut glance: Glance) -> Glance {
     if is_partial_name(&path.file_name().unwrap_or_default().to_string_lossy()) {
         glance.status = Status::Incomplete;
-        glance.faults.insert(0, "it was never finished; remove it when no backup is running".to_owned());
+        glance.faults.insert(0, "incomplete; remove it when no backup is running".to_owned());
     }
     glance
 }
 
-/// The head of an archive that comes front to back from `input`, called `name`; no more of it is read than that needs. Nothing behind the
-/// head was looked at, and of an archive that is not compressed its digest was not either.
+/// The head of an archive that comes front to back from `input`, called `name`; no more of it is read than
+/// that needs. Nothing behind the head was looked at, and of an archive that is not compressed its digest was
+/// not either.
 ///
 /// # Errors
 /// It can't be read, is damaged there, or is encrypted and does not open.
@@ -279,12 +280,13 @@ pub trait Tables {
     fn correspondence(&mut self, table: &CorrespondenceTable, dense_at: StreamOffset) -> Result<()>;
 }
 
-/// Gives `taker` the tables of the disk `target` of an archive that comes front to back from `input`, called `name` in messages. Of a
-/// compressed archive, each of whose frames vouches for itself, no more is read than up to the disk's bytes; any other one is read to its end, for only
-/// there stands what its tables are checked against.
+/// Gives `taker` the tables of the disk `target` of an archive that comes front to back from `input`, called
+/// `name` in messages. Of a compressed archive, each of whose frames vouches for itself, no more is read than
+/// up to the disk's bytes; any other one is read to its end, for only there stands what its tables are
+/// checked against.
 ///
-/// # Errors
-/// It can't be read, is damaged or incomplete as far as it was read, is encrypted and does not open, or has no such disk; those of `taker`.
+/// # Errors It can't be read, is damaged or incomplete as far as it was read, is encrypted and does not open,
+/// or has no such disk; those of `taker`.
 pub fn tables_from(
     input: impl Read + Send,
     name: &str,
@@ -352,7 +354,8 @@ impl Visitor for OneDisk<'_> {
     }
 }
 
-/// Opens the archive at `location`, with `identities` where it is encrypted, for its tables and gives them to `look`.
+/// Opens the archive at `location`, with `identities` where it is encrypted, for its tables and gives them to
+/// `look`.
 ///
 /// # Errors
 /// When it can't be read, is damaged or incomplete, or is encrypted and does not open; those of `look`.

@@ -1,8 +1,10 @@
 //! Whether a directory for archives is on the file system that it should be on.
 //!
-//! A directory whose medium is not mounted is an empty directory of another file system, mostly the host's own: a backup there would look like a good
-//! one and fill it. So what a directory is on when it is first used is noted in the catalog, if that was mounted for itself, and from then on it has to
-//! be there. A person can say that something has to be mounted there, whichever file system it is, or that nothing has to.
+//! A directory whose medium is not mounted is an empty directory of another file system, mostly the host's
+//! own: a backup there would look like a good one and fill it. So what a directory is on when it is first
+//! used is noted in the catalog, if that was mounted for itself, and from then on it has to be there. A
+//! person can say that something has to be mounted there, whichever file system it is, or that nothing has
+//! to.
 //!
 //! Imports: `error`, `catalog`, `medium` (`mounts`).
 
@@ -44,9 +46,9 @@ impl Place<'_> {
     fn let_go(&self) -> &'static str {
         match self.medium {
             Some(_) => {
-                "where it has no mount of its own any more, write 'mounted: false' in its section of the configuration"
+                "if it has no mount of its own any more, set 'mounted: false' in its section of the configuration"
             }
-            None => "where it has no mount of its own any more, say --no-require-mount",
+            None => "if it has no mount of its own any more, use --no-require-mount",
         }
     }
 }
@@ -109,7 +111,7 @@ fn judge(place: &Place<'_>, known: Option<&Mount>, now: Option<Mount>) -> Result
     if !wanted && !known.may_be(&now) {
         let words = |mount: &Mount| mount.file_system.clone().unwrap_or_default();
         let message = format!(
-            "{}: another file system is mounted at '{}' than before: '{}', and not '{}'",
+            "{}: another file system is mounted at '{}' than before: '{}', not '{}'",
             place.words(),
             now.point.display(),
             words(&now),
@@ -117,11 +119,9 @@ fn judge(place: &Place<'_>, known: Option<&Mount>, now: Option<Mount>) -> Result
         );
         let hint = match place.medium {
             Some(_) => {
-                "where this one belongs there, too, write 'mounted: true' in its section of the configuration: any that is mounted there is taken then"
+                "if this one is right, set 'mounted: true' in its section of the configuration, which accepts any file system there"
             }
-            None => {
-                "where this one belongs there, too, say --require-mount: any that is mounted there is taken then"
-            }
+            None => "if this one is right, use --require-mount, which accepts any file system there",
         };
         return Err(Error::new(ErrorKind::Refused, message).with_hint(hint));
     }

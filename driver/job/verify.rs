@@ -1,8 +1,8 @@
 //! Verification: every byte of an archive is read and checked.
 //!
-//! One strict pass front to back ([`Reader`]) decides whether the archive is sound. Where it is not, the archive is
-//! opened once more, salvaging, and every disk is read again to say which of its ranges are lost: the pass knows
-//! only places in the stream, and only the index can tell disks of a damaged archive.
+//! One strict pass front to back ([`Reader`]) decides whether the archive is sound. Where it is not, the
+//! archive is opened once more, salvaging, and every disk is read again to say which of its ranges are lost:
+//! the pass knows only places in the stream, and only the index can tell disks of a damaged archive.
 
 use std::io::Read;
 use std::sync::Arc;
@@ -102,8 +102,8 @@ pub fn run(request: &VerifyRequest, control: &Control) -> Result<VerifyReport> {
     Ok(report)
 }
 
-/// As [`run`], over an archive that comes front to back and once from `input`: where it is damaged, it can't be read again to
-/// say what that costs. `read` counts its bytes.
+/// As [`run`], over an archive that comes front to back and once from `input`: where it is damaged, it can't
+/// be read again to say what that costs. `read` counts its bytes.
 ///
 /// # Errors
 /// As [`run`], and those of `input`.
@@ -198,7 +198,7 @@ fn survey(
     report.complete &= index.is_complete() && source.proven().is_ok();
     report.faults.extend(index.notes().iter().cloned());
     if !index.is_checked() {
-        report.faults.push("its digests are gone: what is left of it can't be checked".to_owned());
+        report.faults.push("its digests are lost: the rest can't be checked".to_owned());
     }
     control.progress.enter(
         "surveying",

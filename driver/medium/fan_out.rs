@@ -1,8 +1,10 @@
 //! One archive written to several media at once: one read, several copies, each with its own end.
 //!
-//! Each medium has a thread and a short queue; a writer puts the same bytes into all queues and waits where one is full, so the slowest medium sets the
-//! pace and memory is bounded. A medium that fails and can go on (a tape) does: it gets again what it lacks, and the others wait and leave that out. One that
-//! can't is dropped and noted, and the others go on; only when none is left is the archive lost. What became of each is in [`Copies`].
+//! Each medium has a thread and a short queue; a writer puts the same bytes into all queues and waits where
+//! one is full, so the slowest medium sets the pace and memory is bounded. A medium that fails and can go on
+//! (a tape) does: it gets again what it lacks, and the others wait and leave that out. One that can't is
+//! dropped and noted, and the others go on; only when none is left is the archive lost. What became of each
+//! is in [`Copies`].
 //!
 //! Imports: `error`, `archive` (its traits for bytes).
 
@@ -30,7 +32,8 @@ pub struct Copy {
     pub result: Result<Durable>,
 }
 
-/// What became of the copies, known when the medium has been finished or dropped. Empty where there was but one place to write to.
+/// What became of the copies, known when the medium has been finished or dropped. Empty where there was but
+/// one place to write to.
 #[derive(Clone, Debug, Default)]
 pub struct Copies(Arc<Mutex<Vec<Copy>>>);
 
@@ -113,7 +116,8 @@ enum Message {
 }
 
 impl FanOut {
-    /// Writes to `media`. What became of each is noted in `copies`; one that could not be opened is noted at once.
+    /// Writes to `media`. What became of each is noted in `copies`; one that could not be opened is noted at
+    /// once.
     ///
     /// # Errors
     /// None of them could be opened, or a thread can't be made.
@@ -148,7 +152,8 @@ impl FanOut {
         self.copies.lock().push(Copy { to: branch.to.clone(), result });
     }
 
-    /// Waits for the end of a branch. One whose medium broke and can go on is started again; else it is noted what became of it.
+    /// Waits for the end of a branch. One whose medium broke and can go on is started again; else it is noted
+    /// what became of it.
     fn end(&mut self, at: usize) {
         let Some(branch) = self.branches.get_mut(at) else { return };
         branch.queue = None;
@@ -168,7 +173,7 @@ impl FanOut {
             Ok(Some(durable)) => Ok(durable),
             Ok(None) => return self.note(at, Err(error)),
             Err(later) => {
-                let what = format!("{}, and it could not be gone on with", sentence(&error));
+                let what = format!("{}, and the archive could not be resumed", sentence(&error));
                 Err(later.within(what))
             }
         };
@@ -187,7 +192,8 @@ impl FanOut {
         }
     }
 
-    /// Tells all branches something, made for where each of them is; `None` is not sent. Returns who was told.
+    /// Tells all branches something, made for where each of them is; `None` is not sent. Returns who was
+    /// told.
     fn tell(&mut self, message: impl Fn(usize, &mut Branch) -> Option<Message>) -> Vec<usize> {
         let mut told = Vec::new();
         for at in 0..self.branches.len() {
@@ -335,7 +341,8 @@ mod tests {
 
     use super::*;
 
-    /// Keeps what it gets; fails at its `fails`th write, waits `delay` at each. Behind a failure it may have kept so many bytes, and go on.
+    /// Keeps what it gets; fails at its `fails`th write, waits `delay` at each. Behind a failure it may have
+    /// kept so many bytes, and go on.
     struct Memory {
         kept: Arc<Mutex<Vec<u8>>>,
         writes: usize,

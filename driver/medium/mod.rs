@@ -2,39 +2,49 @@
 //!
 //! # Writing: [`Medium`]
 //!
-//! A medium is made for one archive ([`create`]), takes its bytes strictly in order ([`Sink::write`]) and is finished once
-//! ([`Medium::finish`]).
+//! A medium is made for one archive ([`create`]), takes its bytes strictly in order ([`Sink::write`]) and is
+//! finished once ([`Medium::finish`]).
 //!
-//! - **What is durable when.** Nothing counts as kept until `finish` has returned; then all of it does, under the name that it says ([`Durable`]). A
+//! - **What is durable when.** Nothing counts as kept until `finish` has returned; then all of it does, under
+//!   the name that it says ([`Durable`]). A
 //!   medium that has no such proof says so by its name: `-` vouches for nothing behind the pipe.
-//! - **Finishing is not optional.** A medium that is dropped without it, or whose process dies, leaves nothing that looks like a whole archive: no
+//! - **Finishing is not optional.** A medium that is dropped without it, or whose process dies, leaves
+//!   nothing that looks like a whole archive: no
 //!   file or object under its final name, on a pipe not the last 8 KiB, where the end record is. What it leaves under other names says what it is, and `list` shows it as unfinished.
-//! - **Nothing is replaced.** Where archives have names, one that is there already, or appears meanwhile, is an error
+//! - **Nothing is replaced.** Where archives have names, one that is there already, or appears meanwhile, is
+//!   an error
 //!   ([`ErrorKind::Exists`]), and stays as it is.
-//! - **What may be retried.** By the caller no call: what can be repeated without risk the medium repeats itself, out of the bytes that it keeps until they are
+//! - **What may be retried.** By the caller no call: what can be repeated without risk the medium repeats
+//!   itself, out of the bytes that it keeps until they are
 //!   durable; it bounds both memory and time, and ends when the run is told to end. A failed `finish` is final, and so is a failed write or [`Medium::settle`]
 //!   but for one thing:
-//! - **What may be gone on with.** After a failed write or `settle` the caller may ask [`Medium::go_on`]. A medium that has the archive's first bytes
+//! - **What may be gone on with.** After a failed write or `settle` the caller may ask [`Medium::go_on`]. A
+//!   medium that has the archive's first bytes
 //!   for good, up to a place D that is not behind what it was given, makes itself ready again (a tape: the next volume is in the drive), says D, and takes as its next
 //!   bytes those from D on. The caller has them from a source that has not changed: the archive's chunks before D are not made again, the others are made as they were
 //!   (`job::backup`). A medium that can't says `None`, and is dropped.
-//! - **Only where the very last step of `finish` fails** (the sync of a directory, the look at an object) may the archive exist in spite of the error; it
+//! - **Only where the very last step of `finish` fails** (the sync of a directory, the look at an object) may
+//!   the archive exist in spite of the error; it
 //!   is then whole.
 //!
-//! A process that dies leaves a medium that another one may be able to go on with: [`Medium::keep`], [`reopen`].
+//! A process that dies leaves a medium that another one may be able to go on with: [`Medium::keep`],
+//! [`reopen`].
 //!
 //! # Reading: [`Source`](crate::archive::source::Source), or [`std::io::Read`] front to back
 //!
-//! A medium that can be read at any place, by many threads, is a [`Source`] ([`open`]): `show`, `table`, `verify` and a restore of single disks read
-//! no more of it than they need. One that comes once, front to back, is any `Read`; its errors carry the library's. What is read is believed only as far as the
-//! archive's own digests go. Reading may be repeated.
+//! A medium that can be read at any place, by many threads, is a [`Source`] ([`open`]): `show`, `table`,
+//! `verify` and a restore of single disks read no more of it than they need. One that comes once, front to
+//! back, is any `Read`; its errors carry the library's. What is read is believed only as far as the archive's
+//! own digests go. Reading may be repeated.
 //!
 //! # Removing: [`remove`]
 //!
-//! An archive goes whole, and its being gone is durable when the call returns. Whoever has it open reads on to its end in a file, and fails on an object. One that
-//! is not what was looked at stays. Tapes have nothing to remove: a volume expires.
+//! An archive goes whole, and its being gone is durable when the call returns. Whoever has it open reads on
+//! to its end in a file, and fails on an object. One that is not what was looked at stays. Tapes have nothing
+//! to remove: a volume expires.
 //!
-//! Every medium passes the one suite of `tests/medium_conformance`, and the same behind a wrapper that makes it fail.
+//! Every medium passes the one suite of `tests/medium_conformance`, and the same behind a wrapper that makes
+//! it fail.
 //!
 //! Imports: `error`, `spool`, `durable`, `ioctl`, `archive` (its traits for bytes).
 
@@ -76,8 +86,10 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// A sequential medium that an archive is written to; the module's description is the contract.
 pub trait Medium: Sink {
-    /// Waits until all that was written is as safe as it can be before [`Medium::finish`], which does the same where this was not called: called behind the last
-    /// write, where one that fails can still be gone on with. A medium that writes behind its caller's back (a ring of memory, parts on their way) has to say here what failed.
+    /// Waits until all that was written is as safe as it can be before [`Medium::finish`], which does the
+    /// same where this was not called: called behind the last write, where one that fails can still be gone
+    /// on with. A medium that writes behind its caller's back (a ring of memory, parts on their way) has to
+    /// say here what failed.
     ///
     /// # Errors
     /// As for a write.
@@ -85,12 +97,14 @@ pub trait Medium: Sink {
         Ok(())
     }
 
-    /// After a failed write or [`Medium::settle`], and only then: makes the medium ready to be written to again. `Some(D)`: the archive's first D bytes, counted from
-    /// its beginning over all attempts, are durable or will be so by what the medium does itself; the next write has the bytes from D on. Whatever it
-    /// was given behind D it forgets. `None`: nothing can be done, and the error that was there stands.
+    /// After a failed write or [`Medium::settle`], and only then: makes the medium ready to be written to
+    /// again. `Some(D)`: the archive's first D bytes, counted from its beginning over all attempts, are
+    /// durable or will be so by what the medium does itself; the next write has the bytes from D on. Whatever
+    /// it was given behind D it forgets. `None`: nothing can be done, and the error that was there stands.
     ///
-    /// It may take as long as a person needs to change a tape, ends when the run is told to end, and must not wait for want of room: a guest's overlays may lie on the
-    /// same file system. A caller gives up when D does not grow in a few attempts.
+    /// It may take as long as a person needs to change a tape, ends when the run is told to end, and must not
+    /// wait for want of room: a guest's overlays may lie on the same file system. A caller gives up when D
+    /// does not grow in a few attempts.
     ///
     /// # Errors
     /// When making it ready fails; it is then over, with this error.
@@ -98,17 +112,16 @@ pub trait Medium: Sink {
         Ok(None)
     }
 
-    /// From here on says to `notes` what is durable, so that another process can go on with it ([`reopen`]) should this one die. Called once, before the first write.
-    /// Whether the medium can do that.
+    /// From here on says to `notes` what is durable, so that another process can go on with it ([`reopen`])
+    /// should this one die. Called once, before the first write. Whether the medium can do that.
     fn keep(&mut self, _notes: Arc<dyn Notes>) -> bool {
         false
     }
 
     /// Makes everything durable under its final name.
     ///
-    /// # Errors
-    /// When any of it is not durable. Only where the very last step fails, the sync of a directory, does the archive
-    /// exist under its final name.
+    /// # Errors When any of it is not durable. Only where the very last step fails, the sync of a directory,
+    /// does the archive exist under its final name.
     fn finish(self: Box<Self>) -> Result<Durable>;
 }
 
@@ -127,7 +140,8 @@ pub struct Label {
     pub estimate: u64,
 }
 
-/// A name as a part of a place's name, `max` bytes at most: odd characters become `_`, and it is neither empty nor hidden.
+/// A name as a part of a place's name, `max` bytes at most: odd characters become `_`, and it is neither
+/// empty nor hidden.
 pub(crate) fn name_part(name: &str, max: usize, is_odd: impl Fn(char) -> bool) -> String {
     let safe: String = name.chars().map(|c| if is_odd(c) { '_' } else { c }).collect();
     let mut end = safe.len().min(max);
@@ -172,8 +186,8 @@ pub fn open(location: &Location) -> Result<Arc<dyn Source>> {
 
 /// Removes the archive at `location`, which has `bytes`. One that is gone already is no error.
 ///
-/// # Errors
-/// It is no regular file or object of that size (it then stays); it can't be removed; the medium is none of archives that can be removed one by one.
+/// # Errors It is not a regular file or object of that size (it then stays); it can't be removed; the medium
+/// is none of archives that can be removed one by one.
 pub fn remove(location: &Location, bytes: u64) -> Result<()> {
     match location {
         Location::Path(path) => file::remove(path, bytes),
@@ -208,7 +222,8 @@ pub fn create(location: &Location, label: &Label, cancel: &Cancel) -> Result<Box
     })
 }
 
-/// Goes on with what a dead process has left of the archive `label` at `location`. The caller sees to it that the process is dead and that nobody else does the same.
+/// Goes on with what a dead process has left of the archive `label` at `location`. The caller sees to it that
+/// the process is dead and that nobody else does the same.
 ///
 /// # Errors
 /// The place can't be looked at now: what is there stays.

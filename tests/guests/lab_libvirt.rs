@@ -76,7 +76,7 @@ fn thaw(libvirt: &Libvirt, guest: &Guest<'_>, id: DomainId) {
 fn lists_xml_and_refusals() {
     let lab = Lab::start();
     let guest =
-        lab.guest(GuestSpec { name: "an odd name".to_owned(), pause_us: None, ..GuestSpec::default() });
+        lab.guest(GuestSpec { name: "an unusable name".to_owned(), pause_us: None, ..GuestSpec::default() });
     let libvirt = open(&lab);
     let listed = libvirt.domains().unwrap();
     assert_eq!(listed.len(), 1);

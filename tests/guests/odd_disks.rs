@@ -223,14 +223,14 @@ fn an_agent_that_breaks_costs_the_clean_copy_and_not_the_backup() {
     let guest = lab.guest(spec);
     guest.start();
     wait_for("the agent answers", 60, || lab.agent_answers(guest.name()));
-    for (why, hint) in [("did not freeze", "dies"), ("did not thaw", "thaws and says no")] {
+    for (why, hint) in [("did not freeze", "dies"), ("reported an error in the thaw", "thaws and says no")] {
         wait_for("the agent answers", 60, || lab.agent_answers(guest.name()));
         let before = everything(&guest);
         let (archive, report) = backup(&guest, &["--quiesce", "auto"]);
         println!("{hint}: {report}");
         let warnings = report["freeze"]["warnings"].to_string();
         assert_eq!(report["freeze"]["quiesced"], false);
-        assert!(warnings.contains(why) && warnings.contains("power cut"), "{hint}: {warnings}");
+        assert!(warnings.contains(why) && warnings.contains("crash-consistent"), "{hint}: {warnings}");
         guest.progress.wait_more(20);
         assert_eq!((everything(&guest), archive.is_file()), (before, true));
         assert_eq!(virtfold_in(&lab, &["recover", "--dry-run"]).ok().last_line(), "nothing to recover");

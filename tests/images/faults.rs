@@ -248,7 +248,7 @@ fn a_killed_backup_goes_on_in_the_next_run_and_is_the_same() {
         killed_when_some_is_there(&image, &folder, manner);
         let begun = fs::read(&partial(&folder)[0]).unwrap();
         let done = run(&mut virtfold(backup_args(&image, text(&folder), manner))).ok();
-        assert!(done.stderr.contains("going on with") && done.text().contains("gone on with at"), "{done}");
+        assert!(done.stderr.contains("going on with") && done.text().contains("resumed at"), "{done}");
         assert_eq!(names(&folder).len(), 1, "{:?}", names(&folder));
         assert!(records_of(&image).is_empty());
         let mut archive = PathBuf::from(done.last_line());

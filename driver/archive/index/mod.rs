@@ -1,10 +1,11 @@
-//! An archive in a file, opened at once: its head, its tables and where each disk's bytes lie, found without reading
-//! the bytes; and then the bytes of the disks that are asked for.
+//! An archive in a file, opened at once: its head, its tables and where each disk's bytes lie, found without
+//! reading the bytes; and then the bytes of the disks that are asked for.
 //!
 //! Opening: the end record and the digests are read from the tail (`tail`), then the members from the front,
 //! jumping over the disks' bytes (`members`). Where the front is damaged, the recovery copies take its place.
-//! Every byte that is believed was checked (`checked`): each MiB by the digest list, without it a frame by its own
-//! header, and nothing at all only where a cut has taken the list of a plain archive; [`ArchiveIndex::is_checked`] tells.
+//! Every byte that is believed was checked (`checked`): each MiB by the digest list, without it a frame by
+//! its own header, and nothing at all only where a cut has taken the list of a plain archive;
+//! [`ArchiveIndex::is_checked`] tells.
 //!
 //! Whether damage is an error is the caller's to say ([`Trust`]). A strict opening fails at the first
 //! contradiction; a salvaging one notes it and goes on with what is left.
@@ -70,9 +71,8 @@ pub enum Data<'a> {
 impl<'a> ArchiveIndex<'a> {
     /// Opens the archive in `source`.
     ///
-    /// # Errors
-    /// Strict: Damaged or Incomplete at the first contradiction. Salvage: the same where neither the front nor
-    /// the recovery copies give a head and a table to go by.
+    /// # Errors Strict: Damaged or Incomplete at the first contradiction. Salvage: the same where neither the
+    /// front nor the recovery copies give a head and a table to go by.
     pub fn open(source: &'a dyn ReadAt, options: &ReadOptions, trust: Trust) -> Result<Self> {
         let stream = RandomStream::open(source, options)?;
         let mut notes = Vec::new();
@@ -143,11 +143,8 @@ impl<'a> ArchiveIndex<'a> {
             ));
         }
         let names: Vec<&str> = self.head.disks.iter().map(|disk| disk.target.as_str()).collect();
-        Err(Error::new(
-            ErrorKind::NotFound,
-            format!("the archive has no disk called {}", target.escape_debug()),
-        )
-        .with_hint(format!("it has: {}", names.join(", "))))
+        Err(Error::new(ErrorKind::NotFound, format!("the archive has no disk '{}'", target.escape_debug()))
+            .with_hint(format!("it has: {}", names.join(", "))))
     }
 
     /// Whether the archive ends as archives do, be it damaged or not: it is not cut.
@@ -177,9 +174,8 @@ impl<'a> ArchiveIndex<'a> {
 
     /// Gives `take` all dense bytes of `disk` in `range`, in order, each with its place.
     ///
-    /// # Errors
-    /// Those of the source and of `take`; Interrupted when cancelled. Damage is no error here: it is given out
-    /// as [`Data::Lost`].
+    /// # Errors Those of the source and of `take`; Interrupted when cancelled. Damage is no error here: it is
+    /// given out as [`Data::Lost`].
     pub fn read_dense(
         &self,
         disk: &IndexedDisk,
@@ -208,9 +204,9 @@ impl<'a> ArchiveIndex<'a> {
     }
 }
 
-/// The front can't be read to its end: the recovery copies take its place where there are any. Where there are none, or
-/// they are damaged too (one chunk may hold the last disk's first tables and all copies), the disks whose tables had been read by
-/// then are what is left. Returns what is wrong with the copies.
+/// The front can't be read to its end: the recovery copies take its place where there are any. Where there
+/// are none, or they are damaged too (one chunk may hold the last disk's first tables and all copies), the
+/// disks whose tables had been read by then are what is left. Returns what is wrong with the copies.
 fn salvage(
     stream: &Checked<'_>,
     tail: Option<&Tail>,
@@ -275,8 +271,9 @@ impl ArchiveIndex<'_> {
         members::allocation(&self.stream, (&disk.disk, self.head.kind), take)
     }
 
-    /// The members beside head, tables and disks (`domain.xml`, ...), in the archive's order: those to which `wanted` gives a
-    /// limit in bytes, which is the memory that each may take. Where [`ArchiveIndex::is_checked`], so is each of their bytes.
+    /// The members beside head, tables and disks (`domain.xml`, ...), in the archive's order: those to which
+    /// `wanted` gives a limit in bytes, which is the memory that each may take. Where
+    /// [`ArchiveIndex::is_checked`], so is each of their bytes.
     ///
     /// # Errors
     /// Damaged or Incomplete: one can't be read, is longer than its limit, or comes twice.

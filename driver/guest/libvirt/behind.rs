@@ -1,14 +1,16 @@
 //! Commits of overlays that QEMU has and libvirt knows nothing of.
 //!
-//! A libvirtd that dies after QEMU took a snapshot and before it wrote that down believes afterwards that the guest is on the base. It then
-//! refuses to commit, because it sees nothing to commit, and the guest could not leave its overlay before it is shut down. So
-//! QEMU itself is told, by libvirt's monitor, to commit into the image below and to go back to it. After that both agree again.
+//! A libvirtd that dies after QEMU took a snapshot and before it wrote that down believes afterwards that the
+//! guest is on the base. It then refuses to commit, because it sees nothing to commit, and the guest could
+//! not leave its overlay before it is shut down. So QEMU itself is told, by libvirt's monitor, to commit into
+//! the image below and to go back to it. After that both agree again.
 //!
-//! Only an overlay of virtfold's own is committed so, only into the image right below, and only where libvirt's live XML does
-//! not have it. The job is `virtfold-TARGET`; one that a dead driver left is found by that name. libvirt lets jobs be that it did not
-//! start.
+//! Only an overlay of virtfold's own is committed so, only into the image right below, and only where
+//! libvirt's live XML does not have it. The job is `virtfold-TARGET`; one that a dead driver left is found by
+//! that name. libvirt lets jobs be that it did not start.
 //!
-//! The commands are QEMU's (qapi/block-core.json: block-commit, query-block-jobs, block-job-complete, block-job-cancel).
+//! The commands are QEMU's (qapi/block-core.json: block-commit, query-block-jobs, block-job-complete,
+//! block-job-cancel).
 //!
 //! Imports: `error`, `types`, `domain_xml`.
 
@@ -58,7 +60,7 @@ impl Libvirt {
         else {
             return Ok(None);
         };
-        tracing::warn!(%domain, target, "libvirt does not know the overlay; QEMU itself is told to commit it");
+        tracing::warn!(%domain, target, "libvirt does not know the overlay; QEMU commits it directly");
         let arguments = json!({"job-id": name_of(target), "device": top, "base-node": base});
         let start = json!({"execute": "block-commit", "arguments": arguments});
         self.command(domain, &start.to_string()).map(|_| Some(()))
@@ -93,8 +95,8 @@ impl Libvirt {
     }
 }
 
-/// A job among those of `query-block-jobs`. As with libvirt's own, one that is not ready is not at its end, and one that is
-/// ready has begun.
+/// A job among those of `query-block-jobs`. As with libvirt's own, one that is not ready is not at its end,
+/// and one that is ready has begun.
 fn read_job(jobs: &Value, name: &str) -> Option<BlockJob> {
     let job = jobs.as_array()?.iter().find(|job| job["device"] == name)?;
     let (current, end) = (job["offset"].as_u64().unwrap_or(0), job["len"].as_u64().unwrap_or(0));

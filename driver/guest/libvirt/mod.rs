@@ -1,12 +1,14 @@
-//! The real hypervisor: libvirt's QEMU driver on this host, by the official bindings (`virt`, and `virt-sys` for what they lack).
+//! The real hypervisor: libvirt's QEMU driver on this host, by the official bindings (`virt`, and `virt-sys`
+//! for what they lack).
 //!
-//! - `uri`: local URIs only. `raw`: the calls by `virt-sys`, and all unsafe code. `qmp`: QEMU's own answer about its disks.
+//! - `uri`: local URIs only. `raw`: the calls by `virt-sys`, and all unsafe code. `qmp`: QEMU's own answer
+//!   about its disks.
 //!   `behind`: commits that libvirt can't do, because it does not know the overlay.
 //!
-//! A connection is made by the first call and made again when it is found broken. A reading call is then repeated,
-//! for [`PATIENCE`] at most: libvirtd restarts in a second or two, and guests live on without it. A changing
-//! call is never repeated; its error says [`Fault::lost`](super::Fault::lost). A libvirtd that hangs is given up after
-//! 15 s by keepalive messages.
+//! A connection is made by the first call and made again when it is found broken. A reading call is then
+//! repeated, for [`PATIENCE`] at most: libvirtd restarts in a second or two, and guests live on without it. A
+//! changing call is never repeated; its error says [`Fault::lost`](super::Fault::lost). A libvirtd that hangs
+//! is given up after 15 s by keepalive messages.
 //!
 //! Imports: `error`, `types`, `fault`, `events`.
 
@@ -135,7 +137,7 @@ impl Libvirt {
             let error = fault(&error, answer).into_error(doing());
             match answer {
                 Answer::Refused => error,
-                Answer::Lost => error.with_hint("the connection broke: it may have been done all the same"),
+                Answer::Lost => error.with_hint("the connection broke: it may have been done anyway"),
             }
         })
     }
@@ -165,7 +167,8 @@ fn find(connect: &Connect, domain: DomainId) -> VirtResult<Domain> {
     connect.lookup_domain_by_uuid_string(&domain.to_string())
 }
 
-/// Whether libvirtd said no, or nothing. Its RPC layer (virErrorDomain 7) speaks for itself when the connection breaks.
+/// Whether libvirtd said no, or nothing. Its RPC layer (virErrorDomain 7) speaks for itself when the
+/// connection breaks.
 fn answer(error: &VirtError, connect: &Connect) -> Answer {
     const FROM_RPC: u32 = sys::VIR_FROM_RPC;
     if error.domain().to_raw() == FROM_RPC || !connect.is_alive().unwrap_or(false) {
@@ -200,8 +203,8 @@ fn info(domain: &Domain) -> VirtResult<DomainInfo> {
     Ok(DomainInfo { id, name: domain.name()?, persistence, run: run(domain)? })
 }
 
-/// libvirt does not always know why a guest stands still: where an I/O error stops it in the moment in which it is resumed, the reason is
-/// 'unknown'. QEMU knows.
+/// libvirt does not always know why a guest stands still: where an I/O error stops it in the moment in which
+/// it is resumed, the reason is 'unknown'. QEMU knows.
 fn run(domain: &Domain) -> VirtResult<Run> {
     let run = run_of(raw::state(domain)?);
     if run != Run::Paused(Paused::Other(0)) {
@@ -211,9 +214,9 @@ fn run(domain: &Domain) -> VirtResult<Run> {
     Ok(if status.is_ok_and(|reply| qmp::is_io_error(&reply)) { Run::Paused(Paused::IoError) } else { run })
 }
 
-/// libvirt takes QEMU's word for an I/O error's stop also where it comes late (QEMU 10 sends one BLOCK_IO_ERROR a second at most) and the
-/// guest runs again. It then believes in a guest that stands still, and no resume helps, because a QEMU that runs has no
-/// RESUME to tell. Stopped first, it has.
+/// libvirt takes QEMU's word for an I/O error's stop also where it comes late (QEMU 10 sends one
+/// BLOCK_IO_ERROR a second at most) and the guest runs again. It then believes in a guest that stands still,
+/// and no resume helps, because a QEMU that runs has no RESUME to tell. Stopped first, it has.
 fn untangle(domain: &Domain) -> VirtResult<()> {
     if run_of(raw::state(domain)?) == Run::Paused(Paused::IoError)
         && qmp::is_running(&domain.qemu_monitor_command(qmp::QUERY_STATUS, 0)?)

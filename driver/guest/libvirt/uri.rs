@@ -12,17 +12,18 @@ impl LocalUri {
     /// The system's libvirt.
     pub const SYSTEM: &'static str = "qemu:///system";
 
-    /// Checks a URI as libvirt takes it: `qemu:///system`, `qemu:///session`, `qemu+unix:///system?socket=/path`.
+    /// Checks a URI as libvirt takes it: `qemu:///system`, `qemu:///session`,
+    /// `qemu+unix:///system?socket=/path`.
     ///
-    /// # Errors
-    /// [`ErrorKind::Unsupported`] for a remote one and for other hypervisors, [`ErrorKind::Usage`] for what is no URI.
+    /// # Errors [`ErrorKind::Unsupported`] for a remote one and for other hypervisors, [`ErrorKind::Usage`]
+    /// for what is no URI.
     pub fn parse(text: &str) -> Result<Self> {
         let refuse = |kind, why: &str| {
             let error = Error::new(kind, format!("'{}' cannot be used: {why}", text.escape_debug()));
             Err(error.with_hint("use qemu:///system or qemu:///session"))
         };
         let Some((scheme, rest)) = text.split_once("://") else {
-            return refuse(ErrorKind::Usage, "it is not a libvirt URI (and aliases may be remote)");
+            return refuse(ErrorKind::Usage, "not a libvirt URI (aliases are not supported)");
         };
         let (driver, transport) = scheme.split_once('+').unwrap_or((scheme, "unix"));
         if driver != "qemu" {
@@ -39,7 +40,7 @@ impl LocalUri {
             return refuse(ErrorKind::Unsupported, "only the paths /system and /session are known");
         }
         if text.contains(['\0', '\n', '#']) {
-            return refuse(ErrorKind::Usage, "it has characters that no URI has");
+            return refuse(ErrorKind::Usage, "it has characters that are invalid in a URI");
         }
         Ok(Self(text.to_owned()))
     }

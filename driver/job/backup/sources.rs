@@ -1,4 +1,5 @@
-//! Steps 1302 to 1307: the images are opened and held, what may not be read is refused, and every table is read before anything is written.
+//! Steps 1302 to 1307: the images are opened and held, what may not be read is refused, and every table is
+//! read before anything is written.
 //!
 //! Imports: `error`, `archive`, `image`, `table`.
 
@@ -12,7 +13,8 @@ use crate::job::Control;
 use crate::job::disks::{DiskSet, FoldedDisk, block_of};
 use crate::table::Layout;
 
-/// Whether a disk is read once more before it is copied, to leave out blocks that are zeros though the image calls them data.
+/// Whether a disk is read once more before it is copied, to leave out blocks that are zeros though the image
+/// calls them data.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DetectZeroes {
     /// Where nothing else tells where zeros are: of block devices, and of raw files without holes.
@@ -24,8 +26,8 @@ pub enum DetectZeroes {
     Off,
 }
 
-/// What is done with a raw image that looks like a container of another format. A guest may write what it likes to its raw disk, and a person
-/// may give a qcow2 for raw: only the caller knows.
+/// What is done with a raw image that looks like a container of another format. A guest may write what it
+/// likes to its raw disk, and a person may give a qcow2 for raw: only the caller knows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Containers {
     /// It is refused.
@@ -52,12 +54,12 @@ pub(super) fn open_all(request: &BackupRequest, control: &Control) -> Result<Vec
 }
 
 fn no_container(spec: &ImageSpec, looks: &str) -> Error {
-    let what = format!("'{}' is called raw, and begins like a {looks} image", spec.path.display());
+    let what = format!("'{}' is given as raw but begins like a {looks} image", spec.path.display());
     let other = match looks.parse::<Format>() {
-        Ok(format) => format!("say --format {format} to back up the disk in it"),
+        Ok(format) => format!("use --format {format} to back up the disk in it"),
         Err(_) => format!("convert it with 'qemu-img convert -f {looks}' to back up the disk in it"),
     };
-    let hint = format!("{other}; where a guest has written this to its raw disk, say --force");
+    let hint = format!("{other}; if a guest wrote this to its raw disk, use --force");
     Error::new(ErrorKind::Usage, what).with_hint(hint)
 }
 

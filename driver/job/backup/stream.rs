@@ -1,8 +1,9 @@
 //! Steps 1308 to 1310: the archive goes to its medium, and goes on where a medium broke.
 //!
-//! A medium that breaks and has the first bytes of the archive for good ([`Medium::go_on`]) is written to again. The archive is
-//! made a second time from the same source: chunks that lie wholly in what the medium has are only planned, the chunk that lies across is made and the part
-//! of it that is there is left out. The medium gets the same bytes as if nothing had happened. Errors of the source are final.
+//! A medium that breaks and has the first bytes of the archive for good ([`Medium::go_on`]) is written to
+//! again. The archive is made a second time from the same source: chunks that lie wholly in what the medium
+//! has are only planned, the chunk that lies across is made and the part of it that is there is left out. The
+//! medium gets the same bytes as if nothing had happened. Errors of the source are final.
 //!
 //! Imports: `error`, `archive`, `medium`, `units`.
 
@@ -20,7 +21,8 @@ use crate::units::Human;
 /// How often a medium may break without having got further.
 const TRIES: u32 = 3;
 
-/// Writes the whole archive to `medium`, up to where it can be finished. The medium has its first `reached` bytes, and `log` knows chunks of these.
+/// Writes the whole archive to `medium`, up to where it can be finished. The medium has its first `reached`
+/// bytes, and `log` knows chunks of these.
 pub(super) fn stream(
     contents: &Contents<'_>,
     (manner, control): (&Manner, &Control),
@@ -45,13 +47,13 @@ pub(super) fn stream(
             tries = 0;
         }
         reached = durable;
-        tracing::warn!("{}; going on at {}", sentence(&error), Human(reached));
+        tracing::warn!("{}; resuming at {}", sentence(&error), Human(reached));
     }
 }
 
 /// What is said when a medium that broke could not be made ready again.
 fn also(error: Error, first: &Error) -> Error {
-    let message = format!("{}, and it could not be gone on with", sentence(first));
+    let message = format!("{}, and the archive could not be resumed", sentence(first));
     error.within(message)
 }
 

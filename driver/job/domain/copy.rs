@@ -25,7 +25,8 @@ pub(super) struct Copy<'a> {
 }
 
 impl Copy<'_> {
-    /// Writes the archive, and makes sure that no image changed meanwhile. The images are let go when it returns.
+    /// Writes the archive, and makes sure that no image changed meanwhile. The images are let go when it
+    /// returns.
     pub(super) fn write(
         &self,
         frozen: &Frozen,
@@ -101,7 +102,8 @@ pub(super) fn check(files: &dyn HostFiles, marks: &[(PathBuf, Option<Mark>)]) ->
                 "'{}' was changed while it was copied: the copy is not of one point in time",
                 path.display()
             );
-            let hint = "something wrote to it past QEMU's locks; find out what, and back up again";
+            let hint =
+                "something bypassed QEMU's locks and wrote to it; find it ('fuser'), then back up again";
             return Err(Error::new(ErrorKind::InUse, what).with_hint(hint));
         }
     }

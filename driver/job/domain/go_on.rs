@@ -1,8 +1,10 @@
 //! A backup of a running domain that goes on with what a driver was writing when it died.
 //!
-//! The dead driver's record says what its archive is made of; its journal says that the guest is still on its overlays and the bases are as they were. Then the
-//! bases are taken over ([`adopt`]), and the archive goes on, as it would have been: its head, the guest's description, its firmware's
-//! variables are those of the moment of the snapshot. Whatever does not fit ends here, with the guest home or for a recovery to bring home, and a new backup follows.
+//! The dead driver's record says what its archive is made of; its journal says that the guest is still on its
+//! overlays and the bases are as they were. Then the bases are taken over ([`adopt`]), and the archive goes
+//! on, as it would have been: its head, the guest's description, its firmware's variables are those of the
+//! moment of the snapshot. Whatever does not fit ends here, with the guest home or for a recovery to bring
+//! home, and a new backup follows.
 
 use super::copy::{check, marks};
 use super::{DomainRequest, Done, conclude};
@@ -56,7 +58,7 @@ pub(super) fn go_on(
             Err(error) => sentence(&error),
         },
     };
-    tracing::warn!("the backup of '{}' that was broken off is not gone on with: {why}", job.name);
+    tracing::warn!("the interrupted backup of '{}' is not resumed: {why}", job.name);
     Ok(None)
 }
 

@@ -1,19 +1,24 @@
 //! The backup of a domain, from beginning to end.
 //!
-//! 0. Where an earlier run died while it copied, and all is as it left it, its archive is gone on with (`go_on`), and nothing of the following is done.
-//! 1. What an earlier run left behind is recovered. A domain that can't be brought in order is not touched further.
+//! 0. Where an earlier run died while it copied, and all is as it left it, its archive is gone on with
+//! (`go_on`), and nothing of the following is done.
+//! 1. What an earlier run left behind is recovered. A domain that can't be brought in order is not touched
+//! further.
 //! 2. The plan. Whatever speaks against the backup ends it here, with nothing touched.
-//! 3. A domain that runs is frozen ([`frozen`]), one that is shut off is kept from starting ([`at_rest`]); in either case
+//! 3. A domain that runs is frozen ([`frozen`]), one that is shut off is kept from starting ([`at_rest`]); in
+//! either case
 //!    the images are opened with QEMU's locks on them, and the archive is written.
-//! 4. The archive gets its name when its images are known to have stayed as they were: for a frozen guest right after the copy, by
+//! 4. The archive gets its name when its images are known to have stayed as they were: for a frozen guest
+//! right after the copy, by
 //!    the images' times and sizes, before the guest's way back is begun; for one at rest when it is proven that it never ran.
 //! 5. The guest comes back onto its disks. Where that fails the archive is there and good, and both is said
 //!    ([`DomainReport::thaw_failure`]).
 //!
-//! The archive's head is written before the guest comes back, so it says how the guest was frozen; the longest pause,
-//! at a pivot, is in the report alone.
+//! The archive's head is written before the guest comes back, so it says how the guest was frozen; the
+//! longest pause, at a pivot, is in the report alone.
 //!
-//! Imports: `error`, `image`, `archive`, `guest`, and of `job` `plan`, `guest`, `backup`, `resume`, `attachments`; `virtfold_hooks` (guards).
+//! Imports: `error`, `image`, `archive`, `guest`, and of `job` `plan`, `guest`, `backup`, `resume`,
+//! `attachments`; `virtfold_hooks` (guards).
 
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -116,9 +121,8 @@ pub struct DomainReport {
 
 /// Backs up a domain to all `destinations`.
 ///
-/// # Errors
-/// What speaks against the backup ([`Plan::refusal`]); whatever fails before the archive is good. The guest is then back on its
-/// disks, unless the sentence says otherwise; no archive has its final name.
+/// # Errors What speaks against the backup ([`Plan::refusal`]); whatever fails before the archive is good.
+/// The guest is then back on its disks, unless the sentence says otherwise; no archive has its final name.
 pub fn backup_domain(
     host: &Host<'_>,
     request: &DomainRequest<'_>,
@@ -218,7 +222,7 @@ fn bring_in_order(host: &Host<'_>, domain: DomainId) -> Result<Vec<Recovery>> {
     let disks = first.disks.iter().flat_map(|disk| &disk.remains);
     let remains: Vec<&str> = first.remains.iter().chain(disks).map(String::as_str).collect();
     let (kind, what) = match first.verdict {
-        Verdict::Busy => (ErrorKind::InUse, "another run of virtfold is at work on it"),
+        Verdict::Busy => (ErrorKind::InUse, "another run of virtfold is working on it"),
         Verdict::Undecided => {
             (ErrorKind::InUse, "an earlier backup left it in a state that a person has to decide on")
         }
@@ -326,15 +330,16 @@ fn freeze_request(plan: &Plan, wishes: &Wishes, files: &dyn HostFiles) -> Result
 /// The image that a disk has, as the journal keeps it.
 fn base(disk: &PlannedDisk, files: &dyn HostFiles) -> Result<Base> {
     let (Some(path), Some(format)) = (disk.source.as_ref().map(PathBuf::from), disk.format) else {
-        return Err(Error::new(ErrorKind::Internal, format!("disk '{}' is no local image", disk.target)));
+        return Err(Error::new(ErrorKind::Internal, format!("disk '{}' is not a local image", disk.target)));
     };
     let identity = files.identity(&path)?;
     let backing = disk.backing.first().map(|link| (PathBuf::from(&link.path), link.format.to_string()));
     Ok(Base { path, format: format.to_string(), identity, backing })
 }
 
-/// The state directory's own place for overlays is made when it is needed. QEMU runs as a user of its own and must get
-/// through to it, so the state directory lets everybody pass; what is in it, the catalog and the locks, it keeps to itself.
+/// The state directory's own place for overlays is made when it is needed. QEMU runs as a user of its own and
+/// must get through to it, so the state directory lets everybody pass; what is in it, the catalog and the
+/// locks, it keeps to itself.
 fn make_overlay_directories(request: &FreezeRequest, state_dir: &Path) -> Result<()> {
     let ours = state_dir.join("overlays");
     if !request.disks.iter().any(|disk| disk.overlay.parent() == Some(&ours)) {

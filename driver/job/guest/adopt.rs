@@ -1,9 +1,12 @@
-//! Taking over the frozen disks of a driver that died while it copied them: the copy goes on, and then the guest comes home as from any copy.
+//! Taking over the frozen disks of a driver that died while it copied them: the copy goes on, and then the
+//! guest comes home as from any copy.
 //!
-//! This is done only where it is as if the dead driver went on: the job is the domain's only open one, in the state that stands while the bases are read; nothing
-//! is held and no disk is on its way back; the guest does what it did; QEMU has each disk on our overlay and the base right below it; the base is the same file as
-//! when the job began, held against writers, and as it was marked when it was frozen. The configuration follows QEMU first, as it does after a snapshot. Where any of
-//! this is not so nothing is done, and a recovery brings the guest home.
+//! This is done only where it is as if the dead driver went on: the job is the domain's only open one, in the
+//! state that stands while the bases are read; nothing is held and no disk is on its way back; the guest does
+//! what it did; QEMU has each disk on our overlay and the base right below it; the base is the same file as
+//! when the job began, held against writers, and as it was marked when it was frozen. The configuration
+//! follows QEMU first, as it does after a snapshot. Where any of this is not so nothing is done, and a
+//! recovery brings the guest home.
 //!
 //! The journal says nothing new until the bases are read: a driver that dies here leaves what it found.
 //!
@@ -26,7 +29,8 @@ pub struct AdoptRequest {
     pub job: Job,
     /// How the guest was frozen, as far as it is known.
     pub report: FreezeReport,
-    /// When less than this is free, in bytes, around an overlay, the backup gives way.
+    /// When less than this is free, in bytes, around an overlay, the backup is aborted for lack of free
+    /// space.
     pub min_free: u64,
 }
 
@@ -59,11 +63,11 @@ fn is_adoptable(job: &Job) -> bool {
         && job.disks.iter().all(waits)
 }
 
-/// Takes the frozen disks over, runs `copy` on them, and brings the guest back onto them. The copy has to look at
-/// [`Frozen::control`], not at `control`.
+/// Takes the frozen disks over, runs `copy` on them, and brings the guest back onto them. The copy has to
+/// look at [`Frozen::control`], not at `control`.
 ///
-/// # Errors
-/// The domain or the journal can't be looked at. What fails from the copy on is in [`Adoption::Done`], as from [`super::frozen`].
+/// # Errors The domain or the journal can't be looked at. What fails from the copy on is in
+/// [`Adoption::Done`], as from [`super::frozen`].
 pub fn adopt<T>(
     host: &Host<'_>,
     request: &AdoptRequest,
@@ -77,7 +81,7 @@ pub fn adopt<T>(
         Err(error) => return Err(error),
     };
     let Some(job) = broken_off(host, domain)?.filter(|job| *job == request.job) else {
-        return Ok(Adoption::No("its job is not as it was left".to_owned()));
+        return Ok(Adoption::No("its freeze session has changed".to_owned()));
     };
     let mut homing = Homing::new(host, job);
     let holds = match held(&mut homing) {
@@ -97,13 +101,14 @@ fn held(homing: &mut Homing<'_>) -> Result<Holds> {
     let sight = Sight::look(homing.host.hypervisor, homing.job.domain)?;
     let went_on = sight.run().is_some_and(|run| does_as_before(homing.job.kind, run));
     if !went_on {
-        return Err(changed(format!("domain '{}' does not run as it did", homing.job.name)));
+        return Err(changed(format!("domain '{}' is in another state than before", homing.job.name)));
     }
     homing.job.disks.iter().try_for_each(|disk| check(homing.host, &sight, disk))?;
     Ok(holds)
 }
 
-/// Whether the guest runs if it ran, and stands if it stood. One that was stopped by the full disk of its overlay has to come home.
+/// Whether the guest runs if it ran, and stands if it stood. One that was stopped by the full disk of its
+/// overlay has to come home.
 fn does_as_before(kind: Kind, run: Run) -> bool {
     match kind {
         Kind::Running => run_rule(run) == Way::Online,
@@ -118,16 +123,16 @@ fn check(host: &Host<'_>, sight: &Sight, disk: &DiskJob) -> Result<()> {
     let seen = sight.disk(host.hypervisor, disk)?;
     let below = seen.qemu.as_ref().and_then(|chain| chain.get(1));
     if seen.top() != disk.overlay.as_deref() || below != Some(&disk.base.path) {
-        return wrong("is not on its overlay any more, or the overlay not on its base");
+        return wrong("is not on its overlay any more, or the overlay is not on its base");
     }
     if seen.mirror.is_some() {
-        return wrong("is being copied by somebody");
+        return wrong("is being copied by another tool");
     }
     if host.files.identity(&disk.base.path)? != disk.base.identity {
-        return wrong("has another file as its base now");
+        return wrong("has another base image now");
     }
     if host.files.mark(&disk.base.path)? != disk.frozen {
-        return wrong("has a base that was written to");
+        return wrong("has a base image that was written to");
     }
     Ok(())
 }

@@ -1,7 +1,8 @@
 //! Freezing: all disks in one snapshot, and the frozen bases held while they are read.
 //!
-//! The agent's freeze, the snapshot and the thaw are three calls, so that the guard can thaw at any time between. A snapshot whose
-//! answer was lost is looked for; one that did not happen is taken again, after what it left is removed.
+//! The agent's freeze, the snapshot and the thaw are three calls, so that the guard can thaw at any time
+//! between. A snapshot whose answer was lost is looked for; one that did not happen is taken again, after
+//! what it left is removed.
 //!
 //! Imports: `error`, `catalog`, `guest`, `home`, `watch`.
 
@@ -23,17 +24,17 @@ use crate::job::Control;
 
 /// Attempts at a snapshot whose answers are lost and that turn out not to have happened.
 const SNAPSHOTS: u32 = 3;
-/// Attempts to thaw before it is left to the guard, at least, and how many polls' time an agent has that died to come back: as long as it is
-/// away nobody knows whether the guest is frozen, and only it can thaw.
+/// Attempts to thaw before it is left to the guard, at least, and how many polls' time an agent has that died
+/// to come back: as long as it is away nobody knows whether the guest is frozen, and only it can thaw.
 const THAWS: u32 = 5;
 const THAW_POLLS: u32 = 200;
 
-/// Freezes the disks of a running domain, runs `copy` on the frozen bases, and brings the guest back onto them. The copy has
-/// to look at [`Frozen::control`], not at `control`.
+/// Freezes the disks of a running domain, runs `copy` on the frozen bases, and brings the guest back onto
+/// them. The copy has to look at [`Frozen::control`], not at `control`.
 ///
-/// # Errors
-/// Whatever failed, `copy` among it: [`ErrorKind::NoSpace`] where it had to give way, [`ErrorKind::InUse`] where an earlier job of
-/// this domain is open. The guest is then back on its disks, unless the sentence says otherwise.
+/// # Errors Whatever failed, `copy` among it: [`ErrorKind::NoSpace`] where it had to give way,
+/// [`ErrorKind::InUse`] where an earlier job of this domain is open. The guest is then back on its disks,
+/// unless the sentence says otherwise.
 pub fn frozen<T>(
     host: &Host<'_>,
     request: &FreezeRequest,
@@ -88,11 +89,11 @@ fn not_home(job: &Job, copy: Option<Error>, error: Error) -> Error {
     });
     let overlays: Vec<String> = overlays.collect();
     let copied = match copy {
-        None => "the copy is whole".to_owned(),
+        None => "the copy is complete".to_owned(),
         Some(error) => format!("the copy failed ({})", sentence(&error)),
     };
     let message = format!(
-        "{copied}, but domain '{}' could not be brought back onto its disks; nothing is lost, its writes are still in overlays: {}",
+        "{copied}, but domain '{}' could not be put back on its disks; nothing is lost, its writes are in overlays: {}",
         job.name,
         overlays.join(", ")
     );
@@ -100,7 +101,7 @@ fn not_home(job: &Job, copy: Option<Error>, error: Error) -> Error {
         let end = if hint.ends_with(['.', '?', '!']) { "" } else { "." };
         format!("{hint}{end} ")
     });
-    let hint = format!("{hint}Do not remove or move an overlay; run `virtfold recover {}`", job.name);
+    let hint = format!("{hint}Do not remove or move the overlays; run `virtfold recover {}`", job.name);
     Error::new(error.kind(), message).with_source(error).with_hint(hint)
 }
 
@@ -113,7 +114,7 @@ fn plan(host: &Host<'_>, request: &FreezeRequest, beginning: &Beginning) -> Resu
         Way::Offline => {
             return Err(Error::new(
                 ErrorKind::InUse,
-                format!("domain '{}' does not run any more", info.name),
+                format!("domain '{}' is not running any more", info.name),
             ));
         }
         Way::NotNow(why) => {
@@ -141,18 +142,19 @@ fn plan(host: &Host<'_>, request: &FreezeRequest, beginning: &Beginning) -> Resu
                 info.name,
                 disk.base.path.display()
             );
-            return Err(Error::new(ErrorKind::InUse, message).with_hint("something changed; try again"));
+            return Err(Error::new(ErrorKind::InUse, message).with_hint("something changed; retry"));
         }
     }
     Ok(beginning.job(host, (kind, JobState::Planned), disks))
 }
 
-/// A disk that was plugged in since the plan is named nowhere in the request; libvirt would put it on an overlay of its own.
+/// A disk that was plugged in since the plan is named nowhere in the request; libvirt would put it on an
+/// overlay of its own.
 fn check_targets(sight: &Sight, request: &FreezeRequest) -> Result<()> {
     let Some(live) = &sight.live else { return Ok(()) };
     let (now, then) = (live.targets(), &request.targets);
     let Some(target) = now.iter().find(|target| !then.contains(target)) else { return Ok(()) };
-    let message = format!("disk '{target}' was plugged into domain '{}' in the last moment", live.name);
+    let message = format!("disk '{target}' was attached to domain '{}' at the last moment", live.name);
     Err(Error::new(ErrorKind::InUse, message).with_hint("try again"))
 }
 
@@ -223,13 +225,13 @@ fn snapshot(homing: &mut Homing<'_>, request: &FreezeRequest, report: &mut Freez
     }
     // All that was warned of until now is why the agent did not freeze.
     if let Quiesce::Required(_) = request.quiesce {
-        let message = format!("domain '{}' could not be frozen and thawed by its agent", homing.job.name);
-        let hint =
-            "is qemu-guest-agent running in the guest? --quiesce auto takes what a power cut would leave";
+        let message =
+            format!("the agent of domain '{}' could not freeze and thaw its file systems", homing.job.name);
+        let hint = "is qemu-guest-agent running in the guest? --quiesce auto makes a crash-consistent backup";
         let why = report.warnings.drain(..).collect::<Vec<_>>().join("; ");
         return Err(Error::new(ErrorKind::Unsupported, message).with_source(why).with_hint(hint));
     }
-    report.warnings.iter_mut().for_each(|why| why.push_str(": the copy is what a power cut would leave"));
+    report.warnings.iter_mut().for_each(|why| why.push_str(": the copy is crash-consistent"));
     Ok(())
 }
 
@@ -268,13 +270,14 @@ fn freeze(homing: &mut Homing<'_>, request: &FreezeRequest, report: &mut FreezeR
     Ok(asked)
 }
 
-/// Thaws, also where the freeze said that it failed: an answer may have been lost. What can't be thawed is the guard's.
+/// Thaws, also where the freeze said that it failed: an answer may have been lost. What can't be thawed is
+/// the guard's.
 fn thaw(homing: &mut Homing<'_>, report: &mut FreezeReport) -> Result<()> {
     let name = homing.job.name.clone();
     let thawed = thaw_patiently(homing).map_err(|error| {
         let message = format!("the file systems of domain '{name}' may still be frozen: its agent does not thaw them");
         error.within(message).with_hint(format!(
-            "see to it that qemu-guest-agent runs in the guest, then run `virtfold recover {name}`, which thaws them (or `virsh domfsthaw {name}`)"
+            "make sure that qemu-guest-agent runs in the guest, then run `virtfold recover {name}`, which thaws them (or `virsh domfsthaw {name}`)"
         ))
     })?;
     if let Released::Despite(error) = thawed {
@@ -282,7 +285,7 @@ fn thaw(homing: &mut Homing<'_>, report: &mut FreezeReport) -> Result<()> {
         report.quiesced = false;
         let error = sentence(&error);
         let text = format!(
-            "the guest's agent did not thaw its file systems as it should; it says that they are thawed ({error})"
+            "the guest's agent reported an error in the thaw, and then that the file systems are thawed ({error})"
         );
         report.warnings.push(text);
     }
@@ -291,7 +294,7 @@ fn thaw(homing: &mut Homing<'_>, report: &mut FreezeReport) -> Result<()> {
         && report.quiesced
     {
         report.quiesced = false;
-        let text = "the guest was thawed by the guard, the snapshot took longer than the pause budget";
+        let text = "the watchdog thawed the guest: the snapshot took longer than the pause budget";
         report.warnings.push(text.to_owned());
     }
     homing.record(&[Change::Held(None)])
@@ -334,7 +337,8 @@ fn take(homing: &mut Homing<'_>, request: &FreezeRequest, report: &mut FreezeRep
                 remove_orphans(homing)?;
             }
             Err(error) => {
-                let message = format!("the disks of domain '{}' could not be frozen", homing.job.name);
+                let message =
+                    format!("the disks of domain '{}' could not be put on overlays", homing.job.name);
                 return Err(error.within(message));
             }
             Ok(()) => {
@@ -356,8 +360,8 @@ fn patiently<T>(host: &Host<'_>, look: impl Fn() -> Result<T>) -> Result<T> {
     look()
 }
 
-/// How many disks QEMU has on their overlays. What lies below an overlay must be the image that is going to be read: somebody
-/// may have put another one on it since it was looked at.
+/// How many disks QEMU has on their overlays. What lies below an overlay must be the image that is going to
+/// be read: somebody may have put another one on it since it was looked at.
 fn switched(homing: &Homing<'_>) -> Result<usize> {
     let sight = Sight::look(homing.host.hypervisor, homing.job.domain)?;
     let mut count = 0;
@@ -369,8 +373,7 @@ fn switched(homing: &Homing<'_>) -> Result<usize> {
         let below = seen.qemu.as_ref().and_then(|chain| chain.get(1));
         if below != Some(&disk.base.path) {
             let (name, target) = (&homing.job.name, &disk.target);
-            let message =
-                format!("disk '{target}' of domain '{name}' was given another image in the last moment");
+            let message = format!("disk '{target}' of domain '{name}' got another image at the last moment");
             return Err(Error::new(ErrorKind::InUse, message).with_hint("try again"));
         }
         count += 1;
@@ -413,7 +416,7 @@ fn hold(homing: &mut Homing<'_>) -> Result<Holds> {
 pub(super) fn hold_bases(homing: &Homing<'_>) -> Result<Holds> {
     let hold = |disk: &DiskJob| {
         let held = homing.host.files.hold(&disk.base.path);
-        held.map_err(|e| e.within(format!("the base of disk '{}' is not frozen", disk.target)))
+        held.map_err(|e| e.within(format!("the base of disk '{}' is in use", disk.target)))
     };
     homing.job.disks.iter().map(hold).collect()
 }

@@ -1,17 +1,20 @@
-//! Online backup's heart: freeze a guest's disks, have them copied, bring the guest back onto them; and bring back every
-//! guest whose driver did not get that far.
+//! Online backup's heart: freeze a guest's disks, have them copied, bring the guest back onto them; and bring
+//! back every guest whose driver did not get that far.
 //!
-//! - [`frozen`] snapshots all disks at once, runs a copy of the frozen bases, commits the overlays and pivots.
+//! - [`frozen`] snapshots all disks at once, runs a copy of the frozen bases, commits the overlays and
+//!   pivots.
 //! - [`adopt()`] takes over the frozen bases of a driver that died while it copied them.
 //! - [`at_rest`] runs a copy of a domain that is shut off, and proves that it stayed so.
 //! - [`recover()`] looks at what is there and ends what a dead driver began.
 //!
-//! One engine (`home`) brings a guest home for both `frozen` and `recover`: it looks at QEMU, both descriptions, the files and
-//! the journal, decides for each disk what the next step is, says it in the journal, does it, and looks again. It never believes a
-//! return code, so a lost answer is a reason to look and nothing more.
+//! One engine (`home`) brings a guest home for both `frozen` and `recover`: it looks at QEMU, both
+//! descriptions, the files and the journal, decides for each disk what the next step is, says it in the
+//! journal, does it, and looks again. It never believes a return code, so a lost answer is a reason to look
+//! and nothing more.
 //!
-//! Parts: `sight` (what is there now), `begin` (no earlier job is open), `freeze`, `adopt`, `watch` (room on the host while the copy runs), `home/` (decide, live
-//! commit and pivot, commit at rest, the end of overlays), `recover`, `rest`, `guard` (the pause's guard as a process).
+//! Parts: `sight` (what is there now), `begin` (no earlier job is open), `freeze`, `adopt`, `watch` (room on
+//! the host while the copy runs), `home/` (decide, live commit and pivot, commit at rest, the end of
+//! overlays), `recover`, `rest`, `guard` (the pause's guard as a process).
 //!
 //! Imports: `error`, `catalog`, `guest`, and `job`'s [`Control`].
 
@@ -115,7 +118,7 @@ pub trait Sentry: Debug + Send {
 pub enum Quiesce {
     /// No.
     No,
-    /// If it answers within its limit; otherwise the copy is what a power cut would leave, and the report says so.
+    /// If it answers within its limit; otherwise the copy is crash-consistent, and the report says so.
     Wanted(Duration),
     /// The backup is refused without.
     Required(Duration),
@@ -145,7 +148,8 @@ pub struct FreezeRequest {
     pub targets: Vec<String>,
     /// Whether the agent freezes.
     pub quiesce: Quiesce,
-    /// When less than this is free, in bytes, around an overlay, the backup gives way.
+    /// When less than this is free, in bytes, around an overlay, the backup is aborted for lack of free
+    /// space.
     pub min_free: u64,
 }
 

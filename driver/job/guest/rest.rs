@@ -1,6 +1,6 @@
-//! Reading a domain that is shut off. Its disks are no copy on write then: a guest that starts would change them under the reader. QEMU's
-//! locks keep it from starting; that they did is proven at the end, three ways: no event of a start, still shut off, and no
-//! image was written to.
+//! Reading a domain that is shut off. Its disks are no copy on write then: a guest that starts would change
+//! them under the reader. QEMU's locks keep it from starting; that they did is proven at the end, three ways:
+//! no event of a start, still shut off, and no image was written to.
 //!
 //! Imports: `error`, `catalog`, `guest`.
 
@@ -77,10 +77,10 @@ fn read<T>(
     let value = copy()?;
     let ran = |what: &str| {
         let message = format!(
-            "domain '{name}' was shut off and {what} while its disks were read; the copy is of no one moment"
+            "domain '{name}' was shut off and {what} while its disks were read; the copy is inconsistent"
         );
         Err(Error::new(ErrorKind::InUse, message)
-            .with_hint("back it up again; a running guest is backed up as well"))
+            .with_hint("back it up again; running guests can be backed up, too"))
     };
     if marks(host, request)? != before {
         return ran("an image was written to");

@@ -1,7 +1,8 @@
-//! Watches the host while a copy runs: when room gets short around an overlay the backup gives way, because a full disk stops guests.
+//! Watches the host while a copy runs: when room gets short around an overlay the backup is aborted for lack
+//! of free space, because a full disk stops guests.
 //!
-//! The copy has a cancel flag of its own. The watch sets it when the person's is set, and when room gets short; the latter
-//! is remembered, so that both can be told apart.
+//! The copy has a cancel flag of its own. The watch sets it when the person's is set, and when room gets
+//! short; the latter is remembered, so that both can be told apart.
 //!
 //! Imports: `error`, `guest::host`.
 
@@ -72,7 +73,7 @@ impl Watch<'_> {
             }
             next = Instant::now().checked_add(self.every);
             if let Some(error) = self.look() {
-                tracing::warn!(?error, "the backup gives way");
+                tracing::warn!(?error, "the backup is aborted for lack of free space");
                 *short.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
                 cancel.store(true, Ordering::Relaxed);
                 return;
@@ -85,15 +86,16 @@ impl Watch<'_> {
             match self.files.free(directory) {
                 Ok(free) if free < self.min_free => {
                     let message = format!(
-                        "the backup gave way: {} MiB were free in '{}', and a guest whose overlay finds no room is stopped",
+                        "the backup was aborted: only {} MiB were free in '{}', and a guest stops when its overlay can't grow",
                         free >> 20,
                         directory.display()
                     );
-                    let hint = "make room there, or let the overlays be elsewhere (--overlay-dir), or allow less (--min-free)";
+                    let hint =
+                        "free space there, or move the overlays with --overlay-dir, or lower --min-free";
                     return Some(Error::new(ErrorKind::NoSpace, message).with_hint(hint));
                 }
                 Ok(_) => {}
-                Err(error) => tracing::warn!(?error, "the room for the overlay can't be told"),
+                Err(error) => tracing::warn!(?error, "the free space for the overlay can't be determined"),
             }
         }
         None

@@ -103,7 +103,7 @@ impl PlannedDisk {
     /// Those of [`DiskImage::open`].
     pub fn open(&self, usage: Use) -> Result<DiskImage> {
         let (Some(source), Some(format)) = (&self.source, self.format) else {
-            let message = format!("disk '{}' is no local image", self.target);
+            let message = format!("disk '{}' is not a local image", self.target);
             return Err(Error::new(ErrorKind::Internal, message));
         };
         let options = OpenOptions { usage, ..OpenOptions::default() };
@@ -111,7 +111,7 @@ impl PlannedDisk {
             Below::Known(below) => DiskImage::open_chain(Path::new(source), format, below, &options),
             Below::Headers => DiskImage::open(Path::new(source), format, &options),
             Below::Unreadable(why) => {
-                let hint = "leave the disk out with --exclude, and back it up by other means";
+                let hint = "use --exclude, and back the disk up by other means";
                 Err(Error::new(ErrorKind::Unsupported, why.clone()).with_hint(hint))
             }
         }
@@ -173,8 +173,7 @@ impl PlannedDisk {
         for (path, _) in chain.iter().skip(own_guest_writes) {
             if files.image_use(path)? == ImageUse::Written {
                 let message = format!("'{}' is being written to by another QEMU", path.display());
-                let hint =
-                    "no copy of it would be of one point in time; end that one first, or exclude the disk";
+                let hint = "a copy would be inconsistent; stop that QEMU first, or exclude the disk";
                 return Err(Error::new(ErrorKind::InUse, message).with_hint(hint));
             }
         }
@@ -190,7 +189,7 @@ fn below(disk: &Disk) -> Below {
     let mut links = Vec::with_capacity(disk.backing.len());
     for image in &disk.backing {
         let Some(path) = image.source.path() else {
-            return Below::Unreadable("an image below its top one is no local file".to_owned());
+            return Below::Unreadable("an image below its top one is not a local file".to_owned());
         };
         // Without a format the header above has it.
         let Some(format) = &image.format else { return Below::Headers };
@@ -207,8 +206,8 @@ fn below(disk: &Disk) -> Below {
     Below::Known(links)
 }
 
-/// Disks of the domain that share a file under different names. (The same name is found by the rules.) A file below that
-/// both only read is no harm.
+/// Disks of the domain that share a file under different names. (The same name is found by the rules.) A file
+/// below that both only read is no harm.
 pub(super) fn twice(opened: &[Opened]) -> Option<Finding> {
     let mut tops: Vec<&Opened> = Vec::new();
     for file in opened {
@@ -224,7 +223,7 @@ pub(super) fn twice(opened: &[Opened]) -> Option<Finding> {
                 file.path.display()
             );
             let finding = Finding::new("shared-file", ErrorKind::Unsupported, told);
-            return Some(finding.with_hint("leave one of them out with --exclude"));
+            return Some(finding.with_hint("exclude one of them with --exclude"));
         }
         tops.push(file);
     }

@@ -45,35 +45,31 @@ fn of_obstacle(obstacle: Obstacle) -> Finding {
             "disk",
             ErrorKind::Unsupported,
             Some(
-                "leave it out with --exclude; or, while the guest is shut off, copy the part into an image of its own ('qemu-img convert \
-                 --image-opts driver=raw,offset=OFFSET,size=SIZE,file.filename=FILE -O qcow2 NEW') and give the disk that one",
+                "use --exclude; or, while the guest is shut off, copy the part into an image of its own ('qemu-img convert \
+                 --image-opts driver=raw,offset=OFFSET,size=SIZE,file.filename=FILE -O qcow2 NEW') and attach that one instead",
             ),
         ),
-        Obstacle::Disk { .. } => (
-            "disk",
-            ErrorKind::Unsupported,
-            Some("leave it out with --exclude, and back it up by other means"),
-        ),
-        Obstacle::State(_) => ("state", ErrorKind::InUse, Some("try again when that is over")),
+        Obstacle::Disk { .. } => {
+            ("disk", ErrorKind::Unsupported, Some("use --exclude, and back it up by other means"))
+        }
+        Obstacle::State(_) => ("state", ErrorKind::InUse, Some("retry later")),
         Obstacle::NoDisk => ("no-disk", ErrorKind::Unsupported, None),
         Obstacle::BlockJob { .. } => {
-            ("block-job", ErrorKind::InUse, Some("'virsh blockjob' shows it; try again when it has ended"))
+            ("block-job", ErrorKind::InUse, Some("'virsh blockjob' shows it; retry when it has ended"))
         }
         Obstacle::BackupRunning => {
-            ("backup", ErrorKind::InUse, Some("'virsh domjobinfo' shows it; try again when it has ended"))
+            ("backup", ErrorKind::InUse, Some("'virsh domjobinfo' shows it; retry when it has ended"))
         }
-        Obstacle::LeftoverOverlay { .. } => {
-            ("leftover", ErrorKind::InUse, Some("'virtfold recover' cleans it up"))
-        }
+        Obstacle::LeftoverOverlay { .. } => ("leftover", ErrorKind::InUse, Some("run 'virtfold recover'")),
         Obstacle::Untracked { .. } => (
             "untracked",
             ErrorKind::InUse,
             Some(
-                "libvirt can't change the disk until the guest has been shut down and started again; 'virtfold recover' sees to it that it then starts from the right image",
+                "libvirt can't change the disk until the guest is shut down and started again; run 'virtfold recover' first, so that it then starts from the right image",
             ),
         ),
         Obstacle::SharedFile { .. } => {
-            ("shared-file", ErrorKind::Unsupported, Some("leave one of them out with --exclude"))
+            ("shared-file", ErrorKind::Unsupported, Some("exclude one of them with --exclude"))
         }
     };
     let finding = Finding::new(what, kind, obstacle.to_string());
@@ -102,18 +98,15 @@ pub(super) fn notes((known, way): (&Known, Way), disks: &[PlannedDisk]) -> Vec<S
         notes.push(format!("it has {checkpoints} checkpoints of another tool: libvirt carries their bitmaps through the backup"));
     }
     if snapshots > 0 {
-        notes.push(format!("it has {snapshots} snapshots of its own: they stay, and are not in the backup"));
+        notes.push(format!(
+            "it has {snapshots} snapshots of its own: they are kept, and are not in the backup"
+        ));
     }
     if known.saved.is_some() {
-        notes.push(
-            "its memory is saved on the host: that is not in the backup, a restored guest boots anew"
-                .to_owned(),
-        );
+        notes.push("its saved memory (managed save) is not in the backup; a restored guest boots".to_owned());
     }
     if known.inactive.is_none() && way != Way::Offline {
-        notes.push(
-            "it is transient: it is gone when it ends, and the backup has its XML as it runs".to_owned(),
-        );
+        notes.push("it is transient: it disappears when it ends, and the backup has its live XML".to_owned());
     }
     let (Some(live), Some(inactive)) = (&known.live, &known.inactive) else { return notes };
     let copied: Vec<&str> = disks.iter().filter(|disk| disk.copy).map(|disk| disk.target.as_str()).collect();

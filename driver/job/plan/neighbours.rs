@@ -1,8 +1,9 @@
-//! The other guests that run: none of them may write to an image that is copied. QEMU's locks prevent it for the top
-//! image; an image below may be shared by many guests, and one that is written to under a copy would give a mixture.
+//! The other guests that run: none of them may write to an image that is copied. QEMU's locks prevent it for
+//! the top image; an image below may be shared by many guests, and one that is written to under a copy would
+//! give a mixture.
 //!
-//! Two ways to see it: the locks of a QEMU on the file (`disks`), and here the disks of all running domains, since a
-//! file system without locks shows none. What is compared is the file, not its name.
+//! Two ways to see it: the locks of a QEMU on the file (`disks`), and here the disks of all running domains,
+//! since a file system without locks shows none. What is compared is the file, not its name.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -47,7 +48,7 @@ impl Neighbours {
                 Ok(xml) => xml,
                 Err(error) => {
                     let told = format!(
-                        "the running domain '{}' can't be looked at ({}): QEMU's locks alone tell whether it writes to an image of this one",
+                        "the running domain '{}' can't be queried ({}): only QEMU's locks tell whether it writes to an image of this one",
                         info.name,
                         sentence(&error)
                     );
@@ -85,7 +86,7 @@ impl Neighbours {
                     writer.name,
                     writer.target
                 );
-                let hint = "no copy of it would be of one point in time; shut one of the two down, or exclude the disk";
+                let hint = "a copy would be inconsistent; shut one of the two down, or exclude the disk";
                 findings.push(Finding::new("written", ErrorKind::InUse, told).with_hint(hint));
             }
         }

@@ -1,8 +1,9 @@
-//! Where each disk's overlay goes: beside the image, or where the person says; that of a block device, which has no place
-//! beside it, into the state directory. All overlays of a backup have names of their own, and nothing is there yet.
+//! Where each disk's overlay goes: beside the image, or where the person says; that of a block device, which
+//! has no place beside it, into the state directory. All overlays of a backup have names of their own, and
+//! nothing is there yet.
 //!
-//! The state directory's `overlays` may be missing: the backup makes it. Any other directory must be there, because QEMU sees
-//! only what was mounted before the guest was started.
+//! The state directory's `overlays` may be missing: the backup makes it. Any other directory must be there,
+//! because QEMU sees only what was mounted before the guest was started.
 
 use std::path::{Path, PathBuf};
 
@@ -62,11 +63,11 @@ fn place(source: &Path, target: &str, wishes: &Wishes, tag: u32) -> Result<PathB
     let made_by_us = directory == overlays_of(&wishes.state_dir);
     if !directory.is_dir() && !made_by_us {
         if let Some(file) = durable::file_in_the_way(&directory) {
-            let told = format!("disk '{target}' can have no overlay in '{shown}': {file}");
+            let told = format!("no overlay of disk '{target}' is possible in '{shown}': {file}");
             return Err(Finding::new("overlay", ErrorKind::Usage, told).with_hint("say --overlay-dir"));
         }
-        let told = format!("the directory '{shown}' for the overlay of disk '{target}' is not there");
-        let hint = "make it, and mount its file system before the guest is started";
+        let told = format!("the directory '{shown}' for the overlay of disk '{target}' does not exist");
+        let hint = "create it, and mount its file system before the guest is started";
         return Err(Finding::new("overlay", ErrorKind::NotFound, told).with_hint(hint));
     }
     let mut path = overlay_path(&directory, source, tag);
@@ -81,7 +82,7 @@ fn place(source: &Path, target: &str, wishes: &Wishes, tag: u32) -> Result<PathB
         return Err(Finding::new("overlay", ErrorKind::Unsupported, told).with_hint("say --overlay-dir"));
     }
     if path.symlink_metadata().is_ok() {
-        let told = format!("'{}' is there already", path.display());
+        let told = format!("'{}' exists already", path.display());
         return Err(Finding::new("overlay", ErrorKind::Exists, told).with_hint("try again"));
     }
     Ok(path)

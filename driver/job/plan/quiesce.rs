@@ -1,5 +1,6 @@
-//! Whether the agent in the guest freezes its file systems around the snapshot. A plan goes by what libvirt says of the
-//! agent's channel; it asks the agent nothing, because a hung one would block. The backup itself pings it.
+//! Whether the agent in the guest freezes its file systems around the snapshot. A plan goes by what libvirt
+//! says of the agent's channel; it asks the agent nothing, because a hung one would block. The backup itself
+//! pings it.
 
 use serde::Serialize;
 
@@ -43,19 +44,19 @@ pub struct Decision {
 /// Decides; the finding says why a wish can't be had.
 pub(super) fn decide(wish: QuiesceWish, way: Way, agent: AgentChannel) -> (Decision, Option<Finding>) {
     let (how, rule, possible) = match (way, wish, agent) {
-        (Way::Offline, _, _) => (How::AtRest, "the guest is shut off: nothing is to be frozen", true),
-        (_, QuiesceWish::No, _) => (How::Crash, "as after a power cut: the agent is not asked", true),
+        (Way::Offline, _, _) => (How::AtRest, "the guest is shut off: nothing to freeze", true),
+        (_, QuiesceWish::No, _) => (How::Crash, "crash-consistent: the agent is not asked", true),
         (Way::OnlineStanding, _, _) => {
-            (How::Crash, "as after a power cut: a guest that stands still has no agent that answers", false)
+            (How::Crash, "crash-consistent: the agent of a paused guest does not answer", false)
         }
         (_, _, AgentChannel::Absent) => {
-            (How::Crash, "as after a power cut: the domain has no channel for qemu-guest-agent", false)
+            (How::Crash, "crash-consistent: the domain has no channel for qemu-guest-agent", false)
         }
         (_, _, AgentChannel::Present) => {
-            (How::Crash, "as after a power cut: no agent is connected to its channel", false)
+            (How::Crash, "crash-consistent: no agent is connected to its channel", false)
         }
         (_, QuiesceWish::Auto, AgentChannel::Connected) => {
-            (How::Agent, "frozen by the agent if it answers, else as after a power cut", true)
+            (How::Agent, "frozen by the agent if it answers, else crash-consistent", true)
         }
         (_, QuiesceWish::Yes, AgentChannel::Connected) => {
             (How::Agent, "frozen by the agent; no backup if it does not answer", true)
@@ -63,8 +64,8 @@ pub(super) fn decide(wish: QuiesceWish, way: Way, agent: AgentChannel) -> (Decis
     };
     let refused = (wish == QuiesceWish::Yes && !possible && !matches!(way, Way::NotNow(_))).then(|| {
         let told =
-            format!("--quiesce yes cannot be had: {}", rule.trim_start_matches("as after a power cut: "));
-        let hint = "start qemu-guest-agent in the guest, or say --quiesce auto";
+            format!("--quiesce yes is not possible: {}", rule.trim_start_matches("crash-consistent: "));
+        let hint = "start qemu-guest-agent in the guest, or use --quiesce auto";
         Finding::new("quiesce", ErrorKind::Refused, told).with_hint(hint)
     });
     (Decision { how, rule }, refused)
@@ -98,6 +99,6 @@ mod tests {
         }
         let (_, finding) = decide(Yes, Way::Online, Absent);
         let told = finding.unwrap().sentence;
-        assert_eq!(told, "--quiesce yes cannot be had: the domain has no channel for qemu-guest-agent");
+        assert_eq!(told, "--quiesce yes is not possible: the domain has no channel for qemu-guest-agent");
     }
 }

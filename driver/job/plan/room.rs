@@ -1,8 +1,9 @@
-//! Whether the overlays have room. While an image is copied the guest's writes go to its overlay, and a full file
-//! system stops guests.
+//! Whether the overlays have room. While an image is copied the guest's writes go to its overlay, and a full
+//! file system stops guests.
 //!
-//! The estimate of an overlay: a tenth of what the disk's images take on the host, at least 16 MiB, at most the disk's
-//! capacity. Of each file system the estimates of its overlays must fit in what is free, and `min_free` bytes more.
+//! The estimate of an overlay: a tenth of what the disk's images take on the host, at least 16 MiB, at most
+//! the disk's capacity. Of each file system the estimates of its overlays must fit in what is free, and
+//! `min_free` bytes more.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -86,14 +87,15 @@ pub(super) fn look(disks: &[PlannedDisk], files: &dyn HostFiles, wishes: &Wishes
     Ok(found)
 }
 
-/// An archive beside the overlays takes from their room. How much is not known before it is compressed, so it is no obstacle.
+/// An archive beside the overlays takes from their room. How much is not known before it is compressed, so it
+/// is no obstacle.
 fn beside_archive(room: &Room, disks: &[PlannedDisk]) -> Option<String> {
     let most =
         disks.iter().filter(|disk| disk.copy).filter_map(|disk| disk.allocated).fold(0, u64::saturating_add);
     let wanted = room.estimate.saturating_add(room.min_free).saturating_add(most);
     (room.free < wanted).then(|| {
         format!(
-            "the archive goes to the file system of the overlays, '{}': if it takes as much as the disks, {}, the backup has to give way",
+            "the archive goes to the file system of the overlays, '{}': if it grows as large as the disks, {}, the backup will be aborted",
             room.directories.join("', '"),
             Human(most)
         )
@@ -114,7 +116,7 @@ fn short(room: &Room) -> Option<Finding> {
     let wanted = room.estimate.saturating_add(room.min_free);
     (room.free < wanted).then(|| {
         let told = format!(
-            "no room for the overlays of {} in '{}': {} free, {} wanted ({} estimated and {} to stay free)",
+            "not enough free space for the overlays of {} in '{}': {} free, {} needed ({} estimated, and {} to stay free)",
             room.disks.join(", "),
             room.directories.join("', '"),
             Human(room.free),
@@ -122,12 +124,13 @@ fn short(room: &Room) -> Option<Finding> {
             Human(room.estimate),
             Human(room.min_free),
         );
-        let hint = "free some space, or say --overlay-dir or --min-free";
+        let hint = "free some space, or use --overlay-dir or --min-free";
         Finding::new("room", ErrorKind::NoSpace, told).with_hint(hint)
     })
 }
 
-/// QEMU sees only what was mounted before the guest was started. A block device has no file system of its own to compare with.
+/// QEMU sees only what was mounted before the guest was started. A block device has no file system of its own
+/// to compare with.
 fn elsewhere(disk: &PlannedDisk, device: u64) -> Option<String> {
     let source = Path::new(disk.source.as_deref()?);
     if is_block_device(source) {
@@ -136,7 +139,7 @@ fn elsewhere(disk: &PlannedDisk, device: u64) -> Option<String> {
     let parent = source.parent()?.metadata().ok()?;
     (parent.dev() != device).then(|| {
         format!(
-            "the overlay of '{}' is on another file system than its image: it must have been mounted before the guest was started",
+            "the overlay of '{}' is on another file system than its image: it must be mounted before the guest starts",
             disk.target
         )
     })
@@ -165,7 +168,7 @@ mod tests {
         let wanted = (16 << 20) + (1 << 30);
         assert!(short(&room(wanted)).is_none());
         let told = short(&room(wanted - 1)).unwrap().sentence;
-        let expected = "no room for the overlays of vda in '/images': 1.0 GiB free, 1.0 GiB wanted (16.0 MiB estimated and 1.0 GiB to stay free)";
+        let expected = "not enough free space for the overlays of vda in '/images': 1.0 GiB free, 1.0 GiB wanted (16.0 MiB estimated and 1.0 GiB to stay free)";
         assert_eq!(told, expected);
         assert!(beside_archive(&room(wanted), &[]).is_none());
         assert!(beside_archive(&room(wanted - 1), &[]).is_some());

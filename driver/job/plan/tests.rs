@@ -147,7 +147,9 @@ fn wishes_are_checked() {
     let refusal = lab.plan(&greedy).refusal().unwrap();
     assert_eq!(refusal.kind(), ErrorKind::NoSpace);
     assert!(
-        refusal.to_string().starts_with("'web' can't be backed up now: no room for the overlays of vda, vdb")
+        refusal
+            .to_string()
+            .starts_with("'web' can't be backed up now: not enough free space for the overlays of vda, vdb")
     );
     let clean = Wishes { quiesce: QuiesceWish::Yes, ..lab.wishes() };
     assert_eq!(lab.plan(&clean).refusal().unwrap().kind(), ErrorKind::Refused);
@@ -231,7 +233,7 @@ fn what_libvirt_says_of_the_chain_counts() {
         ("", Err("headers")),
         (
             "<backingStore type='network'><format type='raw'/><source protocol='nbd' name='x'/><backingStore/></backingStore>",
-            Err("an image below its top one is no local file"),
+            Err("an image below its top one is not a local file"),
         ),
         (
             "<backingStore type='file'><format type='vmdk'/><source file='/g'/><backingStore/></backingStore>",
@@ -264,7 +266,7 @@ fn all_domains_are_planned_and_one_that_fails_has_its_error() {
     let seen: Vec<_> =
         all.iter().map(|(info, plan)| (info.name.as_str(), plan.as_ref().unwrap().obstacles.len())).collect();
     assert_eq!(seen, [("empty", 1), ("web", 0)]);
-    assert_eq!(sentences(all[0].1.as_ref().unwrap()), ["no disk is left to copy"]);
+    assert_eq!(sentences(all[0].1.as_ref().unwrap()), ["no disk to copy"]);
 }
 
 #[test]

@@ -28,8 +28,8 @@ pub(super) fn restore(request: &RestoreRequest, control: &Control) -> Result<Res
     restore_opened(request, control, &source, name)
 }
 
-/// Restores what is intact of an archive that comes once, front to back. It is taken into a file without a name first, for what is damaged is found by what stands
-/// at its end.
+/// Restores what is intact of an archive that comes once, front to back. It is taken into a file without a
+/// name first, for what is damaged is found by what stands at its end.
 pub(super) fn restore_spooled(
     request: &RestoreRequest,
     control: &Control,
@@ -61,7 +61,8 @@ pub(super) fn restore_spooled(
     Ok(report)
 }
 
-/// Where there is room for disks there may be room for their archive: the directory of the first target that is no device.
+/// Where there is room for disks there may be room for their archive: the directory of the first target that
+/// is no device.
 fn room(request: &RestoreRequest) -> Option<PathBuf> {
     match &request.selection {
         Selection::All(directory) => Some(directory.clone()),
@@ -116,9 +117,9 @@ fn restore_opened(
 /// What an archive that is not whole and sound is told.
 fn refuse(name: &str, error: Error) -> Error {
     let doubtful = matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Incomplete);
-    let error = error.within(format!("'{name}' can't be restored as it is"));
+    let error = error.within(format!("'{name}' can't be restored completely"));
     if doubtful && error.hint().is_none() {
-        return error.with_hint("--partial restores what is intact and says what is not");
+        return error.with_hint("--partial restores what is intact and lists what is lost");
     }
     error
 }
@@ -214,8 +215,8 @@ impl Restorer<'_> {
         Ok(Some(output))
     }
 
-    /// Shares the dense bytes with the archive where that is possible: not with one that is encrypted. A partial restore copies, for what is
-    /// damaged must not come along.
+    /// Shares the dense bytes with the archive where that is possible: not with one that is encrypted. A
+    /// partial restore copies, for what is damaged must not come along.
     fn share(&self, output: &mut TargetDisk, disk: &IndexedDisk) -> Result<Option<u64>> {
         let Some(file) = self.source.shareable() else { return Ok(None) };
         if !self.index.is_plain() || self.request.checking == Checking::Partial {

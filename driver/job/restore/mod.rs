@@ -1,11 +1,11 @@
 //! A restore: disks out of an archive, to files or block devices.
 //!
-//! From a file the archive is opened by its index, and only the disks that are wanted are read; from a pipe it is
-//! read once, front to back (`pipe`). Either way a disk gets its name when all of it is written, every MiB of it has
-//! had its digest, and it is durable. When anything fails, no file has appeared.
+//! From a file the archive is opened by its index, and only the disks that are wanted are read; from a pipe
+//! it is read once, front to back (`pipe`). Either way a disk gets its name when all of it is written, every
+//! MiB of it has had its digest, and it is durable. When anything fails, no file has appeared.
 //!
-//! [`Checking::Partial`] is for the bad day: damage and cuts are noted as ranges of the disk, which stay zeros, and
-//! the rest is restored.
+//! [`Checking::Partial`] is for the bad day: damage and cuts are noted as ranges of the disk, which stay
+//! zeros, and the rest is restored.
 
 #[cfg(test)]
 mod every_byte_tests;
@@ -147,10 +147,9 @@ pub(super) fn note_lost(damage: &mut Vec<Lost>, disk: &str, guest: GuestOffset, 
 
 /// Runs the restore.
 ///
-/// # Errors
-/// When the archive is damaged or incomplete (unless a partial restore was asked for), does not have the disks, or
-/// when a target can't be made. No file has then appeared, except where the last step, the naming of the finished
-/// disks one after the other, fails in its midst: those named by then are whole.
+/// # Errors When the archive is damaged or incomplete (unless a partial restore was asked for), does not have
+/// the disks, or when a target can't be made. No file has then appeared, except where the last step, the
+/// naming of the finished disks one after the other, fails in its midst: those named by then are whole.
 pub fn run(request: &RestoreRequest, control: &Control) -> Result<RestoreReport> {
     if request.archive == Location::Pipe {
         let input = PipeSource::stdin(std::sync::Arc::clone(&control.cancel))?;
@@ -162,8 +161,9 @@ pub fn run(request: &RestoreRequest, control: &Control) -> Result<RestoreReport>
     Ok(report)
 }
 
-/// As [`run`], from an archive that comes front to back from `input`; the request's archive is its name in messages. A partial restore keeps all of it in a file
-/// without a name, beside the first target or in `$TMPDIR`: it finds as much as from a file.
+/// As [`run`], from an archive that comes front to back from `input`; the request's archive is its name in
+/// messages. A partial restore keeps all of it in a file without a name, beside the first target or in
+/// `$TMPDIR`: it finds as much as from a file.
 ///
 /// # Errors
 /// As [`run`], and those of `input`.
@@ -221,7 +221,7 @@ fn selected(request: &RestoreRequest, head: &Manifest) -> Result<Vec<(String, Ta
             (Selection::Disks(_), path) => path.unwrap_or(Path::new("")).to_owned(),
         };
         if specs.iter().any(|(other, spec)| other == name || same_file(&spec.path, &path)) {
-            return Err(Error::new(ErrorKind::Usage, format!("'{}' is asked for twice", path.display())));
+            return Err(Error::new(ErrorKind::Usage, format!("'{}' is given twice", path.display())));
         }
         let (method, existing) = (request.method, request.existing);
         let spec = TargetSpec { path, format, method, existing };
@@ -246,7 +246,7 @@ pub(in crate::job) fn same_file(one: &Path, other: &Path) -> bool {
 
 pub(super) fn no_disk(name: &str, head: &Manifest) -> Error {
     let names: Vec<&str> = head.disks.iter().map(|disk| disk.target.as_str()).collect();
-    Error::new(ErrorKind::NotFound, format!("the archive has no disk called {}", name.escape_debug()))
+    Error::new(ErrorKind::NotFound, format!("the archive has no disk '{}'", name.escape_debug()))
         .with_hint(format!("it has: {}", names.join(", ")))
 }
 
@@ -273,8 +273,8 @@ fn target_format(request: &RestoreRequest, disk: &Disk) -> Result<TargetFormat> 
     if format == Format::Raw {
         return match request.cluster_size {
             None => Ok(TargetFormat::Raw),
-            Some(_) => Err(Error::new(ErrorKind::Usage, "a raw disk has no clusters")
-                .with_hint("leave --cluster-size away, or say --format qcow2")),
+            Some(_) => Err(Error::new(ErrorKind::Usage, "--cluster-size is for qcow2 only")
+                .with_hint("omit --cluster-size, or use --format qcow2")),
         };
     }
     let mut options = Qcow2Options::default();

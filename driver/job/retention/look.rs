@@ -1,8 +1,8 @@
 //! What there is at a place, and what of it may be decided on.
 //!
-//! An archive is recognised when all of this is so: it is a regular file or an object; its head can be read, or the catalog knows it by name and
-//! size; it is whole; this host made it; its name is the one that virtfold gave it, with the time and the id of its head. A file that a person has
-//! renamed is that person's.
+//! An archive is recognised when all of this is so: it is a regular file or an object; its head can be read,
+//! or the catalog knows it by name and size; it is whole; this host made it; its name is the one that
+//! virtfold gave it, with the time and the id of its head. A file that a person has renamed is that person's.
 //!
 //! Imports: see the room.
 
@@ -111,7 +111,8 @@ fn facts(head: &Manifest) -> Result<Facts> {
     })
 }
 
-/// Looks at all archives at `place` that this host may have made. The catalog, where there is one, says what encrypted heads can't.
+/// Looks at all archives at `place` that this host may have made. The catalog, where there is one, says what
+/// encrypted heads can't.
 ///
 /// # Errors
 /// The place or the catalog can't be read.
@@ -142,7 +143,7 @@ fn found(location: Location, glance: &Glance, catalog: Option<&Catalog>) -> Resu
         (None, Status::Encrypted) => match known(&location, bytes, catalog)? {
             Some(facts) => (Some(facts), Standing::Whole),
             None => {
-                let why = "encrypted, and not in the catalog: --identity opens it, 'virtfold list --remember' notes it";
+                let why = "encrypted, and not in the catalog: use --identity, or record it with 'virtfold list --remember'";
                 (None, Standing::Unread(why.to_owned()))
             }
         },
@@ -162,11 +163,11 @@ fn name_fits(location: &Location, facts: &Facts, named: Option<&Named>) -> Stand
     let id = facts.id.simple().to_string();
     let fits = named.is_some_and(|named| id.starts_with(&named.id) && named.created == facts.created);
     if !fits {
-        return Standing::Stays("not under the name that virtfold gave it".to_owned());
+        return Standing::Stays("renamed".to_owned());
     }
     let is_file = |path: &std::path::Path| path.symlink_metadata().is_ok_and(|found| found.is_file());
     match location.path() {
-        Some(path) if !is_file(path) => Standing::Stays("no regular file".to_owned()),
+        Some(path) if !is_file(path) => Standing::Stays("not a regular file".to_owned()),
         _ => Standing::Whole,
     }
 }
@@ -182,7 +183,8 @@ fn words(glance: &Glance) -> String {
     glance.faults.first().map_or_else(|| status.to_owned(), |fault| format!("{status}: {fault}"))
 }
 
-/// Whether an archive that can't be opened is the one that the catalog knows under its name. Another size is another archive.
+/// Whether an archive that can't be opened is the one that the catalog knows under its name. Another size is
+/// another archive.
 fn is_same(copy: &BackupCopy, bytes: u64) -> bool {
     copy.encrypted && copy.bytes == bytes
 }
@@ -211,7 +213,8 @@ pub struct Remembered {
     pub unread: usize,
 }
 
-/// Notes the whole archives of a place in the catalog, of whatever host, as far as their heads can be read; and that those are gone which are not there.
+/// Notes the whole archives of a place in the catalog, of whatever host, as far as their heads can be read;
+/// and that those are gone which are not there.
 /// `listed` is all that is there.
 ///
 /// # Errors

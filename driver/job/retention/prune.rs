@@ -2,7 +2,8 @@
 //!
 //! 1. Whoever prunes has a lock, so that there is one at a time.
 //! 2. A look at the place, and a verdict for each archive of each subject that is asked for.
-//! 3. Where something is to go, the domains' locks are taken, which running backups hold, and everything is looked at and decided again: what a backup added
+//! 3. Where something is to go, the domains' locks are taken, which running backups hold, and everything is
+//! looked at and decided again: what a backup added
 //!    in between may rest on what was to go. A domain that is being backed up is left alone.
 //! 4. Increments go before what they rest on. What can't be removed keeps what it rests on; the others go on.
 //! 5. Each removal is noted in the catalog when it has happened.
@@ -93,7 +94,8 @@ struct Survey {
     not_asked: usize,
 }
 
-/// Prunes a place. `catalog` is none where there is none yet: then nothing is locked and noted, and encrypted archives need an identity.
+/// Prunes a place. `catalog` is none where there is none yet: then nothing is locked and noted, and encrypted
+/// archives need an identity.
 ///
 /// # Errors
 /// The place or the catalog can't be read; somebody else prunes. What can't be removed is in the report.
@@ -240,7 +242,7 @@ fn backup(found: &Found, pinned: &BTreeSet<Uuid>) -> Backup {
 impl Subject {
     /// Where somebody keeps all of it, or it may be several things, all of it stays.
     fn whole(mut self) -> Self {
-        let mixed = self.mixed.as_ref().map(|_| "its archives may be of several things".to_owned());
+        let mixed = self.mixed.as_ref().map(|_| "its archives may belong to several groups".to_owned());
         if let Some(why) = self.kept_whole.clone().or(mixed) {
             let why = Reason::LeftAlone(why);
             let goes = self.archives.iter_mut().filter(|decided| decided.verdict == Verdict::Remove);
@@ -323,7 +325,8 @@ impl Locks {
         locks
     }
 
-    /// Whether nobody else is at work on a subject. One that had nothing to lose at the first look has no lock, and loses nothing.
+    /// Whether nobody else is at work on a subject. One that had nothing to lose at the first look has no
+    /// lock, and loses nothing.
     fn has(&self, key: &Key) -> bool {
         self.free.contains(key)
     }
@@ -352,7 +355,7 @@ fn remove(subject: &Subject, entries: &mut [Entry]) -> Vec<String> {
         let own = id(&index);
         if own.is_some_and(|own| needed.contains(&own)) {
             entry.action = Action::Keep;
-            entry.reasons.push("an increment that rests on it could not be removed".to_owned());
+            entry.reasons.push("an increment that depends on it could not be removed".to_owned());
             continue;
         }
         let name = copy_name(&decided.found.location);

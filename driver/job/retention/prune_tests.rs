@@ -233,7 +233,7 @@ fn what_is_not_surely_ours_stays() {
     }
     assert!(there(&world.place().join(bytes)));
     assert_eq!((report.other_hosts, report.not_asked), (1, 1));
-    assert_eq!(entry(&report, &renamed).reasons, ["not under the name that virtfold gave it"]);
+    assert_eq!(entry(&report, &renamed).reasons, ["renamed"]);
     assert!(
         entry(&report, &newest).reasons.contains(&"newest complete".to_owned()),
         "not the one of the future"
@@ -301,7 +301,8 @@ fn a_domain_that_is_being_backed_up_is_left_alone() {
     assert!(!there(&old));
 }
 
-/// Archives of before hosts had ids go on being this host's, unless another host of its name has backups of the same domain there.
+/// Archives of before hosts had ids go on being this host's, unless another host of its name has backups of
+/// the same domain there.
 #[test]
 fn older_archives_go_by_the_host_s_name_unless_two_have_it() {
     let world = World::new();

@@ -1,10 +1,13 @@
 //! Which archives are backups of one thing, and where that can't be told.
 //!
 //! - Of a domain: its uuid, for names change; its name where the head has no uuid.
-//! - Of images that a person named (`--label`): that name. Where their paths differ, two things may have got one name: nothing goes, unless a person
+//! - Of images that a person named (`--label`): that name. Where their paths differ, two things may have got
+//!   one name: nothing goes, unless a person
 //!   says that they are one.
-//! - Of other images: their paths and their name. Older archives don't say the paths: any image of that file name may be in them, so they are left alone.
-//! - An archive is this host's by the host's id; where its head has none, by the host's name. Where another host of that name has archives of the
+//! - Of other images: their paths and their name. Older archives don't say the paths: any image of that file
+//!   name may be in them, so they are left alone.
+//! - An archive is this host's by the host's id; where its head has none, by the host's name. Where another
+//!   host of that name has archives of the
 //!   same thing there, nothing goes.
 //!
 //! Imports: see the room.
@@ -80,12 +83,12 @@ pub(super) fn settle(found: &mut Found) {
     let unknown = facts.owner.images && !facts.source.labelled && facts.source.paths.is_empty();
     if unknown && found.standing == Standing::Whole {
         let why =
-            "made by an older virtfold, which did not note where the image was: it may be any of that name";
+            "made by an older virtfold, which did not record the image's path: it may be any of that name";
         found.standing = Standing::Stays(why.to_owned());
     }
 }
 
-/// Why nothing of a subject goes: its archives may be of several things.
+/// Why nothing of a subject goes: its archives may belong to several groups.
 pub(super) fn mixed(
     archives: &[Found],
     (host, namesakes): (&Host, &BTreeSet<Key>),
@@ -101,10 +104,10 @@ pub(super) fn mixed(
     if let Some(of) = all().find(|facts| facts.source.host_id.is_none()).filter(|_| namesakes.contains(&key))
     {
         let sentence = format!(
-            "nothing of '{name}' was removed: two hosts called '{}' have archives of it there, and the one of {} does not say which of them made it",
+            "nothing of '{name}' was removed: two hosts called '{}' have archives of it there, and that of {} does not say which one made it",
             host.name, of.created
         );
-        let hint = "remove by hand what you know; give each host its own name and directory";
+        let hint = "remove old archives by hand; give each host its own name and directory";
         return refusal(sentence, hint.to_owned());
     }
     let mut places: BTreeMap<&[String], &Facts> = BTreeMap::new();
@@ -118,7 +121,8 @@ pub(super) fn mixed(
         return None;
     };
     let sentence = format!("nothing of '{name}' was removed: its archives are of '{one}' and of '{other}'");
-    let hint = "where these are two things, give each its own --label; where one was moved, 'prune --moved' takes them as one";
+    let hint =
+        "if these are different images, give each its own --label; if they were moved, use 'prune --moved'";
     refusal(sentence, hint.to_owned())
 }
 

@@ -2,11 +2,13 @@
 //!
 //! Three kinds of addressing, one interface: a piece of the correspondence table ([`Run`]) and its bytes are
 //! written at the guest's address (raw, [`Method::Rewrite`]), at the address that the new qcow2's tables give
-//! the guest's address ([`Method::Rewrite`]), or at the dense address behind the new tables ([`Method::Remap`]). Remap
-//! needs runs of whole clusters; then both qcow2 methods make the same file, and remap looks nothing up.
+//! the guest's address ([`Method::Rewrite`]), or at the dense address behind the new tables
+//! ([`Method::Remap`]). Remap needs runs of whole clusters; then both qcow2 methods make the same file, and
+//! remap looks nothing up.
 //!
-//! Files appear under their name when they are whole ([`PartialFile`]). A block device has no such moment: it is
-//! opened exclusively, must be overwritten on purpose ([`Existing::Replace`]), and reads as zeros where the disk does.
+//! Files appear under their name when they are whole ([`PartialFile`]). A block device has no such moment: it
+//! is opened exclusively, must be overwritten on purpose ([`Existing::Replace`]), and reads as zeros where
+//! the disk does.
 //!
 //! Imports: `units`, `error`, `durable`, `mounts`, `table`, `image` (QEMU's locks).
 
@@ -84,9 +86,9 @@ impl TargetSpec {
                 Existing::Replace => Ok(Found::Device),
                 Existing::Keep => Err(Error::new(
                     ErrorKind::Exists,
-                    format!("'{}' is a block device, and what is on it would be lost", self.path.display()),
+                    format!("'{}' is a block device, and its contents would be lost", self.path.display()),
                 )
-                .with_hint("say --force to write to it")),
+                .with_hint("use --force to write to it")),
             },
             Ok(found) if !found.is_file() => Err(not_a_disk(&self.path)),
             Ok(_) if self.existing == Existing::Keep => Err(exists(&self.path)),
@@ -138,15 +140,14 @@ pub struct TargetDisk {
 impl TargetDisk {
     /// Opens the target and writes what precedes the data.
     ///
-    /// # Errors
-    /// When the target exists and may not be replaced, is in use, is too small, when the method does not suit the
-    /// disk, or when writing fails.
+    /// # Errors When the target exists and may not be replaced, is in use, is too small, when the method does
+    /// not suit the disk, or when writing fails.
     pub fn open(spec: &TargetSpec, table: &CorrespondenceTable) -> Result<Self> {
         Self::open_over(spec, table, Blank::Gaps)
     }
 
-    /// As [`TargetDisk::open`], for a restore that may not have all of the data: what is never written reads as zeros, whatever was on the
-    /// device before.
+    /// As [`TargetDisk::open`], for a restore that may not have all of the data: what is never written reads
+    /// as zeros, whatever was on the device before.
     ///
     /// # Errors
     /// As [`TargetDisk::open`].
@@ -236,9 +237,10 @@ impl TargetDisk {
         }
     }
 
-    /// Shares `len` bytes at `from` of `archive`, the whole dense image, with the new file instead of copying them: FICLONERANGE
-    /// on XFS or Btrfs. Returns how many bytes from the start of the dense image are shared; the rest, less than
-    /// a file system block, must be written. `None` where the file system or the alignment does not allow it.
+    /// Shares `len` bytes at `from` of `archive`, the whole dense image, with the new file instead of copying
+    /// them: FICLONERANGE on XFS or Btrfs. Returns how many bytes from the start of the dense image are
+    /// shared; the rest, less than a file system block, must be written. `None` where the file system or the
+    /// alignment does not allow it.
     ///
     /// # Errors
     /// When the file system allows it and it fails.
@@ -269,9 +271,7 @@ impl TargetDisk {
     pub fn finish(self) -> Result<()> {
         match self.output {
             Output::New(partial) => partial.commit(self.existing),
-            Output::Device(file, path) => {
-                file.sync_all().at(|| format!("what was written to '{}' did not reach it", path.display()))
-            }
+            Output::Device(file, path) => file.sync_all().at(|| format!("cannot sync '{}'", path.display())),
         }
     }
 }
@@ -279,11 +279,8 @@ impl TargetDisk {
 fn plan(spec: &TargetSpec, table: &CorrespondenceTable) -> Result<(Addressing, u64)> {
     let TargetFormat::Qcow2(options) = spec.format else {
         return if spec.method == Method::Remap {
-            Err(Error::new(
-                ErrorKind::Usage,
-                "remap gives the dense image new tables, and a raw disk has none",
-            )
-            .with_hint("use --method rewrite, or --format qcow2"))
+            Err(Error::new(ErrorKind::Usage, "--method remap needs a qcow2 target")
+                .with_hint("use --method rewrite, or --format qcow2"))
         } else {
             Ok((Addressing::Guest, table.capacity()))
         };
@@ -296,7 +293,7 @@ fn plan(spec: &TargetSpec, table: &CorrespondenceTable) -> Result<(Addressing, u
         Method::Remap => Err(Error::new(
             ErrorKind::Usage,
             format!(
-                "remap needs blocks of whole clusters, and these are not ({} bytes)",
+                "--method remap needs blocks of whole clusters, and the archive's blocks have {} bytes",
                 options.cluster_size
             ),
         )
@@ -408,7 +405,7 @@ fn refuse_used(file: &File, path: &Path) -> Result<()> {
 
 fn exists(path: &Path) -> Error {
     Error::new(ErrorKind::Exists, format!("'{}' exists already", path.display()))
-        .with_hint("choose another name, or say --force to replace it")
+        .with_hint("choose another path, or use --force to replace it")
 }
 
 fn not_a_disk(path: &Path) -> Error {

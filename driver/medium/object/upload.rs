@@ -1,14 +1,17 @@
 //! An archive on its way into an object store: a multipart upload, streamed.
 //!
-//! The writer fills a part; a full one goes to a task that sends it, with its digest, while the next is filled. When as many as memory
-//! allows are on their way, the writer waits for one. A part that fails for the moment is sent again for as long as the writer has
-//! patience: it is in memory until the store has it, so an upload that broke goes on where it broke. The last step, the completion, makes the object
-//! appear, whole, and never over another one.
+//! The writer fills a part; a full one goes to a task that sends it, with its digest, while the next is
+//! filled. When as many as memory allows are on their way, the writer waits for one. A part that fails for
+//! the moment is sent again for as long as the writer has patience: it is in memory until the store has it,
+//! so an upload that broke goes on where it broke. The last step, the completion, makes the object appear,
+//! whole, and never over another one.
 //!
-//! An upload that a dead process has left goes on behind the parts that it has noted in a row ([`ObjectMedium::reopen`]). S3 says only when the next
-//! part comes that an upload is not there any more; then a new one is begun, and the archive with it ([`Medium::go_on`]).
+//! An upload that a dead process has left goes on behind the parts that it has noted in a row
+//! ([`ObjectMedium::reopen`]). S3 says only when the next part comes that an upload is not there any more;
+//! then a new one is begun, and the archive with it ([`Medium::go_on`]).
 //!
-//! An answer that was lost is looked up: the upload carries a random mark, which the finished object has, too.
+//! An answer that was lost is looked up: the upload carries a random mark, which the finished object has,
+//! too.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -39,7 +42,8 @@ const FAREWELL: Duration = Duration::from_secs(20);
 /// How long parts that are on their way may take to arrive before that.
 const SETTLING: Duration = Duration::from_secs(5);
 
-/// What a task says when its part is there: which it is, what the store calls it, and the memory that it was in.
+/// What a task says when its part is there: which it is, what the store calls it, and the memory that it was
+/// in.
 type Sent = Answer<(usize, PartId, Vec<u8>)>;
 
 /// An archive on its way into an object store.
@@ -48,7 +52,8 @@ pub struct ObjectMedium {
     upload: Arc<Upload>,
     parts: Parts,
     buffer: Vec<u8>,
-    /// Memory of parts that were sent: it is used again, for what is given back to the allocator is not always given back by it.
+    /// Memory of parts that were sent: it is used again, for what is given back to the allocator is not
+    /// always given back by it.
     spare: Vec<Vec<u8>>,
     sending: JoinSet<Sent>,
     sent: Vec<Option<PartId>>,
@@ -85,8 +90,8 @@ struct Upload {
 }
 
 impl ObjectMedium {
-    /// Begins the upload of the archive `label` to a place below `place`. Uploads that runs of this host have left
-    /// behind there are cleaned up.
+    /// Begins the upload of the archive `label` to a place below `place`. Uploads that runs of this host have
+    /// left behind there are cleaned up.
     ///
     /// # Errors
     /// When the store can't be reached or refuses, or the archive is there already.
@@ -114,8 +119,8 @@ impl ObjectMedium {
         }
     }
 
-    /// Goes on with the upload that a dead process has left, behind its first parts that are known to be there. The note of the upload is this process's then:
-    /// nobody cleans it up.
+    /// Goes on with the upload that a dead process has left, behind its first parts that are known to be
+    /// there. The note of the upload is this process's then: nobody cleans it up.
     ///
     /// # Errors
     /// When the store can't be reached or refuses.
@@ -425,7 +430,7 @@ impl Upload {
         match persist(self.patience, what, attempt).await {
             Ok(()) => {}
             Err(StoreError::Precondition { .. } | StoreError::AlreadyExists { .. }) => {
-                return Err(Error::new(ErrorKind::Exists, format!("'{}' is there already", self.name()))
+                return Err(Error::new(ErrorKind::Exists, format!("'{}' exists already", self.name()))
                     .with_hint("nothing is ever replaced in an object store"));
             }
             Err(StoreError::NotFound { .. }) => {

@@ -346,7 +346,7 @@ fn undecided(summary: &Value) -> Vec<String> {
             domain["disks"].as_array().into_iter().flatten().filter_map(|disk| disk["remains"].as_array());
         let remains = own.into_iter().chain(disks).flatten().filter_map(Value::as_str).collect::<Vec<_>>();
         format!(
-            "the guest '{}' is not in order: {}",
+            "the guest '{}' needs attention: {}",
             domain["name"].as_str().unwrap_or("?"),
             remains.join("; ")
         )

@@ -155,11 +155,11 @@ pub(super) fn failure_in(summary: &Value) -> Option<String> {
     let copies = summary["copies"].as_array().map(Vec::as_slice).unwrap_or_default();
     let copy = copies.iter().find_map(|copy| {
         let why = copy["failure"].as_str()?;
-        Some(format!("there is no copy in '{}': {why}", copy["to"].as_str().unwrap_or("?")))
+        Some(format!("no copy in '{}': {why}", copy["to"].as_str().unwrap_or("?")))
     });
     let home = || {
         let why = summary["thaw_failure"]["sentence"].as_str()?;
-        Some(format!("the archive is good, but the guest is not in order: {why}"))
+        Some(format!("the archive is good, but the guest needs attention: {why}"))
     };
     copy.or_else(home)
 }

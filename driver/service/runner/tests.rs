@@ -190,7 +190,7 @@ fn a_failed_run_is_recovered_and_told_in_its_own_words() {
     drop(stage.start(stage.order()));
     let (result, _) = stage.end();
     assert_eq!((result.kind, result.exit_code), (Some(ErrorKind::NoSpace), Some(8)));
-    assert_eq!(result.sentence, "no room: it is full; the guest 'web' is not in order: look at it");
+    assert_eq!(result.sentence, "no room: it is full; the guest 'web' needs attention: look at it");
     assert_eq!(result.hint.as_deref(), Some("free some"));
     assert_eq!(stage.read("called").lines().count(), 2);
 }
@@ -210,7 +210,7 @@ fn a_good_archive_of_a_guest_that_a_recovery_brings_home_is_good() {
     stage.play("backup", summary);
     drop(stage.start(stage.order()));
     let (result, _) = stage.end();
-    assert_eq!(result.sentence, "there is no copy in 's3://b': no key");
+    assert_eq!(result.sentence, "no copy in 's3://b': no key");
 }
 
 #[test]
@@ -383,7 +383,7 @@ fn recoveries_and_prunes_are_told_and_locks_are_seen() {
     assert_eq!(stage.runner.busy(domain), None);
     let other = Catalog::open(Path::new(&stage.path("state"))).unwrap();
     let held = other.lock(domain).unwrap();
-    assert!(stage.runner.busy(domain).unwrap().contains("is at work"));
+    assert!(stage.runner.busy(domain).unwrap().contains("is working"));
     drop(held);
     assert_eq!(stage.runner.busy(domain), None);
 }

@@ -32,8 +32,8 @@ fn a_medium_that_fails_fails_alone() {
     world.proxy.fail(usize::MAX, Fault::Status(403), |r| r.is_part() && r.target.contains("partNumber=2&"));
     let more = ["--to", folder, "--to", "/nowhere", "--compress", "none"];
     let done = world.run(backup_args(&image, PLACE, &more)).exits(exit::FAILURE);
-    assert!(done.stderr.contains("there is no copy in 's3://backups/vm'"), "{done}");
-    assert!(done.stderr.contains("there is no copy in '/nowhere'"), "{done}");
+    assert!(done.stderr.contains("no copy in 's3://backups/vm'"), "{done}");
+    assert!(done.stderr.contains("no copy in '/nowhere'"), "{done}");
     let left = (world.server.keys(), world.server.unfinished());
     assert!(left.0.is_empty() && left.1.is_empty(), "{left:?}\n{:#?}", world.proxy.log());
     world.comes_back(done.last_line(), &image, &[]);

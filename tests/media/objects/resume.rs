@@ -45,7 +45,7 @@ fn a_killed_upload_goes_on_at_the_parts_that_are_there() {
     world.proxy.log();
     let done = world.run(backup_args(&image, PLACE, &PLAIN)).ok();
     assert!(done.stderr.contains("going on with"), "{done}");
-    assert!(done.text().contains("gone on with at 12.0 MiB"), "{done}");
+    assert!(done.text().contains("resumed at 12.0 MiB"), "{done}");
     assert_eq!(sent(&world), [0, 0, 1, 1, 1], "what was there was sent again, or what was not there was not");
     tidy(&world);
     assert!(records_of(&image).is_empty());
@@ -83,7 +83,7 @@ fn an_upload_that_is_gone_is_begun_anew() {
     world.proxy.fail(1, Fault::Status(404), |r| r.is_part() && r.target.contains("partNumber=3&"));
     world.proxy.log();
     let done = world.run(backup_args(&image, PLACE, &PLAIN)).ok();
-    assert!(done.stderr.contains("going on at 0 B"), "{done}");
+    assert!(done.stderr.contains("resuming at 0 B"), "{done}");
     assert_eq!(begun(&world), 1);
     world.run(["verify", done.last_line()]).ok();
     world.comes_back(done.last_line(), &image, &[]);

@@ -232,7 +232,7 @@ fn a_killed_run_is_gone_on_with_by_the_next_one() {
         bench.unit(|unit| unit.insert(next));
         let done = bench.backup(&large, &["--compress", "none", "--tape-commit-every", "4MiB"]).ok();
         assert!(done.stderr.contains("going on with"), "{done}");
-        let at = done.text().split("gone on with at ").nth(1).unwrap_or_else(|| panic!("{done}"));
+        let at = done.text().split("resumed at ").nth(1).unwrap_or_else(|| panic!("{done}"));
         assert!(at.starts_with("8.0 MiB") || at.starts_with("12.0 MiB"), "{done}");
         assert_eq!(bench.objects(0)[..left.len()], left, "nothing that was on the tape was overwritten");
         let archive = name_of(&done);

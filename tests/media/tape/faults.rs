@@ -143,7 +143,7 @@ fn an_encrypted_backup_goes_on_and_copies_fail_alone() {
     bench.unit(|unit| unit.faults = vec![Fault::WriteError(13)]);
     let more = [&change, "--encrypt-to", &recipient, "--tape-commit-every", "1MiB"];
     let done = bench.backup(&image, &more).ok();
-    assert!(done.text().contains("volume T0 failed") && done.stderr.contains("going on at"), "{done}");
+    assert!(done.text().contains("volume T0 failed") && done.stderr.contains("resuming at"), "{done}");
     bench.unit(|unit| unit.insert(0));
     bench.assert_restores(&name_of(&done), &image, &[&change, "--identity", text(&key)]);
     // Two copies, and the tape goes on on the other volume; the file has nothing twice.

@@ -1,8 +1,11 @@
-//! What is to be done with a disk, from what is seen and what the journal says. Looks only; a dry run ends here.
+//! What is to be done with a disk, from what is seen and what the journal says. Looks only; a dry run ends
+//! here.
 //!
-//! While a QEMU runs it is the truth: its top image is the overlay (commit, pivot), or it is not (the overlay is left over).
+//! While a QEMU runs it is the truth: its top image is the overlay (commit, pivot), or it is not (the overlay
+//! is left over).
 //!
-//! At rest the overlay is the truth as long as nobody has run on the base since. These show it, and nothing else does:
+//! At rest the overlay is the truth as long as nobody has run on the base since. These show it, and nothing
+//! else does:
 //!
 //! | the journal says | shown by |
 //! |---|---|
@@ -12,8 +15,8 @@
 //! | planned, committing | the base was not written to after the overlay |
 //! | a pivot was asked for | the next start uses the overlay (its configuration is set right before a guest goes on), and the base was not written to after it |
 //!
-//! Where nothing shows it, both are left as they are. A base that is another file than when the job began, older than when it
-//! was frozen, or of a time that can't be (a clock that was set back) shows nothing.
+//! Where nothing shows it, both are left as they are. A base that is another file than when the job began,
+//! older than when it was frozen, or of a time that can't be (a clock that was set back) shows nothing.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -25,7 +28,8 @@ use crate::catalog::{DiskJob, DiskState, Job, JobState};
 use crate::error::Result;
 use crate::guest::host::ImageUse;
 
-/// Files written to within this time of each other were written to at the same time: a mirror is that far behind.
+/// Files written to within this time of each other were written to at the same time: a mirror is that far
+/// behind.
 const SAME_TIME: Duration = Duration::from_secs(1);
 
 /// The next step of a disk.
@@ -86,14 +90,13 @@ impl Case<'_> {
             if !below.into_iter().any(|path| path == base) {
                 let (overlay, base) = (overlay.display(), base.display());
                 return Ok(Step::Ask(format!(
-                    "'{overlay}' does not rest on '{base}' any more. Merge it into the image below (virsh blockcommit --active --shallow \
+                    "the backing file of '{overlay}' is not '{base}' any more. Merge it into the image below (virsh blockcommit --active --shallow \
                      --pivot), then run `virtfold recover`"
                 )));
             }
             if self.is_replaced()? {
                 return Ok(Step::Ask(format!(
-                    "somebody has put another file in the place of '{}', and the guest may still have the old one open, which has no name \
-                     any more. Before the guest ends copy its disk to a new file (virsh blockcopy)",
+                    "'{}' was replaced by another file, and the guest may still have the old one open, which has no name any more. Before the guest ends copy its disk to a new file (virsh blockcopy)",
                     base.display()
                 )));
             }
@@ -102,7 +105,7 @@ impl Case<'_> {
         if is_below(Some(chain), overlay) {
             let top = self.seen.top().unwrap_or(overlay).display();
             return Ok(Step::Ask(format!(
-                "somebody's snapshot '{top}' lies on top of the overlay '{}'. The guest runs well on all of them; merge the snapshot \
+                "the snapshot '{top}' of somebody else lies on top of the overlay '{}'. The guest runs on all of them; merge the snapshot \
                  into the overlay (virsh blockcommit --active --shallow --pivot), then run `virtfold recover`",
                 overlay.display()
             )));
@@ -125,8 +128,9 @@ impl Case<'_> {
         Ok(Step::Leave(if proven { Left::Remove } else { Left::Quarantine }))
     }
 
-    /// A running guest that has neither image: the disk was taken off it, or was given another image. What was written last is in the
-    /// overlay; nobody but QEMU knows that, and the base alone is an old state of the disk. So the overlay goes into it, as at rest.
+    /// A running guest that has neither image: the disk was taken off it, or was given another image. What
+    /// was written last is in the overlay; nobody but QEMU knows that, and the base alone is an old state of
+    /// the disk. So the overlay goes into it, as at rest.
     fn unseen(&self) -> Result<Step> {
         for path in [self.overlay, &self.disk.base.path] {
             settled(self.host, path)?;
@@ -142,7 +146,7 @@ impl Case<'_> {
         match uses {
             [ImageUse::Absent, _] if named => {
                 return Ok(Step::Ask(format!(
-                    "the next start would use the overlay '{}', which is not there. Put it back, or define the domain with '{}' \
+                    "the next start would use the overlay '{}', which is missing. Restore it, or define the domain with '{}' \
                      (what was written since the backup is lost then)",
                     overlay.display(),
                     base.display()
@@ -151,7 +155,7 @@ impl Case<'_> {
             [ImageUse::Absent, _] => return Ok(Step::Nothing),
             [_, ImageUse::Absent] => {
                 return Ok(Step::Ask(format!(
-                    "the base '{}' of the overlay '{}' is not there. Put it back; if the guest was deleted on purpose, remove the overlay",
+                    "the base '{}' of the overlay '{}' is missing. Restore it; if the guest was deleted on purpose, remove the overlay",
                     base.display(),
                     overlay.display()
                 )));
@@ -161,7 +165,7 @@ impl Case<'_> {
         }
         if self.seen.is_buried(overlay) {
             return Ok(Step::Ask(format!(
-                "somebody's snapshot lies on top of the overlay '{}'. The guest can start and run on all of them; merge the snapshot into \
+                "a snapshot of somebody else lies on top of the overlay '{}'. The guest can start and run on all of them; merge the snapshot into \
                  the overlay, then run `virtfold recover`",
                 overlay.display()
             )));
@@ -172,7 +176,7 @@ impl Case<'_> {
         }
         if self.host.files.below(overlay)?.first().map(PathBuf::as_path) != Some(base) {
             return Ok(Step::Ask(format!(
-                "the overlay '{}' does not rest on '{}' but on another image; commit it into that one by hand",
+                "the backing file of the overlay '{}' is not '{}' but another image; commit it into that one with 'qemu-img commit'",
                 overlay.display(),
                 base.display()
             )));
@@ -196,7 +200,8 @@ impl Case<'_> {
         Ok(step)
     }
 
-    /// Internal snapshots are somebody's, and lie in the overlay's file alone: neither a commit nor a copy takes them along.
+    /// Internal snapshots are somebody's, and lie in the overlay's file alone: neither a commit nor a copy
+    /// takes them along.
     fn spare_snapshots(&self, step: Step) -> Result<Step> {
         if matches!(step, Step::Nothing | Step::Stuck | Step::Wait(_) | Step::Ask(_)) {
             return Ok(step);
@@ -205,23 +210,24 @@ impl Case<'_> {
             (step, false) => step,
             (Step::Leave(_), true) => Step::Leave(Left::Quarantine),
             (_, true) => Step::Ask(format!(
-                "somebody's internal snapshot lies inside the overlay '{}' and would be lost with it. The guest can start and run on \
+                "an internal snapshot of somebody else is in the overlay '{}' and would be lost with it. The guest can start and run on \
                  the overlay; delete the snapshot (virsh snapshot-delete), then run `virtfold recover`",
                 self.overlay.display()
             )),
         })
     }
 
-    /// Whether the base is another file than when the job began. The inode tells: a device's number does not outlive the boot on
-    /// NFS, Btrfs or LVM. Some network file systems number files anew; one that is as marked when it was frozen is the same.
+    /// Whether the base is another file than when the job began. The inode tells: a device's number does not
+    /// outlive the boot on NFS, Btrfs or LVM. Some network file systems number files anew; one that is as
+    /// marked when it was frozen is the same.
     fn is_replaced(&self) -> Result<bool> {
         let now = self.host.files.identity(&self.disk.base.path)?;
         let (Some((_, then)), Some((_, now))) = (self.disk.base.identity, now) else { return Ok(false) };
         Ok(then != 0 && then != now && !self.is_base_as_frozen()?)
     }
 
-    /// Whether the overlay is as it was when the base had everything. A time in whole seconds is that of a coarse file system,
-    /// where a later write may have left no trace; only the contents tell then.
+    /// Whether the overlay is as it was when the base had everything. A time in whole seconds is that of a
+    /// coarse file system, where a later write may have left no trace; only the contents tell then.
     fn is_level(&self) -> Result<bool> {
         let DiskState::Pivoting { level: Some(level) } = self.disk.state else { return Ok(false) };
         Ok(level.modified.subsec_nanos() != 0 && self.host.files.mark(self.overlay)? == Some(level))
@@ -266,13 +272,15 @@ impl Case<'_> {
         Ok(now.is_some() && now == self.disk.frozen)
     }
 
-    /// Whether the base is not as it was when it was frozen, though nobody should have written to it. A block device does not say.
+    /// Whether the base is not as it was when it was frozen, though nobody should have written to it. A block
+    /// device does not say.
     fn is_base_touched(&self) -> Result<bool> {
         let now = self.host.files.mark(&self.disk.base.path)?;
         Ok(now.is_some() && self.disk.frozen.is_some() && now != self.disk.frozen)
     }
 
-    /// Whether the base is older than when it was frozen: somebody has put an older copy there, or the clock was set back.
+    /// Whether the base is older than when it was frozen: somebody has put an older copy there, or the clock
+    /// was set back.
     fn is_base_older(&self) -> Result<bool> {
         let now = self.host.files.mark(&self.disk.base.path)?;
         Ok(now.zip(self.disk.frozen).is_some_and(|(now, frozen)| now.modified < frozen.modified))
@@ -299,13 +307,14 @@ impl Case<'_> {
     fn ask_of_replaced(&self) -> Step {
         let (overlay, base) = (self.overlay.display(), self.disk.base.path.display());
         Step::Ask(format!(
-            "'{base}' is another file than when '{overlay}' was put on it; the two do not belong together, do not start the guest on them. If \
+            "'{base}' is another file than when '{overlay}' was created on it; they do not belong together. Do not start the guest on them. If \
              the new '{base}' is what it is to have (a restore): move the overlay away, define the domain with '{base}', and run `virtfold \
              recover`. Else put the old file back"
         ))
     }
 
-    /// Whether the guest's next start is not this disk's: then others may have been given its images meanwhile.
+    /// Whether the guest's next start is not this disk's: then others may have been given its images
+    /// meanwhile.
     fn is_taken_off(&self) -> bool {
         self.sight.is_active() || !self.seen.is_named(self.overlay)
     }
@@ -317,7 +326,7 @@ impl Case<'_> {
         {
             return Ok(self.ask_of_user(&user));
         }
-        Ok(Step::Wait(format!("somebody has {files} open (on another host, perhaps)")))
+        Ok(Step::Wait(format!("{files} are open in another process (on another host, perhaps)")))
     }
 
     /// Committed only where nobody else has it, and nobody wrote to a base whose own commit has not begun.
@@ -339,7 +348,7 @@ impl Case<'_> {
     fn ask_of_user(&self, user: &str) -> Step {
         let (overlay, base) = (self.overlay.display(), self.disk.base.path.display());
         Step::Ask(format!(
-            "the disk was taken off the guest while it was copied: its last writes are in '{overlay}', '{base}' alone is older, and {user} has \
+            "the disk was detached from the guest while it was copied: its last writes are in '{overlay}', '{base}' alone is older, and {user} has \
              one of them. Take it off there; then run `virtfold recover`, which writes the overlay into '{base}' if nobody has written to \
              that meanwhile (by hand: qemu-img commit -d -f qcow2 -b '{base}' '{overlay}')"
         ))
@@ -348,7 +357,7 @@ impl Case<'_> {
     fn ask(&self) -> Step {
         let (overlay, base) = (self.overlay.display(), self.disk.base.path.display());
         Step::Ask(format!(
-            "both '{overlay}' and '{base}' may hold the guest's last writes, and nothing tells which; do not start the guest before one is \
+            "both '{overlay}' and '{base}' may hold the guest's last writes, and it can't be determined which; do not start the guest before one is \
              chosen. To keep the base: move the overlay away and run `virtfold recover`. To keep the overlay: run `qemu-img commit -d -f qcow2 \
              -b {base} {overlay}`, see that the domain names the base, move the overlay away and run `virtfold recover`. Copies of both \
              first, if there is room"

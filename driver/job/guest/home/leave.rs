@@ -1,4 +1,5 @@
-//! The end of overlays, and of the job. An overlay goes only when no QEMU has it open and no chain of any domain has it.
+//! The end of overlays, and of the job. An overlay goes only when no QEMU has it open and no chain of any
+//! domain has it.
 //!
 //! Imports: `error`, `catalog`, `guest`.
 
@@ -64,7 +65,10 @@ impl Homing<'_> {
             return Ok(false);
         }
         if !self.is_free(&overlay)? {
-            self.remains(index, format!("somebody still has the overlay '{}' open", overlay.display()));
+            self.remains(
+                index,
+                format!("another process still has the overlay '{}' open", overlay.display()),
+            );
             return Ok(false);
         }
         match left {
@@ -75,7 +79,7 @@ impl Homing<'_> {
                 self.remains(
                     index,
                     format!(
-                        "'{}' may hold writes of the guest that '{}' has not; look at it, or remove it",
+                        "'{}' may hold data of the guest that '{}' lacks; compare them, or remove it",
                         aside.display(),
                         base.display()
                     ),
@@ -91,8 +95,8 @@ impl Homing<'_> {
         }
     }
 
-    /// Whether no QEMU has it open any more. It closes what it has left a moment after it was told to, and what it was never told to
-    /// use when we say so.
+    /// Whether no QEMU has it open any more. It closes what it has left a moment after it was told to, and
+    /// what it was never told to use when we say so.
     fn is_free(&self, overlay: &Path) -> Result<bool> {
         if self.closes(overlay)? {
             return Ok(true);
@@ -145,8 +149,8 @@ pub(super) fn descriptions(host: &Host<'_>, info: &DomainInfo) -> Result<Vec<Str
     Ok(texts)
 }
 
-/// Whether an image that the XML does not follow to its end rests on the overlay. XML that can't be read names no image to
-/// follow.
+/// Whether an image that the XML does not follow to its end rests on the overlay. XML that can't be read
+/// names no image to follow.
 fn rests_on(host: &Host<'_>, texts: &[String], overlay: &Path) -> Result<bool> {
     let parsed = texts.iter().filter_map(|text| DomainXml::parse(text.as_str()).ok());
     let open = parsed.flat_map(|xml| xml.disks).filter(|disk| disk.chain == Chain::Open);
@@ -168,6 +172,9 @@ fn rests_on(host: &Host<'_>, texts: &[String], overlay: &Path) -> Result<bool> {
 }
 
 fn unknown(overlay: &Path, error: Error) -> Error {
-    let message = format!("it can't be told whether an image rests on the overlay '{}'", overlay.display());
+    let message = format!(
+        "it can't be determined whether an image uses the overlay '{}' as backing file",
+        overlay.display()
+    );
     Error::new(ErrorKind::Io, message).with_source(error)
 }

@@ -1,19 +1,21 @@
-//! The way back of disks whose guest runs: begin all commits, wait for all, stand still once, pivot all, look, go on.
+//! The way back of disks whose guest runs: begin all commits, wait for all, stand still once, pivot all,
+//! look, go on.
 //!
-//! All commits are begun before the first pivot. A pivot has libvirt restore labels, and where AppArmor confines the guest that
-//! writes its rules anew, with a denial of writes for each image below an overlay: a commit that begins after it is refused, one that
-//! has its base open goes on. What else writes the rules anew (a CD that is ejected, a start on the overlay) may come before: then
-//! the denial is lifted for the one call that begins the commit.
+//! All commits are begun before the first pivot. A pivot has libvirt restore labels, and where AppArmor
+//! confines the guest that writes its rules anew, with a denial of writes for each image below an overlay: a
+//! commit that begins after it is refused, one that has its base open goes on. What else writes the rules
+//! anew (a CD that is ejected, a start on the overlay) may come before: then the denial is lifted for the one
+//! call that begins the commit.
 //!
-//! In the pause: a pivot is asked for only of jobs that are level (everything written is in the base), and the overlays' marks of
-//! that moment go into the journal first. A mark is taken before the level is read, so a write in between shows. What does not
-//! fit into the budget keeps its job and has the next pause.
+//! In the pause: a pivot is asked for only of jobs that are level (everything written is in the base), and
+//! the overlays' marks of that moment go into the journal first. A mark is taken before the level is read, so
+//! a write in between shows. What does not fit into the budget keeps its job and has the next pause.
 //!
-//! A guest that writes faster than the commit never gets the job level by itself. It is made to stand still after the commit has
-//! gone on for [`Pace::stall`](super::super::Pace) without getting nearer, or is ready; the rest then fits into the budget or the guest goes on and it
-//! is tried again.
+//! A guest that writes faster than the commit never gets the job level by itself. It is made to stand still
+//! after the commit has gone on for [`Pace::stall`](super::super::Pace) without getting nearer, or is ready;
+//! the rest then fits into the budget or the guest goes on and it is tried again.
 //!
-//! A disk whose commit fails again and again is given up for now. The others come home all the same.
+//! A disk whose commit keeps failing is given up for now. The others come home all the same.
 //!
 //! Imports: `error`, `catalog`, `guest`.
 
@@ -36,8 +38,8 @@ use crate::guest::{
 const COMMITS: u32 = 4;
 /// Looks at a ready job are this far apart: the guest stands still.
 const QUICK: Duration = Duration::from_millis(2);
-/// The part of the budget that may be over when the last pivot is asked for, and when it is waited no more for disks that are not
-/// level while others are.
+/// The part of the budget that may be over when the last pivot is asked for, and when it is waited no more
+/// for disks that are not level while others are.
 const LAST: f64 = 0.7;
 const OTHERS: f64 = 0.35;
 
@@ -100,17 +102,17 @@ impl Homing<'_> {
     /// What is to be said of a disk that is given up.
     pub(super) fn given_up(&self, index: usize) -> Result<Error> {
         let disk = self.disk(index)?;
-        let message = format!("the commit of {} fails again and again", self.name_of(&disk.target));
+        let message = format!("the commit of {} keeps failing", self.name_of(&disk.target));
         let why = self.refused.get(index).cloned().flatten();
         let denied = why.as_ref().is_some_and(|why| why.contains("Permission denied"));
         let hint = if denied {
             format!(
-                "the guest runs on in its overlay, nothing is lost. AppArmor, SELinux or the owner of '{}' keeps QEMU from writing to it: shut \
+                "the guest runs on its overlay, nothing is lost. AppArmor, SELinux or the owner of '{}' keeps QEMU from writing to it: shut \
                  the guest down, then run `virtfold recover` as root, which commits without QEMU",
                 disk.base.path.display()
             )
         } else {
-            "is the base's file system full? The guest runs on in its overlay, nothing is lost; make room, then run `virtfold recover`"
+            "is the base's file system full? The guest runs on its overlay, nothing is lost; free space, then run `virtfold recover`"
                 .to_owned()
         };
         let error = Error::new(ErrorKind::Io, message).with_hint(hint);
@@ -133,7 +135,7 @@ impl Homing<'_> {
             }
             Some(other) => {
                 let message =
-                    format!("{} has a block job of somebody else ({:?})", self.name_of(&target), other.kind);
+                    format!("{} has a block job of another tool ({:?})", self.name_of(&target), other.kind);
                 Err(Error::new(ErrorKind::InUse, message).with_hint("wait for its end"))
             }
             None => self.start(index, &target),
@@ -169,8 +171,8 @@ impl Homing<'_> {
         started
     }
 
-    /// A commit that was refused, with the rule lifted that denies QEMU its base, where there is one. QEMU opens the base in this call and
-    /// has it open from then on, so the rule is put back right after it.
+    /// A commit that was refused, with the rule lifted that denies QEMU its base, where there is one. QEMU
+    /// opens the base in this call and has it open from then on, so the rule is put back right after it.
     fn start_allowed(&mut self, index: usize, request: &CommitRequest, refused: Error) -> Result<()> {
         let (hypervisor, domain) = (self.host.hypervisor, self.job.domain);
         let base = self.disk(index)?.base.path.clone();
@@ -186,13 +188,13 @@ impl Homing<'_> {
         let started = hypervisor.commit(domain, request);
         if let Err(error) = hypervisor.restore_denial(domain, &denial) {
             // libvirt writes all rules anew with the pivot, and at each start.
-            tracing::warn!(%domain, ?error, "the denial of writes could not be put back");
+            tracing::warn!(%domain, ?error, "the denial of writes could not be restored");
         }
         started?;
         if let Some(notes) = self.disks.get_mut(index) {
             note(&mut notes.found, format!("AppArmor denied QEMU writes to '{}'", base.display()));
             let rules = denial.rules.display();
-            note(&mut notes.done, format!("lift that denial in '{rules}' while the commit began"));
+            note(&mut notes.done, format!("lift that denial in '{rules}' while the commit starts"));
         }
         Ok(())
     }
@@ -327,8 +329,8 @@ impl Homing<'_> {
         }
     }
 
-    /// The disks that are level: all of them, or after a while those that are, and their overlays' marks at a moment when the base had
-    /// everything.
+    /// The disks that are level: all of them, or after a while those that are, and their overlays' marks at a
+    /// moment when the base had everything.
     fn wait_level(&self, disks: &[usize], from: Instant) -> Result<Vec<Level>> {
         let budget = self.host.pace.pause_budget;
         let mut level: Vec<Level> = Vec::new();
@@ -342,8 +344,9 @@ impl Homing<'_> {
             for Level { index, mark } in waiting {
                 let target = &self.disk(index)?.target;
                 let job = self.host.hypervisor.block_job(self.job.domain, target)?;
-                let gone =
-                    || Error::new(ErrorKind::Io, format!("the commit of {} broke off", self.name_of(target)));
+                let gone = || {
+                    Error::new(ErrorKind::Io, format!("the commit of {} was aborted", self.name_of(target)))
+                };
                 let job = job.ok_or_else(gone)?;
                 let after = self.mark_of(index)?;
                 if job.is_level() && after == mark {
@@ -359,10 +362,10 @@ impl Homing<'_> {
             }
             if from.elapsed() >= budget.mul_f64(LAST) {
                 let message = format!(
-                    "{} writes faster than it can be committed: {rest} bytes were left at the end of the pause budget",
+                    "{} writes faster than the commit: {rest} bytes were left at the end of the pause budget",
                     self.name_of(&self.disk(*index)?.target)
                 );
-                let hint = "run `virtfold recover` when it is quieter; the next backup may have a larger --pause-budget";
+                let hint = "run `virtfold recover` when the guest is quieter, or use a larger --pause-budget";
                 return Err(Error::new(ErrorKind::InUse, message).with_hint(hint));
             }
             waiting = still;

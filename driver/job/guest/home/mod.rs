@@ -1,12 +1,13 @@
-//! Brings a guest home: from wherever a job stands to every disk on its base, the overlays gone, the job closed.
+//! Brings a guest home: from wherever a job stands to every disk on its base, the overlays gone, the job
+//! closed.
 //!
-//! Rounds: let the guest go where it is held, look, set the configuration right, decide for each disk ([`decide()`]), take the next step,
-//! look again. A step that fails is a reason to look again; what was done and not answered is seen, what was not done
-//! is done again. Nothing is remembered from one round to the next but the journal, so a driver that dies in the
-//! midst leaves to the next one what it has itself.
+//! Rounds: let the guest go where it is held, look, set the configuration right, decide for each disk
+//! ([`decide()`]), take the next step, look again. A step that fails is a reason to look again; what was done
+//! and not answered is seen, what was not done is done again. Nothing is remembered from one round to the
+//! next but the journal, so a driver that dies in the midst leaves to the next one what it has itself.
 //!
-//! Order within a round: thaw before anything; the configuration before a guest goes on (while it stands, base and overlay are the
-//! same; then not); live commits all together; overlays last, all at once.
+//! Order within a round: thaw before anything; the configuration before a guest goes on (while it stands,
+//! base and overlay are the same; then not); live commits all together; overlays last, all at once.
 //!
 //! Imports: `error`, `catalog`, `guest`, `sight`.
 
@@ -37,9 +38,9 @@ const FAILURES: u32 = 5;
 const ROUNDS: u32 = 200;
 /// Less than this free around an overlay, in bytes, may have stopped the guest.
 const TIGHT: u64 = 64 << 20;
-/// Looks at a guest that a full disk may stop, and how many of them in a row must find it running. QEMU 10 holds an event of
-/// BLOCK_IO_ERROR back for up to a second after the one before it, and libvirt believes it when it comes: by the default poll these
-/// are 1.5 s.
+/// Looks at a guest that a full disk may stop, and how many of them in a row must find it running. QEMU 10
+/// holds an event of BLOCK_IO_ERROR back for up to a second after the one before it, and libvirt believes it
+/// when it comes: by the default poll these are 1.5 s.
 const STOPS: u32 = 150;
 const STEADY: u32 = 30;
 /// Attempts to thaw before the rest is done all the same.
@@ -138,7 +139,8 @@ impl<'a> Homing<'a> {
             }
         }
         self.last_resort();
-        let message = format!("domain '{}' does not come home: what is done is undone", self.job.name);
+        let message =
+            format!("domain '{}' can't be put back on its disks: somebody keeps undoing it", self.job.name);
         Err(Error::new(ErrorKind::InUse, message))
     }
 
@@ -147,7 +149,9 @@ impl<'a> Homing<'a> {
         let Some(held) = self.job.held else { return };
         match guard::release(self.host.hypervisor, self.job.domain, held) {
             Ok(()) => self.journal_quietly(&[Change::Held(None)]),
-            Err(error) => tracing::error!(domain = %self.job.domain, ?error, "the guest could not be let go"),
+            Err(error) => {
+                tracing::error!(domain = %self.job.domain, ?error, "the guest could not be resumed")
+            }
         }
     }
 
@@ -230,7 +234,8 @@ impl<'a> Homing<'a> {
         self.record(&[Change::Disk { target, state }])
     }
 
-    /// Thaws what we froze. A guest whose agent does not answer is brought home all the same; its job then stays open.
+    /// Thaws what we froze. A guest whose agent does not answer is brought home all the same; its job then
+    /// stays open.
     fn thaw(&mut self) -> Result<()> {
         if self.job.held != Some(Held::Frozen) || self.thaws == THAWS {
             return Ok(());
@@ -298,10 +303,10 @@ impl<'a> Homing<'a> {
         self.record(&[Change::Held(owed)])
     }
 
-    /// A guest that ran when the job began and is on its disks again runs on, also where the overlays' file system was full: that stops it
-    /// while it is on an overlay, or a moment after it has left it. A write that failed while the guest was held stops it when it goes on
-    /// again, and libvirt may take that event for a stop that came after its own resume. So where room is short it is looked at for a
-    /// while.
+    /// A guest that ran when the job began and is on its disks again runs on, also where the overlays' file
+    /// system was full: that stops it while it is on an overlay, or a moment after it has left it. A write
+    /// that failed while the guest was held stops it when it goes on again, and libvirt may take that event
+    /// for a stop that came after its own resume. So where room is short it is looked at for a while.
     fn see_it_run(&mut self, sight: &Sight) -> Result<()> {
         use crate::catalog::Kind;
         let stopped = Run::Paused(Paused::IoError);
@@ -340,7 +345,7 @@ impl<'a> Homing<'a> {
             Ok(guard::Outcome::InTime) => {}
             Ok(guard::Outcome::Fired) => note(&mut self.domain.found, words::FIRED.to_owned()),
             Err(error) => {
-                tracing::warn!(domain = %self.job.domain, ?error, "the guard is gone");
+                tracing::warn!(domain = %self.job.domain, ?error, "the watchdog has ended");
                 self.sentry = None;
             }
         }
@@ -352,7 +357,7 @@ impl<'a> Homing<'a> {
         if let Some(sentry) = &mut self.sentry {
             match sentry.arm(held, budget) {
                 Ok(()) => return Ok(()),
-                Err(error) => tracing::warn!(domain = %self.job.domain, ?error, "the guard is gone"),
+                Err(error) => tracing::warn!(domain = %self.job.domain, ?error, "the watchdog has ended"),
             }
         }
         let mut fresh = self.host.guard.start(self.job.domain)?;

@@ -1,8 +1,9 @@
 //! The way back of disks whose guest does not run.
 //!
-//! QEMU's own locks keep a start off while the overlay is written into its base; a hold on the overlay keeps a start on it off
-//! while what the next start uses is edited. Between the two the guest may start, on either, which then are the same: so the hold
-//! is followed by a look, and only a domain that does not run and an overlay that is as it was are edited.
+//! QEMU's own locks keep a start off while the overlay is written into its base; a hold on the overlay keeps
+//! a start on it off while what the next start uses is edited. Between the two the guest may start, on
+//! either, which then are the same: so the hold is followed by a look, and only a domain that does not run
+//! and an overlay that is as it was are edited.
 //!
 //! Imports: `error`, `catalog`, `guest`.
 
@@ -44,7 +45,9 @@ impl Homing<'_> {
         let state = |state| Change::Disk { target: disk.target.clone(), state };
         self.record(&[Change::State(JobState::Committing), state(DiskState::AtRest)])?;
         let committed = self.host.files.commit_at_rest(overlay, (&disk.base.path, &disk.base.format));
-        committed.map_err(|e| e.within(format!("{} is at rest and not home", self.name_of(&disk.target))))?;
+        committed.map_err(|e| {
+            e.within(format!("{} is not back on its base (domain shut off)", self.name_of(&disk.target)))
+        })?;
         let level = self.host.files.mark(overlay)?;
         self.record(&[state(DiskState::Pivoting { level })])
     }

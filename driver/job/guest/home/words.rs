@@ -9,11 +9,11 @@ use crate::guest::guard::Held;
 use crate::guest::settle::Fix;
 
 pub(in super::super) const THAW: &str = "thaw the guest's file systems";
-pub(in super::super) const RESUME: &str = "let the guest's processors go on";
-pub(super) const STOPPED: &str = "an I/O error stops the guest on its own disks again and again: make room on their file system, then resume it";
+pub(in super::super) const RESUME: &str = "resume the guest";
+pub(super) const STOPPED: &str =
+    "an I/O error keeps stopping the guest on its own disks: free space on their file system, then resume it";
 pub(super) const FULL: &str = "the guest was stopped by a full disk while it was on an overlay";
-pub(in super::super) const FIRED: &str =
-    "the pause budget was over before the driver was ready; the guard let the guest go";
+pub(in super::super) const FIRED: &str = "the pause budget expired; the watchdog resumed the guest";
 
 pub(super) fn frozen(why: &str) -> String {
     format!(
@@ -24,19 +24,21 @@ pub(super) fn frozen(why: &str) -> String {
 /// What the journal has of a job that somebody left.
 pub(in super::super) fn found(job: &Job) -> Vec<String> {
     let state = match job.state {
-        JobState::Planned => "a backup ended while it was taking its snapshot",
-        JobState::Snapshotted => "a backup ended while it was reading the frozen disks",
-        JobState::ReadDone => "a backup ended after it had read the frozen disks",
-        JobState::Committing => "a backup ended while it was bringing the guest back onto its disks",
-        JobState::Reading => "a backup ended while it was reading the disks of the domain at rest",
+        JobState::Planned => "a backup was interrupted while it took its snapshot",
+        JobState::Snapshotted => "a backup was interrupted while it read the frozen disks",
+        JobState::ReadDone => "a backup was interrupted after it had read the frozen disks",
+        JobState::Committing => "a backup was interrupted while it put the guest back on its disks",
+        JobState::Reading => {
+            "a backup was interrupted while it read the disks of the domain, which was shut off"
+        }
         JobState::Closed => "a backup is over",
     };
     let mut found = vec![state.to_owned()];
     match job.held {
         Some(Held::Frozen) => {
-            found.push("it had, or was about to have, the guest's file systems frozen".to_owned())
+            found.push("it had frozen the guest's file systems, or was about to".to_owned())
         }
-        Some(Held::Paused) => found.push("it had, or was about to have, the guest stand still".to_owned()),
+        Some(Held::Paused) => found.push("it had paused the guest, or was about to".to_owned()),
         None => {}
     }
     found
@@ -48,18 +50,18 @@ impl Homing<'_> {
             Fix::Push { target, overlay } => (
                 target,
                 format!(
-                    "the configuration leaves out the overlay '{}' that the guest writes to",
+                    "the configuration lacks the overlay '{}' that the guest writes to",
                     overlay.display()
                 ),
-                "put the overlay into the configuration",
+                "add the overlay to the configuration",
             ),
             Fix::Pop { target, overlay } => (
                 target,
                 format!(
-                    "the configuration names the overlay '{}' that the guest has left",
+                    "the configuration names the overlay '{}' that the guest does not use any more",
                     overlay.display()
                 ),
-                "take the overlay off the configuration",
+                "remove the overlay from the configuration",
             ),
         };
         let disks = self.job.disks.iter().zip(&mut self.disks).filter(|(disk, _)| disk.target == *target);
@@ -124,7 +126,7 @@ fn words(step: &Step, (overlay, base): (&Path, &Path)) -> (Vec<String>, Vec<Stri
     let (overlay, base) = (format!("'{}'", overlay.display()), format!("'{}'", base.display()));
     let list = |texts: &[String]| texts.to_vec();
     let remove = format!("remove the overlay {overlay}");
-    let take_off = format!("let what the next start uses name {base}");
+    let take_off = format!("set {base} in the configuration");
     match step {
         Step::Nothing => (Vec::new(), Vec::new()),
         Step::Commit => (
@@ -132,24 +134,24 @@ fn words(step: &Step, (overlay, base): (&Path, &Path)) -> (Vec<String>, Vec<Stri
             list(&[format!("commit {overlay} into {base} while the guest runs, and pivot"), remove]),
         ),
         Step::Leave(Left::Remove) => {
-            (list(&[format!("the overlay {overlay} is left over; {base} has everything")]), list(&[remove]))
+            (list(&[format!("the overlay {overlay} is left over; {base} has all data")]), list(&[remove]))
         }
         Step::Leave(Left::Quarantine) => (
-            list(&[format!("nothing uses the overlay {overlay}, and it may hold what {base} has not")]),
-            list(&[format!("put the overlay {overlay} aside under a name that ends in .quarantined")]),
+            list(&[format!("nothing uses the overlay {overlay}, and it may hold data that {base} lacks")]),
+            list(&[format!("rename the overlay {overlay} to a name that ends in .quarantined")]),
         ),
         Step::Stuck => (
-            list(&[format!("the guest writes to {base}, and libvirt believes that it writes to {overlay}")]),
+            list(&[format!("the guest writes to {base}, but libvirt believes that it writes to {overlay}")]),
             Vec::new(),
         ),
         Step::CommitAtRest => (
-            list(&[format!("no guest runs on {base} or its overlay {overlay}, which has the last writes")]),
+            list(&[format!("no guest runs on {base} or its overlay {overlay}, which has the newest data")]),
             list(&[format!("commit {overlay} into {base}"), take_off, remove]),
         ),
         Step::TakeOff => (
-            list(&[format!("no guest runs on them, and {base} has everything that {overlay} has")]),
+            list(&[format!("no guest runs on them, and {base} has all data of {overlay}")]),
             list(&[take_off, remove]),
         ),
-        Step::Wait(_) | Step::Ask(_) => (list(&[format!("the overlay {overlay} is there")]), Vec::new()),
+        Step::Wait(_) | Step::Ask(_) => (list(&[format!("the overlay {overlay} exists")]), Vec::new()),
     }
 }

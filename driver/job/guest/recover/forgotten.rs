@@ -1,8 +1,10 @@
 //! Overlays that no journal knows: the state directory was lost, or another one was in use.
 //!
-//! - One that a domain's next start, or its QEMU, has on top is taken on: a job is made up for it, one that knows nothing, so
+//! - One that a domain's next start, or its QEMU, has on top is taken on: a job is made up for it, one that
+//!   knows nothing, so
 //!   that only what QEMU or the files themselves show decides.
-//! - One that lies in the directory of a domain's disk, rests on an image of a domain of this host and is in no chain is put aside;
+//! - One that lies in the directory of a domain's disk, rests on an image of a domain of this host and is in
+//!   no chain is put aside;
 //!   its contents are not looked at. One that rests on none is only told of: storage may be shared with another host.
 //!
 //! Imports: `error`, `catalog`, `guest`, `home`.
@@ -103,7 +105,7 @@ fn adopt(
         host.journal.begin(&job)?;
     }
     let mut recovery = one(host, job, mode);
-    recovery.found.insert(0, "an overlay of virtfold is in use that no journal knows".to_owned());
+    recovery.found.insert(0, "an overlay of virtfold is in use that the journal does not know".to_owned());
     Ok(Some(recovery))
 }
 
@@ -145,8 +147,8 @@ fn made_up(host: &Host<'_>, disk: &Disk, overlay: PathBuf) -> Result<Option<Disk
     }))
 }
 
-/// Puts overlays aside that are in no chain and that nobody has open. One that rests on no image of this host's domains is only
-/// told of: on shared storage it is another host's, which may be at work on it.
+/// Puts overlays aside that are in no chain and that nobody has open. One that rests on no image of this
+/// host's domains is only told of: on shared storage it is another host's, which may be at work on it.
 fn put_aside(host: &Host<'_>, strays: &[PathBuf], (mode, places): (Mode, &Places)) -> Result<Vec<Recovery>> {
     if strays.is_empty() {
         return Ok(Vec::new());
@@ -169,10 +171,10 @@ fn put_aside(host: &Host<'_>, strays: &[PathBuf], (mode, places): (Mode, &Places
             name: String::new(),
             job: None,
             verdict: if mode == Mode::Apply { Verdict::Attention } else { Verdict::Planned },
-            found: vec![format!("the overlay '{name}' is in no chain, and no journal knows it")],
-            done: vec![format!("put the overlay '{name}' aside under a name that ends in .quarantined")],
+            found: vec![format!("the overlay '{name}' is in no chain, and the journal does not know it")],
+            done: vec![format!("rename the overlay '{name}' to a name that ends in .quarantined")],
             remains: vec![format!(
-                "'{name}' may hold writes of a guest; look at it under its new name, or remove it"
+                "'{name}' may hold data of a guest; check it under its new name, or remove it"
             )],
             disks: Vec::new(),
         };
@@ -214,11 +216,11 @@ fn foreign(stray: &Path) -> Recovery {
         job: None,
         verdict: Verdict::Later,
         found: vec![format!(
-            "the overlay '{name}' is in no chain, no journal knows it, and it rests on no image of this host's domains"
+            "the overlay '{name}' is in no chain, the journal does not know it, and its backing file is no image of this host's domains"
         )],
         done: Vec::new(),
         remains: vec![format!(
-            "'{name}' may be another host's or a deleted guest's, and hold writes; look at it, or remove it"
+            "'{name}' may be another host's or a deleted guest's, and hold data; check it, or remove it"
         )],
         disks: Vec::new(),
     }

@@ -1,8 +1,8 @@
 //! Recovery: ends what dead drivers began, and finds overlays that no journal knows.
 //!
-//! A job in the journal goes the same way as a living driver's: `home`. A run that is alive holds its domain's lock, and is left
-//! alone. Every step can be broken off and done again. A dry run decides for each disk, says the words of the decision
-//! and stops there.
+//! A job in the journal goes the same way as a living driver's: `home`. A run that is alive holds its
+//! domain's lock, and is left alone. Every step can be broken off and done again. A dry run decides for each
+//! disk, says the words of the decision and stops there.
 //!
 //! Imports: `error`, `catalog`, `guest`, `home`.
 
@@ -42,11 +42,12 @@ pub enum Mode {
 pub enum Verdict {
     /// The guest is on its own disks and nothing is left to do.
     Recovered,
-    /// The guest is on its own disks and the job is closed; a person should look at what remains, an overlay that was put aside.
+    /// The guest is on its own disks and the job is closed; a person should look at what remains, an overlay
+    /// that was put aside.
     Attention,
     /// The guest is on its own disks; something can only be done later, and the job stays open.
     Later,
-    /// A run of virtfold is at work on it.
+    /// A run of virtfold is working on it.
     Busy,
     /// A person has to decide, or somebody has a file open; what is not decided is as it was.
     Undecided,
@@ -161,7 +162,7 @@ fn advice(error: &Error) -> String {
 
 /// A job that changed nothing in its domain.
 fn read_only(homing: &mut Homing<'_>, mode: Mode) -> Result<Verdict> {
-    homing.domain.done.push("close the job; it changed nothing".to_owned());
+    homing.domain.done.push("close the session; it changed nothing".to_owned());
     match mode {
         Mode::DryRun => Ok(Verdict::Planned),
         Mode::Apply => homing.record(&[Change::Close(Outcome::Recovered)]).map(|()| Verdict::Recovered),

@@ -95,7 +95,7 @@ fn what_is_not_as_it_was_left_is_not_taken_over() {
         ("does not run", &happens(Outside::Suspend)),
         ("does not run", &happens(Outside::Save)),
         ("not on its overlay", &happens(Outside::Snapshot)),
-        ("is at work", &locked),
+        ("is working", &locked),
     ];
     for (why, change) in cases {
         let (scene, _) = dies_in_the_copy(PLAIN);

@@ -54,7 +54,7 @@ fn a_backup_says_how_it_went() {
     let scene = Scene::new(Setup { agent: Agent::Hangs, ..PLAIN });
     let thawed = scene.backup().unwrap();
     assert!(!thawed.report.quiesced && thawed.report.frozen_ms.is_none());
-    assert!(thawed.report.warnings[0].contains("power cut"), "{:?}", thawed.report);
+    assert!(thawed.report.warnings[0].contains("crash-consistent"), "{:?}", thawed.report);
     let request = FreezeRequest { quiesce: Quiesce::Required(Duration::from_secs(1)), ..scene.request() };
     let refused = frozen(&scene.host(), &request, &Control::default(), |_| Ok(())).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Unsupported);
@@ -94,7 +94,7 @@ fn a_backup_gives_way_when_room_gets_short() {
     });
     let error = error.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoSpace);
-    assert!(error.to_string().contains("gave way") && error.hint().is_some(), "{error:?}");
+    assert!(error.to_string().contains("was aborted") && error.hint().is_some(), "{error:?}");
     scene.is_home(Some(Run::Running)).unwrap();
 }
 
@@ -136,7 +136,7 @@ fn a_full_base_keeps_the_guest_on_its_overlay_until_there_is_room() {
     let error = error.unwrap_err();
     let text = sentence(&error);
     assert!(
-        text.contains("the copy is whole") && text.contains("/overlays/0.qcow2.virtfold-00000007.overlay"),
+        text.contains("the copy is complete") && text.contains("/overlays/0.qcow2.virtfold-00000007.overlay"),
         "{text}"
     );
     assert!(error.hint().unwrap().contains("virtfold recover g"), "{error:?}");
@@ -334,7 +334,7 @@ fn an_overlay_that_no_journal_knows_is_taken_on() {
         }
         let recovery = only(scene.recover());
         assert_eq!(recovery.verdict, Verdict::Recovered, "{recovery:#?}");
-        assert!(recovery.found[0].contains("no journal knows"), "{recovery:#?}");
+        assert!(recovery.found[0].contains("the journal does not know"), "{recovery:#?}");
         scene.is_home(Some(if off { Run::ShutOff } else { Run::Running })).unwrap();
     }
 }

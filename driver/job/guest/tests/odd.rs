@@ -125,7 +125,7 @@ fn a_disk_taken_off_that_others_have_or_wrote_to_is_for_a_person() {
     scene.world.set_identity(&base, inode);
     let recovery = only(scene.recover());
     assert_eq!(recovery.verdict, Verdict::Undecided, "{recovery:#?}");
-    assert!(remains(&recovery).contains("nothing tells which") && scene.world.image(&overlay).is_some());
+    assert!(remains(&recovery).contains("be determined which") && scene.world.image(&overlay).is_some());
     // One that nobody wrote to is committed.
     let scene = Scene::new(THREE);
     let image =
@@ -153,7 +153,7 @@ fn an_agent_that_thaws_and_says_no_costs_the_clean_copy_alone() {
     assert!(!report.quiesced && report.frozen_ms.is_none());
     let warnings = report.warnings.join("; ");
     assert!(
-        warnings.contains("it says that they are thawed") && warnings.contains("power cut"),
+        warnings.contains("that the file systems are thawed") && warnings.contains("crash-consistent"),
         "{warnings}"
     );
     scene.is_home(Some(Run::Running)).unwrap();

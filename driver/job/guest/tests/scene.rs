@@ -86,7 +86,7 @@ impl Memory {
 impl Journal for Memory {
     fn lock(&self, domain: DomainId) -> Result<Box<dyn Locked>> {
         if !self.entries().locked.insert(domain) {
-            return Err(Error::new(ErrorKind::InUse, "process 1 of virtfold is at work"));
+            return Err(Error::new(ErrorKind::InUse, "process 1 of virtfold is working"));
         }
         Ok(Box::new(MemoryLock(Arc::clone(&self.state), domain)))
     }
