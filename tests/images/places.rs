@@ -150,7 +150,7 @@ fn a_configuration_is_tried_on_its_host() {
     assert!(line("lto ").contains("NO: there is no drive"), "{tried}");
     assert!(line("qemu+unix").contains("NO: cannot connect to libvirt"), "{tried}");
     assert!(line("old (switched off)").contains("not known"), "{tried}");
-    assert!(said.contains("NO: the command '/no/such/program' is not there"), "{tried}");
+    assert!(said.contains("NO: the command '/no/such/program' does not exist"), "{tried}");
     assert_eq!((said.matches(" 02:00:00 ").count(), said.matches("no schedule").count()), (3, 1), "{tried}");
     assert_eq!(fs::read_dir(&nas).unwrap().count(), 0, "something was left");
 }

@@ -285,7 +285,7 @@ jobs:
         assert_eq!(kept(&["nightly"], "web"), Wish::By(Keep { weekly: Some(52), ..nightly }));
         assert_eq!(kept(&["weekly"], "web"), Wish::By(Keep { weekly: Some(52), ..nightly }));
         assert_eq!(kept(&["weekly"], "mail"), Wish::NotAsked);
-        let why = "the job 'archive' backs 'db' up to 'nas', too, and has no 'keep': all of them stay";
+        let why = "the job 'archive' also backs 'db' up to 'nas' and has no 'keep': all of them are kept";
         assert_eq!(kept(&["nightly"], "db"), Wish::All(why.to_owned()));
         assert_eq!(kept(&["gold"], "mail"), Wish::NotAsked, "nobody knows that it has the tag");
         assert_eq!(kept(&["gold", "nightly"], "scratch"), Wish::By(gold), "it was backed up for the job");

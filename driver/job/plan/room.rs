@@ -168,7 +168,7 @@ mod tests {
         let wanted = (16 << 20) + (1 << 30);
         assert!(short(&room(wanted)).is_none());
         let told = short(&room(wanted - 1)).unwrap().sentence;
-        let expected = "not enough free space for the overlays of vda in '/images': 1.0 GiB free, 1.0 GiB wanted (16.0 MiB estimated and 1.0 GiB to stay free)";
+        let expected = "not enough free space for the overlays of vda in '/images': 1.0 GiB free, 1.0 GiB needed (16.0 MiB estimated, and 1.0 GiB to stay free)";
         assert_eq!(told, expected);
         assert!(beside_archive(&room(wanted), &[]).is_none());
         assert!(beside_archive(&room(wanted - 1), &[]).is_some());

@@ -142,7 +142,7 @@ fn wishes_are_checked() {
     lab.start(id);
     let elsewhere = Wishes { overlay_dir: Some(lab.path("none")), ..lab.wishes() };
     let told = sentences(&lab.plan(&elsewhere));
-    assert!(told.len() == 2 && told[0].contains("for the overlay of disk 'vda' is not there"), "{told:?}");
+    assert!(told.len() == 2 && told[0].contains("for the overlay of disk 'vda' does not exist"), "{told:?}");
     let greedy = Wishes { min_free: u64::MAX, ..lab.wishes() };
     let refusal = lab.plan(&greedy).refusal().unwrap();
     assert_eq!(refusal.kind(), ErrorKind::NoSpace);

@@ -89,11 +89,11 @@ fn what_is_not_as_it_was_left_is_not_taken_over() {
     type Case<'a> = (&'a str, &'a dyn Fn(&Scene));
     let cases: [Case<'_>; 8] = [
         ("written to", &base_written),
-        ("another file", &base_replaced),
-        ("does not run", &happens(Outside::ShutDown)),
-        ("does not run", &happens(Outside::KillGuests)),
-        ("does not run", &happens(Outside::Suspend)),
-        ("does not run", &happens(Outside::Save)),
+        ("another base image", &base_replaced),
+        ("another state", &happens(Outside::ShutDown)),
+        ("another state", &happens(Outside::KillGuests)),
+        ("another state", &happens(Outside::Suspend)),
+        ("another state", &happens(Outside::Save)),
         ("not on its overlay", &happens(Outside::Snapshot)),
         ("is working", &locked),
     ];

@@ -319,7 +319,7 @@ fn a_deleted_guest_leaves_its_overlay_for_a_person() {
     scene.world.remove(&scene.bases()[0]).unwrap();
     let recovery = only(scene.recover());
     assert_eq!(recovery.verdict, Verdict::Undecided);
-    assert!(remains(&recovery).contains("is not there"), "{recovery:#?}");
+    assert!(remains(&recovery).contains("is missing"), "{recovery:#?}");
     scene.world.remove(&scene.overlays()[0]).unwrap();
     assert_eq!(only(scene.recover()).verdict, Verdict::Recovered);
 }
