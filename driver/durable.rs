@@ -186,7 +186,8 @@ impl PartialFile {
 
     /// Makes the file durable under its final name.
     ///
-    /// # Errors When anything of it fails; the final name then does not exist, or is what it was. A file that
+    /// # Errors
+    /// When anything of it fails; the final name then does not exist, or is what it was. A file that
     /// is on the disk and can't be named stays under its partial name, which the error says. Only where the
     /// very last step fails, the sync of the directory, is the file there, whole, under a name that a power
     /// cut may undo.

@@ -38,7 +38,8 @@ impl Identities {
     /// Reads the keys of all `files`, as age-keygen writes them: one a line, with empty lines and lines that
     /// begin with `#` passed over.
     ///
-    /// # Errors Usage, where group or others can read a file, or where it holds no key or something else;
+    /// # Errors
+    /// Usage, where group or others can read a file, or where it holds no key or something else;
     /// Unsupported, where it is encrypted or holds keys of another kind. Messages name the file and the line,
     /// never what stands in it.
     pub fn load(files: &[PathBuf]) -> Result<Self> {

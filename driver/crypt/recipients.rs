@@ -25,7 +25,8 @@ impl Recipients {
     /// Reads recipients as people write them: `age1...`; and those of a file, one a line, with empty lines
     /// and lines that begin with `#` passed over. `None` where neither names any.
     ///
-    /// # Errors Usage, where one is no X25519 recipient, or where everybody may write the file; the message
+    /// # Errors
+    /// Usage, where one is no X25519 recipient, or where everybody may write the file; the message
     /// repeats nothing that could be a secret key. Those of reading the file; a file without a recipient.
     pub fn gather(given: &[String], file: Option<&Path>) -> Result<Option<Self>> {
         let mut all = Vec::new();

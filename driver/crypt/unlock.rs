@@ -33,7 +33,8 @@ pub(super) enum Kind {
 
 /// What an archive called `name` that begins with `first`, at most [`PROBE`] bytes, is.
 ///
-/// # Errors Unsupported, where it is armored or of another version; Incomplete, where all of it is the
+/// # Errors
+/// Unsupported, where it is armored or of another version; Incomplete, where all of it is the
 /// beginning of an age file; Damaged, where its name says that it is encrypted, and it is not.
 pub(super) fn kind_of(first: &[u8], name: &str) -> Result<Kind> {
     if first.starts_with(MAGIC) {
@@ -133,7 +134,8 @@ pub(super) struct Unlocked<R> {
 
 /// Reads the header of the age file `input`, called `name`, and opens it.
 ///
-/// # Errors [`ErrorKind::Locked`], where no identity opens it; Damaged, Incomplete, where its header is;
+/// # Errors
+/// [`ErrorKind::Locked`], where no identity opens it; Damaged, Incomplete, where its header is;
 /// Unsupported, where it is encrypted with a passphrase or of a later version; those of `input`.
 pub(super) fn unlock<R: Read>(input: R, name: &str, identities: &Identities) -> Result<Unlocked<R>> {
     let (gate, state) = Gate::new(input);

@@ -114,7 +114,8 @@ pub struct GuestXml<'a> {
 
 /// Reads everything of a guest that is no disk; see the module's description.
 ///
-/// # Errors Something is there and can't be read, or is larger than its limit; something is missing that a
+/// # Errors
+/// Something is there and can't be read, or is larger than its limit; something is missing that a
 /// running guest has.
 pub fn gather(guest: GuestXml<'_>, places: &LibvirtPlaces) -> Result<Vec<Attachment>> {
     let none = || Error::new(ErrorKind::Internal, "a guest without XML cannot be backed up");

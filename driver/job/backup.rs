@@ -143,7 +143,8 @@ pub fn default_target(index: usize) -> String {
 
 /// Runs the backup.
 ///
-/// # Errors When an image can't be read or trusted, is in use, or the medium fails; no archive then has its
+/// # Errors
+/// When an image can't be read or trusted, is in use, or the medium fails; no archive then has its
 /// final name.
 pub fn run(request: &BackupRequest, control: &Control) -> Result<BackupReport> {
     let copies = Copies::default();
@@ -188,7 +189,8 @@ pub fn run_kept(
 /// Reads the tables of all disks and writes the whole archive to the medium that `open` makes, which is told
 /// of the archive and of what ends the copy. The archive has its name when [`Written::finish`] has returned.
 ///
-/// # Errors When an image can't be read or trusted, or the medium fails; those of `open`, which is called
+/// # Errors
+/// When an image can't be read or trusted, or the medium fails; those of `open`, which is called
 /// when all tables have been read.
 pub fn write(
     material: Material,

@@ -285,7 +285,8 @@ pub trait Tables {
 /// up to the disk's bytes; any other one is read to its end, for only there stands what its tables are
 /// checked against.
 ///
-/// # Errors It can't be read, is damaged or incomplete as far as it was read, is encrypted and does not open,
+/// # Errors
+/// It can't be read, is damaged or incomplete as far as it was read, is encrypted and does not open,
 /// or has no such disk; those of `taker`.
 pub fn tables_from(
     input: impl Read + Send,

@@ -120,7 +120,8 @@ pub trait Medium: Sink {
 
     /// Makes everything durable under its final name.
     ///
-    /// # Errors When any of it is not durable. Only where the very last step fails, the sync of a directory,
+    /// # Errors
+    /// When any of it is not durable. Only where the very last step fails, the sync of a directory,
     /// does the archive exist under its final name.
     fn finish(self: Box<Self>) -> Result<Durable>;
 }
@@ -186,7 +187,8 @@ pub fn open(location: &Location) -> Result<Arc<dyn Source>> {
 
 /// Removes the archive at `location`, which has `bytes`. One that is gone already is no error.
 ///
-/// # Errors It is not a regular file or object of that size (it then stays); it can't be removed; the medium
+/// # Errors
+/// It is not a regular file or object of that size (it then stays); it can't be removed; the medium
 /// is none of archives that can be removed one by one.
 pub fn remove(location: &Location, bytes: u64) -> Result<()> {
     match location {

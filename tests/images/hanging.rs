@@ -46,7 +46,7 @@ fn a_medium_that_hangs_is_abandoned() {
         assert_eq!(outcome.shell_code(), code, "{outcome}");
         assert!(is_there(stuck), "nothing stands in the kernel: nothing was tried");
         if which == Signal::SIGTERM {
-            let said = format!("the copy of 'hangs' was abandoned, and process {stuck} stands in the kernel");
+            let said = format!("the copy of 'hangs' was abandoned; process {stuck} hangs in the kernel");
             assert!(outcome.stderr.contains(&said) && outcome.stderr.contains(text(&folder)), "{outcome}");
         }
         // Nobody has the image.

@@ -71,7 +71,8 @@ pub enum Data<'a> {
 impl<'a> ArchiveIndex<'a> {
     /// Opens the archive in `source`.
     ///
-    /// # Errors Strict: Damaged or Incomplete at the first contradiction. Salvage: the same where neither the
+    /// # Errors
+    /// Strict: Damaged or Incomplete at the first contradiction. Salvage: the same where neither the
     /// front nor the recovery copies give a head and a table to go by.
     pub fn open(source: &'a dyn ReadAt, options: &ReadOptions, trust: Trust) -> Result<Self> {
         let stream = RandomStream::open(source, options)?;
@@ -174,7 +175,8 @@ impl<'a> ArchiveIndex<'a> {
 
     /// Gives `take` all dense bytes of `disk` in `range`, in order, each with its place.
     ///
-    /// # Errors Those of the source and of `take`; Interrupted when cancelled. Damage is no error here: it is
+    /// # Errors
+    /// Those of the source and of `take`; Interrupted when cancelled. Damage is no error here: it is
     /// given out as [`Data::Lost`].
     pub fn read_dense(
         &self,

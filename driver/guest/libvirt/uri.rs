@@ -15,7 +15,8 @@ impl LocalUri {
     /// Checks a URI as libvirt takes it: `qemu:///system`, `qemu:///session`,
     /// `qemu+unix:///system?socket=/path`.
     ///
-    /// # Errors [`ErrorKind::Unsupported`] for a remote one and for other hypervisors, [`ErrorKind::Usage`]
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] for a remote one and for other hypervisors, [`ErrorKind::Usage`]
     /// for what is no URI.
     pub fn parse(text: &str) -> Result<Self> {
         let refuse = |kind, why: &str| {

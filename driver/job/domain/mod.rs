@@ -121,7 +121,8 @@ pub struct DomainReport {
 
 /// Backs up a domain to all `destinations`.
 ///
-/// # Errors What speaks against the backup ([`Plan::refusal`]); whatever fails before the archive is good.
+/// # Errors
+/// What speaks against the backup ([`Plan::refusal`]); whatever fails before the archive is good.
 /// The guest is then back on its disks, unless the sentence says otherwise; no archive has its final name.
 pub fn backup_domain(
     host: &Host<'_>,

@@ -66,7 +66,8 @@ fn is_adoptable(job: &Job) -> bool {
 /// Takes the frozen disks over, runs `copy` on them, and brings the guest back onto them. The copy has to
 /// look at [`Frozen::control`], not at `control`.
 ///
-/// # Errors The domain or the journal can't be looked at. What fails from the copy on is in
+/// # Errors
+/// The domain or the journal can't be looked at. What fails from the copy on is in
 /// [`Adoption::Done`], as from [`super::frozen`].
 pub fn adopt<T>(
     host: &Host<'_>,

@@ -32,7 +32,8 @@ const THAW_POLLS: u32 = 200;
 /// Freezes the disks of a running domain, runs `copy` on the frozen bases, and brings the guest back onto
 /// them. The copy has to look at [`Frozen::control`], not at `control`.
 ///
-/// # Errors Whatever failed, `copy` among it: [`ErrorKind::NoSpace`] where it had to give way,
+/// # Errors
+/// Whatever failed, `copy` among it: [`ErrorKind::NoSpace`] where it had to give way,
 /// [`ErrorKind::InUse`] where an earlier job of this domain is open. The guest is then back on its disks,
 /// unless the sentence says otherwise.
 pub fn frozen<T>(

@@ -147,7 +147,8 @@ pub(super) fn note_lost(damage: &mut Vec<Lost>, disk: &str, guest: GuestOffset, 
 
 /// Runs the restore.
 ///
-/// # Errors When the archive is damaged or incomplete (unless a partial restore was asked for), does not have
+/// # Errors
+/// When the archive is damaged or incomplete (unless a partial restore was asked for), does not have
 /// the disks, or when a target can't be made. No file has then appeared, except where the last step, the
 /// naming of the finished disks one after the other, fails in its midst: those named by then are whole.
 pub fn run(request: &RestoreRequest, control: &Control) -> Result<RestoreReport> {

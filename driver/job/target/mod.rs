@@ -140,7 +140,8 @@ pub struct TargetDisk {
 impl TargetDisk {
     /// Opens the target and writes what precedes the data.
     ///
-    /// # Errors When the target exists and may not be replaced, is in use, is too small, when the method does
+    /// # Errors
+    /// When the target exists and may not be replaced, is in use, is too small, when the method does
     /// not suit the disk, or when writing fails.
     pub fn open(spec: &TargetSpec, table: &CorrespondenceTable) -> Result<Self> {
         Self::open_over(spec, table, Blank::Gaps)

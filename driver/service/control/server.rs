@@ -57,7 +57,8 @@ pub struct Server {
 impl Server {
     /// Listens at `path` and hands what is asked to `desk`. The directory is made where it is missing.
     ///
-    /// # Errors [`ErrorKind::InUse`]: another service listens there; [`ErrorKind::Exists`]: the file is no
+    /// # Errors
+    /// [`ErrorKind::InUse`]: another service listens there; [`ErrorKind::Exists`]: the file is no
     /// socket; the socket can't be made.
     pub fn start(path: &Path, desk: Arc<dyn Desk>, limits: Limits) -> Result<Self> {
         Self::start_for(path, GROUP, desk, limits)
