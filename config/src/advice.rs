@@ -1,8 +1,9 @@
-//! What a configuration says to no effect: keys that are right and fit together, and yet do not do what whoever wrote them wanted. Nothing is
-//! refused for it, since a guest may come and go; it is told.
+//! What a configuration says to no effect: keys that are right and fit together, and yet do not do what
+//! whoever wrote them wanted. Nothing is refused for it, since a guest may come and go; it is told.
 //!
 //! - a job names a domain that is not there, or selects none at all (only where the domains are known);
-//! - a job's `keep` lets nothing go: its media are tapes, or another job without `keep` backs the same domains up to the same medium.
+//! - a job's `keep` lets nothing go: its media are tapes, or another job without `keep` backs the same
+//!   domains up to the same medium.
 
 use std::fmt;
 
@@ -48,7 +49,8 @@ impl Domains {
 }
 
 impl Config {
-    /// What has no effect; `host` is all domains of this host, where they are known. Jobs that are switched off are passed over.
+    /// What has no effect; `host` is all domains of this host, where they are known. Jobs that are switched
+    /// off are passed over.
     pub fn advice(&self, host: Option<&[Seen<'_>]>) -> Vec<Advice> {
         let mut all = Vec::new();
         for (name, job) in self.jobs.iter().filter(|(_, job)| job.enabled) {
@@ -92,7 +94,7 @@ impl Config {
         let media: Vec<&Name> =
             media.filter(|(_, medium)| medium.to.kind() != MediumKind::Tape).map(|(name, _)| name).collect();
         if media.is_empty() {
-            let message = "it has no effect on tapes, which lose no single archive; `retain` of the medium says how long volumes are kept";
+            let message = "it has no effect on tapes, from which no single archive is removed; `retain` of the medium says how long volumes are kept";
             self.advise(name, &["keep"], message.to_owned(), all);
         }
         for medium in media {
@@ -102,7 +104,7 @@ impl Config {
                 }
                 let Some(shared) = shared(&job.domains, &theirs.domains, host) else { continue };
                 let message = format!(
-                    "it has no effect on backups of {shared} in '{medium}': the job '{other}' writes there, too, and has no `keep`, so all of them stay; give '{other}' a `keep`, or a medium of its own"
+                    "it has no effect on backups of {shared} in '{medium}': the job '{other}' also writes there and has no `keep`, so all of them are kept; give '{other}' a `keep`, or a medium of its own"
                 );
                 self.advise(name, &["keep"], message, all);
             }
@@ -195,7 +197,7 @@ mod tests {
         let lines = told(jobs, Some(&[("web", &[]), ("db", &[])]));
         assert!(
             lines.len() == 1
-                && lines[0].contains("on backups of web in 'nas': the job 'web' writes there, too"),
+                && lines[0].contains("on backups of web in 'nas': the job 'web' also writes there"),
             "{lines:?}"
         );
         // Nothing is shared with what is left out.

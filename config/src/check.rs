@@ -1,4 +1,5 @@
-//! What no single value can know: whether keys fit together. Each fault is told at the key that is to be changed.
+//! What no single value can know: whether keys fit together. Each fault is told at the key that is to be
+//! changed.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -42,7 +43,7 @@ fn check_medium(config: &Config, name: &Name, medium: &Medium) -> Result<(), Con
             }
         }
     } else if medium.concurrency.is_some_and(|number| number.get() > 1) {
-        return refuse("concurrency", "a tape takes one backup at a time; write 1, or leave the key out");
+        return refuse("concurrency", "a tape takes one backup at a time; write 1, or omit the key");
     }
     if medium.mounted.is_some() && kind != MediumKind::Directory {
         return refuse("mounted", "only a directory has this key");
@@ -77,10 +78,10 @@ fn check_job(config: &Config, name: &Name, job: &Job) -> Result<(), ConfigError>
         }
     }
     if job.keep.is_some_and(|keep| keep.is_empty()) {
-        return refuse(&["keep"], "it has no rule, so nothing would be kept; leave it out to keep all");
+        return refuse(&["keep"], "it has no rule, so nothing would be kept; omit it to keep all");
     }
     if job.schedule.len() > 1 && job.schedule.iter().any(crate::schedule::Schedule::is_manual) {
-        return refuse(&["schedule"], "'manual' stands alone");
+        return refuse(&["schedule"], "'manual' can't be combined with other words");
     }
     // `defined` has no backup made; it only warns.
     let triggered = job.on.iter().any(|trigger| *trigger != Trigger::Defined);
@@ -103,8 +104,8 @@ fn unknown_medium(config: &Config, path: &[&str], medium: &Name) -> ConfigError 
 }
 
 impl Config {
-    /// An error about the value of a key, for whoever knows more of it than this crate does. Its place is that of the key, or of the
-    /// nearest section around it that a file has.
+    /// An error about the value of a key, for whoever knows more of it than this crate does. Its place is
+    /// that of the key, or of the nearest section around it that a file has.
     pub fn refusal(&self, path: &[&str], message: String) -> ConfigError {
         ConfigError::BadValue { place: place(self, path), key: path.join("."), message, meant: None }
     }

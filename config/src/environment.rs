@@ -1,5 +1,6 @@
-//! The file with the credentials of an object store: one `NAME=VALUE` a line, as systemd's `EnvironmentFile=` has it. Empty lines and those
-//! that begin with `#` or `;` mean nothing; quotes around a whole value are taken off. There are no other escapes, and no variables.
+//! The file with the credentials of an object store: one `NAME=VALUE` a line, as systemd's `EnvironmentFile=`
+//! has it. Empty lines and those that begin with `#` or `;` mean nothing; quotes around a whole value are
+//! taken off. There are no other escapes, and no variables.
 //!
 //! Invariants: no error and no debug text repeats a value; a file that others may read or write is refused.
 
@@ -37,7 +38,7 @@ impl Environment {
             }
             let wrong = |why: &str| Err(refused(path, format!("line {number} {why}")));
             let Some((name, value)) = line.split_once('=').filter(|(name, _)| is_name(name)) else {
-                return wrong("is no variable; write NAME=VALUE");
+                return wrong("is not NAME=VALUE");
             };
             let Some(value) = unquoted(value) else { return wrong("has a quote that does not end") };
             if value.contains('\0') {

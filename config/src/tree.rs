@@ -1,8 +1,8 @@
 //! A YAML document as a tree that knows the place of every key, and the union of several of them.
 //!
 //! The YAML parser tells places only in its errors. But it lends a key's text from the input where the text
-//! stands there as it is, plain or quoted; so a key's place is where its text lies in the input. A key that is
-//! not lent (escapes, several lines) is refused: no key needs that.
+//! stands there as it is, plain or quoted; so a key's place is where its text lies in the input. A key that
+//! is not lent (escapes, several lines) is refused: no key needs that.
 //!
 //! Invariants: a tree has at most [`MAX_NODES`] nodes, however often an alias repeats them; keys of a
 //! mapping are distinct.
@@ -63,8 +63,9 @@ pub(crate) fn read(text: &str, file: &Arc<Path>) -> Result<Node, ConfigError> {
     outcome.map_err(|error| scan.failure.take().unwrap_or_else(|| syntax(text, file, &error)))
 }
 
-/// Refuses what the YAML parser takes quadratic time for (minutes for 1 MiB): brackets in brackets, and directives.
-/// It counts brackets in comments and texts too; a file with over a hundred unclosed ones there has bad luck.
+/// Refuses what the YAML parser takes quadratic time for (minutes for 1 MiB): brackets in brackets, and
+/// directives. It counts brackets in comments and texts too; a file with over a hundred unclosed ones there
+/// has bad luck.
 fn check_cost(text: &str, file: &Arc<Path>) -> Result<(), ConfigError> {
     let fault = |line, message: &str| {
         let place = Place { file: Arc::clone(file), line, column: 1 };
@@ -73,7 +74,7 @@ fn check_cost(text: &str, file: &Arc<Path>) -> Result<(), ConfigError> {
     let mut open = 0_usize;
     for (line, content) in (1..).zip(text.lines()) {
         if content.starts_with('%') {
-            return fault(line, "directives (lines that begin with %) mean nothing in a configuration");
+            return fault(line, "directives (lines that begin with %) are not allowed");
         }
         for byte in content.bytes() {
             match byte {
@@ -187,7 +188,7 @@ impl<'de> Visitor<'de> for Value<'_, '_> {
     }
 
     fn visit_enum<A: EnumAccess<'de>>(self, _: A) -> Result<Node, A::Error> {
-        Err(A::Error::custom("tags such as !name mean nothing in a configuration"))
+        Err(A::Error::custom("tags such as !name are not allowed"))
     }
 
     fn visit_unit<E>(self) -> Result<Node, E> {

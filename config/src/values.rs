@@ -1,7 +1,7 @@
 //! The values that keys take: each with its grammar, its bounds, the form it is shown in and its JSON Schema.
 //!
-//! A value is written as text or as a number; both go through the same `FromStr`, whose error is a sentence for
-//! the person who typed it. A schema's `title` is the form in words, for the reference and for editors.
+//! A value is written as text or as a number; both go through the same `FromStr`, whose error is a sentence
+//! for the person who typed it. A schema's `title` is the form in words, for the reference and for editors.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -34,9 +34,9 @@ const PAUSE: std::ops::RangeInclusive<u64> = 100..=60_000;
 /// Sizes as the command line takes them, for the schema.
 const SIZE_PATTERN: &str = "^[0-9]+([bB]|[kKmMgGtT]([iI][bB])?)?$";
 
-/// Reads a size: `65536`, `64K`, `64KiB`, `2M`, `1GiB`, `1T`. All units are powers of 1024, in either case; nothing
-/// stands before, between or behind. This is strictly the grammar of the command line (`driver/units.rs`); this
-/// crate can't import it, because the driver imports this crate.
+/// Reads a size: `65536`, `64K`, `64KiB`, `2M`, `1GiB`, `1T`. All units are powers of 1024, in either case;
+/// nothing stands before, between or behind. This is strictly the grammar of the command line
+/// (`driver/units.rs`); this crate can't import it, because the driver imports this crate.
 ///
 /// # Errors
 /// A sentence for the person who typed it.
@@ -194,7 +194,7 @@ impl FromStr for Compression {
                 .ok_or_else(|| format!("'{level}' is not a level of zstd; they go from 1 to {ZSTD_MAX}")),
             _ => {
                 let known =
-                    "'{}' is no way to compress; write none, zstd or zstd:LEVEL".replacen("{}", text, 1);
+                    "invalid compression '{}'; write none, zstd or zstd:LEVEL".replacen("{}", text, 1);
                 let meant = nearest(name, ["none", "zstd"]);
                 Err(meant.map_or(known.clone(), |word| format!("{known}; did you mean `{word}`?")))
             }

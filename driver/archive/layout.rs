@@ -1,8 +1,9 @@
 //! What an archive's members are called and in which order they come.
 //!
 //! Order: the head; for each disk its allocation table and its bytes; the recovery copies; digests and end
-//! record. Members with other names (the domain's XML, its NVRAM) may stand anywhere behind the head and before
-//! the digests. All of a disk's bytes lie before the recovery copies: FORMAT.md shows why that matters.
+//! record. Members with other names (the domain's XML, its NVRAM) may stand anywhere behind the head and
+//! before the digests. All of a disk's bytes lie before the recovery copies: FORMAT.md shows why that
+//! matters.
 //!
 //! Names are hostile input: they become file names where `tar` unpacks them and lines on a terminal.
 //!
@@ -104,14 +105,14 @@ pub fn check_target(target: &str) -> Result<()> {
     if is_target(target) {
         return Ok(());
     }
-    let message = format!("'{}' is no name for a disk", target.escape_debug());
+    let message = format!("invalid disk name '{}'", target.escape_debug());
     Err(Error::new(ErrorKind::Usage, message)
         .with_hint("use 1 to 32 letters, digits, '_' or '-', for example 'vda'"))
 }
 
-/// Checks the name of a member: relative, printable ASCII (bsdtar fails on other characters where the locale is C,
-/// as on a rescue system), at most 1024 bytes, no empty, `.` or `..` component, none that tar gives a meaning of
-/// its own.
+/// Checks the name of a member: relative, printable ASCII (bsdtar fails on other characters where the locale
+/// is C, as on a rescue system), at most 1024 bytes, no empty, `.` or `..` component, none that tar gives a
+/// meaning of its own.
 ///
 /// # Errors
 /// A sentence.
@@ -125,7 +126,7 @@ pub fn check_name(name: &str) -> std::result::Result<(), String> {
         return Ok(());
     }
     let shown: String = name.chars().take(80).collect();
-    Err(format!("'{}' is no name for a member", shown.escape_debug()))
+    Err(format!("invalid member name '{}'", shown.escape_debug()))
 }
 
 fn named(prefix: &str, target: &str, suffix: &str) -> Result<String> {

@@ -446,5 +446,5 @@ fn seconds(created: &str) -> std::result::Result<u64, String> {
     let seconds = parsed.ok().and_then(|time| u64::try_from(time.as_second()).ok());
     seconds
         .filter(|seconds| *seconds <= MAX_OCTAL)
-        .ok_or_else(|| format!("invalid time '{}' of a backup", shown(created)))
+        .ok_or_else(|| format!("invalid backup time '{}'", shown(created)))
 }

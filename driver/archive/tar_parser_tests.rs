@@ -186,12 +186,12 @@ fn bad_header_blocks_are_named() {
         (forged(265, b"root"), "a tar header's user name field is not as virtfold writes it"),
         (forged(345, b"dir"), "a tar header's prefix field is not as virtfold writes it"),
         (forged(511, b"x"), "a tar header's padding field is not as virtfold writes it"),
-        (forged(0, &[0; 10]), "'' is no name for a member"),
-        (forged(0, b"/omain.xml"), "'/omain.xml' is no name for a member"),
-        (forged(0, b"../ain.xml"), "'../ain.xml' is no name for a member"),
-        (forged(0, b"a/../b.xml"), "'a/../b.xml' is no name for a member"),
-        (forged(0, b"a\nb"), "'a\\nbain.xml' is no name for a member"),
-        (forged(0, b"GNUSparseFile.0/a"), "'GNUSparseFile.0/a' is no name for a member"),
+        (forged(0, &[0; 10]), "invalid member name ''"),
+        (forged(0, b"/omain.xml"), "invalid member name '/omain.xml'"),
+        (forged(0, b"../ain.xml"), "invalid member name '../ain.xml'"),
+        (forged(0, b"a/../b.xml"), "invalid member name 'a/../b.xml'"),
+        (forged(0, b"a\nb"), "invalid member name 'a\\nbain.xml'"),
+        (forged(0, b"GNUSparseFile.0/a"), "invalid member name 'GNUSparseFile.0/a'"),
         ([vec![0; 512], forged(0, b"")].concat(), "a lone block of zeros stands between members"),
     ];
     for (bytes, message) in cases {

@@ -1,9 +1,11 @@
 //! The grammar of schedules. Words may be written in either case.
 //!
 //! - `manual`.
-//! - Cron: five fields (minute, hour, day of month, month, weekday) of numbers, names, `*`, ranges `a-b`, steps `/n`, lists with commas;
+//! - Cron: five fields (minute, hour, day of month, month, weekday) of numbers, names, `*`, ranges `a-b`,
+//!   steps `/n`, lists with commas;
 //!   or `@hourly`, `@daily`, `@midnight`, `@weekly`, `@monthly`, `@yearly`, `@annually`.
-//! - Calendar words: `hourly`, or `daily`, `weekly`, `monthly`, `quarterly`, `semiannually`, `yearly`, `annually` with a time or without
+//! - Calendar words: `hourly`, or `daily`, `weekly`, `monthly`, `quarterly`, `semiannually`, `yearly`,
+//!   `annually` with a time or without
 //!   (midnight); or weekdays, date, time, each of which may be left out: `Mon,Thu *-1..7 02:00`.
 //! - Behind each, a time zone: `Europe/Berlin`, `UTC`.
 
@@ -95,7 +97,8 @@ pub(super) fn rule(text: &str) -> Result<Rule, String> {
     Ok(Rule::At(calendar, zone))
 }
 
-/// Whether a word behind others is meant as a time zone: `utc`, or `area/city` where the area is no weekday or month.
+/// Whether a word behind others is meant as a time zone: `utc`, or `area/city` where the area is no weekday
+/// or month.
 fn is_zone(word: &str) -> bool {
     let area = word.split('/').next().unwrap_or_default();
     let letters = area.len() > 1 && area.chars().all(|c| c.is_ascii_alphabetic() || c == '_');
@@ -168,7 +171,7 @@ fn calendar(words: &[&str]) -> Result<Calendar, String> {
             word => out.weekdays = weekdays(word)?,
         }
         if WORDS.contains(first) && rest.first().is_some_and(|word| !word.contains(':')) {
-            return Err(format!("behind '{first}' there may be a time of day and a time zone only; {HINT}"));
+            return Err(format!("after '{first}' only a time of day and a time zone may follow; {HINT}"));
         }
     }
     if let Some((first, more)) =
@@ -188,9 +191,9 @@ fn calendar(words: &[&str]) -> Result<Calendar, String> {
             Ok(out)
         }
         [time, word, ..] if time.contains(':') => Err(format!(
-            "'{word}' behind the time is no time zone; write Area/City, for example Europe/Berlin, or UTC"
+            "'{word}' after the time is not a time zone; write Area/City, for example Europe/Berlin, or UTC"
         )),
-        [word, ..] => Err(format!("'{word}' is no weekday, date or time of day here; {HINT}")),
+        [word, ..] => Err(format!("'{word}' is not a weekday, date or time of day here; {HINT}")),
     }
 }
 
@@ -199,7 +202,7 @@ fn weekdays(word: &str) -> Result<u64, String> {
     let plain = word.chars().all(|c| c.is_ascii_alphabetic());
     if plain && named(word, &WEEKDAYS).is_none() {
         let known = WORDS.iter().chain(&WEEKDAYS).chain(&["manual"]).copied();
-        let lost = format!("'{word}' is no word of a schedule");
+        let lost = format!("unknown word '{word}' in a schedule");
         return Err(nearest(word, known)
             .map_or_else(|| format!("{lost}; {HINT}"), |meant| format!("{lost}; did you mean `{meant}`?")));
     }
@@ -213,7 +216,9 @@ fn date(word: &str) -> Result<(u64, u64), String> {
         [month, day] => (*month, *day),
         [_, _, _] => return Err(format!("'{word}' has a year, and a schedule goes on; write * for it")),
         _ => {
-            return Err(format!("'{word}' is no date; write for example *-*-01 for the first of each month"));
+            return Err(format!(
+                "invalid date '{word}'; write for example *-*-01 for the first of each month"
+            ));
         }
     };
     Ok((field(month, "..", &MONTH)?, field(day, "..", &DAY)?))
@@ -225,7 +230,7 @@ fn time(word: &str) -> Result<(u64, u64), String> {
             Ok((field(hour, "..", &HOUR)?, field(minute, "..", &MINUTE)?))
         }
         [_, _, _] => Err(format!("'{word}' has seconds; a schedule is by the minute")),
-        _ => Err(format!("'{word}' is no time of day; write for example 02:00")),
+        _ => Err(format!("invalid time of day '{word}'; write for example 02:00")),
     }
 }
 
@@ -258,7 +263,9 @@ fn field(text: &str, separator: &str, part: &Part) -> Result<u64, String> {
 
 fn step(text: &str, part: &Part) -> Result<u64, String> {
     let step = digits(text).filter(|step| (1..=part.max).contains(step));
-    step.ok_or_else(|| format!("'/{text}' is no step of a {}; they go from 1 to {}", part.name, part.max))
+    step.ok_or_else(|| {
+        format!("'/{text}' is not a valid step of a {}; they go from 1 to {}", part.name, part.max)
+    })
 }
 
 /// The end of a range: Sunday is its seventh day there.
@@ -272,7 +279,7 @@ fn number(text: &str, part: &Part) -> Result<u64, String> {
     }
     let number = digits(text).filter(|number| (part.min..=part.max).contains(number));
     number.ok_or_else(|| {
-        let lost = format!("'{text}' is no {}; {}", part.name, part.known);
+        let lost = format!("'{text}' is not a valid {}; {}", part.name, part.known);
         let meant = nearest(text, part.names.iter().copied());
         meant.map_or(lost.clone(), |name| format!("{lost}; did you mean `{name}`?"))
     })

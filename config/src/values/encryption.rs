@@ -1,7 +1,7 @@
 //! Whom archives are encrypted to.
 //!
-//! A recipient is checked for its form here and for its check sum by the driver. No message repeats what stands there: it may be a
-//! secret key that was put into the wrong place.
+//! A recipient is checked for its form here and for its check sum by the driver. No message repeats what
+//! stands there: it may be a secret key that was put into the wrong place.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -47,7 +47,7 @@ impl<'de> Deserialize<'de> for RecipientList {
                 return Ok(text);
             }
             Err(E::custom(format!(
-                "number {number} is no recipient; write a public key of age, age1 and 58 characters"
+                "number {number} is not a recipient; write a public key of age, age1 and 58 characters"
             )))
         }
 

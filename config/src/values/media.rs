@@ -82,7 +82,7 @@ impl FromStr for MediumAddress {
             (Some(_), _) | (_, Some(_)) => Ok(Self(text.to_owned())),
             (None, None) if text.starts_with('/') => Ok(Self(text.to_owned())),
             (None, None) => Err(format!(
-                "'{text}' is no place for archives; write the absolute path of a directory, s3://BUCKET/PREFIX or tape:/dev/nst0"
+                "invalid destination '{text}'; write the absolute path of a directory, s3://BUCKET/PREFIX or tape:/dev/nst0"
             )),
         }
     }
@@ -129,7 +129,7 @@ impl FromStr for LoopbackAddress {
             ));
         }
         if address.port() == 0 {
-            return Err("port 0 would be another one at each start; name one".to_owned());
+            return Err("port 0 would be a different one at each start; choose one".to_owned());
         }
         Ok(Self(address))
     }

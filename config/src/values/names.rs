@@ -221,7 +221,7 @@ impl<'de> Deserialize<'de> for CommandLine {
                 "'{program}' is not the absolute path of a program; write for example [/usr/local/sbin/dump-db, --all]"
             ))),
             Some(program) if words.len() == 1 && program.contains(' ') => {
-                wrong("no shell takes it apart: write a list, for example [/usr/local/sbin/dump-db, --all]")
+                wrong("no shell splits it: write a list, for example [/usr/local/sbin/dump-db, --all]")
             }
             Some(_) if words.iter().any(|word| word.contains('\0')) => {
                 wrong("an argument can't hold a zero byte")

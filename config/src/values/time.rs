@@ -69,7 +69,7 @@ impl FromStr for Interval {
 
     fn from_str(text: &str) -> Result<Self, String> {
         match parse(text)? {
-            0 => Err(format!("'{text}' is no time at all; the shortest is 1s")),
+            0 => Err(format!("invalid time '{text}'; the shortest is 1s")),
             seconds => Ok(Self(seconds)),
         }
     }

@@ -25,7 +25,7 @@ impl FromStr for Kind {
         match text {
             "full" => Ok(Self::Full),
             "incremental" | "differential" => Err("this virtfold makes full backups only".to_owned()),
-            other => Err(format!("'{other}' is no kind of backup; write full")),
+            other => Err(format!("invalid kind of backup '{other}'; write full")),
         }
     }
 }

@@ -135,8 +135,7 @@ impl<'a> TapeCare<'a> {
             Some(why) if overwrite == Overwrite::Refuse => {
                 let what =
                     format!("volume '{}' in '{}' has failed before: {why}", label.label, self.deck.name());
-                Err(Error::new(ErrorKind::Io, what)
-                    .with_hint("take another one; --force takes it into use again"))
+                Err(Error::new(ErrorKind::Io, what).with_hint("use another tape; --force uses it again"))
             }
             _ => Ok(Some(label.volume)),
         }
@@ -158,7 +157,8 @@ impl<'a> TapeCare<'a> {
         Ok(label)
     }
 
-    /// Erases a tape, its label too. What was behind its new end is hard to read, and not gone from the medium.
+    /// Erases a tape, its label too. What was behind its new end is hard to read, and not gone from the
+    /// medium.
     ///
     /// # Errors
     /// As [`TapeCare::label`].

@@ -81,14 +81,15 @@ impl Changer for NoChanger {
             }
         };
         Err(Error::new(kind, why).with_hint(format!(
-            "put {} in and begin again, or say --change-command; at a terminal you are asked",
+            "load {} and start again, or use --change-command; at a terminal virtfold asks",
             wanted(change)
         )))
     }
 }
 
-/// A command, in the manner of mtx-changer. Its words are split at spaces; in them `%d` is the device, `%n` the number of the volume, `%o`
-/// the label of the old volume, `%w` that of the one wanted, `%p` the pool, `%%` a percent sign. A label that is not there is `-`.
+/// A command, in the manner of mtx-changer. Its words are split at spaces; in them `%d` is the device, `%n`
+/// the number of the volume, `%o` the label of the old volume, `%w` that of the one wanted, `%p` the pool,
+/// `%%` a percent sign. A label that is not there is `-`.
 #[derive(Clone, Debug)]
 pub struct CommandChanger {
     words: Vec<String>,
@@ -105,7 +106,7 @@ impl CommandChanger {
         let nothing = Change { device: "", number: 0, old: None, wanted: None, pool: "", refused: None };
         let bad = words.is_empty() || words.iter().any(|word| expand(word, &nothing).is_none());
         if bad {
-            return Err(Error::new(ErrorKind::Usage, "this is no command that changes volumes").with_hint(
+            return Err(Error::new(ErrorKind::Usage, "invalid change command").with_hint(
                 "%d is the device, %n the volume's number, %o the old label, %w the wanted one, %p the pool, %% a percent sign",
             ));
         }
@@ -137,15 +138,15 @@ fn expand(word: &str, change: &Change<'_>) -> Option<String> {
 impl Changer for CommandChanger {
     fn change(&mut self, change: &Change<'_>, stop: &Cancel) -> Result<()> {
         if let Some(why) = change.refused {
-            let what = format!("the command that changes volumes put the wrong one in: {why}");
+            let what = format!("the change command loaded the wrong volume: {why}");
             return Err(Error::new(ErrorKind::NotFound, what)
-                .with_hint(format!("it was asked for {}", wanted(change))));
+                .with_hint(format!("it was asked to load {}", wanted(change))));
         }
         let words: Vec<String> = self.words.iter().filter_map(|word| expand(word, change)).collect();
         let Some((program, arguments)) = words.split_first() else {
-            return Err(Error::new(ErrorKind::Internal, "the command that changes volumes is empty"));
+            return Err(Error::new(ErrorKind::Internal, "the change command is empty"));
         };
-        let starting = || format!("cannot run '{program}', which changes volumes");
+        let starting = || format!("cannot run the change command '{program}'");
         let mut command = Command::new(program);
         // Standard output may carry the summary; what the command prints is for people.
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::from(std::io::stderr())).process_group(0);
@@ -165,11 +166,11 @@ impl Changer for CommandChanger {
             }
             if Instant::now() >= until {
                 end(&mut child);
-                break format!("was not done after {} s, and was ended", self.limit.as_secs());
+                break format!("timed out after {} s", self.limit.as_secs());
             }
             std::thread::sleep(POLL);
         };
-        let what = format!("the command '{}' {why}; it was to put {} in", words.join(" "), wanted(change));
+        let what = format!("the command '{}' {why}; it was to load {}", words.join(" "), wanted(change));
         Err(Error::new(ErrorKind::Io, what).with_hint("what it printed says why"))
     }
 }
@@ -180,10 +181,10 @@ fn end(child: &mut Child) {
     if let Some(group) = group
         && let Err(error) = rustix::process::kill_process_group(group, rustix::process::Signal::KILL)
     {
-        tracing::warn!(%error, "the command that changes volumes could not be ended");
+        tracing::warn!(%error, "the change command could not be ended");
     }
     if let Err(error) = child.wait() {
-        tracing::warn!(%error, "the command that changes volumes could not be waited for");
+        tracing::warn!(%error, "the change command could not be waited for");
     }
 }
 
@@ -223,7 +224,7 @@ impl PromptChanger {
 
 impl Changer for PromptChanger {
     fn change(&mut self, change: &Change<'_>, stop: &Cancel) -> Result<()> {
-        let refused = change.refused.map(|why| format!("That will not do: {why}.\n")).unwrap_or_default();
+        let refused = change.refused.map(|why| format!("Can't continue: {why}.\n")).unwrap_or_default();
         let old = change.old.map(|old| format!(" Volume '{old}' is done with.")).unwrap_or_default();
         let (number, device, what) = (change.number, change.device, wanted(change));
         let text =
@@ -264,7 +265,7 @@ mod tests {
     #[test]
     fn it_has_its_time_and_is_ended() {
         let error = command("sleep 1000", Duration::from_millis(100)).unwrap_err();
-        assert!(error.to_string().contains("was not done"), "{error}");
+        assert!(error.to_string().contains("timed out"), "{error}");
         let stop = Cancel::default();
         stop.store(true, Ordering::Relaxed);
         let mut changer = CommandChanger::new("sleep 1000", Duration::from_secs(100)).unwrap();

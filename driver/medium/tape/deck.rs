@@ -1,9 +1,11 @@
 //! A drive that is watched: every step is counted here, and the drive is asked where it stands.
 //!
 //! Invariants:
-//! - `at` is what this side counts; [`Deck::check`] holds the drive's own position against it. `MTIOCGET` is never asked for a
+//! - `at` is what this side counts; [`Deck::check`] holds the drive's own position against it. `MTIOCGET` is
+//!   never asked for a
 //!   position: it is wrong after several calls.
-//! - After a failed write, or a position that is not the one counted, nothing is written any more ([`Deck::broken`]). The one
+//! - After a failed write, or a position that is not the one counted, nothing is written any more
+//!   ([`Deck::broken`]). The one
 //!   exception is `ENOSPC`, behind which the position says what is on the tape.
 //! - A block that this side has not counted is never assumed to be on the tape.
 //!
@@ -54,7 +56,8 @@ pub(super) struct Deck {
     at: u64,
     unchecked: u64,
     broken: Option<String>,
-    /// The last thing that was written was a block: the kernel ends it with a filemark when the drive is closed.
+    /// The last thing that was written was a block: the kernel ends it with a filemark when the drive is
+    /// closed.
     unmarked: bool,
 }
 
@@ -107,7 +110,8 @@ impl Deck {
         self.drive.state().map_err(|e| self.said("does not answer", e))
     }
 
-    /// Looks until a tape is ready. A tape that was changed under an open descriptor needs a new one, so each look opens anew.
+    /// Looks until a tape is ready. A tape that was changed under an open descriptor needs a new one, so each
+    /// look opens anew.
     fn wait(&mut self, access: Access, patience: Duration, stop: &Cancel) -> Result<()> {
         let until = Instant::now() + patience;
         let mut pause = POLL.start;
@@ -129,9 +133,8 @@ impl Deck {
             }
             if Instant::now() >= until {
                 let what = format!("there is no tape in '{}'", self.name());
-                return Err(
-                    Error::new(ErrorKind::NotFound, what).with_hint("put one in, and wait until it is ready")
-                );
+                return Err(Error::new(ErrorKind::NotFound, what)
+                    .with_hint("load a tape, and wait until it is ready"));
             }
             std::thread::sleep(pause.min(patience));
             pause = (pause * 2).min(POLL.end);
@@ -140,14 +143,12 @@ impl Deck {
 
     fn protected(&self) -> Error {
         let what = format!("the tape in '{}' is write-protected", self.name());
-        Error::new(ErrorKind::Io, what).with_hint("move its write-protect tab, or take another tape")
+        Error::new(ErrorKind::Io, what).with_hint("move its write-protect tab, or use another tape")
     }
 
     fn busy(&self, e: io::Error) -> Error {
-        let what = format!("somebody else has '{}' open", self.name());
-        Error::new(ErrorKind::InUse, what)
-            .with_source(e)
-            .with_hint("wait until they are done; 'fuser' says who")
+        let what = format!("another process has '{}' open", self.name());
+        Error::new(ErrorKind::InUse, what).with_source(e).with_hint("wait until it is done; 'fuser' names it")
     }
 
     /// An error of the drive.
@@ -162,14 +163,14 @@ impl Deck {
             Err(_) => "an unknown block".to_owned(),
         };
         let what = format!(
-            "{doing} failed on the tape in '{}': virtfold counted to block {}, the drive stands at {stands}",
+            "{doing} failed on the tape in '{}': virtfold counted to block {}, the drive is at {stands}",
             self.name(),
             self.at
         );
         self.drive.write_no_more();
         self.unmarked = false;
         self.broken.get_or_insert_with(|| what.clone());
-        let hint = "what was not committed is lost, and nothing more is written to this volume; back up again, to another one";
+        let hint = "data after the last commit are lost, and this volume is not used any more; back up again, to another one";
         let error = Error::new(ErrorKind::Io, what).with_hint(hint);
         match e {
             Some(e) => error.with_source(e),
@@ -180,9 +181,7 @@ impl Deck {
     fn may_write(&self) -> Result<()> {
         match &self.broken {
             None => Ok(()),
-            Some(why) => {
-                Err(Error::new(ErrorKind::Io, format!("this volume is not written to any more: {why}")))
-            }
+            Some(why) => Err(Error::new(ErrorKind::Io, format!("this volume is not used any more: {why}"))),
         }
     }
 
@@ -227,7 +226,8 @@ impl Deck {
         self.filemark(Motion::Mark)
     }
 
-    /// Writes a filemark, and returns when everything up to here is on the medium, at the position that was counted.
+    /// Writes a filemark, and returns when everything up to here is on the medium, at the position that was
+    /// counted.
     pub(super) fn commit(&mut self) -> Result<()> {
         self.filemark(Motion::MarkAndWait)
     }
@@ -252,7 +252,7 @@ impl Deck {
             let error = match self.drive.read(buf) {
                 Ok(0) => {
                     let at =
-                        self.drive.position().map_err(|e| self.said("does not say where it stands", e))?;
+                        self.drive.position().map_err(|e| self.said("does not report its position", e))?;
                     let found = if at == self.at { Found::End } else { Found::Mark };
                     self.at += u64::from(found == Found::Mark);
                     self.check_read()?;
@@ -297,19 +297,18 @@ impl Deck {
         let what = format!("block {} of the tape in '{}' can't be read", self.at, self.name());
         Error::new(ErrorKind::Io, what)
             .with_source(error)
-            .with_hint("clean the drive, or try another one; what is behind the block may be readable")
+            .with_hint("clean the drive, or try another one; later blocks may be readable")
     }
 
     /// As [`Deck::check`], where nothing is written.
     fn check_read(&mut self) -> Result<()> {
-        let at = self.drive.position().map_err(|e| self.said("does not say where it stands", e))?;
+        let at = self.drive.position().map_err(|e| self.said("does not report its position", e))?;
         if at == self.at {
             return Ok(());
         }
-        let what =
-            format!("the tape in '{}' is at block {at} and should be at block {}", self.name(), self.at);
+        let what = format!("the tape in '{}' is at block {at} instead of block {}", self.name(), self.at);
         Err(Error::new(ErrorKind::Io, what)
-            .with_hint("was the tape changed, or the drive reset? Begin again"))
+            .with_hint("was the tape changed, or the drive reset? Start again"))
     }
 
     /// Goes to the beginning.
@@ -339,12 +338,12 @@ impl Deck {
     pub(super) fn forward_file(&mut self) -> Result<bool> {
         match self.drive.run(Motion::ForwardFile) {
             Ok(()) => {
-                let at = self.drive.position().map_err(|e| self.said("does not say where it stands", e))?;
+                let at = self.drive.position().map_err(|e| self.said("does not report its position", e))?;
                 self.at = at;
                 Ok(true)
             }
             Err(error) => {
-                self.at = self.drive.position().map_err(|e| self.said("does not say where it stands", e))?;
+                self.at = self.drive.position().map_err(|e| self.said("does not report its position", e))?;
                 self.end_or_error(error).map(|_| false)
             }
         }
@@ -361,11 +360,12 @@ impl Deck {
 
     /// Gives the tape out and closes the drive.
     pub(super) fn eject(&mut self) -> Result<()> {
-        self.drive.run(Motion::Eject).map_err(|e| self.said("can't give the tape out", e))?;
+        self.drive.run(Motion::Eject).map_err(|e| self.said("can't eject the tape", e))?;
         self.close()
     }
 
-    /// Gives the tape out behind a failure, as far as the drive still does what it is told: who changes volumes has to do the rest.
+    /// Gives the tape out behind a failure, as far as the drive still does what it is told: who changes
+    /// volumes has to do the rest.
     pub(super) fn let_go(&mut self) {
         self.unmarked = false;
         let given = self.drive.run(Motion::Eject).or_else(|_| {
@@ -375,11 +375,12 @@ impl Deck {
             self.drive.run(Motion::Eject)
         });
         if let Err(error) = given.and_then(|()| self.drive.close()) {
-            tracing::warn!(drive = self.drive.name(), %error, "a tape that failed could not be given out");
+            tracing::warn!(drive = self.drive.name(), %error, "a failed tape could not be ejected");
         }
     }
 
-    /// Closes the drive. The filemark that the kernel may write then is only let be written where the tape stands where it should.
+    /// Closes the drive. The filemark that the kernel may write then is only let be written where the tape
+    /// stands where it should.
     pub(super) fn close(&mut self) -> Result<()> {
         let checked = if std::mem::take(&mut self.unmarked) { self.check("closing") } else { Ok(()) };
         let closed = self.drive.close();

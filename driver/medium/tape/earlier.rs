@@ -1,6 +1,7 @@
 //! What a process that is gone has committed of an archive: by what the ledger knows, its run goes on.
 //!
-//! What the ledger says is held against the tape that is in the drive ([`gone`]): a volume may have been labelled or erased where nobody told this ledger.
+//! What the ledger says is held against the tape that is in the drive ([`gone`]): a volume may have been
+//! labelled or erased where nobody told this ledger.
 //!
 //! Imports: `error`, the modules of tapes.
 
@@ -42,8 +43,8 @@ impl Committed {
     }
 
     fn from(parts: &[Placed]) -> std::result::Result<Self, &'static str> {
-        const NOTHING: &str = "nothing of it was committed to a tape";
-        const ODD: &str = "what the catalog knows of it on tapes does not fit together";
+        const NOTHING: &str = "nothing of it was committed to tape";
+        const ODD: &str = "the catalog's records of it are inconsistent";
         let first = parts.first().ok_or(NOTHING)?;
         let (run, again) = (first.part.begin.run, parts.iter().map(again).max().unwrap_or_default());
         if parts.iter().any(|placed| placed.part.begin.run != run) {
@@ -100,7 +101,7 @@ fn counting(parts: &[Placed]) -> impl Iterator<Item = &Placed> {
 pub(super) fn gone(committed: &Committed, deck: &mut Deck, label: &Label) -> Result<Option<String>> {
     let anew = |old: &(Label, u32)| old.0.label == label.label && old.0.volume != label.volume;
     if committed.volumes.iter().any(anew) {
-        return Ok(Some(format!("volume '{}' was labelled anew since", label.label)));
+        return Ok(Some(format!("volume '{}' was labelled again since then", label.label)));
     }
     let Placed { label: last, part } = &committed.last;
     if last.volume != label.volume {
@@ -113,6 +114,5 @@ pub(super) fn gone(committed: &Committed, deck: &mut Deck, label: &Label) -> Res
     });
     // Its data and the filemark behind them; its end may have had no room.
     let is_there = begun && deck.end_of_data()? > part.start.saturating_add(blocks);
-    Ok((!is_there)
-        .then(|| format!("volume '{}' does not have the parts that were committed to it", label.label)))
+    Ok((!is_there).then(|| format!("volume '{}' lacks the parts that were committed to it", label.label)))
 }

@@ -83,8 +83,9 @@ pub(super) fn bytes_of(part: &Part) -> Option<u64> {
 }
 
 fn several(id: &str) -> Error {
-    Error::new(ErrorKind::Usage, format!("there are several archives whose id begins with {id}"))
-        .with_hint("restore by the volume: put in the one with the archive's first part, without the catalog (--state-dir)")
+    Error::new(ErrorKind::Usage, format!("several archives have ids that begin with {id}")).with_hint(
+        "load the volume with the archive's first part, and restore without the catalog (--state-dir)",
+    )
 }
 
 pub(super) fn by_ledger(id: &str, ledger: &dyn Ledger) -> Result<Option<Wanted>> {
@@ -105,7 +106,7 @@ pub(super) fn by_tape(deck: &mut Deck, fits: impl Fn(&Part) -> bool, which: &Tap
     let found = contents.parts.iter().rev().find(|part| fits(part));
     let Some(found) = found else {
         let what = match which {
-            TapeArchive::Latest => "no whole archive".to_owned(),
+            TapeArchive::Latest => "no complete archive".to_owned(),
             TapeArchive::Id(id) => format!("no archive '{id}'"),
         };
         let what = format!(
@@ -114,7 +115,7 @@ pub(super) fn by_tape(deck: &mut Deck, fits: impl Fn(&Part) -> bool, which: &Tap
             deck.name()
         );
         return Err(Error::new(ErrorKind::NotFound, what)
-            .with_hint("put the right volume in; 'virtfold tape list' shows what is on one"));
+            .with_hint("load the right volume; 'virtfold tape list' shows what is on it"));
     };
     let run = found.begin.run;
     let archive = found.begin.archive.clone();

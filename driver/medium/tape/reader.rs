@@ -1,16 +1,18 @@
 //! An archive that comes from tapes: one pass, front to back, volume after volume.
 //!
-//! Where an archive is, the ledger may know; without it, the tape in the drive is walked. Either way each part is taken from its begin on the
-//! tape, which has to be the one that is wanted, and starts at the byte where the part before ended. A part with an end has to
-//! have its blocks, bytes and digest. Parts that follow each other on a volume are read without a look aside.
+//! Where an archive is, the ledger may know; without it, the tape in the drive is walked. Either way each
+//! part is taken from its begin on the tape, which has to be the one that is wanted, and starts at the byte
+//! where the part before ended. A part with an end has to have its blocks, bytes and digest. Parts that
+//! follow each other on a volume are read without a look aside.
 //!
-//! Of two parts of one number the one counts that was written when the run had gone on more often; then the one with an end: what a volume that failed
-//! has behind its last committed part is not the archive. Where a volume is read whose failure nothing that is known tells of, the part without an end is given out, and
+//! Of two parts of one number the one counts that was written when the run had gone on more often; then the
+//! one with an end: what a volume that failed has behind its last committed part is not the archive. Where a
+//! volume is read whose failure nothing that is known tells of, the part without an end is given out, and
 //! when the next volume turns out to hold that part again, what was given out has to be the beginning of it.
 //!
-//! A part without an end at the end of its volume may also have been cut by the medium's end: the next volume is asked for, where anybody can change volumes.
-//! Any other part without an end, behind which nothing is known, is where the archive ends: it is
-//! for the archive's own end record to say that it is incomplete.
+//! A part without an end at the end of its volume may also have been cut by the medium's end: the next volume
+//! is asked for, where anybody can change volumes. Any other part without an end, behind which nothing is
+//! known, is where the archive ends: it is for the archive's own end record to say that it is incomplete.
 //!
 //! Imports: `error`, the modules of tapes.
 
@@ -140,7 +142,8 @@ impl TapeSource {
         Ok(source)
     }
 
-    /// From here on, what can't be read is stepped over, and zeros given in its place; what is said then tells where.
+    /// From here on, what can't be read is stepped over, and zeros given in its place; what is said then
+    /// tells where.
     pub fn salvage(&mut self) -> Gaps {
         let gaps = Gaps::default();
         self.salvage = Some(Salvage::new(gaps.clone()));
@@ -195,7 +198,8 @@ impl TapeSource {
         self.open = Some(Open { part, ended, blocks: 0, bytes: 0, hasher: blake3::Hasher::new() });
     }
 
-    /// Finds a part on the volume in the drive; or the one before it, where that was in doubt and comes again.
+    /// Finds a part on the volume in the drive; or the one before it, where that was in doubt and comes
+    /// again.
     fn find(&mut self, number: u32) -> Result<Part> {
         let hint = self.hints.get(&number).cloned().unwrap_or_default();
         let label = match &self.contents {
@@ -242,9 +246,8 @@ impl TapeSource {
             "part {} of '{}' begins at byte {}, and the part before ended at byte {}",
             part.begin.part, self.archive, part.begin.offset, self.total
         );
-        Err(Error::new(ErrorKind::Incomplete, what).with_hint(
-            "bytes between them are lost; 'virtfold tape verify' tells of each volume what is on it",
-        ))
+        Err(Error::new(ErrorKind::Incomplete, what)
+            .with_hint("bytes between them are lost; 'virtfold tape verify' checks each volume"))
     }
 
     /// Has the volume with a part put in.
@@ -323,7 +326,7 @@ impl TapeSource {
             self.number, self.archive
         );
         Error::new(ErrorKind::Damaged, what)
-            .with_hint("begin with the archive's last volume in the drive: it says where each part is")
+            .with_hint("start with the archive's last volume in the drive: it says where each part is")
     }
 
     /// The part is at its end.

@@ -35,8 +35,8 @@ impl TapeBlock {
         match usize::try_from(bytes) {
             Ok(len) if len % 4096 == 0 && (Self::SMALLEST..=Self::LARGEST).contains(&len) => Ok(Self(len)),
             _ => {
-                let what = format!("{bytes} is no length of a tape's blocks");
-                Err(Error::new(ErrorKind::Usage, what).with_hint("a multiple of 4KiB from 64KiB to 1MiB is"))
+                let what = format!("invalid block size {bytes} for tapes");
+                Err(Error::new(ErrorKind::Usage, what).with_hint("use a multiple of 4KiB from 64KiB to 1MiB"))
             }
         }
     }
@@ -76,8 +76,8 @@ pub fn check_label(text: &str) -> Result<()> {
     if (1..=MAX_LABEL).contains(&text.len()) && text.bytes().all(allowed) {
         return Ok(());
     }
-    let what = format!("'{}' can't be a volume's label or pool", text.escape_debug());
-    Err(Error::new(ErrorKind::Usage, what).with_hint("1 to 32 letters, digits, '.', '_' and '-' can"))
+    let what = format!("invalid volume label or pool '{}'", text.escape_debug());
+    Err(Error::new(ErrorKind::Usage, what).with_hint("use 1 to 32 letters, digits, '.', '_' or '-'"))
 }
 
 /// File 0 of a volume.
@@ -142,7 +142,8 @@ fn is_zero(number: &u32) -> bool {
 }
 
 impl Earlier {
-    /// The other volumes, the last first, each with the lowest number of its parts that is known; `part` is the number that this belongs to.
+    /// The other volumes, the last first, each with the lowest number of its parts that is known; `part` is
+    /// the number that this belongs to.
     pub(super) fn backwards(&self, part: u32) -> impl Iterator<Item = (u32, &String)> {
         let count = self.volumes.len();
         let said = self.firsts.len() == count;
@@ -221,7 +222,8 @@ impl Record {
     /// Reads a block.
     ///
     /// # Errors
-    /// [`ErrorKind::Damaged`] when it is none, or its digest is wrong; [`ErrorKind::Unsupported`] for other versions.
+    /// [`ErrorKind::Damaged`] when it is none, or its digest is wrong; [`ErrorKind::Unsupported`] for other
+    /// versions.
     pub(super) fn decode(block: &[u8]) -> Result<Self> {
         let damaged = |what: &str| Error::new(ErrorKind::Damaged, format!("a record on the tape {what}"));
         let Some((body, digest)) = block.split_at_checked(BODY).filter(|_| block.len() == RECORD) else {

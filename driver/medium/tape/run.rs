@@ -1,17 +1,22 @@
 //! The writing of an archive to tapes, volume after volume.
 //!
-//! 1. [`Run::take_volume`]: wait for a tape, read its label, refuse what is not for us, go to the end of its data.
-//! 2. A begin, a filemark; blocks; a filemark, an end, a filemark that waits. Only when that has returned, and the drive stands where it was
+//! 1. [`Run::take_volume`]: wait for a tape, read its label, refuse what is not for us, go to the end of its
+//! data.
+//! 2. A begin, a filemark; blocks; a filemark, an end, a filemark that waits. Only when that has returned,
+//! and the drive stands where it was
 //!    counted to be, is the part committed, and told to the ledger. So it is whenever `commit_every` bytes are written, and the next
 //!    part then begins on the same volume.
 //! 3. At the tape's end the tape is given out, and the changer asked for the next one.
-//! 4. When all is written, a filemark that waits ([`Run::write`] returns then); the end comes with [`Run::finish`].
+//! 4. When all is written, a filemark that waits ([`Run::write`] returns then); the end comes with
+//! [`Run::finish`].
 //!
-//! Whatever else fails ends the run; where it was a write, the volume is noted as failed first. [`Run::go_on`] goes on behind the last
-//! committed part, on another volume: the part that was open begins again there, under its number. A run that is dropped leaves a part without an end: nobody
-//! takes it for an archive.
+//! Whatever else fails ends the run; where it was a write, the volume is noted as failed first.
+//! [`Run::go_on`] goes on behind the last committed part, on another volume: the part that was open begins
+//! again there, under its number. A run that is dropped leaves a part without an end: nobody takes it for an
+//! archive.
 //!
-//! A run of a process that is gone goes on, too ([`Run::behind`]): behind what the ledger knows, on the volume that has its last committed part or on another one.
+//! A run of a process that is gone goes on, too ([`Run::behind`]): behind what the ledger knows, on the
+//! volume that has its last committed part or on another one.
 //!
 //! Imports: `error`, the modules of tapes.
 
@@ -162,7 +167,8 @@ impl Run {
         self.total
     }
 
-    /// Writes all that comes through the ring, beginning on the volume in the drive. What was written is on the medium then, and the last part open.
+    /// Writes all that comes through the ring, beginning on the volume in the drive. What was written is on
+    /// the medium then, and the last part open.
     pub(super) fn write(mut self, ring: &Ring, label: Label) -> (Self, Result<()>) {
         let done = self.all(ring, label);
         self.underruns += ring.underruns();
@@ -188,15 +194,15 @@ impl Run {
         })
     }
 
-    /// Behind a failed write: puts the next volume in, where the archive goes on behind its last committed byte. `None` where what failed was not a volume, or nobody
-    /// can change it.
+    /// Behind a failed write: puts the next volume in, where the archive goes on behind its last committed
+    /// byte. `None` where what failed was not a volume, or nobody can change it.
     pub(super) fn go_on(&mut self) -> Result<Option<Label>> {
         if self.deck.broken().is_none() || !self.changer.can_change() {
             return Ok(None);
         }
         if let (Some(why), Some(label)) = (self.deck.broken(), self.volumes.last()) {
             tracing::warn!(
-                "volume '{}' is not written to any more: {why}; the archive goes on on the next volume",
+                "volume '{}' is not used any more: {why}; the archive continues on the next volume",
                 label.label
             );
         }
@@ -211,7 +217,7 @@ impl Run {
         if let (Some(why), Some(label)) = (self.deck.broken(), self.volumes.last()) {
             self.failed.push(label.label.clone());
             if let Err(error) = self.ledger.failed(label, why) {
-                tracing::error!(volume = %label.label, %error, "a failed volume could not be noted: do not use it again");
+                tracing::error!(volume = %label.label, %error, "a failed volume could not be recorded: do not use it again");
             }
         }
     }
@@ -256,8 +262,8 @@ impl Run {
                 return Ok(());
             }
         }
-        let what = format!("{IDLE_VOLUMES} volumes one after the other have no room for a block");
-        Err(Error::new(ErrorKind::NoSpace, what).with_hint("label or erase volumes, and begin again"))
+        let what = format!("{IDLE_VOLUMES} volumes in a row have no space for a block");
+        Err(Error::new(ErrorKind::NoSpace, what).with_hint("label or erase volumes, and start again"))
     }
 
     /// Commits the part and begins the next one, on this volume where there is room.
@@ -269,7 +275,8 @@ impl Run {
         self.turn()
     }
 
-    /// Begins the next part on the volume in the drive; goes on to other volumes where there is no room for it.
+    /// Begins the next part on the volume in the drive; goes on to other volumes where there is no room for
+    /// it.
     fn begin(&mut self, mut label: Label) -> Result<()> {
         for _ in 0..IDLE_VOLUMES {
             self.volumes.push(label.clone());
@@ -282,11 +289,12 @@ impl Run {
             let place = self.volumes.len().saturating_sub(1);
             self.volumes.remove(place);
         }
-        let what = format!("{IDLE_VOLUMES} volumes one after the other have no room for an archive");
-        Err(Error::new(ErrorKind::NoSpace, what).with_hint("label or erase volumes, and begin again"))
+        let what = format!("{IDLE_VOLUMES} volumes in a row have no space for an archive");
+        Err(Error::new(ErrorKind::NoSpace, what).with_hint("label or erase volumes, and start again"))
     }
 
-    /// Writes the begin of the next part, as file `file` of the volume in the drive; false where there is no room for it.
+    /// Writes the begin of the next part, as file `file` of the volume in the drive; false where there is no
+    /// room for it.
     fn open(&mut self, file: u64) -> Result<bool> {
         let label = self.volumes.last().ok_or_else(no_part)?;
         let others: Vec<&Held> = self.held.iter().filter(|held| held.volume != label.volume).collect();
@@ -314,7 +322,8 @@ impl Run {
         Ok(true)
     }
 
-    /// Ends the part and commits it. `NoRoom` where there was none to say so: then it is committed as one that others follow.
+    /// Ends the part and commits it. `NoRoom` where there was none to say so: then it is committed as one
+    /// that others follow.
     fn end(&mut self, why: Why) -> Result<Fate> {
         let open = self.part.take().ok_or_else(no_part)?;
         // At the end of a tape it is looked what is durable before anything is said of it.
@@ -415,16 +424,16 @@ impl Run {
         let called = format!("volume '{}' in '{}'", label.label, self.deck.name());
         if let Some(why) = self.ledger.failure(label.volume)? {
             return Err(Error::new(ErrorKind::Io, format!("{called} has failed before: {why}"))
-                .with_hint("take another one; what is on it may still be read"));
+                .with_hint("use another volume; its data may still be readable"));
         }
         let wanted = self.pool.get_or_insert_with(|| label.pool.clone());
         if *wanted != label.pool {
             let what = format!("{called} is of the pool '{}', not of '{wanted}'", label.pool);
-            return Err(Error::new(ErrorKind::Usage, what).with_hint("take a volume of that pool"));
+            return Err(Error::new(ErrorKind::Usage, what).with_hint("use a volume of that pool"));
         }
         let is_used = self.volumes.iter().any(|used| used.volume == label.volume);
         if is_used && self.reusable != Some(label.volume) {
-            return Err(Error::new(ErrorKind::Exists, format!("{called} was written in this run already"))
+            return Err(Error::new(ErrorKind::Exists, format!("{called} was already written in this run"))
                 .with_hint("take another one"));
         }
         if self.volumes.first().is_some_and(|first| first.block_size != label.block_size) {
@@ -432,7 +441,7 @@ impl Run {
                 "{called} has blocks of {} bytes, the volumes before it others",
                 label.block_size.get()
             );
-            return Err(Error::new(ErrorKind::Usage, what).with_hint("take a volume of the same kind"));
+            return Err(Error::new(ErrorKind::Usage, what).with_hint("use a volume with the same block size"));
         }
         // Whatever it is, it is written to now.
         self.reusable = None;

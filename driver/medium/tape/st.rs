@@ -58,7 +58,7 @@ impl Drive for StDrive {
         let is_st =
             u64::from(libc::major(device)) == MAJOR && u64::from(libc::minor(device)) & NO_REWIND != 0;
         if !std::os::unix::fs::FileTypeExt::is_char_device(&kind.file_type()) || !is_st {
-            let what = "it is not a SCSI tape that stays where it is when it is closed, as /dev/nst0 is";
+            let what = "it is not a non-rewinding SCSI tape device such as /dev/nst0";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
         }
         self.file = Some(options.open(&self.path)?);

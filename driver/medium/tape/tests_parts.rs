@@ -219,12 +219,12 @@ fn what_the_memory_says_is_held_against_the_tape() {
     );
     elsewhere.label(&label("T0", "default"), Overwrite::Force).unwrap();
     let why = go_on(&bench, &archive, &[]).unwrap().unwrap_err();
-    assert!(why.contains("was labelled anew"), "{why}");
+    assert!(why.contains("was labelled again"), "{why}");
     for left in [2, 8] {
         let bench = begun();
         bench.drive.with_tape(0, |tape| tape.objects.truncate(left)).unwrap();
         let why = go_on(&bench, &archive, &[]).unwrap().unwrap_err();
-        assert!(why.contains("does not have the parts"), "{left}: {why}");
+        assert!(why.contains("lacks the parts"), "{left}: {why}");
     }
     // It stays in its pool.
     let bench = begun();

@@ -1,6 +1,7 @@
 //! A volume from end to end: its label, its parts, where the next one goes.
 //!
-//! Reading it goes from file to file ([`walk`]); the data are jumped over. What is there in which order FORMAT.md says.
+//! Reading it goes from file to file ([`walk`]); the data are jumped over. What is there in which order
+//! FORMAT.md says.
 //!
 //! Imports: `error`, `deck`, `record`.
 
@@ -36,7 +37,8 @@ pub struct Part {
 }
 
 impl Part {
-    /// Of two parts of one run and one number the one counts that is worth more: how often the run had gone on, and whether there is an end.
+    /// Of two parts of one run and one number the one counts that is worth more: how often the run had gone
+    /// on, and whether there is an end.
     pub(super) fn worth(&self) -> (u32, bool) {
         (self.begin.earlier.again, self.end.is_some())
     }
@@ -118,19 +120,19 @@ pub(super) fn label_of(deck: &mut Deck) -> Result<Label> {
         Face::Ours(label) => Ok(label),
         Face::Blank => {
             Err(Error::new(ErrorKind::NotFound, format!("the tape in '{name}' is blank: it has no label"))
-                .with_hint(format!("say 'virtfold tape label tape:{name} LABEL' to take it into use")))
+                .with_hint(format!("label it first: 'virtfold tape label tape:{name} LABEL'")))
         }
         Face::Foreign(who) => Err(not_ours(&name, &who)),
     }
 }
 
 fn not_ours(name: &str, who: &str) -> Error {
-    Error::new(ErrorKind::Exists, format!("the tape in '{name}' was written by {who}")).with_hint(
-        "take another one; 'virtfold tape label --force' overwrites it, and all that is on it is then lost",
-    )
+    Error::new(ErrorKind::Exists, format!("the tape in '{name}' was written by {who}"))
+        .with_hint("use another tape; 'virtfold tape label --force' overwrites it, and its data are lost")
 }
 
-/// Reads what a volume holds, from file to file. The tape is at the end then; the flag says what an append has to write first.
+/// Reads what a volume holds, from file to file. The tape is at the end then; the flag says what an append
+/// has to write first.
 pub(super) fn walk(deck: &mut Deck) -> Result<(VolumeContents, Tail)> {
     let label = label_of(deck)?;
     let mut walk = Walk { buf: buffer(), file: 0, parts: Vec::new(), tail: Tail::Clean };
@@ -241,7 +243,8 @@ impl Walk {
     }
 }
 
-/// Goes to where the next part goes, and makes the end clean. Returns the number of the file that begins there.
+/// Goes to where the next part goes, and makes the end clean. Returns the number of the file that begins
+/// there.
 pub(super) fn go_to_end(deck: &mut Deck, label: &Label) -> Result<u64> {
     let end = deck.end_of_data()?;
     let next = if end == 2 { Some(1) } else { behind_end(deck, label, end)? };
@@ -258,7 +261,8 @@ pub(super) fn go_to_end(deck: &mut Deck, label: &Label) -> Result<u64> {
     Ok(next)
 }
 
-/// The number of the next file, where the last one of the tape is an end with its filemark. The tape is at the end then.
+/// The number of the next file, where the last one of the tape is an end with its filemark. The tape is at
+/// the end then.
 fn behind_end(deck: &mut Deck, label: &Label, end: u64) -> Result<Option<u64>> {
     let Some(at) = end.checked_sub(2).filter(|at| *at > 0) else { return Ok(None) };
     deck.seek(at)?;
@@ -294,8 +298,7 @@ pub(super) fn may_overwrite(deck: &mut Deck, overwrite: Overwrite) -> Result<()>
     let kept =
         until.map_or_else(|| "which are kept".to_owned(), |until| format!("which are kept until {until}"));
     let what = format!("volume '{}' in '{name}' holds archives, {kept}", label.label);
-    Err(Error::new(ErrorKind::Exists, what)
-        .with_hint("take another one, or say --force: all that is on it is then lost"))
+    Err(Error::new(ErrorKind::Exists, what).with_hint("use another tape, or --force: its data are then lost"))
 }
 
 /// Writes a new label; everything on the tape is gone then.
@@ -313,8 +316,8 @@ pub(super) fn label(deck: &mut Deck, new: &NewLabel) -> Result<Label> {
     };
     deck.rewind()?;
     if deck.write(&Record::Label(label.clone()).encode()?, "writing a label")? != Fate::Written {
-        let what = format!("the tape in '{}' is full with its label", deck.name());
-        return Err(Error::new(ErrorKind::NoSpace, what).with_hint("it is no good any more"));
+        let what = format!("the tape in '{}' is full after its label", deck.name());
+        return Err(Error::new(ErrorKind::NoSpace, what).with_hint("it is worn out; use another tape"));
     }
     deck.commit()?;
     // What was written is believed when it was read.
@@ -322,7 +325,7 @@ pub(super) fn label(deck: &mut Deck, new: &NewLabel) -> Result<Label> {
         Face::Ours(read) if read == label => Ok(label),
         _ => {
             let what = format!("the label in '{}' does not read as it was written", deck.name());
-            Err(Error::new(ErrorKind::Damaged, what).with_hint("clean the drive, or take another tape"))
+            Err(Error::new(ErrorKind::Damaged, what).with_hint("clean the drive, or use another tape"))
         }
     }
 }

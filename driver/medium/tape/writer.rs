@@ -1,10 +1,12 @@
 //! An archive on its way to tapes.
 //!
-//! The caller's thread fills the ring; one thread writes (`run`), and ends when all is on the tape, or when it fails. The archive's end is said by
-//! [`Medium::finish`] alone: what was settled and is dropped is no archive.
+//! The caller's thread fills the ring; one thread writes (`run`), and ends when all is on the tape, or when
+//! it fails. The archive's end is said by [`Medium::finish`] alone: what was settled and is dropped is no
+//! archive.
 //!
-//! After a failed write the run can go on ([`Medium::go_on`]): the volume is noted as failed and given out, the next one is asked for, and the archive goes on there
-//! behind its last committed byte. What was in the ring is forgotten: the caller gives it again.
+//! After a failed write the run can go on ([`Medium::go_on`]): the volume is noted as failed and given out,
+//! the next one is asked for, and the archive goes on there behind its last committed byte. What was in the
+//! ring is forgotten: the caller gives it again.
 //!
 //! Imports: `error`, `archive` (`Sink`), the modules of tapes.
 
@@ -55,7 +57,8 @@ pub struct TapeSetup {
 pub struct TapeReport {
     /// The labels of the volumes that the archive is on, in their order.
     pub volumes: Vec<String>,
-    /// The labels of the volumes that failed meanwhile. Some of the archive may be on them: what was committed before.
+    /// The labels of the volumes that failed meanwhile. Some of the archive may be on them: what was
+    /// committed before.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failed: Vec<String>,
     /// Bytes on them.
@@ -97,7 +100,7 @@ impl TapeMedium {
         let whole = |placed: &Placed| placed.part.end.as_ref().is_some_and(|end| end.last);
         if !id.is_empty() && setup.ledger.archives(id)?.iter().any(whole) {
             return Err(Error::new(ErrorKind::Exists, format!("an archive '{id}' is on a tape already"))
-                .with_hint("begin again: the new one gets another id"));
+                .with_hint("start again: the new archive gets another id"));
         }
         let (cancel, room) = (Arc::clone(&setup.cancel), setup.ring);
         let mut run = Run::new(setup, archive);
@@ -105,8 +108,9 @@ impl TapeMedium {
         Self::with(run, label, (name, room, cancel))
     }
 
-    /// Goes on with the archive `archive`, which another process has begun and committed some of, behind that: on the volume in the drive, or the one that is put in instead.
-    /// Also says how many bytes of it there are; or why there is nothing to go on with.
+    /// Goes on with the archive `archive`, which another process has begun and committed some of, behind
+    /// that: on the volume in the drive, or the one that is put in instead. Also says how many bytes of it
+    /// there are; or why there is nothing to go on with.
     ///
     /// # Errors
     /// No volume for it is in the drive and nobody can change it; the memory can't be read.

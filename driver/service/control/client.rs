@@ -1,4 +1,5 @@
-//! The other end of the socket: a [`Desk`] somewhere else. Each call is a connection of its own, so a client outlives a restart of the service.
+//! The other end of the socket: a [`Desk`] somewhere else. Each call is a connection of its own, so a client
+//! outlives a restart of the service.
 //!
 //! Imports: `error`, `service::acceptor`.
 
@@ -32,7 +33,7 @@ impl Client {
     fn ask(&self, ask: Ask) -> Result<Reply> {
         let line = wire::line(&Request { version: VERSION, ask }, MAX_REQUEST)?;
         let mut stream = self.connect()?;
-        let speaking = || format!("cannot speak to the service at '{}'", self.path.display());
+        let speaking = || format!("cannot talk to the service at '{}'", self.path.display());
         let never = AtomicBool::new(false);
         let patience = Patience { until: Instant::now() + PATIENCE, stop: &never };
         stream.set_tick().at(speaking)?;
@@ -62,19 +63,20 @@ impl Client {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                 let text = format!("no service answers at {path}: is virtfold.service running?");
                 Error::new(ErrorKind::Refused, text)
-                    .with_hint("'systemctl status virtfold' says why not; 'virtfold serve' is the service")
+                    .with_hint("'systemctl status virtfold' shows why; 'virtfold serve' runs the service")
             }
             io::ErrorKind::PermissionDenied => {
                 let text = format!("you may not ask the service at {path}");
-                Error::new(ErrorKind::Refused, text).with_hint("root may, and members of the group virtfold")
+                Error::new(ErrorKind::Refused, text)
+                    .with_hint("only root and members of the group virtfold may")
             }
-            _ => Error::io(format!("cannot speak to the service at '{path}'"), error),
+            _ => Error::io(format!("cannot talk to the service at '{path}'"), error),
         })
     }
 
     fn gone(&self) -> Error {
         let text = format!("the service at '{}' ended before it answered", self.path.display());
-        Error::new(ErrorKind::Refused, text).with_hint("'virtfold status' says how it stands now")
+        Error::new(ErrorKind::Refused, text).with_hint("'virtfold status' shows its state now")
     }
 
     fn done(&self, ask: Ask) -> Result<()> {

@@ -75,7 +75,7 @@ impl Server {
         }
         let lock = lock(path)?;
         if path.symlink_metadata().is_ok_and(|found| !found.file_type().is_socket()) {
-            let text = format!("'{}' is there and is no socket", path.display());
+            let text = format!("'{}' exists and is not a socket", path.display());
             return Err(Error::new(ErrorKind::Exists, text));
         }
         let listener = listen(path, directory, group).at(making)?;

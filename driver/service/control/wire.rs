@@ -1,4 +1,5 @@
-//! The lines of the protocol (PROTOCOL.md): requests and answers to bytes and back. Requests are strict, because something is meant by every field; answers may have more than is known here.
+//! The lines of the protocol (PROTOCOL.md): requests and answers to bytes and back. Requests are strict,
+//! because something is meant by every field; answers may have more than is known here.
 //!
 //! For fuzzers: [`Request::parse`] and [`Answer::parse`] take any bytes.
 //!
@@ -174,7 +175,7 @@ impl Request {
         }
         check_version(line, "request")?;
         let request: Self = serde_json::from_slice(line)
-            .map_err(|e| Error::new(ErrorKind::Usage, "the request makes no sense").with_source(e))?;
+            .map_err(|e| Error::new(ErrorKind::Usage, "invalid request").with_source(e))?;
         if request.ask.names().any(|name| name.is_empty() || name.len() > MAX_NAME) {
             return Err(Error::new(ErrorKind::Usage, "names have 1 to 1024 bytes"));
         }
@@ -194,10 +195,11 @@ impl Answer {
     /// The answer of a line.
     ///
     /// # Errors
-    /// The one that it carries; [`ErrorKind::Unsupported`] for another version; [`ErrorKind::Io`] where it makes no sense.
+    /// The one that it carries; [`ErrorKind::Unsupported`] for another version; [`ErrorKind::Io`] where it
+    /// makes no sense.
     pub fn parse(line: &[u8]) -> Result<Reply> {
         check_version(line, "service's answer")?;
-        let nonsense = || Error::new(ErrorKind::Io, "the service's answer makes no sense");
+        let nonsense = || Error::new(ErrorKind::Io, "invalid answer of the service");
         let answer: Self = serde_json::from_slice(line).map_err(|e| nonsense().with_source(e))?;
         match (answer.answer, answer.error) {
             (Some(reply), None) => Ok(reply),

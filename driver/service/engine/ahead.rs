@@ -1,7 +1,9 @@
-//! A clock that was ahead and is right again: what was noted by it would hold everything up until its times have come.
+//! A clock that was ahead and is right again: what was noted by it would hold everything up until its times
+//! have come.
 //!
-//! Nothing that was noted as past and lies in the future is believed: a schedule that was planned up to there goes on from now, an entry waits no longer
-//! than its job has entries wait, a run that ended there is not the last one. All of it is said.
+//! Nothing that was noted as past and lies in the future is believed: a schedule that was planned up to there
+//! goes on from now, an entry waits no longer than its job has entries wait, a run that ended there is not
+//! the last one. All of it is said.
 
 use jiff::Timestamp;
 
@@ -43,7 +45,7 @@ impl Engine {
             let Some(ended) = entry.ended.filter(|ended| is_ahead(*ended, now)) else { continue };
             let name = &entry.wanted.name;
             let sentence = format!(
-                "a backup of '{name}' is dated {ended}, which is still to come: the clock was ahead, or is behind now; it does not count as the last one"
+                "a backup of '{name}' is dated {ended}, which is in the future: the clock was ahead, or is behind now; it does not count as the last one"
             );
             warnings.push(about(name, sentence));
         }
@@ -53,6 +55,6 @@ impl Engine {
 
 fn schedule_words(job: &str, done: Timestamp) -> String {
     format!(
-        "the schedule of '{job}' was planned up to {done}, which is still to come: the clock was ahead, or is behind now; it goes on from now"
+        "the schedule of '{job}' was planned up to {done}, which is in the future: the clock was ahead, or is behind now; it continues from now"
     )
 }

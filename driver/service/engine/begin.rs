@@ -90,7 +90,8 @@ impl Engine {
             .collect()
     }
 
-    /// Something happened to a guest: the jobs that wait for that get an entry. The event is done with once they are in the queue.
+    /// Something happened to a guest: the jobs that wait for that get an entry. The event is done with once
+    /// they are in the queue.
     pub(super) fn event(&mut self, guest: &Guest, word: &str, (receipt, now): (Receipt, Timestamp)) {
         let jobs = self.settings.jobs.iter().filter(|job| job.enabled && job.pick.guest(guest));
         let jobs = jobs.filter(|job| job.on.iter().any(|on| on == word));
@@ -132,7 +133,7 @@ impl Engine {
                     None
                 }
                 Some(Obstacle::Gone) => {
-                    let why = format!("the job '{}' is in the configuration no more", entry.wanted.job);
+                    let why = format!("the job '{}' is not in the configuration any more", entry.wanted.job);
                     self.parts.queue.cancel(entry.id, now, &why)?;
                     None
                 }
@@ -154,7 +155,7 @@ impl Engine {
             return Some(Obstacle::Until(time));
         }
         if self.phase != Phase::Working || self.recovering || self.recover_at.is_some() {
-            return waits("guests are being brought in order");
+            return waits("guests are being recovered");
         }
         if self.libvirt.error.is_some() {
             return waits("libvirt can't be reached");
@@ -167,7 +168,7 @@ impl Engine {
         }
         if self.running.len() >= self.settings.concurrency {
             return Some(Obstacle::Waits(format!(
-                "{} runs at once are what this host has",
+                "the host's limit of {} runs is reached",
                 self.running.len()
             )));
         }
@@ -191,7 +192,7 @@ impl Engine {
             tracing::warn!(
                 entry = entry.id,
                 job = job.name,
-                "it was to wait until {}: the clock was ahead when that was noted, and it begins now",
+                "it was to wait until {}: the clock was ahead when that was recorded; it starts now",
                 entry.wanted.not_before
             );
         }

@@ -46,7 +46,7 @@ impl ServiceDesk {
         })));
         let given = asked.ok().and_then(|()| answered.recv_timeout(PATIENCE).ok());
         given.unwrap_or_else(|| {
-            Err(Error::new(ErrorKind::Refused, "the service does not answer; it may be ending"))
+            Err(Error::new(ErrorKind::Refused, "the service does not answer; it may be stopping"))
         })
     }
 }
@@ -107,10 +107,8 @@ impl Engine {
         let job = self.job_named(job)?;
         let unknown = || {
             let error =
-                Error::new(ErrorKind::Refused, "no guests are known yet: libvirt has not been looked at");
-            error.with_hint(
-                "'virtfold status' says why not; a service that has just begun knows them in a moment",
-            )
+                Error::new(ErrorKind::Refused, "no guests are known yet: libvirt was not queried yet");
+            error.with_hint("'virtfold status' shows why; a service that has just started knows them soon")
         };
         let guests = self.guests.as_ref().ok_or_else(unknown)?;
         let is = |guest: &Guest| domain.is_none_or(|name| name == guest.name || guest.id.to_string() == name);
@@ -118,7 +116,7 @@ impl Engine {
         if guests.is_empty() {
             let what = domain.map_or_else(
                 || format!("the job '{}' has no guests", job.name),
-                |domain| format!("'{domain}' is no guest of the job '{}'", job.name),
+                |domain| format!("job '{}' has no guest '{domain}'", job.name),
             );
             return Err(Error::new(ErrorKind::NotFound, what));
         }
@@ -206,7 +204,8 @@ impl Engine {
         }
     }
 
-    /// Takes those out that are no more because another guest has the name of each: one that was defined anew is another one.
+    /// Takes those out that are no more because another guest has the name of each: one that was defined anew
+    /// is another one.
     fn take_replaced(&self, domains: &mut Vec<DomainStatus>) -> Vec<Uuid> {
         let guests = || self.guests.iter().flatten();
         let is_there = |uuid| guests().any(|guest| Some(guest.id.0) == uuid);

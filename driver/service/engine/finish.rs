@@ -1,4 +1,5 @@
-//! How runs end: by themselves, over their time, cancelled, with the service, or with a service that was killed.
+//! How runs end: by themselves, over their time, cancelled, with the service, or with a service that was
+//! killed.
 
 use std::time::Instant;
 
@@ -59,9 +60,8 @@ impl Engine {
             Some((Why::TimedOut, _)) if by_us => {
                 let limit = job.and_then(|job| job.timeout).unwrap_or_default();
                 let long = limit.as_secs();
-                result.sentence =
-                    format!("the backup of '{}' took longer than {long} s and was ended", wanted.name);
-                result.hint = Some("`timeout` of the job says how long it may take".to_owned());
+                result.sentence = format!("the backup of '{}' timed out after {long} s", wanted.name);
+                result.hint = Some("the job's `timeout` sets the limit".to_owned());
             }
             _ => {}
         }
@@ -196,7 +196,7 @@ pub(super) fn recall(parts: &Parts, now: Timestamp) -> Result<()> {
             tracing::warn!(
                 entry = id,
                 domain = wanted.name,
-                "ran when the service was killed; it runs again"
+                "ran when the service was killed; it is started over"
             );
         }
     }

@@ -53,7 +53,7 @@ impl Engine {
         let since = self.since.max(self.libvirt.since).as_second();
         let long = self.parts.clock.now().as_second() - since;
         (self.guests.is_none() && long > UNKNOWN).then(|| {
-            format!("the guests could not be listed for {long} s: no schedule has an effect until they can")
+            format!("the guests could not be listed for {long} s: no schedule has an effect until then")
         })
     }
 
@@ -62,7 +62,8 @@ impl Engine {
         self.settings.jobs.iter().any(|job| job.enabled && job.pick.guest(guest))
     }
 
-    /// Whether a guest has no backup because somebody wants it so: a job leaves it out by name, or one that is switched off has it.
+    /// Whether a guest has no backup because somebody wants it so: a job leaves it out by name, or one that
+    /// is switched off has it.
     fn is_left_out(&self, guest: &Guest) -> bool {
         let wants = |off: bool, job: &crate::service::model::JobSpec| {
             job.pick.leaves_out(guest) || (off && job.pick.guest(guest))

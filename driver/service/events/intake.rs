@@ -1,8 +1,9 @@
 //! The thread that hears of everything and delivers it, one notice at a time.
 //!
-//! In this order, again and again: connect and subscribe where that is not so; deliver what the spool has; reconcile where there is
-//! a reason; write down what is known; then wait for an event, a nudge, a request, the next look, or the end. The subscription comes
-//! before the list of domains, so nothing falls between them.
+//! In this order, again and again: connect and subscribe where that is not so; deliver what the spool has;
+//! reconcile where there is a reason; write down what is known; then wait for an event, a nudge, a request,
+//! the next look, or the end. The subscription comes before the list of domains, so nothing falls between
+//! them.
 //!
 //! Imports: `error`, `guest`; `known`, `socket`, `told`, `types`; `virtfold_hooks` (spool).
 
@@ -71,7 +72,10 @@ pub(super) struct Intake {
 impl Intake {
     pub(super) fn new(settings: Settings, spool: Spool, connect: Connect, channels: Channels) -> Self {
         let known = Known::load(&settings.known).unwrap_or_else(|error| {
-            tracing::warn!("guests are taken as they are found: {}", sentence(&error));
+            tracing::warn!(
+                "the record of guests is unusable; starting from their present state: {}",
+                sentence(&error)
+            );
             Known::default()
         });
         Self {
@@ -144,7 +148,7 @@ impl Intake {
                 self.retry = FIRST_RETRY;
             }
             Err(error) => {
-                tracing::warn!("guests' events are not heard: {}", sentence(&error));
+                tracing::warn!("libvirt's events can't be received: {}", sentence(&error));
                 self.reason.get_or_insert(Why::Reconnected);
                 self.retry = (self.retry * 2).min(self.settings.retry_after);
             }
@@ -162,7 +166,7 @@ impl Intake {
                 }
             };
             for stranger in &batch.quarantined {
-                tracing::warn!(file = stranger.name, why = stranger.why, "put aside in the hooks' spool");
+                tracing::warn!(file = stranger.name, why = stranger.why, "quarantined in the hooks' spool");
             }
             for spooled in &batch.events {
                 self.take(spooled)?;
@@ -170,7 +174,7 @@ impl Intake {
             match self.spool.take_overflow() {
                 Ok(None) => {}
                 Ok(Some(lost)) => {
-                    tracing::warn!(lost, "the hooks' spool was full; all guests are looked at");
+                    tracing::warn!(lost, "the hooks' spool was full; all guests are checked");
                     self.reason = Some(Why::Overflow);
                 }
                 Err(error) => self.complain("cannot be asked what it lost", &error),
@@ -181,7 +185,8 @@ impl Intake {
         }
     }
 
-    /// An event is delivered, and its file removed. Where that fails, the file is not taken for another event.
+    /// An event is delivered, and its file removed. Where that fails, the file is not taken for another
+    /// event.
     fn take(&mut self, spooled: &Spooled) -> Flow {
         if !self.stuck.contains(&spooled.name) {
             self.heard(told::by_hook(&spooled.event))?;

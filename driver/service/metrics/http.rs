@@ -1,7 +1,8 @@
 //! The page by HTTP/1.1: `GET /metrics` and nothing else, on a port of this host alone.
 //!
-//! A request's head has 8 KiB at most and 5 s to come; eight are served at a time, each with one answer, and then the connection is closed. `httparse` reads the head; a server
-//! that can more would have more to be attacked.
+//! A request's head has 8 KiB at most and 5 s to come; eight are served at a time, each with one answer, and
+//! then the connection is closed. `httparse` reads the head; a server that can more would have more to be
+//! attacked.
 //!
 //! Imports: `error`, `service::control`, `service::acceptor`.
 
@@ -35,9 +36,9 @@ impl Exporter {
     /// [`ErrorKind::Usage`]: the address is not one of this host alone; somebody else has the port.
     pub fn start(address: SocketAddr, metrics: Arc<Metrics>, desk: Arc<dyn Desk>) -> Result<Self> {
         if !address.ip().is_loopback() {
-            let text = format!("metrics are not served at {address}: others than this host could read them");
+            let text = format!("refusing to serve metrics at {address}: other hosts could read them");
             return Err(
-                Error::new(ErrorKind::Usage, text).with_hint("an address of this host alone: 127.0.0.1:9758")
+                Error::new(ErrorKind::Usage, text).with_hint("use a loopback address: 127.0.0.1:9758")
             );
         }
         let listening = || format!("cannot serve metrics at {address}");

@@ -120,7 +120,7 @@ impl ProcessRunner {
             let told = outcome_of(&result);
             // What it says changes nothing about the backup.
             if let Err(error) = command_of(command, order, (&Hold::default(), &told)) {
-                result.sentence.push_str(&format!("; the command after it: {}", sentence(&error)));
+                result.sentence.push_str(&format!("; its `after` command: {}", sentence(&error)));
             }
         }
         result
@@ -131,7 +131,7 @@ impl ProcessRunner {
         if let Some(command) = &order.job.before {
             command_of(command, order, (hold, &[])).map_err(|error| match hold.is_asked() {
                 true => interrupted(),
-                false => error.within("the backup was not begun: the command before it failed"),
+                false => error.within("the backup was not started: its `before` command failed"),
             })?;
         }
         if hold.is_asked() {
@@ -196,13 +196,13 @@ impl ProcessRunner {
                 if only_home {
                     result.kind = None;
                     result.measure = said.summary().as_ref().map(measure_in);
-                    result.sentence.push_str("; a recovery brought the guest home");
+                    result.sentence.push_str("; a recovery put the guest back on its disks");
                 }
             }
             Ok(undecided) => result.sentence.push_str(&format!("; {}", undecided.join("; "))),
             Err(error) => {
                 result.sentence.push_str(&format!("; the recovery failed: {}", sentence(&error)));
-                result.hint = Some(format!("'virtfold recover {}' tries again", order.guest.name));
+                result.hint = Some(format!("run 'virtfold recover {}'", order.guest.name));
             }
         }
     }
@@ -308,7 +308,7 @@ impl Runner for ProcessRunner {
 }
 
 fn interrupted() -> Error {
-    Error::new(ErrorKind::Interrupted, "it was asked to end before the backup began")
+    Error::new(ErrorKind::Interrupted, "it was stopped before the backup started")
 }
 
 fn failure(error: &Error) -> RunResult {
@@ -371,7 +371,7 @@ fn command_of(spec: &CommandSpec, order: &Order, (hold, told): (&Hold, &[(&str, 
         return Ok(());
     }
     let message = if ended.overdue {
-        format!("'{name}' was not done after {} s, and was ended", spec.limit.as_secs())
+        format!("'{name}' timed out after {} s", spec.limit.as_secs())
     } else {
         format!("'{name}' ended with {}", ended.status)
     };
@@ -390,7 +390,7 @@ fn variables(media: &[MediumSpec]) -> Result<Vec<(String, String)>> {
     for medium in media {
         let Some(path) = medium.environment.as_deref() else { continue };
         let read = virtfold_config::Environment::load(path).map_err(|error| {
-            let message = format!("the variables in '{}' can't be used", path.display());
+            let message = format!("the environment file '{}' can't be used", path.display());
             Error::new(ErrorKind::Usage, message).with_source(error)
         })?;
         for (name, value) in read.as_slice() {

@@ -204,7 +204,10 @@ fn a_good_archive_of_a_guest_that_a_recovery_brings_home_is_good() {
     drop(stage.start(stage.order()));
     let (result, _) = stage.end();
     assert_eq!(result.kind, None, "{result:?}");
-    assert!(result.sentence.contains("libvirtd was away; a recovery brought the guest home"), "{result:?}");
+    assert!(
+        result.sentence.contains("libvirtd was away; a recovery put the guest back on its disks"),
+        "{result:?}"
+    );
     // One copy of two is missing: that is a failure.
     let summary = r#"echo '{"event":"summary","archive":"/a","copies":[{"to":"x","archive":"/a"},{"to":"s3://b","failure":"no key"}]}'; exit 1"#;
     stage.play("backup", summary);
@@ -249,7 +252,7 @@ fn a_command_before_that_fails_or_takes_too_long_ends_the_run() {
     let stage = Stage::new();
     for (line, limit, word) in [
         ("echo no tape in the drive >&2; exit 3", LONG, "no tape in the drive"),
-        ("sleep 1000", Duration::from_millis(200), "was not done after 0 s"),
+        ("sleep 1000", Duration::from_millis(200), "timed out after 0 s"),
     ] {
         let mut order = stage.order();
         let job = Arc::get_mut(&mut order.job).unwrap();
@@ -259,7 +262,7 @@ fn a_command_before_that_fails_or_takes_too_long_ends_the_run() {
         let (result, _) = stage.end();
         assert_eq!(result.kind, Some(ErrorKind::Io));
         assert!(
-            result.sentence.contains(word) && result.sentence.contains("the command after it"),
+            result.sentence.contains(word) && result.sentence.contains("its `after` command"),
             "{result:?}"
         );
     }
@@ -310,7 +313,7 @@ fn the_command_after_is_told_what_went_wrong_and_what_to_do() {
     drop(stage.start(unbegun));
     stage.end();
     let read = stage.read("told");
-    assert!(read.starts_with("failure;the backup was not begun: ") && read.ends_with(";;;"), "{read}");
+    assert!(read.starts_with("failure;the backup was not started: ") && read.ends_with(";;;"), "{read}");
 }
 
 #[test]
@@ -318,7 +321,7 @@ fn variables_of_others_are_refused_and_no_line_of_them_is_told() {
     let stage = Stage::new();
     let variables = stage.path("keys");
     for (mode, text, word) in
-        [(0o644, "A=b", "can't be used"), (0o600, "A=b\nverysecret\n", "line 2 is no variable")]
+        [(0o644, "A=b", "can't be used"), (0o600, "A=b\nverysecret\n", "line 2 is not NAME=VALUE")]
     {
         std::fs::write(&variables, text).unwrap();
         std::fs::set_permissions(&variables, std::fs::Permissions::from_mode(mode)).unwrap();

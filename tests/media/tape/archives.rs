@@ -278,7 +278,7 @@ fn a_person_at_the_terminal_changes_volumes() {
     bench.unit(|unit| unit.insert(1));
     let done = running.wait().ok();
     assert!(done.text().contains("Please put a volume of the pool 'default'"), "{done}");
-    assert!(done.text().contains("That will not do: there is no tape"), "{done}");
+    assert!(done.text().contains("Can't continue: there is no tape"), "{done}");
     assert!(done.text().contains("is blank"), "{done}");
     bench.unit(|unit| unit.insert(0));
     let change = bench.change();

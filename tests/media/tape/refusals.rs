@@ -76,7 +76,7 @@ fn tapes_that_will_not_do_are_said() {
     assert!(failed.stderr.contains("exit code 1"), "{failed}");
     bench.unit(|unit| unit.insert(1));
     let slow = bench.backup(&large, &["--change-command", "sleep 1000", "--change-timeout", "1s"]);
-    assert!(slow.exits_one_of(&[exit::FAILURE]).stderr.contains("not done after"));
+    assert!(slow.exits_one_of(&[exit::FAILURE]).stderr.contains("timed out after"));
     // Write-protected: read, and not written.
     bench.unit(|unit| {
         unit.cartridge(0).protected = true;
