@@ -183,7 +183,7 @@ fn a_run_that_takes_too_long_is_asked_and_then_killed() {
     assert_eq!(killed[0].0.to_string(), "2026-11-27T02:05:00Z");
     let ends = world.catalog().last_ends(Timestamp::MAX).unwrap();
     let result = ends[0].result.as_ref().unwrap();
-    assert!(result.sentence.contains("took longer than 3600 s"), "{result:?}");
+    assert!(result.sentence.contains("timed out after 3600 s"), "{result:?}");
 }
 
 /// A clock that is set in mid-run, forward or back, makes a run neither longer nor shorter.
