@@ -3,6 +3,7 @@
 //!
 //! `exit` is the one place that maps errors to exit codes, `report` the one that prints progress.
 
+mod again;
 mod args;
 mod backup;
 mod config;

@@ -205,8 +205,16 @@ pub(crate) fn wait_until(what: &str, limit: Duration, mut done: impl FnMut() -> 
 }
 
 /// Process `parent` or a child of it, where one of them stands in the kernel and no signal reaches it.
+///
+/// Who reads or writes a disk stands there, too, for a moment: it counts when it stays.
 pub(crate) fn stands_in_the_kernel(parent: u32) -> Option<u32> {
-    one_with_a_thread(parent, |thread| stat(thread).is_some_and(|(state, _)| state == "D"))
+    let stands = || one_with_a_thread(parent, |thread| stat(thread).is_some_and(|(state, _)| state == "D"));
+    let first = stands()?;
+    let stays = (0..20).all(|_| {
+        std::thread::sleep(Duration::from_millis(50));
+        stands() == Some(first)
+    });
+    stays.then_some(first)
 }
 
 /// Process `parent` or a child of it, where one of them waits for the answer of a file system in user space.

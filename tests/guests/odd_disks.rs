@@ -95,17 +95,29 @@ fn a_disk_taken_off_in_mid_copy_loses_nothing_and_is_in_nobodys_way() {
     for (byte, to, from) in [
         (2, &["--live"][..], &["--live"][..]),
         (3, &["--live", "--config"], &["--live", "--config"]),
+        // The guest goes on with it, and has it no more when it is started again.
+        (4, &["--live", "--config"], &["--config"]),
         // The configuration still names the overlay.
-        (4, &["--live", "--config"], &["--live"]),
+        (5, &["--live", "--config"], &["--live"]),
     ] {
         attach(&guest, &data, "sda", to);
         let done = backup_with_a_disk_taken_off(&guest, "sda", byte, from).ok();
         println!("{done}");
+        let how = if from == ["--config"] { "from the configuration" } else { "from the guest" };
+        let told = done.json_lines().pop().unwrap()["freeze"]["warnings"].to_string();
+        for words in ["disk 'sda'", &format!("detached {how}"), "commit", "b.qcow2", "remove the overlay"] {
+            assert!(told.contains(words), "{words}: {told}");
+            assert!(done.stderr.contains(words), "{words}: {done}");
+        }
+        if from == ["--config"] {
+            // Its images are its own again.
+            lab.virsh(&["detach-disk", guest.name(), "sda", "--live"]);
+        }
         assert!(has(&data, "1M", byte) && has(&data, "0", 1), "{from:?}: its last write is lost");
         assert_eq!((overlays(lab.folder()), overlays(&guest.folder)), (Vec::new(), Vec::new()));
         let next = lab.virsh(&["dumpxml", "--inactive", guest.name()]);
         assert!(!next.contains(".overlay"), "{next}");
-        assert_eq!(next.contains("b.qcow2"), from.len() < to.len());
+        assert_eq!(next.contains("b.qcow2"), to.len() > 1 && !from.contains(&"--config"));
         let nothing = virtfold_in(&lab, &["recover", "--dry-run"]).ok();
         assert_eq!(nothing.last_line(), "nothing to recover");
         let progress = guest.progress.last();

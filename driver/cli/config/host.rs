@@ -4,7 +4,6 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 use jiff::Timestamp;
@@ -18,6 +17,7 @@ use virtfold::service::model::{Guest, JobSpec};
 use virtfold::service::settings::settings;
 use virtfold_config::{Config, Medium, Seen};
 
+use crate::cli::again;
 use crate::cli::control::text::{columns, time};
 use crate::cli::exit::{self, Outcome};
 use crate::cli::guest::connection::ConnectFlag;
@@ -101,15 +101,7 @@ impl Trial<'_> {
 
     /// This program again, with the medium's variables.
     fn apart(&self, name: &str, medium: &Medium) -> Result<String, Error> {
-        let environment = medium.environment().map_err(|error| {
-            Error::new(ErrorKind::Usage, "its environment file can't be read").with_source(error)
-        })?;
-        let program = std::env::current_exe().at(|| "cannot tell where this program is".to_owned())?;
-        let mut command = Command::new(program);
-        command.args(std::env::args_os().skip(1)).args(["--medium", name]);
-        command.envs(environment.as_slice().iter().map(|(name, value)| (name, value)));
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let done = command.output().at(|| "cannot start this program again".to_owned())?;
+        let done = again::with_variables_of((name, medium), &[])?;
         if done.status.success() {
             return Ok(String::from_utf8_lossy(&done.stdout).trim().to_owned());
         }

@@ -4,11 +4,10 @@
 //! asked for: of each rule the largest number counts, and a job without `keep` keeps all.
 
 use std::collections::BTreeSet;
-use std::process::{Command, Stdio};
 
 use anyhow::Result;
 use virtfold::catalog::Owner;
-use virtfold::error::{Error, ErrorKind, IoContext};
+use virtfold::error::{Error, ErrorKind};
 use virtfold::job::mounted::Place;
 use virtfold::job::retention::{Failure, Keep, Wish};
 use virtfold::medium::Location;
@@ -16,6 +15,7 @@ use virtfold::service::planner::is_ahead;
 use virtfold_config::{Config, Job, Medium, MediumKind};
 
 use super::{FailedPlace, Ground, Report, Tape, TapeVolume, count};
+use crate::cli::again;
 use crate::cli::report::Style;
 
 /// Prunes the media of the jobs that are asked for.
@@ -144,18 +144,8 @@ impl Ground<'_> {
 
     /// This program again, with the medium's variables.
     fn apart(&self, (name, medium): (&str, &Medium), report: &mut Report) -> Result<(), Error> {
-        let environment = medium.environment().map_err(|error| {
-            Error::new(ErrorKind::Usage, "its environment file can't be read").with_source(error)
-        })?;
-        let program = std::env::current_exe().at(|| "cannot tell where this program is".to_owned())?;
-        let mut command = Command::new(program);
-        command.args(std::env::args_os().skip(1)).args(["--medium", name]);
-        if Style::from_flag(&self.args.json) == Style::Text {
-            command.arg("--json");
-        }
-        command.envs(environment.as_slice().iter().map(|(name, value)| (name, value)));
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let done = command.output().at(|| "cannot start this program again".to_owned())?;
+        let more: &[&str] = if Style::from_flag(&self.args.json) == Style::Text { &["--json"] } else { &[] };
+        let done = again::with_variables_of((name, medium), more)?;
         let told = String::from_utf8_lossy(&done.stdout);
         let Some(line) = told.lines().last() else {
             let said = String::from_utf8_lossy(&done.stderr);

@@ -40,6 +40,8 @@ pub enum Outside {
     DetachLive,
     /// Its last disk is taken off the guest and its configuration.
     Detach,
+    /// Its last disk is detached from its configuration; the running guest keeps it.
+    DetachConfig,
 }
 
 impl Outside {
@@ -96,6 +98,10 @@ fn happens_to(world: &mut World, id: DomainId, what: Outside) -> Option<Lifecycl
         Outside::DetachLive | Outside::Detach if runs => {
             detach(domain, what);
             return None;
+        }
+        Outside::DetachConfig => {
+            domain.views.config.iter_mut().for_each(|config| drop(config.pop()));
+            return Some(Lifecycle::Defined);
         }
         Outside::Redefine if domain.views.config.is_some() => {
             let parsed = DomainXml::parse(domain.original.clone()).ok()?;

@@ -25,10 +25,11 @@ pub(super) fn render(world: &World, id: DomainId, domain: &SimDomain, config: Co
     let mut position = 0;
     for node in devices.children().filter(|n| n.has_tag_name("disk")) {
         let target = node.children().find(|n| n.has_tag_name("target")).and_then(|t| t.attribute("dev"));
-        let Some(disk) = disks.iter().find(|d| Some(d.target.as_str()) == target) else { continue };
         out.push_str(domain.text.get(at..node.range().start)?);
-        out.push_str(&disk_xml(world, disk, (config, position)));
         at = node.range().end;
+        // One that the view has not was detached.
+        let Some(disk) = disks.iter().find(|d| Some(d.target.as_str()) == target) else { continue };
+        out.push_str(&disk_xml(world, disk, (config, position)));
         position += 1;
     }
     out.push_str(domain.text.get(at..)?);

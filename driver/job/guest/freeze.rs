@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::begin::Beginning;
-use super::home::{Arrival, FIRED, Homing};
+use super::home::{Arrival, DETACHED, FIRED, Homing, UNCONFIGURED};
 use super::sight::Sight;
 use super::watch::Watch;
 use super::{FreezeReport, FreezeRequest, Frozen, FrozenDisk, Host, Quiesce, Thawed};
@@ -66,6 +66,13 @@ pub(super) fn end<T>(
     for (disk, notes) in homing.job.disks.iter().zip(&mut homing.disks) {
         let named = |text: String| format!("disk '{}': {text}", disk.target);
         report.warnings.extend(notes.remains.drain(..).map(named));
+        let detached = notes.found.iter().find(|text| [DETACHED, UNCONFIGURED].contains(&text.as_str()));
+        if let Some(how) = detached {
+            let done = if notes.done.is_empty() { "nothing".to_owned() } else { notes.done.join("; ") };
+            report.warnings.push(named(format!(
+                "{how}. The archive has it as it was at the snapshot. Done with its overlay: {done}"
+            )));
+        }
     }
     match (arrived, copied) {
         (Ok(Arrival::Home | Arrival::Later), Ok(value)) => Ok(Thawed { value, report: report.clone() }),

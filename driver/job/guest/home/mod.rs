@@ -30,7 +30,7 @@ mod words;
 
 use decide::{Step, decide};
 pub(super) use leave::users;
-pub(super) use words::{FIRED, RESUME, THAW, found};
+pub(super) use words::{DETACHED, FIRED, RESUME, THAW, UNCONFIGURED, found};
 
 /// Failures in a row before it is given up for now.
 const FAILURES: u32 = 5;
@@ -172,6 +172,7 @@ impl<'a> Homing<'a> {
             self.note_done(index, before.get(index), step);
             self.note_found(index, step);
         }
+        self.note_detached(&sight);
         self.looked = true;
         let commits = positions(&steps, |step| *step == Step::Commit);
         let next: Vec<usize> = commits.iter().copied().filter(|index| !self.is_given_up(*index)).collect();

@@ -8,14 +8,37 @@
 use std::path::{Path, PathBuf};
 
 use super::super::Host;
+use super::super::sight::Sight;
 use super::leave::{LOOKS, descriptions};
-use crate::catalog::DiskJob;
+use super::{Homing, note, words};
+use crate::catalog::{DiskJob, Kind};
 use crate::error::Result;
 use crate::guest::DomainId;
 use crate::guest::domain_xml::edit::escape;
 use crate::guest::domain_xml::{Chain, Disk, DomainXml};
 use crate::guest::host::ImageUse;
 use crate::guest::settle::path_of;
+
+impl Homing<'_> {
+    /// Notes which disks are not the guest's any more, or not those of its next start.
+    pub(super) fn note_detached(&mut self, sight: &Sight) {
+        let has = |xml: &DomainXml, target: &str| xml.disk(target).is_some();
+        let began = self.job.inactive.clone().and_then(|xml| DomainXml::parse(xml).ok());
+        let runs = self.job.kind == Kind::Running && sight.is_active();
+        for (disk, notes) in self.job.disks.iter().zip(&mut self.disks) {
+            let live = sight.live.as_ref().filter(|_| runs);
+            let (began, now) = (began.as_ref(), sight.config.as_ref());
+            if live.is_some_and(|live| !has(live, &disk.target)) {
+                note(&mut notes.found, words::DETACHED.to_owned());
+            } else if live.is_some()
+                && began.is_some_and(|config| has(config, &disk.target))
+                && now.is_some_and(|config| !has(config, &disk.target))
+            {
+                note(&mut notes.found, words::UNCONFIGURED.to_owned());
+            }
+        }
+    }
+}
 
 /// Waits for a QEMU that was just told to close an image.
 pub(super) fn settled(host: &Host<'_>, image: &Path) -> Result<()> {

@@ -15,6 +15,10 @@ pub(super) const STOPPED: &str =
 pub(super) const FULL: &str = "the guest was stopped by a full disk while it was on an overlay";
 pub(in super::super) const FIRED: &str = "the pause budget expired; the watchdog resumed the guest";
 
+pub(in super::super) const DETACHED: &str = "it was detached from the guest while it was copied";
+pub(in super::super) const UNCONFIGURED: &str =
+    "it was detached from the configuration while it was copied, and the guest has it until it is shut off";
+
 pub(super) fn frozen(why: &str) -> String {
     format!(
         "the guest's file systems may still be frozen, its agent does not thaw them: {why}. Run `virsh domfsthaw`"

@@ -38,11 +38,33 @@ fn all_is_on_the_bases(scene: &Scene) -> std::result::Result<(), String> {
     Err(format!("lost {lost:?}, left over {:?}, named {named}, open {open:#?}", scene.leftovers()))
 }
 
+/// The report says which disk was detached, and what became of its overlay; and nothing of the others.
+fn told(scene: &Scene, report: &FreezeReport, how: &str) {
+    let base = scene.bases().pop().unwrap();
+    let [warning] = report.warnings.as_slice() else { panic!("{:?}", report.warnings) };
+    for words in [how, "disk 'vdc'", "commit", &base.display().to_string(), "remove the overlay"] {
+        assert!(warning.contains(words), "{words}: {warning}");
+    }
+}
+
+/// A guest keeps what only its configuration has lost, and its overlay comes home as any.
+#[test]
+fn a_disk_detached_from_the_configuration_in_mid_copy_comes_home() {
+    let scene = Scene::new(THREE);
+    let thawed = taken_off(&scene, Outside::DetachConfig).unwrap();
+    told(&scene, &thawed.report, "was detached from the configuration");
+    all_is_on_the_bases(&scene).unwrap();
+    assert_eq!(scene.world.tops(scene.id), scene.bases());
+    let next = scene.world.xml(scene.id, Config::Inactive).unwrap();
+    assert!(!next.contains("vdc"), "it is back in the configuration: {next}");
+}
+
 #[test]
 fn a_disk_taken_off_in_mid_copy_has_its_last_writes() {
     for how in [Outside::DetachLive, Outside::Detach] {
         let scene = Scene::new(THREE);
-        taken_off(&scene, how).unwrap();
+        let thawed = taken_off(&scene, how).unwrap();
+        told(&scene, &thawed.report, "was detached from the guest");
         all_is_on_the_bases(&scene).unwrap();
         assert_eq!(scene.world.tops(scene.id), scene.bases()[..2]);
         // The next backup is one of the disks that are left.
