@@ -85,7 +85,7 @@ soak: ## Kill the driver at every entry of its journal, ten times, with everythi
 	$(call say,soak)
 	@tests/soak 10
 
-compat: ## The tests with real guests on Debian 12, its backports and Debian 13, in chroots (an hour, as root)
+compat: ## Tests with real guests on Debian 12, its backports and Debian 13, libvirt's daemons apart, too (as root; not in the gate)
 	$(call say,other versions)
 	@tests/compat
 

@@ -17,6 +17,7 @@ pub mod job;
 pub mod medium;
 pub mod metrics;
 pub mod mounts;
+pub mod openers;
 pub mod packed;
 pub mod service;
 pub mod spool;

@@ -5,9 +5,10 @@
 //! QEMU marks its use of an image by open-file-description locks on single bytes (block/file-posix.c: a shared lock on
 //! byte 100 + n says that permission n is in use; on 200 + n, that it is not shared). Permission 1 is writing, so a lock on byte
 //! 101 means that a QEMU writes to the file. A read lock of ours on 100, 201 and 203 keeps others from committing into a frozen
-//! base while it is read, and lets a guest run on an overlay over it.
+//! base while it is read, and lets a guest run on an overlay over it. Where locks are not to be seen, the files that
+//! a QEMU has open are (`openers`); an image is free when neither says otherwise.
 //!
-//! Imports: `error`.
+//! Imports: `error`, `openers`.
 
 use std::fmt::Debug;
 use std::fs::{File, OpenOptions};
@@ -21,6 +22,7 @@ use nix::libc;
 
 use super::is_our_overlay;
 use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::openers::{self, Opened};
 
 mod qemu_img;
 
@@ -168,12 +170,16 @@ impl HostFiles for LocalFiles {
         if is_locked(&file, WRITER, path)? {
             return Ok(ImageUse::Written);
         }
+        let opened = openers::of(&file)?;
+        if opened == Opened::Written {
+            return Ok(ImageUse::Written);
+        }
         for byte in READER {
             if is_locked(&file, byte, path)? {
                 return Ok(ImageUse::Read);
             }
         }
-        Ok(ImageUse::Free)
+        Ok(if opened == Opened::Read { ImageUse::Read } else { ImageUse::Free })
     }
 
     fn hold(&self, path: &Path) -> Result<Box<dyn Debug + Send + Sync>> {
@@ -183,7 +189,7 @@ impl HostFiles for LocalFiles {
             taken.map_err(|e| in_use(path).with_source(std::io::Error::from(e)))?;
         }
         // Only now, so that nobody can become a writer in between.
-        if is_locked(&file, WRITER, path)? {
+        if is_locked(&file, WRITER, path)? || openers::of(&file)? == Opened::Written {
             return Err(in_use(path));
         }
         Ok(Box::new(file))
@@ -305,7 +311,8 @@ fn start_of(path: &Path, most: usize) -> Result<Vec<u8>> {
     Ok(start)
 }
 
-/// Write locks on all of QEMU's bytes: refused when any QEMU has the file open, and none can open it while the result lives.
+/// Write locks on all of QEMU's bytes: refused when any QEMU has the file open, and none that locks can open it
+/// while the result lives.
 fn lock_all(path: &Path) -> Result<File> {
     let file = OpenOptions::new().read(true).write(true).open(path);
     let file = file.at(|| format!("cannot open '{}'", path.display()))?;
@@ -313,6 +320,9 @@ fn lock_all(path: &Path) -> Result<File> {
     all.l_len = 200;
     let taken = fcntl(&file, FcntlArg::F_OFD_SETLK(&all));
     taken.map_err(|e| in_use(path).with_source(std::io::Error::from(e)))?;
+    if openers::of(&file)? != Opened::No {
+        return Err(in_use(path));
+    }
     Ok(file)
 }
 
@@ -369,6 +379,25 @@ mod tests {
         assert!(files.free(directory.path()).unwrap() > 0);
         files.remove(&path).unwrap();
         assert_eq!(files.image_use(&path).unwrap(), ImageUse::Absent);
+    }
+
+    /// QEMU takes none where it has no `/dev/null` at its start; those on a block device in a `/dev` of its own are
+    /// not seen here.
+    #[test]
+    fn a_qemu_without_locks_is_seen() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("image");
+        std::fs::write(&path, [0; 4096]).unwrap();
+        for (more, expected) in [(&["-r"][..], ImageUse::Read), (&[][..], ImageUse::Written)] {
+            let mut qemu = crate::openers::tests::open(&path, more);
+            assert_eq!(LocalFiles.image_use(&path).unwrap(), expected);
+            assert_eq!(LocalFiles.hold(&path).is_ok(), expected == ImageUse::Read);
+            assert_eq!(LocalFiles.remove(&path).unwrap_err().kind(), ErrorKind::InUse);
+            assert_eq!(LocalFiles.quarantine(&path).unwrap_err().kind(), ErrorKind::InUse);
+            drop(qemu.stdin.take());
+            qemu.wait().unwrap();
+            assert_eq!(LocalFiles.image_use(&path).unwrap(), ImageUse::Free);
+        }
     }
 
     #[test]

@@ -95,6 +95,7 @@ impl Chain {
             return Err(Error::new(ErrorKind::BadImage, what));
         }
         self.warnings.extend(locks::hold(&file, self.usage)?);
+        locks::refuse_writer(&file, self.usage)?;
         if self.usage != Use::Glance {
             file.flush()?;
         }

@@ -6,7 +6,7 @@
 //! a writer, and locks on 201 and 203 keep any QEMU from becoming one. A file system without locks gives a warning,
 //! as QEMU itself does.
 //!
-//! Imports: `error`, `file`, `format`.
+//! Imports: `error`, `openers`, `file`, `format`.
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
@@ -15,6 +15,7 @@ use nix::libc;
 use super::file::HostFile;
 use super::format::Use;
 use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::openers::{self, Opened};
 
 /// Somebody writes.
 const WRITER: i64 = 101;
@@ -40,11 +41,17 @@ fn in_use(file: &HostFile, what: &str) -> Error {
         .with_hint("shut the guest down, or freeze its disk and say --frozen")
 }
 
-/// Whether somebody else, a QEMU most likely, holds any image lock on `file`: it is open there as a disk.
+/// Whether somebody else, a QEMU most likely, has `file` open as a disk: it holds an image lock, or is seen
+/// with the file.
 ///
 /// # Errors
-/// When the file system can't be asked. One without locks answers that there are none.
-pub fn is_locked(file: &std::fs::File) -> std::io::Result<bool> {
+/// When the file system or `/proc` can't be asked. A file system without locks answers that there are none.
+pub fn is_used(file: &std::fs::File) -> Result<bool> {
+    Ok(is_locked(file).at(|| "cannot ask for the locks of an open file".to_owned())?
+        || openers::of(file)? != Opened::No)
+}
+
+fn is_locked(file: &std::fs::File) -> std::io::Result<bool> {
     let range = 100..300;
     let Ok(mut probe) = one_byte(libc::F_WRLCK, range.start) else { return Ok(false) };
     probe.l_len = range.end - range.start;
@@ -85,6 +92,17 @@ pub(super) fn hold(file: &HostFile, usage: Use) -> Result<Option<String>> {
         }
     }
     Ok(None)
+}
+
+/// Refuses a file that a QEMU of this host has open for writing, unless the caller vouches: it may hold no
+/// locks, or none that are seen here.
+pub(super) fn refuse_writer(file: &HostFile, usage: Use) -> Result<()> {
+    match usage {
+        Use::Checked if openers::of(&file.file)? == Opened::Written => {
+            Err(in_use(file, "is open for writing in a running QEMU"))
+        }
+        Use::Checked | Use::Frozen | Use::Glance => Ok(()),
+    }
 }
 
 /// What to make of a lock call that failed for another reason than a lock.

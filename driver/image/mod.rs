@@ -18,7 +18,7 @@
 //! place), `zeros` (data that are none), `table`, `read`, and `map` (what
 //! `qemu-img map` would print).
 //!
-//! Imports: `units`, `error`, `mounts`, `spool`, `packed`.
+//! Imports: `units`, `error`, `mounts`, `openers`, `spool`, `packed`.
 
 mod chain;
 mod container;
@@ -43,7 +43,7 @@ mod tests;
 
 pub use file::FileIndex;
 pub use format::{Change, Format, OpenOptions, Use};
-pub use locks::is_locked;
+pub use locks::is_used;
 pub use source::{CompressionType, Link, Qcow2Options, Source};
 pub use table::{AllocationTable, Extent, ExtentIter, Place};
 
@@ -156,6 +156,7 @@ impl DiskImage {
     pub fn check_unchanged(&self) -> Result<()> {
         for file in &self.files {
             file.check_unchanged(self.options.change)?;
+            locks::refuse_writer(file, self.options.usage)?;
         }
         match self.options.usage {
             Use::Checked => self.check_writers(),

@@ -16,6 +16,7 @@ use crate::common::mount::Loop;
 use crate::common::run::{collect, exit, run, text, virtfold};
 use crate::lab::records::{Prefix, check_images, take_from_ext4};
 use crate::lab::{Guest, GuestSpec, Lab};
+use virtfold::guest::host::{HostFiles, ImageUse, LocalFiles};
 
 #[test]
 fn a_plan_says_what_would_be_done_and_touches_nothing() {
@@ -390,6 +391,14 @@ fn block_devices_and_volumes_are_backed_up() {
     let (archive, report) = backup(&guest, &[]);
     assert_eq!(report["disks"].as_array().unwrap().len(), 3);
     assert_eq!(everything(&guest).1, before.1);
+    // QEMU's locks on a device lie in the guest's own /dev, where nobody else sees them.
+    assert_eq!(LocalFiles.image_use(device.device()).unwrap(), ImageUse::Written);
+    let onto = format!("sda={}", text(device.device()));
+    let refused =
+        virtfold_in(&lab, &["restore", text(&archive), "--disk", &onto, "--force"]).exits(exit::IN_USE);
+    assert!(refused.stderr.contains("in use by a running QEMU"), "{refused}");
+    run(&mut virtfold(["backup", "--image", text(device.device()), "--format", "raw", "--to", "/dev/null"]))
+        .exits(exit::IN_USE);
     assert_eq!(overlays(&folder), Vec::<PathBuf>::new());
     assert_eq!(overlays(&lab.folder().join("state/overlays")), Vec::<PathBuf>::new());
     // QEMU's user gets through to the overlays, and nobody to the journal.

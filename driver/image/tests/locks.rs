@@ -48,6 +48,21 @@ fn a_writer_is_noticed_wherever_in_the_chain_it_is() {
 }
 
 #[test]
+fn a_writer_without_locks_is_noticed() {
+    let lab = Lab::new();
+    lab.img("create -q -f raw disk.raw 1M");
+    let open = || DiskImage::open(&lab.path("disk.raw"), Format::Raw, &OpenOptions::default());
+    let image = open().unwrap();
+    let mut qemu = crate::openers::tests::open(&lab.path("disk.raw"), &[]);
+    assert_eq!(open().unwrap_err().kind(), ErrorKind::InUse);
+    let error = image.check_unchanged().unwrap_err();
+    assert!(error.to_string().contains("open for writing in a running QEMU"), "{error}");
+    drop(qemu.stdin.take());
+    assert!(qemu.wait().unwrap().success());
+    image.check_unchanged().unwrap();
+}
+
+#[test]
 fn no_writer_can_begin_while_an_image_is_open() {
     let lab = Lab::new();
     lab.img("create -q -f raw base.raw 1M");

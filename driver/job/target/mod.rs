@@ -394,7 +394,8 @@ fn cannot_share(error: &std::io::Error) -> bool {
 
 /// Refuses a file or device that a QEMU has open.
 fn refuse_used(file: &File, path: &Path) -> Result<()> {
-    if crate::image::is_locked(file).at(|| format!("cannot ask for the locks of '{}'", path.display()))? {
+    let used = crate::image::is_used(file);
+    if used.map_err(|e| e.within(format!("cannot tell who uses '{}'", path.display())))? {
         return Err(Error::new(
             ErrorKind::InUse,
             format!("'{}' is in use by a running QEMU", path.display()),

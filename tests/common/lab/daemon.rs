@@ -1,4 +1,5 @@
-//! The private libvirtd: started, killed, restarted, ended. See tests/guest/daemon for how it is kept apart.
+//! The private libvirtd (or virtqemud, as VIRTFOLD_TEST_DAEMON says): started, killed, restarted, ended. See
+//! tests/guest/daemon for how it is kept apart.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
@@ -40,7 +41,10 @@ impl Lab {
 
     /// The URI under which clients outside of its namespaces reach it.
     pub(crate) fn uri(&self) -> String {
-        format!("qemu+unix:///system?socket={}/run/libvirt-sock", self.folder.display())
+        let daemon = std::env::var("VIRTFOLD_TEST_DAEMON");
+        let socket =
+            if daemon.is_ok_and(|name| name == "virtqemud") { "virtqemud-sock" } else { "libvirt-sock" };
+        format!("qemu+unix:///system?socket={}/run/{socket}", self.folder.display())
     }
 
     /// A file system of 48 MiB, mounted before any guest starts.
