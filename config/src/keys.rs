@@ -1,9 +1,9 @@
 //! The keys, once and for all: parser, JSON Schema and reference are made from these structs.
 //!
 //! How to add a key: a field with a doc comment (which becomes its documentation, for users), a type of
-//! `values.rs` or a new one there, and a default in `Default`. A section is a struct with `deny_unknown_fields`;
-//! a section with names of the user's (such as `jobs`) is a map of structs, and files in `conf.d` may each
-//! add to it.
+//! `values.rs` or a new one there, and a default in `Default`. A section is a struct with
+//! `deny_unknown_fields`; a section with names of the user's (such as `jobs`) is a map of structs, and files
+//! in `conf.d` may each add to it.
 
 mod jobs;
 mod media;
@@ -35,8 +35,8 @@ pub struct Config {
     /// How the service (`virtfold serve`) runs on this host.
     #[serde(default)]
     pub service: Service,
-    /// Where archives go, each under a name that jobs use. A name is 1 to 64 letters, digits, `_`, `.` or `-`, and begins with a
-    /// letter, a digit or `_`.
+    /// Where archives go, each under a name that jobs use. A name is 1 to 64 letters, digits, `_`, `.` or
+    /// `-`, and begins with a letter, a digit or `_`.
     #[serde(default)]
     pub media: BTreeMap<Name, Medium>,
     /// What the service backs up, and when; each job under a name, with the same letters as those of media.
@@ -71,19 +71,21 @@ impl Default for Config {
 pub struct Defaults {
     /// How archives are compressed. Higher levels are smaller and slower; `zstd` alone is level 3.
     pub compress: Compression,
-    /// Whom archives are encrypted to: the public keys of age that can open them, each alone. Not set, and `recipients` neither:
-    /// archives are not encrypted. `--encrypt-to` and `--recipients` on a command line take the place of both keys;
+    /// Whom archives are encrypted to: the public keys of age that can open them, each alone. Not set, and
+    /// `recipients` neither: archives are not encrypted. `--encrypt-to` and `--recipients` on a command line
+    /// take the place of both keys;
     /// `--no-encryption` switches encryption off.
     pub encrypt_to: Option<RecipientList>,
-    /// A file that names those whom archives are encrypted to, one a line, together with `encrypt-to`. One that everybody may write
-    /// is refused.
+    /// A file that names those whom archives are encrypted to, one a line, together with `encrypt-to`. One
+    /// that everybody may write is refused.
     pub recipients: Option<FilePath>,
     /// Which bytes of a disk an archive holds.
     pub layout: Layout,
     /// The granularity of the fold. Not set: the source's own (its cluster size for qcow2, 64KiB for raw).
     pub block_size: Option<BlockSize>,
-    /// Whether disks are read once more before they are copied, to leave out blocks that are zeros though an image calls them data. Not set: block
-    /// devices and raw files without holes are, of which nothing else tells where zeros are.
+    /// Whether disks are read once more before they are copied, to leave out blocks that are zeros though an
+    /// image calls them data. Not set: block devices and raw files without holes are, of which nothing else
+    /// tells where zeros are.
     pub detect_zeroes: Option<DetectZeroes>,
     /// The most bytes of an archive that are written in a second. Not set: no limit.
     pub limit_rate: Option<Rate>,
@@ -91,14 +93,14 @@ pub struct Defaults {
     pub workers: Option<Workers>,
     /// Whether the agent in a running guest makes its file systems clean before a backup.
     pub quiesce: Quiesce,
-    /// How long a running guest may stand still at one time during a backup. When it is over, a process of its own lets the
-    /// guest go on.
+    /// How long a running guest may stand still at one time during a backup. When it is over, a process of
+    /// its own lets the guest go on.
     pub pause_budget: Pause,
-    /// The directory where running guests write while their disks are copied. Not set: beside each image, and in the state directory
-    /// for block devices.
+    /// The directory where running guests write while their disks are copied. Not set: beside each image, and
+    /// in the state directory for block devices.
     pub overlay_dir: Option<FilePath>,
-    /// What stays free in the file systems that the overlays of running guests lie in. A backup that would need more is
-    /// refused, and one that comes below gives way: a full file system stops guests.
+    /// What stays free in the file systems that the overlays of running guests lie in. A backup that would
+    /// need more is refused, and one that comes below is aborted: a full file system stops guests.
     pub min_free: Room,
 }
 

@@ -418,12 +418,12 @@ impl fmt::Display for Pause {
 #[serde(rename_all = "lowercase")]
 #[schemars(inline)]
 pub enum Quiesce {
-    /// By the agent where it answers; else the backup is what a power cut would leave.
+    /// By the agent if it answers; else the backup is crash-consistent.
     #[default]
     Auto,
     /// By the agent, or no backup.
     Yes,
-    /// Never: the backup is what a power cut would leave.
+    /// Never: the backup is crash-consistent.
     No,
 }
 

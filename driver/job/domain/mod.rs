@@ -1,15 +1,15 @@
 //! The backup of a domain, from beginning to end.
 //!
 //! 0. Where an earlier run died while it copied, and all is as it left it, its archive is gone on with
-//! (`go_on`), and nothing of the following is done.
+//!    (`go_on`), and nothing of the following is done.
 //! 1. What an earlier run left behind is recovered. A domain that can't be brought in order is not touched
-//! further.
+//!    further.
 //! 2. The plan. Whatever speaks against the backup ends it here, with nothing touched.
 //! 3. A domain that runs is frozen ([`frozen`]), one that is shut off is kept from starting ([`at_rest`]); in
-//! either case
+//!    either case
 //!    the images are opened with QEMU's locks on them, and the archive is written.
 //! 4. The archive gets its name when its images are known to have stayed as they were: for a frozen guest
-//! right after the copy, by
+//!    right after the copy, by
 //!    the images' times and sizes, before the guest's way back is begun; for one at rest when it is proven that it never ran.
 //! 5. The guest comes back onto its disks. Where that fails the archive is there and good, and both is said
 //!    ([`DomainReport::thaw_failure`]).

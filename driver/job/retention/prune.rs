@@ -3,7 +3,7 @@
 //! 1. Whoever prunes has a lock, so that there is one at a time.
 //! 2. A look at the place, and a verdict for each archive of each subject that is asked for.
 //! 3. Where something is to go, the domains' locks are taken, which running backups hold, and everything is
-//! looked at and decided again: what a backup added
+//!    looked at and decided again: what a backup added
 //!    in between may rest on what was to go. A domain that is being backed up is left alone.
 //! 4. Increments go before what they rest on. What can't be removed keeps what it rests on; the others go on.
 //! 5. Each removal is noted in the catalog when it has happened.

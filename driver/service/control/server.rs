@@ -1,10 +1,10 @@
 //! The service's end of the socket.
 //!
 //! 1. A lock beside the socket is taken, and held as long as the server lives: whoever has it is the one
-//! service here. A socket that is there then was left
+//!    service here. A socket that is there then was left
 //!    behind by one that was killed.
 //! 2. The socket is made in a directory that nobody else can enter, given its mode and group, and moved to
-//! its place: it is never there with rights too many.
+//!    its place: it is never there with rights too many.
 //! 3. Each connection is served by a thread, a request after the other.
 //!
 //! Imports: `error`, `service::acceptor`.

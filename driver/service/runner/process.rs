@@ -1,10 +1,10 @@
 //! Runs as processes: this program again, with a command line that a person could type.
 //!
 //! 1. The files of variables of the job's media are read, for this run's environment alone. Where two of them
-//! contradict each other the run fails.
+//!    contradict each other the run fails.
 //! 2. The command before; if it fails, the backup is not made.
 //! 3. `virtfold backup UUID --json ...`. Where it fails or was killed, `virtfold recover UUID` brings the
-//! guest home.
+//!    guest home.
 //! 4. The command after.
 //!
 //! A child is told who its parent is (`--parent`, hidden): the kernel sends it SIGTERM when that process is
