@@ -14,6 +14,7 @@
 pub mod allocation_csv;
 mod bounded;
 pub mod end;
+mod ending;
 pub mod index;
 pub mod layout;
 pub mod manifest;
@@ -28,6 +29,8 @@ pub mod tar;
 pub mod tar_parser;
 mod text;
 pub mod writer;
+
+pub use ending::end_on_device;
 
 #[cfg(test)]
 mod allocation_csv_tests;

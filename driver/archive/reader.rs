@@ -14,7 +14,7 @@ mod visitor;
 use std::sync::Arc;
 
 use self::refusal::{check_bare, contradiction, digest_of};
-pub use self::visitor::Visitor;
+pub use self::visitor::{Sound, Visitor};
 use crate::archive::allocation_csv::CsvParser;
 use crate::archive::end::{self, CHUNK, DigestsParser, EndRecord, RootHasher, Totals};
 use crate::archive::layout::{Kind, Layout, Order, Role};
@@ -26,17 +26,6 @@ use crate::archive::tar_parser::{Event, Member, MemberParser};
 use crate::error::{Error, ErrorKind, Result};
 use crate::table::{Builder, CorrespondenceTable, Run};
 use crate::units::{DenseOffset, GuestOffset, StreamOffset};
-
-/// What a whole, sound archive is known to hold.
-#[derive(Debug)]
-pub struct Sound {
-    /// Its head.
-    pub head: Manifest,
-    /// Its end record.
-    pub end: EndRecord,
-    /// The root digest, as the record says and the bytes confirm.
-    pub root: [u8; 32],
-}
 
 /// A disk whose map has been read.
 #[derive(Debug)]
@@ -102,6 +91,8 @@ pub struct Reader<'v> {
     members: u64,
     hasher: Option<RootHasher>,
     end: Option<(EndRecord, [u8; 32])>,
+    /// Zeros behind the end.
+    padding: u64,
 }
 
 impl<'v> Reader<'v> {
@@ -123,6 +114,7 @@ impl<'v> Reader<'v> {
             members: 0,
             hasher: None,
             end: None,
+            padding: 0,
         }
     }
 
@@ -155,6 +147,7 @@ impl Reader<'_> {
             let is_plain = matches!(chunk.state, ChunkState::Unchecked(_));
             if is_plain && self.parser.has_ended() && rest.iter().all(|byte| *byte == 0) {
                 // What a medium of blocks puts behind a file.
+                self.padding += rest.len() as u64;
                 return Ok(());
             }
             match self.parser.feed(&mut rest)? {
@@ -492,6 +485,6 @@ impl Reader<'_> {
         if found != end || !self.order.is_some_and(|order| order.is_complete()) {
             return Err(contradiction("its end record does not describe what is in it"));
         }
-        Ok(Sound { head, end, root })
+        Ok(Sound { head, end, root, padding: self.padding })
     }
 }

@@ -1,7 +1,8 @@
 //! What an encrypted archive begins with, and its key: by both, the same bytes can be made a second time.
 //!
-//! The header, with the file key for each recipient, is the `age` crate's; a recipient that wraps nothing and looks on learns the file key from it. The
-//! payload's key is derived from that as the specification has it ("Payload": HKDF-SHA-256 over the file key, with the nonce behind the header as salt).
+//! The header, with the file key for each recipient, is the `age` crate's; a recipient that wraps nothing and
+//! looks on learns the file key from it. The payload's key is derived from that as the specification has it
+//! ("Payload": HKDF-SHA-256 over the file key, with the nonce behind the header as salt).
 //!
 //! Invariant: one envelope is for one archive. Encrypting other bytes with it would give away both.
 
@@ -19,9 +20,9 @@ use super::unlock::MAX_HEADER;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Bytes of a payload's key.
-const KEY: usize = 32;
+pub(super) const KEY: usize = 32;
 /// Bytes of the nonce between the header and the payload.
-const NONCE: usize = 16;
+pub(super) const NONCE: usize = 16;
 /// Bytes of the digest of what is kept.
 const DIGEST: usize = blake3::OUT_LEN;
 /// What the payload's key is derived for.
@@ -29,7 +30,8 @@ const PAYLOAD: &[u8] = b"payload";
 /// What an envelope that is kept begins with.
 const MAGIC: &[u8; 16] = b"virtfold key 1\n\0";
 
-/// The beginning of an encrypted archive, nonce included, and the key of its payload. The key is wiped from memory, and `Debug` does not print it.
+/// The beginning of an encrypted archive, nonce included, and the key of its payload. The key is wiped from
+/// memory, and `Debug` does not print it.
 #[derive(Clone)]
 pub struct Envelope {
     head: Arc<[u8]>,
@@ -56,8 +58,8 @@ impl Envelope {
         encryptor.wrap_output(&mut head).map_err(|e| cannot().with_source(e))?;
         let seen = witness.0.lock().unwrap_or_else(PoisonError::into_inner).take();
         let (file_key, nonce) = seen.zip(head.last_chunk::<NONCE>()).ok_or_else(cannot)?;
-        let key = hkdf(nonce, PAYLOAD, file_key.expose_secret());
-        Ok(Self { head: head.into(), key: Arc::new(boxed(&key)) })
+        let key = Arc::new(payload_key(&file_key, nonce));
+        Ok(Self { head: head.into(), key })
     }
 
     /// The bytes before the payload.
@@ -70,7 +72,8 @@ impl Envelope {
         self.key.expose_secret()
     }
 
-    /// What [`Envelope::parse`] reads: a mark, the key, the head, and the digest of all that: by a part of a head an archive would be made that nobody could open.
+    /// What [`Envelope::parse`] reads: a mark, the key, the head, and the digest of all that: by a part of a
+    /// head an archive would be made that nobody could open.
     pub fn encode(&self) -> SecretBox<Vec<u8>> {
         // All at once: a vector that grew would leave copies behind.
         let mut bytes = Vec::with_capacity(MAGIC.len() + KEY + self.head.len() + DIGEST);
@@ -96,6 +99,16 @@ impl Envelope {
     }
 }
 
+/// The key of the payload behind a header with this file key and nonce.
+pub(super) fn payload_key(file_key: &FileKey, nonce: &[u8; NONCE]) -> SecretBox<[u8; KEY]> {
+    boxed(&hkdf(nonce, PAYLOAD, file_key.expose_secret()))
+}
+
+/// A second one of a file key.
+pub(super) fn copy_of(file_key: &FileKey) -> FileKey {
+    FileKey::init_with_mut(|key| key.copy_from_slice(file_key.expose_secret()))
+}
+
 /// A key in memory that is wiped.
 fn boxed(key: &[u8; KEY]) -> SecretBox<[u8; KEY]> {
     let mut out = SecretBox::new(Box::new([0; KEY]));
@@ -112,8 +125,7 @@ impl age::Recipient for Witness {
         &self,
         file_key: &FileKey,
     ) -> std::result::Result<(Vec<Stanza>, HashSet<String>), age::EncryptError> {
-        let copy = FileKey::init_with_mut(|key| key.copy_from_slice(file_key.expose_secret()));
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(copy);
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(copy_of(file_key));
         Ok(Default::default())
     }
 }

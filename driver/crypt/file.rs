@@ -2,17 +2,21 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::os::unix::fs::FileTypeExt;
 use std::sync::Arc;
 
 use super::Identities;
 use super::incoming::Incoming;
+use super::payload::Payload;
 use super::pool::{Place, Pool};
 use super::unlock::{Kind, PROBE, kind_of};
+use crate::archive::end_on_device;
 use crate::archive::source::{Source, Trimmed};
-use crate::archive::stream::{ReadAt, end_before_zeros, end_of_content};
+use crate::archive::stream::{ReadAt, end_before_zeros, end_of_content, tell_zeros};
 use crate::error::{Error, IoContext, Result};
 
-/// An archive that can be read at any place, opened. What it gives out is the archive itself, whether it is encrypted or not.
+/// An archive that can be read at any place, opened. What it gives out is the archive itself, whether it is
+/// encrypted or not.
 pub struct ArchiveFile {
     file: Arc<dyn Source>,
     /// Where it is encrypted.
@@ -24,29 +28,27 @@ impl ArchiveFile {
     /// The archive in `source`, with `identities` where it is encrypted.
     ///
     /// # Errors
-    /// As [`ArchiveFile::salvage`]; Incomplete, where it is encrypted and its end does not prove to be the end.
+    /// As [`ArchiveFile::salvage`]; Incomplete, where it is encrypted and its end does not prove to be the
+    /// end.
     pub fn open(source: Arc<dyn Source>, identities: &Identities) -> Result<Self> {
         let this = Self::salvage(source, identities)?;
         this.proven()?;
         Ok(this)
     }
 
-    /// As [`ArchiveFile::open`], and also where its end is not proven: then it gives out the pieces before that, each of which is
-    /// what was written there. Whoever calls this asks [`ArchiveFile::proven`], too.
+    /// As [`ArchiveFile::open`], and also where its end is not proven: then it gives out the pieces before
+    /// that, each of which is what was written there. Whoever calls this asks [`ArchiveFile::proven`], too.
     ///
     /// # Errors
-    /// [`ErrorKind::Locked`](crate::error::ErrorKind::Locked), where it is encrypted and no identity opens it; Damaged, Incomplete or
-    /// Unsupported, where the beginning of the age file is.
+    /// [`ErrorKind::Locked`](crate::error::ErrorKind::Locked), where it is encrypted and no identity opens
+    /// it; Damaged, Incomplete or Unsupported, where the beginning of the age file is.
     pub fn salvage(file: Arc<dyn Source>, identities: &Identities) -> Result<Self> {
         let mut first = Vec::with_capacity(PROBE);
         let probe = Place::new(&file).take(PROBE as u64).read_to_end(&mut first);
         probe.at(|| format!("cannot read '{}'", file.name()))?;
         let (file, pool) = match kind_of(&first, file.name())? {
-            Kind::Bare => (without_padding(file), None),
-            Kind::Encrypted => {
-                let pool = Pool::open(Arc::clone(&file), identities)?;
-                unpadded(file, pool, identities)?
-            }
+            Kind::Bare => (bare(file)?, None),
+            Kind::Encrypted => encrypted(file, identities)?,
         };
         Ok(Self { file, pool, identities: identities.clone() })
     }
@@ -91,18 +93,55 @@ impl ArchiveFile {
     }
 }
 
-/// An archive that is not encrypted, without the zeros behind it.
-fn without_padding(file: Arc<dyn Source>) -> Arc<dyn Source> {
-    match end_before_zeros(file.as_ref()) {
-        Some(end) => trimmed(file, end),
-        None => file,
+/// An archive that is not encrypted, without what is behind it.
+fn bare(file: Arc<dyn Source>) -> Result<Arc<dyn Source>> {
+    let on_device = if is_device(file.as_ref())? { end_on_device(file.as_ref()) } else { None };
+    Ok(match (on_device, end_before_zeros(file.as_ref())) {
+        (Some(end), _) => cut_from_device(file, end),
+        (None, Some(end)) => trimmed(file, end),
+        (None, None) => file,
+    })
+}
+
+/// An encrypted archive without what is behind it.
+fn encrypted(file: Arc<dyn Source>, identities: &Identities) -> Result<(Arc<dyn Source>, Option<Pool>)> {
+    let pool = Pool::open(Arc::clone(&file), identities)?;
+    if pool.end().is_some()
+        && is_device(file.as_ref())?
+        && let Some(end) = Payload::end_in(&file, identities)?
+    {
+        let file = cut_from_device(file, end);
+        let pool = Pool::open(Arc::clone(&file), identities)?;
+        return Ok((file, Some(pool)));
     }
+    unpadded(file, pool, identities)
+}
+
+/// Whether it is a block device: that is larger than what was written to it, and has behind it what was there
+/// before.
+fn is_device(file: &dyn Source) -> Result<bool> {
+    let Some(opened) = file.file() else { return Ok(false) };
+    let found = opened.metadata().at(|| format!("cannot examine '{}'", file.name()))?;
+    Ok(found.file_type().is_block_device())
+}
+
+fn cut_from_device(file: Arc<dyn Source>, end: u64) -> Arc<dyn Source> {
+    let behind = file.len().saturating_sub(end);
+    if behind == 0 {
+        return file;
+    }
+    tracing::warn!(
+        "'{}' goes on for {behind} bytes behind the archive's end: they are not of it, and passed over",
+        file.name()
+    );
+    Arc::new(Trimmed::new(file, end))
 }
 
 /// Zeros that may be an authenticator's own.
 const MOST_ZEROS: usize = 16;
 
-/// An encrypted archive without the zeros behind it: where its end is not proven, it may be that they hide it. The last piece's authenticator may end with some.
+/// An encrypted archive without the zeros behind it: where its end is not proven, it may be that they hide
+/// it. The last piece's authenticator may end with some.
 fn unpadded(
     file: Arc<dyn Source>,
     pool: Pool,
@@ -121,11 +160,7 @@ fn unpadded(
 }
 
 fn trimmed(file: Arc<dyn Source>, end: u64) -> Arc<dyn Source> {
-    let zeros = file.len().saturating_sub(end);
-    tracing::warn!(
-        "'{}' has {zeros} zeros behind its end, as media of whole blocks have: they are passed over",
-        file.name()
-    );
+    tell_zeros(file.name(), file.len().saturating_sub(end));
     Arc::new(Trimmed::new(file, end))
 }
 

@@ -21,6 +21,7 @@ mod envelope;
 mod file;
 mod identities;
 mod incoming;
+mod payload;
 mod pieces;
 mod pool;
 mod recipients;

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use age::stream::StreamReader;
 
-use super::unlock::{Gate, Unlocked, broken, end_unproven, header_len, unlock};
+use super::unlock::{Gate, broken, end_unproven, header_len, unlock};
 use super::{Identities, PIECE, TAG};
 use crate::archive::source::Source;
 use crate::archive::stream::ReadAt;
@@ -63,8 +63,7 @@ struct Reader {
 
 impl Reader {
     fn open(file: &Arc<dyn Source>, identities: &Identities) -> Result<Self> {
-        let Unlocked { stream, .. } = unlock(Place::new(file), file.name(), identities)?;
-        Ok(Self { stream, at: 0 })
+        Ok(Self { stream: unlock(Place::new(file), file.name(), identities)?, at: 0 })
     }
 
     /// Fills `buf`, which is not empty and ends before the last proven byte.

@@ -67,8 +67,7 @@ fn within_header(name: &str) -> Error {
     Error::new(ErrorKind::Incomplete, format!("'{name}' is incomplete: it ends within its age header"))
 }
 
-/// What is read of an age file: while its header is read, no more than a header may have. It remembers
-/// whether it met the end.
+/// What is read of an age file: while its header is read, no more than a header may have.
 #[derive(Debug)]
 pub(super) struct Gate<R> {
     inner: R,
@@ -76,7 +75,7 @@ pub(super) struct Gate<R> {
 }
 
 impl<R> Gate<R> {
-    fn new(inner: R) -> (Self, Arc<GateState>) {
+    pub(super) fn new(inner: R) -> (Self, Arc<GateState>) {
         let state = Arc::new(GateState::default());
         (Self { inner, state: Arc::clone(&state) }, state)
     }
@@ -86,15 +85,14 @@ impl<R> Gate<R> {
 #[derive(Debug, Default)]
 pub(super) struct GateState {
     open: AtomicBool,
-    ended: AtomicBool,
     /// Bytes read through it.
     read: AtomicU64,
 }
 
 impl GateState {
-    /// Whether the end was met.
-    pub(super) fn has_ended(&self) -> bool {
-        self.ended.load(Ordering::Relaxed)
+    /// Bytes that were read.
+    pub(super) fn read(&self) -> u64 {
+        self.read.load(Ordering::Relaxed)
     }
 }
 
@@ -110,26 +108,14 @@ impl<R: Read> Read for Gate<R> {
         }
         let got = self.inner.read(buf.get_mut(..room).unwrap_or_default())?;
         self.state.read.fetch_add(got as u64, Ordering::Relaxed);
-        if got == 0 && room > 0 {
-            self.state.ended.store(true, Ordering::Relaxed);
-        }
         Ok(got)
     }
 }
 
 impl<R: Seek> Seek for Gate<R> {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        self.state.ended.store(false, Ordering::Relaxed);
         self.inner.seek(to)
     }
-}
-
-/// An opened age file.
-pub(super) struct Unlocked<R> {
-    /// What it holds.
-    pub(super) stream: StreamReader<BufReader<Gate<R>>>,
-    /// What was met on the way.
-    pub(super) state: Arc<GateState>,
 }
 
 /// Reads the header of the age file `input`, called `name`, and opens it.
@@ -137,10 +123,23 @@ pub(super) struct Unlocked<R> {
 /// # Errors
 /// [`ErrorKind::Locked`], where no identity opens it; Damaged, Incomplete, where its header is;
 /// Unsupported, where it is encrypted with a passphrase or of a later version; those of `input`.
-pub(super) fn unlock<R: Read>(input: R, name: &str, identities: &Identities) -> Result<Unlocked<R>> {
+pub(super) fn unlock<R: Read>(
+    input: R,
+    name: &str,
+    identities: &Identities,
+) -> Result<StreamReader<BufReader<Gate<R>>>> {
     let (gate, state) = Gate::new(input);
     let decryptor = Decryptor::new_buffered(BufReader::new(gate)).map_err(|e| explain(e, name))?;
     state.open.store(true, Ordering::Relaxed);
+    refuse(&decryptor, name, identities)?;
+    decryptor.decrypt(identities.iter()).map_err(|e| explain(e, name))
+}
+
+/// Refuses what is not opened here, whatever the identities are, and what none was given for.
+///
+/// # Errors
+/// Unsupported, where it is encrypted with a passphrase; [`ErrorKind::Locked`], where there is no identity.
+pub(super) fn refuse<R>(decryptor: &Decryptor<R>, name: &str, identities: &Identities) -> Result<()> {
     if decryptor.is_scrypt() {
         let what = format!("'{name}' is encrypted with a passphrase, which virtfold does not support");
         return Err(Error::new(ErrorKind::Unsupported, what)
@@ -150,8 +149,7 @@ pub(super) fn unlock<R: Read>(input: R, name: &str, identities: &Identities) -> 
         let what = format!("'{name}' is encrypted; no identity was given");
         return Err(Error::new(ErrorKind::Locked, what).with_hint("--identity FILE names the key file"));
     }
-    let stream = decryptor.decrypt(identities.iter()).map_err(|e| explain(e, name))?;
-    Ok(Unlocked { stream, state })
+    Ok(())
 }
 
 /// Bytes before the first piece of the age file `input`, called `name`.
@@ -162,11 +160,11 @@ pub(super) fn header_len<R: Read>(input: R, name: &str) -> Result<u64> {
     let (gate, state) = Gate::new(input);
     // The unbuffered parser reads not one byte too many.
     Decryptor::new(gate).map_err(|e| explain(e, name))?;
-    Ok(state.read.load(Ordering::Relaxed))
+    Ok(state.read())
 }
 
 /// What is said when an age file called `name` does not open.
-fn explain(error: DecryptError, name: &str) -> Error {
+pub(super) fn explain(error: DecryptError, name: &str) -> Error {
     let damaged =
         |why: &str| Error::new(ErrorKind::Damaged, format!("'{name}' is damaged: its age header {why}"));
     match error {

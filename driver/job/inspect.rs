@@ -5,6 +5,7 @@
 
 use std::cell::Cell;
 use std::io::Read;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -132,6 +133,12 @@ pub fn list_located(location: &Location, identities: &Identities) -> Result<Vec<
 }
 
 fn list_directory(directory: &Path, identities: &Identities) -> Result<Vec<(Location, Glance)>> {
+    // A device holds one archive, at its beginning.
+    if directory.metadata().is_ok_and(|found| found.file_type().is_block_device()) {
+        let location = Location::from(directory);
+        let glance = glance(&location, identities)?;
+        return Ok(vec![(location, glance)]);
+    }
     let reading = || format!("cannot list '{}'", directory.display());
     let mut paths: Vec<PathBuf> = Vec::new();
     for entry in durable::at_directory(std::fs::read_dir(directory), directory, reading)? {

@@ -16,7 +16,7 @@ use super::restore::{Lost, note_lost};
 use crate::archive::index::{ArchiveIndex, Data, Trust};
 use crate::archive::manifest::Manifest;
 use crate::archive::reader::{Reader, Sound, Visitor};
-use crate::archive::stream::{ReadAt, ReadOptions, read_pipe};
+use crate::archive::stream::{ReadAt, ReadOptions, read_pipe, tell_zeros};
 use crate::crypt::{ArchiveFile, Identities, Incoming};
 use crate::error::{ErrorKind, Result, sentence};
 use crate::medium::{self, Location};
@@ -174,6 +174,7 @@ fn sound(input: impl Read + Send, name: &str, options: &ReadOptions, control: &C
     end.check(name)?;
     let sound = reader.finish()?;
     end.check_id(sound.head.archive)?;
+    tell_zeros(name, end.padding + sound.padding);
     Ok(sound)
 }
 

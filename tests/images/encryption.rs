@@ -19,14 +19,14 @@ use crate::common::{KIB, MIB};
 const PIECE: usize = 65_552;
 
 /// A key pair in a file.
-struct Key {
-    path: PathBuf,
-    public: String,
+pub(crate) struct Key {
+    pub(crate) path: PathBuf,
+    pub(crate) public: String,
     secret: String,
 }
 
 impl Key {
-    fn new(scratch: &Scratch, name: &str) -> Self {
+    pub(crate) fn new(scratch: &Scratch, name: &str) -> Self {
         let path = scratch.join(name);
         run(&mut tool("age-keygen", ["-o", text(&path)])).ok();
         let public = run(&mut tool("age-keygen", ["-y", text(&path)])).ok().last_line().to_owned();
@@ -37,7 +37,7 @@ impl Key {
 }
 
 /// A disk of `mib` MiB, a good part of it noise in scattered pieces.
-fn disk(scratch: &Scratch, name: &str, mib: u64) -> Image {
+pub(crate) fn disk(scratch: &Scratch, name: &str, mib: u64) -> Image {
     let mut rng = Rng::of_case(name, 0);
     let noise = scratch.join("noise");
     fs::write(&noise, rng.bytes(1 << 20)).unwrap();

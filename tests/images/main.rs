@@ -8,11 +8,13 @@
 mod common;
 
 mod bad_images;
+mod behind;
 mod cli_golden;
 mod differential;
 mod encryption;
 mod faults;
 mod flips;
+mod forbidden;
 mod foreign_tools;
 mod forgeries;
 mod fuzz;

@@ -113,7 +113,17 @@ def decrypted(data, identity):
     demand(end, "the age header has no end in 64 KiB")
     demand(b"\n-> scrypt " not in data[:end.end()], "it is encrypted with a passphrase")
     demand(identity, "it is encrypted, and there is no identity")
-    clear = piped(["age", "-d", "-i", identity], data)
+    # Zeros may follow; the last piece's authenticator may end with some.
+    content = len(data.rstrip(b"\0"))
+    for length in [len(data), *range(content, min(content + 17, len(data)))]:
+        try:
+            clear = piped(["age", "-d", "-i", identity], data[:length])
+            break
+        except Fault as fault:
+            refused = fault
+    else:
+        raise refused
+    data = data[:length]
     pieces = -(-len(clear) // 65536)
     demand(len(data) == end.end() + 16 + len(clear) + 16 * pieces, "its pieces are not where they should be")
     return clear
@@ -293,6 +303,12 @@ def parse_head(data):
         raise Fault(f"the head is no JSON: {error}") from None
     demand(depth(head) <= 128, "the head is nested too deep")
     demand(head["version"] == 1, "the head has another version")
+    for owner, field in [(head, "requires")] + [(disk["source"], field) for disk in head["disks"] for field in ("backing", "warnings")]:
+        demand(field not in owner or isinstance(owner[field], list), f"the head's '{field}' is no list")
+    texts = [head["host"], head["tool"], head["compression"]["method"], *(disk["source"]["format"] for disk in head["disks"])]
+    for words in texts:
+        fits = 1 <= len(words.encode()) <= 1024 and not re.search("[\0-\x1f\x7f-\x9f]", words)
+        demand(fits, "a text of the head is empty, too long, or has control characters")
     demand(not head.get("requires", []), "the head requires what this reader does not know")
     demand(UUID.match(head["archive"]), "the head's archive is no uuid")
     demand(TIME.match(head["created"]), "the head's time is spelt otherwise")

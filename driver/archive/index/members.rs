@@ -6,10 +6,12 @@
 use super::IndexedDisk;
 use super::checked::Checked;
 use crate::archive::allocation_csv::{AllocationRow, CsvParser};
+use crate::archive::end::EndRecord;
 use crate::archive::layout::{Kind, Layout, MAX_OTHERS, Role};
 use crate::archive::manifest::{self, Disk, Manifest};
 use crate::archive::recovery::RecoveryParser;
 use crate::archive::sparse_parser::{MapParser, MapPlace};
+use crate::archive::stream::RandomStream;
 use crate::archive::tar_parser::{Event, Member, MemberParser};
 use crate::archive::writer::Attachment;
 use crate::error::{Error, ErrorKind, Result};
@@ -75,6 +77,28 @@ impl Found {
 
 fn damaged(what: impl std::fmt::Display) -> Error {
     Error::new(ErrorKind::Damaged, format!("the archive is damaged: {what}"))
+}
+
+/// Whether an end record is not that of the archive that begins `stream`: of what lay there before, where the
+/// beginning was overwritten. By the head as it is, which nothing has proven yet: damage does not change both
+/// its id and its time.
+pub(super) fn is_foreign(stream: &RandomStream<'_>, record: &EndRecord) -> bool {
+    let head = first_member(stream);
+    head.is_some_and(|head| {
+        head.archive != record.archive && head.time().is_ok_and(|time| time != record.time)
+    })
+}
+
+/// The head, if the stream begins with one.
+fn first_member(stream: &RandomStream<'_>) -> Option<Manifest> {
+    let mut block = [0; 512];
+    stream.read_at(StreamOffset::ZERO, &mut block).ok()?;
+    let mut rest = &block[..];
+    let Ok(Some(Event::Begin(member))) = MemberParser::new().feed(&mut rest) else { return None };
+    let is_head = Role::of(&member.name) == Role::Head && member.size <= manifest::MAX_LEN;
+    let mut bytes = vec![0; usize::try_from(member.size).ok().filter(|_| is_head)?];
+    stream.read_at(member.content_at, &mut bytes).ok()?;
+    Manifest::parse(&bytes).ok()
 }
 
 /// Reads the members from the front until all disks are known. What was found before an error stays.
@@ -251,8 +275,8 @@ impl<'a> Cursor<'a> {
         Ok(content)
     }
 
-    /// Feeds content to `take`, which says how much it used: less than it was given, and it has what it wants.
-    /// Returns where the first byte stands that was not used.
+    /// Feeds content to `take`, which says how much it used: less than it was given, and it has what it
+    /// wants. Returns where the first byte stands that was not used.
     fn content(&mut self, take: &mut dyn FnMut(&[u8]) -> Result<usize>) -> Result<StreamOffset> {
         while self.parser.content_left() > 0 {
             let at = self.parser.position();

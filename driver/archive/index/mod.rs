@@ -14,7 +14,7 @@
 
 mod checked;
 mod members;
-mod tail;
+pub(in crate::archive) mod tail;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -86,7 +86,14 @@ impl<'a> ArchiveIndex<'a> {
             }
             Ok(()) => {}
         }
-        let (tail, complete) = match tail::read(&stream) {
+        let read = tail::read(&stream).and_then(|tail| match members::is_foreign(&stream, &tail.record) {
+            true => Err(Error::new(
+                ErrorKind::Incomplete,
+                "the archive is incomplete: what stands at the end is the end of another one",
+            )),
+            false => Ok(tail),
+        });
+        let (tail, complete) = match read {
             Ok(tail) if tail.proven => (Some(Arc::new(tail)), true),
             Ok(_) if trust == Trust::Strict => return Err(unproven()),
             Ok(tail) => {

@@ -120,7 +120,7 @@ fn find_record(stream: &RandomStream<'_>) -> Result<(EndRecord, [u8; DIGEST_LEN]
 }
 
 /// The content of the end record's member, where `bytes` begin with its header.
-fn end_member(at: StreamOffset, bytes: &[u8]) -> Option<Vec<u8>> {
+pub(in crate::archive) fn end_member(at: StreamOffset, bytes: &[u8]) -> Option<Vec<u8>> {
     let mut parser = MemberParser::at(at);
     let mut rest = bytes;
     let mut content = None;

@@ -1,10 +1,24 @@
 //! Who takes what an archive holds.
 
 use crate::archive::allocation_csv::AllocationRow;
+use crate::archive::end::EndRecord;
 use crate::archive::manifest::Manifest;
 use crate::error::Result;
 use crate::table::{CorrespondenceTable, Run};
 use crate::units::StreamOffset;
+
+/// What a whole, sound archive is known to hold.
+#[derive(Debug)]
+pub struct Sound {
+    /// Its head.
+    pub head: Manifest,
+    /// Its end record.
+    pub end: EndRecord,
+    /// The root digest, as the record says and the bytes confirm.
+    pub root: [u8; 32],
+    /// Zeros that a plain one has behind its end.
+    pub padding: u64,
+}
 
 /// Takes what an archive holds, in the order in which it stands there.
 pub trait Visitor {

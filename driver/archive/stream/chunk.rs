@@ -131,6 +131,8 @@ pub struct StreamEnd {
     pub cut: Option<Cut>,
     /// Bytes of the file behind the seek table, where nothing may be.
     pub trailing: Option<Range<u64>>,
+    /// Zeros behind the seek table, which media of whole blocks put there.
+    pub padding: u64,
 }
 
 impl StreamEnd {

@@ -47,9 +47,10 @@ pub use chunk::{Carrier, Chunk, ChunkState, Cut, Damage, ReadAt, ReadOptions, St
 pub use chunk_log::{ChunkLog, ChunkRecord, Chunks, Unlogged};
 pub use digest::{Digest, Digests};
 pub use frame::FRAME;
-pub use padding::{end_before_zeros, end_of_content};
+pub use padding::{end_before_zeros, end_of_content, tell_zeros};
 pub use pipe::read_pipe;
 pub use random::RandomStream;
+pub(in crate::archive) use random::{carrier_of, end_of_frames};
 pub use writer::{StreamWriter, write_stream, write_stream_from};
 
 /// How the chunks of a stream are carried.

@@ -5,6 +5,15 @@
 use super::chunk::ReadAt;
 use super::seek_table;
 
+/// Says that `zeros` bytes behind the end of the archive called `name` are passed over, where there are any.
+pub fn tell_zeros(name: &str, zeros: u64) {
+    if zeros > 0 {
+        tracing::warn!(
+            "'{name}' has {zeros} zeros behind its end, as media of whole blocks have: they are passed over"
+        );
+    }
+}
+
 /// Bytes that are looked at at once, going backwards.
 const STEP: u64 = 64 << 10;
 /// Bytes before the zeros that tell what ends there.

@@ -199,6 +199,7 @@ pub(super) fn plain_end(len: u64) -> StreamEnd {
         table: TableState::Plain,
         cut: None,
         trailing: None,
+        padding: 0,
     }
 }
 

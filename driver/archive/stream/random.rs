@@ -1,8 +1,8 @@
 //! Reads the stream of a file: at any place, or a range of it in order with all workers.
 //!
-//! Where the frames lie the seek table tells; without a table that can be right the file is walked once, header
-//! by header. A range is read by workers that fetch, check and decompress by themselves; the caller's thread
-//! keeps as many chunks in flight as there are buffers and hands them on in order.
+//! Where the frames lie the seek table tells; without a table that can be right the file is walked once,
+//! header by header. A range is read by workers that fetch, check and decompress by themselves; the caller's
+//! thread keeps as many chunks in flight as there are buffers and hands them on in order.
 //!
 //! Imports: `units`, `error`.
 
@@ -24,7 +24,7 @@ use super::order::Order;
 use super::padding::{end_before_zeros, ends_as_plain};
 use super::pipe::plain_end;
 use super::scan::{Peek, Step, Walker, unknown_version};
-use super::{check_cancel, detect, panicked, seek_table, slot_limit, unrecognised};
+use super::{Cancel, check_cancel, detect, panicked, seek_table, slot_limit, unrecognised};
 
 /// Frames at the beginning that are asked for the archive's id.
 const ID_TRIES: usize = 3;
@@ -40,8 +40,8 @@ pub struct RandomStream<'a> {
 }
 
 impl<'a> RandomStream<'a> {
-    /// Opens the stream in `file`. Reads the seek table, or the header of every frame where that is damaged or
-    /// missing; [`RandomStream::end`] says which.
+    /// Opens the stream in `file`. Reads the seek table, or the header of every frame where that is damaged
+    /// or missing; [`RandomStream::end`] says which.
     ///
     /// # Errors
     /// When `file` can't be read; [`ErrorKind::Damaged`] when it is no archive by its first and last bytes;
@@ -84,8 +84,8 @@ impl<'a> RandomStream<'a> {
     /// Fills `buf` with the bytes of the stream at `at`. Those of a framed stream are checked.
     ///
     /// # Errors
-    /// [`ErrorKind::Damaged`] when some of them are lost; [`ErrorKind::Incomplete`] when the stream ends before;
-    /// those of reading the file.
+    /// [`ErrorKind::Damaged`] when some of them are lost; [`ErrorKind::Incomplete`] when the stream ends
+    /// before; those of reading the file.
     pub fn read_at(&self, at: StreamOffset, mut buf: &mut [u8]) -> Result<()> {
         let end = at.checked_add(buf.len() as u64).filter(|end| end.get() <= self.len());
         let end = end.ok_or_else(|| self.beyond(at))?;
@@ -240,7 +240,8 @@ impl<'a> RandomStream<'a> {
     }
 }
 
-/// The frames by the seek table; `None` where that can't be right, or where the medium says that it is damaged.
+/// The frames by the seek table; `None` where that can't be right, or where the medium says that it is
+/// damaged.
 fn seek_table(file: &dyn ReadAt) -> Result<Option<FrameIndex>> {
     match seek_table::load(file) {
         Err(error) if error.kind() == ErrorKind::Damaged => Ok(None),
@@ -260,7 +261,7 @@ fn lost(span: &Span) -> Option<Damage> {
 }
 
 /// How the stream in `file` is carried, by its first bytes, else by its last.
-fn carrier_of(file: &dyn ReadAt) -> Result<Carrier> {
+pub(in crate::archive) fn carrier_of(file: &dyn ReadAt) -> Result<Carrier> {
     let mut input = FilePeek::new(file);
     if let Some(carrier) = detect(input.peek(0, 512)?) {
         return Ok(carrier);
@@ -298,11 +299,26 @@ fn by_table(file: &dyn ReadAt, index: FrameIndex, options: &ReadOptions) -> Resu
         table: TableState::Intact,
         cut: None,
         trailing: None,
+        padding: 0,
     };
     Ok((index, end))
 }
 
-/// The id that most of these are, so that no single frame of another archive can pass for this one; of several the first.
+/// Where the seek table of the framed stream in `file` ends, found along the frames: for a file that has
+/// something behind it. Nothing, where no table is met.
+///
+/// # Errors
+/// Those of reading `file`; [`ErrorKind::Unsupported`] for frames of a later layout.
+pub(in crate::archive) fn end_of_frames(file: &dyn ReadAt) -> Result<Option<u64>> {
+    let options = ReadOptions { workers: 1, cancel: Cancel::default(), carrier: None, archive_id: None };
+    let (_, end) = by_walk(file, &options)?;
+    let met = end.cut.is_none() && matches!(end.table, TableState::Intact | TableState::Damaged(_));
+    let behind = end.trailing.as_ref().map_or(end.padding, |trailing| trailing.end - trailing.start);
+    Ok(met.then(|| end.file_len - behind))
+}
+
+/// The id that most of these are, so that no single frame of another archive can pass for this one; of
+/// several the first.
 fn most_named(ids: &[Uuid]) -> Option<Uuid> {
     let count = |id: &Uuid| ids.iter().filter(|other| *other == id).count();
     ids.iter().rev().max_by_key(|id| count(id)).copied()

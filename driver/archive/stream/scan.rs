@@ -250,7 +250,11 @@ impl Walker {
         let is_padding = whole && only_zeros(input, table_end)?;
         let file_len = input.finish()?;
         let mut end = self.end(file_len);
-        end.trailing = (table_end < file_len && !is_padding).then_some(table_end..file_len);
+        let behind = table_end..file_len;
+        match is_padding {
+            true => end.padding = file_len.saturating_sub(table_end),
+            false => end.trailing = Some(behind).filter(|behind| !behind.is_empty()),
+        }
         let believed = fault.is_none();
         end.table = match fault {
             _ if !whole => TableState::Cut,
@@ -295,6 +299,7 @@ impl Walker {
             table: TableState::Missing,
             cut: None,
             trailing: None,
+            padding: 0,
         }
     }
 }

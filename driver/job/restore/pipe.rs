@@ -6,7 +6,7 @@ use std::io::Read;
 use super::{RestoreReport, RestoreRequest, RestoredDisk, format_name, method_name, read_options, selected};
 use crate::archive::manifest::Manifest;
 use crate::archive::reader::{Reader, Visitor};
-use crate::archive::stream::read_pipe;
+use crate::archive::stream::{read_pipe, tell_zeros};
 use crate::crypt::Incoming;
 use crate::error::{Error, ErrorKind, Result};
 use crate::job::Control;
@@ -35,6 +35,7 @@ pub(super) fn restore(
     end.check(name)?;
     let sound = reader.finish()?;
     end.check_id(sound.head.archive)?;
+    tell_zeros(name, end.padding + sound.padding);
     control.progress.enter("syncing", 0);
     for target in disks.targets.into_iter().flatten() {
         target.finish()?;

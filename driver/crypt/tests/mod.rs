@@ -1,17 +1,19 @@
 //! What goes in comes out, at every place and from many threads; and nothing that was changed does.
 
+mod behind;
+mod keys;
+mod writing;
+
 use std::io::{self, Cursor, Read, Write};
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use age::secrecy::ExposeSecret;
 use age::x25519::Identity;
 use tempfile::TempDir;
 
 use super::*;
 use crate::archive::stream::{ReadAt, Sink};
-use crate::error::{Error, ErrorKind, Result, sentence};
+use crate::error::{Error, ErrorKind, Result};
 use crate::medium::{self, Durable, Encrypting, Medium};
 
 const PLAIN: usize = 64 << 10;
@@ -341,204 +343,4 @@ fn a_header_without_end_is_refused_soon() {
     assert_eq!(kind(lab.pipe(&long)), ErrorKind::Damaged);
     assert_eq!(kind(lab.open(b"age-encryption.org/v1\n--- x\n")), ErrorKind::Damaged);
     assert_eq!(kind(lab.open(b"age-encryption.org/v2\n--- x\n")), ErrorKind::Unsupported);
-}
-
-#[test]
-fn a_full_medium_says_so_through_the_encryption() {
-    let lab = Lab::new();
-    for room in [10, SEALED, 2 * SEALED] {
-        let kept = Arc::new(Mutex::new(Vec::new()));
-        let memory = Box::new(Memory(Arc::clone(&kept), room));
-        let outcome = Encrypting::begin(memory, &lab.envelope()).and_then(|mut medium| {
-            medium.write(&noise(2 * PLAIN))?;
-            Box::new(medium).finish()
-        });
-        let error = outcome.unwrap_err();
-        assert_eq!((error.kind(), error.hint()), (ErrorKind::NoSpace, Some("make room")));
-        assert_eq!(sentence(&error), "cannot write the encrypted archive: it is full");
-    }
-}
-
-#[test]
-fn what_was_not_finished_is_not_whole() {
-    let lab = Lab::new();
-    for len in [0, PLAIN, 2 * PLAIN + 9] {
-        let kept = Arc::new(Mutex::new(Vec::new()));
-        let memory = Box::new(Memory(Arc::clone(&kept), usize::MAX));
-        let mut medium = Encrypting::begin(memory, &lab.envelope()).unwrap();
-        medium.write(&noise(len)).unwrap();
-        drop(medium);
-        let left = kept.lock().unwrap().clone();
-        assert_eq!(kind(lab.open(&left)), ErrorKind::Incomplete);
-        assert_eq!(kind(lab.pipe(&left)), ErrorKind::Incomplete);
-    }
-}
-
-/// A medium in memory that fails once, at a byte, and then has kept so many bytes for good.
-struct Breaks {
-    kept: Arc<Mutex<Vec<u8>>>,
-    room: Option<usize>,
-    durable: usize,
-}
-
-impl Sink for Breaks {
-    fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        let mut kept = self.kept.lock().unwrap();
-        if self.room.is_some_and(|room| kept.len() + bytes.len() > room) {
-            return Err(Error::new(ErrorKind::Io, "it broke"));
-        }
-        kept.extend_from_slice(bytes);
-        Ok(())
-    }
-}
-
-impl Medium for Breaks {
-    fn go_on(&mut self) -> Result<Option<u64>> {
-        self.room = None;
-        let mut kept = self.kept.lock().unwrap();
-        let durable = self.durable.min(kept.len());
-        kept.truncate(durable);
-        Ok(Some(durable as u64))
-    }
-
-    fn finish(self: Box<Self>) -> Result<Durable> {
-        Ok(Durable { name: "memory".to_owned(), bytes: self.kept.lock().unwrap().len() as u64 })
-    }
-}
-
-fn sealed_with(envelope: &Envelope, plain: &[u8]) -> Vec<u8> {
-    let kept = Arc::new(Mutex::new(Vec::new()));
-    let memory = Box::new(Memory(Arc::clone(&kept), usize::MAX));
-    let mut medium = Box::new(Encrypting::begin(memory, envelope).unwrap());
-    medium.write(plain).unwrap();
-    medium.finish().unwrap();
-    Arc::into_inner(kept).unwrap().into_inner().unwrap()
-}
-
-/// Places where something begins or ends, and their neighbours.
-fn edges(head: usize, len: usize) -> Vec<usize> {
-    let at = [0, head, head + SEALED, head + 2 * SEALED, len];
-    let near = at.into_iter().flat_map(|at| [at.saturating_sub(1), at, at + 1, at + 7]);
-    near.filter(|at| *at <= len).collect()
-}
-
-#[test]
-fn a_broken_medium_gets_the_same_bytes_from_any_place_on() {
-    let lab = Lab::new();
-    let envelope = lab.envelope();
-    for len in [0, 1, PLAIN - 1, PLAIN, PLAIN + 1, 2 * PLAIN, 2 * PLAIN + 9] {
-        let plain = noise(len);
-        let whole = sealed_with(&envelope, &plain);
-        assert_eq!(lab.pipe(&whole).unwrap(), plain);
-        let places = edges(envelope.head().len(), whole.len());
-        for (room, durable) in places.iter().flat_map(|room| places.iter().map(move |at| (*room, *at))) {
-            let kept = Arc::new(Mutex::new(Vec::new()));
-            let breaks = Breaks { kept: Arc::clone(&kept), room: Some(room), durable };
-            // A head that does not go out is nothing to go on behind.
-            let Ok(mut medium) = Encrypting::begin(Box::new(breaks), &envelope) else { continue };
-            let broke = medium.write(&plain).and_then(|()| medium.settle()).is_err();
-            assert_eq!(broke, room < whole.len());
-            if broke {
-                let from = medium.go_on().unwrap().unwrap();
-                medium.write(&plain[usize::try_from(from).unwrap()..]).unwrap();
-                medium.settle().unwrap();
-            }
-            Box::new(medium).finish().unwrap();
-            assert!(
-                *kept.lock().unwrap() == whole,
-                "{len} bytes, broken at {room}, gone on with at {durable}"
-            );
-        }
-    }
-}
-
-fn key_file(folder: &Path, text: &[u8], mode: u32) -> PathBuf {
-    let path = folder.join("key");
-    std::fs::write(&path, text).unwrap();
-    std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
-    path
-}
-
-#[test]
-fn key_files_are_for_their_owner_and_are_never_repeated() {
-    let folder = tempfile::tempdir().unwrap();
-    let secret = Identity::generate().to_string().expose_secret().to_owned();
-    let load = |text: &str, mode| Identities::load(&[key_file(folder.path(), text.as_bytes(), mode)]);
-    let good = format!("# created: today\n# public key: age1\n{secret}\n\n");
-    for mode in [0o600, 0o400, 0o700] {
-        let keys = load(&good, mode).unwrap();
-        assert_eq!(format!("{keys:?}"), "Identities(1 keys)");
-    }
-    for mode in [0o640, 0o604, 0o620, 0o660, 0o666, 0o601] {
-        let error = load(&good, mode).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Usage, "{mode:o}");
-        assert!(error.hint().unwrap().starts_with("chmod 600 "), "{mode:o}");
-    }
-    let cut = &secret[..secret.len() - 1];
-    for (text, wanted) in [
-        ("", ErrorKind::Usage),
-        ("# nothing\n", ErrorKind::Usage),
-        (cut, ErrorKind::Usage),
-        (&format!("{secret} {secret}"), ErrorKind::Usage),
-        ("AGE-SECRET-KEY-PQ-1QQ", ErrorKind::Unsupported),
-        ("AGE-PLUGIN-YUBIKEY-1QQ", ErrorKind::Unsupported),
-        ("age-encryption.org/v1\n-> scrypt x 18\n", ErrorKind::Unsupported),
-        ("-----BEGIN AGE ENCRYPTED FILE-----\nYWdl\n", ErrorKind::Unsupported),
-        ("-----BEGIN OPENSSH PRIVATE KEY-----\n", ErrorKind::Unsupported),
-    ] {
-        let error = load(text, 0o600).unwrap_err();
-        assert_eq!(error.kind(), wanted, "{text}");
-        let said = format!("{error:?} {}", error.hint().unwrap());
-        assert!(!said.contains(cut) && !said.contains("1QQ"), "{said}");
-    }
-    assert_eq!(kind(load(&"#".repeat(64 << 10), 0o600)), ErrorKind::Usage);
-    assert_eq!(kind(Identities::load(&[folder.path().join("none")])), ErrorKind::NotFound);
-    assert_eq!(kind(Identities::load(&[folder.path().to_owned()])), ErrorKind::Usage);
-}
-
-#[test]
-fn recipients_are_public_keys_and_secret_ones_are_not_repeated() {
-    let key = Identity::generate();
-    let (public, secret) = (key.to_public().to_string(), key.to_string().expose_secret().to_owned());
-    let given = |text: &str| Recipients::gather(&[text.to_owned()], None);
-    assert!(Recipients::gather(&[], None).unwrap().is_none());
-    let twice = Recipients::gather(&[public.clone(), format!(" {public}\n")], None).unwrap().unwrap();
-    assert_eq!(twice.iter().count(), 1);
-    for bad in [
-        secret.as_str(),
-        &secret.to_lowercase(),
-        &secret[..30],
-        &public[..61],
-        "",
-        "ssh-ed25519 AAAAC3",
-        "ågé",
-    ] {
-        let error = given(bad).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Usage);
-        let said = format!("{error:?} {}", error.hint().unwrap_or_default()).to_lowercase();
-        assert!(bad.len() < 20 || !said.contains(&bad.to_lowercase()[..20]), "{said}");
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let file = |text: &str, mode| {
-        let path = key_file(folder.path(), text.as_bytes(), mode);
-        Recipients::gather(std::slice::from_ref(&public), Some(&path))
-    };
-    let other = Identity::generate().to_public();
-    assert_eq!(file(&format!("# them\n\n{other}\r\n{public}\n"), 0o644).unwrap().unwrap().iter().count(), 2);
-    assert_eq!(kind(file(&other.to_string(), 0o646)), ErrorKind::Usage);
-    assert_eq!(kind(file("# nobody\n", 0o644)), ErrorKind::Usage);
-    let error = file(&format!("{other}\n{secret}\n"), 0o644).unwrap_err();
-    assert!(
-        error.to_string().starts_with("line 2 of '") && !error.to_string().contains(&secret[..30]),
-        "{error}"
-    );
-    let many: Vec<String> = (0..257).map(|_| Identity::generate().to_public().to_string()).collect();
-    assert_eq!(kind(Recipients::gather(&many, None)), ErrorKind::Usage);
-    // As many as there may be fit into the header that readers take.
-    let most = Recipients::gather(&many[..256], None).unwrap().unwrap();
-    let kept = Arc::new(Mutex::new(Vec::new()));
-    let medium =
-        Encrypting::begin(Box::new(Memory(Arc::clone(&kept), 64 << 10)), &Envelope::new(&most).unwrap())
-            .unwrap();
-    Box::new(medium).finish().unwrap();
 }
