@@ -16,7 +16,17 @@ const CONTENTS: u64 = 64;
 
 #[derive(Debug)]
 struct FileLock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for FileLock {
+    fn drop(&mut self) {
+        // Closing alone would not do: a process that another thread is just starting has the descriptor, too,
+        // until it is that program.
+        if let Err(error) = self.file.unlock() {
+            tracing::warn!(%error, "a lock could not be given back; it goes with its file");
+        }
+    }
 }
 
 impl Locked for FileLock {}
@@ -44,7 +54,7 @@ fn take_file(path: &Path, (what, hint): (&str, &str)) -> Result<Box<dyn Locked>>
     file.set_len(0).at(opening)?;
     file.rewind().at(opening)?;
     writeln!(file, "{}", std::process::id()).at(opening)?;
-    Ok(Box::new(FileLock { _file: file }))
+    Ok(Box::new(FileLock { file }))
 }
 
 fn busy(what: &str, file: File) -> Error {
@@ -53,4 +63,23 @@ fn busy(what: &str, file: File) -> Error {
     let number = holder.ok().and_then(|_| contents.trim().parse::<u32>().ok());
     let who = number.map_or_else(|| "another process".to_owned(), |n| format!("process {n}"));
     Error::new(ErrorKind::InUse, format!("{who} of virtfold is working on {what}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A process that is just being started has a copy of each descriptor until it is its own program.
+    #[test]
+    fn a_lock_is_free_when_it_is_dropped_whoever_has_its_file_open_still() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.lock");
+        let file = File::create_new(&path).unwrap();
+        file.try_lock().unwrap();
+        let twin = file.try_clone().unwrap();
+        assert_eq!(take_file(&path, ("it", "wait")).unwrap_err().kind(), ErrorKind::InUse);
+        drop(FileLock { file });
+        take_file(&path, ("it", "wait")).unwrap();
+        drop(twin);
+    }
 }

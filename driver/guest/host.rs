@@ -2,11 +2,12 @@
 //!
 //! A trait, because the simulated hypervisor keeps its images in memory.
 //!
-//! QEMU marks its use of an image by open-file-description locks on single bytes (block/file-posix.c: a shared lock on
-//! byte 100 + n says that permission n is in use; on 200 + n, that it is not shared). Permission 1 is writing, so a lock on byte
-//! 101 means that a QEMU writes to the file. A read lock of ours on 100, 201 and 203 keeps others from committing into a frozen
-//! base while it is read, and lets a guest run on an overlay over it. Where locks are not to be seen, the files that
-//! a QEMU has open are (`openers`); an image is free when neither says otherwise.
+//! QEMU marks its use of an image by open-file-description locks on single bytes (block/file-posix.c: a
+//! shared lock on byte 100 + n says that permission n is in use; on 200 + n, that it is not shared).
+//! Permission 1 is writing, so a lock on byte 101 means that a QEMU writes to the file. A read lock of ours
+//! on 100, 201 and 203 keeps others from committing into a frozen base while it is read, and lets a guest run
+//! on an overlay over it. Where locks are not to be seen, the files that a QEMU has open are (`openers`); an
+//! image is free when neither says otherwise.
 //!
 //! Imports: `error`, `openers`.
 
@@ -94,8 +95,8 @@ pub trait HostFiles: Debug + Send + Sync {
     /// The file can't be asked.
     fn mark(&self, path: &Path) -> Result<Option<Mark>>;
 
-    /// Device and inode of a file, which a file that is put in its place has not (the device's own number and 0 for a block
-    /// device); `None` when it is not there.
+    /// Device and inode of a file, which a file that is put in its place has not (the device's own number and
+    /// 0 for a block device); `None` when it is not there.
     ///
     /// # Errors
     /// The file can't be asked.
@@ -104,15 +105,16 @@ pub trait HostFiles: Debug + Send + Sync {
     /// The time by which files are marked, since 1970.
     fn now(&self) -> Duration;
 
-    /// Whether somebody's internal snapshots lie inside a qcow2 image; they are gone with its file. `false` when it is not
-    /// there.
+    /// Whether somebody's internal snapshots lie inside a qcow2 image; they are gone with its file. `false`
+    /// when it is not there.
     ///
     /// # Errors
     /// The file can't be read.
     fn has_snapshots(&self, path: &Path) -> Result<bool>;
 
-    /// Writes what a qcow2 overlay has into the image right below it, of `format`, and leaves the overlay as it is. Both
-    /// have the same contents then. Nobody can open them meanwhile. One that was broken off is done again.
+    /// Writes what a qcow2 overlay has into the image right below it, of `format`, and leaves the overlay as
+    /// it is. Both have the same contents then. Nobody can open them meanwhile. One that was broken off is
+    /// done again.
     ///
     /// # Errors
     /// Somebody has one of them open; the base is full.
@@ -124,7 +126,8 @@ pub trait HostFiles: Debug + Send + Sync {
     /// It can't be read.
     fn is_empty(&self, overlay: &Path) -> Result<bool>;
 
-    /// Whether a qcow2 overlay and its base, of `format`, have the same contents. Reads both; nobody may write to them.
+    /// Whether a qcow2 overlay and its base, of `format`, have the same contents. Reads both; nobody may
+    /// write to them.
     ///
     /// # Errors
     /// One of them can't be read, or is in use.
@@ -136,8 +139,8 @@ pub trait HostFiles: Debug + Send + Sync {
     /// One of them can't be read.
     fn below(&self, path: &Path) -> Result<Vec<PathBuf>>;
 
-    /// The overlays by virtfold's names in a directory that were not touched for a while; a fresh one may be somebody's
-    /// who is at work.
+    /// The overlays by virtfold's names in a directory that were not touched for a while; a fresh one may be
+    /// somebody's who is at work.
     ///
     /// # Errors
     /// The directory can't be read.
@@ -184,15 +187,16 @@ impl HostFiles for LocalFiles {
 
     fn hold(&self, path: &Path) -> Result<Box<dyn Debug + Send + Sync>> {
         let file = File::open(path).at(|| format!("cannot open '{}'", path.display()))?;
+        let held = LockedImage(file);
         for byte in READER {
-            let taken = fcntl(&file, FcntlArg::F_OFD_SETLK(&lock(libc::F_RDLCK, byte)));
+            let taken = fcntl(&held.0, FcntlArg::F_OFD_SETLK(&lock(libc::F_RDLCK, byte)));
             taken.map_err(|e| in_use(path).with_source(std::io::Error::from(e)))?;
         }
         // Only now, so that nobody can become a writer in between.
-        if is_locked(&file, WRITER, path)? || openers::of(&file)? == Opened::Written {
+        if is_locked(&held.0, WRITER, path)? || openers::of(&held.0)? == Opened::Written {
             return Err(in_use(path));
         }
-        Ok(Box::new(file))
+        Ok(Box::new(held))
     }
 
     fn remove(&self, path: &Path) -> Result<()> {
@@ -299,6 +303,21 @@ impl HostFiles for LocalFiles {
         let stat = rustix::fs::statvfs(directory);
         let stat = stat.at(|| format!("cannot look at the file system of '{}'", directory.display()))?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+}
+
+/// An image with locks on it. They go with it: a process that is just being started may have its file open
+/// for a moment longer.
+#[derive(Debug)]
+struct LockedImage(File);
+
+impl Drop for LockedImage {
+    fn drop(&mut self) {
+        let mut all = lock(libc::F_UNLCK, 100);
+        all.l_len = 200;
+        if let Err(error) = fcntl(&self.0, FcntlArg::F_OFD_SETLK(&all)) {
+            tracing::debug!(%error, "an image's locks go with its file");
+        }
     }
 }
 

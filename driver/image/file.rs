@@ -37,6 +37,12 @@ pub(super) struct HostFile {
     opened: Stamp,
 }
 
+impl Drop for HostFile {
+    fn drop(&mut self) {
+        super::locks::release(&self.file);
+    }
+}
+
 /// What changes with a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stamp {

@@ -2,11 +2,14 @@
 //!
 //! QEMU locks single bytes of each image file with open-file-description locks, all of them shared: byte
 //! 100 + n says "I use permission n", byte 200 + n "I do not let others use permission n" (its
-//! block/file-posix.c). Permission 0 is consistent reading, 1 is writing, 3 is resizing. So a lock on byte 101 means
-//! a writer, and locks on 201 and 203 keep any QEMU from becoming one. A file system without locks gives a warning,
-//! as QEMU itself does.
+//! block/file-posix.c). Permission 0 is consistent reading, 1 is writing, 3 is resizing. So a lock on byte 101
+//! means a writer, and locks on 201 and 203 keep any QEMU from becoming one. A file system without locks gives
+//! a warning, as QEMU itself does.
 //!
 //! Imports: `error`, `openers`, `file`, `format`.
+
+use std::fs::File;
+use std::ops::Range;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
@@ -19,6 +22,8 @@ use crate::openers::{self, Opened};
 
 /// Somebody writes.
 const WRITER: i64 = 101;
+/// All that QEMU and we lock.
+const ALL: Range<i64> = 100..300;
 /// We read; nobody else may write or resize.
 const OURS: [i64; 3] = [100, 201, 203];
 
@@ -46,15 +51,14 @@ fn in_use(file: &HostFile, what: &str) -> Error {
 ///
 /// # Errors
 /// When the file system or `/proc` can't be asked. A file system without locks answers that there are none.
-pub fn is_used(file: &std::fs::File) -> Result<bool> {
+pub fn is_used(file: &File) -> Result<bool> {
     Ok(is_locked(file).at(|| "cannot ask for the locks of an open file".to_owned())?
         || openers::of(file)? != Opened::No)
 }
 
-fn is_locked(file: &std::fs::File) -> std::io::Result<bool> {
-    let range = 100..300;
-    let Ok(mut probe) = one_byte(libc::F_WRLCK, range.start) else { return Ok(false) };
-    probe.l_len = range.end - range.start;
+pub(super) fn is_locked(file: &File) -> std::io::Result<bool> {
+    let Ok(mut probe) = one_byte(libc::F_WRLCK, ALL.start) else { return Ok(false) };
+    probe.l_len = ALL.end - ALL.start;
     match fcntl(file, FcntlArg::F_OFD_GETLK(&mut probe)) {
         Ok(_) => Ok(i32::from(probe.l_type) != libc::F_UNLCK),
         Err(Errno::ENOLCK | Errno::ENOSYS | Errno::EOPNOTSUPP) => Ok(false),
@@ -62,11 +66,11 @@ fn is_locked(file: &std::fs::File) -> std::io::Result<bool> {
     }
 }
 
-/// Refuses a file that a QEMU is writing into, unless the caller vouches, and holds it against new writers
-/// as long as it stays open. The sentence that comes back is a warning: the file system has no locks.
+/// Refuses a file that a QEMU is writing into, unless the caller vouches, and holds it against new writers as
+/// long as it stays open. The sentence that comes back is a warning: the file system has no locks.
 ///
-/// The locks are taken first and the writer is looked for then. A QEMU that opens the file does the same, its own
-/// lock first, so that of two at the same moment at least one sees the other.
+/// The locks are taken first and the writer is looked for then. A QEMU that opens the file does the same, its
+/// own lock first, so that of two at the same moment at least one sees the other.
 pub(super) fn hold(file: &HostFile, usage: Use) -> Result<Option<String>> {
     if usage == Use::Glance {
         return Ok(None);
@@ -102,6 +106,20 @@ pub(super) fn refuse_writer(file: &HostFile, usage: Use) -> Result<()> {
             Err(in_use(file, "is open for writing in a running QEMU"))
         }
         Use::Checked | Use::Frozen | Use::Glance => Ok(()),
+    }
+}
+
+/// Gives back what [`hold`] took. Closing the file alone would not do: a process that another thread is just
+/// starting has it open, too, until it is that program, and a QEMU that is to write would be refused
+/// meanwhile.
+pub(super) fn release(file: &File) {
+    let Ok(mut all) = one_byte(libc::F_UNLCK, ALL.start) else { return };
+    all.l_len = ALL.end - ALL.start;
+    match fcntl(file, FcntlArg::F_OFD_SETLK(&all)) {
+        Ok(_) | Err(Errno::ENOLCK | Errno::ENOSYS | Errno::EOPNOTSUPP) => {}
+        Err(error) => {
+            tracing::warn!(%error, "an image's locks could not be given back; they go with its file")
+        }
     }
 }
 

@@ -81,3 +81,21 @@ fn no_writer_can_begin_while_an_image_is_open() {
     drop(image);
     lab.io("qcow2", "top.qcow2", &["write 0 512"]);
 }
+
+/// A process that another thread is just starting has a copy of each descriptor for a moment: that must not
+/// keep a QEMU away.
+#[test]
+fn an_image_that_is_closed_is_free_whoever_has_its_file_open_still() {
+    let lab = Lab::new();
+    lab.img("create -q -f qcow2 a.qcow2 1M");
+    let path = lab.path("a.qcow2");
+    let file = crate::image::file::HostFile::open(&path).unwrap();
+    assert_eq!(crate::image::locks::hold(&file, Use::Checked).unwrap(), None);
+    let twin = file.file.try_clone().unwrap();
+    let other = std::fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    assert!(crate::image::locks::is_locked(&other).unwrap());
+    drop(file);
+    assert!(!crate::image::locks::is_locked(&other).unwrap());
+    stop(writer(&lab, "a.qcow2"));
+    drop(twin);
+}

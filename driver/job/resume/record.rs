@@ -97,6 +97,16 @@ impl MarkFile {
     }
 }
 
+impl Drop for MarkFile {
+    fn drop(&mut self) {
+        let (file, ..) = self.file.get_mut().unwrap_or_else(PoisonError::into_inner);
+        // A process that another thread is just starting has the file open, too, for a moment.
+        if let Err(error) = file.unlock() {
+            tracing::warn!(%error, "a record's lock could not be given back; it goes with its file");
+        }
+    }
+}
+
 impl Notes for MarkFile {
     fn note(&self, mark: &Mark) {
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
