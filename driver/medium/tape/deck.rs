@@ -2,11 +2,9 @@
 //!
 //! Invariants:
 //! - `at` is what this side counts; [`Deck::check`] holds the drive's own position against it. `MTIOCGET` is
-//!   never asked for a
-//!   position: it is wrong after several calls.
+//!   never asked for a position: it is wrong after several calls.
 //! - After a failed write, or a position that is not the one counted, nothing is written any more
-//!   ([`Deck::broken`]). The one
-//!   exception is `ENOSPC`, behind which the position says what is on the tape.
+//!   ([`Deck::broken`]). The one exception is `ENOSPC`, behind which the position says what is on the tape.
 //! - A block that this side has not counted is never assumed to be on the tape.
 //!
 //! Imports: `error`, the drive.
@@ -358,8 +356,13 @@ impl Deck {
         }
     }
 
-    /// Gives the tape out and closes the drive.
+    /// Gives the tape out and closes the drive. The kernel may write a filemark before that, as before
+    /// closing; what is out has no position to ask for, so it is asked here: also where nothing but a block
+    /// that found no room was tried.
     pub(super) fn eject(&mut self) -> Result<()> {
+        if std::mem::take(&mut self.unmarked) {
+            self.check("ejecting")?;
+        }
         self.drive.run(Motion::Eject).map_err(|e| self.said("can't eject the tape", e))?;
         self.close()
     }

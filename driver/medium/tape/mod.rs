@@ -25,6 +25,8 @@ mod st;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
+mod tests_full;
+#[cfg(test)]
 mod tests_parts;
 mod volume;
 mod writer;
