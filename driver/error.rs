@@ -66,13 +66,15 @@ impl Error {
     }
 
     /// A failed input or output; `ENOSPC` and its like become [`ErrorKind::NoSpace`], a missing file
-    /// [`ErrorKind::NotFound`], an existing one [`ErrorKind::Exists`], what is not permitted [`ErrorKind::Denied`]. One that went through somebody else's code as the cause of an
-    /// [`io::Error`] keeps its kind and its hint.
+    /// [`ErrorKind::NotFound`], an existing one [`ErrorKind::Exists`], what is not permitted
+    /// [`ErrorKind::Denied`]. One that went through somebody else's code as the cause of an [`io::Error`]
+    /// keeps its kind and its hint.
     pub fn io(message: impl Into<String>, source: io::Error) -> Self {
         let source = match source.downcast::<Self>() {
             Ok(ours) => return ours.within(message),
             Err(source) => source,
         };
+        let is_too_large = source.kind() == io::ErrorKind::FileTooLarge;
         let kind = match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => ErrorKind::Denied,
@@ -80,7 +82,14 @@ impl Error {
             io::ErrorKind::AlreadyExists => ErrorKind::Exists,
             _ => ErrorKind::Io,
         };
-        Self::new(kind, message).with_source(source)
+        let error = Self::new(kind, message).with_source(source);
+        match is_too_large {
+            true => error.with_hint(
+                "a file can't be larger there: FAT (vfat) ends at 4 GiB, and so may a limit of the process ('ulimit -f'); name a place on another file \
+                 system (exFAT, ext4, XFS), or back up the disks one by one",
+            ),
+            false => error,
+        }
     }
 
     /// Adds what a person can do next.
@@ -109,7 +118,8 @@ impl Error {
         self.kind
     }
 
-    /// What a person can do next, where there is something: as it was given, or what helps with every failure of the kind.
+    /// What a person can do next, where there is something: as it was given, or what helps with every failure
+    /// of the kind.
     pub fn hint(&self) -> Option<&str> {
         let of_kind = match self.kind {
             ErrorKind::NoSpace => Some(
@@ -154,6 +164,12 @@ impl StdError for Error {
     }
 }
 
+/// Whether what another program said, libvirt or `qemu-img`, is that something is full: it has no number for
+/// that.
+pub fn says_full(text: &str) -> bool {
+    ["No space left on device", "Disk quota exceeded"].iter().any(|words| text.contains(words))
+}
+
 /// Turns an [`io::Result`] into ours with a sentence.
 pub trait IoContext<T> {
     /// The sentence is made only when there is an error.
@@ -192,6 +208,10 @@ mod tests {
             assert_eq!(error.kind(), kind);
             assert!(error.hint().is_some(), "{errno}");
         }
+        // What FAT says of a file of 4 GiB.
+        let large = Error::io("cannot write", io::Error::from_raw_os_error(27));
+        assert_eq!(large.kind(), ErrorKind::Io);
+        assert!(large.hint().is_some_and(|hint| hint.contains("4 GiB")));
         let carried = Error::io(
             "cannot write on",
             io::Error::other(Error::new(ErrorKind::Damaged, "it is cut").with_hint("look")),

@@ -15,6 +15,7 @@
 //! Imports: `error`, plain types of `guest`, and of `medium` those of tapes, `Location` and `Mount`.
 
 mod backups;
+mod forget;
 mod locks;
 mod mounts;
 mod nothing;
@@ -29,6 +30,7 @@ mod types;
 mod volumes;
 
 pub use backups::{BackupCopy, LastBackup, Owner, Source, copy_name, place_name};
+pub use forget::{KnownDomain, Traces};
 pub use nothing::Nothing;
 pub use store::Catalog;
 pub use types::{Base, Change, DiskJob, DiskState, Job, JobState, Kind, Outcome};

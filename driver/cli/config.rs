@@ -13,7 +13,7 @@ use virtfold_config::{Config, ConfigError, Origin};
 
 use self::host::Trial;
 use super::exit::Outcome;
-use super::guest::connection::ConnectFlag;
+use super::guest::connection::{ConnectFlag, StateFlag};
 use super::output::{line, say};
 use super::report::{JsonFlag, Stdout, Style, printable, result};
 
@@ -55,6 +55,8 @@ Examples:
         medium: Option<String>,
         #[command(flatten)]
         connect: ConnectFlag,
+        #[command(flatten)]
+        state: StateFlag,
     },
     /// Print every value in effect and where it is set
     Show {
@@ -115,10 +117,10 @@ fn unusable(error: ConfigError) -> Error {
 /// Runs the verb.
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
     match &args.what {
-        What::Check { config, host, medium, connect } => {
+        What::Check { config, host, medium, connect, state } => {
             let read = config.load()?;
             if medium.is_some() {
-                return Trial { config: &read, connect, medium: medium.as_deref() }.run();
+                return Trial { config: &read, connect, state, medium: medium.as_deref() }.run();
             }
             // What holds credentials is read when it is needed; here is the time to say that it can't be.
             for medium in read.media.values() {
@@ -129,7 +131,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
                 None => line("no configuration: all values are the defaults")?,
             }
             if *host {
-                return Trial { config: &read, connect, medium: None }.run();
+                return Trial { config: &read, connect, state, medium: None }.run();
             }
             for advice in read.advice(None) {
                 say(&format!("virtfold: warning: {}", printable(&advice.to_string())));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use virtfold::catalog::{Catalog, Journal, Nothing};
 use virtfold::crypt::Identities;
-use virtfold::error::{Error, ErrorKind};
+use virtfold::error::Error;
 use virtfold::guest::host::LocalFiles;
 use virtfold::job::define::{
     self, Afterwards, DefineReport, DefineRequest, DiskAction, DiskPlan, Host, Identity, Rest, Writing,
@@ -21,6 +21,7 @@ use super::Signals;
 use super::exit::Outcome;
 use super::guest::connection::{ConnectFlag, StateFlag, places};
 use super::report::{Stdout, Style, Ticker, printable, result};
+use super::room;
 
 /// The options of a restore of a guest.
 #[derive(Debug, clap::Args)]
@@ -47,8 +48,8 @@ pub(crate) struct DefineArgs {
     #[arg(long, requires = "define", help_heading = "Domains")]
     start: bool,
     /// Print what would be written where and change nothing; the exit code is that of the restore's refusal
-    #[arg(long, requires = "define", help_heading = "Domains")]
-    plan: bool,
+    #[arg(long)]
+    pub(crate) plan: bool,
     /// libvirt's state directory [default: $VIRTFOLD_LIBVIRT_DIR, else /var/lib/libvirt, or the user's for
     /// qemu:///session]
     #[arg(long, value_name = "DIR", requires = "define", help_heading = "Domains")]
@@ -129,13 +130,10 @@ impl DefineArgs {
         let report = report?;
         result(style, Stdout::Free, &report, &text(&report))?;
         // A restore that is done had room.
-        let short = report.room.iter().filter(|room| self.plan && room.is_short());
-        let short: Vec<String> = short.map(|room| room.directories.join("', '")).collect();
-        if short.is_empty() {
-            return Ok(Outcome::Done);
+        if self.plan {
+            room::check(&report.room)?;
         }
-        Err(Error::new(ErrorKind::NoSpace, format!("not enough free space in '{}'", short.join("', '")))
-            .into())
+        Ok(Outcome::Done)
     }
 
     /// The journal; a plan makes none where there is none.
@@ -175,17 +173,8 @@ fn text(report: &DefineReport) -> String {
             text.push('\n');
         }
     }
-    for room in report.room.iter().filter(|_| !report.defined) {
-        let places = printable(&room.directories.join(", "));
-        let shared = room
-            .shared
-            .map(|bytes| format!(" ({} where the data are shared with the archive)", Human(bytes)));
-        let needed = Human(room.needed);
-        text += &format!(
-            "room: {needed} wanted in {places}{}, {} free\n",
-            shared.unwrap_or_default(),
-            Human(room.free)
-        );
+    if !report.defined {
+        text += &room::text(&report.room);
     }
     for note in &report.notes {
         text += &format!("note: {}\n", printable(note));

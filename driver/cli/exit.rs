@@ -74,12 +74,20 @@ pub(crate) fn report(outcome: anyhow::Result<Outcome>, by_signal: u8) -> ExitCod
         Err(error) if output::reader_is_gone(&error) => return ExitCode::from(UNREAD),
         Err(error) => error,
     };
-    let known = error.downcast_ref::<Error>();
+    let full = full(&error);
+    let known = error.downcast_ref::<Error>().or(full.as_ref());
     say(&format!("virtfold: {}", printable(&sentence(error.as_ref()))));
     if let Some(hint) = known.and_then(Error::hint) {
         say(&format!("hint: {}", printable(hint)));
     }
     ExitCode::from(known.map_or(1, |error| code(error.kind(), by_signal)))
+}
+
+/// What is said of a failure of this binary's own that is for want of space: a result that can't be printed.
+fn full(error: &anyhow::Error) -> Option<Error> {
+    let cause = error.chain().find_map(|cause| cause.downcast_ref::<std::io::Error>())?;
+    let error = Error::io("", std::io::Error::from(cause.kind()));
+    (error.kind() == ErrorKind::NoSpace).then_some(error)
 }
 
 /// What kind of failure a run of virtfold ended with, by its exit code; the other way round.

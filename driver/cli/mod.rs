@@ -10,6 +10,7 @@ mod config;
 mod control;
 mod define;
 mod exit;
+mod forget;
 mod generate;
 mod guest;
 mod keys;
@@ -23,6 +24,7 @@ mod prune;
 mod remember;
 mod report;
 mod restore;
+mod room;
 mod serve;
 mod show;
 mod signals;
@@ -65,6 +67,7 @@ enum Verb {
     Prune(Box<prune::Args>),
     Pin(pin::PinArgs),
     Unpin(pin::UnpinArgs),
+    Forget(forget::Args),
     Status(control::status::Args),
     Queue(control::queue::Args),
     Run(control::run::Args),
@@ -128,6 +131,7 @@ impl Verb {
             Self::Prune(args) => prune::run(&args),
             Self::Pin(args) => pin::pin(&args),
             Self::Unpin(args) => pin::unpin(&args),
+            Self::Forget(args) => forget::run(&args),
             Self::Status(args) => control::status::run(&args),
             Self::Queue(args) => control::queue::run(&args),
             Self::Run(args) => control::run::run(&args),

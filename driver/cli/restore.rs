@@ -6,12 +6,14 @@ use std::sync::Arc;
 use anyhow::Result;
 use virtfold::durable::Existing;
 use virtfold::error::{Error, ErrorKind};
+use virtfold::guest::host::LocalFiles;
 use virtfold::image::Format;
 use virtfold::job::define::Writing;
-use virtfold::job::restore::{self, Checking, RestoreReport, RestoreRequest, Selection};
+use virtfold::job::restore::{self, Checking, RestorePlan, RestoreReport, RestoreRequest, Selection};
+use virtfold::job::tape::TapeUse;
 use virtfold::job::target::Method;
 use virtfold::job::{Control, Progress};
-use virtfold::medium::{Gaps, Location};
+use virtfold::medium::{Gaps, Location, TapeArchive};
 use virtfold::units::Human;
 use virtfold_config::parse_size;
 
@@ -21,6 +23,7 @@ use super::define::{Common, DefineArgs};
 use super::exit::Outcome;
 use super::keys::IdentityArgs;
 use super::report::{JsonFlag, Stdout, Style, Ticker, damage, printable, result};
+use super::room;
 use super::tape::{self, options::ChangeArgs};
 
 /// Restore disks, or a whole guest, from an archive
@@ -35,6 +38,7 @@ use super::tape::{self, options::ChangeArgs};
 Examples:
   virtfold restore web.tar.zst --disk vda=/srv/vm/web.qcow2
   virtfold restore web.tar.zst --output /srv/vm --format raw
+  virtfold restore web.tar.zst --output /srv/vm --plan
   virtfold restore web.tar --disk vda=/srv/vm/web.qcow2 --format qcow2 --method remap
   virtfold restore web.tar.zst --disk vda=/dev/vg0/web --format raw --force
   ssh host 'cat web.tar.zst' | virtfold restore - --output /srv/vm
@@ -118,7 +122,11 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
         };
         return args.define.run(common, style, signals);
     }
+    let is_plan = args.define.plan;
     let request = request(args)?;
+    if is_plan {
+        return plan(&request, tape.as_ref(), (style, signals));
+    }
     let progress = Arc::new(Progress::default());
     let ticker = Ticker::start(style, Stdout::Free, &progress)?;
     let control = Control { cancel: Arc::clone(&signals.stop), progress };
@@ -138,6 +146,33 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
         (true, false) => Outcome::Damaged,
         (true, true) => Outcome::Done,
     })
+}
+
+/// Says what would be done.
+fn plan(
+    request: &RestoreRequest,
+    tape: Option<&(TapeUse, TapeArchive)>,
+    (style, signals): (Style, &Signals),
+) -> Result<Outcome> {
+    let control = Control { cancel: Arc::clone(&signals.stop), progress: Arc::new(Progress::default()) };
+    let plan = match tape {
+        Some((drive, which)) => restore::plan_from(request, &LocalFiles, drive.open(which)?)?,
+        None => restore::plan(request, &control, &LocalFiles)?,
+    };
+    result(style, Stdout::Free, &plan, &plan_text(&plan))?;
+    room::check(&plan.room)?;
+    Ok(Outcome::Done)
+}
+
+fn plan_text(plan: &RestorePlan) -> String {
+    let mut text = String::new();
+    for disk in &plan.disks {
+        let (data, capacity, path) = (Human(disk.data), Human(disk.capacity), printable(&disk.path));
+        let verb = if disk.replaces { "would replace" } else { "would be written to" };
+        text +=
+            &format!("{}: {data} of {capacity} {verb} {path} ({})\n", printable(&disk.target), disk.format);
+    }
+    text + &room::text(&plan.room) + "nothing was changed"
 }
 
 fn writing(args: &Args) -> Writing {

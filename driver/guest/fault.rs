@@ -8,7 +8,7 @@
 use std::error::Error as StdError;
 use std::fmt;
 
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, says_full};
 
 /// libvirt's error numbers that decide something here.
 pub mod code {
@@ -100,6 +100,7 @@ impl Fault {
             (_, code::NO_DOMAIN | code::NO_POOL | code::NO_VOLUME) => ErrorKind::NotFound,
             (_, code::BLOCK_COPY_ACTIVE | code::OPERATION_TIMEOUT) => ErrorKind::InUse,
             (_, code::CONFIG_UNSUPPORTED | code::OPERATION_UNSUPPORTED) => ErrorKind::Unsupported,
+            _ if says_full(&self.text) => ErrorKind::NoSpace,
             _ => ErrorKind::Refused,
         };
         Error::new(kind, doing).with_source(self)
@@ -124,6 +125,10 @@ mod tests {
             Fault { code: 42, domain: 10, text: "Domain not found\n".into(), answer: Answer::Refused };
         let error = fault.into_error("cannot look up 'x'").within("the backup of 'x' failed");
         assert_eq!(Fault::code_of(&error), Some(code::NO_DOMAIN));
+        let text = "cannot create overlay: No space left on device".into();
+        let full =
+            Fault { code: 38, domain: 10, text, answer: Answer::Refused }.into_error("cannot freeze 'x'");
+        assert!(full.kind() == ErrorKind::NoSpace && full.hint().is_some());
         assert_eq!(error.kind(), ErrorKind::NotFound);
         assert!(!Fault::lost(&error));
         let shown = format!("{error:?}");

@@ -11,6 +11,7 @@ pub mod backup;
 pub mod define;
 pub mod disks;
 pub mod domain;
+pub mod forget;
 mod guards;
 pub mod guest;
 pub mod inspect;

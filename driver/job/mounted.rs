@@ -8,7 +8,7 @@
 //!
 //! Imports: `error`, `catalog`, `medium` (`mounts`).
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::catalog::Catalog;
 use crate::error::{Error, ErrorKind, IoContext, Result};
@@ -64,19 +64,39 @@ pub type Look<'a> = &'a dyn Fn(&Path) -> Result<Option<Mount>>;
 /// [`ErrorKind::NotFound`]: it is not mounted; [`ErrorKind::Refused`]: another one is; the catalog can't be
 /// read or written; those of `look`.
 pub fn check(place: &Place<'_>, catalog: Option<&Catalog>, look: Look<'_>) -> Result<Option<Mount>> {
-    if place.mounted == Mounted::No {
-        return Ok(None);
-    }
-    let absolute = std::path::absolute(place.path).at(|| format!("cannot look at {}", place.words()))?;
-    let known = catalog.map(|catalog| catalog.mount_of(&absolute)).transpose()?.flatten();
-    let now = look(place.path)?;
-    let found = judge(place, known.as_ref(), now)?;
-    if let (Some(catalog), Some(found)) = (catalog, &found)
-        && known.as_ref() != Some(found)
+    let seen = see(place, catalog, look)?;
+    if let (Some(catalog), Some(found)) = (catalog, &seen.found)
+        && seen.known.as_ref() != Some(found)
     {
-        catalog.remember_mount(&absolute, found)?;
+        catalog.remember_mount(&seen.path, found)?;
     }
-    Ok(found)
+    Ok(seen.found)
+}
+
+/// As [`check`], and nothing is noted.
+///
+/// # Errors
+/// As [`check`].
+pub fn agrees(place: &Place<'_>, catalog: Option<&Catalog>) -> Result<()> {
+    see(place, catalog, &mounts::of).map(drop)
+}
+
+/// A directory, what it was on, and what it is on where that matters.
+#[derive(Default)]
+struct Seen {
+    path: PathBuf,
+    known: Option<Mount>,
+    found: Option<Mount>,
+}
+
+fn see(place: &Place<'_>, catalog: Option<&Catalog>, look: Look<'_>) -> Result<Seen> {
+    if place.mounted == Mounted::No {
+        return Ok(Seen::default());
+    }
+    let path = std::path::absolute(place.path).at(|| format!("cannot look at {}", place.words()))?;
+    let known = catalog.map(|catalog| catalog.mount_of(&path)).transpose()?.flatten();
+    let found = judge(place, known.as_ref(), look(place.path)?)?;
+    Ok(Seen { path, known, found })
 }
 
 /// Makes sure that a directory is still on what it was on when it was checked.
@@ -185,7 +205,12 @@ mod tests {
         let found = check(&place(None, Mounted::AsBefore)).unwrap();
         assert_eq!(catalog.mount_of(path).unwrap(), found);
         still(&place(None, Mounted::AsBefore), &found.unwrap()).unwrap();
+        // Whoever only looks notes nothing.
+        let other = Place { path: Path::new("/proc/1"), ..place(None, Mounted::AsBefore) };
+        agrees(&other, Some(&catalog)).unwrap();
+        assert_eq!(catalog.mount_of(other.path).unwrap(), None);
         catalog.remember_mount(path, &mount("/elsewhere", "x")).unwrap();
+        agrees(&place(None, Mounted::AsBefore), Some(&catalog)).unwrap_err();
         let error = check(&place(Some("nas"), Mounted::AsBefore)).unwrap_err();
         let later = still(&place(Some("nas"), Mounted::Yes), &mount("/elsewhere", "x")).unwrap_err();
         let words = error.to_string();

@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use prometheus::{CounterVec, GaugeVec, Opts, Registry, TextEncoder};
 use serde::{Deserialize, Serialize};
@@ -125,7 +125,8 @@ impl Measure {
 pub fn succeeded(directory: &Path, labels: Labels<'_>, measure: &Measure) -> Result<()> {
     let mut page = Page::default();
     measure.show(labels, &mut page);
-    page.write(&directory.join(format!("virtfold-{}.prom", labels.uuid)))
+    let [success, _] = names_of(labels.uuid);
+    page.write(&directory.join(success))
 }
 
 /// Writes that a backup failed, to `virtfold-UUID-failure.prom` in `directory`.
@@ -136,7 +137,17 @@ pub fn failed(directory: &Path, labels: Labels<'_>, at: i64) -> Result<()> {
     let mut page = Page::default();
     bound(directory, labels.uuid, at)?;
     page.set(&names::LAST_FAILURE, &[labels.domain, &labels.uuid.to_string()], seconds(at));
-    page.write(&directory.join(format!("virtfold-{}-failure.prom", labels.uuid)))
+    let [_, failure] = names_of(labels.uuid);
+    page.write(&directory.join(failure))
+}
+
+/// The files of a domain that are there.
+pub fn files_of(directory: &Path, uuid: Uuid) -> Vec<PathBuf> {
+    names_of(uuid).map(|name| directory.join(name)).into_iter().filter(|path| path.exists()).collect()
+}
+
+fn names_of(uuid: Uuid) -> [String; 2] {
+    [format!("virtfold-{uuid}.prom"), format!("virtfold-{uuid}-failure.prom")]
 }
 
 /// Times in the files of a domain that are still to come, by more than clocks are set back by: a clock was
@@ -190,7 +201,7 @@ fn bounded(text: &str, now: i64) -> Option<String> {
 /// # Errors
 /// When one can't be removed.
 pub fn forget(directory: &Path, uuid: Uuid) -> Result<()> {
-    for name in [format!("virtfold-{uuid}.prom"), format!("virtfold-{uuid}-failure.prom")] {
+    for name in names_of(uuid) {
         let path = directory.join(name);
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

@@ -15,9 +15,9 @@ use crate::common::service::{answer_at, bad_night, entry, status};
 use serde_json::{Value, json};
 
 /// The verbs that have a help of their own.
-const VERBS: [&str; 21] = [
+const VERBS: [&str; 22] = [
     "backup", "restore", "verify", "list", "show", "table", "map", "tape", "domains", "recover", "prune",
-    "pin", "unpin", "config", "serve", "status", "queue", "run", "pause", "resume", "cancel",
+    "pin", "unpin", "forget", "config", "serve", "status", "queue", "run", "pause", "resume", "cancel",
 ];
 /// The verbs of tapes.
 const TAPE_VERBS: [&str; 5] = ["status", "label", "list", "verify", "erase"];

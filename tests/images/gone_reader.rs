@@ -63,3 +63,13 @@ fn an_archive_that_nobody_takes_is_an_error() {
         unread(&mut virtfold(["backup", "--image", image.text(), "--format", "qcow2", "--to", "-"]));
     assert!(code == Some(exit::FAILURE) && said.contains("Broken pipe"), "{code:?} {said}");
 }
+
+/// A result that finds no room is one, too.
+#[test]
+fn a_result_that_finds_no_room_says_so() {
+    let scratch = Scratch::new("full-output");
+    let folder = scratch.folder("archives");
+    let line = format!("exec {} list {} > /dev/full", env!("CARGO_BIN_EXE_virtfold"), folder.display());
+    let said = run(Command::new("sh").args(["-c", &line])).exits(exit::NO_SPACE);
+    assert!(said.stderr.contains("hint: free some space"), "{said}");
+}

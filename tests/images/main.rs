@@ -25,6 +25,7 @@ mod mounted;
 mod places;
 mod reflink;
 mod retention;
+mod room;
 mod second_readers;
 mod signals;
 mod sources;

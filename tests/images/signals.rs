@@ -125,6 +125,8 @@ fn a_write_over_the_limit_of_a_file_s_size_is_a_failed_write() {
     let plain = virtfold(backup_args(&image, text(&folder), &["--compress", "none"]));
     let outcome = run(&mut started_by("prlimit", &["--fsize=2097152"], &plain)).exits(exit::FAILURE);
     assert!(outcome.stderr.contains(text(&folder)) && outcome.stderr.contains("too large"), "{outcome}");
+    // The same as a FAT says of 4 GiB.
+    assert!(outcome.stderr.contains("hint: a file can't be larger there"), "{outcome}");
     assert_eq!(names(&folder), [] as [&str; 0], "{outcome}");
 }
 

@@ -8,8 +8,10 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use virtfold::catalog::Catalog;
 use virtfold::durable;
 use virtfold::error::{Error, ErrorKind, IoContext, sentence};
+use virtfold::job::mounted::{Place, agrees};
 use virtfold::job::this_host;
 use virtfold::medium::{Location, probe};
 use virtfold::service::intake::describe;
@@ -20,7 +22,8 @@ use virtfold_config::{Config, Medium, Seen};
 use crate::cli::again;
 use crate::cli::control::text::{columns, time};
 use crate::cli::exit::{self, Outcome};
-use crate::cli::guest::connection::ConnectFlag;
+use crate::cli::guest::connection::{ConnectFlag, StateFlag};
+use crate::cli::mounted;
 use crate::cli::output::{line, say};
 use crate::cli::report::printable;
 
@@ -34,6 +37,8 @@ pub(super) struct Trial<'a> {
     pub(super) config: &'a Config,
     /// The libvirt.
     pub(super) connect: &'a ConnectFlag,
+    /// Where the catalog is, which knows what was mounted where.
+    pub(super) state: &'a StateFlag,
     /// One medium alone, whose variables are in this process's environment.
     pub(super) medium: Option<&'a str>,
 }
@@ -82,14 +87,26 @@ impl Trial<'_> {
 
     fn media(&self, wrong: &mut Wrong) -> Result<()> {
         let mut rows = Vec::new();
+        let catalog = self.catalog()?;
         for (name, medium) in &self.config.media {
-            let tried = match medium.environment_file {
-                Some(_) => self.apart(name.as_str(), medium),
-                None => try_medium(medium),
-            };
+            let tried =
+                match (is_mounted((name.as_str(), medium), catalog.as_ref()), &medium.environment_file) {
+                    (Err(error), _) => Err(error),
+                    (Ok(()), Some(_)) => self.apart(name.as_str(), medium),
+                    (Ok(()), None) => try_medium(medium),
+                };
             rows.push(vec![name.to_string(), printable(medium.to.as_str()), wrong.take(tried)]);
         }
         section("media", &rows)
+    }
+
+    /// What knows which file systems the media were on; nothing, where there is none, or somebody asks who
+    /// may not read it.
+    fn catalog(&self) -> Result<Option<Catalog>, Error> {
+        match mounted::catalog(&self.state.path_of(self.connect.whose())?) {
+            Err(error) if error.kind() == ErrorKind::Denied => Ok(None),
+            catalog => catalog,
+        }
     }
 
     fn one_medium(&self, name: &str) -> Result<Outcome> {
@@ -190,6 +207,13 @@ impl Trial<'_> {
         }
         wrong
     }
+}
+
+/// Whether the file system is there that a directory is to be on, as a backup looks.
+fn is_mounted((name, medium): (&str, &Medium), catalog: Option<&Catalog>) -> Result<(), Error> {
+    let place: Location = medium.to.as_str().parse()?;
+    let Some(path) = place.path() else { return Ok(()) };
+    agrees(&Place { path, medium: Some(name), mounted: mounted::wish(medium) }, catalog)
 }
 
 fn try_medium(medium: &Medium) -> Result<String, Error> {

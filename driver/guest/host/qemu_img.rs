@@ -10,7 +10,7 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
-use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::error::{Error, ErrorKind, IoContext, Result, says_full};
 
 /// Chains are followed no further.
 const MAX_CHAIN: usize = 200;
@@ -25,7 +25,7 @@ fn run(path: &Path, arguments: &[&OsStr]) -> Result<Output> {
 
 fn failed(doing: String, output: &Output) -> Error {
     let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    let kind = if said.contains("No space left") {
+    let kind = if says_full(&said) {
         ErrorKind::NoSpace
     } else if said.contains("lock") {
         ErrorKind::InUse

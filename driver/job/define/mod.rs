@@ -11,7 +11,6 @@
 //! - `places`: where each disk and file goes. An archive is hostile: a path that it names is used only where guests of
 //!   this host keep their disks already; everything else a person has to name.
 //! - `shared`: what two domains cannot share.
-//! - `room`: whether the file systems have room for it.
 //! - `plan`: the definition's edits, and all of it as a report that `--plan` prints.
 //!
 //! An archive that comes once, front to back (a tape, a pipe), needs one pass: what the plan needs comes before the disks.
@@ -28,7 +27,6 @@ mod identity;
 mod inventory;
 mod places;
 mod plan;
-mod room;
 mod run;
 mod shared;
 mod switch;
@@ -43,11 +41,11 @@ use serde::Serialize;
 
 use self::backup::Backup;
 pub use self::identity::Identity;
-pub use self::room::Room;
 pub use self::run::{run, run_from};
 use super::Control;
 use super::attachments::LibvirtPlaces;
-use super::restore::Checking;
+pub use super::restore::Room;
+use super::restore::{Checking, Wanted};
 use super::target::Method;
 use crate::catalog::Journal;
 use crate::crypt::Identities;
@@ -91,6 +89,12 @@ pub struct Writing {
     pub checking: Checking,
     /// Threads.
     pub workers: usize,
+}
+
+impl Writing {
+    fn wanted(&self) -> Wanted {
+        Wanted { format: self.format, method: self.method, cluster_size: self.cluster_size }
+    }
 }
 
 /// Which guest to restore, as what and to where.

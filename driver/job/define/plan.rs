@@ -21,13 +21,14 @@ use super::backup::Backup;
 use super::identity::{self, Identity, Who};
 use super::inventory::{self, Depth, Inventory};
 use super::places::{self, Found, Placer, Spot};
-use super::room;
 use super::shared;
 use super::{Change, DefineReport, DefineRequest, DiskAction, DiskPlan, FilePlan, Host, Rest};
+use crate::archive::manifest::Manifest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::guest::domain_xml::edit::{Editor, NewImage};
 use crate::guest::domain_xml::{Device, Disk, DomainXml, Source, TpmStorage};
 use crate::job::attachments::{BOOT, LibvirtPlaces, Links, NVRAM_QCOW2, NVRAM_RAW, TPM, TPM_FILE, read_file};
+use crate::job::restore::{Forecast, Room, shareable, target_format};
 
 /// All that is needed to do it.
 pub(super) struct Plan {
@@ -87,8 +88,21 @@ pub(super) fn make(request: &DefineRequest, host: &Host<'_>, backup: &Backup) ->
     places::check(&spots, (request, host), (&who, &inventory))?;
     let files = files.into_iter().map(|(_, file)| file).collect();
     let mut plan = Plan { report, who, xml, disks, files, pools };
-    plan.report.room = room::forecast(&plan, &backup.head, request, host)?;
+    plan.report.room = forecast(&plan, &backup.head, request, host)?;
     Ok(plan)
+}
+
+/// What the plan needs, file system by file system.
+fn forecast(plan: &Plan, head: &Manifest, request: &DefineRequest, host: &Host<'_>) -> Result<Vec<Room>> {
+    let mut forecast = Forecast::new(host.files);
+    for (target, spot) in plan.disks.iter().filter(|(_, spot)| spot.found != Found::Device) {
+        let Some(disk) = head.disk(target) else { continue };
+        forecast.disk(&spot.real, disk, target_format(&request.writing.wanted(), disk)?)?;
+    }
+    for file in &plan.files {
+        forecast.file(&file.spot.real, file.content.len())?;
+    }
+    Ok(forecast.rooms(shareable(head, &request.archive, request.writing.method)?))
 }
 
 fn report(request: &DefineRequest, backup: &Backup, who: &Who) -> DefineReport {

@@ -11,6 +11,8 @@
 mod every_byte_tests;
 mod file;
 mod pipe;
+mod plan;
+mod room;
 #[cfg(test)]
 mod salvage_tests;
 
@@ -20,6 +22,9 @@ use std::time::Instant;
 
 use serde::Serialize;
 
+pub use self::plan::{PlannedRestore, RestorePlan, plan, plan_from};
+pub use self::room::Room;
+pub(in crate::job) use self::room::{Forecast, shareable};
 use super::Control;
 use super::target::{Compat, Method, Qcow2Options, TargetFormat, TargetSpec};
 use crate::archive::layout::Kind;
@@ -216,7 +221,7 @@ fn selected(request: &RestoreRequest, head: &Manifest) -> Result<Vec<(String, Ta
     let mut specs: Vec<(String, TargetSpec)> = Vec::with_capacity(wanted.len());
     for (name, path) in wanted {
         let disk = head.disk(name).ok_or_else(|| no_disk(name, head))?;
-        let format = target_format(request, disk)?;
+        let format = target_format(&request.wanted(), disk)?;
         let path = match (&request.selection, path) {
             (Selection::All(directory), _) => directory.join(format!("{name}.{}", format_name(format))),
             (Selection::Disks(_), path) => path.unwrap_or(Path::new("")).to_owned(),
@@ -265,14 +270,28 @@ fn method_name(method: Method) -> &'static str {
     }
 }
 
+/// What image was asked for.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::job) struct Wanted {
+    pub(in crate::job) format: Option<Format>,
+    pub(in crate::job) method: Method,
+    pub(in crate::job) cluster_size: Option<u64>,
+}
+
+impl RestoreRequest {
+    fn wanted(&self) -> Wanted {
+        Wanted { format: self.format, method: self.method, cluster_size: self.cluster_size }
+    }
+}
+
 /// The format of the new disk: as asked, with the options of the source where that was a qcow2.
-fn target_format(request: &RestoreRequest, disk: &Disk) -> Result<TargetFormat> {
-    let format = match request.format {
+pub(in crate::job) fn target_format(wanted: &Wanted, disk: &Disk) -> Result<TargetFormat> {
+    let format = match wanted.format {
         Some(format) => format,
         None => disk.source.format.parse().map_err(|why: String| Error::new(ErrorKind::Unsupported, why))?,
     };
     if format == Format::Raw {
-        return match request.cluster_size {
+        return match wanted.cluster_size {
             None => Ok(TargetFormat::Raw),
             Some(_) => Err(Error::new(ErrorKind::Usage, "--cluster-size is for qcow2 only")
                 .with_hint("omit --cluster-size, or use --format qcow2")),
@@ -284,10 +303,10 @@ fn target_format(request: &RestoreRequest, disk: &Disk) -> Result<TargetFormat> 
         options.cluster_size = source.cluster_size;
         options.extended_l2 = source.extended_l2;
         options.lazy_refcounts = source.lazy_refcounts;
-    } else if request.method == Method::Remap {
+    } else if wanted.method == Method::Remap {
         // A raw source has blocks and no clusters: take the blocks for clusters, and a remap fits.
         options.cluster_size = disk.block_size;
     }
-    options.cluster_size = request.cluster_size.unwrap_or(options.cluster_size);
+    options.cluster_size = wanted.cluster_size.unwrap_or(options.cluster_size);
     Ok(TargetFormat::Qcow2(options))
 }
