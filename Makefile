@@ -43,11 +43,11 @@ fuzz-changed: ## The fuzz targets whose code changed, a minute in all: before a 
 # Tests that take more than some seconds each: every crash point, every byte, every cut.
 slow := crashes:: crash_point one_flipped_byte a_cut_archive gnu_tar_and_bsdtar what_was_written_is_read random_images a_broken_medium_gets
 
-quick: fmt ## While working: format, clippy of the library, its quick tests
-	$(call say,clippy of the library)
-	@cargo clippy -p virtfold --lib --locked -- -D warnings
+quick: fmt ## While working: format, clippy of the libraries, its quick tests
+	$(call say,clippy of the libraries)
+	@cargo clippy --workspace --lib --locked -- -D warnings
 	$(call say,quick tests)
-	@cargo test -p virtfold --lib --locked --quiet -- $(addprefix --skip ,$(slow))
+	@cargo test --workspace --lib --locked --quiet -- $(addprefix --skip ,$(slow))
 
 list: ## All tests by name, to compare what ran before a change and after it
 	@tests/list

@@ -11,9 +11,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use virtfold::archive::stream::{Cancel, Compression};
+use virtfold::backup::Control;
+use virtfold::backup::backup::{BackupRequest, ImageSpec, run_to};
 use virtfold::image::{Format, Use};
-use virtfold::job::Control;
-use virtfold::job::backup::{BackupRequest, ImageSpec, run_to};
 use virtfold::medium::tape::{
     NewLabel, NoChanger, NoLedger, Overwrite, SimulatedDrive, TapeBlock, TapeCare, TapeMedium, TapeSetup,
 };
@@ -44,10 +44,10 @@ fn request(image: &Path) -> BackupRequest {
         encrypt_to: None,
         layout: Layout::Compact,
         block_size: None,
-        detect_zeroes: virtfold::job::backup::DetectZeroes::default(),
+        detect_zeroes: virtfold::backup::backup::DetectZeroes::default(),
         limit_rate: None,
         usage: Use::Frozen,
-        containers: virtfold::job::backup::Containers::Refuse,
+        containers: virtfold::backup::backup::Containers::Refuse,
         workers: 2,
     }
 }

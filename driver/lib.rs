@@ -1,25 +1,16 @@
 //! virtfold folds the empty space out of virtual disks: it backs them up by copying only what is recorded on
 //! them, densely and in order, with the table that says where each piece belongs, and unfolds them again.
 //!
-//! Rooms, in the order of their imports: [`units`], [`error`], [`spool`], [`packed`], [`durable`], [`ioctl`], [`mounts`], then
-//! [`image`] and [`table`], then [`archive`], then [`medium`] and [`guest`], then [`crypt`] and [`catalog`], then [`job`], then [`metrics`], then [`service`]. The binary's verbs
-//! (`driver/cli`) stand on top. ARCHITECTURE.md tells the way of one block through them.
+//! Each room is a crate of its own, and this one gives them together. ARCHITECTURE.md draws the floors and tells the way
+//! of one block through them.
 
-pub mod archive;
-pub mod catalog;
-pub mod crypt;
-pub mod durable;
-pub mod error;
-pub mod guest;
-pub mod image;
-pub mod ioctl;
-pub mod job;
-pub mod medium;
-pub mod metrics;
-pub mod mounts;
-pub mod openers;
-pub mod packed;
-pub mod service;
-pub mod spool;
-pub mod table;
-pub mod units;
+pub use virtfold_archive as archive;
+pub use virtfold_archive::{crypt, table};
+pub use virtfold_backup as backup;
+pub use virtfold_backup::metrics;
+pub use virtfold_base::{durable, error, ioctl, mounts, openers, packed, spool, units};
+pub use virtfold_catalog as catalog;
+pub use virtfold_hypervisor as hypervisor;
+pub use virtfold_image as image;
+pub use virtfold_medium as medium;
+pub use virtfold_service as service;

@@ -1,7 +1,5 @@
 //! The command `virtfold`.
 
-mod cli;
-
 fn main() -> std::process::ExitCode {
-    cli::main()
+    virtfold_cli::main()
 }

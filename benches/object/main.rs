@@ -19,7 +19,7 @@ use object_store::multipart::MultipartStore;
 use object_store::{ObjectStoreExt, PutPayload};
 use tokio::task::JoinSet;
 
-/// Bytes of a part, and how many are on their way: as in `driver/medium/object/parts.rs`.
+/// Bytes of a part, and how many are on their way: as in `driver/medium/src/object/parts.rs`.
 const PART: usize = 6 << 20;
 const IN_FLIGHT: usize = 3;
 

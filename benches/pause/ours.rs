@@ -6,15 +6,15 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
+use virtfold::backup::Control;
+use virtfold::backup::guest::GuardProgram;
+use virtfold::backup::guest::{FreezeDisk, FreezeRequest, Frozen, Host, Pace, Quiesce, frozen};
 use virtfold::catalog::{Base, Catalog, Change, DiskState, Job, JobState, Journal, Locked};
 use virtfold::error::Result;
-use virtfold::guest::domain_xml::DomainXml;
-use virtfold::guest::host::LocalFiles;
-use virtfold::guest::libvirt::{Libvirt, LocalUri};
-use virtfold::guest::{Config, DomainId, Hypervisor, overlay_path};
-use virtfold::job::Control;
-use virtfold::job::guest::GuardProgram;
-use virtfold::job::guest::{FreezeDisk, FreezeRequest, Frozen, Host, Pace, Quiesce, frozen};
+use virtfold::hypervisor::domain_xml::DomainXml;
+use virtfold::hypervisor::host::LocalFiles;
+use virtfold::hypervisor::libvirt::{Libvirt, LocalUri};
+use virtfold::hypervisor::{Config, DomainId, Hypervisor, overlay_path};
 
 use crate::lab::{Guest, Lab};
 

@@ -36,7 +36,7 @@ const SIZE_PATTERN: &str = "^[0-9]+([bB]|[kKmMgGtT]([iI][bB])?)?$";
 
 /// Reads a size: `65536`, `64K`, `64KiB`, `2M`, `1GiB`, `1T`. All units are powers of 1024, in either case;
 /// nothing stands before, between or behind. This is strictly the grammar of the command line
-/// (`driver/units.rs`); this crate can't import it, because the driver imports this crate.
+/// (`driver/base/src/units.rs`); this crate can't import it, because the driver imports this crate.
 ///
 /// # Errors
 /// A sentence for the person who typed it.

@@ -11,13 +11,13 @@ use crate::lab::records::check_images;
 use crate::lab::{Guest, GuestSpec, Lab};
 use virtfold::archive::manifest::Subject;
 use virtfold::archive::stream::Compression;
-use virtfold::guest::domain_xml::DomainXml;
-use virtfold::guest::libvirt::{Libvirt, LocalUri};
-use virtfold::guest::{Config, Hypervisor};
+use virtfold::backup::Control;
+use virtfold::backup::attachments::{GuestXml, LibvirtPlaces, gather};
+use virtfold::backup::backup::{Manner, Material, write};
+use virtfold::hypervisor::domain_xml::DomainXml;
+use virtfold::hypervisor::libvirt::{Libvirt, LocalUri};
+use virtfold::hypervisor::{Config, Hypervisor};
 use virtfold::image::{DiskImage, OpenOptions};
-use virtfold::job::Control;
-use virtfold::job::attachments::{GuestXml, LibvirtPlaces, gather};
-use virtfold::job::backup::{Manner, Material, write};
 use virtfold::medium::{FileMedium, Medium};
 use virtfold::table::Layout;
 use virtfold_hooks::guard::alive;
@@ -81,7 +81,7 @@ fn archive_with(guest: &Guest<'_>, inactive: &DomainXml, name: &str) -> PathBuf 
         encrypt_to: None,
         layout: Layout::Compact,
         block_size: None,
-        detect_zeroes: virtfold::job::backup::DetectZeroes::default(),
+        detect_zeroes: virtfold::backup::backup::DetectZeroes::default(),
         limit_rate: None,
         workers: 2,
     };

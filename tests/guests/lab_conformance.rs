@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use crate::lab::{GuestSpec, Lab};
 use virtfold::error::ErrorKind;
-use virtfold::guest::domain_xml::DomainXml;
-use virtfold::guest::domain_xml::edit::Editor;
-use virtfold::guest::host::{HostFiles, ImageUse, LocalFiles};
-use virtfold::guest::libvirt::{Libvirt, LocalUri};
-use virtfold::guest::simulated::{Agent, Fate, Operation, Point, SimImage, SimSpec, Simulated, When};
-use virtfold::guest::{
+use virtfold::hypervisor::domain_xml::DomainXml;
+use virtfold::hypervisor::domain_xml::edit::Editor;
+use virtfold::hypervisor::host::{HostFiles, ImageUse, LocalFiles};
+use virtfold::hypervisor::libvirt::{Libvirt, LocalUri};
+use virtfold::hypervisor::simulated::{Agent, Fate, Operation, Point, SimImage, SimSpec, Simulated, When};
+use virtfold::hypervisor::{
     BlockJobStatus, CommitBase, CommitRequest, Config, DomainId, Event, Fault, Hypervisor, JobEnd, Paused,
     Quiesce, Run, SnapshotRequest, Start, code, guard,
 };

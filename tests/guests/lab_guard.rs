@@ -4,9 +4,9 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::lab::{GuestSpec, Lab, wait_for};
-use virtfold::guest::guard::{Guard, Held, Outcome, serve};
-use virtfold::guest::libvirt::{Libvirt, LocalUri};
-use virtfold::guest::{Hypervisor, Run};
+use virtfold::hypervisor::guard::{Guard, Held, Outcome, serve};
+use virtfold::hypervisor::libvirt::{Libvirt, LocalUri};
+use virtfold::hypervisor::{Hypervisor, Run};
 
 const ROLE: &str = "VIRTFOLD_LAB_GUARD";
 

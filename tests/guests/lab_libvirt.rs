@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use crate::lab::records::{check, check_images, take_from_ext4};
 use crate::lab::{Guest, GuestSpec, Lab, wait_for};
 use virtfold::error::ErrorKind;
-use virtfold::guest::domain_xml::{AgentChannel, DomainXml};
-use virtfold::guest::host::{HostFiles, ImageUse, LocalFiles};
-use virtfold::guest::libvirt::{Libvirt, LocalUri};
-use virtfold::guest::rules::{Choice, Facts};
-use virtfold::guest::{
+use virtfold::hypervisor::domain_xml::{AgentChannel, DomainXml};
+use virtfold::hypervisor::host::{HostFiles, ImageUse, LocalFiles};
+use virtfold::hypervisor::libvirt::{Libvirt, LocalUri};
+use virtfold::hypervisor::rules::{Choice, Facts};
+use virtfold::hypervisor::{
     Begin, BlockJobKind, BlockJobStatus, CommitBase, CommitRequest, Config, DomainId, Event, Fault,
     Hypervisor, JobEnd, Lifecycle, Paused, Persistence, Quiesce, Run, SnapshotRequest, Start, code,
     is_our_overlay, overlay_path,
@@ -256,8 +256,8 @@ fn managed_save_keeps_an_xml_of_its_own() {
     assert_eq!(saved.disks[0].image.source.path(), Some(guest.disk(0).as_path()));
     let moved = guest.folder.join("moved.qcow2");
     std::fs::rename(guest.disk(0), &moved).unwrap();
-    let mut edit = virtfold::guest::domain_xml::edit::Editor::new(&saved).unwrap();
-    edit.set_disk("vda", virtfold::guest::domain_xml::edit::NewImage::File(&moved), "qcow2").unwrap();
+    let mut edit = virtfold::hypervisor::domain_xml::edit::Editor::new(&saved).unwrap();
+    edit.set_disk("vda", virtfold::hypervisor::domain_xml::edit::NewImage::File(&moved), "qcow2").unwrap();
     libvirt.define_managed_save_xml(id, edit.finish().unwrap().text()).unwrap();
     libvirt.start(id, Start::Running).unwrap();
     guest.progress.wait_more(100);

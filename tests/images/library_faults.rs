@@ -19,16 +19,16 @@ use virtfold::archive::layout::{Kind, Layout};
 use virtfold::archive::manifest::{self, CompressionNote, Disk, Manifest, Source, Subject};
 use virtfold::archive::stream::{Compression, DataSource, Sink, StreamOptions};
 use virtfold::archive::writer::{Contents, DiskTables, write_archive};
+use virtfold::backup::Control;
+use virtfold::backup::backup::{self, BackupReport, BackupRequest, ImageSpec};
+use virtfold::backup::disks::{DiskSet, FoldedDisk};
+use virtfold::backup::restore::{self, Checking, RestoreRequest, Selection};
+use virtfold::backup::target::Method;
+use virtfold::backup::verify::{self, VerifyRequest};
 use virtfold::crypt::Identities;
 use virtfold::durable::Existing;
 use virtfold::error::{Error, ErrorKind, Result};
 use virtfold::image::{DiskImage, Format, OpenOptions, Use};
-use virtfold::job::Control;
-use virtfold::job::backup::{self, BackupReport, BackupRequest, ImageSpec};
-use virtfold::job::disks::{DiskSet, FoldedDisk};
-use virtfold::job::restore::{self, Checking, RestoreRequest, Selection};
-use virtfold::job::target::Method;
-use virtfold::job::verify::{self, VerifyRequest};
 use virtfold::medium::{Durable, FileMedium, Location, Medium};
 use virtfold::units::DenseOffset;
 
@@ -73,7 +73,7 @@ fn request(image: &Image, compression: Compression) -> BackupRequest {
         encrypt_to: None,
         layout: Layout::Compact,
         block_size: None,
-        detect_zeroes: virtfold::job::backup::DetectZeroes::default(),
+        detect_zeroes: virtfold::backup::backup::DetectZeroes::default(),
         limit_rate: None,
         usage: Use::Checked,
         containers: backup::Containers::Refuse,

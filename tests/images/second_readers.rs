@@ -19,10 +19,10 @@ use imago::{FormatAccess, FormatDriverBuilder, PermissiveImplicitOpenGate};
 use qcow2_rs::dev::Qcow2DevParams;
 use qcow2_rs::helpers::Qcow2IoBuf;
 use qcow2_rs::utils::qcow2_setup_dev_sync;
+use virtfold::backup::disks::FoldedDisk;
+use virtfold::backup::target::{Method, Qcow2Options, TargetDisk, TargetFormat, TargetSpec};
 use virtfold::durable::Existing;
 use virtfold::image::{DiskImage, Format, OpenOptions};
-use virtfold::job::disks::FoldedDisk;
-use virtfold::job::target::{Method, Qcow2Options, TargetDisk, TargetFormat, TargetSpec};
 use virtfold::table::{Layout, Run};
 use virtfold::units::GuestOffset;
 

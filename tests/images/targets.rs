@@ -16,11 +16,11 @@ use crate::common::rng::Rng;
 use crate::common::run::{exit, run, text, tool, virtfold};
 use crate::common::scratch::{Scratch, names};
 use crate::common::{KIB, MIB};
-use virtfold::durable::Existing;
-use virtfold::error::{ErrorKind, Result};
-use virtfold::job::target::{
+use virtfold::backup::target::{
     Compat, Method, Qcow2Layout, Qcow2Options, TargetDisk, TargetFormat, TargetSpec,
 };
+use virtfold::durable::Existing;
+use virtfold::error::{ErrorKind, Result};
 use virtfold::table::{Builder, CorrespondenceTable, Run};
 use virtfold::units::{GuestOffset, HostOffset};
 

@@ -9,6 +9,7 @@ mod common;
 
 mod deb;
 mod documents;
+mod floors;
 mod hold;
 mod machine;
 mod pages;

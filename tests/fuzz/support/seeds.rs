@@ -7,10 +7,10 @@ use std::process::Command;
 use virtfold::archive::manifest::Manifest;
 use virtfold::archive::stream::Compression;
 use virtfold::archive::tar_parser::{Event, MemberParser};
+use virtfold::backup::Control;
+use virtfold::backup::backup::{self, BackupRequest, ImageSpec};
+use virtfold::backup::resume::{Origin, read_chunks, read_marks};
 use virtfold::image::{Format, Use};
-use virtfold::job::Control;
-use virtfold::job::backup::{self, BackupRequest, ImageSpec};
-use virtfold::job::resume::{Origin, read_chunks, read_marks};
 use virtfold::table::Layout;
 use virtfold::units::BlockSize;
 use virtfold_hooks::event::{Event as HookEvent, Hook, Xml};
@@ -229,7 +229,7 @@ fn back_up(work: &Path, case: &Case) -> Vec<u8> {
         encrypt_to: None,
         layout: case.layout,
         block_size: Some(BlockSize::MIN),
-        detect_zeroes: virtfold::job::backup::DetectZeroes::default(),
+        detect_zeroes: virtfold::backup::backup::DetectZeroes::default(),
         limit_rate: None,
         usage: Use::Checked,
         containers: backup::Containers::Refuse,

@@ -6,8 +6,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use virtfold::guest::Hypervisor;
-use virtfold::guest::libvirt::{Libvirt, LocalUri};
+use virtfold::hypervisor::Hypervisor;
+use virtfold::hypervisor::libvirt::{Libvirt, LocalUri};
 use virtfold::service::events::{Events, Notice, Notices, Settings, Trigger, Why};
 
 use super::install::Hooked;

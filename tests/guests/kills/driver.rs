@@ -10,15 +10,15 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+use virtfold::backup::Control;
+use virtfold::backup::guest::GuardProgram;
+use virtfold::backup::guest::{FreezeDisk, FreezeRequest, Host, Pace, Quiesce, frozen};
 use virtfold::catalog::{Base, Catalog, Change, Job, Journal, Locked};
 use virtfold::error::Result;
-use virtfold::guest::domain_xml::DomainXml;
-use virtfold::guest::host::LocalFiles;
-use virtfold::guest::libvirt::{Libvirt, LocalUri};
-use virtfold::guest::{Config, DomainId, Hypervisor, overlay_path};
-use virtfold::job::Control;
-use virtfold::job::guest::GuardProgram;
-use virtfold::job::guest::{FreezeDisk, FreezeRequest, Host, Pace, Quiesce, frozen};
+use virtfold::hypervisor::domain_xml::DomainXml;
+use virtfold::hypervisor::host::LocalFiles;
+use virtfold::hypervisor::libvirt::{Libvirt, LocalUri};
+use virtfold::hypervisor::{Config, DomainId, Hypervisor, overlay_path};
 
 const ROLE: &str = "VIRTFOLD_KILLS_DRIVER";
 

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+use virtfold::backup::guest::{Host, Mode, Recovery, Verdict, Which, recover};
 use virtfold::catalog::{Catalog, Journal};
-use virtfold::guest::host::LocalFiles;
-use virtfold::guest::{Config, Hypervisor, is_our_overlay};
-use virtfold::job::guest::{Host, Mode, Recovery, Verdict, Which, recover};
+use virtfold::hypervisor::host::LocalFiles;
+use virtfold::hypervisor::{Config, Hypervisor, is_our_overlay};
 
 use super::driver::{Ask, Moment, Script, guards, open, pace};
 use crate::lab::records::check_images;
@@ -316,7 +316,7 @@ impl Bench {
         let mut words = vec!["dumpxml", self.guest().name()];
         words.extend((config == Config::Inactive).then_some("--inactive"));
         let text = self.lab.virsh(&words);
-        let xml = virtfold::guest::domain_xml::DomainXml::parse(text).map_err(|e| format!("{e:?}"))?;
+        let xml = virtfold::hypervisor::domain_xml::DomainXml::parse(text).map_err(|e| format!("{e:?}"))?;
         for (number, disk) in xml.disks.iter().enumerate() {
             let path = disk.image.source.path();
             if path != Some(self.guest().disk(number).as_path()) || disk.mirror.is_some() {

@@ -1,5 +1,5 @@
 //! One list of assertions that every medium passes, as it is and behind a wrapper that makes it fail; the contract is the module
-//! description of `driver/medium`.
+//! description of `driver/medium/src`.
 //!
 //! A new medium adds a [`Rig`] and a line at the end.
 

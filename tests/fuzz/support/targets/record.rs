@@ -3,8 +3,8 @@
 use super::super::{flags, no_defect};
 use uuid::Uuid;
 use virtfold::archive::stream::ChunkLog;
+use virtfold::backup::resume::{Origin, read_chunks, read_marks};
 use virtfold::crypt::{Envelope, ExposeSecret};
-use virtfold::job::resume::{Origin, read_chunks, read_marks};
 
 /// One input.
 pub fn run(data: &[u8]) {

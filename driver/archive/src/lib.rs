@@ -1,0 +1,53 @@
+//! The archive: one backup as one stream of bytes, a POSIX tar that `tar` alone can restore.
+//!
+//! FORMAT.md beside this file is the specification. The members are built and parsed here, each in its own
+//! module: [`tar`] and [`pax`] know headers, [`tar_parser`] finds members in a stream, [`sparse`] is the block
+//! correspondence table as the archive holds it, [`manifest`] the head, [`allocation_csv`] the allocation table,
+//! [`recovery`] the second copies, [`end`] what makes an archive complete, [`layout`] names and order.
+//!
+//! Encoders know every size before the first byte, for a tar header comes before its content; they hand out
+//! bounded pieces. Parsers are pushed: they take the bytes that there are and ask for more.
+//!
+//! Imports: `units`, `error`, `spool`, `packed`, `table`. An archive knows tables of bytes, not images and not
+//! media.
+
+pub mod allocation_csv;
+mod bounded;
+pub mod crypt;
+pub mod end;
+mod ending;
+pub mod index;
+pub mod layout;
+pub mod manifest;
+pub mod pax;
+pub mod reader;
+pub mod recovery;
+pub mod source;
+pub mod sparse;
+pub mod sparse_parser;
+pub mod stream;
+pub mod table;
+pub mod tar;
+pub mod tar_parser;
+mod text;
+pub mod writer;
+
+pub use ending::end_on_device;
+
+// Whoever reads archives alone needs no other crate.
+pub use virtfold_base::{error, units};
+
+#[cfg(test)]
+mod allocation_csv_tests;
+#[cfg(test)]
+mod layout_fixture;
+#[cfg(test)]
+mod layout_tests;
+#[cfg(test)]
+mod manifest_tests;
+#[cfg(test)]
+mod sparse_tests;
+#[cfg(test)]
+mod tar_parser_tests;
+#[cfg(test)]
+mod tar_tools_tests;

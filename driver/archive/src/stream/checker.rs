@@ -1,0 +1,197 @@
+//! A worker of the reading pipelines: takes the bytes of a chunk, or fetches them from the file, checks and
+//! decompresses them.
+//!
+//! Imports: `units`, `error`.
+
+use std::ops::Range;
+use std::sync::atomic::AtomicBool;
+
+use crossbeam_channel::{Receiver, Sender};
+use uuid::Uuid;
+
+use virtfold_base::error::{Error, ErrorKind, Result};
+use virtfold_base::units::StreamOffset;
+
+use super::buffer::Buffer;
+use super::chunk::{Carrier, Chunk, ChunkState, Damage, ReadAt};
+use super::digest::Digest;
+use super::frame::{FRAME, FrameHeader, HEADER_LEN, STORED_MAX, Unpacker};
+use super::index::Span;
+use super::{check_cancel, guarded};
+
+/// The buffers of a chunk in flight.
+#[derive(Debug)]
+pub(super) struct ReadSlot {
+    /// Header and Zstandard frame; nothing for a plain stream.
+    pub(super) stored: Buffer,
+    /// The chunk.
+    pub(super) chunk: Buffer,
+}
+
+impl ReadSlot {
+    /// Buffers for a chunk that is carried so.
+    pub(super) fn new(carrier: Carrier) -> Self {
+        let stored = match carrier {
+            Carrier::Plain => 0,
+            Carrier::Framed => HEADER_LEN + STORED_MAX,
+        };
+        Self { stored: Buffer::new(stored), chunk: Buffer::new(FRAME) }
+    }
+}
+
+/// A chunk to be checked.
+pub(super) struct Job {
+    pub(super) number: u64,
+    pub(super) span: Span,
+    pub(super) slot: ReadSlot,
+}
+
+/// A chunk checked, or a gap.
+pub(super) struct Checked {
+    pub(super) number: u64,
+    pub(super) at: StreamOffset,
+    pub(super) outcome: Outcome,
+    /// None for a gap.
+    pub(super) slot: Option<ReadSlot>,
+}
+
+/// What is known of the chunk: so many bytes at the front of the slot's chunk, or that it is lost.
+pub(super) enum Outcome {
+    Intact(usize, Digest),
+    Unchecked(usize, Digest),
+    Damaged(Damage),
+}
+
+impl Checked {
+    /// A part of the stream that is known to be lost.
+    pub(super) fn gap(number: u64, damage: Damage) -> Self {
+        Self { number, at: damage.stream.start, outcome: Outcome::Damaged(damage), slot: None }
+    }
+
+    /// Hands the chunk to its consumer.
+    pub(super) fn deliver(&self, consume: &mut dyn FnMut(Chunk<'_>) -> Result<()>) -> Result<()> {
+        let (len, state) = match &self.outcome {
+            Outcome::Intact(len, digest) => (*len, ChunkState::Intact(*digest)),
+            Outcome::Unchecked(len, digest) => (*len, ChunkState::Unchecked(*digest)),
+            Outcome::Damaged(damage) => (0, ChunkState::Damaged(damage)),
+        };
+        let bytes = self.slot.as_ref().and_then(|slot| slot.chunk.get(..len)).unwrap_or_default();
+        consume(Chunk { at: self.at, bytes, state })
+    }
+}
+
+/// What one worker thread holds.
+pub(super) struct Checker<'a> {
+    /// Where the bytes are to be fetched; `None` where they come with the job.
+    pub(super) file: Option<&'a dyn ReadAt>,
+    pub(super) carrier: Carrier,
+    pub(super) archive_id: Option<Uuid>,
+    pub(super) cancel: &'a AtomicBool,
+}
+
+impl Checker<'_> {
+    /// A worker thread's life: until there are no more jobs, nobody takes the chunks, or it fails.
+    pub(super) fn work(&self, jobs: &Receiver<Job>, done: &Sender<Result<Checked>>) {
+        let mut unpacker = Unpacker::default();
+        for job in jobs {
+            let outcome = guarded(|| self.check(job, &mut unpacker));
+            let failed = outcome.is_err();
+            if done.send(outcome).is_err() || failed {
+                return;
+            }
+        }
+    }
+
+    /// Checks one chunk; an error is one that ends the work.
+    pub(super) fn check(&self, job: Job, unpacker: &mut Unpacker) -> Result<Checked> {
+        check_cancel(self.cancel)?;
+        let Job { number, span, mut slot } = job;
+        let outcome = match self.carrier {
+            Carrier::Plain => self.plain(&span, &mut slot),
+            Carrier::Framed => self.framed(&span, &mut slot, unpacker),
+        };
+        let outcome = match outcome {
+            Ok(outcome) => outcome,
+            Err(Fault::Ends(error)) => return Err(error),
+            Err(Fault::Damage(why)) => {
+                let Span { stream, file, .. } = span.clone();
+                Outcome::Damaged(Damage { stream, file, why })
+            }
+        };
+        Ok(Checked { number, at: span.stream.start, outcome, slot: Some(slot) })
+    }
+
+    fn plain(&self, span: &Span, slot: &mut ReadSlot) -> std::result::Result<Outcome, Fault> {
+        let len = usize::try_from(span.file.end.saturating_sub(span.file.start)).unwrap_or(usize::MAX);
+        let chunk = slot.chunk.get_mut(..len).ok_or_else(|| Fault::Damage("it is too large".to_owned()))?;
+        self.fetch(&span.file, chunk)?;
+        Ok(Outcome::Unchecked(len, Digest::of(chunk)))
+    }
+
+    fn framed(
+        &self,
+        span: &Span,
+        slot: &mut ReadSlot,
+        unpacker: &mut Unpacker,
+    ) -> std::result::Result<Outcome, Fault> {
+        let len = span.file.end.saturating_sub(span.file.start);
+        let ReadSlot { stored, chunk } = slot;
+        let stored = usize::try_from(len)
+            .ok()
+            .and_then(|len| stored.get_mut(..len))
+            .ok_or_else(|| Fault::Damage("there are more bytes than its frame can have".to_owned()))?;
+        self.fetch(&span.file, stored)?;
+        let (header, body) = self.header(span, stored).map_err(Fault::Damage)?;
+        let bytes = unpacker.unpack(&header, body, chunk).map_err(Fault::Damage)?;
+        Ok(Outcome::Intact(bytes.len(), header.digest))
+    }
+
+    /// Takes the header off `bytes` and compares it with what is known of the frame.
+    fn header<'b>(
+        &self,
+        span: &Span,
+        bytes: &'b [u8],
+    ) -> std::result::Result<(FrameHeader, &'b [u8]), String> {
+        let header = FrameHeader::decode(bytes).map_err(|_| "its frame's header is damaged".to_owned())?;
+        if self.archive_id.is_some_and(|id| id != header.archive_id) {
+            return Err("its frame is that of another archive".to_owned());
+        }
+        if (header.number, header.at..header.end()) != (span.numbers.start, span.stream.clone()) {
+            return Err(format!("frame {} is in its place", header.number));
+        }
+        if header.span() != bytes.len() as u64 {
+            return Err("bytes of its frame are missing".to_owned());
+        }
+        Ok((header, bytes.get(HEADER_LEN..).unwrap_or_default()))
+    }
+
+    fn fetch(&self, place: &Range<u64>, to: &mut [u8]) -> std::result::Result<(), Fault> {
+        let Some(file) = self.file else { return Ok(()) };
+        file.read_exact_at(place.start, to).map_err(Fault::of_reading)
+    }
+}
+
+/// Why a chunk can't be had.
+enum Fault {
+    /// It alone is lost.
+    Damage(String),
+    /// The work ends.
+    Ends(Error),
+}
+
+impl Fault {
+    /// A medium that can't read one place may well read the next, and one that finds it damaged, too; anything else is no
+    /// property of the place.
+    fn of_reading(error: Error) -> Self {
+        if !matches!(error.kind(), ErrorKind::Io | ErrorKind::Damaged) {
+            return Self::Ends(error);
+        }
+        let mut why = error.to_string();
+        let mut cause = std::error::Error::source(&error);
+        while let Some(inner) = cause {
+            why = format!("{why}: {inner}");
+            cause = inner.source();
+        }
+        Self::Damage(why)
+    }
+}

@@ -1,0 +1,187 @@
+//! Writes a whole archive: the members in their order, the disks' bytes in between, the tail.
+//!
+//! The order is that of FORMAT.md. Each disk's tables are walked twice, once to measure and once to write, since
+//! a tar header says its size first; the dense bytes are only named here and read by the stream's workers.
+//!
+//! Imports: `units`, `error`; `stream` and the member modules of this room.
+
+use crate::allocation_csv::{AllocationRow, CsvShape};
+use crate::end::{self, EndRecord, Totals};
+use crate::layout::{self, Layout};
+use crate::manifest::Manifest;
+use crate::recovery::RecoveryHead;
+use crate::sparse::{MapShape, Run};
+use crate::stream::{
+    ChunkLog, DataSource, Sink, StreamOptions, StreamTotals, StreamWriter, Unlogged, write_stream_from,
+};
+use crate::tar::{self, HeaderEncoder};
+use virtfold_base::error::{Error, ErrorKind, Result};
+use virtfold_base::units::{DenseOffset, StreamOffset};
+
+/// Rows of a disk's allocation table, ascending.
+pub type Rows<'a> = Box<dyn Iterator<Item = Result<AllocationRow>> + 'a>;
+/// Runs of a disk's correspondence table, ascending.
+pub type Runs<'a> = Box<dyn Iterator<Item = Result<Run>> + 'a>;
+
+/// The tables of one disk, as often as they are asked for.
+pub trait DiskTables {
+    /// The allocation table.
+    fn rows(&self) -> Rows<'_>;
+    /// The correspondence table.
+    fn runs(&self) -> Runs<'_>;
+}
+
+/// A member beside the head and the disks, small enough for memory: `domain.xml`, `nvram.fd`.
+#[derive(Clone, Debug)]
+pub struct Attachment {
+    /// Its name, checked as [`layout::check_name`] does.
+    pub name: String,
+    /// Its content.
+    pub content: Vec<u8>,
+}
+
+/// Everything that goes into an archive.
+pub struct Contents<'a> {
+    /// The head; its disks are those of `disks`, in the same order.
+    pub head: &'a Manifest,
+    /// What follows the head.
+    pub attachments: &'a [Attachment],
+    /// The tables of each disk.
+    pub disks: Vec<&'a dyn DiskTables>,
+    /// The dense bytes of each disk.
+    pub data: &'a dyn DataSource,
+}
+
+/// A finished archive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sealed {
+    /// Sizes.
+    pub stream: StreamTotals,
+    /// The root digest, by which a child names its parent.
+    pub root: [u8; 32],
+}
+
+/// Writes the whole archive to `sink`. What is there when this fails is incomplete, and says so itself.
+///
+/// # Errors
+/// Those of the tables, the data, the sink; [`ErrorKind::Interrupted`] when cancelled.
+pub fn write_archive(
+    contents: &Contents<'_>,
+    sink: &mut dyn Sink,
+    options: &StreamOptions,
+) -> Result<Sealed> {
+    write_archive_from(contents, (sink, &mut Unlogged), options)
+}
+
+/// As [`write_archive`], behind the chunks that `log` keeps of the same archive: `sink` gets what follows them.
+///
+/// # Errors
+/// As [`write_archive`]; those of [`write_stream_from`].
+pub fn write_archive_from(
+    contents: &Contents<'_>,
+    (sink, log): (&mut dyn Sink, &mut dyn ChunkLog),
+    options: &StreamOptions,
+) -> Result<Sealed> {
+    if contents.disks.len() != contents.head.disks.len() {
+        return Err(Error::new(ErrorKind::Internal, "the head and the tables name different disks"));
+    }
+    let time = contents.head.time()?;
+    let plan = |stream: &mut StreamWriter<'_>| {
+        let headers = HeaderEncoder::new(time)?;
+        Writer { stream, headers, totals: Totals::default() }.archive(contents, time)
+    };
+    let (root, stream) = write_stream_from(contents.data, (sink, log), options, plan)?;
+    Ok(Sealed { stream, root })
+}
+
+/// What the recovery copy of a disk's map needs from its first.
+struct Placed {
+    shape: MapShape,
+    dense_at: StreamOffset,
+}
+
+struct Writer<'a, 'b> {
+    stream: &'a mut StreamWriter<'b>,
+    headers: HeaderEncoder,
+    totals: Totals,
+}
+
+impl Writer<'_, '_> {
+    fn archive(mut self, contents: &Contents<'_>, time: u64) -> Result<[u8; 32]> {
+        let head = contents.head.encode()?;
+        self.member(layout::HEAD, &head)?;
+        for attachment in contents.attachments {
+            self.member(&attachment.name, &attachment.content)?;
+        }
+        let mut placed = Vec::with_capacity(contents.disks.len());
+        for (index, tables) in contents.disks.iter().enumerate() {
+            placed.push(self.disk(index, contents, *tables)?);
+        }
+        let recovery_at = self.stream.position();
+        self.member(layout::RECOVERY_HEAD, &head)?;
+        for ((disk, tables), place) in contents.head.disks.iter().zip(&contents.disks).zip(&placed) {
+            self.recovery(&disk.target, *tables, place)?;
+        }
+        let record = EndRecord {
+            archive: contents.head.archive,
+            time,
+            body_len: self.stream.position().get(),
+            recovery_at,
+            totals: self.totals,
+        };
+        let digests = self.stream.begin_tail()?;
+        let digests = (0..digests.len()).map(|index| digests.get(index).map(|digest| *digest.as_bytes()));
+        end::write_tail(&record, digests, &mut |bytes| self.stream.bytes(bytes))
+    }
+
+    fn member(&mut self, name: &str, content: &[u8]) -> Result<()> {
+        let header = self.headers.plain(name, content.len() as u64)?;
+        self.totals.members += 1;
+        self.stream.bytes(&header)?;
+        self.stream.bytes(content)?;
+        self.stream.bytes(tar::padding(content.len() as u64))
+    }
+
+    fn disk(&mut self, index: usize, contents: &Contents<'_>, tables: &dyn DiskTables) -> Result<Placed> {
+        let Some(disk) = contents.head.disks.get(index) else {
+            return Err(Error::new(ErrorKind::Internal, "the head and the tables name different disks"));
+        };
+        let csv = CsvShape::measure(disk.capacity, tables.rows())?;
+        let header = self.headers.plain(&layout::allocation_name(&disk.target)?, csv.text_len())?;
+        self.stream.bytes(&header)?;
+        csv.write(tables.rows(), &mut |bytes| self.stream.bytes(bytes))?;
+        self.stream.bytes(tar::padding(csv.text_len()))?;
+
+        let shape = MapShape::measure(disk.capacity, tables.runs())?;
+        let at = self.stream.position();
+        match disk.layout {
+            Layout::Compact => {
+                self.stream.bytes(&self.headers.sparse(&disk.target, &shape, at)?)?;
+                shape.write_padded(tables.runs(), &mut |bytes| self.stream.bytes(bytes))?;
+            }
+            Layout::Full => {
+                let name = layout::disk_name(&disk.target)?;
+                self.stream.bytes(&self.headers.aligned(&name, disk.capacity, at)?)?;
+            }
+        }
+        let dense_at = self.stream.position();
+        self.stream.data(index, DenseOffset::ZERO, shape.dense_len())?;
+        self.stream.bytes(tar::padding(shape.dense_len()))?;
+        self.totals.members += 2;
+        self.totals.disks += 1;
+        self.totals.capacity = self.totals.capacity.saturating_add(disk.capacity);
+        self.totals.allocated = self.totals.allocated.saturating_add(disk.allocated);
+        self.totals.dense += shape.dense_len();
+        self.totals.runs += shape.runs();
+        Ok(Placed { shape, dense_at })
+    }
+
+    fn recovery(&mut self, target: &str, tables: &dyn DiskTables, place: &Placed) -> Result<()> {
+        let first = RecoveryHead::new(target, &place.shape, place.dense_at)?;
+        let size = first.member_size(&place.shape);
+        self.totals.members += 1;
+        self.stream.bytes(&self.headers.plain(&layout::recovery_map_name(target)?, size)?)?;
+        first.write(&place.shape, tables.runs(), &mut |bytes| self.stream.bytes(bytes))?;
+        self.stream.bytes(tar::padding(size))
+    }
+}

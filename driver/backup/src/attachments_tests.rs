@@ -1,0 +1,173 @@
+//! Gathering from real files, and what must be refused.
+
+use std::sync::Arc;
+
+use super::*;
+use crate::Control;
+use crate::backup::{Manner, Material, write};
+use virtfold_archive::index::{ArchiveIndex, Trust};
+use virtfold_archive::manifest::Subject;
+use virtfold_archive::source::FileSource;
+use virtfold_archive::stream::{Compression, ReadOptions};
+use virtfold_archive::table::Layout;
+use virtfold_image::{DiskImage, Format, OpenOptions};
+use virtfold_medium::{FileMedium, Medium};
+
+struct Place {
+    folder: tempfile::TempDir,
+    places: LibvirtPlaces,
+}
+
+const UUID: &str = "3b51a0a6-3c5a-4c1e-9d0b-2b4f6f1f8f11";
+
+fn place() -> Place {
+    let folder = tempfile::tempdir().unwrap();
+    let places = LibvirtPlaces::system(folder.path());
+    Place { folder, places }
+}
+
+impl Place {
+    fn put(&self, name: &str, content: &[u8]) -> PathBuf {
+        let path = self.folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, content).unwrap();
+        path
+    }
+
+    fn xml(&self) -> DomainXml {
+        let here = self.folder.path().display();
+        let text = format!(
+            "<domain><name>web</name><uuid>{UUID}</uuid><os><nvram>{here}/web_VARS.fd</nvram>\
+             <kernel>{here}/vmlinuz</kernel></os><devices><tpm><backend type='emulator' version='2.0'/></tpm></devices></domain>"
+        );
+        DomainXml::parse(text).unwrap()
+    }
+}
+
+fn names(found: &[Attachment]) -> Vec<&str> {
+    found.iter().map(|a| a.name.as_str()).collect()
+}
+
+#[test]
+fn everything_of_a_running_guest_is_read() {
+    let place = place();
+    place.put("web_VARS.fd", b"vars");
+    place.put("kernel-6", b"kernel");
+    std::os::unix::fs::symlink("kernel-6", place.folder.path().join("vmlinuz")).unwrap();
+    place.put(&format!("swtpm/{UUID}/tpm2/tpm2-00.permall"), b"state");
+    place.put(&format!("swtpm/{UUID}/tpm2/.lock"), b"");
+    let xml = place.xml();
+    let found = gather(GuestXml { inactive: Some(&xml), live: Some(&xml) }, &place.places).unwrap();
+    let expected = ["domain.xml", "domain.live.xml", "nvram.fd", "tpm/tpm2-00.permall", "boot/kernel"];
+    assert_eq!(names(&found), expected);
+    assert_eq!(found[2].content, b"vars");
+    assert_eq!(found[3].content, b"state");
+    assert_eq!(found[4].content, b"kernel");
+    assert!(found.iter().all(|a| limit_of(&a.name).is_some_and(|limit| a.content.len() as u64 <= limit)));
+    assert_eq!(limit_of("tpm/../x"), None);
+    assert_eq!(limit_of("other"), None);
+}
+
+#[test]
+fn what_is_missing_matters_only_to_a_guest_that_has_it() {
+    let place = place();
+    place.put("vmlinuz", b"kernel");
+    let xml = place.xml();
+    let never_started = gather(GuestXml { inactive: Some(&xml), live: None }, &place.places).unwrap();
+    assert_eq!(names(&never_started), ["domain.xml", "boot/kernel"]);
+    let running = GuestXml { inactive: None, live: Some(&xml) };
+    let error = gather(running, &place.places).unwrap_err();
+    assert!(error.to_string().contains("NVRAM of domain 'web'"), "{error}");
+    place.put("web_VARS.fd", b"vars");
+    let error = gather(running, &place.places).unwrap_err();
+    assert!(error.to_string().contains("TPM state of domain 'web'"), "{error}");
+    assert!(error.hint().unwrap().contains("--libvirt-dir"));
+}
+
+#[test]
+fn surprises_are_refused_and_nothing_hangs() {
+    let place = place();
+    let vars = place.folder.path().join("web_VARS.fd");
+    let xml = place.xml();
+    let guest = GuestXml { inactive: Some(&xml), live: None };
+    place.put("vmlinuz", b"kernel");
+    let secret = place.put("secret", b"shadow");
+    std::os::unix::fs::symlink(&secret, &vars).unwrap();
+    let said = |place: &Place| format!("{:?}", gather(guest, &place.places).unwrap_err());
+    assert!(said(&place).contains("is a link"), "{}", said(&place));
+    std::fs::remove_file(&vars).unwrap();
+    nix::unistd::mkfifo(&vars, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    assert!(said(&place).contains("not a regular file"), "{}", said(&place));
+    std::fs::remove_file(&vars).unwrap();
+    File::create(&vars).unwrap().set_len(NVRAM_LIMIT + 1).unwrap();
+    assert!(said(&place).contains("larger than 65 MiB"), "{}", said(&place));
+    std::fs::remove_file(&vars).unwrap();
+    for n in 0..=TPM_FILES {
+        place.put(&format!("swtpm/{UUID}/tpm2/{n}"), b"");
+    }
+    assert!(said(&place).contains("more than 16 files"), "{}", said(&place));
+}
+
+/// An archive of one small disk and these members.
+fn written(place: &Place, members: &[(&str, &[u8])], compression: Compression) -> PathBuf {
+    let path = place.folder.path().join("archive");
+    std::fs::remove_file(&path).unwrap_or_default();
+    let image = place.put("disk.raw", &[5; 9000]);
+    let image = DiskImage::open(&image, Format::Raw, &OpenOptions::default()).unwrap();
+    let material = Material {
+        subject: Subject::Domain { name: "web".into(), uuid: None },
+        freeze: None,
+        attachments: members.iter().map(|(name, content)| attachment(name, content.to_vec())).collect(),
+        disks: vec![("vda".into(), image)],
+    };
+    let manner = Manner {
+        compression,
+        encrypt_to: None,
+        layout: Layout::Compact,
+        block_size: None,
+        detect_zeroes: crate::backup::DetectZeroes::default(),
+        limit_rate: None,
+        workers: 2,
+    };
+    let control = Control::default();
+    let open = |_: &virtfold_medium::Label, _: &virtfold_archive::stream::Cancel| {
+        FileMedium::create(&path).map(|medium| Box::new(medium) as Box<dyn Medium>)
+    };
+    write(material, &manner, &control, open).unwrap().finish(&control).unwrap();
+    path
+}
+
+fn read_back(path: &Path, wanted: &dyn Fn(&str) -> Option<u64>) -> Result<Vec<Attachment>> {
+    let source = FileSource::open(path)?;
+    let options = ReadOptions { workers: 2, cancel: Arc::default(), carrier: None, archive_id: None };
+    ArchiveIndex::open(&source, &options, Trust::Strict)?.attachments(wanted)
+}
+
+#[test]
+fn members_come_back_bounded_and_checked() {
+    let place = place();
+    // Longer than a chunk, and of no round length.
+    let nvram: Vec<u8> = (0..3_000_001_u32).map(|n| n.to_le_bytes()[0] ^ n.to_le_bytes()[1]).collect();
+    let members: [(&str, &[u8]); 4] =
+        [("domain.xml", b"<x/>"), ("nvram.fd", &nvram), ("tpm/a", b""), ("unknown/file", b"kept")];
+    for compression in [Compression::None, Compression::Zstd { level: 1 }] {
+        let path = written(&place, &members, compression);
+        let found = read_back(&path, &limit_of).unwrap();
+        assert_eq!(names(&found), ["domain.xml", "nvram.fd", "tpm/a"]);
+        assert!(found[1].content == nvram && found[2].content.is_empty());
+        let all = read_back(&path, &|_| Some(u64::MAX)).unwrap();
+        assert_eq!(names(&all)[3], "unknown/file");
+        let error = read_back(&path, &|name| (name == "nvram.fd").then_some(3_000_000)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Damaged);
+        assert!(read_back(&path, &|name| (name == "nvram.fd").then_some(3_000_001)).is_ok());
+    }
+    let path = written(&place, &members, Compression::None);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[1_500_000] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    assert_eq!(read_back(&path, &limit_of).unwrap_err().kind(), ErrorKind::Damaged);
+    let twice = written(&place, &[("domain.xml", b"<x/>"), ("domain.xml", b"<y/>")], Compression::None);
+    assert!(read_back(&twice, &limit_of).unwrap_err().to_string().contains("twice"));
+    let without = written(&place, &[], Compression::None);
+    assert!(read_back(&without, &limit_of).unwrap().is_empty());
+}

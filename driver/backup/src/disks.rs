@@ -1,0 +1,133 @@
+//! The disks of a backup: each with its image, its allocation table and its correspondence table. They are the
+//! tables that the archive writes and the source that its workers read the dense bytes from.
+//!
+//! Imports: `units`, `error`, `image`, `table`, `archive`.
+
+use virtfold_archive::allocation_csv::{AllocationKind, AllocationRow};
+use virtfold_archive::sparse;
+use virtfold_archive::stream::DataSource;
+use virtfold_archive::table::{self, CorrespondenceTable, Layout};
+use virtfold_archive::writer::{DiskTables, Rows, Runs};
+use virtfold_base::error::{Error, ErrorKind, Result};
+use virtfold_base::units::{BlockSize, DenseOffset, GuestOffset};
+use virtfold_image::{AllocationTable, DiskImage, Extent, Place};
+
+/// One disk, folded: what FIG. 13 has at step 1307.
+#[derive(Debug)]
+pub struct FoldedDisk {
+    /// The disk's name in the archive.
+    pub target: String,
+    /// The frozen image.
+    pub image: DiskImage,
+    /// What of it is recorded, and where.
+    pub allocation: AllocationTable,
+    /// Which of it is copied, and to where in the dense image.
+    pub table: CorrespondenceTable,
+    /// The granularity of the copy.
+    pub block: BlockSize,
+    /// Whether all of it is copied.
+    pub layout: Layout,
+}
+
+impl FoldedDisk {
+    /// Reads the image's allocation table and folds it; without `block`, by the clusters of a qcow2 and by 64 KiB
+    /// for raw.
+    ///
+    /// # Errors
+    /// When the image can't be read or is damaged.
+    pub fn fold(target: String, image: DiskImage, block: Option<BlockSize>, layout: Layout) -> Result<Self> {
+        let allocation = image.allocation()?;
+        Self::of((target, image), allocation, block, layout)
+    }
+
+    /// As [`FoldedDisk::fold`], with an allocation table of the image.
+    ///
+    /// # Errors
+    /// When the table is too large for memory and can't be kept elsewhere.
+    pub fn of(
+        (target, image): (String, DiskImage),
+        allocation: AllocationTable,
+        block: Option<BlockSize>,
+        layout: Layout,
+    ) -> Result<Self> {
+        let block = block_of(&image, block);
+        let used = allocation.iter().filter_map(|extent| match extent {
+            Ok(extent) => extent.place.has_bytes().then_some(Ok((extent.guest, extent.len))),
+            Err(error) => Some(Err(error)),
+        });
+        let table = table::fold(used, image.capacity(), block, layout)?;
+        Ok(Self { target, image, allocation, table, block, layout })
+    }
+}
+
+/// The granularity of a disk's copy.
+pub(super) fn block_of(image: &DiskImage, asked: Option<BlockSize>) -> BlockSize {
+    asked.unwrap_or_else(|| natural_block(image))
+}
+
+/// The source's own granularity: every run is then of whole clusters, and a remap fits.
+fn natural_block(image: &DiskImage) -> BlockSize {
+    let cluster = image.source().qcow2.as_ref().map(|options| options.cluster_size);
+    cluster.map_or(BlockSize::DEFAULT, |bytes| BlockSize::new(bytes).unwrap_or(BlockSize::MIN))
+}
+
+impl DiskTables for FoldedDisk {
+    fn rows(&self) -> Rows<'_> {
+        Box::new(self.allocation.iter().map(|extent| extent.map(row)))
+    }
+
+    fn runs(&self) -> Runs<'_> {
+        Box::new(self.table.iter().map(|run| run.map(|run| sparse::Run { guest: run.guest, len: run.len })))
+    }
+}
+
+fn row(extent: Extent) -> AllocationRow {
+    let (kind, host) = match extent.place {
+        Place::Unallocated { reserved } => (AllocationKind::Unallocated, reserved),
+        Place::Zero { host } => (AllocationKind::Zero, host),
+        Place::Data { host, .. } | Place::Compressed { host, .. } => (AllocationKind::Data, Some(host)),
+        Place::Hole { host, .. } => (AllocationKind::Zero, Some(host)),
+    };
+    AllocationRow { guest: extent.guest, len: extent.len, kind, host }
+}
+
+/// The disks as the source of the dense bytes.
+#[derive(Debug)]
+pub struct DiskSet(pub Vec<FoldedDisk>);
+
+impl DiskSet {
+    fn disk(&self, index: usize) -> Result<&FoldedDisk> {
+        self.0
+            .get(index)
+            .ok_or_else(|| Error::new(ErrorKind::Internal, format!("there is no disk number {index}")))
+    }
+}
+
+impl DataSource for DiskSet {
+    fn read_dense(&self, disk: usize, at: DenseOffset, buf: &mut [u8]) -> Result<()> {
+        let disk = self.disk(disk)?;
+        let mut rest = buf;
+        for piece in disk.table.pieces(at, rest.len() as u64)? {
+            let piece = piece?;
+            let len = usize::try_from(piece.len).unwrap_or(usize::MAX).min(rest.len());
+            let (part, behind) = std::mem::take(&mut rest).split_at_mut(len);
+            let read = disk.image.read(&disk.allocation, piece.guest, part);
+            read.map_err(|e| e.within(format!("cannot read disk {}", disk.target)))?;
+            rest = behind;
+        }
+        if rest.is_empty() {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Internal,
+            format!("the dense image of {} is shorter than planned", disk.target),
+        ))
+    }
+
+    fn prefetch(&self, disk: usize, at: DenseOffset, len: u64) -> Result<()> {
+        let disk = self.disk(disk)?;
+        let ranges: Result<Vec<(GuestOffset, u64)>> =
+            disk.table.pieces(at, len)?.map(|piece| piece.map(|piece| (piece.guest, piece.len))).collect();
+        disk.image.prefetch(&disk.allocation, &ranges?)
+    }
+}

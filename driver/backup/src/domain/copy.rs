@@ -1,0 +1,111 @@
+//! From frozen images to an archive that is written and has no name yet.
+
+use std::path::PathBuf;
+
+use super::DomainRequest;
+use crate::attachments::{GuestXml, gather};
+use crate::backup::{Material, Written, write_kept};
+use crate::guest::{Frozen, FrozenDisk, Host};
+use crate::plan::Plan;
+use crate::resume::Keep;
+use virtfold_archive::manifest::{Freeze, Subject};
+use virtfold_archive::stream::Cancel;
+use virtfold_base::error::{Error, ErrorKind, Result};
+use virtfold_hypervisor::host::{HostFiles, Mark};
+use virtfold_hypervisor::rules::Way;
+use virtfold_image::{DiskImage, Use};
+use virtfold_medium::{Label, Medium};
+
+/// A copy that is going to be made.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Copy<'a> {
+    pub(super) host: &'a Host<'a>,
+    pub(super) request: &'a DomainRequest<'a>,
+    pub(super) plan: &'a Plan,
+}
+
+impl Copy<'_> {
+    /// Writes the archive, and makes sure that no image changed meanwhile. The images are let go when it
+    /// returns.
+    pub(super) fn write(
+        &self,
+        frozen: &Frozen,
+        open: impl FnOnce(&Label, &Cancel) -> Result<Box<dyn Medium>>,
+    ) -> Result<Written> {
+        let known = &self.plan.known;
+        // First of all: firmware and TPM go on while the disks are frozen.
+        let xml = GuestXml { inactive: known.inactive.as_ref(), live: known.live.as_ref() };
+        let attachments = gather(xml, self.request.places)?;
+        let disks = frozen.disks.iter().map(|disk| Ok((disk.target.clone(), self.open(disk)?)));
+        let disks = disks.collect::<Result<Vec<_>>>()?;
+        let marks = marks(self.host.files, &disks)?;
+        let subject = Subject::Domain { name: known.info.name.clone(), uuid: Some(known.info.id.0) };
+        let material = Material { subject, freeze: self.note(frozen), attachments, disks };
+        // Whether a domain at rest is as it was its images tell; a frozen guest's are another thing after the next freeze.
+        let job = (self.plan.rule() != Way::Offline).then_some(frozen.job);
+        let keep = self.request.keep.map(|keep| Keep { job, ..keep });
+        let written = write_kept(material, &self.request.manner, (&frozen.control, keep.as_ref()), open)?;
+        check(self.host.files, &marks)?;
+        Ok(written)
+    }
+
+    /// Opens a frozen image with its chain, held against writers. The plan knows what is below it.
+    fn open(&self, frozen: &FrozenDisk) -> Result<DiskImage> {
+        let planned = self.plan.copied().find(|disk| {
+            let path = disk.source.as_ref().map(PathBuf::from);
+            disk.target == frozen.target && path.as_ref() == Some(&frozen.path)
+        });
+        let Some(planned) = planned else {
+            let what = format!(
+                "disk '{}' was frozen as '{}', which was not planned",
+                frozen.target,
+                frozen.path.display()
+            );
+            return Err(Error::new(ErrorKind::Internal, what));
+        };
+        planned.open(Use::Checked)
+    }
+
+    /// How the guest was frozen, as far as it is known now.
+    fn note(&self, frozen: &Frozen) -> Option<Freeze> {
+        let method = match (self.plan.rule(), frozen.report.quiesced) {
+            (Way::Offline | Way::NotNow(_), _) => return None,
+            (_, true) => "agent",
+            (Way::OnlineStanding, false) => "standing",
+            (Way::Online, false) => "snapshot",
+        };
+        // Longer than the guest stood still by what libvirt needs around the snapshot.
+        let measured = match method {
+            "standing" => None,
+            _ => frozen.report.frozen_ms.or(frozen.report.snapshot_ms),
+        };
+        let pause = measured.unwrap_or(0.0).clamp(0.0, 1e9).round();
+        // A number of at most ten digits, without fraction: its text is the integer's.
+        let pause_ms = format!("{pause:.0}").parse().unwrap_or(0);
+        Some(Freeze { method: method.to_owned(), pause_ms })
+    }
+}
+
+/// Every file of the images, with its time and size; block devices have none.
+pub(super) fn marks(
+    files: &dyn HostFiles,
+    disks: &[(String, DiskImage)],
+) -> Result<Vec<(PathBuf, Option<Mark>)>> {
+    let all = disks.iter().flat_map(|(_, image)| image.host_files());
+    all.map(|(path, _)| Ok((path.to_owned(), files.mark(path)?))).collect()
+}
+
+pub(super) fn check(files: &dyn HostFiles, marks: &[(PathBuf, Option<Mark>)]) -> Result<()> {
+    for (path, mark) in marks {
+        if files.mark(path)? != *mark {
+            let what = format!(
+                "'{}' was changed while it was copied: the copy is not of one point in time",
+                path.display()
+            );
+            let hint =
+                "something bypassed QEMU's locks and wrote to it; find it ('fuser'), then back up again";
+            return Err(Error::new(ErrorKind::InUse, what).with_hint(hint));
+        }
+    }
+    Ok(())
+}

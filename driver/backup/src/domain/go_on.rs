@@ -1,0 +1,115 @@
+//! A backup of a running domain that goes on with what a driver was writing when it died.
+//!
+//! The dead driver's record says what its archive is made of; its journal says that the guest is still on its
+//! overlays and the bases are as they were. Then the bases are taken over ([`adopt`]), and the archive goes
+//! on, as it would have been: its head, the guest's description, its firmware's variables are those of the
+//! moment of the snapshot. Whatever does not fit ends here, with the guest home or for a recovery to bring
+//! home, and a new backup follows.
+
+use super::copy::{check, marks};
+use super::{DomainRequest, Done, conclude};
+use crate::Control;
+use crate::backup::{BackupReport, Material, Written, write_kept};
+use crate::guest::{AdoptRequest, Adoption, FreezeReport, Frozen, Host, adopt, broken_off};
+use crate::resume::{self, Keep, Known, Wish};
+use virtfold_base::error::{Error, ErrorKind, Result, sentence};
+use virtfold_catalog::{Job, Kind};
+use virtfold_hypervisor::DomainId;
+use virtfold_hypervisor::host::HostFiles;
+use virtfold_image::{DiskImage, Format, OpenOptions};
+
+/// What came of going on.
+pub(super) struct WentOn {
+    pub(super) done: Done,
+    pub(super) job: Job,
+}
+
+/// Goes on with the broken-off backup of a domain; nothing, where there is none, or it can't be gone on with.
+pub(super) fn go_on(
+    host: &Host<'_>,
+    request: &DomainRequest<'_>,
+    control: &Control,
+    domain: DomainId,
+) -> Result<Option<WentOn>> {
+    let Some(keep) = request.keep.filter(|keep| keep.wish == Wish::GoOn) else { return Ok(None) };
+    let Some(job) = broken_off(host, domain)? else { return Ok(None) };
+    let keep = Keep { job: Some(job.id), wish: Wish::Insist, ..keep };
+    let Some(known) = resume::of_job(&keep)? else { return Ok(None) };
+    let freeze = known.head.freeze.as_ref();
+    let report = FreezeReport {
+        quiesced: freeze.is_some_and(|freeze| freeze.method == "agent"),
+        ..FreezeReport::default()
+    };
+    let adopting = AdoptRequest { job: job.clone(), report, min_free: request.wishes.min_free };
+    let mut good: Option<(BackupReport, FreezeReport)> = None;
+    let adoption = adopt(host, &adopting, control, |frozen| {
+        let written = write(host.files, request, frozen, (&known, &keep))?;
+        good = Some((written.finish(&frozen.control)?, frozen.report.clone()));
+        control.progress.enter("thawing", 0);
+        Ok(())
+    })?;
+    let why = match adoption {
+        Adoption::No(why) => why,
+        Adoption::Done(thawed) => match conclude(thawed, good, &job.name) {
+            Ok(done) => return Ok(Some(WentOn { done, job })),
+            Err(error) if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::NoSpace) => {
+                return Err(error);
+            }
+            Err(error) => sentence(&error),
+        },
+    };
+    tracing::warn!("the interrupted backup of '{}' is not resumed: {why}", job.name);
+    Ok(None)
+}
+
+/// What the report calls the way.
+pub(super) fn way(job: &Job) -> &'static str {
+    match job.kind {
+        Kind::Standing => "standing",
+        Kind::Running | Kind::AtRest => "online",
+    }
+}
+
+/// Writes the rest of the archive.
+fn write(
+    files: &dyn HostFiles,
+    request: &DomainRequest<'_>,
+    frozen: &Frozen,
+    (known, keep): (&Known, &Keep<'_>),
+) -> Result<Written> {
+    let disks = open(frozen, known)?;
+    let before = marks(files, &disks)?;
+    let material = Material {
+        subject: known.head.subject.clone(),
+        freeze: known.head.freeze.clone(),
+        attachments: known.attachments.clone(),
+        disks,
+    };
+    let none = |_: &_, _: &_| Err(Error::new(ErrorKind::Internal, "an archive that goes on was begun anew"));
+    let written = write_kept(material, &request.manner, (&frozen.control, Some(keep)), none)?;
+    check(files, &before)?;
+    Ok(written)
+}
+
+/// Opens the frozen images with the chains that the archive's head names.
+fn open(frozen: &Frozen, known: &Known) -> Result<Vec<(String, DiskImage)>> {
+    let options = OpenOptions::default();
+    let mut images = Vec::new();
+    for disk in &frozen.disks {
+        let Some(told) = known.head.disks.iter().find(|told| told.target == disk.target) else {
+            return Err(Error::new(
+                ErrorKind::InUse,
+                format!("disk '{}' is not in the archive", disk.target),
+            ));
+        };
+        let below = told.source.backing.iter().map(|link| Ok(((&link.path).into(), format(&link.format)?)));
+        let below = below.collect::<Result<Vec<_>>>()?;
+        let image = DiskImage::open_chain(&disk.path, format(&disk.format)?, &below, &options)?;
+        images.push((disk.target.clone(), image));
+    }
+    Ok(images)
+}
+
+fn format(text: &str) -> Result<Format> {
+    text.parse().map_err(|_| Error::new(ErrorKind::Unsupported, format!("'{text}' is no format of images")))
+}

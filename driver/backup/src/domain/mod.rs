@@ -1,0 +1,363 @@
+//! The backup of a domain, from beginning to end.
+//!
+//! 0. Where an earlier run died while it copied, and all is as it left it, its archive is gone on with
+//!    (`go_on`), and nothing of the following is done.
+//! 1. What an earlier run left behind is recovered. A domain that can't be brought in order is not touched
+//!    further.
+//! 2. The plan. Whatever speaks against the backup ends it here, with nothing touched.
+//! 3. A domain that runs is frozen ([`frozen`]), one that is shut off is kept from starting ([`at_rest`]); in
+//!    either case
+//!    the images are opened with QEMU's locks on them, and the archive is written.
+//! 4. The archive gets its name when its images are known to have stayed as they were: for a frozen guest
+//!    right after the copy, by
+//!    the images' times and sizes, before the guest's way back is begun; for one at rest when it is proven that it never ran.
+//! 5. The guest comes back onto its disks. Where that fails the archive is there and good, and both is said
+//!    ([`DomainReport::thaw_failure`]).
+//!
+//! The archive's head is written before the guest comes back, so it says how the guest was frozen; the
+//! longest pause, at a pivot, is in the report alone.
+//!
+//! Imports: `error`, `image`, `archive`, `guest`, and of `job` `plan`, `guest`, `backup`, `resume`,
+//! `attachments`; `virtfold_hooks` (guards).
+
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use serde::Serialize;
+use uuid::Uuid;
+use virtfold_hooks::guard::Access;
+
+use super::attachments::LibvirtPlaces;
+use super::backup::{BackupReport, Manner, Written};
+use super::guest::{
+    FreezeDisk, FreezeReport, FreezeRequest, Host, Mode, Quiesce, Recovery, RestDisk, RestRequest, Thawed,
+    Verdict, Which, at_rest, frozen, recover,
+};
+use super::plan::{self, How, Plan, PlannedDisk, QuiesceWish, Wishes};
+use super::resume::{self, Discard, Keep};
+use super::{Control, guards};
+use virtfold_archive::stream::Cancel;
+use virtfold_base::durable;
+use virtfold_base::error::{Error, ErrorKind, IoContext, Result, sentence};
+use virtfold_catalog::Base;
+use virtfold_hypervisor::DomainId;
+use virtfold_hypervisor::host::HostFiles;
+use virtfold_hypervisor::rules::Way;
+use virtfold_medium::{self as medium, Copies, Label, Location, Medium};
+
+mod copy;
+mod go_on;
+#[cfg(test)]
+mod tests;
+
+use self::copy::Copy;
+use self::go_on::WentOn;
+
+/// A backup of a domain.
+#[derive(Clone, Debug)]
+pub struct DomainRequest<'a> {
+    /// The domain's name or uuid.
+    pub domain: &'a str,
+    /// What is wished for.
+    pub wishes: &'a Wishes,
+    /// How the archive is made.
+    pub manner: Manner,
+    /// Where libvirt keeps firmware variables and TPM states.
+    pub places: &'a LibvirtPlaces,
+    /// Where a record of the archive is kept, so that a later run can go on with it; nothing for none.
+    pub keep: Option<Keep<'a>>,
+    /// The directory of the guards that keep a domain from starting while it is read at rest.
+    pub guards: &'a Path,
+}
+
+/// A disk that is not in the backup.
+#[derive(Clone, Debug, Serialize)]
+pub struct LeftOut {
+    /// The disk.
+    pub target: String,
+    /// The rule's sentence.
+    pub rule: String,
+}
+
+/// Why the guest is not back on its disks although the archive is good.
+#[derive(Clone, Debug, Serialize)]
+pub struct ThawFailure {
+    /// What failed.
+    pub sentence: String,
+    /// What a person can do.
+    pub hint: String,
+    /// What kind of failure it is.
+    #[serde(skip)]
+    pub kind: ErrorKind,
+}
+
+/// What came of the backup of a domain.
+#[derive(Clone, Debug, Serialize)]
+pub struct DomainReport {
+    /// The domain's name.
+    pub domain: String,
+    /// Its uuid.
+    pub uuid: Uuid,
+    /// `online`, `standing` or `offline`.
+    pub way: &'static str,
+    /// How the guest was frozen and came back; nothing for one that was shut off.
+    pub freeze: Option<FreezeReport>,
+    /// The disks that are not in it.
+    pub left_out: Vec<LeftOut>,
+    /// What a person should know of the domain.
+    pub notes: Vec<String>,
+    /// What was brought in order before.
+    pub recovered: Vec<Recovery>,
+    /// Present when the guest is not back on its disks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub thaw_failure: Option<ThawFailure>,
+    /// How long all of it took, the guest's way back included.
+    pub total_seconds: f64,
+    /// The archive.
+    #[serde(flatten)]
+    pub backup: BackupReport,
+}
+
+/// Backs up a domain to all `destinations`.
+///
+/// # Errors
+/// What speaks against the backup ([`Plan::refusal`]); whatever fails before the archive is good.
+/// The guest is then back on its disks, unless the sentence says otherwise; no archive has its final name.
+pub fn backup_domain(
+    host: &Host<'_>,
+    request: &DomainRequest<'_>,
+    destinations: &[Location],
+    control: &Control,
+) -> Result<DomainReport> {
+    let copies = Copies::default();
+    let open = |label: &Label, cancel: &Cancel| medium::create_all(destinations, label, cancel, &copies);
+    let report = backup_domain_to(host, request, control, open)?;
+    Ok(DomainReport { backup: report.backup.with(&copies), ..report })
+}
+
+/// As [`backup_domain`], to the medium that `open` makes for the archive's name.
+///
+/// # Errors
+/// As [`backup_domain`]; those of `open`.
+pub fn backup_domain_to(
+    host: &Host<'_>,
+    request: &DomainRequest<'_>,
+    control: &Control,
+    open: impl FnOnce(&Label, &Cancel) -> Result<Box<dyn Medium>>,
+) -> Result<DomainReport> {
+    let started = Instant::now();
+    control.progress.enter("planning", 0);
+    let info = host.hypervisor.lookup(request.domain)?;
+    let id = info.id;
+    if let Some(went_on) = go_on::go_on(host, request, control, id)? {
+        return Ok(gone_on(went_on, info.name, started));
+    }
+    let recovered = bring_in_order(host, id)?;
+    if let Some(keep) = request.keep {
+        discard_records(host, &request.wishes.state_dir, keep.discard)?;
+    }
+    let plan = plan::plan(host.hypervisor, host.files, request.domain, request.wishes)?;
+    if let Some(refusal) = plan.refusal() {
+        return Err(refusal);
+    }
+    let copy = Copy { host, request, plan: &plan };
+    let done = match plan.rule() {
+        Way::Offline => offline(&copy, control, open)?,
+        _ => online(&copy, control, open)?,
+    };
+    let left_out = plan.disks.iter().filter(|disk| !disk.copy);
+    Ok(DomainReport {
+        domain: plan.domain.name.clone(),
+        uuid: plan.domain.uuid,
+        way: plan.way,
+        freeze: done.freeze,
+        left_out: left_out.map(|d| LeftOut { target: d.target.clone(), rule: d.rule.clone() }).collect(),
+        notes: plan.notes.clone(),
+        recovered,
+        thaw_failure: done.thaw_failure,
+        total_seconds: started.elapsed().as_secs_f64(),
+        backup: done.backup,
+    })
+}
+
+/// The report of a backup that went on with an earlier one.
+fn gone_on(went_on: WentOn, domain: String, started: Instant) -> DomainReport {
+    let WentOn { done, job } = went_on;
+    DomainReport {
+        domain,
+        uuid: job.domain.0,
+        way: go_on::way(&job),
+        freeze: done.freeze,
+        left_out: Vec::new(),
+        notes: vec!["the copy is of the moment when the earlier run froze the disks".to_owned()],
+        recovered: Vec::new(),
+        thaw_failure: done.thaw_failure,
+        total_seconds: started.elapsed().as_secs_f64(),
+        backup: done.backup,
+    }
+}
+
+/// Discards the records of archives whose disks are not frozen any more.
+///
+/// # Errors
+/// The journal or the state directory can't be read.
+pub fn discard_records(host: &Host<'_>, state_dir: &Path, discard: Discard<'_>) -> Result<()> {
+    let open = host.journal.open_jobs(None)?;
+    resume::discard_closed(state_dir, |job| open.iter().any(|open| open.id == job), discard)
+}
+
+struct Done {
+    backup: BackupReport,
+    freeze: Option<FreezeReport>,
+    thaw_failure: Option<ThawFailure>,
+}
+
+/// What earlier runs left behind is cleaned up before anything new is begun.
+fn bring_in_order(host: &Host<'_>, domain: DomainId) -> Result<Vec<Recovery>> {
+    let found = recover(host, Which::Domain(domain), Mode::Apply)?;
+    let stuck = |recovery: &&Recovery| {
+        matches!(recovery.verdict, Verdict::Busy | Verdict::Undecided | Verdict::Failed)
+    };
+    let Some(first) = found.iter().find(stuck) else { return Ok(found) };
+    let disks = first.disks.iter().flat_map(|disk| &disk.remains);
+    let remains: Vec<&str> = first.remains.iter().chain(disks).map(String::as_str).collect();
+    let (kind, what) = match first.verdict {
+        Verdict::Busy => (ErrorKind::InUse, "another run of virtfold is working on it"),
+        Verdict::Undecided => {
+            (ErrorKind::InUse, "an earlier backup left it in a state that a person has to decide on")
+        }
+        _ => (ErrorKind::Refused, "what an earlier backup left behind could not be cleaned up"),
+    };
+    let message = format!("'{}' can't be backed up now: {what}", first.name);
+    let error = Error::new(
+        kind,
+        if remains.is_empty() { message } else { format!("{message}: {}", remains.join("; ")) },
+    );
+    Err(error.with_hint(format!("'virtfold recover {}' says more", first.domain)))
+}
+
+/// A domain that runs.
+fn online(
+    copy: &Copy<'_>,
+    control: &Control,
+    open: impl FnOnce(&Label, &Cancel) -> Result<Box<dyn Medium>>,
+) -> Result<Done> {
+    let request = freeze_request(copy.plan, copy.request.wishes, copy.host.files)?;
+    make_overlay_directories(&request, &copy.request.wishes.state_dir)?;
+    let mut good: Option<(BackupReport, FreezeReport)> = None;
+    control.progress.enter("freezing", 0);
+    let thawed = frozen(copy.host, &request, control, |frozen| {
+        let written = copy.write(frozen, open)?;
+        // From here on the archive is there, whatever becomes of the guest's way back.
+        good = Some((written.finish(&frozen.control)?, frozen.report.clone()));
+        control.progress.enter("thawing", 0);
+        Ok(())
+    });
+    conclude(thawed, good, &copy.plan.domain.name)
+}
+
+/// What came of a frozen guest's copy and of its way back.
+fn conclude(
+    thawed: Result<Thawed<()>>,
+    good: Option<(BackupReport, FreezeReport)>,
+    name: &str,
+) -> Result<Done> {
+    match (thawed, good) {
+        (Ok(thawed), Some((backup, _))) => {
+            Ok(Done { backup, freeze: Some(thawed.report), thaw_failure: None })
+        }
+        (Err(error), Some((backup, report))) => {
+            let hint = error.hint().map_or_else(|| format!("run 'virtfold recover {name}'"), str::to_owned);
+            let failure = ThawFailure { sentence: sentence(&error), hint, kind: error.kind() };
+            Ok(Done { backup, freeze: Some(report), thaw_failure: Some(failure) })
+        }
+        (Err(error), None) => Err(error),
+        (Ok(_), None) => Err(Error::new(ErrorKind::Internal, "the guest was frozen and nothing was copied")),
+    }
+}
+
+/// A domain that is shut off.
+fn offline(
+    copy: &Copy<'_>,
+    control: &Control,
+    open: impl FnOnce(&Label, &Cancel) -> Result<Box<dyn Medium>>,
+) -> Result<Done> {
+    let disks = copy
+        .plan
+        .copied()
+        .map(|disk| Ok(RestDisk { target: disk.target.clone(), base: base(disk, copy.host.files)? }));
+    let request = RestRequest { domain: copy.plan.known.info.id, disks: disks.collect::<Result<_>>()? };
+    // Where libvirt's hook is installed it refuses a start; without it QEMU's locks do, or the proof at the end says what happened.
+    let domain = &copy.plan.domain;
+    let reason = format!("'{}' is being backed up while it is shut off", domain.name);
+    let paths = request.disks.iter().map(|disk| disk.base.path.as_path());
+    let who = (domain.uuid, domain.name.as_str());
+    let _guards = guards::hold(copy.request.guards, who, (Access::Reading, &reason), paths)?;
+    let written: Written = at_rest(copy.host, &request, control, |frozen| copy.write(frozen, open))?;
+    // Only now is it known that the domain did not run meanwhile.
+    Ok(Done { backup: written.finish(control)?, freeze: None, thaw_failure: None })
+}
+
+/// What the freeze is to do, by the plan.
+fn freeze_request(plan: &Plan, wishes: &Wishes, files: &dyn HostFiles) -> Result<FreezeRequest> {
+    let missing = |disk: &PlannedDisk, what: &str| {
+        Error::new(ErrorKind::Internal, format!("disk '{}' of a running domain has no {what}", disk.target))
+    };
+    let Some(live) = &plan.known.live else {
+        return Err(Error::new(ErrorKind::Internal, "a running domain has no live XML"));
+    };
+    let mut disks = Vec::new();
+    for disk in plan.copied() {
+        let alias = live.disk(&disk.target).and_then(|d| d.alias.clone());
+        disks.push(FreezeDisk {
+            target: disk.target.clone(),
+            alias: alias.ok_or_else(|| missing(disk, "alias"))?,
+            base: base(disk, files)?,
+            overlay: disk.overlay.clone().ok_or_else(|| missing(disk, "place for its overlay"))?,
+        });
+    }
+    // libvirt counts the agent's limit in whole seconds.
+    let limit = wishes.pause_budget.max(std::time::Duration::from_secs(1));
+    let quiesce = match (wishes.quiesce, plan.quiesce.how) {
+        (QuiesceWish::Yes, _) => Quiesce::Required(limit),
+        (QuiesceWish::Auto, How::Agent) => Quiesce::Wanted(limit),
+        _ => Quiesce::No,
+    };
+    let targets = live.targets();
+    Ok(FreezeRequest { domain: plan.known.info.id, disks, targets, quiesce, min_free: wishes.min_free })
+}
+
+/// The image that a disk has, as the journal keeps it.
+fn base(disk: &PlannedDisk, files: &dyn HostFiles) -> Result<Base> {
+    let (Some(path), Some(format)) = (disk.source.as_ref().map(PathBuf::from), disk.format) else {
+        return Err(Error::new(ErrorKind::Internal, format!("disk '{}' is not a local image", disk.target)));
+    };
+    let identity = files.identity(&path)?;
+    let backing = disk.backing.first().map(|link| (PathBuf::from(&link.path), link.format.to_string()));
+    Ok(Base { path, format: format.to_string(), identity, backing })
+}
+
+/// The state directory's own place for overlays is made when it is needed. QEMU runs as a user of its own and
+/// must get through to it, so the state directory lets everybody pass; what is in it, the catalog and the
+/// locks, it keeps to itself.
+fn make_overlay_directories(request: &FreezeRequest, state_dir: &Path) -> Result<()> {
+    let ours = state_dir.join("overlays");
+    if !request.disks.iter().any(|disk| disk.overlay.parent() == Some(&ours)) {
+        return Ok(());
+    }
+    let making = || format!("cannot make '{}'", ours.display());
+    for private in ["catalog.sqlite", "locks"] {
+        let path = state_dir.join(private);
+        if let Ok(found) = path.metadata() {
+            let mut permissions = found.permissions();
+            permissions.set_mode(permissions.mode() & 0o7700);
+            std::fs::set_permissions(&path, permissions).at(making)?;
+        }
+    }
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o711).create(&ours);
+    durable::at_directory(made, &ours, making)?;
+    let mut permissions = state_dir.metadata().at(making)?.permissions();
+    permissions.set_mode(permissions.mode() | 0o011);
+    std::fs::set_permissions(state_dir, permissions).at(making)
+}

@@ -1,0 +1,338 @@
+//! Backups of simulated domains whose disks are real files: what is left when something goes wrong at each end of the copy.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::*;
+use crate::guest::{Pace, Sentry, StartGuard};
+use crate::inspect;
+use virtfold_archive::crypt::Identities;
+use virtfold_archive::index::ArchiveIndex;
+use virtfold_archive::manifest::Subject;
+use virtfold_archive::stream::{Compression, Sink};
+use virtfold_archive::table::Layout;
+use virtfold_catalog::{Catalog, Journal};
+use virtfold_hypervisor::guard::{Held, Outcome};
+use virtfold_hypervisor::simulated::{Fate, Operation, Simulated, When};
+use virtfold_hypervisor::{Hypervisor, Start, is_our_overlay};
+use virtfold_medium::{self as medium, FileMedium, Notes};
+
+/// A guard that only says that it is there.
+#[derive(Debug)]
+struct Idle;
+
+impl StartGuard for Idle {
+    fn start(&self, _domain: DomainId) -> Result<Box<dyn Sentry>> {
+        Ok(Box::new(Idle))
+    }
+}
+
+impl Sentry for Idle {
+    fn arm(&mut self, _held: Held, _budget: Duration) -> Result<()> {
+        Ok(())
+    }
+
+    fn disarm(&mut self) -> Result<Outcome> {
+        Ok(Outcome::InTime)
+    }
+}
+
+struct Lab {
+    folder: tempfile::TempDir,
+    world: Simulated,
+    journal: Catalog,
+    wishes: Wishes,
+    places: LibvirtPlaces,
+    id: DomainId,
+}
+
+impl Lab {
+    /// A domain with two raw disks.
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let world = Simulated::new();
+        let path = |name: &str| folder.path().join(name);
+        let mut devices = String::new();
+        for target in ["vda", "vdb"] {
+            std::fs::write(path(target), vec![1; 65536]).unwrap();
+            devices += &format!(
+                "<disk type='file'><driver type='raw'/><source file='{}'/><target dev='{target}'/></disk>",
+                path(target).display()
+            );
+        }
+        let id =
+            world.define(&format!("<domain><name>w/eb</name><devices>{devices}</devices></domain>")).unwrap();
+        for (target, inode) in [("vda", 2), ("vdb", 3)] {
+            world.set_identity(&path(target), inode);
+        }
+        let wishes = Wishes {
+            exclude: Vec::new(),
+            quiesce: QuiesceWish::Auto,
+            pause_budget: Duration::from_secs(2),
+            overlay_dir: None,
+            min_free: 0,
+            state_dir: path("state"),
+            archive_devices: Vec::new(),
+        };
+        std::fs::create_dir(path("archives")).unwrap();
+        let journal = Catalog::open(&path("state")).unwrap();
+        let places = LibvirtPlaces::system(&path("libvirt"));
+        Self { world, journal, wishes, places, id, folder }
+    }
+
+    fn running() -> Self {
+        let lab = Self::new();
+        lab.world.start(lab.id, Start::Running).unwrap();
+        lab
+    }
+
+    /// Backs up; `meanwhile` is done when the images are open and the archive begins.
+    fn backup(&self, meanwhile: impl FnOnce()) -> Result<DomainReport> {
+        self.backup_to(|path| {
+            meanwhile();
+            Ok(Box::new(FileMedium::create(path)?))
+        })
+    }
+
+    /// Backs up to the medium that `open` makes for a path.
+    fn backup_to(&self, open: impl FnOnce(&Path) -> Result<Box<dyn Medium>>) -> Result<DomainReport> {
+        let place = [Location::Path(self.folder.path().join("archives"))];
+        let state_dir = &self.wishes.state_dir;
+        let (key_dir, wish) = (Path::new("/dev/shm"), resume::Wish::GoOn);
+        let keep = Some(Keep {
+            state_dir,
+            key_dir,
+            places: &place,
+            job: None,
+            wish,
+            reopen: &medium::reopen,
+            read_back: &medium::read_back,
+            discard: &medium::discard,
+        });
+        let manner = Manner {
+            compression: Compression::None,
+            encrypt_to: None,
+            layout: Layout::Compact,
+            block_size: None,
+            detect_zeroes: crate::backup::DetectZeroes::default(),
+            limit_rate: None,
+            workers: 2,
+        };
+        let pace = Pace { poll: Duration::from_millis(1), ..Pace::default() };
+        let (world, journal) = (&self.world, &self.journal);
+        let host = Host { hypervisor: world, files: world, journal, guard: &Idle, pace };
+        let guards = self.folder.path().join("guards");
+        let (wishes, places) = (&self.wishes, &self.places);
+        let request = DomainRequest { domain: "w/eb", wishes, manner, places, keep, guards: &guards };
+        backup_domain_to(&host, &request, &Control::default(), |label, _| {
+            open(&self.folder.path().join("archives").join(&label.name))
+        })
+    }
+
+    /// A backup whose driver dies when all of its archive is written: what it leaves is put back when the panic that it died of has cleaned up.
+    fn dies(&self) {
+        let root = self.folder.path();
+        let places = ["resume", "archives"].map(|name| {
+            let there = if name == "resume" { root.join("state") } else { root.to_owned() };
+            (there.join(name), root.join("aside").join(name))
+        });
+        let died = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let places = places.clone();
+            self.backup_to(|path| Ok(Box::new(Dying { inner: FileMedium::create(path)?, places })))
+        }));
+        assert!(died.is_err());
+        places.iter().for_each(|(place, aside)| link_all(aside, place));
+        std::fs::remove_dir_all(root.join("aside")).unwrap();
+    }
+
+    fn archives(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(self.folder.path().join("archives")).unwrap();
+        entries.map(|entry| entry.unwrap().path()).collect()
+    }
+
+    /// The guest is on its own disks in every view, and nothing is left to do.
+    fn assert_home(&self) {
+        assert!(self.world.images().iter().all(|path| !is_our_overlay(path)), "{:?}", self.world.images());
+        assert!(self.journal.open_jobs(None).unwrap().is_empty());
+    }
+}
+
+fn link_all(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let to = to.join(path.file_name().unwrap());
+        if path.is_dir() { link_all(&path, &to) } else { std::fs::hard_link(&path, to).unwrap() }
+    }
+}
+
+/// A medium that dies at its end.
+struct Dying {
+    inner: FileMedium,
+    /// What it leaves, and where that is kept.
+    places: [(PathBuf, PathBuf); 2],
+}
+
+impl Sink for Dying {
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.inner.write(bytes)
+    }
+}
+
+impl Medium for Dying {
+    fn keep(&mut self, notes: Arc<dyn Notes>) -> bool {
+        self.inner.keep(notes)
+    }
+
+    fn settle(&mut self) -> Result<()> {
+        self.places.iter().for_each(|(place, aside)| link_all(place, aside));
+        panic!("the driver dies here");
+    }
+
+    fn finish(self: Box<Self>) -> Result<medium::Durable> {
+        Box::new(self.inner).finish()
+    }
+}
+
+#[test]
+fn a_copy_that_was_killed_goes_on_and_the_guest_comes_home() {
+    let lab = Lab::running();
+    lab.dies();
+    let jobs = lab.journal.open_jobs(None).unwrap();
+    assert_eq!(jobs.len(), 1);
+    // Its domain's XML is the one of the snapshot.
+    let report = lab.backup(|| panic!("it was begun anew")).unwrap();
+    assert_eq!((report.way, report.backup.resumed_at, report.backup.disks.len()), ("online", Some(0), 2));
+    assert!(report.thaw_failure.is_none() && report.freeze.is_some());
+    lab.assert_home();
+    assert_eq!(lab.archives().len(), 1);
+    assert_eq!(std::fs::read_dir(lab.folder.path().join("state/resume")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_killed_copy_whose_base_was_written_to_is_not_gone_on_with() {
+    let lab = Lab::running();
+    lab.dies();
+    let path = lab.folder.path().join("vda");
+    let image = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    image.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    // The simulated world knows nothing of that: the guest comes home, and is backed up anew.
+    let report = lab.backup(|| {}).unwrap();
+    assert_eq!(report.backup.resumed_at, None);
+    lab.assert_home();
+    assert_eq!(lab.archives().len(), 1, "what can't be gone on with was left");
+    assert_eq!(std::fs::read_dir(lab.folder.path().join("state/resume")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_recovery_discards_what_it_makes_useless() {
+    let lab = Lab::running();
+    lab.dies();
+    let host = Host {
+        hypervisor: &lab.world,
+        files: &lab.world,
+        journal: &lab.journal,
+        guard: &Idle,
+        pace: Pace { poll: Duration::from_millis(1), ..Pace::default() },
+    };
+    discard_records(&host, &lab.wishes.state_dir, &medium::discard).unwrap();
+    assert_eq!(lab.archives().len(), 1, "its job is open");
+    recover(&host, Which::All, Mode::Apply).unwrap();
+    discard_records(&host, &lab.wishes.state_dir, &medium::discard).unwrap();
+    lab.assert_home();
+    assert!(lab.archives().is_empty(), "{:?}", lab.archives());
+}
+
+#[test]
+fn a_running_domain_goes_into_an_archive_with_all_that_belongs_to_it() {
+    let lab = Lab::running();
+    let report = lab.backup(|| {}).unwrap();
+    lab.assert_home();
+    assert_eq!((report.way, report.backup.disks.len()), ("online", 2));
+    assert!(report.thaw_failure.is_none());
+    let archives = lab.archives();
+    assert_eq!(archives.len(), 1);
+    let name = archives[0].file_name().unwrap().to_str().unwrap();
+    assert!(name.starts_with("w_eb-"), "{name}");
+    inspect::with_index(&archives[0].as_path().into(), &Identities::default(), |index: &ArchiveIndex<'_>| {
+        let head = index.head();
+        assert_eq!(head.subject, Subject::Domain { name: "w/eb".to_owned(), uuid: Some(lab.id.0) });
+        assert_eq!(head.freeze.as_ref().map(|f| f.method.as_str()), Some("snapshot"));
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_domain_at_rest_is_read_as_it_is() {
+    let lab = Lab::new();
+    let report = lab.backup(|| {}).unwrap();
+    assert_eq!((report.way, report.freeze), ("offline", None));
+    assert_eq!(lab.archives().len(), 1);
+    lab.assert_home();
+}
+
+#[test]
+fn an_image_that_changes_under_the_copy_leaves_no_archive() {
+    let lab = Lab::running();
+    let victim = lab.folder.path().join("vda");
+    let error = lab
+        .backup(|| {
+            let mut image = lab.world.image(&victim).unwrap();
+            image.writes.insert(1 << 40);
+            lab.world.put_image(&victim, image);
+        })
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InUse);
+    assert!(error.to_string().contains("was changed while it was copied"), "{error}");
+    assert_eq!(lab.archives(), Vec::<PathBuf>::new());
+    // What somebody wrote into the base is not written over: the guest runs on in its overlays until a person has decided.
+    assert_eq!(lab.journal.open_jobs(None).unwrap().len(), 1);
+    assert!(lab.world.images().iter().any(|path| is_our_overlay(path)));
+    println!("{error:?}; {:?}", error.hint());
+}
+
+#[test]
+fn a_good_copy_stays_when_the_way_back_fails() {
+    let lab = Lab::running();
+    lab.world.on_point(|point| {
+        let commit = point.operation == Operation::Commit && point.when == When::Before;
+        if commit { Fate::KillDriver } else { Fate::GoOn }
+    });
+    let report = lab.backup(|| {}).unwrap();
+    let failure = report.thaw_failure.unwrap();
+    assert!(!failure.sentence.is_empty() && !failure.hint.is_empty());
+    assert_eq!(lab.archives().len(), 1);
+    // The next run brings the guest back first.
+    lab.world.revive();
+    let report = lab.backup(|| {}).unwrap();
+    assert!(report.thaw_failure.is_none() && !report.recovered.is_empty(), "{:?}", report.recovered);
+    assert_eq!(lab.archives().len(), 2);
+    lab.assert_home();
+}
+
+#[test]
+fn what_speaks_against_it_ends_it_before_anything_is_touched() {
+    let lab = Lab::running();
+    let images = lab.world.images();
+    let wishes = Wishes { min_free: u64::MAX, ..lab.wishes.clone() };
+    let lab = Lab { wishes, ..lab };
+    let error = lab.backup(|| {}).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoSpace);
+    assert_eq!((lab.world.images(), lab.archives()), (images, Vec::new()));
+    lab.assert_home();
+}
+
+#[test]
+fn a_domain_that_is_read_at_rest_is_guarded_against_its_start() {
+    let lab = Lab::new();
+    let guards = lab.folder.path().join("guards");
+    let mut held = Vec::new();
+    lab.backup(|| held = virtfold_hooks::guard::alive(&guards)).unwrap();
+    let mut disks: Vec<_> = held.iter().map(|guard| (guard.disk.clone(), guard.name.clone())).collect();
+    disks.sort();
+    let path = |name: &str| lab.folder.path().join(name).display().to_string();
+    let expected = ["vda", "vdb"].map(|disk| (path(disk), Some("w/eb".to_owned())));
+    assert_eq!(disks, expected);
+    assert_eq!(virtfold_hooks::guard::alive(&guards), []);
+}

@@ -1,0 +1,50 @@
+//! What libvirtd or the agent leave half done: an overlay that is open for nothing, a thaw that nobody confirms.
+
+use super::super::*;
+use super::cases::{THREE, only};
+use super::scene::{Scene, Setup};
+use virtfold_hypervisor::Run;
+use virtfold_hypervisor::simulated::{Agent, Fate, Operation, Point, When};
+
+#[test]
+fn a_thaw_that_is_owed_keeps_no_later_backup_away() {
+    let scene = Scene::new(Setup { agent: Agent::Answers, ..THREE });
+    let no_thaw = |point: Point| match point {
+        Point { operation: Operation::Thaw, when: When::Before } => Fate::KillLibvirtd,
+        _ => Fate::GoOn,
+    };
+    scene.world.on_point(no_thaw);
+    scene.backup().unwrap_err();
+    assert!(scene.world.is_frozen(scene.id));
+    let owed = only(scene.recover());
+    assert_eq!(owed.verdict, Verdict::Later);
+    assert!(owed.remains.iter().any(|text| text.contains("domfsthaw")), "{owed:?}");
+    // The agent is gone, perhaps for good: the guest is copied as it is, and is still owed its thaw.
+    scene.world.set_agent(scene.id, Agent::Absent);
+    for _ in 0..2 {
+        let thawed = scene.backup().unwrap();
+        assert!(thawed.report.warnings.iter().any(|text| text.contains("domfsthaw")), "{:?}", thawed.report);
+        assert_eq!(scene.journal.open_jobs(None).unwrap().len(), 1);
+    }
+    scene.world.on_point(|_| Fate::GoOn);
+    scene.world.set_agent(scene.id, Agent::Answers);
+    assert_eq!(only(scene.recover()).verdict, Verdict::Recovered);
+    assert!(!scene.world.is_frozen(scene.id));
+    scene.is_home(Some(Run::Running)).unwrap();
+}
+
+#[test]
+fn an_overlay_that_qemu_has_open_for_nothing_is_closed() {
+    let scene = Scene::new(THREE);
+    let mut deaths = 0;
+    scene.world.on_point(move |point| {
+        deaths += usize::from(point == Point { operation: Operation::Snapshot, when: When::Half });
+        match point {
+            Point { operation: Operation::Snapshot, when: When::Half } if deaths == 1 => Fate::KillLibvirtd,
+            _ => Fate::GoOn,
+        }
+    });
+    // The second attempt takes the names of the first.
+    scene.backup().unwrap();
+    scene.is_home(Some(Run::Running)).unwrap();
+}

@@ -1,0 +1,380 @@
+//! Looking into archives without reading their disks: what is in one, what is in a directory of them.
+//!
+//! What is shown was checked against the archive's own digests where it has them. An archive that is cut,
+//! unfinished or damaged is named as that, never shown as a whole one.
+
+use std::cell::Cell;
+use std::io::Read;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use virtfold_archive::allocation_csv::AllocationRow;
+use virtfold_archive::crypt::{self, ArchiveFile, Identities, Incoming};
+use virtfold_archive::index::{ArchiveIndex, Trust};
+use virtfold_archive::manifest::Manifest;
+use virtfold_archive::reader::{Reader, Visitor};
+use virtfold_archive::stream::{Cancel, ChunkState, ReadOptions, read_pipe};
+use virtfold_archive::table::{CorrespondenceTable, Run};
+use virtfold_base::durable;
+use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
+use virtfold_base::units::StreamOffset;
+use virtfold_medium::{self as medium, Location};
+
+/// How an archive stands, as far as its tables tell: `verify` reads all of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// It has its end, and its tables are sound.
+    Complete,
+    /// It is cut, or was never finished.
+    Incomplete,
+    /// Its tables or its end are damaged.
+    Damaged,
+    /// It is encrypted, and no identity that was given opens it.
+    Encrypted,
+    /// It is no archive that this version reads.
+    Unreadable,
+}
+
+/// What one look at an archive tells.
+#[derive(Clone, Debug, Serialize)]
+pub struct Glance {
+    /// Its name, as `restore` takes it.
+    pub archive: String,
+    /// How it stands.
+    pub status: Status,
+    /// What is wrong with it.
+    pub faults: Vec<String>,
+    /// Its size, bytes.
+    pub bytes: u64,
+    /// Whether it is encrypted.
+    pub encrypted: bool,
+    /// Its head, where that can be read.
+    pub head: Option<Manifest>,
+    /// The root digest of a complete archive, hexadecimal.
+    pub root: Option<String>,
+}
+
+/// Options for reading a little: one worker, never cancelled.
+pub fn read_options() -> ReadOptions {
+    ReadOptions { workers: 1, cancel: Cancel::default(), carrier: None, archive_id: None }
+}
+
+/// Looks at the archive at `location`, with `identities` where it is encrypted.
+///
+/// # Errors
+/// When the file can't be read. What is wrong with the archive is in the result.
+pub fn glance(location: &Location, identities: &Identities) -> Result<Glance> {
+    let mut glance = bare(location);
+    let file = medium::open(location)?;
+    let source = match ArchiveFile::salvage(Arc::clone(&file), identities) {
+        Ok(source) => source,
+        Err(error) => {
+            let Some(status) = status_of(&error) else { return Err(error) };
+            glance.bytes = file.len();
+            glance.encrypted |= status == Status::Encrypted;
+            return Ok(Glance { status, faults: vec![error.to_string()], ..glance });
+        }
+    };
+    (glance.bytes, glance.encrypted) = (source.stored(), source.is_encrypted());
+    let options = read_options();
+    let opened = source.proven().and_then(|()| ArchiveIndex::open(&source, &options, Trust::Strict));
+    let error = match opened {
+        Ok(index) => {
+            glance.root = index.tail().map(|tail| blake3::Hash::from_bytes(tail.root).to_hex().to_string());
+            glance.head = Some(index.head().clone());
+            return Ok(glance);
+        }
+        Err(error) => error,
+    };
+    let Some(status) = status_of(&error) else { return Err(error) };
+    glance.status = status;
+    glance.faults.push(error.to_string());
+    if let Ok(index) = ArchiveIndex::open(&source, &options, Trust::Salvage) {
+        glance.head = Some(index.head().clone());
+    }
+    Ok(glance)
+}
+
+/// What an error says of the archive; nothing where it says something of the medium.
+fn status_of(error: &Error) -> Option<Status> {
+    Some(match error.kind() {
+        ErrorKind::Incomplete => Status::Incomplete,
+        ErrorKind::Damaged => Status::Damaged,
+        ErrorKind::Locked => Status::Encrypted,
+        ErrorKind::Unsupported => Status::Unreadable,
+        _ => return None,
+    })
+}
+
+/// Looks at every archive at `location`, finished or not, in the order of their names, with `identities` at
+/// those that are encrypted. One that none of them opens is listed as encrypted.
+///
+/// # Errors
+/// When the directory can't be read.
+pub fn list(location: &Location, identities: &Identities) -> Result<Vec<Glance>> {
+    Ok(list_located(location, identities)?.into_iter().map(|(_, glance)| glance).collect())
+}
+
+/// As [`list`], with where each is: a [`Glance`]'s name is for people, and a file's may be no text.
+///
+/// # Errors
+/// As [`list`].
+pub fn list_located(location: &Location, identities: &Identities) -> Result<Vec<(Location, Glance)>> {
+    match location {
+        Location::Path(directory) => list_directory(directory, identities),
+        Location::Pipe => Err(Error::new(ErrorKind::Usage, "archives from a pipe can't be listed")),
+        Location::Object(place) => list_objects(place, identities),
+        Location::Tape(_) => Err(medium::not_here(location)),
+    }
+}
+
+fn list_directory(directory: &Path, identities: &Identities) -> Result<Vec<(Location, Glance)>> {
+    // A device holds one archive, at its beginning.
+    if directory.metadata().is_ok_and(|found| found.file_type().is_block_device()) {
+        let location = Location::from(directory);
+        let glance = glance(&location, identities)?;
+        return Ok(vec![(location, glance)]);
+    }
+    let reading = || format!("cannot list '{}'", directory.display());
+    let mut paths: Vec<PathBuf> = Vec::new();
+    for entry in durable::at_directory(std::fs::read_dir(directory), directory, reading)? {
+        let path = entry.at(reading)?.path();
+        if is_archive_name(&path.file_name().unwrap_or_default().to_string_lossy()) && path.is_file() {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    // A backup that ends meanwhile renames its file: what is gone by now was not there.
+    let present =
+        |glance: &Result<Glance>| !matches!(glance, Err(error) if error.kind() == ErrorKind::NotFound);
+    let looked = paths
+        .iter()
+        .map(|path| (path, glance(&Location::from(path.as_path()), identities)))
+        .filter(|(_, glance)| present(glance));
+    Ok(looked
+        .map(|(path, glance)| {
+            let glance = unfinished(path, glance.unwrap_or_else(|error| unreadable(path, &error)));
+            (Location::from(path.as_path()), glance)
+        })
+        .collect())
+}
+
+/// Looks at every archive below `place`, several at a time: each takes a few answers of the store.
+fn list_objects(place: &medium::ObjectAddress, identities: &Identities) -> Result<Vec<(Location, Glance)>> {
+    const AT_ONCE: usize = 8;
+    let mut found = medium::object::list(place)?;
+    found.retain(|listed| is_archive_name(listed.address.key.rsplit('/').next().unwrap_or_default()));
+    let look = |listed: &medium::object::Listed| {
+        let location = Location::Object(listed.address.clone());
+        let bare = Glance { bytes: listed.bytes, ..bare(&location) };
+        if listed.is_partial {
+            let what = "incomplete, or still being written; the next backup to it resumes or removes what a killed run left";
+            return Glance { status: Status::Incomplete, faults: vec![what.to_owned()], ..bare };
+        }
+        glance(&location, identities).unwrap_or_else(|error| Glance {
+            status: Status::Unreadable,
+            faults: vec![error.to_string()],
+            ..bare
+        })
+    };
+    let mut looked = Vec::with_capacity(found.len());
+    for group in found.chunks(AT_ONCE) {
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = group.iter().map(|listed| scope.spawn(|| look(listed))).collect();
+            for (thread, listed) in threads.into_iter().zip(group) {
+                let location = Location::Object(listed.address.clone());
+                let lost = |_| Glance { status: Status::Unreadable, ..bare(&location) };
+                let glance = thread.join().unwrap_or_else(lost);
+                looked.push((location, glance));
+            }
+        });
+    }
+    Ok(looked)
+}
+
+/// A file that can't be read is a line of the list, not the end of it.
+fn unreadable(path: &Path, error: &Error) -> Glance {
+    let faults = vec![error.to_string()];
+    Glance { status: Status::Unreadable, faults, ..bare(&path.into()) }
+}
+
+/// What is known of an archive before it was looked at.
+fn bare(location: &Location) -> Glance {
+    Glance {
+        archive: location.to_string(),
+        status: Status::Complete,
+        faults: Vec::new(),
+        bytes: 0,
+        encrypted: crypt::is_encrypted_name(&location.to_string()),
+        head: None,
+        root: None,
+    }
+}
+
+fn is_archive_name(name: &str) -> bool {
+    [".tar", ".tar.zst", ".tar.age", ".tar.zst.age"].iter().any(|end| name.ends_with(end))
+        || is_partial_name(name)
+}
+
+fn is_partial_name(name: &str) -> bool {
+    name.starts_with('.') && name.ends_with(".partial") && name.contains(".tar")
+}
+
+/// A file under its temporary name is no archive yet, whatever it holds: nobody vouched for it.
+fn unfinished(path: &Path, mut glance: Glance) -> Glance {
+    if is_partial_name(&path.file_name().unwrap_or_default().to_string_lossy()) {
+        glance.status = Status::Incomplete;
+        glance.faults.insert(0, "incomplete; remove it when no backup is running".to_owned());
+    }
+    glance
+}
+
+/// The head of an archive that comes front to back from `input`, called `name`; no more of it is read than
+/// that needs. Nothing behind the head was looked at, and of an archive that is not compressed its digest was
+/// not either.
+///
+/// # Errors
+/// It can't be read, is damaged there, or is encrypted and does not open.
+pub fn head_from(input: impl Read + Send, name: &str, identities: &Identities) -> Result<Manifest> {
+    let mut seen = HeadOnly(None);
+    let mut reader = Reader::new(&mut seen);
+    let incoming = Incoming::open(input, name, identities)?;
+    let read = read_pipe(incoming, name, &read_options(), |chunk| reader.chunk(&chunk));
+    drop(reader);
+    match (seen.0, read) {
+        (Some(head), _) => Ok(head),
+        (None, Err(error)) => Err(error),
+        (None, Ok(_)) => {
+            Err(Error::new(ErrorKind::Incomplete, format!("'{name}' ends before its head does")))
+        }
+    }
+}
+
+/// Keeps the head, and wants no more.
+struct HeadOnly(Option<Manifest>);
+
+impl Visitor for HeadOnly {
+    fn head(&mut self, head: &Manifest) -> Result<()> {
+        self.0 = Some(head.clone());
+        Err(no_more())
+    }
+
+    fn disk(&mut self, _: usize, _: &CorrespondenceTable) -> Result<()> {
+        Ok(())
+    }
+
+    fn data(&mut self, _: usize, _: &Run, _: &[u8]) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Takes the tables of a disk, in the order in which they stand in an archive.
+pub trait Tables {
+    /// A row of its allocation table.
+    ///
+    /// # Errors
+    /// Whatever the taker has against it; ends the reading.
+    fn allocation(&mut self, row: &AllocationRow) -> Result<()>;
+
+    /// Its block correspondence table, and where in the stream its bytes begin.
+    ///
+    /// # Errors
+    /// As [`Tables::allocation`].
+    fn correspondence(&mut self, table: &CorrespondenceTable, dense_at: StreamOffset) -> Result<()>;
+}
+
+/// Gives `taker` the tables of the disk `target` of an archive that comes front to back from `input`, called
+/// `name` in messages. Of a compressed archive, each of whose frames vouches for itself, no more is read than
+/// up to the disk's bytes; any other one is read to its end, for only there stands what its tables are
+/// checked against.
+///
+/// # Errors
+/// It can't be read, is damaged or incomplete as far as it was read, is encrypted and does not open,
+/// or has no such disk; those of `taker`.
+pub fn tables_from(
+    input: impl Read + Send,
+    name: &str,
+    identities: &Identities,
+    (target, taker): (&str, &mut dyn Tables),
+) -> Result<()> {
+    let known = Cell::new(false);
+    let mut seen = OneDisk { target, taker, index: None, dense_at: StreamOffset::ZERO, known: &known };
+    let mut reader = Reader::new(&mut seen);
+    let incoming = Incoming::open(input, name, identities)?;
+    let enough = Cell::new(false);
+    let read = read_pipe(incoming, name, &read_options(), |chunk| {
+        reader.chunk(&chunk)?;
+        enough.set(known.get() && matches!(chunk.state, ChunkState::Intact(_)));
+        if enough.get() { Err(no_more()) } else { Ok(()) }
+    });
+    match read {
+        Err(_) if enough.get() => Ok(()),
+        Err(error) => Err(error),
+        Ok(end) => {
+            end.check(name)?;
+            end.check_id(reader.finish()?.head.archive)
+        }
+    }
+}
+
+fn no_more() -> Error {
+    Error::new(ErrorKind::Interrupted, "no more is wanted")
+}
+
+/// Shows the tables of one disk.
+struct OneDisk<'a> {
+    target: &'a str,
+    taker: &'a mut dyn Tables,
+    index: Option<usize>,
+    dense_at: StreamOffset,
+    known: &'a Cell<bool>,
+}
+
+impl Visitor for OneDisk<'_> {
+    fn head(&mut self, head: &Manifest) -> Result<()> {
+        self.index = head.disks.iter().position(|disk| disk.target == self.target);
+        let known = self.index.map(drop);
+        known.ok_or_else(|| super::restore::no_disk(self.target, head))
+    }
+
+    fn allocation(&mut self, index: usize, row: &AllocationRow) -> Result<()> {
+        if Some(index) == self.index { self.taker.allocation(row) } else { Ok(()) }
+    }
+
+    fn dense_at(&mut self, _: usize, at: StreamOffset) {
+        self.dense_at = at;
+    }
+
+    fn disk(&mut self, index: usize, table: &CorrespondenceTable) -> Result<()> {
+        if Some(index) != self.index {
+            return Ok(());
+        }
+        self.known.set(true);
+        self.taker.correspondence(table, self.dense_at)
+    }
+
+    fn data(&mut self, _: usize, _: &Run, _: &[u8]) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Opens the archive at `location`, with `identities` where it is encrypted, for its tables and gives them to
+/// `look`.
+///
+/// # Errors
+/// When it can't be read, is damaged or incomplete, or is encrypted and does not open; those of `look`.
+pub fn with_index<T>(
+    location: &Location,
+    identities: &Identities,
+    look: impl FnOnce(&ArchiveIndex<'_>) -> Result<T>,
+) -> Result<T> {
+    let source = ArchiveFile::open(medium::open(location)?, identities)?;
+    let options = read_options();
+    let index = ArchiveIndex::open(&source, &options, Trust::Strict)
+        .map_err(|e: Error| e.within(format!("cannot read the tables of '{location}'")))?;
+    look(&index)
+}

@@ -1,0 +1,42 @@
+//! What a person asks for, from beginning to end: back up, restore, verify, look inside. A job takes a request,
+//! does it by the rooms below, and returns a report; it prints nothing.
+//!
+//! A backup follows FIG. 13 of the method: 1302 capacity and allocation table, 1303-1305 freeze, 1306-1307
+//! decide and build the correspondence table, 1308-1310 stream the dense image, 1311 end.
+//!
+//! Imports: all rooms below; nothing but `cli` imports this one.
+
+pub mod attachments;
+pub mod backup;
+pub mod define;
+pub mod disks;
+pub mod domain;
+pub mod forget;
+mod guards;
+pub mod guest;
+pub mod inspect;
+pub mod metrics;
+pub mod mounted;
+pub mod plan;
+mod progress;
+pub mod restore;
+pub mod resume;
+pub mod retention;
+pub mod tape;
+pub mod target;
+pub mod this_host;
+pub mod verify;
+
+use std::sync::Arc;
+
+pub use self::progress::{Progress, Snapshot};
+use virtfold_archive::stream::Cancel;
+
+/// How a running job is watched and stopped.
+#[derive(Clone, Debug, Default)]
+pub struct Control {
+    /// Set it, and the job ends with [`virtfold_base::error::ErrorKind::Interrupted`].
+    pub cancel: Cancel,
+    /// How far it is.
+    pub progress: Arc<Progress>,
+}

@@ -1,0 +1,225 @@
+//! Whether a directory for archives is on the file system that it should be on.
+//!
+//! A directory whose medium is not mounted is an empty directory of another file system, mostly the host's
+//! own: a backup there would look like a good one and fill it. So what a directory is on when it is first
+//! used is noted in the catalog, if that was mounted for itself, and from then on it has to be there. A
+//! person can say that something has to be mounted there, whichever file system it is, or that nothing has
+//! to.
+//!
+//! Imports: `error`, `catalog`, `medium` (`mounts`).
+
+use std::path::{Path, PathBuf};
+
+use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
+use virtfold_catalog::Catalog;
+use virtfold_medium::mounts::{self, Mount};
+
+/// What has to be mounted at a place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mounted {
+    /// What was there before; where nothing was, nothing.
+    #[default]
+    AsBefore,
+    /// Some file system.
+    Yes,
+    /// Nothing.
+    No,
+}
+
+/// A place to look at.
+#[derive(Clone, Debug)]
+pub struct Place<'a> {
+    /// The directory.
+    pub path: &'a Path,
+    /// What the configuration calls it.
+    pub medium: Option<&'a str>,
+    /// What has to be mounted there.
+    pub mounted: Mounted,
+}
+
+impl Place<'_> {
+    fn words(&self) -> String {
+        let path = self.path.display();
+        self.medium.map_or_else(|| format!("'{path}'"), |name| format!("the medium '{name}' ('{path}')"))
+    }
+
+    fn let_go(&self) -> &'static str {
+        match self.medium {
+            Some(_) => {
+                "if it has no mount of its own any more, set 'mounted: false' in its section of the configuration"
+            }
+            None => "if it has no mount of its own any more, use --no-require-mount",
+        }
+    }
+}
+
+/// Looks what a directory is on: [`mounts::of`], or who has another process look.
+pub type Look<'a> = &'a dyn Fn(&Path) -> Result<Option<Mount>>;
+
+/// Makes sure that the right file system is there, and notes it where none was known. What is there then,
+/// where something has to be: whoever writes there
+/// looks again ([`still`]).
+///
+/// # Errors
+/// [`ErrorKind::NotFound`]: it is not mounted; [`ErrorKind::Refused`]: another one is; the catalog can't be
+/// read or written; those of `look`.
+pub fn check(place: &Place<'_>, catalog: Option<&Catalog>, look: Look<'_>) -> Result<Option<Mount>> {
+    let seen = see(place, catalog, look)?;
+    if let (Some(catalog), Some(found)) = (catalog, &seen.found)
+        && seen.known.as_ref() != Some(found)
+    {
+        catalog.remember_mount(&seen.path, found)?;
+    }
+    Ok(seen.found)
+}
+
+/// As [`check`], and nothing is noted.
+///
+/// # Errors
+/// As [`check`].
+pub fn agrees(place: &Place<'_>, catalog: Option<&Catalog>) -> Result<()> {
+    see(place, catalog, &mounts::of).map(drop)
+}
+
+/// A directory, what it was on, and what it is on where that matters.
+#[derive(Default)]
+struct Seen {
+    path: PathBuf,
+    known: Option<Mount>,
+    found: Option<Mount>,
+}
+
+fn see(place: &Place<'_>, catalog: Option<&Catalog>, look: Look<'_>) -> Result<Seen> {
+    if place.mounted == Mounted::No {
+        return Ok(Seen::default());
+    }
+    let path = std::path::absolute(place.path).at(|| format!("cannot look at {}", place.words()))?;
+    let known = catalog.map(|catalog| catalog.mount_of(&path)).transpose()?.flatten();
+    let found = judge(place, known.as_ref(), look(place.path)?)?;
+    Ok(Seen { path, known, found })
+}
+
+/// Makes sure that a directory is still on what it was on when it was checked.
+///
+/// # Errors
+/// As [`check`], in the same words.
+pub fn still(place: &Place<'_>, then: &Mount) -> Result<()> {
+    judge(place, Some(then), mounts::of(place.path)?).map(drop)
+}
+
+/// What is there, where something has to be, or is worth remembering.
+fn judge(place: &Place<'_>, known: Option<&Mount>, now: Option<Mount>) -> Result<Option<Mount>> {
+    let wanted = place.mounted == Mounted::Yes;
+    let Some(now) = now else {
+        return match known {
+            // Whoever made the directory now would make it on the wrong file system.
+            Some(known) => Err(missing(place, &known.point, None)),
+            // What is not there at all is told by whoever uses it.
+            None => Ok(None),
+        };
+    };
+    let Some(known) = known else {
+        return match (now.is_apart(), wanted) {
+            (true, _) => Ok(Some(now)),
+            (false, false) => Ok(None),
+            (false, true) => Err(missing(place, place.path, Some(&now.point))),
+        };
+    };
+    if known.point != now.point {
+        return Err(missing(place, &known.point, Some(&now.point)));
+    }
+    if !wanted && !known.may_be(&now) {
+        let words = |mount: &Mount| mount.file_system.clone().unwrap_or_default();
+        let message = format!(
+            "{}: another file system is mounted at '{}' than before: '{}', not '{}'",
+            place.words(),
+            now.point.display(),
+            words(&now),
+            words(known)
+        );
+        let hint = match place.medium {
+            Some(_) => {
+                "if this one is right, set 'mounted: true' in its section of the configuration, which accepts any file system there"
+            }
+            None => "if this one is right, use --require-mount, which accepts any file system there",
+        };
+        return Err(Error::new(ErrorKind::Refused, message).with_hint(hint));
+    }
+    Ok(Some(now))
+}
+
+fn missing(place: &Place<'_>, point: &Path, on: Option<&Path>) -> Error {
+    let on = on.map_or_else(
+        || "it is not there".to_owned(),
+        |on| format!("it is on the file system of '{}'", on.display()),
+    );
+    let message =
+        format!("{} is not mounted: {on}; nothing is mounted at '{}'", place.words(), point.display());
+    Error::new(ErrorKind::NotFound, message).with_hint(format!(
+        "mount it ('mount {}') and try again; {}",
+        point.display(),
+        place.let_go()
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mount(point: &str, file_system: &str) -> Mount {
+        Mount { point: point.into(), file_system: Some(file_system.to_owned()) }
+    }
+
+    fn kind(mounted: Mounted, known: Option<&Mount>, now: Option<&Mount>) -> Option<ErrorKind> {
+        let place = Place { path: Path::new("/mnt/nas/vm"), medium: Some("nas"), mounted };
+        judge(&place, known, now.cloned()).err().map(|error| error.kind())
+    }
+
+    #[test]
+    fn what_was_mounted_has_to_be() {
+        let (root, nas, other) = (mount("/", "a"), mount("/mnt/nas", "b"), mount("/mnt/nas", "c"));
+        for (mounted, known, now, expect) in [
+            (Mounted::AsBefore, None, Some(&root), None),
+            (Mounted::AsBefore, None, Some(&nas), None),
+            (Mounted::AsBefore, Some(&nas), Some(&nas), None),
+            (Mounted::AsBefore, Some(&nas), Some(&root), Some(ErrorKind::NotFound)),
+            (Mounted::AsBefore, Some(&nas), None, Some(ErrorKind::NotFound)),
+            (Mounted::AsBefore, Some(&nas), Some(&other), Some(ErrorKind::Refused)),
+            (Mounted::AsBefore, Some(&nas), Some(&mount("/mnt", "b")), Some(ErrorKind::NotFound)),
+            (Mounted::Yes, None, Some(&root), Some(ErrorKind::NotFound)),
+            (Mounted::Yes, None, Some(&nas), None),
+            (Mounted::Yes, Some(&nas), Some(&other), None),
+            (Mounted::Yes, Some(&nas), Some(&root), Some(ErrorKind::NotFound)),
+        ] {
+            assert_eq!(kind(mounted, known, now), expect, "{mounted:?} {known:?} {now:?}");
+        }
+    }
+
+    #[test]
+    fn it_is_noted_at_the_first_use_and_told_by_name() {
+        let state = tempfile::tempdir().unwrap();
+        let catalog = Catalog::open(state.path()).unwrap();
+        let path = Path::new("/proc/self");
+        let place = |medium, mounted| Place { path, medium, mounted };
+        let check = |place: &Place<'_>| check(place, Some(&catalog), &mounts::of);
+        let found = check(&place(None, Mounted::AsBefore)).unwrap();
+        assert_eq!(catalog.mount_of(path).unwrap(), found);
+        still(&place(None, Mounted::AsBefore), &found.unwrap()).unwrap();
+        // Whoever only looks notes nothing.
+        let other = Place { path: Path::new("/proc/1"), ..place(None, Mounted::AsBefore) };
+        agrees(&other, Some(&catalog)).unwrap();
+        assert_eq!(catalog.mount_of(other.path).unwrap(), None);
+        catalog.remember_mount(path, &mount("/elsewhere", "x")).unwrap();
+        agrees(&place(None, Mounted::AsBefore), Some(&catalog)).unwrap_err();
+        let error = check(&place(Some("nas"), Mounted::AsBefore)).unwrap_err();
+        let later = still(&place(Some("nas"), Mounted::Yes), &mount("/elsewhere", "x")).unwrap_err();
+        let words = error.to_string();
+        assert_eq!((later.kind(), later.to_string()), (error.kind(), words.clone()));
+        assert!(words.contains("the medium 'nas' ('/proc/self') is not mounted"), "{words}");
+        assert!(
+            words.contains("'/elsewhere'") && error.hint().unwrap().contains("mount /elsewhere"),
+            "{words}"
+        );
+        assert_eq!(check(&place(None, Mounted::No)).unwrap(), None);
+    }
+}

@@ -1,0 +1,104 @@
+//! Whether the agent in the guest freezes its file systems around the snapshot. A plan goes by what libvirt
+//! says of the agent's channel; it asks the agent nothing, because a hung one would block. The backup itself
+//! pings it.
+
+use serde::Serialize;
+
+use super::Finding;
+use virtfold_base::error::ErrorKind;
+use virtfold_hypervisor::domain_xml::AgentChannel;
+use virtfold_hypervisor::rules::Way;
+
+/// What a person wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QuiesceWish {
+    /// By the agent where it answers.
+    Auto,
+    /// By the agent, or no backup.
+    Yes,
+    /// Never.
+    No,
+}
+
+/// How clean the guest's file systems are in the backup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum How {
+    /// Clean: the agent freezes them.
+    Agent,
+    /// As after a power cut.
+    Crash,
+    /// As the guest left them when it ended.
+    AtRest,
+}
+
+/// The decision, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Decision {
+    /// How clean.
+    pub how: How,
+    /// The rule's sentence.
+    pub rule: &'static str,
+}
+
+/// Decides; the finding says why a wish can't be had.
+pub(super) fn decide(wish: QuiesceWish, way: Way, agent: AgentChannel) -> (Decision, Option<Finding>) {
+    let (how, rule, possible) = match (way, wish, agent) {
+        (Way::Offline, _, _) => (How::AtRest, "the guest is shut off: nothing to freeze", true),
+        (_, QuiesceWish::No, _) => (How::Crash, "crash-consistent: the agent is not asked", true),
+        (Way::OnlineStanding, _, _) => {
+            (How::Crash, "crash-consistent: the agent of a paused guest does not answer", false)
+        }
+        (_, _, AgentChannel::Absent) => {
+            (How::Crash, "crash-consistent: the domain has no channel for qemu-guest-agent", false)
+        }
+        (_, _, AgentChannel::Present) => {
+            (How::Crash, "crash-consistent: no agent is connected to its channel", false)
+        }
+        (_, QuiesceWish::Auto, AgentChannel::Connected) => {
+            (How::Agent, "frozen by the agent if it answers, else crash-consistent", true)
+        }
+        (_, QuiesceWish::Yes, AgentChannel::Connected) => {
+            (How::Agent, "frozen by the agent; no backup if it does not answer", true)
+        }
+    };
+    let refused = (wish == QuiesceWish::Yes && !possible && !matches!(way, Way::NotNow(_))).then(|| {
+        let told =
+            format!("--quiesce yes is not possible: {}", rule.trim_start_matches("crash-consistent: "));
+        let hint = "start qemu-guest-agent in the guest, or use --quiesce auto";
+        Finding::new("quiesce", ErrorKind::Refused, told).with_hint(hint)
+    });
+    (Decision { how, rule }, refused)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_agent_is_used_where_it_listens_and_asked_for() {
+        use AgentChannel::{Absent, Connected, Present};
+        use QuiesceWish::{Auto, No, Yes};
+        let table = [
+            (Auto, Way::Online, Connected, How::Agent, false),
+            (Auto, Way::Online, Present, How::Crash, false),
+            (Auto, Way::Online, Absent, How::Crash, false),
+            (Auto, Way::OnlineStanding, Connected, How::Crash, false),
+            (Auto, Way::Offline, Absent, How::AtRest, false),
+            (Yes, Way::Online, Connected, How::Agent, false),
+            (Yes, Way::Online, Present, How::Crash, true),
+            (Yes, Way::Online, Absent, How::Crash, true),
+            (Yes, Way::OnlineStanding, Connected, How::Crash, true),
+            (Yes, Way::Offline, Absent, How::AtRest, false),
+            (No, Way::Online, Connected, How::Crash, false),
+            (No, Way::OnlineStanding, Absent, How::Crash, false),
+        ];
+        for (wish, way, agent, how, refused) in table {
+            let (decision, finding) = decide(wish, way, agent);
+            assert_eq!((decision.how, finding.is_some()), (how, refused), "{wish:?} {way:?} {agent:?}");
+        }
+        let (_, finding) = decide(Yes, Way::Online, Absent);
+        let told = finding.unwrap().sentence;
+        assert_eq!(told, "--quiesce yes is not possible: the domain has no channel for qemu-guest-agent");
+    }
+}

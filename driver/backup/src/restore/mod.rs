@@ -1,0 +1,318 @@
+//! A restore: disks out of an archive, to files or block devices.
+//!
+//! From a file the archive is opened by its index, and only the disks that are wanted are read; from a pipe
+//! it is read once, front to back (`pipe`). Either way a disk gets its name when all of it is written, every
+//! MiB of it has had its digest, and it is durable. When anything fails, no file has appeared.
+//!
+//! [`Checking::Partial`] is for the bad day: damage and cuts are noted as ranges of the disk, which stay
+//! zeros, and the rest is restored.
+
+#[cfg(test)]
+mod every_byte_tests;
+mod file;
+mod pipe;
+mod plan;
+mod room;
+#[cfg(test)]
+mod salvage_tests;
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use serde::Serialize;
+
+pub use self::plan::{PlannedRestore, RestorePlan, plan, plan_from};
+pub use self::room::Room;
+pub(crate) use self::room::{Forecast, shareable};
+use super::Control;
+use super::target::{Compat, Method, Qcow2Options, TargetFormat, TargetSpec};
+use virtfold_archive::crypt::Identities;
+use virtfold_archive::layout::Kind;
+use virtfold_archive::manifest::{Disk, Manifest};
+use virtfold_archive::stream::ReadOptions;
+use virtfold_base::durable::Existing;
+use virtfold_base::error::{Error, ErrorKind, Result};
+use virtfold_base::units::GuestOffset;
+use virtfold_image::Format;
+use virtfold_medium::{Gaps, Location, PipeSource};
+
+/// Which disks go where.
+#[derive(Clone, Debug)]
+pub enum Selection {
+    /// These, each to a file or block device.
+    Disks(Vec<(String, PathBuf)>),
+    /// All, into a directory.
+    All(PathBuf),
+}
+
+/// When data are checked against their digests, and what damage does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Checking {
+    /// Before success is reported; damage is an error.
+    All,
+    /// As [`Checking::All`], but data that are shared with the archive instead of copied are not read at all.
+    Later,
+    /// Damage is noted, and the rest restored.
+    Partial,
+}
+
+/// What to restore, how and to where.
+#[derive(Clone, Debug)]
+pub struct RestoreRequest {
+    /// The archive.
+    pub archive: Location,
+    /// What opens it, where it is encrypted.
+    pub identities: Identities,
+    /// Which disks go where.
+    pub selection: Selection,
+    /// The format of what is made; without it, the source's.
+    pub format: Option<Format>,
+    /// How pieces find their place.
+    pub method: Method,
+    /// The cluster size of a new qcow2; without it, the source's or 64 KiB.
+    pub cluster_size: Option<u64>,
+    /// What happens where a target exists.
+    pub existing: Existing,
+    /// When data are checked.
+    pub checking: Checking,
+    /// Threads.
+    pub workers: usize,
+}
+
+/// What came of a restore.
+#[derive(Clone, Debug, Serialize)]
+pub struct RestoreReport {
+    /// The archive.
+    pub archive: String,
+    /// Whether the archive has its end.
+    pub complete: bool,
+    /// Whether every byte that was restored had its digest.
+    pub verified: bool,
+    /// Whether data were shared with the archive and not read.
+    pub unread: bool,
+    /// What is not in the disks that should be.
+    #[serde(skip)]
+    pub damage: Vec<Lost>,
+    /// What was found wrong beside that.
+    pub notes: Vec<String>,
+    /// The disks.
+    pub disks: Vec<RestoredDisk>,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// A restored disk.
+#[derive(Clone, Debug, Serialize)]
+pub struct RestoredDisk {
+    /// Its name in the archive.
+    pub target: String,
+    /// The file or device.
+    pub path: String,
+    /// `raw` or `qcow2`.
+    pub format: &'static str,
+    /// `rewrite` or `remap`.
+    pub method: &'static str,
+    /// Its size, bytes.
+    pub capacity: u64,
+    /// Bytes of data in it.
+    pub data: u64,
+    /// Whether those are shared with the archive's file.
+    pub shared: bool,
+}
+
+/// A range of a disk that could not be had.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Lost {
+    /// The disk.
+    pub disk: String,
+    /// Its first byte.
+    pub start: u64,
+    /// Its bytes.
+    pub length: u64,
+}
+
+impl std::fmt::Display for Lost {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let end = self.start.saturating_add(self.length);
+        write!(
+            f,
+            "disk {}, bytes {} to {end} ({})",
+            self.disk,
+            self.start,
+            virtfold_base::units::Human(self.length)
+        )
+    }
+}
+
+/// Adds a lost range, joined with the one before it where they touch.
+pub(super) fn note_lost(damage: &mut Vec<Lost>, disk: &str, guest: GuestOffset, length: u64) {
+    let start = guest.get();
+    match damage.last_mut() {
+        Some(last) if last.disk == disk && last.start.checked_add(last.length) == Some(start) => {
+            last.length += length;
+        }
+        _ => damage.push(Lost { disk: disk.to_owned(), start, length }),
+    }
+}
+
+/// Runs the restore.
+///
+/// # Errors
+/// When the archive is damaged or incomplete (unless a partial restore was asked for), does not have
+/// the disks, or when a target can't be made. No file has then appeared, except where the last step, the
+/// naming of the finished disks one after the other, fails in its midst: those named by then are whole.
+pub fn run(request: &RestoreRequest, control: &Control) -> Result<RestoreReport> {
+    if request.archive == Location::Pipe {
+        let input = PipeSource::stdin(std::sync::Arc::clone(&control.cancel))?;
+        return run_from(request, control, input);
+    }
+    let started = Instant::now();
+    let mut report = file::restore(request, control)?;
+    report.seconds = started.elapsed().as_secs_f64();
+    Ok(report)
+}
+
+/// As [`run`], from an archive that comes front to back from `input`; the request's archive is its name in
+/// messages. A partial restore keeps all of it in a file without a name, beside the first target or in
+/// `$TMPDIR`: it finds as much as from a file.
+///
+/// # Errors
+/// As [`run`], and those of `input`.
+pub fn run_from(
+    request: &RestoreRequest,
+    control: &Control,
+    input: impl std::io::Read + Send,
+) -> Result<RestoreReport> {
+    run_over(request, control, (input, &Gaps::default()))
+}
+
+/// As [`run_from`], where the medium puts zeros in the place of what it can't read, and says in `gaps` where.
+///
+/// # Errors
+/// As [`run_from`].
+pub fn run_over(
+    request: &RestoreRequest,
+    control: &Control,
+    (input, gaps): (impl std::io::Read + Send, &Gaps),
+) -> Result<RestoreReport> {
+    let started = Instant::now();
+    let mut report = match request.checking {
+        Checking::Partial => file::restore_spooled(request, control, (input, gaps))?,
+        Checking::All | Checking::Later => pipe::restore(request, control, input)?,
+    };
+    report.seconds = started.elapsed().as_secs_f64();
+    Ok(report)
+}
+
+fn read_options(request: &RestoreRequest, control: &Control) -> ReadOptions {
+    let cancel = std::sync::Arc::clone(&control.cancel);
+    ReadOptions { workers: request.workers, cancel, carrier: None, archive_id: None }
+}
+
+/// The disks that are wanted, with their targets: checked against the head before anything is made.
+fn selected(request: &RestoreRequest, head: &Manifest) -> Result<Vec<(String, TargetSpec)>> {
+    if head.kind == Kind::Incremental {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            "the archive is incremental, and this virtfold restores full ones only",
+        ));
+    }
+    let wanted: Vec<(&str, Option<&Path>)> = match &request.selection {
+        Selection::Disks(disks) => {
+            disks.iter().map(|(name, path)| (name.as_str(), Some(path.as_path()))).collect()
+        }
+        Selection::All(_) => head.disks.iter().map(|disk| (disk.target.as_str(), None)).collect(),
+    };
+    let mut specs: Vec<(String, TargetSpec)> = Vec::with_capacity(wanted.len());
+    for (name, path) in wanted {
+        let disk = head.disk(name).ok_or_else(|| no_disk(name, head))?;
+        let format = target_format(&request.wanted(), disk)?;
+        let path = match (&request.selection, path) {
+            (Selection::All(directory), _) => directory.join(format!("{name}.{}", format_name(format))),
+            (Selection::Disks(_), path) => path.unwrap_or(Path::new("")).to_owned(),
+        };
+        if specs.iter().any(|(other, spec)| other == name || same_file(&spec.path, &path)) {
+            return Err(Error::new(ErrorKind::Usage, format!("'{}' is given twice", path.display())));
+        }
+        let (method, existing) = (request.method, request.existing);
+        let spec = TargetSpec { path, format, method, existing };
+        spec.check()?;
+        specs.push((name.to_owned(), spec));
+    }
+    Ok(specs)
+}
+
+/// Whether two paths, under whatever names, are one file, be it there already or not.
+pub(crate) fn same_file(one: &Path, other: &Path) -> bool {
+    let identity = |path: &Path| std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
+    let place = |path: &Path| {
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        (
+            std::fs::canonicalize(parent).unwrap_or_else(|_| parent.to_owned()),
+            path.file_name().map(ToOwned::to_owned),
+        )
+    };
+    place(one) == place(other) || identity(one).is_some_and(|found| Some(found) == identity(other))
+}
+
+pub(super) fn no_disk(name: &str, head: &Manifest) -> Error {
+    let names: Vec<&str> = head.disks.iter().map(|disk| disk.target.as_str()).collect();
+    Error::new(ErrorKind::NotFound, format!("the archive has no disk '{}'", name.escape_debug()))
+        .with_hint(format!("it has: {}", names.join(", ")))
+}
+
+fn format_name(format: TargetFormat) -> &'static str {
+    match format {
+        TargetFormat::Raw => "raw",
+        TargetFormat::Qcow2(_) => "qcow2",
+    }
+}
+
+fn method_name(method: Method) -> &'static str {
+    match method {
+        Method::Rewrite => "rewrite",
+        Method::Remap => "remap",
+    }
+}
+
+/// What image was asked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) format: Option<Format>,
+    pub(crate) method: Method,
+    pub(crate) cluster_size: Option<u64>,
+}
+
+impl RestoreRequest {
+    fn wanted(&self) -> Wanted {
+        Wanted { format: self.format, method: self.method, cluster_size: self.cluster_size }
+    }
+}
+
+/// The format of the new disk: as asked, with the options of the source where that was a qcow2.
+pub(crate) fn target_format(wanted: &Wanted, disk: &Disk) -> Result<TargetFormat> {
+    let format = match wanted.format {
+        Some(format) => format,
+        None => disk.source.format.parse().map_err(|why: String| Error::new(ErrorKind::Unsupported, why))?,
+    };
+    if format == Format::Raw {
+        return match wanted.cluster_size {
+            None => Ok(TargetFormat::Raw),
+            Some(_) => Err(Error::new(ErrorKind::Usage, "--cluster-size is for qcow2 only")
+                .with_hint("omit --cluster-size, or use --format qcow2")),
+        };
+    }
+    let mut options = Qcow2Options::default();
+    if let Some(source) = &disk.source.qcow2 {
+        options.compat = if source.compat == "0.10" { Compat::V2 } else { Compat::V3 };
+        options.cluster_size = source.cluster_size;
+        options.extended_l2 = source.extended_l2;
+        options.lazy_refcounts = source.lazy_refcounts;
+    } else if wanted.method == Method::Remap {
+        // A raw source has blocks and no clusters: take the blocks for clusters, and a remap fits.
+        options.cluster_size = disk.block_size;
+    }
+    options.cluster_size = wanted.cluster_size.unwrap_or(options.cluster_size);
+    Ok(TargetFormat::Qcow2(options))
+}

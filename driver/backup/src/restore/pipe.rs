@@ -1,0 +1,102 @@
+//! A restore from a pipe or any other reader: one pass, front to back. The targets are written as the data arrive
+//! and get their names when the pass has found the whole archive sound.
+
+use std::io::Read;
+
+use super::{RestoreReport, RestoreRequest, RestoredDisk, format_name, method_name, read_options, selected};
+use crate::Control;
+use crate::target::{TargetDisk, TargetSpec};
+use virtfold_archive::crypt::Incoming;
+use virtfold_archive::manifest::Manifest;
+use virtfold_archive::reader::{Reader, Visitor};
+use virtfold_archive::stream::{read_pipe, tell_zeros};
+use virtfold_archive::table::{CorrespondenceTable, Run};
+use virtfold_base::error::{Error, ErrorKind, Result};
+use virtfold_medium::PipeSource;
+
+/// Restores from `input`.
+pub(super) fn restore(
+    request: &RestoreRequest,
+    control: &Control,
+    input: impl Read + Send,
+) -> Result<RestoreReport> {
+    let archive = request.archive.to_string();
+    let name = if archive == "-" { "standard input" } else { &archive };
+    let mut disks = Disks { request, control, wanted: Vec::new(), targets: Vec::new(), done: Vec::new() };
+    let options = read_options(request, control);
+    // The source ends its wait for a silent sender with an error of its own.
+    let interrupted = |error: Error| match PipeSource::was_told_to_end(&error) {
+        true => Error::new(ErrorKind::Interrupted, "the restore was interrupted"),
+        false => error,
+    };
+    let input = Incoming::open(input, name, &request.identities).map_err(interrupted)?;
+    let mut reader = Reader::new(&mut disks);
+    let end = read_pipe(input, name, &options, |chunk| reader.chunk(&chunk)).map_err(interrupted)?;
+    end.check(name)?;
+    let sound = reader.finish()?;
+    end.check_id(sound.head.archive)?;
+    tell_zeros(name, end.padding + sound.padding);
+    control.progress.enter("syncing", 0);
+    for target in disks.targets.into_iter().flatten() {
+        target.finish()?;
+    }
+    Ok(RestoreReport {
+        archive,
+        complete: true,
+        verified: true,
+        unread: false,
+        damage: Vec::new(),
+        notes: Vec::new(),
+        disks: disks.done,
+        seconds: 0.0,
+    })
+}
+
+/// The disks that are wanted, as the pass reaches them.
+struct Disks<'a> {
+    request: &'a RestoreRequest,
+    control: &'a Control,
+    /// By disk number; `None` where a disk is not wanted.
+    wanted: Vec<Option<(String, TargetSpec)>>,
+    targets: Vec<Option<TargetDisk>>,
+    done: Vec<RestoredDisk>,
+}
+
+impl Visitor for Disks<'_> {
+    fn head(&mut self, head: &Manifest) -> Result<()> {
+        let mut specs = selected(self.request, head)?;
+        for disk in &head.disks {
+            let place = specs.iter().position(|(target, _)| *target == disk.target);
+            self.wanted.push(place.map(|place| specs.swap_remove(place)));
+            self.targets.push(None);
+        }
+        let data = head.disks.iter().zip(&self.wanted).filter(|(_, wanted)| wanted.is_some());
+        self.control
+            .progress
+            .enter("restoring", data.map(|(disk, _)| disk.dense_length).fold(0, u64::saturating_add));
+        Ok(())
+    }
+
+    fn disk(&mut self, index: usize, table: &CorrespondenceTable) -> Result<()> {
+        let Some(Some((target, spec))) = self.wanted.get(index) else { return Ok(()) };
+        let slot = self.targets.get_mut(index);
+        let slot = slot.ok_or_else(|| Error::new(ErrorKind::Internal, "a disk has no place"))?;
+        *slot = Some(TargetDisk::open(spec, table)?);
+        self.done.push(RestoredDisk {
+            target: target.clone(),
+            path: spec.path.display().to_string(),
+            format: format_name(spec.format),
+            method: method_name(spec.method),
+            capacity: table.capacity(),
+            data: table.dense_len(),
+            shared: false,
+        });
+        Ok(())
+    }
+
+    fn data(&mut self, index: usize, piece: &Run, bytes: &[u8]) -> Result<()> {
+        let Some(Some(target)) = self.targets.get_mut(index) else { return Ok(()) };
+        self.control.progress.add(piece.len);
+        target.write(piece, bytes)
+    }
+}

@@ -1,0 +1,447 @@
+//! Looks at a place, decides, removes.
+//!
+//! 1. Whoever prunes has a lock, so that there is one at a time.
+//! 2. A look at the place, and a verdict for each archive of each subject that is asked for.
+//! 3. Where something is to go, the domains' locks are taken, which running backups hold, and everything is
+//!    looked at and decided again: what a backup added
+//!    in between may rest on what was to go. A domain that is being backed up is left alone.
+//! 4. Increments go before what they rest on. What can't be removed keeps what it rests on; the others go on.
+//! 5. Each removal is noted in the catalog when it has happened.
+//!
+//! Imports: see the room.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use uuid::Uuid;
+
+use super::look::{Found, file_name, look};
+use super::policy::{Backup, Keep, Reason, Standing, Verdict, decide};
+use super::report::{Action, Entry, Failure, Group, PruneReport};
+use super::subjects::{Host, Key, Paths, mixed, settle};
+use crate::backup::file_label;
+use virtfold_archive::crypt::Identities;
+use virtfold_base::error::Result;
+use virtfold_catalog::{Catalog, Journal, Locked, Owner, copy_name, place_name};
+use virtfold_hypervisor::DomainId;
+use virtfold_medium::{self as medium, Location};
+
+/// Whether anything is removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// It is.
+    Apply,
+    /// It is only told what would be.
+    DryRun,
+}
+
+/// What is kept of a subject.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// It is not asked for.
+    NotAsked,
+    /// It is, and all of it stays, for this reason.
+    All(String),
+    /// What the rules keep.
+    By(Keep),
+}
+
+/// What is kept of which subject.
+pub type Wanted<'a> = dyn Fn(&Owner) -> Result<Wish> + 'a;
+
+/// What is to be pruned.
+pub struct PruneRequest<'a> {
+    /// Where.
+    pub place: &'a Location,
+    /// The host whose archives it is about.
+    pub host: &'a Host,
+    /// What is kept of which subject.
+    pub wanted: &'a Wanted<'a>,
+    /// What opens encrypted archives, should there be something.
+    pub identities: &'a Identities,
+    /// The time.
+    pub now: Timestamp,
+    /// Whose days and weeks count.
+    pub zone: &'a TimeZone,
+    /// Whether anything is removed.
+    pub mode: Mode,
+    /// Whether labelled images may have moved.
+    pub paths: Paths,
+}
+
+/// An archive and what was decided.
+struct Decided {
+    found: Found,
+    verdict: Verdict,
+}
+
+/// A subject, its archives, newest first.
+struct Subject {
+    key: Key,
+    owner: Owner,
+    /// Why nothing of it goes.
+    mixed: Option<Failure>,
+    kept_whole: Option<String>,
+    archives: Vec<Decided>,
+}
+
+struct Survey {
+    subjects: Vec<Subject>,
+    unknown: Vec<Found>,
+    seen: BTreeSet<String>,
+    other_hosts: usize,
+    not_asked: usize,
+}
+
+/// Prunes a place. `catalog` is none where there is none yet: then nothing is locked and noted, and encrypted
+/// archives need an identity.
+///
+/// # Errors
+/// The place or the catalog can't be read; somebody else prunes. What can't be removed is in the report.
+pub fn prune(request: &PruneRequest<'_>, catalog: Option<&Catalog>) -> Result<PruneReport> {
+    let apply = request.mode == Mode::Apply;
+    let _lock = catalog.filter(|_| apply).map(Catalog::lock_pruning).transpose()?;
+    let mut survey = request.survey(catalog)?;
+    let mut locks = Locks::default();
+    if apply && survey.subjects.iter().any(Subject::loses) {
+        locks = Locks::take(&survey.subjects, catalog);
+        survey = request.survey(catalog)?;
+    }
+    let mut not_noted = None;
+    if let (true, Some(catalog)) = (apply, catalog) {
+        note_gone(request, &survey.seen, catalog)?;
+    }
+    let mut subjects = Vec::new();
+    for subject in survey.subjects {
+        let failure = locks.failures.remove(&subject.key).or_else(|| subject.mixed.clone());
+        let free = locks.has(&subject.key);
+        let mut group = subject.group(failure);
+        if apply && free {
+            let removed = remove(&subject, &mut group.archives);
+            if let Some(Err(error)) = catalog.map(|catalog| catalog.gone(&removed, request.now)) {
+                not_noted.get_or_insert(Failure::from(&error));
+            }
+        }
+        subjects.push(group);
+    }
+    Ok(PruneReport {
+        place: request.place.to_string(),
+        subjects,
+        unknown: survey.unknown.iter().map(|found| entry(found, &left_alone(found))).collect(),
+        other_hosts: survey.other_hosts,
+        not_asked: survey.not_asked,
+        not_noted,
+    })
+}
+
+impl PruneRequest<'_> {
+    /// Looks and decides.
+    fn survey(&self, catalog: Option<&Catalog>) -> Result<Survey> {
+        let mut found = look(self.place, &self.host.name, catalog, self.identities)?;
+        found.iter_mut().for_each(settle);
+        let namesakes = self.host.of_namesakes(found.iter().filter_map(|found| found.facts.as_ref()));
+        let mut survey = Survey {
+            subjects: Vec::new(),
+            unknown: Vec::new(),
+            seen: found.iter().filter_map(|found| copy_name(&found.location).ok()).collect(),
+            other_hosts: 0,
+            not_asked: 0,
+        };
+        let mut subjects: BTreeMap<Key, Vec<Found>> = BTreeMap::new();
+        let mut unread = Vec::new();
+        for found in found {
+            match &found.facts {
+                None => unread.push(found),
+                Some(facts) if !self.host.made(facts) => survey.other_hosts += 1,
+                Some(facts) => {
+                    subjects.entry(Key::of(&facts.owner, &facts.source)).or_default().push(found);
+                }
+            }
+        }
+        let elsewhere = self.elsewhere(catalog)?;
+        let mut claimed = BTreeSet::new();
+        let pinned = catalog.map(Catalog::pins).transpose()?.unwrap_or_default();
+        for (key, mut archives) in subjects {
+            // A domain may have been renamed: what it is called last counts.
+            let all = archives.iter().filter_map(|found| found.facts.as_ref());
+            let Some(owner) = all
+                .max_by_key(|facts| (facts.created <= self.now, facts.created))
+                .map(|facts| facts.owner.clone())
+            else {
+                continue;
+            };
+            let (keep, kept_whole) = match (self.wanted)(&owner)? {
+                Wish::NotAsked => {
+                    survey.not_asked += archives.len();
+                    continue;
+                }
+                Wish::All(why) => (Keep::default(), Some(why)),
+                Wish::By(keep) => (keep, None),
+            };
+            let labels: BTreeSet<String> = archives
+                .iter()
+                .filter_map(|found| found.facts.as_ref())
+                .map(|facts| file_label(&facts.owner.name))
+                .collect();
+            let is_ours =
+                |found: &Found| found.named.as_ref().is_some_and(|named| labels.contains(&named.label));
+            // What can't be read may be of each of those that are called so.
+            let mixed = mixed(&archives, (self.host, &namesakes), self.paths);
+            let ours = unread.iter().enumerate().filter(|(_, found)| is_ours(found));
+            let ours: Vec<(usize, Found)> = ours.map(|(index, found)| (index, found.clone())).collect();
+            claimed.extend(ours.iter().map(|(index, _)| *index));
+            archives.extend(ours.into_iter().map(|(_, found)| found));
+            let archives = self.decide(archives, &keep, (&elsewhere, &pinned));
+            survey.subjects.push(Subject { key, owner, mixed, kept_whole, archives }.whole());
+        }
+        let rest = unread.into_iter().enumerate().filter(|(index, _)| !claimed.contains(index));
+        survey.unknown = rest.map(|(_, found)| found).collect();
+        Ok(survey)
+    }
+
+    /// Increments at other places that rest on archives here.
+    fn elsewhere(&self, catalog: Option<&Catalog>) -> Result<Vec<(Uuid, Uuid)>> {
+        let Some(catalog) = catalog else { return Ok(Vec::new()) };
+        let copies = catalog.resting_elsewhere(&place_name(self.place)?)?;
+        Ok(copies.into_iter().filter_map(|copy| Some((copy.archive, copy.parent?))).collect())
+    }
+
+    fn decide(
+        &self,
+        archives: Vec<Found>,
+        keep: &Keep,
+        (elsewhere, pinned): (&[(Uuid, Uuid)], &BTreeSet<Uuid>),
+    ) -> Vec<Decided> {
+        let backups: Vec<Backup> = archives.iter().map(|found| backup(found, pinned)).collect();
+        let verdicts = decide(&backups, keep, (self.now, self.zone), elsewhere);
+        let decided = archives.into_iter().zip(verdicts).map(|(found, verdict)| Decided { found, verdict });
+        let mut archives: Vec<Decided> = decided.collect();
+        archives.sort_by_key(|decided| std::cmp::Reverse(created(&decided.found)));
+        archives
+    }
+}
+
+/// When an archive was made, by its head, else by its name.
+fn created(found: &Found) -> Option<Timestamp> {
+    let by_name = || found.named.as_ref().map(|named| named.created);
+    found.facts.as_ref().map(|facts| facts.created).or_else(by_name)
+}
+
+fn backup(found: &Found, pinned: &BTreeSet<Uuid>) -> Backup {
+    let id = found.facts.as_ref().map(|facts| facts.id);
+    Backup {
+        id,
+        pinned: id.is_some_and(|id| pinned.contains(&id)),
+        created: created(found).unwrap_or(Timestamp::MAX),
+        parent: found.facts.as_ref().and_then(|facts| facts.parent),
+        standing: found.standing.clone(),
+    }
+}
+
+impl Subject {
+    /// Where somebody keeps all of it, or it may be several things, all of it stays.
+    fn whole(mut self) -> Self {
+        let mixed = self.mixed.as_ref().map(|_| "its archives may belong to several groups".to_owned());
+        if let Some(why) = self.kept_whole.clone().or(mixed) {
+            let why = Reason::LeftAlone(why);
+            let goes = self.archives.iter_mut().filter(|decided| decided.verdict == Verdict::Remove);
+            goes.for_each(|decided| decided.verdict = Verdict::Keep(vec![why.clone()]));
+        }
+        self
+    }
+
+    /// Whether an archive of it is to go.
+    fn loses(&self) -> bool {
+        self.archives.iter().any(|decided| decided.verdict == Verdict::Remove)
+    }
+
+    /// As it is told, before anything is removed.
+    fn group(&self, failure: Option<Failure>) -> Group {
+        let archives = self.archives.iter().map(|decided| entry(&decided.found, &decided.verdict));
+        let paths = match &self.key {
+            Key::Images(_, paths) => paths.clone(),
+            Key::Domain(_) | Key::Label(_) => Vec::new(),
+        };
+        Group {
+            name: self.owner.name.clone(),
+            uuid: self.owner.uuid,
+            paths,
+            archives: archives.collect(),
+            kept_whole: self.kept_whole.clone(),
+            failure,
+        }
+    }
+}
+
+fn left_alone(found: &Found) -> Verdict {
+    let why = match &found.standing {
+        Standing::Whole => String::new(),
+        Standing::Stays(why) | Standing::Unread(why) => why.clone(),
+    };
+    Verdict::Keep(vec![Reason::LeftAlone(why)])
+}
+
+fn entry(found: &Found, verdict: &Verdict) -> Entry {
+    let (action, reasons) = match verdict {
+        Verdict::Keep(reasons) => (Action::Keep, reasons.iter().map(ToString::to_string).collect()),
+        Verdict::Remove => (Action::Remove, Vec::new()),
+    };
+    Entry {
+        archive: found.location.to_string(),
+        file: file_name(&found.location),
+        created: created(found).map(|time| time.to_string()),
+        bytes: found.bytes,
+        action,
+        reasons,
+        failure: None,
+    }
+}
+
+/// The locks of the domains that lose an archive.
+#[derive(Default)]
+struct Locks {
+    held: Vec<Box<dyn Locked>>,
+    free: BTreeSet<Key>,
+    failures: BTreeMap<Key, Failure>,
+}
+
+impl Locks {
+    fn take(subjects: &[Subject], catalog: Option<&Catalog>) -> Self {
+        let mut locks = Self::default();
+        for subject in subjects.iter().filter(|subject| subject.loses()) {
+            let lock = subject.owner.uuid.zip(catalog).map(|(uuid, catalog)| catalog.lock(DomainId(uuid)));
+            match lock {
+                Some(Err(error)) => {
+                    let message = format!("nothing of '{}' was removed", subject.owner.name);
+                    locks.failures.insert(subject.key.clone(), Failure::from(&error.within(message)));
+                    continue;
+                }
+                Some(Ok(lock)) => locks.held.push(lock),
+                None => {}
+            }
+            locks.free.insert(subject.key.clone());
+        }
+        locks
+    }
+
+    /// Whether nobody else is at work on a subject. One that had nothing to lose at the first look has no
+    /// lock, and loses nothing.
+    fn has(&self, key: &Key) -> bool {
+        self.free.contains(key)
+    }
+}
+
+/// Removes what is to go, increments first. Returns the catalog's names of what is gone.
+fn remove(subject: &Subject, entries: &mut [Entry]) -> Vec<String> {
+    let parents: BTreeMap<Uuid, Uuid> = subject
+        .archives
+        .iter()
+        .filter_map(|decided| decided.found.facts.as_ref())
+        .filter_map(|facts| Some((facts.id, facts.parent?)))
+        .collect();
+    let id = |index: &usize| subject.archives.get(*index)?.found.facts.as_ref().map(|facts| facts.id);
+    let goes = |index: &usize| subject.archives.get(*index).is_some_and(|d| d.verdict == Verdict::Remove);
+    let mut order: Vec<usize> = (0..entries.len()).filter(goes).collect();
+    // The archives stand newest first; those on which as many rest go oldest first.
+    order.reverse();
+    order.sort_by_key(|index| std::cmp::Reverse(id(index).map_or(0, |id| ancestors(id, &parents).len())));
+    let mut needed: BTreeSet<Uuid> = BTreeSet::new();
+    let mut gone = Vec::new();
+    for index in order {
+        let (Some(decided), Some(entry)) = (subject.archives.get(index), entries.get_mut(index)) else {
+            continue;
+        };
+        let own = id(&index);
+        if own.is_some_and(|own| needed.contains(&own)) {
+            entry.action = Action::Keep;
+            entry.reasons.push("an increment that depends on it could not be removed".to_owned());
+            continue;
+        }
+        let name = copy_name(&decided.found.location);
+        match medium::remove(&decided.found.location, decided.found.bytes) {
+            Ok(()) => {
+                entry.action = Action::Removed;
+                gone.extend(name);
+            }
+            Err(error) => {
+                entry.failure = Some(Failure::from(&error));
+                needed.extend(own.map(|own| ancestors(own, &parents)).into_iter().flatten());
+            }
+        }
+    }
+    gone
+}
+
+/// What an archive rests on, all the way down. Heads may form a circle.
+fn ancestors(id: Uuid, parents: &BTreeMap<Uuid, Uuid>) -> BTreeSet<Uuid> {
+    let mut found = BTreeSet::new();
+    let mut next = parents.get(&id);
+    while let Some(parent) = next {
+        if !found.insert(*parent) {
+            break;
+        }
+        next = parents.get(parent);
+    }
+    found
+}
+
+/// Notes that those of this host's copies are gone that are not at the place any more.
+fn note_gone(request: &PruneRequest<'_>, seen: &BTreeSet<String>, catalog: &Catalog) -> Result<()> {
+    let known = catalog.copies_at(&place_name(request.place)?)?.into_iter();
+    let gone = known.filter(|copy| copy.host == request.host.name && !seen.contains(&copy.name));
+    let gone: Vec<String> = gone.map(|copy| copy.name).collect();
+    if gone.is_empty() { Ok(()) } else { catalog.gone(&gone, request.now) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::look::Facts;
+    use super::*;
+
+    #[test]
+    fn what_can_t_be_removed_keeps_what_it_rests_on_and_the_others_go() {
+        let folder = tempfile::tempdir().unwrap();
+        let owner = Owner { uuid: None, name: "web".to_owned(), images: true };
+        let decided = |id: u128, parent: Option<u128>, bytes: u64| {
+            let path = folder.path().join(id.to_string());
+            std::fs::write(&path, b"12345").unwrap();
+            let facts = Facts {
+                id: Uuid::from_u128(id),
+                owner: owner.clone(),
+                source: virtfold_catalog::Source::default(),
+                host: "h1".to_owned(),
+                created: Timestamp::UNIX_EPOCH,
+                parent: parent.map(Uuid::from_u128),
+            };
+            let found = Found {
+                location: path.into(),
+                bytes,
+                facts: Some(facts),
+                standing: Standing::Whole,
+                named: None,
+            };
+            Decided { found, verdict: Verdict::Remove }
+        };
+        // The second one is not what was looked at.
+        let archives = vec![decided(3, None, 5), decided(2, Some(1), 4), decided(1, None, 5)];
+        let key = Key::of(&owner, &virtfold_catalog::Source::default());
+        let subject = Subject { key, owner: owner.clone(), mixed: None, kept_whole: None, archives };
+        let mut entries = subject.group(None).archives;
+        let gone = remove(&subject, &mut entries);
+        assert_eq!(gone.len(), 1);
+        let actions: Vec<Action> = entries.iter().map(|entry| entry.action).collect();
+        assert_eq!(actions, [Action::Removed, Action::Remove, Action::Keep]);
+        let failure = entries[1].failure.as_ref().unwrap();
+        assert!(failure.sentence.contains(&entries[1].archive), "{}", failure.sentence);
+        let there: Vec<bool> = ["1", "2", "3"].iter().map(|name| folder.path().join(name).exists()).collect();
+        assert_eq!(there, [true, true, false]);
+    }
+
+    #[test]
+    fn circles_end() {
+        let id = Uuid::from_u128;
+        let parents = BTreeMap::from([(id(1), id(2)), (id(2), id(3)), (id(3), id(2))]);
+        assert_eq!(ancestors(id(1), &parents).len(), 2);
+    }
+}

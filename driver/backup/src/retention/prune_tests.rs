@@ -1,0 +1,365 @@
+//! Pruning real archives in a directory: what goes, what stays, what is noted, and in which order.
+
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use uuid::Uuid;
+
+use super::*;
+use crate::disks::DiskSet;
+use crate::inspect;
+use virtfold_archive::crypt::{Envelope, Identities, Recipients};
+use virtfold_archive::layout::Kind;
+use virtfold_archive::manifest::{CompressionNote, Manifest, Parent, Subject, VERSION};
+use virtfold_archive::stream::{Cancel, Compression, StreamOptions};
+use virtfold_archive::writer::{Contents, write_archive};
+use virtfold_base::error::{ErrorKind, Result};
+use virtfold_catalog::{Catalog, Journal, Owner, copy_name};
+use virtfold_hypervisor::DomainId;
+use virtfold_medium::Encrypting;
+use virtfold_medium::{FileMedium, Location, Medium};
+
+const NOW: &str = "2026-11-27T12:00:00Z";
+const DOMAIN: Uuid = Uuid::from_u128(0xd0);
+
+struct World {
+    folder: tempfile::TempDir,
+    catalog: Catalog,
+    /// Age's key of whoever may read.
+    key: age::x25519::Identity,
+}
+
+/// An archive to make.
+struct Spec<'a> {
+    id: u128,
+    created: &'a str,
+    host: &'a str,
+    host_id: Option<&'a str>,
+    name: &'a str,
+    parent: Option<u128>,
+}
+
+fn spec(id: u128, created: &str) -> Spec<'_> {
+    Spec { id, created, host: "h1", host_id: None, name: "web", parent: None }
+}
+
+/// Ids differ in their first digits, which are in the names.
+fn uuid(id: u128) -> Uuid {
+    Uuid::from_u128(id << 96)
+}
+
+impl World {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let catalog = Catalog::open(&folder.path().join("state")).unwrap();
+        std::fs::create_dir(folder.path().join("backup")).unwrap();
+        Self { folder, catalog, key: age::x25519::Identity::generate() }
+    }
+
+    fn place(&self) -> PathBuf {
+        self.folder.path().join("backup")
+    }
+
+    fn path(&self, spec: &Spec<'_>, end: &str) -> PathBuf {
+        let time: Timestamp = spec.created.parse().unwrap();
+        let id = uuid(spec.id).simple().to_string();
+        self.place().join(format!("{}-{}-{}.{end}", spec.name, time.strftime("%Y%m%dT%H%M%SZ"), &id[..8]))
+    }
+
+    fn archive(&self, spec: &Spec<'_>) -> PathBuf {
+        let path = self.path(spec, "tar");
+        write(spec, Box::new(FileMedium::create(&path).unwrap()));
+        path
+    }
+
+    fn encrypted(&self, spec: &Spec<'_>) -> PathBuf {
+        let path = self.path(spec, "tar.age");
+        let recipients = Recipients::gather(&[self.key.to_public().to_string()], None).unwrap().unwrap();
+        let medium = Box::new(FileMedium::create(&path).unwrap());
+        write(spec, Box::new(Encrypting::begin(medium, &Envelope::new(&recipients).unwrap()).unwrap()));
+        path
+    }
+
+    fn identities(&self) -> Identities {
+        use age::secrecy::ExposeSecret;
+        use std::os::unix::fs::OpenOptionsExt;
+        let path = self.folder.path().join("key");
+        let mut options = std::fs::OpenOptions::new();
+        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&path).unwrap();
+        std::io::Write::write_all(&mut file, self.key.to_string().expose_secret().as_bytes()).unwrap();
+        Identities::load(&[path]).unwrap()
+    }
+
+    /// Keeps the newest `last`, with what the hosts are asked for.
+    fn prune(&self, last: u32, mode: Mode) -> PruneReport {
+        self.prune_with(last, mode, &Identities::default())
+    }
+
+    fn prune_with(&self, last: u32, mode: Mode, identities: &Identities) -> PruneReport {
+        self.prune_as(None, (last, mode), identities)
+    }
+
+    fn prune_as(&self, id: Option<&str>, (last, mode): (u32, Mode), identities: &Identities) -> PruneReport {
+        let keep = Keep { last: Some(last), ..Keep::default() };
+        // A number that no rule has: somebody keeps all.
+        let keep = if last == 0 { Wish::All("a job keeps all".to_owned()) } else { Wish::By(keep) };
+        let wanted = |owner: &Owner| -> Result<Wish> {
+            Ok(if owner.name == "web" { keep.clone() } else { Wish::NotAsked })
+        };
+        let request = PruneRequest {
+            place: &Location::Path(self.place()),
+            host: &Host { name: "h1".to_owned(), id: id.map(|id| id.repeat(16)) },
+            wanted: &wanted,
+            identities,
+            now: NOW.parse().unwrap(),
+            zone: &TimeZone::UTC,
+            mode,
+            paths: Paths::default(),
+        };
+        prune(&request, Some(&self.catalog)).unwrap()
+    }
+
+    fn remember(&self, identities: &Identities) -> Remembered {
+        let place = Location::Path(self.place());
+        let listed = inspect::list_located(&place, identities).unwrap();
+        remember((&place, listed.as_slice()), &self.catalog).unwrap()
+    }
+}
+
+fn write(spec: &Spec<'_>, mut medium: Box<dyn Medium>) {
+    let created: Timestamp = spec.created.parse().unwrap();
+    let parent = spec.parent.map(|id| Parent { id: uuid(id), root: "ab".repeat(32) });
+    let head = Manifest {
+        version: VERSION,
+        requires: Vec::new(),
+        archive: uuid(spec.id),
+        created: created.strftime("%Y-%m-%dT%H:%M:%S+00:00").to_string(),
+        host: spec.host.to_owned(),
+        host_id: spec.host_id.map(|id| id.repeat(16)),
+        tool: "virtfold 0".to_owned(),
+        subject: Subject::Domain { name: spec.name.to_owned(), uuid: (spec.name == "web").then_some(DOMAIN) },
+        kind: if parent.is_some() { Kind::Incremental } else { Kind::Full },
+        parent,
+        compression: CompressionNote { method: "none".to_owned(), level: None },
+        freeze: None,
+        disks: Vec::new(),
+    };
+    let options = StreamOptions {
+        compression: Compression::None,
+        workers: 1,
+        archive_id: head.archive,
+        cancel: Cancel::default(),
+        progress: std::sync::Arc::default(),
+    };
+    let data = DiskSet(Vec::new());
+    let contents = Contents { head: &head, attachments: &[], disks: Vec::new(), data: &data };
+    write_archive(&contents, medium.as_mut(), &options).unwrap();
+    medium.finish().unwrap();
+}
+
+fn there(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
+}
+
+fn entry<'a>(report: &'a PruneReport, path: &Path) -> &'a Entry {
+    let name = path.display().to_string();
+    let mut entries = report.subjects.iter().flat_map(|group| &group.archives).chain(&report.unknown);
+    entries.find(|entry| entry.archive == name).unwrap_or_else(|| panic!("{name} is not in {report:#?}"))
+}
+
+#[test]
+fn old_ones_go_and_are_noted_and_a_dry_run_touches_nothing() {
+    let world = World::new();
+    let days =
+        ["2026-11-20T01:00:00Z", "2026-11-21T01:00:00Z", "2026-11-22T01:00:00Z", "2026-11-23T01:00:00Z"];
+    let paths: Vec<PathBuf> = (1..).zip(days).map(|(id, day)| world.archive(&spec(id, day))).collect();
+    assert_eq!(world.remember(&Identities::default()), Remembered { known: 4, unread: 0 });
+    let dry = world.prune(2, Mode::DryRun);
+    assert!(paths.iter().all(|path| there(path)));
+    assert_eq!(entry(&dry, &paths[0]).action, Action::Remove);
+    assert_eq!(entry(&dry, &paths[3]).reasons, ["last 1", "newest complete"]);
+    let done = world.prune(2, Mode::Apply);
+    assert_eq!(paths.iter().map(|path| there(path)).collect::<Vec<_>>(), [false, false, true, true]);
+    assert_eq!(entry(&done, &paths[1]).action, Action::Removed);
+    assert_eq!(done.failures().count(), 0);
+    let known = world
+        .catalog
+        .copies_at(&virtfold_catalog::place_name(&Location::Path(world.place())).unwrap())
+        .unwrap();
+    assert_eq!(known.iter().map(|copy| copy.archive).collect::<Vec<_>>(), [uuid(3), uuid(4)]);
+    let again = world.prune(2, Mode::Apply);
+    assert!(again.subjects[0].archives.iter().all(|entry| entry.action == Action::Keep), "{again:#?}");
+    // What a person removed is found to be gone.
+    std::fs::remove_file(&paths[2]).unwrap();
+    world.prune(2, Mode::Apply);
+    assert_eq!(world.catalog.last_backups(Timestamp::MAX).unwrap().len(), 1);
+    let place = virtfold_catalog::place_name(&Location::Path(world.place())).unwrap();
+    assert_eq!(world.catalog.copies_at(&place).unwrap().len(), 1);
+}
+
+#[test]
+fn what_is_not_surely_ours_stays() {
+    let world = World::new();
+    let old = "2020-01-01T00:00:00Z";
+    let newest = world.archive(&spec(1, "2026-11-20T00:00:00Z"));
+    let other_host = world.archive(&Spec { host: "h2", ..spec(2, old) });
+    let other_domain = world.archive(&Spec { name: "db", ..spec(3, old) });
+    let original = world.archive(&spec(4, old));
+    let renamed = world.place().join("before-the-upgrade.tar");
+    std::fs::rename(&original, &renamed).unwrap();
+    let hostile: Vec<PathBuf> =
+        [".tar", "..tar", "web-20200101T000000Z-00000009.tar.zst", "a\nb.tar", "-.tar"]
+            .iter()
+            .map(|name| world.place().join(name))
+            .collect();
+    hostile.iter().for_each(|path| std::fs::write(path, b"not an archive").unwrap());
+    let bytes = <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(b"web-\xff.tar");
+    std::fs::write(world.place().join(bytes), b"x").unwrap();
+    let target = world.folder.path().join("elsewhere.tar");
+    std::fs::rename(world.archive(&spec(5, old)), &target).unwrap();
+    let link = world.path(&spec(5, old), "tar");
+    std::os::unix::fs::symlink(&target, &link).unwrap();
+    let cut = world.archive(&spec(6, old));
+    std::fs::OpenOptions::new().write(true).open(&cut).unwrap().set_len(3000).unwrap();
+    let partial = world.place().join(".web-20200101T000000Z-00000007.tar.0a0b0c0d.partial");
+    std::fs::copy(&newest, &partial).unwrap();
+    let future = world.archive(&spec(8, "2031-01-01T00:00:00Z"));
+
+    let report = world.prune(1, Mode::Apply);
+    let kept = [&newest, &other_host, &other_domain, &renamed, &link, &target, &cut, &partial, &future];
+    for path in kept.into_iter().chain(&hostile) {
+        assert!(there(path), "{}", path.display());
+    }
+    assert!(there(&world.place().join(bytes)));
+    assert_eq!((report.other_hosts, report.not_asked), (1, 1));
+    assert_eq!(entry(&report, &renamed).reasons, ["renamed"]);
+    assert!(
+        entry(&report, &newest).reasons.contains(&"newest complete".to_owned()),
+        "not the one of the future"
+    );
+    assert_eq!(report.failures().count(), 0, "{report:#?}");
+}
+
+#[test]
+fn increments_go_before_what_they_rest_on() {
+    let world = World::new();
+    let full = world.archive(&spec(1, "2026-11-20T00:00:00Z"));
+    let increment = world.archive(&Spec { parent: Some(1), ..spec(2, "2026-11-21T00:00:00Z") });
+    let newest = world.archive(&Spec { parent: Some(2), ..spec(3, "2026-11-22T00:00:00Z") });
+    let report = world.prune(1, Mode::Apply);
+    assert!(there(&full) && there(&increment) && there(&newest));
+    assert_eq!(entry(&report, &full).reasons, [format!("needed by {}", &uuid(2).to_string()[..8])]);
+    let newer = world.archive(&spec(4, "2026-11-23T00:00:00Z"));
+    world.prune(1, Mode::Apply);
+    assert!(!there(&full) && !there(&increment) && !there(&newest) && there(&newer));
+}
+
+#[test]
+fn encrypted_ones_need_the_catalog_or_a_key_and_keep_what_is_older() {
+    let world = World::new();
+    let plain = world.archive(&spec(1, "2026-11-20T00:00:00Z"));
+    let old = world.encrypted(&spec(2, "2026-11-21T00:00:00Z"));
+    let newest = world.archive(&spec(3, "2026-11-22T00:00:00Z"));
+    let report = world.prune(1, Mode::Apply);
+    assert!(there(&plain) && there(&old), "what can't be read may rest on what is older");
+    assert!(entry(&report, &plain).reasons[0].starts_with("may be needed by"), "{report:#?}");
+    assert_eq!(world.remember(&Identities::default()), Remembered { known: 2, unread: 1 });
+    assert_eq!(world.remember(&world.identities()), Remembered { known: 3, unread: 0 });
+    // One that has grown since is not the one that the catalog knows.
+    let length = std::fs::metadata(&old).unwrap().len();
+    let file = std::fs::OpenOptions::new().write(true).open(&old).unwrap();
+    file.set_len(length + 1).unwrap();
+    world.prune(1, Mode::Apply);
+    assert!(there(&old));
+    file.set_len(length).unwrap();
+    world.prune(1, Mode::Apply);
+    assert!(!there(&plain) && !there(&old) && there(&newest));
+    let again = world.encrypted(&spec(4, "2026-11-19T00:00:00Z"));
+    world.prune_with(1, Mode::Apply, &world.identities());
+    assert!(!there(&again));
+    let name = copy_name(&Location::Path(old)).unwrap();
+    assert!(world.catalog.copy(&name).unwrap().is_some(), "what is gone is remembered");
+}
+
+#[test]
+fn a_domain_that_is_being_backed_up_is_left_alone() {
+    let world = World::new();
+    let old = world.archive(&spec(1, "2026-11-20T00:00:00Z"));
+    world.archive(&spec(2, "2026-11-21T00:00:00Z"));
+    let lock = world.catalog.lock(DomainId(DOMAIN)).unwrap();
+    let report = world.prune(1, Mode::Apply);
+    assert!(there(&old));
+    let failures: Vec<ErrorKind> = report.failures().map(|failure| failure.kind).collect();
+    assert_eq!(failures, [ErrorKind::InUse]);
+    drop(lock);
+    let other = world.catalog.lock_pruning().unwrap();
+    let error = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| world.prune(1, Mode::Apply)));
+    assert!(error.is_err(), "somebody else prunes");
+    drop(other);
+    world.prune(1, Mode::Apply);
+    assert!(!there(&old));
+}
+
+/// Archives of before hosts had ids go on being this host's, unless another host of its name has backups of
+/// the same domain there.
+#[test]
+fn older_archives_go_by_the_host_s_name_unless_two_have_it() {
+    let world = World::new();
+    let (day, none) = ("2026-11-20T00:00:00Z", Identities::default());
+    let older = world.archive(&spec(1, day));
+    let ours = Spec { host_id: Some("0a"), ..spec(2, "2026-11-21T00:00:00Z") };
+    world.archive(&ours);
+    let renamed = Spec { host: "was-h1", ..Spec { id: 3, created: "2026-11-22T00:00:00Z", ..ours } };
+    let renamed = world.archive(&renamed);
+    let report = world.prune_as(Some("0a"), (2, Mode::Apply), &none);
+    assert!(!there(&older) && there(&renamed), "{report:#?}");
+    assert_eq!((report.subjects[0].archives.len(), report.other_hosts), (3, 0));
+
+    let older = world.archive(&spec(4, day));
+    let namesake = world.archive(&Spec { host_id: Some("0b"), ..spec(5, day) });
+    for mode in [Mode::DryRun, Mode::Apply] {
+        let report = world.prune_as(Some("0a"), (1, mode), &none);
+        let failures: Vec<&Failure> = report.failures().collect();
+        assert_eq!(failures.len(), 1, "{report:#?}");
+        assert_eq!(failures[0].kind, ErrorKind::Refused);
+        assert!(failures[0].sentence.contains("two hosts called 'h1'"), "{}", failures[0].sentence);
+        assert_eq!(report.other_hosts, 1);
+    }
+    assert!(there(&older) && there(&namesake) && there(&renamed));
+    // The other one has nothing that is in doubt of its own but for the older one.
+    let report = world.prune_as(Some("0b"), (1, Mode::Apply), &none);
+    assert_eq!(report.failures().count(), 1);
+    std::fs::remove_file(&older).unwrap();
+    world.prune_as(Some("0a"), (1, Mode::Apply), &none);
+    assert!(there(&namesake) && there(&renamed) && std::fs::read_dir(world.place()).unwrap().count() == 2);
+}
+
+#[test]
+fn where_somebody_keeps_all_nothing_goes_and_it_is_said() {
+    let world = World::new();
+    let old = world.archive(&spec(1, "2026-11-20T00:00:00Z"));
+    world.archive(&spec(2, "2026-11-21T00:00:00Z"));
+    let report = world.prune(0, Mode::Apply);
+    assert!(there(&old), "{report:#?}");
+    assert_eq!(report.subjects[0].kept_whole.as_deref(), Some("a job keeps all"));
+    assert_eq!(entry(&report, &old).reasons, ["a job keeps all"]);
+    world.prune(1, Mode::Apply);
+    assert!(!there(&old));
+}
+
+/// What a person pins stays, also where only the catalog can tell what it is.
+#[test]
+fn what_is_pinned_stays_until_it_is_not() {
+    let world = World::new();
+    let old = world.encrypted(&spec(1, "2026-11-20T00:00:00Z"));
+    world.archive(&spec(2, "2026-11-21T00:00:00Z"));
+    world.remember(&world.identities());
+    world.catalog.pin(uuid(1), Timestamp::UNIX_EPOCH).unwrap();
+    world.catalog.pin(uuid(1), Timestamp::UNIX_EPOCH).unwrap();
+    let report = world.prune(1, Mode::Apply);
+    assert_eq!(entry(&report, &old).reasons, ["pinned"]);
+    assert!(world.catalog.unpin(uuid(1)).unwrap() && !world.catalog.unpin(uuid(1)).unwrap());
+    world.prune(1, Mode::Apply);
+    assert!(!there(&old));
+}

@@ -1,0 +1,104 @@
+//! What pruning came to, as it is told.
+//!
+//! Imports: `error`.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use virtfold_base::error::{Error, ErrorKind, sentence};
+
+/// What came of it at a place.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PruneReport {
+    /// The place.
+    pub place: String,
+    /// The subjects that were asked for.
+    pub subjects: Vec<Group>,
+    /// Archives that are nothing to decide on and belong to none of them, with the reason.
+    pub unknown: Vec<Entry>,
+    /// Archives of other hosts.
+    pub other_hosts: usize,
+    /// Archives of this host that were not asked for.
+    pub not_asked: usize,
+    /// What was removed and could not be noted in the catalog.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_noted: Option<Failure>,
+}
+
+/// The archives of a subject.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Group {
+    /// The domain's name, or what the set of images is called.
+    pub name: String,
+    /// The domain's uuid.
+    pub uuid: Option<Uuid>,
+    /// Where the images are that it is, unless a person named them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub paths: Vec<String>,
+    /// Its archives, newest first.
+    pub archives: Vec<Entry>,
+    /// Why all of it stays, where the rules don't count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept_whole: Option<String>,
+    /// Why nothing was removed, where something was to be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
+}
+
+/// An archive.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Entry {
+    /// Its name, as `restore` takes it.
+    pub archive: String,
+    /// Its file's name, or the last part of its key.
+    pub file: String,
+    /// When it was made, in UTC, where that is known.
+    pub created: Option<String>,
+    /// Its size, bytes.
+    pub bytes: u64,
+    /// What is done with it.
+    pub action: Action,
+    /// Why it is kept.
+    pub reasons: Vec<String>,
+    /// Why it could not be removed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
+}
+
+/// What is done with an archive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Action {
+    /// It stays.
+    Keep,
+    /// It is to be removed, and was not: this was a dry run, or the failure says why.
+    Remove,
+    /// It was removed.
+    Removed,
+}
+
+/// What went wrong.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Failure {
+    /// As a sentence.
+    pub sentence: String,
+    /// What a person can do.
+    pub hint: Option<String>,
+    /// Of what kind it is.
+    pub kind: ErrorKind,
+}
+
+impl From<&Error> for Failure {
+    fn from(error: &Error) -> Self {
+        Self { sentence: sentence(error), hint: error.hint().map(ToOwned::to_owned), kind: error.kind() }
+    }
+}
+
+impl PruneReport {
+    /// All that failed.
+    pub fn failures(&self) -> impl Iterator<Item = &Failure> {
+        let groups = self.subjects.iter().filter_map(|group| group.failure.as_ref());
+        let entries = self.subjects.iter().flat_map(|group| &group.archives);
+        groups.chain(entries.filter_map(|entry| entry.failure.as_ref())).chain(&self.not_noted)
+    }
+}

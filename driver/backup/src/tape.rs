@@ -1,0 +1,291 @@
+//! Archives on tapes, as the other jobs need them: a drive, who changes volumes, and the catalog that remembers.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::inspect::{Glance, Status, head_from};
+use virtfold_archive::crypt::{self, Identities};
+use virtfold_archive::stream::Cancel;
+use virtfold_base::error::{ErrorKind, Result};
+use virtfold_catalog::{Catalog, Nothing};
+use virtfold_medium::tape::{
+    Changer, CommandChanger, Ledger, NoChanger, NoLedger, Part, PromptChanger, StDrive, TapeCare, TapeMedium,
+    TapeReading, TapeSetup, TapeSource, VolumeContents, id_of,
+};
+use virtfold_medium::{TapeAddress, TapeArchive};
+
+/// How a tape drive is used.
+#[derive(Clone, Debug)]
+pub struct TapeUse {
+    /// The drive's device.
+    pub device: PathBuf,
+    /// Where the catalog is.
+    pub state_dir: PathBuf,
+    /// The command that changes volumes; without it, whoever sits at the terminal.
+    pub change_command: Option<String>,
+    /// How long that command may take.
+    pub change_limit: Duration,
+    /// How long to wait for a tape to be ready.
+    pub patience: Duration,
+    /// The pool that the first volume must be of.
+    pub pool: Option<String>,
+    /// Bytes of memory between the archive and the drive.
+    pub ring: u64,
+    /// After so many bytes what is written is committed.
+    pub commit_every: u64,
+    /// Ends the run.
+    pub cancel: Cancel,
+}
+
+/// An archive on a volume.
+#[derive(Clone, Debug, Serialize)]
+pub struct TapeEntry {
+    /// Its name, as `restore` takes it.
+    pub archive: String,
+    /// The name of its file, were it in one.
+    pub name: String,
+    /// Which of its parts are on the volume.
+    pub parts: Vec<u32>,
+    /// Whether its last part is here, and ended: it is whole, as far as its volumes are there.
+    pub complete: bool,
+    /// Its bytes on this volume.
+    pub bytes: u64,
+    /// The data files on this volume, as `mt fsf` counts them.
+    pub files: Vec<u64>,
+    /// The volumes before this one.
+    pub before: Vec<String>,
+}
+
+impl TapeUse {
+    fn drive(&self) -> Box<StDrive> {
+        Box::new(StDrive::new(&self.device))
+    }
+
+    fn changer(&self) -> Result<Box<dyn Changer>> {
+        Ok(match &self.change_command {
+            Some(line) => Box::new(CommandChanger::new(line, self.change_limit)?),
+            None => match PromptChanger::new() {
+                Some(prompt) => Box::new(prompt),
+                None => Box::new(NoChanger),
+            },
+        })
+    }
+
+    /// What is remembered, for who writes: the catalog, made where there is none.
+    ///
+    /// # Errors
+    /// The catalog can't be opened.
+    pub fn memory(&self) -> Result<Arc<dyn Ledger>> {
+        Ok(Arc::new(Catalog::open(&self.state_dir)?))
+    }
+
+    /// What is remembered, for who only reads: nothing where there is no catalog.
+    ///
+    /// # Errors
+    /// The catalog is there and can't be opened.
+    pub fn memory_if_any(&self) -> Result<Arc<dyn Ledger>> {
+        if Nothing::is_in(&self.state_dir) { Ok(Arc::new(NoLedger)) } else { self.memory() }
+    }
+
+    /// Begins the archive `name` on the tape in the drive. Its waits end with `cancel`.
+    ///
+    /// # Errors
+    /// Those of [`TapeMedium::begin`] and of the catalog.
+    pub fn begin(&self, name: &str, cancel: &Cancel) -> Result<TapeMedium> {
+        TapeMedium::begin(self.setup(cancel)?, name)
+    }
+
+    /// Goes on with the archive `name` behind what another process has committed; or says why that can't be.
+    ///
+    /// # Errors
+    /// Those of [`TapeMedium::go_on_with`] and of the catalog.
+    pub fn go_on_with(
+        &self,
+        name: &str,
+        cancel: &Cancel,
+    ) -> Result<std::result::Result<(TapeMedium, u64), String>> {
+        TapeMedium::go_on_with(self.setup(cancel)?, name)
+    }
+
+    fn setup(&self, cancel: &Cancel) -> Result<TapeSetup> {
+        Ok(TapeSetup {
+            drive: self.drive(),
+            changer: self.changer()?,
+            ledger: self.memory()?,
+            pool: self.pool.clone(),
+            ring: self.ring,
+            commit_every: self.commit_every,
+            patience: self.patience,
+            cancel: Arc::clone(cancel),
+        })
+    }
+
+    /// Opens an archive to be read front to back.
+    ///
+    /// # Errors
+    /// Those of [`TapeSource::open`] and of the catalog.
+    pub fn open(&self, which: &TapeArchive) -> Result<TapeSource> {
+        let reading = TapeReading {
+            drive: self.drive(),
+            changer: self.changer()?,
+            ledger: self.memory_if_any()?,
+            patience: self.patience,
+            cancel: Arc::clone(&self.cancel),
+        };
+        TapeSource::open(reading, which)
+    }
+
+    /// Looks after the tape in the drive.
+    pub fn care<'a>(&self, memory: &'a dyn Ledger) -> TapeCare<'a> {
+        TapeCare::new(self.drive(), memory, self.patience, Arc::clone(&self.cancel))
+    }
+
+    /// Looks at an archive: its head, and whether its end is known.
+    ///
+    /// # Errors
+    /// The tape can't be read, or does not hold it.
+    pub fn glance(&self, which: &TapeArchive, identities: &Identities) -> Result<Glance> {
+        let source = self.open(which)?;
+        let name = source.archive().to_owned();
+        let vouched = source.complete();
+        let mut glance = Glance {
+            archive: self.name_of(&name),
+            status: if vouched.is_some() { Status::Complete } else { Status::Incomplete },
+            faults: Vec::new(),
+            bytes: vouched.unwrap_or(0),
+            encrypted: crypt::is_encrypted_name(&name),
+            head: None,
+            root: None,
+        };
+        if vouched.is_none() {
+            glance.faults.push("its end is not known to be on a tape".to_owned());
+        }
+        match head_from(source, &name, identities) {
+            Ok(head) => glance.head = Some(head),
+            Err(error) => {
+                glance.status = match error.kind() {
+                    ErrorKind::Locked => Status::Encrypted,
+                    ErrorKind::Damaged => Status::Damaged,
+                    ErrorKind::Incomplete => Status::Incomplete,
+                    ErrorKind::Unsupported => Status::Unreadable,
+                    _ => return Err(error),
+                };
+                glance.faults.push(error.to_string());
+            }
+        }
+        Ok(glance)
+    }
+
+    /// An archive's name as `restore` takes it.
+    fn name_of(&self, archive: &str) -> String {
+        let which = match id_of(archive) {
+            "" => None,
+            id => Some(TapeArchive::Id(id.to_owned())),
+        };
+        TapeAddress { device: self.device.clone(), archive: which }.to_string()
+    }
+
+    /// The archives on a volume, in the order of their beginnings. What was written again does not count.
+    pub fn entries(&self, contents: &VolumeContents) -> Vec<TapeEntry> {
+        let mut entries: Vec<(uuid::Uuid, TapeEntry)> = Vec::new();
+        for part in contents.parts.iter().filter(|part| !contents.is_superseded(part)) {
+            let Part { begin, end, file, .. } = part;
+            // Another archive may lie between the parts of one that went on.
+            let at = entries.iter().position(|(run, _)| *run == begin.run).unwrap_or(entries.len());
+            if at == entries.len() {
+                let entry = TapeEntry {
+                    archive: self.name_of(&begin.archive),
+                    name: begin.archive.clone(),
+                    parts: Vec::new(),
+                    complete: false,
+                    bytes: 0,
+                    files: Vec::new(),
+                    before: begin.earlier.volumes.clone(),
+                };
+                entries.push((begin.run, entry));
+            }
+            if let Some((_, entry)) = entries.get_mut(at) {
+                entry.parts.push(begin.part);
+                entry.files.push(*file);
+                entry.bytes += end.as_ref().map_or(0, |end| end.bytes);
+                entry.complete |= end.as_ref().is_some_and(|end| end.last);
+            }
+        }
+        entries.into_iter().map(|(_, entry)| entry).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use virtfold_medium::tape::{Begin, Earlier, End, Label, TapeBlock};
+
+    /// A part of ten bytes.
+    fn part(file: u64, (run, number, again): (Uuid, u32, u32), last: Option<bool>) -> Part {
+        let volume = Uuid::nil();
+        let begin = Begin {
+            volume,
+            run,
+            archive: format!("a-{run}.tar"),
+            part: number,
+            offset: 0,
+            earlier: Earlier { again, ..Earlier::default() },
+            block_size: TapeBlock::default(),
+            created: String::new(),
+        };
+        let end = last.map(|last| End {
+            volume,
+            run,
+            part: number,
+            file,
+            start: 0,
+            blocks: 1,
+            bytes: 10,
+            digest: String::new(),
+            total: 10,
+            last,
+        });
+        Part { file, start: 0, begin, end }
+    }
+
+    #[test]
+    fn an_archive_that_went_on_behind_another_one_is_listed_once() {
+        let (one, other) = (Uuid::new_v4(), Uuid::new_v4());
+        let parts = vec![
+            part(2, (one, 1, 0), Some(false)),
+            part(5, (one, 2, 0), None),
+            part(7, (other, 1, 0), Some(true)),
+            part(10, (one, 2, 1), Some(true)),
+        ];
+        let label = Label {
+            volume: Uuid::nil(),
+            label: "T0".to_owned(),
+            pool: "default".to_owned(),
+            block_size: TapeBlock::default(),
+            created: String::new(),
+            retain_until: None,
+            tool: String::new(),
+        };
+        let contents = VolumeContents { label, parts, blocks: 0, files: 0 };
+        let drive = TapeUse {
+            device: "/dev/nst0".into(),
+            state_dir: "/".into(),
+            change_command: None,
+            change_limit: Duration::ZERO,
+            patience: Duration::ZERO,
+            pool: None,
+            ring: 0,
+            commit_every: 0,
+            cancel: Cancel::default(),
+        };
+        let entries = drive.entries(&contents);
+        let seen = entries.iter().map(|e| (e.parts.as_slice(), e.files.as_slice(), e.bytes, e.complete));
+        let whole = [(&[1, 2][..], &[2, 10][..], 20, true), (&[1][..], &[7][..], 10, true)];
+        assert!(seen.eq(whole), "{entries:?}");
+    }
+}

@@ -1,0 +1,246 @@
+//! Verification: every byte of an archive is read and checked.
+//!
+//! One strict pass front to back ([`Reader`]) decides whether the archive is sound. Where it is not, the
+//! archive is opened once more, salvaging, and every disk is read again to say which of its ranges are lost:
+//! the pass knows only places in the stream, and only the index can tell disks of a damaged archive.
+
+use std::io::Read;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::Control;
+use super::restore::{Lost, note_lost};
+use virtfold_archive::crypt::{ArchiveFile, Identities, Incoming};
+use virtfold_archive::index::{ArchiveIndex, Data, Trust};
+use virtfold_archive::manifest::Manifest;
+use virtfold_archive::reader::{Reader, Sound, Visitor};
+use virtfold_archive::stream::{ReadAt, ReadOptions, read_pipe, tell_zeros};
+use virtfold_archive::table::{CorrespondenceTable, Run};
+use virtfold_base::error::{ErrorKind, Result, sentence};
+use virtfold_base::units::{DenseOffset, GuestOffset};
+use virtfold_medium::{self as medium, Location};
+
+/// What to verify.
+#[derive(Clone, Debug)]
+pub struct VerifyRequest {
+    /// The archive.
+    pub archive: Location,
+    /// What opens it, where it is encrypted.
+    pub identities: Identities,
+    /// Threads.
+    pub workers: usize,
+}
+
+/// What came of it.
+#[derive(Clone, Debug, Serialize)]
+pub struct VerifyReport {
+    /// The archive.
+    pub archive: String,
+    /// Whether every byte is what was written.
+    pub sound: bool,
+    /// Whether the archive has its end.
+    pub complete: bool,
+    /// Whether anything can be restored from it.
+    pub salvageable: bool,
+    /// What is wrong, a sentence each; empty in a sound archive.
+    pub faults: Vec<String>,
+    /// The ranges of disks that are lost by it.
+    #[serde(skip)]
+    pub damage: Vec<Lost>,
+    /// The root digest, of a sound archive.
+    pub root: Option<String>,
+    /// Bytes of the archive.
+    pub bytes: u64,
+    /// Bytes of data in it, of a sound archive.
+    pub data: Option<u64>,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// Runs the verification. Damage is in the report, not an error.
+///
+/// # Errors
+/// When the archive can't be read, is none at all, is encrypted and does not open, or needs a later version.
+pub fn run(request: &VerifyRequest, control: &Control) -> Result<VerifyReport> {
+    let started = Instant::now();
+    let source = ArchiveFile::salvage(medium::open(&request.archive)?, &request.identities)?;
+    let options = ReadOptions {
+        workers: request.workers,
+        cancel: Arc::clone(&control.cancel),
+        carrier: None,
+        archive_id: None,
+    };
+    let mut report = VerifyReport {
+        archive: request.archive.to_string(),
+        sound: false,
+        complete: true,
+        salvageable: true,
+        faults: Vec::new(),
+        damage: Vec::new(),
+        root: None,
+        bytes: source.stored(),
+        data: None,
+        seconds: 0.0,
+    };
+    match pass(&source, &options, control) {
+        Ok(sound) => {
+            report.sound = true;
+            report.root = Some(blake3::Hash::from_bytes(sound.root).to_hex().to_string());
+            report.data = Some(sound.end.totals.dense);
+        }
+        Err(error) if error.kind() == ErrorKind::Damaged || error.kind() == ErrorKind::Incomplete => {
+            report.complete = error.kind() == ErrorKind::Damaged;
+            report.faults.push(if source.is_encrypted() { sentence(&error) } else { error.to_string() });
+            survey(&source, &options, control, &mut report)?;
+        }
+        Err(error) => return Err(error),
+    }
+    report.seconds = started.elapsed().as_secs_f64();
+    Ok(report)
+}
+
+/// As [`run`], over an archive that comes front to back and once from `input`: where it is damaged, it can't
+/// be read again to say what that costs. `read` counts its bytes.
+///
+/// # Errors
+/// As [`run`], and those of `input`.
+pub fn run_from(request: &VerifyRequest, control: &Control, input: impl Read + Send) -> Result<VerifyReport> {
+    let started = Instant::now();
+    let name = request.archive.to_string();
+    let bytes = AtomicU64::new(0);
+    let counted = Counted { input, bytes: &bytes };
+    let options = ReadOptions {
+        workers: request.workers,
+        cancel: Arc::clone(&control.cancel),
+        carrier: None,
+        archive_id: None,
+    };
+    let checked = Incoming::open(counted, &name, &request.identities)
+        .and_then(|incoming| sound(incoming, &name, &options, control));
+    let mut report = VerifyReport {
+        archive: name,
+        sound: false,
+        complete: true,
+        salvageable: false,
+        faults: Vec::new(),
+        damage: Vec::new(),
+        root: None,
+        bytes: bytes.load(Ordering::Relaxed),
+        data: None,
+        seconds: started.elapsed().as_secs_f64(),
+    };
+    match checked {
+        Ok(sound) => {
+            report.sound = true;
+            report.root = Some(blake3::Hash::from_bytes(sound.root).to_hex().to_string());
+            report.data = Some(sound.end.totals.dense);
+        }
+        Err(error) if matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Incomplete) => {
+            report.complete = error.kind() == ErrorKind::Damaged;
+            report.faults.push(sentence(&error));
+        }
+        Err(error) => return Err(error),
+    }
+    Ok(report)
+}
+
+/// Counts what is read through it.
+struct Counted<'a, R> {
+    input: R,
+    bytes: &'a AtomicU64,
+}
+
+impl<R: Read> Read for Counted<'_, R> {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        let got = self.input.read(buf)?;
+        self.bytes.fetch_add(got as u64, Ordering::Relaxed);
+        Ok(got)
+    }
+}
+
+/// The strict pass over a file.
+fn pass(source: &ArchiveFile, options: &ReadOptions, control: &Control) -> Result<Sound> {
+    sound(source.front_to_back()?, source.name(), options, control)
+}
+
+/// The strict pass.
+fn sound(input: impl Read + Send, name: &str, options: &ReadOptions, control: &Control) -> Result<Sound> {
+    let mut watcher = Watcher { control };
+    let mut reader = Reader::new(&mut watcher);
+    let end = read_pipe(input, name, options, |chunk| reader.chunk(&chunk))?;
+    end.check(name)?;
+    let sound = reader.finish()?;
+    end.check_id(sound.head.archive)?;
+    tell_zeros(name, end.padding + sound.padding);
+    Ok(sound)
+}
+
+/// Says what of the disks is lost.
+fn survey(
+    source: &ArchiveFile,
+    options: &ReadOptions,
+    control: &Control,
+    report: &mut VerifyReport,
+) -> Result<()> {
+    let index = match ArchiveIndex::open(source, options, Trust::Salvage) {
+        Ok(index) => index,
+        Err(error) if error.kind() == ErrorKind::Damaged || error.kind() == ErrorKind::Incomplete => {
+            report.faults.push(format!("nothing can be restored from it: {error}"));
+            report.salvageable = false;
+            report.complete &= error.kind() == ErrorKind::Damaged;
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
+    // What is both is incomplete, as a restore says.
+    report.complete &= index.is_complete() && source.proven().is_ok();
+    report.faults.extend(index.notes().iter().cloned());
+    if !index.is_checked() {
+        report.faults.push("its digests are lost: the rest can't be checked".to_owned());
+    }
+    control.progress.enter(
+        "surveying",
+        index.disks().iter().map(|disk| disk.table.dense_len()).fold(0, u64::saturating_add),
+    );
+    for disk in &index.head().disks {
+        let Ok(found) = index.disk(&disk.target) else {
+            note_lost(&mut report.damage, &disk.target, GuestOffset::ZERO, disk.capacity);
+            continue;
+        };
+        let whole = DenseOffset::ZERO..DenseOffset::new(found.table.dense_len());
+        index.read_dense(found, whole, &mut |piece, data| {
+            control.progress.add(piece.len);
+            if matches!(data, Data::Lost) {
+                note_lost(&mut report.damage, &disk.target, piece.guest, piece.len);
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// Counts, and wants nothing.
+struct Watcher<'a> {
+    control: &'a Control,
+}
+
+impl Visitor for Watcher<'_> {
+    fn head(&mut self, head: &Manifest) -> Result<()> {
+        self.control
+            .progress
+            .enter("verifying", head.disks.iter().map(|disk| disk.dense_length).fold(0, u64::saturating_add));
+        Ok(())
+    }
+
+    fn disk(&mut self, _: usize, _: &CorrespondenceTable) -> Result<()> {
+        Ok(())
+    }
+
+    fn data(&mut self, _: usize, piece: &Run, _: &[u8]) -> Result<()> {
+        self.control.progress.add(piece.len);
+        Ok(())
+    }
+}

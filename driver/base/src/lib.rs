@@ -1,0 +1,13 @@
+//! What every other room stands on: typed errors, units that can't be mixed up, files that are durable when they are said to be,
+//! tables that spill to a file, and what the kernel tells of mounts and devices.
+//!
+//! Imports no other room.
+
+pub mod durable;
+pub mod error;
+pub mod ioctl;
+pub mod mounts;
+pub mod openers;
+pub mod packed;
+pub mod spool;
+pub mod units;

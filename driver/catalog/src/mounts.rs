@@ -1,0 +1,46 @@
+//! The file systems that directories for archives were on when they were last used.
+//!
+//! Imports: `error`, `medium` (`Mount`).
+
+use std::path::{Path, PathBuf};
+
+use rusqlite::{OptionalExtension, params};
+
+use super::backups::utf8;
+use super::store::{Catalog, Sql};
+use virtfold_base::error::Result;
+use virtfold_medium::mounts::Mount;
+
+impl Catalog {
+    /// What the directory `place` (absolute, as people call it) was on; nothing for one that never had a mount.
+    ///
+    /// # Errors
+    /// The catalog can't be read.
+    pub fn mount_of(&self, place: &Path) -> Result<Option<Mount>> {
+        let place = utf8(place)?;
+        let read = || -> Sql<Option<Mount>> {
+            let query = "SELECT point, file_system FROM mount WHERE place = ?1";
+            let found = self.connection().query_row(query, [&place], |row| {
+                Ok(Mount { point: PathBuf::from(row.get::<_, String>(0)?), file_system: row.get(1)? })
+            });
+            Ok(found.optional()?)
+        };
+        read().map_err(|e| self.unreadable(e))
+    }
+
+    /// Notes what the directory `place` is on. Durable when it returns.
+    ///
+    /// # Errors
+    /// The catalog can't be written; a path is no UTF-8.
+    pub fn remember_mount(&self, place: &Path, mount: &Mount) -> Result<()> {
+        let (place, point) = (utf8(place)?, utf8(&mount.point)?);
+        self.write(|transaction| {
+            transaction.execute(
+                "INSERT INTO mount (place, point, file_system) VALUES (?1, ?2, ?3)
+                 ON CONFLICT (place) DO UPDATE SET point = ?2, file_system = coalesce(?3, file_system)",
+                params![place, point, mount.file_system],
+            )?;
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,65 @@
+//! The journal of a state directory that has no catalog yet, for who only looks: nothing is open in it, and
+//! nothing is made.
+
+use std::path::Path;
+
+use uuid::Uuid;
+
+use super::{Change, Job, Journal, Locked};
+use virtfold_base::error::{Error, ErrorKind, Result};
+use virtfold_hypervisor::DomainId;
+
+/// No catalog.
+#[derive(Clone, Copy, Debug)]
+pub struct Nothing;
+
+impl Nothing {
+    /// Whether a state directory has no catalog. One that can't be looked at may have one.
+    pub fn is_in(state: &Path) -> bool {
+        let found = state.join("catalog.sqlite").symlink_metadata();
+        found.is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound)
+    }
+}
+
+impl Locked for Nothing {}
+
+impl Journal for Nothing {
+    fn lock(&self, _domain: DomainId) -> Result<Box<dyn Locked>> {
+        Ok(Box::new(Nothing))
+    }
+
+    fn begin(&self, _job: &Job) -> Result<()> {
+        Err(none())
+    }
+
+    fn record(&self, _job: Uuid, _changes: &[Change]) -> Result<()> {
+        Err(none())
+    }
+
+    fn open_jobs(&self, _domain: Option<DomainId>) -> Result<Vec<Job>> {
+        Ok(Vec::new())
+    }
+}
+
+fn none() -> Error {
+    Error::new(ErrorKind::Internal, "there is no catalog")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Catalog;
+
+    #[test]
+    fn a_look_makes_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = directory.path().join("state");
+        assert!(Nothing::is_in(&state));
+        assert_eq!(Nothing.open_jobs(None).unwrap(), []);
+        drop(Nothing.lock(DomainId(Uuid::nil())).unwrap());
+        Nothing.record(Uuid::nil(), &[]).unwrap_err();
+        assert!(!state.exists());
+        Catalog::open(&state).unwrap();
+        assert!(!Nothing::is_in(&state));
+    }
+}

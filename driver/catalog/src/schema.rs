@@ -1,0 +1,260 @@
+//! The tables, their version, and how a catalog comes to be.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
+
+use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
+
+/// Marks the file as ours (`PRAGMA application_id`): `vfct`.
+const APPLICATION: i32 = 0x7666_6374;
+/// The tables' version (`PRAGMA user_version`).
+const VERSION: i32 = 5;
+
+/// How long a writer waits for another one.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+const TABLES: &str = "
+CREATE TABLE job (
+    id TEXT PRIMARY KEY,
+    domain TEXT NOT NULL,
+    name TEXT NOT NULL,
+    persistence TEXT NOT NULL,
+    live TEXT,
+    inactive TEXT,
+    kind TEXT NOT NULL,
+    created INTEGER NOT NULL,
+    state TEXT NOT NULL,
+    held TEXT,
+    outcome TEXT,
+    closed INTEGER
+) STRICT;
+CREATE INDEX job_open ON job (domain) WHERE outcome IS NULL;
+CREATE TABLE disk (
+    job TEXT NOT NULL REFERENCES job (id) ON DELETE CASCADE,
+    position INTEGER NOT NULL,
+    target TEXT NOT NULL,
+    alias TEXT,
+    base BLOB NOT NULL,
+    format TEXT NOT NULL,
+    device TEXT,
+    inode TEXT,
+    backing BLOB,
+    backing_format TEXT,
+    overlay BLOB,
+    frozen TEXT,
+    state TEXT NOT NULL,
+    level TEXT,
+    PRIMARY KEY (job, target)
+) STRICT;
+";
+
+/// What version 2 has besides: what is known of tapes. It is rebuilt by reading them, but for `failed`.
+const TAPES: &str = "
+CREATE TABLE tape_volume (
+    id TEXT PRIMARY KEY,
+    label TEXT NOT NULL,
+    pool TEXT NOT NULL,
+    block_size INTEGER NOT NULL,
+    created TEXT NOT NULL,
+    retain_until TEXT,
+    tool TEXT NOT NULL,
+    failed TEXT
+) STRICT;
+CREATE TABLE tape_part (
+    volume TEXT NOT NULL REFERENCES tape_volume (id) ON DELETE CASCADE,
+    file INTEGER NOT NULL,
+    start INTEGER NOT NULL,
+    run TEXT NOT NULL,
+    archive TEXT NOT NULL,
+    part INTEGER NOT NULL,
+    first_byte INTEGER NOT NULL,
+    before TEXT NOT NULL,
+    created TEXT NOT NULL,
+    blocks INTEGER,
+    bytes INTEGER,
+    digest TEXT,
+    total INTEGER,
+    last INTEGER,
+    PRIMARY KEY (volume, file)
+) STRICT;
+CREATE INDEX tape_run ON tape_part (run, part);
+";
+
+/// What version 3 has besides: the backups, each copy a row. `created` and `removed` are seconds since 1970.
+const BACKUPS: &str = "
+CREATE TABLE backup (
+    name TEXT PRIMARY KEY,
+    place TEXT NOT NULL,
+    archive TEXT NOT NULL,
+    uuid TEXT,
+    subject TEXT NOT NULL,
+    images INTEGER NOT NULL,
+    host TEXT NOT NULL,
+    created INTEGER NOT NULL,
+    parent TEXT,
+    bytes INTEGER NOT NULL,
+    root TEXT,
+    encrypted INTEGER NOT NULL,
+    job TEXT,
+    removed INTEGER
+) STRICT;
+CREATE INDEX backup_place ON backup (place);
+CREATE INDEX backup_domain ON backup (uuid, created);
+";
+
+/// What version 3 has besides: the service's queue. A domain has one run at a time, and a job waits for a
+/// domain once; the indexes see to it.
+const QUEUE: &str = "
+CREATE TABLE queue (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    job TEXT NOT NULL,
+    domain TEXT NOT NULL,
+    name TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    event TEXT,
+    due INTEGER NOT NULL,
+    not_before INTEGER NOT NULL,
+    state TEXT NOT NULL,
+    attempts INTEGER NOT NULL,
+    started INTEGER,
+    ended INTEGER,
+    result TEXT
+) STRICT;
+CREATE UNIQUE INDEX queue_running ON queue (domain) WHERE state = 'running';
+CREATE UNIQUE INDEX queue_waiting ON queue (job, domain) WHERE state IN ('waiting', 'parked');
+CREATE INDEX queue_last ON queue (job, domain, state);
+CREATE TABLE planned (job TEXT PRIMARY KEY, last INTEGER NOT NULL) STRICT;
+CREATE TABLE pause (job TEXT PRIMARY KEY) STRICT;
+";
+
+/// What version 4 has besides: how often in a row an entry's service died under it.
+const INTERRUPTED: &str = "ALTER TABLE queue ADD COLUMN interrupted INTEGER NOT NULL DEFAULT 0;";
+
+/// What version 5 has besides: what tells the sources of backups apart (JSON), archives that a person keeps,
+/// and the file systems that directories for archives were on.
+const SOURCES: &str = "ALTER TABLE backup ADD COLUMN source TEXT;
+CREATE TABLE pin (archive TEXT PRIMARY KEY, since INTEGER NOT NULL) STRICT;
+CREATE TABLE mount (place TEXT PRIMARY KEY, point TEXT NOT NULL, file_system TEXT) STRICT;";
+
+/// What each version after the first one has added.
+const ADDED: [(i32, &[&str]); 4] =
+    [(2, &[TAPES]), (3, &[QUEUE, BACKUPS]), (4, &[INTERRUPTED]), (5, &[SOURCES])];
+
+/// Opens the catalog at `path`, or makes it where there is none.
+pub(super) fn open(path: &Path) -> Result<Connection> {
+    match path.symlink_metadata() {
+        Ok(_) => {}
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => make(path)?,
+        Err(e) => return Err(Error::io(format!("cannot look at '{}'", path.display()), e)),
+    }
+    connect(path).map_err(|e| unusable(path, e))
+}
+
+fn connect(path: &Path) -> std::result::Result<Connection, Box<dyn std::error::Error + Send + Sync>> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    settle(&connection)?;
+    let number = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
+    if number("application_id")? != APPLICATION {
+        return Err("it is not a catalog of virtfold".into());
+    }
+    if (1..VERSION).contains(&number("user_version")?) {
+        upgrade(&connection)?;
+    }
+    match number("user_version")? {
+        VERSION => {}
+        newer => return Err(format!("it has version {newer}, this virtfold knows version {VERSION}").into()),
+    }
+    let verdict: String = connection.pragma_query_value(None, "quick_check", |row| row.get(0))?;
+    if verdict != "ok" {
+        return Err(verdict.into());
+    }
+    Ok(connection)
+}
+
+/// From an older version to this one, whole or not at all; another process may be quicker.
+fn upgrade(connection: &Connection) -> rusqlite::Result<()> {
+    let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
+    let version: i32 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    for tables in ADDED.iter().filter(|(added, _)| *added > version).flat_map(|(_, tables)| *tables) {
+        transaction.execute_batch(tables)?;
+    }
+    transaction.pragma_update(None, "user_version", VERSION.max(version))?;
+    transaction.commit()
+}
+
+/// What each connection needs.
+fn settle(connection: &Connection) -> rusqlite::Result<()> {
+    connection.busy_timeout(PATIENCE)?;
+    connection.pragma_update_and_check(None, "journal_mode", "DELETE", |_| Ok(()))?;
+    // EXTRA is FULL and a sync of the directory after the rollback journal's removal: without it a power cut could bring
+    // that journal back, and with it the state before.
+    connection.pragma_update(None, "synchronous", "EXTRA")?;
+    connection.pragma_update(None, "foreign_keys", true)
+}
+
+/// Makes a whole catalog under another name and then gives it its own.
+fn make(path: &Path) -> Result<()> {
+    let fresh = path.with_extension(format!("{}.new", std::process::id()));
+    match std::fs::remove_file(&fresh) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            return Err(Error::io(format!("cannot remove '{}'", fresh.display()), e));
+        }
+        _ => {}
+    }
+    // Descriptions of domains hold passwords. SQLite gives its own files beside this one the same mode.
+    let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh);
+    made.at(|| format!("cannot create '{}'", fresh.display()))?;
+    fill(&fresh).map_err(|e| unusable(&fresh, e.into()))?;
+    let making = || format!("cannot make the catalog '{}'", path.display());
+    File::open(&fresh).and_then(|f| f.sync_all()).at(making)?;
+    // A link refuses to replace: another run may have been quicker, and its catalog is as good.
+    match std::fs::hard_link(&fresh, path) {
+        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(Error::io(making(), e)),
+        _ => {}
+    }
+    std::fs::remove_file(&fresh).at(making)?;
+    let parent = path.parent().unwrap_or(Path::new("."));
+    File::open(parent).and_then(|d| d.sync_all()).at(making)
+}
+
+fn fill(path: &Path) -> rusqlite::Result<()> {
+    let connection = Connection::open(path)?;
+    settle(&connection)?;
+    connection.execute_batch(TABLES)?;
+    for tables in ADDED.iter().flat_map(|(_, tables)| *tables) {
+        connection.execute_batch(tables)?;
+    }
+    connection.pragma_update(None, "application_id", APPLICATION)?;
+    connection.pragma_update(None, "user_version", VERSION)
+}
+
+/// What kind of failure an error of SQLite is that says nothing against the catalog.
+pub(super) fn failure(source: &(dyn std::error::Error + Send + Sync + 'static)) -> Option<ErrorKind> {
+    let error = source.downcast_ref::<rusqlite::Error>()?;
+    match error.sqlite_error_code()? {
+        ErrorCode::PermissionDenied | ErrorCode::ReadOnly | ErrorCode::CannotOpen => Some(ErrorKind::Denied),
+        ErrorCode::DiskFull => Some(ErrorKind::NoSpace),
+        ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => Some(ErrorKind::InUse),
+        ErrorCode::SystemIoFailure => Some(ErrorKind::Io),
+        _ => None,
+    }
+}
+
+fn unusable(path: &Path, source: Box<dyn std::error::Error + Send + Sync>) -> Error {
+    // SQLite says of a file that it may not open only that it can't.
+    if let Err(error) = OpenOptions::new().read(true).write(true).open(path) {
+        return Error::io(format!("the catalog '{}' can't be used", path.display()), error);
+    }
+    if let Some(kind) = failure(source.as_ref()) {
+        return Error::new(kind, format!("the catalog '{}' can't be used", path.display()))
+            .with_source(source);
+    }
+    let hint = "it knows which guests must be put back on their disks, so it is not replaced. Repair or restore it, or move it away; then run `virtfold recover`";
+    let message = format!("the catalog '{}' can't be used", path.display());
+    Error::new(ErrorKind::Damaged, message).with_source(source).with_hint(hint)
+}

@@ -1,0 +1,197 @@
+//! What is written is there again; what is no catalog is said.
+
+use std::time::Duration;
+
+use super::*;
+use virtfold_base::error::ErrorKind;
+use virtfold_hypervisor::guard::Held;
+use virtfold_hypervisor::host::Mark;
+use virtfold_hypervisor::types::Persistence;
+
+fn mark(seconds: u64) -> Mark {
+    Mark { modified: Duration::new(seconds, 7), size: u64::MAX }
+}
+
+fn job(domain: DomainId) -> Job {
+    let disk = |target: &str, overlay: Option<&str>| DiskJob {
+        target: target.to_owned(),
+        alias: overlay.map(|_| "virtio-disk0".to_owned()),
+        base: Base {
+            path: "/images/a b.qcow2".into(),
+            format: "qcow2".to_owned(),
+            identity: Some((u64::MAX, 3)),
+            backing: overlay.map(|_| ("/golden".into(), "raw".to_owned())),
+        },
+        overlay: overlay.map(Into::into),
+        frozen: None,
+        state: DiskState::Waiting,
+    };
+    Job {
+        id: Uuid::new_v4(),
+        domain,
+        name: "web 1".to_owned(),
+        persistence: Persistence::Persistent,
+        live: Some("<domain/>".to_owned()),
+        inactive: None,
+        kind: Kind::Running,
+        created: 1_700_000_000,
+        state: JobState::Planned,
+        held: Some(Held::Frozen),
+        disks: vec![disk("vda", Some("/o/a.virtfold-00000001.overlay")), disk("vdb", None)],
+    }
+}
+
+#[test]
+fn what_was_noted_is_there_after_it_is_opened_again() {
+    let state = tempfile::tempdir().unwrap();
+    let state = state.path().join("new").join("state");
+    let domain = DomainId(Uuid::new_v4());
+    let mut expected = job(domain);
+    let catalog = Catalog::open(&state).unwrap();
+    catalog.begin(&expected).unwrap();
+    catalog.begin(&job(DomainId(Uuid::new_v4()))).unwrap();
+    let level = DiskState::Pivoting { level: Some(mark(5)) };
+    let changes = [
+        Change::State(JobState::Committing),
+        Change::Held(None),
+        Change::Frozen { target: "vda".to_owned(), mark: mark(4) },
+        Change::Disk { target: "vdb".to_owned(), state: level },
+    ];
+    catalog.record(expected.id, &changes).unwrap();
+    drop(catalog);
+    let mode = std::fs::metadata(state.join("catalog.sqlite")).unwrap().permissions();
+    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode) & 0o777, 0o600, "it holds passwords");
+    expected.state = JobState::Committing;
+    expected.held = None;
+    expected.disks[0].frozen = Some(mark(4));
+    expected.disks[1].state = level;
+    let catalog = Catalog::open(&state).unwrap();
+    assert_eq!(catalog.open_jobs(Some(domain)).unwrap(), [expected.clone()]);
+    assert_eq!(catalog.open_jobs(None).unwrap().len(), 2);
+    catalog.record(expected.id, &[Change::Close(Outcome::Recovered)]).unwrap();
+    assert_eq!(catalog.open_jobs(Some(domain)).unwrap(), []);
+    catalog.record(expected.id, &[Change::Held(None)]).unwrap_err();
+}
+
+#[test]
+fn changes_are_noted_all_or_none() {
+    let state = tempfile::tempdir().unwrap();
+    let catalog = Catalog::open(state.path()).unwrap();
+    let domain = DomainId(Uuid::new_v4());
+    let job = job(domain);
+    catalog.begin(&job).unwrap();
+    catalog.begin(&job).unwrap_err();
+    let nowhere = Change::Disk { target: "sda".to_owned(), state: DiskState::Done };
+    catalog.record(job.id, &[Change::State(JobState::ReadDone), nowhere]).unwrap_err();
+    assert_eq!(catalog.open_jobs(None).unwrap(), [job]);
+    catalog.record(Uuid::new_v4(), &[Change::Held(None)]).unwrap_err();
+}
+
+#[test]
+fn history_is_bounded() {
+    let state = tempfile::tempdir().unwrap();
+    let catalog = Catalog::open(state.path()).unwrap();
+    let connection = rusqlite::Connection::open(state.path().join("catalog.sqlite")).unwrap();
+    let many = format!(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {HISTORY})
+         INSERT INTO job (id, domain, name, persistence, kind, created, state, outcome, closed)
+         SELECT i, '', '', '', '', 0, 'closed', 'copied', i FROM n"
+    );
+    connection.execute_batch(&many).unwrap();
+    let job = job(DomainId(Uuid::new_v4()));
+    catalog.begin(&job).unwrap();
+    catalog.record(job.id, &[Change::Close(Outcome::Failed)]).unwrap();
+    let count = "SELECT count(*), count(*) FILTER (WHERE id = '1') FROM job";
+    let counted = connection.query_row(count, [], |row| Ok((row.get::<_, u32>(0)?, row.get::<_, u32>(1)?)));
+    assert_eq!(counted.unwrap(), (HISTORY, 0));
+}
+
+#[test]
+fn what_is_no_catalog_is_never_replaced() {
+    let state = tempfile::tempdir().unwrap();
+    let path = state.path().join("catalog.sqlite");
+    for contents in [
+        &b""[..],
+        b"not a database, whatever its name says, and longer than a header of SQLite has to be .......",
+    ] {
+        std::fs::write(&path, contents).unwrap();
+        let error = Catalog::open(state.path()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Damaged, "{error:?}");
+        assert!(error.hint().is_some());
+        assert_eq!(std::fs::read(&path).unwrap(), contents);
+    }
+    std::fs::remove_file(&path).unwrap();
+    drop(Catalog::open(state.path()).unwrap());
+    let connection = rusqlite::Connection::open(&path).unwrap();
+    connection.pragma_update(None, "user_version", 99).unwrap();
+    drop(connection);
+    let error = Catalog::open(state.path()).unwrap_err();
+    assert!(format!("{error:?}").contains("version 99"), "{error:?}");
+}
+
+#[test]
+fn a_cut_catalog_is_damage() {
+    let state = tempfile::tempdir().unwrap();
+    let path = state.path().join("catalog.sqlite");
+    let catalog = Catalog::open(state.path()).unwrap();
+    for _ in 0..20 {
+        catalog.begin(&job(DomainId(Uuid::new_v4()))).unwrap();
+    }
+    drop(catalog);
+    let whole = std::fs::metadata(&path).unwrap().len();
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(whole / 2).unwrap();
+    assert_eq!(Catalog::open(state.path()).unwrap_err().kind(), ErrorKind::Damaged);
+}
+
+#[test]
+fn a_domain_has_one_run_at_a_time() {
+    let state = tempfile::tempdir().unwrap();
+    let (one, other) = (Catalog::open(state.path()).unwrap(), Catalog::open(state.path()).unwrap());
+    let [a, b] = [(); 2].map(|()| DomainId(Uuid::new_v4()));
+    let held = one.lock(a).unwrap();
+    let error = other.lock(a).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InUse);
+    assert!(error.to_string().contains(&format!("process {}", std::process::id())), "{error}");
+    other.lock(b).unwrap();
+    drop(held);
+    other.lock(a).unwrap();
+}
+
+/// A catalog of an older version gets the tables that it has not, and keeps what it has.
+#[test]
+fn older_catalogs_learn() {
+    // Newest first, so that each version is what is left of the one behind it.
+    let without = [
+        (4, "ALTER TABLE backup DROP COLUMN source; DROP TABLE pin; DROP TABLE mount;"),
+        (
+            2,
+            "DROP TABLE backup; DROP TABLE queue; DROP TABLE planned; DROP TABLE pause; DROP TABLE pin; DROP TABLE mount;",
+        ),
+        (
+            1,
+            "DROP TABLE backup; DROP TABLE queue; DROP TABLE planned; DROP TABLE pause; DROP TABLE pin; DROP TABLE mount; DROP TABLE tape_part; DROP TABLE tape_volume;",
+        ),
+    ];
+    for (version, drop_tables) in without {
+        let state = tempfile::tempdir().unwrap();
+        let path = state.path().join("catalog.sqlite");
+        let job = job(DomainId(Uuid::new_v4()));
+        Catalog::open(state.path()).unwrap().begin(&job).unwrap();
+        let tables = |connection: &rusqlite::Connection| {
+            let query = "SELECT group_concat(sql, ';') FROM (SELECT sql FROM sqlite_schema ORDER BY name)";
+            connection.query_row(query, [], |row| row.get::<_, String>(0)).unwrap()
+        };
+        let connection = rusqlite::Connection::open(&path).unwrap();
+        let whole = tables(&connection);
+        connection.execute_batch(&format!("{drop_tables} PRAGMA user_version = {version}")).unwrap();
+        drop(connection);
+        let catalog = Catalog::open(state.path()).unwrap();
+        assert_eq!(catalog.open_jobs(None).unwrap(), [job]);
+        assert_eq!(catalog.last_backups(jiff::Timestamp::MAX).unwrap(), []);
+        let connection = rusqlite::Connection::open(&path).unwrap();
+        assert_eq!(tables(&connection), whole, "from version {version}");
+        let now: i32 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
+        assert_eq!(now, 5);
+        Catalog::open(state.path()).unwrap();
+    }
+}

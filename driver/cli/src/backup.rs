@@ -1,0 +1,322 @@
+//! `virtfold backup`: images, or the disks of a guest, into an archive.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Result;
+use virtfold_archive::stream::Compression;
+use virtfold_archive::table::Layout;
+use virtfold_backup::backup::{
+    self, BackupReport, BackupRequest, Containers, DetectZeroes, DiskReport, ImageSpec, Manner,
+};
+use virtfold_backup::resume::{Keep, KeptEnvelope, Wish};
+use virtfold_backup::{Control, Progress};
+use virtfold_base::error::{Error, ErrorKind};
+use virtfold_base::units::{BlockSize, Human};
+use virtfold_config::Defaults;
+use virtfold_image::{Format, Use};
+use virtfold_medium::{Location, RateLimit};
+
+use super::Signals;
+use super::args;
+use super::config::ConfigFlag;
+use super::exit::Outcome;
+use super::guest::{self, GuestArgs};
+use super::keys::EncryptArgs;
+use super::medium;
+use super::mounted::{self, MountArgs};
+use super::output::say;
+use super::remember::{self, Missing};
+use super::report::{JsonFlag, Stdout, Style, Ticker, printable, result};
+use super::tape::media::Media;
+use super::tape::options::WriteArgs;
+
+/// Back up a domain, or disk images, into one archive
+///
+/// Copies the allocated blocks of each disk, in order, with the table that says where each belongs. The
+/// archive is a tar (with --compress zstd a .tar.zst): `tar --zstd -xf ARCHIVE` restores it without virtfold.
+/// An encrypted one is an age file around that: `age -d -i KEYFILE ARCHIVE | tar --zstd -x`.
+///
+/// A running DOMAIN keeps running: virtfold takes an external snapshot, copies its disks, commits the
+/// overlays, and pauses it for a moment only. A DOMAIN that is shut off is read as it is. What an interrupted
+/// backup left behind is recovered first.
+#[derive(Debug, clap::Args)]
+#[command(override_usage = "virtfold backup [OPTIONS] --to <PLACE> <DOMAIN>\n       \
+                      virtfold backup [OPTIONS] --to <PLACE> --image <PATH> --format <FORMAT>")]
+#[command(after_help = "\
+Examples:
+  virtfold backup web --to /backup
+  virtfold backup web --plan
+  virtfold backup web --to /backup --exclude vdb --quiesce yes --min-free 10GiB
+  virtfold backup --image /srv/vm/web.qcow2 --format qcow2 --to /backup --compress zstd
+  virtfold backup --image a.qcow2 --image b.raw --format qcow2 --format raw --to /backup
+  virtfold backup web --to s3://backups/vm --to /backup
+  virtfold backup web --to tape:/dev/nst0 --change-command '/usr/local/sbin/next-tape %d %n %w'
+  virtfold backup web --to /backup --encrypt-to age1k3q...
+  virtfold backup --image a.raw --format raw --to - | ssh host 'cat > a.tar.zst'
+
+The format of a backing file comes from libvirt or the image's header. No format is ever guessed.")]
+pub(crate) struct Args {
+    /// The domain, by name or UUID
+    #[arg(value_name = "DOMAIN", required_unless_present = "image")]
+    domain: Option<String>,
+    /// A disk image instead of a domain; repeat it for each disk
+    #[arg(long, value_name = "PATH", conflicts_with = "domain", requires = "format")]
+    image: Vec<PathBuf>,
+    /// The image's format, raw or qcow2: once for all images, or once for each
+    #[arg(long, value_name = "FORMAT", requires = "image", value_parser = args::format)]
+    format: Vec<Format>,
+    /// The disk's name in the archive, once for each image [default: vda, vdb, ...]
+    #[arg(long, value_name = "TARGET", requires = "image")]
+    name: Vec<String>,
+    /// Name for the set of disks [default: the first image's file name]
+    #[arg(long, value_name = "NAME", requires = "image")]
+    label: Option<String>,
+    /// Where the archive goes: a directory, s3://BUCKET/PREFIX, tape:DEVICE, or - for standard output; repeat
+    /// it for several copies
+    #[arg(long, value_name = "PLACE", required_unless_present = "plan", value_parser = args::location())]
+    to: Vec<Location>,
+    /// none, zstd or zstd:LEVEL (1 to 19) [default: the configuration's; zstd]
+    #[arg(long, value_name = "HOW")]
+    compress: Option<virtfold_config::Compression>,
+    /// Copy used blocks (compact), or every block as a conventional all-block copy does (full)
+    /// [default: the configuration's; compact]
+    #[arg(long, value_enum)]
+    layout: Option<LayoutArg>,
+    /// The granularity of the copy, 4KiB to 2MiB [default: the configuration's; the cluster size of a qcow2,
+    /// 64KiB for raw]
+    #[arg(long, value_name = "SIZE")]
+    block_size: Option<virtfold_config::BlockSize>,
+    /// Read each disk once more before the copy and leave out blocks of zeros: on or off
+    /// [default: the configuration's; on for block devices and raw files without holes]
+    #[arg(long, value_name = "WHEN", value_parser = args::detect_zeroes)]
+    detect_zeroes: Option<virtfold_config::DetectZeroes>,
+    /// Write no more than this many bytes a second, for example 100MiB [default: the configuration's; no
+    /// limit]
+    #[arg(long, value_name = "SIZE")]
+    limit_rate: Option<virtfold_config::Rate>,
+    /// The images do not change during the backup: a QEMU that has them open is accepted
+    #[arg(long, requires = "image")]
+    frozen: bool,
+    /// Accept a raw image although it begins like a qcow2, vmdk or other container
+    #[arg(long, requires = "image")]
+    force: bool,
+    /// Threads that read, digest and compress [default: the configuration's; one a core]
+    #[arg(long, value_name = "N")]
+    workers: Option<virtfold_config::Workers>,
+    /// The job of the configuration that this backup belongs to; recorded in the catalog
+    #[arg(long, value_name = "JOB")]
+    job: Option<String>,
+    /// Do not resume a killed backup of the same: discard its partial archive and start over
+    #[arg(long)]
+    no_resume: bool,
+    #[command(flatten)]
+    encrypt: EncryptArgs,
+    #[command(flatten)]
+    mounts: MountArgs,
+    #[command(flatten)]
+    tape: WriteArgs,
+    #[command(flatten)]
+    guest: GuestArgs,
+    #[command(flatten)]
+    config: ConfigFlag,
+    #[command(flatten)]
+    json: JsonFlag,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum LayoutArg {
+    Compact,
+    Full,
+}
+
+/// Runs the verb.
+pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
+    let style = Style::from_flag(&args.json);
+    let config = args.config.load()?;
+    let defaults = &config.defaults;
+    let manner = manner(&args, defaults)?;
+    let mut media = Media::new(&args.to, &args.tape, || args.guest.state_dir(), &signals.stop)?;
+    if !args.guest.is_plan() {
+        let catalog = mounted::catalog(&args.guest.state_dir()?)?;
+        let looked = args.mounts.check(&media, &config, catalog.as_ref())?;
+        media.stand_on(looked);
+    }
+    let wish = if args.no_resume { Wish::Anew } else { Wish::GoOn };
+    if let Some(domain) = &args.domain {
+        let name = args.job.as_deref();
+        let job = guest::Job { domain, name, manner, media, wish, style, defaults };
+        return args.guest.run(job, signals);
+    }
+    if args.to.is_empty() {
+        let error = Error::new(ErrorKind::Usage, "--plan is for domains; a backup of images needs --to");
+        return Err(error.into());
+    }
+    let destinations = args.to.clone();
+    let (state_dir, job) = (args.guest.state_dir()?, args.job.clone());
+    let key_dir = &KeptEnvelope::usual_directory();
+    let keep = Keep {
+        state_dir: &state_dir,
+        key_dir,
+        places: &destinations,
+        job: None,
+        wish,
+        reopen: &|place, label, cancel, remains| media.reopen(place, label, cancel, remains),
+        read_back: &|place, cancel, remains| media.read_back(place, cancel, remains),
+        discard: &medium::discard,
+    };
+    let request = request(args, manner, destinations.clone())?;
+    let (outcome, report) = images_to(&request, (&media, &keep), style, signals)?;
+    remember::backup(&report, &media, job.as_deref(), (&state_dir, Missing::Left));
+    Ok(outcome)
+}
+
+fn images_to(
+    request: &BackupRequest,
+    (media, keep): (&Media, &Keep<'_>),
+    style: Style,
+    signals: &Signals,
+) -> Result<(Outcome, BackupReport)> {
+    let out = stdout_of(&request.destinations);
+    let progress = Arc::new(Progress::default());
+    let ticker = Ticker::start(style, out, &progress)?;
+    let control = Control { cancel: Arc::clone(&signals.stop), progress };
+    let report = backup::run_kept(request, (&control, Some(keep)), |label, cancel| media.open(label, cancel));
+    drop(ticker);
+    let report = media.complete(report?);
+    warn(&report.disks);
+    result(style, out, &report, &text(&report))?;
+    Ok((copies(style, &report), report))
+}
+
+/// Says which copies have failed, and how the run ends for that.
+pub(super) fn copies(style: Style, report: &BackupReport) -> Outcome {
+    for copy in &report.copies {
+        if let (Style::Text, Some(failure)) = (style, &copy.failure) {
+            say(&format!("virtfold: no copy in '{}': {}", printable(&copy.to), printable(failure)));
+            copy.hint.iter().for_each(|hint| say(&format!("hint: {}", printable(hint))));
+        }
+    }
+    let failed = report.copies.iter().find_map(|copy| copy.kind);
+    failed.map_or(Outcome::Done, Outcome::Failed)
+}
+
+/// Whether the archive takes standard output.
+pub(super) fn stdout_of(destinations: &[Location]) -> Stdout {
+    if destinations.contains(&Location::Pipe) { Stdout::Archive } else { Stdout::Free }
+}
+
+/// Prints what was doubtful about the sources.
+pub(super) fn warn(disks: &[DiskReport]) {
+    for warning in disks.iter().flat_map(|disk| &disk.warnings) {
+        say(&format!("virtfold: warning: {}", printable(warning)));
+    }
+}
+
+fn images(args: &Args) -> Result<Vec<ImageSpec>> {
+    let count = args.image.len();
+    let per_image = |what: &str, given: usize| {
+        Error::new(ErrorKind::Usage, format!("{count} images need {count} times {what}, not {given} times"))
+    };
+    if args.format.len() != 1 && args.format.len() != count {
+        return Err(per_image("--format (or one for all)", args.format.len()).into());
+    }
+    if !args.name.is_empty() && args.name.len() != count {
+        return Err(per_image("--name", args.name.len()).into());
+    }
+    let formats = args.format.iter().copied().cycle();
+    let specs = args.image.iter().zip(formats).enumerate().map(|(index, (path, format))| ImageSpec {
+        path: path.clone(),
+        format,
+        target: args.name.get(index).cloned().unwrap_or_else(|| backup::default_target(index)),
+    });
+    Ok(specs.collect())
+}
+
+/// How the archive is made, by the command line and the configuration.
+fn manner(args: &Args, defaults: &Defaults) -> Result<Manner> {
+    let layout = args.layout.map_or(defaults.layout, |layout| match layout {
+        LayoutArg::Compact => virtfold_config::Layout::Compact,
+        LayoutArg::Full => virtfold_config::Layout::Full,
+    });
+    let block_size = args.block_size.or(defaults.block_size).map(virtfold_config::BlockSize::get);
+    let limit_rate = args.limit_rate.or(defaults.limit_rate).map(virtfold_config::Rate::get);
+    Ok(Manner {
+        compression: match args.compress.unwrap_or(defaults.compress) {
+            virtfold_config::Compression::None => Compression::None,
+            virtfold_config::Compression::Zstd { level } => Compression::Zstd { level },
+        },
+        encrypt_to: args.encrypt.recipients(defaults)?,
+        layout: match layout {
+            virtfold_config::Layout::Compact => Layout::Compact,
+            virtfold_config::Layout::Full => Layout::Full,
+        },
+        block_size: block_size
+            .map(|bytes| BlockSize::new(bytes).ok_or_else(|| args::mismatch("block size")))
+            .transpose()?,
+        detect_zeroes: match args.detect_zeroes.or(defaults.detect_zeroes) {
+            None => DetectZeroes::WhereNothingTells,
+            Some(virtfold_config::DetectZeroes::On) => DetectZeroes::On,
+            Some(virtfold_config::DetectZeroes::Off) => DetectZeroes::Off,
+        },
+        limit_rate: limit_rate
+            .map(|rate| RateLimit::new(rate).ok_or_else(|| args::mismatch("rate")))
+            .transpose()?,
+        workers: args::workers(args.workers.or(defaults.workers)),
+    })
+}
+
+fn request(args: Args, manner: Manner, destinations: Vec<Location>) -> Result<BackupRequest> {
+    Ok(BackupRequest {
+        images: images(&args)?,
+        label: args.label,
+        destinations,
+        compression: manner.compression,
+        encrypt_to: manner.encrypt_to,
+        layout: manner.layout,
+        block_size: manner.block_size,
+        detect_zeroes: manner.detect_zeroes,
+        limit_rate: manner.limit_rate,
+        usage: if args.frozen { Use::Frozen } else { Use::Checked },
+        containers: if args.force { Containers::AsCalled } else { Containers::Refuse },
+        workers: manner.workers,
+    })
+}
+
+/// The archive and its disks, for people.
+pub(super) fn text(report: &BackupReport) -> String {
+    let mut text = String::new();
+    for disk in &report.disks {
+        text += &format!(
+            "{}: capacity {}, allocated {}, copied {} in {} runs\n",
+            disk.target,
+            Human(disk.capacity),
+            Human(disk.allocated),
+            Human(disk.dense_length),
+            disk.runs
+        );
+    }
+    if let Some(at) = report.resumed_at {
+        text += &format!("resumed at {}, where an earlier run was interrupted\n", Human(at));
+    }
+    let encrypted = if report.encrypted { ", encrypted," } else { "" };
+    text +=
+        &format!("archive {}{encrypted} written in {:.1} s\n", Human(report.archive_bytes), report.seconds);
+    for tape in &report.tapes {
+        let underruns = match tape.underruns {
+            0 => "the drive never waited".to_owned(),
+            count => format!("the drive waited for data {count} times"),
+        };
+        text += &format!("on volume {}; {underruns}\n", tape.volumes.join(", "));
+        for failed in &tape.failed {
+            let holds = match tape.volumes.contains(failed) {
+                true => "it holds a sound part of the archive: keep it",
+                false => "it holds nothing of the archive",
+            };
+            text += &format!("volume {failed} failed and is not used any more; {holds}\n");
+        }
+    }
+    let names = report.copies.iter().filter_map(|copy| copy.archive.as_deref());
+    let names: Vec<&str> = names.collect();
+    text + &if names.is_empty() { report.archive.clone() } else { names.join("\n") }
+}

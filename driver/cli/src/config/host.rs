@@ -1,0 +1,270 @@
+//! `virtfold config check --host`: the configuration tried on this host. Each medium is tried, each job's
+//! domains are looked up, each of its files and programs is looked for, and its next runs are told. Nothing
+//! is left anywhere.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use virtfold_backup::mounted::{Place, agrees};
+use virtfold_backup::this_host;
+use virtfold_base::durable;
+use virtfold_base::error::{Error, ErrorKind, IoContext, sentence};
+use virtfold_catalog::Catalog;
+use virtfold_config::{Config, Medium, Seen};
+use virtfold_medium::{Location, probe};
+use virtfold_service::intake::describe;
+use virtfold_service::model::{Guest, JobSpec};
+use virtfold_service::settings::settings;
+
+use crate::again;
+use crate::control::text::{columns, time};
+use crate::exit::{self, Outcome};
+use crate::guest::connection::{ConnectFlag, StateFlag};
+use crate::mounted;
+use crate::output::{line, say};
+use crate::report::printable;
+
+/// How many runs of each job are told.
+const RUNS: usize = 3;
+
+/// What is tried.
+#[derive(Debug)]
+pub(super) struct Trial<'a> {
+    /// The configuration.
+    pub(super) config: &'a Config,
+    /// The libvirt.
+    pub(super) connect: &'a ConnectFlag,
+    /// Where the catalog is, which knows what was mounted where.
+    pub(super) state: &'a StateFlag,
+    /// One medium alone, whose variables are in this process's environment.
+    pub(super) medium: Option<&'a str>,
+}
+
+/// What was found wrong: what, and the first kind of it.
+#[derive(Debug, Default)]
+struct Wrong {
+    first: Option<ErrorKind>,
+}
+
+impl Wrong {
+    /// Notes an error, and gives its words.
+    fn note(&mut self, error: &Error) -> String {
+        self.first.get_or_insert(error.kind());
+        let hint = error.hint().map_or_else(String::new, |hint| format!(" ({})", printable(hint)));
+        format!("NO: {}{hint}", printable(&sentence(error)))
+    }
+
+    fn take(&mut self, tried: Result<String, Error>) -> String {
+        tried.unwrap_or_else(|error| self.note(&error))
+    }
+}
+
+impl Trial<'_> {
+    /// Tries it all and says how it stands.
+    pub(super) fn run(&self) -> Result<Outcome> {
+        if let Some(name) = self.medium {
+            return self.one_medium(name);
+        }
+        let mut wrong = Wrong::default();
+        self.media(&mut wrong)?;
+        let guests = self.guests(&mut wrong)?;
+        self.jobs(guests.as_deref(), &mut wrong)?;
+        for advice in self.advice(guests.as_deref()) {
+            say(&format!("virtfold: warning: {}", printable(&advice)));
+        }
+        Ok(wrong.first.map_or(Outcome::Done, Outcome::Failed))
+    }
+
+    /// What has no effect, on the guests of this host where they are known.
+    fn advice(&self, guests: Option<&[Guest]>) -> Vec<String> {
+        let seen: Option<Vec<Seen<'_>>> = guests
+            .map(|guests| guests.iter().map(|guest| Seen { name: &guest.name, tags: &guest.tags }).collect());
+        self.config.advice(seen.as_deref()).iter().map(ToString::to_string).collect()
+    }
+
+    fn media(&self, wrong: &mut Wrong) -> Result<()> {
+        let mut rows = Vec::new();
+        let catalog = self.catalog()?;
+        for (name, medium) in &self.config.media {
+            let tried =
+                match (is_mounted((name.as_str(), medium), catalog.as_ref()), &medium.environment_file) {
+                    (Err(error), _) => Err(error),
+                    (Ok(()), Some(_)) => self.apart(name.as_str(), medium),
+                    (Ok(()), None) => try_medium(medium),
+                };
+            rows.push(vec![name.to_string(), printable(medium.to.as_str()), wrong.take(tried)]);
+        }
+        section("media", &rows)
+    }
+
+    /// What knows which file systems the media were on; nothing, where there is none, or somebody asks who
+    /// may not read it.
+    fn catalog(&self) -> Result<Option<Catalog>, Error> {
+        match mounted::catalog(&self.state.path_of(self.connect.whose())?) {
+            Err(error) if error.kind() == ErrorKind::Denied => Ok(None),
+            catalog => catalog,
+        }
+    }
+
+    fn one_medium(&self, name: &str) -> Result<Outcome> {
+        let medium = self.config.media.iter().find(|(known, _)| known.as_str() == name);
+        let (_, medium) = medium.with_context(|| format!("unknown medium '{name}'"))?;
+        line(&try_medium(medium)?)?;
+        Ok(Outcome::Done)
+    }
+
+    /// This program again, with the medium's variables.
+    fn apart(&self, name: &str, medium: &Medium) -> Result<String, Error> {
+        let done = again::with_variables_of((name, medium), &[])?;
+        if done.status.success() {
+            return Ok(String::from_utf8_lossy(&done.stdout).trim().to_owned());
+        }
+        let said = String::from_utf8_lossy(&done.stderr);
+        let word = |start: &str| said.lines().find_map(|line| line.strip_prefix(start)).map(str::to_owned);
+        let kind = done.status.code().map_or(ErrorKind::Internal, exit::kind);
+        let error = Error::new(kind, word("virtfold: ").unwrap_or_else(|| "it printed nothing".to_owned()));
+        Err(match word("hint: ") {
+            Some(hint) => error.with_hint(hint),
+            None => error,
+        })
+    }
+
+    /// All domains of this host; `None` where libvirt does not say them.
+    fn guests(&self, wrong: &mut Wrong) -> Result<Option<Vec<Guest>>> {
+        let (uri, _) = self.connect.uri();
+        let listed = self.connect.open().and_then(|connection| {
+            let all = connection.hypervisor.domains()?;
+            all.iter()
+                .map(|info| describe(connection.hypervisor.as_ref(), info))
+                .collect::<Result<Vec<_>, _>>()
+        });
+        let (said, guests) = match listed {
+            Ok(guests) => (format!("connected, {} domains", guests.len()), Some(guests)),
+            Err(error) => (wrong.note(&error), None),
+        };
+        section("libvirt", &[vec![printable(&uri), said]])?;
+        for guest in guests.iter().flatten() {
+            if let Some(why) = &guest.trouble {
+                let error = Error::new(ErrorKind::Refused, why.clone());
+                line(&format!("  {}  {}", printable(&guest.name), wrong.note(&error)))?;
+            }
+        }
+        Ok(guests)
+    }
+
+    fn jobs(&self, guests: Option<&[Guest]>, wrong: &mut Wrong) -> Result<()> {
+        let settings = settings(self.config, &TimeZone::system());
+        let mut rows = Vec::new();
+        for job in &settings.jobs {
+            let head = if job.enabled { job.name.clone() } else { format!("{} (switched off)", job.name) };
+            rows.push(vec![head, format!("domains: {}", selected(job, guests))]);
+            rows.extend(next_runs(job).into_iter().map(|run| vec![String::new(), run]));
+            rows.extend(self.files(job).iter().map(|error| vec![String::new(), wrong.note(error)]));
+        }
+        section("jobs", &rows)?;
+        let enabled = || settings.jobs.iter().filter(|job| job.enabled);
+        let bare =
+            guests.unwrap_or_default().iter().filter(|guest| !enabled().any(|job| job.pick.guest(guest)));
+        let on_purpose = |guest: &Guest| {
+            settings
+                .jobs
+                .iter()
+                .any(|job| job.pick.leaves_out(guest) || (!job.enabled && job.pick.guest(guest)))
+        };
+        let (left_out, forgotten): (Vec<&Guest>, Vec<&Guest>) = bare.partition(|guest| on_purpose(guest));
+        let mut rows = Vec::new();
+        for (title, guests) in [("excluded on purpose", left_out), ("in no job", forgotten)] {
+            if !guests.is_empty() {
+                rows.push(vec![title.to_owned(), names(guests.iter().map(|guest| guest.name.as_str()))]);
+            }
+        }
+        section("domains without a backup", &rows)
+    }
+
+    /// What a job names on this host and that is not there, or not what it has to be.
+    fn files(&self, job: &JobSpec) -> Vec<Error> {
+        let Some(resolved) = self.config.job(&job.name) else { return Vec::new() };
+        let mut wrong = Vec::new();
+        let commands = job.before.iter().chain(job.after.iter().map(|(command, _)| command));
+        wrong.extend(
+            commands
+                .filter_map(|command| command.words.first())
+                .filter_map(|program| not_a_program(Path::new(program))),
+        );
+        if let Some(directory) = &resolved.settings.overlay_dir {
+            wrong.extend(durable::expect_directory(directory.as_path()).err());
+        }
+        if let Some(file) = &resolved.settings.recipients {
+            let path = file.as_path();
+            wrong.extend(
+                std::fs::File::open(path)
+                    .at(|| format!("cannot read the recipients in '{}'", path.display()))
+                    .err(),
+            );
+        }
+        wrong
+    }
+}
+
+/// Whether the file system is there that a directory is to be on, as a backup looks.
+fn is_mounted((name, medium): (&str, &Medium), catalog: Option<&Catalog>) -> Result<(), Error> {
+    let place: Location = medium.to.as_str().parse()?;
+    let Some(path) = place.path() else { return Ok(()) };
+    agrees(&Place { path, medium: Some(name), mounted: mounted::wish(medium) }, catalog)
+}
+
+fn try_medium(medium: &Medium) -> Result<String, Error> {
+    let place: Location = medium.to.as_str().parse()?;
+    probe(&place, &this_host::name()?)
+}
+
+fn not_a_program(path: &Path) -> Option<Error> {
+    let shown = path.display();
+    match std::fs::metadata(path).at(|| format!("the command '{shown}' does not exist")) {
+        Err(error) => Some(error),
+        Ok(found) if found.is_file() && found.permissions().mode() & 0o111 != 0 => None,
+        Ok(_) => Some(
+            Error::new(ErrorKind::Usage, format!("'{shown}' is not executable"))
+                .with_hint("make it executable: chmod +x"),
+        ),
+    }
+}
+
+fn selected(job: &JobSpec, guests: Option<&[Guest]>) -> String {
+    let Some(guests) = guests else { return "not known".to_owned() };
+    let names = names(guests.iter().filter(|guest| job.pick.guest(guest)).map(|guest| guest.name.as_str()));
+    if names.is_empty() { "none".to_owned() } else { names }
+}
+
+fn names<'n>(all: impl Iterator<Item = &'n str>) -> String {
+    all.map(printable).collect::<Vec<_>>().join(", ")
+}
+
+fn next_runs(job: &JobSpec) -> Vec<String> {
+    if !job.enabled {
+        return Vec::new();
+    }
+    let mut at = Timestamp::now();
+    let mut runs = Vec::new();
+    while let Some(next) = job.next_after(at).filter(|next| *next > at && runs.len() < RUNS) {
+        let word = if runs.is_empty() { "next run" } else { "then" };
+        runs.push(format!("{word}: {}", time(next.as_second())));
+        at = next;
+    }
+    if runs.is_empty() {
+        let on = if job.on.is_empty() { String::new() } else { format!(", but on {}", job.on.join(", ")) };
+        runs.push(format!("no schedule{on}"));
+    }
+    runs
+}
+
+fn section(title: &str, rows: &[Vec<String>]) -> Result<()> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    line(title)?;
+    line(columns("  ", rows).trim_end())
+}

@@ -1,0 +1,163 @@
+//! `virtfold config`: the configuration, checked, shown, described.
+
+mod host;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Subcommand;
+use serde_json::json;
+use virtfold_base::error::{Error, ErrorKind};
+use virtfold_config::{Config, ConfigError, Origin};
+use virtfold_medium::Location;
+
+use self::host::Trial;
+use super::exit::Outcome;
+use super::guest::connection::{ConnectFlag, StateFlag};
+use super::output::{line, say};
+use super::report::{JsonFlag, Stdout, Style, printable, result};
+
+/// Where the configuration is when nobody says otherwise.
+const USUAL: &str = "/etc/virtfold/config.yaml";
+
+/// Check, show and describe the configuration
+///
+/// The configuration is one file and the files `*.yaml` of the directory `conf.d` beside it. It holds the
+/// defaults of backups, and what the service backs up, when and to where: virtfold.yaml(5).
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  virtfold config check
+  virtfold config check --host
+  virtfold config show --config ./config.yaml
+  virtfold config schema > virtfold.schema.json")]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Check it, with the credentials files that it names, and print what is wrong or has no effect
+    #[command(after_help = "\
+Examples:
+  virtfold config check
+  virtfold config check --host        before the first night")]
+    Check {
+        #[command(flatten)]
+        config: ConfigFlag,
+        /// Try it on this host, too: every medium, the jobs' domains and commands; and say when the jobs run
+        /// next. Leaves nothing anywhere and moves no tape
+        #[arg(long)]
+        host: bool,
+        /// One medium alone; its variables are in the environment
+        #[arg(long, hide = true, value_name = "NAME", requires = "host")]
+        medium: Option<String>,
+        #[command(flatten)]
+        connect: ConnectFlag,
+        #[command(flatten)]
+        state: StateFlag,
+    },
+    /// Print every value in effect and where it is set
+    Show {
+        #[command(flatten)]
+        config: ConfigFlag,
+        #[command(flatten)]
+        json: JsonFlag,
+    },
+    /// Print the JSON Schema of the configuration, for editors
+    Schema,
+}
+
+/// The option that names the configuration file.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct ConfigFlag {
+    /// The configuration file [default: $VIRTFOLD_CONFIG, else /etc/virtfold/config.yaml where there is one]
+    #[arg(long = "config", value_name = "FILE")]
+    file: Option<PathBuf>,
+}
+
+impl ConfigFlag {
+    /// Where it is: a file that was named, by option or environment, must be there.
+    pub(crate) fn path(&self) -> Option<PathBuf> {
+        let named = self.file.clone().or_else(|| std::env::var_os("VIRTFOLD_CONFIG").map(PathBuf::from));
+        named.or_else(|| Some(PathBuf::from(USUAL)).filter(|usual| usual.exists()))
+    }
+
+    /// The configuration in effect.
+    ///
+    /// # Errors
+    /// Usage, with file, line and column, when it is wrong.
+    pub(crate) fn load(&self) -> Result<Config, Error> {
+        let Some(path) = self.path() else { return Ok(Config::default()) };
+        let config = virtfold_config::load(&path).map_err(unusable)?;
+        check_media(&config)?;
+        Ok(config)
+    }
+}
+
+/// The addresses of media have a grammar of their own, which the configuration's crate knows the beginnings
+/// of.
+fn check_media(config: &Config) -> Result<(), Error> {
+    for (name, medium) in &config.media {
+        medium.to.as_str().parse::<Location>().map_err(|why| {
+            let message = format!("{why}; {}", why.hint());
+            unusable(config.refusal(&["media", name.as_str(), "to"], message))
+        })?;
+    }
+    Ok(())
+}
+
+fn unusable(error: ConfigError) -> Error {
+    Error::new(ErrorKind::Usage, "the configuration can't be used")
+        .with_source(error)
+        .with_hint("'virtfold config schema' lists the keys; 'virtfold config check' tries again")
+}
+
+/// Runs the verb.
+pub(crate) fn run(args: &Args) -> Result<Outcome> {
+    match &args.what {
+        What::Check { config, host, medium, connect, state } => {
+            let read = config.load()?;
+            if medium.is_some() {
+                return Trial { config: &read, connect, state, medium: medium.as_deref() }.run();
+            }
+            // What holds credentials is read when it is needed; here is the time to say that it can't be.
+            for medium in read.media.values() {
+                medium.environment().map_err(unusable)?;
+            }
+            match config.path() {
+                Some(path) => line(&format!("{}: ok", path.display()))?,
+                None => line("no configuration: all values are the defaults")?,
+            }
+            if *host {
+                return Trial { config: &read, connect, state, medium: None }.run();
+            }
+            for advice in read.advice(None) {
+                say(&format!("virtfold: warning: {}", printable(&advice.to_string())));
+            }
+        }
+        What::Show { config, json } => show(&config.load()?, Style::from_flag(json))?,
+        What::Schema => {
+            let schema = serde_json::to_string_pretty(&virtfold_config::schema());
+            line(&schema.context("cannot write the schema")?)?;
+        }
+    }
+    Ok(Outcome::Done)
+}
+
+fn show(config: &Config, style: Style) -> Result<()> {
+    let values = config.show();
+    let lines: Vec<String> = values.iter().map(ToString::to_string).collect();
+    let values: Vec<serde_json::Value> = values
+        .iter()
+        .map(|shown| {
+            let origin = match &shown.origin {
+                Origin::Default => "default".to_owned(),
+                Origin::File(place) => place.to_string(),
+            };
+            json!({"key": shown.key, "value": shown.value, "origin": origin})
+        })
+        .collect();
+    result(style, Stdout::Free, &json!({ "values": values }), &lines.join("\n"))
+}

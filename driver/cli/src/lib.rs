@@ -1,0 +1,148 @@
+//! The command line: one file per verb. A verb turns its arguments into a request, hands it to `job`, and
+//! prints what comes back; it decides nothing about data.
+//!
+//! `exit` is the one place that maps errors to exit codes, `report` the one that prints progress.
+
+mod again;
+mod args;
+mod backup;
+mod config;
+mod control;
+mod define;
+mod exit;
+mod forget;
+mod generate;
+mod guest;
+mod keys;
+mod list;
+mod map;
+mod medium;
+mod mounted;
+mod output;
+mod pin;
+mod prune;
+mod remember;
+mod report;
+mod restore;
+mod room;
+mod serve;
+mod show;
+mod signals;
+mod table;
+mod tape;
+mod verify;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use self::exit::Outcome;
+pub(crate) use self::signals::Signals;
+
+/// Back up libvirt/QEMU guests and disk images by copying only their used blocks, and restore them.
+#[derive(Debug, Parser)]
+#[command(name = "virtfold", version, max_term_width = 100, after_help = exit::HELP)]
+struct Cli {
+    /// The process that this one is not to outlive (the service says it)
+    #[arg(long, hide = true, value_name = "PID")]
+    parent: Option<u32>,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Backup(Box<backup::Args>),
+    Restore(Box<restore::Args>),
+    Verify(verify::Args),
+    List(list::Args),
+    Show(show::Args),
+    Table(table::Args),
+    Map(map::Args),
+    Tape(Box<tape::Args>),
+    Domains(guest::domains::Args),
+    Recover(guest::recover::Args),
+    Prune(Box<prune::Args>),
+    Pin(pin::PinArgs),
+    Unpin(pin::UnpinArgs),
+    Forget(forget::Args),
+    Status(control::status::Args),
+    Queue(control::queue::Args),
+    Run(control::run::Args),
+    Pause(control::pause::Args),
+    Resume(control::resume::Args),
+    Cancel(control::cancel::Args),
+    Config(config::Args),
+    Serve(Box<serve::Args>),
+    #[command(hide = true)]
+    Guard(guest::guard::Args),
+    #[command(hide = true)]
+    Medium(Box<medium::Args>),
+    #[command(hide = true)]
+    Generate(generate::Args),
+}
+
+/// Runs the command.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_env("VIRTFOLD_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(cli.verb.usual_log()));
+    // What can't be logged, because whoever read it is gone, must not end a run that has a guest to bring home.
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        // The journal keeps text, not colours.
+        .with_ansi(std::io::stderr().is_terminal())
+        .log_internal_errors(false)
+        .init();
+    let signals = Signals::default();
+    let caught = if cli.verb.is_long() { signals.install() } else { Ok(()) };
+    let parent = cli.parent;
+    let outcome =
+        caught.and_then(|()| parent.map_or(Ok(()), serve::end_with)).and_then(|()| cli.verb.run(&signals));
+    exit::report(outcome, signals.exit_code())
+}
+
+impl Verb {
+    /// Whether it looks at the flags while it works; the others are ended by a signal as any program is.
+    fn is_long(&self) -> bool {
+        matches!(self, Self::Backup(_) | Self::Restore(_) | Self::Verify(_) | Self::Tape(_))
+    }
+
+    /// What is logged where nobody says otherwise: what runs for months says what it does.
+    fn usual_log(&self) -> &'static str {
+        if matches!(self, Self::Serve(_)) { "info" } else { "warn" }
+    }
+
+    fn run(self, signals: &Signals) -> Result<Outcome> {
+        match self {
+            Self::Backup(args) => backup::run(*args, signals),
+            Self::Restore(args) => restore::run(*args, signals),
+            Self::Verify(args) => verify::run(&args, signals),
+            Self::List(args) => list::run(&args, signals),
+            Self::Show(args) => show::run(&args, signals),
+            Self::Table(args) => table::run(&args, signals),
+            Self::Map(args) => map::run(&args),
+            Self::Tape(args) => tape::run(&args, signals),
+            Self::Domains(args) => guest::domains::run(&args),
+            Self::Recover(args) => guest::recover::run(&args),
+            Self::Prune(args) => prune::run(&args),
+            Self::Pin(args) => pin::pin(&args),
+            Self::Unpin(args) => pin::unpin(&args),
+            Self::Forget(args) => forget::run(&args),
+            Self::Status(args) => control::status::run(&args),
+            Self::Queue(args) => control::queue::run(&args),
+            Self::Run(args) => control::run::run(&args),
+            Self::Pause(args) => control::pause::run(&args),
+            Self::Resume(args) => control::resume::run(&args),
+            Self::Cancel(args) => control::cancel::run(&args),
+            Self::Config(args) => config::run(&args),
+            Self::Serve(args) => serve::run(&args),
+            Self::Guard(args) => guest::guard::run(&args),
+            Self::Medium(args) => medium::run(&args, signals),
+            Self::Generate(args) => generate::run(&args, <Cli as clap::CommandFactory>::command()),
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! `virtfold list`: the archives in a place.
+
+use std::collections::BTreeSet;
+
+use anyhow::Result;
+use jiff::Timestamp;
+use serde::Serialize;
+use uuid::Uuid;
+use virtfold_backup::inspect::{self, Glance};
+use virtfold_backup::mounted::{Mounted, Place, check};
+use virtfold_backup::retention::{self, Remembered};
+use virtfold_base::error::sentence;
+use virtfold_base::units::Human;
+use virtfold_catalog::{Catalog, Nothing};
+use virtfold_medium::{Location, mounts};
+
+use super::Signals;
+use super::args;
+use super::exit::Outcome;
+use super::guest::connection::StateFlag;
+use super::keys::IdentityArgs;
+use super::mounted;
+use super::output::say;
+use super::report::{JsonFlag, Stdout, Style, printable, result};
+use super::show;
+use super::tape::{self, options::WaitFlag};
+
+/// List the archives in a directory, an object store or on a tape
+///
+/// Lists incomplete and damaged archives as such, and as encrypted what no --identity opens.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  virtfold list /backup
+  virtfold list tape:/dev/nst0
+  virtfold list --json /backup
+  virtfold list s3://backups/vm
+  virtfold list --remember /backup")]
+pub(crate) struct Args {
+    /// A directory, s3://BUCKET/PREFIX (all hosts below it) or tape:DEVICE
+    #[arg(value_name = "PLACE", value_parser = args::location())]
+    directory: Location,
+    /// Record the archives in the catalog, and what is gone; this rebuilds a lost catalog by scanning
+    #[arg(long)]
+    remember: bool,
+    #[command(flatten)]
+    identity: IdentityArgs,
+    #[command(flatten)]
+    wait: WaitFlag,
+    #[command(flatten)]
+    state: StateFlag,
+    #[command(flatten)]
+    json: JsonFlag,
+}
+
+#[derive(Serialize)]
+struct Listing<'a> {
+    archives: &'a [Glance],
+    /// The ids of those that a person keeps.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pinned: Vec<Uuid>,
+    /// How many are dated in the future.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    future: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    remembered: Option<Remembered>,
+}
+
+/// Runs the verb.
+pub(crate) fn run(args: &Args, signals: &Signals) -> Result<Outcome> {
+    if let Location::Tape(address) = &args.directory {
+        let drive = args.wait.drive(address, args.state.path()?, &signals.stop);
+        return tape::list_to(&drive, Style::from_flag(&args.json));
+    }
+    if let (Some(path), true) = (args.directory.path(), args.remember) {
+        let catalog = mounted::catalog(&args.state.path()?)?;
+        check(&Place { path, medium: None, mounted: Mounted::AsBefore }, catalog.as_ref(), &mounts::of)?;
+    }
+    let located = inspect::list_located(&args.directory, &args.identity.load()?)?;
+    let style = Style::from_flag(&args.json);
+    let noted = if args.remember {
+        Some(retention::remember(
+            (&args.directory, located.as_slice()),
+            &Catalog::open(&args.state.path()?)?,
+        )?)
+    } else {
+        None
+    };
+    let archives: Vec<Glance> = located.into_iter().map(|(_, glance)| glance).collect();
+    let pins = pins(args)?;
+    let mut text = text(&archives, &pins);
+    let now = Timestamp::now();
+    let is_ahead = |glance: &&Glance| created(glance).is_some_and(|created| created > now);
+    let future = Some(archives.iter().filter(is_ahead).count()).filter(|count| *count > 0);
+    if let Some(future) = future {
+        text += &format!(
+            "\n{future} of them are dated in the future: a clock is or was wrong. They don't count as the newest"
+        );
+    }
+    if let Some(noted) = noted {
+        text += &format!(
+            "\n{} of them are recorded in the catalog; {} encrypted ones are not",
+            noted.known, noted.unread
+        );
+    }
+    let ids = archives.iter().filter_map(|glance| glance.head.as_ref()).map(|head| head.archive);
+    let pinned = ids.filter(|id| pins.contains(id)).collect();
+    let listing = Listing { archives: &archives, pinned, future, remembered: noted };
+    result(style, Stdout::Free, &listing, &text)?;
+    Ok(Outcome::Done)
+}
+
+fn created(glance: &Glance) -> Option<Timestamp> {
+    glance.head.as_ref().and_then(|head| head.created.parse().ok())
+}
+
+/// What a person keeps, where there is a catalog that can be read: a list is for whoever may read the place.
+fn pins(args: &Args) -> Result<BTreeSet<Uuid>> {
+    let state = args.state.path()?;
+    if Nothing::is_in(&state) {
+        return Ok(BTreeSet::new());
+    }
+    Catalog::open(&state).and_then(|catalog| catalog.pins()).or_else(|error| match args.remember {
+        true => Err(error.into()),
+        false => {
+            say(&format!("virtfold: pinned archives can't be determined: {}", printable(&sentence(&error))));
+            Ok(BTreeSet::new())
+        }
+    })
+}
+
+fn text(archives: &[Glance], pins: &BTreeSet<Uuid>) -> String {
+    if archives.is_empty() {
+        return "no archives".to_owned();
+    }
+    let mut text = format!(
+        "{:<26} {:<10} {:>10} {:>10} {:>5}  archive\n",
+        "created", "status", "size", "capacity", "disks"
+    );
+    for glance in archives {
+        let (created, capacity, disks) = match &glance.head {
+            Some(head) => {
+                let capacity = head.disks.iter().map(|disk| disk.capacity).fold(0, u64::saturating_add);
+                (show::local(&head.created), Human(capacity).to_string(), head.disks.len().to_string())
+            }
+            None => ("-".to_owned(), "-".to_owned(), "-".to_owned()),
+        };
+        text += &format!(
+            "{created:<26} {:<10} {:>10} {capacity:>10} {disks:>5}  {}{}\n",
+            show::status(glance.status),
+            Human(glance.bytes).to_string(),
+            printable(&glance.archive),
+            if glance.head.as_ref().is_some_and(|head| pins.contains(&head.archive)) {
+                "  (pinned)"
+            } else {
+                ""
+            },
+        );
+    }
+    text
+}

@@ -1,0 +1,146 @@
+//! `virtfold medium`: the process that writes to a medium, which its driver can abandon. Hidden: the driver
+//! starts it. Standard input is the socket to the driver; nothing here reads or closes it before the medium
+//! does.
+
+use std::ffi::OsString;
+use std::os::unix::fs::MetadataExt;
+use std::process::Command;
+use std::sync::Arc;
+
+use anyhow::Result;
+use virtfold_archive::stream::Cancel;
+use virtfold_base::error::{Error, ErrorKind};
+use virtfold_catalog::place_name;
+use virtfold_medium::process::{self, Known, Leaving, Opened, Place, Request};
+use virtfold_medium::{self as medium, Label, Location, Remains, Reopened, mounts};
+
+use super::args;
+use super::exit::Outcome;
+use super::guest::connection::StateFlag;
+use super::mounted::Expected;
+use super::output::say;
+use super::report::printable;
+use super::signals::Signals;
+use super::tape::options::WriteArgs;
+
+/// Write to a medium what the driver says (started by virtfold itself)
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The place; nothing where only what was left is to be taken away
+    #[arg(long, value_name = "PLACE", value_parser = args::location())]
+    to: Option<Location>,
+    #[command(flatten)]
+    tape: WriteArgs,
+    #[command(flatten)]
+    state: StateFlag,
+    #[command(flatten)]
+    expected: Expected,
+}
+
+/// Runs the verb.
+pub(crate) fn run(args: &Args, signals: &Signals) -> Result<Outcome> {
+    signals.take_as_wishes()?;
+    process::serve(|request| args.open(request, &signals.stop))?;
+    Ok(Outcome::Done)
+}
+
+/// How this program starts the process of a place; see `guard` for `/proc/self/exe`.
+pub(super) fn program(place: &Location, more: &[OsString]) -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    // With `=`: a directory's name may begin with a hyphen.
+    let mut to = OsString::from("--to=");
+    to.push(place.argument());
+    command.arg("medium").arg(to).args(more);
+    command
+}
+
+/// Has another process take away what a dead one has left.
+///
+/// # Errors
+/// The medium does not answer.
+pub(super) fn discard(remains: &Remains) -> Result<(), Error> {
+    let Some((temporary, _)) = &remains.file else { return Ok(()) };
+    let mut command = Command::new("/proc/self/exe");
+    command.arg("medium");
+    let (location, leaving) = (Location::Path(temporary.clone()), Leaving::default());
+    let place = Place { command, location: &location, cancel: &Cancel::default(), leaving: &leaving };
+    let done = process::ask(place, &Request::Discard(remains.clone()));
+    part(&leaving);
+    done.map(drop)
+}
+
+/// Waits for the processes of media to end, and says which could not be ended.
+pub(super) fn part(leaving: &Leaving) {
+    for left in leaving.wait() {
+        let what = left.subject.map_or_else(|| "it".to_owned(), |name| format!("the copy of '{name}'"));
+        say(&format!(
+            "virtfold: '{}' does not answer: {} was abandoned; process {} hangs in the kernel until it does",
+            printable(&left.place),
+            printable(&what),
+            left.pid
+        ));
+    }
+}
+
+impl Args {
+    fn open(&self, request: Request, cancel: &Cancel) -> Result<Opened, Error> {
+        if let Request::Discard(remains) = request {
+            return medium::discard(&remains).map(|()| Opened::Known(Known::Done));
+        }
+        let nowhere = || Error::new(ErrorKind::Usage, "--to says where the archive goes");
+        let place = self.to.as_ref().ok_or_else(nowhere)?;
+        if let Some(path) = place.path() {
+            // The driver looked before it froze anything: what was mounted then may be gone.
+            self.expected.check(path)?;
+        }
+        match request {
+            Request::Create(label) => self.create(place, &label, cancel),
+            Request::Reopen(label, remains) => self.reopen(place, (&label, &remains), cancel),
+            Request::Look => {
+                let found = place.path().and_then(|directory| directory.metadata().ok());
+                Ok(Opened::Known(Known::Device(found.map(|found| found.dev()))))
+            }
+            Request::Mount => {
+                let found = place.path().map(mounts::of).transpose()?.flatten();
+                Ok(Opened::Known(Known::Mount(found)))
+            }
+            Request::Name => place_name(place).map(|name| Opened::Known(Known::Name(name))),
+            Request::ReadBack(remains) => Ok(match remains.opened() {
+                Some(file) => Opened::Left(file, remains.synced),
+                None => Opened::Gone("its file is not there as it was left".to_owned()),
+            }),
+            Request::Discard(_) => Ok(Opened::Known(Known::Done)),
+        }
+    }
+
+    fn create(&self, place: &Location, label: &Label, cancel: &Cancel) -> Result<Opened, Error> {
+        let Location::Tape(address) = place else {
+            return Ok(Opened::New(medium::create(place, label, cancel)?, None));
+        };
+        let tape = self.tape.drive(address, self.state.path()?, cancel)?.begin(&label.name, cancel)?;
+        let report = tape.report();
+        Ok(Opened::New(Box::new(tape), Some(report)))
+    }
+
+    fn reopen(
+        &self,
+        place: &Location,
+        (label, remains): (&Label, &Remains),
+        cancel: &Cancel,
+    ) -> Result<Opened, Error> {
+        let Location::Tape(address) = place else {
+            return Ok(match medium::reopen(place, label, cancel, remains)? {
+                Reopened::At(medium, at) => Opened::At(medium, at, None),
+                Reopened::Gone(why) => Opened::Gone(why),
+            });
+        };
+        let drive = self.tape.drive(address, self.state.path()?, cancel)?;
+        Ok(match drive.go_on_with(&label.name, cancel)? {
+            Ok((tape, at)) => {
+                let report = Arc::clone(&tape.report());
+                Opened::At(Box::new(tape), at, Some(report))
+            }
+            Err(why) => Opened::Gone(why),
+        })
+    }
+}

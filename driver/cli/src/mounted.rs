@@ -1,0 +1,173 @@
+//! Whether the directories of a backup are on the file systems that they should be on: what the command line
+//! and the configuration say of it.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use virtfold_backup::mounted::{Mounted, Place, check, still};
+use virtfold_base::error::{Error, IoContext};
+use virtfold_catalog::{Catalog, Nothing};
+use virtfold_config::{Config, Medium};
+use virtfold_medium::mounts::Mount;
+
+use super::tape::media::Media;
+
+/// What has to be mounted at the directories.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct MountArgs {
+    /// Refuse unless a file system is mounted at the directory of --to or above it: at each, or at DIR
+    /// [default: if one was mounted at the first use]
+    #[arg(long, value_name = "DIR", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    require_mount: Vec<OsString>,
+    /// Accept that nothing is mounted there although something was before: at each, or at DIR
+    #[arg(long, value_name = "DIR", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    no_require_mount: Vec<OsString>,
+    /// What the configuration calls each place, in their order
+    #[arg(long, value_name = "MEDIUM", hide = true)]
+    medium: Vec<String>,
+}
+
+impl MountArgs {
+    fn says(places: &[OsString], path: &Path) -> bool {
+        places.iter().any(|place| place.is_empty() || Path::new(place) == path)
+    }
+
+    /// Looks at the directories among the places of a backup. What the process of each has to see there,
+    /// where it has to see something.
+    ///
+    /// # Errors
+    /// Those of [`check`].
+    pub(crate) fn check(
+        &self,
+        media: &Media,
+        config: &Config,
+        catalog: Option<&Catalog>,
+    ) -> Result<Vec<Option<Expected>>, Error> {
+        let one = |(index, place): (usize, &virtfold_medium::Location)| {
+            let Some(path) = place.path() else { return Ok(None) };
+            let known = of(config, path)?;
+            let mounted =
+                match (Self::says(&self.no_require_mount, path), Self::says(&self.require_mount, path)) {
+                    (true, _) => Mounted::No,
+                    (false, true) => Mounted::Yes,
+                    (false, false) => known.map_or(Mounted::AsBefore, |(_, medium)| wish(medium)),
+                };
+            let medium = self.medium.get(index).map(String::as_str).or(known.map(|(name, _)| name));
+            let found = check(&Place { path, medium, mounted }, catalog, &|_| media.mount(place))?;
+            Ok(found.map(|mount| Expected {
+                mount_point: Some(mount.point),
+                file_system: mount.file_system,
+                any_file_system: mounted == Mounted::Yes,
+                called: medium.map(ToOwned::to_owned),
+            }))
+        };
+        media.places().iter().enumerate().map(one).collect()
+    }
+}
+
+/// What the process of a medium has to see mounted at its place, as it is told: what was there when the
+/// backup was begun may be gone.
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
+pub(crate) struct Expected {
+    /// Where it was mounted
+    #[arg(long, value_name = "DIR")]
+    mount_point: Option<PathBuf>,
+    /// Which file system it was
+    #[arg(long, value_name = "ID", requires = "mount_point")]
+    file_system: Option<String>,
+    /// Another file system may be mounted there by now
+    #[arg(long, requires = "mount_point")]
+    any_file_system: bool,
+    /// What the configuration calls the place
+    #[arg(long, value_name = "MEDIUM", requires = "mount_point")]
+    called: Option<String>,
+}
+
+impl Expected {
+    /// The options that say it.
+    pub(crate) fn arguments(&self) -> Vec<OsString> {
+        let said = [
+            ("--mount-point=", self.mount_point.as_ref().map(|point| point.as_os_str().to_owned())),
+            ("--file-system=", self.file_system.as_ref().map(OsString::from)),
+            ("--called=", self.called.as_ref().map(OsString::from)),
+        ];
+        let mut arguments = Vec::new();
+        for (name, value) in said.into_iter().filter_map(|(name, value)| Some((name, value?))) {
+            let mut argument = OsString::from(name);
+            argument.push(value);
+            arguments.push(argument);
+        }
+        arguments.extend(self.any_file_system.then(|| "--any-file-system".into()));
+        arguments
+    }
+
+    /// Makes sure that it is there.
+    ///
+    /// # Errors
+    /// Those of [`still`].
+    pub(crate) fn check(&self, path: &Path) -> Result<(), Error> {
+        let Some(point) = self.mount_point.clone() else { return Ok(()) };
+        let mounted = if self.any_file_system { Mounted::Yes } else { Mounted::AsBefore };
+        let place = Place { path, medium: self.called.as_deref(), mounted };
+        still(&place, &Mount { point, file_system: self.file_system.clone() })
+    }
+}
+
+/// What the configuration says of a medium.
+pub(crate) fn wish(medium: &Medium) -> Mounted {
+    match medium.mounted {
+        None => Mounted::AsBefore,
+        Some(true) => Mounted::Yes,
+        Some(false) => Mounted::No,
+    }
+}
+
+/// The medium that a directory is.
+fn of<'a>(config: &'a Config, path: &Path) -> Result<Option<(&'a str, &'a Medium)>, Error> {
+    let absolute = std::path::absolute(path).at(|| format!("cannot look at '{}'", path.display()))?;
+    let media = config.media.iter().map(|(name, medium)| (name.as_str(), medium));
+    let mut media = media.filter(|(_, medium)| Path::new(medium.to.as_str()) == absolute);
+    Ok(media.next())
+}
+
+/// The catalog of a state directory, where there is one.
+///
+/// # Errors
+/// It can't be used.
+pub(crate) fn catalog(state: &Path) -> Result<Option<Catalog>, Error> {
+    if Nothing::is_in(state) { Ok(None) } else { Catalog::open(state).map(Some) }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use virtfold_base::error::ErrorKind;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Alone {
+        #[command(flatten)]
+        expected: Expected,
+    }
+
+    #[test]
+    fn the_process_of_a_medium_expects_what_was_seen() {
+        let all = Expected {
+            mount_point: Some("/mnt/my disk".into()),
+            file_system: Some("-odd = id".to_owned()),
+            any_file_system: true,
+            called: Some("-nas".to_owned()),
+        };
+        let some = Expected { mount_point: Some("/elsewhere".into()), ..Expected::default() };
+        for expected in [Expected::default(), all, some] {
+            let told = [vec!["x".into()], expected.arguments()].concat();
+            assert_eq!(Alone::try_parse_from(&told).unwrap().expected, expected, "{told:?}");
+        }
+        let error = Expected { mount_point: Some("/elsewhere".into()), ..Expected::default() };
+        let error = error.check(Path::new("/proc/self")).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+        assert!(error.to_string().contains("'/proc/self' is not mounted"), "{error}");
+        Expected::default().check(Path::new("/proc/self")).unwrap();
+    }
+}

@@ -1,0 +1,221 @@
+//! What a verb prints while it works: a bar on a terminal, a plain line now and then in a log, JSON lines for machines.
+//!
+//! JSON events have a field `event`: `progress` (phase, done, total: bytes), `damage` (disk, start, length: bytes that
+//! are lost), and last `summary` (the verb's own report), each on one line of standard output; of standard error where standard output carries an archive. Plain messages
+//! go to standard error, results to standard output.
+
+use std::io::{IsTerminal, Write};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use crossbeam_channel::{Receiver, Sender, bounded};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use serde_json::json;
+use virtfold_backup::restore::Lost;
+use virtfold_backup::{Progress, Snapshot};
+use virtfold_base::units::Human;
+
+use super::output;
+
+/// How often each form shows progress.
+const BAR_EVERY: Duration = Duration::from_millis(100);
+const JSON_EVERY: Duration = Duration::from_secs(1);
+const PLAIN_EVERY: Duration = Duration::from_secs(10);
+
+/// Who reads the output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Style {
+    /// A person, or a log.
+    Text,
+    /// A program.
+    Json,
+}
+
+impl Style {
+    /// From the flag `--json`.
+    pub(crate) fn from_flag(args: &JsonFlag) -> Self {
+        if args.json { Self::Json } else { Self::Text }
+    }
+}
+
+/// The flag that every verb with output for programs has.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(crate) struct JsonFlag {
+    /// Print JSON for programs instead of text for people
+    #[arg(long)]
+    json: bool,
+}
+
+/// Whether standard output is free, or carries an archive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stdout {
+    /// Results go there.
+    Free,
+    /// Results go to standard error.
+    Archive,
+}
+
+/// Prints one JSON document on one line, or text through `text`.
+pub(crate) fn result(style: Style, out: Stdout, value: &impl Serialize, text: &str) -> Result<()> {
+    let line = match style {
+        Style::Json => {
+            let mut event = serde_json::to_value(value).context("cannot write the result as JSON")?;
+            if let Some(object) = event.as_object_mut() {
+                object.insert("event".to_owned(), json!("summary"));
+            }
+            event.to_string()
+        }
+        Style::Text => text.trim_end().to_owned(),
+    };
+    match out {
+        Stdout::Free => output::line(&line),
+        Stdout::Archive => writeln!(std::io::stderr(), "{line}").context("cannot write the result"),
+    }
+}
+
+/// Prints the ranges that are lost, one a line.
+pub(crate) fn damage(style: Style, ranges: &[Lost]) -> Result<()> {
+    let mut out = output::out();
+    for lost in ranges {
+        match style {
+            Style::Json => {
+                let (disk, start, length) = (&lost.disk, lost.start, lost.length);
+                writeln!(
+                    out,
+                    "{}",
+                    json!({"event": "damage", "disk": disk, "start": start, "length": length})
+                )
+            }
+            Style::Text => writeln!(out, "lost: {lost}"),
+        }
+        .context("cannot write the result")?;
+    }
+    Ok(())
+}
+
+/// Text that may hold bytes of an archive or an image's header, with control characters made visible: a terminal
+/// obeys some of them.
+pub(crate) fn printable(text: &str) -> String {
+    let shown = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(shown).collect()
+}
+
+/// Shows a [`Progress`] until it is dropped.
+pub(crate) struct Ticker {
+    stop: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Ticker {
+    /// Starts to show `progress`.
+    pub(crate) fn start(style: Style, out: Stdout, progress: &Arc<Progress>) -> Result<Self> {
+        let (stop, stopped) = bounded(0);
+        let progress = Arc::clone(progress);
+        let show = move || match style {
+            Style::Json => json_lines(&progress, out, &stopped),
+            Style::Text if std::io::stderr().is_terminal() => bar(&progress, &stopped),
+            Style::Text => plain_lines(&progress, &stopped),
+        };
+        let thread = std::thread::Builder::new().name("progress".to_owned()).spawn(show);
+        Ok(Self { stop: Some(stop), thread: Some(thread.context("cannot start a thread")?) })
+    }
+}
+
+impl Drop for Ticker {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::warn!("the progress display failed");
+        }
+    }
+}
+
+/// Calls `show` at every interval until the ticker stops.
+fn every(interval: Duration, stopped: &Receiver<()>, mut show: impl FnMut()) {
+    let timed_out = crossbeam_channel::RecvTimeoutError::Timeout;
+    while stopped.recv_timeout(interval) == Err(timed_out) {
+        show();
+    }
+}
+
+fn bar(progress: &Progress, stopped: &Receiver<()>) {
+    let template = "{msg:10} [{bar:30}] {binary_bytes:>10} of {binary_total_bytes:10} {binary_bytes_per_sec:>12}  {eta} left";
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    let bar = ProgressBar::new(0).with_style(style.progress_chars("=> "));
+    let mut phase = "";
+    every(BAR_EVERY, stopped, || {
+        let now = progress.snapshot();
+        if now.phase != phase {
+            phase = now.phase;
+            bar.reset();
+            bar.set_message(phase);
+        }
+        bar.set_length(now.total);
+        bar.set_position(now.done.min(now.total));
+    });
+    bar.finish_and_clear();
+}
+
+fn plain_lines(progress: &Progress, stopped: &Receiver<()>) {
+    every(PLAIN_EVERY, stopped, || {
+        let now = progress.snapshot();
+        if now.total == 0 {
+            print_progress(&format!("{}: {} s", now.phase, now.elapsed.as_secs()), Stdout::Archive);
+            return;
+        }
+        let (rate, left) = pace(&now);
+        let left = left.map_or(String::new(), |left| format!(", {} s left", left.as_secs()));
+        let line =
+            format!("{}: {} of {}, {}/s{left}", now.phase, Human(now.done), Human(now.total), Human(rate));
+        print_progress(&line, Stdout::Archive);
+    });
+}
+
+fn json_lines(progress: &Progress, out: Stdout, stopped: &Receiver<()>) {
+    every(JSON_EVERY, stopped, || {
+        let now = progress.snapshot();
+        let (rate, left) = pace(&now);
+        let event = json!({
+            "event": "progress", "phase": now.phase, "done": now.done, "total": now.total,
+            "bytes_per_second": rate, "seconds_left": left.map(|left| left.as_secs()),
+        });
+        print_progress(&event.to_string(), out);
+    });
+}
+
+/// Progress is worth no failure: a reader that has gone is told nothing.
+fn print_progress(line: &str, out: Stdout) {
+    let written = match out {
+        Stdout::Free => writeln!(std::io::stdout(), "{line}"),
+        Stdout::Archive => writeln!(std::io::stderr(), "{line}"),
+    };
+    if let Err(error) = written {
+        tracing::debug!(%error, "progress could not be shown");
+    }
+}
+
+/// The mean rate since the phase began, bytes a second, and the time that is left at it.
+fn pace(now: &Snapshot) -> (u64, Option<Duration>) {
+    let millis = now.elapsed.as_millis().max(1);
+    let rate = u64::try_from(u128::from(now.done) * 1000 / millis).unwrap_or(u64::MAX);
+    let left = now.total.saturating_sub(now.done).checked_div(rate).map(Duration::from_secs);
+    (rate, left.filter(|_| now.total > 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pace_is_the_phase_s_own() {
+        let now = Snapshot { phase: "copying", total: 300, done: 100, elapsed: Duration::from_secs(2) };
+        assert_eq!(pace(&now), (50, Some(Duration::from_secs(4))));
+        assert_eq!(pace(&Snapshot { done: 0, ..now }), (0, None));
+        assert_eq!(pace(&Snapshot { total: 0, ..now }), (50, None));
+    }
+}

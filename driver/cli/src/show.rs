@@ -1,0 +1,154 @@
+//! `virtfold show`: what an archive holds.
+
+use anyhow::Result;
+use virtfold_archive::manifest::{Disk, Manifest};
+use virtfold_backup::inspect::{self, Glance, Status};
+use virtfold_base::error::ErrorKind;
+use virtfold_base::units::Human;
+use virtfold_medium::Location;
+
+use super::Signals;
+use super::args;
+use super::exit::Outcome;
+use super::guest::connection::StateFlag;
+use super::keys::IdentityArgs;
+use super::report::{JsonFlag, Stdout, Style, printable, result};
+use super::tape::{self, options::WaitFlag};
+
+/// Show what an archive holds
+///
+/// Reads only the archive's tables; `virtfold verify` reads all of it.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  virtfold show /backup/web-20261122T030000Z-5f1c2d3e.tar.zst
+  virtfold show tape:/dev/nst0#5f1c2d3e
+  virtfold show --json /backup/web-20261122T030000Z-5f1c2d3e.tar.zst")]
+pub(crate) struct Args {
+    /// The archive: a file or s3://BUCKET/KEY
+    #[arg(value_parser = args::location())]
+    archive: Location,
+    #[command(flatten)]
+    identity: IdentityArgs,
+    #[command(flatten)]
+    wait: WaitFlag,
+    #[command(flatten)]
+    state: StateFlag,
+    #[command(flatten)]
+    json: JsonFlag,
+}
+
+/// Runs the verb.
+pub(crate) fn run(args: &Args, signals: &Signals) -> Result<Outcome> {
+    let identities = args.identity.load()?;
+    let glance = match &args.archive {
+        Location::Tape(address) => {
+            let drive = args.wait.drive(address, args.state.path()?, &signals.stop);
+            drive.glance(tape::options::archive(address)?, &identities)?
+        }
+        location => inspect::glance(location, &identities)?,
+    };
+    result(Style::from_flag(&args.json), Stdout::Free, &glance, &text(&glance))?;
+    Ok(outcome(glance.status))
+}
+
+/// The exit code that a status asks for.
+pub(crate) fn outcome(status: Status) -> Outcome {
+    match status {
+        Status::Complete => Outcome::Done,
+        Status::Incomplete => Outcome::Incomplete,
+        Status::Damaged => Outcome::Damaged,
+        Status::Encrypted => Outcome::Failed(ErrorKind::Locked),
+        Status::Unreadable => Outcome::Unsupported,
+    }
+}
+
+/// A status as people read it.
+pub(crate) fn status(status: Status) -> &'static str {
+    match status {
+        Status::Complete => "complete",
+        Status::Incomplete => "incomplete",
+        Status::Damaged => "damaged",
+        Status::Encrypted => "encrypted",
+        Status::Unreadable => "unreadable",
+    }
+}
+
+fn text(glance: &Glance) -> String {
+    let mut text = format!("archive    {}\n", printable(&glance.archive));
+    let scope =
+        if glance.status == Status::Complete { " (by its tables; 'virtfold verify' checks all)" } else { "" };
+    text += &format!("status     {}{scope}\n", status(glance.status));
+    for fault in &glance.faults {
+        let label = if glance.status == Status::Encrypted { "note" } else { "fault" };
+        text += &format!("{label:<10} {}\n", printable(fault));
+    }
+    text += &format!("size       {}\n", Human(glance.bytes));
+    if glance.encrypted && glance.status != Status::Encrypted {
+        text += "encrypted  as an age file\n";
+    }
+    if let Some(head) = &glance.head {
+        text += &described(head);
+    }
+    if let Some(root) = &glance.root {
+        text += &format!("root       {root}\n");
+    }
+    text
+}
+
+fn described(head: &Manifest) -> String {
+    let compression = match head.compression.level {
+        Some(level) => format!("{} level {level}", head.compression.method),
+        None => head.compression.method.clone(),
+    };
+    let mut text = format!("name       {}\n", head.subject.name().escape_debug());
+    text += &format!("id         {}\n", head.archive);
+    text += &format!("created    {} on {} by {}\n", local(&head.created), head.host, head.tool);
+    text += &format!("compressed {compression}\n");
+    if let Some(freeze) = &head.freeze {
+        text += &format!("frozen     by {} for {} ms\n", printable(&freeze.method), freeze.pause_ms);
+    }
+    for disk in &head.disks {
+        text += &disk_text(disk);
+    }
+    text
+}
+
+fn disk_text(disk: &Disk) -> String {
+    let mut text = format!(
+        "disk {}   {} of {} in {} runs, blocks of {}, from {}",
+        disk.target,
+        Human(disk.dense_length),
+        Human(disk.capacity),
+        disk.runs,
+        Human(disk.block_size),
+        disk.source.format.escape_debug(),
+    );
+    if let Some(options) = &disk.source.qcow2 {
+        text += &format!(
+            " (compat {}, clusters of {}",
+            options.compat.escape_debug(),
+            Human(options.cluster_size)
+        );
+        text += if options.extended_l2 { ", extended L2" } else { "" };
+        text += if options.lazy_refcounts { ", lazy refcounts)" } else { ")" };
+    }
+    for link in &disk.source.backing {
+        text += &format!("\n           on {} ({})", link.path.escape_debug(), link.format.escape_debug());
+    }
+    for warning in &disk.source.warnings {
+        text += &format!("\n           warning: {}", warning.escape_debug());
+    }
+    text.push('\n');
+    text
+}
+
+/// The time of a backup in this host's local time, with its offset.
+pub(crate) fn local(created: &str) -> String {
+    let zone = jiff::tz::TimeZone::system();
+    let parsed: Result<jiff::Timestamp, _> = created.parse();
+    parsed.map_or_else(
+        |_| created.escape_debug().to_string(),
+        |time| time.to_zoned(zone).strftime("%Y-%m-%d %H:%M:%S %:z").to_string(),
+    )
+}

@@ -1,0 +1,95 @@
+//! `virtfold verify`: reads all of an archive and checks every byte.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use virtfold_backup::verify::{self, VerifyReport, VerifyRequest};
+use virtfold_backup::{Control, Progress};
+use virtfold_base::units::Human;
+use virtfold_medium::Location;
+
+use super::Signals;
+use super::args;
+use super::exit::Outcome;
+use super::guest::connection::StateFlag;
+use super::keys::IdentityArgs;
+use super::report::{JsonFlag, Stdout, Style, Ticker, damage, printable, result};
+use super::tape::{self, options::ChangeArgs};
+
+/// Read all of an archive and check every byte
+///
+/// Damage is reported as lost ranges of the disks. Exit code 3: damaged; 4: incomplete.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  virtfold verify /backup/web-20261122T030000Z-5f1c2d3e.tar.zst
+  virtfold verify tape:/dev/nst0#latest
+  virtfold verify --json /backup/web-20261122T030000Z-5f1c2d3e.tar.zst")]
+pub(crate) struct Args {
+    /// The archive: a file, s3://BUCKET/KEY or tape:DEVICE#ID
+    #[arg(value_parser = args::location())]
+    archive: Location,
+    /// Threads that decompress and check [default: one a core]
+    #[arg(long, value_name = "N")]
+    workers: Option<virtfold_config::Workers>,
+    #[command(flatten)]
+    identity: IdentityArgs,
+    #[command(flatten)]
+    tape: ChangeArgs,
+    #[command(flatten)]
+    state: StateFlag,
+    #[command(flatten)]
+    json: JsonFlag,
+}
+
+/// Runs the verb.
+pub(crate) fn run(args: &Args, signals: &Signals) -> Result<Outcome> {
+    let style = Style::from_flag(&args.json);
+    let request = VerifyRequest {
+        archive: args.archive.clone(),
+        identities: args.identity.load()?,
+        workers: args::workers(args.workers),
+    };
+    let progress = Arc::new(Progress::default());
+    let ticker = Ticker::start(style, Stdout::Free, &progress)?;
+    let control = Control { cancel: Arc::clone(&signals.stop), progress };
+    let report = match &args.archive {
+        Location::Tape(address) => {
+            let drive = args.tape.drive(address, args.state.path()?, &signals.stop);
+            let source = tape::options::archive(address).and_then(|which| drive.open(which));
+            source.and_then(|source| verify::run_from(&request, &control, source))
+        }
+        _ => verify::run(&request, &control),
+    };
+    drop(ticker);
+    let report = report?;
+    damage(style, &report.damage)?;
+    result(style, Stdout::Free, &report, &text(&report))?;
+    Ok(match (report.sound, report.complete) {
+        (true, _) => Outcome::Done,
+        (false, true) => Outcome::Damaged,
+        (false, false) => Outcome::Incomplete,
+    })
+}
+
+fn text(report: &VerifyReport) -> String {
+    let mut text = String::new();
+    for fault in &report.faults {
+        text += &format!("fault: {}\n", printable(fault));
+    }
+    let verdict = match (report.sound, report.complete) {
+        (true, _) => "sound",
+        (false, true) => "damaged",
+        (false, false) => "incomplete",
+    };
+    text += &format!(
+        "{}: {verdict}, {} read in {:.1} s",
+        printable(&report.archive),
+        Human(report.bytes),
+        report.seconds
+    );
+    if !report.sound && report.salvageable {
+        text += "\n'virtfold restore --partial' restores what is intact";
+    }
+    text
+}

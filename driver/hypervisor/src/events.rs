@@ -1,0 +1,121 @@
+//! From a hypervisor's events to our subscribers. Nothing here blocks or panics: it runs inside libvirt's callbacks.
+//!
+//! A subscriber's channel holds [`EVENTS_KEPT`] events and one place more. When all but that place are taken, it gets
+//! [`Event::Missed`] and then nothing until it has read some.
+//!
+//! Imports: `types`.
+
+use std::sync::{Mutex, PoisonError};
+
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+
+#[cfg(feature = "libvirt")]
+use crate::types::{Begin, BlockJobKind, BlockJobStatus, DomainId, End, Lifecycle};
+use crate::types::{EVENTS_KEPT, Event};
+
+/// Who wants to hear of events.
+#[derive(Debug, Default)]
+pub(crate) struct Hub {
+    subscribers: Mutex<Vec<Sender<Event>>>,
+}
+
+impl Hub {
+    pub(crate) fn subscribe(&self) -> Receiver<Event> {
+        let (sender, receiver) = bounded(EVENTS_KEPT + 1);
+        self.subscribers.lock().unwrap_or_else(PoisonError::into_inner).push(sender);
+        receiver
+    }
+
+    pub(crate) fn publish(&self, event: &Event) {
+        let mut subscribers = self.subscribers.lock().unwrap_or_else(PoisonError::into_inner);
+        subscribers.retain(|subscriber| {
+            let event = if subscriber.len() < EVENTS_KEPT { event.clone() } else { Event::Missed };
+            !matches!(subscriber.try_send(event), Err(TrySendError::Disconnected(_)))
+        });
+    }
+
+    pub(crate) fn connection_lost(&self) {
+        self.publish(&Event::ConnectionLost);
+    }
+}
+
+/// As libvirt numbers them.
+#[cfg(feature = "libvirt")]
+impl Hub {
+    /// `number` is a virDomainEventType, `detail` the number of that type's own enumeration.
+    pub(crate) fn lifecycle(&self, domain: DomainId, number: i32, detail: i32) {
+        let change = match number {
+            0 => Lifecycle::Defined,
+            1 => Lifecycle::Undefined,
+            2 => Lifecycle::Started(begin(detail)),
+            3 => Lifecycle::Suspended,
+            4 => Lifecycle::Resumed,
+            5 => Lifecycle::Stopped(end(detail)),
+            6 => Lifecycle::Shutdown,
+            7 => Lifecycle::PmSuspended,
+            8 => Lifecycle::Crashed,
+            other => Lifecycle::Other(other),
+        };
+        self.publish(&Event::Lifecycle { domain, change });
+    }
+
+    /// `status` is a virConnectDomainEventBlockJobStatus.
+    pub(crate) fn block_job(&self, domain: DomainId, target: String, (kind, status): (BlockJobKind, i32)) {
+        let status = match status {
+            0 => BlockJobStatus::Completed,
+            1 => BlockJobStatus::Failed,
+            2 => BlockJobStatus::Cancelled,
+            3 => BlockJobStatus::Ready,
+            other => BlockJobStatus::Other(other),
+        };
+        self.publish(&Event::BlockJob { domain, target, kind, status });
+    }
+
+    pub(crate) fn threshold(&self, domain: DomainId, target: String) {
+        self.publish(&Event::BlockThreshold { domain, target });
+    }
+}
+
+#[cfg(feature = "libvirt")]
+fn begin(detail: i32) -> Begin {
+    match detail {
+        0 => Begin::Boot,
+        1 => Begin::Migration,
+        2 | 3 => Begin::Restore,
+        other => Begin::Other(other),
+    }
+}
+
+#[cfg(feature = "libvirt")]
+fn end(detail: i32) -> End {
+    match detail {
+        0 => End::Shutdown,
+        1 => End::Destroyed,
+        2 => End::Crashed,
+        3 => End::Migration,
+        4 => End::Saved,
+        5 => End::NotStarted,
+        other => End::Other(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slow_subscriber_learns_that_it_missed_something() {
+        let hub = Hub::default();
+        let (slow, gone) = (hub.subscribe(), hub.subscribe());
+        drop(gone);
+        for _ in 0..EVENTS_KEPT + 10 {
+            hub.connection_lost();
+        }
+        let seen: Vec<Event> = slow.try_iter().collect();
+        assert_eq!(seen.len(), EVENTS_KEPT + 1);
+        assert_eq!(seen.last(), Some(&Event::Missed));
+        hub.connection_lost();
+        assert_eq!(slow.try_iter().collect::<Vec<_>>(), [Event::ConnectionLost]);
+        assert_eq!(hub.subscribers.lock().unwrap().len(), 1);
+    }
+}

@@ -1,0 +1,513 @@
+//! Images as files of this host: who writes to them, whether they are there, how much room is around them.
+//!
+//! A trait, because the simulated hypervisor keeps its images in memory.
+//!
+//! QEMU marks its use of an image by open-file-description locks on single bytes (block/file-posix.c: a
+//! shared lock on byte 100 + n says that permission n is in use; on 200 + n, that it is not shared).
+//! Permission 1 is writing, so a lock on byte 101 means that a QEMU writes to the file. A read lock of ours
+//! on 100, 201 and 203 keeps others from committing into a frozen base while it is read, and lets a guest run
+//! on an overlay over it. Where locks are not to be seen, the files that a QEMU has open are (`openers`); an
+//! image is free when neither says otherwise.
+//!
+//! Imports: `error`, `openers`.
+
+use std::fmt::Debug;
+use std::fs::{File, OpenOptions};
+use std::io::Read;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+
+use super::is_our_overlay;
+use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
+use virtfold_base::openers::{self, Opened};
+
+mod qemu_img;
+
+/// The byte that a QEMU writer has locked.
+const WRITER: i64 = 101;
+/// The bytes that a reader of a frozen base holds.
+const READER: [i64; 3] = [100, 201, 203];
+
+/// How a qcow2 file begins, and where its header counts the internal snapshots (docs/interop/qcow2.rst).
+const QCOW2: &[u8] = b"QFI\xfb";
+const SNAPSHOTS: std::ops::Range<usize> = 60..64;
+/// A file of zeros that is shorter never was an image.
+const BLANK: usize = 1 << 20;
+
+/// An overlay that was touched since may be somebody's who is at work.
+const FRESH: Duration = Duration::from_secs(600);
+
+/// Who uses an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImageUse {
+    /// No file there.
+    Absent,
+    /// A file that no QEMU has open.
+    Free,
+    /// A QEMU has it open and does not write to it.
+    Read,
+    /// A QEMU writes to it.
+    Written,
+}
+
+/// An image at one moment. As long as it is the same, nobody has written to the file in between.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// When it was last written to, since 1970.
+    pub modified: Duration,
+    /// Its size, bytes.
+    pub size: u64,
+}
+
+/// The host's files as far as a backup and its recovery touch them.
+pub trait HostFiles: Debug + Send + Sync {
+    /// Who uses an image.
+    ///
+    /// # Errors
+    /// The file can't be opened or asked.
+    fn image_use(&self, path: &Path) -> Result<ImageUse>;
+
+    /// Keeps others from writing to a frozen image until the result is dropped.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InUse`] when somebody writes to it.
+    fn hold(&self, path: &Path) -> Result<Box<dyn Debug + Send + Sync>>;
+
+    /// Removes an overlay that is [`ImageUse::Free`], durably.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InUse`] when a QEMU has it open.
+    fn remove(&self, path: &Path) -> Result<()>;
+
+    /// Renames a file that is [`ImageUse::Free`] to a free name beside it, durably, and returns that.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InUse`] when a QEMU has it open.
+    fn quarantine(&self, path: &Path) -> Result<PathBuf>;
+
+    /// The file's mark; `None` when it is not there. A block device's says nothing of its contents.
+    ///
+    /// # Errors
+    /// The file can't be asked.
+    fn mark(&self, path: &Path) -> Result<Option<Mark>>;
+
+    /// Device and inode of a file, which a file that is put in its place has not (the device's own number and
+    /// 0 for a block device); `None` when it is not there.
+    ///
+    /// # Errors
+    /// The file can't be asked.
+    fn identity(&self, path: &Path) -> Result<Option<(u64, u64)>>;
+
+    /// The time by which files are marked, since 1970.
+    fn now(&self) -> Duration;
+
+    /// Whether somebody's internal snapshots lie inside a qcow2 image; they are gone with its file. `false`
+    /// when it is not there.
+    ///
+    /// # Errors
+    /// The file can't be read.
+    fn has_snapshots(&self, path: &Path) -> Result<bool>;
+
+    /// Writes what a qcow2 overlay has into the image right below it, of `format`, and leaves the overlay as
+    /// it is. Both have the same contents then. Nobody can open them meanwhile. One that was broken off is
+    /// done again.
+    ///
+    /// # Errors
+    /// Somebody has one of them open; the base is full.
+    fn commit_at_rest(&self, overlay: &Path, base: (&Path, &str)) -> Result<()>;
+
+    /// Whether an overlay has nothing of its own: whoever reads it sees the image below.
+    ///
+    /// # Errors
+    /// It can't be read.
+    fn is_empty(&self, overlay: &Path) -> Result<bool>;
+
+    /// Whether a qcow2 overlay and its base, of `format`, have the same contents. Reads both; nobody may
+    /// write to them.
+    ///
+    /// # Errors
+    /// One of them can't be read, or is in use.
+    fn same(&self, overlay: &Path, base: (&Path, &str)) -> Result<bool>;
+
+    /// The images below a qcow2 image, as the headers say, the next one first.
+    ///
+    /// # Errors
+    /// One of them can't be read.
+    fn below(&self, path: &Path) -> Result<Vec<PathBuf>>;
+
+    /// The overlays by virtfold's names in a directory that were not touched for a while; a fresh one may be
+    /// somebody's who is at work.
+    ///
+    /// # Errors
+    /// The directory can't be read.
+    fn overlays(&self, directory: &Path) -> Result<Vec<PathBuf>>;
+
+    /// Bytes that the file takes on its file system.
+    ///
+    /// # Errors
+    /// The file can't be asked.
+    fn allocated(&self, path: &Path) -> Result<u64>;
+
+    /// Bytes free for QEMU in a directory's file system.
+    ///
+    /// # Errors
+    /// The file system can't be asked.
+    fn free(&self, directory: &Path) -> Result<u64>;
+}
+
+/// This host's own files.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LocalFiles;
+
+impl HostFiles for LocalFiles {
+    fn image_use(&self, path: &Path) -> Result<ImageUse> {
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(ImageUse::Absent),
+            Err(e) => return Err(Error::io(format!("cannot open '{}'", path.display()), e)),
+        };
+        if is_locked(&file, WRITER, path)? {
+            return Ok(ImageUse::Written);
+        }
+        let opened = openers::of(&file)?;
+        if opened == Opened::Written {
+            return Ok(ImageUse::Written);
+        }
+        for byte in READER {
+            if is_locked(&file, byte, path)? {
+                return Ok(ImageUse::Read);
+            }
+        }
+        Ok(if opened == Opened::Read { ImageUse::Read } else { ImageUse::Free })
+    }
+
+    fn hold(&self, path: &Path) -> Result<Box<dyn Debug + Send + Sync>> {
+        let file = File::open(path).at(|| format!("cannot open '{}'", path.display()))?;
+        let held = LockedImage(file);
+        for byte in READER {
+            let taken = fcntl(&held.0, FcntlArg::F_OFD_SETLK(&lock(libc::F_RDLCK, byte)));
+            taken.map_err(|e| in_use(path).with_source(std::io::Error::from(e)))?;
+        }
+        // Only now, so that nobody can become a writer in between.
+        if is_locked(&held.0, WRITER, path)? || openers::of(&held.0)? == Opened::Written {
+            return Err(in_use(path));
+        }
+        Ok(Box::new(held))
+    }
+
+    fn remove(&self, path: &Path) -> Result<()> {
+        let _locked = lock_all(path)?;
+        std::fs::remove_file(path).at(|| format!("cannot remove '{}'", path.display()))?;
+        sync_parent(path)
+    }
+
+    fn quarantine(&self, path: &Path) -> Result<PathBuf> {
+        let _locked = lock_all(path)?;
+        let doing = || format!("cannot rename '{}'", path.display());
+        for number in 0..1000 {
+            let mut name = path.as_os_str().to_os_string();
+            name.push(if number == 0 { ".quarantined".to_owned() } else { format!(".quarantined-{number}") });
+            let (to, cwd) = (PathBuf::from(name), rustix::fs::CWD);
+            match rustix::fs::renameat_with(cwd, path, cwd, &to, rustix::fs::RenameFlags::NOREPLACE) {
+                Ok(()) => return sync_parent(path).map(|()| to),
+                Err(rustix::io::Errno::EXIST) => {}
+                Err(errno) => return Err(Error::io(doing(), errno.into())),
+            }
+        }
+        Err(Error::new(ErrorKind::Exists, doing()))
+    }
+
+    fn mark(&self, path: &Path) -> Result<Option<Mark>> {
+        let metadata = match path.metadata() {
+            Ok(metadata) if metadata.is_file() => metadata,
+            Ok(_) => return Ok(None),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(Error::io(format!("cannot look at '{}'", path.display()), e)),
+        };
+        let modified = metadata.modified().at(|| format!("cannot look at '{}'", path.display()))?;
+        // A time before 1970 is nobody's last write.
+        let modified = modified.duration_since(UNIX_EPOCH).unwrap_or_default();
+        Ok(Some(Mark { modified, size: metadata.len() }))
+    }
+
+    fn identity(&self, path: &Path) -> Result<Option<(u64, u64)>> {
+        match path.metadata() {
+            Ok(found) if found.file_type().is_block_device() => Ok(Some((found.rdev(), 0))),
+            Ok(found) => Ok(Some((found.dev(), found.ino()))),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error::io(format!("cannot look at '{}'", path.display()), e)),
+        }
+    }
+
+    fn now(&self) -> Duration {
+        SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+    }
+
+    fn has_snapshots(&self, path: &Path) -> Result<bool> {
+        let start = match start_of(path, SNAPSHOTS.end) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+            start => start?,
+        };
+        let count = start.get(SNAPSHOTS).unwrap_or_default();
+        Ok(start.starts_with(QCOW2) && count.iter().any(|byte| *byte != 0))
+    }
+
+    fn commit_at_rest(&self, overlay: &Path, (base, _): (&Path, &str)) -> Result<()> {
+        qemu_img::commit(overlay, base)
+    }
+
+    fn is_empty(&self, overlay: &Path) -> Result<bool> {
+        // What a libvirtd leaves that is killed before QEMU has written the header.
+        let start = start_of(overlay, BLANK)?;
+        if start.len() < BLANK && start.iter().all(|byte| *byte == 0) {
+            return Ok(true);
+        }
+        qemu_img::is_empty(overlay)
+    }
+
+    fn same(&self, overlay: &Path, base: (&Path, &str)) -> Result<bool> {
+        qemu_img::same(overlay, base)
+    }
+
+    fn below(&self, path: &Path) -> Result<Vec<PathBuf>> {
+        qemu_img::below(path)
+    }
+
+    fn overlays(&self, directory: &Path) -> Result<Vec<PathBuf>> {
+        let reading = || format!("cannot read the directory '{}'", directory.display());
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(directory).at(reading)? {
+            let path = entry.at(reading)?.path();
+            if !is_our_overlay(&path) {
+                continue;
+            }
+            let touched = path.symlink_metadata().and_then(|m| m.modified());
+            if touched.is_ok_and(|t| t.elapsed().is_ok_and(|age| age > FRESH)) {
+                found.push(path);
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    fn allocated(&self, path: &Path) -> Result<u64> {
+        let metadata = path.metadata().at(|| format!("cannot look at '{}'", path.display()))?;
+        Ok(metadata.blocks().saturating_mul(512))
+    }
+
+    fn free(&self, directory: &Path) -> Result<u64> {
+        let stat = rustix::fs::statvfs(directory);
+        let stat = stat.at(|| format!("cannot look at the file system of '{}'", directory.display()))?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+}
+
+/// An image with locks on it. They go with it: a process that is just being started may have its file open
+/// for a moment longer.
+#[derive(Debug)]
+struct LockedImage(File);
+
+impl Drop for LockedImage {
+    fn drop(&mut self) {
+        let mut all = lock(libc::F_UNLCK, 100);
+        all.l_len = 200;
+        if let Err(error) = fcntl(&self.0, FcntlArg::F_OFD_SETLK(&all)) {
+            tracing::debug!(%error, "an image's locks go with its file");
+        }
+    }
+}
+
+/// The first bytes of a file, at most `most`.
+fn start_of(path: &Path, most: usize) -> Result<Vec<u8>> {
+    let reading = || format!("cannot read '{}'", path.display());
+    let mut start = Vec::new();
+    let file = File::open(path).at(reading)?;
+    file.take(most as u64).read_to_end(&mut start).at(reading)?;
+    Ok(start)
+}
+
+/// Write locks on all of QEMU's bytes: refused when any QEMU has the file open, and none that locks can open it
+/// while the result lives.
+fn lock_all(path: &Path) -> Result<File> {
+    let file = OpenOptions::new().read(true).write(true).open(path);
+    let file = file.at(|| format!("cannot open '{}'", path.display()))?;
+    let mut all = lock(libc::F_WRLCK, 100);
+    all.l_len = 200;
+    let taken = fcntl(&file, FcntlArg::F_OFD_SETLK(&all));
+    taken.map_err(|e| in_use(path).with_source(std::io::Error::from(e)))?;
+    if openers::of(&file)? != Opened::No {
+        return Err(in_use(path));
+    }
+    Ok(file)
+}
+
+fn sync_parent(path: &Path) -> Result<()> {
+    let parent = path.parent().unwrap_or(Path::new("/"));
+    let directory = File::open(parent).at(|| format!("cannot open '{}'", parent.display()))?;
+    directory.sync_all().at(|| format!("cannot sync the directory '{}'", parent.display()))
+}
+
+fn in_use(path: &Path) -> Error {
+    Error::new(ErrorKind::InUse, format!("'{}' is in use by a virtual machine", path.display()))
+}
+
+fn lock(kind: i32, byte: i64) -> libc::flock {
+    let kind = i16::try_from(kind).unwrap_or_default();
+    let whence = i16::try_from(libc::SEEK_SET).unwrap_or_default();
+    libc::flock { l_type: kind, l_whence: whence, l_start: byte, l_len: 1, l_pid: 0 }
+}
+
+/// Whether another open file description holds any lock on the byte.
+fn is_locked(file: &File, byte: i64, path: &Path) -> Result<bool> {
+    let mut probe = lock(libc::F_WRLCK, byte);
+    fcntl(file, FcntlArg::F_OFD_GETLK(&mut probe))
+        .map_err(std::io::Error::from)
+        .at(|| format!("cannot ask for the locks of '{}'", path.display()))?;
+    Ok(i32::from(probe.l_type) != libc::F_UNLCK)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn locks_tell_writers_from_readers() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("image");
+        let files = LocalFiles;
+        assert_eq!(files.image_use(&path).unwrap(), ImageUse::Absent);
+        std::fs::write(&path, [0; 512]).unwrap();
+        assert_eq!(files.image_use(&path).unwrap(), ImageUse::Free);
+        let held = files.hold(&path).unwrap();
+        let again = files.hold(&path).unwrap();
+        assert_eq!(files.image_use(&path).unwrap(), ImageUse::Read);
+        assert_eq!(files.remove(&path).unwrap_err().kind(), ErrorKind::InUse);
+        drop((held, again));
+        // What a QEMU writer holds: 101 in use.
+        let writer = File::open(&path).unwrap();
+        fcntl(&writer, FcntlArg::F_OFD_SETLK(&lock(libc::F_RDLCK, WRITER))).unwrap();
+        assert_eq!(files.image_use(&path).unwrap(), ImageUse::Written);
+        assert_eq!(files.hold(&path).unwrap_err().kind(), ErrorKind::InUse);
+        assert_eq!(files.remove(&path).unwrap_err().kind(), ErrorKind::InUse);
+        drop(writer);
+        assert!(files.allocated(&path).unwrap() <= 4096);
+        assert!(files.free(directory.path()).unwrap() > 0);
+        files.remove(&path).unwrap();
+        assert_eq!(files.image_use(&path).unwrap(), ImageUse::Absent);
+    }
+
+    /// QEMU takes none where it has no `/dev/null` at its start; those on a block device in a `/dev` of its own are
+    /// not seen here.
+    #[test]
+    fn a_qemu_without_locks_is_seen() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("image");
+        std::fs::write(&path, [0; 4096]).unwrap();
+        for (more, expected) in [(&["-r"][..], ImageUse::Read), (&[][..], ImageUse::Written)] {
+            let mut qemu = virtfold_base::openers::testing::open(&path, more);
+            assert_eq!(LocalFiles.image_use(&path).unwrap(), expected);
+            assert_eq!(LocalFiles.hold(&path).is_ok(), expected == ImageUse::Read);
+            assert_eq!(LocalFiles.remove(&path).unwrap_err().kind(), ErrorKind::InUse);
+            assert_eq!(LocalFiles.quarantine(&path).unwrap_err().kind(), ErrorKind::InUse);
+            drop(qemu.stdin.take());
+            qemu.wait().unwrap();
+            assert_eq!(LocalFiles.image_use(&path).unwrap(), ImageUse::Free);
+        }
+    }
+
+    #[test]
+    fn what_a_killed_libvirtd_left_is_empty_and_what_cannot_be_read_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("overlay");
+        for blank in [0, 512, BLANK - 1] {
+            std::fs::write(&path, vec![0; blank]).unwrap();
+            assert!(LocalFiles.is_empty(&path).unwrap());
+        }
+        std::fs::write(&path, vec![0; BLANK]).unwrap();
+        LocalFiles.is_empty(&path).unwrap_err();
+        std::fs::write(&path, b"no image").unwrap();
+        LocalFiles.is_empty(&path).unwrap_err();
+    }
+
+    #[test]
+    fn internal_snapshots_are_seen_in_the_header() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("overlay.qcow2");
+        let files = LocalFiles;
+        assert!(!files.has_snapshots(&path).unwrap());
+        for (arguments, expected) in [
+            (["create", "-qf", "qcow2"], false),
+            (["snapshot", "-qc", "s1"], true),
+            (["snapshot", "-qd", "s1"], false),
+        ] {
+            let size = (arguments[0] == "create").then_some("1M");
+            let mut command = std::process::Command::new("qemu-img");
+            assert!(command.args(arguments).arg(&path).args(size).status().unwrap().success());
+            assert_eq!(files.has_snapshots(&path).unwrap(), expected, "{arguments:?}");
+        }
+        std::fs::write(&path, [0xff; 64]).unwrap();
+        assert!(!files.has_snapshots(&path).unwrap(), "no qcow2");
+    }
+
+    #[test]
+    fn a_file_in_anothers_place_has_another_identity() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, new) = (directory.path().join("image"), directory.path().join("new"));
+        let files = LocalFiles;
+        assert_eq!(files.identity(&path).unwrap(), None);
+        std::fs::write(&path, [1]).unwrap();
+        let before = files.identity(&path).unwrap();
+        std::fs::write(&path, [2]).unwrap();
+        assert_eq!(files.identity(&path).unwrap(), before);
+        std::fs::write(&new, [1]).unwrap();
+        std::fs::rename(&new, &path).unwrap();
+        assert_ne!(files.identity(&path).unwrap(), before);
+    }
+
+    #[test]
+    fn overlays_are_put_aside_under_free_names() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.virtfold-0000beef.overlay");
+        let files = LocalFiles;
+        let mut names = Vec::new();
+        for n in 0..3 {
+            std::fs::write(&path, [n]).unwrap();
+            names.push(files.quarantine(&path).unwrap());
+        }
+        let read: Vec<_> = names.iter().map(|name| std::fs::read(name).unwrap()).collect();
+        assert_eq!(read, [[0], [1], [2]]);
+        assert!(names[0].to_str().unwrap().ends_with(".overlay.quarantined"));
+        std::fs::write(&path, [9]).unwrap();
+        let held = files.hold(&path).unwrap();
+        assert_eq!(files.quarantine(&path).unwrap_err().kind(), ErrorKind::InUse);
+        drop(held);
+        // A fresh one may be somebody's who is at work.
+        assert_eq!(files.overlays(directory.path()).unwrap(), Vec::<PathBuf>::new());
+        let old = std::time::SystemTime::now() - 2 * FRESH;
+        File::options().write(true).open(&path).unwrap().set_modified(old).unwrap();
+        assert_eq!(files.overlays(directory.path()).unwrap(), [path]);
+    }
+
+    #[test]
+    fn a_mark_shows_that_a_file_was_written_to() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("image");
+        let files = LocalFiles;
+        assert_eq!(files.mark(&path).unwrap(), None);
+        std::fs::write(&path, [0; 512]).unwrap();
+        let before = files.mark(&path).unwrap().unwrap();
+        assert_eq!(files.mark(&path).unwrap(), Some(before));
+        std::thread::sleep(Duration::from_millis(20));
+        OpenOptions::new()
+            .write(true)
+            .open(&path)
+            .and_then(|mut f| std::io::Write::write_all(&mut f, &[1]))
+            .unwrap();
+        assert_ne!(files.mark(&path).unwrap(), Some(before));
+        assert_eq!(files.mark(Path::new("/dev/null")).unwrap(), None);
+    }
+}

@@ -1,0 +1,496 @@
+//! The real hypervisor: libvirt's QEMU driver on this host, by the official bindings (`virt`, and `virt-sys`
+//! for what they lack).
+//!
+//! - `uri`: local URIs only. `raw`: the calls by `virt-sys`, and all unsafe code. `qmp`: QEMU's own answer
+//!   about its disks.
+//!   `behind`: commits that libvirt can't do, because it does not know the overlay.
+//!
+//! A connection is made by the first call and made again when it is found broken. A reading call is then
+//! repeated, for [`PATIENCE`] at most: libvirtd restarts in a second or two, and guests live on without it. A
+//! changing call is never repeated; its error says [`Fault::lost`](super::Fault::lost). A libvirtd that hangs
+//! is given up after 15 s by keepalive messages.
+//!
+//! Imports: `error`, `types`, `fault`, `events`.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Receiver;
+use libvirt::connect::Connect;
+use libvirt::domain::Domain;
+use libvirt::error::Error as VirtError;
+use virt_sys as sys;
+
+use super::events::Hub;
+use super::fault::{Answer, Fault, code};
+use super::types::{
+    Activity, BlockJob, CommitBase, CommitRequest, Config, DomainId, DomainInfo, Event, JobEnd, Paused,
+    Persistence, QemuDisk, Quiesce, Run, SnapshotRequest, Start,
+};
+use super::{Denial, Hypervisor, apparmor, domain_xml};
+use virtfold_base::error::{Error, ErrorKind, Result};
+
+mod behind;
+pub(crate) mod qmp;
+mod raw;
+mod request;
+mod uri;
+
+pub use uri::LocalUri;
+
+/// How long a reading call waits for a libvirtd that is away.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// libvirt on this host.
+#[derive(Debug)]
+pub struct Libvirt {
+    uri: LocalUri,
+    hub: Arc<Hub>,
+    session: Mutex<Option<Arc<Session>>>,
+}
+
+/// A connection with its callbacks.
+#[derive(Debug)]
+struct Session {
+    connect: Connect,
+    watch: raw::Watch,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.watch.end(&self.connect);
+    }
+}
+
+type VirtResult<T> = std::result::Result<T, VirtError>;
+
+impl Libvirt {
+    /// Connects.
+    ///
+    /// # Errors
+    /// libvirtd is not there or denies access.
+    pub fn open(uri: LocalUri) -> Result<Self> {
+        let opened = Self { uri, hub: Arc::default(), session: Mutex::default() };
+        opened.session()?;
+        Ok(opened)
+    }
+
+    /// The live connection, made anew where the last one broke.
+    fn session(&self) -> Result<Arc<Session>> {
+        let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(live) = session.as_ref().filter(|s| s.connect.is_alive().unwrap_or(false)) {
+            return Ok(Arc::clone(live));
+        }
+        *session = None;
+        let made = self.connect().map_err(|e| {
+            let doing = format!("cannot connect to libvirt at '{}'", self.uri.as_str());
+            fault(&e, Answer::Refused).into_error(doing).with_hint("is libvirtd (or virtqemud) running?")
+        })?;
+        let made = Arc::new(made);
+        *session = Some(Arc::clone(&made));
+        Ok(made)
+    }
+
+    fn connect(&self) -> VirtResult<Session> {
+        raw::prepare()?;
+        let connect = Connect::open(Some(self.uri.as_str()))?;
+        connect.set_keep_alive(5, 3)?;
+        let watch = raw::Watch::register(&connect, &self.hub)?;
+        Ok(Session { connect, watch })
+    }
+
+    /// A session, waited for while libvirtd is away.
+    fn patient_session(&self, until: Instant) -> Result<Arc<Session>> {
+        loop {
+            match self.session() {
+                Err(_) if Instant::now() < until => std::thread::sleep(Duration::from_millis(200)),
+                result => return result,
+            }
+        }
+    }
+
+    /// A call that changes nothing: repeated when the connection breaks.
+    fn read<T>(&self, doing: impl Fn() -> String, call: impl Fn(&Connect) -> VirtResult<T>) -> Result<T> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let session = self.patient_session(until)?;
+            match call(&session.connect) {
+                Ok(value) => return Ok(value),
+                Err(error) => match answer(&error, &session.connect) {
+                    Answer::Lost if Instant::now() < until => std::thread::sleep(Duration::from_millis(50)),
+                    answer => return Err(fault(&error, answer).into_error(doing())),
+                },
+            }
+        }
+    }
+
+    /// A call that changes something: made once.
+    fn change<T>(
+        &self,
+        doing: impl Fn() -> String,
+        call: impl FnOnce(&Connect) -> VirtResult<T>,
+    ) -> Result<T> {
+        let session = self.patient_session(Instant::now() + PATIENCE)?;
+        call(&session.connect).map_err(|error| {
+            let answer = answer(&error, &session.connect);
+            let error = fault(&error, answer).into_error(doing());
+            match answer {
+                Answer::Refused => error,
+                Answer::Lost => error.with_hint("the connection broke: it may have been done anyway"),
+            }
+        })
+    }
+
+    /// [`Libvirt::read`] for a domain.
+    fn ask<T>(
+        &self,
+        domain: DomainId,
+        doing: &'static str,
+        call: impl Fn(&Domain) -> VirtResult<T>,
+    ) -> Result<T> {
+        self.read(|| format!("cannot {doing} of domain {domain}"), |connect| call(&find(connect, domain)?))
+    }
+
+    /// [`Libvirt::change`] for a domain.
+    fn tell<T>(
+        &self,
+        domain: DomainId,
+        doing: &str,
+        call: impl FnOnce(&Domain) -> VirtResult<T>,
+    ) -> Result<T> {
+        self.change(|| format!("cannot {doing} domain {domain}"), |connect| call(&find(connect, domain)?))
+    }
+}
+
+fn find(connect: &Connect, domain: DomainId) -> VirtResult<Domain> {
+    connect.lookup_domain_by_uuid_string(&domain.to_string())
+}
+
+/// Whether libvirtd said no, or nothing. Its RPC layer (virErrorDomain 7) speaks for itself when the
+/// connection breaks.
+fn answer(error: &VirtError, connect: &Connect) -> Answer {
+    const FROM_RPC: u32 = sys::VIR_FROM_RPC;
+    if error.domain().to_raw() == FROM_RPC || !connect.is_alive().unwrap_or(false) {
+        Answer::Lost
+    } else {
+        Answer::Refused
+    }
+}
+
+fn fault(error: &VirtError, answer: Answer) -> Fault {
+    let number = |raw: u32| i32::try_from(raw).unwrap_or(code::INTERNAL);
+    Fault {
+        code: number(error.code().to_raw()),
+        domain: number(error.domain().to_raw()),
+        text: error.message().to_owned(),
+        answer,
+    }
+}
+
+/// `None` where the call fails with `code`, which means that there is none.
+fn absent<T>(result: VirtResult<T>, code: i32) -> VirtResult<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if i32::try_from(error.code().to_raw()) == Ok(code) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn info(domain: &Domain) -> VirtResult<DomainInfo> {
+    let persistence = if domain.is_persistent()? { Persistence::Persistent } else { Persistence::Transient };
+    let id = DomainId(domain.uuid()?);
+    Ok(DomainInfo { id, name: domain.name()?, persistence, run: run(domain)? })
+}
+
+/// libvirt does not always know why a guest stands still: where an I/O error stops it in the moment in which
+/// it is resumed, the reason is 'unknown'. QEMU knows.
+fn run(domain: &Domain) -> VirtResult<Run> {
+    let run = run_of(raw::state(domain)?);
+    if run != Run::Paused(Paused::Other(0)) {
+        return Ok(run);
+    }
+    let status = domain.qemu_monitor_command(qmp::QUERY_STATUS, 0);
+    Ok(if status.is_ok_and(|reply| qmp::is_io_error(&reply)) { Run::Paused(Paused::IoError) } else { run })
+}
+
+/// libvirt takes QEMU's word for an I/O error's stop also where it comes late (QEMU 10 sends one
+/// BLOCK_IO_ERROR a second at most) and the guest runs again. It then believes in a guest that stands still,
+/// and no resume helps, because a QEMU that runs has no RESUME to tell. Stopped first, it has.
+fn untangle(domain: &Domain) -> VirtResult<()> {
+    if run_of(raw::state(domain)?) == Run::Paused(Paused::IoError)
+        && qmp::is_running(&domain.qemu_monitor_command(qmp::QUERY_STATUS, 0)?)
+    {
+        domain.qemu_monitor_command(qmp::STOP, 0)?;
+    }
+    Ok(())
+}
+
+/// libvirt's virDomainState and virDomainPausedReason.
+fn run_of((state, reason): (u32, i32)) -> Run {
+    match state {
+        sys::VIR_DOMAIN_PAUSED => Run::Paused(match u32::try_from(reason).unwrap_or(0) {
+            sys::VIR_DOMAIN_PAUSED_USER => Paused::User,
+            sys::VIR_DOMAIN_PAUSED_IOERROR => Paused::IoError,
+            sys::VIR_DOMAIN_PAUSED_MIGRATION
+            | sys::VIR_DOMAIN_PAUSED_SAVE
+            | sys::VIR_DOMAIN_PAUSED_DUMP
+            | sys::VIR_DOMAIN_PAUSED_SNAPSHOT
+            | sys::VIR_DOMAIN_PAUSED_POSTCOPY
+            | sys::VIR_DOMAIN_PAUSED_POSTCOPY_FAILED => Paused::Busy,
+            sys::VIR_DOMAIN_PAUSED_STARTING_UP => Paused::Starting,
+            sys::VIR_DOMAIN_PAUSED_CRASHED => Paused::Crashed,
+            _ => Paused::Other(reason),
+        }),
+        sys::VIR_DOMAIN_PMSUSPENDED => Run::PmSuspended,
+        sys::VIR_DOMAIN_SHUTDOWN => Run::ShuttingDown,
+        sys::VIR_DOMAIN_SHUTOFF => Run::ShutOff,
+        sys::VIR_DOMAIN_CRASHED => Run::Crashed,
+        _ => Run::Running,
+    }
+}
+
+impl Hypervisor for Libvirt {
+    fn domains(&self) -> Result<Vec<DomainInfo>> {
+        let list = |connect: &Connect| {
+            let domains = connect.list_all_domains(0)?;
+            // A domain may end while it is looked at.
+            let infos = domains.iter().map(|d| absent(info(d), code::NO_DOMAIN));
+            infos.filter_map(VirtResult::transpose).collect::<VirtResult<Vec<_>>>()
+        };
+        let mut domains = self.read(|| "cannot list the domains".to_owned(), list)?;
+        domains.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(domains)
+    }
+
+    fn lookup(&self, name_or_uuid: &str) -> Result<DomainInfo> {
+        let by_uuid = name_or_uuid.parse::<DomainId>().ok();
+        let find_it = |connect: &Connect| match by_uuid {
+            // A name may look like a uuid.
+            Some(id) => absent(find(connect, id), code::NO_DOMAIN)?
+                .map_or_else(|| connect.lookup_domain_by_name(name_or_uuid), Ok),
+            None => connect.lookup_domain_by_name(name_or_uuid),
+        };
+        let doing = || format!("there is no domain '{}'", name_or_uuid.escape_debug());
+        self.read(doing, |connect| info(&find_it(connect)?))
+    }
+
+    fn run_state(&self, domain: DomainId) -> Result<Run> {
+        self.ask(domain, "read the state", run)
+    }
+
+    fn xml(&self, domain: DomainId, config: Config) -> Result<String> {
+        let flags = match config {
+            Config::Live => sys::VIR_DOMAIN_XML_SECURE,
+            Config::Inactive => sys::VIR_DOMAIN_XML_SECURE | sys::VIR_DOMAIN_XML_INACTIVE,
+        };
+        let found = self.ask(domain, "read the XML", |d| {
+            let there = config == Config::Inactive || d.is_active()?;
+            Ok(if there { Some(d.xml_desc(flags)?) } else { None })
+        })?;
+        // libvirt gives the configuration where a domain does not run; that would be taken for what runs.
+        let off =
+            || Error::new(ErrorKind::NotFound, format!("domain {domain} has no live XML: it does not run"));
+        found.ok_or_else(off)
+    }
+
+    fn define(&self, xml: &str) -> Result<DomainId> {
+        let doing = || "cannot define the domain".to_owned();
+        let define = |connect: &Connect| {
+            connect.define_domain_xml_flags(xml, sys::VIR_DOMAIN_DEFINE_VALIDATE)?.uuid().map(DomainId)
+        };
+        self.change(doing, define)
+    }
+
+    fn undefine(&self, domain: DomainId) -> Result<()> {
+        let flags = sys::VIR_DOMAIN_UNDEFINE_KEEP_NVRAM | sys::VIR_DOMAIN_UNDEFINE_KEEP_TPM;
+        self.tell(domain, "undefine", |d| d.undefine_flags(flags))
+    }
+
+    fn start(&self, domain: DomainId, start: Start) -> Result<()> {
+        let flags = match start {
+            Start::Running => 0,
+            Start::Paused => sys::VIR_DOMAIN_START_PAUSED,
+        };
+        self.tell(domain, "start", |d| d.create_with_flags(flags)).map(drop)
+    }
+
+    fn destroy(&self, domain: DomainId) -> Result<()> {
+        self.tell(domain, "destroy", Domain::destroy)
+    }
+
+    fn managed_save_xml(&self, domain: DomainId) -> Result<Option<String>> {
+        self.ask(domain, "read the managed save image", |d| {
+            let there = d.has_managed_save(0)?;
+            Ok(if there { Some(raw::managed_save_xml(d)?) } else { None })
+        })
+    }
+
+    fn define_managed_save_xml(&self, domain: DomainId, xml: &str) -> Result<()> {
+        self.tell(domain, "change the managed save image of", |d| raw::define_managed_save_xml(d, xml))
+    }
+
+    fn snapshot(&self, domain: DomainId, request: &SnapshotRequest) -> Result<()> {
+        let xml = request::snapshot_xml(request);
+        let quiesce = match request.quiesce() {
+            Quiesce::ByAgent => sys::VIR_DOMAIN_SNAPSHOT_CREATE_QUIESCE,
+            Quiesce::No => 0,
+        };
+        let take = |d: &Domain| d.create_snapshot_xml(&xml, raw::SNAPSHOT_FLAGS | quiesce);
+        self.tell(domain, "take a snapshot of", take).map(drop)
+    }
+
+    fn commit(&self, domain: DomainId, request: &CommitRequest) -> Result<()> {
+        let base = raw::base_of(&request.base).map_err(|path| {
+            Error::new(ErrorKind::Unsupported, format!("'{}' is not UTF-8", path.display()))
+        })?;
+        let doing = format!("commit disk '{}' of", request.target);
+        let commit = |d: &Domain| raw::commit(d, &request.target, base, request.bytes_per_second);
+        let started = self.tell(domain, &doing, commit);
+        let refused = started.as_ref().err().and_then(Fault::code_of) == Some(code::INVALID_ARG);
+        match request.base {
+            CommitBase::Shallow if refused => {
+                self.commit_behind(domain, &request.target)?.map_or(started, Ok)
+            }
+            _ => started,
+        }
+    }
+
+    fn lift_denial(&self, domain: DomainId, image: &Path) -> Result<Option<Denial>> {
+        apparmor::lift(Path::new(apparmor::RULES), domain, image)
+    }
+
+    fn restore_denial(&self, _: DomainId, denial: &Denial) -> Result<()> {
+        apparmor::restore(denial)
+    }
+
+    fn block_job(&self, domain: DomainId, target: &str) -> Result<Option<BlockJob>> {
+        match self.ask(domain, "read the block jobs", |d| raw::block_job(d, target))? {
+            Some(job) => Ok(Some(job)),
+            None => self.job_behind(domain, target),
+        }
+    }
+
+    fn end_block_job(&self, domain: DomainId, target: &str, end: JobEnd) -> Result<()> {
+        let doing = match end {
+            JobEnd::Pivot => format!("pivot disk '{target}' of"),
+            JobEnd::Abort => format!("abort the block job of disk '{target}' of"),
+        };
+        let ended = self.tell(domain, &doing, |d| raw::end_block_job(d, target, end));
+        match &ended {
+            Err(error) if !Fault::lost(error) => self.end_behind(domain, target, end)?.map_or(ended, Ok),
+            _ => ended,
+        }
+    }
+
+    fn cap_block_job(&self, domain: DomainId, target: &str, bytes_per_second: u64) -> Result<()> {
+        let capped = self.tell(domain, "set the speed of a block job of", |d| {
+            raw::cap_block_job(d, target, bytes_per_second)
+        });
+        match &capped {
+            // A commit that libvirt knows nothing of never has a limit.
+            Err(error) if !Fault::lost(error) && bytes_per_second == 0 => {
+                self.job_behind(domain, target)?.map_or(capped, |_| Ok(()))
+            }
+            _ => capped,
+        }
+    }
+
+    fn set_block_threshold(&self, domain: DomainId, target: &str, bytes: u64) -> Result<()> {
+        self.tell(domain, "set a write threshold for", |d| d.set_block_threshold(target, bytes, 0))
+    }
+
+    fn suspend(&self, domain: DomainId) -> Result<()> {
+        self.tell(domain, "suspend", Domain::suspend).map(drop)
+    }
+
+    fn resume(&self, domain: DomainId) -> Result<()> {
+        self.tell(domain, "resume", |d| {
+            untangle(d)?;
+            d.resume()
+        })
+        .map(drop)
+    }
+
+    fn set_agent_time_limit(&self, domain: DomainId, limit: Duration) -> Result<()> {
+        self.tell(domain, "set the agent's time limit of", |d| {
+            raw::set_agent_time_limit(d, request::whole_seconds(limit))
+        })
+    }
+
+    fn ping_agent(&self, domain: DomainId, limit: Duration) -> Result<()> {
+        let ping = |d: &Domain| {
+            d.qemu_agent_command(r#"{"execute":"guest-ping"}"#, request::whole_seconds(limit), 0)
+        };
+        self.tell(domain, "reach the agent of", ping).map(drop)
+    }
+
+    fn freeze(&self, domain: DomainId) -> Result<u32> {
+        self.tell(domain, "freeze the file systems of", raw::freeze)
+    }
+
+    fn thaw(&self, domain: DomainId) -> Result<u32> {
+        self.tell(domain, "thaw the file systems of", raw::thaw)
+    }
+
+    fn is_thawed(&self, domain: DomainId, limit: Duration) -> Result<bool> {
+        let status = |d: &Domain| {
+            d.qemu_agent_command(r#"{"execute":"guest-fsfreeze-status"}"#, request::whole_seconds(limit), 0)
+        };
+        let reply = self.tell(domain, "ask the agent for the file systems of", status)?;
+        Ok(qmp::is_thawed(&reply))
+    }
+
+    fn query_block(&self, domain: DomainId) -> Result<Vec<QemuDisk>> {
+        let reply =
+            self.ask(domain, "ask QEMU for the disks", |d| d.qemu_monitor_command(qmp::QUERY_BLOCK, 0))?;
+        qmp::read_query_block(&reply)
+    }
+
+    fn close_unused(&self, domain: DomainId, image: &Path) -> Result<()> {
+        self.tell(domain, "close an unused image of", |d| {
+            // The format's node holds the protocol's, which can only be closed after it.
+            for _ in 0..qmp::LAYERS {
+                let nodes = qmp::nodes_of(&d.qemu_monitor_command(qmp::QUERY_NODES, 0)?, image);
+                for node in nodes {
+                    d.qemu_monitor_command(&qmp::close_node(&node), 0)?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn activity(&self, domain: DomainId) -> Result<Activity> {
+        self.ask(domain, "read the jobs", |d| {
+            // A domain that does not run has no backup; libvirt then says that the operation is not valid.
+            let backup = if d.is_active()? { absent(raw::backup_xml(d), code::NO_BACKUP)? } else { None };
+            let snapshots = d.list_all_snapshots(0)?.iter().map(|s| s.name()).collect::<VirtResult<_>>()?;
+            Ok(Activity { backup, checkpoints: raw::checkpoint_names(d)?, snapshots })
+        })
+    }
+
+    fn volume_path(&self, pool: &str, volume: &str) -> Result<PathBuf> {
+        let doing = || format!("cannot find volume '{volume}' of pool '{pool}'");
+        let look = |connect: &Connect| {
+            connect.lookup_storage_pool_by_name(pool)?.lookup_storage_vol_by_name(volume)?.path()
+        };
+        self.read(doing, look).map(PathBuf::from)
+    }
+
+    fn pool_directory(&self, pool: &str) -> Result<PathBuf> {
+        let doing = || format!("cannot find pool '{pool}'");
+        let xml = self.read(doing, |connect| connect.lookup_storage_pool_by_name(pool)?.xml_desc(0))?;
+        domain_xml::pool_directory(&xml, pool)
+    }
+
+    fn refresh_pool(&self, pool: &str) -> Result<()> {
+        let doing = || format!("cannot refresh pool '{pool}'");
+        self.change(doing, |connect| connect.lookup_storage_pool_by_name(pool)?.refresh(0)).map(drop)
+    }
+
+    fn subscribe(&self) -> Result<Receiver<Event>> {
+        let receiver = self.hub.subscribe();
+        self.session()?;
+        Ok(receiver)
+    }
+}

@@ -1,0 +1,343 @@
+//! The simulated hypervisor's calls; the ones that crashes can tear are in `operations`.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crossbeam_channel::Receiver;
+use uuid::Uuid;
+
+use super::operations::Frozen;
+use super::world::{Qemu, World};
+use super::{
+    BTreeMap, Described, Operation, SimDomain, SimImage, Simulated, Turn, Views, code, refused, xml,
+};
+use crate::domain_xml::{Chain, DomainXml, Source};
+use crate::fault::Fault;
+use crate::types::{
+    Activity, Begin, BlockJob, CommitRequest, Config, DomainId, DomainInfo, End, Event, JobEnd, Lifecycle,
+    Paused, Persistence, QemuDisk, Run, SnapshotRequest, Start,
+};
+use crate::{Denial, Hypervisor};
+use virtfold_base::error::{Error, ErrorKind, Result};
+
+type Outcome<T> = std::result::Result<T, Fault>;
+
+fn info(id: DomainId, domain: &SimDomain) -> DomainInfo {
+    let persistence = match domain.views.config {
+        Some(_) => Persistence::Persistent,
+        None => Persistence::Transient,
+    };
+    DomainInfo { id, name: domain.name.clone(), persistence, run: domain.run() }
+}
+
+pub(super) fn described(parsed: &DomainXml) -> Vec<Described> {
+    let disks = parsed.disks.iter().filter_map(|d| match &d.image.source {
+        Source::File(path) | Source::Block(path) => {
+            let chain = if d.backing.is_empty() { d.chain } else { Chain::Complete };
+            Some(Described { target: d.target.clone(), path: path.clone(), chain, mirror: None })
+        }
+        _ => None,
+    });
+    disks.collect()
+}
+
+impl Simulated {
+    fn lifecycle(&self, domain: DomainId, change: Lifecycle) {
+        self.hub.publish(&Event::Lifecycle { domain, change });
+    }
+
+    fn set_paused(&self, (operation, domain): (Operation, DomainId), paused: Option<Paused>) -> Result<()> {
+        self.call(operation, |turn| {
+            let off = || refused(code::OPERATION_INVALID, "domain is not running");
+            turn.domain(domain)?.qemu.as_mut().ok_or_else(off)?.paused = paused;
+            Ok(())
+        })?;
+        self.lifecycle(domain, if paused.is_some() { Lifecycle::Suspended } else { Lifecycle::Resumed });
+        Ok(())
+    }
+}
+
+fn define(world: &mut World, parsed: &DomainXml) -> Outcome<DomainId> {
+    let by_name = world.domains.iter().find(|(_, d)| d.name == parsed.name).map(|(id, _)| *id);
+    let id = parsed.id.or(by_name).unwrap_or_else(|| DomainId(Uuid::new_v4()));
+    let known = world.domains.get(&id).map(|d| d.name.clone());
+    if by_name.is_some_and(|other| other != id) || known.is_some_and(|name| name != parsed.name) {
+        return Err(refused(code::OPERATION_FAILED, "domain already exists with another uuid or name"));
+    }
+    let config = described(parsed);
+    let images: BTreeMap<_, _> =
+        parsed.disks.iter().map(|d| (d.image.source.path(), &d.image.format)).collect();
+    for disk in &config {
+        let format = images.get(&Some(disk.path.as_path())).and_then(|f| f.as_deref()).unwrap_or("raw");
+        let image = SimImage { format: format.to_owned(), ..SimImage::default() };
+        world.images.entry(disk.path.clone()).or_insert(image);
+    }
+    let fresh = || SimDomain {
+        name: parsed.name.clone(),
+        text: String::new(),
+        original: parsed.text().to_owned(),
+        views: Views::default(),
+        qemu: None,
+        agent: super::Agent::Absent,
+        agent_limited: false,
+        managed_save: None,
+        activity: Activity::default(),
+        next: 0,
+        pace: super::world::WRITES_PER_CALL,
+    };
+    let domain = world.domains.entry(id).or_insert_with(fresh);
+    domain.text = parsed.text().to_owned();
+    domain.views.config = Some(config);
+    Ok(id)
+}
+
+fn start(turn: &mut Turn<'_>, id: DomainId, how: Start) -> Outcome<()> {
+    let domain = turn.domain(id)?;
+    if domain.qemu.is_some() {
+        return Err(refused(code::OPERATION_INVALID, "domain is already running"));
+    }
+    let saved = domain.managed_save.clone().and_then(|xml| DomainXml::parse(xml).ok());
+    let disks = saved.map_or_else(|| domain.views.config.clone().unwrap_or_default(), |s| described(&s));
+    let tops: Vec<PathBuf> = disks.iter().map(|d| d.path.clone()).collect();
+    if let Some(gone) = tops.iter().find(|path| !turn.world.images.contains_key(*path)) {
+        let text = format!("Cannot access storage file '{}'", gone.display());
+        return Err(refused(code::SYSTEM, &text));
+    }
+    let held = |top: &PathBuf| turn.world.held.get(top).is_some_and(|n| *n > 0);
+    if tops.iter().any(|top| held(top) || turn.world.elsewhere.contains(top)) {
+        return Err(refused(code::INTERNAL, "Failed to get \"write\" lock"));
+    }
+    turn.world.runs += 1;
+    turn.world.clock += super::outside::BOOT;
+    let run = turn.world.runs;
+    let paused = (how == Start::Paused).then_some(Paused::User);
+    let domain = turn.domain(id)?;
+    domain.views.live = disks;
+    domain.managed_save = None;
+    domain.qemu = Some(Qemu { tops, paused, run, ..Qemu::default() });
+    turn.world.write_rules(id);
+    Ok(())
+}
+
+impl Hypervisor for Simulated {
+    fn domains(&self) -> Result<Vec<DomainInfo>> {
+        let mut list: Vec<_> = self.call(Operation::Read, |turn| {
+            Ok(turn.world.domains.iter().map(|(id, d)| info(*id, d)).collect())
+        })?;
+        list.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(list)
+    }
+
+    fn lookup(&self, name_or_uuid: &str) -> Result<DomainInfo> {
+        let wanted = |i: &DomainInfo| i.name == name_or_uuid || i.id.to_string() == name_or_uuid;
+        let found = self.domains()?.into_iter().find(wanted);
+        let missing = || refused(code::NO_DOMAIN, "Domain not found");
+        found.ok_or_else(|| missing().into_error(format!("there is no domain '{name_or_uuid}'")))
+    }
+
+    fn run_state(&self, domain: DomainId) -> Result<Run> {
+        self.call(Operation::Read, |turn| turn.domain(domain).map(|d| d.run()))
+    }
+
+    fn xml(&self, domain: DomainId, config: Config) -> Result<String> {
+        let found = self.call(Operation::Read, |turn| {
+            let known = turn.domain(domain)?.clone();
+            let odd = turn.world.odd.contains(&domain).then(|| "<domain/>".to_owned());
+            Ok(odd.or_else(|| xml::render(turn.world, domain, &known, config)))
+        })?;
+        found.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("domain {domain} has no live XML")))
+    }
+
+    fn define(&self, xml: &str) -> Result<DomainId> {
+        let parsed = DomainXml::parse(xml)?;
+        let id = self.call(Operation::Define, |turn| define(turn.world, &parsed))?;
+        self.lifecycle(id, Lifecycle::Defined);
+        Ok(id)
+    }
+
+    fn undefine(&self, domain: DomainId) -> Result<()> {
+        self.call(Operation::Undefine, |turn| {
+            let known = turn.domain(domain)?;
+            known.views.config = None;
+            if known.qemu.is_none() {
+                turn.world.domains.remove(&domain);
+            }
+            Ok(())
+        })
+    }
+
+    fn start(&self, domain: DomainId, how: Start) -> Result<()> {
+        self.call(Operation::Start, |turn| start(turn, domain, how))?;
+        self.lifecycle(domain, Lifecycle::Started(Begin::Boot));
+        Ok(())
+    }
+
+    fn destroy(&self, domain: DomainId) -> Result<()> {
+        self.call(Operation::Destroy, |turn| {
+            if turn.domain(domain)?.qemu.is_none() {
+                return Err(refused(code::OPERATION_INVALID, "domain is not running"));
+            }
+            turn.world.power_off(domain);
+            Ok(())
+        })?;
+        self.lifecycle(domain, Lifecycle::Stopped(End::Destroyed));
+        Ok(())
+    }
+
+    fn managed_save_xml(&self, domain: DomainId) -> Result<Option<String>> {
+        self.call(Operation::Read, |turn| turn.domain(domain).map(|d| d.managed_save.clone()))
+    }
+
+    fn define_managed_save_xml(&self, domain: DomainId, xml: &str) -> Result<()> {
+        self.call(Operation::ManagedSave, |turn| {
+            let none = || refused(code::OPERATION_INVALID, "domain has no managed save image");
+            *turn.domain(domain)?.managed_save.as_mut().ok_or_else(none)? = xml.to_owned();
+            Ok(())
+        })
+    }
+
+    fn snapshot(&self, domain: DomainId, request: &SnapshotRequest) -> Result<()> {
+        self.call(Operation::Snapshot, |turn| turn.snapshot(domain, request))
+    }
+
+    fn commit(&self, domain: DomainId, request: &CommitRequest) -> Result<()> {
+        self.call(Operation::Commit, |turn| turn.commit(domain, request))
+    }
+
+    fn lift_denial(&self, domain: DomainId, image: &Path) -> Result<Option<Denial>> {
+        self.call(Operation::Rules, |turn| {
+            let locked = turn.world.rules_locked;
+            let Some(qemu) = &mut turn.domain(domain)?.qemu else { return Ok(None) };
+            if locked && qemu.rules.contains(image) {
+                return Err(refused(code::SYSTEM, "Read-only file system"));
+            }
+            let denial = Denial { rules: image.to_owned(), lines: vec![image.display().to_string()] };
+            Ok(qemu.rules.remove(image).then_some(denial))
+        })
+    }
+
+    fn restore_denial(&self, domain: DomainId, denial: &Denial) -> Result<()> {
+        self.call(Operation::Rules, |turn| {
+            if let Some(qemu) = &mut turn.domain(domain)?.qemu {
+                qemu.rules.extend(denial.lines.iter().map(PathBuf::from));
+            }
+            Ok(())
+        })
+    }
+
+    fn block_job(&self, domain: DomainId, target: &str) -> Result<Option<BlockJob>> {
+        self.call(Operation::Read, |turn| {
+            turn.progress(domain, target);
+            let known = turn.domain(domain)?;
+            let off = || refused(code::OPERATION_INVALID, "domain is not running");
+            Ok(known.qemu.as_ref().ok_or_else(off)?.jobs.get(target).map(super::world::Job::info))
+        })
+    }
+
+    fn end_block_job(&self, domain: DomainId, target: &str, end: JobEnd) -> Result<()> {
+        let operation = match end {
+            JobEnd::Pivot => Operation::Pivot,
+            JobEnd::Abort => Operation::Abort,
+        };
+        self.call(operation, |turn| turn.end_job(domain, target, end))
+    }
+
+    fn cap_block_job(&self, domain: DomainId, target: &str, _bytes_per_second: u64) -> Result<()> {
+        self.call(Operation::Cap, |turn| {
+            let jobs = turn.domain(domain)?.qemu.as_ref().map(|q| q.jobs.contains_key(target));
+            jobs.filter(|there| *there).map(drop).ok_or_else(|| refused(code::INVALID_ARG, "no block job"))
+        })
+    }
+
+    fn set_block_threshold(&self, domain: DomainId, _target: &str, _bytes: u64) -> Result<()> {
+        self.call(Operation::Threshold, |turn| turn.domain(domain).map(|_| ()))
+    }
+
+    fn suspend(&self, domain: DomainId) -> Result<()> {
+        self.set_paused((Operation::Suspend, domain), Some(Paused::User))
+    }
+
+    fn resume(&self, domain: DomainId) -> Result<()> {
+        self.set_paused((Operation::Resume, domain), None)
+    }
+
+    fn set_agent_time_limit(&self, domain: DomainId, _limit: Duration) -> Result<()> {
+        self.call(Operation::AgentLimit, |turn| {
+            turn.domain(domain)?.agent_limited = true;
+            Ok(())
+        })
+    }
+
+    fn ping_agent(&self, domain: DomainId, _limit: Duration) -> Result<()> {
+        self.call(Operation::AgentPing, |turn| {
+            let known = turn.domain(domain)?;
+            // The ping has a limit of its own.
+            let before = std::mem::replace(&mut known.agent_limited, true);
+            let answer = turn.agent_call(domain);
+            turn.domain(domain)?.agent_limited = before;
+            answer
+        })
+    }
+
+    fn freeze(&self, domain: DomainId) -> Result<u32> {
+        self.call(Operation::Freeze, |turn| turn.set_frozen(domain, Frozen::Yes))
+    }
+
+    fn thaw(&self, domain: DomainId) -> Result<u32> {
+        self.call(Operation::Thaw, |turn| turn.set_frozen(domain, Frozen::No))
+    }
+
+    fn is_thawed(&self, domain: DomainId, _limit: Duration) -> Result<bool> {
+        self.call(Operation::AgentPing, |turn| {
+            turn.agent_call(domain)?;
+            Ok(turn.domain(domain)?.qemu.as_ref().is_none_or(|qemu| !qemu.frozen))
+        })
+    }
+
+    fn query_block(&self, domain: DomainId) -> Result<Vec<QemuDisk>> {
+        self.call(Operation::Read, |turn| {
+            let off = || refused(code::OPERATION_INVALID, "domain is not running");
+            let tops = turn.domain(domain)?.qemu.as_ref().map(|q| q.tops.clone()).ok_or_else(off)?;
+            let disks = tops.iter().enumerate().map(|(position, top)| QemuDisk {
+                alias: xml::alias(position),
+                file: Some(top.clone()),
+                backing: turn.world.chain(top).into_iter().skip(1).collect(),
+            });
+            Ok(disks.collect())
+        })
+    }
+
+    fn close_unused(&self, domain: DomainId, image: &Path) -> Result<()> {
+        self.call(Operation::CloseUnused, |turn| {
+            let qemu = turn.domain(domain)?.qemu.as_mut();
+            let off = || refused(code::OPERATION_INVALID, "domain is not running");
+            qemu.ok_or_else(off)?.unused.remove(image);
+            Ok(())
+        })
+    }
+
+    fn activity(&self, domain: DomainId) -> Result<Activity> {
+        self.call(Operation::Read, |turn| turn.domain(domain).map(|d| d.activity.clone()))
+    }
+
+    fn volume_path(&self, pool: &str, volume: &str) -> Result<PathBuf> {
+        let directory = self.pool_directory(pool)?;
+        let path = directory.join(volume);
+        let missing = || refused(code::NO_VOLUME, "Storage volume not found").into_error("no such volume");
+        self.image(&path).map(|_| path).ok_or_else(missing)
+    }
+
+    fn pool_directory(&self, pool: &str) -> Result<PathBuf> {
+        let missing = || refused(code::NO_POOL, "Storage pool not found");
+        self.call(Operation::Read, |turn| turn.world.pools.get(pool).cloned().ok_or_else(missing))
+    }
+
+    fn refresh_pool(&self, pool: &str) -> Result<()> {
+        let missing = || refused(code::NO_POOL, "Storage pool not found");
+        self.call(Operation::Refresh, |turn| turn.world.pools.get(pool).map(drop).ok_or_else(missing))
+    }
+
+    fn subscribe(&self) -> Result<Receiver<Event>> {
+        Ok(self.hub.subscribe())
+    }
+}

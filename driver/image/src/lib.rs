@@ -1,0 +1,180 @@
+//! Disk images: which parts of a guest's disk are recorded, where they lie on the host, and their bytes.
+//!
+//! An image is a chain: a qcow2 overlay on a backing file, on a backing file, down to a qcow2 or raw file
+//! that has none. [`DiskImage::open`] opens all of it read-only and checks every header;
+//! [`DiskImage::allocation`] walks the tables once and gives the allocation table of the whole chain (FIG. 10 of
+//! the method: logical address to physical block); [`DiskImage::read`] reads guest bytes with it.
+//!
+//! Guests write the images, so images are hostile. No format is ever guessed from contents: the caller names
+//! the top image's format and a qcow2 header names its backing file's. Every length is bounded before memory is
+//! allocated for it, and an address that contradicts the format is an error that names image, guest offset and
+//! host offset, never zeros.
+//!
+//! Parts: `format` and `source` (words), `file`, `locks` and `writers` (host files and who else
+//! writes to them), `chain` (opening), `qcow2/` (that
+//! format), `raw`, `layer` (one image of the chain seen as ascending runs), `walk` (the chain's runs become one
+//! table), `holes`, `container` (formats that a raw image may
+//! look like), `overlap` (two things in one
+//! place), `zeros` (data that are none), `table`, `read`, and `map` (what
+//! `qemu-img map` would print).
+//!
+//! Imports: `units`, `error`, `mounts`, `openers`, `spool`, `packed`.
+
+mod chain;
+mod container;
+mod file;
+mod format;
+mod holes;
+mod layer;
+mod locks;
+pub mod map;
+mod overlap;
+mod qcow2;
+mod raw;
+mod read;
+mod source;
+mod table;
+mod walk;
+mod writers;
+mod zeros;
+
+#[cfg(test)]
+mod tests;
+
+pub use file::FileIndex;
+pub use format::{Change, Format, OpenOptions, Use};
+pub use locks::is_used;
+pub use source::{CompressionType, Link, Qcow2Options, Source};
+pub use table::{AllocationTable, Extent, ExtentIter, Place};
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use virtfold_base::error::{Error, ErrorKind, Result};
+
+/// A disk image with all that it rests on, opened read-only. While it lives no QEMU can begin to write into
+/// any of its files.
+#[derive(Debug)]
+pub struct DiskImage {
+    /// Every host file, images and external data files.
+    files: Vec<file::HostFile>,
+    /// The chain, top image first; never empty.
+    layers: Vec<layer::Layer>,
+    capacity: u64,
+    source: Source,
+    options: OpenOptions,
+}
+
+impl DiskImage {
+    /// Opens the image at `path` and its whole chain. The caller vouches for `format`; it is never guessed.
+    ///
+    /// # Errors
+    /// `InUse` where a QEMU is writing into it, `BadImage` where a header contradicts the format,
+    /// `Unsupported` where it asks for what virtfold does not do, `NotFound` and `Io` as they come.
+    pub fn open(path: &Path, format: Format, options: &OpenOptions) -> Result<Self> {
+        chain::open(file::HostFile::open(path)?, format, chain::Below::Headers, options)
+    }
+
+    /// Opens a chain that the caller knows, for example from a hypervisor that has it open: `below` are the images under the top
+    /// one, the nearest first, and no others. What the headers say of backing files is not looked at.
+    ///
+    /// # Errors
+    /// As [`DiskImage::open`].
+    pub fn open_chain(
+        top: &Path,
+        format: Format,
+        below: &[(PathBuf, Format)],
+        options: &OpenOptions,
+    ) -> Result<Self> {
+        chain::open(file::HostFile::open(top)?, format, chain::Below::Given(below), options)
+    }
+
+    /// As [`DiskImage::open`], for a file that is open already (an unlinked or in-memory one, say); `path` is
+    /// its name in messages, and names of backing files are relative to its directory.
+    ///
+    /// # Errors
+    /// As [`DiskImage::open`].
+    pub fn from_file(file: File, path: &Path, format: Format, options: &OpenOptions) -> Result<Self> {
+        chain::open(file::HostFile::new(file, path)?, format, chain::Below::Headers, options)
+    }
+
+    /// Bytes the guest sees. As QEMU has it, whole sectors of 512 bytes: a raw file's last sector is filled up
+    /// with zeros.
+    pub fn capacity(&self) -> u64 {
+        self.capacity
+    }
+
+    /// What the image is, for the record.
+    pub fn source(&self) -> &Source {
+        &self.source
+    }
+
+    /// The images of the chain, top image first, each with the path it was opened by.
+    ///
+    /// # Errors
+    /// Internal only.
+    pub fn chain(&self) -> Result<Vec<(PathBuf, Format)>> {
+        let link = |layer: &layer::Layer| {
+            let (index, format) = match layer {
+                layer::Layer::Raw { file, .. } => (*file, Format::Raw),
+                layer::Layer::Qcow2(image) => (image.file, Format::Qcow2),
+            };
+            Ok((file_of(&self.files, index)?.path.clone(), format))
+        };
+        self.layers.iter().map(link).collect()
+    }
+
+    /// Every host file of it, images and external data files, and what tells one from another whatever its name: device and
+    /// inode of a file, `(u64::MAX, device)` of a block device.
+    pub fn host_files(&self) -> impl Iterator<Item = (&Path, (u64, u64))> {
+        self.files.iter().map(|file| (file.path.as_path(), file.identity))
+    }
+
+    /// The format that a raw image looks like, and whose name it was not given: a container that was taken for the disk in it, or a guest that
+    /// wrote such a header. Only a caller knows which.
+    ///
+    /// # Errors
+    /// When its first sector can't be read.
+    pub fn looks_like(&self) -> Result<Option<&'static str>> {
+        let Some(layer::Layer::Raw { file, .. }) = self.layers.first() else { return Ok(None) };
+        container::of(file_of(&self.files, *file)?)
+    }
+
+    /// Fails where something that knows no image locks may write to a file of it: a mount, a loop device, swap.
+    ///
+    /// # Errors
+    /// `InUse`, where that is so; those of looking.
+    pub fn check_writers(&self) -> Result<()> {
+        self.files.iter().try_for_each(writers::refuse)
+    }
+
+    /// Fails where a file of it was changed since it was opened, or somebody has it in use by now: a call behind the last read tells that all
+    /// that was read is of one point in time.
+    ///
+    /// # Errors
+    /// `InUse`, where that is so; those of looking at the files.
+    pub fn check_unchanged(&self) -> Result<()> {
+        for file in &self.files {
+            file.check_unchanged(self.options.change)?;
+            locks::refuse_writer(file, self.options.usage)?;
+        }
+        match self.options.usage {
+            Use::Checked => self.check_writers(),
+            Use::Frozen | Use::Glance => Ok(()),
+        }
+    }
+
+    /// Walks the tables of the whole chain once. The result covers `[0, capacity)` without gaps, ascending.
+    ///
+    /// # Errors
+    /// `BadImage` where a table contradicts the format or points outside its file.
+    pub fn allocation(&self) -> Result<AllocationTable> {
+        walk::walk(self)
+    }
+}
+
+/// The file of an index that a table or layer of the same image has.
+fn file_of(files: &[file::HostFile], index: FileIndex) -> Result<&file::HostFile> {
+    let found = usize::try_from(index.0).ok().and_then(|at| files.get(at));
+    found.ok_or_else(|| Error::new(ErrorKind::Internal, "an allocation table is used with another image"))
+}

@@ -1,0 +1,116 @@
+//! A regular file as a medium: appears under its name when it is durable, and not before; and goes again.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::{Durable, Mark, Medium, Notes, Remains, Reopened};
+use virtfold_archive::stream::Sink;
+use virtfold_base::durable::{self, Existing, PartialFile};
+use virtfold_base::error::{IoContext, Result};
+
+/// An archive on its way into a directory.
+#[derive(Debug)]
+pub struct FileMedium {
+    partial: PartialFile,
+    written: u64,
+}
+
+impl FileMedium {
+    /// Starts the file that will be `path`; an existing one is never replaced.
+    ///
+    /// # Errors
+    /// When it exists, or the directory can't be written.
+    pub fn create(path: &Path) -> Result<Self> {
+        Ok(Self { partial: PartialFile::create(path, Existing::Keep)?, written: 0 })
+    }
+
+    /// Goes on with the file that was to be `path`, behind what is known to be on the disk.
+    ///
+    /// # Errors
+    /// The file can't be looked at or cut.
+    pub(super) fn reopen(path: &Path, remains: &Remains) -> Result<Reopened> {
+        let Some((temporary, identity)) = &remains.file else {
+            return Ok(Reopened::Gone("nothing is known of its file".to_owned()));
+        };
+        if path.symlink_metadata().is_ok() {
+            return Ok(Reopened::Gone(format!("'{}' is there", path.display())));
+        }
+        let place = durable::Left { path, temporary, identity: *identity };
+        let Some(partial) = PartialFile::reopen(&place, remains.synced)? else {
+            return Ok(Reopened::Gone(format!("'{}' is not there as it was left", temporary.display())));
+        };
+        Ok(Reopened::At(Box::new(Self { partial, written: remains.synced }), remains.synced))
+    }
+}
+
+impl Sink for FileMedium {
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        let written = self.partial.file().write_all(bytes);
+        written.at(|| format!("cannot write '{}'", self.partial.path().display()))?;
+        self.written += bytes.len() as u64;
+        self.partial.wrote(bytes.len() as u64)
+    }
+}
+
+impl Medium for FileMedium {
+    fn keep(&mut self, notes: Arc<dyn Notes>) -> bool {
+        let Ok(identity) = self.partial.identity() else { return false };
+        notes.note(&Mark::File { temporary: self.partial.temporary().to_owned(), identity });
+        if self.written > 0 {
+            notes.note(&Mark::Synced { bytes: self.written });
+        }
+        self.partial.on_synced(Box::new(move |bytes| notes.note(&Mark::Synced { bytes })));
+        true
+    }
+
+    fn finish(self: Box<Self>) -> Result<Durable> {
+        let name = self.partial.path().display().to_string();
+        let bytes = self.written;
+        self.partial.commit(Existing::Keep)?;
+        Ok(Durable { name, bytes })
+    }
+}
+
+/// Removes the regular file `path` of `bytes`; see [`super::remove`].
+pub(super) fn remove(path: &Path, bytes: u64) -> Result<()> {
+    let removing = || format!("cannot remove '{}'", path.display());
+    match path.symlink_metadata() {
+        Ok(found) if found.is_file() && found.len() == bytes => {}
+        Ok(_) => return Err(super::changed(&path.display())),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(e).at(removing),
+    }
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e).at(removing),
+        _ => {}
+    }
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = parent.unwrap_or_else(|| Path::new("."));
+    File::open(parent)
+        .and_then(|directory| directory.sync_all())
+        .at(|| format!("'{}' is removed, but its directory could not be synced", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use virtfold_base::error::ErrorKind;
+
+    #[test]
+    fn only_what_was_looked_at_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, link) = (folder.path().join("a.tar"), folder.path().join("link.tar"));
+        std::fs::write(&file, b"12345").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        for (path, bytes) in [(&file, 4), (&link, 5), (&folder.path().to_owned(), 5)] {
+            let error = remove(path, bytes).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Io);
+            assert!(path.symlink_metadata().is_ok(), "{error}");
+        }
+        remove(&file, 5).unwrap();
+        assert!(!file.exists() && link.symlink_metadata().is_ok());
+        remove(&file, 5).unwrap();
+    }
+}

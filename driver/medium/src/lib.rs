@@ -1,0 +1,266 @@
+//! Media: where the stream of an archive goes and where it comes from. Media know bytes, not disks.
+//!
+//! # Writing: [`Medium`]
+//!
+//! A medium is made for one archive ([`create`]), takes its bytes strictly in order ([`Sink::write`]) and is
+//! finished once ([`Medium::finish`]).
+//!
+//! - **What is durable when.** Nothing counts as kept until `finish` has returned; then all of it does, under
+//!   the name that it says ([`Durable`]). A
+//!   medium that has no such proof says so by its name: `-` vouches for nothing behind the pipe.
+//! - **Finishing is not optional.** A medium that is dropped without it, or whose process dies, leaves
+//!   nothing that looks like a whole archive: no
+//!   file or object under its final name, on a pipe not the last 8 KiB, where the end record is. What it leaves under other names says what it is, and `list` shows it as unfinished.
+//! - **Nothing is replaced.** Where archives have names, one that is there already, or appears meanwhile, is
+//!   an error
+//!   ([`ErrorKind::Exists`]), and stays as it is.
+//! - **What may be retried.** By the caller no call: what can be repeated without risk the medium repeats
+//!   itself, out of the bytes that it keeps until they are
+//!   durable; it bounds both memory and time, and ends when the run is told to end. A failed `finish` is final, and so is a failed write or [`Medium::settle`]
+//!   but for one thing:
+//! - **What may be gone on with.** After a failed write or `settle` the caller may ask [`Medium::go_on`]. A
+//!   medium that has the archive's first bytes
+//!   for good, up to a place D that is not behind what it was given, makes itself ready again (a tape: the next volume is in the drive), says D, and takes as its next
+//!   bytes those from D on. The caller has them from a source that has not changed: the archive's chunks before D are not made again, the others are made as they were
+//!   (`job::backup`). A medium that can't says `None`, and is dropped.
+//! - **Only where the very last step of `finish` fails** (the sync of a directory, the look at an object) may
+//!   the archive exist in spite of the error; it
+//!   is then whole.
+//!
+//! A process that dies leaves a medium that another one may be able to go on with: [`Medium::keep`],
+//! [`reopen`].
+//!
+//! # Reading: [`Source`](virtfold_archive::source::Source), or [`std::io::Read`] front to back
+//!
+//! A medium that can be read at any place, by many threads, is a [`Source`] ([`open`]): `show`, `table`,
+//! `verify` and a restore of single disks read no more of it than they need. One that comes once, front to
+//! back, is any `Read`; its errors carry the library's. What is read is believed only as far as the archive's
+//! own digests go. Reading may be repeated.
+//!
+//! # Removing: [`remove`]
+//!
+//! An archive goes whole, and its being gone is durable when the call returns. Whoever has it open reads on
+//! to its end in a file, and fails on an object. One that is not what was looked at stays. Tapes have nothing
+//! to remove: a volume expires.
+//!
+//! Every medium passes the one suite of `tests/medium_conformance`, and the same behind a wrapper that makes
+//! it fail.
+//!
+//! Imports: `error`, `spool`, `durable`, `ioctl`, `archive` (its traits for bytes).
+
+mod encrypting;
+#[cfg(test)]
+mod encrypting_tests;
+mod fan_out;
+mod file;
+mod gaps;
+mod location;
+pub mod mounts;
+#[cfg_attr(not(feature = "object-store"), path = "no_object.rs")]
+pub mod object;
+mod pipe;
+mod probe;
+pub mod process;
+mod rate;
+mod remains;
+mod spooled;
+pub mod tape;
+
+use std::io::Read;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+pub use self::encrypting::Encrypting;
+pub use self::fan_out::{Copies, Copy, FanOut, create_all, create_all_by};
+pub use self::file::FileMedium;
+pub use self::gaps::Gaps;
+pub use self::location::{Location, LocationError, ObjectAddress, TapeAddress, TapeArchive};
+pub use self::pipe::{PipeMedium, PipeSource};
+pub use self::probe::probe;
+pub use self::rate::{RateLimit, RateLimited};
+pub use self::remains::{Mark, Notes, Remains, Reopened};
+pub use self::spooled::SpooledSource;
+use virtfold_archive::source::{FileSource, Source};
+use virtfold_archive::stream::{Cancel, Sink};
+use virtfold_base::error::{Error, ErrorKind, Result};
+
+/// A sequential medium that an archive is written to; the module's description is the contract.
+pub trait Medium: Sink {
+    /// Waits until all that was written is as safe as it can be before [`Medium::finish`], which does the
+    /// same where this was not called: called behind the last write, where one that fails can still be gone
+    /// on with. A medium that writes behind its caller's back (a ring of memory, parts on their way) has to
+    /// say here what failed.
+    ///
+    /// # Errors
+    /// As for a write.
+    fn settle(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// After a failed write or [`Medium::settle`], and only then: makes the medium ready to be written to
+    /// again. `Some(D)`: the archive's first D bytes, counted from its beginning over all attempts, are
+    /// durable or will be so by what the medium does itself; the next write has the bytes from D on. Whatever
+    /// it was given behind D it forgets. `None`: nothing can be done, and the error that was there stands.
+    ///
+    /// It may take as long as a person needs to change a tape, ends when the run is told to end, and must not
+    /// wait for want of room: a guest's overlays may lie on the same file system. A caller gives up when D
+    /// does not grow in a few attempts.
+    ///
+    /// # Errors
+    /// When making it ready fails; it is then over, with this error.
+    fn go_on(&mut self) -> Result<Option<u64>> {
+        Ok(None)
+    }
+
+    /// From here on says to `notes` what is durable, so that another process can go on with it ([`reopen`])
+    /// should this one die. Called once, before the first write. Whether the medium can do that.
+    fn keep(&mut self, _notes: Arc<dyn Notes>) -> bool {
+        false
+    }
+
+    /// Makes everything durable under its final name.
+    ///
+    /// # Errors
+    /// When any of it is not durable. Only where the very last step fails, the sync of a directory,
+    /// does the archive exist under its final name.
+    fn finish(self: Box<Self>) -> Result<Durable>;
+}
+
+/// What a medium is told of an archive before its first byte.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Label {
+    /// Its file name: what it is of, when, its id and what it is. No two archives have the same.
+    pub name: String,
+    /// Its id.
+    pub id: Uuid,
+    /// The host that makes it.
+    pub host: String,
+    /// What it is of: the domain's name, or what the set of images is called. It may hold anything.
+    pub subject: String,
+    /// About how many bytes it will have, rather more than less. To plan with, not to rely on.
+    pub estimate: u64,
+}
+
+/// A name as a part of a place's name, `max` bytes at most: odd characters become `_`, and it is neither
+/// empty nor hidden.
+pub fn name_part(name: &str, max: usize, is_odd: impl Fn(char) -> bool) -> String {
+    let safe: String = name.chars().map(|c| if is_odd(c) { '_' } else { c }).collect();
+    let mut end = safe.len().min(max);
+    while !safe.is_char_boundary(end) {
+        end -= 1;
+    }
+    let cut = safe.get(..end).unwrap_or_default();
+    if cut.is_empty() || cut.starts_with('.') {
+        format!("_{}", cut.trim_start_matches('.'))
+    } else {
+        cut.to_owned()
+    }
+}
+
+/// What a finished medium vouches for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Durable {
+    /// The archive's name, as `restore` takes it; `-` for a pipe, which vouches for nothing behind it.
+    pub name: String,
+    /// Bytes written.
+    pub bytes: u64,
+}
+
+/// Opens the archive at `location` to be read at any place.
+///
+/// # Errors
+/// When it is not there or can't be opened; Usage, where the medium has but one way, front to back.
+pub fn open(location: &Location) -> Result<Arc<dyn Source>> {
+    match location {
+        Location::Path(path) => Ok(Arc::new(FileSource::open(path)?)),
+        Location::Pipe => {
+            Err(Error::new(ErrorKind::Usage, "this needs an archive in a file, for it reads at many places")
+                .with_hint("write it to a file first; 'virtfold restore -' takes a pipe"))
+        }
+        Location::Tape(_) => {
+            Err(Error::new(ErrorKind::Usage, format!("'{location}': this reads at many places, and a tape has but one way"))
+                .with_hint("'restore', 'verify', 'show' and 'table' take a tape; for anything else copy the archive into a file with dd"))
+        }
+        Location::Object(address) => object::open(address),
+    }
+}
+
+/// Removes the archive at `location`, which has `bytes`. One that is gone already is no error.
+///
+/// # Errors
+/// It is not a regular file or object of that size (it then stays); it can't be removed; the medium
+/// is none of archives that can be removed one by one.
+pub fn remove(location: &Location, bytes: u64) -> Result<()> {
+    match location {
+        Location::Path(path) => file::remove(path, bytes),
+        Location::Object(address) => object::remove(address, bytes),
+        Location::Pipe | Location::Tape(_) => {
+            Err(Error::new(ErrorKind::Usage, format!("nothing can be removed from '{location}'")))
+        }
+    }
+}
+
+/// The error where something else lies under an archive's name than was looked at.
+fn changed(location: &impl std::fmt::Display) -> Error {
+    Error::new(ErrorKind::Io, format!("'{location}' is not what was looked at, and stays"))
+}
+
+/// Makes a medium for the archive `label` at `location`. What the medium waits for ends with `cancel`.
+///
+/// # Errors
+/// The place is not there or can't be written; standard output is a terminal; the archive is there already.
+pub fn create(location: &Location, label: &Label, cancel: &Cancel) -> Result<Box<dyn Medium>> {
+    Ok(match location {
+        Location::Pipe => Box::new(PipeMedium::stdout()?),
+        Location::Path(directory) => {
+            virtfold_base::durable::expect_directory(directory)?;
+            Box::new(FileMedium::create(&directory.join(&label.name))?)
+        }
+        Location::Object(place) => object::create(place, label, cancel)?,
+        Location::Tape(_) => {
+            let what = format!("'{location}': a tape needs its drive, its catalog and who changes volumes");
+            return Err(Error::new(ErrorKind::Internal, what));
+        }
+    })
+}
+
+/// Goes on with what a dead process has left of the archive `label` at `location`. The caller sees to it that
+/// the process is dead and that nobody else does the same.
+///
+/// # Errors
+/// The place can't be looked at now: what is there stays.
+pub fn reopen(location: &Location, label: &Label, cancel: &Cancel, remains: &Remains) -> Result<Reopened> {
+    match location {
+        Location::Path(directory) => FileMedium::reopen(&directory.join(&label.name), remains),
+        Location::Object(place) => object::reopen(place, label, cancel, remains),
+        Location::Pipe => Ok(Reopened::Gone("a pipe is gone with its process".to_owned())),
+        Location::Tape(_) => Ok(Reopened::Gone("a tape needs its drive and its catalog".to_owned())),
+    }
+}
+
+/// What a dead process has left of a file, to read; nothing, where it is not there.
+///
+/// # Errors
+/// None here; who has it read by another process may not get an answer.
+pub fn read_back(_: &Location, _: &Cancel, remains: &Remains) -> Result<Option<Box<dyn Read>>> {
+    let file = remains.opened();
+    Ok(file.map(|file| Box::new(file.take(remains.synced)) as Box<dyn Read>))
+}
+
+/// Takes away what a dead process has left of an archive that nobody will go on with. Parts of an upload are taken away by the next upload to their place.
+///
+/// # Errors
+/// None here; who has it done by another process may not get it done.
+pub fn discard(remains: &Remains) -> Result<()> {
+    if let Some((temporary, identity)) = &remains.file {
+        virtfold_base::durable::remove_partial(temporary, *identity);
+    }
+    Ok(())
+}
+
+/// What is said where a medium is not in this build.
+pub fn not_here(location: &Location) -> Error {
+    Error::new(ErrorKind::Unsupported, format!("'{location}': this virtfold has no such medium"))
+}

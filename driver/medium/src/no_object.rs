@@ -1,0 +1,72 @@
+//! Object stores in a build without the feature `object-store`: they are known by name, and say that they are not there.
+
+use std::sync::Arc;
+
+use super::{Label, Medium, ObjectAddress, Remains, Reopened};
+use virtfold_archive::source::Source;
+use virtfold_archive::stream::Cancel;
+use virtfold_base::error::{Error, ErrorKind, Result};
+
+/// Something in a bucket that an archive is or becomes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// The archive.
+    pub address: ObjectAddress,
+    /// Bytes of the object.
+    pub bytes: u64,
+    /// Whether it is not there yet.
+    pub is_partial: bool,
+}
+
+fn absent<T>(address: &ObjectAddress) -> Result<T> {
+    Err(Error::new(
+        ErrorKind::Unsupported,
+        format!("'{address}': this virtfold was built without object stores"),
+    )
+    .with_hint("build it with the feature 'object-store'"))
+}
+
+/// Nothing is listed.
+///
+/// # Errors
+/// Unsupported.
+pub fn list(place: &ObjectAddress) -> Result<Vec<Listed>> {
+    absent(place)
+}
+
+/// Nothing is opened.
+///
+/// # Errors
+/// Unsupported.
+pub fn open(address: &ObjectAddress) -> Result<Arc<dyn Source>> {
+    absent(address)
+}
+
+/// Nothing is made.
+///
+/// # Errors
+/// Unsupported.
+pub fn create(place: &ObjectAddress, _: &Label, _: &Cancel) -> Result<Box<dyn Medium>> {
+    absent(place)
+}
+
+/// Nothing is removed.
+///
+/// # Errors
+/// Unsupported.
+pub fn remove(address: &ObjectAddress, _: u64) -> Result<()> {
+    absent(address)
+}
+
+/// The place itself: nothing in it can be read anyway.
+pub fn host_folder(place: &ObjectAddress, _: &str) -> ObjectAddress {
+    place.clone()
+}
+
+/// Nothing is gone on with.
+///
+/// # Errors
+/// Unsupported.
+pub fn reopen(place: &ObjectAddress, _: &Label, _: &Cancel, _: &Remains) -> Result<Reopened> {
+    absent(place)
+}

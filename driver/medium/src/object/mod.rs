@@ -1,0 +1,147 @@
+//! S3 object stores as a medium: `s3://BUCKET/PREFIX`.
+//!
+//! - Writing ([`ObjectMedium`]): a multipart upload, its parts sent in parallel from bounded memory (`parts`), each with its
+//!   SHA-256, which the store checks. The object appears when the upload is completed, whole and never over another one.
+//! - Reading ([`ObjectSource`]): ranges, several at a time.
+//! - `keys`: `PREFIX/HOST/SUBJECT/NAME`, so that hosts can share a bucket without locks; [`list()`] sees all of them.
+//! - `note`: what is on its way, so that what a dead writer has left can be cleaned up, unless somebody goes on with it
+//!   (`ObjectMedium::reopen`).
+//! - `store`: the connection, and the asynchronous runtime, which stays within this room. `credentials`, `fault`: keys, and what
+//!   failures mean.
+//!
+//! What is durable when: nothing before [`Medium::finish`] has returned; then all of it, for the store has answered, and was asked
+//! again what it has. What may be retried: a part, by this room itself, for as long as its patience lasts; nothing by its caller.
+//!
+//! Keys of the account come from the environment (`AWS_*`), from the shared credentials file or from the machine; they are in no address, message
+//! or log.
+//!
+//! Imports: `error`, `units`, `archive` (its traits for bytes).
+
+mod credentials;
+mod fault;
+mod keys;
+mod note;
+mod parts;
+mod source;
+mod store;
+mod upload;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt};
+
+pub use self::source::ObjectSource;
+pub use self::upload::ObjectMedium;
+use crate::{Label, Medium, ObjectAddress, Remains, Reopened};
+use virtfold_archive::source::Source;
+use virtfold_archive::stream::Cancel;
+use virtfold_base::error::{Error, ErrorKind, Result};
+
+/// How long a part is tried, where the environment does not say.
+const PATIENCE: Duration = Duration::from_secs(15 * 60);
+/// The variable that says it, in seconds.
+const PATIENCE_VARIABLE: &str = "VIRTFOLD_S3_PATIENCE";
+
+/// Something in a bucket that an archive is or becomes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// The archive.
+    pub address: ObjectAddress,
+    /// Bytes of the object.
+    pub bytes: u64,
+    /// Whether it is not there yet, and somebody has begun to upload it.
+    pub is_partial: bool,
+}
+
+/// Opens the archive at `address`.
+///
+/// # Errors
+/// Those of [`ObjectSource::open`].
+pub fn open(address: &ObjectAddress) -> Result<Arc<dyn Source>> {
+    Ok(Arc::new(ObjectSource::open(address)?))
+}
+
+/// Begins the archive `label` below `place`.
+///
+/// # Errors
+/// Those of [`ObjectMedium::create`].
+pub fn create(place: &ObjectAddress, label: &Label, cancel: &Cancel) -> Result<Box<dyn Medium>> {
+    Ok(Box::new(ObjectMedium::create(place, label, cancel)?))
+}
+
+/// Goes on with the upload of the archive `label` below `place`.
+///
+/// # Errors
+/// Those of `ObjectMedium::reopen`.
+pub fn reopen(place: &ObjectAddress, label: &Label, cancel: &Cancel, remains: &Remains) -> Result<Reopened> {
+    ObjectMedium::reopen((place, label), cancel, remains)
+}
+
+/// Everything below `place` in the order of its keys; what it is, its name tells.
+///
+/// # Errors
+/// When the store can't be reached or refuses.
+pub fn list(place: &ObjectAddress) -> Result<Vec<Listed>> {
+    let store = store::Store::open(place, 0)?;
+    let mut folders = vec![if place.key.is_empty() { None } else { Some(store::key(&place.key)?) }];
+    let mut found: Vec<Listed> = Vec::new();
+    while let Some(folder) = folders.pop() {
+        let here = store::wait(&Cancel::default(), store.s3.list_with_delimiter(folder.as_ref()))?
+            .map_err(|e| fault::explain(format!("cannot list '{place}'"), &e))?;
+        folders.extend(here.common_prefixes.into_iter().map(Some));
+        found.extend(here.objects.into_iter().map(|object| listed(place, &object.location, object.size)));
+    }
+    found.sort_by(|a, b| (&a.address.key, a.is_partial).cmp(&(&b.address.key, b.is_partial)));
+    // A note whose archive is there was left behind by a writer that could not take it away.
+    found.dedup_by(|later, first| later.address == first.address);
+    Ok(found)
+}
+
+/// Where below `place` the archives of a host are.
+pub fn host_folder(place: &ObjectAddress, host: &str) -> ObjectAddress {
+    let key = keys::host_folder(&place.key, host);
+    ObjectAddress { bucket: place.bucket.clone(), key }
+}
+
+/// Removes the object at `address`, which has `bytes`; see [`crate::remove`]. In a bucket with versions the store keeps it as an old one.
+///
+/// # Errors
+/// It has another size, and stays; the store can't be reached or refuses.
+pub fn remove(address: &ObjectAddress, bytes: u64) -> Result<()> {
+    let store = store::Store::open(address, 0)?;
+    let key = store::key(&address.key)?;
+    let cannot = |e: &object_store::Error| fault::explain(format!("cannot remove '{}'", store.name(&key)), e);
+    match store::wait(&Cancel::default(), store.s3.head(&key))? {
+        Ok(found) if found.size == bytes => {}
+        Ok(_) => return Err(crate::changed(&store.name(&key))),
+        Err(object_store::Error::NotFound { .. }) => return Ok(()),
+        Err(error) => return Err(cannot(&error)),
+    }
+    match store::wait(&Cancel::default(), store.s3.delete(&key))? {
+        Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+        Err(error) => Err(cannot(&error)),
+    }
+}
+
+fn listed(place: &ObjectAddress, location: &Path, size: u64) -> Listed {
+    let noted = keys::noted(location.as_ref());
+    let is_partial = noted.is_some();
+    let key = noted.unwrap_or_else(|| location.to_string());
+    let bytes = if is_partial { 0 } else { size };
+    Listed { address: ObjectAddress { bucket: place.bucket.clone(), key }, bytes, is_partial }
+}
+
+/// How long a part that fails for the moment is tried again.
+///
+/// # Errors
+/// The variable makes no sense.
+fn patience() -> Result<Duration> {
+    let Some(text) = std::env::var_os(PATIENCE_VARIABLE) else { return Ok(PATIENCE) };
+    let seconds = text.to_str().and_then(|text| text.parse().ok());
+    seconds.map(Duration::from_secs).ok_or_else(|| {
+        Error::new(ErrorKind::Usage, format!("{PATIENCE_VARIABLE} is no number of seconds"))
+            .with_hint("how long an upload that broke is tried again, for example 900")
+    })
+}

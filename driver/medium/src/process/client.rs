@@ -1,0 +1,486 @@
+//! The driver's side: a medium as any, whose every wait ends.
+
+use std::collections::VecDeque;
+use std::io::{ErrorKind as IoKind, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::leaving::{Leaver, Leaving, ended, last_words, tell_to_end};
+use super::talk::{Answer, Known, MAX_LINE, MAX_MESSAGE, Request, Word, head};
+use crate::tape::TapeReport;
+use crate::{Durable, Location, Medium, Notes, Remains, Reopened};
+use virtfold_archive::stream::{Cancel, Sink};
+use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
+
+/// How often the run's flag is looked at.
+const FLAG: u16 = 50;
+/// How long a medium may take to make an archive durable when the run has been told to end: what is nearly there is not thrown away.
+const FINISH: Duration = Duration::from_secs(5);
+/// How long a medium that is dropped is waited for before it is left behind.
+const MOMENT: Duration = Duration::from_millis(300);
+/// How long it may take from there to its end.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The same for a tape, which has filemarks to write.
+const TAPE: Duration = Duration::from_secs(120);
+/// How long a look, or the removal of what was left, may take.
+const ASK: Duration = Duration::from_secs(10);
+
+/// Where a process is to write, and how it is started.
+#[derive(Debug)]
+pub struct Place<'a> {
+    /// The program that calls [`super::serve`], with its arguments.
+    pub command: Command,
+    /// What it writes to.
+    pub location: &'a Location,
+    /// Ends the run.
+    pub cancel: &'a Cancel,
+    /// Where it goes when it is dropped.
+    pub leaving: &'a Leaving,
+}
+
+/// A medium in a process of its own.
+#[derive(Debug)]
+pub struct MediumProcess {
+    link: Link,
+    report: Arc<Mutex<TapeReport>>,
+}
+
+impl MediumProcess {
+    /// Starts a process that makes a medium for a new archive. What that waits for ends with the run.
+    ///
+    /// # Errors
+    /// It can't be started; those of making the medium.
+    pub fn create(place: Place<'_>, request: &Request) -> Result<Self> {
+        let mut link = Link::start(place, request)?;
+        match link.answer(Wait::Flag)? {
+            Answer::Ready => Ok(Self::with(link)),
+            other => Err(link.strange(&other)),
+        }
+    }
+
+    /// Starts a process that goes on with what a dead one has left.
+    ///
+    /// # Errors
+    /// As [`MediumProcess::create`].
+    pub fn reopen(place: Place<'_>, request: &Request) -> Result<(Reopened, Arc<Mutex<TapeReport>>)> {
+        let mut link = Link::start(place, request)?;
+        match link.answer(Wait::Flag)? {
+            Answer::At(at) => {
+                let medium = Self::with(link);
+                let report = medium.report();
+                Ok((Reopened::At(Box::new(medium), at), report))
+            }
+            Answer::Gone(why) => Ok((Reopened::Gone(why), Arc::default())),
+            other => Err(link.strange(&other)),
+        }
+    }
+
+    fn with(link: Link) -> Self {
+        Self { link, report: Arc::default() }
+    }
+
+    /// Where a tape's report will be when the archive is finished.
+    pub fn report(&self) -> Arc<Mutex<TapeReport>> {
+        Arc::clone(&self.report)
+    }
+}
+
+/// Starts a process that reads what a dead one has left of a file. Nothing, where there is no such file. A
+/// read ends with the run, as all that is waited for.
+///
+/// # Errors
+/// It can't be started; it may not look there.
+pub fn read_back(place: Place<'_>, remains: &Remains) -> Result<Option<Box<dyn Read>>> {
+    let mut link = Link::start(place, &Request::ReadBack(remains.clone()))?;
+    // It has nothing to take away.
+    link.patience = Duration::ZERO;
+    match link.answer(Wait::Flag)? {
+        Answer::Gone(_) => Ok(None),
+        Answer::Follows => Ok(Some(Box::new(HandedBack::of(link)?))),
+        other => Err(link.strange(&other)),
+    }
+}
+
+/// What another process reads.
+struct HandedBack {
+    /// Closed before the process is let go: it ends then.
+    out: ChildStdout,
+    link: Link,
+}
+
+impl HandedBack {
+    fn of(mut link: Link) -> Result<Self> {
+        let out = link.child.as_mut().and_then(|child| child.stdout.take());
+        let out = out.ok_or_else(|| link.gone())?;
+        rustix::io::ioctl_fionbio(&out, true)
+            .map_err(std::io::Error::from)
+            .at(|| format!("cannot read what is left in '{}'", link.place))?;
+        Ok(Self { out, link })
+    }
+}
+
+impl Read for HandedBack {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        loop {
+            if self.link.is_told() {
+                return Err(std::io::Error::other(self.link.unanswered()));
+            }
+            match self.out.read(buffer) {
+                Err(e) if e.kind() == IoKind::WouldBlock => {
+                    let mut out = [PollFd::new(self.out.as_fd(), PollFlags::POLLIN)];
+                    match poll(&mut out, PollTimeout::from(FLAG)) {
+                        Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+                        Err(error) => return Err(error.into()),
+                    }
+                }
+                done => return done,
+            }
+        }
+    }
+}
+
+/// Starts a process for one question, one that is answered by something [`Known`], and waits for the answer,
+/// not for ever.
+///
+/// # Errors
+/// It can't be started; what it says; there is no answer in time.
+pub fn ask(place: Place<'_>, request: &Request) -> Result<Known> {
+    let mut link = Link::start(place, request)?;
+    // It has had its time then.
+    link.patience = Duration::ZERO;
+    match link.answer(Wait::Limit(ASK))? {
+        Answer::Known(known) => Ok(known),
+        other => Err(link.strange(&other)),
+    }
+}
+
+impl Sink for MediumProcess {
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        bytes.chunks(MAX_MESSAGE).try_for_each(|piece| self.link.say(Word::Data, piece))
+    }
+}
+
+impl Medium for MediumProcess {
+    fn settle(&mut self) -> Result<()> {
+        self.link.say(Word::Settle, &[])?;
+        match self.link.answer(Wait::Flag)? {
+            Answer::Settled => Ok(()),
+            other => Err(self.link.strange(&other)),
+        }
+    }
+
+    fn go_on(&mut self) -> Result<Option<u64>> {
+        if self.link.is_over {
+            return Ok(None);
+        }
+        self.link.say(Word::GoOn, &[])?;
+        match self.link.answer(Wait::Flag)? {
+            Answer::WentOn(at) => Ok(at),
+            other => Err(self.link.strange(&other)),
+        }
+    }
+
+    fn keep(&mut self, notes: Arc<dyn Notes>) -> bool {
+        self.link.notes = Some(notes);
+        let asked = self.link.say(Word::Keep, &[]).and_then(|()| self.link.answer(Wait::Flag));
+        // Where it fails the first write says so.
+        matches!(asked, Ok(Answer::Kept(true)))
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<Durable> {
+        self.link.say(Word::Finish, &[])?;
+        match self.link.answer(Wait::Behind(FINISH))? {
+            Answer::Finished(durable, report) => {
+                self.link.is_finished = true;
+                *self.report.lock().unwrap_or_else(PoisonError::into_inner) = report.unwrap_or_default();
+                Ok(durable)
+            }
+            other => Err(self.link.strange(&other)),
+        }
+    }
+}
+
+/// How long an answer is waited for.
+#[derive(Clone, Copy, Debug)]
+enum Wait {
+    /// Until the run is told to end.
+    Flag,
+    /// So long behind that.
+    Behind(Duration),
+    /// So long.
+    Limit(Duration),
+}
+
+/// The process, and what is said between the two.
+#[derive(Debug)]
+struct Link {
+    /// Gone when it was left behind.
+    child: Option<Child>,
+    socket: UnixStream,
+    place: String,
+    /// What the archive is of.
+    subject: Option<String>,
+    patience: Duration,
+    cancel: Cancel,
+    leaving: Leaving,
+    words: Option<JoinHandle<()>>,
+    /// Who is told of marks.
+    notes: Option<Arc<dyn Notes>>,
+    /// What came of a line that is not whole.
+    heard: Vec<u8>,
+    answers: VecDeque<Answer>,
+    /// When the run was told to end, and the process with it.
+    told: Option<Instant>,
+    /// A message was broken off, or the process is gone: nothing can be said any more.
+    is_over: bool,
+    /// All is durable.
+    is_finished: bool,
+}
+
+impl Link {
+    fn start(place: Place<'_>, request: &Request) -> Result<Self> {
+        let Place { mut command, location, cancel, leaving } = place;
+        let starting = || format!("cannot start the process that writes to '{location}'");
+        let (ours, theirs) = UnixStream::pair().at(starting)?;
+        ours.set_nonblocking(true).at(starting)?;
+        let out = match request {
+            Request::ReadBack(_) => Stdio::piped(),
+            _ if *location == Location::Pipe => Stdio::inherit(),
+            _ => Stdio::null(),
+        };
+        command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(out).stderr(Stdio::piped());
+        let mut child = command.spawn().at(starting)?;
+        // The command holds the other end, which would outlive the process.
+        drop(command);
+        let words = child.stderr.take().map(pass_on).transpose()?;
+        let patience = if matches!(location, Location::Tape(_)) { TAPE } else { PATIENCE };
+        let mut link = Self {
+            child: Some(child),
+            socket: ours,
+            place: location.to_string(),
+            subject: request.subject().map(ToOwned::to_owned),
+            patience,
+            cancel: Arc::clone(cancel),
+            leaving: leaving.clone(),
+            words,
+            notes: None,
+            heard: Vec::new(),
+            answers: VecDeque::new(),
+            told: None,
+            is_over: false,
+            is_finished: false,
+        };
+        let request = serde_json::to_vec(request).map_err(std::io::Error::from).at(starting)?;
+        link.say(Word::Request, &request)?;
+        Ok(link)
+    }
+
+    /// Sends a message, however long the process takes to read it, as long as the run goes on.
+    fn say(&mut self, word: Word, payload: &[u8]) -> Result<()> {
+        if self.is_over {
+            return Err(self.gone());
+        }
+        let head = head(word, payload.len())?;
+        let whole = self.send(&head).and_then(|()| self.send(payload));
+        whole.inspect_err(|_| self.is_over = true)?;
+        self.take_in()?;
+        // To anything else it is the answer.
+        let failed = if word == Word::Data { self.broken() } else { None };
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// What the process said of a write that failed.
+    fn broken(&mut self) -> Option<Error> {
+        match self.answers.front() {
+            Some(Answer::Broke(_)) => match self.answers.pop_front() {
+                Some(Answer::Broke(failure)) => Some(failure.into_error()),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    fn send(&mut self, mut bytes: &[u8]) -> Result<()> {
+        while !bytes.is_empty() {
+            match self.socket.write(bytes) {
+                Ok(sent) => bytes = bytes.get(sent..).unwrap_or_default(),
+                Err(e) if e.kind() == IoKind::Interrupted => {}
+                Err(e) if e.kind() == IoKind::WouldBlock => {
+                    self.hear(PollFlags::POLLIN | PollFlags::POLLOUT)?;
+                    if self.is_told() {
+                        return Err(self.unanswered());
+                    }
+                }
+                Err(_) => {
+                    // Its last words say why.
+                    let heard = self.hear(PollFlags::POLLIN);
+                    return Err(self.broken().or(heard.err()).unwrap_or_else(|| self.gone()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The next answer. A failure is an error.
+    fn answer(&mut self, wait: Wait) -> Result<Answer> {
+        let since = Instant::now();
+        loop {
+            match self.answers.pop_front() {
+                Some(Answer::Broke(failure)) => return Err(failure.into_error()),
+                Some(answer) => return Ok(answer),
+                None => {}
+            }
+            self.hear(PollFlags::POLLIN)?;
+            if !self.answers.is_empty() {
+                continue;
+            }
+            let told = self.is_told();
+            let is_late = match wait {
+                Wait::Flag => told,
+                Wait::Behind(grace) => self.told.is_some_and(|at| at.elapsed() > grace),
+                Wait::Limit(limit) => since.elapsed() > limit,
+            };
+            if is_late {
+                self.is_over = true;
+                return Err(self.unanswered());
+            }
+        }
+    }
+
+    /// Whether the run is to end; the process is told so, too.
+    fn is_told(&mut self) -> bool {
+        if self.told.is_none() && self.cancel.load(Ordering::Relaxed) {
+            self.told = Some(Instant::now());
+            self.child.iter().for_each(tell_to_end);
+        }
+        self.told.is_some()
+    }
+
+    /// Waits a moment for what can be done, and takes in what is said.
+    fn hear(&mut self, wanted: PollFlags) -> Result<()> {
+        let mut socket = [PollFd::new(self.socket.as_fd(), wanted)];
+        match poll(&mut socket, PollTimeout::from(FLAG)) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(error) => return Err(error).at(|| format!("cannot wait for '{}'", self.place)),
+        }
+        self.take_in()
+    }
+
+    /// Takes in what was said until now.
+    fn take_in(&mut self) -> Result<()> {
+        let mut bytes = [0; 4096];
+        loop {
+            match self.socket.read(&mut bytes) {
+                Ok(0) => break,
+                Ok(count) => self.heard.extend(bytes.get(..count).unwrap_or_default()),
+                Err(e) if e.kind() == IoKind::Interrupted => {}
+                Err(e) if e.kind() == IoKind::WouldBlock => return self.understand(),
+                Err(_) => break,
+            }
+        }
+        self.understand()?;
+        self.is_over = true;
+        if self.answers.is_empty() { Err(self.gone()) } else { Ok(()) }
+    }
+
+    /// Takes in the lines that are whole. Marks are kept at once.
+    fn understand(&mut self) -> Result<()> {
+        while let Some(end) = self.heard.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = self.heard.drain(..=end).collect();
+            let answer = serde_json::from_slice(&line).map_err(std::io::Error::from);
+            match answer
+                .at(|| format!("the process that writes to '{}' says what nobody understands", self.place))?
+            {
+                Answer::Mark(mark) => self.notes.iter().for_each(|notes| notes.note(&mark)),
+                Answer::Left => self.notes.iter().for_each(|notes| notes.left()),
+                answer => self.answers.push_back(answer),
+            }
+        }
+        if self.heard.len() <= MAX_LINE {
+            return Ok(());
+        }
+        let what = format!("the process that writes to '{}' says too much", self.place);
+        Err(Error::new(ErrorKind::Internal, what))
+    }
+
+    fn strange(&self, answer: &Answer) -> Error {
+        let what = format!("the process that writes to '{}' answers {answer:?}", self.place);
+        Error::new(ErrorKind::Internal, what)
+    }
+
+    fn gone(&mut self) -> Error {
+        let what = format!("the process that writes to '{}' has ended", self.place);
+        let error = Error::new(ErrorKind::Io, what);
+        match self.child.as_mut().and_then(|child| ended(child, MOMENT)) {
+            Some(status) => error.with_source(status.to_string()),
+            None => error,
+        }
+    }
+
+    fn unanswered(&self) -> Error {
+        match self.told {
+            Some(_) => {
+                let what = format!("the backup was told to end while it waited for '{}'", self.place);
+                Error::new(ErrorKind::Interrupted, what)
+            }
+            None => {
+                let what = format!("'{}' does not answer", self.place);
+                Error::new(ErrorKind::Io, what).with_hint("see whether it is mounted and its server is there")
+            }
+        }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        let Some(mut child) = self.child.take() else { return };
+        if !self.is_finished {
+            tell_to_end(&child);
+        }
+        if let Err(error) = self.socket.shutdown(std::net::Shutdown::Write) {
+            tracing::debug!(%error, "the socket of a medium was closed already");
+        }
+        let since = Instant::now();
+        let status = ended(&mut child, MOMENT);
+        // The last that it says.
+        let heard = self.hear(PollFlags::POLLIN);
+        tracing::trace!(?heard, ?status, "a medium's process was let go");
+        if !self.is_finished && !status.is_some_and(|status| status.success()) {
+            // What is there may not have been taken away.
+            self.notes.iter().for_each(|notes| notes.left());
+        }
+        if status.is_some() {
+            last_words(self.words.take());
+            return;
+        }
+        match self.socket.try_clone() {
+            Ok(socket) => self.leaving.take_in(Leaver {
+                child,
+                place: std::mem::take(&mut self.place),
+                subject: self.subject.take(),
+                since,
+                patience: self.patience,
+                socket,
+                words: self.words.take(),
+            }),
+            Err(error) => tracing::warn!(%error, "process {} is left alone", child.id()),
+        }
+    }
+}
+
+/// Passes a process's standard error on: one that is abandoned must not hold ours open.
+fn pass_on(mut from: std::process::ChildStderr) -> Result<JoinHandle<()>> {
+    let pass = move || {
+        if let Err(error) = std::io::copy(&mut from, &mut std::io::stderr()) {
+            tracing::debug!(%error, "what the process of a medium says goes nowhere");
+        }
+    };
+    std::thread::Builder::new().name("words".to_owned()).spawn(pass).at(|| "cannot start a thread".to_owned())
+}

@@ -1,0 +1,191 @@
+//! The process's side: it does what the driver says to a medium, and nothing else.
+
+use std::fs::File;
+use std::io::{BufReader, Read as _};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::talk::{Answer, Failure, Known, Request, Word, read, say};
+use crate::tape::TapeReport;
+use crate::{Mark, Medium, Notes};
+use virtfold_base::error::{Error, ErrorKind, IoContext, Result, sentence};
+
+/// What came of a request.
+pub enum Opened {
+    /// A new medium, and where a tape's report will be.
+    New(Box<dyn Medium>, Option<Arc<Mutex<TapeReport>>>),
+    /// One that is gone on with, and where.
+    At(Box<dyn Medium>, u64, Option<Arc<Mutex<TapeReport>>>),
+    /// Nothing is left to go on with, and why.
+    Gone(String),
+    /// What was left of a file, and how many bytes of it are asked for.
+    Left(File, u64),
+    /// What was asked for is known, or done.
+    Known(Known),
+}
+
+/// The end of the socket that answers go into.
+type Out = Arc<Mutex<UnixStream>>;
+
+/// The process's whole life: messages come and answers go by the socket that is standard input. `open` does what the request asks for.
+///
+/// # Errors
+/// Standard input is no socket, or the driver says what nobody understands. What fails at the medium the driver is told.
+pub fn serve(open: impl FnOnce(Request) -> Result<Opened>) -> Result<()> {
+    let listening = || "cannot listen to the driver".to_owned();
+    let socket = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned().at(listening)?);
+    let watched = socket.try_clone().at(listening)?;
+    let watch = move || {
+        // The driver is dead: whatever this process waits for, nobody wants it any more, and what is there is the next run's.
+        if is_alone(watched.as_fd(), PollTimeout::NONE) {
+            std::process::exit(1);
+        }
+    };
+    std::thread::Builder::new()
+        .name("driver".to_owned())
+        .spawn(watch)
+        .at(|| "cannot start a thread".to_owned())?;
+    serve_on(socket, open)
+}
+
+/// Whether the driver has closed its end, not only shut it for writing. Waits for that, up to `timeout`.
+fn is_alone(socket: BorrowedFd<'_>, timeout: PollTimeout) -> bool {
+    let mut watched = [PollFd::new(socket, PollFlags::empty())];
+    loop {
+        match poll(&mut watched, timeout) {
+            Err(nix::errno::Errno::EINTR) => {}
+            // Without the driver's signs of life it would be waited for for ever.
+            Err(_) => return true,
+            Ok(_) => {
+                return watched
+                    .iter()
+                    .any(|one| one.revents().is_some_and(|it| it.contains(PollFlags::POLLHUP)));
+            }
+        }
+    }
+}
+
+fn serve_on(socket: UnixStream, open: impl FnOnce(Request) -> Result<Opened>) -> Result<()> {
+    let listening = || "cannot listen to the driver".to_owned();
+    let mut input = BufReader::new(socket.try_clone().at(listening)?);
+    let out: Out = Arc::new(Mutex::new(socket.try_clone().at(listening)?));
+    let mut payload = Vec::new();
+    let Some(Word::Request) = read(&mut input, &mut payload)? else {
+        return Err(Error::new(ErrorKind::Internal, "the driver did not say what is to be opened"));
+    };
+    let request = serde_json::from_slice(&payload).map_err(std::io::Error::from).at(listening)?;
+    let (answer, medium) = match open(request) {
+        Ok(Opened::New(medium, report)) => (Answer::Ready, Some((medium, report))),
+        Ok(Opened::At(medium, at, report)) => (Answer::At(at), Some((medium, report))),
+        Ok(Opened::Gone(why)) => (Answer::Gone(why), None),
+        Ok(Opened::Left(file, bytes)) => {
+            tell(&out, &Answer::Follows);
+            return hand_back(file, bytes);
+        }
+        Ok(Opened::Known(known)) => (Answer::Known(known), None),
+        Err(error) => (Answer::Broke(Failure::of(&error)), None),
+    };
+    tell(&out, &answer);
+    let Some((medium, report)) = medium else { return Ok(()) };
+    let mut desk = Desk { medium: Some(medium), report, out, is_broken: false };
+    let ended = desk.work(&mut input, &mut payload);
+    if is_alone(socket.as_fd(), PollTimeout::ZERO) {
+        // As after SIGKILL: what is there stays for who goes on with it.
+        std::mem::forget(desk.medium.take());
+    }
+    ended
+}
+
+/// Passes the first bytes of a file on to the driver, until it has enough.
+fn hand_back(file: File, bytes: u64) -> Result<()> {
+    let handing = || "cannot hand back what is there".to_owned();
+    let mut out = File::from(std::io::stdout().as_fd().try_clone_to_owned().at(handing)?);
+    match std::io::copy(&mut file.take(bytes), &mut out) {
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        // What can't be read is not right: the driver has it made again.
+        done => done.map(drop).at(handing),
+    }
+}
+
+/// Answers the driver. One that does not listen any more is dead, which is found out elsewhere.
+fn tell(out: &Out, answer: &Answer) {
+    if let Err(error) = say(&mut *out.lock().unwrap_or_else(PoisonError::into_inner), answer) {
+        tracing::debug!("{}", sentence(&error));
+    }
+}
+
+/// A medium at work.
+struct Desk {
+    medium: Option<Box<dyn Medium>>,
+    report: Option<Arc<Mutex<TapeReport>>>,
+    out: Out,
+    /// Data is not wanted until it is gone on with.
+    is_broken: bool,
+}
+
+impl Desk {
+    /// Until the medium is finished, or the driver says nothing more.
+    fn work(&mut self, input: &mut BufReader<UnixStream>, payload: &mut Vec<u8>) -> Result<()> {
+        while let Some(word) = read(input, payload)? {
+            let Some(medium) = self.medium.as_mut() else { return Ok(()) };
+            let done = match word {
+                Word::Data if self.is_broken => continue,
+                Word::Data => medium.write(payload).map(|()| None),
+                Word::Keep => {
+                    let notes = Arc::new(FarNotes(Arc::clone(&self.out)));
+                    Ok(Some(Answer::Kept(medium.keep(notes))))
+                }
+                Word::Settle if self.is_broken => continue,
+                Word::Settle => medium.settle().map(|()| Some(Answer::Settled)),
+                Word::GoOn => medium.go_on().map(|at| Some(Answer::WentOn(at))),
+                // What broke is not finished: the driver shuts the socket.
+                Word::Finish if self.is_broken => continue,
+                Word::Finish => return self.finish(),
+                Word::Request => return Err(Error::new(ErrorKind::Internal, "a request came twice")),
+            };
+            match done {
+                Ok(None) => {}
+                Ok(Some(answer)) => {
+                    self.is_broken = self.is_broken && !matches!(answer, Answer::WentOn(Some(_)));
+                    tell(&self.out, &answer);
+                }
+                Err(error) => {
+                    self.is_broken = true;
+                    tell(&self.out, &Answer::Broke(Failure::of(&error)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        let Some(medium) = self.medium.take() else { return Ok(()) };
+        let answer = match medium.finish() {
+            Ok(durable) => {
+                let report = self.report.take();
+                let report = report.map(|it| it.lock().unwrap_or_else(PoisonError::into_inner).clone());
+                Answer::Finished(durable, report)
+            }
+            Err(error) => Answer::Broke(Failure::of(&error)),
+        };
+        tell(&self.out, &answer);
+        Ok(())
+    }
+}
+
+/// Marks on their way to the driver, who keeps them.
+#[derive(Debug)]
+struct FarNotes(Out);
+
+impl Notes for FarNotes {
+    fn note(&self, mark: &Mark) {
+        tell(&self.0, &Answer::Mark(mark.clone()));
+    }
+
+    fn left(&self) {
+        tell(&self.0, &Answer::Left);
+    }
+}

@@ -1,0 +1,314 @@
+//! The thread that hears of everything and delivers it, one notice at a time.
+//!
+//! In this order, again and again: connect and subscribe where that is not so; deliver what the spool has;
+//! reconcile where there is a reason; write down what is known; then wait for an event, a nudge, a request,
+//! the next look, or the end. The subscription comes before the list of domains, so nothing falls between
+//! them.
+//!
+//! Imports: `error`, `guest`; `known`, `socket`, `told`, `types`; `virtfold_hooks` (spool).
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, never, select};
+use virtfold_hooks::spool::{Spool, Spooled};
+
+use super::known::Known;
+use super::socket::Socket;
+use super::told::{self, Heard, What};
+use super::types::{Delivery, Notice, Reconcile, Trigger, Why};
+use super::{Connect, Settings};
+use virtfold_base::error::sentence;
+use virtfold_hypervisor::{Event, Hypervisor};
+
+/// Events of the spool that are read in one go.
+const BATCH: usize = 256;
+const FIRST_RETRY: Duration = Duration::from_millis(200);
+
+/// The intake's ends of its channels.
+pub(super) struct Channels {
+    pub(super) out: Sender<Delivery>,
+    pub(super) looks: Receiver<()>,
+    /// Disconnected when it is time to end.
+    pub(super) ended: Receiver<()>,
+}
+
+/// The hypervisor and its events.
+struct Link {
+    hypervisor: Arc<dyn Hypervisor>,
+    events: Receiver<Event>,
+}
+
+/// What stands in the way of going on.
+#[derive(Debug, PartialEq, Eq)]
+enum Stop {
+    /// The service ends, or nobody listens any more.
+    End,
+    /// A delivery was dropped: later again.
+    Later,
+}
+
+type Flow = std::result::Result<(), Stop>;
+
+pub(super) struct Intake {
+    settings: Settings,
+    spool: Spool,
+    connect: Connect,
+    channels: Channels,
+    known: Known,
+    link: Option<Link>,
+    /// Whether the link, where there is one, has broken since.
+    is_broken: bool,
+    /// Files of the spool that are done with and can't be removed: as many as a spool has at most.
+    stuck: HashSet<String>,
+    /// Why to reconcile, where there is a reason.
+    reason: Option<Why>,
+    /// The wait before the next try to connect.
+    retry: Duration,
+    reconciled: Instant,
+}
+
+impl Intake {
+    pub(super) fn new(settings: Settings, spool: Spool, connect: Connect, channels: Channels) -> Self {
+        let known = Known::load(&settings.known).unwrap_or_else(|error| {
+            tracing::warn!(
+                "the record of guests is unusable; starting from their present state: {}",
+                sentence(&error)
+            );
+            Known::default()
+        });
+        Self {
+            settings,
+            spool,
+            connect,
+            channels,
+            known,
+            link: None,
+            is_broken: false,
+            stuck: HashSet::new(),
+            reason: Some(Why::StartUp),
+            retry: FIRST_RETRY,
+            reconciled: Instant::now(),
+        }
+    }
+
+    /// Runs until the end.
+    pub(super) fn run(mut self, socket: &Socket) {
+        loop {
+            let done = self.turn();
+            if let Err(error) = self.known.save(&self.settings.known) {
+                tracing::warn!("{}", sentence(&error));
+            }
+            let wait = match done {
+                Err(Stop::End) => return,
+                Err(Stop::Later) => self.settings.retry_after,
+                Ok(()) if self.link.is_none() || self.is_broken => self.retry,
+                Ok(()) => self.settings.look_every,
+            };
+            let ended = match done {
+                Ok(()) => self.wait(socket, wait),
+                Err(_) => self.pause(wait),
+            };
+            if ended == Err(Stop::End) {
+                return;
+            }
+        }
+    }
+
+    fn turn(&mut self) -> Flow {
+        self.link_up();
+        self.drain()?;
+        if self.reconciled.elapsed() >= self.settings.reconcile_every {
+            self.reason.get_or_insert(Why::Routine);
+        }
+        match self.reason {
+            Some(why) if self.link.is_some() && !self.is_broken => self.reconcile(why),
+            _ => Ok(()),
+        }
+    }
+
+    /// Connects, or connects again, and subscribes. What fails is tried again later, less and less often.
+    fn link_up(&mut self) {
+        if self.link.is_some() && !self.is_broken {
+            return;
+        }
+        let linked = match self.link.take() {
+            Some(link) => Ok(link.hypervisor),
+            None => (self.connect)(),
+        };
+        let linked = linked.and_then(|hypervisor| {
+            let events = hypervisor.subscribe()?;
+            Ok(Link { hypervisor, events })
+        });
+        match linked {
+            Ok(link) => {
+                self.link = Some(link);
+                self.is_broken = false;
+                self.retry = FIRST_RETRY;
+            }
+            Err(error) => {
+                tracing::warn!("libvirt's events can't be received: {}", sentence(&error));
+                self.reason.get_or_insert(Why::Reconnected);
+                self.retry = (self.retry * 2).min(self.settings.retry_after);
+            }
+        }
+    }
+
+    /// Delivers what the spool has. One that can't be read does not keep the other source from being heard.
+    fn drain(&mut self) -> Flow {
+        loop {
+            let batch = match self.spool.read(BATCH) {
+                Ok(batch) => batch,
+                Err(error) => {
+                    self.complain("cannot be read", &error);
+                    return Ok(());
+                }
+            };
+            for stranger in &batch.quarantined {
+                tracing::warn!(file = stranger.name, why = stranger.why, "quarantined in the hooks' spool");
+            }
+            for spooled in &batch.events {
+                self.take(spooled)?;
+            }
+            match self.spool.take_overflow() {
+                Ok(None) => {}
+                Ok(Some(lost)) => {
+                    tracing::warn!(lost, "the hooks' spool was full; all guests are checked");
+                    self.reason = Some(Why::Overflow);
+                }
+                Err(error) => self.complain("cannot be asked what it lost", &error),
+            }
+            if !batch.more || !self.stuck.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// An event is delivered, and its file removed. Where that fails, the file is not taken for another
+    /// event.
+    fn take(&mut self, spooled: &Spooled) -> Flow {
+        if !self.stuck.contains(&spooled.name) {
+            self.heard(told::by_hook(&spooled.event))?;
+        }
+        match self.spool.remove(spooled) {
+            Ok(()) => drop(self.stuck.remove(&spooled.name)),
+            Err(error) => {
+                self.complain("has a file that cannot be removed", &error);
+                self.stuck.insert(spooled.name.clone());
+            }
+        }
+        Ok(())
+    }
+
+    fn complain(&self, what: &str, error: &std::io::Error) {
+        tracing::warn!(%error, "the hooks' spool '{}' {what}", self.settings.spool.display());
+    }
+
+    /// What somebody told: delivered, where it is new.
+    fn heard(&mut self, heard: Heard) -> Flow {
+        if let What::Look(why) = heard.what {
+            self.reason.get_or_insert(why);
+            return Ok(());
+        }
+        let Some(event) = self.known.hear(heard) else { return Ok(()) };
+        self.deliver(Notice::Guest(event.clone()))?;
+        self.known.learn(&event);
+        Ok(())
+    }
+
+    /// Hands a notice over and waits for its receipt.
+    fn deliver(&self, notice: Notice) -> Flow {
+        let (delivery, given) = Delivery::new(notice);
+        let Channels { out, ended, .. } = &self.channels;
+        select! {
+            send(out, delivery) -> sent => sent.map_err(|_| Stop::End)?,
+            recv(ended) -> _ => return Err(Stop::End),
+        }
+        select! {
+            recv(given) -> receipt => receipt.map_err(|_| Stop::Later),
+            recv(ended) -> _ => Err(Stop::End),
+        }
+    }
+
+    fn reconcile(&mut self, why: Why) -> Flow {
+        let Some(link) = &self.link else { return Ok(()) };
+        let domains = match link.hypervisor.domains() {
+            Ok(domains) => domains,
+            Err(error) => {
+                tracing::warn!("guests cannot be looked at: {}", sentence(&error));
+                self.is_broken = true;
+                return Ok(());
+            }
+        };
+        for event in self.known.differences(&domains, SystemTime::now()) {
+            self.deliver(Notice::Guest(event.clone()))?;
+            self.known.learn(&event);
+        }
+        self.deliver(Notice::Reconcile(Reconcile { why, domains: domains.clone() }))?;
+        self.known.adopt(&domains);
+        self.reason = None;
+        self.reconciled = Instant::now();
+        Ok(())
+    }
+
+    /// Waits where a delivery was dropped, so that it does not come again at once.
+    fn pause(&self, limit: Duration) -> Flow {
+        match self.channels.ended.recv_timeout(limit) {
+            Err(RecvTimeoutError::Timeout) => Ok(()),
+            _ => Err(Stop::End),
+        }
+    }
+
+    /// Waits for something to do.
+    fn wait(&mut self, socket: &Socket, limit: Duration) -> Flow {
+        let quiet = never();
+        let events = match &self.link {
+            Some(link) if !self.is_broken => &link.events,
+            _ => &quiet,
+        };
+        let event = select! {
+            recv(events) -> event => event,
+            recv(socket.nudges()) -> _ => return Ok(()),
+            recv(self.channels.looks) -> _ => {
+                self.reason.get_or_insert(Why::Routine);
+                return Ok(());
+            }
+            recv(self.channels.ended) -> _ => return Err(Stop::End),
+            default(limit) => return Ok(()),
+        };
+        match event {
+            Ok(event) => self.event(&event),
+            Err(_) => {
+                self.lost();
+                Ok(())
+            }
+        }
+    }
+
+    fn lost(&mut self) {
+        self.is_broken = true;
+        self.reason = Some(Why::Reconnected);
+    }
+
+    /// An event of libvirt's.
+    fn event(&mut self, event: &Event) -> Flow {
+        match event {
+            Event::ConnectionLost => self.lost(),
+            Event::Missed => self.reason = Some(Why::Overflow),
+            _ => {}
+        }
+        let Some(mut heard) = told::by_libvirt(event, SystemTime::now()) else { return Ok(()) };
+        if let Some(link) = &self.link
+            && let (Some(uuid), What::Happened(what)) = (heard.uuid, &heard.what)
+            && (*what == Trigger::Defined || self.known.name(uuid).is_none())
+        {
+            // A definition may come with another name. A guest that is gone already goes by its uuid.
+            heard.name = link.hypervisor.lookup(&uuid.to_string()).ok().map(|found| found.name);
+        }
+        // An event that is dropped is found by a reconcile.
+        self.heard(heard).inspect_err(|_| {
+            self.reason.get_or_insert(Why::Overflow);
+        })
+    }
+}

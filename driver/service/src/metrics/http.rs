@@ -1,0 +1,163 @@
+//! The page by HTTP/1.1: `GET /metrics` and nothing else, on a port of this host alone.
+//!
+//! A request's head has 8 KiB at most and 5 s to come; eight are served at a time, each with one answer, and
+//! then the connection is closed. `httparse` reads the head; a server that can more would have more to be
+//! attacked.
+//!
+//! Imports: `error`, `service::control`, `service::acceptor`.
+
+use std::io;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use super::Metrics;
+use crate::acceptor::{Acceptor, Handler, Patience};
+use crate::control::Desk;
+use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
+
+const CLIENTS: usize = 8;
+const MAX_HEAD: usize = 8 << 10;
+const MAX_HEADERS: usize = 64;
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Serves the page until it is dropped.
+#[derive(Debug)]
+pub struct Exporter {
+    address: SocketAddr,
+    _acceptor: Acceptor,
+}
+
+impl Exporter {
+    /// Listens at an address of this host.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`]: the address is not one of this host alone; somebody else has the port.
+    pub fn start(address: SocketAddr, metrics: Arc<Metrics>, desk: Arc<dyn Desk>) -> Result<Self> {
+        if !address.ip().is_loopback() {
+            let text = format!("refusing to serve metrics at {address}: other hosts could read them");
+            return Err(
+                Error::new(ErrorKind::Usage, text).with_hint("use a loopback address: 127.0.0.1:9758")
+            );
+        }
+        let listening = || format!("cannot serve metrics at {address}");
+        let listener = TcpListener::bind(address).at(listening)?;
+        listener.set_nonblocking(true).at(listening)?;
+        let address = listener.local_addr().at(listening)?;
+        let acceptor = Acceptor::start("metrics", listener, CLIENTS, Arc::new(Site { metrics, desk }))?;
+        Ok(Self { address, _acceptor: acceptor })
+    }
+
+    /// Where it listens; the port is chosen where it was given as 0.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+struct Site {
+    metrics: Arc<Metrics>,
+    desk: Arc<dyn Desk>,
+}
+
+/// What is answered.
+struct Response {
+    status: &'static str,
+    headers: &'static str,
+    body: String,
+}
+
+impl Response {
+    fn error(status: &'static str) -> Self {
+        Self { status, headers: "", body: format!("{status}\n") }
+    }
+}
+
+impl Handler<TcpStream> for Site {
+    fn serve(&self, mut stream: TcpStream, stop: &AtomicBool) {
+        let patience = Patience { until: Instant::now() + PATIENCE, stop };
+        if let Err(error) = self.talk(&mut stream, &patience) {
+            tracing::debug!(%error, "a request for the metrics has broken");
+        }
+    }
+
+    fn turn_away(&self, mut stream: TcpStream) {
+        let stop = AtomicBool::new(false);
+        let patience = Patience { until: Instant::now() + Duration::from_secs(1), stop: &stop };
+        if let Err(error) = respond(&mut stream, &Response::error("503 Service Unavailable"), &patience) {
+            tracing::debug!(%error, "a request for the metrics that is too many has broken");
+        }
+    }
+}
+
+impl Site {
+    fn talk(&self, stream: &mut TcpStream, patience: &Patience<'_>) -> io::Result<()> {
+        let mut head = Vec::new();
+        let response = loop {
+            let mut chunk = [0; 1024];
+            let count = patience.read(stream, &mut chunk)?;
+            head.extend_from_slice(chunk.get(..count).unwrap_or_default());
+            match wanted(&head) {
+                Some(Ok(())) => break self.page(),
+                Some(Err(response)) => break response,
+                None if count == 0 => break Response::error("400 Bad Request"),
+                None => {}
+            }
+        };
+        respond(stream, &response, patience)?;
+        // What the peer still sends is read and dropped for a moment: closed on unread bytes, the connection would break before the answer is read.
+        stream.shutdown(Shutdown::Write)?;
+        let mut rest = 64_u32;
+        let mut chunk = [0; 1024];
+        while rest > 0 && patience.read(stream, &mut chunk)? > 0 {
+            rest -= 1;
+        }
+        Ok(())
+    }
+
+    fn page(&self) -> Response {
+        match self.desk.status().and_then(|status| self.metrics.page(&status)) {
+            Ok(body) => Response {
+                status: "200 OK",
+                headers: "Content-Type: text/plain; version=0.0.4; charset=utf-8\r\n",
+                body,
+            },
+            Err(error) => {
+                tracing::warn!(?error, "the metrics can't be told");
+                Response::error("500 Internal Server Error")
+            }
+        }
+    }
+}
+
+/// Whether the head, as far as it has come, asks for the page; nothing while it is not whole.
+fn wanted(head: &[u8]) -> Option<std::result::Result<(), Response>> {
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut request = httparse::Request::new(&mut headers);
+    match request.parse(head) {
+        Err(httparse::Error::TooManyHeaders) => {
+            Some(Err(Response::error("431 Request Header Fields Too Large")))
+        }
+        Err(_) => Some(Err(Response::error("400 Bad Request"))),
+        Ok(httparse::Status::Partial) if head.len() >= MAX_HEAD => {
+            Some(Err(Response::error("431 Request Header Fields Too Large")))
+        }
+        Ok(httparse::Status::Partial) => None,
+        Ok(httparse::Status::Complete(_)) if request.path != Some("/metrics") => {
+            Some(Err(Response::error("404 Not Found")))
+        }
+        Ok(httparse::Status::Complete(_)) if request.method != Some("GET") => {
+            let refusal = Response::error("405 Method Not Allowed");
+            Some(Err(Response { headers: "Allow: GET\r\n", ..refusal }))
+        }
+        Ok(httparse::Status::Complete(_)) => Some(Ok(())),
+    }
+}
+
+fn respond(stream: &mut TcpStream, response: &Response, patience: &Patience<'_>) -> io::Result<()> {
+    let Response { status, headers, body } = response;
+    let length = body.len();
+    let head = format!("HTTP/1.1 {status}\r\n{headers}Content-Length: {length}\r\nConnection: close\r\n\r\n");
+    patience.write(stream, head.as_bytes())?;
+    patience.write(stream, body.as_bytes())
+}

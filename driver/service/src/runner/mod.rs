@@ -1,0 +1,60 @@
+//! Who runs what the queue says. The real one ([`ProcessRunner`]) starts this program again, as a process for each run.
+//!
+//! Imports: `error`, `guest` (plain types), `catalog` (plain types, the domains' locks), `model`, `engine` (its inputs).
+
+mod child;
+mod process;
+mod said;
+#[cfg(test)]
+mod tests;
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use crossbeam_channel::Sender;
+
+pub use self::process::{Paths, ProcessRunner};
+use super::engine::Input;
+use super::model::{Guest, JobSpec, MediumSpec};
+use virtfold_base::error::Result;
+use virtfold_hypervisor::DomainId;
+
+/// A run.
+#[derive(Clone, Debug)]
+pub struct Order {
+    /// The entry.
+    pub id: i64,
+    /// The job.
+    pub job: Arc<JobSpec>,
+    /// Its media.
+    pub media: Vec<MediumSpec>,
+    /// The guest; without disks and tags where it is not known just now.
+    pub guest: Guest,
+}
+
+/// A run that was begun.
+pub trait Handle: Debug + Send {
+    /// Asks it to end; it brings its guest home first.
+    fn end(&self);
+
+    /// Ends it by force; the guest is brought home by a recovery.
+    fn kill(&self);
+}
+
+/// Who runs things. What it starts reports by [`Input`]s; each run by exactly one [`Input::Ended`] in the end.
+pub trait Runner: Debug + Send + Sync {
+    /// Begins a run.
+    ///
+    /// # Errors
+    /// It can't be begun; nothing was.
+    fn start(&self, order: Order, reports: &Sender<Input>) -> Result<Box<dyn Handle>>;
+
+    /// Begins to bring all guests home; ends with [`Input::Recovered`].
+    fn recover(&self, reports: &Sender<Input>);
+
+    /// Begins to prune a job's backups; ends with [`Input::Pruned`].
+    fn prune(&self, job: &str, reports: &Sender<Input>);
+
+    /// Who else is at work on a domain, as a sentence: a person, or what a service left that was killed.
+    fn busy(&self, domain: DomainId) -> Option<String>;
+}

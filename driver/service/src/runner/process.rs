@@ -1,0 +1,419 @@
+//! Runs as processes: this program again, with a command line that a person could type.
+//!
+//! 1. The files of variables of the job's media are read, for this run's environment alone. Where two of them
+//!    contradict each other the run fails.
+//! 2. The command before; if it fails, the backup is not made.
+//! 3. `virtfold backup UUID --json ...`. Where it fails or was killed, `virtfold recover UUID` brings the
+//!    guest home.
+//! 4. The command after.
+//!
+//! A child is told who its parent is (`--parent`, hidden): the kernel sends it SIGTERM when that process is
+//! gone, so that a service that was killed leaves nothing running that its successor does not know; the
+//! successor waits for the domain's lock meanwhile. The signal comes when the parent's *thread* ends, so each
+//! run has a thread that stays until its child has ended.
+//!
+//! Imports: `error`, `guest` (plain types), `catalog` (plain types, locks), `model`, `engine` (its inputs),
+//! `child`, `said`.
+
+use std::collections::BTreeMap;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::Sender;
+use serde_json::Value;
+
+use super::child::{self, Finished, Hear, Hold, Reach};
+use super::said::{Said, Words, failure_in, measure_in};
+use super::{Handle, Order, Runner};
+use crate::engine::Input;
+use crate::model::{After, CommandSpec, MediumSpec};
+use virtfold_base::error::{Error, ErrorKind, IoContext, Result, sentence};
+use virtfold_catalog::queue::RunResult;
+use virtfold_catalog::{Catalog, Journal};
+use virtfold_hypervisor::DomainId;
+
+/// How long a recovery may take: a commit writes what the guest has written since.
+const RECOVERY: Duration = Duration::from_secs(3600);
+/// How long pruning may take.
+const PRUNING: Duration = Duration::from_secs(3600);
+
+/// Where a run finds everything.
+#[derive(Clone, Debug)]
+pub struct Paths {
+    /// This program.
+    pub program: PathBuf,
+    /// The libvirt.
+    pub uri: String,
+    /// The state directory.
+    pub state_dir: PathBuf,
+    /// The configuration file, where there is one.
+    pub config: Option<PathBuf>,
+}
+
+/// Characters of an error that the command after a backup is told.
+const TOLD: usize = 8000;
+
+/// Runs each order as a process.
+#[derive(Clone, Debug)]
+pub struct ProcessRunner {
+    paths: Arc<Paths>,
+    catalog: Arc<Catalog>,
+    /// A configuration without a word: a run's options are all on its command line.
+    blank: PathBuf,
+    kind_of: fn(i32) -> ErrorKind,
+}
+
+#[derive(Debug)]
+struct Running(Arc<Hold>);
+
+impl Handle for Running {
+    fn end(&self) {
+        self.0.end();
+    }
+
+    fn kill(&self) {
+        self.0.kill();
+    }
+}
+
+impl ProcessRunner {
+    /// A runner; `kind_of` says what an exit code of this program means.
+    ///
+    /// # Errors
+    /// The state directory can't be written.
+    pub fn new(paths: Paths, catalog: Arc<Catalog>, kind_of: fn(i32) -> ErrorKind) -> Result<Self> {
+        let blank = paths.state_dir.join("service.yaml");
+        std::fs::write(&blank, "version: 1\n").at(|| format!("cannot write '{}'", blank.display()))?;
+        Ok(Self { paths: Arc::new(paths), catalog, blank, kind_of })
+    }
+
+    /// This program, with a verb.
+    fn command(&self, verb: &str) -> Command {
+        let mut command = Command::new(&self.paths.program);
+        command.arg("--parent").arg(std::process::id().to_string()).arg(verb).arg("--json");
+        command.arg("--state-dir").arg(&self.paths.state_dir);
+        command
+    }
+
+    fn backup(&self, order: &Order, variables: Vec<(String, String)>) -> Command {
+        let mut command = self.command("backup");
+        command.arg(order.guest.id.to_string()).arg("--connect").arg(&self.paths.uri);
+        command.arg("--config").arg(&self.blank).arg("--job").arg(&order.job.name).args(&order.job.options);
+        for medium in &order.media {
+            command.arg("--to").arg(&medium.to).args(&medium.options);
+        }
+        for disk in order.guest.disks.iter().filter(|disk| !order.job.pick.disk(disk)) {
+            command.arg("--exclude").arg(disk);
+        }
+        command.envs(variables);
+        command
+    }
+
+    fn work(&self, order: &Order, hold: &Hold, reports: &Sender<Input>) -> RunResult {
+        let mut result = self.before_and_backup(order, hold, reports).unwrap_or_else(|error| failure(&error));
+        if let Some((command, when)) = &order.job.after
+            && (*when == After::Always || (*when == After::Success) == result.kind.is_none())
+        {
+            let told = outcome_of(&result);
+            // What it says changes nothing about the backup.
+            if let Err(error) = command_of(command, order, (&Hold::default(), &told)) {
+                result.sentence.push_str(&format!("; its `after` command: {}", sentence(&error)));
+            }
+        }
+        result
+    }
+
+    fn before_and_backup(&self, order: &Order, hold: &Hold, reports: &Sender<Input>) -> Result<RunResult> {
+        let variables = variables(&order.media)?;
+        if let Some(command) = &order.job.before {
+            command_of(command, order, (hold, &[])).map_err(|error| match hold.is_asked() {
+                true => interrupted(),
+                false => error.within("the backup was not started: its `before` command failed"),
+            })?;
+        }
+        if hold.is_asked() {
+            return Err(interrupted());
+        }
+        let said = Arc::new(Said::new(Some((order.id, reports.clone()))));
+        let hear: Arc<dyn Hear> = said.clone();
+        let ended = child::run(self.backup(order, variables), (hold, Reach::Process), None, &hear);
+        let ended = ended.at(|| format!("cannot run '{}'", self.paths.program.display()))?;
+        let mut result = self.result(&said, ended, hold);
+        if result.kind.is_some() {
+            self.bring_home(order, &said, &mut result);
+        }
+        Ok(result)
+    }
+
+    /// What came of the process of a backup.
+    fn result(&self, said: &Said, ended: Finished, hold: &Hold) -> RunResult {
+        let code = ended.status.code();
+        let mut result = RunResult { exit_code: code, ..RunResult::default() };
+        let summary = said.summary();
+        if let Some(summary) = &summary {
+            let copies = summary["copies"].as_array().map(Vec::as_slice).unwrap_or_default();
+            let names = copies.iter().filter_map(|copy| copy["archive"].as_str());
+            result.archives = names.map(str::to_owned).collect();
+            if result.archives.is_empty() {
+                result.archives.extend(summary["archive"].as_str().map(str::to_owned));
+            }
+        }
+        let (sentence, hint) = said.last_words();
+        match (code, ended.status.signal()) {
+            (Some(0), _) => {
+                result.sentence = result.archives.join(", ");
+                result.measure = summary.as_ref().map(measure_in);
+            }
+            (Some(code), _) => {
+                result.kind = Some((self.kind_of)(code));
+                let told = summary.as_ref().and_then(failure_in);
+                result.sentence =
+                    told.or(sentence).unwrap_or_else(|| format!("it ended with exit code {code}"));
+                result.hint = hint;
+            }
+            (None, signal) => {
+                let by_us = hold.is_asked();
+                result.kind = Some(if by_us { ErrorKind::Interrupted } else { ErrorKind::Internal });
+                result.sentence = format!("its process was ended by signal {}", signal.unwrap_or(0));
+            }
+        }
+        result
+    }
+
+    /// A recovery of the run's guest. Where the archive was good and only the guest was not home, everything
+    /// is fine then.
+    fn bring_home(&self, order: &Order, said: &Said, result: &mut RunResult) {
+        let home = self.recover_one(Some(order.guest.id));
+        let only_home = said.summary().is_some_and(|summary| {
+            let copies = summary["copies"].as_array().map(Vec::as_slice).unwrap_or_default();
+            !summary["thaw_failure"].is_null() && copies.iter().all(|copy| copy["failure"].is_null())
+        });
+        match home {
+            Ok(undecided) if undecided.is_empty() => {
+                if only_home {
+                    result.kind = None;
+                    result.measure = said.summary().as_ref().map(measure_in);
+                    result.sentence.push_str("; a recovery put the guest back on its disks");
+                }
+            }
+            Ok(undecided) => result.sentence.push_str(&format!("; {}", undecided.join("; "))),
+            Err(error) => {
+                result.sentence.push_str(&format!("; the recovery failed: {}", sentence(&error)));
+                result.hint = Some(format!("run 'virtfold recover {}'", order.guest.name));
+            }
+        }
+    }
+
+    /// A recovery, of one domain or of all; says what a person has to decide.
+    fn recover_one(&self, domain: Option<DomainId>) -> Result<Vec<String>> {
+        let mut command = self.command("recover");
+        command.arg("--connect").arg(&self.paths.uri);
+        command.args(domain.map(|domain| domain.to_string()));
+        let said = Arc::new(Said::new(None));
+        let ended = self.finish(command, &said, RECOVERY)?;
+        match said.summary() {
+            Some(summary) => Ok(undecided(&summary)),
+            // A domain that is gone, and of which no journal knows, is home.
+            None if domain.is_some() && self.kind(ended) == ErrorKind::NotFound => Ok(Vec::new()),
+            None => Err(self.error(&said, ended)),
+        }
+    }
+
+    fn finish(&self, command: Command, said: &Arc<Said>, limit: Duration) -> Result<Finished> {
+        let hear: Arc<dyn Hear> = said.clone();
+        let ended = child::run(command, (&Hold::default(), Reach::Process), Some(limit), &hear);
+        ended.at(|| format!("cannot run '{}'", self.paths.program.display()))
+    }
+
+    fn kind(&self, ended: Finished) -> ErrorKind {
+        ended.status.code().map_or(ErrorKind::Internal, self.kind_of)
+    }
+
+    fn error(&self, said: &Said, ended: Finished) -> Error {
+        let (sentence, hint) = said.last_words();
+        let sentence = sentence.unwrap_or_else(|| format!("it ended with {}", ended.status));
+        let error = Error::new(self.kind(ended), sentence);
+        match hint {
+            Some(hint) => error.with_hint(hint),
+            None => error,
+        }
+    }
+
+    fn prune_job(&self, job: &str) -> Result<()> {
+        let mut command = self.command("prune");
+        if let Some(config) = &self.paths.config {
+            command.arg("--config").arg(config);
+        }
+        command.arg("--").arg(job);
+        let said = Arc::new(Said::new(None));
+        let ended = self.finish(command, &said, PRUNING)?;
+        if ended.status.success() { Ok(()) } else { Err(self.error(&said, ended)) }
+    }
+
+    /// Starts a thread that reports in the end.
+    fn report(
+        &self,
+        reports: &Sender<Input>,
+        name: &str,
+        work: impl FnOnce(&Self) -> Input + Send + 'static,
+    ) -> Result<()> {
+        let (runner, reports) = (self.clone(), reports.clone());
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            if reports.send(work(&runner)).is_err() {
+                tracing::debug!("the service has ended already");
+            }
+        });
+        thread.map(|_| ()).at(|| "cannot start a thread".to_owned())
+    }
+}
+
+impl Runner for ProcessRunner {
+    fn start(&self, order: Order, reports: &Sender<Input>) -> Result<Box<dyn Handle>> {
+        let hold = Arc::new(Hold::default());
+        let (held, progress) = (Arc::clone(&hold), reports.clone());
+        self.report(reports, "run", move |runner| {
+            Input::Ended(order.id, runner.work(&order, &held, &progress))
+        })?;
+        Ok(Box::new(Running(hold)))
+    }
+
+    fn recover(&self, reports: &Sender<Input>) {
+        let started = self.report(reports, "recover", |runner| Input::Recovered(runner.recover_one(None)));
+        if let Err(error) = started
+            && reports.send(Input::Recovered(Err(error))).is_err()
+        {
+            tracing::debug!("the service has ended already");
+        }
+    }
+
+    fn prune(&self, job: &str, reports: &Sender<Input>) {
+        let (name, again) = (job.to_owned(), job.to_owned());
+        let started = self.report(reports, "prune", move |runner| {
+            let outcome = runner.prune_job(&name);
+            Input::Pruned(name, outcome)
+        });
+        if let Err(error) = started
+            && reports.send(Input::Pruned(again, Err(error))).is_err()
+        {
+            tracing::debug!("the service has ended already");
+        }
+    }
+
+    fn busy(&self, domain: DomainId) -> Option<String> {
+        self.catalog.lock(domain).err().map(|error| sentence(&error))
+    }
+}
+
+fn interrupted() -> Error {
+    Error::new(ErrorKind::Interrupted, "it was stopped before the backup started")
+}
+
+fn failure(error: &Error) -> RunResult {
+    RunResult {
+        sentence: sentence(error),
+        hint: error.hint().map(str::to_owned),
+        kind: Some(error.kind()),
+        ..RunResult::default()
+    }
+}
+
+/// What the command after a backup is told of it. Each variable is there, if only empty.
+fn outcome_of(result: &RunResult) -> [(&'static str, String); 5] {
+    let failed = result.kind.is_some();
+    // No variable can have a NUL, and the kernel takes 128 KiB of each.
+    let text = |text: &str| text.chars().filter(|c| *c != '\0').take(TOLD).collect::<String>();
+    let when_failed = |of: &str| if failed { text(of) } else { String::new() };
+    [
+        ("VIRTFOLD_RESULT", if failed { "failure" } else { "success" }.to_owned()),
+        ("VIRTFOLD_ARCHIVES", result.archives.join("\n")),
+        ("VIRTFOLD_ERROR", when_failed(&result.sentence)),
+        ("VIRTFOLD_HINT", when_failed(result.hint.as_deref().unwrap_or_default())),
+        ("VIRTFOLD_EXIT_CODE", result.exit_code.map_or_else(String::new, |code| code.to_string())),
+    ]
+}
+
+/// What a person has to decide, out of a recovery's summary.
+fn undecided(summary: &Value) -> Vec<String> {
+    let domains = summary["domains"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let open =
+        domains.iter().filter(|domain| matches!(domain["verdict"].as_str(), Some("undecided" | "failed")));
+    open.map(|domain| {
+        let own = domain["remains"].as_array();
+        let disks =
+            domain["disks"].as_array().into_iter().flatten().filter_map(|disk| disk["remains"].as_array());
+        let remains = own.into_iter().chain(disks).flatten().filter_map(Value::as_str).collect::<Vec<_>>();
+        format!(
+            "the guest '{}' needs attention: {}",
+            domain["name"].as_str().unwrap_or("?"),
+            remains.join("; ")
+        )
+    })
+    .collect()
+}
+
+/// Runs a command of the configuration.
+fn command_of(spec: &CommandSpec, order: &Order, (hold, told): (&Hold, &[(&str, String)])) -> Result<()> {
+    let Some((program, arguments)) = spec.words.split_first() else { return Ok(()) };
+    let name = program.to_string_lossy().into_owned();
+    let mut command = Command::new(program);
+    command.args(arguments).env("VIRTFOLD_JOB", &order.job.name).env("VIRTFOLD_DOMAIN", &order.guest.name);
+    command
+        .env("VIRTFOLD_UUID", order.guest.id.to_string())
+        .envs(told.iter().map(|(name, value)| (name, value)));
+    let said = Arc::new(Words::new(&order.job.name, &order.guest.name, &name));
+    let hear: Arc<dyn Hear> = said.clone();
+    let ended = child::run(command, (hold, Reach::Group), Some(spec.limit), &hear);
+    let ended = ended.at(|| format!("cannot run '{name}'"))?;
+    if ended.status.success() && !ended.overdue {
+        return Ok(());
+    }
+    let message = if ended.overdue {
+        format!("'{name}' timed out after {} s", spec.limit.as_secs())
+    } else {
+        format!("'{name}' ended with {}", ended.status)
+    };
+    let error = Error::new(ErrorKind::Io, message);
+    Err(match said.last() {
+        Some(words) => error.with_source(words),
+        None => error,
+    })
+}
+
+/// The variables of a run's media, which have one process and so one environment. A name that two of them
+/// give different values is refused: one medium would be written to with the other one's keys. They hold
+/// keys: no error repeats one.
+fn variables(media: &[MediumSpec]) -> Result<Vec<(String, String)>> {
+    let mut all: BTreeMap<String, (String, &MediumSpec, &Path)> = BTreeMap::new();
+    for medium in media {
+        let Some(path) = medium.environment.as_deref() else { continue };
+        let read = virtfold_config::Environment::load(path).map_err(|error| {
+            let message = format!("the environment file '{}' can't be used", path.display());
+            Error::new(ErrorKind::Usage, message).with_source(error)
+        })?;
+        for (name, value) in read.as_slice() {
+            match all.get(name) {
+                Some((same, ..)) if same == value => {}
+                Some((_, other, file)) => return Err(contradiction(name, (other, file), (medium, path))),
+                None => {
+                    all.insert(name.clone(), (value.clone(), medium, path));
+                }
+            }
+        }
+    }
+    Ok(all.into_iter().map(|(name, (value, ..))| (name, value)).collect())
+}
+
+fn contradiction(name: &str, first: (&MediumSpec, &Path), second: (&MediumSpec, &Path)) -> Error {
+    let message = format!(
+        "the media '{}' and '{}' have different values for {name}, in '{}' and '{}'",
+        first.0.name,
+        second.0.name,
+        first.1.display(),
+        second.1.display()
+    );
+    let hint = "the media of a job are written to by one process with one environment: give each medium a job of its own";
+    Error::new(ErrorKind::Usage, message).with_hint(hint)
+}
