@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 use virtfold::backup::Control;
-use virtfold::backup::guest::GuardProgram;
+use virtfold::backup::guest::WatchdogProcess;
 use virtfold::backup::guest::{FreezeDisk, FreezeRequest, Frozen, Host, Pace, Quiesce, frozen};
-use virtfold::catalog::{Base, Catalog, Change, DiskState, Job, JobState, Journal, Locked};
+use virtfold::catalog::{
+    BaseImage, Catalog, DomainLock, FreezeSession, Journal, JournalEntry, SessionState, UnfreezeState,
+};
 use virtfold::error::Result;
 use virtfold::hypervisor::domain_xml::DomainXml;
 use virtfold::hypervisor::host::LocalFiles;
@@ -67,7 +69,7 @@ fn run(lab: &Lab, guest: &Guest<'_>, copy: impl FnOnce(&Frozen)) -> Vec<(Phase, 
     let catalog = Catalog::open(&lab.folder().join("state")).unwrap();
     let journal = Clock { inner: &catalog, seen: Mutex::default() };
     let arguments = ["guard".into(), "--uri".into(), lab.uri().into()].to_vec();
-    let guards = GuardProgram { program: env!("CARGO_BIN_EXE_virtfold").into(), arguments };
+    let guards = WatchdogProcess { program: env!("CARGO_BIN_EXE_virtfold").into(), arguments };
     let host = Host {
         hypervisor: &libvirt,
         files: &LocalFiles,
@@ -94,7 +96,7 @@ fn request(libvirt: &Libvirt, id: DomainId) -> FreezeRequest {
         FreezeDisk {
             target: disk.target.clone(),
             alias: disk.alias.clone().unwrap(),
-            base: Base { path, format, identity: None, backing: None },
+            base: BaseImage { path, format, identity: None, backing: None },
             overlay,
         }
     });
@@ -124,33 +126,33 @@ struct Clock<'a> {
 }
 
 impl Journal for Clock<'_> {
-    fn lock(&self, domain: DomainId) -> Result<Box<dyn Locked>> {
+    fn lock(&self, domain: DomainId) -> Result<Box<dyn DomainLock>> {
         self.inner.lock(domain)
     }
 
-    fn begin(&self, job: &Job) -> Result<()> {
+    fn begin(&self, job: &FreezeSession) -> Result<()> {
         self.inner.begin(job)?;
         self.seen.lock().unwrap().push((Phase::Planned, Instant::now()));
         Ok(())
     }
 
-    fn record(&self, job: Uuid, changes: &[Change]) -> Result<()> {
+    fn record(&self, job: Uuid, changes: &[JournalEntry]) -> Result<()> {
         let now = Instant::now();
         self.seen.lock().unwrap().extend(changes.iter().map(|change| (phase(change), now)));
         self.inner.record(job, changes)
     }
 
-    fn open_jobs(&self, domain: Option<DomainId>) -> Result<Vec<Job>> {
+    fn open_jobs(&self, domain: Option<DomainId>) -> Result<Vec<FreezeSession>> {
         self.inner.open_jobs(domain)
     }
 }
 
-fn phase(change: &Change) -> Phase {
+fn phase(change: &JournalEntry) -> Phase {
     match change {
-        Change::State(JobState::Snapshotted) => Phase::Snapshotted,
-        Change::State(JobState::Committing) => Phase::Committing,
-        Change::Disk { state: DiskState::Pivoting { .. }, .. } => Phase::Pivoting,
-        Change::Disk { state: DiskState::Pivoted, .. } => Phase::Pivoted,
+        JournalEntry::State(SessionState::Snapshotted) => Phase::Snapshotted,
+        JournalEntry::State(SessionState::Committing) => Phase::Committing,
+        JournalEntry::Disk { state: UnfreezeState::Pivoting { .. }, .. } => Phase::Pivoting,
+        JournalEntry::Disk { state: UnfreezeState::Pivoted, .. } => Phase::Pivoted,
         _ => Phase::Other,
     }
 }

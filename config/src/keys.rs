@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use self::jobs::{After, Before, Disks, Domains, Job, Keep, Resolved, Retry};
+pub use self::jobs::{After, Before, Disks, Domains, Job, Keep, ResolvedJob, Retry};
 pub use self::media::Medium;
 pub use self::service::Service;
 use crate::error::Place;

@@ -41,7 +41,7 @@ mod typed;
 pub use advice::{Advice, Seen};
 pub use environment::Environment;
 pub use error::{ConfigError, Place};
-pub use keys::{Config, Defaults, Job, Medium, Resolved, Service, Settings};
+pub use keys::{Config, Defaults, Job, Medium, ResolvedJob, Service, Settings};
 pub use load::{MAX_FILE, MAX_FILES, load, parse};
 pub use reference::{man_page, reference, schema};
 pub use schedule::Schedule;

@@ -43,14 +43,14 @@ const VERSION: u32 = 1;
 /// Which file a path led to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Identity {
+pub enum FileIdentity {
     /// A file: device and inode.
     Inode(u64, u64),
     /// A block device: its number, whatever node leads to it.
     Block(u64),
 }
 
-impl Identity {
+impl FileIdentity {
     /// The file behind `path`; `None` where there is none. May wait for a file system that does not answer.
     pub fn of(path: &Path) -> Option<Self> {
         let metadata = fs::metadata(path).ok()?;
@@ -64,7 +64,7 @@ impl Identity {
 /// What virtfold does to a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Access {
+pub enum LockReason {
     /// It reads the disk while the guest is shut off.
     Reading,
     /// It writes the disk.
@@ -74,7 +74,7 @@ pub enum Access {
 /// What a guard says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub struct Guarded {
+pub struct LockedDisks {
     version: u32,
     /// The guest's uuid, where the disk is a guest's.
     pub uuid: Option<String>,
@@ -82,24 +82,24 @@ pub struct Guarded {
     pub name: Option<String>,
     /// The disk's path.
     pub disk: String,
-    file: Option<Identity>,
+    file: Option<FileIdentity>,
     /// What virtfold does to it.
-    pub access: Access,
+    pub access: LockReason,
     /// Why, for people.
     pub reason: String,
     /// The owner's process.
     pub pid: u32,
 }
 
-impl Guarded {
+impl LockedDisks {
     /// A guard of `disk` that this process will hold.
-    pub fn new(disk: &Path, access: Access, reason: impl Into<String>) -> Self {
+    pub fn new(disk: &Path, access: LockReason, reason: impl Into<String>) -> Self {
         Self {
             version: VERSION,
             uuid: None,
             name: None,
             disk: disk.to_string_lossy().into_owned(),
-            file: Identity::of(disk),
+            file: FileIdentity::of(disk),
             access,
             reason: reason.into(),
             pid: std::process::id(),
@@ -123,8 +123,8 @@ impl Guarded {
     /// The refusal, for whoever tries to start the guest.
     pub fn refusal(&self) -> String {
         let does = match self.access {
-            Access::Reading => "is reading",
-            Access::Restoring => "is restoring",
+            LockReason::Reading => "is reading",
+            LockReason::Restoring => "is restoring",
         };
         format!("virtfold (process {}) {does} '{}': {}", self.pid, self.disk, self.reason)
     }
@@ -138,13 +138,13 @@ impl Guarded {
 
     /// Whether virtfold's access and a disk's role go together.
     fn tolerates(&self, role: Role) -> bool {
-        self.access == Access::Reading && role == Role::Read
+        self.access == LockReason::Reading && role == Role::Read
     }
 }
 
 /// The first guard that a guest would run into by its name, its uuid or the paths in its XML. `name` is what libvirt calls
 /// it, should the XML be unreadable. Touches no file.
-pub fn conflict<'g>(guards: &'g [Guarded], name: &str, domain: &Domain) -> Option<&'g Guarded> {
+pub fn conflict<'g>(guards: &'g [LockedDisks], name: &str, domain: &Domain) -> Option<&'g LockedDisks> {
     guards.iter().find(|guard| {
         let same = |disk: &crate::domain::DiskPath| disk.path == guard.disk && !guard.tolerates(disk.role);
         guard.concerns(name, domain) || domain.disks.iter().any(same)
@@ -153,12 +153,12 @@ pub fn conflict<'g>(guards: &'g [Guarded], name: &str, domain: &Domain) -> Optio
 
 /// The first guard whose file a disk of the guest leads to by another path. Looks at each disk's file, which may wait
 /// for a file system that does not answer: give it a time limit.
-pub fn conflict_by_file<'g>(guards: &'g [Guarded], domain: &Domain) -> Option<&'g Guarded> {
+pub fn conflict_by_file<'g>(guards: &'g [LockedDisks], domain: &Domain) -> Option<&'g LockedDisks> {
     if guards.iter().all(|guard| guard.file.is_none()) {
         return None;
     }
     domain.disks.iter().find_map(|disk| {
-        let identity = Identity::of(Path::new(&disk.path))?;
+        let identity = FileIdentity::of(Path::new(&disk.path))?;
         guards.iter().find(|guard| guard.file == Some(identity) && !guard.tolerates(disk.role))
     })
 }
@@ -170,18 +170,18 @@ pub fn usual_path(whose: Whose) -> PathBuf {
 
 /// A guard that this process holds, until it is dropped or the process ends.
 #[derive(Debug)]
-pub struct Guard {
+pub struct StartLock {
     path: PathBuf,
     /// Holds the lock.
     _file: File,
 }
 
-impl Guard {
+impl StartLock {
     /// Puts up a guard in `dir`, which is made where it does not exist.
     ///
     /// # Errors
     /// When the directory or the file can't be made or locked, or what it says is too long.
-    pub fn hold(dir: &Path, what: &Guarded) -> io::Result<Self> {
+    pub fn hold(dir: &Path, what: &LockedDisks) -> io::Result<Self> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let bytes = serde_json::to_vec(what)?;
         if bytes.len() > MAX_GUARD {
@@ -205,7 +205,7 @@ impl Guard {
     }
 }
 
-impl Drop for Guard {
+impl Drop for StartLock {
     fn drop(&mut self) {
         // A file that stays is not locked any more: it is a stale guard, which `sweep` removes.
         drop(fs::remove_file(&self.path));
@@ -213,7 +213,7 @@ impl Drop for Guard {
 }
 
 /// The guards in `dir` that are alive, as far as they can be read.
-pub fn alive(dir: &Path) -> Vec<Guarded> {
+pub fn alive(dir: &Path) -> Vec<LockedDisks> {
     let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
     let shown = entries.flatten().filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."));
     shown.take(MAX_FILES).filter_map(|entry| read_alive(&entry.path())).take(MAX_GUARDS).collect()
@@ -238,12 +238,12 @@ pub fn sweep(dir: &Path) -> io::Result<usize> {
     Ok(removed)
 }
 
-fn read_alive(path: &Path) -> Option<Guarded> {
+fn read_alive(path: &Path) -> Option<LockedDisks> {
     let file = open(path)?;
     let mut bytes = Vec::new();
     (&file).take(MAX_GUARD as u64 + 1).read_to_end(&mut bytes).ok()?;
     // Read first, looked at last: the lock may be gone by now, but it is not of another file.
-    Guarded::parse(&bytes).filter(|_| is_locked(&file))
+    LockedDisks::parse(&bytes).filter(|_| is_locked(&file))
 }
 
 fn open(path: &Path) -> Option<File> {

@@ -14,9 +14,9 @@ fn a_guard_lives_as_long_as_its_owner_holds_it() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().join("guards");
     assert!(alive(&dir).is_empty());
-    let what = Guarded::new(Path::new("/disk"), Access::Reading, "backup");
-    let first = Guard::hold(&dir, &what).unwrap();
-    let second = Guard::hold(&dir, &what).unwrap();
+    let what = LockedDisks::new(Path::new("/disk"), LockReason::Reading, "backup");
+    let first = StartLock::hold(&dir, &what).unwrap();
+    let second = StartLock::hold(&dir, &what).unwrap();
     assert_eq!(alive(&dir), [what.clone(), what.clone()]);
     assert_eq!(sweep(&dir).unwrap(), 0);
     drop(second);
@@ -34,25 +34,25 @@ fn a_guard_lives_as_long_as_its_owner_holds_it() {
 fn conflicts_depend_on_who_writes() {
     let golden = Path::new("/images/golden");
     for (access, role, refused) in [
-        (Access::Reading, Role::Read, false),
-        (Access::Reading, Role::Written, true),
-        (Access::Restoring, Role::Read, true),
-        (Access::Restoring, Role::Written, true),
+        (LockReason::Reading, Role::Read, false),
+        (LockReason::Reading, Role::Written, true),
+        (LockReason::Restoring, Role::Read, true),
+        (LockReason::Restoring, Role::Written, true),
     ] {
-        let guards = [Guarded::new(golden, access, "")];
+        let guards = [LockedDisks::new(golden, access, "")];
         assert_eq!(
             conflict(&guards, "vm", &guest(&[(golden, role)])).is_some(),
             refused,
             "{access:?} {role:?}"
         );
     }
-    let other = Guarded::new(golden, Access::Restoring, "").of_guest(Some("u-1".into()), None);
+    let other = LockedDisks::new(golden, LockReason::Restoring, "").of_guest(Some("u-1".into()), None);
     assert!(conflict(std::slice::from_ref(&other), "vm", &guest(&[])).is_some(), "a uuid has no case");
     let named = [other.of_guest(None, Some("vm".into()))];
     assert!(conflict(&named, "vm", &Domain::default()).is_some());
     assert!(conflict(&named, "VM", &Domain::default()).is_none());
     assert!(conflict(&named, "", &Domain::default()).is_none());
-    let nameless = [Guarded::new(golden, Access::Restoring, "")];
+    let nameless = [LockedDisks::new(golden, LockReason::Restoring, "")];
     assert!(conflict(&nameless, "vm", &Domain::default()).is_none());
 }
 
@@ -62,7 +62,7 @@ fn another_path_to_the_same_file_conflicts() {
     let (disk, link) = (dir.path().join("disk"), dir.path().join("link"));
     fs::write(&disk, "").unwrap();
     std::os::unix::fs::symlink(&disk, &link).unwrap();
-    let guards = [Guarded::new(&disk, Access::Reading, "")];
+    let guards = [LockedDisks::new(&disk, LockReason::Reading, "")];
     let through_link = guest(&[(&link, Role::Written)]);
     assert!(conflict(&guards, "other", &through_link).is_none());
     assert!(conflict_by_file(&guards, &through_link).is_some());
@@ -73,8 +73,8 @@ fn another_path_to_the_same_file_conflicts() {
 proptest! {
     #[test]
     fn any_bytes_are_read(bytes in proptest::collection::vec(any::<u8>(), 0..100), reason in ".*") {
-        prop_assert_eq!(Guarded::parse(&bytes), None);
-        let what = Guarded::new(Path::new("/"), Access::Restoring, reason).of_guest(Some("u".into()), None);
-        prop_assert_eq!(Guarded::parse(&serde_json::to_vec(&what).unwrap()), Some(what));
+        prop_assert_eq!(LockedDisks::parse(&bytes), None);
+        let what = LockedDisks::new(Path::new("/"), LockReason::Restoring, reason).of_guest(Some("u".into()), None);
+        prop_assert_eq!(LockedDisks::parse(&serde_json::to_vec(&what).unwrap()), Some(what));
     }
 }

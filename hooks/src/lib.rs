@@ -8,7 +8,7 @@
 //!
 //! Nothing here calls libvirt or links it: a hook that asks libvirt about its own guest never ends.
 //!
-//! For fuzzers: [`event::Event::parse`], [`guard::Guarded::parse`] and [`domain::scan`] take any bytes.
+//! For fuzzers: [`event::Event::parse`], [`guard::LockedDisks::parse`] and [`domain::scan`] take any bytes.
 
 pub mod domain;
 pub mod event;

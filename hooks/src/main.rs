@@ -28,7 +28,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use virtfold_hooks::Whose;
 use virtfold_hooks::domain::{self, Domain};
 use virtfold_hooks::event::{Event, Hook, MAX_XML, Xml};
-use virtfold_hooks::guard::{self, Guarded};
+use virtfold_hooks::guard::{self, LockedDisks};
 use virtfold_hooks::nudge;
 use virtfold_hooks::spool::{self, Spool};
 
@@ -103,7 +103,7 @@ fn read_input() -> (Vec<u8>, bool) {
 }
 
 /// The guard that forbids the start of this guest.
-fn refused_by(name: &str, domain: Domain) -> Option<Guarded> {
+fn refused_by(name: &str, domain: Domain) -> Option<LockedDisks> {
     let guards = guard::alive(&guard::usual_path(Whose::caller()));
     match guard::conflict(&guards, name, &domain) {
         Some(guard) => Some(guard.clone()),

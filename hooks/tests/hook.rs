@@ -11,7 +11,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use virtfold_hooks::event::{Hook, MAX_XML, Xml};
-use virtfold_hooks::guard::{self, Access, Guard, Guarded};
+use virtfold_hooks::guard::{self, LockReason, LockedDisks, StartLock};
 use virtfold_hooks::spool::{Batch, Spool};
 
 const XML: &str = "<domain type='kvm'><name>vm1</name><uuid>c7a5fdbd-edaf-9455-926a-d65c16db1809</uuid><devices>\
@@ -234,7 +234,7 @@ fn a_spool_over_its_limit_counts() {
 #[test]
 fn no_xml_however_broken_changes_the_answer() {
     let host = Host::new();
-    let _guard = Guard::hold(&host.path("guards"), &guarded("/images/other.qcow2")).unwrap();
+    let _guard = StartLock::hold(&host.path("guards"), &guarded("/images/other.qcow2")).unwrap();
     let giant = XML.replace("</domain>", &"x".repeat(MAX_XML));
     let cases: [(&[u8], Xml); 5] = [
         (b"", Xml::Absent {}),
@@ -266,21 +266,21 @@ fn an_input_that_does_not_end_is_given_up_and_its_disks_still_count() {
     silent(&child.wait_with_output().unwrap());
     assert!(started.elapsed() < Duration::from_secs(5));
     assert_eq!(host.events().events[0].event.xml, Xml::Late {});
-    let _guard = Guard::hold(&host.path("guards"), &guarded("/images/vm1.qcow2")).unwrap();
+    let _guard = StartLock::hold(&host.path("guards"), &guarded("/images/vm1.qcow2")).unwrap();
     let mut child = host.start(&["vm1", "prepare", "begin", "-"]);
     let mut input = child.stdin.take().unwrap();
     input.write_all(XML.as_bytes()).unwrap();
     refused(&child.wait_with_output().unwrap(), "/images/vm1.qcow2");
 }
 
-fn guarded(disk: &str) -> Guarded {
-    Guarded::new(Path::new(disk), Access::Restoring, "restore of last night's backup")
+fn guarded(disk: &str) -> LockedDisks {
+    LockedDisks::new(Path::new(disk), LockReason::Restoring, "restore of last night's backup")
 }
 
 #[test]
 fn a_live_guard_refuses_prepare_and_nothing_else() {
     let host = Host::new();
-    let guard = Guard::hold(&host.path("guards"), &guarded("/images/vm1.qcow2")).unwrap();
+    let guard = StartLock::hold(&host.path("guards"), &guarded("/images/vm1.qcow2")).unwrap();
     refused(&host.prepare("vm1", XML), "restore of last night's backup");
     refused(&host.prepare("another name", XML), "/images/vm1.qcow2");
     silent(&host.prepare("vm1", &XML.replace("vm1.qcow2", "vm2.qcow2")));
@@ -307,7 +307,7 @@ fn a_guest_is_guarded_by_name_uuid_and_by_other_paths_to_its_disk() {
         (guarded("/x").of_guest(None, Some("vm1".into())), other.as_str()),
         (guarded(disk.to_str().unwrap()), through_link.as_str()),
     ] {
-        let guard = Guard::hold(&host.path("guards"), &what).unwrap();
+        let guard = StartLock::hold(&host.path("guards"), &what).unwrap();
         refused(&host.prepare("vm1", xml), "virtfold (process ");
         silent(&host.prepare("vm2", "<domain><name>vm2</name></domain>"));
         drop(guard);
@@ -319,7 +319,7 @@ fn a_guest_is_guarded_by_name_uuid_and_by_other_paths_to_its_disk() {
 #[test]
 fn holder() {
     if let Some(dir) = std::env::var_os(HOLDER) {
-        let _guard = Guard::hold(Path::new(&dir), &guarded("/images/vm1.qcow2")).unwrap();
+        let _guard = StartLock::hold(Path::new(&dir), &guarded("/images/vm1.qcow2")).unwrap();
         std::thread::sleep(Duration::from_secs(60));
     }
 }
@@ -348,7 +348,7 @@ fn a_killed_owner_blocks_nobody() {
 fn broken_guards_block_nobody() {
     let host = Host::new();
     let guards = host.path("guards");
-    let _guard = Guard::hold(&guards, &guarded("/images/other.qcow2")).unwrap();
+    let _guard = StartLock::hold(&guards, &guarded("/images/other.qcow2")).unwrap();
     fs::write(guards.join("1-0.json"), "{\"version\":1").unwrap();
     fs::create_dir(guards.join("2-0.json")).unwrap();
     assert!(Command::new("mkfifo").arg(guards.join("3-0.json")).status().unwrap().success());
@@ -361,7 +361,7 @@ fn broken_guards_block_nobody() {
 #[test]
 fn broken_pipes_end_nothing() {
     let host = Host::new();
-    let _guard = Guard::hold(&host.path("guards"), &guarded("/images/vm1.qcow2")).unwrap();
+    let _guard = StartLock::hold(&host.path("guards"), &guarded("/images/vm1.qcow2")).unwrap();
     // Whoever reads its outputs is gone, and whoever writes its input goes in the midst of it.
     for (name, code) in [("vm1", 1), ("vm2", 0)] {
         let mut child = host.start(&[name, "prepare", "begin", "-"]);
@@ -377,7 +377,7 @@ fn broken_pipes_end_nothing() {
 #[test]
 fn a_closed_stderr_does_not_turn_a_refusal_into_a_yes() {
     let host = Host::new();
-    let _guard = Guard::hold(&host.path("guards"), &guarded("/images/vm1.qcow2")).unwrap();
+    let _guard = StartLock::hold(&host.path("guards"), &guarded("/images/vm1.qcow2")).unwrap();
     for redirect in ["2>&-", "2>/dev/full", ">&- 2>&-"] {
         let mut command = Command::new("sh");
         command.args(["-c", &format!("\"$HOOK\" vm1 prepare begin - {redirect}")]);

@@ -12,8 +12,8 @@ use virtfold::hypervisor::host::{HostFiles, ImageUse, LocalFiles};
 use virtfold::hypervisor::libvirt::{Libvirt, LocalUri};
 use virtfold::hypervisor::simulated::{Agent, Fate, Operation, Point, SimImage, SimSpec, Simulated, When};
 use virtfold::hypervisor::{
-    BlockJobStatus, CommitBase, CommitRequest, Config, DomainId, Event, Fault, Hypervisor, JobEnd, Paused,
-    Quiesce, Run, SnapshotRequest, Start, code, guard,
+    BlockJobEnd, BlockJobStatus, CommitBase, CommitRequest, Config, DomainId, Event, Fault, Hypervisor,
+    Paused, Quiesce, Run, SnapshotRequest, Start, code, guard,
 };
 
 /// A hypervisor with one domain that is shut off: disks vda (on a golden image) and vdb, qcow2, no agent channel in use.
@@ -61,7 +61,7 @@ impl Subject<'_> {
         self.hypervisor.commit(self.id, &request).map_err(|e| Fault::code_of(&e))
     }
 
-    fn end(&self, target: &str, end: JobEnd) -> Result<(), Option<i32>> {
+    fn end(&self, target: &str, end: BlockJobEnd) -> Result<(), Option<i32>> {
         self.hypervisor.end_block_job(self.id, target, end).map_err(|e| Fault::code_of(&e))
     }
 
@@ -79,7 +79,7 @@ impl Subject<'_> {
         self.hypervisor.suspend(self.id).unwrap();
         self.wait_level(target);
         let until = Instant::now() + Duration::from_secs(10);
-        while let Err(fault) = self.end(target, JobEnd::Pivot) {
+        while let Err(fault) = self.end(target, BlockJobEnd::Pivot) {
             assert!(fault == Some(code::BLOCK_COPY_ACTIVE) && Instant::now() < until, "{fault:?}");
         }
         self.hypervisor.resume(self.id).unwrap();
@@ -124,7 +124,7 @@ fn run_states(subject: &Subject<'_>) {
     assert_eq!(hypervisor.run_state(id).unwrap(), Run::Running);
     hypervisor.suspend(id).unwrap();
     assert_eq!(hypervisor.run_state(id).unwrap(), Run::Paused(Paused::User));
-    guard::release(hypervisor, id, guard::Held::Paused).unwrap();
+    guard::release(hypervisor, id, guard::GuestHold::Paused).unwrap();
     assert_eq!(hypervisor.run_state(id).unwrap(), Run::Running);
     assert_eq!(
         Fault::code_of(&hypervisor.start(id, Start::Running).unwrap_err()),
@@ -157,7 +157,7 @@ fn snapshots(subject: &Subject<'_>) {
 fn commits(subject: &Subject<'_>) {
     let events = subject.hypervisor.subscribe().unwrap();
     assert_eq!(subject.hypervisor.block_job(subject.id, "vda").unwrap(), None);
-    subject.end("vda", JobEnd::Pivot).unwrap_err();
+    subject.end("vda", BlockJobEnd::Pivot).unwrap_err();
     // Whoever reads the base keeps committers out of it, and the guest goes on in the overlay.
     let hold = subject.files.hold(&subject.base("vda")).unwrap();
     subject.commit("vda", CommitBase::Shallow).unwrap_err();
@@ -174,7 +174,7 @@ fn commits(subject: &Subject<'_>) {
         assert!(Instant::now() < until, "no event");
         subject.hypervisor.block_job(subject.id, "vda").unwrap();
     }
-    subject.end("vda", JobEnd::Abort).unwrap();
+    subject.end("vda", BlockJobEnd::Abort).unwrap();
     subject.all_at("vda", &subject.overlay("vda"));
     assert!(subject.xml(Config::Live).disk("vda").unwrap().mirror.is_none());
     subject.commit("vda", CommitBase::Explicit(subject.base("vda"))).unwrap();

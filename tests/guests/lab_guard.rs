@@ -4,7 +4,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::lab::{GuestSpec, Lab, wait_for};
-use virtfold::hypervisor::guard::{Guard, Held, Outcome, serve};
+use virtfold::hypervisor::guard::{GuestHold, WatchdogClient, WatchdogOutcome, serve};
 use virtfold::hypervisor::libvirt::{Libvirt, LocalUri};
 use virtfold::hypervisor::{Hypervisor, Run};
 
@@ -42,8 +42,8 @@ fn part_of_a_driver_that_hangs() {
     if let Some((domain, uri)) = role() {
         let libvirt = open(&uri);
         let id = libvirt.lookup(&domain).unwrap().id;
-        let mut guard = Guard::start(again("lab_guard::part_of_the_guard", &uri, &domain)).unwrap();
-        let armed = guard.arm(Held::Paused, Duration::from_secs(600)).unwrap();
+        let mut guard = WatchdogClient::start(again("lab_guard::part_of_the_guard", &uri, &domain)).unwrap();
+        let armed = guard.arm(GuestHold::Paused, Duration::from_secs(600)).unwrap();
         libvirt.suspend(id).unwrap();
         std::thread::sleep(Duration::from_secs(600));
         armed.disarm().unwrap();
@@ -57,30 +57,31 @@ fn the_guard_lets_the_guest_go() {
     guest.start();
     let libvirt = open(&lab.uri());
     let id = libvirt.lookup(guest.name()).unwrap().id;
-    let mut guard = Guard::start(again("lab_guard::part_of_the_guard", &lab.uri(), guest.name())).unwrap();
+    let mut guard =
+        WatchdogClient::start(again("lab_guard::part_of_the_guard", &lab.uri(), guest.name())).unwrap();
 
-    let armed = guard.arm(Held::Paused, Duration::from_secs(10)).unwrap();
+    let armed = guard.arm(GuestHold::Paused, Duration::from_secs(10)).unwrap();
     libvirt.suspend(id).unwrap();
     libvirt.resume(id).unwrap();
-    assert_eq!(armed.disarm().unwrap(), Outcome::InTime);
+    assert_eq!(armed.disarm().unwrap(), WatchdogOutcome::InTime);
 
-    let armed = guard.arm(Held::Paused, Duration::from_millis(500)).unwrap();
+    let armed = guard.arm(GuestHold::Paused, Duration::from_millis(500)).unwrap();
     libvirt.suspend(id).unwrap();
     let from = Instant::now();
     wait_for("the guard resumes", 10, || libvirt.run_state(id).unwrap() == Run::Running);
     println!("late driver, paused: resumed after {:?}", from.elapsed());
     assert!(from.elapsed() < Duration::from_millis(1500));
-    assert_eq!(armed.disarm().unwrap(), Outcome::Fired);
+    assert_eq!(armed.disarm().unwrap(), WatchdogOutcome::Fired);
 
     wait_for("the agent answers", 60, || libvirt.ping_agent(id, Duration::from_secs(2)).is_ok());
     guest.progress.wait_more(20);
-    let armed = guard.arm(Held::Frozen, Duration::from_millis(500)).unwrap();
+    let armed = guard.arm(GuestHold::Frozen, Duration::from_millis(500)).unwrap();
     libvirt.set_agent_time_limit(id, Duration::from_secs(5)).unwrap();
     libvirt.freeze(id).unwrap();
     let from = Instant::now();
     guest.progress.wait_more(20);
     println!("late driver, frozen: writes again after {:?}", from.elapsed());
-    assert_eq!(armed.disarm().unwrap(), Outcome::Fired);
+    assert_eq!(armed.disarm().unwrap(), WatchdogOutcome::Fired);
     drop(guard);
 
     let mut driver =

@@ -12,8 +12,8 @@ use virtfold::hypervisor::host::{HostFiles, ImageUse, LocalFiles};
 use virtfold::hypervisor::libvirt::{Libvirt, LocalUri};
 use virtfold::hypervisor::rules::{Choice, Facts};
 use virtfold::hypervisor::{
-    Begin, BlockJobKind, BlockJobStatus, CommitBase, CommitRequest, Config, DomainId, Event, Fault,
-    Hypervisor, JobEnd, Lifecycle, Paused, Persistence, Quiesce, Run, SnapshotRequest, Start, code,
+    Begin, BlockJobEnd, BlockJobKind, BlockJobStatus, CommitBase, CommitRequest, Config, DomainId, Event,
+    Fault, Hypervisor, Lifecycle, Paused, Persistence, Quiesce, Run, SnapshotRequest, Start, code,
     is_our_overlay, overlay_path,
 };
 
@@ -66,7 +66,7 @@ fn thaw(libvirt: &Libvirt, guest: &Guest<'_>, id: DomainId) {
         libvirt.suspend(id).unwrap();
         assert_eq!(libvirt.run_state(id).unwrap(), Run::Paused(Paused::User));
         wait_for("the job is level", 20, || libvirt.block_job(id, target).unwrap().unwrap().is_level());
-        libvirt.end_block_job(id, target, JobEnd::Pivot).unwrap();
+        libvirt.end_block_job(id, target, BlockJobEnd::Pivot).unwrap();
         assert_eq!(libvirt.block_job(id, target).unwrap(), None);
         libvirt.resume(id).unwrap();
     }
@@ -320,7 +320,7 @@ fn what_a_libvirtd_leaves_that_dies_in_a_snapshot_is_undone() {
         libvirt.suspend(id).unwrap();
         wait_for("the job is level", 20, || libvirt.block_job(id, &target).unwrap().unwrap().is_level());
         // As after the death of a driver.
-        open(&lab).end_block_job(id, &target, JobEnd::Pivot).unwrap();
+        open(&lab).end_block_job(id, &target, BlockJobEnd::Pivot).unwrap();
         assert_eq!(libvirt.block_job(id, &target).unwrap(), None);
         libvirt.resume(id).unwrap();
         assert_eq!(files(&libvirt, id, &target), [&base, &base, &base].map(Clone::clone));

@@ -209,7 +209,7 @@ pub struct After {
 
 /// A job with everything that counts for it.
 #[derive(Clone, Debug)]
-pub struct Resolved<'a> {
+pub struct ResolvedJob<'a> {
     /// Its name.
     pub name: &'a str,
     /// Its own keys.
@@ -224,12 +224,12 @@ pub struct Resolved<'a> {
 
 impl Config {
     /// The job of this name, with everything that counts for it; `None` where there is no such job.
-    pub fn job(&self, name: &str) -> Option<Resolved<'_>> {
+    pub fn job(&self, name: &str) -> Option<ResolvedJob<'_>> {
         let (name, job) = self.jobs.get_key_value(name)?;
         let mut seen = BTreeSet::new();
         let named = job.to.iter().filter(|name| seen.insert(name.as_str()));
         let media = named.filter_map(|name| self.media.get_key_value(name));
-        Some(Resolved {
+        Some(ResolvedJob {
             name: name.as_str(),
             job,
             settings: job.settings(&self.defaults),

@@ -5,7 +5,9 @@ use uuid::Uuid;
 
 use super::*;
 use virtfold_catalog::queue::{End, Queue, Reason, RunResult, Wanted};
-use virtfold_catalog::{BackupCopy, Change, Job, JobState, Kind, Outcome, Owner, Source};
+use virtfold_catalog::{
+    BackupCopy, FreezeSession, JournalEntry, Owner, SessionKind, SessionOutcome, SessionState, Source,
+};
 use virtfold_hypervisor::simulated::{Agent, SimSpec, Simulated};
 use virtfold_hypervisor::types::Persistence;
 
@@ -45,16 +47,16 @@ impl Scene {
 
     /// An open job of the journal.
     fn begins(&self, domain: DomainId, name: &str) -> Uuid {
-        let job = Job {
+        let job = FreezeSession {
             id: Uuid::new_v4(),
             domain,
             name: name.to_owned(),
             persistence: Persistence::Persistent,
             live: None,
             inactive: None,
-            kind: Kind::AtRest,
+            kind: SessionKind::AtRest,
             created: 5,
-            state: JobState::Planned,
+            state: SessionState::Planned,
             held: None,
             disks: Vec::new(),
         };
@@ -98,7 +100,7 @@ fn what_is_gone_is_forgotten_and_its_archives_are_not() {
         scene.ran(domain, name);
         scene.waits(domain, name);
         let job = scene.begins(domain, name);
-        scene.catalog.record(job, &[Change::Close(Outcome::Copied)]).unwrap();
+        scene.catalog.record(job, &[JournalEntry::Close(SessionOutcome::Copied)]).unwrap();
         scene.has_archive(domain, name);
     }
     let would = scene.forget("web", Mode::DryRun).unwrap();
@@ -142,7 +144,7 @@ fn what_is_there_or_not_ended_is_not_forgotten() {
     scene.catalog.end(run, at(21), &End::Succeeded(RunResult::default())).unwrap();
     let job = scene.begins(gone, "gone");
     assert!(scene.refused("gone").1.contains("virtfold recover"));
-    scene.catalog.record(job, &[Change::Close(Outcome::Recovered)]).unwrap();
+    scene.catalog.record(job, &[JournalEntry::Close(SessionOutcome::Recovered)]).unwrap();
     let lock = scene.catalog.lock(gone).unwrap();
     assert_eq!(scene.refused("gone").0, ErrorKind::InUse);
     drop(lock);

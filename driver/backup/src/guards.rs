@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use uuid::Uuid;
-use virtfold_hooks::guard::{self, Access, Guard, Guarded};
+use virtfold_hooks::guard::{self, LockReason, LockedDisks, StartLock};
 
 use virtfold_base::error::{Error, Result};
 
@@ -18,9 +18,9 @@ use virtfold_base::error::{Error, Result};
 pub(super) fn hold<'a>(
     directory: &Path,
     (uuid, name): (Uuid, &str),
-    (access, reason): (Access, &str),
+    (access, reason): (LockReason, &str),
     disks: impl Iterator<Item = &'a Path>,
-) -> Result<Vec<Guard>> {
+) -> Result<Vec<StartLock>> {
     match guard::sweep(directory) {
         Ok(0) => {}
         Ok(swept) => tracing::debug!(swept, "guards of owners that are gone"),
@@ -28,9 +28,9 @@ pub(super) fn hold<'a>(
         Err(error) => tracing::warn!(%error, "stale start locks could not be removed"),
     }
     let hold = |disk: &Path| {
-        let what = Guarded::new(disk, access, reason.to_owned());
+        let what = LockedDisks::new(disk, access, reason.to_owned());
         let what = what.of_guest(Some(uuid.to_string()), Some(name.to_owned()));
-        Guard::hold(directory, &what).map_err(|e| {
+        StartLock::hold(directory, &what).map_err(|e| {
             Error::io(format!("cannot create a start lock in '{}'", directory.display()), e)
                 .with_hint("VIRTFOLD_GUARDS sets the directory of start locks; libvirt's hook needs the same")
         })

@@ -10,7 +10,7 @@ use super::inspect::{Glance, Status, head_from};
 use virtfold_archive::crypt::{self, Identities};
 use virtfold_archive::stream::Cancel;
 use virtfold_base::error::{ErrorKind, Result};
-use virtfold_catalog::{Catalog, Nothing};
+use virtfold_catalog::{Catalog, NoCatalog};
 use virtfold_medium::tape::{
     Changer, CommandChanger, Ledger, NoChanger, NoLedger, Part, PromptChanger, StDrive, TapeCare, TapeMedium,
     TapeReading, TapeSetup, TapeSource, VolumeContents, id_of,
@@ -87,7 +87,7 @@ impl TapeUse {
     /// # Errors
     /// The catalog is there and can't be opened.
     pub fn memory_if_any(&self) -> Result<Arc<dyn Ledger>> {
-        if Nothing::is_in(&self.state_dir) { Ok(Arc::new(NoLedger)) } else { self.memory() }
+        if NoCatalog::is_in(&self.state_dir) { Ok(Arc::new(NoLedger)) } else { self.memory() }
     }
 
     /// Begins the archive `name` on the tape in the drive. Its waits end with `cancel`.

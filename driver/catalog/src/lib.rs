@@ -31,9 +31,12 @@ mod volumes;
 
 pub use backups::{BackupCopy, LastBackup, Owner, Source, copy_name, place_name};
 pub use forget::{KnownDomain, Traces};
-pub use nothing::Nothing;
+pub use nothing::NoCatalog;
 pub use store::Catalog;
-pub use types::{Base, Change, DiskJob, DiskState, Job, JobState, Kind, Outcome};
+pub use types::{
+    BaseImage, FreezeSession, JournalEntry, SessionDisk, SessionKind, SessionOutcome, SessionState,
+    UnfreezeState,
+};
 pub use volumes::Volume;
 
 use std::fmt::Debug;
@@ -47,7 +50,7 @@ use virtfold_hypervisor::DomainId;
 pub const HISTORY: u32 = 1000;
 
 /// A lock on a domain, held until it is dropped or its process ends.
-pub trait Locked: Debug + Send {}
+pub trait DomainLock: Debug + Send {}
 
 /// What a job says before each of its steps.
 pub trait Journal: Debug + Send + Sync {
@@ -55,23 +58,23 @@ pub trait Journal: Debug + Send + Sync {
     ///
     /// # Errors
     /// [`virtfold_base::error::ErrorKind::InUse`] with the process that has it.
-    fn lock(&self, domain: DomainId) -> Result<Box<dyn Locked>>;
+    fn lock(&self, domain: DomainId) -> Result<Box<dyn DomainLock>>;
 
     /// Begins a job. Durable when it returns.
     ///
     /// # Errors
     /// The catalog can't be written.
-    fn begin(&self, job: &Job) -> Result<()>;
+    fn begin(&self, job: &FreezeSession) -> Result<()>;
 
     /// Notes changes of an open job, all or none of them. Durable when it returns.
     ///
     /// # Errors
     /// The catalog can't be written, or has no such open job or disk.
-    fn record(&self, job: Uuid, changes: &[Change]) -> Result<()>;
+    fn record(&self, job: Uuid, changes: &[JournalEntry]) -> Result<()>;
 
     /// The open jobs, of one domain or of all, oldest first.
     ///
     /// # Errors
     /// The catalog can't be read.
-    fn open_jobs(&self, domain: Option<DomainId>) -> Result<Vec<Job>>;
+    fn open_jobs(&self, domain: Option<DomainId>) -> Result<Vec<FreezeSession>>;
 }

@@ -7,7 +7,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::Path;
 
-use super::Locked;
+use super::DomainLock;
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 use virtfold_hypervisor::DomainId;
 
@@ -15,11 +15,11 @@ use virtfold_hypervisor::DomainId;
 const CONTENTS: u64 = 64;
 
 #[derive(Debug)]
-struct FileLock {
+struct DomainLockFile {
     file: File,
 }
 
-impl Drop for FileLock {
+impl Drop for DomainLockFile {
     fn drop(&mut self) {
         // Closing alone would not do: a process that another thread is just starting has the descriptor, too,
         // until it is that program.
@@ -29,20 +29,20 @@ impl Drop for FileLock {
     }
 }
 
-impl Locked for FileLock {}
+impl DomainLock for DomainLockFile {}
 
 /// Takes a domain's lock.
-pub(super) fn take(directory: &Path, domain: DomainId) -> Result<Box<dyn Locked>> {
+pub(super) fn take(directory: &Path, domain: DomainId) -> Result<Box<dyn DomainLock>> {
     let hint = "wait until it ends, or end it and run `virtfold recover`";
     take_file(&directory.join(format!("{domain}.lock")), (&format!("domain {domain}"), hint))
 }
 
 /// Takes the lock of whoever prunes.
-pub(super) fn take_prune(directory: &Path) -> Result<Box<dyn Locked>> {
+pub(super) fn take_prune(directory: &Path) -> Result<Box<dyn DomainLock>> {
     take_file(&directory.join("prune.lock"), ("removing old backups", "wait for its end"))
 }
 
-fn take_file(path: &Path, (what, hint): (&str, &str)) -> Result<Box<dyn Locked>> {
+fn take_file(path: &Path, (what, hint): (&str, &str)) -> Result<Box<dyn DomainLock>> {
     let opening = || format!("cannot open the lock '{}'", path.display());
     let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
     let mut file = opened.at(opening)?;
@@ -54,7 +54,7 @@ fn take_file(path: &Path, (what, hint): (&str, &str)) -> Result<Box<dyn Locked>>
     file.set_len(0).at(opening)?;
     file.rewind().at(opening)?;
     writeln!(file, "{}", std::process::id()).at(opening)?;
-    Ok(Box::new(FileLock { file }))
+    Ok(Box::new(DomainLockFile { file }))
 }
 
 fn busy(what: &str, file: File) -> Error {
@@ -78,7 +78,7 @@ mod tests {
         file.try_lock().unwrap();
         let twin = file.try_clone().unwrap();
         assert_eq!(take_file(&path, ("it", "wait")).unwrap_err().kind(), ErrorKind::InUse);
-        drop(FileLock { file });
+        drop(DomainLockFile { file });
         take_file(&path, ("it", "wait")).unwrap();
         drop(twin);
     }

@@ -5,15 +5,15 @@ use std::path::Path;
 
 use uuid::Uuid;
 
-use super::{Change, Job, Journal, Locked};
+use super::{DomainLock, FreezeSession, Journal, JournalEntry};
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_hypervisor::DomainId;
 
 /// No catalog.
 #[derive(Clone, Copy, Debug)]
-pub struct Nothing;
+pub struct NoCatalog;
 
-impl Nothing {
+impl NoCatalog {
     /// Whether a state directory has no catalog. One that can't be looked at may have one.
     pub fn is_in(state: &Path) -> bool {
         let found = state.join("catalog.sqlite").symlink_metadata();
@@ -21,22 +21,22 @@ impl Nothing {
     }
 }
 
-impl Locked for Nothing {}
+impl DomainLock for NoCatalog {}
 
-impl Journal for Nothing {
-    fn lock(&self, _domain: DomainId) -> Result<Box<dyn Locked>> {
-        Ok(Box::new(Nothing))
+impl Journal for NoCatalog {
+    fn lock(&self, _domain: DomainId) -> Result<Box<dyn DomainLock>> {
+        Ok(Box::new(NoCatalog))
     }
 
-    fn begin(&self, _job: &Job) -> Result<()> {
+    fn begin(&self, _job: &FreezeSession) -> Result<()> {
         Err(none())
     }
 
-    fn record(&self, _job: Uuid, _changes: &[Change]) -> Result<()> {
+    fn record(&self, _job: Uuid, _changes: &[JournalEntry]) -> Result<()> {
         Err(none())
     }
 
-    fn open_jobs(&self, _domain: Option<DomainId>) -> Result<Vec<Job>> {
+    fn open_jobs(&self, _domain: Option<DomainId>) -> Result<Vec<FreezeSession>> {
         Ok(Vec::new())
     }
 }
@@ -54,12 +54,12 @@ mod tests {
     fn a_look_makes_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let state = directory.path().join("state");
-        assert!(Nothing::is_in(&state));
-        assert_eq!(Nothing.open_jobs(None).unwrap(), []);
-        drop(Nothing.lock(DomainId(Uuid::nil())).unwrap());
-        Nothing.record(Uuid::nil(), &[]).unwrap_err();
+        assert!(NoCatalog::is_in(&state));
+        assert_eq!(NoCatalog.open_jobs(None).unwrap(), []);
+        drop(NoCatalog.lock(DomainId(Uuid::nil())).unwrap());
+        NoCatalog.record(Uuid::nil(), &[]).unwrap_err();
         assert!(!state.exists());
         Catalog::open(&state).unwrap();
-        assert!(!Nothing::is_in(&state));
+        assert!(!NoCatalog::is_in(&state));
     }
 }

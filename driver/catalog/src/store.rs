@@ -11,38 +11,47 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 use uuid::Uuid;
 
-use super::types::{Base, Change, DiskJob, DiskState, Job, JobState, Kind, Outcome};
-use super::{HISTORY, Journal, Locked, locks, schema};
+use super::types::{
+    BaseImage, FreezeSession, JournalEntry, SessionDisk, SessionKind, SessionOutcome, SessionState,
+    UnfreezeState,
+};
+use super::{DomainLock, HISTORY, Journal, locks, schema};
 use virtfold_base::durable;
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 use virtfold_hypervisor::DomainId;
-use virtfold_hypervisor::guard::Held;
+use virtfold_hypervisor::guard::GuestHold;
 use virtfold_hypervisor::host::Mark;
 use virtfold_hypervisor::types::Persistence;
 
-const KINDS: [(&str, Kind); 3] =
-    [("running", Kind::Running), ("standing", Kind::Standing), ("at rest", Kind::AtRest)];
-const STATES: [(&str, JobState); 6] = [
-    ("planned", JobState::Planned),
-    ("snapshotted", JobState::Snapshotted),
-    ("read done", JobState::ReadDone),
-    ("committing", JobState::Committing),
-    ("reading", JobState::Reading),
-    ("closed", JobState::Closed),
+const KINDS: [(&str, SessionKind); 3] = [
+    ("running", SessionKind::Running),
+    ("standing", SessionKind::Standing),
+    ("at rest", SessionKind::AtRest),
 ];
-const HELD: [(&str, Held); 2] = [("frozen", Held::Frozen), ("paused", Held::Paused)];
-const OUTCOMES: [(&str, Outcome); 3] =
-    [("copied", Outcome::Copied), ("failed", Outcome::Failed), ("recovered", Outcome::Recovered)];
+const STATES: [(&str, SessionState); 6] = [
+    ("planned", SessionState::Planned),
+    ("snapshotted", SessionState::Snapshotted),
+    ("read done", SessionState::ReadDone),
+    ("committing", SessionState::Committing),
+    ("reading", SessionState::Reading),
+    ("closed", SessionState::Closed),
+];
+const HELD: [(&str, GuestHold); 2] = [("frozen", GuestHold::Frozen), ("paused", GuestHold::Paused)];
+const OUTCOMES: [(&str, SessionOutcome); 3] = [
+    ("copied", SessionOutcome::Copied),
+    ("failed", SessionOutcome::Failed),
+    ("recovered", SessionOutcome::Recovered),
+];
 const PERSISTENCE: [(&str, Persistence); 2] =
     [("persistent", Persistence::Persistent), ("transient", Persistence::Transient)];
-const DISKS: [(&str, DiskState); 7] = [
-    ("waiting", DiskState::Waiting),
-    ("committing", DiskState::Committing),
-    ("ready", DiskState::Ready),
-    ("at rest", DiskState::AtRest),
-    ("pivoting", DiskState::Pivoting { level: None }),
-    ("pivoted", DiskState::Pivoted),
-    ("done", DiskState::Done),
+const DISKS: [(&str, UnfreezeState); 7] = [
+    ("waiting", UnfreezeState::Waiting),
+    ("committing", UnfreezeState::Committing),
+    ("ready", UnfreezeState::Ready),
+    ("at rest", UnfreezeState::AtRest),
+    ("pivoting", UnfreezeState::Pivoting { level: None }),
+    ("pivoted", UnfreezeState::Pivoted),
+    ("done", UnfreezeState::Done),
 ];
 
 pub(super) type Sql<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
@@ -77,7 +86,7 @@ impl Catalog {
     ///
     /// # Errors
     /// [`ErrorKind::InUse`] with the process that does.
-    pub fn lock_pruning(&self) -> Result<Box<dyn Locked>> {
+    pub fn lock_pruning(&self) -> Result<Box<dyn DomainLock>> {
         locks::take_prune(&self.locks)
     }
 
@@ -105,7 +114,7 @@ impl Catalog {
         Error::new(schema::failure(source.as_ref()).unwrap_or(ErrorKind::Io), message).with_source(source)
     }
 
-    fn read(&self, domain: Option<DomainId>) -> Sql<Vec<Job>> {
+    fn read(&self, domain: Option<DomainId>) -> Sql<Vec<FreezeSession>> {
         let connection = self.connection();
         let mut statement = connection.prepare(
             "SELECT id, domain, name, persistence, live, inactive, kind, created, state, held FROM job
@@ -123,15 +132,15 @@ impl Catalog {
 }
 
 impl Journal for Catalog {
-    fn lock(&self, domain: DomainId) -> Result<Box<dyn Locked>> {
+    fn lock(&self, domain: DomainId) -> Result<Box<dyn DomainLock>> {
         locks::take(&self.locks, domain)
     }
 
-    fn begin(&self, job: &Job) -> Result<()> {
+    fn begin(&self, job: &FreezeSession) -> Result<()> {
         self.write(|transaction| insert(transaction, job))
     }
 
-    fn record(&self, job: Uuid, changes: &[Change]) -> Result<()> {
+    fn record(&self, job: Uuid, changes: &[JournalEntry]) -> Result<()> {
         self.write(|transaction| {
             let open = "SELECT 1 FROM job WHERE id = ?1 AND outcome IS NULL";
             let known = transaction.query_row(open, [job.to_string()], |_| Ok(())).optional()?;
@@ -140,7 +149,7 @@ impl Journal for Catalog {
         })
     }
 
-    fn open_jobs(&self, domain: Option<DomainId>) -> Result<Vec<Job>> {
+    fn open_jobs(&self, domain: Option<DomainId>) -> Result<Vec<FreezeSession>> {
         self.read(domain).map_err(|e| self.unreadable(e))
     }
 }
@@ -178,7 +187,7 @@ fn path_of(blob: Vec<u8>) -> PathBuf {
     PathBuf::from(OsString::from_vec(blob))
 }
 
-fn insert(transaction: &Transaction<'_>, job: &Job) -> Sql<()> {
+fn insert(transaction: &Transaction<'_>, job: &FreezeSession) -> Sql<()> {
     transaction.execute(
         "INSERT INTO job (id, domain, name, persistence, live, inactive, kind, created, state, held)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
@@ -201,7 +210,7 @@ fn insert(transaction: &Transaction<'_>, job: &Job) -> Sql<()> {
     })
 }
 
-fn insert_disk(transaction: &Transaction<'_>, job: Uuid, (position, disk): (i64, &DiskJob)) -> Sql<()> {
+fn insert_disk(transaction: &Transaction<'_>, job: Uuid, (position, disk): (i64, &SessionDisk)) -> Sql<()> {
     let (state, level) = state_words(disk.state);
     let backing = disk.base.backing.as_ref();
     transaction.execute(
@@ -228,34 +237,34 @@ fn insert_disk(transaction: &Transaction<'_>, job: Uuid, (position, disk): (i64,
     Ok(())
 }
 
-fn state_words(state: DiskState) -> (&'static str, Option<String>) {
+fn state_words(state: UnfreezeState) -> (&'static str, Option<String>) {
     match state {
-        DiskState::Pivoting { level } => ("pivoting", level.map(mark_text)),
+        UnfreezeState::Pivoting { level } => ("pivoting", level.map(mark_text)),
         other => (word(&DISKS, &other), None),
     }
 }
 
-fn apply(transaction: &Transaction<'_>, job: Uuid, change: &Change) -> Sql<()> {
+fn apply(transaction: &Transaction<'_>, job: Uuid, change: &JournalEntry) -> Sql<()> {
     let job = job.to_string();
     let changed = match change {
-        Change::State(state) => {
+        JournalEntry::State(state) => {
             transaction.execute("UPDATE job SET state = ?2 WHERE id = ?1", [&job, word(&STATES, state)])?
         }
-        Change::Held(held) => {
+        JournalEntry::Held(held) => {
             let held = held.as_ref().map(|h| word(&HELD, h));
             transaction.execute("UPDATE job SET held = ?2 WHERE id = ?1", params![job, held])?
         }
-        Change::Frozen { target, mark } => transaction.execute(
+        JournalEntry::Frozen { target, mark } => transaction.execute(
             "UPDATE disk SET frozen = ?3 WHERE job = ?1 AND target = ?2",
             params![job, target, mark_text(*mark)],
         )?,
-        Change::Disk { target, state } => {
+        JournalEntry::Disk { target, state } => {
             let (state, level) = state_words(*state);
             let update = "UPDATE disk SET state = ?3, level = ?4 WHERE job = ?1 AND target = ?2";
             transaction.execute(update, params![job, target, state, level])?
         }
-        Change::Close(outcome) => {
-            let closed = word(&STATES, &JobState::Closed);
+        JournalEntry::Close(outcome) => {
+            let closed = word(&STATES, &SessionState::Closed);
             let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
             let update = "UPDATE job SET state = ?2, outcome = ?3, held = NULL, closed = ?4 WHERE id = ?1";
             let values = params![job, closed, word(&OUTCOMES, outcome), i64::try_from(now)?];
@@ -269,10 +278,10 @@ fn apply(transaction: &Transaction<'_>, job: Uuid, change: &Change) -> Sql<()> {
     if changed == 1 { Ok(()) } else { Err(format!("job {job} has not what is noted: {change:?}").into()) }
 }
 
-fn read_job(row: &Row<'_>) -> Sql<Job> {
+fn read_job(row: &Row<'_>) -> Sql<FreezeSession> {
     let text = |index: usize| row.get::<_, String>(index);
     let held: Option<String> = row.get(9)?;
-    Ok(Job {
+    Ok(FreezeSession {
         id: text(0)?.parse()?,
         domain: DomainId(text(1)?.parse()?),
         name: text(2)?,
@@ -287,7 +296,7 @@ fn read_job(row: &Row<'_>) -> Sql<Job> {
     })
 }
 
-fn read_disks(connection: &Connection, job: Uuid) -> Sql<Vec<DiskJob>> {
+fn read_disks(connection: &Connection, job: Uuid) -> Sql<Vec<SessionDisk>> {
     let mut statement = connection.prepare(
         "SELECT target, alias, base, format, device, inode, backing, backing_format, overlay, frozen, state, level
          FROM disk WHERE job = ?1 ORDER BY position",
@@ -300,19 +309,19 @@ fn read_disks(connection: &Connection, job: Uuid) -> Sql<Vec<DiskJob>> {
     Ok(disks)
 }
 
-fn read_disk(row: &Row<'_>) -> Sql<DiskJob> {
+fn read_disk(row: &Row<'_>) -> Sql<SessionDisk> {
     let number = |index: usize| -> Sql<Option<u64>> {
         Ok(row.get::<_, Option<String>>(index)?.map(|text| text.parse()).transpose()?)
     };
     let backing = row.get::<_, Option<Vec<u8>>>(6)?.map(path_of).zip(row.get(7)?);
     let state = match meaning(&DISKS, &row.get::<_, String>(10)?)? {
-        DiskState::Pivoting { .. } => DiskState::Pivoting { level: read_mark(row.get(11)?)? },
+        UnfreezeState::Pivoting { .. } => UnfreezeState::Pivoting { level: read_mark(row.get(11)?)? },
         other => other,
     };
-    Ok(DiskJob {
+    Ok(SessionDisk {
         target: row.get(0)?,
         alias: row.get(1)?,
-        base: Base {
+        base: BaseImage {
             path: path_of(row.get(2)?),
             format: row.get(3)?,
             identity: number(4)?.zip(number(5)?),

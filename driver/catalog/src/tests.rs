@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use virtfold_base::error::ErrorKind;
-use virtfold_hypervisor::guard::Held;
+use virtfold_hypervisor::guard::GuestHold;
 use virtfold_hypervisor::host::Mark;
 use virtfold_hypervisor::types::Persistence;
 
@@ -12,11 +12,11 @@ fn mark(seconds: u64) -> Mark {
     Mark { modified: Duration::new(seconds, 7), size: u64::MAX }
 }
 
-fn job(domain: DomainId) -> Job {
-    let disk = |target: &str, overlay: Option<&str>| DiskJob {
+fn job(domain: DomainId) -> FreezeSession {
+    let disk = |target: &str, overlay: Option<&str>| SessionDisk {
         target: target.to_owned(),
         alias: overlay.map(|_| "virtio-disk0".to_owned()),
-        base: Base {
+        base: BaseImage {
             path: "/images/a b.qcow2".into(),
             format: "qcow2".to_owned(),
             identity: Some((u64::MAX, 3)),
@@ -24,19 +24,19 @@ fn job(domain: DomainId) -> Job {
         },
         overlay: overlay.map(Into::into),
         frozen: None,
-        state: DiskState::Waiting,
+        state: UnfreezeState::Waiting,
     };
-    Job {
+    FreezeSession {
         id: Uuid::new_v4(),
         domain,
         name: "web 1".to_owned(),
         persistence: Persistence::Persistent,
         live: Some("<domain/>".to_owned()),
         inactive: None,
-        kind: Kind::Running,
+        kind: SessionKind::Running,
         created: 1_700_000_000,
-        state: JobState::Planned,
-        held: Some(Held::Frozen),
+        state: SessionState::Planned,
+        held: Some(GuestHold::Frozen),
         disks: vec![disk("vda", Some("/o/a.virtfold-00000001.overlay")), disk("vdb", None)],
     }
 }
@@ -50,27 +50,27 @@ fn what_was_noted_is_there_after_it_is_opened_again() {
     let catalog = Catalog::open(&state).unwrap();
     catalog.begin(&expected).unwrap();
     catalog.begin(&job(DomainId(Uuid::new_v4()))).unwrap();
-    let level = DiskState::Pivoting { level: Some(mark(5)) };
+    let level = UnfreezeState::Pivoting { level: Some(mark(5)) };
     let changes = [
-        Change::State(JobState::Committing),
-        Change::Held(None),
-        Change::Frozen { target: "vda".to_owned(), mark: mark(4) },
-        Change::Disk { target: "vdb".to_owned(), state: level },
+        JournalEntry::State(SessionState::Committing),
+        JournalEntry::Held(None),
+        JournalEntry::Frozen { target: "vda".to_owned(), mark: mark(4) },
+        JournalEntry::Disk { target: "vdb".to_owned(), state: level },
     ];
     catalog.record(expected.id, &changes).unwrap();
     drop(catalog);
     let mode = std::fs::metadata(state.join("catalog.sqlite")).unwrap().permissions();
     assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode) & 0o777, 0o600, "it holds passwords");
-    expected.state = JobState::Committing;
+    expected.state = SessionState::Committing;
     expected.held = None;
     expected.disks[0].frozen = Some(mark(4));
     expected.disks[1].state = level;
     let catalog = Catalog::open(&state).unwrap();
     assert_eq!(catalog.open_jobs(Some(domain)).unwrap(), [expected.clone()]);
     assert_eq!(catalog.open_jobs(None).unwrap().len(), 2);
-    catalog.record(expected.id, &[Change::Close(Outcome::Recovered)]).unwrap();
+    catalog.record(expected.id, &[JournalEntry::Close(SessionOutcome::Recovered)]).unwrap();
     assert_eq!(catalog.open_jobs(Some(domain)).unwrap(), []);
-    catalog.record(expected.id, &[Change::Held(None)]).unwrap_err();
+    catalog.record(expected.id, &[JournalEntry::Held(None)]).unwrap_err();
 }
 
 #[test]
@@ -81,10 +81,10 @@ fn changes_are_noted_all_or_none() {
     let job = job(domain);
     catalog.begin(&job).unwrap();
     catalog.begin(&job).unwrap_err();
-    let nowhere = Change::Disk { target: "sda".to_owned(), state: DiskState::Done };
-    catalog.record(job.id, &[Change::State(JobState::ReadDone), nowhere]).unwrap_err();
+    let nowhere = JournalEntry::Disk { target: "sda".to_owned(), state: UnfreezeState::Done };
+    catalog.record(job.id, &[JournalEntry::State(SessionState::ReadDone), nowhere]).unwrap_err();
     assert_eq!(catalog.open_jobs(None).unwrap(), [job]);
-    catalog.record(Uuid::new_v4(), &[Change::Held(None)]).unwrap_err();
+    catalog.record(Uuid::new_v4(), &[JournalEntry::Held(None)]).unwrap_err();
 }
 
 #[test]
@@ -100,7 +100,7 @@ fn history_is_bounded() {
     connection.execute_batch(&many).unwrap();
     let job = job(DomainId(Uuid::new_v4()));
     catalog.begin(&job).unwrap();
-    catalog.record(job.id, &[Change::Close(Outcome::Failed)]).unwrap();
+    catalog.record(job.id, &[JournalEntry::Close(SessionOutcome::Failed)]).unwrap();
     let count = "SELECT count(*), count(*) FILTER (WHERE id = '1') FROM job";
     let counted = connection.query_row(count, [], |row| Ok((row.get::<_, u32>(0)?, row.get::<_, u32>(1)?)));
     assert_eq!(counted.unwrap(), (HISTORY, 0));

@@ -7,13 +7,13 @@ use std::path::PathBuf;
 use uuid::Uuid;
 
 use virtfold_hypervisor::DomainId;
-use virtfold_hypervisor::guard::Held;
+use virtfold_hypervisor::guard::GuestHold;
 use virtfold_hypervisor::host::Mark;
 use virtfold_hypervisor::types::Persistence;
 
 /// How a domain is backed up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum SessionKind {
     /// It runs; the driver suspends it for each pivot.
     Running,
     /// Its processors stood still when the job began, and not by us.
@@ -24,7 +24,7 @@ pub enum Kind {
 
 /// How far a job is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum JobState {
+pub enum SessionState {
     /// A snapshot is going to be taken, or was. Nothing is known of what came of it.
     Planned,
     /// The overlays are in the chains; the bases are frozen and being read.
@@ -41,7 +41,7 @@ pub enum JobState {
 
 /// How far a disk's way back is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DiskState {
+pub enum UnfreezeState {
     /// Not begun.
     Waiting,
     /// A commit was started, or is about to be.
@@ -64,7 +64,7 @@ pub enum DiskState {
 
 /// What became of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum SessionOutcome {
     /// The driver that began it ended it, and the copy was whole.
     Copied,
     /// The driver that began it cleaned up; there is no copy.
@@ -75,7 +75,7 @@ pub enum Outcome {
 
 /// The image that a disk has without virtfold's overlay.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Base {
+pub struct BaseImage {
     /// Its file or block device.
     pub path: PathBuf,
     /// `raw` or `qcow2`.
@@ -88,24 +88,24 @@ pub struct Base {
 
 /// A disk of a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DiskJob {
+pub struct SessionDisk {
     /// The disk, `vda`.
     pub target: String,
     /// The device's alias in the live XML.
     pub alias: Option<String>,
     /// The image that is read, and that the guest comes back to.
-    pub base: Base,
+    pub base: BaseImage,
     /// The overlay; `None` for a disk that is read at rest.
     pub overlay: Option<PathBuf>,
     /// The base once it was frozen: as long as it stays the same, nobody has used it.
     pub frozen: Option<Mark>,
     /// How far it is.
-    pub state: DiskState,
+    pub state: UnfreezeState,
 }
 
 /// A job.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Job {
+pub struct FreezeSession {
     /// Its own id.
     pub id: Uuid,
     /// The domain.
@@ -119,24 +119,24 @@ pub struct Job {
     /// The configuration when it began; `None` for a transient domain.
     pub inactive: Option<String>,
     /// How the domain is backed up.
-    pub kind: Kind,
+    pub kind: SessionKind,
     /// When it began, seconds since 1970.
     pub created: i64,
     /// How far it is.
-    pub state: JobState,
+    pub state: SessionState,
     /// What is being done to the guest, or is about to be.
-    pub held: Option<Held>,
+    pub held: Option<GuestHold>,
     /// Its disks.
-    pub disks: Vec<DiskJob>,
+    pub disks: Vec<SessionDisk>,
 }
 
 /// An entry in the journal.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum JournalEntry {
     /// The job gets on.
-    State(JobState),
+    State(SessionState),
     /// The guest is about to be held, or was let go.
-    Held(Option<Held>),
+    Held(Option<GuestHold>),
     /// A base was found frozen.
     Frozen {
         /// The disk.
@@ -149,8 +149,8 @@ pub enum Change {
         /// The disk.
         target: String,
         /// Its state now.
-        state: DiskState,
+        state: UnfreezeState,
     },
     /// Nothing is left to do.
-    Close(Outcome),
+    Close(SessionOutcome),
 }

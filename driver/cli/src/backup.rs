@@ -145,7 +145,7 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
     let wish = if args.no_resume { Wish::Anew } else { Wish::GoOn };
     if let Some(domain) = &args.domain {
         let name = args.job.as_deref();
-        let job = guest::Job { domain, name, manner, media, wish, style, defaults };
+        let job = guest::DomainBackupOptions { domain, name, manner, media, wish, style, defaults };
         return args.guest.run(job, signals);
     }
     if args.to.is_empty() {

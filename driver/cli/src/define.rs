@@ -12,7 +12,7 @@ use virtfold_backup::tape::TapeUse;
 use virtfold_backup::{Control, Progress};
 use virtfold_base::error::Error;
 use virtfold_base::units::Human;
-use virtfold_catalog::{Catalog, Journal, Nothing};
+use virtfold_catalog::{Catalog, Journal, NoCatalog};
 use virtfold_hooks::Whose;
 use virtfold_hypervisor::host::LocalFiles;
 use virtfold_medium::{Location, TapeArchive};
@@ -139,7 +139,7 @@ impl DefineArgs {
     /// The journal; a plan makes none where there is none.
     fn journal(&self) -> Result<Option<Catalog>, Error> {
         let state = self.state.path_of(self.connect.whose())?;
-        if self.plan && Nothing::is_in(&state) {
+        if self.plan && NoCatalog::is_in(&state) {
             return Ok(None);
         }
         Catalog::open(&state).map(Some)

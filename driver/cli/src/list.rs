@@ -11,7 +11,7 @@ use virtfold_backup::mounted::{Mounted, Place, check};
 use virtfold_backup::retention::{self, Remembered};
 use virtfold_base::error::sentence;
 use virtfold_base::units::Human;
-use virtfold_catalog::{Catalog, Nothing};
+use virtfold_catalog::{Catalog, NoCatalog};
 use virtfold_medium::{Location, mounts};
 
 use super::Signals;
@@ -117,7 +117,7 @@ fn created(glance: &Glance) -> Option<Timestamp> {
 /// What a person keeps, where there is a catalog that can be read: a list is for whoever may read the place.
 fn pins(args: &Args) -> Result<BTreeSet<Uuid>> {
     let state = args.state.path()?;
-    if Nothing::is_in(&state) {
+    if NoCatalog::is_in(&state) {
         return Ok(BTreeSet::new());
     }
     Catalog::open(&state).and_then(|catalog| catalog.pins()).or_else(|error| match args.remember {

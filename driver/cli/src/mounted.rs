@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use virtfold_backup::mounted::{Mounted, Place, check, still};
 use virtfold_base::error::{Error, IoContext};
-use virtfold_catalog::{Catalog, Nothing};
+use virtfold_catalog::{Catalog, NoCatalog};
 use virtfold_config::{Config, Medium};
 use virtfold_medium::mounts::Mount;
 
@@ -135,7 +135,7 @@ fn of<'a>(config: &'a Config, path: &Path) -> Result<Option<(&'a str, &'a Medium
 /// # Errors
 /// It can't be used.
 pub(crate) fn catalog(state: &Path) -> Result<Option<Catalog>, Error> {
-    if Nothing::is_in(state) { Ok(None) } else { Catalog::open(state).map(Some) }
+    if NoCatalog::is_in(state) { Ok(None) } else { Catalog::open(state).map(Some) }
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::path::Path;
 use virtfold_backup::backup::BackupReport;
 use virtfold_backup::retention;
 use virtfold_base::error::sentence;
-use virtfold_catalog::{Catalog, Nothing};
+use virtfold_catalog::{Catalog, NoCatalog};
 
 use super::output::say;
 use super::report::printable;
@@ -27,7 +27,7 @@ pub(crate) fn backup(
     job: Option<&str>,
     (state, missing): (&Path, Missing),
 ) {
-    if missing == Missing::Left && Nothing::is_in(state) {
+    if missing == Missing::Left && NoCatalog::is_in(state) {
         return;
     }
     let copies = retention::copies(report, (media.places(), &|place| media.name(place)), job);

@@ -9,7 +9,7 @@ use crossbeam_channel::{Sender, unbounded};
 use jiff::tz::TimeZone;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use virtfold_base::error::{Error, ErrorKind, sentence};
-use virtfold_catalog::{Catalog, Journal, Locked};
+use virtfold_catalog::{Catalog, DomainLock, Journal};
 use virtfold_hypervisor::{DomainId, Hypervisor};
 use virtfold_service::clock::HostClock;
 use virtfold_service::control::{Desk, Limits, Server};
@@ -120,7 +120,7 @@ fn link(connect: &ConnectFlag) -> Result<Link> {
 }
 
 /// Two services with one queue would do everything twice.
-fn only_one(catalog: &Catalog, state: &Path) -> Result<Box<dyn Locked>, Error> {
+fn only_one(catalog: &Catalog, state: &Path) -> Result<Box<dyn DomainLock>, Error> {
     let nobody = DomainId(uuid::Uuid::nil());
     catalog.lock(nobody).map_err(|error| {
         let what = format!("another service uses the state directory '{}'", state.display());

@@ -1,7 +1,7 @@
 //! Guests: what there is to back up, and the hypervisor's calls that freeze, thaw and restore it.
 //!
 //! - [`Hypervisor`]: everything that jobs ask of a hypervisor, in our own words ([`types`]). No libvirt type crosses it.
-//! - `libvirt`: the real one (feature `libvirt`). [`simulated`]: one in memory, with crash points, that misbehaves as
+//! - `libvirt`: the real one (feature `libvirt`). `simulated` (feature `simulated`): one in memory, with crash points, that misbehaves as
 //!   libvirt was seen to. One suite of assertions runs against both.
 //! - [`domain_xml`]: reading domain XML, and edits that keep every other byte.
 //! - [`rules`]: which disk is copied, skipped or refused and why; what speaks against a backup before anything is touched.
@@ -41,8 +41,8 @@ pub mod types;
 pub use apparmor::Denial;
 pub use fault::{Fault, code};
 pub use types::{
-    Activity, Begin, BlockJob, BlockJobKind, BlockJobStatus, CommitBase, CommitRequest, Config, DomainId,
-    DomainInfo, End, Event, JobEnd, Lifecycle, Paused, Persistence, QemuDisk, Quiesce, Run, SnapshotDisk,
+    Activity, Begin, BlockJob, BlockJobEnd, BlockJobKind, BlockJobStatus, CommitBase, CommitRequest, Config,
+    DomainId, DomainInfo, End, Event, Lifecycle, Paused, Persistence, QemuDisk, Quiesce, Run, SnapshotDisk,
     SnapshotRequest, Start,
 };
 
@@ -150,7 +150,7 @@ pub trait Hypervisor: Debug + Send + Sync {
     ///
     /// # Errors
     /// [`code::BLOCK_COPY_ACTIVE`] for a pivot before the job is ready; what the hypervisor says.
-    fn end_block_job(&self, domain: DomainId, target: &str, end: JobEnd) -> Result<()>;
+    fn end_block_job(&self, domain: DomainId, target: &str, end: BlockJobEnd) -> Result<()>;
 
     /// Lifts or sets a block job's cap, in bytes a second; 0 lifts it.
     ///

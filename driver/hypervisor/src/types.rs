@@ -246,7 +246,7 @@ impl BlockJob {
 
 /// How a block job is ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum JobEnd {
+pub enum BlockJobEnd {
     /// The guest goes on in the base.
     Pivot,
     /// The guest stays in the overlay.

@@ -30,7 +30,7 @@
 //! A process that dies leaves a medium that another one may be able to go on with: [`Medium::keep`],
 //! [`reopen`].
 //!
-//! # Reading: [`Source`](virtfold_archive::source::Source), or [`std::io::Read`] front to back
+//! # Reading: [`Source`], or [`std::io::Read`] front to back
 //!
 //! A medium that can be read at any place, by many threads, is a [`Source`] ([`open`]): `show`, `table`,
 //! `verify` and a restore of single disks read no more of it than they need. One that comes once, front to

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use virtfold_config::keys::{Disks, Domains};
 use virtfold_config::{
-    Config, DetectZeroes, Layout, Medium, Quiesce, Resolved, Schedule, Seen, Trigger, When,
+    Config, DetectZeroes, Layout, Medium, Quiesce, ResolvedJob, Schedule, Seen, Trigger, When,
 };
 
 use super::model::{
@@ -105,7 +105,7 @@ fn medium_spec(name: &str, medium: &Medium, host: virtfold_config::Concurrency) 
     }
 }
 
-fn job_spec(resolved: &Resolved<'_>, zone: &TimeZone) -> JobSpec {
+fn job_spec(resolved: &ResolvedJob<'_>, zone: &TimeZone) -> JobSpec {
     let job = resolved.job;
     let times = job.schedule.iter().filter(|schedule| !schedule.is_manual());
     let calendar = |schedule: &Schedule| -> Arc<dyn Calendar> {
@@ -147,7 +147,7 @@ fn job_spec(resolved: &Resolved<'_>, zone: &TimeZone) -> JobSpec {
 }
 
 /// The options of a job's backups, as a person would type them.
-fn options(resolved: &Resolved<'_>) -> Vec<OsString> {
+fn options(resolved: &ResolvedJob<'_>) -> Vec<OsString> {
     let settings = &resolved.settings;
     let rates = resolved.media.iter().filter_map(|(_, medium)| medium.limit_rate).chain(settings.limit_rate);
     let slowest = rates.min_by_key(|rate| rate.get());

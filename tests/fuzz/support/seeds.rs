@@ -14,7 +14,7 @@ use virtfold::image::{Format, Use};
 use virtfold::table::Layout;
 use virtfold::units::BlockSize;
 use virtfold_hooks::event::{Event as HookEvent, Hook, Xml};
-use virtfold_hooks::guard::Guarded;
+use virtfold_hooks::guard::LockedDisks;
 
 /// Writes them into a folder for each target in `folder`; the configurations are those of `examples`.
 pub fn make(folder: &Path, examples: &Path) {
@@ -71,7 +71,7 @@ fn hooks(folder: &Path) {
     }
     let guard = r#"{"version":1,"uuid":"c7a5fdbd-edaf-9455-926a-d65c16db1809","name":"vm","disk":"/a",
         "file":{"inode":[1,2]},"access":"reading","reason":"a backup","pid":1}"#;
-    assert!(Guarded::parse(guard.as_bytes()).is_some());
+    assert!(LockedDisks::parse(guard.as_bytes()).is_some());
     seed(folder, "hooks", "guard", &[1], guard.as_bytes());
 }
 

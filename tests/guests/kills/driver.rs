@@ -11,9 +11,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use virtfold::backup::Control;
-use virtfold::backup::guest::GuardProgram;
+use virtfold::backup::guest::WatchdogProcess;
 use virtfold::backup::guest::{FreezeDisk, FreezeRequest, Host, Pace, Quiesce, frozen};
-use virtfold::catalog::{Base, Catalog, Change, Job, Journal, Locked};
+use virtfold::catalog::{BaseImage, Catalog, DomainLock, FreezeSession, Journal, JournalEntry};
 use virtfold::error::Result;
 use virtfold::hypervisor::domain_xml::DomainXml;
 use virtfold::hypervisor::host::LocalFiles;
@@ -80,9 +80,9 @@ pub(crate) fn open(uri: &str) -> Libvirt {
 }
 
 /// The real guard: a process of the real program.
-pub(crate) fn guards(uri: &str) -> GuardProgram {
+pub(crate) fn guards(uri: &str) -> WatchdogProcess {
     let arguments = ["guard", "--uri", uri].map(Into::into).to_vec();
-    GuardProgram { program: env!("CARGO_BIN_EXE_virtfold").into(), arguments }
+    WatchdogProcess { program: env!("CARGO_BIN_EXE_virtfold").into(), arguments }
 }
 
 /// A budget that a software-emulated guest on a busy machine keeps.
@@ -128,7 +128,7 @@ pub(crate) fn request(libvirt: &dyn Hypervisor, id: DomainId, script: &Script) -
         FreezeDisk {
             target: disk.target.clone(),
             alias: disk.alias.clone().unwrap(),
-            base: Base {
+            base: BaseImage {
                 identity: identity(&path),
                 path,
                 format: disk.image.format.clone().unwrap(),
@@ -183,33 +183,35 @@ impl Stopping<'_> {
 }
 
 impl Journal for Stopping<'_> {
-    fn lock(&self, domain: DomainId) -> Result<Box<dyn Locked>> {
+    fn lock(&self, domain: DomainId) -> Result<Box<dyn DomainLock>> {
         self.inner.lock(domain)
     }
 
-    fn begin(&self, job: &Job) -> Result<()> {
+    fn begin(&self, job: &FreezeSession) -> Result<()> {
         self.entry("begin", || self.inner.begin(job))
     }
 
-    fn record(&self, job: Uuid, changes: &[Change]) -> Result<()> {
+    fn record(&self, job: Uuid, changes: &[JournalEntry]) -> Result<()> {
         let names: Vec<String> = changes.iter().map(name).collect();
         self.entry(&names.join(" + "), || self.inner.record(job, changes))
     }
 
-    fn open_jobs(&self, domain: Option<DomainId>) -> Result<Vec<Job>> {
+    fn open_jobs(&self, domain: Option<DomainId>) -> Result<Vec<FreezeSession>> {
         self.inner.open_jobs(domain)
     }
 }
 
-fn name(change: &Change) -> String {
+fn name(change: &JournalEntry) -> String {
     match change {
-        Change::State(state) => format!("{state:?}"),
-        Change::Held(held) => held.map_or_else(|| "let go".to_owned(), |held| format!("to be {held:?}")),
-        Change::Frozen { target, .. } => format!("{target} frozen"),
-        Change::Disk { target, state } => {
+        JournalEntry::State(state) => format!("{state:?}"),
+        JournalEntry::Held(held) => {
+            held.map_or_else(|| "let go".to_owned(), |held| format!("to be {held:?}"))
+        }
+        JournalEntry::Frozen { target, .. } => format!("{target} frozen"),
+        JournalEntry::Disk { target, state } => {
             let state = format!("{state:?}");
             format!("{target} {}", state.split([' ', '{']).next().unwrap_or_default())
         }
-        Change::Close(_) => "closed".to_owned(),
+        JournalEntry::Close(_) => "closed".to_owned(),
     }
 }

@@ -1,6 +1,6 @@
 //! Encryption: an archive as a standard age v1 file (<https://age-encryption.org/v1>), between the archive and the medium.
 //!
-//! Writing ([`Encrypting`]): a medium that encrypts what it is given to the [`Recipients`], all of them X25519 public keys,
+//! Writing ([`PieceCipher`], by `virtfold_medium::Encrypting`): a medium that encrypts what it is given to the [`Recipients`], all of them X25519 public keys,
 //! and hands it on. The host that writes holds no key that could read. Reading: [`ArchiveFile`] is an archive in a file,
 //! encrypted or not, to be read at any place; [`Incoming`] one that comes front to back. Both see by the first bytes
 //! whether it is encrypted, and open it with the [`Identities`].

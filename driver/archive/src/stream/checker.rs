@@ -40,7 +40,7 @@ impl ReadSlot {
 }
 
 /// A chunk to be checked.
-pub(super) struct Job {
+pub(super) struct DecodeTask {
     pub(super) number: u64,
     pub(super) span: Span,
     pub(super) slot: ReadSlot,
@@ -91,7 +91,7 @@ pub(super) struct Checker<'a> {
 
 impl Checker<'_> {
     /// A worker thread's life: until there are no more jobs, nobody takes the chunks, or it fails.
-    pub(super) fn work(&self, jobs: &Receiver<Job>, done: &Sender<Result<Checked>>) {
+    pub(super) fn work(&self, jobs: &Receiver<DecodeTask>, done: &Sender<Result<Checked>>) {
         let mut unpacker = Unpacker::default();
         for job in jobs {
             let outcome = guarded(|| self.check(job, &mut unpacker));
@@ -103,9 +103,9 @@ impl Checker<'_> {
     }
 
     /// Checks one chunk; an error is one that ends the work.
-    pub(super) fn check(&self, job: Job, unpacker: &mut Unpacker) -> Result<Checked> {
+    pub(super) fn check(&self, job: DecodeTask, unpacker: &mut Unpacker) -> Result<Checked> {
         check_cancel(self.cancel)?;
-        let Job { number, span, mut slot } = job;
+        let DecodeTask { number, span, mut slot } = job;
         let outcome = match self.carrier {
             Carrier::Plain => self.plain(&span, &mut slot),
             Carrier::Framed => self.framed(&span, &mut slot, unpacker),

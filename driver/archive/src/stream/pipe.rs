@@ -13,7 +13,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 use virtfold_base::units::StreamOffset;
 
-use super::checker::{Checked, Checker, Job, ReadSlot};
+use super::checker::{Checked, Checker, DecodeTask, ReadSlot};
 use super::chunk::{Carrier, Chunk, ReadOptions, StreamEnd, TableState};
 use super::frame::FRAME;
 use super::index::Span;
@@ -127,7 +127,7 @@ fn stopped() -> Error {
 /// The thread that reads.
 struct Feeder<'a> {
     slots: Slots,
-    jobs: Sender<Job>,
+    jobs: Sender<DecodeTask>,
     checked: Sender<Result<Checked>>,
     number: u64,
     options: &'a ReadOptions,
@@ -185,7 +185,7 @@ impl Feeder<'_> {
     fn send(&mut self, span: Span, slot: ReadSlot) -> Result<()> {
         let number = self.number;
         self.number += 1;
-        self.jobs.send(Job { number, span, slot }).map_err(|_| stopped())
+        self.jobs.send(DecodeTask { number, span, slot }).map_err(|_| stopped())
     }
 }
 

@@ -16,7 +16,7 @@ use uuid::Uuid;
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_base::units::StreamOffset;
 
-use super::checker::{Checked, Checker, Job, Outcome, ReadSlot};
+use super::checker::{Checked, Checker, DecodeTask, Outcome, ReadSlot};
 use super::chunk::{Carrier, Chunk, Damage, ReadAt, ReadOptions, StreamEnd, TableState};
 use super::frame::{FRAME, FrameHeader, HEADER_LEN, HeaderFault, Unpacker};
 use super::index::{FrameIndex, Span};
@@ -124,7 +124,7 @@ impl<'a> RandomStream<'a> {
         let checked = match lost(&span) {
             Some(damage) => Checked::gap(0, damage),
             None => {
-                let job = Job { number: 0, span, slot: ReadSlot::new(Carrier::Framed) };
+                let job = DecodeTask { number: 0, span, slot: ReadSlot::new(Carrier::Framed) };
                 self.checker().check(job, &mut Unpacker::default())?
             }
         };
@@ -216,7 +216,7 @@ impl<'a> RandomStream<'a> {
                         Some(damage) => order.put(sent, Checked::gap(sent, damage)),
                         None => {
                             let slot = slots.pop().unwrap_or_else(|| ReadSlot::new(self.end.carrier));
-                            let job = Job { number: sent, span, slot };
+                            let job = DecodeTask { number: sent, span, slot };
                             jobs.send(job).map_err(|_| panicked())?;
                         }
                     }

@@ -5,7 +5,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::time::Instant;
 
-use virtfold_hooks::guard::Access;
+use virtfold_hooks::guard::LockReason;
 
 use super::backup::{Backup, Kept};
 use super::inventory::Inventory;
@@ -75,7 +75,7 @@ fn run_with(
     let reason = format!("'{}' is being restored from a backup", plan.who.name);
     let paths = plan.disks.iter().map(|(_, spot)| spot.path.as_path());
     let who = (plan.who.id.0, plan.who.name.as_str());
-    let guards = guards::hold(host.guards, who, (Access::Restoring, &reason), paths)?;
+    let guards = guards::hold(host.guards, who, (LockReason::Restoring, &reason), paths)?;
     // From here on nobody starts a guest on these disks; somebody may have just before.
     check_again(&plan, host)?;
     let mut switch = Switch::new();

@@ -13,7 +13,7 @@ use crate::backup::{BackupReport, Material, Written, write_kept};
 use crate::guest::{AdoptRequest, Adoption, FreezeReport, Frozen, Host, adopt, broken_off};
 use crate::resume::{self, Keep, Known, Wish};
 use virtfold_base::error::{Error, ErrorKind, Result, sentence};
-use virtfold_catalog::{Job, Kind};
+use virtfold_catalog::{FreezeSession, SessionKind};
 use virtfold_hypervisor::DomainId;
 use virtfold_hypervisor::host::HostFiles;
 use virtfold_image::{DiskImage, Format, OpenOptions};
@@ -21,7 +21,7 @@ use virtfold_image::{DiskImage, Format, OpenOptions};
 /// What came of going on.
 pub(super) struct WentOn {
     pub(super) done: Done,
-    pub(super) job: Job,
+    pub(super) job: FreezeSession,
 }
 
 /// Goes on with the broken-off backup of a domain; nothing, where there is none, or it can't be gone on with.
@@ -63,10 +63,10 @@ pub(super) fn go_on(
 }
 
 /// What the report calls the way.
-pub(super) fn way(job: &Job) -> &'static str {
+pub(super) fn way(job: &FreezeSession) -> &'static str {
     match job.kind {
-        Kind::Standing => "standing",
-        Kind::Running | Kind::AtRest => "online",
+        SessionKind::Standing => "standing",
+        SessionKind::Running | SessionKind::AtRest => "online",
     }
 }
 

@@ -26,7 +26,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 use uuid::Uuid;
-use virtfold_hooks::guard::Access;
+use virtfold_hooks::guard::LockReason;
 
 use super::attachments::LibvirtPlaces;
 use super::backup::{BackupReport, Manner, Written};
@@ -40,7 +40,7 @@ use super::{Control, guards};
 use virtfold_archive::stream::Cancel;
 use virtfold_base::durable;
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result, sentence};
-use virtfold_catalog::Base;
+use virtfold_catalog::BaseImage;
 use virtfold_hypervisor::DomainId;
 use virtfold_hypervisor::host::HostFiles;
 use virtfold_hypervisor::rules::Way;
@@ -293,7 +293,7 @@ fn offline(
     let reason = format!("'{}' is being backed up while it is shut off", domain.name);
     let paths = request.disks.iter().map(|disk| disk.base.path.as_path());
     let who = (domain.uuid, domain.name.as_str());
-    let _guards = guards::hold(copy.request.guards, who, (Access::Reading, &reason), paths)?;
+    let _guards = guards::hold(copy.request.guards, who, (LockReason::Reading, &reason), paths)?;
     let written: Written = at_rest(copy.host, &request, control, |frozen| copy.write(frozen, open))?;
     // Only now is it known that the domain did not run meanwhile.
     Ok(Done { backup: written.finish(control)?, freeze: None, thaw_failure: None })
@@ -329,13 +329,13 @@ fn freeze_request(plan: &Plan, wishes: &Wishes, files: &dyn HostFiles) -> Result
 }
 
 /// The image that a disk has, as the journal keeps it.
-fn base(disk: &PlannedDisk, files: &dyn HostFiles) -> Result<Base> {
+fn base(disk: &PlannedDisk, files: &dyn HostFiles) -> Result<BaseImage> {
     let (Some(path), Some(format)) = (disk.source.as_ref().map(PathBuf::from), disk.format) else {
         return Err(Error::new(ErrorKind::Internal, format!("disk '{}' is not a local image", disk.target)));
     };
     let identity = files.identity(&path)?;
     let backing = disk.backing.first().map(|link| (PathBuf::from(&link.path), link.format.to_string()));
-    Ok(Base { path, format: format.to_string(), identity, backing })
+    Ok(BaseImage { path, format: format.to_string(), identity, backing })
 }
 
 /// The state directory's own place for overlays is made when it is needed. QEMU runs as a user of its own and

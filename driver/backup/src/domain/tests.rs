@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
-use crate::guest::{Pace, Sentry, StartGuard};
+use crate::guest::{Pace, StartWatchdog, Watchdog};
 use crate::inspect;
 use virtfold_archive::crypt::Identities;
 use virtfold_archive::index::ArchiveIndex;
@@ -12,7 +12,7 @@ use virtfold_archive::manifest::Subject;
 use virtfold_archive::stream::{Compression, Sink};
 use virtfold_archive::table::Layout;
 use virtfold_catalog::{Catalog, Journal};
-use virtfold_hypervisor::guard::{Held, Outcome};
+use virtfold_hypervisor::guard::{GuestHold, WatchdogOutcome};
 use virtfold_hypervisor::simulated::{Fate, Operation, Simulated, When};
 use virtfold_hypervisor::{Hypervisor, Start, is_our_overlay};
 use virtfold_medium::{self as medium, FileMedium, Notes};
@@ -21,19 +21,19 @@ use virtfold_medium::{self as medium, FileMedium, Notes};
 #[derive(Debug)]
 struct Idle;
 
-impl StartGuard for Idle {
-    fn start(&self, _domain: DomainId) -> Result<Box<dyn Sentry>> {
+impl StartWatchdog for Idle {
+    fn start(&self, _domain: DomainId) -> Result<Box<dyn Watchdog>> {
         Ok(Box::new(Idle))
     }
 }
 
-impl Sentry for Idle {
-    fn arm(&mut self, _held: Held, _budget: Duration) -> Result<()> {
+impl Watchdog for Idle {
+    fn arm(&mut self, _held: GuestHold, _budget: Duration) -> Result<()> {
         Ok(())
     }
 
-    fn disarm(&mut self) -> Result<Outcome> {
-        Ok(Outcome::InTime)
+    fn disarm(&mut self) -> Result<WatchdogOutcome> {
+        Ok(WatchdogOutcome::InTime)
     }
 }
 

@@ -18,7 +18,7 @@ use super::sight::Sight;
 use super::{FreezeReport, Frozen, Host, Thawed};
 use crate::Control;
 use virtfold_base::error::{Error, ErrorKind, Result, sentence};
-use virtfold_catalog::{DiskJob, DiskState, Job, JobState, Kind};
+use virtfold_catalog::{FreezeSession, SessionDisk, SessionKind, SessionState, UnfreezeState};
 use virtfold_hypervisor::rules::{Way, run_rule};
 use virtfold_hypervisor::{DomainId, Run};
 
@@ -26,7 +26,7 @@ use virtfold_hypervisor::{DomainId, Run};
 #[derive(Clone, Debug)]
 pub struct AdoptRequest {
     /// The job of the dead driver, as [`broken_off`] has it.
-    pub job: Job,
+    pub job: FreezeSession,
     /// How the guest was frozen, as far as it is known.
     pub report: FreezeReport,
     /// When less than this is free, in bytes, around an overlay, the backup is aborted for lack of free
@@ -47,18 +47,19 @@ pub enum Adoption<T> {
 ///
 /// # Errors
 /// The journal can't be read.
-pub fn broken_off(host: &Host<'_>, domain: DomainId) -> Result<Option<Job>> {
+pub fn broken_off(host: &Host<'_>, domain: DomainId) -> Result<Option<FreezeSession>> {
     let mut jobs = host.journal.open_jobs(Some(domain))?;
     let job = jobs.pop().filter(|job| jobs.is_empty() && is_adoptable(job));
     Ok(job)
 }
 
 /// Whether a job stands where its bases are read.
-fn is_adoptable(job: &Job) -> bool {
-    let waits =
-        |disk: &DiskJob| disk.state == DiskState::Waiting && disk.overlay.is_some() && disk.frozen.is_some();
-    job.state == JobState::Snapshotted
-        && job.kind != Kind::AtRest
+fn is_adoptable(job: &FreezeSession) -> bool {
+    let waits = |disk: &SessionDisk| {
+        disk.state == UnfreezeState::Waiting && disk.overlay.is_some() && disk.frozen.is_some()
+    };
+    job.state == SessionState::Snapshotted
+        && job.kind != SessionKind::AtRest
         && job.held.is_none()
         && job.disks.iter().all(waits)
 }
@@ -110,16 +111,16 @@ fn held(homing: &mut Homing<'_>) -> Result<Holds> {
 
 /// Whether the guest runs if it ran, and stands if it stood. One that was stopped by the full disk of its
 /// overlay has to come home.
-fn does_as_before(kind: Kind, run: Run) -> bool {
+fn does_as_before(kind: SessionKind, run: Run) -> bool {
     match kind {
-        Kind::Running => run_rule(run) == Way::Online,
-        Kind::Standing => run_rule(run) == Way::OnlineStanding,
-        Kind::AtRest => false,
+        SessionKind::Running => run_rule(run) == Way::Online,
+        SessionKind::Standing => run_rule(run) == Way::OnlineStanding,
+        SessionKind::AtRest => false,
     }
 }
 
 /// Whether a disk is as its driver left it.
-fn check(host: &Host<'_>, sight: &Sight, disk: &DiskJob) -> Result<()> {
+fn check(host: &Host<'_>, sight: &Sight, disk: &SessionDisk) -> Result<()> {
     let wrong = |what: &str| Err(changed(format!("disk '{}' {what}", disk.target)));
     let seen = sight.disk(host.hypervisor, disk)?;
     let below = seen.qemu.as_ref().and_then(|chain| chain.get(1));

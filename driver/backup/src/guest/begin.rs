@@ -10,8 +10,10 @@ use uuid::Uuid;
 use super::Host;
 use super::sight::Sight;
 use virtfold_base::error::{Error, ErrorKind, Result};
-use virtfold_catalog::{Change, DiskJob, DiskState, Job, JobState, Kind, Outcome};
-use virtfold_hypervisor::guard::Held;
+use virtfold_catalog::{
+    FreezeSession, JournalEntry, SessionDisk, SessionKind, SessionOutcome, SessionState, UnfreezeState,
+};
+use virtfold_hypervisor::guard::GuestHold;
 use virtfold_hypervisor::{DomainId, DomainInfo};
 
 /// What a job begins with.
@@ -19,7 +21,7 @@ pub(super) struct Beginning {
     pub(super) sight: Sight,
     pub(super) info: DomainInfo,
     /// Jobs that the new one takes over.
-    left: Vec<Job>,
+    left: Vec<FreezeSession>,
 }
 
 impl Beginning {
@@ -40,9 +42,14 @@ impl Beginning {
     }
 
     /// A new job of this domain, with what earlier ones have left to do.
-    pub(super) fn job(&self, host: &Host<'_>, (kind, state): (Kind, JobState), disks: Vec<DiskJob>) -> Job {
-        let runs = kind != Kind::AtRest;
-        Job {
+    pub(super) fn job(
+        &self,
+        host: &Host<'_>,
+        (kind, state): (SessionKind, SessionState),
+        disks: Vec<SessionDisk>,
+    ) -> FreezeSession {
+        let runs = kind != SessionKind::AtRest;
+        FreezeSession {
             id: Uuid::new_v4(),
             domain: self.info.id,
             name: self.info.name.clone(),
@@ -53,20 +60,22 @@ impl Beginning {
             created: now(host),
             state,
             // Nobody is frozen who does not run.
-            held: self.left.first().filter(|_| runs).map(|_| Held::Frozen),
+            held: self.left.first().filter(|_| runs).map(|_| GuestHold::Frozen),
             disks,
         }
     }
 
     /// Puts the new job into the journal; what it takes over ends with that.
-    pub(super) fn journal(&self, host: &Host<'_>, job: &Job) -> Result<()> {
+    pub(super) fn journal(&self, host: &Host<'_>, job: &FreezeSession) -> Result<()> {
         host.journal.begin(job)?;
-        self.left.iter().try_for_each(|old| host.journal.record(old.id, &[Change::Close(Outcome::Recovered)]))
+        self.left.iter().try_for_each(|old| {
+            host.journal.record(old.id, &[JournalEntry::Close(SessionOutcome::Recovered)])
+        })
     }
 }
 
-fn is_only_frozen(job: &Job) -> bool {
-    job.held == Some(Held::Frozen) && job.disks.iter().all(|disk| disk.state == DiskState::Done)
+fn is_only_frozen(job: &FreezeSession) -> bool {
+    job.held == Some(GuestHold::Frozen) && job.disks.iter().all(|disk| disk.state == UnfreezeState::Done)
 }
 
 /// Seconds since 1970, by the clock of the files' times.

@@ -17,8 +17,10 @@ use super::watch::Watch;
 use super::{FreezeReport, FreezeRequest, Frozen, FrozenDisk, Host, Quiesce, Thawed};
 use crate::Control;
 use virtfold_base::error::{Error, ErrorKind, Result, sentence};
-use virtfold_catalog::{Change, DiskJob, DiskState, Job, JobState, Kind, Outcome};
-use virtfold_hypervisor::guard::{self, Held, Released};
+use virtfold_catalog::{
+    FreezeSession, JournalEntry, SessionDisk, SessionKind, SessionOutcome, SessionState, UnfreezeState,
+};
+use virtfold_hypervisor::guard::{self, GuestHold, ReleaseOutcome};
 use virtfold_hypervisor::rules::{Way, run_rule};
 use virtfold_hypervisor::{Fault, SnapshotRequest, types};
 
@@ -58,7 +60,7 @@ pub(super) fn end<T>(
     report: &mut FreezeReport,
     copied: Result<T>,
 ) -> Result<Thawed<T>> {
-    let outcome = if copied.is_ok() { Outcome::Copied } else { Outcome::Failed };
+    let outcome = if copied.is_ok() { SessionOutcome::Copied } else { SessionOutcome::Failed };
     let arrived = homing.arrive(outcome);
     report.pause_ms = homing.pause.map(millis);
     report.warnings.extend(homing.domain.found.iter().filter(|text| *text == FIRED).cloned());
@@ -90,8 +92,8 @@ fn millis(duration: Duration) -> f64 {
 }
 
 /// What is to be said when the guest is not back on its disks.
-fn not_home(job: &Job, copy: Option<Error>, error: Error) -> Error {
-    let left = job.disks.iter().filter(|d| !matches!(d.state, DiskState::Pivoted | DiskState::Done));
+fn not_home(job: &FreezeSession, copy: Option<Error>, error: Error) -> Error {
+    let left = job.disks.iter().filter(|d| !matches!(d.state, UnfreezeState::Pivoted | UnfreezeState::Done));
     let overlays = left.filter_map(|d| {
         d.overlay.as_ref().map(|overlay| format!("disk '{}' in '{}'", d.target, overlay.display()))
     });
@@ -114,11 +116,11 @@ fn not_home(job: &Job, copy: Option<Error>, error: Error) -> Error {
 }
 
 /// The job, of a domain that is as the request believes.
-fn plan(host: &Host<'_>, request: &FreezeRequest, beginning: &Beginning) -> Result<Job> {
+fn plan(host: &Host<'_>, request: &FreezeRequest, beginning: &Beginning) -> Result<FreezeSession> {
     let (sight, info) = (&beginning.sight, &beginning.info);
     let kind = match run_rule(info.run) {
-        Way::Online => Kind::Running,
-        Way::OnlineStanding => Kind::Standing,
+        Way::Online => SessionKind::Running,
+        Way::OnlineStanding => SessionKind::Standing,
         Way::Offline => {
             return Err(Error::new(
                 ErrorKind::InUse,
@@ -130,15 +132,15 @@ fn plan(host: &Host<'_>, request: &FreezeRequest, beginning: &Beginning) -> Resu
             return Err(Error::new(ErrorKind::InUse, message));
         }
     };
-    let disks = request.disks.iter().map(|disk| DiskJob {
+    let disks = request.disks.iter().map(|disk| SessionDisk {
         target: disk.target.clone(),
         alias: Some(disk.alias.clone()),
         base: disk.base.clone(),
         overlay: Some(disk.overlay.clone()),
         frozen: None,
-        state: DiskState::Waiting,
+        state: UnfreezeState::Waiting,
     });
-    let disks: Vec<DiskJob> = disks.collect();
+    let disks: Vec<SessionDisk> = disks.collect();
     check_targets(sight, request)?;
     for disk in &disks {
         let seen = sight.disk(host.hypervisor, disk)?;
@@ -153,7 +155,7 @@ fn plan(host: &Host<'_>, request: &FreezeRequest, beginning: &Beginning) -> Resu
             return Err(Error::new(ErrorKind::InUse, message).with_hint("something changed; retry"));
         }
     }
-    Ok(beginning.job(host, (kind, JobState::Planned), disks))
+    Ok(beginning.job(host, (kind, SessionState::Planned), disks))
 }
 
 /// A disk that was plugged in since the plan is named nowhere in the request; libvirt would put it on an
@@ -209,14 +211,14 @@ pub(super) fn copy_held<T>(
     let copied = watch.over(control, |inner| {
         copy(&Frozen { job: id, disks, control: inner.clone(), report: report.clone() })
     });
-    homing.record(&[Change::State(JobState::ReadDone)])?;
+    homing.record(&[JournalEntry::State(SessionState::ReadDone)])?;
     drop(frame.holds);
     copied
 }
 
 /// Takes the snapshot, frozen by the agent where that is wanted.
 fn snapshot(homing: &mut Homing<'_>, request: &FreezeRequest, report: &mut FreezeReport) -> Result<()> {
-    let wanted = homing.job.kind == Kind::Running && request.quiesce != Quiesce::No;
+    let wanted = homing.job.kind == SessionKind::Running && request.quiesce != Quiesce::No;
     let frozen_since = Instant::now();
     let asked = if wanted { freeze(homing, request, report)? } else { Asked::No };
     let taken = take(homing, request, report);
@@ -263,8 +265,8 @@ fn freeze(homing: &mut Homing<'_>, request: &FreezeRequest, report: &mut FreezeR
     let (asked, error) = match there.and_then(|()| hypervisor.ping_agent(domain, limit)) {
         Err(error) => (Asked::No, error),
         Ok(()) => {
-            homing.record(&[Change::Held(Some(Held::Frozen))])?;
-            homing.arm(Held::Frozen)?;
+            homing.record(&[JournalEntry::Held(Some(GuestHold::Frozen))])?;
+            homing.arm(GuestHold::Frozen)?;
             match hypervisor.freeze(domain) {
                 Ok(_) => {
                     report.quiesced = true;
@@ -288,7 +290,7 @@ fn thaw(homing: &mut Homing<'_>, report: &mut FreezeReport) -> Result<()> {
             "make sure that qemu-guest-agent runs in the guest, then run `virtfold recover {name}`, which thaws them (or `virsh domfsthaw {name}`)"
         ))
     })?;
-    if let Released::Despite(error) = thawed {
+    if let ReleaseOutcome::Despite(error) = thawed {
         // A program in the guest may not have got what it needs to go on, so nobody says that this copy is a clean one.
         report.quiesced = false;
         let error = sentence(&error);
@@ -298,23 +300,23 @@ fn thaw(homing: &mut Homing<'_>, report: &mut FreezeReport) -> Result<()> {
         report.warnings.push(text);
     }
     if let Some(sentry) = &mut homing.sentry
-        && sentry.disarm()? == guard::Outcome::Fired
+        && sentry.disarm()? == guard::WatchdogOutcome::Fired
         && report.quiesced
     {
         report.quiesced = false;
         let text = "the watchdog thawed the guest: the snapshot took longer than the pause budget";
         report.warnings.push(text.to_owned());
     }
-    homing.record(&[Change::Held(None)])
+    homing.record(&[JournalEntry::Held(None)])
 }
 
 /// Tries for a while: a service that died of the freeze is started again.
-fn thaw_patiently(homing: &Homing<'_>) -> Result<Released> {
+fn thaw_patiently(homing: &Homing<'_>) -> Result<ReleaseOutcome> {
     let host = homing.host;
     let until = Instant::now() + host.pace.poll * THAW_POLLS;
     let mut attempts = 1;
     loop {
-        let thawed = guard::let_go(host.hypervisor, homing.job.domain, Held::Frozen);
+        let thawed = guard::let_go(host.hypervisor, homing.job.domain, GuestHold::Frozen);
         if thawed.is_ok() || (attempts >= THAWS && Instant::now() >= until) {
             return thawed;
         }
@@ -410,10 +412,10 @@ fn hold(homing: &mut Homing<'_>) -> Result<Holds> {
     // A libvirtd that died in the snapshot leaves a configuration that would lose the overlay with the next power-off.
     homing.follow()?;
     let holds = hold_bases(homing)?;
-    let mut changes = vec![Change::State(JobState::Snapshotted)];
+    let mut changes = vec![JournalEntry::State(SessionState::Snapshotted)];
     for disk in &homing.job.disks {
         if let Some(mark) = host.files.mark(&disk.base.path)? {
-            changes.push(Change::Frozen { target: disk.target.clone(), mark });
+            changes.push(JournalEntry::Frozen { target: disk.target.clone(), mark });
         }
     }
     homing.record(&changes)?;
@@ -422,7 +424,7 @@ fn hold(homing: &mut Homing<'_>) -> Result<Holds> {
 
 /// Takes the locks.
 pub(super) fn hold_bases(homing: &Homing<'_>) -> Result<Holds> {
-    let hold = |disk: &DiskJob| {
+    let hold = |disk: &SessionDisk| {
         let held = homing.host.files.hold(&disk.base.path);
         held.map_err(|e| e.within(format!("the base of disk '{}' is in use", disk.target)))
     };

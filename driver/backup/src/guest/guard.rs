@@ -7,35 +7,35 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use super::{Sentry, StartGuard};
+use super::{StartWatchdog, Watchdog};
 use virtfold_base::error::Result;
 use virtfold_hypervisor::DomainId;
-use virtfold_hypervisor::guard::{Guard, Held, Outcome};
+use virtfold_hypervisor::guard::{GuestHold, WatchdogClient, WatchdogOutcome};
 
 /// Starts a program that calls [`virtfold_hypervisor::guard::serve`] for the domain whose uuid is its last argument.
 #[derive(Clone, Debug)]
-pub struct GuardProgram {
+pub struct WatchdogProcess {
     /// The program.
     pub program: PathBuf,
     /// Its arguments before the uuid.
     pub arguments: Vec<OsString>,
 }
 
-impl StartGuard for GuardProgram {
-    fn start(&self, domain: DomainId) -> Result<Box<dyn Sentry>> {
+impl StartWatchdog for WatchdogProcess {
+    fn start(&self, domain: DomainId) -> Result<Box<dyn Watchdog>> {
         let mut command = Command::new(&self.program);
         command.args(&self.arguments).arg(domain.to_string());
-        Ok(Box::new(Guard::start(command)?))
+        Ok(Box::new(WatchdogClient::start(command)?))
     }
 }
 
-impl Sentry for Guard {
-    fn arm(&mut self, held: Held, budget: Duration) -> Result<()> {
+impl Watchdog for WatchdogClient {
+    fn arm(&mut self, held: GuestHold, budget: Duration) -> Result<()> {
         // The budget runs on without its token, until `disarm`.
-        Guard::arm(self, held, budget).map(|_token| ())
+        WatchdogClient::arm(self, held, budget).map(|_token| ())
     }
 
-    fn disarm(&mut self) -> Result<Outcome> {
-        Guard::disarm(self)
+    fn disarm(&mut self) -> Result<WatchdogOutcome> {
+        WatchdogClient::disarm(self)
     }
 }

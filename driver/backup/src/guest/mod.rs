@@ -27,8 +27,8 @@ use uuid::Uuid;
 
 use super::Control;
 use virtfold_base::error::Result;
-use virtfold_catalog::{Base, Journal};
-use virtfold_hypervisor::guard::{Held, Outcome};
+use virtfold_catalog::{BaseImage, Journal};
+use virtfold_hypervisor::guard::{GuestHold, WatchdogOutcome};
 use virtfold_hypervisor::host::HostFiles;
 use virtfold_hypervisor::{DomainId, Hypervisor};
 
@@ -46,7 +46,7 @@ mod watch;
 
 pub use adopt::{AdoptRequest, Adoption, adopt, broken_off};
 pub use freeze::frozen;
-pub use guard::GuardProgram;
+pub use guard::WatchdogProcess;
 pub use recover::{DiskRecovery, Mode, Recovery, Verdict, Which, recover};
 pub use rest::at_rest;
 
@@ -60,7 +60,7 @@ pub struct Host<'a> {
     /// The journal.
     pub journal: &'a dyn Journal,
     /// The pause's guard.
-    pub guard: &'a dyn StartGuard,
+    pub guard: &'a dyn StartWatchdog,
     /// How long things may take.
     pub pace: Pace,
 }
@@ -89,28 +89,28 @@ impl Default for Pace {
     }
 }
 
-/// Starts a guard for a domain. The real one is [`GuardProgram`].
-pub trait StartGuard: Debug + Send + Sync {
+/// Starts a guard for a domain. The real one is [`WatchdogProcess`].
+pub trait StartWatchdog: Debug + Send + Sync {
     /// A guard that is ready.
     ///
     /// # Errors
     /// It does not start. The guest must then not be held.
-    fn start(&self, domain: DomainId) -> Result<Box<dyn Sentry>>;
+    fn start(&self, domain: DomainId) -> Result<Box<dyn Watchdog>>;
 }
 
 /// A guard at work.
-pub trait Sentry: Debug + Send {
+pub trait Watchdog: Debug + Send {
     /// Begins a budget. Only when it returns may the guest be held.
     ///
     /// # Errors
     /// The guard is gone.
-    fn arm(&mut self, held: Held, budget: Duration) -> Result<()>;
+    fn arm(&mut self, held: GuestHold, budget: Duration) -> Result<()>;
 
     /// Ends it, after the guest was let go.
     ///
     /// # Errors
     /// The guard is gone.
-    fn disarm(&mut self) -> Result<Outcome>;
+    fn disarm(&mut self) -> Result<WatchdogOutcome>;
 }
 
 /// Whether the guest's agent freezes the file systems for the snapshot.
@@ -132,7 +132,7 @@ pub struct FreezeDisk {
     /// Its alias in the live XML.
     pub alias: String,
     /// The image it has now.
-    pub base: Base,
+    pub base: BaseImage,
     /// Where its overlay goes; [`virtfold_hypervisor::overlay_path`] makes the name.
     pub overlay: PathBuf,
 }
@@ -207,7 +207,7 @@ pub struct RestDisk {
     /// The disk.
     pub target: String,
     /// Its image.
-    pub base: Base,
+    pub base: BaseImage,
 }
 
 /// What is to be read at rest.

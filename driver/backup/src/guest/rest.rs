@@ -13,7 +13,9 @@ use super::sight::Sight;
 use super::{FreezeReport, Frozen, FrozenDisk, Host, RestRequest};
 use crate::Control;
 use virtfold_base::error::{Error, ErrorKind, Result};
-use virtfold_catalog::{Change, DiskJob, DiskState, Job, JobState, Kind, Outcome};
+use virtfold_catalog::{
+    FreezeSession, JournalEntry, SessionDisk, SessionKind, SessionOutcome, SessionState, UnfreezeState,
+};
 use virtfold_hypervisor::host::Mark;
 use virtfold_hypervisor::{Event, Lifecycle};
 
@@ -41,25 +43,25 @@ pub fn at_rest<T>(
         let (disks, control) = (disks.collect(), control.clone());
         copy(&Frozen { job: job.id, disks, control, report: FreezeReport::default() })
     });
-    let outcome = if copied.is_ok() { Outcome::Copied } else { Outcome::Failed };
-    let closed = host.journal.record(job.id, &[Change::Close(outcome)]);
+    let outcome = if copied.is_ok() { SessionOutcome::Copied } else { SessionOutcome::Failed };
+    let closed = host.journal.record(job.id, &[JournalEntry::Close(outcome)]);
     let value = copied?;
     closed.map(|()| value)
 }
 
-fn plan(host: &Host<'_>, request: &RestRequest, beginning: &Beginning) -> Result<Job> {
+fn plan(host: &Host<'_>, request: &RestRequest, beginning: &Beginning) -> Result<FreezeSession> {
     if beginning.sight.is_active() {
         return Err(Error::new(ErrorKind::InUse, format!("domain '{}' runs", beginning.info.name)));
     }
-    let disks = request.disks.iter().map(|disk| DiskJob {
+    let disks = request.disks.iter().map(|disk| SessionDisk {
         target: disk.target.clone(),
         alias: None,
         base: disk.base.clone(),
         overlay: None,
         frozen: None,
-        state: DiskState::Waiting,
+        state: UnfreezeState::Waiting,
     });
-    Ok(beginning.job(host, (Kind::AtRest, JobState::Reading), disks.collect()))
+    Ok(beginning.job(host, (SessionKind::AtRest, SessionState::Reading), disks.collect()))
 }
 
 fn read<T>(

@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use virtfold_base::error::{Error, ErrorKind, Result};
-use virtfold_catalog::DiskJob;
+use virtfold_catalog::SessionDisk;
 use virtfold_hypervisor::domain_xml::{Disk, DomainXml, Mirror};
 use virtfold_hypervisor::settle::path_of;
 use virtfold_hypervisor::{Config, DomainId, DomainInfo, Hypervisor, Paused, Persistence, QemuDisk, Run};
@@ -90,7 +90,7 @@ impl Sight {
     }
 
     /// One disk, as all views have it.
-    pub(super) fn disk(&self, hypervisor: &dyn Hypervisor, disk: &DiskJob) -> Result<DiskSight> {
+    pub(super) fn disk(&self, hypervisor: &dyn Hypervisor, disk: &SessionDisk) -> Result<DiskSight> {
         let of = |xml: &Option<DomainXml>| -> Result<Option<Vec<PathBuf>>> {
             let found = xml.as_ref().and_then(|xml| xml.disk(&disk.target));
             found.map(|d| chain(hypervisor, d)).transpose()

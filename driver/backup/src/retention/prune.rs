@@ -23,7 +23,7 @@ use super::subjects::{Host, Key, Paths, mixed, settle};
 use crate::backup::file_label;
 use virtfold_archive::crypt::Identities;
 use virtfold_base::error::Result;
-use virtfold_catalog::{Catalog, Journal, Locked, Owner, copy_name, place_name};
+use virtfold_catalog::{Catalog, DomainLock, Journal, Owner, copy_name, place_name};
 use virtfold_hypervisor::DomainId;
 use virtfold_medium::{self as medium, Location};
 
@@ -301,7 +301,7 @@ fn entry(found: &Found, verdict: &Verdict) -> Entry {
 /// The locks of the domains that lose an archive.
 #[derive(Default)]
 struct Locks {
-    held: Vec<Box<dyn Locked>>,
+    held: Vec<Box<dyn DomainLock>>,
     free: BTreeSet<Key>,
     failures: BTreeMap<Key, Failure>,
 }

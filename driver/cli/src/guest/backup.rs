@@ -16,7 +16,7 @@ use virtfold_catalog::Catalog;
 use virtfold_hooks::Whose;
 use virtfold_hypervisor::host::LocalFiles;
 
-use super::Job;
+use super::DomainBackupOptions;
 use super::connection::Connection;
 use crate::Signals;
 use crate::backup::{copies, stdout_of, text as archive_text, warn};
@@ -28,7 +28,7 @@ use crate::report::{Style, Ticker, printable, result};
 
 /// Runs it; says also what came of it.
 pub(super) fn run(
-    job: &Job<'_>,
+    job: &DomainBackupOptions<'_>,
     wishes: &Wishes,
     (connection, places): (&Connection, &LibvirtPlaces),
     signals: &Signals,

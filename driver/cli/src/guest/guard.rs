@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use virtfold_backup::guest::GuardProgram;
+use virtfold_backup::guest::WatchdogProcess;
 use virtfold_hypervisor::{DomainId, guard};
 
 use super::connection;
@@ -30,7 +30,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
 }
 
 /// How this program starts its guards. `/proc/self/exe` is this very program, also when its file was replaced since.
-pub(super) fn program(uri: &str) -> GuardProgram {
+pub(super) fn program(uri: &str) -> WatchdogProcess {
     let arguments = ["guard", "--uri", uri].map(OsString::from).to_vec();
-    GuardProgram { program: PathBuf::from("/proc/self/exe"), arguments }
+    WatchdogProcess { program: PathBuf::from("/proc/self/exe"), arguments }
 }

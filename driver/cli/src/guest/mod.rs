@@ -77,7 +77,7 @@ enum QuiesceArg {
 
 /// A backup of a domain as the command line says it.
 #[derive(Debug)]
-pub(super) struct Job<'a> {
+pub(super) struct DomainBackupOptions<'a> {
     /// The domain.
     pub(super) domain: &'a str,
     /// The job of the configuration that it is for.
@@ -148,7 +148,7 @@ impl GuestArgs {
     }
 
     /// Runs the backup of a domain, or says what it would do.
-    pub(super) fn run(&self, job: Job<'_>, signals: &Signals) -> Result<Outcome> {
+    pub(super) fn run(&self, job: DomainBackupOptions<'_>, signals: &Signals) -> Result<Outcome> {
         let connection = self.connect.open()?;
         let mut wishes = self.wishes(job.defaults)?;
         wishes.archive_devices = job.media.devices()?;

@@ -5,7 +5,7 @@ use serde::Serialize;
 use virtfold_backup::domain::discard_records;
 use virtfold_backup::guest::{Host, Mode, Pace, Recovery, Verdict, Which, recover};
 use virtfold_base::error::{Error, ErrorKind};
-use virtfold_catalog::{Catalog, Journal, Nothing};
+use virtfold_catalog::{Catalog, Journal, NoCatalog};
 use virtfold_hypervisor::host::LocalFiles;
 use virtfold_hypervisor::{DomainId, Hypervisor};
 
@@ -49,8 +49,8 @@ struct Report {
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let connection = args.connect.open()?;
     let state = args.state.path_of(args.connect.whose())?;
-    let journal: Box<dyn Journal> = match args.dry_run && Nothing::is_in(&state) {
-        true => Box::new(Nothing),
+    let journal: Box<dyn Journal> = match args.dry_run && NoCatalog::is_in(&state) {
+        true => Box::new(NoCatalog),
         false => Box::new(Catalog::open(&state)?),
     };
     let journal = journal.as_ref();

@@ -12,7 +12,7 @@ use virtfold_backup::mounted::{self, Mounted, Place};
 use virtfold_backup::retention::{self, Host, Keep, Mode, Paths, PruneReport, PruneRequest, Wanted, Wish};
 use virtfold_backup::this_host;
 use virtfold_base::error::{Error, ErrorKind};
-use virtfold_catalog::{Catalog, Nothing, Owner};
+use virtfold_catalog::{Catalog, NoCatalog, Owner};
 use virtfold_config::Count;
 use virtfold_medium::{Location, mounts};
 
@@ -155,7 +155,7 @@ struct Ground<'a> {
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let state = args.state.path()?;
     let ground = Ground {
-        catalog: if Nothing::is_in(&state) { None } else { Some(Catalog::open(&state)?) },
+        catalog: if NoCatalog::is_in(&state) { None } else { Some(Catalog::open(&state)?) },
         host: Host { name: this_host::name()?, id: this_host::id()? },
         identities: args.identity.load()?,
         now: Timestamp::now(),

@@ -1,7 +1,7 @@
 //! The guard: a process of its own that thaws or resumes a guest when the pause budget is over or the driver
 //! is dead, whatever the driver does.
 //!
-//! The driver starts it ([`Guard::start`]: the same binary with a hidden verb, which calls [`serve`]) before
+//! The driver starts it ([`WatchdogClient::start`]: the same binary with a hidden verb, which calls [`serve`]) before
 //! it touches the guest, and speaks to it over a socket pair, a line at a time:
 //!
 //! | driver | guard | |
@@ -47,7 +47,7 @@ const ANSWER: Duration = Duration::from_secs(60);
 
 /// What the driver does to the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Held {
+pub enum GuestHold {
     /// Its file systems are frozen.
     Frozen,
     /// Its processors stand still.
@@ -56,7 +56,7 @@ pub enum Held {
 
 /// Whether the guest was held longer than its budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum WatchdogOutcome {
     /// The driver was in time.
     InTime,
     /// The guard stepped in: what was done to the guest after that moment was done to a guest that ran.
@@ -65,12 +65,12 @@ pub enum Outcome {
 
 /// The driver's end.
 #[derive(Debug)]
-pub struct Guard {
+pub struct WatchdogClient {
     child: Child,
     socket: BufReader<UnixStream>,
 }
 
-impl Guard {
+impl WatchdogClient {
     /// Starts `command`, which must call [`serve`], and waits until it is ready.
     ///
     /// # Errors
@@ -95,27 +95,27 @@ impl Guard {
     ///
     /// # Errors
     /// The guard is gone; the guest must then not be touched.
-    pub fn arm(&mut self, held: Held, budget: Duration) -> Result<Armed<'_>> {
+    pub fn arm(&mut self, held: GuestHold, budget: Duration) -> Result<ArmedWatchdog<'_>> {
         let word = match held {
-            Held::Frozen => "frozen",
-            Held::Paused => "paused",
+            GuestHold::Frozen => "frozen",
+            GuestHold::Paused => "paused",
         };
         self.say(&format!("arm {word} {}", budget.as_millis()))?;
         match self.answer()?.as_str() {
-            "armed" => Ok(Armed { guard: self }),
+            "armed" => Ok(ArmedWatchdog { guard: self }),
             other => Err(gone().with_source(other.to_owned())),
         }
     }
 
-    /// Ends the budget, after the guest was let go; for who does not keep the [`Armed`].
+    /// Ends the budget, after the guest was let go; for who does not keep the [`ArmedWatchdog`].
     ///
     /// # Errors
     /// The guard is gone.
-    pub fn disarm(&mut self) -> Result<Outcome> {
+    pub fn disarm(&mut self) -> Result<WatchdogOutcome> {
         self.say("disarm")?;
         match self.answer()?.as_str() {
-            "intime" => Ok(Outcome::InTime),
-            "fired" => Ok(Outcome::Fired),
+            "intime" => Ok(WatchdogOutcome::InTime),
+            "fired" => Ok(WatchdogOutcome::Fired),
             other => Err(gone().with_source(other.to_owned())),
         }
     }
@@ -131,7 +131,7 @@ impl Guard {
     }
 }
 
-impl Drop for Guard {
+impl Drop for WatchdogClient {
     fn drop(&mut self) {
         if let Err(error) = self.socket.get_ref().shutdown(std::net::Shutdown::Both) {
             tracing::debug!(%error, "the guard's socket was closed already");
@@ -146,19 +146,19 @@ fn gone() -> Error {
     Error::new(ErrorKind::Internal, "the pause watchdog does not answer")
 }
 
-/// A running budget. Dropped without [`Armed::disarm`], it runs out and the guard fires.
+/// A running budget. Dropped without [`ArmedWatchdog::disarm`], it runs out and the guard fires.
 #[derive(Debug)]
 #[must_use = "a budget that is not disarmed expires"]
-pub struct Armed<'a> {
-    guard: &'a mut Guard,
+pub struct ArmedWatchdog<'a> {
+    guard: &'a mut WatchdogClient,
 }
 
-impl Armed<'_> {
+impl ArmedWatchdog<'_> {
     /// Ends the budget, after the guest was let go.
     ///
     /// # Errors
     /// The guard is gone.
-    pub fn disarm(self) -> Result<Outcome> {
+    pub fn disarm(self) -> Result<WatchdogOutcome> {
         self.guard.disarm()
     }
 }
@@ -187,7 +187,7 @@ pub fn serve_on(socket: UnixStream, hypervisor: &dyn Hypervisor, domain: DomainI
     // A connection of its own, before it is needed.
     hypervisor.run_state(domain)?;
     let commands = listen(socket.try_clone().at(listening)?)?;
-    let mut watch = Watch { socket, hypervisor, domain, armed: None };
+    let mut watch = WatchdogLoop { socket, hypervisor, domain, armed: None };
     watch.say("ready");
     watch.run(&commands)
 }
@@ -209,20 +209,20 @@ fn listen(socket: UnixStream) -> Result<Receiver<String>> {
 
 /// A budget as the guard has it.
 #[derive(Clone, Copy, Debug)]
-struct Budget {
-    held: Held,
+struct PauseDeadline {
+    held: GuestHold,
     until: Instant,
     fired: bool,
 }
 
-struct Watch<'a> {
+struct WatchdogLoop<'a> {
     socket: UnixStream,
     hypervisor: &'a dyn Hypervisor,
     domain: DomainId,
-    armed: Option<Budget>,
+    armed: Option<PauseDeadline>,
 }
 
-impl Watch<'_> {
+impl WatchdogLoop<'_> {
     fn run(&mut self, commands: &Receiver<String>) -> Result<()> {
         loop {
             let wait = match self.armed {
@@ -241,9 +241,9 @@ impl Watch<'_> {
         let mut words = line.split(' ');
         match (words.next(), words.next(), words.next().and_then(|w| w.parse().ok())) {
             (Some("arm"), Some(held @ ("frozen" | "paused")), Some(millis)) => {
-                let held = if held == "frozen" { Held::Frozen } else { Held::Paused };
+                let held = if held == "frozen" { GuestHold::Frozen } else { GuestHold::Paused };
                 let until = Instant::now() + Duration::from_millis(millis);
-                self.armed = Some(Budget { held, until, fired: false });
+                self.armed = Some(PauseDeadline { held, until, fired: false });
                 self.say("armed");
             }
             (Some("disarm"), None, None) => {
@@ -305,13 +305,13 @@ impl Watch<'_> {
 ///
 /// # Errors
 /// What the hypervisor says.
-pub fn release(hypervisor: &dyn Hypervisor, domain: DomainId, held: Held) -> Result<()> {
+pub fn release(hypervisor: &dyn Hypervisor, domain: DomainId, held: GuestHold) -> Result<()> {
     let_go(hypervisor, domain, held).map(drop)
 }
 
 /// How a guest was let go.
 #[derive(Debug)]
-pub enum Released {
+pub enum ReleaseOutcome {
     /// As it should be.
     Cleanly,
     /// Its agent said no to the thaw, and says that nothing is frozen all the same: its hook failed, as a
@@ -323,28 +323,28 @@ pub enum Released {
 ///
 /// # Errors
 /// What the hypervisor says.
-pub fn let_go(hypervisor: &dyn Hypervisor, domain: DomainId, held: Held) -> Result<Released> {
+pub fn let_go(hypervisor: &dyn Hypervisor, domain: DomainId, held: GuestHold) -> Result<ReleaseOutcome> {
     let run = match hypervisor.run_state(domain) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Released::Cleanly),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(ReleaseOutcome::Cleanly),
         run => run?,
     };
     match (held, run) {
-        (_, run) if !run.is_active() => Ok(Released::Cleanly),
-        (Held::Paused, Run::Paused(Paused::User)) => {
+        (_, run) if !run.is_active() => Ok(ReleaseOutcome::Cleanly),
+        (GuestHold::Paused, Run::Paused(Paused::User)) => {
             if let Err(error) = settle::settle(hypervisor, domain) {
                 tracing::warn!(%domain, ?error, "the configuration could not be compared with what QEMU does");
             }
-            hypervisor.resume(domain).map(|()| Released::Cleanly)
+            hypervisor.resume(domain).map(|()| ReleaseOutcome::Cleanly)
         }
-        (Held::Paused, _) => Ok(Released::Cleanly),
-        (Held::Frozen, _) => {
+        (GuestHold::Paused, _) => Ok(ReleaseOutcome::Cleanly),
+        (GuestHold::Frozen, _) => {
             hypervisor.set_agent_time_limit(domain, AGENT_LIMIT)?;
-            let Err(error) = hypervisor.thaw(domain) else { return Ok(Released::Cleanly) };
+            let Err(error) = hypervisor.thaw(domain) else { return Ok(ReleaseOutcome::Cleanly) };
             // One that does not answer is not asked again.
             let silent = [Some(code::AGENT_UNRESPONSIVE), Some(code::AGENT_COMMAND_TIMEOUT)];
             let answered = !silent.contains(&Fault::code_of(&error)) && !Fault::lost(&error);
             match answered.then(|| hypervisor.is_thawed(domain, AGENT_LIMIT)) {
-                Some(Ok(true)) => Ok(Released::Despite(error)),
+                Some(Ok(true)) => Ok(ReleaseOutcome::Despite(error)),
                 _ => Err(error),
             }
         }

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 
 use super::{Libvirt, qmp};
 use crate::domain_xml::DomainXml;
-use crate::types::{BlockJob, BlockJobKind, Config, DomainId, JobEnd};
+use crate::types::{BlockJob, BlockJobEnd, BlockJobKind, Config, DomainId};
 use crate::{Hypervisor, is_our_overlay};
 use virtfold_base::error::{Error, ErrorKind, Result};
 
@@ -73,13 +73,13 @@ impl Libvirt {
     }
 
     /// Ends it; `None` where there is none.
-    pub(super) fn end_behind(&self, domain: DomainId, target: &str, end: JobEnd) -> Result<Option<()>> {
+    pub(super) fn end_behind(&self, domain: DomainId, target: &str, end: BlockJobEnd) -> Result<Option<()>> {
         if self.job_behind(domain, target)?.is_none() {
             return Ok(None);
         }
         let verb = match end {
-            JobEnd::Pivot => "block-job-complete",
-            JobEnd::Abort => "block-job-cancel",
+            BlockJobEnd::Pivot => "block-job-complete",
+            BlockJobEnd::Abort => "block-job-cancel",
         };
         let end = json!({"execute": verb, "arguments": {"device": name_of(target)}});
         self.command(domain, &end.to_string())?;

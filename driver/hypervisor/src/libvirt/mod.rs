@@ -25,7 +25,7 @@ use virt_sys as sys;
 use super::events::Hub;
 use super::fault::{Answer, Fault, code};
 use super::types::{
-    Activity, BlockJob, CommitBase, CommitRequest, Config, DomainId, DomainInfo, Event, JobEnd, Paused,
+    Activity, BlockJob, BlockJobEnd, CommitBase, CommitRequest, Config, DomainId, DomainInfo, Event, Paused,
     Persistence, QemuDisk, Quiesce, Run, SnapshotRequest, Start,
 };
 use super::{Denial, Hypervisor, apparmor, domain_xml};
@@ -371,10 +371,10 @@ impl Hypervisor for Libvirt {
         }
     }
 
-    fn end_block_job(&self, domain: DomainId, target: &str, end: JobEnd) -> Result<()> {
+    fn end_block_job(&self, domain: DomainId, target: &str, end: BlockJobEnd) -> Result<()> {
         let doing = match end {
-            JobEnd::Pivot => format!("pivot disk '{target}' of"),
-            JobEnd::Abort => format!("abort the block job of disk '{target}' of"),
+            BlockJobEnd::Pivot => format!("pivot disk '{target}' of"),
+            BlockJobEnd::Abort => format!("abort the block job of disk '{target}' of"),
         };
         let ended = self.tell(domain, &doing, |d| raw::end_block_job(d, target, end));
         match &ended {

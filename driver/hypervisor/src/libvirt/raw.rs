@@ -22,7 +22,7 @@ use uuid::Uuid;
 use virt_sys as sys;
 
 use crate::events::Hub;
-use crate::types::{BlockJob, BlockJobKind, CommitBase, DomainId, JobEnd};
+use crate::types::{BlockJob, BlockJobEnd, BlockJobKind, CommitBase, DomainId};
 
 type Result<T> = std::result::Result<T, VirtError>;
 
@@ -129,11 +129,11 @@ fn block_job_kind(number: c_int) -> BlockJobKind {
     }
 }
 
-pub(super) fn end_block_job(domain: &Domain, disk: &str, end: JobEnd) -> Result<()> {
+pub(super) fn end_block_job(domain: &Domain, disk: &str, end: BlockJobEnd) -> Result<()> {
     let disk = c_string(disk)?;
     let flags = match end {
-        JobEnd::Pivot => sys::VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT,
-        JobEnd::Abort => 0,
+        BlockJobEnd::Pivot => sys::VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT,
+        BlockJobEnd::Abort => 0,
     };
     // SAFETY: valid domain; the string lives until the call returns.
     checked(unsafe { sys::virDomainBlockJobAbort(domain.as_ptr(), disk.as_ptr(), flags) }).map(drop)

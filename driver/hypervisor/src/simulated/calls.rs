@@ -14,8 +14,8 @@ use super::{
 use crate::domain_xml::{Chain, DomainXml, Source};
 use crate::fault::Fault;
 use crate::types::{
-    Activity, Begin, BlockJob, CommitRequest, Config, DomainId, DomainInfo, End, Event, JobEnd, Lifecycle,
-    Paused, Persistence, QemuDisk, Run, SnapshotRequest, Start,
+    Activity, Begin, BlockJob, BlockJobEnd, CommitRequest, Config, DomainId, DomainInfo, End, Event,
+    Lifecycle, Paused, Persistence, QemuDisk, Run, SnapshotRequest, Start,
 };
 use crate::{Denial, Hypervisor};
 use virtfold_base::error::{Error, ErrorKind, Result};
@@ -230,14 +230,14 @@ impl Hypervisor for Simulated {
             turn.progress(domain, target);
             let known = turn.domain(domain)?;
             let off = || refused(code::OPERATION_INVALID, "domain is not running");
-            Ok(known.qemu.as_ref().ok_or_else(off)?.jobs.get(target).map(super::world::Job::info))
+            Ok(known.qemu.as_ref().ok_or_else(off)?.jobs.get(target).map(super::world::SimBlockJob::info))
         })
     }
 
-    fn end_block_job(&self, domain: DomainId, target: &str, end: JobEnd) -> Result<()> {
+    fn end_block_job(&self, domain: DomainId, target: &str, end: BlockJobEnd) -> Result<()> {
         let operation = match end {
-            JobEnd::Pivot => Operation::Pivot,
-            JobEnd::Abort => Operation::Abort,
+            BlockJobEnd::Pivot => Operation::Pivot,
+            BlockJobEnd::Abort => Operation::Abort,
         };
         self.call(operation, |turn| turn.end_job(domain, target, end))
     }

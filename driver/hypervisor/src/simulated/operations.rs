@@ -5,14 +5,14 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use super::world::{Agent, Described, Job, SimDomain, SimImage};
+use super::world::{Agent, Described, SimBlockJob, SimDomain, SimImage};
 use super::{Turn, When, code, refused};
 use crate::domain_xml::Chain;
 use crate::fault::Fault;
 use crate::is_our_overlay;
 use crate::types::{
-    BlockJobKind, BlockJobStatus, CommitBase, CommitRequest, DomainId, Event, JobEnd, Quiesce, SnapshotDisk,
-    SnapshotRequest,
+    BlockJobEnd, BlockJobKind, BlockJobStatus, CommitBase, CommitRequest, DomainId, Event, Quiesce,
+    SnapshotDisk, SnapshotRequest,
 };
 
 type Outcome<T> = std::result::Result<T, Fault>;
@@ -168,7 +168,7 @@ impl Turn<'_> {
             disk.mirror = Some(None);
         }
         if let Some(qemu) = &mut domain.qemu {
-            qemu.jobs.insert(request.target.clone(), Job { dirty, done: 0, ready: false, base });
+            qemu.jobs.insert(request.target.clone(), SimBlockJob { dirty, done: 0, ready: false, base });
         }
         Ok(())
     }
@@ -190,7 +190,7 @@ impl Turn<'_> {
         self.hub.publish(&Event::BlockJob { domain, target: target.to_owned(), kind, status });
     }
 
-    pub(super) fn end_job(&mut self, id: DomainId, target: &str, end: JobEnd) -> Outcome<()> {
+    pub(super) fn end_job(&mut self, id: DomainId, target: &str, end: BlockJobEnd) -> Outcome<()> {
         let domain = self.running(id)?;
         let position = domain.position(target).ok_or_else(|| refused(code::INVALID_ARG, "no such disk"))?;
         let job = domain.qemu.as_ref().and_then(|q| q.jobs.get(target)).cloned();
@@ -199,7 +199,7 @@ impl Turn<'_> {
             let code = if stuck { code::BLOCK_COPY_ACTIVE } else { code::INVALID_ARG };
             return Err(refused(code, "no block job that could be ended"));
         };
-        if end == JobEnd::Abort {
+        if end == BlockJobEnd::Abort {
             self.forget_job(id, position, target)?;
             self.world.write_rules(id);
             self.tell(id, target, BlockJobStatus::Cancelled);

@@ -8,7 +8,8 @@ use crate::Hypervisor;
 use crate::domain_xml::DomainXml;
 use crate::host::{HostFiles, ImageUse};
 use crate::types::{
-    BlockJobStatus, CommitBase, CommitRequest, Config, Event, JobEnd, Quiesce, Run, SnapshotRequest, Start,
+    BlockJobEnd, BlockJobStatus, CommitBase, CommitRequest, Config, Event, Quiesce, Run, SnapshotRequest,
+    Start,
 };
 
 const BASES: [&str; 2] = ["/a.qcow2", "/b.qcow2"];
@@ -79,7 +80,7 @@ fn a_whole_round_loses_nothing() {
     drop(hold);
     commit_all(&world, id);
     for target in TARGETS {
-        world.end_block_job(id, target, JobEnd::Pivot).unwrap();
+        world.end_block_job(id, target, BlockJobEnd::Pivot).unwrap();
     }
     world.resume(id).unwrap();
     assert_eq!(first_disk(&world, id), [BASES[0]; 3].map(PathBuf::from));
@@ -118,19 +119,19 @@ fn libvirtds_death_in_a_pivot_leaves_a_stuck_mirror() {
     world.snapshot(id, &request(Quiesce::No)).unwrap();
     commit_all(&world, id);
     fail_at(&world, Operation::Pivot, When::Late, Fate::KillLibvirtd);
-    world.end_block_job(id, "vda", JobEnd::Pivot).unwrap_err();
+    world.end_block_job(id, "vda", BlockJobEnd::Pivot).unwrap_err();
     world.revive();
     assert_eq!(first_disk(&world, id), [BASES[0], OVERLAYS[0], OVERLAYS[0]].map(PathBuf::from));
     let live = DomainXml::parse(world.xml(id, Config::Live).unwrap()).unwrap();
     assert_eq!(live.disk("vda").unwrap().mirror.as_ref().unwrap().ready.as_deref(), Some("pivot"));
     assert_eq!(world.block_job(id, "vda").unwrap(), None);
     let code_of = |r: Result<()>| Fault::code_of(&r.unwrap_err());
-    assert_eq!(code_of(world.end_block_job(id, "vda", JobEnd::Abort)), Some(code::BLOCK_COPY_ACTIVE));
+    assert_eq!(code_of(world.end_block_job(id, "vda", BlockJobEnd::Abort)), Some(code::BLOCK_COPY_ACTIVE));
     let again = CommitRequest { target: "vda".into(), base: CommitBase::Shallow, bytes_per_second: 0 };
     assert_eq!(code_of(world.commit(id, &again)), Some(code::BLOCK_COPY_ACTIVE));
     assert_eq!(code_of(world.snapshot(id, &request(Quiesce::No))), Some(code::BLOCK_COPY_ACTIVE));
     // The next boot is right once the configuration is.
-    world.end_block_job(id, "vdb", JobEnd::Pivot).unwrap();
+    world.end_block_job(id, "vdb", BlockJobEnd::Pivot).unwrap();
     world.resume(id).unwrap();
     world.define(&world.xml(id, Config::Inactive).unwrap().replace("/a.o", "/a.qcow2")).unwrap();
     world.domains().unwrap();

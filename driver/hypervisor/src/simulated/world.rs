@@ -44,7 +44,7 @@ pub(super) struct Described {
 
 /// A block job.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Job {
+pub(super) struct SimBlockJob {
     /// What is still only in the overlay.
     pub(super) dirty: BTreeSet<u64>,
     pub(super) done: u64,
@@ -52,7 +52,7 @@ pub(super) struct Job {
     pub(super) base: PathBuf,
 }
 
-impl Job {
+impl SimBlockJob {
     pub(super) fn info(&self) -> BlockJob {
         // 0 of 0 would mean that it has not begun.
         let current = self.done + 1;
@@ -65,7 +65,7 @@ impl Job {
 pub(super) struct Qemu {
     /// The top image of each disk, in the domain's order.
     pub(super) tops: Vec<PathBuf>,
-    pub(super) jobs: BTreeMap<String, Job>,
+    pub(super) jobs: BTreeMap<String, SimBlockJob>,
     /// Images that AppArmor's rules deny it writes to: in the file, and as they are loaded.
     pub(super) rules: BTreeSet<PathBuf>,
     pub(super) loaded: BTreeSet<PathBuf>,

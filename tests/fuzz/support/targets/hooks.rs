@@ -4,7 +4,7 @@
 use super::super::flags;
 use virtfold_hooks::domain;
 use virtfold_hooks::event::{Event, Xml};
-use virtfold_hooks::guard::{self, Guarded};
+use virtfold_hooks::guard::{self, LockedDisks};
 
 /// One input.
 pub fn run(data: &[u8]) {
@@ -20,7 +20,7 @@ pub fn run(data: &[u8]) {
             assert!(again == event || again == without);
         }
         1 => {
-            let Some(guarded) = Guarded::parse(data) else { return };
+            let Some(guarded) = LockedDisks::parse(data) else { return };
             assert!(guarded.refusal().contains(&guarded.reason));
             let guards = [guarded];
             if let Some(name) = guards[0].name.clone() {

@@ -8,7 +8,7 @@ use super::*;
 use virtfold_archive::crypt::{Envelope, Recipients};
 use virtfold_archive::stream::Sink;
 use virtfold_base::error::{Error, ErrorKind};
-use virtfold_catalog::{Catalog, Job, JobState, Kind};
+use virtfold_catalog::{Catalog, FreezeSession, SessionKind, SessionState};
 use virtfold_hypervisor::simulated::{Fate, Operation, Point, When};
 use virtfold_hypervisor::{Activity, Persistence, Run, Start};
 use virtfold_medium::Encrypting;
@@ -415,16 +415,16 @@ fn a_backup_that_has_not_ended_stops_a_replacement() {
     let error = run(&request, &host, &Control::default()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InUse);
     drop(held);
-    let job = Job {
+    let job = FreezeSession {
         id: uuid::Uuid::new_v4(),
         domain,
         name: "web".into(),
         persistence: Persistence::Persistent,
         live: None,
         inactive: None,
-        kind: Kind::AtRest,
+        kind: SessionKind::AtRest,
         created: 0,
-        state: JobState::Reading,
+        state: SessionState::Reading,
         held: None,
         disks: vec![],
     };

@@ -19,8 +19,8 @@ use virtfold_hypervisor::fault::{Answer, Fault, code};
 use virtfold_hypervisor::host::LocalFiles;
 use virtfold_hypervisor::simulated::Simulated;
 use virtfold_hypervisor::{
-    Activity, BlockJob, CommitRequest, Config, Denial, DomainId, DomainInfo, Event, JobEnd, QemuDisk, Run,
-    SnapshotRequest, Start,
+    Activity, BlockJob, BlockJobEnd, CommitRequest, Config, Denial, DomainId, DomainInfo, Event, QemuDisk,
+    Run, SnapshotRequest, Start,
 };
 use virtfold_image::{DiskImage, OpenOptions};
 use virtfold_medium::{FileMedium, Label, Medium};
@@ -58,7 +58,7 @@ impl Hypervisor for Odd {
         lift_denial(id: DomainId, image: &Path) -> Option<Denial>;
         restore_denial(id: DomainId, denial: &Denial) -> ();
         block_job(id: DomainId, target: &str) -> Option<BlockJob>;
-        end_block_job(id: DomainId, target: &str, end: JobEnd) -> ();
+        end_block_job(id: DomainId, target: &str, end: BlockJobEnd) -> ();
         cap_block_job(id: DomainId, target: &str, bytes: u64) -> ();
         set_block_threshold(id: DomainId, target: &str, bytes: u64) -> ();
         suspend(id: DomainId) -> ();

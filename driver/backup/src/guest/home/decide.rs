@@ -25,7 +25,7 @@ use super::super::Host;
 use super::super::sight::{DiskSight, Sight, is_below};
 use super::taken_off::{other_user, settled};
 use virtfold_base::error::Result;
-use virtfold_catalog::{DiskJob, DiskState, Job, JobState};
+use virtfold_catalog::{FreezeSession, SessionDisk, SessionState, UnfreezeState};
 use virtfold_hypervisor::host::ImageUse;
 
 /// Files written to within this time of each other were written to at the same time: a mirror is that far
@@ -63,7 +63,11 @@ pub(crate) enum Left {
 }
 
 /// Decides for one disk.
-pub(crate) fn decide(host: &Host<'_>, job: &Job, (sight, disk): (&Sight, &DiskJob)) -> Result<Step> {
+pub(crate) fn decide(
+    host: &Host<'_>,
+    job: &FreezeSession,
+    (sight, disk): (&Sight, &SessionDisk),
+) -> Result<Step> {
     let Some(overlay) = disk.overlay.as_deref() else { return Ok(Step::Nothing) };
     let seen = sight.disk(host.hypervisor, disk)?;
     let case = Case { host, job, disk, overlay, seen, sight };
@@ -73,8 +77,8 @@ pub(crate) fn decide(host: &Host<'_>, job: &Job, (sight, disk): (&Sight, &DiskJo
 
 struct Case<'a> {
     host: &'a Host<'a>,
-    job: &'a Job,
-    disk: &'a DiskJob,
+    job: &'a FreezeSession,
+    disk: &'a SessionDisk,
     overlay: &'a Path,
     seen: DiskSight,
     sight: &'a Sight,
@@ -122,7 +126,7 @@ impl Case<'_> {
         }
         // That the run has the same number is no proof: libvirt counts anew when it is restarted.
         let proven = match self.disk.state {
-            DiskState::Pivoted | DiskState::Done => true,
+            UnfreezeState::Pivoted | UnfreezeState::Done => true,
             _ => self.is_level()? || self.host.files.is_empty(overlay)?,
         };
         Ok(Step::Leave(if proven { Left::Remove } else { Left::Quarantine }))
@@ -229,7 +233,7 @@ impl Case<'_> {
     /// Whether the overlay is as it was when the base had everything. A time in whole seconds is that of a
     /// coarse file system, where a later write may have left no trace; only the contents tell then.
     fn is_level(&self) -> Result<bool> {
-        let DiskState::Pivoting { level: Some(level) } = self.disk.state else { return Ok(false) };
+        let UnfreezeState::Pivoting { level: Some(level) } = self.disk.state else { return Ok(false) };
         Ok(level.modified.subsec_nanos() != 0 && self.host.files.mark(self.overlay)? == Some(level))
     }
 
@@ -239,26 +243,29 @@ impl Case<'_> {
         let described = self.seen.is_described();
         let later = self.base_is_later()?;
         Ok(match (self.disk.state, self.job.state) {
-            (DiskState::AtRest, _) => Step::CommitAtRest,
-            (DiskState::Pivoted | DiskState::Done, _) if !named => Step::Leave(Left::Remove),
-            (DiskState::Pivoting { .. } | DiskState::Pivoted | DiskState::Done, _) => match later {
+            (UnfreezeState::AtRest, _) => Step::CommitAtRest,
+            (UnfreezeState::Pivoted | UnfreezeState::Done, _) if !named => Step::Leave(Left::Remove),
+            (UnfreezeState::Pivoting { .. } | UnfreezeState::Pivoted | UnfreezeState::Done, _) => match later
+            {
                 Later::No if named || !described => Step::CommitAtRest,
                 Later::Much if described && !named => Step::Leave(Left::Quarantine),
                 _ => self.ask(),
             },
-            (_, JobState::Planned) if named && later == Later::Much => self.ask(),
-            (_, JobState::Snapshotted | JobState::ReadDone) if named && self.is_base_touched()? => self.ask(),
+            (_, SessionState::Planned) if named && later == Later::Much => self.ask(),
+            (_, SessionState::Snapshotted | SessionState::ReadDone) if named && self.is_base_touched()? => {
+                self.ask()
+            }
             _ if named && self.is_base_older()? => self.ask(),
             _ if named => Step::CommitAtRest,
-            (_, JobState::Planned) => match later {
+            (_, SessionState::Planned) => match later {
                 Later::No => Step::CommitAtRest,
                 Later::Much if described => Step::Leave(Left::Quarantine),
                 _ => self.ask(),
             },
-            (_, JobState::Snapshotted | JobState::ReadDone) if self.is_base_as_frozen()? => {
+            (_, SessionState::Snapshotted | SessionState::ReadDone) if self.is_base_as_frozen()? => {
                 Step::CommitAtRest
             }
-            (_, JobState::Snapshotted | JobState::ReadDone) => match later {
+            (_, SessionState::Snapshotted | SessionState::ReadDone) => match later {
                 Later::Much if described => Step::Leave(Left::Quarantine),
                 _ => self.ask(),
             },
@@ -292,7 +299,7 @@ impl Case<'_> {
         let overlay = self.host.files.mark(self.overlay)?;
         let (Some(base), Some(overlay)) = (base, overlay) else { return Ok(Later::Unknown) };
         // A job that was made up for a forgotten overlay began after it.
-        let begun = (self.job.state == JobState::Planned).then_some(self.job.created);
+        let begun = (self.job.state == SessionState::Planned).then_some(self.job.created);
         let begun = begun.and_then(|at| u64::try_from(at).ok()).map(Duration::from_secs);
         let times = Times {
             base: base.modified,
@@ -337,7 +344,7 @@ impl Case<'_> {
         if let Some(user) = self.other_user()? {
             return Ok(self.ask_of_user(&user));
         }
-        let touched = self.disk.state == DiskState::Waiting && self.is_base_touched()?;
+        let touched = self.disk.state == UnfreezeState::Waiting && self.is_base_touched()?;
         Ok(if touched { self.ask() } else { step })
     }
 

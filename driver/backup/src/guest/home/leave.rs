@@ -10,7 +10,7 @@ use super::super::sight::present;
 use super::decide::Left;
 use super::{Arrival, Homing, Step, note};
 use virtfold_base::error::{Error, ErrorKind, Result};
-use virtfold_catalog::{Change, DiskState, Outcome};
+use virtfold_catalog::{JournalEntry, SessionOutcome, UnfreezeState};
 use virtfold_hypervisor::domain_xml::edit::escape;
 use virtfold_hypervisor::domain_xml::{Chain, DomainXml};
 use virtfold_hypervisor::host::ImageUse;
@@ -21,7 +21,7 @@ pub(super) const LOOKS: u32 = 20;
 
 impl Homing<'_> {
     /// Removes or puts aside what is left over, and closes the job when nothing is.
-    pub(super) fn leave(&mut self, steps: &[Step], outcome: Outcome) -> Result<Arrival> {
+    pub(super) fn leave(&mut self, steps: &[Step], outcome: SessionOutcome) -> Result<Arrival> {
         let overlays: Vec<PathBuf> = self.job.disks.iter().filter_map(|d| d.overlay.clone()).collect();
         let leaves = steps.iter().any(|step| matches!(step, Step::Leave(_)));
         let users = if leaves { users(self.host, &overlays)? } else { Vec::new() };
@@ -37,13 +37,13 @@ impl Homing<'_> {
                     gone
                 }
                 Step::Stuck => {
-                    self.move_disk(index, DiskState::Pivoted)?;
+                    self.move_disk(index, UnfreezeState::Pivoted)?;
                     false
                 }
                 Step::Commit | Step::CommitAtRest | Step::TakeOff | Step::Wait(_) | Step::Ask(_) => false,
             };
             if gone {
-                self.move_disk(index, DiskState::Done)?;
+                self.move_disk(index, UnfreezeState::Done)?;
             } else {
                 arrival = Arrival::Later;
             }
@@ -52,7 +52,7 @@ impl Homing<'_> {
             arrival = Arrival::Later;
         }
         if arrival == Arrival::Home {
-            self.record(&[Change::Close(outcome)])?;
+            self.record(&[JournalEntry::Close(outcome)])?;
         }
         Ok(arrival)
     }

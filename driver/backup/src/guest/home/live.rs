@@ -27,11 +27,11 @@ use crossbeam_channel::Receiver;
 use super::super::sight::Sight;
 use super::{Homing, note};
 use virtfold_base::error::{Error, ErrorKind, Result, sentence};
-use virtfold_catalog::{Change, DiskState, JobState};
-use virtfold_hypervisor::guard::Held;
+use virtfold_catalog::{JournalEntry, SessionState, UnfreezeState};
+use virtfold_hypervisor::guard::GuestHold;
 use virtfold_hypervisor::host::Mark;
 use virtfold_hypervisor::{
-    BlockJob, BlockJobKind, BlockJobStatus, CommitBase, CommitRequest, Event, Fault, JobEnd, Run, code,
+    BlockJob, BlockJobEnd, BlockJobKind, BlockJobStatus, CommitBase, CommitRequest, Event, Fault, Run, code,
 };
 
 /// Commits of one disk before it is given up for now.
@@ -129,7 +129,7 @@ impl Homing<'_> {
             Some(BlockJob { kind: BlockJobKind::ActiveCommit, .. }) => {
                 // Also where a pivot was asked for: QEMU says that it did not happen.
                 match self.disk(index)?.state {
-                    DiskState::Committing | DiskState::Ready => Ok(()),
+                    UnfreezeState::Committing | UnfreezeState::Ready => Ok(()),
                     _ => self.begin(index),
                 }
             }
@@ -146,8 +146,8 @@ impl Homing<'_> {
     fn begin(&mut self, index: usize) -> Result<()> {
         let target = self.disk(index)?.target.clone();
         self.record(&[
-            Change::State(JobState::Committing),
-            Change::Disk { target, state: DiskState::Committing },
+            JournalEntry::State(SessionState::Committing),
+            JournalEntry::Disk { target, state: UnfreezeState::Committing },
         ])
     }
 
@@ -222,7 +222,7 @@ impl Homing<'_> {
                 };
                 let rest = job.end.saturating_sub(job.current);
                 if job.is_level() || told.contains(&disk.target) {
-                    self.move_disk(disk.index, DiskState::Ready)?;
+                    self.move_disk(disk.index, UnfreezeState::Ready)?;
                     disk.up = true;
                 } else if rest < disk.least {
                     (disk.least, disk.since) = (rest, Instant::now());
@@ -245,8 +245,8 @@ impl Homing<'_> {
         let domain = self.job.domain;
         // Asked now: the commits may have taken hours, and somebody who has suspended the guest meanwhile wants it to stand.
         if self.host.hypervisor.run_state(domain)? == Run::Running {
-            self.record(&[Change::Held(Some(Held::Paused))])?;
-            self.arm(Held::Paused)?;
+            self.record(&[JournalEntry::Held(Some(GuestHold::Paused))])?;
+            self.arm(GuestHold::Paused)?;
             self.stands_since = Some(Instant::now());
             self.host.hypervisor.suspend(domain)?;
         }
@@ -260,7 +260,8 @@ impl Homing<'_> {
             let disk = self.disk(index)?;
             let seen = sight.disk(self.host.hypervisor, disk)?;
             if seen.top() == Some(disk.base.path.as_path()) {
-                changes.push(Change::Disk { target: disk.target.clone(), state: DiskState::Pivoted });
+                changes
+                    .push(JournalEntry::Disk { target: disk.target.clone(), state: UnfreezeState::Pivoted });
             }
         }
         self.resume(&sight)?;
@@ -281,7 +282,7 @@ impl Homing<'_> {
         let mut changes = Vec::new();
         for Level { index, mark } in &level {
             let target = self.disk(*index)?.target.clone();
-            changes.push(Change::Disk { target, state: DiskState::Pivoting { level: *mark } });
+            changes.push(JournalEntry::Disk { target, state: UnfreezeState::Pivoting { level: *mark } });
         }
         self.record(&changes)?;
         let until = from + budget.mul_f64(LAST);
@@ -300,9 +301,12 @@ impl Homing<'_> {
         }
         let unasked = level.iter().skip(asked);
         let unasked = unasked.map(|level| {
-            Ok(Change::Disk { target: self.disk(level.index)?.target.clone(), state: DiskState::Ready })
+            Ok(JournalEntry::Disk {
+                target: self.disk(level.index)?.target.clone(),
+                state: UnfreezeState::Ready,
+            })
         });
-        let unasked = unasked.collect::<Result<Vec<Change>>>()?;
+        let unasked = unasked.collect::<Result<Vec<JournalEntry>>>()?;
         if !unasked.is_empty() {
             self.record(&unasked)?;
         }
@@ -312,7 +316,7 @@ impl Homing<'_> {
     fn end_commit(&self, target: &str, until: Instant) -> Result<()> {
         let (hypervisor, domain) = (self.host.hypervisor, self.job.domain);
         loop {
-            match hypervisor.end_block_job(domain, target, JobEnd::Pivot) {
+            match hypervisor.end_block_job(domain, target, BlockJobEnd::Pivot) {
                 // Level, and not told ready yet.
                 Err(error)
                     if Fault::code_of(&error) == Some(code::BLOCK_COPY_ACTIVE)

@@ -14,10 +14,12 @@
 use std::time::Instant;
 
 use super::sight::{Sight, present};
-use super::{Host, Sentry};
+use super::{Host, Watchdog};
 use virtfold_base::error::{Error, ErrorKind, Result, sentence};
-use virtfold_catalog::{Change, DiskJob, DiskState, Job, JobState, Outcome};
-use virtfold_hypervisor::guard::{self, Held};
+use virtfold_catalog::{
+    FreezeSession, JournalEntry, SessionDisk, SessionOutcome, SessionState, UnfreezeState,
+};
+use virtfold_hypervisor::guard::{self, GuestHold};
 use virtfold_hypervisor::settle::{self, Fix};
 use virtfold_hypervisor::{Paused, Run};
 
@@ -78,13 +80,13 @@ fn positions(steps: &[Step], wanted: impl Fn(&Step) -> bool) -> Vec<usize> {
 /// A job on its way home.
 pub(super) struct Homing<'a> {
     pub(super) host: &'a Host<'a>,
-    pub(super) job: Job,
+    pub(super) job: FreezeSession,
     pub(super) domain: Notes,
     pub(super) disks: Vec<Notes>,
     /// The longest pause of the guest.
     pub(super) pause: Option<std::time::Duration>,
     /// The guard once it was needed.
-    pub(super) sentry: Option<Box<dyn Sentry>>,
+    pub(super) sentry: Option<Box<dyn Watchdog>>,
     /// Commits that were started, for each disk.
     commits: Vec<u32>,
     /// What was said against the last commit of each disk.
@@ -100,7 +102,7 @@ pub(super) struct Homing<'a> {
 }
 
 impl<'a> Homing<'a> {
-    pub(super) fn new(host: &'a Host<'a>, job: Job) -> Self {
+    pub(super) fn new(host: &'a Host<'a>, job: FreezeSession) -> Self {
         let disks = vec![Notes::default(); job.disks.len()];
         let commits = vec![0; job.disks.len()];
         let refused = vec![None; job.disks.len()];
@@ -121,7 +123,7 @@ impl<'a> Homing<'a> {
     }
 
     /// Goes all the way, and closes the job with `outcome`.
-    pub(super) fn arrive(&mut self, outcome: Outcome) -> Result<Arrival> {
+    pub(super) fn arrive(&mut self, outcome: SessionOutcome) -> Result<Arrival> {
         let mut failures = 0;
         for _ in 0..ROUNDS {
             match self.round(outcome) {
@@ -148,20 +150,20 @@ impl<'a> Homing<'a> {
     fn last_resort(&mut self) {
         let Some(held) = self.job.held else { return };
         match guard::release(self.host.hypervisor, self.job.domain, held) {
-            Ok(()) => self.journal_quietly(&[Change::Held(None)]),
+            Ok(()) => self.journal_quietly(&[JournalEntry::Held(None)]),
             Err(error) => {
                 tracing::error!(domain = %self.job.domain, ?error, "the guest could not be resumed")
             }
         }
     }
 
-    fn journal_quietly(&mut self, changes: &[Change]) {
+    fn journal_quietly(&mut self, changes: &[JournalEntry]) {
         if let Err(error) = self.record(changes) {
             tracing::error!(domain = %self.job.domain, ?error, "the journal could not be written");
         }
     }
 
-    fn round(&mut self, outcome: Outcome) -> Result<Option<Arrival>> {
+    fn round(&mut self, outcome: SessionOutcome) -> Result<Option<Arrival>> {
         self.thaw()?;
         let sight = Sight::look(self.host.hypervisor, self.job.domain)?;
         let sight = self.settle(sight)?;
@@ -201,51 +203,51 @@ impl<'a> Homing<'a> {
     }
 
     /// Notes changes: in the journal first, then in our own copy of it.
-    pub(super) fn record(&mut self, changes: &[Change]) -> Result<()> {
+    pub(super) fn record(&mut self, changes: &[JournalEntry]) -> Result<()> {
         self.host.journal.record(self.job.id, changes)?;
         for change in changes {
             match change {
-                Change::State(state) => self.job.state = *state,
-                Change::Held(held) => self.job.held = *held,
-                Change::Frozen { target, mark } => {
+                JournalEntry::State(state) => self.job.state = *state,
+                JournalEntry::Held(held) => self.job.held = *held,
+                JournalEntry::Frozen { target, mark } => {
                     self.disk_mut(target, |disk| disk.frozen = Some(*mark));
                 }
-                Change::Disk { target, state } => self.disk_mut(target, |disk| disk.state = *state),
-                Change::Close(_) => self.job.state = JobState::Closed,
+                JournalEntry::Disk { target, state } => self.disk_mut(target, |disk| disk.state = *state),
+                JournalEntry::Close(_) => self.job.state = SessionState::Closed,
             }
         }
         Ok(())
     }
 
-    fn disk_mut(&mut self, target: &str, change: impl Fn(&mut DiskJob)) {
+    fn disk_mut(&mut self, target: &str, change: impl Fn(&mut SessionDisk)) {
         self.job.disks.iter_mut().filter(|d| d.target == target).for_each(change);
     }
 
-    fn disk(&self, index: usize) -> Result<&DiskJob> {
+    fn disk(&self, index: usize) -> Result<&SessionDisk> {
         let missing = || Error::new(ErrorKind::Internal, format!("the job has no disk number {index}"));
         self.job.disks.get(index).ok_or_else(missing)
     }
 
-    fn move_disk(&mut self, index: usize, state: DiskState) -> Result<()> {
+    fn move_disk(&mut self, index: usize, state: UnfreezeState) -> Result<()> {
         let disk = self.disk(index)?;
         if disk.state == state {
             return Ok(());
         }
         let target = disk.target.clone();
-        self.record(&[Change::Disk { target, state }])
+        self.record(&[JournalEntry::Disk { target, state }])
     }
 
     /// Thaws what we froze. A guest whose agent does not answer is brought home all the same; its job then
     /// stays open.
     fn thaw(&mut self) -> Result<()> {
-        if self.job.held != Some(Held::Frozen) || self.thaws == THAWS {
+        if self.job.held != Some(GuestHold::Frozen) || self.thaws == THAWS {
             return Ok(());
         }
-        match guard::release(self.host.hypervisor, self.job.domain, Held::Frozen) {
+        match guard::release(self.host.hypervisor, self.job.domain, GuestHold::Frozen) {
             Ok(()) => {
                 note(&mut self.domain.done, words::THAW.to_owned());
                 self.disarm();
-                self.record(&[Change::Held(None)])
+                self.record(&[JournalEntry::Held(None)])
             }
             Err(error) => {
                 self.thaws += 1;
@@ -285,7 +287,7 @@ impl<'a> Homing<'a> {
 
     /// Lets a guest go on that we made stand still.
     fn resume(&mut self, sight: &Sight) -> Result<()> {
-        if self.job.held != Some(Held::Paused) {
+        if self.job.held != Some(GuestHold::Paused) {
             return Ok(());
         }
         if sight.run() == Some(Run::Paused(Paused::User)) {
@@ -300,8 +302,8 @@ impl<'a> Homing<'a> {
         }
         self.disarm();
         // A thaw that failed is still owed after the guest has stood still for something else.
-        let owed = (self.thaws == THAWS).then_some(Held::Frozen);
-        self.record(&[Change::Held(owed)])
+        let owed = (self.thaws == THAWS).then_some(GuestHold::Frozen);
+        self.record(&[JournalEntry::Held(owed)])
     }
 
     /// A guest that ran when the job began and is on its disks again runs on, also where the overlays' file
@@ -309,9 +311,9 @@ impl<'a> Homing<'a> {
     /// that failed while the guest was held stops it when it goes on again, and libvirt may take that event
     /// for a stop that came after its own resume. So where room is short it is looked at for a while.
     fn see_it_run(&mut self, sight: &Sight) -> Result<()> {
-        use virtfold_catalog::Kind;
+        use virtfold_catalog::SessionKind;
         let stopped = Run::Paused(Paused::IoError);
-        if self.job.kind != Kind::Running || (sight.run() != Some(stopped) && !self.is_tight()) {
+        if self.job.kind != SessionKind::Running || (sight.run() != Some(stopped) && !self.is_tight()) {
             return Ok(());
         }
         let mut running = 0;
@@ -343,8 +345,8 @@ impl<'a> Homing<'a> {
     fn disarm(&mut self) {
         let Some(sentry) = &mut self.sentry else { return };
         match sentry.disarm() {
-            Ok(guard::Outcome::InTime) => {}
-            Ok(guard::Outcome::Fired) => note(&mut self.domain.found, words::FIRED.to_owned()),
+            Ok(guard::WatchdogOutcome::InTime) => {}
+            Ok(guard::WatchdogOutcome::Fired) => note(&mut self.domain.found, words::FIRED.to_owned()),
             Err(error) => {
                 tracing::warn!(domain = %self.job.domain, ?error, "the watchdog has ended");
                 self.sentry = None;
@@ -353,7 +355,7 @@ impl<'a> Homing<'a> {
     }
 
     /// Begins the guard's budget; starts the guard where there is none yet.
-    pub(super) fn arm(&mut self, held: Held) -> Result<()> {
+    pub(super) fn arm(&mut self, held: GuestHold) -> Result<()> {
         let budget = self.host.pace.pause_budget;
         if let Some(sentry) = &mut self.sentry {
             match sentry.arm(held, budget) {

@@ -10,7 +10,7 @@
 use super::super::sight::Sight;
 use super::{Homing, Step};
 use virtfold_base::error::Result;
-use virtfold_catalog::{Change, DiskJob, DiskState, JobState};
+use virtfold_catalog::{JournalEntry, SessionDisk, SessionState, UnfreezeState};
 use virtfold_hypervisor::domain_xml::DomainXml;
 use virtfold_hypervisor::domain_xml::edit::{Editor, NewImage};
 use virtfold_hypervisor::settle::{self, Fix};
@@ -25,7 +25,7 @@ impl Homing<'_> {
             }
         }
         let leaving = self.job.disks.iter().zip(steps).filter(|(_, step)| **step == Step::TakeOff);
-        let leaving: Vec<DiskJob> = leaving.map(|(disk, _)| disk.clone()).collect();
+        let leaving: Vec<SessionDisk> = leaving.map(|(disk, _)| disk.clone()).collect();
         let overlays: Vec<_> = leaving.iter().filter_map(|disk| disk.overlay.clone()).collect();
         let holds: Result<Vec<_>> = overlays.iter().map(|overlay| self.host.files.hold(overlay)).collect();
         let holds = holds?;
@@ -42,18 +42,18 @@ impl Homing<'_> {
     fn commit_at_rest(&mut self, index: usize) -> Result<()> {
         let disk = self.disk(index)?.clone();
         let Some(overlay) = disk.overlay.as_deref() else { return Ok(()) };
-        let state = |state| Change::Disk { target: disk.target.clone(), state };
-        self.record(&[Change::State(JobState::Committing), state(DiskState::AtRest)])?;
+        let state = |state| JournalEntry::Disk { target: disk.target.clone(), state };
+        self.record(&[JournalEntry::State(SessionState::Committing), state(UnfreezeState::AtRest)])?;
         let committed = self.host.files.commit_at_rest(overlay, (&disk.base.path, &disk.base.format));
         committed.map_err(|e| {
             e.within(format!("{} is not back on its base (domain shut off)", self.name_of(&disk.target)))
         })?;
         let level = self.host.files.mark(overlay)?;
-        self.record(&[state(DiskState::Pivoting { level })])
+        self.record(&[state(UnfreezeState::Pivoting { level })])
     }
 
     /// Whether the guest runs on one of these disks; it may run without them.
-    fn are_running(&self, sight: &Sight, disks: &[DiskJob]) -> Result<bool> {
+    fn are_running(&self, sight: &Sight, disks: &[SessionDisk]) -> Result<bool> {
         for disk in disks {
             let seen = sight.disk(self.host.hypervisor, disk)?;
             let images = [disk.overlay.as_ref(), Some(&disk.base.path)];
@@ -69,7 +69,7 @@ impl Homing<'_> {
         for overlay in overlays {
             let disk = self.job.disks.iter().find(|d| d.overlay.as_ref() == Some(overlay));
             let level = match disk.map(|d| d.state) {
-                Some(DiskState::Pivoting { level }) => level,
+                Some(UnfreezeState::Pivoting { level }) => level,
                 _ => None,
             };
             let same = level.is_some() && level == self.host.files.mark(overlay)?;
@@ -81,7 +81,7 @@ impl Homing<'_> {
     }
 
     /// The configuration and the managed save image, each in one call.
-    fn take_off(&mut self, sight: &Sight, leaving: &[DiskJob]) -> Result<()> {
+    fn take_off(&mut self, sight: &Sight, leaving: &[SessionDisk]) -> Result<()> {
         let hypervisor = self.host.hypervisor;
         if let Some((config, fixes)) = named_in(sight.config.as_ref(), leaving) {
             hypervisor.define(&self.popped(config, &fixes)?)?;
@@ -113,7 +113,7 @@ impl Homing<'_> {
 }
 
 /// What is to be taken off an XML.
-fn named_in<'x>(xml: Option<&'x DomainXml>, leaving: &[DiskJob]) -> Option<(&'x DomainXml, Vec<Fix>)> {
+fn named_in<'x>(xml: Option<&'x DomainXml>, leaving: &[SessionDisk]) -> Option<(&'x DomainXml, Vec<Fix>)> {
     let xml = xml?;
     let named = leaving.iter().filter_map(|disk| {
         let overlay = disk.overlay.clone()?;

@@ -12,7 +12,7 @@ use super::super::sight::Sight;
 use super::leave::{LOOKS, descriptions};
 use super::{Homing, note, words};
 use virtfold_base::error::Result;
-use virtfold_catalog::{DiskJob, Kind};
+use virtfold_catalog::{SessionDisk, SessionKind};
 use virtfold_hypervisor::DomainId;
 use virtfold_hypervisor::domain_xml::edit::escape;
 use virtfold_hypervisor::domain_xml::{Chain, Disk, DomainXml};
@@ -24,7 +24,7 @@ impl Homing<'_> {
     pub(super) fn note_detached(&mut self, sight: &Sight) {
         let has = |xml: &DomainXml, target: &str| xml.disk(target).is_some();
         let began = self.job.inactive.clone().and_then(|xml| DomainXml::parse(xml).ok());
-        let runs = self.job.kind == Kind::Running && sight.is_active();
+        let runs = self.job.kind == SessionKind::Running && sight.is_active();
         for (disk, notes) in self.job.disks.iter().zip(&mut self.disks) {
             let live = sight.live.as_ref().filter(|_| runs);
             let (began, now) = (began.as_ref(), sight.config.as_ref());
@@ -52,7 +52,7 @@ pub(super) fn settled(host: &Host<'_>, image: &Path) -> Result<()> {
 }
 
 /// Who has the disk's overlay or its base in a chain, the disk itself aside: every disk of every domain, live and at its next start.
-pub(super) fn other_user(host: &Host<'_>, (owner, disk): (DomainId, &DiskJob)) -> Result<Option<String>> {
+pub(super) fn other_user(host: &Host<'_>, (owner, disk): (DomainId, &SessionDisk)) -> Result<Option<String>> {
     let images: Vec<&Path> = disk.overlay.as_deref().into_iter().chain([disk.base.path.as_path()]).collect();
     for info in host.hypervisor.domains()? {
         for text in descriptions(host, &info)? {

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use super::decide::{Left, Step};
 use super::{Homing, note};
-use virtfold_catalog::{Job, JobState};
-use virtfold_hypervisor::guard::Held;
+use virtfold_catalog::{FreezeSession, SessionState};
+use virtfold_hypervisor::guard::GuestHold;
 use virtfold_hypervisor::settle::Fix;
 
 pub(in super::super) const THAW: &str = "thaw the guest's file systems";
@@ -26,23 +26,23 @@ pub(super) fn frozen(why: &str) -> String {
 }
 
 /// What the journal has of a job that somebody left.
-pub(in super::super) fn found(job: &Job) -> Vec<String> {
+pub(in super::super) fn found(job: &FreezeSession) -> Vec<String> {
     let state = match job.state {
-        JobState::Planned => "a backup was interrupted while it took its snapshot",
-        JobState::Snapshotted => "a backup was interrupted while it read the frozen disks",
-        JobState::ReadDone => "a backup was interrupted after it had read the frozen disks",
-        JobState::Committing => "a backup was interrupted while it put the guest back on its disks",
-        JobState::Reading => {
+        SessionState::Planned => "a backup was interrupted while it took its snapshot",
+        SessionState::Snapshotted => "a backup was interrupted while it read the frozen disks",
+        SessionState::ReadDone => "a backup was interrupted after it had read the frozen disks",
+        SessionState::Committing => "a backup was interrupted while it put the guest back on its disks",
+        SessionState::Reading => {
             "a backup was interrupted while it read the disks of the domain, which was shut off"
         }
-        JobState::Closed => "a backup is over",
+        SessionState::Closed => "a backup is over",
     };
     let mut found = vec![state.to_owned()];
     match job.held {
-        Some(Held::Frozen) => {
+        Some(GuestHold::Frozen) => {
             found.push("it had frozen the guest's file systems, or was about to".to_owned())
         }
-        Some(Held::Paused) => found.push("it had paused the guest, or was about to".to_owned()),
+        Some(GuestHold::Paused) => found.push("it had paused the guest, or was about to".to_owned()),
         None => {}
     }
     found

@@ -20,7 +20,7 @@ use super::super::home::users;
 use super::super::sight::{Sight, present};
 use super::{Mode, Recovery, Verdict, advice, one};
 use virtfold_base::error::{Error, ErrorKind, Result, sentence};
-use virtfold_catalog::{Base, DiskJob, DiskState, Job, JobState, Kind};
+use virtfold_catalog::{BaseImage, FreezeSession, SessionDisk, SessionKind, SessionState, UnfreezeState};
 use virtfold_hypervisor::domain_xml::{Disk, DomainXml};
 use virtfold_hypervisor::host::ImageUse;
 use virtfold_hypervisor::settle::path_of;
@@ -88,16 +88,16 @@ fn adopt(
     if disks.is_empty() {
         return Ok(None);
     }
-    let job = Job {
+    let job = FreezeSession {
         id: Uuid::new_v4(),
         domain: info.id,
         name: info.name.clone(),
         persistence: info.persistence,
         live: sight.live.as_ref().map(|xml: &DomainXml| xml.text().to_owned()),
         inactive: sight.config.as_ref().map(|xml| xml.text().to_owned()),
-        kind: Kind::Standing,
+        kind: SessionKind::Standing,
         created: now(host),
-        state: JobState::Committing,
+        state: SessionState::Committing,
         held: None,
         disks,
     };
@@ -110,10 +110,10 @@ fn adopt(
 }
 
 /// The overlays that a domain has on top and no journal knows; notes where its disks are.
-fn find(host: &Host<'_>, domain: DomainId, places: &mut Places) -> Result<(Sight, Vec<DiskJob>)> {
+fn find(host: &Host<'_>, domain: DomainId, places: &mut Places) -> Result<(Sight, Vec<SessionDisk>)> {
     let sight = Sight::look(host.hypervisor, domain)?;
     let known = known(host)?;
-    let mut disks: Vec<DiskJob> = Vec::new();
+    let mut disks: Vec<SessionDisk> = Vec::new();
     for xml in [&sight.live, &sight.config, &sight.saved].into_iter().flatten() {
         for disk in &xml.disks {
             let Some(top) = path_of(host.hypervisor, &disk.image.source)? else { continue };
@@ -132,18 +132,18 @@ fn find(host: &Host<'_>, domain: DomainId, places: &mut Places) -> Result<(Sight
 }
 
 /// What can be told of a disk without a journal; nothing where the XML does not say what lies below.
-fn made_up(host: &Host<'_>, disk: &Disk, overlay: PathBuf) -> Result<Option<DiskJob>> {
+fn made_up(host: &Host<'_>, disk: &Disk, overlay: PathBuf) -> Result<Option<SessionDisk>> {
     let Some(below) = disk.backing.first() else { return Ok(None) };
     let (Some(path), Some(format)) = (path_of(host.hypervisor, &below.source)?, &below.format) else {
         return Ok(None);
     };
-    Ok(Some(DiskJob {
+    Ok(Some(SessionDisk {
         target: disk.target.clone(),
         alias: disk.alias.clone(),
-        base: Base { path, format: format.clone(), identity: None, backing: None },
+        base: BaseImage { path, format: format.clone(), identity: None, backing: None },
         overlay: Some(overlay),
         frozen: None,
-        state: DiskState::Pivoting { level: None },
+        state: UnfreezeState::Pivoting { level: None },
     }))
 }
 

@@ -12,8 +12,8 @@ use super::Host;
 use super::home::{Arrival, Homing, Notes, found};
 use super::sight::Sight;
 use virtfold_base::error::{Error, ErrorKind, Result, sentence};
-use virtfold_catalog::{Change, Job, JobState, Outcome};
-use virtfold_hypervisor::guard::Held;
+use virtfold_catalog::{FreezeSession, JournalEntry, SessionOutcome, SessionState};
+use virtfold_hypervisor::guard::GuestHold;
 use virtfold_hypervisor::{DomainId, settle};
 
 mod forgotten;
@@ -113,7 +113,7 @@ pub fn recover(host: &Host<'_>, which: Which, mode: Mode) -> Result<Vec<Recovery
 }
 
 /// One job, under its domain's lock. `None` where its own driver closed it meanwhile.
-fn locked(host: &Host<'_>, job: &Job, mode: Mode) -> Result<Option<Recovery>> {
+fn locked(host: &Host<'_>, job: &FreezeSession, mode: Mode) -> Result<Option<Recovery>> {
     let _lock = match host.journal.lock(job.domain) {
         Ok(lock) => lock,
         Err(error) if error.kind() == ErrorKind::InUse => {
@@ -128,13 +128,13 @@ fn locked(host: &Host<'_>, job: &Job, mode: Mode) -> Result<Option<Recovery>> {
 }
 
 /// One job.
-fn one(host: &Host<'_>, job: Job, mode: Mode) -> Recovery {
+fn one(host: &Host<'_>, job: FreezeSession, mode: Mode) -> Recovery {
     let mut homing = Homing::new(host, job);
     homing.domain.found = found(&homing.job);
     let ended = match (homing.job.state, mode) {
-        (JobState::Reading, _) => read_only(&mut homing, mode),
+        (SessionState::Reading, _) => read_only(&mut homing, mode),
         (_, Mode::DryRun) => plan(&mut homing).map(|()| Verdict::Planned),
-        (_, Mode::Apply) => homing.arrive(Outcome::Recovered).map(|arrival| match arrival {
+        (_, Mode::Apply) => homing.arrive(SessionOutcome::Recovered).map(|arrival| match arrival {
             Arrival::Home => Verdict::Recovered,
             Arrival::Later => Verdict::Later,
             Arrival::Undecided => Verdict::Undecided,
@@ -165,7 +165,9 @@ fn read_only(homing: &mut Homing<'_>, mode: Mode) -> Result<Verdict> {
     homing.domain.done.push("close the session; it changed nothing".to_owned());
     match mode {
         Mode::DryRun => Ok(Verdict::Planned),
-        Mode::Apply => homing.record(&[Change::Close(Outcome::Recovered)]).map(|()| Verdict::Recovered),
+        Mode::Apply => {
+            homing.record(&[JournalEntry::Close(SessionOutcome::Recovered)]).map(|()| Verdict::Recovered)
+        }
     }
 }
 
@@ -187,7 +189,7 @@ fn plan(homing: &mut Homing<'_>) -> Result<()> {
 }
 
 /// As the report has it.
-fn report(job: &Job, (domain, disks): (Notes, Vec<Notes>), verdict: Verdict) -> Recovery {
+fn report(job: &FreezeSession, (domain, disks): (Notes, Vec<Notes>), verdict: Verdict) -> Recovery {
     let disks = job.disks.iter().zip(disks).map(|(disk, notes)| DiskRecovery {
         target: disk.target.clone(),
         base: disk.base.path.display().to_string(),
@@ -212,8 +214,8 @@ impl Homing<'_> {
     /// The words of letting the guest go.
     fn plan_letting_go(&mut self, sight: &Sight) {
         match self.job.held {
-            Some(Held::Frozen) => self.domain.done.push(super::home::THAW.to_owned()),
-            Some(Held::Paused) if sight.is_paused() => {
+            Some(GuestHold::Frozen) => self.domain.done.push(super::home::THAW.to_owned()),
+            Some(GuestHold::Paused) if sight.is_paused() => {
                 self.domain.done.push(super::home::RESUME.to_owned());
             }
             _ => {}

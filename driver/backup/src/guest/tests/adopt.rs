@@ -6,7 +6,7 @@ use super::super::*;
 use super::crashes::{FATES, check, is_apart};
 use super::scene::{PLAIN, Scene, Setup};
 use virtfold_base::error::{Error, ErrorKind};
-use virtfold_catalog::{Change, JobState};
+use virtfold_catalog::{JournalEntry, SessionState};
 use virtfold_hypervisor::Start;
 use virtfold_hypervisor::simulated::{Agent, Fate, Outside};
 
@@ -49,7 +49,7 @@ fn the_copy_goes_on_and_the_guest_comes_home() {
         assert_eq!(thawed.value, seen, "{setup:?}: another moment");
         scene.is_home(Some(scene.expected())).unwrap();
         let ends: Vec<_> = scene.journal.entries().closed.iter().map(|(_, end)| *end).collect();
-        assert_eq!(ends, [virtfold_catalog::Outcome::Copied]);
+        assert_eq!(ends, [virtfold_catalog::SessionOutcome::Copied]);
         assert!(take_over(&scene).is_none(), "there is nothing more to take over");
     }
 }
@@ -59,14 +59,14 @@ fn the_copy_goes_on_and_the_guest_comes_home() {
 fn only_a_job_whose_bases_are_being_read_is_taken_over() {
     let (scene, _) = dies_in_the_copy(PLAIN);
     let job = scene.journal.open_jobs(None).unwrap().remove(0);
-    for state in [JobState::Planned, JobState::ReadDone, JobState::Committing] {
+    for state in [SessionState::Planned, SessionState::ReadDone, SessionState::Committing] {
         let scene = scene.fork();
-        scene.journal.record(job.id, &[Change::State(state)]).unwrap();
+        scene.journal.record(job.id, &[JournalEntry::State(state)]).unwrap();
         assert!(take_over(&scene).is_none(), "{state:?}");
         scene.recover();
         scene.is_home(Some(scene.expected())).unwrap();
     }
-    scene.journal.record(job.id, &[Change::Held(Some(Held::Paused))]).unwrap();
+    scene.journal.record(job.id, &[JournalEntry::Held(Some(GuestHold::Paused))]).unwrap();
     assert!(take_over(&scene).is_none());
 }
 

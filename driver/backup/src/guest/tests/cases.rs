@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::super::*;
 use super::scene::{PLAIN, Scene, Setup};
 use virtfold_base::error::{Error, ErrorKind, sentence};
-use virtfold_catalog::{Catalog, JobState};
+use virtfold_catalog::{Catalog, SessionState};
 use virtfold_hypervisor::simulated::{Agent, Fate, Operation, Outside, Point, Room, SimImage, SimSpec, When};
 use virtfold_hypervisor::{CommitBase, CommitRequest, Persistence, Run, Start};
 
@@ -222,7 +222,7 @@ fn a_persons_snapshot_on_top_is_left_alone_until_it_is_merged() {
     scene.world.commit(scene.id, &request).unwrap();
     scene.world.suspend(scene.id).unwrap();
     while !scene.world.block_job(scene.id, "vda").unwrap().unwrap().is_level() {}
-    scene.world.end_block_job(scene.id, "vda", virtfold_hypervisor::JobEnd::Pivot).unwrap();
+    scene.world.end_block_job(scene.id, "vda", virtfold_hypervisor::BlockJobEnd::Pivot).unwrap();
     scene.world.resume(scene.id).unwrap();
     let user = PathBuf::from("/overlays/0.qcow2.virtfold-00000007.overlay.user");
     scene.world.remove(&user).unwrap();
@@ -477,7 +477,7 @@ fn the_catalog_carries_a_job_over() {
     let request = scene.request();
     let error = frozen(&host, &request, &Control::default(), |_| {
         let open = catalog.open_jobs(Some(scene.id)).unwrap();
-        assert_eq!((open.len(), open[0].state), (1, JobState::Snapshotted));
+        assert_eq!((open.len(), open[0].state), (1, SessionState::Snapshotted));
         scene.world.kill_driver();
         Err::<(), _>(Error::new(ErrorKind::Interrupted, "killed"))
     });

@@ -3,7 +3,7 @@
 use super::super::*;
 use super::scene::{PLAIN, Scene, target};
 use virtfold_base::error::ErrorKind;
-use virtfold_catalog::Outcome as Ended;
+use virtfold_catalog::SessionOutcome as Ended;
 use virtfold_hypervisor::simulated::{Fate, Outside, SimImage};
 
 fn scene() -> Scene {

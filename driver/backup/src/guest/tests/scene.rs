@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::super::*;
 use virtfold_base::error::{Error, ErrorKind};
-use virtfold_catalog::{Change, DiskState, Job, Locked, Outcome as Ended};
+use virtfold_catalog::{DomainLock, FreezeSession, JournalEntry, SessionOutcome as Ended, UnfreezeState};
 use virtfold_hypervisor::domain_xml::DomainXml;
 use virtfold_hypervisor::guard;
 use virtfold_hypervisor::simulated::{Agent, Fate, Point, SimImage, SimSpec, Simulated};
@@ -27,8 +27,8 @@ pub(super) struct Memory {
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Entries {
-    open: Vec<Job>,
-    pub(super) closed: Vec<(Job, Ended)>,
+    open: Vec<FreezeSession>,
+    pub(super) closed: Vec<(FreezeSession, Ended)>,
     /// Writes so far, and the one after which the driver dies.
     writes: u64,
     last: Option<u64>,
@@ -38,7 +38,7 @@ pub(super) struct Entries {
 #[derive(Debug)]
 struct MemoryLock(Arc<Mutex<Entries>>, DomainId);
 
-impl Locked for MemoryLock {}
+impl DomainLock for MemoryLock {}
 
 impl Drop for MemoryLock {
     fn drop(&mut self) {
@@ -84,36 +84,36 @@ impl Memory {
 }
 
 impl Journal for Memory {
-    fn lock(&self, domain: DomainId) -> Result<Box<dyn Locked>> {
+    fn lock(&self, domain: DomainId) -> Result<Box<dyn DomainLock>> {
         if !self.entries().locked.insert(domain) {
             return Err(Error::new(ErrorKind::InUse, "process 1 of virtfold is working"));
         }
         Ok(Box::new(MemoryLock(Arc::clone(&self.state), domain)))
     }
 
-    fn begin(&self, job: &Job) -> Result<()> {
+    fn begin(&self, job: &FreezeSession) -> Result<()> {
         self.write(|entries| {
             entries.open.push(job.clone());
             Ok(())
         })
     }
 
-    fn record(&self, id: Uuid, changes: &[Change]) -> Result<()> {
+    fn record(&self, id: Uuid, changes: &[JournalEntry]) -> Result<()> {
         self.write(|entries| {
             let index = entries.open.iter().position(|j| j.id == id);
             let index = index.ok_or_else(|| Error::new(ErrorKind::Io, "no such open job"))?;
             let job = &mut entries.open[index];
             for change in changes {
                 match change {
-                    Change::State(state) => job.state = *state,
-                    Change::Held(held) => job.held = *held,
-                    Change::Frozen { target, mark } => {
+                    JournalEntry::State(state) => job.state = *state,
+                    JournalEntry::Held(held) => job.held = *held,
+                    JournalEntry::Frozen { target, mark } => {
                         job.disks.iter_mut().find(|d| d.target == *target).unwrap().frozen = Some(*mark);
                     }
-                    Change::Disk { target, state } => {
+                    JournalEntry::Disk { target, state } => {
                         job.disks.iter_mut().find(|d| d.target == *target).unwrap().state = *state;
                     }
-                    Change::Close(outcome) => {
+                    JournalEntry::Close(outcome) => {
                         let job = entries.open.remove(index);
                         entries.closed.push((job, *outcome));
                         return Ok(());
@@ -124,7 +124,7 @@ impl Journal for Memory {
         })
     }
 
-    fn open_jobs(&self, domain: Option<DomainId>) -> Result<Vec<Job>> {
+    fn open_jobs(&self, domain: Option<DomainId>) -> Result<Vec<FreezeSession>> {
         let entries = self.entries();
         Ok(entries.open.iter().filter(|j| domain.is_none_or(|d| d == j.domain)).cloned().collect())
     }
@@ -134,7 +134,7 @@ impl Journal for Memory {
 #[derive(Clone, Debug)]
 pub(super) struct TestGuard {
     world: Simulated,
-    armed: Arc<Mutex<Option<Held>>>,
+    armed: Arc<Mutex<Option<GuestHold>>>,
 }
 
 impl TestGuard {
@@ -143,14 +143,14 @@ impl TestGuard {
     }
 }
 
-impl StartGuard for TestGuard {
-    fn start(&self, _domain: DomainId) -> Result<Box<dyn Sentry>> {
+impl StartWatchdog for TestGuard {
+    fn start(&self, _domain: DomainId) -> Result<Box<dyn Watchdog>> {
         Ok(Box::new(self.clone()))
     }
 }
 
-impl Sentry for TestGuard {
-    fn arm(&mut self, held: Held, _budget: Duration) -> Result<()> {
+impl Watchdog for TestGuard {
+    fn arm(&mut self, held: GuestHold, _budget: Duration) -> Result<()> {
         if self.world.is_dead() {
             return Err(Error::new(ErrorKind::Interrupted, "the driver was killed here"));
         }
@@ -158,11 +158,11 @@ impl Sentry for TestGuard {
         Ok(())
     }
 
-    fn disarm(&mut self) -> Result<Outcome> {
+    fn disarm(&mut self) -> Result<WatchdogOutcome> {
         if !self.world.is_dead() {
             *self.armed.lock().unwrap() = None;
         }
-        Ok(Outcome::InTime)
+        Ok(WatchdogOutcome::InTime)
     }
 }
 
@@ -255,7 +255,7 @@ impl Scene {
             let format = "qcow2".to_owned();
             let backing = Some((golden(), "qcow2".to_owned()));
             let identity = self.world.identity(&base).unwrap();
-            let base = Base { path: base, format, identity, backing };
+            let base = BaseImage { path: base, format, identity, backing };
             FreezeDisk { target: target(n), alias: format!("virtio-disk{n}"), base, overlay }
         });
         FreezeRequest {
@@ -377,7 +377,7 @@ impl Scene {
         let marks = jobs.iter().flat_map(|job| &job.disks).map(|disk| {
             let overlay = disk.overlay.as_deref().unwrap();
             let now = self.world.mark(overlay).unwrap();
-            let level = matches!(disk.state, DiskState::Pivoting { level } if level == now);
+            let level = matches!(disk.state, UnfreezeState::Pivoting { level } if level == now);
             let empty = self.world.image(overlay).is_some_and(|i| i.writes.is_empty());
             (std::mem::discriminant(&disk.state), level, empty, self.world.image_use(overlay).unwrap())
         });
