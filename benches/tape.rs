@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 use virtfold::archive::stream::{Cancel, Compression};
 use virtfold::backup::Control;
 use virtfold::backup::backup::{BackupRequest, ImageSpec, run_to};
-use virtfold::image::{Format, Use};
+use virtfold::image::{Format, ImageAccess};
 use virtfold::medium::tape::{
-    NewLabel, NoChanger, NoLedger, Overwrite, SimulatedDrive, TapeBlock, TapeCare, TapeMedium, TapeSetup,
+    NewLabel, NoChanger, NoTapeCatalog, Overwrite, SimulatedDrive, TapeBlock, TapeMedium, TapeWriteOptions,
+    VolumeAdmin,
 };
 use virtfold::medium::{FileMedium, Location};
 use virtfold::table::Layout;
@@ -46,8 +47,8 @@ fn request(image: &Path) -> BackupRequest {
         block_size: None,
         detect_zeroes: virtfold::backup::backup::DetectZeroes::default(),
         limit_rate: None,
-        usage: Use::Frozen,
-        containers: virtfold::backup::backup::Containers::Refuse,
+        usage: ImageAccess::Frozen,
+        containers: virtfold::backup::backup::RawHeaderCheck::Refuse,
         workers: 2,
     }
 }
@@ -67,7 +68,7 @@ fn to_file(request: &BackupRequest, folder: &Path) -> f64 {
 
 fn to_tape(request: &BackupRequest, mib: u64) -> (f64, u64) {
     let drive = SimulatedDrive::with_tapes(1, (mib << 20) * 2);
-    let care = TapeCare::new(Box::new(drive.clone()), &NoLedger, Duration::ZERO, Cancel::default());
+    let care = VolumeAdmin::new(Box::new(drive.clone()), &NoTapeCatalog, Duration::ZERO, Cancel::default());
     let new = NewLabel {
         label: "BENCH".to_owned(),
         pool: "default".to_owned(),
@@ -77,10 +78,10 @@ fn to_tape(request: &BackupRequest, mib: u64) -> (f64, u64) {
     care.label(&new, Overwrite::Refuse).unwrap();
     let block = TapeBlock::default().get();
     drive.reserve(usize::try_from(mib << 20).unwrap() / block + 64, block);
-    let setup = TapeSetup {
+    let setup = TapeWriteOptions {
         drive: Box::new(drive),
         changer: Box::new(NoChanger),
-        ledger: Arc::new(NoLedger),
+        ledger: Arc::new(NoTapeCatalog),
         pool: None,
         ring: 64 << 20,
         commit_every: 64 << 30,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 use virtfold::backup::Control;
 use virtfold::backup::guest::WatchdogProcess;
-use virtfold::backup::guest::{FreezeDisk, FreezeRequest, Frozen, Host, Pace, Quiesce, frozen};
+use virtfold::backup::guest::{FreezeDisk, FreezeRequest, FreezeTimings, Frozen, Host, Quiesce, frozen};
 use virtfold::catalog::{
     BaseImage, Catalog, DomainLock, FreezeSession, Journal, JournalEntry, SessionState, UnfreezeState,
 };
@@ -75,7 +75,7 @@ fn run(lab: &Lab, guest: &Guest<'_>, copy: impl FnOnce(&Frozen)) -> Vec<(Phase, 
         files: &LocalFiles,
         journal: &journal,
         guard: &guards,
-        pace: Pace::default(),
+        pace: FreezeTimings::default(),
     };
     let id = libvirt.lookup(guest.name()).unwrap().id;
     let request = request(&libvirt, id);

@@ -15,7 +15,7 @@ use crate::values::{Glob, MediumKind, Name};
 
 /// Something that has no effect.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Advice {
+pub struct IneffectiveSetting {
     /// Where the key stands.
     pub place: Place,
     /// The job.
@@ -26,7 +26,7 @@ pub struct Advice {
     pub message: String,
 }
 
-impl fmt::Display for Advice {
+impl fmt::Display for IneffectiveSetting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: `{}`: {}", self.place, self.key, self.message)
     }
@@ -51,7 +51,7 @@ impl Domains {
 impl Config {
     /// What has no effect; `host` is all domains of this host, where they are known. Jobs that are switched
     /// off are passed over.
-    pub fn advice(&self, host: Option<&[Seen<'_>]>) -> Vec<Advice> {
+    pub fn advice(&self, host: Option<&[Seen<'_>]>) -> Vec<IneffectiveSetting> {
         let mut all = Vec::new();
         for (name, job) in self.jobs.iter().filter(|(_, job)| job.enabled) {
             if let Some(host) = host {
@@ -64,13 +64,13 @@ impl Config {
         all
     }
 
-    fn advise(&self, job: &Name, keys: &[&str], message: String, all: &mut Vec<Advice>) {
+    fn advise(&self, job: &Name, keys: &[&str], message: String, all: &mut Vec<IneffectiveSetting>) {
         let path = [&["jobs", job.as_str()], keys].concat();
         let (place, key) = (place(self, &path), path.join("."));
-        all.push(Advice { place, job: job.to_string(), key, message });
+        all.push(IneffectiveSetting { place, job: job.to_string(), key, message });
     }
 
-    fn selection(&self, (name, job): (&Name, &Job), host: &[Seen<'_>], all: &mut Vec<Advice>) {
+    fn selection(&self, (name, job): (&Name, &Job), host: &[Seen<'_>], all: &mut Vec<IneffectiveSetting>) {
         let before = all.len();
         for glob in job.domains.names.iter().filter_map(Glob::literal) {
             if host.iter().any(|domain| domain.name == glob) {
@@ -89,7 +89,7 @@ impl Config {
         }
     }
 
-    fn keep(&self, (name, job): (&Name, &Job), host: Option<&[Seen<'_>]>, all: &mut Vec<Advice>) {
+    fn keep(&self, (name, job): (&Name, &Job), host: Option<&[Seen<'_>]>, all: &mut Vec<IneffectiveSetting>) {
         let media = job.to.iter().filter_map(|medium| self.media.get_key_value(medium));
         let media: Vec<&Name> =
             media.filter(|(_, medium)| medium.to.kind() != MediumKind::Tape).map(|(name, _)| name).collect();

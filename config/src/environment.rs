@@ -9,7 +9,7 @@ use std::path::Path;
 
 use crate::error::ConfigError;
 use crate::keys::Medium;
-use crate::load::{Others, read_file, refused};
+use crate::load::{OthersAccess, read_file, refused};
 
 /// The most variables of a file.
 const MAX: usize = 1000;
@@ -29,7 +29,7 @@ impl Environment {
     /// # Errors
     /// It can't be read, others may read or write it, or a line is no variable.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = read_file(path, Others::Nothing)?;
+        let text = read_file(path, OthersAccess::Nothing)?;
         let mut all: Vec<(String, String)> = Vec::new();
         for (number, line) in (1..).zip(text.lines()) {
             let line = line.trim();

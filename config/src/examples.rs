@@ -1,7 +1,7 @@
 //! How a thing is written that was written otherwise: the word of other tools that means a key, a section in the place of a single value,
 //! quotes where YAML needs them. An example is made of what stands there, as far as that is short and plain.
 
-use crate::tree::Node;
+use crate::tree::YamlNode;
 
 /// Words of other tools and of everyday speech, and the keys that they mean.
 const SYNONYMS: &[(&str, &[&str])] = &[
@@ -101,14 +101,14 @@ pub(crate) fn in_section(path: &[String], value: Option<&str>) -> Option<String>
 }
 
 /// A single value, or a list of them, as it may stand in an example.
-pub(crate) fn plain(value: &Node) -> Option<String> {
+pub(crate) fn plain(value: &YamlNode) -> Option<String> {
     let text = match value {
-        Node::Text(text) => quoted(text)?,
-        Node::Unsigned(number) => number.to_string(),
-        Node::List(items) => {
+        YamlNode::Text(text) => quoted(text)?,
+        YamlNode::Unsigned(number) => number.to_string(),
+        YamlNode::List(items) => {
             let items: Option<Vec<String>> = items
                 .iter()
-                .map(|item| if matches!(item, Node::List(_)) { None } else { plain(item) })
+                .map(|item| if matches!(item, YamlNode::List(_)) { None } else { plain(item) })
                 .collect();
             format!("[{}]", items?.join(", "))
         }

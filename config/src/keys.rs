@@ -19,8 +19,8 @@ pub use self::media::Medium;
 pub use self::service::Service;
 use crate::error::Place;
 use crate::values::{
-    BlockSize, Compression, DetectZeroes, FilePath, Layout, Name, Pause, Quiesce, Rate, RecipientList, Room,
-    Version, Workers,
+    BlockSize, ByteRate, Compression, DetectZeroes, FilePath, Layout, Name, Pause, Quiesce, RecipientList,
+    Room, Version, Workers,
 };
 
 /// The configuration of virtfold.
@@ -88,7 +88,7 @@ pub struct Defaults {
     /// tells where zeros are.
     pub detect_zeroes: Option<DetectZeroes>,
     /// The most bytes of an archive that are written in a second. Not set: no limit.
-    pub limit_rate: Option<Rate>,
+    pub limit_rate: Option<ByteRate>,
     /// Threads that read, digest and compress. Not set: one for each processor.
     pub workers: Option<Workers>,
     /// Whether the agent in a running guest makes its file systems clean before a backup.

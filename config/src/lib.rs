@@ -38,7 +38,7 @@ mod suggest;
 mod tree;
 mod typed;
 
-pub use advice::{Advice, Seen};
+pub use advice::{IneffectiveSetting, Seen};
 pub use environment::Environment;
 pub use error::{ConfigError, Place};
 pub use keys::{Config, Defaults, Job, Medium, ResolvedJob, Service, Settings};
@@ -47,7 +47,7 @@ pub use reference::{man_page, reference, schema};
 pub use schedule::Schedule;
 pub use show::{Origin, Shown};
 pub use values::{
-    Attempts, BlockSize, CommandLine, Compression, Concurrency, Count, DetectZeroes, FilePath, Glob,
-    Interval, Kind, Layout, List, LoopbackAddress, MediumAddress, MediumKind, Name, Pause, Quiesce, Rate,
+    Attempts, BlockSize, ByteRate, CommandLine, Compression, Concurrency, Count, DetectZeroes, FilePath,
+    Glob, Interval, Kind, Layout, List, LoopbackAddress, MediumAddress, MediumKind, Name, Pause, Quiesce,
     RecipientList, Room, Text, Trigger, Version, When, Window, Workers, parse_size,
 };

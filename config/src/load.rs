@@ -16,7 +16,7 @@ use serde::Deserialize;
 use crate::check;
 use crate::error::{ConfigError, Place};
 use crate::keys::{Config, Origins};
-use crate::tree::{self, Child, Node};
+use crate::tree::{self, Child, YamlNode};
 use std::collections::BTreeMap;
 
 /// The largest file, bytes.
@@ -29,9 +29,9 @@ pub const MAX_FILES: usize = 1000;
 /// # Errors
 /// The first thing that is wrong; see [`ConfigError`].
 pub fn load(path: &Path) -> Result<Config, ConfigError> {
-    let mut texts = vec![(Arc::from(path), read_file(path, Others::MayRead)?)];
+    let mut texts = vec![(Arc::from(path), read_file(path, OthersAccess::MayRead)?)];
     for extra in conf_d(&path.with_file_name("conf.d"))? {
-        let text = read_file(&extra, Others::MayRead)?;
+        let text = read_file(&extra, OthersAccess::MayRead)?;
         texts.push((Arc::from(extra), text));
     }
     build(&texts)
@@ -49,8 +49,8 @@ fn build(texts: &[(Arc<Path>, String)]) -> Result<Config, ConfigError> {
     let mut root = BTreeMap::new();
     for (file, text) in texts {
         match tree::read(text, file)? {
-            Node::Map(children) => tree::unite(&mut root, children, &mut Vec::new())?,
-            Node::Null => {}
+            YamlNode::Map(children) => tree::unite(&mut root, children, &mut Vec::new())?,
+            YamlNode::Null => {}
             _ => {
                 let message = "a configuration is a section of keys, such as `version: 1`".to_owned();
                 return Err(ConfigError::BadValue {
@@ -66,11 +66,11 @@ fn build(texts: &[(Arc<Path>, String)]) -> Result<Config, ConfigError> {
     // A later version may have other keys: say that first.
     if let Some(version) = root.get("version") {
         let only = BTreeMap::from([("version".to_owned(), version.clone())]);
-        Config::deserialize(Node::Map(only)).map_err(|fault| fault.finish(whole()))?;
+        Config::deserialize(YamlNode::Map(only)).map_err(|fault| fault.finish(whole()))?;
     }
     let mut origins = Origins::new();
     collect_origins(&root, &mut Vec::new(), &mut origins);
-    let mut config = Config::deserialize(Node::Map(root)).map_err(|fault| fault.finish(whole()))?;
+    let mut config = Config::deserialize(YamlNode::Map(root)).map_err(|fault| fault.finish(whole()))?;
     config.origins = origins;
     check::check(&config)?;
     Ok(config)
@@ -84,7 +84,7 @@ fn collect_origins(children: &BTreeMap<String, Child>, path: &mut Vec<String>, o
     for (key, child) in children {
         path.push(key.clone());
         out.insert(path.clone(), child.place.clone());
-        if let Node::Map(inner) = &child.value {
+        if let YamlNode::Map(inner) = &child.value {
             collect_origins(inner, path, out);
         }
         path.pop();
@@ -97,7 +97,7 @@ fn conf_d(dir: &Path) -> Result<Vec<PathBuf>, ConfigError> {
     match fs::metadata(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(unreadable(error)),
-        Ok(metadata) => check_mode(dir, &metadata, Others::MayRead)?,
+        Ok(metadata) => check_mode(dir, &metadata, OthersAccess::MayRead)?,
     }
     let mut files = Vec::new();
     for (count, entry) in fs::read_dir(dir).map_err(unreadable)?.enumerate() {
@@ -121,7 +121,7 @@ fn conf_d(dir: &Path) -> Result<Vec<PathBuf>, ConfigError> {
 
 /// What others than owner and group may do with a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Others {
+pub(crate) enum OthersAccess {
     /// Read it.
     MayRead,
     /// Nothing: it holds secrets.
@@ -129,7 +129,7 @@ pub(crate) enum Others {
 }
 
 /// Reads a regular file of bounded size, as UTF-8.
-pub(crate) fn read_file(path: &Path, others: Others) -> Result<String, ConfigError> {
+pub(crate) fn read_file(path: &Path, others: OthersAccess) -> Result<String, ConfigError> {
     let unreadable = |source| ConfigError::Unreadable { path: path.to_owned(), source };
     // Opening a pipe would wait for its writer, so the kind is looked at first, and again when open.
     check_kind(path, &fs::metadata(path).map_err(unreadable)?)?;
@@ -153,9 +153,9 @@ fn check_kind(path: &Path, metadata: &Metadata) -> Result<(), ConfigError> {
     if metadata.is_file() { Ok(()) } else { Err(refused(path, "is not a regular file".to_owned())) }
 }
 
-fn check_mode(path: &Path, metadata: &Metadata, others: Others) -> Result<(), ConfigError> {
+fn check_mode(path: &Path, metadata: &Metadata, others: OthersAccess) -> Result<(), ConfigError> {
     let file = path.display();
-    if others == Others::Nothing && metadata.mode() & 0o007 != 0 {
+    if others == OthersAccess::Nothing && metadata.mode() & 0o007 != 0 {
         return Err(refused(
             path,
             format!("may be read or written by everybody, and holds secrets; do 'chmod o= {file}'"),

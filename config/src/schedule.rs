@@ -31,11 +31,11 @@ use self::calendar::Calendar;
 #[derive(Clone, Debug)]
 pub struct Schedule {
     text: String,
-    rule: Rule,
+    rule: ScheduleRule,
 }
 
 #[derive(Clone, Debug)]
-enum Rule {
+enum ScheduleRule {
     /// Never by itself.
     Manual,
     /// At these times, in this zone or in the host's.
@@ -63,7 +63,7 @@ impl Schedule {
 
     /// The first time after `now` that is due; times without a zone of their own are those of `zone`.
     pub fn next_after_in(&self, now: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
-        let Rule::At(calendar, own) = &self.rule else { return None };
+        let ScheduleRule::At(calendar, own) = &self.rule else { return None };
         let zone = own.as_ref().unwrap_or(zone);
         if calendar.has_every_hour() {
             next_shown(calendar, now, zone)
@@ -74,7 +74,7 @@ impl Schedule {
 
     /// Whether it has no times: only a person starts the job.
     pub fn is_manual(&self) -> bool {
-        matches!(self.rule, Rule::Manual)
+        matches!(self.rule, ScheduleRule::Manual)
     }
 }
 

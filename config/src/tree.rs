@@ -30,14 +30,14 @@ const MAX_OPEN: usize = 128;
 
 /// A value.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Node {
+pub(crate) enum YamlNode {
     Null,
     Bool(bool),
     Unsigned(u64),
     Negative(i64),
     Float(f64),
     Text(String),
-    List(Vec<Node>),
+    List(Vec<YamlNode>),
     Map(BTreeMap<String, Child>),
 }
 
@@ -45,11 +45,11 @@ pub(crate) enum Node {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Child {
     pub(crate) place: Place,
-    pub(crate) value: Node,
+    pub(crate) value: YamlNode,
 }
 
-/// Reads `text`, the content of `file`. A document with nothing in it is [`Node::Null`].
-pub(crate) fn read(text: &str, file: &Arc<Path>) -> Result<Node, ConfigError> {
+/// Reads `text`, the content of `file`. A document with nothing in it is [`YamlNode::Null`].
+pub(crate) fn read(text: &str, file: &Arc<Path>) -> Result<YamlNode, ConfigError> {
     check_cost(text, file)?;
     let scan = Scan {
         text,
@@ -118,10 +118,10 @@ pub(crate) fn unite(
                 free.insert(child);
             }
             Entry::Occupied(mut taken) => match (&mut taken.get_mut().value, child.value) {
-                (Node::Map(ours), Node::Map(theirs)) => unite(ours, theirs, path)?,
+                (YamlNode::Map(ours), YamlNode::Map(theirs)) => unite(ours, theirs, path)?,
                 // A section whose keys are all commented out sets nothing.
-                (Node::Map(_), Node::Null) => {}
-                (ours @ Node::Null, theirs @ Node::Map(_)) => *ours = theirs,
+                (YamlNode::Map(_), YamlNode::Null) => {}
+                (ours @ YamlNode::Null, theirs @ YamlNode::Map(_)) => *ours = theirs,
                 _ => {
                     let first = taken.get().place.clone();
                     return Err(ConfigError::Twice { key: path.join("."), first, second: child.place });
@@ -172,63 +172,63 @@ impl Scan<'_> {
 struct Value<'s, 'a>(&'s Scan<'a>);
 
 impl<'de> DeserializeSeed<'de> for Value<'_, '_> {
-    type Value = Node;
+    type Value = YamlNode;
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Node, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<YamlNode, D::Error> {
         self.0.count()?;
         deserializer.deserialize_any(self)
     }
 }
 
 impl<'de> Visitor<'de> for Value<'_, '_> {
-    type Value = Node;
+    type Value = YamlNode;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a plain value, a list or a section of keys")
     }
 
-    fn visit_enum<A: EnumAccess<'de>>(self, _: A) -> Result<Node, A::Error> {
+    fn visit_enum<A: EnumAccess<'de>>(self, _: A) -> Result<YamlNode, A::Error> {
         Err(A::Error::custom("tags such as !name are not allowed"))
     }
 
-    fn visit_unit<E>(self) -> Result<Node, E> {
-        Ok(Node::Null)
+    fn visit_unit<E>(self) -> Result<YamlNode, E> {
+        Ok(YamlNode::Null)
     }
 
     /// A document with nothing in it.
-    fn visit_none<E>(self) -> Result<Node, E> {
-        Ok(Node::Null)
+    fn visit_none<E>(self) -> Result<YamlNode, E> {
+        Ok(YamlNode::Null)
     }
 
-    fn visit_bool<E>(self, value: bool) -> Result<Node, E> {
-        Ok(Node::Bool(value))
+    fn visit_bool<E>(self, value: bool) -> Result<YamlNode, E> {
+        Ok(YamlNode::Bool(value))
     }
 
-    fn visit_u64<E>(self, value: u64) -> Result<Node, E> {
-        Ok(Node::Unsigned(value))
+    fn visit_u64<E>(self, value: u64) -> Result<YamlNode, E> {
+        Ok(YamlNode::Unsigned(value))
     }
 
-    fn visit_i64<E>(self, value: i64) -> Result<Node, E> {
-        Ok(u64::try_from(value).map_or(Node::Negative(value), Node::Unsigned))
+    fn visit_i64<E>(self, value: i64) -> Result<YamlNode, E> {
+        Ok(u64::try_from(value).map_or(YamlNode::Negative(value), YamlNode::Unsigned))
     }
 
-    fn visit_f64<E>(self, value: f64) -> Result<Node, E> {
-        Ok(Node::Float(value))
+    fn visit_f64<E>(self, value: f64) -> Result<YamlNode, E> {
+        Ok(YamlNode::Float(value))
     }
 
-    fn visit_str<E>(self, value: &str) -> Result<Node, E> {
-        Ok(Node::Text(value.to_owned()))
+    fn visit_str<E>(self, value: &str) -> Result<YamlNode, E> {
+        Ok(YamlNode::Text(value.to_owned()))
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Node, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<YamlNode, A::Error> {
         let mut list = Vec::new();
         while let Some(item) = items.next_element_seed(self)? {
             list.push(item);
         }
-        Ok(Node::List(list))
+        Ok(YamlNode::List(list))
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Node, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<YamlNode, A::Error> {
         let mut map: BTreeMap<String, Child> = BTreeMap::new();
         while let Some((key, place)) = entries.next_key_seed(Key(self.0))? {
             self.0.path.borrow_mut().push(key.clone());
@@ -242,7 +242,7 @@ impl<'de> Visitor<'de> for Value<'_, '_> {
             self.0.path.borrow_mut().pop();
             map.insert(key, Child { place, value });
         }
-        Ok(Node::Map(map))
+        Ok(YamlNode::Map(map))
     }
 }
 

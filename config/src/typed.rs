@@ -20,7 +20,7 @@ use serde::forward_to_deserialize_any;
 use crate::error::{ConfigError, Place};
 use crate::examples;
 use crate::suggest::nearest;
-use crate::tree::{Child, Node};
+use crate::tree::{Child, YamlNode};
 
 /// An error on its way out of the tree.
 #[derive(Debug)]
@@ -140,7 +140,7 @@ fn said(unexpected: Unexpected<'_>) -> String {
     }
 }
 
-impl Node {
+impl YamlNode {
     /// The fault of a value that is none of some words.
     fn misfit(&self, wanted: &str, words: &[&'static str]) -> Fault {
         let message = format!("{}, but {wanted} is wanted", said(self.unexpected()));
@@ -167,7 +167,7 @@ impl Node {
     }
 }
 
-impl<'de> IntoDeserializer<'de, Fault> for Node {
+impl<'de> IntoDeserializer<'de, Fault> for YamlNode {
     type Deserializer = Self;
 
     fn into_deserializer(self) -> Self {
@@ -175,7 +175,7 @@ impl<'de> IntoDeserializer<'de, Fault> for Node {
     }
 }
 
-impl<'de> Deserializer<'de> for Node {
+impl<'de> Deserializer<'de> for YamlNode {
     type Error = Fault;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {

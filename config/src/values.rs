@@ -279,10 +279,10 @@ impl fmt::Display for BlockSize {
 
 /// Bytes a second, not zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rate(u64);
+pub struct ByteRate(u64);
 
 value!(
-    Rate,
+    ByteRate,
     "a size such as 100MiB",
     json_schema!({
         "title": "a size, not zero: bytes a second",
@@ -293,14 +293,14 @@ value!(
     })
 );
 
-impl Rate {
+impl ByteRate {
     /// Bytes a second.
     pub const fn get(self) -> u64 {
         self.0
     }
 }
 
-impl FromStr for Rate {
+impl FromStr for ByteRate {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -311,7 +311,7 @@ impl FromStr for Rate {
     }
 }
 
-impl fmt::Display for Rate {
+impl fmt::Display for ByteRate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write_size(self.0, f)
     }

@@ -44,7 +44,7 @@ pub enum Hook {
 /// What came on standard input.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "kebab-case", deny_unknown_fields)]
-pub enum Xml {
+pub enum EventXml {
     /// Nothing.
     Absent {},
     /// All of it.
@@ -60,7 +60,7 @@ pub enum Xml {
     NotText {},
 }
 
-impl Xml {
+impl EventXml {
     /// The XML that was read to its end.
     pub fn from_bytes(bytes: Vec<u8>) -> Self {
         match String::from_utf8(bytes) {
@@ -90,7 +90,7 @@ pub struct Event {
     /// More of it.
     pub extra: String,
     /// The XML of the guest or network.
-    pub xml: Xml,
+    pub xml: EventXml,
 }
 
 /// Why bytes are not an event.
@@ -107,12 +107,12 @@ impl std::error::Error for NotAnEvent {}
 
 impl Event {
     /// [`Event::at`], now.
-    pub fn now(hook: Hook, arguments: &[String], xml: Xml) -> Self {
+    pub fn now(hook: Hook, arguments: &[String], xml: EventXml) -> Self {
         Self::at(SystemTime::now(), hook, arguments, xml)
     }
 
     /// The event for which the hook was called at `time`. `arguments` are object, operation, sub-operation and extra; missing ones are `-`.
-    pub fn at(time: SystemTime, hook: Hook, arguments: &[String], xml: Xml) -> Self {
+    pub fn at(time: SystemTime, hook: Hook, arguments: &[String], xml: EventXml) -> Self {
         let argument = |i: usize| arguments.get(i).map_or_else(|| "-".to_owned(), |text| cut(text));
         let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
         Self {
@@ -136,7 +136,7 @@ impl Event {
         if bytes.len() <= MAX_FILE {
             return Ok(bytes);
         }
-        serde_json::to_vec(&Self { xml: Xml::TooLarge {}, ..self.clone() })
+        serde_json::to_vec(&Self { xml: EventXml::TooLarge {}, ..self.clone() })
     }
 
     /// Reads a file's bytes; any bytes may be given.
@@ -162,7 +162,7 @@ impl Event {
             return not("one of its arguments is too long".to_owned());
         }
         match &event.xml {
-            Xml::Whole { text } if text.len() > MAX_XML => not("its XML is too large".to_owned()),
+            EventXml::Whole { text } if text.len() > MAX_XML => not("its XML is too large".to_owned()),
             _ => Ok(event),
         }
     }
@@ -178,20 +178,20 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn event(arguments: &[String], xml: Xml) -> Event {
+    fn event(arguments: &[String], xml: EventXml) -> Event {
         Event::now(Hook::Qemu, arguments, xml)
     }
 
     proptest! {
         #[test]
         fn what_is_encoded_is_parsed(arguments in proptest::collection::vec(".{0,20}", 0..6), xml in ".{0,200}") {
-            let event = event(&arguments, Xml::from_bytes(xml.into_bytes()));
+            let event = event(&arguments, EventXml::from_bytes(xml.into_bytes()));
             prop_assert_eq!(Event::parse(&event.encode().unwrap()), Ok(event));
         }
 
         #[test]
         fn no_bytes_make_it_panic(cuts in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..9)) {
-            let mut bytes = event(&["vm".into()], Xml::from_bytes(b"<domain/>".to_vec())).encode().unwrap();
+            let mut bytes = event(&["vm".into()], EventXml::from_bytes(b"<domain/>".to_vec())).encode().unwrap();
             for (at, new) in cuts {
                 let at = at.index(bytes.len());
                 bytes[at] = new;
@@ -204,21 +204,21 @@ mod tests {
 
     #[test]
     fn bounds_hold() {
-        let long = event(&["ö".repeat(MAX_ARGUMENT)], Xml::Absent {});
+        let long = event(&["ö".repeat(MAX_ARGUMENT)], EventXml::Absent {});
         assert_eq!(long.object.len(), MAX_ARGUMENT);
         // One control character takes six bytes: such an XML does not fit and is left out.
-        let wild = event(&[], Xml::from_bytes(vec![1; MAX_XML]));
+        let wild = event(&[], EventXml::from_bytes(vec![1; MAX_XML]));
         let bytes = wild.encode().unwrap();
-        assert_eq!(Event::parse(&bytes).unwrap().xml, Xml::TooLarge {});
-        let quotes = event(&[], Xml::from_bytes(vec![b'"'; MAX_XML]));
+        assert_eq!(Event::parse(&bytes).unwrap().xml, EventXml::TooLarge {});
+        let quotes = event(&[], EventXml::from_bytes(vec![b'"'; MAX_XML]));
         assert_eq!(Event::parse(&quotes.encode().unwrap()).unwrap(), quotes);
-        assert_eq!(Xml::from_bytes(vec![b'x'; MAX_XML + 1]), Xml::TooLarge {});
+        assert_eq!(EventXml::from_bytes(vec![b'x'; MAX_XML + 1]), EventXml::TooLarge {});
         assert!(Event::parse(&vec![b' '; MAX_FILE + 1]).unwrap_err().to_string().contains("bytes"));
     }
 
     #[test]
     fn other_versions_and_unknown_keys_are_refused() {
-        let bytes = event(&[], Xml::Absent {}).encode().unwrap();
+        let bytes = event(&[], EventXml::Absent {}).encode().unwrap();
         let text = String::from_utf8(bytes).unwrap();
         let newer = text.replace("\"version\":1", "\"version\":2,\"more\":0");
         assert_eq!(

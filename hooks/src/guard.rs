@@ -26,7 +26,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use serde::{Deserialize, Serialize};
 
-use crate::Whose;
+use crate::HookOwner;
 use crate::domain::{Domain, Role};
 use crate::places::named;
 
@@ -164,7 +164,7 @@ pub fn conflict_by_file<'g>(guards: &'g [LockedDisks], domain: &Domain) -> Optio
 }
 
 /// Where guards are: `$VIRTFOLD_GUARDS`, else `/run/virtfold/guards`, or a user's in his runtime directory.
-pub fn usual_path(whose: Whose) -> PathBuf {
+pub fn usual_path(whose: HookOwner) -> PathBuf {
     named("VIRTFOLD_GUARDS", || whose.runtime().join("guards"))
 }
 

@@ -18,4 +18,4 @@ pub mod spool;
 
 mod places;
 
-pub use places::Whose;
+pub use places::HookOwner;

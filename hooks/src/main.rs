@@ -25,9 +25,9 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use virtfold_hooks::Whose;
+use virtfold_hooks::HookOwner;
 use virtfold_hooks::domain::{self, Domain};
-use virtfold_hooks::event::{Event, Hook, MAX_XML, Xml};
+use virtfold_hooks::event::{Event, EventXml, Hook, MAX_XML};
 use virtfold_hooks::guard::{self, LockedDisks};
 use virtfold_hooks::nudge;
 use virtfold_hooks::spool::{self, Spool};
@@ -56,7 +56,7 @@ fn main() -> ExitCode {
             tell(&format!("{name} cannot start now: {}\n", guard.refusal()));
         }
     }
-    let xml = if ended { Xml::from_bytes(bytes) } else { Xml::Late {} };
+    let xml = if ended { EventXml::from_bytes(bytes) } else { EventXml::Late {} };
     let event = Event::at(called, hook, &arguments, xml);
     within(SPOOL_LIMIT, move || keep(&event));
     ExitCode::from(EXIT.load(Ordering::SeqCst))
@@ -104,7 +104,7 @@ fn read_input() -> (Vec<u8>, bool) {
 
 /// The guard that forbids the start of this guest.
 fn refused_by(name: &str, domain: Domain) -> Option<LockedDisks> {
-    let guards = guard::alive(&guard::usual_path(Whose::caller()));
+    let guards = guard::alive(&guard::usual_path(HookOwner::caller()));
     match guard::conflict(&guards, name, &domain) {
         Some(guard) => Some(guard.clone()),
         None if guards.is_empty() => None,
@@ -119,8 +119,8 @@ fn tell(text: &str) {
 
 /// Spools the event and wakes the service; either may fail, and nobody here could do anything about it.
 fn keep(event: &Event) {
-    drop(Spool::at(spool::usual_path(Whose::caller())).put(event));
-    drop(nudge::nudge(&nudge::usual_path(Whose::caller())));
+    drop(Spool::at(spool::usual_path(HookOwner::caller())).put(event));
+    drop(nudge::nudge(&nudge::usual_path(HookOwner::caller())));
 }
 
 /// Runs `work` on a thread and waits so long for its result. The process does not wait for a thread that is late.

@@ -5,11 +5,11 @@ use std::io;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 
-use crate::Whose;
+use crate::HookOwner;
 use crate::places::named;
 
 /// Where the service listens: `$VIRTFOLD_SOCKET`, else `/run/virtfold/events.sock`, or a user's in his runtime directory.
-pub fn usual_path(whose: Whose) -> PathBuf {
+pub fn usual_path(whose: HookOwner) -> PathBuf {
     named("VIRTFOLD_SOCKET", || whose.runtime().join("events.sock"))
 }
 

@@ -7,14 +7,14 @@ use nix::unistd::geteuid;
 
 /// Whose libvirt it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Whose {
+pub enum HookOwner {
     /// The host's (`qemu:///system`), also for root.
     System,
     /// This user's (`qemu:///session`).
     User,
 }
 
-impl Whose {
+impl HookOwner {
     /// That of a program which libvirt itself has called.
     pub fn caller() -> Self {
         if geteuid().is_root() { Self::System } else { Self::User }
@@ -55,12 +55,12 @@ mod tests {
         let run = tempfile::tempdir().unwrap();
         let said = || Some(PathBuf::from("/somewhere"));
         let usual = run.path().join("user").join(geteuid().to_string());
-        assert_eq!(Whose::System.runtime_in(run.path(), said()), run.path().join("virtfold"));
-        assert_eq!(Whose::User.runtime_in(run.path(), said()), Path::new("/somewhere/virtfold"));
-        assert_eq!(Whose::User.runtime_in(run.path(), None), usual.join("virtfold"));
-        assert_eq!(Whose::User.runtime_in(run.path(), Some("relative".into())), usual.join("virtfold"));
+        assert_eq!(HookOwner::System.runtime_in(run.path(), said()), run.path().join("virtfold"));
+        assert_eq!(HookOwner::User.runtime_in(run.path(), said()), Path::new("/somewhere/virtfold"));
+        assert_eq!(HookOwner::User.runtime_in(run.path(), None), usual.join("virtfold"));
+        assert_eq!(HookOwner::User.runtime_in(run.path(), Some("relative".into())), usual.join("virtfold"));
         std::fs::create_dir_all(&usual).unwrap();
-        assert_eq!(Whose::User.runtime_in(run.path(), said()), usual.join("virtfold"));
+        assert_eq!(HookOwner::User.runtime_in(run.path(), said()), usual.join("virtfold"));
     }
 
     #[test]
@@ -71,9 +71,9 @@ mod tests {
             "qemu:///system?mode=direct",
             "/session?x/system",
         ] {
-            assert!(Whose::of(uri) == Whose::System || uri.starts_with("/session"), "{uri}");
+            assert!(HookOwner::of(uri) == HookOwner::System || uri.starts_with("/session"), "{uri}");
         }
-        assert_eq!(Whose::of("qemu:///session"), Whose::caller());
-        assert_eq!(Whose::of("qemu+unix:///session?socket=/x/system"), Whose::caller());
+        assert_eq!(HookOwner::of("qemu:///session"), HookOwner::caller());
+        assert_eq!(HookOwner::of("qemu+unix:///session?socket=/x/system"), HookOwner::caller());
     }
 }

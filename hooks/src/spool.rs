@@ -24,14 +24,14 @@ mod read;
 #[cfg(test)]
 mod tests;
 
-pub use read::{Batch, Quarantined, Spooled};
+pub use read::{Batch, QuarantinedFile, SpooledEvent};
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::Whose;
+use crate::HookOwner;
 use crate::event::Event;
 use crate::places::named;
 
@@ -59,7 +59,7 @@ impl Default for Limits {
 
 /// What became of an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Put {
+pub enum SpoolOutcome {
     /// It is in the file of this name.
     Stored(String),
     /// The spool is full; the event was counted.
@@ -74,10 +74,10 @@ pub struct Spool {
 }
 
 /// Where the spool is: `$VIRTFOLD_SPOOL`, else `/var/spool/virtfold/events`, or a user's in his runtime directory.
-pub fn usual_path(whose: Whose) -> PathBuf {
+pub fn usual_path(whose: HookOwner) -> PathBuf {
     named("VIRTFOLD_SPOOL", || match whose {
-        Whose::System => "/var/spool/virtfold/events".into(),
-        Whose::User => whose.runtime().join("events"),
+        HookOwner::System => "/var/spool/virtfold/events".into(),
+        HookOwner::User => whose.runtime().join("events"),
     })
 }
 
@@ -111,15 +111,15 @@ impl Spool {
     ///
     /// # Errors
     /// When the directory is not there or can't be written; the event is then counted, if that much can be written.
-    pub fn put(&self, event: &Event) -> io::Result<Put> {
+    pub fn put(&self, event: &Event) -> io::Result<SpoolOutcome> {
         let bytes = event.encode()?;
         let name = file_name(event.time, std::process::id(), bytes.len());
         if self.is_full(bytes.len() as u64)? {
             self.count_lost()?;
-            return Ok(Put::Counted);
+            return Ok(SpoolOutcome::Counted);
         }
         match self.store(&name, &bytes) {
-            Ok(()) => Ok(Put::Stored(name)),
+            Ok(()) => Ok(SpoolOutcome::Stored(name)),
             Err(error) => {
                 // The first error is the one to tell.
                 drop(self.count_lost());

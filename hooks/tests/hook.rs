@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use virtfold_hooks::event::{Hook, MAX_XML, Xml};
+use virtfold_hooks::event::{EventXml, Hook, MAX_XML};
 use virtfold_hooks::guard::{self, LockReason, LockedDisks, StartLock};
 use virtfold_hooks::spool::{Batch, Spool};
 
@@ -100,7 +100,7 @@ fn what_libvirt_says_is_spooled_and_the_service_is_woken() {
         (event.operation.as_str(), event.sub_operation.as_str(), event.extra.as_str()),
         ("release", "end", "shutdown")
     );
-    assert_eq!(event.xml, Xml::Whole { text: XML.into() });
+    assert_eq!(event.xml, EventXml::Whole { text: XML.into() });
 }
 
 #[test]
@@ -114,7 +114,7 @@ fn the_path_it_is_called_as_tells_which_hook_it_is() {
         host.environment(&mut command);
         assert!(command.stdin(Stdio::null()).status().unwrap().success());
         let batch = host.events();
-        assert_eq!((batch.events[0].event.hook, &batch.events[0].event.xml), (hook, &Xml::Absent {}));
+        assert_eq!((batch.events[0].event.hook, &batch.events[0].event.xml), (hook, &EventXml::Absent {}));
         host.spool().remove(&batch.events[0]).unwrap();
     }
 }
@@ -236,14 +236,14 @@ fn no_xml_however_broken_changes_the_answer() {
     let host = Host::new();
     let _guard = StartLock::hold(&host.path("guards"), &guarded("/images/other.qcow2")).unwrap();
     let giant = XML.replace("</domain>", &"x".repeat(MAX_XML));
-    let cases: [(&[u8], Xml); 5] = [
-        (b"", Xml::Absent {}),
-        (b"<domain", Xml::Whole { text: "<domain".into() }),
-        (b"\xff\xfe<\0d>", Xml::NotText {}),
-        (giant.as_bytes(), Xml::TooLarge {}),
+    let cases: [(&[u8], EventXml); 5] = [
+        (b"", EventXml::Absent {}),
+        (b"<domain", EventXml::Whole { text: "<domain".into() }),
+        (b"\xff\xfe<\0d>", EventXml::NotText {}),
+        (giant.as_bytes(), EventXml::TooLarge {}),
         (
             b"</x><domain><devices><disk><source file=",
-            Xml::Whole { text: "</x><domain><devices><disk><source file=".into() },
+            EventXml::Whole { text: "</x><domain><devices><disk><source file=".into() },
         ),
     ];
     for (xml, kept) in cases {
@@ -265,7 +265,7 @@ fn an_input_that_does_not_end_is_given_up_and_its_disks_still_count() {
     let started = Instant::now();
     silent(&child.wait_with_output().unwrap());
     assert!(started.elapsed() < Duration::from_secs(5));
-    assert_eq!(host.events().events[0].event.xml, Xml::Late {});
+    assert_eq!(host.events().events[0].event.xml, EventXml::Late {});
     let _guard = StartLock::hold(&host.path("guards"), &guarded("/images/vm1.qcow2")).unwrap();
     let mut child = host.start(&["vm1", "prepare", "begin", "-"]);
     let mut input = child.stdin.take().unwrap();

@@ -12,8 +12,8 @@ use crate::lab::{Guest, GuestSpec, Lab};
 use virtfold::archive::manifest::Subject;
 use virtfold::archive::stream::Compression;
 use virtfold::backup::Control;
-use virtfold::backup::attachments::{GuestXml, LibvirtPlaces, gather};
-use virtfold::backup::backup::{Manner, Material, write};
+use virtfold::backup::attachments::{GuestXml, LibvirtDirectories, gather};
+use virtfold::backup::backup::{ArchiveOptions, BackupInput, write};
 use virtfold::hypervisor::domain_xml::DomainXml;
 use virtfold::hypervisor::libvirt::{Libvirt, LocalUri};
 use virtfold::hypervisor::{Config, Hypervisor};
@@ -50,8 +50,8 @@ fn backup(guest: &Guest<'_>) -> PathBuf {
     archives[0].clone()
 }
 
-fn places(lab: &Lab) -> LibvirtPlaces {
-    LibvirtPlaces::system(&lab.folder().join("lib"))
+fn places(lab: &Lab) -> LibvirtDirectories {
+    LibvirtDirectories::system(&lab.folder().join("lib"))
 }
 
 fn xml(lab: &Lab, name: &str, config: Config) -> DomainXml {
@@ -74,9 +74,9 @@ fn archive_with(guest: &Guest<'_>, inactive: &DomainXml, name: &str) -> PathBuf 
         (crate::lab::guest::target(number), image)
     });
     let subject = Subject::Domain { name: guest.name().to_owned(), uuid: inactive.id.map(|id| id.0) };
-    let material = Material { subject, freeze: None, attachments, disks: images.collect() };
+    let material = BackupInput { subject, freeze: None, attachments, disks: images.collect() };
     let compression = Compression::Zstd { level: 1 };
-    let manner = Manner {
+    let manner = ArchiveOptions {
         compression,
         encrypt_to: None,
         layout: Layout::Compact,

@@ -10,7 +10,9 @@ use virtfold::hypervisor::domain_xml::DomainXml;
 use virtfold::hypervisor::domain_xml::edit::Editor;
 use virtfold::hypervisor::host::{HostFiles, ImageUse, LocalFiles};
 use virtfold::hypervisor::libvirt::{Libvirt, LocalUri};
-use virtfold::hypervisor::simulated::{Agent, Fate, Operation, Point, SimImage, SimSpec, Simulated, When};
+use virtfold::hypervisor::simulated::{
+    Agent, Fate, InjectionPoint, Operation, SimImage, SimSpec, Simulated, When,
+};
 use virtfold::hypervisor::{
     BlockJobEnd, BlockJobStatus, CommitBase, CommitRequest, Config, DomainId, Event, Fault, Hypervisor,
     Paused, Quiesce, Run, SnapshotRequest, Start, code, guard,
@@ -235,7 +237,7 @@ fn the_simulated_one_conforms() {
     let restart = || {
         let mut once = true;
         world.on_point(move |point| {
-            let now = once && point == (Point { operation: Operation::Read, when: When::Before });
+            let now = once && point == (InjectionPoint { operation: Operation::Read, when: When::Before });
             once &= !now;
             if now { Fate::KillLibvirtd } else { Fate::GoOn }
         });

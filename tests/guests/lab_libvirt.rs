@@ -10,7 +10,7 @@ use virtfold::error::ErrorKind;
 use virtfold::hypervisor::domain_xml::{AgentChannel, DomainXml};
 use virtfold::hypervisor::host::{HostFiles, ImageUse, LocalFiles};
 use virtfold::hypervisor::libvirt::{Libvirt, LocalUri};
-use virtfold::hypervisor::rules::{Choice, Facts};
+use virtfold::hypervisor::rules::{DiskChoice, Facts};
 use virtfold::hypervisor::{
     Begin, BlockJobEnd, BlockJobKind, BlockJobStatus, CommitBase, CommitRequest, Config, DomainId, Event,
     Fault, Hypervisor, Lifecycle, Paused, Persistence, Quiesce, Run, SnapshotRequest, Start, code,
@@ -140,7 +140,7 @@ fn obstacles(libvirt: &Libvirt, id: DomainId) -> Vec<String> {
         qemu: &qemu,
         activity: &activity,
     };
-    facts.obstacles(|_| Choice::Wanted).iter().map(ToString::to_string).collect()
+    facts.obstacles(|_| DiskChoice::Wanted).iter().map(ToString::to_string).collect()
 }
 
 #[test]

@@ -18,18 +18,18 @@ use crate::common::{KIB, MIB};
 use virtfold::archive::layout::{Kind, Layout};
 use virtfold::archive::manifest::{self, CompressionNote, Disk, Manifest, Source, Subject};
 use virtfold::archive::stream::{Compression, DataSource, Sink, StreamOptions};
-use virtfold::archive::writer::{Contents, DiskTables, write_archive};
+use virtfold::archive::writer::{ArchiveContents, DiskTables, write_archive};
 use virtfold::backup::Control;
 use virtfold::backup::backup::{self, BackupReport, BackupRequest, ImageSpec};
 use virtfold::backup::disks::{DiskSet, FoldedDisk};
-use virtfold::backup::restore::{self, Checking, RestoreRequest, Selection};
+use virtfold::backup::restore::{self, RestoreRequest, Selection, VerifyMode};
 use virtfold::backup::target::Method;
 use virtfold::backup::verify::{self, VerifyRequest};
 use virtfold::crypt::Identities;
-use virtfold::durable::Existing;
+use virtfold::durable::Overwrite;
 use virtfold::error::{Error, ErrorKind, Result};
-use virtfold::image::{DiskImage, Format, OpenOptions, Use};
-use virtfold::medium::{Durable, FileMedium, Location, Medium};
+use virtfold::image::{DiskImage, Format, ImageAccess, OpenOptions};
+use virtfold::medium::{FileMedium, FinishedArchive, Location, Medium};
 use virtfold::units::DenseOffset;
 
 const EIO: i32 = 5;
@@ -75,8 +75,8 @@ fn request(image: &Image, compression: Compression) -> BackupRequest {
         block_size: None,
         detect_zeroes: virtfold::backup::backup::DetectZeroes::default(),
         limit_rate: None,
-        usage: Use::Checked,
-        containers: backup::Containers::Refuse,
+        usage: ImageAccess::Checked,
+        containers: backup::RawHeaderCheck::Refuse,
         workers: 2,
     }
 }
@@ -114,7 +114,7 @@ impl Sink for Faulty {
 }
 
 impl Medium for Faulty {
-    fn finish(self: Box<Self>) -> Result<Durable> {
+    fn finish(self: Box<Self>) -> Result<FinishedArchive> {
         if self.at == Some(self.writes.load(Ordering::Relaxed)) {
             return Err(Error::io("the medium fails to sync", io::Error::from_raw_os_error(self.errno)));
         }
@@ -260,7 +260,7 @@ fn write_failing(
         progress: Arc::default(),
     };
     let disks: Vec<&dyn DiskTables> = vec![disk];
-    let contents = Contents { head: &head, attachments: &[], disks, data: &data };
+    let contents = ArchiveContents { head: &head, attachments: &[], disks, data: &data };
     let mut medium = Box::new(FileMedium::create(archive)?);
     write_archive(&contents, medium.as_mut(), &options)?;
     medium.finish()?;
@@ -331,8 +331,8 @@ fn restore_request(target: &Path, format: Format, method: Method) -> RestoreRequ
         format: Some(format),
         method,
         cluster_size: None,
-        existing: Existing::Keep,
-        checking: Checking::All,
+        existing: Overwrite::Keep,
+        checking: VerifyMode::All,
         workers: 2,
     }
 }

@@ -21,7 +21,7 @@ use qcow2_rs::helpers::Qcow2IoBuf;
 use qcow2_rs::utils::qcow2_setup_dev_sync;
 use virtfold::backup::disks::FoldedDisk;
 use virtfold::backup::target::{Method, Qcow2Options, TargetDisk, TargetFormat, TargetSpec};
-use virtfold::durable::Existing;
+use virtfold::durable::Overwrite;
 use virtfold::image::{DiskImage, Format, OpenOptions};
 use virtfold::table::{Layout, Run};
 use virtfold::units::GuestOffset;
@@ -103,7 +103,7 @@ fn refold(image: &Path, target: &Path) {
         path: target.to_owned(),
         format: TargetFormat::Qcow2(Qcow2Options::default()),
         method: Method::Remap,
-        existing: Existing::Keep,
+        existing: Overwrite::Keep,
     };
     let mut made = TargetDisk::open(&spec, &disk.table).unwrap();
     for run in disk.table.iter() {

@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::common::archive::{
-    Method as Way, assert_same_outside, backup, damage, restore as restored, restore_args, verify,
+    Method as BackupMode, assert_same_outside, backup, damage, restore as restored, restore_args, verify,
 };
 use crate::common::image::{Format, Image};
 use crate::common::mount::{Loop, Mount};
@@ -19,7 +19,7 @@ use crate::common::{KIB, MIB};
 use virtfold::backup::target::{
     Compat, Method, Qcow2Layout, Qcow2Options, TargetDisk, TargetFormat, TargetSpec,
 };
-use virtfold::durable::Existing;
+use virtfold::durable::Overwrite;
 use virtfold::error::{ErrorKind, Result};
 use virtfold::table::{Builder, CorrespondenceTable, Run};
 use virtfold::units::{GuestOffset, HostOffset};
@@ -75,7 +75,7 @@ fn expected(path: &Path, table: &CorrespondenceTable) -> Image {
 }
 
 fn spec(path: &Path, format: TargetFormat, method: Method) -> TargetSpec {
-    TargetSpec { path: path.to_owned(), format, method, existing: Existing::Keep }
+    TargetSpec { path: path.to_owned(), format, method, existing: Overwrite::Keep }
 }
 
 /// Every set of options for clusters of `size` bytes.
@@ -296,7 +296,7 @@ fn dirty_device(scratch: &Scratch, name: &str, len: u64) -> (PathBuf, Loop) {
     (file, device)
 }
 
-fn device_spec(device: &Loop, format: TargetFormat, existing: Existing) -> TargetSpec {
+fn device_spec(device: &Loop, format: TargetFormat, existing: Overwrite) -> TargetSpec {
     TargetSpec { path: device.device().to_owned(), format, method: Method::Rewrite, existing }
 }
 
@@ -306,7 +306,7 @@ fn a_block_device_must_be_forced_and_reads_as_zeros_in_the_gaps() {
     let (_, device) = dirty_device(&scratch, "disk", 8 * MIB);
     let runs = [(64 * KIB, 64 * KIB), (MIB, 3 * MIB), (6 * MIB - 4096, 4096)];
     let table = table(6 * MIB, &runs);
-    let kept = fill(&device_spec(&device, TargetFormat::Raw, Existing::Keep), &table, MIB).unwrap_err();
+    let kept = fill(&device_spec(&device, TargetFormat::Raw, Overwrite::Keep), &table, MIB).unwrap_err();
     assert_eq!(kept.kind(), ErrorKind::Exists);
     assert!(kept.hint().unwrap().contains("--force"));
     let contents = |len: usize| {
@@ -315,7 +315,7 @@ fn a_block_device_must_be_forced_and_reads_as_zeros_in_the_gaps() {
         bytes
     };
     assert!(contents(8 << 20).iter().all(|byte| *byte == 0x5a), "a refused restore wrote something");
-    fill(&device_spec(&device, TargetFormat::Raw, Existing::Replace), &table, 100_000).unwrap();
+    fill(&device_spec(&device, TargetFormat::Raw, Overwrite::Replace), &table, 100_000).unwrap();
     let raw = expected(&scratch.join("expected.raw"), &table);
     let (left, right) = (contents(6 << 20), std::fs::read(&raw.path).unwrap());
     assert!(
@@ -336,7 +336,7 @@ fn a_qcow2_on_a_block_device_is_one_that_qemu_opens() {
     let table = table(20 * MIB, &[(0, 64 * KIB), (5 * MIB, 2 * MIB)]);
     for method in [Method::Rewrite, Method::Remap] {
         let format = TargetFormat::Qcow2(Qcow2Options::default());
-        let spec = TargetSpec { method, ..device_spec(&device, format, Existing::Replace) };
+        let spec = TargetSpec { method, ..device_spec(&device, format, Overwrite::Replace) };
         fill(&spec, &table, MIB).unwrap();
         let image = Image::new(device.device(), Format::Qcow2);
         image.assert_clean();
@@ -349,7 +349,7 @@ fn devices_that_are_too_small_or_in_use_are_refused() {
     let scratch = Scratch::new("target-refused");
     let (_, small) = dirty_device(&scratch, "small", MIB);
     let table = table(MIB + 512, &[(0, 4096)]);
-    let error = fill(&device_spec(&small, TargetFormat::Raw, Existing::Replace), &table, MIB).unwrap_err();
+    let error = fill(&device_spec(&small, TargetFormat::Raw, Overwrite::Replace), &table, MIB).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoSpace);
     assert!(error.to_string().contains("1048576"), "{error}");
 
@@ -358,7 +358,7 @@ fn devices_that_are_too_small_or_in_use_are_refused() {
     let found = run(&mut tool("findmnt", ["-n", "-o", "SOURCE", text(mount.path())])).ok();
     let path = PathBuf::from(found.text().trim());
     let spec =
-        TargetSpec { path, format: TargetFormat::Raw, method: Method::Rewrite, existing: Existing::Replace };
+        TargetSpec { path, format: TargetFormat::Raw, method: Method::Rewrite, existing: Overwrite::Replace };
     assert_eq!(fill(&spec, &table, MIB).unwrap_err().kind(), ErrorKind::InUse);
     std::fs::write(mount.path().join("alive"), b"yes").unwrap();
 }
@@ -372,7 +372,7 @@ fn files_that_exist_are_replaced_only_when_asked_and_only_whole() {
     let table = table(MIB, &[(4096, 4096)]);
     let mut wanted = spec(&path, TargetFormat::Raw, Method::Rewrite);
     assert_eq!(fill(&wanted, &table, MIB).unwrap_err().kind(), ErrorKind::Exists);
-    wanted.existing = Existing::Replace;
+    wanted.existing = Overwrite::Replace;
     drop(TargetDisk::open(&wanted, &table).unwrap());
     assert_eq!(std::fs::read(&path).unwrap(), b"theirs");
     assert_eq!(names(&folder), ["a.raw"]);
@@ -405,7 +405,7 @@ fn no_file_is_made_where_a_device_or_a_link_s_target_is_missing() {
     let elsewhere = Mount::devtmpfs(&scratch.join("devices"));
     let name = format!("virtfold-{}", std::process::id());
     let up = scratch.join(format!("../../../../../../../../../../../dev/{name}"));
-    for existing in [Existing::Keep, Existing::Replace] {
+    for existing in [Overwrite::Keep, Overwrite::Replace] {
         for path in [&link, &Path::new("/dev").join(&name), &up, &elsewhere.path().join(&name)] {
             let spec = TargetSpec { existing, ..spec(path, TargetFormat::Raw, Method::Rewrite) };
             let error = fill(&spec, &table, MIB).unwrap_err();
@@ -441,7 +441,7 @@ fn what_a_partial_restore_has_not_got_reads_as_zeros() {
             for target in [device.device(), &file] {
                 let disk = format!("vda={}", text(target));
                 let name = if by_pipe { "-" } else { text(&archive) };
-                let mut args = restore_args(name, &disk, Format::Raw, Way::Rewrite);
+                let mut args = restore_args(name, &disk, Format::Raw, BackupMode::Rewrite);
                 args.extend(["--partial", "--force", "--json"]);
                 let mut command = virtfold(args);
                 command.stdin(fs::File::open(&archive).unwrap());
@@ -475,9 +475,9 @@ fn a_file_system_without_links_takes_archives_and_disks() {
     for archive in [first, second] {
         verify(&archive).ok();
         let target = Image::new(mount.path().join("back.qcow2"), Format::Qcow2);
-        restored(&archive, &target, Way::Rewrite).ok();
+        restored(&archive, &target, BackupMode::Rewrite).ok();
         image.assert_same_disk(&target);
-        restored(&archive, &target, Way::Rewrite).exits(exit::EXISTS);
+        restored(&archive, &target, BackupMode::Rewrite).exits(exit::EXISTS);
         fs::remove_file(target.path).unwrap();
     }
     let left: Vec<_> = names(mount.path()).into_iter().filter(|name| name.starts_with('.')).collect();

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use super::{Config, Medium, Settings};
 use crate::schedule::Schedule;
 use crate::values::{
-    Attempts, BlockSize, CommandLine, Compression, Count, DetectZeroes, FilePath, Glob, Interval, Kind,
-    Layout, List, Name, Pause, Quiesce, Rate, RecipientList, Room, Trigger, When, Window, Workers,
+    Attempts, BlockSize, ByteRate, CommandLine, Compression, Count, DetectZeroes, FilePath, Glob, Interval,
+    Kind, Layout, List, Name, Pause, Quiesce, RecipientList, Room, Trigger, When, Window, Workers,
 };
 
 /// What is backed up together, by the same rules.
@@ -70,7 +70,7 @@ pub struct Job {
     /// `defaults.detect-zeroes` for this job.
     pub detect_zeroes: Option<DetectZeroes>,
     /// `defaults.limit-rate` for this job.
-    pub limit_rate: Option<Rate>,
+    pub limit_rate: Option<ByteRate>,
     /// `defaults.workers` for this job.
     pub workers: Option<Workers>,
     /// `defaults.quiesce` for this job.

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::values::{Concurrency, FilePath, Interval, MediumAddress, MediumKind, Name, Rate, Text};
+use crate::values::{ByteRate, Concurrency, FilePath, Interval, MediumAddress, MediumKind, Name, Text};
 
 /// A place for archives.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
@@ -16,7 +16,7 @@ pub struct Medium {
     pub concurrency: Option<Concurrency>,
     /// The most bytes that are written to it in a second by one backup. Not set: no limit. A backup that goes
     /// to several media goes at the lowest rate of theirs and its job's, since it is one read.
-    pub limit_rate: Option<Rate>,
+    pub limit_rate: Option<ByteRate>,
     /// Object stores: a file with the variables that hold the credentials, one `NAME=VALUE` a line, such as
     /// `AWS_ACCESS_KEY_ID`. It must not be readable or writable by others. Not set: the service's own environment, or the machine's role.
     /// The media of one job have one environment: where two files give a variable different values, the job's backups fail.

@@ -11,7 +11,7 @@
 
 use jiff::tz::TimeZone;
 
-use super::Rule;
+use super::ScheduleRule;
 use super::calendar::{Calendar, DAYS, HOURS, MONTHS, WEEK};
 use crate::suggest::nearest;
 
@@ -58,14 +58,14 @@ const WEEKDAY: Part =
 ///
 /// # Errors
 /// A sentence for the person who typed it.
-pub(super) fn rule(text: &str) -> Result<Rule, String> {
+pub(super) fn rule(text: &str) -> Result<ScheduleRule, String> {
     if text.len() > MAX {
         return Err(format!("a schedule has at most {MAX} characters"));
     }
     let lower = text.to_ascii_lowercase();
     let mut words: Vec<&str> = lower.split_ascii_whitespace().collect();
     if words == ["manual"] {
-        return Ok(Rule::Manual);
+        return Ok(ScheduleRule::Manual);
     }
     let mut zone = None;
     if let Some(last) = words.last().filter(|word| words.len() > 1 && is_zone(word)) {
@@ -94,7 +94,7 @@ pub(super) fn rule(text: &str) -> Result<Rule, String> {
     if !calendar.comes() {
         return Err(format!("'{text}' never comes: the month has no such day"));
     }
-    Ok(Rule::At(calendar, zone))
+    Ok(ScheduleRule::At(calendar, zone))
 }
 
 /// Whether a word behind others is meant as a time zone: `utc`, or `area/city` where the area is no weekday

@@ -230,7 +230,8 @@ fn each_form_means_its_cron() {
         ("*:*", "* * * * *"),
         ("0/6:00", "0 */6 * * *"),
     ] {
-        let (Rule::At(ours, None), Rule::At(theirs, None)) = (schedule(text).rule, schedule(cron).rule)
+        let (ScheduleRule::At(ours, None), ScheduleRule::At(theirs, None)) =
+            (schedule(text).rule, schedule(cron).rule)
         else {
             panic!("{text}")
         };

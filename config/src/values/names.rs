@@ -212,7 +212,7 @@ impl CommandLine {
 
 impl<'de> Deserialize<'de> for CommandLine {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let words: List<Word> = List::deserialize(deserializer)?;
+        let words: List<CommandWord> = List::deserialize(deserializer)?;
         let words: Vec<String> = words.0.into_iter().map(|word| word.0).collect();
         let wrong = |why: &str| Err(de::Error::custom(why));
         match words.first() {
@@ -231,9 +231,9 @@ impl<'de> Deserialize<'de> for CommandLine {
     }
 }
 
-struct Word(String);
+struct CommandWord(String);
 
-impl FromStr for Word {
+impl FromStr for CommandWord {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -241,7 +241,7 @@ impl FromStr for Word {
     }
 }
 
-impl<'de> Deserialize<'de> for Word {
+impl<'de> Deserialize<'de> for CommandWord {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         scalar(deserializer, "a text")
     }

@@ -34,7 +34,7 @@ proptest! {
 
     #[test]
     fn what_is_shown_reads_back(bytes in 1_u64.., level in 1..=19_i32, millis in PAUSE) {
-        prop_assert_eq!(Rate(bytes).to_string().parse(), Ok(Rate(bytes)));
+        prop_assert_eq!(ByteRate(bytes).to_string().parse(), Ok(ByteRate(bytes)));
         prop_assert_eq!(Room(bytes).to_string().parse(), Ok(Room(bytes)));
         prop_assert_eq!(Pause(millis).to_string().parse(), Ok(Pause(millis)));
         prop_assert!(matches::<Pause>(&Pause(millis).to_string()));

@@ -11,7 +11,7 @@
 
 use crate::layout::Kind;
 use crate::tar::Output;
-use crate::text::{Lines, Pieces, damaged, decimal_len, parse_decimal, put_decimal};
+use crate::text::{ChunkedOutput, LineAssembler, damaged, decimal_len, parse_decimal, put_decimal};
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_base::units::{GuestOffset, HostOffset, StreamOffset};
 
@@ -121,7 +121,7 @@ impl CsvShape {
         out: &mut Output<'_>,
     ) -> Result<()> {
         let mut again = Self { end: 0, text_len: 0, rows: 0, ..*self };
-        let mut pieces = Pieces::new(out);
+        let mut pieces = ChunkedOutput::new(out);
         pieces.buf.extend_from_slice(TITLE);
         pieces.buf.push(b'\n');
         for row in rows {
@@ -163,7 +163,7 @@ pub struct CsvParser {
     capacity: u64,
     end: u64,
     titled: bool,
-    lines: Lines,
+    lines: LineAssembler,
     at: StreamOffset,
     kind: Kind,
 }
@@ -171,7 +171,15 @@ pub struct CsvParser {
 impl CsvParser {
     /// For the member `name`, whose content begins at `at`, of a disk of `capacity` bytes in an archive of this kind.
     pub fn new(name: &str, capacity: u64, at: StreamOffset, kind: Kind) -> Self {
-        Self { name: name.to_owned(), capacity, end: 0, titled: false, lines: Lines::default(), at, kind }
+        Self {
+            name: name.to_owned(),
+            capacity,
+            end: 0,
+            titled: false,
+            lines: LineAssembler::default(),
+            at,
+            kind,
+        }
     }
 
     /// The next row, `None` where `input` ends before it does; advances `input` over what was used. After an

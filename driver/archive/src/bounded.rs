@@ -17,7 +17,7 @@ where
     D: Deserializer<'de>,
     T: Deserialize<'de>,
 {
-    deserializer.deserialize_seq(Few::<T, MOST>(PhantomData))
+    deserializer.deserialize_seq(BoundedVec::<T, MOST>(PhantomData))
 }
 
 /// Whether JSON is nested more than `most` deep. (The JSON reader bounds what it keeps, not what it passes over.)
@@ -39,9 +39,9 @@ pub(super) fn is_deeper(json: &str, most: usize) -> bool {
     false
 }
 
-struct Few<T, const MOST: usize>(PhantomData<T>);
+struct BoundedVec<T, const MOST: usize>(PhantomData<T>);
 
-impl<'de, T: Deserialize<'de>, const MOST: usize> Visitor<'de> for Few<T, MOST> {
+impl<'de, T: Deserialize<'de>, const MOST: usize> Visitor<'de> for BoundedVec<T, MOST> {
     type Value = Vec<T>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[derive(Debug, serde::Deserialize)]
-    struct Holder {
+    struct BoundedVecVisitor {
         #[serde(deserialize_with = "few::<_, _, 2>")]
         list: Vec<String>,
     }
@@ -79,9 +79,9 @@ mod tests {
 
     #[test]
     fn one_item_too_many_is_an_error() {
-        let two: Holder = serde_json::from_str(r#"{"list":["a","b"]}"#).unwrap();
+        let two: BoundedVecVisitor = serde_json::from_str(r#"{"list":["a","b"]}"#).unwrap();
         assert_eq!(two.list, ["a", "b"]);
-        let three = serde_json::from_str::<Holder>(r#"{"list":["a","b",""]}"#).unwrap_err();
+        let three = serde_json::from_str::<BoundedVecVisitor>(r#"{"list":["a","b",""]}"#).unwrap_err();
         assert!(three.to_string().contains("more than 2 items"), "{three}");
     }
 }

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use crate::layout;
 use crate::tar::{BLOCK, END_OF_ARCHIVE, HeaderEncoder, MAX_SIZE, Output, padding};
-use crate::text::{Pieces, damaged};
+use crate::text::{ChunkedOutput, damaged};
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_base::units::{MIB, StreamOffset};
 
@@ -34,7 +34,7 @@ const ROOT: &str = ",\"root\":\"";
 
 /// Sums over the whole archive.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Totals {
+pub struct ArchiveTotals {
     /// Members of the body.
     pub members: u64,
     /// Disks.
@@ -61,13 +61,13 @@ pub struct EndRecord {
     /// Where the header of `recovery/virtfold.json` begins.
     pub recovery_at: StreamOffset,
     /// Sums.
-    pub totals: Totals,
+    pub totals: ArchiveTotals,
 }
 
 /// The record as it is spelt.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Spelt {
+struct EndRecordJson {
     #[serde(rename = "version")]
     _version: u64,
     archive: Uuid,
@@ -100,7 +100,7 @@ impl EndRecord {
 
     /// The bytes that the root covers: all before `,"root":"`.
     fn covered(&self) -> String {
-        let Totals { members, disks, capacity, allocated, dense, runs } = self.totals;
+        let ArchiveTotals { members, disks, capacity, allocated, dense, runs } = self.totals;
         format!(
             "{{\"version\":{VERSION},\"archive\":\"{}\",\"time\":{},\"body\":{},\"chunk_size\":{CHUNK},\
              \"chunks\":{},\"recovery\":{},\"members\":{members},\"disks\":{disks},\
@@ -133,7 +133,7 @@ impl EndRecord {
             let message = format!("the archive's end record has version {version}, virtfold knows {VERSION}");
             return Err(Error::new(ErrorKind::Unsupported, message).with_hint("use a newer virtfold"));
         }
-        let spelt: Spelt =
+        let spelt: EndRecordJson =
             serde_json::from_slice(bytes).map_err(|e| bad("is no end record").with_source(e))?;
         let root = blake3::Hash::from_hex(&spelt.root).map_err(|e| bad("has no root").with_source(e))?;
         let record = Self::from(&spelt);
@@ -156,14 +156,14 @@ impl EndRecord {
     }
 }
 
-impl From<&Spelt> for EndRecord {
-    fn from(spelt: &Spelt) -> Self {
+impl From<&EndRecordJson> for EndRecord {
+    fn from(spelt: &EndRecordJson) -> Self {
         Self {
             archive: spelt.archive,
             time: spelt.time,
             body_len: spelt.body,
             recovery_at: StreamOffset::new(spelt.recovery),
-            totals: Totals {
+            totals: ArchiveTotals {
                 members: spelt.members,
                 disks: spelt.disks,
                 capacity: spelt.capacity,
@@ -241,7 +241,7 @@ pub fn write_tail(
     let len = digests_len(record);
     out(&headers.plain(layout::DIGESTS, len)?)?;
     let mut hasher = RootHasher::new();
-    let mut pieces = Pieces::new(out);
+    let mut pieces = ChunkedOutput::new(out);
     for digest in digests {
         let digest = digest?;
         hasher.digest(&digest);

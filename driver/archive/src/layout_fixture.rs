@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use uuid::Uuid;
 
 use crate::allocation_csv::{AllocationKind, AllocationRow, CsvShape};
-use crate::end::{self, CHUNK, EndRecord, Totals};
+use crate::end::{self, ArchiveTotals, CHUNK, EndRecord};
 use crate::layout::{self, Kind, Layout};
 use crate::manifest::{CompressionNote, Disk, Manifest, Source, Subject, VERSION};
 use crate::recovery::RecoveryHead;
@@ -171,7 +171,7 @@ pub(super) fn make(disks: &[TestDisk], other: &str) -> Made {
     maker.plain(layout::HEAD, head.clone());
     maker.plain(other, b"<domain/>\n".to_vec());
     let mut dense_at = BTreeMap::new();
-    let mut totals = Totals { disks: disks.len() as u64, ..Totals::default() };
+    let mut totals = ArchiveTotals { disks: disks.len() as u64, ..ArchiveTotals::default() };
     for disk in disks {
         let csv = CsvShape::measure(disk.capacity, disk.rows()).unwrap();
         let name = layout::allocation_name(&disk.target).unwrap();

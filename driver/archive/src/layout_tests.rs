@@ -8,7 +8,7 @@ use super::layout::{self, Kind, Layout, Order, Role};
 use super::layout_fixture::{Made, TIME, TestDisk, digests, make, pieces};
 use super::manifest::Manifest;
 use super::recovery::RecoveryParser;
-use super::sparse_parser::{MapParser, MapPlace};
+use super::sparse_parser::{MapLocation, MapParser};
 use super::tar_parser::{Event, Member, MemberParser};
 use virtfold_base::error::{ErrorKind, Result};
 use virtfold_base::units::StreamOffset;
@@ -65,7 +65,7 @@ fn every_member_says_what_was_put_in() {
                 described.check_member(member).unwrap();
                 let mut used = 0;
                 if disk.layout == Layout::Compact {
-                    let place = MapPlace::member(member.size, described.capacity);
+                    let place = MapLocation::member(member.size, described.capacity);
                     let mut map = MapParser::new(target, place, member.content_at);
                     assert_eq!(runs_of(&mut |piece| map.feed(piece), content), disk.runs);
                     map.finish().unwrap();

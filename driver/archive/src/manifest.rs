@@ -249,7 +249,7 @@ impl Manifest {
         if is_deeper(text, MAX_DEPTH) {
             return Err(damaged(format_args!("it is nested more than {MAX_DEPTH} deep")));
         }
-        let needs: Needs = serde_json::from_str(text).map_err(damaged)?;
+        let needs: RequiredFeatures = serde_json::from_str(text).map_err(damaged)?;
         needs.check()?;
         let head: Self = serde_json::from_str(text).map_err(damaged)?;
         head.check().map_err(damaged)?;
@@ -302,13 +302,13 @@ impl Manifest {
 
 /// What is read of a head before anything else may be believed.
 #[derive(Deserialize)]
-struct Needs {
+struct RequiredFeatures {
     version: u32,
     #[serde(default, deserialize_with = "few::<_, _, MAX_REQUIRES>")]
     requires: Vec<String>,
 }
 
-impl Needs {
+impl RequiredFeatures {
     fn check(&self) -> Result<()> {
         let unsupported = |what: String| {
             Err(Error::new(ErrorKind::Unsupported, what)

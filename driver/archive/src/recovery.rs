@@ -9,9 +9,9 @@
 
 use crate::layout;
 use crate::sparse::{MapShape, Run};
-use crate::sparse_parser::{MapParser, MapPlace};
+use crate::sparse_parser::{MapLocation, MapParser};
 use crate::tar::Output;
-use crate::text::{Lines, damaged, parse_decimal};
+use crate::text::{LineAssembler, damaged, parse_decimal};
 use virtfold_base::error::{Error, Result};
 use virtfold_base::units::StreamOffset;
 
@@ -84,14 +84,14 @@ pub struct RecoveryParser {
     size: u64,
     at: StreamOffset,
     used: u64,
-    lines: Lines,
+    lines: LineAssembler,
     parsed: Option<(RecoveryHead, MapParser)>,
 }
 
 impl RecoveryParser {
     /// For the copy of `target`'s map: a member of `size` bytes whose content begins at `at`.
     pub fn new(target: &str, size: u64, at: StreamOffset) -> Self {
-        Self { target: target.to_owned(), size, at, used: 0, lines: Lines::default(), parsed: None }
+        Self { target: target.to_owned(), size, at, used: 0, lines: LineAssembler::default(), parsed: None }
     }
 
     /// The first line, once it was read.
@@ -122,7 +122,7 @@ impl RecoveryParser {
         let Some(line) = line.map_err(|_| bad())? else { return Ok(false) };
         let head = RecoveryHead::parse(line).filter(|head| head.target == self.target).ok_or_else(bad)?;
         let text_len = self.size.checked_sub(self.used).ok_or_else(bad)?;
-        let place = MapPlace::copy(text_len, head.capacity, head.dense_len);
+        let place = MapLocation::copy(text_len, head.capacity, head.dense_len);
         let map = MapParser::new(&self.target, place, self.at.saturating_add(self.used));
         self.parsed = Some((head, map));
         Ok(true)

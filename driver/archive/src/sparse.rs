@@ -14,7 +14,7 @@
 //! Imports: `units`, `error`; `tar`, `text` of this room.
 
 use crate::tar::{self, BLOCK, MAX_SIZE, Output};
-use crate::text::{Pieces, decimal_len, put_decimal};
+use crate::text::{ChunkedOutput, decimal_len, put_decimal};
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_base::units::GuestOffset;
 
@@ -133,8 +133,8 @@ impl MapShape {
     /// The walk's and the output's own; Internal where the runs are others (a defect of the table).
     pub fn write(&self, runs: impl IntoIterator<Item = Result<Run>>, out: &mut Output<'_>) -> Result<()> {
         let mut again = Self { runs: 0, dense_len: 0, end: 0, text_len: 0, ..*self };
-        let mut pieces = Pieces::new(out);
-        let line = |value: u64, pieces: &mut Pieces<'_, '_>| {
+        let mut pieces = ChunkedOutput::new(out);
+        let line = |value: u64, pieces: &mut ChunkedOutput<'_, '_>| {
             put_decimal(value, &mut pieces.buf);
             pieces.buf.push(b'\n');
         };

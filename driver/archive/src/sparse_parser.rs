@@ -9,7 +9,7 @@
 
 use crate::sparse::Run;
 use crate::tar::BLOCK;
-use crate::text::{Lines, damaged, parse_decimal};
+use crate::text::{LineAssembler, damaged, parse_decimal};
 use virtfold_base::error::{Error, Result};
 use virtfold_base::units::{GuestOffset, StreamOffset};
 
@@ -20,7 +20,7 @@ const SHORTEST_ENTRY: u64 = 4;
 
 /// Where a map stands and what was announced of it.
 #[derive(Clone, Copy, Debug)]
-pub struct MapPlace {
+pub struct MapLocation {
     capacity: u64,
     /// Bytes that the map's text may have at most.
     room: u64,
@@ -35,7 +35,7 @@ enum End {
     Copy { dense_len: u64 },
 }
 
-impl MapPlace {
+impl MapLocation {
     /// At the start of a sparse member of `size` bytes of content and `realsize` bytes unfolded.
     pub fn member(size: u64, realsize: u64) -> Self {
         Self { capacity: realsize, room: size, end: End::Member(size) }
@@ -60,10 +60,10 @@ enum State {
 #[derive(Debug)]
 pub struct MapParser {
     name: String,
-    place: MapPlace,
+    place: MapLocation,
     at: StreamOffset,
     state: State,
-    lines: Lines,
+    lines: LineAssembler,
     used: u64,
     entries_left: u64,
     runs: u64,
@@ -73,13 +73,13 @@ pub struct MapParser {
 
 impl MapParser {
     /// For the map of disk `target` whose text begins at `at`.
-    pub fn new(target: &str, place: MapPlace, at: StreamOffset) -> Self {
+    pub fn new(target: &str, place: MapLocation, at: StreamOffset) -> Self {
         Self {
             name: target.to_owned(),
             place,
             at,
             state: State::Count,
-            lines: Lines::default(),
+            lines: LineAssembler::default(),
             used: 0,
             entries_left: 0,
             runs: 0,

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::layout_fixture::{collect, pieces};
 use super::sparse::{MapShape, Run, full_runs};
-use super::sparse_parser::{MapParser, MapPlace};
+use super::sparse_parser::{MapLocation, MapParser};
 use virtfold_base::error::{ErrorKind, Result};
 use virtfold_base::units::{GuestOffset, StreamOffset};
 
@@ -42,7 +42,7 @@ fn all(runs: &[Run]) -> impl Iterator<Item = Result<Run>> {
 }
 
 /// Parses content in pieces: the runs and the bytes used.
-fn parse(content: &[u8], sizes: &[usize], place: MapPlace) -> Result<(Vec<Run>, u64)> {
+fn parse(content: &[u8], sizes: &[usize], place: MapLocation) -> Result<(Vec<Run>, u64)> {
     let mut parser = MapParser::new("vda", place, StreamOffset::new(1000));
     let mut found = Vec::new();
     for mut piece in pieces(content, sizes) {
@@ -73,11 +73,11 @@ proptest! {
         prop_assert_eq!(content.len() % 512, 0);
         prop_assert_eq!(shape.member_size().unwrap(), content.len() as u64 + dense);
         content.extend(b"dense bytes");
-        let place = MapPlace::member(shape.member_size().unwrap(), capacity);
+        let place = MapLocation::member(shape.member_size().unwrap(), capacity);
         let (found, used) = parse(&content, &sizes, place).unwrap();
         prop_assert_eq!(&found, &runs);
         prop_assert_eq!(used, shape.padded_len());
-        let place = MapPlace::copy(shape.text_len(), capacity, dense);
+        let place = MapLocation::copy(shape.text_len(), capacity, dense);
         prop_assert_eq!(parse(&text, &sizes, place).unwrap().0, runs);
     }
 
@@ -89,7 +89,7 @@ proptest! {
         let mut content = collect(|out| shape.write_padded(all(&runs), out));
         let at = at.index(content.len());
         content[at] = byte;
-        match parse(&content, &sizes, MapPlace::member(shape.member_size().unwrap(), capacity)) {
+        match parse(&content, &sizes, MapLocation::member(shape.member_size().unwrap(), capacity)) {
             Err(error) => prop_assert_eq!(error.kind(), ErrorKind::Damaged),
             Ok((found, used)) => {
                 // What is accepted must be a table, and one that fits the dense bytes.
@@ -104,7 +104,7 @@ proptest! {
     #[test]
     fn noise_is_no_map(noise in proptest::collection::vec(prop_oneof![any::<u8>(), b'0'..=b'9', Just(b'\n')], 0..400),
                        size in any::<u64>(), capacity in any::<u64>()) {
-        for place in [MapPlace::member(size, capacity), MapPlace::copy(size, capacity, size / 2)] {
+        for place in [MapLocation::member(size, capacity), MapLocation::copy(size, capacity, size / 2)] {
             if let Ok((found, _)) = parse(&noise, &[17], place) {
                 prop_assert!(MapShape::measure(capacity.min(1 << 62), all(&found)).is_ok());
             }
@@ -147,12 +147,12 @@ fn lies_are_named() {
         ("11111111\n", 4, "is longer than announced"),
     ];
     for (text, size, message) in cases {
-        let error = parse(text.as_bytes(), &[1000], MapPlace::member(size, 10_000)).unwrap_err();
+        let error = parse(text.as_bytes(), &[1000], MapLocation::member(size, 10_000)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Damaged);
         let shown = error.to_string();
         assert!(shown.ends_with(&format!("of its stream: the map of vda {message}")), "{text:?}: {shown}");
     }
-    let copy = |len, dense| parse(b"1\n0\n10000\n", &[1000], MapPlace::copy(len, 10_000, dense));
+    let copy = |len, dense| parse(b"1\n0\n10000\n", &[1000], MapLocation::copy(len, 10_000, dense));
     assert!(copy(10, 10_000).is_ok());
     assert!(copy(11, 10_000).unwrap_err().to_string().ends_with("is shorter than announced"));
     assert!(copy(9, 10_000).unwrap_err().to_string().ends_with("is longer than announced"));
@@ -179,7 +179,7 @@ fn a_copy_gives_no_run_beyond_the_announced_bytes() {
     // Found by fuzzing: the last run came out before the sum was looked at.
     let text = "2\n0\n4096\n8192\n1\n";
     let mut parser =
-        MapParser::new("vda", MapPlace::copy(text.len() as u64, 10_000, 4096), StreamOffset::ZERO);
+        MapParser::new("vda", MapLocation::copy(text.len() as u64, 10_000, 4096), StreamOffset::ZERO);
     let mut rest = text.as_bytes();
     assert_eq!(parser.feed(&mut rest).unwrap(), Some(run(0, 4096)));
     assert_eq!(parser.feed(&mut rest).unwrap_err().kind(), ErrorKind::Damaged);

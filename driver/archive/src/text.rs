@@ -50,15 +50,15 @@ pub(super) fn parse_decimal(digits: &[u8]) -> Option<u64> {
     })
 }
 
-/// Collects encoded bytes and hands them on in pieces; [`Pieces::finish`] must come last.
-pub(super) struct Pieces<'a, 'b> {
+/// Collects encoded bytes and hands them on in pieces; [`ChunkedOutput::finish`] must come last.
+pub(super) struct ChunkedOutput<'a, 'b> {
     /// Where encoders append.
     pub(super) buf: Vec<u8>,
     out: &'a mut Output<'b>,
     written: u64,
 }
 
-impl<'a, 'b> Pieces<'a, 'b> {
+impl<'a, 'b> ChunkedOutput<'a, 'b> {
     pub(super) fn new(out: &'a mut Output<'b>) -> Self {
         Self { buf: Vec::with_capacity(PIECE + 256), out, written: 0 }
     }
@@ -86,30 +86,30 @@ impl<'a, 'b> Pieces<'a, 'b> {
 
 /// A line is longer than any line of its table can be.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct TooLong;
+pub(super) struct LineTooLong;
 
 /// Puts lines together that were cut by the edges of the pieces they came in.
 #[derive(Debug, Default)]
-pub(super) struct Lines {
+pub(super) struct LineAssembler {
     held: Vec<u8>,
     /// `held` was handed out as a whole line and is to be forgotten.
     spent: bool,
 }
 
-impl Lines {
+impl LineAssembler {
     /// The next line without its newline, `None` where `input` ends before it does. Advances `input` over
     /// what was used. `longest` bounds the line and so what is held.
     pub(super) fn take<'s, 'b: 's>(
         &'s mut self,
         input: &mut &'b [u8],
         longest: usize,
-    ) -> std::result::Result<Option<&'s [u8]>, TooLong> {
+    ) -> std::result::Result<Option<&'s [u8]>, LineTooLong> {
         if std::mem::take(&mut self.spent) {
             self.held.clear();
         }
         let Some(end) = input.iter().take(longest + 1).position(|byte| *byte == b'\n') else {
             if self.held.len() + input.len() > longest {
-                return Err(TooLong);
+                return Err(LineTooLong);
             }
             self.held.extend_from_slice(input);
             *input = &[];
@@ -121,7 +121,7 @@ impl Lines {
             return Ok(Some(line));
         }
         if self.held.len() + line.len() > longest {
-            return Err(TooLong);
+            return Err(LineTooLong);
         }
         self.held.extend_from_slice(line);
         self.spent = true;
@@ -159,7 +159,7 @@ mod tests {
 
         #[test]
         fn lines_are_those_of_the_whole_text(text in "([a-c]{0,6}\n){0,20}", cut in 1_usize..9) {
-            let mut lines = Lines::default();
+            let mut lines = LineAssembler::default();
             let mut found = Vec::new();
             for mut piece in text.as_bytes().chunks(cut) {
                 while let Some(line) = lines.take(&mut piece, 6).unwrap() {
@@ -175,11 +175,11 @@ mod tests {
 
     #[test]
     fn long_lines_are_refused_however_they_arrive() {
-        let mut lines = Lines::default();
-        assert_eq!(lines.take(&mut b"1234\n".as_slice(), 3), Err(TooLong));
-        let mut lines = Lines::default();
+        let mut lines = LineAssembler::default();
+        assert_eq!(lines.take(&mut b"1234\n".as_slice(), 3), Err(LineTooLong));
+        let mut lines = LineAssembler::default();
         assert_eq!(lines.take(&mut b"12".as_slice(), 3), Ok(None));
         assert!(!lines.is_between());
-        assert_eq!(lines.take(&mut b"34\n".as_slice(), 3), Err(TooLong));
+        assert_eq!(lines.take(&mut b"34\n".as_slice(), 3), Err(LineTooLong));
     }
 }

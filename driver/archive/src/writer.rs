@@ -6,13 +6,13 @@
 //! Imports: `units`, `error`; `stream` and the member modules of this room.
 
 use crate::allocation_csv::{AllocationRow, CsvShape};
-use crate::end::{self, EndRecord, Totals};
+use crate::end::{self, ArchiveTotals, EndRecord};
 use crate::layout::{self, Layout};
 use crate::manifest::Manifest;
 use crate::recovery::RecoveryHead;
 use crate::sparse::{MapShape, Run};
 use crate::stream::{
-    ChunkLog, DataSource, Sink, StreamOptions, StreamTotals, StreamWriter, Unlogged, write_stream_from,
+    ChunkLog, DataSource, NoChunkLog, Sink, StreamOptions, StreamTotals, StreamWriter, write_stream_from,
 };
 use crate::tar::{self, HeaderEncoder};
 use virtfold_base::error::{Error, ErrorKind, Result};
@@ -21,14 +21,14 @@ use virtfold_base::units::{DenseOffset, StreamOffset};
 /// Rows of a disk's allocation table, ascending.
 pub type Rows<'a> = Box<dyn Iterator<Item = Result<AllocationRow>> + 'a>;
 /// Runs of a disk's correspondence table, ascending.
-pub type Runs<'a> = Box<dyn Iterator<Item = Result<Run>> + 'a>;
+pub type MapEntries<'a> = Box<dyn Iterator<Item = Result<Run>> + 'a>;
 
 /// The tables of one disk, as often as they are asked for.
 pub trait DiskTables {
     /// The allocation table.
     fn rows(&self) -> Rows<'_>;
     /// The correspondence table.
-    fn runs(&self) -> Runs<'_>;
+    fn runs(&self) -> MapEntries<'_>;
 }
 
 /// A member beside the head and the disks, small enough for memory: `domain.xml`, `nvram.fd`.
@@ -41,7 +41,7 @@ pub struct Attachment {
 }
 
 /// Everything that goes into an archive.
-pub struct Contents<'a> {
+pub struct ArchiveContents<'a> {
     /// The head; its disks are those of `disks`, in the same order.
     pub head: &'a Manifest,
     /// What follows the head.
@@ -54,7 +54,7 @@ pub struct Contents<'a> {
 
 /// A finished archive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sealed {
+pub struct WrittenArchive {
     /// Sizes.
     pub stream: StreamTotals,
     /// The root digest, by which a child names its parent.
@@ -66,11 +66,11 @@ pub struct Sealed {
 /// # Errors
 /// Those of the tables, the data, the sink; [`ErrorKind::Interrupted`] when cancelled.
 pub fn write_archive(
-    contents: &Contents<'_>,
+    contents: &ArchiveContents<'_>,
     sink: &mut dyn Sink,
     options: &StreamOptions,
-) -> Result<Sealed> {
-    write_archive_from(contents, (sink, &mut Unlogged), options)
+) -> Result<WrittenArchive> {
+    write_archive_from(contents, (sink, &mut NoChunkLog), options)
 }
 
 /// As [`write_archive`], behind the chunks that `log` keeps of the same archive: `sink` gets what follows them.
@@ -78,20 +78,20 @@ pub fn write_archive(
 /// # Errors
 /// As [`write_archive`]; those of [`write_stream_from`].
 pub fn write_archive_from(
-    contents: &Contents<'_>,
+    contents: &ArchiveContents<'_>,
     (sink, log): (&mut dyn Sink, &mut dyn ChunkLog),
     options: &StreamOptions,
-) -> Result<Sealed> {
+) -> Result<WrittenArchive> {
     if contents.disks.len() != contents.head.disks.len() {
         return Err(Error::new(ErrorKind::Internal, "the head and the tables name different disks"));
     }
     let time = contents.head.time()?;
     let plan = |stream: &mut StreamWriter<'_>| {
         let headers = HeaderEncoder::new(time)?;
-        Writer { stream, headers, totals: Totals::default() }.archive(contents, time)
+        Writer { stream, headers, totals: ArchiveTotals::default() }.archive(contents, time)
     };
     let (root, stream) = write_stream_from(contents.data, (sink, log), options, plan)?;
-    Ok(Sealed { stream, root })
+    Ok(WrittenArchive { stream, root })
 }
 
 /// What the recovery copy of a disk's map needs from its first.
@@ -103,11 +103,11 @@ struct Placed {
 struct Writer<'a, 'b> {
     stream: &'a mut StreamWriter<'b>,
     headers: HeaderEncoder,
-    totals: Totals,
+    totals: ArchiveTotals,
 }
 
 impl Writer<'_, '_> {
-    fn archive(mut self, contents: &Contents<'_>, time: u64) -> Result<[u8; 32]> {
+    fn archive(mut self, contents: &ArchiveContents<'_>, time: u64) -> Result<[u8; 32]> {
         let head = contents.head.encode()?;
         self.member(layout::HEAD, &head)?;
         for attachment in contents.attachments {
@@ -142,7 +142,12 @@ impl Writer<'_, '_> {
         self.stream.bytes(tar::padding(content.len() as u64))
     }
 
-    fn disk(&mut self, index: usize, contents: &Contents<'_>, tables: &dyn DiskTables) -> Result<Placed> {
+    fn disk(
+        &mut self,
+        index: usize,
+        contents: &ArchiveContents<'_>,
+        tables: &dyn DiskTables,
+    ) -> Result<Placed> {
         let Some(disk) = contents.head.disks.get(index) else {
             return Err(Error::new(ErrorKind::Internal, "the head and the tables name different disks"));
         };

@@ -74,7 +74,7 @@ pub fn limit_of(name: &str) -> Option<u64> {
 
 /// Where libvirt keeps what domain XML does not name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LibvirtPlaces {
+pub struct LibvirtDirectories {
     /// TPM states: `UUID/tpm2` below it.
     pub swtpm: PathBuf,
     /// Firmware variables: `NAME_VARS.fd` in it.
@@ -83,7 +83,7 @@ pub struct LibvirtPlaces {
     pub images: PathBuf,
 }
 
-impl LibvirtPlaces {
+impl LibvirtDirectories {
     /// Those of a system's libvirtd, whose state directory is `state`: `/var/lib/libvirt`, but for one with a
     /// mount namespace of its own.
     pub fn system(state: &Path) -> Self {
@@ -117,11 +117,11 @@ pub struct GuestXml<'a> {
 /// # Errors
 /// Something is there and can't be read, or is larger than its limit; something is missing that a
 /// running guest has.
-pub fn gather(guest: GuestXml<'_>, places: &LibvirtPlaces) -> Result<Vec<Attachment>> {
+pub fn gather(guest: GuestXml<'_>, places: &LibvirtDirectories) -> Result<Vec<Attachment>> {
     let none = || Error::new(ErrorKind::Internal, "a guest without XML cannot be backed up");
     let lasting = guest.inactive.or(guest.live).ok_or_else(none)?;
     let current = guest.live.unwrap_or(lasting);
-    let gatherer = Gatherer { name: &current.name, runs: guest.live.is_some(), places };
+    let gatherer = AttachmentCollector { name: &current.name, runs: guest.live.is_some(), places };
     let mut found = vec![attachment(DOMAIN_XML, lasting.text().as_bytes().to_vec())];
     found.extend(guest.live.map(|live| attachment(LIVE_XML, live.text().as_bytes().to_vec())));
     if let Some(nvram) = &current.nvram {
@@ -131,7 +131,7 @@ pub fn gather(guest: GuestXml<'_>, places: &LibvirtPlaces) -> Result<Vec<Attachm
     let boot = &current.boot;
     for ((element, member, limit), path) in BOOT.iter().zip([&boot.kernel, &boot.initrd, &boot.dtb]) {
         let Some(path) = path else { continue };
-        let content = read_file(path, *limit, Links::Follow);
+        let content = read_file(path, *limit, SymlinkPolicy::Follow);
         let content = content.and_then(|c| c.ok_or_else(|| missing(path)));
         found.push(attachment(member, content.map_err(|e| e.within(gatherer.cannot(element)))?));
     }
@@ -142,13 +142,13 @@ fn attachment(name: &str, content: Vec<u8>) -> Attachment {
     Attachment { name: name.to_owned(), content }
 }
 
-struct Gatherer<'a> {
+struct AttachmentCollector<'a> {
     name: &'a str,
     runs: bool,
-    places: &'a LibvirtPlaces,
+    places: &'a LibvirtDirectories,
 }
 
-impl Gatherer<'_> {
+impl AttachmentCollector<'_> {
     fn cannot(&self, what: &str) -> String {
         format!("cannot back up the {what} of domain '{}'", self.name)
     }
@@ -253,7 +253,7 @@ fn tpm_directory(directory: &Path) -> Result<Vec<Attachment>> {
 
 /// Whether links are followed at a path's end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Links {
+pub(super) enum SymlinkPolicy {
     Follow,
     Refuse,
 }
@@ -261,9 +261,9 @@ pub(super) enum Links {
 /// Reads a file that may be written to meanwhile until two readings in a row agree; `None` where there is
 /// none.
 fn read_settled(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
-    let mut last = read_file(path, limit, Links::Refuse)?;
+    let mut last = read_file(path, limit, SymlinkPolicy::Refuse)?;
     for _ in 0..TRIES {
-        let again = read_file(path, limit, Links::Refuse)?;
+        let again = read_file(path, limit, SymlinkPolicy::Refuse)?;
         if again == last {
             return Ok(again);
         }
@@ -278,8 +278,8 @@ fn read_settled(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
 ///
 /// # Errors
 /// It is not a regular file, longer, a link where none may be, or can't be read.
-pub(super) fn read_file(path: &Path, limit: u64, links: Links) -> Result<Option<Vec<u8>>> {
-    let no_link = if links == Links::Refuse { libc::O_NOFOLLOW } else { 0 };
+pub(super) fn read_file(path: &Path, limit: u64, links: SymlinkPolicy) -> Result<Option<Vec<u8>>> {
+    let no_link = if links == SymlinkPolicy::Refuse { libc::O_NOFOLLOW } else { 0 };
     let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | no_link).open(path);
     let file = match opened {
         Ok(file) => file,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::Control;
-use crate::backup::{Manner, Material, write};
+use crate::backup::{ArchiveOptions, BackupInput, write};
 use virtfold_archive::index::{ArchiveIndex, Trust};
 use virtfold_archive::manifest::Subject;
 use virtfold_archive::source::FileSource;
@@ -15,14 +15,14 @@ use virtfold_medium::{FileMedium, Medium};
 
 struct Place {
     folder: tempfile::TempDir,
-    places: LibvirtPlaces,
+    places: LibvirtDirectories,
 }
 
 const UUID: &str = "3b51a0a6-3c5a-4c1e-9d0b-2b4f6f1f8f11";
 
 fn place() -> Place {
     let folder = tempfile::tempdir().unwrap();
-    let places = LibvirtPlaces::system(folder.path());
+    let places = LibvirtDirectories::system(folder.path());
     Place { folder, places }
 }
 
@@ -114,13 +114,13 @@ fn written(place: &Place, members: &[(&str, &[u8])], compression: Compression) -
     std::fs::remove_file(&path).unwrap_or_default();
     let image = place.put("disk.raw", &[5; 9000]);
     let image = DiskImage::open(&image, Format::Raw, &OpenOptions::default()).unwrap();
-    let material = Material {
+    let material = BackupInput {
         subject: Subject::Domain { name: "web".into(), uuid: None },
         freeze: None,
         attachments: members.iter().map(|(name, content)| attachment(name, content.to_vec())).collect(),
         disks: vec![("vda".into(), image)],
     };
-    let manner = Manner {
+    let manner = ArchiveOptions {
         compression,
         encrypt_to: None,
         layout: Layout::Compact,

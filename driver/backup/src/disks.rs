@@ -7,7 +7,7 @@ use virtfold_archive::allocation_csv::{AllocationKind, AllocationRow};
 use virtfold_archive::sparse;
 use virtfold_archive::stream::DataSource;
 use virtfold_archive::table::{self, CorrespondenceTable, Layout};
-use virtfold_archive::writer::{DiskTables, Rows, Runs};
+use virtfold_archive::writer::{DiskTables, MapEntries, Rows};
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_base::units::{BlockSize, DenseOffset, GuestOffset};
 use virtfold_image::{AllocationTable, DiskImage, Extent, Place};
@@ -76,7 +76,7 @@ impl DiskTables for FoldedDisk {
         Box::new(self.allocation.iter().map(|extent| extent.map(row)))
     }
 
-    fn runs(&self) -> Runs<'_> {
+    fn runs(&self) -> MapEntries<'_> {
         Box::new(self.table.iter().map(|run| run.map(|run| sparse::Run { guest: run.guest, len: run.len })))
     }
 }

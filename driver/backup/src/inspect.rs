@@ -12,7 +12,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use virtfold_archive::allocation_csv::AllocationRow;
-use virtfold_archive::crypt::{self, ArchiveFile, Identities, Incoming};
+use virtfold_archive::crypt::{self, ArchiveFile, DecryptingReader, Identities};
 use virtfold_archive::index::{ArchiveIndex, Trust};
 use virtfold_archive::manifest::Manifest;
 use virtfold_archive::reader::{Reader, Visitor};
@@ -242,7 +242,7 @@ fn unfinished(path: &Path, mut glance: Glance) -> Glance {
 pub fn head_from(input: impl Read + Send, name: &str, identities: &Identities) -> Result<Manifest> {
     let mut seen = HeadOnly(None);
     let mut reader = Reader::new(&mut seen);
-    let incoming = Incoming::open(input, name, identities)?;
+    let incoming = DecryptingReader::open(input, name, identities)?;
     let read = read_pipe(incoming, name, &read_options(), |chunk| reader.chunk(&chunk));
     drop(reader);
     match (seen.0, read) {
@@ -273,7 +273,7 @@ impl Visitor for HeadOnly {
 }
 
 /// Takes the tables of a disk, in the order in which they stand in an archive.
-pub trait Tables {
+pub trait TableVisitor {
     /// A row of its allocation table.
     ///
     /// # Errors
@@ -283,7 +283,7 @@ pub trait Tables {
     /// Its block correspondence table, and where in the stream its bytes begin.
     ///
     /// # Errors
-    /// As [`Tables::allocation`].
+    /// As [`TableVisitor::allocation`].
     fn correspondence(&mut self, table: &CorrespondenceTable, dense_at: StreamOffset) -> Result<()>;
 }
 
@@ -299,12 +299,13 @@ pub fn tables_from(
     input: impl Read + Send,
     name: &str,
     identities: &Identities,
-    (target, taker): (&str, &mut dyn Tables),
+    (target, taker): (&str, &mut dyn TableVisitor),
 ) -> Result<()> {
     let known = Cell::new(false);
-    let mut seen = OneDisk { target, taker, index: None, dense_at: StreamOffset::ZERO, known: &known };
+    let mut seen =
+        DiskTableVisitor { target, taker, index: None, dense_at: StreamOffset::ZERO, known: &known };
     let mut reader = Reader::new(&mut seen);
-    let incoming = Incoming::open(input, name, identities)?;
+    let incoming = DecryptingReader::open(input, name, identities)?;
     let enough = Cell::new(false);
     let read = read_pipe(incoming, name, &read_options(), |chunk| {
         reader.chunk(&chunk)?;
@@ -326,15 +327,15 @@ fn no_more() -> Error {
 }
 
 /// Shows the tables of one disk.
-struct OneDisk<'a> {
+struct DiskTableVisitor<'a> {
     target: &'a str,
-    taker: &'a mut dyn Tables,
+    taker: &'a mut dyn TableVisitor,
     index: Option<usize>,
     dense_at: StreamOffset,
     known: &'a Cell<bool>,
 }
 
-impl Visitor for OneDisk<'_> {
+impl Visitor for DiskTableVisitor<'_> {
     fn head(&mut self, head: &Manifest) -> Result<()> {
         self.index = head.disks.iter().position(|disk| disk.target == self.target);
         let known = self.index.map(drop);

@@ -12,14 +12,14 @@ use virtfold_archive::stream::Cancel;
 use virtfold_base::error::{ErrorKind, Result};
 use virtfold_catalog::{Catalog, NoCatalog};
 use virtfold_medium::tape::{
-    Changer, CommandChanger, Ledger, NoChanger, NoLedger, Part, PromptChanger, StDrive, TapeCare, TapeMedium,
-    TapeReading, TapeSetup, TapeSource, VolumeContents, id_of,
+    Changer, CommandChanger, NoChanger, NoTapeCatalog, Part, PromptChanger, StDrive, TapeCatalog, TapeMedium,
+    TapeReadOptions, TapeSource, TapeWriteOptions, VolumeAdmin, VolumeContents, id_of,
 };
 use virtfold_medium::{TapeAddress, TapeArchive};
 
 /// How a tape drive is used.
 #[derive(Clone, Debug)]
-pub struct TapeUse {
+pub struct TapeOptions {
     /// The drive's device.
     pub device: PathBuf,
     /// Where the catalog is.
@@ -42,7 +42,7 @@ pub struct TapeUse {
 
 /// An archive on a volume.
 #[derive(Clone, Debug, Serialize)]
-pub struct TapeEntry {
+pub struct TapeArchiveRow {
     /// Its name, as `restore` takes it.
     pub archive: String,
     /// The name of its file, were it in one.
@@ -59,7 +59,7 @@ pub struct TapeEntry {
     pub before: Vec<String>,
 }
 
-impl TapeUse {
+impl TapeOptions {
     fn drive(&self) -> Box<StDrive> {
         Box::new(StDrive::new(&self.device))
     }
@@ -78,7 +78,7 @@ impl TapeUse {
     ///
     /// # Errors
     /// The catalog can't be opened.
-    pub fn memory(&self) -> Result<Arc<dyn Ledger>> {
+    pub fn memory(&self) -> Result<Arc<dyn TapeCatalog>> {
         Ok(Arc::new(Catalog::open(&self.state_dir)?))
     }
 
@@ -86,8 +86,8 @@ impl TapeUse {
     ///
     /// # Errors
     /// The catalog is there and can't be opened.
-    pub fn memory_if_any(&self) -> Result<Arc<dyn Ledger>> {
-        if NoCatalog::is_in(&self.state_dir) { Ok(Arc::new(NoLedger)) } else { self.memory() }
+    pub fn memory_if_any(&self) -> Result<Arc<dyn TapeCatalog>> {
+        if NoCatalog::is_in(&self.state_dir) { Ok(Arc::new(NoTapeCatalog)) } else { self.memory() }
     }
 
     /// Begins the archive `name` on the tape in the drive. Its waits end with `cancel`.
@@ -110,8 +110,8 @@ impl TapeUse {
         TapeMedium::go_on_with(self.setup(cancel)?, name)
     }
 
-    fn setup(&self, cancel: &Cancel) -> Result<TapeSetup> {
-        Ok(TapeSetup {
+    fn setup(&self, cancel: &Cancel) -> Result<TapeWriteOptions> {
+        Ok(TapeWriteOptions {
             drive: self.drive(),
             changer: self.changer()?,
             ledger: self.memory()?,
@@ -128,7 +128,7 @@ impl TapeUse {
     /// # Errors
     /// Those of [`TapeSource::open`] and of the catalog.
     pub fn open(&self, which: &TapeArchive) -> Result<TapeSource> {
-        let reading = TapeReading {
+        let reading = TapeReadOptions {
             drive: self.drive(),
             changer: self.changer()?,
             ledger: self.memory_if_any()?,
@@ -139,8 +139,8 @@ impl TapeUse {
     }
 
     /// Looks after the tape in the drive.
-    pub fn care<'a>(&self, memory: &'a dyn Ledger) -> TapeCare<'a> {
-        TapeCare::new(self.drive(), memory, self.patience, Arc::clone(&self.cancel))
+    pub fn care<'a>(&self, memory: &'a dyn TapeCatalog) -> VolumeAdmin<'a> {
+        VolumeAdmin::new(self.drive(), memory, self.patience, Arc::clone(&self.cancel))
     }
 
     /// Looks at an archive: its head, and whether its end is known.
@@ -189,14 +189,14 @@ impl TapeUse {
     }
 
     /// The archives on a volume, in the order of their beginnings. What was written again does not count.
-    pub fn entries(&self, contents: &VolumeContents) -> Vec<TapeEntry> {
-        let mut entries: Vec<(uuid::Uuid, TapeEntry)> = Vec::new();
+    pub fn entries(&self, contents: &VolumeContents) -> Vec<TapeArchiveRow> {
+        let mut entries: Vec<(uuid::Uuid, TapeArchiveRow)> = Vec::new();
         for part in contents.parts.iter().filter(|part| !contents.is_superseded(part)) {
             let Part { begin, end, file, .. } = part;
             // Another archive may lie between the parts of one that went on.
             let at = entries.iter().position(|(run, _)| *run == begin.run).unwrap_or(entries.len());
             if at == entries.len() {
-                let entry = TapeEntry {
+                let entry = TapeArchiveRow {
                     archive: self.name_of(&begin.archive),
                     name: begin.archive.clone(),
                     parts: Vec::new(),
@@ -223,7 +223,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use virtfold_medium::tape::{Begin, Earlier, End, Label, TapeBlock};
+    use virtfold_medium::tape::{Begin, EarlierParts, End, Label, TapeBlock};
 
     /// A part of ten bytes.
     fn part(file: u64, (run, number, again): (Uuid, u32, u32), last: Option<bool>) -> Part {
@@ -234,7 +234,7 @@ mod tests {
             archive: format!("a-{run}.tar"),
             part: number,
             offset: 0,
-            earlier: Earlier { again, ..Earlier::default() },
+            earlier: EarlierParts { again, ..EarlierParts::default() },
             block_size: TapeBlock::default(),
             created: String::new(),
         };
@@ -272,7 +272,7 @@ mod tests {
             tool: String::new(),
         };
         let contents = VolumeContents { label, parts, blocks: 0, files: 0 };
-        let drive = TapeUse {
+        let drive = TapeOptions {
             device: "/dev/nst0".into(),
             state_dir: "/".into(),
             change_command: None,

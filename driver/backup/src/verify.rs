@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::Control;
 use super::restore::{Lost, note_lost};
-use virtfold_archive::crypt::{ArchiveFile, Identities, Incoming};
+use virtfold_archive::crypt::{ArchiveFile, DecryptingReader, Identities};
 use virtfold_archive::index::{ArchiveIndex, Data, Trust};
 use virtfold_archive::manifest::Manifest;
 use virtfold_archive::reader::{Reader, Sound, Visitor};
@@ -111,14 +111,14 @@ pub fn run_from(request: &VerifyRequest, control: &Control, input: impl Read + S
     let started = Instant::now();
     let name = request.archive.to_string();
     let bytes = AtomicU64::new(0);
-    let counted = Counted { input, bytes: &bytes };
+    let counted = CountingReader { input, bytes: &bytes };
     let options = ReadOptions {
         workers: request.workers,
         cancel: Arc::clone(&control.cancel),
         carrier: None,
         archive_id: None,
     };
-    let checked = Incoming::open(counted, &name, &request.identities)
+    let checked = DecryptingReader::open(counted, &name, &request.identities)
         .and_then(|incoming| sound(incoming, &name, &options, control));
     let mut report = VerifyReport {
         archive: name,
@@ -148,12 +148,12 @@ pub fn run_from(request: &VerifyRequest, control: &Control, input: impl Read + S
 }
 
 /// Counts what is read through it.
-struct Counted<'a, R> {
+struct CountingReader<'a, R> {
     input: R,
     bytes: &'a AtomicU64,
 }
 
-impl<R: Read> Read for Counted<'_, R> {
+impl<R: Read> Read for CountingReader<'_, R> {
     fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
         let got = self.input.read(buf)?;
         self.bytes.fetch_add(got as u64, Ordering::Relaxed);
@@ -168,7 +168,7 @@ fn pass(source: &ArchiveFile, options: &ReadOptions, control: &Control) -> Resul
 
 /// The strict pass.
 fn sound(input: impl Read + Send, name: &str, options: &ReadOptions, control: &Control) -> Result<Sound> {
-    let mut watcher = Watcher { control };
+    let mut watcher = VerifyVisitor { control };
     let mut reader = Reader::new(&mut watcher);
     let end = read_pipe(input, name, options, |chunk| reader.chunk(&chunk))?;
     end.check(name)?;
@@ -223,11 +223,11 @@ fn survey(
 }
 
 /// Counts, and wants nothing.
-struct Watcher<'a> {
+struct VerifyVisitor<'a> {
     control: &'a Control,
 }
 
-impl Visitor for Watcher<'_> {
+impl Visitor for VerifyVisitor<'_> {
     fn head(&mut self, head: &Manifest) -> Result<()> {
         self.control
             .progress

@@ -1,4 +1,4 @@
-//! What is known of tapes, in SQLite: a [`Ledger`].
+//! What is known of tapes, in SQLite: a [`TapeCatalog`].
 //!
 //! Numbers are below 2^63: SQLite's integers have a sign, and so many blocks no tape has.
 
@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::store::{Catalog, Sql};
 use virtfold_base::error::Result;
 use virtfold_medium::tape::{
-    Begin, Earlier, End, Label, Ledger, Part, Placed, TapeBlock, VolumeContents, has_id,
+    Begin, EarlierParts, End, Label, Part, Placed, TapeBlock, TapeCatalog, VolumeContents, has_id,
 };
 
 /// The columns of [`read_placed`].
@@ -109,9 +109,9 @@ fn read_placed(row: &Row<'_>) -> Sql<Placed> {
 }
 
 /// What a begin says of the parts before it; in catalogs of before there was more to say, the labels alone.
-fn earlier(text: &str) -> Sql<Earlier> {
+fn earlier(text: &str) -> Sql<EarlierParts> {
     if text.starts_with('[') {
-        return Ok(Earlier { volumes: serde_json::from_str(text)?, ..Earlier::default() });
+        return Ok(EarlierParts { volumes: serde_json::from_str(text)?, ..EarlierParts::default() });
     }
     Ok(serde_json::from_str(text)?)
 }
@@ -136,7 +136,7 @@ impl Catalog {
     }
 }
 
-impl Ledger for Catalog {
+impl TapeCatalog for Catalog {
     fn failure(&self, volume: Uuid) -> Result<Option<String>> {
         let query = "SELECT failed FROM tape_volume WHERE id = ?1";
         let failed = self.connection().query_row(query, [volume.to_string()], |row| row.get(0)).optional();
@@ -198,7 +198,7 @@ mod tests {
             archive: "web-20261122T030000Z-5f1c2d3e.tar.zst".to_owned(),
             part,
             offset: 7,
-            earlier: Earlier { volumes: vec!["VF0".to_owned()], firsts: vec![1], again: part },
+            earlier: EarlierParts { volumes: vec!["VF0".to_owned()], firsts: vec![1], again: part },
             block_size: TapeBlock::default(),
             created: "2026-11-22T03:00:01Z".to_owned(),
         };

@@ -7,14 +7,14 @@ use anyhow::Result;
 use virtfold_archive::stream::Compression;
 use virtfold_archive::table::Layout;
 use virtfold_backup::backup::{
-    self, BackupReport, BackupRequest, Containers, DetectZeroes, DiskReport, ImageSpec, Manner,
+    self, ArchiveOptions, BackupReport, BackupRequest, DetectZeroes, DiskReport, ImageSpec, RawHeaderCheck,
 };
-use virtfold_backup::resume::{Keep, KeptEnvelope, Wish};
+use virtfold_backup::resume::{Keep, SavedEnvelope, Wish};
 use virtfold_backup::{Control, Progress};
 use virtfold_base::error::{Error, ErrorKind};
 use virtfold_base::units::{BlockSize, Human};
 use virtfold_config::Defaults;
-use virtfold_image::{Format, Use};
+use virtfold_image::{Format, ImageAccess};
 use virtfold_medium::{Location, RateLimit};
 
 use super::Signals;
@@ -26,9 +26,9 @@ use super::keys::EncryptArgs;
 use super::medium;
 use super::mounted::{self, MountArgs};
 use super::output::say;
-use super::remember::{self, Missing};
-use super::report::{JsonFlag, Stdout, Style, Ticker, printable, result};
-use super::tape::media::Media;
+use super::remember::{self, StateDirPolicy};
+use super::report::{JsonFlag, OutputFormat, ProgressPrinter, StdoutUse, printable, result};
+use super::tape::media::Destinations;
 use super::tape::options::WriteArgs;
 
 /// Back up a domain, or disk images, into one archive
@@ -94,7 +94,7 @@ pub(crate) struct Args {
     /// Write no more than this many bytes a second, for example 100MiB [default: the configuration's; no
     /// limit]
     #[arg(long, value_name = "SIZE")]
-    limit_rate: Option<virtfold_config::Rate>,
+    limit_rate: Option<virtfold_config::ByteRate>,
     /// The images do not change during the backup: a QEMU that has them open is accepted
     #[arg(long, requires = "image")]
     frozen: bool,
@@ -132,11 +132,11 @@ enum LayoutArg {
 
 /// Runs the verb.
 pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
-    let style = Style::from_flag(&args.json);
+    let style = OutputFormat::from_flag(&args.json);
     let config = args.config.load()?;
     let defaults = &config.defaults;
     let manner = manner(&args, defaults)?;
-    let mut media = Media::new(&args.to, &args.tape, || args.guest.state_dir(), &signals.stop)?;
+    let mut media = Destinations::new(&args.to, &args.tape, || args.guest.state_dir(), &signals.stop)?;
     if !args.guest.is_plan() {
         let catalog = mounted::catalog(&args.guest.state_dir()?)?;
         let looked = args.mounts.check(&media, &config, catalog.as_ref())?;
@@ -154,7 +154,7 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
     }
     let destinations = args.to.clone();
     let (state_dir, job) = (args.guest.state_dir()?, args.job.clone());
-    let key_dir = &KeptEnvelope::usual_directory();
+    let key_dir = &SavedEnvelope::usual_directory();
     let keep = Keep {
         state_dir: &state_dir,
         key_dir,
@@ -167,19 +167,19 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
     };
     let request = request(args, manner, destinations.clone())?;
     let (outcome, report) = images_to(&request, (&media, &keep), style, signals)?;
-    remember::backup(&report, &media, job.as_deref(), (&state_dir, Missing::Left));
+    remember::backup(&report, &media, job.as_deref(), (&state_dir, StateDirPolicy::Left));
     Ok(outcome)
 }
 
 fn images_to(
     request: &BackupRequest,
-    (media, keep): (&Media, &Keep<'_>),
-    style: Style,
+    (media, keep): (&Destinations, &Keep<'_>),
+    style: OutputFormat,
     signals: &Signals,
 ) -> Result<(Outcome, BackupReport)> {
     let out = stdout_of(&request.destinations);
     let progress = Arc::new(Progress::default());
-    let ticker = Ticker::start(style, out, &progress)?;
+    let ticker = ProgressPrinter::start(style, out, &progress)?;
     let control = Control { cancel: Arc::clone(&signals.stop), progress };
     let report = backup::run_kept(request, (&control, Some(keep)), |label, cancel| media.open(label, cancel));
     drop(ticker);
@@ -190,9 +190,9 @@ fn images_to(
 }
 
 /// Says which copies have failed, and how the run ends for that.
-pub(super) fn copies(style: Style, report: &BackupReport) -> Outcome {
+pub(super) fn copies(style: OutputFormat, report: &BackupReport) -> Outcome {
     for copy in &report.copies {
-        if let (Style::Text, Some(failure)) = (style, &copy.failure) {
+        if let (OutputFormat::Text, Some(failure)) = (style, &copy.failure) {
             say(&format!("virtfold: no copy in '{}': {}", printable(&copy.to), printable(failure)));
             copy.hint.iter().for_each(|hint| say(&format!("hint: {}", printable(hint))));
         }
@@ -202,8 +202,8 @@ pub(super) fn copies(style: Style, report: &BackupReport) -> Outcome {
 }
 
 /// Whether the archive takes standard output.
-pub(super) fn stdout_of(destinations: &[Location]) -> Stdout {
-    if destinations.contains(&Location::Pipe) { Stdout::Archive } else { Stdout::Free }
+pub(super) fn stdout_of(destinations: &[Location]) -> StdoutUse {
+    if destinations.contains(&Location::Pipe) { StdoutUse::Archive } else { StdoutUse::Free }
 }
 
 /// Prints what was doubtful about the sources.
@@ -234,14 +234,14 @@ fn images(args: &Args) -> Result<Vec<ImageSpec>> {
 }
 
 /// How the archive is made, by the command line and the configuration.
-fn manner(args: &Args, defaults: &Defaults) -> Result<Manner> {
+fn manner(args: &Args, defaults: &Defaults) -> Result<ArchiveOptions> {
     let layout = args.layout.map_or(defaults.layout, |layout| match layout {
         LayoutArg::Compact => virtfold_config::Layout::Compact,
         LayoutArg::Full => virtfold_config::Layout::Full,
     });
     let block_size = args.block_size.or(defaults.block_size).map(virtfold_config::BlockSize::get);
-    let limit_rate = args.limit_rate.or(defaults.limit_rate).map(virtfold_config::Rate::get);
-    Ok(Manner {
+    let limit_rate = args.limit_rate.or(defaults.limit_rate).map(virtfold_config::ByteRate::get);
+    Ok(ArchiveOptions {
         compression: match args.compress.unwrap_or(defaults.compress) {
             virtfold_config::Compression::None => Compression::None,
             virtfold_config::Compression::Zstd { level } => Compression::Zstd { level },
@@ -266,7 +266,7 @@ fn manner(args: &Args, defaults: &Defaults) -> Result<Manner> {
     })
 }
 
-fn request(args: Args, manner: Manner, destinations: Vec<Location>) -> Result<BackupRequest> {
+fn request(args: Args, manner: ArchiveOptions, destinations: Vec<Location>) -> Result<BackupRequest> {
     Ok(BackupRequest {
         images: images(&args)?,
         label: args.label,
@@ -277,8 +277,8 @@ fn request(args: Args, manner: Manner, destinations: Vec<Location>) -> Result<Ba
         block_size: manner.block_size,
         detect_zeroes: manner.detect_zeroes,
         limit_rate: manner.limit_rate,
-        usage: if args.frozen { Use::Frozen } else { Use::Checked },
-        containers: if args.force { Containers::AsCalled } else { Containers::Refuse },
+        usage: if args.frozen { ImageAccess::Frozen } else { ImageAccess::Checked },
+        containers: if args.force { RawHeaderCheck::AsCalled } else { RawHeaderCheck::Refuse },
         workers: manner.workers,
     })
 }

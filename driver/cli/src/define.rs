@@ -6,21 +6,22 @@ use std::sync::Arc;
 use anyhow::Result;
 use virtfold_archive::crypt::Identities;
 use virtfold_backup::define::{
-    self, Afterwards, DefineReport, DefineRequest, DiskAction, DiskPlan, Host, Identity, Rest, Writing,
+    self, AfterDefine, DefaultTarget, DiskAction, DiskPlan, Host, Identity, RestoreDomainReport,
+    RestoreDomainRequest, WriteOptions,
 };
-use virtfold_backup::tape::TapeUse;
+use virtfold_backup::tape::TapeOptions;
 use virtfold_backup::{Control, Progress};
 use virtfold_base::error::Error;
 use virtfold_base::units::Human;
 use virtfold_catalog::{Catalog, Journal, NoCatalog};
-use virtfold_hooks::Whose;
+use virtfold_hooks::HookOwner;
 use virtfold_hypervisor::host::LocalFiles;
 use virtfold_medium::{Location, TapeArchive};
 
 use super::Signals;
 use super::exit::Outcome;
 use super::guest::connection::{ConnectFlag, StateFlag, places};
-use super::report::{Stdout, Style, Ticker, printable, result};
+use super::report::{OutputFormat, ProgressPrinter, StdoutUse, printable, result};
 use super::room;
 
 /// The options of a restore of a guest.
@@ -67,15 +68,15 @@ pub(super) struct Common {
     /// What opens it, where it is encrypted.
     pub(super) identities: Identities,
     /// The drive, and which archive on its tape, where it is on one.
-    pub(super) tape: Option<(TapeUse, TapeArchive)>,
+    pub(super) tape: Option<(TapeOptions, TapeArchive)>,
     /// Disks with a place of their own.
     pub(super) disks: Vec<(String, PathBuf)>,
     /// The directory for the others.
     pub(super) output: Option<PathBuf>,
     /// How they are written.
-    pub(super) writing: Writing,
+    pub(super) writing: WriteOptions,
     /// Whether what is there may be replaced.
-    pub(super) existing: virtfold_base::durable::Existing,
+    pub(super) existing: virtfold_base::durable::Overwrite,
 }
 
 impl DefineArgs {
@@ -88,10 +89,10 @@ impl DefineArgs {
     }
 
     /// Runs it, or says what it would do.
-    pub(super) fn run(self, common: Common, style: Style, signals: &Signals) -> Result<Outcome> {
+    pub(super) fn run(self, common: Common, style: OutputFormat, signals: &Signals) -> Result<Outcome> {
         let connection = self.connect.open()?;
         let places = places(self.libvirt_dir.as_deref(), &connection.uri)?;
-        let guards = virtfold_hooks::guard::usual_path(Whose::of(&connection.uri));
+        let guards = virtfold_hooks::guard::usual_path(HookOwner::of(&connection.uri));
         let journal = self.journal()?;
         let host = Host {
             hypervisor: connection.hypervisor.as_ref(),
@@ -101,11 +102,11 @@ impl DefineArgs {
             journal: journal.as_ref().map(|catalog| catalog as &dyn Journal),
         };
         let rest = match (common.output, self.pool) {
-            (_, Some(pool)) => Rest::Pool(pool),
-            (Some(directory), None) => Rest::Directory(directory),
-            (None, None) => Rest::AsBefore,
+            (_, Some(pool)) => DefaultTarget::Pool(pool),
+            (Some(directory), None) => DefaultTarget::Directory(directory),
+            (None, None) => DefaultTarget::AsBefore,
         };
-        let request = DefineRequest {
+        let request = RestoreDomainRequest {
             archive: common.archive,
             identities: common.identities,
             name: self.name,
@@ -114,11 +115,12 @@ impl DefineArgs {
             without: self.without,
             writing: common.writing,
             existing: common.existing,
-            afterwards: if self.start { Afterwards::Start } else { Afterwards::Leave },
+            afterwards: if self.start { AfterDefine::Start } else { AfterDefine::Leave },
         };
         let progress = Arc::new(Progress::default());
         let control = Control { cancel: Arc::clone(&signals.stop), progress: Arc::clone(&progress) };
-        let ticker = if self.plan { None } else { Some(Ticker::start(style, Stdout::Free, &progress)?) };
+        let ticker =
+            if self.plan { None } else { Some(ProgressPrinter::start(style, StdoutUse::Free, &progress)?) };
         let tape = common.tape.map(|(drive, which)| drive.open(&which)).transpose()?;
         let report = match (tape, self.plan) {
             (Some(tape), true) => define::plan_from(&request, &host, &control, tape),
@@ -128,7 +130,7 @@ impl DefineArgs {
         };
         drop(ticker);
         let report = report?;
-        result(style, Stdout::Free, &report, &text(&report))?;
+        result(style, StdoutUse::Free, &report, &text(&report))?;
         // A restore that is done had room.
         if self.plan {
             room::check(&report.room)?;
@@ -146,7 +148,7 @@ impl DefineArgs {
     }
 }
 
-fn text(report: &DefineReport) -> String {
+fn text(report: &RestoreDomainReport) -> String {
     let what = match report.identity {
         Identity::AsItWas => "as it was".to_owned(),
         Identity::Copy => format!("a copy of '{}'", printable(&report.guest)),
@@ -210,7 +212,7 @@ mod tests {
 
     use super::*;
 
-    fn report() -> DefineReport {
+    fn report() -> RestoreDomainReport {
         let disk = |target: &str, action| DiskPlan {
             target: target.into(),
             action,
@@ -220,7 +222,7 @@ mod tests {
             data: Some(1 << 30),
             replaces: false,
         };
-        DefineReport {
+        RestoreDomainReport {
             archive: "web.tar".into(),
             guest: "web".into(),
             domain: "web2".into(),
@@ -260,8 +262,13 @@ room: 1.0 GiB wanted in /vm, 5.0 GiB free
 note: odd \\u{1b}[31m
 nothing was changed";
         assert_eq!(text(&report()), expected);
-        let done =
-            text(&DefineReport { defined: true, started: true, verified: true, seconds: 2.0, ..report() });
+        let done = text(&RestoreDomainReport {
+            defined: true,
+            started: true,
+            verified: true,
+            seconds: 2.0,
+            ..report()
+        });
         assert!(
             done.contains("1.0 GiB of 10.0 GiB written to /vm/vda")
                 && done.contains("4.0 KiB replaced /vm/V")

@@ -13,7 +13,7 @@ use super::config::ConfigFlag;
 use super::exit::Outcome;
 use super::guest::connection::{ConnectFlag, StateFlag};
 use super::mounted;
-use super::report::{JsonFlag, Stdout, Style, printable, result};
+use super::report::{JsonFlag, OutputFormat, StdoutUse, printable, result};
 
 /// Forget a guest that no longer exists: its runs, its failures and its metrics
 ///
@@ -74,7 +74,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let state = args.state.path_of(args.connect.whose())?;
     let catalog = mounted::catalog(&state)?.ok_or_else(|| nothing(&args.domain))?;
     let report = args.forget(&catalog, metrics_dir)?;
-    result(Style::from_flag(&args.json), Stdout::Free, &report, &text(&report))?;
+    result(OutputFormat::from_flag(&args.json), StdoutUse::Free, &report, &text(&report))?;
     Ok(Outcome::Done)
 }
 

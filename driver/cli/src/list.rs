@@ -8,7 +8,7 @@ use serde::Serialize;
 use uuid::Uuid;
 use virtfold_backup::inspect::{self, Glance};
 use virtfold_backup::mounted::{Mounted, Place, check};
-use virtfold_backup::retention::{self, Remembered};
+use virtfold_backup::retention::{self, CatalogFillReport};
 use virtfold_base::error::sentence;
 use virtfold_base::units::Human;
 use virtfold_catalog::{Catalog, NoCatalog};
@@ -21,7 +21,7 @@ use super::guest::connection::StateFlag;
 use super::keys::IdentityArgs;
 use super::mounted;
 use super::output::say;
-use super::report::{JsonFlag, Stdout, Style, printable, result};
+use super::report::{JsonFlag, OutputFormat, StdoutUse, printable, result};
 use super::show;
 use super::tape::{self, options::WaitFlag};
 
@@ -63,21 +63,21 @@ struct Listing<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     future: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    remembered: Option<Remembered>,
+    remembered: Option<CatalogFillReport>,
 }
 
 /// Runs the verb.
 pub(crate) fn run(args: &Args, signals: &Signals) -> Result<Outcome> {
     if let Location::Tape(address) = &args.directory {
         let drive = args.wait.drive(address, args.state.path()?, &signals.stop);
-        return tape::list_to(&drive, Style::from_flag(&args.json));
+        return tape::list_to(&drive, OutputFormat::from_flag(&args.json));
     }
     if let (Some(path), true) = (args.directory.path(), args.remember) {
         let catalog = mounted::catalog(&args.state.path()?)?;
         check(&Place { path, medium: None, mounted: Mounted::AsBefore }, catalog.as_ref(), &mounts::of)?;
     }
     let located = inspect::list_located(&args.directory, &args.identity.load()?)?;
-    let style = Style::from_flag(&args.json);
+    let style = OutputFormat::from_flag(&args.json);
     let noted = if args.remember {
         Some(retention::remember(
             (&args.directory, located.as_slice()),
@@ -106,7 +106,7 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<Outcome> {
     let ids = archives.iter().filter_map(|glance| glance.head.as_ref()).map(|head| head.archive);
     let pinned = ids.filter(|id| pins.contains(id)).collect();
     let listing = Listing { archives: &archives, pinned, future, remembered: noted };
-    result(style, Stdout::Free, &listing, &text)?;
+    result(style, StdoutUse::Free, &listing, &text)?;
     Ok(Outcome::Done)
 }
 

@@ -5,12 +5,12 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use virtfold_image::map::{Row, rows};
-use virtfold_image::{DiskImage, Format, OpenOptions, Use};
+use virtfold_image::{DiskImage, Format, ImageAccess, OpenOptions};
 
 use super::args;
 use super::exit::Outcome;
 use super::output;
-use super::report::{JsonFlag, Style};
+use super::report::{JsonFlag, OutputFormat};
 
 /// Print the allocation table of a disk image
 ///
@@ -33,12 +33,12 @@ pub(crate) struct Args {
 
 /// Runs the verb.
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
-    let options = OpenOptions { usage: Use::Glance, ..OpenOptions::default() };
+    let options = OpenOptions { usage: ImageAccess::Glance, ..OpenOptions::default() };
     let image = DiskImage::open(&args.image, args.format, &options)?;
     let table = image.allocation()?;
     let mut out = BufWriter::new(output::out());
-    match Style::from_flag(&args.json) {
-        Style::Json => {
+    match OutputFormat::from_flag(&args.json) {
+        OutputFormat::Json => {
             let mut before = "[";
             for row in rows(&image, &table)? {
                 let row = serde_json::to_string(&row?).context("cannot write a row as JSON")?;
@@ -47,7 +47,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
             }
             writeln!(out, "{}", if before == "[" { "[]" } else { "]" }).context("cannot write the table")?;
         }
-        Style::Text => {
+        OutputFormat::Text => {
             writeln!(out, "{:>16} {:>16} {:>16} {:>5}  kind", "guest", "length", "host", "depth")
                 .context("cannot write the table")?;
             for row in rows(&image, &table)? {

@@ -11,8 +11,8 @@ use anyhow::Result;
 use virtfold_archive::stream::Cancel;
 use virtfold_base::error::{Error, ErrorKind};
 use virtfold_catalog::place_name;
-use virtfold_medium::process::{self, Known, Leaving, Opened, Place, Request};
-use virtfold_medium::{self as medium, Label, Location, Remains, Reopened, mounts};
+use virtfold_medium::process::{self, Known, Opened, Place, Request, TerminatingProcesses};
+use virtfold_medium::{self as medium, Label, Location, PartialArchive, Resumed, mounts};
 
 use super::args;
 use super::exit::Outcome;
@@ -58,11 +58,11 @@ pub(super) fn program(place: &Location, more: &[OsString]) -> Command {
 ///
 /// # Errors
 /// The medium does not answer.
-pub(super) fn discard(remains: &Remains) -> Result<(), Error> {
+pub(super) fn discard(remains: &PartialArchive) -> Result<(), Error> {
     let Some((temporary, _)) = &remains.file else { return Ok(()) };
     let mut command = Command::new("/proc/self/exe");
     command.arg("medium");
-    let (location, leaving) = (Location::Path(temporary.clone()), Leaving::default());
+    let (location, leaving) = (Location::Path(temporary.clone()), TerminatingProcesses::default());
     let place = Place { command, location: &location, cancel: &Cancel::default(), leaving: &leaving };
     let done = process::ask(place, &Request::Discard(remains.clone()));
     part(&leaving);
@@ -70,7 +70,7 @@ pub(super) fn discard(remains: &Remains) -> Result<(), Error> {
 }
 
 /// Waits for the processes of media to end, and says which could not be ended.
-pub(super) fn part(leaving: &Leaving) {
+pub(super) fn part(leaving: &TerminatingProcesses) {
     for left in leaving.wait() {
         let what = left.subject.map_or_else(|| "it".to_owned(), |name| format!("the copy of '{name}'"));
         say(&format!(
@@ -125,13 +125,13 @@ impl Args {
     fn reopen(
         &self,
         place: &Location,
-        (label, remains): (&Label, &Remains),
+        (label, remains): (&Label, &PartialArchive),
         cancel: &Cancel,
     ) -> Result<Opened, Error> {
         let Location::Tape(address) = place else {
             return Ok(match medium::reopen(place, label, cancel, remains)? {
-                Reopened::At(medium, at) => Opened::At(medium, at, None),
-                Reopened::Gone(why) => Opened::Gone(why),
+                Resumed::At(medium, at) => Opened::At(medium, at, None),
+                Resumed::Gone(why) => Opened::Gone(why),
             });
         };
         let drive = self.tape.drive(address, self.state.path()?, cancel)?;

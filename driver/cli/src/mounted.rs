@@ -10,7 +10,7 @@ use virtfold_catalog::{Catalog, NoCatalog};
 use virtfold_config::{Config, Medium};
 use virtfold_medium::mounts::Mount;
 
-use super::tape::media::Media;
+use super::tape::media::Destinations;
 
 /// What has to be mounted at the directories.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -39,7 +39,7 @@ impl MountArgs {
     /// Those of [`check`].
     pub(crate) fn check(
         &self,
-        media: &Media,
+        media: &Destinations,
         config: &Config,
         catalog: Option<&Catalog>,
     ) -> Result<Vec<Option<Expected>>, Error> {

@@ -13,7 +13,7 @@ use super::args;
 use super::exit::Outcome;
 use super::guest::connection::StateFlag;
 use super::keys::IdentityArgs;
-use super::report::{JsonFlag, Stdout, Style, printable, result};
+use super::report::{JsonFlag, OutputFormat, StdoutUse, printable, result};
 
 /// Keep an archive whatever the rules of 'prune' say
 ///
@@ -30,7 +30,7 @@ Examples:
   virtfold pin s3://backups/vm/host1/web/web-20261122T161055Z-e78234c8.tar.zst")]
 pub(crate) struct PinArgs {
     #[command(flatten)]
-    archives: Archives,
+    archives: ArchiveArgs,
 }
 
 /// Unpin archives: the rules of 'prune' apply to them again
@@ -40,11 +40,11 @@ Examples:
   virtfold unpin /backup/web-20261122T161055Z-e78234c8.tar.zst")]
 pub(crate) struct UnpinArgs {
     #[command(flatten)]
-    archives: Archives,
+    archives: ArchiveArgs,
 }
 
 #[derive(Debug, clap::Args)]
-struct Archives {
+struct ArchiveArgs {
     /// The archives
     #[arg(value_name = "ARCHIVE", required = true, value_parser = args::location())]
     archives: Vec<Location>,
@@ -86,7 +86,7 @@ pub(crate) fn unpin(args: &UnpinArgs) -> Result<Outcome> {
     args.archives.tell(found, &catalog)
 }
 
-impl Archives {
+impl ArchiveArgs {
     /// The ids, all of them before anything is noted.
     fn find(&self, catalog: &Catalog) -> Result<Vec<(String, Uuid)>> {
         let identities = self.identity.load()?;
@@ -123,7 +123,12 @@ impl Archives {
             format!("{}: {verb}", printable(&one.archive))
         };
         let text = told.iter().map(line).collect::<Vec<_>>().join("\n");
-        result(Style::from_flag(&self.json), Stdout::Free, &serde_json::json!({ "archives": told }), &text)?;
+        result(
+            OutputFormat::from_flag(&self.json),
+            StdoutUse::Free,
+            &serde_json::json!({ "archives": told }),
+            &text,
+        )?;
         Ok(Outcome::Done)
     }
 }

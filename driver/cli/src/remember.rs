@@ -9,11 +9,11 @@ use virtfold_catalog::{Catalog, NoCatalog};
 
 use super::output::say;
 use super::report::printable;
-use super::tape::media::Media;
+use super::tape::media::Destinations;
 
 /// Whether a state directory is made for the catalog's sake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Missing {
+pub(crate) enum StateDirPolicy {
     /// It is: the backup is a domain's.
     Made,
     /// It is not: images are backed up without one, too.
@@ -23,11 +23,11 @@ pub(crate) enum Missing {
 /// Notes each good copy of a backup. That it can't be noted is said, and makes a good archive no worse.
 pub(crate) fn backup(
     report: &BackupReport,
-    media: &Media,
+    media: &Destinations,
     job: Option<&str>,
-    (state, missing): (&Path, Missing),
+    (state, missing): (&Path, StateDirPolicy),
 ) {
-    if missing == Missing::Left && NoCatalog::is_in(state) {
+    if missing == StateDirPolicy::Left && NoCatalog::is_in(state) {
         return;
     }
     let copies = retention::copies(report, (media.places(), &|place| media.name(place)), job);

@@ -27,14 +27,14 @@ const PLAIN_EVERY: Duration = Duration::from_secs(10);
 
 /// Who reads the output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Style {
+pub(crate) enum OutputFormat {
     /// A person, or a log.
     Text,
     /// A program.
     Json,
 }
 
-impl Style {
+impl OutputFormat {
     /// From the flag `--json`.
     pub(crate) fn from_flag(args: &JsonFlag) -> Self {
         if args.json { Self::Json } else { Self::Text }
@@ -51,7 +51,7 @@ pub(crate) struct JsonFlag {
 
 /// Whether standard output is free, or carries an archive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stdout {
+pub(crate) enum StdoutUse {
     /// Results go there.
     Free,
     /// Results go to standard error.
@@ -59,29 +59,29 @@ pub(crate) enum Stdout {
 }
 
 /// Prints one JSON document on one line, or text through `text`.
-pub(crate) fn result(style: Style, out: Stdout, value: &impl Serialize, text: &str) -> Result<()> {
+pub(crate) fn result(style: OutputFormat, out: StdoutUse, value: &impl Serialize, text: &str) -> Result<()> {
     let line = match style {
-        Style::Json => {
+        OutputFormat::Json => {
             let mut event = serde_json::to_value(value).context("cannot write the result as JSON")?;
             if let Some(object) = event.as_object_mut() {
                 object.insert("event".to_owned(), json!("summary"));
             }
             event.to_string()
         }
-        Style::Text => text.trim_end().to_owned(),
+        OutputFormat::Text => text.trim_end().to_owned(),
     };
     match out {
-        Stdout::Free => output::line(&line),
-        Stdout::Archive => writeln!(std::io::stderr(), "{line}").context("cannot write the result"),
+        StdoutUse::Free => output::line(&line),
+        StdoutUse::Archive => writeln!(std::io::stderr(), "{line}").context("cannot write the result"),
     }
 }
 
 /// Prints the ranges that are lost, one a line.
-pub(crate) fn damage(style: Style, ranges: &[Lost]) -> Result<()> {
+pub(crate) fn damage(style: OutputFormat, ranges: &[Lost]) -> Result<()> {
     let mut out = output::out();
     for lost in ranges {
         match style {
-            Style::Json => {
+            OutputFormat::Json => {
                 let (disk, start, length) = (&lost.disk, lost.start, lost.length);
                 writeln!(
                     out,
@@ -89,7 +89,7 @@ pub(crate) fn damage(style: Style, ranges: &[Lost]) -> Result<()> {
                     json!({"event": "damage", "disk": disk, "start": start, "length": length})
                 )
             }
-            Style::Text => writeln!(out, "lost: {lost}"),
+            OutputFormat::Text => writeln!(out, "lost: {lost}"),
         }
         .context("cannot write the result")?;
     }
@@ -104,27 +104,27 @@ pub(crate) fn printable(text: &str) -> String {
 }
 
 /// Shows a [`Progress`] until it is dropped.
-pub(crate) struct Ticker {
+pub(crate) struct ProgressPrinter {
     stop: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Ticker {
+impl ProgressPrinter {
     /// Starts to show `progress`.
-    pub(crate) fn start(style: Style, out: Stdout, progress: &Arc<Progress>) -> Result<Self> {
+    pub(crate) fn start(style: OutputFormat, out: StdoutUse, progress: &Arc<Progress>) -> Result<Self> {
         let (stop, stopped) = bounded(0);
         let progress = Arc::clone(progress);
         let show = move || match style {
-            Style::Json => json_lines(&progress, out, &stopped),
-            Style::Text if std::io::stderr().is_terminal() => bar(&progress, &stopped),
-            Style::Text => plain_lines(&progress, &stopped),
+            OutputFormat::Json => json_lines(&progress, out, &stopped),
+            OutputFormat::Text if std::io::stderr().is_terminal() => bar(&progress, &stopped),
+            OutputFormat::Text => plain_lines(&progress, &stopped),
         };
         let thread = std::thread::Builder::new().name("progress".to_owned()).spawn(show);
         Ok(Self { stop: Some(stop), thread: Some(thread.context("cannot start a thread")?) })
     }
 }
 
-impl Drop for Ticker {
+impl Drop for ProgressPrinter {
     fn drop(&mut self) {
         drop(self.stop.take());
         if let Some(thread) = self.thread.take()
@@ -165,18 +165,18 @@ fn plain_lines(progress: &Progress, stopped: &Receiver<()>) {
     every(PLAIN_EVERY, stopped, || {
         let now = progress.snapshot();
         if now.total == 0 {
-            print_progress(&format!("{}: {} s", now.phase, now.elapsed.as_secs()), Stdout::Archive);
+            print_progress(&format!("{}: {} s", now.phase, now.elapsed.as_secs()), StdoutUse::Archive);
             return;
         }
         let (rate, left) = pace(&now);
         let left = left.map_or(String::new(), |left| format!(", {} s left", left.as_secs()));
         let line =
             format!("{}: {} of {}, {}/s{left}", now.phase, Human(now.done), Human(now.total), Human(rate));
-        print_progress(&line, Stdout::Archive);
+        print_progress(&line, StdoutUse::Archive);
     });
 }
 
-fn json_lines(progress: &Progress, out: Stdout, stopped: &Receiver<()>) {
+fn json_lines(progress: &Progress, out: StdoutUse, stopped: &Receiver<()>) {
     every(JSON_EVERY, stopped, || {
         let now = progress.snapshot();
         let (rate, left) = pace(&now);
@@ -189,10 +189,10 @@ fn json_lines(progress: &Progress, out: Stdout, stopped: &Receiver<()>) {
 }
 
 /// Progress is worth no failure: a reader that has gone is told nothing.
-fn print_progress(line: &str, out: Stdout) {
+fn print_progress(line: &str, out: StdoutUse) {
     let written = match out {
-        Stdout::Free => writeln!(std::io::stdout(), "{line}"),
-        Stdout::Archive => writeln!(std::io::stderr(), "{line}"),
+        StdoutUse::Free => writeln!(std::io::stdout(), "{line}"),
+        StdoutUse::Archive => writeln!(std::io::stderr(), "{line}"),
     };
     if let Err(error) = written {
         tracing::debug!(%error, "progress could not be shown");

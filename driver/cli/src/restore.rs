@@ -4,12 +4,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Result;
-use virtfold_backup::define::Writing;
-use virtfold_backup::restore::{self, Checking, RestorePlan, RestoreReport, RestoreRequest, Selection};
-use virtfold_backup::tape::TapeUse;
+use virtfold_backup::define::WriteOptions;
+use virtfold_backup::restore::{self, RestorePlan, RestoreReport, RestoreRequest, Selection, VerifyMode};
+use virtfold_backup::tape::TapeOptions;
 use virtfold_backup::target::Method;
 use virtfold_backup::{Control, Progress};
-use virtfold_base::durable::Existing;
+use virtfold_base::durable::Overwrite;
 use virtfold_base::error::{Error, ErrorKind};
 use virtfold_base::units::Human;
 use virtfold_config::parse_size;
@@ -22,7 +22,7 @@ use super::args;
 use super::define::{Common, DefineArgs};
 use super::exit::Outcome;
 use super::keys::IdentityArgs;
-use super::report::{JsonFlag, Stdout, Style, Ticker, damage, printable, result};
+use super::report::{JsonFlag, OutputFormat, ProgressPrinter, StdoutUse, damage, printable, result};
 use super::room;
 use super::tape::{self, options::ChangeArgs};
 
@@ -102,7 +102,7 @@ enum MethodArg {
 
 /// Runs the verb.
 pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
-    let style = Style::from_flag(&args.json);
+    let style = OutputFormat::from_flag(&args.json);
     let tape = match &args.archive {
         Location::Tape(address) => {
             let drive = args.tape.drive(address, args.define.state_dir()?, &signals.stop);
@@ -128,11 +128,12 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
         return plan(&request, tape.as_ref(), (style, signals));
     }
     let progress = Arc::new(Progress::default());
-    let ticker = Ticker::start(style, Stdout::Free, &progress)?;
+    let ticker = ProgressPrinter::start(style, StdoutUse::Free, &progress)?;
     let control = Control { cancel: Arc::clone(&signals.stop), progress };
     let report = match &tape {
         Some((drive, which)) => drive.open(which).and_then(|mut source| {
-            let gaps = if request.checking == Checking::Partial { source.salvage() } else { Gaps::default() };
+            let gaps =
+                if request.checking == VerifyMode::Partial { source.salvage() } else { Gaps::default() };
             restore::run_over(&request, &control, (source, &gaps))
         }),
         None => restore::run(&request, &control),
@@ -140,7 +141,7 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
     drop(ticker);
     let report = report?;
     damage(style, &report.damage)?;
-    result(style, Stdout::Free, &report, &text(&report))?;
+    result(style, StdoutUse::Free, &report, &text(&report))?;
     Ok(match (report.complete, report.damage.is_empty() && report.notes.is_empty()) {
         (false, _) => Outcome::Incomplete,
         (true, false) => Outcome::Damaged,
@@ -151,15 +152,15 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
 /// Says what would be done.
 fn plan(
     request: &RestoreRequest,
-    tape: Option<&(TapeUse, TapeArchive)>,
-    (style, signals): (Style, &Signals),
+    tape: Option<&(TapeOptions, TapeArchive)>,
+    (style, signals): (OutputFormat, &Signals),
 ) -> Result<Outcome> {
     let control = Control { cancel: Arc::clone(&signals.stop), progress: Arc::new(Progress::default()) };
     let plan = match tape {
         Some((drive, which)) => restore::plan_from(request, &LocalFiles, drive.open(which)?)?,
         None => restore::plan(request, &control, &LocalFiles)?,
     };
-    result(style, Stdout::Free, &plan, &plan_text(&plan))?;
+    result(style, StdoutUse::Free, &plan, &plan_text(&plan))?;
     room::check(&plan.room)?;
     Ok(Outcome::Done)
 }
@@ -175,8 +176,8 @@ fn plan_text(plan: &RestorePlan) -> String {
     text + &room::text(&plan.room) + "nothing was changed"
 }
 
-fn writing(args: &Args) -> Writing {
-    Writing {
+fn writing(args: &Args) -> WriteOptions {
+    WriteOptions {
         format: args.format,
         method: match args.method {
             MethodArg::Rewrite => Method::Rewrite,
@@ -184,16 +185,16 @@ fn writing(args: &Args) -> Writing {
         },
         cluster_size: args.cluster_size,
         checking: match (args.partial, args.unverified) {
-            (true, _) => Checking::Partial,
-            (false, true) => Checking::Later,
-            (false, false) => Checking::All,
+            (true, _) => VerifyMode::Partial,
+            (false, true) => VerifyMode::Later,
+            (false, false) => VerifyMode::All,
         },
         workers: args::workers(args.workers),
     }
 }
 
-fn existing(args: &Args) -> Existing {
-    if args.force { Existing::Replace } else { Existing::Keep }
+fn existing(args: &Args) -> Overwrite {
+    if args.force { Overwrite::Replace } else { Overwrite::Keep }
 }
 
 fn request(args: Args) -> Result<RestoreRequest> {

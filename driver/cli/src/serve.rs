@@ -13,7 +13,7 @@ use virtfold_catalog::{Catalog, DomainLock, Journal};
 use virtfold_hypervisor::{DomainId, Hypervisor};
 use virtfold_service::clock::HostClock;
 use virtfold_service::control::{Desk, Limits, Server};
-use virtfold_service::engine::{Engine, Input, Load, Parts, ServiceDesk};
+use virtfold_service::engine::{Engine, EngineControlApi, Input, Load, Parts};
 use virtfold_service::events::{self, Events};
 use virtfold_service::intake::{self, Intake, Link};
 use virtfold_service::metrics::{Exporter, Metrics};
@@ -79,7 +79,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     };
     let mut engine = Engine::new(parts, inputs, load, &uri)?;
     signals(sender.clone())?;
-    let desk: Arc<dyn Desk> = Arc::new(ServiceDesk::new(sender.clone()));
+    let desk: Arc<dyn Desk> = Arc::new(EngineControlApi::new(sender.clone()));
     let server =
         Server::start(&args.socket.path(args.connect.whose()), Arc::clone(&desk), Limits::default())?;
     let listen = args.config.load()?.service.metrics_listen;

@@ -12,7 +12,7 @@ use super::args;
 use super::exit::Outcome;
 use super::guest::connection::StateFlag;
 use super::keys::IdentityArgs;
-use super::report::{JsonFlag, Stdout, Style, printable, result};
+use super::report::{JsonFlag, OutputFormat, StdoutUse, printable, result};
 use super::tape::{self, options::WaitFlag};
 
 /// Show what an archive holds
@@ -48,7 +48,7 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<Outcome> {
         }
         location => inspect::glance(location, &identities)?,
     };
-    result(Style::from_flag(&args.json), Stdout::Free, &glance, &text(&glance))?;
+    result(OutputFormat::from_flag(&args.json), StdoutUse::Free, &glance, &text(&glance))?;
     Ok(outcome(glance.status))
 }
 

@@ -7,7 +7,7 @@ use anyhow::Result;
 use serde_json::json;
 use virtfold_archive::allocation_csv::AllocationRow;
 use virtfold_archive::table::CorrespondenceTable;
-use virtfold_backup::inspect::{self, Tables};
+use virtfold_backup::inspect::{self, TableVisitor};
 use virtfold_base::error::{Error, IoContext};
 use virtfold_base::units::StreamOffset;
 use virtfold_medium::{Location, PipeSource};
@@ -18,7 +18,7 @@ use super::exit::Outcome;
 use super::guest::connection::StateFlag;
 use super::keys::IdentityArgs;
 use super::output;
-use super::report::{JsonFlag, Style};
+use super::report::{JsonFlag, OutputFormat};
 use super::tape::{self, options::ChangeArgs};
 
 /// Print the tables of a disk in an archive
@@ -62,10 +62,10 @@ enum Form {
 
 /// Runs the verb.
 pub(crate) fn run(args: &Args, signals: &Signals) -> Result<Outcome> {
-    let form = match (args.csv, Style::from_flag(&args.json)) {
+    let form = match (args.csv, OutputFormat::from_flag(&args.json)) {
         (true, _) => Form::Csv,
-        (false, Style::Json) => Form::Json,
-        (false, Style::Text) => Form::Text,
+        (false, OutputFormat::Json) => Form::Json,
+        (false, OutputFormat::Text) => Form::Text,
     };
     let identities = args.identity.load()?;
     let mut out = BufWriter::new(output::out());
@@ -125,7 +125,7 @@ impl<W: Write> Printer<'_, W> {
     }
 }
 
-impl<W: Write> Tables for Printer<'_, W> {
+impl<W: Write> TableVisitor for Printer<'_, W> {
     fn correspondence(&mut self, table: &CorrespondenceTable, dense_at: StreamOffset) -> Result<(), Error> {
         self.title("FIG. 11: block correspondence table (X to A)", ["X", "A", "length", ""])?;
         for run in table.iter() {

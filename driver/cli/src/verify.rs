@@ -13,7 +13,7 @@ use super::args;
 use super::exit::Outcome;
 use super::guest::connection::StateFlag;
 use super::keys::IdentityArgs;
-use super::report::{JsonFlag, Stdout, Style, Ticker, damage, printable, result};
+use super::report::{JsonFlag, OutputFormat, ProgressPrinter, StdoutUse, damage, printable, result};
 use super::tape::{self, options::ChangeArgs};
 
 /// Read all of an archive and check every byte
@@ -44,14 +44,14 @@ pub(crate) struct Args {
 
 /// Runs the verb.
 pub(crate) fn run(args: &Args, signals: &Signals) -> Result<Outcome> {
-    let style = Style::from_flag(&args.json);
+    let style = OutputFormat::from_flag(&args.json);
     let request = VerifyRequest {
         archive: args.archive.clone(),
         identities: args.identity.load()?,
         workers: args::workers(args.workers),
     };
     let progress = Arc::new(Progress::default());
-    let ticker = Ticker::start(style, Stdout::Free, &progress)?;
+    let ticker = ProgressPrinter::start(style, StdoutUse::Free, &progress)?;
     let control = Control { cancel: Arc::clone(&signals.stop), progress };
     let report = match &args.archive {
         Location::Tape(address) => {
@@ -64,7 +64,7 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<Outcome> {
     drop(ticker);
     let report = report?;
     damage(style, &report.damage)?;
-    result(style, Stdout::Free, &report, &text(&report))?;
+    result(style, StdoutUse::Free, &report, &text(&report))?;
     Ok(match (report.sound, report.complete) {
         (true, _) => Outcome::Done,
         (false, true) => Outcome::Damaged,

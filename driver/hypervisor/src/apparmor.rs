@@ -31,7 +31,7 @@ const EDITS: u32 = 5;
 
 /// Denials that were lifted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Denial {
+pub struct LiftedDenials {
     /// The file with the rules.
     pub rules: PathBuf,
     /// The lines that were taken out of it.
@@ -42,7 +42,7 @@ pub struct Denial {
 ///
 /// # Errors
 /// The file can't be read or written.
-pub fn lift(folder: &Path, domain: DomainId, image: &Path) -> Result<Option<Denial>> {
+pub fn lift(folder: &Path, domain: DomainId, image: &Path) -> Result<Option<LiftedDenials>> {
     let rules = folder.join(format!("libvirt-{domain}.files"));
     // libvirt writes the name that a link leads to.
     let real = image.canonicalize().unwrap_or_else(|_| image.to_owned());
@@ -55,7 +55,7 @@ pub fn lift(folder: &Path, domain: DomainId, image: &Path) -> Result<Option<Deni
             return Ok(None);
         }
         if replace(&rules, (&text, &kept.concat()))? {
-            return Ok(Some(Denial { rules, lines: out.into_iter().map(str::to_owned).collect() }));
+            return Ok(Some(LiftedDenials { rules, lines: out.into_iter().map(str::to_owned).collect() }));
         }
     }
     Err(restless(&rules))
@@ -65,7 +65,7 @@ pub fn lift(folder: &Path, domain: DomainId, image: &Path) -> Result<Option<Deni
 ///
 /// # Errors
 /// The file can't be read or written.
-pub fn restore(denial: &Denial) -> Result<()> {
+pub fn restore(denial: &LiftedDenials) -> Result<()> {
     let rules = &denial.rules;
     for _ in 0..EDITS {
         // With the guest its rules are gone.
@@ -169,7 +169,7 @@ mod tests {
         ] {
             let (folder, rules) = folder();
             let denial = lift(folder.path(), domain(), Path::new(image)).unwrap().unwrap();
-            assert_eq!(denial, Denial { rules: rules.clone(), lines: vec![line.to_owned()] });
+            assert_eq!(denial, LiftedDenials { rules: rules.clone(), lines: vec![line.to_owned()] });
             assert_eq!(std::fs::read_to_string(&rules).unwrap(), TEXT.replace(line, ""));
             assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside it");
             assert_eq!(lift(folder.path(), domain(), Path::new(image)).unwrap(), None);
@@ -193,7 +193,7 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&rules).unwrap(), TEXT);
         let nobody: DomainId = "99999999-2222-3333-4444-555555555555".parse().unwrap();
         assert_eq!(lift(folder.path(), nobody, Path::new("/i/a.qcow2")).unwrap(), None);
-        let gone = Denial { rules: folder.path().join("gone"), lines: vec!["x\n".to_owned()] };
+        let gone = LiftedDenials { rules: folder.path().join("gone"), lines: vec!["x\n".to_owned()] };
         restore(&gone).unwrap();
         assert!(!gone.rules.exists());
     }

@@ -15,11 +15,11 @@ use crate::types::{EVENTS_KEPT, Event};
 
 /// Who wants to hear of events.
 #[derive(Debug, Default)]
-pub(crate) struct Hub {
+pub(crate) struct EventHub {
     subscribers: Mutex<Vec<Sender<Event>>>,
 }
 
-impl Hub {
+impl EventHub {
     pub(crate) fn subscribe(&self) -> Receiver<Event> {
         let (sender, receiver) = bounded(EVENTS_KEPT + 1);
         self.subscribers.lock().unwrap_or_else(PoisonError::into_inner).push(sender);
@@ -41,7 +41,7 @@ impl Hub {
 
 /// As libvirt numbers them.
 #[cfg(feature = "libvirt")]
-impl Hub {
+impl EventHub {
     /// `number` is a virDomainEventType, `detail` the number of that type's own enumeration.
     pub(crate) fn lifecycle(&self, domain: DomainId, number: i32, detail: i32) {
         let change = match number {
@@ -105,7 +105,7 @@ mod tests {
 
     #[test]
     fn a_slow_subscriber_learns_that_it_missed_something() {
-        let hub = Hub::default();
+        let hub = EventHub::default();
         let (slow, gone) = (hub.subscribe(), hub.subscribe());
         drop(gone);
         for _ in 0..EVENTS_KEPT + 10 {

@@ -38,7 +38,7 @@ pub mod settle;
 pub mod simulated;
 pub mod types;
 
-pub use apparmor::Denial;
+pub use apparmor::LiftedDenials;
 pub use fault::{Fault, code};
 pub use types::{
     Activity, Begin, BlockJob, BlockJobEnd, BlockJobKind, BlockJobStatus, CommitBase, CommitRequest, Config,
@@ -131,14 +131,14 @@ pub trait Hypervisor: Debug + Send + Sync {
     ///
     /// # Errors
     /// The rules can't be read or written.
-    fn lift_denial(&self, domain: DomainId, image: &Path) -> Result<Option<Denial>>;
+    fn lift_denial(&self, domain: DomainId, image: &Path) -> Result<Option<LiftedDenials>>;
 
     /// Puts a rule back that was lifted, where the hypervisor has not done so itself. It is loaded with the hypervisor's next change of the
     /// domain's rules, and takes nothing away that QEMU has open.
     ///
     /// # Errors
     /// The rules can't be read or written.
-    fn restore_denial(&self, domain: DomainId, denial: &Denial) -> Result<()>;
+    fn restore_denial(&self, domain: DomainId, denial: &LiftedDenials) -> Result<()>;
 
     /// The block job of a disk, if it has one.
     ///

@@ -92,7 +92,7 @@ impl fmt::Display for Verdict {
 
 /// Whether a person excluded the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Choice {
+pub enum DiskChoice {
     /// Nothing was said against it.
     Wanted,
     /// Excluded.
@@ -101,9 +101,9 @@ pub enum Choice {
 
 /// The rule for one disk: the first line that fits decides. The attribute `snapshot` of a `<disk>` decides
 /// nothing; it is for libvirt's own snapshots.
-pub fn disk_rule(disk: &Disk, choice: Choice) -> Verdict {
+pub fn disk_rule(disk: &Disk, choice: DiskChoice) -> Verdict {
     match (choice, disk.device, &disk.image.source) {
-        (Choice::Excluded, _, _) => return Verdict::Skip(Skip::Excluded),
+        (DiskChoice::Excluded, _, _) => return Verdict::Skip(Skip::Excluded),
         (_, Device::Cdrom, _) => return Verdict::Skip(Skip::Cdrom),
         (_, Device::Floppy, _) => return Verdict::Skip(Skip::Floppy),
         (_, Device::Lun, _) => return Verdict::Refuse(Refuse::PassedThrough),
@@ -139,7 +139,7 @@ pub fn disk_rule(disk: &Disk, choice: Choice) -> Verdict {
 
 /// How a domain is backed up in its run state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum BackupMode {
     /// Snapshot, copy, commit; the driver suspends the guest for the pivot and resumes it.
     Online,
     /// The same, but the guest stands still already: the driver neither suspends nor resumes it, and freezes
@@ -153,17 +153,17 @@ pub enum Way {
 }
 
 /// The rule for a run state.
-pub fn run_rule(run: Run) -> Way {
+pub fn run_rule(run: Run) -> BackupMode {
     match run {
-        Run::Running => Way::Online,
+        Run::Running => BackupMode::Online,
         Run::Paused(Paused::User | Paused::IoError | Paused::Other(_)) | Run::PmSuspended => {
-            Way::OnlineStanding
+            BackupMode::OnlineStanding
         }
-        Run::Paused(Paused::Busy) => Way::NotNow("it is being migrated, saved or dumped"),
-        Run::Paused(Paused::Starting) => Way::NotNow("it is being started"),
-        Run::Paused(Paused::Crashed) | Run::Crashed => Way::NotNow("it has crashed"),
-        Run::ShuttingDown => Way::NotNow("it is shutting down"),
-        Run::ShutOff => Way::Offline,
+        Run::Paused(Paused::Busy) => BackupMode::NotNow("it is being migrated, saved or dumped"),
+        Run::Paused(Paused::Starting) => BackupMode::NotNow("it is being started"),
+        Run::Paused(Paused::Crashed) | Run::Crashed => BackupMode::NotNow("it has crashed"),
+        Run::ShuttingDown => BackupMode::NotNow("it is shutting down"),
+        Run::ShutOff => BackupMode::Offline,
     }
 }
 
@@ -267,9 +267,9 @@ impl<'a> Facts<'a> {
 
     /// Everything that speaks against a backup; nothing when it may begin. `choice` tells what a person said
     /// of each disk.
-    pub fn obstacles(&self, choice: impl Fn(&str) -> Choice) -> Vec<Obstacle> {
+    pub fn obstacles(&self, choice: impl Fn(&str) -> DiskChoice) -> Vec<Obstacle> {
         let mut found = Vec::new();
-        if let Way::NotNow(why) = run_rule(self.run) {
+        if let BackupMode::NotNow(why) = run_rule(self.run) {
             found.push(Obstacle::State(why));
         }
         if self.activity.backup.is_some() {
@@ -404,9 +404,9 @@ mod tests {
         ];
         for (attributes, inner, expected) in table {
             let xml = disks(&disk(attributes, &inner));
-            let verdict = disk_rule(&xml.disks[0], Choice::Wanted);
+            let verdict = disk_rule(&xml.disks[0], DiskChoice::Wanted);
             assert_eq!(verdict.to_string(), expected, "{attributes} {inner}");
-            let excluded = disk_rule(&xml.disks[0], Choice::Excluded);
+            let excluded = disk_rule(&xml.disks[0], DiskChoice::Excluded);
             assert_eq!(excluded, Verdict::Skip(Skip::Excluded));
         }
     }
@@ -435,7 +435,7 @@ mod tests {
         let qemu = [QemuDisk { alias: "d0".into(), file: Some(file.into()), backing: vec![] }];
         let run = Run::Running;
         let facts = Facts { run, live: Some(&live), inactive: Some(&inactive), qemu: &qemu, activity };
-        facts.obstacles(|_| Choice::Wanted).iter().map(ToString::to_string).collect()
+        facts.obstacles(|_| DiskChoice::Wanted).iter().map(ToString::to_string).collect()
     }
 
     #[test]

@@ -19,7 +19,7 @@ use virtfold_base::error::{Error, ErrorKind, Result};
 
 /// What is wrong with a configuration's disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fix {
+pub enum ConfigFix {
     /// The overlay is to be put on.
     Push {
         /// The disk.
@@ -40,7 +40,7 @@ pub enum Fix {
 ///
 /// # Errors
 /// What the hypervisor says; a configuration that does not describe the image below.
-pub fn settle(hypervisor: &dyn Hypervisor, domain: DomainId) -> Result<Vec<Fix>> {
+pub fn settle(hypervisor: &dyn Hypervisor, domain: DomainId) -> Result<Vec<ConfigFix>> {
     let info = hypervisor.lookup(&domain.to_string())?;
     if info.persistence == Persistence::Transient || !info.run.is_active() {
         return Ok(Vec::new());
@@ -63,7 +63,7 @@ pub fn fixes(
     hypervisor: &dyn Hypervisor,
     (live, qemu): (&DomainXml, &[QemuDisk]),
     config: &DomainXml,
-) -> Result<Vec<Fix>> {
+) -> Result<Vec<ConfigFix>> {
     let mut fixes = Vec::new();
     for disk in &config.disks {
         let target = disk.target.clone();
@@ -73,9 +73,9 @@ pub fn fixes(
         let Some(believed) = path_of(hypervisor, &disk.image.source)? else { continue };
         let goes_down_to = |below: Option<&Path>, image: &Path| below == Some(image);
         if is_our_overlay(running) && goes_down_to(actual.backing.first().map(PathBuf::as_path), &believed) {
-            fixes.push(Fix::Push { target, overlay: running.to_owned() });
+            fixes.push(ConfigFix::Push { target, overlay: running.to_owned() });
         } else if is_our_overlay(&believed) && goes_down_to(below(hypervisor, disk)?.as_deref(), running) {
-            fixes.push(Fix::Pop { target, overlay: believed });
+            fixes.push(ConfigFix::Pop { target, overlay: believed });
         }
     }
     Ok(fixes)
@@ -85,12 +85,12 @@ pub fn fixes(
 ///
 /// # Errors
 /// XML that does not describe the image below an overlay that is to be taken off.
-pub fn apply(xml: &DomainXml, fixes: &[Fix]) -> Result<String> {
+pub fn apply(xml: &DomainXml, fixes: &[ConfigFix]) -> Result<String> {
     let mut editor = Editor::new(xml)?;
     for fix in fixes {
         match fix {
-            Fix::Push { target, overlay } => editor.push_image(target, overlay)?,
-            Fix::Pop { target, .. } => editor.pop_image(target)?,
+            ConfigFix::Push { target, overlay } => editor.push_image(target, overlay)?,
+            ConfigFix::Pop { target, .. } => editor.pop_image(target)?,
         };
     }
     Ok(editor.finish()?.text().to_owned())

@@ -12,10 +12,10 @@ use std::path::{Path, PathBuf};
 
 use super::DiskImage;
 use super::file::{FileIndex, HostFile};
-use super::format::{Format, OpenOptions, Use};
+use super::format::{Format, ImageAccess, OpenOptions};
 use super::layer::Layer;
 use super::locks;
-use super::qcow2::{self, Crypt, Header, Qcow2};
+use super::qcow2::{self, EncryptionMethod, Header, Qcow2};
 use super::source::{Link, Qcow2Options, Source};
 use super::writers;
 use virtfold_base::error::{Error, ErrorKind, Result};
@@ -75,7 +75,7 @@ pub(super) fn open(
 }
 
 struct Chain {
-    usage: Use,
+    usage: ImageAccess,
     files: Vec<HostFile>,
     layers: Vec<Layer>,
     warnings: Vec<String>,
@@ -96,10 +96,10 @@ impl Chain {
         }
         self.warnings.extend(locks::hold(&file, self.usage)?);
         locks::refuse_writer(&file, self.usage)?;
-        if self.usage != Use::Glance {
+        if self.usage != ImageAccess::Glance {
             file.flush()?;
         }
-        if self.usage == Use::Checked {
+        if self.usage == ImageAccess::Checked {
             writers::refuse(&file)?;
         }
         let index = u32::try_from(self.files.len());
@@ -165,9 +165,9 @@ fn refuse_ambiguous(name: &[u8], beside: &Path, image: &Path) -> Result<()> {
 
 fn refuse_encrypted(header: &Header, path: &Path) -> Result<()> {
     let method = match header.crypt {
-        Crypt::None => return Ok(()),
-        Crypt::Aes => "AES",
-        Crypt::Luks => "LUKS",
+        EncryptionMethod::None => return Ok(()),
+        EncryptionMethod::Aes => "AES",
+        EncryptionMethod::Luks => "LUKS",
     };
     let what = format!("the data in '{}' is encrypted by the image itself ({method})", path.display());
     Err(Error::new(ErrorKind::Unsupported, what).with_hint(

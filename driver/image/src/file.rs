@@ -1,6 +1,6 @@
 //! A host file of a chain: a regular file or a block device, opened read-only.
 //!
-//! What it was like at the opening is kept ([`Stamp`]), to be held against what it is when all has been read: QEMU's locks keep no `dd` away.
+//! What it was like at the opening is kept ([`ImageFileStamp`]), to be held against what it is when all has been read: QEMU's locks keep no `dd` away.
 //!
 //! Opening never blocks and never follows a name to anything else (a FIFO, a terminal): names of backing
 //! files come from headers. The length is taken once, at opening; a block device tells it by seeking to its end.
@@ -34,7 +34,7 @@ pub(super) struct HostFile {
     pub(super) identity: (u64, u64),
     pub(super) is_device: bool,
     /// What it was like when it was opened, before anything was read.
-    opened: Stamp,
+    opened: ImageFileStamp,
 }
 
 impl Drop for HostFile {
@@ -45,7 +45,7 @@ impl Drop for HostFile {
 
 /// What changes with a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
+struct ImageFileStamp {
     len: u64,
     /// The last write, in seconds and nanoseconds; of a block device nothing.
     modified: (i64, i64),
@@ -55,7 +55,7 @@ struct Stamp {
     written: Option<writers::Written>,
 }
 
-impl Stamp {
+impl ImageFileStamp {
     fn of(file: &File, len: u64) -> std::io::Result<Self> {
         let meta = file.metadata()?;
         if meta.file_type().is_block_device() {
@@ -96,7 +96,7 @@ impl HostFile {
         } else {
             (meta.len(), (meta.dev(), meta.ino()))
         };
-        let opened = Stamp::of(&file, len).at(examining)?;
+        let opened = ImageFileStamp::of(&file, len).at(examining)?;
         Ok(Self { file, path: path.to_owned(), len: opened.len, identity, is_device, opened })
     }
 
@@ -104,8 +104,8 @@ impl HostFile {
     pub(super) fn flush(&mut self) -> Result<()> {
         if self.is_device {
             self.file.sync_all().at(|| format!("cannot flush what was written to '{}'", self.name()))?;
-            self.opened =
-                Stamp::of(&self.file, self.len).at(|| format!("cannot examine '{}'", self.name()))?;
+            self.opened = ImageFileStamp::of(&self.file, self.len)
+                .at(|| format!("cannot examine '{}'", self.name()))?;
         }
         Ok(())
     }
@@ -113,10 +113,10 @@ impl HostFile {
     /// Fails where the file is not what it was when it was opened.
     pub(super) fn check_unchanged(&self, counts: Change) -> Result<()> {
         let looking = || format!("cannot examine '{}'", self.name());
-        let now = Stamp::of(&self.file, self.len).at(looking)?;
+        let now = ImageFileStamp::of(&self.file, self.len).at(looking)?;
         let counted = match counts {
             Change::Any => now,
-            Change::Write => Stamp { changed: self.opened.changed, ..now },
+            Change::Write => ImageFileStamp { changed: self.opened.changed, ..now },
         };
         if counted == self.opened {
             return Ok(());

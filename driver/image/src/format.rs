@@ -41,7 +41,7 @@ impl FromStr for Format {
 
 /// Whether somebody may be writing into the image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Use {
+pub enum ImageAccess {
     /// Refuse an image that a QEMU has open for writing; its locks tell.
     #[default]
     Checked,
@@ -65,7 +65,7 @@ pub enum Change {
 #[derive(Clone, Copy, Debug)]
 pub struct OpenOptions {
     /// Whether a writer's lock is looked for.
-    pub usage: Use,
+    pub usage: ImageAccess,
     /// What [`super::DiskImage::check_unchanged`] takes for a change.
     pub change: Change,
     /// The most images a chain may have; QEMU's own limit on nesting is of this order.
@@ -74,6 +74,6 @@ pub struct OpenOptions {
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { usage: Use::Checked, change: Change::Write, max_depth: 200 }
+        Self { usage: ImageAccess::Checked, change: Change::Write, max_depth: 200 }
     }
 }

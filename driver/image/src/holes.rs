@@ -7,7 +7,7 @@
 //! Imports: `error`, `file`, `raw`.
 
 use super::file::HostFile;
-use super::raw::{Stretch, next_data, next_hole};
+use super::raw::{RawExtent, next_data, next_hole};
 use virtfold_base::error::Result;
 
 /// The most holes kept of one file: 16 MiB of memory.
@@ -39,12 +39,12 @@ impl Holes {
     }
 
     /// What begins at `at`.
-    pub(super) fn at(&self, at: u64) -> Stretch {
+    pub(super) fn at(&self, at: u64) -> RawExtent {
         let next = self.ranges.partition_point(|(_, end)| *end <= at);
         match self.ranges.get(next) {
-            Some((start, end)) if *start <= at => Stretch::Hole(*end),
-            Some((start, _)) => Stretch::Data(*start),
-            None => Stretch::Data(u64::MAX),
+            Some((start, end)) if *start <= at => RawExtent::Hole(*end),
+            Some((start, _)) => RawExtent::Data(*start),
+            None => RawExtent::Data(u64::MAX),
         }
     }
 }

@@ -42,7 +42,7 @@ mod zeros;
 mod tests;
 
 pub use file::FileIndex;
-pub use format::{Change, Format, OpenOptions, Use};
+pub use format::{Change, Format, ImageAccess, OpenOptions};
 pub use locks::is_used;
 pub use source::{CompressionType, Link, Qcow2Options, Source};
 pub use table::{AllocationTable, Extent, ExtentIter, Place};
@@ -159,8 +159,8 @@ impl DiskImage {
             locks::refuse_writer(file, self.options.usage)?;
         }
         match self.options.usage {
-            Use::Checked => self.check_writers(),
-            Use::Frozen | Use::Glance => Ok(()),
+            ImageAccess::Checked => self.check_writers(),
+            ImageAccess::Frozen | ImageAccess::Glance => Ok(()),
         }
     }
 

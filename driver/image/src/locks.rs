@@ -16,7 +16,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 
 use super::file::HostFile;
-use super::format::Use;
+use super::format::ImageAccess;
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 use virtfold_base::openers::{self, Opened};
 
@@ -71,8 +71,8 @@ pub(super) fn is_locked(file: &File) -> std::io::Result<bool> {
 ///
 /// The locks are taken first and the writer is looked for then. A QEMU that opens the file does the same, its
 /// own lock first, so that of two at the same moment at least one sees the other.
-pub(super) fn hold(file: &HostFile, usage: Use) -> Result<Option<String>> {
-    if usage == Use::Glance {
+pub(super) fn hold(file: &HostFile, usage: ImageAccess) -> Result<Option<String>> {
+    if usage == ImageAccess::Glance {
         return Ok(None);
     }
     for byte in OURS {
@@ -85,7 +85,7 @@ pub(super) fn hold(file: &HostFile, usage: Use) -> Result<Option<String>> {
             Err(error) => return unlocked(file, error),
         }
     }
-    if usage == Use::Checked {
+    if usage == ImageAccess::Checked {
         let mut probe = one_byte(libc::F_WRLCK, WRITER)?;
         match fcntl(&file.file, FcntlArg::F_OFD_GETLK(&mut probe)) {
             Ok(_) if probe.l_type != lock_type(libc::F_UNLCK)? => {
@@ -100,12 +100,12 @@ pub(super) fn hold(file: &HostFile, usage: Use) -> Result<Option<String>> {
 
 /// Refuses a file that a QEMU of this host has open for writing, unless the caller vouches: it may hold no
 /// locks, or none that are seen here.
-pub(super) fn refuse_writer(file: &HostFile, usage: Use) -> Result<()> {
+pub(super) fn refuse_writer(file: &HostFile, usage: ImageAccess) -> Result<()> {
     match usage {
-        Use::Checked if openers::of(&file.file)? == Opened::Written => {
+        ImageAccess::Checked if openers::of(&file.file)? == Opened::Written => {
             Err(in_use(file, "is open for writing in a running QEMU"))
         }
-        Use::Checked | Use::Frozen | Use::Glance => Ok(()),
+        ImageAccess::Checked | ImageAccess::Frozen | ImageAccess::Glance => Ok(()),
     }
 }
 

@@ -15,7 +15,7 @@ use virtfold_base::units::{GuestOffset, HostOffset};
 
 /// A stretch of a host file with blocks behind it, or without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stretch {
+pub(super) enum RawExtent {
     /// Data up to this offset.
     Data(u64),
     /// A hole up to this offset.
@@ -23,9 +23,9 @@ pub(super) enum Stretch {
 }
 
 /// What begins at `at` of `file`. Behind the end is a hole without end.
-pub(super) fn stretch(file: &HostFile, at: u64) -> Result<Stretch> {
+pub(super) fn stretch(file: &HostFile, at: u64) -> Result<RawExtent> {
     let data = next_data(file, at)?;
-    if data > at { Ok(Stretch::Hole(data)) } else { Ok(Stretch::Data(next_hole(file, at)?)) }
+    if data > at { Ok(RawExtent::Hole(data)) } else { Ok(RawExtent::Data(next_hole(file, at)?)) }
 }
 
 /// The first offset from `at` on that has data; `u64::MAX` where nothing but a hole follows.
@@ -73,8 +73,8 @@ impl Cursor<'_> {
     pub(super) fn extent_at(&self, at: GuestOffset) -> Result<Extent> {
         let host = HostOffset::new(at.get());
         let (end, place) = match stretch(self.file, at.get())? {
-            Stretch::Data(end) => (end, Place::Data { file: self.index, host }),
-            Stretch::Hole(end) => (end, Place::Zero { host: Some(host) }),
+            RawExtent::Data(end) => (end, Place::Data { file: self.index, host }),
+            RawExtent::Hole(end) => (end, Place::Zero { host: Some(host) }),
         };
         let len = end.min(self.capacity) - at.get();
         Ok(Extent { guest: at, len, depth: self.depth, place })

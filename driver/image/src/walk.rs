@@ -11,7 +11,7 @@ use super::DiskImage;
 use super::holes::Holes;
 use super::layer::{Cursor, Layer};
 use super::overlap::Overlaps;
-use super::raw::Stretch;
+use super::raw::RawExtent;
 use super::table::{AllocationTable, Extent, Place, TableBuilder};
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_base::units::{GuestOffset, HostOffset};
@@ -57,8 +57,8 @@ fn cut_at_holes(extent: Extent, holes: &[Option<Holes>], table: &mut TableBuilde
         let at = host.get() + done;
         let host = HostOffset::new(at);
         let (end, place) = match holes.at(at) {
-            Stretch::Data(end) => (end, Place::Data { file, host }),
-            Stretch::Hole(end) => (end, Place::Hole { file, host }),
+            RawExtent::Data(end) => (end, Place::Data { file, host }),
+            RawExtent::Hole(end) => (end, Place::Hole { file, host }),
         };
         let len = (end - at).min(extent.len - done);
         let guest = extent.guest.saturating_add(done);
@@ -68,14 +68,14 @@ fn cut_at_holes(extent: Extent, holes: &[Option<Holes>], table: &mut TableBuilde
     Ok(())
 }
 
-struct Walked<'a> {
+struct LayerExtents<'a> {
     cursor: Cursor<'a>,
     capacity: u64,
     /// The run that the walk stands in.
     run: Option<Extent>,
 }
 
-impl Walked<'_> {
+impl LayerExtents<'_> {
     /// The part of this layer's run from `at` to `to` at most.
     fn run_at(&mut self, at: GuestOffset, to: GuestOffset) -> Result<Extent> {
         let run = match self.run {
@@ -88,14 +88,14 @@ impl Walked<'_> {
 }
 
 struct Walk<'a> {
-    layers: Vec<Walked<'a>>,
+    layers: Vec<LayerExtents<'a>>,
 }
 
 impl<'a> Walk<'a> {
     fn new(image: &'a DiskImage) -> Result<Self> {
         let walked = |(layer, depth): (&'a Layer, u32)| {
             let cursor = Cursor::new(layer, &image.files, depth)?;
-            Ok(Walked { cursor, capacity: layer.capacity(), run: None })
+            Ok(LayerExtents { cursor, capacity: layer.capacity(), run: None })
         };
         Ok(Self { layers: image.layers.iter().zip(0..).map(walked).collect::<Result<_>>()? })
     }

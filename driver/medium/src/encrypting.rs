@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::{Durable, Medium, Notes};
+use super::{FinishedArchive, Medium, Notes};
 use virtfold_archive::crypt::{Envelope, PieceCipher, Place};
 use virtfold_archive::stream::Sink;
 use virtfold_base::error::{Error, ErrorKind, Result};
@@ -18,7 +18,7 @@ const WHAT: &str = "cannot write the encrypted archive";
 /// A medium that encrypts what it is given and hands it on. It holds one piece of 64 KiB.
 ///
 /// The last piece is written by [`Medium::settle`] and [`Medium::finish`] alone: what was not finished can't be mistaken for a whole archive.
-pub struct Encrypting {
+pub struct EncryptingMedium {
     medium: Box<dyn Medium>,
     envelope: Envelope,
     cipher: PieceCipher,
@@ -31,7 +31,7 @@ pub struct Encrypting {
     closed: bool,
 }
 
-impl Encrypting {
+impl EncryptingMedium {
     /// Writes the head of `envelope`, and behind it all that comes, to `medium`.
     ///
     /// # Errors
@@ -101,7 +101,7 @@ impl Encrypting {
     }
 }
 
-impl Sink for Encrypting {
+impl Sink for EncryptingMedium {
     fn write(&mut self, mut bytes: &[u8]) -> Result<()> {
         if self.closed {
             return Err(Error::new(ErrorKind::Internal, "the encrypted archive has its end already"));
@@ -118,7 +118,7 @@ impl Sink for Encrypting {
     }
 }
 
-impl Medium for Encrypting {
+impl Medium for EncryptingMedium {
     fn settle(&mut self) -> Result<()> {
         self.close()?;
         self.medium.settle()
@@ -133,7 +133,7 @@ impl Medium for Encrypting {
         self.medium.keep(notes)
     }
 
-    fn finish(mut self: Box<Self>) -> Result<Durable> {
+    fn finish(mut self: Box<Self>) -> Result<FinishedArchive> {
         self.close()?;
         self.medium.finish()
     }

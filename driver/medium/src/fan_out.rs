@@ -4,7 +4,7 @@
 //! one is full, so the slowest medium sets the pace and memory is bounded. A medium that fails and can go on
 //! (a tape) does: it gets again what it lacks, and the others wait and leave that out. One that can't is
 //! dropped and noted, and the others go on; only when none is left is the archive lost. What became of each
-//! is in [`Copies`].
+//! is in [`MediumOutcomes`].
 //!
 //! Imports: `error`, `archive` (its traits for bytes).
 
@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use super::{Durable, Label, Location, Medium, create};
+use super::{FinishedArchive, Label, Location, Medium, create};
 use virtfold_archive::stream::{Cancel, Sink};
 use virtfold_base::error::{Error, ErrorKind, Result, sentence};
 
@@ -29,15 +29,15 @@ pub struct Copy {
     /// Where it was to go.
     pub to: Location,
     /// What is durable there, or why nothing is.
-    pub result: Result<Durable>,
+    pub result: Result<FinishedArchive>,
 }
 
 /// What became of the copies, known when the medium has been finished or dropped. Empty where there was but
 /// one place to write to.
 #[derive(Clone, Debug, Default)]
-pub struct Copies(Arc<Mutex<Vec<Copy>>>);
+pub struct MediumOutcomes(Arc<Mutex<Vec<Copy>>>);
 
-impl Copies {
+impl MediumOutcomes {
     /// Takes them out, in the order of the places.
     pub fn take(&self) -> Vec<Copy> {
         std::mem::take(&mut *self.lock())
@@ -56,7 +56,7 @@ pub fn create_all(
     places: &[Location],
     label: &Label,
     cancel: &Cancel,
-    copies: &Copies,
+    copies: &MediumOutcomes,
 ) -> Result<Box<dyn Medium>> {
     create_all_by(places, copies, |place| create(place, label, cancel))
 }
@@ -67,7 +67,7 @@ pub fn create_all(
 /// As [`create_all`]; for one place those of `make`.
 pub fn create_all_by(
     places: &[Location],
-    copies: &Copies,
+    copies: &MediumOutcomes,
     make: impl Fn(&Location) -> Result<Box<dyn Medium>>,
 ) -> Result<Box<dyn Medium>> {
     if let [place] = places {
@@ -83,8 +83,8 @@ pub fn create_all_by(
 /// Several media that get the same bytes.
 #[derive(Debug)]
 pub struct FanOut {
-    branches: Vec<Branch>,
-    copies: Copies,
+    branches: Vec<FanOutThread>,
+    copies: MediumOutcomes,
     /// The byte of the archive that comes next.
     at: u64,
     /// The first byte that a medium wants again, and why.
@@ -95,19 +95,19 @@ pub struct FanOut {
 
 /// A medium and its thread.
 #[derive(Debug)]
-struct Branch {
+struct FanOutThread {
     to: Location,
     /// The byte of the archive that it wants next.
     at: u64,
     /// Gone when it has failed, or all is said.
-    queue: Option<Sender<Message>>,
+    queue: Option<Sender<FanOutMessage>>,
     thread: Option<JoinHandle<Ended>>,
 }
 
 /// What a thread ends with: the medium, where it broke.
-type Ended = (Option<Box<dyn Medium>>, Result<Durable>);
+type Ended = (Option<Box<dyn Medium>>, Result<FinishedArchive>);
 
-enum Message {
+enum FanOutMessage {
     /// Bytes, from the one of this number on.
     Bytes(Arc<[u8]>, usize),
     /// It says its number when it has settled.
@@ -123,20 +123,20 @@ impl FanOut {
     /// None of them could be opened, or a thread can't be made.
     pub fn new(
         media: impl IntoIterator<Item = (Location, Result<Box<dyn Medium>>)>,
-        copies: &Copies,
+        copies: &MediumOutcomes,
     ) -> Result<Self> {
         let mut fan =
             Self { branches: Vec::new(), copies: copies.clone(), at: 0, back: None, is_ending: false };
         let mut failed = Vec::new();
         for (to, medium) in media {
-            let mut branch = Branch { to, at: 0, queue: None, thread: None };
+            let mut branch = FanOutThread { to, at: 0, queue: None, thread: None };
             match medium {
                 Ok(medium) => branch.start(medium)?,
                 Err(error) => failed.push((fan.branches.len(), error)),
             }
             fan.branches.push(branch);
         }
-        let is_open = |branch: &Branch| branch.thread.is_some();
+        let is_open = |branch: &FanOutThread| branch.thread.is_some();
         let any = fan.branches.iter().any(is_open);
         for (at, error) in failed {
             fan.note(at, Err(error));
@@ -144,7 +144,7 @@ impl FanOut {
         if any { Ok(fan) } else { Err(fan.nothing_left()) }
     }
 
-    fn note(&self, at: usize, result: Result<Durable>) {
+    fn note(&self, at: usize, result: Result<FinishedArchive>) {
         let Some(branch) = self.branches.get(at) else { return };
         if let Err(error) = &result {
             tracing::warn!("nothing is written to '{}': {}", branch.to, sentence(error));
@@ -194,7 +194,7 @@ impl FanOut {
 
     /// Tells all branches something, made for where each of them is; `None` is not sent. Returns who was
     /// told.
-    fn tell(&mut self, message: impl Fn(usize, &mut Branch) -> Option<Message>) -> Vec<usize> {
+    fn tell(&mut self, message: impl Fn(usize, &mut FanOutThread) -> Option<FanOutMessage>) -> Vec<usize> {
         let mut told = Vec::new();
         for at in 0..self.branches.len() {
             let Some(branch) = self.branches.get_mut(at).filter(|branch| branch.queue.is_some()) else {
@@ -245,7 +245,7 @@ impl FanOut {
     }
 }
 
-impl Branch {
+impl FanOutThread {
     fn start(&mut self, medium: Box<dyn Medium>) -> Result<()> {
         let (queue, messages) = bounded(QUEUE);
         let thread =
@@ -257,12 +257,14 @@ impl Branch {
 }
 
 /// A medium's thread: until it fails, is finished, or the writer is gone.
-fn write(mut medium: Box<dyn Medium>, messages: &Receiver<Message>) -> Ended {
+fn write(mut medium: Box<dyn Medium>, messages: &Receiver<FanOutMessage>) -> Ended {
     for message in messages {
         let done = match message {
-            Message::Bytes(bytes, from) => medium.write(bytes.get(from..).unwrap_or_default()),
-            Message::Settle(settled, at) => medium.settle().map(|()| settled.send(at).unwrap_or_default()),
-            Message::Finish => return (None, medium.finish()),
+            FanOutMessage::Bytes(bytes, from) => medium.write(bytes.get(from..).unwrap_or_default()),
+            FanOutMessage::Settle(settled, at) => {
+                medium.settle().map(|()| settled.send(at).unwrap_or_default())
+            }
+            FanOutMessage::Finish => return (None, medium.finish()),
         };
         if let Err(error) = done {
             return (Some(medium), Err(error));
@@ -280,7 +282,7 @@ impl Sink for FanOut {
             // What it has it leaves out.
             let from = usize::try_from(branch.at.saturating_sub(begin)).unwrap_or(usize::MAX);
             branch.at = branch.at.max(end);
-            (from < bytes.len()).then(|| Message::Bytes(Arc::clone(&bytes), from))
+            (from < bytes.len()).then(|| FanOutMessage::Bytes(Arc::clone(&bytes), from))
         });
         self.outcome()
     }
@@ -290,7 +292,7 @@ impl Medium for FanOut {
     fn settle(&mut self) -> Result<()> {
         // Each has a queue of its own, and all settle at once.
         let (said, settled) = bounded(self.branches.len());
-        let mut waiting = self.tell(|at, _| Some(Message::Settle(said.clone(), at)));
+        let mut waiting = self.tell(|at, _| Some(FanOutMessage::Settle(said.clone(), at)));
         while !waiting.is_empty() {
             if let Ok(at) = settled.recv_timeout(POLL) {
                 waiting.retain(|other| *other != at);
@@ -314,9 +316,9 @@ impl Medium for FanOut {
         Ok(Some(first))
     }
 
-    fn finish(mut self: Box<Self>) -> Result<Durable> {
+    fn finish(mut self: Box<Self>) -> Result<FinishedArchive> {
         self.is_ending = true;
-        self.tell(|_, _| Some(Message::Finish));
+        self.tell(|_, _| Some(FanOutMessage::Finish));
         (0..self.branches.len()).for_each(|at| self.end(at));
         self.in_order();
         let first = self.copies.lock().iter().find_map(|copy| copy.result.as_ref().ok().cloned());
@@ -375,9 +377,9 @@ mod tests {
             Ok(Some(durable as u64))
         }
 
-        fn finish(self: Box<Self>) -> Result<Durable> {
+        fn finish(self: Box<Self>) -> Result<FinishedArchive> {
             let bytes = self.kept.lock().unwrap().len() as u64;
-            Ok(Durable { name: "memory".to_owned(), bytes })
+            Ok(FinishedArchive { name: "memory".to_owned(), bytes })
         }
     }
 
@@ -397,7 +399,7 @@ mod tests {
 
     #[test]
     fn all_get_the_same_and_one_that_fails_fails_alone() {
-        let copies = Copies::default();
+        let copies = MediumOutcomes::default();
         let ((a, kept), (b, _), (c, late)) =
             (memory("a", None, 0), memory("b", Some(3), 0), memory("c", None, 1));
         let d = (Location::Path("d".into()), Err(Error::new(ErrorKind::NotFound, "it is not there")));
@@ -433,7 +435,7 @@ mod tests {
         // Fails at a write, or when all is written; with anything from nothing to all of it for good.
         for (fails, durable) in [(Some(1), 0), (Some(7), 4500), (Some(50), 49_000), (None, 0), (None, 50_000)]
         {
-            let copies = Copies::default();
+            let copies = MediumOutcomes::default();
             let ((a, kept), (b, gone)) = (memory("a", None, 0), memory("b", Some(20), 0));
             let tape = Kept::default();
             let settled = fails.is_none().then(|| Err(Error::new(ErrorKind::Io, "it broke")));
@@ -459,7 +461,7 @@ mod tests {
 
     #[test]
     fn when_none_is_left_the_archive_is_lost() {
-        let copies = Copies::default();
+        let copies = MediumOutcomes::default();
         let ((a, _), (b, _)) = (memory("a", Some(1), 0), memory("b", Some(2), 0));
         let mut fan = FanOut::new([a, b], &copies).unwrap();
         let error = (0..1000).find_map(|_| fan.write(b"x").err()).unwrap();
@@ -467,14 +469,14 @@ mod tests {
         let shown = error.to_string();
         assert!(shown.contains("'a': it is full") && shown.contains("'b': it is full"), "{shown}");
         let missing = || Err(Error::new(ErrorKind::NotFound, "it is not there"));
-        let none = FanOut::new([(Location::Pipe, missing())], &Copies::default());
+        let none = FanOut::new([(Location::Pipe, missing())], &MediumOutcomes::default());
         assert_eq!(none.unwrap_err().kind(), ErrorKind::NotFound);
     }
 
     #[test]
     fn the_slowest_sets_the_pace() {
         let ((a, _), (b, _)) = (memory("a", None, 0), memory("b", None, 10));
-        let mut fan = FanOut::new([a, b], &Copies::default()).unwrap();
+        let mut fan = FanOut::new([a, b], &MediumOutcomes::default()).unwrap();
         let start = Instant::now();
         (0..20).for_each(|_| fan.write(&[0; 100]).unwrap());
         // All but what its queue holds has gone through.

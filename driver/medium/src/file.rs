@@ -5,9 +5,9 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Durable, Mark, Medium, Notes, Remains, Reopened};
+use super::{FinishedArchive, Mark, Medium, Notes, PartialArchive, Resumed};
 use virtfold_archive::stream::Sink;
-use virtfold_base::durable::{self, Existing, PartialFile};
+use virtfold_base::durable::{self, Overwrite, PartialFile};
 use virtfold_base::error::{IoContext, Result};
 
 /// An archive on its way into a directory.
@@ -23,25 +23,25 @@ impl FileMedium {
     /// # Errors
     /// When it exists, or the directory can't be written.
     pub fn create(path: &Path) -> Result<Self> {
-        Ok(Self { partial: PartialFile::create(path, Existing::Keep)?, written: 0 })
+        Ok(Self { partial: PartialFile::create(path, Overwrite::Keep)?, written: 0 })
     }
 
     /// Goes on with the file that was to be `path`, behind what is known to be on the disk.
     ///
     /// # Errors
     /// The file can't be looked at or cut.
-    pub(super) fn reopen(path: &Path, remains: &Remains) -> Result<Reopened> {
+    pub(super) fn reopen(path: &Path, remains: &PartialArchive) -> Result<Resumed> {
         let Some((temporary, identity)) = &remains.file else {
-            return Ok(Reopened::Gone("nothing is known of its file".to_owned()));
+            return Ok(Resumed::Gone("nothing is known of its file".to_owned()));
         };
         if path.symlink_metadata().is_ok() {
-            return Ok(Reopened::Gone(format!("'{}' is there", path.display())));
+            return Ok(Resumed::Gone(format!("'{}' is there", path.display())));
         }
         let place = durable::Left { path, temporary, identity: *identity };
         let Some(partial) = PartialFile::reopen(&place, remains.synced)? else {
-            return Ok(Reopened::Gone(format!("'{}' is not there as it was left", temporary.display())));
+            return Ok(Resumed::Gone(format!("'{}' is not there as it was left", temporary.display())));
         };
-        Ok(Reopened::At(Box::new(Self { partial, written: remains.synced }), remains.synced))
+        Ok(Resumed::At(Box::new(Self { partial, written: remains.synced }), remains.synced))
     }
 }
 
@@ -65,11 +65,11 @@ impl Medium for FileMedium {
         true
     }
 
-    fn finish(self: Box<Self>) -> Result<Durable> {
+    fn finish(self: Box<Self>) -> Result<FinishedArchive> {
         let name = self.partial.path().display().to_string();
         let bytes = self.written;
-        self.partial.commit(Existing::Keep)?;
-        Ok(Durable { name, bytes })
+        self.partial.commit(Overwrite::Keep)?;
+        Ok(FinishedArchive { name, bytes })
     }
 }
 

@@ -6,7 +6,7 @@
 //! finished once ([`Medium::finish`]).
 //!
 //! - **What is durable when.** Nothing counts as kept until `finish` has returned; then all of it does, under
-//!   the name that it says ([`Durable`]). A
+//!   the name that it says ([`FinishedArchive`]). A
 //!   medium that has no such proof says so by its name: `-` vouches for nothing behind the pipe.
 //! - **Finishing is not optional.** A medium that is dropped without it, or whose process dies, leaves
 //!   nothing that looks like a whole archive: no
@@ -72,15 +72,15 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-pub use self::encrypting::Encrypting;
-pub use self::fan_out::{Copies, Copy, FanOut, create_all, create_all_by};
+pub use self::encrypting::EncryptingMedium;
+pub use self::fan_out::{Copy, FanOut, MediumOutcomes, create_all, create_all_by};
 pub use self::file::FileMedium;
 pub use self::gaps::Gaps;
 pub use self::location::{Location, LocationError, ObjectAddress, TapeAddress, TapeArchive};
 pub use self::pipe::{PipeMedium, PipeSource};
 pub use self::probe::probe;
 pub use self::rate::{RateLimit, RateLimited};
-pub use self::remains::{Mark, Notes, Remains, Reopened};
+pub use self::remains::{Mark, Notes, PartialArchive, Resumed};
 pub use self::spooled::SpooledSource;
 use virtfold_archive::source::{FileSource, Source};
 use virtfold_archive::stream::{Cancel, Sink};
@@ -125,7 +125,7 @@ pub trait Medium: Sink {
     /// # Errors
     /// When any of it is not durable. Only where the very last step fails, the sync of a directory,
     /// does the archive exist under its final name.
-    fn finish(self: Box<Self>) -> Result<Durable>;
+    fn finish(self: Box<Self>) -> Result<FinishedArchive>;
 }
 
 /// What a medium is told of an archive before its first byte.
@@ -161,7 +161,7 @@ pub fn name_part(name: &str, max: usize, is_odd: impl Fn(char) -> bool) -> Strin
 
 /// What a finished medium vouches for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Durable {
+pub struct FinishedArchive {
     /// The archive's name, as `restore` takes it; `-` for a pipe, which vouches for nothing behind it.
     pub name: String,
     /// Bytes written.
@@ -231,12 +231,17 @@ pub fn create(location: &Location, label: &Label, cancel: &Cancel) -> Result<Box
 ///
 /// # Errors
 /// The place can't be looked at now: what is there stays.
-pub fn reopen(location: &Location, label: &Label, cancel: &Cancel, remains: &Remains) -> Result<Reopened> {
+pub fn reopen(
+    location: &Location,
+    label: &Label,
+    cancel: &Cancel,
+    remains: &PartialArchive,
+) -> Result<Resumed> {
     match location {
         Location::Path(directory) => FileMedium::reopen(&directory.join(&label.name), remains),
         Location::Object(place) => object::reopen(place, label, cancel, remains),
-        Location::Pipe => Ok(Reopened::Gone("a pipe is gone with its process".to_owned())),
-        Location::Tape(_) => Ok(Reopened::Gone("a tape needs its drive and its catalog".to_owned())),
+        Location::Pipe => Ok(Resumed::Gone("a pipe is gone with its process".to_owned())),
+        Location::Tape(_) => Ok(Resumed::Gone("a tape needs its drive and its catalog".to_owned())),
     }
 }
 
@@ -244,7 +249,7 @@ pub fn reopen(location: &Location, label: &Label, cancel: &Cancel, remains: &Rem
 ///
 /// # Errors
 /// None here; who has it read by another process may not get an answer.
-pub fn read_back(_: &Location, _: &Cancel, remains: &Remains) -> Result<Option<Box<dyn Read>>> {
+pub fn read_back(_: &Location, _: &Cancel, remains: &PartialArchive) -> Result<Option<Box<dyn Read>>> {
     let file = remains.opened();
     Ok(file.map(|file| Box::new(file.take(remains.synced)) as Box<dyn Read>))
 }
@@ -253,7 +258,7 @@ pub fn read_back(_: &Location, _: &Cancel, remains: &Remains) -> Result<Option<B
 ///
 /// # Errors
 /// None here; who has it done by another process may not get it done.
-pub fn discard(remains: &Remains) -> Result<()> {
+pub fn discard(remains: &PartialArchive) -> Result<()> {
     if let Some((temporary, identity)) = &remains.file {
         virtfold_base::durable::remove_partial(temporary, *identity);
     }

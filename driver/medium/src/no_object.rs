@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Label, Medium, ObjectAddress, Remains, Reopened};
+use super::{Label, Medium, ObjectAddress, PartialArchive, Resumed};
 use virtfold_archive::source::Source;
 use virtfold_archive::stream::Cancel;
 use virtfold_base::error::{Error, ErrorKind, Result};
@@ -67,6 +67,6 @@ pub fn host_folder(place: &ObjectAddress, _: &str) -> ObjectAddress {
 ///
 /// # Errors
 /// Unsupported.
-pub fn reopen(place: &ObjectAddress, _: &Label, _: &Cancel, _: &Remains) -> Result<Reopened> {
+pub fn reopen(place: &ObjectAddress, _: &Label, _: &Cancel, _: &PartialArchive) -> Result<Resumed> {
     absent(place)
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 
 use nix::poll::{PollFd, PollFlags, poll};
 
-use super::{Durable, Medium};
+use super::{FinishedArchive, Medium};
 use virtfold_archive::stream::{Cancel, Sink};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 
@@ -88,7 +88,7 @@ impl Sink for PipeMedium {
 }
 
 impl Medium for PipeMedium {
-    fn finish(mut self: Box<Self>) -> Result<Durable> {
+    fn finish(mut self: Box<Self>) -> Result<FinishedArchive> {
         let held = std::mem::take(&mut self.held);
         self.put(&held)?;
         // Where standard output is a file, this is worth something; pipes and sockets answer EINVAL.
@@ -96,7 +96,7 @@ impl Medium for PipeMedium {
             Err(error) if error.kind() != std::io::ErrorKind::InvalidInput => {
                 Err(Error::io(format!("what was written to {} did not reach the disk", self.name), error))
             }
-            _ => Ok(Durable { name: "-".to_owned(), bytes: self.written }),
+            _ => Ok(FinishedArchive { name: "-".to_owned(), bytes: self.written }),
         }
     }
 }
@@ -133,7 +133,7 @@ impl PipeSource {
         let mut cause = std::error::Error::source(error);
         while let Some(inner) = cause {
             let io = inner.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-            if io.is_some_and(|io| io.is::<ToldToEnd>()) {
+            if io.is_some_and(|io| io.is::<Cancelled>()) {
                 return true;
             }
             cause = inner.source();
@@ -143,15 +143,15 @@ impl PipeSource {
 }
 
 #[derive(Debug)]
-struct ToldToEnd;
+struct Cancelled;
 
-impl std::fmt::Display for ToldToEnd {
+impl std::fmt::Display for Cancelled {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("the run was told to end")
     }
 }
 
-impl std::error::Error for ToldToEnd {}
+impl std::error::Error for Cancelled {}
 
 impl Read for PipeSource {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
@@ -163,6 +163,6 @@ impl Read for PipeSource {
                 Err(errno) => return Err(errno.into()),
             }
         }
-        Err(io::Error::other(ToldToEnd))
+        Err(io::Error::other(Cancelled))
     }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use rustix::fs::OFlags;
 
 use super::{Location, object};
-use virtfold_base::durable::{self, Existing, PartialFile};
+use virtfold_base::durable::{self, Overwrite, PartialFile};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 use virtfold_base::units::Human;
 
@@ -35,7 +35,7 @@ pub fn probe(location: &Location, host: &str) -> Result<String> {
 fn try_directory(directory: &Path) -> Result<String> {
     durable::expect_directory(directory)?;
     // Dropped, it takes its file away.
-    drop(PartialFile::create(&directory.join(TRIAL), Existing::Replace)?);
+    drop(PartialFile::create(&directory.join(TRIAL), Overwrite::Replace)?);
     let room = rustix::fs::statvfs(directory);
     let room = room.at(|| format!("cannot look at the file system of '{}'", directory.display()))?;
     let free = Human(room.f_bavail.saturating_mul(room.f_frsize));

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::{Durable, Medium};
+use super::{FinishedArchive, Medium};
 use virtfold_archive::stream::{Cancel, Sink};
 use virtfold_base::error::{Error, ErrorKind, Result};
 
@@ -85,7 +85,7 @@ impl Medium for RateLimited {
         self.inner.go_on()
     }
 
-    fn finish(self: Box<Self>) -> Result<Durable> {
+    fn finish(self: Box<Self>) -> Result<FinishedArchive> {
         self.inner.finish()
     }
 }
@@ -105,8 +105,8 @@ mod tests {
     }
 
     impl Medium for Memory {
-        fn finish(self: Box<Self>) -> Result<Durable> {
-            Ok(Durable { name: "memory".to_owned(), bytes: self.0.lock().unwrap().len() as u64 })
+        fn finish(self: Box<Self>) -> Result<FinishedArchive> {
+            Ok(FinishedArchive { name: "memory".to_owned(), bytes: self.0.lock().unwrap().len() as u64 })
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! A medium that can be gone on with by another process says while it is written what of it is durable, in [`Mark`]s, to whoever keeps them
 //! ([`Notes`]). Each mark is true by itself and stays true, so marks that were lost cost work and nothing else. All of them together
-//! are the [`Remains`], with which [`super::reopen`] goes on.
+//! are the [`PartialArchive`], with which [`super::reopen`] goes on.
 //!
 //! Imports: `error`.
 
@@ -66,7 +66,7 @@ pub trait Notes: Debug + Send + Sync {
 
 /// What a broken-off medium has left, by its marks.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Remains {
+pub struct PartialArchive {
     /// The unfinished file, and its device and inode.
     pub file: Option<(PathBuf, (u64, u64))>,
     /// Bytes of it that are on the disk.
@@ -77,7 +77,7 @@ pub struct Remains {
     pub parts: BTreeMap<u64, (String, u64)>,
 }
 
-impl Remains {
+impl PartialArchive {
     /// Takes in the next mark.
     pub fn take(&mut self, mark: Mark) {
         match mark {
@@ -96,7 +96,7 @@ impl Remains {
     }
 }
 
-impl Remains {
+impl PartialArchive {
     /// The unfinished file, to read; nothing, where it is not there, or another one is.
     pub fn opened(&self) -> Option<File> {
         let (path, identity) = self.file.as_ref()?;
@@ -108,7 +108,7 @@ impl Remains {
 }
 
 /// What came of going on with remains.
-pub enum Reopened {
+pub enum Resumed {
     /// The medium takes the archive's bytes from here on.
     At(Box<dyn Medium>, u64),
     /// There is nothing to go on with, and why.
@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn marks_add_up_and_a_new_beginning_forgets() {
-        let mut remains = Remains::default();
+        let mut remains = PartialArchive::default();
         remains.take(Mark::Upload { id: "a".into(), mark: "m".into(), part: 5 });
         for number in [1, 0, 1] {
             remains.take(Mark::Part { number, id: format!("p{number}"), bytes: 5 });

@@ -85,7 +85,7 @@ impl Acceptor {
         handler: Arc<dyn Handler<L::Stream>>,
     ) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
-        let accepting = Accepting { name, most, handler, stop: Arc::clone(&stop), clients: Vec::new() };
+        let accepting = AcceptLoop { name, most, handler, stop: Arc::clone(&stop), clients: Vec::new() };
         let thread = std::thread::Builder::new().name(name.to_owned());
         let thread =
             thread.spawn(move || accepting.run(&listener)).at(|| format!("cannot start thread '{name}'"))?;
@@ -104,7 +104,7 @@ impl Drop for Acceptor {
     }
 }
 
-struct Accepting<S> {
+struct AcceptLoop<S> {
     name: &'static str,
     most: usize,
     handler: Arc<dyn Handler<S>>,
@@ -112,7 +112,7 @@ struct Accepting<S> {
     clients: Vec<JoinHandle<()>>,
 }
 
-impl<S: Stream> Accepting<S> {
+impl<S: Stream> AcceptLoop<S> {
     fn run<L: Listener<Stream = S>>(mut self, listener: &L) {
         while !self.stop.load(Ordering::Relaxed) {
             if !is_ready(listener) {
@@ -176,14 +176,14 @@ fn is_ready(listener: &impl AsFd) -> bool {
 
 /// How long to go on with a peer.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Patience<'a> {
+pub(super) struct PeerDeadline<'a> {
     /// Until when.
     pub(super) until: Instant,
     /// Or until this is set.
     pub(super) stop: &'a AtomicBool,
 }
 
-impl Patience<'_> {
+impl PeerDeadline<'_> {
     fn check(&self) -> io::Result<()> {
         if self.stop.load(Ordering::Relaxed) {
             return Err(io::Error::new(Io::ConnectionAborted, "the service ends"));

@@ -12,7 +12,7 @@ use std::time::Duration;
 use crossbeam_channel::{RecvTimeoutError, Sender};
 
 use super::engine::Input;
-use super::events::{Delivery, GuestEvent, Notice, Notices, Trigger};
+use super::events::{Delivery, EventNotice, GuestEvent, Notices, Trigger};
 use super::model::Guest;
 use virtfold_base::error::{Error, ErrorKind, Result, sentence};
 use virtfold_hypervisor::domain_xml::DomainXml;
@@ -102,7 +102,7 @@ impl Intake {
 
     fn deliver(&mut self, delivery: Delivery) -> Result<()> {
         match &delivery.notice {
-            Notice::Guest(event) => {
+            EventNotice::Guest(event) => {
                 let guest = self.look(&event.clone())?;
                 let input = match (guest, word(&event.trigger)) {
                     (Some(guest), Some(word)) => {
@@ -115,7 +115,7 @@ impl Intake {
                 };
                 self.send(input);
             }
-            Notice::Reconcile(seen) => {
+            EventNotice::Reconcile(seen) => {
                 let hypervisor = (self.link)()?;
                 let mut known = BTreeMap::new();
                 for info in &seen.domains {

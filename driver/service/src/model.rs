@@ -14,13 +14,13 @@ use jiff::Timestamp;
 use virtfold_hypervisor::DomainId;
 
 /// When a job is due.
-pub trait Calendar: Debug + Send + Sync {
+pub trait NextTime: Debug + Send + Sync {
     /// The first time after `time`, if there is one at all.
     fn next_after(&self, time: Timestamp) -> Option<Timestamp>;
 }
 
 /// What a job is for.
-pub trait Pick: Debug + Send + Sync {
+pub trait GuestSelector: Debug + Send + Sync {
     /// Whether a guest is one of the job's.
     fn guest(&self, guest: &Guest) -> bool;
 
@@ -32,14 +32,14 @@ pub trait Pick: Debug + Send + Sync {
 }
 
 /// Says what of the configuration has no effect on the guests that there are.
-pub trait Review: Debug + Send + Sync {
+pub trait ConfigReview: Debug + Send + Sync {
     /// Each thing, by job.
-    fn remarks(&self, guests: &[Guest]) -> Vec<Remark>;
+    fn remarks(&self, guests: &[Guest]) -> Vec<IneffectiveSetting>;
 }
 
 /// Something that a job says to no effect.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Remark {
+pub struct IneffectiveSetting {
     /// The job.
     pub job: String,
     /// What it is.
@@ -89,9 +89,9 @@ pub struct JobSpec {
     /// Whether its schedule and its events count.
     pub enabled: bool,
     /// Its domains and disks.
-    pub pick: Arc<dyn Pick>,
+    pub pick: Arc<dyn GuestSelector>,
     /// When it is due: the earliest of them.
-    pub calendars: Vec<Arc<dyn Calendar>>,
+    pub calendars: Vec<Arc<dyn NextTime>>,
     /// The words of the events that it runs on: `shutdown`, `started`, `migrated`.
     pub on: Vec<String>,
     /// Each domain's run begins later by a time from 0 to this one.
@@ -150,7 +150,7 @@ pub struct Settings {
     /// How long running work may take to end when the service stops.
     pub stop_timeout: Duration,
     /// What has no effect.
-    pub review: Option<Arc<dyn Review>>,
+    pub review: Option<Arc<dyn ConfigReview>>,
 }
 
 impl Settings {

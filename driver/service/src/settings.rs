@@ -16,28 +16,29 @@ use virtfold_config::{
 };
 
 use super::model::{
-    After, Calendar, CommandSpec, Guest, JobSpec, MediumSpec, Pick, Remark, Review, Settings,
+    After, CommandSpec, ConfigReview, Guest, GuestSelector, IneffectiveSetting, JobSpec, MediumSpec,
+    NextTime, Settings,
 };
 
 #[derive(Debug)]
-struct Times {
+struct JobSchedule {
     schedule: Schedule,
     zone: TimeZone,
 }
 
-impl Calendar for Times {
+impl NextTime for JobSchedule {
     fn next_after(&self, time: Timestamp) -> Option<Timestamp> {
         self.schedule.next_after_in(time, &self.zone)
     }
 }
 
 #[derive(Debug)]
-struct Picked {
+struct JobSelector {
     domains: Domains,
     disks: Disks,
 }
 
-impl Pick for Picked {
+impl GuestSelector for JobSelector {
     fn guest(&self, guest: &Guest) -> bool {
         self.domains.selects(&guest.name, &guest.tags)
     }
@@ -55,12 +56,12 @@ impl Pick for Picked {
 #[derive(Debug)]
 struct Whole(Config);
 
-impl Review for Whole {
-    fn remarks(&self, guests: &[Guest]) -> Vec<Remark> {
+impl ConfigReview for Whole {
+    fn remarks(&self, guests: &[Guest]) -> Vec<IneffectiveSetting> {
         let seen: Vec<Seen<'_>> =
             guests.iter().map(|guest| Seen { name: &guest.name, tags: &guest.tags }).collect();
         let told = self.0.advice(Some(&seen)).into_iter();
-        told.map(|advice| Remark {
+        told.map(|advice| IneffectiveSetting {
             sentence: format!("`{}`: {}", advice.key, advice.message),
             job: advice.job,
         })
@@ -108,8 +109,8 @@ fn medium_spec(name: &str, medium: &Medium, host: virtfold_config::Concurrency) 
 fn job_spec(resolved: &ResolvedJob<'_>, zone: &TimeZone) -> JobSpec {
     let job = resolved.job;
     let times = job.schedule.iter().filter(|schedule| !schedule.is_manual());
-    let calendar = |schedule: &Schedule| -> Arc<dyn Calendar> {
-        Arc::new(Times { schedule: schedule.clone(), zone: zone.clone() })
+    let calendar = |schedule: &Schedule| -> Arc<dyn NextTime> {
+        Arc::new(JobSchedule { schedule: schedule.clone(), zone: zone.clone() })
     };
     let command =
         |words: &[String], limit| CommandSpec { words: words.iter().map(OsString::from).collect(), limit };
@@ -122,7 +123,7 @@ fn job_spec(resolved: &ResolvedJob<'_>, zone: &TimeZone) -> JobSpec {
     JobSpec {
         name: resolved.name.to_owned(),
         enabled: job.enabled,
-        pick: Arc::new(Picked { domains: job.domains.clone(), disks: job.disks.clone() }),
+        pick: Arc::new(JobSelector { domains: job.domains.clone(), disks: job.disks.clone() }),
         calendars: times.map(calendar).collect(),
         // A definition is no reason for a backup; that there is a guest without a job is said anyway.
         on: on.filter(|word| *word != "defined").map(str::to_owned).collect(),

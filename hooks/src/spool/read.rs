@@ -21,7 +21,7 @@ const QUARANTINE: &str = "quarantine";
 
 /// An event and the file that it is in.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Spooled {
+pub struct SpooledEvent {
     /// The file's name in the spool.
     pub name: String,
     /// What it says.
@@ -30,7 +30,7 @@ pub struct Spooled {
 
 /// A file that is no event.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Quarantined {
+pub struct QuarantinedFile {
     /// Its name, as far as it is text.
     pub name: String,
     /// What is wrong with it.
@@ -41,9 +41,9 @@ pub struct Quarantined {
 #[derive(Debug, Default)]
 pub struct Batch {
     /// Events, oldest first.
-    pub events: Vec<Spooled>,
+    pub events: Vec<SpooledEvent>,
     /// Files that were moved to the quarantine.
-    pub quarantined: Vec<Quarantined>,
+    pub quarantined: Vec<QuarantinedFile>,
     /// Whether there is more to read after these are removed.
     pub more: bool,
 }
@@ -64,7 +64,7 @@ impl Spool {
             match self.read_file(&name) {
                 Ok(Ok((event, len))) => {
                     bytes = bytes.saturating_add(len);
-                    batch.events.push(Spooled { name, event });
+                    batch.events.push(SpooledEvent { name, event });
                 }
                 Ok(Err(why)) => self.quarantine(name.as_ref(), why, &mut batch),
                 // Another reader has removed it.
@@ -79,7 +79,7 @@ impl Spool {
     ///
     /// # Errors
     /// When it can't be removed.
-    pub fn remove(&self, spooled: &Spooled) -> io::Result<()> {
+    pub fn remove(&self, spooled: &SpooledEvent) -> io::Result<()> {
         gone(fs::remove_file(self.dir.join(&spooled.name)))
     }
 
@@ -158,7 +158,7 @@ impl Spool {
             Ok(()) => why,
             Err(error) => format!("{why}; it cannot be moved away: {error}"),
         };
-        batch.quarantined.push(Quarantined { name: name.to_string_lossy().into_owned(), why });
+        batch.quarantined.push(QuarantinedFile { name: name.to_string_lossy().into_owned(), why });
     }
 
     fn move_away(&self, name: &Path) -> io::Result<()> {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::event::{Hook, Xml};
+use crate::event::{EventXml, Hook};
 use std::collections::BTreeSet;
 
 fn spool() -> (tempfile::TempDir, Spool) {
@@ -10,7 +10,11 @@ fn spool() -> (tempfile::TempDir, Spool) {
 }
 
 fn event(name: &str) -> Event {
-    Event::now(Hook::Qemu, &[name.to_owned(), "started".to_owned()], Xml::from_bytes(b"<domain/>".to_vec()))
+    Event::now(
+        Hook::Qemu,
+        &[name.to_owned(), "started".to_owned()],
+        EventXml::from_bytes(b"<domain/>".to_vec()),
+    )
 }
 
 #[test]
@@ -20,7 +24,7 @@ fn events_come_back_in_order_until_they_are_removed() {
     for (at, name) in names.iter().enumerate() {
         let mut event = event(name);
         event.time = 1_000 + at as u64;
-        assert!(matches!(spool.put(&event).unwrap(), Put::Stored(_)));
+        assert!(matches!(spool.put(&event).unwrap(), SpoolOutcome::Stored(_)));
     }
     let first = spool.read(5).unwrap();
     assert!(first.more && first.quarantined.is_empty());
@@ -43,7 +47,7 @@ fn a_full_spool_keeps_the_old_and_counts_the_new() {
     assert_eq!(spool.take_overflow().unwrap(), None);
     let small = spool.clone().with_limits(Limits { files: 3, bytes: 1 << 20 });
     let put: Vec<_> = (0..7).map(|i| small.put(&event(&format!("vm{i}"))).unwrap()).collect();
-    assert_eq!(put.iter().filter(|put| **put == Put::Counted).count(), 4);
+    assert_eq!(put.iter().filter(|put| **put == SpoolOutcome::Counted).count(), 4);
     let kept = spool.read(100).unwrap().events;
     assert_eq!(kept.len(), 3);
     assert!(kept.iter().all(|spooled| ["vm0", "vm1", "vm2"].contains(&spooled.event.object.as_str())));
@@ -51,15 +55,15 @@ fn a_full_spool_keeps_the_old_and_counts_the_new() {
     assert_eq!(spool.take_overflow().unwrap(), None);
     let size = event("vm0").encode().unwrap().len() as u64;
     let tight = spool.clone().with_limits(Limits { files: 100, bytes: 4 * size });
-    assert!(matches!(tight.put(&event("vm8")).unwrap(), Put::Stored(_)));
-    assert_eq!(tight.put(&event("vm9")).unwrap(), Put::Counted);
+    assert!(matches!(tight.put(&event("vm8")).unwrap(), SpoolOutcome::Stored(_)));
+    assert_eq!(tight.put(&event("vm9")).unwrap(), SpoolOutcome::Counted);
     assert_eq!(spool.take_overflow().unwrap(), Some(1));
 }
 
 #[test]
 fn what_is_no_event_goes_to_the_quarantine_and_the_rest_is_read() {
     let (_dir, spool) = spool();
-    let Put::Stored(good) = spool.put(&event("vm")).unwrap() else { panic!("full") };
+    let SpoolOutcome::Stored(good) = spool.put(&event("vm")).unwrap() else { panic!("full") };
     let bytes = fs::read(spool.dir().join(&good)).unwrap();
     let put = |name: &str, bytes: &[u8]| fs::write(spool.dir().join(name), bytes).unwrap();
     put(&file_name(1, 1, bytes.len()), &bytes[..bytes.len() - 1]);
@@ -116,7 +120,7 @@ fn many_writers_at_once_lose_nothing() {
                     let mut event = event(&format!("{thread}-{i}"));
                     event.time = thread * 1000 + i;
                     let put = spool.put(&event).unwrap();
-                    assert!(matches!(put, Put::Stored(_)));
+                    assert!(matches!(put, SpoolOutcome::Stored(_)));
                 }
             });
         }

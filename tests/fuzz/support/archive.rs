@@ -1,7 +1,7 @@
 //! Bodies become archives: a tail that fits them, frames around both.
 
 use uuid::Uuid;
-use virtfold::archive::end::{EndRecord, Totals, write_tail};
+use virtfold::archive::end::{ArchiveTotals, EndRecord, write_tail};
 use virtfold::archive::layout::{self, Role};
 use virtfold::archive::manifest::Manifest;
 use virtfold::archive::reader::{Reader, Visitor};
@@ -62,7 +62,7 @@ fn record(body: &[u8]) -> Option<EndRecord> {
         time,
         body_len: body.len() as u64,
         recovery_at: StreamOffset::new(recovery_at),
-        totals: Totals {
+        totals: ArchiveTotals {
             members,
             disks: head.as_ref().map_or(0, |head| head.disks.len() as u64),
             capacity: sum(|disk| disk.capacity),

@@ -10,10 +10,10 @@ use virtfold::archive::tar_parser::{Event, MemberParser};
 use virtfold::backup::Control;
 use virtfold::backup::backup::{self, BackupRequest, ImageSpec};
 use virtfold::backup::resume::{Origin, read_chunks, read_marks};
-use virtfold::image::{Format, Use};
+use virtfold::image::{Format, ImageAccess};
 use virtfold::table::Layout;
 use virtfold::units::BlockSize;
-use virtfold_hooks::event::{Event as HookEvent, Hook, Xml};
+use virtfold_hooks::event::{Event as HookEvent, EventXml, Hook};
 use virtfold_hooks::guard::LockedDisks;
 
 /// Writes them into a folder for each target in `folder`; the configurations are those of `examples`.
@@ -66,7 +66,7 @@ fn hooks(folder: &Path) {
     seed(folder, "hooks", "domain", &[2], xml.as_bytes());
     seed(folder, "hooks", "cdata", &[2], b"<?xml?><domain><name><![CDATA[x]]>&lt;</name></domain>");
     let words = ["vm", "release", "end", "shutdown"].map(str::to_owned);
-    for (name, xml) in [("whole", Xml::Whole { text: xml.to_owned() }), ("late", Xml::Late {})] {
+    for (name, xml) in [("whole", EventXml::Whole { text: xml.to_owned() }), ("late", EventXml::Late {})] {
         seed(folder, "hooks", name, &[0], &HookEvent::now(Hook::Qemu, &words, xml).encode().unwrap());
     }
     let guard = r#"{"version":1,"uuid":"c7a5fdbd-edaf-9455-926a-d65c16db1809","name":"vm","disk":"/a",
@@ -231,8 +231,8 @@ fn back_up(work: &Path, case: &Case) -> Vec<u8> {
         block_size: Some(BlockSize::MIN),
         detect_zeroes: virtfold::backup::backup::DetectZeroes::default(),
         limit_rate: None,
-        usage: Use::Checked,
-        containers: backup::Containers::Refuse,
+        usage: ImageAccess::Checked,
+        containers: backup::RawHeaderCheck::Refuse,
         workers: 1,
     };
     let report = backup::run(&request, &Control::default()).unwrap();

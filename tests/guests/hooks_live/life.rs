@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use virtfold::hypervisor::Hypervisor;
 use virtfold::hypervisor::libvirt::{Libvirt, LocalUri};
-use virtfold::service::events::{Events, Notice, Notices, Settings, Trigger, Why};
+use virtfold::service::events::{EventNotice, Events, Notices, Settings, Trigger, Why};
 
 use super::install::Hooked;
 use crate::lab::{Guest, GuestSpec, wait_for};
@@ -63,7 +63,7 @@ fn with_a_service(hooked: &Hooked, guest: &Guest<'_>) {
         known: hooked.lab.folder().join("guests.json"),
         look_every: Duration::from_secs(1),
         retry_after: Duration::from_millis(500),
-        ..Settings::usual(hooked.lab.folder(), virtfold_hooks::Whose::System)
+        ..Settings::usual(hooked.lab.folder(), virtfold_hooks::HookOwner::System)
     };
     let uri = hooked.lab.uri();
     let connect = move || {
@@ -101,7 +101,7 @@ fn with_a_service(hooked: &Hooked, guest: &Guest<'_>) {
     assert_eq!(guest.state(), "shut off");
 }
 
-fn next(notices: &Notices) -> Notice {
+fn next(notices: &Notices) -> EventNotice {
     let delivery = notices.recv_timeout(Duration::from_secs(60)).expect("a notice");
     let notice = delivery.notice.clone();
     println!("{notice:?}");
@@ -114,7 +114,7 @@ fn next(notices: &Notices) -> Notice {
 fn triggers(notices: &Notices, count: usize) -> Vec<Trigger> {
     let mut seen = Vec::new();
     while seen.len() < count {
-        if let Notice::Guest(event) = next(notices) {
+        if let EventNotice::Guest(event) = next(notices) {
             seen.push(event.trigger);
         }
     }
@@ -126,8 +126,8 @@ fn reconciled(notices: &Notices) -> (Vec<Trigger>, Why) {
     let mut seen = Vec::new();
     loop {
         match next(notices) {
-            Notice::Guest(event) => seen.push(event.trigger),
-            Notice::Reconcile(reconcile) => return (seen, reconcile.why),
+            EventNotice::Guest(event) => seen.push(event.trigger),
+            EventNotice::Reconcile(reconcile) => return (seen, reconcile.why),
         }
     }
 }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use virtfold::backup::Control;
 use virtfold::backup::guest::WatchdogProcess;
-use virtfold::backup::guest::{FreezeDisk, FreezeRequest, Host, Pace, Quiesce, frozen};
+use virtfold::backup::guest::{FreezeDisk, FreezeRequest, FreezeTimings, Host, Quiesce, frozen};
 use virtfold::catalog::{BaseImage, Catalog, DomainLock, FreezeSession, Journal, JournalEntry};
 use virtfold::error::Result;
 use virtfold::hypervisor::domain_xml::DomainXml;
@@ -86,8 +86,8 @@ pub(crate) fn guards(uri: &str) -> WatchdogProcess {
 }
 
 /// A budget that a software-emulated guest on a busy machine keeps.
-pub(crate) fn pace() -> Pace {
-    Pace { pause_budget: Duration::from_secs(2), ..Pace::default() }
+pub(crate) fn pace() -> FreezeTimings {
+    FreezeTimings { pause_budget: Duration::from_secs(2), ..FreezeTimings::default() }
 }
 
 fn run(script: &Script) {

@@ -14,7 +14,7 @@ use crate::common::rng::Rng;
 use virtfold::archive::source::Source;
 use virtfold::archive::stream::Sink;
 use virtfold::error::{ErrorKind, Result};
-use virtfold::medium::{self, Durable, Location, Medium, PipeMedium};
+use virtfold::medium::{self, FinishedArchive, Location, Medium, PipeMedium};
 
 use rigs::{Apart, Files, Pipes, Tapes};
 use wrapped::{Fanned, Fault, Faulty, Limited};
@@ -45,7 +45,7 @@ pub(crate) trait Rig {
     /// The name that [`Medium::finish`] must give.
     fn durable_name(&self, name: &str) -> String;
     /// What it reads back under a name that it gave, at any place; nothing where it can't.
-    fn read_back(&self, durable: &Durable) -> Option<Arc<dyn Source>> {
+    fn read_back(&self, durable: &FinishedArchive) -> Option<Arc<dyn Source>> {
         let location: Location = durable.name.parse().unwrap();
         (location != Location::Pipe).then(|| medium::open(&location).unwrap())
     }
@@ -68,7 +68,7 @@ fn keeps_order_and_says_what_is_durable(rig: &mut dyn Rig) {
     let mut medium = rig.open("a.tar").unwrap();
     write_all(medium.as_mut(), &pieces);
     let durable = medium.finish().unwrap();
-    assert_eq!(durable, Durable { name: rig.durable_name("a.tar"), bytes: whole.len() as u64 });
+    assert_eq!(durable, FinishedArchive { name: rig.durable_name("a.tar"), bytes: whole.len() as u64 });
     assert!(rig.kept("a.tar") == Kept::Bytes(whole), "other bytes than were written");
     assert_eq!(rig.leftovers(&["a.tar"]), [""; 0]);
 }

@@ -11,12 +11,12 @@ use virtfold::archive::source::Source;
 use virtfold::archive::stream::Cancel;
 use virtfold::catalog::Catalog;
 use virtfold::error::Result;
-use virtfold::medium::process::{Leaving, MediumProcess, Place, Request};
+use virtfold::medium::process::{MediumProcess, Place, Request, TerminatingProcesses};
 use virtfold::medium::tape::{
-    Change, Changer, Ledger, NewLabel, Overwrite, Placed, SimulatedDrive, SimulatedTape, TapeBlock, TapeCare,
-    TapeMedium, TapeSetup,
+    Change, Changer, NewLabel, Overwrite, Placed, SimulatedDrive, SimulatedTape, TapeBlock, TapeCatalog,
+    TapeMedium, TapeWriteOptions, VolumeAdmin,
 };
-use virtfold::medium::{Durable, FileMedium, Medium, PipeMedium};
+use virtfold::medium::{FileMedium, FinishedArchive, Medium, PipeMedium};
 use virtfold::medium::{Label, Location};
 #[cfg(feature = "object-store")]
 use virtfold::medium::{ObjectAddress, create};
@@ -85,14 +85,14 @@ impl Rig for Files {
 pub(crate) struct Apart {
     files: Files,
     location: Location,
-    leaving: Leaving,
+    leaving: TerminatingProcesses,
 }
 
 impl Apart {
     pub(crate) fn new() -> Self {
         let files = Files::new();
         let location = Location::Path(files.folder.clone());
-        Self { files, location, leaving: Leaving::default() }
+        Self { files, location, leaving: TerminatingProcesses::default() }
     }
 }
 
@@ -186,7 +186,7 @@ impl Tapes {
         for slot in (0..Self::COUNT).rev() {
             rig.drive.load(slot);
             let care =
-                TapeCare::new(Box::new(rig.drive.clone()), &catalog, Duration::ZERO, Cancel::default());
+                VolumeAdmin::new(Box::new(rig.drive.clone()), &catalog, Duration::ZERO, Cancel::default());
             let new = NewLabel {
                 label: format!("T{slot}"),
                 pool: "default".to_owned(),
@@ -212,7 +212,7 @@ impl Rig for Tapes {
     fn open(&mut self, name: &str) -> Result<Box<dyn Medium>> {
         self.opened.push(name.to_owned());
         let slot = self.drive.loaded().unwrap();
-        let setup = TapeSetup {
+        let setup = TapeWriteOptions {
             drive: Box::new(self.drive.clone()),
             changer: Box::new(NextTape(self.drive.clone(), slot)),
             ledger: Arc::new(self.catalog()),
@@ -265,7 +265,7 @@ impl Rig for Tapes {
         format!("tape:/dev/simulated#{}", Self::id(name))
     }
 
-    fn read_back(&self, _: &Durable) -> Option<Arc<dyn Source>> {
+    fn read_back(&self, _: &FinishedArchive) -> Option<Arc<dyn Source>> {
         None
     }
 }

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use virtfold::archive::source::Source;
 use virtfold::archive::stream::{Cancel, Sink};
 use virtfold::error::{Error, ErrorKind, Result};
-use virtfold::medium::{Copies, Durable, FanOut, Location, Medium, PipeMedium, RateLimit, RateLimited};
+use virtfold::medium::{
+    FanOut, FinishedArchive, Location, Medium, MediumOutcomes, PipeMedium, RateLimit, RateLimited,
+};
 
 use super::{Kept, Rig};
 
@@ -21,7 +23,7 @@ macro_rules! of_the_kind_inside {
             self.0.has_one_writer()
         }
 
-        fn read_back(&self, durable: &Durable) -> Option<Arc<dyn Source>> {
+        fn read_back(&self, durable: &FinishedArchive) -> Option<Arc<dyn Source>> {
             self.0.read_back(durable)
         }
 
@@ -62,7 +64,7 @@ impl<R: Rig> Rig for Fanned<R> {
         let second: Box<dyn Medium> = Box::new(PipeMedium::new(OwnedFd::from(near)));
         let media = [(Location::Path("first".into()), Ok(first)), (Location::Pipe, Ok(second))];
         // The one without a reader fails alone.
-        Ok(Box::new(FanOut::new(media, &Copies::default())?))
+        Ok(Box::new(FanOut::new(media, &MediumOutcomes::default())?))
     }
 
     of_the_kind_inside!();
@@ -105,7 +107,7 @@ impl Sink for Faulty {
 }
 
 impl Medium for Faulty {
-    fn finish(self: Box<Self>) -> Result<Durable> {
+    fn finish(self: Box<Self>) -> Result<FinishedArchive> {
         match self.fault {
             Fault::Finish => Err(broken()),
             _ => self.inner.finish(),

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use nix::libc;
-use virtfold::medium::tape::{Access, Drive, Motion, StDrive};
+use virtfold::medium::tape::{Access, Drive, StDrive, TapeCommand};
 
 use super::bench::Bench;
 use super::drive::{Cartridge, Fault, Object};
@@ -29,7 +29,7 @@ fn is_inside() -> bool {
 fn open() -> StDrive {
     let mut drive = StDrive::new(Path::new("/dev/nst0"));
     drive.open(Access::Write).unwrap();
-    for motion in [Motion::VariableBlocks, Motion::BufferInDrive, Motion::Rewind] {
+    for motion in [TapeCommand::VariableBlocks, TapeCommand::BufferInDrive, TapeCommand::Rewind] {
         drive.run(motion).unwrap();
     }
     drive
@@ -58,36 +58,36 @@ fn ends_and_marks() {
     let mut drive = open();
     // Filemarks, and the end of data behind one: 0, then EIO.
     drive.write(&[1; 4096]).unwrap();
-    drive.run(Motion::Mark).unwrap();
+    drive.run(TapeCommand::Mark).unwrap();
     drive.write(&[2; 100_000]).unwrap();
-    drive.run(Motion::MarkAndWait).unwrap();
+    drive.run(TapeCommand::MarkAndWait).unwrap();
     assert_eq!(drive.position().unwrap(), 4);
-    drive.run(Motion::Rewind).unwrap();
+    drive.run(TapeCommand::Rewind).unwrap();
     let mut buf = vec![0; 1 << 20];
     assert_eq!(drive.read(&mut buf).unwrap(), 4096);
     assert_eq!((drive.read(&mut buf).unwrap(), drive.position().unwrap()), (0, 2));
     // A buffer that is too small: ENOMEM, and the tape is behind the block.
     assert_eq!(errno(drive.read(&mut buf[..4096])), libc::ENOMEM);
     assert_eq!(drive.position().unwrap(), 3);
-    drive.run(Motion::BackBlock).unwrap();
+    drive.run(TapeCommand::BackBlock).unwrap();
     assert_eq!(drive.read(&mut buf).unwrap(), 100_000);
     assert_eq!((drive.read(&mut buf).unwrap(), drive.position().unwrap()), (0, 4));
     assert_eq!((drive.read(&mut buf).unwrap(), drive.position().unwrap()), (0, 4));
     assert_eq!(errno(drive.read(&mut buf)), libc::EIO);
     // The end of data without a filemark is EIO at once, and nothing lies behind it.
-    drive.run(Motion::Seek(2)).unwrap();
+    drive.run(TapeCommand::Seek(2)).unwrap();
     drive.write(&[3; 10]).unwrap();
     // close() and a rewind write a filemark by themselves.
-    drive.run(Motion::Rewind).unwrap();
-    drive.run(Motion::EndOfData).unwrap();
+    drive.run(TapeCommand::Rewind).unwrap();
+    drive.run(TapeCommand::EndOfData).unwrap();
     assert_eq!(drive.position().unwrap(), 4);
     drive.write(&[3; 10]).unwrap();
     drive.close().unwrap();
     let mut drive = open();
-    drive.run(Motion::EndOfData).unwrap();
+    drive.run(TapeCommand::EndOfData).unwrap();
     assert_eq!(drive.position().unwrap(), 6);
     // Early warning: the write that crosses it succeeds, the next is refused, then some more succeed.
-    drive.run(Motion::Rewind).unwrap();
+    drive.run(TapeCommand::Rewind).unwrap();
     let mut refused = 0;
     let mut at = 0;
     for _ in 0..30 {
@@ -101,14 +101,14 @@ fn ends_and_marks() {
         assert_eq!(drive.position().unwrap(), at, "the position tells what is written");
     }
     assert!(at > 12 && refused > 3, "{at} written, {refused} refused");
-    drive.run(Motion::MarkAndWait).unwrap();
+    drive.run(TapeCommand::MarkAndWait).unwrap();
     assert_eq!(drive.position().unwrap(), at + 1, "a filemark can be written at the end");
     where_the_kernel_thinks_it_is(drive);
 }
 
 /// What the kernel says of the place is not to be trusted: behind MTSEEK it knows neither file nor block.
 fn where_the_kernel_thinks_it_is(mut drive: StDrive) {
-    drive.run(Motion::Seek(3)).unwrap();
+    drive.run(TapeCommand::Seek(3)).unwrap();
     drive.close().unwrap();
     let status = run(&mut tool("mt", ["-f", "/dev/nst0", "status"])).ok();
     let status = status.text().to_lowercase().replace([' ', '='], "");
@@ -134,7 +134,7 @@ fn what_an_error_does_not_say() {
     // It looks like a medium error: only that nothing lies behind tells.
     assert_eq!(errno(drive.read(&mut buf)), libc::EIO);
     assert_eq!(drive.position().unwrap(), 1);
-    drive.run(Motion::EndOfData).unwrap();
+    drive.run(TapeCommand::EndOfData).unwrap();
     assert_eq!(drive.position().unwrap(), 1);
     write(&mut drive, 2);
     assert_eq!(errno(drive.write(&[1; BLOCK])), libc::ENOSPC);
@@ -165,7 +165,7 @@ fn silent_losses() {
     }
     let mut drive = open();
     write(&mut drive, 4);
-    drive.run(Motion::MarkAndWait).unwrap();
+    drive.run(TapeCommand::MarkAndWait).unwrap();
     assert_eq!(drive.position().unwrap(), 4, "four blocks and a filemark were told to be written");
 }
 
@@ -181,8 +181,8 @@ fn deferred_errors() {
     }
     let mut drive = open();
     write(&mut drive, 5);
-    assert_eq!(errno(drive.run(Motion::MarkAndWait)), libc::EIO);
-    drive.run(Motion::MarkAndWait).unwrap();
+    assert_eq!(errno(drive.run(TapeCommand::MarkAndWait)), libc::EIO);
+    drive.run(TapeCommand::MarkAndWait).unwrap();
     assert_eq!(drive.position().unwrap(), 3, "two of five blocks are there, and the filemark");
     // Where nothing else comes, it is close() that tells.
     write(&mut drive, 4);

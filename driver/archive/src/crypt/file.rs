@@ -6,12 +6,12 @@ use std::os::unix::fs::FileTypeExt;
 use std::sync::Arc;
 
 use super::Identities;
-use super::incoming::Incoming;
+use super::incoming::DecryptingReader;
 use super::payload::Payload;
 use super::pool::{Place, Pool};
 use super::unlock::{Kind, PROBE, kind_of};
 use crate::end_on_device;
-use crate::source::{Source, Trimmed};
+use crate::source::{Source, WithoutTrailingZeros};
 use crate::stream::{ReadAt, end_before_zeros, end_of_content, tell_zeros};
 use virtfold_base::error::{Error, IoContext, Result};
 
@@ -84,12 +84,12 @@ impl ArchiveFile {
         self.file.len()
     }
 
-    /// The archive from its beginning to its end; see [`Incoming`] for its errors.
+    /// The archive from its beginning to its end; see [`DecryptingReader`] for its errors.
     ///
     /// # Errors
     /// As [`ArchiveFile::salvage`].
     pub fn front_to_back(&self) -> Result<impl Read + Send + use<>> {
-        Incoming::open(Place::new(&self.file), self.file.name(), &self.identities)
+        DecryptingReader::open(Place::new(&self.file), self.file.name(), &self.identities)
     }
 }
 
@@ -134,7 +134,7 @@ fn cut_from_device(file: Arc<dyn Source>, end: u64) -> Arc<dyn Source> {
         "'{}' goes on for {behind} bytes behind the archive's end: they are not of it, and passed over",
         file.name()
     );
-    Arc::new(Trimmed::new(file, end))
+    Arc::new(WithoutTrailingZeros::new(file, end))
 }
 
 /// Zeros that may be an authenticator's own.
@@ -150,7 +150,7 @@ fn unpadded(
     let content = if pool.end().is_some() { end_of_content(file.as_ref()) } else { None };
     let Some(content) = content else { return Ok((file, Some(pool))) };
     for end in (content..file.len()).take(MOST_ZEROS + 1) {
-        let cut: Arc<dyn Source> = Arc::new(Trimmed::new(Arc::clone(&file), end));
+        let cut: Arc<dyn Source> = Arc::new(WithoutTrailingZeros::new(Arc::clone(&file), end));
         let Ok(shorter) = Pool::open(cut, identities) else { break };
         if shorter.end().is_none() {
             return Ok((trimmed(file, end), Some(shorter)));
@@ -161,7 +161,7 @@ fn unpadded(
 
 fn trimmed(file: Arc<dyn Source>, end: u64) -> Arc<dyn Source> {
     tell_zeros(file.name(), file.len().saturating_sub(end));
-    Arc::new(Trimmed::new(file, end))
+    Arc::new(WithoutTrailingZeros::new(file, end))
 }
 
 impl ReadAt for ArchiveFile {

@@ -19,7 +19,7 @@ type Whole<R> = Chain<Cursor<Vec<u8>>, R>;
 
 /// What an archive holds, as it comes; its errors are [`io::Error`]s whose cause is the library's, where it
 /// is about encryption.
-pub struct Incoming<R>(Form<R>);
+pub struct DecryptingReader<R>(Form<R>);
 
 enum Form<R> {
     Bare(Whole<R>),
@@ -39,7 +39,7 @@ struct Opened<R> {
     at: u64,
 }
 
-impl<R: Read> Incoming<R> {
+impl<R: Read> DecryptingReader<R> {
     /// Looks at the first bytes of `input`, called `name` in messages, and opens it with `identities` where
     /// it is encrypted.
     ///
@@ -77,7 +77,7 @@ impl<R: Read> Incoming<R> {
     }
 }
 
-impl<R: Read> Read for Incoming<R> {
+impl<R: Read> Read for DecryptingReader<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         match &mut self.0 {
             Form::Bare(whole) => whole.read(buf),

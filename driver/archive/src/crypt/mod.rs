@@ -2,7 +2,7 @@
 //!
 //! Writing ([`PieceCipher`], by `virtfold_medium::Encrypting`): a medium that encrypts what it is given to the [`Recipients`], all of them X25519 public keys,
 //! and hands it on. The host that writes holds no key that could read. Reading: [`ArchiveFile`] is an archive in a file,
-//! encrypted or not, to be read at any place; [`Incoming`] one that comes front to back. Both see by the first bytes
+//! encrypted or not, to be read at any place; [`DecryptingReader`] one that comes front to back. Both see by the first bytes
 //! whether it is encrypted, and open it with the [`Identities`].
 //!
 //! age's payload is a row of pieces of 64 KiB, each with an authenticator over its bytes, its number and whether it is the last.
@@ -30,7 +30,7 @@ mod unlock;
 pub use self::envelope::Envelope;
 pub use self::file::ArchiveFile;
 pub use self::identities::Identities;
-pub use self::incoming::Incoming;
+pub use self::incoming::DecryptingReader;
 pub use self::pieces::{PieceCipher, Place};
 pub use self::recipients::Recipients;
 pub use age::secrecy::ExposeSecret;

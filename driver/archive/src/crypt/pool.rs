@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use age::stream::StreamReader;
 
-use super::unlock::{Gate, broken, end_unproven, header_len, unlock};
+use super::unlock::{HeaderReader, broken, end_unproven, header_len, unlock};
 use super::{Identities, PIECE, TAG};
 use crate::source::Source;
 use crate::stream::ReadAt;
@@ -57,7 +57,7 @@ impl Seek for Place {
 
 /// A reader of the crate, and the place in the plain bytes where it stands.
 struct Reader {
-    stream: StreamReader<BufReader<Gate<Place>>>,
+    stream: StreamReader<BufReader<HeaderReader<Place>>>,
     at: u64,
 }
 

@@ -69,34 +69,34 @@ fn within_header(name: &str) -> Error {
 
 /// What is read of an age file: while its header is read, no more than a header may have.
 #[derive(Debug)]
-pub(super) struct Gate<R> {
+pub(super) struct HeaderReader<R> {
     inner: R,
-    state: Arc<GateState>,
+    state: Arc<HeaderReaderState>,
 }
 
-impl<R> Gate<R> {
-    pub(super) fn new(inner: R) -> (Self, Arc<GateState>) {
-        let state = Arc::new(GateState::default());
+impl<R> HeaderReader<R> {
+    pub(super) fn new(inner: R) -> (Self, Arc<HeaderReaderState>) {
+        let state = Arc::new(HeaderReaderState::default());
         (Self { inner, state: Arc::clone(&state) }, state)
     }
 }
 
-/// What a [`Gate`] shares with whoever made it, for the `age` crate keeps the gate itself.
+/// What a [`HeaderReader`] shares with whoever made it, for the `age` crate keeps the gate itself.
 #[derive(Debug, Default)]
-pub(super) struct GateState {
+pub(super) struct HeaderReaderState {
     open: AtomicBool,
     /// Bytes read through it.
     read: AtomicU64,
 }
 
-impl GateState {
+impl HeaderReaderState {
     /// Bytes that were read.
     pub(super) fn read(&self) -> u64 {
         self.read.load(Ordering::Relaxed)
     }
 }
 
-impl<R: Read> Read for Gate<R> {
+impl<R: Read> Read for HeaderReader<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let mut room = buf.len();
         if !self.state.open.load(Ordering::Relaxed) {
@@ -112,7 +112,7 @@ impl<R: Read> Read for Gate<R> {
     }
 }
 
-impl<R: Seek> Seek for Gate<R> {
+impl<R: Seek> Seek for HeaderReader<R> {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
         self.inner.seek(to)
     }
@@ -127,8 +127,8 @@ pub(super) fn unlock<R: Read>(
     input: R,
     name: &str,
     identities: &Identities,
-) -> Result<StreamReader<BufReader<Gate<R>>>> {
-    let (gate, state) = Gate::new(input);
+) -> Result<StreamReader<BufReader<HeaderReader<R>>>> {
+    let (gate, state) = HeaderReader::new(input);
     let decryptor = Decryptor::new_buffered(BufReader::new(gate)).map_err(|e| explain(e, name))?;
     state.open.store(true, Ordering::Relaxed);
     refuse(&decryptor, name, identities)?;
@@ -157,7 +157,7 @@ pub(super) fn refuse<R>(decryptor: &Decryptor<R>, name: &str, identities: &Ident
 /// # Errors
 /// As [`unlock`], as far as the header is concerned.
 pub(super) fn header_len<R: Read>(input: R, name: &str) -> Result<u64> {
-    let (gate, state) = Gate::new(input);
+    let (gate, state) = HeaderReader::new(input);
     // The unbuffered parser reads not one byte too many.
     Decryptor::new(gate).map_err(|e| explain(e, name))?;
     Ok(state.read())

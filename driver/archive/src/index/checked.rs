@@ -22,7 +22,7 @@ pub(super) struct Checked<'a> {
 }
 
 /// What a range of the stream gives: its bytes, or how many bytes are lost.
-pub(super) type Taken<'a> = std::result::Result<&'a [u8], u64>;
+pub(super) type RangeBytes<'a> = std::result::Result<&'a [u8], u64>;
 
 impl<'a> Checked<'a> {
     pub(super) fn new(stream: RandomStream<'a>, tail: Option<Arc<Tail>>) -> Self {
@@ -129,7 +129,7 @@ impl<'a> Checked<'a> {
     pub(super) fn read(
         &self,
         range: Range<StreamOffset>,
-        take: &mut dyn FnMut(StreamOffset, Taken<'_>) -> Result<()>,
+        take: &mut dyn FnMut(StreamOffset, RangeBytes<'_>) -> Result<()>,
     ) -> Result<()> {
         // Whole chunks, or their digests say nothing.
         let end = self.body_len();
@@ -145,7 +145,7 @@ impl<'a> Checked<'a> {
         })
     }
 
-    fn judge<'c>(&self, chunk: &Chunk<'c>) -> Result<(StreamOffset, Taken<'c>)> {
+    fn judge<'c>(&self, chunk: &Chunk<'c>) -> Result<(StreamOffset, RangeBytes<'c>)> {
         let taken = match &chunk.state {
             // A frame vouches for itself only; that it is the archive's own the tail says.
             ChunkState::Intact(found) => match self.expected(chunk.at.get() / CHUNK)? {
@@ -159,7 +159,7 @@ impl<'a> Checked<'a> {
     }
 
     /// A chunk of a plain stream; the one in which the body ends has the digest of its part of the body.
-    fn judge_plain<'c>(&self, chunk: &Chunk<'c>, found: Digest) -> Result<Taken<'c>> {
+    fn judge_plain<'c>(&self, chunk: &Chunk<'c>, found: Digest) -> Result<RangeBytes<'c>> {
         let Some(expected) = self.expected(chunk.at.get() / CHUNK)? else { return Ok(Ok(chunk.bytes)) };
         let body_end = self.tail.as_ref().map_or(u64::MAX, |tail| tail.record.body_len);
         let inside = usize::try_from(body_end.saturating_sub(chunk.at.get())).unwrap_or(usize::MAX);
@@ -174,9 +174,9 @@ impl<'a> Checked<'a> {
 /// The part of a chunk that lies in `range`.
 fn clip<'a>(
     at: StreamOffset,
-    taken: Taken<'a>,
+    taken: RangeBytes<'a>,
     range: &Range<StreamOffset>,
-) -> Option<(StreamOffset, Taken<'a>)> {
+) -> Option<(StreamOffset, RangeBytes<'a>)> {
     let len = taken.map_or_else(|lost| lost, |bytes| bytes.len() as u64);
     let start = at.max(range.start);
     let end = at.saturating_add(len).min(range.end);

@@ -10,7 +10,7 @@ use crate::end::EndRecord;
 use crate::layout::{Kind, Layout, MAX_OTHERS, Role};
 use crate::manifest::{self, Disk, Manifest};
 use crate::recovery::RecoveryParser;
-use crate::sparse_parser::{MapParser, MapPlace};
+use crate::sparse_parser::{MapLocation, MapParser};
 use crate::stream::RandomStream;
 use crate::table::{Builder, CorrespondenceTable};
 use crate::tar_parser::{Event, Member, MemberParser};
@@ -297,7 +297,7 @@ impl<'a> Cursor<'a> {
             builder.push(GuestOffset::ZERO, disk.capacity)?;
             return Ok((builder.finish()?, member.content_at));
         }
-        let place = MapPlace::member(member.size, disk.capacity);
+        let place = MapLocation::member(member.size, disk.capacity);
         let mut map = MapParser::new(&disk.target, place, member.content_at);
         let dense_at = self.content(&mut |bytes| {
             let mut rest = bytes;

@@ -43,7 +43,8 @@ pub(super) fn read(stream: &RandomStream<'_>) -> Result<Tail> {
             "the archive's end record names another place for its tail",
         ));
     }
-    let mut pass = Pass { digests: Digests::new(), hasher: RootHasher::new(), parser: DigestsParser::new() };
+    let mut pass =
+        TailParser { digests: Digests::new(), hasher: RootHasher::new(), parser: DigestsParser::new() };
     let mut members = MemberParser::at(StreamOffset::new(record.body_len));
     let mut role = None;
     while members.position().get() < stream.len() {
@@ -77,13 +78,13 @@ pub(super) fn read(stream: &RandomStream<'_>) -> Result<Tail> {
     Ok(Tail { proven, record, digests: pass.digests, root })
 }
 
-struct Pass {
+struct TailParser {
     digests: Digests,
     hasher: RootHasher,
     parser: DigestsParser,
 }
 
-impl Pass {
+impl TailParser {
     fn take(&mut self, content: &[u8]) -> Result<()> {
         let mut rest = content;
         while let Some(digest) = self.parser.feed(&mut rest) {

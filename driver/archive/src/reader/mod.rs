@@ -16,11 +16,11 @@ use std::sync::Arc;
 use self::refusal::{check_bare, contradiction, digest_of};
 pub use self::visitor::{Sound, Visitor};
 use crate::allocation_csv::CsvParser;
-use crate::end::{self, CHUNK, DigestsParser, EndRecord, RootHasher, Totals};
+use crate::end::{self, ArchiveTotals, CHUNK, DigestsParser, EndRecord, RootHasher};
 use crate::layout::{Kind, Layout, Order, Role};
 use crate::manifest::{self, Manifest};
 use crate::recovery::RecoveryParser;
-use crate::sparse_parser::{MapParser, MapPlace};
+use crate::sparse_parser::{MapLocation, MapParser};
 use crate::stream::{Chunk, ChunkState, Digest, Digests};
 use crate::table::{Builder, CorrespondenceTable, Run};
 use crate::tar_parser::{Event, Member, MemberParser};
@@ -35,7 +35,7 @@ struct KnownDisk {
 }
 
 /// The member at hand.
-enum Current {
+enum CurrentMember {
     Head(Vec<u8>),
     /// With the digest of what came of it, for its second copy.
     Allocation(usize, CsvParser, Box<blake3::Hasher>),
@@ -75,7 +75,7 @@ enum Current {
 pub struct Reader<'v> {
     visitor: &'v mut dyn Visitor,
     parser: MemberParser,
-    current: Current,
+    current: CurrentMember,
     order: Option<Order>,
     head: Option<Manifest>,
     head_bytes: Vec<u8>,
@@ -101,7 +101,7 @@ impl<'v> Reader<'v> {
         Self {
             visitor,
             parser: MemberParser::new(),
-            current: Current::None,
+            current: CurrentMember::None,
             order: None,
             head: None,
             head_bytes: Vec::new(),
@@ -182,43 +182,43 @@ impl Reader<'_> {
     }
 
     /// What is done with the content of a member that begins.
-    fn current_of(&mut self, member: &Member, chunk: &Chunk<'_>) -> Result<Current> {
+    fn current_of(&mut self, member: &Member, chunk: &Chunk<'_>) -> Result<CurrentMember> {
         Ok(match Role::of(&member.name) {
             Role::Head if member.size > manifest::MAX_LEN => {
                 return Err(contradiction("its head is too long"));
             }
             Role::Head => {
                 self.head_time = member.mtime;
-                Current::Head(Vec::new())
+                CurrentMember::Head(Vec::new())
             }
             Role::Allocation(target) => {
                 let (index, disk) = self.described(target)?;
                 let kind = self.head.as_ref().map_or(Kind::Full, |head| head.kind);
                 let parser = CsvParser::new(&member.name, disk.capacity, member.content_at, kind);
-                Current::Allocation(index, parser, Box::default())
+                CurrentMember::Allocation(index, parser, Box::default())
             }
             Role::Disk(target) => self.begin_disk(target, member)?,
             Role::RecoveryHead => {
                 self.recovery_at = Some(member.header_at);
-                Current::RecoveryHead(0)
+                CurrentMember::RecoveryHead(0)
             }
             Role::RecoveryMap(target) => {
                 let (index, _) = self.described(target)?;
                 let parser = RecoveryParser::new(target, member.size, member.content_at);
-                Current::RecoveryMap { index, parser, at: DenseOffset::ZERO }
+                CurrentMember::RecoveryMap { index, parser, at: DenseOffset::ZERO }
             }
             Role::Digests => self.begin_tail(member, chunk)?,
             Role::End => {
                 check_bare(member)?;
                 let hasher = self.hasher.take().unwrap_or_default();
-                Current::End { bytes: Vec::new(), hasher }
+                CurrentMember::End { bytes: Vec::new(), hasher }
             }
             Role::RecoveryAllocation(target) => {
-                Current::RecoveryAllocation(self.described(target)?.0, Box::default())
+                CurrentMember::RecoveryAllocation(self.described(target)?.0, Box::default())
             }
             Role::Other => {
                 self.visitor.other(&member.name, member.size)?;
-                Current::Attachment
+                CurrentMember::Attachment
             }
         })
     }
@@ -229,13 +229,13 @@ impl Reader<'_> {
         found.ok_or_else(|| contradiction(format_args!("its head does not name disk {target}")))
     }
 
-    fn begin_disk(&mut self, target: &str, member: &Member) -> Result<Current> {
+    fn begin_disk(&mut self, target: &str, member: &Member) -> Result<CurrentMember> {
         let (index, disk) = self.described(target)?;
         disk.check_member(member)?;
         let mut builder = Builder::new(disk.capacity);
         if disk.layout == Layout::Compact {
-            let place = MapPlace::member(member.size, disk.capacity);
-            return Ok(Current::Map {
+            let place = MapLocation::member(member.size, disk.capacity);
+            return Ok(CurrentMember::Map {
                 index,
                 parser: MapParser::new(target, place, member.content_at),
                 builder,
@@ -251,7 +251,7 @@ impl Reader<'_> {
         index: usize,
         table: CorrespondenceTable,
         dense_at: StreamOffset,
-    ) -> Result<Current> {
+    ) -> Result<CurrentMember> {
         let disk = self.head.as_ref().and_then(|head| head.disks.get(index));
         let agrees = |d: &manifest::Disk| d.dense_length == table.dense_len() && d.runs == table.len();
         if !disk.is_some_and(agrees) {
@@ -262,11 +262,11 @@ impl Reader<'_> {
         self.disks.push(KnownDisk { table: Arc::clone(&table), dense_at });
         self.visitor.dense_at(index, dense_at);
         self.visitor.disk(index, &table)?;
-        Ok(Current::Dense { index, table, at: DenseOffset::ZERO })
+        Ok(CurrentMember::Dense { index, table, at: DenseOffset::ZERO })
     }
 
     /// The body has ended where the digests' header begins: so has its last chunk.
-    fn begin_tail(&mut self, member: &Member, chunk: &Chunk<'_>) -> Result<Current> {
+    fn begin_tail(&mut self, member: &Member, chunk: &Chunk<'_>) -> Result<CurrentMember> {
         check_bare(member)?;
         let body = member.header_at;
         self.body_len = Some(body.get());
@@ -280,37 +280,37 @@ impl Reader<'_> {
         if self.digests.len() != body.get().div_ceil(CHUNK) || member.size != expected {
             return Err(contradiction("it has not one digest for each MiB"));
         }
-        Ok(Current::Digests { parser: DigestsParser::new(), hasher: RootHasher::new(), index: 0 })
+        Ok(CurrentMember::Digests { parser: DigestsParser::new(), hasher: RootHasher::new(), index: 0 })
     }
 
     fn content(&mut self, content: &[u8]) -> Result<()> {
         let mut rest = content;
         while !rest.is_empty() {
-            let current = std::mem::replace(&mut self.current, Current::None);
+            let current = std::mem::replace(&mut self.current, CurrentMember::None);
             self.current = self.advance(current, &mut rest)?;
         }
         Ok(())
     }
 
     /// Takes content off the front of `rest`, all of it or up to where the member's next part begins.
-    fn advance(&mut self, current: Current, rest: &mut &[u8]) -> Result<Current> {
+    fn advance(&mut self, current: CurrentMember, rest: &mut &[u8]) -> Result<CurrentMember> {
         match current {
-            Current::Map { index, mut parser, mut builder } => {
+            CurrentMember::Map { index, mut parser, mut builder } => {
                 while let Some(run) = parser.feed(rest)? {
                     let disk = self.head.as_ref().and_then(|head| head.disks.get(index));
                     disk.map_or(Ok(()), |disk| disk.check_run(&run))?;
                     builder.push(run.guest, run.len)?;
                 }
                 if !parser.is_complete() {
-                    return Ok(Current::Map { index, parser, builder });
+                    return Ok(CurrentMember::Map { index, parser, builder });
                 }
                 let dense_at = self.parser.position().get().saturating_sub(rest.len() as u64);
                 self.begin_dense(index, builder.finish()?, StreamOffset::new(dense_at))
             }
-            Current::Dense { index, table, at } => {
+            CurrentMember::Dense { index, table, at } => {
                 let bytes = std::mem::take(rest);
                 self.dense(index, &table, at, bytes)?;
-                Ok(Current::Dense { index, table, at: at.saturating_add(bytes.len() as u64) })
+                Ok(CurrentMember::Dense { index, table, at: at.saturating_add(bytes.len() as u64) })
             }
             mut other => {
                 self.small(&mut other, rest)?;
@@ -339,27 +339,27 @@ impl Reader<'_> {
     }
 
     /// Content of everything but disks.
-    fn small(&mut self, current: &mut Current, rest: &mut &[u8]) -> Result<()> {
+    fn small(&mut self, current: &mut CurrentMember, rest: &mut &[u8]) -> Result<()> {
         match current {
-            Current::Head(bytes) => bytes.extend_from_slice(rest),
-            Current::Allocation(index, parser, hasher) => {
+            CurrentMember::Head(bytes) => bytes.extend_from_slice(rest),
+            CurrentMember::Allocation(index, parser, hasher) => {
                 hasher.update(rest);
                 while let Some(row) = parser.feed(rest)? {
                     self.visitor.allocation(*index, &row)?;
                 }
             }
-            Current::Attachment => self.visitor.content(rest)?,
-            Current::RecoveryAllocation(_, hasher) => {
+            CurrentMember::Attachment => self.visitor.content(rest)?,
+            CurrentMember::RecoveryAllocation(_, hasher) => {
                 hasher.update(rest);
             }
-            Current::RecoveryHead(compared) => {
+            CurrentMember::RecoveryHead(compared) => {
                 let expected = self.head_bytes.get(*compared..*compared + rest.len());
                 if expected != Some(*rest) {
                     return Err(contradiction("the two copies of its head differ"));
                 }
                 *compared += rest.len();
             }
-            Current::RecoveryMap { index, parser, at } => {
+            CurrentMember::RecoveryMap { index, parser, at } => {
                 while let Some(run) = parser.feed(rest)? {
                     let table = self.disks.get(*index).map(|disk| Arc::clone(&disk.table));
                     let first = match &table {
@@ -372,7 +372,7 @@ impl Reader<'_> {
                     *at = at.saturating_add(run.len);
                 }
             }
-            Current::Digests { parser, hasher, index } => {
+            CurrentMember::Digests { parser, hasher, index } => {
                 while let Some(digest) = parser.feed(rest) {
                     if self.digests.get(*index)? != Digest::from_bytes(digest) {
                         let what = format!("MiB {index} of its stream is not what was written");
@@ -382,40 +382,40 @@ impl Reader<'_> {
                     *index += 1;
                 }
             }
-            Current::End { bytes, .. } => {
+            CurrentMember::End { bytes, .. } => {
                 bytes.extend_from_slice(rest);
                 if bytes.len() as u64 > end::MAX_LEN {
                     return Err(contradiction("its end record is too long"));
                 }
             }
-            Current::Map { .. } | Current::Dense { .. } | Current::None => {}
+            CurrentMember::Map { .. } | CurrentMember::Dense { .. } | CurrentMember::None => {}
         }
         Ok(())
     }
 
     fn end_member(&mut self) -> Result<()> {
-        match std::mem::replace(&mut self.current, Current::None) {
-            Current::Head(bytes) => self.end_head(bytes),
-            Current::Allocation(_, parser, hasher) => {
+        match std::mem::replace(&mut self.current, CurrentMember::None) {
+            CurrentMember::Head(bytes) => self.end_head(bytes),
+            CurrentMember::Allocation(_, parser, hasher) => {
                 parser.finish()?;
                 self.allocations.push(Digest::from_bytes(*hasher.finalize().as_bytes()));
                 Ok(())
             }
-            Current::RecoveryAllocation(index, hasher) => {
+            CurrentMember::RecoveryAllocation(index, hasher) => {
                 let copy = Digest::from_bytes(*hasher.finalize().as_bytes());
                 if self.allocations.get(index) == Some(&copy) {
                     return Ok(());
                 }
                 Err(contradiction("the two copies of a disk's allocation table differ"))
             }
-            Current::Map { parser, .. } => {
+            CurrentMember::Map { parser, .. } => {
                 parser.finish()?;
                 Err(contradiction("a disk's map is cut short"))
             }
-            Current::RecoveryHead(compared) if compared != self.head_bytes.len() => {
+            CurrentMember::RecoveryHead(compared) if compared != self.head_bytes.len() => {
                 Err(contradiction("the two copies of its head differ"))
             }
-            Current::RecoveryMap { index, parser, at } => {
+            CurrentMember::RecoveryMap { index, parser, at } => {
                 parser.finish()?;
                 let copy = parser.head();
                 let agrees = self.disks.get(index).zip(copy).is_some_and(|(disk, copy)| {
@@ -426,12 +426,15 @@ impl Reader<'_> {
                 });
                 if agrees { Ok(()) } else { Err(contradiction("the two copies of a disk's map differ")) }
             }
-            Current::Digests { hasher, .. } => {
+            CurrentMember::Digests { hasher, .. } => {
                 self.hasher = Some(hasher);
                 Ok(())
             }
-            Current::End { bytes, hasher } => self.end_archive(&bytes, hasher),
-            Current::RecoveryHead(_) | Current::Dense { .. } | Current::Attachment | Current::None => Ok(()),
+            CurrentMember::End { bytes, hasher } => self.end_archive(&bytes, hasher),
+            CurrentMember::RecoveryHead(_)
+            | CurrentMember::Dense { .. }
+            | CurrentMember::Attachment
+            | CurrentMember::None => Ok(()),
         }
     }
 
@@ -473,7 +476,7 @@ impl Reader<'_> {
             time: head.time()?,
             body_len: self.body_len.unwrap_or(0),
             recovery_at: self.recovery_at.unwrap_or(StreamOffset::ZERO),
-            totals: Totals {
+            totals: ArchiveTotals {
                 members: self.members,
                 disks: head.disks.len() as u64,
                 capacity: sum(|disk| disk.capacity),

@@ -21,14 +21,14 @@ use super::{check_cancel, guarded};
 
 /// The buffers of a chunk in flight.
 #[derive(Debug)]
-pub(super) struct ReadSlot {
+pub(super) struct DecodeSlot {
     /// Header and Zstandard frame; nothing for a plain stream.
     pub(super) stored: Buffer,
     /// The chunk.
     pub(super) chunk: Buffer,
 }
 
-impl ReadSlot {
+impl DecodeSlot {
     /// Buffers for a chunk that is carried so.
     pub(super) fn new(carrier: Carrier) -> Self {
         let stored = match carrier {
@@ -43,7 +43,7 @@ impl ReadSlot {
 pub(super) struct DecodeTask {
     pub(super) number: u64,
     pub(super) span: Span,
-    pub(super) slot: ReadSlot,
+    pub(super) slot: DecodeSlot,
 }
 
 /// A chunk checked, or a gap.
@@ -52,7 +52,7 @@ pub(super) struct Checked {
     pub(super) at: StreamOffset,
     pub(super) outcome: Outcome,
     /// None for a gap.
-    pub(super) slot: Option<ReadSlot>,
+    pub(super) slot: Option<DecodeSlot>,
 }
 
 /// What is known of the chunk: so many bytes at the front of the slot's chunk, or that it is lost.
@@ -81,7 +81,7 @@ impl Checked {
 }
 
 /// What one worker thread holds.
-pub(super) struct Checker<'a> {
+pub(super) struct Decoder<'a> {
     /// Where the bytes are to be fetched; `None` where they come with the job.
     pub(super) file: Option<&'a dyn ReadAt>,
     pub(super) carrier: Carrier,
@@ -89,7 +89,7 @@ pub(super) struct Checker<'a> {
     pub(super) cancel: &'a AtomicBool,
 }
 
-impl Checker<'_> {
+impl Decoder<'_> {
     /// A worker thread's life: until there are no more jobs, nobody takes the chunks, or it fails.
     pub(super) fn work(&self, jobs: &Receiver<DecodeTask>, done: &Sender<Result<Checked>>) {
         let mut unpacker = Unpacker::default();
@@ -121,7 +121,7 @@ impl Checker<'_> {
         Ok(Checked { number, at: span.stream.start, outcome, slot: Some(slot) })
     }
 
-    fn plain(&self, span: &Span, slot: &mut ReadSlot) -> std::result::Result<Outcome, Fault> {
+    fn plain(&self, span: &Span, slot: &mut DecodeSlot) -> std::result::Result<Outcome, Fault> {
         let len = usize::try_from(span.file.end.saturating_sub(span.file.start)).unwrap_or(usize::MAX);
         let chunk = slot.chunk.get_mut(..len).ok_or_else(|| Fault::Damage("it is too large".to_owned()))?;
         self.fetch(&span.file, chunk)?;
@@ -131,11 +131,11 @@ impl Checker<'_> {
     fn framed(
         &self,
         span: &Span,
-        slot: &mut ReadSlot,
+        slot: &mut DecodeSlot,
         unpacker: &mut Unpacker,
     ) -> std::result::Result<Outcome, Fault> {
         let len = span.file.end.saturating_sub(span.file.start);
-        let ReadSlot { stored, chunk } = slot;
+        let DecodeSlot { stored, chunk } = slot;
         let stored = usize::try_from(len)
             .ok()
             .and_then(|len| stored.get_mut(..len))

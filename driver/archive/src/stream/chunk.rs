@@ -90,7 +90,7 @@ pub struct Damage {
 
 /// What was found about the seek table.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum TableState {
+pub enum SeekTableState {
     /// A plain stream has none.
     Plain,
     /// It is the table of the frames before it, to the byte.
@@ -126,7 +126,7 @@ pub struct StreamEnd {
     /// Bytes of the file.
     pub file_len: u64,
     /// The seek table.
-    pub table: TableState,
+    pub table: SeekTableState,
     /// Where the file is cut.
     pub cut: Option<Cut>,
     /// Bytes of the file behind the seek table, where nothing may be.
@@ -138,7 +138,7 @@ pub struct StreamEnd {
 impl StreamEnd {
     /// Whether the file ends as it must. Damaged chunks are not counted here.
     pub fn is_whole(&self) -> bool {
-        matches!(self.table, TableState::Plain | TableState::Intact)
+        matches!(self.table, SeekTableState::Plain | SeekTableState::Intact)
             && self.cut.is_none()
             && self.trailing.is_none()
     }
@@ -174,11 +174,11 @@ impl StreamEnd {
             (None, Some(after), _) => {
                 damaged(format!("bytes {} to {} follow its end", after.start, after.end))
             }
-            (None, None, TableState::Damaged(why)) => damaged(format!("its seek table: {why}")),
-            (None, None, TableState::Cut | TableState::Missing) => {
+            (None, None, SeekTableState::Damaged(why)) => damaged(format!("its seek table: {why}")),
+            (None, None, SeekTableState::Cut | SeekTableState::Missing) => {
                 cut("its seek table is not all there".to_owned())
             }
-            (None, None, TableState::Plain | TableState::Intact) => Ok(()),
+            (None, None, SeekTableState::Plain | SeekTableState::Intact) => Ok(()),
         }
     }
 }

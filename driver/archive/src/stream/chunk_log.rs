@@ -85,9 +85,9 @@ pub trait ChunkLog: Send {
 
 /// Nothing is kept and nothing noted.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Unlogged;
+pub struct NoChunkLog;
 
-impl ChunkLog for Unlogged {
+impl ChunkLog for NoChunkLog {
     fn kept(&self) -> u64 {
         0
     }
@@ -107,13 +107,13 @@ fn unknown() -> Error {
 
 /// Records of chunks from the first one on, in a [`Spool`], so that their number does not matter.
 #[derive(Debug, Default)]
-pub struct Chunks {
+pub struct ChunkRecords {
     spool: Spool,
     /// How many count; behind them are the records of chunks that are to be put out again.
     kept: u64,
 }
 
-impl Chunks {
+impl ChunkRecords {
     /// Records in it.
     pub fn len(&self) -> u64 {
         self.spool.len() / LEN as u64
@@ -151,7 +151,7 @@ impl Chunks {
     }
 }
 
-impl ChunkLog for Chunks {
+impl ChunkLog for ChunkRecords {
     fn kept(&self) -> u64 {
         self.kept
     }
@@ -191,7 +191,7 @@ mod tests {
 
     #[test]
     fn what_lies_wholly_in_the_durable_part_is_kept() {
-        let mut chunks = Chunks::default();
+        let mut chunks = ChunkRecords::default();
         (1..=3).for_each(|n| chunks.push(&record(n * 100)).unwrap());
         for (durable, end, kept) in
             [(0, 0, 0), (199, 0, 0), (200, 200, 1), (499, 200, 1), (500, 500, 2), (u64::MAX, 900, 3)]
@@ -202,7 +202,7 @@ mod tests {
 
     #[test]
     fn a_chunk_that_is_made_again_has_to_be_the_same() {
-        let mut chunks = Chunks::default();
+        let mut chunks = ChunkRecords::default();
         chunks.note(0, &record(1)).unwrap();
         chunks.note(1, &record(2)).unwrap();
         chunks.note(0, &record(1)).unwrap();

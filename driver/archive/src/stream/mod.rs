@@ -43,8 +43,8 @@ use uuid::Uuid;
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_base::units::DenseOffset;
 
-pub use chunk::{Carrier, Chunk, ChunkState, Cut, Damage, ReadAt, ReadOptions, StreamEnd, TableState};
-pub use chunk_log::{ChunkLog, ChunkRecord, Chunks, Unlogged};
+pub use chunk::{Carrier, Chunk, ChunkState, Cut, Damage, ReadAt, ReadOptions, SeekTableState, StreamEnd};
+pub use chunk_log::{ChunkLog, ChunkRecord, ChunkRecords, NoChunkLog};
 pub use digest::{Digest, Digests};
 pub use frame::FRAME;
 pub use padding::{end_before_zeros, end_of_content, tell_zeros};

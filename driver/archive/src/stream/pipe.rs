@@ -1,6 +1,6 @@
 //! Reads a stream that comes front to back and only once: from a pipe, a socket or a tape.
 //!
-//! A feeder thread reads and cuts ([`Walker`] for a framed stream), workers check, the caller's thread hands the
+//! A feeder thread reads and cuts ([`FrameWalker`] for a framed stream), workers check, the caller's thread hands the
 //! chunks to the consumer in order. As in the writer, the buffers are all that anybody waits for.
 //!
 //! Imports: `units`, `error`.
@@ -13,12 +13,12 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 use virtfold_base::units::StreamOffset;
 
-use super::checker::{Checked, Checker, DecodeTask, ReadSlot};
-use super::chunk::{Carrier, Chunk, ReadOptions, StreamEnd, TableState};
+use super::checker::{Checked, DecodeSlot, DecodeTask, Decoder};
+use super::chunk::{Carrier, Chunk, ReadOptions, SeekTableState, StreamEnd};
 use super::frame::FRAME;
 use super::index::Span;
 use super::order::Order;
-use super::scan::{Peek, Step, Walker};
+use super::scan::{FrameWalker, LookAhead, Step};
 use super::{check_cancel, detect, guarded, panicked, slot_limit, unrecognised};
 
 /// Bytes that are read at once, and let go at once.
@@ -54,7 +54,7 @@ pub fn read_pipe(
         for _ in 0..workers {
             let (todo, checked) = (todo.clone(), checked.clone());
             let checker =
-                Checker { file: None, carrier, archive_id: options.archive_id, cancel: &options.cancel };
+                Decoder { file: None, carrier, archive_id: options.archive_id, cancel: &options.cancel };
             scope.spawn(move || checker.work(&todo, &checked));
         }
         drop(todo);
@@ -80,7 +80,7 @@ pub fn read_pipe(
 /// Hands on what was checked, until all is done or something fails.
 fn put_in_order(
     done: &Receiver<Result<Checked>>,
-    back: &Sender<ReadSlot>,
+    back: &Sender<DecodeSlot>,
     consume: &mut dyn FnMut(Chunk<'_>) -> Result<()>,
 ) -> Result<()> {
     let mut order = Order::new();
@@ -100,20 +100,20 @@ fn put_in_order(
 
 /// The feeder's supply of buffers.
 struct Slots {
-    free: Receiver<ReadSlot>,
+    free: Receiver<DecodeSlot>,
     allocated: usize,
     limit: usize,
     carrier: Carrier,
 }
 
 impl Slots {
-    fn take(&mut self) -> Result<ReadSlot> {
+    fn take(&mut self) -> Result<DecodeSlot> {
         if let Ok(slot) = self.free.try_recv() {
             return Ok(slot);
         }
         if self.allocated < self.limit {
             self.allocated += 1;
-            return Ok(ReadSlot::new(self.carrier));
+            return Ok(DecodeSlot::new(self.carrier));
         }
         self.free.recv().map_err(|_| stopped())
     }
@@ -142,7 +142,7 @@ impl Feeder<'_> {
     }
 
     fn framed<R: Read>(&mut self, input: &mut Pipe<'_, R>) -> Result<StreamEnd> {
-        let mut walker = Walker::new(self.options.archive_id);
+        let mut walker = FrameWalker::new(self.options.archive_id);
         loop {
             check_cancel(&self.options.cancel)?;
             match walker.step(input)? {
@@ -182,7 +182,7 @@ impl Feeder<'_> {
         }
     }
 
-    fn send(&mut self, span: Span, slot: ReadSlot) -> Result<()> {
+    fn send(&mut self, span: Span, slot: DecodeSlot) -> Result<()> {
         let number = self.number;
         self.number += 1;
         self.jobs.send(DecodeTask { number, span, slot }).map_err(|_| stopped())
@@ -196,7 +196,7 @@ pub(super) fn plain_end(len: u64) -> StreamEnd {
         archive_id: None,
         stream_len: len,
         file_len: len,
-        table: TableState::Plain,
+        table: SeekTableState::Plain,
         cut: None,
         trailing: None,
         padding: 0,
@@ -270,7 +270,7 @@ impl<R: Read> Pipe<'_, R> {
     }
 }
 
-impl<R: Read> Peek for Pipe<'_, R> {
+impl<R: Read> LookAhead for Pipe<'_, R> {
     fn peek(&mut self, at: u64, len: usize) -> Result<&[u8]> {
         self.reach(at.saturating_add(len as u64))?;
         let from = usize::try_from(at.saturating_sub(self.start)).unwrap_or(usize::MAX);

@@ -16,14 +16,14 @@ use uuid::Uuid;
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_base::units::StreamOffset;
 
-use super::checker::{Checked, Checker, DecodeTask, Outcome, ReadSlot};
-use super::chunk::{Carrier, Chunk, Damage, ReadAt, ReadOptions, StreamEnd, TableState};
+use super::checker::{Checked, DecodeSlot, DecodeTask, Decoder, Outcome};
+use super::chunk::{Carrier, Chunk, Damage, ReadAt, ReadOptions, SeekTableState, StreamEnd};
 use super::frame::{FRAME, FrameHeader, HEADER_LEN, HeaderFault, Unpacker};
 use super::index::{FrameIndex, Span};
 use super::order::Order;
 use super::padding::{end_before_zeros, ends_as_plain};
 use super::pipe::plain_end;
-use super::scan::{Peek, Step, Walker, unknown_version};
+use super::scan::{FrameWalker, LookAhead, Step, unknown_version};
 use super::{Cancel, check_cancel, detect, panicked, seek_table, slot_limit, unrecognised};
 
 /// Frames at the beginning that are asked for the archive's id.
@@ -124,7 +124,7 @@ impl<'a> RandomStream<'a> {
         let checked = match lost(&span) {
             Some(damage) => Checked::gap(0, damage),
             None => {
-                let job = DecodeTask { number: 0, span, slot: ReadSlot::new(Carrier::Framed) };
+                let job = DecodeTask { number: 0, span, slot: DecodeSlot::new(Carrier::Framed) };
                 self.checker().check(job, &mut Unpacker::default())?
             }
         };
@@ -152,8 +152,8 @@ impl<'a> RandomStream<'a> {
         Error::new(ErrorKind::Incomplete, message)
     }
 
-    fn checker(&self) -> Checker<'_> {
-        Checker {
+    fn checker(&self) -> Decoder<'_> {
+        Decoder {
             file: Some(self.file),
             carrier: self.end.carrier,
             archive_id: self.options.archive_id,
@@ -206,7 +206,7 @@ impl<'a> RandomStream<'a> {
                 scope.spawn(move || self.checker().work(&todo, &checked));
             }
             drop((todo, checked));
-            let mut slots: Vec<ReadSlot> = Vec::new();
+            let mut slots: Vec<DecodeSlot> = Vec::new();
             let mut order = Order::new();
             let (mut sent, mut delivered) = (0, 0);
             loop {
@@ -215,7 +215,7 @@ impl<'a> RandomStream<'a> {
                     match lost(&span) {
                         Some(damage) => order.put(sent, Checked::gap(sent, damage)),
                         None => {
-                            let slot = slots.pop().unwrap_or_else(|| ReadSlot::new(self.end.carrier));
+                            let slot = slots.pop().unwrap_or_else(|| DecodeSlot::new(self.end.carrier));
                             let job = DecodeTask { number: sent, span, slot };
                             jobs.send(job).map_err(|_| panicked())?;
                         }
@@ -296,7 +296,7 @@ fn by_table(file: &dyn ReadAt, index: FrameIndex, options: &ReadOptions) -> Resu
         archive_id,
         stream_len: index.end().at.get(),
         file_len: file.len(),
-        table: TableState::Intact,
+        table: SeekTableState::Intact,
         cut: None,
         trailing: None,
         padding: 0,
@@ -312,7 +312,7 @@ fn by_table(file: &dyn ReadAt, index: FrameIndex, options: &ReadOptions) -> Resu
 pub(crate) fn end_of_frames(file: &dyn ReadAt) -> Result<Option<u64>> {
     let options = ReadOptions { workers: 1, cancel: Cancel::default(), carrier: None, archive_id: None };
     let (_, end) = by_walk(file, &options)?;
-    let met = end.cut.is_none() && matches!(end.table, TableState::Intact | TableState::Damaged(_));
+    let met = end.cut.is_none() && matches!(end.table, SeekTableState::Intact | SeekTableState::Damaged(_));
     let behind = end.trailing.as_ref().map_or(end.padding, |trailing| trailing.end - trailing.start);
     Ok(met.then(|| end.file_len - behind))
 }
@@ -334,7 +334,7 @@ fn by_walk(file: &dyn ReadAt, options: &ReadOptions) -> Result<(FrameIndex, Stre
         ids.push(header.archive_id);
         at = at.saturating_add(header.span());
     }
-    let mut walker = Walker::new(options.archive_id.or_else(|| most_named(&ids)));
+    let mut walker = FrameWalker::new(options.archive_id.or_else(|| most_named(&ids)));
     loop {
         check_cancel(&options.cancel)?;
         if let Step::End(end) = walker.step(&mut input)? {
@@ -356,7 +356,7 @@ impl<'a> FilePeek<'a> {
     }
 }
 
-impl Peek for FilePeek<'_> {
+impl LookAhead for FilePeek<'_> {
     fn peek(&mut self, at: u64, len: usize) -> Result<&[u8]> {
         let there = self.file.len().saturating_sub(at).min(len as u64);
         let wanted = usize::try_from(there).unwrap_or(len);

@@ -235,7 +235,7 @@ fn one_flipped_byte_anywhere_costs_its_frame_alone_or_is_told_of_the_seek_table(
             assert!(got.bytes == blank(stream.clone(), &hit), "byte {at} by {how:?}");
             assert_eq!(end.is_whole(), at < table, "byte {at} by {how:?}: {end:?}");
             // A damaged length of the table can make it reach behind the file's end.
-            let told = matches!(end.table, TableState::Damaged(_) | TableState::Cut);
+            let told = matches!(end.table, SeekTableState::Damaged(_) | SeekTableState::Cut);
             assert_eq!(told, at >= table, "byte {at} by {how:?}");
         }
     }
@@ -355,7 +355,7 @@ fn nothing_but_zeros_may_follow_the_seek_table() {
         let (got, end) = read_framed(how, &behind);
         assert!(got.lost.is_empty() && got.bytes == script.stream());
         let trailing = (last != 0).then_some(len..len + 300_001);
-        assert_eq!((end.table.clone(), end.trailing.clone()), (TableState::Intact, trailing));
+        assert_eq!((end.table.clone(), end.trailing.clone()), (SeekTableState::Intact, trailing));
         assert_eq!(end.is_whole(), last == 0);
     }
 }

@@ -20,10 +20,10 @@ use uuid::Uuid;
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_base::units::StreamOffset;
 
-use super::chunk::{Carrier, Cut, Damage, StreamEnd, TableState};
+use super::chunk::{Carrier, Cut, Damage, SeekTableState, StreamEnd};
 use super::frame::{FRAME, FrameHeader, HEADER_LEN, HeaderFault};
 use super::index::{Entry, FrameIndex, Span};
-use super::seek_table::{self, Comparison, PAIRS_BLOCK};
+use super::seek_table::{self, PAIRS_BLOCK, SeekTableCheck};
 
 /// Bytes that are scanned at once.
 const BLOCK: usize = 256 << 10;
@@ -31,7 +31,7 @@ const BLOCK: usize = 256 << 10;
 const TABLE_PROBE: usize = 8 + 32;
 
 /// Bytes that can be looked at, going forward.
-pub(super) trait Peek {
+pub(super) trait LookAhead {
     /// The bytes at `at`: `len` of them, or fewer where the input ends.
     fn peek(&mut self, at: u64, len: usize) -> Result<&[u8]>;
     /// Whether the input has all bytes before `end`.
@@ -62,7 +62,7 @@ enum Found {
 }
 
 /// The walk.
-pub(super) struct Walker {
+pub(super) struct FrameWalker {
     id: Option<Uuid>,
     index: FrameIndex,
     /// Where a scan begins: behind the last good header.
@@ -71,7 +71,7 @@ pub(super) struct Walker {
     pending: Option<Step>,
 }
 
-impl Walker {
+impl FrameWalker {
     /// A walk from the beginning, of the archive `id` if that is known.
     pub(super) fn new(id: Option<Uuid>) -> Self {
         Self { id, index: FrameIndex::default(), behind: 0, pending: None }
@@ -88,7 +88,7 @@ impl Walker {
     }
 
     /// The next thing. Not to be called behind [`Step::End`].
-    pub(super) fn step(&mut self, input: &mut dyn Peek) -> Result<Step> {
+    pub(super) fn step(&mut self, input: &mut dyn LookAhead) -> Result<Step> {
         if let Some(step) = self.pending.take() {
             return Ok(step);
         }
@@ -127,12 +127,12 @@ impl Walker {
     }
 
     /// Whether the table at `at` begins as that of the frames known must.
-    fn table_fits(&self, input: &mut dyn Peek, at: u64, chunks: u32) -> Result<bool> {
+    fn table_fits(&self, input: &mut dyn LookAhead, at: u64, chunks: u32) -> Result<bool> {
         let probe = input.peek(at, TABLE_PROBE)?;
         let entries = probe.get(8..).unwrap_or_default();
         let wanted = (TABLE_PROBE - 8).min(chunks as usize * 16);
         let Some(entries) = entries.get(..wanted) else { return Ok(false) };
-        let mut comparison = Comparison::new(self.index.spans(StreamOffset::ZERO)?, chunks.into());
+        let mut comparison = SeekTableCheck::new(self.index.spans(StreamOffset::ZERO)?, chunks.into());
         comparison.pairs(entries)?;
         Ok(comparison.outcome().0.is_none() && u64::from(chunks) >= self.index.end().number)
     }
@@ -169,7 +169,7 @@ impl Walker {
     }
 
     /// Looks for what comes behind bytes that are nothing.
-    fn resync(&mut self, input: &mut dyn Peek) -> Result<Step> {
+    fn resync(&mut self, input: &mut dyn LookAhead) -> Result<Step> {
         let expected = self.index.end();
         let mut at = if self.behind > 0 { self.behind } else { expected.file };
         let mut from = 0;
@@ -224,10 +224,10 @@ impl Walker {
     }
 
     /// Compares the table at `at` and ends the walk.
-    fn table(&mut self, input: &mut dyn Peek, at: u64, chunks: u32) -> Result<Step> {
+    fn table(&mut self, input: &mut dyn LookAhead, at: u64, chunks: u32) -> Result<Step> {
         let expected = self.index.end();
         let table_end = at.saturating_add(seek_table::table_len(chunks.into()));
-        let mut comparison = Comparison::new(self.index.spans(StreamOffset::ZERO)?, chunks.into());
+        let mut comparison = SeekTableCheck::new(self.index.spans(StreamOffset::ZERO)?, chunks.into());
         let footer_at = table_end.saturating_sub(9);
         let mut place = at + 8;
         while place < footer_at {
@@ -257,9 +257,9 @@ impl Walker {
         }
         let believed = fault.is_none();
         end.table = match fault {
-            _ if !whole => TableState::Cut,
-            Some(fault) => TableState::Damaged(fault),
-            None => TableState::Intact,
+            _ if !whole => SeekTableState::Cut,
+            Some(fault) => SeekTableState::Damaged(fault),
+            None => SeekTableState::Intact,
         };
         if (at, u64::from(chunks)) == (expected.file, expected.number) || !believed {
             // What a wrong table says of frames behind the last one is worth nothing.
@@ -275,7 +275,7 @@ impl Walker {
     }
 
     /// Ends the walk where nothing more is found: what is left begins with `first` and ends with `last`.
-    fn nothing(&mut self, input: &mut dyn Peek, first: &[u8], last: &[u8]) -> Result<Step> {
+    fn nothing(&mut self, input: &mut dyn LookAhead, first: &[u8], last: &[u8]) -> Result<Step> {
         let expected = self.index.end();
         let file_len = input.finish()?;
         let left = file_len.saturating_sub(expected.file);
@@ -283,7 +283,7 @@ impl Walker {
         if left == seek_table::table_len(expected.number)
             && seek_table::resembles(expected.number, first, last)
         {
-            end.table = TableState::Damaged("its bytes are not those that the frames give".to_owned());
+            end.table = SeekTableState::Damaged("its bytes are not those that the frames give".to_owned());
             return Ok(Step::End(end));
         }
         end.cut = Some(cut_at(expected, file_len));
@@ -296,7 +296,7 @@ impl Walker {
             archive_id: self.id,
             stream_len: self.index.end().at.get(),
             file_len,
-            table: TableState::Missing,
+            table: SeekTableState::Missing,
             cut: None,
             trailing: None,
             padding: 0,
@@ -305,7 +305,7 @@ impl Walker {
 }
 
 /// Whether all that follows `at` is zeros, which media of blocks put there.
-fn only_zeros(input: &mut dyn Peek, mut at: u64) -> Result<bool> {
+fn only_zeros(input: &mut dyn LookAhead, mut at: u64) -> Result<bool> {
     loop {
         input.release(at);
         let block = input.peek(at, BLOCK)?;

@@ -4,7 +4,7 @@
 //!
 //! A reader believes a table of a file at hand ([`load`]) when its sums are those of the file and of the last
 //! frame's header, which no flipped byte leaves so. Behind frames that were read one by one it is compared with the table that they would give
-//! ([`Comparison`]).
+//! ([`SeekTableCheck`]).
 //!
 //! Imports: `units`, `error`, `spool`.
 
@@ -163,7 +163,7 @@ fn load_pairs(file: &dyn ReadAt, place: std::ops::Range<u64>) -> Result<Option<F
 }
 
 /// Compares a table, block by block, with the frames that were found before it.
-pub(super) struct Comparison<S> {
+pub(super) struct SeekTableCheck<S> {
     spans: S,
     span: Option<Span>,
     number: u64,
@@ -172,7 +172,7 @@ pub(super) struct Comparison<S> {
     fault: Option<String>,
 }
 
-impl<S: Iterator<Item = Result<Span>>> Comparison<S> {
+impl<S: Iterator<Item = Result<Span>>> SeekTableCheck<S> {
     /// A comparison of a table of `chunks` chunks with the frames in `spans`.
     pub(super) fn new(spans: S, chunks: u64) -> Self {
         Self { spans, span: None, number: 0, chunks, lost: 0, fault: None }
@@ -236,7 +236,7 @@ impl<S: Iterator<Item = Result<Span>>> Comparison<S> {
     }
 }
 
-/// Bytes of a table's entries that [`Comparison::pairs`] is given at once, at most.
+/// Bytes of a table's entries that [`SeekTableCheck::pairs`] is given at once, at most.
 pub(super) const PAIRS_BLOCK: u64 = 1024 * PAIR_LEN as u64;
 
 /// Collects the sizes of the frames as they are written, 8 bytes a chunk in a [`Spool`].

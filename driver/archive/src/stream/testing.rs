@@ -11,7 +11,7 @@ use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_base::units::DenseOffset;
 
 use super::{
-    ChunkLog, Compression, DataSource, Digest, FRAME, Sink, StreamOptions, StreamTotals, Unlogged,
+    ChunkLog, Compression, DataSource, Digest, FRAME, NoChunkLog, Sink, StreamOptions, StreamTotals,
     write_stream_from,
 };
 
@@ -142,7 +142,7 @@ impl Script {
         sink: &mut Memory,
         options: &StreamOptions,
     ) -> Result<Written> {
-        self.write_from(source, (sink, &mut Unlogged), options)
+        self.write_from(source, (sink, &mut NoChunkLog), options)
     }
 
     pub(super) fn write_from(

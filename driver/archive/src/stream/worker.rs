@@ -1,6 +1,6 @@
 //! A worker of the writing pipeline: takes the plan of a chunk, reads its pieces, digests and compresses it.
 //!
-//! Each chunk travels in a [`Slot`], a pair of buffers that is used again and again; the number of slots is
+//! Each chunk travels in a [`EncodeSlot`], a pair of buffers that is used again and again; the number of slots is
 //! what bounds the memory. A slot is given to a chunk when it is planned, so the oldest chunk always has its
 //! buffers and no thread waits for another in a circle.
 //!
@@ -20,7 +20,7 @@ use super::{Compression, DataSource, StreamOptions, check_cancel};
 
 /// The buffers of a chunk in flight.
 #[derive(Debug)]
-pub(super) struct Slot {
+pub(super) struct EncodeSlot {
     /// The chunk: [`FRAME`] bytes.
     pub(super) input: Buffer,
     /// Header and Zstandard frame, for a framed stream; else empty.
@@ -29,7 +29,7 @@ pub(super) struct Slot {
     pub(super) pieces: Vec<Piece>,
 }
 
-impl Slot {
+impl EncodeSlot {
     /// Buffers for a chunk that will be carried so.
     pub(super) fn new(compression: Compression) -> Self {
         let output = match compression {
@@ -56,7 +56,7 @@ pub(super) struct Plan {
     pub(super) len: usize,
     /// Bytes of it that come from the source.
     pub(super) data_len: u64,
-    pub(super) slot: Slot,
+    pub(super) slot: EncodeSlot,
 }
 
 /// A chunk made.
@@ -69,17 +69,17 @@ pub(super) struct Done {
     /// Bytes of the Zstandard frame; 0 for a plain stream.
     pub(super) stored: usize,
     pub(super) digest: Digest,
-    pub(super) slot: Slot,
+    pub(super) slot: EncodeSlot,
 }
 
 /// What one worker thread holds.
-pub(super) struct Worker<'a> {
+pub(super) struct Encoder<'a> {
     source: &'a dyn DataSource,
     options: &'a StreamOptions,
     compressor: Option<zstd::bulk::Compressor<'static>>,
 }
 
-impl<'a> Worker<'a> {
+impl<'a> Encoder<'a> {
     /// A worker with its own compression context.
     pub(super) fn new(source: &'a dyn DataSource, options: &'a StreamOptions) -> Result<Self> {
         let compressor = match options.compression {
@@ -96,7 +96,7 @@ impl<'a> Worker<'a> {
     pub(super) fn make(&mut self, plan: Plan) -> Result<Done> {
         check_cancel(&self.options.cancel)?;
         let Plan { number, at, len, data_len, mut slot } = plan;
-        let Slot { input, output, pieces } = &mut slot;
+        let EncodeSlot { input, output, pieces } = &mut slot;
         for piece in pieces.drain(..) {
             let place = input.get_mut(piece.place).ok_or_else(misplanned)?;
             self.source.read_dense(piece.disk, piece.from, place)?;

@@ -24,12 +24,12 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_base::units::{DenseOffset, MIB, StreamOffset};
 
-use super::chunk_log::{ChunkLog, ChunkRecord, Unlogged};
+use super::chunk_log::{ChunkLog, ChunkRecord, NoChunkLog};
 use super::digest::Digests;
 use super::frame::{FRAME, HEADER_LEN};
 use super::order::Order;
 use super::seek_table::{MAX_CHUNKS, TableWriter};
-use super::worker::{Done, Piece, Plan, Slot, Worker};
+use super::worker::{Done, EncodeSlot, Encoder, Piece, Plan};
 use super::{Compression, DataSource, Sink, StreamOptions, StreamTotals, check_cancel, guarded, slot_limit};
 
 /// How far ahead of the plan the source is told what will be read, bytes.
@@ -49,7 +49,7 @@ pub fn write_stream<T>(
     options: &StreamOptions,
     plan: impl FnOnce(&mut StreamWriter<'_>) -> Result<T>,
 ) -> Result<(T, StreamTotals)> {
-    write_stream_from(source, (sink, &mut Unlogged), options, plan)
+    write_stream_from(source, (sink, &mut NoChunkLog), options, plan)
 }
 
 /// As [`write_stream`], and goes on behind the chunks that `log` keeps: `sink` gets the bytes that follow them, and is the same in the
@@ -83,7 +83,7 @@ pub fn write_stream_from<T>(
         written: 0,
     };
     let outlet = Mutex::new(Ok(outlet));
-    let inputs = Inputs { source, options, digests: &digests, free, kept };
+    let inputs = WriterShared { source, options, digests: &digests, free, kept };
     let planned = run(inputs, &outlet, plan);
     // When the outlet has failed, an error of the planner is only the echo of that.
     let outlet = outlet.into_inner().unwrap_or_else(PoisonError::into_inner)?;
@@ -92,22 +92,22 @@ pub fn write_stream_from<T>(
 }
 
 /// What the threads work on.
-struct Inputs<'a> {
+struct WriterShared<'a> {
     source: &'a dyn DataSource,
     options: &'a StreamOptions,
     digests: &'a BodyDigests,
-    free: Receiver<Slot>,
+    free: Receiver<EncodeSlot>,
     /// Chunks that were put out before.
     kept: u64,
 }
 
 /// The part of [`write_stream`] that has threads. Returns also the number of chunks and the stream's end.
 fn run<T>(
-    inputs: Inputs<'_>,
+    inputs: WriterShared<'_>,
     outlet: &Shared<'_>,
     plan: impl FnOnce(&mut StreamWriter<'_>) -> Result<T>,
 ) -> Result<(T, u64, StreamOffset)> {
-    let Inputs { source, options, digests, free, kept } = inputs;
+    let WriterShared { source, options, digests, free, kept } = inputs;
     let take_over = |chunk: &Open| match lock(outlet).as_mut() {
         Ok(outlet) => outlet.take_over(chunk),
         Err(_) => Err(stopped()),
@@ -161,7 +161,7 @@ fn crew(options: &StreamOptions) -> (usize, usize) {
 
 /// A worker thread's life: until there are no more plans, or somebody fails.
 fn work(source: &dyn DataSource, options: &StreamOptions, planned: &Receiver<Plan>, outlet: &Shared<'_>) {
-    let mut worker = match Worker::new(source, options) {
+    let mut worker = match Encoder::new(source, options) {
         Ok(worker) => worker,
         Err(error) => {
             deliver(outlet, Err(error));
@@ -207,7 +207,7 @@ struct Outlet<'a> {
     sink: &'a mut dyn Sink,
     log: &'a mut dyn ChunkLog,
     options: &'a StreamOptions,
-    back: Sender<Slot>,
+    back: Sender<EncodeSlot>,
     order: Order<Done>,
     digests: &'a BodyDigests,
     table: TableWriter,
@@ -280,15 +280,15 @@ fn oversized() -> Error {
 
 /// The planner's supply of buffers.
 struct Slots {
-    free: Receiver<Slot>,
-    spare: Vec<Slot>,
+    free: Receiver<EncodeSlot>,
+    spare: Vec<EncodeSlot>,
     allocated: usize,
     limit: usize,
 }
 
 impl Slots {
     /// A slot: one that was used before, else a new one within the limit, else the next that comes back.
-    fn take(&mut self, compression: Compression) -> Result<Slot> {
+    fn take(&mut self, compression: Compression) -> Result<EncodeSlot> {
         if let Some(slot) = self.spare.pop() {
             return Ok(slot);
         }
@@ -297,7 +297,7 @@ impl Slots {
         }
         if self.allocated < self.limit {
             self.allocated += 1;
-            return Ok(Slot::new(compression));
+            return Ok(EncodeSlot::new(compression));
         }
         self.free.recv().map_err(|_| stopped())
     }
@@ -323,7 +323,7 @@ struct Open {
     len: usize,
     data_len: u64,
     /// None, where the chunk was put out before.
-    slot: Option<Slot>,
+    slot: Option<EncodeSlot>,
 }
 
 /// Takes the stream's contents, front to back. See [`write_stream`].

@@ -44,7 +44,7 @@ proptest! {
     ) {
         let disks = Disks::new(script.images.clone());
         let mut whole = Memory::default();
-        let mut chunks = Chunks::default();
+        let mut chunks = ChunkRecords::default();
         let first = script.write_from(&disks, (&mut whole, &mut chunks), &options(compression, workers)).unwrap();
         let len = whole.bytes.len() as u64;
         for durable in places.map(|place| place % (len + 1)) {
@@ -66,7 +66,7 @@ proptest! {
 fn a_stream_goes_on_behind_any_of_its_chunks() {
     let script = Script::small();
     for compression in [Compression::None, ZSTD] {
-        let (mut whole, mut chunks) = (Memory::default(), Chunks::default());
+        let (mut whole, mut chunks) = (Memory::default(), ChunkRecords::default());
         let disks = Disks::new(script.images.clone());
         script.write_from(&disks, (&mut whole, &mut chunks), &options(compression, 2)).unwrap();
         let mut end = 0;
@@ -89,7 +89,7 @@ fn a_stream_goes_on_behind_any_of_its_chunks() {
 #[test]
 fn chunks_of_another_stream_are_refused() {
     let script = Script::small();
-    let mut chunks = Chunks::default();
+    let mut chunks = ChunkRecords::default();
     let disks = Disks::new(script.images.clone());
     script.write_from(&disks, (&mut Memory::default(), &mut chunks), &options(ZSTD, 2)).unwrap();
     chunks.keep_within(u64::MAX).unwrap();

@@ -18,12 +18,12 @@ use uuid::Uuid;
 
 use self::reports::report;
 pub use self::reports::{BackupReport, CopyReport, DiskReport};
-pub use self::sources::{Containers, DetectZeroes};
+pub use self::sources::{DetectZeroes, RawHeaderCheck};
 use self::sources::{fold_all, open_all};
 use self::stream::stream;
 use super::Control;
 use super::disks::{DiskSet, FoldedDisk};
-use super::resume::{Begun, Candidate, Keep, Record, SavedRows, Start};
+use super::resume::{Keep, NewArchive, OpenArchive, ResumeRecord, SavedAllocation, Start};
 use super::this_host;
 use virtfold_archive::crypt::{self, Envelope, Recipients};
 use virtfold_archive::layout::Kind;
@@ -32,12 +32,13 @@ use virtfold_archive::manifest::{
 };
 use virtfold_archive::stream::{Cancel, Compression};
 use virtfold_archive::table::Layout;
-use virtfold_archive::writer::{Attachment, Contents, DiskTables, Rows, Runs, Sealed};
+use virtfold_archive::writer::{ArchiveContents, Attachment, DiskTables, MapEntries, Rows, WrittenArchive};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 use virtfold_base::units::BlockSize;
-use virtfold_image::{self as image, DiskImage, Format, Use};
+use virtfold_image::{self as image, DiskImage, Format, ImageAccess};
 use virtfold_medium::{
-    self as medium, Copies, Encrypting, Label, Location, Medium, RateLimit, RateLimited, name_part,
+    self as medium, EncryptingMedium, Label, Location, Medium, MediumOutcomes, RateLimit, RateLimited,
+    name_part,
 };
 
 /// The longest label in an archive's file name, bytes.
@@ -56,7 +57,7 @@ pub struct ImageSpec {
 
 /// How images become an archive.
 #[derive(Clone, Debug)]
-pub struct Manner {
+pub struct ArchiveOptions {
     /// How it is compressed.
     pub compression: Compression,
     /// Whom it is encrypted to; without them, it is not.
@@ -75,7 +76,7 @@ pub struct Manner {
 
 /// What is put into an archive.
 #[derive(Debug)]
-pub struct Material {
+pub struct BackupInput {
     /// What the archive is of.
     pub subject: Subject,
     /// How the guest was frozen, as far as it is known when the archive begins.
@@ -91,13 +92,13 @@ pub struct Material {
 pub struct Written {
     medium: Box<dyn Medium>,
     head: Manifest,
-    sealed: Sealed,
+    sealed: WrittenArchive,
     encrypted: bool,
     /// Where it was gone on with.
     resumed_at: Option<u64>,
     started: Instant,
     /// Goes last: as long as the medium is there, so is the record.
-    _record: Option<Record>,
+    _record: Option<ResumeRecord>,
 }
 
 /// What to back up, how and to where.
@@ -122,9 +123,9 @@ pub struct BackupRequest {
     /// Bytes a second at most.
     pub limit_rate: Option<RateLimit>,
     /// Whether the caller vouches that the images do not change.
-    pub usage: Use,
+    pub usage: ImageAccess,
     /// What is done with a raw image that begins as a container of another format does.
-    pub containers: Containers,
+    pub containers: RawHeaderCheck,
     /// Worker threads.
     pub workers: usize,
 }
@@ -149,7 +150,7 @@ pub fn default_target(index: usize) -> String {
 /// When an image can't be read or trusted, is in use, or the medium fails; no archive then has its
 /// final name.
 pub fn run(request: &BackupRequest, control: &Control) -> Result<BackupReport> {
-    let copies = Copies::default();
+    let copies = MediumOutcomes::default();
     let places = &request.destinations;
     let report =
         run_to(request, control, |label, cancel| medium::create_all(places, label, cancel, &copies))?;
@@ -179,7 +180,7 @@ pub fn run_kept(
     (control, keep): (&Control, Option<&Keep<'_>>),
     open: impl FnOnce(&Label, &Cancel) -> Result<Box<dyn Medium>>,
 ) -> Result<BackupReport> {
-    let material = Material {
+    let material = BackupInput {
         subject: subject(request)?,
         freeze: None,
         attachments: Vec::new(),
@@ -195,8 +196,8 @@ pub fn run_kept(
 /// When an image can't be read or trusted, or the medium fails; those of `open`, which is called
 /// when all tables have been read.
 pub fn write(
-    material: Material,
-    manner: &Manner,
+    material: BackupInput,
+    manner: &ArchiveOptions,
     control: &Control,
     open: impl FnOnce(&Label, &Cancel) -> Result<Box<dyn Medium>>,
 ) -> Result<Written> {
@@ -208,20 +209,20 @@ pub fn write(
 /// # Errors
 /// As [`write()`] and [`run_kept`].
 pub fn write_kept(
-    material: Material,
-    manner: &Manner,
+    material: BackupInput,
+    manner: &ArchiveOptions,
     (control, keep): (&Control, Option<&Keep<'_>>),
     open: impl FnOnce(&Label, &Cancel) -> Result<Box<dyn Medium>>,
 ) -> Result<Written> {
     let started = Instant::now();
-    let Material { subject, freeze, attachments, disks } = material;
+    let BackupInput { subject, freeze, attachments, disks } = material;
     let keep = keep.filter(|keep| keep.is_possible());
     let disks = fold_all(disks, manner, control)?;
     let head = head((subject, freeze), manner, &disks)?;
     let label = medium_label(&head, manner, &attachments)?;
     let recipients = manner.encrypt_to.as_ref();
     let candidate =
-        Candidate { head: &head, attachments: &attachments, disks: &disks, label: &label, recipients };
+        NewArchive { head: &head, attachments: &attachments, disks: &disks, label: &label, recipients };
     let tables: Vec<&dyn DiskTables> = disks.0.iter().map(|disk| disk as &dyn DiskTables).collect();
     let start = keep.map(|keep| keep.start(&candidate, &control.cancel)).transpose()?;
     let begun = match start {
@@ -237,16 +238,16 @@ pub fn write_kept(
                 ),
                 _ => Default::default(),
             };
-            Begun { record, head, attachments, medium, envelope, rows: Vec::new(), log, at: None }
+            OpenArchive { record, head, attachments, medium, envelope, rows: Vec::new(), log, at: None }
         }
     };
-    let Begun { record, head, attachments, medium, envelope, rows, log, at } = begun;
+    let OpenArchive { record, head, attachments, medium, envelope, rows, log, at } = begun;
     let (mut medium, reached) = outward(medium, (manner, control), (envelope.as_ref(), at))?;
-    let as_begun: Vec<AsBegun<'_>> =
-        rows.iter().zip(&tables).map(|(rows, now)| AsBegun { rows, now: *now }).collect();
+    let as_begun: Vec<ResumedTables<'_>> =
+        rows.iter().zip(&tables).map(|(rows, now)| ResumedTables { rows, now: *now }).collect();
     let as_begun = as_begun.iter().map(|disk| disk as &dyn DiskTables);
     let tables = if rows.is_empty() { tables.clone() } else { as_begun.collect() };
-    let contents = Contents { head: &head, attachments: &attachments, disks: tables, data: &disks };
+    let contents = ArchiveContents { head: &head, attachments: &attachments, disks: tables, data: &disks };
     let sealed = stream(&contents, (manner, control), medium.as_mut(), (log, reached))?;
     disks.0.iter().try_for_each(|disk| disk.image.check_unchanged())?;
     let encrypted = manner.encrypt_to.is_some();
@@ -258,7 +259,7 @@ pub fn write_kept(
 /// archive that comes next.
 fn outward(
     mut medium: Box<dyn Medium>,
-    (manner, control): (&Manner, &Control),
+    (manner, control): (&ArchiveOptions, &Control),
     (envelope, at): (Option<&Envelope>, Option<u64>),
 ) -> Result<(Box<dyn Medium>, u64)> {
     let at = at.unwrap_or_default();
@@ -266,22 +267,22 @@ fn outward(
         medium = Box::new(RateLimited::new(medium, limit, &control.cancel));
     }
     let Some(envelope) = envelope else { return Ok((medium, at)) };
-    let (encrypting, reached) = Encrypting::go_on_with(medium, envelope, at)?;
+    let (encrypting, reached) = EncryptingMedium::go_on_with(medium, envelope, at)?;
     Ok((Box::new(encrypting), reached))
 }
 
 /// The tables of a disk whose archive is gone on with: its rows are those of the beginning.
-struct AsBegun<'a> {
-    rows: &'a SavedRows,
+struct ResumedTables<'a> {
+    rows: &'a SavedAllocation,
     now: &'a dyn DiskTables,
 }
 
-impl DiskTables for AsBegun<'_> {
+impl DiskTables for ResumedTables<'_> {
     fn rows(&self) -> Rows<'_> {
         self.rows.rows()
     }
 
-    fn runs(&self) -> Runs<'_> {
+    fn runs(&self) -> MapEntries<'_> {
         self.now.runs()
     }
 }
@@ -311,8 +312,8 @@ impl Written {
 }
 
 impl BackupRequest {
-    fn manner(&self) -> Manner {
-        Manner {
+    fn manner(&self) -> ArchiveOptions {
+        ArchiveOptions {
             compression: self.compression,
             encrypt_to: self.encrypt_to.clone(),
             layout: self.layout,
@@ -325,7 +326,7 @@ impl BackupRequest {
 }
 
 /// What the medium is told of the archive.
-fn medium_label(head: &Manifest, manner: &Manner, attachments: &[Attachment]) -> Result<Label> {
+fn medium_label(head: &Manifest, manner: &ArchiveOptions, attachments: &[Attachment]) -> Result<Label> {
     /// A run is a line in each of two tables, one of them twice.
     const RUN: u64 = 256;
     /// Headers, records, padding.
@@ -345,7 +346,7 @@ fn medium_label(head: &Manifest, manner: &Manner, attachments: &[Attachment]) ->
 
 /// `LABEL-YYYYMMDDTHHMMSSZ-ID8.tar[.zst][.age]`: sorts by label and time, and two backups never have one
 /// name.
-fn archive_name(head: &Manifest, manner: &Manner) -> Result<String> {
+fn archive_name(head: &Manifest, manner: &ArchiveOptions) -> Result<String> {
     let seconds = i64::try_from(head.time()?).unwrap_or(i64::MAX);
     let time = jiff::Timestamp::from_second(seconds).map_err(|e| {
         Error::new(ErrorKind::Internal, "the time of the backup is out of range").with_source(e)
@@ -402,7 +403,11 @@ fn label(request: &BackupRequest) -> Result<String> {
         .with_hint("use --label NAME: up to 128 bytes, no '/', not beginning with '.'"))
 }
 
-fn head((subject, freeze): (Subject, Option<Freeze>), manner: &Manner, disks: &DiskSet) -> Result<Manifest> {
+fn head(
+    (subject, freeze): (Subject, Option<Freeze>),
+    manner: &ArchiveOptions,
+    disks: &DiskSet,
+) -> Result<Manifest> {
     let (method, level) = match manner.compression {
         Compression::None => ("none", None),
         Compression::Zstd { level } => ("zstd", Some(level)),

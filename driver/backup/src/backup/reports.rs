@@ -6,7 +6,7 @@ use uuid::Uuid;
 use virtfold_archive::manifest::{Disk, Manifest};
 use virtfold_base::error::{ErrorKind, sentence};
 use virtfold_medium::tape::TapeReport;
-use virtfold_medium::{Copies, Copy};
+use virtfold_medium::{Copy, MediumOutcomes};
 
 /// What came of a backup.
 #[derive(Clone, Debug, Serialize)]
@@ -75,7 +75,7 @@ pub struct DiskReport {
 impl BackupReport {
     /// With what became of the copies.
     #[must_use]
-    pub fn with(self, copies: &Copies) -> Self {
+    pub fn with(self, copies: &MediumOutcomes) -> Self {
         let report = |copy: Copy| match copy.result {
             Ok(durable) => CopyReport {
                 to: copy.to.to_string(),

@@ -5,13 +5,13 @@
 
 use std::sync::atomic::Ordering;
 
-use super::{BackupRequest, ImageSpec, Manner};
+use super::{ArchiveOptions, BackupRequest, ImageSpec};
 use crate::Control;
 use crate::disks::{DiskSet, FoldedDisk, block_of};
 use virtfold_archive::layout;
 use virtfold_archive::table::Layout;
 use virtfold_base::error::{Error, ErrorKind, Result};
-use virtfold_image::{AllocationTable, Change, DiskImage, Format, OpenOptions, Use};
+use virtfold_image::{AllocationTable, Change, DiskImage, Format, ImageAccess, OpenOptions};
 
 /// Whether a disk is read once more before it is copied, to leave out blocks that are zeros though the image
 /// calls them data.
@@ -29,7 +29,7 @@ pub enum DetectZeroes {
 /// What is done with a raw image that looks like a container of another format. A guest may write what it
 /// likes to its raw disk, and a person may give a qcow2 for raw: only the caller knows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Containers {
+pub enum RawHeaderCheck {
     /// It is refused.
     #[default]
     Refuse,
@@ -40,12 +40,12 @@ pub enum Containers {
 /// Opens the images of a request.
 pub(super) fn open_all(request: &BackupRequest, control: &Control) -> Result<Vec<(String, DiskImage)>> {
     // What is frozen may be a running guest's, whose files libvirt gives other owners meanwhile.
-    let change = if request.usage == Use::Checked { Change::Any } else { Change::Write };
+    let change = if request.usage == ImageAccess::Checked { Change::Any } else { Change::Write };
     let options = OpenOptions { usage: request.usage, change, ..OpenOptions::default() };
     control.progress.enter("reading", 0);
     let open = |spec: &ImageSpec| {
         let image = DiskImage::open(&spec.path, spec.format, &options)?;
-        match image.looks_like()?.filter(|_| request.containers == Containers::Refuse) {
+        match image.looks_like()?.filter(|_| request.containers == RawHeaderCheck::Refuse) {
             Some(format) => Err(no_container(spec, format)),
             None => Ok((spec.target.clone(), image)),
         }
@@ -66,7 +66,7 @@ fn no_container(spec: &ImageSpec, looks: &str) -> Error {
 /// Steps 1302 to 1307: every table is read before anything is written.
 pub(super) fn fold_all(
     images: Vec<(String, DiskImage)>,
-    manner: &Manner,
+    manner: &ArchiveOptions,
     control: &Control,
 ) -> Result<DiskSet> {
     control.progress.enter("reading", 0);
@@ -83,7 +83,7 @@ pub(super) fn fold_all(
 }
 
 /// The image's allocation table; without blocks of zeros, where they are looked for.
-fn allocation(image: &DiskImage, manner: &Manner, control: &Control) -> Result<AllocationTable> {
+fn allocation(image: &DiskImage, manner: &ArchiveOptions, control: &Control) -> Result<AllocationTable> {
     let allocation = image.allocation()?;
     let detect = match manner.detect_zeroes {
         DetectZeroes::On => true,

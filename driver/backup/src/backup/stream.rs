@@ -9,11 +9,11 @@
 
 use std::sync::Arc;
 
-use super::Manner;
+use super::ArchiveOptions;
 use crate::Control;
-use crate::resume::Log;
+use crate::resume::ChunkJournal;
 use virtfold_archive::stream::{Sink, StreamOptions};
-use virtfold_archive::writer::{Contents, Sealed, write_archive_from};
+use virtfold_archive::writer::{ArchiveContents, WrittenArchive, write_archive_from};
 use virtfold_base::error::{Error, ErrorKind, Result, sentence};
 use virtfold_base::units::Human;
 use virtfold_medium::Medium;
@@ -24,14 +24,15 @@ const TRIES: u32 = 3;
 /// Writes the whole archive to `medium`, up to where it can be finished. The medium has its first `reached`
 /// bytes, and `log` knows chunks of these.
 pub(super) fn stream(
-    contents: &Contents<'_>,
-    (manner, control): (&Manner, &Control),
+    contents: &ArchiveContents<'_>,
+    (manner, control): (&ArchiveOptions, &Control),
     medium: &mut dyn Medium,
-    (mut log, mut reached): (Log, u64),
-) -> Result<Sealed> {
+    (mut log, mut reached): (ChunkJournal, u64),
+) -> Result<WrittenArchive> {
     let mut tries = 0;
     loop {
-        let mut outlet = Outlet { medium, leave_out: reached - log.keep_within(reached)?, broke: false };
+        let mut outlet =
+            ResumableWriter { medium, leave_out: reached - log.keep_within(reached)?, broke: false };
         let done = attempt(contents, (manner, control), &mut outlet, &mut log);
         let broke = outlet.broke;
         let error = match done {
@@ -59,11 +60,11 @@ fn also(error: Error, first: &Error) -> Error {
 
 /// Makes the archive once, behind the chunks that are kept.
 fn attempt(
-    contents: &Contents<'_>,
-    (manner, control): (&Manner, &Control),
-    outlet: &mut Outlet<'_>,
-    log: &mut Log,
-) -> Result<Sealed> {
+    contents: &ArchiveContents<'_>,
+    (manner, control): (&ArchiveOptions, &Control),
+    outlet: &mut ResumableWriter<'_>,
+    log: &mut ChunkJournal,
+) -> Result<WrittenArchive> {
     let total = contents.head.disks.iter().map(|disk| disk.dense_length).sum();
     control.progress.enter("copying", total);
     let options = StreamOptions {
@@ -79,7 +80,7 @@ fn attempt(
 }
 
 /// The medium, with what it has already left out.
-struct Outlet<'a> {
+struct ResumableWriter<'a> {
     medium: &'a mut dyn Medium,
     /// Bytes that come and that it has.
     leave_out: u64,
@@ -87,13 +88,13 @@ struct Outlet<'a> {
     broke: bool,
 }
 
-impl Outlet<'_> {
+impl ResumableWriter<'_> {
     fn settle(&mut self) -> Result<()> {
         self.medium.settle().inspect_err(|_| self.broke = true)
     }
 }
 
-impl Sink for Outlet<'_> {
+impl Sink for ResumableWriter<'_> {
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
         let there = usize::try_from(self.leave_out).unwrap_or(usize::MAX).min(bytes.len());
         self.leave_out -= there as u64;

@@ -12,7 +12,7 @@ use virtfold_archive::table::Layout;
 use virtfold_archive::writer::DiskTables;
 use virtfold_base::units::MIB;
 use virtfold_image::{DiskImage, Format, OpenOptions};
-use virtfold_medium::Durable;
+use virtfold_medium::FinishedArchive;
 
 /// How a medium breaks: after so many bytes, keeping so many of them.
 type Break = (usize, usize);
@@ -85,8 +85,8 @@ impl Medium for Brittle {
         Ok(Some(self.bytes.len() as u64))
     }
 
-    fn finish(self: Box<Self>) -> Result<Durable> {
-        Ok(Durable { name: "memory".to_owned(), bytes: self.bytes.len() as u64 })
+    fn finish(self: Box<Self>) -> Result<FinishedArchive> {
+        Ok(FinishedArchive { name: "memory".to_owned(), bytes: self.bytes.len() as u64 })
     }
 }
 
@@ -95,7 +95,7 @@ struct Lab {
     folder: tempfile::TempDir,
     disks: DiskSet,
     head: Manifest,
-    manner: Manner,
+    manner: ArchiveOptions,
     control: Control,
 }
 
@@ -115,7 +115,7 @@ impl Lab {
         file.write_all(&noise(4 * MIB + 4096)).unwrap();
         file.set_len(16 * MIB).unwrap();
         let image = DiskImage::open(&path, Format::Raw, &OpenOptions::default()).unwrap();
-        let manner = Manner {
+        let manner = ArchiveOptions {
             compression,
             encrypt_to: None,
             layout: Layout::Compact,
@@ -131,17 +131,17 @@ impl Lab {
         Self { folder, disks, head, manner, control }
     }
 
-    fn write(&self, medium: &mut Brittle) -> Result<Sealed> {
-        let contents = Contents {
+    fn write(&self, medium: &mut Brittle) -> Result<WrittenArchive> {
+        let contents = ArchiveContents {
             head: &self.head,
             attachments: &[],
             disks: self.disks.0.iter().map(|disk| disk as &dyn DiskTables).collect(),
             data: &self.disks,
         };
-        stream(&contents, (&self.manner, &self.control), medium, (Log::default(), 0))
+        stream(&contents, (&self.manner, &self.control), medium, (ChunkJournal::default(), 0))
     }
 
-    fn whole(&self) -> (Vec<u8>, Sealed) {
+    fn whole(&self) -> (Vec<u8>, WrittenArchive) {
         let mut medium = Brittle::new(&[]);
         let sealed = self.write(&mut medium).unwrap();
         (medium.bytes, sealed)

@@ -6,11 +6,11 @@
 
 use std::io::{Cursor, Read};
 
-use super::DefineRequest;
+use super::RestoreDomainRequest;
 use super::run::PARTIAL;
 use crate::Control;
 use crate::attachments::{DOMAIN_XML, LIVE_XML, limit_of};
-use virtfold_archive::crypt::{ArchiveFile, Incoming};
+use virtfold_archive::crypt::{ArchiveFile, DecryptingReader};
 use virtfold_archive::index::{ArchiveIndex, Trust};
 use virtfold_archive::manifest::{Manifest, Subject};
 use virtfold_archive::reader::{Reader, Visitor};
@@ -18,7 +18,7 @@ use virtfold_archive::stream::{ReadOptions, read_pipe};
 use virtfold_archive::table::{CorrespondenceTable, Run};
 use virtfold_archive::writer::Attachment;
 use virtfold_base::error::{Error, ErrorKind, Result};
-use virtfold_hypervisor::domain_xml::{ChangedDisk, DomainXml, as_it_ran, changed_disks};
+use virtfold_hypervisor::domain_xml::{DiskDifference, DomainXml, as_it_ran, changed_disks};
 use virtfold_medium::{self as medium, PipeSource};
 
 /// Bytes that are kept of a stream: more than all members before the disks may have.
@@ -38,7 +38,7 @@ pub(super) struct Backup {
 
 impl Backup {
     /// Reads it by the index; the disks are not looked at.
-    pub(super) fn open(request: &DefineRequest, control: &Control) -> Result<Self> {
+    pub(super) fn open(request: &RestoreDomainRequest, control: &Control) -> Result<Self> {
         let name = request.archive.to_string();
         let options = options(request, control);
         let cannot = |e: Error| cannot(&name, e);
@@ -51,11 +51,16 @@ impl Backup {
     }
 
     /// Reads it from the front, up to the first disk.
-    pub(super) fn read(request: &DefineRequest, control: &Control, input: impl Read + Send) -> Result<Self> {
+    pub(super) fn read(
+        request: &RestoreDomainRequest,
+        control: &Control,
+        input: impl Read + Send,
+    ) -> Result<Self> {
         let name = request.archive.to_string();
-        let mut front = Front::default();
+        let mut front = HeadVisitor::default();
         let mut reader = Reader::new(&mut front);
-        let incoming = Incoming::open(input, &name, &request.identities).map_err(|e| cannot(&name, e))?;
+        let incoming =
+            DecryptingReader::open(input, &name, &request.identities).map_err(|e| cannot(&name, e))?;
         let read = read_pipe(incoming, &name, &options(request, control), |chunk| reader.chunk(&chunk));
         let read = read.and_then(|end| end.check(&name).and_then(|()| reader.finish()));
         match (front.head, read) {
@@ -109,7 +114,7 @@ impl Backup {
     }
 }
 
-fn options(request: &DefineRequest, control: &Control) -> ReadOptions {
+fn options(request: &RestoreDomainRequest, control: &Control) -> ReadOptions {
     let cancel = std::sync::Arc::clone(&control.cancel);
     ReadOptions { workers: request.writing.workers, cancel, carrier: None, archive_id: None }
 }
@@ -123,13 +128,13 @@ fn cannot(name: &str, error: Error) -> Error {
     if doubtful { error.with_hint(PARTIAL) } else { error }
 }
 
-fn of_changed(changed: ChangedDisk<'_>) -> String {
+fn of_changed(changed: DiskDifference<'_>) -> String {
     let (target, image) = (&changed.disk().target, changed.disk().image.source.path());
     let image = image.map_or_else(String::new, |path| format!(" ('{}')", path.display()));
     let what = match changed {
-        ChangedDisk::Live(_) => "the configuration did not have it",
-        ChangedDisk::Other(_) => "the configuration had another image for it",
-        ChangedDisk::Next(_) => {
+        DiskDifference::Live(_) => "the configuration did not have it",
+        DiskDifference::Other(_) => "the configuration had another image for it",
+        DiskDifference::Next(_) => {
             return format!(
                 "disk {target}{image} was in the configuration only: the guest is defined without it, as it ran"
             );
@@ -140,7 +145,7 @@ fn of_changed(changed: ChangedDisk<'_>) -> String {
 
 /// What comes before the disks.
 #[derive(Default)]
-struct Front {
+struct HeadVisitor {
     head: Option<Manifest>,
     attachments: Vec<Attachment>,
     /// Whether the content that comes is that of the last of them.
@@ -148,7 +153,7 @@ struct Front {
     ended: bool,
 }
 
-impl Visitor for Front {
+impl Visitor for HeadVisitor {
     fn head(&mut self, head: &Manifest) -> Result<()> {
         self.head = Some(head.clone());
         Ok(())

@@ -11,8 +11,8 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::inventory::{Inventory, Known};
-use super::{DefineRequest, Host};
-use virtfold_base::durable::Existing;
+use super::{Host, RestoreDomainRequest};
+use virtfold_base::durable::Overwrite;
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_hypervisor::domain_xml::DomainXml;
 use virtfold_hypervisor::{DomainId, Run};
@@ -31,13 +31,13 @@ pub enum Identity {
 
 /// The domain to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Who {
+pub(super) struct NewDomain {
     pub(super) identity: Identity,
     pub(super) name: String,
     pub(super) id: DomainId,
 }
 
-impl Who {
+impl NewDomain {
     /// The domain whose place it takes.
     pub(super) fn replaced(&self) -> Option<DomainId> {
         (self.identity == Identity::Replacement).then_some(self.id)
@@ -47,10 +47,10 @@ impl Who {
 /// Decides; see the module's description.
 pub(super) fn decide(
     xml: &DomainXml,
-    request: &DefineRequest,
+    request: &RestoreDomainRequest,
     inventory: &Inventory,
     host: &Host<'_>,
-) -> Result<Who> {
+) -> Result<NewDomain> {
     if let Some(name) = &request.name {
         check_name(name)?;
         if let Some(other) = inventory.by_name(name) {
@@ -60,7 +60,7 @@ pub(super) fn decide(
         let id =
             std::iter::repeat_with(|| DomainId(Uuid::new_v4())).find(|id| inventory.by_id(*id).is_none());
         let id = id.ok_or_else(|| Error::new(ErrorKind::Internal, "there is no uuid left"))?;
-        return Ok(Who { identity: Identity::Copy, name: name.clone(), id });
+        return Ok(NewDomain { identity: Identity::Copy, name: name.clone(), id });
     }
     let name = xml.name.clone();
     check_name(&name)?;
@@ -75,7 +75,7 @@ pub(super) fn decide(
         (Some(known), _) => return Err(half_known(&name, known, "has its uuid under another name")),
         (None, Some(known)) => return Err(half_known(&name, known, "has its name and another uuid")),
     };
-    Ok(Who { identity, name, id })
+    Ok(NewDomain { identity, name, id })
 }
 
 /// A name becomes part of files' names.
@@ -100,7 +100,7 @@ fn half_known(name: &str, known: &Known, how: &str) -> Error {
 }
 
 /// Whether a domain that is there may give its place.
-fn check_replaceable(known: &Known, existing: Existing, host: &Host<'_>) -> Result<()> {
+fn check_replaceable(known: &Known, existing: Overwrite, host: &Host<'_>) -> Result<()> {
     let (name, id) = (&known.info.name, known.info.id);
     if known.info.run != Run::ShutOff {
         let what = format!("domain '{name}' is not shut off, and its disks would be replaced under it");
@@ -108,7 +108,7 @@ fn check_replaceable(known: &Known, existing: Existing, host: &Host<'_>) -> Resu
             "shut it down first ('virsh shutdown {name}'), or restore a copy with --name NEW"
         )));
     }
-    if existing == Existing::Keep {
+    if existing == Overwrite::Keep {
         return Err(Error::new(ErrorKind::Exists, format!("domain '{name}' exists already"))
             .with_hint("--force replaces it and its disks, --name NEW makes a copy beside it"));
     }

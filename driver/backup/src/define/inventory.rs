@@ -9,7 +9,7 @@ use crate::restore::same_file;
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_hypervisor::domain_xml::{Disk, DomainXml, Source};
 use virtfold_hypervisor::{Config, DomainId, DomainInfo, Hypervisor};
-use virtfold_image::{DiskImage, Format, OpenOptions, Use};
+use virtfold_image::{DiskImage, Format, ImageAccess, OpenOptions};
 
 /// A domain that is there.
 pub(super) struct Known {
@@ -34,7 +34,7 @@ pub(super) enum Depth {
 
 /// A file that a domain rests on.
 #[derive(Clone, Debug)]
-pub(super) struct Used {
+pub(super) struct UsedFile {
     pub(super) id: DomainId,
     /// For people: `disk 'vda' of domain 'web'`.
     pub(super) what: String,
@@ -87,13 +87,13 @@ impl Inventory {
         &self,
         except: Option<DomainId>,
         from: (&dyn Hypervisor, Depth),
-    ) -> Result<Vec<Used>> {
+    ) -> Result<Vec<UsedFile>> {
         let (hypervisor, depth) = from;
         let mut found = Vec::new();
         for known in self.domains.iter().filter(|known| Some(known.info.id) != except) {
             let mut add = |what: &str, path: PathBuf| {
                 let what = format!("{what} of domain '{}'", known.info.name);
-                found.push(Used { id: known.info.id, what, path });
+                found.push(UsedFile { id: known.info.id, what, path });
             };
             for xml in &known.xmls {
                 named(xml).for_each(|(what, path)| add(&what, path));
@@ -134,7 +134,7 @@ fn below(disk: &Disk, volume: Option<&Path>) -> Result<Vec<PathBuf>> {
     if !path.exists() {
         return Ok(Vec::new());
     }
-    let options = OpenOptions { usage: Use::Glance, ..OpenOptions::default() };
+    let options = OpenOptions { usage: ImageAccess::Glance, ..OpenOptions::default() };
     let image = DiskImage::open(path, Format::Qcow2, &options)?;
     let source = image.source();
     let data = source.qcow2.as_ref().and_then(|q| q.data_file.as_ref());
@@ -150,6 +150,6 @@ fn unknown(domain: &str, target: &str, error: Error) -> Error {
 }
 
 /// The first of `used` that is the file `path`.
-pub(super) fn user<'a>(used: &'a [Used], path: &Path) -> Option<&'a Used> {
+pub(super) fn user<'a>(used: &'a [UsedFile], path: &Path) -> Option<&'a UsedFile> {
     used.iter().find(|used| same_file(&used.path, path))
 }

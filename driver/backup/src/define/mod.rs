@@ -15,7 +15,7 @@
 //!
 //! An archive that comes once, front to back (a tape, a pipe), needs one pass: what the plan needs comes before the disks.
 //!
-//! What is promised: nothing is overwritten without [`Existing::Replace`]; nothing that a guest uses, in whatever chain, is written to;
+//! What is promised: nothing is overwritten without [`Overwrite::Replace`]; nothing that a guest uses, in whatever chain, is written to;
 //! the domain is defined as a whole or not at all. One moment is not covered: a process killed between two of the exchanges
 //! of a replacement leaves old and new files under their names, all of them whole; the same restore made again ends it.
 //! A block device is written in place.
@@ -43,12 +43,12 @@ use self::backup::Backup;
 pub use self::identity::Identity;
 pub use self::run::{run, run_from};
 use super::Control;
-use super::attachments::LibvirtPlaces;
+use super::attachments::LibvirtDirectories;
 pub use super::restore::Room;
-use super::restore::{Checking, Wanted};
+use super::restore::{VerifyMode, Wanted};
 use super::target::Method;
 use virtfold_archive::crypt::Identities;
-use virtfold_base::durable::Existing;
+use virtfold_base::durable::Overwrite;
 use virtfold_base::error::Result;
 use virtfold_catalog::Journal;
 use virtfold_hypervisor::Hypervisor;
@@ -58,7 +58,7 @@ use virtfold_medium::{Location, PipeSource};
 
 /// Where the disks go that were not given a place of their own.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Rest {
+pub enum DefaultTarget {
     /// Where they were; those of a copy beside that.
     AsBefore,
     /// Into this directory.
@@ -69,7 +69,7 @@ pub enum Rest {
 
 /// What becomes of the guest once it is defined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Afterwards {
+pub enum AfterDefine {
     /// It stays shut off.
     Leave,
     /// It is started.
@@ -78,20 +78,20 @@ pub enum Afterwards {
 
 /// How disks are written; see [`super::restore::RestoreRequest`].
 #[derive(Clone, Copy, Debug)]
-pub struct Writing {
+pub struct WriteOptions {
     /// The format of what is made; without it, the source's.
     pub format: Option<Format>,
     /// How pieces find their place.
     pub method: Method,
     /// The cluster size of a new qcow2; without it, the source's or 64 KiB.
     pub cluster_size: Option<u64>,
-    /// When data are checked; not [`Checking::Partial`].
-    pub checking: Checking,
+    /// When data are checked; not [`VerifyMode::Partial`].
+    pub checking: VerifyMode,
     /// Threads.
     pub workers: usize,
 }
 
-impl Writing {
+impl WriteOptions {
     fn wanted(&self) -> Wanted {
         Wanted { format: self.format, method: self.method, cluster_size: self.cluster_size }
     }
@@ -99,7 +99,7 @@ impl Writing {
 
 /// Which guest to restore, as what and to where.
 #[derive(Clone, Debug)]
-pub struct DefineRequest {
+pub struct RestoreDomainRequest {
     /// The archive.
     pub archive: Location,
     /// What opens it, where it is encrypted.
@@ -109,15 +109,15 @@ pub struct DefineRequest {
     /// Disks with a place of their own: a file or a block device each.
     pub disks: Vec<(String, PathBuf)>,
     /// Where the others go.
-    pub rest: Rest,
+    pub rest: DefaultTarget,
     /// Disks that the definition is to have no more.
     pub without: Vec<String>,
     /// How they are written.
-    pub writing: Writing,
+    pub writing: WriteOptions,
     /// Whether a domain that is shut off, and files that are there, may be replaced.
-    pub existing: Existing,
+    pub existing: Overwrite,
     /// Whether it is started.
-    pub afterwards: Afterwards,
+    pub afterwards: AfterDefine,
 }
 
 /// The host that the guest is restored on.
@@ -128,7 +128,7 @@ pub struct Host<'a> {
     /// Who uses its images.
     pub files: &'a dyn HostFiles,
     /// Where libvirt keeps things.
-    pub places: &'a LibvirtPlaces,
+    pub places: &'a LibvirtDirectories,
     /// The directory of the guards.
     pub guards: &'a Path,
     /// Where backups note what they are at; none where no backup was ever made here.
@@ -137,7 +137,7 @@ pub struct Host<'a> {
 
 /// What is or would be done; sizes in bytes.
 #[derive(Clone, Debug, Serialize)]
-pub struct DefineReport {
+pub struct RestoreDomainReport {
     /// The archive.
     pub archive: String,
     /// The guest's name in the archive.
@@ -231,7 +231,11 @@ pub struct Change {
 ///
 /// # Errors
 /// Everything that `run` would refuse.
-pub fn plan(request: &DefineRequest, host: &Host<'_>, control: &Control) -> Result<DefineReport> {
+pub fn plan(
+    request: &RestoreDomainRequest,
+    host: &Host<'_>,
+    control: &Control,
+) -> Result<RestoreDomainReport> {
     if request.archive == Location::Pipe {
         return plan_from(request, host, control, standard_input(control)?);
     }
@@ -243,11 +247,11 @@ pub fn plan(request: &DefineRequest, host: &Host<'_>, control: &Control) -> Resu
 /// # Errors
 /// As [`plan()`], and those of `input`.
 pub fn plan_from(
-    request: &DefineRequest,
+    request: &RestoreDomainRequest,
     host: &Host<'_>,
     control: &Control,
     input: impl Read + Send,
-) -> Result<DefineReport> {
+) -> Result<RestoreDomainReport> {
     plan::make(request, host, &Backup::read(request, control, input)?).map(|plan| plan.report)
 }
 

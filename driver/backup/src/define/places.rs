@@ -16,13 +16,13 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Component, Path, PathBuf};
 
-use super::identity::{Identity, Who};
-use super::inventory::{self, Depth, Inventory, Used};
-use super::{DefineRequest, Host, Rest};
+use super::identity::{Identity, NewDomain};
+use super::inventory::{self, Depth, Inventory, UsedFile};
+use super::{DefaultTarget, Host, RestoreDomainRequest};
 use crate::restore::same_file;
 use crate::target::refuse_new;
 use virtfold_archive::manifest;
-use virtfold_base::durable::Existing;
+use virtfold_base::durable::Overwrite;
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 use virtfold_hypervisor::domain_xml::{Disk, Image, Source};
 use virtfold_hypervisor::host::ImageUse;
@@ -39,7 +39,7 @@ pub(super) enum Found {
 
 /// A place for something.
 #[derive(Clone, Debug)]
-pub(super) struct Spot {
+pub(super) struct TargetPath {
     /// As the definition names it.
     pub(super) path: PathBuf,
     /// The file itself, where that is behind a link.
@@ -48,8 +48,8 @@ pub(super) struct Spot {
     pub(super) found: Found,
 }
 
-impl Spot {
-    /// As [`Spot::look`], where the directory may be missing and is then made later.
+impl TargetPath {
+    /// As [`TargetPath::look`], where the directory may be missing and is then made later.
     pub(super) fn look_or_free(path: &Path) -> Result<Self> {
         if path.parent().is_some_and(Path::exists) {
             return Self::look(path);
@@ -106,30 +106,30 @@ pub(super) fn existing_directory(directory: &Path) -> Result<PathBuf> {
 }
 
 /// Gives places.
-pub(super) struct Placer<'a> {
-    request: &'a DefineRequest,
+pub(super) struct TargetPaths<'a> {
+    request: &'a RestoreDomainRequest,
     host: &'a Host<'a>,
-    who: &'a Who,
+    who: &'a NewDomain,
     /// The directory for what was not given a place.
     directory: Option<PathBuf>,
     /// What all domains use, the replaced one among them.
-    used: Vec<Used>,
+    used: Vec<UsedFile>,
     /// Directories that a path out of the archive may lie in.
     trusted: BTreeSet<PathBuf>,
     /// File names of the archive's disks, to find those that two have.
     names: Vec<String>,
 }
 
-impl<'a> Placer<'a> {
+impl<'a> TargetPaths<'a> {
     pub(super) fn new(
-        request: &'a DefineRequest,
+        request: &'a RestoreDomainRequest,
         host: &'a Host<'a>,
-        (who, inventory): (&'a Who, &Inventory),
+        (who, inventory): (&'a NewDomain, &Inventory),
     ) -> Result<Self> {
         let directory = match &request.rest {
-            Rest::AsBefore => None,
-            Rest::Directory(directory) => Some(existing_directory(directory)?),
-            Rest::Pool(pool) => Some(existing_directory(&host.hypervisor.pool_directory(pool)?)?),
+            DefaultTarget::AsBefore => None,
+            DefaultTarget::Directory(directory) => Some(existing_directory(directory)?),
+            DefaultTarget::Pool(pool) => Some(existing_directory(&host.hypervisor.pool_directory(pool)?)?),
         };
         let used = inventory.files(None, (host.hypervisor, Depth::Definitions))?;
         let files = used.iter().filter(|used| !used.path.starts_with("/dev"));
@@ -140,10 +140,14 @@ impl<'a> Placer<'a> {
     }
 
     /// The place of a disk out of the archive.
-    pub(super) fn disk(&mut self, disk: &Disk, (head, format): (&manifest::Disk, &str)) -> Result<Spot> {
+    pub(super) fn disk(
+        &mut self,
+        disk: &Disk,
+        (head, format): (&manifest::Disk, &str),
+    ) -> Result<TargetPath> {
         let given = self.request.disks.iter().find(|(target, _)| *target == disk.target);
         if let Some((_, path)) = given {
-            return Spot::look(path);
+            return TargetPath::look(path);
         }
         let made = format!("{}-{}.{format}", self.who.name, disk.target);
         if let Some(directory) = &self.directory {
@@ -153,7 +157,7 @@ impl<'a> Placer<'a> {
                     && !self.names.contains(name)
             });
             let name = kept.unwrap_or(made);
-            let spot = Spot::look(&directory.join(&name));
+            let spot = TargetPath::look(&directory.join(&name));
             self.names.push(name);
             return spot;
         }
@@ -161,10 +165,10 @@ impl<'a> Placer<'a> {
         if self.who.identity == Identity::Copy {
             let beside = was.parent().unwrap_or(Path::new("/")).join(made);
             self.check_trust(&beside, &disk.target)?;
-            return Spot::look(&beside);
+            return TargetPath::look(&beside);
         }
         self.check_trust(&was, &disk.target)?;
-        Spot::look(&was)
+        TargetPath::look(&was)
     }
 
     /// Where the disk was when it was backed up.
@@ -199,7 +203,7 @@ impl<'a> Placer<'a> {
     /// Whether the archive may name this path.
     fn is_trusted(&self, path: &Path) -> bool {
         let replaced = self.who.replaced();
-        let own = |used: &&Used| Some(used.id) == replaced && used.path == path;
+        let own = |used: &&UsedFile| Some(used.id) == replaced && used.path == path;
         let device = path.starts_with("/dev")
             || std::fs::metadata(path).is_ok_and(|m| m.file_type().is_block_device());
         self.used.iter().find(own).is_some()
@@ -219,18 +223,18 @@ impl<'a> Placer<'a> {
     }
 
     /// The directory for files beside the disks: the one that was given, or that of the first disk in a file.
-    pub(super) fn home<'s>(&self, mut disks: impl Iterator<Item = &'s Spot>) -> PathBuf {
+    pub(super) fn home<'s>(&self, mut disks: impl Iterator<Item = &'s TargetPath>) -> PathBuf {
         let file = disks.find(|spot| spot.found != Found::Device).and_then(|spot| spot.path.parent());
         let found = self.directory.as_deref().or(file);
         found.unwrap_or(&self.host.places.nvram).to_owned()
     }
 
     /// The place of a file that the definition names: the old one where the archive may name it, else `made` in `home`.
-    pub(super) fn file(&self, was: Option<&Path>, (home, made): (&Path, &str)) -> Result<Spot> {
+    pub(super) fn file(&self, was: Option<&Path>, (home, made): (&Path, &str)) -> Result<TargetPath> {
         let stays = self.who.identity != Identity::Copy && self.directory.is_none();
         match was.filter(|path| stays && path.is_absolute() && self.is_trusted(path)) {
-            Some(path) => Spot::look(path),
-            None => Spot::look(&home.join(made)),
+            Some(path) => TargetPath::look(path),
+            None => TargetPath::look(&home.join(made)),
         }
     }
 }
@@ -259,11 +263,11 @@ fn real_parent(path: &Path) -> Option<PathBuf> {
 
 /// Refuses what exists and may not be replaced, what a QEMU has open, what another domain rests on, and one place for two things.
 pub(super) fn check(
-    spots: &[(&str, &Spot)],
-    (request, host): (&DefineRequest, &Host<'_>),
-    (who, inventory): (&Who, &Inventory),
+    spots: &[(&str, &TargetPath)],
+    (request, host): (&RestoreDomainRequest, &Host<'_>),
+    (who, inventory): (&NewDomain, &Inventory),
 ) -> Result<()> {
-    let found = |spot: &Spot| spot.found != Found::Nothing;
+    let found = |spot: &TargetPath| spot.found != Found::Nothing;
     let depth = if spots.iter().any(|(_, spot)| found(spot)) { Depth::Headers } else { Depth::Definitions };
     let used = inventory.files(who.replaced(), (host.hypervisor, depth))?;
     for (number, (what, spot)) in spots.iter().enumerate() {
@@ -278,7 +282,7 @@ pub(super) fn check(
             return Err(Error::new(ErrorKind::InUse, format!("'{shown}' belongs to {}", user.what))
                 .with_hint("restore somewhere else with --output or --disk"));
         }
-        if found(spot) && request.existing == Existing::Keep {
+        if found(spot) && request.existing == Overwrite::Keep {
             return Err(Error::new(
                 ErrorKind::Exists,
                 format!("'{shown}' exists already, where {what} shall be"),
@@ -291,7 +295,7 @@ pub(super) fn check(
 }
 
 /// Refuses a file that a QEMU has open.
-pub(super) fn check_unused(host: &Host<'_>, spot: &Spot) -> Result<()> {
+pub(super) fn check_unused(host: &Host<'_>, spot: &TargetPath) -> Result<()> {
     if !matches!(spot.found, Found::File | Found::Device) {
         return Ok(());
     }

@@ -18,12 +18,16 @@ use std::path::Path;
 use uuid::Uuid;
 
 use super::backup::Backup;
-use super::identity::{self, Identity, Who};
+use super::identity::{self, Identity, NewDomain};
 use super::inventory::{self, Depth, Inventory};
-use super::places::{self, Found, Placer, Spot};
+use super::places::{self, Found, TargetPath, TargetPaths};
 use super::shared;
-use super::{Change, DefineReport, DefineRequest, DiskAction, DiskPlan, FilePlan, Host, Rest};
-use crate::attachments::{BOOT, LibvirtPlaces, Links, NVRAM_QCOW2, NVRAM_RAW, TPM, TPM_FILE, read_file};
+use super::{
+    Change, DefaultTarget, DiskAction, DiskPlan, FilePlan, Host, RestoreDomainReport, RestoreDomainRequest,
+};
+use crate::attachments::{
+    BOOT, LibvirtDirectories, NVRAM_QCOW2, NVRAM_RAW, SymlinkPolicy, TPM, TPM_FILE, read_file,
+};
 use crate::restore::{Forecast, Room, shareable, target_format};
 use virtfold_archive::manifest::Manifest;
 use virtfold_base::error::{Error, ErrorKind, Result};
@@ -32,12 +36,12 @@ use virtfold_hypervisor::domain_xml::{Device, Disk, DomainXml, Source, TpmStorag
 
 /// All that is needed to do it.
 pub(super) struct Plan {
-    pub(super) report: DefineReport,
-    pub(super) who: Who,
+    pub(super) report: RestoreDomainReport,
+    pub(super) who: NewDomain,
     /// The definition.
     pub(super) xml: DomainXml,
     /// The disks to restore: target and place.
-    pub(super) disks: Vec<(String, Spot)>,
+    pub(super) disks: Vec<(String, TargetPath)>,
     /// What else to write.
     pub(super) files: Vec<NewFile>,
     /// Storage pools that get new files.
@@ -46,7 +50,7 @@ pub(super) struct Plan {
 
 /// A file or directory to write.
 pub(super) struct NewFile {
-    pub(super) spot: Spot,
+    pub(super) spot: TargetPath,
     pub(super) content: Content,
 }
 
@@ -67,11 +71,11 @@ impl Content {
 }
 
 /// Makes it.
-pub(super) fn make(request: &DefineRequest, host: &Host<'_>, backup: &Backup) -> Result<Plan> {
+pub(super) fn make(request: &RestoreDomainRequest, host: &Host<'_>, backup: &Backup) -> Result<Plan> {
     let inventory = Inventory::read(host.hypervisor)?;
     let who = identity::decide(&backup.xml, request, &inventory, host)?;
     check_targets(request, backup)?;
-    let maker = Maker {
+    let maker = RestorePlanner {
         request,
         host,
         backup,
@@ -93,7 +97,12 @@ pub(super) fn make(request: &DefineRequest, host: &Host<'_>, backup: &Backup) ->
 }
 
 /// What the plan needs, file system by file system.
-fn forecast(plan: &Plan, head: &Manifest, request: &DefineRequest, host: &Host<'_>) -> Result<Vec<Room>> {
+fn forecast(
+    plan: &Plan,
+    head: &Manifest,
+    request: &RestoreDomainRequest,
+    host: &Host<'_>,
+) -> Result<Vec<Room>> {
     let mut forecast = Forecast::new(host.files);
     for (target, spot) in plan.disks.iter().filter(|(_, spot)| spot.found != Found::Device) {
         let Some(disk) = head.disk(target) else { continue };
@@ -105,9 +114,9 @@ fn forecast(plan: &Plan, head: &Manifest, request: &DefineRequest, host: &Host<'
     Ok(forecast.rooms(shareable(head, &request.archive, request.writing.method)?))
 }
 
-fn report(request: &DefineRequest, backup: &Backup, who: &Who) -> DefineReport {
+fn report(request: &RestoreDomainRequest, backup: &Backup, who: &NewDomain) -> RestoreDomainReport {
     let claims = backup.xml.claims.iter().map(|claim| format!("the definition claims {claim}"));
-    DefineReport {
+    RestoreDomainReport {
         archive: request.archive.to_string(),
         guest: backup.xml.name.clone(),
         domain: who.name.clone(),
@@ -127,7 +136,7 @@ fn report(request: &DefineRequest, backup: &Backup, who: &Who) -> DefineReport {
 }
 
 /// Refuses targets that the guest does not have.
-fn check_targets(request: &DefineRequest, backup: &Backup) -> Result<()> {
+fn check_targets(request: &RestoreDomainRequest, backup: &Backup) -> Result<()> {
     let unknown = |target: &str, has: Vec<&str>| {
         let what = format!("the archive's guest has no disk called {}", target.escape_debug());
         Err(Error::new(ErrorKind::NotFound, what).with_hint(format!("it has: {}", has.join(", "))))
@@ -148,26 +157,26 @@ type NamedFile = (String, NewFile);
 
 /// What the maker made.
 struct Made {
-    report: DefineReport,
+    report: RestoreDomainReport,
     xml: DomainXml,
-    disks: Vec<(String, Spot)>,
+    disks: Vec<(String, TargetPath)>,
     files: Vec<NamedFile>,
     pools: BTreeSet<String>,
 }
 
-struct Maker<'a> {
-    request: &'a DefineRequest,
+struct RestorePlanner<'a> {
+    request: &'a RestoreDomainRequest,
     host: &'a Host<'a>,
     backup: &'a Backup,
     inventory: &'a Inventory,
-    who: &'a Who,
-    report: DefineReport,
-    disks: Vec<(String, Spot)>,
+    who: &'a NewDomain,
+    report: RestoreDomainReport,
+    disks: Vec<(String, TargetPath)>,
     files: Vec<NamedFile>,
     pools: BTreeSet<String>,
 }
 
-impl Maker<'_> {
+impl RestorePlanner<'_> {
     fn make(mut self) -> Result<Made> {
         let mut edit = Editor::new(&self.backup.xml)?;
         edit.set_generation(&Uuid::new_v4().to_string());
@@ -176,7 +185,7 @@ impl Maker<'_> {
             self.new_macs(&mut edit)?;
             self.new_channels(&mut edit)?;
         }
-        let mut placer = Placer::new(self.request, self.host, (self.who, self.inventory))?;
+        let mut placer = TargetPaths::new(self.request, self.host, (self.who, self.inventory))?;
         for disk in &self.backup.xml.disks {
             self.disk(disk, &mut placer, &mut edit)?;
         }
@@ -198,7 +207,7 @@ impl Maker<'_> {
             });
         }
         self.note_left_behind(&xml);
-        if let Rest::Pool(pool) = &self.request.rest {
+        if let DefaultTarget::Pool(pool) = &self.request.rest {
             self.pools.insert(pool.clone());
         }
         Ok(Made { report: self.report, xml, disks: self.disks, files: self.files, pools: self.pools })
@@ -248,7 +257,7 @@ impl Maker<'_> {
         Ok(())
     }
 
-    fn disk(&mut self, disk: &Disk, placer: &mut Placer<'_>, edit: &mut Editor<'_>) -> Result<()> {
+    fn disk(&mut self, disk: &Disk, placer: &mut TargetPaths<'_>, edit: &mut Editor<'_>) -> Result<()> {
         let target = &disk.target;
         let (mut path, mut format, mut replaces) = (None, None, false);
         let head = self.backup.head.disk(target);
@@ -281,7 +290,7 @@ impl Maker<'_> {
                 self.report
                     .notes
                     .push(format!("disk {target} was volume '{volume}' of pool '{pool}': {text}"));
-                if self.request.rest == Rest::AsBefore {
+                if self.request.rest == DefaultTarget::AsBefore {
                     self.pools.insert(pool.clone());
                 }
             }
@@ -353,7 +362,7 @@ impl Maker<'_> {
         Ok(())
     }
 
-    fn nvram(&mut self, (placer, home): (&Placer<'_>, &Path), edit: &mut Editor<'_>) -> Result<()> {
+    fn nvram(&mut self, (placer, home): (&TargetPaths<'_>, &Path), edit: &mut Editor<'_>) -> Result<()> {
         let members = [(NVRAM_RAW, "fd"), (NVRAM_QCOW2, "qcow2")];
         let found = members.iter().find_map(|(name, end)| Some((self.backup.member(name)?, *end)));
         let old = self.backup.xml.nvram.as_ref();
@@ -373,7 +382,7 @@ impl Maker<'_> {
         }
     }
 
-    fn tpm(&mut self, (placer, home): (&Placer<'_>, &Path), edit: &mut Editor<'_>) -> Result<()> {
+    fn tpm(&mut self, (placer, home): (&TargetPaths<'_>, &Path), edit: &mut Editor<'_>) -> Result<()> {
         let members: Vec<_> = self.backup.attachments.iter().filter(|a| a.name.starts_with(TPM)).collect();
         let Some(tpm) = self.backup.xml.tpms.first() else {
             return if members.is_empty() {
@@ -408,12 +417,13 @@ impl Maker<'_> {
         self.file("TPM state", spot, content)
     }
 
-    fn boot(&mut self, (placer, home): (&Placer<'_>, &Path), edit: &mut Editor<'_>) -> Result<()> {
+    fn boot(&mut self, (placer, home): (&TargetPaths<'_>, &Path), edit: &mut Editor<'_>) -> Result<()> {
         let boot = &self.backup.xml.boot;
         for ((element, member, limit), was) in BOOT.iter().zip([&boot.kernel, &boot.initrd, &boot.dtb]) {
             let (Some(was), Some(bytes)) = (was, self.backup.member(member)) else { continue };
             let same = |path: &Path| {
-                read_file(path, *limit, Links::Follow).is_ok_and(|there| there.as_deref() == Some(bytes))
+                read_file(path, *limit, SymlinkPolicy::Follow)
+                    .is_ok_and(|there| there.as_deref() == Some(bytes))
             };
             if was.is_absolute() && same(was) {
                 continue;
@@ -427,7 +437,7 @@ impl Maker<'_> {
         Ok(())
     }
 
-    fn file(&mut self, what: &str, spot: Spot, content: Content) -> Result<()> {
+    fn file(&mut self, what: &str, spot: TargetPath, content: Content) -> Result<()> {
         let fits = match (spot.found, &content) {
             (Found::Nothing, _)
             | (Found::File, Content::File(_))
@@ -455,9 +465,13 @@ impl Maker<'_> {
     }
 }
 
-fn default_tpm(places: &LibvirtPlaces, id: &str, tpm: &virtfold_hypervisor::domain_xml::Tpm) -> Result<Spot> {
+fn default_tpm(
+    places: &LibvirtDirectories,
+    id: &str,
+    tpm: &virtfold_hypervisor::domain_xml::Tpm,
+) -> Result<TargetPath> {
     if places.swtpm.parent().is_some_and(Path::is_dir) {
-        return Spot::look_or_free(&places.tpm_state(id, tpm));
+        return TargetPath::look_or_free(&places.tpm_state(id, tpm));
     }
     let what = format!("'{}', where libvirt keeps the state of TPMs, is not there", places.swtpm.display());
     Err(Error::new(ErrorKind::NotFound, what).with_hint("say --libvirt-dir DIR: libvirt's state directory"))
@@ -478,7 +492,7 @@ fn check_whole(disk: &Disk) -> Result<()> {
 }
 
 /// What the archive does not have, and the guest makes at its first start, must not be there from somebody else.
-fn must_be_free(spot: &Spot, what: &str) -> Result<()> {
+fn must_be_free(spot: &TargetPath, what: &str) -> Result<()> {
     if spot.found == Found::Nothing {
         return Ok(());
     }

@@ -11,11 +11,11 @@ use super::backup::{Backup, Kept};
 use super::inventory::Inventory;
 use super::places::{self, Found};
 use super::plan::{self, Content, NewFile, Plan};
-use super::switch::{self, Switch, sync_directory};
-use super::{Afterwards, DefineReport, DefineRequest, Host, Identity, standard_input};
+use super::switch::{self, FileSwap, sync_directory};
+use super::{AfterDefine, Host, Identity, RestoreDomainReport, RestoreDomainRequest, standard_input};
 use crate::restore::{self, RestoreReport, RestoreRequest, Selection};
 use crate::{Control, guards};
-use virtfold_base::durable::{Existing, PartialFile};
+use virtfold_base::durable::{Overwrite, PartialFile};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 use virtfold_hypervisor::{Config, DomainId, Fault, Run, Start};
 use virtfold_medium::Location;
@@ -30,7 +30,11 @@ pub(super) const PARTIAL: &str =
 /// Everything that [`super::plan()`] refuses; what the archive, the disks and the hypervisor say. Unless the error says
 /// otherwise, nothing has changed then, but for block devices, which are written in place; a guest that was restored and does
 /// not start is defined and stays so.
-pub fn run(request: &DefineRequest, host: &Host<'_>, control: &Control) -> Result<DefineReport> {
+pub fn run(
+    request: &RestoreDomainRequest,
+    host: &Host<'_>,
+    control: &Control,
+) -> Result<RestoreDomainReport> {
     if request.archive == Location::Pipe {
         return run_from(request, host, control, standard_input(control)?);
     }
@@ -43,11 +47,11 @@ pub fn run(request: &DefineRequest, host: &Host<'_>, control: &Control) -> Resul
 /// # Errors
 /// As [`run()`], and those of `input`.
 pub fn run_from(
-    request: &DefineRequest,
+    request: &RestoreDomainRequest,
     host: &Host<'_>,
     control: &Control,
     input: impl Read + Send,
-) -> Result<DefineReport> {
+) -> Result<RestoreDomainReport> {
     let mut input = Kept::new(input);
     let backup = Backup::read(request, control, &mut input)?;
     let mut input = Some(input);
@@ -62,11 +66,11 @@ pub fn run_from(
 type Disks<'a> = dyn FnMut(&RestoreRequest) -> Result<RestoreReport> + 'a;
 
 fn run_with(
-    request: &DefineRequest,
+    request: &RestoreDomainRequest,
     host: &Host<'_>,
     backup: &Backup,
     disks: &mut Disks<'_>,
-) -> Result<DefineReport> {
+) -> Result<RestoreDomainReport> {
     let started = Instant::now();
     let mut plan = plan::make(request, host, backup)?;
     // A copy's uuid is new: nobody else is at work on it.
@@ -78,7 +82,7 @@ fn run_with(
     let guards = guards::hold(host.guards, who, (LockReason::Restoring, &reason), paths)?;
     // From here on nobody starts a guest on these disks; somebody may have just before.
     check_again(&plan, host)?;
-    let mut switch = Switch::new();
+    let mut switch = FileSwap::new();
     let written = write_disks(&plan, request, &mut switch, disks)?;
     for file in &plan.files {
         write_file(file, &mut switch)?;
@@ -99,7 +103,7 @@ fn run_with(
         ));
     }
     drop(guards);
-    if request.afterwards == Afterwards::Start {
+    if request.afterwards == AfterDefine::Start {
         start(&plan, host)?;
         plan.report.started = true;
     }
@@ -133,8 +137,8 @@ fn check_again(plan: &Plan, host: &Host<'_>) -> Result<()> {
 /// Restores all disks beside their places; block devices in place.
 fn write_disks(
     plan: &Plan,
-    request: &DefineRequest,
-    switch: &mut Switch,
+    request: &RestoreDomainRequest,
+    switch: &mut FileSwap,
     disks: &mut Disks<'_>,
 ) -> Result<RestoreReport> {
     let mut devices = false;
@@ -157,7 +161,7 @@ fn write_disks(
         format: writing.format,
         method: writing.method,
         cluster_size: writing.cluster_size,
-        existing: if devices { Existing::Replace } else { Existing::Keep },
+        existing: if devices { Overwrite::Replace } else { Overwrite::Keep },
         checking: writing.checking,
         workers: writing.workers,
     };
@@ -168,7 +172,7 @@ fn write_disks(
 }
 
 /// Writes a file or a directory beside its place.
-fn write_file(file: &NewFile, switch: &mut Switch) -> Result<()> {
+fn write_file(file: &NewFile, switch: &mut FileSwap) -> Result<()> {
     if let Some(directory) = file.spot.real.parent() {
         switch.make_directory(directory)?;
     }
@@ -188,15 +192,15 @@ fn write_file(file: &NewFile, switch: &mut Switch) -> Result<()> {
 
 fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
     use std::io::Write;
-    let new = PartialFile::create(path, Existing::Keep)?;
+    let new = PartialFile::create(path, Overwrite::Keep)?;
     let mut file = new.file();
     file.write_all(bytes).at(|| format!("cannot write '{}'", path.display()))?;
-    new.commit_or_drop(Existing::Keep)
+    new.commit_or_drop(Overwrite::Keep)
 }
 
 /// Defines the domain; on a clear no everything is put back. A call whose answer got lost is made again: the same
 /// definition twice is the same as once.
-fn define(plan: &Plan, host: &Host<'_>, switch: &mut Switch) -> Result<()> {
+fn define(plan: &Plan, host: &Host<'_>, switch: &mut FileSwap) -> Result<()> {
     let define = || host.hypervisor.define(plan.xml.text());
     let mut result = define();
     let mut doubtful = false;

@@ -1,8 +1,8 @@
 //! New files take the places of old ones, all of them or none.
 //!
-//! Everything is first made beside its place, whole and durable, as `.NAME.XXXXXXXX.restoring`. [`Switch::run`] then
+//! Everything is first made beside its place, whole and durable, as `.NAME.XXXXXXXX.restoring`. [`FileSwap::run`] then
 //! exchanges the names one after the other: the old file, where there is one, lies under the hidden name afterwards and
-//! has lost nothing. [`Switch::undo`] exchanges them back; [`Switch::settle`] removes the old ones. Dropped before that, a switch
+//! has lost nothing. [`FileSwap::undo`] exchanges them back; [`FileSwap::settle`] removes the old ones. Dropped before that, a switch
 //! undoes itself; killed, it leaves hidden files that say in their name what they are.
 //!
 //! A new file gets owner and mode of the one that it replaces.
@@ -10,8 +10,8 @@
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use super::places::{Found, Spot};
-use virtfold_base::durable::{self, Existing};
+use super::places::{Found, TargetPath};
+use virtfold_base::durable::{self, Overwrite};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 
 /// How far one of them is.
@@ -26,7 +26,7 @@ enum State {
 }
 
 #[derive(Debug)]
-struct Move {
+struct SwapEntry {
     staged: PathBuf,
     to: PathBuf,
     found: Found,
@@ -35,15 +35,15 @@ struct Move {
 
 /// The exchange; see the module's description.
 #[derive(Debug)]
-pub(super) struct Switch {
+pub(super) struct FileSwap {
     tag: String,
-    moves: Vec<Move>,
+    moves: Vec<SwapEntry>,
     /// Directories that were made for it.
     made: Vec<PathBuf>,
     settled: bool,
 }
 
-impl Switch {
+impl FileSwap {
     pub(super) fn new() -> Self {
         let unique = uuid::Uuid::new_v4().simple().to_string();
         let tag = unique.get(..8).unwrap_or(&unique).to_owned();
@@ -51,7 +51,7 @@ impl Switch {
     }
 
     /// The hidden name under which what belongs to `spot` is to be made.
-    pub(super) fn stage(&mut self, spot: &Spot) -> PathBuf {
+    pub(super) fn stage(&mut self, spot: &TargetPath) -> PathBuf {
         let name = spot.real.file_name().unwrap_or_default().to_string_lossy();
         // A file's name has room for 255 bytes.
         let short: String = name
@@ -63,7 +63,7 @@ impl Switch {
             .collect();
         let staged = spot.real.with_file_name(format!(".{short}.{}.restoring", self.tag));
         let (to, found) = (spot.real.clone(), spot.found);
-        self.moves.push(Move { staged: staged.clone(), to, found, state: State::Staged });
+        self.moves.push(SwapEntry { staged: staged.clone(), to, found, state: State::Staged });
         staged
     }
 
@@ -146,7 +146,7 @@ impl Switch {
     }
 }
 
-impl Drop for Switch {
+impl Drop for FileSwap {
     fn drop(&mut self) {
         if !self.settled
             && let Err(error) = self.undo()
@@ -156,10 +156,10 @@ impl Drop for Switch {
     }
 }
 
-impl Move {
+impl SwapEntry {
     fn advance(&mut self) -> Result<()> {
         if self.found == Found::Nothing {
-            durable::rename(&self.staged, &self.to, Existing::Keep)?;
+            durable::rename(&self.staged, &self.to, Overwrite::Keep)?;
             self.state = State::Placed;
             return Ok(());
         }
@@ -267,18 +267,18 @@ mod tests {
     }
 
     /// An old file, an old directory, a free place; new ones for all of them.
-    fn prepared(folder: &Path) -> Switch {
+    fn prepared(folder: &Path) -> FileSwap {
         std::fs::write(folder.join("old"), "old").unwrap();
         std::fs::set_permissions(folder.join("old"), std::fs::Permissions::from_mode(0o640)).unwrap();
         std::fs::create_dir(folder.join("directory")).unwrap();
         std::fs::write(folder.join("directory/old"), "old").unwrap();
-        let mut switch = Switch::new();
+        let mut switch = FileSwap::new();
         switch.make_directory(&folder.join("made/deep")).unwrap();
         for name in ["old", "free", "made/deep/file"] {
-            let staged = switch.stage(&Spot::look(&folder.join(name)).unwrap());
+            let staged = switch.stage(&TargetPath::look(&folder.join(name)).unwrap());
             std::fs::write(staged, "new").unwrap();
         }
-        let staged = switch.stage(&Spot::look(&folder.join("directory")).unwrap());
+        let staged = switch.stage(&TargetPath::look(&folder.join("directory")).unwrap());
         std::fs::create_dir(&staged).unwrap();
         std::fs::write(staged.join("new"), "new").unwrap();
         switch

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::DomainRequest;
 use crate::attachments::{GuestXml, gather};
-use crate::backup::{Material, Written, write_kept};
+use crate::backup::{BackupInput, Written, write_kept};
 use crate::guest::{Frozen, FrozenDisk, Host};
 use crate::plan::Plan;
 use crate::resume::Keep;
@@ -12,8 +12,8 @@ use virtfold_archive::manifest::{Freeze, Subject};
 use virtfold_archive::stream::Cancel;
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_hypervisor::host::{HostFiles, Mark};
-use virtfold_hypervisor::rules::Way;
-use virtfold_image::{DiskImage, Use};
+use virtfold_hypervisor::rules::BackupMode;
+use virtfold_image::{DiskImage, ImageAccess};
 use virtfold_medium::{Label, Medium};
 
 /// A copy that is going to be made.
@@ -40,9 +40,9 @@ impl Copy<'_> {
         let disks = disks.collect::<Result<Vec<_>>>()?;
         let marks = marks(self.host.files, &disks)?;
         let subject = Subject::Domain { name: known.info.name.clone(), uuid: Some(known.info.id.0) };
-        let material = Material { subject, freeze: self.note(frozen), attachments, disks };
+        let material = BackupInput { subject, freeze: self.note(frozen), attachments, disks };
         // Whether a domain at rest is as it was its images tell; a frozen guest's are another thing after the next freeze.
-        let job = (self.plan.rule() != Way::Offline).then_some(frozen.job);
+        let job = (self.plan.rule() != BackupMode::Offline).then_some(frozen.job);
         let keep = self.request.keep.map(|keep| Keep { job, ..keep });
         let written = write_kept(material, &self.request.manner, (&frozen.control, keep.as_ref()), open)?;
         check(self.host.files, &marks)?;
@@ -63,16 +63,16 @@ impl Copy<'_> {
             );
             return Err(Error::new(ErrorKind::Internal, what));
         };
-        planned.open(Use::Checked)
+        planned.open(ImageAccess::Checked)
     }
 
     /// How the guest was frozen, as far as it is known now.
     fn note(&self, frozen: &Frozen) -> Option<Freeze> {
         let method = match (self.plan.rule(), frozen.report.quiesced) {
-            (Way::Offline | Way::NotNow(_), _) => return None,
+            (BackupMode::Offline | BackupMode::NotNow(_), _) => return None,
             (_, true) => "agent",
-            (Way::OnlineStanding, false) => "standing",
-            (Way::Online, false) => "snapshot",
+            (BackupMode::OnlineStanding, false) => "standing",
+            (BackupMode::Online, false) => "snapshot",
         };
         // Longer than the guest stood still by what libvirt needs around the snapshot.
         let measured = match method {

@@ -9,8 +9,8 @@
 use super::copy::{check, marks};
 use super::{DomainRequest, Done, conclude};
 use crate::Control;
-use crate::backup::{BackupReport, Material, Written, write_kept};
-use crate::guest::{AdoptRequest, Adoption, FreezeReport, Frozen, Host, adopt, broken_off};
+use crate::backup::{BackupInput, BackupReport, Written, write_kept};
+use crate::guest::{FreezeReport, Frozen, Host, TakeOver, TakeOverRequest, adopt, broken_off};
 use crate::resume::{self, Keep, Known, Wish};
 use virtfold_base::error::{Error, ErrorKind, Result, sentence};
 use virtfold_catalog::{FreezeSession, SessionKind};
@@ -19,7 +19,7 @@ use virtfold_hypervisor::host::HostFiles;
 use virtfold_image::{DiskImage, Format, OpenOptions};
 
 /// What came of going on.
-pub(super) struct WentOn {
+pub(super) struct ResumeOutcome {
     pub(super) done: Done,
     pub(super) job: FreezeSession,
 }
@@ -30,7 +30,7 @@ pub(super) fn go_on(
     request: &DomainRequest<'_>,
     control: &Control,
     domain: DomainId,
-) -> Result<Option<WentOn>> {
+) -> Result<Option<ResumeOutcome>> {
     let Some(keep) = request.keep.filter(|keep| keep.wish == Wish::GoOn) else { return Ok(None) };
     let Some(job) = broken_off(host, domain)? else { return Ok(None) };
     let keep = Keep { job: Some(job.id), wish: Wish::Insist, ..keep };
@@ -40,7 +40,7 @@ pub(super) fn go_on(
         quiesced: freeze.is_some_and(|freeze| freeze.method == "agent"),
         ..FreezeReport::default()
     };
-    let adopting = AdoptRequest { job: job.clone(), report, min_free: request.wishes.min_free };
+    let adopting = TakeOverRequest { job: job.clone(), report, min_free: request.wishes.min_free };
     let mut good: Option<(BackupReport, FreezeReport)> = None;
     let adoption = adopt(host, &adopting, control, |frozen| {
         let written = write(host.files, request, frozen, (&known, &keep))?;
@@ -49,9 +49,9 @@ pub(super) fn go_on(
         Ok(())
     })?;
     let why = match adoption {
-        Adoption::No(why) => why,
-        Adoption::Done(thawed) => match conclude(thawed, good, &job.name) {
-            Ok(done) => return Ok(Some(WentOn { done, job })),
+        TakeOver::No(why) => why,
+        TakeOver::Done(thawed) => match conclude(thawed, good, &job.name) {
+            Ok(done) => return Ok(Some(ResumeOutcome { done, job })),
             Err(error) if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::NoSpace) => {
                 return Err(error);
             }
@@ -79,7 +79,7 @@ fn write(
 ) -> Result<Written> {
     let disks = open(frozen, known)?;
     let before = marks(files, &disks)?;
-    let material = Material {
+    let material = BackupInput {
         subject: known.head.subject.clone(),
         freeze: known.head.freeze.clone(),
         attachments: known.attachments.clone(),

@@ -28,13 +28,13 @@ use serde::Serialize;
 use uuid::Uuid;
 use virtfold_hooks::guard::LockReason;
 
-use super::attachments::LibvirtPlaces;
-use super::backup::{BackupReport, Manner, Written};
+use super::attachments::LibvirtDirectories;
+use super::backup::{ArchiveOptions, BackupReport, Written};
 use super::guest::{
-    FreezeDisk, FreezeReport, FreezeRequest, Host, Mode, Quiesce, Recovery, RestDisk, RestRequest, Thawed,
-    Verdict, Which, at_rest, frozen, recover,
+    FreezeDisk, FreezeReport, FreezeRequest, Host, Mode, OfflineDisk, OfflineRequest, Quiesce, RecoverScope,
+    Recovery, Unfrozen, Verdict, at_rest, frozen, recover,
 };
-use super::plan::{self, How, Plan, PlannedDisk, QuiesceWish, Wishes};
+use super::plan::{self, Consistency, Plan, PlannedDisk, QuiesceWish, Wishes};
 use super::resume::{self, Discard, Keep};
 use super::{Control, guards};
 use virtfold_archive::stream::Cancel;
@@ -43,8 +43,8 @@ use virtfold_base::error::{Error, ErrorKind, IoContext, Result, sentence};
 use virtfold_catalog::BaseImage;
 use virtfold_hypervisor::DomainId;
 use virtfold_hypervisor::host::HostFiles;
-use virtfold_hypervisor::rules::Way;
-use virtfold_medium::{self as medium, Copies, Label, Location, Medium};
+use virtfold_hypervisor::rules::BackupMode;
+use virtfold_medium::{self as medium, Label, Location, Medium, MediumOutcomes};
 
 mod copy;
 mod go_on;
@@ -52,7 +52,7 @@ mod go_on;
 mod tests;
 
 use self::copy::Copy;
-use self::go_on::WentOn;
+use self::go_on::ResumeOutcome;
 
 /// A backup of a domain.
 #[derive(Clone, Debug)]
@@ -62,9 +62,9 @@ pub struct DomainRequest<'a> {
     /// What is wished for.
     pub wishes: &'a Wishes,
     /// How the archive is made.
-    pub manner: Manner,
+    pub manner: ArchiveOptions,
     /// Where libvirt keeps firmware variables and TPM states.
-    pub places: &'a LibvirtPlaces,
+    pub places: &'a LibvirtDirectories,
     /// Where a record of the archive is kept, so that a later run can go on with it; nothing for none.
     pub keep: Option<Keep<'a>>,
     /// The directory of the guards that keep a domain from starting while it is read at rest.
@@ -73,7 +73,7 @@ pub struct DomainRequest<'a> {
 
 /// A disk that is not in the backup.
 #[derive(Clone, Debug, Serialize)]
-pub struct LeftOut {
+pub struct SkippedDisk {
     /// The disk.
     pub target: String,
     /// The rule's sentence.
@@ -82,7 +82,7 @@ pub struct LeftOut {
 
 /// Why the guest is not back on its disks although the archive is good.
 #[derive(Clone, Debug, Serialize)]
-pub struct ThawFailure {
+pub struct UnfreezeFailure {
     /// What failed.
     pub sentence: String,
     /// What a person can do.
@@ -104,14 +104,14 @@ pub struct DomainReport {
     /// How the guest was frozen and came back; nothing for one that was shut off.
     pub freeze: Option<FreezeReport>,
     /// The disks that are not in it.
-    pub left_out: Vec<LeftOut>,
+    pub left_out: Vec<SkippedDisk>,
     /// What a person should know of the domain.
     pub notes: Vec<String>,
     /// What was brought in order before.
     pub recovered: Vec<Recovery>,
     /// Present when the guest is not back on its disks.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub thaw_failure: Option<ThawFailure>,
+    pub thaw_failure: Option<UnfreezeFailure>,
     /// How long all of it took, the guest's way back included.
     pub total_seconds: f64,
     /// The archive.
@@ -130,7 +130,7 @@ pub fn backup_domain(
     destinations: &[Location],
     control: &Control,
 ) -> Result<DomainReport> {
-    let copies = Copies::default();
+    let copies = MediumOutcomes::default();
     let open = |label: &Label, cancel: &Cancel| medium::create_all(destinations, label, cancel, &copies);
     let report = backup_domain_to(host, request, control, open)?;
     Ok(DomainReport { backup: report.backup.with(&copies), ..report })
@@ -163,7 +163,7 @@ pub fn backup_domain_to(
     }
     let copy = Copy { host, request, plan: &plan };
     let done = match plan.rule() {
-        Way::Offline => offline(&copy, control, open)?,
+        BackupMode::Offline => offline(&copy, control, open)?,
         _ => online(&copy, control, open)?,
     };
     let left_out = plan.disks.iter().filter(|disk| !disk.copy);
@@ -172,7 +172,7 @@ pub fn backup_domain_to(
         uuid: plan.domain.uuid,
         way: plan.way,
         freeze: done.freeze,
-        left_out: left_out.map(|d| LeftOut { target: d.target.clone(), rule: d.rule.clone() }).collect(),
+        left_out: left_out.map(|d| SkippedDisk { target: d.target.clone(), rule: d.rule.clone() }).collect(),
         notes: plan.notes.clone(),
         recovered,
         thaw_failure: done.thaw_failure,
@@ -182,8 +182,8 @@ pub fn backup_domain_to(
 }
 
 /// The report of a backup that went on with an earlier one.
-fn gone_on(went_on: WentOn, domain: String, started: Instant) -> DomainReport {
-    let WentOn { done, job } = went_on;
+fn gone_on(went_on: ResumeOutcome, domain: String, started: Instant) -> DomainReport {
+    let ResumeOutcome { done, job } = went_on;
     DomainReport {
         domain,
         uuid: job.domain.0,
@@ -210,12 +210,12 @@ pub fn discard_records(host: &Host<'_>, state_dir: &Path, discard: Discard<'_>) 
 struct Done {
     backup: BackupReport,
     freeze: Option<FreezeReport>,
-    thaw_failure: Option<ThawFailure>,
+    thaw_failure: Option<UnfreezeFailure>,
 }
 
 /// What earlier runs left behind is cleaned up before anything new is begun.
 fn bring_in_order(host: &Host<'_>, domain: DomainId) -> Result<Vec<Recovery>> {
-    let found = recover(host, Which::Domain(domain), Mode::Apply)?;
+    let found = recover(host, RecoverScope::Domain(domain), Mode::Apply)?;
     let stuck = |recovery: &&Recovery| {
         matches!(recovery.verdict, Verdict::Busy | Verdict::Undecided | Verdict::Failed)
     };
@@ -259,7 +259,7 @@ fn online(
 
 /// What came of a frozen guest's copy and of its way back.
 fn conclude(
-    thawed: Result<Thawed<()>>,
+    thawed: Result<Unfrozen<()>>,
     good: Option<(BackupReport, FreezeReport)>,
     name: &str,
 ) -> Result<Done> {
@@ -269,7 +269,7 @@ fn conclude(
         }
         (Err(error), Some((backup, report))) => {
             let hint = error.hint().map_or_else(|| format!("run 'virtfold recover {name}'"), str::to_owned);
-            let failure = ThawFailure { sentence: sentence(&error), hint, kind: error.kind() };
+            let failure = UnfreezeFailure { sentence: sentence(&error), hint, kind: error.kind() };
             Ok(Done { backup, freeze: Some(report), thaw_failure: Some(failure) })
         }
         (Err(error), None) => Err(error),
@@ -286,8 +286,8 @@ fn offline(
     let disks = copy
         .plan
         .copied()
-        .map(|disk| Ok(RestDisk { target: disk.target.clone(), base: base(disk, copy.host.files)? }));
-    let request = RestRequest { domain: copy.plan.known.info.id, disks: disks.collect::<Result<_>>()? };
+        .map(|disk| Ok(OfflineDisk { target: disk.target.clone(), base: base(disk, copy.host.files)? }));
+    let request = OfflineRequest { domain: copy.plan.known.info.id, disks: disks.collect::<Result<_>>()? };
     // Where libvirt's hook is installed it refuses a start; without it QEMU's locks do, or the proof at the end says what happened.
     let domain = &copy.plan.domain;
     let reason = format!("'{}' is being backed up while it is shut off", domain.name);
@@ -321,7 +321,7 @@ fn freeze_request(plan: &Plan, wishes: &Wishes, files: &dyn HostFiles) -> Result
     let limit = wishes.pause_budget.max(std::time::Duration::from_secs(1));
     let quiesce = match (wishes.quiesce, plan.quiesce.how) {
         (QuiesceWish::Yes, _) => Quiesce::Required(limit),
-        (QuiesceWish::Auto, How::Agent) => Quiesce::Wanted(limit),
+        (QuiesceWish::Auto, Consistency::Agent) => Quiesce::Wanted(limit),
         _ => Quiesce::No,
     };
     let targets = live.targets();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
-use crate::guest::{Pace, StartWatchdog, Watchdog};
+use crate::guest::{FreezeTimings, StartWatchdog, Watchdog};
 use crate::inspect;
 use virtfold_archive::crypt::Identities;
 use virtfold_archive::index::ArchiveIndex;
@@ -42,7 +42,7 @@ struct Lab {
     world: Simulated,
     journal: Catalog,
     wishes: Wishes,
-    places: LibvirtPlaces,
+    places: LibvirtDirectories,
     id: DomainId,
 }
 
@@ -76,7 +76,7 @@ impl Lab {
         };
         std::fs::create_dir(path("archives")).unwrap();
         let journal = Catalog::open(&path("state")).unwrap();
-        let places = LibvirtPlaces::system(&path("libvirt"));
+        let places = LibvirtDirectories::system(&path("libvirt"));
         Self { world, journal, wishes, places, id, folder }
     }
 
@@ -109,7 +109,7 @@ impl Lab {
             read_back: &medium::read_back,
             discard: &medium::discard,
         });
-        let manner = Manner {
+        let manner = ArchiveOptions {
             compression: Compression::None,
             encrypt_to: None,
             layout: Layout::Compact,
@@ -118,7 +118,7 @@ impl Lab {
             limit_rate: None,
             workers: 2,
         };
-        let pace = Pace { poll: Duration::from_millis(1), ..Pace::default() };
+        let pace = FreezeTimings { poll: Duration::from_millis(1), ..FreezeTimings::default() };
         let (world, journal) = (&self.world, &self.journal);
         let host = Host { hypervisor: world, files: world, journal, guard: &Idle, pace };
         let guards = self.folder.path().join("guards");
@@ -189,7 +189,7 @@ impl Medium for Dying {
         panic!("the driver dies here");
     }
 
-    fn finish(self: Box<Self>) -> Result<medium::Durable> {
+    fn finish(self: Box<Self>) -> Result<medium::FinishedArchive> {
         Box::new(self.inner).finish()
     }
 }
@@ -233,11 +233,11 @@ fn a_recovery_discards_what_it_makes_useless() {
         files: &lab.world,
         journal: &lab.journal,
         guard: &Idle,
-        pace: Pace { poll: Duration::from_millis(1), ..Pace::default() },
+        pace: FreezeTimings { poll: Duration::from_millis(1), ..FreezeTimings::default() },
     };
     discard_records(&host, &lab.wishes.state_dir, &medium::discard).unwrap();
     assert_eq!(lab.archives().len(), 1, "its job is open");
-    recover(&host, Which::All, Mode::Apply).unwrap();
+    recover(&host, RecoverScope::All, Mode::Apply).unwrap();
     discard_records(&host, &lab.wishes.state_dir, &medium::discard).unwrap();
     lab.assert_home();
     assert!(lab.archives().is_empty(), "{:?}", lab.archives());

@@ -12,19 +12,19 @@
 //!
 //! Imports: `error`, `catalog`, `guest`, `freeze`, `home`.
 
-use super::freeze::{Frame, Holds, copy_held, end, hold_bases};
-use super::home::Homing;
-use super::sight::Sight;
-use super::{FreezeReport, Frozen, Host, Thawed};
+use super::freeze::{BaseLocks, CopyContext, copy_held, end, hold_bases};
+use super::home::Unfreeze;
+use super::sight::DomainView;
+use super::{FreezeReport, Frozen, Host, Unfrozen};
 use crate::Control;
 use virtfold_base::error::{Error, ErrorKind, Result, sentence};
 use virtfold_catalog::{FreezeSession, SessionDisk, SessionKind, SessionState, UnfreezeState};
-use virtfold_hypervisor::rules::{Way, run_rule};
+use virtfold_hypervisor::rules::{BackupMode, run_rule};
 use virtfold_hypervisor::{DomainId, Run};
 
 /// Disks that are to be taken over.
 #[derive(Clone, Debug)]
-pub struct AdoptRequest {
+pub struct TakeOverRequest {
     /// The job of the dead driver, as [`broken_off`] has it.
     pub job: FreezeSession,
     /// How the guest was frozen, as far as it is known.
@@ -36,11 +36,11 @@ pub struct AdoptRequest {
 
 /// What came of taking over.
 #[derive(Debug)]
-pub enum Adoption<T> {
+pub enum TakeOver<T> {
     /// It can't be, and why. Nothing was done.
     No(String),
     /// The copy was run, and the guest was brought home.
-    Done(Result<Thawed<T>>),
+    Done(Result<Unfrozen<T>>),
 }
 
 /// The job of a driver that died while it copied a guest's frozen disks, by the journal alone.
@@ -69,38 +69,38 @@ fn is_adoptable(job: &FreezeSession) -> bool {
 ///
 /// # Errors
 /// The domain or the journal can't be looked at. What fails from the copy on is in
-/// [`Adoption::Done`], as from [`super::frozen`].
+/// [`TakeOver::Done`], as from [`super::frozen`].
 pub fn adopt<T>(
     host: &Host<'_>,
-    request: &AdoptRequest,
+    request: &TakeOverRequest,
     control: &Control,
     copy: impl FnOnce(&Frozen) -> Result<T>,
-) -> Result<Adoption<T>> {
+) -> Result<TakeOver<T>> {
     let domain = request.job.domain;
     let _lock = match host.journal.lock(domain) {
         Ok(lock) => lock,
-        Err(error) if error.kind() == ErrorKind::InUse => return Ok(Adoption::No(sentence(&error))),
+        Err(error) if error.kind() == ErrorKind::InUse => return Ok(TakeOver::No(sentence(&error))),
         Err(error) => return Err(error),
     };
     let Some(job) = broken_off(host, domain)?.filter(|job| *job == request.job) else {
-        return Ok(Adoption::No("its freeze session has changed".to_owned()));
+        return Ok(TakeOver::No("its freeze session has changed".to_owned()));
     };
-    let mut homing = Homing::new(host, job);
+    let mut homing = Unfreeze::new(host, job);
     let holds = match held(&mut homing) {
         Ok(holds) => holds,
-        Err(error) => return Ok(Adoption::No(sentence(&error))),
+        Err(error) => return Ok(TakeOver::No(sentence(&error))),
     };
     let mut report = request.report.clone();
-    let frame = Frame { min_free: request.min_free, holds };
+    let frame = CopyContext { min_free: request.min_free, holds };
     let copied = copy_held(&mut homing, frame, (control, &report), copy);
-    Ok(Adoption::Done(end(&mut homing, &mut report, copied)))
+    Ok(TakeOver::Done(end(&mut homing, &mut report, copied)))
 }
 
 /// Holds the bases, and makes sure that all is as it was left.
-fn held(homing: &mut Homing<'_>) -> Result<Holds> {
+fn held(homing: &mut Unfreeze<'_>) -> Result<BaseLocks> {
     homing.follow()?;
     let holds = hold_bases(homing)?;
-    let sight = Sight::look(homing.host.hypervisor, homing.job.domain)?;
+    let sight = DomainView::look(homing.host.hypervisor, homing.job.domain)?;
     let went_on = sight.run().is_some_and(|run| does_as_before(homing.job.kind, run));
     if !went_on {
         return Err(changed(format!("domain '{}' is in another state than before", homing.job.name)));
@@ -113,14 +113,14 @@ fn held(homing: &mut Homing<'_>) -> Result<Holds> {
 /// overlay has to come home.
 fn does_as_before(kind: SessionKind, run: Run) -> bool {
     match kind {
-        SessionKind::Running => run_rule(run) == Way::Online,
-        SessionKind::Standing => run_rule(run) == Way::OnlineStanding,
+        SessionKind::Running => run_rule(run) == BackupMode::Online,
+        SessionKind::Standing => run_rule(run) == BackupMode::OnlineStanding,
         SessionKind::AtRest => false,
     }
 }
 
 /// Whether a disk is as its driver left it.
-fn check(host: &Host<'_>, sight: &Sight, disk: &SessionDisk) -> Result<()> {
+fn check(host: &Host<'_>, sight: &DomainView, disk: &SessionDisk) -> Result<()> {
     let wrong = |what: &str| Err(changed(format!("disk '{}' {what}", disk.target)));
     let seen = sight.disk(host.hypervisor, disk)?;
     let below = seen.qemu.as_ref().and_then(|chain| chain.get(1));

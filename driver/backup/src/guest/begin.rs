@@ -8,7 +8,7 @@
 use uuid::Uuid;
 
 use super::Host;
-use super::sight::Sight;
+use super::sight::DomainView;
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_catalog::{
     FreezeSession, JournalEntry, SessionDisk, SessionKind, SessionOutcome, SessionState, UnfreezeState,
@@ -17,14 +17,14 @@ use virtfold_hypervisor::guard::GuestHold;
 use virtfold_hypervisor::{DomainId, DomainInfo};
 
 /// What a job begins with.
-pub(super) struct Beginning {
-    pub(super) sight: Sight,
+pub(super) struct NewSession {
+    pub(super) sight: DomainView,
     pub(super) info: DomainInfo,
     /// Jobs that the new one takes over.
     left: Vec<FreezeSession>,
 }
 
-impl Beginning {
+impl NewSession {
     /// Looks at a domain that a job is to begin for.
     ///
     /// # Errors
@@ -35,7 +35,7 @@ impl Beginning {
             let message = format!("an earlier backup of domain {domain} is not cleaned up");
             return Err(Error::new(ErrorKind::InUse, message).with_hint("run `virtfold recover`"));
         }
-        let sight = Sight::look(host.hypervisor, domain)?;
+        let sight = DomainView::look(host.hypervisor, domain)?;
         let missing = || Error::new(ErrorKind::NotFound, format!("there is no domain {domain}"));
         let info = sight.info.clone().ok_or_else(missing)?;
         Ok(Self { sight, info, left })

@@ -10,18 +10,18 @@ use std::fmt::Debug;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::begin::Beginning;
-use super::home::{Arrival, DETACHED, FIRED, Homing, UNCONFIGURED};
-use super::sight::Sight;
-use super::watch::Watch;
-use super::{FreezeReport, FreezeRequest, Frozen, FrozenDisk, Host, Quiesce, Thawed};
+use super::begin::NewSession;
+use super::home::{DETACHED, FIRED, UNCONFIGURED, Unfreeze, UnfreezeOutcome};
+use super::sight::DomainView;
+use super::watch::FreeSpaceMonitor;
+use super::{FreezeReport, FreezeRequest, Frozen, FrozenDisk, Host, Quiesce, Unfrozen};
 use crate::Control;
 use virtfold_base::error::{Error, ErrorKind, Result, sentence};
 use virtfold_catalog::{
     FreezeSession, JournalEntry, SessionDisk, SessionKind, SessionOutcome, SessionState, UnfreezeState,
 };
 use virtfold_hypervisor::guard::{self, GuestHold, ReleaseOutcome};
-use virtfold_hypervisor::rules::{Way, run_rule};
+use virtfold_hypervisor::rules::{BackupMode, run_rule};
 use virtfold_hypervisor::{Fault, SnapshotRequest, types};
 
 /// Attempts at a snapshot whose answers are lost and that turn out not to have happened.
@@ -43,12 +43,12 @@ pub fn frozen<T>(
     request: &FreezeRequest,
     control: &Control,
     copy: impl FnOnce(&Frozen) -> Result<T>,
-) -> Result<Thawed<T>> {
+) -> Result<Unfrozen<T>> {
     let _lock = host.journal.lock(request.domain)?;
-    let beginning = Beginning::look(host, request.domain)?;
+    let beginning = NewSession::look(host, request.domain)?;
     let job = plan(host, request, &beginning)?;
     beginning.journal(host, &job)?;
-    let mut homing = Homing::new(host, job);
+    let mut homing = Unfreeze::new(host, job);
     let mut report = FreezeReport::default();
     let copied = copy_frozen(&mut homing, request, (control, &mut report), copy);
     end(&mut homing, &mut report, copied)
@@ -56,10 +56,10 @@ pub fn frozen<T>(
 
 /// Brings the guest home after its copy.
 pub(super) fn end<T>(
-    homing: &mut Homing<'_>,
+    homing: &mut Unfreeze<'_>,
     report: &mut FreezeReport,
     copied: Result<T>,
-) -> Result<Thawed<T>> {
+) -> Result<Unfrozen<T>> {
     let outcome = if copied.is_ok() { SessionOutcome::Copied } else { SessionOutcome::Failed };
     let arrived = homing.arrive(outcome);
     report.pause_ms = homing.pause.map(millis);
@@ -77,9 +77,11 @@ pub(super) fn end<T>(
         }
     }
     match (arrived, copied) {
-        (Ok(Arrival::Home | Arrival::Later), Ok(value)) => Ok(Thawed { value, report: report.clone() }),
-        (Ok(Arrival::Home | Arrival::Later), Err(error)) => Err(error),
-        (Ok(Arrival::Undecided), copied) => {
+        (Ok(UnfreezeOutcome::Home | UnfreezeOutcome::Later), Ok(value)) => {
+            Ok(Unfrozen { value, report: report.clone() })
+        }
+        (Ok(UnfreezeOutcome::Home | UnfreezeOutcome::Later), Err(error)) => Err(error),
+        (Ok(UnfreezeOutcome::Undecided), copied) => {
             let why = report.warnings.join("; ");
             Err(not_home(&homing.job, copied.err(), Error::new(ErrorKind::InUse, why)))
         }
@@ -116,18 +118,18 @@ fn not_home(job: &FreezeSession, copy: Option<Error>, error: Error) -> Error {
 }
 
 /// The job, of a domain that is as the request believes.
-fn plan(host: &Host<'_>, request: &FreezeRequest, beginning: &Beginning) -> Result<FreezeSession> {
+fn plan(host: &Host<'_>, request: &FreezeRequest, beginning: &NewSession) -> Result<FreezeSession> {
     let (sight, info) = (&beginning.sight, &beginning.info);
     let kind = match run_rule(info.run) {
-        Way::Online => SessionKind::Running,
-        Way::OnlineStanding => SessionKind::Standing,
-        Way::Offline => {
+        BackupMode::Online => SessionKind::Running,
+        BackupMode::OnlineStanding => SessionKind::Standing,
+        BackupMode::Offline => {
             return Err(Error::new(
                 ErrorKind::InUse,
                 format!("domain '{}' is not running any more", info.name),
             ));
         }
-        Way::NotNow(why) => {
+        BackupMode::NotNow(why) => {
             let message = format!("domain '{}' can't be backed up now: {why}", info.name);
             return Err(Error::new(ErrorKind::InUse, message));
         }
@@ -160,7 +162,7 @@ fn plan(host: &Host<'_>, request: &FreezeRequest, beginning: &Beginning) -> Resu
 
 /// A disk that was plugged in since the plan is named nowhere in the request; libvirt would put it on an
 /// overlay of its own.
-fn check_targets(sight: &Sight, request: &FreezeRequest) -> Result<()> {
+fn check_targets(sight: &DomainView, request: &FreezeRequest) -> Result<()> {
     let Some(live) = &sight.live else { return Ok(()) };
     let (now, then) = (live.targets(), &request.targets);
     let Some(target) = now.iter().find(|target| !then.contains(target)) else { return Ok(()) };
@@ -170,29 +172,29 @@ fn check_targets(sight: &Sight, request: &FreezeRequest) -> Result<()> {
 
 /// From the snapshot to the end of the copy.
 fn copy_frozen<T>(
-    homing: &mut Homing<'_>,
+    homing: &mut Unfreeze<'_>,
     request: &FreezeRequest,
     (control, report): (&Control, &mut FreezeReport),
     copy: impl FnOnce(&Frozen) -> Result<T>,
 ) -> Result<T> {
     snapshot(homing, request, report)?;
     let holds = hold(homing)?;
-    copy_held(homing, Frame { min_free: request.min_free, holds }, (control, report), copy)
+    copy_held(homing, CopyContext { min_free: request.min_free, holds }, (control, report), copy)
 }
 
 /// What a copy is made within.
-pub(super) struct Frame {
+pub(super) struct CopyContext {
     pub(super) min_free: u64,
-    pub(super) holds: Holds,
+    pub(super) holds: BaseLocks,
 }
 
 /// Locks that keep writers off the bases.
-pub(super) type Holds = Vec<Box<dyn Debug + Send + Sync>>;
+pub(super) type BaseLocks = Vec<Box<dyn Debug + Send + Sync>>;
 
 /// The copy of bases that are held, up to where they are read.
 pub(super) fn copy_held<T>(
-    homing: &mut Homing<'_>,
-    frame: Frame,
+    homing: &mut Unfreeze<'_>,
+    frame: CopyContext,
     (control, report): (&Control, &FreezeReport),
     copy: impl FnOnce(&Frozen) -> Result<T>,
 ) -> Result<T> {
@@ -207,7 +209,8 @@ pub(super) fn copy_held<T>(
     let mut directories: Vec<_> = overlays.filter_map(|path| path.parent().map(Path::to_owned)).collect();
     directories.sort();
     directories.dedup();
-    let watch = Watch { files: host.files, directories, min_free: frame.min_free, every: host.pace.watch };
+    let watch =
+        FreeSpaceMonitor { files: host.files, directories, min_free: frame.min_free, every: host.pace.watch };
     let copied = watch.over(control, |inner| {
         copy(&Frozen { job: id, disks, control: inner.clone(), report: report.clone() })
     });
@@ -217,12 +220,12 @@ pub(super) fn copy_held<T>(
 }
 
 /// Takes the snapshot, frozen by the agent where that is wanted.
-fn snapshot(homing: &mut Homing<'_>, request: &FreezeRequest, report: &mut FreezeReport) -> Result<()> {
+fn snapshot(homing: &mut Unfreeze<'_>, request: &FreezeRequest, report: &mut FreezeReport) -> Result<()> {
     let wanted = homing.job.kind == SessionKind::Running && request.quiesce != Quiesce::No;
     let frozen_since = Instant::now();
-    let asked = if wanted { freeze(homing, request, report)? } else { Asked::No };
+    let asked = if wanted { freeze(homing, request, report)? } else { FreezeAnswer::No };
     let taken = take(homing, request, report);
-    if asked != Asked::No {
+    if asked != FreezeAnswer::No {
         let thawed = thaw(homing, report);
         if report.quiesced {
             report.frozen_ms = Some(millis(frozen_since.elapsed()));
@@ -247,7 +250,7 @@ fn snapshot(homing: &mut Homing<'_>, request: &FreezeRequest, report: &mut Freez
 
 /// Whether the agent froze the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Asked {
+enum FreezeAnswer {
     Yes,
     No,
     /// It was told to and did not answer: it may do it yet.
@@ -255,24 +258,28 @@ enum Asked {
 }
 
 /// Has the agent freeze the guest. One that does not is no error yet.
-fn freeze(homing: &mut Homing<'_>, request: &FreezeRequest, report: &mut FreezeReport) -> Result<Asked> {
+fn freeze(
+    homing: &mut Unfreeze<'_>,
+    request: &FreezeRequest,
+    report: &mut FreezeReport,
+) -> Result<FreezeAnswer> {
     let (hypervisor, domain) = (homing.host.hypervisor, request.domain);
     let limit = match request.quiesce {
         Quiesce::Wanted(limit) | Quiesce::Required(limit) => limit,
-        Quiesce::No => return Ok(Asked::No),
+        Quiesce::No => return Ok(FreezeAnswer::No),
     };
     let there = hypervisor.set_agent_time_limit(domain, limit);
     let (asked, error) = match there.and_then(|()| hypervisor.ping_agent(domain, limit)) {
-        Err(error) => (Asked::No, error),
+        Err(error) => (FreezeAnswer::No, error),
         Ok(()) => {
             homing.record(&[JournalEntry::Held(Some(GuestHold::Frozen))])?;
             homing.arm(GuestHold::Frozen)?;
             match hypervisor.freeze(domain) {
                 Ok(_) => {
                     report.quiesced = true;
-                    return Ok(Asked::Yes);
+                    return Ok(FreezeAnswer::Yes);
                 }
-                Err(error) => (Asked::Perhaps, error),
+                Err(error) => (FreezeAnswer::Perhaps, error),
             }
         }
     };
@@ -282,7 +289,7 @@ fn freeze(homing: &mut Homing<'_>, request: &FreezeRequest, report: &mut FreezeR
 
 /// Thaws, also where the freeze said that it failed: an answer may have been lost. What can't be thawed is
 /// the guard's.
-fn thaw(homing: &mut Homing<'_>, report: &mut FreezeReport) -> Result<()> {
+fn thaw(homing: &mut Unfreeze<'_>, report: &mut FreezeReport) -> Result<()> {
     let name = homing.job.name.clone();
     let thawed = thaw_patiently(homing).map_err(|error| {
         let message = format!("the file systems of domain '{name}' may still be frozen: its agent does not thaw them");
@@ -311,7 +318,7 @@ fn thaw(homing: &mut Homing<'_>, report: &mut FreezeReport) -> Result<()> {
 }
 
 /// Tries for a while: a service that died of the freeze is started again.
-fn thaw_patiently(homing: &Homing<'_>) -> Result<ReleaseOutcome> {
+fn thaw_patiently(homing: &Unfreeze<'_>) -> Result<ReleaseOutcome> {
     let host = homing.host;
     let until = Instant::now() + host.pace.poll * THAW_POLLS;
     let mut attempts = 1;
@@ -330,7 +337,7 @@ fn lost<T>(result: &Result<T>) -> bool {
 }
 
 /// Takes the snapshot, and sees that it was taken: of all disks or of none.
-fn take(homing: &mut Homing<'_>, request: &FreezeRequest, report: &mut FreezeReport) -> Result<()> {
+fn take(homing: &mut Unfreeze<'_>, request: &FreezeRequest, report: &mut FreezeReport) -> Result<()> {
     let host = homing.host;
     let overlays: Vec<_> = request.disks.iter().map(|d| (d.target.clone(), d.overlay.clone())).collect();
     let wanted = SnapshotRequest::new(&request.targets, &overlays, types::Quiesce::No)?;
@@ -372,8 +379,8 @@ fn patiently<T>(host: &Host<'_>, look: impl Fn() -> Result<T>) -> Result<T> {
 
 /// How many disks QEMU has on their overlays. What lies below an overlay must be the image that is going to
 /// be read: somebody may have put another one on it since it was looked at.
-fn switched(homing: &Homing<'_>) -> Result<usize> {
-    let sight = Sight::look(homing.host.hypervisor, homing.job.domain)?;
+fn switched(homing: &Unfreeze<'_>) -> Result<usize> {
+    let sight = DomainView::look(homing.host.hypervisor, homing.job.domain)?;
     let mut count = 0;
     for disk in &homing.job.disks {
         let seen = sight.disk(homing.host.hypervisor, disk)?;
@@ -392,7 +399,7 @@ fn switched(homing: &Homing<'_>) -> Result<usize> {
 }
 
 /// What a snapshot that did not happen left; it would be in the way of the next one.
-fn remove_orphans(homing: &Homing<'_>) -> Result<()> {
+fn remove_orphans(homing: &Unfreeze<'_>) -> Result<()> {
     use virtfold_hypervisor::host::ImageUse;
     let files = homing.host.files;
     for overlay in homing.job.disks.iter().filter_map(|disk| disk.overlay.as_deref()) {
@@ -407,7 +414,7 @@ fn remove_orphans(homing: &Homing<'_>) -> Result<()> {
 }
 
 /// Takes the locks that keep writers off the bases, and notes the bases as they are.
-fn hold(homing: &mut Homing<'_>) -> Result<Holds> {
+fn hold(homing: &mut Unfreeze<'_>) -> Result<BaseLocks> {
     let host = homing.host;
     // A libvirtd that died in the snapshot leaves a configuration that would lose the overlay with the next power-off.
     homing.follow()?;
@@ -423,7 +430,7 @@ fn hold(homing: &mut Homing<'_>) -> Result<Holds> {
 }
 
 /// Takes the locks.
-pub(super) fn hold_bases(homing: &Homing<'_>) -> Result<Holds> {
+pub(super) fn hold_bases(homing: &Unfreeze<'_>) -> Result<BaseLocks> {
     let hold = |disk: &SessionDisk| {
         let held = homing.host.files.hold(&disk.base.path);
         held.map_err(|e| e.within(format!("the base of disk '{}' is in use", disk.target)))

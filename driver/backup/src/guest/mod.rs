@@ -44,10 +44,10 @@ mod sight;
 mod tests;
 mod watch;
 
-pub use adopt::{AdoptRequest, Adoption, adopt, broken_off};
+pub use adopt::{TakeOver, TakeOverRequest, adopt, broken_off};
 pub use freeze::frozen;
 pub use guard::WatchdogProcess;
-pub use recover::{DiskRecovery, Mode, Recovery, Verdict, Which, recover};
+pub use recover::{DiskRecovery, Mode, RecoverScope, Recovery, Verdict, recover};
 pub use rest::at_rest;
 
 /// Everything that a job needs of its host.
@@ -62,12 +62,12 @@ pub struct Host<'a> {
     /// The pause's guard.
     pub guard: &'a dyn StartWatchdog,
     /// How long things may take.
-    pub pace: Pace,
+    pub pace: FreezeTimings,
 }
 
 /// How long things may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pace {
+pub struct FreezeTimings {
     /// How long the guest may stand still or be frozen at a time.
     pub pause_budget: Duration,
     /// Time between two looks.
@@ -78,7 +78,7 @@ pub struct Pace {
     pub stall: Duration,
 }
 
-impl Default for Pace {
+impl Default for FreezeTimings {
     fn default() -> Self {
         Self {
             pause_budget: Duration::from_secs(2),
@@ -194,7 +194,7 @@ pub struct FreezeReport {
 
 /// What came of a copy, with the guest back on its disks.
 #[derive(Clone, Debug)]
-pub struct Thawed<T> {
+pub struct Unfrozen<T> {
     /// What the copy returned.
     pub value: T,
     /// How it went.
@@ -203,7 +203,7 @@ pub struct Thawed<T> {
 
 /// A disk of a domain that is shut off.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RestDisk {
+pub struct OfflineDisk {
     /// The disk.
     pub target: String,
     /// Its image.
@@ -212,9 +212,9 @@ pub struct RestDisk {
 
 /// What is to be read at rest.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RestRequest {
+pub struct OfflineRequest {
     /// The domain.
     pub domain: DomainId,
     /// The disks to read.
-    pub disks: Vec<RestDisk>,
+    pub disks: Vec<OfflineDisk>,
 }

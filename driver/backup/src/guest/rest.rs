@@ -8,9 +8,9 @@ use std::fmt::Debug;
 
 use crossbeam_channel::Receiver;
 
-use super::begin::Beginning;
-use super::sight::Sight;
-use super::{FreezeReport, Frozen, FrozenDisk, Host, RestRequest};
+use super::begin::NewSession;
+use super::sight::DomainView;
+use super::{FreezeReport, Frozen, FrozenDisk, Host, OfflineRequest};
 use crate::Control;
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_catalog::{
@@ -25,13 +25,13 @@ use virtfold_hypervisor::{Event, Lifecycle};
 /// [`ErrorKind::InUse`] when it runs or ran, or an image is in use; whatever `copy` says.
 pub fn at_rest<T>(
     host: &Host<'_>,
-    request: &RestRequest,
+    request: &OfflineRequest,
     control: &Control,
     copy: impl FnOnce(&Frozen) -> Result<T>,
 ) -> Result<T> {
     let _lock = host.journal.lock(request.domain)?;
     let events = host.hypervisor.subscribe()?;
-    let beginning = Beginning::look(host, request.domain)?;
+    let beginning = NewSession::look(host, request.domain)?;
     let job = plan(host, request, &beginning)?;
     beginning.journal(host, &job)?;
     let copied = read(host, (request, &job.name), &events, || {
@@ -49,7 +49,7 @@ pub fn at_rest<T>(
     closed.map(|()| value)
 }
 
-fn plan(host: &Host<'_>, request: &RestRequest, beginning: &Beginning) -> Result<FreezeSession> {
+fn plan(host: &Host<'_>, request: &OfflineRequest, beginning: &NewSession) -> Result<FreezeSession> {
     if beginning.sight.is_active() {
         return Err(Error::new(ErrorKind::InUse, format!("domain '{}' runs", beginning.info.name)));
     }
@@ -66,7 +66,7 @@ fn plan(host: &Host<'_>, request: &RestRequest, beginning: &Beginning) -> Result
 
 fn read<T>(
     host: &Host<'_>,
-    (request, name): (&RestRequest, &str),
+    (request, name): (&OfflineRequest, &str),
     events: &Receiver<Event>,
     copy: impl FnOnce() -> Result<T>,
 ) -> Result<T> {
@@ -87,7 +87,7 @@ fn read<T>(
     if marks(host, request)? != before {
         return ran("an image was written to");
     }
-    let sight = Sight::look(host.hypervisor, request.domain)?;
+    let sight = DomainView::look(host.hypervisor, request.domain)?;
     if sight.is_active() {
         return ran("started");
     }
@@ -100,6 +100,6 @@ fn read<T>(
     Ok(value)
 }
 
-fn marks(host: &Host<'_>, request: &RestRequest) -> Result<Vec<Option<Mark>>> {
+fn marks(host: &Host<'_>, request: &OfflineRequest) -> Result<Vec<Option<Mark>>> {
     request.disks.iter().map(|disk| host.files.mark(&disk.base.path)).collect()
 }

@@ -17,7 +17,7 @@ const LOOKS: usize = 5;
 
 /// A look at a domain.
 #[derive(Debug)]
-pub(super) struct Sight {
+pub(super) struct DomainView {
     /// `None`: there is no such domain.
     pub(super) info: Option<DomainInfo>,
     /// What runs.
@@ -32,7 +32,7 @@ pub(super) struct Sight {
 
 /// One disk of a look: the images of its chain, top first, as each view has them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct DiskSight {
+pub(super) struct DiskView {
     pub(super) qemu: Option<Vec<PathBuf>>,
     pub(super) live: Option<Vec<PathBuf>>,
     pub(super) config: Option<Vec<PathBuf>>,
@@ -40,7 +40,7 @@ pub(super) struct DiskSight {
     pub(super) mirror: Option<Mirror>,
 }
 
-impl Sight {
+impl DomainView {
     pub(super) fn look(hypervisor: &dyn Hypervisor, domain: DomainId) -> Result<Self> {
         for _ in 0..LOOKS {
             if let Some(sight) = Self::glance(hypervisor, domain)? {
@@ -90,7 +90,7 @@ impl Sight {
     }
 
     /// One disk, as all views have it.
-    pub(super) fn disk(&self, hypervisor: &dyn Hypervisor, disk: &SessionDisk) -> Result<DiskSight> {
+    pub(super) fn disk(&self, hypervisor: &dyn Hypervisor, disk: &SessionDisk) -> Result<DiskView> {
         let of = |xml: &Option<DomainXml>| -> Result<Option<Vec<PathBuf>>> {
             let found = xml.as_ref().and_then(|xml| xml.disk(&disk.target));
             found.map(|d| chain(hypervisor, d)).transpose()
@@ -98,7 +98,7 @@ impl Sight {
         let live = self.live.as_ref().and_then(|xml| xml.disk(&disk.target));
         let alias = live.map_or(disk.alias.as_deref(), |d| d.alias.as_deref());
         let qemu = self.qemu.iter().find(|q| Some(q.alias.as_str()) == alias);
-        Ok(DiskSight {
+        Ok(DiskView {
             qemu: qemu.map(|q| q.file.iter().chain(&q.backing).cloned().collect()),
             live: of(&self.live)?,
             config: of(&self.config)?,
@@ -108,7 +108,7 @@ impl Sight {
     }
 }
 
-impl DiskSight {
+impl DiskView {
     /// The file that the guest's writes go to.
     pub(super) fn top(&self) -> Option<&Path> {
         first(self.qemu.as_ref())

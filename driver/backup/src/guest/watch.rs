@@ -22,7 +22,7 @@ const FLAG: Duration = Duration::from_millis(50);
 
 /// What is watched.
 #[derive(Debug)]
-pub(super) struct Watch<'a> {
+pub(super) struct FreeSpaceMonitor<'a> {
     pub(super) files: &'a dyn HostFiles,
     /// Directories of the overlays.
     pub(super) directories: Vec<PathBuf>,
@@ -32,7 +32,7 @@ pub(super) struct Watch<'a> {
     pub(super) every: Duration,
 }
 
-impl Watch<'_> {
+impl FreeSpaceMonitor<'_> {
     /// Runs `work` under watch. Its own error comes first, unless it was cancelled for want of room.
     pub(super) fn over<T>(&self, control: &Control, work: impl FnOnce(&Control) -> Result<T>) -> Result<T> {
         let cancel = Arc::new(AtomicBool::new(control.cancel.load(Ordering::Relaxed)));

@@ -6,8 +6,8 @@
 //! (`service::metrics`) makes its page of the same measures, and counts.
 //!
 //! - [`names`]: what metrics there are.
-//! - [`Measure`]: what a good backup was like, in numbers.
-//! - [`Page`]: a text of metrics on its way.
+//! - [`BackupMetrics`]: what a good backup was like, in numbers.
+//! - [`MetricsPage`]: a text of metrics on its way.
 //!
 //! Imports: `error`, `durable`, and the reports of `job`.
 
@@ -27,7 +27,7 @@ use uuid::Uuid;
 
 use self::names::{Family, Kind};
 use crate::domain::DomainReport;
-use virtfold_base::durable::{Existing, PartialFile};
+use virtfold_base::durable::{Overwrite, PartialFile};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 
 /// The longest file of a domain that is looked at, bytes.
@@ -37,7 +37,7 @@ const AHEAD: i64 = 600;
 
 /// A domain, as the labels have it.
 #[derive(Clone, Copy, Debug)]
-pub struct Labels<'a> {
+pub struct DomainLabels<'a> {
     /// Its name.
     pub domain: &'a str,
     /// Its uuid.
@@ -46,7 +46,7 @@ pub struct Labels<'a> {
 
 /// What a good backup was like, in numbers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Measure {
+pub struct BackupMetrics {
     /// When it ended, seconds since 1970.
     pub at: i64,
     /// How long it took, the guest's way back included.
@@ -69,7 +69,7 @@ pub struct Measure {
     pub tape_underruns: Option<u64>,
 }
 
-impl Measure {
+impl BackupMetrics {
     /// Of a backup that ended `at`.
     pub fn of(report: &DomainReport, at: i64) -> Self {
         let sum = |of: fn(&crate::backup::DiskReport) -> u64| {
@@ -93,7 +93,7 @@ impl Measure {
     }
 
     /// Puts it on a page.
-    pub fn show(&self, labels: Labels<'_>, page: &mut Page) {
+    pub fn show(&self, labels: DomainLabels<'_>, page: &mut MetricsPage) {
         let uuid = labels.uuid.to_string();
         let own = [labels.domain, &uuid];
         page.set(&names::LAST_SUCCESS, &own, seconds(self.at));
@@ -122,8 +122,8 @@ impl Measure {
 ///
 /// # Errors
 /// When the file can't be written.
-pub fn succeeded(directory: &Path, labels: Labels<'_>, measure: &Measure) -> Result<()> {
-    let mut page = Page::default();
+pub fn succeeded(directory: &Path, labels: DomainLabels<'_>, measure: &BackupMetrics) -> Result<()> {
+    let mut page = MetricsPage::default();
     measure.show(labels, &mut page);
     let [success, _] = names_of(labels.uuid);
     page.write(&directory.join(success))
@@ -133,8 +133,8 @@ pub fn succeeded(directory: &Path, labels: Labels<'_>, measure: &Measure) -> Res
 ///
 /// # Errors
 /// When the file can't be written.
-pub fn failed(directory: &Path, labels: Labels<'_>, at: i64) -> Result<()> {
-    let mut page = Page::default();
+pub fn failed(directory: &Path, labels: DomainLabels<'_>, at: i64) -> Result<()> {
+    let mut page = MetricsPage::default();
     bound(directory, labels.uuid, at)?;
     page.set(&names::LAST_FAILURE, &[labels.domain, &labels.uuid.to_string()], seconds(at));
     let [_, failure] = names_of(labels.uuid);
@@ -239,13 +239,13 @@ enum Values {
 
 /// A text of metrics on its way. The first error is kept until it is asked for.
 #[derive(Debug, Default)]
-pub struct Page {
+pub struct MetricsPage {
     registry: Registry,
     values: BTreeMap<&'static str, Values>,
     failed: Option<prometheus::Error>,
 }
 
-impl Page {
+impl MetricsPage {
     /// Gives a metric a value, with the values of its labels in their order.
     pub fn set(&mut self, family: &Family, labels: &[&str], value: f64) {
         let done = self.try_set(family, labels, value);
@@ -293,7 +293,7 @@ impl Page {
     /// Writes it to a file, at once and readable by everybody.
     ///
     /// # Errors
-    /// Those of [`Page::text`]; the file can't be written.
+    /// Those of [`MetricsPage::text`]; the file can't be written.
     pub fn write(self, path: &Path) -> Result<()> {
         let making = || format!("cannot write the metrics '{}'", path.display());
         let text = self.text().map_err(|error| error.within(making()))?;
@@ -304,10 +304,10 @@ impl Page {
 /// Puts a text in a file's place, at once and readable by everybody.
 fn replace(path: &Path, text: &str) -> Result<()> {
     let making = || format!("cannot write the metrics '{}'", path.display());
-    let file = PartialFile::create(path, Existing::Replace)?;
+    let file = PartialFile::create(path, Overwrite::Replace)?;
     std::io::Write::write_all(&mut file.file(), text.as_bytes()).at(making)?;
     file.file().set_permissions(std::fs::Permissions::from_mode(0o644)).at(making)?;
-    file.commit_or_drop(Existing::Replace)
+    file.commit_or_drop(Overwrite::Replace)
 }
 
 #[cfg(test)]
@@ -317,7 +317,7 @@ mod tests {
     #[test]
     fn a_failure_is_a_gauge_with_labels_that_are_escaped() {
         let directory = tempfile::tempdir().unwrap();
-        let labels = Labels { domain: "a\"b\\c\nd", uuid: Uuid::nil() };
+        let labels = DomainLabels { domain: "a\"b\\c\nd", uuid: Uuid::nil() };
         failed(directory.path(), labels, 17).unwrap();
         failed(directory.path(), labels, 18).unwrap();
         let path = directory.path().join(format!("virtfold-{}-failure.prom", Uuid::nil()));
@@ -337,8 +337,8 @@ mod tests {
     #[test]
     fn a_time_to_come_does_not_hide_that_nothing_succeeds() {
         let directory = tempfile::tempdir().unwrap();
-        let labels = Labels { domain: "a} 9", uuid: Uuid::nil() };
-        let measure = Measure {
+        let labels = DomainLabels { domain: "a} 9", uuid: Uuid::nil() };
+        let measure = BackupMetrics {
             at: 2_082_758_400,
             seconds: 1.5,
             capacity_bytes: 4_000_000_000,
@@ -371,7 +371,7 @@ mod tests {
 
     #[test]
     fn a_metric_used_wrongly_is_a_defect_and_no_half_page() {
-        let mut page = Page::default();
+        let mut page = MetricsPage::default();
         page.set(&names::LIBVIRT_UP, &[], 1.0);
         page.set(&names::JOB_PAUSED, &[], 1.0);
         assert_eq!(page.text().unwrap_err().kind(), ErrorKind::Internal);

@@ -10,12 +10,12 @@ use virtfold_archive::layout;
 use virtfold_base::error::{Error, ErrorKind, Result, sentence};
 use virtfold_hypervisor::domain_xml::{Chain, Device, Disk};
 use virtfold_hypervisor::host::{HostFiles, ImageUse};
-use virtfold_hypervisor::rules::{Verdict, Way};
-use virtfold_image::{DiskImage, Format, OpenOptions, Use};
+use virtfold_hypervisor::rules::{BackupMode, Verdict};
+use virtfold_image::{DiskImage, Format, ImageAccess, OpenOptions};
 
 /// An image of a chain.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct ChainLink {
+pub struct ChainImage {
     /// Its path; bytes that are not UTF-8 are replaced.
     pub path: String,
     /// Its format.
@@ -38,7 +38,7 @@ pub struct PlannedDisk {
     /// The top image's format.
     pub format: Option<Format>,
     /// The images below it, the nearest first.
-    pub backing: Vec<ChainLink>,
+    pub backing: Vec<ChainImage>,
     /// Bytes that the guest sees.
     pub capacity: Option<u64>,
     /// Bytes that its images take on the host, at most the capacity.
@@ -101,7 +101,7 @@ impl PlannedDisk {
     ///
     /// # Errors
     /// Those of [`DiskImage::open`].
-    pub fn open(&self, usage: Use) -> Result<DiskImage> {
+    pub fn open(&self, usage: ImageAccess) -> Result<DiskImage> {
         let (Some(source), Some(format)) = (&self.source, self.format) else {
             let message = format!("disk '{}' is not a local image", self.target);
             return Err(Error::new(ErrorKind::Internal, message));
@@ -121,7 +121,7 @@ impl PlannedDisk {
     pub(super) fn examine(
         &mut self,
         files: &dyn HostFiles,
-        way: Way,
+        way: BackupMode,
     ) -> std::result::Result<Vec<Opened>, Finding> {
         // A volume that was not found has a finding already.
         if !self.copy || self.source.is_none() {
@@ -137,13 +137,13 @@ impl PlannedDisk {
         })
     }
 
-    fn look(&mut self, files: &dyn HostFiles, way: Way) -> Result<Vec<Opened>> {
+    fn look(&mut self, files: &dyn HostFiles, way: BackupMode) -> Result<Vec<Opened>> {
         layout::check_target(&self.target)
             .map_err(|error| Error::new(ErrorKind::Unsupported, error.to_string()))?;
-        let image = self.open(Use::Glance)?;
+        let image = self.open(ImageAccess::Glance)?;
         image.check_writers()?;
         let chain = image.chain()?;
-        let link = |(path, format): &(PathBuf, Format)| ChainLink {
+        let link = |(path, format): &(PathBuf, Format)| ChainImage {
             path: path.to_string_lossy().into_owned(),
             format: *format,
         };
@@ -168,8 +168,8 @@ impl PlannedDisk {
     }
 
     /// Nobody writes to an image below; nobody but the guest itself to the top one.
-    fn check_use(&self, files: &dyn HostFiles, way: Way, chain: &[(PathBuf, Format)]) -> Result<()> {
-        let own_guest_writes = usize::from(way != Way::Offline);
+    fn check_use(&self, files: &dyn HostFiles, way: BackupMode, chain: &[(PathBuf, Format)]) -> Result<()> {
+        let own_guest_writes = usize::from(way != BackupMode::Offline);
         for (path, _) in chain.iter().skip(own_guest_writes) {
             if files.image_use(path)? == ImageUse::Written {
                 let message = format!("'{}' is being written to by another QEMU", path.display());

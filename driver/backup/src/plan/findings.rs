@@ -4,9 +4,9 @@ use serde::Serialize;
 
 use super::{Known, PlannedDisk};
 use virtfold_base::error::ErrorKind;
-use virtfold_hypervisor::domain_xml::{ChangedDisk, DomainXml, changed_disks};
+use virtfold_hypervisor::domain_xml::{DiskDifference, DomainXml, changed_disks};
 use virtfold_hypervisor::is_our_overlay;
-use virtfold_hypervisor::rules::{Choice, Facts, Obstacle, Refuse, Way};
+use virtfold_hypervisor::rules::{BackupMode, DiskChoice, Facts, Obstacle, Refuse};
 
 /// Something that speaks against a backup now.
 #[derive(Clone, Debug, Serialize)]
@@ -35,7 +35,7 @@ impl Finding {
 }
 
 /// What the rules find.
-pub(super) fn of_facts(facts: &Facts<'_>, choice: impl Fn(&str) -> Choice) -> Vec<Finding> {
+pub(super) fn of_facts(facts: &Facts<'_>, choice: impl Fn(&str) -> DiskChoice) -> Vec<Finding> {
     facts.obstacles(choice).into_iter().map(of_obstacle).collect()
 }
 
@@ -91,7 +91,7 @@ pub(super) fn of_saved(saved: Option<&DomainXml>) -> Vec<Finding> {
 }
 
 /// What a person should know, though nothing speaks against the backup.
-pub(super) fn notes((known, way): (&Known, Way), disks: &[PlannedDisk]) -> Vec<String> {
+pub(super) fn notes((known, way): (&Known, BackupMode), disks: &[PlannedDisk]) -> Vec<String> {
     let mut notes = Vec::new();
     let (checkpoints, snapshots) = (known.activity.checkpoints.len(), known.activity.snapshots.len());
     if checkpoints > 0 {
@@ -105,7 +105,7 @@ pub(super) fn notes((known, way): (&Known, Way), disks: &[PlannedDisk]) -> Vec<S
     if known.saved.is_some() {
         notes.push("its saved memory (managed save) is not in the backup; a restored guest boots".to_owned());
     }
-    if known.inactive.is_none() && way != Way::Offline {
+    if known.inactive.is_none() && way != BackupMode::Offline {
         notes.push("it is transient: it disappears when it ends, and the backup has its live XML".to_owned());
     }
     let (Some(live), Some(inactive)) = (&known.live, &known.inactive) else { return notes };
@@ -114,18 +114,18 @@ pub(super) fn notes((known, way): (&Known, Way), disks: &[PlannedDisk]) -> Vec<S
     notes
 }
 
-fn of_changed(changed: ChangedDisk<'_>, copied: &[&str]) -> String {
+fn of_changed(changed: DiskDifference<'_>, copied: &[&str]) -> String {
     let target = &changed.disk().target;
     let has = if copied.contains(&target.as_str()) { "is in the backup" } else { "is not in the backup" };
     match changed {
-        ChangedDisk::Live(_) => format!(
+        DiskDifference::Live(_) => format!(
             "disk '{target}' was attached to the running guest only: it {has}, and a restore defines the guest with it"
         ),
-        ChangedDisk::Next(_) => format!(
+        DiskDifference::Next(_) => format!(
             "disk '{target}' is in the configuration only, for the next start: it is not in the backup, and a restore defines the guest \
              without it"
         ),
-        ChangedDisk::Other(_) => format!(
+        DiskDifference::Other(_) => format!(
             "disk '{target}' will be another image after its next start: the one that runs {has}, and a restore defines the guest with that"
         ),
     }

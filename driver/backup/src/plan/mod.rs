@@ -24,9 +24,9 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use virtfold_base::error::{Error, ErrorKind, Result};
-use virtfold_hypervisor::domain_xml::{ChangedDisk, DomainXml, changed_disks};
+use virtfold_hypervisor::domain_xml::{DiskDifference, DomainXml, changed_disks};
 use virtfold_hypervisor::host::HostFiles;
-use virtfold_hypervisor::rules::{self, Choice, Facts, Verdict, Way};
+use virtfold_hypervisor::rules::{self, BackupMode, DiskChoice, Facts, Verdict};
 use virtfold_hypervisor::{Activity, Config, DomainInfo, Hypervisor, Paused, Persistence, QemuDisk, Run};
 
 mod disks;
@@ -40,10 +40,10 @@ mod volumes;
 #[cfg(test)]
 mod tests;
 
-pub use disks::{Below, ChainLink, PlannedDisk};
+pub use disks::{Below, ChainImage, PlannedDisk};
 pub use findings::Finding;
-pub use neighbours::Neighbours;
-pub use quiesce::{Decision, How, QuiesceWish};
+pub use neighbours::OtherWriters;
+pub use quiesce::{Consistency, QuiesceDecision, QuiesceWish};
 pub use room::Room;
 
 /// What a person wants of a backup of a guest.
@@ -90,7 +90,7 @@ pub struct Plan {
     /// Every disk of the domain, in its order.
     pub disks: Vec<PlannedDisk>,
     /// How clean its file systems will be.
-    pub quiesce: Decision,
+    pub quiesce: QuiesceDecision,
     /// How long the guest may stand still at one time, ms.
     pub pause_budget_ms: u64,
     /// The file systems that overlays go to.
@@ -133,7 +133,7 @@ pub fn plan(
     wishes: &Wishes,
 ) -> Result<Plan> {
     let info = hypervisor.lookup(domain)?;
-    let neighbours = Neighbours::of(hypervisor)?;
+    let neighbours = OtherWriters::of(hypervisor)?;
     Planner { hypervisor, files, neighbours: &neighbours, wishes }.plan(info)
 }
 
@@ -146,7 +146,7 @@ pub fn plan_all(
     files: &dyn HostFiles,
     wishes: &Wishes,
 ) -> Result<Vec<(DomainInfo, Result<Plan>)>> {
-    let neighbours = Neighbours::of(hypervisor)?;
+    let neighbours = OtherWriters::of(hypervisor)?;
     let planner = Planner { hypervisor, files, neighbours: &neighbours, wishes };
     Ok(hypervisor.domains()?.into_iter().map(|info| (info.clone(), planner.plan(info))).collect())
 }
@@ -171,7 +171,7 @@ impl Plan {
     }
 
     /// How it is done.
-    pub fn rule(&self) -> Way {
+    pub fn rule(&self) -> BackupMode {
         rules::run_rule(self.known.info.run)
     }
 }
@@ -181,7 +181,7 @@ impl Plan {
 struct Planner<'a> {
     hypervisor: &'a dyn Hypervisor,
     files: &'a dyn HostFiles,
-    neighbours: &'a Neighbours,
+    neighbours: &'a OtherWriters,
     wishes: &'a Wishes,
 }
 
@@ -214,7 +214,7 @@ impl Planner<'_> {
         let mut notes = findings::notes((&known, way), &disks);
         notes.extend(self.neighbours.unseen(known.info.id));
         let mut rooms = Vec::new();
-        if matches!(way, Way::Online | Way::OnlineStanding) {
+        if matches!(way, BackupMode::Online | BackupMode::OnlineStanding) {
             obstacles.extend(overlay::choose(&mut disks, self.wishes));
             let found = room::look(&disks, self.files, self.wishes)?;
             (rooms, obstacles) = (found.rooms, [obstacles, found.obstacles].concat());
@@ -242,13 +242,13 @@ impl Planner<'_> {
     }
 
     /// Everything that is asked of the hypervisor, and the volumes that could not be found.
-    fn know(&self, info: DomainInfo, way: Way) -> Result<(Known, Vec<(String, Finding)>)> {
+    fn know(&self, info: DomainInfo, way: BackupMode) -> Result<(Known, Vec<(String, Finding)>)> {
         let (id, hypervisor) = (info.id, self.hypervisor);
         let read = |config| DomainXml::parse(hypervisor.xml(id, config)?);
         let mut live = info.run.is_active().then(|| read(Config::Live)).transpose()?;
         let persistent = info.persistence == Persistence::Persistent;
         let mut inactive = persistent.then(|| read(Config::Inactive)).transpose()?;
-        let monitored = matches!(way, Way::Online | Way::OnlineStanding);
+        let monitored = matches!(way, BackupMode::Online | BackupMode::OnlineStanding);
         let qemu = if monitored { hypervisor.query_block(id)? } else { Vec::new() };
         let activity = hypervisor.activity(id)?;
         let saved = if persistent && live.is_none() { hypervisor.managed_save_xml(id)? } else { None };
@@ -263,9 +263,9 @@ impl Planner<'_> {
         Ok((Known { info, live, inactive, qemu, activity, saved }, unresolved))
     }
 
-    fn choice(&self, target: &str) -> Choice {
+    fn choice(&self, target: &str) -> DiskChoice {
         let excluded = self.wishes.exclude.iter().any(|name| name == target);
-        if excluded { Choice::Excluded } else { Choice::Wanted }
+        if excluded { DiskChoice::Excluded } else { DiskChoice::Wanted }
     }
 
     fn is_copied(&self, xml: &DomainXml, target: &str) -> bool {
@@ -294,7 +294,7 @@ impl Planner<'_> {
 fn not_plugged(known: &Known) -> Vec<PlannedDisk> {
     let (Some(live), Some(inactive)) = (&known.live, &known.inactive) else { return Vec::new() };
     let later = changed_disks(live, inactive).into_iter().filter_map(|changed| match changed {
-        ChangedDisk::Next(disk) => Some(PlannedDisk::new(disk, Verdict::Skip(rules::Skip::NotPlugged))),
+        DiskDifference::Next(disk) => Some(PlannedDisk::new(disk, Verdict::Skip(rules::Skip::NotPlugged))),
         _ => None,
     });
     later.collect()
@@ -329,25 +329,25 @@ pub fn state_words(run: Run) -> &'static str {
 }
 
 /// A way in one word.
-pub fn way_word(way: Way) -> &'static str {
+pub fn way_word(way: BackupMode) -> &'static str {
     match way {
-        Way::Online => "online",
-        Way::OnlineStanding => "standing",
-        Way::Offline => "offline",
-        Way::NotNow(_) => "not-now",
+        BackupMode::Online => "online",
+        BackupMode::OnlineStanding => "standing",
+        BackupMode::Offline => "offline",
+        BackupMode::NotNow(_) => "not-now",
     }
 }
 
-fn way_rule(way: Way) -> String {
+fn way_rule(way: BackupMode) -> String {
     match way {
-        Way::Online => {
+        BackupMode::Online => {
             "snapshot, copy, commit; the guest runs on and is paused for a moment at each disk's pivot"
                 .to_owned()
         }
-        Way::OnlineStanding => {
+        BackupMode::OnlineStanding => {
             "snapshot, copy, commit; the guest stands still and is neither suspended nor resumed".to_owned()
         }
-        Way::Offline => "its disks are read as they are; it must not be started meanwhile".to_owned(),
-        Way::NotNow(why) => format!("not now: {why}"),
+        BackupMode::Offline => "its disks are read as they are; it must not be started meanwhile".to_owned(),
+        BackupMode::NotNow(why) => format!("not now: {why}"),
     }
 }

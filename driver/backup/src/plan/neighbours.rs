@@ -18,7 +18,7 @@ use virtfold_hypervisor::{Config, DomainId, Hypervisor};
 
 /// Who a file belongs to, as far as writing goes.
 #[derive(Clone, Debug)]
-struct Writer {
+struct FileOwner {
     domain: DomainId,
     name: String,
     target: String,
@@ -26,13 +26,13 @@ struct Writer {
 
 /// The files that running domains write to.
 #[derive(Clone, Debug, Default)]
-pub struct Neighbours {
-    writers: BTreeMap<(u64, u64), Vec<Writer>>,
+pub struct OtherWriters {
+    writers: BTreeMap<(u64, u64), Vec<FileOwner>>,
     /// Running domains whose XML can't be understood, and why.
     unseen: Vec<(DomainId, String)>,
 }
 
-impl Neighbours {
+impl OtherWriters {
     /// Looks at the live XML of every domain that runs.
     ///
     /// # Errors
@@ -62,7 +62,7 @@ impl Neighbours {
             for disk in xml.disks.iter().filter(|d| d.device == Device::Disk && !d.marks.readonly) {
                 let Some(identity) = disk.image.source.path().and_then(identity) else { continue };
                 let (domain, name, target) = (info.id, info.name.clone(), disk.target.clone());
-                found.writers.entry(identity).or_default().push(Writer { domain, name, target });
+                found.writers.entry(identity).or_default().push(FileOwner { domain, name, target });
             }
         }
         Ok(found)

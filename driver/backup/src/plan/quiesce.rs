@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::Finding;
 use virtfold_base::error::ErrorKind;
 use virtfold_hypervisor::domain_xml::AgentChannel;
-use virtfold_hypervisor::rules::Way;
+use virtfold_hypervisor::rules::BackupMode;
 
 /// What a person wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,7 +23,7 @@ pub enum QuiesceWish {
 /// How clean the guest's file systems are in the backup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum How {
+pub enum Consistency {
     /// Clean: the agent freezes them.
     Agent,
     /// As after a power cut.
@@ -34,41 +34,48 @@ pub enum How {
 
 /// The decision, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Decision {
+pub struct QuiesceDecision {
     /// How clean.
-    pub how: How,
+    pub how: Consistency,
     /// The rule's sentence.
     pub rule: &'static str,
 }
 
 /// Decides; the finding says why a wish can't be had.
-pub(super) fn decide(wish: QuiesceWish, way: Way, agent: AgentChannel) -> (Decision, Option<Finding>) {
+pub(super) fn decide(
+    wish: QuiesceWish,
+    way: BackupMode,
+    agent: AgentChannel,
+) -> (QuiesceDecision, Option<Finding>) {
     let (how, rule, possible) = match (way, wish, agent) {
-        (Way::Offline, _, _) => (How::AtRest, "the guest is shut off: nothing to freeze", true),
-        (_, QuiesceWish::No, _) => (How::Crash, "crash-consistent: the agent is not asked", true),
-        (Way::OnlineStanding, _, _) => {
-            (How::Crash, "crash-consistent: the agent of a paused guest does not answer", false)
+        (BackupMode::Offline, _, _) => {
+            (Consistency::AtRest, "the guest is shut off: nothing to freeze", true)
+        }
+        (_, QuiesceWish::No, _) => (Consistency::Crash, "crash-consistent: the agent is not asked", true),
+        (BackupMode::OnlineStanding, _, _) => {
+            (Consistency::Crash, "crash-consistent: the agent of a paused guest does not answer", false)
         }
         (_, _, AgentChannel::Absent) => {
-            (How::Crash, "crash-consistent: the domain has no channel for qemu-guest-agent", false)
+            (Consistency::Crash, "crash-consistent: the domain has no channel for qemu-guest-agent", false)
         }
         (_, _, AgentChannel::Present) => {
-            (How::Crash, "crash-consistent: no agent is connected to its channel", false)
+            (Consistency::Crash, "crash-consistent: no agent is connected to its channel", false)
         }
         (_, QuiesceWish::Auto, AgentChannel::Connected) => {
-            (How::Agent, "frozen by the agent if it answers, else crash-consistent", true)
+            (Consistency::Agent, "frozen by the agent if it answers, else crash-consistent", true)
         }
         (_, QuiesceWish::Yes, AgentChannel::Connected) => {
-            (How::Agent, "frozen by the agent; no backup if it does not answer", true)
+            (Consistency::Agent, "frozen by the agent; no backup if it does not answer", true)
         }
     };
-    let refused = (wish == QuiesceWish::Yes && !possible && !matches!(way, Way::NotNow(_))).then(|| {
-        let told =
-            format!("--quiesce yes is not possible: {}", rule.trim_start_matches("crash-consistent: "));
-        let hint = "start qemu-guest-agent in the guest, or use --quiesce auto";
-        Finding::new("quiesce", ErrorKind::Refused, told).with_hint(hint)
-    });
-    (Decision { how, rule }, refused)
+    let refused =
+        (wish == QuiesceWish::Yes && !possible && !matches!(way, BackupMode::NotNow(_))).then(|| {
+            let told =
+                format!("--quiesce yes is not possible: {}", rule.trim_start_matches("crash-consistent: "));
+            let hint = "start qemu-guest-agent in the guest, or use --quiesce auto";
+            Finding::new("quiesce", ErrorKind::Refused, told).with_hint(hint)
+        });
+    (QuiesceDecision { how, rule }, refused)
 }
 
 #[cfg(test)]
@@ -80,24 +87,24 @@ mod tests {
         use AgentChannel::{Absent, Connected, Present};
         use QuiesceWish::{Auto, No, Yes};
         let table = [
-            (Auto, Way::Online, Connected, How::Agent, false),
-            (Auto, Way::Online, Present, How::Crash, false),
-            (Auto, Way::Online, Absent, How::Crash, false),
-            (Auto, Way::OnlineStanding, Connected, How::Crash, false),
-            (Auto, Way::Offline, Absent, How::AtRest, false),
-            (Yes, Way::Online, Connected, How::Agent, false),
-            (Yes, Way::Online, Present, How::Crash, true),
-            (Yes, Way::Online, Absent, How::Crash, true),
-            (Yes, Way::OnlineStanding, Connected, How::Crash, true),
-            (Yes, Way::Offline, Absent, How::AtRest, false),
-            (No, Way::Online, Connected, How::Crash, false),
-            (No, Way::OnlineStanding, Absent, How::Crash, false),
+            (Auto, BackupMode::Online, Connected, Consistency::Agent, false),
+            (Auto, BackupMode::Online, Present, Consistency::Crash, false),
+            (Auto, BackupMode::Online, Absent, Consistency::Crash, false),
+            (Auto, BackupMode::OnlineStanding, Connected, Consistency::Crash, false),
+            (Auto, BackupMode::Offline, Absent, Consistency::AtRest, false),
+            (Yes, BackupMode::Online, Connected, Consistency::Agent, false),
+            (Yes, BackupMode::Online, Present, Consistency::Crash, true),
+            (Yes, BackupMode::Online, Absent, Consistency::Crash, true),
+            (Yes, BackupMode::OnlineStanding, Connected, Consistency::Crash, true),
+            (Yes, BackupMode::Offline, Absent, Consistency::AtRest, false),
+            (No, BackupMode::Online, Connected, Consistency::Crash, false),
+            (No, BackupMode::OnlineStanding, Absent, Consistency::Crash, false),
         ];
         for (wish, way, agent, how, refused) in table {
             let (decision, finding) = decide(wish, way, agent);
             assert_eq!((decision.how, finding.is_some()), (how, refused), "{wish:?} {way:?} {agent:?}");
         }
-        let (_, finding) = decide(Yes, Way::Online, Absent);
+        let (_, finding) = decide(Yes, BackupMode::Online, Absent);
         let told = finding.unwrap().sentence;
         assert_eq!(told, "--quiesce yes is not possible: the domain has no channel for qemu-guest-agent");
     }

@@ -8,7 +8,7 @@ use super::*;
 use virtfold_hypervisor::host::LocalFiles;
 use virtfold_hypervisor::simulated::{SimImage, Simulated};
 use virtfold_hypervisor::{DomainId, Start, is_our_overlay};
-use virtfold_image::{Format, Use};
+use virtfold_image::{Format, ImageAccess};
 
 struct Lab {
     folder: tempfile::TempDir,
@@ -92,7 +92,7 @@ fn a_running_guest_is_planned_and_nothing_is_touched() {
     assert_eq!((listing(lab.folder.path()), lab.world.images()), before);
     assert_eq!(sentences(&plan), Vec::<String>::new());
     assert!(plan.refusal().is_none());
-    assert_eq!((plan.way, plan.domain.state, plan.quiesce.how), ("online", "running", How::Crash));
+    assert_eq!((plan.way, plan.domain.state, plan.quiesce.how), ("online", "running", Consistency::Crash));
     let copied: Vec<_> = plan.copied().collect();
     assert_eq!(copied.iter().map(|d| d.target.as_str()).collect::<Vec<_>>(), ["vda", "vdb"]);
     assert_eq!(copied[0].capacity, Some(64 << 20));
@@ -106,7 +106,7 @@ fn a_running_guest_is_planned_and_nothing_is_touched() {
     assert_eq!(serde_json::to_value(&plan).unwrap()["disks"][0]["format"], "qcow2");
     // libvirt knows the chain of a guest that runs.
     assert_eq!(copied[0].below, Below::Known(vec![(lab.path("golden.qcow2"), Format::Qcow2)]));
-    assert_eq!(copied[0].open(Use::Glance).unwrap().chain().unwrap().len(), 2);
+    assert_eq!(copied[0].open(ImageAccess::Glance).unwrap().chain().unwrap().len(), 2);
     assert_eq!(copied[1].below, Below::Known(Vec::new()));
 }
 
@@ -117,7 +117,7 @@ fn headers_give_the_chain_where_the_xml_does_not() {
     lab.img("create -q -f qcow2 -b golden.qcow2 -F qcow2 a.qcow2");
     lab.define("web", &disk("vda", "qcow2", "a.qcow2"));
     let plan = lab.plan(&lab.wishes());
-    assert_eq!((plan.way, plan.quiesce.how), ("offline", How::AtRest));
+    assert_eq!((plan.way, plan.quiesce.how), ("offline", Consistency::AtRest));
     assert_eq!(plan.disks[0].below, Below::Headers);
     assert_eq!(plan.disks[0].backing.len(), 1);
     assert!(plan.disks[0].backing[0].path.ends_with("golden.qcow2"));

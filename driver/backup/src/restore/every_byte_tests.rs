@@ -14,7 +14,7 @@ use virtfold_archive::source::Source;
 use virtfold_archive::stream::{Compression, ReadAt};
 use virtfold_archive::table::Layout;
 use virtfold_base::units::{DenseOffset, KIB, MIB};
-use virtfold_image::Use;
+use virtfold_image::ImageAccess;
 
 /// An archive in memory; one of its bytes may be another one.
 #[derive(Debug)]
@@ -93,8 +93,8 @@ impl Subject {
             block_size: None,
             detect_zeroes: backup::DetectZeroes::default(),
             limit_rate: None,
-            usage: Use::default(),
-            containers: backup::Containers::Refuse,
+            usage: ImageAccess::default(),
+            containers: backup::RawHeaderCheck::Refuse,
             workers: 2,
         };
         let report = backup::run(&request, &Control::default()).unwrap();
@@ -159,8 +159,8 @@ impl Subject {
             format: None,
             method: Method::Rewrite,
             cluster_size: None,
-            existing: Existing::Keep,
-            checking: Checking::Partial,
+            existing: Overwrite::Keep,
+            checking: VerifyMode::Partial,
             workers: 2,
         };
         let report = run_from(&request, &Control::default(), bytes)?;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{
-    Checking, RestoreReport, RestoreRequest, RestoredDisk, Selection, format_name, method_name, note_lost,
+    RestoreReport, RestoreRequest, RestoredDisk, Selection, VerifyMode, format_name, method_name, note_lost,
     read_options, selected,
 };
 use crate::Control;
@@ -82,7 +82,7 @@ fn restore_opened(
     source: &ArchiveFile,
     name: String,
 ) -> Result<RestoreReport> {
-    let trust = if request.checking == Checking::Partial { Trust::Salvage } else { Trust::Strict };
+    let trust = if request.checking == VerifyMode::Partial { Trust::Salvage } else { Trust::Strict };
     let proven = source.proven();
     if let (Err(error), Trust::Strict) = (&proven, trust) {
         return Err(refuse(&name, Error::new(error.kind(), error.to_string())));
@@ -162,7 +162,7 @@ impl Restorer<'_> {
     fn disk(&mut self, target: &str, spec: &TargetSpec) -> Result<Option<TargetDisk>> {
         let disk = match self.index.disk(target) {
             Ok(disk) => disk,
-            Err(error) if self.request.checking == Checking::Partial => {
+            Err(error) if self.request.checking == VerifyMode::Partial => {
                 let capacity = self.index.head().disk(target).map_or(0, |disk| disk.capacity);
                 note_lost(&mut self.report.damage, target, GuestOffset::ZERO, capacity);
                 self.report.notes.push(error.to_string());
@@ -171,13 +171,13 @@ impl Restorer<'_> {
             Err(error) => return Err(refuse(&self.report.archive, error)),
         };
         let mut output = match self.request.checking {
-            Checking::Partial => TargetDisk::open_blank(spec, &disk.table)?,
-            Checking::All | Checking::Later => TargetDisk::open(spec, &disk.table)?,
+            VerifyMode::Partial => TargetDisk::open_blank(spec, &disk.table)?,
+            VerifyMode::All | VerifyMode::Later => TargetDisk::open(spec, &disk.table)?,
         };
         let dense_len = disk.table.dense_len();
         let shared = self.share(&mut output, disk)?;
         let from = DenseOffset::new(match (shared, self.request.checking) {
-            (Some(shared), Checking::Later) => {
+            (Some(shared), VerifyMode::Later) => {
                 self.report.verified = false;
                 self.report.unread = true;
                 shared
@@ -189,7 +189,7 @@ impl Restorer<'_> {
             self.control.progress.add(piece.len);
             match data {
                 Data::Bytes(bytes) => write_behind(&mut output, piece, bytes, shared_to),
-                Data::Lost if self.request.checking == Checking::Partial => {
+                Data::Lost if self.request.checking == VerifyMode::Partial => {
                     note_lost(&mut self.report.damage, target, piece.guest, piece.len);
                     Ok(())
                 }
@@ -219,7 +219,7 @@ impl Restorer<'_> {
     /// partial restore copies, for what is damaged must not come along.
     fn share(&self, output: &mut TargetDisk, disk: &IndexedDisk) -> Result<Option<u64>> {
         let Some(file) = self.source.shareable() else { return Ok(None) };
-        if !self.index.is_plain() || self.request.checking == Checking::Partial {
+        if !self.index.is_plain() || self.request.checking == VerifyMode::Partial {
             return Ok(None);
         }
         output.share(file, disk.dense_at.get(), disk.table.dense_len())

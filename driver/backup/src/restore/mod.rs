@@ -4,7 +4,7 @@
 //! it is read once, front to back (`pipe`). Either way a disk gets its name when all of it is written, every
 //! MiB of it has had its digest, and it is durable. When anything fails, no file has appeared.
 //!
-//! [`Checking::Partial`] is for the bad day: damage and cuts are noted as ranges of the disk, which stay
+//! [`VerifyMode::Partial`] is for the bad day: damage and cuts are noted as ranges of the disk, which stay
 //! zeros, and the rest is restored.
 
 #[cfg(test)]
@@ -31,7 +31,7 @@ use virtfold_archive::crypt::Identities;
 use virtfold_archive::layout::Kind;
 use virtfold_archive::manifest::{Disk, Manifest};
 use virtfold_archive::stream::ReadOptions;
-use virtfold_base::durable::Existing;
+use virtfold_base::durable::Overwrite;
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_base::units::GuestOffset;
 use virtfold_image::Format;
@@ -48,10 +48,10 @@ pub enum Selection {
 
 /// When data are checked against their digests, and what damage does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Checking {
+pub enum VerifyMode {
     /// Before success is reported; damage is an error.
     All,
-    /// As [`Checking::All`], but data that are shared with the archive instead of copied are not read at all.
+    /// As [`VerifyMode::All`], but data that are shared with the archive instead of copied are not read at all.
     Later,
     /// Damage is noted, and the rest restored.
     Partial,
@@ -73,9 +73,9 @@ pub struct RestoreRequest {
     /// The cluster size of a new qcow2; without it, the source's or 64 KiB.
     pub cluster_size: Option<u64>,
     /// What happens where a target exists.
-    pub existing: Existing,
+    pub existing: Overwrite,
     /// When data are checked.
-    pub checking: Checking,
+    pub checking: VerifyMode,
     /// Threads.
     pub workers: usize,
 }
@@ -198,8 +198,8 @@ pub fn run_over(
 ) -> Result<RestoreReport> {
     let started = Instant::now();
     let mut report = match request.checking {
-        Checking::Partial => file::restore_spooled(request, control, (input, gaps))?,
-        Checking::All | Checking::Later => pipe::restore(request, control, input)?,
+        VerifyMode::Partial => file::restore_spooled(request, control, (input, gaps))?,
+        VerifyMode::All | VerifyMode::Later => pipe::restore(request, control, input)?,
     };
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)

@@ -6,7 +6,7 @@ use std::io::Read;
 use super::{RestoreReport, RestoreRequest, RestoredDisk, format_name, method_name, read_options, selected};
 use crate::Control;
 use crate::target::{TargetDisk, TargetSpec};
-use virtfold_archive::crypt::Incoming;
+use virtfold_archive::crypt::DecryptingReader;
 use virtfold_archive::manifest::Manifest;
 use virtfold_archive::reader::{Reader, Visitor};
 use virtfold_archive::stream::{read_pipe, tell_zeros};
@@ -29,7 +29,7 @@ pub(super) fn restore(
         true => Error::new(ErrorKind::Interrupted, "the restore was interrupted"),
         false => error,
     };
-    let input = Incoming::open(input, name, &request.identities).map_err(interrupted)?;
+    let input = DecryptingReader::open(input, name, &request.identities).map_err(interrupted)?;
     let mut reader = Reader::new(&mut disks);
     let end = read_pipe(input, name, &options, |chunk| reader.chunk(&chunk)).map_err(interrupted)?;
     end.check(name)?;

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileTypeExt;
 use serde::Serialize;
 
 use super::room::{Forecast, Room, shareable};
-use super::{Checking, RestoreRequest, format_name, method_name, read_options, selected};
+use super::{RestoreRequest, VerifyMode, format_name, method_name, read_options, selected};
 use crate::{Control, inspect};
 use virtfold_archive::crypt::ArchiveFile;
 use virtfold_archive::index::{ArchiveIndex, Trust};
@@ -57,8 +57,8 @@ pub fn plan(request: &RestoreRequest, control: &Control, files: &dyn HostFiles) 
     }
     let source = ArchiveFile::salvage(medium::open(&request.archive)?, &request.identities)?;
     let trust = match request.checking {
-        Checking::Partial => Trust::Salvage,
-        Checking::All | Checking::Later => {
+        VerifyMode::Partial => Trust::Salvage,
+        VerifyMode::All | VerifyMode::Later => {
             source.proven()?;
             Trust::Strict
         }

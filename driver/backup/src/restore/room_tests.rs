@@ -6,7 +6,7 @@ use super::*;
 use crate::target::{Compat, TargetDisk, TargetSpec};
 use virtfold_archive::manifest::Source;
 use virtfold_archive::table::{Builder, CorrespondenceTable, Layout, Run};
-use virtfold_base::durable::Existing;
+use virtfold_base::durable::Overwrite;
 use virtfold_base::units::{GuestOffset, KIB, MIB};
 use virtfold_hypervisor::host::LocalFiles;
 
@@ -39,7 +39,7 @@ fn described(table: &CorrespondenceTable) -> Disk {
 fn taken(table: &CorrespondenceTable, format: TargetFormat, folder: &Path) -> u64 {
     let path = folder.join("disk");
     let spec =
-        TargetSpec { path: path.clone(), format, method: Method::Rewrite, existing: Existing::Replace };
+        TargetSpec { path: path.clone(), format, method: Method::Rewrite, existing: Overwrite::Replace };
     let mut target = TargetDisk::open(&spec, table).unwrap();
     for run in table.iter() {
         let run: Run = run.unwrap();

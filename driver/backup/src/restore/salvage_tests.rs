@@ -2,13 +2,13 @@
 
 use super::*;
 use crate::backup::{self, BackupRequest, ImageSpec};
-use crate::restore::{Checking, Selection, run, run_from, run_over};
+use crate::restore::{Selection, VerifyMode, run, run_from, run_over};
 use crate::target::Method;
 use virtfold_archive::stream::Compression;
 use virtfold_archive::table::Layout;
-use virtfold_base::durable::Existing;
+use virtfold_base::durable::Overwrite;
 use virtfold_base::units::MIB;
-use virtfold_image::{Format, Use};
+use virtfold_image::{Format, ImageAccess};
 use virtfold_medium::Location;
 
 const DISKS: [(&str, u64); 2] = [("vda", 5), ("vdb", 3)];
@@ -40,8 +40,8 @@ impl Lab {
             block_size: None,
             detect_zeroes: crate::backup::DetectZeroes::default(),
             limit_rate: None,
-            usage: Use::default(),
-            containers: backup::Containers::Refuse,
+            usage: ImageAccess::default(),
+            containers: backup::RawHeaderCheck::Refuse,
             workers: 2,
         };
         let report = backup::run(&request, &Control::default()).unwrap();
@@ -49,7 +49,7 @@ impl Lab {
         Self { folder, archive }
     }
 
-    fn request(&self, archive: Location, checking: Checking) -> RestoreRequest {
+    fn request(&self, archive: Location, checking: VerifyMode) -> RestoreRequest {
         RestoreRequest {
             archive,
             identities: virtfold_archive::crypt::Identities::default(),
@@ -57,7 +57,7 @@ impl Lab {
             format: None,
             method: Method::Rewrite,
             cluster_size: None,
-            existing: Existing::Replace,
+            existing: Overwrite::Replace,
             checking,
             workers: 2,
         }
@@ -68,7 +68,8 @@ impl Lab {
         for (target, _) in DISKS {
             std::fs::remove_file(self.folder.path().join(format!("{target}.raw"))).unwrap_or_default();
         }
-        let report = run_from(&self.request(Location::Pipe, Checking::Partial), &Control::default(), stream)?;
+        let report =
+            run_from(&self.request(Location::Pipe, VerifyMode::Partial), &Control::default(), stream)?;
         for (target, mib) in DISKS {
             let was = std::fs::read(self.folder.path().join(format!("{target}.img"))).unwrap();
             let lost: u64 = report.damage.iter().filter(|l| l.disk == target).map(|l| l.length).sum();
@@ -132,7 +133,7 @@ fn a_damaged_byte_costs_as_much_as_from_a_file() {
             broken[at] ^= 0x10;
             let piped = lab.salvage(&broken).unwrap();
             std::fs::write(&file, &broken).unwrap();
-            let request = lab.request(Location::Path(file.clone()), Checking::Partial);
+            let request = lab.request(Location::Path(file.clone()), VerifyMode::Partial);
             let expected = run(&request, &Control::default()).unwrap();
             assert_eq!(piped.damage, expected.damage, "{compression:?}, byte {at}");
             assert!(
@@ -153,7 +154,7 @@ fn gaps_of_the_medium_are_lost_and_what_is_behind_them_is_not() {
     holed[place(gap.start)..place(gap.end)].fill(0);
     let gaps = Gaps::default();
     gaps.add(gap.clone());
-    let request = lab.request(Location::Pipe, Checking::Partial);
+    let request = lab.request(Location::Pipe, VerifyMode::Partial);
     let report = run_over(&request, &Control::default(), (holed.as_slice(), &gaps)).unwrap();
     // Of a plain archive a digest vouches for a MiB, so the rest of that goes, too.
     let lost: u64 = report.damage.iter().map(|range| range.length).sum();

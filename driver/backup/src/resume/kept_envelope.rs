@@ -17,7 +17,7 @@ use rustix::fs::{Mode, OFlags};
 use uuid::Uuid;
 
 use virtfold_archive::crypt::Envelope;
-use virtfold_hooks::Whose;
+use virtfold_hooks::HookOwner;
 
 use virtfold_base::durable;
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
@@ -27,16 +27,16 @@ const RAMFS: FsType = FsType(0x8584_58f6);
 
 /// An envelope in a file, which goes when this is dropped.
 #[derive(Debug)]
-pub struct KeptEnvelope {
+pub struct SavedEnvelope {
     path: PathBuf,
     stays: bool,
 }
 
-impl KeptEnvelope {
+impl SavedEnvelope {
     /// Where envelopes are kept: `VIRTFOLD_KEYS`, or `/run/virtfold/keys`; an ordinary user's in his runtime directory.
     pub fn usual_directory() -> PathBuf {
         let said = std::env::var_os("VIRTFOLD_KEYS").filter(|value| !value.is_empty());
-        let said = said.map_or_else(|| Whose::caller().runtime().join("keys"), PathBuf::from);
+        let said = said.map_or_else(|| HookOwner::caller().runtime().join("keys"), PathBuf::from);
         // Whoever goes on may be somewhere else.
         std::path::absolute(&said).unwrap_or(said)
     }
@@ -67,7 +67,7 @@ impl KeptEnvelope {
     /// The envelope; `None` where it is not there.
     ///
     /// # Errors
-    /// As [`KeptEnvelope::keep`]; the file can't be read or is none.
+    /// As [`SavedEnvelope::keep`]; the file can't be read or is none.
     pub fn read(&self) -> Result<Option<Envelope>> {
         let path = &self.path;
         let cannot = || format!("cannot read '{}'", path.display());
@@ -92,7 +92,7 @@ impl KeptEnvelope {
     }
 }
 
-impl Drop for KeptEnvelope {
+impl Drop for SavedEnvelope {
     fn drop(&mut self) {
         if self.stays {
             return;
@@ -170,15 +170,15 @@ mod tests {
         let memory = tempfile::tempdir_in("/dev/shm").unwrap();
         let folder = memory.path().join("a/keys");
         let archive = Uuid::new_v4();
-        assert!(KeptEnvelope::of(&folder, archive).read().unwrap().is_none());
+        assert!(SavedEnvelope::of(&folder, archive).read().unwrap().is_none());
         let identity = age::x25519::Identity::generate();
         let recipients = Recipients::gather(&[identity.to_public().to_string()], None).unwrap().unwrap();
         let envelope = Envelope::new(&recipients).unwrap();
-        let mut kept = KeptEnvelope::keep(&folder, archive, &envelope).unwrap();
+        let mut kept = SavedEnvelope::keep(&folder, archive, &envelope).unwrap();
         kept.leave();
         drop(kept);
-        assert!(KeptEnvelope::of(&folder, Uuid::new_v4()).read().unwrap().is_none());
-        let kept = KeptEnvelope::of(&folder, archive);
+        assert!(SavedEnvelope::of(&folder, Uuid::new_v4()).read().unwrap().is_none());
+        let kept = SavedEnvelope::of(&folder, archive);
         let found = kept.read().unwrap().unwrap();
         assert!(found.encode().expose_secret() == envelope.encode().expose_secret());
         let file = folder.join(format!("{archive}.key"));
@@ -188,10 +188,10 @@ mod tests {
         assert!(!file.exists());
         // Neither on a disk, nor where others look, nor what is none.
         let disk = tempfile::tempdir_in("/var/tmp").unwrap();
-        let refused = KeptEnvelope::keep(disk.path(), archive, &envelope).unwrap_err().to_string();
+        let refused = SavedEnvelope::keep(disk.path(), archive, &envelope).unwrap_err().to_string();
         assert!(refused.contains("it is not in memory"), "{refused}");
         std::fs::write(&file, b"virtfold key 1").unwrap();
-        let mut left = KeptEnvelope::of(&folder, archive);
+        let mut left = SavedEnvelope::of(&folder, archive);
         left.leave();
         assert_eq!(left.read().unwrap_err().kind(), ErrorKind::Damaged);
         let whole = envelope.encode();
@@ -205,8 +205,8 @@ mod tests {
         assert!(left.read().unwrap().is_some());
         let link = memory.path().join("link");
         std::os::unix::fs::symlink(&folder, &link).unwrap();
-        KeptEnvelope::keep(&link, Uuid::new_v4(), &envelope).unwrap_err();
-        let mut linked = KeptEnvelope::of(&link, archive);
+        SavedEnvelope::keep(&link, Uuid::new_v4(), &envelope).unwrap_err();
+        let mut linked = SavedEnvelope::of(&link, archive);
         linked.leave();
         linked.read().unwrap_err();
         std::fs::rename(&file, memory.path().join("elsewhere")).unwrap();

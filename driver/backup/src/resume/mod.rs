@@ -9,7 +9,7 @@
 //! Invariants: nobody goes on with the archive of a process that lives (it holds a lock on its record); each entry of a record is true by itself, so what is
 //! lost of a record costs work and nothing else; whatever is not proven to be the same starts anew.
 //!
-//! An encrypted archive needs its key, which lies in memory apart from the record ([`KeptEnvelope`]): where the host was restarted, it starts anew.
+//! An encrypted archive needs its key, which lies in memory apart from the record ([`SavedEnvelope`]): where the host was restarted, it starts anew.
 //!
 //! One medium at a time: several copies and pipes are not gone on with by another process, nor are block devices as sources, which don't tell when they
 //! were written to. What a tape has of an archive the catalog knows, and no mark is kept of it.
@@ -31,13 +31,13 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-pub use self::kept_envelope::KeptEnvelope;
+pub use self::kept_envelope::SavedEnvelope;
 use self::origin::Facts;
 pub use self::origin::Origin;
-pub(crate) use self::record::Record;
-pub use self::record::{Log, read_chunks, read_marks};
+pub(crate) use self::record::ResumeRecord;
+pub use self::record::{ChunkJournal, read_chunks, read_marks};
 use self::record::{Parts, Saved};
-pub(crate) use self::rows::SavedRows;
+pub(crate) use self::rows::SavedAllocation;
 use super::disks::DiskSet;
 use virtfold_archive::crypt::{Envelope, Recipients};
 use virtfold_archive::manifest::Manifest;
@@ -45,7 +45,7 @@ use virtfold_archive::stream::Cancel;
 use virtfold_archive::writer::Attachment;
 use virtfold_base::error::{Error, ErrorKind, Result, sentence};
 use virtfold_base::units::Human;
-use virtfold_medium::{Label, Location, Medium, Notes, Remains, Reopened};
+use virtfold_medium::{Label, Location, Medium, Notes, PartialArchive, Resumed};
 
 /// What is done with a record that is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,14 +59,14 @@ pub enum Wish {
 }
 
 /// Opens again what a dead process has left at a place: [`virtfold_medium::reopen`], or what knows a tape's drive, too.
-pub type Reopen<'a> = &'a dyn Fn(&Location, &Label, &Cancel, &Remains) -> Result<Reopened>;
+pub type Reopen<'a> = &'a dyn Fn(&Location, &Label, &Cancel, &PartialArchive) -> Result<Resumed>;
 
 /// Reads what a dead process has left of a file at a place; nothing, where it is not there:
 /// [`virtfold_medium::read_back`], or who has another process do it.
-pub type ReadBack<'a> = &'a dyn Fn(&Location, &Cancel, &Remains) -> Result<Option<Box<dyn Read>>>;
+pub type ReadBack<'a> = &'a dyn Fn(&Location, &Cancel, &PartialArchive) -> Result<Option<Box<dyn Read>>>;
 
 /// Takes away what a dead process has left and nobody goes on with: [`virtfold_medium::discard`], or who has another process do it.
-pub type Discard<'a> = &'a dyn Fn(&Remains) -> Result<()>;
+pub type Discard<'a> = &'a dyn Fn(&PartialArchive) -> Result<()>;
 
 /// Where a backup keeps its record.
 #[derive(Clone, Copy)]
@@ -96,7 +96,7 @@ impl fmt::Debug for Keep<'_> {
 }
 
 /// What an archive is going to be made of.
-pub(super) struct Candidate<'a> {
+pub(super) struct NewArchive<'a> {
     pub(super) head: &'a Manifest,
     pub(super) attachments: &'a [Attachment],
     pub(super) disks: &'a DiskSet,
@@ -106,7 +106,7 @@ pub(super) struct Candidate<'a> {
 }
 
 /// An archive that is begun or gone on with.
-pub(super) struct Begun {
+pub(super) struct OpenArchive {
     /// Dropped behind the medium, so that a medium that can't take away what it has written can say so.
     pub(super) head: Manifest,
     pub(super) attachments: Vec<Attachment>,
@@ -114,17 +114,17 @@ pub(super) struct Begun {
     /// The head and the key of one that is encrypted.
     pub(super) envelope: Option<Envelope>,
     /// The rows of the disks' allocation tables, where it is gone on with.
-    pub(super) rows: Vec<SavedRows>,
-    pub(super) log: Log,
+    pub(super) rows: Vec<SavedAllocation>,
+    pub(super) log: ChunkJournal,
     /// Bytes that the medium has of an earlier run.
     pub(super) at: Option<u64>,
-    pub(super) record: Option<Record>,
+    pub(super) record: Option<ResumeRecord>,
 }
 
 /// How an archive begins.
 pub(super) enum Start {
     /// Where an earlier process was.
-    GoOn(Box<Begun>),
+    GoOn(Box<OpenArchive>),
     /// At its beginning, and this is what its record is to say; nothing, where it can have none.
     Anew(Option<Box<Origin>>),
 }
@@ -154,7 +154,7 @@ impl Keep<'_> {
     }
 
     /// Whether the archive goes on, and if so, where.
-    pub(super) fn start(&self, candidate: &Candidate<'_>, cancel: &Cancel) -> Result<Start> {
+    pub(super) fn start(&self, candidate: &NewArchive<'_>, cancel: &Cancel) -> Result<Start> {
         let origin = match self.place() {
             Some(place) => Origin::of(candidate, place, self)?,
             None => None,
@@ -189,9 +189,9 @@ impl Keep<'_> {
         &self,
         mut saved: Saved,
         origin: &Origin,
-        candidate: &Candidate<'_>,
+        candidate: &NewArchive<'_>,
         cancel: &Cancel,
-    ) -> Result<Option<Begun>> {
+    ) -> Result<Option<OpenArchive>> {
         let name = saved.origin.name.clone();
         let why_not = match self.wish {
             Wish::Anew => Some("that is wished".to_owned()),
@@ -204,7 +204,7 @@ impl Keep<'_> {
             proven.inspect_err(|_| saved.record.keep_it())?;
         }
         let reopened = match &envelope {
-            Err(why) => Reopened::Gone(why.clone()),
+            Err(why) => Resumed::Gone(why.clone()),
             Ok(_) => {
                 let label = Label { name: name.clone(), id: saved.head.archive, ..candidate.label.clone() };
                 let place = self.place().ok_or_else(unplaced)?;
@@ -213,15 +213,15 @@ impl Keep<'_> {
             }
         };
         match reopened {
-            Reopened::At(mut medium, at) => {
+            Resumed::At(mut medium, at) => {
                 tracing::warn!("going on with '{name}' at {}", Human(at));
                 let Saved { record, head, attachments, rows, log, .. } = saved;
                 let envelope = envelope.ok().flatten();
                 medium.keep(Arc::clone(&record.notes) as Arc<dyn Notes>);
                 let (at, record) = (Some(at), Some(record));
-                Ok(Some(Begun { head, attachments, medium, envelope, rows, log, at, record }))
+                Ok(Some(OpenArchive { head, attachments, medium, envelope, rows, log, at, record }))
             }
-            Reopened::Gone(why) => {
+            Resumed::Gone(why) => {
                 tracing::warn!("'{name}' was broken off and is not gone on with: {why}");
                 discard(&mut saved, self.discard);
                 Ok(None)
@@ -255,7 +255,7 @@ impl Keep<'_> {
         (origin, envelope): (Option<&Origin>, Option<&Envelope>),
         parts: Parts<'_>,
         medium: &mut dyn Medium,
-    ) -> (Option<Record>, Log) {
+    ) -> (Option<ResumeRecord>, ChunkJournal) {
         let Some(origin) = origin else { return Default::default() };
         let begun = record::begin(self.state_dir, origin, parts).and_then(|(mut record, log)| {
             // Behind the record: a key that no record knows would stay.

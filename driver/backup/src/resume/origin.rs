@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::KeptEnvelope;
-use super::{Candidate, Keep};
+use super::SavedEnvelope;
+use super::{Keep, NewArchive};
 use crate::disks::DiskSet;
 use virtfold_archive::crypt::Recipients;
 use virtfold_archive::layout;
@@ -58,14 +58,14 @@ pub(super) struct Facts {
     #[serde(default)]
     encrypted_to: Vec<String>,
     disks: Vec<Disk>,
-    files: Vec<FileMark>,
+    files: Vec<SourceStamp>,
     /// Of all runs of all disks.
     runs: Digest,
 }
 
 /// A file of a source.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct FileMark {
+struct SourceStamp {
     path: PathBuf,
     identity: (u64, u64),
     size: u64,
@@ -75,7 +75,7 @@ struct FileMark {
     changed: (i64, i64),
 }
 
-impl FileMark {
+impl SourceStamp {
     /// `None` for a block device: it does not say when it was written to.
     fn of(path: &Path) -> Result<Option<Self>> {
         let cannot = || format!("cannot look at '{}'", path.display());
@@ -94,11 +94,11 @@ impl FileMark {
 }
 
 impl Facts {
-    fn of(candidate: &Candidate<'_>) -> Result<Option<Self>> {
-        let Candidate { head, disks, .. } = *candidate;
+    fn of(candidate: &NewArchive<'_>) -> Result<Option<Self>> {
+        let NewArchive { head, disks, .. } = *candidate;
         let mut files = Vec::new();
         for (path, _) in disks.0.iter().flat_map(|disk| disk.image.host_files()) {
-            match FileMark::of(path)? {
+            match SourceStamp::of(path)? {
                 Some(mark) => files.push(mark),
                 None => return Ok(None),
             }
@@ -142,8 +142,8 @@ fn runs(disks: &DiskSet) -> Result<Digest> {
 
 impl Origin {
     /// The origin of an archive that goes to `place`; `None` where its sources don't tell whether they have changed.
-    pub(super) fn of(candidate: &Candidate<'_>, place: &Location, keep: &Keep<'_>) -> Result<Option<Self>> {
-        let Candidate { head, attachments, label, .. } = *candidate;
+    pub(super) fn of(candidate: &NewArchive<'_>, place: &Location, keep: &Keep<'_>) -> Result<Option<Self>> {
+        let NewArchive { head, attachments, label, .. } = *candidate;
         let Some(facts) = Facts::of(candidate)? else { return Ok(None) };
         let member =
             |file: &Attachment| (file.name.clone(), file.content.len() as u64, Digest::of(&file.content));
@@ -198,8 +198,8 @@ impl Origin {
     }
 
     /// The key of its archive, where that is encrypted.
-    pub(super) fn key(&self) -> Option<KeptEnvelope> {
-        self.keys.as_ref().map(|directory| KeptEnvelope::of(directory, self.archive))
+    pub(super) fn key(&self) -> Option<SavedEnvelope> {
+        self.keys.as_ref().map(|directory| SavedEnvelope::of(directory, self.archive))
     }
 
     /// Why the archive of this origin can't be gone on with by somebody who would make `now`.

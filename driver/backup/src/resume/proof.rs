@@ -9,7 +9,7 @@
 use std::io::{BufReader, Read};
 use std::sync::atomic::Ordering;
 
-use super::record::Log;
+use super::record::ChunkJournal;
 use virtfold_archive::crypt::Envelope;
 use virtfold_archive::stream::{Cancel, ChunkLog};
 use virtfold_base::error::{Error, ErrorKind, Result};
@@ -19,7 +19,7 @@ const BUFFER: usize = 256 << 10;
 
 /// How far a file is what was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Proof {
+pub(super) struct VerifiedPrefix {
     /// Its first bytes that are right.
     pub(super) right: u64,
     /// Whether something in what the disk was said to have is not.
@@ -32,10 +32,10 @@ pub(super) struct Proof {
 /// Interrupted; the log can't be read.
 pub(super) fn of(
     (input, synced): (impl Read, u64),
-    log: &mut Log,
+    log: &mut ChunkJournal,
     envelope: Option<&Envelope>,
     cancel: &Cancel,
-) -> Result<Proof> {
+) -> Result<VerifiedPrefix> {
     let input = BufReader::with_capacity(BUFFER, input);
     let (right, whole) = match envelope {
         Some(envelope) => envelope.proven(input, synced),
@@ -49,11 +49,11 @@ pub(super) fn of(
         let what = "the backup was told to end while it read what an earlier run had left";
         return Err(Error::new(ErrorKind::Interrupted, what));
     }
-    Ok(Proof { right, is_damaged: right < whole })
+    Ok(VerifiedPrefix { right, is_damaged: right < whole })
 }
 
 /// How many bytes the chunks have that are kept and are right.
-fn chunks(mut input: impl Read, log: &Log, cancel: &Cancel) -> Result<u64> {
+fn chunks(mut input: impl Read, log: &ChunkJournal, cancel: &Cancel) -> Result<u64> {
     let mut right = 0;
     let mut bytes = Vec::new();
     for number in 0..log.kept() {

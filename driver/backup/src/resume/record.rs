@@ -3,11 +3,11 @@
 //! - `origin.json`, `virtfold.json`, `member-N`: what the archive is made of, its head and its other members as they are in it. They are whole: the
 //!   directory gets its name when they are durable.
 //! - `rows-N`: the rows of each disk's allocation table, as they are in the archive, with a digest behind them. They are made again from the images in no other way:
-//!   which parts of a block are holes is what the file system says, and it says now this, now that ([`SavedRows`]).
+//!   which parts of a block are holes is what the file system says, and it says now this, now that ([`SavedAllocation`]).
 //! - `chunks`: one entry of 44 bytes for each chunk that was put out, its record and a CRC over that, its number and the archive's id.
 //! - `marks`: what the medium says is durable, a line of JSON each, behind a CRC. The file is locked by the process that writes the archive.
 //!
-//! The key of an encrypted archive is not here: it must not get to a disk ([`KeptEnvelope`]).
+//! The key of an encrypted archive is not here: it must not get to a disk ([`SavedEnvelope`]).
 //!
 //! The two logs grow at their ends; what is torn there, or not right, is cut off with all that follows.
 
@@ -21,16 +21,16 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use super::KeptEnvelope;
+use super::SavedEnvelope;
 use super::origin::{MAX_LEN, Origin};
-use super::rows::SavedRows;
+use super::rows::SavedAllocation;
 use virtfold_archive::crypt::Envelope;
 use virtfold_archive::manifest::{self, Manifest};
-use virtfold_archive::stream::{ChunkLog, ChunkRecord, Chunks, Digest};
+use virtfold_archive::stream::{ChunkLog, ChunkRecord, ChunkRecords, Digest};
 use virtfold_archive::writer::{Attachment, DiskTables};
 use virtfold_base::durable;
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
-use virtfold_medium::{Mark, Notes, Remains};
+use virtfold_medium::{Mark, Notes, PartialArchive};
 
 /// Bytes of a chunk's entry.
 const ENTRY: usize = 44;
@@ -43,15 +43,15 @@ const SYNC_EVERY: Duration = Duration::from_secs(1);
 
 /// A record, held by this process. Dropped, it is gone, unless something was left that is to be gone on with.
 #[derive(Debug)]
-pub(crate) struct Record {
+pub(crate) struct ResumeRecord {
     directory: PathBuf,
-    pub(super) notes: Arc<MarkFile>,
+    pub(super) notes: Arc<DurableMarkFile>,
     /// The key of an encrypted archive.
-    key: Option<KeptEnvelope>,
+    key: Option<SavedEnvelope>,
     is_kept: bool,
 }
 
-impl Record {
+impl ResumeRecord {
     /// It stays when it is dropped.
     pub(super) fn keep_it(&mut self) {
         self.is_kept = true;
@@ -59,20 +59,20 @@ impl Record {
 
     /// Keeps the key of its archive, which goes and stays with it.
     pub(super) fn hold(&mut self, keys: &Path, archive: Uuid, envelope: &Envelope) -> Result<()> {
-        self.key = Some(KeptEnvelope::keep(keys, archive, envelope)?);
+        self.key = Some(SavedEnvelope::keep(keys, archive, envelope)?);
         Ok(())
     }
 
     /// The key of its archive; `None` where there is none.
     pub(super) fn envelope(&self) -> Result<Option<Envelope>> {
-        self.key.as_ref().map(KeptEnvelope::read).transpose().map(Option::flatten)
+        self.key.as_ref().map(SavedEnvelope::read).transpose().map(Option::flatten)
     }
 }
 
-impl Drop for Record {
+impl Drop for ResumeRecord {
     fn drop(&mut self) {
         if self.is_kept || self.notes.left.load(Ordering::Relaxed) {
-            self.key.iter_mut().for_each(KeptEnvelope::leave);
+            self.key.iter_mut().for_each(SavedEnvelope::leave);
             return;
         }
         // Before the record: a key that no record knows nobody would ever remove, should this process be killed here.
@@ -85,19 +85,19 @@ impl Drop for Record {
 
 /// The log of marks, and the lock. A killed process's marks are there in any case; for a power cut's sake they are synced now and then.
 #[derive(Debug)]
-pub(super) struct MarkFile {
+pub(super) struct DurableMarkFile {
     /// The file, when it was last synced, and whether it still takes marks.
     file: Mutex<(File, Instant, bool)>,
     left: AtomicBool,
 }
 
-impl MarkFile {
+impl DurableMarkFile {
     fn new(file: File) -> Arc<Self> {
         Arc::new(Self { file: Mutex::new((file, Instant::now(), true)), left: AtomicBool::new(false) })
     }
 }
 
-impl Drop for MarkFile {
+impl Drop for DurableMarkFile {
     fn drop(&mut self) {
         let (file, ..) = self.file.get_mut().unwrap_or_else(PoisonError::into_inner);
         // A process that another thread is just starting has the file open, too, for a moment.
@@ -107,7 +107,7 @@ impl Drop for MarkFile {
     }
 }
 
-impl Notes for MarkFile {
+impl Notes for DurableMarkFile {
     fn note(&self, mark: &Mark) {
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         let (open, synced, takes) = &mut *file;
@@ -144,8 +144,8 @@ fn decode_mark(line: &[u8]) -> Option<Mark> {
 }
 
 /// Reads marks; also how many bytes of them are right.
-pub fn read_marks(bytes: &[u8]) -> (Remains, u64) {
-    let mut remains = Remains::default();
+pub fn read_marks(bytes: &[u8]) -> (PartialArchive, u64) {
+    let mut remains = PartialArchive::default();
     let mut right = 0;
     for line in bytes.split_inclusive(|byte| *byte == b'\n') {
         let Some(mark) = decode_mark(line) else { break };
@@ -169,8 +169,8 @@ fn entry(archive: Uuid, number: u64, chunk: &ChunkRecord) -> [u8; ENTRY] {
 ///
 /// # Errors
 /// When they can't be read, or don't fit anywhere.
-pub fn read_chunks(archive: Uuid, mut input: impl Read) -> Result<(Chunks, u64)> {
-    let mut chunks = Chunks::default();
+pub fn read_chunks(archive: Uuid, mut input: impl Read) -> Result<(ChunkRecords, u64)> {
+    let mut chunks = ChunkRecords::default();
     loop {
         let mut bytes = [0; ENTRY];
         match input.read_exact(&mut bytes) {
@@ -188,18 +188,18 @@ pub fn read_chunks(archive: Uuid, mut input: impl Read) -> Result<(Chunks, u64)>
 
 /// The chunks of an archive, in memory, and where there is a record, in it.
 #[derive(Debug, Default)]
-pub struct Log {
-    chunks: Chunks,
+pub struct ChunkJournal {
+    chunks: ChunkRecords,
     file: Option<(File, Uuid)>,
 }
 
-impl Log {
+impl ChunkJournal {
     /// A log of the archive's chunks from its beginning, which goes into `file`, too.
     pub(super) fn to(file: File, archive: Uuid) -> Self {
-        Self { chunks: Chunks::default(), file: Some((file, archive)) }
+        Self { chunks: ChunkRecords::default(), file: Some((file, archive)) }
     }
 
-    /// As [`Chunks::keep_within`].
+    /// As [`ChunkRecords::keep_within`].
     ///
     /// # Errors
     /// As there.
@@ -208,7 +208,7 @@ impl Log {
     }
 }
 
-impl ChunkLog for Log {
+impl ChunkLog for ChunkJournal {
     fn kept(&self) -> u64 {
         self.chunks.kept()
     }
@@ -242,7 +242,7 @@ pub(super) fn begin(
     state_dir: &Path,
     origin: &Origin,
     (head, attachments, tables): Parts<'_>,
-) -> Result<(Record, Log)> {
+) -> Result<(ResumeRecord, ChunkJournal)> {
     let folder = folder(state_dir);
     let cannot = || format!("cannot keep a record in '{}'", folder.display());
     if !state_dir.is_dir() {
@@ -263,8 +263,8 @@ pub(super) fn begin(
     };
     fs::rename(&fresh, &directory).at(cannot)?;
     File::open(&folder).and_then(|folder| folder.sync_all()).at(cannot)?;
-    let record = Record { directory, notes: MarkFile::new(marks), key: None, is_kept: false };
-    Ok((record, Log::to(chunks, origin.archive)))
+    let record = ResumeRecord { directory, notes: DurableMarkFile::new(marks), key: None, is_kept: false };
+    Ok((record, ChunkJournal::to(chunks, origin.archive)))
 }
 
 fn fill(directory: &Path, origin: &Origin, (head, attachments, tables): Parts<'_>) -> Result<(File, File)> {
@@ -283,7 +283,7 @@ fn fill(directory: &Path, origin: &Origin, (head, attachments, tables): Parts<'_
         make(&format!("member-{index}"), &attachment.content)?;
     }
     for (index, tables) in tables.iter().enumerate() {
-        SavedRows::write(&directory.join(format!("rows-{index}")), *tables)?;
+        SavedAllocation::write(&directory.join(format!("rows-{index}")), *tables)?;
     }
     let chunks = make("chunks", b"")?;
     let marks = make("marks", b"")?;
@@ -309,13 +309,13 @@ pub(super) struct Found {
 
 /// A dead process's record, with all that is in it.
 pub(super) struct Saved {
-    pub(super) record: Record,
+    pub(super) record: ResumeRecord,
     pub(super) origin: Origin,
     pub(super) head: Manifest,
     pub(super) attachments: Vec<Attachment>,
-    pub(super) rows: Vec<SavedRows>,
-    pub(super) log: Log,
-    pub(super) remains: Remains,
+    pub(super) rows: Vec<SavedAllocation>,
+    pub(super) log: ChunkJournal,
+    pub(super) remains: PartialArchive,
 }
 
 /// All records that can be read. One that can't be is nobody's to go on with.
@@ -401,7 +401,7 @@ impl Found {
             }
             attachments.push(Attachment { name: name.clone(), content });
         }
-        let rows = |index| SavedRows::open(&directory.join(format!("rows-{index}")));
+        let rows = |index| SavedAllocation::open(&directory.join(format!("rows-{index}")));
         let rows = (0..head.disks.len()).map(rows).collect::<Result<_>>()?;
         let mut bytes = Vec::new();
         Read::by_ref(&mut marks).take(MAX_MARKS).read_to_end(&mut bytes).at(cannot)?;
@@ -411,8 +411,9 @@ impl Found {
         let mut file = opened.at(cannot)?;
         let (chunks, right) = read_chunks(origin.archive, BufReader::new(&file))?;
         cut(&mut file, right).at(cannot)?;
-        let log = Log { chunks, file: Some((file, origin.archive)) };
-        let record = Record { directory, notes: MarkFile::new(marks), key: origin.key(), is_kept: false };
+        let log = ChunkJournal { chunks, file: Some((file, origin.archive)) };
+        let record =
+            ResumeRecord { directory, notes: DurableMarkFile::new(marks), key: origin.key(), is_kept: false };
         Ok(Saved { record, origin, head, attachments, rows, log, remains })
     }
 }

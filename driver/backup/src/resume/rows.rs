@@ -19,7 +19,7 @@ use virtfold_base::units::{GuestOffset, HostOffset};
 
 /// Rows of an allocation table in a file.
 #[derive(Debug)]
-pub(crate) struct SavedRows {
+pub(crate) struct SavedAllocation {
     file: File,
     count: u64,
 }
@@ -61,7 +61,7 @@ fn decode_row(guest: GuestOffset, bytes: &[u8; ROW]) -> Option<AllocationRow> {
     Some(AllocationRow { guest, len: u64::from_le_bytes(*len), kind, host })
 }
 
-impl SavedRows {
+impl SavedAllocation {
     /// Saves the rows of a table.
     pub(super) fn write(path: &Path, tables: &dyn DiskTables) -> Result<()> {
         let cannot = || format!("cannot write '{}'", path.display());
@@ -134,7 +134,7 @@ impl Read for ReadFrom<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use virtfold_archive::writer::Runs;
+    use virtfold_archive::writer::MapEntries;
 
     struct Table(Vec<AllocationRow>);
 
@@ -143,7 +143,7 @@ mod tests {
             Box::new(self.0.iter().map(|row| Ok(*row)))
         }
 
-        fn runs(&self) -> Runs<'_> {
+        fn runs(&self) -> MapEntries<'_> {
             Box::new(std::iter::empty())
         }
     }
@@ -161,8 +161,8 @@ mod tests {
         let rows: Vec<_> = rows.collect();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("rows");
-        SavedRows::write(&path, &Table(rows.clone())).unwrap();
-        let saved = SavedRows::open(&path).unwrap();
+        SavedAllocation::write(&path, &Table(rows.clone())).unwrap();
+        let saved = SavedAllocation::open(&path).unwrap();
         for _ in 0..2 {
             assert_eq!(saved.rows().collect::<Result<Vec<_>>>().unwrap(), rows);
         }
@@ -171,9 +171,9 @@ mod tests {
             let mut bad = whole.clone();
             bad[at] ^= 1;
             std::fs::write(&path, &bad).unwrap();
-            assert_eq!(SavedRows::open(&path).unwrap_err().kind(), ErrorKind::Damaged, "{at}");
+            assert_eq!(SavedAllocation::open(&path).unwrap_err().kind(), ErrorKind::Damaged, "{at}");
             std::fs::write(&path, &whole[..at]).unwrap();
-            assert!(SavedRows::open(&path).is_err(), "cut at {at}");
+            assert!(SavedAllocation::open(&path).is_err(), "cut at {at}");
         }
     }
 }

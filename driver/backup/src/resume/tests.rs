@@ -6,12 +6,12 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::Control;
-use crate::backup::{Manner, Material, write_kept};
+use crate::backup::{ArchiveOptions, BackupInput, write_kept};
 use virtfold_archive::stream::{ChunkLog, ChunkRecord, Compression, Digest};
 use virtfold_archive::table::Layout;
 use virtfold_image::{DiskImage, Format, OpenOptions};
 use virtfold_medium as medium;
-use virtfold_medium::{Mark, Remains};
+use virtfold_medium::{Mark, PartialArchive};
 
 fn chunk(number: u32) -> ChunkRecord {
     ChunkRecord { digest: Digest::of(&number.to_le_bytes()), stored: number, len: 1 << 20 }
@@ -60,7 +60,7 @@ impl Lab {
     /// A backup; `meanwhile` is done when it has begun.
     fn backup(&self, wish: Wish, meanwhile: impl FnOnce()) -> Result<crate::backup::BackupReport> {
         let image = DiskImage::open(&self.folder.path().join("a.raw"), Format::Raw, &OpenOptions::default())?;
-        let material = Material {
+        let material = BackupInput {
             subject: virtfold_archive::manifest::Subject::Images {
                 name: "a".to_owned(),
                 labelled: false,
@@ -70,7 +70,7 @@ impl Lab {
             attachments: vec![Attachment { name: "x".to_owned(), content: vec![1, 2, 3] }],
             disks: vec![("vda".to_owned(), image)],
         };
-        let manner = Manner {
+        let manner = ArchiveOptions {
             compression: Compression::None,
             encrypt_to: self.encrypt_to.clone(),
             layout: Layout::Compact,
@@ -272,7 +272,7 @@ proptest! {
         let id = Uuid::from_u128(7);
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("chunks");
-        let mut log = Log::to(std::fs::File::create(&path).unwrap(), id);
+        let mut log = ChunkJournal::to(std::fs::File::create(&path).unwrap(), id);
         (0..count).for_each(|n| log.note(n.into(), &chunk(n)).unwrap());
         let whole = std::fs::read(&path).unwrap();
         prop_assert_eq!(whole.len(), count as usize * 44);
@@ -306,7 +306,7 @@ proptest! {
             Some(byte) if flip => *byte ^= 0x01,
             _ => bytes.truncate(place),
         }
-        let mut remains = Remains::default();
+        let mut remains = PartialArchive::default();
         let mut end = 0;
         for (mark, line) in marks.into_iter().zip(&lines) {
             if end + line.len() > place {

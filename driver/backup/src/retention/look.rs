@@ -11,7 +11,7 @@ use std::path::Path;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::policy::Standing;
+use super::policy::Prunable;
 use crate::backup::BackupReport;
 use crate::inspect::{self, Glance, Status};
 use virtfold_archive::crypt::Identities;
@@ -30,9 +30,9 @@ pub(super) struct Found {
     pub(super) bytes: u64,
     /// What it is of, as far as that is known.
     pub(super) facts: Option<Facts>,
-    pub(super) standing: Standing,
+    pub(super) standing: Prunable,
     /// What its name says, where it is one that virtfold gives.
-    pub(super) named: Option<Named>,
+    pub(super) named: Option<ParsedName>,
 }
 
 /// What a head says, or the catalog in its place.
@@ -48,7 +48,7 @@ pub(super) struct Facts {
 
 /// The parts of a name that virtfold gives.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Named {
+pub(super) struct ParsedName {
     /// The subject's name, as far as a file's name can hold it.
     pub(super) label: String,
     pub(super) created: Timestamp,
@@ -57,7 +57,7 @@ pub(super) struct Named {
 }
 
 /// Takes a name apart: `LABEL-YYYYMMDDTHHMMSSZ-ID8.tar[.zst][.age]`.
-pub(super) fn named(file: &str) -> Option<Named> {
+pub(super) fn named(file: &str) -> Option<ParsedName> {
     let stem =
         [".tar.zst.age", ".tar.age", ".tar.zst", ".tar"].iter().find_map(|end| file.strip_suffix(end))?;
     let (rest, id) = stem.rsplit_once('-')?;
@@ -67,7 +67,7 @@ pub(super) fn named(file: &str) -> Option<Named> {
     let fits =
         id.len() == 8 && id.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) && !label.is_empty();
     let exact = created.strftime(STAMP).to_string() == stamp;
-    (fits && exact).then(|| Named { label: label.to_owned(), created, id: id.to_owned() })
+    (fits && exact).then(|| ParsedName { label: label.to_owned(), created, id: id.to_owned() })
 }
 
 /// The last part of an archive's name.
@@ -138,37 +138,37 @@ fn found(location: Location, glance: &Glance, catalog: Option<&Catalog>) -> Resu
     let named = named(&file_name(&location));
     let bytes = glance.bytes;
     let (facts, standing) = match (&glance.head, glance.status) {
-        (Some(head), Status::Complete) => (Some(facts(head)?), Standing::Whole),
-        (Some(head), _) => (facts(head).ok(), Standing::Stays(words(glance))),
+        (Some(head), Status::Complete) => (Some(facts(head)?), Prunable::Whole),
+        (Some(head), _) => (facts(head).ok(), Prunable::Stays(words(glance))),
         (None, Status::Encrypted) => match known(&location, bytes, catalog)? {
-            Some(facts) => (Some(facts), Standing::Whole),
+            Some(facts) => (Some(facts), Prunable::Whole),
             None => {
                 let why = "encrypted, and not in the catalog: use --identity, or record it with 'virtfold list --remember'";
-                (None, Standing::Unread(why.to_owned()))
+                (None, Prunable::Unread(why.to_owned()))
             }
         },
         // Nobody vouches for an archive that has no end and no head: nothing is lost with what it would have rested on.
-        (None, Status::Incomplete) => (None, Standing::Stays(words(glance))),
-        (None, _) => (None, Standing::Unread(words(glance))),
+        (None, Status::Incomplete) => (None, Prunable::Stays(words(glance))),
+        (None, _) => (None, Prunable::Unread(words(glance))),
     };
     let standing = match (&facts, standing) {
-        (Some(facts), Standing::Whole) => name_fits(&location, facts, named.as_ref()),
+        (Some(facts), Prunable::Whole) => name_fits(&location, facts, named.as_ref()),
         (_, standing) => standing,
     };
     Ok(Found { location, bytes, facts, standing, named })
 }
 
 /// A whole archive is ours to remove under the name that it was given, and as the file itself.
-fn name_fits(location: &Location, facts: &Facts, named: Option<&Named>) -> Standing {
+fn name_fits(location: &Location, facts: &Facts, named: Option<&ParsedName>) -> Prunable {
     let id = facts.id.simple().to_string();
     let fits = named.is_some_and(|named| id.starts_with(&named.id) && named.created == facts.created);
     if !fits {
-        return Standing::Stays("renamed".to_owned());
+        return Prunable::Stays("renamed".to_owned());
     }
     let is_file = |path: &std::path::Path| path.symlink_metadata().is_ok_and(|found| found.is_file());
     match location.path() {
-        Some(path) if !is_file(path) => Standing::Stays("not a regular file".to_owned()),
-        _ => Standing::Whole,
+        Some(path) if !is_file(path) => Prunable::Stays("not a regular file".to_owned()),
+        _ => Prunable::Whole,
     }
 }
 
@@ -206,7 +206,7 @@ fn known(location: &Location, bytes: u64, catalog: Option<&Catalog>) -> Result<O
 
 /// What the catalog was told of a place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct Remembered {
+pub struct CatalogFillReport {
     /// Whole archives there that it knows now.
     pub known: usize,
     /// Encrypted ones that it does not know.
@@ -222,7 +222,7 @@ pub struct Remembered {
 pub fn remember(
     (place, listed): (&Location, &[(Location, Glance)]),
     catalog: &Catalog,
-) -> Result<Remembered> {
+) -> Result<CatalogFillReport> {
     let place = place_name(place)?;
     let mut copies = Vec::new();
     let mut unread = 0;
@@ -244,7 +244,7 @@ pub fn remember(
         known.into_iter().map(|copy| copy.name).filter(|name| !seen.contains(name)).collect::<Vec<_>>();
     catalog.remember(&copies)?;
     catalog.gone(&gone, Timestamp::now())?;
-    Ok(Remembered { known: copies.len(), unread })
+    Ok(CatalogFillReport { known: copies.len(), unread })
 }
 
 fn copy(facts: Facts, (name, place): (String, &str), glance: &Glance) -> BackupCopy {

@@ -24,8 +24,8 @@ mod prune_tests;
 mod report;
 mod subjects;
 
-pub use self::look::{PlaceName, Remembered, copies, remember};
-pub use self::policy::{Backup, Keep, Reason, Rule, Standing, Verdict, decide};
+pub use self::look::{CatalogFillReport, PlaceName, copies, remember};
+pub use self::policy::{Backup, Keep, Prunable, Reason, Rule, Verdict, decide};
 pub use self::prune::{Mode, PruneRequest, Wanted, Wish, prune};
-pub use self::report::{Action, Entry, Failure, Group, PruneReport};
+pub use self::report::{Entry, Failure, Group, PruneAction, PruneReport};
 pub use self::subjects::{Host, Paths};

@@ -130,12 +130,12 @@ pub struct Backup {
     /// Whether a person keeps it.
     pub pinned: bool,
     /// What may be done with it.
-    pub standing: Standing,
+    pub standing: Prunable,
 }
 
 /// What may be done with an archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum Prunable {
     /// It is whole, and ours: the rules decide.
     Whole,
     /// It stays, whatever the rules say, and what it is known to rest on, too. It is no backup to rely on.
@@ -226,9 +226,9 @@ pub fn decide(
             note(index, Reason::Pinned);
         }
         match &backup.standing {
-            Standing::Whole if backup.created > now => note(index, Reason::Future),
-            Standing::Whole => counted.push((index, backup.created)),
-            Standing::Stays(why) | Standing::Unread(why) => note(index, Reason::LeftAlone(why.clone())),
+            Prunable::Whole if backup.created > now => note(index, Reason::Future),
+            Prunable::Whole => counted.push((index, backup.created)),
+            Prunable::Stays(why) | Prunable::Unread(why) => note(index, Reason::LeftAlone(why.clone())),
         }
     }
     counted.sort_by_key(|(index, created)| (std::cmp::Reverse(*created), *index));
@@ -283,10 +283,10 @@ fn within(span: Duration, newest_first: &[(usize, Timestamp)]) -> impl Iterator<
 
 /// What can't be read keeps whatever is not younger.
 fn unread(backups: &[Backup], reasons: &mut [Vec<Reason>]) {
-    let times = backups.iter().filter(|backup| matches!(backup.standing, Standing::Unread(_)));
+    let times = backups.iter().filter(|backup| matches!(backup.standing, Prunable::Unread(_)));
     let Some(newest) = times.map(|backup| backup.created).max() else { return };
     for (backup, reasons) in backups.iter().zip(reasons) {
-        if backup.standing == Standing::Whole && backup.created <= newest {
+        if backup.standing == Prunable::Whole && backup.created <= newest {
             reasons.push(Reason::MayBeNeeded(newest));
         }
     }

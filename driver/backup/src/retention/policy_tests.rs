@@ -26,7 +26,7 @@ fn whole(id: u128, created: Timestamp, parent: Option<u128>) -> Backup {
         created,
         parent: parent.map(Uuid::from_u128),
         pinned: false,
-        standing: Standing::Whole,
+        standing: Prunable::Whole,
     }
 }
 
@@ -147,7 +147,7 @@ fn what_a_person_pins_stays_with_what_it_rests_on() {
 #[test]
 fn what_cant_be_read_keeps_what_is_older() {
     let unread =
-        Backup { id: None, standing: Standing::Unread("encrypted".into()), ..whole(0, at(20), None) };
+        Backup { id: None, standing: Prunable::Unread("encrypted".into()), ..whole(0, at(20), None) };
     let backups = [whole(1, at(10), None), unread, whole(2, at(30), None), whole(3, at(40), None)];
     let verdicts = utc(&backups, &Keep::default());
     assert_eq!(removed(&verdicts), [2]);
@@ -168,7 +168,7 @@ fn what_stays_keeps_its_ancestors_here_and_from_elsewhere() {
     let verdicts = decide(&backups, &Keep::default(), (now(), &TimeZone::UTC), &elsewhere);
     assert_eq!(removed(&verdicts), [3]);
     // A damaged increment rests on its parent, too; circles end.
-    backups[4] = Backup { standing: Standing::Stays("damaged".into()), ..backups[4].clone() };
+    backups[4] = Backup { standing: Prunable::Stays("damaged".into()), ..backups[4].clone() };
     backups[0].parent = Some(Uuid::from_u128(5));
     assert_eq!(removed(&utc(&backups, &Keep::default())), [2]);
 }
@@ -195,9 +195,9 @@ fn backups() -> impl Strategy<Value = Vec<Backup>> {
     proptest::collection::vec(one, 0..20).prop_map(|list| {
         let make = |(index, (spread, step, parent, kind)): (u128, (i64, i64, Option<u128>, u8))| {
             let standing = match kind {
-                0 => Standing::Stays("damaged".into()),
-                1 => Standing::Unread("encrypted".into()),
-                _ => Standing::Whole,
+                0 => Prunable::Stays("damaged".into()),
+                1 => Prunable::Unread("encrypted".into()),
+                _ => Prunable::Whole,
             };
             // Some are from the future.
             let created = at(NOW + spread - step * spread / 500 * 4);
@@ -211,7 +211,7 @@ fn backups() -> impl Strategy<Value = Vec<Backup>> {
 /// The rules as a person would check them: a backup is kept by a rule when nothing newer is of its period, and fewer than N periods
 /// have something newer.
 fn model_keeps(backups: &[Backup], keep: &Keep, index: usize) -> bool {
-    let counts = |b: &Backup| b.standing == Standing::Whole && b.created <= now();
+    let counts = |b: &Backup| b.standing == Prunable::Whole && b.created <= now();
     let newer = |a: usize, b: usize| {
         (backups[a].created, std::cmp::Reverse(a)) > (backups[b].created, std::cmp::Reverse(b))
     };
@@ -252,7 +252,7 @@ proptest! {
     fn the_rules_keep_what_the_model_keeps(backups in backups(), keep in keep()) {
         let alone: Vec<Backup> = backups.iter().map(|b| {
             // Without ties to each other the rules are seen alone.
-            let standing = match &b.standing { Standing::Unread(why) => Standing::Stays(why.clone()), other => other.clone() };
+            let standing = match &b.standing { Prunable::Unread(why) => Prunable::Stays(why.clone()), other => other.clone() };
             Backup { parent: None, standing, ..b.clone() }
         }).collect();
         let verdicts = utc(&alone, &keep);
@@ -265,12 +265,12 @@ proptest! {
     fn whatever_the_rules_nothing_needed_goes(backups in backups(), keep in keep()) {
         let verdicts = utc(&backups, &keep);
         let goes = |index: usize| verdicts[index] == Verdict::Remove;
-        let newest = backups.iter().enumerate().filter(|(_, b)| b.standing == Standing::Whole && b.created <= now());
+        let newest = backups.iter().enumerate().filter(|(_, b)| b.standing == Prunable::Whole && b.created <= now());
         if let Some((newest, _)) = newest.max_by_key(|(index, b)| (b.created, std::cmp::Reverse(*index))) {
             prop_assert!(!goes(newest));
         }
         for (index, backup) in backups.iter().enumerate() {
-            prop_assert!(!goes(index) || backup.standing == Standing::Whole);
+            prop_assert!(!goes(index) || backup.standing == Prunable::Whole);
             let parent = backups.iter().position(|other| other.id == backup.parent);
             if let Some(parent) = parent {
                 prop_assert!(!goes(parent) || goes(index), "{} rests on {}", index, parent);

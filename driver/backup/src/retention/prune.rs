@@ -17,8 +17,8 @@ use jiff::tz::TimeZone;
 use uuid::Uuid;
 
 use super::look::{Found, file_name, look};
-use super::policy::{Backup, Keep, Reason, Standing, Verdict, decide};
-use super::report::{Action, Entry, Failure, Group, PruneReport};
+use super::policy::{Backup, Keep, Prunable, Reason, Verdict, decide};
+use super::report::{Entry, Failure, Group, PruneAction, PruneReport};
 use super::subjects::{Host, Key, Paths, mixed, settle};
 use crate::backup::file_label;
 use virtfold_archive::crypt::Identities;
@@ -71,7 +71,7 @@ pub struct PruneRequest<'a> {
 }
 
 /// An archive and what was decided.
-struct Decided {
+struct DecidedArchive {
     found: Found,
     verdict: Verdict,
 }
@@ -83,7 +83,7 @@ struct Subject {
     /// Why nothing of it goes.
     mixed: Option<Failure>,
     kept_whole: Option<String>,
-    archives: Vec<Decided>,
+    archives: Vec<DecidedArchive>,
 }
 
 struct Survey {
@@ -103,9 +103,9 @@ pub fn prune(request: &PruneRequest<'_>, catalog: Option<&Catalog>) -> Result<Pr
     let apply = request.mode == Mode::Apply;
     let _lock = catalog.filter(|_| apply).map(Catalog::lock_pruning).transpose()?;
     let mut survey = request.survey(catalog)?;
-    let mut locks = Locks::default();
+    let mut locks = DomainLocks::default();
     if apply && survey.subjects.iter().any(Subject::loses) {
-        locks = Locks::take(&survey.subjects, catalog);
+        locks = DomainLocks::take(&survey.subjects, catalog);
         survey = request.survey(catalog)?;
     }
     let mut not_noted = None;
@@ -212,11 +212,12 @@ impl PruneRequest<'_> {
         archives: Vec<Found>,
         keep: &Keep,
         (elsewhere, pinned): (&[(Uuid, Uuid)], &BTreeSet<Uuid>),
-    ) -> Vec<Decided> {
+    ) -> Vec<DecidedArchive> {
         let backups: Vec<Backup> = archives.iter().map(|found| backup(found, pinned)).collect();
         let verdicts = decide(&backups, keep, (self.now, self.zone), elsewhere);
-        let decided = archives.into_iter().zip(verdicts).map(|(found, verdict)| Decided { found, verdict });
-        let mut archives: Vec<Decided> = decided.collect();
+        let decided =
+            archives.into_iter().zip(verdicts).map(|(found, verdict)| DecidedArchive { found, verdict });
+        let mut archives: Vec<DecidedArchive> = decided.collect();
         archives.sort_by_key(|decided| std::cmp::Reverse(created(&decided.found)));
         archives
     }
@@ -276,16 +277,16 @@ impl Subject {
 
 fn left_alone(found: &Found) -> Verdict {
     let why = match &found.standing {
-        Standing::Whole => String::new(),
-        Standing::Stays(why) | Standing::Unread(why) => why.clone(),
+        Prunable::Whole => String::new(),
+        Prunable::Stays(why) | Prunable::Unread(why) => why.clone(),
     };
     Verdict::Keep(vec![Reason::LeftAlone(why)])
 }
 
 fn entry(found: &Found, verdict: &Verdict) -> Entry {
     let (action, reasons) = match verdict {
-        Verdict::Keep(reasons) => (Action::Keep, reasons.iter().map(ToString::to_string).collect()),
-        Verdict::Remove => (Action::Remove, Vec::new()),
+        Verdict::Keep(reasons) => (PruneAction::Keep, reasons.iter().map(ToString::to_string).collect()),
+        Verdict::Remove => (PruneAction::Remove, Vec::new()),
     };
     Entry {
         archive: found.location.to_string(),
@@ -300,13 +301,13 @@ fn entry(found: &Found, verdict: &Verdict) -> Entry {
 
 /// The locks of the domains that lose an archive.
 #[derive(Default)]
-struct Locks {
+struct DomainLocks {
     held: Vec<Box<dyn DomainLock>>,
     free: BTreeSet<Key>,
     failures: BTreeMap<Key, Failure>,
 }
 
-impl Locks {
+impl DomainLocks {
     fn take(subjects: &[Subject], catalog: Option<&Catalog>) -> Self {
         let mut locks = Self::default();
         for subject in subjects.iter().filter(|subject| subject.loses()) {
@@ -354,14 +355,14 @@ fn remove(subject: &Subject, entries: &mut [Entry]) -> Vec<String> {
         };
         let own = id(&index);
         if own.is_some_and(|own| needed.contains(&own)) {
-            entry.action = Action::Keep;
+            entry.action = PruneAction::Keep;
             entry.reasons.push("an increment that depends on it could not be removed".to_owned());
             continue;
         }
         let name = copy_name(&decided.found.location);
         match medium::remove(&decided.found.location, decided.found.bytes) {
             Ok(()) => {
-                entry.action = Action::Removed;
+                entry.action = PruneAction::Removed;
                 gone.extend(name);
             }
             Err(error) => {
@@ -418,10 +419,10 @@ mod tests {
                 location: path.into(),
                 bytes,
                 facts: Some(facts),
-                standing: Standing::Whole,
+                standing: Prunable::Whole,
                 named: None,
             };
-            Decided { found, verdict: Verdict::Remove }
+            DecidedArchive { found, verdict: Verdict::Remove }
         };
         // The second one is not what was looked at.
         let archives = vec![decided(3, None, 5), decided(2, Some(1), 4), decided(1, None, 5)];
@@ -430,8 +431,8 @@ mod tests {
         let mut entries = subject.group(None).archives;
         let gone = remove(&subject, &mut entries);
         assert_eq!(gone.len(), 1);
-        let actions: Vec<Action> = entries.iter().map(|entry| entry.action).collect();
-        assert_eq!(actions, [Action::Removed, Action::Remove, Action::Keep]);
+        let actions: Vec<PruneAction> = entries.iter().map(|entry| entry.action).collect();
+        assert_eq!(actions, [PruneAction::Removed, PruneAction::Remove, PruneAction::Keep]);
         let failure = entries[1].failure.as_ref().unwrap();
         assert!(failure.sentence.contains(&entries[1].archive), "{}", failure.sentence);
         let there: Vec<bool> = ["1", "2", "3"].iter().map(|name| folder.path().join(name).exists()).collect();

@@ -13,11 +13,11 @@ use virtfold_archive::crypt::{Envelope, Identities, Recipients};
 use virtfold_archive::layout::Kind;
 use virtfold_archive::manifest::{CompressionNote, Manifest, Parent, Subject, VERSION};
 use virtfold_archive::stream::{Cancel, Compression, StreamOptions};
-use virtfold_archive::writer::{Contents, write_archive};
+use virtfold_archive::writer::{ArchiveContents, write_archive};
 use virtfold_base::error::{ErrorKind, Result};
 use virtfold_catalog::{Catalog, Journal, Owner, copy_name};
 use virtfold_hypervisor::DomainId;
-use virtfold_medium::Encrypting;
+use virtfold_medium::EncryptingMedium;
 use virtfold_medium::{FileMedium, Location, Medium};
 
 const NOW: &str = "2026-11-27T12:00:00Z";
@@ -77,7 +77,7 @@ impl World {
         let path = self.path(spec, "tar.age");
         let recipients = Recipients::gather(&[self.key.to_public().to_string()], None).unwrap().unwrap();
         let medium = Box::new(FileMedium::create(&path).unwrap());
-        write(spec, Box::new(Encrypting::begin(medium, &Envelope::new(&recipients).unwrap()).unwrap()));
+        write(spec, Box::new(EncryptingMedium::begin(medium, &Envelope::new(&recipients).unwrap()).unwrap()));
         path
     }
 
@@ -120,7 +120,7 @@ impl World {
         prune(&request, Some(&self.catalog)).unwrap()
     }
 
-    fn remember(&self, identities: &Identities) -> Remembered {
+    fn remember(&self, identities: &Identities) -> CatalogFillReport {
         let place = Location::Path(self.place());
         let listed = inspect::list_located(&place, identities).unwrap();
         remember((&place, listed.as_slice()), &self.catalog).unwrap()
@@ -153,7 +153,7 @@ fn write(spec: &Spec<'_>, mut medium: Box<dyn Medium>) {
         progress: std::sync::Arc::default(),
     };
     let data = DiskSet(Vec::new());
-    let contents = Contents { head: &head, attachments: &[], disks: Vec::new(), data: &data };
+    let contents = ArchiveContents { head: &head, attachments: &[], disks: Vec::new(), data: &data };
     write_archive(&contents, medium.as_mut(), &options).unwrap();
     medium.finish().unwrap();
 }
@@ -174,14 +174,14 @@ fn old_ones_go_and_are_noted_and_a_dry_run_touches_nothing() {
     let days =
         ["2026-11-20T01:00:00Z", "2026-11-21T01:00:00Z", "2026-11-22T01:00:00Z", "2026-11-23T01:00:00Z"];
     let paths: Vec<PathBuf> = (1..).zip(days).map(|(id, day)| world.archive(&spec(id, day))).collect();
-    assert_eq!(world.remember(&Identities::default()), Remembered { known: 4, unread: 0 });
+    assert_eq!(world.remember(&Identities::default()), CatalogFillReport { known: 4, unread: 0 });
     let dry = world.prune(2, Mode::DryRun);
     assert!(paths.iter().all(|path| there(path)));
-    assert_eq!(entry(&dry, &paths[0]).action, Action::Remove);
+    assert_eq!(entry(&dry, &paths[0]).action, PruneAction::Remove);
     assert_eq!(entry(&dry, &paths[3]).reasons, ["last 1", "newest complete"]);
     let done = world.prune(2, Mode::Apply);
     assert_eq!(paths.iter().map(|path| there(path)).collect::<Vec<_>>(), [false, false, true, true]);
-    assert_eq!(entry(&done, &paths[1]).action, Action::Removed);
+    assert_eq!(entry(&done, &paths[1]).action, PruneAction::Removed);
     assert_eq!(done.failures().count(), 0);
     let known = world
         .catalog
@@ -189,7 +189,7 @@ fn old_ones_go_and_are_noted_and_a_dry_run_touches_nothing() {
         .unwrap();
     assert_eq!(known.iter().map(|copy| copy.archive).collect::<Vec<_>>(), [uuid(3), uuid(4)]);
     let again = world.prune(2, Mode::Apply);
-    assert!(again.subjects[0].archives.iter().all(|entry| entry.action == Action::Keep), "{again:#?}");
+    assert!(again.subjects[0].archives.iter().all(|entry| entry.action == PruneAction::Keep), "{again:#?}");
     // What a person removed is found to be gone.
     std::fs::remove_file(&paths[2]).unwrap();
     world.prune(2, Mode::Apply);
@@ -264,8 +264,8 @@ fn encrypted_ones_need_the_catalog_or_a_key_and_keep_what_is_older() {
     let report = world.prune(1, Mode::Apply);
     assert!(there(&plain) && there(&old), "what can't be read may rest on what is older");
     assert!(entry(&report, &plain).reasons[0].starts_with("may be needed by"), "{report:#?}");
-    assert_eq!(world.remember(&Identities::default()), Remembered { known: 2, unread: 1 });
-    assert_eq!(world.remember(&world.identities()), Remembered { known: 3, unread: 0 });
+    assert_eq!(world.remember(&Identities::default()), CatalogFillReport { known: 2, unread: 1 });
+    assert_eq!(world.remember(&world.identities()), CatalogFillReport { known: 3, unread: 0 });
     // One that has grown since is not the one that the catalog knows.
     let length = std::fs::metadata(&old).unwrap().len();
     let file = std::fs::OpenOptions::new().write(true).open(&old).unwrap();

@@ -57,7 +57,7 @@ pub struct Entry {
     /// Its size, bytes.
     pub bytes: u64,
     /// What is done with it.
-    pub action: Action,
+    pub action: PruneAction,
     /// Why it is kept.
     pub reasons: Vec<String>,
     /// Why it could not be removed.
@@ -68,7 +68,7 @@ pub struct Entry {
 /// What is done with an archive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Action {
+pub enum PruneAction {
     /// It stays.
     Keep,
     /// It is to be removed, and was not: this was a dry run, or the failure says why.

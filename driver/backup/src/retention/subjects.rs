@@ -15,7 +15,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::look::{Facts, Found};
-use super::policy::Standing;
+use super::policy::Prunable;
 use super::report::Failure;
 use virtfold_base::error::ErrorKind;
 use virtfold_catalog::{Owner, Source};
@@ -81,10 +81,10 @@ impl Host {
 pub(super) fn settle(found: &mut Found) {
     let Some(facts) = &found.facts else { return };
     let unknown = facts.owner.images && !facts.source.labelled && facts.source.paths.is_empty();
-    if unknown && found.standing == Standing::Whole {
+    if unknown && found.standing == Prunable::Whole {
         let why =
             "made by an older virtfold, which did not record the image's path: it may be any of that name";
-        found.standing = Standing::Stays(why.to_owned());
+        found.standing = Prunable::Stays(why.to_owned());
     }
 }
 
@@ -142,16 +142,16 @@ mod tests {
             parent: None,
         };
         let location = std::path::PathBuf::from("/a").into();
-        Found { location, bytes: 1, facts: Some(facts), standing: Standing::Whole, named: None }
+        Found { location, bytes: 1, facts: Some(facts), standing: Prunable::Whole, named: None }
     }
 
     #[test]
     fn images_that_may_be_any_of_their_name_are_left_alone() {
         let mut unknown = found(Source::default());
         settle(&mut unknown);
-        assert!(matches!(unknown.standing, Standing::Stays(_)));
+        assert!(matches!(unknown.standing, Prunable::Stays(_)));
         let mut known = found(Source { paths: vec!["/vm/disk.raw".to_owned()], ..Source::default() });
         settle(&mut known);
-        assert_eq!(known.standing, Standing::Whole);
+        assert_eq!(known.standing, Prunable::Whole);
     }
 }

@@ -7,7 +7,7 @@
 //! remap looks nothing up.
 //!
 //! Files appear under their name when they are whole ([`PartialFile`]). A block device has no such moment: it
-//! is opened exclusively, must be overwritten on purpose ([`Existing::Replace`]), and reads as zeros where
+//! is opened exclusively, must be overwritten on purpose ([`Overwrite::Replace`]), and reads as zeros where
 //! the disk does.
 //!
 //! Imports: `units`, `error`, `durable`, `mounts`, `table`, `image` (QEMU's locks).
@@ -26,7 +26,7 @@ use nix::fcntl::FallocateFlags;
 pub(crate) use self::place::refuse as refuse_new;
 pub use self::qcow2_layout::{Compat, Qcow2Layout, Qcow2Options};
 use virtfold_archive::table::{CorrespondenceTable, Run};
-use virtfold_base::durable::{Existing, PartialFile};
+use virtfold_base::durable::{Overwrite, PartialFile};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 use virtfold_base::ioctl;
 use virtfold_base::units::{HostOffset, MIB};
@@ -60,7 +60,7 @@ pub struct TargetSpec {
     /// How pieces find their place.
     pub method: Method,
     /// Whether what is there may be replaced.
-    pub existing: Existing,
+    pub existing: Overwrite,
 }
 
 /// What is where a target shall be.
@@ -83,15 +83,15 @@ impl TargetSpec {
     fn look(&self) -> Result<Found> {
         match std::fs::metadata(&self.path) {
             Ok(found) if found.file_type().is_block_device() => match self.existing {
-                Existing::Replace => Ok(Found::Device),
-                Existing::Keep => Err(Error::new(
+                Overwrite::Replace => Ok(Found::Device),
+                Overwrite::Keep => Err(Error::new(
                     ErrorKind::Exists,
                     format!("'{}' is a block device, and its contents would be lost", self.path.display()),
                 )
                 .with_hint("use --force to write to it")),
             },
             Ok(found) if !found.is_file() => Err(not_a_disk(&self.path)),
-            Ok(_) if self.existing == Existing::Keep => Err(exists(&self.path)),
+            Ok(_) if self.existing == Overwrite::Keep => Err(exists(&self.path)),
             Ok(_) => {
                 let real = std::fs::canonicalize(&self.path);
                 real.at(|| format!("cannot resolve '{}'", self.path.display())).map(Found::File)
@@ -106,7 +106,7 @@ impl TargetSpec {
 
 /// What of a device is zeroed before the data come. A new file is zeros anyway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Blank {
+enum ZeroRange {
     /// What the table leaves out: all of the rest will be written.
     Gaps,
     /// All of it: some of the data may never come.
@@ -134,7 +134,7 @@ enum Output {
 pub struct TargetDisk {
     output: Output,
     addressing: Addressing,
-    existing: Existing,
+    existing: Overwrite,
 }
 
 impl TargetDisk {
@@ -144,7 +144,7 @@ impl TargetDisk {
     /// When the target exists and may not be replaced, is in use, is too small, when the method does
     /// not suit the disk, or when writing fails.
     pub fn open(spec: &TargetSpec, table: &CorrespondenceTable) -> Result<Self> {
-        Self::open_over(spec, table, Blank::Gaps)
+        Self::open_over(spec, table, ZeroRange::Gaps)
     }
 
     /// As [`TargetDisk::open`], for a restore that may not have all of the data: what is never written reads
@@ -153,17 +153,17 @@ impl TargetDisk {
     /// # Errors
     /// As [`TargetDisk::open`].
     pub fn open_blank(spec: &TargetSpec, table: &CorrespondenceTable) -> Result<Self> {
-        Self::open_over(spec, table, Blank::All)
+        Self::open_over(spec, table, ZeroRange::All)
     }
 
-    fn open_over(spec: &TargetSpec, table: &CorrespondenceTable, blank: Blank) -> Result<Self> {
+    fn open_over(spec: &TargetSpec, table: &CorrespondenceTable, blank: ZeroRange) -> Result<Self> {
         let (addressing, len) = plan(spec, table)?;
         let output = match spec.look()? {
             Found::Device => open_device(spec, len)?,
             Found::File(path) => {
                 let file = File::open(&path).at(|| format!("cannot open '{}'", path.display()))?;
                 refuse_used(&file, &path)?;
-                Output::New(PartialFile::create(&path, Existing::Replace)?)
+                Output::New(PartialFile::create(&path, Overwrite::Replace)?)
             }
             Found::Nothing => Output::New(PartialFile::create(&spec.path, spec.existing)?),
         };
@@ -187,7 +187,7 @@ impl TargetDisk {
         }
     }
 
-    fn prepare(&mut self, table: &CorrespondenceTable, len: u64, blank: Blank) -> Result<()> {
+    fn prepare(&mut self, table: &CorrespondenceTable, len: u64, blank: ZeroRange) -> Result<()> {
         let name = self.path().display().to_string();
         match &self.output {
             Output::New(partial) => {
@@ -196,8 +196,8 @@ impl TargetDisk {
             Output::Device(file, _) => match self.addressing {
                 Addressing::Guest => {
                     match blank {
-                        Blank::Gaps => zero_gaps(file, table, &name)?,
-                        Blank::All => zero(file, 0, len, &name)?,
+                        ZeroRange::Gaps => zero_gaps(file, table, &name)?,
+                        ZeroRange::All => zero(file, 0, len, &name)?,
                     }
                     // Behind the disk's end the guest would find what was there before: an old GPT, a volume label.
                     let size = device_size(file).at(|| format!("cannot tell the size of '{name}'"))?;

@@ -195,7 +195,7 @@ impl Qcow2Layout {
     pub fn write_metadata(&self, out: &mut impl Write, name: &str) -> Result<()> {
         let fail = |e| Error::io(format!("cannot write the tables of '{name}'"), e);
         let size = self.options.cluster_size;
-        let mut out = Padded { out, position: 0 };
+        let mut out = ZeroPaddedWriter { out, position: 0 };
         out.put(&self.header()).and_then(|()| out.pad_to(size)).map_err(fail)?;
         let first_block = 1 + self.refcount_table;
         for block in 0..self.refcount_blocks {
@@ -265,7 +265,7 @@ impl Qcow2Layout {
         })
     }
 
-    fn write_l1(&self, out: &mut Padded<'_, impl Write>, name: &str) -> Result<()> {
+    fn write_l1(&self, out: &mut ZeroPaddedWriter<'_, impl Write>, name: &str) -> Result<()> {
         let fail = |e| Error::io(format!("cannot write the L1 table of '{name}'"), e);
         let size = self.options.cluster_size;
         let start = out.position;
@@ -277,7 +277,7 @@ impl Qcow2Layout {
         out.zeros_until(start + self.l1_table * size).map_err(fail)
     }
 
-    fn write_l2(&self, out: &mut Padded<'_, impl Write>, name: &str) -> Result<()> {
+    fn write_l2(&self, out: &mut ZeroPaddedWriter<'_, impl Write>, name: &str) -> Result<()> {
         let fail = |e| Error::io(format!("cannot write the L2 tables of '{name}'"), e);
         let size = self.options.cluster_size;
         let mut host = self.data_start().get();
@@ -343,12 +343,12 @@ fn too_large(options: &Qcow2Options) -> Error {
 }
 
 /// A writer that knows its position and can fill up with zeros.
-struct Padded<'a, W> {
+struct ZeroPaddedWriter<'a, W> {
     out: &'a mut W,
     position: u64,
 }
 
-impl<W: Write> Padded<'_, W> {
+impl<W: Write> ZeroPaddedWriter<'_, W> {
     fn put(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         self.position += bytes.len() as u64;
         self.out.write_all(bytes)

@@ -64,7 +64,7 @@ pub struct Left<'a> {
 
 /// What a commit does where the final name exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Existing {
+pub enum Overwrite {
     /// Fail with [`ErrorKind::Exists`].
     Keep,
     /// Replace it, atomically.
@@ -86,8 +86,8 @@ impl PartialFile {
     ///
     /// # Errors
     /// When `path` exists and may not be replaced, or the directory can't be written.
-    pub fn create(path: &Path, existing: Existing) -> Result<Self> {
-        if existing == Existing::Keep && path.symlink_metadata().is_ok() {
+    pub fn create(path: &Path, existing: Overwrite) -> Result<Self> {
+        if existing == Overwrite::Keep && path.symlink_metadata().is_ok() {
             return Err(exists(path));
         }
         let name = path.file_name().ok_or_else(|| {
@@ -191,7 +191,7 @@ impl PartialFile {
     /// is on the disk and can't be named stays under its partial name, which the error says. Only where the
     /// very last step fails, the sync of the directory, is the file there, whole, under a name that a power
     /// cut may undo.
-    pub fn commit(mut self, existing: Existing) -> Result<()> {
+    pub fn commit(mut self, existing: Overwrite) -> Result<()> {
         self.settle()?;
         self.committed = true;
         rename(&self.temporary, &self.path, existing).map_err(|error| self.unnamed(error))?;
@@ -203,7 +203,7 @@ impl PartialFile {
     ///
     /// # Errors
     /// As [`PartialFile::commit`].
-    pub fn commit_or_drop(mut self, existing: Existing) -> Result<()> {
+    pub fn commit_or_drop(mut self, existing: Overwrite) -> Result<()> {
         self.settle()?;
         rename(&self.temporary, &self.path, existing)?;
         self.committed = true;
@@ -390,7 +390,7 @@ mod tests {
     fn appears_only_by_commit() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a.tar");
-        let mut partial = PartialFile::create(&path, Existing::Keep).unwrap();
+        let mut partial = PartialFile::create(&path, Overwrite::Keep).unwrap();
         partial.file().write_all(b"data").unwrap();
         partial.wrote(WRITE_BACK_EVERY).unwrap();
         let seen = names(directory.path());
@@ -398,7 +398,7 @@ mod tests {
             seen.len() == 1 && seen[0].starts_with(".a.tar.") && seen[0].ends_with(".partial"),
             "{seen:?}"
         );
-        partial.commit(Existing::Keep).unwrap();
+        partial.commit(Overwrite::Keep).unwrap();
         assert_eq!(names(directory.path()), ["a.tar"]);
         assert_eq!(std::fs::read(&path).unwrap(), b"data");
     }
@@ -406,7 +406,7 @@ mod tests {
     #[test]
     fn a_dropped_one_leaves_nothing() {
         let directory = tempfile::tempdir().unwrap();
-        drop(PartialFile::create(&directory.path().join("a"), Existing::Keep).unwrap());
+        drop(PartialFile::create(&directory.path().join("a"), Overwrite::Keep).unwrap());
         assert!(names(directory.path()).is_empty());
     }
 
@@ -414,7 +414,7 @@ mod tests {
     fn goes_on_behind_what_is_on_the_disk() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a.tar");
-        let mut partial = PartialFile::create(&path, Existing::Keep).unwrap();
+        let mut partial = PartialFile::create(&path, Overwrite::Keep).unwrap();
         let told = Arc::new(AtomicU64::new(0));
         let heard = Arc::clone(&told);
         partial.on_synced(Box::new(move |bytes| heard.store(bytes, Ordering::SeqCst)));
@@ -438,7 +438,7 @@ mod tests {
         assert!(PartialFile::reopen(&left, 1 << 30).unwrap().is_none(), "too short");
         let partial = PartialFile::reopen(&left, len).unwrap().unwrap();
         partial.file().write_all(b"end").unwrap();
-        partial.commit(Existing::Keep).unwrap();
+        partial.commit(Overwrite::Keep).unwrap();
         let all = std::fs::read(&path).unwrap();
         assert_eq!((all.len() as u64, &all[all.len() - 5..]), (len + 3, b"12end".as_slice()));
         assert!(PartialFile::reopen(&left, len).unwrap().is_none(), "it is not there");
@@ -461,21 +461,21 @@ mod tests {
     fn never_replaces_unless_asked() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a");
-        let late = PartialFile::create(&path, Existing::Keep).unwrap();
+        let late = PartialFile::create(&path, Overwrite::Keep).unwrap();
         std::fs::write(&path, b"theirs").unwrap();
-        let early = PartialFile::create(&path, Existing::Keep).unwrap_err();
+        let early = PartialFile::create(&path, Overwrite::Keep).unwrap_err();
         assert_eq!(early.kind(), ErrorKind::Exists);
         let left = late.temporary().to_owned();
-        let error = late.commit(Existing::Keep).unwrap_err();
+        let error = late.commit(Overwrite::Keep).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Exists);
         assert!(error.to_string().contains(left.to_str().unwrap()) && error.hint().is_some(), "{error}");
         assert_eq!(std::fs::read(&path).unwrap(), b"theirs");
         std::fs::remove_file(left).expect("what is finished stays");
-        let small = PartialFile::create(&directory.path().join("b"), Existing::Keep).unwrap();
+        let small = PartialFile::create(&directory.path().join("b"), Overwrite::Keep).unwrap();
         std::fs::write(directory.path().join("b"), b"theirs").unwrap();
-        assert_eq!(small.commit_or_drop(Existing::Keep).unwrap_err().kind(), ErrorKind::Exists);
+        assert_eq!(small.commit_or_drop(Overwrite::Keep).unwrap_err().kind(), ErrorKind::Exists);
         std::fs::remove_file(directory.path().join("b")).unwrap();
-        PartialFile::create(&path, Existing::Replace).unwrap().commit(Existing::Replace).unwrap();
+        PartialFile::create(&path, Overwrite::Replace).unwrap().commit(Overwrite::Replace).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"");
         assert_eq!(names(directory.path()), ["a"]);
     }

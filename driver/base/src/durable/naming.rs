@@ -13,13 +13,13 @@ use std::path::Path;
 use rustix::fs::RenameFlags;
 use rustix::io::Errno;
 
-use super::{Existing, exists};
+use super::{Overwrite, exists};
 use crate::error::{Error, IoContext, Result};
 
 /// Renames `from`, a file or directory, to `to`.
-pub fn rename(from: &Path, to: &Path, existing: Existing) -> Result<()> {
+pub fn rename(from: &Path, to: &Path, existing: Overwrite) -> Result<()> {
     let renaming = || format!("cannot rename '{}' to '{}'", from.display(), to.display());
-    if existing == Existing::Replace {
+    if existing == Overwrite::Replace {
         return std::fs::rename(from, to).at(renaming);
     }
     let cwd = rustix::fs::CWD;
@@ -27,26 +27,26 @@ pub fn rename(from: &Path, to: &Path, existing: Existing) -> Result<()> {
         Ok(()) => Ok(()),
         Err(Errno::EXIST) => Err(exists(to)),
         Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => match link(from, to)? {
-            Linked::Done => Ok(()),
-            Linked::Unknown => by_placeholder(from, to),
+            LinkOutcome::Done => Ok(()),
+            LinkOutcome::Unknown => by_placeholder(from, to),
         },
         Err(errno) => Err(Error::io(renaming(), errno.into())),
     }
 }
 
 /// Whether the file system knows hard links.
-enum Linked {
+enum LinkOutcome {
     Done,
     Unknown,
 }
 
-fn link(from: &Path, to: &Path) -> Result<Linked> {
+fn link(from: &Path, to: &Path) -> Result<LinkOutcome> {
     match rustix::fs::link(from, to) {
         Ok(()) => {}
         Err(Errno::EXIST) => return Err(exists(to)),
         // EPERM: directories, other people's files, and most file systems without links.
         Err(Errno::PERM | Errno::NOSYS | Errno::OPNOTSUPP | Errno::INVAL | Errno::MLINK) => {
-            return Ok(Linked::Unknown);
+            return Ok(LinkOutcome::Unknown);
         }
         Err(errno) => {
             let what = format!("cannot link '{}' to '{}'", from.display(), to.display());
@@ -57,7 +57,7 @@ fn link(from: &Path, to: &Path) -> Result<Linked> {
     if let Err(error) = std::fs::remove_file(from) {
         tracing::warn!(file = %from.display(), %error, "the name of an unfinished file could not be removed");
     }
-    Ok(Linked::Done)
+    Ok(LinkOutcome::Done)
 }
 
 fn by_placeholder(from: &Path, to: &Path) -> Result<()> {

@@ -32,7 +32,7 @@ const RUNS: usize = 3;
 
 /// What is tried.
 #[derive(Debug)]
-pub(super) struct Trial<'a> {
+pub(super) struct HostCheck<'a> {
     /// The configuration.
     pub(super) config: &'a Config,
     /// The libvirt.
@@ -45,11 +45,11 @@ pub(super) struct Trial<'a> {
 
 /// What was found wrong: what, and the first kind of it.
 #[derive(Debug, Default)]
-struct Wrong {
+struct HostCheckFailure {
     first: Option<ErrorKind>,
 }
 
-impl Wrong {
+impl HostCheckFailure {
     /// Notes an error, and gives its words.
     fn note(&mut self, error: &Error) -> String {
         self.first.get_or_insert(error.kind());
@@ -62,13 +62,13 @@ impl Wrong {
     }
 }
 
-impl Trial<'_> {
+impl HostCheck<'_> {
     /// Tries it all and says how it stands.
     pub(super) fn run(&self) -> Result<Outcome> {
         if let Some(name) = self.medium {
             return self.one_medium(name);
         }
-        let mut wrong = Wrong::default();
+        let mut wrong = HostCheckFailure::default();
         self.media(&mut wrong)?;
         let guests = self.guests(&mut wrong)?;
         self.jobs(guests.as_deref(), &mut wrong)?;
@@ -85,7 +85,7 @@ impl Trial<'_> {
         self.config.advice(seen.as_deref()).iter().map(ToString::to_string).collect()
     }
 
-    fn media(&self, wrong: &mut Wrong) -> Result<()> {
+    fn media(&self, wrong: &mut HostCheckFailure) -> Result<()> {
         let mut rows = Vec::new();
         let catalog = self.catalog()?;
         for (name, medium) in &self.config.media {
@@ -133,7 +133,7 @@ impl Trial<'_> {
     }
 
     /// All domains of this host; `None` where libvirt does not say them.
-    fn guests(&self, wrong: &mut Wrong) -> Result<Option<Vec<Guest>>> {
+    fn guests(&self, wrong: &mut HostCheckFailure) -> Result<Option<Vec<Guest>>> {
         let (uri, _) = self.connect.uri();
         let listed = self.connect.open().and_then(|connection| {
             let all = connection.hypervisor.domains()?;
@@ -155,7 +155,7 @@ impl Trial<'_> {
         Ok(guests)
     }
 
-    fn jobs(&self, guests: Option<&[Guest]>, wrong: &mut Wrong) -> Result<()> {
+    fn jobs(&self, guests: Option<&[Guest]>, wrong: &mut HostCheckFailure) -> Result<()> {
         let settings = settings(self.config, &TimeZone::system());
         let mut rows = Vec::new();
         for job in &settings.jobs {

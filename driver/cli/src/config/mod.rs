@@ -11,11 +11,11 @@ use virtfold_base::error::{Error, ErrorKind};
 use virtfold_config::{Config, ConfigError, Origin};
 use virtfold_medium::Location;
 
-use self::host::Trial;
+use self::host::HostCheck;
 use super::exit::Outcome;
 use super::guest::connection::{ConnectFlag, StateFlag};
 use super::output::{line, say};
-use super::report::{JsonFlag, Stdout, Style, printable, result};
+use super::report::{JsonFlag, OutputFormat, StdoutUse, printable, result};
 
 /// Where the configuration is when nobody says otherwise.
 const USUAL: &str = "/etc/virtfold/config.yaml";
@@ -120,7 +120,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         What::Check { config, host, medium, connect, state } => {
             let read = config.load()?;
             if medium.is_some() {
-                return Trial { config: &read, connect, state, medium: medium.as_deref() }.run();
+                return HostCheck { config: &read, connect, state, medium: medium.as_deref() }.run();
             }
             // What holds credentials is read when it is needed; here is the time to say that it can't be.
             for medium in read.media.values() {
@@ -131,13 +131,13 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
                 None => line("no configuration: all values are the defaults")?,
             }
             if *host {
-                return Trial { config: &read, connect, state, medium: None }.run();
+                return HostCheck { config: &read, connect, state, medium: None }.run();
             }
             for advice in read.advice(None) {
                 say(&format!("virtfold: warning: {}", printable(&advice.to_string())));
             }
         }
-        What::Show { config, json } => show(&config.load()?, Style::from_flag(json))?,
+        What::Show { config, json } => show(&config.load()?, OutputFormat::from_flag(json))?,
         What::Schema => {
             let schema = serde_json::to_string_pretty(&virtfold_config::schema());
             line(&schema.context("cannot write the schema")?)?;
@@ -146,7 +146,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-fn show(config: &Config, style: Style) -> Result<()> {
+fn show(config: &Config, style: OutputFormat) -> Result<()> {
     let values = config.show();
     let lines: Vec<String> = values.iter().map(ToString::to_string).collect();
     let values: Vec<serde_json::Value> = values
@@ -159,5 +159,5 @@ fn show(config: &Config, style: Style) -> Result<()> {
             json!({"key": shown.key, "value": shown.value, "origin": origin})
         })
         .collect();
-    result(style, Stdout::Free, &json!({ "values": values }), &lines.join("\n"))
+    result(style, StdoutUse::Free, &json!({ "values": values }), &lines.join("\n"))
 }

@@ -12,12 +12,12 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use serde::Serialize;
-use virtfold_hooks::Whose;
+use virtfold_hooks::HookOwner;
 use virtfold_service::control::{Client, SOCKET};
 
 use super::exit::Outcome;
 use super::guest::connection::whose;
-use super::report::{JsonFlag, Stdout, Style, result};
+use super::report::{JsonFlag, OutputFormat, StdoutUse, result};
 
 /// The option that names the socket.
 #[derive(Clone, Debug, clap::Args)]
@@ -34,14 +34,14 @@ impl SocketFlag {
     }
 
     /// Where the service of a libvirt listens.
-    pub(crate) fn path(&self, whose: Whose) -> PathBuf {
+    pub(crate) fn path(&self, whose: HookOwner) -> PathBuf {
         self.socket.clone().unwrap_or_else(|| whose.runtime().join(SOCKET))
     }
 }
 
 /// What a verb that only changes something has done.
 #[derive(Serialize)]
-struct Changed<'a> {
+struct ChangeReport<'a> {
     /// `paused`, `resumed`, `cancelled`.
     done: &'a str,
     /// The job or the entry; nothing for all jobs.
@@ -50,6 +50,6 @@ struct Changed<'a> {
 
 /// Says that a change was made.
 fn changed(json: &JsonFlag, done: &str, subject: Option<&str>, text: &str) -> Result<Outcome> {
-    result(Style::from_flag(json), Stdout::Free, &Changed { done, subject }, text)?;
+    result(OutputFormat::from_flag(json), StdoutUse::Free, &ChangeReport { done, subject }, text)?;
     Ok(Outcome::Done)
 }

@@ -7,7 +7,7 @@ use virtfold_service::control::{Desk, Entry};
 use super::SocketFlag;
 use super::text::{columns, notes, state, time_and_span};
 use crate::exit::Outcome;
-use crate::report::{JsonFlag, Stdout, Style, printable, result};
+use crate::report::{JsonFlag, OutputFormat, StdoutUse, printable, result};
 
 /// List waiting and running backups, in the order of the service
 #[derive(Debug, clap::Args)]
@@ -31,7 +31,7 @@ struct Listing {
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let listing = Listing { entries: args.socket.client().queue()? };
     let now = jiff::Timestamp::now().as_second();
-    result(Style::from_flag(&args.json), Stdout::Free, &listing, &text(&listing.entries, now))?;
+    result(OutputFormat::from_flag(&args.json), StdoutUse::Free, &listing, &text(&listing.entries, now))?;
     Ok(Outcome::Done)
 }
 

@@ -11,7 +11,7 @@ use super::SocketFlag;
 use super::text::{sentence, span, state};
 use crate::exit::Outcome;
 use crate::output::say;
-use crate::report::{JsonFlag, Stdout, Style, printable, result};
+use crate::report::{JsonFlag, OutputFormat, StdoutUse, printable, result};
 
 /// How often the service is asked how far it is.
 const EVERY: Duration = Duration::from_secs(1);
@@ -51,7 +51,7 @@ struct Report {
 
 /// Runs the verb.
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
-    let (client, style) = (args.socket.client(), Style::from_flag(&args.json));
+    let (client, style) = (args.socket.client(), OutputFormat::from_flag(&args.json));
     let ids = client.run(&args.job, args.domain.as_deref())?;
     let mut entries = Vec::new();
     for id in &ids {
@@ -60,14 +60,14 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     if args.wait {
         let mut tell = |entry: &Entry| {
             // How each ended is the result, and comes at the end.
-            if style == Style::Text && !entry.state.is_end() {
+            if style == OutputFormat::Text && !entry.state.is_end() {
                 say(&line(entry));
             }
         };
         wait(&client, &mut entries, &mut tell)?;
     }
     let report = Report { entries };
-    result(style, Stdout::Free, &report, &text(&args.job, &report.entries))?;
+    result(style, StdoutUse::Free, &report, &text(&args.job, &report.entries))?;
     Ok(if args.wait { outcome(&report.entries) } else { Outcome::Done })
 }
 

@@ -7,7 +7,7 @@ use virtfold_service::control::{Desk, DomainStatus, JobStatus, Running, ServiceS
 use super::SocketFlag;
 use super::text::{columns, sentence, span, time, time_and_span};
 use crate::exit::Outcome;
-use crate::report::{JsonFlag, Stdout, Style, printable, result};
+use crate::report::{JsonFlag, OutputFormat, StdoutUse, printable, result};
 
 /// Show the state of the service: warnings, what runs, what is due, last results
 ///
@@ -31,7 +31,7 @@ const STUCK: i64 = 900;
 /// Runs the verb.
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let status = args.socket.client().status()?;
-    result(Style::from_flag(&args.json), Stdout::Free, &status, &text(&status))?;
+    result(OutputFormat::from_flag(&args.json), StdoutUse::Free, &status, &text(&status))?;
     Ok(Outcome::Done)
 }
 

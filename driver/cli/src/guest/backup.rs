@@ -4,16 +4,16 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Result;
-use virtfold_backup::attachments::LibvirtPlaces;
+use virtfold_backup::attachments::LibvirtDirectories;
 use virtfold_backup::domain::{DomainReport, DomainRequest, backup_domain_to};
-use virtfold_backup::guest::{Host, Pace};
-use virtfold_backup::metrics::{self, Labels, Measure};
+use virtfold_backup::guest::{FreezeTimings, Host};
+use virtfold_backup::metrics::{self, BackupMetrics, DomainLabels};
 use virtfold_backup::plan::Wishes;
-use virtfold_backup::resume::{Keep, KeptEnvelope};
+use virtfold_backup::resume::{Keep, SavedEnvelope};
 use virtfold_backup::{Control, Progress};
 use virtfold_base::error::{Error, ErrorKind};
 use virtfold_catalog::Catalog;
-use virtfold_hooks::Whose;
+use virtfold_hooks::HookOwner;
 use virtfold_hypervisor::host::LocalFiles;
 
 use super::DomainBackupOptions;
@@ -23,14 +23,14 @@ use crate::backup::{copies, stdout_of, text as archive_text, warn};
 use crate::exit::Outcome;
 use crate::medium;
 use crate::output::say;
-use crate::remember::{self, Missing};
-use crate::report::{Style, Ticker, printable, result};
+use crate::remember::{self, StateDirPolicy};
+use crate::report::{OutputFormat, ProgressPrinter, printable, result};
 
 /// Runs it; says also what came of it.
 pub(super) fn run(
     job: &DomainBackupOptions<'_>,
     wishes: &Wishes,
-    (connection, places): (&Connection, &LibvirtPlaces),
+    (connection, places): (&Connection, &LibvirtDirectories),
     signals: &Signals,
 ) -> Result<(Outcome, DomainReport)> {
     if job.media.places().is_empty() {
@@ -42,10 +42,10 @@ pub(super) fn run(
         files: &LocalFiles,
         journal: &journal,
         guard: &super::guard::program(&connection.uri),
-        pace: Pace { pause_budget: wishes.pause_budget, ..Pace::default() },
+        pace: FreezeTimings { pause_budget: wishes.pause_budget, ..FreezeTimings::default() },
     };
-    let guards = &virtfold_hooks::guard::usual_path(Whose::of(&connection.uri));
-    let (state_dir, key_dir) = (&wishes.state_dir, &KeptEnvelope::usual_directory());
+    let guards = &virtfold_hooks::guard::usual_path(HookOwner::of(&connection.uri));
+    let (state_dir, key_dir) = (&wishes.state_dir, &SavedEnvelope::usual_directory());
     let keep = Keep {
         state_dir,
         key_dir,
@@ -60,7 +60,7 @@ pub(super) fn run(
     let request = DomainRequest { domain: job.domain, wishes, manner, places, keep: Some(keep), guards };
     let out = stdout_of(job.media.places());
     let progress = Arc::new(Progress::default());
-    let ticker = Ticker::start(job.style, out, &progress)?;
+    let ticker = ProgressPrinter::start(job.style, out, &progress)?;
     let control = Control { cancel: Arc::clone(&signals.stop), progress };
     let report = backup_domain_to(&host, &request, &control, |label, cancel| job.media.open(label, cancel));
     drop(ticker);
@@ -70,10 +70,10 @@ pub(super) fn run(
     let freeze = report.freeze.iter().flat_map(|freeze| &freeze.warnings);
     freeze.for_each(|warning| say(&format!("virtfold: warning: {}", printable(warning))));
     result(job.style, out, &report, &text(&report))?;
-    remember::backup(&report.backup, &job.media, job.name, (&wishes.state_dir, Missing::Made));
+    remember::backup(&report.backup, &job.media, job.name, (&wishes.state_dir, StateDirPolicy::Made));
     let copied = copies(job.style, &report.backup);
     let Some(failure) = &report.thaw_failure else { return Ok((copied, report)) };
-    if job.style == Style::Text {
+    if job.style == OutputFormat::Text {
         say(&format!(
             "virtfold: the archive is good, but '{}' needs attention: {}",
             printable(&report.domain),
@@ -93,14 +93,14 @@ pub(super) fn measure(
 ) -> Result<Outcome> {
     match done {
         Ok((outcome, report)) => {
-            let labels = Labels { domain: &report.domain, uuid: report.uuid };
-            metrics::succeeded(directory, labels, &Measure::of(&report, metrics::now()))?;
+            let labels = DomainLabels { domain: &report.domain, uuid: report.uuid };
+            metrics::succeeded(directory, labels, &BackupMetrics::of(&report, metrics::now()))?;
             Ok(outcome)
         }
         Err(error) => {
             let found = connection.hypervisor.lookup(domain);
             let noted = found.and_then(|info| {
-                let labels = Labels { domain: &info.name, uuid: info.id.0 };
+                let labels = DomainLabels { domain: &info.name, uuid: info.id.0 };
                 metrics::failed(directory, labels, metrics::now())
             });
             if let Err(other) = noted {

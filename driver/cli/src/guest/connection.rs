@@ -3,9 +3,9 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use virtfold_backup::attachments::LibvirtPlaces;
+use virtfold_backup::attachments::LibvirtDirectories;
 use virtfold_base::error::{Error, ErrorKind, IoContext};
-use virtfold_hooks::Whose;
+use virtfold_hooks::HookOwner;
 use virtfold_hypervisor::Hypervisor;
 
 /// Where virtfold keeps its own things when nobody says otherwise.
@@ -46,8 +46,8 @@ impl ConnectFlag {
     }
 
     /// Whose libvirt it is.
-    pub(crate) fn whose(&self) -> Whose {
-        Whose::of(&self.uri().0)
+    pub(crate) fn whose(&self) -> HookOwner {
+        HookOwner::of(&self.uri().0)
     }
 
     /// Its URI, and where that came from.
@@ -87,15 +87,15 @@ pub(crate) fn open(_uri: &str) -> Result<Connection, Error> {
 ///
 /// # Errors
 /// A session's libvirt of a user who has no home.
-pub(crate) fn places(given: Option<&Path>, uri: &str) -> Result<LibvirtPlaces, Error> {
+pub(crate) fn places(given: Option<&Path>, uri: &str) -> Result<LibvirtDirectories, Error> {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     if let Some(state) = given.map(Path::to_owned).or_else(|| variable("VIRTFOLD_LIBVIRT_DIR")) {
-        return Ok(LibvirtPlaces::system(&absolute(&state)?));
+        return Ok(LibvirtDirectories::system(&absolute(&state)?));
     }
-    if Whose::of(uri) == Whose::System {
-        return Ok(LibvirtPlaces::system(Path::new("/var/lib/libvirt")));
+    if HookOwner::of(uri) == HookOwner::System {
+        return Ok(LibvirtDirectories::system(Path::new("/var/lib/libvirt")));
     }
-    Ok(LibvirtPlaces::session(
+    Ok(LibvirtDirectories::session(
         &in_home("XDG_CONFIG_HOME", ".config")?,
         &in_home("XDG_DATA_HOME", ".local/share")?,
     ))
@@ -114,16 +114,16 @@ fn in_home(name: &str, usual: &str) -> Result<PathBuf, Error> {
 }
 
 /// Where virtfold keeps its own things beside a libvirt when nobody says otherwise.
-fn usual_state(whose: Whose) -> Result<PathBuf, Error> {
+fn usual_state(whose: HookOwner) -> Result<PathBuf, Error> {
     match whose {
-        Whose::System => Ok(PathBuf::from(STATE)),
-        Whose::User => Ok(in_home("XDG_STATE_HOME", ".local/state")?.join("virtfold")),
+        HookOwner::System => Ok(PathBuf::from(STATE)),
+        HookOwner::User => Ok(in_home("XDG_STATE_HOME", ".local/state")?.join("virtfold")),
     }
 }
 
 /// The libvirt that the environment names, of verbs that speak to none.
-pub(crate) fn whose() -> Whose {
-    Whose::of(&ConnectFlag { connect: None }.uri().0)
+pub(crate) fn whose() -> HookOwner {
+    HookOwner::of(&ConnectFlag { connect: None }.uri().0)
 }
 
 /// The option that names the state directory.
@@ -153,7 +153,7 @@ impl StateFlag {
     ///
     /// # Errors
     /// There is no working directory to begin from.
-    pub(crate) fn path_of(&self, whose: Whose) -> Result<PathBuf, Error> {
+    pub(crate) fn path_of(&self, whose: HookOwner) -> Result<PathBuf, Error> {
         let from_environment =
             || std::env::var_os("VIRTFOLD_STATE_DIR").filter(|v| !v.is_empty()).map(PathBuf::from);
         let named = self.state_dir.clone().or_else(from_environment);

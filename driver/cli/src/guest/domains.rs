@@ -13,7 +13,7 @@ use virtfold_hypervisor::{DomainInfo, Persistence};
 use super::connection::{ConnectFlag, StateFlag};
 use crate::config::ConfigFlag;
 use crate::exit::Outcome;
-use crate::report::{JsonFlag, Stdout, Style, printable, result};
+use crate::report::{JsonFlag, OutputFormat, StdoutUse, printable, result};
 use crate::show;
 
 /// List the domains with their disks, and whether each can be backed up
@@ -86,7 +86,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         }
     });
     let listing = Listing { domains: domains.collect() };
-    result(Style::from_flag(&args.json), Stdout::Free, &listing, &text(&listing))?;
+    result(OutputFormat::from_flag(&args.json), StdoutUse::Free, &listing, &text(&listing))?;
     Ok(Outcome::Done)
 }
 

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
-use virtfold_backup::backup::Manner;
+use virtfold_backup::backup::ArchiveOptions;
 use virtfold_backup::plan::{QuiesceWish, Wishes};
 use virtfold_backup::resume::Wish;
 use virtfold_base::error::Error;
@@ -22,8 +22,8 @@ use virtfold_hypervisor::host::LocalFiles;
 use self::connection::{ConnectFlag, StateFlag, absolute};
 use super::Signals;
 use super::exit::Outcome;
-use super::report::{Stdout, Style, result};
-use super::tape::media::Media;
+use super::report::{OutputFormat, StdoutUse, result};
+use super::tape::media::Destinations;
 
 /// The options of a backup of a domain.
 #[derive(Debug, clap::Args)]
@@ -83,13 +83,13 @@ pub(super) struct DomainBackupOptions<'a> {
     /// The job of the configuration that it is for.
     pub(super) name: Option<&'a str>,
     /// How the archive is made.
-    pub(super) manner: Manner,
+    pub(super) manner: ArchiveOptions,
     /// Where it goes; not needed for a plan.
-    pub(super) media: Media,
+    pub(super) media: Destinations,
     /// What is done with an earlier run's archive.
     pub(super) wish: Wish,
     /// Text or JSON.
-    pub(super) style: Style,
+    pub(super) style: OutputFormat,
     /// What the configuration says.
     pub(super) defaults: &'a Defaults,
 }
@@ -159,7 +159,7 @@ impl GuestArgs {
                 job.domain,
                 &wishes,
             )?;
-            result(job.style, Stdout::Free, &plan, &plan::text(&plan))?;
+            result(job.style, StdoutUse::Free, &plan, &plan::text(&plan))?;
             let kind = plan.obstacles.first().map(|finding| finding.kind);
             return Ok(kind.map_or(Outcome::Done, Outcome::Failed));
         }

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use serde::Serialize;
 use virtfold_backup::domain::discard_records;
-use virtfold_backup::guest::{Host, Mode, Pace, Recovery, Verdict, Which, recover};
+use virtfold_backup::guest::{FreezeTimings, Host, Mode, RecoverScope, Recovery, Verdict, recover};
 use virtfold_base::error::{Error, ErrorKind};
 use virtfold_catalog::{Catalog, Journal, NoCatalog};
 use virtfold_hypervisor::host::LocalFiles;
@@ -12,7 +12,7 @@ use virtfold_hypervisor::{DomainId, Hypervisor};
 use super::connection::{ConnectFlag, StateFlag};
 use crate::exit::Outcome;
 use crate::medium;
-use crate::report::{JsonFlag, Stdout, Style, printable, result};
+use crate::report::{JsonFlag, OutputFormat, StdoutUse, printable, result};
 
 /// Put guests back on their disks after an interrupted backup
 ///
@@ -59,11 +59,11 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         files: &LocalFiles,
         journal,
         guard: &super::guard::program(&connection.uri),
-        pace: Pace::default(),
+        pace: FreezeTimings::default(),
     };
     let which = match &args.domain {
-        None => Which::All,
-        Some(domain) => Which::Domain(find(host.hypervisor, journal, domain)?),
+        None => RecoverScope::All,
+        Some(domain) => RecoverScope::Domain(find(host.hypervisor, journal, domain)?),
     };
     let mode = if args.dry_run { Mode::DryRun } else { Mode::Apply };
     let report = Report { domains: recover(&host, which, mode)? };
@@ -71,7 +71,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         // Nobody goes on with an archive whose guest is home.
         discard_records(&host, &state, &medium::discard)?;
     }
-    result(Style::from_flag(&args.json), Stdout::Free, &report, &text(&report))?;
+    result(OutputFormat::from_flag(&args.json), StdoutUse::Free, &report, &text(&report))?;
     Ok(outcome(&report))
 }
 

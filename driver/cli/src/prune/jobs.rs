@@ -14,12 +14,12 @@ use virtfold_config::{Config, Job, Medium, MediumKind};
 use virtfold_medium::Location;
 use virtfold_service::planner::is_ahead;
 
-use super::{FailedPlace, Ground, Report, Tape, TapeVolume, count};
+use super::{FailedDestination, PruneContext, Report, Tape, TapeVolume, count};
 use crate::again;
-use crate::report::Style;
+use crate::report::OutputFormat;
 
 /// Prunes the media of the jobs that are asked for.
-pub(super) fn prune(ground: &Ground<'_>, config: &Config) -> Result<Report> {
+pub(super) fn prune(ground: &PruneContext<'_>, config: &Config) -> Result<Report> {
     let asked = asked(ground, config)?;
     let mut report = Report { dry_run: ground.args.dry_run, ..Report::default() };
     for (name, medium) in &config.media {
@@ -32,14 +32,14 @@ pub(super) fn prune(ground: &Ground<'_>, config: &Config) -> Result<Report> {
         }
         if let Err(error) = ground.medium((config, &jobs), (name, medium), &mut report) {
             let failure = Failure::from(&error.within(format!("the medium '{name}' could not be pruned")));
-            report.failed.push(FailedPlace { place: medium.to.to_string(), failure });
+            report.failed.push(FailedDestination { place: medium.to.to_string(), failure });
         }
     }
     Ok(report)
 }
 
 /// The jobs that are asked for.
-fn asked<'a>(ground: &'a Ground<'_>, config: &'a Config) -> Result<Vec<&'a str>, Error> {
+fn asked<'a>(ground: &'a PruneContext<'_>, config: &'a Config) -> Result<Vec<&'a str>, Error> {
     let named: BTreeSet<&str> = ground.args.jobs.iter().map(String::as_str).collect();
     if named.is_empty() {
         let all = config.jobs.iter().filter(|(_, job)| job.keep.is_some()).map(|(name, _)| name.as_str());
@@ -76,7 +76,7 @@ fn goes_to(job: &Job, medium: &str) -> bool {
     job.to.iter().any(|name| name.as_str() == medium)
 }
 
-impl Ground<'_> {
+impl PruneContext<'_> {
     fn medium(
         &self,
         (config, jobs): (&Config, &[&str]),
@@ -108,10 +108,10 @@ impl Ground<'_> {
         let mut is_asked = false;
         for (name, job) in config.jobs.iter().filter(|(_, job)| goes_to(job, medium)) {
             let has = self.has(name.as_str(), job, owner)?;
-            is_asked |= has == Has::Surely && asked.contains(&name.as_str());
+            is_asked |= has == JobMembership::Surely && asked.contains(&name.as_str());
             match (has, job.keep) {
-                (Has::Not, _) | (Has::Maybe, None) => {}
-                (Has::Surely, None) => keeps_all = Some(name.as_str()),
+                (JobMembership::Not, _) | (JobMembership::Maybe, None) => {}
+                (JobMembership::Surely, None) => keeps_all = Some(name.as_str()),
                 (_, Some(keep)) => kept = Some(kept.unwrap_or_default().and(rules(&keep))),
             }
         }
@@ -127,24 +127,25 @@ impl Ground<'_> {
 
     /// Whether a job has a domain. Which tags a domain has libvirt knows; what was backed up for the job the
     /// catalog knows, also of domains that are not there any more.
-    fn has(&self, name: &str, job: &Job, owner: &Owner) -> Result<Has, Error> {
+    fn has(&self, name: &str, job: &Job, owner: &Owner) -> Result<JobMembership, Error> {
         if owner.images {
-            return Ok(Has::Not);
+            return Ok(JobMembership::Not);
         }
         if job.domains.selects::<&str>(&owner.name, &[]) {
-            return Ok(Has::Surely);
+            return Ok(JobMembership::Surely);
         }
         let tags: Vec<&str> = job.domains.tags.iter().map(virtfold_config::Name::as_str).collect();
         if tags.is_empty() || !job.domains.selects(&owner.name, &tags) {
-            return Ok(Has::Not);
+            return Ok(JobMembership::Not);
         }
         let known = self.catalog.as_ref().map(|catalog| catalog.is_of_job(owner, name)).transpose()?;
-        Ok(if known == Some(true) { Has::Surely } else { Has::Maybe })
+        Ok(if known == Some(true) { JobMembership::Surely } else { JobMembership::Maybe })
     }
 
     /// This program again, with the medium's variables.
     fn apart(&self, (name, medium): (&str, &Medium), report: &mut Report) -> Result<(), Error> {
-        let more: &[&str] = if Style::from_flag(&self.args.json) == Style::Text { &["--json"] } else { &[] };
+        let more: &[&str] =
+            if OutputFormat::from_flag(&self.args.json) == OutputFormat::Text { &["--json"] } else { &[] };
         let done = again::with_variables_of((name, medium), more)?;
         let told = String::from_utf8_lossy(&done.stdout);
         let Some(line) = told.lines().last() else {
@@ -184,7 +185,7 @@ impl Ground<'_> {
 
 /// Whether a job has a domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Has {
+enum JobMembership {
     Surely,
     /// By a tag that it may have: what the job keeps stays, and nothing goes for its sake.
     Maybe,
@@ -256,7 +257,7 @@ jobs:
         };
         catalog.remember(&[copy]).unwrap();
         let args = Cli::parse_from(["prune"]).args;
-        let ground = Ground {
+        let ground = PruneContext {
             catalog: Some(catalog),
             host: Host { name: "h".to_owned(), id: None },
             identities: Identities::default(),

@@ -22,7 +22,7 @@ use super::exit::Outcome;
 use super::guest::connection::StateFlag;
 use super::keys::IdentityArgs;
 use super::output::say;
-use super::report::{JsonFlag, Stdout, Style, printable, result};
+use super::report::{JsonFlag, OutputFormat, StdoutUse, printable, result};
 
 /// Remove old backups
 ///
@@ -106,12 +106,12 @@ struct Report {
     /// The volumes of tapes, by their drives.
     tapes: Vec<Tape>,
     /// Places that could not be looked at.
-    failed: Vec<FailedPlace>,
+    failed: Vec<FailedDestination>,
 }
 
 /// A place that could not be looked at.
 #[derive(Debug, Serialize, Deserialize)]
-struct FailedPlace {
+struct FailedDestination {
     place: String,
     failure: retention::Failure,
 }
@@ -141,7 +141,7 @@ struct TapeVolume {
 }
 
 /// What all places are pruned by.
-struct Ground<'a> {
+struct PruneContext<'a> {
     catalog: Option<Catalog>,
     host: Host,
     identities: Identities,
@@ -154,7 +154,7 @@ struct Ground<'a> {
 /// Runs the verb.
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let state = args.state.path()?;
-    let ground = Ground {
+    let ground = PruneContext {
         catalog: if NoCatalog::is_in(&state) { None } else { Some(Catalog::open(&state)?) },
         host: Host { name: this_host::name()?, id: this_host::id()? },
         identities: args.identity.load()?,
@@ -175,12 +175,12 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         }
         None => jobs::prune(&ground, &args.config.load()?)?,
     };
-    let style = Style::from_flag(&args.json);
-    result(style, Stdout::Free, &report, &text::report(&report))?;
+    let style = OutputFormat::from_flag(&args.json);
+    result(style, StdoutUse::Free, &report, &text::report(&report))?;
     Ok(report.end(style))
 }
 
-impl Ground<'_> {
+impl PruneContext<'_> {
     /// Prunes a place.
     fn prune(&self, place: &Location, wanted: &Wanted<'_>) -> Result<PruneReport, Error> {
         let request = PruneRequest {
@@ -250,10 +250,10 @@ impl KeepArgs {
 
 impl Report {
     /// Says what failed, and how the run ends for that.
-    fn end(&self, style: Style) -> Outcome {
+    fn end(&self, style: OutputFormat) -> Outcome {
         let places = self.failed.iter().map(|place| &place.failure);
         let failures: Vec<_> = places.chain(self.places.iter().flat_map(PruneReport::failures)).collect();
-        if style == Style::Text {
+        if style == OutputFormat::Text {
             for failure in &failures {
                 say(&format!("virtfold: {}", printable(&failure.sentence)));
                 failure.hint.iter().for_each(|hint| say(&format!("hint: {}", printable(hint))));

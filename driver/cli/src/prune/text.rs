@@ -1,6 +1,6 @@
 //! The report for people.
 
-use virtfold_backup::retention::{Action, Entry, Group, PruneReport};
+use virtfold_backup::retention::{Entry, Group, PruneAction, PruneReport};
 use virtfold_base::units::Human;
 
 use super::{Report, Tape, TapeVolume};
@@ -44,8 +44,8 @@ fn place(place: &PruneReport, report: &Report) -> String {
 }
 
 fn group(group: &Group, (place, dry_run): (&str, bool)) -> String {
-    let of = |action: Action| group.archives.iter().filter(move |entry| entry.action == action);
-    let gone = if dry_run { Action::Remove } else { Action::Removed };
+    let of = |action: PruneAction| group.archives.iter().filter(move |entry| entry.action == action);
+    let gone = if dry_run { PruneAction::Remove } else { PruneAction::Removed };
     let bytes = of(gone).map(|entry| entry.bytes).fold(0, u64::saturating_add);
     let verb = if dry_run { "would be removed" } else { "removed" };
     let count = of(gone).count();
@@ -60,17 +60,17 @@ fn group(group: &Group, (place, dry_run): (&str, bool)) -> String {
         text += &format!("  {}\n", printable(why));
     }
     let told: Vec<&Entry> =
-        group.archives.iter().filter(|entry| dry_run || entry.action != Action::Keep).collect();
+        group.archives.iter().filter(|entry| dry_run || entry.action != PruneAction::Keep).collect();
     let width = told.iter().map(|entry| printable(&entry.file).chars().count()).max().unwrap_or(0).max(7);
     if !told.is_empty() {
         text += &format!("  {:<26} {:>10} {:<7} {:<width$}  why\n", "created", "size", "", "archive");
     }
     for entry in told {
         let action = match (entry.action, dry_run) {
-            (Action::Keep, _) => "keep",
-            (Action::Remove, true) => "remove",
-            (Action::Remove, false) => "failed",
-            (Action::Removed, _) => "removed",
+            (PruneAction::Keep, _) => "keep",
+            (PruneAction::Remove, true) => "remove",
+            (PruneAction::Remove, false) => "failed",
+            (PruneAction::Removed, _) => "removed",
         };
         let why = printable(&entry.reasons.join(", "));
         let created = entry.created.as_deref().map_or_else(|| "-".to_owned(), show::local);

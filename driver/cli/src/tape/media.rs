@@ -8,9 +8,9 @@ use virtfold_archive::stream::Cancel;
 use virtfold_backup::backup::BackupReport;
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_medium::mounts::Mount;
-use virtfold_medium::process::{self, Known, Leaving, MediumProcess, Place, Request};
+use virtfold_medium::process::{self, Known, MediumProcess, Place, Request, TerminatingProcesses};
 use virtfold_medium::tape::TapeReport;
-use virtfold_medium::{self as medium, Copies, Label, Location, Medium, Remains, Reopened};
+use virtfold_medium::{self as medium, Label, Location, Medium, MediumOutcomes, PartialArchive, Resumed};
 
 use super::options::{WriteArgs, device_only};
 use crate::guest::connection::StateFlag;
@@ -19,20 +19,20 @@ use crate::mounted::Expected;
 
 /// Where a backup goes.
 #[derive(Debug)]
-pub(crate) struct Media {
+pub(crate) struct Destinations {
     places: Vec<Location>,
     /// What the processes are told beside the place.
     arguments: Vec<OsString>,
     /// What each of them has to see at its place.
     expected: Vec<Option<Expected>>,
     cancel: Cancel,
-    copies: Copies,
+    copies: MediumOutcomes,
     /// Filled in when the tapes are finished.
     reports: Mutex<Vec<Arc<Mutex<TapeReport>>>>,
-    leaving: Leaving,
+    leaving: TerminatingProcesses,
 }
 
-impl Media {
+impl Destinations {
     /// Takes the places; the catalog of tapes is in `state_dir`.
     ///
     /// # Errors
@@ -55,9 +55,9 @@ impl Media {
             arguments,
             expected: Vec::new(),
             cancel: Arc::clone(cancel),
-            copies: Copies::default(),
+            copies: MediumOutcomes::default(),
             reports: Mutex::default(),
-            leaving: Leaving::default(),
+            leaving: TerminatingProcesses::default(),
         })
     }
 
@@ -129,8 +129,8 @@ impl Media {
         place: &Location,
         label: &Label,
         cancel: &Cancel,
-        remains: &Remains,
-    ) -> Result<Reopened> {
+        remains: &PartialArchive,
+    ) -> Result<Resumed> {
         let request = Request::Reopen(label.clone(), remains.clone());
         let (reopened, report) = MediumProcess::reopen(self.process(place, cancel), &request)?;
         self.note(report);
@@ -145,7 +145,7 @@ impl Media {
         &self,
         place: &Location,
         cancel: &Cancel,
-        remains: &Remains,
+        remains: &PartialArchive,
     ) -> Result<Option<Box<dyn Read>>> {
         process::read_back(self.process(place, cancel), remains)
     }
@@ -177,7 +177,7 @@ fn strange(known: &Known) -> Error {
     Error::new(ErrorKind::Internal, format!("the process of a medium answers {known:?}"))
 }
 
-impl Drop for Media {
+impl Drop for Destinations {
     /// Only now, with the guest on its disks and all said, what is still at work on a medium is waited for.
     fn drop(&mut self) {
         part(&self.leaving);

@@ -10,18 +10,18 @@ use anyhow::Result;
 use clap::Subcommand;
 use serde::Serialize;
 use virtfold_backup::Progress;
-use virtfold_backup::tape::TapeEntry;
+use virtfold_backup::tape::TapeArchiveRow;
 use virtfold_base::error::{Error, ErrorKind};
 use virtfold_config::parse_size;
 use virtfold_medium::Location;
-use virtfold_medium::tape::{Label, Ledger, NewLabel, Overwrite, TapeBlock};
+use virtfold_medium::tape::{Label, NewLabel, Overwrite, TapeBlock, TapeCatalog};
 
 use self::options::{WaitFlag, tape};
 use super::Signals;
 use super::args;
 use super::exit::Outcome;
 use super::guest::connection::StateFlag;
-use super::report::{JsonFlag, Stdout, Style, Ticker, result};
+use super::report::{JsonFlag, OutputFormat, ProgressPrinter, StdoutUse, result};
 
 /// Manage tapes: status, label, list, verify, erase
 #[derive(Debug, clap::Args)]
@@ -150,7 +150,7 @@ struct EraseArgs {
 #[derive(Debug, Serialize)]
 struct Listing {
     label: Label,
-    archives: Vec<TapeEntry>,
+    archives: Vec<TapeArchiveRow>,
 }
 
 /// Runs the verb.
@@ -165,12 +165,12 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<Outcome> {
 }
 
 impl Common {
-    fn drive(&self, signals: &Signals) -> Result<virtfold_backup::tape::TapeUse, Error> {
+    fn drive(&self, signals: &Signals) -> Result<virtfold_backup::tape::TapeOptions, Error> {
         Ok(self.wait.drive(tape(&self.tape)?, self.state.path()?, &signals.stop))
     }
 
     fn print(&self, value: &impl Serialize, text: &str) -> Result<()> {
-        result(Style::from_flag(&self.json), Stdout::Free, value, text)
+        result(OutputFormat::from_flag(&self.json), StdoutUse::Free, value, text)
     }
 }
 
@@ -208,15 +208,15 @@ fn label(args: &LabelArgs, signals: &Signals) -> Result<Outcome> {
 
 fn list(common: &Common, signals: &Signals) -> Result<Outcome> {
     let drive = common.drive(signals)?;
-    list_to(&drive, Style::from_flag(&common.json))
+    list_to(&drive, OutputFormat::from_flag(&common.json))
 }
 
 /// Lists a tape; also what `virtfold list` does with one.
-pub(crate) fn list_to(drive: &virtfold_backup::tape::TapeUse, style: Style) -> Result<Outcome> {
-    let memory: Arc<dyn Ledger> = drive.memory()?;
+pub(crate) fn list_to(drive: &virtfold_backup::tape::TapeOptions, style: OutputFormat) -> Result<Outcome> {
+    let memory: Arc<dyn TapeCatalog> = drive.memory()?;
     let contents = drive.care(memory.as_ref()).list()?;
     let listing = Listing { archives: drive.entries(&contents), label: contents.label };
-    result(style, Stdout::Free, &listing, &text::listing(&listing))?;
+    result(style, StdoutUse::Free, &listing, &text::listing(&listing))?;
     Ok(Outcome::Done)
 }
 
@@ -225,7 +225,7 @@ fn verify(common: &Common, signals: &Signals) -> Result<Outcome> {
     let memory = drive.memory()?;
     let progress = Arc::new(Progress::default());
     progress.enter("verifying", 0);
-    let ticker = Ticker::start(Style::from_flag(&common.json), Stdout::Free, &progress)?;
+    let ticker = ProgressPrinter::start(OutputFormat::from_flag(&common.json), StdoutUse::Free, &progress)?;
     let verdict = drive.care(memory.as_ref()).verify(&|bytes| progress.add(bytes));
     drop(ticker);
     let verdict = verdict?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use virtfold_archive::stream::Cancel;
-use virtfold_backup::tape::TapeUse;
+use virtfold_backup::tape::TapeOptions;
 use virtfold_base::error::{Error, ErrorKind};
 use virtfold_config::parse_size;
 use virtfold_medium::{Location, TapeAddress, TapeArchive};
@@ -57,8 +57,8 @@ pub(crate) struct WriteArgs {
 
 impl WaitFlag {
     /// The drive without anybody who changes volumes.
-    pub(crate) fn drive(&self, address: &TapeAddress, state_dir: PathBuf, cancel: &Cancel) -> TapeUse {
-        TapeUse {
+    pub(crate) fn drive(&self, address: &TapeAddress, state_dir: PathBuf, cancel: &Cancel) -> TapeOptions {
+        TapeOptions {
             device: address.device.clone(),
             state_dir,
             change_command: None,
@@ -74,8 +74,8 @@ impl WaitFlag {
 
 impl ChangeArgs {
     /// The drive, to read from.
-    pub(crate) fn drive(&self, address: &TapeAddress, state_dir: PathBuf, cancel: &Cancel) -> TapeUse {
-        TapeUse {
+    pub(crate) fn drive(&self, address: &TapeAddress, state_dir: PathBuf, cancel: &Cancel) -> TapeOptions {
+        TapeOptions {
             change_command: self.change_command.clone(),
             change_limit: self.change_timeout,
             ..self.wait.drive(address, state_dir, cancel)
@@ -108,9 +108,9 @@ impl WriteArgs {
         address: &TapeAddress,
         state_dir: PathBuf,
         cancel: &Cancel,
-    ) -> Result<TapeUse, Error> {
+    ) -> Result<TapeOptions, Error> {
         device_only(address)?;
-        Ok(TapeUse {
+        Ok(TapeOptions {
             pool: self.pool.clone(),
             ring: self.tape_buffer,
             commit_every: self.tape_commit_every,

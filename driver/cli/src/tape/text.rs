@@ -1,7 +1,7 @@
 //! Tapes as people read of them.
 
 use virtfold_base::units::Human;
-use virtfold_medium::tape::{TapeStatus, VolumeVerdict};
+use virtfold_medium::tape::{TapeStatus, VolumeReport};
 
 use super::Listing;
 use crate::report::printable;
@@ -60,7 +60,7 @@ pub(super) fn listing(listing: &Listing) -> String {
     text
 }
 
-pub(super) fn verdict(verdict: &VolumeVerdict) -> String {
+pub(super) fn verdict(verdict: &VolumeReport) -> String {
     let mut text = String::new();
     for part in &verdict.parts {
         let how = match (&part.fault, part.ended) {

@@ -14,7 +14,7 @@ use virtfold_base::error::Result;
 
 /// A disk that is not the same now and at the next start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ChangedDisk<'a> {
+pub enum DiskDifference<'a> {
     /// Of the running guest alone.
     Live(&'a Disk),
     /// Of the configuration alone.
@@ -23,7 +23,7 @@ pub enum ChangedDisk<'a> {
     Other(&'a Disk),
 }
 
-impl<'a> ChangedDisk<'a> {
+impl<'a> DiskDifference<'a> {
     /// The disk; where both have it, as it runs.
     pub fn disk(self) -> &'a Disk {
         match self {
@@ -33,15 +33,15 @@ impl<'a> ChangedDisk<'a> {
 }
 
 /// Where the disks of the guest that runs and of its configuration differ.
-pub fn changed_disks<'a>(live: &'a DomainXml, next: &'a DomainXml) -> Vec<ChangedDisk<'a>> {
+pub fn changed_disks<'a>(live: &'a DomainXml, next: &'a DomainXml) -> Vec<DiskDifference<'a>> {
     let lasting = |disk: &&Disk| matches!(disk.device, Device::Disk | Device::Lun);
     let running = live.disks.iter().filter(lasting).filter_map(|disk| match next.disk(&disk.target) {
-        None => Some(ChangedDisk::Live(disk)),
-        Some(other) if other.image.source != disk.image.source => Some(ChangedDisk::Other(disk)),
+        None => Some(DiskDifference::Live(disk)),
+        Some(other) if other.image.source != disk.image.source => Some(DiskDifference::Other(disk)),
         Some(_) => None,
     });
     let later = next.disks.iter().filter(lasting).filter(|disk| live.disk(&disk.target).is_none());
-    running.chain(later.map(ChangedDisk::Next)).collect()
+    running.chain(later.map(DiskDifference::Next)).collect()
 }
 
 /// The configuration with the disks of the guest that ran.
@@ -54,10 +54,10 @@ pub fn as_it_ran(next: &DomainXml, live: &DomainXml) -> Result<DomainXml> {
     let mut editor = Editor::new(next)?;
     for changed in changed_disks(live, next) {
         let target = changed.disk().target.as_str();
-        if !matches!(changed, ChangedDisk::Live(_)) {
+        if !matches!(changed, DiskDifference::Live(_)) {
             editor.remove_disk(target)?;
         }
-        if !matches!(changed, ChangedDisk::Next(_)) {
+        if !matches!(changed, DiskDifference::Next(_)) {
             let is_it =
                 |disk: &Node<'_, '_>| child(*disk, "target").and_then(|t| t.attribute("dev")) == Some(target);
             let disk = devices.and_then(|devices| children(devices, "disk").find(is_it));
@@ -122,7 +122,10 @@ mod tests {
             .map(|c| (c.disk().target.as_str(), c.disk().image.source.path().unwrap().to_str().unwrap()))
             .collect();
         assert_eq!(seen, [("vdb", "/b"), ("sda", "/s"), ("vdc", "/c")]);
-        assert!(matches!(changed[..], [ChangedDisk::Other(_), ChangedDisk::Live(_), ChangedDisk::Next(_)]));
+        assert!(matches!(
+            changed[..],
+            [DiskDifference::Other(_), DiskDifference::Live(_), DiskDifference::Next(_)]
+        ));
         let made = as_it_ran(&next, &live).unwrap();
         let expected =
             [disk("vda", "/a", ""), cd("/two"), disk("vdb", "/b", ""), disk("sda", "/s", drive)].concat();

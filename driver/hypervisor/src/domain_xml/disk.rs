@@ -79,7 +79,7 @@ pub struct Mirror {
 /// Marks of a disk that decide what may be done with it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(clippy::struct_excessive_bools, reason = "each is an element of the XML that is there or not")]
-pub struct Marks {
+pub struct DiskFlags {
     /// `<readonly/>`.
     pub readonly: bool,
     /// `<shareable/>`: another guest may write to it at the same time.
@@ -108,7 +108,7 @@ pub struct Disk {
     /// Whether the XML says where the chain ends (`<backingStore/>`); otherwise the images' headers decide.
     pub chain: Chain,
     /// What may be done with it.
-    pub marks: Marks,
+    pub marks: DiskFlags,
     /// The attribute `snapshot`: `no`, `external`, `internal`, `manual`.
     pub snapshot: Option<String>,
     /// The device's name in QEMU (live XML only).
@@ -153,7 +153,7 @@ pub(super) fn read(node: Node<'_, '_>) -> Result<Disk> {
         image: Image { source: read_source(node), format },
         backing,
         chain,
-        marks: Marks {
+        marks: DiskFlags {
             readonly: has("readonly"),
             shareable: has("shareable"),
             transient: has("transient"),

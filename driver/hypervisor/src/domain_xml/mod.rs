@@ -20,8 +20,8 @@ mod claims;
 mod disk;
 pub mod edit;
 
-pub use changed::{ChangedDisk, as_it_ran, changed_disks};
-pub use disk::{Chain, Device, Disk, Image, Marks, Mirror, Source};
+pub use changed::{DiskDifference, as_it_ran, changed_disks};
+pub use disk::{Chain, Device, Disk, DiskFlags, Image, Mirror, Source};
 
 /// Larger domain XML is refused; real ones have 3 to 40 KiB.
 pub const MAX_BYTES: usize = 4 << 20;

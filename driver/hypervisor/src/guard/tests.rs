@@ -3,7 +3,7 @@
 use std::thread::JoinHandle;
 
 use super::*;
-use crate::simulated::{Agent, Fate, Operation, Point, SimSpec, Simulated, When};
+use crate::simulated::{Agent, Fate, InjectionPoint, Operation, SimSpec, Simulated, When};
 use crate::types::Start;
 
 struct Scene {
@@ -97,7 +97,7 @@ fn a_dead_drivers_guest_is_let_go_even_while_libvirtd_dies() {
         }
         let mut deaths = 3;
         scene.world.on_point(move |point| {
-            if point == (Point { operation, when: When::Before }) && deaths > 0 {
+            if point == (InjectionPoint { operation, when: When::Before }) && deaths > 0 {
                 deaths -= 1;
                 return Fate::KillLibvirtd;
             }

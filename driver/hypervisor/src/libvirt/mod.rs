@@ -22,13 +22,13 @@ use libvirt::domain::Domain;
 use libvirt::error::Error as VirtError;
 use virt_sys as sys;
 
-use super::events::Hub;
+use super::events::EventHub;
 use super::fault::{Answer, Fault, code};
 use super::types::{
     Activity, BlockJob, BlockJobEnd, CommitBase, CommitRequest, Config, DomainId, DomainInfo, Event, Paused,
     Persistence, QemuDisk, Quiesce, Run, SnapshotRequest, Start,
 };
-use super::{Denial, Hypervisor, apparmor, domain_xml};
+use super::{Hypervisor, LiftedDenials, apparmor, domain_xml};
 use virtfold_base::error::{Error, ErrorKind, Result};
 
 mod behind;
@@ -46,7 +46,7 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub struct Libvirt {
     uri: LocalUri,
-    hub: Arc<Hub>,
+    hub: Arc<EventHub>,
     session: Mutex<Option<Arc<Session>>>,
 }
 
@@ -356,11 +356,11 @@ impl Hypervisor for Libvirt {
         }
     }
 
-    fn lift_denial(&self, domain: DomainId, image: &Path) -> Result<Option<Denial>> {
+    fn lift_denial(&self, domain: DomainId, image: &Path) -> Result<Option<LiftedDenials>> {
         apparmor::lift(Path::new(apparmor::RULES), domain, image)
     }
 
-    fn restore_denial(&self, _: DomainId, denial: &Denial) -> Result<()> {
+    fn restore_denial(&self, _: DomainId, denial: &LiftedDenials) -> Result<()> {
         apparmor::restore(denial)
     }
 

@@ -4,7 +4,7 @@
 //! is borrowed; libvirt copies the strings it is given before it returns; its calls may be made from any thread; a
 //! call that fails says so by -1 or null and leaves its output alone.
 //!
-//! Callbacks run on the event loop's thread. They get a pointer to an `Arc<Hub>` of their own, which libvirt gives back to
+//! Callbacks run on the event loop's thread. They get a pointer to an `Arc<EventHub>` of their own, which libvirt gives back to
 //! [`free_hub`] once no callback can use it any more.
 //!
 //! Imports: `types`, `events`.
@@ -21,7 +21,7 @@ use libvirt::error::Error as VirtError;
 use uuid::Uuid;
 use virt_sys as sys;
 
-use crate::events::Hub;
+use crate::events::EventHub;
 use crate::types::{BlockJob, BlockJobEnd, BlockJobKind, CommitBase, DomainId};
 
 type Result<T> = std::result::Result<T, VirtError>;
@@ -215,7 +215,7 @@ type AnyCallback = unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, *
 
 impl Watch {
     /// Lets `hub` hear of everything on this connection.
-    pub(super) fn register(connect: &Connect, hub: &Arc<Hub>) -> Result<Self> {
+    pub(super) fn register(connect: &Connect, hub: &Arc<EventHub>) -> Result<Self> {
         // SAFETY: libvirt casts each of these back to the type that belongs to its event before it calls it.
         let callbacks: [(sys::virDomainEventID, AnyCallback); 3] = unsafe {
             [
@@ -270,7 +270,12 @@ impl Watch {
     }
 }
 
-fn register_event(connect: &Connect, event: c_int, callback: AnyCallback, hub: &Arc<Hub>) -> Result<c_int> {
+fn register_event(
+    connect: &Connect,
+    event: c_int,
+    callback: AnyCallback,
+    hub: &Arc<EventHub>,
+) -> Result<c_int> {
     let opaque = Arc::into_raw(Arc::clone(hub)).cast_mut().cast();
     // SAFETY: valid connection; a null domain means all; `opaque` as above.
     let returned = unsafe {
@@ -294,18 +299,19 @@ fn free_failed(opaque: *mut c_void) {
 
 unsafe extern "C" fn free_hub(opaque: *mut c_void) {
     // SAFETY: made by `Arc::into_raw`, and given back once.
-    drop(unsafe { Arc::from_raw(opaque.cast_const().cast::<Hub>()) });
+    drop(unsafe { Arc::from_raw(opaque.cast_const().cast::<EventHub>()) });
 }
 
 /// The hub behind a callback's pointer, and the uuid of its domain.
 ///
 /// # Safety
 /// `opaque` comes from `Arc::into_raw` and was not freed yet; `domain` is valid.
-unsafe fn context<'a>(domain: sys::virDomainPtr, opaque: *mut c_void) -> Option<(&'a Hub, DomainId)> {
+unsafe fn context<'a>(domain: sys::virDomainPtr, opaque: *mut c_void) -> Option<(&'a EventHub, DomainId)> {
     let mut bytes = [0; 16];
     // SAFETY: the caller's promise; 16 bytes are what a uuid has.
-    let (found, hub) =
-        unsafe { (sys::virDomainGetUUID(domain, bytes.as_mut_ptr()), &*opaque.cast_const().cast::<Hub>()) };
+    let (found, hub) = unsafe {
+        (sys::virDomainGetUUID(domain, bytes.as_mut_ptr()), &*opaque.cast_const().cast::<EventHub>())
+    };
     (found == 0).then(|| (hub, DomainId(Uuid::from_bytes(bytes))))
 }
 
@@ -366,7 +372,7 @@ unsafe extern "C" fn on_threshold(
 
 unsafe extern "C" fn on_close(_: sys::virConnectPtr, _reason: c_int, opaque: *mut c_void) {
     // SAFETY: the pointer given at the registration.
-    unsafe { &*opaque.cast_const().cast::<Hub>() }.connection_lost();
+    unsafe { &*opaque.cast_const().cast::<EventHub>() }.connection_lost();
 }
 
 /// Flags of `c_uint` width for the calls of `virt` that take them so.

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::operations::Frozen;
 use super::world::{Qemu, World};
 use super::{
-    BTreeMap, Described, Operation, SimDomain, SimImage, Simulated, Turn, Views, code, refused, xml,
+    BTreeMap, Operation, SimCall, SimDisk, SimDomain, SimImage, SimXml, Simulated, code, refused, xml,
 };
 use crate::domain_xml::{Chain, DomainXml, Source};
 use crate::fault::Fault;
@@ -17,7 +17,7 @@ use crate::types::{
     Activity, Begin, BlockJob, BlockJobEnd, CommitRequest, Config, DomainId, DomainInfo, End, Event,
     Lifecycle, Paused, Persistence, QemuDisk, Run, SnapshotRequest, Start,
 };
-use crate::{Denial, Hypervisor};
+use crate::{Hypervisor, LiftedDenials};
 use virtfold_base::error::{Error, ErrorKind, Result};
 
 type Outcome<T> = std::result::Result<T, Fault>;
@@ -30,11 +30,11 @@ fn info(id: DomainId, domain: &SimDomain) -> DomainInfo {
     DomainInfo { id, name: domain.name.clone(), persistence, run: domain.run() }
 }
 
-pub(super) fn described(parsed: &DomainXml) -> Vec<Described> {
+pub(super) fn described(parsed: &DomainXml) -> Vec<SimDisk> {
     let disks = parsed.disks.iter().filter_map(|d| match &d.image.source {
         Source::File(path) | Source::Block(path) => {
             let chain = if d.backing.is_empty() { d.chain } else { Chain::Complete };
-            Some(Described { target: d.target.clone(), path: path.clone(), chain, mirror: None })
+            Some(SimDisk { target: d.target.clone(), path: path.clone(), chain, mirror: None })
         }
         _ => None,
     });
@@ -76,7 +76,7 @@ fn define(world: &mut World, parsed: &DomainXml) -> Outcome<DomainId> {
         name: parsed.name.clone(),
         text: String::new(),
         original: parsed.text().to_owned(),
-        views: Views::default(),
+        views: SimXml::default(),
         qemu: None,
         agent: super::Agent::Absent,
         agent_limited: false,
@@ -91,7 +91,7 @@ fn define(world: &mut World, parsed: &DomainXml) -> Outcome<DomainId> {
     Ok(id)
 }
 
-fn start(turn: &mut Turn<'_>, id: DomainId, how: Start) -> Outcome<()> {
+fn start(turn: &mut SimCall<'_>, id: DomainId, how: Start) -> Outcome<()> {
     let domain = turn.domain(id)?;
     if domain.qemu.is_some() {
         return Err(refused(code::OPERATION_INVALID, "domain is already running"));
@@ -204,19 +204,19 @@ impl Hypervisor for Simulated {
         self.call(Operation::Commit, |turn| turn.commit(domain, request))
     }
 
-    fn lift_denial(&self, domain: DomainId, image: &Path) -> Result<Option<Denial>> {
+    fn lift_denial(&self, domain: DomainId, image: &Path) -> Result<Option<LiftedDenials>> {
         self.call(Operation::Rules, |turn| {
             let locked = turn.world.rules_locked;
             let Some(qemu) = &mut turn.domain(domain)?.qemu else { return Ok(None) };
             if locked && qemu.rules.contains(image) {
                 return Err(refused(code::SYSTEM, "Read-only file system"));
             }
-            let denial = Denial { rules: image.to_owned(), lines: vec![image.display().to_string()] };
+            let denial = LiftedDenials { rules: image.to_owned(), lines: vec![image.display().to_string()] };
             Ok(qemu.rules.remove(image).then_some(denial))
         })
     }
 
-    fn restore_denial(&self, domain: DomainId, denial: &Denial) -> Result<()> {
+    fn restore_denial(&self, domain: DomainId, denial: &LiftedDenials) -> Result<()> {
         self.call(Operation::Rules, |turn| {
             if let Some(qemu) = &mut turn.domain(domain)?.qemu {
                 qemu.rules.extend(denial.lines.iter().map(PathBuf::from));

@@ -24,7 +24,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::events::Hub;
+use super::events::EventHub;
 use super::fault::{Answer, Fault, code};
 use super::types::DomainId;
 use virtfold_base::error::{Error, ErrorKind, Result};
@@ -38,7 +38,7 @@ mod xml;
 
 pub use outside::Outside;
 pub use world::{Agent, SimImage};
-use world::{Described, SimDomain, Views, World};
+use world::{SimDisk, SimDomain, SimXml, World};
 
 /// A call, as the hook sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -100,7 +100,7 @@ pub enum When {
 
 /// Where a hook is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Point {
+pub struct InjectionPoint {
     /// The call.
     pub operation: Operation,
     /// The moment.
@@ -135,13 +135,13 @@ pub enum Room {
 }
 
 /// Asked at each point.
-pub type Hook = Box<dyn FnMut(Point) -> Fate + Send>;
+pub type Hook = Box<dyn FnMut(InjectionPoint) -> Fate + Send>;
 
 /// The hypervisor in memory. Clones are the same one.
 #[derive(Clone)]
 pub struct Simulated {
     state: Arc<Mutex<State>>,
-    hub: Arc<Hub>,
+    hub: Arc<EventHub>,
 }
 
 struct State {
@@ -187,7 +187,7 @@ impl Simulated {
     }
 
     /// Sets the hook.
-    pub fn on_point(&self, hook: impl FnMut(Point) -> Fate + Send + 'static) {
+    pub fn on_point(&self, hook: impl FnMut(InjectionPoint) -> Fate + Send + 'static) {
         self.lock().hook = Box::new(hook);
     }
 
@@ -387,11 +387,11 @@ impl Simulated {
         self.lock().world.pools.insert(name.to_owned(), directory.to_owned());
     }
 
-    /// Runs one call of the driver. `call` gets the world and asks [`Turn::reaches`] at the moments it knows.
+    /// Runs one call of the driver. `call` gets the world and asks [`SimCall::reaches`] at the moments it knows.
     fn call<T>(
         &self,
         operation: Operation,
-        call: impl FnOnce(&mut Turn<'_>) -> std::result::Result<T, Fault>,
+        call: impl FnOnce(&mut SimCall<'_>) -> std::result::Result<T, Fault>,
     ) -> Result<T> {
         let mut state = self.lock();
         if state.dead {
@@ -399,7 +399,7 @@ impl Simulated {
         }
         state.world.tick();
         let State { world, hook, .. } = &mut *state;
-        let mut turn = Turn { world, hook, operation, fate: Fate::GoOn, hub: &self.hub };
+        let mut turn = SimCall { world, hook, operation, fate: Fate::GoOn, hub: &self.hub };
         let result = if turn.reaches(When::Before) { Err(lost()) } else { call(&mut turn) };
         if turn.fate == Fate::GoOn {
             turn.reaches(When::After);
@@ -424,19 +424,19 @@ impl Simulated {
 }
 
 /// One call, and what became of the world in it.
-struct Turn<'a> {
+struct SimCall<'a> {
     world: &'a mut World,
     hook: &'a mut Hook,
     operation: Operation,
     fate: Fate,
-    hub: &'a Hub,
+    hub: &'a EventHub,
 }
 
-impl Turn<'_> {
+impl SimCall<'_> {
     /// Asks the hook; true when the call ends here. A dying driver or guest does not end what libvirtd does, save before it began.
     fn reaches(&mut self, when: When) -> bool {
         if self.fate == Fate::GoOn {
-            self.fate = (self.hook)(Point { operation: self.operation, when });
+            self.fate = (self.hook)(InjectionPoint { operation: self.operation, when });
             // What befalls the guests befalls them now; the call goes on and sees it.
             match self.fate {
                 Fate::KillGuests => outside::happens(self.world, Outside::KillGuests, self.hub),

@@ -5,8 +5,8 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use super::world::{Agent, Described, SimBlockJob, SimDomain, SimImage};
-use super::{Turn, When, code, refused};
+use super::world::{Agent, SimBlockJob, SimDisk, SimDomain, SimImage};
+use super::{SimCall, When, code, refused};
 use crate::domain_xml::Chain;
 use crate::fault::Fault;
 use crate::is_our_overlay;
@@ -17,7 +17,7 @@ use crate::types::{
 
 type Outcome<T> = std::result::Result<T, Fault>;
 
-impl Turn<'_> {
+impl SimCall<'_> {
     fn running(&mut self, id: DomainId) -> Outcome<&mut SimDomain> {
         let domain = self.domain(id)?;
         if domain.qemu.is_none() {
@@ -112,15 +112,15 @@ impl Turn<'_> {
             }
             return Ok(());
         }
-        for switched in [Switched::Qemu, Switched::Live, Switched::Config] {
+        for switched in [PivotStage::Qemu, PivotStage::Live, PivotStage::Config] {
             let domain = self.running(id)?;
             for (position, overlay) in &overlays {
                 domain.switch(*position, overlay, &switched);
             }
             let over = match switched {
-                Switched::Qemu => self.reaches(When::Early),
-                Switched::Live => self.reaches(When::Late),
-                Switched::Config => false,
+                PivotStage::Qemu => self.reaches(When::Early),
+                PivotStage::Live => self.reaches(When::Late),
+                PivotStage::Config => false,
             };
             if over {
                 return Ok(());
@@ -208,7 +208,7 @@ impl Turn<'_> {
         if !job.ready {
             return Err(refused(code::BLOCK_COPY_ACTIVE, "disk not ready for pivot yet"));
         }
-        let known = |disk: &&mut Described| disk.mirror.is_some();
+        let known = |disk: &&mut SimDisk| disk.mirror.is_some();
         if let Some(disk) = domain.views.live.get_mut(position).filter(known) {
             disk.mirror = Some(Some("pivot"));
         }
@@ -234,8 +234,8 @@ impl Turn<'_> {
         self.forget_job(id, position, target)?;
         let domain = self.running(id)?;
         if followed {
-            domain.switch(position, &job.base, &Switched::Live);
-            domain.switch(position, &job.base, &Switched::Config);
+            domain.switch(position, &job.base, &PivotStage::Live);
+            domain.switch(position, &job.base, &PivotStage::Config);
         }
         self.world.write_rules(id);
         self.tell(id, target, BlockJobStatus::Completed);
@@ -263,7 +263,7 @@ pub(super) enum Frozen {
 
 /// The steps of a switch to another image.
 #[derive(Clone, Copy)]
-enum Switched {
+enum PivotStage {
     /// What QEMU writes to.
     Qemu,
     /// What the live XML says.
@@ -273,19 +273,19 @@ enum Switched {
 }
 
 impl SimDomain {
-    fn switch(&mut self, position: usize, path: &PathBuf, which: &Switched) {
+    fn switch(&mut self, position: usize, path: &PathBuf, which: &PivotStage) {
         match which {
-            Switched::Qemu => {
+            PivotStage::Qemu => {
                 if let Some(top) = self.qemu.as_mut().and_then(|q| q.tops.get_mut(position)) {
                     top.clone_from(path);
                 }
             }
-            Switched::Live => {
+            PivotStage::Live => {
                 if let Some(disk) = self.views.live.get_mut(position) {
                     disk.path.clone_from(path);
                 }
             }
-            Switched::Config => {
+            PivotStage::Config => {
                 let target = self.views.live.get(position).map(|d| d.target.clone());
                 let config = self.views.config.iter_mut().flatten();
                 for disk in config.filter(|d| Some(&d.target) == target.as_ref()) {

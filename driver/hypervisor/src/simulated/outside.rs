@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use super::calls::described;
 use super::world::{Qemu, SimDomain, World};
-use super::{Hub, SimImage, Simulated};
+use super::{EventHub, SimImage, Simulated};
 use crate::domain_xml::{Chain, DomainXml};
 use crate::types::{Begin, Config, DomainId, End, Event, Lifecycle, Paused};
 
@@ -67,7 +67,7 @@ impl Simulated {
 pub(super) const BOOT: u64 = 100;
 
 /// Does it.
-pub(super) fn happens(world: &mut World, what: Outside, hub: &Hub) {
+pub(super) fn happens(world: &mut World, what: Outside, hub: &EventHub) {
     let ids: Vec<DomainId> = world.domains.keys().copied().collect();
     for id in ids {
         if let Some(change) = happens_to(world, id, what) {

@@ -39,7 +39,7 @@ fn is_prefix(holds: &BTreeSet<u64>) -> bool {
 }
 
 fn fail_at(world: &Simulated, operation: Operation, when: When, fate: Fate) {
-    world.on_point(move |p| if p == (Point { operation, when }) { fate } else { Fate::GoOn });
+    world.on_point(move |p| if p == (InjectionPoint { operation, when }) { fate } else { Fate::GoOn });
 }
 
 /// `(QEMU, live XML, configuration)` of the first disk.

@@ -5,7 +5,7 @@
 //! that got lost is a number that is missing.
 //!
 //! Three views of each disk are kept apart, because crashes tear them apart: what QEMU does ([`Qemu`]), what the live XML says
-//! and what the configuration says ([`Views`]).
+//! and what the configuration says ([`SimXml`]).
 //!
 //! Imports: `types`, `domain_xml`.
 
@@ -33,7 +33,7 @@ pub struct SimImage {
 
 /// A disk as one of libvirt's descriptions has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Described {
+pub(super) struct SimDisk {
     pub(super) target: String,
     pub(super) path: PathBuf,
     /// Whether a configuration describes the chain below, as it does since libvirt last changed it.
@@ -80,10 +80,10 @@ pub(super) struct Qemu {
 
 /// What libvirt says of a domain.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Views {
-    pub(super) live: Vec<Described>,
+pub(super) struct SimXml {
+    pub(super) live: Vec<SimDisk>,
     /// `None` for a transient domain.
-    pub(super) config: Option<Vec<Described>>,
+    pub(super) config: Option<Vec<SimDisk>>,
 }
 
 /// How the guest's agent behaves.
@@ -110,7 +110,7 @@ pub(super) struct SimDomain {
     pub(super) text: String,
     /// The XML it was defined with at first.
     pub(super) original: String,
-    pub(super) views: Views,
+    pub(super) views: SimXml,
     pub(super) qemu: Option<Qemu>,
     pub(super) agent: Agent,
     pub(super) agent_limited: bool,

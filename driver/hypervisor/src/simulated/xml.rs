@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use roxmltree::Document;
 
-use super::world::{Described, SimDomain, World};
+use super::world::{SimDisk, SimDomain, World};
 use crate::domain_xml::Chain;
 use crate::domain_xml::edit::escape;
 use crate::types::{Config, DomainId};
@@ -42,7 +42,7 @@ pub(super) fn render(world: &World, id: DomainId, domain: &SimDomain, config: Co
     Some(out)
 }
 
-fn disk_xml(world: &World, disk: &Described, (config, position): (Config, usize)) -> String {
+fn disk_xml(world: &World, disk: &SimDisk, (config, position): (Config, usize)) -> String {
     let chain = world.chain(&disk.path);
     let path = |path: &std::path::Path| escape(&path.to_string_lossy()).into_owned();
     let format =

@@ -37,7 +37,7 @@ pub(super) enum Cluster {
 
 /// What a subcluster of a mixed cluster is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Sub {
+pub(super) enum Subcluster {
     Unallocated,
     Zero,
     Data,
@@ -85,13 +85,13 @@ pub(super) fn extended(header: &Header, entry: u64, bitmap: u64) -> Result<Clust
 }
 
 /// What subcluster `index` (below 32) of a bitmap is.
-pub(super) fn sub(bitmap: u64, index: u64) -> Sub {
+pub(super) fn sub(bitmap: u64, index: u64) -> Subcluster {
     if bitmap >> (index + SUBCLUSTERS) & 1 == 1 {
-        Sub::Zero
+        Subcluster::Zero
     } else if bitmap >> index & 1 == 1 {
-        Sub::Data
+        Subcluster::Data
     } else {
-        Sub::Unallocated
+        Subcluster::Unallocated
     }
 }
 

@@ -6,7 +6,7 @@
 //!
 //! Imports: `header`.
 
-use super::header::{Problem, bad};
+use super::header::{HeaderError, bad};
 
 const END: u32 = 0;
 const BACKING_FORMAT: u32 = 0xe279_2aca;
@@ -33,7 +33,7 @@ pub(super) struct Extensions {
 impl Extensions {
     /// Parses the extensions in `first` (the first cluster) from `start` on; they may not reach past `end`.
     /// A file that ends before `end` has no more of them.
-    pub(super) fn parse(first: &[u8], start: u64, end: u64) -> Result<Self, Problem> {
+    pub(super) fn parse(first: &[u8], start: u64, end: u64) -> Result<Self, HeaderError> {
         let start = usize::try_from(start).unwrap_or(usize::MAX);
         let end = usize::try_from(end).unwrap_or(usize::MAX).min(first.len());
         let mut rest = first.get(start..end).unwrap_or_default();
@@ -54,7 +54,7 @@ impl Extensions {
         Ok(found)
     }
 
-    fn take(&mut self, kind: u32, body: &[u8]) -> Result<(), Problem> {
+    fn take(&mut self, kind: u32, body: &[u8]) -> Result<(), HeaderError> {
         match kind {
             BACKING_FORMAT if body.len() > 15 => return bad("its backing file's format is too long a word"),
             BACKING_FORMAT => self.backing_format = Some(body.to_vec()),

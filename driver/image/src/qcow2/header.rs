@@ -1,7 +1,7 @@
 //! The qcow2 header: parsed from the bytes of the first cluster, every field checked against the others and
 //! against the file's length before anything is read by it.
 //!
-//! Pure: bytes in, header or [`Problem`] out, so that it can be tested and fuzzed without files.
+//! Pure: bytes in, header or [`HeaderError`] out, so that it can be tested and fuzzed without files.
 //!
 //! Imports: `error`, `source`, `extensions`.
 
@@ -34,14 +34,14 @@ const RAW_EXTERNAL: u64 = 1 << 1;
 
 /// Why a header is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Problem {
+pub(crate) enum HeaderError {
     /// It contradicts the format.
     Bad(String),
     /// It asks for what virtfold does not do.
     Unsupported(String),
 }
 
-impl Problem {
+impl HeaderError {
     /// The error for the image called `name`.
     pub(super) fn into_error(self, name: &str) -> Error {
         match self {
@@ -51,13 +51,13 @@ impl Problem {
     }
 }
 
-pub(super) fn bad<T>(what: impl Into<String>) -> Result<T, Problem> {
-    Err(Problem::Bad(what.into()))
+pub(super) fn bad<T>(what: impl Into<String>) -> Result<T, HeaderError> {
+    Err(HeaderError::Bad(what.into()))
 }
 
 /// How the guest's payload is encrypted by the image itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Crypt {
+pub(crate) enum EncryptionMethod {
     None,
     Aes,
     Luks,
@@ -75,7 +75,7 @@ pub(crate) struct Header {
     pub(crate) refcount_offset: u64,
     pub(crate) refcount_table_len: u64,
     pub(crate) refcount_order: u32,
-    pub(crate) crypt: Crypt,
+    pub(crate) crypt: EncryptionMethod,
     pub(crate) dirty: bool,
     pub(crate) corrupt: bool,
     pub(crate) lazy_refcounts: bool,
@@ -112,30 +112,30 @@ impl Header {
 struct Fields<'a>(&'a [u8]);
 
 impl Fields<'_> {
-    fn bytes<const N: usize>(&self, at: usize) -> Result<[u8; N], Problem> {
+    fn bytes<const N: usize>(&self, at: usize) -> Result<[u8; N], HeaderError> {
         let end = at.saturating_add(N);
         match self.0.get(at..end).and_then(|bytes| bytes.try_into().ok()) {
             Some(bytes) => Ok(bytes),
             None => bad(format!("it ends within its header, at byte {}", self.0.len())),
         }
     }
-    fn u32(&self, at: usize) -> Result<u32, Problem> {
+    fn u32(&self, at: usize) -> Result<u32, HeaderError> {
         self.bytes(at).map(u32::from_be_bytes)
     }
-    fn u64(&self, at: usize) -> Result<u64, Problem> {
+    fn u64(&self, at: usize) -> Result<u64, HeaderError> {
         self.bytes(at).map(u64::from_be_bytes)
     }
 }
 
 /// The cluster size, from the first bytes of the file.
-pub(super) fn cluster_size(start: &[u8]) -> Result<u64, Problem> {
+pub(super) fn cluster_size(start: &[u8]) -> Result<u64, HeaderError> {
     let fields = Fields(start);
     if start.len() < 4 || fields.u32(0)? != MAGIC {
         return bad("it does not begin as a qcow2 image does; is its format another one?");
     }
     let version = fields.u32(4)?;
     if !(2..=3).contains(&version) {
-        return Err(Problem::Unsupported(format!("is qcow2 version {version}; virtfold reads 2 and 3")));
+        return Err(HeaderError::Unsupported(format!("is qcow2 version {version}; virtfold reads 2 and 3")));
     }
     match fields.u32(20)? {
         bits @ 9..=21 => Ok(1 << bits),
@@ -145,7 +145,7 @@ pub(super) fn cluster_size(start: &[u8]) -> Result<u64, Problem> {
 
 /// Parses the header from `first`, the file's first cluster (or all of a shorter file), of a file with
 /// `file_len` bytes.
-pub(crate) fn parse(first: &[u8], file_len: u64) -> Result<Header, Problem> {
+pub(crate) fn parse(first: &[u8], file_len: u64) -> Result<Header, HeaderError> {
     let cluster = cluster_size(first)?;
     let fields = Fields(first);
     let mut header = fixed_fields(&fields, cluster)?;
@@ -168,13 +168,15 @@ pub(crate) fn parse(first: &[u8], file_len: u64) -> Result<Header, Problem> {
 }
 
 /// The fields that both versions have.
-fn fixed_fields(fields: &Fields<'_>, cluster: u64) -> Result<Header, Problem> {
+fn fixed_fields(fields: &Fields<'_>, cluster: u64) -> Result<Header, HeaderError> {
     let crypt = match fields.u32(32)? {
-        0 => Crypt::None,
-        1 => Crypt::Aes,
-        2 => Crypt::Luks,
+        0 => EncryptionMethod::None,
+        1 => EncryptionMethod::Aes,
+        2 => EncryptionMethod::Luks,
         other => {
-            return Err(Problem::Unsupported(format!("is encrypted by method {other}, which is unknown")));
+            return Err(HeaderError::Unsupported(format!(
+                "is encrypted by method {other}, which is unknown"
+            )));
         }
     };
     Ok(Header {
@@ -204,7 +206,7 @@ fn fixed_fields(fields: &Fields<'_>, cluster: u64) -> Result<Header, Problem> {
 struct HeaderLen(u64);
 
 /// The fields of version 3 that need no names from the extensions.
-fn version_3(fields: &Fields<'_>, cluster: u64, header: &mut Header) -> Result<HeaderLen, Problem> {
+fn version_3(fields: &Fields<'_>, cluster: u64, header: &mut Header) -> Result<HeaderLen, HeaderError> {
     let header_len = u64::from(fields.u32(100)?);
     if header_len < V3_LEN || header_len > cluster {
         return bad(format!(
@@ -224,7 +226,7 @@ fn features(
     header_len: u64,
     names: &[Incompatible],
     header: &mut Header,
-) -> Result<(), Problem> {
+) -> Result<(), HeaderError> {
     let incompatible = fields.u64(72)?;
     refuse_unknown(incompatible & !KNOWN, names)?;
     header.dirty = incompatible & DIRTY != 0;
@@ -242,13 +244,13 @@ fn features(
         (1, true) => CompressionType::Zstd,
         (0 | 1, _) => return bad("its compression type and the feature bit for it contradict each other"),
         (other, _) => {
-            return Err(Problem::Unsupported(format!("has compression type {other}, which is unknown")));
+            return Err(HeaderError::Unsupported(format!("has compression type {other}, which is unknown")));
         }
     };
     Ok(())
 }
 
-fn refuse_unknown(unknown: u64, names: &[Incompatible]) -> Result<(), Problem> {
+fn refuse_unknown(unknown: u64, names: &[Incompatible]) -> Result<(), HeaderError> {
     if unknown == 0 {
         return Ok(());
     }
@@ -260,11 +262,15 @@ fn refuse_unknown(unknown: u64, names: &[Incompatible]) -> Result<(), Problem> {
         })
         .collect();
     let what = format!("uses incompatible features that virtfold does not know: {}", listed.join(", "));
-    Err(Problem::Unsupported(what))
+    Err(HeaderError::Unsupported(what))
 }
 
 /// The backing file's name, and where the header extensions must end.
-fn backing_name(fields: &Fields<'_>, first: &[u8], cluster: u64) -> Result<(Option<Vec<u8>>, u64), Problem> {
+fn backing_name(
+    fields: &Fields<'_>,
+    first: &[u8],
+    cluster: u64,
+) -> Result<(Option<Vec<u8>>, u64), HeaderError> {
     let (offset, len) = (fields.u64(8)?, u64::from(fields.u32(16)?));
     if offset == 0 {
         return Ok((None, cluster));
@@ -284,7 +290,7 @@ fn backing_name(fields: &Fields<'_>, first: &[u8], cluster: u64) -> Result<(Opti
 }
 
 /// Places and sizes of the tables.
-fn check_tables(header: &Header, file_len: u64) -> Result<(), Problem> {
+fn check_tables(header: &Header, file_len: u64) -> Result<(), HeaderError> {
     let cluster = header.cluster_size();
     if header.capacity > i64::MAX.cast_unsigned() {
         return bad(format!("its capacity of {} bytes is impossible", header.capacity));

@@ -11,7 +11,7 @@
 //!
 //! Imports: `error`, `units`, `entry`, `file`, `table`.
 
-use super::entry::{self, Cluster, OFFSET_MASK, SUBCLUSTERS, Sub};
+use super::entry::{self, Cluster, OFFSET_MASK, SUBCLUSTERS, Subcluster};
 use super::{Qcow2, damaged};
 use crate::file::HostFile;
 use crate::read;
@@ -237,9 +237,9 @@ impl<'a> Cursor<'a> {
         let like = (first..SUBCLUSTERS).take_while(|i| entry::sub(bitmap, *i) == kind).count() as u64;
         let on = host.map(|host| HostOffset::new(host + skip));
         let place = match (kind, on) {
-            (Sub::Data, Some(host)) => Place::Data { file: self.image.data, host },
-            (Sub::Zero, host) => Place::Zero { host },
-            (Sub::Unallocated | Sub::Data, reserved) => Place::Unallocated { reserved },
+            (Subcluster::Data, Some(host)) => Place::Data { file: self.image.data, host },
+            (Subcluster::Zero, host) => Place::Zero { host },
+            (Subcluster::Unallocated | Subcluster::Data, reserved) => Place::Unallocated { reserved },
         };
         self.extent(at, (first + like) * size - skip, place)
     }

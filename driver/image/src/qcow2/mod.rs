@@ -12,7 +12,7 @@ mod header;
 pub(super) mod l2;
 pub(super) mod refcounts;
 
-pub(super) use header::{Crypt, Header, parse};
+pub(super) use header::{EncryptionMethod, Header, parse};
 
 use super::file::{FileIndex, HostFile};
 use virtfold_base::error::{Error, ErrorKind, Result};
@@ -39,7 +39,7 @@ impl Qcow2 {
 pub(super) fn read_header(file: &HostFile) -> Result<Header> {
     let mut start = vec![0; usize::try_from(file.len.min(header::FIXED)).unwrap_or(0)];
     file.read(HostOffset::ZERO, &mut start)?;
-    let named = |what: header::Problem| what.into_error(&file.name().to_string());
+    let named = |what: header::HeaderError| what.into_error(&file.name().to_string());
     let cluster_size = header::cluster_size(&start).map_err(named)?;
     let mut first = vec![0; usize::try_from(file.len.min(cluster_size)).unwrap_or(0)];
     file.read(HostOffset::ZERO, &mut first)?;

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 
 use super::Lab;
-use crate::{DiskImage, Format, OpenOptions, Use};
+use crate::{DiskImage, Format, ImageAccess, OpenOptions};
 use virtfold_base::error::ErrorKind;
 
 /// A `qemu-io` that has written to `image` and keeps it open for writing.
@@ -38,13 +38,13 @@ fn a_writer_is_noticed_wherever_in_the_chain_it_is() {
         let options = OpenOptions { usage, ..OpenOptions::default() };
         DiskImage::open(&lab.path("top.qcow2"), Format::Qcow2, &options)
     };
-    let error = open(Use::Checked).unwrap_err();
+    let error = open(ImageAccess::Checked).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InUse);
     assert!(error.to_string().contains("base.qcow2"), "{error}");
     assert!(error.hint().unwrap().contains("--frozen"));
-    assert!(open(Use::Frozen).is_ok());
+    assert!(open(ImageAccess::Frozen).is_ok());
     stop(child);
-    assert!(open(Use::Checked).is_ok());
+    assert!(open(ImageAccess::Checked).is_ok());
 }
 
 #[test]
@@ -90,7 +90,7 @@ fn an_image_that_is_closed_is_free_whoever_has_its_file_open_still() {
     lab.img("create -q -f qcow2 a.qcow2 1M");
     let path = lab.path("a.qcow2");
     let file = crate::file::HostFile::open(&path).unwrap();
-    assert_eq!(crate::locks::hold(&file, Use::Checked).unwrap(), None);
+    assert_eq!(crate::locks::hold(&file, ImageAccess::Checked).unwrap(), None);
     let twin = file.file.try_clone().unwrap();
     let other = std::fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
     assert!(crate::locks::is_locked(&other).unwrap());

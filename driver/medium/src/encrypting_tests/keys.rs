@@ -8,7 +8,7 @@ use age::secrecy::ExposeSecret;
 use age::x25519::Identity;
 
 use super::{Memory, kind};
-use crate::{Encrypting, Medium};
+use crate::{EncryptingMedium, Medium};
 use virtfold_archive::crypt::{Envelope, Identities, Recipients};
 use virtfold_base::error::ErrorKind;
 
@@ -97,8 +97,10 @@ fn recipients_are_public_keys_and_secret_ones_are_not_repeated() {
     // As many as there may be fit into the header that readers take.
     let most = Recipients::gather(&many[..256], None).unwrap().unwrap();
     let kept = Arc::new(Mutex::new(Vec::new()));
-    let medium =
-        Encrypting::begin(Box::new(Memory(Arc::clone(&kept), 64 << 10)), &Envelope::new(&most).unwrap())
-            .unwrap();
+    let medium = EncryptingMedium::begin(
+        Box::new(Memory(Arc::clone(&kept), 64 << 10)),
+        &Envelope::new(&most).unwrap(),
+    )
+    .unwrap();
     Box::new(medium).finish().unwrap();
 }

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use age::x25519::Identity;
 use tempfile::TempDir;
 
-use crate::{self as medium, Durable, Encrypting, Medium};
+use crate::{self as medium, EncryptingMedium, FinishedArchive, Medium};
 use virtfold_archive::crypt::*;
 use virtfold_archive::stream::{ReadAt, Sink};
 use virtfold_base::error::{Error, ErrorKind, Result};
@@ -35,8 +35,8 @@ impl Sink for Memory {
 }
 
 impl Medium for Memory {
-    fn finish(self: Box<Self>) -> Result<Durable> {
-        Ok(Durable { name: "memory".to_owned(), bytes: self.0.lock().unwrap().len() as u64 })
+    fn finish(self: Box<Self>) -> Result<FinishedArchive> {
+        Ok(FinishedArchive { name: "memory".to_owned(), bytes: self.0.lock().unwrap().len() as u64 })
     }
 }
 
@@ -67,7 +67,7 @@ impl Lab {
     fn seal(&self, plain: &[u8]) -> Vec<u8> {
         let kept = Arc::new(Mutex::new(Vec::new()));
         let memory = Box::new(Memory(Arc::clone(&kept), usize::MAX));
-        let mut medium = Box::new(Encrypting::begin(memory, &self.envelope()).unwrap());
+        let mut medium = Box::new(EncryptingMedium::begin(memory, &self.envelope()).unwrap());
         for piece in plain.chunks(100_001) {
             medium.write(piece).unwrap();
         }
@@ -92,7 +92,7 @@ impl Lab {
     }
 
     fn pipe(&self, bytes: &[u8]) -> Result<Vec<u8>> {
-        let mut incoming = Incoming::open(Drip(Cursor::new(bytes)), "pipe", &self.identities())?;
+        let mut incoming = DecryptingReader::open(Drip(Cursor::new(bytes)), "pipe", &self.identities())?;
         let mut out = Vec::new();
         incoming.read_to_end(&mut out).map_err(|e| Error::io("reading", e))?;
         Ok(out)

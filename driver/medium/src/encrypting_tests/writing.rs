@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex};
 
 use super::{Lab, Memory, PLAIN, SEALED, kind, noise};
-use crate::{Durable, Encrypting, Medium};
+use crate::{EncryptingMedium, FinishedArchive, Medium};
 use virtfold_archive::crypt::Envelope;
 use virtfold_archive::stream::Sink;
 use virtfold_base::error::{Error, ErrorKind, Result, sentence};
@@ -15,7 +15,7 @@ fn a_full_medium_says_so_through_the_encryption() {
     for room in [10, SEALED, 2 * SEALED] {
         let kept = Arc::new(Mutex::new(Vec::new()));
         let memory = Box::new(Memory(Arc::clone(&kept), room));
-        let outcome = Encrypting::begin(memory, &lab.envelope()).and_then(|mut medium| {
+        let outcome = EncryptingMedium::begin(memory, &lab.envelope()).and_then(|mut medium| {
             medium.write(&noise(2 * PLAIN))?;
             Box::new(medium).finish()
         });
@@ -31,7 +31,7 @@ fn what_was_not_finished_is_not_whole() {
     for len in [0, PLAIN, 2 * PLAIN + 9] {
         let kept = Arc::new(Mutex::new(Vec::new()));
         let memory = Box::new(Memory(Arc::clone(&kept), usize::MAX));
-        let mut medium = Encrypting::begin(memory, &lab.envelope()).unwrap();
+        let mut medium = EncryptingMedium::begin(memory, &lab.envelope()).unwrap();
         medium.write(&noise(len)).unwrap();
         drop(medium);
         let left = kept.lock().unwrap().clone();
@@ -67,15 +67,15 @@ impl Medium for Breaks {
         Ok(Some(durable as u64))
     }
 
-    fn finish(self: Box<Self>) -> Result<Durable> {
-        Ok(Durable { name: "memory".to_owned(), bytes: self.kept.lock().unwrap().len() as u64 })
+    fn finish(self: Box<Self>) -> Result<FinishedArchive> {
+        Ok(FinishedArchive { name: "memory".to_owned(), bytes: self.kept.lock().unwrap().len() as u64 })
     }
 }
 
 fn sealed_with(envelope: &Envelope, plain: &[u8]) -> Vec<u8> {
     let kept = Arc::new(Mutex::new(Vec::new()));
     let memory = Box::new(Memory(Arc::clone(&kept), usize::MAX));
-    let mut medium = Box::new(Encrypting::begin(memory, envelope).unwrap());
+    let mut medium = Box::new(EncryptingMedium::begin(memory, envelope).unwrap());
     medium.write(plain).unwrap();
     medium.finish().unwrap();
     Arc::into_inner(kept).unwrap().into_inner().unwrap()
@@ -101,7 +101,7 @@ fn a_broken_medium_gets_the_same_bytes_from_any_place_on() {
             let kept = Arc::new(Mutex::new(Vec::new()));
             let breaks = Breaks { kept: Arc::clone(&kept), room: Some(room), durable };
             // A head that does not go out is nothing to go on behind.
-            let Ok(mut medium) = Encrypting::begin(Box::new(breaks), &envelope) else { continue };
+            let Ok(mut medium) = EncryptingMedium::begin(Box::new(breaks), &envelope) else { continue };
             let broke = medium.write(&plain).and_then(|()| medium.settle()).is_err();
             assert_eq!(broke, room < whole.len());
             if broke {

@@ -34,7 +34,7 @@ use object_store::{ObjectStore, ObjectStoreExt};
 
 pub use self::source::ObjectSource;
 pub use self::upload::ObjectMedium;
-use crate::{Label, Medium, ObjectAddress, Remains, Reopened};
+use crate::{Label, Medium, ObjectAddress, PartialArchive, Resumed};
 use virtfold_archive::source::Source;
 use virtfold_archive::stream::Cancel;
 use virtfold_base::error::{Error, ErrorKind, Result};
@@ -75,7 +75,12 @@ pub fn create(place: &ObjectAddress, label: &Label, cancel: &Cancel) -> Result<B
 ///
 /// # Errors
 /// Those of `ObjectMedium::reopen`.
-pub fn reopen(place: &ObjectAddress, label: &Label, cancel: &Cancel, remains: &Remains) -> Result<Reopened> {
+pub fn reopen(
+    place: &ObjectAddress,
+    label: &Label,
+    cancel: &Cancel,
+    remains: &PartialArchive,
+) -> Result<Resumed> {
     ObjectMedium::reopen((place, label), cancel, remains)
 }
 

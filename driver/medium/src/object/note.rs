@@ -24,7 +24,7 @@ const PURPOSE: &str = "virtfold 2026-11-22 note of an upload: machine";
 
 /// Who uploads what.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Note {
+pub(super) struct UploadNote {
     /// The upload's id, as the store gave it.
     pub(super) upload: String,
     /// Who uploads.
@@ -90,7 +90,7 @@ fn started(process: u32) -> Option<u64> {
 /// When it can't be written.
 pub(super) async fn leave(store: &Store, keys: &Keys, id: &str) -> Answer<()> {
     let Some(writer) = Writer::this() else { return Ok(()) };
-    let note = Note { upload: id.to_owned(), writer };
+    let note = UploadNote { upload: id.to_owned(), writer };
     let text = serde_json::to_vec(&note).unwrap_or_default();
     store.s3.put(&keys.note, text.into()).await.map(drop)
 }
@@ -117,7 +117,7 @@ pub(super) async fn clean(store: &Store, keys: &Keys) {
 
 async fn clean_one(store: &Store, note: &Path, this: &Writer) -> Answer<()> {
     let text = store.s3.get(note).await?.bytes().await?;
-    let Ok(known) = serde_json::from_slice::<Note>(&text) else { return Ok(()) };
+    let Ok(known) = serde_json::from_slice::<UploadNote>(&text) else { return Ok(()) };
     let Some(archive) = super::keys::noted(note.as_ref()).filter(|_| known.writer.is_dead(this)) else {
         return Ok(());
     };

@@ -4,7 +4,7 @@
 //! [`credentials`]. The crate repeats requests that fail for the moment a few times; [`persist`] goes on
 //! for as long as the archive's writer has patience.
 //!
-//! The crate completes an upload over whatever is there. [`Guarded`] puts the condition `If-None-Match: *` on that one request, so that the
+//! The crate completes an upload over whatever is there. [`NoOverwriteConnector`] puts the condition `If-None-Match: *` on that one request, so that the
 //! store itself refuses to replace an object.
 
 use std::fmt;
@@ -99,7 +99,7 @@ impl Store {
             retry_timeout: Duration::from_secs(60),
         };
         let conditional = std::env::var("AWS_CONDITIONAL_PUT").is_ok_and(|how| how == "disabled");
-        let connector = Guarded { conditional: !conditional };
+        let connector = NoOverwriteConnector { conditional: !conditional };
         let builder = builder.with_client_options(options).with_retry(retry).with_http_connector(connector);
         Ok(Self { s3: builder.build().map_err(cannot)?, bucket: address.bucket.clone() })
     }
@@ -186,28 +186,28 @@ where
 
 /// The crate's connector, with the condition put on the request that completes an upload.
 #[derive(Debug)]
-struct Guarded {
+struct NoOverwriteConnector {
     conditional: bool,
 }
 
-impl HttpConnector for Guarded {
+impl HttpConnector for NoOverwriteConnector {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
         let inner = ReqwestConnector::default().connect(options)?;
-        Ok(if self.conditional { HttpClient::new(GuardedService { inner }) } else { inner })
+        Ok(if self.conditional { HttpClient::new(NoOverwriteService { inner }) } else { inner })
     }
 }
 
-struct GuardedService {
+struct NoOverwriteService {
     inner: HttpClient,
 }
 
-impl fmt::Debug for GuardedService {
+impl fmt::Debug for NoOverwriteService {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("GuardedService")
     }
 }
 
-impl HttpService for GuardedService {
+impl HttpService for NoOverwriteService {
     fn call<'life0, 'async_trait>(
         &'life0 self,
         mut request: HttpRequest,

@@ -30,7 +30,7 @@ use super::keys::Keys;
 use super::note;
 use super::parts::{LARGEST, MOST, Parts};
 use super::store::{Answer, Store, persist, runtime, wait};
-use crate::{Durable, Label, Mark, Medium, Notes, ObjectAddress, Remains, Reopened};
+use crate::{FinishedArchive, Label, Mark, Medium, Notes, ObjectAddress, PartialArchive, Resumed};
 use virtfold_archive::stream::{Cancel, Sink};
 use virtfold_base::error::{Error, ErrorKind, Result};
 
@@ -44,7 +44,7 @@ const SETTLING: Duration = Duration::from_secs(5);
 
 /// What a task says when its part is there: which it is, what the store calls it, and the memory that it was
 /// in.
-type Sent = Answer<(usize, PartId, Vec<u8>)>;
+type UploadedPart = Answer<(usize, PartId, Vec<u8>)>;
 
 /// An archive on its way into an object store.
 #[derive(Debug)]
@@ -55,7 +55,7 @@ pub struct ObjectMedium {
     /// Memory of parts that were sent: it is used again, for what is given back to the allocator is not
     /// always given back by it.
     spare: Vec<Vec<u8>>,
-    sending: JoinSet<Sent>,
+    sending: JoinSet<UploadedPart>,
     sent: Vec<Option<PartId>>,
     written: u64,
     cancel: Cancel,
@@ -127,18 +127,18 @@ impl ObjectMedium {
     pub(super) fn reopen(
         (place, label): (&ObjectAddress, &Label),
         cancel: &Cancel,
-        remains: &Remains,
-    ) -> Result<Reopened> {
+        remains: &PartialArchive,
+    ) -> Result<Resumed> {
         let known = remains.upload.as_ref();
         let Some((id, mark, parts)) =
             known.and_then(|(id, mark, size)| Some((id, mark, Parts::of_size(*size)?)))
         else {
-            return Ok(Reopened::Gone("nothing is known of its upload".to_owned()));
+            return Ok(Resumed::Gone("nothing is known of its upload".to_owned()));
         };
         let store = Store::open(place, parts.size_of(0))?;
         let keys = Keys::of(place, label)?;
         let Some(upload) = wait(cancel, Upload::take_over(store, keys, (id, mark)))?? else {
-            return Ok(Reopened::Gone("the object is there, or something else of that name".to_owned()));
+            return Ok(Resumed::Gone("the object is there, or something else of that name".to_owned()));
         };
         let mut medium = Self::with(upload, parts, cancel);
         medium.is_taken_over = true;
@@ -152,7 +152,7 @@ impl ObjectMedium {
             }
         }
         let at = medium.written;
-        Ok(Reopened::At(Box::new(medium), at))
+        Ok(Resumed::At(Box::new(medium), at))
     }
 
     fn note(&self, mark: &Mark) {
@@ -305,13 +305,13 @@ impl Medium for ObjectMedium {
         true
     }
 
-    fn finish(mut self: Box<Self>) -> Result<Durable> {
+    fn finish(mut self: Box<Self>) -> Result<FinishedArchive> {
         if self.state != State::Open {
             return Err(Error::new(ErrorKind::Internal, "a failed upload was finished"));
         }
         self.complete()?;
         self.state = State::Done;
-        Ok(Durable { name: self.upload.name(), bytes: self.written })
+        Ok(FinishedArchive { name: self.upload.name(), bytes: self.written })
     }
 }
 
@@ -399,7 +399,7 @@ impl Upload {
         format!("cannot write '{}'", self.name())
     }
 
-    async fn part(&self, number: usize, payload: PutPayload) -> Sent {
+    async fn part(&self, number: usize, payload: PutPayload) -> UploadedPart {
         let what = || format!("part {} of '{}' was not taken", number + 1, self.name());
         let part = persist(self.patience, what, || async {
             if self.ending.load(Ordering::Relaxed) {

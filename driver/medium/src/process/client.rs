@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::leaving::{Leaver, Leaving, ended, last_words, tell_to_end};
-use super::talk::{Answer, Known, MAX_LINE, MAX_MESSAGE, Request, Word, head};
+use super::leaving::{TerminatingProcess, TerminatingProcesses, ended, last_words, tell_to_end};
+use super::talk::{Answer, Known, MAX_LINE, MAX_MESSAGE, MessageTag, Request, head};
 use crate::tape::TapeReport;
-use crate::{Durable, Location, Medium, Notes, Remains, Reopened};
+use crate::{FinishedArchive, Location, Medium, Notes, PartialArchive, Resumed};
 use virtfold_archive::stream::{Cancel, Sink};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 
@@ -42,7 +42,7 @@ pub struct Place<'a> {
     /// Ends the run.
     pub cancel: &'a Cancel,
     /// Where it goes when it is dropped.
-    pub leaving: &'a Leaving,
+    pub leaving: &'a TerminatingProcesses,
 }
 
 /// A medium in a process of its own.
@@ -69,15 +69,15 @@ impl MediumProcess {
     ///
     /// # Errors
     /// As [`MediumProcess::create`].
-    pub fn reopen(place: Place<'_>, request: &Request) -> Result<(Reopened, Arc<Mutex<TapeReport>>)> {
+    pub fn reopen(place: Place<'_>, request: &Request) -> Result<(Resumed, Arc<Mutex<TapeReport>>)> {
         let mut link = Link::start(place, request)?;
         match link.answer(Wait::Flag)? {
             Answer::At(at) => {
                 let medium = Self::with(link);
                 let report = medium.report();
-                Ok((Reopened::At(Box::new(medium), at), report))
+                Ok((Resumed::At(Box::new(medium), at), report))
             }
-            Answer::Gone(why) => Ok((Reopened::Gone(why), Arc::default())),
+            Answer::Gone(why) => Ok((Resumed::Gone(why), Arc::default())),
             other => Err(link.strange(&other)),
         }
     }
@@ -97,7 +97,7 @@ impl MediumProcess {
 ///
 /// # Errors
 /// It can't be started; it may not look there.
-pub fn read_back(place: Place<'_>, remains: &Remains) -> Result<Option<Box<dyn Read>>> {
+pub fn read_back(place: Place<'_>, remains: &PartialArchive) -> Result<Option<Box<dyn Read>>> {
     let mut link = Link::start(place, &Request::ReadBack(remains.clone()))?;
     // It has nothing to take away.
     link.patience = Duration::ZERO;
@@ -163,13 +163,13 @@ pub fn ask(place: Place<'_>, request: &Request) -> Result<Known> {
 
 impl Sink for MediumProcess {
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        bytes.chunks(MAX_MESSAGE).try_for_each(|piece| self.link.say(Word::Data, piece))
+        bytes.chunks(MAX_MESSAGE).try_for_each(|piece| self.link.say(MessageTag::Data, piece))
     }
 }
 
 impl Medium for MediumProcess {
     fn settle(&mut self) -> Result<()> {
-        self.link.say(Word::Settle, &[])?;
+        self.link.say(MessageTag::Settle, &[])?;
         match self.link.answer(Wait::Flag)? {
             Answer::Settled => Ok(()),
             other => Err(self.link.strange(&other)),
@@ -180,7 +180,7 @@ impl Medium for MediumProcess {
         if self.link.is_over {
             return Ok(None);
         }
-        self.link.say(Word::GoOn, &[])?;
+        self.link.say(MessageTag::GoOn, &[])?;
         match self.link.answer(Wait::Flag)? {
             Answer::WentOn(at) => Ok(at),
             other => Err(self.link.strange(&other)),
@@ -189,13 +189,13 @@ impl Medium for MediumProcess {
 
     fn keep(&mut self, notes: Arc<dyn Notes>) -> bool {
         self.link.notes = Some(notes);
-        let asked = self.link.say(Word::Keep, &[]).and_then(|()| self.link.answer(Wait::Flag));
+        let asked = self.link.say(MessageTag::Keep, &[]).and_then(|()| self.link.answer(Wait::Flag));
         // Where it fails the first write says so.
         matches!(asked, Ok(Answer::Kept(true)))
     }
 
-    fn finish(mut self: Box<Self>) -> Result<Durable> {
-        self.link.say(Word::Finish, &[])?;
+    fn finish(mut self: Box<Self>) -> Result<FinishedArchive> {
+        self.link.say(MessageTag::Finish, &[])?;
         match self.link.answer(Wait::Behind(FINISH))? {
             Answer::Finished(durable, report) => {
                 self.link.is_finished = true;
@@ -229,7 +229,7 @@ struct Link {
     subject: Option<String>,
     patience: Duration,
     cancel: Cancel,
-    leaving: Leaving,
+    leaving: TerminatingProcesses,
     words: Option<JoinHandle<()>>,
     /// Who is told of marks.
     notes: Option<Arc<dyn Notes>>,
@@ -278,12 +278,12 @@ impl Link {
             is_finished: false,
         };
         let request = serde_json::to_vec(request).map_err(std::io::Error::from).at(starting)?;
-        link.say(Word::Request, &request)?;
+        link.say(MessageTag::Request, &request)?;
         Ok(link)
     }
 
     /// Sends a message, however long the process takes to read it, as long as the run goes on.
-    fn say(&mut self, word: Word, payload: &[u8]) -> Result<()> {
+    fn say(&mut self, word: MessageTag, payload: &[u8]) -> Result<()> {
         if self.is_over {
             return Err(self.gone());
         }
@@ -292,7 +292,7 @@ impl Link {
         whole.inspect_err(|_| self.is_over = true)?;
         self.take_in()?;
         // To anything else it is the answer.
-        let failed = if word == Word::Data { self.broken() } else { None };
+        let failed = if word == MessageTag::Data { self.broken() } else { None };
         failed.map_or(Ok(()), Err)
     }
 
@@ -461,7 +461,7 @@ impl Drop for Link {
             return;
         }
         match self.socket.try_clone() {
-            Ok(socket) => self.leaving.take_in(Leaver {
+            Ok(socket) => self.leaving.take_in(TerminatingProcess {
                 child,
                 place: std::mem::take(&mut self.place),
                 subject: self.subject.take(),

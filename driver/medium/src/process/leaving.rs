@@ -17,7 +17,7 @@ const POLL: Duration = Duration::from_millis(10);
 
 /// A process that could not be ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Abandoned {
+pub struct AbandonedProcess {
     /// Its medium.
     pub place: String,
     /// What it wrote an archive of.
@@ -28,7 +28,7 @@ pub struct Abandoned {
 
 /// A process that is to end.
 #[derive(Debug)]
-pub(super) struct Leaver {
+pub(super) struct TerminatingProcess {
     pub(super) child: Child,
     pub(super) place: String,
     pub(super) subject: Option<String>,
@@ -44,22 +44,22 @@ pub(super) struct Leaver {
 
 /// The processes that have not ended yet.
 #[derive(Clone, Debug, Default)]
-pub struct Leaving(Arc<Mutex<Vec<Leaver>>>);
+pub struct TerminatingProcesses(Arc<Mutex<Vec<TerminatingProcess>>>);
 
-impl Leaving {
-    pub(super) fn take_in(&self, leaver: Leaver) {
+impl TerminatingProcesses {
+    pub(super) fn take_in(&self, leaver: TerminatingProcess) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(leaver);
     }
 
     /// Waits until all have ended, kills those that take too long, and says which could not be ended. To be called when nothing else is to be done.
-    pub fn wait(&self) -> Vec<Abandoned> {
+    pub fn wait(&self) -> Vec<AbandonedProcess> {
         let leavers = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
-        leavers.into_iter().filter_map(Leaver::end).collect()
+        leavers.into_iter().filter_map(TerminatingProcess::end).collect()
     }
 }
 
-impl Leaver {
-    fn end(mut self) -> Option<Abandoned> {
+impl TerminatingProcess {
+    fn end(mut self) -> Option<AbandonedProcess> {
         let left = self.patience.saturating_sub(self.since.elapsed());
         if ended(&mut self.child, left).is_none() {
             tracing::warn!(
@@ -69,7 +69,11 @@ impl Leaver {
             );
             kill(&mut self.child);
             if ended(&mut self.child, KILLED).is_none() {
-                return Some(Abandoned { pid: self.child.id(), place: self.place, subject: self.subject });
+                return Some(AbandonedProcess {
+                    pid: self.child.id(),
+                    place: self.place,
+                    subject: self.subject,
+                });
             }
         }
         last_words(self.words.take());

@@ -19,7 +19,7 @@
 //!
 //! The driver's messages are a byte, a length and so many bytes; the answers are lines of JSON. Behind a `broke` data is left unread up to `go on`.
 //!
-//! **The end.** A medium that is dropped, or told to end while it is waited for, is left behind ([`Leaving`]): it gets SIGTERM, and time to take away what is there, while the
+//! **The end.** A medium that is dropped, or told to end while it is waited for, is left behind ([`TerminatingProcesses`]): it gets SIGTERM, and time to take away what is there, while the
 //! guest is on its way back. Then it gets SIGKILL; one that stands in the kernel is abandoned. It has nothing that anybody waits for: the locks of domains, records and images are closed on exec, its
 //! standard error is a pipe that the driver reads. When its medium answers again it dies of the SIGKILL, in the middle of what it did; what it has written by then another process would have written the same.
 //!
@@ -31,6 +31,6 @@ mod server;
 mod talk;
 
 pub use self::client::{MediumProcess, Place, ask, read_back};
-pub use self::leaving::{Abandoned, Leaving};
+pub use self::leaving::{AbandonedProcess, TerminatingProcesses};
 pub use self::server::{Opened, serve};
 pub use self::talk::{Known, Request};

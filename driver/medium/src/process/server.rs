@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::talk::{Answer, Failure, Known, Request, Word, read, say};
+use super::talk::{Answer, Failure, Known, MessageTag, Request, read, say};
 use crate::tape::TapeReport;
 use crate::{Mark, Medium, Notes};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result, sentence};
@@ -73,7 +73,7 @@ fn serve_on(socket: UnixStream, open: impl FnOnce(Request) -> Result<Opened>) ->
     let mut input = BufReader::new(socket.try_clone().at(listening)?);
     let out: Out = Arc::new(Mutex::new(socket.try_clone().at(listening)?));
     let mut payload = Vec::new();
-    let Some(Word::Request) = read(&mut input, &mut payload)? else {
+    let Some(MessageTag::Request) = read(&mut input, &mut payload)? else {
         return Err(Error::new(ErrorKind::Internal, "the driver did not say what is to be opened"));
     };
     let request = serde_json::from_slice(&payload).map_err(std::io::Error::from).at(listening)?;
@@ -132,19 +132,19 @@ impl Desk {
         while let Some(word) = read(input, payload)? {
             let Some(medium) = self.medium.as_mut() else { return Ok(()) };
             let done = match word {
-                Word::Data if self.is_broken => continue,
-                Word::Data => medium.write(payload).map(|()| None),
-                Word::Keep => {
-                    let notes = Arc::new(FarNotes(Arc::clone(&self.out)));
+                MessageTag::Data if self.is_broken => continue,
+                MessageTag::Data => medium.write(payload).map(|()| None),
+                MessageTag::Keep => {
+                    let notes = Arc::new(RemoteDurableMarks(Arc::clone(&self.out)));
                     Ok(Some(Answer::Kept(medium.keep(notes))))
                 }
-                Word::Settle if self.is_broken => continue,
-                Word::Settle => medium.settle().map(|()| Some(Answer::Settled)),
-                Word::GoOn => medium.go_on().map(|at| Some(Answer::WentOn(at))),
+                MessageTag::Settle if self.is_broken => continue,
+                MessageTag::Settle => medium.settle().map(|()| Some(Answer::Settled)),
+                MessageTag::GoOn => medium.go_on().map(|at| Some(Answer::WentOn(at))),
                 // What broke is not finished: the driver shuts the socket.
-                Word::Finish if self.is_broken => continue,
-                Word::Finish => return self.finish(),
-                Word::Request => return Err(Error::new(ErrorKind::Internal, "a request came twice")),
+                MessageTag::Finish if self.is_broken => continue,
+                MessageTag::Finish => return self.finish(),
+                MessageTag::Request => return Err(Error::new(ErrorKind::Internal, "a request came twice")),
             };
             match done {
                 Ok(None) => {}
@@ -178,9 +178,9 @@ impl Desk {
 
 /// Marks on their way to the driver, who keeps them.
 #[derive(Debug)]
-struct FarNotes(Out);
+struct RemoteDurableMarks(Out);
 
-impl Notes for FarNotes {
+impl Notes for RemoteDurableMarks {
     fn note(&self, mark: &Mark) {
         tell(&self.0, &Answer::Mark(mark.clone()));
     }

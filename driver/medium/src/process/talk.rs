@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::mounts::Mount;
 use crate::tape::TapeReport;
-use crate::{Durable, Label, Mark, Remains};
+use crate::{FinishedArchive, Label, Mark, PartialArchive};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result, sentence};
 
 /// The most bytes of a message.
@@ -23,7 +23,7 @@ pub enum Request {
     /// A medium for a new archive.
     Create(Label),
     /// The medium that a dead process has left.
-    Reopen(Label, Remains),
+    Reopen(Label, PartialArchive),
     /// Nothing but the device number of the directory's file system.
     Look,
     /// What the directory is on.
@@ -31,9 +31,9 @@ pub enum Request {
     /// What the catalog calls the place.
     Name,
     /// What a dead process has left of a file, as far as it is on the disk: it goes into standard output.
-    ReadBack(Remains),
+    ReadBack(PartialArchive),
     /// What a dead process has left is taken away.
-    Discard(Remains),
+    Discard(PartialArchive),
 }
 
 impl Request {
@@ -48,7 +48,7 @@ impl Request {
 
 /// What the driver says behind the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Word {
+pub(super) enum MessageTag {
     Request,
     Keep,
     Data,
@@ -57,13 +57,13 @@ pub(super) enum Word {
     Finish,
 }
 
-const WORDS: [(Word, u8); 6] = [
-    (Word::Request, b'r'),
-    (Word::Keep, b'k'),
-    (Word::Data, b'd'),
-    (Word::Settle, b's'),
-    (Word::GoOn, b'g'),
-    (Word::Finish, b'f'),
+const WORDS: [(MessageTag, u8); 6] = [
+    (MessageTag::Request, b'r'),
+    (MessageTag::Keep, b'k'),
+    (MessageTag::Data, b'd'),
+    (MessageTag::Settle, b's'),
+    (MessageTag::GoOn, b'g'),
+    (MessageTag::Finish, b'f'),
 ];
 
 /// What the process says.
@@ -81,7 +81,7 @@ pub(super) enum Answer {
     Left,
     Settled,
     WentOn(Option<u64>),
-    Finished(Durable, Option<TapeReport>),
+    Finished(FinishedArchive, Option<TapeReport>),
     Broke(Failure),
 }
 
@@ -122,7 +122,7 @@ impl Failure {
 }
 
 /// A message's head.
-pub(super) fn head(word: Word, len: usize) -> Result<[u8; HEAD]> {
+pub(super) fn head(word: MessageTag, len: usize) -> Result<[u8; HEAD]> {
     let too_long = || Error::new(ErrorKind::Internal, "a message to a medium is too long");
     let number = WORDS.iter().find(|(known, _)| *known == word).map(|(_, number)| *number);
     let len = u32::try_from(len).ok().filter(|_| len <= MAX_MESSAGE).ok_or_else(too_long)?;
@@ -131,7 +131,7 @@ pub(super) fn head(word: Word, len: usize) -> Result<[u8; HEAD]> {
 }
 
 /// Reads a message into `payload`; none where the driver says nothing more.
-pub(super) fn read(input: &mut impl Read, payload: &mut Vec<u8>) -> Result<Option<Word>> {
+pub(super) fn read(input: &mut impl Read, payload: &mut Vec<u8>) -> Result<Option<MessageTag>> {
     let cannot = || "cannot read what the driver says".to_owned();
     let mut head = [0; HEAD];
     match input.read_exact(&mut head) {
@@ -170,13 +170,13 @@ mod tests {
 
     #[test]
     fn messages_are_read_as_they_were_said_and_nothing_else_is() {
-        let mut bytes = head(Word::Data, 3).unwrap().to_vec();
+        let mut bytes = head(MessageTag::Data, 3).unwrap().to_vec();
         bytes.extend(b"abc");
-        bytes.extend(head(Word::Finish, 0).unwrap());
+        bytes.extend(head(MessageTag::Finish, 0).unwrap());
         let (mut input, mut payload) = (bytes.as_slice(), Vec::new());
-        assert_eq!(read(&mut input, &mut payload).unwrap(), Some(Word::Data));
+        assert_eq!(read(&mut input, &mut payload).unwrap(), Some(MessageTag::Data));
         assert_eq!(payload, b"abc");
-        assert_eq!(read(&mut input, &mut payload).unwrap(), Some(Word::Finish));
+        assert_eq!(read(&mut input, &mut payload).unwrap(), Some(MessageTag::Finish));
         assert_eq!(read(&mut input, &mut payload).unwrap(), None);
         // Broken off, in the head and behind it.
         for len in [2, HEAD, HEAD + 2] {
@@ -185,7 +185,7 @@ mod tests {
         for strange in [*b"d\xff\xff\xff\xff", *b"x\0\0\0\0"] {
             assert_eq!(read(&mut strange.as_slice(), &mut payload).unwrap_err().kind(), ErrorKind::Internal);
         }
-        head(Word::Data, MAX_MESSAGE + 1).unwrap_err();
+        head(MessageTag::Data, MAX_MESSAGE + 1).unwrap_err();
     }
 
     #[test]

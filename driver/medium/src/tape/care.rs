@@ -8,19 +8,19 @@ use std::time::Duration;
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::deck::{Deck, Found, interrupted};
+use super::deck::{Found, PositionedDrive, interrupted};
 use super::drive::{Access, Drive};
-use super::ledger::Ledger;
+use super::ledger::TapeCatalog;
 use super::reader::{Seen, check_part};
 use super::record::{Label, TapeBlock};
-use super::volume::{self, Face, NewLabel, Overwrite, VolumeContents, walk};
+use super::volume::{self, NewLabel, Overwrite, VolumeContent, VolumeContents, walk};
 use virtfold_archive::stream::Cancel;
 use virtfold_base::error::{Error, ErrorKind, Result, sentence};
 
 /// A drive that is being looked after, and who remembers.
-pub struct TapeCare<'a> {
-    deck: Deck,
-    ledger: &'a dyn Ledger,
+pub struct VolumeAdmin<'a> {
+    deck: PositionedDrive,
+    ledger: &'a dyn TapeCatalog,
     patience: Duration,
     cancel: Cancel,
 }
@@ -48,18 +48,18 @@ pub struct TapeStatus {
 
 /// What reading all of a volume came to.
 #[derive(Clone, Debug, Serialize)]
-pub struct VolumeVerdict {
+pub struct VolumeReport {
     /// The volume.
     pub label: Label,
     /// Its parts, in their order.
-    pub parts: Vec<PartVerdict>,
+    pub parts: Vec<PartReport>,
     /// Whether all of it is what was written.
     pub sound: bool,
 }
 
 /// What reading a part came to.
 #[derive(Clone, Debug, Serialize)]
-pub struct PartVerdict {
+pub struct PartReport {
     /// The archive.
     pub archive: String,
     /// Number of the part.
@@ -75,10 +75,15 @@ pub struct PartVerdict {
     pub fault: Option<String>,
 }
 
-impl<'a> TapeCare<'a> {
+impl<'a> VolumeAdmin<'a> {
     /// Takes a drive that is not open.
-    pub fn new(drive: Box<dyn Drive>, ledger: &'a dyn Ledger, patience: Duration, cancel: Cancel) -> Self {
-        Self { deck: Deck::new(drive), ledger, patience, cancel }
+    pub fn new(
+        drive: Box<dyn Drive>,
+        ledger: &'a dyn TapeCatalog,
+        patience: Duration,
+        cancel: Cancel,
+    ) -> Self {
+        Self { deck: PositionedDrive::new(drive), ledger, patience, cancel }
     }
 
     fn load(&mut self, access: Access) -> Result<()> {
@@ -108,9 +113,9 @@ impl<'a> TapeCare<'a> {
         status.ready = true;
         status.protected = self.deck.state()?.protected;
         match volume::face(&mut self.deck)? {
-            Face::Blank => status.tape = "blank",
-            Face::Foreign(who) => (status.tape, status.foreign) = ("foreign", Some(who)),
-            Face::Ours(label) => {
+            VolumeContent::Blank => status.tape = "blank",
+            VolumeContent::Foreign(who) => (status.tape, status.foreign) = ("foreign", Some(who)),
+            VolumeContent::Ours(label) => {
                 status.failed = self.ledger.failure(label.volume)?;
                 status.blocks = Some(self.deck.end_of_data()?);
                 (status.tape, status.label) = ("ours", Some(label));
@@ -125,7 +130,7 @@ impl<'a> TapeCare<'a> {
     fn may_overwrite(&mut self, overwrite: Overwrite) -> Result<Option<Uuid>> {
         volume::may_overwrite(&mut self.deck, overwrite)?;
         let label = match volume::face(&mut self.deck) {
-            Ok(Face::Ours(label)) => label,
+            Ok(VolumeContent::Ours(label)) => label,
             Ok(_) => return Ok(None),
             // What can't be read is overwritten when somebody said so.
             Err(_) if overwrite == Overwrite::Force => return Ok(None),
@@ -161,7 +166,7 @@ impl<'a> TapeCare<'a> {
     /// medium.
     ///
     /// # Errors
-    /// As [`TapeCare::label`].
+    /// As [`VolumeAdmin::label`].
     pub fn erase(mut self, overwrite: Overwrite) -> Result<()> {
         self.load(Access::Write)?;
         let replaced = self.may_overwrite(overwrite)?;
@@ -188,13 +193,13 @@ impl<'a> TapeCare<'a> {
     ///
     /// # Errors
     /// The volume is not one of ours, or its records can't be read. What is wrong with data is in the result.
-    pub fn verify(mut self, progress: &dyn Fn(u64)) -> Result<VolumeVerdict> {
+    pub fn verify(mut self, progress: &dyn Fn(u64)) -> Result<VolumeReport> {
         self.load(Access::Read)?;
         let (contents, _) = walk(&mut self.deck)?;
         let mut buf = vec![0; TapeBlock::LARGEST];
         let mut parts = Vec::new();
         for part in &contents.parts {
-            let mut verdict = PartVerdict {
+            let mut verdict = PartReport {
                 archive: part.begin.archive.clone(),
                 part: part.begin.part,
                 bytes: 0,
@@ -218,7 +223,7 @@ impl<'a> TapeCare<'a> {
         self.deck.close()?;
         let sound = parts.iter().all(|part| part.superseded || part.fault.is_none() && part.ended);
         self.ledger.holds(&contents, None)?;
-        Ok(VolumeVerdict { label: contents.label, parts, sound })
+        Ok(VolumeReport { label: contents.label, parts, sound })
     }
 
     fn read_part(&mut self, start: u64, buf: &mut Vec<u8>, progress: &dyn Fn(u64)) -> Result<Seen> {

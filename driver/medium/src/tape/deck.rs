@@ -1,10 +1,10 @@
 //! A drive that is watched: every step is counted here, and the drive is asked where it stands.
 //!
 //! Invariants:
-//! - `at` is what this side counts; [`Deck::check`] holds the drive's own position against it. `MTIOCGET` is
+//! - `at` is what this side counts; [`PositionedDrive::check`] holds the drive's own position against it. `MTIOCGET` is
 //!   never asked for a position: it is wrong after several calls.
 //! - After a failed write, or a position that is not the one counted, nothing is written any more
-//!   ([`Deck::broken`]). The one exception is `ENOSPC`, behind which the position says what is on the tape.
+//!   ([`PositionedDrive::broken`]). The one exception is `ENOSPC`, behind which the position says what is on the tape.
 //! - A block that this side has not counted is never assumed to be on the tape.
 //!
 //! Imports: `error`, the drive.
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use nix::libc;
 
-use super::drive::{Access, Drive, DriveState, Motion};
+use super::drive::{Access, Drive, DriveState, TapeCommand};
 use virtfold_archive::stream::Cancel;
 use virtfold_base::error::{Error, ErrorKind, Result};
 
@@ -49,7 +49,7 @@ pub(super) enum Found {
 }
 
 /// A drive with a tape, and where it stands.
-pub(super) struct Deck {
+pub(super) struct PositionedDrive {
     drive: Box<dyn Drive>,
     at: u64,
     unchecked: u64,
@@ -59,7 +59,7 @@ pub(super) struct Deck {
     unmarked: bool,
 }
 
-impl Deck {
+impl PositionedDrive {
     /// Takes a drive that is not open.
     pub(super) fn new(drive: Box<dyn Drive>) -> Self {
         Self { drive, at: 0, unchecked: 0, broken: None, unmarked: false }
@@ -84,21 +84,23 @@ impl Deck {
     pub(super) fn load(&mut self, access: Access, patience: Duration, stop: &Cancel) -> Result<()> {
         self.wait(access, patience, stop)?;
         self.broken = None;
-        let settings: &[Motion] = match access {
-            Access::Read => &[Motion::VariableBlocks],
-            Access::Write => &[Motion::VariableBlocks, Motion::BufferInDrive, Motion::NoCompression],
+        let settings: &[TapeCommand] = match access {
+            Access::Read => &[TapeCommand::VariableBlocks],
+            Access::Write => {
+                &[TapeCommand::VariableBlocks, TapeCommand::BufferInDrive, TapeCommand::NoCompression]
+            }
         };
         for setting in settings {
             match self.drive.run(*setting) {
                 // A drive that can't compress refuses to be told not to.
-                Err(_) if *setting == Motion::NoCompression => {}
+                Err(_) if *setting == TapeCommand::NoCompression => {}
                 done => done.map_err(|e| self.said("can't be set up", e))?,
             }
         }
         self.rewind()
     }
 
-    /// Whether an error of [`Deck::load`] is that no tape is there, and not that no drive is.
+    /// Whether an error of [`PositionedDrive::load`] is that no tape is there, and not that no drive is.
     pub(super) fn is_empty(&self, error: &Error) -> bool {
         error.kind() == ErrorKind::NotFound && std::error::Error::source(error).is_none()
     }
@@ -221,16 +223,16 @@ impl Deck {
 
     /// Writes a filemark, and goes on.
     pub(super) fn mark(&mut self) -> Result<()> {
-        self.filemark(Motion::Mark)
+        self.filemark(TapeCommand::Mark)
     }
 
     /// Writes a filemark, and returns when everything up to here is on the medium, at the position that was
     /// counted.
     pub(super) fn commit(&mut self) -> Result<()> {
-        self.filemark(Motion::MarkAndWait)
+        self.filemark(TapeCommand::MarkAndWait)
     }
 
-    fn filemark(&mut self, motion: Motion) -> Result<()> {
+    fn filemark(&mut self, motion: TapeCommand) -> Result<()> {
         const DOING: &str = "writing a filemark";
         self.may_write()?;
         match self.drive.run(motion) {
@@ -277,14 +279,14 @@ impl Deck {
         if !at.is_ok_and(|at| at == self.at + 1) {
             return Err(self.unreadable(error));
         }
-        self.drive.run(Motion::BackBlock).map_err(|e| self.said("can't go back one block", e))?;
+        self.drive.run(TapeCommand::BackBlock).map_err(|e| self.said("can't go back one block", e))?;
         self.check_read()
     }
 
     /// `EIO` at the end of data looks like a medium error. The end is where there is nothing behind.
     fn end_or_error(&mut self, error: io::Error) -> Result<Found> {
         let here = self.drive.position().ok();
-        let end = self.drive.run(Motion::EndOfData).and_then(|()| self.drive.position()).ok();
+        let end = self.drive.run(TapeCommand::EndOfData).and_then(|()| self.drive.position()).ok();
         match (here, end) {
             (Some(here), Some(end)) if here == self.at && end == here => Ok(Found::End),
             _ => Err(self.unreadable(error)),
@@ -298,7 +300,7 @@ impl Deck {
             .with_hint("clean the drive, or try another one; later blocks may be readable")
     }
 
-    /// As [`Deck::check`], where nothing is written.
+    /// As [`PositionedDrive::check`], where nothing is written.
     fn check_read(&mut self) -> Result<()> {
         let at = self.drive.position().map_err(|e| self.said("does not report its position", e))?;
         if at == self.at {
@@ -311,7 +313,7 @@ impl Deck {
 
     /// Goes to the beginning.
     pub(super) fn rewind(&mut self) -> Result<()> {
-        self.drive.run(Motion::Rewind).map_err(|e| self.said("can't rewind", e))?;
+        self.drive.run(TapeCommand::Rewind).map_err(|e| self.said("can't rewind", e))?;
         self.at = 0;
         self.check_read()
     }
@@ -319,7 +321,7 @@ impl Deck {
     /// Goes to a position.
     pub(super) fn seek(&mut self, to: u64) -> Result<()> {
         let doing = format!("can't go to block {to}");
-        self.drive.run(Motion::Seek(to)).map_err(|e| self.said(&doing, e))?;
+        self.drive.run(TapeCommand::Seek(to)).map_err(|e| self.said(&doing, e))?;
         self.at = to;
         self.check_read()
     }
@@ -327,14 +329,14 @@ impl Deck {
     /// Goes to the end of what is recorded, and tells where that is.
     pub(super) fn end_of_data(&mut self) -> Result<u64> {
         let doing = "can't go to the end of the data";
-        let end = self.drive.run(Motion::EndOfData).and_then(|()| self.drive.position());
+        let end = self.drive.run(TapeCommand::EndOfData).and_then(|()| self.drive.position());
         self.at = end.map_err(|e| self.said(doing, e))?;
         Ok(self.at)
     }
 
     /// Goes behind the next filemark; false where there is none, and the tape is at the end.
     pub(super) fn forward_file(&mut self) -> Result<bool> {
-        match self.drive.run(Motion::ForwardFile) {
+        match self.drive.run(TapeCommand::ForwardFile) {
             Ok(()) => {
                 let at = self.drive.position().map_err(|e| self.said("does not report its position", e))?;
                 self.at = at;
@@ -350,7 +352,7 @@ impl Deck {
     /// Erases from here on.
     pub(super) fn erase(&mut self) -> Result<()> {
         self.may_write()?;
-        match self.drive.run(Motion::Erase) {
+        match self.drive.run(TapeCommand::Erase) {
             Ok(()) => self.check("erasing"),
             Err(e) => Err(self.fail("erasing", Some(e))),
         }
@@ -363,7 +365,7 @@ impl Deck {
         if std::mem::take(&mut self.unmarked) {
             self.check("ejecting")?;
         }
-        self.drive.run(Motion::Eject).map_err(|e| self.said("can't eject the tape", e))?;
+        self.drive.run(TapeCommand::Eject).map_err(|e| self.said("can't eject the tape", e))?;
         self.close()
     }
 
@@ -371,11 +373,11 @@ impl Deck {
     /// volumes has to do the rest.
     pub(super) fn let_go(&mut self) {
         self.unmarked = false;
-        let given = self.drive.run(Motion::Eject).or_else(|_| {
+        let given = self.drive.run(TapeCommand::Eject).or_else(|_| {
             // Where the drive was reset, or the tape changed, the descriptor is no good any more.
             self.drive.close()?;
             self.drive.open(Access::Read)?;
-            self.drive.run(Motion::Eject)
+            self.drive.run(TapeCommand::Eject)
         });
         if let Err(error) = given.and_then(|()| self.drive.close()) {
             tracing::warn!(drive = self.drive.name(), %error, "a failed tape could not be ejected");
@@ -395,7 +397,7 @@ impl Deck {
     }
 }
 
-impl Drop for Deck {
+impl Drop for PositionedDrive {
     fn drop(&mut self) {
         if let Err(error) = self.close() {
             tracing::warn!(%error, "the tape drive reported an error when it was closed");

@@ -16,7 +16,7 @@ pub enum Access {
 
 /// What a drive is told to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Motion {
+pub enum TapeCommand {
     /// To the beginning.
     Rewind,
     /// Write a filemark and wait until all that was written is on the medium (`MTWEOF`).
@@ -100,7 +100,7 @@ pub trait Drive: Send {
     ///
     /// # Errors
     /// It could not.
-    fn run(&mut self, motion: Motion) -> io::Result<()>;
+    fn run(&mut self, motion: TapeCommand) -> io::Result<()>;
 
     /// Where the drive itself says that it stands.
     ///

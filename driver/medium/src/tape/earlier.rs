@@ -9,15 +9,15 @@ use std::collections::BTreeMap;
 
 use uuid::Uuid;
 
-use super::deck::Deck;
-use super::ledger::{Ledger, Placed};
+use super::deck::PositionedDrive;
+use super::ledger::{Placed, TapeCatalog};
 use super::places::begin_at;
 use super::record::Label;
 use virtfold_base::error::Result;
 
 /// The committed parts of a run that has no end, from the first on without a gap.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Committed {
+pub(super) struct CommittedParts {
     pub(super) run: Uuid,
     /// The volumes that they are on, in their order, and the number of the first part on each.
     pub(super) volumes: Vec<(Label, u32)>,
@@ -31,12 +31,12 @@ pub(super) struct Committed {
     pub(super) last: Placed,
 }
 
-impl Committed {
+impl CommittedParts {
     /// What there is of `archive`; or why there is nothing to go on behind.
     ///
     /// # Errors
     /// The memory can't be read.
-    pub(super) fn of(ledger: &dyn Ledger, archive: &str) -> Result<std::result::Result<Self, String>> {
+    pub(super) fn of(ledger: &dyn TapeCatalog, archive: &str) -> Result<std::result::Result<Self, String>> {
         let mut parts = ledger.archives(super::id_of(archive))?;
         parts.retain(|placed| placed.part.begin.archive == archive);
         Ok(Self::from(&parts).map_err(ToOwned::to_owned))
@@ -98,7 +98,11 @@ fn counting(parts: &[Placed]) -> impl Iterator<Item = &Placed> {
 ///
 /// # Errors
 /// The tape can't be read.
-pub(super) fn gone(committed: &Committed, deck: &mut Deck, label: &Label) -> Result<Option<String>> {
+pub(super) fn gone(
+    committed: &CommittedParts,
+    deck: &mut PositionedDrive,
+    label: &Label,
+) -> Result<Option<String>> {
     let anew = |old: &(Label, u32)| old.0.label == label.label && old.0.volume != label.volume;
     if committed.volumes.iter().any(anew) {
         return Ok(Some(format!("volume '{}' was labelled again since then", label.label)));

@@ -18,7 +18,7 @@ pub struct Placed {
 }
 
 /// The memory of tapes. What it says of a tape is held against the tape; what is on the tape counts.
-pub trait Ledger: Send + Sync {
+pub trait TapeCatalog: Send + Sync {
     /// Why nothing more may be written to a volume.
     ///
     /// # Errors
@@ -58,9 +58,9 @@ pub trait Ledger: Send + Sync {
 
 /// No memory.
 #[derive(Clone, Copy, Debug)]
-pub struct NoLedger;
+pub struct NoTapeCatalog;
 
-impl Ledger for NoLedger {
+impl TapeCatalog for NoTapeCatalog {
     fn failure(&self, _: Uuid) -> Result<Option<String>> {
         Ok(None)
     }

@@ -2,9 +2,9 @@
 //!
 //! From below: a [`Drive`] does what `st` does ([`StDrive`]; [`SimulatedDrive`] in memory, with faults); `deck` counts every step of it and asks it
 //! where it stands; `record` and `volume` know what is on a volume; [`TapeMedium`] writes archives (`run` is its thread), [`TapeSource`] reads them,
-//! [`TapeCare`] looks after volumes. A [`Changer`] changes volumes, a [`Ledger`] remembers them.
+//! [`VolumeAdmin`] looks after volumes. A [`Changer`] changes volumes, a [`TapeCatalog`] remembers them.
 //!
-//! The contract beyond that of a medium: what [`Ledger::committed`] was told is on the medium, at that place. A write that failed is never
+//! The contract beyond that of a medium: what [`TapeCatalog::committed`] was told is on the medium, at that place. A write that failed is never
 //! repeated on the same volume, and that volume is never written to again: the archive goes on behind its last committed byte on another one.
 //!
 //! Imports: `error`, `ioctl`, `archive` (its traits for bytes).
@@ -31,13 +31,13 @@ mod tests_parts;
 mod volume;
 mod writer;
 
-pub use self::care::{PartVerdict, TapeCare, TapeStatus, VolumeVerdict};
+pub use self::care::{PartReport, TapeStatus, VolumeAdmin, VolumeReport};
 pub use self::changer::{Change, Changer, CommandChanger, NoChanger, PromptChanger};
-pub use self::drive::{Access, Drive, DriveState, Motion};
-pub use self::ledger::{Ledger, NoLedger, Placed, has_id, id_of};
-pub use self::reader::{TapeReading, TapeSource};
-pub use self::record::{Begin, Earlier, End, Label, TapeBlock, check_label};
+pub use self::drive::{Access, Drive, DriveState, TapeCommand};
+pub use self::ledger::{NoTapeCatalog, Placed, TapeCatalog, has_id, id_of};
+pub use self::reader::{TapeReadOptions, TapeSource};
+pub use self::record::{Begin, EarlierParts, End, Label, TapeBlock, check_label};
 pub use self::simulated::{SimulatedDrive, SimulatedTape, TapeFault};
 pub use self::st::StDrive;
 pub use self::volume::{NewLabel, Overwrite, Part, VolumeContents};
-pub use self::writer::{TapeMedium, TapeReport, TapeSetup};
+pub use self::writer::{TapeMedium, TapeReport, TapeWriteOptions};

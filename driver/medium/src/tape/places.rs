@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 
 use uuid::Uuid;
 
-use super::deck::{Deck, Found};
-use super::ledger::{Ledger, Placed};
+use super::deck::{Found, PositionedDrive};
+use super::ledger::{Placed, TapeCatalog};
 use super::record::{RECORD, Record, TapeBlock};
 use super::volume::{Part, VolumeContents, walk};
 use crate::TapeArchive;
@@ -18,7 +18,7 @@ const PARTS: u32 = 1 << 16;
 
 /// What is known of a part: its volume's label, and where its first data block is.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Hint {
+pub(super) struct PartHint {
     pub(super) label: Option<String>,
     pub(super) volume: Option<Uuid>,
     pub(super) start: Option<u64>,
@@ -31,11 +31,11 @@ pub(super) struct Hint {
 }
 
 /// By number of the part.
-pub(super) type Hints = BTreeMap<u32, Hint>;
+pub(super) type PartHints = BTreeMap<u32, PartHint>;
 
 /// Takes what is known of a part, where it is not less than what was known.
-pub(super) fn learn(hints: &mut Hints, number: u32, hint: Hint) {
-    let worth = |hint: &Hint| (hint.again, hint.ended, hint.start.is_some());
+pub(super) fn learn(hints: &mut PartHints, number: u32, hint: PartHint) {
+    let worth = |hint: &PartHint| (hint.again, hint.ended, hint.start.is_some());
     if hints.get(&number).is_none_or(|known| worth(known) <= worth(&hint)) {
         hints.insert(number, hint);
     }
@@ -45,14 +45,14 @@ pub(super) fn learn(hints: &mut Hints, number: u32, hint: Hint) {
 pub(super) struct Wanted {
     pub(super) run: Uuid,
     pub(super) archive: String,
-    pub(super) hints: Hints,
+    pub(super) hints: PartHints,
     pub(super) contents: Option<VolumeContents>,
     /// Bytes of the archive, where its end is known.
     pub(super) vouched: Option<u64>,
 }
 
 /// The part whose first data block is at `start`, where its begin is there.
-pub(super) fn begin_at(deck: &mut Deck, start: u64) -> Result<Option<Part>> {
+pub(super) fn begin_at(deck: &mut PositionedDrive, start: u64) -> Result<Option<Part>> {
     let Some(at) = start.checked_sub(2) else { return Ok(None) };
     if deck.end_of_data()? < start {
         return Ok(None);
@@ -66,8 +66,8 @@ pub(super) fn begin_at(deck: &mut Deck, start: u64) -> Result<Option<Part>> {
     Ok(Some(Part { file: 0, start, begin, end: None }))
 }
 
-pub(super) fn hint(placed: &Placed) -> Hint {
-    Hint {
+pub(super) fn hint(placed: &Placed) -> PartHint {
+    PartHint {
         label: Some(placed.label.label.clone()),
         volume: Some(placed.label.volume),
         start: Some(placed.part.start),
@@ -88,20 +88,24 @@ fn several(id: &str) -> Error {
     )
 }
 
-pub(super) fn by_ledger(id: &str, ledger: &dyn Ledger) -> Result<Option<Wanted>> {
+pub(super) fn by_ledger(id: &str, ledger: &dyn TapeCatalog) -> Result<Option<Wanted>> {
     let placed: Vec<Placed> = ledger.archives(id)?;
     let Some(first) = placed.first() else { return Ok(None) };
     let run = first.part.begin.run;
     if placed.iter().any(|other| other.part.begin.run != run) {
         return Err(several(id));
     }
-    let mut hints = Hints::new();
+    let mut hints = PartHints::new();
     placed.iter().for_each(|placed| learn(&mut hints, placed.part.begin.part, hint(placed)));
     let vouched = placed.iter().find_map(|placed| bytes_of(&placed.part));
     Ok(Some(Wanted { run, archive: first.part.begin.archive.clone(), hints, contents: None, vouched }))
 }
 
-pub(super) fn by_tape(deck: &mut Deck, fits: impl Fn(&Part) -> bool, which: &TapeArchive) -> Result<Wanted> {
+pub(super) fn by_tape(
+    deck: &mut PositionedDrive,
+    fits: impl Fn(&Part) -> bool,
+    which: &TapeArchive,
+) -> Result<Wanted> {
     let (contents, _) = walk(deck)?;
     let found = contents.parts.iter().rev().find(|part| fits(part));
     let Some(found) = found else {
@@ -124,7 +128,7 @@ pub(super) fn by_tape(deck: &mut Deck, fits: impl Fn(&Part) -> bool, which: &Tap
     {
         return Err(several(id));
     }
-    let mut hints = Hints::new();
+    let mut hints = PartHints::new();
     for part in contents.parts.iter().filter(|part| part.begin.run == run) {
         let here = Placed { label: contents.label.clone(), part: part.clone() };
         learn(&mut hints, part.begin.part, hint(&here));
@@ -133,7 +137,7 @@ pub(super) fn by_tape(deck: &mut Deck, fits: impl Fn(&Part) -> bool, which: &Tap
     if let Some(first) = contents.parts.iter().find(|part| part.begin.run == run) {
         let mut behind = first.begin.part;
         for (number, label) in first.begin.earlier.backwards(behind) {
-            let there = Hint { label: Some(label.clone()), ended: true, ..Hint::default() };
+            let there = PartHint { label: Some(label.clone()), ended: true, ..PartHint::default() };
             let from = number.max(1).max(behind.saturating_sub(PARTS));
             (from..behind).for_each(|number| learn(&mut hints, number, there.clone()));
             behind = behind.min(number);

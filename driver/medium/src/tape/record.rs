@@ -115,7 +115,7 @@ pub struct Begin {
     pub offset: u64,
     /// Where the parts before are.
     #[serde(flatten)]
-    pub earlier: Earlier,
+    pub earlier: EarlierParts,
     /// Length of the data blocks.
     pub block_size: TapeBlock,
     /// When it was begun.
@@ -124,7 +124,7 @@ pub struct Begin {
 
 /// What a begin says of the parts before it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Earlier {
+pub struct EarlierParts {
     /// Labels of the other volumes with parts before this one, the last 64.
     #[serde(rename = "before")]
     pub volumes: Vec<String>,
@@ -141,7 +141,7 @@ fn is_zero(number: &u32) -> bool {
     *number == 0
 }
 
-impl Earlier {
+impl EarlierParts {
     /// The other volumes, the last first, each with the lowest number of its parts that is known; `part` is
     /// the number that this belongs to.
     pub(super) fn backwards(&self, part: u32) -> impl Iterator<Item = (u32, &String)> {
@@ -296,7 +296,7 @@ mod tests {
             archive: "a".repeat(255),
             part: u32::MAX,
             offset: 1 << 52,
-            earlier: Earlier {
+            earlier: EarlierParts {
                 volumes: vec!["L".repeat(MAX_LABEL); BEFORE],
                 firsts: vec![u32::MAX; BEFORE],
                 again: u32::MAX,
@@ -330,12 +330,12 @@ mod tests {
 
     #[test]
     fn a_begin_says_on_which_volume_each_earlier_part_is() {
-        let earlier = |firsts: &[u32]| Earlier {
+        let earlier = |firsts: &[u32]| EarlierParts {
             volumes: vec!["A".to_owned(), "B".to_owned()],
             firsts: firsts.to_vec(),
             again: 0,
         };
-        let backwards = |earlier: &Earlier, part| {
+        let backwards = |earlier: &EarlierParts, part| {
             earlier.backwards(part).map(|(first, label)| (first, label.clone())).collect::<Vec<_>>()
         };
         let expected = |b, a| vec![(b, "B".to_owned()), (a, "A".to_owned())];

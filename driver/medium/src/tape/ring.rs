@@ -141,11 +141,11 @@ impl Ring {
     }
 
     /// The next block to write; `Ok(None)` when there is no more, an error when the other side has given up.
-    pub(super) fn take(&self) -> std::result::Result<Option<Block>, GaveUp> {
+    pub(super) fn take(&self) -> std::result::Result<Option<Block>, RingClosed> {
         let mut state = self.state();
         loop {
             if state.ended {
-                return Err(GaveUp);
+                return Err(RingClosed);
             }
             let fill = state.full.len();
             if !state.filling && fill <= self.low && !state.closed {
@@ -180,7 +180,7 @@ impl Ring {
 
 /// The other side has given up.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct GaveUp;
+pub(super) struct RingClosed;
 
 #[cfg(test)]
 mod tests {
@@ -237,6 +237,6 @@ mod tests {
         assert!(ring.empty(|| true).is_none());
         ring.end();
         assert!(ring.empty(|| false).is_none());
-        assert_eq!(ring.take().unwrap_err(), GaveUp);
+        assert_eq!(ring.take().unwrap_err(), RingClosed);
     }
 }

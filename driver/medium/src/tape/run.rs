@@ -26,14 +26,14 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::changer::{Change, Changer};
-use super::deck::{Deck, Fate, interrupted};
+use super::deck::{Fate, PositionedDrive, interrupted};
 use super::drive::Access;
-use super::earlier::{self, Committed};
-use super::ledger::{Ledger, Placed};
-use super::record::{BEFORE, Begin, Earlier, End, Label, Record, now};
+use super::earlier::{self, CommittedParts};
+use super::ledger::{Placed, TapeCatalog};
+use super::record::{BEFORE, Begin, EarlierParts, End, Label, Record, now};
 use super::ring::Ring;
 use super::volume::{Part, go_to_end, label_of};
-use super::writer::{TapeReport, TapeSetup};
+use super::writer::{TapeReport, TapeWriteOptions};
 use virtfold_archive::stream::Cancel;
 use virtfold_base::error::{Error, ErrorKind, Result};
 
@@ -73,9 +73,9 @@ struct Held {
 
 /// An archive that is being written.
 pub(super) struct Run {
-    deck: Deck,
+    deck: PositionedDrive,
     changer: Box<dyn Changer>,
-    ledger: Arc<dyn Ledger>,
+    ledger: Arc<dyn TapeCatalog>,
     pool: Option<String>,
     patience: Duration,
     commit_every: u64,
@@ -102,9 +102,9 @@ pub(super) struct Run {
 
 impl Run {
     /// A run that has written nothing yet. Its waits end with the caller's flag.
-    pub(super) fn new(setup: TapeSetup, archive: &str) -> Self {
+    pub(super) fn new(setup: TapeWriteOptions, archive: &str) -> Self {
         Self {
-            deck: Deck::new(setup.drive),
+            deck: PositionedDrive::new(setup.drive),
             changer: setup.changer,
             ledger: setup.ledger,
             pool: setup.pool,
@@ -126,7 +126,7 @@ impl Run {
     }
 
     /// A run that goes on behind what another process has committed.
-    pub(super) fn behind(setup: TapeSetup, archive: &str, committed: &Committed) -> Self {
+    pub(super) fn behind(setup: TapeWriteOptions, archive: &str, committed: &CommittedParts) -> Self {
         let held = |(label, first): &(Label, u32)| Held {
             volume: label.volume,
             label: label.label.clone(),
@@ -158,7 +158,7 @@ impl Run {
     }
 
     /// As [`earlier::gone`].
-    pub(super) fn gone(&mut self, committed: &Committed, label: &Label) -> Result<Option<String>> {
+    pub(super) fn gone(&mut self, committed: &CommittedParts, label: &Label) -> Result<Option<String>> {
         earlier::gone(committed, &mut self.deck, label)
     }
 
@@ -305,7 +305,7 @@ impl Run {
             archive: self.archive.clone(),
             part: self.parts + 1,
             offset: self.total,
-            earlier: Earlier {
+            earlier: EarlierParts {
                 volumes: others.iter().map(|held| held.label.clone()).collect(),
                 firsts: others.iter().map(|held| held.first).collect(),
                 again: self.again,

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::libc;
 
-use super::drive::{Access, Drive, DriveState, Motion};
+use super::drive::{Access, Drive, DriveState, TapeCommand};
 
 /// A tape: blocks, and `None` for filemarks.
 #[derive(Clone, Debug, Default)]
@@ -288,33 +288,35 @@ impl State {
         Ok(len)
     }
 
-    fn run(&mut self, motion: Motion) -> io::Result<()> {
+    fn run(&mut self, motion: TapeCommand) -> io::Result<()> {
         self.begin()?;
         let may_write = self.access() == Some(Access::Write);
         match motion {
-            Motion::Mark | Motion::MarkAndWait | Motion::Erase if !may_write => Err(errno(libc::EBADF)),
-            Motion::Mark | Motion::MarkAndWait => {
+            TapeCommand::Mark | TapeCommand::MarkAndWait | TapeCommand::Erase if !may_write => {
+                Err(errno(libc::EBADF))
+            }
+            TapeCommand::Mark | TapeCommand::MarkAndWait => {
                 (self.writing, self.warned) = (false, false);
                 self.put(None)
             }
-            Motion::Erase => {
+            TapeCommand::Erase => {
                 let at = self.at;
                 self.tape()?.objects.truncate(at);
                 Ok(())
             }
-            Motion::Rewind => self.finish_file().and_then(|()| self.seek(0)),
-            Motion::EndOfData => {
+            TapeCommand::Rewind => self.finish_file().and_then(|()| self.seek(0)),
+            TapeCommand::EndOfData => {
                 self.seeks += 1;
                 self.finish_file()?;
                 let end = self.tape()?.objects.len();
                 self.seek(end)
             }
-            Motion::Seek(to) => {
+            TapeCommand::Seek(to) => {
                 self.seeks += 1;
                 self.finish_file()?;
                 self.seek(usize::try_from(to).unwrap_or(usize::MAX))
             }
-            Motion::ForwardFile => {
+            TapeCommand::ForwardFile => {
                 let at = self.at;
                 let objects = &self.tape()?.objects;
                 let mark = objects.iter().skip(at).position(Option::is_none);
@@ -322,20 +324,20 @@ impl State {
                 self.seek(to)?;
                 if found { Ok(()) } else { Err(errno(libc::EIO)) }
             }
-            Motion::BackBlock => {
+            TapeCommand::BackBlock => {
                 let to = self.at.checked_sub(1).ok_or_else(|| errno(libc::EIO))?;
                 self.seek(to)
             }
-            Motion::Eject => {
+            TapeCommand::Eject => {
                 self.finish_file()?;
                 self.loaded = None;
                 Ok(())
             }
-            Motion::NoCompression => {
+            TapeCommand::NoCompression => {
                 self.compression = false;
                 Ok(())
             }
-            Motion::VariableBlocks | Motion::BufferInDrive => Ok(()),
+            TapeCommand::VariableBlocks | TapeCommand::BufferInDrive => Ok(()),
         }
     }
 
@@ -400,7 +402,7 @@ impl Drive for SimulatedDrive {
         self.lock().read(buf)
     }
 
-    fn run(&mut self, motion: Motion) -> io::Result<()> {
+    fn run(&mut self, motion: TapeCommand) -> io::Result<()> {
         self.lock().run(motion)
     }
 

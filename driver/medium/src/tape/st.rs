@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use nix::libc;
 
-use super::drive::{Access, Drive, DriveState, Motion};
+use super::drive::{Access, Drive, DriveState, TapeCommand};
 use virtfold_base::ioctl::{self, TapeOp};
 
 /// The major number of SCSI tapes, and the bit of the minor number that says that closing does not rewind.
@@ -98,30 +98,30 @@ impl Drive for StDrive {
         self.file()?.read(buf)
     }
 
-    fn run(&mut self, motion: Motion) -> io::Result<()> {
+    fn run(&mut self, motion: TapeCommand) -> io::Result<()> {
         // MTSETDRVBUFFER: the drive's buffer is mode 1; MT_ST_CLEARBOOLEANS takes the kernel's write buffer, its writes in
         // the background and its read-ahead away, and leaves the other options.
         const BUFFERED: i32 = 1;
         const CLEAR: i32 = 0x4000_0000 | 0x1 | 0x2 | 0x4;
         match motion {
-            Motion::Rewind => self.op(TapeOp::Rewind, 1),
-            Motion::MarkAndWait => self.op(TapeOp::WriteMarks, 1),
-            Motion::Mark => self.op(TapeOp::WriteMarksAtOnce, 1),
-            Motion::EndOfData => self.op(TapeOp::EndOfData, 1),
-            Motion::ForwardFile => self.op(TapeOp::ForwardFiles, 1),
-            Motion::BackBlock => self.op(TapeOp::BackBlocks, 1),
-            Motion::Seek(to) => {
+            TapeCommand::Rewind => self.op(TapeOp::Rewind, 1),
+            TapeCommand::MarkAndWait => self.op(TapeOp::WriteMarks, 1),
+            TapeCommand::Mark => self.op(TapeOp::WriteMarksAtOnce, 1),
+            TapeCommand::EndOfData => self.op(TapeOp::EndOfData, 1),
+            TapeCommand::ForwardFile => self.op(TapeOp::ForwardFiles, 1),
+            TapeCommand::BackBlock => self.op(TapeOp::BackBlocks, 1),
+            TapeCommand::Seek(to) => {
                 let to = i32::try_from(to).map_err(|_| io::Error::from_raw_os_error(libc::EOVERFLOW))?;
                 self.op(TapeOp::Seek, to)
             }
-            Motion::Erase => self.op(TapeOp::Erase, 0),
-            Motion::Eject => self.op(TapeOp::Offline, 1),
-            Motion::VariableBlocks => self.op(TapeOp::SetBlock, 0),
-            Motion::BufferInDrive => {
+            TapeCommand::Erase => self.op(TapeOp::Erase, 0),
+            TapeCommand::Eject => self.op(TapeOp::Offline, 1),
+            TapeCommand::VariableBlocks => self.op(TapeOp::SetBlock, 0),
+            TapeCommand::BufferInDrive => {
                 self.op(TapeOp::SetBuffer, BUFFERED)?;
                 self.op(TapeOp::SetBuffer, CLEAR)
             }
-            Motion::NoCompression => self.op(TapeOp::Compression, 0),
+            TapeCommand::NoCompression => self.op(TapeOp::Compression, 0),
         }
     }
 

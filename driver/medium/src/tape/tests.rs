@@ -22,7 +22,7 @@ pub(super) struct Notes {
     pub(super) failed: Mutex<BTreeMap<Uuid, String>>,
 }
 
-impl Ledger for Notes {
+impl TapeCatalog for Notes {
     fn failure(&self, volume: Uuid) -> Result<Option<String>> {
         Ok(self.failed.lock().unwrap().get(&volume).cloned())
     }
@@ -90,16 +90,16 @@ impl Bench {
         bench
     }
 
-    pub(super) fn care(&self) -> TapeCare<'_> {
+    pub(super) fn care(&self) -> VolumeAdmin<'_> {
         let drive = Box::new(self.drive.clone());
-        TapeCare::new(drive, self.notes.as_ref(), Duration::ZERO, Cancel::default())
+        VolumeAdmin::new(drive, self.notes.as_ref(), Duration::ZERO, Cancel::default())
     }
 
-    pub(super) fn setup(&self, slots: &[usize]) -> TapeSetup {
-        TapeSetup {
+    pub(super) fn setup(&self, slots: &[usize]) -> TapeWriteOptions {
+        TapeWriteOptions {
             drive: Box::new(self.drive.clone()),
             changer: Box::new(Slots(self.drive.clone(), slots.to_vec())),
-            ledger: Arc::clone(&self.notes) as Arc<dyn Ledger>,
+            ledger: Arc::clone(&self.notes) as Arc<dyn TapeCatalog>,
             pool: None,
             ring: 4 * MIB,
             commit_every: u64::MAX,
@@ -118,8 +118,8 @@ impl Bench {
         Ok(())
     }
 
-    pub(super) fn reading(&self, slots: &[usize], ledger: Arc<dyn Ledger>) -> TapeReading {
-        TapeReading {
+    pub(super) fn reading(&self, slots: &[usize], ledger: Arc<dyn TapeCatalog>) -> TapeReadOptions {
+        TapeReadOptions {
             drive: Box::new(self.drive.clone()),
             changer: Box::new(Slots(self.drive.clone(), slots.to_vec())),
             ledger,
@@ -132,7 +132,7 @@ impl Bench {
         &self,
         which: &TapeArchive,
         slots: &[usize],
-        ledger: Arc<dyn Ledger>,
+        ledger: Arc<dyn TapeCatalog>,
     ) -> Result<Vec<u8>> {
         let mut source = TapeSource::open(self.reading(slots, ledger), which)?;
         let mut bytes = Vec::new();
@@ -141,7 +141,7 @@ impl Bench {
     }
 
     pub(super) fn read(&self, slots: &[usize]) -> Result<Vec<u8>> {
-        self.read_from(&id("5f1c2d3e"), slots, Arc::clone(&self.notes) as Arc<dyn Ledger>)
+        self.read_from(&id("5f1c2d3e"), slots, Arc::clone(&self.notes) as Arc<dyn TapeCatalog>)
     }
 
     pub(super) fn objects(&self, slot: usize) -> Vec<Option<Vec<u8>>> {
@@ -190,7 +190,7 @@ fn goes_out_and_comes_back_and_lies_there_as_it_is() {
         let name = format!("web-0000000{number}.tar");
         bench.write(&name, &archive, &[]).unwrap();
         let which = id(&format!("0000000{number}"));
-        for ledger in [Arc::clone(&bench.notes) as Arc<dyn Ledger>, Arc::new(NoLedger)] {
+        for ledger in [Arc::clone(&bench.notes) as Arc<dyn TapeCatalog>, Arc::new(NoTapeCatalog)] {
             assert!(bench.read_from(&which, &[], Arc::clone(&ledger)).unwrap() == archive, "{len}");
             assert!(bench.read_from(&TapeArchive::Latest, &[], ledger).unwrap() == archive, "{len}");
         }
@@ -221,9 +221,9 @@ fn goes_over_three_volumes_and_comes_back_from_them() {
     assert!(bench.read(&[1, 2]).unwrap() == archive);
     // Without a memory: by what the tapes say. From the last volume on, it names the ones before.
     bench.drive.load(0);
-    assert!(bench.read_from(&id("5f1c2d3e"), &[1, 2], Arc::new(NoLedger)).unwrap() == archive);
+    assert!(bench.read_from(&id("5f1c2d3e"), &[1, 2], Arc::new(NoTapeCatalog)).unwrap() == archive);
     bench.drive.load(2);
-    assert!(bench.read_from(&TapeArchive::Latest, &[0, 1, 2], Arc::new(NoLedger)).unwrap() == archive);
+    assert!(bench.read_from(&TapeArchive::Latest, &[0, 1, 2], Arc::new(NoTapeCatalog)).unwrap() == archive);
     // Volumes in the wrong order are said.
     bench.drive.load(0);
     assert_eq!(bench.read(&[2]).unwrap_err().kind(), ErrorKind::NotFound);
@@ -231,7 +231,7 @@ fn goes_over_three_volumes_and_comes_back_from_them() {
     let second = bytes(100_000, 2);
     bench.drive.load(2);
     bench.write("b-00000002.tar", &second, &[]).unwrap();
-    assert!(bench.read_from(&id("00000002"), &[], Arc::new(NoLedger)).unwrap() == second);
+    assert!(bench.read_from(&id("00000002"), &[], Arc::new(NoTapeCatalog)).unwrap() == second);
 }
 
 #[test]
@@ -241,7 +241,7 @@ fn without_more_tapes_that_is_said_and_nothing_looks_whole() {
     assert_eq!(error.kind(), ErrorKind::NoSpace, "{error:?}");
     bench.drive.load(0);
     assert_eq!(
-        bench.read_from(&TapeArchive::Latest, &[], Arc::new(NoLedger)).unwrap_err().kind(),
+        bench.read_from(&TapeArchive::Latest, &[], Arc::new(NoTapeCatalog)).unwrap_err().kind(),
         ErrorKind::NotFound
     );
 }
@@ -260,7 +260,8 @@ fn who_waits_for_a_tape_can_be_told_to_end() {
     }
     let bench = Bench::new(1, 4 * MIB);
     let cancel = Cancel::default();
-    let setup = TapeSetup { changer: Box::new(Never), cancel: Arc::clone(&cancel), ..bench.setup(&[]) };
+    let setup =
+        TapeWriteOptions { changer: Box::new(Never), cancel: Arc::clone(&cancel), ..bench.setup(&[]) };
     let mut medium = TapeMedium::begin(setup, NAME).unwrap();
     let thread = std::thread::spawn(move || {
         let piece = bytes(MIB, 1);
@@ -293,7 +294,7 @@ fn a_run_that_is_dropped_leaves_no_archive_and_others_go_behind_it() {
         medium.write(&bytes(len, 5)).unwrap();
         drop(medium);
         assert_eq!(
-            bench.read_from(&TapeArchive::Latest, &[], Arc::new(NoLedger)).unwrap_err().kind(),
+            bench.read_from(&TapeArchive::Latest, &[], Arc::new(NoTapeCatalog)).unwrap_err().kind(),
             ErrorKind::NotFound
         );
     }
@@ -318,7 +319,7 @@ fn a_tape_cut_at_any_object_takes_the_next_archive() {
         bench.write(NAME, &archive, &[]).unwrap();
         assert!(bench.read(&[]).unwrap() == archive, "cut at {cut}");
         assert!(
-            bench.read_from(&id("5f1c2d3e"), &[], Arc::new(NoLedger)).unwrap() == archive,
+            bench.read_from(&id("5f1c2d3e"), &[], Arc::new(NoTapeCatalog)).unwrap() == archive,
             "cut at {cut}"
         );
         assert_eq!(bench.objects(0)[..cut], kept, "nothing that was there is overwritten");
@@ -476,7 +477,7 @@ proptest::proptest! {
             written.push((from, bench.drive.loaded().unwrap(), archive));
         }
         for (number, (from, to, archive)) in written.iter().enumerate() {
-            for ledger in [Arc::clone(&bench.notes) as Arc<dyn Ledger>, Arc::new(NoLedger)] {
+            for ledger in [Arc::clone(&bench.notes) as Arc<dyn TapeCatalog>, Arc::new(NoTapeCatalog)] {
                 let parts = bench.notes.archives(&format!("0000000{number}")).unwrap();
                 let slot = |part: &Placed| part.label.label[1..].parse::<usize>().unwrap();
                 let slots: Vec<usize> = parts.iter().map(slot).collect();

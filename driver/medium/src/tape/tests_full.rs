@@ -28,7 +28,7 @@ fn an_archive_that_begins_at_the_very_end_goes_on_to_the_next_volume() {
             }
             for (number, archive) in archives.iter().enumerate() {
                 bench.drive.load(0);
-                let ledger = Arc::clone(&bench.notes) as Arc<dyn Ledger>;
+                let ledger = Arc::clone(&bench.notes) as Arc<dyn TapeCatalog>;
                 let parts = ledger.archives(&format!("0000000{number}")).unwrap();
                 let slots: Vec<usize> =
                     parts.iter().map(|part| part.label.label[1..].parse().unwrap()).collect();

@@ -13,7 +13,7 @@ const EVERY: u64 = 300_000;
 /// Writes an archive as `job::backup` does: where the medium breaks, it is asked to go on, and gets what it does not have.
 /// Returns how often it went on.
 fn write(bench: &Bench, archive: &[u8], (every, slots): (u64, &[usize])) -> Result<(u32, TapeReport)> {
-    let setup = TapeSetup { commit_every: every, ..bench.setup(slots) };
+    let setup = TapeWriteOptions { commit_every: every, ..bench.setup(slots) };
     let mut medium = Box::new(TapeMedium::begin(setup, NAME)?);
     let report = medium.report();
     let (mut from, mut went_on) = (0, 0);
@@ -43,8 +43,8 @@ fn committed(bench: &Bench) -> Vec<u8> {
     bytes.collect()
 }
 
-fn without_memory() -> Arc<dyn Ledger> {
-    Arc::new(NoLedger)
+fn without_memory() -> Arc<dyn TapeCatalog> {
+    Arc::new(NoTapeCatalog)
 }
 
 #[test]
@@ -64,7 +64,8 @@ fn parts_follow_each_other_on_a_volume() {
         assert!(bench.care().verify(&|_| ()).unwrap().sound);
         for which in [id("5f1c2d3e"), TapeArchive::Latest] {
             assert!(
-                bench.read_from(&which, &[], Arc::clone(&bench.notes) as Arc<dyn Ledger>).unwrap() == archive
+                bench.read_from(&which, &[], Arc::clone(&bench.notes) as Arc<dyn TapeCatalog>).unwrap()
+                    == archive
             );
             assert!(bench.read_from(&which, &[], without_memory()).unwrap() == archive, "{len}");
         }
@@ -99,7 +100,7 @@ fn a_part_is_read_behind_the_other_without_a_look_aside() {
 
 /// Goes on as another process does behind one that is gone, and writes the rest.
 fn go_on(bench: &Bench, archive: &[u8], slots: &[usize]) -> Result<std::result::Result<u64, String>> {
-    let setup = TapeSetup { commit_every: EVERY, ..bench.setup(slots) };
+    let setup = TapeWriteOptions { commit_every: EVERY, ..bench.setup(slots) };
     let (medium, at) = match TapeMedium::go_on_with(setup, NAME)? {
         Ok(went_on) => went_on,
         Err(why) => return Ok(Err(why)),
@@ -125,7 +126,7 @@ fn behind_a_process_that_is_gone_another_one_goes_on() {
     let archive = bytes(12 * 65_536 + 7, 5);
     for (written, next) in (0..archive.len()).step_by(40_000).flat_map(|len| [(len, 0), (len, 1)]) {
         let bench = Bench::new(2, 64 * MIB);
-        let setup = TapeSetup { commit_every: EVERY, ring: 2 * 65_536, ..bench.setup(&[]) };
+        let setup = TapeWriteOptions { commit_every: EVERY, ring: 2 * 65_536, ..bench.setup(&[]) };
         let mut medium = TapeMedium::begin(setup, NAME).unwrap();
         archive[..written].chunks(50_000).for_each(|piece| medium.write(piece).unwrap());
         // All blocks but those in the ring are taken; a part is committed when the block behind it is to be written.
@@ -163,14 +164,14 @@ fn what_lies_between_the_parts_of_a_run_is_left_out() {
     const OTHER: &str = "db-20261122T040000Z-0badcafe.tar";
     let (archive, other) = (bytes(12 * 65_536 + 7, 5), bytes(100_000, 6));
     let bench = Bench::new(1, 64 * MIB);
-    let setup = TapeSetup { commit_every: EVERY, ring: 2 * 65_536, ..bench.setup(&[]) };
+    let setup = TapeWriteOptions { commit_every: EVERY, ring: 2 * 65_536, ..bench.setup(&[]) };
     let mut medium = TapeMedium::begin(setup, NAME).unwrap();
     archive[..10 * 65_536].chunks(50_000).for_each(|piece| medium.write(piece).unwrap());
     wait_for_parts(&bench, 1);
     drop(medium);
     bench.write(OTHER, &other, &[]).unwrap();
     assert!(go_on(&bench, &archive, &[]).unwrap().is_ok());
-    let memories = [Arc::clone(&bench.notes) as Arc<dyn Ledger>, without_memory()];
+    let memories = [Arc::clone(&bench.notes) as Arc<dyn TapeCatalog>, without_memory()];
     for memory in memories {
         for (which, whole) in
             [(id("5f1c2d3e"), &archive), (id("0badcafe"), &other), (TapeArchive::Latest, &archive)]
@@ -189,7 +190,7 @@ fn break_off(mut medium: TapeMedium, bytes: &[u8]) {
 
 /// Label, begin, five blocks, end, and of the second part the begin and so many blocks.
 fn break_off_in_the_second_part(bench: &Bench, archive: &[u8], blocks: usize) {
-    let setup = TapeSetup { commit_every: EVERY, ..bench.setup(&[]) };
+    let setup = TapeWriteOptions { commit_every: EVERY, ..bench.setup(&[]) };
     let medium = TapeMedium::begin(setup, NAME).unwrap();
     break_off(medium, &archive[..(5 + blocks) * 65_536]);
     assert_eq!(bench.objects(0).len(), 15 + blocks);
@@ -211,9 +212,9 @@ fn what_the_memory_says_is_held_against_the_tape() {
     };
     // Labelled by somebody who knows nothing of this memory, emptied, and cut in the midst of what was committed.
     let bench = begun();
-    let elsewhere = TapeCare::new(
+    let elsewhere = VolumeAdmin::new(
         Box::new(bench.drive.clone()),
-        &NoLedger,
+        &NoTapeCatalog,
         std::time::Duration::ZERO,
         Default::default(),
     );
@@ -232,7 +233,7 @@ fn what_the_memory_says_is_held_against_the_tape() {
     bench.care().label(&label("X1", "other"), Overwrite::Force).unwrap();
     let refused = go_on(&bench, &archive, &[]).unwrap_err();
     assert!(refused.to_string().contains("is of the pool 'other'"), "{refused}");
-    let setup = TapeSetup { pool: Some("other".to_owned()), ..bench.setup(&[]) };
+    let setup = TapeWriteOptions { pool: Some("other".to_owned()), ..bench.setup(&[]) };
     let why = TapeMedium::go_on_with(setup, NAME).unwrap().err().unwrap();
     assert!(why.contains("volumes of the pool 'default'"), "{why}");
     bench.drive.load(0);
@@ -267,7 +268,7 @@ fn a_part_that_was_begun_three_times_is_given_out_once() {
         let bench = Bench::new(3, 64 * MIB);
         break_off_in_the_second_part(&bench, &archive, first);
         bench.drive.load(1);
-        let setup = TapeSetup { commit_every: EVERY, ..bench.setup(&[]) };
+        let setup = TapeWriteOptions { commit_every: EVERY, ..bench.setup(&[]) };
         let (medium, at) = TapeMedium::go_on_with(setup, NAME).unwrap().unwrap();
         assert_eq!(at, 5 * 65_536);
         break_off(medium, &archive[5 * 65_536..(5 + second) * 65_536]);
@@ -285,7 +286,7 @@ fn a_part_that_was_begun_three_times_is_given_out_once() {
 fn a_run_that_goes_on_refuses_the_volumes_that_are_full() {
     let archive = bytes(6 * MIB, 3);
     let bench = Bench::new(4, 2 * MIB);
-    let setup = TapeSetup { commit_every: EVERY, ..bench.setup(&[1]) };
+    let setup = TapeWriteOptions { commit_every: EVERY, ..bench.setup(&[1]) };
     let mut medium = TapeMedium::begin(setup, NAME).unwrap();
     // It ends for want of a third volume.
     let ended =
@@ -369,7 +370,7 @@ fn what_a_failed_volume_has_behind_its_last_commit_is_not_the_archive() {
     let archive = bytes(MIB, 5);
     // In the midst of the second part, and again in the third one on the next volume.
     bench.drive.fault(TapeFault::WriteError(16));
-    let setup = TapeSetup { commit_every: EVERY, ..bench.setup(&[1, 2]) };
+    let setup = TapeWriteOptions { commit_every: EVERY, ..bench.setup(&[1, 2]) };
     let mut medium = Box::new(TapeMedium::begin(setup, NAME).unwrap());
     let done = medium.write(&archive).and_then(|()| medium.settle());
     assert!(done.is_err());
@@ -390,7 +391,7 @@ fn what_a_failed_volume_has_behind_its_last_commit_is_not_the_archive() {
     assert_eq!(contents(1), [(2, 1, true), (3, 1, false)]);
     assert_eq!(contents(2), [(3, 2, true), (4, 2, true)]);
     // The lists have told the memory of the unfinished parts, too.
-    for ledger in [Arc::clone(&bench.notes) as Arc<dyn Ledger>, without_memory()] {
+    for ledger in [Arc::clone(&bench.notes) as Arc<dyn TapeCatalog>, without_memory()] {
         for (first, slots) in [(0, &[1, 2][..]), (2, &[0, 1, 2])] {
             bench.drive.load(first);
             assert!(
@@ -418,7 +419,7 @@ fn a_settled_archive_that_is_dropped_is_none_and_nobody_goes_on_without_a_change
     medium.settle().unwrap();
     drop(medium);
     assert!(bench.read_from(&TapeArchive::Latest, &[], without_memory()).is_err());
-    let setup = TapeSetup { changer: Box::new(NoChanger), ..bench.setup(&[]) };
+    let setup = TapeWriteOptions { changer: Box::new(NoChanger), ..bench.setup(&[]) };
     bench.drive.fault(TapeFault::WriteError(bench.objects(0).len() as u64 + 3));
     let mut medium = TapeMedium::begin(setup, NAME).unwrap();
     medium.write(&[1; 100_000]).unwrap();
@@ -427,7 +428,7 @@ fn a_settled_archive_that_is_dropped_is_none_and_nobody_goes_on_without_a_change
 }
 
 /// Reads what can be read, with the gaps.
-fn salvage(bench: &Bench, slots: &[usize], ledger: Arc<dyn Ledger>) -> (Vec<u8>, crate::Gaps) {
+fn salvage(bench: &Bench, slots: &[usize], ledger: Arc<dyn TapeCatalog>) -> (Vec<u8>, crate::Gaps) {
     let mut source = TapeSource::open(bench.reading(slots, ledger), &id("5f1c2d3e")).unwrap();
     let gaps = source.salvage();
     let mut bytes = Vec::new();
@@ -447,7 +448,7 @@ fn what_can_t_be_read_is_stepped_over() {
         for block in 0..end.blocks {
             let from = part.begin.offset + block * 65_536;
             let lost = from..(from + 65_536).min(end.total);
-            for ledger in [Arc::clone(&bench.notes) as Arc<dyn Ledger>, without_memory()] {
+            for ledger in [Arc::clone(&bench.notes) as Arc<dyn TapeCatalog>, without_memory()] {
                 bench.drive.fault(TapeFault::ReadError(part.start + block));
                 let (read, gaps) = salvage(&bench, &[], ledger);
                 assert_eq!(read.len(), archive.len());
@@ -466,7 +467,7 @@ fn what_is_not_there_any_more_is_left_out() {
     let bench = Bench::new(4, 2 * MIB);
     let archive = bytes(6 * MIB, 3);
     write(&bench, &archive, (EVERY, &[1, 2, 3])).unwrap();
-    let memory = || Arc::clone(&bench.notes) as Arc<dyn Ledger>;
+    let memory = || Arc::clone(&bench.notes) as Arc<dyn TapeCatalog>;
     let first_of = |slot: usize| {
         let placed = bench.notes.archives("5f1c2d3e").unwrap();
         placed.iter().find(|p| p.label.label == format!("T{slot}")).unwrap().part.begin.offset

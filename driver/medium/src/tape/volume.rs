@@ -8,13 +8,13 @@
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::deck::{Deck, Fate, Found};
+use super::deck::{Fate, Found, PositionedDrive};
 use super::record::{Begin, End, Label, RECORD, Record, TapeBlock, check_label, foreign, now};
 use virtfold_base::error::{Error, ErrorKind, Result};
 
 /// What is at the beginning of a tape.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Face {
+pub(super) enum VolumeContent {
     /// Nothing.
     Blank,
     /// A volume of ours.
@@ -92,37 +92,37 @@ fn buffer() -> Vec<u8> {
 }
 
 /// Looks at the beginning of a tape.
-pub(super) fn face(deck: &mut Deck) -> Result<Face> {
+pub(super) fn face(deck: &mut PositionedDrive) -> Result<VolumeContent> {
     deck.rewind()?;
     let mut buf = buffer();
     let block = match deck.read(&mut buf) {
-        Ok(Found::End) => return Ok(Face::Blank),
+        Ok(Found::End) => return Ok(VolumeContent::Blank),
         Ok(Found::Mark) => {
-            return Ok(Face::Foreign("an unknown program (it begins with a filemark)".to_owned()));
+            return Ok(VolumeContent::Foreign("an unknown program (it begins with a filemark)".to_owned()));
         }
         Ok(Found::Block(len)) => buf.get(..len).unwrap_or_default(),
         Err(error) => return Err(error),
     };
     if !Record::is_one(block) {
-        return Ok(Face::Foreign(foreign(block).to_owned()));
+        return Ok(VolumeContent::Foreign(foreign(block).to_owned()));
     }
     match Record::decode(block) {
-        Ok(Record::Label(label)) => Ok(Face::Ours(label)),
-        Ok(_) => Ok(Face::Foreign("virtfold (it does not begin with a label)".to_owned())),
-        Err(error) => Ok(Face::Foreign(format!("virtfold ({error})"))),
+        Ok(Record::Label(label)) => Ok(VolumeContent::Ours(label)),
+        Ok(_) => Ok(VolumeContent::Foreign("virtfold (it does not begin with a label)".to_owned())),
+        Err(error) => Ok(VolumeContent::Foreign(format!("virtfold ({error})"))),
     }
 }
 
 /// The label of a tape that has to be ours.
-pub(super) fn label_of(deck: &mut Deck) -> Result<Label> {
+pub(super) fn label_of(deck: &mut PositionedDrive) -> Result<Label> {
     let name = deck.name().to_owned();
     match face(deck)? {
-        Face::Ours(label) => Ok(label),
-        Face::Blank => {
+        VolumeContent::Ours(label) => Ok(label),
+        VolumeContent::Blank => {
             Err(Error::new(ErrorKind::NotFound, format!("the tape in '{name}' is blank: it has no label"))
                 .with_hint(format!("label it first: 'virtfold tape label tape:{name} LABEL'")))
         }
-        Face::Foreign(who) => Err(not_ours(&name, &who)),
+        VolumeContent::Foreign(who) => Err(not_ours(&name, &who)),
     }
 }
 
@@ -133,14 +133,14 @@ fn not_ours(name: &str, who: &str) -> Error {
 
 /// Reads what a volume holds, from file to file. The tape is at the end then; the flag says what an append
 /// has to write first.
-pub(super) fn walk(deck: &mut Deck) -> Result<(VolumeContents, Tail)> {
+pub(super) fn walk(deck: &mut PositionedDrive) -> Result<(VolumeContents, VolumeEnd)> {
     let label = label_of(deck)?;
-    let mut walk = Walk { buf: buffer(), file: 0, parts: Vec::new(), tail: Tail::Clean };
+    let mut walk = VolumeWalk { buf: buffer(), file: 0, parts: Vec::new(), tail: VolumeEnd::Clean };
     if deck.forward_file()? {
         walk.file = 1;
         walk.records(deck, &label)?;
     } else {
-        walk.tail = Tail::Open;
+        walk.tail = VolumeEnd::Open;
     }
     let contents = VolumeContents { label, parts: walk.parts, blocks: deck.at(), files: walk.file };
     Ok((contents, walk.tail))
@@ -148,7 +148,7 @@ pub(super) fn walk(deck: &mut Deck) -> Result<(VolumeContents, Tail)> {
 
 /// What is missing at the end of a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Tail {
+pub(super) enum VolumeEnd {
     /// Nothing: the last file has its filemark.
     Clean,
     /// A filemark.
@@ -159,7 +159,7 @@ pub(super) enum Tail {
     Begin,
 }
 
-impl Tail {
+impl VolumeEnd {
     /// Filemarks that make it clean.
     fn marks(self) -> u32 {
         match self {
@@ -170,17 +170,17 @@ impl Tail {
     }
 }
 
-struct Walk {
+struct VolumeWalk {
     buf: Vec<u8>,
     /// The file that the tape is at the beginning of.
     file: u64,
     parts: Vec<Part>,
-    tail: Tail,
+    tail: VolumeEnd,
 }
 
-impl Walk {
+impl VolumeWalk {
     /// From the file behind the label to the end.
-    fn records(&mut self, deck: &mut Deck, label: &Label) -> Result<()> {
+    fn records(&mut self, deck: &mut PositionedDrive, label: &Label) -> Result<()> {
         loop {
             let len = match deck.read(&mut self.buf)? {
                 Found::End => return Ok(()),
@@ -206,13 +206,13 @@ impl Walk {
                     return Err(Error::new(ErrorKind::Damaged, what));
                 }
             }
-            if self.tail != Tail::Clean {
+            if self.tail != VolumeEnd::Clean {
                 return Ok(());
             }
         }
     }
 
-    fn end(&mut self, deck: &mut Deck, end: End) -> Result<()> {
+    fn end(&mut self, deck: &mut PositionedDrive, end: End) -> Result<()> {
         let fits = |part: &&mut Part| part.begin.run == end.run && part.begin.part == end.part;
         if let Some(part) = self.parts.last_mut().filter(fits) {
             part.end = Some(end);
@@ -220,15 +220,15 @@ impl Walk {
         if deck.forward_file()? {
             self.file += 1;
         } else {
-            self.tail = Tail::Open;
+            self.tail = VolumeEnd::Open;
         }
         Ok(())
     }
 
     /// A begin and its data file; false at the end of the tape.
-    fn begin(&mut self, deck: &mut Deck, begin: Begin) -> Result<bool> {
+    fn begin(&mut self, deck: &mut PositionedDrive, begin: Begin) -> Result<bool> {
         if !deck.forward_file()? {
-            self.tail = Tail::OpenBegin;
+            self.tail = VolumeEnd::OpenBegin;
             return Ok(false);
         }
         self.file += 1;
@@ -238,14 +238,14 @@ impl Walk {
             self.file += 1;
             return Ok(true);
         }
-        self.tail = if deck.at() == start { Tail::Begin } else { Tail::Open };
+        self.tail = if deck.at() == start { VolumeEnd::Begin } else { VolumeEnd::Open };
         Ok(false)
     }
 }
 
 /// Goes to where the next part goes, and makes the end clean. Returns the number of the file that begins
 /// there.
-pub(super) fn go_to_end(deck: &mut Deck, label: &Label) -> Result<u64> {
+pub(super) fn go_to_end(deck: &mut PositionedDrive, label: &Label) -> Result<u64> {
     let end = deck.end_of_data()?;
     let next = if end == 2 { Some(1) } else { behind_end(deck, label, end)? };
     let next = match next {
@@ -263,7 +263,7 @@ pub(super) fn go_to_end(deck: &mut Deck, label: &Label) -> Result<u64> {
 
 /// The number of the next file, where the last one of the tape is an end with its filemark. The tape is at
 /// the end then.
-fn behind_end(deck: &mut Deck, label: &Label, end: u64) -> Result<Option<u64>> {
+fn behind_end(deck: &mut PositionedDrive, label: &Label, end: u64) -> Result<Option<u64>> {
     let Some(at) = end.checked_sub(2).filter(|at| *at > 0) else { return Ok(None) };
     deck.seek(at)?;
     let mut buf = buffer();
@@ -277,15 +277,15 @@ fn behind_end(deck: &mut Deck, label: &Label, end: u64) -> Result<Option<u64>> {
 }
 
 /// Fails unless a tape may be overwritten.
-pub(super) fn may_overwrite(deck: &mut Deck, overwrite: Overwrite) -> Result<()> {
+pub(super) fn may_overwrite(deck: &mut PositionedDrive, overwrite: Overwrite) -> Result<()> {
     if overwrite == Overwrite::Force {
         return Ok(());
     }
     let name = deck.name().to_owned();
     let label = match face(deck)? {
-        Face::Blank => return Ok(()),
-        Face::Foreign(who) => return Err(not_ours(&name, &who)),
-        Face::Ours(label) => label,
+        VolumeContent::Blank => return Ok(()),
+        VolumeContent::Foreign(who) => return Err(not_ours(&name, &who)),
+        VolumeContent::Ours(label) => label,
     };
     let until = label.retain_until.as_deref();
     let expired = until.is_some_and(|until| {
@@ -302,7 +302,7 @@ pub(super) fn may_overwrite(deck: &mut Deck, overwrite: Overwrite) -> Result<()>
 }
 
 /// Writes a new label; everything on the tape is gone then.
-pub(super) fn label(deck: &mut Deck, new: &NewLabel) -> Result<Label> {
+pub(super) fn label(deck: &mut PositionedDrive, new: &NewLabel) -> Result<Label> {
     check_label(&new.label)?;
     check_label(&new.pool)?;
     let label = Label {
@@ -322,7 +322,7 @@ pub(super) fn label(deck: &mut Deck, new: &NewLabel) -> Result<Label> {
     deck.commit()?;
     // What was written is believed when it was read.
     match face(deck)? {
-        Face::Ours(read) if read == label => Ok(label),
+        VolumeContent::Ours(read) if read == label => Ok(label),
         _ => {
             let what = format!("the label in '{}' does not read as it was written", deck.name());
             Err(Error::new(ErrorKind::Damaged, what).with_hint("clean the drive, or use another tape"))

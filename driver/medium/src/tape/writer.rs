@@ -20,12 +20,12 @@ use serde::{Deserialize, Serialize};
 use super::changer::Changer;
 use super::deck::interrupted;
 use super::drive::Drive;
-use super::earlier::Committed;
-use super::ledger::{Ledger, Placed, id_of};
+use super::earlier::CommittedParts;
+use super::ledger::{Placed, TapeCatalog, id_of};
 use super::record::Label;
 use super::ring::{Block, Ring};
 use super::run::Run;
-use crate::{Durable, Medium, Notes};
+use crate::{FinishedArchive, Medium, Notes};
 use virtfold_archive::stream::{Cancel, Sink};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 
@@ -33,13 +33,13 @@ use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 const POLL: Duration = Duration::from_millis(5);
 
 /// How an archive goes to tapes.
-pub struct TapeSetup {
+pub struct TapeWriteOptions {
     /// The drive, not open.
     pub drive: Box<dyn Drive>,
     /// Who changes volumes.
     pub changer: Box<dyn Changer>,
     /// What is remembered.
-    pub ledger: Arc<dyn Ledger>,
+    pub ledger: Arc<dyn TapeCatalog>,
     /// The pool that the first volume has to be of; any where none is said.
     pub pool: Option<String>,
     /// Bytes of the ring.
@@ -95,7 +95,7 @@ impl TapeMedium {
     ///
     /// # Errors
     /// There is no tape, it is not one of ours, it has failed before, is of another pool or write-protected.
-    pub fn begin(setup: TapeSetup, archive: &str) -> Result<Self> {
+    pub fn begin(setup: TapeWriteOptions, archive: &str) -> Result<Self> {
         let (id, name) = (id_of(archive), name_of(&setup, archive));
         let whole = |placed: &Placed| placed.part.end.as_ref().is_some_and(|end| end.last);
         if !id.is_empty() && setup.ledger.archives(id)?.iter().any(whole) {
@@ -114,8 +114,11 @@ impl TapeMedium {
     ///
     /// # Errors
     /// No volume for it is in the drive and nobody can change it; the memory can't be read.
-    pub fn go_on_with(setup: TapeSetup, archive: &str) -> Result<std::result::Result<(Self, u64), String>> {
-        let committed = match Committed::of(setup.ledger.as_ref(), archive)? {
+    pub fn go_on_with(
+        setup: TapeWriteOptions,
+        archive: &str,
+    ) -> Result<std::result::Result<(Self, u64), String>> {
+        let committed = match CommittedParts::of(setup.ledger.as_ref(), archive)? {
             Ok(committed) => committed,
             Err(why) => return Ok(Err(why)),
         };
@@ -202,7 +205,7 @@ impl TapeMedium {
 }
 
 /// What an archive is called.
-fn name_of(setup: &TapeSetup, archive: &str) -> String {
+fn name_of(setup: &TapeWriteOptions, archive: &str) -> String {
     match id_of(archive) {
         "" => format!("tape:{}", setup.drive.name()),
         id => format!("tape:{}#{id}", setup.drive.name()),
@@ -261,14 +264,14 @@ impl Medium for TapeMedium {
         true
     }
 
-    fn finish(mut self: Box<Self>) -> Result<Durable> {
+    fn finish(mut self: Box<Self>) -> Result<FinishedArchive> {
         self.settle()?;
         let run = self.run.take().ok_or_else(|| self.failure())?;
         self.leaves = run.committed() > 0;
         let report = run.finish()?;
         self.leaves = false;
         *self.report.lock().unwrap_or_else(PoisonError::into_inner) = report;
-        Ok(Durable { name: self.name.clone(), bytes: self.written })
+        Ok(FinishedArchive { name: self.name.clone(), bytes: self.written })
     }
 }
 

@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use super::lines::{Line, Lines};
+use super::lines::{Line, LineReader};
 use super::wire::{self, Answer, MAX_ANSWER, MAX_REQUEST, Reply, Request, VERSION};
 use super::{Ask, Desk, Entry, EntryId, Status};
-use crate::acceptor::{Patience, Stream};
+use crate::acceptor::{PeerDeadline, Stream};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 
 /// How long an answer is waited for. A desk answers in moments; a busy host may take longer.
@@ -35,11 +35,11 @@ impl Client {
         let mut stream = self.connect()?;
         let speaking = || format!("cannot talk to the service at '{}'", self.path.display());
         let never = AtomicBool::new(false);
-        let patience = Patience { until: Instant::now() + PATIENCE, stop: &never };
+        let patience = PeerDeadline { until: Instant::now() + PATIENCE, stop: &never };
         stream.set_tick().at(speaking)?;
         // One that turns connections away answers and closes without having read: its answer says more than the broken pipe.
         let written = patience.write(&mut stream, &line);
-        let answer = match Lines::new(MAX_ANSWER).next(&mut stream, &patience) {
+        let answer = match LineReader::new(MAX_ANSWER).next(&mut stream, &patience) {
             Ok(Line::Whole(answer)) => answer,
             Ok(Line::TooLong) => {
                 return Err(Error::new(ErrorKind::Io, "the service's answer is longer than 16 MiB"));

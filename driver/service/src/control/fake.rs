@@ -7,11 +7,11 @@ use virtfold_base::error::{Error, ErrorKind};
 
 /// Answers the same always, and notes what it was asked to do.
 #[derive(Default)]
-pub(crate) struct FakeDesk {
+pub(crate) struct FakeControlApi {
     asked: Mutex<Vec<String>>,
 }
 
-impl FakeDesk {
+impl FakeControlApi {
     fn note(&self, what: String) {
         self.asked.lock().unwrap().push(what);
     }
@@ -50,7 +50,7 @@ pub(crate) fn entry(id: i64) -> Entry {
 pub(crate) fn status() -> Status {
     let state = ServiceState::Running;
     let service = ServiceStatus { version: "1".to_owned(), pid: 1, since: 10, now: 20, state };
-    let measure = virtfold_backup::metrics::Measure {
+    let measure = virtfold_backup::metrics::BackupMetrics {
         at: 15,
         seconds: 1.5,
         capacity_bytes: 100,
@@ -98,7 +98,7 @@ pub(crate) fn status() -> Status {
     }
 }
 
-impl Desk for FakeDesk {
+impl Desk for FakeControlApi {
     fn status(&self) -> Result<Status> {
         Ok(status())
     }

@@ -4,7 +4,7 @@
 
 use std::io::{self, Read};
 
-use crate::acceptor::Patience;
+use crate::acceptor::PeerDeadline;
 
 /// What came.
 #[derive(Debug, PartialEq, Eq)]
@@ -19,20 +19,20 @@ pub(super) enum Line {
 
 /// Cuts a stream into lines.
 #[derive(Debug)]
-pub(super) struct Lines {
+pub(super) struct LineReader {
     most: usize,
     held: Vec<u8>,
     ended: bool,
 }
 
-impl Lines {
+impl LineReader {
     /// Of at most `most` bytes, the line feed included.
     pub(super) fn new(most: usize) -> Self {
         Self { most, held: Vec::new(), ended: false }
     }
 
     /// The next one.
-    pub(super) fn next(&mut self, stream: &mut impl Read, patience: &Patience<'_>) -> io::Result<Line> {
+    pub(super) fn next(&mut self, stream: &mut impl Read, patience: &PeerDeadline<'_>) -> io::Result<Line> {
         let mut seen = 0;
         loop {
             let fresh = self.held.get(seen..).unwrap_or_default();
@@ -83,9 +83,9 @@ mod tests {
 
     fn all(bytes: &[u8], piece: usize, most: usize) -> Vec<Line> {
         let stop = AtomicBool::new(false);
-        let patience = Patience { until: Instant::now() + Duration::from_secs(60), stop: &stop };
+        let patience = PeerDeadline { until: Instant::now() + Duration::from_secs(60), stop: &stop };
         let mut stream = Pieces(bytes.iter().copied().collect(), piece);
-        let (mut lines, mut found) = (Lines::new(most), Vec::new());
+        let (mut lines, mut found) = (LineReader::new(most), Vec::new());
         loop {
             match lines.next(&mut stream, &patience).unwrap() {
                 Line::End => return found,

@@ -20,10 +20,10 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::{Group, Uid};
 
-use super::lines::{Line, Lines};
+use super::lines::{Line, LineReader};
 use super::wire::{self, Answer, MAX_ANSWER, MAX_REQUEST, Reply, Request};
 use super::{Ask, Desk};
-use crate::acceptor::{Acceptor, Handler, Patience};
+use crate::acceptor::{Acceptor, Handler, PeerDeadline};
 use virtfold_base::durable;
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 
@@ -79,7 +79,7 @@ impl Server {
             return Err(Error::new(ErrorKind::Exists, text));
         }
         let listener = listen(path, directory, group).at(making)?;
-        let clerk = Clerk { desk, limits };
+        let clerk = ConnectionHandler { desk, limits };
         let acceptor = Acceptor::start("control", listener, limits.clients, Arc::new(clerk))?;
         Ok(Self { acceptor: Some(acceptor), path: path.to_owned(), _lock: lock })
     }
@@ -126,12 +126,12 @@ fn listen(path: &Path, directory: &Path, group: &str) -> std::io::Result<UnixLis
 }
 
 /// Serves connections.
-struct Clerk {
+struct ConnectionHandler {
     desk: Arc<dyn Desk>,
     limits: Limits,
 }
 
-impl Handler<UnixStream> for Clerk {
+impl Handler<UnixStream> for ConnectionHandler {
     fn serve(&self, mut stream: UnixStream, stop: &AtomicBool) {
         let who = who(&stream);
         match self.talk(&mut stream, &who, stop) {
@@ -144,17 +144,17 @@ impl Handler<UnixStream> for Clerk {
         let text = format!("{} connections are open already", self.limits.clients);
         let stop = AtomicBool::new(false);
         // The line fits into the socket's memory; one who does not take even that is not waited for.
-        let patience = Patience { until: Instant::now() + Duration::from_secs(1), stop: &stop };
+        let patience = PeerDeadline { until: Instant::now() + Duration::from_secs(1), stop: &stop };
         if let Err(error) = say(&mut stream, Err(Error::new(ErrorKind::InUse, text)), &patience) {
             tracing::debug!(%error, "a connection that is too many has broken");
         }
     }
 }
 
-impl Clerk {
+impl ConnectionHandler {
     fn talk(&self, stream: &mut UnixStream, who: &str, stop: &AtomicBool) -> std::io::Result<()> {
-        let mut lines = Lines::new(MAX_REQUEST);
-        let patience = || Patience { until: Instant::now() + self.limits.idle, stop };
+        let mut lines = LineReader::new(MAX_REQUEST);
+        let patience = || PeerDeadline { until: Instant::now() + self.limits.idle, stop };
         loop {
             let line = match lines.next(stream, &patience())? {
                 Line::End => return Ok(()),
@@ -183,7 +183,7 @@ impl Clerk {
     }
 }
 
-fn say(stream: &mut UnixStream, result: Result<Reply>, patience: &Patience<'_>) -> std::io::Result<()> {
+fn say(stream: &mut UnixStream, result: Result<Reply>, patience: &PeerDeadline<'_>) -> std::io::Result<()> {
     let line = wire::line(&Answer::new(result), MAX_ANSWER)
         .or_else(|error| wire::line(&Answer::new(Err(error)), MAX_ANSWER))
         .map_err(std::io::Error::other)?;

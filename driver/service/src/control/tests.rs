@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::fake::{FakeDesk, entry, status};
+use super::fake::{FakeControlApi, entry, status};
 use super::*;
 use virtfold_base::error::ErrorKind;
 
 /// A server over a fake desk, in a directory of its own.
 struct Rig {
-    desk: Arc<FakeDesk>,
+    desk: Arc<FakeControlApi>,
     server: Option<Server>,
     path: PathBuf,
     _directory: TempDir,
@@ -27,7 +27,7 @@ impl Rig {
     fn with(limits: Limits) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("run/control.sock");
-        let desk = Arc::new(FakeDesk::default());
+        let desk = Arc::new(FakeControlApi::default());
         let server = Server::start(&path, Arc::clone(&desk) as Arc<dyn Desk>, limits).unwrap();
         Self { desk, server: Some(server), path, _directory: directory }
     }
@@ -236,7 +236,7 @@ fn the_socket_is_for_root_and_the_group() {
     let group = nix::unistd::Group::from_name("daemon").unwrap().expect("every Debian has the group daemon");
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("run/control.sock");
-    let desk = Arc::new(FakeDesk::default());
+    let desk = Arc::new(FakeControlApi::default());
     let _server = Server::start_for(&path, "daemon", desk, Limits::default()).unwrap();
     let socket = path.metadata().unwrap();
     assert_eq!(socket.permissions().mode() & 0o7777, 0o660);
@@ -251,7 +251,7 @@ fn the_socket_is_for_root_and_the_group() {
 #[test]
 fn a_socket_left_behind_is_replaced_and_a_living_one_is_not() {
     let rig = Rig::new();
-    let desk = || Arc::new(FakeDesk::default());
+    let desk = || Arc::new(FakeControlApi::default());
     let second = Server::start(&rig.path, desk(), Limits::default()).unwrap_err();
     assert_eq!(second.kind(), ErrorKind::InUse, "{second:?}");
     assert_eq!(rig.client().status().unwrap(), status());

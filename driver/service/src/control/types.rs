@@ -8,7 +8,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use virtfold_backup::metrics::Measure;
+use virtfold_backup::metrics::BackupMetrics;
 use virtfold_base::error::ErrorKind;
 
 /// An entry of the queue. Numbers are given once and never again.
@@ -180,7 +180,7 @@ pub struct Success {
     pub archives: Vec<String>,
     /// What it was like, and when it ended.
     #[serde(flatten)]
-    pub measure: Measure,
+    pub measure: BackupMetrics,
 }
 
 /// A backup that failed.

@@ -4,19 +4,19 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::{Active, BUSY, Engine, Phase, Receipt};
+use super::{Acknowledge, ActiveRun, BUSY, Engine, Phase};
 use crate::clock::later;
 use crate::control::RunProgress;
 use crate::model::{Guest, JobSpec, MediumSpec};
 use crate::planner::{after, due, is_ahead, jitter, waits_until};
-use crate::runner::Order;
+use crate::runner::RunOrder;
 use virtfold_base::error::{Error, Result, sentence};
 use virtfold_catalog::queue::{End, Entry, EntryState, Reason, RunResult, Wanted};
 use virtfold_hypervisor::DomainId;
 
 /// What keeps an entry from being begun.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Obstacle {
+pub(super) enum StartObstacle {
     /// It is not time yet.
     Until(Timestamp),
     /// Its job is no more.
@@ -92,7 +92,7 @@ impl Engine {
 
     /// Something happened to a guest: the jobs that wait for that get an entry. The event is done with once
     /// they are in the queue.
-    pub(super) fn event(&mut self, guest: &Guest, word: &str, (receipt, now): (Receipt, Timestamp)) {
+    pub(super) fn event(&mut self, guest: &Guest, word: &str, (receipt, now): (Acknowledge, Timestamp)) {
         let jobs = self.settings.jobs.iter().filter(|job| job.enabled && job.pick.guest(guest));
         let jobs = jobs.filter(|job| job.on.iter().any(|on| on == word));
         let mut all = jobs.map(|job| {
@@ -132,14 +132,14 @@ impl Engine {
                     self.start(&entry, now)?;
                     None
                 }
-                Some(Obstacle::Gone) => {
+                Some(StartObstacle::Gone) => {
                     let why = format!("the job '{}' is not in the configuration any more", entry.wanted.job);
                     self.parts.queue.cancel(entry.id, now, &why)?;
                     None
                 }
-                Some(Obstacle::Until(time)) => Some(time),
-                Some(Obstacle::Busy(_)) => Some(after(now, BUSY)),
-                Some(Obstacle::Waits(_)) => None,
+                Some(StartObstacle::Until(time)) => Some(time),
+                Some(StartObstacle::Busy(_)) => Some(after(now, BUSY)),
+                Some(StartObstacle::Waits(_)) => None,
             };
             wake = wake.into_iter().chain(again).min();
         }
@@ -147,12 +147,12 @@ impl Engine {
     }
 
     /// What keeps a waiting entry from being begun.
-    pub(super) fn obstacle(&self, entry: &Entry, now: Timestamp) -> Option<Obstacle> {
+    pub(super) fn obstacle(&self, entry: &Entry, now: Timestamp) -> Option<StartObstacle> {
         let wanted = &entry.wanted;
-        let waits = |what: &str| Some(Obstacle::Waits(what.to_owned()));
-        let Some(job) = self.settings.job(&wanted.job) else { return Some(Obstacle::Gone) };
+        let waits = |what: &str| Some(StartObstacle::Waits(what.to_owned()));
+        let Some(job) = self.settings.job(&wanted.job) else { return Some(StartObstacle::Gone) };
         if let Some(time) = waits_until(job, wanted.not_before, now) {
-            return Some(Obstacle::Until(time));
+            return Some(StartObstacle::Until(time));
         }
         if self.phase != Phase::Working || self.recovering || self.recover_at.is_some() {
             return waits("guests are being recovered");
@@ -167,7 +167,7 @@ impl Engine {
             return waits("another run of this guest");
         }
         if self.running.len() >= self.settings.concurrency {
-            return Some(Obstacle::Waits(format!(
+            return Some(StartObstacle::Waits(format!(
                 "the host's limit of {} runs is reached",
                 self.running.len()
             )));
@@ -175,10 +175,10 @@ impl Engine {
         for medium in job.media.iter().filter_map(|name| self.settings.media.get(name)) {
             let runs = self.running.values().filter(|active| active.media.contains(&medium.name)).count();
             if runs >= medium.concurrency {
-                return Some(Obstacle::Waits(format!("the medium '{}' is in use", medium.name)));
+                return Some(StartObstacle::Waits(format!("the medium '{}' is in use", medium.name)));
             }
         }
-        self.parts.runner.busy(wanted.domain).map(Obstacle::Busy)
+        self.parts.runner.busy(wanted.domain).map(StartObstacle::Busy)
     }
 
     fn start(&mut self, entry: &Entry, now: Timestamp) -> Result<()> {
@@ -212,11 +212,11 @@ impl Engine {
         match self
             .parts
             .runner
-            .start(Order { id: entry.id, job: Arc::clone(&job), media, guest }, &self.parts.sender)
+            .start(RunOrder { id: entry.id, job: Arc::clone(&job), media, guest }, &self.parts.sender)
         {
             Ok(handle) => {
                 let progress = RunProgress { phase: "starting".to_owned(), done: 0, total: 0, seconds: 0 };
-                let active = Active { entry, media: names, handle, progress, deadline, ending: None };
+                let active = ActiveRun { entry, media: names, handle, progress, deadline, ending: None };
                 self.running.insert(active.entry.id, active);
             }
             Err(error) => {

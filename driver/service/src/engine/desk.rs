@@ -7,7 +7,7 @@ use crossbeam_channel::{Sender, bounded};
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::begin::Obstacle;
+use super::begin::StartObstacle;
 use super::{Engine, Input, Phase};
 use crate::control::{
     Desk, DomainStatus, Entry, EntryId, EntryState, Failure, JobStatus, LibvirtStatus, Running, ServiceState,
@@ -15,7 +15,7 @@ use crate::control::{
 };
 use crate::model::{Guest, JobSpec};
 use crate::planner::{AHEAD, after};
-use virtfold_backup::metrics::Measure;
+use virtfold_backup::metrics::BackupMetrics;
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_catalog::queue::{self, Pause, Reason, RunResult, Wanted};
 
@@ -24,11 +24,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Asks the engine, from any thread.
 #[derive(Clone, Debug)]
-pub struct ServiceDesk {
+pub struct EngineControlApi {
     sender: Sender<Input>,
 }
 
-impl ServiceDesk {
+impl EngineControlApi {
     /// A desk of the engine that gets these inputs.
     pub fn new(sender: Sender<Input>) -> Self {
         Self { sender }
@@ -51,7 +51,7 @@ impl ServiceDesk {
     }
 }
 
-impl Desk for ServiceDesk {
+impl Desk for EngineControlApi {
     fn status(&self) -> Result<Status> {
         self.ask(|engine| engine.status())
     }
@@ -279,8 +279,8 @@ impl Engine {
             not_before: (wanted.not_before != wanted.due).then(|| wanted.not_before.as_second()),
             waits_for: waits.then(|| self.obstacle(entry, now)).flatten().and_then(
                 |obstacle| match obstacle {
-                    Obstacle::Waits(what) | Obstacle::Busy(what) => Some(what),
-                    Obstacle::Until(_) | Obstacle::Gone => None,
+                    StartObstacle::Waits(what) | StartObstacle::Busy(what) => Some(what),
+                    StartObstacle::Until(_) | StartObstacle::Gone => None,
                 },
             ),
             started: entry.started.map(Timestamp::as_second),
@@ -302,7 +302,7 @@ fn success(entry: &queue::Entry) -> Option<Success> {
 }
 
 /// What a good run was like, as the runner noted it.
-pub(super) fn measure(result: &RunResult) -> Option<Measure> {
+pub(super) fn measure(result: &RunResult) -> Option<BackupMetrics> {
     serde_json::from_value(result.measure.clone()?).ok()
 }
 

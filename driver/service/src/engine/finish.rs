@@ -7,11 +7,11 @@ use jiff::Timestamp;
 
 use super::begin::again;
 use super::desk::measure;
-use super::{Active, Engine, GRACE, Parts, Phase, Why};
+use super::{ActiveRun, Engine, GRACE, Parts, Phase, Why};
 use crate::clock::later;
-use crate::metrics::RunMeasure;
+use crate::metrics::RunMetrics;
 use crate::planner::after;
-use virtfold_backup::metrics::Labels;
+use virtfold_backup::metrics::DomainLabels;
 use virtfold_base::error::{ErrorKind, Result, sentence};
 use virtfold_catalog::queue::{End, Entry, EntryState, RunResult};
 
@@ -47,7 +47,7 @@ impl Engine {
     }
 
     /// What becomes of an entry whose run ended.
-    fn judge(&self, active: &Active, mut result: RunResult, now: Timestamp) -> End {
+    fn judge(&self, active: &ActiveRun, mut result: RunResult, now: Timestamp) -> End {
         if result.kind.is_none() {
             return End::Succeeded(result);
         }
@@ -94,8 +94,8 @@ impl Engine {
             End::Cancelled(_) | End::Parked => return Ok(()),
         };
         let wanted = self.parts.queue.entry(id)?.wanted;
-        let labels = Labels { domain: &wanted.name, uuid: wanted.domain.0 };
-        self.parts.metrics.run_ended(&RunMeasure { labels, measure: measure.as_ref() });
+        let labels = DomainLabels { domain: &wanted.name, uuid: wanted.domain.0 };
+        self.parts.metrics.run_ended(&RunMetrics { labels, measure: measure.as_ref() });
         Ok(())
     }
 
@@ -190,8 +190,8 @@ pub(super) fn recall(parts: &Parts, now: Timestamp) -> Result<()> {
         if state == EntryState::Failed {
             let why = result.map(|result| result.sentence).unwrap_or_default();
             tracing::error!(entry = id, job = wanted.job, domain = wanted.name, "failed: {why}");
-            let labels = Labels { domain: &wanted.name, uuid: wanted.domain.0 };
-            parts.metrics.run_ended(&RunMeasure { labels, measure: None });
+            let labels = DomainLabels { domain: &wanted.name, uuid: wanted.domain.0 };
+            parts.metrics.run_ended(&RunMetrics { labels, measure: None });
         } else {
             tracing::warn!(
                 entry = id,
@@ -203,7 +203,7 @@ pub(super) fn recall(parts: &Parts, now: Timestamp) -> Result<()> {
     Ok(())
 }
 
-fn ask(active: &mut Active, why: Why, now: Instant) {
+fn ask(active: &mut ActiveRun, why: Why, now: Instant) {
     tracing::info!(entry = active.entry.id, ?why, "is asked to end");
     active.handle.end();
     active.ending = Some((why, Some(later(now, GRACE))));

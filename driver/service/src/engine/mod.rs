@@ -29,11 +29,11 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender};
 use jiff::Timestamp;
 
-pub use self::desk::ServiceDesk;
+pub use self::desk::EngineControlApi;
 use super::clock::Clock;
 use super::control::RunProgress;
 use super::metrics::Metrics;
-use super::model::{Guest, Remark, Settings};
+use super::model::{Guest, IneffectiveSetting, Settings};
 use super::notify::Notifier;
 use super::planner::after;
 use super::runner::{Handle, Runner};
@@ -50,7 +50,7 @@ const BUSY: Duration = Duration::from_secs(3);
 const RECOVER_AGAIN: Duration = Duration::from_secs(60);
 
 /// Says that an event is acted on.
-pub type Receipt = Box<dyn FnOnce() + Send>;
+pub type Acknowledge = Box<dyn FnOnce() + Send>;
 /// Reads the configuration.
 pub type Load = Box<dyn Fn() -> Result<Settings> + Send>;
 
@@ -67,7 +67,7 @@ pub enum Input {
     /// All guests there are.
     Guests(Vec<Guest>),
     /// Something happened to a guest; the word for it, as jobs have it.
-    Event(Guest, String, Receipt),
+    Event(Guest, String, Acknowledge),
     /// libvirt can't be reached, for a reason; or it can.
     Libvirt(Option<String>),
     /// Somebody asks something.
@@ -108,7 +108,7 @@ enum Why {
 
 /// A run that was begun.
 #[derive(Debug)]
-struct Active {
+struct ActiveRun {
     entry: Entry,
     media: Vec<String>,
     handle: Box<dyn Handle>,
@@ -164,7 +164,7 @@ pub struct Engine {
     since: Timestamp,
     libvirt: Libvirt,
     guests: Option<Vec<Guest>>,
-    running: BTreeMap<i64, Active>,
+    running: BTreeMap<i64, ActiveRun>,
     /// What ended and is not noted yet.
     ended: Vec<(i64, End)>,
     /// Up to when schedules are entries, as the catalog has it; read again after each failure.
@@ -178,7 +178,7 @@ pub struct Engine {
     undecided: Vec<String>,
     unrecovered: Option<String>,
     /// What jobs say to no effect.
-    remarks: Vec<Remark>,
+    remarks: Vec<IneffectiveSetting>,
     /// Jobs to be pruned, and the one that is.
     to_prune: BTreeSet<String>,
     pruning: Option<String>,

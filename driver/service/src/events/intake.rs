@@ -12,12 +12,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, never, select};
-use virtfold_hooks::spool::{Spool, Spooled};
+use virtfold_hooks::spool::{Spool, SpooledEvent};
 
 use super::known::Known;
 use super::socket::Socket;
 use super::told::{self, Heard, What};
-use super::types::{Delivery, Notice, Reconcile, Trigger, Why};
+use super::types::{Delivery, EventNotice, Reconcile, Trigger, Why};
 use super::{Connect, Settings};
 use virtfold_base::error::sentence;
 use virtfold_hypervisor::{Event, Hypervisor};
@@ -187,7 +187,7 @@ impl Intake {
 
     /// An event is delivered, and its file removed. Where that fails, the file is not taken for another
     /// event.
-    fn take(&mut self, spooled: &Spooled) -> Flow {
+    fn take(&mut self, spooled: &SpooledEvent) -> Flow {
         if !self.stuck.contains(&spooled.name) {
             self.heard(told::by_hook(&spooled.event))?;
         }
@@ -212,13 +212,13 @@ impl Intake {
             return Ok(());
         }
         let Some(event) = self.known.hear(heard) else { return Ok(()) };
-        self.deliver(Notice::Guest(event.clone()))?;
+        self.deliver(EventNotice::Guest(event.clone()))?;
         self.known.learn(&event);
         Ok(())
     }
 
     /// Hands a notice over and waits for its receipt.
-    fn deliver(&self, notice: Notice) -> Flow {
+    fn deliver(&self, notice: EventNotice) -> Flow {
         let (delivery, given) = Delivery::new(notice);
         let Channels { out, ended, .. } = &self.channels;
         select! {
@@ -242,10 +242,10 @@ impl Intake {
             }
         };
         for event in self.known.differences(&domains, SystemTime::now()) {
-            self.deliver(Notice::Guest(event.clone()))?;
+            self.deliver(EventNotice::Guest(event.clone()))?;
             self.known.learn(&event);
         }
-        self.deliver(Notice::Reconcile(Reconcile { why, domains: domains.clone() }))?;
+        self.deliver(EventNotice::Reconcile(Reconcile { why, domains: domains.clone() }))?;
         self.known.adopt(&domains);
         self.reason = None;
         self.reconciled = Instant::now();

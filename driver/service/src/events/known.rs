@@ -24,7 +24,7 @@ use uuid::Uuid;
 
 use super::told::{Heard, What};
 use super::types::{GuestEvent, Source, Trigger};
-use virtfold_base::durable::{Existing, PartialFile};
+use virtfold_base::durable::{Overwrite, PartialFile};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 use virtfold_hypervisor::{DomainInfo, Persistence};
 
@@ -47,7 +47,7 @@ struct Guest {
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
-struct Stored {
+struct GuestStatesFile {
     version: u32,
     guests: BTreeMap<Uuid, Guest>,
 }
@@ -64,7 +64,7 @@ enum Kind {
 
 /// An event that was delivered.
 #[derive(Debug)]
-struct Word {
+struct DeliveredEvent {
     guest: Identity,
     kind: Kind,
     at: SystemTime,
@@ -85,7 +85,7 @@ pub(super) struct Known {
     has_seen: bool,
     changed: bool,
     /// Oldest first.
-    recent: VecDeque<Word>,
+    recent: VecDeque<DeliveredEvent>,
     arriving: HashMap<Identity, Trigger>,
 }
 
@@ -102,7 +102,7 @@ impl Known {
         };
         let mut bytes = Vec::new();
         file.take(MAX_FILE).read_to_end(&mut bytes).at(message)?;
-        let stored: Stored = serde_json::from_slice(&bytes)
+        let stored: GuestStatesFile = serde_json::from_slice(&bytes)
             .map_err(|error| Error::new(ErrorKind::Damaged, message()).with_source(error))?;
         if stored.version != VERSION {
             return Err(Error::new(ErrorKind::Unsupported, message()));
@@ -119,12 +119,12 @@ impl Known {
             return Ok(());
         }
         let message = || format!("cannot write what is known of guests to '{}'", path.display());
-        let stored = Stored { version: VERSION, guests: self.guests.clone() };
+        let stored = GuestStatesFile { version: VERSION, guests: self.guests.clone() };
         let bytes = serde_json::to_vec(&stored)
             .map_err(|error| Error::new(ErrorKind::Internal, message()).with_source(error))?;
-        let file = PartialFile::create(path, Existing::Replace)?;
+        let file = PartialFile::create(path, Overwrite::Replace)?;
         file.file().write_all(&bytes).at(message)?;
-        file.commit_or_drop(Existing::Replace)?;
+        file.commit_or_drop(Overwrite::Replace)?;
         self.changed = false;
         Ok(())
     }
@@ -168,7 +168,7 @@ impl Known {
             while self.recent.len() >= MAX_RECENT {
                 self.recent.pop_front();
             }
-            self.recent.push_back(Word { guest, kind, at: event.at, told_by: vec![event.source] });
+            self.recent.push_back(DeliveredEvent { guest, kind, at: event.at, told_by: vec![event.source] });
         }
         let Some(uuid) = uuid else { return };
         self.changed = true;

@@ -30,7 +30,7 @@ mod tests;
 mod told;
 mod types;
 
-pub use types::{Delivery, GuestEvent, Notice, Notices, Reconcile, Source, Trigger, Why};
+pub use types::{Delivery, EventNotice, GuestEvent, Notices, Reconcile, Source, Trigger, Why};
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -38,7 +38,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::{Sender, bounded};
-use virtfold_hooks::Whose;
+use virtfold_hooks::HookOwner;
 use virtfold_hooks::spool::Spool;
 
 use virtfold_base::durable;
@@ -67,7 +67,7 @@ pub struct Settings {
 
 impl Settings {
     /// The usual places of a libvirt, with what is known in `state`, the service's directory.
-    pub fn usual(state: &Path, whose: Whose) -> Self {
+    pub fn usual(state: &Path, whose: HookOwner) -> Self {
         Self {
             spool: virtfold_hooks::spool::usual_path(whose),
             socket: virtfold_hooks::nudge::usual_path(whose),

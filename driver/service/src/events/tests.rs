@@ -2,7 +2,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crossbeam_channel::RecvTimeoutError;
 use tempfile::TempDir;
-use virtfold_hooks::event::{Event as HookEvent, Hook, Xml};
+use virtfold_hooks::event::{Event as HookEvent, EventXml, Hook};
 use virtfold_hooks::spool::Limits;
 
 use super::*;
@@ -54,7 +54,7 @@ impl Bench {
     fn hook(&self, operation: &str, sub_operation: &str, extra: &str) {
         let xml = format!("<domain><name>vm1</name><uuid>{}</uuid></domain>", self.vm);
         let words = ["vm1", operation, sub_operation, extra].map(ToOwned::to_owned);
-        self.spool().put(&HookEvent::now(Hook::Qemu, &words, Xml::Whole { text: xml })).unwrap();
+        self.spool().put(&HookEvent::now(Hook::Qemu, &words, EventXml::Whole { text: xml })).unwrap();
     }
 
     fn nudge(&self) {
@@ -67,7 +67,7 @@ impl Bench {
 }
 
 #[track_caller]
-fn next(notices: &Notices) -> Notice {
+fn next(notices: &Notices) -> EventNotice {
     let delivery = notices.recv_timeout(LONG).unwrap();
     let notice = delivery.notice.clone();
     delivery.done();
@@ -77,7 +77,7 @@ fn next(notices: &Notices) -> Notice {
 #[track_caller]
 fn next_event(notices: &Notices) -> (Trigger, Source) {
     match next(notices) {
-        Notice::Guest(event) => {
+        EventNotice::Guest(event) => {
             assert_eq!(event.domain, "vm1");
             (event.trigger, event.source)
         }
@@ -88,7 +88,7 @@ fn next_event(notices: &Notices) -> (Trigger, Source) {
 #[track_caller]
 fn next_reconcile(notices: &Notices) -> Why {
     match next(notices) {
-        Notice::Reconcile(reconcile) => {
+        EventNotice::Reconcile(reconcile) => {
             assert_eq!(reconcile.domains.len(), 1);
             reconcile.why
         }
@@ -127,7 +127,7 @@ fn an_event_stays_in_the_spool_until_it_is_done_with() {
     // The scheduler could not note it down: it comes again.
     drop(delivery);
     let delivery = notices.recv_timeout(LONG).unwrap();
-    assert!(matches!(&delivery.notice, Notice::Guest(event) if event.trigger == Trigger::Started));
+    assert!(matches!(&delivery.notice, EventNotice::Guest(event) if event.trigger == Trigger::Started));
     // The service ends before it has noted it down: the next one gets it.
     drop(events);
     delivery.done();
@@ -186,8 +186,8 @@ fn a_libvirtd_that_goes_away_is_connected_to_again() {
     bench.world.start(bench.vm, Start::Running).unwrap();
     loop {
         match next(&notices) {
-            Notice::Guest(event) => break assert_eq!(event.trigger, Trigger::Started),
-            Notice::Reconcile(reconcile) => assert_eq!(reconcile.why, Why::Reconnected),
+            EventNotice::Guest(event) => break assert_eq!(event.trigger, Trigger::Started),
+            EventNotice::Reconcile(reconcile) => assert_eq!(reconcile.why, Why::Reconnected),
         }
     }
 }
@@ -198,11 +198,11 @@ fn lost_events_and_a_restarted_libvirtd_ask_for_a_look() {
     let (_events, notices) = bench.start();
     assert_eq!(next_reconcile(&notices), Why::StartUp);
     let full = bench.spool().with_limits(Limits { files: 0, bytes: 0 });
-    full.put(&HookEvent::now(Hook::Qemu, &[], Xml::Absent {})).unwrap();
+    full.put(&HookEvent::now(Hook::Qemu, &[], EventXml::Absent {})).unwrap();
     bench.nudge();
     assert_eq!(next_reconcile(&notices), Why::Overflow);
     let words = ["-", "start", "-", "start"].map(ToOwned::to_owned);
-    bench.spool().put(&HookEvent::now(Hook::Daemon, &words, Xml::Absent {})).unwrap();
+    bench.spool().put(&HookEvent::now(Hook::Daemon, &words, EventXml::Absent {})).unwrap();
     bench.nudge();
     assert_eq!(next_reconcile(&notices), Why::Reconnected);
 }

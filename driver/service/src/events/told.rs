@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use uuid::Uuid;
 use virtfold_hooks::domain;
-use virtfold_hooks::event::{Event as HookEvent, Hook, Xml};
+use virtfold_hooks::event::{Event as HookEvent, EventXml, Hook};
 
 use super::types::{Source, Trigger, Why};
 use virtfold_hypervisor::{Begin, End, Event, Lifecycle};
@@ -41,7 +41,7 @@ pub(super) enum What {
 /// What libvirt said to the hook.
 pub(super) fn by_hook(event: &HookEvent) -> Heard {
     let found = match &event.xml {
-        Xml::Whole { text } => domain::scan(text.as_bytes()),
+        EventXml::Whole { text } => domain::scan(text.as_bytes()),
         _ => domain::Domain::default(),
     };
     Heard {

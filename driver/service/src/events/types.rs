@@ -123,7 +123,7 @@ pub struct Reconcile {
 
 /// What the scheduler hears.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Notice {
+pub enum EventNotice {
     /// Something happened to a guest.
     Guest(GuestEvent),
     /// All domains as they are.
@@ -135,7 +135,7 @@ pub enum Notice {
 #[must_use = "a delivery that is not done comes again"]
 pub struct Delivery {
     /// What it says.
-    pub notice: Notice,
+    pub notice: EventNotice,
     receipt: Sender<()>,
 }
 
@@ -148,7 +148,7 @@ impl Delivery {
     }
 
     /// A delivery and what says that it is done with; the latter ends without a word where the delivery is dropped.
-    pub fn new(notice: Notice) -> (Self, Receiver<()>) {
+    pub fn new(notice: EventNotice) -> (Self, Receiver<()>) {
         let (receipt, given) = crossbeam_channel::bounded(1);
         (Self { notice, receipt }, given)
     }

@@ -13,7 +13,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use super::Metrics;
-use crate::acceptor::{Acceptor, Handler, Patience};
+use crate::acceptor::{Acceptor, Handler, PeerDeadline};
 use crate::control::Desk;
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 
@@ -45,7 +45,8 @@ impl Exporter {
         let listener = TcpListener::bind(address).at(listening)?;
         listener.set_nonblocking(true).at(listening)?;
         let address = listener.local_addr().at(listening)?;
-        let acceptor = Acceptor::start("metrics", listener, CLIENTS, Arc::new(Site { metrics, desk }))?;
+        let acceptor =
+            Acceptor::start("metrics", listener, CLIENTS, Arc::new(MetricsHandler { metrics, desk }))?;
         Ok(Self { address, _acceptor: acceptor })
     }
 
@@ -55,7 +56,7 @@ impl Exporter {
     }
 }
 
-struct Site {
+struct MetricsHandler {
     metrics: Arc<Metrics>,
     desk: Arc<dyn Desk>,
 }
@@ -73,9 +74,9 @@ impl Response {
     }
 }
 
-impl Handler<TcpStream> for Site {
+impl Handler<TcpStream> for MetricsHandler {
     fn serve(&self, mut stream: TcpStream, stop: &AtomicBool) {
-        let patience = Patience { until: Instant::now() + PATIENCE, stop };
+        let patience = PeerDeadline { until: Instant::now() + PATIENCE, stop };
         if let Err(error) = self.talk(&mut stream, &patience) {
             tracing::debug!(%error, "a request for the metrics has broken");
         }
@@ -83,15 +84,15 @@ impl Handler<TcpStream> for Site {
 
     fn turn_away(&self, mut stream: TcpStream) {
         let stop = AtomicBool::new(false);
-        let patience = Patience { until: Instant::now() + Duration::from_secs(1), stop: &stop };
+        let patience = PeerDeadline { until: Instant::now() + Duration::from_secs(1), stop: &stop };
         if let Err(error) = respond(&mut stream, &Response::error("503 Service Unavailable"), &patience) {
             tracing::debug!(%error, "a request for the metrics that is too many has broken");
         }
     }
 }
 
-impl Site {
-    fn talk(&self, stream: &mut TcpStream, patience: &Patience<'_>) -> io::Result<()> {
+impl MetricsHandler {
+    fn talk(&self, stream: &mut TcpStream, patience: &PeerDeadline<'_>) -> io::Result<()> {
         let mut head = Vec::new();
         let response = loop {
             let mut chunk = [0; 1024];
@@ -154,7 +155,7 @@ fn wanted(head: &[u8]) -> Option<std::result::Result<(), Response>> {
     }
 }
 
-fn respond(stream: &mut TcpStream, response: &Response, patience: &Patience<'_>) -> io::Result<()> {
+fn respond(stream: &mut TcpStream, response: &Response, patience: &PeerDeadline<'_>) -> io::Result<()> {
     let Response { status, headers, body } = response;
     let length = body.len();
     let head = format!("HTTP/1.1 {status}\r\n{headers}Content-Length: {length}\r\nConnection: close\r\n\r\n");

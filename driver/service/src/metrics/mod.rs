@@ -22,16 +22,16 @@ use uuid::Uuid;
 
 pub use self::http::Exporter;
 use super::control::{DomainStatus, Status, WarningKind};
-use virtfold_backup::metrics::{self, Labels, Measure, Page, float, names, seconds};
+use virtfold_backup::metrics::{self, BackupMetrics, DomainLabels, MetricsPage, float, names, seconds};
 use virtfold_base::error::Result;
 
 /// A run that has ended, with a backup or without. A run that was cancelled or parked is none.
 #[derive(Clone, Copy, Debug)]
-pub struct RunMeasure<'a> {
+pub struct RunMetrics<'a> {
     /// The domain.
-    pub labels: Labels<'a>,
+    pub labels: DomainLabels<'a>,
     /// What it was like; nothing where it failed.
-    pub measure: Option<&'a Measure>,
+    pub measure: Option<&'a BackupMetrics>,
 }
 
 /// What is counted, and what was written.
@@ -60,7 +60,7 @@ struct Ended {
 
 /// Where a page goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Extent {
+enum PageScope {
     /// All there is.
     Whole,
     /// Without what the domains' own files say.
@@ -69,7 +69,7 @@ enum Extent {
 
 impl Metrics {
     /// Counts a run.
-    pub fn run_ended(&self, run: &RunMeasure<'_>) {
+    pub fn run_ended(&self, run: &RunMetrics<'_>) {
         let mut counts = self.counts();
         let ended = counts.domains.entry((run.labels.domain.to_owned(), run.labels.uuid)).or_default();
         match run.measure {
@@ -88,7 +88,7 @@ impl Metrics {
     /// # Errors
     /// A defect.
     pub fn page(&self, status: &Status) -> Result<String> {
-        self.build(status, Extent::Whole).text()
+        self.build(status, PageScope::Whole).text()
     }
 
     /// Writes the files: that of the service, and those of the domains that have changed.
@@ -102,13 +102,13 @@ impl Metrics {
             result = result.and(written);
         }
         result = result.and(self.drop_domains(status, directory));
-        let page = self.build(status, Extent::Service);
+        let page = self.build(status, PageScope::Service);
         result.and(page.write(&directory.join("virtfold-service.prom")))
     }
 
     fn write_domain(&self, (domain, at): (&DomainStatus, i64), directory: &Path) -> Result<()> {
         let Some(uuid) = domain.uuid else { return Ok(()) };
-        let labels = Labels { domain: &domain.domain, uuid };
+        let labels = DomainLabels { domain: &domain.domain, uuid };
         let key = (directory.to_owned(), uuid);
         let [success, failure] = self.counts().written.get(&key).copied().unwrap_or_default();
         let measure = domain.last_success.as_ref().map(|success| &success.measure);
@@ -146,8 +146,8 @@ impl Metrics {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn build(&self, status: &Status, extent: Extent) -> Page {
-        let mut page = Page::default();
+    fn build(&self, status: &Status, extent: PageScope) -> MetricsPage {
+        let mut page = MetricsPage::default();
         let now = status.service.now;
         show_service(status, &mut page);
         let counts = self.counts();
@@ -164,11 +164,11 @@ impl Metrics {
             if let Some(success) = &domain.last_success {
                 page.set(&names::LAST_SUCCESS_AGE, &labels, seconds((now - success.measure.at).max(0)));
             }
-            if extent == Extent::Service {
+            if extent == PageScope::Service {
                 continue;
             }
             if let Some(success) = &domain.last_success {
-                success.measure.show(Labels { domain: &domain.domain, uuid }, &mut page);
+                success.measure.show(DomainLabels { domain: &domain.domain, uuid }, &mut page);
             }
             if let Some(failure) = &domain.last_failure {
                 page.set(&names::LAST_FAILURE, &labels, seconds(failure.at));
@@ -184,7 +184,7 @@ fn shown(status: &Status) -> impl Iterator<Item = &DomainStatus> {
     status.domains.iter().filter(move |domain| unknown || !domain.jobs.is_empty())
 }
 
-fn show_service(status: &Status, page: &mut Page) {
+fn show_service(status: &Status, page: &mut MetricsPage) {
     let service = &status.service;
     page.set(&names::BUILD, &[&service.version], 1.0);
     page.set(&names::START, &[], seconds(service.since));

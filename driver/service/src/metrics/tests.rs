@@ -5,21 +5,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
-use crate::control::fake::{FakeDesk, status};
+use crate::control::fake::{FakeControlApi, status};
 use virtfold_backup::metrics::names::{ALL, Family, Kind};
 use virtfold_base::error::ErrorKind;
 
-fn labels(status: &Status) -> Labels<'_> {
-    Labels { domain: &status.domains[0].domain, uuid: status.domains[0].uuid.unwrap() }
+fn labels(status: &Status) -> DomainLabels<'_> {
+    DomainLabels { domain: &status.domains[0].domain, uuid: status.domains[0].uuid.unwrap() }
 }
 
 /// A service on which everything there is to tell has happened.
 fn busy() -> (Metrics, Status) {
     let (metrics, status) = (Metrics::default(), status());
     let measure = &status.domains[0].last_success.as_ref().unwrap().measure;
-    metrics.run_ended(&RunMeasure { labels: labels(&status), measure: Some(measure) });
-    metrics.run_ended(&RunMeasure { labels: labels(&status), measure: Some(measure) });
-    metrics.run_ended(&RunMeasure { labels: labels(&status), measure: None });
+    metrics.run_ended(&RunMetrics { labels: labels(&status), measure: Some(measure) });
+    metrics.run_ended(&RunMetrics { labels: labels(&status), measure: Some(measure) });
+    metrics.run_ended(&RunMetrics { labels: labels(&status), measure: None });
     (metrics, status)
 }
 
@@ -160,7 +160,7 @@ fn no_metric_is_in_two_files_and_what_has_not_changed_is_not_written() {
 
 fn exporter() -> Exporter {
     let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
-    Exporter::start(any, Arc::new(busy().0), Arc::new(FakeDesk::default())).unwrap()
+    Exporter::start(any, Arc::new(busy().0), Arc::new(FakeControlApi::default())).unwrap()
 }
 
 /// Sends bytes and reads until the end.
@@ -224,8 +224,8 @@ fn who_asks_for_nothing_is_not_waited_for_and_an_end_is_one() {
 fn others_than_this_host_are_not_served() {
     for address in ["0.0.0.0:0", "[::]:0", "192.0.2.1:9177"] {
         let metrics = Arc::new(Metrics::default());
-        let error =
-            Exporter::start(address.parse().unwrap(), metrics, Arc::new(FakeDesk::default())).unwrap_err();
+        let error = Exporter::start(address.parse().unwrap(), metrics, Arc::new(FakeControlApi::default()))
+            .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Usage, "{address}");
     }
 }

@@ -23,7 +23,7 @@ const LINGER: Duration = Duration::from_secs(2);
 const LINE: u64 = 1 << 20;
 
 /// Hears what a child says.
-pub(super) trait Hear: Send + Sync {
+pub(super) trait OutputListener: Send + Sync {
     /// A line of standard output.
     fn out(&self, line: &str);
     /// A line of standard error.
@@ -32,7 +32,7 @@ pub(super) trait Hear: Send + Sync {
 
 /// Whom a signal is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reach {
+pub(super) enum SignalScope {
     /// The process alone.
     Process,
     /// It and what it has started.
@@ -42,7 +42,7 @@ pub(super) enum Reach {
 /// What a run has going on, for those who want to end it.
 #[derive(Debug, Default)]
 pub(super) struct Hold {
-    child: Mutex<Option<(Pid, Reach)>>,
+    child: Mutex<Option<(Pid, SignalScope)>>,
     asked: AtomicBool,
     killed: AtomicBool,
 }
@@ -74,7 +74,7 @@ impl Hold {
         }
     }
 
-    fn holds(&self, child: Option<(Pid, Reach)>) {
+    fn holds(&self, child: Option<(Pid, SignalScope)>) {
         *self.child.lock().unwrap_or_else(PoisonError::into_inner) = child;
         // Somebody may have asked just before.
         if self.killed.load(Ordering::SeqCst) {
@@ -94,10 +94,10 @@ impl Hold {
     }
 }
 
-fn send(pid: Pid, reach: Reach, signal: Signal) {
+fn send(pid: Pid, reach: SignalScope, signal: Signal) {
     let sent = match reach {
-        Reach::Process => kill_process(pid, signal),
-        Reach::Group => kill_process_group(pid, signal),
+        SignalScope::Process => kill_process(pid, signal),
+        SignalScope::Group => kill_process_group(pid, signal),
     };
     if let Err(error) = sent {
         tracing::debug!(%error, "a signal reached nobody");
@@ -106,7 +106,7 @@ fn send(pid: Pid, reach: Reach, signal: Signal) {
 
 /// How a child ended.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Finished {
+pub(super) struct ChildExit {
     /// Its status.
     pub(super) status: ExitStatus,
     /// Whether it was over its time, and killed for that.
@@ -116,10 +116,10 @@ pub(super) struct Finished {
 /// Runs a command to its end. The thread that calls this stays until then: some children end with it.
 pub(super) fn run(
     mut command: Command,
-    (hold, reach): (&Hold, Reach),
+    (hold, reach): (&Hold, SignalScope),
     limit: Option<Duration>,
-    hear: &Arc<dyn Hear>,
-) -> io::Result<Finished> {
+    hear: &Arc<dyn OutputListener>,
+) -> io::Result<ChildExit> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let mut child = command.spawn()?;
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
@@ -148,13 +148,13 @@ pub(super) fn run(
     if let Err(crossbeam_channel::RecvTimeoutError::Timeout) = ended.recv_timeout(LINGER) {
         tracing::debug!("what a child has started lives on");
     }
-    Ok(Finished { status, overdue })
+    Ok(ChildExit { status, overdue })
 }
 
 fn listen(
     from: impl Read + Send + 'static,
-    hear: Arc<dyn Hear>,
-    tell: fn(&dyn Hear, &str),
+    hear: Arc<dyn OutputListener>,
+    tell: fn(&dyn OutputListener, &str),
     done: Sender<()>,
 ) -> io::Result<()> {
     let listen = move || {

@@ -21,7 +21,7 @@ use virtfold_hypervisor::DomainId;
 
 /// A run.
 #[derive(Clone, Debug)]
-pub struct Order {
+pub struct RunOrder {
     /// The entry.
     pub id: i64,
     /// The job.
@@ -47,7 +47,7 @@ pub trait Runner: Debug + Send + Sync {
     ///
     /// # Errors
     /// It can't be begun; nothing was.
-    fn start(&self, order: Order, reports: &Sender<Input>) -> Result<Box<dyn Handle>>;
+    fn start(&self, order: RunOrder, reports: &Sender<Input>) -> Result<Box<dyn Handle>>;
 
     /// Begins to bring all guests home; ends with [`Input::Recovered`].
     fn recover(&self, reports: &Sender<Input>);

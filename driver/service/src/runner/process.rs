@@ -25,9 +25,9 @@ use std::time::Duration;
 use crossbeam_channel::Sender;
 use serde_json::Value;
 
-use super::child::{self, Finished, Hear, Hold, Reach};
-use super::said::{Said, Words, failure_in, measure_in};
-use super::{Handle, Order, Runner};
+use super::child::{self, ChildExit, Hold, OutputListener, SignalScope};
+use super::said::{CommandOutput, RunOutput, failure_in, measure_in};
+use super::{Handle, RunOrder, Runner};
 use crate::engine::Input;
 use crate::model::{After, CommandSpec, MediumSpec};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result, sentence};
@@ -98,7 +98,7 @@ impl ProcessRunner {
         command
     }
 
-    fn backup(&self, order: &Order, variables: Vec<(String, String)>) -> Command {
+    fn backup(&self, order: &RunOrder, variables: Vec<(String, String)>) -> Command {
         let mut command = self.command("backup");
         command.arg(order.guest.id.to_string()).arg("--connect").arg(&self.paths.uri);
         command.arg("--config").arg(&self.blank).arg("--job").arg(&order.job.name).args(&order.job.options);
@@ -112,7 +112,7 @@ impl ProcessRunner {
         command
     }
 
-    fn work(&self, order: &Order, hold: &Hold, reports: &Sender<Input>) -> RunResult {
+    fn work(&self, order: &RunOrder, hold: &Hold, reports: &Sender<Input>) -> RunResult {
         let mut result = self.before_and_backup(order, hold, reports).unwrap_or_else(|error| failure(&error));
         if let Some((command, when)) = &order.job.after
             && (*when == After::Always || (*when == After::Success) == result.kind.is_none())
@@ -126,7 +126,7 @@ impl ProcessRunner {
         result
     }
 
-    fn before_and_backup(&self, order: &Order, hold: &Hold, reports: &Sender<Input>) -> Result<RunResult> {
+    fn before_and_backup(&self, order: &RunOrder, hold: &Hold, reports: &Sender<Input>) -> Result<RunResult> {
         let variables = variables(&order.media)?;
         if let Some(command) = &order.job.before {
             command_of(command, order, (hold, &[])).map_err(|error| match hold.is_asked() {
@@ -137,9 +137,9 @@ impl ProcessRunner {
         if hold.is_asked() {
             return Err(interrupted());
         }
-        let said = Arc::new(Said::new(Some((order.id, reports.clone()))));
-        let hear: Arc<dyn Hear> = said.clone();
-        let ended = child::run(self.backup(order, variables), (hold, Reach::Process), None, &hear);
+        let said = Arc::new(RunOutput::new(Some((order.id, reports.clone()))));
+        let hear: Arc<dyn OutputListener> = said.clone();
+        let ended = child::run(self.backup(order, variables), (hold, SignalScope::Process), None, &hear);
         let ended = ended.at(|| format!("cannot run '{}'", self.paths.program.display()))?;
         let mut result = self.result(&said, ended, hold);
         if result.kind.is_some() {
@@ -149,7 +149,7 @@ impl ProcessRunner {
     }
 
     /// What came of the process of a backup.
-    fn result(&self, said: &Said, ended: Finished, hold: &Hold) -> RunResult {
+    fn result(&self, said: &RunOutput, ended: ChildExit, hold: &Hold) -> RunResult {
         let code = ended.status.code();
         let mut result = RunResult { exit_code: code, ..RunResult::default() };
         let summary = said.summary();
@@ -185,7 +185,7 @@ impl ProcessRunner {
 
     /// A recovery of the run's guest. Where the archive was good and only the guest was not home, everything
     /// is fine then.
-    fn bring_home(&self, order: &Order, said: &Said, result: &mut RunResult) {
+    fn bring_home(&self, order: &RunOrder, said: &RunOutput, result: &mut RunResult) {
         let home = self.recover_one(Some(order.guest.id));
         let only_home = said.summary().is_some_and(|summary| {
             let copies = summary["copies"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -212,7 +212,7 @@ impl ProcessRunner {
         let mut command = self.command("recover");
         command.arg("--connect").arg(&self.paths.uri);
         command.args(domain.map(|domain| domain.to_string()));
-        let said = Arc::new(Said::new(None));
+        let said = Arc::new(RunOutput::new(None));
         let ended = self.finish(command, &said, RECOVERY)?;
         match said.summary() {
             Some(summary) => Ok(undecided(&summary)),
@@ -222,17 +222,17 @@ impl ProcessRunner {
         }
     }
 
-    fn finish(&self, command: Command, said: &Arc<Said>, limit: Duration) -> Result<Finished> {
-        let hear: Arc<dyn Hear> = said.clone();
-        let ended = child::run(command, (&Hold::default(), Reach::Process), Some(limit), &hear);
+    fn finish(&self, command: Command, said: &Arc<RunOutput>, limit: Duration) -> Result<ChildExit> {
+        let hear: Arc<dyn OutputListener> = said.clone();
+        let ended = child::run(command, (&Hold::default(), SignalScope::Process), Some(limit), &hear);
         ended.at(|| format!("cannot run '{}'", self.paths.program.display()))
     }
 
-    fn kind(&self, ended: Finished) -> ErrorKind {
+    fn kind(&self, ended: ChildExit) -> ErrorKind {
         ended.status.code().map_or(ErrorKind::Internal, self.kind_of)
     }
 
-    fn error(&self, said: &Said, ended: Finished) -> Error {
+    fn error(&self, said: &RunOutput, ended: ChildExit) -> Error {
         let (sentence, hint) = said.last_words();
         let sentence = sentence.unwrap_or_else(|| format!("it ended with {}", ended.status));
         let error = Error::new(self.kind(ended), sentence);
@@ -248,7 +248,7 @@ impl ProcessRunner {
             command.arg("--config").arg(config);
         }
         command.arg("--").arg(job);
-        let said = Arc::new(Said::new(None));
+        let said = Arc::new(RunOutput::new(None));
         let ended = self.finish(command, &said, PRUNING)?;
         if ended.status.success() { Ok(()) } else { Err(self.error(&said, ended)) }
     }
@@ -271,7 +271,7 @@ impl ProcessRunner {
 }
 
 impl Runner for ProcessRunner {
-    fn start(&self, order: Order, reports: &Sender<Input>) -> Result<Box<dyn Handle>> {
+    fn start(&self, order: RunOrder, reports: &Sender<Input>) -> Result<Box<dyn Handle>> {
         let hold = Arc::new(Hold::default());
         let (held, progress) = (Arc::clone(&hold), reports.clone());
         self.report(reports, "run", move |runner| {
@@ -355,7 +355,7 @@ fn undecided(summary: &Value) -> Vec<String> {
 }
 
 /// Runs a command of the configuration.
-fn command_of(spec: &CommandSpec, order: &Order, (hold, told): (&Hold, &[(&str, String)])) -> Result<()> {
+fn command_of(spec: &CommandSpec, order: &RunOrder, (hold, told): (&Hold, &[(&str, String)])) -> Result<()> {
     let Some((program, arguments)) = spec.words.split_first() else { return Ok(()) };
     let name = program.to_string_lossy().into_owned();
     let mut command = Command::new(program);
@@ -363,9 +363,9 @@ fn command_of(spec: &CommandSpec, order: &Order, (hold, told): (&Hold, &[(&str, 
     command
         .env("VIRTFOLD_UUID", order.guest.id.to_string())
         .envs(told.iter().map(|(name, value)| (name, value)));
-    let said = Arc::new(Words::new(&order.job.name, &order.guest.name, &name));
-    let hear: Arc<dyn Hear> = said.clone();
-    let ended = child::run(command, (hold, Reach::Group), Some(spec.limit), &hear);
+    let said = Arc::new(CommandOutput::new(&order.job.name, &order.guest.name, &name));
+    let hear: Arc<dyn OutputListener> = said.clone();
+    let ended = child::run(command, (hold, SignalScope::Group), Some(spec.limit), &hear);
     let ended = ended.at(|| format!("cannot run '{name}'"))?;
     if ended.status.success() && !ended.overdue {
         return Ok(());

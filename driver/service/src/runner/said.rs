@@ -10,10 +10,10 @@ use std::time::Instant;
 use crossbeam_channel::Sender;
 use serde_json::Value;
 
-use super::child::Hear;
+use super::child::OutputListener;
 use crate::control::RunProgress;
 use crate::engine::Input;
-use virtfold_backup::metrics::{self, Measure};
+use virtfold_backup::metrics::{self, BackupMetrics};
 
 /// Lines of standard error that are kept.
 const KEPT: usize = 30;
@@ -29,13 +29,13 @@ struct Heard {
 
 /// Hears one process.
 #[derive(Debug)]
-pub(super) struct Said {
+pub(super) struct RunOutput {
     /// Whose progress it is, and whom to tell.
     progress: Option<(i64, Sender<Input>)>,
     heard: Mutex<Heard>,
 }
 
-impl Said {
+impl RunOutput {
     pub(super) fn new(progress: Option<(i64, Sender<Input>)>) -> Self {
         Self { progress, heard: Mutex::default() }
     }
@@ -78,7 +78,7 @@ impl Said {
     }
 }
 
-impl Hear for Said {
+impl OutputListener for RunOutput {
     fn out(&self, line: &str) {
         let Ok(event) = serde_json::from_str::<Value>(line) else { return };
         match event["event"].as_str() {
@@ -105,14 +105,14 @@ const REPEATED_WIDTH: usize = 300;
 /// Hears a command of the configuration: both outputs go to the log, with whose they are, and the last lines
 /// to its failure.
 #[derive(Debug)]
-pub(super) struct Words {
+pub(super) struct CommandOutput {
     job: String,
     domain: String,
     program: String,
     last: Mutex<[VecDeque<String>; 2]>,
 }
 
-impl Words {
+impl CommandOutput {
     pub(super) fn new(job: &str, domain: &str, program: &str) -> Self {
         let (job, domain, program) = (job.to_owned(), domain.to_owned(), program.to_owned());
         Self { job, domain, program, last: Mutex::default() }
@@ -140,7 +140,7 @@ impl Words {
     }
 }
 
-impl Hear for Words {
+impl OutputListener for CommandOutput {
     fn out(&self, line: &str) {
         self.hear(0, line);
     }
@@ -172,7 +172,7 @@ pub(super) fn measure_in(summary: &Value) -> Value {
     let tapes = summary["tapes"].as_array().map(Vec::as_slice).unwrap_or_default();
     let underruns =
         || tapes.iter().filter_map(|tape| tape["underruns"].as_u64()).fold(0, u64::saturating_add);
-    let measure = Measure {
+    let measure = BackupMetrics {
         at: metrics::now(),
         seconds: summary["total_seconds"].as_f64().unwrap_or(0.0),
         capacity_bytes: sum("capacity"),
@@ -193,7 +193,7 @@ mod tests {
 
     #[test]
     fn the_last_words_are_the_error_s() {
-        let said = Said::new(None);
+        let said = RunOutput::new(None);
         for number in 0..100 {
             said.err(&format!("line {number}"));
         }
@@ -212,7 +212,7 @@ mod tests {
     #[test]
     fn progress_is_passed_on() {
         let (to, from) = crossbeam_channel::unbounded();
-        let said = Said::new(Some((7, to)));
+        let said = RunOutput::new(Some((7, to)));
         said.out(r#"{"event":"progress","phase":"copying","done":5,"total":10}"#);
         let Input::Progress(7, progress) = from.recv().unwrap() else { panic!() };
         assert_eq!((progress.phase.as_str(), progress.done, progress.total), ("copying", 5, 10));

@@ -8,7 +8,7 @@ use crossbeam_channel::{Receiver, unbounded};
 use tempfile::TempDir;
 
 use super::*;
-use crate::model::{After, CommandSpec, Pick};
+use crate::model::{After, CommandSpec, GuestSelector};
 use virtfold_base::error::ErrorKind;
 use virtfold_catalog::queue::RunResult;
 use virtfold_catalog::{Catalog, Journal};
@@ -16,7 +16,7 @@ use virtfold_catalog::{Catalog, Journal};
 #[derive(Debug)]
 struct AllButVdb;
 
-impl Pick for AllButVdb {
+impl GuestSelector for AllButVdb {
     fn guest(&self, _: &Guest) -> bool {
         true
     }
@@ -75,7 +75,7 @@ impl Stage {
         std::fs::read_to_string(self.path(name)).unwrap_or_default()
     }
 
-    fn order(&self) -> Order {
+    fn order(&self) -> RunOrder {
         let job = JobSpec {
             name: "nightly".to_owned(),
             enabled: true,
@@ -103,10 +103,10 @@ impl Stage {
         let id = DomainId(uuid::Uuid::nil());
         let disks = vec!["vda".to_owned(), "vdb".to_owned()];
         let guest = Guest { id, name: "web".to_owned(), tags: Vec::new(), disks, trouble: None };
-        Order { id: 7, job: Arc::new(job), media: vec![medium], guest }
+        RunOrder { id: 7, job: Arc::new(job), media: vec![medium], guest }
     }
 
-    fn start(&self, order: Order) -> Box<dyn Handle> {
+    fn start(&self, order: RunOrder) -> Box<dyn Handle> {
         self.runner.start(order, &self.sender).unwrap()
     }
 

@@ -3,7 +3,7 @@
 
 use super::super::flags;
 use virtfold_hooks::domain;
-use virtfold_hooks::event::{Event, Xml};
+use virtfold_hooks::event::{Event, EventXml};
 use virtfold_hooks::guard::{self, LockedDisks};
 
 /// One input.
@@ -16,7 +16,7 @@ pub fn run(data: &[u8]) {
             let again = Event::parse(&again).expect("what was written can be read");
             // An XML whose escapes make the file too large is left out.
             let mut without = event.clone();
-            without.xml = Xml::TooLarge {};
+            without.xml = EventXml::TooLarge {};
             assert!(again == event || again == without);
         }
         1 => {

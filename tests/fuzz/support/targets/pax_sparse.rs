@@ -6,7 +6,7 @@ use virtfold::archive::allocation_csv::{AllocationRow, CsvParser};
 use virtfold::archive::layout::Kind;
 use virtfold::archive::recovery::RecoveryParser;
 use virtfold::archive::sparse::Run;
-use virtfold::archive::sparse_parser::{MapParser, MapPlace};
+use virtfold::archive::sparse_parser::{MapLocation, MapParser};
 use virtfold::archive::tar_parser::{Event, Member, MemberParser};
 use virtfold::error::Result;
 use virtfold::units::StreamOffset;
@@ -94,7 +94,7 @@ fn map(text: &[u8], capacity: u64, cut: usize) {
     let Some((dense, text)) = text.split_first_chunk::<4>() else { return };
     let size = (text.len() as u64).next_multiple_of(512) + u64::from(u32::from_le_bytes(*dense));
     both_ways(text, cut, |pieces| {
-        let mut parser = MapParser::new("vda", MapPlace::member(size, capacity), StreamOffset::ZERO);
+        let mut parser = MapParser::new("vda", MapLocation::member(size, capacity), StreamOffset::ZERO);
         let mut runs = Vec::new();
         let mut used = 0;
         for piece in pieces {

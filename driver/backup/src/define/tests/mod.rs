@@ -9,9 +9,9 @@ use virtfold_archive::crypt::{Envelope, Recipients};
 use virtfold_archive::stream::Sink;
 use virtfold_base::error::{Error, ErrorKind};
 use virtfold_catalog::{Catalog, FreezeSession, SessionKind, SessionState};
-use virtfold_hypervisor::simulated::{Fate, Operation, Point, When};
+use virtfold_hypervisor::simulated::{Fate, InjectionPoint, Operation, When};
 use virtfold_hypervisor::{Activity, Persistence, Run, Start};
-use virtfold_medium::Encrypting;
+use virtfold_medium::EncryptingMedium;
 use virtfold_medium::{FileMedium, Medium};
 use world::{Lab, MAC, Odd, UUID};
 
@@ -20,7 +20,7 @@ fn a_lost_guest_is_itself_again() {
     let lab = Lab::new();
     lab.archive(&lab.xml(), 7);
     let mut request = lab.request();
-    request.afterwards = Afterwards::Start;
+    request.afterwards = AfterDefine::Start;
     let report = lab.run(&request).unwrap();
     assert_eq!((report.identity, report.uuid.as_str()), (Identity::AsItWas, UUID));
     assert!(report.defined && report.started && report.verified);
@@ -78,10 +78,10 @@ fn a_guest_comes_out_of_an_encrypted_archive_with_its_key_alone() {
     let recipients = Recipients::gather(&[key.to_public().to_string()], None).unwrap().unwrap();
     let sealed = lab.at("web.tar.age");
     let file = Box::new(FileMedium::create(&sealed).unwrap());
-    let mut medium = Box::new(Encrypting::begin(file, &Envelope::new(&recipients).unwrap()).unwrap());
+    let mut medium = Box::new(EncryptingMedium::begin(file, &Envelope::new(&recipients).unwrap()).unwrap());
     medium.write(&std::fs::read(lab.at("web.tar")).unwrap()).unwrap();
     medium.finish().unwrap();
-    let mut request = DefineRequest { archive: sealed.into(), ..lab.request() };
+    let mut request = RestoreDomainRequest { archive: sealed.into(), ..lab.request() };
     assert_eq!(lab.refused(&request).0, ErrorKind::Locked);
     // Made for its owner alone, as every file here is.
     let mut keys = Box::new(FileMedium::create(&lab.at("key")).unwrap());
@@ -156,7 +156,8 @@ fn a_copy_shares_nothing_with_the_original() {
     std::fs::write(lab.at("was/vmlinuz"), b"kernel").unwrap();
     let original = lab.hypervisor.define(&xml).unwrap();
     lab.hypervisor.start(original, Start::Running).unwrap();
-    let request = DefineRequest { name: Some("web2".into()), rest: Rest::AsBefore, ..lab.request() };
+    let request =
+        RestoreDomainRequest { name: Some("web2".into()), rest: DefaultTarget::AsBefore, ..lab.request() };
     let report = lab.run(&request).unwrap();
     assert_eq!(report.identity, Identity::Copy);
     assert_eq!((report.macs[0].from.as_str(), report.macs[0].to.len()), (MAC, 17));
@@ -175,7 +176,7 @@ fn a_copy_shares_nothing_with_the_original() {
 }
 
 /// A domain in its place, shut off, with old contents.
-fn in_place(lab: &Lab) -> DefineRequest {
+fn in_place(lab: &Lab) -> RestoreDomainRequest {
     lab.archive(&lab.xml(), 7);
     for name in ["was/web.img", "was/data.img", "was/web_VARS.fd"] {
         std::fs::write(lab.at(name), [1; 10]).unwrap();
@@ -184,14 +185,14 @@ fn in_place(lab: &Lab) -> DefineRequest {
     std::fs::create_dir_all(&old).unwrap();
     std::fs::write(old.join("old"), [1]).unwrap();
     lab.hypervisor.define(&lab.xml()).unwrap();
-    DefineRequest { rest: Rest::AsBefore, existing: Existing::Replace, ..lab.request() }
+    RestoreDomainRequest { rest: DefaultTarget::AsBefore, existing: Overwrite::Replace, ..lab.request() }
 }
 
 #[test]
 fn a_replacement_takes_the_old_ones_place() {
     let lab = Lab::new();
     let request = in_place(&lab);
-    let careful = DefineRequest { existing: Existing::Keep, ..request.clone() };
+    let careful = RestoreDomainRequest { existing: Overwrite::Keep, ..request.clone() };
     let (kind, said) = lab.refused(&careful);
     assert_eq!(kind, ErrorKind::Exists);
     assert!(said.contains("--force") && said.contains("--name NEW"), "{said}");
@@ -208,7 +209,7 @@ fn a_replacement_takes_the_old_ones_place() {
     let hidden = lab.everything().into_iter().filter(|(p, ..)| p.to_string_lossy().contains(".restoring"));
     assert_eq!(hidden.count(), 0);
     // Elsewhere: the old disks stay, and that is said.
-    let elsewhere = DefineRequest { rest: Rest::Directory(lab.at("out")), ..request };
+    let elsewhere = RestoreDomainRequest { rest: DefaultTarget::Directory(lab.at("out")), ..request };
     let report = lab.run(&elsewhere).unwrap();
     assert!(
         report.notes.iter().any(|n| n.contains("was/web.img") && n.contains("stays")),
@@ -237,7 +238,7 @@ fn what_speaks_against_a_replacement_is_said() {
     assert!(lab.refused(&request).1.contains("has its name and another uuid"));
     lab.hypervisor.undefine(other).unwrap();
     // The same disk, the same MAC: libvirt would take both.
-    let request = DefineRequest { rest: Rest::Directory(lab.at("was")), ..request };
+    let request = RestoreDomainRequest { rest: DefaultTarget::Directory(lab.at("was")), ..request };
     let mac = format!(
         "<domain><name>m</name><devices><interface><mac address='{}'/></interface></devices></domain>",
         MAC.to_uppercase()
@@ -263,7 +264,7 @@ fn sockets_that_libvirt_chose_are_left_to_it() {
     lab.archive(&xml, 7);
     let id = lab.hypervisor.define(&xml.replace(MAC, "52:54:00:00:00:09")).unwrap();
     lab.hypervisor.start(id, Start::Running).unwrap();
-    let request = DefineRequest { name: Some("copy".into()), ..lab.request() };
+    let request = RestoreDomainRequest { name: Some("copy".into()), ..lab.request() };
     assert_eq!(lab.run(&request).unwrap().channels, []);
 }
 
@@ -271,7 +272,8 @@ fn sockets_that_libvirt_chose_are_left_to_it() {
 fn a_hostile_archive_names_no_places() {
     let lab = Lab::new();
     std::fs::create_dir(lab.at("etc")).unwrap();
-    let request = DefineRequest { rest: Rest::AsBefore, existing: Existing::Replace, ..lab.request() };
+    let request =
+        RestoreDomainRequest { rest: DefaultTarget::AsBefore, existing: Overwrite::Replace, ..lab.request() };
     for (path, found) in [("etc/cron", "no guest of this host"), ("out/../etc/cron", "does not say where")] {
         lab.archive(&lab.xml().replace(&lab.text("was/web.img"), &lab.text(path)), 7);
         let (kind, said) = lab.refused(&request);
@@ -283,7 +285,7 @@ fn a_hostile_archive_names_no_places() {
     // Its NVRAM goes beside the disks, not to where the archive says.
     let mut request = lab.request();
     request.disks = vec![("vda".into(), lab.at("out/a.img")), ("vdb".into(), lab.at("out/b.img"))];
-    request.rest = Rest::AsBefore;
+    request.rest = DefaultTarget::AsBefore;
     lab.archive(&lab.xml().replace(&lab.text("was/web_VARS.fd"), &lab.text("etc/VARS")), 7);
     lab.run(&request).unwrap();
     assert_eq!(lab.defined("web").nvram.unwrap().path, Some(lab.at("out/web_VARS.fd")));
@@ -334,10 +336,14 @@ fn a_definition_that_is_refused_leaves_everything_as_it_was() {
     assert!(!fresh.at("lib/swtpm").exists());
 }
 
-fn at(operation: Operation, when: When, fate: Fate) -> impl FnMut(Point) -> Fate + Send + 'static {
+fn at(operation: Operation, when: When, fate: Fate) -> impl FnMut(InjectionPoint) -> Fate + Send + 'static {
     let mut once = Some(fate);
     move |point| {
-        if point == (Point { operation, when }) { once.take().unwrap_or(Fate::GoOn) } else { Fate::GoOn }
+        if point == (InjectionPoint { operation, when }) {
+            once.take().unwrap_or(Fate::GoOn)
+        } else {
+            Fate::GoOn
+        }
     }
 }
 
@@ -366,7 +372,7 @@ fn a_lost_answer_is_no_failure_and_a_dead_driver_loses_nothing() {
     }
     let lab = Lab::new();
     lab.archive(&lab.xml(), 7);
-    let request = DefineRequest { afterwards: Afterwards::Start, ..lab.request() };
+    let request = RestoreDomainRequest { afterwards: AfterDefine::Start, ..lab.request() };
     lab.hypervisor.inner.on_point(at(Operation::Start, When::Before, Fate::KillLibvirtd));
     let error = lab.run(&request).unwrap_err();
     assert!(error.to_string().contains("is restored and defined, and does not start"), "{error}");
@@ -392,9 +398,9 @@ fn a_pool_gets_the_disks_and_is_refreshed() {
     lab.archive(&lab.xml(), 7);
     lab.hypervisor.inner.add_pool("files", &lab.at("out"));
     let mut request = lab.request();
-    request.rest = Rest::Pool("nothing".into());
+    request.rest = DefaultTarget::Pool("nothing".into());
     assert_eq!(lab.refused(&request).0, ErrorKind::NotFound);
-    request.rest = Rest::Pool("files".into());
+    request.rest = DefaultTarget::Pool("files".into());
     request.writing.format = Some(Format::Qcow2);
     let report = lab.run(&request).unwrap();
     assert_eq!(report.disks[0].path, Some(lab.text("out/web-vda.qcow2")));
@@ -432,6 +438,10 @@ fn a_backup_that_has_not_ended_stops_a_replacement() {
     let error = plan(&request, &host, &Control::default()).unwrap_err();
     assert!(error.hint().unwrap().contains("virtfold recover web"), "{error:?}");
     // A copy has nothing to do with it.
-    let copy = DefineRequest { name: Some("copy".into()), rest: Rest::Directory(lab.at("out")), ..request };
+    let copy = RestoreDomainRequest {
+        name: Some("copy".into()),
+        rest: DefaultTarget::Directory(lab.at("out")),
+        ..request
+    };
     plan(&copy, &host, &Control::default()).unwrap();
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 
 use super::super::*;
-use crate::backup::{self, Manner, Material};
+use crate::backup::{self, ArchiveOptions, BackupInput};
 use virtfold_archive::crypt::Identities;
 use virtfold_archive::manifest::Subject;
 use virtfold_archive::stream::{Cancel, Compression};
@@ -19,8 +19,8 @@ use virtfold_hypervisor::fault::{Answer, Fault, code};
 use virtfold_hypervisor::host::LocalFiles;
 use virtfold_hypervisor::simulated::Simulated;
 use virtfold_hypervisor::{
-    Activity, BlockJob, BlockJobEnd, CommitRequest, Config, Denial, DomainId, DomainInfo, Event, QemuDisk,
-    Run, SnapshotRequest, Start,
+    Activity, BlockJob, BlockJobEnd, CommitRequest, Config, DomainId, DomainInfo, Event, LiftedDenials,
+    QemuDisk, Run, SnapshotRequest, Start,
 };
 use virtfold_image::{DiskImage, OpenOptions};
 use virtfold_medium::{FileMedium, Label, Medium};
@@ -55,8 +55,8 @@ impl Hypervisor for Odd {
         define_managed_save_xml(id: DomainId, xml: &str) -> ();
         snapshot(id: DomainId, request: &SnapshotRequest) -> ();
         commit(id: DomainId, request: &CommitRequest) -> ();
-        lift_denial(id: DomainId, image: &Path) -> Option<Denial>;
-        restore_denial(id: DomainId, denial: &Denial) -> ();
+        lift_denial(id: DomainId, image: &Path) -> Option<LiftedDenials>;
+        restore_denial(id: DomainId, denial: &LiftedDenials) -> ();
         block_job(id: DomainId, target: &str) -> Option<BlockJob>;
         end_block_job(id: DomainId, target: &str, end: BlockJobEnd) -> ();
         cap_block_job(id: DomainId, target: &str, bytes: u64) -> ();
@@ -101,7 +101,7 @@ impl Hypervisor for Odd {
 pub(super) struct Lab {
     pub(super) folder: tempfile::TempDir,
     pub(super) hypervisor: Odd,
-    pub(super) places: LibvirtPlaces,
+    pub(super) places: LibvirtDirectories,
     pub(super) journal: Option<Catalog>,
 }
 
@@ -111,7 +111,7 @@ impl Lab {
         for name in ["lib/images", "out", "was", "guards"] {
             std::fs::create_dir_all(folder.path().join(name)).unwrap();
         }
-        let places = LibvirtPlaces::system(&folder.path().join("lib"));
+        let places = LibvirtDirectories::system(&folder.path().join("lib"));
         let inner = Simulated::new();
         let hypervisor = Odd { inner, refuse_define: false, saved: None, activity: Activity::default() };
         Self { folder, hypervisor, places, journal: None }
@@ -163,13 +163,13 @@ impl Lab {
             member("boot/kernel", b"kernel"),
         ];
         std::fs::remove_file(&path).unwrap_or_default();
-        let material = Material {
+        let material = BackupInput {
             subject: Subject::Domain { name: "web".into(), uuid: Some(UUID.parse().unwrap()) },
             freeze: None,
             attachments: attachments.into(),
             disks,
         };
-        let manner = Manner {
+        let manner = ArchiveOptions {
             compression: Compression::None,
             encrypt_to: None,
             layout: Layout::Compact,
@@ -186,24 +186,24 @@ impl Lab {
         path
     }
 
-    pub(super) fn request(&self) -> DefineRequest {
-        let writing = Writing {
+    pub(super) fn request(&self) -> RestoreDomainRequest {
+        let writing = WriteOptions {
             format: None,
             method: Method::Rewrite,
             cluster_size: None,
-            checking: Checking::All,
+            checking: VerifyMode::All,
             workers: 1,
         };
-        DefineRequest {
+        RestoreDomainRequest {
             archive: self.at("web.tar").into(),
             identities: Identities::default(),
             name: None,
             disks: vec![],
-            rest: Rest::Directory(self.at("out")),
+            rest: DefaultTarget::Directory(self.at("out")),
             without: vec![],
             writing,
-            existing: Existing::Keep,
-            afterwards: Afterwards::Leave,
+            existing: Overwrite::Keep,
+            afterwards: AfterDefine::Leave,
         }
     }
 
@@ -212,7 +212,7 @@ impl Lab {
         Host { hypervisor: &self.hypervisor, files: &LocalFiles, places: &self.places, guards, journal }
     }
 
-    pub(super) fn run(&self, request: &DefineRequest) -> Result<DefineReport> {
+    pub(super) fn run(&self, request: &RestoreDomainRequest) -> Result<RestoreDomainReport> {
         let guards = self.at("guards");
         let host = self.host(&guards);
         let planned = plan(request, &host, &Control::default());
@@ -224,7 +224,7 @@ impl Lab {
         done
     }
 
-    pub(super) fn refused(&self, request: &DefineRequest) -> (ErrorKind, String) {
+    pub(super) fn refused(&self, request: &RestoreDomainRequest) -> (ErrorKind, String) {
         let before = self.everything();
         let error = self.run(request).unwrap_err();
         assert_eq!(self.everything(), before, "{error:?}");

@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::super::Host;
-use super::super::sight::{DiskSight, Sight, is_below};
+use super::super::sight::{DiskView, DomainView, is_below};
 use super::taken_off::{other_user, settled};
 use virtfold_base::error::Result;
 use virtfold_catalog::{FreezeSession, SessionDisk, SessionState, UnfreezeState};
@@ -66,7 +66,7 @@ pub(crate) enum Left {
 pub(crate) fn decide(
     host: &Host<'_>,
     job: &FreezeSession,
-    (sight, disk): (&Sight, &SessionDisk),
+    (sight, disk): (&DomainView, &SessionDisk),
 ) -> Result<Step> {
     let Some(overlay) = disk.overlay.as_deref() else { return Ok(Step::Nothing) };
     let seen = sight.disk(host.hypervisor, disk)?;
@@ -80,8 +80,8 @@ struct Case<'a> {
     job: &'a FreezeSession,
     disk: &'a SessionDisk,
     overlay: &'a Path,
-    seen: DiskSight,
-    sight: &'a Sight,
+    seen: DiskView,
+    sight: &'a DomainView,
 }
 
 impl Case<'_> {
@@ -301,7 +301,7 @@ impl Case<'_> {
         // A job that was made up for a forgotten overlay began after it.
         let begun = (self.job.state == SessionState::Planned).then_some(self.job.created);
         let begun = begun.and_then(|at| u64::try_from(at).ok()).map(Duration::from_secs);
-        let times = Times {
+        let times = WriteTimes {
             base: base.modified,
             overlay: overlay.modified,
             frozen: self.disk.frozen.map(|mark| mark.modified),
@@ -374,7 +374,7 @@ impl Case<'_> {
 
 /// When files were last written to, since 1970, and what bounds it.
 #[derive(Clone, Copy, Debug)]
-struct Times {
+struct WriteTimes {
     base: Duration,
     overlay: Duration,
     /// The base's when it was frozen.
@@ -384,7 +384,7 @@ struct Times {
     now: Duration,
 }
 
-impl Times {
+impl WriteTimes {
     /// Times that can't be are those of a clock that was set back, or of copies: they tell nothing.
     fn later(self) -> Later {
         let latest = self.now.saturating_add(SAME_TIME);
@@ -415,7 +415,7 @@ mod tests {
         let later = |[base, overlay, now]: [u64; 3], frozen: Option<u64>, begun: Option<u64>| {
             let [base, overlay, now] = [base, overlay, now].map(Duration::from_millis);
             let [frozen, begun] = [frozen, begun].map(|at| at.map(Duration::from_millis));
-            Times { base, overlay, frozen, begun, now }.later()
+            WriteTimes { base, overlay, frozen, begun, now }.later()
         };
         assert_eq!(later([5000, 9000, 9900], Some(5000), Some(6000)), Later::No);
         assert_eq!(later([9900, 9000, 9900], None, None), Later::No, "a mirror is behind");

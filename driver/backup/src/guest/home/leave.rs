@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::super::Host;
 use super::super::sight::present;
 use super::decide::Left;
-use super::{Arrival, Homing, Step, note};
+use super::{Step, Unfreeze, UnfreezeOutcome, note};
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_catalog::{JournalEntry, SessionOutcome, UnfreezeState};
 use virtfold_hypervisor::domain_xml::edit::escape;
@@ -19,13 +19,13 @@ use virtfold_hypervisor::{Config, DomainInfo, Persistence};
 /// Looks at an overlay that QEMU has just left, before it is left for later.
 pub(super) const LOOKS: u32 = 20;
 
-impl Homing<'_> {
+impl Unfreeze<'_> {
     /// Removes or puts aside what is left over, and closes the job when nothing is.
-    pub(super) fn leave(&mut self, steps: &[Step], outcome: SessionOutcome) -> Result<Arrival> {
+    pub(super) fn leave(&mut self, steps: &[Step], outcome: SessionOutcome) -> Result<UnfreezeOutcome> {
         let overlays: Vec<PathBuf> = self.job.disks.iter().filter_map(|d| d.overlay.clone()).collect();
         let leaves = steps.iter().any(|step| matches!(step, Step::Leave(_)));
         let users = if leaves { users(self.host, &overlays)? } else { Vec::new() };
-        let mut arrival = Arrival::Home;
+        let mut arrival = UnfreezeOutcome::Home;
         for (index, step) in steps.iter().enumerate() {
             let gone = match step {
                 Step::Nothing => true,
@@ -45,13 +45,13 @@ impl Homing<'_> {
             if gone {
                 self.move_disk(index, UnfreezeState::Done)?;
             } else {
-                arrival = Arrival::Later;
+                arrival = UnfreezeOutcome::Later;
             }
         }
         if self.job.held.is_some() {
-            arrival = Arrival::Later;
+            arrival = UnfreezeOutcome::Later;
         }
-        if arrival == Arrival::Home {
+        if arrival == UnfreezeOutcome::Home {
             self.record(&[JournalEntry::Close(outcome)])?;
         }
         Ok(arrival)

@@ -24,8 +24,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 
-use super::super::sight::Sight;
-use super::{Homing, note};
+use super::super::sight::DomainView;
+use super::{Unfreeze, note};
 use virtfold_base::error::{Error, ErrorKind, Result, sentence};
 use virtfold_catalog::{JournalEntry, SessionState, UnfreezeState};
 use virtfold_hypervisor::guard::GuestHold;
@@ -44,7 +44,7 @@ const LAST: f64 = 0.7;
 const OTHERS: f64 = 0.35;
 
 /// What became of commits.
-enum Caught {
+enum CommitProgress {
     /// All are ready, or as near as they get.
     Up,
     /// One is not there any more.
@@ -52,7 +52,7 @@ enum Caught {
 }
 
 /// A commit that is waited for.
-struct Awaited {
+struct PendingCommit {
     index: usize,
     target: String,
     /// The least that was left, and since when.
@@ -62,12 +62,12 @@ struct Awaited {
 }
 
 /// A disk whose base had everything when its overlay had this mark.
-struct Level {
+struct SyncedDisk {
     index: usize,
     mark: Option<Mark>,
 }
 
-impl Homing<'_> {
+impl Unfreeze<'_> {
     /// One attempt to bring disks home together.
     pub(super) fn commit(&mut self, disks: &[usize]) -> Result<()> {
         let events = self.host.hypervisor.subscribe()?;
@@ -85,8 +85,8 @@ impl Homing<'_> {
             return Ok(());
         }
         match self.wait_ready(&disks, &events)? {
-            Caught::Gone => Ok(()),
-            Caught::Up => self.pivot(&disks),
+            CommitProgress::Gone => Ok(()),
+            CommitProgress::Up => self.pivot(&disks),
         }
     }
 
@@ -200,12 +200,12 @@ impl Homing<'_> {
     }
 
     /// Waits until each job has caught up with the guest once, or does not get nearer any more.
-    fn wait_ready(&mut self, disks: &[usize], events: &Receiver<Event>) -> Result<Caught> {
+    fn wait_ready(&mut self, disks: &[usize], events: &Receiver<Event>) -> Result<CommitProgress> {
         let (hypervisor, pace) = (self.host.hypervisor, self.host.pace);
         let mut awaited = Vec::new();
         for index in disks {
             let target = self.disk(*index)?.target.clone();
-            awaited.push(Awaited {
+            awaited.push(PendingCommit {
                 index: *index,
                 target,
                 least: u64::MAX,
@@ -218,7 +218,7 @@ impl Homing<'_> {
             told.extend(events.try_iter().filter_map(ready_disk));
             for disk in &mut awaited {
                 let Some(job) = hypervisor.block_job(self.job.domain, &disk.target)? else {
-                    return Ok(Caught::Gone);
+                    return Ok(CommitProgress::Gone);
                 };
                 let rest = job.end.saturating_sub(job.current);
                 if job.is_level() || told.contains(&disk.target) {
@@ -231,7 +231,7 @@ impl Homing<'_> {
                 }
             }
             if awaited.iter().all(|disk| disk.up) {
-                return Ok(Caught::Up);
+                return Ok(CommitProgress::Up);
             }
             // An event ends the wait early; a missed one costs no more than the poll.
             if let Ok(event) = events.recv_timeout(pace.poll) {
@@ -253,7 +253,7 @@ impl Homing<'_> {
         let mut answered = Vec::new();
         let turned = self.turn(disks, &mut answered);
         // From here on as every round begins: look, set the configuration right, and only then let the guest go on.
-        let sight = Sight::look(self.host.hypervisor, domain)?;
+        let sight = DomainView::look(self.host.hypervisor, domain)?;
         let sight = self.settle(sight)?;
         let mut changes = Vec::new();
         for index in answered {
@@ -280,7 +280,7 @@ impl Homing<'_> {
         }
         let level = self.wait_level(disks, from)?;
         let mut changes = Vec::new();
-        for Level { index, mark } in &level {
+        for SyncedDisk { index, mark } in &level {
             let target = self.disk(*index)?.target.clone();
             changes.push(JournalEntry::Disk { target, state: UnfreezeState::Pivoting { level: *mark } });
         }
@@ -288,7 +288,7 @@ impl Homing<'_> {
         let until = from + budget.mul_f64(LAST);
         let (mut longest, mut asked) = (Duration::ZERO, 0);
         let mut turned = Ok(());
-        for Level { index, .. } in &level {
+        for SyncedDisk { index, .. } in &level {
             let since = Instant::now();
             if turned.is_err() || asked > 0 && since + longest > until {
                 break;
@@ -335,17 +335,17 @@ impl Homing<'_> {
 
     /// The disks that are level: all of them, or after a while those that are, and their overlays' marks at a
     /// moment when the base had everything.
-    fn wait_level(&self, disks: &[usize], from: Instant) -> Result<Vec<Level>> {
+    fn wait_level(&self, disks: &[usize], from: Instant) -> Result<Vec<SyncedDisk>> {
         let budget = self.host.pace.pause_budget;
-        let mut level: Vec<Level> = Vec::new();
+        let mut level: Vec<SyncedDisk> = Vec::new();
         let mut waiting = Vec::new();
         for index in disks {
-            waiting.push(Level { index: *index, mark: self.mark_of(*index)? });
+            waiting.push(SyncedDisk { index: *index, mark: self.mark_of(*index)? });
         }
         loop {
             let mut rest = 0;
             let mut still = Vec::new();
-            for Level { index, mark } in waiting {
+            for SyncedDisk { index, mark } in waiting {
                 let target = &self.disk(index)?.target;
                 let job = self.host.hypervisor.block_job(self.job.domain, target)?;
                 let gone = || {
@@ -354,13 +354,13 @@ impl Homing<'_> {
                 let job = job.ok_or_else(gone)?;
                 let after = self.mark_of(index)?;
                 if job.is_level() && after == mark {
-                    level.push(Level { index, mark });
+                    level.push(SyncedDisk { index, mark });
                 } else {
                     rest = job.end.saturating_sub(job.current);
-                    still.push(Level { index, mark: after });
+                    still.push(SyncedDisk { index, mark: after });
                 }
             }
-            let Some(Level { index, .. }) = still.first() else { return Ok(level) };
+            let Some(SyncedDisk { index, .. }) = still.first() else { return Ok(level) };
             if !level.is_empty() && from.elapsed() >= budget.mul_f64(OTHERS) {
                 return Ok(level);
             }

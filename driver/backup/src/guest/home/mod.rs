@@ -13,14 +13,14 @@
 
 use std::time::Instant;
 
-use super::sight::{Sight, present};
+use super::sight::{DomainView, present};
 use super::{Host, Watchdog};
 use virtfold_base::error::{Error, ErrorKind, Result, sentence};
 use virtfold_catalog::{
     FreezeSession, JournalEntry, SessionDisk, SessionOutcome, SessionState, UnfreezeState,
 };
 use virtfold_hypervisor::guard::{self, GuestHold};
-use virtfold_hypervisor::settle::{self, Fix};
+use virtfold_hypervisor::settle::{self, ConfigFix};
 use virtfold_hypervisor::{Paused, Run};
 
 pub(super) mod decide;
@@ -50,7 +50,7 @@ const THAWS: u32 = 3;
 
 /// How far it came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Arrival {
+pub(super) enum UnfreezeOutcome {
     /// The guest is on its disks, the job is closed.
     Home,
     /// The guest is on its disks; an overlay can only be removed later.
@@ -61,7 +61,7 @@ pub(super) enum Arrival {
 
 /// What was found, done, and remains: of the domain or of a disk.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Notes {
+pub(super) struct RecoveryNotes {
     pub(super) found: Vec<String>,
     pub(super) done: Vec<String>,
     pub(super) remains: Vec<String>,
@@ -78,11 +78,11 @@ fn positions(steps: &[Step], wanted: impl Fn(&Step) -> bool) -> Vec<usize> {
 }
 
 /// A job on its way home.
-pub(super) struct Homing<'a> {
+pub(super) struct Unfreeze<'a> {
     pub(super) host: &'a Host<'a>,
     pub(super) job: FreezeSession,
-    pub(super) domain: Notes,
-    pub(super) disks: Vec<Notes>,
+    pub(super) domain: RecoveryNotes,
+    pub(super) disks: Vec<RecoveryNotes>,
     /// The longest pause of the guest.
     pub(super) pause: Option<std::time::Duration>,
     /// The guard once it was needed.
@@ -101,15 +101,15 @@ pub(super) struct Homing<'a> {
     stands_since: Option<Instant>,
 }
 
-impl<'a> Homing<'a> {
+impl<'a> Unfreeze<'a> {
     pub(super) fn new(host: &'a Host<'a>, job: FreezeSession) -> Self {
-        let disks = vec![Notes::default(); job.disks.len()];
+        let disks = vec![RecoveryNotes::default(); job.disks.len()];
         let commits = vec![0; job.disks.len()];
         let refused = vec![None; job.disks.len()];
         Self {
             host,
             job,
-            domain: Notes::default(),
+            domain: RecoveryNotes::default(),
             disks,
             pause: None,
             sentry: None,
@@ -123,7 +123,7 @@ impl<'a> Homing<'a> {
     }
 
     /// Goes all the way, and closes the job with `outcome`.
-    pub(super) fn arrive(&mut self, outcome: SessionOutcome) -> Result<Arrival> {
+    pub(super) fn arrive(&mut self, outcome: SessionOutcome) -> Result<UnfreezeOutcome> {
         let mut failures = 0;
         for _ in 0..ROUNDS {
             match self.round(outcome) {
@@ -163,9 +163,9 @@ impl<'a> Homing<'a> {
         }
     }
 
-    fn round(&mut self, outcome: SessionOutcome) -> Result<Option<Arrival>> {
+    fn round(&mut self, outcome: SessionOutcome) -> Result<Option<UnfreezeOutcome>> {
         self.thaw()?;
-        let sight = Sight::look(self.host.hypervisor, self.job.domain)?;
+        let sight = DomainView::look(self.host.hypervisor, self.job.domain)?;
         let sight = self.settle(sight)?;
         self.resume(&sight)?;
         let steps = self.decide(&sight)?;
@@ -188,7 +188,7 @@ impl<'a> Homing<'a> {
             return Err(self.given_up(*first)?);
         }
         if steps.iter().any(|step| matches!(step, Step::Ask(_) | Step::Wait(_))) {
-            return Ok(Some(Arrival::Undecided));
+            return Ok(Some(UnfreezeOutcome::Undecided));
         }
         if steps.iter().any(|step| matches!(step, Step::CommitAtRest | Step::TakeOff)) {
             self.at_rest(&steps)?;
@@ -198,7 +198,7 @@ impl<'a> Homing<'a> {
         self.leave(&steps, outcome).map(Some)
     }
 
-    pub(super) fn decide(&self, sight: &Sight) -> Result<Vec<Step>> {
+    pub(super) fn decide(&self, sight: &DomainView) -> Result<Vec<Step>> {
         self.job.disks.iter().map(|disk| decide(self.host, &self.job, (sight, disk))).collect()
     }
 
@@ -261,7 +261,7 @@ impl<'a> Homing<'a> {
     }
 
     /// The configuration follows QEMU. The second look is needed only where something was wrong.
-    fn settle(&mut self, sight: Sight) -> Result<Sight> {
+    fn settle(&mut self, sight: DomainView) -> Result<DomainView> {
         let hypervisor = self.host.hypervisor;
         let (Some(live), Some(config)) = (&sight.live, &sight.config) else { return Ok(sight) };
         let mut fixes = settle::fixes(hypervisor, (live, &sight.qemu), config)?;
@@ -271,22 +271,22 @@ impl<'a> Homing<'a> {
         }
         hypervisor.define(&settle::apply(config, &fixes)?)?;
         fixes.iter().for_each(|fix| self.note_fix(fix));
-        Sight::look(hypervisor, self.job.domain)
+        DomainView::look(hypervisor, self.job.domain)
     }
 
     /// Looks, and sets the configuration right.
     pub(super) fn follow(&mut self) -> Result<()> {
-        let sight = Sight::look(self.host.hypervisor, self.job.domain)?;
+        let sight = DomainView::look(self.host.hypervisor, self.job.domain)?;
         self.settle(sight).map(drop)
     }
 
-    pub(super) fn is_ours(&self, fix: &Fix) -> bool {
-        let (Fix::Push { overlay, .. } | Fix::Pop { overlay, .. }) = fix;
+    pub(super) fn is_ours(&self, fix: &ConfigFix) -> bool {
+        let (ConfigFix::Push { overlay, .. } | ConfigFix::Pop { overlay, .. }) = fix;
         self.job.disks.iter().any(|disk| disk.overlay.as_ref() == Some(overlay))
     }
 
     /// Lets a guest go on that we made stand still.
-    fn resume(&mut self, sight: &Sight) -> Result<()> {
+    fn resume(&mut self, sight: &DomainView) -> Result<()> {
         if self.job.held != Some(GuestHold::Paused) {
             return Ok(());
         }
@@ -310,7 +310,7 @@ impl<'a> Homing<'a> {
     /// system was full: that stops it while it is on an overlay, or a moment after it has left it. A write
     /// that failed while the guest was held stops it when it goes on again, and libvirt may take that event
     /// for a stop that came after its own resume. So where room is short it is looked at for a while.
-    fn see_it_run(&mut self, sight: &Sight) -> Result<()> {
+    fn see_it_run(&mut self, sight: &DomainView) -> Result<()> {
         use virtfold_catalog::SessionKind;
         let stopped = Run::Paused(Paused::IoError);
         if self.job.kind != SessionKind::Running || (sight.run() != Some(stopped) && !self.is_tight()) {

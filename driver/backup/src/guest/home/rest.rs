@@ -7,15 +7,15 @@
 //!
 //! Imports: `error`, `catalog`, `guest`.
 
-use super::super::sight::Sight;
-use super::{Homing, Step};
+use super::super::sight::DomainView;
+use super::{Step, Unfreeze};
 use virtfold_base::error::Result;
 use virtfold_catalog::{JournalEntry, SessionDisk, SessionState, UnfreezeState};
 use virtfold_hypervisor::domain_xml::DomainXml;
 use virtfold_hypervisor::domain_xml::edit::{Editor, NewImage};
-use virtfold_hypervisor::settle::{self, Fix};
+use virtfold_hypervisor::settle::{self, ConfigFix};
 
-impl Homing<'_> {
+impl Unfreeze<'_> {
     /// Commits what has to be, then edits what the next start uses. One that was broken off is done again.
     pub(super) fn at_rest(&mut self, steps: &[Step]) -> Result<()> {
         for (index, step) in steps.iter().enumerate() {
@@ -29,7 +29,7 @@ impl Homing<'_> {
         let overlays: Vec<_> = leaving.iter().filter_map(|disk| disk.overlay.clone()).collect();
         let holds: Result<Vec<_>> = overlays.iter().map(|overlay| self.host.files.hold(overlay)).collect();
         let holds = holds?;
-        let sight = Sight::look(self.host.hypervisor, self.job.domain)?;
+        let sight = DomainView::look(self.host.hypervisor, self.job.domain)?;
         // Our hold shows as somebody's use of the overlay, so the decision is not taken again, but its grounds are.
         if self.are_running(&sight, &leaving)? || !self.are_level(&overlays)? {
             return Ok(());
@@ -53,7 +53,7 @@ impl Homing<'_> {
     }
 
     /// Whether the guest runs on one of these disks; it may run without them.
-    fn are_running(&self, sight: &Sight, disks: &[SessionDisk]) -> Result<bool> {
+    fn are_running(&self, sight: &DomainView, disks: &[SessionDisk]) -> Result<bool> {
         for disk in disks {
             let seen = sight.disk(self.host.hypervisor, disk)?;
             let images = [disk.overlay.as_ref(), Some(&disk.base.path)];
@@ -81,7 +81,7 @@ impl Homing<'_> {
     }
 
     /// The configuration and the managed save image, each in one call.
-    fn take_off(&mut self, sight: &Sight, leaving: &[SessionDisk]) -> Result<()> {
+    fn take_off(&mut self, sight: &DomainView, leaving: &[SessionDisk]) -> Result<()> {
         let hypervisor = self.host.hypervisor;
         if let Some((config, fixes)) = named_in(sight.config.as_ref(), leaving) {
             hypervisor.define(&self.popped(config, &fixes)?)?;
@@ -93,13 +93,13 @@ impl Homing<'_> {
     }
 
     /// The XML without the overlays. Where a person's own XML does not say what lies below, the journal does.
-    fn popped(&self, xml: &DomainXml, fixes: &[Fix]) -> Result<String> {
-        let is_open = |fix: &&Fix| {
-            let (Fix::Pop { target, .. } | Fix::Push { target, .. }) = fix;
+    fn popped(&self, xml: &DomainXml, fixes: &[ConfigFix]) -> Result<String> {
+        let is_open = |fix: &&ConfigFix| {
+            let (ConfigFix::Pop { target, .. } | ConfigFix::Push { target, .. }) = fix;
             xml.disk(target).is_some_and(|disk| disk.backing.is_empty())
         };
         let mut editor = Editor::new(xml)?;
-        for Fix::Pop { target, .. } | Fix::Push { target, .. } in fixes.iter().filter(is_open) {
+        for ConfigFix::Pop { target, .. } | ConfigFix::Push { target, .. } in fixes.iter().filter(is_open) {
             let Some(disk) = self.job.disks.iter().find(|disk| disk.target == *target) else { continue };
             let is_device = matches!(disk.base.identity, Some((_, 0)));
             let path = disk.base.path.as_path();
@@ -107,19 +107,22 @@ impl Homing<'_> {
             editor.set_disk(target, image, &disk.base.format)?;
         }
         let named = editor.finish()?;
-        let rest: Vec<Fix> = fixes.iter().filter(|fix| !is_open(fix)).cloned().collect();
+        let rest: Vec<ConfigFix> = fixes.iter().filter(|fix| !is_open(fix)).cloned().collect();
         settle::apply(&named, &rest)
     }
 }
 
 /// What is to be taken off an XML.
-fn named_in<'x>(xml: Option<&'x DomainXml>, leaving: &[SessionDisk]) -> Option<(&'x DomainXml, Vec<Fix>)> {
+fn named_in<'x>(
+    xml: Option<&'x DomainXml>,
+    leaving: &[SessionDisk],
+) -> Option<(&'x DomainXml, Vec<ConfigFix>)> {
     let xml = xml?;
     let named = leaving.iter().filter_map(|disk| {
         let overlay = disk.overlay.clone()?;
         let top = xml.disk(&disk.target)?.image.source.path()?;
-        (top == overlay).then(|| Fix::Pop { target: disk.target.clone(), overlay })
+        (top == overlay).then(|| ConfigFix::Pop { target: disk.target.clone(), overlay })
     });
-    let fixes: Vec<Fix> = named.collect();
+    let fixes: Vec<ConfigFix> = named.collect();
     (!fixes.is_empty()).then_some((xml, fixes))
 }

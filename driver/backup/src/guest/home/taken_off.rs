@@ -8,9 +8,9 @@
 use std::path::{Path, PathBuf};
 
 use super::super::Host;
-use super::super::sight::Sight;
+use super::super::sight::DomainView;
 use super::leave::{LOOKS, descriptions};
-use super::{Homing, note, words};
+use super::{Unfreeze, note, words};
 use virtfold_base::error::Result;
 use virtfold_catalog::{SessionDisk, SessionKind};
 use virtfold_hypervisor::DomainId;
@@ -19,9 +19,9 @@ use virtfold_hypervisor::domain_xml::{Chain, Disk, DomainXml};
 use virtfold_hypervisor::host::ImageUse;
 use virtfold_hypervisor::settle::path_of;
 
-impl Homing<'_> {
+impl Unfreeze<'_> {
     /// Notes which disks are not the guest's any more, or not those of its next start.
-    pub(super) fn note_detached(&mut self, sight: &Sight) {
+    pub(super) fn note_detached(&mut self, sight: &DomainView) {
         let has = |xml: &DomainXml, target: &str| xml.disk(target).is_some();
         let began = self.job.inactive.clone().and_then(|xml| DomainXml::parse(xml).ok());
         let runs = self.job.kind == SessionKind::Running && sight.is_active();

@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use super::decide::{Left, Step};
-use super::{Homing, note};
+use super::{Unfreeze, note};
 use virtfold_catalog::{FreezeSession, SessionState};
 use virtfold_hypervisor::guard::GuestHold;
-use virtfold_hypervisor::settle::Fix;
+use virtfold_hypervisor::settle::ConfigFix;
 
 pub(in super::super) const THAW: &str = "thaw the guest's file systems";
 pub(in super::super) const RESUME: &str = "resume the guest";
@@ -48,10 +48,10 @@ pub(in super::super) fn found(job: &FreezeSession) -> Vec<String> {
     found
 }
 
-impl Homing<'_> {
-    pub(in super::super) fn note_fix(&mut self, fix: &Fix) {
+impl Unfreeze<'_> {
+    pub(in super::super) fn note_fix(&mut self, fix: &ConfigFix) {
         let (target, found, done) = match fix {
-            Fix::Push { target, overlay } => (
+            ConfigFix::Push { target, overlay } => (
                 target,
                 format!(
                     "the configuration lacks the overlay '{}' that the guest writes to",
@@ -59,7 +59,7 @@ impl Homing<'_> {
                 ),
                 "add the overlay to the configuration",
             ),
-            Fix::Pop { target, overlay } => (
+            ConfigFix::Pop { target, overlay } => (
                 target,
                 format!(
                     "the configuration names the overlay '{}' that the guest does not use any more",

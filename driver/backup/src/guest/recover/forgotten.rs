@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::super::Host;
 use super::super::begin::now;
 use super::super::home::users;
-use super::super::sight::{Sight, present};
+use super::super::sight::{DomainView, present};
 use super::{Mode, Recovery, Verdict, advice, one};
 use virtfold_base::error::{Error, ErrorKind, Result, sentence};
 use virtfold_catalog::{BaseImage, FreezeSession, SessionDisk, SessionKind, SessionState, UnfreezeState};
@@ -29,7 +29,7 @@ use virtfold_hypervisor::{DomainId, DomainInfo, is_our_overlay};
 /// Looks through the domains, or through one.
 pub(super) fn search(host: &Host<'_>, domain: Option<DomainId>, mode: Mode) -> Result<Vec<Recovery>> {
     let mut recoveries = Vec::new();
-    let mut places = Places::default();
+    let mut places = ReferencedFiles::default();
     for info in host.hypervisor.domains()?.into_iter().filter(|i| domain.is_none_or(|d| d == i.id)) {
         // One that can't be looked at must not keep the others from being found.
         match adopt(host, &info, (mode, &mut places)) {
@@ -55,7 +55,7 @@ pub(super) fn search(host: &Host<'_>, domain: Option<DomainId>, mode: Mode) -> R
 
 /// What the domains' descriptions name.
 #[derive(Debug, Default)]
-struct Places {
+struct ReferencedFiles {
     /// Where their disks' images lie.
     directories: BTreeSet<PathBuf>,
     /// The images.
@@ -72,7 +72,7 @@ fn known(host: &Host<'_>) -> Result<BTreeSet<PathBuf>> {
 fn adopt(
     host: &Host<'_>,
     info: &DomainInfo,
-    (mode, places): (Mode, &mut Places),
+    (mode, places): (Mode, &mut ReferencedFiles),
 ) -> Result<Option<Recovery>> {
     if find(host, info.id, places)?.1.is_empty() {
         return Ok(None);
@@ -110,8 +110,12 @@ fn adopt(
 }
 
 /// The overlays that a domain has on top and no journal knows; notes where its disks are.
-fn find(host: &Host<'_>, domain: DomainId, places: &mut Places) -> Result<(Sight, Vec<SessionDisk>)> {
-    let sight = Sight::look(host.hypervisor, domain)?;
+fn find(
+    host: &Host<'_>,
+    domain: DomainId,
+    places: &mut ReferencedFiles,
+) -> Result<(DomainView, Vec<SessionDisk>)> {
+    let sight = DomainView::look(host.hypervisor, domain)?;
     let known = known(host)?;
     let mut disks: Vec<SessionDisk> = Vec::new();
     for xml in [&sight.live, &sight.config, &sight.saved].into_iter().flatten() {
@@ -149,7 +153,11 @@ fn made_up(host: &Host<'_>, disk: &Disk, overlay: PathBuf) -> Result<Option<Sess
 
 /// Puts overlays aside that are in no chain and that nobody has open. One that rests on no image of this
 /// host's domains is only told of: on shared storage it is another host's, which may be at work on it.
-fn put_aside(host: &Host<'_>, strays: &[PathBuf], (mode, places): (Mode, &Places)) -> Result<Vec<Recovery>> {
+fn put_aside(
+    host: &Host<'_>,
+    strays: &[PathBuf],
+    (mode, places): (Mode, &ReferencedFiles),
+) -> Result<Vec<Recovery>> {
     if strays.is_empty() {
         return Ok(Vec::new());
     }

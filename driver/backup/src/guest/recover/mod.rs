@@ -9,8 +9,8 @@
 use serde::Serialize;
 
 use super::Host;
-use super::home::{Arrival, Homing, Notes, found};
-use super::sight::Sight;
+use super::home::{RecoveryNotes, Unfreeze, UnfreezeOutcome, found};
+use super::sight::DomainView;
 use virtfold_base::error::{Error, ErrorKind, Result, sentence};
 use virtfold_catalog::{FreezeSession, JournalEntry, SessionOutcome, SessionState};
 use virtfold_hypervisor::guard::GuestHold;
@@ -20,7 +20,7 @@ mod forgotten;
 
 /// Whose jobs are recovered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Which {
+pub enum RecoverScope {
     /// All of them, and all domains are searched for forgotten overlays.
     All,
     /// One domain's.
@@ -99,10 +99,10 @@ pub struct DiskRecovery {
 ///
 /// # Errors
 /// The hypervisor or the journal can't be asked at all. What fails for one domain is in its [`Recovery`].
-pub fn recover(host: &Host<'_>, which: Which, mode: Mode) -> Result<Vec<Recovery>> {
+pub fn recover(host: &Host<'_>, which: RecoverScope, mode: Mode) -> Result<Vec<Recovery>> {
     let domain = match which {
-        Which::All => None,
-        Which::Domain(domain) => Some(domain),
+        RecoverScope::All => None,
+        RecoverScope::Domain(domain) => Some(domain),
     };
     let mut recoveries = Vec::new();
     for job in host.journal.open_jobs(domain)? {
@@ -117,7 +117,7 @@ fn locked(host: &Host<'_>, job: &FreezeSession, mode: Mode) -> Result<Option<Rec
     let _lock = match host.journal.lock(job.domain) {
         Ok(lock) => lock,
         Err(error) if error.kind() == ErrorKind::InUse => {
-            let domain = Notes { remains: vec![sentence(&error)], ..Notes::default() };
+            let domain = RecoveryNotes { remains: vec![sentence(&error)], ..RecoveryNotes::default() };
             return Ok(Some(report(job, (domain, Vec::new()), Verdict::Busy)));
         }
         Err(error) => return Err(error),
@@ -129,22 +129,22 @@ fn locked(host: &Host<'_>, job: &FreezeSession, mode: Mode) -> Result<Option<Rec
 
 /// One job.
 fn one(host: &Host<'_>, job: FreezeSession, mode: Mode) -> Recovery {
-    let mut homing = Homing::new(host, job);
+    let mut homing = Unfreeze::new(host, job);
     homing.domain.found = found(&homing.job);
     let ended = match (homing.job.state, mode) {
         (SessionState::Reading, _) => read_only(&mut homing, mode),
         (_, Mode::DryRun) => plan(&mut homing).map(|()| Verdict::Planned),
         (_, Mode::Apply) => homing.arrive(SessionOutcome::Recovered).map(|arrival| match arrival {
-            Arrival::Home => Verdict::Recovered,
-            Arrival::Later => Verdict::Later,
-            Arrival::Undecided => Verdict::Undecided,
+            UnfreezeOutcome::Home => Verdict::Recovered,
+            UnfreezeOutcome::Later => Verdict::Later,
+            UnfreezeOutcome::Undecided => Verdict::Undecided,
         }),
     };
     let verdict = ended.unwrap_or_else(|error| {
         homing.domain.remains.push(advice(&error));
         Verdict::Failed
     });
-    let Homing { job, domain, disks, .. } = homing;
+    let Unfreeze { job, domain, disks, .. } = homing;
     let remains = std::iter::once(&domain).chain(&disks).any(|notes| !notes.remains.is_empty());
     let verdict = match verdict {
         Verdict::Recovered if remains => Verdict::Attention,
@@ -161,7 +161,7 @@ fn advice(error: &Error) -> String {
 }
 
 /// A job that changed nothing in its domain.
-fn read_only(homing: &mut Homing<'_>, mode: Mode) -> Result<Verdict> {
+fn read_only(homing: &mut Unfreeze<'_>, mode: Mode) -> Result<Verdict> {
     homing.domain.done.push("close the session; it changed nothing".to_owned());
     match mode {
         Mode::DryRun => Ok(Verdict::Planned),
@@ -172,8 +172,8 @@ fn read_only(homing: &mut Homing<'_>, mode: Mode) -> Result<Verdict> {
 }
 
 /// What the first round would do, and what would follow from it.
-fn plan(homing: &mut Homing<'_>) -> Result<()> {
-    let sight = Sight::look(homing.host.hypervisor, homing.job.domain)?;
+fn plan(homing: &mut Unfreeze<'_>) -> Result<()> {
+    let sight = DomainView::look(homing.host.hypervisor, homing.job.domain)?;
     homing.plan_letting_go(&sight);
     if let (Some(live), Some(config)) = (&sight.live, &sight.config) {
         let fixes = settle::fixes(homing.host.hypervisor, (live, &sight.qemu), config)?;
@@ -189,7 +189,11 @@ fn plan(homing: &mut Homing<'_>) -> Result<()> {
 }
 
 /// As the report has it.
-fn report(job: &FreezeSession, (domain, disks): (Notes, Vec<Notes>), verdict: Verdict) -> Recovery {
+fn report(
+    job: &FreezeSession,
+    (domain, disks): (RecoveryNotes, Vec<RecoveryNotes>),
+    verdict: Verdict,
+) -> Recovery {
     let disks = job.disks.iter().zip(disks).map(|(disk, notes)| DiskRecovery {
         target: disk.target.clone(),
         base: disk.base.path.display().to_string(),
@@ -210,9 +214,9 @@ fn report(job: &FreezeSession, (domain, disks): (Notes, Vec<Notes>), verdict: Ve
     }
 }
 
-impl Homing<'_> {
+impl Unfreeze<'_> {
     /// The words of letting the guest go.
-    fn plan_letting_go(&mut self, sight: &Sight) {
+    fn plan_letting_go(&mut self, sight: &DomainView) {
         match self.job.held {
             Some(GuestHold::Frozen) => self.domain.done.push(super::home::THAW.to_owned()),
             Some(GuestHold::Paused) if sight.is_paused() => {

@@ -34,10 +34,10 @@ fn dies_in_the_copy(setup: Setup) -> (Scene, BTreeSet<u64>) {
 }
 
 /// Takes over what is there, if anything is.
-fn take_over(scene: &Scene) -> Option<Adoption<BTreeSet<u64>>> {
+fn take_over(scene: &Scene) -> Option<TakeOver<BTreeSet<u64>>> {
     let host = scene.host();
     let job = broken_off(&host, scene.id).ok().flatten()?;
-    let request = AdoptRequest { job, report: FreezeReport::default(), min_free: 1 << 20 };
+    let request = TakeOverRequest { job, report: FreezeReport::default(), min_free: 1 << 20 };
     adopt(&host, &request, &Control::default(), |frozen| scene.copy(frozen)).ok()
 }
 
@@ -45,7 +45,7 @@ fn take_over(scene: &Scene) -> Option<Adoption<BTreeSet<u64>>> {
 fn the_copy_goes_on_and_the_guest_comes_home() {
     for setup in SETUPS {
         let (scene, seen) = dies_in_the_copy(setup);
-        let Some(Adoption::Done(Ok(thawed))) = take_over(&scene) else { panic!("{setup:?}") };
+        let Some(TakeOver::Done(Ok(thawed))) = take_over(&scene) else { panic!("{setup:?}") };
         assert_eq!(thawed.value, seen, "{setup:?}: another moment");
         scene.is_home(Some(scene.expected())).unwrap();
         let ends: Vec<_> = scene.journal.entries().closed.iter().map(|(_, end)| *end).collect();
@@ -101,7 +101,7 @@ fn what_is_not_as_it_was_left_is_not_taken_over() {
         let (scene, _) = dies_in_the_copy(PLAIN);
         change(&scene);
         let before = scene.fingerprint();
-        let Some(Adoption::No(said)) = take_over(&scene) else { panic!("{why}") };
+        let Some(TakeOver::No(said)) = take_over(&scene) else { panic!("{why}") };
         assert!(said.contains(why), "{why}: {said}");
         assert_eq!(scene.fingerprint(), before, "{why}: something was done");
     }
@@ -113,11 +113,11 @@ fn a_copy_that_fails_when_it_goes_on_brings_the_guest_home() {
     let (scene, _) = dies_in_the_copy(PLAIN);
     let host = scene.host();
     let job = broken_off(&host, scene.id).unwrap().unwrap();
-    let request = AdoptRequest { job, report: FreezeReport::default(), min_free: 1 << 20 };
+    let request = TakeOverRequest { job, report: FreezeReport::default(), min_free: 1 << 20 };
     let failed = adopt(&host, &request, &Control::default(), |_| -> Result<()> {
         Err(Error::new(ErrorKind::NoSpace, "the medium is full"))
     });
-    let Ok(Adoption::Done(Err(error))) = failed else { panic!("{failed:?}") };
+    let Ok(TakeOver::Done(Err(error))) = failed else { panic!("{failed:?}") };
     assert_eq!(error.kind(), ErrorKind::NoSpace);
     scene.is_home(Some(scene.expected())).unwrap();
 }
@@ -138,7 +138,7 @@ fn nothing_is_lost_at_any_crash_point_after_that() {
                 scene.revive();
                 let second = take_over(&scene);
                 for done in [&first, &second] {
-                    if let Some(Adoption::Done(Ok(thawed))) = done {
+                    if let Some(TakeOver::Done(Ok(thawed))) = done {
                         assert_eq!(
                             thawed.value, seen,
                             "{setup:?} {fate:?} at {index} {point:?}: another moment"

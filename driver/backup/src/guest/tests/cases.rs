@@ -7,7 +7,9 @@ use super::super::*;
 use super::scene::{PLAIN, Scene, Setup};
 use virtfold_base::error::{Error, ErrorKind, sentence};
 use virtfold_catalog::{Catalog, SessionState};
-use virtfold_hypervisor::simulated::{Agent, Fate, Operation, Outside, Point, Room, SimImage, SimSpec, When};
+use virtfold_hypervisor::simulated::{
+    Agent, Fate, InjectionPoint, Operation, Outside, Room, SimImage, SimSpec, When,
+};
 use virtfold_hypervisor::{CommitBase, CommitRequest, Persistence, Run, Start};
 
 pub(super) const THREE: Setup = Setup { disks: 3, ..PLAIN };
@@ -17,7 +19,7 @@ pub(super) fn dies_at(setup: Setup, operation: Operation, nth: usize) -> Scene {
     let scene = Scene::new(setup);
     let mut count = 0;
     scene.world.on_point(move |point| {
-        count += usize::from(point == Point { operation, when: When::Before });
+        count += usize::from(point == InjectionPoint { operation, when: When::Before });
         if count == nth { Fate::KillDriver } else { Fate::GoOn }
     });
     scene.backup().unwrap_err();
@@ -26,7 +28,7 @@ pub(super) fn dies_at(setup: Setup, operation: Operation, nth: usize) -> Scene {
 }
 
 /// A backup during whose copy something happens.
-pub(super) fn meanwhile(scene: &Scene, event: impl FnOnce(&Scene)) -> Result<Thawed<()>> {
+pub(super) fn meanwhile(scene: &Scene, event: impl FnOnce(&Scene)) -> Result<Unfrozen<()>> {
     frozen(&scene.host(), &scene.request(), &Control::default(), |_| {
         event(scene);
         Ok(())
@@ -65,7 +67,7 @@ fn a_backup_says_how_it_went() {
 fn a_guest_that_stands_is_left_standing() {
     let scene = Scene::new(Setup { start: Start::Paused, ..THREE });
     let points = scene.points(|scene| drop(scene.backup().unwrap()));
-    let touched = |p: &Point| matches!(p.operation, Operation::Suspend | Operation::Resume);
+    let touched = |p: &InjectionPoint| matches!(p.operation, Operation::Suspend | Operation::Resume);
     assert!(!points.iter().any(touched));
     scene.is_home(Some(scene.expected())).unwrap();
 }
@@ -356,7 +358,7 @@ fn an_overlay_in_no_chain_that_no_journal_knows_is_put_aside() {
     assert!(scene.world.image(&stray).is_some());
     scene.world.remove(&elsewhere).unwrap();
     scene.world.put_image(&stray, SimImage { backing: Some(scene.bases()[0].clone()), ..image });
-    let planned = only(recover(&scene.host(), Which::All, Mode::DryRun).unwrap());
+    let planned = only(recover(&scene.host(), RecoverScope::All, Mode::DryRun).unwrap());
     assert_eq!(planned.verdict, Verdict::Planned);
     assert!(scene.world.image(&stray).is_some());
     let recovery = only(scene.recover());
@@ -372,7 +374,7 @@ fn overlay_in_images() -> PathBuf {
 fn a_guest_whose_driver_and_guard_are_dead_is_let_go_by_the_recovery() {
     for (operation, agent) in [(Operation::Pivot, Agent::Absent), (Operation::Snapshot, Agent::Answers)] {
         let scene = Scene::new(Setup { agent, ..THREE });
-        let at = Point { operation, when: When::Before };
+        let at = InjectionPoint { operation, when: When::Before };
         scene.world.on_point(move |point| if point == at { Fate::KillDriver } else { Fate::GoOn });
         scene.backup().unwrap_err();
         scene.kill_guard();
@@ -392,7 +394,7 @@ fn a_commit_at_rest_that_was_broken_off_long_after_is_done_again() {
     for _ in 0..200 {
         scene.world.domains().unwrap();
     }
-    let half = Point { operation: Operation::CommitFile, when: When::Half };
+    let half = InjectionPoint { operation: Operation::CommitFile, when: When::Half };
     scene.world.on_point(move |point| if point == half { Fate::CrashHost } else { Fate::GoOn });
     scene.recover();
     scene.revive();
@@ -452,13 +454,13 @@ fn a_dry_run_says_the_same_words_and_changes_nothing() {
             }
             let (images, jobs) = (scene.world.images(), scene.journal.open_jobs(None).unwrap());
             let changing = scene.points(|scene| {
-                let planned = only(recover(&scene.host(), Which::All, Mode::DryRun).unwrap());
+                let planned = only(recover(&scene.host(), RecoverScope::All, Mode::DryRun).unwrap());
                 assert_eq!(planned.verdict, Verdict::Planned);
             });
-            let question = |p: &Point| matches!(p.operation, Operation::Read | Operation::Look);
+            let question = |p: &InjectionPoint| matches!(p.operation, Operation::Read | Operation::Look);
             assert!(changing.iter().all(question), "{changing:?}");
             assert_eq!((scene.world.images(), scene.journal.open_jobs(None).unwrap()), (images, jobs));
-            let planned = only(recover(&scene.host(), Which::All, Mode::DryRun).unwrap());
+            let planned = only(recover(&scene.host(), RecoverScope::All, Mode::DryRun).unwrap());
             let applied = only(scene.recover());
             let words = |r: &Recovery| (r.found.clone(), r.done.clone(), r.disks.clone());
             assert_eq!(words(&planned), words(&applied), "{operation:?} {end:?}");
@@ -486,7 +488,7 @@ fn the_catalog_carries_a_job_over() {
     drop(catalog);
     let catalog = Catalog::open(state.path()).unwrap();
     let host = Host { journal: &catalog, ..scene.host() };
-    let recovery = only(recover(&host, Which::Domain(scene.id), Mode::Apply).unwrap());
+    let recovery = only(recover(&host, RecoverScope::Domain(scene.id), Mode::Apply).unwrap());
     assert_eq!(recovery.verdict, Verdict::Recovered);
     let json = serde_json::to_string(&recovery).unwrap();
     assert!(json.contains("\"verdict\":\"recovered\""), "{json}");

@@ -8,12 +8,12 @@ use super::scene::{PLAIN, Scene, Setup};
 use virtfold_base::error::sentence;
 use virtfold_hypervisor::Run;
 use virtfold_hypervisor::host::HostFiles;
-use virtfold_hypervisor::simulated::{Fate, Operation, Outside, Point, When};
+use virtfold_hypervisor::simulated::{Fate, InjectionPoint, Operation, Outside, When};
 
 const CONFINED: Setup = Setup { confined: true, ..THREE };
 
 /// The calls that were begun, in order, of these kinds.
-fn calls(points: &[Point], wanted: &[Operation]) -> Vec<Operation> {
+fn calls(points: &[InjectionPoint], wanted: &[Operation]) -> Vec<Operation> {
     let begun = points.iter().filter(|p| p.when == When::Before).map(|p| p.operation);
     begun.filter(|operation| wanted.contains(operation)).collect()
 }
@@ -40,7 +40,7 @@ fn pivots_that_do_not_fit_into_one_pause_have_another() {
     let into = std::sync::Arc::clone(&seen);
     scene.world.on_point(move |point| {
         into.lock().unwrap().push(point);
-        if point == (Point { operation: Pivot, when: When::Before }) {
+        if point == (InjectionPoint { operation: Pivot, when: When::Before }) {
             std::thread::sleep(Duration::from_millis(200));
         }
         Fate::GoOn

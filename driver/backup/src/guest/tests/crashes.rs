@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::scene::{PLAIN, Scene, Setup};
-use virtfold_hypervisor::simulated::{Agent, Fate, Operation, Point, When};
+use virtfold_hypervisor::simulated::{Agent, Fate, InjectionPoint, Operation, When};
 use virtfold_hypervisor::{Persistence, Start};
 
 pub(super) const FATES: [Fate; 4] = [Fate::KillDriver, Fate::KillLibvirtd, Fate::KillGuests, Fate::CrashHost];
@@ -27,19 +27,19 @@ fn setups() -> Vec<Setup> {
 }
 
 /// libvirtd that dies in QEMU's switch back loses track of the disk until the guest's next start; nothing else may.
-fn is_stuck(point: Point, fate: Fate) -> bool {
-    fate == Fate::KillLibvirtd && point == Point { operation: Operation::Pivot, when: When::Late }
+fn is_stuck(point: InjectionPoint, fate: Fate) -> bool {
+    fate == Fate::KillLibvirtd && point == InjectionPoint { operation: Operation::Pivot, when: When::Late }
 }
 
 /// Whether nothing else covers this point: a question changes nothing, so the world after it is the one before it, and a driver
 /// that dies there dies after the last change or before the next one. What is left is a lost answer and a guest that ends.
-pub(super) fn is_apart(point: Point, fate: Fate) -> bool {
+pub(super) fn is_apart(point: InjectionPoint, fate: Fate) -> bool {
     let question = matches!(point.operation, Operation::Read | Operation::Look);
     !question || point.when == When::Before && matches!(fate, Fate::KillLibvirtd | Fate::KillGuests)
 }
 
 /// What must hold at the end; a stuck disk is home after the guest's next start.
-pub(super) fn check(scene: &Scene, path: &[(Point, Fate)]) -> Result<(), String> {
+pub(super) fn check(scene: &Scene, path: &[(InjectionPoint, Fate)]) -> Result<(), String> {
     let killed = path.iter().any(|(_, fate)| matches!(fate, Fate::KillGuests | Fate::CrashHost));
     let stuck = path.iter().any(|(point, fate)| is_stuck(*point, *fate));
     let expected = (!killed).then(|| scene.expected());

@@ -14,7 +14,7 @@ use virtfold_hypervisor::simulated::{Agent, Fate, Outside, SimImage, SimSpec};
 use virtfold_hypervisor::{Config, Run};
 
 /// A backup during whose copy the last disk is taken off.
-fn taken_off(scene: &Scene, how: Outside) -> Result<Thawed<()>> {
+fn taken_off(scene: &Scene, how: Outside) -> Result<Unfrozen<()>> {
     meanwhile(scene, |scene| {
         drop(scene.world.domains());
         scene.world.happens(how);

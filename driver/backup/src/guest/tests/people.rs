@@ -6,7 +6,9 @@ use super::super::*;
 use super::cases::{THREE, dies_at, meanwhile, only, remains};
 use super::scene::{PLAIN, Scene};
 use virtfold_base::error::ErrorKind;
-use virtfold_hypervisor::simulated::{Agent, Fate, Operation, Outside, Point, SimImage, SimSpec, When};
+use virtfold_hypervisor::simulated::{
+    Agent, Fate, InjectionPoint, Operation, Outside, SimImage, SimSpec, When,
+};
 use virtfold_hypervisor::{Config, Paused, Run};
 
 /// Puts another file in the place of the base, with the time of the old one's last write.
@@ -153,9 +155,9 @@ fn a_disk_that_was_plugged_in_since_the_plan_ends_it() {
 fn a_guest_that_a_person_suspends_during_the_commit_stays_so() {
     let scene = Scene::new(PLAIN);
     let mut commits = 0;
-    let read = Point { operation: Operation::Read, when: When::Before };
+    let read = InjectionPoint { operation: Operation::Read, when: When::Before };
     scene.world.on_point(move |point| {
-        commits += u32::from(point == Point { operation: Operation::Commit, when: When::After });
+        commits += u32::from(point == InjectionPoint { operation: Operation::Commit, when: When::After });
         if commits == 1 && point == read {
             commits += 1;
             return Fate::Outside(Outside::Suspend);
@@ -192,7 +194,10 @@ fn a_directory_that_is_gone_keeps_nothing_from_being_recovered() {
     let scene = dies_at(PLAIN, Operation::Commit, 1);
     scene.world.lose_directory(Path::new("/images"));
     scene.world.lose_directory(Path::new("/overlays"));
-    assert_eq!(only(recover(&scene.host(), Which::All, Mode::Apply).unwrap()).verdict, Verdict::Recovered);
+    assert_eq!(
+        only(recover(&scene.host(), RecoverScope::All, Mode::Apply).unwrap()).verdict,
+        Verdict::Recovered
+    );
     scene.is_home(Some(Run::Running)).unwrap();
 }
 
@@ -203,7 +208,7 @@ fn a_domain_that_cannot_be_looked_at_is_named_and_the_others_are_found() {
     let spec = SimSpec { name: "broken".to_owned(), disks: Vec::new(), agent: Agent::Absent };
     let broken = scene.world.add(&spec).unwrap();
     scene.world.make_odd(broken);
-    let recoveries = recover(&scene.host(), Which::All, Mode::Apply).unwrap();
+    let recoveries = recover(&scene.host(), RecoverScope::All, Mode::Apply).unwrap();
     let verdict = |name: &str| recoveries.iter().find(|r| r.name == name).map(|r| r.verdict);
     assert_eq!(verdict("broken"), Some(Verdict::Failed), "{recoveries:#?}");
     assert_eq!(verdict("g"), Some(Verdict::Recovered), "{recoveries:#?}");

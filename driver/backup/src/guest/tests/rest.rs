@@ -12,10 +12,10 @@ fn scene() -> Scene {
     scene
 }
 
-fn request(scene: &Scene) -> RestRequest {
+fn request(scene: &Scene) -> OfflineRequest {
     let disks =
-        scene.request().disks.into_iter().map(|disk| RestDisk { target: disk.target, base: disk.base });
-    RestRequest { domain: scene.id, disks: disks.collect() }
+        scene.request().disks.into_iter().map(|disk| OfflineDisk { target: disk.target, base: disk.base });
+    OfflineRequest { domain: scene.id, disks: disks.collect() }
 }
 
 fn read(scene: &Scene, copy: impl FnOnce(&Frozen) -> Result<()>) -> Result<()> {

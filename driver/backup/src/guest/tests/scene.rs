@@ -12,7 +12,7 @@ use virtfold_base::error::{Error, ErrorKind};
 use virtfold_catalog::{DomainLock, FreezeSession, JournalEntry, SessionOutcome as Ended, UnfreezeState};
 use virtfold_hypervisor::domain_xml::DomainXml;
 use virtfold_hypervisor::guard;
-use virtfold_hypervisor::simulated::{Agent, Fate, Point, SimImage, SimSpec, Simulated};
+use virtfold_hypervisor::simulated::{Agent, Fate, InjectionPoint, SimImage, SimSpec, Simulated};
 use virtfold_hypervisor::{Config, Paused, Run, Start, overlay_path};
 
 /// A write of nobody: what the golden image has.
@@ -233,7 +233,7 @@ impl Scene {
     }
 
     pub(super) fn host(&self) -> Host<'_> {
-        let pace = Pace {
+        let pace = FreezeTimings {
             pause_budget: Duration::from_millis(200),
             poll: Duration::ZERO,
             watch: Duration::from_secs(1 << 40),
@@ -271,7 +271,7 @@ impl Scene {
     }
 
     /// A backup whose copy sees that the bases are of one moment and stay so.
-    pub(super) fn backup(&self) -> Result<Thawed<BTreeSet<u64>>> {
+    pub(super) fn backup(&self) -> Result<Unfrozen<BTreeSet<u64>>> {
         frozen(&self.host(), &self.request(), &Control::default(), |frozen| self.copy(frozen))
     }
 
@@ -327,7 +327,7 @@ impl Scene {
     }
 
     pub(super) fn recover(&self) -> Vec<Recovery> {
-        recover(&self.host(), Which::All, Mode::Apply).unwrap_or_default()
+        recover(&self.host(), RecoverScope::All, Mode::Apply).unwrap_or_default()
     }
 
     /// Sets off `fate` at point number `index` from now on.
@@ -358,7 +358,7 @@ impl Scene {
     }
 
     /// The points that `work` passes.
-    pub(super) fn points(&self, work: impl FnOnce(&Scene)) -> Vec<Point> {
+    pub(super) fn points(&self, work: impl FnOnce(&Scene)) -> Vec<InjectionPoint> {
         let points = Arc::new(Mutex::new(Vec::new()));
         let seen = Arc::clone(&points);
         self.world.on_point(move |point| {

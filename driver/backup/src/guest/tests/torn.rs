@@ -4,13 +4,13 @@ use super::super::*;
 use super::cases::{THREE, only};
 use super::scene::{Scene, Setup};
 use virtfold_hypervisor::Run;
-use virtfold_hypervisor::simulated::{Agent, Fate, Operation, Point, When};
+use virtfold_hypervisor::simulated::{Agent, Fate, InjectionPoint, Operation, When};
 
 #[test]
 fn a_thaw_that_is_owed_keeps_no_later_backup_away() {
     let scene = Scene::new(Setup { agent: Agent::Answers, ..THREE });
-    let no_thaw = |point: Point| match point {
-        Point { operation: Operation::Thaw, when: When::Before } => Fate::KillLibvirtd,
+    let no_thaw = |point: InjectionPoint| match point {
+        InjectionPoint { operation: Operation::Thaw, when: When::Before } => Fate::KillLibvirtd,
         _ => Fate::GoOn,
     };
     scene.world.on_point(no_thaw);
@@ -38,9 +38,11 @@ fn an_overlay_that_qemu_has_open_for_nothing_is_closed() {
     let scene = Scene::new(THREE);
     let mut deaths = 0;
     scene.world.on_point(move |point| {
-        deaths += usize::from(point == Point { operation: Operation::Snapshot, when: When::Half });
+        deaths += usize::from(point == InjectionPoint { operation: Operation::Snapshot, when: When::Half });
         match point {
-            Point { operation: Operation::Snapshot, when: When::Half } if deaths == 1 => Fate::KillLibvirtd,
+            InjectionPoint { operation: Operation::Snapshot, when: When::Half } if deaths == 1 => {
+                Fate::KillLibvirtd
+            }
             _ => Fate::GoOn,
         }
     });

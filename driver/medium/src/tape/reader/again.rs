@@ -5,7 +5,7 @@ use super::Open;
 use crate::tape::Begin;
 
 /// A part without an end that was given out: it may come again.
-pub(super) struct Doubt {
+pub(super) struct UnfinishedPart {
     pub(super) part: Part,
     /// Bytes that were given out of it, and of the ones before it that it came in the place of.
     bytes: u64,
@@ -13,18 +13,20 @@ pub(super) struct Doubt {
 }
 
 /// A part that comes again: what was given out of it is compared, and not given out twice.
-pub(super) struct Overlap {
+pub(super) struct RewrittenPart {
     pub(super) left: u64,
     pub(super) hasher: blake3::Hasher,
     pub(super) digest: blake3::Hash,
 }
 
-impl Doubt {
+impl UnfinishedPart {
     /// The part that was read so far, which ended within `overlap` or behind it.
-    pub(super) fn of(open: Open, overlap: Option<Overlap>) -> Self {
+    pub(super) fn of(open: Open, overlap: Option<RewrittenPart>) -> Self {
         match overlap {
             // It has less than was given out before it came: that is still what has to come again.
-            Some(Overlap { left, digest, .. }) => Self { part: open.part, bytes: open.bytes + left, digest },
+            Some(RewrittenPart { left, digest, .. }) => {
+                Self { part: open.part, bytes: open.bytes + left, digest }
+            }
             None => Self { part: open.part, bytes: open.bytes, digest: open.hasher.finalize() },
         }
     }
@@ -35,8 +37,8 @@ impl Doubt {
     }
 
     /// What the part that comes in its place has to begin with.
-    pub(super) fn overlap(&self) -> Option<Overlap> {
-        let overlap = Overlap { left: self.bytes, hasher: blake3::Hasher::new(), digest: self.digest };
+    pub(super) fn overlap(&self) -> Option<RewrittenPart> {
+        let overlap = RewrittenPart { left: self.bytes, hasher: blake3::Hasher::new(), digest: self.digest };
         Some(overlap).filter(|overlap| overlap.left > 0)
     }
 

@@ -26,13 +26,13 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use self::again::{Doubt, Overlap};
+use self::again::{RewrittenPart, UnfinishedPart};
 use self::salvage::Salvage;
 use super::changer::{Change, Changer};
-use super::deck::{Deck, Found, interrupted};
+use super::deck::{Found, PositionedDrive, interrupted};
 use super::drive::{Access, Drive};
-use super::ledger::{Ledger, has_id, id_of};
-use super::places::{Hints, Wanted, begin_at, by_ledger, by_tape, bytes_of, hint, learn};
+use super::ledger::{TapeCatalog, has_id, id_of};
+use super::places::{PartHints, Wanted, begin_at, by_ledger, by_tape, bytes_of, hint, learn};
 use super::record::{End, RECORD, Record, TapeBlock};
 use super::volume::{Part, VolumeContents, label_of, walk};
 use crate::{Gaps, TapeArchive};
@@ -40,13 +40,13 @@ use virtfold_archive::stream::Cancel;
 use virtfold_base::error::{Error, ErrorKind, Result};
 
 /// How an archive comes from tapes.
-pub struct TapeReading {
+pub struct TapeReadOptions {
     /// The drive, not open.
     pub drive: Box<dyn Drive>,
     /// Who changes volumes.
     pub changer: Box<dyn Changer>,
     /// What is remembered.
-    pub ledger: Arc<dyn Ledger>,
+    pub ledger: Arc<dyn TapeCatalog>,
     /// How long to wait for a tape to be ready.
     pub patience: Duration,
     /// Ends the run.
@@ -65,7 +65,7 @@ struct Open {
 
 /// An archive on tapes. Its errors are [`io::Error`]s whose cause is the library's.
 pub struct TapeSource {
-    deck: Deck,
+    deck: PositionedDrive,
     changer: Box<dyn Changer>,
     patience: Duration,
     cancel: Cancel,
@@ -73,7 +73,7 @@ pub struct TapeSource {
     run: Uuid,
     archive: String,
     /// By number of the part.
-    hints: Hints,
+    hints: PartHints,
     /// The volume in the drive, once it was looked at.
     contents: Option<VolumeContents>,
     loaded: Option<String>,
@@ -82,8 +82,8 @@ pub struct TapeSource {
     open: Option<Open>,
     /// Where reading goes on behind what can't be read.
     salvage: Option<Salvage>,
-    doubt: Option<Doubt>,
-    overlap: Option<Overlap>,
+    doubt: Option<UnfinishedPart>,
+    overlap: Option<RewrittenPart>,
     buf: Vec<u8>,
     /// What of `buf` has not been given out.
     rest: std::ops::Range<usize>,
@@ -96,8 +96,8 @@ impl TapeSource {
     ///
     /// # Errors
     /// There is no tape, or not one of ours; no such archive is known; several are.
-    pub fn open(reading: TapeReading, which: &TapeArchive) -> Result<Self> {
-        let mut deck = Deck::new(reading.drive);
+    pub fn open(reading: TapeReadOptions, which: &TapeArchive) -> Result<Self> {
+        let mut deck = PositionedDrive::new(reading.drive);
         let (ledger, cancel) = (reading.ledger, reading.cancel);
         deck.load(Access::Read, reading.patience, &cancel)?;
         let wanted = match which {
@@ -372,7 +372,7 @@ impl TapeSource {
     /// Ends the open part as one that nobody vouched for.
     fn doubt_part(&mut self) {
         let Some(open) = self.open.take() else { return };
-        let doubt = Doubt::of(open, self.overlap.take());
+        let doubt = UnfinishedPart::of(open, self.overlap.take());
         self.total = doubt.end();
         self.doubt = Some(doubt);
     }

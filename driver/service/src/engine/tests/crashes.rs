@@ -16,7 +16,7 @@ fn evening() -> World {
     let jobs = vec![often, once];
     let settings = settings_of(jobs, 2, &[medium("disk", 2)]);
     // Every fifth run fails at first.
-    let play = |_: &crate::runner::Order, count: u32| Script { fails: count % 5 == 3, ..minutes(7) };
+    let play = |_: &crate::runner::RunOrder, count: u32| Script { fails: count % 5 == 3, ..minutes(7) };
     World::new("2026-11-27T00:30:00Z", settings, &["a", "b", "c"], play)
 }
 

@@ -284,7 +284,7 @@ fn events_become_entries_and_are_done_with_when_they_are_in_the_queue() {
     let done = Arc::new(AtomicBool::new(false));
     let event = |word: &str| {
         let done = Arc::clone(&done);
-        let receipt: Receipt = Box::new(move || done.store(true, std::sync::atomic::Ordering::SeqCst));
+        let receipt: Acknowledge = Box::new(move || done.store(true, std::sync::atomic::Ordering::SeqCst));
         Input::Event(guest("a"), word.to_owned(), receipt)
     };
     world.clock.at("2026-11-27T01:00:00Z".parse().unwrap(), event("started"));
@@ -367,7 +367,7 @@ fn a_desk_is_answered_between_two_turns_and_not_after_the_end() {
     let settings = settings_of(jobs, 1, &[medium("disk", 1)]);
     let world = World::new("2026-11-27T00:30:00Z", settings, &["a"], |_, _| minutes(10));
     let mut engine = world.service(Arc::new(world.catalog())).unwrap();
-    let desk = ServiceDesk::new(engine.parts.sender.clone());
+    let desk = EngineControlApi::new(engine.parts.sender.clone());
     let asking = std::thread::spawn(move || {
         let entries = desk.queue().unwrap();
         (entries, desk)

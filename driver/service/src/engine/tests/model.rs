@@ -72,7 +72,7 @@ fn build(host: &Host) -> World {
     let media = [medium("disk", host.disk), medium("tape", host.tape)];
     let settings = settings_of(jobs.collect(), host.concurrency, &media);
     let (takes, fails) = (host.takes.clone(), host.fails);
-    let play = move |order: &crate::runner::Order, count: u32| {
+    let play = move |order: &crate::runner::RunOrder, count: u32| {
         let which = NAMES.iter().position(|name| *name == order.guest.name).unwrap();
         Script { fails: count % fails == 1, ..minutes(takes[which]) }
     };
@@ -87,7 +87,7 @@ fn check(host: &Host, world: &World) {
     for (index, random) in host.jobs.iter().enumerate() {
         let calendar = Every(random.every, random.offset);
         let mut time = begin;
-        while let Some(next) = crate::model::Calendar::next_after(&calendar, time).filter(|next| *next < end)
+        while let Some(next) = crate::model::NextTime::next_after(&calendar, time).filter(|next| *next < end)
         {
             let mut guests = random.guests.clone();
             guests.sort_unstable();

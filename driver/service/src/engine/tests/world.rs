@@ -14,9 +14,9 @@ use uuid::Uuid;
 use super::super::{Engine, Input, Load, Parts};
 use crate::clock::Clock;
 use crate::metrics::Metrics;
-use crate::model::{Calendar, Guest, JobSpec, MediumSpec, Pick, Settings};
+use crate::model::{Guest, GuestSelector, JobSpec, MediumSpec, NextTime, Settings};
 use crate::planner::after;
-use crate::runner::{Handle, Order, Runner};
+use crate::runner::{Handle, RunOrder, Runner};
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_catalog::Catalog;
 use virtfold_catalog::queue::{End, Entry, Pause, Pauses, Queue, RunResult, Wanted};
@@ -130,7 +130,7 @@ pub(super) struct Log {
     pub(super) blind: bool,
 }
 
-type Play = dyn Fn(&Order, u32) -> Script + Send + Sync;
+type Play = dyn Fn(&RunOrder, u32) -> Script + Send + Sync;
 
 /// A runner that plays a script. It panics where two runs of a domain would be at once.
 pub(super) struct FakeRunner {
@@ -180,7 +180,7 @@ pub(super) fn failure(kind: ErrorKind) -> RunResult {
 }
 
 impl Runner for FakeRunner {
-    fn start(&self, order: Order, _: &Sender<Input>) -> Result<Box<dyn Handle>> {
+    fn start(&self, order: RunOrder, _: &Sender<Input>) -> Result<Box<dyn Handle>> {
         let count = u32::try_from(self.begun.fetch_add(1, Ordering::SeqCst)).unwrap();
         let script = (self.play)(&order, count);
         let mut log = self.log.lock().unwrap();
@@ -220,7 +220,7 @@ impl Runner for FakeRunner {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Every(pub(super) i64, pub(super) i64);
 
-impl Calendar for Every {
+impl NextTime for Every {
     fn next_after(&self, time: Timestamp) -> Option<Timestamp> {
         let (period, offset) = (self.0 * 60, self.1 * 60);
         let rounds = (time.as_second() - offset).div_euclid(period) + 1;
@@ -231,7 +231,7 @@ impl Calendar for Every {
 #[derive(Debug)]
 pub(super) struct Names(pub(super) Vec<String>);
 
-impl Pick for Names {
+impl GuestSelector for Names {
     fn guest(&self, guest: &Guest) -> bool {
         self.0.contains(&guest.name)
     }
@@ -258,7 +258,7 @@ pub(super) fn guest(name: &str) -> Guest {
     }
 }
 
-pub(super) fn job(name: &str, guests: &[&str], calendars: Vec<Arc<dyn Calendar>>) -> JobSpec {
+pub(super) fn job(name: &str, guests: &[&str], calendars: Vec<Arc<dyn NextTime>>) -> JobSpec {
     JobSpec {
         name: name.to_owned(),
         enabled: true,
@@ -375,7 +375,7 @@ impl World {
         begin: &str,
         settings: Settings,
         guests: &[&str],
-        play: impl Fn(&Order, u32) -> Script + Send + Sync + 'static,
+        play: impl Fn(&RunOrder, u32) -> Script + Send + Sync + 'static,
     ) -> Self {
         let now = Mutex::new(begin.parse().unwrap());
         let clock = FakeClock { now, steady: Mutex::new(Instant::now()), agenda: Mutex::default() };
