@@ -12,7 +12,7 @@
 //! a write in between shows. What does not fit into the budget keeps its job and has the next pause.
 //!
 //! A guest that writes faster than the commit never gets the job level by itself. It is made to stand still
-//! after the commit has gone on for [`Pace::stall`](super::super::Pace) without getting nearer, or is ready;
+//! after the commit has gone on for [`FreezeTimings::stall`](super::super::FreezeTimings) without getting nearer, or is ready;
 //! the rest then fits into the budget or the guest goes on and it is tried again.
 //!
 //! A disk whose commit keeps failing is given up for now. The others come home all the same.
