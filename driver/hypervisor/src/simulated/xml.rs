@@ -24,6 +24,11 @@ pub(super) fn render(world: &World, id: DomainId, domain: &SimDomain, config: Co
     let mut at = 0;
     let mut position = 0;
     for node in devices.children().filter(|n| n.has_tag_name("disk")) {
+        let source = node.children().find(|n| n.has_tag_name("source"));
+        if source.is_none_or(|source| source.attribute("file").or(source.attribute("dev")).is_none()) {
+            // An empty drive, a network disk: the views have none of them.
+            continue;
+        }
         let target = node.children().find(|n| n.has_tag_name("target")).and_then(|t| t.attribute("dev"));
         out.push_str(domain.text.get(at..node.range().start)?);
         at = node.range().end;
