@@ -15,6 +15,7 @@ use crate::stream::RandomStream;
 use crate::table::{Builder, CorrespondenceTable};
 use crate::tar_parser::{Event, Member, MemberParser};
 use crate::writer::Attachment;
+use uuid::Uuid;
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_base::units::{GuestOffset, StreamOffset};
 
@@ -80,13 +81,21 @@ fn damaged(what: impl std::fmt::Display) -> Error {
 }
 
 /// Whether an end record is not that of the archive that begins `stream`: of what lay there before, where the
-/// beginning was overwritten. By the head as it is, which nothing has proven yet: damage does not change both
-/// its id and its time.
+/// beginning was overwritten. By the head as it is, which nothing has proven yet.
 pub(super) fn is_foreign(stream: &RandomStream<'_>, record: &EndRecord) -> bool {
-    let head = first_member(stream);
-    head.is_some_and(|head| {
-        head.archive != record.archive && head.time().is_ok_and(|time| time != record.time)
+    first_member(stream).is_some_and(|head| {
+        let is_other_time = head.time().is_ok_and(|time| time != record.time);
+        tells_apart(head.archive, record.archive, is_other_time)
     })
+}
+
+/// Whether two ids are those of two archives and not one of them damaged: damage does not change an id and the
+/// time, nor many digits of an id. Two archives of one second have the same time.
+fn tells_apart(one: Uuid, other: Uuid, is_other_time: bool) -> bool {
+    // Of 16 bytes. Two random ids differ in more.
+    const DAMAGED: usize = 4;
+    let differing = one.as_bytes().iter().zip(other.as_bytes()).filter(|(a, b)| a != b).count();
+    differing > DAMAGED || differing > 0 && is_other_time
 }
 
 /// The head, if the stream begins with one.
@@ -336,6 +345,16 @@ impl<'a> Cursor<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn archives_of_one_second_are_told_apart_and_a_damaged_id_is_not_another() {
+        let one = uuid::uuid!("7657a239-f64d-4105-b643-e4355d98efd4");
+        let damaged = uuid::uuid!("7657a23d-f64d-4105-b643-e4355d98efd4");
+        let other = uuid::uuid!("ead0a5c8-9c63-4947-a099-8cc70c60778b");
+        assert!(tells_apart(one, other, false) && tells_apart(one, other, true));
+        assert!(tells_apart(one, damaged, true) && !tells_apart(one, damaged, false));
+        assert!(!tells_apart(one, one, true), "the time alone is damaged");
+    }
 
     #[test]
     fn nothing_found_is_incomplete() {
