@@ -104,7 +104,7 @@ mod tests {
         let path = directory.path().join("notify");
         let socket = UnixDatagram::bind(&path).unwrap();
         let status = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "service::notify::tests::systemd_hears_it"])
+            .args(["--exact", "notify::tests::systemd_hears_it"])
             .env(TELLS, "1")
             .env("NOTIFY_SOCKET", &path)
             .env("WATCHDOG_USEC", "40000000")
