@@ -3,13 +3,13 @@
 //! FORMAT.md beside this file is the specification. The members are built and parsed here, each in its own
 //! module: [`tar`] and [`pax`] know headers, [`tar_parser`] finds members in a stream, [`sparse`] is the block
 //! correspondence table as the archive holds it, [`manifest`] the head, [`allocation_csv`] the allocation table,
-//! [`recovery`] the second copies, [`end`] what makes an archive complete, [`layout`] names and order.
+//! [`recovery`] the second copies, [`end`] what makes an archive complete, [`layout`] names and order. [`source`]
+//! is what an archive is read from, [`crypt`] its encryption, [`table`] the correspondence table in memory.
 //!
 //! Encoders know every size before the first byte, for a tar header comes before its content; they hand out
 //! bounded pieces. Parsers are pushed: they take the bytes that there are and ask for more.
 //!
-//! Imports: `units`, `error`, `spool`, `packed`, `table`. An archive knows tables of bytes, not images and not
-//! media.
+//! Imports: `virtfold_base`. An archive knows tables of bytes, not images and not media.
 
 pub mod allocation_csv;
 mod bounded;

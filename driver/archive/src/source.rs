@@ -75,25 +75,25 @@ impl ReadAt for FileSource {
 
 /// The first bytes of a source.
 #[derive(Debug)]
-pub struct WithoutTrailingZeros {
+pub struct Prefix {
     source: Arc<dyn Source>,
     len: u64,
 }
 
-impl WithoutTrailingZeros {
+impl Prefix {
     /// The first `len` bytes of `source`, which has no fewer.
     pub fn new(source: Arc<dyn Source>, len: u64) -> Self {
         Self { len: len.min(source.len()), source }
     }
 }
 
-impl Source for WithoutTrailingZeros {
+impl Source for Prefix {
     fn file(&self) -> Option<&File> {
         self.source.file()
     }
 }
 
-impl ReadAt for WithoutTrailingZeros {
+impl ReadAt for Prefix {
     fn read_exact_at(&self, at: u64, buf: &mut [u8]) -> Result<()> {
         if at.saturating_add(buf.len() as u64) > self.len {
             return Err(Error::new(ErrorKind::Incomplete, format!("'{}' ends before that", self.name())));

@@ -1,12 +1,11 @@
 //! A medium held to a rate, so that a backup leaves the disk and the network to the guests.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::{FinishedArchive, Medium};
-use virtfold_archive::stream::{Cancel, Sink};
-use virtfold_base::error::{Error, ErrorKind, Result};
+use virtfold_archive::stream::{Cancel, Sink, check_cancel};
+use virtfold_base::error::Result;
 
 /// The longest time whose unused allowance may be used later: bursts stay short.
 const MEMORY: Duration = Duration::from_millis(250);
@@ -51,9 +50,7 @@ impl RateLimited {
     /// Waits until more may be written.
     fn wait(&self) -> Result<()> {
         loop {
-            if self.cancel.load(Ordering::Relaxed) {
-                return Err(Error::new(ErrorKind::Interrupted, "the work was interrupted"));
-            }
+            check_cancel(&self.cancel)?;
             let left = self.due.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Ok(());
@@ -94,6 +91,8 @@ impl Medium for RateLimited {
 mod tests {
     use super::*;
     use std::sync::Mutex;
+    use std::sync::atomic::Ordering;
+    use virtfold_base::error::ErrorKind;
 
     struct Memory(Arc<Mutex<Vec<u8>>>);
 

@@ -11,7 +11,7 @@ use super::payload::Payload;
 use super::pool::{Place, Pool};
 use super::unlock::{Kind, PROBE, kind_of};
 use crate::end_on_device;
-use crate::source::{Source, WithoutTrailingZeros};
+use crate::source::{Prefix, Source};
 use crate::stream::{ReadAt, end_before_zeros, end_of_content, tell_zeros};
 use virtfold_base::error::{Error, IoContext, Result};
 
@@ -95,11 +95,15 @@ impl ArchiveFile {
 
 /// An archive that is not encrypted, without what is behind it.
 fn bare(file: Arc<dyn Source>) -> Result<Arc<dyn Source>> {
-    let on_device = if is_device(file.as_ref())? { end_on_device(file.as_ref()) } else { None };
-    Ok(match (on_device, end_before_zeros(file.as_ref())) {
-        (Some(end), _) => cut_from_device(file, end),
-        (None, Some(end)) => trimmed(file, end),
-        (None, None) => file,
+    // First from the front: behind the archive a device may have terabytes of zeros, which need not be read.
+    if is_device(file.as_ref())?
+        && let Some(end) = end_on_device(file.as_ref())
+    {
+        return Ok(cut_from_device(file, end));
+    }
+    Ok(match end_before_zeros(file.as_ref()) {
+        Some(end) => trimmed(file, end),
+        None => file,
     })
 }
 
@@ -134,7 +138,7 @@ fn cut_from_device(file: Arc<dyn Source>, end: u64) -> Arc<dyn Source> {
         "'{}' goes on for {behind} bytes behind the archive's end: they are not of it, and passed over",
         file.name()
     );
-    Arc::new(WithoutTrailingZeros::new(file, end))
+    Arc::new(Prefix::new(file, end))
 }
 
 /// Zeros that may be an authenticator's own.
@@ -150,7 +154,7 @@ fn unpadded(
     let content = if pool.end().is_some() { end_of_content(file.as_ref()) } else { None };
     let Some(content) = content else { return Ok((file, Some(pool))) };
     for end in (content..file.len()).take(MOST_ZEROS + 1) {
-        let cut: Arc<dyn Source> = Arc::new(WithoutTrailingZeros::new(Arc::clone(&file), end));
+        let cut: Arc<dyn Source> = Arc::new(Prefix::new(Arc::clone(&file), end));
         let Ok(shorter) = Pool::open(cut, identities) else { break };
         if shorter.end().is_none() {
             return Ok((trimmed(file, end), Some(shorter)));
@@ -161,7 +165,7 @@ fn unpadded(
 
 fn trimmed(file: Arc<dyn Source>, end: u64) -> Arc<dyn Source> {
     tell_zeros(file.name(), file.len().saturating_sub(end));
-    Arc::new(WithoutTrailingZeros::new(file, end))
+    Arc::new(Prefix::new(file, end))
 }
 
 impl ReadAt for ArchiveFile {

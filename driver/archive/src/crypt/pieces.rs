@@ -3,7 +3,7 @@
 //! age's own writer begins at the first piece only; an archive that is resumed begins at any of them. age's
 //! own reader takes what is behind the last piece as a part of it.
 //!
-//! Imports: `error`, this room's envelope.
+//! Imports: `error`, `stream` (how a seek table ends), this room's envelope.
 
 use std::io::Read;
 
@@ -11,6 +11,7 @@ use chacha20poly1305::aead::{AeadInPlace, KeyInit};
 use chacha20poly1305::{ChaCha20Poly1305, Nonce, Tag};
 
 use super::{Envelope, PIECE, TAG};
+use crate::stream::SEEKABLE_MAGIC;
 use virtfold_base::error::{Error, ErrorKind, Result};
 
 /// Bytes of an authenticator.
@@ -82,13 +83,12 @@ impl PieceCipher {
     /// table, so few ends have to be tried.
     pub(super) fn last_len(&self, number: u64, sealed: &[u8]) -> Option<usize> {
         const BLOCK: usize = 512;
-        const TABLE_END: [u8; 4] = 0x8F92_EAB1_u32.to_le_bytes();
         let plain = self.guess(number, sealed);
         let may_end = |end: &usize| {
             let before = plain.get(..*end).unwrap_or_default();
             // Pieces begin at multiples of 512, too. What ends within the number itself is in the piece
             // before.
-            end.is_multiple_of(BLOCK) || *end < TABLE_END.len() || before.ends_with(&TABLE_END)
+            end.is_multiple_of(BLOCK) || *end < SEEKABLE_MAGIC.len() || before.ends_with(&SEEKABLE_MAGIC)
         };
         (1..=plain.len()).filter(may_end).map(|end| end + TAG_LEN).find(|end| {
             let mut piece = sealed.get(..*end).unwrap_or_default().to_vec();

@@ -51,6 +51,7 @@ pub use padding::{end_before_zeros, end_of_content, tell_zeros};
 pub use pipe::read_pipe;
 pub use random::RandomStream;
 pub(crate) use random::{carrier_of, end_of_frames};
+pub(crate) use seek_table::SEEKABLE_MAGIC;
 pub use writer::{StreamWriter, write_stream, write_stream_from};
 
 /// How the chunks of a stream are carried.
@@ -154,7 +155,10 @@ fn unrecognised(name: &str, first: &[u8]) -> Error {
 }
 
 /// The error of a cancelled run, when `cancel` is set.
-fn check_cancel(cancel: &AtomicBool) -> Result<()> {
+///
+/// # Errors
+/// [`ErrorKind::Interrupted`], when it is.
+pub fn check_cancel(cancel: &AtomicBool) -> Result<()> {
     if cancel.load(Ordering::Relaxed) {
         return Err(Error::new(ErrorKind::Interrupted, "the work was interrupted"));
     }

@@ -20,7 +20,7 @@ use super::index::{Entry, FrameIndex, Span};
 /// Magic number of the skippable frame that holds a seek table.
 const FRAME_MAGIC: [u8; 4] = 0x184D_2A5E_u32.to_le_bytes();
 /// Magic number that ends a file with a seek table.
-const SEEKABLE_MAGIC: [u8; 4] = 0x8F92_EAB1_u32.to_le_bytes();
+pub(crate) const SEEKABLE_MAGIC: [u8; 4] = 0x8F92_EAB1_u32.to_le_bytes();
 /// Number of frames, descriptor, magic number.
 const FOOTER_LEN: u32 = 9;
 /// Bytes of the two entries of a chunk.

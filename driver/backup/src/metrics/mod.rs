@@ -9,7 +9,7 @@
 //! - [`BackupMetrics`]: what a good backup was like, in numbers.
 //! - [`MetricsPage`]: a text of metrics on its way.
 //!
-//! Imports: `error`, `durable`, and the reports of `job`.
+//! Imports: `error`, `durable`, and the reports of this crate.
 
 pub mod names;
 #[cfg(test)]
@@ -157,7 +157,7 @@ fn names_of(uuid: Uuid) -> [String; 2] {
 /// # Errors
 /// A file can't be read or written.
 pub fn bound(directory: &Path, uuid: Uuid, now: i64) -> Result<()> {
-    for name in [format!("virtfold-{uuid}.prom"), format!("virtfold-{uuid}-failure.prom")] {
+    for name in names_of(uuid) {
         let path = directory.join(name);
         let reading = || format!("cannot read the metrics '{}'", path.display());
         let file = match File::open(&path) {

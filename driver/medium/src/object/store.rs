@@ -11,7 +11,6 @@ use std::fmt;
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::OnceLock;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, Checksum};
@@ -25,7 +24,7 @@ use tokio::runtime::Runtime;
 use super::credentials;
 use super::fault::{explain, may_pass};
 use crate::ObjectAddress;
-use virtfold_archive::stream::Cancel;
+use virtfold_archive::stream::{Cancel, check_cancel};
 use virtfold_base::error::{Error, ErrorKind, Result};
 
 /// How often a wait looks whether the run is to end.
@@ -153,9 +152,7 @@ pub(super) fn wait<T>(cancel: &Cancel, work: impl Future<Output = T>) -> Result<
             if let Ok(done) = tokio::time::timeout(GLANCE, work.as_mut()).await {
                 return Ok(done);
             }
-            if cancel.load(Ordering::Relaxed) {
-                return Err(Error::new(ErrorKind::Interrupted, "the work was interrupted"));
-            }
+            check_cancel(cancel)?;
         }
     })
 }
