@@ -20,7 +20,7 @@
 //! of a replacement leaves old and new files under their names, all of them whole; the same restore made again ends it.
 //! A block device is written in place.
 //!
-//! Imports: `error`, `archive`, `medium`, `image`, `durable`, `catalog`, `guest`; of this room `restore` and `attachments`; `virtfold_hooks` (guards).
+//! Imports: `error`, `archive`, `medium`, `image`, `durable`, `catalog`, `hypervisor`; of this room `restore` and `attachments`; `virtfold_hooks` (guards).
 
 mod backup;
 mod identity;

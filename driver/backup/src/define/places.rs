@@ -49,6 +49,20 @@ pub(super) struct TargetPath {
 }
 
 impl TargetPath {
+    /// What the archive does not have, and the guest makes at its first start, must not be there from somebody
+    /// else.
+    pub(super) fn must_be_free(&self, what: &str) -> Result<()> {
+        if self.found == Found::Nothing {
+            return Ok(());
+        }
+        let text = format!(
+            "'{}' exists already, where {what} shall be made at its first start",
+            self.path.display()
+        );
+        Err(Error::new(ErrorKind::Exists, text)
+            .with_hint("move it away, or restore somewhere else with --output"))
+    }
+
     /// As [`TargetPath::look`], where the directory may be missing and is then made later.
     pub(super) fn look_or_free(path: &Path) -> Result<Self> {
         if path.parent().is_some_and(Path::exists) {

@@ -378,7 +378,7 @@ impl RestorePlanner<'_> {
         }
         match found {
             Some((bytes, _)) => self.file("NVRAM", spot, Content::File(bytes.to_vec())),
-            None => must_be_free(&spot, "the copy's NVRAM"),
+            None => spot.must_be_free("the copy's NVRAM"),
         }
     }
 
@@ -405,7 +405,7 @@ impl RestorePlanner<'_> {
         };
         if members.is_empty() {
             let copy = self.who.identity == Identity::Copy;
-            return if copy { must_be_free(&spot, "the copy's TPM state") } else { Ok(()) };
+            return if copy { spot.must_be_free("the copy's TPM state") } else { Ok(()) };
         }
         let content = match tpm.storage {
             TpmStorage::File => Content::File(self.backup.member(TPM_FILE).unwrap_or_default().to_vec()),
@@ -489,15 +489,4 @@ fn check_whole(disk: &Disk) -> Result<()> {
     Err(Error::new(ErrorKind::Unsupported, what).with_hint(format!(
         "restore the disks without --define, cut the part out, and give the guest that; or take it out with --without {target}"
     )))
-}
-
-/// What the archive does not have, and the guest makes at its first start, must not be there from somebody else.
-fn must_be_free(spot: &TargetPath, what: &str) -> Result<()> {
-    if spot.found == Found::Nothing {
-        return Ok(());
-    }
-    let text =
-        format!("'{}' exists already, where {what} shall be made at its first start", spot.path.display());
-    Err(Error::new(ErrorKind::Exists, text)
-        .with_hint("move it away, or restore somewhere else with --output"))
 }
