@@ -15,7 +15,7 @@
 //! and then it is an error that they are missing, as is everything that cannot be read: a backup without them
 //! would restore a guest that does not boot, or that cannot open its own disk.
 //!
-//! Imports: `error`, `archive` (its member type), `guest` (its XML).
+//! Imports: `error`, `archive` (its member type), `hypervisor` (its XML).
 
 use std::fs::{File, OpenOptions};
 use std::io::Read;

@@ -4,23 +4,15 @@
 //! Nothing is forgotten of a guest that is there, has a run going, or whose disks a broken-off backup has not
 //! brought home: libvirt, the domain's lock and the journal are asked, in this order.
 //!
-//! Imports: `error`, `catalog`, `guest`.
+//! Imports: `error`, `catalog`, `hypervisor`.
 
 use serde::Serialize;
 use uuid::Uuid;
 
+use crate::RunMode;
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_catalog::{Catalog, Journal, KnownDomain};
 use virtfold_hypervisor::{DomainId, Hypervisor};
-
-/// Whether it is done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// It is said what would be forgotten.
-    DryRun,
-    /// It is forgotten.
-    Apply,
-}
 
 /// What is forgotten of a guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -44,7 +36,7 @@ pub struct Forgotten {
 /// known of it; libvirt can't be asked, the catalog not be used.
 pub fn run(
     domain: &str,
-    mode: Mode,
+    mode: RunMode,
     (hypervisor, catalog): (&dyn Hypervisor, &Catalog),
 ) -> Result<Vec<Forgotten>> {
     let known = catalog.known_domains(domain)?;
@@ -58,7 +50,7 @@ pub fn run(
     // All are looked at before the first is forgotten.
     let locks = known.iter().map(|known| catalog.lock(known.id)).collect::<Result<Vec<_>>>()?;
     let forgotten = known.iter().map(|known| look(known, catalog)).collect::<Result<Vec<_>>>()?;
-    if mode == Mode::Apply {
+    if mode == RunMode::Apply {
         known.iter().try_for_each(|known| catalog.forget_domain(known.id))?;
     }
     drop(locks);

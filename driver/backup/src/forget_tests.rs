@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::*;
+use crate::RunMode;
 use virtfold_catalog::queue::{End, Queue, Reason, RunResult, Wanted};
 use virtfold_catalog::{
     BackupCopy, FreezeSession, JournalEntry, Owner, SessionKind, SessionOutcome, SessionState, Source,
@@ -82,12 +83,12 @@ impl Scene {
         self.catalog.remember(&[copy]).unwrap();
     }
 
-    fn forget(&self, domain: &str, mode: Mode) -> Result<Vec<Forgotten>> {
+    fn forget(&self, domain: &str, mode: RunMode) -> Result<Vec<Forgotten>> {
         run(domain, mode, (&self.world, &self.catalog))
     }
 
     fn refused(&self, domain: &str) -> (ErrorKind, String) {
-        let error = self.forget(domain, Mode::Apply).unwrap_err();
+        let error = self.forget(domain, RunMode::Apply).unwrap_err();
         (error.kind(), format!("{error}; {}", error.hint().unwrap_or_default()))
     }
 }
@@ -103,17 +104,17 @@ fn what_is_gone_is_forgotten_and_its_archives_are_not() {
         scene.catalog.record(job, &[JournalEntry::Close(SessionOutcome::Copied)]).unwrap();
         scene.has_archive(domain, name);
     }
-    let would = scene.forget("web", Mode::DryRun).unwrap();
+    let would = scene.forget("web", RunMode::DryRun).unwrap();
     let known = Forgotten { domain: "web".to_owned(), uuid: web.0, runs: 2, history: 1, archives: 1 };
     assert_eq!(would, std::slice::from_ref(&known));
     assert_eq!(scene.catalog.last_ends(Timestamp::MAX).unwrap().len(), 2, "a dry run does nothing");
-    assert_eq!(scene.forget("web", Mode::Apply).unwrap(), [known]);
+    assert_eq!(scene.forget("web", RunMode::Apply).unwrap(), [known]);
     let left = scene.catalog.last_ends(Timestamp::MAX).unwrap();
     assert_eq!(left.iter().map(|entry| entry.wanted.domain).collect::<Vec<_>>(), [db]);
     assert_eq!(scene.catalog.open_entries().unwrap().len(), 1);
     assert_eq!(scene.catalog.copies_at("/backup").unwrap().len(), 2);
     // A second time there are the archives alone.
-    let again = scene.forget(&web.to_string(), Mode::Apply).unwrap();
+    let again = scene.forget(&web.to_string(), RunMode::Apply).unwrap();
     assert_eq!((again[0].runs, again[0].history, again[0].archives), (0, 0, 1));
     assert_eq!(scene.refused("nobody").0, ErrorKind::NotFound);
 }
@@ -130,7 +131,7 @@ fn what_is_there_or_not_ended_is_not_forgotten() {
     // One of that name was defined anew: the earlier one goes by its uuid.
     scene.ran(id(7), "web");
     assert!(scene.refused("web").1.contains(&id(7).to_string()));
-    assert_eq!(scene.forget(&id(7).to_string(), Mode::Apply).unwrap()[0].runs, 1);
+    assert_eq!(scene.forget(&id(7).to_string(), RunMode::Apply).unwrap()[0].runs, 1);
     // Renamed since it was backed up.
     scene.world.add(&SimSpec { name: "new".to_owned(), disks: vec![], agent: Agent::Absent }).unwrap();
     let renamed = virtfold_hypervisor::Hypervisor::lookup(&scene.world, "new").unwrap().id;
@@ -152,5 +153,5 @@ fn what_is_there_or_not_ended_is_not_forgotten() {
         scene.catalog.last_ends(Timestamp::MAX).unwrap().iter().filter(|e| e.wanted.domain == gone).count(),
         1
     );
-    assert_eq!(scene.forget("gone", Mode::Apply).unwrap()[0].runs, 1);
+    assert_eq!(scene.forget("gone", RunMode::Apply).unwrap()[0].runs, 1);
 }

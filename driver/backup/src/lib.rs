@@ -4,7 +4,7 @@
 //! A backup follows FIG. 13 of the method: 1302 capacity and allocation table, 1303-1305 freeze, 1306-1307
 //! decide and build the correspondence table, 1308-1310 stream the dense image, 1311 end.
 //!
-//! Imports: all rooms below; nothing but `cli` imports this one.
+//! Imports: all crates that ARCHITECTURE.md draws above it; `service` and `cli` import this one.
 
 pub mod attachments;
 pub mod backup;
@@ -31,6 +31,15 @@ use std::sync::Arc;
 
 pub use self::progress::{Progress, Snapshot};
 use virtfold_archive::stream::Cancel;
+
+/// Whether what a run decides is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunMode {
+    /// It is.
+    Apply,
+    /// It is only reported.
+    DryRun,
+}
 
 /// How a running job is watched and stopped.
 #[derive(Clone, Debug, Default)]

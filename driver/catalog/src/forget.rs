@@ -1,7 +1,7 @@
 //! What is known of a guest that is gone, and how that goes: its entries in the queue and its closed jobs.
 //! What is known of its archives stays, as they do.
 //!
-//! Imports: `error`, plain types of `guest`.
+//! Imports: `error`, plain types of `hypervisor`.
 
 use rusqlite::params;
 

@@ -15,7 +15,7 @@ use super::types::{
     BaseImage, FreezeSession, JournalEntry, SessionDisk, SessionKind, SessionOutcome, SessionState,
     UnfreezeState,
 };
-use super::{DomainLock, HISTORY, Journal, locks, schema};
+use super::{DomainLock, HISTORY, Journal, NoCatalog, locks, schema};
 use virtfold_base::durable;
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 use virtfold_hypervisor::DomainId;
@@ -65,6 +65,14 @@ pub struct Catalog {
 }
 
 impl Catalog {
+    /// Opens the catalog of a state directory, where there is one; makes nothing.
+    ///
+    /// # Errors
+    /// As [`Catalog::open`].
+    pub fn open_existing(state: &Path) -> Result<Option<Self>> {
+        if NoCatalog::is_in(state) { Ok(None) } else { Self::open(state).map(Some) }
+    }
+
     /// Opens the catalog of a state directory; makes both where there is no catalog yet.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! What the journal says of a job.
 //!
-//! Imports: plain types of `guest`.
+//! Imports: plain types of `hypervisor`.
 
 use std::path::PathBuf;
 

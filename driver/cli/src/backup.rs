@@ -13,6 +13,7 @@ use virtfold_backup::resume::{Keep, SavedEnvelope, Wish};
 use virtfold_backup::{Control, Progress};
 use virtfold_base::error::{Error, ErrorKind};
 use virtfold_base::units::{BlockSize, Human};
+use virtfold_catalog::Catalog;
 use virtfold_config::Defaults;
 use virtfold_image::{Format, ImageAccess};
 use virtfold_medium::{Location, RateLimit};
@@ -24,7 +25,7 @@ use super::exit::Outcome;
 use super::guest::{self, GuestArgs};
 use super::keys::EncryptArgs;
 use super::medium;
-use super::mounted::{self, MountArgs};
+use super::mounted::MountArgs;
 use super::output::say;
 use super::remember::{self, StateDirPolicy};
 use super::report::{JsonFlag, OutputFormat, ProgressPrinter, StdoutUse, printable, result};
@@ -138,7 +139,7 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
     let manner = manner(&args, defaults)?;
     let mut media = Destinations::new(&args.to, &args.tape, || args.guest.state_dir(), &signals.stop)?;
     if !args.guest.is_plan() {
-        let catalog = mounted::catalog(&args.guest.state_dir()?)?;
+        let catalog = Catalog::open_existing(&args.guest.state_dir()?)?;
         let looked = args.mounts.check(&media, &config, catalog.as_ref())?;
         media.stand_on(looked);
     }

@@ -4,15 +4,14 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use serde::Serialize;
-use virtfold_backup::forget::{self, Forgotten, Mode};
-use virtfold_backup::metrics;
+use virtfold_backup::forget::{self, Forgotten};
+use virtfold_backup::{RunMode, metrics};
 use virtfold_base::error::{Error, ErrorKind};
 use virtfold_catalog::Catalog;
 
 use super::config::ConfigFlag;
 use super::exit::Outcome;
 use super::guest::connection::{ConnectFlag, StateFlag};
-use super::mounted;
 use super::report::{JsonFlag, OutputFormat, StdoutUse, printable, result};
 
 /// Forget a guest that no longer exists: its runs, its failures and its metrics
@@ -72,7 +71,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         }
     };
     let state = args.state.path_of(args.connect.whose())?;
-    let catalog = mounted::catalog(&state)?.ok_or_else(|| nothing(&args.domain))?;
+    let catalog = Catalog::open_existing(&state)?.ok_or_else(|| nothing(&args.domain))?;
     let report = args.forget(&catalog, metrics_dir)?;
     result(OutputFormat::from_flag(&args.json), StdoutUse::Free, &report, &text(&report))?;
     Ok(Outcome::Done)
@@ -81,20 +80,20 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
 impl Args {
     fn forget(&self, catalog: &Catalog, metrics_dir: Option<PathBuf>) -> Result<Report, Error> {
         let connection = self.connect.open()?;
-        let mode = if self.dry_run { Mode::DryRun } else { Mode::Apply };
+        let mode = if self.dry_run { RunMode::DryRun } else { RunMode::Apply };
         let mut domains = Vec::new();
         for known in forget::run(&self.domain, mode, (connection.hypervisor.as_ref(), catalog))? {
             let mut files = Vec::new();
             if let Some(directory) = &metrics_dir {
                 files = metrics::files_of(directory, known.uuid);
-                if mode == Mode::Apply {
+                if mode == RunMode::Apply {
                     metrics::forget(directory, known.uuid)?;
                 }
             }
             let metrics = files.iter().map(|path| path.display().to_string()).collect();
             domains.push(Entry { known, metrics });
         }
-        Ok(Report { forgotten: mode == Mode::Apply, domains })
+        Ok(Report { forgotten: mode == RunMode::Apply, domains })
     }
 }
 

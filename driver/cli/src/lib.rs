@@ -1,4 +1,4 @@
-//! The command line: one file per verb. A verb turns its arguments into a request, hands it to `job`, and
+//! The command line: one file per verb. A verb turns its arguments into a request, hands it to `backup`, and
 //! prints what comes back; it decides nothing about data.
 //!
 //! `exit` is the one place that maps errors to exit codes, `report` the one that prints progress.

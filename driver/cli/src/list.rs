@@ -11,7 +11,7 @@ use virtfold_backup::mounted::{Mounted, Place, check};
 use virtfold_backup::retention::{self, CatalogFillReport};
 use virtfold_base::error::sentence;
 use virtfold_base::units::Human;
-use virtfold_catalog::{Catalog, NoCatalog};
+use virtfold_catalog::Catalog;
 use virtfold_medium::{Location, mounts};
 
 use super::Signals;
@@ -19,7 +19,6 @@ use super::args;
 use super::exit::Outcome;
 use super::guest::connection::StateFlag;
 use super::keys::IdentityArgs;
-use super::mounted;
 use super::output::say;
 use super::report::{JsonFlag, OutputFormat, StdoutUse, printable, result};
 use super::show;
@@ -73,7 +72,7 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<Outcome> {
         return tape::list_to(&drive, OutputFormat::from_flag(&args.json));
     }
     if let (Some(path), true) = (args.directory.path(), args.remember) {
-        let catalog = mounted::catalog(&args.state.path()?)?;
+        let catalog = Catalog::open_existing(&args.state.path()?)?;
         check(&Place { path, medium: None, mounted: Mounted::AsBefore }, catalog.as_ref(), &mounts::of)?;
     }
     let located = inspect::list_located(&args.directory, &args.identity.load()?)?;
@@ -117,16 +116,19 @@ fn created(glance: &Glance) -> Option<Timestamp> {
 /// What a person keeps, where there is a catalog that can be read: a list is for whoever may read the place.
 fn pins(args: &Args) -> Result<BTreeSet<Uuid>> {
     let state = args.state.path()?;
-    if NoCatalog::is_in(&state) {
-        return Ok(BTreeSet::new());
-    }
-    Catalog::open(&state).and_then(|catalog| catalog.pins()).or_else(|error| match args.remember {
-        true => Err(error.into()),
-        false => {
-            say(&format!("virtfold: pinned archives can't be determined: {}", printable(&sentence(&error))));
-            Ok(BTreeSet::new())
-        }
-    })
+    let opened = Catalog::open_existing(&state);
+    opened.and_then(|catalog| catalog.map_or_else(|| Ok(BTreeSet::new()), |catalog| catalog.pins())).or_else(
+        |error| match args.remember {
+            true => Err(error.into()),
+            false => {
+                say(&format!(
+                    "virtfold: pinned archives can't be determined: {}",
+                    printable(&sentence(&error))
+                ));
+                Ok(BTreeSet::new())
+            }
+        },
+    )
 }
 
 fn text(archives: &[Glance], pins: &BTreeSet<Uuid>) -> String {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use virtfold_backup::mounted::{Mounted, Place, check, still};
 use virtfold_base::error::{Error, IoContext};
-use virtfold_catalog::{Catalog, NoCatalog};
+use virtfold_catalog::Catalog;
 use virtfold_config::{Config, Medium};
 use virtfold_medium::mounts::Mount;
 
@@ -128,14 +128,6 @@ fn of<'a>(config: &'a Config, path: &Path) -> Result<Option<(&'a str, &'a Medium
     let media = config.media.iter().map(|(name, medium)| (name.as_str(), medium));
     let mut media = media.filter(|(_, medium)| Path::new(medium.to.as_str()) == absolute);
     Ok(media.next())
-}
-
-/// The catalog of a state directory, where there is one.
-///
-/// # Errors
-/// It can't be used.
-pub(crate) fn catalog(state: &Path) -> Result<Option<Catalog>, Error> {
-    if NoCatalog::is_in(state) { Ok(None) } else { Catalog::open(state).map(Some) }
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@
 //!   medium that has the archive's first bytes
 //!   for good, up to a place D that is not behind what it was given, makes itself ready again (a tape: the next volume is in the drive), says D, and takes as its next
 //!   bytes those from D on. The caller has them from a source that has not changed: the archive's chunks before D are not made again, the others are made as they were
-//!   (`job::backup`). A medium that can't says `None`, and is dropped.
+//!   (`backup::backup`). A medium that can't says `None`, and is dropped.
 //! - **Only where the very last step of `finish` fails** (the sync of a directory, the look at an object) may
 //!   the archive exist in spite of the error; it
 //!   is then whole.

@@ -1,6 +1,6 @@
 //! What the service works by: jobs, media, limits, in its own words. `settings` makes them of the configuration.
 //!
-//! Imports: `guest` (plain types), `catalog` (plain types).
+//! Imports: `hypervisor` (plain types), `catalog` (plain types).
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
-use virtfold::backup::guest::{Host, Mode, RecoverScope, Recovery, Verdict, recover};
+use virtfold::backup::RunMode;
+use virtfold::backup::guest::{Host, RecoverScope, Recovery, Verdict, recover};
 use virtfold::catalog::{Catalog, Journal};
 use virtfold::hypervisor::host::LocalFiles;
 use virtfold::hypervisor::{Config, Hypervisor, is_our_overlay};
@@ -241,7 +242,7 @@ impl Bench {
         let id = libvirt.lookup(self.guest().name()).unwrap().id;
         let host =
             Host { hypervisor: &libvirt, files: &LocalFiles, journal: &catalog, guard: &guard, pace: pace() };
-        let ended = recover(&host, RecoverScope::Domain(id), Mode::Apply).map_err(|e| format!("{e:?}"))?;
+        let ended = recover(&host, RecoverScope::Domain(id), RunMode::Apply).map_err(|e| format!("{e:?}"))?;
         let bad = |r: &&Recovery| !matches!(r.verdict, Verdict::Recovered | Verdict::Later);
         if let Some(bad) = ended.iter().find(bad) {
             return Err(format!("recovery: {bad:?}"));

@@ -17,7 +17,7 @@
 //! The archive's head is written before the guest comes back, so it says how the guest was frozen; the
 //! longest pause, at a pivot, is in the report alone.
 //!
-//! Imports: `error`, `image`, `archive`, `guest`, and of `job` `plan`, `guest`, `backup`, `resume`,
+//! Imports: `error`, `image`, `archive`, `hypervisor`, and of this crate `plan`, `guest`, `backup`, `resume`,
 //! `attachments`; `virtfold_hooks` (guards).
 
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -31,12 +31,12 @@ use virtfold_hooks::guard::LockReason;
 use super::attachments::LibvirtDirectories;
 use super::backup::{ArchiveOptions, BackupReport, Written};
 use super::guest::{
-    FreezeDisk, FreezeReport, FreezeRequest, Host, Mode, OfflineDisk, OfflineRequest, Quiesce, RecoverScope,
+    FreezeDisk, FreezeReport, FreezeRequest, Host, OfflineDisk, OfflineRequest, Quiesce, RecoverScope,
     Recovery, Unfrozen, Verdict, at_rest, frozen, recover,
 };
 use super::plan::{self, Consistency, Plan, PlannedDisk, QuiesceWish, Wishes};
 use super::resume::{self, Discard, Keep};
-use super::{Control, guards};
+use super::{Control, RunMode, guards};
 use virtfold_archive::stream::Cancel;
 use virtfold_base::durable;
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result, sentence};
@@ -215,7 +215,7 @@ struct Done {
 
 /// What earlier runs left behind is cleaned up before anything new is begun.
 fn bring_in_order(host: &Host<'_>, domain: DomainId) -> Result<Vec<Recovery>> {
-    let found = recover(host, RecoverScope::Domain(domain), Mode::Apply)?;
+    let found = recover(host, RecoverScope::Domain(domain), RunMode::Apply)?;
     let stuck = |recovery: &&Recovery| {
         matches!(recovery.verdict, Verdict::Busy | Verdict::Undecided | Verdict::Failed)
     };

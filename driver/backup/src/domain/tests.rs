@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
+use crate::RunMode;
 use crate::guest::{FreezeTimings, StartWatchdog, Watchdog};
 use crate::inspect;
 use virtfold_archive::crypt::Identities;
@@ -237,7 +238,7 @@ fn a_recovery_discards_what_it_makes_useless() {
     };
     discard_records(&host, &lab.wishes.state_dir, &medium::discard).unwrap();
     assert_eq!(lab.archives().len(), 1, "its job is open");
-    recover(&host, RecoverScope::All, Mode::Apply).unwrap();
+    recover(&host, RecoverScope::All, RunMode::Apply).unwrap();
     discard_records(&host, &lab.wishes.state_dir, &medium::discard).unwrap();
     lab.assert_home();
     assert!(lab.archives().is_empty(), "{:?}", lab.archives());

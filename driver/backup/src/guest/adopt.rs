@@ -10,7 +10,7 @@
 //!
 //! The journal says nothing new until the bases are read: a driver that dies here leaves what it found.
 //!
-//! Imports: `error`, `catalog`, `guest`, `freeze`, `home`.
+//! Imports: `error`, `catalog`, `hypervisor`, `freeze`, `home`.
 
 use super::freeze::{BaseLocks, CopyContext, copy_held, end, hold_bases};
 use super::home::Unfreeze;

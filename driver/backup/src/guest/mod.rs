@@ -16,7 +16,7 @@
 //! the host while the copy runs), `home/` (decide, live commit and pivot, commit at rest, the end of
 //! overlays), `recover`, `rest`, `guard` (the pause's guard as a process).
 //!
-//! Imports: `error`, `catalog`, `guest`, and `job`'s [`Control`].
+//! Imports: `error`, `catalog`, `hypervisor`, and this crate's [`Control`].
 
 use std::fmt::Debug;
 use std::path::PathBuf;
@@ -47,7 +47,7 @@ mod watch;
 pub use adopt::{TakeOver, TakeOverRequest, adopt, broken_off};
 pub use freeze::frozen;
 pub use guard::WatchdogProcess;
-pub use recover::{DiskRecovery, Mode, RecoverScope, Recovery, Verdict, recover};
+pub use recover::{DiskRecovery, RecoverScope, Recovery, Verdict, recover};
 pub use rest::at_rest;
 
 /// Everything that a job needs of its host.

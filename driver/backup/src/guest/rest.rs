@@ -2,7 +2,7 @@
 //! them under the reader. QEMU's locks keep it from starting; that they did is proven at the end, three ways:
 //! no event of a start, still shut off, and no image was written to.
 //!
-//! Imports: `error`, `catalog`, `guest`.
+//! Imports: `error`, `catalog`, `hypervisor`.
 
 use std::fmt::Debug;
 

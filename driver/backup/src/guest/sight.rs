@@ -2,7 +2,7 @@
 //!
 //! A domain may end or begin between two questions. A look that contradicts itself is taken again.
 //!
-//! Imports: `error`, `guest`.
+//! Imports: `error`, `hypervisor`.
 
 use std::path::{Path, PathBuf};
 

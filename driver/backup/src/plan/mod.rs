@@ -14,7 +14,7 @@
 //! The backup itself makes a plan, too, and does what it says: `--plan` and the deed can't differ in their rules. What may change
 //! in between is looked at again by the freeze.
 //!
-//! Imports: `error`, `image`, `guest`; `archive` for the names that its members can have.
+//! Imports: `error`, `image`, `hypervisor`; `archive` for the names that its members can have.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;

@@ -6,7 +6,7 @@
 //! alone. What is replaced goes when all is written, so it takes its room until then. A file system that
 //! compresses may need less: a restore is not refused for this, a plan says it.
 //!
-//! Imports: see the room; `mounts`, `guest` (what is free).
+//! Imports: see the room; `mounts`, `hypervisor` (what is free).
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;

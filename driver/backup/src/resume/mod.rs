@@ -14,7 +14,7 @@
 //! One medium at a time: several copies and pipes are not gone on with by another process, nor are block devices as sources, which don't tell when they
 //! were written to. What a tape has of an archive the catalog knows, and no mark is kept of it.
 //!
-//! Imports: `error`, `archive`, `crypt`, `medium`, and of `job` `disks`.
+//! Imports: `error`, `archive`, `crypt`, `medium`, and of this crate `disks`.
 
 mod kept_envelope;
 mod origin;

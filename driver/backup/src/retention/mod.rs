@@ -12,7 +12,7 @@
 //! Invariants: the newest whole backup stays; what rests on another archive that stays keeps that one; an archive that can't be read, whose name says that it
 //! is of the same subject, keeps everything that is older, for it may rest on it.
 //!
-//! Imports: `error`, `catalog`, `crypt`, `medium`, `archive` (the head), and of `job` `inspect`.
+//! Imports: `error`, `catalog`, `crypt`, `medium`, `archive` (the head), and of this crate `inspect`.
 
 mod look;
 mod policy;
@@ -26,6 +26,6 @@ mod subjects;
 
 pub use self::look::{CatalogFillReport, PlaceName, copies, remember};
 pub use self::policy::{Backup, Keep, Prunable, Reason, Rule, Verdict, decide};
-pub use self::prune::{Mode, PruneRequest, Wanted, Wish, prune};
+pub use self::prune::{PruneRequest, Wanted, Wish, prune};
 pub use self::report::{Entry, Failure, Group, PruneAction, PruneReport};
 pub use self::subjects::{Host, Paths};

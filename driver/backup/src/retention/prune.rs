@@ -20,21 +20,13 @@ use super::look::{Found, file_name, look};
 use super::policy::{Backup, Keep, Prunable, Reason, Verdict, decide};
 use super::report::{Entry, Failure, Group, PruneAction, PruneReport};
 use super::subjects::{Host, Key, Paths, mixed, settle};
+use crate::RunMode;
 use crate::backup::file_label;
 use virtfold_archive::crypt::Identities;
 use virtfold_base::error::Result;
 use virtfold_catalog::{Catalog, DomainLock, Journal, Owner, copy_name, place_name};
 use virtfold_hypervisor::DomainId;
 use virtfold_medium::{self as medium, Location};
-
-/// Whether anything is removed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// It is.
-    Apply,
-    /// It is only told what would be.
-    DryRun,
-}
 
 /// What is kept of a subject.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,7 +57,7 @@ pub struct PruneRequest<'a> {
     /// Whose days and weeks count.
     pub zone: &'a TimeZone,
     /// Whether anything is removed.
-    pub mode: Mode,
+    pub mode: RunMode,
     /// Whether labelled images may have moved.
     pub paths: Paths,
 }
@@ -100,7 +92,7 @@ struct Survey {
 /// # Errors
 /// The place or the catalog can't be read; somebody else prunes. What can't be removed is in the report.
 pub fn prune(request: &PruneRequest<'_>, catalog: Option<&Catalog>) -> Result<PruneReport> {
-    let apply = request.mode == Mode::Apply;
+    let apply = request.mode == RunMode::Apply;
     let _lock = catalog.filter(|_| apply).map(Catalog::lock_pruning).transpose()?;
     let mut survey = request.survey(catalog)?;
     let mut locks = DomainLocks::default();

@@ -7,6 +7,7 @@ use jiff::tz::TimeZone;
 use uuid::Uuid;
 
 use super::*;
+use crate::RunMode;
 use crate::disks::DiskSet;
 use crate::inspect;
 use virtfold_archive::crypt::{Envelope, Identities, Recipients};
@@ -92,15 +93,20 @@ impl World {
     }
 
     /// Keeps the newest `last`, with what the hosts are asked for.
-    fn prune(&self, last: u32, mode: Mode) -> PruneReport {
+    fn prune(&self, last: u32, mode: RunMode) -> PruneReport {
         self.prune_with(last, mode, &Identities::default())
     }
 
-    fn prune_with(&self, last: u32, mode: Mode, identities: &Identities) -> PruneReport {
+    fn prune_with(&self, last: u32, mode: RunMode, identities: &Identities) -> PruneReport {
         self.prune_as(None, (last, mode), identities)
     }
 
-    fn prune_as(&self, id: Option<&str>, (last, mode): (u32, Mode), identities: &Identities) -> PruneReport {
+    fn prune_as(
+        &self,
+        id: Option<&str>,
+        (last, mode): (u32, RunMode),
+        identities: &Identities,
+    ) -> PruneReport {
         let keep = Keep { last: Some(last), ..Keep::default() };
         // A number that no rule has: somebody keeps all.
         let keep = if last == 0 { Wish::All("a job keeps all".to_owned()) } else { Wish::By(keep) };
@@ -175,11 +181,11 @@ fn old_ones_go_and_are_noted_and_a_dry_run_touches_nothing() {
         ["2026-11-20T01:00:00Z", "2026-11-21T01:00:00Z", "2026-11-22T01:00:00Z", "2026-11-23T01:00:00Z"];
     let paths: Vec<PathBuf> = (1..).zip(days).map(|(id, day)| world.archive(&spec(id, day))).collect();
     assert_eq!(world.remember(&Identities::default()), CatalogFillReport { known: 4, unread: 0 });
-    let dry = world.prune(2, Mode::DryRun);
+    let dry = world.prune(2, RunMode::DryRun);
     assert!(paths.iter().all(|path| there(path)));
     assert_eq!(entry(&dry, &paths[0]).action, PruneAction::Remove);
     assert_eq!(entry(&dry, &paths[3]).reasons, ["last 1", "newest complete"]);
-    let done = world.prune(2, Mode::Apply);
+    let done = world.prune(2, RunMode::Apply);
     assert_eq!(paths.iter().map(|path| there(path)).collect::<Vec<_>>(), [false, false, true, true]);
     assert_eq!(entry(&done, &paths[1]).action, PruneAction::Removed);
     assert_eq!(done.failures().count(), 0);
@@ -188,11 +194,11 @@ fn old_ones_go_and_are_noted_and_a_dry_run_touches_nothing() {
         .copies_at(&virtfold_catalog::place_name(&Location::Path(world.place())).unwrap())
         .unwrap();
     assert_eq!(known.iter().map(|copy| copy.archive).collect::<Vec<_>>(), [uuid(3), uuid(4)]);
-    let again = world.prune(2, Mode::Apply);
+    let again = world.prune(2, RunMode::Apply);
     assert!(again.subjects[0].archives.iter().all(|entry| entry.action == PruneAction::Keep), "{again:#?}");
     // What a person removed is found to be gone.
     std::fs::remove_file(&paths[2]).unwrap();
-    world.prune(2, Mode::Apply);
+    world.prune(2, RunMode::Apply);
     assert_eq!(world.catalog.last_backups(Timestamp::MAX).unwrap().len(), 1);
     let place = virtfold_catalog::place_name(&Location::Path(world.place())).unwrap();
     assert_eq!(world.catalog.copies_at(&place).unwrap().len(), 1);
@@ -226,7 +232,7 @@ fn what_is_not_surely_ours_stays() {
     std::fs::copy(&newest, &partial).unwrap();
     let future = world.archive(&spec(8, "2031-01-01T00:00:00Z"));
 
-    let report = world.prune(1, Mode::Apply);
+    let report = world.prune(1, RunMode::Apply);
     let kept = [&newest, &other_host, &other_domain, &renamed, &link, &target, &cut, &partial, &future];
     for path in kept.into_iter().chain(&hostile) {
         assert!(there(path), "{}", path.display());
@@ -247,11 +253,11 @@ fn increments_go_before_what_they_rest_on() {
     let full = world.archive(&spec(1, "2026-11-20T00:00:00Z"));
     let increment = world.archive(&Spec { parent: Some(1), ..spec(2, "2026-11-21T00:00:00Z") });
     let newest = world.archive(&Spec { parent: Some(2), ..spec(3, "2026-11-22T00:00:00Z") });
-    let report = world.prune(1, Mode::Apply);
+    let report = world.prune(1, RunMode::Apply);
     assert!(there(&full) && there(&increment) && there(&newest));
     assert_eq!(entry(&report, &full).reasons, [format!("needed by {}", &uuid(2).to_string()[..8])]);
     let newer = world.archive(&spec(4, "2026-11-23T00:00:00Z"));
-    world.prune(1, Mode::Apply);
+    world.prune(1, RunMode::Apply);
     assert!(!there(&full) && !there(&increment) && !there(&newest) && there(&newer));
 }
 
@@ -261,7 +267,7 @@ fn encrypted_ones_need_the_catalog_or_a_key_and_keep_what_is_older() {
     let plain = world.archive(&spec(1, "2026-11-20T00:00:00Z"));
     let old = world.encrypted(&spec(2, "2026-11-21T00:00:00Z"));
     let newest = world.archive(&spec(3, "2026-11-22T00:00:00Z"));
-    let report = world.prune(1, Mode::Apply);
+    let report = world.prune(1, RunMode::Apply);
     assert!(there(&plain) && there(&old), "what can't be read may rest on what is older");
     assert!(entry(&report, &plain).reasons[0].starts_with("may be needed by"), "{report:#?}");
     assert_eq!(world.remember(&Identities::default()), CatalogFillReport { known: 2, unread: 1 });
@@ -270,13 +276,13 @@ fn encrypted_ones_need_the_catalog_or_a_key_and_keep_what_is_older() {
     let length = std::fs::metadata(&old).unwrap().len();
     let file = std::fs::OpenOptions::new().write(true).open(&old).unwrap();
     file.set_len(length + 1).unwrap();
-    world.prune(1, Mode::Apply);
+    world.prune(1, RunMode::Apply);
     assert!(there(&old));
     file.set_len(length).unwrap();
-    world.prune(1, Mode::Apply);
+    world.prune(1, RunMode::Apply);
     assert!(!there(&plain) && !there(&old) && there(&newest));
     let again = world.encrypted(&spec(4, "2026-11-19T00:00:00Z"));
-    world.prune_with(1, Mode::Apply, &world.identities());
+    world.prune_with(1, RunMode::Apply, &world.identities());
     assert!(!there(&again));
     let name = copy_name(&Location::Path(old)).unwrap();
     assert!(world.catalog.copy(&name).unwrap().is_some(), "what is gone is remembered");
@@ -288,16 +294,16 @@ fn a_domain_that_is_being_backed_up_is_left_alone() {
     let old = world.archive(&spec(1, "2026-11-20T00:00:00Z"));
     world.archive(&spec(2, "2026-11-21T00:00:00Z"));
     let lock = world.catalog.lock(DomainId(DOMAIN)).unwrap();
-    let report = world.prune(1, Mode::Apply);
+    let report = world.prune(1, RunMode::Apply);
     assert!(there(&old));
     let failures: Vec<ErrorKind> = report.failures().map(|failure| failure.kind).collect();
     assert_eq!(failures, [ErrorKind::InUse]);
     drop(lock);
     let other = world.catalog.lock_pruning().unwrap();
-    let error = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| world.prune(1, Mode::Apply)));
+    let error = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| world.prune(1, RunMode::Apply)));
     assert!(error.is_err(), "somebody else prunes");
     drop(other);
-    world.prune(1, Mode::Apply);
+    world.prune(1, RunMode::Apply);
     assert!(!there(&old));
 }
 
@@ -312,13 +318,13 @@ fn older_archives_go_by_the_host_s_name_unless_two_have_it() {
     world.archive(&ours);
     let renamed = Spec { host: "was-h1", ..Spec { id: 3, created: "2026-11-22T00:00:00Z", ..ours } };
     let renamed = world.archive(&renamed);
-    let report = world.prune_as(Some("0a"), (2, Mode::Apply), &none);
+    let report = world.prune_as(Some("0a"), (2, RunMode::Apply), &none);
     assert!(!there(&older) && there(&renamed), "{report:#?}");
     assert_eq!((report.subjects[0].archives.len(), report.other_hosts), (3, 0));
 
     let older = world.archive(&spec(4, day));
     let namesake = world.archive(&Spec { host_id: Some("0b"), ..spec(5, day) });
-    for mode in [Mode::DryRun, Mode::Apply] {
+    for mode in [RunMode::DryRun, RunMode::Apply] {
         let report = world.prune_as(Some("0a"), (1, mode), &none);
         let failures: Vec<&Failure> = report.failures().collect();
         assert_eq!(failures.len(), 1, "{report:#?}");
@@ -328,10 +334,10 @@ fn older_archives_go_by_the_host_s_name_unless_two_have_it() {
     }
     assert!(there(&older) && there(&namesake) && there(&renamed));
     // The other one has nothing that is in doubt of its own but for the older one.
-    let report = world.prune_as(Some("0b"), (1, Mode::Apply), &none);
+    let report = world.prune_as(Some("0b"), (1, RunMode::Apply), &none);
     assert_eq!(report.failures().count(), 1);
     std::fs::remove_file(&older).unwrap();
-    world.prune_as(Some("0a"), (1, Mode::Apply), &none);
+    world.prune_as(Some("0a"), (1, RunMode::Apply), &none);
     assert!(there(&namesake) && there(&renamed) && std::fs::read_dir(world.place()).unwrap().count() == 2);
 }
 
@@ -340,11 +346,11 @@ fn where_somebody_keeps_all_nothing_goes_and_it_is_said() {
     let world = World::new();
     let old = world.archive(&spec(1, "2026-11-20T00:00:00Z"));
     world.archive(&spec(2, "2026-11-21T00:00:00Z"));
-    let report = world.prune(0, Mode::Apply);
+    let report = world.prune(0, RunMode::Apply);
     assert!(there(&old), "{report:#?}");
     assert_eq!(report.subjects[0].kept_whole.as_deref(), Some("a job keeps all"));
     assert_eq!(entry(&report, &old).reasons, ["a job keeps all"]);
-    world.prune(1, Mode::Apply);
+    world.prune(1, RunMode::Apply);
     assert!(!there(&old));
 }
 
@@ -357,9 +363,9 @@ fn what_is_pinned_stays_until_it_is_not() {
     world.remember(&world.identities());
     world.catalog.pin(uuid(1), Timestamp::UNIX_EPOCH).unwrap();
     world.catalog.pin(uuid(1), Timestamp::UNIX_EPOCH).unwrap();
-    let report = world.prune(1, Mode::Apply);
+    let report = world.prune(1, RunMode::Apply);
     assert_eq!(entry(&report, &old).reasons, ["pinned"]);
     assert!(world.catalog.unpin(uuid(1)).unwrap() && !world.catalog.unpin(uuid(1)).unwrap());
-    world.prune(1, Mode::Apply);
+    world.prune(1, RunMode::Apply);
     assert!(!there(&old));
 }

@@ -14,7 +14,7 @@
 //!    \------- again, parked, recall ---/  (recall, too often: failed)
 //! ```
 //!
-//! Imports: `error`, plain types of `guest`.
+//! Imports: `error`, plain types of `hypervisor`.
 
 mod rows;
 #[cfg(test)]

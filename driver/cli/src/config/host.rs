@@ -103,7 +103,7 @@ impl HostCheck<'_> {
     /// What knows which file systems the media were on; nothing, where there is none, or somebody asks who
     /// may not read it.
     fn catalog(&self) -> Result<Option<Catalog>, Error> {
-        match mounted::catalog(&self.state.path_of(self.connect.whose())?) {
+        match Catalog::open_existing(&self.state.path_of(self.connect.whose())?) {
             Err(error) if error.kind() == ErrorKind::Denied => Ok(None),
             catalog => catalog,
         }

@@ -6,7 +6,7 @@ use serde::Serialize;
 use virtfold_backup::plan::{self, Finding, Plan, PlannedDisk};
 use virtfold_base::error::{Error, sentence};
 use virtfold_base::units::Human;
-use virtfold_catalog::{Catalog, NoCatalog};
+use virtfold_catalog::Catalog;
 use virtfold_hypervisor::host::LocalFiles;
 use virtfold_hypervisor::{DomainInfo, Persistence};
 
@@ -72,10 +72,9 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let wishes = super::wishes_of(&defaults, args.state.path_of(args.connect.whose())?);
     let all = plan::plan_all(connection.hypervisor.as_ref(), &LocalFiles, &wishes)?;
     let now = Timestamp::now();
-    let last = if NoCatalog::is_in(&wishes.state_dir) {
-        Vec::new()
-    } else {
-        Catalog::open(&wishes.state_dir)?.last_backups(now)?
+    let last = match Catalog::open_existing(&wishes.state_dir)? {
+        Some(catalog) => catalog.last_backups(now)?,
+        None => Vec::new(),
     };
     let domains = all.into_iter().map(|(info, plan)| {
         let last = last.iter().find(|last| last.domain == info.id.0).map(|last| last.created);

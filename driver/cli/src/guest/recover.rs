@@ -2,8 +2,9 @@
 
 use anyhow::Result;
 use serde::Serialize;
+use virtfold_backup::RunMode;
 use virtfold_backup::domain::discard_records;
-use virtfold_backup::guest::{FreezeTimings, Host, Mode, RecoverScope, Recovery, Verdict, recover};
+use virtfold_backup::guest::{FreezeTimings, Host, RecoverScope, Recovery, Verdict, recover};
 use virtfold_base::error::{Error, ErrorKind};
 use virtfold_catalog::{Catalog, Journal, NoCatalog};
 use virtfold_hypervisor::host::LocalFiles;
@@ -65,9 +66,9 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         None => RecoverScope::All,
         Some(domain) => RecoverScope::Domain(find(host.hypervisor, journal, domain)?),
     };
-    let mode = if args.dry_run { Mode::DryRun } else { Mode::Apply };
+    let mode = if args.dry_run { RunMode::DryRun } else { RunMode::Apply };
     let report = Report { domains: recover(&host, which, mode)? };
-    if mode == Mode::Apply {
+    if mode == RunMode::Apply {
         // Nobody goes on with an archive whose guest is home.
         discard_records(&host, &state, &medium::discard)?;
     }

@@ -210,7 +210,8 @@ mod tests {
     use jiff::Timestamp;
     use jiff::tz::TimeZone;
     use virtfold_archive::crypt::Identities;
-    use virtfold_backup::retention::{Host, Mode};
+    use virtfold_backup::RunMode;
+    use virtfold_backup::retention::Host;
     use virtfold_catalog::{BackupCopy, Catalog};
 
     use super::super::Args;
@@ -263,7 +264,7 @@ jobs:
             identities: Identities::default(),
             now: Timestamp::UNIX_EPOCH,
             zone: TimeZone::UTC,
-            mode: Mode::DryRun,
+            mode: RunMode::DryRun,
             args: &args,
         };
         let config = virtfold_config::parse(JOBS, std::path::Path::new("jobs.yaml")).unwrap();

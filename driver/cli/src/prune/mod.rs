@@ -8,11 +8,12 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 use virtfold_archive::crypt::Identities;
+use virtfold_backup::RunMode;
 use virtfold_backup::mounted::{self, Mounted, Place};
-use virtfold_backup::retention::{self, Host, Keep, Mode, Paths, PruneReport, PruneRequest, Wanted, Wish};
+use virtfold_backup::retention::{self, Host, Keep, Paths, PruneReport, PruneRequest, Wanted, Wish};
 use virtfold_backup::this_host;
 use virtfold_base::error::{Error, ErrorKind};
-use virtfold_catalog::{Catalog, NoCatalog, Owner};
+use virtfold_catalog::{Catalog, Owner};
 use virtfold_config::Count;
 use virtfold_medium::{Location, mounts};
 
@@ -147,7 +148,7 @@ struct PruneContext<'a> {
     identities: Identities,
     now: Timestamp,
     zone: TimeZone,
-    mode: Mode,
+    mode: RunMode,
     args: &'a Args,
 }
 
@@ -155,12 +156,12 @@ struct PruneContext<'a> {
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let state = args.state.path()?;
     let ground = PruneContext {
-        catalog: if NoCatalog::is_in(&state) { None } else { Some(Catalog::open(&state)?) },
+        catalog: Catalog::open_existing(&state)?,
         host: Host { name: this_host::name()?, id: this_host::id()? },
         identities: args.identity.load()?,
         now: Timestamp::now(),
         zone: TimeZone::system(),
-        mode: if args.dry_run { Mode::DryRun } else { Mode::Apply },
+        mode: if args.dry_run { RunMode::DryRun } else { RunMode::Apply },
         args,
     };
     let report = match &args.place {

@@ -10,7 +10,7 @@ use virtfold_base::error::{ErrorKind, Result};
 
 const EVERY: u64 = 300_000;
 
-/// Writes an archive as `job::backup` does: where the medium breaks, it is asked to go on, and gets what it does not have.
+/// Writes an archive as `backup::backup` does: where the medium breaks, it is asked to go on, and gets what it does not have.
 /// Returns how often it went on.
 fn write(bench: &Bench, archive: &[u8], (every, slots): (u64, &[usize])) -> Result<(u32, TapeReport)> {
     let setup = TapeWriteOptions { commit_every: every, ..bench.setup(slots) };

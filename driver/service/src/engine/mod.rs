@@ -11,7 +11,7 @@
 //! Then it waits for an input, or for the next time at which something can change. Where the catalog can't be written nothing is begun, what
 //! ended is kept in mind, and it is tried again.
 //!
-//! Imports: `error`, `catalog` (the queue), `guest` (plain types), `model`, `planner`, `runner`, `clock`, `notify`, `metrics`, `control` (what is said).
+//! Imports: `error`, `catalog` (the queue), `hypervisor` (plain types), `model`, `planner`, `runner`, `clock`, `notify`, `metrics`, `control` (what is said).
 
 mod ahead;
 mod begin;

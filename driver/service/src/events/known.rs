@@ -12,7 +12,7 @@
 //! Two words that were both missed, each by another source and within that time, may be taken for twins; whether the guest runs a
 //! reconcile finds all the same. It can't see that a guest stopped and started again in between, nor how one ended.
 //!
-//! Imports: `error`, `durable`, `guest` (plain types), `types`, `told`.
+//! Imports: `error`, `durable`, `hypervisor` (plain types), `types`, `told`.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io::{Read, Write};

@@ -20,7 +20,7 @@
 //!
 //! One thread does it all (`intake`), and delivers one notice at a time; another waits at the socket. Dropping [`Events`] ends both.
 //!
-//! Imports: `error`, `guest`, `durable`; `virtfold_hooks` (spool, events, domain, nudge).
+//! Imports: `error`, `hypervisor`, `durable`; `virtfold_hooks` (spool, events, domain, nudge).
 
 mod intake;
 mod known;

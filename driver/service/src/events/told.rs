@@ -4,7 +4,7 @@
 //! `Shutdown` before them. That it comes from another host or out of a file libvirt's hooks say (`migrate`, `restore`) before
 //! they say `started`.
 //!
-//! Imports: `guest` (plain types), `types`; `virtfold_hooks` (event, domain).
+//! Imports: `hypervisor` (plain types), `types`; `virtfold_hooks` (event, domain).
 
 use std::time::{Duration, SystemTime};
 

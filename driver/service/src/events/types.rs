@@ -1,6 +1,6 @@
 //! The words between the intake of events and the scheduler.
 //!
-//! Imports: `guest` (plain types).
+//! Imports: `hypervisor` (plain types).
 
 use std::fmt;
 use std::time::SystemTime;

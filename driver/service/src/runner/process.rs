@@ -12,7 +12,7 @@
 //! successor waits for the domain's lock meanwhile. The signal comes when the parent's *thread* ends, so each
 //! run has a thread that stays until its child has ended.
 //!
-//! Imports: `error`, `guest` (plain types), `catalog` (plain types, locks), `model`, `engine` (its inputs),
+//! Imports: `error`, `hypervisor` (plain types), `catalog` (plain types, locks), `model`, `engine` (its inputs),
 //! `child`, `said`.
 
 use std::collections::BTreeMap;

@@ -1,7 +1,7 @@
 //! The end of overlays, and of the job. An overlay goes only when no QEMU has it open and no chain of any
 //! domain has it.
 //!
-//! Imports: `error`, `catalog`, `guest`.
+//! Imports: `error`, `catalog`, `hypervisor`.
 
 use std::path::{Path, PathBuf};
 

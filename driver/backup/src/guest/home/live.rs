@@ -17,7 +17,7 @@
 //!
 //! A disk whose commit keeps failing is given up for now. The others come home all the same.
 //!
-//! Imports: `error`, `catalog`, `guest`.
+//! Imports: `error`, `catalog`, `hypervisor`.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};

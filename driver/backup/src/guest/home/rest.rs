@@ -5,7 +5,7 @@
 //! either, which then are the same: so the hold is followed by a look, and only a domain that does not run
 //! and an overlay that is as it was are edited.
 //!
-//! Imports: `error`, `catalog`, `guest`.
+//! Imports: `error`, `catalog`, `hypervisor`.
 
 use super::super::sight::DomainView;
 use super::{Step, Unfreeze};

@@ -3,7 +3,7 @@
 //! Its last writes are in the overlay. Nobody but the journal and the files knows that the two belong together, so somebody may have given
 //! one of them to another guest, or to this one as another disk: then it is not ours any more.
 //!
-//! Imports: `error`, `catalog`, `guest`.
+//! Imports: `error`, `catalog`, `hypervisor`.
 
 use std::path::{Path, PathBuf};
 

@@ -7,7 +7,7 @@
 //!   no chain is put aside;
 //!   its contents are not looked at. One that rests on none is only told of: storage may be shared with another host.
 //!
-//! Imports: `error`, `catalog`, `guest`, `home`.
+//! Imports: `error`, `catalog`, `hypervisor`, `home`.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,8 @@ use super::super::Host;
 use super::super::begin::now;
 use super::super::home::users;
 use super::super::sight::{DomainView, present};
-use super::{Mode, Recovery, Verdict, advice, one};
+use super::{Recovery, Verdict, advice, one};
+use crate::RunMode;
 use virtfold_base::error::{Error, ErrorKind, Result, sentence};
 use virtfold_catalog::{BaseImage, FreezeSession, SessionDisk, SessionKind, SessionState, UnfreezeState};
 use virtfold_hypervisor::domain_xml::{Disk, DomainXml};
@@ -27,7 +28,7 @@ use virtfold_hypervisor::settle::path_of;
 use virtfold_hypervisor::{DomainId, DomainInfo, is_our_overlay};
 
 /// Looks through the domains, or through one.
-pub(super) fn search(host: &Host<'_>, domain: Option<DomainId>, mode: Mode) -> Result<Vec<Recovery>> {
+pub(super) fn search(host: &Host<'_>, domain: Option<DomainId>, mode: RunMode) -> Result<Vec<Recovery>> {
     let mut recoveries = Vec::new();
     let mut places = ReferencedFiles::default();
     for info in host.hypervisor.domains()?.into_iter().filter(|i| domain.is_none_or(|d| d == i.id)) {
@@ -72,7 +73,7 @@ fn known(host: &Host<'_>) -> Result<BTreeSet<PathBuf>> {
 fn adopt(
     host: &Host<'_>,
     info: &DomainInfo,
-    (mode, places): (Mode, &mut ReferencedFiles),
+    (mode, places): (RunMode, &mut ReferencedFiles),
 ) -> Result<Option<Recovery>> {
     if find(host, info.id, places)?.1.is_empty() {
         return Ok(None);
@@ -101,7 +102,7 @@ fn adopt(
         held: None,
         disks,
     };
-    if mode == Mode::Apply {
+    if mode == RunMode::Apply {
         host.journal.begin(&job)?;
     }
     let mut recovery = one(host, job, mode);
@@ -156,7 +157,7 @@ fn made_up(host: &Host<'_>, disk: &Disk, overlay: PathBuf) -> Result<Option<Sess
 fn put_aside(
     host: &Host<'_>,
     strays: &[PathBuf],
-    (mode, places): (Mode, &ReferencedFiles),
+    (mode, places): (RunMode, &ReferencedFiles),
 ) -> Result<Vec<Recovery>> {
     if strays.is_empty() {
         return Ok(Vec::new());
@@ -178,7 +179,7 @@ fn put_aside(
             domain: String::new(),
             name: String::new(),
             job: None,
-            verdict: if mode == Mode::Apply { Verdict::Attention } else { Verdict::Planned },
+            verdict: if mode == RunMode::Apply { Verdict::Attention } else { Verdict::Planned },
             found: vec![format!("the overlay '{name}' is in no chain, and the journal does not know it")],
             done: vec![format!("rename the overlay '{name}' to a name that ends in .quarantined")],
             remains: vec![format!(
@@ -186,7 +187,7 @@ fn put_aside(
             )],
             disks: Vec::new(),
         };
-        if mode == Mode::Apply {
+        if mode == RunMode::Apply {
             match present(host.files.quarantine(stray)) {
                 Ok(_) => {}
                 Err(error) => {

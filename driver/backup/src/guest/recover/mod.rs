@@ -4,13 +4,14 @@
 //! domain's lock, and is left alone. Every step can be broken off and done again. A dry run decides for each
 //! disk, says the words of the decision and stops there.
 //!
-//! Imports: `error`, `catalog`, `guest`, `home`.
+//! Imports: `error`, `catalog`, `hypervisor`, `home`.
 
 use serde::Serialize;
 
 use super::Host;
 use super::home::{RecoveryNotes, Unfreeze, UnfreezeOutcome, found};
 use super::sight::DomainView;
+use crate::RunMode;
 use virtfold_base::error::{Error, ErrorKind, Result, sentence};
 use virtfold_catalog::{FreezeSession, JournalEntry, SessionOutcome, SessionState};
 use virtfold_hypervisor::guard::GuestHold;
@@ -25,15 +26,6 @@ pub enum RecoverScope {
     All,
     /// One domain's.
     Domain(DomainId),
-}
-
-/// Whether anything is done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// It is.
-    Apply,
-    /// It is only said.
-    DryRun,
 }
 
 /// What came of a domain.
@@ -53,7 +45,7 @@ pub enum Verdict {
     Undecided,
     /// Something failed; run it again.
     Failed,
-    /// What would be done, by [`Mode::DryRun`].
+    /// What would be done, by [`RunMode::DryRun`].
     Planned,
 }
 
@@ -99,7 +91,7 @@ pub struct DiskRecovery {
 ///
 /// # Errors
 /// The hypervisor or the journal can't be asked at all. What fails for one domain is in its [`Recovery`].
-pub fn recover(host: &Host<'_>, which: RecoverScope, mode: Mode) -> Result<Vec<Recovery>> {
+pub fn recover(host: &Host<'_>, which: RecoverScope, mode: RunMode) -> Result<Vec<Recovery>> {
     let domain = match which {
         RecoverScope::All => None,
         RecoverScope::Domain(domain) => Some(domain),
@@ -113,7 +105,7 @@ pub fn recover(host: &Host<'_>, which: RecoverScope, mode: Mode) -> Result<Vec<R
 }
 
 /// One job, under its domain's lock. `None` where its own driver closed it meanwhile.
-fn locked(host: &Host<'_>, job: &FreezeSession, mode: Mode) -> Result<Option<Recovery>> {
+fn locked(host: &Host<'_>, job: &FreezeSession, mode: RunMode) -> Result<Option<Recovery>> {
     let _lock = match host.journal.lock(job.domain) {
         Ok(lock) => lock,
         Err(error) if error.kind() == ErrorKind::InUse => {
@@ -128,13 +120,13 @@ fn locked(host: &Host<'_>, job: &FreezeSession, mode: Mode) -> Result<Option<Rec
 }
 
 /// One job.
-fn one(host: &Host<'_>, job: FreezeSession, mode: Mode) -> Recovery {
+fn one(host: &Host<'_>, job: FreezeSession, mode: RunMode) -> Recovery {
     let mut homing = Unfreeze::new(host, job);
     homing.domain.found = found(&homing.job);
     let ended = match (homing.job.state, mode) {
         (SessionState::Reading, _) => read_only(&mut homing, mode),
-        (_, Mode::DryRun) => plan(&mut homing).map(|()| Verdict::Planned),
-        (_, Mode::Apply) => homing.arrive(SessionOutcome::Recovered).map(|arrival| match arrival {
+        (_, RunMode::DryRun) => plan(&mut homing).map(|()| Verdict::Planned),
+        (_, RunMode::Apply) => homing.arrive(SessionOutcome::Recovered).map(|arrival| match arrival {
             UnfreezeOutcome::Home => Verdict::Recovered,
             UnfreezeOutcome::Later => Verdict::Later,
             UnfreezeOutcome::Undecided => Verdict::Undecided,
@@ -161,11 +153,11 @@ fn advice(error: &Error) -> String {
 }
 
 /// A job that changed nothing in its domain.
-fn read_only(homing: &mut Unfreeze<'_>, mode: Mode) -> Result<Verdict> {
+fn read_only(homing: &mut Unfreeze<'_>, mode: RunMode) -> Result<Verdict> {
     homing.domain.done.push("close the session; it changed nothing".to_owned());
     match mode {
-        Mode::DryRun => Ok(Verdict::Planned),
-        Mode::Apply => {
+        RunMode::DryRun => Ok(Verdict::Planned),
+        RunMode::Apply => {
             homing.record(&[JournalEntry::Close(SessionOutcome::Recovered)]).map(|()| Verdict::Recovered)
         }
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::super::*;
 use super::scene::{PLAIN, Scene, Setup};
+use crate::RunMode;
 use virtfold_base::error::{Error, ErrorKind, sentence};
 use virtfold_catalog::{Catalog, SessionState};
 use virtfold_hypervisor::simulated::{
@@ -358,7 +359,7 @@ fn an_overlay_in_no_chain_that_no_journal_knows_is_put_aside() {
     assert!(scene.world.image(&stray).is_some());
     scene.world.remove(&elsewhere).unwrap();
     scene.world.put_image(&stray, SimImage { backing: Some(scene.bases()[0].clone()), ..image });
-    let planned = only(recover(&scene.host(), RecoverScope::All, Mode::DryRun).unwrap());
+    let planned = only(recover(&scene.host(), RecoverScope::All, RunMode::DryRun).unwrap());
     assert_eq!(planned.verdict, Verdict::Planned);
     assert!(scene.world.image(&stray).is_some());
     let recovery = only(scene.recover());
@@ -454,13 +455,13 @@ fn a_dry_run_says_the_same_words_and_changes_nothing() {
             }
             let (images, jobs) = (scene.world.images(), scene.journal.open_jobs(None).unwrap());
             let changing = scene.points(|scene| {
-                let planned = only(recover(&scene.host(), RecoverScope::All, Mode::DryRun).unwrap());
+                let planned = only(recover(&scene.host(), RecoverScope::All, RunMode::DryRun).unwrap());
                 assert_eq!(planned.verdict, Verdict::Planned);
             });
             let question = |p: &InjectionPoint| matches!(p.operation, Operation::Read | Operation::Look);
             assert!(changing.iter().all(question), "{changing:?}");
             assert_eq!((scene.world.images(), scene.journal.open_jobs(None).unwrap()), (images, jobs));
-            let planned = only(recover(&scene.host(), RecoverScope::All, Mode::DryRun).unwrap());
+            let planned = only(recover(&scene.host(), RecoverScope::All, RunMode::DryRun).unwrap());
             let applied = only(scene.recover());
             let words = |r: &Recovery| (r.found.clone(), r.done.clone(), r.disks.clone());
             assert_eq!(words(&planned), words(&applied), "{operation:?} {end:?}");
@@ -488,7 +489,7 @@ fn the_catalog_carries_a_job_over() {
     drop(catalog);
     let catalog = Catalog::open(state.path()).unwrap();
     let host = Host { journal: &catalog, ..scene.host() };
-    let recovery = only(recover(&host, RecoverScope::Domain(scene.id), Mode::Apply).unwrap());
+    let recovery = only(recover(&host, RecoverScope::Domain(scene.id), RunMode::Apply).unwrap());
     assert_eq!(recovery.verdict, Verdict::Recovered);
     let json = serde_json::to_string(&recovery).unwrap();
     assert!(json.contains("\"verdict\":\"recovered\""), "{json}");

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::super::*;
 use super::cases::{THREE, dies_at, meanwhile, only, remains};
 use super::scene::{PLAIN, Scene};
+use crate::RunMode;
 use virtfold_base::error::ErrorKind;
 use virtfold_hypervisor::simulated::{
     Agent, Fate, InjectionPoint, Operation, Outside, SimImage, SimSpec, When,
@@ -195,7 +196,7 @@ fn a_directory_that_is_gone_keeps_nothing_from_being_recovered() {
     scene.world.lose_directory(Path::new("/images"));
     scene.world.lose_directory(Path::new("/overlays"));
     assert_eq!(
-        only(recover(&scene.host(), RecoverScope::All, Mode::Apply).unwrap()).verdict,
+        only(recover(&scene.host(), RecoverScope::All, RunMode::Apply).unwrap()).verdict,
         Verdict::Recovered
     );
     scene.is_home(Some(Run::Running)).unwrap();
@@ -208,7 +209,7 @@ fn a_domain_that_cannot_be_looked_at_is_named_and_the_others_are_found() {
     let spec = SimSpec { name: "broken".to_owned(), disks: Vec::new(), agent: Agent::Absent };
     let broken = scene.world.add(&spec).unwrap();
     scene.world.make_odd(broken);
-    let recoveries = recover(&scene.host(), RecoverScope::All, Mode::Apply).unwrap();
+    let recoveries = recover(&scene.host(), RecoverScope::All, RunMode::Apply).unwrap();
     let verdict = |name: &str| recoveries.iter().find(|r| r.name == name).map(|r| r.verdict);
     assert_eq!(verdict("broken"), Some(Verdict::Failed), "{recoveries:#?}");
     assert_eq!(verdict("g"), Some(Verdict::Recovered), "{recoveries:#?}");

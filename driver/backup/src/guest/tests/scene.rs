@@ -8,6 +8,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::super::*;
+use crate::RunMode;
 use virtfold_base::error::{Error, ErrorKind};
 use virtfold_catalog::{DomainLock, FreezeSession, JournalEntry, SessionOutcome as Ended, UnfreezeState};
 use virtfold_hypervisor::domain_xml::DomainXml;
@@ -327,7 +328,7 @@ impl Scene {
     }
 
     pub(super) fn recover(&self) -> Vec<Recovery> {
-        recover(&self.host(), RecoverScope::All, Mode::Apply).unwrap_or_default()
+        recover(&self.host(), RecoverScope::All, RunMode::Apply).unwrap_or_default()
     }
 
     /// Sets off `fate` at point number `index` from now on.
