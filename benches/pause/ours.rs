@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 use virtfold::backup::Control;
 use virtfold::backup::guest::WatchdogProcess;
-use virtfold::backup::guest::{FreezeDisk, FreezeRequest, FreezeTimings, Frozen, Host, Quiesce, frozen};
+use virtfold::backup::guest::{
+    AgentFreeze, FreezeContext, FreezeDisk, FreezeRequest, FreezeTimings, Frozen, frozen,
+};
 use virtfold::catalog::{
     BaseImage, Catalog, DomainLock, FreezeSession, Journal, JournalEntry, SessionState, UnfreezeState,
 };
@@ -16,7 +18,7 @@ use virtfold::error::Result;
 use virtfold::hypervisor::domain_xml::DomainXml;
 use virtfold::hypervisor::host::LocalFiles;
 use virtfold::hypervisor::libvirt::{Libvirt, LocalUri};
-use virtfold::hypervisor::{Config, DomainId, Hypervisor, overlay_path};
+use virtfold::hypervisor::{DomainId, Hypervisor, XmlView, overlay_path};
 
 use crate::lab::{Guest, Lab};
 
@@ -70,7 +72,7 @@ fn run(lab: &Lab, guest: &Guest<'_>, copy: impl FnOnce(&Frozen)) -> Vec<(Phase, 
     let journal = Clock { inner: &catalog, seen: Mutex::default() };
     let arguments = ["guard".into(), "--uri".into(), lab.uri().into()].to_vec();
     let guards = WatchdogProcess { program: env!("CARGO_BIN_EXE_virtfold").into(), arguments };
-    let host = Host {
+    let host = FreezeContext {
         hypervisor: &libvirt,
         files: &LocalFiles,
         journal: &journal,
@@ -88,7 +90,7 @@ fn run(lab: &Lab, guest: &Guest<'_>, copy: impl FnOnce(&Frozen)) -> Vec<(Phase, 
 }
 
 fn request(libvirt: &Libvirt, id: DomainId) -> FreezeRequest {
-    let xml = DomainXml::parse(libvirt.xml(id, Config::Live).unwrap()).unwrap();
+    let xml = DomainXml::parse(libvirt.xml(id, XmlView::Live).unwrap()).unwrap();
     let disks = xml.disks.iter().map(|disk| {
         let path = disk.image.source.path().unwrap().to_owned();
         let overlay = overlay_path(path.parent().unwrap(), &path, Uuid::new_v4().as_fields().0);
@@ -104,7 +106,7 @@ fn request(libvirt: &Libvirt, id: DomainId) -> FreezeRequest {
         domain: id,
         disks: disks.collect(),
         targets: xml.targets(),
-        quiesce: Quiesce::No,
+        quiesce: AgentFreeze::No,
         min_free: 1 << 20,
     }
 }

@@ -8,7 +8,7 @@
 use std::fmt;
 
 use crate::check::place;
-use crate::error::Place;
+use crate::error::Position;
 use crate::keys::{Config, Domains, Job};
 use crate::suggest::nearest;
 use crate::values::{Glob, MediumKind, Name};
@@ -17,7 +17,7 @@ use crate::values::{Glob, MediumKind, Name};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IneffectiveSetting {
     /// Where the key stands.
-    pub place: Place,
+    pub place: Position,
     /// The job.
     pub job: String,
     /// The key's path, dotted.
@@ -34,7 +34,7 @@ impl fmt::Display for IneffectiveSetting {
 
 /// A domain of the host, as jobs select it.
 #[derive(Clone, Copy, Debug)]
-pub struct Seen<'a> {
+pub struct NamedGuest<'a> {
     /// Its name.
     pub name: &'a str,
     /// Its tags.
@@ -51,7 +51,7 @@ impl Domains {
 impl Config {
     /// What has no effect; `host` is all domains of this host, where they are known. Jobs that are switched
     /// off are passed over.
-    pub fn advice(&self, host: Option<&[Seen<'_>]>) -> Vec<IneffectiveSetting> {
+    pub fn advice(&self, host: Option<&[NamedGuest<'_>]>) -> Vec<IneffectiveSetting> {
         let mut all = Vec::new();
         for (name, job) in self.jobs.iter().filter(|(_, job)| job.enabled) {
             if let Some(host) = host {
@@ -70,7 +70,12 @@ impl Config {
         all.push(IneffectiveSetting { place, job: job.to_string(), key, message });
     }
 
-    fn selection(&self, (name, job): (&Name, &Job), host: &[Seen<'_>], all: &mut Vec<IneffectiveSetting>) {
+    fn selection(
+        &self,
+        (name, job): (&Name, &Job),
+        host: &[NamedGuest<'_>],
+        all: &mut Vec<IneffectiveSetting>,
+    ) {
         let before = all.len();
         for glob in job.domains.names.iter().filter_map(Glob::literal) {
             if host.iter().any(|domain| domain.name == glob) {
@@ -82,14 +87,19 @@ impl Config {
             let message = format!("this host has no domain '{glob}'{meant}");
             self.advise(name, &["domains", "names"], message, all);
         }
-        let selects = |domain: &Seen<'_>| job.domains.selects(domain.name, domain.tags);
+        let selects = |domain: &NamedGuest<'_>| job.domains.selects(domain.name, domain.tags);
         if all.len() == before && !host.iter().any(selects) {
             let message = "it selects no domain of this host, so nothing is backed up".to_owned();
             self.advise(name, &["domains"], message, all);
         }
     }
 
-    fn keep(&self, (name, job): (&Name, &Job), host: Option<&[Seen<'_>]>, all: &mut Vec<IneffectiveSetting>) {
+    fn keep(
+        &self,
+        (name, job): (&Name, &Job),
+        host: Option<&[NamedGuest<'_>]>,
+        all: &mut Vec<IneffectiveSetting>,
+    ) {
         let media = job.to.iter().filter_map(|medium| self.media.get_key_value(medium));
         let media: Vec<&Name> =
             media.filter(|(_, medium)| medium.to.kind() != MediumKind::Tape).map(|(name, _)| name).collect();
@@ -113,11 +123,11 @@ impl Config {
 }
 
 /// The domains that two jobs share, in words; `None` where they share none for sure.
-fn shared(ours: &Domains, theirs: &Domains, host: Option<&[Seen<'_>]>) -> Option<String> {
+fn shared(ours: &Domains, theirs: &Domains, host: Option<&[NamedGuest<'_>]>) -> Option<String> {
     let Some(host) = host else {
         return may_share(ours, theirs).then(|| "the domains that both jobs select".to_owned());
     };
-    let both = |domain: &&Seen<'_>| {
+    let both = |domain: &&NamedGuest<'_>| {
         ours.selects(domain.name, domain.tags) && theirs.selects(domain.name, domain.tags)
     };
     let names: Vec<&str> = host.iter().filter(both).map(|domain| domain.name).collect();
@@ -156,7 +166,7 @@ mod tests {
             .map(|(_, tags)| tags.iter().map(|tag| (*tag).to_owned()).collect())
             .collect();
         let seen = host.map(|host| {
-            host.iter().zip(&tags).map(|((name, _), tags)| Seen { name, tags }).collect::<Vec<_>>()
+            host.iter().zip(&tags).map(|((name, _), tags)| NamedGuest { name, tags }).collect::<Vec<_>>()
         });
         config.advice(seen.as_deref()).iter().map(ToString::to_string).collect()
     }

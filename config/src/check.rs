@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::error::{ConfigError, Place};
+use crate::error::{ConfigError, Position};
 use crate::keys::{Config, Job, Medium};
 use crate::suggest::nearest;
 use crate::values::{MediumKind, Name, Trigger};
@@ -112,8 +112,8 @@ impl Config {
 }
 
 /// Where a key stands, or the nearest section around it that a file has.
-pub(crate) fn place(config: &Config, path: &[&str]) -> Place {
+pub(crate) fn place(config: &Config, path: &[&str]) -> Position {
     let path: Vec<String> = path.iter().map(|key| (*key).to_owned()).collect();
     let around = (0..=path.len()).rev().find_map(|end| config.origins.get(&path[..end]));
-    around.cloned().unwrap_or_else(|| Place { file: Arc::from(Path::new("")), line: 1, column: 1 })
+    around.cloned().unwrap_or_else(|| Position { file: Arc::from(Path::new("")), line: 1, column: 1 })
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 /// A place in a file. Lines and columns count from 1, columns in characters.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
+pub struct Position {
     /// The file, as it was asked for.
     pub file: Arc<Path>,
     /// The line.
@@ -18,7 +18,7 @@ pub struct Place {
     pub column: usize,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}:{}", self.file.display(), self.line, self.column)
     }
@@ -44,14 +44,14 @@ pub enum ConfigError {
     /// The text is not YAML, or not the part of YAML that a configuration may use.
     Syntax {
         /// Where the parser stopped.
-        place: Place,
+        place: Position,
         /// What it says.
         message: String,
     },
     /// A key that virtfold does not know.
     UnknownKey {
         /// Where it stands.
-        place: Place,
+        place: Position,
         /// Its path, dotted.
         key: String,
         /// The keys that may stand there.
@@ -62,7 +62,7 @@ pub enum ConfigError {
     /// A key with a value that it can't have.
     BadValue {
         /// Where the key stands.
-        place: Place,
+        place: Position,
         /// Its path, dotted; empty for the whole document.
         key: String,
         /// What is wrong with the value.
@@ -73,7 +73,7 @@ pub enum ConfigError {
     /// A key that must be there is not.
     Missing {
         /// The file, or the mapping in it, that lacks the key.
-        place: Place,
+        place: Position,
         /// Its path, dotted.
         key: String,
     },
@@ -82,9 +82,9 @@ pub enum ConfigError {
         /// Its path, dotted.
         key: String,
         /// Where it is set first.
-        first: Place,
+        first: Position,
         /// Where it is set again.
-        second: Place,
+        second: Position,
     },
 }
 

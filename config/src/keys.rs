@@ -14,13 +14,13 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use self::jobs::{After, Before, Disks, Domains, Job, Keep, ResolvedJob, Retry};
+pub use self::jobs::{After, Before, Disks, Domains, Job, KeepRules, ResolvedJob, Retry};
 pub use self::media::Medium;
 pub use self::service::Service;
-use crate::error::Place;
+use crate::error::Position;
 use crate::values::{
-    BlockSize, ByteRate, Compression, DetectZeroes, FilePath, Layout, Name, Pause, Quiesce, RecipientList,
-    Room, Version, Workers,
+    BlockSize, ByteRate, ByteSize, Compression, DetectZeroes, FilePath, Layout, Name, PauseDuration,
+    QuiesceMode, RecipientList, Version, Workers,
 };
 
 /// The configuration of virtfold.
@@ -48,7 +48,7 @@ pub struct Config {
 }
 
 /// Places of keys, by path.
-pub(crate) type Origins = BTreeMap<Vec<String>, Place>;
+pub(crate) type Origins = BTreeMap<Vec<String>, Position>;
 
 impl Default for Config {
     /// The configuration of a host that has no file.
@@ -92,16 +92,16 @@ pub struct Defaults {
     /// Threads that read, digest and compress. Not set: one for each processor.
     pub workers: Option<Workers>,
     /// Whether the agent in a running guest makes its file systems clean before a backup.
-    pub quiesce: Quiesce,
+    pub quiesce: QuiesceMode,
     /// How long a running guest may stand still at one time during a backup. When it is over, a process of
     /// its own lets the guest go on.
-    pub pause_budget: Pause,
+    pub pause_budget: PauseDuration,
     /// The directory where running guests write while their disks are copied. Not set: beside each image, and
     /// in the state directory for block devices.
     pub overlay_dir: Option<FilePath>,
     /// What stays free in the file systems that the overlays of running guests lie in. A backup that would
     /// need more is refused, and one that comes below is aborted: a full file system stops guests.
-    pub min_free: Room,
+    pub min_free: ByteSize,
 }
 
 /// What a job's backups do: its own keys where it has them, else those of `defaults`.
@@ -118,10 +118,10 @@ impl Default for Defaults {
             detect_zeroes: None,
             limit_rate: None,
             workers: None,
-            quiesce: Quiesce::Auto,
-            pause_budget: Pause::from_millis(2000),
+            quiesce: QuiesceMode::Auto,
+            pause_budget: PauseDuration::from_millis(2000),
             overlay_dir: None,
-            min_free: Room::new(1 << 30),
+            min_free: ByteSize::new(1 << 30),
         }
     }
 }

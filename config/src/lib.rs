@@ -38,16 +38,17 @@ mod suggest;
 mod tree;
 mod typed;
 
-pub use advice::{IneffectiveSetting, Seen};
+pub use advice::{IneffectiveSetting, NamedGuest};
 pub use environment::Environment;
-pub use error::{ConfigError, Place};
+pub use error::{ConfigError, Position};
 pub use keys::{Config, Defaults, Job, Medium, ResolvedJob, Service, Settings};
 pub use load::{MAX_FILE, MAX_FILES, load, parse};
 pub use reference::{man_page, reference, schema};
 pub use schedule::Schedule;
-pub use show::{Origin, Shown};
+pub use show::{Shown, ValueOrigin};
 pub use values::{
-    Attempts, BlockSize, ByteRate, CommandLine, Compression, Concurrency, Count, DetectZeroes, FilePath,
-    Glob, Interval, Kind, Layout, List, LoopbackAddress, MediumAddress, MediumKind, Name, Pause, Quiesce,
-    RecipientList, Room, Text, Trigger, Version, When, Window, Workers, parse_size,
+    Attempts, BackupKind, BlockSize, ByteRate, ByteSize, CommandCondition, CommandLine, Compression,
+    Concurrency, Count, DetectZeroes, FilePath, Glob, Interval, Layout, List, LoopbackAddress, MediumAddress,
+    MediumKind, Name, NonEmptyText, PauseDuration, QuiesceMode, RecipientList, Trigger, Version, Window,
+    Workers, parse_size,
 };

@@ -14,9 +14,9 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use crate::check;
-use crate::error::{ConfigError, Place};
+use crate::error::{ConfigError, Position};
 use crate::keys::{Config, Origins};
-use crate::tree::{self, Child, YamlNode};
+use crate::tree::{self, YamlEntry, YamlNode};
 use std::collections::BTreeMap;
 
 /// The largest file, bytes.
@@ -76,11 +76,11 @@ fn build(texts: &[(Arc<Path>, String)]) -> Result<Config, ConfigError> {
     Ok(config)
 }
 
-fn start(file: &Arc<Path>) -> Place {
-    Place { file: Arc::clone(file), line: 1, column: 1 }
+fn start(file: &Arc<Path>) -> Position {
+    Position { file: Arc::clone(file), line: 1, column: 1 }
 }
 
-fn collect_origins(children: &BTreeMap<String, Child>, path: &mut Vec<String>, out: &mut Origins) {
+fn collect_origins(children: &BTreeMap<String, YamlEntry>, path: &mut Vec<String>, out: &mut Origins) {
     for (key, child) in children {
         path.push(key.clone());
         out.insert(path.clone(), child.place.clone());

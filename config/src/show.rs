@@ -4,16 +4,16 @@ use std::fmt;
 
 use serde_json::Value;
 
-use crate::error::Place;
+use crate::error::Position;
 use crate::keys::Config;
 
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Origin {
+pub enum ValueOrigin {
     /// No file sets it.
     Default,
     /// A file sets it here.
-    File(Place),
+    File(Position),
 }
 
 /// One value in effect.
@@ -24,15 +24,15 @@ pub struct Shown {
     /// The value as it would be written in YAML; `None` where the key is not set and has no default.
     pub value: Option<String>,
     /// Where it came from.
-    pub origin: Origin,
+    pub origin: ValueOrigin,
 }
 
 impl fmt::Display for Shown {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.key, self.value.as_deref().unwrap_or("(not set)"))?;
         match &self.origin {
-            Origin::Default => f.write_str("  # default"),
-            Origin::File(place) => write!(f, "  # {place}"),
+            ValueOrigin::Default => f.write_str("  # default"),
+            ValueOrigin::File(place) => write!(f, "  # {place}"),
         }
     }
 }
@@ -64,7 +64,7 @@ impl Config {
             Value::Null => None,
             other => Some(plain(other)),
         };
-        let origin = self.origins.get(path).cloned().map_or(Origin::Default, Origin::File);
+        let origin = self.origins.get(path).cloned().map_or(ValueOrigin::Default, ValueOrigin::File);
         out.push(Shown { key: path.join("."), value: shown, origin });
     }
 }

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use serde::de::{DeserializeSeed, Deserializer, EnumAccess, Error as _, MapAccess, SeqAccess, Visitor};
 
-use crate::error::{ConfigError, Place};
+use crate::error::{ConfigError, Position};
 use crate::examples;
 
 /// The most values that one file may hold, aliases followed.
@@ -38,13 +38,13 @@ pub(crate) enum YamlNode {
     Float(f64),
     Text(String),
     List(Vec<YamlNode>),
-    Map(BTreeMap<String, Child>),
+    Map(BTreeMap<String, YamlEntry>),
 }
 
 /// A value under a key, and where the key stands.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Child {
-    pub(crate) place: Place,
+pub(crate) struct YamlEntry {
+    pub(crate) place: Position,
     pub(crate) value: YamlNode,
 }
 
@@ -68,7 +68,7 @@ pub(crate) fn read(text: &str, file: &Arc<Path>) -> Result<YamlNode, ConfigError
 /// has bad luck.
 fn check_cost(text: &str, file: &Arc<Path>) -> Result<(), ConfigError> {
     let fault = |line, message: &str| {
-        let place = Place { file: Arc::clone(file), line, column: 1 };
+        let place = Position { file: Arc::clone(file), line, column: 1 };
         Err(ConfigError::Syntax { place, message: message.to_owned() })
     };
     let mut open = 0_usize;
@@ -102,13 +102,13 @@ fn syntax(text: &str, file: &Arc<Path>, error: &serde_yaml::Error) -> ConfigErro
         let quotes = text.lines().nth(line.saturating_sub(1)).filter(|_| sign);
         quotes.and_then(|content| examples::quotes(content, column)).map_or(told, |what| what)
     };
-    ConfigError::Syntax { place: Place { file: Arc::clone(file), line, column }, message }
+    ConfigError::Syntax { place: Position { file: Arc::clone(file), line, column }, message }
 }
 
 /// Puts `more` into `into`: mappings are united, and everything else may be set once only.
 pub(crate) fn unite(
-    into: &mut BTreeMap<String, Child>,
-    more: BTreeMap<String, Child>,
+    into: &mut BTreeMap<String, YamlEntry>,
+    more: BTreeMap<String, YamlEntry>,
     path: &mut Vec<String>,
 ) -> Result<(), ConfigError> {
     for (key, child) in more {
@@ -147,7 +147,7 @@ struct Scan<'a> {
 
 impl Scan<'_> {
     /// The place of `part`, if it lies in the text.
-    fn place_of(&self, part: &str) -> Option<Place> {
+    fn place_of(&self, part: &str) -> Option<Position> {
         let at = part.as_ptr().addr().checked_sub(self.text.as_ptr().addr())?;
         if at.checked_add(part.len())? > self.text.len() {
             return None;
@@ -155,7 +155,7 @@ impl Scan<'_> {
         let line = self.lines.partition_point(|start| *start <= at);
         let start = line.checked_sub(1).and_then(|i| self.lines.get(i)).copied().unwrap_or(0);
         let column = self.text.get(start..at)?.trim_start_matches('\u{feff}').chars().count() + 1;
-        Some(Place { file: Arc::clone(self.file), line: line + 1, column })
+        Some(Position { file: Arc::clone(self.file), line: line + 1, column })
     }
 
     fn count<E: serde::de::Error>(&self) -> Result<(), E> {
@@ -229,7 +229,7 @@ impl<'de> Visitor<'de> for Value<'_, '_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<YamlNode, A::Error> {
-        let mut map: BTreeMap<String, Child> = BTreeMap::new();
+        let mut map: BTreeMap<String, YamlEntry> = BTreeMap::new();
         while let Some((key, place)) = entries.next_key_seed(Key(self.0))? {
             self.0.path.borrow_mut().push(key.clone());
             if let Some(earlier) = map.get(&key) {
@@ -240,7 +240,7 @@ impl<'de> Visitor<'de> for Value<'_, '_> {
             }
             let value = entries.next_value_seed(self)?;
             self.0.path.borrow_mut().pop();
-            map.insert(key, Child { place, value });
+            map.insert(key, YamlEntry { place, value });
         }
         Ok(YamlNode::Map(map))
     }
@@ -250,7 +250,7 @@ impl<'de> Visitor<'de> for Value<'_, '_> {
 struct Key<'s, 'a>(&'s Scan<'a>);
 
 impl<'de> DeserializeSeed<'de> for Key<'_, '_> {
-    type Value = (String, Place);
+    type Value = (String, Position);
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
         self.0.count()?;
@@ -259,7 +259,7 @@ impl<'de> DeserializeSeed<'de> for Key<'_, '_> {
 }
 
 impl<'de> Visitor<'de> for Key<'_, '_> {
-    type Value = (String, Place);
+    type Value = (String, Position);
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a key")

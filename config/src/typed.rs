@@ -17,18 +17,18 @@ use serde::de::{
 };
 use serde::forward_to_deserialize_any;
 
-use crate::error::{ConfigError, Place};
+use crate::error::{ConfigError, Position};
 use crate::examples;
 use crate::suggest::nearest;
-use crate::tree::{Child, YamlNode};
+use crate::tree::{YamlEntry, YamlNode};
 
 /// An error on its way out of the tree.
 #[derive(Debug)]
-pub(crate) struct Fault {
+pub(crate) struct KeyError {
     what: What,
     /// The keys passed, innermost first.
     path: Vec<String>,
-    place: Option<Place>,
+    place: Option<Position>,
 }
 
 #[derive(Debug)]
@@ -50,19 +50,19 @@ enum What {
     },
 }
 
-impl Fault {
+impl KeyError {
     fn new(what: What) -> Self {
         Self { what, path: Vec::new(), place: None }
     }
 
-    fn under(mut self, key: String, place: Place) -> Self {
+    fn under(mut self, key: String, place: Position) -> Self {
         self.path.push(key);
         self.place.get_or_insert(place);
         self
     }
 
     /// The finished error; `whole` is the place of a fault of the whole document.
-    pub(crate) fn finish(mut self, whole: Place) -> ConfigError {
+    pub(crate) fn finish(mut self, whole: Position) -> ConfigError {
         self.path.reverse();
         let place = self.place.unwrap_or(whole);
         match self.what {
@@ -90,15 +90,15 @@ impl Fault {
     }
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for KeyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?}", self.what)
     }
 }
 
-impl std::error::Error for Fault {}
+impl std::error::Error for KeyError {}
 
-impl de::Error for Fault {
+impl de::Error for KeyError {
     fn custom<T: fmt::Display>(message: T) -> Self {
         Self::new(What::Value { message: message.to_string(), meant: None })
     }
@@ -142,7 +142,7 @@ fn said(unexpected: Unexpected<'_>) -> String {
 
 impl YamlNode {
     /// The fault of a value that is none of some words.
-    fn misfit(&self, wanted: &str, words: &[&'static str]) -> Fault {
+    fn misfit(&self, wanted: &str, words: &[&'static str]) -> KeyError {
         let message = format!("{}, but {wanted} is wanted", said(self.unexpected()));
         let meant = match self {
             Self::Bool(value) => examples::truth(&value.to_string(), words),
@@ -150,7 +150,7 @@ impl YamlNode {
             Self::Text(text) => examples::truth(text, words),
             _ => None,
         };
-        Fault::new(What::Value { message, meant: meant.map(str::to_owned) })
+        KeyError::new(What::Value { message, meant: meant.map(str::to_owned) })
     }
 
     fn unexpected(&self) -> Unexpected<'_> {
@@ -167,7 +167,7 @@ impl YamlNode {
     }
 }
 
-impl<'de> IntoDeserializer<'de, Fault> for YamlNode {
+impl<'de> IntoDeserializer<'de, KeyError> for YamlNode {
     type Deserializer = Self;
 
     fn into_deserializer(self) -> Self {
@@ -176,9 +176,9 @@ impl<'de> IntoDeserializer<'de, Fault> for YamlNode {
 }
 
 impl<'de> Deserializer<'de> for YamlNode {
-    type Error = Fault;
+    type Error = KeyError;
 
-    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, KeyError> {
         match self {
             Self::Null => Err(de::Error::invalid_type(Unexpected::Unit, &visitor)),
             Self::Bool(value) => visitor.visit_bool(value),
@@ -191,14 +191,14 @@ impl<'de> Deserializer<'de> for YamlNode {
         }
     }
 
-    fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+    fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, KeyError> {
         match self {
             Self::Bool(value) => visitor.visit_bool(value),
             other => Err(other.misfit("true or false", &["true", "false"])),
         }
     }
 
-    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, KeyError> {
         visitor.visit_some(self)
     }
 
@@ -206,17 +206,17 @@ impl<'de> Deserializer<'de> for YamlNode {
         self,
         _: &'static str,
         visitor: V,
-    ) -> Result<V::Value, Fault> {
+    ) -> Result<V::Value, KeyError> {
         visitor.visit_newtype_struct(self)
     }
 
-    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, KeyError> {
         match self {
             Self::Null => visitor.visit_map(Children::new(BTreeMap::new())),
             Self::Map(children) => visitor.visit_map(Children::new(children)),
             other => {
                 let (said, value) = (said(other.unexpected()), examples::plain(&other));
-                Err(Fault::new(What::Section { said, value }))
+                Err(KeyError::new(What::Section { said, value }))
             }
         }
     }
@@ -226,7 +226,7 @@ impl<'de> Deserializer<'de> for YamlNode {
         _: &'static str,
         _: &'static [&'static str],
         visitor: V,
-    ) -> Result<V::Value, Fault> {
+    ) -> Result<V::Value, KeyError> {
         self.deserialize_map(visitor)
     }
 
@@ -235,7 +235,7 @@ impl<'de> Deserializer<'de> for YamlNode {
         name: &'static str,
         variants: &'static [&'static str],
         visitor: V,
-    ) -> Result<V::Value, Fault> {
+    ) -> Result<V::Value, KeyError> {
         match &self {
             Self::Text(text) => StrDeserializer::new(text).deserialize_enum(name, variants, visitor),
             other => Err(other.misfit(&variants.join(" or "), variants)),
@@ -250,12 +250,12 @@ impl<'de> Deserializer<'de> for YamlNode {
 
 /// The children of a mapping, in the order of their places: the first error of a file is the one that is told.
 struct Children {
-    rest: std::vec::IntoIter<(String, Child)>,
-    value: Option<(String, Child)>,
+    rest: std::vec::IntoIter<(String, YamlEntry)>,
+    value: Option<(String, YamlEntry)>,
 }
 
 impl Children {
-    fn new(children: BTreeMap<String, Child>) -> Self {
+    fn new(children: BTreeMap<String, YamlEntry>) -> Self {
         let mut children: Vec<_> = children.into_iter().collect();
         children.sort_by(|(_, a), (_, b)| a.place.cmp(&b.place));
         Self { rest: children.into_iter(), value: None }
@@ -263,17 +263,17 @@ impl Children {
 }
 
 impl<'de> MapAccess<'de> for Children {
-    type Error = Fault;
+    type Error = KeyError;
 
-    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Fault> {
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, KeyError> {
         let Some((key, child)) = self.rest.next() else { return Ok(None) };
-        let read = seed.deserialize(StringDeserializer::<Fault>::new(key.clone()));
+        let read = seed.deserialize(StringDeserializer::<KeyError>::new(key.clone()));
         let read = read.map_err(|fault| fault.under(key.clone(), child.place.clone()))?;
         self.value = Some((key, child));
         Ok(Some(read))
     }
 
-    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Fault> {
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, KeyError> {
         let (key, child) = self.value.take().ok_or_else(|| de::Error::custom("a value was read twice"))?;
         seed.deserialize(child.value).map_err(|fault| fault.under(key, child.place))
     }

@@ -14,10 +14,10 @@ use serde::{Serialize, Serializer};
 pub use self::encryption::{FilePath, RecipientList};
 pub use self::glob::Glob;
 pub use self::media::{LoopbackAddress, MediumAddress, MediumKind};
-pub use self::names::{CommandLine, List, Name, Text};
+pub use self::names::{CommandLine, List, Name, NonEmptyText};
 pub use self::numbers::{Attempts, Concurrency, Count, Workers};
 pub use self::time::{Interval, Window};
-pub use self::words::{Kind, Trigger, When};
+pub use self::words::{BackupKind, CommandCondition, Trigger};
 use crate::suggest::nearest;
 
 /// Level of `zstd` without a level: the reference library's own.
@@ -319,10 +319,10 @@ impl fmt::Display for ByteRate {
 
 /// A size that may be zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Room(u64);
+pub struct ByteSize(u64);
 
 value!(
-    Room,
+    ByteSize,
     "a size such as 1GiB",
     json_schema!({
         "title": "a size; 0 for none",
@@ -333,7 +333,7 @@ value!(
     })
 );
 
-impl Room {
+impl ByteSize {
     /// A size of `bytes`.
     pub const fn new(bytes: u64) -> Self {
         Self(bytes)
@@ -345,7 +345,7 @@ impl Room {
     }
 }
 
-impl FromStr for Room {
+impl FromStr for ByteSize {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -353,7 +353,7 @@ impl FromStr for Room {
     }
 }
 
-impl fmt::Display for Room {
+impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write_size(self.0, f)
     }
@@ -361,10 +361,10 @@ impl fmt::Display for Room {
 
 /// A short time, 100 ms to 60 s.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pause(u64);
+pub struct PauseDuration(u64);
 
 value!(
-    Pause,
+    PauseDuration,
     "a time such as 2s",
     json_schema!({
         "title": "a whole number of `ms` or `s`, from 100ms to 60s",
@@ -374,7 +374,7 @@ value!(
     })
 );
 
-impl Pause {
+impl PauseDuration {
     /// A time of so many milliseconds.
     pub const fn from_millis(millis: u64) -> Self {
         Self(millis)
@@ -386,7 +386,7 @@ impl Pause {
     }
 }
 
-impl FromStr for Pause {
+impl FromStr for PauseDuration {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -407,7 +407,7 @@ impl FromStr for Pause {
     }
 }
 
-impl fmt::Display for Pause {
+impl fmt::Display for PauseDuration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.is_multiple_of(1000) { write!(f, "{}s", self.0 / 1000) } else { write!(f, "{}ms", self.0) }
     }
@@ -417,7 +417,7 @@ impl fmt::Display for Pause {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[schemars(inline)]
-pub enum Quiesce {
+pub enum QuiesceMode {
     /// By the agent if it answers; else the backup is crash-consistent.
     #[default]
     Auto,

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 use serde_json::Value;
 use virtfold_config::{
-    Compression, Config, Defaults, Environment, Layout, MAX_FILE, Origin, load, man_page, parse, reference,
-    schema,
+    Compression, Config, Defaults, Environment, Layout, MAX_FILE, ValueOrigin, load, man_page, parse,
+    reference, schema,
 };
 
 fn crate_dir() -> &'static Path {
@@ -80,7 +80,7 @@ fn every_sample_is_read_and_the_full_one_sets_every_key() {
                 let left: Vec<_> = all.iter().filter(|path| !sets(&document, path)).collect();
                 assert!(left.is_empty() && all.len() > 60, "not in the full sample: {left:?}");
                 let left: Vec<_> =
-                    config.show().into_iter().filter(|s| s.origin == Origin::Default).collect();
+                    config.show().into_iter().filter(|s| s.origin == ValueOrigin::Default).collect();
                 assert!(left.iter().all(|shown| shown.key.starts_with("media.lto")), "{left:?}");
             }
             if path.ends_with("config-minimal.yaml") {
@@ -230,7 +230,7 @@ fn a_job_has_its_own_keys_and_else_the_defaults() {
     let mut expect = config.defaults.clone();
     expect.compress = Compression::None;
     expect.min_free = "0".parse().unwrap();
-    expect.quiesce = virtfold_config::Quiesce::Yes;
+    expect.quiesce = virtfold_config::QuiesceMode::Yes;
     expect.layout = Layout::Full;
     expect.workers = Some("3".parse().unwrap());
     assert_eq!(job.settings, expect);

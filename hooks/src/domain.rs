@@ -18,7 +18,7 @@ const MAX_DISKS: usize = 4096;
 
 /// What the guest does to a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
+pub enum DiskAccess {
     /// It writes it: a disk of its own.
     Written,
     /// It only reads it: a read-only disk, or what backs another image.
@@ -31,12 +31,12 @@ pub struct DiskPath {
     /// As the XML has it.
     pub path: String,
     /// What for.
-    pub role: Role,
+    pub role: DiskAccess,
 }
 
 /// A guest, as far as its XML could be read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Domain {
+pub struct HookDomain {
     /// Its uuid.
     pub uuid: Option<String>,
     /// Its name.
@@ -46,7 +46,7 @@ pub struct Domain {
 }
 
 /// Reads what can be read.
-pub fn scan(xml: &[u8]) -> Domain {
+pub fn scan(xml: &[u8]) -> HookDomain {
     let mut scan = Scan { rest: xml, ..Scan::default() };
     while scan.step().is_some() {}
     scan.found
@@ -62,7 +62,7 @@ struct Scan<'a> {
     /// Paths of the disk at hand.
     disk: Vec<DiskPath>,
     readonly: bool,
-    found: Domain,
+    found: HookDomain,
 }
 
 impl<'a> Scan<'a> {
@@ -158,8 +158,11 @@ impl<'a> Scan<'a> {
             }
             [b"readonly"] => self.readonly = true,
             [above @ .., b"source"] => {
-                let role =
-                    if above.contains(&b"backingStore".as_slice()) { Role::Read } else { Role::Written };
+                let role = if above.contains(&b"backingStore".as_slice()) {
+                    DiskAccess::Read
+                } else {
+                    DiskAccess::Written
+                };
                 let path = path.map(|raw| String::from_utf8_lossy(&decode_attribute(raw)).into_owned());
                 if let Some(path) = path.filter(|path| !path.is_empty())
                     && self.disk.len() + self.found.disks.len() < MAX_DISKS
@@ -184,7 +187,7 @@ impl<'a> Scan<'a> {
             [b"domain", b"devices", b"disk"] => {
                 let readonly = self.readonly;
                 self.found.disks.extend(self.disk.drain(..).map(|disk| match readonly {
-                    true => DiskPath { role: Role::Read, ..disk },
+                    true => DiskPath { role: DiskAccess::Read, ..disk },
                     false => disk,
                 }));
             }

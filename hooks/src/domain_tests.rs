@@ -26,11 +26,11 @@ const GUEST: &str = r#"<?xml version="1.0"?>
 </domain>"#;
 
 fn written(path: &str) -> DiskPath {
-    DiskPath { path: path.into(), role: Role::Written }
+    DiskPath { path: path.into(), role: DiskAccess::Written }
 }
 
 fn read(path: &str) -> DiskPath {
-    DiskPath { path: path.into(), role: Role::Read }
+    DiskPath { path: path.into(), role: DiskAccess::Read }
 }
 
 #[test]
@@ -79,14 +79,14 @@ fn giants_are_scanned_in_linear_time_and_bounded_memory() {
 }
 
 /// The same by a parser of whole documents; `None` where it is not well-formed.
-fn by_document(xml: &str) -> Option<Domain> {
+fn by_document(xml: &str) -> Option<HookDomain> {
     let document = roxmltree::Document::parse(xml).ok()?;
     let root = document.root_element();
     let child = |parent: roxmltree::Node<'_, '_>, name: &str| {
         let found = parent.children().find(|node| node.has_tag_name(name));
         found.map(|node| node.children().filter(|n| n.is_text()).filter_map(|n| n.text()).collect::<String>())
     };
-    let mut domain = Domain::default();
+    let mut domain = HookDomain::default();
     if !root.has_tag_name("domain") {
         return Some(domain);
     }
@@ -98,7 +98,7 @@ fn by_document(xml: &str) -> Option<Domain> {
         for source in disk.descendants().filter(|node| node.has_tag_name("source")) {
             let path = source.attributes().find(|a| ["file", "dev", "dir"].contains(&a.name()));
             let backing = source.ancestors().any(|node| node.has_tag_name("backingStore"));
-            let role = if readonly || backing { Role::Read } else { Role::Written };
+            let role = if readonly || backing { DiskAccess::Read } else { DiskAccess::Written };
             if let Some(path) = path.filter(|path| !path.value().is_empty()) {
                 domain.disks.push(DiskPath { path: path.value().to_owned(), role });
             }

@@ -27,7 +27,7 @@ use nix::libc;
 use serde::{Deserialize, Serialize};
 
 use crate::HookOwner;
-use crate::domain::{Domain, Role};
+use crate::domain::{DiskAccess, HookDomain};
 use crate::places::named;
 
 /// The largest guard, bytes.
@@ -129,7 +129,7 @@ impl LockedDisks {
         format!("virtfold (process {}) {does} '{}': {}", self.pid, self.disk, self.reason)
     }
 
-    fn concerns(&self, name: &str, domain: &Domain) -> bool {
+    fn concerns(&self, name: &str, domain: &HookDomain) -> bool {
         let names = [Some(name), domain.name.as_deref()];
         let uuid = domain.uuid.as_deref();
         self.name.as_deref().is_some_and(|ours| names.contains(&Some(ours)))
@@ -137,14 +137,14 @@ impl LockedDisks {
     }
 
     /// Whether virtfold's access and a disk's role go together.
-    fn tolerates(&self, role: Role) -> bool {
-        self.access == LockReason::Reading && role == Role::Read
+    fn tolerates(&self, role: DiskAccess) -> bool {
+        self.access == LockReason::Reading && role == DiskAccess::Read
     }
 }
 
 /// The first guard that a guest would run into by its name, its uuid or the paths in its XML. `name` is what libvirt calls
 /// it, should the XML be unreadable. Touches no file.
-pub fn conflict<'g>(guards: &'g [LockedDisks], name: &str, domain: &Domain) -> Option<&'g LockedDisks> {
+pub fn conflict<'g>(guards: &'g [LockedDisks], name: &str, domain: &HookDomain) -> Option<&'g LockedDisks> {
     guards.iter().find(|guard| {
         let same = |disk: &crate::domain::DiskPath| disk.path == guard.disk && !guard.tolerates(disk.role);
         guard.concerns(name, domain) || domain.disks.iter().any(same)
@@ -153,7 +153,7 @@ pub fn conflict<'g>(guards: &'g [LockedDisks], name: &str, domain: &Domain) -> O
 
 /// The first guard whose file a disk of the guest leads to by another path. Looks at each disk's file, which may wait
 /// for a file system that does not answer: give it a time limit.
-pub fn conflict_by_file<'g>(guards: &'g [LockedDisks], domain: &Domain) -> Option<&'g LockedDisks> {
+pub fn conflict_by_file<'g>(guards: &'g [LockedDisks], domain: &HookDomain) -> Option<&'g LockedDisks> {
     if guards.iter().all(|guard| guard.file.is_none()) {
         return None;
     }

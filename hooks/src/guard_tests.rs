@@ -4,9 +4,9 @@ use super::*;
 use crate::domain::DiskPath;
 use proptest::prelude::*;
 
-fn guest(paths: &[(&Path, Role)]) -> Domain {
+fn guest(paths: &[(&Path, DiskAccess)]) -> HookDomain {
     let disks = paths.iter().map(|(path, role)| DiskPath { path: path.display().to_string(), role: *role });
-    Domain { uuid: Some("U-1".into()), name: Some("vm".into()), disks: disks.collect() }
+    HookDomain { uuid: Some("U-1".into()), name: Some("vm".into()), disks: disks.collect() }
 }
 
 #[test]
@@ -34,10 +34,10 @@ fn a_guard_lives_as_long_as_its_owner_holds_it() {
 fn conflicts_depend_on_who_writes() {
     let golden = Path::new("/images/golden");
     for (access, role, refused) in [
-        (LockReason::Reading, Role::Read, false),
-        (LockReason::Reading, Role::Written, true),
-        (LockReason::Restoring, Role::Read, true),
-        (LockReason::Restoring, Role::Written, true),
+        (LockReason::Reading, DiskAccess::Read, false),
+        (LockReason::Reading, DiskAccess::Written, true),
+        (LockReason::Restoring, DiskAccess::Read, true),
+        (LockReason::Restoring, DiskAccess::Written, true),
     ] {
         let guards = [LockedDisks::new(golden, access, "")];
         assert_eq!(
@@ -49,11 +49,11 @@ fn conflicts_depend_on_who_writes() {
     let other = LockedDisks::new(golden, LockReason::Restoring, "").of_guest(Some("u-1".into()), None);
     assert!(conflict(std::slice::from_ref(&other), "vm", &guest(&[])).is_some(), "a uuid has no case");
     let named = [other.of_guest(None, Some("vm".into()))];
-    assert!(conflict(&named, "vm", &Domain::default()).is_some());
-    assert!(conflict(&named, "VM", &Domain::default()).is_none());
-    assert!(conflict(&named, "", &Domain::default()).is_none());
+    assert!(conflict(&named, "vm", &HookDomain::default()).is_some());
+    assert!(conflict(&named, "VM", &HookDomain::default()).is_none());
+    assert!(conflict(&named, "", &HookDomain::default()).is_none());
     let nameless = [LockedDisks::new(golden, LockReason::Restoring, "")];
-    assert!(conflict(&nameless, "vm", &Domain::default()).is_none());
+    assert!(conflict(&nameless, "vm", &HookDomain::default()).is_none());
 }
 
 #[test]
@@ -63,11 +63,11 @@ fn another_path_to_the_same_file_conflicts() {
     fs::write(&disk, "").unwrap();
     std::os::unix::fs::symlink(&disk, &link).unwrap();
     let guards = [LockedDisks::new(&disk, LockReason::Reading, "")];
-    let through_link = guest(&[(&link, Role::Written)]);
+    let through_link = guest(&[(&link, DiskAccess::Written)]);
     assert!(conflict(&guards, "other", &through_link).is_none());
     assert!(conflict_by_file(&guards, &through_link).is_some());
-    assert!(conflict_by_file(&guards, &guest(&[(&link, Role::Read)])).is_none());
-    assert!(conflict_by_file(&guards, &guest(&[(&dir.path().join("gone"), Role::Written)])).is_none());
+    assert!(conflict_by_file(&guards, &guest(&[(&link, DiskAccess::Read)])).is_none());
+    assert!(conflict_by_file(&guards, &guest(&[(&dir.path().join("gone"), DiskAccess::Written)])).is_none());
 }
 
 proptest! {

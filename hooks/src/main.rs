@@ -26,7 +26,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use virtfold_hooks::HookOwner;
-use virtfold_hooks::domain::{self, Domain};
+use virtfold_hooks::domain::{self, HookDomain};
 use virtfold_hooks::event::{Event, EventXml, Hook, MAX_XML};
 use virtfold_hooks::guard::{self, LockedDisks};
 use virtfold_hooks::nudge;
@@ -103,7 +103,7 @@ fn read_input() -> (Vec<u8>, bool) {
 }
 
 /// The guard that forbids the start of this guest.
-fn refused_by(name: &str, domain: Domain) -> Option<LockedDisks> {
+fn refused_by(name: &str, domain: HookDomain) -> Option<LockedDisks> {
     let guards = guard::alive(&guard::usual_path(HookOwner::caller()));
     match guard::conflict(&guards, name, &domain) {
         Some(guard) => Some(guard.clone()),

@@ -9,14 +9,14 @@ use crate::common::run::{Outcome, exit, run, text, virtfold};
 use crate::lab::progress::Progress;
 use crate::lab::records::check_images;
 use crate::lab::{Guest, GuestSpec, Lab};
-use virtfold::archive::manifest::Subject;
+use virtfold::archive::manifest::BackupSubject;
 use virtfold::archive::stream::Compression;
 use virtfold::backup::Control;
 use virtfold::backup::attachments::{GuestXml, LibvirtDirectories, gather};
 use virtfold::backup::backup::{ArchiveOptions, BackupInput, write};
 use virtfold::hypervisor::domain_xml::DomainXml;
 use virtfold::hypervisor::libvirt::{Libvirt, LocalUri};
-use virtfold::hypervisor::{Config, Hypervisor};
+use virtfold::hypervisor::{Hypervisor, XmlView};
 use virtfold::image::{DiskImage, OpenOptions};
 use virtfold::medium::{FileMedium, Medium};
 use virtfold::table::Layout;
@@ -54,7 +54,7 @@ fn places(lab: &Lab) -> LibvirtDirectories {
     LibvirtDirectories::system(&lab.folder().join("lib"))
 }
 
-fn xml(lab: &Lab, name: &str, config: Config) -> DomainXml {
+fn xml(lab: &Lab, name: &str, config: XmlView) -> DomainXml {
     let libvirt = Libvirt::open(LocalUri::parse(&lab.uri()).unwrap()).unwrap();
     let id = libvirt.lookup(name).unwrap().id;
     DomainXml::parse(libvirt.xml(id, config).unwrap()).unwrap()
@@ -62,7 +62,7 @@ fn xml(lab: &Lab, name: &str, config: Config) -> DomainXml {
 
 /// An archive of a guest that is shut off, with its definition.
 fn archive(guest: &Guest<'_>) -> PathBuf {
-    archive_with(guest, &xml(guest.lab, guest.name(), Config::Inactive), "archive.tar")
+    archive_with(guest, &xml(guest.lab, guest.name(), XmlView::Inactive), "archive.tar")
 }
 
 /// An archive of a guest that is shut off, with this for its definition.
@@ -73,7 +73,7 @@ fn archive_with(guest: &Guest<'_>, inactive: &DomainXml, name: &str) -> PathBuf 
         let image = DiskImage::open(&path, format.parse().unwrap(), &OpenOptions::default()).unwrap();
         (crate::lab::guest::target(number), image)
     });
-    let subject = Subject::Domain { name: guest.name().to_owned(), uuid: inactive.id.map(|id| id.0) };
+    let subject = BackupSubject::Domain { name: guest.name().to_owned(), uuid: inactive.id.map(|id| id.0) };
     let material = BackupInput { subject, freeze: None, attachments, disks: images.collect() };
     let compression = Compression::Zstd { level: 1 };
     let manner = ArchiveOptions {
@@ -86,7 +86,7 @@ fn archive_with(guest: &Guest<'_>, inactive: &DomainXml, name: &str) -> PathBuf 
         workers: 2,
     };
     let control = Control::default();
-    let open = |_: &virtfold::medium::Label, _: &virtfold::archive::stream::Cancel| {
+    let open = |_: &virtfold::medium::ArchiveLabel, _: &virtfold::archive::stream::Cancel| {
         FileMedium::create(&path).map(|medium| Box::new(medium) as Box<dyn Medium>)
     };
     write(material, &manner, &control, open).unwrap().finish(&control).unwrap();
@@ -159,13 +159,13 @@ fn a_copy_runs_beside_the_original() {
     assert_ne!(fs::read(guest.folder.join("nvram.fd")).unwrap(), fs::read(TEMPLATE).unwrap());
     let archive = backup(&guest);
     guest.progress.wait_more(20);
-    let (inactive, live) = (xml(&lab, "writer", Config::Inactive), xml(&lab, "writer", Config::Live));
+    let (inactive, live) = (xml(&lab, "writer", XmlView::Inactive), xml(&lab, "writer", XmlView::Live));
     let found = gather(GuestXml { inactive: Some(&inactive), live: Some(&live) }, &places(&lab)).unwrap();
     let names: Vec<_> = found.iter().map(|member| member.name.as_str()).collect();
     let expected =
         ["domain.xml", "domain.live.xml", "nvram.fd", "tpm/tpm2-00.permall", "boot/kernel", "boot/initrd"];
     assert_eq!(names, expected);
-    let id = xml(&lab, "writer", Config::Inactive).id.unwrap().to_string();
+    let id = xml(&lab, "writer", XmlView::Inactive).id.unwrap().to_string();
     // Over a running guest: no, and nothing of it changes.
     let refused = restore(&lab, &archive, &["--force"]).exits(exit::IN_USE);
     assert!(refused.stderr.contains("domain 'writer' is not shut off"), "{refused}");
@@ -184,7 +184,7 @@ fn a_copy_runs_beside_the_original() {
     crate::lab::wait_for("the copy writes", 90, || copy.progress.last() > Some(then + 50));
     guest.progress.wait_more(50);
     assert_eq!(word(&fs::read_to_string(&copy.console).unwrap()), kept);
-    let (mine, theirs) = (xml(&lab, "writer", Config::Live), xml(&lab, "second", Config::Live));
+    let (mine, theirs) = (xml(&lab, "writer", XmlView::Live), xml(&lab, "second", XmlView::Live));
     let new = theirs.id.unwrap().to_string();
     assert_ne!((&mine.id, &mine.macs), (&theirs.id, &theirs.macs));
     assert_eq!(theirs.nvram.unwrap().path, Some(folder.join("second_VARS.fd")));
@@ -207,7 +207,7 @@ fn a_replacement_boots_as_it_was() {
     guest.power_off();
     let kept = word(&guest.console());
     let then = last(&guest.images(), &guest);
-    let id = xml(&lab, "writer", Config::Inactive).id.unwrap().to_string();
+    let id = xml(&lab, "writer", XmlView::Inactive).id.unwrap().to_string();
     let (vars, tpm) = (fs::read(guest.folder.join("nvram.fd")).unwrap(), tpm_state(&lab, &id));
     let archive = archive(&guest);
     // The guest goes on, and then loses its firmware's variables and its TPM.
@@ -244,7 +244,7 @@ fn a_replacement_boots_as_it_was() {
     assert_eq!(last(&guest.images(), &guest), then);
     assert_eq!(fs::read(guest.folder.join("nvram.fd")).unwrap(), vars);
     assert_eq!(tpm_state(&lab, &id), tpm);
-    assert_eq!(xml(&lab, "writer", Config::Inactive).macs, ["52:54:00:12:34:56"]);
+    assert_eq!(xml(&lab, "writer", XmlView::Inactive).macs, ["52:54:00:12:34:56"]);
     guest.start();
     guest.progress.wait_more(50);
     guest.power_off();
@@ -265,7 +265,7 @@ fn a_replacement_boots_as_it_was() {
     guest.progress.wait_more(50);
     assert_eq!(word(&guest.console()), kept);
     guest.power_off();
-    assert_eq!(xml(&lab, "writer", Config::Inactive).id.unwrap().to_string(), id);
+    assert_eq!(xml(&lab, "writer", XmlView::Inactive).id.unwrap().to_string(), id);
 }
 
 fn word_there(guest: &Guest<'_>) -> bool {
@@ -287,7 +287,7 @@ fn a_killed_replacement_leaves_whole_disks() {
     guest.power_off();
     let now = last(&guest.images(), &guest);
     assert!(now > then);
-    let later = archive_with(&guest, &xml(&lab, "writer", Config::Inactive), "later.tar");
+    let later = archive_with(&guest, &xml(&lab, "writer", XmlView::Inactive), "later.tar");
     let whole = std::time::Instant::now();
     restore(&lab, &archive, &["--force", "--name", "measure", "--output", text(lab.folder())]).ok();
     let whole = whole.elapsed();
@@ -354,7 +354,7 @@ fn disks_go_to_block_devices_and_pools() {
     guest.start();
     guest.progress.wait_more(100);
     // As of a transient domain, which has no other: what libvirt chose for this run is in it.
-    let live = xml(&lab, "writer", Config::Live);
+    let live = xml(&lab, "writer", XmlView::Live);
     assert!(live.text().contains("/channel/") && live.text().contains("<alias name="));
     guest.power_off();
     let then = last(&guest.images(), &guest);

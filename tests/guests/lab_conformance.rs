@@ -11,11 +11,11 @@ use virtfold::hypervisor::domain_xml::edit::Editor;
 use virtfold::hypervisor::host::{HostFiles, ImageUse, LocalFiles};
 use virtfold::hypervisor::libvirt::{Libvirt, LocalUri};
 use virtfold::hypervisor::simulated::{
-    Agent, Fate, InjectionPoint, Operation, SimImage, SimSpec, Simulated, When,
+    CallPhase, Injected, InjectionPoint, Operation, SimAgent, SimImage, SimSpec, Simulated,
 };
 use virtfold::hypervisor::{
-    BlockJobEnd, BlockJobStatus, CommitBase, CommitRequest, Config, DomainId, Event, Fault, Hypervisor,
-    Paused, Quiesce, Run, SnapshotRequest, Start, code, guard,
+    BlockJobEnd, BlockJobStatus, CommitBase, CommitRequest, DomainEvent, DomainId, DomainState, Hypervisor,
+    HypervisorError, PausedReason, Quiesce, SnapshotRequest, StartMode, XmlView, code, guard,
 };
 
 /// A hypervisor with one domain that is shut off: disks vda (on a golden image) and vdb, qcow2, no agent channel in use.
@@ -30,13 +30,13 @@ struct Subject<'a> {
 }
 
 impl Subject<'_> {
-    fn xml(&self, config: Config) -> DomainXml {
+    fn xml(&self, config: XmlView) -> DomainXml {
         DomainXml::parse(self.hypervisor.xml(self.id, config).unwrap()).unwrap()
     }
 
     /// QEMU's, the live XML's and the configuration's file of a disk.
     fn views(&self, target: &str) -> [PathBuf; 3] {
-        let (live, config) = (self.xml(Config::Live), self.xml(Config::Inactive));
+        let (live, config) = (self.xml(XmlView::Live), self.xml(XmlView::Inactive));
         let alias = live.disk(target).unwrap().alias.clone().unwrap();
         let qemu = self.hypervisor.query_block(self.id).unwrap();
         let of = |xml: &DomainXml| xml.disk(target).unwrap().image.source.path().unwrap().to_owned();
@@ -55,16 +55,16 @@ impl Subject<'_> {
         let overlays: Vec<_> = targets.iter().map(|t| ((*t).to_owned(), self.overlay(t))).collect();
         let all = ["vda".to_owned(), "vdb".to_owned()];
         let request = SnapshotRequest::new(&all, &overlays, Quiesce::No).unwrap();
-        self.hypervisor.snapshot(self.id, &request).map_err(|e| Fault::code_of(&e))
+        self.hypervisor.snapshot(self.id, &request).map_err(|e| HypervisorError::code_of(&e))
     }
 
     fn commit(&self, target: &str, base: CommitBase) -> Result<(), Option<i32>> {
         let request = CommitRequest { target: target.to_owned(), base, bytes_per_second: 0 };
-        self.hypervisor.commit(self.id, &request).map_err(|e| Fault::code_of(&e))
+        self.hypervisor.commit(self.id, &request).map_err(|e| HypervisorError::code_of(&e))
     }
 
     fn end(&self, target: &str, end: BlockJobEnd) -> Result<(), Option<i32>> {
-        self.hypervisor.end_block_job(self.id, target, end).map_err(|e| Fault::code_of(&e))
+        self.hypervisor.end_block_job(self.id, target, end).map_err(|e| HypervisorError::code_of(&e))
     }
 
     fn wait_level(&self, target: &str) {
@@ -94,7 +94,7 @@ impl Subject<'_> {
 
 fn conforms(subject: &Subject<'_>) {
     shut_off(subject);
-    subject.hypervisor.start(subject.id, Start::Running).unwrap();
+    subject.hypervisor.start(subject.id, StartMode::Running).unwrap();
     run_states(subject);
     snapshots(subject);
     commits(subject);
@@ -105,31 +105,34 @@ fn conforms(subject: &Subject<'_>) {
 fn shut_off(subject: &Subject<'_>) {
     let hypervisor = subject.hypervisor;
     let info = hypervisor.lookup(&subject.id.to_string()).unwrap();
-    assert_eq!((info.id, info.run), (subject.id, Run::ShutOff));
+    assert_eq!((info.id, info.run), (subject.id, DomainState::ShutOff));
     assert_eq!(hypervisor.domains().unwrap(), [info]);
     assert_eq!(hypervisor.lookup("nobody").unwrap_err().kind(), ErrorKind::NotFound);
-    assert_eq!(hypervisor.xml(subject.id, Config::Live).unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(hypervisor.xml(subject.id, XmlView::Live).unwrap_err().kind(), ErrorKind::NotFound);
     let off = Some(code::OPERATION_INVALID);
-    assert_eq!(Fault::code_of(&hypervisor.query_block(subject.id).unwrap_err()), off);
+    assert_eq!(HypervisorError::code_of(&hypervisor.query_block(subject.id).unwrap_err()), off);
     assert_eq!(subject.commit("vda", CommitBase::Shallow), Err(off));
-    assert_eq!(Fault::code_of(&hypervisor.destroy(subject.id).unwrap_err()), off);
+    assert_eq!(HypervisorError::code_of(&hypervisor.destroy(subject.id).unwrap_err()), off);
     let other = "00000000-0000-4000-8000-000000000001";
-    let clash = subject.xml(Config::Inactive).text().replace(&subject.id.to_string(), other);
-    assert_eq!(Fault::code_of(&hypervisor.define(&clash).unwrap_err()), Some(code::OPERATION_FAILED));
-    assert_eq!(hypervisor.define(subject.xml(Config::Inactive).text()).unwrap(), subject.id);
+    let clash = subject.xml(XmlView::Inactive).text().replace(&subject.id.to_string(), other);
+    assert_eq!(
+        HypervisorError::code_of(&hypervisor.define(&clash).unwrap_err()),
+        Some(code::OPERATION_FAILED)
+    );
+    assert_eq!(hypervisor.define(subject.xml(XmlView::Inactive).text()).unwrap(), subject.id);
     assert_eq!(subject.files.image_use(&subject.base("vda")).unwrap(), ImageUse::Free);
     assert_eq!(subject.files.image_use(&subject.overlay("vda")).unwrap(), ImageUse::Absent);
 }
 
 fn run_states(subject: &Subject<'_>) {
     let (hypervisor, id) = (subject.hypervisor, subject.id);
-    assert_eq!(hypervisor.run_state(id).unwrap(), Run::Running);
+    assert_eq!(hypervisor.run_state(id).unwrap(), DomainState::Running);
     hypervisor.suspend(id).unwrap();
-    assert_eq!(hypervisor.run_state(id).unwrap(), Run::Paused(Paused::User));
+    assert_eq!(hypervisor.run_state(id).unwrap(), DomainState::Paused(PausedReason::User));
     guard::release(hypervisor, id, guard::GuestHold::Paused).unwrap();
-    assert_eq!(hypervisor.run_state(id).unwrap(), Run::Running);
+    assert_eq!(hypervisor.run_state(id).unwrap(), DomainState::Running);
     assert_eq!(
-        Fault::code_of(&hypervisor.start(id, Start::Running).unwrap_err()),
+        HypervisorError::code_of(&hypervisor.start(id, StartMode::Running).unwrap_err()),
         Some(code::OPERATION_INVALID)
     );
     assert_eq!(subject.files.image_use(&subject.base("vda")).unwrap(), ImageUse::Written);
@@ -140,7 +143,7 @@ fn run_states(subject: &Subject<'_>) {
 
 fn snapshots(subject: &Subject<'_>) {
     subject.all_at("vda", &subject.base("vda"));
-    let live = subject.xml(Config::Live);
+    let live = subject.xml(XmlView::Live);
     let below: Vec<_> =
         live.disk("vda").unwrap().backing.iter().map(|i| i.source.path().unwrap().to_owned()).collect();
     assert!(below.iter().eq([&subject.golden]));
@@ -169,8 +172,8 @@ fn commits(subject: &Subject<'_>) {
     assert_eq!(subject.commit("vda", CommitBase::Shallow), Err(Some(code::BLOCK_COPY_ACTIVE)));
     assert_eq!(subject.snapshot(&["vda"]), Err(Some(code::BLOCK_COPY_ACTIVE)));
     subject.wait_level("vda");
-    assert!(subject.xml(Config::Live).disk("vda").unwrap().mirror.is_some());
-    let ready = |e: &Event| matches!(e, Event::BlockJob { target, status: BlockJobStatus::Ready, .. } if target == "vda");
+    assert!(subject.xml(XmlView::Live).disk("vda").unwrap().mirror.is_some());
+    let ready = |e: &DomainEvent| matches!(e, DomainEvent::BlockJob { target, status: BlockJobStatus::Ready, .. } if target == "vda");
     let until = Instant::now() + Duration::from_secs(10);
     while !events.try_iter().any(|e| ready(&e)) {
         assert!(Instant::now() < until, "no event");
@@ -178,7 +181,7 @@ fn commits(subject: &Subject<'_>) {
     }
     subject.end("vda", BlockJobEnd::Abort).unwrap();
     subject.all_at("vda", &subject.overlay("vda"));
-    assert!(subject.xml(Config::Live).disk("vda").unwrap().mirror.is_none());
+    assert!(subject.xml(XmlView::Live).disk("vda").unwrap().mirror.is_none());
     subject.commit("vda", CommitBase::Explicit(subject.base("vda"))).unwrap();
     subject.pivot("vda");
     subject.all_at("vda", &subject.base("vda"));
@@ -190,7 +193,7 @@ fn commits(subject: &Subject<'_>) {
 
 fn a_libvirtd_that_comes_back(subject: &Subject<'_>) {
     (subject.restart)();
-    assert_eq!(subject.hypervisor.run_state(subject.id).unwrap(), Run::Running);
+    assert_eq!(subject.hypervisor.run_state(subject.id).unwrap(), DomainState::Running);
     subject.all_at("vdb", &subject.overlay("vdb"));
     subject.commit("vdb", CommitBase::Shallow).unwrap();
     subject.wait_level("vdb");
@@ -206,22 +209,22 @@ fn a_guest_that_ends(subject: &Subject<'_>) {
     subject.commit("vda", CommitBase::Shallow).unwrap();
     subject.hypervisor.destroy(subject.id).unwrap();
     // The configuration stays on the overlay, which holds what the base has not.
-    let config = subject.xml(Config::Inactive);
+    let config = subject.xml(XmlView::Inactive);
     assert_eq!(config.disk("vda").unwrap().image.source.path(), Some(subject.overlay("vda").as_path()));
     assert_eq!(subject.files.image_use(&subject.overlay("vda")).unwrap(), ImageUse::Free);
     // Whoever reads the base of a guest that is off does not keep it from running on its overlay, only off the base itself.
     let hold = subject.files.hold(&subject.base("vdb")).unwrap();
-    subject.hypervisor.start(subject.id, Start::Running).unwrap();
+    subject.hypervisor.start(subject.id, StartMode::Running).unwrap();
     subject.all_at("vda", &subject.overlay("vda"));
     subject.hypervisor.destroy(subject.id).unwrap();
     // The configuration describes the chain, too; naming the base alone would give it itself as its backing.
     let mut edit = Editor::new(&config).unwrap();
     edit.pop_image("vda").unwrap().pop_image("vdb").unwrap();
     subject.hypervisor.define(edit.finish().unwrap().text()).unwrap();
-    let refused = subject.hypervisor.start(subject.id, Start::Running).unwrap_err();
+    let refused = subject.hypervisor.start(subject.id, StartMode::Running).unwrap_err();
     assert!(format!("{refused:?}").contains("Failed to get \"write\" lock"), "{refused:?}");
     drop(hold);
-    subject.hypervisor.start(subject.id, Start::Running).unwrap();
+    subject.hypervisor.start(subject.id, StartMode::Running).unwrap();
     subject.hypervisor.destroy(subject.id).unwrap();
 }
 
@@ -233,13 +236,14 @@ fn the_simulated_one_conforms() {
     world.put_image(&golden, made(None));
     world.put_image(&folder.join("vda.qcow2"), made(Some(golden.clone())));
     let disks = ["vda", "vdb"].map(|t| (t.to_owned(), folder.join(format!("{t}.qcow2")))).to_vec();
-    let id = world.add(&SimSpec { name: "guest".to_owned(), disks, agent: Agent::Absent }).unwrap();
+    let id = world.add(&SimSpec { name: "guest".to_owned(), disks, agent: SimAgent::Absent }).unwrap();
     let restart = || {
         let mut once = true;
         world.on_point(move |point| {
-            let now = once && point == (InjectionPoint { operation: Operation::Read, when: When::Before });
+            let now =
+                once && point == (InjectionPoint { operation: Operation::Read, when: CallPhase::Before });
             once &= !now;
-            if now { Fate::KillLibvirtd } else { Fate::GoOn }
+            if now { Injected::KillLibvirtd } else { Injected::GoOn }
         });
         world.domains().unwrap_err();
     };

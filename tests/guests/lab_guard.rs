@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::lab::{GuestSpec, Lab, wait_for};
 use virtfold::hypervisor::guard::{GuestHold, WatchdogClient, WatchdogOutcome, serve};
 use virtfold::hypervisor::libvirt::{Libvirt, LocalUri};
-use virtfold::hypervisor::{Hypervisor, Run};
+use virtfold::hypervisor::{DomainState, Hypervisor};
 
 const ROLE: &str = "VIRTFOLD_LAB_GUARD";
 
@@ -68,7 +68,7 @@ fn the_guard_lets_the_guest_go() {
     let armed = guard.arm(GuestHold::Paused, Duration::from_millis(500)).unwrap();
     libvirt.suspend(id).unwrap();
     let from = Instant::now();
-    wait_for("the guard resumes", 10, || libvirt.run_state(id).unwrap() == Run::Running);
+    wait_for("the guard resumes", 10, || libvirt.run_state(id).unwrap() == DomainState::Running);
     println!("late driver, paused: resumed after {:?}", from.elapsed());
     assert!(from.elapsed() < Duration::from_millis(1500));
     assert_eq!(armed.disarm().unwrap(), WatchdogOutcome::Fired);
@@ -86,11 +86,11 @@ fn the_guard_lets_the_guest_go() {
 
     let mut driver =
         again("lab_guard::part_of_a_driver_that_hangs", &lab.uri(), guest.name()).spawn().unwrap();
-    wait_for("the driver suspends", 30, || libvirt.run_state(id).unwrap() != Run::Running);
+    wait_for("the driver suspends", 30, || libvirt.run_state(id).unwrap() != DomainState::Running);
     driver.kill().unwrap();
     driver.wait().unwrap();
     let from = Instant::now();
-    wait_for("the guard resumes", 10, || libvirt.run_state(id).unwrap() == Run::Running);
+    wait_for("the guard resumes", 10, || libvirt.run_state(id).unwrap() == DomainState::Running);
     println!("dead driver: resumed after {:?}", from.elapsed());
     guest.progress.wait_more(20);
 }

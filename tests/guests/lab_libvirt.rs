@@ -10,24 +10,24 @@ use virtfold::error::ErrorKind;
 use virtfold::hypervisor::domain_xml::{AgentChannel, DomainXml};
 use virtfold::hypervisor::host::{HostFiles, ImageUse, LocalFiles};
 use virtfold::hypervisor::libvirt::{Libvirt, LocalUri};
-use virtfold::hypervisor::rules::{DiskChoice, Facts};
+use virtfold::hypervisor::rules::{DiskChoice, DomainFacts};
 use virtfold::hypervisor::{
-    Begin, BlockJobEnd, BlockJobKind, BlockJobStatus, CommitBase, CommitRequest, Config, DomainId, Event,
-    Fault, Hypervisor, Lifecycle, Paused, Persistence, Quiesce, Run, SnapshotRequest, Start, code,
-    is_our_overlay, overlay_path,
+    BlockJobEnd, BlockJobKind, BlockJobStatus, CommitBase, CommitRequest, DomainEvent, DomainId, DomainState,
+    Hypervisor, HypervisorError, Lifecycle, PausedReason, Persistence, Quiesce, SnapshotRequest, StartMode,
+    StartedDetail, XmlView, code, is_our_overlay, overlay_path,
 };
 
 fn open(lab: &Lab) -> Libvirt {
     Libvirt::open(LocalUri::parse(&lab.uri()).unwrap()).unwrap()
 }
 
-fn xml(libvirt: &Libvirt, id: DomainId, config: Config) -> DomainXml {
+fn xml(libvirt: &Libvirt, id: DomainId, config: XmlView) -> DomainXml {
     DomainXml::parse(libvirt.xml(id, config).unwrap()).unwrap()
 }
 
 /// The file that each view of the domain gives for a disk: live XML, configuration, QEMU.
 fn files(libvirt: &Libvirt, id: DomainId, target: &str) -> [PathBuf; 3] {
-    let (live, config) = (xml(libvirt, id, Config::Live), xml(libvirt, id, Config::Inactive));
+    let (live, config) = (xml(libvirt, id, XmlView::Live), xml(libvirt, id, XmlView::Inactive));
     let alias = live.disk(target).unwrap().alias.clone().unwrap();
     let qemu = libvirt.query_block(id).unwrap();
     let of = |xml: &DomainXml| xml.disk(target).unwrap().image.source.path().unwrap().to_owned();
@@ -35,7 +35,7 @@ fn files(libvirt: &Libvirt, id: DomainId, target: &str) -> [PathBuf; 3] {
 }
 
 fn snapshot(libvirt: &Libvirt, guest: &Guest<'_>, id: DomainId, quiesce: Quiesce) -> Vec<PathBuf> {
-    let all = xml(libvirt, id, Config::Live).targets();
+    let all = xml(libvirt, id, XmlView::Live).targets();
     let disks = guest.images();
     let overlays: Vec<_> = disks.iter().map(|(path, _)| overlay_path(&guest.folder, path, 7)).collect();
     let wanted: Vec<_> =
@@ -56,7 +56,7 @@ fn thaw(libvirt: &Libvirt, guest: &Guest<'_>, id: DomainId) {
     let mut waiting = targets.clone();
     while !waiting.is_empty() {
         let event = events.recv_timeout(Duration::from_secs(60)).expect("all block jobs get ready");
-        if let Event::BlockJob { target, kind, status: BlockJobStatus::Ready, .. } = event {
+        if let DomainEvent::BlockJob { target, kind, status: BlockJobStatus::Ready, .. } = event {
             assert_eq!(kind, BlockJobKind::ActiveCommit);
             waiting.retain(|t| *t != target);
         }
@@ -64,7 +64,7 @@ fn thaw(libvirt: &Libvirt, guest: &Guest<'_>, id: DomainId) {
     // A pause for each disk: together they would be one long one.
     for target in &targets {
         libvirt.suspend(id).unwrap();
-        assert_eq!(libvirt.run_state(id).unwrap(), Run::Paused(Paused::User));
+        assert_eq!(libvirt.run_state(id).unwrap(), DomainState::Paused(PausedReason::User));
         wait_for("the job is level", 20, || libvirt.block_job(id, target).unwrap().unwrap().is_level());
         libvirt.end_block_job(id, target, BlockJobEnd::Pivot).unwrap();
         assert_eq!(libvirt.block_job(id, target).unwrap(), None);
@@ -81,26 +81,32 @@ fn lists_xml_and_refusals() {
     let listed = libvirt.domains().unwrap();
     assert_eq!(listed.len(), 1);
     let id = listed[0].id;
-    assert_eq!((listed[0].name.as_str(), listed[0].run), (guest.name(), Run::ShutOff));
+    assert_eq!((listed[0].name.as_str(), listed[0].run), (guest.name(), DomainState::ShutOff));
     assert_eq!(listed[0].persistence, Persistence::Persistent);
     assert_eq!(libvirt.lookup(guest.name()).unwrap(), listed[0]);
     assert_eq!(libvirt.lookup(&id.to_string()).unwrap(), listed[0]);
     let missing = libvirt.lookup("nobody").unwrap_err();
-    assert_eq!((missing.kind(), Fault::code_of(&missing)), (ErrorKind::NotFound, Some(code::NO_DOMAIN)));
-    assert!(!Fault::lost(&missing));
-    let off = libvirt.xml(id, Config::Live).unwrap_err();
+    assert_eq!(
+        (missing.kind(), HypervisorError::code_of(&missing)),
+        (ErrorKind::NotFound, Some(code::NO_DOMAIN))
+    );
+    assert!(!HypervisorError::lost(&missing));
+    let off = libvirt.xml(id, XmlView::Live).unwrap_err();
     assert_eq!(off.kind(), ErrorKind::NotFound);
-    let config = xml(&libvirt, id, Config::Inactive);
+    let config = xml(&libvirt, id, XmlView::Inactive);
     assert_eq!(config.disks[0].image.source.path(), Some(guest.disk(0).as_path()));
     assert_eq!(libvirt.activity(id).unwrap(), Default::default());
     assert_eq!(libvirt.managed_save_xml(id).unwrap(), None);
     let nowhere = lab.folder().join("not there/overlay");
     let request = SnapshotRequest::new(&config.targets(), &[("vda".into(), nowhere)], Quiesce::No).unwrap();
     libvirt.snapshot(id, &request).unwrap_err();
-    assert_eq!(Fault::code_of(&libvirt.query_block(id).unwrap_err()), Some(code::OPERATION_INVALID));
+    assert_eq!(
+        HypervisorError::code_of(&libvirt.query_block(id).unwrap_err()),
+        Some(code::OPERATION_INVALID)
+    );
     // The name belongs to another uuid.
     let clash = config.text().replace(&id.to_string(), "00000000-0000-4000-8000-000000000001");
-    assert_eq!(Fault::code_of(&libvirt.define(&clash).unwrap_err()), Some(code::OPERATION_FAILED));
+    assert_eq!(HypervisorError::code_of(&libvirt.define(&clash).unwrap_err()), Some(code::OPERATION_FAILED));
     assert_eq!(libvirt.define(config.text()).unwrap(), id);
     let bad = libvirt.define(&config.text().replace("<devices>", "<devices><nonsense/>")).unwrap_err();
     assert!(format!("{bad:?}").contains("nonsense") || format!("{bad:?}").contains("schema"), "{bad:?}");
@@ -131,9 +137,9 @@ fn gap(guest: &Guest<'_>, phase: &str, from: Instant) {
 
 /// What speaks against a backup of the domain.
 fn obstacles(libvirt: &Libvirt, id: DomainId) -> Vec<String> {
-    let (live, inactive) = (xml(libvirt, id, Config::Live), xml(libvirt, id, Config::Inactive));
+    let (live, inactive) = (xml(libvirt, id, XmlView::Live), xml(libvirt, id, XmlView::Inactive));
     let (qemu, activity) = (libvirt.query_block(id).unwrap(), libvirt.activity(id).unwrap());
-    let facts = Facts {
+    let facts = DomainFacts {
         run: libvirt.run_state(id).unwrap(),
         live: Some(&live),
         inactive: Some(&inactive),
@@ -151,7 +157,7 @@ fn a_writing_guest_is_frozen_and_thawed_and_survives_libvirtds_end() {
     let events = libvirt.subscribe().unwrap();
     guest.start();
     let id = libvirt.lookup(guest.name()).unwrap().id;
-    let started = Event::Lifecycle { domain: id, change: Lifecycle::Started(Begin::Boot) };
+    let started = DomainEvent::Lifecycle { domain: id, change: Lifecycle::Started(StartedDetail::Boot) };
     wait_for("the event of the start", 5, || events.try_iter().any(|e| e == started));
     assert_eq!(obstacles(&libvirt, id), Vec::<String>::new());
     let begun = Instant::now();
@@ -186,9 +192,9 @@ fn a_writing_guest_is_frozen_and_thawed_and_survives_libvirtds_end() {
         });
         libvirt.run_state(id)
     });
-    assert_eq!(back.unwrap(), Run::Running);
+    assert_eq!(back.unwrap(), DomainState::Running);
     gap(&guest, "libvirtd killed and started", from);
-    assert!(events.try_iter().any(|e| e == Event::ConnectionLost));
+    assert!(events.try_iter().any(|e| e == DomainEvent::ConnectionLost));
 
     let from = Instant::now();
     thaw(&libvirt, &guest, id);
@@ -196,11 +202,11 @@ fn a_writing_guest_is_frozen_and_thawed_and_survives_libvirtds_end() {
     for (n, (base, _)) in images.iter().enumerate() {
         let target = crate::lab::guest::target(n);
         assert_eq!(files(&libvirt, id, &target), [base, base, base].map(|p| p.to_path_buf()));
-        assert_eq!(xml(&libvirt, id, Config::Live).disk(&target).unwrap().backing, []);
+        assert_eq!(xml(&libvirt, id, XmlView::Live).disk(&target).unwrap().backing, []);
     }
     overlays.iter().for_each(|overlay| std::fs::remove_file(overlay).unwrap());
     guest.progress.wait_more(300);
-    let pivoted = |e: Event| matches!(e, Event::BlockJob { domain, status: BlockJobStatus::Completed, .. } if domain == id);
+    let pivoted = |e: DomainEvent| matches!(e, DomainEvent::BlockJob { domain, status: BlockJobStatus::Completed, .. } if domain == id);
     wait_for("the event of the pivot", 5, || events.try_iter().any(pivoted));
     guest.power_off();
     let last = check_images(&images, guest.layout()).unwrap();
@@ -215,10 +221,10 @@ fn the_agent_freezes_a_clean_file_system() {
     let guest = lab.guest(spec);
     let libvirt = open(&lab);
     let id = libvirt.lookup(guest.name()).unwrap().id;
-    assert_eq!(xml(&libvirt, id, Config::Inactive).agent, AgentChannel::Present);
+    assert_eq!(xml(&libvirt, id, XmlView::Inactive).agent, AgentChannel::Present);
     guest.start();
     wait_for("the agent answers", 60, || libvirt.ping_agent(id, Duration::from_secs(2)).is_ok());
-    assert_eq!(xml(&libvirt, id, Config::Live).agent, AgentChannel::Connected);
+    assert_eq!(xml(&libvirt, id, XmlView::Live).agent, AgentChannel::Connected);
     libvirt.set_agent_time_limit(id, Duration::from_secs(5)).unwrap();
     guest.progress.wait_more(50);
     assert_eq!(libvirt.freeze(id).unwrap(), 1);
@@ -239,8 +245,8 @@ fn the_agent_freezes_a_clean_file_system() {
     std::fs::remove_file(&overlays[0]).unwrap();
     guest.progress.wait_more(50);
     libvirt.destroy(id).unwrap();
-    libvirt.start(id, Start::Paused).unwrap();
-    assert_eq!(libvirt.run_state(id).unwrap(), Run::Paused(Paused::User));
+    libvirt.start(id, StartMode::Paused).unwrap();
+    assert_eq!(libvirt.run_state(id).unwrap(), DomainState::Paused(PausedReason::User));
     libvirt.destroy(id).unwrap();
 }
 
@@ -259,7 +265,7 @@ fn managed_save_keeps_an_xml_of_its_own() {
     let mut edit = virtfold::hypervisor::domain_xml::edit::Editor::new(&saved).unwrap();
     edit.set_disk("vda", virtfold::hypervisor::domain_xml::edit::NewImage::File(&moved), "qcow2").unwrap();
     libvirt.define_managed_save_xml(id, edit.finish().unwrap().text()).unwrap();
-    libvirt.start(id, Start::Running).unwrap();
+    libvirt.start(id, StartMode::Running).unwrap();
     guest.progress.wait_more(100);
     assert_eq!(libvirt.query_block(id).unwrap()[0].file, Some(moved));
     libvirt.destroy(id).unwrap();

@@ -15,8 +15,8 @@ use crate::common::rng::Rng;
 use crate::common::run::text;
 use crate::common::scratch::{Scratch, names};
 use crate::common::{KIB, MIB};
-use virtfold::archive::layout::{Kind, Layout};
-use virtfold::archive::manifest::{self, CompressionNote, Disk, Manifest, Source, Subject};
+use virtfold::archive::layout::{BackupKind, Layout};
+use virtfold::archive::manifest::{self, BackupSubject, CompressionNote, Disk, Manifest, Source};
 use virtfold::archive::stream::{Compression, DataSource, Sink, StreamOptions};
 use virtfold::archive::writer::{ArchiveContents, DiskTables, write_archive};
 use virtfold::backup::Control;
@@ -213,8 +213,8 @@ fn head(disk: &FoldedDisk, compression: Compression) -> Manifest {
         host: "test".to_owned(),
         host_id: None,
         tool: "test".to_owned(),
-        subject: Subject::Images { name: "test".to_owned(), labelled: false, paths: Vec::new() },
-        kind: Kind::Full,
+        subject: BackupSubject::Images { name: "test".to_owned(), labelled: false, paths: Vec::new() },
+        kind: BackupKind::Full,
         parent: None,
         compression: CompressionNote { method: method.to_owned(), level },
         freeze: None,

@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 use super::{Config, Medium, Settings};
 use crate::schedule::Schedule;
 use crate::values::{
-    Attempts, BlockSize, ByteRate, CommandLine, Compression, Count, DetectZeroes, FilePath, Glob, Interval,
-    Kind, Layout, List, Name, Pause, Quiesce, RecipientList, Room, Trigger, When, Window, Workers,
+    Attempts, BackupKind, BlockSize, ByteRate, ByteSize, CommandCondition, CommandLine, Compression, Count,
+    DetectZeroes, FilePath, Glob, Interval, Layout, List, Name, PauseDuration, QuiesceMode, RecipientList,
+    Trigger, Window, Workers,
 };
 
 /// What is backed up together, by the same rules.
@@ -32,11 +33,11 @@ pub struct Job {
     pub schedule: List<Schedule>,
     /// What kind of backup.
     #[serde(default)]
-    pub kind: Kind,
+    pub kind: BackupKind,
     /// The names of the media that each archive goes to. They are written to at once: one read, several copies.
     pub to: List<Name>,
     /// Which backups of a domain `virtfold prune` and the service keep. Not set: all of them.
-    pub keep: Option<Keep>,
+    pub keep: Option<KeepRules>,
     /// Events of a domain that have the job run for this domain.
     #[serde(default)]
     pub on: List<Trigger>,
@@ -74,13 +75,13 @@ pub struct Job {
     /// `defaults.workers` for this job.
     pub workers: Option<Workers>,
     /// `defaults.quiesce` for this job.
-    pub quiesce: Option<Quiesce>,
+    pub quiesce: Option<QuiesceMode>,
     /// `defaults.pause-budget` for this job.
-    pub pause_budget: Option<Pause>,
+    pub pause_budget: Option<PauseDuration>,
     /// `defaults.overlay-dir` for this job.
     pub overlay_dir: Option<FilePath>,
     /// `defaults.min-free` for this job.
-    pub min_free: Option<Room>,
+    pub min_free: Option<ByteSize>,
 }
 
 fn on() -> bool {
@@ -139,7 +140,7 @@ impl Disks {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 #[schemars(inline)]
-pub struct Keep {
+pub struct KeepRules {
     /// So many of the newest.
     pub last: Option<Count>,
     /// The newest of each of the last so many hours that have one.
@@ -157,7 +158,7 @@ pub struct Keep {
     pub within: Option<Interval>,
 }
 
-impl Keep {
+impl KeepRules {
     /// Whether no rule is there.
     pub(crate) fn is_empty(&self) -> bool {
         *self == Self::default()
@@ -204,7 +205,7 @@ pub struct After {
     pub timeout: Interval,
     /// After which backups.
     #[serde(default)]
-    pub when: When,
+    pub when: CommandCondition,
 }
 
 /// A job with everything that counts for it.

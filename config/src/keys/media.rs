@@ -3,7 +3,9 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::values::{ByteRate, Concurrency, FilePath, Interval, MediumAddress, MediumKind, Name, Text};
+use crate::values::{
+    ByteRate, Concurrency, FilePath, Interval, MediumAddress, MediumKind, Name, NonEmptyText,
+};
 
 /// A place for archives.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
@@ -26,7 +28,7 @@ pub struct Medium {
     pub mounted: Option<bool>,
     /// Tapes: the command that puts the next volume in: `%d` is the device, `%n` the volume's number, `%o` the old label, `%w` the wanted
     /// one (`-` for any), `%p` the pool. Not set: a backup ends when the tape is full.
-    pub change_command: Option<Text>,
+    pub change_command: Option<NonEmptyText>,
     /// Tapes: only volumes of this pool are written to. Not set: the pool of the tape in the drive.
     pub pool: Option<Name>,
     /// Tapes: how long a volume is kept from the last archive on it: before that `prune` does not call it expired. What keeps `tape label` and

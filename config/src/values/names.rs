@@ -170,18 +170,22 @@ impl<T: JsonSchema> JsonSchema for List<T> {
 
 /// A text that is not empty and has no control characters.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Text(String);
+pub struct NonEmptyText(String);
 
-value!(Text, "a text", json_schema!({ "title": "a text on one line", "type": "string", "minLength": 1 }));
+value!(
+    NonEmptyText,
+    "a text",
+    json_schema!({ "title": "a text on one line", "type": "string", "minLength": 1 })
+);
 
-impl Text {
+impl NonEmptyText {
     /// The text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-impl FromStr for Text {
+impl FromStr for NonEmptyText {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -192,7 +196,7 @@ impl FromStr for Text {
     }
 }
 
-impl fmt::Display for Text {
+impl fmt::Display for NonEmptyText {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }

@@ -35,9 +35,9 @@ proptest! {
     #[test]
     fn what_is_shown_reads_back(bytes in 1_u64.., level in 1..=19_i32, millis in PAUSE) {
         prop_assert_eq!(ByteRate(bytes).to_string().parse(), Ok(ByteRate(bytes)));
-        prop_assert_eq!(Room(bytes).to_string().parse(), Ok(Room(bytes)));
-        prop_assert_eq!(Pause(millis).to_string().parse(), Ok(Pause(millis)));
-        prop_assert!(matches::<Pause>(&Pause(millis).to_string()));
+        prop_assert_eq!(ByteSize(bytes).to_string().parse(), Ok(ByteSize(bytes)));
+        prop_assert_eq!(PauseDuration(millis).to_string().parse(), Ok(PauseDuration(millis)));
+        prop_assert!(matches::<PauseDuration>(&PauseDuration(millis).to_string()));
         if let Ok(window) = format!("{}s", bytes % 300_000_000).parse::<Window>() {
             prop_assert_eq!(window.to_string().parse(), Ok(window));
             prop_assert_eq!(window.get().as_secs(), bytes % 300_000_000);
@@ -172,11 +172,11 @@ fn bounds_hold_at_both_ends() {
     assert!("zstd:0".parse::<Compression>().is_err() && "zstd:20".parse::<Compression>().is_err());
     assert!("0".parse::<Workers>().is_err() && "257".parse::<Workers>().is_err());
     assert!("01".parse::<Workers>().is_err() && "+1".parse::<Workers>().is_err());
-    assert_eq!("0".parse::<Room>().map(Room::get), Ok(0));
-    assert!("99ms".parse::<Pause>().is_err() && "61s".parse::<Pause>().is_err());
-    assert_eq!("100ms".parse::<Pause>().map(Pause::millis), Ok(100));
-    assert_eq!("60s".parse::<Pause>().map(Pause::millis), Ok(60_000));
+    assert_eq!("0".parse::<ByteSize>().map(ByteSize::get), Ok(0));
+    assert!("99ms".parse::<PauseDuration>().is_err() && "61s".parse::<PauseDuration>().is_err());
+    assert_eq!("100ms".parse::<PauseDuration>().map(PauseDuration::millis), Ok(100));
+    assert_eq!("60s".parse::<PauseDuration>().map(PauseDuration::millis), Ok(60_000));
     for bad in ["", "s", "ms", "2", "2m", " 2s", "+2s", "02s", "2.5s", "2S"] {
-        assert!(bad.parse::<Pause>().is_err() && !matches::<Pause>(bad), "{bad}");
+        assert!(bad.parse::<PauseDuration>().is_err() && !matches::<PauseDuration>(bad), "{bad}");
     }
 }

@@ -10,15 +10,15 @@ use serde::{Serialize, Serializer};
 
 /// What kind of backup.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Kind {
+pub enum BackupKind {
     /// All that a disk holds.
     #[default]
     Full,
 }
 
-value!(Kind, "full", json_schema!({ "title": "`full`", "type": "string", "const": "full" }));
+value!(BackupKind, "full", json_schema!({ "title": "`full`", "type": "string", "const": "full" }));
 
-impl FromStr for Kind {
+impl FromStr for BackupKind {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -30,7 +30,7 @@ impl FromStr for Kind {
     }
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for BackupKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("full")
     }
@@ -57,7 +57,7 @@ pub enum Trigger {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[schemars(inline)]
-pub enum When {
+pub enum CommandCondition {
     /// After each, also when `before` failed.
     #[default]
     Always,

@@ -15,7 +15,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use virtfold_archive::error::{Error as Failure, ErrorKind, IoContext};
-use virtfold_archive::index::{ArchiveIndex, Data, Trust};
+use virtfold_archive::index::{ArchiveIndex, DiskPiece, Trust};
 use virtfold_archive::source::FileSource;
 use virtfold_archive::stream::{Cancel, ReadOptions};
 use virtfold_archive::units::{DenseOffset, Human};
@@ -57,10 +57,10 @@ fn copy(index: &ArchiveIndex<'_>, name: &str, path: &Path) -> Result<(), Failure
     file.set_len(disk.table.capacity()).at(|| format!("cannot set the size of '{shown}'"))?;
     let whole = DenseOffset::ZERO..DenseOffset::new(disk.table.dense_len());
     index.read_dense(disk, whole, &mut |piece, data| match data {
-        Data::Bytes(bytes) => {
+        DiskPiece::Bytes(bytes) => {
             file.write_all_at(bytes, piece.guest.get()).at(|| format!("cannot write '{shown}'"))
         }
-        Data::Lost => {
+        DiskPiece::Lost => {
             let message = format!("{} bytes of disk {name} at {} are damaged", piece.len, piece.guest);
             Err(Failure::new(ErrorKind::Damaged, message))
         }

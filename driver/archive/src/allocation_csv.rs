@@ -9,7 +9,7 @@
 //!
 //! Imports: `units`, `error`; `layout`, `tar`, `text` of this room.
 
-use crate::layout::Kind;
+use crate::layout::BackupKind;
 use crate::tar::Output;
 use crate::text::{ChunkedOutput, LineAssembler, damaged, decimal_len, parse_decimal, put_decimal};
 use virtfold_base::error::{Error, ErrorKind, Result};
@@ -165,12 +165,12 @@ pub struct CsvParser {
     titled: bool,
     lines: LineAssembler,
     at: StreamOffset,
-    kind: Kind,
+    kind: BackupKind,
 }
 
 impl CsvParser {
     /// For the member `name`, whose content begins at `at`, of a disk of `capacity` bytes in an archive of this kind.
-    pub fn new(name: &str, capacity: u64, at: StreamOffset, kind: Kind) -> Self {
+    pub fn new(name: &str, capacity: u64, at: StreamOffset, kind: BackupKind) -> Self {
         Self {
             name: name.to_owned(),
             capacity,
@@ -210,7 +210,7 @@ impl CsvParser {
             let row = parse_row(line).ok_or_else(|| bad(&self.name, at, "has a malformed line"))?;
             self.end = follow(self.end, self.capacity, &row)
                 .ok_or_else(|| bad(&self.name, at, "has a row that does not follow the one before it"))?;
-            if row.kind == AllocationKind::Unchanged && self.kind == Kind::Full {
+            if row.kind == AllocationKind::Unchanged && self.kind == BackupKind::Full {
                 return Err(bad(&self.name, at, "has an unchanged extent in a full archive"));
             }
             return Ok(Some(row));

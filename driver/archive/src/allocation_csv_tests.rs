@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::allocation_csv::{AllocationKind, AllocationRow, CsvParser, CsvShape};
-use super::layout::Kind;
+use super::layout::BackupKind;
 use super::layout_fixture::{collect, pieces};
 use virtfold_base::error::{ErrorKind, Result};
 use virtfold_base::units::{GuestOffset, HostOffset, StreamOffset};
@@ -42,7 +42,7 @@ fn all(rows: &[AllocationRow]) -> impl Iterator<Item = Result<AllocationRow>> {
 
 fn parse(text: &[u8], sizes: &[usize], capacity: u64) -> Result<Vec<AllocationRow>> {
     let mut parser =
-        CsvParser::new("vda.allocation.csv", capacity, StreamOffset::new(5120), Kind::Incremental);
+        CsvParser::new("vda.allocation.csv", capacity, StreamOffset::new(5120), BackupKind::Incremental);
     let mut found = Vec::new();
     for mut piece in pieces(text, sizes) {
         while let Some(row) = parser.feed(&mut piece)? {
@@ -113,7 +113,7 @@ fn bad_tables_are_named() {
 
 #[test]
 fn in_a_full_archive_nothing_is_unchanged() {
-    for (kind, fine) in [(Kind::Full, false), (Kind::Incremental, true)] {
+    for (kind, fine) in [(BackupKind::Full, false), (BackupKind::Incremental, true)] {
         let mut parser = CsvParser::new("vda.allocation.csv", 10, StreamOffset::ZERO, kind);
         let text = b"guest_offset,length,kind,host_offset\n0,10,unchanged,\n";
         assert_eq!(parser.feed(&mut text.as_slice()).is_ok(), fine, "{kind:?}");

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::end::{self, EndRecord};
 use super::index::tail::end_member;
-use super::layout::{self, Role};
+use super::layout::{self, MemberRole};
 use super::manifest::{self, Manifest};
 use super::stream::{Carrier, ReadAt, carrier_of, end_of_frames};
 use super::tar::{BLOCK, BLOCK_LEN, END_OF_ARCHIVE};
@@ -52,9 +52,9 @@ impl Walk {
             let mut rest = &*left;
             while let Some(event) = self.parser.feed(&mut rest).ok()? {
                 if let Event::Begin(member) = event {
-                    let role = Role::of(&member.name);
-                    self.last = role == Role::End;
-                    if role == Role::Head {
+                    let role = MemberRole::of(&member.name);
+                    self.last = role == MemberRole::End;
+                    if role == MemberRole::Head {
                         self.head = Some((member.content_at.get(), member.size));
                     }
                 }

@@ -38,7 +38,7 @@ const RECOVERY: &str = "recovery/";
 /// What a backup holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Kind {
+pub enum BackupKind {
     /// All that is recorded on the disks.
     Full,
     /// What changed since the parent.
@@ -47,7 +47,7 @@ pub enum Kind {
 
 /// What a member is, by its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role<'a> {
+pub enum MemberRole<'a> {
     /// `virtfold.json`.
     Head,
     /// `TARGET.allocation.csv`.
@@ -68,7 +68,7 @@ pub enum Role<'a> {
     Other,
 }
 
-impl<'a> Role<'a> {
+impl<'a> MemberRole<'a> {
     /// What the member called `name` is.
     pub fn of(name: &'a str) -> Self {
         let target = |rest: &'a str, suffix| rest.strip_suffix(suffix).filter(|t| is_target(t));
@@ -168,19 +168,19 @@ pub fn recovery_allocation_name(target: &str) -> Result<String> {
 
 /// Holds the members of an archive against the order they must have.
 #[derive(Clone, Debug)]
-pub struct Order {
+pub struct MemberOrder {
     names: Vec<String>,
     next: usize,
     /// The members that were taken beside those.
     others: BTreeSet<String>,
 }
 
-impl Order {
+impl MemberOrder {
     /// The order for disks `targets`, which are those of the head, in its order.
     ///
     /// # Errors
     /// As [`check_target`].
-    pub fn new<'a>(targets: impl IntoIterator<Item = &'a str> + Clone, kind: Kind) -> Result<Self> {
+    pub fn new<'a>(targets: impl IntoIterator<Item = &'a str> + Clone, kind: BackupKind) -> Result<Self> {
         let mut names = vec![HEAD.to_owned()];
         for target in targets.clone() {
             names.extend([allocation_name(target)?, disk_name(target)?]);
@@ -188,7 +188,7 @@ impl Order {
         names.push(RECOVERY_HEAD.to_owned());
         for target in targets {
             names.push(recovery_map_name(target)?);
-            if kind == Kind::Incremental {
+            if kind == BackupKind::Incremental {
                 names.push(recovery_allocation_name(target)?);
             }
         }
@@ -208,7 +208,7 @@ impl Order {
     pub fn take(&mut self, name: &str) -> Result<()> {
         let expected = self.names.get(self.next).map(String::as_str);
         let before_digests = expected != Some(END) && expected.is_some();
-        if Role::of(name) == Role::Other && self.next > 0 && before_digests {
+        if MemberRole::of(name) == MemberRole::Other && self.next > 0 && before_digests {
             return self.take_other(name);
         }
         if expected == Some(name) {

@@ -6,10 +6,10 @@ use uuid::Uuid;
 
 use crate::allocation_csv::{AllocationKind, AllocationRow, CsvShape};
 use crate::end::{self, ArchiveTotals, CHUNK, EndRecord};
-use crate::layout::{self, Kind, Layout};
-use crate::manifest::{CompressionNote, Disk, Manifest, Source, Subject, VERSION};
+use crate::layout::{self, BackupKind, Layout};
+use crate::manifest::{BackupSubject, CompressionNote, Disk, Manifest, Source, VERSION};
 use crate::recovery::RecoveryHead;
-use crate::sparse::{MapShape, Run};
+use crate::sparse::{MapEntry, MapShape};
 use crate::tar::{HeaderEncoder, padding};
 use virtfold_base::error::Result;
 use virtfold_base::units::{GuestOffset, StreamOffset};
@@ -36,8 +36,8 @@ impl TestDisk {
         Self { target: target.to_owned(), capacity, layout: Layout::Full, runs }
     }
 
-    pub(super) fn runs(&self) -> impl Iterator<Item = Result<Run>> {
-        self.runs.iter().map(|(guest, len)| Ok(Run { guest: GuestOffset::new(*guest), len: *len }))
+    pub(super) fn runs(&self) -> impl Iterator<Item = Result<MapEntry>> {
+        self.runs.iter().map(|(guest, len)| Ok(MapEntry { guest: GuestOffset::new(*guest), len: *len }))
     }
 
     pub(super) fn rows(&self) -> Vec<Result<AllocationRow>> {
@@ -154,8 +154,8 @@ pub(super) fn manifest(disks: &[TestDisk]) -> Manifest {
         host: "host1".into(),
         host_id: None,
         tool: "virtfold 0.1.0".into(),
-        subject: Subject::Images { name: "set1".into(), labelled: false, paths: Vec::new() },
-        kind: Kind::Full,
+        subject: BackupSubject::Images { name: "set1".into(), labelled: false, paths: Vec::new() },
+        kind: BackupKind::Full,
         parent: None,
         compression: CompressionNote { method: "none".into(), level: None },
         freeze: None,

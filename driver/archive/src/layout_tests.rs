@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::allocation_csv::CsvParser;
 use super::end::{self, DigestsParser, EndRecord, MAX_LEN, RootHasher};
-use super::layout::{self, Kind, Layout, Order, Role};
+use super::layout::{self, BackupKind, Layout, MemberOrder, MemberRole};
 use super::layout_fixture::{Made, TIME, TestDisk, digests, make, pieces};
 use super::manifest::Manifest;
 use super::recovery::RecoveryParser;
@@ -37,7 +37,7 @@ fn read(bytes: &[u8]) -> Vec<(Member, Vec<u8>)> {
 }
 
 fn runs_of(
-    parse: &mut dyn FnMut(&mut &[u8]) -> Result<Option<super::sparse::Run>>,
+    parse: &mut dyn FnMut(&mut &[u8]) -> Result<Option<super::sparse::MapEntry>>,
     content: &[u8],
 ) -> Vec<(u64, u64)> {
     let mut runs = Vec::new();
@@ -55,12 +55,12 @@ fn every_member_says_what_was_put_in() {
     let made = make(&disks, "domain.xml");
     let members = read(&made.bytes);
     let head = Manifest::parse(&members[0].1).unwrap();
-    let mut order = Order::new(head.disks.iter().map(|disk| disk.target.as_str()), head.kind).unwrap();
+    let mut order = MemberOrder::new(head.disks.iter().map(|disk| disk.target.as_str()), head.kind).unwrap();
     for (member, content) in &members {
         order.take(&member.name).unwrap();
         let disk = |target: &str| disks.iter().find(|disk| disk.target == target).unwrap();
-        match Role::of(&member.name) {
-            Role::Disk(target) => {
+        match MemberRole::of(&member.name) {
+            MemberRole::Disk(target) => {
                 let (disk, described) = (disk(target), head.disk(target).unwrap());
                 described.check_member(member).unwrap();
                 let mut used = 0;
@@ -76,9 +76,9 @@ fn every_member_says_what_was_put_in() {
                 let dense: Vec<u8> = disk.runs.iter().flat_map(|run| disk.run_bytes(*run)).collect();
                 assert!(content[usize::try_from(used).unwrap()..] == dense);
             }
-            Role::Allocation(target) => {
+            MemberRole::Allocation(target) => {
                 let mut csv =
-                    CsvParser::new(&member.name, disk(target).capacity, member.content_at, Kind::Full);
+                    CsvParser::new(&member.name, disk(target).capacity, member.content_at, BackupKind::Full);
                 let mut input = content.as_slice();
                 let mut rows = Vec::new();
                 while let Some(row) = csv.feed(&mut input).unwrap() {
@@ -87,7 +87,7 @@ fn every_member_says_what_was_put_in() {
                 csv.finish().unwrap();
                 assert_eq!(rows, disk(target).rows().into_iter().map(Result::unwrap).collect::<Vec<_>>());
             }
-            Role::RecoveryMap(target) => {
+            MemberRole::RecoveryMap(target) => {
                 let mut copy = RecoveryParser::new(target, member.size, member.content_at);
                 assert_eq!(runs_of(&mut |piece| copy.feed(piece), content), disk(target).runs);
                 copy.finish().unwrap();
@@ -95,15 +95,18 @@ fn every_member_says_what_was_put_in() {
                 assert_eq!((head.target.as_str(), head.capacity), (target, disk(target).capacity));
                 assert_eq!(head.dense_at.get(), made.dense_at[target]);
             }
-            Role::RecoveryHead => {
+            MemberRole::RecoveryHead => {
                 assert_eq!(*content, members[0].1);
                 assert_eq!(member.header_at, made.end.recovery_at);
             }
-            Role::End => {
+            MemberRole::End => {
                 let parsed = EndRecord::parse(content, member.content_at).unwrap();
                 assert_eq!(parsed, (made.end, made.root));
             }
-            Role::Head | Role::Digests | Role::RecoveryAllocation(_) | Role::Other => {}
+            MemberRole::Head
+            | MemberRole::Digests
+            | MemberRole::RecoveryAllocation(_)
+            | MemberRole::Other => {}
         }
     }
     assert!(order.is_complete());
@@ -242,24 +245,24 @@ fn bad_recovery_copies_are_named() {
 #[test]
 fn names_have_roles_and_an_order() {
     let cases = [
-        ("virtfold.json", Role::Head),
-        ("vda.raw", Role::Disk("vda")),
-        ("vda.allocation.csv", Role::Allocation("vda")),
-        ("recovery/virtfold.json", Role::RecoveryHead),
-        ("recovery/vda.map", Role::RecoveryMap("vda")),
-        ("recovery/vda.allocation.csv", Role::RecoveryAllocation("vda")),
-        ("virtfold.digests", Role::Digests),
-        ("virtfold.end.json", Role::End),
-        ("domain.xml", Role::Other),
-        (".raw", Role::Other),
-        ("a b.raw", Role::Other),
-        ("dir/vda.raw", Role::Other),
-        ("recovery/vda.raw", Role::Other),
+        ("virtfold.json", MemberRole::Head),
+        ("vda.raw", MemberRole::Disk("vda")),
+        ("vda.allocation.csv", MemberRole::Allocation("vda")),
+        ("recovery/virtfold.json", MemberRole::RecoveryHead),
+        ("recovery/vda.map", MemberRole::RecoveryMap("vda")),
+        ("recovery/vda.allocation.csv", MemberRole::RecoveryAllocation("vda")),
+        ("virtfold.digests", MemberRole::Digests),
+        ("virtfold.end.json", MemberRole::End),
+        ("domain.xml", MemberRole::Other),
+        (".raw", MemberRole::Other),
+        ("a b.raw", MemberRole::Other),
+        ("dir/vda.raw", MemberRole::Other),
+        ("recovery/vda.raw", MemberRole::Other),
     ];
     for (name, role) in cases {
-        assert_eq!(Role::of(name), role, "{name}");
+        assert_eq!(MemberRole::of(name), role, "{name}");
     }
-    let order = Order::new(["a", "b"], Kind::Incremental).unwrap();
+    let order = MemberOrder::new(["a", "b"], BackupKind::Incremental).unwrap();
     let names = [
         "virtfold.json",
         "a.allocation.csv",
@@ -275,12 +278,12 @@ fn names_have_roles_and_an_order() {
         "virtfold.end.json",
     ];
     assert_eq!(order.names(), names);
-    assert!(Order::new(["a/b"], Kind::Full).is_err());
+    assert!(MemberOrder::new(["a/b"], BackupKind::Full).is_err());
 }
 
 #[test]
 fn no_name_is_there_twice_and_no_names_without_end() {
-    let mut order = Order::new(["vda"], Kind::Full).unwrap();
+    let mut order = MemberOrder::new(["vda"], BackupKind::Full).unwrap();
     order.take("virtfold.json").unwrap();
     order.take("domain.xml").unwrap();
     let twice = order.take("domain.xml").unwrap_err();
@@ -292,7 +295,7 @@ fn no_name_is_there_twice_and_no_names_without_end() {
 #[test]
 fn members_out_of_order_are_damage() {
     let taken = |names: &[&str]| {
-        let mut order = Order::new(["vda"], Kind::Full).unwrap();
+        let mut order = MemberOrder::new(["vda"], BackupKind::Full).unwrap();
         names.iter().try_for_each(|name| order.take(name)).map(|()| order.is_complete())
     };
     let all = [

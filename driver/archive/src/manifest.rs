@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::bounded::{few, is_deeper};
-use crate::layout::{self, Kind, Layout};
-use crate::sparse::Run;
+use crate::layout::{self, BackupKind, Layout};
+use crate::sparse::MapEntry;
 use crate::tar::{ALIGNMENT, MAX_OCTAL, MAX_SIZE};
 use crate::tar_parser::Member;
 use virtfold_base::error::{Error, ErrorKind, Result};
@@ -63,9 +63,9 @@ pub struct Manifest {
     /// Name and version of the program that made it.
     pub tool: String,
     /// What was backed up.
-    pub subject: Subject,
+    pub subject: BackupSubject,
     /// Full or incremental.
-    pub kind: Kind,
+    pub kind: BackupKind,
     /// The archive that an incremental one continues.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<Parent>,
@@ -73,7 +73,7 @@ pub struct Manifest {
     pub compression: CompressionNote,
     /// How the guest was frozen, where one was running.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub freeze: Option<Freeze>,
+    pub freeze: Option<ConsistencyInfo>,
     /// The disks, in the order of their members.
     #[serde(deserialize_with = "few::<_, _, MAX_DISKS>")]
     pub disks: Vec<Disk>,
@@ -82,7 +82,7 @@ pub struct Manifest {
 /// What was backed up.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Subject {
+pub enum BackupSubject {
     /// A domain of libvirt.
     Domain {
         /// Its name.
@@ -105,7 +105,7 @@ pub enum Subject {
     },
 }
 
-impl Subject {
+impl BackupSubject {
     /// The name of the domain or the set.
     pub fn name(&self) -> &str {
         match self {
@@ -135,7 +135,7 @@ pub struct CompressionNote {
 
 /// How the guest was frozen.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Freeze {
+pub struct ConsistencyInfo {
     /// The method: `agent`, `snapshot` or `standing`.
     pub method: String,
     /// How long the freeze kept the guest from writing at most, milliseconds.
@@ -283,10 +283,10 @@ impl Manifest {
             check_text("method", &freeze.method)?;
         }
         match (self.kind, &self.parent) {
-            (Kind::Full, None) => {}
-            (Kind::Incremental, Some(parent)) => check_root(&parent.root)?,
-            (Kind::Full, Some(_)) => return Err("a full archive has a parent".to_owned()),
-            (Kind::Incremental, None) => return Err("an incremental archive has no parent".to_owned()),
+            (BackupKind::Full, None) => {}
+            (BackupKind::Incremental, Some(parent)) => check_root(&parent.root)?,
+            (BackupKind::Full, Some(_)) => return Err("a full archive has a parent".to_owned()),
+            (BackupKind::Incremental, None) => return Err("an incremental archive has no parent".to_owned()),
         }
         if self.disks.len() > MAX_DISKS {
             return Err(format!("it has {} disks, more than {MAX_DISKS}", self.disks.len()));
@@ -361,7 +361,7 @@ impl Disk {
     ///
     /// # Errors
     /// Damaged: it does not begin at a block, or ends within one before the disk ends.
-    pub fn check_run(&self, run: &Run) -> Result<()> {
+    pub fn check_run(&self, run: &MapEntry) -> Result<()> {
         let end = run.guest.saturating_add(run.len).get();
         let ends = end == self.capacity || end.is_multiple_of(self.block_size);
         if run.guest.is_aligned(self.block_size) && ends {

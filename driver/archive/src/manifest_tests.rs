@@ -3,20 +3,22 @@
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::layout::{Kind, Layout};
+use super::layout::{BackupKind, Layout};
 use super::layout_fixture::{TIME, TestDisk, manifest};
-use super::manifest::{Backing, Freeze, MAX_LEN, Manifest, Parent, Qcow2, Source, Subject, now};
-use super::sparse::Run;
+use super::manifest::{
+    Backing, BackupSubject, ConsistencyInfo, MAX_LEN, Manifest, Parent, Qcow2, Source, now,
+};
+use super::sparse::MapEntry;
 use virtfold_base::error::ErrorKind;
 use virtfold_base::units::{GuestOffset, StreamOffset};
 
 fn rich() -> Manifest {
     let mut head = manifest(&[TestDisk::compact("vda", 1 << 30, &[(0, 4096)]), TestDisk::full("vdb", 4096)]);
-    head.kind = Kind::Incremental;
+    head.kind = BackupKind::Incremental;
     head.parent = Some(Parent { id: Uuid::from_u128(7), root: "0f".repeat(32) });
-    head.subject = Subject::Domain { name: "web".into(), uuid: Some(Uuid::from_u128(9)) };
+    head.subject = BackupSubject::Domain { name: "web".into(), uuid: Some(Uuid::from_u128(9)) };
     head.host_id = Some("0a".repeat(16));
-    head.freeze = Some(Freeze { method: "agent".into(), pause_ms: 12 });
+    head.freeze = Some(ConsistencyInfo { method: "agent".into(), pause_ms: 12 });
     head.disks[0].source = Source {
         format: "qcow2".into(),
         qcow2: Some(Qcow2 {
@@ -60,12 +62,12 @@ fn heads_round_trip_and_have_one_spelling() {
 #[test]
 fn what_is_known_of_images_may_be_absent() {
     let mut head = manifest(&[]);
-    head.subject = Subject::Images { name: "a".into(), labelled: true, paths: vec!["/a\n".into()] };
+    head.subject = BackupSubject::Images { name: "a".into(), labelled: true, paths: vec!["/a\n".into()] };
     assert_eq!(Manifest::parse(&head.encode().unwrap()).unwrap(), head);
     let mut old = serde_json::to_value(&head).unwrap();
     old["subject"] = json!({"images": {"name": "a"}});
     let subject = parse(&old).unwrap().subject;
-    assert_eq!(subject, Subject::Images { name: "a".into(), labelled: false, paths: Vec::new() });
+    assert_eq!(subject, BackupSubject::Images { name: "a".into(), labelled: false, paths: Vec::new() });
     old["subject"] = json!({"images": {"name": "a", "paths": vec!["/"; 1025]}});
     assert_eq!(parse(&old).unwrap_err().kind(), ErrorKind::Damaged);
 }
@@ -170,7 +172,7 @@ fn hostile_json_is_refused() {
 fn runs_and_bytes_lie_where_blocks_do() {
     let mut disk = rich().disks.remove(0);
     disk.capacity = 3 * 4096 + 512;
-    let run = |guest, len| Run { guest: GuestOffset::new(guest), len };
+    let run = |guest, len| MapEntry { guest: GuestOffset::new(guest), len };
     for (guest, len, fine) in
         [(0, 4096, true), (4096, 8704, true), (512, 4096, false), (4096, 512, false), (8192, 4608, true)]
     {

@@ -90,7 +90,7 @@ impl Records {
 
     /// Reads the records of one header; the error says what is wrong.
     pub(super) fn parse(mut bytes: &[u8]) -> Result<Self, String> {
-        let mut reader = Reader::default();
+        let mut reader = PaxRecordReader::default();
         let mut seen = BTreeSet::new();
         while !bytes.is_empty() {
             let (keyword, value) = take_record(&mut bytes).ok_or("a pax record is malformed")?;
@@ -116,7 +116,7 @@ fn take_record<'a>(bytes: &mut &'a [u8]) -> Option<(&'a str, &'a [u8])> {
 
 /// Puts records together that come in any order.
 #[derive(Default)]
-struct Reader {
+struct PaxRecordReader {
     path: Option<String>,
     size: Option<u64>,
     major: Option<u64>,
@@ -125,7 +125,7 @@ struct Reader {
     realsize: Option<u64>,
 }
 
-impl Reader {
+impl PaxRecordReader {
     fn record(&mut self, keyword: &str, value: &[u8]) -> Result<(), String> {
         match keyword {
             "comment" => {}

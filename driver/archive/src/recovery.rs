@@ -8,7 +8,7 @@
 //! Imports: `units`, `error`; `sparse`, `sparse_parser`, `layout`, `tar`, `text` of this room.
 
 use crate::layout;
-use crate::sparse::{MapShape, Run};
+use crate::sparse::{MapEntry, MapShape};
 use crate::sparse_parser::{MapLocation, MapParser};
 use crate::tar::Output;
 use crate::text::{LineAssembler, damaged, parse_decimal};
@@ -58,7 +58,7 @@ impl RecoveryHead {
     pub fn write(
         &self,
         shape: &MapShape,
-        runs: impl IntoIterator<Item = Result<Run>>,
+        runs: impl IntoIterator<Item = Result<MapEntry>>,
         out: &mut Output<'_>,
     ) -> Result<()> {
         out(self.line().as_bytes())?;
@@ -104,7 +104,7 @@ impl RecoveryParser {
     ///
     /// # Errors
     /// Damaged.
-    pub fn feed(&mut self, input: &mut &[u8]) -> Result<Option<Run>> {
+    pub fn feed(&mut self, input: &mut &[u8]) -> Result<Option<MapEntry>> {
         if self.parsed.is_none() && !self.feed_head(input)? {
             return Ok(None);
         }

@@ -20,7 +20,7 @@ use virtfold_base::units::GuestOffset;
 
 /// Bytes of the guest's disk that are in the archive, without a gap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Run {
+pub struct MapEntry {
     /// Where they belong.
     pub guest: GuestOffset,
     /// How many they are, in bytes; never 0.
@@ -43,7 +43,7 @@ impl MapShape {
     ///
     /// # Errors
     /// The walk's own; Internal where the runs are not as said (a defect of the table).
-    pub fn measure(capacity: u64, runs: impl IntoIterator<Item = Result<Run>>) -> Result<Self> {
+    pub fn measure(capacity: u64, runs: impl IntoIterator<Item = Result<MapEntry>>) -> Result<Self> {
         let mut shape = Self { capacity, runs: 0, dense_len: 0, end: 0, text_len: 0 };
         for run in runs {
             shape.add(run?)?;
@@ -67,7 +67,7 @@ impl MapShape {
         Self::measure(capacity, full_runs(capacity))
     }
 
-    fn add(&mut self, run: Run) -> Result<()> {
+    fn add(&mut self, run: MapEntry) -> Result<()> {
         let start = run.guest.get();
         let end = start.checked_add(run.len).filter(|end| *end <= self.capacity);
         match end {
@@ -131,7 +131,11 @@ impl MapShape {
     ///
     /// # Errors
     /// The walk's and the output's own; Internal where the runs are others (a defect of the table).
-    pub fn write(&self, runs: impl IntoIterator<Item = Result<Run>>, out: &mut Output<'_>) -> Result<()> {
+    pub fn write(
+        &self,
+        runs: impl IntoIterator<Item = Result<MapEntry>>,
+        out: &mut Output<'_>,
+    ) -> Result<()> {
         let mut again = Self { runs: 0, dense_len: 0, end: 0, text_len: 0, ..*self };
         let mut pieces = ChunkedOutput::new(out);
         let line = |value: u64, pieces: &mut ChunkedOutput<'_, '_>| {
@@ -162,7 +166,7 @@ impl MapShape {
     /// As [`MapShape::write`].
     pub fn write_padded(
         &self,
-        runs: impl IntoIterator<Item = Result<Run>>,
+        runs: impl IntoIterator<Item = Result<MapEntry>>,
         out: &mut Output<'_>,
     ) -> Result<()> {
         self.write(runs, out)?;
@@ -171,6 +175,6 @@ impl MapShape {
 }
 
 /// The runs of a disk that is in the archive whole.
-pub fn full_runs(capacity: u64) -> impl Iterator<Item = Result<Run>> {
-    (capacity > 0).then_some(Ok(Run { guest: GuestOffset::ZERO, len: capacity })).into_iter()
+pub fn full_runs(capacity: u64) -> impl Iterator<Item = Result<MapEntry>> {
+    (capacity > 0).then_some(Ok(MapEntry { guest: GuestOffset::ZERO, len: capacity })).into_iter()
 }

@@ -7,7 +7,7 @@
 //!
 //! Imports: `units`, `error`; `sparse`, `tar`, `text` of this room.
 
-use crate::sparse::Run;
+use crate::sparse::MapEntry;
 use crate::tar::BLOCK;
 use crate::text::{LineAssembler, damaged, parse_decimal};
 use virtfold_base::error::{Error, Result};
@@ -113,7 +113,7 @@ impl MapParser {
     ///
     /// # Errors
     /// Damaged.
-    pub fn feed(&mut self, input: &mut &[u8]) -> Result<Option<Run>> {
+    pub fn feed(&mut self, input: &mut &[u8]) -> Result<Option<MapEntry>> {
         loop {
             match self.state {
                 State::Complete => return Ok(None),
@@ -151,7 +151,7 @@ impl MapParser {
         Ok(parsed.flatten())
     }
 
-    fn take(&mut self, number: u64) -> Result<Option<Run>> {
+    fn take(&mut self, number: u64) -> Result<Option<MapEntry>> {
         match self.state {
             State::Count => {
                 if number > (self.place.room - self.used) / SHORTEST_ENTRY {
@@ -174,7 +174,7 @@ impl MapParser {
         }
     }
 
-    fn entry(&mut self, offset: u64, len: u64) -> Result<Option<Run>> {
+    fn entry(&mut self, offset: u64, len: u64) -> Result<Option<MapEntry>> {
         let capacity = self.place.capacity;
         if len == 0 {
             if offset != capacity || self.end == capacity || self.entries_left > 0 {
@@ -201,7 +201,7 @@ impl MapParser {
         if self.dense_len > announced {
             return Err(self.bad("has more dense bytes than announced"));
         }
-        Ok(Some(Run { guest: GuestOffset::new(offset), len }))
+        Ok(Some(MapEntry { guest: GuestOffset::new(offset), len }))
     }
 
     fn next_entry(&mut self) -> Result<()> {

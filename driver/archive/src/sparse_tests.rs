@@ -3,17 +3,17 @@
 use proptest::prelude::*;
 
 use super::layout_fixture::{collect, pieces};
-use super::sparse::{MapShape, Run, full_runs};
+use super::sparse::{MapEntry, MapShape, full_runs};
 use super::sparse_parser::{MapLocation, MapParser};
 use virtfold_base::error::{ErrorKind, Result};
 use virtfold_base::units::{GuestOffset, StreamOffset};
 
-fn run(guest: u64, len: u64) -> Run {
-    Run { guest: GuestOffset::new(guest), len }
+fn run(guest: u64, len: u64) -> MapEntry {
+    MapEntry { guest: GuestOffset::new(guest), len }
 }
 
 /// Gaps and lengths, then the hole at the end.
-fn tables() -> impl Strategy<Value = (u64, Vec<Run>)> {
+fn tables() -> impl Strategy<Value = (u64, Vec<MapEntry>)> {
     let step = (0_u64..3, 0_u64..1 << 33, 1_u64..1 << 21);
     (proptest::collection::vec(step, 0..200), 0_u64..3, 0_u64..1 << 40).prop_map(|(steps, kind, hole)| {
         let mut end = 0;
@@ -28,7 +28,7 @@ fn tables() -> impl Strategy<Value = (u64, Vec<Run>)> {
     })
 }
 
-fn model(capacity: u64, runs: &[Run]) -> String {
+fn model(capacity: u64, runs: &[MapEntry]) -> String {
     let mut entries: Vec<(u64, u64)> = runs.iter().map(|r| (r.guest.get(), r.len)).collect();
     if entries.last().map_or(0, |(start, len)| start + len) < capacity {
         entries.push((capacity, 0));
@@ -37,12 +37,12 @@ fn model(capacity: u64, runs: &[Run]) -> String {
     format!("{}\n{lines}", entries.len())
 }
 
-fn all(runs: &[Run]) -> impl Iterator<Item = Result<Run>> {
+fn all(runs: &[MapEntry]) -> impl Iterator<Item = Result<MapEntry>> {
     runs.iter().copied().map(Ok)
 }
 
 /// Parses content in pieces: the runs and the bytes used.
-fn parse(content: &[u8], sizes: &[usize], place: MapLocation) -> Result<(Vec<Run>, u64)> {
+fn parse(content: &[u8], sizes: &[usize], place: MapLocation) -> Result<(Vec<MapEntry>, u64)> {
     let mut parser = MapParser::new("vda", place, StreamOffset::new(1000));
     let mut found = Vec::new();
     for mut piece in pieces(content, sizes) {

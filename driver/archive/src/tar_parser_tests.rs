@@ -333,7 +333,7 @@ proptest! {
         prop_assert!(member.content_at.is_aligned(ALIGNMENT));
         prop_assert_eq!((member.size, member.realsize), (size, None));
 
-        let runs = (0..entries).map(|i| Ok(super::sparse::Run { guest: virtfold_base::units::GuestOffset::new(i * 8192), len: 4096 }));
+        let runs = (0..entries).map(|i| Ok(super::sparse::MapEntry { guest: virtfold_base::units::GuestOffset::new(i * 8192), len: 4096 }));
         let shape = MapShape::measure(entries * 8192 + size / 2, runs).unwrap();
         let header = headers.sparse(&target, &shape, StreamOffset::new(at)).unwrap();
         let member = parse_one(&header, at);

@@ -10,7 +10,7 @@ use crate::end::{self, ArchiveTotals, EndRecord};
 use crate::layout::{self, Layout};
 use crate::manifest::Manifest;
 use crate::recovery::RecoveryHead;
-use crate::sparse::{MapShape, Run};
+use crate::sparse::{MapEntry, MapShape};
 use crate::stream::{
     ChunkLog, DataSource, NoChunkLog, Sink, StreamOptions, StreamTotals, StreamWriter, write_stream_from,
 };
@@ -21,7 +21,7 @@ use virtfold_base::units::{DenseOffset, StreamOffset};
 /// Rows of a disk's allocation table, ascending.
 pub type Rows<'a> = Box<dyn Iterator<Item = Result<AllocationRow>> + 'a>;
 /// Runs of a disk's correspondence table, ascending.
-pub type MapEntries<'a> = Box<dyn Iterator<Item = Result<Run>> + 'a>;
+pub type MapEntries<'a> = Box<dyn Iterator<Item = Result<MapEntry>> + 'a>;
 
 /// The tables of one disk, as often as they are asked for.
 pub trait DiskTables {
@@ -95,7 +95,7 @@ pub fn write_archive_from(
 }
 
 /// What the recovery copy of a disk's map needs from its first.
-struct Placed {
+struct MapCopySource {
     shape: MapShape,
     dense_at: StreamOffset,
 }
@@ -147,7 +147,7 @@ impl Writer<'_, '_> {
         index: usize,
         contents: &ArchiveContents<'_>,
         tables: &dyn DiskTables,
-    ) -> Result<Placed> {
+    ) -> Result<MapCopySource> {
         let Some(disk) = contents.head.disks.get(index) else {
             return Err(Error::new(ErrorKind::Internal, "the head and the tables name different disks"));
         };
@@ -178,10 +178,10 @@ impl Writer<'_, '_> {
         self.totals.allocated = self.totals.allocated.saturating_add(disk.allocated);
         self.totals.dense += shape.dense_len();
         self.totals.runs += shape.runs();
-        Ok(Placed { shape, dense_at })
+        Ok(MapCopySource { shape, dense_at })
     }
 
-    fn recovery(&mut self, target: &str, tables: &dyn DiskTables, place: &Placed) -> Result<()> {
+    fn recovery(&mut self, target: &str, tables: &dyn DiskTables, place: &MapCopySource) -> Result<()> {
         let first = RecoveryHead::new(target, &place.shape, place.dense_at)?;
         let size = first.member_size(&place.shape);
         self.totals.members += 1;

@@ -6,7 +6,7 @@ use super::*;
 use crate::Control;
 use crate::backup::{ArchiveOptions, BackupInput, write};
 use virtfold_archive::index::{ArchiveIndex, Trust};
-use virtfold_archive::manifest::Subject;
+use virtfold_archive::manifest::BackupSubject;
 use virtfold_archive::source::FileSource;
 use virtfold_archive::stream::{Compression, ReadOptions};
 use virtfold_archive::table::Layout;
@@ -115,7 +115,7 @@ fn written(place: &Place, members: &[(&str, &[u8])], compression: Compression) -
     let image = place.put("disk.raw", &[5; 9000]);
     let image = DiskImage::open(&image, Format::Raw, &OpenOptions::default()).unwrap();
     let material = BackupInput {
-        subject: Subject::Domain { name: "web".into(), uuid: None },
+        subject: BackupSubject::Domain { name: "web".into(), uuid: None },
         freeze: None,
         attachments: members.iter().map(|(name, content)| attachment(name, content.to_vec())).collect(),
         disks: vec![("vda".into(), image)],
@@ -130,7 +130,7 @@ fn written(place: &Place, members: &[(&str, &[u8])], compression: Compression) -
         workers: 2,
     };
     let control = Control::default();
-    let open = |_: &virtfold_medium::Label, _: &virtfold_archive::stream::Cancel| {
+    let open = |_: &virtfold_medium::ArchiveLabel, _: &virtfold_archive::stream::Cancel| {
         FileMedium::create(&path).map(|medium| Box::new(medium) as Box<dyn Medium>)
     };
     write(material, &manner, &control, open).unwrap().finish(&control).unwrap();

@@ -10,7 +10,7 @@ use virtfold_archive::table::{self, CorrespondenceTable, Layout};
 use virtfold_archive::writer::{DiskTables, MapEntries, Rows};
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_base::units::{BlockSize, DenseOffset, GuestOffset};
-use virtfold_image::{AllocationTable, DiskImage, Extent, Place};
+use virtfold_image::{Allocation, AllocationTable, DiskImage, Extent};
 
 /// One disk, folded: what FIG. 13 has at step 1307.
 #[derive(Debug)]
@@ -77,16 +77,20 @@ impl DiskTables for FoldedDisk {
     }
 
     fn runs(&self) -> MapEntries<'_> {
-        Box::new(self.table.iter().map(|run| run.map(|run| sparse::Run { guest: run.guest, len: run.len })))
+        Box::new(
+            self.table.iter().map(|run| run.map(|run| sparse::MapEntry { guest: run.guest, len: run.len })),
+        )
     }
 }
 
 fn row(extent: Extent) -> AllocationRow {
     let (kind, host) = match extent.place {
-        Place::Unallocated { reserved } => (AllocationKind::Unallocated, reserved),
-        Place::Zero { host } => (AllocationKind::Zero, host),
-        Place::Data { host, .. } | Place::Compressed { host, .. } => (AllocationKind::Data, Some(host)),
-        Place::Hole { host, .. } => (AllocationKind::Zero, Some(host)),
+        Allocation::Unallocated { reserved } => (AllocationKind::Unallocated, reserved),
+        Allocation::Zero { host } => (AllocationKind::Zero, host),
+        Allocation::Data { host, .. } | Allocation::Compressed { host, .. } => {
+            (AllocationKind::Data, Some(host))
+        }
+        Allocation::Hole { host, .. } => (AllocationKind::Zero, Some(host)),
     };
     AllocationRow { guest: extent.guest, len: extent.len, kind, host }
 }

@@ -5,11 +5,11 @@ use uuid::Uuid;
 
 use super::*;
 use crate::RunMode;
-use virtfold_catalog::queue::{End, Queue, Reason, RunResult, Wanted};
+use virtfold_catalog::queue::{EntryReason, NewEntry, Queue, RunEnd, RunResult};
 use virtfold_catalog::{
     BackupCopy, FreezeSession, JournalEntry, Owner, SessionKind, SessionOutcome, SessionState, Source,
 };
-use virtfold_hypervisor::simulated::{Agent, SimSpec, Simulated};
+use virtfold_hypervisor::simulated::{SimAgent, SimSpec, Simulated};
 use virtfold_hypervisor::types::Persistence;
 
 struct Scene {
@@ -36,14 +36,15 @@ impl Scene {
     /// A run in the queue; it waits.
     fn waits(&self, domain: DomainId, name: &str) -> i64 {
         let (job, name) = ("nightly".to_owned(), name.to_owned());
-        let wanted = Wanted { job, domain, name, reason: Reason::Schedule, due: at(10), not_before: at(10) };
+        let wanted =
+            NewEntry { job, domain, name, reason: EntryReason::Schedule, due: at(10), not_before: at(10) };
         self.catalog.add(&wanted).unwrap()
     }
 
     fn ran(&self, domain: DomainId, name: &str) {
         let run = self.waits(domain, name);
         self.catalog.start(run, at(11)).unwrap();
-        self.catalog.end(run, at(12), &End::Failed(RunResult::default())).unwrap();
+        self.catalog.end(run, at(12), &RunEnd::Failed(RunResult::default())).unwrap();
     }
 
     /// An open job of the journal.
@@ -123,7 +124,7 @@ fn what_is_gone_is_forgotten_and_its_archives_are_not() {
 fn what_is_there_or_not_ended_is_not_forgotten() {
     let scene = Scene::new();
     let disks = vec![("vda".to_owned(), "/i/a.qcow2".into())];
-    let there = scene.world.add(&SimSpec { name: "web".to_owned(), disks, agent: Agent::Absent }).unwrap();
+    let there = scene.world.add(&SimSpec { name: "web".to_owned(), disks, agent: SimAgent::Absent }).unwrap();
     scene.ran(there, "web");
     let (kind, words) = scene.refused("web");
     assert!(kind == ErrorKind::InUse && words.contains("exists") && words.contains("undefine"), "{words}");
@@ -133,7 +134,7 @@ fn what_is_there_or_not_ended_is_not_forgotten() {
     assert!(scene.refused("web").1.contains(&id(7).to_string()));
     assert_eq!(scene.forget(&id(7).to_string(), RunMode::Apply).unwrap()[0].runs, 1);
     // Renamed since it was backed up.
-    scene.world.add(&SimSpec { name: "new".to_owned(), disks: vec![], agent: Agent::Absent }).unwrap();
+    scene.world.add(&SimSpec { name: "new".to_owned(), disks: vec![], agent: SimAgent::Absent }).unwrap();
     let renamed = virtfold_hypervisor::Hypervisor::lookup(&scene.world, "new").unwrap().id;
     scene.ran(renamed, "old");
     assert_eq!(scene.refused("old").0, ErrorKind::InUse);
@@ -142,7 +143,7 @@ fn what_is_there_or_not_ended_is_not_forgotten() {
     let run = scene.waits(gone, "gone");
     scene.catalog.start(run, at(20)).unwrap();
     assert!(scene.refused("gone").1.contains("virtfold cancel"));
-    scene.catalog.end(run, at(21), &End::Succeeded(RunResult::default())).unwrap();
+    scene.catalog.end(run, at(21), &RunEnd::Succeeded(RunResult::default())).unwrap();
     let job = scene.begins(gone, "gone");
     assert!(scene.refused("gone").1.contains("virtfold recover"));
     scene.catalog.record(job, &[JournalEntry::Close(SessionOutcome::Recovered)]).unwrap();

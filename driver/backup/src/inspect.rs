@@ -15,7 +15,7 @@ use virtfold_archive::allocation_csv::AllocationRow;
 use virtfold_archive::crypt::{self, ArchiveFile, DecryptingReader, Identities};
 use virtfold_archive::index::{ArchiveIndex, Trust};
 use virtfold_archive::manifest::Manifest;
-use virtfold_archive::reader::{Reader, Visitor};
+use virtfold_archive::reader::{ArchiveReader, Visitor};
 use virtfold_archive::stream::{Cancel, ChunkState, ReadOptions, read_pipe};
 use virtfold_archive::table::{CorrespondenceTable, Run};
 use virtfold_base::durable;
@@ -26,7 +26,7 @@ use virtfold_medium::{self as medium, Location};
 /// How an archive stands, as far as its tables tell: `verify` reads all of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Status {
+pub enum ArchiveStatus {
     /// It has its end, and its tables are sound.
     Complete,
     /// It is cut, or was never finished.
@@ -41,11 +41,11 @@ pub enum Status {
 
 /// What one look at an archive tells.
 #[derive(Clone, Debug, Serialize)]
-pub struct Glance {
+pub struct ArchiveSummary {
     /// Its name, as `restore` takes it.
     pub archive: String,
     /// How it stands.
-    pub status: Status,
+    pub status: ArchiveStatus,
     /// What is wrong with it.
     pub faults: Vec<String>,
     /// Its size, bytes.
@@ -67,7 +67,7 @@ pub fn read_options() -> ReadOptions {
 ///
 /// # Errors
 /// When the file can't be read. What is wrong with the archive is in the result.
-pub fn glance(location: &Location, identities: &Identities) -> Result<Glance> {
+pub fn glance(location: &Location, identities: &Identities) -> Result<ArchiveSummary> {
     let mut glance = bare(location);
     let file = medium::open(location)?;
     let source = match ArchiveFile::salvage(Arc::clone(&file), identities) {
@@ -75,8 +75,8 @@ pub fn glance(location: &Location, identities: &Identities) -> Result<Glance> {
         Err(error) => {
             let Some(status) = status_of(&error) else { return Err(error) };
             glance.bytes = file.len();
-            glance.encrypted |= status == Status::Encrypted;
-            return Ok(Glance { status, faults: vec![error.to_string()], ..glance });
+            glance.encrypted |= status == ArchiveStatus::Encrypted;
+            return Ok(ArchiveSummary { status, faults: vec![error.to_string()], ..glance });
         }
     };
     (glance.bytes, glance.encrypted) = (source.stored(), source.is_encrypted());
@@ -100,12 +100,12 @@ pub fn glance(location: &Location, identities: &Identities) -> Result<Glance> {
 }
 
 /// What an error says of the archive; nothing where it says something of the medium.
-fn status_of(error: &Error) -> Option<Status> {
+fn status_of(error: &Error) -> Option<ArchiveStatus> {
     Some(match error.kind() {
-        ErrorKind::Incomplete => Status::Incomplete,
-        ErrorKind::Damaged => Status::Damaged,
-        ErrorKind::Locked => Status::Encrypted,
-        ErrorKind::Unsupported => Status::Unreadable,
+        ErrorKind::Incomplete => ArchiveStatus::Incomplete,
+        ErrorKind::Damaged => ArchiveStatus::Damaged,
+        ErrorKind::Locked => ArchiveStatus::Encrypted,
+        ErrorKind::Unsupported => ArchiveStatus::Unreadable,
         _ => return None,
     })
 }
@@ -115,7 +115,7 @@ fn status_of(error: &Error) -> Option<Status> {
 ///
 /// # Errors
 /// When the directory can't be read.
-pub fn list(location: &Location, identities: &Identities) -> Result<Vec<Glance>> {
+pub fn list(location: &Location, identities: &Identities) -> Result<Vec<ArchiveSummary>> {
     Ok(list_located(location, identities)?.into_iter().map(|(_, glance)| glance).collect())
 }
 
@@ -123,7 +123,7 @@ pub fn list(location: &Location, identities: &Identities) -> Result<Vec<Glance>>
 ///
 /// # Errors
 /// As [`list`].
-pub fn list_located(location: &Location, identities: &Identities) -> Result<Vec<(Location, Glance)>> {
+pub fn list_located(location: &Location, identities: &Identities) -> Result<Vec<(Location, ArchiveSummary)>> {
     match location {
         Location::Path(directory) => list_directory(directory, identities),
         Location::Pipe => Err(Error::new(ErrorKind::Usage, "archives from a pipe can't be listed")),
@@ -132,7 +132,7 @@ pub fn list_located(location: &Location, identities: &Identities) -> Result<Vec<
     }
 }
 
-fn list_directory(directory: &Path, identities: &Identities) -> Result<Vec<(Location, Glance)>> {
+fn list_directory(directory: &Path, identities: &Identities) -> Result<Vec<(Location, ArchiveSummary)>> {
     // A device holds one archive, at its beginning.
     if directory.metadata().is_ok_and(|found| found.file_type().is_block_device()) {
         let location = Location::from(directory);
@@ -149,8 +149,7 @@ fn list_directory(directory: &Path, identities: &Identities) -> Result<Vec<(Loca
     }
     paths.sort();
     // A backup that ends meanwhile renames its file: what is gone by now was not there.
-    let present =
-        |glance: &Result<Glance>| !matches!(glance, Err(error) if error.kind() == ErrorKind::NotFound);
+    let present = |glance: &Result<ArchiveSummary>| !matches!(glance, Err(error) if error.kind() == ErrorKind::NotFound);
     let looked = paths
         .iter()
         .map(|path| (path, glance(&Location::from(path.as_path()), identities)))
@@ -164,19 +163,26 @@ fn list_directory(directory: &Path, identities: &Identities) -> Result<Vec<(Loca
 }
 
 /// Looks at every archive below `place`, several at a time: each takes a few answers of the store.
-fn list_objects(place: &medium::ObjectAddress, identities: &Identities) -> Result<Vec<(Location, Glance)>> {
+fn list_objects(
+    place: &medium::ObjectAddress,
+    identities: &Identities,
+) -> Result<Vec<(Location, ArchiveSummary)>> {
     const AT_ONCE: usize = 8;
     let mut found = medium::object::list(place)?;
     found.retain(|listed| is_archive_name(listed.address.key.rsplit('/').next().unwrap_or_default()));
-    let look = |listed: &medium::object::Listed| {
+    let look = |listed: &medium::object::ListedObject| {
         let location = Location::Object(listed.address.clone());
-        let bare = Glance { bytes: listed.bytes, ..bare(&location) };
+        let bare = ArchiveSummary { bytes: listed.bytes, ..bare(&location) };
         if listed.is_partial {
             let what = "incomplete, or still being written; the next backup to it resumes or removes what a killed run left";
-            return Glance { status: Status::Incomplete, faults: vec![what.to_owned()], ..bare };
+            return ArchiveSummary {
+                status: ArchiveStatus::Incomplete,
+                faults: vec![what.to_owned()],
+                ..bare
+            };
         }
-        glance(&location, identities).unwrap_or_else(|error| Glance {
-            status: Status::Unreadable,
+        glance(&location, identities).unwrap_or_else(|error| ArchiveSummary {
+            status: ArchiveStatus::Unreadable,
             faults: vec![error.to_string()],
             ..bare
         })
@@ -187,7 +193,7 @@ fn list_objects(place: &medium::ObjectAddress, identities: &Identities) -> Resul
             let threads: Vec<_> = group.iter().map(|listed| scope.spawn(|| look(listed))).collect();
             for (thread, listed) in threads.into_iter().zip(group) {
                 let location = Location::Object(listed.address.clone());
-                let lost = |_| Glance { status: Status::Unreadable, ..bare(&location) };
+                let lost = |_| ArchiveSummary { status: ArchiveStatus::Unreadable, ..bare(&location) };
                 let glance = thread.join().unwrap_or_else(lost);
                 looked.push((location, glance));
             }
@@ -197,16 +203,16 @@ fn list_objects(place: &medium::ObjectAddress, identities: &Identities) -> Resul
 }
 
 /// A file that can't be read is a line of the list, not the end of it.
-fn unreadable(path: &Path, error: &Error) -> Glance {
+fn unreadable(path: &Path, error: &Error) -> ArchiveSummary {
     let faults = vec![error.to_string()];
-    Glance { status: Status::Unreadable, faults, ..bare(&path.into()) }
+    ArchiveSummary { status: ArchiveStatus::Unreadable, faults, ..bare(&path.into()) }
 }
 
 /// What is known of an archive before it was looked at.
-fn bare(location: &Location) -> Glance {
-    Glance {
+fn bare(location: &Location) -> ArchiveSummary {
+    ArchiveSummary {
         archive: location.to_string(),
-        status: Status::Complete,
+        status: ArchiveStatus::Complete,
         faults: Vec::new(),
         bytes: 0,
         encrypted: crypt::is_encrypted_name(&location.to_string()),
@@ -225,9 +231,9 @@ fn is_partial_name(name: &str) -> bool {
 }
 
 /// A file under its temporary name is no archive yet, whatever it holds: nobody vouched for it.
-fn unfinished(path: &Path, mut glance: Glance) -> Glance {
+fn unfinished(path: &Path, mut glance: ArchiveSummary) -> ArchiveSummary {
     if is_partial_name(&path.file_name().unwrap_or_default().to_string_lossy()) {
-        glance.status = Status::Incomplete;
+        glance.status = ArchiveStatus::Incomplete;
         glance.faults.insert(0, "incomplete; remove it when no backup is running".to_owned());
     }
     glance
@@ -241,7 +247,7 @@ fn unfinished(path: &Path, mut glance: Glance) -> Glance {
 /// It can't be read, is damaged there, or is encrypted and does not open.
 pub fn head_from(input: impl Read + Send, name: &str, identities: &Identities) -> Result<Manifest> {
     let mut seen = HeadOnly(None);
-    let mut reader = Reader::new(&mut seen);
+    let mut reader = ArchiveReader::new(&mut seen);
     let incoming = DecryptingReader::open(input, name, identities)?;
     let read = read_pipe(incoming, name, &read_options(), |chunk| reader.chunk(&chunk));
     drop(reader);
@@ -304,7 +310,7 @@ pub fn tables_from(
     let known = Cell::new(false);
     let mut seen =
         DiskTableVisitor { target, taker, index: None, dense_at: StreamOffset::ZERO, known: &known };
-    let mut reader = Reader::new(&mut seen);
+    let mut reader = ArchiveReader::new(&mut seen);
     let incoming = DecryptingReader::open(input, name, identities)?;
     let enough = Cell::new(false);
     let read = read_pipe(incoming, name, &read_options(), |chunk| {

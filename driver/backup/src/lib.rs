@@ -29,7 +29,7 @@ pub mod verify;
 
 use std::sync::Arc;
 
-pub use self::progress::{Progress, Snapshot};
+pub use self::progress::{Progress, ProgressSnapshot};
 use virtfold_archive::stream::Cancel;
 
 /// Whether what a run decides is done.

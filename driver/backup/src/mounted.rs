@@ -12,11 +12,11 @@ use std::path::{Path, PathBuf};
 
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 use virtfold_catalog::Catalog;
-use virtfold_medium::mounts::{self, Mount};
+use virtfold_medium::mounts::{self, MountPoint};
 
 /// What has to be mounted at a place.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Mounted {
+pub enum MountRequirement {
     /// What was there before; where nothing was, nothing.
     #[default]
     AsBefore,
@@ -28,16 +28,16 @@ pub enum Mounted {
 
 /// A place to look at.
 #[derive(Clone, Debug)]
-pub struct Place<'a> {
+pub struct CheckedDirectory<'a> {
     /// The directory.
     pub path: &'a Path,
     /// What the configuration calls it.
     pub medium: Option<&'a str>,
     /// What has to be mounted there.
-    pub mounted: Mounted,
+    pub mounted: MountRequirement,
 }
 
-impl Place<'_> {
+impl CheckedDirectory<'_> {
     fn words(&self) -> String {
         let path = self.path.display();
         self.medium.map_or_else(|| format!("'{path}'"), |name| format!("the medium '{name}' ('{path}')"))
@@ -54,7 +54,7 @@ impl Place<'_> {
 }
 
 /// Looks what a directory is on: [`mounts::of`], or who has another process look.
-pub type Look<'a> = &'a dyn Fn(&Path) -> Result<Option<Mount>>;
+pub type Look<'a> = &'a dyn Fn(&Path) -> Result<Option<MountPoint>>;
 
 /// Makes sure that the right file system is there, and notes it where none was known. What is there then,
 /// where something has to be: whoever writes there
@@ -63,7 +63,11 @@ pub type Look<'a> = &'a dyn Fn(&Path) -> Result<Option<Mount>>;
 /// # Errors
 /// [`ErrorKind::NotFound`]: it is not mounted; [`ErrorKind::Refused`]: another one is; the catalog can't be
 /// read or written; those of `look`.
-pub fn check(place: &Place<'_>, catalog: Option<&Catalog>, look: Look<'_>) -> Result<Option<Mount>> {
+pub fn check(
+    place: &CheckedDirectory<'_>,
+    catalog: Option<&Catalog>,
+    look: Look<'_>,
+) -> Result<Option<MountPoint>> {
     let seen = see(place, catalog, look)?;
     if let (Some(catalog), Some(found)) = (catalog, &seen.found)
         && seen.known.as_ref() != Some(found)
@@ -77,7 +81,7 @@ pub fn check(place: &Place<'_>, catalog: Option<&Catalog>, look: Look<'_>) -> Re
 ///
 /// # Errors
 /// As [`check`].
-pub fn agrees(place: &Place<'_>, catalog: Option<&Catalog>) -> Result<()> {
+pub fn agrees(place: &CheckedDirectory<'_>, catalog: Option<&Catalog>) -> Result<()> {
     see(place, catalog, &mounts::of).map(drop)
 }
 
@@ -85,12 +89,12 @@ pub fn agrees(place: &Place<'_>, catalog: Option<&Catalog>) -> Result<()> {
 #[derive(Default)]
 struct Seen {
     path: PathBuf,
-    known: Option<Mount>,
-    found: Option<Mount>,
+    known: Option<MountPoint>,
+    found: Option<MountPoint>,
 }
 
-fn see(place: &Place<'_>, catalog: Option<&Catalog>, look: Look<'_>) -> Result<Seen> {
-    if place.mounted == Mounted::No {
+fn see(place: &CheckedDirectory<'_>, catalog: Option<&Catalog>, look: Look<'_>) -> Result<Seen> {
+    if place.mounted == MountRequirement::No {
         return Ok(Seen::default());
     }
     let path = std::path::absolute(place.path).at(|| format!("cannot look at {}", place.words()))?;
@@ -103,13 +107,17 @@ fn see(place: &Place<'_>, catalog: Option<&Catalog>, look: Look<'_>) -> Result<S
 ///
 /// # Errors
 /// As [`check`], in the same words.
-pub fn still(place: &Place<'_>, then: &Mount) -> Result<()> {
+pub fn still(place: &CheckedDirectory<'_>, then: &MountPoint) -> Result<()> {
     judge(place, Some(then), mounts::of(place.path)?).map(drop)
 }
 
 /// What is there, where something has to be, or is worth remembering.
-fn judge(place: &Place<'_>, known: Option<&Mount>, now: Option<Mount>) -> Result<Option<Mount>> {
-    let wanted = place.mounted == Mounted::Yes;
+fn judge(
+    place: &CheckedDirectory<'_>,
+    known: Option<&MountPoint>,
+    now: Option<MountPoint>,
+) -> Result<Option<MountPoint>> {
+    let wanted = place.mounted == MountRequirement::Yes;
     let Some(now) = now else {
         return match known {
             // Whoever made the directory now would make it on the wrong file system.
@@ -129,7 +137,7 @@ fn judge(place: &Place<'_>, known: Option<&Mount>, now: Option<Mount>) -> Result
         return Err(missing(place, &known.point, Some(&now.point)));
     }
     if !wanted && !known.may_be(&now) {
-        let words = |mount: &Mount| mount.file_system.clone().unwrap_or_default();
+        let words = |mount: &MountPoint| mount.file_system.clone().unwrap_or_default();
         let message = format!(
             "{}: another file system is mounted at '{}' than before: '{}', not '{}'",
             place.words(),
@@ -148,7 +156,7 @@ fn judge(place: &Place<'_>, known: Option<&Mount>, now: Option<Mount>) -> Result
     Ok(Some(now))
 }
 
-fn missing(place: &Place<'_>, point: &Path, on: Option<&Path>) -> Error {
+fn missing(place: &CheckedDirectory<'_>, point: &Path, on: Option<&Path>) -> Error {
     let on = on.map_or_else(
         || "it is not there".to_owned(),
         |on| format!("it is on the file system of '{}'", on.display()),
@@ -166,12 +174,16 @@ fn missing(place: &Place<'_>, point: &Path, on: Option<&Path>) -> Error {
 mod tests {
     use super::*;
 
-    fn mount(point: &str, file_system: &str) -> Mount {
-        Mount { point: point.into(), file_system: Some(file_system.to_owned()) }
+    fn mount(point: &str, file_system: &str) -> MountPoint {
+        MountPoint { point: point.into(), file_system: Some(file_system.to_owned()) }
     }
 
-    fn kind(mounted: Mounted, known: Option<&Mount>, now: Option<&Mount>) -> Option<ErrorKind> {
-        let place = Place { path: Path::new("/mnt/nas/vm"), medium: Some("nas"), mounted };
+    fn kind(
+        mounted: MountRequirement,
+        known: Option<&MountPoint>,
+        now: Option<&MountPoint>,
+    ) -> Option<ErrorKind> {
+        let place = CheckedDirectory { path: Path::new("/mnt/nas/vm"), medium: Some("nas"), mounted };
         judge(&place, known, now.cloned()).err().map(|error| error.kind())
     }
 
@@ -179,17 +191,17 @@ mod tests {
     fn what_was_mounted_has_to_be() {
         let (root, nas, other) = (mount("/", "a"), mount("/mnt/nas", "b"), mount("/mnt/nas", "c"));
         for (mounted, known, now, expect) in [
-            (Mounted::AsBefore, None, Some(&root), None),
-            (Mounted::AsBefore, None, Some(&nas), None),
-            (Mounted::AsBefore, Some(&nas), Some(&nas), None),
-            (Mounted::AsBefore, Some(&nas), Some(&root), Some(ErrorKind::NotFound)),
-            (Mounted::AsBefore, Some(&nas), None, Some(ErrorKind::NotFound)),
-            (Mounted::AsBefore, Some(&nas), Some(&other), Some(ErrorKind::Refused)),
-            (Mounted::AsBefore, Some(&nas), Some(&mount("/mnt", "b")), Some(ErrorKind::NotFound)),
-            (Mounted::Yes, None, Some(&root), Some(ErrorKind::NotFound)),
-            (Mounted::Yes, None, Some(&nas), None),
-            (Mounted::Yes, Some(&nas), Some(&other), None),
-            (Mounted::Yes, Some(&nas), Some(&root), Some(ErrorKind::NotFound)),
+            (MountRequirement::AsBefore, None, Some(&root), None),
+            (MountRequirement::AsBefore, None, Some(&nas), None),
+            (MountRequirement::AsBefore, Some(&nas), Some(&nas), None),
+            (MountRequirement::AsBefore, Some(&nas), Some(&root), Some(ErrorKind::NotFound)),
+            (MountRequirement::AsBefore, Some(&nas), None, Some(ErrorKind::NotFound)),
+            (MountRequirement::AsBefore, Some(&nas), Some(&other), Some(ErrorKind::Refused)),
+            (MountRequirement::AsBefore, Some(&nas), Some(&mount("/mnt", "b")), Some(ErrorKind::NotFound)),
+            (MountRequirement::Yes, None, Some(&root), Some(ErrorKind::NotFound)),
+            (MountRequirement::Yes, None, Some(&nas), None),
+            (MountRequirement::Yes, Some(&nas), Some(&other), None),
+            (MountRequirement::Yes, Some(&nas), Some(&root), Some(ErrorKind::NotFound)),
         ] {
             assert_eq!(kind(mounted, known, now), expect, "{mounted:?} {known:?} {now:?}");
         }
@@ -200,19 +212,20 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let catalog = Catalog::open(state.path()).unwrap();
         let path = Path::new("/proc/self");
-        let place = |medium, mounted| Place { path, medium, mounted };
-        let check = |place: &Place<'_>| check(place, Some(&catalog), &mounts::of);
-        let found = check(&place(None, Mounted::AsBefore)).unwrap();
+        let place = |medium, mounted| CheckedDirectory { path, medium, mounted };
+        let check = |place: &CheckedDirectory<'_>| check(place, Some(&catalog), &mounts::of);
+        let found = check(&place(None, MountRequirement::AsBefore)).unwrap();
         assert_eq!(catalog.mount_of(path).unwrap(), found);
-        still(&place(None, Mounted::AsBefore), &found.unwrap()).unwrap();
+        still(&place(None, MountRequirement::AsBefore), &found.unwrap()).unwrap();
         // Whoever only looks notes nothing.
-        let other = Place { path: Path::new("/proc/1"), ..place(None, Mounted::AsBefore) };
+        let other =
+            CheckedDirectory { path: Path::new("/proc/1"), ..place(None, MountRequirement::AsBefore) };
         agrees(&other, Some(&catalog)).unwrap();
         assert_eq!(catalog.mount_of(other.path).unwrap(), None);
         catalog.remember_mount(path, &mount("/elsewhere", "x")).unwrap();
-        agrees(&place(None, Mounted::AsBefore), Some(&catalog)).unwrap_err();
-        let error = check(&place(Some("nas"), Mounted::AsBefore)).unwrap_err();
-        let later = still(&place(Some("nas"), Mounted::Yes), &mount("/elsewhere", "x")).unwrap_err();
+        agrees(&place(None, MountRequirement::AsBefore), Some(&catalog)).unwrap_err();
+        let error = check(&place(Some("nas"), MountRequirement::AsBefore)).unwrap_err();
+        let later = still(&place(Some("nas"), MountRequirement::Yes), &mount("/elsewhere", "x")).unwrap_err();
         let words = error.to_string();
         assert_eq!((later.kind(), later.to_string()), (error.kind(), words.clone()));
         assert!(words.contains("the medium 'nas' ('/proc/self') is not mounted"), "{words}");
@@ -220,6 +233,6 @@ mod tests {
             words.contains("'/elsewhere'") && error.hint().unwrap().contains("mount /elsewhere"),
             "{words}"
         );
-        assert_eq!(check(&place(None, Mounted::No)).unwrap(), None);
+        assert_eq!(check(&place(None, MountRequirement::No)).unwrap(), None);
     }
 }

@@ -14,7 +14,7 @@ pub struct Progress {
 
 /// One look at a [`Progress`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Snapshot {
+pub struct ProgressSnapshot {
     /// What is being done, a word.
     pub phase: &'static str,
     /// Bytes of data in all; zero while not known.
@@ -44,9 +44,9 @@ impl Progress {
     }
 
     /// How it stands.
-    pub fn snapshot(&self) -> Snapshot {
+    pub fn snapshot(&self) -> ProgressSnapshot {
         let phase = *self.phase.lock().unwrap_or_else(PoisonError::into_inner);
-        Snapshot {
+        ProgressSnapshot {
             phase: phase.map_or("starting", |(name, _)| name),
             total: self.total.load(Ordering::Relaxed),
             done: self.done.load(Ordering::Relaxed),

@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::inspect::{Glance, Status, head_from};
+use super::inspect::{ArchiveStatus, ArchiveSummary, head_from};
 use virtfold_archive::crypt::{self, Identities};
 use virtfold_archive::stream::Cancel;
 use virtfold_base::error::{ErrorKind, Result};
 use virtfold_catalog::{Catalog, NoCatalog};
 use virtfold_medium::tape::{
-    Changer, CommandChanger, NoChanger, NoTapeCatalog, Part, PromptChanger, StDrive, TapeCatalog, TapeMedium,
-    TapeReadOptions, TapeSource, TapeWriteOptions, VolumeAdmin, VolumeContents, id_of,
+    Changer, CommandChanger, NoChanger, NoTapeCatalog, PromptChanger, StDrive, TapeCatalog, TapeMedium,
+    TapeReadOptions, TapeSource, TapeWriteOptions, VolumeAdmin, VolumeContents, VolumePart, id_of,
 };
 use virtfold_medium::{TapeAddress, TapeArchive};
 
@@ -147,13 +147,13 @@ impl TapeOptions {
     ///
     /// # Errors
     /// The tape can't be read, or does not hold it.
-    pub fn glance(&self, which: &TapeArchive, identities: &Identities) -> Result<Glance> {
+    pub fn glance(&self, which: &TapeArchive, identities: &Identities) -> Result<ArchiveSummary> {
         let source = self.open(which)?;
         let name = source.archive().to_owned();
         let vouched = source.complete();
-        let mut glance = Glance {
+        let mut glance = ArchiveSummary {
             archive: self.name_of(&name),
-            status: if vouched.is_some() { Status::Complete } else { Status::Incomplete },
+            status: if vouched.is_some() { ArchiveStatus::Complete } else { ArchiveStatus::Incomplete },
             faults: Vec::new(),
             bytes: vouched.unwrap_or(0),
             encrypted: crypt::is_encrypted_name(&name),
@@ -167,10 +167,10 @@ impl TapeOptions {
             Ok(head) => glance.head = Some(head),
             Err(error) => {
                 glance.status = match error.kind() {
-                    ErrorKind::Locked => Status::Encrypted,
-                    ErrorKind::Damaged => Status::Damaged,
-                    ErrorKind::Incomplete => Status::Incomplete,
-                    ErrorKind::Unsupported => Status::Unreadable,
+                    ErrorKind::Locked => ArchiveStatus::Encrypted,
+                    ErrorKind::Damaged => ArchiveStatus::Damaged,
+                    ErrorKind::Incomplete => ArchiveStatus::Incomplete,
+                    ErrorKind::Unsupported => ArchiveStatus::Unreadable,
                     _ => return Err(error),
                 };
                 glance.faults.push(error.to_string());
@@ -192,7 +192,7 @@ impl TapeOptions {
     pub fn entries(&self, contents: &VolumeContents) -> Vec<TapeArchiveRow> {
         let mut entries: Vec<(uuid::Uuid, TapeArchiveRow)> = Vec::new();
         for part in contents.parts.iter().filter(|part| !contents.is_superseded(part)) {
-            let Part { begin, end, file, .. } = part;
+            let VolumePart { begin, end, file, .. } = part;
             // Another archive may lie between the parts of one that went on.
             let at = entries.iter().position(|(run, _)| *run == begin.run).unwrap_or(entries.len());
             if at == entries.len() {
@@ -223,12 +223,12 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use virtfold_medium::tape::{Begin, EarlierParts, End, Label, TapeBlock};
+    use virtfold_medium::tape::{EarlierParts, PartHeader, PartTrailer, TapeBlock, VolumeLabel};
 
     /// A part of ten bytes.
-    fn part(file: u64, (run, number, again): (Uuid, u32, u32), last: Option<bool>) -> Part {
+    fn part(file: u64, (run, number, again): (Uuid, u32, u32), last: Option<bool>) -> VolumePart {
         let volume = Uuid::nil();
-        let begin = Begin {
+        let begin = PartHeader {
             volume,
             run,
             archive: format!("a-{run}.tar"),
@@ -238,7 +238,7 @@ mod tests {
             block_size: TapeBlock::default(),
             created: String::new(),
         };
-        let end = last.map(|last| End {
+        let end = last.map(|last| PartTrailer {
             volume,
             run,
             part: number,
@@ -250,7 +250,7 @@ mod tests {
             total: 10,
             last,
         });
-        Part { file, start: 0, begin, end }
+        VolumePart { file, start: 0, begin, end }
     }
 
     #[test]
@@ -262,7 +262,7 @@ mod tests {
             part(7, (other, 1, 0), Some(true)),
             part(10, (one, 2, 1), Some(true)),
         ];
-        let label = Label {
+        let label = VolumeLabel {
             volume: Uuid::nil(),
             label: "T0".to_owned(),
             pool: "default".to_owned(),

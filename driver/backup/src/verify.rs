@@ -12,11 +12,11 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::Control;
-use super::restore::{Lost, note_lost};
+use super::restore::{LostRange, note_lost};
 use virtfold_archive::crypt::{ArchiveFile, DecryptingReader, Identities};
-use virtfold_archive::index::{ArchiveIndex, Data, Trust};
+use virtfold_archive::index::{ArchiveIndex, DiskPiece, Trust};
 use virtfold_archive::manifest::Manifest;
-use virtfold_archive::reader::{Reader, Sound, Visitor};
+use virtfold_archive::reader::{ArchiveReader, Sound, Visitor};
 use virtfold_archive::stream::{ReadAt, ReadOptions, read_pipe, tell_zeros};
 use virtfold_archive::table::{CorrespondenceTable, Run};
 use virtfold_base::error::{ErrorKind, Result, sentence};
@@ -49,7 +49,7 @@ pub struct VerifyReport {
     pub faults: Vec<String>,
     /// The ranges of disks that are lost by it.
     #[serde(skip)]
-    pub damage: Vec<Lost>,
+    pub damage: Vec<LostRange>,
     /// The root digest, of a sound archive.
     pub root: Option<String>,
     /// Bytes of the archive.
@@ -169,7 +169,7 @@ fn pass(source: &ArchiveFile, options: &ReadOptions, control: &Control) -> Resul
 /// The strict pass.
 fn sound(input: impl Read + Send, name: &str, options: &ReadOptions, control: &Control) -> Result<Sound> {
     let mut watcher = VerifyVisitor { control };
-    let mut reader = Reader::new(&mut watcher);
+    let mut reader = ArchiveReader::new(&mut watcher);
     let end = read_pipe(input, name, options, |chunk| reader.chunk(&chunk))?;
     end.check(name)?;
     let sound = reader.finish()?;
@@ -213,7 +213,7 @@ fn survey(
         let whole = DenseOffset::ZERO..DenseOffset::new(found.table.dense_len());
         index.read_dense(found, whole, &mut |piece, data| {
             control.progress.add(piece.len);
-            if matches!(data, Data::Lost) {
+            if matches!(data, DiskPiece::Lost) {
                 note_lost(&mut report.damage, &disk.target, piece.guest, piece.len);
             }
             Ok(())

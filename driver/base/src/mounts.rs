@@ -10,7 +10,7 @@ use crate::error::{IoContext, Result};
 
 /// A mounted file system.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mounted {
+pub struct MountEntry {
     /// The device number that its files have. Some file systems (Btrfs) have one of their own that no device has.
     pub device: u64,
     /// Where it is mounted.
@@ -27,7 +27,7 @@ pub struct Mounted {
 ///
 /// # Errors
 /// `/proc` can't be read.
-pub fn all() -> Result<Vec<Mounted>> {
+pub fn all() -> Result<Vec<MountEntry>> {
     let path = "/proc/self/mountinfo";
     let text = std::fs::read(path).at(|| format!("cannot read '{path}'"))?;
     Ok(text.split(|byte| *byte == b'\n').filter_map(line).collect())
@@ -58,12 +58,12 @@ pub fn swaps() -> Result<Vec<PathBuf>> {
 }
 
 /// `36 35 98:0 /root /at rw,noatime master:1 - ext4 /dev/root rw,errors=continue`.
-fn line(line: &[u8]) -> Option<Mounted> {
+fn line(line: &[u8]) -> Option<MountEntry> {
     let fields: Vec<&[u8]> = line.split(|byte| *byte == b' ').collect();
     let dash = fields.iter().skip(6).position(|field| *field == b"-")? + 6;
     let text = |at: usize| fields.get(at).and_then(|field| std::str::from_utf8(field).ok());
     let (major, minor) = text(2)?.split_once(':')?;
-    Some(Mounted {
+    Some(MountEntry {
         device: nix::sys::stat::makedev(major.parse().ok()?, minor.parse().ok()?),
         at: unescape(fields.get(4)?),
         kind: text(dash + 1)?.to_owned(),

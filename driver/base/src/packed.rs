@@ -10,7 +10,7 @@
 //! Imports: `error`, `spool`.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::spool::Spool;
+use crate::spool::SpillLog;
 
 /// Records in a page.
 const PAGE: usize = 256;
@@ -24,7 +24,7 @@ pub trait Record: Copy {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Mark<R> {
+struct PageKey<R> {
     first: R,
     start: u64,
 }
@@ -32,8 +32,8 @@ struct Mark<R> {
 /// The list. Appended by one owner, then searched and walked by many threads at once.
 #[derive(Debug)]
 pub struct PackedList<R> {
-    spool: Spool,
-    index: Vec<Mark<R>>,
+    spool: SpillLog,
+    index: Vec<PageKey<R>>,
     last: Option<R>,
     count: u64,
     scratch: Vec<u8>,
@@ -41,7 +41,7 @@ pub struct PackedList<R> {
 
 impl<R> Default for PackedList<R> {
     fn default() -> Self {
-        Self { spool: Spool::new(), index: Vec::new(), last: None, count: 0, scratch: Vec::new() }
+        Self { spool: SpillLog::new(), index: Vec::new(), last: None, count: 0, scratch: Vec::new() }
     }
 }
 
@@ -77,7 +77,7 @@ impl<R: Record> PackedList<R> {
                 record.pack(&prev, &mut self.scratch);
                 self.spool.append(&self.scratch)?;
             }
-            _ => self.index.push(Mark { first: record, start: self.spool.len() }),
+            _ => self.index.push(PageKey { first: record, start: self.spool.len() }),
         }
         self.last = Some(record);
         self.count += 1;

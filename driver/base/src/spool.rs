@@ -18,7 +18,7 @@ pub const MEMORY_LIMIT: usize = 4 << 20;
 
 /// The log. Written by one owner, then read at any place by many.
 #[derive(Debug, Default)]
-pub struct Spool {
+pub struct SpillLog {
     /// Bytes not yet in the file; all of them while there is no file.
     tail: Vec<u8>,
     file: Option<File>,
@@ -27,7 +27,7 @@ pub struct Spool {
     near: Option<PathBuf>,
 }
 
-impl Spool {
+impl SpillLog {
     /// An empty log in memory.
     pub fn new() -> Self {
         Self::default()
@@ -105,7 +105,7 @@ mod tests {
 
     #[test]
     fn reads_back_across_the_spill() {
-        let mut spool = Spool::new();
+        let mut spool = SpillLog::new();
         let mut model = Vec::new();
         for i in 0..3_000_u32 {
             let piece = vec![u8::try_from(i % 251).unwrap(); 2_000 + i as usize % 777];

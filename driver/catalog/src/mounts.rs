@@ -9,19 +9,19 @@ use rusqlite::{OptionalExtension, params};
 use super::backups::utf8;
 use super::store::{Catalog, Sql};
 use virtfold_base::error::Result;
-use virtfold_medium::mounts::Mount;
+use virtfold_medium::mounts::MountPoint;
 
 impl Catalog {
     /// What the directory `place` (absolute, as people call it) was on; nothing for one that never had a mount.
     ///
     /// # Errors
     /// The catalog can't be read.
-    pub fn mount_of(&self, place: &Path) -> Result<Option<Mount>> {
+    pub fn mount_of(&self, place: &Path) -> Result<Option<MountPoint>> {
         let place = utf8(place)?;
-        let read = || -> Sql<Option<Mount>> {
+        let read = || -> Sql<Option<MountPoint>> {
             let query = "SELECT point, file_system FROM mount WHERE place = ?1";
             let found = self.connection().query_row(query, [&place], |row| {
-                Ok(Mount { point: PathBuf::from(row.get::<_, String>(0)?), file_system: row.get(1)? })
+                Ok(MountPoint { point: PathBuf::from(row.get::<_, String>(0)?), file_system: row.get(1)? })
             });
             Ok(found.optional()?)
         };
@@ -32,7 +32,7 @@ impl Catalog {
     ///
     /// # Errors
     /// The catalog can't be written; a path is no UTF-8.
-    pub fn remember_mount(&self, place: &Path, mount: &Mount) -> Result<()> {
+    pub fn remember_mount(&self, place: &Path, mount: &MountPoint) -> Result<()> {
         let (place, point) = (utf8(place)?, utf8(&mount.point)?);
         self.write(|transaction| {
             transaction.execute(

@@ -20,7 +20,7 @@ use virtfold_base::durable;
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 use virtfold_hypervisor::DomainId;
 use virtfold_hypervisor::guard::GuestHold;
-use virtfold_hypervisor::host::Mark;
+use virtfold_hypervisor::host::ImageStamp;
 use virtfold_hypervisor::types::Persistence;
 
 const KINDS: [(&str, SessionKind); 3] = [
@@ -171,17 +171,17 @@ pub(super) fn meaning<T: Copy>(table: &[(&'static str, T)], text: &str) -> Sql<T
     found.ok_or_else(|| format!("'{text}' means nothing").into())
 }
 
-fn mark_text(mark: Mark) -> String {
+fn mark_text(mark: ImageStamp) -> String {
     format!("{} {} {}", mark.modified.as_secs(), mark.modified.subsec_nanos(), mark.size)
 }
 
-fn read_mark(text: Option<String>) -> Sql<Option<Mark>> {
+fn read_mark(text: Option<String>) -> Sql<Option<ImageStamp>> {
     let Some(text) = text else { return Ok(None) };
     let numbers = text.split(' ').map(str::parse).collect::<std::result::Result<Vec<u64>, _>>()?;
     match numbers[..] {
         [seconds, nanos, size] => {
             let modified = std::time::Duration::new(seconds, u32::try_from(nanos)?);
-            Ok(Some(Mark { modified, size }))
+            Ok(Some(ImageStamp { modified, size }))
         }
         _ => Err(format!("'{text}' is no mark").into()),
     }

@@ -8,7 +8,8 @@ use uuid::Uuid;
 use super::store::{Catalog, Sql};
 use virtfold_base::error::Result;
 use virtfold_medium::tape::{
-    Begin, EarlierParts, End, Label, Part, Placed, TapeBlock, TapeCatalog, VolumeContents, has_id,
+    EarlierParts, PartHeader, PartLocation, PartTrailer, TapeBlock, TapeCatalog, VolumeContents, VolumeLabel,
+    VolumePart, has_id,
 };
 
 /// The columns of [`read_placed`].
@@ -16,7 +17,7 @@ const PLACED: &str = "SELECT v.id, v.label, v.pool, v.block_size, v.created, v.r
     p.file, p.start, p.run, p.archive, p.part, p.first_byte, p.before, p.created, p.blocks, p.bytes, p.digest, p.total, p.last
     FROM tape_part p JOIN tape_volume v ON v.id = p.volume";
 
-fn put_volume(transaction: &Transaction<'_>, label: &Label) -> Sql<()> {
+fn put_volume(transaction: &Transaction<'_>, label: &VolumeLabel) -> Sql<()> {
     let block = i64::try_from(label.block_size.get())?;
     transaction.execute(
         "INSERT INTO tape_volume (id, label, pool, block_size, created, retain_until, tool)
@@ -35,10 +36,11 @@ fn put_volume(transaction: &Transaction<'_>, label: &Label) -> Sql<()> {
     Ok(())
 }
 
-fn put_part(transaction: &Transaction<'_>, part: &Part) -> Sql<()> {
-    let Part { file, start, begin, end } = part;
+fn put_part(transaction: &Transaction<'_>, part: &VolumePart) -> Sql<()> {
+    let VolumePart { file, start, begin, end } = part;
     let number = |number: u64| i64::try_from(number);
-    let optional = |pick: fn(&End) -> u64| end.as_ref().map(|end| i64::try_from(pick(end))).transpose();
+    let optional =
+        |pick: fn(&PartTrailer) -> u64| end.as_ref().map(|end| i64::try_from(pick(end))).transpose();
     transaction.execute(
         "INSERT OR REPLACE INTO tape_part
          (volume, file, start, run, archive, part, first_byte, before, created, blocks, bytes, digest, total, last)
@@ -63,7 +65,7 @@ fn put_part(transaction: &Transaction<'_>, part: &Part) -> Sql<()> {
     Ok(())
 }
 
-fn read_placed(row: &Row<'_>) -> Sql<Placed> {
+fn read_placed(row: &Row<'_>) -> Sql<PartLocation> {
     let text = |index: usize| row.get::<_, String>(index);
     let number = |index: usize| -> Sql<u64> { Ok(u64::try_from(row.get::<_, i64>(index)?)?) };
     let volume: Uuid = text(0)?.parse()?;
@@ -73,7 +75,7 @@ fn read_placed(row: &Row<'_>) -> Sql<Placed> {
     let (file, start) = (number(7)?, number(8)?);
     let end = match row.get::<_, Option<String>>(17)? {
         None => None,
-        Some(digest) => Some(End {
+        Some(digest) => Some(PartTrailer {
             volume,
             run,
             part,
@@ -86,7 +88,7 @@ fn read_placed(row: &Row<'_>) -> Sql<Placed> {
             last: row.get(19)?,
         }),
     };
-    let label = Label {
+    let label = VolumeLabel {
         volume,
         label: text(1)?,
         pool: text(2)?,
@@ -95,7 +97,7 @@ fn read_placed(row: &Row<'_>) -> Sql<Placed> {
         retain_until: row.get(5)?,
         tool: text(6)?,
     };
-    let begin = Begin {
+    let begin = PartHeader {
         volume,
         run,
         archive: text(10)?,
@@ -105,7 +107,7 @@ fn read_placed(row: &Row<'_>) -> Sql<Placed> {
         block_size,
         created: text(14)?,
     };
-    Ok(Placed { label, part: Part { file, start, begin, end } })
+    Ok(PartLocation { label, part: VolumePart { file, start, begin, end } })
 }
 
 /// What a begin says of the parts before it; in catalogs of before there was more to say, the labels alone.
@@ -122,7 +124,7 @@ fn forget(transaction: &Transaction<'_>, volume: Uuid) -> Sql<()> {
 }
 
 impl Catalog {
-    fn placed(&self, id: &str) -> Sql<Vec<Placed>> {
+    fn placed(&self, id: &str) -> Sql<Vec<PartLocation>> {
         let connection = self.connection();
         let mut statement = connection.prepare(&format!("{PLACED} ORDER BY p.run, p.part, p.file"))?;
         let mut rows = statement.query([])?;
@@ -143,14 +145,14 @@ impl TapeCatalog for Catalog {
         failed.map(Option::flatten).map_err(|e| self.unreadable(e.into()))
     }
 
-    fn committed(&self, placed: &Placed) -> Result<()> {
+    fn committed(&self, placed: &PartLocation) -> Result<()> {
         self.write(|transaction| {
             put_volume(transaction, &placed.label)?;
             put_part(transaction, &placed.part)
         })
     }
 
-    fn failed(&self, label: &Label, why: &str) -> Result<()> {
+    fn failed(&self, label: &VolumeLabel, why: &str) -> Result<()> {
         self.write(|transaction| {
             put_volume(transaction, label)?;
             let update = "UPDATE tape_volume SET failed = ?2 WHERE id = ?1";
@@ -173,7 +175,7 @@ impl TapeCatalog for Catalog {
         self.write(|transaction| forget(transaction, volume))
     }
 
-    fn archives(&self, id: &str) -> Result<Vec<Placed>> {
+    fn archives(&self, id: &str) -> Result<Vec<PartLocation>> {
         self.placed(id).map_err(|e| self.unreadable(e))
     }
 }
@@ -182,8 +184,8 @@ impl TapeCatalog for Catalog {
 mod tests {
     use super::*;
 
-    fn placed(volume: Uuid, part: u32) -> Placed {
-        let label = Label {
+    fn placed(volume: Uuid, part: u32) -> PartLocation {
+        let label = VolumeLabel {
             volume,
             label: format!("VF{part}"),
             pool: "default".to_owned(),
@@ -192,7 +194,7 @@ mod tests {
             retain_until: (part == 2).then(|| "2027-11-22T03:00:00Z".to_owned()),
             tool: "virtfold 0".to_owned(),
         };
-        let begin = Begin {
+        let begin = PartHeader {
             volume,
             run: Uuid::nil(),
             archive: "web-20261122T030000Z-5f1c2d3e.tar.zst".to_owned(),
@@ -202,7 +204,7 @@ mod tests {
             block_size: TapeBlock::default(),
             created: "2026-11-22T03:00:01Z".to_owned(),
         };
-        let end = End {
+        let end = PartTrailer {
             volume,
             run: Uuid::nil(),
             part,
@@ -214,7 +216,7 @@ mod tests {
             total: 13,
             last: part == 2,
         };
-        Placed { label, part: Part { file: 2, start: 4, begin, end: (part != 3).then_some(end) } }
+        PartLocation { label, part: VolumePart { file: 2, start: 4, begin, end: (part != 3).then_some(end) } }
     }
 
     #[test]
@@ -222,7 +224,8 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let catalog = Catalog::open(state.path()).unwrap();
         let volumes = [Uuid::new_v4(), Uuid::new_v4(), Uuid::new_v4()];
-        let all: Vec<Placed> = volumes.iter().zip(1..).map(|(volume, part)| placed(*volume, part)).collect();
+        let all: Vec<PartLocation> =
+            volumes.iter().zip(1..).map(|(volume, part)| placed(*volume, part)).collect();
         all.iter().for_each(|placed| catalog.committed(placed).unwrap());
         drop(catalog);
         let catalog = Catalog::open(state.path()).unwrap();

@@ -5,11 +5,11 @@ use std::time::Duration;
 use super::*;
 use virtfold_base::error::ErrorKind;
 use virtfold_hypervisor::guard::GuestHold;
-use virtfold_hypervisor::host::Mark;
+use virtfold_hypervisor::host::ImageStamp;
 use virtfold_hypervisor::types::Persistence;
 
-fn mark(seconds: u64) -> Mark {
-    Mark { modified: Duration::new(seconds, 7), size: u64::MAX }
+fn mark(seconds: u64) -> ImageStamp {
+    ImageStamp { modified: Duration::new(seconds, 7), size: u64::MAX }
 }
 
 fn job(domain: DomainId) -> FreezeSession {

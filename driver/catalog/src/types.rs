@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use virtfold_hypervisor::DomainId;
 use virtfold_hypervisor::guard::GuestHold;
-use virtfold_hypervisor::host::Mark;
+use virtfold_hypervisor::host::ImageStamp;
 use virtfold_hypervisor::types::Persistence;
 
 /// How a domain is backed up.
@@ -54,7 +54,7 @@ pub enum UnfreezeState {
     /// rest is done.
     Pivoting {
         /// The overlay at that moment. As long as it stays the same, the base has everything.
-        level: Option<Mark>,
+        level: Option<ImageStamp>,
     },
     /// The guest was seen on its base in all views. The overlay may be removed.
     Pivoted,
@@ -98,7 +98,7 @@ pub struct SessionDisk {
     /// The overlay; `None` for a disk that is read at rest.
     pub overlay: Option<PathBuf>,
     /// The base once it was frozen: as long as it stays the same, nobody has used it.
-    pub frozen: Option<Mark>,
+    pub frozen: Option<ImageStamp>,
     /// How far it is.
     pub state: UnfreezeState,
 }
@@ -142,7 +142,7 @@ pub enum JournalEntry {
         /// The disk.
         target: String,
         /// The base now.
-        mark: Mark,
+        mark: ImageStamp,
     },
     /// A disk gets on.
     Disk {

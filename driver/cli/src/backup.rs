@@ -9,7 +9,7 @@ use virtfold_archive::table::Layout;
 use virtfold_backup::backup::{
     self, ArchiveOptions, BackupReport, BackupRequest, DetectZeroes, DiskReport, ImageSpec, RawHeaderCheck,
 };
-use virtfold_backup::resume::{Keep, SavedEnvelope, Wish};
+use virtfold_backup::resume::{ResumeContext, ResumePolicy, SavedEnvelope};
 use virtfold_backup::{Control, Progress};
 use virtfold_base::error::{Error, ErrorKind};
 use virtfold_base::units::{BlockSize, Human};
@@ -21,7 +21,7 @@ use virtfold_medium::{Location, RateLimit};
 use super::Signals;
 use super::args;
 use super::config::ConfigFlag;
-use super::exit::Outcome;
+use super::exit::ExitStatus;
 use super::guest::{self, GuestArgs};
 use super::keys::EncryptArgs;
 use super::medium;
@@ -132,7 +132,7 @@ enum LayoutArg {
 }
 
 /// Runs the verb.
-pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
+pub(crate) fn run(args: Args, signals: &Signals) -> Result<ExitStatus> {
     let style = OutputFormat::from_flag(&args.json);
     let config = args.config.load()?;
     let defaults = &config.defaults;
@@ -143,7 +143,7 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
         let looked = args.mounts.check(&media, &config, catalog.as_ref())?;
         media.stand_on(looked);
     }
-    let wish = if args.no_resume { Wish::Anew } else { Wish::GoOn };
+    let wish = if args.no_resume { ResumePolicy::Anew } else { ResumePolicy::GoOn };
     if let Some(domain) = &args.domain {
         let name = args.job.as_deref();
         let job = guest::DomainBackupOptions { domain, name, manner, media, wish, style, defaults };
@@ -156,7 +156,7 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
     let destinations = args.to.clone();
     let (state_dir, job) = (args.guest.state_dir()?, args.job.clone());
     let key_dir = &SavedEnvelope::usual_directory();
-    let keep = Keep {
+    let keep = ResumeContext {
         state_dir: &state_dir,
         key_dir,
         places: &destinations,
@@ -174,10 +174,10 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
 
 fn images_to(
     request: &BackupRequest,
-    (media, keep): (&Destinations, &Keep<'_>),
+    (media, keep): (&Destinations, &ResumeContext<'_>),
     style: OutputFormat,
     signals: &Signals,
-) -> Result<(Outcome, BackupReport)> {
+) -> Result<(ExitStatus, BackupReport)> {
     let out = stdout_of(&request.destinations);
     let progress = Arc::new(Progress::default());
     let ticker = ProgressPrinter::start(style, out, &progress)?;
@@ -191,7 +191,7 @@ fn images_to(
 }
 
 /// Says which copies have failed, and how the run ends for that.
-pub(super) fn copies(style: OutputFormat, report: &BackupReport) -> Outcome {
+pub(super) fn copies(style: OutputFormat, report: &BackupReport) -> ExitStatus {
     for copy in &report.copies {
         if let (OutputFormat::Text, Some(failure)) = (style, &copy.failure) {
             say(&format!("virtfold: no copy in '{}': {}", printable(&copy.to), printable(failure)));
@@ -199,7 +199,7 @@ pub(super) fn copies(style: OutputFormat, report: &BackupReport) -> Outcome {
         }
     }
     let failed = report.copies.iter().find_map(|copy| copy.kind);
-    failed.map_or(Outcome::Done, Outcome::Failed)
+    failed.map_or(ExitStatus::Done, ExitStatus::Failed)
 }
 
 /// Whether the archive takes standard output.

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use anyhow::Result;
 use virtfold_archive::crypt::Identities;
 use virtfold_backup::define::{
-    self, AfterDefine, DefaultTarget, DiskAction, DiskPlan, Host, Identity, RestoreDomainReport,
-    RestoreDomainRequest, WriteOptions,
+    self, AfterDefine, DefaultTarget, DefineContext, DiskAction, DiskPlan, DomainIdentity,
+    RestoreDomainReport, RestoreDomainRequest, WriteOptions,
 };
 use virtfold_backup::tape::TapeOptions;
 use virtfold_backup::{Control, Progress};
@@ -19,7 +19,7 @@ use virtfold_hypervisor::host::LocalFiles;
 use virtfold_medium::{Location, TapeArchive};
 
 use super::Signals;
-use super::exit::Outcome;
+use super::exit::ExitStatus;
 use super::guest::connection::{ConnectFlag, StateFlag, places};
 use super::report::{OutputFormat, ProgressPrinter, StdoutUse, printable, result};
 use super::room;
@@ -62,7 +62,7 @@ pub(crate) struct DefineArgs {
 }
 
 /// What a restore of a guest has in common with one of disks.
-pub(super) struct Common {
+pub(super) struct CommonArgs {
     /// The archive.
     pub(super) archive: Location,
     /// What opens it, where it is encrypted.
@@ -89,12 +89,17 @@ impl DefineArgs {
     }
 
     /// Runs it, or says what it would do.
-    pub(super) fn run(self, common: Common, style: OutputFormat, signals: &Signals) -> Result<Outcome> {
+    pub(super) fn run(
+        self,
+        common: CommonArgs,
+        style: OutputFormat,
+        signals: &Signals,
+    ) -> Result<ExitStatus> {
         let connection = self.connect.open()?;
         let places = places(self.libvirt_dir.as_deref(), &connection.uri)?;
         let guards = virtfold_hooks::guard::usual_path(HookOwner::of(&connection.uri));
         let journal = self.journal()?;
-        let host = Host {
+        let host = DefineContext {
             hypervisor: connection.hypervisor.as_ref(),
             files: &LocalFiles,
             places: &places,
@@ -135,7 +140,7 @@ impl DefineArgs {
         if self.plan {
             room::check(&report.room)?;
         }
-        Ok(Outcome::Done)
+        Ok(ExitStatus::Done)
     }
 
     /// The journal; a plan makes none where there is none.
@@ -150,9 +155,9 @@ impl DefineArgs {
 
 fn text(report: &RestoreDomainReport) -> String {
     let what = match report.identity {
-        Identity::AsItWas => "as it was".to_owned(),
-        Identity::Copy => format!("a copy of '{}'", printable(&report.guest)),
-        Identity::Replacement => "replacing the existing one".to_owned(),
+        DomainIdentity::AsItWas => "as it was".to_owned(),
+        DomainIdentity::Copy => format!("a copy of '{}'", printable(&report.guest)),
+        DomainIdentity::Replacement => "replacing the existing one".to_owned(),
     };
     let mut text = format!("domain '{}' ({}), {what}\n", printable(&report.domain), report.uuid);
     let verb = |replaces: bool| match (report.defined, replaces) {
@@ -208,7 +213,7 @@ fn disk_text(disk: &DiskPlan, verb: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use virtfold_backup::define::{Change, FilePlan, Room};
+    use virtfold_backup::define::{DefinitionChange, FilePlan, Room};
 
     use super::*;
 
@@ -227,14 +232,14 @@ mod tests {
             guest: "web".into(),
             domain: "web2".into(),
             uuid: "3b51a0a6-3c5a-4c1e-9d0b-2b4f6f1f8f11".into(),
-            identity: Identity::Copy,
+            identity: DomainIdentity::Copy,
             disks: vec![
                 disk("vda", DiskAction::Restore),
                 disk("sda", DiskAction::Keep),
                 disk("vdb", DiskAction::Remove),
             ],
             files: vec![FilePlan { what: "NVRAM".into(), path: "/vm/V".into(), bytes: 4096, replaces: true }],
-            macs: vec![Change { from: "52:54:00:00:00:01".into(), to: "52:54:00:00:00:02".into() }],
+            macs: vec![DefinitionChange { from: "52:54:00:00:00:01".into(), to: "52:54:00:00:00:02".into() }],
             channels: vec![],
             room: vec![Room {
                 directories: vec!["/vm".into()],

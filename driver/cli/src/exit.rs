@@ -49,7 +49,7 @@ const UNREAD: u8 = 141;
 
 /// How a run that printed its own result ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Outcome {
+pub(crate) enum ExitStatus {
     /// All is as it was asked for.
     Done,
     /// Damage was found, or something could not be restored; the verb has said what.
@@ -64,13 +64,13 @@ pub(crate) enum Outcome {
 
 /// Prints an error with its causes and its hint, and gives the exit code. `by_signal` is the code of a run
 /// that a signal ended.
-pub(crate) fn report(outcome: anyhow::Result<Outcome>, by_signal: u8) -> ExitCode {
+pub(crate) fn report(outcome: anyhow::Result<ExitStatus>, by_signal: u8) -> ExitCode {
     let error = match outcome {
-        Ok(Outcome::Done) => return ExitCode::SUCCESS,
-        Ok(Outcome::Damaged) => return ExitCode::from(code(ErrorKind::Damaged, by_signal)),
-        Ok(Outcome::Incomplete) => return ExitCode::from(code(ErrorKind::Incomplete, by_signal)),
-        Ok(Outcome::Unsupported) => return ExitCode::from(code(ErrorKind::Unsupported, by_signal)),
-        Ok(Outcome::Failed(kind)) => return ExitCode::from(code(kind, by_signal)),
+        Ok(ExitStatus::Done) => return ExitCode::SUCCESS,
+        Ok(ExitStatus::Damaged) => return ExitCode::from(code(ErrorKind::Damaged, by_signal)),
+        Ok(ExitStatus::Incomplete) => return ExitCode::from(code(ErrorKind::Incomplete, by_signal)),
+        Ok(ExitStatus::Unsupported) => return ExitCode::from(code(ErrorKind::Unsupported, by_signal)),
+        Ok(ExitStatus::Failed(kind)) => return ExitCode::from(code(kind, by_signal)),
         Err(error) if output::reader_is_gone(&error) => return ExitCode::from(UNREAD),
         Err(error) => error,
     };

@@ -10,7 +10,7 @@ use virtfold_base::error::{Error, ErrorKind};
 use virtfold_catalog::Catalog;
 
 use super::config::ConfigFlag;
-use super::exit::Outcome;
+use super::exit::ExitStatus;
 use super::guest::connection::{ConnectFlag, StateFlag};
 use super::report::{JsonFlag, OutputFormat, StdoutUse, printable, result};
 
@@ -63,7 +63,7 @@ struct Entry {
 }
 
 /// Runs the verb.
-pub(crate) fn run(args: &Args) -> Result<Outcome> {
+pub(crate) fn run(args: &Args) -> Result<ExitStatus> {
     let metrics_dir = match &args.metrics_dir {
         Some(directory) => Some(directory.clone()),
         None => {
@@ -74,7 +74,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let catalog = Catalog::open_existing(&state)?.ok_or_else(|| nothing(&args.domain))?;
     let report = args.forget(&catalog, metrics_dir)?;
     result(OutputFormat::from_flag(&args.json), StdoutUse::Free, &report, &text(&report))?;
-    Ok(Outcome::Done)
+    Ok(ExitStatus::Done)
 }
 
 impl Args {

@@ -14,7 +14,7 @@ use clap_complete::Shell;
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, roman};
 
-use super::exit::Outcome;
+use super::exit::ExitStatus;
 
 const VERSION: &str = concat!("virtfold ", env!("CARGO_PKG_VERSION"));
 
@@ -22,15 +22,15 @@ const VERSION: &str = concat!("virtfold ", env!("CARGO_PKG_VERSION"));
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(subcommand)]
-    what: What,
+    what: GenerateCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum What {
+enum GenerateCommand {
     /// A man page for each verb, and virtfold.yaml(5)
     Man {
         #[command(flatten)]
-        out: Out,
+        out: OutputDir,
         /// The date that the pages bear
         #[arg(long, value_name = "YYYY-MM-DD")]
         date: jiff::civil::Date,
@@ -38,24 +38,24 @@ enum What {
     /// For bash, zsh and fish
     Completions {
         #[command(flatten)]
-        out: Out,
+        out: OutputDir,
     },
 }
 
 #[derive(Debug, clap::Args)]
-struct Out {
+struct OutputDir {
     /// Where to; files that are there are written anew
     #[arg(long = "out", value_name = "DIR")]
     directory: PathBuf,
 }
 
 /// Runs the verb.
-pub(crate) fn run(args: &Args, cli: Command) -> Result<Outcome> {
+pub(crate) fn run(args: &Args, cli: Command) -> Result<ExitStatus> {
     match &args.what {
-        What::Man { out, date } => man(cli, &out.directory, &date.to_string())?,
-        What::Completions { out } => completions(&cli, &out.directory)?,
+        GenerateCommand::Man { out, date } => man(cli, &out.directory, &date.to_string())?,
+        GenerateCommand::Completions { out } => completions(&cli, &out.directory)?,
     }
-    Ok(Outcome::Done)
+    Ok(ExitStatus::Done)
 }
 
 fn make(directory: &Path) -> Result<()> {

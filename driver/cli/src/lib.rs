@@ -38,7 +38,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use self::exit::Outcome;
+use self::exit::ExitStatus;
 pub(crate) use self::signals::Signals;
 
 /// Back up libvirt/QEMU guests and disk images by copying only their used blocks, and restore them.
@@ -116,7 +116,7 @@ impl Verb {
         if matches!(self, Self::Serve(_)) { "info" } else { "warn" }
     }
 
-    fn run(self, signals: &Signals) -> Result<Outcome> {
+    fn run(self, signals: &Signals) -> Result<ExitStatus> {
         match self {
             Self::Backup(args) => backup::run(*args, signals),
             Self::Restore(args) => restore::run(*args, signals),

@@ -6,8 +6,8 @@ use anyhow::Result;
 use jiff::Timestamp;
 use serde::Serialize;
 use uuid::Uuid;
-use virtfold_backup::inspect::{self, Glance};
-use virtfold_backup::mounted::{Mounted, Place, check};
+use virtfold_backup::inspect::{self, ArchiveSummary};
+use virtfold_backup::mounted::{CheckedDirectory, MountRequirement, check};
 use virtfold_backup::retention::{self, CatalogFillReport};
 use virtfold_base::error::sentence;
 use virtfold_base::units::Human;
@@ -16,7 +16,7 @@ use virtfold_medium::{Location, mounts};
 
 use super::Signals;
 use super::args;
-use super::exit::Outcome;
+use super::exit::ExitStatus;
 use super::guest::connection::StateFlag;
 use super::keys::IdentityArgs;
 use super::output::say;
@@ -54,7 +54,7 @@ pub(crate) struct Args {
 
 #[derive(Serialize)]
 struct Listing<'a> {
-    archives: &'a [Glance],
+    archives: &'a [ArchiveSummary],
     /// The ids of those that a person keeps.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pinned: Vec<Uuid>,
@@ -66,14 +66,18 @@ struct Listing<'a> {
 }
 
 /// Runs the verb.
-pub(crate) fn run(args: &Args, signals: &Signals) -> Result<Outcome> {
+pub(crate) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
     if let Location::Tape(address) = &args.directory {
         let drive = args.wait.drive(address, args.state.path()?, &signals.stop);
         return tape::list_to(&drive, OutputFormat::from_flag(&args.json));
     }
     if let (Some(path), true) = (args.directory.path(), args.remember) {
         let catalog = Catalog::open_existing(&args.state.path()?)?;
-        check(&Place { path, medium: None, mounted: Mounted::AsBefore }, catalog.as_ref(), &mounts::of)?;
+        check(
+            &CheckedDirectory { path, medium: None, mounted: MountRequirement::AsBefore },
+            catalog.as_ref(),
+            &mounts::of,
+        )?;
     }
     let located = inspect::list_located(&args.directory, &args.identity.load()?)?;
     let style = OutputFormat::from_flag(&args.json);
@@ -85,11 +89,11 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<Outcome> {
     } else {
         None
     };
-    let archives: Vec<Glance> = located.into_iter().map(|(_, glance)| glance).collect();
+    let archives: Vec<ArchiveSummary> = located.into_iter().map(|(_, glance)| glance).collect();
     let pins = pins(args)?;
     let mut text = text(&archives, &pins);
     let now = Timestamp::now();
-    let is_ahead = |glance: &&Glance| created(glance).is_some_and(|created| created > now);
+    let is_ahead = |glance: &&ArchiveSummary| created(glance).is_some_and(|created| created > now);
     let future = Some(archives.iter().filter(is_ahead).count()).filter(|count| *count > 0);
     if let Some(future) = future {
         text += &format!(
@@ -106,10 +110,10 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<Outcome> {
     let pinned = ids.filter(|id| pins.contains(id)).collect();
     let listing = Listing { archives: &archives, pinned, future, remembered: noted };
     result(style, StdoutUse::Free, &listing, &text)?;
-    Ok(Outcome::Done)
+    Ok(ExitStatus::Done)
 }
 
-fn created(glance: &Glance) -> Option<Timestamp> {
+fn created(glance: &ArchiveSummary) -> Option<Timestamp> {
     glance.head.as_ref().and_then(|head| head.created.parse().ok())
 }
 
@@ -131,7 +135,7 @@ fn pins(args: &Args) -> Result<BTreeSet<Uuid>> {
     )
 }
 
-fn text(archives: &[Glance], pins: &BTreeSet<Uuid>) -> String {
+fn text(archives: &[ArchiveSummary], pins: &BTreeSet<Uuid>) -> String {
     if archives.is_empty() {
         return "no archives".to_owned();
     }

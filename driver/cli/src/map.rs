@@ -8,7 +8,7 @@ use virtfold_image::map::{Row, rows};
 use virtfold_image::{DiskImage, Format, ImageAccess, OpenOptions};
 
 use super::args;
-use super::exit::Outcome;
+use super::exit::ExitStatus;
 use super::output;
 use super::report::{JsonFlag, OutputFormat};
 
@@ -32,7 +32,7 @@ pub(crate) struct Args {
 }
 
 /// Runs the verb.
-pub(crate) fn run(args: &Args) -> Result<Outcome> {
+pub(crate) fn run(args: &Args) -> Result<ExitStatus> {
     let options = OpenOptions { usage: ImageAccess::Glance, ..OpenOptions::default() };
     let image = DiskImage::open(&args.image, args.format, &options)?;
     let table = image.allocation()?;
@@ -60,7 +60,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         }
     }
     out.flush().context("cannot write the table")?;
-    Ok(Outcome::Done)
+    Ok(ExitStatus::Done)
 }
 
 fn kind(row: &Row) -> &'static str {

@@ -11,11 +11,13 @@ use anyhow::Result;
 use virtfold_archive::stream::Cancel;
 use virtfold_base::error::{Error, ErrorKind};
 use virtfold_catalog::place_name;
-use virtfold_medium::process::{self, Known, Opened, Place, Request, TerminatingProcesses};
-use virtfold_medium::{self as medium, Label, Location, PartialArchive, Resumed, mounts};
+use virtfold_medium::process::{
+    self, MediumRequest, ProbeReply, ProcessDestination, ServeOutcome, TerminatingProcesses,
+};
+use virtfold_medium::{self as medium, ArchiveLabel, Location, PartialArchive, Resumed, mounts};
 
 use super::args;
-use super::exit::Outcome;
+use super::exit::ExitStatus;
 use super::guest::connection::StateFlag;
 use super::mounted::Expected;
 use super::output::say;
@@ -38,10 +40,10 @@ pub(crate) struct Args {
 }
 
 /// Runs the verb.
-pub(crate) fn run(args: &Args, signals: &Signals) -> Result<Outcome> {
+pub(crate) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
     signals.take_as_wishes()?;
     process::serve(|request| args.open(request, &signals.stop))?;
-    Ok(Outcome::Done)
+    Ok(ExitStatus::Done)
 }
 
 /// How this program starts the process of a place; see `guard` for `/proc/self/exe`.
@@ -63,8 +65,9 @@ pub(super) fn discard(remains: &PartialArchive) -> Result<(), Error> {
     let mut command = Command::new("/proc/self/exe");
     command.arg("medium");
     let (location, leaving) = (Location::Path(temporary.clone()), TerminatingProcesses::default());
-    let place = Place { command, location: &location, cancel: &Cancel::default(), leaving: &leaving };
-    let done = process::ask(place, &Request::Discard(remains.clone()));
+    let place =
+        ProcessDestination { command, location: &location, cancel: &Cancel::default(), leaving: &leaving };
+    let done = process::ask(place, &MediumRequest::Discard(remains.clone()));
     part(&leaving);
     done.map(drop)
 }
@@ -83,9 +86,9 @@ pub(super) fn part(leaving: &TerminatingProcesses) {
 }
 
 impl Args {
-    fn open(&self, request: Request, cancel: &Cancel) -> Result<Opened, Error> {
-        if let Request::Discard(remains) = request {
-            return medium::discard(&remains).map(|()| Opened::Known(Known::Done));
+    fn open(&self, request: MediumRequest, cancel: &Cancel) -> Result<ServeOutcome, Error> {
+        if let MediumRequest::Discard(remains) = request {
+            return medium::discard(&remains).map(|()| ServeOutcome::Known(ProbeReply::Done));
         }
         let nowhere = || Error::new(ErrorKind::Usage, "--to says where the archive goes");
         let place = self.to.as_ref().ok_or_else(nowhere)?;
@@ -94,53 +97,53 @@ impl Args {
             self.expected.check(path)?;
         }
         match request {
-            Request::Create(label) => self.create(place, &label, cancel),
-            Request::Reopen(label, remains) => self.reopen(place, (&label, &remains), cancel),
-            Request::Look => {
+            MediumRequest::Create(label) => self.create(place, &label, cancel),
+            MediumRequest::Reopen(label, remains) => self.reopen(place, (&label, &remains), cancel),
+            MediumRequest::Look => {
                 let found = place.path().and_then(|directory| directory.metadata().ok());
-                Ok(Opened::Known(Known::Device(found.map(|found| found.dev()))))
+                Ok(ServeOutcome::Known(ProbeReply::Device(found.map(|found| found.dev()))))
             }
-            Request::Mount => {
+            MediumRequest::Mount => {
                 let found = place.path().map(mounts::of).transpose()?.flatten();
-                Ok(Opened::Known(Known::Mount(found)))
+                Ok(ServeOutcome::Known(ProbeReply::Mount(found)))
             }
-            Request::Name => place_name(place).map(|name| Opened::Known(Known::Name(name))),
-            Request::ReadBack(remains) => Ok(match remains.opened() {
-                Some(file) => Opened::Left(file, remains.synced),
-                None => Opened::Gone("its file is not there as it was left".to_owned()),
+            MediumRequest::Name => place_name(place).map(|name| ServeOutcome::Known(ProbeReply::Name(name))),
+            MediumRequest::ReadBack(remains) => Ok(match remains.opened() {
+                Some(file) => ServeOutcome::Left(file, remains.synced),
+                None => ServeOutcome::Gone("its file is not there as it was left".to_owned()),
             }),
-            Request::Discard(_) => Ok(Opened::Known(Known::Done)),
+            MediumRequest::Discard(_) => Ok(ServeOutcome::Known(ProbeReply::Done)),
         }
     }
 
-    fn create(&self, place: &Location, label: &Label, cancel: &Cancel) -> Result<Opened, Error> {
+    fn create(&self, place: &Location, label: &ArchiveLabel, cancel: &Cancel) -> Result<ServeOutcome, Error> {
         let Location::Tape(address) = place else {
-            return Ok(Opened::New(medium::create(place, label, cancel)?, None));
+            return Ok(ServeOutcome::New(medium::create(place, label, cancel)?, None));
         };
         let tape = self.tape.drive(address, self.state.path()?, cancel)?.begin(&label.name, cancel)?;
         let report = tape.report();
-        Ok(Opened::New(Box::new(tape), Some(report)))
+        Ok(ServeOutcome::New(Box::new(tape), Some(report)))
     }
 
     fn reopen(
         &self,
         place: &Location,
-        (label, remains): (&Label, &PartialArchive),
+        (label, remains): (&ArchiveLabel, &PartialArchive),
         cancel: &Cancel,
-    ) -> Result<Opened, Error> {
+    ) -> Result<ServeOutcome, Error> {
         let Location::Tape(address) = place else {
             return Ok(match medium::reopen(place, label, cancel, remains)? {
-                Resumed::At(medium, at) => Opened::At(medium, at, None),
-                Resumed::Gone(why) => Opened::Gone(why),
+                Resumed::At(medium, at) => ServeOutcome::At(medium, at, None),
+                Resumed::Gone(why) => ServeOutcome::Gone(why),
             });
         };
         let drive = self.tape.drive(address, self.state.path()?, cancel)?;
         Ok(match drive.go_on_with(&label.name, cancel)? {
             Ok((tape, at)) => {
                 let report = Arc::clone(&tape.report());
-                Opened::At(Box::new(tape), at, Some(report))
+                ServeOutcome::At(Box::new(tape), at, Some(report))
             }
-            Err(why) => Opened::Gone(why),
+            Err(why) => ServeOutcome::Gone(why),
         })
     }
 }

@@ -12,11 +12,11 @@ use anyhow::{Context, Result};
 static GONE: AtomicBool = AtomicBool::new(false);
 
 /// Standard output, which notes that its reader is gone.
-pub(crate) struct Out(io::StdoutLock<'static>);
+pub(crate) struct Stdout(io::StdoutLock<'static>);
 
 /// Standard output for what a verb says.
-pub(crate) fn out() -> Out {
-    Out(io::stdout().lock())
+pub(crate) fn out() -> Stdout {
+    Stdout(io::stdout().lock())
 }
 
 fn noted<T>(done: io::Result<T>) -> io::Result<T> {
@@ -26,7 +26,7 @@ fn noted<T>(done: io::Result<T>) -> io::Result<T> {
     done
 }
 
-impl Write for Out {
+impl Write for Stdout {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         noted(self.0.write(bytes))
     }

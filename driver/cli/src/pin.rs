@@ -10,7 +10,7 @@ use virtfold_catalog::{Catalog, copy_name};
 use virtfold_medium::{Location, TapeArchive};
 
 use super::args;
-use super::exit::Outcome;
+use super::exit::ExitStatus;
 use super::guest::connection::StateFlag;
 use super::keys::IdentityArgs;
 use super::report::{JsonFlag, OutputFormat, StdoutUse, printable, result};
@@ -65,7 +65,7 @@ struct Pinned {
 }
 
 /// Runs `pin`.
-pub(crate) fn pin(args: &PinArgs) -> Result<Outcome> {
+pub(crate) fn pin(args: &PinArgs) -> Result<ExitStatus> {
     let catalog = Catalog::open(&args.archives.state.path()?)?;
     let found = args.archives.find(&catalog)?;
     for (_, id) in &found {
@@ -75,7 +75,7 @@ pub(crate) fn pin(args: &PinArgs) -> Result<Outcome> {
 }
 
 /// Runs `unpin`.
-pub(crate) fn unpin(args: &UnpinArgs) -> Result<Outcome> {
+pub(crate) fn unpin(args: &UnpinArgs) -> Result<ExitStatus> {
     let catalog = Catalog::open(&args.archives.state.path()?)?;
     let found = args.archives.find(&catalog)?;
     for (name, id) in &found {
@@ -114,7 +114,7 @@ impl ArchiveArgs {
         Ok(self.archives.iter().map(id).collect::<Result<_, _>>()?)
     }
 
-    fn tell(&self, found: Vec<(String, Uuid)>, catalog: &Catalog) -> Result<Outcome> {
+    fn tell(&self, found: Vec<(String, Uuid)>, catalog: &Catalog) -> Result<ExitStatus> {
         let pins = catalog.pins()?;
         let told = found.into_iter().map(|(archive, id)| Pinned { archive, id, pinned: pins.contains(&id) });
         let told: Vec<Pinned> = told.collect();
@@ -129,7 +129,7 @@ impl ArchiveArgs {
             &serde_json::json!({ "archives": told }),
             &text,
         )?;
-        Ok(Outcome::Done)
+        Ok(ExitStatus::Done)
     }
 }
 

@@ -14,8 +14,8 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::json;
-use virtfold_backup::restore::Lost;
-use virtfold_backup::{Progress, Snapshot};
+use virtfold_backup::restore::LostRange;
+use virtfold_backup::{Progress, ProgressSnapshot};
 use virtfold_base::units::Human;
 
 use super::output;
@@ -77,7 +77,7 @@ pub(crate) fn result(style: OutputFormat, out: StdoutUse, value: &impl Serialize
 }
 
 /// Prints the ranges that are lost, one a line.
-pub(crate) fn damage(style: OutputFormat, ranges: &[Lost]) -> Result<()> {
+pub(crate) fn damage(style: OutputFormat, ranges: &[LostRange]) -> Result<()> {
     let mut out = output::out();
     for lost in ranges {
         match style {
@@ -200,7 +200,7 @@ fn print_progress(line: &str, out: StdoutUse) {
 }
 
 /// The mean rate since the phase began, bytes a second, and the time that is left at it.
-fn pace(now: &Snapshot) -> (u64, Option<Duration>) {
+fn pace(now: &ProgressSnapshot) -> (u64, Option<Duration>) {
     let millis = now.elapsed.as_millis().max(1);
     let rate = u64::try_from(u128::from(now.done) * 1000 / millis).unwrap_or(u64::MAX);
     let left = now.total.saturating_sub(now.done).checked_div(rate).map(Duration::from_secs);
@@ -213,9 +213,10 @@ mod tests {
 
     #[test]
     fn pace_is_the_phase_s_own() {
-        let now = Snapshot { phase: "copying", total: 300, done: 100, elapsed: Duration::from_secs(2) };
+        let now =
+            ProgressSnapshot { phase: "copying", total: 300, done: 100, elapsed: Duration::from_secs(2) };
         assert_eq!(pace(&now), (50, Some(Duration::from_secs(4))));
-        assert_eq!(pace(&Snapshot { done: 0, ..now }), (0, None));
-        assert_eq!(pace(&Snapshot { total: 0, ..now }), (50, None));
+        assert_eq!(pace(&ProgressSnapshot { done: 0, ..now }), (0, None));
+        assert_eq!(pace(&ProgressSnapshot { total: 0, ..now }), (50, None));
     }
 }

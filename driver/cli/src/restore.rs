@@ -15,12 +15,12 @@ use virtfold_base::units::Human;
 use virtfold_config::parse_size;
 use virtfold_hypervisor::host::LocalFiles;
 use virtfold_image::Format;
-use virtfold_medium::{Gaps, Location, TapeArchive};
+use virtfold_medium::{Location, LostRanges, TapeArchive};
 
 use super::Signals;
 use super::args;
-use super::define::{Common, DefineArgs};
-use super::exit::Outcome;
+use super::define::{CommonArgs, DefineArgs};
+use super::exit::ExitStatus;
 use super::keys::IdentityArgs;
 use super::report::{JsonFlag, OutputFormat, ProgressPrinter, StdoutUse, damage, printable, result};
 use super::room;
@@ -101,7 +101,7 @@ enum MethodArg {
 }
 
 /// Runs the verb.
-pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
+pub(crate) fn run(args: Args, signals: &Signals) -> Result<ExitStatus> {
     let style = OutputFormat::from_flag(&args.json);
     let tape = match &args.archive {
         Location::Tape(address) => {
@@ -111,7 +111,7 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
         _ => None,
     };
     if args.define.define {
-        let common = Common {
+        let common = CommonArgs {
             writing: writing(&args),
             existing: existing(&args),
             identities: args.identity.load()?,
@@ -132,8 +132,11 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
     let control = Control { cancel: Arc::clone(&signals.stop), progress };
     let report = match &tape {
         Some((drive, which)) => drive.open(which).and_then(|mut source| {
-            let gaps =
-                if request.checking == VerifyMode::Partial { source.salvage() } else { Gaps::default() };
+            let gaps = if request.checking == VerifyMode::Partial {
+                source.salvage()
+            } else {
+                LostRanges::default()
+            };
             restore::run_over(&request, &control, (source, &gaps))
         }),
         None => restore::run(&request, &control),
@@ -143,9 +146,9 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<Outcome> {
     damage(style, &report.damage)?;
     result(style, StdoutUse::Free, &report, &text(&report))?;
     Ok(match (report.complete, report.damage.is_empty() && report.notes.is_empty()) {
-        (false, _) => Outcome::Incomplete,
-        (true, false) => Outcome::Damaged,
-        (true, true) => Outcome::Done,
+        (false, _) => ExitStatus::Incomplete,
+        (true, false) => ExitStatus::Damaged,
+        (true, true) => ExitStatus::Done,
     })
 }
 
@@ -154,7 +157,7 @@ fn plan(
     request: &RestoreRequest,
     tape: Option<&(TapeOptions, TapeArchive)>,
     (style, signals): (OutputFormat, &Signals),
-) -> Result<Outcome> {
+) -> Result<ExitStatus> {
     let control = Control { cancel: Arc::clone(&signals.stop), progress: Arc::new(Progress::default()) };
     let plan = match tape {
         Some((drive, which)) => restore::plan_from(request, &LocalFiles, drive.open(which)?)?,
@@ -162,7 +165,7 @@ fn plan(
     };
     result(style, StdoutUse::Free, &plan, &plan_text(&plan))?;
     room::check(&plan.room)?;
-    Ok(Outcome::Done)
+    Ok(ExitStatus::Done)
 }
 
 fn plan_text(plan: &RestorePlan) -> String {

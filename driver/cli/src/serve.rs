@@ -12,17 +12,17 @@ use virtfold_base::error::{Error, ErrorKind, sentence};
 use virtfold_catalog::{Catalog, DomainLock, Journal};
 use virtfold_hypervisor::{DomainId, Hypervisor};
 use virtfold_service::clock::HostClock;
-use virtfold_service::control::{Desk, Limits, Server};
-use virtfold_service::engine::{Engine, EngineControlApi, Input, Load, Parts};
-use virtfold_service::events::{self, Events};
-use virtfold_service::intake::{self, Intake, Link};
+use virtfold_service::control::{ControlApi, Limits, Server};
+use virtfold_service::engine::{Engine, EngineControlApi, EngineParts, Input, Load};
+use virtfold_service::events::{self, EventThread};
+use virtfold_service::intake::{self, EventBridge, SharedConnection};
 use virtfold_service::metrics::{Exporter, Metrics};
-use virtfold_service::runner::{Paths, ProcessRunner};
+use virtfold_service::runner::{ProcessRunner, RunPaths};
 use virtfold_service::settings::settings;
 
 use super::config::ConfigFlag;
 use super::control::SocketFlag;
-use super::exit::{self, Outcome};
+use super::exit::{self, ExitStatus};
 use super::guest::connection::{ConnectFlag, StateFlag};
 
 /// How often the files of the metrics are written.
@@ -53,7 +53,7 @@ pub(crate) struct Args {
 }
 
 /// Runs the verb.
-pub(crate) fn run(args: &Args) -> Result<Outcome> {
+pub(crate) fn run(args: &Args) -> Result<ExitStatus> {
     let state = args.state.path_of(args.connect.whose())?;
     let (uri, _) = args.connect.uri();
     let link = link(&args.connect)?;
@@ -61,7 +61,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let _only = only_one(&catalog, &state)?;
     let metrics_dir = Arc::new(Mutex::new(None));
     let load = load(args.config.clone(), Arc::clone(&metrics_dir));
-    let paths = Paths {
+    let paths = RunPaths {
         program: PathBuf::from("/proc/self/exe"),
         uri: uri.clone(),
         state_dir: state.clone(),
@@ -70,7 +70,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let runner = ProcessRunner::new(paths, Arc::clone(&catalog), exit::kind)?;
     let (sender, inputs) = unbounded();
     let metrics = Arc::new(Metrics::default());
-    let parts = Parts {
+    let parts = EngineParts {
         queue: catalog,
         clock: Arc::new(HostClock),
         runner: Arc::new(runner),
@@ -79,7 +79,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     };
     let mut engine = Engine::new(parts, inputs, load, &uri)?;
     signals(sender.clone())?;
-    let desk: Arc<dyn Desk> = Arc::new(EngineControlApi::new(sender.clone()));
+    let desk: Arc<dyn ControlApi> = Arc::new(EngineControlApi::new(sender.clone()));
     let server =
         Server::start(&args.socket.path(args.connect.whose()), Arc::clone(&desk), Limits::default())?;
     let listen = args.config.load()?.service.metrics_listen;
@@ -87,12 +87,12 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         listen.map(|address| Exporter::start(address.get(), Arc::clone(&metrics), Arc::clone(&desk)));
     let exporter = exporter.transpose()?;
     report(metrics, desk, metrics_dir)?;
-    let events = hear(events::Settings::usual(&state, args.connect.whose()), link, sender)?;
+    let events = hear(events::EventSettings::usual(&state, args.connect.whose()), link, sender)?;
     engine.run();
     // Whoever still asks hears at once that nobody answers.
     drop(engine);
     drop((server, exporter, events));
-    Ok(Outcome::Done)
+    Ok(ExitStatus::Done)
 }
 
 /// Ends this process with its parent: the kernel sends SIGTERM, as a person would.
@@ -108,7 +108,7 @@ pub(crate) fn end_with(parent: u32) -> Result<()> {
 
 /// The libvirt. An address that can never be used is an error now; one that nobody answers at is tried until
 /// somebody does.
-fn link(connect: &ConnectFlag) -> Result<Link> {
+fn link(connect: &ConnectFlag) -> Result<SharedConnection> {
     let connect = connect.clone();
     let open =
         move || connect.open().map(|connection| -> Arc<dyn Hypervisor> { Arc::from(connection.hypervisor) });
@@ -152,7 +152,11 @@ fn signals(to: Sender<Input>) -> Result<()> {
 }
 
 /// Writes the files of the metrics, where a directory is set.
-fn report(metrics: Arc<Metrics>, desk: Arc<dyn Desk>, directory: Arc<Mutex<Option<PathBuf>>>) -> Result<()> {
+fn report(
+    metrics: Arc<Metrics>,
+    desk: Arc<dyn ControlApi>,
+    directory: Arc<Mutex<Option<PathBuf>>>,
+) -> Result<()> {
     thread("metrics", move || {
         loop {
             std::thread::sleep(METRICS_EVERY);
@@ -167,10 +171,10 @@ fn report(metrics: Arc<Metrics>, desk: Arc<dyn Desk>, directory: Arc<Mutex<Optio
 }
 
 /// Begins to hear of guests and of libvirt.
-fn hear(places: events::Settings, link: Link, to: Sender<Input>) -> Result<Events> {
+fn hear(places: events::EventSettings, link: SharedConnection, to: Sender<Input>) -> Result<EventThread> {
     let connect = Arc::clone(&link);
-    let (events, notices) = Events::start(places, Box::new(move || connect()))?;
-    let mut intake = Intake::new(Arc::clone(&link), to.clone());
+    let (events, notices) = EventThread::start(places, Box::new(move || connect()))?;
+    let mut intake = EventBridge::new(Arc::clone(&link), to.clone());
     thread("intake", move || intake.run(&notices))?;
     thread("libvirt", move || intake::watch(&link, &to))?;
     Ok(events)

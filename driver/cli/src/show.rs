@@ -2,14 +2,14 @@
 
 use anyhow::Result;
 use virtfold_archive::manifest::{Disk, Manifest};
-use virtfold_backup::inspect::{self, Glance, Status};
+use virtfold_backup::inspect::{self, ArchiveStatus, ArchiveSummary};
 use virtfold_base::error::ErrorKind;
 use virtfold_base::units::Human;
 use virtfold_medium::Location;
 
 use super::Signals;
 use super::args;
-use super::exit::Outcome;
+use super::exit::ExitStatus;
 use super::guest::connection::StateFlag;
 use super::keys::IdentityArgs;
 use super::report::{JsonFlag, OutputFormat, StdoutUse, printable, result};
@@ -39,7 +39,7 @@ pub(crate) struct Args {
 }
 
 /// Runs the verb.
-pub(crate) fn run(args: &Args, signals: &Signals) -> Result<Outcome> {
+pub(crate) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
     let identities = args.identity.load()?;
     let glance = match &args.archive {
         Location::Tape(address) => {
@@ -53,38 +53,41 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<Outcome> {
 }
 
 /// The exit code that a status asks for.
-pub(crate) fn outcome(status: Status) -> Outcome {
+pub(crate) fn outcome(status: ArchiveStatus) -> ExitStatus {
     match status {
-        Status::Complete => Outcome::Done,
-        Status::Incomplete => Outcome::Incomplete,
-        Status::Damaged => Outcome::Damaged,
-        Status::Encrypted => Outcome::Failed(ErrorKind::Locked),
-        Status::Unreadable => Outcome::Unsupported,
+        ArchiveStatus::Complete => ExitStatus::Done,
+        ArchiveStatus::Incomplete => ExitStatus::Incomplete,
+        ArchiveStatus::Damaged => ExitStatus::Damaged,
+        ArchiveStatus::Encrypted => ExitStatus::Failed(ErrorKind::Locked),
+        ArchiveStatus::Unreadable => ExitStatus::Unsupported,
     }
 }
 
 /// A status as people read it.
-pub(crate) fn status(status: Status) -> &'static str {
+pub(crate) fn status(status: ArchiveStatus) -> &'static str {
     match status {
-        Status::Complete => "complete",
-        Status::Incomplete => "incomplete",
-        Status::Damaged => "damaged",
-        Status::Encrypted => "encrypted",
-        Status::Unreadable => "unreadable",
+        ArchiveStatus::Complete => "complete",
+        ArchiveStatus::Incomplete => "incomplete",
+        ArchiveStatus::Damaged => "damaged",
+        ArchiveStatus::Encrypted => "encrypted",
+        ArchiveStatus::Unreadable => "unreadable",
     }
 }
 
-fn text(glance: &Glance) -> String {
+fn text(glance: &ArchiveSummary) -> String {
     let mut text = format!("archive    {}\n", printable(&glance.archive));
-    let scope =
-        if glance.status == Status::Complete { " (by its tables; 'virtfold verify' checks all)" } else { "" };
+    let scope = if glance.status == ArchiveStatus::Complete {
+        " (by its tables; 'virtfold verify' checks all)"
+    } else {
+        ""
+    };
     text += &format!("status     {}{scope}\n", status(glance.status));
     for fault in &glance.faults {
-        let label = if glance.status == Status::Encrypted { "note" } else { "fault" };
+        let label = if glance.status == ArchiveStatus::Encrypted { "note" } else { "fault" };
         text += &format!("{label:<10} {}\n", printable(fault));
     }
     text += &format!("size       {}\n", Human(glance.bytes));
-    if glance.encrypted && glance.status != Status::Encrypted {
+    if glance.encrypted && glance.status != ArchiveStatus::Encrypted {
         text += "encrypted  as an age file\n";
     }
     if let Some(head) = &glance.head {

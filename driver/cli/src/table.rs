@@ -14,7 +14,7 @@ use virtfold_medium::{Location, PipeSource};
 
 use super::Signals;
 use super::args;
-use super::exit::Outcome;
+use super::exit::ExitStatus;
 use super::guest::connection::StateFlag;
 use super::keys::IdentityArgs;
 use super::output;
@@ -61,7 +61,7 @@ enum Form {
 }
 
 /// Runs the verb.
-pub(crate) fn run(args: &Args, signals: &Signals) -> Result<Outcome> {
+pub(crate) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
     let form = match (args.csv, OutputFormat::from_flag(&args.json)) {
         (true, _) => Form::Csv,
         (false, OutputFormat::Json) => Form::Json,
@@ -89,7 +89,7 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<Outcome> {
         })?,
     }
     out.flush().at(writing)?;
-    Ok(Outcome::Done)
+    Ok(ExitStatus::Done)
 }
 
 fn writing() -> String {

@@ -10,7 +10,7 @@ use virtfold_medium::Location;
 
 use super::Signals;
 use super::args;
-use super::exit::Outcome;
+use super::exit::ExitStatus;
 use super::guest::connection::StateFlag;
 use super::keys::IdentityArgs;
 use super::report::{JsonFlag, OutputFormat, ProgressPrinter, StdoutUse, damage, printable, result};
@@ -43,7 +43,7 @@ pub(crate) struct Args {
 }
 
 /// Runs the verb.
-pub(crate) fn run(args: &Args, signals: &Signals) -> Result<Outcome> {
+pub(crate) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
     let style = OutputFormat::from_flag(&args.json);
     let request = VerifyRequest {
         archive: args.archive.clone(),
@@ -66,9 +66,9 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<Outcome> {
     damage(style, &report.damage)?;
     result(style, StdoutUse::Free, &report, &text(&report))?;
     Ok(match (report.sound, report.complete) {
-        (true, _) => Outcome::Done,
-        (false, true) => Outcome::Damaged,
-        (false, false) => Outcome::Incomplete,
+        (true, _) => ExitStatus::Done,
+        (false, true) => ExitStatus::Damaged,
+        (false, false) => ExitStatus::Incomplete,
     })
 }
 

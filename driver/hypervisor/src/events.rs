@@ -10,32 +10,32 @@ use std::sync::{Mutex, PoisonError};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 
 #[cfg(feature = "libvirt")]
-use crate::types::{Begin, BlockJobKind, BlockJobStatus, DomainId, End, Lifecycle};
-use crate::types::{EVENTS_KEPT, Event};
+use crate::types::{BlockJobKind, BlockJobStatus, DomainId, Lifecycle, StartedDetail, StoppedDetail};
+use crate::types::{DomainEvent, EVENTS_KEPT};
 
 /// Who wants to hear of events.
 #[derive(Debug, Default)]
 pub(crate) struct EventHub {
-    subscribers: Mutex<Vec<Sender<Event>>>,
+    subscribers: Mutex<Vec<Sender<DomainEvent>>>,
 }
 
 impl EventHub {
-    pub(crate) fn subscribe(&self) -> Receiver<Event> {
+    pub(crate) fn subscribe(&self) -> Receiver<DomainEvent> {
         let (sender, receiver) = bounded(EVENTS_KEPT + 1);
         self.subscribers.lock().unwrap_or_else(PoisonError::into_inner).push(sender);
         receiver
     }
 
-    pub(crate) fn publish(&self, event: &Event) {
+    pub(crate) fn publish(&self, event: &DomainEvent) {
         let mut subscribers = self.subscribers.lock().unwrap_or_else(PoisonError::into_inner);
         subscribers.retain(|subscriber| {
-            let event = if subscriber.len() < EVENTS_KEPT { event.clone() } else { Event::Missed };
+            let event = if subscriber.len() < EVENTS_KEPT { event.clone() } else { DomainEvent::Missed };
             !matches!(subscriber.try_send(event), Err(TrySendError::Disconnected(_)))
         });
     }
 
     pub(crate) fn connection_lost(&self) {
-        self.publish(&Event::ConnectionLost);
+        self.publish(&DomainEvent::ConnectionLost);
     }
 }
 
@@ -56,7 +56,7 @@ impl EventHub {
             8 => Lifecycle::Crashed,
             other => Lifecycle::Other(other),
         };
-        self.publish(&Event::Lifecycle { domain, change });
+        self.publish(&DomainEvent::Lifecycle { domain, change });
     }
 
     /// `status` is a virConnectDomainEventBlockJobStatus.
@@ -68,34 +68,34 @@ impl EventHub {
             3 => BlockJobStatus::Ready,
             other => BlockJobStatus::Other(other),
         };
-        self.publish(&Event::BlockJob { domain, target, kind, status });
+        self.publish(&DomainEvent::BlockJob { domain, target, kind, status });
     }
 
     pub(crate) fn threshold(&self, domain: DomainId, target: String) {
-        self.publish(&Event::BlockThreshold { domain, target });
+        self.publish(&DomainEvent::BlockThreshold { domain, target });
     }
 }
 
 #[cfg(feature = "libvirt")]
-fn begin(detail: i32) -> Begin {
+fn begin(detail: i32) -> StartedDetail {
     match detail {
-        0 => Begin::Boot,
-        1 => Begin::Migration,
-        2 | 3 => Begin::Restore,
-        other => Begin::Other(other),
+        0 => StartedDetail::Boot,
+        1 => StartedDetail::Migration,
+        2 | 3 => StartedDetail::Restore,
+        other => StartedDetail::Other(other),
     }
 }
 
 #[cfg(feature = "libvirt")]
-fn end(detail: i32) -> End {
+fn end(detail: i32) -> StoppedDetail {
     match detail {
-        0 => End::Shutdown,
-        1 => End::Destroyed,
-        2 => End::Crashed,
-        3 => End::Migration,
-        4 => End::Saved,
-        5 => End::NotStarted,
-        other => End::Other(other),
+        0 => StoppedDetail::Shutdown,
+        1 => StoppedDetail::Destroyed,
+        2 => StoppedDetail::Crashed,
+        3 => StoppedDetail::Migration,
+        4 => StoppedDetail::Saved,
+        5 => StoppedDetail::NotStarted,
+        other => StoppedDetail::Other(other),
     }
 }
 
@@ -111,11 +111,11 @@ mod tests {
         for _ in 0..EVENTS_KEPT + 10 {
             hub.connection_lost();
         }
-        let seen: Vec<Event> = slow.try_iter().collect();
+        let seen: Vec<DomainEvent> = slow.try_iter().collect();
         assert_eq!(seen.len(), EVENTS_KEPT + 1);
-        assert_eq!(seen.last(), Some(&Event::Missed));
+        assert_eq!(seen.last(), Some(&DomainEvent::Missed));
         hub.connection_lost();
-        assert_eq!(slow.try_iter().collect::<Vec<_>>(), [Event::ConnectionLost]);
+        assert_eq!(slow.try_iter().collect::<Vec<_>>(), [DomainEvent::ConnectionLost]);
         assert_eq!(hub.subscribers.lock().unwrap().len(), 1);
     }
 }

@@ -50,7 +50,7 @@ pub mod code {
 
 /// Whether the hypervisor answered at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum ErrorOrigin {
     /// It answered no: nothing was done, as far as it knows.
     Refused,
     /// The connection broke before an answer: whether it was done is not known. Look.
@@ -59,7 +59,7 @@ pub enum Answer {
 
 /// A hypervisor's no.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault {
+pub struct HypervisorError {
     /// One of [`code`], or another of libvirt's.
     pub code: i32,
     /// libvirt's number of the part that said it (virErrorDomain).
@@ -67,12 +67,12 @@ pub struct Fault {
     /// What it said.
     pub text: String,
     /// Whether it answered.
-    pub answer: Answer,
+    pub answer: ErrorOrigin,
 }
 
-impl Fault {
+impl HypervisorError {
     /// The fault behind an error, where there is one.
-    pub fn of(error: &Error) -> Option<&Fault> {
+    pub fn of(error: &Error) -> Option<&HypervisorError> {
         let mut cause: Option<&(dyn StdError + 'static)> = error.source();
         while let Some(inner) = cause {
             if let Some(fault) = inner.downcast_ref() {
@@ -90,13 +90,13 @@ impl Fault {
 
     /// Whether the call behind an error may have been done although it failed.
     pub fn lost(error: &Error) -> bool {
-        Self::of(error).is_some_and(|f| f.answer == Answer::Lost)
+        Self::of(error).is_some_and(|f| f.answer == ErrorOrigin::Lost)
     }
 
     /// Puts the fault under a sentence that says what was being done to which domain.
     pub fn into_error(self, doing: impl Into<String>) -> Error {
         let kind = match (self.answer, self.code) {
-            (Answer::Lost, _) => ErrorKind::Io,
+            (ErrorOrigin::Lost, _) => ErrorKind::Io,
             (_, code::NO_DOMAIN | code::NO_POOL | code::NO_VOLUME) => ErrorKind::NotFound,
             (_, code::BLOCK_COPY_ACTIVE | code::OPERATION_TIMEOUT) => ErrorKind::InUse,
             (_, code::CONFIG_UNSUPPORTED | code::OPERATION_UNSUPPORTED) => ErrorKind::Unsupported,
@@ -107,13 +107,13 @@ impl Fault {
     }
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for HypervisorError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} (libvirt error {}, domain {})", self.text.trim_end(), self.code, self.domain)
     }
 }
 
-impl StdError for Fault {}
+impl StdError for HypervisorError {}
 
 #[cfg(test)]
 mod tests {
@@ -121,18 +121,22 @@ mod tests {
 
     #[test]
     fn a_fault_is_found_under_any_number_of_sentences() {
-        let fault =
-            Fault { code: 42, domain: 10, text: "Domain not found\n".into(), answer: Answer::Refused };
+        let fault = HypervisorError {
+            code: 42,
+            domain: 10,
+            text: "Domain not found\n".into(),
+            answer: ErrorOrigin::Refused,
+        };
         let error = fault.into_error("cannot look up 'x'").within("the backup of 'x' failed");
-        assert_eq!(Fault::code_of(&error), Some(code::NO_DOMAIN));
+        assert_eq!(HypervisorError::code_of(&error), Some(code::NO_DOMAIN));
         let text = "cannot create overlay: No space left on device".into();
-        let full =
-            Fault { code: 38, domain: 10, text, answer: Answer::Refused }.into_error("cannot freeze 'x'");
+        let full = HypervisorError { code: 38, domain: 10, text, answer: ErrorOrigin::Refused }
+            .into_error("cannot freeze 'x'");
         assert!(full.kind() == ErrorKind::NoSpace && full.hint().is_some());
         assert_eq!(error.kind(), ErrorKind::NotFound);
-        assert!(!Fault::lost(&error));
+        assert!(!HypervisorError::lost(&error));
         let shown = format!("{error:?}");
         assert!(shown.ends_with("Domain not found (libvirt error 42, domain 10)"), "{shown}");
-        assert!(Fault::of(&Error::new(ErrorKind::Usage, "x")).is_none());
+        assert!(HypervisorError::of(&Error::new(ErrorKind::Usage, "x")).is_none());
     }
 }

@@ -39,11 +39,11 @@ pub mod simulated;
 pub mod types;
 
 pub use apparmor::LiftedDenials;
-pub use fault::{Fault, code};
+pub use fault::{HypervisorError, code};
 pub use types::{
-    Activity, Begin, BlockJob, BlockJobEnd, BlockJobKind, BlockJobStatus, CommitBase, CommitRequest, Config,
-    DomainId, DomainInfo, End, Event, Lifecycle, Paused, Persistence, QemuDisk, Quiesce, Run, SnapshotDisk,
-    SnapshotRequest, Start,
+    Activity, BlockJob, BlockJobEnd, BlockJobKind, BlockJobStatus, CommitBase, CommitRequest, DomainEvent,
+    DomainId, DomainInfo, DomainState, Lifecycle, PausedReason, Persistence, QemuDisk, Quiesce, SnapshotDisk,
+    SnapshotRequest, StartMode, StartedDetail, StoppedDetail, XmlView,
 };
 
 /// What a backup, a recovery and a restore ask of a hypervisor.
@@ -68,13 +68,13 @@ pub trait Hypervisor: Debug + Send + Sync {
     ///
     /// # Errors
     /// [`virtfold_base::error::ErrorKind::NotFound`] where there is none (a transient domain that ended is gone).
-    fn run_state(&self, domain: DomainId) -> Result<Run>;
+    fn run_state(&self, domain: DomainId) -> Result<DomainState>;
 
     /// The domain XML, with its secrets (a VNC password lost in a redefinition is a guest that nobody can look at).
     ///
     /// # Errors
     /// No such domain, or [`Config::Live`] of one that does not run.
-    fn xml(&self, domain: DomainId, config: Config) -> Result<String>;
+    fn xml(&self, domain: DomainId, config: XmlView) -> Result<String>;
 
     /// Defines or redefines a persistent domain; the XML is validated against libvirt's schema.
     ///
@@ -92,7 +92,7 @@ pub trait Hypervisor: Debug + Send + Sync {
     ///
     /// # Errors
     /// What the hypervisor says.
-    fn start(&self, domain: DomainId, start: Start) -> Result<()>;
+    fn start(&self, domain: DomainId, start: StartMode) -> Result<()>;
 
     /// Ends a running domain as by pulling its plug. For restores over a running guest that were confirmed, and tests.
     ///
@@ -250,7 +250,7 @@ pub trait Hypervisor: Debug + Send + Sync {
     ///
     /// # Errors
     /// No connection.
-    fn subscribe(&self) -> Result<Receiver<Event>>;
+    fn subscribe(&self) -> Result<Receiver<DomainEvent>>;
 }
 
 /// Whether a path is an overlay that virtfold made: `NAME.virtfold-XXXXXXXX.overlay`.

@@ -11,24 +11,24 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use super::domain_xml::{Device, Disk, DomainXml, Source};
+use super::domain_xml::{Device, DomainDisk, DomainXml, ImageSource};
 use super::is_our_overlay;
-use super::types::{Activity, Paused, QemuDisk, Run};
+use super::types::{Activity, DomainState, PausedReason, QemuDisk};
 
 /// What is done with a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum DiskRule {
     /// It is copied.
     Copy,
     /// It is left out.
-    Skip(Skip),
+    Skip(SkipReason),
     /// The backup is refused until the disk is excluded.
-    Refuse(Refuse),
+    Refuse(RefuseReason),
 }
 
 /// Why a disk is left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Skip {
+pub enum SkipReason {
     /// A person said so.
     Excluded,
     /// A CD or DVD: removable, and never written.
@@ -45,7 +45,7 @@ pub enum Skip {
 
 /// Why a disk stops the backup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refuse {
+pub enum RefuseReason {
     /// Another guest may write to it at the same time; libvirt takes no snapshot of such a disk.
     Shareable,
     /// It lies on the network: there is no local file to read.
@@ -64,26 +64,30 @@ pub enum Refuse {
     Sliced,
 }
 
-impl fmt::Display for Verdict {
+impl fmt::Display for DiskRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Verdict::Copy => "copied",
-            Verdict::Skip(Skip::Excluded) => "left out: excluded",
-            Verdict::Skip(Skip::Cdrom) => "left out: a CD drive",
-            Verdict::Skip(Skip::Floppy) => "left out: a floppy drive",
-            Verdict::Skip(Skip::Empty) => "left out: an empty drive",
-            Verdict::Skip(Skip::ReadOnly) => "left out: read-only",
-            Verdict::Skip(Skip::NotPlugged) => "left out: the running guest does not have it",
-            Verdict::Refuse(Refuse::Shareable) => "refused: shareable, another guest may write to it",
-            Verdict::Refuse(Refuse::Network) => "refused: a network disk, there is no local file to read",
-            Verdict::Refuse(Refuse::NoFile) => "refused: neither a file nor a block device",
-            Verdict::Refuse(Refuse::PassedThrough) => "refused: a SCSI device passed through to the guest",
-            Verdict::Refuse(Refuse::Transient) => "refused: transient, its changes are thrown away",
-            Verdict::Refuse(Refuse::Encrypted) => {
+            DiskRule::Copy => "copied",
+            DiskRule::Skip(SkipReason::Excluded) => "left out: excluded",
+            DiskRule::Skip(SkipReason::Cdrom) => "left out: a CD drive",
+            DiskRule::Skip(SkipReason::Floppy) => "left out: a floppy drive",
+            DiskRule::Skip(SkipReason::Empty) => "left out: an empty drive",
+            DiskRule::Skip(SkipReason::ReadOnly) => "left out: read-only",
+            DiskRule::Skip(SkipReason::NotPlugged) => "left out: the running guest does not have it",
+            DiskRule::Refuse(RefuseReason::Shareable) => "refused: shareable, another guest may write to it",
+            DiskRule::Refuse(RefuseReason::Network) => {
+                "refused: a network disk, there is no local file to read"
+            }
+            DiskRule::Refuse(RefuseReason::NoFile) => "refused: neither a file nor a block device",
+            DiskRule::Refuse(RefuseReason::PassedThrough) => {
+                "refused: a SCSI device passed through to the guest"
+            }
+            DiskRule::Refuse(RefuseReason::Transient) => "refused: transient, its changes are thrown away",
+            DiskRule::Refuse(RefuseReason::Encrypted) => {
                 "refused: encrypted by QEMU, an overlay would be plain text"
             }
-            Verdict::Refuse(Refuse::Format) => "refused: its format is neither raw nor qcow2",
-            Verdict::Refuse(Refuse::Sliced) => {
+            DiskRule::Refuse(RefuseReason::Format) => "refused: its format is neither raw nor qcow2",
+            DiskRule::Refuse(RefuseReason::Sliced) => {
                 "refused: a part of its file (<slices>); virtfold reads whole files"
             }
         })
@@ -101,39 +105,39 @@ pub enum DiskChoice {
 
 /// The rule for one disk: the first line that fits decides. The attribute `snapshot` of a `<disk>` decides
 /// nothing; it is for libvirt's own snapshots.
-pub fn disk_rule(disk: &Disk, choice: DiskChoice) -> Verdict {
+pub fn disk_rule(disk: &DomainDisk, choice: DiskChoice) -> DiskRule {
     match (choice, disk.device, &disk.image.source) {
-        (DiskChoice::Excluded, _, _) => return Verdict::Skip(Skip::Excluded),
-        (_, Device::Cdrom, _) => return Verdict::Skip(Skip::Cdrom),
-        (_, Device::Floppy, _) => return Verdict::Skip(Skip::Floppy),
-        (_, Device::Lun, _) => return Verdict::Refuse(Refuse::PassedThrough),
-        (_, Device::Disk, Source::Empty) => return Verdict::Skip(Skip::Empty),
+        (DiskChoice::Excluded, _, _) => return DiskRule::Skip(SkipReason::Excluded),
+        (_, Device::Cdrom, _) => return DiskRule::Skip(SkipReason::Cdrom),
+        (_, Device::Floppy, _) => return DiskRule::Skip(SkipReason::Floppy),
+        (_, Device::Lun, _) => return DiskRule::Refuse(RefuseReason::PassedThrough),
+        (_, Device::Disk, ImageSource::Empty) => return DiskRule::Skip(SkipReason::Empty),
         _ => {}
     }
     if disk.marks.shareable {
-        return Verdict::Refuse(Refuse::Shareable);
+        return DiskRule::Refuse(RefuseReason::Shareable);
     }
     if disk.marks.readonly {
-        return Verdict::Skip(Skip::ReadOnly);
+        return DiskRule::Skip(SkipReason::ReadOnly);
     }
     match disk.image.source {
-        Source::Network { .. } => return Verdict::Refuse(Refuse::Network),
-        Source::Other(_) => return Verdict::Refuse(Refuse::NoFile),
+        ImageSource::Network { .. } => return DiskRule::Refuse(RefuseReason::Network),
+        ImageSource::Other(_) => return DiskRule::Refuse(RefuseReason::NoFile),
         _ => {}
     }
     if disk.marks.transient {
-        return Verdict::Refuse(Refuse::Transient);
+        return DiskRule::Refuse(RefuseReason::Transient);
     }
     if disk.marks.encrypted {
-        return Verdict::Refuse(Refuse::Encrypted);
+        return DiskRule::Refuse(RefuseReason::Encrypted);
     }
     if disk.marks.sliced {
-        return Verdict::Refuse(Refuse::Sliced);
+        return DiskRule::Refuse(RefuseReason::Sliced);
     }
     // libvirt takes a disk without a format for raw, and so do we: nothing is ever probed.
     match disk.image.format.as_deref().unwrap_or("raw") {
-        "raw" | "qcow2" => Verdict::Copy,
-        _ => Verdict::Refuse(Refuse::Format),
+        "raw" | "qcow2" => DiskRule::Copy,
+        _ => DiskRule::Refuse(RefuseReason::Format),
     }
 }
 
@@ -153,29 +157,32 @@ pub enum BackupMode {
 }
 
 /// The rule for a run state.
-pub fn run_rule(run: Run) -> BackupMode {
+pub fn run_rule(run: DomainState) -> BackupMode {
     match run {
-        Run::Running => BackupMode::Online,
-        Run::Paused(Paused::User | Paused::IoError | Paused::Other(_)) | Run::PmSuspended => {
-            BackupMode::OnlineStanding
+        DomainState::Running => BackupMode::Online,
+        DomainState::Paused(PausedReason::User | PausedReason::IoError | PausedReason::Other(_))
+        | DomainState::PmSuspended => BackupMode::OnlineStanding,
+        DomainState::Paused(PausedReason::Busy) => {
+            BackupMode::NotNow("it is being migrated, saved or dumped")
         }
-        Run::Paused(Paused::Busy) => BackupMode::NotNow("it is being migrated, saved or dumped"),
-        Run::Paused(Paused::Starting) => BackupMode::NotNow("it is being started"),
-        Run::Paused(Paused::Crashed) | Run::Crashed => BackupMode::NotNow("it has crashed"),
-        Run::ShuttingDown => BackupMode::NotNow("it is shutting down"),
-        Run::ShutOff => BackupMode::Offline,
+        DomainState::Paused(PausedReason::Starting) => BackupMode::NotNow("it is being started"),
+        DomainState::Paused(PausedReason::Crashed) | DomainState::Crashed => {
+            BackupMode::NotNow("it has crashed")
+        }
+        DomainState::ShuttingDown => BackupMode::NotNow("it is shutting down"),
+        DomainState::ShutOff => BackupMode::Offline,
     }
 }
 
 /// Something that speaks against a backup now.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Obstacle {
+pub enum BackupObstacle {
     /// A disk stops it.
     Disk {
         /// The disk.
         target: String,
         /// Why.
-        why: Refuse,
+        why: RefuseReason,
     },
     /// The run state stops it.
     State(&'static str),
@@ -216,28 +223,30 @@ pub enum Obstacle {
     },
 }
 
-impl fmt::Display for Obstacle {
+impl fmt::Display for BackupObstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Obstacle::Disk { target, why } => write!(f, "disk '{target}' is {}", Verdict::Refuse(*why)),
-            Obstacle::State(why) => f.write_str(why),
-            Obstacle::NoDisk => f.write_str("no disk to copy"),
-            Obstacle::BlockJob { target, job } => write!(f, "disk '{target}' has a block job ({job})"),
-            Obstacle::BackupRunning => f.write_str("another backup of it is running"),
-            Obstacle::LeftoverOverlay { target, overlay } => {
+            BackupObstacle::Disk { target, why } => {
+                write!(f, "disk '{target}' is {}", DiskRule::Refuse(*why))
+            }
+            BackupObstacle::State(why) => f.write_str(why),
+            BackupObstacle::NoDisk => f.write_str("no disk to copy"),
+            BackupObstacle::BlockJob { target, job } => write!(f, "disk '{target}' has a block job ({job})"),
+            BackupObstacle::BackupRunning => f.write_str("another backup of it is running"),
+            BackupObstacle::LeftoverOverlay { target, overlay } => {
                 write!(
                     f,
                     "disk '{target}' still has the overlay '{}' of an earlier backup",
                     overlay.display()
                 )
             }
-            Obstacle::Untracked { target, believed, actual } => write!(
+            BackupObstacle::Untracked { target, believed, actual } => write!(
                 f,
                 "libvirt believes that disk '{target}' is '{}', but QEMU writes to '{}'",
                 believed.display(),
                 actual.as_deref().unwrap_or(Path::new("nothing")).display()
             ),
-            Obstacle::SharedFile { targets: [one, other], file } => {
+            BackupObstacle::SharedFile { targets: [one, other], file } => {
                 write!(f, "disks '{one}' and '{other}' share '{}'", file.display())
             }
         }
@@ -246,9 +255,9 @@ impl fmt::Display for Obstacle {
 
 /// What is known of a domain before anything is touched.
 #[derive(Clone, Copy, Debug)]
-pub struct Facts<'a> {
+pub struct DomainFacts<'a> {
     /// Whether it runs.
-    pub run: Run,
+    pub run: DomainState,
     /// What runs now; `None` when nothing does.
     pub live: Option<&'a DomainXml>,
     /// What the next start uses; `None` for a transient domain.
@@ -259,7 +268,7 @@ pub struct Facts<'a> {
     pub activity: &'a Activity,
 }
 
-impl<'a> Facts<'a> {
+impl<'a> DomainFacts<'a> {
     /// The description that counts now.
     pub fn current(&self) -> Option<&'a DomainXml> {
         self.live.or(self.inactive)
@@ -267,25 +276,25 @@ impl<'a> Facts<'a> {
 
     /// Everything that speaks against a backup; nothing when it may begin. `choice` tells what a person said
     /// of each disk.
-    pub fn obstacles(&self, choice: impl Fn(&str) -> DiskChoice) -> Vec<Obstacle> {
+    pub fn obstacles(&self, choice: impl Fn(&str) -> DiskChoice) -> Vec<BackupObstacle> {
         let mut found = Vec::new();
         if let BackupMode::NotNow(why) = run_rule(self.run) {
-            found.push(Obstacle::State(why));
+            found.push(BackupObstacle::State(why));
         }
         if self.activity.backup.is_some() {
-            found.push(Obstacle::BackupRunning);
+            found.push(BackupObstacle::BackupRunning);
         }
         let disks = self.current().map_or(&[][..], |xml| &xml.disks);
         let verdicts: Vec<_> = disks.iter().map(|d| (d, disk_rule(d, choice(&d.target)))).collect();
         for (disk, verdict) in &verdicts {
-            if let Verdict::Refuse(why) = verdict {
-                found.push(Obstacle::Disk { target: disk.target.clone(), why: *why });
+            if let DiskRule::Refuse(why) = verdict {
+                found.push(BackupObstacle::Disk { target: disk.target.clone(), why: *why });
             }
         }
-        let copied: Vec<&Disk> =
-            verdicts.iter().filter(|(_, v)| *v == Verdict::Copy).map(|(disk, _)| *disk).collect();
+        let copied: Vec<&DomainDisk> =
+            verdicts.iter().filter(|(_, v)| *v == DiskRule::Copy).map(|(disk, _)| *disk).collect();
         if copied.is_empty() {
-            found.push(Obstacle::NoDisk);
+            found.push(BackupObstacle::NoDisk);
         }
         found.extend(shared_file(&copied));
         found.extend(copied.iter().filter_map(|d| self.in_the_way(d)));
@@ -293,7 +302,7 @@ impl<'a> Facts<'a> {
     }
 
     /// What is wrong with one disk that would be copied.
-    fn in_the_way(&self, disk: &Disk) -> Option<Obstacle> {
+    fn in_the_way(&self, disk: &DomainDisk) -> Option<BackupObstacle> {
         let target = disk.target.clone();
         let views = [self.live, self.inactive].into_iter().flatten().filter_map(|xml| xml.disk(&target));
         let images = views.flat_map(|d| std::iter::once(&d.image).chain(&d.backing));
@@ -301,13 +310,13 @@ impl<'a> Facts<'a> {
         let in_xml = images.filter_map(|i| i.source.path());
         let in_qemu = qemu.into_iter().flat_map(|q| q.file.iter().chain(&q.backing)).map(PathBuf::as_path);
         if let Some(overlay) = in_xml.chain(in_qemu).find(|path| is_our_overlay(path)) {
-            return Some(Obstacle::LeftoverOverlay { target, overlay: overlay.to_owned() });
+            return Some(BackupObstacle::LeftoverOverlay { target, overlay: overlay.to_owned() });
         }
         if let Some(mirror) = &disk.mirror {
-            return Some(Obstacle::BlockJob { target, job: mirror.job.clone() });
+            return Some(BackupObstacle::BlockJob { target, job: mirror.job.clone() });
         }
         let (believed, qemu) = (disk.image.source.path()?, qemu?);
-        (qemu.file.as_deref() != Some(believed)).then(|| Obstacle::Untracked {
+        (qemu.file.as_deref() != Some(believed)).then(|| BackupObstacle::Untracked {
             target,
             believed: believed.to_owned(),
             actual: qemu.file.clone(),
@@ -315,19 +324,19 @@ impl<'a> Facts<'a> {
     }
 
     /// QEMU's view of a disk of the live XML.
-    pub fn qemu_disk(&self, disk: &Disk) -> Option<&'a QemuDisk> {
+    pub fn qemu_disk(&self, disk: &DomainDisk) -> Option<&'a QemuDisk> {
         let alias = disk.alias.as_deref()?;
         self.qemu.iter().find(|q| q.alias == alias)
     }
 }
 
-fn shared_file(disks: &[&Disk]) -> Option<Obstacle> {
+fn shared_file(disks: &[&DomainDisk]) -> Option<BackupObstacle> {
     let mut seen = BTreeMap::new();
     for disk in disks {
         let Some(path) = disk.image.source.path() else { continue };
         if let Some(other) = seen.insert(path, &disk.target) {
             let targets = [other.clone(), disk.target.clone()];
-            return Some(Obstacle::SharedFile { targets, file: path.to_owned() });
+            return Some(BackupObstacle::SharedFile { targets, file: path.to_owned() });
         }
     }
     None
@@ -407,23 +416,23 @@ mod tests {
             let verdict = disk_rule(&xml.disks[0], DiskChoice::Wanted);
             assert_eq!(verdict.to_string(), expected, "{attributes} {inner}");
             let excluded = disk_rule(&xml.disks[0], DiskChoice::Excluded);
-            assert_eq!(excluded, Verdict::Skip(Skip::Excluded));
+            assert_eq!(excluded, DiskRule::Skip(SkipReason::Excluded));
         }
     }
 
     #[test]
     fn each_run_state_has_its_way() {
         let table = [
-            (Run::Running, "Online"),
-            (Run::Paused(Paused::User), "OnlineStanding"),
-            (Run::Paused(Paused::IoError), "OnlineStanding"),
-            (Run::Paused(Paused::Busy), "NotNow(\"it is being migrated, saved or dumped\")"),
-            (Run::Paused(Paused::Starting), "NotNow(\"it is being started\")"),
-            (Run::Paused(Paused::Crashed), "NotNow(\"it has crashed\")"),
-            (Run::PmSuspended, "OnlineStanding"),
-            (Run::ShuttingDown, "NotNow(\"it is shutting down\")"),
-            (Run::ShutOff, "Offline"),
-            (Run::Crashed, "NotNow(\"it has crashed\")"),
+            (DomainState::Running, "Online"),
+            (DomainState::Paused(PausedReason::User), "OnlineStanding"),
+            (DomainState::Paused(PausedReason::IoError), "OnlineStanding"),
+            (DomainState::Paused(PausedReason::Busy), "NotNow(\"it is being migrated, saved or dumped\")"),
+            (DomainState::Paused(PausedReason::Starting), "NotNow(\"it is being started\")"),
+            (DomainState::Paused(PausedReason::Crashed), "NotNow(\"it has crashed\")"),
+            (DomainState::PmSuspended, "OnlineStanding"),
+            (DomainState::ShuttingDown, "NotNow(\"it is shutting down\")"),
+            (DomainState::ShutOff, "Offline"),
+            (DomainState::Crashed, "NotNow(\"it has crashed\")"),
         ];
         for (run, expected) in table {
             assert_eq!(format!("{:?}", run_rule(run)), expected);
@@ -433,8 +442,8 @@ mod tests {
     fn obstacles(live: &str, inactive: &str, file: &str, activity: &Activity) -> Vec<String> {
         let (live, inactive) = (disks(live), disks(inactive));
         let qemu = [QemuDisk { alias: "d0".into(), file: Some(file.into()), backing: vec![] }];
-        let run = Run::Running;
-        let facts = Facts { run, live: Some(&live), inactive: Some(&inactive), qemu: &qemu, activity };
+        let run = DomainState::Running;
+        let facts = DomainFacts { run, live: Some(&live), inactive: Some(&inactive), qemu: &qemu, activity };
         facts.obstacles(|_| DiskChoice::Wanted).iter().map(ToString::to_string).collect()
     }
 

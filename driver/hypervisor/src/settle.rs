@@ -12,8 +12,8 @@
 use std::path::{Path, PathBuf};
 
 use super::domain_xml::edit::Editor;
-use super::domain_xml::{Disk, DomainXml, Source};
-use super::types::{Config, DomainId, Persistence, QemuDisk};
+use super::domain_xml::{DomainDisk, DomainXml, ImageSource};
+use super::types::{DomainId, Persistence, QemuDisk, XmlView};
 use super::{Hypervisor, is_our_overlay};
 use virtfold_base::error::{Error, ErrorKind, Result};
 
@@ -45,9 +45,9 @@ pub fn settle(hypervisor: &dyn Hypervisor, domain: DomainId) -> Result<Vec<Confi
     if info.persistence == Persistence::Transient || !info.run.is_active() {
         return Ok(Vec::new());
     }
-    let live = DomainXml::parse(hypervisor.xml(domain, Config::Live)?)?;
+    let live = DomainXml::parse(hypervisor.xml(domain, XmlView::Live)?)?;
     let qemu = hypervisor.query_block(domain)?;
-    let config = DomainXml::parse(hypervisor.xml(domain, Config::Inactive)?)?;
+    let config = DomainXml::parse(hypervisor.xml(domain, XmlView::Inactive)?)?;
     let fixes = fixes(hypervisor, (&live, &qemu), &config)?;
     if !fixes.is_empty() {
         hypervisor.define(&apply(&config, &fixes)?)?;
@@ -96,7 +96,7 @@ pub fn apply(xml: &DomainXml, fixes: &[ConfigFix]) -> Result<String> {
     Ok(editor.finish()?.text().to_owned())
 }
 
-fn below(hypervisor: &dyn Hypervisor, disk: &Disk) -> Result<Option<PathBuf>> {
+fn below(hypervisor: &dyn Hypervisor, disk: &DomainDisk) -> Result<Option<PathBuf>> {
     disk.backing.first().map_or(Ok(None), |image| path_of(hypervisor, &image.source))
 }
 
@@ -104,9 +104,9 @@ fn below(hypervisor: &dyn Hypervisor, disk: &Disk) -> Result<Option<PathBuf>> {
 ///
 /// # Errors
 /// What the hypervisor says of the pool; a volume that is not there has no path.
-pub fn path_of(hypervisor: &dyn Hypervisor, source: &Source) -> Result<Option<PathBuf>> {
+pub fn path_of(hypervisor: &dyn Hypervisor, source: &ImageSource) -> Result<Option<PathBuf>> {
     match source {
-        Source::Volume { pool, volume } => match hypervisor.volume_path(pool, volume) {
+        ImageSource::Volume { pool, volume } => match hypervisor.volume_path(pool, volume) {
             Ok(path) => Ok(Some(path)),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err::<_, Error>(error),

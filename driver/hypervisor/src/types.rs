@@ -53,16 +53,16 @@ pub struct DomainInfo {
     /// Whether it outlives its end.
     pub persistence: Persistence,
     /// Whether it runs.
-    pub run: Run,
+    pub run: DomainState,
 }
 
 /// What a domain does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Run {
+pub enum DomainState {
     /// It runs (or waits for input or output, which libvirt calls blocked).
     Running,
     /// Its processors stand still, its QEMU is there.
-    Paused(Paused),
+    Paused(PausedReason),
     /// The guest sleeps in its own suspend-to-RAM.
     PmSuspended,
     /// It is about to end.
@@ -73,16 +73,16 @@ pub enum Run {
     Crashed,
 }
 
-impl Run {
+impl DomainState {
     /// Whether there is a QEMU that has the disks open.
     pub fn is_active(self) -> bool {
-        !matches!(self, Run::ShutOff | Run::Crashed)
+        !matches!(self, DomainState::ShutOff | DomainState::Crashed)
     }
 }
 
 /// Why a domain is paused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Paused {
+pub enum PausedReason {
     /// Somebody asked for it.
     User,
     /// A disk failed or is full. Commit and pivot work in this state.
@@ -99,7 +99,7 @@ pub enum Paused {
 
 /// Which of a domain's two descriptions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Config {
+pub enum XmlView {
     /// What runs now, as libvirt believes.
     Live,
     /// What the next start uses.
@@ -108,7 +108,7 @@ pub enum Config {
 
 /// How a domain starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Start {
+pub enum StartMode {
     /// Running.
     Running,
     /// With its processors standing still.
@@ -293,7 +293,7 @@ pub struct Activity {
 
 /// How a domain came to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Begin {
+pub enum StartedDetail {
     /// It was booted.
     Boot,
     /// It came from another host.
@@ -306,7 +306,7 @@ pub enum Begin {
 
 /// How a domain came to run no more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum StoppedDetail {
     /// It shut down.
     Shutdown,
     /// It was destroyed.
@@ -331,13 +331,13 @@ pub enum Lifecycle {
     /// Undefined.
     Undefined,
     /// It runs.
-    Started(Begin),
+    Started(StartedDetail),
     /// Paused.
     Suspended,
     /// Goes on.
     Resumed,
     /// It does not run here any more.
-    Stopped(End),
+    Stopped(StoppedDetail),
     /// The guest has begun to shut down.
     Shutdown,
     /// The guest sleeps.
@@ -350,7 +350,7 @@ pub enum Lifecycle {
 
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
+pub enum DomainEvent {
     /// A domain's life.
     Lifecycle {
         /// Whose.

@@ -16,13 +16,13 @@ use super::format::{Format, ImageAccess, OpenOptions};
 use super::layer::Layer;
 use super::locks;
 use super::qcow2::{self, EncryptionMethod, Header, Qcow2};
-use super::source::{Link, Qcow2Options, Source};
+use super::source::{ChainImage, ImageInfo, Qcow2Options};
 use super::writers;
 use virtfold_base::error::{Error, ErrorKind, Result};
 
 /// Who says what a chain is made of.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Below<'a> {
+pub(super) enum ChainSource<'a> {
     /// Each image's header.
     Headers,
     /// The caller: these images below the top one, and no others, whatever the headers say.
@@ -33,7 +33,7 @@ pub(super) enum Below<'a> {
 pub(super) fn open(
     top: HostFile,
     format: Format,
-    below: Below<'_>,
+    below: ChainSource<'_>,
     options: &OpenOptions,
 ) -> Result<DiskImage> {
     let mut chain =
@@ -51,7 +51,7 @@ pub(super) fn open(
             return Err(Error::new(ErrorKind::Unsupported, what)
                 .with_hint("shorten the chain with 'virsh blockcommit' or 'qemu-img commit'"));
         }
-        links.push(Link { path: file.name().to_string(), format });
+        links.push(ChainImage { path: file.name().to_string(), format });
         let header = match format {
             Format::Raw => {
                 chain.add_raw(file)?;
@@ -63,14 +63,14 @@ pub(super) fn open(
             top_options.get_or_insert_with(|| describe(&header.header));
         }
         next = match (below, &header) {
-            (Below::Headers, None) => None,
-            (Below::Headers, Some(header)) => backing(header)?,
-            (Below::Given(images), header) => given(images.get(links.len() - 1), header.as_ref())?,
+            (ChainSource::Headers, None) => None,
+            (ChainSource::Headers, Some(header)) => backing(header)?,
+            (ChainSource::Given(images), header) => given(images.get(links.len() - 1), header.as_ref())?,
         };
     }
     let qcow2 = if format == Format::Qcow2 { top_options } else { None };
     let capacity = chain.layers.first().map_or(0, Layer::capacity);
-    let source = Source { format, qcow2, chain: links, warnings: chain.warnings };
+    let source = ImageInfo { format, qcow2, chain: links, warnings: chain.warnings };
     Ok(DiskImage { files: chain.files, layers: chain.layers, capacity, source, options: *options })
 }
 

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use nix::libc;
 
-use super::format::Change;
+use super::format::ChangeSensitivity;
 use super::writers;
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 use virtfold_base::units::HostOffset;
@@ -52,7 +52,7 @@ struct ImageFileStamp {
     /// The last change of anything of it: a write, an owner, a name.
     changed: (i64, i64),
     /// Of a block device, what was written to it since it is there, where the kernel counts that.
-    written: Option<writers::Written>,
+    written: Option<writers::DeviceWriteCounters>,
 }
 
 impl ImageFileStamp {
@@ -111,12 +111,12 @@ impl HostFile {
     }
 
     /// Fails where the file is not what it was when it was opened.
-    pub(super) fn check_unchanged(&self, counts: Change) -> Result<()> {
+    pub(super) fn check_unchanged(&self, counts: ChangeSensitivity) -> Result<()> {
         let looking = || format!("cannot examine '{}'", self.name());
         let now = ImageFileStamp::of(&self.file, self.len).at(looking)?;
         let counted = match counts {
-            Change::Any => now,
-            Change::Write => ImageFileStamp { changed: self.opened.changed, ..now },
+            ChangeSensitivity::Any => now,
+            ChangeSensitivity::Write => ImageFileStamp { changed: self.opened.changed, ..now },
         };
         if counted == self.opened {
             return Ok(());

@@ -53,7 +53,7 @@ pub enum ImageAccess {
 
 /// What counts as a change of an image while it is read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Change {
+pub enum ChangeSensitivity {
     /// A write to it. libvirt gives files owners and labels whenever it likes, which is none.
     #[default]
     Write,
@@ -67,13 +67,13 @@ pub struct OpenOptions {
     /// Whether a writer's lock is looked for.
     pub usage: ImageAccess,
     /// What [`super::DiskImage::check_unchanged`] takes for a change.
-    pub change: Change,
+    pub change: ChangeSensitivity,
     /// The most images a chain may have; QEMU's own limit on nesting is of this order.
     pub max_depth: usize,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { usage: ImageAccess::Checked, change: Change::Write, max_depth: 200 }
+        Self { usage: ImageAccess::Checked, change: ChangeSensitivity::Write, max_depth: 200 }
     }
 }

@@ -42,10 +42,10 @@ mod zeros;
 mod tests;
 
 pub use file::FileIndex;
-pub use format::{Change, Format, ImageAccess, OpenOptions};
+pub use format::{ChangeSensitivity, Format, ImageAccess, OpenOptions};
 pub use locks::is_used;
-pub use source::{CompressionType, Link, Qcow2Options, Source};
-pub use table::{AllocationTable, Extent, ExtentIter, Place};
+pub use source::{ChainImage, CompressionType, ImageInfo, Qcow2Options};
+pub use table::{Allocation, AllocationTable, Extent, ExtentIter};
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -61,7 +61,7 @@ pub struct DiskImage {
     /// The chain, top image first; never empty.
     layers: Vec<layer::Layer>,
     capacity: u64,
-    source: Source,
+    source: ImageInfo,
     options: OpenOptions,
 }
 
@@ -72,7 +72,7 @@ impl DiskImage {
     /// `InUse` where a QEMU is writing into it, `BadImage` where a header contradicts the format,
     /// `Unsupported` where it asks for what virtfold does not do, `NotFound` and `Io` as they come.
     pub fn open(path: &Path, format: Format, options: &OpenOptions) -> Result<Self> {
-        chain::open(file::HostFile::open(path)?, format, chain::Below::Headers, options)
+        chain::open(file::HostFile::open(path)?, format, chain::ChainSource::Headers, options)
     }
 
     /// Opens a chain that the caller knows, for example from a hypervisor that has it open: `below` are the images under the top
@@ -86,7 +86,7 @@ impl DiskImage {
         below: &[(PathBuf, Format)],
         options: &OpenOptions,
     ) -> Result<Self> {
-        chain::open(file::HostFile::open(top)?, format, chain::Below::Given(below), options)
+        chain::open(file::HostFile::open(top)?, format, chain::ChainSource::Given(below), options)
     }
 
     /// As [`DiskImage::open`], for a file that is open already (an unlinked or in-memory one, say); `path` is
@@ -95,7 +95,7 @@ impl DiskImage {
     /// # Errors
     /// As [`DiskImage::open`].
     pub fn from_file(file: File, path: &Path, format: Format, options: &OpenOptions) -> Result<Self> {
-        chain::open(file::HostFile::new(file, path)?, format, chain::Below::Headers, options)
+        chain::open(file::HostFile::new(file, path)?, format, chain::ChainSource::Headers, options)
     }
 
     /// Bytes the guest sees. As QEMU has it, whole sectors of 512 bytes: a raw file's last sector is filled up
@@ -105,7 +105,7 @@ impl DiskImage {
     }
 
     /// What the image is, for the record.
-    pub fn source(&self) -> &Source {
+    pub fn source(&self) -> &ImageInfo {
         &self.source
     }
 

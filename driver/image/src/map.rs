@@ -11,7 +11,7 @@
 use serde::Serialize;
 
 use super::layer::Layer;
-use super::table::{AllocationTable, Extent, ExtentIter, Place};
+use super::table::{Allocation, AllocationTable, Extent, ExtentIter};
 use super::{DiskImage, file_of, qcow2};
 use virtfold_base::error::Result;
 
@@ -82,17 +82,17 @@ impl Rows<'_> {
             offset: None,
         };
         match extent.place {
-            Place::Unallocated { reserved } => {
+            Allocation::Unallocated { reserved } => {
                 Row { present: false, zero: true, offset: reserved.map(|host| host.get()), ..row }
             }
-            Place::Zero { host } => Row { zero: true, offset: host.map(|host| host.get()), ..row },
-            Place::Data { host, .. } => Row { data: true, offset: Some(host.get()), ..row },
-            Place::Hole { host, .. } => {
+            Allocation::Zero { host } => Row { zero: true, offset: host.map(|host| host.get()), ..row },
+            Allocation::Data { host, .. } => Row { data: true, offset: Some(host.get()), ..row },
+            Allocation::Hole { host, .. } => {
                 let depth = usize::try_from(extent.depth).unwrap_or(usize::MAX);
                 let zero = self.preallocated.get(depth).copied().unwrap_or(false);
                 Row { data: true, zero, offset: Some(host.get()), ..row }
             }
-            Place::Compressed { .. } => Row { data: true, compressed: true, ..row },
+            Allocation::Compressed { .. } => Row { data: true, compressed: true, ..row },
         }
     }
 }

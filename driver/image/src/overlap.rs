@@ -16,7 +16,7 @@ use std::collections::hash_map::Entry;
 use super::file::HostFile;
 use super::layer::Layer;
 use super::qcow2::{self, Qcow2, l2};
-use super::table::{Extent, Place};
+use super::table::{Allocation, Extent};
 use super::{DiskImage, file_of};
 use virtfold_base::error::{Error, Result};
 
@@ -31,14 +31,14 @@ const COUNTED: usize = 1 << 16;
 
 /// What claims clusters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum ClusterOwner {
     /// The header, the L1 table, the refcount table: never shared.
     Fixed,
     L2,
     Data,
 }
 
-const KINDS: [Kind; 3] = [Kind::Fixed, Kind::L2, Kind::Data];
+const KINDS: [ClusterOwner; 3] = [ClusterOwner::Fixed, ClusterOwner::L2, ClusterOwner::Data];
 
 /// The host clusters of one image that are of one kind.
 #[derive(Debug, Default)]
@@ -99,7 +99,13 @@ struct Claimed<'a> {
 
 impl Claimed<'_> {
     /// Claims a range of host bytes for `what`.
-    fn claim(&mut self, kind: Kind, (host, len): (u64, u64), what: &str, budget: &mut u32) -> Result<()> {
+    fn claim(
+        &mut self,
+        kind: ClusterOwner,
+        (host, len): (u64, u64),
+        what: &str,
+        budget: &mut u32,
+    ) -> Result<()> {
         let bits = self.image.header.cluster_bits;
         let end = host.saturating_add(len).div_ceil(1 << bits);
         let (mut at, mut again) = (host >> bits, Vec::new());
@@ -113,7 +119,7 @@ impl Claimed<'_> {
                 }
             }
             for cluster in again.drain(..) {
-                if kind == Kind::Fixed || !self.is_counted(cluster)? {
+                if kind == ClusterOwner::Fixed || !self.is_counted(cluster)? {
                     return Err(lies_over(self.file, what, cluster << bits));
                 }
             }
@@ -140,14 +146,16 @@ impl Claimed<'_> {
         let (l1, l1_len) = (header.l1_offset, header.l1_entries * 8);
         let (refcounts, refcounts_len) = (header.refcount_offset, header.refcount_table_len);
         let size = header.cluster_size();
-        self.claim(Kind::Fixed, (0, size), "the header", budget)?;
-        self.claim(Kind::Fixed, (l1, l1_len), "the L1 table", budget)?;
+        self.claim(ClusterOwner::Fixed, (0, size), "the header", budget)?;
+        self.claim(ClusterOwner::Fixed, (l1, l1_len), "the L1 table", budget)?;
         // Only inside the file: a refcount table that is not matters to nobody who reads.
         if refcounts.checked_add(refcounts_len).is_some_and(|end| end <= self.file.len) {
-            self.claim(Kind::Fixed, (refcounts, refcounts_len), "the refcount table", budget)?;
+            self.claim(ClusterOwner::Fixed, (refcounts, refcounts_len), "the refcount table", budget)?;
         }
         let (image, file) = (self.image, self.file);
-        l2::each_table(image, file, |table| self.claim(Kind::L2, (table, size), "an L2 table", budget))
+        l2::each_table(image, file, |table| {
+            self.claim(ClusterOwner::L2, (table, size), "an L2 table", budget)
+        })
     }
 
     fn is_claimed(&self, cluster: u64) -> bool {
@@ -158,16 +166,16 @@ impl Claimed<'_> {
         let bits = self.image.header.cluster_bits;
         match extent.place {
             _ if self.image.has_external_data() => Ok(()),
-            Place::Data { host, .. } => {
+            Allocation::Data { host, .. } => {
                 let guest = extent.guest.get() >> bits;
                 let skip = if self.last == Some(guest) { 1_u64 << bits } else { 0 };
                 self.last = Some((extent.end().get() - 1) >> bits);
                 let from = host.get() & !((1 << bits) - 1);
                 let len = (host.get() + extent.len - from).saturating_sub(skip);
                 let what = format!("a cluster at guest offset {}", extent.guest);
-                self.claim(Kind::Data, (from + skip, len), &what, budget)
+                self.claim(ClusterOwner::Data, (from + skip, len), &what, budget)
             }
-            Place::Compressed { host, .. } if self.is_claimed(host.get() >> bits) => {
+            Allocation::Compressed { host, .. } if self.is_claimed(host.get() >> bits) => {
                 let at = format!("guest offset {}, host offset {host}", extent.guest);
                 Err(qcow2::damaged(self.file, format!("a compressed cluster lies over something else: {at}")))
             }

@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 
 use super::file::{FileIndex, HostFile};
-use super::table::{Extent, Place};
+use super::table::{Allocation, Extent};
 use virtfold_base::error::{IoContext, Result};
 use virtfold_base::units::{GuestOffset, HostOffset};
 
@@ -73,8 +73,8 @@ impl Cursor<'_> {
     pub(super) fn extent_at(&self, at: GuestOffset) -> Result<Extent> {
         let host = HostOffset::new(at.get());
         let (end, place) = match stretch(self.file, at.get())? {
-            RawExtent::Data(end) => (end, Place::Data { file: self.index, host }),
-            RawExtent::Hole(end) => (end, Place::Zero { host: Some(host) }),
+            RawExtent::Data(end) => (end, Allocation::Data { file: self.index, host }),
+            RawExtent::Hole(end) => (end, Allocation::Zero { host: Some(host) }),
         };
         let len = end.min(self.capacity) - at.get();
         Ok(Extent { guest: at, len, depth: self.depth, place })

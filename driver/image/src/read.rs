@@ -10,7 +10,7 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 use super::file::{FileIndex, HostFile};
 use super::layer::Layer;
-use super::table::{AllocationTable, Extent, Place};
+use super::table::{Allocation, AllocationTable, Extent};
 use super::{DiskImage, file_of, qcow2};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 use virtfold_base::units::{GuestOffset, HostOffset};
@@ -20,7 +20,7 @@ const NEAR: u64 = 64 << 10;
 
 /// The last cluster inflated by one call.
 #[derive(Default)]
-struct Scratch {
+struct ClusterCache {
     stored: Vec<u8>,
     cluster: Vec<u8>,
     /// Where `cluster` comes from.
@@ -45,7 +45,7 @@ impl DiskImage {
     /// compressed cluster does not inflate, `Io` when the host file can't be read.
     pub fn read(&self, table: &AllocationTable, at: GuestOffset, buf: &mut [u8]) -> Result<()> {
         let end = self.checked_end(at, buf.len() as u64)?;
-        let mut scratch = Scratch::default();
+        let mut scratch = ClusterCache::default();
         let mut rest = buf;
         let mut extents = table.iter_from(at)?;
         while !rest.is_empty() {
@@ -68,18 +68,26 @@ impl DiskImage {
         })
     }
 
-    fn fetch(&self, extent: &Extent, part: &mut [u8], scratch: &mut Scratch) -> Result<()> {
+    fn fetch(&self, extent: &Extent, part: &mut [u8], scratch: &mut ClusterCache) -> Result<()> {
         match extent.place {
-            Place::Unallocated { .. } | Place::Zero { .. } | Place::Hole { .. } => part.fill(0),
-            Place::Data { file, host } => file_of(&self.files, file)?.read(host, part)?,
-            Place::Compressed { file, host, stored, skip } => {
+            Allocation::Unallocated { .. } | Allocation::Zero { .. } | Allocation::Hole { .. } => {
+                part.fill(0)
+            }
+            Allocation::Data { file, host } => file_of(&self.files, file)?.read(host, part)?,
+            Allocation::Compressed { file, host, stored, skip } => {
                 self.inflate(extent, Stream { file, host, stored, skip }, part, scratch)?;
             }
         }
         Ok(())
     }
 
-    fn inflate(&self, extent: &Extent, stream: Stream, part: &mut [u8], scratch: &mut Scratch) -> Result<()> {
+    fn inflate(
+        &self,
+        extent: &Extent,
+        stream: Stream,
+        part: &mut [u8],
+        scratch: &mut ClusterCache,
+    ) -> Result<()> {
         let layer = usize::try_from(extent.depth).ok().and_then(|depth| self.layers.get(depth));
         let Some(Layer::Qcow2(image)) = layer else {
             return Err(Error::new(ErrorKind::Internal, "an allocation table is used with another image"));
@@ -120,11 +128,11 @@ impl DiskImage {
             for extent in table.iter_from(*at)? {
                 let Some(extent) = extent?.clip(*at, end) else { break };
                 match extent.place {
-                    Place::Data { file, host } => wanted.push((file, host.get(), extent.len)),
-                    Place::Compressed { file, host, stored, .. } => {
+                    Allocation::Data { file, host } => wanted.push((file, host.get(), extent.len)),
+                    Allocation::Compressed { file, host, stored, .. } => {
                         wanted.push((file, host.get(), u64::from(stored)));
                     }
-                    Place::Unallocated { .. } | Place::Zero { .. } | Place::Hole { .. } => {}
+                    Allocation::Unallocated { .. } | Allocation::Zero { .. } | Allocation::Hole { .. } => {}
                 }
             }
         }

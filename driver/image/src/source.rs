@@ -8,14 +8,14 @@ use super::format::Format;
 
 /// The image as its headers describe it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Source {
+pub struct ImageInfo {
     /// The top image's format.
     pub format: Format,
     /// The top image's options, where it is qcow2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub qcow2: Option<Qcow2Options>,
     /// The chain, top image first.
-    pub chain: Vec<Link>,
+    pub chain: Vec<ChainImage>,
     /// What a person should know: the dirty and corrupt marks, missing locks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
@@ -23,7 +23,7 @@ pub struct Source {
 
 /// One image of a chain.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Link {
+pub struct ChainImage {
     /// The path it was opened by; bytes that are not UTF-8 are replaced.
     pub path: String,
     /// Its format.

@@ -15,7 +15,7 @@ use virtfold_base::units::{GuestOffset, HostOffset};
 
 /// What a part of the guest's disk is, and where on the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum Allocation {
     /// No image of the chain has it: reads as zeros. `reserved` is the place that the image keeps for it
     /// already (an extended-L2 subcluster that was never written, in a cluster that is allocated).
     Unallocated {
@@ -56,7 +56,7 @@ pub enum Place {
     },
 }
 
-impl Place {
+impl Allocation {
     /// Whether there are bytes to copy; everything else reads as zeros.
     pub fn has_bytes(&self) -> bool {
         matches!(self, Self::Data { .. } | Self::Compressed { .. })
@@ -89,7 +89,7 @@ pub struct Extent {
     /// The image of the chain that decides, 0 the top one.
     pub depth: u32,
     /// What and where it is.
-    pub place: Place,
+    pub place: Allocation,
 }
 
 impl Extent {
@@ -115,24 +115,24 @@ impl Extent {
     /// The host address that deltas are taken from.
     fn anchor(&self) -> u64 {
         match self.place {
-            Place::Unallocated { reserved: Some(host) }
-            | Place::Zero { host: Some(host) }
-            | Place::Data { host, .. }
-            | Place::Hole { host, .. } => host.get().wrapping_add(self.len),
-            Place::Compressed { host, stored, .. } => host.get().wrapping_add(u64::from(stored)),
-            Place::Unallocated { reserved: None } | Place::Zero { host: None } => self.len,
+            Allocation::Unallocated { reserved: Some(host) }
+            | Allocation::Zero { host: Some(host) }
+            | Allocation::Data { host, .. }
+            | Allocation::Hole { host, .. } => host.get().wrapping_add(self.len),
+            Allocation::Compressed { host, stored, .. } => host.get().wrapping_add(u64::from(stored)),
+            Allocation::Unallocated { reserved: None } | Allocation::Zero { host: None } => self.len,
         }
     }
 
     fn tag(&self) -> u64 {
         match self.place {
-            Place::Unallocated { reserved: None } => 0,
-            Place::Unallocated { reserved: Some(_) } => 1,
-            Place::Zero { host: None } => 2,
-            Place::Zero { host: Some(_) } => 3,
-            Place::Data { .. } => 4,
-            Place::Hole { .. } => 5,
-            Place::Compressed { .. } => 6,
+            Allocation::Unallocated { reserved: None } => 0,
+            Allocation::Unallocated { reserved: Some(_) } => 1,
+            Allocation::Zero { host: None } => 2,
+            Allocation::Zero { host: Some(_) } => 3,
+            Allocation::Data { .. } => 4,
+            Allocation::Hole { .. } => 5,
+            Allocation::Compressed { .. } => 6,
         }
     }
 }
@@ -142,15 +142,15 @@ impl Record for Extent {
         put_varint(self.tag() | u64::from(self.depth) << 3, out);
         put_varint(self.len, out);
         match self.place {
-            Place::Unallocated { reserved: None } | Place::Zero { host: None } => {}
-            Place::Unallocated { reserved: Some(host) } | Place::Zero { host: Some(host) } => {
+            Allocation::Unallocated { reserved: None } | Allocation::Zero { host: None } => {}
+            Allocation::Unallocated { reserved: Some(host) } | Allocation::Zero { host: Some(host) } => {
                 put_delta(prev.anchor(), host.get(), out);
             }
-            Place::Data { file, host } | Place::Hole { file, host } => {
+            Allocation::Data { file, host } | Allocation::Hole { file, host } => {
                 put_varint(u64::from(file.0), out);
                 put_delta(prev.anchor(), host.get(), out);
             }
-            Place::Compressed { file, host, stored, skip } => {
+            Allocation::Compressed { file, host, stored, skip } => {
                 put_varint(u64::from(file.0), out);
                 put_delta(prev.anchor(), host.get(), out);
                 put_varint(u64::from(stored), out);
@@ -165,13 +165,13 @@ impl Record for Extent {
         let small = |input: &mut &[u8]| u32::try_from(take_varint(input)?).ok();
         let host = |input: &mut &[u8]| take_delta(prev.anchor(), input).map(HostOffset::new);
         let place = match head & 7 {
-            0 => Place::Unallocated { reserved: None },
-            1 => Place::Unallocated { reserved: Some(host(input)?) },
-            2 => Place::Zero { host: None },
-            3 => Place::Zero { host: Some(host(input)?) },
-            4 => Place::Data { file: FileIndex(small(input)?), host: host(input)? },
-            5 => Place::Hole { file: FileIndex(small(input)?), host: host(input)? },
-            6 => Place::Compressed {
+            0 => Allocation::Unallocated { reserved: None },
+            1 => Allocation::Unallocated { reserved: Some(host(input)?) },
+            2 => Allocation::Zero { host: None },
+            3 => Allocation::Zero { host: Some(host(input)?) },
+            4 => Allocation::Data { file: FileIndex(small(input)?), host: host(input)? },
+            5 => Allocation::Hole { file: FileIndex(small(input)?), host: host(input)? },
+            6 => Allocation::Compressed {
                 file: FileIndex(small(input)?),
                 host: host(input)?,
                 stored: small(input)?,

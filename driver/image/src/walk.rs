@@ -12,7 +12,7 @@ use super::holes::Holes;
 use super::layer::{Cursor, Layer};
 use super::overlap::Overlaps;
 use super::raw::RawExtent;
-use super::table::{AllocationTable, Extent, Place, TableBuilder};
+use super::table::{Allocation, AllocationTable, Extent, TableBuilder};
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_base::units::{GuestOffset, HostOffset};
 
@@ -49,7 +49,7 @@ fn holes_of(image: &DiskImage) -> Result<Vec<Option<Holes>>> {
 
 /// Appends `extent`, cut where its host file begins or ends to have holes.
 fn cut_at_holes(extent: Extent, holes: &[Option<Holes>], table: &mut TableBuilder) -> Result<()> {
-    let Place::Data { file, host } = extent.place else { return table.push(extent) };
+    let Allocation::Data { file, host } = extent.place else { return table.push(extent) };
     let known = usize::try_from(file.0).ok().and_then(|at| holes.get(at));
     let Some(Some(holes)) = known else { return table.push(extent) };
     let mut done = 0;
@@ -57,8 +57,8 @@ fn cut_at_holes(extent: Extent, holes: &[Option<Holes>], table: &mut TableBuilde
         let at = host.get() + done;
         let host = HostOffset::new(at);
         let (end, place) = match holes.at(at) {
-            RawExtent::Data(end) => (end, Place::Data { file, host }),
-            RawExtent::Hole(end) => (end, Place::Hole { file, host }),
+            RawExtent::Data(end) => (end, Allocation::Data { file, host }),
+            RawExtent::Hole(end) => (end, Allocation::Hole { file, host }),
         };
         let len = (end - at).min(extent.len - done);
         let guest = extent.guest.saturating_add(done);
@@ -111,7 +111,7 @@ impl<'a> Walk<'a> {
             let run = layer.run_at(at, to.min(GuestOffset::new(layer.capacity)))?;
             to = run.end();
             found = Some(run);
-            if !matches!(run.place, Place::Unallocated { .. }) {
+            if !matches!(run.place, Allocation::Unallocated { .. }) {
                 break;
             }
         }

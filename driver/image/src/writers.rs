@@ -22,10 +22,10 @@ use virtfold_base::mounts;
 const MOST: usize = 1024;
 
 /// What was written to a block device: requests and sectors, and the same of what was discarded.
-pub(super) type Written = [u64; 4];
+pub(super) type DeviceWriteCounters = [u64; 4];
 
 /// What was written to a block device since it is there; nothing where the kernel does not say.
-pub(super) fn written(device: u64) -> std::io::Result<Option<Written>> {
+pub(super) fn written(device: u64) -> std::io::Result<Option<DeviceWriteCounters>> {
     let text = match fs::read_to_string(sys(device).join("stat")) {
         Err(error) if error.kind() == IoKind::NotFound => return Ok(None),
         read => read?,
@@ -77,11 +77,11 @@ fn refuse_loops(file: &HostFile) -> Result<()> {
 fn refuse_device(file: &HostFile) -> Result<()> {
     let family = family(file.identity.1)?;
     let mounted = mounts::all()?;
-    let is_of = |mount: &&mounts::Mounted| {
+    let is_of = |mount: &&mounts::MountEntry| {
         let source = || identity(&mount.source).filter(|(kind, _)| *kind == u64::MAX);
         family.contains(&mount.device) || source().is_some_and(|(_, device)| family.contains(&device))
     };
-    let here: Vec<&mounts::Mounted> = mounted.iter().filter(is_of).collect();
+    let here: Vec<&mounts::MountEntry> = mounted.iter().filter(is_of).collect();
     let frozen =
         "unmount it or mount it read-only; where it stays as it is, for example by 'fsfreeze', say --frozen";
     if let Some(mount) = here.iter().find(|mount| mount.writable) {

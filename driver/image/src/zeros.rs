@@ -7,7 +7,7 @@
 
 use super::layer::Layer;
 use super::raw::next_hole;
-use super::table::{AllocationTable, Extent, Place, TableBuilder};
+use super::table::{Allocation, AllocationTable, Extent, TableBuilder};
 use super::{DiskImage, file_of};
 use virtfold_base::error::Result;
 use virtfold_base::units::{BlockSize, GuestOffset};
@@ -49,7 +49,7 @@ impl DiskImage {
         let mut buffer = vec![0; usize::try_from(PIECE.max(block.get())).unwrap_or(STEP)];
         for extent in of.iter() {
             let extent = extent?;
-            let Place::Data { file, host } = extent.place else {
+            let Allocation::Data { file, host } = extent.place else {
                 found.push(extent)?;
                 continue;
             };
@@ -82,7 +82,7 @@ fn push_blocks(piece: &Extent, bytes: &[u8], block: BlockSize, found: &mut Table
         let Some(part) = piece.clip(at, end) else { break };
         let (these, behind) = rest.split_at(usize::try_from(part.len).unwrap_or(usize::MAX).min(rest.len()));
         let place = match part.place {
-            Place::Data { host, .. } if is_zero(these) => Place::Zero { host: Some(host) },
+            Allocation::Data { host, .. } if is_zero(these) => Allocation::Zero { host: Some(host) },
             place => place,
         };
         found.push(Extent { place, ..part })?;

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::{FinishedArchive, Medium, Notes};
+use super::{DurableMarks, FinishedArchive, Medium};
 use virtfold_archive::crypt::{Envelope, PieceCipher, Place};
 use virtfold_archive::stream::Sink;
 use virtfold_base::error::{Error, ErrorKind, Result};
@@ -129,7 +129,7 @@ impl Medium for EncryptingMedium {
         self.stand_at(durable).map(Some)
     }
 
-    fn keep(&mut self, notes: Arc<dyn Notes>) -> bool {
+    fn keep(&mut self, notes: Arc<dyn DurableMarks>) -> bool {
         self.medium.keep(notes)
     }
 

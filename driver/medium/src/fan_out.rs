@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use super::{FinishedArchive, Label, Location, Medium, create};
+use super::{ArchiveLabel, FinishedArchive, Location, Medium, create};
 use virtfold_archive::stream::{Cancel, Sink};
 use virtfold_base::error::{Error, ErrorKind, Result, sentence};
 
@@ -25,7 +25,7 @@ const POLL: Duration = Duration::from_millis(5);
 
 /// What became of the copy on one medium.
 #[derive(Debug)]
-pub struct Copy {
+pub struct MediumOutcome {
     /// Where it was to go.
     pub to: Location,
     /// What is durable there, or why nothing is.
@@ -35,15 +35,15 @@ pub struct Copy {
 /// What became of the copies, known when the medium has been finished or dropped. Empty where there was but
 /// one place to write to.
 #[derive(Clone, Debug, Default)]
-pub struct MediumOutcomes(Arc<Mutex<Vec<Copy>>>);
+pub struct MediumOutcomes(Arc<Mutex<Vec<MediumOutcome>>>);
 
 impl MediumOutcomes {
     /// Takes them out, in the order of the places.
-    pub fn take(&self) -> Vec<Copy> {
+    pub fn take(&self) -> Vec<MediumOutcome> {
         std::mem::take(&mut *self.lock())
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Copy>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<MediumOutcome>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -54,7 +54,7 @@ impl MediumOutcomes {
 /// A place is named twice; no place can be written to.
 pub fn create_all(
     places: &[Location],
-    label: &Label,
+    label: &ArchiveLabel,
     cancel: &Cancel,
     copies: &MediumOutcomes,
 ) -> Result<Box<dyn Medium>> {
@@ -101,11 +101,11 @@ struct FanOutThread {
     at: u64,
     /// Gone when it has failed, or all is said.
     queue: Option<Sender<FanOutMessage>>,
-    thread: Option<JoinHandle<Ended>>,
+    thread: Option<JoinHandle<ThreadResult>>,
 }
 
 /// What a thread ends with: the medium, where it broke.
-type Ended = (Option<Box<dyn Medium>>, Result<FinishedArchive>);
+type ThreadResult = (Option<Box<dyn Medium>>, Result<FinishedArchive>);
 
 enum FanOutMessage {
     /// Bytes, from the one of this number on.
@@ -149,7 +149,7 @@ impl FanOut {
         if let Err(error) = &result {
             tracing::warn!("nothing is written to '{}': {}", branch.to, sentence(error));
         }
-        self.copies.lock().push(Copy { to: branch.to.clone(), result });
+        self.copies.lock().push(MediumOutcome { to: branch.to.clone(), result });
     }
 
     /// Waits for the end of a branch. One whose medium broke and can go on is started again; else it is noted
@@ -240,7 +240,7 @@ impl FanOut {
 
     /// Puts what is noted into the order of the places.
     fn in_order(&self) {
-        let place = |copy: &Copy| self.branches.iter().position(|branch| branch.to == copy.to);
+        let place = |copy: &MediumOutcome| self.branches.iter().position(|branch| branch.to == copy.to);
         self.copies.lock().sort_by_key(place);
     }
 }
@@ -257,7 +257,7 @@ impl FanOutThread {
 }
 
 /// A medium's thread: until it fails, is finished, or the writer is gone.
-fn write(mut medium: Box<dyn Medium>, messages: &Receiver<FanOutMessage>) -> Ended {
+fn write(mut medium: Box<dyn Medium>, messages: &Receiver<FanOutMessage>) -> ThreadResult {
     for message in messages {
         let done = match message {
             FanOutMessage::Bytes(bytes, from) => medium.write(bytes.get(from..).unwrap_or_default()),
@@ -393,7 +393,7 @@ mod tests {
         ((Location::Path(name.into()), Ok(Box::new(medium))), kept)
     }
 
-    fn names(copies: &[Copy]) -> Vec<(String, Option<ErrorKind>)> {
+    fn names(copies: &[MediumOutcome]) -> Vec<(String, Option<ErrorKind>)> {
         copies.iter().map(|copy| (copy.to.to_string(), copy.result.as_ref().err().map(Error::kind))).collect()
     }
 

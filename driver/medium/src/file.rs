@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{FinishedArchive, Mark, Medium, Notes, PartialArchive, Resumed};
+use super::{DurableMark, DurableMarks, FinishedArchive, Medium, PartialArchive, Resumed};
 use virtfold_archive::stream::Sink;
 use virtfold_base::durable::{self, Overwrite, PartialFile};
 use virtfold_base::error::{IoContext, Result};
@@ -37,7 +37,7 @@ impl FileMedium {
         if path.symlink_metadata().is_ok() {
             return Ok(Resumed::Gone(format!("'{}' is there", path.display())));
         }
-        let place = durable::Left { path, temporary, identity: *identity };
+        let place = durable::LeftoverFile { path, temporary, identity: *identity };
         let Some(partial) = PartialFile::reopen(&place, remains.synced)? else {
             return Ok(Resumed::Gone(format!("'{}' is not there as it was left", temporary.display())));
         };
@@ -55,13 +55,13 @@ impl Sink for FileMedium {
 }
 
 impl Medium for FileMedium {
-    fn keep(&mut self, notes: Arc<dyn Notes>) -> bool {
+    fn keep(&mut self, notes: Arc<dyn DurableMarks>) -> bool {
         let Ok(identity) = self.partial.identity() else { return false };
-        notes.note(&Mark::File { temporary: self.partial.temporary().to_owned(), identity });
+        notes.note(&DurableMark::File { temporary: self.partial.temporary().to_owned(), identity });
         if self.written > 0 {
-            notes.note(&Mark::Synced { bytes: self.written });
+            notes.note(&DurableMark::Synced { bytes: self.written });
         }
-        self.partial.on_synced(Box::new(move |bytes| notes.note(&Mark::Synced { bytes })));
+        self.partial.on_synced(Box::new(move |bytes| notes.note(&DurableMark::Synced { bytes })));
         true
     }
 

@@ -8,17 +8,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// Ranges of an archive in whose place its medium gave zeros, and what it says of them. Filled in while the archive is read, each range before its bytes are
 /// given out; a clone is another handle.
 #[derive(Clone, Debug, Default)]
-pub struct Gaps(Arc<Mutex<Known>>);
+pub struct LostRanges(Arc<Mutex<LostRangeList>>);
 
 #[derive(Debug, Default)]
-struct Known {
+struct LostRangeList {
     /// In order, without touching each other.
     ranges: Vec<Range<u64>>,
     notes: Vec<String>,
 }
 
-impl Gaps {
-    fn known(&self) -> MutexGuard<'_, Known> {
+impl LostRanges {
+    fn known(&self) -> MutexGuard<'_, LostRangeList> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -56,7 +56,7 @@ mod tests {
 
     #[test]
     fn ranges_are_joined_and_cut_out() {
-        let gaps = Gaps::default();
+        let gaps = LostRanges::default();
         [10..20, 20..25, 40..50].into_iter().for_each(|range| gaps.add(range));
         assert_eq!(gaps.within(0..100), [10..25, 40..50]);
         assert_eq!(gaps.within(12..45), [12..25, 40..45]);

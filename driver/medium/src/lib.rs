@@ -73,14 +73,14 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub use self::encrypting::EncryptingMedium;
-pub use self::fan_out::{Copy, FanOut, MediumOutcomes, create_all, create_all_by};
+pub use self::fan_out::{FanOut, MediumOutcome, MediumOutcomes, create_all, create_all_by};
 pub use self::file::FileMedium;
-pub use self::gaps::Gaps;
+pub use self::gaps::LostRanges;
 pub use self::location::{Location, LocationError, ObjectAddress, TapeAddress, TapeArchive};
 pub use self::pipe::{PipeMedium, PipeSource};
 pub use self::probe::probe;
 pub use self::rate::{RateLimit, RateLimited};
-pub use self::remains::{Mark, Notes, PartialArchive, Resumed};
+pub use self::remains::{DurableMark, DurableMarks, PartialArchive, Resumed};
 pub use self::spooled::SpooledSource;
 use virtfold_archive::source::{FileSource, Source};
 use virtfold_archive::stream::{Cancel, Sink};
@@ -116,7 +116,7 @@ pub trait Medium: Sink {
 
     /// From here on says to `notes` what is durable, so that another process can go on with it ([`reopen`])
     /// should this one die. Called once, before the first write. Whether the medium can do that.
-    fn keep(&mut self, _notes: Arc<dyn Notes>) -> bool {
+    fn keep(&mut self, _notes: Arc<dyn DurableMarks>) -> bool {
         false
     }
 
@@ -130,7 +130,7 @@ pub trait Medium: Sink {
 
 /// What a medium is told of an archive before its first byte.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Label {
+pub struct ArchiveLabel {
     /// Its file name: what it is of, when, its id and what it is. No two archives have the same.
     pub name: String,
     /// Its id.
@@ -211,7 +211,7 @@ fn changed(location: &impl std::fmt::Display) -> Error {
 ///
 /// # Errors
 /// The place is not there or can't be written; standard output is a terminal; the archive is there already.
-pub fn create(location: &Location, label: &Label, cancel: &Cancel) -> Result<Box<dyn Medium>> {
+pub fn create(location: &Location, label: &ArchiveLabel, cancel: &Cancel) -> Result<Box<dyn Medium>> {
     Ok(match location {
         Location::Pipe => Box::new(PipeMedium::stdout()?),
         Location::Path(directory) => {
@@ -233,7 +233,7 @@ pub fn create(location: &Location, label: &Label, cancel: &Cancel) -> Result<Box
 /// The place can't be looked at now: what is there stays.
 pub fn reopen(
     location: &Location,
-    label: &Label,
+    label: &ArchiveLabel,
     cancel: &Cancel,
     remains: &PartialArchive,
 ) -> Result<Resumed> {

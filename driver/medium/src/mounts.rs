@@ -24,7 +24,7 @@ const BY_UUID: &str = "/dev/disk/by-uuid";
 
 /// Where a directory's file system is mounted, and which it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Mount {
+pub struct MountPoint {
     /// The mount point.
     #[serde(with = "bytes")]
     pub point: PathBuf,
@@ -45,7 +45,7 @@ mod bytes {
     }
 }
 
-impl Mount {
+impl MountPoint {
     /// Whether it is one beside the root's.
     pub fn is_apart(&self) -> bool {
         self.point != Path::new("/")
@@ -62,7 +62,7 @@ impl Mount {
 ///
 /// # Errors
 /// The directory or the table of mounts can't be read.
-pub fn of(path: &Path) -> Result<Option<Mount>> {
+pub fn of(path: &Path) -> Result<Option<MountPoint>> {
     let looking = || format!("cannot look at '{}'", path.display());
     // Opened, so that an automounter mounts.
     match File::open(path) {
@@ -81,19 +81,19 @@ pub fn of(path: &Path) -> Result<Option<Mount>> {
     let row = nearest(&table, &real).ok_or_else(|| {
         Error::new(ErrorKind::Internal, format!("'{TABLE}' does not say what '{}' is on", real.display()))
     })?;
-    Ok(Some(Mount { file_system: row.file_system(), point: row.point }))
+    Ok(Some(MountPoint { file_system: row.file_system(), point: row.point }))
 }
 
 /// A line of the table.
 #[derive(Debug, PartialEq, Eq)]
-struct Row {
+struct MountRow {
     point: PathBuf,
     kind: String,
     source: OsString,
 }
 
 /// The mount that a path is on.
-fn nearest(table: &[u8], path: &Path) -> Option<Row> {
+fn nearest(table: &[u8], path: &Path) -> Option<MountRow> {
     let rows = table.split(|byte| *byte == b'\n').filter_map(row);
     let above = rows.filter(|row| path.starts_with(&row.point) && row.kind != "autofs");
     // The last one of the longest.
@@ -101,12 +101,12 @@ fn nearest(table: &[u8], path: &Path) -> Option<Row> {
 }
 
 /// `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue`
-fn row(line: &[u8]) -> Option<Row> {
+fn row(line: &[u8]) -> Option<MountRow> {
     let mut words = line.split(|byte| *byte == b' ');
     let point = PathBuf::from(plain(words.nth(4)?));
     let mut words = words.skip_while(|word| *word != b"-").skip(1);
     let kind = String::from_utf8_lossy(words.next()?).into_owned();
-    Some(Row { point, kind, source: plain(words.next()?) })
+    Some(MountRow { point, kind, source: plain(words.next()?) })
 }
 
 /// Undoes the table's escapes: `\040` is a space.
@@ -130,7 +130,7 @@ fn plain(word: &[u8]) -> OsString {
     OsString::from_vec(bytes)
 }
 
-impl Row {
+impl MountRow {
     fn file_system(&self) -> Option<String> {
         if self.source.as_bytes().starts_with(b"/dev/") {
             return uuid_of(Path::new(&self.source));
@@ -186,8 +186,8 @@ bad line
         assert_eq!(of(Path::new("/no/such/place")).unwrap(), None);
         assert_eq!(of(Path::new("/proc/self/status/below")).unwrap(), None);
         assert!(proc.may_be(&proc) && !proc.may_be(&root));
-        let unknown = Mount { file_system: None, ..proc.clone() };
+        let unknown = MountPoint { file_system: None, ..proc.clone() };
         assert!(proc.may_be(&unknown) && unknown.may_be(&proc));
-        assert!(!proc.may_be(&Mount { file_system: Some("proc other".to_owned()), ..proc.clone() }));
+        assert!(!proc.may_be(&MountPoint { file_system: Some("proc other".to_owned()), ..proc.clone() }));
     }
 }

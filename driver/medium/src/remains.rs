@@ -22,7 +22,7 @@ const MAX_PARTS: usize = 10_000;
 /// Something that has become true of a medium.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Mark {
+pub enum DurableMark {
     /// The archive is written to a file under a name that is not its own yet.
     File {
         /// That name.
@@ -56,9 +56,9 @@ pub enum Mark {
 }
 
 /// Who keeps marks. One that can't be kept is lost, which is the keeper's to tell of: the archive goes on.
-pub trait Notes: Debug + Send + Sync {
+pub trait DurableMarks: Debug + Send + Sync {
     /// Keeps a mark.
-    fn note(&self, mark: &Mark);
+    fn note(&self, mark: &DurableMark);
 
     /// What is there could not be taken away when the medium failed: another process may go on with it.
     fn left(&self);
@@ -79,19 +79,19 @@ pub struct PartialArchive {
 
 impl PartialArchive {
     /// Takes in the next mark.
-    pub fn take(&mut self, mark: Mark) {
+    pub fn take(&mut self, mark: DurableMark) {
         match mark {
-            Mark::File { temporary, identity } => {
+            DurableMark::File { temporary, identity } => {
                 *self = Self { file: Some((temporary, identity)), ..Self::default() };
             }
-            Mark::Synced { bytes } => self.synced = self.synced.max(bytes),
-            Mark::Upload { id, mark, part } => {
+            DurableMark::Synced { bytes } => self.synced = self.synced.max(bytes),
+            DurableMark::Upload { id, mark, part } => {
                 *self = Self { upload: Some((id, mark, part)), ..Self::default() };
             }
-            Mark::Part { number, id, bytes } if self.parts.len() < MAX_PARTS => {
+            DurableMark::Part { number, id, bytes } if self.parts.len() < MAX_PARTS => {
                 self.parts.insert(number, (id, bytes));
             }
-            Mark::Part { .. } => {}
+            DurableMark::Part { .. } => {}
         }
     }
 }
@@ -122,15 +122,15 @@ mod tests {
     #[test]
     fn marks_add_up_and_a_new_beginning_forgets() {
         let mut remains = PartialArchive::default();
-        remains.take(Mark::Upload { id: "a".into(), mark: "m".into(), part: 5 });
+        remains.take(DurableMark::Upload { id: "a".into(), mark: "m".into(), part: 5 });
         for number in [1, 0, 1] {
-            remains.take(Mark::Part { number, id: format!("p{number}"), bytes: 5 });
+            remains.take(DurableMark::Part { number, id: format!("p{number}"), bytes: 5 });
         }
         assert_eq!(remains.parts.len(), 2);
-        remains.take(Mark::Upload { id: "b".into(), mark: "m".into(), part: 5 });
+        remains.take(DurableMark::Upload { id: "b".into(), mark: "m".into(), part: 5 });
         assert_eq!((remains.upload.as_ref().unwrap().0.as_str(), remains.parts.len()), ("b", 0));
-        remains.take(Mark::File { temporary: "/x".into(), identity: (1, 2) });
-        [7, 3].into_iter().for_each(|bytes| remains.take(Mark::Synced { bytes }));
+        remains.take(DurableMark::File { temporary: "/x".into(), identity: (1, 2) });
+        [7, 3].into_iter().for_each(|bytes| remains.take(DurableMark::Synced { bytes }));
         assert_eq!((remains.synced, remains.upload), (7, None));
     }
 }

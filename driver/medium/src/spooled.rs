@@ -9,11 +9,11 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::{Gaps, PipeSource};
+use super::{LostRanges, PipeSource};
 use virtfold_archive::source::Source;
 use virtfold_archive::stream::ReadAt;
 use virtfold_base::error::{Error, ErrorKind, Result};
-use virtfold_base::spool::Spool;
+use virtfold_base::spool::SpillLog;
 
 /// Bytes that are read at once.
 const STEP: usize = 1 << 20;
@@ -21,9 +21,9 @@ const STEP: usize = 1 << 20;
 /// The archive, as far as it came.
 #[derive(Debug)]
 pub struct SpooledSource {
-    spool: Spool,
+    spool: SpillLog,
     name: String,
-    gaps: OnceLock<Gaps>,
+    gaps: OnceLock<LostRanges>,
     broken: Option<Error>,
 }
 
@@ -38,7 +38,7 @@ impl SpooledSource {
         directory: Option<PathBuf>,
         cancel: &AtomicBool,
     ) -> Result<Self> {
-        let spool = directory.map_or_else(Spool::new, Spool::near);
+        let spool = directory.map_or_else(SpillLog::new, SpillLog::near);
         let mut source = Self { spool, name: name.to_owned(), gaps: OnceLock::new(), broken: None };
         source.fill(input, cancel)?;
         Ok(source)
@@ -79,7 +79,7 @@ impl SpooledSource {
     }
 
     /// From here on bytes in whose place the medium gave zeros can't be read. (Of an encrypted archive zeros are no less safe, and a reader may take more at once than it needs.)
-    pub fn mind(&self, gaps: &Gaps) {
+    pub fn mind(&self, gaps: &LostRanges) {
         self.gaps.get_or_init(|| gaps.clone());
     }
 

@@ -12,11 +12,11 @@ use std::time::Duration;
 use crossbeam_channel::{RecvTimeoutError, Sender};
 
 use super::engine::Input;
-use super::events::{Delivery, EventNotice, GuestEvent, Notices, Trigger};
-use super::model::Guest;
+use super::events::{Delivery, EventNotice, GuestEvent, GuestEventKind, Notices};
+use super::model::GuestFacts;
 use virtfold_base::error::{Error, ErrorKind, Result, sentence};
 use virtfold_hypervisor::domain_xml::DomainXml;
-use virtfold_hypervisor::{Config, DomainId, DomainInfo, Event, Hypervisor, Persistence};
+use virtfold_hypervisor::{DomainEvent, DomainId, DomainInfo, Hypervisor, Persistence, XmlView};
 
 /// How often libvirt is asked for a sign of life while it answers, and while it does not.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(30);
@@ -24,12 +24,15 @@ const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_LAST: Duration = Duration::from_secs(15);
 
 /// The word that jobs have for what happened, where they have one.
-pub fn word(trigger: &Trigger) -> Option<&'static str> {
+pub fn word(trigger: &GuestEventKind) -> Option<&'static str> {
     Some(match trigger {
-        Trigger::Started | Trigger::Restored => "started",
-        Trigger::Migrated => "migrated",
-        Trigger::Shutdown | Trigger::Destroyed | Trigger::Crashed | Trigger::Ended => "shutdown",
-        Trigger::Defined => "defined",
+        GuestEventKind::Started | GuestEventKind::Restored => "started",
+        GuestEventKind::Migrated => "migrated",
+        GuestEventKind::Shutdown
+        | GuestEventKind::Destroyed
+        | GuestEventKind::Crashed
+        | GuestEventKind::Ended => "shutdown",
+        GuestEventKind::Defined => "defined",
         _ => return None,
     })
 }
@@ -39,10 +42,11 @@ pub fn word(trigger: &Trigger) -> Option<&'static str> {
 ///
 /// # Errors
 /// libvirt can't be reached, or it is gone.
-pub fn describe(hypervisor: &dyn Hypervisor, info: &DomainInfo) -> Result<Guest> {
-    let config = if info.persistence == Persistence::Persistent { Config::Inactive } else { Config::Live };
+pub fn describe(hypervisor: &dyn Hypervisor, info: &DomainInfo) -> Result<GuestFacts> {
+    let config = if info.persistence == Persistence::Persistent { XmlView::Inactive } else { XmlView::Live };
     let read = hypervisor.xml(info.id, config).and_then(DomainXml::parse);
-    let guest = |tags, disks, trouble| Guest { id: info.id, name: info.name.clone(), tags, disks, trouble };
+    let guest =
+        |tags, disks, trouble| GuestFacts { id: info.id, name: info.name.clone(), tags, disks, trouble };
     match read {
         Ok(xml) => Ok(guest(xml.tags.clone(), xml.targets(), None)),
         Err(error) if error.kind() == ErrorKind::NotFound => Err(error),
@@ -57,10 +61,10 @@ pub fn describe(hypervisor: &dyn Hypervisor, info: &DomainInfo) -> Result<Guest>
 }
 
 /// Gives the hypervisor, always the same one once there is one.
-pub type Link = Arc<dyn Fn() -> Result<Arc<dyn Hypervisor>> + Send + Sync>;
+pub type SharedConnection = Arc<dyn Fn() -> Result<Arc<dyn Hypervisor>> + Send + Sync>;
 
 /// A link that opens by `open`, and keeps what it has opened: it connects again by itself.
-pub fn link(open: impl Fn() -> Result<Arc<dyn Hypervisor>> + Send + Sync + 'static) -> Link {
+pub fn link(open: impl Fn() -> Result<Arc<dyn Hypervisor>> + Send + Sync + 'static) -> SharedConnection {
     let kept: Mutex<Option<Arc<dyn Hypervisor>>> = Mutex::new(None);
     Arc::new(move || {
         let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
@@ -72,21 +76,21 @@ pub fn link(open: impl Fn() -> Result<Arc<dyn Hypervisor>> + Send + Sync + 'stat
 }
 
 /// Turns notices into inputs until nobody sends any more.
-pub struct Intake {
-    link: Link,
+pub struct EventBridge {
+    link: SharedConnection,
     to: Sender<Input>,
-    known: BTreeMap<DomainId, Guest>,
+    known: BTreeMap<DomainId, GuestFacts>,
 }
 
-impl std::fmt::Debug for Intake {
+impl std::fmt::Debug for EventBridge {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Intake").field("known", &self.known).finish_non_exhaustive()
     }
 }
 
-impl Intake {
+impl EventBridge {
     /// An intake for an engine.
-    pub fn new(link: Link, to: Sender<Input>) -> Self {
+    pub fn new(link: SharedConnection, to: Sender<Input>) -> Self {
         Self { link, to, known: BTreeMap::new() }
     }
 
@@ -132,7 +136,7 @@ impl Intake {
     }
 
     /// Looks at the guest of an event; the list follows.
-    fn look(&mut self, event: &GuestEvent) -> Result<Option<Guest>> {
+    fn look(&mut self, event: &GuestEvent) -> Result<Option<GuestFacts>> {
         let key = event.uuid.map_or_else(|| event.domain.clone(), |uuid| uuid.to_string());
         let hypervisor = (self.link)()?;
         let info = gone_is_none(hypervisor.lookup(&key))?;
@@ -157,7 +161,7 @@ impl Intake {
     }
 
     fn tell_all(&self) {
-        let mut guests: Vec<Guest> = self.known.values().cloned().collect();
+        let mut guests: Vec<GuestFacts> = self.known.values().cloned().collect();
         guests.sort_by(|a, b| a.name.cmp(&b.name));
         self.send(Input::Guests(guests));
     }
@@ -182,7 +186,7 @@ fn gone_is_none<T>(found: Result<T>) -> Result<Option<T>> {
 }
 
 /// Watches whether libvirt can be reached, and says so whenever that changes. Ends with its engine.
-pub fn watch(link: &Link, to: &Sender<Input>) {
+pub fn watch(link: &SharedConnection, to: &Sender<Input>) {
     let mut events = None;
     let mut wait = RETRY_FIRST;
     let mut told: Option<Option<String>> = None;
@@ -215,7 +219,7 @@ pub fn watch(link: &Link, to: &Sender<Input>) {
         let until = std::time::Instant::now() + SIGN_OF_LIFE;
         loop {
             match heard.recv_deadline(until) {
-                Ok(Event::ConnectionLost) | Err(RecvTimeoutError::Timeout) => break,
+                Ok(DomainEvent::ConnectionLost) | Err(RecvTimeoutError::Timeout) => break,
                 Err(RecvTimeoutError::Disconnected) => {
                     events = None;
                     std::thread::sleep(RETRY_FIRST);

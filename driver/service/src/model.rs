@@ -1,6 +1,6 @@
 //! What the service works by: jobs, media, limits, in its own words. `settings` makes them of the configuration.
 //!
-//! Imports: `hypervisor` (plain types), `catalog` (plain types).
+//! Imports: `config`, `hypervisor` and `catalog` (plain types).
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use virtfold_config::CommandCondition;
 use virtfold_hypervisor::DomainId;
 
 /// When a job is due.
@@ -22,19 +23,19 @@ pub trait NextTime: Debug + Send + Sync {
 /// What a job is for.
 pub trait GuestSelector: Debug + Send + Sync {
     /// Whether a guest is one of the job's.
-    fn guest(&self, guest: &Guest) -> bool;
+    fn guest(&self, guest: &GuestFacts) -> bool;
 
     /// Whether a disk of such a guest is.
     fn disk(&self, target: &str) -> bool;
 
     /// Whether the job leaves a guest out by its name: somebody wants it to have no backup.
-    fn leaves_out(&self, guest: &Guest) -> bool;
+    fn leaves_out(&self, guest: &GuestFacts) -> bool;
 }
 
 /// Says what of the configuration has no effect on the guests that there are.
 pub trait ConfigReview: Debug + Send + Sync {
     /// Each thing, by job.
-    fn remarks(&self, guests: &[Guest]) -> Vec<IneffectiveSetting>;
+    fn remarks(&self, guests: &[GuestFacts]) -> Vec<IneffectiveSetting>;
 }
 
 /// Something that a job says to no effect.
@@ -48,7 +49,7 @@ pub struct IneffectiveSetting {
 
 /// A guest, as a job picks it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Guest {
+pub struct GuestFacts {
     /// Its uuid.
     pub id: DomainId,
     /// Its name.
@@ -68,17 +69,6 @@ pub struct CommandSpec {
     pub words: Vec<OsString>,
     /// How long it may take.
     pub limit: Duration,
-}
-
-/// After which runs a command is run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum After {
-    /// Each.
-    Always,
-    /// Those that went well.
-    Success,
-    /// The others.
-    Failure,
 }
 
 /// A job.
@@ -111,7 +101,7 @@ pub struct JobSpec {
     /// The command before.
     pub before: Option<CommandSpec>,
     /// The command after, and after which runs.
-    pub after: Option<(CommandSpec, After)>,
+    pub after: Option<(CommandSpec, CommandCondition)>,
     /// Whether old backups are pruned after a run.
     pub prune: bool,
 }
@@ -140,7 +130,7 @@ pub struct MediumSpec {
 
 /// Everything.
 #[derive(Clone, Debug, Default)]
-pub struct Settings {
+pub struct ServiceSettings {
     /// The jobs, in the configuration's order.
     pub jobs: Vec<Arc<JobSpec>>,
     /// The media, by name.
@@ -153,7 +143,7 @@ pub struct Settings {
     pub review: Option<Arc<dyn ConfigReview>>,
 }
 
-impl Settings {
+impl ServiceSettings {
     /// A job by name.
     pub fn job(&self, name: &str) -> Option<&Arc<JobSpec>> {
         self.jobs.iter().find(|job| job.name == name)

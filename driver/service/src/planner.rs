@@ -10,7 +10,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 
 use super::model::JobSpec;
-use virtfold_catalog::queue::Reason;
+use virtfold_catalog::queue::EntryReason;
 use virtfold_hypervisor::DomainId;
 
 /// A run that is late by less was not missed: the service was only busy.
@@ -23,11 +23,11 @@ const MOST: usize = 11_000;
 
 /// A time of a schedule that is to become entries.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Due {
+pub struct DueTime {
     /// The schedule's time.
     pub planned: Timestamp,
     /// Whether it is on time.
-    pub reason: Reason,
+    pub reason: EntryReason,
 }
 
 /// A time that is earlier by a span; at the beginning of times, that.
@@ -52,7 +52,7 @@ pub fn waits_until(job: &JobSpec, not_before: Timestamp, now: Timestamp) -> Opti
 }
 
 /// What is due at `now` of a job whose schedule is turned into entries up to `done`.
-pub fn due(job: &JobSpec, done: Timestamp, now: Timestamp) -> Option<Due> {
+pub fn due(job: &JobSpec, done: Timestamp, now: Timestamp) -> Option<DueTime> {
     let mut time = done.max(before(now, job.catch_up.max(LATE)));
     let mut last = None;
     for _ in 0..MOST {
@@ -62,8 +62,8 @@ pub fn due(job: &JobSpec, done: Timestamp, now: Timestamp) -> Option<Due> {
         }
     }
     let planned = last?;
-    let reason = if after(planned, LATE) >= now { Reason::Schedule } else { Reason::CatchUp };
-    Some(Due { planned, reason })
+    let reason = if after(planned, LATE) >= now { EntryReason::Schedule } else { EntryReason::CatchUp };
+    Some(DueTime { planned, reason })
 }
 
 /// How much later a domain's run of a job begins: the same at each run, and spread over the domains and the jobs.

@@ -12,12 +12,12 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use virtfold_config::keys::{Disks, Domains};
 use virtfold_config::{
-    Config, DetectZeroes, Layout, Medium, Quiesce, ResolvedJob, Schedule, Seen, Trigger, When,
+    Config, DetectZeroes, Layout, Medium, NamedGuest, QuiesceMode, ResolvedJob, Schedule, Trigger,
 };
 
 use super::model::{
-    After, CommandSpec, ConfigReview, Guest, GuestSelector, IneffectiveSetting, JobSpec, MediumSpec,
-    NextTime, Settings,
+    CommandSpec, ConfigReview, GuestFacts, GuestSelector, IneffectiveSetting, JobSpec, MediumSpec, NextTime,
+    ServiceSettings,
 };
 
 #[derive(Debug)]
@@ -39,7 +39,7 @@ struct JobSelector {
 }
 
 impl GuestSelector for JobSelector {
-    fn guest(&self, guest: &Guest) -> bool {
+    fn guest(&self, guest: &GuestFacts) -> bool {
         self.domains.selects(&guest.name, &guest.tags)
     }
 
@@ -47,20 +47,20 @@ impl GuestSelector for JobSelector {
         self.disks.selects(target)
     }
 
-    fn leaves_out(&self, guest: &Guest) -> bool {
+    fn leaves_out(&self, guest: &GuestFacts) -> bool {
         self.domains.leaves_out(&guest.name)
     }
 }
 
 /// The configuration itself, to be held against guests.
 #[derive(Debug)]
-struct Whole(Config);
+struct LoadedConfig(Config);
 
-impl ConfigReview for Whole {
-    fn remarks(&self, guests: &[Guest]) -> Vec<IneffectiveSetting> {
-        let seen: Vec<Seen<'_>> =
-            guests.iter().map(|guest| Seen { name: &guest.name, tags: &guest.tags }).collect();
-        let told = self.0.advice(Some(&seen)).into_iter();
+impl ConfigReview for LoadedConfig {
+    fn remarks(&self, guests: &[GuestFacts]) -> Vec<IneffectiveSetting> {
+        let named: Vec<NamedGuest<'_>> =
+            guests.iter().map(|guest| NamedGuest { name: &guest.name, tags: &guest.tags }).collect();
+        let told = self.0.advice(Some(&named)).into_iter();
         told.map(|advice| IneffectiveSetting {
             sentence: format!("`{}`: {}", advice.key, advice.message),
             job: advice.job,
@@ -70,19 +70,19 @@ impl ConfigReview for Whole {
 }
 
 /// What the service works by; times without a zone of their own are those of `zone`.
-pub fn settings(config: &Config, zone: &TimeZone) -> Settings {
+pub fn settings(config: &Config, zone: &TimeZone) -> ServiceSettings {
     let service = &config.service;
     let medium = |(name, medium): (_, &Medium)| {
         let name: &virtfold_config::Name = name;
         (name.as_str().to_owned(), medium_spec(name.as_str(), medium, service.concurrency))
     };
     let jobs = config.jobs.keys().filter_map(|name| config.job(name.as_str()));
-    Settings {
+    ServiceSettings {
         jobs: jobs.map(|job| Arc::new(job_spec(&job, zone))).collect(),
         media: config.media.iter().map(medium).collect(),
         concurrency: service.concurrency.get(),
         stop_timeout: service.stop_timeout.get(),
-        review: Some(Arc::new(Whole(config.clone()))),
+        review: Some(Arc::new(LoadedConfig(config.clone()))),
     }
 }
 
@@ -91,7 +91,7 @@ fn medium_spec(name: &str, medium: &Medium, host: virtfold_config::Concurrency) 
     let mut option = |name: &str, value: Option<&str>| {
         options.extend(value.into_iter().flat_map(|value| [OsString::from(name), value.into()]));
     };
-    option("--change-command", medium.change_command.as_ref().map(virtfold_config::Text::as_str));
+    option("--change-command", medium.change_command.as_ref().map(virtfold_config::NonEmptyText::as_str));
     option("--medium", Some(name));
     option("--pool", medium.pool.as_ref().map(virtfold_config::Name::as_str));
     let mount =
@@ -135,14 +135,10 @@ fn job_spec(resolved: &ResolvedJob<'_>, zone: &TimeZone) -> JobSpec {
         attempts: job.retry.map_or(1, |retry| u32::try_from(retry.attempts.get()).unwrap_or(u32::MAX)),
         delay: job.retry.map(|retry| retry.delay.get()).unwrap_or_default(),
         before: job.before.as_ref().map(|before| command(before.command.as_slice(), before.timeout.get())),
-        after: job.after.as_ref().map(|after| {
-            let when = match after.when {
-                When::Always => After::Always,
-                When::Success => After::Success,
-                When::Failure => After::Failure,
-            };
-            (command(after.command.as_slice(), after.timeout.get()), when)
-        }),
+        after: job
+            .after
+            .as_ref()
+            .map(|after| (command(after.command.as_slice(), after.timeout.get()), after.when)),
         prune: job.keep.is_some(),
     }
 }
@@ -161,9 +157,9 @@ fn options(resolved: &ResolvedJob<'_>) -> Vec<OsString> {
         Layout::Full => "full",
     };
     let quiesce = match settings.quiesce {
-        Quiesce::Auto => "auto",
-        Quiesce::Yes => "yes",
-        Quiesce::No => "no",
+        QuiesceMode::Auto => "auto",
+        QuiesceMode::Yes => "yes",
+        QuiesceMode::No => "no",
     };
     option("--compress", Some(settings.compress.to_string().into()));
     option("--layout", Some(layout.into()));
@@ -240,7 +236,7 @@ jobs:
         );
         assert_eq!(made.media["disk"].options, ["--medium", "disk", "--require-mount=/backup"]);
         let job = made.job("nightly").unwrap();
-        let guest = |name: &str, tags: &[&str]| Guest {
+        let guest = |name: &str, tags: &[&str]| GuestFacts {
             id: DomainId(uuid::Uuid::nil()),
             name: name.to_owned(),
             tags: tags.iter().map(|tag| (*tag).to_owned()).collect(),

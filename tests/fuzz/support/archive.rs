@@ -2,9 +2,9 @@
 
 use uuid::Uuid;
 use virtfold::archive::end::{ArchiveTotals, EndRecord, write_tail};
-use virtfold::archive::layout::{self, Role};
+use virtfold::archive::layout::{self, MemberRole};
 use virtfold::archive::manifest::Manifest;
-use virtfold::archive::reader::{Reader, Visitor};
+use virtfold::archive::reader::{ArchiveReader, Visitor};
 use virtfold::archive::stream::{
     Compression, DataSource, Sink, StreamOptions, StreamTotals, read_pipe, write_stream,
 };
@@ -33,7 +33,7 @@ fn record(body: &[u8]) -> Option<EndRecord> {
     }
     let mut parser = MemberParser::new();
     let mut rest = body;
-    let (mut head, mut role) = (Vec::new(), Role::Other);
+    let (mut head, mut role) = (Vec::new(), MemberRole::Other);
     let (mut members, mut recovery_at, mut time) = (0, 512, 0);
     let mut name;
     // As far as it can be read; what is behind an error counts for nothing.
@@ -43,13 +43,13 @@ fn record(body: &[u8]) -> Option<EndRecord> {
                 members += 1;
                 time = member.mtime;
                 name = member.name;
-                role = Role::of(&name);
-                if role == Role::RecoveryHead {
+                role = MemberRole::of(&name);
+                if role == MemberRole::RecoveryHead {
                     recovery_at = member.header_at.get();
                 }
-                role = if role == Role::Head { Role::Head } else { Role::Other };
+                role = if role == MemberRole::Head { MemberRole::Head } else { MemberRole::Other };
             }
-            Event::Content(bytes) if role == Role::Head => head.extend_from_slice(bytes),
+            Event::Content(bytes) if role == MemberRole::Head => head.extend_from_slice(bytes),
             Event::Content(_) | Event::End | Event::EndOfArchive => {}
         }
     }
@@ -176,7 +176,7 @@ impl Visitor for Survey {
 /// The whole pass over an archive; what it saw where the archive is sound.
 pub fn survey_pass(archive: &[u8]) -> Result<Survey> {
     let mut survey = Survey::default();
-    let mut reader = Reader::new(&mut survey);
+    let mut reader = ArchiveReader::new(&mut survey);
     let end = read_pipe(archive, "fuzz", &super::options(), |chunk| reader.chunk(&chunk))?;
     end.check("fuzz")?;
     let sound = reader.finish()?;

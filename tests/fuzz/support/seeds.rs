@@ -9,7 +9,7 @@ use virtfold::archive::stream::Compression;
 use virtfold::archive::tar_parser::{Event, MemberParser};
 use virtfold::backup::Control;
 use virtfold::backup::backup::{self, BackupRequest, ImageSpec};
-use virtfold::backup::resume::{Origin, read_chunks, read_marks};
+use virtfold::backup::resume::{Fingerprint, read_chunks, read_marks};
 use virtfold::image::{Format, ImageAccess};
 use virtfold::table::Layout;
 use virtfold::units::BlockSize;
@@ -37,7 +37,7 @@ fn records(folder: &Path) {
         "members":[["x",1,"{digest}"]],"facts":{{"tool":"t","subject":["a",false],"compression":"c","disks":[],"files":[{{"path":"/a",
         "identity":[1,2],"size":3,"modified":[4,5],"changed":[6,7]}}],"runs":"{digest}"}}}}"#
     );
-    Origin::parse(origin.as_bytes()).unwrap();
+    Fingerprint::parse(origin.as_bytes()).unwrap();
     seed(folder, "record", "origin", &[0], origin.as_bytes());
     let marks = [
         r#"{"file":{"temporary":"/a","identity":[1,2]}}"#,

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use virtfold::hypervisor::Hypervisor;
 use virtfold::hypervisor::libvirt::{Libvirt, LocalUri};
-use virtfold::service::events::{EventNotice, Events, Notices, Settings, Trigger, Why};
+use virtfold::service::events::{
+    EventNotice, EventSettings, EventThread, GuestEventKind, Notices, ReconcileReason,
+};
 
 use super::install::Hooked;
 use crate::lab::{Guest, GuestSpec, wait_for};
@@ -57,21 +59,21 @@ fn without_a_service(hooked: &Hooked, guest: &Guest<'_>) {
 
 /// The service's intake, with both its sources.
 fn with_a_service(hooked: &Hooked, guest: &Guest<'_>) {
-    let settings = Settings {
+    let settings = EventSettings {
         spool: hooked.spool().dir().to_owned(),
         socket: hooked.run_file("events.sock"),
         known: hooked.lab.folder().join("guests.json"),
         look_every: Duration::from_secs(1),
         retry_after: Duration::from_millis(500),
-        ..Settings::usual(hooked.lab.folder(), virtfold_hooks::HookOwner::System)
+        ..EventSettings::usual(hooked.lab.folder(), virtfold_hooks::HookOwner::System)
     };
     let uri = hooked.lab.uri();
     let connect = move || {
         let uri = LocalUri::parse(&uri).unwrap();
         Ok(Arc::new(Libvirt::open(uri)?) as Arc<dyn Hypervisor>)
     };
-    let (events, notices) = Events::start(settings, Box::new(connect)).unwrap();
-    assert_eq!(reconciled(&notices).1, Why::StartUp);
+    let (events, notices) = EventThread::start(settings, Box::new(connect)).unwrap();
+    assert_eq!(reconciled(&notices).1, ReconcileReason::StartUp);
     let virsh = |args: &[&str]| drop(hooked.lab.virsh(args));
     virsh(&["start", "writer"]);
     virsh(&["managedsave", "writer"]);
@@ -79,23 +81,23 @@ fn with_a_service(hooked: &Hooked, guest: &Guest<'_>) {
     virsh(&["destroy", "writer"]);
     assert_eq!(
         triggers(&notices, 4),
-        [Trigger::Started, Trigger::Saved, Trigger::Restored, Trigger::Destroyed]
+        [GuestEventKind::Started, GuestEventKind::Saved, GuestEventKind::Restored, GuestEventKind::Destroyed]
     );
     // What the other source says of all that is no news: what comes next is the new guest.
     wait_for("the spool is empty", 30, || hooked.spool().read(1).unwrap().events.is_empty());
     let other = hooked.lab.guest(idle("other"));
-    assert_eq!(triggers(&notices, 1), [Trigger::Defined]);
+    assert_eq!(triggers(&notices, 1), [GuestEventKind::Defined]);
 
     // libvirtd dies and comes back: it tells again, and what happened meanwhile (nobody could tell of a QEMU's end) is found.
     virsh(&["start", "writer", "--paused"]);
-    assert_eq!(triggers(&notices, 1), [Trigger::Started]);
+    assert_eq!(triggers(&notices, 1), [GuestEventKind::Started]);
     hooked.lab.kill();
     hooked.lab.restart();
     let (found, why) = reconciled(&notices);
-    assert_eq!((found.as_slice(), why), (&[][..], Why::Reconnected));
+    assert_eq!((found.as_slice(), why), (&[][..], ReconcileReason::Reconnected));
     virsh(&["undefine", "other"]);
     virsh(&["destroy", "writer"]);
-    assert_eq!(triggers(&notices, 2), [Trigger::Undefined, Trigger::Destroyed]);
+    assert_eq!(triggers(&notices, 2), [GuestEventKind::Undefined, GuestEventKind::Destroyed]);
     drop((events, other));
     assert!(hooked.take("writer").is_empty());
     assert_eq!(guest.state(), "shut off");
@@ -111,7 +113,7 @@ fn next(notices: &Notices) -> EventNotice {
 
 /// So many events, in their order; reconciles in between find nothing.
 #[track_caller]
-fn triggers(notices: &Notices, count: usize) -> Vec<Trigger> {
+fn triggers(notices: &Notices, count: usize) -> Vec<GuestEventKind> {
     let mut seen = Vec::new();
     while seen.len() < count {
         if let EventNotice::Guest(event) = next(notices) {
@@ -122,7 +124,7 @@ fn triggers(notices: &Notices, count: usize) -> Vec<Trigger> {
 }
 
 /// What comes up to the next reconcile.
-fn reconciled(notices: &Notices) -> (Vec<Trigger>, Why) {
+fn reconciled(notices: &Notices) -> (Vec<GuestEventKind>, ReconcileReason) {
     let mut seen = Vec::new();
     loop {
         match next(notices) {

@@ -12,13 +12,13 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use virtfold::backup::Control;
 use virtfold::backup::guest::WatchdogProcess;
-use virtfold::backup::guest::{FreezeDisk, FreezeRequest, FreezeTimings, Host, Quiesce, frozen};
+use virtfold::backup::guest::{AgentFreeze, FreezeContext, FreezeDisk, FreezeRequest, FreezeTimings, frozen};
 use virtfold::catalog::{BaseImage, Catalog, DomainLock, FreezeSession, Journal, JournalEntry};
 use virtfold::error::Result;
 use virtfold::hypervisor::domain_xml::DomainXml;
 use virtfold::hypervisor::host::LocalFiles;
 use virtfold::hypervisor::libvirt::{Libvirt, LocalUri};
-use virtfold::hypervisor::{Config, DomainId, Hypervisor, overlay_path};
+use virtfold::hypervisor::{DomainId, Hypervisor, XmlView, overlay_path};
 
 const ROLE: &str = "VIRTFOLD_KILLS_DRIVER";
 
@@ -96,8 +96,13 @@ fn run(script: &Script) {
     let trace = Mutex::new((0, File::create(&script.trace).unwrap()));
     let journal = Stopping { inner: &catalog, stop: script.stop, trace };
     let guard = guards(&script.uri);
-    let host =
-        Host { hypervisor: &libvirt, files: &LocalFiles, journal: &journal, guard: &guard, pace: pace() };
+    let host = FreezeContext {
+        hypervisor: &libvirt,
+        files: &LocalFiles,
+        journal: &journal,
+        guard: &guard,
+        pace: pace(),
+    };
     let id = libvirt.lookup(&script.domain).unwrap().id;
     let request = request(&libvirt, id, script);
     let copied = frozen(&host, &request, &Control::default(), |_| {
@@ -115,7 +120,7 @@ fn run(script: &Script) {
 
 /// Freezes every disk of the domain.
 pub(crate) fn request(libvirt: &dyn Hypervisor, id: DomainId, script: &Script) -> FreezeRequest {
-    let xml = DomainXml::parse(libvirt.xml(id, Config::Live).unwrap()).unwrap();
+    let xml = DomainXml::parse(libvirt.xml(id, XmlView::Live).unwrap()).unwrap();
     let tag = std::process::id();
     let disks = xml.disks.iter().map(|disk| {
         let path = disk.image.source.path().unwrap().to_owned();
@@ -142,9 +147,9 @@ pub(crate) fn request(libvirt: &dyn Hypervisor, id: DomainId, script: &Script) -
         disks: disks.collect(),
         targets: xml.targets(),
         quiesce: match script.quiesce {
-            Ask::No => Quiesce::No,
-            Ask::Wanted(limit) => Quiesce::Wanted(Duration::from_millis(limit)),
-            Ask::Required(limit) => Quiesce::Required(Duration::from_millis(limit)),
+            Ask::No => AgentFreeze::No,
+            Ask::Wanted(limit) => AgentFreeze::Wanted(Duration::from_millis(limit)),
+            Ask::Required(limit) => AgentFreeze::Required(Duration::from_millis(limit)),
         },
         min_free: 1 << 20,
     }

@@ -11,10 +11,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use virtfold::backup::RunMode;
-use virtfold::backup::guest::{Host, RecoverScope, Recovery, Verdict, recover};
+use virtfold::backup::guest::{FreezeContext, RecoverScope, Recovery, RecoveryStatus, recover};
 use virtfold::catalog::{Catalog, Journal};
 use virtfold::hypervisor::host::LocalFiles;
-use virtfold::hypervisor::{Config, Hypervisor, is_our_overlay};
+use virtfold::hypervisor::{Hypervisor, XmlView, is_our_overlay};
 
 use super::driver::{Ask, Moment, Script, guards, open, pace};
 use crate::lab::records::check_images;
@@ -240,22 +240,29 @@ impl Bench {
         let (libvirt, guard) = (open(&self.lab.uri()), guards(&self.lab.uri()));
         let catalog = Catalog::open(&self.lab.folder().join("state")).map_err(|e| format!("{e:?}"))?;
         let id = libvirt.lookup(self.guest().name()).unwrap().id;
-        let host =
-            Host { hypervisor: &libvirt, files: &LocalFiles, journal: &catalog, guard: &guard, pace: pace() };
+        let host = FreezeContext {
+            hypervisor: &libvirt,
+            files: &LocalFiles,
+            journal: &catalog,
+            guard: &guard,
+            pace: pace(),
+        };
         let ended = recover(&host, RecoverScope::Domain(id), RunMode::Apply).map_err(|e| format!("{e:?}"))?;
-        let bad = |r: &&Recovery| !matches!(r.verdict, Verdict::Recovered | Verdict::Later);
+        let bad = |r: &&Recovery| !matches!(r.verdict, RecoveryStatus::Recovered | RecoveryStatus::Later);
         if let Some(bad) = ended.iter().find(bad) {
             return Err(format!("recovery: {bad:?}"));
         }
         let open = catalog.open_jobs(Some(id)).map_err(|e| format!("{e:?}"))?;
-        if let (Some(job), true) = (open.first(), ended.iter().all(|r| r.verdict == Verdict::Recovered)) {
+        if let (Some(job), true) =
+            (open.first(), ended.iter().all(|r| r.verdict == RecoveryStatus::Recovered))
+        {
             return Err(format!("a job is still open: {job:?}"));
         }
         let nothing = Recovery {
             domain: id.to_string(),
             name: self.guest().name().to_owned(),
             job: None,
-            verdict: Verdict::Recovered,
+            verdict: RecoveryStatus::Recovered,
             found: Vec::new(),
             done: vec!["nothing".to_owned()],
             remains: Vec::new(),
@@ -279,9 +286,9 @@ impl Bench {
             self.silence();
         }
         let told = guest.progress.last();
-        self.chains(Config::Inactive)?;
+        self.chains(XmlView::Inactive)?;
         if !off {
-            self.chains(Config::Live)?;
+            self.chains(XmlView::Live)?;
         }
         let images = guest.images();
         let images: Vec<_> = images.iter().map(|(path, format)| (path.as_path(), *format)).collect();
@@ -313,9 +320,9 @@ impl Bench {
     }
 
     /// Each disk is the image that it was made with, and the chain below it has its length.
-    fn chains(&self, config: Config) -> Result<(), String> {
+    fn chains(&self, config: XmlView) -> Result<(), String> {
         let mut words = vec!["dumpxml", self.guest().name()];
-        words.extend((config == Config::Inactive).then_some("--inactive"));
+        words.extend((config == XmlView::Inactive).then_some("--inactive"));
         let text = self.lab.virsh(&words);
         let xml = virtfold::hypervisor::domain_xml::DomainXml::parse(text).map_err(|e| format!("{e:?}"))?;
         for (number, disk) in xml.disks.iter().enumerate() {
@@ -323,7 +330,7 @@ impl Bench {
             if path != Some(self.guest().disk(number).as_path()) || disk.mirror.is_some() {
                 return Err(format!("{words:?}: disk {} is {:?}, {:?}", disk.target, path, disk.mirror));
             }
-            if config == Config::Live && disk.backing.len() != usize::from(number == 0) {
+            if config == XmlView::Live && disk.backing.len() != usize::from(number == 0) {
                 return Err(format!("disk {} has the chain {:?}", disk.target, disk.backing));
             }
         }

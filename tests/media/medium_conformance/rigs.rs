@@ -11,13 +11,13 @@ use virtfold::archive::source::Source;
 use virtfold::archive::stream::Cancel;
 use virtfold::catalog::Catalog;
 use virtfold::error::Result;
-use virtfold::medium::process::{MediumProcess, Place, Request, TerminatingProcesses};
+use virtfold::medium::process::{MediumProcess, MediumRequest, ProcessDestination, TerminatingProcesses};
 use virtfold::medium::tape::{
-    Change, Changer, NewLabel, Overwrite, Placed, SimulatedDrive, SimulatedTape, TapeBlock, TapeCatalog,
-    TapeMedium, TapeWriteOptions, VolumeAdmin,
+    Changer, NewLabel, Overwrite, PartLocation, SimulatedDrive, SimulatedTape, TapeBlock, TapeCatalog,
+    TapeMedium, TapeWriteOptions, VolumeAdmin, VolumeRequest,
 };
+use virtfold::medium::{ArchiveLabel, Location};
 use virtfold::medium::{FileMedium, FinishedArchive, Medium, PipeMedium};
-use virtfold::medium::{Label, Location};
 #[cfg(feature = "object-store")]
 use virtfold::medium::{ObjectAddress, create};
 
@@ -25,8 +25,8 @@ use super::{Kept, Rig};
 use crate::common::scratch::{Scratch, names};
 
 /// What an archive is called to a medium that makes names of it.
-fn label(name: &str) -> Label {
-    Label {
+fn label(name: &str) -> ArchiveLabel {
+    ArchiveLabel {
         name: name.to_owned(),
         id: uuid::Uuid::nil(),
         host: "host".to_owned(),
@@ -101,8 +101,9 @@ impl Rig for Apart {
         let to = format!("--to={}", self.location);
         let command = crate::common::run::virtfold(["medium", &to]);
         let cancel = Cancel::default();
-        let place = Place { command, location: &self.location, cancel: &cancel, leaving: &self.leaving };
-        Ok(Box::new(MediumProcess::create(place, &Request::Create(label(name)))?))
+        let place =
+            ProcessDestination { command, location: &self.location, cancel: &cancel, leaving: &self.leaving };
+        Ok(Box::new(MediumProcess::create(place, &MediumRequest::Create(label(name)))?))
     }
 
     fn kept(&mut self, name: &str) -> Kept {
@@ -168,7 +169,7 @@ pub(crate) struct Tapes {
 struct NextTape(SimulatedDrive, usize);
 
 impl Changer for NextTape {
-    fn change(&mut self, change: &Change<'_>, _: &Cancel) -> Result<()> {
+    fn change(&mut self, change: &VolumeRequest<'_>, _: &Cancel) -> Result<()> {
         assert_eq!(change.refused, None);
         self.1 += 1;
         self.0.load(self.1);
@@ -227,13 +228,13 @@ impl Rig for Tapes {
 
     fn kept(&mut self, name: &str) -> Kept {
         let mut placed = self.catalog().archives(&Self::id(name)).unwrap();
-        let last = |placed: &Placed| placed.part.end.as_ref().is_some_and(|end| end.last);
+        let last = |placed: &PartLocation| placed.part.end.as_ref().is_some_and(|end| end.last);
         let Some(run) = placed.iter().find(|placed| last(placed)).map(|placed| placed.part.begin.run) else {
             return Kept::Nothing;
         };
         placed.retain(|placed| placed.part.begin.run == run);
         let mut bytes = Vec::new();
-        for Placed { label, part } in placed {
+        for PartLocation { label, part } in placed {
             let slot = label.label[1..].parse().unwrap();
             let start = usize::try_from(part.start).unwrap();
             let data = |tape: &mut SimulatedTape| {

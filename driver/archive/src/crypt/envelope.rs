@@ -51,7 +51,7 @@ impl Envelope {
     /// Internal only.
     pub fn new(recipients: &Recipients) -> Result<Self> {
         let cannot = || Error::new(ErrorKind::Internal, "the archive can't be encrypted");
-        let witness = Witness::default();
+        let witness = FileKeyRecipient::default();
         let all = recipients.iter().chain([&witness as &dyn age::Recipient]);
         let encryptor = Encryptor::with_recipients(all).map_err(|e| cannot().with_source(e))?;
         let mut head = Vec::new();
@@ -118,9 +118,9 @@ fn boxed(key: &[u8; KEY]) -> SecretBox<[u8; KEY]> {
 
 /// A recipient that gets no stanza, and keeps the file key.
 #[derive(Default)]
-struct Witness(Mutex<Option<FileKey>>);
+struct FileKeyRecipient(Mutex<Option<FileKey>>);
 
-impl age::Recipient for Witness {
+impl age::Recipient for FileKeyRecipient {
     fn wrap_file_key(
         &self,
         file_key: &FileKey,

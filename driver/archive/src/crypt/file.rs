@@ -8,8 +8,8 @@ use std::sync::Arc;
 use super::Identities;
 use super::incoming::DecryptingReader;
 use super::payload::Payload;
-use super::pool::{Place, Pool};
-use super::unlock::{Kind, PROBE, kind_of};
+use super::pool::{PlainOffset, ReaderPool};
+use super::unlock::{FileKind, PROBE, kind_of};
 use crate::end_on_device;
 use crate::source::{Prefix, Source};
 use crate::stream::{ReadAt, end_before_zeros, end_of_content, tell_zeros};
@@ -20,7 +20,7 @@ use virtfold_base::error::{Error, IoContext, Result};
 pub struct ArchiveFile {
     file: Arc<dyn Source>,
     /// Where it is encrypted.
-    pool: Option<Pool>,
+    pool: Option<ReaderPool>,
     identities: Identities,
 }
 
@@ -44,11 +44,11 @@ impl ArchiveFile {
     /// it; Damaged, Incomplete or Unsupported, where the beginning of the age file is.
     pub fn salvage(file: Arc<dyn Source>, identities: &Identities) -> Result<Self> {
         let mut first = Vec::with_capacity(PROBE);
-        let probe = Place::new(&file).take(PROBE as u64).read_to_end(&mut first);
+        let probe = PlainOffset::new(&file).take(PROBE as u64).read_to_end(&mut first);
         probe.at(|| format!("cannot read '{}'", file.name()))?;
         let (file, pool) = match kind_of(&first, file.name())? {
-            Kind::Bare => (bare(file)?, None),
-            Kind::Encrypted => encrypted(file, identities)?,
+            FileKind::Bare => (bare(file)?, None),
+            FileKind::Encrypted => encrypted(file, identities)?,
         };
         Ok(Self { file, pool, identities: identities.clone() })
     }
@@ -58,7 +58,7 @@ impl ArchiveFile {
     /// # Errors
     /// Incomplete, where it is not.
     pub fn proven(&self) -> Result<()> {
-        match self.pool.as_ref().and_then(Pool::end) {
+        match self.pool.as_ref().and_then(ReaderPool::end) {
             Some(end) => Err(Error::new(end.kind(), end.to_string())),
             None => Ok(()),
         }
@@ -89,7 +89,7 @@ impl ArchiveFile {
     /// # Errors
     /// As [`ArchiveFile::salvage`].
     pub fn front_to_back(&self) -> Result<impl Read + Send + use<>> {
-        DecryptingReader::open(Place::new(&self.file), self.file.name(), &self.identities)
+        DecryptingReader::open(PlainOffset::new(&self.file), self.file.name(), &self.identities)
     }
 }
 
@@ -108,14 +108,17 @@ fn bare(file: Arc<dyn Source>) -> Result<Arc<dyn Source>> {
 }
 
 /// An encrypted archive without what is behind it.
-fn encrypted(file: Arc<dyn Source>, identities: &Identities) -> Result<(Arc<dyn Source>, Option<Pool>)> {
-    let pool = Pool::open(Arc::clone(&file), identities)?;
+fn encrypted(
+    file: Arc<dyn Source>,
+    identities: &Identities,
+) -> Result<(Arc<dyn Source>, Option<ReaderPool>)> {
+    let pool = ReaderPool::open(Arc::clone(&file), identities)?;
     if pool.end().is_some()
         && is_device(file.as_ref())?
         && let Some(end) = Payload::end_in(&file, identities)?
     {
         let file = cut_from_device(file, end);
-        let pool = Pool::open(Arc::clone(&file), identities)?;
+        let pool = ReaderPool::open(Arc::clone(&file), identities)?;
         return Ok((file, Some(pool)));
     }
     unpadded(file, pool, identities)
@@ -148,14 +151,14 @@ const MOST_ZEROS: usize = 16;
 /// it. The last piece's authenticator may end with some.
 fn unpadded(
     file: Arc<dyn Source>,
-    pool: Pool,
+    pool: ReaderPool,
     identities: &Identities,
-) -> Result<(Arc<dyn Source>, Option<Pool>)> {
+) -> Result<(Arc<dyn Source>, Option<ReaderPool>)> {
     let content = if pool.end().is_some() { end_of_content(file.as_ref()) } else { None };
     let Some(content) = content else { return Ok((file, Some(pool))) };
     for end in (content..file.len()).take(MOST_ZEROS + 1) {
         let cut: Arc<dyn Source> = Arc::new(Prefix::new(Arc::clone(&file), end));
-        let Ok(shorter) = Pool::open(cut, identities) else { break };
+        let Ok(shorter) = ReaderPool::open(cut, identities) else { break };
         if shorter.end().is_none() {
             return Ok((trimmed(file, end), Some(shorter)));
         }
@@ -177,7 +180,7 @@ impl ReadAt for ArchiveFile {
     }
 
     fn len(&self) -> u64 {
-        self.pool.as_ref().map_or(self.file.len(), Pool::len)
+        self.pool.as_ref().map_or(self.file.len(), ReaderPool::len)
     }
 
     fn name(&self) -> &str {

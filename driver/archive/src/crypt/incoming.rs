@@ -10,24 +10,24 @@ use std::ops::Range;
 use super::Identities;
 use super::payload::Payload;
 use super::pieces::{Place, SEALED_LEN, TAG_LEN};
-use super::unlock::{Kind, PROBE, broken, end_unproven, kind_of};
+use super::unlock::{FileKind, PROBE, broken, end_unproven, kind_of};
 use crate::stream::tell_zeros;
 use virtfold_base::error::{IoContext, Result};
 
 /// The first bytes, which were looked at, and the rest.
-type Whole<R> = Chain<Cursor<Vec<u8>>, R>;
+type PrefixedReader<R> = Chain<Cursor<Vec<u8>>, R>;
 
 /// What an archive holds, as it comes; its errors are [`io::Error`]s whose cause is the library's, where it
 /// is about encryption.
-pub struct DecryptingReader<R>(Form<R>);
+pub struct DecryptingReader<R>(ReaderKind<R>);
 
-enum Form<R> {
-    Bare(Whole<R>),
-    Encrypted(Box<Opened<R>>),
+enum ReaderKind<R> {
+    Bare(PrefixedReader<R>),
+    Encrypted(Box<DecryptedStream<R>>),
 }
 
-struct Opened<R> {
-    input: BufReader<Whole<R>>,
+struct DecryptedStream<R> {
+    input: BufReader<PrefixedReader<R>>,
     payload: Payload,
     name: String,
     /// The piece at hand, and which of its plain bytes were not given out yet.
@@ -52,13 +52,13 @@ impl<R: Read> DecryptingReader<R> {
         let kind = kind_of(&first, name)?;
         let whole = Cursor::new(first).chain(input);
         Ok(Self(match kind {
-            Kind::Bare => Form::Bare(whole),
-            Kind::Encrypted => {
+            FileKind::Bare => ReaderKind::Bare(whole),
+            FileKind::Encrypted => {
                 let mut input = BufReader::with_capacity(SEALED_LEN, whole);
                 let payload = Payload::open(&mut input, name, identities)?;
                 let piece = Vec::with_capacity(SEALED_LEN);
                 let name = name.to_owned();
-                Form::Encrypted(Box::new(Opened {
+                ReaderKind::Encrypted(Box::new(DecryptedStream {
                     input,
                     payload,
                     name,
@@ -73,20 +73,20 @@ impl<R: Read> DecryptingReader<R> {
 
     /// Whether it is encrypted.
     pub fn is_encrypted(&self) -> bool {
-        matches!(self.0, Form::Encrypted(_))
+        matches!(self.0, ReaderKind::Encrypted(_))
     }
 }
 
 impl<R: Read> Read for DecryptingReader<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         match &mut self.0 {
-            Form::Bare(whole) => whole.read(buf),
-            Form::Encrypted(opened) => opened.read(buf),
+            ReaderKind::Bare(whole) => whole.read(buf),
+            ReaderKind::Encrypted(opened) => opened.read(buf),
         }
     }
 }
 
-impl<R: Read> Opened<R> {
+impl<R: Read> DecryptedStream<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         if self.left.is_empty()
             && let Some(number) = self.next

@@ -61,7 +61,7 @@ impl Payload {
     /// # Errors
     /// Those of opening it, and of reading it.
     pub(super) fn end_in(file: &Arc<dyn Source>, identities: &Identities) -> Result<Option<u64>> {
-        let payload = Self::open(BufReader::new(pool::Place::new(file)), file.name(), identities)?;
+        let payload = Self::open(BufReader::new(pool::PlainOffset::new(file)), file.name(), identities)?;
         let count = file.len().saturating_sub(payload.head) / SEALED_LEN as u64;
         let (mut known, mut unknown) = (0, count);
         while known < unknown {

@@ -19,18 +19,18 @@ use virtfold_base::error::{Error, ErrorKind, Result};
 
 /// A file with a place of its own in it.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct PlainOffset {
     file: Arc<dyn Source>,
     at: u64,
 }
 
-impl Place {
+impl PlainOffset {
     pub(super) fn new(file: &Arc<dyn Source>) -> Self {
         Self { file: Arc::clone(file), at: 0 }
     }
 }
 
-impl Read for Place {
+impl Read for PlainOffset {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         // A file that grows has no more bytes than when it was opened.
         let left = usize::try_from(self.file.len().saturating_sub(self.at)).unwrap_or(usize::MAX);
@@ -42,7 +42,7 @@ impl Read for Place {
     }
 }
 
-impl Seek for Place {
+impl Seek for PlainOffset {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
         let place = match to {
             SeekFrom::Start(at) => Some(at),
@@ -56,14 +56,14 @@ impl Seek for Place {
 }
 
 /// A reader of the crate, and the place in the plain bytes where it stands.
-struct Reader {
-    stream: StreamReader<BufReader<HeaderReader<Place>>>,
+struct PooledReader {
+    stream: StreamReader<BufReader<HeaderReader<PlainOffset>>>,
     at: u64,
 }
 
-impl Reader {
+impl PooledReader {
     fn open(file: &Arc<dyn Source>, identities: &Identities) -> Result<Self> {
-        Ok(Self { stream: unlock(Place::new(file), file.name(), identities)?, at: 0 })
+        Ok(Self { stream: unlock(PlainOffset::new(file), file.name(), identities)?, at: 0 })
     }
 
     /// Fills `buf`, which is not empty and ends before the last proven byte.
@@ -83,28 +83,28 @@ impl Reader {
 }
 
 /// What is in an encrypted file.
-pub(super) struct Pool {
+pub(super) struct ReaderPool {
     file: Arc<dyn Source>,
     identities: Identities,
     /// Plain bytes that can be read: all of them, or those of the whole pieces before the end that is not proven.
     len: u64,
     /// Why the end is not proven.
     end: Option<Error>,
-    readers: Mutex<Vec<Reader>>,
+    readers: Mutex<Vec<PooledReader>>,
 }
 
-impl Pool {
+impl ReaderPool {
     /// Opens `file`, which begins as an age file, and proves its end.
     ///
     /// # Errors
     /// As [`unlock`]; those of reading it. An end that is not proven is no error here: [`Pool::end`].
     pub(super) fn open(file: Arc<dyn Source>, identities: &Identities) -> Result<Self> {
-        let mut reader = Reader::open(&file, identities)?;
+        let mut reader = PooledReader::open(&file, identities)?;
         // Asking for the end reads and checks the last piece, as the last one.
         let (len, end) = match reader.stream.seek(SeekFrom::End(0)) {
             Ok(len) => (len, None),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => (
-                whole_pieces(file.as_ref(), header_len(Place::new(&file), file.name())?),
+                whole_pieces(file.as_ref(), header_len(PlainOffset::new(&file), file.name())?),
                 Some(end_unproven(file.name())),
             ),
             Err(error) => return Err(Error::io(format!("cannot read '{}'", file.name()), error)),
@@ -119,7 +119,7 @@ impl Pool {
     }
 
     /// A reader, one that stands in the piece of `at` if there is one.
-    fn take(&self, at: u64) -> Result<Reader> {
+    fn take(&self, at: u64) -> Result<PooledReader> {
         let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
         let near = readers.iter().position(|reader| reader.at / PIECE == at / PIECE);
         let found = match near {
@@ -127,7 +127,7 @@ impl Pool {
             None => readers.pop(),
         };
         drop(readers);
-        found.map_or_else(|| Reader::open(&self.file, &self.identities), Ok)
+        found.map_or_else(|| PooledReader::open(&self.file, &self.identities), Ok)
     }
 }
 
@@ -137,7 +137,7 @@ fn whole_pieces(file: &dyn Source, header: u64) -> u64 {
     file.len().saturating_sub(header) / (PIECE + TAG) * PIECE
 }
 
-impl ReadAt for Pool {
+impl ReadAt for ReaderPool {
     fn read_exact_at(&self, at: u64, buf: &mut [u8]) -> Result<()> {
         let end = at.checked_add(buf.len() as u64).filter(|end| *end <= self.len);
         if end.is_none() {

@@ -24,7 +24,7 @@ pub(super) const MAX_HEADER: usize = 64 << 10;
 
 /// What the first bytes say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum FileKind {
     /// No age file.
     Bare,
     /// An age file.
@@ -36,10 +36,10 @@ pub(super) enum Kind {
 /// # Errors
 /// Unsupported, where it is armored or of another version; Incomplete, where all of it is the
 /// beginning of an age file; Damaged, where its name says that it is encrypted, and it is not.
-pub(super) fn kind_of(first: &[u8], name: &str) -> Result<Kind> {
+pub(super) fn kind_of(first: &[u8], name: &str) -> Result<FileKind> {
     if first.starts_with(MAGIC) {
         return match first.get(MAGIC.len()..MAGIC.len() + VERSION.len()) {
-            Some(VERSION) => Ok(Kind::Encrypted),
+            Some(VERSION) => Ok(FileKind::Encrypted),
             Some(_) => {
                 let what = format!("'{name}' has an age version that virtfold does not know");
                 Err(Error::new(ErrorKind::Unsupported, what))
@@ -60,7 +60,7 @@ pub(super) fn kind_of(first: &[u8], name: &str) -> Result<Kind> {
             format!("'{name}' is named as an encrypted archive and does not begin as an age file does");
         return Err(Error::new(ErrorKind::Damaged, what));
     }
-    Ok(Kind::Bare)
+    Ok(FileKind::Bare)
 }
 
 fn within_header(name: &str) -> Error {

@@ -7,16 +7,16 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::tail::Tail;
+use super::tail::ArchiveTail;
 use crate::end::CHUNK;
 use crate::stream::{Carrier, Chunk, ChunkState, Digest, RandomStream, StreamEnd};
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_base::units::StreamOffset;
 
-pub(super) struct Checked<'a> {
+pub(super) struct VerifiedRanges<'a> {
     stream: RandomStream<'a>,
     /// Where the tail is sound: the digests of the body.
-    tail: Option<Arc<Tail>>,
+    tail: Option<Arc<ArchiveTail>>,
     /// The chunk number and bytes of the last chunk that was checked.
     last: Mutex<Option<(u64, Vec<u8>)>>,
 }
@@ -24,8 +24,8 @@ pub(super) struct Checked<'a> {
 /// What a range of the stream gives: its bytes, or how many bytes are lost.
 pub(super) type RangeBytes<'a> = std::result::Result<&'a [u8], u64>;
 
-impl<'a> Checked<'a> {
-    pub(super) fn new(stream: RandomStream<'a>, tail: Option<Arc<Tail>>) -> Self {
+impl<'a> VerifiedRanges<'a> {
+    pub(super) fn new(stream: RandomStream<'a>, tail: Option<Arc<ArchiveTail>>) -> Self {
         Self { stream, tail, last: Mutex::new(None) }
     }
 

@@ -4,10 +4,10 @@
 //! guest can put any bytes on its disk, headers of an archive among them.
 
 use super::IndexedDisk;
-use super::checked::Checked;
+use super::checked::VerifiedRanges;
 use crate::allocation_csv::{AllocationRow, CsvParser};
 use crate::end::EndRecord;
-use crate::layout::{Kind, Layout, MAX_OTHERS, Role};
+use crate::layout::{BackupKind, Layout, MAX_OTHERS, MemberRole};
 use crate::manifest::{self, Disk, Manifest};
 use crate::recovery::RecoveryParser;
 use crate::sparse_parser::{MapLocation, MapParser};
@@ -24,12 +24,12 @@ const STEP: u64 = 64 << 10;
 
 /// What has been found so far.
 #[derive(Default)]
-pub(super) struct Found {
+pub(super) struct MemberIndex {
     head: Option<Manifest>,
     disks: Vec<IndexedDisk>,
 }
 
-impl Found {
+impl MemberIndex {
     /// Head and disks, the disks in the head's order.
     ///
     /// # Errors
@@ -103,7 +103,7 @@ fn first_member(stream: &RandomStream<'_>) -> Option<Manifest> {
     stream.read_at(StreamOffset::ZERO, &mut block).ok()?;
     let mut rest = &block[..];
     let Ok(Some(Event::Begin(member))) = MemberParser::new().feed(&mut rest) else { return None };
-    let is_head = Role::of(&member.name) == Role::Head && member.size <= manifest::MAX_LEN;
+    let is_head = MemberRole::of(&member.name) == MemberRole::Head && member.size <= manifest::MAX_LEN;
     let mut bytes = vec![0; usize::try_from(member.size).ok().filter(|_| is_head)?];
     stream.read_at(member.content_at, &mut bytes).ok()?;
     Manifest::parse(&bytes).ok()
@@ -113,19 +113,21 @@ fn first_member(stream: &RandomStream<'_>) -> Option<Manifest> {
 ///
 /// # Errors
 /// Damaged or Incomplete, at the first thing that can't be read.
-pub(super) fn from_front(stream: &Checked<'_>, found: &mut Found) -> Result<()> {
-    let mut cursor = Cursor::new(stream, StreamOffset::ZERO);
+pub(super) fn from_front(stream: &VerifiedRanges<'_>, found: &mut MemberIndex) -> Result<()> {
+    let mut cursor = MemberCursor::new(stream, StreamOffset::ZERO);
     while !found.is_complete() {
         let member = cursor.next_member()?.ok_or_else(|| damaged("it lacks disks that its head names"))?;
-        match Role::of(&member.name) {
-            Role::Head => found.take_head(&cursor.whole(&member, manifest::MAX_LEN)?)?,
-            Role::Disk(target) => {
+        match MemberRole::of(&member.name) {
+            MemberRole::Head => found.take_head(&cursor.whole(&member, manifest::MAX_LEN)?)?,
+            MemberRole::Disk(target) => {
                 let disk = found.described(target)?;
                 disk.check_member(&member)?;
                 let (table, dense_at) = cursor.disk(&disk, &member)?;
                 found.take_disk(disk, table, dense_at)?;
             }
-            Role::Digests | Role::End => return Err(damaged("it lacks disks that its head names")),
+            MemberRole::Digests | MemberRole::End => {
+                return Err(damaged("it lacks disks that its head names"));
+            }
             _ => {}
         }
         cursor.skip_rest();
@@ -138,18 +140,18 @@ pub(super) fn from_front(stream: &Checked<'_>, found: &mut Found) -> Result<()> 
 /// # Errors
 /// Damaged: one of them comes twice, is longer than its limit, or can't be read; there are too many of them.
 pub(super) fn attachments(
-    stream: &Checked<'_>,
+    stream: &VerifiedRanges<'_>,
     wanted: &dyn Fn(&str) -> Option<u64>,
 ) -> Result<Vec<Attachment>> {
-    let mut cursor = Cursor::new(stream, StreamOffset::ZERO);
+    let mut cursor = MemberCursor::new(stream, StreamOffset::ZERO);
     let (mut found, mut seen) = (Vec::<Attachment>::new(), 0);
     // The digests vouch for the body alone; behind its last content there is only padding.
     let block = crate::tar::BLOCK;
     while cursor.parser.position().get().next_multiple_of(block) < stream.body_len() {
         let Some(member) = cursor.next_member()? else { break };
-        match Role::of(&member.name) {
-            Role::Digests | Role::End => break,
-            Role::Other => {
+        match MemberRole::of(&member.name) {
+            MemberRole::Digests | MemberRole::End => break,
+            MemberRole::Other => {
                 seen += 1;
                 if seen > MAX_OTHERS {
                     return Err(damaged(format!("it has more than {MAX_OTHERS} members beside its disks")));
@@ -173,13 +175,17 @@ pub(super) fn attachments(
 ///
 /// # Errors
 /// Damaged or Incomplete: the copies can't be read either.
-pub(super) fn from_recovery(stream: &Checked<'_>, at: StreamOffset, found: &mut Found) -> Result<()> {
-    let mut cursor = Cursor::new(stream, at);
+pub(super) fn from_recovery(
+    stream: &VerifiedRanges<'_>,
+    at: StreamOffset,
+    found: &mut MemberIndex,
+) -> Result<()> {
+    let mut cursor = MemberCursor::new(stream, at);
     while !found.is_complete() {
         let member = cursor.next_member()?.ok_or_else(|| damaged("its recovery copies lack a disk"))?;
-        match Role::of(&member.name) {
-            Role::RecoveryHead => found.take_head(&cursor.whole(&member, manifest::MAX_LEN)?)?,
-            Role::RecoveryMap(target) => {
+        match MemberRole::of(&member.name) {
+            MemberRole::RecoveryHead => found.take_head(&cursor.whole(&member, manifest::MAX_LEN)?)?,
+            MemberRole::RecoveryMap(target) => {
                 let disk = found.described(target)?;
                 let (table, dense_at) = cursor.recovery_map(&disk, &member)?;
                 if dense_at.checked_add(table.dense_len()).is_none_or(|end| end > at) {
@@ -187,7 +193,7 @@ pub(super) fn from_recovery(stream: &Checked<'_>, at: StreamOffset, found: &mut 
                 }
                 found.take_disk(disk, table, dense_at)?;
             }
-            Role::RecoveryAllocation(_) => {}
+            MemberRole::RecoveryAllocation(_) => {}
             _ => return Err(damaged("its recovery copies lack a disk")),
         }
         cursor.skip_rest();
@@ -200,13 +206,13 @@ pub(super) fn from_recovery(stream: &Checked<'_>, at: StreamOffset, found: &mut 
 /// # Errors
 /// Damaged or Incomplete, where it can't be read; those of `take`.
 pub(super) fn allocation(
-    stream: &Checked<'_>,
-    (disk, kind): (&Disk, Kind),
+    stream: &VerifiedRanges<'_>,
+    (disk, kind): (&Disk, BackupKind),
     take: &mut dyn FnMut(AllocationRow) -> Result<()>,
 ) -> Result<()> {
-    let mut cursor = Cursor::new(stream, StreamOffset::ZERO);
+    let mut cursor = MemberCursor::new(stream, StreamOffset::ZERO);
     while let Some(member) = cursor.next_member()? {
-        if Role::of(&member.name) == Role::Allocation(&disk.target) {
+        if MemberRole::of(&member.name) == MemberRole::Allocation(&disk.target) {
             let mut table = CsvParser::new(&member.name, disk.capacity, member.content_at, kind);
             cursor.content(&mut |bytes| {
                 let mut rest = bytes;
@@ -223,13 +229,13 @@ pub(super) fn allocation(
 }
 
 /// Reads members at any place, a step at a time, and jumps over what is not wanted.
-struct Cursor<'a> {
-    stream: &'a Checked<'a>,
+struct MemberCursor<'a> {
+    stream: &'a VerifiedRanges<'a>,
     parser: MemberParser,
 }
 
-impl<'a> Cursor<'a> {
-    fn new(stream: &'a Checked<'a>, at: StreamOffset) -> Self {
+impl<'a> MemberCursor<'a> {
+    fn new(stream: &'a VerifiedRanges<'a>, at: StreamOffset) -> Self {
         Self { stream, parser: MemberParser::at(at) }
     }
 
@@ -357,7 +363,7 @@ mod tests {
 
     #[test]
     fn nothing_found_is_incomplete() {
-        let found = Found::default();
+        let found = MemberIndex::default();
         assert!(!found.is_complete() && !found.has_disks());
         assert_eq!(found.into_parts().unwrap_err().kind(), ErrorKind::Incomplete);
     }

@@ -19,8 +19,8 @@ pub(crate) mod tail;
 use std::ops::Range;
 use std::sync::Arc;
 
-use self::checked::Checked;
-pub use self::tail::Tail;
+use self::checked::VerifiedRanges;
+pub use self::tail::ArchiveTail;
 use crate::allocation_csv::AllocationRow;
 use crate::manifest::{Disk, Manifest};
 use crate::stream::{Carrier, RandomStream, ReadAt, ReadOptions};
@@ -51,17 +51,17 @@ pub struct IndexedDisk {
 
 /// An opened archive; see the module's description.
 pub struct ArchiveIndex<'a> {
-    stream: Checked<'a>,
+    stream: VerifiedRanges<'a>,
     head: Manifest,
     disks: Vec<IndexedDisk>,
-    tail: Option<Arc<Tail>>,
+    tail: Option<Arc<ArchiveTail>>,
     complete: bool,
     notes: Vec<String>,
 }
 
 /// A piece of a disk, as read.
 #[derive(Clone, Copy, Debug)]
-pub enum Data<'a> {
+pub enum DiskPiece<'a> {
     /// Its bytes.
     Bytes(&'a [u8]),
     /// They are damaged, or behind the cut.
@@ -106,8 +106,8 @@ impl<'a> ArchiveIndex<'a> {
                 (None, error.kind() == ErrorKind::Damaged)
             }
         };
-        let stream = Checked::new(stream, tail.clone());
-        let mut found = members::Found::default();
+        let stream = VerifiedRanges::new(stream, tail.clone());
+        let mut found = members::MemberIndex::default();
         match members::from_front(&stream, &mut found) {
             Err(error) if trust == Trust::Strict => return Err(error),
             Err(error) => {
@@ -161,7 +161,7 @@ impl<'a> ArchiveIndex<'a> {
     }
 
     /// The tail, where it fits the stream.
-    pub fn tail(&self) -> Option<&Tail> {
+    pub fn tail(&self) -> Option<&ArchiveTail> {
         self.tail.as_deref()
     }
 
@@ -189,7 +189,7 @@ impl<'a> ArchiveIndex<'a> {
         &self,
         disk: &IndexedDisk,
         range: Range<DenseOffset>,
-        take: &mut dyn FnMut(&Run, Data<'_>) -> Result<()>,
+        take: &mut dyn FnMut(&Run, DiskPiece<'_>) -> Result<()>,
     ) -> Result<()> {
         let place = |dense: DenseOffset| disk.dense_at.saturating_add(dense.get());
         let (from, to) = (place(range.start), place(range.end));
@@ -217,9 +217,9 @@ impl<'a> ArchiveIndex<'a> {
 /// are none, or they are damaged too (one chunk may hold the last disk's first tables and all copies), the
 /// disks whose tables had been read by then are what is left. Returns what is wrong with the copies.
 fn salvage(
-    stream: &Checked<'_>,
-    tail: Option<&Tail>,
-    found: &mut members::Found,
+    stream: &VerifiedRanges<'_>,
+    tail: Option<&ArchiveTail>,
+    found: &mut members::MemberIndex,
     front: Error,
 ) -> Result<Option<String>> {
     let error = match tail.map(|tail| members::from_recovery(stream, tail.record.recovery_at, found)) {
@@ -242,14 +242,14 @@ fn give(
     disk: &IndexedDisk,
     at: DenseOffset,
     bytes: &[u8],
-    take: &mut dyn FnMut(&Run, Data<'_>) -> Result<()>,
+    take: &mut dyn FnMut(&Run, DiskPiece<'_>) -> Result<()>,
 ) -> Result<()> {
     let mut rest = bytes;
     for piece in disk.table.pieces(at, bytes.len() as u64)? {
         let piece = piece?;
         let len = usize::try_from(piece.len).unwrap_or(usize::MAX).min(rest.len());
         let (now, later) = rest.split_at(len);
-        take(&piece, Data::Bytes(now))?;
+        take(&piece, DiskPiece::Bytes(now))?;
         rest = later;
     }
     Ok(())
@@ -259,10 +259,10 @@ fn give_lost(
     disk: &IndexedDisk,
     at: DenseOffset,
     len: u64,
-    take: &mut dyn FnMut(&Run, Data<'_>) -> Result<()>,
+    take: &mut dyn FnMut(&Run, DiskPiece<'_>) -> Result<()>,
 ) -> Result<()> {
     for piece in disk.table.pieces(at, len)? {
-        take(&piece?, Data::Lost)?;
+        take(&piece?, DiskPiece::Lost)?;
     }
     Ok(())
 }

@@ -6,7 +6,7 @@
 //! headers, padding and end are held against what virtfold writes, byte for byte, by the parser.
 
 use crate::end::{self, DIGEST_LEN, DigestsParser, EndRecord, RootHasher};
-use crate::layout::{self, Role};
+use crate::layout::{self, MemberRole};
 use crate::stream::{Digest, Digests, RandomStream};
 use crate::tar::{BLOCK, END_OF_ARCHIVE};
 use crate::tar_parser::{Event, MemberParser};
@@ -15,7 +15,7 @@ use virtfold_base::units::{MIB, StreamOffset};
 
 /// A tail that fits its stream.
 #[derive(Debug)]
-pub struct Tail {
+pub struct ArchiveTail {
     /// Whether the digests give the root; where not, one of them or the record is damaged.
     pub proven: bool,
     /// The end record.
@@ -34,7 +34,7 @@ fn incomplete(what: &str) -> Error {
 ///
 /// # Errors
 /// Incomplete, where the stream does not end as an archive does; Damaged, where its tail contradicts itself.
-pub(super) fn read(stream: &RandomStream<'_>) -> Result<Tail> {
+pub(super) fn read(stream: &RandomStream<'_>) -> Result<ArchiveTail> {
     let (record, root) = find_record(stream)?;
     let len = end::tail_len(&record)?;
     if record.body_len.checked_add(len) != Some(stream.len()) {
@@ -75,7 +75,7 @@ pub(super) fn read(stream: &RandomStream<'_>) -> Result<Tail> {
         return Err(Error::new(ErrorKind::Damaged, "the archive has not one digest for each MiB"));
     }
     let proven = pass.hasher.root(&record)? == root;
-    Ok(Tail { proven, record, digests: pass.digests, root })
+    Ok(ArchiveTail { proven, record, digests: pass.digests, root })
 }
 
 struct TailParser {
@@ -127,7 +127,9 @@ pub(crate) fn end_member(at: StreamOffset, bytes: &[u8]) -> Option<Vec<u8>> {
     let mut content = None;
     while let Ok(Some(event)) = parser.feed(&mut rest) {
         match event {
-            Event::Begin(member) if Role::of(&member.name) == Role::End => content = Some(Vec::new()),
+            Event::Begin(member) if MemberRole::of(&member.name) == MemberRole::End => {
+                content = Some(Vec::new())
+            }
             Event::Begin(_) => return None,
             Event::Content(bytes) => content.as_mut()?.extend_from_slice(bytes),
             Event::End | Event::EndOfArchive => return content,

@@ -17,7 +17,7 @@ use self::refusal::{check_bare, contradiction, digest_of};
 pub use self::visitor::{Sound, Visitor};
 use crate::allocation_csv::CsvParser;
 use crate::end::{self, ArchiveTotals, CHUNK, DigestsParser, EndRecord, RootHasher};
-use crate::layout::{Kind, Layout, Order, Role};
+use crate::layout::{BackupKind, Layout, MemberOrder, MemberRole};
 use crate::manifest::{self, Manifest};
 use crate::recovery::RecoveryParser;
 use crate::sparse_parser::{MapLocation, MapParser};
@@ -72,11 +72,11 @@ enum CurrentMember {
 }
 
 /// The pass; fed with chunks in order.
-pub struct Reader<'v> {
+pub struct ArchiveReader<'v> {
     visitor: &'v mut dyn Visitor,
     parser: MemberParser,
     current: CurrentMember,
-    order: Option<Order>,
+    order: Option<MemberOrder>,
     head: Option<Manifest>,
     head_bytes: Vec<u8>,
     /// The time of the head's own header.
@@ -95,7 +95,7 @@ pub struct Reader<'v> {
     padding: u64,
 }
 
-impl<'v> Reader<'v> {
+impl<'v> ArchiveReader<'v> {
     /// A pass that shows `visitor` what it finds.
     pub fn new(visitor: &'v mut dyn Visitor) -> Self {
         Self {
@@ -138,7 +138,7 @@ impl<'v> Reader<'v> {
     }
 }
 
-impl Reader<'_> {
+impl ArchiveReader<'_> {
     /// Takes bytes of a chunk.
     fn feed(&mut self, bytes: &[u8], chunk: &Chunk<'_>) -> Result<()> {
         let mut rest = bytes;
@@ -163,7 +163,7 @@ impl Reader<'_> {
     fn begin(&mut self, member: &Member, chunk: &Chunk<'_>) -> Result<()> {
         match &mut self.order {
             Some(order) => order.take(&member.name)?,
-            None if Role::of(&member.name) == Role::Head => {}
+            None if MemberRole::of(&member.name) == MemberRole::Head => {}
             None => return Err(contradiction("it does not begin with its head")),
         }
         if let Some(head) = &self.head
@@ -183,40 +183,40 @@ impl Reader<'_> {
 
     /// What is done with the content of a member that begins.
     fn current_of(&mut self, member: &Member, chunk: &Chunk<'_>) -> Result<CurrentMember> {
-        Ok(match Role::of(&member.name) {
-            Role::Head if member.size > manifest::MAX_LEN => {
+        Ok(match MemberRole::of(&member.name) {
+            MemberRole::Head if member.size > manifest::MAX_LEN => {
                 return Err(contradiction("its head is too long"));
             }
-            Role::Head => {
+            MemberRole::Head => {
                 self.head_time = member.mtime;
                 CurrentMember::Head(Vec::new())
             }
-            Role::Allocation(target) => {
+            MemberRole::Allocation(target) => {
                 let (index, disk) = self.described(target)?;
-                let kind = self.head.as_ref().map_or(Kind::Full, |head| head.kind);
+                let kind = self.head.as_ref().map_or(BackupKind::Full, |head| head.kind);
                 let parser = CsvParser::new(&member.name, disk.capacity, member.content_at, kind);
                 CurrentMember::Allocation(index, parser, Box::default())
             }
-            Role::Disk(target) => self.begin_disk(target, member)?,
-            Role::RecoveryHead => {
+            MemberRole::Disk(target) => self.begin_disk(target, member)?,
+            MemberRole::RecoveryHead => {
                 self.recovery_at = Some(member.header_at);
                 CurrentMember::RecoveryHead(0)
             }
-            Role::RecoveryMap(target) => {
+            MemberRole::RecoveryMap(target) => {
                 let (index, _) = self.described(target)?;
                 let parser = RecoveryParser::new(target, member.size, member.content_at);
                 CurrentMember::RecoveryMap { index, parser, at: DenseOffset::ZERO }
             }
-            Role::Digests => self.begin_tail(member, chunk)?,
-            Role::End => {
+            MemberRole::Digests => self.begin_tail(member, chunk)?,
+            MemberRole::End => {
                 check_bare(member)?;
                 let hasher = self.hasher.take().unwrap_or_default();
                 CurrentMember::End { bytes: Vec::new(), hasher }
             }
-            Role::RecoveryAllocation(target) => {
+            MemberRole::RecoveryAllocation(target) => {
                 CurrentMember::RecoveryAllocation(self.described(target)?.0, Box::default())
             }
-            Role::Other => {
+            MemberRole::Other => {
                 self.visitor.other(&member.name, member.size)?;
                 CurrentMember::Attachment
             }
@@ -443,7 +443,7 @@ impl Reader<'_> {
         if self.head_time != head.time()? {
             return Err(contradiction("its head has another time than it says"));
         }
-        let mut order = Order::new(head.disks.iter().map(|disk| disk.target.as_str()), head.kind)?;
+        let mut order = MemberOrder::new(head.disks.iter().map(|disk| disk.target.as_str()), head.kind)?;
         order.take(crate::layout::HEAD)?;
         self.visitor.head(&head)?;
         self.order = Some(order);

@@ -47,33 +47,33 @@ pub(super) struct DecodeTask {
 }
 
 /// A chunk checked, or a gap.
-pub(super) struct Checked {
+pub(super) struct DecodedChunk {
     pub(super) number: u64,
     pub(super) at: StreamOffset,
-    pub(super) outcome: Outcome,
+    pub(super) outcome: ChunkCheck,
     /// None for a gap.
     pub(super) slot: Option<DecodeSlot>,
 }
 
 /// What is known of the chunk: so many bytes at the front of the slot's chunk, or that it is lost.
-pub(super) enum Outcome {
+pub(super) enum ChunkCheck {
     Intact(usize, Digest),
     Unchecked(usize, Digest),
     Damaged(Damage),
 }
 
-impl Checked {
+impl DecodedChunk {
     /// A part of the stream that is known to be lost.
     pub(super) fn gap(number: u64, damage: Damage) -> Self {
-        Self { number, at: damage.stream.start, outcome: Outcome::Damaged(damage), slot: None }
+        Self { number, at: damage.stream.start, outcome: ChunkCheck::Damaged(damage), slot: None }
     }
 
     /// Hands the chunk to its consumer.
     pub(super) fn deliver(&self, consume: &mut dyn FnMut(Chunk<'_>) -> Result<()>) -> Result<()> {
         let (len, state) = match &self.outcome {
-            Outcome::Intact(len, digest) => (*len, ChunkState::Intact(*digest)),
-            Outcome::Unchecked(len, digest) => (*len, ChunkState::Unchecked(*digest)),
-            Outcome::Damaged(damage) => (0, ChunkState::Damaged(damage)),
+            ChunkCheck::Intact(len, digest) => (*len, ChunkState::Intact(*digest)),
+            ChunkCheck::Unchecked(len, digest) => (*len, ChunkState::Unchecked(*digest)),
+            ChunkCheck::Damaged(damage) => (0, ChunkState::Damaged(damage)),
         };
         let bytes = self.slot.as_ref().and_then(|slot| slot.chunk.get(..len)).unwrap_or_default();
         consume(Chunk { at: self.at, bytes, state })
@@ -91,7 +91,7 @@ pub(super) struct Decoder<'a> {
 
 impl Decoder<'_> {
     /// A worker thread's life: until there are no more jobs, nobody takes the chunks, or it fails.
-    pub(super) fn work(&self, jobs: &Receiver<DecodeTask>, done: &Sender<Result<Checked>>) {
+    pub(super) fn work(&self, jobs: &Receiver<DecodeTask>, done: &Sender<Result<DecodedChunk>>) {
         let mut unpacker = Unpacker::default();
         for job in jobs {
             let outcome = guarded(|| self.check(job, &mut unpacker));
@@ -103,7 +103,7 @@ impl Decoder<'_> {
     }
 
     /// Checks one chunk; an error is one that ends the work.
-    pub(super) fn check(&self, job: DecodeTask, unpacker: &mut Unpacker) -> Result<Checked> {
+    pub(super) fn check(&self, job: DecodeTask, unpacker: &mut Unpacker) -> Result<DecodedChunk> {
         check_cancel(self.cancel)?;
         let DecodeTask { number, span, mut slot } = job;
         let outcome = match self.carrier {
@@ -112,20 +112,21 @@ impl Decoder<'_> {
         };
         let outcome = match outcome {
             Ok(outcome) => outcome,
-            Err(Fault::Ends(error)) => return Err(error),
-            Err(Fault::Damage(why)) => {
+            Err(ChunkError::Ends(error)) => return Err(error),
+            Err(ChunkError::Damage(why)) => {
                 let Span { stream, file, .. } = span.clone();
-                Outcome::Damaged(Damage { stream, file, why })
+                ChunkCheck::Damaged(Damage { stream, file, why })
             }
         };
-        Ok(Checked { number, at: span.stream.start, outcome, slot: Some(slot) })
+        Ok(DecodedChunk { number, at: span.stream.start, outcome, slot: Some(slot) })
     }
 
-    fn plain(&self, span: &Span, slot: &mut DecodeSlot) -> std::result::Result<Outcome, Fault> {
+    fn plain(&self, span: &Span, slot: &mut DecodeSlot) -> std::result::Result<ChunkCheck, ChunkError> {
         let len = usize::try_from(span.file.end.saturating_sub(span.file.start)).unwrap_or(usize::MAX);
-        let chunk = slot.chunk.get_mut(..len).ok_or_else(|| Fault::Damage("it is too large".to_owned()))?;
+        let chunk =
+            slot.chunk.get_mut(..len).ok_or_else(|| ChunkError::Damage("it is too large".to_owned()))?;
         self.fetch(&span.file, chunk)?;
-        Ok(Outcome::Unchecked(len, Digest::of(chunk)))
+        Ok(ChunkCheck::Unchecked(len, Digest::of(chunk)))
     }
 
     fn framed(
@@ -133,17 +134,17 @@ impl Decoder<'_> {
         span: &Span,
         slot: &mut DecodeSlot,
         unpacker: &mut Unpacker,
-    ) -> std::result::Result<Outcome, Fault> {
+    ) -> std::result::Result<ChunkCheck, ChunkError> {
         let len = span.file.end.saturating_sub(span.file.start);
         let DecodeSlot { stored, chunk } = slot;
         let stored = usize::try_from(len)
             .ok()
             .and_then(|len| stored.get_mut(..len))
-            .ok_or_else(|| Fault::Damage("there are more bytes than its frame can have".to_owned()))?;
+            .ok_or_else(|| ChunkError::Damage("there are more bytes than its frame can have".to_owned()))?;
         self.fetch(&span.file, stored)?;
-        let (header, body) = self.header(span, stored).map_err(Fault::Damage)?;
-        let bytes = unpacker.unpack(&header, body, chunk).map_err(Fault::Damage)?;
-        Ok(Outcome::Intact(bytes.len(), header.digest))
+        let (header, body) = self.header(span, stored).map_err(ChunkError::Damage)?;
+        let bytes = unpacker.unpack(&header, body, chunk).map_err(ChunkError::Damage)?;
+        Ok(ChunkCheck::Intact(bytes.len(), header.digest))
     }
 
     /// Takes the header off `bytes` and compares it with what is known of the frame.
@@ -165,21 +166,21 @@ impl Decoder<'_> {
         Ok((header, bytes.get(HEADER_LEN..).unwrap_or_default()))
     }
 
-    fn fetch(&self, place: &Range<u64>, to: &mut [u8]) -> std::result::Result<(), Fault> {
+    fn fetch(&self, place: &Range<u64>, to: &mut [u8]) -> std::result::Result<(), ChunkError> {
         let Some(file) = self.file else { return Ok(()) };
-        file.read_exact_at(place.start, to).map_err(Fault::of_reading)
+        file.read_exact_at(place.start, to).map_err(ChunkError::of_reading)
     }
 }
 
 /// Why a chunk can't be had.
-enum Fault {
+enum ChunkError {
     /// It alone is lost.
     Damage(String),
     /// The work ends.
     Ends(Error),
 }
 
-impl Fault {
+impl ChunkError {
     /// A medium that can't read one place may well read the next, and one that finds it damaged, too; anything else is no
     /// property of the place.
     fn of_reading(error: Error) -> Self {

@@ -105,7 +105,7 @@ pub enum SeekTableState {
 
 /// Where a file ends too early.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Cut {
+pub struct Truncation {
     /// Where the bytes begin that hold no whole frame and no seek table, up to the file's end.
     pub file: u64,
     /// Where the stream breaks off.
@@ -128,7 +128,7 @@ pub struct StreamEnd {
     /// The seek table.
     pub table: SeekTableState,
     /// Where the file is cut.
-    pub cut: Option<Cut>,
+    pub cut: Option<Truncation>,
     /// Bytes of the file behind the seek table, where nothing may be.
     pub trailing: Option<Range<u64>>,
     /// Zeros behind the seek table, which media of whole blocks put there.

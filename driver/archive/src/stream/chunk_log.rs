@@ -8,7 +8,7 @@
 use super::digest::Digest;
 use super::frame::{FRAME, FrameHeader, HEADER_LEN, STORED_MAX, Unpacker};
 use virtfold_base::error::{Error, ErrorKind, Result};
-use virtfold_base::spool::Spool;
+use virtfold_base::spool::SpillLog;
 
 /// Bytes of a record.
 const LEN: usize = 40;
@@ -108,7 +108,7 @@ fn unknown() -> Error {
 /// Records of chunks from the first one on, in a [`Spool`], so that their number does not matter.
 #[derive(Debug, Default)]
 pub struct ChunkRecords {
-    spool: Spool,
+    spool: SpillLog,
     /// How many count; behind them are the records of chunks that are to be put out again.
     kept: u64,
 }

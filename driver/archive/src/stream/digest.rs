@@ -8,7 +8,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use virtfold_base::error::{Error, ErrorKind, Result};
-use virtfold_base::spool::Spool;
+use virtfold_base::spool::SpillLog;
 
 /// Bytes of a digest.
 const LEN: u64 = 32;
@@ -76,7 +76,7 @@ impl From<Digest> for String {
 /// The digests of a stream's chunks, in order; kept in a [`Spool`], so that their number does not matter.
 #[derive(Debug, Default)]
 pub struct Digests {
-    spool: Spool,
+    spool: SpillLog,
 }
 
 impl Digests {

@@ -13,7 +13,7 @@ use virtfold_base::units::StreamOffset;
 
 /// Where a frame, or a gap in which frames are lost, begins.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Entry {
+pub(super) struct FrameStart {
     pub(super) number: u64,
     pub(super) at: StreamOffset,
     pub(super) file: u64,
@@ -21,7 +21,7 @@ pub(super) struct Entry {
     pub(super) lost: bool,
 }
 
-impl Record for Entry {
+impl Record for FrameStart {
     fn pack(&self, prev: &Self, out: &mut Vec<u8>) {
         packed::put_delta(prev.number, self.number, out);
         packed::put_delta(prev.at.get(), self.at.get(), out);
@@ -52,19 +52,19 @@ pub(super) struct Span {
 /// The list.
 #[derive(Debug, Default)]
 pub(super) struct FrameIndex {
-    list: PackedList<Entry>,
-    end: Entry,
+    list: PackedList<FrameStart>,
+    end: FrameStart,
 }
 
 impl FrameIndex {
     /// Takes in the next frame or gap, which begins where the end was or later, and the new end.
-    pub(super) fn push(&mut self, entry: Entry, end: Entry) -> Result<()> {
+    pub(super) fn push(&mut self, entry: FrameStart, end: FrameStart) -> Result<()> {
         self.end = end;
         self.list.push(entry)
     }
 
     /// Where the frames end: number of the frame that would come next, the stream's and the file's offset.
-    pub(super) fn end(&self) -> Entry {
+    pub(super) fn end(&self) -> FrameStart {
         self.end
     }
 

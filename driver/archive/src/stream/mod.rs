@@ -43,7 +43,9 @@ use uuid::Uuid;
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_base::units::DenseOffset;
 
-pub use chunk::{Carrier, Chunk, ChunkState, Cut, Damage, ReadAt, ReadOptions, SeekTableState, StreamEnd};
+pub use chunk::{
+    Carrier, Chunk, ChunkState, Damage, ReadAt, ReadOptions, SeekTableState, StreamEnd, Truncation,
+};
 pub use chunk_log::{ChunkLog, ChunkRecord, ChunkRecords, NoChunkLog};
 pub use digest::{Digest, Digests};
 pub use frame::FRAME;

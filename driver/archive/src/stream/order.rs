@@ -7,12 +7,12 @@ use std::collections::BTreeMap;
 
 /// Things waiting for the ones before them.
 #[derive(Debug)]
-pub(super) struct Order<T> {
+pub(super) struct Reorder<T> {
     next: u64,
     waiting: BTreeMap<u64, T>,
 }
 
-impl<T> Order<T> {
+impl<T> Reorder<T> {
     /// Nothing waits; number 0 comes first.
     pub(super) fn new() -> Self {
         Self::from(0)

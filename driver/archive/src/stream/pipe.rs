@@ -13,12 +13,12 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 use virtfold_base::units::StreamOffset;
 
-use super::checker::{Checked, DecodeSlot, DecodeTask, Decoder};
+use super::checker::{DecodeSlot, DecodeTask, DecodedChunk, Decoder};
 use super::chunk::{Carrier, Chunk, ReadOptions, SeekTableState, StreamEnd};
 use super::frame::FRAME;
 use super::index::Span;
-use super::order::Order;
-use super::scan::{FrameWalker, LookAhead, Step};
+use super::order::Reorder;
+use super::scan::{FrameWalker, LookAhead, ScanStep};
 use super::{check_cancel, detect, guarded, panicked, slot_limit, unrecognised};
 
 /// Bytes that are read at once, and let go at once.
@@ -79,11 +79,11 @@ pub fn read_pipe(
 
 /// Hands on what was checked, until all is done or something fails.
 fn put_in_order(
-    done: &Receiver<Result<Checked>>,
+    done: &Receiver<Result<DecodedChunk>>,
     back: &Sender<DecodeSlot>,
     consume: &mut dyn FnMut(Chunk<'_>) -> Result<()>,
 ) -> Result<()> {
-    let mut order = Order::new();
+    let mut order = Reorder::new();
     for checked in done {
         let checked = checked?;
         order.put(checked.number, checked);
@@ -128,7 +128,7 @@ fn stopped() -> Error {
 struct Feeder<'a> {
     slots: Slots,
     jobs: Sender<DecodeTask>,
-    checked: Sender<Result<Checked>>,
+    checked: Sender<Result<DecodedChunk>>,
     number: u64,
     options: &'a ReadOptions,
 }
@@ -146,13 +146,13 @@ impl Feeder<'_> {
         loop {
             check_cancel(&self.options.cancel)?;
             match walker.step(input)? {
-                Step::End(end) => return Ok(end),
-                Step::Gap(damage) => {
-                    let gap = Checked::gap(self.number, damage);
+                ScanStep::End(end) => return Ok(end),
+                ScanStep::Gap(damage) => {
+                    let gap = DecodedChunk::gap(self.number, damage);
                     self.number += 1;
                     self.checked.send(Ok(gap)).map_err(|_| stopped())?;
                 }
-                Step::Frame(span) => {
+                ScanStep::Frame(span) => {
                     let mut slot = self.slots.take()?;
                     let len = usize::try_from(span.file.end - span.file.start).unwrap_or_default();
                     let frame = input.peek(span.file.start, len)?;

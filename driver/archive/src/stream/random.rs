@@ -16,14 +16,14 @@ use uuid::Uuid;
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_base::units::StreamOffset;
 
-use super::checker::{Checked, DecodeSlot, DecodeTask, Decoder, Outcome};
+use super::checker::{ChunkCheck, DecodeSlot, DecodeTask, DecodedChunk, Decoder};
 use super::chunk::{Carrier, Chunk, Damage, ReadAt, ReadOptions, SeekTableState, StreamEnd};
 use super::frame::{FRAME, FrameHeader, HEADER_LEN, HeaderFault, Unpacker};
 use super::index::{FrameIndex, Span};
-use super::order::Order;
+use super::order::Reorder;
 use super::padding::{end_before_zeros, ends_as_plain};
 use super::pipe::plain_end;
-use super::scan::{FrameWalker, LookAhead, Step, unknown_version};
+use super::scan::{FrameWalker, LookAhead, ScanStep, unknown_version};
 use super::{Cancel, check_cancel, detect, panicked, seek_table, slot_limit, unrecognised};
 
 /// Frames at the beginning that are asked for the archive's id.
@@ -36,7 +36,7 @@ pub struct RandomStream<'a> {
     index: FrameIndex,
     end: StreamEnd,
     /// The frame that was read last, for reads that go on in it.
-    last: Mutex<Option<(StreamOffset, Checked)>>,
+    last: Mutex<Option<(StreamOffset, DecodedChunk)>>,
 }
 
 impl<'a> RandomStream<'a> {
@@ -117,20 +117,20 @@ impl<'a> RandomStream<'a> {
     }
 
     /// Reads the frame that holds `at`; one that is damaged is an error.
-    fn load(&self, at: StreamOffset) -> Result<(StreamOffset, Checked)> {
+    fn load(&self, at: StreamOffset) -> Result<(StreamOffset, DecodedChunk)> {
         let span = self.index.spans(at)?.next().transpose()?.filter(|span| span.stream.contains(&at));
         let span = span.ok_or_else(|| self.beyond(at))?;
         let frame_end = span.stream.end;
         let checked = match lost(&span) {
-            Some(damage) => Checked::gap(0, damage),
+            Some(damage) => DecodedChunk::gap(0, damage),
             None => {
                 let job = DecodeTask { number: 0, span, slot: DecodeSlot::new(Carrier::Framed) };
                 self.checker().check(job, &mut Unpacker::default())?
             }
         };
         match &checked.outcome {
-            Outcome::Damaged(damage) => Err(self.damaged(damage)),
-            Outcome::Intact(..) | Outcome::Unchecked(..) => Ok((frame_end, checked)),
+            ChunkCheck::Damaged(damage) => Err(self.damaged(damage)),
+            ChunkCheck::Intact(..) | ChunkCheck::Unchecked(..) => Ok((frame_end, checked)),
         }
     }
 
@@ -207,13 +207,13 @@ impl<'a> RandomStream<'a> {
             }
             drop((todo, checked));
             let mut slots: Vec<DecodeSlot> = Vec::new();
-            let mut order = Order::new();
+            let mut order = Reorder::new();
             let (mut sent, mut delivered) = (0, 0);
             loop {
                 while sent - delivered < limit as u64 {
                     let Some(span) = spans.next().transpose()? else { break };
                     match lost(&span) {
-                        Some(damage) => order.put(sent, Checked::gap(sent, damage)),
+                        Some(damage) => order.put(sent, DecodedChunk::gap(sent, damage)),
                         None => {
                             let slot = slots.pop().unwrap_or_else(|| DecodeSlot::new(self.end.carrier));
                             let job = DecodeTask { number: sent, span, slot };
@@ -232,7 +232,7 @@ impl<'a> RandomStream<'a> {
                     slots.extend(next.slot);
                 }
                 if sent > delivered + order.len() {
-                    let next: Checked = done.recv().map_err(|_| panicked())??;
+                    let next: DecodedChunk = done.recv().map_err(|_| panicked())??;
                     order.put(next.number, next);
                 }
             }
@@ -337,7 +337,7 @@ fn by_walk(file: &dyn ReadAt, options: &ReadOptions) -> Result<(FrameIndex, Stre
     let mut walker = FrameWalker::new(options.archive_id.or_else(|| most_named(&ids)));
     loop {
         check_cancel(&options.cancel)?;
-        if let Step::End(end) = walker.step(&mut input)? {
+        if let ScanStep::End(end) = walker.step(&mut input)? {
             return Ok((walker.into_index(), end));
         }
     }

@@ -20,9 +20,9 @@ use uuid::Uuid;
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_base::units::StreamOffset;
 
-use super::chunk::{Carrier, Cut, Damage, SeekTableState, StreamEnd};
+use super::chunk::{Carrier, Damage, SeekTableState, StreamEnd, Truncation};
 use super::frame::{FRAME, FrameHeader, HEADER_LEN, HeaderFault};
-use super::index::{Entry, FrameIndex, Span};
+use super::index::{FrameIndex, FrameStart, Span};
 use super::seek_table::{self, PAIRS_BLOCK, SeekTableCheck};
 
 /// Bytes that are scanned at once.
@@ -46,7 +46,7 @@ pub(super) trait LookAhead {
 
 /// What the walk meets.
 #[derive(Debug)]
-pub(super) enum Step {
+pub(super) enum ScanStep {
     /// A frame: its header is good, its bytes are all there.
     Frame(Span),
     /// A part that is lost.
@@ -56,7 +56,7 @@ pub(super) enum Step {
 }
 
 /// What the scan finds.
-enum Found {
+enum ScanHit {
     Frame(FrameHeader),
     Table(u32),
 }
@@ -68,7 +68,7 @@ pub(super) struct FrameWalker {
     /// Where a scan begins: behind the last good header.
     behind: u64,
     /// What was found behind a gap that is delivered first.
-    pending: Option<Step>,
+    pending: Option<ScanStep>,
 }
 
 impl FrameWalker {
@@ -88,7 +88,7 @@ impl FrameWalker {
     }
 
     /// The next thing. Not to be called behind [`Step::End`].
-    pub(super) fn step(&mut self, input: &mut dyn LookAhead) -> Result<Step> {
+    pub(super) fn step(&mut self, input: &mut dyn LookAhead) -> Result<ScanStep> {
         if let Some(step) = self.pending.take() {
             return Ok(step);
         }
@@ -138,10 +138,10 @@ impl FrameWalker {
     }
 
     /// Takes in the frame at `file`, and the gap before it where there is one.
-    fn frame(&mut self, header: &FrameHeader, file: u64) -> Result<Step> {
+    fn frame(&mut self, header: &FrameHeader, file: u64) -> Result<ScanStep> {
         let expected = self.index.end();
-        let start = Entry { number: header.number, at: header.at, file, lost: false };
-        let end = Entry {
+        let start = FrameStart { number: header.number, at: header.at, file, lost: false };
+        let end = FrameStart {
             number: header.number + 1,
             at: header.end(),
             file: file.saturating_add(header.span()),
@@ -151,11 +151,11 @@ impl FrameWalker {
         self.behind = file.saturating_add(HEADER_LEN as u64);
         let gap = start != expected;
         if gap {
-            let lost = Entry { file: expected.file.min(file), lost: true, ..expected };
+            let lost = FrameStart { file: expected.file.min(file), lost: true, ..expected };
             self.index.push(lost, start)?;
         }
         self.index.push(start, end)?;
-        let step = Step::Frame(Span {
+        let step = ScanStep::Frame(Span {
             numbers: start.number..end.number,
             stream: start.at..end.at,
             file: start.file..end.file,
@@ -165,11 +165,11 @@ impl FrameWalker {
             return Ok(step);
         }
         self.pending = Some(step);
-        Ok(Step::Gap(damage(expected, start)))
+        Ok(ScanStep::Gap(damage(expected, start)))
     }
 
     /// Looks for what comes behind bytes that are nothing.
-    fn resync(&mut self, input: &mut dyn LookAhead) -> Result<Step> {
+    fn resync(&mut self, input: &mut dyn LookAhead) -> Result<ScanStep> {
         let expected = self.index.end();
         let mut at = if self.behind > 0 { self.behind } else { expected.file };
         let mut from = 0;
@@ -190,10 +190,10 @@ impl FrameWalker {
             };
             let place = at + n as u64;
             match found {
-                Found::Frame(header) if input.reaches(place.saturating_add(header.span()))? => {
+                ScanHit::Frame(header) if input.reaches(place.saturating_add(header.span()))? => {
                     return self.frame(&header, place);
                 }
-                Found::Table(chunks) if self.table_fits(input, place, chunks)? => {
+                ScanHit::Table(chunks) if self.table_fits(input, place, chunks)? => {
                     return self.table(input, place, chunks);
                 }
                 _ => from = n + 1,
@@ -202,7 +202,7 @@ impl FrameWalker {
     }
 
     /// The first thing in `block`, not before `from`, that can be a frame's header or a table's beginning.
-    fn find(&self, block: &[u8], mut from: usize) -> Option<(usize, Found)> {
+    fn find(&self, block: &[u8], mut from: usize) -> Option<(usize, ScanHit)> {
         const MAGIC_END: [u8; 3] = [0x2a, 0x4d, 0x18];
         loop {
             let rest = block.get(from..)?;
@@ -211,20 +211,20 @@ impl FrameWalker {
             if let Ok(header) = FrameHeader::decode(here)
                 && self.fits(&header)
             {
-                return Some((from, Found::Frame(header)));
+                return Some((from, ScanHit::Frame(header)));
             }
             if let Some(chunks) = seek_table::chunks_of(here)
                 && chunks > 0
                 && u64::from(chunks) >= self.index.end().number
             {
-                return Some((from, Found::Table(chunks)));
+                return Some((from, ScanHit::Table(chunks)));
             }
             from += 1;
         }
     }
 
     /// Compares the table at `at` and ends the walk.
-    fn table(&mut self, input: &mut dyn LookAhead, at: u64, chunks: u32) -> Result<Step> {
+    fn table(&mut self, input: &mut dyn LookAhead, at: u64, chunks: u32) -> Result<ScanStep> {
         let expected = self.index.end();
         let table_end = at.saturating_add(seek_table::table_len(chunks.into()));
         let mut comparison = SeekTableCheck::new(self.index.spans(StreamOffset::ZERO)?, chunks.into());
@@ -264,18 +264,18 @@ impl FrameWalker {
         if (at, u64::from(chunks)) == (expected.file, expected.number) || !believed {
             // What a wrong table says of frames behind the last one is worth nothing.
             end.cut = (at != expected.file).then(|| cut_at(expected, file_len));
-            return Ok(Step::End(end));
+            return Ok(ScanStep::End(end));
         }
         let behind =
-            Entry { number: chunks.into(), at: expected.at.saturating_add(lost), file: at, lost: false };
-        self.index.push(Entry { file: expected.file.min(at), lost: true, ..expected }, behind)?;
+            FrameStart { number: chunks.into(), at: expected.at.saturating_add(lost), file: at, lost: false };
+        self.index.push(FrameStart { file: expected.file.min(at), lost: true, ..expected }, behind)?;
         end.stream_len = behind.at.get();
-        self.pending = Some(Step::End(end));
-        Ok(Step::Gap(damage(expected, behind)))
+        self.pending = Some(ScanStep::End(end));
+        Ok(ScanStep::Gap(damage(expected, behind)))
     }
 
     /// Ends the walk where nothing more is found: what is left begins with `first` and ends with `last`.
-    fn nothing(&mut self, input: &mut dyn LookAhead, first: &[u8], last: &[u8]) -> Result<Step> {
+    fn nothing(&mut self, input: &mut dyn LookAhead, first: &[u8], last: &[u8]) -> Result<ScanStep> {
         let expected = self.index.end();
         let file_len = input.finish()?;
         let left = file_len.saturating_sub(expected.file);
@@ -284,10 +284,10 @@ impl FrameWalker {
             && seek_table::resembles(expected.number, first, last)
         {
             end.table = SeekTableState::Damaged("its bytes are not those that the frames give".to_owned());
-            return Ok(Step::End(end));
+            return Ok(ScanStep::End(end));
         }
         end.cut = Some(cut_at(expected, file_len));
-        Ok(Step::End(end))
+        Ok(ScanStep::End(end))
     }
 
     fn end(&self, file_len: u64) -> StreamEnd {
@@ -320,7 +320,7 @@ fn only_zeros(input: &mut dyn LookAhead, mut at: u64) -> Result<bool> {
 }
 
 /// What is lost between where the next frame was expected and where one was found.
-fn damage(expected: Entry, found: Entry) -> Damage {
+fn damage(expected: FrameStart, found: FrameStart) -> Damage {
     let frames = found.number.saturating_sub(expected.number);
     let why = match frames {
         0 => "bytes that belong to no frame".to_owned(),
@@ -331,12 +331,12 @@ fn damage(expected: Entry, found: Entry) -> Damage {
 }
 
 /// The cut of a file that has nothing usable behind the frames before `expected`.
-fn cut_at(expected: Entry, file_len: u64) -> Cut {
+fn cut_at(expected: FrameStart, file_len: u64) -> Truncation {
     let why = match file_len.saturating_sub(expected.file) {
         0 => "it ends behind a frame, without a seek table".to_owned(),
         left => format!("its last {left} bytes hold no whole frame and no seek table that is right"),
     };
-    Cut { file: expected.file.min(file_len), stream: expected.at, why }
+    Truncation { file: expected.file.min(file_len), stream: expected.at, why }
 }
 
 /// The refusal of a frame layout of a later version.

@@ -9,13 +9,13 @@
 //! Imports: `units`, `error`, `spool`.
 
 use virtfold_base::error::Result;
-use virtfold_base::spool::Spool;
+use virtfold_base::spool::SpillLog;
 use virtfold_base::units::StreamOffset;
 
 use super::Sink;
 use super::chunk::ReadAt;
 use super::frame::{FRAME, FrameHeader, HEADER_LEN, STORED_MAX};
-use super::index::{Entry, FrameIndex, Span};
+use super::index::{FrameIndex, FrameStart, Span};
 
 /// Magic number of the skippable frame that holds a seek table.
 const FRAME_MAGIC: [u8; 4] = 0x184D_2A5E_u32.to_le_bytes();
@@ -150,7 +150,7 @@ fn load_pairs(file: &dyn ReadAt, place: std::ops::Range<u64>) -> Result<Option<F
                 return Ok(None);
             }
             let entry = index.end();
-            let end = Entry {
+            let end = FrameStart {
                 number: entry.number + 1,
                 at: entry.at.saturating_add(len.into()),
                 file: entry.file + HEADER_LEN as u64 + u64::from(stored),
@@ -242,7 +242,7 @@ pub(super) const PAIRS_BLOCK: u64 = 1024 * PAIR_LEN as u64;
 /// Collects the sizes of the frames as they are written, 8 bytes a chunk in a [`Spool`].
 #[derive(Debug, Default)]
 pub(super) struct TableWriter {
-    sizes: Spool,
+    sizes: SpillLog,
     chunks: u32,
 }
 

@@ -26,7 +26,7 @@ pub(super) struct EncodeSlot {
     /// Header and Zstandard frame, for a framed stream; else empty.
     pub(super) output: Buffer,
     /// What of the chunk is still to be read.
-    pub(super) pieces: Vec<Piece>,
+    pub(super) pieces: Vec<DataPiece>,
 }
 
 impl EncodeSlot {
@@ -42,7 +42,7 @@ impl EncodeSlot {
 
 /// A range of the chunk that a disk's dense bytes fill.
 #[derive(Clone, Debug)]
-pub(super) struct Piece {
+pub(super) struct DataPiece {
     pub(super) disk: usize,
     pub(super) from: DenseOffset,
     pub(super) place: Range<usize>,
@@ -50,7 +50,7 @@ pub(super) struct Piece {
 
 /// A chunk to be made: what of it is known lies in the slot's input already.
 #[derive(Debug)]
-pub(super) struct Plan {
+pub(super) struct EncodeTask {
     pub(super) number: u64,
     pub(super) at: StreamOffset,
     pub(super) len: usize,
@@ -61,7 +61,7 @@ pub(super) struct Plan {
 
 /// A chunk made.
 #[derive(Debug)]
-pub(super) struct Done {
+pub(super) struct EncodedChunk {
     pub(super) number: u64,
     pub(super) len: usize,
     /// Bytes of it that came from the source.
@@ -93,9 +93,9 @@ impl<'a> Encoder<'a> {
     }
 
     /// Makes one chunk.
-    pub(super) fn make(&mut self, plan: Plan) -> Result<Done> {
+    pub(super) fn make(&mut self, plan: EncodeTask) -> Result<EncodedChunk> {
         check_cancel(&self.options.cancel)?;
-        let Plan { number, at, len, data_len, mut slot } = plan;
+        let EncodeTask { number, at, len, data_len, mut slot } = plan;
         let EncodeSlot { input, output, pieces } = &mut slot;
         for piece in pieces.drain(..) {
             let place = input.get_mut(piece.place).ok_or_else(misplanned)?;
@@ -106,16 +106,16 @@ impl<'a> Encoder<'a> {
         let stored = match &mut self.compressor {
             None => 0,
             Some(compressor) => {
-                let named = Named { archive_id: self.options.archive_id, number, at, digest };
+                let named = FrameSizes { archive_id: self.options.archive_id, number, at, digest };
                 compress(compressor, &named, chunk, output)?
             }
         };
-        Ok(Done { number, len, data_len, stored, digest, slot })
+        Ok(EncodedChunk { number, len, data_len, stored, digest, slot })
     }
 }
 
 /// What a header says besides what compression finds out.
-struct Named {
+struct FrameSizes {
     archive_id: Uuid,
     number: u64,
     at: StreamOffset,
@@ -126,7 +126,7 @@ struct Named {
 /// behind the room for the header, so that both go to the sink in one piece.
 fn compress(
     compressor: &mut zstd::bulk::Compressor<'static>,
-    named: &Named,
+    named: &FrameSizes,
     chunk: &[u8],
     output: &mut [u8],
 ) -> Result<usize> {

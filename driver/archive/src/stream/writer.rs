@@ -27,9 +27,9 @@ use virtfold_base::units::{DenseOffset, MIB, StreamOffset};
 use super::chunk_log::{ChunkLog, ChunkRecord, NoChunkLog};
 use super::digest::Digests;
 use super::frame::{FRAME, HEADER_LEN};
-use super::order::Order;
+use super::order::Reorder;
 use super::seek_table::{MAX_CHUNKS, TableWriter};
-use super::worker::{Done, EncodeSlot, Encoder, Piece, Plan};
+use super::worker::{DataPiece, EncodeSlot, EncodeTask, EncodedChunk, Encoder};
 use super::{Compression, DataSource, Sink, StreamOptions, StreamTotals, check_cancel, guarded, slot_limit};
 
 /// How far ahead of the plan the source is told what will be read, bytes.
@@ -72,12 +72,12 @@ pub fn write_stream_from<T>(
     let (back, free) = bounded(crew(options).1);
     let digests = Mutex::new(Some(Digests::new()));
     let kept = log.kept();
-    let outlet = Outlet {
+    let outlet = ChunkOutput {
         sink,
         log,
         options,
         back,
-        order: Order::from(kept),
+        order: Reorder::from(kept),
         digests: &digests,
         table: TableWriter::default(),
         written: 0,
@@ -108,7 +108,7 @@ fn run<T>(
     plan: impl FnOnce(&mut StreamWriter<'_>) -> Result<T>,
 ) -> Result<(T, u64, StreamOffset)> {
     let WriterShared { source, options, digests, free, kept } = inputs;
-    let take_over = |chunk: &Open| match lock(outlet).as_mut() {
+    let take_over = |chunk: &PlannedChunk| match lock(outlet).as_mut() {
         Ok(outlet) => outlet.take_over(chunk),
         Err(_) => Err(stopped()),
     };
@@ -160,7 +160,12 @@ fn crew(options: &StreamOptions) -> (usize, usize) {
 }
 
 /// A worker thread's life: until there are no more plans, or somebody fails.
-fn work(source: &dyn DataSource, options: &StreamOptions, planned: &Receiver<Plan>, outlet: &Shared<'_>) {
+fn work(
+    source: &dyn DataSource,
+    options: &StreamOptions,
+    planned: &Receiver<EncodeTask>,
+    outlet: &Shared<'_>,
+) {
     let mut worker = match Encoder::new(source, options) {
         Ok(worker) => worker,
         Err(error) => {
@@ -177,7 +182,7 @@ fn work(source: &dyn DataSource, options: &StreamOptions, planned: &Receiver<Pla
 }
 
 /// The outlet, or the first error, which ended it.
-type Shared<'a> = Mutex<Result<Outlet<'a>>>;
+type Shared<'a> = Mutex<Result<ChunkOutput<'a>>>;
 
 /// Of the body's chunks, as far as the sink has them; gone once [`StreamWriter::begin_tail`] has taken them.
 type BodyDigests = Mutex<Option<Digests>>;
@@ -188,7 +193,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Hands a chunk on, and puts out what is next in order. Returns whether the work goes on.
-fn deliver(outlet: &Shared<'_>, outcome: Result<Done>) -> bool {
+fn deliver(outlet: &Shared<'_>, outcome: Result<EncodedChunk>) -> bool {
     let mut outlet = lock(outlet);
     let Ok(open) = outlet.as_mut() else { return false };
     match outcome.and_then(|done| guarded(|| open.accept(done))) {
@@ -203,19 +208,19 @@ fn deliver(outlet: &Shared<'_>, outcome: Result<Done>) -> bool {
 
 /// Where the chunks go out, one thread at a time: most often the one that made the chunk, whose cache still
 /// has it.
-struct Outlet<'a> {
+struct ChunkOutput<'a> {
     sink: &'a mut dyn Sink,
     log: &'a mut dyn ChunkLog,
     options: &'a StreamOptions,
     back: Sender<EncodeSlot>,
-    order: Order<Done>,
+    order: Reorder<EncodedChunk>,
     digests: &'a BodyDigests,
     table: TableWriter,
     written: u64,
 }
 
-impl Outlet<'_> {
-    fn accept(&mut self, done: Done) -> Result<()> {
+impl ChunkOutput<'_> {
+    fn accept(&mut self, done: EncodedChunk) -> Result<()> {
         self.order.put(done.number, done);
         while let Some(next) = self.order.take() {
             check_cancel(&self.options.cancel)?;
@@ -224,8 +229,8 @@ impl Outlet<'_> {
         Ok(())
     }
 
-    fn put_out(&mut self, done: Done) -> Result<()> {
-        let Done { number, len, stored, digest, slot, data_len } = done;
+    fn put_out(&mut self, done: EncodedChunk) -> Result<()> {
+        let EncodedChunk { number, len, stored, digest, slot, data_len } = done;
         let bytes = match self.options.compression {
             Compression::None => slot.input.get(..len),
             Compression::Zstd { .. } => slot.output.get(..HEADER_LEN + stored),
@@ -243,7 +248,7 @@ impl Outlet<'_> {
     }
 
     /// Takes over a chunk that was put out before.
-    fn take_over(&mut self, chunk: &Open) -> Result<()> {
+    fn take_over(&mut self, chunk: &PlannedChunk) -> Result<()> {
         let record = self.log.get(chunk.number)?;
         let is_framed = self.options.compression != Compression::None;
         if u64::from(record.len) != chunk.len as u64 || (record.stored > 0) != is_framed {
@@ -317,7 +322,7 @@ fn stopped() -> Error {
 }
 
 /// The chunk that is being planned.
-struct Open {
+struct PlannedChunk {
     number: u64,
     at: StreamOffset,
     len: usize,
@@ -332,11 +337,11 @@ pub struct StreamWriter<'a> {
     options: &'a StreamOptions,
     digests: &'a BodyDigests,
     slots: Slots,
-    plans: Sender<Plan>,
+    plans: Sender<EncodeTask>,
     /// Chunks that were put out before.
     kept: u64,
-    take_over: &'a dyn Fn(&Open) -> Result<()>,
-    chunk: Option<Open>,
+    take_over: &'a dyn Fn(&PlannedChunk) -> Result<()>,
+    chunk: Option<PlannedChunk>,
     chunks: u64,
     position: StreamOffset,
     /// The disk and the dense offset up to which the source was told.
@@ -383,7 +388,7 @@ impl StreamWriter<'_> {
             let now = usize::try_from(len).unwrap_or(FRAME).min(FRAME - start);
             chunk.data_len += now as u64;
             if let Some(slot) = &mut chunk.slot {
-                slot.pieces.push(Piece { disk, from: at, place: start..start + now });
+                slot.pieces.push(DataPiece { disk, from: at, place: start..start + now });
             }
             self.advance(now)?;
             at = at.saturating_add(now as u64);
@@ -404,7 +409,7 @@ impl StreamWriter<'_> {
         lock(self.digests).take().ok_or_else(again)
     }
 
-    fn open_chunk(&mut self) -> Result<&mut Open> {
+    fn open_chunk(&mut self) -> Result<&mut PlannedChunk> {
         if self.chunk.is_none() {
             check_cancel(&self.options.cancel)?;
             if self.options.compression != Compression::None && self.chunks >= MAX_CHUNKS.into() {
@@ -412,7 +417,8 @@ impl StreamWriter<'_> {
             }
             let is_kept = self.chunks < self.kept;
             let slot = if is_kept { None } else { Some(self.slots.take(self.options.compression)?) };
-            self.chunk = Some(Open { number: self.chunks, at: self.position, len: 0, data_len: 0, slot });
+            self.chunk =
+                Some(PlannedChunk { number: self.chunks, at: self.position, len: 0, data_len: 0, slot });
             self.chunks += 1;
         }
         self.chunk.as_mut().ok_or_else(stopped)
@@ -429,8 +435,8 @@ impl StreamWriter<'_> {
     fn end_chunk(&mut self) -> Result<()> {
         let Some(mut chunk) = self.chunk.take() else { return Ok(()) };
         let Some(slot) = chunk.slot.take() else { return (self.take_over)(&chunk) };
-        let Open { number, at, len, data_len, .. } = chunk;
-        self.plans.send(Plan { number, at, len, data_len, slot }).map_err(|_| stopped())
+        let PlannedChunk { number, at, len, data_len, .. } = chunk;
+        self.plans.send(EncodeTask { number, at, len, data_len, slot }).map_err(|_| stopped())
     }
 
     /// Keeps the source told of what follows `at` up to `end`, [`AHEAD`] bytes in advance.

@@ -23,12 +23,12 @@ use self::sources::{fold_all, open_all};
 use self::stream::stream;
 use super::Control;
 use super::disks::{DiskSet, FoldedDisk};
-use super::resume::{Keep, NewArchive, OpenArchive, ResumeRecord, SavedAllocation, Start};
+use super::resume::{NewArchive, OpenArchive, ResumeContext, ResumeDecision, ResumeRecord, SavedAllocation};
 use super::this_host;
 use virtfold_archive::crypt::{self, Envelope, Recipients};
-use virtfold_archive::layout::Kind;
+use virtfold_archive::layout::BackupKind;
 use virtfold_archive::manifest::{
-    self, Backing, CompressionNote, Disk, Freeze, Manifest, Qcow2, Source, Subject,
+    self, Backing, BackupSubject, CompressionNote, ConsistencyInfo, Disk, Manifest, Qcow2, Source,
 };
 use virtfold_archive::stream::{Cancel, Compression};
 use virtfold_archive::table::Layout;
@@ -37,7 +37,7 @@ use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 use virtfold_base::units::BlockSize;
 use virtfold_image::{self as image, DiskImage, Format, ImageAccess};
 use virtfold_medium::{
-    self as medium, EncryptingMedium, Label, Location, Medium, MediumOutcomes, RateLimit, RateLimited,
+    self as medium, ArchiveLabel, EncryptingMedium, Location, Medium, MediumOutcomes, RateLimit, RateLimited,
     name_part,
 };
 
@@ -78,9 +78,9 @@ pub struct ArchiveOptions {
 #[derive(Debug)]
 pub struct BackupInput {
     /// What the archive is of.
-    pub subject: Subject,
+    pub subject: BackupSubject,
     /// How the guest was frozen, as far as it is known when the archive begins.
-    pub freeze: Option<Freeze>,
+    pub freeze: Option<ConsistencyInfo>,
     /// The members beside the disks.
     pub attachments: Vec<Attachment>,
     /// Each disk's name in the archive, and its image.
@@ -89,7 +89,7 @@ pub struct BackupInput {
 
 /// An archive that is written, all of it, and has no name yet. Dropped, it is gone.
 #[must_use = "an archive that is not finished is gone"]
-pub struct Written {
+pub struct UnnamedArchive {
     medium: Box<dyn Medium>,
     head: Manifest,
     sealed: WrittenArchive,
@@ -165,7 +165,7 @@ pub fn run(request: &BackupRequest, control: &Control) -> Result<BackupReport> {
 pub fn run_to(
     request: &BackupRequest,
     control: &Control,
-    open: impl FnOnce(&Label, &Cancel) -> Result<Box<dyn Medium>>,
+    open: impl FnOnce(&ArchiveLabel, &Cancel) -> Result<Box<dyn Medium>>,
 ) -> Result<BackupReport> {
     run_kept(request, (control, None), open)
 }
@@ -177,8 +177,8 @@ pub fn run_to(
 /// As [`run_to`]; what an earlier run left can't be looked at.
 pub fn run_kept(
     request: &BackupRequest,
-    (control, keep): (&Control, Option<&Keep<'_>>),
-    open: impl FnOnce(&Label, &Cancel) -> Result<Box<dyn Medium>>,
+    (control, keep): (&Control, Option<&ResumeContext<'_>>),
+    open: impl FnOnce(&ArchiveLabel, &Cancel) -> Result<Box<dyn Medium>>,
 ) -> Result<BackupReport> {
     let material = BackupInput {
         subject: subject(request)?,
@@ -199,8 +199,8 @@ pub fn write(
     material: BackupInput,
     manner: &ArchiveOptions,
     control: &Control,
-    open: impl FnOnce(&Label, &Cancel) -> Result<Box<dyn Medium>>,
-) -> Result<Written> {
+    open: impl FnOnce(&ArchiveLabel, &Cancel) -> Result<Box<dyn Medium>>,
+) -> Result<UnnamedArchive> {
     write_kept(material, manner, (control, None), open)
 }
 
@@ -211,9 +211,9 @@ pub fn write(
 pub fn write_kept(
     material: BackupInput,
     manner: &ArchiveOptions,
-    (control, keep): (&Control, Option<&Keep<'_>>),
-    open: impl FnOnce(&Label, &Cancel) -> Result<Box<dyn Medium>>,
-) -> Result<Written> {
+    (control, keep): (&Control, Option<&ResumeContext<'_>>),
+    open: impl FnOnce(&ArchiveLabel, &Cancel) -> Result<Box<dyn Medium>>,
+) -> Result<UnnamedArchive> {
     let started = Instant::now();
     let BackupInput { subject, freeze, attachments, disks } = material;
     let keep = keep.filter(|keep| keep.is_possible());
@@ -226,12 +226,12 @@ pub fn write_kept(
     let tables: Vec<&dyn DiskTables> = disks.0.iter().map(|disk| disk as &dyn DiskTables).collect();
     let start = keep.map(|keep| keep.start(&candidate, &control.cancel)).transpose()?;
     let begun = match start {
-        Some(Start::GoOn(gone_on)) => *gone_on,
+        Some(ResumeDecision::GoOn(gone_on)) => *gone_on,
         start => {
             let mut medium = open(&label, &control.cancel)?;
             let envelope = recipients.map(Envelope::new).transpose()?;
             let (record, log) = match (start, keep) {
-                (Some(Start::Anew(origin)), Some(keep)) => keep.begin(
+                (Some(ResumeDecision::Anew(origin)), Some(keep)) => keep.begin(
                     (origin.as_deref(), envelope.as_ref()),
                     (&head, &attachments, &tables),
                     medium.as_mut(),
@@ -252,7 +252,7 @@ pub fn write_kept(
     disks.0.iter().try_for_each(|disk| disk.image.check_unchanged())?;
     let encrypted = manner.encrypt_to.is_some();
     let resumed_at = at.map(|_| reached);
-    Ok(Written { medium, head, sealed, encrypted, resumed_at, started, _record: record })
+    Ok(UnnamedArchive { medium, head, sealed, encrypted, resumed_at, started, _record: record })
 }
 
 /// What the archive goes through on its way to a medium that has so many bytes of it; and the byte of the
@@ -287,7 +287,7 @@ impl DiskTables for ResumedTables<'_> {
     }
 }
 
-impl Written {
+impl UnnamedArchive {
     /// Makes the archive durable under its final name.
     ///
     /// # Errors
@@ -326,7 +326,11 @@ impl BackupRequest {
 }
 
 /// What the medium is told of the archive.
-fn medium_label(head: &Manifest, manner: &ArchiveOptions, attachments: &[Attachment]) -> Result<Label> {
+fn medium_label(
+    head: &Manifest,
+    manner: &ArchiveOptions,
+    attachments: &[Attachment],
+) -> Result<ArchiveLabel> {
     /// A run is a line in each of two tables, one of them twice.
     const RUN: u64 = 256;
     /// Headers, records, padding.
@@ -334,7 +338,7 @@ fn medium_label(head: &Manifest, manner: &ArchiveOptions, attachments: &[Attachm
     let disks = head.disks.iter().map(|disk| disk.dense_length.saturating_add(disk.runs.saturating_mul(RUN)));
     let files = attachments.iter().map(|file| file.content.len() as u64);
     let bytes = disks.chain(files).fold(REST, u64::saturating_add);
-    Ok(Label {
+    Ok(ArchiveLabel {
         name: archive_name(head, manner)?,
         id: head.archive,
         host: head.host.clone(),
@@ -371,11 +375,11 @@ pub(super) fn file_label(name: &str) -> String {
 }
 
 /// What the archive of a set of images is of.
-fn subject(request: &BackupRequest) -> Result<Subject> {
+fn subject(request: &BackupRequest) -> Result<BackupSubject> {
     let paths =
         request.images.iter().map(|image| place_of(&image.path)).collect::<Result<Option<Vec<_>>>>()?;
     let labelled = request.label.is_some();
-    Ok(Subject::Images { name: label(request)?, labelled, paths: paths.unwrap_or_default() })
+    Ok(BackupSubject::Images { name: label(request)?, labelled, paths: paths.unwrap_or_default() })
 }
 
 /// Where an image is: its directory's real path and its name there, which for a volume is the one that lasts.
@@ -404,7 +408,7 @@ fn label(request: &BackupRequest) -> Result<String> {
 }
 
 fn head(
-    (subject, freeze): (Subject, Option<Freeze>),
+    (subject, freeze): (BackupSubject, Option<ConsistencyInfo>),
     manner: &ArchiveOptions,
     disks: &DiskSet,
 ) -> Result<Manifest> {
@@ -421,7 +425,7 @@ fn head(
         host_id: this_host::id()?,
         tool: concat!("virtfold ", env!("CARGO_PKG_VERSION")).to_owned(),
         subject,
-        kind: Kind::Full,
+        kind: BackupKind::Full,
         parent: None,
         compression: CompressionNote { method: method.to_owned(), level },
         freeze,
@@ -442,7 +446,7 @@ fn describe(disk: &FoldedDisk) -> Disk {
     }
 }
 
-fn source(source: &image::Source) -> Source {
+fn source(source: &image::ImageInfo) -> Source {
     let qcow2 = source.qcow2.as_ref().map(|options| Qcow2 {
         compat: options.compat.clone(),
         cluster_size: options.cluster_size,
@@ -455,7 +459,8 @@ fn source(source: &image::Source) -> Source {
         refcount_bits: options.refcount_bits,
         data_file: options.data_file.clone(),
     });
-    let link = |link: &image::Link| Backing { path: link.path.clone(), format: link.format.to_string() };
+    let link =
+        |link: &image::ChainImage| Backing { path: link.path.clone(), format: link.format.to_string() };
     Source {
         format: source.format.to_string(),
         qcow2,

@@ -6,7 +6,7 @@ use uuid::Uuid;
 use virtfold_archive::manifest::{Disk, Manifest};
 use virtfold_base::error::{ErrorKind, sentence};
 use virtfold_medium::tape::TapeReport;
-use virtfold_medium::{Copy, MediumOutcomes};
+use virtfold_medium::{MediumOutcome, MediumOutcomes};
 
 /// What came of a backup.
 #[derive(Clone, Debug, Serialize)]
@@ -76,7 +76,7 @@ impl BackupReport {
     /// With what became of the copies.
     #[must_use]
     pub fn with(self, copies: &MediumOutcomes) -> Self {
-        let report = |copy: Copy| match copy.result {
+        let report = |copy: MediumOutcome| match copy.result {
             Ok(durable) => CopyReport {
                 to: copy.to.to_string(),
                 archive: Some(durable.name),

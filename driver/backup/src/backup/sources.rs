@@ -11,7 +11,7 @@ use crate::disks::{DiskSet, FoldedDisk, block_of};
 use virtfold_archive::layout;
 use virtfold_archive::table::Layout;
 use virtfold_base::error::{Error, ErrorKind, Result};
-use virtfold_image::{AllocationTable, Change, DiskImage, Format, ImageAccess, OpenOptions};
+use virtfold_image::{AllocationTable, ChangeSensitivity, DiskImage, Format, ImageAccess, OpenOptions};
 
 /// Whether a disk is read once more before it is copied, to leave out blocks that are zeros though the image
 /// calls them data.
@@ -40,7 +40,8 @@ pub enum RawHeaderCheck {
 /// Opens the images of a request.
 pub(super) fn open_all(request: &BackupRequest, control: &Control) -> Result<Vec<(String, DiskImage)>> {
     // What is frozen may be a running guest's, whose files libvirt gives other owners meanwhile.
-    let change = if request.usage == ImageAccess::Checked { Change::Any } else { Change::Write };
+    let change =
+        if request.usage == ImageAccess::Checked { ChangeSensitivity::Any } else { ChangeSensitivity::Write };
     let options = OpenOptions { usage: request.usage, change, ..OpenOptions::default() };
     control.progress.enter("reading", 0);
     let open = |spec: &ImageSpec| {

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use super::*;
 use crate::backup::{fold_all, head};
 use crate::disks::DiskSet;
-use virtfold_archive::manifest::{Manifest, Subject};
+use virtfold_archive::manifest::{BackupSubject, Manifest};
 use virtfold_archive::stream::Compression;
 use virtfold_archive::table::Layout;
 use virtfold_archive::writer::DiskTables;
@@ -126,7 +126,7 @@ impl Lab {
         };
         let control = Control::default();
         let disks = fold_all(vec![("vda".to_owned(), image)], &manner, &control).unwrap();
-        let subject = Subject::Images { name: "a".to_owned(), labelled: false, paths: Vec::new() };
+        let subject = BackupSubject::Images { name: "a".to_owned(), labelled: false, paths: Vec::new() };
         let head = head((subject, None), &manner, &disks).unwrap();
         Self { folder, disks, head, manner, control }
     }

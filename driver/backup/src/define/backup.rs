@@ -12,8 +12,8 @@ use crate::Control;
 use crate::attachments::{DOMAIN_XML, LIVE_XML, limit_of};
 use virtfold_archive::crypt::{ArchiveFile, DecryptingReader};
 use virtfold_archive::index::{ArchiveIndex, Trust};
-use virtfold_archive::manifest::{Manifest, Subject};
-use virtfold_archive::reader::{Reader, Visitor};
+use virtfold_archive::manifest::{BackupSubject, Manifest};
+use virtfold_archive::reader::{ArchiveReader, Visitor};
 use virtfold_archive::stream::{ReadOptions, read_pipe};
 use virtfold_archive::table::{CorrespondenceTable, Run};
 use virtfold_archive::writer::Attachment;
@@ -25,7 +25,7 @@ use virtfold_medium::{self as medium, PipeSource};
 const MOST: usize = 1 << 30;
 
 /// A guest in an archive.
-pub(super) struct Backup {
+pub(super) struct ArchivedDomain {
     /// The archive's head.
     pub(super) head: Manifest,
     /// The definition; its disks are those that the guest ran with.
@@ -36,7 +36,7 @@ pub(super) struct Backup {
     pub(super) attachments: Vec<Attachment>,
 }
 
-impl Backup {
+impl ArchivedDomain {
     /// Reads it by the index; the disks are not looked at.
     pub(super) fn open(request: &RestoreDomainRequest, control: &Control) -> Result<Self> {
         let name = request.archive.to_string();
@@ -58,7 +58,7 @@ impl Backup {
     ) -> Result<Self> {
         let name = request.archive.to_string();
         let mut front = HeadVisitor::default();
-        let mut reader = Reader::new(&mut front);
+        let mut reader = ArchiveReader::new(&mut front);
         let incoming =
             DecryptingReader::open(input, &name, &request.identities).map_err(|e| cannot(&name, e))?;
         let read = read_pipe(incoming, &name, &options(request, control), |chunk| reader.chunk(&chunk));
@@ -92,7 +92,7 @@ impl Backup {
             }
             None => (xml, Vec::new()),
         };
-        if let (Subject::Domain { uuid: Some(head), .. }, Some(id)) = (&head.subject, xml.id)
+        if let (BackupSubject::Domain { uuid: Some(head), .. }, Some(id)) = (&head.subject, xml.id)
             && *head != id.0
         {
             let what =
@@ -189,12 +189,12 @@ impl Visitor for HeadVisitor {
 }
 
 /// A stream whose beginning is kept while it is read, so that it can be read once more.
-pub(super) struct Kept<R> {
+pub(super) struct ReplayReader<R> {
     input: R,
     kept: Vec<u8>,
 }
 
-impl<R: Read> Kept<R> {
+impl<R: Read> ReplayReader<R> {
     /// Keeps what is read of `input`.
     pub(super) fn new(input: R) -> Self {
         Self { input, kept: Vec::new() }
@@ -206,7 +206,7 @@ impl<R: Read> Kept<R> {
     }
 }
 
-impl<R: Read> Read for Kept<R> {
+impl<R: Read> Read for ReplayReader<R> {
     fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
         let len = self.input.read(out)?;
         if self.kept.len() > MOST {
@@ -219,8 +219,8 @@ impl<R: Read> Read for Kept<R> {
 
 fn no_guest(name: &str, head: &Manifest) -> Error {
     let what = match &head.subject {
-        Subject::Images { .. } => "it was made of images",
-        Subject::Domain { .. } => "it has no domain.xml",
+        BackupSubject::Images { .. } => "it was made of images",
+        BackupSubject::Domain { .. } => "it has no domain.xml",
     };
     Error::new(ErrorKind::NotFound, format!("'{name}' holds no guest's definition: {what}"))
         .with_hint("restore its disks with --output or --disk, without --define")

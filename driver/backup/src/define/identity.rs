@@ -10,17 +10,17 @@
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::inventory::{Inventory, Known};
-use super::{Host, RestoreDomainRequest};
+use super::inventory::{HostDomain, Inventory};
+use super::{DefineContext, RestoreDomainRequest};
 use virtfold_base::durable::Overwrite;
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_hypervisor::domain_xml::DomainXml;
-use virtfold_hypervisor::{DomainId, Run};
+use virtfold_hypervisor::{DomainId, DomainState};
 
 /// What a restored guest is to the one that was backed up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Identity {
+pub enum DomainIdentity {
     /// The same, and the host does not know it.
     AsItWas,
     /// Another one with the same contents.
@@ -32,7 +32,7 @@ pub enum Identity {
 /// The domain to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct NewDomain {
-    pub(super) identity: Identity,
+    pub(super) identity: DomainIdentity,
     pub(super) name: String,
     pub(super) id: DomainId,
 }
@@ -40,7 +40,7 @@ pub(super) struct NewDomain {
 impl NewDomain {
     /// The domain whose place it takes.
     pub(super) fn replaced(&self) -> Option<DomainId> {
-        (self.identity == Identity::Replacement).then_some(self.id)
+        (self.identity == DomainIdentity::Replacement).then_some(self.id)
     }
 }
 
@@ -49,7 +49,7 @@ pub(super) fn decide(
     xml: &DomainXml,
     request: &RestoreDomainRequest,
     inventory: &Inventory,
-    host: &Host<'_>,
+    host: &DefineContext<'_>,
 ) -> Result<NewDomain> {
     if let Some(name) = &request.name {
         check_name(name)?;
@@ -60,17 +60,17 @@ pub(super) fn decide(
         let id =
             std::iter::repeat_with(|| DomainId(Uuid::new_v4())).find(|id| inventory.by_id(*id).is_none());
         let id = id.ok_or_else(|| Error::new(ErrorKind::Internal, "there is no uuid left"))?;
-        return Ok(NewDomain { identity: Identity::Copy, name: name.clone(), id });
+        return Ok(NewDomain { identity: DomainIdentity::Copy, name: name.clone(), id });
     }
     let name = xml.name.clone();
     check_name(&name)?;
     let no_id = || Error::new(ErrorKind::Damaged, format!("the definition of '{name}' has no uuid"));
     let id = xml.id.ok_or_else(|| no_id().with_hint("restore it as a new guest with --name"))?;
     let identity = match (inventory.by_id(id), inventory.by_name(&name)) {
-        (None, None) => Identity::AsItWas,
+        (None, None) => DomainIdentity::AsItWas,
         (Some(known), _) if known.info.name == name => {
             check_replaceable(known, request.existing, host)?;
-            Identity::Replacement
+            DomainIdentity::Replacement
         }
         (Some(known), _) => return Err(half_known(&name, known, "has its uuid under another name")),
         (None, Some(known)) => return Err(half_known(&name, known, "has its name and another uuid")),
@@ -89,7 +89,7 @@ fn check_name(name: &str) -> Result<()> {
         .with_hint("say --name NAME: up to 200 bytes, no '/', not beginning with '.'"))
 }
 
-fn half_known(name: &str, known: &Known, how: &str) -> Error {
+fn half_known(name: &str, known: &HostDomain, how: &str) -> Error {
     let what = format!(
         "the guest '{name}' cannot be defined: domain '{}' ({}) {how}",
         known.info.name, known.info.id
@@ -100,9 +100,9 @@ fn half_known(name: &str, known: &Known, how: &str) -> Error {
 }
 
 /// Whether a domain that is there may give its place.
-fn check_replaceable(known: &Known, existing: Overwrite, host: &Host<'_>) -> Result<()> {
+fn check_replaceable(known: &HostDomain, existing: Overwrite, host: &DefineContext<'_>) -> Result<()> {
     let (name, id) = (&known.info.name, known.info.id);
-    if known.info.run != Run::ShutOff {
+    if known.info.run != DomainState::ShutOff {
         let what = format!("domain '{name}' is not shut off, and its disks would be replaced under it");
         return Err(Error::new(ErrorKind::InUse, what).with_hint(format!(
             "shut it down first ('virsh shutdown {name}'), or restore a copy with --name NEW"
@@ -134,7 +134,7 @@ fn check_replaceable(known: &Known, existing: Overwrite, host: &Host<'_>) -> Res
 }
 
 /// Refuses a domain of which a backup was begun and not ended: its base and its overlay are not one yet.
-fn check_journal(known: &Known, host: &Host<'_>) -> Result<()> {
+fn check_journal(known: &HostDomain, host: &DefineContext<'_>) -> Result<()> {
     let open = host.journal.map(|journal| journal.open_jobs(Some(known.info.id))).transpose()?;
     if open.is_none_or(|jobs| jobs.is_empty()) {
         return Ok(());

@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 
 use crate::restore::same_file;
 use virtfold_base::error::{Error, ErrorKind, Result};
-use virtfold_hypervisor::domain_xml::{Disk, DomainXml, Source};
-use virtfold_hypervisor::{Config, DomainId, DomainInfo, Hypervisor};
+use virtfold_hypervisor::domain_xml::{DomainDisk, DomainXml, ImageSource};
+use virtfold_hypervisor::{DomainId, DomainInfo, Hypervisor, XmlView};
 use virtfold_image::{DiskImage, Format, ImageAccess, OpenOptions};
 
 /// A domain that is there.
-pub(super) struct Known {
+pub(super) struct HostDomain {
     pub(super) info: DomainInfo,
     /// The inactive definition, and the live one where it runs.
     pub(super) xmls: Vec<DomainXml>,
@@ -20,7 +20,7 @@ pub(super) struct Known {
 
 /// Every domain.
 pub(super) struct Inventory {
-    domains: Vec<Known>,
+    domains: Vec<HostDomain>,
 }
 
 /// How deep [`Inventory::files`] looks.
@@ -47,7 +47,7 @@ impl Inventory {
         let mut domains = Vec::new();
         for info in hypervisor.domains()? {
             let mut xmls = Vec::new();
-            for config in [Config::Inactive, Config::Live] {
+            for config in [XmlView::Inactive, XmlView::Live] {
                 match hypervisor.xml(info.id, config) {
                     Ok(text) => xmls
                         .push(DomainXml::parse(text).map_err(|e| {
@@ -58,18 +58,18 @@ impl Inventory {
                     Err(error) => return Err(error),
                 }
             }
-            domains.push(Known { info, xmls });
+            domains.push(HostDomain { info, xmls });
         }
         Ok(Self { domains })
     }
 
     /// The domain with this uuid.
-    pub(super) fn by_id(&self, id: DomainId) -> Option<&Known> {
+    pub(super) fn by_id(&self, id: DomainId) -> Option<&HostDomain> {
         self.domains.iter().find(|known| known.info.id == id)
     }
 
     /// The domain with this name.
-    pub(super) fn by_name(&self, name: &str) -> Option<&Known> {
+    pub(super) fn by_name(&self, name: &str) -> Option<&HostDomain> {
         self.domains.iter().find(|known| known.info.name == name)
     }
 
@@ -100,7 +100,7 @@ impl Inventory {
                 for disk in &xml.disks {
                     let what = format!("disk '{}'", disk.target);
                     let volume = match &disk.image.source {
-                        Source::Volume { pool, volume } => hypervisor.volume_path(pool, volume).ok(),
+                        ImageSource::Volume { pool, volume } => hypervisor.volume_path(pool, volume).ok(),
                         _ => None,
                     };
                     volume.iter().for_each(|path| add(&what, path.clone()));
@@ -128,7 +128,7 @@ fn named(xml: &DomainXml) -> impl Iterator<Item = (String, PathBuf)> + '_ {
 }
 
 /// What the headers of a qcow2 name, all the way down. An image that is not there rests on nothing.
-fn below(disk: &Disk, volume: Option<&Path>) -> Result<Vec<PathBuf>> {
+fn below(disk: &DomainDisk, volume: Option<&Path>) -> Result<Vec<PathBuf>> {
     let path = disk.image.source.path().or(volume);
     let (Some(path), Some("qcow2")) = (path, disk.image.format.as_deref()) else { return Ok(Vec::new()) };
     if !path.exists() {

@@ -39,8 +39,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use self::backup::Backup;
-pub use self::identity::Identity;
+use self::backup::ArchivedDomain;
+pub use self::identity::DomainIdentity;
 pub use self::run::{run, run_from};
 use super::Control;
 use super::attachments::LibvirtDirectories;
@@ -122,7 +122,7 @@ pub struct RestoreDomainRequest {
 
 /// The host that the guest is restored on.
 #[derive(Clone, Copy, Debug)]
-pub struct Host<'a> {
+pub struct DefineContext<'a> {
     /// Its hypervisor.
     pub hypervisor: &'a dyn Hypervisor,
     /// Who uses its images.
@@ -147,15 +147,15 @@ pub struct RestoreDomainReport {
     /// Its uuid.
     pub uuid: String,
     /// Who it is.
-    pub identity: Identity,
+    pub identity: DomainIdentity,
     /// Every disk of the archived definition.
     pub disks: Vec<DiskPlan>,
     /// Files beside the disks.
     pub files: Vec<FilePlan>,
     /// MAC addresses that change.
-    pub macs: Vec<Change>,
+    pub macs: Vec<DefinitionChange>,
     /// Sockets and files of channels and serial lines that change.
-    pub channels: Vec<Change>,
+    pub channels: Vec<DefinitionChange>,
     /// The file systems that it is written to, and whether they have room.
     pub room: Vec<Room>,
     /// What a person should know.
@@ -220,7 +220,7 @@ pub struct FilePlan {
 
 /// Something that is another than in the archive.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Change {
+pub struct DefinitionChange {
     /// In the archive.
     pub from: String,
     /// Now.
@@ -233,13 +233,13 @@ pub struct Change {
 /// Everything that `run` would refuse.
 pub fn plan(
     request: &RestoreDomainRequest,
-    host: &Host<'_>,
+    host: &DefineContext<'_>,
     control: &Control,
 ) -> Result<RestoreDomainReport> {
     if request.archive == Location::Pipe {
         return plan_from(request, host, control, standard_input(control)?);
     }
-    plan::make(request, host, &Backup::open(request, control)?).map(|plan| plan.report)
+    plan::make(request, host, &ArchivedDomain::open(request, control)?).map(|plan| plan.report)
 }
 
 /// As [`plan()`], for an archive that comes front to back from `input`; no more of it is read than what comes before its disks.
@@ -248,11 +248,11 @@ pub fn plan(
 /// As [`plan()`], and those of `input`.
 pub fn plan_from(
     request: &RestoreDomainRequest,
-    host: &Host<'_>,
+    host: &DefineContext<'_>,
     control: &Control,
     input: impl Read + Send,
 ) -> Result<RestoreDomainReport> {
-    plan::make(request, host, &Backup::read(request, control, input)?).map(|plan| plan.report)
+    plan::make(request, host, &ArchivedDomain::read(request, control, input)?).map(|plan| plan.report)
 }
 
 /// What comes down standard input.

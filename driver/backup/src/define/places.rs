@@ -16,21 +16,21 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Component, Path, PathBuf};
 
-use super::identity::{Identity, NewDomain};
+use super::identity::{DomainIdentity, NewDomain};
 use super::inventory::{self, Depth, Inventory, UsedFile};
-use super::{DefaultTarget, Host, RestoreDomainRequest};
+use super::{DefaultTarget, DefineContext, RestoreDomainRequest};
 use crate::restore::same_file;
 use crate::target::refuse_new;
 use virtfold_archive::manifest;
 use virtfold_base::durable::Overwrite;
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
-use virtfold_hypervisor::domain_xml::{Disk, Image, Source};
+use virtfold_hypervisor::domain_xml::{ChainEntry, DomainDisk, ImageSource};
 use virtfold_hypervisor::host::ImageUse;
 use virtfold_hypervisor::is_our_overlay;
 
 /// What is at a place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Found {
+pub(super) enum PathOccupant {
     Nothing,
     File,
     Directory,
@@ -45,14 +45,14 @@ pub(super) struct TargetPath {
     /// The file itself, where that is behind a link.
     pub(super) real: PathBuf,
     /// What is there now.
-    pub(super) found: Found,
+    pub(super) found: PathOccupant,
 }
 
 impl TargetPath {
     /// What the archive does not have, and the guest makes at its first start, must not be there from somebody
     /// else.
     pub(super) fn must_be_free(&self, what: &str) -> Result<()> {
-        if self.found == Found::Nothing {
+        if self.found == PathOccupant::Nothing {
             return Ok(());
         }
         let text = format!(
@@ -68,7 +68,7 @@ impl TargetPath {
         if path.parent().is_some_and(Path::exists) {
             return Self::look(path);
         }
-        Ok(Self { path: path.to_owned(), real: path.to_owned(), found: Found::Nothing })
+        Ok(Self { path: path.to_owned(), real: path.to_owned(), found: PathOccupant::Nothing })
     }
 
     /// Looks what is at `path`, whose directory must be there.
@@ -87,9 +87,9 @@ impl TargetPath {
                     std::fs::canonicalize(&path).at(|| format!("cannot resolve '{}'", path.display()))?;
                 let kind = found.file_type();
                 let found = match () {
-                    () if kind.is_file() => Found::File,
-                    () if kind.is_dir() => Found::Directory,
-                    () if kind.is_block_device() => Found::Device,
+                    () if kind.is_file() => PathOccupant::File,
+                    () if kind.is_dir() => PathOccupant::Directory,
+                    () if kind.is_block_device() => PathOccupant::Device,
                     () => return Err(not_a_place(&path)),
                 };
                 (real, found)
@@ -98,7 +98,7 @@ impl TargetPath {
             Err(_) if path.symlink_metadata().is_ok() => return Err(not_a_place(&path)),
             Err(_) => {
                 refuse_new(&plain)?;
-                (plain, Found::Nothing)
+                (plain, PathOccupant::Nothing)
             }
         };
         Ok(Self { path, real, found })
@@ -122,7 +122,7 @@ pub(super) fn existing_directory(directory: &Path) -> Result<PathBuf> {
 /// Gives places.
 pub(super) struct TargetPaths<'a> {
     request: &'a RestoreDomainRequest,
-    host: &'a Host<'a>,
+    host: &'a DefineContext<'a>,
     who: &'a NewDomain,
     /// The directory for what was not given a place.
     directory: Option<PathBuf>,
@@ -137,7 +137,7 @@ pub(super) struct TargetPaths<'a> {
 impl<'a> TargetPaths<'a> {
     pub(super) fn new(
         request: &'a RestoreDomainRequest,
-        host: &'a Host<'a>,
+        host: &'a DefineContext<'a>,
         (who, inventory): (&'a NewDomain, &Inventory),
     ) -> Result<Self> {
         let directory = match &request.rest {
@@ -156,7 +156,7 @@ impl<'a> TargetPaths<'a> {
     /// The place of a disk out of the archive.
     pub(super) fn disk(
         &mut self,
-        disk: &Disk,
+        disk: &DomainDisk,
         (head, format): (&manifest::Disk, &str),
     ) -> Result<TargetPath> {
         let given = self.request.disks.iter().find(|(target, _)| *target == disk.target);
@@ -166,7 +166,7 @@ impl<'a> TargetPaths<'a> {
         let made = format!("{}-{}.{format}", self.who.name, disk.target);
         if let Some(directory) = &self.directory {
             let kept = own_name(disk).filter(|name| {
-                self.who.identity != Identity::Copy
+                self.who.identity != DomainIdentity::Copy
                     && format == head.source.format
                     && !self.names.contains(name)
             });
@@ -176,7 +176,7 @@ impl<'a> TargetPaths<'a> {
             return spot;
         }
         let was = self.original(disk)?;
-        if self.who.identity == Identity::Copy {
+        if self.who.identity == DomainIdentity::Copy {
             let beside = was.parent().unwrap_or(Path::new("/")).join(made);
             self.check_trust(&beside, &disk.target)?;
             return TargetPath::look(&beside);
@@ -186,11 +186,11 @@ impl<'a> TargetPaths<'a> {
     }
 
     /// Where the disk was when it was backed up.
-    fn original(&self, disk: &Disk) -> Result<PathBuf> {
+    fn original(&self, disk: &DomainDisk) -> Result<PathBuf> {
         let image = original_image(disk);
         let path = match &image.source {
-            Source::File(path) | Source::Block(path) => Some(path.clone()),
-            Source::Volume { pool, volume } => Some(self.volume(pool, volume)?),
+            ImageSource::File(path) | ImageSource::Block(path) => Some(path.clone()),
+            ImageSource::Volume { pool, volume } => Some(self.volume(pool, volume)?),
             _ => None,
         };
         let plain = |path: &PathBuf| {
@@ -238,14 +238,14 @@ impl<'a> TargetPaths<'a> {
 
     /// The directory for files beside the disks: the one that was given, or that of the first disk in a file.
     pub(super) fn home<'s>(&self, mut disks: impl Iterator<Item = &'s TargetPath>) -> PathBuf {
-        let file = disks.find(|spot| spot.found != Found::Device).and_then(|spot| spot.path.parent());
+        let file = disks.find(|spot| spot.found != PathOccupant::Device).and_then(|spot| spot.path.parent());
         let found = self.directory.as_deref().or(file);
         found.unwrap_or(&self.host.places.nvram).to_owned()
     }
 
     /// The place of a file that the definition names: the old one where the archive may name it, else `made` in `home`.
     pub(super) fn file(&self, was: Option<&Path>, (home, made): (&Path, &str)) -> Result<TargetPath> {
-        let stays = self.who.identity != Identity::Copy && self.directory.is_none();
+        let stays = self.who.identity != DomainIdentity::Copy && self.directory.is_none();
         match was.filter(|path| stays && path.is_absolute() && self.is_trusted(path)) {
             Some(path) => TargetPath::look(path),
             None => TargetPath::look(&home.join(made)),
@@ -254,16 +254,16 @@ impl<'a> TargetPaths<'a> {
 }
 
 /// The image that the disk had before a backup put an overlay on it.
-fn original_image(disk: &Disk) -> &Image {
+fn original_image(disk: &DomainDisk) -> &ChainEntry {
     let overlay = disk.image.source.path().is_some_and(is_our_overlay);
     disk.backing.first().filter(|_| overlay).unwrap_or(&disk.image)
 }
 
 /// The file name that a disk had, where that is a plain one.
-fn own_name(disk: &Disk) -> Option<String> {
+fn own_name(disk: &DomainDisk) -> Option<String> {
     let name = match &original_image(disk).source {
-        Source::File(path) => path.file_name()?.to_str()?.to_owned(),
-        Source::Volume { volume, .. } => volume.clone(),
+        ImageSource::File(path) => path.file_name()?.to_str()?.to_owned(),
+        ImageSource::Volume { volume, .. } => volume.clone(),
         _ => return None,
     };
     let plain =
@@ -278,10 +278,10 @@ fn real_parent(path: &Path) -> Option<PathBuf> {
 /// Refuses what exists and may not be replaced, what a QEMU has open, what another domain rests on, and one place for two things.
 pub(super) fn check(
     spots: &[(&str, &TargetPath)],
-    (request, host): (&RestoreDomainRequest, &Host<'_>),
+    (request, host): (&RestoreDomainRequest, &DefineContext<'_>),
     (who, inventory): (&NewDomain, &Inventory),
 ) -> Result<()> {
-    let found = |spot: &TargetPath| spot.found != Found::Nothing;
+    let found = |spot: &TargetPath| spot.found != PathOccupant::Nothing;
     let depth = if spots.iter().any(|(_, spot)| found(spot)) { Depth::Headers } else { Depth::Definitions };
     let used = inventory.files(who.replaced(), (host.hypervisor, depth))?;
     for (number, (what, spot)) in spots.iter().enumerate() {
@@ -309,8 +309,8 @@ pub(super) fn check(
 }
 
 /// Refuses a file that a QEMU has open.
-pub(super) fn check_unused(host: &Host<'_>, spot: &TargetPath) -> Result<()> {
-    if !matches!(spot.found, Found::File | Found::Device) {
+pub(super) fn check_unused(host: &DefineContext<'_>, spot: &TargetPath) -> Result<()> {
+    if !matches!(spot.found, PathOccupant::File | PathOccupant::Device) {
         return Ok(());
     }
     match host.files.image_use(&spot.real)? {

@@ -17,13 +17,14 @@ use std::path::Path;
 
 use uuid::Uuid;
 
-use super::backup::Backup;
-use super::identity::{self, Identity, NewDomain};
+use super::backup::ArchivedDomain;
+use super::identity::{self, DomainIdentity, NewDomain};
 use super::inventory::{self, Depth, Inventory};
-use super::places::{self, Found, TargetPath, TargetPaths};
+use super::places::{self, PathOccupant, TargetPath, TargetPaths};
 use super::shared;
 use super::{
-    Change, DefaultTarget, DiskAction, DiskPlan, FilePlan, Host, RestoreDomainReport, RestoreDomainRequest,
+    DefaultTarget, DefineContext, DefinitionChange, DiskAction, DiskPlan, FilePlan, RestoreDomainReport,
+    RestoreDomainRequest,
 };
 use crate::attachments::{
     BOOT, LibvirtDirectories, NVRAM_QCOW2, NVRAM_RAW, SymlinkPolicy, TPM, TPM_FILE, read_file,
@@ -32,10 +33,10 @@ use crate::restore::{Forecast, Room, shareable, target_format};
 use virtfold_archive::manifest::Manifest;
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_hypervisor::domain_xml::edit::{Editor, NewImage};
-use virtfold_hypervisor::domain_xml::{Device, Disk, DomainXml, Source, TpmStorage};
+use virtfold_hypervisor::domain_xml::{Device, DomainDisk, DomainXml, ImageSource, TpmStorage};
 
 /// All that is needed to do it.
-pub(super) struct Plan {
+pub(super) struct RestorePlan {
     pub(super) report: RestoreDomainReport,
     pub(super) who: NewDomain,
     /// The definition.
@@ -51,17 +52,17 @@ pub(super) struct Plan {
 /// A file or directory to write.
 pub(super) struct NewFile {
     pub(super) spot: TargetPath,
-    pub(super) content: Content,
+    pub(super) content: FileContent,
 }
 
 /// What is written.
-pub(super) enum Content {
+pub(super) enum FileContent {
     File(Vec<u8>),
     /// Files by name.
     Directory(Vec<(String, Vec<u8>)>),
 }
 
-impl Content {
+impl FileContent {
     pub(super) fn len(&self) -> u64 {
         match self {
             Self::File(bytes) => bytes.len() as u64,
@@ -71,7 +72,11 @@ impl Content {
 }
 
 /// Makes it.
-pub(super) fn make(request: &RestoreDomainRequest, host: &Host<'_>, backup: &Backup) -> Result<Plan> {
+pub(super) fn make(
+    request: &RestoreDomainRequest,
+    host: &DefineContext<'_>,
+    backup: &ArchivedDomain,
+) -> Result<RestorePlan> {
     let inventory = Inventory::read(host.hypervisor)?;
     let who = identity::decide(&backup.xml, request, &inventory, host)?;
     check_targets(request, backup)?;
@@ -86,25 +91,25 @@ pub(super) fn make(request: &RestoreDomainRequest, host: &Host<'_>, backup: &Bac
         files: Vec::new(),
         pools: BTreeSet::new(),
     };
-    let Made { report, xml, disks, files, pools } = maker.make()?;
+    let PlannedDefinition { report, xml, disks, files, pools } = maker.make()?;
     let spots = disks.iter().map(|(target, spot)| (target.as_str(), spot));
     let spots: Vec<_> = spots.chain(files.iter().map(|(what, file)| (what.as_str(), &file.spot))).collect();
     places::check(&spots, (request, host), (&who, &inventory))?;
     let files = files.into_iter().map(|(_, file)| file).collect();
-    let mut plan = Plan { report, who, xml, disks, files, pools };
+    let mut plan = RestorePlan { report, who, xml, disks, files, pools };
     plan.report.room = forecast(&plan, &backup.head, request, host)?;
     Ok(plan)
 }
 
 /// What the plan needs, file system by file system.
 fn forecast(
-    plan: &Plan,
+    plan: &RestorePlan,
     head: &Manifest,
     request: &RestoreDomainRequest,
-    host: &Host<'_>,
+    host: &DefineContext<'_>,
 ) -> Result<Vec<Room>> {
     let mut forecast = Forecast::new(host.files);
-    for (target, spot) in plan.disks.iter().filter(|(_, spot)| spot.found != Found::Device) {
+    for (target, spot) in plan.disks.iter().filter(|(_, spot)| spot.found != PathOccupant::Device) {
         let Some(disk) = head.disk(target) else { continue };
         forecast.disk(&spot.real, disk, target_format(&request.writing.wanted(), disk)?)?;
     }
@@ -114,7 +119,7 @@ fn forecast(
     Ok(forecast.rooms(shareable(head, &request.archive, request.writing.method)?))
 }
 
-fn report(request: &RestoreDomainRequest, backup: &Backup, who: &NewDomain) -> RestoreDomainReport {
+fn report(request: &RestoreDomainRequest, backup: &ArchivedDomain, who: &NewDomain) -> RestoreDomainReport {
     let claims = backup.xml.claims.iter().map(|claim| format!("the definition claims {claim}"));
     RestoreDomainReport {
         archive: request.archive.to_string(),
@@ -136,7 +141,7 @@ fn report(request: &RestoreDomainRequest, backup: &Backup, who: &NewDomain) -> R
 }
 
 /// Refuses targets that the guest does not have.
-fn check_targets(request: &RestoreDomainRequest, backup: &Backup) -> Result<()> {
+fn check_targets(request: &RestoreDomainRequest, backup: &ArchivedDomain) -> Result<()> {
     let unknown = |target: &str, has: Vec<&str>| {
         let what = format!("the archive's guest has no disk called {}", target.escape_debug());
         Err(Error::new(ErrorKind::NotFound, what).with_hint(format!("it has: {}", has.join(", "))))
@@ -156,7 +161,7 @@ fn check_targets(request: &RestoreDomainRequest, backup: &Backup) -> Result<()> 
 type NamedFile = (String, NewFile);
 
 /// What the maker made.
-struct Made {
+struct PlannedDefinition {
     report: RestoreDomainReport,
     xml: DomainXml,
     disks: Vec<(String, TargetPath)>,
@@ -166,8 +171,8 @@ struct Made {
 
 struct RestorePlanner<'a> {
     request: &'a RestoreDomainRequest,
-    host: &'a Host<'a>,
-    backup: &'a Backup,
+    host: &'a DefineContext<'a>,
+    backup: &'a ArchivedDomain,
     inventory: &'a Inventory,
     who: &'a NewDomain,
     report: RestoreDomainReport,
@@ -177,10 +182,10 @@ struct RestorePlanner<'a> {
 }
 
 impl RestorePlanner<'_> {
-    fn make(mut self) -> Result<Made> {
+    fn make(mut self) -> Result<PlannedDefinition> {
         let mut edit = Editor::new(&self.backup.xml)?;
         edit.set_generation(&Uuid::new_v4().to_string());
-        if self.who.identity == Identity::Copy {
+        if self.who.identity == DomainIdentity::Copy {
             edit.rename(&self.who.name)?.set_id(self.who.id)?;
             self.new_macs(&mut edit)?;
             self.new_channels(&mut edit)?;
@@ -203,14 +208,20 @@ impl RestorePlanner<'_> {
                 what: what.trim_start_matches("the ").to_owned(),
                 path: file.spot.path.display().to_string(),
                 bytes: file.content.len(),
-                replaces: file.spot.found != Found::Nothing,
+                replaces: file.spot.found != PathOccupant::Nothing,
             });
         }
         self.note_left_behind(&xml);
         if let DefaultTarget::Pool(pool) = &self.request.rest {
             self.pools.insert(pool.clone());
         }
-        Ok(Made { report: self.report, xml, disks: self.disks, files: self.files, pools: self.pools })
+        Ok(PlannedDefinition {
+            report: self.report,
+            xml,
+            disks: self.disks,
+            files: self.files,
+            pools: self.pools,
+        })
     }
 
     fn new_macs(&mut self, edit: &mut Editor<'_>) -> Result<()> {
@@ -233,7 +244,8 @@ impl RestorePlanner<'_> {
         let mut next = made.iter();
         edit.set_macs(|| next.next().cloned().unwrap_or_default());
         let changes = self.backup.xml.macs.iter().zip(&made);
-        self.report.macs = changes.map(|(from, to)| Change { from: from.clone(), to: to.clone() }).collect();
+        self.report.macs =
+            changes.map(|(from, to)| DefinitionChange { from: from.clone(), to: to.clone() }).collect();
         Ok(())
     }
 
@@ -243,10 +255,10 @@ impl RestorePlanner<'_> {
             let own = path.is_absolute() && !shared::is_generated(path);
             own.then(|| path.with_file_name(format!("{}-{name}", self.who.name)))
         };
-        let changes = std::cell::RefCell::new(Vec::<Change>::new());
+        let changes = std::cell::RefCell::new(Vec::<DefinitionChange>::new());
         edit.set_channel_paths(|path| {
             let new = place(path)?;
-            let change = Change { from: path.display().to_string(), to: new.display().to_string() };
+            let change = DefinitionChange { from: path.display().to_string(), to: new.display().to_string() };
             let mut changes = changes.borrow_mut();
             if !changes.contains(&change) {
                 changes.push(change);
@@ -257,7 +269,7 @@ impl RestorePlanner<'_> {
         Ok(())
     }
 
-    fn disk(&mut self, disk: &Disk, placer: &mut TargetPaths<'_>, edit: &mut Editor<'_>) -> Result<()> {
+    fn disk(&mut self, disk: &DomainDisk, placer: &mut TargetPaths<'_>, edit: &mut Editor<'_>) -> Result<()> {
         let target = &disk.target;
         let (mut path, mut format, mut replaces) = (None, None, false);
         let head = self.backup.head.disk(target);
@@ -269,23 +281,23 @@ impl RestorePlanner<'_> {
             let wanted = self.request.writing.format.map(|format| format.to_string());
             let made = wanted.unwrap_or_else(|| head.source.format.clone());
             let spot = placer.disk(disk, (head, &made))?;
-            if spot.found == Found::Directory {
+            if spot.found == PathOccupant::Directory {
                 let what = format!("disk {target} cannot be '{}': it is a directory", spot.path.display());
                 return Err(Error::new(ErrorKind::Usage, what));
             }
             let image = match spot.found {
-                Found::Device => NewImage::Block(&spot.path),
+                PathOccupant::Device => NewImage::Block(&spot.path),
                 _ => NewImage::File(&spot.path),
             };
             edit.set_disk(target, image, &made)?;
-            if spot.found == Found::Device {
+            if spot.found == PathOccupant::Device {
                 let what = format!(
                     "disk {target} is written to the block device '{}' in place: what is on it is lost at once",
                     spot.path.display()
                 );
                 self.report.notes.push(what);
             }
-            if let Source::Volume { pool, volume } = &disk.image.source {
+            if let ImageSource::Volume { pool, volume } = &disk.image.source {
                 let text = "the definition names it by its path now";
                 self.report
                     .notes
@@ -295,7 +307,7 @@ impl RestorePlanner<'_> {
                 }
             }
             path = Some(spot.path.display().to_string());
-            replaces = spot.found != Found::Nothing;
+            replaces = spot.found != PathOccupant::Nothing;
             format = Some(made);
             self.disks.push((target.clone(), spot));
             DiskAction::Restore
@@ -312,17 +324,20 @@ impl RestorePlanner<'_> {
     }
 
     /// A disk that is not in the archive: whether the definition may keep it.
-    fn kept(&mut self, disk: &Disk) -> Result<()> {
+    fn kept(&mut self, disk: &DomainDisk) -> Result<()> {
         let target = &disk.target;
         let hint = format!("--without {target} takes the disk out of the definition");
         let resolved = match &disk.image.source {
-            Source::File(path) | Source::Block(path) => Some(path.clone()),
-            Source::Volume { pool, volume } => self.host.hypervisor.volume_path(pool, volume).ok(),
+            ImageSource::File(path) | ImageSource::Block(path) => Some(path.clone()),
+            ImageSource::Volume { pool, volume } => self.host.hypervisor.volume_path(pool, volume).ok(),
             _ => None,
         };
-        let local = matches!(disk.image.source, Source::File(_) | Source::Block(_) | Source::Volume { .. });
+        let local = matches!(
+            disk.image.source,
+            ImageSource::File(_) | ImageSource::Block(_) | ImageSource::Volume { .. }
+        );
         let missing = local && !resolved.as_ref().is_some_and(|path| path.exists());
-        if disk.image.source == Source::Empty {
+        if disk.image.source == ImageSource::Empty {
             return Ok(());
         }
         if matches!(disk.device, Device::Cdrom | Device::Floppy) {
@@ -335,7 +350,7 @@ impl RestorePlanner<'_> {
             return Ok(());
         }
         let shared = disk.marks.readonly || disk.marks.shareable;
-        if self.who.identity == Identity::Copy && !shared {
+        if self.who.identity == DomainIdentity::Copy && !shared {
             let what =
                 format!("disk {target} is not in the archive, and a copy must not write to the original's");
             return Err(Error::new(ErrorKind::Usage, what).with_hint(hint));
@@ -367,7 +382,7 @@ impl RestorePlanner<'_> {
         let found = members.iter().find_map(|(name, end)| Some((self.backup.member(name)?, *end)));
         let old = self.backup.xml.nvram.as_ref();
         let was = old.and_then(|nvram| nvram.path.as_deref());
-        let copy = self.who.identity == Identity::Copy;
+        let copy = self.who.identity == DomainIdentity::Copy;
         if found.is_none() && (!copy || old.is_none_or(|nvram| nvram.elsewhere.is_some())) {
             return Ok(());
         }
@@ -377,7 +392,7 @@ impl RestorePlanner<'_> {
             edit.set_nvram(&spot.path)?;
         }
         match found {
-            Some((bytes, _)) => self.file("NVRAM", spot, Content::File(bytes.to_vec())),
+            Some((bytes, _)) => self.file("NVRAM", spot, FileContent::File(bytes.to_vec())),
             None => spot.must_be_free("the copy's NVRAM"),
         }
     }
@@ -404,14 +419,14 @@ impl RestorePlanner<'_> {
             None => default_tpm(self.host.places, &self.who.id.to_string(), tpm)?,
         };
         if members.is_empty() {
-            let copy = self.who.identity == Identity::Copy;
+            let copy = self.who.identity == DomainIdentity::Copy;
             return if copy { spot.must_be_free("the copy's TPM state") } else { Ok(()) };
         }
         let content = match tpm.storage {
-            TpmStorage::File => Content::File(self.backup.member(TPM_FILE).unwrap_or_default().to_vec()),
+            TpmStorage::File => FileContent::File(self.backup.member(TPM_FILE).unwrap_or_default().to_vec()),
             TpmStorage::Directory => {
                 let name = |member: &str| member.strip_prefix(TPM).unwrap_or(member).to_owned();
-                Content::Directory(members.iter().map(|a| (name(&a.name), a.content.clone())).collect())
+                FileContent::Directory(members.iter().map(|a| (name(&a.name), a.content.clone())).collect())
             }
         };
         self.file("TPM state", spot, content)
@@ -431,18 +446,18 @@ impl RestorePlanner<'_> {
             let spot = placer.file(None, (home, &format!("{}.{element}", self.who.name)))?;
             edit.set_boot_file(element, &spot.path)?;
             if !same(&spot.path) {
-                self.file(element, spot, Content::File(bytes.to_vec()))?;
+                self.file(element, spot, FileContent::File(bytes.to_vec()))?;
             }
         }
         Ok(())
     }
 
-    fn file(&mut self, what: &str, spot: TargetPath, content: Content) -> Result<()> {
+    fn file(&mut self, what: &str, spot: TargetPath, content: FileContent) -> Result<()> {
         let fits = match (spot.found, &content) {
-            (Found::Nothing, _)
-            | (Found::File, Content::File(_))
-            | (Found::Directory, Content::Directory(_)) => true,
-            (_, Content::Directory(_)) | (Found::Device | Found::Directory, _) => false,
+            (PathOccupant::Nothing, _)
+            | (PathOccupant::File, FileContent::File(_))
+            | (PathOccupant::Directory, FileContent::Directory(_)) => true,
+            (_, FileContent::Directory(_)) | (PathOccupant::Device | PathOccupant::Directory, _) => false,
         };
         if !fits {
             let what =
@@ -478,7 +493,7 @@ fn default_tpm(
 }
 
 /// An archive of a guest that had a part of a file as its disk has the whole file.
-fn check_whole(disk: &Disk) -> Result<()> {
+fn check_whole(disk: &DomainDisk) -> Result<()> {
     if !disk.marks.sliced {
         return Ok(());
     }

@@ -7,17 +7,19 @@ use std::time::Instant;
 
 use virtfold_hooks::guard::LockReason;
 
-use super::backup::{Backup, Kept};
+use super::backup::{ArchivedDomain, ReplayReader};
 use super::inventory::Inventory;
-use super::places::{self, Found};
-use super::plan::{self, Content, NewFile, Plan};
+use super::places::{self, PathOccupant};
+use super::plan::{self, FileContent, NewFile, RestorePlan};
 use super::switch::{self, FileSwap, sync_directory};
-use super::{AfterDefine, Host, Identity, RestoreDomainReport, RestoreDomainRequest, standard_input};
+use super::{
+    AfterDefine, DefineContext, DomainIdentity, RestoreDomainReport, RestoreDomainRequest, standard_input,
+};
 use crate::restore::{self, RestoreReport, RestoreRequest, Selection};
 use crate::{Control, guards};
 use virtfold_base::durable::{Overwrite, PartialFile};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
-use virtfold_hypervisor::{Config, DomainId, Fault, Run, Start};
+use virtfold_hypervisor::{DomainId, DomainState, HypervisorError, StartMode, XmlView};
 use virtfold_medium::Location;
 
 /// What is told when the archive is not whole and sound.
@@ -32,13 +34,13 @@ pub(super) const PARTIAL: &str =
 /// not start is defined and stays so.
 pub fn run(
     request: &RestoreDomainRequest,
-    host: &Host<'_>,
+    host: &DefineContext<'_>,
     control: &Control,
 ) -> Result<RestoreDomainReport> {
     if request.archive == Location::Pipe {
         return run_from(request, host, control, standard_input(control)?);
     }
-    let backup = Backup::open(request, control)?;
+    let backup = ArchivedDomain::open(request, control)?;
     run_with(request, host, &backup, &mut |disks| restore::run(disks, control))
 }
 
@@ -48,12 +50,12 @@ pub fn run(
 /// As [`run()`], and those of `input`.
 pub fn run_from(
     request: &RestoreDomainRequest,
-    host: &Host<'_>,
+    host: &DefineContext<'_>,
     control: &Control,
     input: impl Read + Send,
 ) -> Result<RestoreDomainReport> {
-    let mut input = Kept::new(input);
-    let backup = Backup::read(request, control, &mut input)?;
+    let mut input = ReplayReader::new(input);
+    let backup = ArchivedDomain::read(request, control, &mut input)?;
     let mut input = Some(input);
     let mut disks = |disks: &RestoreRequest| match input.take() {
         Some(input) => restore::run_from(disks, control, input.again()),
@@ -63,18 +65,18 @@ pub fn run_from(
 }
 
 /// Restores disks.
-type Disks<'a> = dyn FnMut(&RestoreRequest) -> Result<RestoreReport> + 'a;
+type RestoreDisks<'a> = dyn FnMut(&RestoreRequest) -> Result<RestoreReport> + 'a;
 
 fn run_with(
     request: &RestoreDomainRequest,
-    host: &Host<'_>,
-    backup: &Backup,
-    disks: &mut Disks<'_>,
+    host: &DefineContext<'_>,
+    backup: &ArchivedDomain,
+    disks: &mut RestoreDisks<'_>,
 ) -> Result<RestoreDomainReport> {
     let started = Instant::now();
     let mut plan = plan::make(request, host, backup)?;
     // A copy's uuid is new: nobody else is at work on it.
-    let journal = host.journal.filter(|_| plan.who.identity != Identity::Copy);
+    let journal = host.journal.filter(|_| plan.who.identity != DomainIdentity::Copy);
     let _locked = journal.map(|journal| journal.lock(plan.who.id)).transpose()?;
     let reason = format!("'{}' is being restored from a backup", plan.who.name);
     let paths = plan.disks.iter().map(|(_, spot)| spot.path.as_path());
@@ -112,17 +114,17 @@ fn run_with(
 }
 
 /// Whether the world is still the one that was planned for.
-fn check_again(plan: &Plan, host: &Host<'_>) -> Result<()> {
+fn check_again(plan: &RestorePlan, host: &DefineContext<'_>) -> Result<()> {
     let inventory = Inventory::read(host.hypervisor)?;
     let (by_id, by_name) = (inventory.by_id(plan.who.id), inventory.by_name(&plan.who.name));
     let unchanged = match plan.who.identity {
-        Identity::Replacement => by_id.is_some_and(|known| known.info.run == Run::ShutOff),
-        Identity::AsItWas | Identity::Copy => by_id.is_none() && by_name.is_none(),
+        DomainIdentity::Replacement => by_id.is_some_and(|known| known.info.run == DomainState::ShutOff),
+        DomainIdentity::AsItWas | DomainIdentity::Copy => by_id.is_none() && by_name.is_none(),
     };
     if !unchanged {
         let what = match plan.who.identity {
-            Identity::Replacement => "was started or undefined",
-            Identity::AsItWas | Identity::Copy => "was defined by somebody else",
+            DomainIdentity::Replacement => "was started or undefined",
+            DomainIdentity::AsItWas | DomainIdentity::Copy => "was defined by somebody else",
         };
         return Err(Error::new(
             ErrorKind::InUse,
@@ -136,16 +138,16 @@ fn check_again(plan: &Plan, host: &Host<'_>) -> Result<()> {
 
 /// Restores all disks beside their places; block devices in place.
 fn write_disks(
-    plan: &Plan,
+    plan: &RestorePlan,
     request: &RestoreDomainRequest,
     switch: &mut FileSwap,
-    disks: &mut Disks<'_>,
+    disks: &mut RestoreDisks<'_>,
 ) -> Result<RestoreReport> {
     let mut devices = false;
     let mut selected = Vec::new();
     for (target, spot) in &plan.disks {
         let path = match spot.found {
-            Found::Device => {
+            PathOccupant::Device => {
                 devices = true;
                 spot.real.clone()
             }
@@ -178,8 +180,8 @@ fn write_file(file: &NewFile, switch: &mut FileSwap) -> Result<()> {
     }
     let staged = switch.stage(&file.spot);
     match &file.content {
-        Content::File(bytes) => write_new(&staged, bytes),
-        Content::Directory(files) => {
+        FileContent::File(bytes) => write_new(&staged, bytes),
+        FileContent::Directory(files) => {
             let made = std::fs::DirBuilder::new().mode(0o700).create(&staged);
             made.at(|| format!("cannot make the directory '{}'", staged.display()))?;
             for (name, bytes) in files {
@@ -200,17 +202,17 @@ fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// Defines the domain; on a clear no everything is put back. A call whose answer got lost is made again: the same
 /// definition twice is the same as once.
-fn define(plan: &Plan, host: &Host<'_>, switch: &mut FileSwap) -> Result<()> {
+fn define(plan: &RestorePlan, host: &DefineContext<'_>, switch: &mut FileSwap) -> Result<()> {
     let define = || host.hypervisor.define(plan.xml.text());
     let mut result = define();
     let mut doubtful = false;
-    if result.as_ref().is_err_and(Fault::lost) {
+    if result.as_ref().is_err_and(HypervisorError::lost) {
         doubtful = true;
         result = define();
     }
     let Err(error) = result else { return Ok(()) };
-    doubtful &= plan.who.identity == Identity::Replacement || is_there(plan, host);
-    if doubtful || (Fault::lost(&error) && is_there(plan, host)) {
+    doubtful &= plan.who.identity == DomainIdentity::Replacement || is_there(plan, host);
+    if doubtful || (HypervisorError::lost(&error) && is_there(plan, host)) {
         return Err(switch::unknown(error, &switch.leave()));
     }
     let what = format!("domain '{}' cannot be defined; nothing was replaced", plan.who.name);
@@ -218,15 +220,15 @@ fn define(plan: &Plan, host: &Host<'_>, switch: &mut FileSwap) -> Result<()> {
 }
 
 /// Whether the domain is there, or nobody can tell.
-fn is_there(plan: &Plan, host: &Host<'_>) -> bool {
-    let known = host.hypervisor.xml(plan.who.id, Config::Inactive);
+fn is_there(plan: &RestorePlan, host: &DefineContext<'_>) -> bool {
+    let known = host.hypervisor.xml(plan.who.id, XmlView::Inactive);
     !known.is_err_and(|error| error.kind() == ErrorKind::NotFound)
 }
 
-fn start(plan: &Plan, host: &Host<'_>) -> Result<()> {
+fn start(plan: &RestorePlan, host: &DefineContext<'_>) -> Result<()> {
     let id: DomainId = plan.who.id;
-    let Err(error) = host.hypervisor.start(id, Start::Running) else { return Ok(()) };
-    if Fault::lost(&error) && host.hypervisor.run_state(id).is_ok_and(Run::is_active) {
+    let Err(error) = host.hypervisor.start(id, StartMode::Running) else { return Ok(()) };
+    if HypervisorError::lost(&error) && host.hypervisor.run_state(id).is_ok_and(DomainState::is_active) {
         return Ok(());
     }
     let name = &plan.who.name;

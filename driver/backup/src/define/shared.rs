@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::inventory::Inventory;
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_hypervisor::DomainId;
-use virtfold_hypervisor::domain_xml::{Device, DomainXml, Source};
+use virtfold_hypervisor::domain_xml::{Device, DomainXml, ImageSource};
 
 /// Refuses a definition that shares something with a domain other than `replaced`, or with itself.
 pub(super) fn check(xml: &DomainXml, inventory: &Inventory, replaced: Option<DomainId>) -> Result<()> {
@@ -25,7 +25,7 @@ pub(super) fn check(xml: &DomainXml, inventory: &Inventory, replaced: Option<Dom
     let writable = xml.disks.iter().filter(|disk| disk.device == Device::Disk && !disk.marks.readonly);
     let mut seen: Vec<(&PathBuf, &str)> = Vec::new();
     for disk in writable {
-        let (Source::File(path) | Source::Block(path)) = &disk.image.source else { continue };
+        let (ImageSource::File(path) | ImageSource::Block(path)) = &disk.image.source else { continue };
         if let Some((_, target)) = seen.iter().find(|(other, _)| *other == path) {
             let what = format!("disks {target} and {} would both be '{}'", disk.target, path.display());
             return Err(Error::new(ErrorKind::Usage, what)

@@ -10,13 +10,13 @@
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use super::places::{Found, TargetPath};
+use super::places::{PathOccupant, TargetPath};
 use virtfold_base::durable::{self, Overwrite};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 
 /// How far one of them is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum SwapState {
     /// Under the hidden name, or not made yet.
     Staged,
     /// In its place, which was free.
@@ -29,8 +29,8 @@ enum State {
 struct SwapEntry {
     staged: PathBuf,
     to: PathBuf,
-    found: Found,
-    state: State,
+    found: PathOccupant,
+    state: SwapState,
 }
 
 /// The exchange; see the module's description.
@@ -63,7 +63,7 @@ impl FileSwap {
             .collect();
         let staged = spot.real.with_file_name(format!(".{short}.{}.restoring", self.tag));
         let (to, found) = (spot.real.clone(), spot.found);
-        self.moves.push(SwapEntry { staged: staged.clone(), to, found, state: State::Staged });
+        self.moves.push(SwapEntry { staged: staged.clone(), to, found, state: SwapState::Staged });
         staged
     }
 
@@ -118,7 +118,7 @@ impl FileSwap {
     /// Leaves everything as it is, because nobody knows whether it counts; the paths of the old files.
     pub(super) fn leave(&mut self) -> Vec<String> {
         self.settled = true;
-        let old = self.moves.iter().filter(|step| step.state == State::Exchanged);
+        let old = self.moves.iter().filter(|step| step.state == SwapState::Exchanged);
         old.map(|step| step.staged.display().to_string()).collect()
     }
 
@@ -126,7 +126,7 @@ impl FileSwap {
     pub(super) fn settle(mut self) -> Vec<String> {
         self.settled = true;
         let mut notes = Vec::new();
-        for step in self.moves.iter().filter(|step| step.state == State::Exchanged) {
+        for step in self.moves.iter().filter(|step| step.state == SwapState::Exchanged) {
             if let Err(error) = remove(&step.staged) {
                 notes.push(format!(
                     "'{}', which was replaced, could not be removed: {error}",
@@ -158,32 +158,32 @@ impl Drop for FileSwap {
 
 impl SwapEntry {
     fn advance(&mut self) -> Result<()> {
-        if self.found == Found::Nothing {
+        if self.found == PathOccupant::Nothing {
             durable::rename(&self.staged, &self.to, Overwrite::Keep)?;
-            self.state = State::Placed;
+            self.state = SwapState::Placed;
             return Ok(());
         }
-        if self.found == Found::File {
+        if self.found == PathOccupant::File {
             self.take_owner()?;
         }
         self.exchange()?;
-        self.state = State::Exchanged;
+        self.state = SwapState::Exchanged;
         Ok(())
     }
 
     fn back(&mut self) -> Result<()> {
         match self.state {
-            State::Staged => {}
+            SwapState::Staged => {}
             // To the hidden name: what is then left of it says what it is.
-            State::Placed => std::fs::rename(&self.to, &self.staged)
+            SwapState::Placed => std::fs::rename(&self.to, &self.staged)
                 .at(|| format!("cannot take '{}' away again", self.to.display()))?,
-            State::Exchanged => self.exchange().map_err(|e| {
+            SwapState::Exchanged => self.exchange().map_err(|e| {
                 let (to, staged) = (self.to.display(), self.staged.display());
                 e.within(format!("'{to}' could not be put back: it is '{staged}' now"))
                     .with_hint(format!("mv '{staged}' '{to}'"))
             })?,
         }
-        self.state = State::Staged;
+        self.state = SwapState::Staged;
         match remove(&self.staged) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(Error::io(format!("cannot remove '{}'", self.staged.display()), error))
@@ -199,7 +199,7 @@ impl SwapEntry {
             rustix::fs::renameat_with(cwd, &self.staged, cwd, &self.to, rustix::fs::RenameFlags::EXCHANGE);
         match done {
             // NFS knows no exchange: a second name for the old file, and the new one over the first.
-            Err(rustix::io::Errno::INVAL) if self.found == Found::File => {
+            Err(rustix::io::Errno::INVAL) if self.found == PathOccupant::File => {
                 let mut aside = self.staged.clone().into_os_string();
                 aside.push(".old");
                 let steps = std::fs::hard_link(&self.to, &aside)

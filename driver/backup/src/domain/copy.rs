@@ -4,34 +4,34 @@ use std::path::PathBuf;
 
 use super::DomainRequest;
 use crate::attachments::{GuestXml, gather};
-use crate::backup::{BackupInput, Written, write_kept};
-use crate::guest::{Frozen, FrozenDisk, Host};
+use crate::backup::{BackupInput, UnnamedArchive, write_kept};
+use crate::guest::{FreezeContext, Frozen, FrozenDisk};
 use crate::plan::Plan;
-use crate::resume::Keep;
-use virtfold_archive::manifest::{Freeze, Subject};
+use crate::resume::ResumeContext;
+use virtfold_archive::manifest::{BackupSubject, ConsistencyInfo};
 use virtfold_archive::stream::Cancel;
 use virtfold_base::error::{Error, ErrorKind, Result};
-use virtfold_hypervisor::host::{HostFiles, Mark};
+use virtfold_hypervisor::host::{HostFiles, ImageStamp};
 use virtfold_hypervisor::rules::BackupMode;
 use virtfold_image::{DiskImage, ImageAccess};
-use virtfold_medium::{Label, Medium};
+use virtfold_medium::{ArchiveLabel, Medium};
 
 /// A copy that is going to be made.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Copy<'a> {
-    pub(super) host: &'a Host<'a>,
+pub(super) struct DomainCopy<'a> {
+    pub(super) host: &'a FreezeContext<'a>,
     pub(super) request: &'a DomainRequest<'a>,
     pub(super) plan: &'a Plan,
 }
 
-impl Copy<'_> {
+impl DomainCopy<'_> {
     /// Writes the archive, and makes sure that no image changed meanwhile. The images are let go when it
     /// returns.
     pub(super) fn write(
         &self,
         frozen: &Frozen,
-        open: impl FnOnce(&Label, &Cancel) -> Result<Box<dyn Medium>>,
-    ) -> Result<Written> {
+        open: impl FnOnce(&ArchiveLabel, &Cancel) -> Result<Box<dyn Medium>>,
+    ) -> Result<UnnamedArchive> {
         let known = &self.plan.known;
         // First of all: firmware and TPM go on while the disks are frozen.
         let xml = GuestXml { inactive: known.inactive.as_ref(), live: known.live.as_ref() };
@@ -39,11 +39,11 @@ impl Copy<'_> {
         let disks = frozen.disks.iter().map(|disk| Ok((disk.target.clone(), self.open(disk)?)));
         let disks = disks.collect::<Result<Vec<_>>>()?;
         let marks = marks(self.host.files, &disks)?;
-        let subject = Subject::Domain { name: known.info.name.clone(), uuid: Some(known.info.id.0) };
+        let subject = BackupSubject::Domain { name: known.info.name.clone(), uuid: Some(known.info.id.0) };
         let material = BackupInput { subject, freeze: self.note(frozen), attachments, disks };
         // Whether a domain at rest is as it was its images tell; a frozen guest's are another thing after the next freeze.
         let job = (self.plan.rule() != BackupMode::Offline).then_some(frozen.job);
-        let keep = self.request.keep.map(|keep| Keep { job, ..keep });
+        let keep = self.request.keep.map(|keep| ResumeContext { job, ..keep });
         let written = write_kept(material, &self.request.manner, (&frozen.control, keep.as_ref()), open)?;
         check(self.host.files, &marks)?;
         Ok(written)
@@ -67,7 +67,7 @@ impl Copy<'_> {
     }
 
     /// How the guest was frozen, as far as it is known now.
-    fn note(&self, frozen: &Frozen) -> Option<Freeze> {
+    fn note(&self, frozen: &Frozen) -> Option<ConsistencyInfo> {
         let method = match (self.plan.rule(), frozen.report.quiesced) {
             (BackupMode::Offline | BackupMode::NotNow(_), _) => return None,
             (_, true) => "agent",
@@ -82,7 +82,7 @@ impl Copy<'_> {
         let pause = measured.unwrap_or(0.0).clamp(0.0, 1e9).round();
         // A number of at most ten digits, without fraction: its text is the integer's.
         let pause_ms = format!("{pause:.0}").parse().unwrap_or(0);
-        Some(Freeze { method: method.to_owned(), pause_ms })
+        Some(ConsistencyInfo { method: method.to_owned(), pause_ms })
     }
 }
 
@@ -90,12 +90,12 @@ impl Copy<'_> {
 pub(super) fn marks(
     files: &dyn HostFiles,
     disks: &[(String, DiskImage)],
-) -> Result<Vec<(PathBuf, Option<Mark>)>> {
+) -> Result<Vec<(PathBuf, Option<ImageStamp>)>> {
     let all = disks.iter().flat_map(|(_, image)| image.host_files());
     all.map(|(path, _)| Ok((path.to_owned(), files.mark(path)?))).collect()
 }
 
-pub(super) fn check(files: &dyn HostFiles, marks: &[(PathBuf, Option<Mark>)]) -> Result<()> {
+pub(super) fn check(files: &dyn HostFiles, marks: &[(PathBuf, Option<ImageStamp>)]) -> Result<()> {
     for (path, mark) in marks {
         if files.mark(path)? != *mark {
             let what = format!(

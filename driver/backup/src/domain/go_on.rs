@@ -7,11 +7,11 @@
 //! home, and a new backup follows.
 
 use super::copy::{check, marks};
-use super::{DomainRequest, Done, conclude};
+use super::{DomainRequest, FinishedBackup, conclude};
 use crate::Control;
-use crate::backup::{BackupInput, BackupReport, Written, write_kept};
-use crate::guest::{FreezeReport, Frozen, Host, TakeOver, TakeOverRequest, adopt, broken_off};
-use crate::resume::{self, Keep, Known, Wish};
+use crate::backup::{BackupInput, BackupReport, UnnamedArchive, write_kept};
+use crate::guest::{FreezeContext, FreezeReport, Frozen, TakeOver, TakeOverRequest, adopt, broken_off};
+use crate::resume::{self, ResumeContext, ResumePolicy, SavedArchive};
 use virtfold_base::error::{Error, ErrorKind, Result, sentence};
 use virtfold_catalog::{FreezeSession, SessionKind};
 use virtfold_hypervisor::DomainId;
@@ -20,20 +20,20 @@ use virtfold_image::{DiskImage, Format, OpenOptions};
 
 /// What came of going on.
 pub(super) struct ResumeOutcome {
-    pub(super) done: Done,
+    pub(super) done: FinishedBackup,
     pub(super) job: FreezeSession,
 }
 
 /// Goes on with the broken-off backup of a domain; nothing, where there is none, or it can't be gone on with.
 pub(super) fn go_on(
-    host: &Host<'_>,
+    host: &FreezeContext<'_>,
     request: &DomainRequest<'_>,
     control: &Control,
     domain: DomainId,
 ) -> Result<Option<ResumeOutcome>> {
-    let Some(keep) = request.keep.filter(|keep| keep.wish == Wish::GoOn) else { return Ok(None) };
+    let Some(keep) = request.keep.filter(|keep| keep.wish == ResumePolicy::GoOn) else { return Ok(None) };
     let Some(job) = broken_off(host, domain)? else { return Ok(None) };
-    let keep = Keep { job: Some(job.id), wish: Wish::Insist, ..keep };
+    let keep = ResumeContext { job: Some(job.id), wish: ResumePolicy::Insist, ..keep };
     let Some(known) = resume::of_job(&keep)? else { return Ok(None) };
     let freeze = known.head.freeze.as_ref();
     let report = FreezeReport {
@@ -75,8 +75,8 @@ fn write(
     files: &dyn HostFiles,
     request: &DomainRequest<'_>,
     frozen: &Frozen,
-    (known, keep): (&Known, &Keep<'_>),
-) -> Result<Written> {
+    (known, keep): (&SavedArchive, &ResumeContext<'_>),
+) -> Result<UnnamedArchive> {
     let disks = open(frozen, known)?;
     let before = marks(files, &disks)?;
     let material = BackupInput {
@@ -92,7 +92,7 @@ fn write(
 }
 
 /// Opens the frozen images with the chains that the archive's head names.
-fn open(frozen: &Frozen, known: &Known) -> Result<Vec<(String, DiskImage)>> {
+fn open(frozen: &Frozen, known: &SavedArchive) -> Result<Vec<(String, DiskImage)>> {
     let options = OpenOptions::default();
     let mut images = Vec::new();
     for disk in &frozen.disks {

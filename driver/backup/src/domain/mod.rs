@@ -29,13 +29,13 @@ use uuid::Uuid;
 use virtfold_hooks::guard::LockReason;
 
 use super::attachments::LibvirtDirectories;
-use super::backup::{ArchiveOptions, BackupReport, Written};
+use super::backup::{ArchiveOptions, BackupReport, UnnamedArchive};
 use super::guest::{
-    FreezeDisk, FreezeReport, FreezeRequest, Host, OfflineDisk, OfflineRequest, Quiesce, RecoverScope,
-    Recovery, Unfrozen, Verdict, at_rest, frozen, recover,
+    AgentFreeze, FreezeContext, FreezeDisk, FreezeReport, FreezeRequest, OfflineDisk, OfflineRequest,
+    RecoverScope, Recovery, RecoveryStatus, Unfrozen, at_rest, frozen, recover,
 };
 use super::plan::{self, Consistency, Plan, PlannedDisk, QuiesceWish, Wishes};
-use super::resume::{self, Discard, Keep};
+use super::resume::{self, Discard, ResumeContext};
 use super::{Control, RunMode, guards};
 use virtfold_archive::stream::Cancel;
 use virtfold_base::durable;
@@ -44,14 +44,14 @@ use virtfold_catalog::BaseImage;
 use virtfold_hypervisor::DomainId;
 use virtfold_hypervisor::host::HostFiles;
 use virtfold_hypervisor::rules::BackupMode;
-use virtfold_medium::{self as medium, Label, Location, Medium, MediumOutcomes};
+use virtfold_medium::{self as medium, ArchiveLabel, Location, Medium, MediumOutcomes};
 
 mod copy;
 mod go_on;
 #[cfg(test)]
 mod tests;
 
-use self::copy::Copy;
+use self::copy::DomainCopy;
 use self::go_on::ResumeOutcome;
 
 /// A backup of a domain.
@@ -66,7 +66,7 @@ pub struct DomainRequest<'a> {
     /// Where libvirt keeps firmware variables and TPM states.
     pub places: &'a LibvirtDirectories,
     /// Where a record of the archive is kept, so that a later run can go on with it; nothing for none.
-    pub keep: Option<Keep<'a>>,
+    pub keep: Option<ResumeContext<'a>>,
     /// The directory of the guards that keep a domain from starting while it is read at rest.
     pub guards: &'a Path,
 }
@@ -125,13 +125,14 @@ pub struct DomainReport {
 /// What speaks against the backup ([`Plan::refusal`]); whatever fails before the archive is good.
 /// The guest is then back on its disks, unless the sentence says otherwise; no archive has its final name.
 pub fn backup_domain(
-    host: &Host<'_>,
+    host: &FreezeContext<'_>,
     request: &DomainRequest<'_>,
     destinations: &[Location],
     control: &Control,
 ) -> Result<DomainReport> {
     let copies = MediumOutcomes::default();
-    let open = |label: &Label, cancel: &Cancel| medium::create_all(destinations, label, cancel, &copies);
+    let open =
+        |label: &ArchiveLabel, cancel: &Cancel| medium::create_all(destinations, label, cancel, &copies);
     let report = backup_domain_to(host, request, control, open)?;
     Ok(DomainReport { backup: report.backup.with(&copies), ..report })
 }
@@ -141,10 +142,10 @@ pub fn backup_domain(
 /// # Errors
 /// As [`backup_domain`]; those of `open`.
 pub fn backup_domain_to(
-    host: &Host<'_>,
+    host: &FreezeContext<'_>,
     request: &DomainRequest<'_>,
     control: &Control,
-    open: impl FnOnce(&Label, &Cancel) -> Result<Box<dyn Medium>>,
+    open: impl FnOnce(&ArchiveLabel, &Cancel) -> Result<Box<dyn Medium>>,
 ) -> Result<DomainReport> {
     let started = Instant::now();
     control.progress.enter("planning", 0);
@@ -161,7 +162,7 @@ pub fn backup_domain_to(
     if let Some(refusal) = plan.refusal() {
         return Err(refusal);
     }
-    let copy = Copy { host, request, plan: &plan };
+    let copy = DomainCopy { host, request, plan: &plan };
     let done = match plan.rule() {
         BackupMode::Offline => offline(&copy, control, open)?,
         _ => online(&copy, control, open)?,
@@ -202,29 +203,29 @@ fn gone_on(went_on: ResumeOutcome, domain: String, started: Instant) -> DomainRe
 ///
 /// # Errors
 /// The journal or the state directory can't be read.
-pub fn discard_records(host: &Host<'_>, state_dir: &Path, discard: Discard<'_>) -> Result<()> {
+pub fn discard_records(host: &FreezeContext<'_>, state_dir: &Path, discard: Discard<'_>) -> Result<()> {
     let open = host.journal.open_jobs(None)?;
     resume::discard_closed(state_dir, |job| open.iter().any(|open| open.id == job), discard)
 }
 
-struct Done {
+struct FinishedBackup {
     backup: BackupReport,
     freeze: Option<FreezeReport>,
     thaw_failure: Option<UnfreezeFailure>,
 }
 
 /// What earlier runs left behind is cleaned up before anything new is begun.
-fn bring_in_order(host: &Host<'_>, domain: DomainId) -> Result<Vec<Recovery>> {
+fn bring_in_order(host: &FreezeContext<'_>, domain: DomainId) -> Result<Vec<Recovery>> {
     let found = recover(host, RecoverScope::Domain(domain), RunMode::Apply)?;
     let stuck = |recovery: &&Recovery| {
-        matches!(recovery.verdict, Verdict::Busy | Verdict::Undecided | Verdict::Failed)
+        matches!(recovery.verdict, RecoveryStatus::Busy | RecoveryStatus::Undecided | RecoveryStatus::Failed)
     };
     let Some(first) = found.iter().find(stuck) else { return Ok(found) };
     let disks = first.disks.iter().flat_map(|disk| &disk.remains);
     let remains: Vec<&str> = first.remains.iter().chain(disks).map(String::as_str).collect();
     let (kind, what) = match first.verdict {
-        Verdict::Busy => (ErrorKind::InUse, "another run of virtfold is working on it"),
-        Verdict::Undecided => {
+        RecoveryStatus::Busy => (ErrorKind::InUse, "another run of virtfold is working on it"),
+        RecoveryStatus::Undecided => {
             (ErrorKind::InUse, "an earlier backup left it in a state that a person has to decide on")
         }
         _ => (ErrorKind::Refused, "what an earlier backup left behind could not be cleaned up"),
@@ -239,10 +240,10 @@ fn bring_in_order(host: &Host<'_>, domain: DomainId) -> Result<Vec<Recovery>> {
 
 /// A domain that runs.
 fn online(
-    copy: &Copy<'_>,
+    copy: &DomainCopy<'_>,
     control: &Control,
-    open: impl FnOnce(&Label, &Cancel) -> Result<Box<dyn Medium>>,
-) -> Result<Done> {
+    open: impl FnOnce(&ArchiveLabel, &Cancel) -> Result<Box<dyn Medium>>,
+) -> Result<FinishedBackup> {
     let request = freeze_request(copy.plan, copy.request.wishes, copy.host.files)?;
     make_overlay_directories(&request, &copy.request.wishes.state_dir)?;
     let mut good: Option<(BackupReport, FreezeReport)> = None;
@@ -262,15 +263,15 @@ fn conclude(
     thawed: Result<Unfrozen<()>>,
     good: Option<(BackupReport, FreezeReport)>,
     name: &str,
-) -> Result<Done> {
+) -> Result<FinishedBackup> {
     match (thawed, good) {
         (Ok(thawed), Some((backup, _))) => {
-            Ok(Done { backup, freeze: Some(thawed.report), thaw_failure: None })
+            Ok(FinishedBackup { backup, freeze: Some(thawed.report), thaw_failure: None })
         }
         (Err(error), Some((backup, report))) => {
             let hint = error.hint().map_or_else(|| format!("run 'virtfold recover {name}'"), str::to_owned);
             let failure = UnfreezeFailure { sentence: sentence(&error), hint, kind: error.kind() };
-            Ok(Done { backup, freeze: Some(report), thaw_failure: Some(failure) })
+            Ok(FinishedBackup { backup, freeze: Some(report), thaw_failure: Some(failure) })
         }
         (Err(error), None) => Err(error),
         (Ok(_), None) => Err(Error::new(ErrorKind::Internal, "the guest was frozen and nothing was copied")),
@@ -279,10 +280,10 @@ fn conclude(
 
 /// A domain that is shut off.
 fn offline(
-    copy: &Copy<'_>,
+    copy: &DomainCopy<'_>,
     control: &Control,
-    open: impl FnOnce(&Label, &Cancel) -> Result<Box<dyn Medium>>,
-) -> Result<Done> {
+    open: impl FnOnce(&ArchiveLabel, &Cancel) -> Result<Box<dyn Medium>>,
+) -> Result<FinishedBackup> {
     let disks = copy
         .plan
         .copied()
@@ -294,9 +295,9 @@ fn offline(
     let paths = request.disks.iter().map(|disk| disk.base.path.as_path());
     let who = (domain.uuid, domain.name.as_str());
     let _guards = guards::hold(copy.request.guards, who, (LockReason::Reading, &reason), paths)?;
-    let written: Written = at_rest(copy.host, &request, control, |frozen| copy.write(frozen, open))?;
+    let written: UnnamedArchive = at_rest(copy.host, &request, control, |frozen| copy.write(frozen, open))?;
     // Only now is it known that the domain did not run meanwhile.
-    Ok(Done { backup: written.finish(control)?, freeze: None, thaw_failure: None })
+    Ok(FinishedBackup { backup: written.finish(control)?, freeze: None, thaw_failure: None })
 }
 
 /// What the freeze is to do, by the plan.
@@ -320,9 +321,9 @@ fn freeze_request(plan: &Plan, wishes: &Wishes, files: &dyn HostFiles) -> Result
     // libvirt counts the agent's limit in whole seconds.
     let limit = wishes.pause_budget.max(std::time::Duration::from_secs(1));
     let quiesce = match (wishes.quiesce, plan.quiesce.how) {
-        (QuiesceWish::Yes, _) => Quiesce::Required(limit),
-        (QuiesceWish::Auto, Consistency::Agent) => Quiesce::Wanted(limit),
-        _ => Quiesce::No,
+        (QuiesceWish::Yes, _) => AgentFreeze::Required(limit),
+        (QuiesceWish::Auto, Consistency::Agent) => AgentFreeze::Wanted(limit),
+        _ => AgentFreeze::No,
     };
     let targets = live.targets();
     Ok(FreezeRequest { domain: plan.known.info.id, disks, targets, quiesce, min_free: wishes.min_free })

@@ -9,14 +9,14 @@ use crate::guest::{FreezeTimings, StartWatchdog, Watchdog};
 use crate::inspect;
 use virtfold_archive::crypt::Identities;
 use virtfold_archive::index::ArchiveIndex;
-use virtfold_archive::manifest::Subject;
+use virtfold_archive::manifest::BackupSubject;
 use virtfold_archive::stream::{Compression, Sink};
 use virtfold_archive::table::Layout;
 use virtfold_catalog::{Catalog, Journal};
 use virtfold_hypervisor::guard::{GuestHold, WatchdogOutcome};
-use virtfold_hypervisor::simulated::{Fate, Operation, Simulated, When};
-use virtfold_hypervisor::{Hypervisor, Start, is_our_overlay};
-use virtfold_medium::{self as medium, FileMedium, Notes};
+use virtfold_hypervisor::simulated::{CallPhase, Injected, Operation, Simulated};
+use virtfold_hypervisor::{Hypervisor, StartMode, is_our_overlay};
+use virtfold_medium::{self as medium, DurableMarks, FileMedium};
 
 /// A guard that only says that it is there.
 #[derive(Debug)]
@@ -83,7 +83,7 @@ impl Lab {
 
     fn running() -> Self {
         let lab = Self::new();
-        lab.world.start(lab.id, Start::Running).unwrap();
+        lab.world.start(lab.id, StartMode::Running).unwrap();
         lab
     }
 
@@ -99,8 +99,8 @@ impl Lab {
     fn backup_to(&self, open: impl FnOnce(&Path) -> Result<Box<dyn Medium>>) -> Result<DomainReport> {
         let place = [Location::Path(self.folder.path().join("archives"))];
         let state_dir = &self.wishes.state_dir;
-        let (key_dir, wish) = (Path::new("/dev/shm"), resume::Wish::GoOn);
-        let keep = Some(Keep {
+        let (key_dir, wish) = (Path::new("/dev/shm"), resume::ResumePolicy::GoOn);
+        let keep = Some(ResumeContext {
             state_dir,
             key_dir,
             places: &place,
@@ -121,7 +121,7 @@ impl Lab {
         };
         let pace = FreezeTimings { poll: Duration::from_millis(1), ..FreezeTimings::default() };
         let (world, journal) = (&self.world, &self.journal);
-        let host = Host { hypervisor: world, files: world, journal, guard: &Idle, pace };
+        let host = FreezeContext { hypervisor: world, files: world, journal, guard: &Idle, pace };
         let guards = self.folder.path().join("guards");
         let (wishes, places) = (&self.wishes, &self.places);
         let request = DomainRequest { domain: "w/eb", wishes, manner, places, keep, guards: &guards };
@@ -181,7 +181,7 @@ impl Sink for Dying {
 }
 
 impl Medium for Dying {
-    fn keep(&mut self, notes: Arc<dyn Notes>) -> bool {
+    fn keep(&mut self, notes: Arc<dyn DurableMarks>) -> bool {
         self.inner.keep(notes)
     }
 
@@ -229,7 +229,7 @@ fn a_killed_copy_whose_base_was_written_to_is_not_gone_on_with() {
 fn a_recovery_discards_what_it_makes_useless() {
     let lab = Lab::running();
     lab.dies();
-    let host = Host {
+    let host = FreezeContext {
         hypervisor: &lab.world,
         files: &lab.world,
         journal: &lab.journal,
@@ -257,7 +257,7 @@ fn a_running_domain_goes_into_an_archive_with_all_that_belongs_to_it() {
     assert!(name.starts_with("w_eb-"), "{name}");
     inspect::with_index(&archives[0].as_path().into(), &Identities::default(), |index: &ArchiveIndex<'_>| {
         let head = index.head();
-        assert_eq!(head.subject, Subject::Domain { name: "w/eb".to_owned(), uuid: Some(lab.id.0) });
+        assert_eq!(head.subject, BackupSubject::Domain { name: "w/eb".to_owned(), uuid: Some(lab.id.0) });
         assert_eq!(head.freeze.as_ref().map(|f| f.method.as_str()), Some("snapshot"));
         Ok(())
     })
@@ -297,8 +297,8 @@ fn an_image_that_changes_under_the_copy_leaves_no_archive() {
 fn a_good_copy_stays_when_the_way_back_fails() {
     let lab = Lab::running();
     lab.world.on_point(|point| {
-        let commit = point.operation == Operation::Commit && point.when == When::Before;
-        if commit { Fate::KillDriver } else { Fate::GoOn }
+        let commit = point.operation == Operation::Commit && point.when == CallPhase::Before;
+        if commit { Injected::KillDriver } else { Injected::GoOn }
     });
     let report = lab.backup(|| {}).unwrap();
     let failure = report.thaw_failure.unwrap();

@@ -15,12 +15,12 @@
 use super::freeze::{BaseLocks, CopyContext, copy_held, end, hold_bases};
 use super::home::Unfreeze;
 use super::sight::DomainView;
-use super::{FreezeReport, Frozen, Host, Unfrozen};
+use super::{FreezeContext, FreezeReport, Frozen, Unfrozen};
 use crate::Control;
 use virtfold_base::error::{Error, ErrorKind, Result, sentence};
 use virtfold_catalog::{FreezeSession, SessionDisk, SessionKind, SessionState, UnfreezeState};
 use virtfold_hypervisor::rules::{BackupMode, run_rule};
-use virtfold_hypervisor::{DomainId, Run};
+use virtfold_hypervisor::{DomainId, DomainState};
 
 /// Disks that are to be taken over.
 #[derive(Clone, Debug)]
@@ -47,7 +47,7 @@ pub enum TakeOver<T> {
 ///
 /// # Errors
 /// The journal can't be read.
-pub fn broken_off(host: &Host<'_>, domain: DomainId) -> Result<Option<FreezeSession>> {
+pub fn broken_off(host: &FreezeContext<'_>, domain: DomainId) -> Result<Option<FreezeSession>> {
     let mut jobs = host.journal.open_jobs(Some(domain))?;
     let job = jobs.pop().filter(|job| jobs.is_empty() && is_adoptable(job));
     Ok(job)
@@ -71,7 +71,7 @@ fn is_adoptable(job: &FreezeSession) -> bool {
 /// The domain or the journal can't be looked at. What fails from the copy on is in
 /// [`TakeOver::Done`], as from [`super::frozen`].
 pub fn adopt<T>(
-    host: &Host<'_>,
+    host: &FreezeContext<'_>,
     request: &TakeOverRequest,
     control: &Control,
     copy: impl FnOnce(&Frozen) -> Result<T>,
@@ -111,7 +111,7 @@ fn held(homing: &mut Unfreeze<'_>) -> Result<BaseLocks> {
 
 /// Whether the guest runs if it ran, and stands if it stood. One that was stopped by the full disk of its
 /// overlay has to come home.
-fn does_as_before(kind: SessionKind, run: Run) -> bool {
+fn does_as_before(kind: SessionKind, run: DomainState) -> bool {
     match kind {
         SessionKind::Running => run_rule(run) == BackupMode::Online,
         SessionKind::Standing => run_rule(run) == BackupMode::OnlineStanding,
@@ -120,7 +120,7 @@ fn does_as_before(kind: SessionKind, run: Run) -> bool {
 }
 
 /// Whether a disk is as its driver left it.
-fn check(host: &Host<'_>, sight: &DomainView, disk: &SessionDisk) -> Result<()> {
+fn check(host: &FreezeContext<'_>, sight: &DomainView, disk: &SessionDisk) -> Result<()> {
     let wrong = |what: &str| Err(changed(format!("disk '{}' {what}", disk.target)));
     let seen = sight.disk(host.hypervisor, disk)?;
     let below = seen.qemu.as_ref().and_then(|chain| chain.get(1));

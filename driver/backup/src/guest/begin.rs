@@ -7,7 +7,7 @@
 
 use uuid::Uuid;
 
-use super::Host;
+use super::FreezeContext;
 use super::sight::DomainView;
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_catalog::{
@@ -29,7 +29,7 @@ impl NewSession {
     ///
     /// # Errors
     /// [`ErrorKind::InUse`] where an earlier job is open, [`ErrorKind::NotFound`] where there is no such domain.
-    pub(super) fn look(host: &Host<'_>, domain: DomainId) -> Result<Self> {
+    pub(super) fn look(host: &FreezeContext<'_>, domain: DomainId) -> Result<Self> {
         let left = host.journal.open_jobs(Some(domain))?;
         if !left.iter().all(is_only_frozen) {
             let message = format!("an earlier backup of domain {domain} is not cleaned up");
@@ -44,7 +44,7 @@ impl NewSession {
     /// A new job of this domain, with what earlier ones have left to do.
     pub(super) fn job(
         &self,
-        host: &Host<'_>,
+        host: &FreezeContext<'_>,
         (kind, state): (SessionKind, SessionState),
         disks: Vec<SessionDisk>,
     ) -> FreezeSession {
@@ -66,7 +66,7 @@ impl NewSession {
     }
 
     /// Puts the new job into the journal; what it takes over ends with that.
-    pub(super) fn journal(&self, host: &Host<'_>, job: &FreezeSession) -> Result<()> {
+    pub(super) fn journal(&self, host: &FreezeContext<'_>, job: &FreezeSession) -> Result<()> {
         host.journal.begin(job)?;
         self.left.iter().try_for_each(|old| {
             host.journal.record(old.id, &[JournalEntry::Close(SessionOutcome::Recovered)])
@@ -79,6 +79,6 @@ fn is_only_frozen(job: &FreezeSession) -> bool {
 }
 
 /// Seconds since 1970, by the clock of the files' times.
-pub(super) fn now(host: &Host<'_>) -> i64 {
+pub(super) fn now(host: &FreezeContext<'_>) -> i64 {
     i64::try_from(host.files.now().as_secs()).unwrap_or(i64::MAX)
 }

@@ -14,7 +14,7 @@ use super::begin::NewSession;
 use super::home::{DETACHED, FIRED, UNCONFIGURED, Unfreeze, UnfreezeOutcome};
 use super::sight::DomainView;
 use super::watch::FreeSpaceMonitor;
-use super::{FreezeReport, FreezeRequest, Frozen, FrozenDisk, Host, Quiesce, Unfrozen};
+use super::{AgentFreeze, FreezeContext, FreezeReport, FreezeRequest, Frozen, FrozenDisk, Unfrozen};
 use crate::Control;
 use virtfold_base::error::{Error, ErrorKind, Result, sentence};
 use virtfold_catalog::{
@@ -22,7 +22,7 @@ use virtfold_catalog::{
 };
 use virtfold_hypervisor::guard::{self, GuestHold, ReleaseOutcome};
 use virtfold_hypervisor::rules::{BackupMode, run_rule};
-use virtfold_hypervisor::{Fault, SnapshotRequest, types};
+use virtfold_hypervisor::{HypervisorError, SnapshotRequest, types};
 
 /// Attempts at a snapshot whose answers are lost and that turn out not to have happened.
 const SNAPSHOTS: u32 = 3;
@@ -39,7 +39,7 @@ const THAW_POLLS: u32 = 200;
 /// [`ErrorKind::InUse`] where an earlier job of this domain is open. The guest is then back on its disks,
 /// unless the sentence says otherwise.
 pub fn frozen<T>(
-    host: &Host<'_>,
+    host: &FreezeContext<'_>,
     request: &FreezeRequest,
     control: &Control,
     copy: impl FnOnce(&Frozen) -> Result<T>,
@@ -118,7 +118,7 @@ fn not_home(job: &FreezeSession, copy: Option<Error>, error: Error) -> Error {
 }
 
 /// The job, of a domain that is as the request believes.
-fn plan(host: &Host<'_>, request: &FreezeRequest, beginning: &NewSession) -> Result<FreezeSession> {
+fn plan(host: &FreezeContext<'_>, request: &FreezeRequest, beginning: &NewSession) -> Result<FreezeSession> {
     let (sight, info) = (&beginning.sight, &beginning.info);
     let kind = match run_rule(info.run) {
         BackupMode::Online => SessionKind::Running,
@@ -221,7 +221,7 @@ pub(super) fn copy_held<T>(
 
 /// Takes the snapshot, frozen by the agent where that is wanted.
 fn snapshot(homing: &mut Unfreeze<'_>, request: &FreezeRequest, report: &mut FreezeReport) -> Result<()> {
-    let wanted = homing.job.kind == SessionKind::Running && request.quiesce != Quiesce::No;
+    let wanted = homing.job.kind == SessionKind::Running && request.quiesce != AgentFreeze::No;
     let frozen_since = Instant::now();
     let asked = if wanted { freeze(homing, request, report)? } else { FreezeAnswer::No };
     let taken = take(homing, request, report);
@@ -237,7 +237,7 @@ fn snapshot(homing: &mut Unfreeze<'_>, request: &FreezeRequest, report: &mut Fre
         return Ok(());
     }
     // All that was warned of until now is why the agent did not freeze.
-    if let Quiesce::Required(_) = request.quiesce {
+    if let AgentFreeze::Required(_) = request.quiesce {
         let message =
             format!("the agent of domain '{}' could not freeze and thaw its file systems", homing.job.name);
         let hint = "is qemu-guest-agent running in the guest? --quiesce auto makes a crash-consistent backup";
@@ -265,8 +265,8 @@ fn freeze(
 ) -> Result<FreezeAnswer> {
     let (hypervisor, domain) = (homing.host.hypervisor, request.domain);
     let limit = match request.quiesce {
-        Quiesce::Wanted(limit) | Quiesce::Required(limit) => limit,
-        Quiesce::No => return Ok(FreezeAnswer::No),
+        AgentFreeze::Wanted(limit) | AgentFreeze::Required(limit) => limit,
+        AgentFreeze::No => return Ok(FreezeAnswer::No),
     };
     let there = hypervisor.set_agent_time_limit(domain, limit);
     let (asked, error) = match there.and_then(|()| hypervisor.ping_agent(domain, limit)) {
@@ -333,7 +333,7 @@ fn thaw_patiently(homing: &Unfreeze<'_>) -> Result<ReleaseOutcome> {
 }
 
 fn lost<T>(result: &Result<T>) -> bool {
-    result.as_ref().is_err_and(Fault::lost)
+    result.as_ref().is_err_and(HypervisorError::lost)
 }
 
 /// Takes the snapshot, and sees that it was taken: of all disks or of none.
@@ -368,7 +368,7 @@ fn take(homing: &mut Unfreeze<'_>, request: &FreezeRequest, report: &mut FreezeR
 }
 
 /// Looks again where the connection is just being made anew.
-fn patiently<T>(host: &Host<'_>, look: impl Fn() -> Result<T>) -> Result<T> {
+fn patiently<T>(host: &FreezeContext<'_>, look: impl Fn() -> Result<T>) -> Result<T> {
     let first = look();
     if !lost(&first) {
         return first;

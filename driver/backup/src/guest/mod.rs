@@ -47,12 +47,12 @@ mod watch;
 pub use adopt::{TakeOver, TakeOverRequest, adopt, broken_off};
 pub use freeze::frozen;
 pub use guard::WatchdogProcess;
-pub use recover::{DiskRecovery, RecoverScope, Recovery, Verdict, recover};
+pub use recover::{DiskRecovery, RecoverScope, Recovery, RecoveryStatus, recover};
 pub use rest::at_rest;
 
 /// Everything that a job needs of its host.
 #[derive(Clone, Copy, Debug)]
-pub struct Host<'a> {
+pub struct FreezeContext<'a> {
     /// The hypervisor.
     pub hypervisor: &'a dyn Hypervisor,
     /// The images as files.
@@ -115,7 +115,7 @@ pub trait Watchdog: Debug + Send {
 
 /// Whether the guest's agent freezes the file systems for the snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Quiesce {
+pub enum AgentFreeze {
     /// No.
     No,
     /// If it answers within its limit; otherwise the copy is crash-consistent, and the report says so.
@@ -147,7 +147,7 @@ pub struct FreezeRequest {
     /// The targets of all of the domain's disks, cdroms among them.
     pub targets: Vec<String>,
     /// Whether the agent freezes.
-    pub quiesce: Quiesce,
+    pub quiesce: AgentFreeze,
     /// When less than this is free, in bytes, around an overlay, the backup is aborted for lack of free
     /// space.
     pub min_free: u64,

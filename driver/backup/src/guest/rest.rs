@@ -10,21 +10,21 @@ use crossbeam_channel::Receiver;
 
 use super::begin::NewSession;
 use super::sight::DomainView;
-use super::{FreezeReport, Frozen, FrozenDisk, Host, OfflineRequest};
+use super::{FreezeContext, FreezeReport, Frozen, FrozenDisk, OfflineRequest};
 use crate::Control;
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_catalog::{
     FreezeSession, JournalEntry, SessionDisk, SessionKind, SessionOutcome, SessionState, UnfreezeState,
 };
-use virtfold_hypervisor::host::Mark;
-use virtfold_hypervisor::{Event, Lifecycle};
+use virtfold_hypervisor::host::ImageStamp;
+use virtfold_hypervisor::{DomainEvent, Lifecycle};
 
 /// Runs `copy` on the disks of a domain that is shut off, and proves that it stayed so.
 ///
 /// # Errors
 /// [`ErrorKind::InUse`] when it runs or ran, or an image is in use; whatever `copy` says.
 pub fn at_rest<T>(
-    host: &Host<'_>,
+    host: &FreezeContext<'_>,
     request: &OfflineRequest,
     control: &Control,
     copy: impl FnOnce(&Frozen) -> Result<T>,
@@ -49,7 +49,7 @@ pub fn at_rest<T>(
     closed.map(|()| value)
 }
 
-fn plan(host: &Host<'_>, request: &OfflineRequest, beginning: &NewSession) -> Result<FreezeSession> {
+fn plan(host: &FreezeContext<'_>, request: &OfflineRequest, beginning: &NewSession) -> Result<FreezeSession> {
     if beginning.sight.is_active() {
         return Err(Error::new(ErrorKind::InUse, format!("domain '{}' runs", beginning.info.name)));
     }
@@ -65,9 +65,9 @@ fn plan(host: &Host<'_>, request: &OfflineRequest, beginning: &NewSession) -> Re
 }
 
 fn read<T>(
-    host: &Host<'_>,
+    host: &FreezeContext<'_>,
     (request, name): (&OfflineRequest, &str),
-    events: &Receiver<Event>,
+    events: &Receiver<DomainEvent>,
     copy: impl FnOnce() -> Result<T>,
 ) -> Result<T> {
     let holds = request.disks.iter().map(|disk| {
@@ -92,7 +92,7 @@ fn read<T>(
         return ran("started");
     }
     // A lost event is made up for by the marks and by the locks.
-    let started = |event: Event| matches!(event, Event::Lifecycle { domain, change: Lifecycle::Started(_) } if domain == request.domain);
+    let started = |event: DomainEvent| matches!(event, DomainEvent::Lifecycle { domain, change: Lifecycle::Started(_) } if domain == request.domain);
     if events.try_iter().any(started) {
         return ran("ran in between");
     }
@@ -100,6 +100,6 @@ fn read<T>(
     Ok(value)
 }
 
-fn marks(host: &Host<'_>, request: &OfflineRequest) -> Result<Vec<Option<Mark>>> {
+fn marks(host: &FreezeContext<'_>, request: &OfflineRequest) -> Result<Vec<Option<ImageStamp>>> {
     request.disks.iter().map(|disk| host.files.mark(&disk.base.path)).collect()
 }

@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_catalog::SessionDisk;
-use virtfold_hypervisor::domain_xml::{Disk, DomainXml, Mirror};
+use virtfold_hypervisor::domain_xml::{DomainDisk, DomainXml, Mirror};
 use virtfold_hypervisor::settle::path_of;
-use virtfold_hypervisor::{Config, DomainId, DomainInfo, Hypervisor, Paused, Persistence, QemuDisk, Run};
+use virtfold_hypervisor::{
+    DomainId, DomainInfo, DomainState, Hypervisor, PausedReason, Persistence, QemuDisk, XmlView,
+};
 
 /// Looks before it is given up that the domain does not stay as it is for the length of one.
 const LOOKS: usize = 5;
@@ -58,16 +60,16 @@ impl DomainView {
         let mut sight = Self { info: Some(info.clone()), ..nothing };
         let parse = |text: Option<String>| text.map(DomainXml::parse).transpose();
         if info.run.is_active() {
-            sight.live = parse(present(hypervisor.xml(domain, Config::Live))?)?;
+            sight.live = parse(present(hypervisor.xml(domain, XmlView::Live))?)?;
             let asked = hypervisor.query_block(domain);
-            let still = present(hypervisor.run_state(domain))?.is_some_and(Run::is_active);
+            let still = present(hypervisor.run_state(domain))?.is_some_and(DomainState::is_active);
             if sight.live.is_none() || !still {
                 return Ok(None);
             }
             sight.qemu = asked?;
         }
         if info.persistence == Persistence::Persistent {
-            let Some(config) = present(hypervisor.xml(domain, Config::Inactive))? else { return Ok(None) };
+            let Some(config) = present(hypervisor.xml(domain, XmlView::Inactive))? else { return Ok(None) };
             sight.config = Some(DomainXml::parse(config)?);
             if !info.run.is_active() {
                 sight.saved = parse(present(hypervisor.managed_save_xml(domain))?.flatten())?;
@@ -76,17 +78,17 @@ impl DomainView {
         Ok(Some(sight))
     }
 
-    pub(super) fn run(&self) -> Option<Run> {
+    pub(super) fn run(&self) -> Option<DomainState> {
         self.info.as_ref().map(|i| i.run)
     }
 
     pub(super) fn is_active(&self) -> bool {
-        self.run().is_some_and(Run::is_active)
+        self.run().is_some_and(DomainState::is_active)
     }
 
     /// Whether somebody made it stand still.
     pub(super) fn is_paused(&self) -> bool {
-        self.run() == Some(Run::Paused(Paused::User))
+        self.run() == Some(DomainState::Paused(PausedReason::User))
     }
 
     /// One disk, as all views have it.
@@ -139,7 +141,7 @@ pub(super) fn first(chain: Option<&Vec<PathBuf>>) -> Option<&Path> {
     chain?.first().map(PathBuf::as_path)
 }
 
-fn chain(hypervisor: &dyn Hypervisor, disk: &Disk) -> Result<Vec<PathBuf>> {
+fn chain(hypervisor: &dyn Hypervisor, disk: &DomainDisk) -> Result<Vec<PathBuf>> {
     let images = std::iter::once(&disk.image).chain(&disk.backing);
     let paths = images.map(|image| path_of(hypervisor, &image.source));
     paths.filter_map(Result::transpose).collect()

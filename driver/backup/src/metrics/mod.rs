@@ -25,7 +25,7 @@ use prometheus::{CounterVec, GaugeVec, Opts, Registry, TextEncoder};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use self::names::{Family, Kind};
+use self::names::{Family, MetricKind};
 use crate::domain::DomainReport;
 use virtfold_base::durable::{Overwrite, PartialFile};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
@@ -256,12 +256,12 @@ impl MetricsPage {
         if !self.values.contains_key(family.name) {
             let options = Opts::new(family.name, family.help);
             let values = match family.kind {
-                Kind::Gauge => {
+                MetricKind::Gauge => {
                     let gauge = GaugeVec::new(options, family.labels)?;
                     self.registry.register(Box::new(gauge.clone()))?;
                     Values::Gauge(gauge)
                 }
-                Kind::Counter => {
+                MetricKind::Counter => {
                     let counter = CounterVec::new(options, family.labels)?;
                     self.registry.register(Box::new(counter.clone()))?;
                     Values::Counter(counter)

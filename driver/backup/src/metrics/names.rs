@@ -3,7 +3,7 @@
 
 /// What kind of metric it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum MetricKind {
     /// A value that goes up and down.
     Gauge,
     /// A count since the service started.
@@ -18,7 +18,7 @@ pub struct Family {
     /// What it means.
     pub help: &'static str,
     /// What kind it is.
-    pub kind: Kind,
+    pub kind: MetricKind,
     /// The names of its labels.
     pub labels: &'static [&'static str],
 }
@@ -27,11 +27,11 @@ const NONE: &[&str] = &[];
 const DOMAIN: &[&str] = &["domain", "uuid"];
 
 const fn gauge(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Family {
-    Family { name, help, kind: Kind::Gauge, labels }
+    Family { name, help, kind: MetricKind::Gauge, labels }
 }
 
 const fn counter(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Family {
-    Family { name, help, kind: Kind::Counter, labels }
+    Family { name, help, kind: MetricKind::Counter, labels }
 }
 
 /// Declares the metrics and the list of all of them.

@@ -6,12 +6,12 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::names::{ALL, Family, Kind};
+use super::names::{ALL, Family, MetricKind};
 
 /// Metrics of others that are asked for, with the labels that they have.
 const FOREIGN: [Family; 2] = [
-    Family { name: "up", help: "", kind: Kind::Gauge, labels: &[] },
-    Family { name: "node_textfile_mtime_seconds", help: "", kind: Kind::Gauge, labels: &["file"] },
+    Family { name: "up", help: "", kind: MetricKind::Gauge, labels: &[] },
+    Family { name: "node_textfile_mtime_seconds", help: "", kind: MetricKind::Gauge, labels: &["file"] },
 ];
 /// What Prometheus adds to every series.
 const ADDED: [&str; 2] = ["instance", "job"];
@@ -89,7 +89,7 @@ fn check(expression: &str) -> Result<BTreeSet<String>, String> {
             function = piece;
         } else if word.starts_with(|c: char| c.is_ascii_alphabetic()) && !WORDS.contains(&word) {
             let found = family(word)?;
-            if function == "increase" && found.kind != Kind::Counter {
+            if function == "increase" && found.kind != MetricKind::Counter {
                 return Err(format!("'{word}' is no counter"));
             }
             labels.extend(found.labels.iter().map(|&label| label.to_owned()));
@@ -240,7 +240,7 @@ fn the_dashboard_asks_for_what_is_exported() {
 fn each_metric_is_documented() {
     let readme = packaged("README.md");
     let row = |family: &&Family| {
-        let kind = if family.kind == Kind::Counter { "counter" } else { "gauge" };
+        let kind = if family.kind == MetricKind::Counter { "counter" } else { "gauge" };
         format!("| `{}` | {kind} | {} | {} |", family.name, family.labels.join(", "), family.help)
     };
     let expected: Vec<String> = ALL.iter().map(row).collect();

@@ -8,9 +8,9 @@ use super::Finding;
 use super::room;
 use virtfold_archive::layout;
 use virtfold_base::error::{Error, ErrorKind, Result, sentence};
-use virtfold_hypervisor::domain_xml::{Chain, Device, Disk};
+use virtfold_hypervisor::domain_xml::{ChainKnowledge, Device, DomainDisk};
 use virtfold_hypervisor::host::{HostFiles, ImageUse};
-use virtfold_hypervisor::rules::{BackupMode, Verdict};
+use virtfold_hypervisor::rules::{BackupMode, DiskRule};
 use virtfold_image::{DiskImage, Format, ImageAccess, OpenOptions};
 
 /// An image of a chain.
@@ -49,12 +49,12 @@ pub struct PlannedDisk {
     pub overlay_estimate: Option<u64>,
     /// Who says what is below.
     #[serde(skip)]
-    pub below: Below,
+    pub below: ChainSource,
 }
 
 /// The images below a disk's top one.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Below {
+pub enum ChainSource {
     /// The headers say it.
     Headers,
     /// libvirt says it: QEMU has these open, whatever headers say.
@@ -65,14 +65,14 @@ pub enum Below {
 
 /// A host file of a disk that is copied.
 #[derive(Clone, Debug)]
-pub(super) struct Opened {
+pub(super) struct OpenedDisk {
     pub(super) target: String,
     pub(super) path: PathBuf,
     pub(super) identity: (u64, u64),
 }
 
 impl PlannedDisk {
-    pub(super) fn new(disk: &Disk, verdict: Verdict) -> Self {
+    pub(super) fn new(disk: &DomainDisk, verdict: DiskRule) -> Self {
         let source = disk.image.source.path().map(|path| path.to_string_lossy().into_owned());
         // Without a format QEMU, and the rule, take it for raw.
         let format = disk.image.format.as_deref().unwrap_or("raw").parse().ok();
@@ -84,7 +84,7 @@ impl PlannedDisk {
                 Device::Floppy => "floppy",
                 Device::Lun => "lun",
             },
-            copy: verdict == Verdict::Copy,
+            copy: verdict == DiskRule::Copy,
             rule: verdict.to_string(),
             format: format.filter(|_| source.is_some()),
             source,
@@ -108,9 +108,9 @@ impl PlannedDisk {
         };
         let options = OpenOptions { usage, ..OpenOptions::default() };
         match &self.below {
-            Below::Known(below) => DiskImage::open_chain(Path::new(source), format, below, &options),
-            Below::Headers => DiskImage::open(Path::new(source), format, &options),
-            Below::Unreadable(why) => {
+            ChainSource::Known(below) => DiskImage::open_chain(Path::new(source), format, below, &options),
+            ChainSource::Headers => DiskImage::open(Path::new(source), format, &options),
+            ChainSource::Unreadable(why) => {
                 let hint = "use --exclude, and back the disk up by other means";
                 Err(Error::new(ErrorKind::Unsupported, why.clone()).with_hint(hint))
             }
@@ -122,7 +122,7 @@ impl PlannedDisk {
         &mut self,
         files: &dyn HostFiles,
         way: BackupMode,
-    ) -> std::result::Result<Vec<Opened>, Finding> {
+    ) -> std::result::Result<Vec<OpenedDisk>, Finding> {
         // A volume that was not found has a finding already.
         if !self.copy || self.source.is_none() {
             return Ok(Vec::new());
@@ -137,7 +137,7 @@ impl PlannedDisk {
         })
     }
 
-    fn look(&mut self, files: &dyn HostFiles, way: BackupMode) -> Result<Vec<Opened>> {
+    fn look(&mut self, files: &dyn HostFiles, way: BackupMode) -> Result<Vec<OpenedDisk>> {
         layout::check_target(&self.target)
             .map_err(|error| Error::new(ErrorKind::Unsupported, error.to_string()))?;
         let image = self.open(ImageAccess::Glance)?;
@@ -159,7 +159,7 @@ impl PlannedDisk {
         self.allocated = Some(allocated.min(capacity));
         self.overlay_estimate = Some(room::estimate(capacity, allocated.min(capacity)));
         self.check_use(files, way, &chain)?;
-        let opened = image.host_files().map(|(path, identity)| Opened {
+        let opened = image.host_files().map(|(path, identity)| OpenedDisk {
             target: self.target.clone(),
             path: path.to_owned(),
             identity,
@@ -182,34 +182,34 @@ impl PlannedDisk {
 }
 
 /// The chain below as libvirt says it, where it says all of it. Live XML does.
-fn below(disk: &Disk) -> Below {
-    if disk.chain == Chain::Open {
-        return Below::Headers;
+fn below(disk: &DomainDisk) -> ChainSource {
+    if disk.chain == ChainKnowledge::Open {
+        return ChainSource::Headers;
     }
     let mut links = Vec::with_capacity(disk.backing.len());
     for image in &disk.backing {
         let Some(path) = image.source.path() else {
-            return Below::Unreadable("an image below its top one is not a local file".to_owned());
+            return ChainSource::Unreadable("an image below its top one is not a local file".to_owned());
         };
         // Without a format the header above has it.
-        let Some(format) = &image.format else { return Below::Headers };
+        let Some(format) = &image.format else { return ChainSource::Headers };
         match format.parse() {
             Ok(format) => links.push((path.to_owned(), format)),
             Err(_) => {
                 let format = format.escape_debug();
                 let why =
                     format!("the image '{}' below its top one has the format '{format}'", path.display());
-                return Below::Unreadable(why);
+                return ChainSource::Unreadable(why);
             }
         }
     }
-    Below::Known(links)
+    ChainSource::Known(links)
 }
 
 /// Disks of the domain that share a file under different names. (The same name is found by the rules.) A file
 /// below that both only read is no harm.
-pub(super) fn twice(opened: &[Opened]) -> Option<Finding> {
-    let mut tops: Vec<&Opened> = Vec::new();
+pub(super) fn twice(opened: &[OpenedDisk]) -> Option<Finding> {
+    let mut tops: Vec<&OpenedDisk> = Vec::new();
     for file in opened {
         if tops.iter().any(|top| top.target == file.target) {
             continue;

@@ -2,11 +2,11 @@
 
 use serde::Serialize;
 
-use super::{Known, PlannedDisk};
+use super::{DomainSnapshotInfo, PlannedDisk};
 use virtfold_base::error::ErrorKind;
 use virtfold_hypervisor::domain_xml::{DiskDifference, DomainXml, changed_disks};
 use virtfold_hypervisor::is_our_overlay;
-use virtfold_hypervisor::rules::{BackupMode, DiskChoice, Facts, Obstacle, Refuse};
+use virtfold_hypervisor::rules::{BackupMode, BackupObstacle, DiskChoice, DomainFacts, RefuseReason};
 
 /// Something that speaks against a backup now.
 #[derive(Clone, Debug, Serialize)]
@@ -35,13 +35,13 @@ impl Finding {
 }
 
 /// What the rules find.
-pub(super) fn of_facts(facts: &Facts<'_>, choice: impl Fn(&str) -> DiskChoice) -> Vec<Finding> {
+pub(super) fn of_facts(facts: &DomainFacts<'_>, choice: impl Fn(&str) -> DiskChoice) -> Vec<Finding> {
     facts.obstacles(choice).into_iter().map(of_obstacle).collect()
 }
 
-fn of_obstacle(obstacle: Obstacle) -> Finding {
+fn of_obstacle(obstacle: BackupObstacle) -> Finding {
     let (what, kind, hint) = match &obstacle {
-        Obstacle::Disk { why: Refuse::Sliced, .. } => (
+        BackupObstacle::Disk { why: RefuseReason::Sliced, .. } => (
             "disk",
             ErrorKind::Unsupported,
             Some(
@@ -49,26 +49,28 @@ fn of_obstacle(obstacle: Obstacle) -> Finding {
                  --image-opts driver=raw,offset=OFFSET,size=SIZE,file.filename=FILE -O qcow2 NEW') and attach that one instead",
             ),
         ),
-        Obstacle::Disk { .. } => {
+        BackupObstacle::Disk { .. } => {
             ("disk", ErrorKind::Unsupported, Some("use --exclude, and back it up by other means"))
         }
-        Obstacle::State(_) => ("state", ErrorKind::InUse, Some("retry later")),
-        Obstacle::NoDisk => ("no-disk", ErrorKind::Unsupported, None),
-        Obstacle::BlockJob { .. } => {
+        BackupObstacle::State(_) => ("state", ErrorKind::InUse, Some("retry later")),
+        BackupObstacle::NoDisk => ("no-disk", ErrorKind::Unsupported, None),
+        BackupObstacle::BlockJob { .. } => {
             ("block-job", ErrorKind::InUse, Some("'virsh blockjob' shows it; retry when it has ended"))
         }
-        Obstacle::BackupRunning => {
+        BackupObstacle::BackupRunning => {
             ("backup", ErrorKind::InUse, Some("'virsh domjobinfo' shows it; retry when it has ended"))
         }
-        Obstacle::LeftoverOverlay { .. } => ("leftover", ErrorKind::InUse, Some("run 'virtfold recover'")),
-        Obstacle::Untracked { .. } => (
+        BackupObstacle::LeftoverOverlay { .. } => {
+            ("leftover", ErrorKind::InUse, Some("run 'virtfold recover'"))
+        }
+        BackupObstacle::Untracked { .. } => (
             "untracked",
             ErrorKind::InUse,
             Some(
                 "libvirt can't change the disk until the guest is shut down and started again; run 'virtfold recover' first, so that it then starts from the right image",
             ),
         ),
-        Obstacle::SharedFile { .. } => {
+        BackupObstacle::SharedFile { .. } => {
             ("shared-file", ErrorKind::Unsupported, Some("exclude one of them with --exclude"))
         }
     };
@@ -85,13 +87,13 @@ pub(super) fn of_saved(saved: Option<&DomainXml>) -> Vec<Finding> {
     let ours = disks.iter().filter_map(|disk| {
         let mut images = std::iter::once(&disk.image).chain(&disk.backing);
         let overlay = images.find_map(|i| i.source.path().filter(|path| is_our_overlay(path)))?.to_owned();
-        Some(of_obstacle(Obstacle::LeftoverOverlay { target: disk.target.clone(), overlay }))
+        Some(of_obstacle(BackupObstacle::LeftoverOverlay { target: disk.target.clone(), overlay }))
     });
     ours.collect()
 }
 
 /// What a person should know, though nothing speaks against the backup.
-pub(super) fn notes((known, way): (&Known, BackupMode), disks: &[PlannedDisk]) -> Vec<String> {
+pub(super) fn notes((known, way): (&DomainSnapshotInfo, BackupMode), disks: &[PlannedDisk]) -> Vec<String> {
     let mut notes = Vec::new();
     let (checkpoints, snapshots) = (known.activity.checkpoints.len(), known.activity.snapshots.len());
     if checkpoints > 0 {

@@ -26,8 +26,10 @@ use uuid::Uuid;
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_hypervisor::domain_xml::{DiskDifference, DomainXml, changed_disks};
 use virtfold_hypervisor::host::HostFiles;
-use virtfold_hypervisor::rules::{self, BackupMode, DiskChoice, Facts, Verdict};
-use virtfold_hypervisor::{Activity, Config, DomainInfo, Hypervisor, Paused, Persistence, QemuDisk, Run};
+use virtfold_hypervisor::rules::{self, BackupMode, DiskChoice, DiskRule, DomainFacts};
+use virtfold_hypervisor::{
+    Activity, DomainInfo, DomainState, Hypervisor, PausedReason, Persistence, QemuDisk, XmlView,
+};
 
 mod disks;
 mod findings;
@@ -40,11 +42,11 @@ mod volumes;
 #[cfg(test)]
 mod tests;
 
-pub use disks::{Below, ChainImage, PlannedDisk};
+pub use disks::{ChainImage, ChainSource, PlannedDisk};
 pub use findings::Finding;
 pub use neighbours::OtherWriters;
 pub use quiesce::{Consistency, QuiesceDecision, QuiesceWish};
-pub use room::Room;
+pub use room::FreeSpace;
 
 /// What a person wants of a backup of a guest.
 #[derive(Clone, Debug)]
@@ -94,19 +96,19 @@ pub struct Plan {
     /// How long the guest may stand still at one time, ms.
     pub pause_budget_ms: u64,
     /// The file systems that overlays go to.
-    pub room: Vec<Room>,
+    pub room: Vec<FreeSpace>,
     /// What speaks against it.
     pub obstacles: Vec<Finding>,
     /// What a person should know.
     pub notes: Vec<String>,
     /// What the plan was made from.
     #[serde(skip)]
-    pub known: Known,
+    pub known: DomainSnapshotInfo,
 }
 
 /// What is known of a domain before anything is touched.
 #[derive(Clone, Debug)]
-pub struct Known {
+pub struct DomainSnapshotInfo {
     /// The domain.
     pub info: DomainInfo,
     /// What runs now, its volumes looked up.
@@ -242,12 +244,16 @@ impl Planner<'_> {
     }
 
     /// Everything that is asked of the hypervisor, and the volumes that could not be found.
-    fn know(&self, info: DomainInfo, way: BackupMode) -> Result<(Known, Vec<(String, Finding)>)> {
+    fn know(
+        &self,
+        info: DomainInfo,
+        way: BackupMode,
+    ) -> Result<(DomainSnapshotInfo, Vec<(String, Finding)>)> {
         let (id, hypervisor) = (info.id, self.hypervisor);
         let read = |config| DomainXml::parse(hypervisor.xml(id, config)?);
-        let mut live = info.run.is_active().then(|| read(Config::Live)).transpose()?;
+        let mut live = info.run.is_active().then(|| read(XmlView::Live)).transpose()?;
         let persistent = info.persistence == Persistence::Persistent;
-        let mut inactive = persistent.then(|| read(Config::Inactive)).transpose()?;
+        let mut inactive = persistent.then(|| read(XmlView::Inactive)).transpose()?;
         let monitored = matches!(way, BackupMode::Online | BackupMode::OnlineStanding);
         let qemu = if monitored { hypervisor.query_block(id)? } else { Vec::new() };
         let activity = hypervisor.activity(id)?;
@@ -260,7 +266,7 @@ impl Planner<'_> {
         // Live and inactive XML name the same volume twice.
         unresolved.sort_by(|a, b| a.0.cmp(&b.0));
         unresolved.dedup_by(|a, b| a.0 == b.0);
-        Ok((Known { info, live, inactive, qemu, activity, saved }, unresolved))
+        Ok((DomainSnapshotInfo { info, live, inactive, qemu, activity, saved }, unresolved))
     }
 
     fn choice(&self, target: &str) -> DiskChoice {
@@ -270,11 +276,11 @@ impl Planner<'_> {
 
     fn is_copied(&self, xml: &DomainXml, target: &str) -> bool {
         let disk = xml.disk(target);
-        disk.is_some_and(|d| rules::disk_rule(d, self.choice(target)) == Verdict::Copy)
+        disk.is_some_and(|d| rules::disk_rule(d, self.choice(target)) == DiskRule::Copy)
     }
 
     /// A disk that is excluded by a wrong name would be copied all the same, and nobody would know.
-    fn check_excluded(&self, known: &Known) -> Result<()> {
+    fn check_excluded(&self, known: &DomainSnapshotInfo) -> Result<()> {
         let xmls = || [&known.live, &known.inactive].into_iter().flatten();
         let has = |target: &String| xmls().any(|xml| xml.disk(target).is_some());
         let Some(unknown) = self.wishes.exclude.iter().find(|target| !has(target)) else {
@@ -291,19 +297,21 @@ impl Planner<'_> {
 }
 
 /// Disks that the running guest does not have, and will have after its next start: nothing of them is copied.
-fn not_plugged(known: &Known) -> Vec<PlannedDisk> {
+fn not_plugged(known: &DomainSnapshotInfo) -> Vec<PlannedDisk> {
     let (Some(live), Some(inactive)) = (&known.live, &known.inactive) else { return Vec::new() };
     let later = changed_disks(live, inactive).into_iter().filter_map(|changed| match changed {
-        DiskDifference::Next(disk) => Some(PlannedDisk::new(disk, Verdict::Skip(rules::Skip::NotPlugged))),
+        DiskDifference::Next(disk) => {
+            Some(PlannedDisk::new(disk, DiskRule::Skip(rules::SkipReason::NotPlugged)))
+        }
         _ => None,
     });
     later.collect()
 }
 
-impl Known {
+impl DomainSnapshotInfo {
     /// The same as the rules take it.
-    pub fn facts(&self) -> Facts<'_> {
-        Facts {
+    pub fn facts(&self) -> DomainFacts<'_> {
+        DomainFacts {
             run: self.info.run,
             live: self.live.as_ref(),
             inactive: self.inactive.as_ref(),
@@ -314,17 +322,17 @@ impl Known {
 }
 
 /// A run state in words, libvirt's own where it has them.
-pub fn state_words(run: Run) -> &'static str {
+pub fn state_words(run: DomainState) -> &'static str {
     match run {
-        Run::Running => "running",
-        Run::Paused(Paused::IoError) => "paused by a disk error",
-        Run::Paused(Paused::Busy) => "paused for a migration or save",
-        Run::Paused(Paused::Starting) => "being started",
-        Run::Paused(Paused::Crashed) | Run::Crashed => "crashed",
-        Run::Paused(_) => "paused",
-        Run::PmSuspended => "asleep",
-        Run::ShuttingDown => "shutting down",
-        Run::ShutOff => "shut off",
+        DomainState::Running => "running",
+        DomainState::Paused(PausedReason::IoError) => "paused by a disk error",
+        DomainState::Paused(PausedReason::Busy) => "paused for a migration or save",
+        DomainState::Paused(PausedReason::Starting) => "being started",
+        DomainState::Paused(PausedReason::Crashed) | DomainState::Crashed => "crashed",
+        DomainState::Paused(_) => "paused",
+        DomainState::PmSuspended => "asleep",
+        DomainState::ShuttingDown => "shutting down",
+        DomainState::ShutOff => "shut off",
     }
 }
 

@@ -10,11 +10,11 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use super::Finding;
-use super::disks::Opened;
+use super::disks::OpenedDisk;
 use super::volumes;
 use virtfold_base::error::{ErrorKind, Result, sentence};
 use virtfold_hypervisor::domain_xml::{Device, DomainXml};
-use virtfold_hypervisor::{Config, DomainId, Hypervisor};
+use virtfold_hypervisor::{DomainId, Hypervisor, XmlView};
 
 /// Who a file belongs to, as far as writing goes.
 #[derive(Clone, Debug)]
@@ -40,7 +40,7 @@ impl OtherWriters {
     pub fn of(hypervisor: &dyn Hypervisor) -> Result<Self> {
         let mut found = Self::default();
         for info in hypervisor.domains()?.into_iter().filter(|info| info.run.is_active()) {
-            let text = match hypervisor.xml(info.id, Config::Live) {
+            let text = match hypervisor.xml(info.id, XmlView::Live) {
                 Err(error) if error.kind() == ErrorKind::NotFound => continue,
                 text => text?,
             };
@@ -74,7 +74,7 @@ impl OtherWriters {
     }
 
     /// The images that another domain than `own` writes to.
-    pub(super) fn findings(&self, own: DomainId, opened: &[Opened]) -> Vec<Finding> {
+    pub(super) fn findings(&self, own: DomainId, opened: &[OpenedDisk]) -> Vec<Finding> {
         let mut findings = Vec::new();
         for file in opened {
             let writers = self.writers.get(&file.identity).into_iter().flatten();

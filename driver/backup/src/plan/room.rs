@@ -25,7 +25,7 @@ const SHARE: u64 = 10;
 
 /// A file system that overlays go to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Room {
+pub struct FreeSpace {
     /// The directories.
     pub directories: Vec<String>,
     /// The disks whose overlays go there.
@@ -40,8 +40,8 @@ pub struct Room {
 
 /// What was found.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Found {
-    pub(super) rooms: Vec<Room>,
+pub(super) struct OverlayFileSystem {
+    pub(super) rooms: Vec<FreeSpace>,
     pub(super) obstacles: Vec<Finding>,
     pub(super) notes: Vec<String>,
 }
@@ -52,10 +52,14 @@ pub(super) fn estimate(capacity: u64, allocated: u64) -> u64 {
 }
 
 /// Looks at the file systems of the overlays.
-pub(super) fn look(disks: &[PlannedDisk], files: &dyn HostFiles, wishes: &Wishes) -> Result<Found> {
+pub(super) fn look(
+    disks: &[PlannedDisk],
+    files: &dyn HostFiles,
+    wishes: &Wishes,
+) -> Result<OverlayFileSystem> {
     let min_free = wishes.min_free;
-    let mut found = Found::default();
-    let mut rooms: BTreeMap<u64, Room> = BTreeMap::new();
+    let mut found = OverlayFileSystem::default();
+    let mut rooms: BTreeMap<u64, FreeSpace> = BTreeMap::new();
     for disk in disks {
         let (Some(overlay), Some(bytes)) = (&disk.overlay, disk.overlay_estimate) else { continue };
         let directory = overlay.parent().unwrap_or(Path::new("/"));
@@ -65,7 +69,13 @@ pub(super) fn look(disks: &[PlannedDisk], files: &dyn HostFiles, wishes: &Wishes
             Entry::Occupied(room) => room.into_mut(),
             Entry::Vacant(place) => {
                 let free = files.free(&there)?;
-                place.insert(Room { directories: Vec::new(), disks: Vec::new(), estimate: 0, min_free, free })
+                place.insert(FreeSpace {
+                    directories: Vec::new(),
+                    disks: Vec::new(),
+                    estimate: 0,
+                    min_free,
+                    free,
+                })
             }
         };
         let shown = directory.display().to_string();
@@ -89,7 +99,7 @@ pub(super) fn look(disks: &[PlannedDisk], files: &dyn HostFiles, wishes: &Wishes
 
 /// An archive beside the overlays takes from their room. How much is not known before it is compressed, so it
 /// is no obstacle.
-fn beside_archive(room: &Room, disks: &[PlannedDisk]) -> Option<String> {
+fn beside_archive(room: &FreeSpace, disks: &[PlannedDisk]) -> Option<String> {
     let most =
         disks.iter().filter(|disk| disk.copy).filter_map(|disk| disk.allocated).fold(0, u64::saturating_add);
     let wanted = room.estimate.saturating_add(room.min_free).saturating_add(most);
@@ -112,7 +122,7 @@ fn device(directory: &Path) -> Result<u64> {
     Ok(metadata.dev())
 }
 
-fn short(room: &Room) -> Option<Finding> {
+fn short(room: &FreeSpace) -> Option<Finding> {
     let wanted = room.estimate.saturating_add(room.min_free);
     (room.free < wanted).then(|| {
         let told = format!(
@@ -158,7 +168,7 @@ mod tests {
 
     #[test]
     fn what_is_free_must_hold_the_estimates_and_the_rest() {
-        let room = |free| Room {
+        let room = |free| FreeSpace {
             directories: vec!["/images".to_owned()],
             disks: vec!["vda".to_owned()],
             estimate: 16 << 20,

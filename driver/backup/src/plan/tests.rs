@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::*;
 use virtfold_hypervisor::host::LocalFiles;
 use virtfold_hypervisor::simulated::{SimImage, Simulated};
-use virtfold_hypervisor::{DomainId, Start, is_our_overlay};
+use virtfold_hypervisor::{DomainId, StartMode, is_our_overlay};
 use virtfold_image::{Format, ImageAccess};
 
 struct Lab {
@@ -38,7 +38,7 @@ impl Lab {
     }
 
     fn start(&self, id: DomainId) {
-        self.world.start(id, Start::Running).unwrap();
+        self.world.start(id, StartMode::Running).unwrap();
     }
 
     fn wishes(&self) -> Wishes {
@@ -105,9 +105,9 @@ fn a_running_guest_is_planned_and_nothing_is_touched() {
     assert_eq!(plan.room[0].estimate, 2 * (16 << 20));
     assert_eq!(serde_json::to_value(&plan).unwrap()["disks"][0]["format"], "qcow2");
     // libvirt knows the chain of a guest that runs.
-    assert_eq!(copied[0].below, Below::Known(vec![(lab.path("golden.qcow2"), Format::Qcow2)]));
+    assert_eq!(copied[0].below, ChainSource::Known(vec![(lab.path("golden.qcow2"), Format::Qcow2)]));
     assert_eq!(copied[0].open(ImageAccess::Glance).unwrap().chain().unwrap().len(), 2);
-    assert_eq!(copied[1].below, Below::Known(Vec::new()));
+    assert_eq!(copied[1].below, ChainSource::Known(Vec::new()));
 }
 
 #[test]
@@ -118,7 +118,7 @@ fn headers_give_the_chain_where_the_xml_does_not() {
     lab.define("web", &disk("vda", "qcow2", "a.qcow2"));
     let plan = lab.plan(&lab.wishes());
     assert_eq!((plan.way, plan.quiesce.how), ("offline", Consistency::AtRest));
-    assert_eq!(plan.disks[0].below, Below::Headers);
+    assert_eq!(plan.disks[0].below, ChainSource::Headers);
     assert_eq!(plan.disks[0].backing.len(), 1);
     assert!(plan.disks[0].backing[0].path.ends_with("golden.qcow2"));
     assert_eq!((&plan.disks[0].overlay, plan.room.len()), (&None, 0));
@@ -246,11 +246,11 @@ fn what_libvirt_says_of_the_chain_counts() {
              <target dev='vda'/></disk></devices></domain>"
         );
         let xml = DomainXml::parse(text).unwrap();
-        let planned = PlannedDisk::new(&xml.disks[0], Verdict::Copy);
+        let planned = PlannedDisk::new(&xml.disks[0], DiskRule::Copy);
         let seen = match &planned.below {
-            Below::Headers => Err("headers"),
-            Below::Known(links) => Ok(links.len()),
-            Below::Unreadable(why) => Err(why.as_str()),
+            ChainSource::Headers => Err("headers"),
+            ChainSource::Known(links) => Ok(links.len()),
+            ChainSource::Unreadable(why) => Err(why.as_str()),
         };
         assert_eq!(seen, expected, "{chain}");
     }

@@ -6,14 +6,14 @@ use std::path::Path;
 use super::Finding;
 use virtfold_base::error::{Error, ErrorKind, sentence};
 use virtfold_hypervisor::Hypervisor;
-use virtfold_hypervisor::domain_xml::{DomainXml, Source};
+use virtfold_hypervisor::domain_xml::{DomainXml, ImageSource};
 
 /// Puts the file or device in the place of each volume of the disks' top images, and gives the disks whose volume can't be
 /// found.
 pub(super) fn resolve(hypervisor: &dyn Hypervisor, xml: &mut DomainXml) -> Vec<(String, Finding)> {
     let mut failed = Vec::new();
     for disk in &mut xml.disks {
-        let Source::Volume { pool, volume } = &disk.image.source else { continue };
+        let ImageSource::Volume { pool, volume } = &disk.image.source else { continue };
         let found = hypervisor.volume_path(pool, volume).and_then(|path| {
             if path.is_absolute() {
                 return Ok(path);
@@ -23,8 +23,8 @@ pub(super) fn resolve(hypervisor: &dyn Hypervisor, xml: &mut DomainXml) -> Vec<(
                 .with_hint("exclude it, or back it up inside the guest"))
         });
         match found {
-            Ok(path) if is_block_device(&path) => disk.image.source = Source::Block(path),
-            Ok(path) => disk.image.source = Source::File(path),
+            Ok(path) if is_block_device(&path) => disk.image.source = ImageSource::Block(path),
+            Ok(path) => disk.image.source = ImageSource::File(path),
             Err(error) => {
                 let told = format!("disk '{}': {}", disk.target, sentence(&error));
                 let hint = error.hint().unwrap_or("start the pool with 'virsh pool-start'").to_owned();

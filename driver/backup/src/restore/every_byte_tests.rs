@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::*;
 use crate::backup::{self, BackupRequest, ImageSpec};
 use virtfold_archive::crypt::{ArchiveFile, Identities, Recipients};
-use virtfold_archive::index::{ArchiveIndex, Data, Trust};
+use virtfold_archive::index::{ArchiveIndex, DiskPiece, Trust};
 use virtfold_archive::source::Source;
 use virtfold_archive::stream::{Compression, ReadAt};
 use virtfold_archive::table::Layout;
@@ -134,8 +134,8 @@ impl Subject {
                 .read_dense(disk, whole, &mut |piece, data| {
                     let from = usize::try_from(piece.guest.get()).unwrap();
                     match data {
-                        Data::Lost => lost.push(piece.guest.get()..piece.guest.get() + piece.len),
-                        Data::Bytes(bytes) => {
+                        DiskPiece::Lost => lost.push(piece.guest.get()..piece.guest.get() + piece.len),
+                        DiskPiece::Bytes(bytes) => {
                             assert!(
                                 was[from..from + bytes.len()] == *bytes,
                                 "vd{n} at {from}: flip {flip:?}"

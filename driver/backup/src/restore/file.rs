@@ -12,13 +12,13 @@ use super::{
 use crate::Control;
 use crate::target::{TargetDisk, TargetSpec};
 use virtfold_archive::crypt::ArchiveFile;
-use virtfold_archive::index::{ArchiveIndex, Data, IndexedDisk, Trust};
+use virtfold_archive::index::{ArchiveIndex, DiskPiece, IndexedDisk, Trust};
 use virtfold_archive::source::Source;
 use virtfold_archive::stream::ReadAt;
 use virtfold_archive::table::Run;
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result, sentence};
 use virtfold_base::units::{DenseOffset, GuestOffset};
-use virtfold_medium::{self as medium, Gaps, SpooledSource};
+use virtfold_medium::{self as medium, LostRanges, SpooledSource};
 
 /// Restores from the archive that the request names.
 pub(super) fn restore(request: &RestoreRequest, control: &Control) -> Result<RestoreReport> {
@@ -33,7 +33,7 @@ pub(super) fn restore(request: &RestoreRequest, control: &Control) -> Result<Res
 pub(super) fn restore_spooled(
     request: &RestoreRequest,
     control: &Control,
-    (input, gaps): (impl Read, &Gaps),
+    (input, gaps): (impl Read, &LostRanges),
 ) -> Result<RestoreReport> {
     let archive = request.archive.to_string();
     let name = if archive == "-" { "standard input".to_owned() } else { archive.clone() };
@@ -188,12 +188,12 @@ impl Restorer<'_> {
         self.index.read_dense(disk, from..DenseOffset::new(dense_len), &mut |piece, data| {
             self.control.progress.add(piece.len);
             match data {
-                Data::Bytes(bytes) => write_behind(&mut output, piece, bytes, shared_to),
-                Data::Lost if self.request.checking == VerifyMode::Partial => {
+                DiskPiece::Bytes(bytes) => write_behind(&mut output, piece, bytes, shared_to),
+                DiskPiece::Lost if self.request.checking == VerifyMode::Partial => {
                     note_lost(&mut self.report.damage, target, piece.guest, piece.len);
                     Ok(())
                 }
-                Data::Lost => Err(lost(&self.report.archive, target, piece)),
+                DiskPiece::Lost => Err(lost(&self.report.archive, target, piece)),
             }
         })?;
         let lost_here = self

@@ -28,14 +28,14 @@ pub(crate) use self::room::{Forecast, shareable};
 use super::Control;
 use super::target::{Compat, Method, Qcow2Options, TargetFormat, TargetSpec};
 use virtfold_archive::crypt::Identities;
-use virtfold_archive::layout::Kind;
+use virtfold_archive::layout::BackupKind;
 use virtfold_archive::manifest::{Disk, Manifest};
 use virtfold_archive::stream::ReadOptions;
 use virtfold_base::durable::Overwrite;
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_base::units::GuestOffset;
 use virtfold_image::Format;
-use virtfold_medium::{Gaps, Location, PipeSource};
+use virtfold_medium::{Location, LostRanges, PipeSource};
 
 /// Which disks go where.
 #[derive(Clone, Debug)]
@@ -93,7 +93,7 @@ pub struct RestoreReport {
     pub unread: bool,
     /// What is not in the disks that should be.
     #[serde(skip)]
-    pub damage: Vec<Lost>,
+    pub damage: Vec<LostRange>,
     /// What was found wrong beside that.
     pub notes: Vec<String>,
     /// The disks.
@@ -123,7 +123,7 @@ pub struct RestoredDisk {
 
 /// A range of a disk that could not be had.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Lost {
+pub struct LostRange {
     /// The disk.
     pub disk: String,
     /// Its first byte.
@@ -132,7 +132,7 @@ pub struct Lost {
     pub length: u64,
 }
 
-impl std::fmt::Display for Lost {
+impl std::fmt::Display for LostRange {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let end = self.start.saturating_add(self.length);
         write!(
@@ -146,13 +146,13 @@ impl std::fmt::Display for Lost {
 }
 
 /// Adds a lost range, joined with the one before it where they touch.
-pub(super) fn note_lost(damage: &mut Vec<Lost>, disk: &str, guest: GuestOffset, length: u64) {
+pub(super) fn note_lost(damage: &mut Vec<LostRange>, disk: &str, guest: GuestOffset, length: u64) {
     let start = guest.get();
     match damage.last_mut() {
         Some(last) if last.disk == disk && last.start.checked_add(last.length) == Some(start) => {
             last.length += length;
         }
-        _ => damage.push(Lost { disk: disk.to_owned(), start, length }),
+        _ => damage.push(LostRange { disk: disk.to_owned(), start, length }),
     }
 }
 
@@ -184,7 +184,7 @@ pub fn run_from(
     control: &Control,
     input: impl std::io::Read + Send,
 ) -> Result<RestoreReport> {
-    run_over(request, control, (input, &Gaps::default()))
+    run_over(request, control, (input, &LostRanges::default()))
 }
 
 /// As [`run_from`], where the medium puts zeros in the place of what it can't read, and says in `gaps` where.
@@ -194,7 +194,7 @@ pub fn run_from(
 pub fn run_over(
     request: &RestoreRequest,
     control: &Control,
-    (input, gaps): (impl std::io::Read + Send, &Gaps),
+    (input, gaps): (impl std::io::Read + Send, &LostRanges),
 ) -> Result<RestoreReport> {
     let started = Instant::now();
     let mut report = match request.checking {
@@ -212,7 +212,7 @@ fn read_options(request: &RestoreRequest, control: &Control) -> ReadOptions {
 
 /// The disks that are wanted, with their targets: checked against the head before anything is made.
 fn selected(request: &RestoreRequest, head: &Manifest) -> Result<Vec<(String, TargetSpec)>> {
-    if head.kind == Kind::Incremental {
+    if head.kind == BackupKind::Incremental {
         return Err(Error::new(
             ErrorKind::Unsupported,
             "the archive is incremental, and this virtfold restores full ones only",

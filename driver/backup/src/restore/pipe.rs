@@ -8,7 +8,7 @@ use crate::Control;
 use crate::target::{TargetDisk, TargetSpec};
 use virtfold_archive::crypt::DecryptingReader;
 use virtfold_archive::manifest::Manifest;
-use virtfold_archive::reader::{Reader, Visitor};
+use virtfold_archive::reader::{ArchiveReader, Visitor};
 use virtfold_archive::stream::{read_pipe, tell_zeros};
 use virtfold_archive::table::{CorrespondenceTable, Run};
 use virtfold_base::error::{Error, ErrorKind, Result};
@@ -22,7 +22,8 @@ pub(super) fn restore(
 ) -> Result<RestoreReport> {
     let archive = request.archive.to_string();
     let name = if archive == "-" { "standard input" } else { &archive };
-    let mut disks = Disks { request, control, wanted: Vec::new(), targets: Vec::new(), done: Vec::new() };
+    let mut disks =
+        SequentialRestore { request, control, wanted: Vec::new(), targets: Vec::new(), done: Vec::new() };
     let options = read_options(request, control);
     // The source ends its wait for a silent sender with an error of its own.
     let interrupted = |error: Error| match PipeSource::was_told_to_end(&error) {
@@ -30,7 +31,7 @@ pub(super) fn restore(
         false => error,
     };
     let input = DecryptingReader::open(input, name, &request.identities).map_err(interrupted)?;
-    let mut reader = Reader::new(&mut disks);
+    let mut reader = ArchiveReader::new(&mut disks);
     let end = read_pipe(input, name, &options, |chunk| reader.chunk(&chunk)).map_err(interrupted)?;
     end.check(name)?;
     let sound = reader.finish()?;
@@ -53,7 +54,7 @@ pub(super) fn restore(
 }
 
 /// The disks that are wanted, as the pass reaches them.
-struct Disks<'a> {
+struct SequentialRestore<'a> {
     request: &'a RestoreRequest,
     control: &'a Control,
     /// By disk number; `None` where a disk is not wanted.
@@ -62,7 +63,7 @@ struct Disks<'a> {
     done: Vec<RestoredDisk>,
 }
 
-impl Visitor for Disks<'_> {
+impl Visitor for SequentialRestore<'_> {
     fn head(&mut self, head: &Manifest) -> Result<()> {
         let mut specs = selected(self.request, head)?;
         for disk in &head.disks {

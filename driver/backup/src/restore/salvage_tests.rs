@@ -152,7 +152,7 @@ fn gaps_of_the_medium_are_lost_and_what_is_behind_them_is_not() {
     let place = |at: u64| usize::try_from(at).unwrap();
     let mut holed = lab.archive.clone();
     holed[place(gap.start)..place(gap.end)].fill(0);
-    let gaps = Gaps::default();
+    let gaps = LostRanges::default();
     gaps.add(gap.clone());
     let request = lab.request(Location::Pipe, VerifyMode::Partial);
     let report = run_over(&request, &Control::default(), (holed.as_slice(), &gaps)).unwrap();

@@ -32,11 +32,11 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 pub use self::kept_envelope::SavedEnvelope;
-use self::origin::Facts;
-pub use self::origin::Origin;
+pub use self::origin::Fingerprint;
+use self::origin::FingerprintFields;
 pub(crate) use self::record::ResumeRecord;
 pub use self::record::{ChunkJournal, read_chunks, read_marks};
-use self::record::{Parts, Saved};
+use self::record::{RecordParts, SavedRecord};
 pub(crate) use self::rows::SavedAllocation;
 use super::disks::DiskSet;
 use virtfold_archive::crypt::{Envelope, Recipients};
@@ -45,11 +45,11 @@ use virtfold_archive::stream::Cancel;
 use virtfold_archive::writer::Attachment;
 use virtfold_base::error::{Error, ErrorKind, Result, sentence};
 use virtfold_base::units::Human;
-use virtfold_medium::{Label, Location, Medium, Notes, PartialArchive, Resumed};
+use virtfold_medium::{ArchiveLabel, DurableMarks, Location, Medium, PartialArchive, Resumed};
 
 /// What is done with a record that is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wish {
+pub enum ResumePolicy {
     /// It is gone on with, if that can be.
     GoOn,
     /// It is gone on with, or nothing is done.
@@ -59,7 +59,7 @@ pub enum Wish {
 }
 
 /// Opens again what a dead process has left at a place: [`virtfold_medium::reopen`], or what knows a tape's drive, too.
-pub type Reopen<'a> = &'a dyn Fn(&Location, &Label, &Cancel, &PartialArchive) -> Result<Resumed>;
+pub type Reopen<'a> = &'a dyn Fn(&Location, &ArchiveLabel, &Cancel, &PartialArchive) -> Result<Resumed>;
 
 /// Reads what a dead process has left of a file at a place; nothing, where it is not there:
 /// [`virtfold_medium::read_back`], or who has another process do it.
@@ -70,7 +70,7 @@ pub type Discard<'a> = &'a dyn Fn(&PartialArchive) -> Result<()>;
 
 /// Where a backup keeps its record.
 #[derive(Clone, Copy)]
-pub struct Keep<'a> {
+pub struct ResumeContext<'a> {
     /// The state directory.
     pub state_dir: &'a Path,
     /// Where keys of encrypted archives are kept: a directory in memory.
@@ -80,7 +80,7 @@ pub struct Keep<'a> {
     /// The job in the journal that has the disks frozen.
     pub job: Option<Uuid>,
     /// What is done with a record that is there.
-    pub wish: Wish,
+    pub wish: ResumePolicy,
     /// Opens the place again.
     pub reopen: Reopen<'a>,
     /// Reads what is there before that.
@@ -89,7 +89,7 @@ pub struct Keep<'a> {
     pub discard: Discard<'a>,
 }
 
-impl fmt::Debug for Keep<'_> {
+impl fmt::Debug for ResumeContext<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Keep({:?} in '{}')", self.wish, self.state_dir.display())
     }
@@ -100,7 +100,7 @@ pub(super) struct NewArchive<'a> {
     pub(super) head: &'a Manifest,
     pub(super) attachments: &'a [Attachment],
     pub(super) disks: &'a DiskSet,
-    pub(super) label: &'a Label,
+    pub(super) label: &'a ArchiveLabel,
     /// Whom it is encrypted to.
     pub(super) recipients: Option<&'a Recipients>,
 }
@@ -122,23 +122,23 @@ pub(super) struct OpenArchive {
 }
 
 /// How an archive begins.
-pub(super) enum Start {
+pub(super) enum ResumeDecision {
     /// Where an earlier process was.
     GoOn(Box<OpenArchive>),
     /// At its beginning, and this is what its record is to say; nothing, where it can have none.
-    Anew(Option<Box<Origin>>),
+    Anew(Option<Box<Fingerprint>>),
 }
 
 /// What was saved of a job's archive.
 #[derive(Clone, Debug)]
-pub struct Known {
+pub struct SavedArchive {
     /// The archive's head.
     pub head: Manifest,
     /// Its members beside the disks.
     pub attachments: Vec<Attachment>,
 }
 
-impl Keep<'_> {
+impl ResumeContext<'_> {
     /// The place, where it is one that another process can go on with.
     fn place(&self) -> Option<&Location> {
         match self.places {
@@ -154,13 +154,13 @@ impl Keep<'_> {
     }
 
     /// Whether the archive goes on, and if so, where.
-    pub(super) fn start(&self, candidate: &NewArchive<'_>, cancel: &Cancel) -> Result<Start> {
+    pub(super) fn start(&self, candidate: &NewArchive<'_>, cancel: &Cancel) -> Result<ResumeDecision> {
         let origin = match self.place() {
-            Some(place) => Origin::of(candidate, place, self)?,
+            Some(place) => Fingerprint::of(candidate, place, self)?,
             None => None,
         };
         let Some(origin) = origin else {
-            return self.refuse("it can't be gone on with").map(|()| Start::Anew(None));
+            return self.refuse("it can't be gone on with").map(|()| ResumeDecision::Anew(None));
         };
         for saved in record::all(self.state_dir)? {
             if !saved.origin.is_of_the_same(&origin) {
@@ -169,33 +169,33 @@ impl Keep<'_> {
             // One of a living process is left alone.
             let Some(saved) = saved.open()? else { continue };
             if let Some(gone_on) = self.go_on(saved, &origin, candidate, cancel)? {
-                return Ok(Start::GoOn(Box::new(gone_on)));
+                return Ok(ResumeDecision::GoOn(Box::new(gone_on)));
             }
         }
-        self.refuse("nothing is left of it").map(|()| Start::Anew(Some(Box::new(origin))))
+        self.refuse("nothing is left of it").map(|()| ResumeDecision::Anew(Some(Box::new(origin))))
     }
 
     fn refuse(&self, why: &str) -> Result<()> {
         match self.wish {
-            Wish::Insist => {
+            ResumePolicy::Insist => {
                 Err(Error::new(ErrorKind::InUse, format!("the earlier archive can't be gone on with: {why}")))
             }
-            Wish::GoOn | Wish::Anew => Ok(()),
+            ResumePolicy::GoOn | ResumePolicy::Anew => Ok(()),
         }
     }
 
     /// Goes on with an archive, or discards what is there.
     fn go_on(
         &self,
-        mut saved: Saved,
-        origin: &Origin,
+        mut saved: SavedRecord,
+        origin: &Fingerprint,
         candidate: &NewArchive<'_>,
         cancel: &Cancel,
     ) -> Result<Option<OpenArchive>> {
         let name = saved.origin.name.clone();
         let why_not = match self.wish {
-            Wish::Anew => Some("that is wished".to_owned()),
-            Wish::GoOn | Wish::Insist => saved.origin.difference(origin),
+            ResumePolicy::Anew => Some("that is wished".to_owned()),
+            ResumePolicy::GoOn | ResumePolicy::Insist => saved.origin.difference(origin),
         };
         let envelope = why_not.map_or_else(|| envelope_of(&saved), Err);
         if let Ok(envelope) = &envelope {
@@ -206,7 +206,8 @@ impl Keep<'_> {
         let reopened = match &envelope {
             Err(why) => Resumed::Gone(why.clone()),
             Ok(_) => {
-                let label = Label { name: name.clone(), id: saved.head.archive, ..candidate.label.clone() };
+                let label =
+                    ArchiveLabel { name: name.clone(), id: saved.head.archive, ..candidate.label.clone() };
                 let place = self.place().ok_or_else(unplaced)?;
                 let reopened = (self.reopen)(place, &label, cancel, &saved.remains);
                 reopened.inspect_err(|_| saved.record.keep_it())?
@@ -215,9 +216,9 @@ impl Keep<'_> {
         match reopened {
             Resumed::At(mut medium, at) => {
                 tracing::warn!("going on with '{name}' at {}", Human(at));
-                let Saved { record, head, attachments, rows, log, .. } = saved;
+                let SavedRecord { record, head, attachments, rows, log, .. } = saved;
                 let envelope = envelope.ok().flatten();
-                medium.keep(Arc::clone(&record.notes) as Arc<dyn Notes>);
+                medium.keep(Arc::clone(&record.notes) as Arc<dyn DurableMarks>);
                 let (at, record) = (Some(at), Some(record));
                 Ok(Some(OpenArchive { head, attachments, medium, envelope, rows, log, at, record }))
             }
@@ -230,7 +231,7 @@ impl Keep<'_> {
     }
 
     /// Leaves of what the medium is said to have only what is what was written.
-    fn prove(&self, saved: &mut Saved, envelope: Option<&Envelope>, cancel: &Cancel) -> Result<()> {
+    fn prove(&self, saved: &mut SavedRecord, envelope: Option<&Envelope>, cancel: &Cancel) -> Result<()> {
         if saved.remains.file.is_none() {
             return Ok(());
         }
@@ -252,8 +253,8 @@ impl Keep<'_> {
     /// Begins the record of an archive. Where it can't be kept the archive is made all the same.
     pub(super) fn begin(
         &self,
-        (origin, envelope): (Option<&Origin>, Option<&Envelope>),
-        parts: Parts<'_>,
+        (origin, envelope): (Option<&Fingerprint>, Option<&Envelope>),
+        parts: RecordParts<'_>,
         medium: &mut dyn Medium,
     ) -> (Option<ResumeRecord>, ChunkJournal) {
         let Some(origin) = origin else { return Default::default() };
@@ -265,7 +266,7 @@ impl Keep<'_> {
             Ok((record, log))
         });
         match begun {
-            Ok((record, log)) if medium.keep(Arc::clone(&record.notes) as Arc<dyn Notes>) => {
+            Ok((record, log)) if medium.keep(Arc::clone(&record.notes) as Arc<dyn DurableMarks>) => {
                 (Some(record), log)
             }
             Ok(_) => Default::default(),
@@ -278,7 +279,7 @@ impl Keep<'_> {
 }
 
 /// The head and the key of an archive that is encrypted; why they can't be had.
-fn envelope_of(saved: &Saved) -> std::result::Result<Option<Envelope>, String> {
+fn envelope_of(saved: &SavedRecord) -> std::result::Result<Option<Envelope>, String> {
     match saved.record.envelope() {
         Ok(None) if saved.origin.keys.is_some() => Err("its key was in memory alone, and is gone".to_owned()),
         Ok(envelope) => Ok(envelope),
@@ -294,20 +295,20 @@ fn unplaced() -> Error {
 ///
 /// # Errors
 /// The state directory can't be read.
-pub fn of_job(keep: &Keep<'_>) -> Result<Option<Known>> {
+pub fn of_job(keep: &ResumeContext<'_>) -> Result<Option<SavedArchive>> {
     let (Some(job), Some(place)) = (keep.job, keep.place()) else { return Ok(None) };
     for found in record::all(keep.state_dir)? {
-        if found.origin.job == Some(job) && found.origin.place == Facts::place(place)? {
+        if found.origin.job == Some(job) && found.origin.place == FingerprintFields::place(place)? {
             let Some(mut saved) = found.open()? else { return Ok(None) };
             saved.record.keep_it();
-            return Ok(Some(Known { head: saved.head, attachments: saved.attachments }));
+            return Ok(Some(SavedArchive { head: saved.head, attachments: saved.attachments }));
         }
     }
     Ok(None)
 }
 
 /// Takes away what an archive's medium has of it. Where that can't be done now the record stays, and the next run does it.
-fn discard(saved: &mut Saved, discarding: Discard<'_>) {
+fn discard(saved: &mut SavedRecord, discarding: Discard<'_>) {
     if let Err(error) = discarding(&saved.remains) {
         tracing::warn!("what is left of '{}' stays for now: {}", saved.origin.name, sentence(&error));
         saved.record.keep_it();

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::SavedEnvelope;
-use super::{Keep, NewArchive};
+use super::{NewArchive, ResumeContext};
 use crate::disks::DiskSet;
 use virtfold_archive::crypt::Recipients;
 use virtfold_archive::layout;
@@ -26,7 +26,7 @@ const MAX_MEMBERS: usize = 1024;
 
 /// What an archive is made of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Origin {
+pub struct Fingerprint {
     version: u32,
     /// The archive's id.
     pub(super) archive: Uuid,
@@ -43,12 +43,12 @@ pub struct Origin {
     pub(super) head: Digest,
     /// The members beside the disks: name, length, digest.
     pub(super) members: Vec<(String, u64, Digest)>,
-    facts: Facts,
+    facts: FingerprintFields,
 }
 
 /// What has to be the same.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Facts {
+pub(super) struct FingerprintFields {
     /// The program: another version may plan and compress otherwise.
     tool: String,
     /// The name of the domain or set, and whether it is a domain.
@@ -93,7 +93,7 @@ impl SourceStamp {
     }
 }
 
-impl Facts {
+impl FingerprintFields {
     fn of(candidate: &NewArchive<'_>) -> Result<Option<Self>> {
         let NewArchive { head, disks, .. } = *candidate;
         let mut files = Vec::new();
@@ -105,7 +105,7 @@ impl Facts {
         }
         let subject = (
             head.subject.name().to_owned(),
-            matches!(head.subject, virtfold_archive::manifest::Subject::Domain { .. }),
+            matches!(head.subject, virtfold_archive::manifest::BackupSubject::Domain { .. }),
         );
         Ok(Some(Self {
             tool: head.tool.clone(),
@@ -140,18 +140,22 @@ fn runs(disks: &DiskSet) -> Result<Digest> {
     Ok(Digest::from_bytes(*hasher.finalize().as_bytes()))
 }
 
-impl Origin {
+impl Fingerprint {
     /// The origin of an archive that goes to `place`; `None` where its sources don't tell whether they have changed.
-    pub(super) fn of(candidate: &NewArchive<'_>, place: &Location, keep: &Keep<'_>) -> Result<Option<Self>> {
+    pub(super) fn of(
+        candidate: &NewArchive<'_>,
+        place: &Location,
+        keep: &ResumeContext<'_>,
+    ) -> Result<Option<Self>> {
         let NewArchive { head, attachments, label, .. } = *candidate;
-        let Some(facts) = Facts::of(candidate)? else { return Ok(None) };
+        let Some(facts) = FingerprintFields::of(candidate)? else { return Ok(None) };
         let member =
             |file: &Attachment| (file.name.clone(), file.content.len() as u64, Digest::of(&file.content));
         Ok(Some(Self {
             version: VERSION,
             archive: head.archive,
             name: label.name.clone(),
-            place: Facts::place(place)?,
+            place: FingerprintFields::place(place)?,
             job: keep.job,
             keys: candidate.recipients.map(|_| keep.key_dir.to_owned()),
             head: Digest::of(&head.encode()?),

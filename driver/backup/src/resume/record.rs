@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use super::SavedEnvelope;
-use super::origin::{MAX_LEN, Origin};
+use super::origin::{Fingerprint, MAX_LEN};
 use super::rows::SavedAllocation;
 use virtfold_archive::crypt::Envelope;
 use virtfold_archive::manifest::{self, Manifest};
@@ -30,7 +30,7 @@ use virtfold_archive::stream::{ChunkLog, ChunkRecord, ChunkRecords, Digest};
 use virtfold_archive::writer::{Attachment, DiskTables};
 use virtfold_base::durable;
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
-use virtfold_medium::{Mark, Notes, PartialArchive};
+use virtfold_medium::{DurableMark, DurableMarks, PartialArchive};
 
 /// Bytes of a chunk's entry.
 const ENTRY: usize = 44;
@@ -107,8 +107,8 @@ impl Drop for DurableMarkFile {
     }
 }
 
-impl Notes for DurableMarkFile {
-    fn note(&self, mark: &Mark) {
+impl DurableMarks for DurableMarkFile {
+    fn note(&self, mark: &DurableMark) {
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         let (open, synced, takes) = &mut *file;
         if !*takes {
@@ -131,12 +131,12 @@ impl Notes for DurableMarkFile {
     }
 }
 
-pub(super) fn encode_mark(mark: &Mark) -> std::io::Result<Vec<u8>> {
+pub(super) fn encode_mark(mark: &DurableMark) -> std::io::Result<Vec<u8>> {
     let json = serde_json::to_string(mark)?;
     Ok(format!("{:08x} {json}\n", crc32c::crc32c(json.as_bytes())).into_bytes())
 }
 
-fn decode_mark(line: &[u8]) -> Option<Mark> {
+fn decode_mark(line: &[u8]) -> Option<DurableMark> {
     let line = std::str::from_utf8(line).ok()?;
     let (crc, json) = line.strip_suffix('\n')?.split_once(' ')?;
     let is_right = crc.len() == 8 && u32::from_str_radix(crc, 16).ok()? == crc32c::crc32c(json.as_bytes());
@@ -235,13 +235,13 @@ fn folder(state_dir: &Path) -> PathBuf {
 }
 
 /// What is saved of an archive: its head, its other members, its disks' tables.
-pub(super) type Parts<'a> = (&'a Manifest, &'a [Attachment], &'a [&'a dyn DiskTables]);
+pub(super) type RecordParts<'a> = (&'a Manifest, &'a [Attachment], &'a [&'a dyn DiskTables]);
 
 /// Begins a record.
 pub(super) fn begin(
     state_dir: &Path,
-    origin: &Origin,
-    (head, attachments, tables): Parts<'_>,
+    origin: &Fingerprint,
+    (head, attachments, tables): RecordParts<'_>,
 ) -> Result<(ResumeRecord, ChunkJournal)> {
     let folder = folder(state_dir);
     let cannot = || format!("cannot keep a record in '{}'", folder.display());
@@ -267,7 +267,11 @@ pub(super) fn begin(
     Ok((record, ChunkJournal::to(chunks, origin.archive)))
 }
 
-fn fill(directory: &Path, origin: &Origin, (head, attachments, tables): Parts<'_>) -> Result<(File, File)> {
+fn fill(
+    directory: &Path,
+    origin: &Fingerprint,
+    (head, attachments, tables): RecordParts<'_>,
+) -> Result<(File, File)> {
     let make = |name: &str, bytes: &[u8]| -> Result<File> {
         let path = directory.join(name);
         let cannot = || format!("cannot write '{}'", path.display());
@@ -302,15 +306,15 @@ fn lock(marks: &File, directory: &Path) -> Result<bool> {
 }
 
 /// A record that lies there, of a living process or a dead one.
-pub(super) struct Found {
+pub(super) struct RecordInUse {
     directory: PathBuf,
-    pub(super) origin: Origin,
+    pub(super) origin: Fingerprint,
 }
 
 /// A dead process's record, with all that is in it.
-pub(super) struct Saved {
+pub(super) struct SavedRecord {
     pub(super) record: ResumeRecord,
-    pub(super) origin: Origin,
+    pub(super) origin: Fingerprint,
     pub(super) head: Manifest,
     pub(super) attachments: Vec<Attachment>,
     pub(super) rows: Vec<SavedAllocation>,
@@ -319,7 +323,7 @@ pub(super) struct Saved {
 }
 
 /// All records that can be read. One that can't be is nobody's to go on with.
-pub(super) fn all(state_dir: &Path) -> Result<Vec<Found>> {
+pub(super) fn all(state_dir: &Path) -> Result<Vec<RecordInUse>> {
     let folder = folder(state_dir);
     let cannot = || format!("cannot read '{}'", folder.display());
     let entries = match fs::read_dir(&folder) {
@@ -337,8 +341,8 @@ pub(super) fn all(state_dir: &Path) -> Result<Vec<Found>> {
         if name.is_none_or(|name| Uuid::parse_str(&name).is_err()) {
             continue;
         }
-        match read(&directory.join("origin.json"), MAX_LEN).and_then(|bytes| Origin::parse(&bytes)) {
-            Ok(origin) => found.push(Found { directory, origin }),
+        match read(&directory.join("origin.json"), MAX_LEN).and_then(|bytes| Fingerprint::parse(&bytes)) {
+            Ok(origin) => found.push(RecordInUse { directory, origin }),
             Err(error) => tracing::debug!(%error, record = %directory.display(), "a record is left alone"),
         }
     }
@@ -358,9 +362,9 @@ fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-impl Found {
+impl RecordInUse {
     /// Takes the record over; `None` where its process lives, or it is gone or damaged. A damaged one is removed.
-    pub(super) fn open(self) -> Result<Option<Saved>> {
+    pub(super) fn open(self) -> Result<Option<SavedRecord>> {
         let path = self.directory.join("marks");
         let marks = match OpenOptions::new().read(true).write(true).open(&path) {
             Ok(marks) => marks,
@@ -384,7 +388,7 @@ impl Found {
         })
     }
 
-    fn load(self, mut marks: File) -> Result<Saved> {
+    fn load(self, mut marks: File) -> Result<SavedRecord> {
         let Self { directory, origin } = self;
         let cannot = || format!("cannot read '{}'", directory.display());
         let wrong = || Error::new(ErrorKind::Damaged, format!("'{}' is damaged", directory.display()));
@@ -414,7 +418,7 @@ impl Found {
         let log = ChunkJournal { chunks, file: Some((file, origin.archive)) };
         let record =
             ResumeRecord { directory, notes: DurableMarkFile::new(marks), key: origin.key(), is_kept: false };
-        Ok(Saved { record, origin, head, attachments, rows, log, remains })
+        Ok(SavedRecord { record, origin, head, attachments, rows, log, remains })
     }
 }
 

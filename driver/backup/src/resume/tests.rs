@@ -11,7 +11,7 @@ use virtfold_archive::stream::{ChunkLog, ChunkRecord, Compression, Digest};
 use virtfold_archive::table::Layout;
 use virtfold_image::{DiskImage, Format, OpenOptions};
 use virtfold_medium as medium;
-use virtfold_medium::{Mark, PartialArchive};
+use virtfold_medium::{DurableMark, PartialArchive};
 
 fn chunk(number: u32) -> ChunkRecord {
     ChunkRecord { digest: Digest::of(&number.to_le_bytes()), stored: number, len: 1 << 20 }
@@ -38,9 +38,9 @@ impl Lab {
         Self { folder, keys, memory, place, encrypt_to: None }
     }
 
-    fn keep(&self, wish: Wish) -> Keep<'_> {
+    fn keep(&self, wish: ResumePolicy) -> ResumeContext<'_> {
         let (state_dir, key_dir) = (self.folder.path(), self.keys.as_path());
-        Keep {
+        ResumeContext {
             state_dir,
             key_dir,
             places: &self.place,
@@ -58,10 +58,10 @@ impl Lab {
     }
 
     /// A backup; `meanwhile` is done when it has begun.
-    fn backup(&self, wish: Wish, meanwhile: impl FnOnce()) -> Result<crate::backup::BackupReport> {
+    fn backup(&self, wish: ResumePolicy, meanwhile: impl FnOnce()) -> Result<crate::backup::BackupReport> {
         let image = DiskImage::open(&self.folder.path().join("a.raw"), Format::Raw, &OpenOptions::default())?;
         let material = BackupInput {
-            subject: virtfold_archive::manifest::Subject::Images {
+            subject: virtfold_archive::manifest::BackupSubject::Images {
                 name: "a".to_owned(),
                 labelled: false,
                 paths: Vec::new(),
@@ -99,7 +99,7 @@ impl Lab {
             }
         };
         let mut record = std::path::PathBuf::new();
-        let done = self.backup(Wish::Anew, || {
+        let done = self.backup(ResumePolicy::Anew, || {
             record = self.records().remove(0);
             link(&record, &aside.join("record"));
             if self.encrypt_to.is_some() {
@@ -128,12 +128,12 @@ impl Lab {
 #[test]
 fn a_record_goes_with_its_archive_and_a_second_run_goes_on_with_it() {
     let lab = Lab::new();
-    lab.backup(Wish::GoOn, || assert_eq!(lab.records().len(), 1)).unwrap();
+    lab.backup(ResumePolicy::GoOn, || assert_eq!(lab.records().len(), 1)).unwrap();
     assert_eq!((lab.records().len(), lab.archives()), (0, 1));
     let lab = Lab::new();
     lab.killed();
     let id = lab.records()[0].file_name().unwrap().to_str().unwrap().to_owned();
-    let report = lab.backup(Wish::GoOn, || {}).unwrap();
+    let report = lab.backup(ResumePolicy::GoOn, || {}).unwrap();
     assert_eq!((report.id.to_string(), report.resumed_at), (id, Some(0)));
     assert_eq!((lab.records().len(), lab.archives()), (0, 1));
 }
@@ -149,7 +149,7 @@ fn a_partial_file_that_was_damaged_meanwhile_makes_no_damaged_archive() {
             let mut lab = Lab::new();
             lab.encrypt_to = encrypt_to.clone();
             lab.killed();
-            let synced = Mark::Synced { bytes: 2_300_000 };
+            let synced = DurableMark::Synced { bytes: 2_300_000 };
             let marks = lab.records()[0].join("marks");
             let mut marks = std::fs::OpenOptions::new().append(true).open(marks).unwrap();
             marks.write_all(&record::encode_mark(&synced).unwrap()).unwrap();
@@ -161,7 +161,7 @@ fn a_partial_file_that_was_damaged_meanwhile_makes_no_damaged_archive() {
                 partial.read_exact_at(&mut byte, at).unwrap();
                 partial.write_all_at(&[byte[0] ^ 1], at).unwrap();
             }
-            let report = lab.backup(Wish::GoOn, || {}).unwrap();
+            let report = lab.backup(ResumePolicy::GoOn, || {}).unwrap();
             let at = report.resumed_at.unwrap();
             let kept = match damage {
                 None => 1 << 20..=2_300_000,
@@ -201,10 +201,10 @@ fn what_a_record_does_not_prove_is_not_gone_on_with() {
         let lab = Lab::new();
         lab.killed();
         change(&lab);
-        let error = lab.backup(Wish::Insist, || {}).unwrap_err();
+        let error = lab.backup(ResumePolicy::Insist, || {}).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InUse, "{number}");
         assert_eq!(lab.records().len(), left, "{number}");
-        let report = lab.backup(Wish::GoOn, || {}).unwrap();
+        let report = lab.backup(ResumePolicy::GoOn, || {}).unwrap();
         assert_eq!(report.resumed_at, None, "{number}");
     }
 }
@@ -221,34 +221,34 @@ fn an_encrypted_archive_is_gone_on_with_by_whoever_has_its_key() {
         lab
     };
     let lab = begun();
-    let report = lab.backup(Wish::Insist, || {}).unwrap();
+    let report = lab.backup(ResumePolicy::Insist, || {}).unwrap();
     assert_eq!(report.resumed_at, Some(0));
     assert_eq!((lab.records().len(), lab.keys(), lab.archives()), (0, 0, 1));
     // Another key, another order of the same, none at all; no key that was kept.
     for (number, others) in [to(&[key()]), to(&[second.clone(), first.clone()]), None].into_iter().enumerate()
     {
         let lab = Lab { encrypt_to: others, ..begun() };
-        let error = lab.backup(Wish::Insist, || {}).unwrap_err();
+        let error = lab.backup(ResumePolicy::Insist, || {}).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InUse, "{number}");
         assert_eq!((lab.records().len(), lab.keys(), lab.archives()), (0, 0, 0), "{number}");
     }
     let lab = begun();
     let stored = std::fs::read_dir(&lab.keys).unwrap().next().unwrap().unwrap().path();
     std::fs::remove_file(stored).unwrap();
-    let report = lab.backup(Wish::GoOn, || {}).unwrap();
+    let report = lab.backup(ResumePolicy::GoOn, || {}).unwrap();
     assert_eq!((report.resumed_at, lab.archives()), (None, 1));
     // A directory on a disk is no place for a key.
     let disk = tempfile::tempdir_in("/var/tmp").unwrap();
     let lab =
         Lab { keys: disk.path().to_owned(), encrypt_to: to(std::slice::from_ref(&first)), ..Lab::new() };
-    lab.backup(Wish::GoOn, || assert_eq!((lab.records().len(), lab.keys()), (0, 0))).unwrap();
+    lab.backup(ResumePolicy::GoOn, || assert_eq!((lab.records().len(), lab.keys()), (0, 0))).unwrap();
 }
 
 #[test]
 fn nobody_takes_a_living_run_s_record() {
     let lab = Lab::new();
-    lab.backup(Wish::GoOn, || {
-        let second = lab.backup(Wish::GoOn, || assert_eq!(lab.records().len(), 2)).unwrap();
+    lab.backup(ResumePolicy::GoOn, || {
+        let second = lab.backup(ResumePolicy::GoOn, || assert_eq!(lab.records().len(), 2)).unwrap();
         assert_eq!(second.resumed_at, None);
         assert_eq!(lab.records().len(), 1);
     })
@@ -262,7 +262,7 @@ fn a_job_s_record_goes_when_its_job_is_closed() {
     lab.killed();
     discard_closed(lab.folder.path(), |_| false, &medium::discard).unwrap();
     assert_eq!(lab.records().len(), 1, "it is of no job");
-    assert!(of_job(&lab.keep(Wish::GoOn)).unwrap().is_none());
+    assert!(of_job(&lab.keep(ResumePolicy::GoOn)).unwrap().is_none());
 }
 
 proptest! {
@@ -292,11 +292,11 @@ proptest! {
 
     #[test]
     fn marks_end_where_they_are_wrong(numbers in prop::collection::vec(0_u64..9, 0..12), at in any::<prop::sample::Index>(), flip in any::<bool>()) {
-        let marks: Vec<Mark> = numbers.iter().map(|n| match n {
-            0 => Mark::File { temporary: "/x".into(), identity: (1, 2) },
-            1..5 => Mark::Synced { bytes: *n },
-            5 => Mark::Upload { id: "u\n".into(), mark: "m".into(), part: 5 },
-            _ => Mark::Part { number: *n, id: "\"e\"".into(), bytes: 5 },
+        let marks: Vec<DurableMark> = numbers.iter().map(|n| match n {
+            0 => DurableMark::File { temporary: "/x".into(), identity: (1, 2) },
+            1..5 => DurableMark::Synced { bytes: *n },
+            5 => DurableMark::Upload { id: "u\n".into(), mark: "m".into(), part: 5 },
+            _ => DurableMark::Part { number: *n, id: "\"e\"".into(), bytes: 5 },
         }).collect();
         let lines: Vec<Vec<u8>> = marks.iter().map(|mark| record::encode_mark(mark).unwrap()).collect();
         let mut bytes = lines.concat();
@@ -320,7 +320,7 @@ proptest! {
 
     #[test]
     fn no_bytes_are_a_defect(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-        drop(Origin::parse(&bytes));
+        drop(Fingerprint::parse(&bytes));
         read_chunks(Uuid::nil(), bytes.as_slice()).unwrap();
         read_marks(&bytes);
     }

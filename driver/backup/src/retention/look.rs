@@ -13,9 +13,9 @@ use uuid::Uuid;
 
 use super::policy::Prunable;
 use crate::backup::BackupReport;
-use crate::inspect::{self, Glance, Status};
+use crate::inspect::{self, ArchiveStatus, ArchiveSummary};
 use virtfold_archive::crypt::Identities;
-use virtfold_archive::manifest::{Manifest, Subject};
+use virtfold_archive::manifest::{BackupSubject, Manifest};
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_catalog::{BackupCopy, Catalog, Owner, Source, copy_name, place_name};
 use virtfold_medium::{Location, TapeAddress, TapeArchive};
@@ -25,11 +25,11 @@ const STAMP: &str = "%Y%m%dT%H%M%SZ";
 
 /// An archive at a place.
 #[derive(Clone, Debug)]
-pub(super) struct Found {
+pub(super) struct SurveyedArchive {
     pub(super) location: Location,
     pub(super) bytes: u64,
     /// What it is of, as far as that is known.
-    pub(super) facts: Option<Facts>,
+    pub(super) facts: Option<ArchiveFacts>,
     pub(super) standing: Prunable,
     /// What its name says, where it is one that virtfold gives.
     pub(super) named: Option<ParsedName>,
@@ -37,7 +37,7 @@ pub(super) struct Found {
 
 /// What a head says, or the catalog in its place.
 #[derive(Clone, Debug)]
-pub(super) struct Facts {
+pub(super) struct ArchiveFacts {
     pub(super) id: Uuid,
     pub(super) owner: Owner,
     pub(super) source: Source,
@@ -80,28 +80,28 @@ pub(super) fn file_name(location: &Location) -> String {
 }
 
 /// What an archive's head says it is of.
-fn owner(subject: &Subject) -> Owner {
+fn owner(subject: &BackupSubject) -> Owner {
     match subject {
-        Subject::Domain { name, uuid } => Owner { uuid: *uuid, name: name.clone(), images: false },
-        Subject::Images { name, .. } => Owner { uuid: None, name: name.clone(), images: true },
+        BackupSubject::Domain { name, uuid } => Owner { uuid: *uuid, name: name.clone(), images: false },
+        BackupSubject::Images { name, .. } => Owner { uuid: None, name: name.clone(), images: true },
     }
 }
 
 /// What an archive's head says of where that comes from.
 fn source(head: &Manifest) -> Source {
     let (labelled, paths) = match &head.subject {
-        Subject::Domain { .. } => (false, Vec::new()),
-        Subject::Images { labelled, paths, .. } => (*labelled, paths.clone()),
+        BackupSubject::Domain { .. } => (false, Vec::new()),
+        BackupSubject::Images { labelled, paths, .. } => (*labelled, paths.clone()),
     };
     Source { host_id: head.host_id.clone(), labelled, paths }
 }
 
-fn facts(head: &Manifest) -> Result<Facts> {
+fn facts(head: &Manifest) -> Result<ArchiveFacts> {
     let second = i64::try_from(head.time()?).unwrap_or(i64::MAX);
     let created = Timestamp::from_second(second).map_err(|e| {
         Error::new(ErrorKind::Damaged, "the time in the archive's head is out of range").with_source(e)
     })?;
-    Ok(Facts {
+    Ok(ArchiveFacts {
         id: head.archive,
         owner: owner(&head.subject),
         source: source(head),
@@ -121,7 +121,7 @@ pub(super) fn look(
     host: &str,
     catalog: Option<&Catalog>,
     identities: &Identities,
-) -> Result<Vec<Found>> {
+) -> Result<Vec<SurveyedArchive>> {
     let listed = inspect::list_located(&narrowed(place, host), identities)?;
     listed.into_iter().map(|(location, glance)| found(location, &glance, catalog)).collect()
 }
@@ -134,13 +134,13 @@ fn narrowed(place: &Location, host: &str) -> Location {
     }
 }
 
-fn found(location: Location, glance: &Glance, catalog: Option<&Catalog>) -> Result<Found> {
+fn found(location: Location, glance: &ArchiveSummary, catalog: Option<&Catalog>) -> Result<SurveyedArchive> {
     let named = named(&file_name(&location));
     let bytes = glance.bytes;
     let (facts, standing) = match (&glance.head, glance.status) {
-        (Some(head), Status::Complete) => (Some(facts(head)?), Prunable::Whole),
+        (Some(head), ArchiveStatus::Complete) => (Some(facts(head)?), Prunable::Whole),
         (Some(head), _) => (facts(head).ok(), Prunable::Stays(words(glance))),
-        (None, Status::Encrypted) => match known(&location, bytes, catalog)? {
+        (None, ArchiveStatus::Encrypted) => match known(&location, bytes, catalog)? {
             Some(facts) => (Some(facts), Prunable::Whole),
             None => {
                 let why = "encrypted, and not in the catalog: use --identity, or record it with 'virtfold list --remember'";
@@ -148,18 +148,18 @@ fn found(location: Location, glance: &Glance, catalog: Option<&Catalog>) -> Resu
             }
         },
         // Nobody vouches for an archive that has no end and no head: nothing is lost with what it would have rested on.
-        (None, Status::Incomplete) => (None, Prunable::Stays(words(glance))),
+        (None, ArchiveStatus::Incomplete) => (None, Prunable::Stays(words(glance))),
         (None, _) => (None, Prunable::Unread(words(glance))),
     };
     let standing = match (&facts, standing) {
         (Some(facts), Prunable::Whole) => name_fits(&location, facts, named.as_ref()),
         (_, standing) => standing,
     };
-    Ok(Found { location, bytes, facts, standing, named })
+    Ok(SurveyedArchive { location, bytes, facts, standing, named })
 }
 
 /// A whole archive is ours to remove under the name that it was given, and as the file itself.
-fn name_fits(location: &Location, facts: &Facts, named: Option<&ParsedName>) -> Prunable {
+fn name_fits(location: &Location, facts: &ArchiveFacts, named: Option<&ParsedName>) -> Prunable {
     let id = facts.id.simple().to_string();
     let fits = named.is_some_and(|named| id.starts_with(&named.id) && named.created == facts.created);
     if !fits {
@@ -172,13 +172,13 @@ fn name_fits(location: &Location, facts: &Facts, named: Option<&ParsedName>) -> 
     }
 }
 
-fn words(glance: &Glance) -> String {
+fn words(glance: &ArchiveSummary) -> String {
     let status = match glance.status {
-        Status::Complete => "complete",
-        Status::Incomplete => "incomplete",
-        Status::Damaged => "damaged",
-        Status::Encrypted => "encrypted",
-        Status::Unreadable => "unreadable",
+        ArchiveStatus::Complete => "complete",
+        ArchiveStatus::Incomplete => "incomplete",
+        ArchiveStatus::Damaged => "damaged",
+        ArchiveStatus::Encrypted => "encrypted",
+        ArchiveStatus::Unreadable => "unreadable",
     };
     glance.faults.first().map_or_else(|| status.to_owned(), |fault| format!("{status}: {fault}"))
 }
@@ -190,11 +190,11 @@ fn is_same(copy: &BackupCopy, bytes: u64) -> bool {
 }
 
 /// What the catalog knows of an archive that can't be opened.
-fn known(location: &Location, bytes: u64, catalog: Option<&Catalog>) -> Result<Option<Facts>> {
+fn known(location: &Location, bytes: u64, catalog: Option<&Catalog>) -> Result<Option<ArchiveFacts>> {
     let Some(catalog) = catalog else { return Ok(None) };
     let Ok(name) = copy_name(location) else { return Ok(None) };
     let copy = catalog.copy(&name)?.filter(|copy| is_same(copy, bytes));
-    Ok(copy.map(|copy| Facts {
+    Ok(copy.map(|copy| ArchiveFacts {
         id: copy.archive,
         owner: copy.owner,
         source: copy.source,
@@ -220,7 +220,7 @@ pub struct CatalogFillReport {
 /// # Errors
 /// A name is none that the catalog can hold; the catalog can't be read or written.
 pub fn remember(
-    (place, listed): (&Location, &[(Location, Glance)]),
+    (place, listed): (&Location, &[(Location, ArchiveSummary)]),
     catalog: &Catalog,
 ) -> Result<CatalogFillReport> {
     let place = place_name(place)?;
@@ -231,11 +231,13 @@ pub fn remember(
         let name = copy_name(location)?;
         seen.push(name.clone());
         match (&glance.head, glance.status) {
-            (Some(head), Status::Complete) => copies.push(copy(facts(head)?, (name, &place), glance)),
-            (_, Status::Encrypted) => match catalog.copy(&name)?.filter(|copy| is_same(copy, glance.bytes)) {
-                Some(copy) => copies.push(copy),
-                None => unread += 1,
-            },
+            (Some(head), ArchiveStatus::Complete) => copies.push(copy(facts(head)?, (name, &place), glance)),
+            (_, ArchiveStatus::Encrypted) => {
+                match catalog.copy(&name)?.filter(|copy| is_same(copy, glance.bytes)) {
+                    Some(copy) => copies.push(copy),
+                    None => unread += 1,
+                }
+            }
             _ => {}
         }
     }
@@ -247,7 +249,7 @@ pub fn remember(
     Ok(CatalogFillReport { known: copies.len(), unread })
 }
 
-fn copy(facts: Facts, (name, place): (String, &str), glance: &Glance) -> BackupCopy {
+fn copy(facts: ArchiveFacts, (name, place): (String, &str), glance: &ArchiveSummary) -> BackupCopy {
     BackupCopy {
         name,
         place: place.to_owned(),

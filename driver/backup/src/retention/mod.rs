@@ -25,7 +25,7 @@ mod report;
 mod subjects;
 
 pub use self::look::{CatalogFillReport, PlaceName, copies, remember};
-pub use self::policy::{Backup, Keep, Prunable, Reason, Rule, Verdict, decide};
-pub use self::prune::{PruneRequest, Wanted, Wish, prune};
-pub use self::report::{Entry, Failure, Group, PruneAction, PruneReport};
-pub use self::subjects::{Host, Paths};
+pub use self::policy::{KeepReason, KeepRule, KeepRules, Prunable, PruneCandidate, PruneDecision, decide};
+pub use self::prune::{KeepPolicy, KeepPolicyOf, PruneRequest, prune};
+pub use self::report::{GroupReport, PruneAction, PruneEntry, PruneFailure, PruneReport};
+pub use self::subjects::{HostIdentity, PathPolicy};

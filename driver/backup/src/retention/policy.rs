@@ -25,7 +25,7 @@ use uuid::Uuid;
 
 /// How many backups each rule keeps; a rule without a number keeps none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Keep {
+pub struct KeepRules {
     /// The newest.
     pub last: Option<u32>,
     /// One an hour.
@@ -42,7 +42,7 @@ pub struct Keep {
     pub within: Option<Duration>,
 }
 
-impl Keep {
+impl KeepRules {
     /// Whether no rule has a number, so that nothing but the newest would be kept.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
@@ -62,22 +62,22 @@ impl Keep {
         }
     }
 
-    fn rules(&self) -> [(Rule, u32); 6] {
+    fn rules(&self) -> [(KeepRule, u32); 6] {
         let count = |number: Option<u32>| number.unwrap_or(0);
         [
-            (Rule::Last, count(self.last)),
-            (Rule::Hourly, count(self.hourly)),
-            (Rule::Daily, count(self.daily)),
-            (Rule::Weekly, count(self.weekly)),
-            (Rule::Monthly, count(self.monthly)),
-            (Rule::Yearly, count(self.yearly)),
+            (KeepRule::Last, count(self.last)),
+            (KeepRule::Hourly, count(self.hourly)),
+            (KeepRule::Daily, count(self.daily)),
+            (KeepRule::Weekly, count(self.weekly)),
+            (KeepRule::Monthly, count(self.monthly)),
+            (KeepRule::Yearly, count(self.yearly)),
         ]
     }
 }
 
 /// A rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rule {
+pub enum KeepRule {
     /// The newest.
     Last,
     /// One an hour.
@@ -92,7 +92,7 @@ pub enum Rule {
     Yearly,
 }
 
-impl Rule {
+impl KeepRule {
     fn word(self) -> &'static str {
         match self {
             Self::Last => "last",
@@ -120,7 +120,7 @@ impl Rule {
 
 /// What is to be decided on.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Backup {
+pub struct PruneCandidate {
     /// The archive's id; nothing where it can't be read.
     pub id: Option<Uuid>,
     /// When it was made.
@@ -146,9 +146,9 @@ pub enum Prunable {
 
 /// Why a backup is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reason {
+pub enum KeepReason {
     /// A rule keeps it, as the backup of this period.
-    Rule(Rule, String),
+    Rule(KeepRule, String),
     /// It is not much older than the newest but one.
     Within(Duration),
     /// A person keeps it.
@@ -165,7 +165,7 @@ pub enum Reason {
     LeftAlone(String),
 }
 
-impl fmt::Display for Reason {
+impl fmt::Display for KeepReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Rule(rule, period) => write!(f, "{} {period}", rule.word()),
@@ -199,9 +199,9 @@ fn words(span: Duration) -> String {
 
 /// What becomes of a backup.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum PruneDecision {
     /// It stays, for these reasons; there is at least one.
-    Keep(Vec<Reason>),
+    Keep(Vec<KeepReason>),
     /// It goes.
     Remove,
 }
@@ -209,13 +209,13 @@ pub enum Verdict {
 /// Decides on the backups of one subject at one place; a verdict for each, in their order. `elsewhere` are increments at other places and the
 /// archives here that they rest on.
 pub fn decide(
-    backups: &[Backup],
-    keep: &Keep,
+    backups: &[PruneCandidate],
+    keep: &KeepRules,
     (now, zone): (Timestamp, &TimeZone),
     elsewhere: &[(Uuid, Uuid)],
-) -> Vec<Verdict> {
-    let mut reasons: Vec<Vec<Reason>> = vec![Vec::new(); backups.len()];
-    let mut note = |index: usize, reason: Reason| {
+) -> Vec<PruneDecision> {
+    let mut reasons: Vec<Vec<KeepReason>> = vec![Vec::new(); backups.len()];
+    let mut note = |index: usize, reason: KeepReason| {
         if let Some(list) = reasons.get_mut(index) {
             list.push(reason);
         }
@@ -223,36 +223,37 @@ pub fn decide(
     let mut counted: Vec<(usize, Timestamp)> = Vec::new();
     for (index, backup) in backups.iter().enumerate() {
         if backup.pinned {
-            note(index, Reason::Pinned);
+            note(index, KeepReason::Pinned);
         }
         match &backup.standing {
-            Prunable::Whole if backup.created > now => note(index, Reason::Future),
+            Prunable::Whole if backup.created > now => note(index, KeepReason::Future),
             Prunable::Whole => counted.push((index, backup.created)),
-            Prunable::Stays(why) | Prunable::Unread(why) => note(index, Reason::LeftAlone(why.clone())),
+            Prunable::Stays(why) | Prunable::Unread(why) => note(index, KeepReason::LeftAlone(why.clone())),
         }
     }
     counted.sort_by_key(|(index, created)| (std::cmp::Reverse(*created), *index));
     for (rule, number) in keep.rules() {
         for (index, period) in kept_by(rule, number, &counted, zone) {
-            note(index, Reason::Rule(rule, period));
+            note(index, KeepReason::Rule(rule, period));
         }
     }
     if let Some(span) = keep.within {
-        within(span, &counted).for_each(|index| note(index, Reason::Within(span)));
+        within(span, &counted).for_each(|index| note(index, KeepReason::Within(span)));
     }
     if let Some((index, _)) = counted.first() {
-        note(*index, Reason::Newest);
+        note(*index, KeepReason::Newest);
     }
     unread(backups, &mut reasons);
     needed(backups, elsewhere, &mut reasons);
-    let verdict =
-        |reasons: Vec<Reason>| if reasons.is_empty() { Verdict::Remove } else { Verdict::Keep(reasons) };
+    let verdict = |reasons: Vec<KeepReason>| {
+        if reasons.is_empty() { PruneDecision::Remove } else { PruneDecision::Keep(reasons) }
+    };
     reasons.into_iter().map(verdict).collect()
 }
 
 /// The newest backup of each of the last `number` periods that have one.
 fn kept_by(
-    rule: Rule,
+    rule: KeepRule,
     number: u32,
     newest_first: &[(usize, Timestamp)],
     zone: &TimeZone,
@@ -282,18 +283,18 @@ fn within(span: Duration, newest_first: &[(usize, Timestamp)]) -> impl Iterator<
 }
 
 /// What can't be read keeps whatever is not younger.
-fn unread(backups: &[Backup], reasons: &mut [Vec<Reason>]) {
+fn unread(backups: &[PruneCandidate], reasons: &mut [Vec<KeepReason>]) {
     let times = backups.iter().filter(|backup| matches!(backup.standing, Prunable::Unread(_)));
     let Some(newest) = times.map(|backup| backup.created).max() else { return };
     for (backup, reasons) in backups.iter().zip(reasons) {
         if backup.standing == Prunable::Whole && backup.created <= newest {
-            reasons.push(Reason::MayBeNeeded(newest));
+            reasons.push(KeepReason::MayBeNeeded(newest));
         }
     }
 }
 
 /// What stays keeps what it rests on. Heads may say anything, a circle, too: each archive is followed once.
-fn needed(backups: &[Backup], elsewhere: &[(Uuid, Uuid)], reasons: &mut [Vec<Reason>]) {
+fn needed(backups: &[PruneCandidate], elsewhere: &[(Uuid, Uuid)], reasons: &mut [Vec<KeepReason>]) {
     let mut places: BTreeMap<Uuid, Vec<usize>> = BTreeMap::new();
     for (index, backup) in backups.iter().enumerate() {
         backup.id.into_iter().for_each(|id| places.entry(id).or_default().push(index));
@@ -310,8 +311,8 @@ fn needed(backups: &[Backup], elsewhere: &[(Uuid, Uuid)], reasons: &mut [Vec<Rea
             let (Some(backup), Some(reasons)) = (backups.get(*index), reasons.get_mut(*index)) else {
                 continue;
             };
-            if !reasons.iter().any(|reason| matches!(reason, Reason::NeededBy(_))) {
-                reasons.push(Reason::NeededBy(child));
+            if !reasons.iter().any(|reason| matches!(reason, KeepReason::NeededBy(_))) {
+                reasons.push(KeepReason::NeededBy(child));
             }
             if followed.insert(*index) {
                 wanted.extend(backup.id.zip(backup.parent));

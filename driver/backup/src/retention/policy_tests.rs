@@ -20,8 +20,8 @@ fn now() -> Timestamp {
     at(NOW)
 }
 
-fn whole(id: u128, created: Timestamp, parent: Option<u128>) -> Backup {
-    Backup {
+fn whole(id: u128, created: Timestamp, parent: Option<u128>) -> PruneCandidate {
+    PruneCandidate {
         id: Some(Uuid::from_u128(id)),
         created,
         parent: parent.map(Uuid::from_u128),
@@ -30,45 +30,45 @@ fn whole(id: u128, created: Timestamp, parent: Option<u128>) -> Backup {
     }
 }
 
-fn removed(verdicts: &[Verdict]) -> Vec<usize> {
-    let goes = verdicts.iter().enumerate().filter(|(_, verdict)| **verdict == Verdict::Remove);
+fn removed(verdicts: &[PruneDecision]) -> Vec<usize> {
+    let goes = verdicts.iter().enumerate().filter(|(_, verdict)| **verdict == PruneDecision::Remove);
     goes.map(|(index, _)| index).collect()
 }
 
-fn utc(backups: &[Backup], keep: &Keep) -> Vec<Verdict> {
+fn utc(backups: &[PruneCandidate], keep: &KeepRules) -> Vec<PruneDecision> {
     decide(backups, keep, (now(), &TimeZone::UTC), &[])
 }
 
 /// A backup at noon (UTC) of each day of the year, newest first, and one an hour earlier.
-fn year() -> Vec<Backup> {
+fn year() -> Vec<PruneCandidate> {
     let first = date(2026, 1, 1).at(12, 0, 0, 0).to_zoned(TimeZone::UTC).unwrap().timestamp().as_second();
     let days = (0..365).rev().flat_map(|day| [first + day * 86_400, first + day * 86_400 - 3600]);
     days.zip(1..).map(|(second, id)| whole(id, at(second), None)).collect()
 }
 
-fn kept_days(keep: &Keep) -> Vec<String> {
+fn kept_days(keep: &KeepRules) -> Vec<String> {
     let backups = year();
     let verdicts = utc(&backups, keep);
-    let kept = backups.iter().zip(&verdicts).filter(|(_, verdict)| **verdict != Verdict::Remove);
+    let kept = backups.iter().zip(&verdicts).filter(|(_, verdict)| **verdict != PruneDecision::Remove);
     kept.map(|(backup, _)| backup.created.strftime("%m-%d %H").to_string()).collect()
 }
 
 #[test]
 fn each_rule_keeps_the_newest_of_its_periods() {
-    let none = Keep::default();
+    let none = KeepRules::default();
     assert_eq!(kept_days(&none), ["12-31 12"], "the newest stays");
-    assert_eq!(kept_days(&Keep { last: Some(3), ..none }), ["12-31 12", "12-31 11", "12-30 12"]);
-    assert_eq!(kept_days(&Keep { hourly: Some(3), ..none }), ["12-31 12", "12-31 11", "12-30 12"]);
-    assert_eq!(kept_days(&Keep { daily: Some(2), ..none }), ["12-31 12", "12-30 12"]);
+    assert_eq!(kept_days(&KeepRules { last: Some(3), ..none }), ["12-31 12", "12-31 11", "12-30 12"]);
+    assert_eq!(kept_days(&KeepRules { hourly: Some(3), ..none }), ["12-31 12", "12-31 11", "12-30 12"]);
+    assert_eq!(kept_days(&KeepRules { daily: Some(2), ..none }), ["12-31 12", "12-30 12"]);
     // 2026-12-31 is a Thursday.
-    assert_eq!(kept_days(&Keep { weekly: Some(3), ..none }), ["12-31 12", "12-27 12", "12-20 12"]);
-    assert_eq!(kept_days(&Keep { monthly: Some(3), ..none }), ["12-31 12", "11-30 12", "10-31 12"]);
+    assert_eq!(kept_days(&KeepRules { weekly: Some(3), ..none }), ["12-31 12", "12-27 12", "12-20 12"]);
+    assert_eq!(kept_days(&KeepRules { monthly: Some(3), ..none }), ["12-31 12", "11-30 12", "10-31 12"]);
     assert_eq!(
-        kept_days(&Keep { yearly: Some(5), ..none }),
+        kept_days(&KeepRules { yearly: Some(5), ..none }),
         ["12-31 12", "12-31 12"][..1],
         "there is one year"
     );
-    let both = Keep { daily: Some(2), monthly: Some(2), ..none };
+    let both = KeepRules { daily: Some(2), monthly: Some(2), ..none };
     assert_eq!(kept_days(&both), ["12-31 12", "12-30 12", "11-30 12"]);
 }
 
@@ -81,11 +81,11 @@ fn weeks_are_those_of_iso_8601_and_days_those_of_the_zone() {
         whole(2, time("2027-01-03T12:00:00Z"), None),
         whole(3, time("2027-01-03T23:30:00Z"), None),
     ];
-    let weekly = Keep { weekly: Some(9), ..Keep::default() };
+    let weekly = KeepRules { weekly: Some(9), ..KeepRules::default() };
     let late = time("2027-02-01T00:00:00Z");
     let utc = decide(&backups, &weekly, (late, &TimeZone::UTC), &[]);
     assert_eq!(removed(&utc), [0, 1]);
-    let Verdict::Keep(reasons) = &utc[2] else { panic!("{utc:?}") };
+    let PruneDecision::Keep(reasons) = &utc[2] else { panic!("{utc:?}") };
     let words: Vec<String> = reasons.iter().map(ToString::to_string).collect();
     assert_eq!(words, ["weekly 2026-W53", "newest complete"]);
     let berlin = TimeZone::fixed(jiff::tz::offset(1));
@@ -100,17 +100,20 @@ fn backups_of_the_future_stay_and_count_for_nothing() {
         whole(3, at(NOW + 1), None),
         whole(4, at(NOW + 100_000_000), None),
     ];
-    let verdicts = utc(&backups, &Keep { last: Some(1), ..Keep::default() });
+    let verdicts = utc(&backups, &KeepRules { last: Some(1), ..KeepRules::default() });
     assert_eq!(removed(&verdicts), [0]);
-    assert_eq!(verdicts[3], Verdict::Keep(vec![Reason::Future]));
+    assert_eq!(verdicts[3], PruneDecision::Keep(vec![KeepReason::Future]));
     // The clock is set back behind all of them: nothing is decided on, nothing goes.
-    let early = decide(&backups, &Keep::default(), (at(0), &TimeZone::UTC), &[]);
+    let early = decide(&backups, &KeepRules::default(), (at(0), &TimeZone::UTC), &[]);
     assert_eq!(removed(&early), Vec::<usize>::new());
 }
 
 #[test]
 fn what_is_young_stays_and_a_clock_that_leaps_costs_nothing() {
-    let days = |number: u64| Keep { within: Some(Duration::from_secs(number * 86_400)), ..Keep::default() };
+    let days = |number: u64| KeepRules {
+        within: Some(Duration::from_secs(number * 86_400)),
+        ..KeepRules::default()
+    };
     assert_eq!(kept_days(&days(1)), ["12-31 12", "12-31 11", "12-30 12", "12-30 11"]);
     assert_eq!(kept_days(&days(300)).len(), 602);
     let day = 86_400;
@@ -122,12 +125,15 @@ fn what_is_young_stays_and_a_clock_that_leaps_costs_nothing() {
     assert_eq!(removed(&utc(&backups, &days(2))), [0]);
     backups.push(whole(2, at(NOW), None));
     assert_eq!(removed(&utc(&backups, &days(2))), [0, 1, 2]);
-    let reasons = |keep: &Keep| match &utc(&backups, keep)[4] {
-        Verdict::Keep(reasons) => reasons.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        Verdict::Remove => Vec::new(),
+    let reasons = |keep: &KeepRules| match &utc(&backups, keep)[4] {
+        PruneDecision::Keep(reasons) => reasons.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        PruneDecision::Remove => Vec::new(),
     };
     assert_eq!(reasons(&days(2)), ["within 2d"]);
-    assert_eq!(reasons(&Keep { within: Some(Duration::from_secs(90)), ..Keep::default() }), ["within 90s"]);
+    assert_eq!(
+        reasons(&KeepRules { within: Some(Duration::from_secs(90)), ..KeepRules::default() }),
+        ["within 90s"]
+    );
 }
 
 #[test]
@@ -139,45 +145,45 @@ fn what_a_person_pins_stays_with_what_it_rests_on() {
         whole(4, at(40), None),
     ];
     backups[1].pinned = true;
-    let verdicts = utc(&backups, &Keep::default());
+    let verdicts = utc(&backups, &KeepRules::default());
     assert_eq!(removed(&verdicts), [2]);
-    assert_eq!(verdicts[1], Verdict::Keep(vec![Reason::Pinned]));
+    assert_eq!(verdicts[1], PruneDecision::Keep(vec![KeepReason::Pinned]));
 }
 
 #[test]
 fn what_cant_be_read_keeps_what_is_older() {
     let unread =
-        Backup { id: None, standing: Prunable::Unread("encrypted".into()), ..whole(0, at(20), None) };
+        PruneCandidate { id: None, standing: Prunable::Unread("encrypted".into()), ..whole(0, at(20), None) };
     let backups = [whole(1, at(10), None), unread, whole(2, at(30), None), whole(3, at(40), None)];
-    let verdicts = utc(&backups, &Keep::default());
+    let verdicts = utc(&backups, &KeepRules::default());
     assert_eq!(removed(&verdicts), [2]);
-    let Verdict::Keep(reasons) = &verdicts[0] else { panic!("{verdicts:?}") };
+    let PruneDecision::Keep(reasons) = &verdicts[0] else { panic!("{verdicts:?}") };
     assert!(reasons[0].to_string().contains("19700101T000020Z"), "{}", reasons[0]);
 }
 
 #[test]
 fn what_stays_keeps_its_ancestors_here_and_from_elsewhere() {
-    let mut backups: Vec<Backup> =
+    let mut backups: Vec<PruneCandidate> =
         (1..=5).map(|id| whole(id, at(10 * i64::try_from(id).unwrap()), None)).collect();
     backups[4].parent = Some(Uuid::from_u128(2));
     backups[1].parent = Some(Uuid::from_u128(1));
-    let verdicts = utc(&backups, &Keep::default());
+    let verdicts = utc(&backups, &KeepRules::default());
     assert_eq!(removed(&verdicts), [2, 3]);
-    assert_eq!(verdicts[0], Verdict::Keep(vec![Reason::NeededBy(Uuid::from_u128(2))]));
+    assert_eq!(verdicts[0], PruneDecision::Keep(vec![KeepReason::NeededBy(Uuid::from_u128(2))]));
     let elsewhere = [(Uuid::from_u128(99), Uuid::from_u128(3))];
-    let verdicts = decide(&backups, &Keep::default(), (now(), &TimeZone::UTC), &elsewhere);
+    let verdicts = decide(&backups, &KeepRules::default(), (now(), &TimeZone::UTC), &elsewhere);
     assert_eq!(removed(&verdicts), [3]);
     // A damaged increment rests on its parent, too; circles end.
-    backups[4] = Backup { standing: Prunable::Stays("damaged".into()), ..backups[4].clone() };
+    backups[4] = PruneCandidate { standing: Prunable::Stays("damaged".into()), ..backups[4].clone() };
     backups[0].parent = Some(Uuid::from_u128(5));
-    assert_eq!(removed(&utc(&backups, &Keep::default())), [2]);
+    assert_eq!(removed(&utc(&backups, &KeepRules::default())), [2]);
 }
 
-fn keep() -> impl Strategy<Value = Keep> {
+fn keep() -> impl Strategy<Value = KeepRules> {
     let number = || proptest::option::of(0u32..6);
     let span = proptest::option::of((0u64..2_000_000).prop_map(Duration::from_secs));
     (number(), number(), number(), number(), number(), number(), span).prop_map(
-        |(last, hourly, daily, weekly, monthly, yearly, within)| Keep {
+        |(last, hourly, daily, weekly, monthly, yearly, within)| KeepRules {
             last,
             hourly,
             daily,
@@ -189,7 +195,7 @@ fn keep() -> impl Strategy<Value = Keep> {
     )
 }
 
-fn backups() -> impl Strategy<Value = Vec<Backup>> {
+fn backups() -> impl Strategy<Value = Vec<PruneCandidate>> {
     let spread = prop_oneof![Just(3_000i64), Just(400_000), Just(40_000_000)];
     let one = (spread, 0i64..1000, proptest::option::of(0u128..20), 0u8..12);
     proptest::collection::vec(one, 0..20).prop_map(|list| {
@@ -202,7 +208,7 @@ fn backups() -> impl Strategy<Value = Vec<Backup>> {
             // Some are from the future.
             let created = at(NOW + spread - step * spread / 500 * 4);
             let parent = parent.filter(|_| kind % 2 == 0);
-            Backup { standing, ..whole(index, created, parent) }
+            PruneCandidate { standing, ..whole(index, created, parent) }
         };
         (0u128..).zip(list).map(make).collect()
     })
@@ -210,8 +216,8 @@ fn backups() -> impl Strategy<Value = Vec<Backup>> {
 
 /// The rules as a person would check them: a backup is kept by a rule when nothing newer is of its period, and fewer than N periods
 /// have something newer.
-fn model_keeps(backups: &[Backup], keep: &Keep, index: usize) -> bool {
-    let counts = |b: &Backup| b.standing == Prunable::Whole && b.created <= now();
+fn model_keeps(backups: &[PruneCandidate], keep: &KeepRules, index: usize) -> bool {
+    let counts = |b: &PruneCandidate| b.standing == Prunable::Whole && b.created <= now();
     let newer = |a: usize, b: usize| {
         (backups[a].created, std::cmp::Reverse(a)) > (backups[b].created, std::cmp::Reverse(b))
     };
@@ -250,21 +256,21 @@ fn model_keeps(backups: &[Backup], keep: &Keep, index: usize) -> bool {
 proptest! {
     #[test]
     fn the_rules_keep_what_the_model_keeps(backups in backups(), keep in keep()) {
-        let alone: Vec<Backup> = backups.iter().map(|b| {
+        let alone: Vec<PruneCandidate> = backups.iter().map(|b| {
             // Without ties to each other the rules are seen alone.
             let standing = match &b.standing { Prunable::Unread(why) => Prunable::Stays(why.clone()), other => other.clone() };
-            Backup { parent: None, standing, ..b.clone() }
+            PruneCandidate { parent: None, standing, ..b.clone() }
         }).collect();
         let verdicts = utc(&alone, &keep);
         for (index, verdict) in verdicts.iter().enumerate() {
-            prop_assert_eq!(*verdict != Verdict::Remove, model_keeps(&alone, &keep, index), "{}", index);
+            prop_assert_eq!(*verdict != PruneDecision::Remove, model_keeps(&alone, &keep, index), "{}", index);
         }
     }
 
     #[test]
     fn whatever_the_rules_nothing_needed_goes(backups in backups(), keep in keep()) {
         let verdicts = utc(&backups, &keep);
-        let goes = |index: usize| verdicts[index] == Verdict::Remove;
+        let goes = |index: usize| verdicts[index] == PruneDecision::Remove;
         let newest = backups.iter().enumerate().filter(|(_, b)| b.standing == Prunable::Whole && b.created <= now());
         if let Some((newest, _)) = newest.max_by_key(|(index, b)| (b.created, std::cmp::Reverse(*index))) {
             prop_assert!(!goes(newest));
@@ -281,7 +287,7 @@ proptest! {
     #[test]
     fn a_second_run_removes_nothing(backups in backups(), keep in keep()) {
         let verdicts = utc(&backups, &keep);
-        let left: Vec<Backup> = backups.iter().zip(&verdicts).filter(|(_, v)| **v != Verdict::Remove).map(|(b, _)| b.clone()).collect();
+        let left: Vec<PruneCandidate> = backups.iter().zip(&verdicts).filter(|(_, v)| **v != PruneDecision::Remove).map(|(b, _)| b.clone()).collect();
         prop_assert_eq!(removed(&utc(&left, &keep)), Vec::<usize>::new());
     }
 

@@ -16,10 +16,10 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use uuid::Uuid;
 
-use super::look::{Found, file_name, look};
-use super::policy::{Backup, Keep, Prunable, Reason, Verdict, decide};
-use super::report::{Entry, Failure, Group, PruneAction, PruneReport};
-use super::subjects::{Host, Key, Paths, mixed, settle};
+use super::look::{SurveyedArchive, file_name, look};
+use super::policy::{KeepReason, KeepRules, Prunable, PruneCandidate, PruneDecision, decide};
+use super::report::{GroupReport, PruneAction, PruneEntry, PruneFailure, PruneReport};
+use super::subjects::{GroupKey, HostIdentity, PathPolicy, mixed, settle};
 use crate::RunMode;
 use crate::backup::file_label;
 use virtfold_archive::crypt::Identities;
@@ -30,26 +30,26 @@ use virtfold_medium::{self as medium, Location};
 
 /// What is kept of a subject.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Wish {
+pub enum KeepPolicy {
     /// It is not asked for.
     NotAsked,
     /// It is, and all of it stays, for this reason.
     All(String),
     /// What the rules keep.
-    By(Keep),
+    By(KeepRules),
 }
 
 /// What is kept of which subject.
-pub type Wanted<'a> = dyn Fn(&Owner) -> Result<Wish> + 'a;
+pub type KeepPolicyOf<'a> = dyn Fn(&Owner) -> Result<KeepPolicy> + 'a;
 
 /// What is to be pruned.
 pub struct PruneRequest<'a> {
     /// Where.
     pub place: &'a Location,
     /// The host whose archives it is about.
-    pub host: &'a Host,
+    pub host: &'a HostIdentity,
     /// What is kept of which subject.
-    pub wanted: &'a Wanted<'a>,
+    pub wanted: &'a KeepPolicyOf<'a>,
     /// What opens encrypted archives, should there be something.
     pub identities: &'a Identities,
     /// The time.
@@ -59,28 +59,28 @@ pub struct PruneRequest<'a> {
     /// Whether anything is removed.
     pub mode: RunMode,
     /// Whether labelled images may have moved.
-    pub paths: Paths,
+    pub paths: PathPolicy,
 }
 
 /// An archive and what was decided.
 struct DecidedArchive {
-    found: Found,
-    verdict: Verdict,
+    found: SurveyedArchive,
+    verdict: PruneDecision,
 }
 
 /// A subject, its archives, newest first.
-struct Subject {
-    key: Key,
+struct BackupGroup {
+    key: GroupKey,
     owner: Owner,
     /// Why nothing of it goes.
-    mixed: Option<Failure>,
+    mixed: Option<PruneFailure>,
     kept_whole: Option<String>,
     archives: Vec<DecidedArchive>,
 }
 
-struct Survey {
-    subjects: Vec<Subject>,
-    unknown: Vec<Found>,
+struct DestinationSurvey {
+    subjects: Vec<BackupGroup>,
+    unknown: Vec<SurveyedArchive>,
     seen: BTreeSet<String>,
     other_hosts: usize,
     not_asked: usize,
@@ -96,7 +96,7 @@ pub fn prune(request: &PruneRequest<'_>, catalog: Option<&Catalog>) -> Result<Pr
     let _lock = catalog.filter(|_| apply).map(Catalog::lock_pruning).transpose()?;
     let mut survey = request.survey(catalog)?;
     let mut locks = DomainLocks::default();
-    if apply && survey.subjects.iter().any(Subject::loses) {
+    if apply && survey.subjects.iter().any(BackupGroup::loses) {
         locks = DomainLocks::take(&survey.subjects, catalog);
         survey = request.survey(catalog)?;
     }
@@ -112,7 +112,7 @@ pub fn prune(request: &PruneRequest<'_>, catalog: Option<&Catalog>) -> Result<Pr
         if apply && free {
             let removed = remove(&subject, &mut group.archives);
             if let Some(Err(error)) = catalog.map(|catalog| catalog.gone(&removed, request.now)) {
-                not_noted.get_or_insert(Failure::from(&error));
+                not_noted.get_or_insert(PruneFailure::from(&error));
             }
         }
         subjects.push(group);
@@ -129,25 +129,25 @@ pub fn prune(request: &PruneRequest<'_>, catalog: Option<&Catalog>) -> Result<Pr
 
 impl PruneRequest<'_> {
     /// Looks and decides.
-    fn survey(&self, catalog: Option<&Catalog>) -> Result<Survey> {
+    fn survey(&self, catalog: Option<&Catalog>) -> Result<DestinationSurvey> {
         let mut found = look(self.place, &self.host.name, catalog, self.identities)?;
         found.iter_mut().for_each(settle);
         let namesakes = self.host.of_namesakes(found.iter().filter_map(|found| found.facts.as_ref()));
-        let mut survey = Survey {
+        let mut survey = DestinationSurvey {
             subjects: Vec::new(),
             unknown: Vec::new(),
             seen: found.iter().filter_map(|found| copy_name(&found.location).ok()).collect(),
             other_hosts: 0,
             not_asked: 0,
         };
-        let mut subjects: BTreeMap<Key, Vec<Found>> = BTreeMap::new();
+        let mut subjects: BTreeMap<GroupKey, Vec<SurveyedArchive>> = BTreeMap::new();
         let mut unread = Vec::new();
         for found in found {
             match &found.facts {
                 None => unread.push(found),
                 Some(facts) if !self.host.made(facts) => survey.other_hosts += 1,
                 Some(facts) => {
-                    subjects.entry(Key::of(&facts.owner, &facts.source)).or_default().push(found);
+                    subjects.entry(GroupKey::of(&facts.owner, &facts.source)).or_default().push(found);
                 }
             }
         }
@@ -164,28 +164,30 @@ impl PruneRequest<'_> {
                 continue;
             };
             let (keep, kept_whole) = match (self.wanted)(&owner)? {
-                Wish::NotAsked => {
+                KeepPolicy::NotAsked => {
                     survey.not_asked += archives.len();
                     continue;
                 }
-                Wish::All(why) => (Keep::default(), Some(why)),
-                Wish::By(keep) => (keep, None),
+                KeepPolicy::All(why) => (KeepRules::default(), Some(why)),
+                KeepPolicy::By(keep) => (keep, None),
             };
             let labels: BTreeSet<String> = archives
                 .iter()
                 .filter_map(|found| found.facts.as_ref())
                 .map(|facts| file_label(&facts.owner.name))
                 .collect();
-            let is_ours =
-                |found: &Found| found.named.as_ref().is_some_and(|named| labels.contains(&named.label));
+            let is_ours = |found: &SurveyedArchive| {
+                found.named.as_ref().is_some_and(|named| labels.contains(&named.label))
+            };
             // What can't be read may be of each of those that are called so.
             let mixed = mixed(&archives, (self.host, &namesakes), self.paths);
             let ours = unread.iter().enumerate().filter(|(_, found)| is_ours(found));
-            let ours: Vec<(usize, Found)> = ours.map(|(index, found)| (index, found.clone())).collect();
+            let ours: Vec<(usize, SurveyedArchive)> =
+                ours.map(|(index, found)| (index, found.clone())).collect();
             claimed.extend(ours.iter().map(|(index, _)| *index));
             archives.extend(ours.into_iter().map(|(_, found)| found));
             let archives = self.decide(archives, &keep, (&elsewhere, &pinned));
-            survey.subjects.push(Subject { key, owner, mixed, kept_whole, archives }.whole());
+            survey.subjects.push(BackupGroup { key, owner, mixed, kept_whole, archives }.whole());
         }
         let rest = unread.into_iter().enumerate().filter(|(index, _)| !claimed.contains(index));
         survey.unknown = rest.map(|(_, found)| found).collect();
@@ -201,11 +203,11 @@ impl PruneRequest<'_> {
 
     fn decide(
         &self,
-        archives: Vec<Found>,
-        keep: &Keep,
+        archives: Vec<SurveyedArchive>,
+        keep: &KeepRules,
         (elsewhere, pinned): (&[(Uuid, Uuid)], &BTreeSet<Uuid>),
     ) -> Vec<DecidedArchive> {
-        let backups: Vec<Backup> = archives.iter().map(|found| backup(found, pinned)).collect();
+        let backups: Vec<PruneCandidate> = archives.iter().map(|found| backup(found, pinned)).collect();
         let verdicts = decide(&backups, keep, (self.now, self.zone), elsewhere);
         let decided =
             archives.into_iter().zip(verdicts).map(|(found, verdict)| DecidedArchive { found, verdict });
@@ -216,14 +218,14 @@ impl PruneRequest<'_> {
 }
 
 /// When an archive was made, by its head, else by its name.
-fn created(found: &Found) -> Option<Timestamp> {
+fn created(found: &SurveyedArchive) -> Option<Timestamp> {
     let by_name = || found.named.as_ref().map(|named| named.created);
     found.facts.as_ref().map(|facts| facts.created).or_else(by_name)
 }
 
-fn backup(found: &Found, pinned: &BTreeSet<Uuid>) -> Backup {
+fn backup(found: &SurveyedArchive, pinned: &BTreeSet<Uuid>) -> PruneCandidate {
     let id = found.facts.as_ref().map(|facts| facts.id);
-    Backup {
+    PruneCandidate {
         id,
         pinned: id.is_some_and(|id| pinned.contains(&id)),
         created: created(found).unwrap_or(Timestamp::MAX),
@@ -232,31 +234,31 @@ fn backup(found: &Found, pinned: &BTreeSet<Uuid>) -> Backup {
     }
 }
 
-impl Subject {
+impl BackupGroup {
     /// Where somebody keeps all of it, or it may be several things, all of it stays.
     fn whole(mut self) -> Self {
         let mixed = self.mixed.as_ref().map(|_| "its archives may belong to several groups".to_owned());
         if let Some(why) = self.kept_whole.clone().or(mixed) {
-            let why = Reason::LeftAlone(why);
-            let goes = self.archives.iter_mut().filter(|decided| decided.verdict == Verdict::Remove);
-            goes.for_each(|decided| decided.verdict = Verdict::Keep(vec![why.clone()]));
+            let why = KeepReason::LeftAlone(why);
+            let goes = self.archives.iter_mut().filter(|decided| decided.verdict == PruneDecision::Remove);
+            goes.for_each(|decided| decided.verdict = PruneDecision::Keep(vec![why.clone()]));
         }
         self
     }
 
     /// Whether an archive of it is to go.
     fn loses(&self) -> bool {
-        self.archives.iter().any(|decided| decided.verdict == Verdict::Remove)
+        self.archives.iter().any(|decided| decided.verdict == PruneDecision::Remove)
     }
 
     /// As it is told, before anything is removed.
-    fn group(&self, failure: Option<Failure>) -> Group {
+    fn group(&self, failure: Option<PruneFailure>) -> GroupReport {
         let archives = self.archives.iter().map(|decided| entry(&decided.found, &decided.verdict));
         let paths = match &self.key {
-            Key::Images(_, paths) => paths.clone(),
-            Key::Domain(_) | Key::Label(_) => Vec::new(),
+            GroupKey::Images(_, paths) => paths.clone(),
+            GroupKey::Domain(_) | GroupKey::Label(_) => Vec::new(),
         };
-        Group {
+        GroupReport {
             name: self.owner.name.clone(),
             uuid: self.owner.uuid,
             paths,
@@ -267,20 +269,22 @@ impl Subject {
     }
 }
 
-fn left_alone(found: &Found) -> Verdict {
+fn left_alone(found: &SurveyedArchive) -> PruneDecision {
     let why = match &found.standing {
         Prunable::Whole => String::new(),
         Prunable::Stays(why) | Prunable::Unread(why) => why.clone(),
     };
-    Verdict::Keep(vec![Reason::LeftAlone(why)])
+    PruneDecision::Keep(vec![KeepReason::LeftAlone(why)])
 }
 
-fn entry(found: &Found, verdict: &Verdict) -> Entry {
+fn entry(found: &SurveyedArchive, verdict: &PruneDecision) -> PruneEntry {
     let (action, reasons) = match verdict {
-        Verdict::Keep(reasons) => (PruneAction::Keep, reasons.iter().map(ToString::to_string).collect()),
-        Verdict::Remove => (PruneAction::Remove, Vec::new()),
+        PruneDecision::Keep(reasons) => {
+            (PruneAction::Keep, reasons.iter().map(ToString::to_string).collect())
+        }
+        PruneDecision::Remove => (PruneAction::Remove, Vec::new()),
     };
-    Entry {
+    PruneEntry {
         archive: found.location.to_string(),
         file: file_name(&found.location),
         created: created(found).map(|time| time.to_string()),
@@ -295,19 +299,19 @@ fn entry(found: &Found, verdict: &Verdict) -> Entry {
 #[derive(Default)]
 struct DomainLocks {
     held: Vec<Box<dyn DomainLock>>,
-    free: BTreeSet<Key>,
-    failures: BTreeMap<Key, Failure>,
+    free: BTreeSet<GroupKey>,
+    failures: BTreeMap<GroupKey, PruneFailure>,
 }
 
 impl DomainLocks {
-    fn take(subjects: &[Subject], catalog: Option<&Catalog>) -> Self {
+    fn take(subjects: &[BackupGroup], catalog: Option<&Catalog>) -> Self {
         let mut locks = Self::default();
         for subject in subjects.iter().filter(|subject| subject.loses()) {
             let lock = subject.owner.uuid.zip(catalog).map(|(uuid, catalog)| catalog.lock(DomainId(uuid)));
             match lock {
                 Some(Err(error)) => {
                     let message = format!("nothing of '{}' was removed", subject.owner.name);
-                    locks.failures.insert(subject.key.clone(), Failure::from(&error.within(message)));
+                    locks.failures.insert(subject.key.clone(), PruneFailure::from(&error.within(message)));
                     continue;
                 }
                 Some(Ok(lock)) => locks.held.push(lock),
@@ -320,13 +324,13 @@ impl DomainLocks {
 
     /// Whether nobody else is at work on a subject. One that had nothing to lose at the first look has no
     /// lock, and loses nothing.
-    fn has(&self, key: &Key) -> bool {
+    fn has(&self, key: &GroupKey) -> bool {
         self.free.contains(key)
     }
 }
 
 /// Removes what is to go, increments first. Returns the catalog's names of what is gone.
-fn remove(subject: &Subject, entries: &mut [Entry]) -> Vec<String> {
+fn remove(subject: &BackupGroup, entries: &mut [PruneEntry]) -> Vec<String> {
     let parents: BTreeMap<Uuid, Uuid> = subject
         .archives
         .iter()
@@ -334,7 +338,8 @@ fn remove(subject: &Subject, entries: &mut [Entry]) -> Vec<String> {
         .filter_map(|facts| Some((facts.id, facts.parent?)))
         .collect();
     let id = |index: &usize| subject.archives.get(*index)?.found.facts.as_ref().map(|facts| facts.id);
-    let goes = |index: &usize| subject.archives.get(*index).is_some_and(|d| d.verdict == Verdict::Remove);
+    let goes =
+        |index: &usize| subject.archives.get(*index).is_some_and(|d| d.verdict == PruneDecision::Remove);
     let mut order: Vec<usize> = (0..entries.len()).filter(goes).collect();
     // The archives stand newest first; those on which as many rest go oldest first.
     order.reverse();
@@ -358,7 +363,7 @@ fn remove(subject: &Subject, entries: &mut [Entry]) -> Vec<String> {
                 gone.extend(name);
             }
             Err(error) => {
-                entry.failure = Some(Failure::from(&error));
+                entry.failure = Some(PruneFailure::from(&error));
                 needed.extend(own.map(|own| ancestors(own, &parents)).into_iter().flatten());
             }
         }
@@ -389,7 +394,7 @@ fn note_gone(request: &PruneRequest<'_>, seen: &BTreeSet<String>, catalog: &Cata
 
 #[cfg(test)]
 mod tests {
-    use super::super::look::Facts;
+    use super::super::look::ArchiveFacts;
     use super::*;
 
     #[test]
@@ -399,7 +404,7 @@ mod tests {
         let decided = |id: u128, parent: Option<u128>, bytes: u64| {
             let path = folder.path().join(id.to_string());
             std::fs::write(&path, b"12345").unwrap();
-            let facts = Facts {
+            let facts = ArchiveFacts {
                 id: Uuid::from_u128(id),
                 owner: owner.clone(),
                 source: virtfold_catalog::Source::default(),
@@ -407,19 +412,19 @@ mod tests {
                 created: Timestamp::UNIX_EPOCH,
                 parent: parent.map(Uuid::from_u128),
             };
-            let found = Found {
+            let found = SurveyedArchive {
                 location: path.into(),
                 bytes,
                 facts: Some(facts),
                 standing: Prunable::Whole,
                 named: None,
             };
-            DecidedArchive { found, verdict: Verdict::Remove }
+            DecidedArchive { found, verdict: PruneDecision::Remove }
         };
         // The second one is not what was looked at.
         let archives = vec![decided(3, None, 5), decided(2, Some(1), 4), decided(1, None, 5)];
-        let key = Key::of(&owner, &virtfold_catalog::Source::default());
-        let subject = Subject { key, owner: owner.clone(), mixed: None, kept_whole: None, archives };
+        let key = GroupKey::of(&owner, &virtfold_catalog::Source::default());
+        let subject = BackupGroup { key, owner: owner.clone(), mixed: None, kept_whole: None, archives };
         let mut entries = subject.group(None).archives;
         let gone = remove(&subject, &mut entries);
         assert_eq!(gone.len(), 1);

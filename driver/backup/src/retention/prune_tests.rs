@@ -11,8 +11,8 @@ use crate::RunMode;
 use crate::disks::DiskSet;
 use crate::inspect;
 use virtfold_archive::crypt::{Envelope, Identities, Recipients};
-use virtfold_archive::layout::Kind;
-use virtfold_archive::manifest::{CompressionNote, Manifest, Parent, Subject, VERSION};
+use virtfold_archive::layout::BackupKind;
+use virtfold_archive::manifest::{BackupSubject, CompressionNote, Manifest, Parent, VERSION};
 use virtfold_archive::stream::{Cancel, Compression, StreamOptions};
 use virtfold_archive::writer::{ArchiveContents, write_archive};
 use virtfold_base::error::{ErrorKind, Result};
@@ -107,21 +107,22 @@ impl World {
         (last, mode): (u32, RunMode),
         identities: &Identities,
     ) -> PruneReport {
-        let keep = Keep { last: Some(last), ..Keep::default() };
+        let keep = KeepRules { last: Some(last), ..KeepRules::default() };
         // A number that no rule has: somebody keeps all.
-        let keep = if last == 0 { Wish::All("a job keeps all".to_owned()) } else { Wish::By(keep) };
-        let wanted = |owner: &Owner| -> Result<Wish> {
-            Ok(if owner.name == "web" { keep.clone() } else { Wish::NotAsked })
+        let keep =
+            if last == 0 { KeepPolicy::All("a job keeps all".to_owned()) } else { KeepPolicy::By(keep) };
+        let wanted = |owner: &Owner| -> Result<KeepPolicy> {
+            Ok(if owner.name == "web" { keep.clone() } else { KeepPolicy::NotAsked })
         };
         let request = PruneRequest {
             place: &Location::Path(self.place()),
-            host: &Host { name: "h1".to_owned(), id: id.map(|id| id.repeat(16)) },
+            host: &HostIdentity { name: "h1".to_owned(), id: id.map(|id| id.repeat(16)) },
             wanted: &wanted,
             identities,
             now: NOW.parse().unwrap(),
             zone: &TimeZone::UTC,
             mode,
-            paths: Paths::default(),
+            paths: PathPolicy::default(),
         };
         prune(&request, Some(&self.catalog)).unwrap()
     }
@@ -144,8 +145,11 @@ fn write(spec: &Spec<'_>, mut medium: Box<dyn Medium>) {
         host: spec.host.to_owned(),
         host_id: spec.host_id.map(|id| id.repeat(16)),
         tool: "virtfold 0".to_owned(),
-        subject: Subject::Domain { name: spec.name.to_owned(), uuid: (spec.name == "web").then_some(DOMAIN) },
-        kind: if parent.is_some() { Kind::Incremental } else { Kind::Full },
+        subject: BackupSubject::Domain {
+            name: spec.name.to_owned(),
+            uuid: (spec.name == "web").then_some(DOMAIN),
+        },
+        kind: if parent.is_some() { BackupKind::Incremental } else { BackupKind::Full },
         parent,
         compression: CompressionNote { method: "none".to_owned(), level: None },
         freeze: None,
@@ -168,7 +172,7 @@ fn there(path: &Path) -> bool {
     path.symlink_metadata().is_ok()
 }
 
-fn entry<'a>(report: &'a PruneReport, path: &Path) -> &'a Entry {
+fn entry<'a>(report: &'a PruneReport, path: &Path) -> &'a PruneEntry {
     let name = path.display().to_string();
     let mut entries = report.subjects.iter().flat_map(|group| &group.archives).chain(&report.unknown);
     entries.find(|entry| entry.archive == name).unwrap_or_else(|| panic!("{name} is not in {report:#?}"))
@@ -326,7 +330,7 @@ fn older_archives_go_by_the_host_s_name_unless_two_have_it() {
     let namesake = world.archive(&Spec { host_id: Some("0b"), ..spec(5, day) });
     for mode in [RunMode::DryRun, RunMode::Apply] {
         let report = world.prune_as(Some("0a"), (1, mode), &none);
-        let failures: Vec<&Failure> = report.failures().collect();
+        let failures: Vec<&PruneFailure> = report.failures().collect();
         assert_eq!(failures.len(), 1, "{report:#?}");
         assert_eq!(failures[0].kind, ErrorKind::Refused);
         assert!(failures[0].sentence.contains("two hosts called 'h1'"), "{}", failures[0].sentence);

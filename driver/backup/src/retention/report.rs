@@ -13,21 +13,21 @@ pub struct PruneReport {
     /// The place.
     pub place: String,
     /// The subjects that were asked for.
-    pub subjects: Vec<Group>,
+    pub subjects: Vec<GroupReport>,
     /// Archives that are nothing to decide on and belong to none of them, with the reason.
-    pub unknown: Vec<Entry>,
+    pub unknown: Vec<PruneEntry>,
     /// Archives of other hosts.
     pub other_hosts: usize,
     /// Archives of this host that were not asked for.
     pub not_asked: usize,
     /// What was removed and could not be noted in the catalog.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub not_noted: Option<Failure>,
+    pub not_noted: Option<PruneFailure>,
 }
 
 /// The archives of a subject.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Group {
+pub struct GroupReport {
     /// The domain's name, or what the set of images is called.
     pub name: String,
     /// The domain's uuid.
@@ -36,18 +36,18 @@ pub struct Group {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub paths: Vec<String>,
     /// Its archives, newest first.
-    pub archives: Vec<Entry>,
+    pub archives: Vec<PruneEntry>,
     /// Why all of it stays, where the rules don't count.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept_whole: Option<String>,
     /// Why nothing was removed, where something was to be.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub failure: Option<Failure>,
+    pub failure: Option<PruneFailure>,
 }
 
 /// An archive.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Entry {
+pub struct PruneEntry {
     /// Its name, as `restore` takes it.
     pub archive: String,
     /// Its file's name, or the last part of its key.
@@ -62,7 +62,7 @@ pub struct Entry {
     pub reasons: Vec<String>,
     /// Why it could not be removed.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub failure: Option<Failure>,
+    pub failure: Option<PruneFailure>,
 }
 
 /// What is done with an archive.
@@ -79,7 +79,7 @@ pub enum PruneAction {
 
 /// What went wrong.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Failure {
+pub struct PruneFailure {
     /// As a sentence.
     pub sentence: String,
     /// What a person can do.
@@ -88,7 +88,7 @@ pub struct Failure {
     pub kind: ErrorKind,
 }
 
-impl From<&Error> for Failure {
+impl From<&Error> for PruneFailure {
     fn from(error: &Error) -> Self {
         Self { sentence: sentence(error), hint: error.hint().map(ToOwned::to_owned), kind: error.kind() }
     }
@@ -96,7 +96,7 @@ impl From<&Error> for Failure {
 
 impl PruneReport {
     /// All that failed.
-    pub fn failures(&self) -> impl Iterator<Item = &Failure> {
+    pub fn failures(&self) -> impl Iterator<Item = &PruneFailure> {
         let groups = self.subjects.iter().filter_map(|group| group.failure.as_ref());
         let entries = self.subjects.iter().flat_map(|group| &group.archives);
         groups.chain(entries.filter_map(|entry| entry.failure.as_ref())).chain(&self.not_noted)

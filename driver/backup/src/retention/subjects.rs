@@ -14,15 +14,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::look::{Facts, Found};
+use super::look::{ArchiveFacts, SurveyedArchive};
 use super::policy::Prunable;
-use super::report::Failure;
+use super::report::PruneFailure;
 use virtfold_base::error::ErrorKind;
 use virtfold_catalog::{Owner, Source};
 
 /// A host.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Host {
+pub struct HostIdentity {
     /// What it is called.
     pub name: String,
     /// What tells it from others of that name.
@@ -31,7 +31,7 @@ pub struct Host {
 
 /// Whether labelled images whose paths differ are one subject.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Paths {
+pub enum PathPolicy {
     /// Nobody says so: nothing of theirs goes.
     #[default]
     MustAgree,
@@ -41,7 +41,7 @@ pub enum Paths {
 
 /// What makes two archives of one subject.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Key {
+pub(super) enum GroupKey {
     /// A domain's uuid, or its name.
     Domain(String),
     /// What a person calls some images.
@@ -50,7 +50,7 @@ pub(super) enum Key {
     Images(String, Vec<String>),
 }
 
-impl Key {
+impl GroupKey {
     pub(super) fn of(owner: &Owner, source: &Source) -> Self {
         match (owner.images, owner.uuid) {
             (false, Some(uuid)) => Self::Domain(uuid.to_string()),
@@ -61,9 +61,9 @@ impl Key {
     }
 }
 
-impl Host {
+impl HostIdentity {
     /// Whether an archive is of this host. One without an id is, when it has this host's name.
-    pub(super) fn made(&self, facts: &Facts) -> bool {
+    pub(super) fn made(&self, facts: &ArchiveFacts) -> bool {
         match &facts.source.host_id {
             Some(id) => self.id.as_ref() == Some(id),
             None => facts.host == self.name,
@@ -71,14 +71,14 @@ impl Host {
     }
 
     /// The things of which another host of this name has archives.
-    pub(super) fn of_namesakes<'a>(&self, all: impl Iterator<Item = &'a Facts>) -> BTreeSet<Key> {
+    pub(super) fn of_namesakes<'a>(&self, all: impl Iterator<Item = &'a ArchiveFacts>) -> BTreeSet<GroupKey> {
         let others = all.filter(|facts| !self.made(facts) && facts.host == self.name);
-        others.map(|facts| Key::of(&facts.owner, &facts.source)).collect()
+        others.map(|facts| GroupKey::of(&facts.owner, &facts.source)).collect()
     }
 }
 
 /// Leaves archives alone of which nobody can tell what they are of.
-pub(super) fn settle(found: &mut Found) {
+pub(super) fn settle(found: &mut SurveyedArchive) {
     let Some(facts) = &found.facts else { return };
     let unknown = facts.owner.images && !facts.source.labelled && facts.source.paths.is_empty();
     if unknown && found.standing == Prunable::Whole {
@@ -90,16 +90,16 @@ pub(super) fn settle(found: &mut Found) {
 
 /// Why nothing of a subject goes: its archives may belong to several groups.
 pub(super) fn mixed(
-    archives: &[Found],
-    (host, namesakes): (&Host, &BTreeSet<Key>),
-    paths: Paths,
-) -> Option<Failure> {
+    archives: &[SurveyedArchive],
+    (host, namesakes): (&HostIdentity, &BTreeSet<GroupKey>),
+    paths: PathPolicy,
+) -> Option<PruneFailure> {
     let all = || archives.iter().filter_map(|found| found.facts.as_ref());
     let first = all().next()?;
-    let key = Key::of(&first.owner, &first.source);
+    let key = GroupKey::of(&first.owner, &first.source);
     let name = &first.owner.name;
     let refusal = |sentence: String, hint: String| {
-        Some(Failure { sentence, hint: Some(hint), kind: ErrorKind::Refused })
+        Some(PruneFailure { sentence, hint: Some(hint), kind: ErrorKind::Refused })
     };
     if let Some(of) = all().find(|facts| facts.source.host_id.is_none()).filter(|_| namesakes.contains(&key))
     {
@@ -110,12 +110,12 @@ pub(super) fn mixed(
         let hint = "remove old archives by hand; give each host its own name and directory";
         return refusal(sentence, hint.to_owned());
     }
-    let mut places: BTreeMap<&[String], &Facts> = BTreeMap::new();
+    let mut places: BTreeMap<&[String], &ArchiveFacts> = BTreeMap::new();
     for facts in all() {
         places.entry(facts.source.paths.as_slice()).or_insert(facts);
     }
     let mut differ = places.into_keys().map(|paths| paths.join(", "));
-    let (Some(one), Some(other), Paths::MustAgree, Key::Label(_)) =
+    let (Some(one), Some(other), PathPolicy::MustAgree, GroupKey::Label(_)) =
         (differ.next(), differ.next(), paths, key)
     else {
         return None;
@@ -131,9 +131,9 @@ mod tests {
     use super::*;
     use virtfold_catalog::Owner;
 
-    fn found(source: Source) -> Found {
+    fn found(source: Source) -> SurveyedArchive {
         let owner = Owner { uuid: None, name: "disk".to_owned(), images: true };
-        let facts = Facts {
+        let facts = ArchiveFacts {
             id: uuid::Uuid::nil(),
             owner,
             source,
@@ -142,7 +142,7 @@ mod tests {
             parent: None,
         };
         let location = std::path::PathBuf::from("/a").into();
-        Found { location, bytes: 1, facts: Some(facts), standing: Prunable::Whole, named: None }
+        SurveyedArchive { location, bytes: 1, facts: Some(facts), standing: Prunable::Whole, named: None }
     }
 
     #[test]

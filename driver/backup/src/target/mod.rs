@@ -64,7 +64,7 @@ pub struct TargetSpec {
 }
 
 /// What is where a target shall be.
-enum Found {
+enum ExistingTarget {
     Nothing,
     /// A file that may be replaced; its own path where the one given is a link.
     File(PathBuf),
@@ -80,10 +80,10 @@ impl TargetSpec {
         self.look().map(|_| ())
     }
 
-    fn look(&self) -> Result<Found> {
+    fn look(&self) -> Result<ExistingTarget> {
         match std::fs::metadata(&self.path) {
             Ok(found) if found.file_type().is_block_device() => match self.existing {
-                Overwrite::Replace => Ok(Found::Device),
+                Overwrite::Replace => Ok(ExistingTarget::Device),
                 Overwrite::Keep => Err(Error::new(
                     ErrorKind::Exists,
                     format!("'{}' is a block device, and its contents would be lost", self.path.display()),
@@ -94,10 +94,10 @@ impl TargetSpec {
             Ok(_) if self.existing == Overwrite::Keep => Err(exists(&self.path)),
             Ok(_) => {
                 let real = std::fs::canonicalize(&self.path);
-                real.at(|| format!("cannot resolve '{}'", self.path.display())).map(Found::File)
+                real.at(|| format!("cannot resolve '{}'", self.path.display())).map(ExistingTarget::File)
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                refuse_new(&self.path).map(|()| Found::Nothing)
+                refuse_new(&self.path).map(|()| ExistingTarget::Nothing)
             }
             Err(error) => Err(Error::io(format!("cannot look at '{}'", self.path.display()), error)),
         }
@@ -124,7 +124,7 @@ enum Addressing {
 }
 
 #[derive(Debug)]
-enum Output {
+enum TargetOutput {
     New(PartialFile),
     Device(File, PathBuf),
 }
@@ -132,7 +132,7 @@ enum Output {
 /// A disk on its way back.
 #[derive(Debug)]
 pub struct TargetDisk {
-    output: Output,
+    output: TargetOutput,
     addressing: Addressing,
     existing: Overwrite,
 }
@@ -159,13 +159,13 @@ impl TargetDisk {
     fn open_over(spec: &TargetSpec, table: &CorrespondenceTable, blank: ZeroRange) -> Result<Self> {
         let (addressing, len) = plan(spec, table)?;
         let output = match spec.look()? {
-            Found::Device => open_device(spec, len)?,
-            Found::File(path) => {
+            ExistingTarget::Device => open_device(spec, len)?,
+            ExistingTarget::File(path) => {
                 let file = File::open(&path).at(|| format!("cannot open '{}'", path.display()))?;
                 refuse_used(&file, &path)?;
-                Output::New(PartialFile::create(&path, Overwrite::Replace)?)
+                TargetOutput::New(PartialFile::create(&path, Overwrite::Replace)?)
             }
-            Found::Nothing => Output::New(PartialFile::create(&spec.path, spec.existing)?),
+            ExistingTarget::Nothing => TargetOutput::New(PartialFile::create(&spec.path, spec.existing)?),
         };
         let mut target = Self { output, addressing, existing: spec.existing };
         target.prepare(table, len, blank)?;
@@ -175,25 +175,25 @@ impl TargetDisk {
     /// The file or device as a person knows it.
     pub fn path(&self) -> &Path {
         match &self.output {
-            Output::New(partial) => partial.path(),
-            Output::Device(_, path) => path,
+            TargetOutput::New(partial) => partial.path(),
+            TargetOutput::Device(_, path) => path,
         }
     }
 
     fn file(&self) -> &File {
         match &self.output {
-            Output::New(partial) => partial.file(),
-            Output::Device(file, _) => file,
+            TargetOutput::New(partial) => partial.file(),
+            TargetOutput::Device(file, _) => file,
         }
     }
 
     fn prepare(&mut self, table: &CorrespondenceTable, len: u64, blank: ZeroRange) -> Result<()> {
         let name = self.path().display().to_string();
         match &self.output {
-            Output::New(partial) => {
+            TargetOutput::New(partial) => {
                 partial.file().set_len(len).at(|| format!("cannot set the size of '{name}'"))?;
             }
-            Output::Device(file, _) => match self.addressing {
+            TargetOutput::Device(file, _) => match self.addressing {
                 Addressing::Guest => {
                     match blank {
                         ZeroRange::Gaps => zero_gaps(file, table, &name)?,
@@ -224,8 +224,8 @@ impl TargetDisk {
         let written = self.file().write_all_at(bytes, host.get());
         written.at(|| format!("cannot write '{}' at offset {host}", self.path().display()))?;
         match &mut self.output {
-            Output::New(partial) => partial.wrote(bytes.len() as u64),
-            Output::Device(..) => Ok(()),
+            TargetOutput::New(partial) => partial.wrote(bytes.len() as u64),
+            TargetOutput::Device(..) => Ok(()),
         }
     }
 
@@ -248,7 +248,7 @@ impl TargetDisk {
     pub fn share(&mut self, archive: &File, from: u64, len: u64) -> Result<Option<u64>> {
         /// The largest unit in which the file systems that share extents want them.
         const UNIT: u64 = 4096;
-        let (Addressing::Dense(layout), Output::New(partial)) = (&self.addressing, &self.output) else {
+        let (Addressing::Dense(layout), TargetOutput::New(partial)) = (&self.addressing, &self.output) else {
             return Ok(None);
         };
         let start = layout.data_start().get();
@@ -271,8 +271,10 @@ impl TargetDisk {
     /// When it does not reach the disk, or the name was taken meanwhile.
     pub fn finish(self) -> Result<()> {
         match self.output {
-            Output::New(partial) => partial.commit(self.existing),
-            Output::Device(file, path) => file.sync_all().at(|| format!("cannot sync '{}'", path.display())),
+            TargetOutput::New(partial) => partial.commit(self.existing),
+            TargetOutput::Device(file, path) => {
+                file.sync_all().at(|| format!("cannot sync '{}'", path.display()))
+            }
         }
     }
 }
@@ -314,7 +316,7 @@ fn write_tables(layout: &Qcow2Layout, mut file: &File, name: &str) -> Result<()>
     out.flush().at(|| format!("cannot write the tables of '{name}'"))
 }
 
-fn open_device(spec: &TargetSpec, len: u64) -> Result<Output> {
+fn open_device(spec: &TargetSpec, len: u64) -> Result<TargetOutput> {
     let path = &spec.path;
     // O_EXCL on a block device: refused by the kernel while it is mounted or otherwise claimed.
     let opened = OpenOptions::new().read(true).write(true).custom_flags(nix::libc::O_EXCL).open(path);
@@ -334,7 +336,7 @@ fn open_device(spec: &TargetSpec, len: u64) -> Result<Output> {
             format!("'{}' holds {size} bytes, and the disk needs {len}", path.display()),
         ));
     }
-    Ok(Output::Device(file, path.clone()))
+    Ok(TargetOutput::Device(file, path.clone()))
 }
 
 fn device_size(mut file: &File) -> std::io::Result<u64> {

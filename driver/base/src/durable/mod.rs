@@ -53,7 +53,7 @@ pub type OnSynced = Box<dyn Fn(u64) + Send>;
 
 /// A file that a dead process has left unfinished.
 #[derive(Clone, Copy, Debug)]
-pub struct Left<'a> {
+pub struct LeftoverFile<'a> {
     /// The name that it was to have.
     pub path: &'a Path,
     /// The name that it has.
@@ -116,7 +116,7 @@ impl PartialFile {
     ///
     /// # Errors
     /// When it can't be opened or cut.
-    pub fn reopen(left: &Left<'_>, len: u64) -> Result<Option<Self>> {
+    pub fn reopen(left: &LeftoverFile<'_>, len: u64) -> Result<Option<Self>> {
         let cannot = || format!("cannot resume '{}'", left.temporary.display());
         let opened = OpenOptions::new()
             .read(true)
@@ -272,19 +272,19 @@ pub fn remove_partial(temporary: &Path, identity: (u64, u64)) {
 struct Flusher {
     due: u64,
     wake: Option<Sender<()>>,
-    shared: Arc<Shared>,
+    shared: Arc<FlushState>,
     thread: Option<JoinHandle<()>>,
 }
 
 /// What the writer and the thread tell each other.
-struct Shared {
+struct FlushState {
     /// Bytes that were written.
     written: AtomicU64,
     failed: Mutex<Option<std::io::Error>>,
     tell: Mutex<Option<OnSynced>>,
 }
 
-impl std::fmt::Debug for Shared {
+impl std::fmt::Debug for FlushState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Shared")
     }
@@ -298,7 +298,7 @@ impl Flusher {
     /// For a file that has `len` bytes.
     fn start(file: Arc<File>, len: u64) -> Result<Self> {
         let (wake, woken) = bounded::<()>(1);
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(FlushState {
             written: AtomicU64::new(len),
             failed: Mutex::default(),
             tell: Mutex::default(),
@@ -348,7 +348,7 @@ impl Flusher {
     }
 }
 
-impl Shared {
+impl FlushState {
     /// Writes back; syncs, where somebody wants to be told and it is time.
     fn flush(&self, file: &File, synced: &mut Instant) -> std::io::Result<()> {
         let written = self.written.load(Ordering::Acquire);
@@ -432,8 +432,8 @@ mod tests {
         // As a process that dies: nothing is removed.
         partial.committed = true;
         drop(partial);
-        let left = Left { path: &path, temporary: &temporary, identity };
-        let other = Left { identity: (identity.0, identity.1 + 1), ..left };
+        let left = LeftoverFile { path: &path, temporary: &temporary, identity };
+        let other = LeftoverFile { identity: (identity.0, identity.1 + 1), ..left };
         assert!(PartialFile::reopen(&other, len).unwrap().is_none(), "another file");
         assert!(PartialFile::reopen(&left, 1 << 30).unwrap().is_none(), "too short");
         let partial = PartialFile::reopen(&left, len).unwrap().unwrap();

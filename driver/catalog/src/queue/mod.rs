@@ -39,7 +39,7 @@ pub const INTERRUPTED: u32 = 5;
 
 /// Why an entry is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reason {
+pub enum EntryReason {
     /// The schedule.
     Schedule,
     /// A time of the schedule that was missed.
@@ -76,7 +76,7 @@ impl EntryState {
 
 /// What is to be put into the queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wanted {
+pub struct NewEntry {
     /// The job.
     pub job: String,
     /// The domain.
@@ -84,7 +84,7 @@ pub struct Wanted {
     /// Its name.
     pub name: String,
     /// Why.
-    pub reason: Reason,
+    pub reason: EntryReason,
     /// When it was due.
     pub due: Timestamp,
     /// Not to be begun before.
@@ -93,11 +93,11 @@ pub struct Wanted {
 
 /// An entry of the queue.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Entry {
+pub struct QueueEntry {
     /// Its number, given once and never again.
     pub id: i64,
     /// What was wanted.
-    pub wanted: Wanted,
+    pub wanted: NewEntry,
     /// How far it is.
     pub state: EntryState,
     /// How often it was begun.
@@ -149,13 +149,13 @@ pub trait Queue: Debug + Send + Sync {
     ///
     /// # Errors
     /// The catalog can't be written.
-    fn add(&self, wanted: &Wanted) -> Result<i64>;
+    fn add(&self, wanted: &NewEntry) -> Result<i64>;
 
     /// Notes that a job's schedule is turned into entries up to `planned`, and makes those entries, all or none.
     ///
     /// # Errors
     /// The catalog can't be written.
-    fn fire(&self, job: &str, planned: Timestamp, wanted: &[Wanted]) -> Result<()>;
+    fn fire(&self, job: &str, planned: Timestamp, wanted: &[NewEntry]) -> Result<()>;
 
     /// Up to when each job's schedule was turned into entries.
     ///
@@ -173,7 +173,7 @@ pub trait Queue: Debug + Send + Sync {
     ///
     /// # Errors
     /// It did not run, or the catalog can't be written.
-    fn end(&self, id: i64, at: Timestamp, end: &End) -> Result<()>;
+    fn end(&self, id: i64, at: Timestamp, end: &RunEnd) -> Result<()>;
 
     /// Takes an entry out that waits.
     ///
@@ -186,25 +186,25 @@ pub trait Queue: Debug + Send + Sync {
     ///
     /// # Errors
     /// The catalog can't be written.
-    fn recall(&self, at: Timestamp) -> Result<Vec<Entry>>;
+    fn recall(&self, at: Timestamp) -> Result<Vec<QueueEntry>>;
 
     /// Entries that wait or run, in the order in which they are taken.
     ///
     /// # Errors
     /// The catalog can't be read.
-    fn open_entries(&self) -> Result<Vec<Entry>>;
+    fn open_entries(&self) -> Result<Vec<QueueEntry>>;
 
     /// One entry.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`]; the catalog can't be read.
-    fn entry(&self, id: i64) -> Result<Entry>;
+    fn entry(&self, id: i64) -> Result<QueueEntry>;
 
     /// Of each job and domain the last success and the last failure, of those that ended by `until`.
     ///
     /// # Errors
     /// The catalog can't be read.
-    fn last_ends(&self, until: Timestamp) -> Result<Vec<Entry>>;
+    fn last_ends(&self, until: Timestamp) -> Result<Vec<QueueEntry>>;
 
     /// Pauses everything, or a job; or takes that back.
     ///
@@ -230,7 +230,7 @@ pub enum Pause {
 
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq)]
-pub enum End {
+pub enum RunEnd {
     /// There is a good backup.
     Succeeded(RunResult),
     /// There is none, and it is not tried again.
@@ -247,14 +247,14 @@ pub enum End {
 const EVERYTHING: &str = "";
 
 /// Inserts an entry where none waits; where one does, a person's wish brings it to the front.
-fn insert(transaction: &Transaction<'_>, wanted: &Wanted) -> Sql<i64> {
+fn insert(transaction: &Transaction<'_>, wanted: &NewEntry) -> Sql<i64> {
     let (reason, event) = reason_words(&wanted.reason);
     let domain = wanted.domain.to_string();
     let query = "SELECT id FROM queue WHERE job = ?1 AND domain = ?2 AND state IN ('waiting', 'parked')";
     let found =
         transaction.query_row(query, params![wanted.job, domain], |row| row.get::<_, i64>(0)).optional()?;
     if let Some(id) = found {
-        if wanted.reason == Reason::Request {
+        if wanted.reason == EntryReason::Request {
             let front = "UPDATE queue SET reason = 'request', event = NULL, not_before = ?2 WHERE id = ?1";
             transaction.execute(front, params![id, wanted.not_before.as_millisecond()])?;
         }
@@ -308,7 +308,7 @@ fn change(changed: usize, id: i64, state: &str) -> Sql<()> {
 }
 
 impl Catalog {
-    fn entries(&self, tail: &str) -> Sql<Vec<Entry>> {
+    fn entries(&self, tail: &str) -> Sql<Vec<QueueEntry>> {
         let connection = self.connection();
         let mut statement = connection.prepare(&format!("SELECT {COLUMNS} FROM queue {tail}"))?;
         let mut rows = statement.query([])?;
@@ -332,7 +332,7 @@ impl Catalog {
 }
 
 impl Queue for Catalog {
-    fn add(&self, wanted: &Wanted) -> Result<i64> {
+    fn add(&self, wanted: &NewEntry) -> Result<i64> {
         let mut id = 0;
         self.write(|transaction| {
             id = insert(transaction, wanted)?;
@@ -341,7 +341,7 @@ impl Queue for Catalog {
         Ok(id)
     }
 
-    fn fire(&self, job: &str, planned: Timestamp, wanted: &[Wanted]) -> Result<()> {
+    fn fire(&self, job: &str, planned: Timestamp, wanted: &[NewEntry]) -> Result<()> {
         self.write(|transaction| {
             transaction.execute(
                 "INSERT INTO planned (job, last) VALUES (?1, ?2) ON CONFLICT (job) DO UPDATE SET last = ?2",
@@ -365,15 +365,15 @@ impl Queue for Catalog {
         })
     }
 
-    fn end(&self, id: i64, at: Timestamp, end: &End) -> Result<()> {
+    fn end(&self, id: i64, at: Timestamp, end: &RunEnd) -> Result<()> {
         let (state, result, not_before) = match end {
-            End::Succeeded(result) => (EntryState::Succeeded, Some(result), None),
-            End::Failed(result) => (EntryState::Failed, Some(result), None),
-            End::Cancelled(result) => (EntryState::Cancelled, Some(result), None),
-            End::Again(result, not_before) => (EntryState::Waiting, Some(result), Some(*not_before)),
-            End::Parked => (EntryState::Parked, None, None),
+            RunEnd::Succeeded(result) => (EntryState::Succeeded, Some(result), None),
+            RunEnd::Failed(result) => (EntryState::Failed, Some(result), None),
+            RunEnd::Cancelled(result) => (EntryState::Cancelled, Some(result), None),
+            RunEnd::Again(result, not_before) => (EntryState::Waiting, Some(result), Some(*not_before)),
+            RunEnd::Parked => (EntryState::Parked, None, None),
         };
-        let kept = matches!(end, End::Parked);
+        let kept = matches!(end, RunEnd::Parked);
         self.write(|transaction| {
             // One of the same job and domain came meanwhile and waits: it is what comes again.
             if matches!(state, EntryState::Waiting | EntryState::Parked) {
@@ -409,7 +409,7 @@ impl Queue for Catalog {
         })
     }
 
-    fn recall(&self, at: Timestamp) -> Result<Vec<Entry>> {
+    fn recall(&self, at: Timestamp) -> Result<Vec<QueueEntry>> {
         let ran = self.entries("WHERE state = 'running' ORDER BY id").map_err(|e| self.unreadable(e))?;
         self.write(|transaction| {
             transaction
@@ -431,13 +431,13 @@ impl Queue for Catalog {
         ran.iter().map(|entry| self.entry(entry.id)).collect()
     }
 
-    fn open_entries(&self) -> Result<Vec<Entry>> {
+    fn open_entries(&self) -> Result<Vec<QueueEntry>> {
         let open = "WHERE state IN ('waiting', 'running', 'parked')
                     ORDER BY state != 'running', reason != 'request', due, id";
         self.entries(open).map_err(|e| self.unreadable(e))
     }
 
-    fn entry(&self, id: i64) -> Result<Entry> {
+    fn entry(&self, id: i64) -> Result<QueueEntry> {
         let found = self.entries(&format!("WHERE id = {id}")).map_err(|e| self.unreadable(e))?;
         found
             .into_iter()
@@ -445,7 +445,7 @@ impl Queue for Catalog {
             .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no entry {id}")))
     }
 
-    fn last_ends(&self, until: Timestamp) -> Result<Vec<Entry>> {
+    fn last_ends(&self, until: Timestamp) -> Result<Vec<QueueEntry>> {
         let last = format!(
             "WHERE id IN (SELECT max(id) FROM queue WHERE state IN ('succeeded', 'failed') AND ended <= {}
              GROUP BY job, domain, state) ORDER BY name, ended",

@@ -5,7 +5,7 @@ use rusqlite::Row;
 use uuid::Uuid;
 
 use super::super::store::{Sql, meaning};
-use super::{Entry, EntryState, Reason, RunResult, Wanted};
+use super::{EntryReason, EntryState, NewEntry, QueueEntry, RunResult};
 use virtfold_base::error::ErrorKind;
 use virtfold_hypervisor::DomainId;
 
@@ -25,31 +25,31 @@ pub(super) fn time(millis: i64) -> Sql<Timestamp> {
     Ok(Timestamp::from_millisecond(millis)?)
 }
 
-fn reason(text: &str, event: Option<String>) -> Sql<Reason> {
+fn reason(text: &str, event: Option<String>) -> Sql<EntryReason> {
     Ok(match (text, event) {
-        ("schedule", None) => Reason::Schedule,
-        ("catch-up", None) => Reason::CatchUp,
-        ("request", None) => Reason::Request,
-        ("event", Some(event)) => Reason::Event(event),
+        ("schedule", None) => EntryReason::Schedule,
+        ("catch-up", None) => EntryReason::CatchUp,
+        ("request", None) => EntryReason::Request,
+        ("event", Some(event)) => EntryReason::Event(event),
         _ => return Err(format!("'{text}' is no reason of an entry").into()),
     })
 }
 
-pub(super) fn reason_words(reason: &Reason) -> (&'static str, Option<&str>) {
+pub(super) fn reason_words(reason: &EntryReason) -> (&'static str, Option<&str>) {
     match reason {
-        Reason::Schedule => ("schedule", None),
-        Reason::CatchUp => ("catch-up", None),
-        Reason::Request => ("request", None),
-        Reason::Event(event) => ("event", Some(event)),
+        EntryReason::Schedule => ("schedule", None),
+        EntryReason::CatchUp => ("catch-up", None),
+        EntryReason::Request => ("request", None),
+        EntryReason::Event(event) => ("event", Some(event)),
     }
 }
 
-pub(super) fn read_entry(row: &Row<'_>) -> Sql<Entry> {
+pub(super) fn read_entry(row: &Row<'_>) -> Sql<QueueEntry> {
     let moment = |index: usize| row.get::<_, Option<i64>>(index)?.map(time).transpose();
     let result: Option<String> = row.get(12)?;
-    Ok(Entry {
+    Ok(QueueEntry {
         id: row.get(0)?,
-        wanted: Wanted {
+        wanted: NewEntry {
             job: row.get(1)?,
             domain: DomainId(row.get::<_, String>(2)?.parse::<Uuid>()?),
             name: row.get(3)?,

@@ -8,12 +8,12 @@ fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_800_000_000 + second).unwrap()
 }
 
-fn wanted(job: &str, domain: u128, second: i64) -> Wanted {
-    Wanted {
+fn wanted(job: &str, domain: u128, second: i64) -> NewEntry {
+    NewEntry {
         job: job.to_owned(),
         domain: DomainId(Uuid::from_u128(domain)),
         name: format!("guest {domain}"),
-        reason: Reason::Schedule,
+        reason: EntryReason::Schedule,
         due: at(second),
         not_before: at(second + 5),
     }
@@ -34,8 +34,10 @@ fn result(sentence: &str) -> RunResult {
 fn an_entry_goes_its_way_and_is_there_after_it_is_opened_again() {
     let state = tempfile::tempdir().unwrap();
     let open = || Catalog::open(state.path()).unwrap();
-    let (a, b) =
-        (wanted("j", 1, 0), Wanted { reason: Reason::Event("shutdown".to_owned()), ..wanted("j", 2, 1) });
+    let (a, b) = (
+        wanted("j", 1, 0),
+        NewEntry { reason: EntryReason::Event("shutdown".to_owned()), ..wanted("j", 2, 1) },
+    );
     open().fire("j", at(0), &[a.clone(), b.clone()]).unwrap();
     assert_eq!(open().planned().unwrap(), BTreeMap::from([("j".to_owned(), at(0))]));
     let entries = open().open_entries().unwrap();
@@ -45,13 +47,13 @@ fn an_entry_goes_its_way_and_is_there_after_it_is_opened_again() {
     open().start(first, at(9)).unwrap_err();
     let running = open().entry(first).unwrap();
     assert_eq!((running.state, running.attempts, running.started), (EntryState::Running, 1, Some(at(9))));
-    open().end(first, at(10), &End::Again(result("full"), at(70))).unwrap();
+    open().end(first, at(10), &RunEnd::Again(result("full"), at(70))).unwrap();
     let again = open().entry(first).unwrap();
     assert_eq!((again.state, again.wanted.not_before, again.attempts), (EntryState::Waiting, at(70), 1));
     assert_eq!(again.result, Some(result("full")));
-    open().end(first, at(11), &End::Parked).unwrap_err();
+    open().end(first, at(11), &RunEnd::Parked).unwrap_err();
     open().start(first, at(80)).unwrap();
-    open().end(first, at(90), &End::Succeeded(RunResult::default())).unwrap();
+    open().end(first, at(90), &RunEnd::Succeeded(RunResult::default())).unwrap();
     open().cancel(second, at(91), "no more").unwrap();
     open().cancel(second, at(91), "no more").unwrap_err();
     assert_eq!(open().open_entries().unwrap(), []);
@@ -69,7 +71,7 @@ fn one_waits_for_each_job_and_domain_and_a_person_brings_it_to_the_front() {
     let first = catalog.add(&wanted("j", 1, 0)).unwrap();
     let other = catalog.add(&wanted("j", 2, 0)).unwrap();
     assert_eq!(catalog.add(&wanted("j", 2, 60)).unwrap(), other);
-    let asked = Wanted { reason: Reason::Request, not_before: at(1), ..wanted("j", 2, 70) };
+    let asked = NewEntry { reason: EntryReason::Request, not_before: at(1), ..wanted("j", 2, 70) };
     assert_eq!(catalog.add(&asked).unwrap(), other);
     let order: Vec<i64> = catalog.open_entries().unwrap().iter().map(|entry| entry.id).collect();
     assert_eq!(order, [other, first]);
@@ -82,7 +84,7 @@ fn one_waits_for_each_job_and_domain_and_a_person_brings_it_to_the_front() {
     let elsewhere = catalog.add(&wanted("k", 1, 0)).unwrap();
     catalog.start(elsewhere, at(3)).unwrap_err();
     // When it comes again, one of the two is enough.
-    catalog.end(first, at(4), &End::Again(result("full"), at(9))).unwrap();
+    catalog.end(first, at(4), &RunEnd::Again(result("full"), at(9))).unwrap();
     assert_eq!(catalog.entry(next).unwrap().state, EntryState::Cancelled);
 }
 
@@ -93,7 +95,7 @@ fn what_ran_and_what_was_parked_waits_again() {
     let ids = [1, 2, 3].map(|domain| catalog.add(&wanted("j", domain, 0)).unwrap());
     catalog.start(ids[0], at(1)).unwrap();
     catalog.start(ids[1], at(1)).unwrap();
-    catalog.end(ids[1], at(2), &End::Parked).unwrap();
+    catalog.end(ids[1], at(2), &RunEnd::Parked).unwrap();
     let double = catalog.add(&wanted("j", 1, 60)).unwrap();
     drop(catalog);
     let catalog = Catalog::open(state.path()).unwrap();
@@ -126,7 +128,7 @@ fn an_entry_that_no_service_survives_fails() {
     // An attempt whose end is noted begins the count anew: what kills the service is not this entry.
     let catalog = Catalog::open(state.path()).unwrap();
     catalog.start(id, at(20)).unwrap();
-    catalog.end(id, at(21), &End::Again(result("full"), at(22))).unwrap();
+    catalog.end(id, at(21), &RunEnd::Again(result("full"), at(22))).unwrap();
     for attempt in 1..INTERRUPTED {
         assert_eq!(killed(30), (EntryState::Waiting, INTERRUPTED + attempt));
     }
@@ -165,7 +167,7 @@ fn pauses_are_counted_apart_and_history_is_bounded() {
     connection.execute_batch(&many).unwrap();
     let id = catalog.add(&wanted("j", 1, 0)).unwrap();
     catalog.start(id, at(1)).unwrap();
-    catalog.end(id, at(2), &End::Succeeded(RunResult::default())).unwrap();
+    catalog.end(id, at(2), &RunEnd::Succeeded(RunResult::default())).unwrap();
     let count = "SELECT count(*), count(*) FILTER (WHERE job = 'rare') FROM queue";
     let counted = connection.query_row(count, [], |row| Ok((row.get::<_, u32>(0)?, row.get::<_, u32>(1)?)));
     assert_eq!(counted.unwrap(), (HISTORY + 1, 1), "the last of each job and domain stays");

@@ -8,20 +8,20 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use virtfold_backup::mounted::{Place, agrees};
+use virtfold_backup::mounted::{CheckedDirectory, agrees};
 use virtfold_backup::this_host;
 use virtfold_base::durable;
 use virtfold_base::error::{Error, ErrorKind, IoContext, sentence};
 use virtfold_catalog::Catalog;
-use virtfold_config::{Config, Medium, Seen};
+use virtfold_config::{Config, Medium, NamedGuest};
 use virtfold_medium::{Location, probe};
 use virtfold_service::intake::describe;
-use virtfold_service::model::{Guest, JobSpec};
+use virtfold_service::model::{GuestFacts, JobSpec};
 use virtfold_service::settings::settings;
 
 use crate::again;
 use crate::control::text::{columns, time};
-use crate::exit::{self, Outcome};
+use crate::exit::{self, ExitStatus};
 use crate::guest::connection::{ConnectFlag, StateFlag};
 use crate::mounted;
 use crate::output::{line, say};
@@ -64,7 +64,7 @@ impl HostCheckFailure {
 
 impl HostCheck<'_> {
     /// Tries it all and says how it stands.
-    pub(super) fn run(&self) -> Result<Outcome> {
+    pub(super) fn run(&self) -> Result<ExitStatus> {
         if let Some(name) = self.medium {
             return self.one_medium(name);
         }
@@ -75,13 +75,14 @@ impl HostCheck<'_> {
         for advice in self.advice(guests.as_deref()) {
             say(&format!("virtfold: warning: {}", printable(&advice)));
         }
-        Ok(wrong.first.map_or(Outcome::Done, Outcome::Failed))
+        Ok(wrong.first.map_or(ExitStatus::Done, ExitStatus::Failed))
     }
 
     /// What has no effect, on the guests of this host where they are known.
-    fn advice(&self, guests: Option<&[Guest]>) -> Vec<String> {
-        let seen: Option<Vec<Seen<'_>>> = guests
-            .map(|guests| guests.iter().map(|guest| Seen { name: &guest.name, tags: &guest.tags }).collect());
+    fn advice(&self, guests: Option<&[GuestFacts]>) -> Vec<String> {
+        let seen: Option<Vec<NamedGuest<'_>>> = guests.map(|guests| {
+            guests.iter().map(|guest| NamedGuest { name: &guest.name, tags: &guest.tags }).collect()
+        });
         self.config.advice(seen.as_deref()).iter().map(ToString::to_string).collect()
     }
 
@@ -109,11 +110,11 @@ impl HostCheck<'_> {
         }
     }
 
-    fn one_medium(&self, name: &str) -> Result<Outcome> {
+    fn one_medium(&self, name: &str) -> Result<ExitStatus> {
         let medium = self.config.media.iter().find(|(known, _)| known.as_str() == name);
         let (_, medium) = medium.with_context(|| format!("unknown medium '{name}'"))?;
         line(&try_medium(medium)?)?;
-        Ok(Outcome::Done)
+        Ok(ExitStatus::Done)
     }
 
     /// This program again, with the medium's variables.
@@ -133,7 +134,7 @@ impl HostCheck<'_> {
     }
 
     /// All domains of this host; `None` where libvirt does not say them.
-    fn guests(&self, wrong: &mut HostCheckFailure) -> Result<Option<Vec<Guest>>> {
+    fn guests(&self, wrong: &mut HostCheckFailure) -> Result<Option<Vec<GuestFacts>>> {
         let (uri, _) = self.connect.uri();
         let listed = self.connect.open().and_then(|connection| {
             let all = connection.hypervisor.domains()?;
@@ -155,7 +156,7 @@ impl HostCheck<'_> {
         Ok(guests)
     }
 
-    fn jobs(&self, guests: Option<&[Guest]>, wrong: &mut HostCheckFailure) -> Result<()> {
+    fn jobs(&self, guests: Option<&[GuestFacts]>, wrong: &mut HostCheckFailure) -> Result<()> {
         let settings = settings(self.config, &TimeZone::system());
         let mut rows = Vec::new();
         for job in &settings.jobs {
@@ -168,13 +169,14 @@ impl HostCheck<'_> {
         let enabled = || settings.jobs.iter().filter(|job| job.enabled);
         let bare =
             guests.unwrap_or_default().iter().filter(|guest| !enabled().any(|job| job.pick.guest(guest)));
-        let on_purpose = |guest: &Guest| {
+        let on_purpose = |guest: &GuestFacts| {
             settings
                 .jobs
                 .iter()
                 .any(|job| job.pick.leaves_out(guest) || (!job.enabled && job.pick.guest(guest)))
         };
-        let (left_out, forgotten): (Vec<&Guest>, Vec<&Guest>) = bare.partition(|guest| on_purpose(guest));
+        let (left_out, forgotten): (Vec<&GuestFacts>, Vec<&GuestFacts>) =
+            bare.partition(|guest| on_purpose(guest));
         let mut rows = Vec::new();
         for (title, guests) in [("excluded on purpose", left_out), ("in no job", forgotten)] {
             if !guests.is_empty() {
@@ -213,7 +215,7 @@ impl HostCheck<'_> {
 fn is_mounted((name, medium): (&str, &Medium), catalog: Option<&Catalog>) -> Result<(), Error> {
     let place: Location = medium.to.as_str().parse()?;
     let Some(path) = place.path() else { return Ok(()) };
-    agrees(&Place { path, medium: Some(name), mounted: mounted::wish(medium) }, catalog)
+    agrees(&CheckedDirectory { path, medium: Some(name), mounted: mounted::wish(medium) }, catalog)
 }
 
 fn try_medium(medium: &Medium) -> Result<String, Error> {
@@ -233,7 +235,7 @@ fn not_a_program(path: &Path) -> Option<Error> {
     }
 }
 
-fn selected(job: &JobSpec, guests: Option<&[Guest]>) -> String {
+fn selected(job: &JobSpec, guests: Option<&[GuestFacts]>) -> String {
     let Some(guests) = guests else { return "not known".to_owned() };
     let names = names(guests.iter().filter(|guest| job.pick.guest(guest)).map(|guest| guest.name.as_str()));
     if names.is_empty() { "none".to_owned() } else { names }

@@ -8,11 +8,11 @@ use anyhow::{Context, Result};
 use clap::Subcommand;
 use serde_json::json;
 use virtfold_base::error::{Error, ErrorKind};
-use virtfold_config::{Config, ConfigError, Origin};
+use virtfold_config::{Config, ConfigError, ValueOrigin};
 use virtfold_medium::Location;
 
 use self::host::HostCheck;
-use super::exit::Outcome;
+use super::exit::ExitStatus;
 use super::guest::connection::{ConnectFlag, StateFlag};
 use super::output::{line, say};
 use super::report::{JsonFlag, OutputFormat, StdoutUse, printable, result};
@@ -33,11 +33,11 @@ Examples:
   virtfold config schema > virtfold.schema.json")]
 pub(crate) struct Args {
     #[command(subcommand)]
-    what: What,
+    what: ConfigCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum What {
+enum ConfigCommand {
     /// Check it, with the credentials files that it names, and print what is wrong or has no effect
     #[command(after_help = "\
 Examples:
@@ -115,9 +115,9 @@ fn unusable(error: ConfigError) -> Error {
 }
 
 /// Runs the verb.
-pub(crate) fn run(args: &Args) -> Result<Outcome> {
+pub(crate) fn run(args: &Args) -> Result<ExitStatus> {
     match &args.what {
-        What::Check { config, host, medium, connect, state } => {
+        ConfigCommand::Check { config, host, medium, connect, state } => {
             let read = config.load()?;
             if medium.is_some() {
                 return HostCheck { config: &read, connect, state, medium: medium.as_deref() }.run();
@@ -137,13 +137,13 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
                 say(&format!("virtfold: warning: {}", printable(&advice.to_string())));
             }
         }
-        What::Show { config, json } => show(&config.load()?, OutputFormat::from_flag(json))?,
-        What::Schema => {
+        ConfigCommand::Show { config, json } => show(&config.load()?, OutputFormat::from_flag(json))?,
+        ConfigCommand::Schema => {
             let schema = serde_json::to_string_pretty(&virtfold_config::schema());
             line(&schema.context("cannot write the schema")?)?;
         }
     }
-    Ok(Outcome::Done)
+    Ok(ExitStatus::Done)
 }
 
 fn show(config: &Config, style: OutputFormat) -> Result<()> {
@@ -153,8 +153,8 @@ fn show(config: &Config, style: OutputFormat) -> Result<()> {
         .iter()
         .map(|shown| {
             let origin = match &shown.origin {
-                Origin::Default => "default".to_owned(),
-                Origin::File(place) => place.to_string(),
+                ValueOrigin::Default => "default".to_owned(),
+                ValueOrigin::File(place) => place.to_string(),
             };
             json!({"key": shown.key, "value": shown.value, "origin": origin})
         })

@@ -1,10 +1,10 @@
 //! `virtfold cancel`: takes an entry out of the queue, or ends it.
 
 use anyhow::Result;
-use virtfold_service::control::{Desk, EntryId, EntryState};
+use virtfold_service::control::{ControlApi, EntryId, EntryState};
 
 use super::{SocketFlag, changed};
-use crate::exit::Outcome;
+use crate::exit::ExitStatus;
 use crate::report::JsonFlag;
 
 /// Remove an entry from the queue, or stop it if it runs
@@ -27,7 +27,7 @@ pub(crate) struct Args {
 }
 
 /// Runs the verb.
-pub(crate) fn run(args: &Args) -> Result<Outcome> {
+pub(crate) fn run(args: &Args) -> Result<ExitStatus> {
     let client = args.socket.client();
     client.cancel(args.id)?;
     let id = args.id.to_string();

@@ -15,7 +15,7 @@ use serde::Serialize;
 use virtfold_hooks::HookOwner;
 use virtfold_service::control::{Client, SOCKET};
 
-use super::exit::Outcome;
+use super::exit::ExitStatus;
 use super::guest::connection::whose;
 use super::report::{JsonFlag, OutputFormat, StdoutUse, result};
 
@@ -49,7 +49,7 @@ struct ChangeReport<'a> {
 }
 
 /// Says that a change was made.
-fn changed(json: &JsonFlag, done: &str, subject: Option<&str>, text: &str) -> Result<Outcome> {
+fn changed(json: &JsonFlag, done: &str, subject: Option<&str>, text: &str) -> Result<ExitStatus> {
     result(OutputFormat::from_flag(json), StdoutUse::Free, &ChangeReport { done, subject }, text)?;
-    Ok(Outcome::Done)
+    Ok(ExitStatus::Done)
 }

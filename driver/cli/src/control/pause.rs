@@ -1,10 +1,10 @@
 //! `virtfold pause`: begin no scheduled runs.
 
 use anyhow::Result;
-use virtfold_service::control::Desk;
+use virtfold_service::control::ControlApi;
 
 use super::{SocketFlag, changed};
-use crate::exit::Outcome;
+use crate::exit::ExitStatus;
 use crate::report::{JsonFlag, printable};
 
 /// Pause the schedules of all jobs or of one
@@ -27,7 +27,7 @@ pub(crate) struct Args {
 }
 
 /// Runs the verb.
-pub(crate) fn run(args: &Args) -> Result<Outcome> {
+pub(crate) fn run(args: &Args) -> Result<ExitStatus> {
     let job = args.job.as_deref();
     args.socket.client().pause(job)?;
     let text = match job {

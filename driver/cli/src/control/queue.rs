@@ -2,11 +2,11 @@
 
 use anyhow::Result;
 use serde::Serialize;
-use virtfold_service::control::{Desk, Entry};
+use virtfold_service::control::{ControlApi, EntryStatus};
 
 use super::SocketFlag;
 use super::text::{columns, notes, state, time_and_span};
-use crate::exit::Outcome;
+use crate::exit::ExitStatus;
 use crate::report::{JsonFlag, OutputFormat, StdoutUse, printable, result};
 
 /// List waiting and running backups, in the order of the service
@@ -24,18 +24,18 @@ pub(crate) struct Args {
 
 #[derive(Serialize)]
 struct Listing {
-    entries: Vec<Entry>,
+    entries: Vec<EntryStatus>,
 }
 
 /// Runs the verb.
-pub(crate) fn run(args: &Args) -> Result<Outcome> {
+pub(crate) fn run(args: &Args) -> Result<ExitStatus> {
     let listing = Listing { entries: args.socket.client().queue()? };
     let now = jiff::Timestamp::now().as_second();
     result(OutputFormat::from_flag(&args.json), StdoutUse::Free, &listing, &text(&listing.entries, now))?;
-    Ok(Outcome::Done)
+    Ok(ExitStatus::Done)
 }
 
-fn text(entries: &[Entry], now: i64) -> String {
+fn text(entries: &[EntryStatus], now: i64) -> String {
     if entries.is_empty() {
         return "the queue is empty and nothing runs".to_owned();
     }

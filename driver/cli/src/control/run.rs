@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use serde::Serialize;
 use virtfold_base::error::{Error, ErrorKind};
-use virtfold_service::control::{Client, Desk, Entry, EntryState};
+use virtfold_service::control::{Client, ControlApi, EntryState, EntryStatus};
 
 use super::SocketFlag;
 use super::text::{sentence, span, state};
-use crate::exit::Outcome;
+use crate::exit::ExitStatus;
 use crate::output::say;
 use crate::report::{JsonFlag, OutputFormat, StdoutUse, printable, result};
 
@@ -46,11 +46,11 @@ pub(crate) struct Args {
 /// What was asked for, and with --wait what came of it.
 #[derive(Serialize)]
 struct Report {
-    entries: Vec<Entry>,
+    entries: Vec<EntryStatus>,
 }
 
 /// Runs the verb.
-pub(crate) fn run(args: &Args) -> Result<Outcome> {
+pub(crate) fn run(args: &Args) -> Result<ExitStatus> {
     let (client, style) = (args.socket.client(), OutputFormat::from_flag(&args.json));
     let ids = client.run(&args.job, args.domain.as_deref())?;
     let mut entries = Vec::new();
@@ -58,7 +58,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         entries.push(client.entry(*id)?);
     }
     if args.wait {
-        let mut tell = |entry: &Entry| {
+        let mut tell = |entry: &EntryStatus| {
             // How each ended is the result, and comes at the end.
             if style == OutputFormat::Text && !entry.state.is_end() {
                 say(&line(entry));
@@ -68,11 +68,15 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     }
     let report = Report { entries };
     result(style, StdoutUse::Free, &report, &text(&args.job, &report.entries))?;
-    Ok(if args.wait { outcome(&report.entries) } else { Outcome::Done })
+    Ok(if args.wait { outcome(&report.entries) } else { ExitStatus::Done })
 }
 
 /// Waits until all have ended, over restarts of the service, too. `tell` hears of each change.
-fn wait(client: &Client, entries: &mut [Entry], tell: &mut impl FnMut(&Entry)) -> Result<(), Error> {
+fn wait(
+    client: &Client,
+    entries: &mut [EntryStatus],
+    tell: &mut impl FnMut(&EntryStatus),
+) -> Result<(), Error> {
     entries.iter().for_each(&mut *tell);
     let mut heard = Instant::now();
     while let Some(entry) = entries.iter_mut().find(|entry| !entry.state.is_end()) {
@@ -101,24 +105,24 @@ fn is_passing(error: &Error) -> bool {
 }
 
 /// The first that did not succeed decides.
-fn outcome(entries: &[Entry]) -> Outcome {
+fn outcome(entries: &[EntryStatus]) -> ExitStatus {
     let failed = entries.iter().find(|entry| entry.state != EntryState::Succeeded);
     let kind = failed.map(|entry| match (&entry.failure, entry.state) {
         // Interrupted is an end by a signal to this process, and this one has had none.
         (Some(failure), EntryState::Failed) if failure.kind != ErrorKind::Interrupted => failure.kind,
         _ => ErrorKind::Refused,
     });
-    kind.map_or(Outcome::Done, Outcome::Failed)
+    kind.map_or(ExitStatus::Done, ExitStatus::Failed)
 }
 
-fn text(job: &str, entries: &[Entry]) -> String {
+fn text(job: &str, entries: &[EntryStatus]) -> String {
     if entries.is_empty() {
         return format!("job '{}' has no domains now", printable(job));
     }
     entries.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
-fn line(entry: &Entry) -> String {
+fn line(entry: &EntryStatus) -> String {
     let of = format!("{} {} {}", entry.id, printable(&entry.job), printable(&entry.domain));
     let took = match (entry.started, entry.ended) {
         (Some(started), Some(ended)) => format!(" in {}", span(ended - started)),

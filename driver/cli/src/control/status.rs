@@ -2,11 +2,11 @@
 
 use anyhow::Result;
 use virtfold_base::units::Human;
-use virtfold_service::control::{Desk, DomainStatus, JobStatus, Running, ServiceState, Status};
+use virtfold_service::control::{ControlApi, DomainStatus, JobStatus, RunningEntry, ServiceState, Status};
 
 use super::SocketFlag;
 use super::text::{columns, sentence, span, time, time_and_span};
-use crate::exit::Outcome;
+use crate::exit::ExitStatus;
 use crate::report::{JsonFlag, OutputFormat, StdoutUse, printable, result};
 
 /// Show the state of the service: warnings, what runs, what is due, last results
@@ -29,10 +29,10 @@ pub(crate) struct Args {
 const STUCK: i64 = 900;
 
 /// Runs the verb.
-pub(crate) fn run(args: &Args) -> Result<Outcome> {
+pub(crate) fn run(args: &Args) -> Result<ExitStatus> {
     let status = args.socket.client().status()?;
     result(OutputFormat::from_flag(&args.json), StdoutUse::Free, &status, &text(&status))?;
-    Ok(Outcome::Done)
+    Ok(ExitStatus::Done)
 }
 
 fn text(status: &Status) -> String {
@@ -135,7 +135,7 @@ fn head(status: &Status) -> Vec<Vec<String>> {
     rows
 }
 
-fn run_row(running: &Running, now: i64) -> Vec<String> {
+fn run_row(running: &RunningEntry, now: i64) -> Vec<String> {
     let (entry, progress) = (&running.entry, &running.progress);
     let percent = (u128::from(progress.done) * 100).checked_div(u128::from(progress.total));
     let far = percent.map_or(String::new(), |percent| {

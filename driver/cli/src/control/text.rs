@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use virtfold_service::control::{Entry, EntryState, Failure, Trigger};
+use virtfold_service::control::{EntryOrigin, EntryState, EntryStatus, LastFailure};
 
 use crate::report::printable;
 
@@ -44,13 +44,15 @@ pub(super) fn state(state: EntryState) -> &'static str {
 }
 
 /// What else is to be said of an entry; may be empty.
-pub(super) fn notes(entry: &Entry, now: i64) -> String {
+pub(super) fn notes(entry: &EntryStatus, now: i64) -> String {
     let mut notes = Vec::new();
     match &entry.trigger {
-        Trigger::Schedule => {}
-        Trigger::CatchUp => notes.push("missed, caught up".to_owned()),
-        Trigger::Request => notes.push("asked for".to_owned()),
-        Trigger::Event(event) => notes.push(format!("because of the guest's event '{}'", printable(event))),
+        EntryOrigin::Schedule => {}
+        EntryOrigin::CatchUp => notes.push("missed, caught up".to_owned()),
+        EntryOrigin::Request => notes.push("asked for".to_owned()),
+        EntryOrigin::Event(event) => {
+            notes.push(format!("because of the guest's event '{}'", printable(event)))
+        }
     }
     if let (Some(at), EntryState::Waiting) = (entry.not_before.filter(|at| *at > now), entry.state) {
         notes.push(format!("not before {}", time(at)));
@@ -73,7 +75,7 @@ pub(super) fn notes(entry: &Entry, now: i64) -> String {
 }
 
 /// A failure's sentence, fit for a terminal.
-pub(super) fn sentence(failure: &Failure) -> String {
+pub(super) fn sentence(failure: &LastFailure) -> String {
     printable(&failure.sentence)
 }
 

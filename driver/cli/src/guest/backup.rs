@@ -6,10 +6,10 @@ use std::sync::Arc;
 use anyhow::Result;
 use virtfold_backup::attachments::LibvirtDirectories;
 use virtfold_backup::domain::{DomainReport, DomainRequest, backup_domain_to};
-use virtfold_backup::guest::{FreezeTimings, Host};
+use virtfold_backup::guest::{FreezeContext, FreezeTimings};
 use virtfold_backup::metrics::{self, BackupMetrics, DomainLabels};
 use virtfold_backup::plan::Wishes;
-use virtfold_backup::resume::{Keep, SavedEnvelope};
+use virtfold_backup::resume::{ResumeContext, SavedEnvelope};
 use virtfold_backup::{Control, Progress};
 use virtfold_base::error::{Error, ErrorKind};
 use virtfold_catalog::Catalog;
@@ -20,7 +20,7 @@ use super::DomainBackupOptions;
 use super::connection::Connection;
 use crate::Signals;
 use crate::backup::{copies, stdout_of, text as archive_text, warn};
-use crate::exit::Outcome;
+use crate::exit::ExitStatus;
 use crate::medium;
 use crate::output::say;
 use crate::remember::{self, StateDirPolicy};
@@ -32,12 +32,12 @@ pub(super) fn run(
     wishes: &Wishes,
     (connection, places): (&Connection, &LibvirtDirectories),
     signals: &Signals,
-) -> Result<(Outcome, DomainReport)> {
+) -> Result<(ExitStatus, DomainReport)> {
     if job.media.places().is_empty() {
         return Err(Error::new(ErrorKind::Usage, "--to says where the archive goes").into());
     }
     let journal = Catalog::open(&wishes.state_dir)?;
-    let host = Host {
+    let host = FreezeContext {
         hypervisor: connection.hypervisor.as_ref(),
         files: &LocalFiles,
         journal: &journal,
@@ -46,7 +46,7 @@ pub(super) fn run(
     };
     let guards = &virtfold_hooks::guard::usual_path(HookOwner::of(&connection.uri));
     let (state_dir, key_dir) = (&wishes.state_dir, &SavedEnvelope::usual_directory());
-    let keep = Keep {
+    let keep = ResumeContext {
         state_dir,
         key_dir,
         places: job.media.places(),
@@ -81,7 +81,7 @@ pub(super) fn run(
         ));
         say(&format!("hint: {}", printable(&failure.hint)));
     }
-    Ok((Outcome::Failed(failure.kind), report))
+    Ok((ExitStatus::Failed(failure.kind), report))
 }
 
 /// Writes the metrics of a backup. What they can't say must not look as if nothing had happened: it fails
@@ -89,8 +89,8 @@ pub(super) fn run(
 pub(super) fn measure(
     directory: &Path,
     (connection, domain): (&Connection, &str),
-    done: Result<(Outcome, DomainReport)>,
-) -> Result<Outcome> {
+    done: Result<(ExitStatus, DomainReport)>,
+) -> Result<ExitStatus> {
     match done {
         Ok((outcome, report)) => {
             let labels = DomainLabels { domain: &report.domain, uuid: report.uuid };

@@ -12,7 +12,7 @@ use virtfold_hypervisor::{DomainInfo, Persistence};
 
 use super::connection::{ConnectFlag, StateFlag};
 use crate::config::ConfigFlag;
-use crate::exit::Outcome;
+use crate::exit::ExitStatus;
 use crate::report::{JsonFlag, OutputFormat, StdoutUse, printable, result};
 use crate::show;
 
@@ -38,12 +38,12 @@ pub(crate) struct Args {
 
 #[derive(Serialize)]
 struct Listing {
-    domains: Vec<Entry>,
+    domains: Vec<DomainRow>,
 }
 
 /// A domain in the list.
 #[derive(Serialize)]
-struct Entry {
+struct DomainRow {
     name: String,
     uuid: String,
     state: &'static str,
@@ -66,7 +66,7 @@ struct Entry {
 }
 
 /// Runs the verb.
-pub(crate) fn run(args: &Args) -> Result<Outcome> {
+pub(crate) fn run(args: &Args) -> Result<ExitStatus> {
     let connection = args.connect.open()?;
     let defaults = args.config.load()?.defaults;
     let wishes = super::wishes_of(&defaults, args.state.path_of(args.connect.whose())?);
@@ -78,7 +78,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     };
     let domains = all.into_iter().map(|(info, plan)| {
         let last = last.iter().find(|last| last.domain == info.id.0).map(|last| last.created);
-        Entry {
+        DomainRow {
             last_backup: last.map(|last| last.to_string()),
             last_backup_age: last.map(|last| now.as_second() - last.as_second()),
             ..entry(&info, plan)
@@ -86,11 +86,11 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     });
     let listing = Listing { domains: domains.collect() };
     result(OutputFormat::from_flag(&args.json), StdoutUse::Free, &listing, &text(&listing))?;
-    Ok(Outcome::Done)
+    Ok(ExitStatus::Done)
 }
 
-fn entry(info: &DomainInfo, plan: std::result::Result<Plan, Error>) -> Entry {
-    let mut entry = Entry {
+fn entry(info: &DomainInfo, plan: std::result::Result<Plan, Error>) -> DomainRow {
+    let mut entry = DomainRow {
         name: info.name.clone(),
         uuid: info.id.to_string(),
         state: plan::state_words(info.run),
@@ -152,7 +152,7 @@ fn text(listing: &Listing) -> String {
 }
 
 /// When the last backup was, and how long ago.
-fn last_backup(domain: &Entry) -> String {
+fn last_backup(domain: &DomainRow) -> String {
     let (Some(last), Some(age)) = (&domain.last_backup, domain.last_backup_age) else {
         return "-".to_owned();
     };

@@ -9,7 +9,7 @@ use virtfold_backup::guest::WatchdogProcess;
 use virtfold_hypervisor::{DomainId, guard};
 
 use super::connection;
-use crate::exit::Outcome;
+use crate::exit::ExitStatus;
 
 /// Let a guest go when its pause is over (started by virtfold itself)
 #[derive(Debug, clap::Args)]
@@ -22,11 +22,11 @@ pub(crate) struct Args {
 }
 
 /// Runs the verb.
-pub(crate) fn run(args: &Args) -> Result<Outcome> {
+pub(crate) fn run(args: &Args) -> Result<ExitStatus> {
     let domain: DomainId = args.uuid.parse()?;
     let connection = connection::open(&args.uri)?;
     guard::serve(connection.hypervisor.as_ref(), domain)?;
-    Ok(Outcome::Done)
+    Ok(ExitStatus::Done)
 }
 
 /// How this program starts its guards. `/proc/self/exe` is this very program, also when its file was replaced since.

@@ -14,14 +14,14 @@ use std::time::Duration;
 use anyhow::Result;
 use virtfold_backup::backup::ArchiveOptions;
 use virtfold_backup::plan::{QuiesceWish, Wishes};
-use virtfold_backup::resume::Wish;
+use virtfold_backup::resume::ResumePolicy;
 use virtfold_base::error::Error;
 use virtfold_config::Defaults;
 use virtfold_hypervisor::host::LocalFiles;
 
 use self::connection::{ConnectFlag, StateFlag, absolute};
 use super::Signals;
-use super::exit::Outcome;
+use super::exit::ExitStatus;
 use super::report::{OutputFormat, StdoutUse, result};
 use super::tape::media::Destinations;
 
@@ -44,14 +44,14 @@ pub(crate) struct GuestArgs {
     quiesce: Option<QuiesceArg>,
     /// How long the guest may be paused at a time, 100ms to 60s [default: the configuration's; 2s]
     #[arg(long, value_name = "TIME", requires = "domain", help_heading = "Domains")]
-    pause_budget: Option<virtfold_config::Pause>,
+    pause_budget: Option<virtfold_config::PauseDuration>,
     /// Directory for the overlays that the guest writes to during the copy [default: the configuration's;
     /// beside each image, and the state directory for block devices]
     #[arg(long, value_name = "DIR", requires = "domain", help_heading = "Domains")]
     overlay_dir: Option<PathBuf>,
     /// Free space to keep on the file systems of the overlays [default: the configuration's; 1GiB]
     #[arg(long, value_name = "SIZE", requires = "domain", help_heading = "Domains")]
-    min_free: Option<virtfold_config::Room>,
+    min_free: Option<virtfold_config::ByteSize>,
     /// Print what would be done and change nothing; the exit code is that of the backup's refusal
     #[arg(long, requires = "domain", help_heading = "Domains")]
     plan: bool,
@@ -87,7 +87,7 @@ pub(super) struct DomainBackupOptions<'a> {
     /// Where it goes; not needed for a plan.
     pub(super) media: Destinations,
     /// What is done with an earlier run's archive.
-    pub(super) wish: Wish,
+    pub(super) wish: ResumePolicy,
     /// Text or JSON.
     pub(super) style: OutputFormat,
     /// What the configuration says.
@@ -99,9 +99,9 @@ pub(super) fn wishes_of(defaults: &Defaults, state_dir: PathBuf) -> Wishes {
     Wishes {
         exclude: Vec::new(),
         quiesce: match defaults.quiesce {
-            virtfold_config::Quiesce::Auto => QuiesceWish::Auto,
-            virtfold_config::Quiesce::Yes => QuiesceWish::Yes,
-            virtfold_config::Quiesce::No => QuiesceWish::No,
+            virtfold_config::QuiesceMode::Auto => QuiesceWish::Auto,
+            virtfold_config::QuiesceMode::Yes => QuiesceWish::Yes,
+            virtfold_config::QuiesceMode::No => QuiesceWish::No,
         },
         pause_budget: Duration::from_millis(defaults.pause_budget.millis()),
         overlay_dir: defaults.overlay_dir.as_ref().map(|dir| dir.as_path().to_owned()),
@@ -148,7 +148,7 @@ impl GuestArgs {
     }
 
     /// Runs the backup of a domain, or says what it would do.
-    pub(super) fn run(&self, job: DomainBackupOptions<'_>, signals: &Signals) -> Result<Outcome> {
+    pub(super) fn run(&self, job: DomainBackupOptions<'_>, signals: &Signals) -> Result<ExitStatus> {
         let connection = self.connect.open()?;
         let mut wishes = self.wishes(job.defaults)?;
         wishes.archive_devices = job.media.devices()?;
@@ -161,7 +161,7 @@ impl GuestArgs {
             )?;
             result(job.style, StdoutUse::Free, &plan, &plan::text(&plan))?;
             let kind = plan.obstacles.first().map(|finding| finding.kind);
-            return Ok(kind.map_or(Outcome::Done, Outcome::Failed));
+            return Ok(kind.map_or(ExitStatus::Done, ExitStatus::Failed));
         }
         let places = connection::places(self.libvirt_dir.as_deref(), &connection.uri)?;
         let done = backup::run(&job, &wishes, (&connection, &places), signals);

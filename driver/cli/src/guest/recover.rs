@@ -4,14 +4,14 @@ use anyhow::Result;
 use serde::Serialize;
 use virtfold_backup::RunMode;
 use virtfold_backup::domain::discard_records;
-use virtfold_backup::guest::{FreezeTimings, Host, RecoverScope, Recovery, Verdict, recover};
+use virtfold_backup::guest::{FreezeContext, FreezeTimings, RecoverScope, Recovery, RecoveryStatus, recover};
 use virtfold_base::error::{Error, ErrorKind};
 use virtfold_catalog::{Catalog, Journal, NoCatalog};
 use virtfold_hypervisor::host::LocalFiles;
 use virtfold_hypervisor::{DomainId, Hypervisor};
 
 use super::connection::{ConnectFlag, StateFlag};
-use crate::exit::Outcome;
+use crate::exit::ExitStatus;
 use crate::medium;
 use crate::report::{JsonFlag, OutputFormat, StdoutUse, printable, result};
 
@@ -47,7 +47,7 @@ struct Report {
 }
 
 /// Runs the verb.
-pub(crate) fn run(args: &Args) -> Result<Outcome> {
+pub(crate) fn run(args: &Args) -> Result<ExitStatus> {
     let connection = args.connect.open()?;
     let state = args.state.path_of(args.connect.whose())?;
     let journal: Box<dyn Journal> = match args.dry_run && NoCatalog::is_in(&state) {
@@ -55,7 +55,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         false => Box::new(Catalog::open(&state)?),
     };
     let journal = journal.as_ref();
-    let host = Host {
+    let host = FreezeContext {
         hypervisor: connection.hypervisor.as_ref(),
         files: &LocalFiles,
         journal,
@@ -90,13 +90,13 @@ fn find(hypervisor: &dyn Hypervisor, journal: &dyn Journal, domain: &str) -> Res
 }
 
 /// The worst of them decides.
-fn outcome(report: &Report) -> Outcome {
+fn outcome(report: &Report) -> ExitStatus {
     let has = |verdict| report.domains.iter().any(|domain| domain.verdict == verdict);
-    if has(Verdict::Failed) || has(Verdict::Undecided) {
-        return Outcome::Failed(ErrorKind::Io);
+    if has(RecoveryStatus::Failed) || has(RecoveryStatus::Undecided) {
+        return ExitStatus::Failed(ErrorKind::Io);
     }
-    let left = [Verdict::Busy, Verdict::Later, Verdict::Attention].into_iter().any(has);
-    if left { Outcome::Failed(ErrorKind::InUse) } else { Outcome::Done }
+    let left = [RecoveryStatus::Busy, RecoveryStatus::Later, RecoveryStatus::Attention].into_iter().any(has);
+    if left { ExitStatus::Failed(ErrorKind::InUse) } else { ExitStatus::Done }
 }
 
 fn text(report: &Report) -> String {
@@ -106,13 +106,13 @@ fn text(report: &Report) -> String {
     let mut lines = Vec::new();
     for domain in &report.domains {
         let verdict = match domain.verdict {
-            Verdict::Recovered => "recovered",
-            Verdict::Attention => "on its own disks; check what remains",
-            Verdict::Later => "on its own disks; an overlay can be removed later",
-            Verdict::Busy => "in use by another virtfold process",
-            Verdict::Undecided => "unchanged: an administrator has to decide",
-            Verdict::Failed => "failed",
-            Verdict::Planned => "would be recovered",
+            RecoveryStatus::Recovered => "recovered",
+            RecoveryStatus::Attention => "on its own disks; check what remains",
+            RecoveryStatus::Later => "on its own disks; an overlay can be removed later",
+            RecoveryStatus::Busy => "in use by another virtfold process",
+            RecoveryStatus::Undecided => "unchanged: an administrator has to decide",
+            RecoveryStatus::Failed => "failed",
+            RecoveryStatus::Planned => "would be recovered",
         };
         // An overlay that rests on no guest's image is of none.
         let whose = match domain.domain.is_empty() {
@@ -120,7 +120,7 @@ fn text(report: &Report) -> String {
             false => format!("{} ({})", printable(&domain.name), domain.domain),
         };
         lines.push(format!("{whose}: {verdict}"));
-        let done = if domain.verdict == Verdict::Planned { "would" } else { "done" };
+        let done = if domain.verdict == RecoveryStatus::Planned { "would" } else { "done" };
         lines.extend(told((done, ""), [&domain.found, &domain.done, &domain.remains]));
         for disk in &domain.disks {
             let of = format!("{}: ", printable(&disk.target));
@@ -141,7 +141,7 @@ mod tests {
     use super::*;
     use virtfold_backup::guest::DiskRecovery;
 
-    fn report(verdict: Verdict, disk: [&[&str]; 3]) -> Report {
+    fn report(verdict: RecoveryStatus, disk: [&[&str]; 3]) -> Report {
         let [found, done, remains] = disk.map(|list| list.iter().map(|text| (*text).to_owned()).collect());
         let base = "/i/a.qcow2".to_owned();
         let disk = DiskRecovery { target: "vda".to_owned(), base, overlay: None, found, done, remains };
@@ -160,35 +160,35 @@ mod tests {
 
     #[test]
     fn what_remains_is_said_and_is_no_success() {
-        let done = report(Verdict::Recovered, [&["it was there"], &["remove it"], &[]]);
+        let done = report(RecoveryStatus::Recovered, [&["it was there"], &["remove it"], &[]]);
         assert_eq!(
             text(&done),
             "web (u): recovered\n  found    vda: it was there\n  done     vda: remove it"
         );
-        assert_eq!(outcome(&done), Outcome::Done);
-        let aside = report(Verdict::Attention, [&[], &["put it aside"], &["look at it"]]);
+        assert_eq!(outcome(&done), ExitStatus::Done);
+        let aside = report(RecoveryStatus::Attention, [&[], &["put it aside"], &["look at it"]]);
         assert_eq!(
             text(&aside),
             "web (u): on its own disks; check what remains\n  done     vda: put it aside\n  remains  vda: look at it"
         );
-        let later = report(Verdict::Later, [&[], &[], &["somebody has it open"]]);
+        let later = report(RecoveryStatus::Later, [&[], &[], &["somebody has it open"]]);
         assert_eq!(
             text(&later),
             "web (u): on its own disks; an overlay can be removed later\n  remains  vda: somebody has it open"
         );
         for (verdict, kind) in [
-            (Verdict::Attention, ErrorKind::InUse),
-            (Verdict::Later, ErrorKind::InUse),
-            (Verdict::Busy, ErrorKind::InUse),
-            (Verdict::Undecided, ErrorKind::Io),
-            (Verdict::Failed, ErrorKind::Io),
+            (RecoveryStatus::Attention, ErrorKind::InUse),
+            (RecoveryStatus::Later, ErrorKind::InUse),
+            (RecoveryStatus::Busy, ErrorKind::InUse),
+            (RecoveryStatus::Undecided, ErrorKind::Io),
+            (RecoveryStatus::Failed, ErrorKind::Io),
         ] {
             let one = report(verdict, [&[], &[], &["something"]]);
-            assert_eq!(outcome(&one), Outcome::Failed(kind), "{verdict:?}");
+            assert_eq!(outcome(&one), ExitStatus::Failed(kind), "{verdict:?}");
             let json = serde_json::to_value(&one).unwrap();
             assert_eq!(json["domains"][0]["disks"][0]["remains"][0], "something");
             assert_ne!(json["domains"][0]["verdict"], "recovered");
         }
-        assert_eq!(outcome(&report(Verdict::Planned, [&[], &["remove it"], &[]])), Outcome::Done);
+        assert_eq!(outcome(&report(RecoveryStatus::Planned, [&[], &["remove it"], &[]])), ExitStatus::Done);
     }
 }

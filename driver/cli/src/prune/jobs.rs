@@ -6,8 +6,8 @@
 use std::collections::BTreeSet;
 
 use anyhow::Result;
-use virtfold_backup::mounted::Place;
-use virtfold_backup::retention::{Failure, Keep, Wish};
+use virtfold_backup::mounted::CheckedDirectory;
+use virtfold_backup::retention::{KeepPolicy, KeepRules, PruneFailure};
 use virtfold_base::error::{Error, ErrorKind};
 use virtfold_catalog::Owner;
 use virtfold_config::{Config, Job, Medium, MediumKind};
@@ -31,7 +31,8 @@ pub(super) fn prune(ground: &PruneContext<'_>, config: &Config) -> Result<Report
             continue;
         }
         if let Err(error) = ground.medium((config, &jobs), (name, medium), &mut report) {
-            let failure = Failure::from(&error.within(format!("the medium '{name}' could not be pruned")));
+            let failure =
+                PruneFailure::from(&error.within(format!("the medium '{name}' could not be pruned")));
             report.failed.push(FailedDestination { place: medium.to.to_string(), failure });
         }
     }
@@ -93,7 +94,11 @@ impl PruneContext<'_> {
         }
         let place: Location = medium.to.as_str().parse()?;
         if let Some(path) = place.path() {
-            self.mounted(&Place { path, medium: Some(name), mounted: crate::mounted::wish(medium) })?;
+            self.mounted(&CheckedDirectory {
+                path,
+                medium: Some(name),
+                mounted: crate::mounted::wish(medium),
+            })?;
         }
         let wanted = |owner: &Owner| self.kept((config, jobs), name, owner);
         report.places.push(self.prune(&place, &wanted)?);
@@ -102,8 +107,13 @@ impl PruneContext<'_> {
 
     /// What is kept of a subject at a medium. Where a job that has it keeps all, all of it stays, and that is
     /// said.
-    fn kept(&self, (config, asked): (&Config, &[&str]), medium: &str, owner: &Owner) -> Result<Wish, Error> {
-        let mut kept: Option<Keep> = None;
+    fn kept(
+        &self,
+        (config, asked): (&Config, &[&str]),
+        medium: &str,
+        owner: &Owner,
+    ) -> Result<KeepPolicy, Error> {
+        let mut kept: Option<KeepRules> = None;
         let mut keeps_all = None;
         let mut is_asked = false;
         for (name, job) in config.jobs.iter().filter(|(_, job)| goes_to(job, medium)) {
@@ -116,12 +126,12 @@ impl PruneContext<'_> {
             }
         }
         Ok(match (is_asked, keeps_all, kept) {
-            (false, ..) | (_, None, None) => Wish::NotAsked,
-            (true, Some(other), _) => Wish::All(format!(
+            (false, ..) | (_, None, None) => KeepPolicy::NotAsked,
+            (true, Some(other), _) => KeepPolicy::All(format!(
                 "the job '{other}' also backs '{}' up to '{medium}' and has no 'keep': all of them are kept",
                 owner.name
             )),
-            (true, None, Some(keep)) => Wish::By(keep),
+            (true, None, Some(keep)) => KeepPolicy::By(keep),
         })
     }
 
@@ -192,8 +202,8 @@ enum JobMembership {
     Not,
 }
 
-fn rules(keep: &virtfold_config::keys::Keep) -> Keep {
-    Keep {
+fn rules(keep: &virtfold_config::keys::KeepRules) -> KeepRules {
+    KeepRules {
         last: count(keep.last),
         hourly: count(keep.hourly),
         daily: count(keep.daily),
@@ -211,7 +221,7 @@ mod tests {
     use jiff::tz::TimeZone;
     use virtfold_archive::crypt::Identities;
     use virtfold_backup::RunMode;
-    use virtfold_backup::retention::Host;
+    use virtfold_backup::retention::HostIdentity;
     use virtfold_catalog::{BackupCopy, Catalog};
 
     use super::super::Args;
@@ -229,7 +239,7 @@ jobs:
 ";
 
     #[derive(Parser)]
-    struct Cli {
+    struct JobKeepPolicies {
         #[command(flatten)]
         args: Args,
     }
@@ -257,10 +267,10 @@ jobs:
             job: Some("gold".to_owned()),
         };
         catalog.remember(&[copy]).unwrap();
-        let args = Cli::parse_from(["prune"]).args;
+        let args = JobKeepPolicies::parse_from(["prune"]).args;
         let ground = PruneContext {
             catalog: Some(catalog),
-            host: Host { name: "h".to_owned(), id: None },
+            host: HostIdentity { name: "h".to_owned(), id: None },
             identities: Identities::default(),
             now: Timestamp::UNIX_EPOCH,
             zone: TimeZone::UTC,
@@ -270,18 +280,22 @@ jobs:
         let config = virtfold_config::parse(JOBS, std::path::Path::new("jobs.yaml")).unwrap();
         assert_eq!(asked(&ground, &config).unwrap(), ["gold", "nightly", "weekly"]);
         let kept = |jobs: &[&str], name: &str| ground.kept((&config, jobs), "nas", &owner(name)).unwrap();
-        let gold = Keep { yearly: Some(9), ..Keep::default() };
-        let nightly = Keep { daily: Some(7), monthly: Some(2), ..gold };
+        let gold = KeepRules { yearly: Some(9), ..KeepRules::default() };
+        let nightly = KeepRules { daily: Some(7), monthly: Some(2), ..gold };
         // A domain that may have the tag: what its job would keep stays, too.
-        assert_eq!(kept(&["nightly"], "mail"), Wish::By(nightly));
-        assert_eq!(kept(&["nightly"], "web"), Wish::By(Keep { weekly: Some(52), ..nightly }));
-        assert_eq!(kept(&["weekly"], "web"), Wish::By(Keep { weekly: Some(52), ..nightly }));
-        assert_eq!(kept(&["weekly"], "mail"), Wish::NotAsked);
+        assert_eq!(kept(&["nightly"], "mail"), KeepPolicy::By(nightly));
+        assert_eq!(kept(&["nightly"], "web"), KeepPolicy::By(KeepRules { weekly: Some(52), ..nightly }));
+        assert_eq!(kept(&["weekly"], "web"), KeepPolicy::By(KeepRules { weekly: Some(52), ..nightly }));
+        assert_eq!(kept(&["weekly"], "mail"), KeepPolicy::NotAsked);
         let why = "the job 'archive' also backs 'db' up to 'nas' and has no 'keep': all of them are kept";
-        assert_eq!(kept(&["nightly"], "db"), Wish::All(why.to_owned()));
-        assert_eq!(kept(&["gold"], "mail"), Wish::NotAsked, "nobody knows that it has the tag");
-        assert_eq!(kept(&["gold", "nightly"], "scratch"), Wish::By(gold), "it was backed up for the job");
+        assert_eq!(kept(&["nightly"], "db"), KeepPolicy::All(why.to_owned()));
+        assert_eq!(kept(&["gold"], "mail"), KeepPolicy::NotAsked, "nobody knows that it has the tag");
+        assert_eq!(
+            kept(&["gold", "nightly"], "scratch"),
+            KeepPolicy::By(gold),
+            "it was backed up for the job"
+        );
         let images = Owner { images: true, ..owner("web") };
-        assert_eq!(ground.kept((&config, &["nightly"]), "nas", &images).unwrap(), Wish::NotAsked);
+        assert_eq!(ground.kept((&config, &["nightly"]), "nas", &images).unwrap(), KeepPolicy::NotAsked);
     }
 }

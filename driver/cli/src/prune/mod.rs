@@ -9,8 +9,10 @@ use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 use virtfold_archive::crypt::Identities;
 use virtfold_backup::RunMode;
-use virtfold_backup::mounted::{self, Mounted, Place};
-use virtfold_backup::retention::{self, Host, Keep, Paths, PruneReport, PruneRequest, Wanted, Wish};
+use virtfold_backup::mounted::{self, CheckedDirectory, MountRequirement};
+use virtfold_backup::retention::{
+    self, HostIdentity, KeepPolicy, KeepPolicyOf, KeepRules, PathPolicy, PruneReport, PruneRequest,
+};
 use virtfold_backup::this_host;
 use virtfold_base::error::{Error, ErrorKind};
 use virtfold_catalog::{Catalog, Owner};
@@ -19,7 +21,7 @@ use virtfold_medium::{Location, mounts};
 
 use super::args;
 use super::config::ConfigFlag;
-use super::exit::Outcome;
+use super::exit::ExitStatus;
 use super::guest::connection::StateFlag;
 use super::keys::IdentityArgs;
 use super::output::say;
@@ -114,7 +116,7 @@ struct Report {
 #[derive(Debug, Serialize, Deserialize)]
 struct FailedDestination {
     place: String,
-    failure: retention::Failure,
+    failure: retention::PruneFailure,
 }
 
 /// The volumes that archives of a drive may be on.
@@ -144,7 +146,7 @@ struct TapeVolume {
 /// What all places are pruned by.
 struct PruneContext<'a> {
     catalog: Option<Catalog>,
-    host: Host,
+    host: HostIdentity,
     identities: Identities,
     now: Timestamp,
     zone: TimeZone,
@@ -153,11 +155,11 @@ struct PruneContext<'a> {
 }
 
 /// Runs the verb.
-pub(crate) fn run(args: &Args) -> Result<Outcome> {
+pub(crate) fn run(args: &Args) -> Result<ExitStatus> {
     let state = args.state.path()?;
     let ground = PruneContext {
         catalog: Catalog::open_existing(&state)?,
-        host: Host { name: this_host::name()?, id: this_host::id()? },
+        host: HostIdentity { name: this_host::name()?, id: this_host::id()? },
         identities: args.identity.load()?,
         now: Timestamp::now(),
         zone: TimeZone::system(),
@@ -169,7 +171,11 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
             let mut report = Report { dry_run: args.dry_run, ..Report::default() };
             let wanted = ground.by_hand()?;
             if let Some(path) = place.path() {
-                ground.mounted(&Place { path, medium: None, mounted: Mounted::AsBefore })?;
+                ground.mounted(&CheckedDirectory {
+                    path,
+                    medium: None,
+                    mounted: MountRequirement::AsBefore,
+                })?;
             }
             report.places.push(ground.prune(place, &wanted)?);
             report
@@ -183,7 +189,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
 
 impl PruneContext<'_> {
     /// Prunes a place.
-    fn prune(&self, place: &Location, wanted: &Wanted<'_>) -> Result<PruneReport, Error> {
+    fn prune(&self, place: &Location, wanted: &KeepPolicyOf<'_>) -> Result<PruneReport, Error> {
         let request = PruneRequest {
             place,
             host: &self.host,
@@ -192,18 +198,18 @@ impl PruneContext<'_> {
             now: self.now,
             zone: &self.zone,
             mode: self.mode,
-            paths: if self.args.moved { Paths::MayDiffer } else { Paths::MustAgree },
+            paths: if self.args.moved { PathPolicy::MayDiffer } else { PathPolicy::MustAgree },
         };
         retention::prune(&request, self.catalog.as_ref())
     }
 
     /// Makes sure that a place is there at all: what is not mounted is not gone.
-    fn mounted(&self, place: &Place<'_>) -> Result<(), Error> {
+    fn mounted(&self, place: &CheckedDirectory<'_>) -> Result<(), Error> {
         mounted::check(place, self.catalog.as_ref(), &mounts::of).map(drop)
     }
 
     /// The rules of the command line.
-    fn by_hand(&self) -> Result<impl Fn(&Owner) -> Result<Wish, Error>, Error> {
+    fn by_hand(&self) -> Result<impl Fn(&Owner) -> Result<KeepPolicy, Error>, Error> {
         let keep = self.args.keep.rules();
         if keep.is_empty() {
             return Err(Error::new(
@@ -226,7 +232,7 @@ impl PruneContext<'_> {
             };
             domains.is_empty() || domains.iter().any(is)
         };
-        Ok(move |owner: &Owner| Ok(if asked(owner) { Wish::By(keep) } else { Wish::NotAsked }))
+        Ok(move |owner: &Owner| Ok(if asked(owner) { KeepPolicy::By(keep) } else { KeepPolicy::NotAsked }))
     }
 }
 
@@ -236,8 +242,8 @@ fn count(number: Option<Count>) -> Option<u32> {
 }
 
 impl KeepArgs {
-    fn rules(self) -> Keep {
-        Keep {
+    fn rules(self) -> KeepRules {
+        KeepRules {
             last: count(self.keep_last),
             hourly: count(self.keep_hourly),
             daily: count(self.keep_daily),
@@ -251,7 +257,7 @@ impl KeepArgs {
 
 impl Report {
     /// Says what failed, and how the run ends for that.
-    fn end(&self, style: OutputFormat) -> Outcome {
+    fn end(&self, style: OutputFormat) -> ExitStatus {
         let places = self.failed.iter().map(|place| &place.failure);
         let failures: Vec<_> = places.chain(self.places.iter().flat_map(PruneReport::failures)).collect();
         if style == OutputFormat::Text {
@@ -260,6 +266,6 @@ impl Report {
                 failure.hint.iter().for_each(|hint| say(&format!("hint: {}", printable(hint))));
             }
         }
-        failures.first().map_or(Outcome::Done, |failure| Outcome::Failed(failure.kind))
+        failures.first().map_or(ExitStatus::Done, |failure| ExitStatus::Failed(failure.kind))
     }
 }

@@ -1,6 +1,6 @@
 //! The report for people.
 
-use virtfold_backup::retention::{Entry, Group, PruneAction, PruneReport};
+use virtfold_backup::retention::{GroupReport, PruneAction, PruneEntry, PruneReport};
 use virtfold_base::units::Human;
 
 use super::{Report, Tape, TapeVolume};
@@ -43,7 +43,7 @@ fn place(place: &PruneReport, report: &Report) -> String {
     text
 }
 
-fn group(group: &Group, (place, dry_run): (&str, bool)) -> String {
+fn group(group: &GroupReport, (place, dry_run): (&str, bool)) -> String {
     let of = |action: PruneAction| group.archives.iter().filter(move |entry| entry.action == action);
     let gone = if dry_run { PruneAction::Remove } else { PruneAction::Removed };
     let bytes = of(gone).map(|entry| entry.bytes).fold(0, u64::saturating_add);
@@ -59,7 +59,7 @@ fn group(group: &Group, (place, dry_run): (&str, bool)) -> String {
     if let Some(why) = &group.kept_whole {
         text += &format!("  {}\n", printable(why));
     }
-    let told: Vec<&Entry> =
+    let told: Vec<&PruneEntry> =
         group.archives.iter().filter(|entry| dry_run || entry.action != PruneAction::Keep).collect();
     let width = told.iter().map(|entry| printable(&entry.file).chars().count()).max().unwrap_or(0).max(7);
     if !told.is_empty() {
@@ -86,7 +86,7 @@ fn group(group: &Group, (place, dry_run): (&str, bool)) -> String {
 }
 
 /// What a group is of, for people.
-fn subject(group: &Group) -> String {
+fn subject(group: &GroupReport) -> String {
     match group.paths.is_empty() {
         true => printable(&group.name),
         false => printable(&format!("{} ({})", group.name, group.paths.join(", "))),

@@ -7,10 +7,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use virtfold_archive::stream::Cancel;
 use virtfold_backup::backup::BackupReport;
 use virtfold_base::error::{Error, ErrorKind, Result};
-use virtfold_medium::mounts::Mount;
-use virtfold_medium::process::{self, Known, MediumProcess, Place, Request, TerminatingProcesses};
+use virtfold_medium::mounts::MountPoint;
+use virtfold_medium::process::{
+    self, MediumProcess, MediumRequest, ProbeReply, ProcessDestination, TerminatingProcesses,
+};
 use virtfold_medium::tape::TapeReport;
-use virtfold_medium::{self as medium, Label, Location, Medium, MediumOutcomes, PartialArchive, Resumed};
+use virtfold_medium::{
+    self as medium, ArchiveLabel, Location, Medium, MediumOutcomes, PartialArchive, Resumed,
+};
 
 use super::options::{WriteArgs, device_only};
 use crate::guest::connection::StateFlag;
@@ -75,9 +79,9 @@ impl Destinations {
     ///
     /// # Errors
     /// It can't be looked at; the medium does not answer.
-    pub(crate) fn mount(&self, place: &Location) -> Result<Option<Mount>> {
-        match process::ask(self.process(place, &self.cancel), &Request::Mount)? {
-            Known::Mount(mount) => Ok(mount),
+    pub(crate) fn mount(&self, place: &Location) -> Result<Option<MountPoint>> {
+        match process::ask(self.process(place, &self.cancel), &MediumRequest::Mount)? {
+            ProbeReply::Mount(mount) => Ok(mount),
             other => Err(strange(&other)),
         }
     }
@@ -87,8 +91,8 @@ impl Destinations {
     /// # Errors
     /// It can't be looked at, or is no name for the catalog; the medium does not answer.
     pub(crate) fn name(&self, place: &Location) -> Result<String> {
-        match process::ask(self.process(place, &self.cancel), &Request::Name)? {
-            Known::Name(name) => Ok(name),
+        match process::ask(self.process(place, &self.cancel), &MediumRequest::Name)? {
+            ProbeReply::Name(name) => Ok(name),
             other => Err(strange(&other)),
         }
     }
@@ -100,7 +104,9 @@ impl Destinations {
     pub(crate) fn devices(&self) -> Result<Vec<u64>> {
         let mut devices = Vec::new();
         for place in self.places.iter().filter(|place| place.path().is_some()) {
-            if let Known::Device(found) = process::ask(self.process(place, &self.cancel), &Request::Look)? {
+            if let ProbeReply::Device(found) =
+                process::ask(self.process(place, &self.cancel), &MediumRequest::Look)?
+            {
                 devices.extend(found);
             }
         }
@@ -111,9 +117,9 @@ impl Destinations {
     ///
     /// # Errors
     /// Those of [`medium::create_all_by`].
-    pub(crate) fn open(&self, label: &Label, cancel: &Cancel) -> Result<Box<dyn Medium>> {
+    pub(crate) fn open(&self, label: &ArchiveLabel, cancel: &Cancel) -> Result<Box<dyn Medium>> {
         medium::create_all_by(&self.places, &self.copies, |place| {
-            let request = Request::Create(label.clone());
+            let request = MediumRequest::Create(label.clone());
             let medium = MediumProcess::create(self.process(place, cancel), &request)?;
             self.note(medium.report());
             Ok(Box::new(medium))
@@ -127,11 +133,11 @@ impl Destinations {
     pub(crate) fn reopen(
         &self,
         place: &Location,
-        label: &Label,
+        label: &ArchiveLabel,
         cancel: &Cancel,
         remains: &PartialArchive,
     ) -> Result<Resumed> {
-        let request = Request::Reopen(label.clone(), remains.clone());
+        let request = MediumRequest::Reopen(label.clone(), remains.clone());
         let (reopened, report) = MediumProcess::reopen(self.process(place, cancel), &request)?;
         self.note(report);
         Ok(reopened)
@@ -154,13 +160,13 @@ impl Destinations {
         self.reports.lock().unwrap_or_else(PoisonError::into_inner).push(report);
     }
 
-    fn process<'a>(&'a self, location: &'a Location, cancel: &'a Cancel) -> Place<'a> {
+    fn process<'a>(&'a self, location: &'a Location, cancel: &'a Cancel) -> ProcessDestination<'a> {
         let mut command = program(location, &self.arguments);
         let all = self.places.iter().zip(&self.expected);
         let expected =
             all.filter(|(place, _)| *place == location).find_map(|(_, expected)| expected.as_ref());
         command.args(expected.map(Expected::arguments).unwrap_or_default());
-        Place { command, location, cancel, leaving: &self.leaving }
+        ProcessDestination { command, location, cancel, leaving: &self.leaving }
     }
 
     /// A report with what became of the copies and of the tapes.
@@ -173,7 +179,7 @@ impl Destinations {
     }
 }
 
-fn strange(known: &Known) -> Error {
+fn strange(known: &ProbeReply) -> Error {
     Error::new(ErrorKind::Internal, format!("the process of a medium answers {known:?}"))
 }
 

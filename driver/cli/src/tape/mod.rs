@@ -14,12 +14,12 @@ use virtfold_backup::tape::TapeArchiveRow;
 use virtfold_base::error::{Error, ErrorKind};
 use virtfold_config::parse_size;
 use virtfold_medium::Location;
-use virtfold_medium::tape::{Label, NewLabel, Overwrite, TapeBlock, TapeCatalog};
+use virtfold_medium::tape::{NewLabel, Overwrite, TapeBlock, TapeCatalog, VolumeLabel};
 
 use self::options::{WaitFlag, tape};
 use super::Signals;
 use super::args;
-use super::exit::Outcome;
+use super::exit::ExitStatus;
 use super::guest::connection::StateFlag;
 use super::report::{JsonFlag, OutputFormat, ProgressPrinter, StdoutUse, result};
 
@@ -50,7 +50,7 @@ enum Verb {
 
 /// What all of them say.
 #[derive(Debug, clap::Args)]
-struct Common {
+struct CommonArgs {
     /// The drive, for example tape:/dev/nst0
     #[arg(value_name = "TAPE", value_parser = args::location())]
     tape: Location,
@@ -70,7 +70,7 @@ Examples:
   virtfold tape status tape:/dev/nst0 --json --tape-wait 1s")]
 struct StatusArgs {
     #[command(flatten)]
-    common: Common,
+    common: CommonArgs,
 }
 
 /// Write a label on a tape, so that backups can use it
@@ -85,7 +85,7 @@ Examples:
   virtfold tape label tape:/dev/nst0 VF0003 --retain-until 2027-12-31T00:00:00Z")]
 struct LabelArgs {
     #[command(flatten)]
-    common: Common,
+    common: CommonArgs,
     /// The label, as on the sticker: 1 to 32 letters, digits, '.', '_' or '-'
     #[arg(value_name = "LABEL")]
     label: String,
@@ -113,7 +113,7 @@ Examples:
   virtfold tape list tape:/dev/nst0 --json")]
 struct ListArgs {
     #[command(flatten)]
-    common: Common,
+    common: CommonArgs,
 }
 
 /// Read and check every block of a tape
@@ -126,7 +126,7 @@ Examples:
   virtfold verify tape:/dev/nst0#5f1c2d3e        one archive, on all its tapes")]
 struct VerifyArgs {
     #[command(flatten)]
-    common: Common,
+    common: CommonArgs,
 }
 
 /// Erase a tape and its label
@@ -140,7 +140,7 @@ Examples:
   virtfold tape erase tape:/dev/nst0 --force")]
 struct EraseArgs {
     #[command(flatten)]
-    common: Common,
+    common: CommonArgs,
     /// Erase it whatever is on it
     #[arg(long)]
     force: bool,
@@ -149,12 +149,12 @@ struct EraseArgs {
 /// What is on a volume.
 #[derive(Debug, Serialize)]
 struct Listing {
-    label: Label,
+    label: VolumeLabel,
     archives: Vec<TapeArchiveRow>,
 }
 
 /// Runs the verb.
-pub(crate) fn run(args: &Args, signals: &Signals) -> Result<Outcome> {
+pub(crate) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
     match &args.verb {
         Verb::Status(args) => status(&args.common, signals),
         Verb::Label(args) => label(args, signals),
@@ -164,7 +164,7 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<Outcome> {
     }
 }
 
-impl Common {
+impl CommonArgs {
     fn drive(&self, signals: &Signals) -> Result<virtfold_backup::tape::TapeOptions, Error> {
         Ok(self.wait.drive(tape(&self.tape)?, self.state.path()?, &signals.stop))
     }
@@ -174,19 +174,19 @@ impl Common {
     }
 }
 
-fn status(common: &Common, signals: &Signals) -> Result<Outcome> {
+fn status(common: &CommonArgs, signals: &Signals) -> Result<ExitStatus> {
     let drive = common.drive(signals)?;
     let memory = drive.memory_if_any()?;
     let status = drive.care(memory.as_ref()).status()?;
     common.print(&status, &text::status(&status))?;
-    Ok(Outcome::Done)
+    Ok(ExitStatus::Done)
 }
 
 fn overwrite(force: &bool) -> Overwrite {
     if *force { Overwrite::Force } else { Overwrite::Refuse }
 }
 
-fn label(args: &LabelArgs, signals: &Signals) -> Result<Outcome> {
+fn label(args: &LabelArgs, signals: &Signals) -> Result<ExitStatus> {
     let drive = args.common.drive(signals)?;
     if let Some(until) = &args.retain_until
         && until.parse::<jiff::Timestamp>().is_err()
@@ -203,24 +203,24 @@ fn label(args: &LabelArgs, signals: &Signals) -> Result<Outcome> {
     let memory = drive.memory()?;
     let label = drive.care(memory.as_ref()).label(&new, overwrite(&args.force))?;
     args.common.print(&label, &format!("labelled '{}', pool '{}'", label.label, label.pool))?;
-    Ok(Outcome::Done)
+    Ok(ExitStatus::Done)
 }
 
-fn list(common: &Common, signals: &Signals) -> Result<Outcome> {
+fn list(common: &CommonArgs, signals: &Signals) -> Result<ExitStatus> {
     let drive = common.drive(signals)?;
     list_to(&drive, OutputFormat::from_flag(&common.json))
 }
 
 /// Lists a tape; also what `virtfold list` does with one.
-pub(crate) fn list_to(drive: &virtfold_backup::tape::TapeOptions, style: OutputFormat) -> Result<Outcome> {
+pub(crate) fn list_to(drive: &virtfold_backup::tape::TapeOptions, style: OutputFormat) -> Result<ExitStatus> {
     let memory: Arc<dyn TapeCatalog> = drive.memory()?;
     let contents = drive.care(memory.as_ref()).list()?;
     let listing = Listing { archives: drive.entries(&contents), label: contents.label };
     result(style, StdoutUse::Free, &listing, &text::listing(&listing))?;
-    Ok(Outcome::Done)
+    Ok(ExitStatus::Done)
 }
 
-fn verify(common: &Common, signals: &Signals) -> Result<Outcome> {
+fn verify(common: &CommonArgs, signals: &Signals) -> Result<ExitStatus> {
     let drive = common.drive(signals)?;
     let memory = drive.memory()?;
     let progress = Arc::new(Progress::default());
@@ -231,16 +231,16 @@ fn verify(common: &Common, signals: &Signals) -> Result<Outcome> {
     let verdict = verdict?;
     common.print(&verdict, &text::verdict(&verdict))?;
     Ok(match (verdict.sound, verdict.parts.iter().any(|part| part.fault.is_some())) {
-        (true, _) => Outcome::Done,
-        (false, true) => Outcome::Damaged,
-        (false, false) => Outcome::Incomplete,
+        (true, _) => ExitStatus::Done,
+        (false, true) => ExitStatus::Damaged,
+        (false, false) => ExitStatus::Incomplete,
     })
 }
 
-fn erase(args: &EraseArgs, signals: &Signals) -> Result<Outcome> {
+fn erase(args: &EraseArgs, signals: &Signals) -> Result<ExitStatus> {
     let drive = args.common.drive(signals)?;
     let memory = drive.memory()?;
     drive.care(memory.as_ref()).erase(overwrite(&args.force))?;
     args.common.print(&serde_json::json!({ "erased": args.common.tape.to_string() }), "erased")?;
-    Ok(Outcome::Done)
+    Ok(ExitStatus::Done)
 }

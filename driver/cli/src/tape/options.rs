@@ -169,7 +169,7 @@ mod tests {
     use super::*;
 
     #[derive(Debug, clap::Parser)]
-    struct Alone {
+    struct TapeOptionsOnly {
         #[command(flatten)]
         tape: WriteArgs,
     }
@@ -181,9 +181,9 @@ mod tests {
             ["x", "--change-command=-odd %d", "--change-timeout=90s", "--tape-wait=1500ms", "--pool=p q"];
         let sizes = ["--tape-buffer=1MiB", "--tape-commit-every=7"];
         for said in [&said[..1], &[&said[..], &sizes[..]].concat()] {
-            let first = Alone::try_parse_from(said).unwrap();
+            let first = TapeOptionsOnly::try_parse_from(said).unwrap();
             let again = [vec!["x".into()], first.tape.arguments()].concat();
-            let second = Alone::try_parse_from(&again).unwrap();
+            let second = TapeOptionsOnly::try_parse_from(&again).unwrap();
             assert_eq!(format!("{first:?}"), format!("{second:?}"), "{again:?}");
         }
     }

@@ -9,23 +9,23 @@
 use roxmltree::Node;
 
 use super::edit::Editor;
-use super::{Device, Disk, DomainXml, child, children, open};
+use super::{Device, DomainDisk, DomainXml, child, children, open};
 use virtfold_base::error::Result;
 
 /// A disk that is not the same now and at the next start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DiskDifference<'a> {
     /// Of the running guest alone.
-    Live(&'a Disk),
+    Live(&'a DomainDisk),
     /// Of the configuration alone.
-    Next(&'a Disk),
+    Next(&'a DomainDisk),
     /// Another image now than at the next start.
-    Other(&'a Disk),
+    Other(&'a DomainDisk),
 }
 
 impl<'a> DiskDifference<'a> {
     /// The disk; where both have it, as it runs.
-    pub fn disk(self) -> &'a Disk {
+    pub fn disk(self) -> &'a DomainDisk {
         match self {
             Self::Live(disk) | Self::Next(disk) | Self::Other(disk) => disk,
         }
@@ -34,7 +34,7 @@ impl<'a> DiskDifference<'a> {
 
 /// Where the disks of the guest that runs and of its configuration differ.
 pub fn changed_disks<'a>(live: &'a DomainXml, next: &'a DomainXml) -> Vec<DiskDifference<'a>> {
-    let lasting = |disk: &&Disk| matches!(disk.device, Device::Disk | Device::Lun);
+    let lasting = |disk: &&DomainDisk| matches!(disk.device, Device::Disk | Device::Lun);
     let running = live.disks.iter().filter(lasting).filter_map(|disk| match next.disk(&disk.target) {
         None => Some(DiskDifference::Live(disk)),
         Some(other) if other.image.source != disk.image.source => Some(DiskDifference::Other(disk)),

@@ -25,7 +25,7 @@ pub enum Device {
 
 /// Where an image lies.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Source {
+pub enum ImageSource {
     /// An empty drive.
     Empty,
     /// A file.
@@ -48,11 +48,11 @@ pub enum Source {
     Other(String),
 }
 
-impl Source {
+impl ImageSource {
     /// The local file or device, where it is one.
     pub fn path(&self) -> Option<&Path> {
         match self {
-            Source::File(path) | Source::Block(path) => Some(path),
+            ImageSource::File(path) | ImageSource::Block(path) => Some(path),
             _ => None,
         }
     }
@@ -60,9 +60,9 @@ impl Source {
 
 /// An image of a chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Image {
+pub struct ChainEntry {
     /// Where it lies.
-    pub source: Source,
+    pub source: ImageSource,
     /// Its format as the XML says it.
     pub format: Option<String>,
 }
@@ -94,7 +94,7 @@ pub struct DiskFlags {
 
 /// A disk of a domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Disk {
+pub struct DomainDisk {
     /// `vda`: unique in the domain.
     pub target: String,
     /// `virtio`, `sata`, ...
@@ -102,11 +102,11 @@ pub struct Disk {
     /// What the guest sees.
     pub device: Device,
     /// The image that is written to.
-    pub image: Image,
+    pub image: ChainEntry,
     /// The images below it, as far as the XML says; live XML says all of them.
-    pub backing: Vec<Image>,
+    pub backing: Vec<ChainEntry>,
     /// Whether the XML says where the chain ends (`<backingStore/>`); otherwise the images' headers decide.
-    pub chain: Chain,
+    pub chain: ChainKnowledge,
     /// What may be done with it.
     pub marks: DiskFlags,
     /// The attribute `snapshot`: `no`, `external`, `internal`, `manual`.
@@ -119,14 +119,14 @@ pub struct Disk {
 
 /// How far the XML tells a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Chain {
+pub enum ChainKnowledge {
     /// To its end.
     Complete,
     /// Not to its end: read the headers.
     Open,
 }
 
-pub(super) fn read(node: Node<'_, '_>) -> Result<Disk> {
+pub(super) fn read(node: Node<'_, '_>) -> Result<DomainDisk> {
     let target = child(node, "target").and_then(|t| t.attribute("dev")).unwrap_or_default();
     if target.is_empty() || target.len() > 64 || target.contains(['/', '\0']) {
         return Err(super::bad(format!("a disk's target is '{}'", target.escape_default())));
@@ -146,11 +146,11 @@ pub(super) fn read(node: Node<'_, '_>) -> Result<Disk> {
     let format = child(node, "driver").and_then(|d| d.attribute("type")).map(own);
     let source = child(node, "source");
     let encrypted = has("encryption") || source.is_some_and(|s| child(s, "encryption").is_some());
-    Ok(Disk {
+    Ok(DomainDisk {
         target: target.to_owned(),
         bus: child(node, "target").and_then(|t| t.attribute("bus")).map(own),
         device,
-        image: Image { source: read_source(node), format },
+        image: ChainEntry { source: read_source(node), format },
         backing,
         chain,
         marks: DiskFlags {
@@ -170,18 +170,18 @@ pub(super) fn read(node: Node<'_, '_>) -> Result<Disk> {
 }
 
 /// The source of a `<disk>` or a `<backingStore>`: both have `type` and a `<source>`.
-fn read_source(holder: Node<'_, '_>) -> Source {
-    let Some(source) = child(holder, "source") else { return Source::Empty };
+fn read_source(holder: Node<'_, '_>) -> ImageSource {
+    let Some(source) = child(holder, "source") else { return ImageSource::Empty };
     let attribute = |name| source.attribute(name).filter(|value| !value.is_empty());
     match holder.attribute("type").unwrap_or("file") {
-        "file" => attribute("file").map_or(Source::Empty, |path| Source::File(path.into())),
-        "block" => attribute("dev").map_or(Source::Empty, |path| Source::Block(path.into())),
+        "file" => attribute("file").map_or(ImageSource::Empty, |path| ImageSource::File(path.into())),
+        "block" => attribute("dev").map_or(ImageSource::Empty, |path| ImageSource::Block(path.into())),
         "volume" => match (attribute("pool"), attribute("volume")) {
-            (Some(pool), Some(volume)) => Source::Volume { pool: own(pool), volume: own(volume) },
-            _ => Source::Empty,
+            (Some(pool), Some(volume)) => ImageSource::Volume { pool: own(pool), volume: own(volume) },
+            _ => ImageSource::Empty,
         },
-        "network" => Source::Network { protocol: attribute("protocol").unwrap_or_default().to_owned() },
-        other => Source::Other(other.to_owned()),
+        "network" => ImageSource::Network { protocol: attribute("protocol").unwrap_or_default().to_owned() },
+        other => ImageSource::Other(other.to_owned()),
     }
 }
 
@@ -191,20 +191,20 @@ fn is_sliced(disk: Node<'_, '_>) -> bool {
     chain.filter_map(|image| child(image, "source")).any(|source| child(source, "slices").is_some())
 }
 
-fn read_backing(disk: Node<'_, '_>, target: &str) -> Result<(Vec<Image>, Chain)> {
+fn read_backing(disk: Node<'_, '_>, target: &str) -> Result<(Vec<ChainEntry>, ChainKnowledge)> {
     let mut images = Vec::new();
     let mut holder = disk;
     while let Some(backing) = child(holder, "backingStore") {
         if backing.attribute("type").is_none() {
-            return Ok((images, Chain::Complete));
+            return Ok((images, ChainKnowledge::Complete));
         }
         if images.len() == MAX_CHAIN {
             let message = format!("the chain of disk '{target}' has more than {MAX_CHAIN} images");
             return Err(Error::new(ErrorKind::Unsupported, message));
         }
         let format = child(backing, "format").and_then(|f| f.attribute("type")).map(own);
-        images.push(Image { source: read_source(backing), format });
+        images.push(ChainEntry { source: read_source(backing), format });
         holder = backing;
     }
-    Ok((images, Chain::Open))
+    Ok((images, ChainKnowledge::Open))
 }

@@ -21,7 +21,7 @@ mod disk;
 pub mod edit;
 
 pub use changed::{DiskDifference, as_it_ran, changed_disks};
-pub use disk::{Chain, Device, Disk, DiskFlags, Image, Mirror, Source};
+pub use disk::{ChainEntry, ChainKnowledge, Device, DiskFlags, DomainDisk, ImageSource, Mirror};
 
 /// Larger domain XML is refused; real ones have 3 to 40 KiB.
 pub const MAX_BYTES: usize = 4 << 20;
@@ -92,7 +92,7 @@ pub struct DomainXml {
     /// Its uuid; XML that was never defined may have none.
     pub id: Option<DomainId>,
     /// Its disks, in the XML's order.
-    pub disks: Vec<Disk>,
+    pub disks: Vec<DomainDisk>,
     /// Its NVRAM.
     pub nvram: Option<Nvram>,
     /// Its emulated TPMs.
@@ -170,7 +170,7 @@ impl DomainXml {
     }
 
     /// The disk with this target.
-    pub fn disk(&self, target: &str) -> Option<&Disk> {
+    pub fn disk(&self, target: &str) -> Option<&DomainDisk> {
         self.disks.iter().find(|d| d.target == target)
     }
 

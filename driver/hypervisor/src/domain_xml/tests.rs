@@ -35,15 +35,15 @@ fn a_windows_guest_is_read() {
     assert_eq!(xml.claims, Vec::<String>::new());
     assert_eq!(xml.agent, AgentChannel::Present);
     let disk = |target: &str| xml.disk(target).unwrap();
-    assert_eq!(disk("sda").image.source, Source::File("/images/b & c.qcow2".into()));
+    assert_eq!(disk("sda").image.source, ImageSource::File("/images/b & c.qcow2".into()));
     assert_eq!(disk("sda").image.format.as_deref(), Some("qcow2"));
-    assert_eq!(disk("sda").chain, Chain::Open);
+    assert_eq!(disk("sda").chain, ChainKnowledge::Open);
     assert_eq!(disk("sdb").device, Device::Cdrom);
-    assert_eq!(disk("sdb").image.source, Source::Empty);
+    assert_eq!(disk("sdb").image.source, ImageSource::Empty);
     assert!(disk("sdb").marks.readonly);
-    assert_eq!(disk("sdc").image.source, Source::Volume { pool: "data".into(), volume: "v1".into() });
+    assert_eq!(disk("sdc").image.source, ImageSource::Volume { pool: "data".into(), volume: "v1".into() });
     assert_eq!(disk("fda").device, Device::Floppy);
-    assert_eq!(disk("sdd").image.source, Source::Network { protocol: "rbd".into() });
+    assert_eq!(disk("sdd").image.source, ImageSource::Network { protocol: "rbd".into() });
     assert!(disk("sde").marks.shareable && disk("sde").marks.encrypted);
     assert_eq!(disk("sde").snapshot.as_deref(), Some("no"));
 }
@@ -52,14 +52,14 @@ fn a_windows_guest_is_read() {
 fn a_live_chain_is_read_to_its_end() {
     let xml = parsed(SERVER);
     let disk = xml.disk("vda").unwrap();
-    assert_eq!(disk.image.source, Source::File("/images/s.overlay".into()));
+    assert_eq!(disk.image.source, ImageSource::File("/images/s.overlay".into()));
     let below: Vec<_> = disk.backing.iter().map(|i| (i.source.clone(), i.format.clone().unwrap())).collect();
     let expected = [
-        (Source::Block("/dev/vg/s".into()), "qcow2".to_owned()),
-        (Source::File("/images/golden.raw".into()), "raw".to_owned()),
+        (ImageSource::Block("/dev/vg/s".into()), "qcow2".to_owned()),
+        (ImageSource::File("/images/golden.raw".into()), "raw".to_owned()),
     ];
     assert_eq!(below, expected);
-    assert_eq!(disk.chain, Chain::Complete);
+    assert_eq!(disk.chain, ChainKnowledge::Complete);
     assert_eq!(disk.alias.as_deref(), Some("virtio-disk0"));
     let mirror = Mirror { job: "active-commit".into(), ready: Some("pivot".into()) };
     assert_eq!(disk.mirror, Some(mirror));
@@ -116,7 +116,7 @@ fn a_clone_changes_what_it_must_and_no_more() {
     ];
     assert_eq!(changes(WINDOWS, new.text()), expected);
     assert!(new.text().contains("<!-- kept, & not parsed -->"));
-    assert_eq!(new.disk("sda").unwrap().image.source, Source::File("/new/it's.qcow2".into()));
+    assert_eq!(new.disk("sda").unwrap().image.source, ImageSource::File("/new/it's.qcow2".into()));
 }
 
 #[test]
@@ -126,13 +126,13 @@ fn taking_the_overlay_off_gives_what_a_pivot_writes() {
     edit.pop_image("vda").unwrap();
     let once = edit.finish().unwrap();
     let disk = once.disk("vda").unwrap();
-    assert_eq!(disk.image.source, Source::Block("/dev/vg/s".into()));
-    assert_eq!((disk.backing.len(), disk.chain, disk.mirror.clone()), (1, Chain::Complete, None));
+    assert_eq!(disk.image.source, ImageSource::Block("/dev/vg/s".into()));
+    assert_eq!((disk.backing.len(), disk.chain, disk.mirror.clone()), (1, ChainKnowledge::Complete, None));
     let mut edit = Editor::new(&once).unwrap();
     edit.pop_image("vda").unwrap();
     let twice = edit.finish().unwrap();
     let disk = twice.disk("vda").unwrap();
-    assert_eq!(disk.image.source, Source::File("/images/golden.raw".into()));
+    assert_eq!(disk.image.source, ImageSource::File("/images/golden.raw".into()));
     assert_eq!((disk.image.format.as_deref(), disk.backing.len()), (Some("raw"), 0));
     assert!(Editor::new(&twice).unwrap().pop_image("vda").is_err());
 }
@@ -146,7 +146,7 @@ fn an_overlay_put_on_comes_off_again() {
         edit.push_image(target, Path::new("/o/it's")).unwrap();
         let pushed = edit.finish().unwrap();
         let disk = pushed.disk(target).unwrap();
-        assert_eq!(disk.image.source, Source::File("/o/it's".into()));
+        assert_eq!(disk.image.source, ImageSource::File("/o/it's".into()));
         assert_eq!(disk.image.format.as_deref(), Some("qcow2"));
         assert_eq!(disk.backing[0].source, before.image.source);
         assert_eq!(disk.backing.len(), before.backing.len() + 1);
@@ -165,8 +165,8 @@ fn a_block_device_takes_the_place_of_a_file_and_back() {
     edit.set_disk("vda", NewImage::Block(Path::new("/dev/vg/new")), "raw").unwrap();
     let new = edit.finish().unwrap();
     let disk = new.disk("vda").unwrap();
-    assert_eq!(disk.image.source, Source::Block("/dev/vg/new".into()));
-    assert_eq!((disk.backing.len(), disk.chain, disk.mirror.clone()), (0, Chain::Open, None));
+    assert_eq!(disk.image.source, ImageSource::Block("/dev/vg/new".into()));
+    assert_eq!((disk.backing.len(), disk.chain, disk.mirror.clone()), (0, ChainKnowledge::Open, None));
     let mut edit = Editor::new(&xml).unwrap();
     edit.set_disk("sdz", NewImage::File(Path::new("/x")), "raw").unwrap_err();
     edit.rename("a/b").unwrap_err();
@@ -222,7 +222,7 @@ fn what_is_missing_is_put_in() {
     let new = edit.finish().unwrap();
     assert_eq!(new.id, Some(DomainId(Uuid::from_u128(1))));
     assert_eq!(new.nvram.as_ref().unwrap().path.as_deref(), Some(Path::new("/n<1>")));
-    assert_eq!(new.disk("sda").unwrap().image.source, Source::File("/i".into()));
+    assert_eq!(new.disk("sda").unwrap().image.source, ImageSource::File("/i".into()));
     assert_eq!(new.disk("sda").unwrap().image.format.as_deref(), Some("raw"));
 }
 

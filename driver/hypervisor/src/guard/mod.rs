@@ -32,8 +32,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 
-use super::types::{DomainId, Paused, Run};
-use super::{Fault, Hypervisor, code, settle};
+use super::types::{DomainId, DomainState, PausedReason};
+use super::{Hypervisor, HypervisorError, code, settle};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 
 /// How often a guard that has fired undoes again.
@@ -330,7 +330,7 @@ pub fn let_go(hypervisor: &dyn Hypervisor, domain: DomainId, held: GuestHold) ->
     };
     match (held, run) {
         (_, run) if !run.is_active() => Ok(ReleaseOutcome::Cleanly),
-        (GuestHold::Paused, Run::Paused(Paused::User)) => {
+        (GuestHold::Paused, DomainState::Paused(PausedReason::User)) => {
             if let Err(error) = settle::settle(hypervisor, domain) {
                 tracing::warn!(%domain, ?error, "the configuration could not be compared with what QEMU does");
             }
@@ -342,7 +342,8 @@ pub fn let_go(hypervisor: &dyn Hypervisor, domain: DomainId, held: GuestHold) ->
             let Err(error) = hypervisor.thaw(domain) else { return Ok(ReleaseOutcome::Cleanly) };
             // One that does not answer is not asked again.
             let silent = [Some(code::AGENT_UNRESPONSIVE), Some(code::AGENT_COMMAND_TIMEOUT)];
-            let answered = !silent.contains(&Fault::code_of(&error)) && !Fault::lost(&error);
+            let answered =
+                !silent.contains(&HypervisorError::code_of(&error)) && !HypervisorError::lost(&error);
             match answered.then(|| hypervisor.is_thawed(domain, AGENT_LIMIT)) {
                 Some(Ok(true)) => Ok(ReleaseOutcome::Despite(error)),
                 _ => Err(error),

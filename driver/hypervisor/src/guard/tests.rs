@@ -3,8 +3,8 @@
 use std::thread::JoinHandle;
 
 use super::*;
-use crate::simulated::{Agent, Fate, InjectionPoint, Operation, SimSpec, Simulated, When};
-use crate::types::Start;
+use crate::simulated::{CallPhase, Injected, InjectionPoint, Operation, SimAgent, SimSpec, Simulated};
+use crate::types::StartMode;
 
 struct Scene {
     world: Simulated,
@@ -16,8 +16,8 @@ struct Scene {
 fn scene() -> Scene {
     let world = Simulated::new();
     let disks = vec![("vda".to_owned(), "/a".into())];
-    let id = world.add(&SimSpec { name: "g".into(), disks, agent: Agent::Answers }).unwrap();
-    world.start(id, Start::Running).unwrap();
+    let id = world.add(&SimSpec { name: "g".into(), disks, agent: SimAgent::Answers }).unwrap();
+    world.start(id, StartMode::Running).unwrap();
     let (driver, theirs) = UnixStream::pair().unwrap();
     let theirs_world = world.clone();
     let guard = std::thread::spawn(move || serve_on(theirs, &theirs_world, id));
@@ -41,7 +41,9 @@ impl Scene {
     fn running_within(&self, limit: Duration) -> bool {
         let until = Instant::now() + limit;
         while Instant::now() < until {
-            if self.world.run_state(self.id).unwrap() == Run::Running && !self.world.is_frozen(self.id) {
+            if self.world.run_state(self.id).unwrap() == DomainState::Running
+                && !self.world.is_frozen(self.id)
+            {
                 return true;
             }
             std::thread::sleep(Duration::from_millis(5));
@@ -62,7 +64,7 @@ fn a_driver_in_time_is_left_alone() {
     scene.world.suspend(scene.id).unwrap();
     drop(scene.driver);
     scene.guard.join().unwrap().unwrap();
-    assert_eq!(scene.world.run_state(scene.id).unwrap(), Run::Paused(Paused::User));
+    assert_eq!(scene.world.run_state(scene.id).unwrap(), DomainState::Paused(PausedReason::User));
 }
 
 #[test]
@@ -97,11 +99,11 @@ fn a_dead_drivers_guest_is_let_go_even_while_libvirtd_dies() {
         }
         let mut deaths = 3;
         scene.world.on_point(move |point| {
-            if point == (InjectionPoint { operation, when: When::Before }) && deaths > 0 {
+            if point == (InjectionPoint { operation, when: CallPhase::Before }) && deaths > 0 {
                 deaths -= 1;
-                return Fate::KillLibvirtd;
+                return Injected::KillLibvirtd;
             }
-            Fate::GoOn
+            Injected::GoOn
         });
         scene.driver.get_ref().shutdown(std::net::Shutdown::Both).unwrap();
         assert!(scene.running_within(Duration::from_secs(3)), "{held}");

@@ -56,7 +56,7 @@ pub enum ImageUse {
 
 /// An image at one moment. As long as it is the same, nobody has written to the file in between.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mark {
+pub struct ImageStamp {
     /// When it was last written to, since 1970.
     pub modified: Duration,
     /// Its size, bytes.
@@ -93,7 +93,7 @@ pub trait HostFiles: Debug + Send + Sync {
     ///
     /// # Errors
     /// The file can't be asked.
-    fn mark(&self, path: &Path) -> Result<Option<Mark>>;
+    fn mark(&self, path: &Path) -> Result<Option<ImageStamp>>;
 
     /// Device and inode of a file, which a file that is put in its place has not (the device's own number and
     /// 0 for a block device); `None` when it is not there.
@@ -221,7 +221,7 @@ impl HostFiles for LocalFiles {
         Err(Error::new(ErrorKind::Exists, doing()))
     }
 
-    fn mark(&self, path: &Path) -> Result<Option<Mark>> {
+    fn mark(&self, path: &Path) -> Result<Option<ImageStamp>> {
         let metadata = match path.metadata() {
             Ok(metadata) if metadata.is_file() => metadata,
             Ok(_) => return Ok(None),
@@ -231,7 +231,7 @@ impl HostFiles for LocalFiles {
         let modified = metadata.modified().at(|| format!("cannot look at '{}'", path.display()))?;
         // A time before 1970 is nobody's last write.
         let modified = modified.duration_since(UNIX_EPOCH).unwrap_or_default();
-        Ok(Some(Mark { modified, size: metadata.len() }))
+        Ok(Some(ImageStamp { modified, size: metadata.len() }))
     }
 
     fn identity(&self, path: &Path) -> Result<Option<(u64, u64)>> {

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 
 use super::{Libvirt, qmp};
 use crate::domain_xml::DomainXml;
-use crate::types::{BlockJob, BlockJobEnd, BlockJobKind, Config, DomainId};
+use crate::types::{BlockJob, BlockJobEnd, BlockJobKind, DomainId, XmlView};
 use crate::{Hypervisor, is_our_overlay};
 use virtfold_base::error::{Error, ErrorKind, Result};
 
@@ -43,7 +43,7 @@ impl Libvirt {
 
     /// Starts a commit; `None` where it is not that QEMU has an overlay of ours that libvirt does not know.
     pub(super) fn commit_behind(&self, domain: DomainId, target: &str) -> Result<Option<()>> {
-        let xml = DomainXml::parse(self.xml(domain, Config::Live)?)?;
+        let xml = DomainXml::parse(self.xml(domain, XmlView::Live)?)?;
         let Some(disk) = xml.disk(target) else { return Ok(None) };
         let qemu = self.query_block(domain)?;
         let seen = qemu.iter().find(|seen| Some(&seen.alias) == disk.alias.as_ref());

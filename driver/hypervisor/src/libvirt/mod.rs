@@ -23,10 +23,10 @@ use libvirt::error::Error as VirtError;
 use virt_sys as sys;
 
 use super::events::EventHub;
-use super::fault::{Answer, Fault, code};
+use super::fault::{ErrorOrigin, HypervisorError, code};
 use super::types::{
-    Activity, BlockJob, BlockJobEnd, CommitBase, CommitRequest, Config, DomainId, DomainInfo, Event, Paused,
-    Persistence, QemuDisk, Quiesce, Run, SnapshotRequest, Start,
+    Activity, BlockJob, BlockJobEnd, CommitBase, CommitRequest, DomainEvent, DomainId, DomainInfo,
+    DomainState, PausedReason, Persistence, QemuDisk, Quiesce, SnapshotRequest, StartMode, XmlView,
 };
 use super::{Hypervisor, LiftedDenials, apparmor, domain_xml};
 use virtfold_base::error::{Error, ErrorKind, Result};
@@ -54,7 +54,7 @@ pub struct Libvirt {
 #[derive(Debug)]
 struct Session {
     connect: Connect,
-    watch: raw::Watch,
+    watch: raw::EventSubscription,
 }
 
 impl Drop for Session {
@@ -85,7 +85,7 @@ impl Libvirt {
         *session = None;
         let made = self.connect().map_err(|e| {
             let doing = format!("cannot connect to libvirt at '{}'", self.uri.as_str());
-            fault(&e, Answer::Refused).into_error(doing).with_hint("is libvirtd (or virtqemud) running?")
+            fault(&e, ErrorOrigin::Refused).into_error(doing).with_hint("is libvirtd (or virtqemud) running?")
         })?;
         let made = Arc::new(made);
         *session = Some(Arc::clone(&made));
@@ -96,7 +96,7 @@ impl Libvirt {
         raw::prepare()?;
         let connect = Connect::open(Some(self.uri.as_str()))?;
         connect.set_keep_alive(5, 3)?;
-        let watch = raw::Watch::register(&connect, &self.hub)?;
+        let watch = raw::EventSubscription::register(&connect, &self.hub)?;
         Ok(Session { connect, watch })
     }
 
@@ -118,7 +118,9 @@ impl Libvirt {
             match call(&session.connect) {
                 Ok(value) => return Ok(value),
                 Err(error) => match answer(&error, &session.connect) {
-                    Answer::Lost if Instant::now() < until => std::thread::sleep(Duration::from_millis(50)),
+                    ErrorOrigin::Lost if Instant::now() < until => {
+                        std::thread::sleep(Duration::from_millis(50))
+                    }
                     answer => return Err(fault(&error, answer).into_error(doing())),
                 },
             }
@@ -136,8 +138,8 @@ impl Libvirt {
             let answer = answer(&error, &session.connect);
             let error = fault(&error, answer).into_error(doing());
             match answer {
-                Answer::Refused => error,
-                Answer::Lost => error.with_hint("the connection broke: it may have been done anyway"),
+                ErrorOrigin::Refused => error,
+                ErrorOrigin::Lost => error.with_hint("the connection broke: it may have been done anyway"),
             }
         })
     }
@@ -169,18 +171,18 @@ fn find(connect: &Connect, domain: DomainId) -> VirtResult<Domain> {
 
 /// Whether libvirtd said no, or nothing. Its RPC layer (virErrorDomain 7) speaks for itself when the
 /// connection breaks.
-fn answer(error: &VirtError, connect: &Connect) -> Answer {
+fn answer(error: &VirtError, connect: &Connect) -> ErrorOrigin {
     const FROM_RPC: u32 = sys::VIR_FROM_RPC;
     if error.domain().to_raw() == FROM_RPC || !connect.is_alive().unwrap_or(false) {
-        Answer::Lost
+        ErrorOrigin::Lost
     } else {
-        Answer::Refused
+        ErrorOrigin::Refused
     }
 }
 
-fn fault(error: &VirtError, answer: Answer) -> Fault {
+fn fault(error: &VirtError, answer: ErrorOrigin) -> HypervisorError {
     let number = |raw: u32| i32::try_from(raw).unwrap_or(code::INTERNAL);
-    Fault {
+    HypervisorError {
         code: number(error.code().to_raw()),
         domain: number(error.domain().to_raw()),
         text: error.message().to_owned(),
@@ -205,20 +207,24 @@ fn info(domain: &Domain) -> VirtResult<DomainInfo> {
 
 /// libvirt does not always know why a guest stands still: where an I/O error stops it in the moment in which
 /// it is resumed, the reason is 'unknown'. QEMU knows.
-fn run(domain: &Domain) -> VirtResult<Run> {
+fn run(domain: &Domain) -> VirtResult<DomainState> {
     let run = run_of(raw::state(domain)?);
-    if run != Run::Paused(Paused::Other(0)) {
+    if run != DomainState::Paused(PausedReason::Other(0)) {
         return Ok(run);
     }
     let status = domain.qemu_monitor_command(qmp::QUERY_STATUS, 0);
-    Ok(if status.is_ok_and(|reply| qmp::is_io_error(&reply)) { Run::Paused(Paused::IoError) } else { run })
+    Ok(if status.is_ok_and(|reply| qmp::is_io_error(&reply)) {
+        DomainState::Paused(PausedReason::IoError)
+    } else {
+        run
+    })
 }
 
 /// libvirt takes QEMU's word for an I/O error's stop also where it comes late (QEMU 10 sends one
 /// BLOCK_IO_ERROR a second at most) and the guest runs again. It then believes in a guest that stands still,
 /// and no resume helps, because a QEMU that runs has no RESUME to tell. Stopped first, it has.
 fn untangle(domain: &Domain) -> VirtResult<()> {
-    if run_of(raw::state(domain)?) == Run::Paused(Paused::IoError)
+    if run_of(raw::state(domain)?) == DomainState::Paused(PausedReason::IoError)
         && qmp::is_running(&domain.qemu_monitor_command(qmp::QUERY_STATUS, 0)?)
     {
         domain.qemu_monitor_command(qmp::STOP, 0)?;
@@ -227,26 +233,26 @@ fn untangle(domain: &Domain) -> VirtResult<()> {
 }
 
 /// libvirt's virDomainState and virDomainPausedReason.
-fn run_of((state, reason): (u32, i32)) -> Run {
+fn run_of((state, reason): (u32, i32)) -> DomainState {
     match state {
-        sys::VIR_DOMAIN_PAUSED => Run::Paused(match u32::try_from(reason).unwrap_or(0) {
-            sys::VIR_DOMAIN_PAUSED_USER => Paused::User,
-            sys::VIR_DOMAIN_PAUSED_IOERROR => Paused::IoError,
+        sys::VIR_DOMAIN_PAUSED => DomainState::Paused(match u32::try_from(reason).unwrap_or(0) {
+            sys::VIR_DOMAIN_PAUSED_USER => PausedReason::User,
+            sys::VIR_DOMAIN_PAUSED_IOERROR => PausedReason::IoError,
             sys::VIR_DOMAIN_PAUSED_MIGRATION
             | sys::VIR_DOMAIN_PAUSED_SAVE
             | sys::VIR_DOMAIN_PAUSED_DUMP
             | sys::VIR_DOMAIN_PAUSED_SNAPSHOT
             | sys::VIR_DOMAIN_PAUSED_POSTCOPY
-            | sys::VIR_DOMAIN_PAUSED_POSTCOPY_FAILED => Paused::Busy,
-            sys::VIR_DOMAIN_PAUSED_STARTING_UP => Paused::Starting,
-            sys::VIR_DOMAIN_PAUSED_CRASHED => Paused::Crashed,
-            _ => Paused::Other(reason),
+            | sys::VIR_DOMAIN_PAUSED_POSTCOPY_FAILED => PausedReason::Busy,
+            sys::VIR_DOMAIN_PAUSED_STARTING_UP => PausedReason::Starting,
+            sys::VIR_DOMAIN_PAUSED_CRASHED => PausedReason::Crashed,
+            _ => PausedReason::Other(reason),
         }),
-        sys::VIR_DOMAIN_PMSUSPENDED => Run::PmSuspended,
-        sys::VIR_DOMAIN_SHUTDOWN => Run::ShuttingDown,
-        sys::VIR_DOMAIN_SHUTOFF => Run::ShutOff,
-        sys::VIR_DOMAIN_CRASHED => Run::Crashed,
-        _ => Run::Running,
+        sys::VIR_DOMAIN_PMSUSPENDED => DomainState::PmSuspended,
+        sys::VIR_DOMAIN_SHUTDOWN => DomainState::ShuttingDown,
+        sys::VIR_DOMAIN_SHUTOFF => DomainState::ShutOff,
+        sys::VIR_DOMAIN_CRASHED => DomainState::Crashed,
+        _ => DomainState::Running,
     }
 }
 
@@ -275,17 +281,17 @@ impl Hypervisor for Libvirt {
         self.read(doing, |connect| info(&find_it(connect)?))
     }
 
-    fn run_state(&self, domain: DomainId) -> Result<Run> {
+    fn run_state(&self, domain: DomainId) -> Result<DomainState> {
         self.ask(domain, "read the state", run)
     }
 
-    fn xml(&self, domain: DomainId, config: Config) -> Result<String> {
+    fn xml(&self, domain: DomainId, config: XmlView) -> Result<String> {
         let flags = match config {
-            Config::Live => sys::VIR_DOMAIN_XML_SECURE,
-            Config::Inactive => sys::VIR_DOMAIN_XML_SECURE | sys::VIR_DOMAIN_XML_INACTIVE,
+            XmlView::Live => sys::VIR_DOMAIN_XML_SECURE,
+            XmlView::Inactive => sys::VIR_DOMAIN_XML_SECURE | sys::VIR_DOMAIN_XML_INACTIVE,
         };
         let found = self.ask(domain, "read the XML", |d| {
-            let there = config == Config::Inactive || d.is_active()?;
+            let there = config == XmlView::Inactive || d.is_active()?;
             Ok(if there { Some(d.xml_desc(flags)?) } else { None })
         })?;
         // libvirt gives the configuration where a domain does not run; that would be taken for what runs.
@@ -307,10 +313,10 @@ impl Hypervisor for Libvirt {
         self.tell(domain, "undefine", |d| d.undefine_flags(flags))
     }
 
-    fn start(&self, domain: DomainId, start: Start) -> Result<()> {
+    fn start(&self, domain: DomainId, start: StartMode) -> Result<()> {
         let flags = match start {
-            Start::Running => 0,
-            Start::Paused => sys::VIR_DOMAIN_START_PAUSED,
+            StartMode::Running => 0,
+            StartMode::Paused => sys::VIR_DOMAIN_START_PAUSED,
         };
         self.tell(domain, "start", |d| d.create_with_flags(flags)).map(drop)
     }
@@ -347,7 +353,7 @@ impl Hypervisor for Libvirt {
         let doing = format!("commit disk '{}' of", request.target);
         let commit = |d: &Domain| raw::commit(d, &request.target, base, request.bytes_per_second);
         let started = self.tell(domain, &doing, commit);
-        let refused = started.as_ref().err().and_then(Fault::code_of) == Some(code::INVALID_ARG);
+        let refused = started.as_ref().err().and_then(HypervisorError::code_of) == Some(code::INVALID_ARG);
         match request.base {
             CommitBase::Shallow if refused => {
                 self.commit_behind(domain, &request.target)?.map_or(started, Ok)
@@ -378,7 +384,9 @@ impl Hypervisor for Libvirt {
         };
         let ended = self.tell(domain, &doing, |d| raw::end_block_job(d, target, end));
         match &ended {
-            Err(error) if !Fault::lost(error) => self.end_behind(domain, target, end)?.map_or(ended, Ok),
+            Err(error) if !HypervisorError::lost(error) => {
+                self.end_behind(domain, target, end)?.map_or(ended, Ok)
+            }
             _ => ended,
         }
     }
@@ -389,7 +397,7 @@ impl Hypervisor for Libvirt {
         });
         match &capped {
             // A commit that libvirt knows nothing of never has a limit.
-            Err(error) if !Fault::lost(error) && bytes_per_second == 0 => {
+            Err(error) if !HypervisorError::lost(error) && bytes_per_second == 0 => {
                 self.job_behind(domain, target)?.map_or(capped, |_| Ok(()))
             }
             _ => capped,
@@ -488,7 +496,7 @@ impl Hypervisor for Libvirt {
         self.change(doing, |connect| connect.lookup_storage_pool_by_name(pool)?.refresh(0)).map(drop)
     }
 
-    fn subscribe(&self) -> Result<Receiver<Event>> {
+    fn subscribe(&self) -> Result<Receiver<DomainEvent>> {
         let receiver = self.hub.subscribe();
         self.session()?;
         Ok(receiver)

@@ -206,14 +206,14 @@ pub(super) fn checkpoint_names(domain: &Domain) -> Result<Vec<String>> {
 
 /// Callbacks registered on a connection. They end with it.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(super) struct EventSubscription {
     ids: Vec<c_int>,
 }
 
 /// The type that libvirt casts every domain event's callback to and back from.
 type AnyCallback = unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, *mut c_void);
 
-impl Watch {
+impl EventSubscription {
     /// Lets `hub` hear of everything on this connection.
     pub(super) fn register(connect: &Connect, hub: &Arc<EventHub>) -> Result<Self> {
         // SAFETY: libvirt casts each of these back to the type that belongs to its event before it calls it.

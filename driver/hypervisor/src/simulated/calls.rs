@@ -6,21 +6,22 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 use uuid::Uuid;
 
-use super::operations::Frozen;
-use super::world::{Qemu, World};
+use super::operations::FileSystemFreeze;
+use super::world::{SimHost, SimQemu};
 use super::{
     BTreeMap, Operation, SimCall, SimDisk, SimDomain, SimImage, SimXml, Simulated, code, refused, xml,
 };
-use crate::domain_xml::{Chain, DomainXml, Source};
-use crate::fault::Fault;
+use crate::domain_xml::{ChainKnowledge, DomainXml, ImageSource};
+use crate::fault::HypervisorError;
 use crate::types::{
-    Activity, Begin, BlockJob, BlockJobEnd, CommitRequest, Config, DomainId, DomainInfo, End, Event,
-    Lifecycle, Paused, Persistence, QemuDisk, Run, SnapshotRequest, Start,
+    Activity, BlockJob, BlockJobEnd, CommitRequest, DomainEvent, DomainId, DomainInfo, DomainState,
+    Lifecycle, PausedReason, Persistence, QemuDisk, SnapshotRequest, StartMode, StartedDetail, StoppedDetail,
+    XmlView,
 };
 use crate::{Hypervisor, LiftedDenials};
 use virtfold_base::error::{Error, ErrorKind, Result};
 
-type Outcome<T> = std::result::Result<T, Fault>;
+type SimResult<T> = std::result::Result<T, HypervisorError>;
 
 fn info(id: DomainId, domain: &SimDomain) -> DomainInfo {
     let persistence = match domain.views.config {
@@ -32,8 +33,8 @@ fn info(id: DomainId, domain: &SimDomain) -> DomainInfo {
 
 pub(super) fn described(parsed: &DomainXml) -> Vec<SimDisk> {
     let disks = parsed.disks.iter().filter_map(|d| match &d.image.source {
-        Source::File(path) | Source::Block(path) => {
-            let chain = if d.backing.is_empty() { d.chain } else { Chain::Complete };
+        ImageSource::File(path) | ImageSource::Block(path) => {
+            let chain = if d.backing.is_empty() { d.chain } else { ChainKnowledge::Complete };
             Some(SimDisk { target: d.target.clone(), path: path.clone(), chain, mirror: None })
         }
         _ => None,
@@ -43,10 +44,14 @@ pub(super) fn described(parsed: &DomainXml) -> Vec<SimDisk> {
 
 impl Simulated {
     fn lifecycle(&self, domain: DomainId, change: Lifecycle) {
-        self.hub.publish(&Event::Lifecycle { domain, change });
+        self.hub.publish(&DomainEvent::Lifecycle { domain, change });
     }
 
-    fn set_paused(&self, (operation, domain): (Operation, DomainId), paused: Option<Paused>) -> Result<()> {
+    fn set_paused(
+        &self,
+        (operation, domain): (Operation, DomainId),
+        paused: Option<PausedReason>,
+    ) -> Result<()> {
         self.call(operation, |turn| {
             let off = || refused(code::OPERATION_INVALID, "domain is not running");
             turn.domain(domain)?.qemu.as_mut().ok_or_else(off)?.paused = paused;
@@ -57,7 +62,7 @@ impl Simulated {
     }
 }
 
-fn define(world: &mut World, parsed: &DomainXml) -> Outcome<DomainId> {
+fn define(world: &mut SimHost, parsed: &DomainXml) -> SimResult<DomainId> {
     let by_name = world.domains.iter().find(|(_, d)| d.name == parsed.name).map(|(id, _)| *id);
     let id = parsed.id.or(by_name).unwrap_or_else(|| DomainId(Uuid::new_v4()));
     let known = world.domains.get(&id).map(|d| d.name.clone());
@@ -78,7 +83,7 @@ fn define(world: &mut World, parsed: &DomainXml) -> Outcome<DomainId> {
         original: parsed.text().to_owned(),
         views: SimXml::default(),
         qemu: None,
-        agent: super::Agent::Absent,
+        agent: super::SimAgent::Absent,
         agent_limited: false,
         managed_save: None,
         activity: Activity::default(),
@@ -91,7 +96,7 @@ fn define(world: &mut World, parsed: &DomainXml) -> Outcome<DomainId> {
     Ok(id)
 }
 
-fn start(turn: &mut SimCall<'_>, id: DomainId, how: Start) -> Outcome<()> {
+fn start(turn: &mut SimCall<'_>, id: DomainId, how: StartMode) -> SimResult<()> {
     let domain = turn.domain(id)?;
     if domain.qemu.is_some() {
         return Err(refused(code::OPERATION_INVALID, "domain is already running"));
@@ -110,11 +115,11 @@ fn start(turn: &mut SimCall<'_>, id: DomainId, how: Start) -> Outcome<()> {
     turn.world.runs += 1;
     turn.world.clock += super::outside::BOOT;
     let run = turn.world.runs;
-    let paused = (how == Start::Paused).then_some(Paused::User);
+    let paused = (how == StartMode::Paused).then_some(PausedReason::User);
     let domain = turn.domain(id)?;
     domain.views.live = disks;
     domain.managed_save = None;
-    domain.qemu = Some(Qemu { tops, paused, run, ..Qemu::default() });
+    domain.qemu = Some(SimQemu { tops, paused, run, ..SimQemu::default() });
     turn.world.write_rules(id);
     Ok(())
 }
@@ -135,11 +140,11 @@ impl Hypervisor for Simulated {
         found.ok_or_else(|| missing().into_error(format!("there is no domain '{name_or_uuid}'")))
     }
 
-    fn run_state(&self, domain: DomainId) -> Result<Run> {
+    fn run_state(&self, domain: DomainId) -> Result<DomainState> {
         self.call(Operation::Read, |turn| turn.domain(domain).map(|d| d.run()))
     }
 
-    fn xml(&self, domain: DomainId, config: Config) -> Result<String> {
+    fn xml(&self, domain: DomainId, config: XmlView) -> Result<String> {
         let found = self.call(Operation::Read, |turn| {
             let known = turn.domain(domain)?.clone();
             let odd = turn.world.odd.contains(&domain).then(|| "<domain/>".to_owned());
@@ -166,9 +171,9 @@ impl Hypervisor for Simulated {
         })
     }
 
-    fn start(&self, domain: DomainId, how: Start) -> Result<()> {
+    fn start(&self, domain: DomainId, how: StartMode) -> Result<()> {
         self.call(Operation::Start, |turn| start(turn, domain, how))?;
-        self.lifecycle(domain, Lifecycle::Started(Begin::Boot));
+        self.lifecycle(domain, Lifecycle::Started(StartedDetail::Boot));
         Ok(())
     }
 
@@ -180,7 +185,7 @@ impl Hypervisor for Simulated {
             turn.world.power_off(domain);
             Ok(())
         })?;
-        self.lifecycle(domain, Lifecycle::Stopped(End::Destroyed));
+        self.lifecycle(domain, Lifecycle::Stopped(StoppedDetail::Destroyed));
         Ok(())
     }
 
@@ -254,7 +259,7 @@ impl Hypervisor for Simulated {
     }
 
     fn suspend(&self, domain: DomainId) -> Result<()> {
-        self.set_paused((Operation::Suspend, domain), Some(Paused::User))
+        self.set_paused((Operation::Suspend, domain), Some(PausedReason::User))
     }
 
     fn resume(&self, domain: DomainId) -> Result<()> {
@@ -280,11 +285,11 @@ impl Hypervisor for Simulated {
     }
 
     fn freeze(&self, domain: DomainId) -> Result<u32> {
-        self.call(Operation::Freeze, |turn| turn.set_frozen(domain, Frozen::Yes))
+        self.call(Operation::Freeze, |turn| turn.set_frozen(domain, FileSystemFreeze::Yes))
     }
 
     fn thaw(&self, domain: DomainId) -> Result<u32> {
-        self.call(Operation::Thaw, |turn| turn.set_frozen(domain, Frozen::No))
+        self.call(Operation::Thaw, |turn| turn.set_frozen(domain, FileSystemFreeze::No))
     }
 
     fn is_thawed(&self, domain: DomainId, _limit: Duration) -> Result<bool> {
@@ -337,7 +342,7 @@ impl Hypervisor for Simulated {
         self.call(Operation::Refresh, |turn| turn.world.pools.get(pool).map(drop).ok_or_else(missing))
     }
 
-    fn subscribe(&self) -> Result<Receiver<Event>> {
+    fn subscribe(&self) -> Result<Receiver<DomainEvent>> {
         Ok(self.hub.subscribe())
     }
 }

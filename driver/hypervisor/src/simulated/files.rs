@@ -4,9 +4,9 @@ use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::world::World;
-use super::{Fault, Operation, Simulated, When, code, refused};
-use crate::host::{HostFiles, ImageUse, Mark};
+use super::world::SimHost;
+use super::{CallPhase, HypervisorError, Operation, Simulated, code, refused};
+use crate::host::{HostFiles, ImageStamp, ImageUse};
 use crate::is_our_overlay;
 use virtfold_base::error::{Error, ErrorKind, Result};
 
@@ -15,12 +15,12 @@ const TICK: Duration = Duration::from_micros(20_001);
 
 /// A hold on an image; see [`HostFiles::hold`].
 #[derive(Debug)]
-struct Hold {
+struct SimImageLock {
     world: Simulated,
     path: PathBuf,
 }
 
-impl Drop for Hold {
+impl Drop for SimImageLock {
     fn drop(&mut self) {
         if let Some(count) = self.world.lock().world.held.get_mut(&self.path) {
             *count = count.saturating_sub(1);
@@ -28,7 +28,7 @@ impl Drop for Hold {
     }
 }
 
-impl World {
+impl SimHost {
     fn use_of(&self, path: &Path) -> ImageUse {
         if !self.images.contains_key(path) {
             return ImageUse::Absent;
@@ -53,7 +53,7 @@ impl World {
     }
 
     /// As the real ones: what is in use is refused before anything is done.
-    fn free_file(&self, path: &Path) -> std::result::Result<(), Fault> {
+    fn free_file(&self, path: &Path) -> std::result::Result<(), HypervisorError> {
         match self.use_of(path) {
             ImageUse::Free => Ok(()),
             ImageUse::Absent => Err(refused(code::SYSTEM, "No such file or directory")),
@@ -84,7 +84,7 @@ impl HostFiles for Simulated {
                 Err(Error::new(ErrorKind::InUse, message))
             }
             ImageUse::Free | ImageUse::Read => {
-                Ok(Box::new(Hold { world: self.clone(), path: path.to_owned() }))
+                Ok(Box::new(SimImageLock { world: self.clone(), path: path.to_owned() }))
             }
         }
     }
@@ -111,12 +111,12 @@ impl HostFiles for Simulated {
         Ok(to)
     }
 
-    fn mark(&self, path: &Path) -> Result<Option<Mark>> {
+    fn mark(&self, path: &Path) -> Result<Option<ImageStamp>> {
         self.call(Operation::Look, |turn| {
             let touched = turn.world.touched.get(path).copied().unwrap_or(0);
             let modified = TICK * u32::try_from(touched).unwrap_or(u32::MAX);
             let image = turn.world.images.get(path);
-            Ok(image.map(|i| Mark { modified, size: i.writes.len() as u64 * 4096 }))
+            Ok(image.map(|i| ImageStamp { modified, size: i.writes.len() as u64 * 4096 }))
         })
     }
 
@@ -147,7 +147,7 @@ impl HostFiles for Simulated {
             turn.world.note_commit(overlay, base);
             let (first, rest) = image.writes.iter().partition::<Vec<u64>, _>(|write| **write % 2 == 0);
             first.iter().for_each(|write| turn.world.write(base, *write));
-            if !turn.reaches(When::Half) {
+            if !turn.reaches(CallPhase::Half) {
                 rest.iter().for_each(|write| turn.world.write(base, *write));
             }
             Ok(())

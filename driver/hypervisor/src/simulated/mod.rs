@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::events::EventHub;
-use super::fault::{Answer, Fault, code};
+use super::fault::{ErrorOrigin, HypervisorError, code};
 use super::types::DomainId;
 use virtfold_base::error::{Error, ErrorKind, Result};
 
@@ -36,9 +36,9 @@ mod outside;
 mod world;
 mod xml;
 
-pub use outside::Outside;
-pub use world::{Agent, SimImage};
-use world::{SimDisk, SimDomain, SimXml, World};
+pub use outside::ThirdPartyAction;
+pub use world::{SimAgent, SimImage};
+use world::{SimDisk, SimDomain, SimHost, SimXml};
 
 /// A call, as the hook sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -85,7 +85,7 @@ impl Operation {
 
 /// A moment of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum When {
+pub enum CallPhase {
     /// Nothing was done yet.
     Before,
     /// Something was done, QEMU did not switch. Snapshot, pivot, and a commit at rest of which half was done.
@@ -104,12 +104,12 @@ pub struct InjectionPoint {
     /// The call.
     pub operation: Operation,
     /// The moment.
-    pub when: When,
+    pub when: CallPhase,
 }
 
 /// What becomes of the world at a point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub enum Injected {
     /// Nothing.
     GoOn,
     /// The driver dies: this and every further call fails, and changes nothing, until [`Simulated::revive`]. libvirtd
@@ -122,12 +122,12 @@ pub enum Fate {
     /// The host loses power: driver, libvirtd and guests at once.
     CrashHost,
     /// Somebody does something to every domain; the driver goes on.
-    Outside(Outside),
+    Outside(ThirdPartyAction),
 }
 
 /// Whether a file system has room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Room {
+pub enum SimSpace {
     /// It is full: a guest that writes there is paused, a commit into it fails.
     None,
     /// It has.
@@ -135,7 +135,7 @@ pub enum Room {
 }
 
 /// Asked at each point.
-pub type Hook = Box<dyn FnMut(InjectionPoint) -> Fate + Send>;
+pub type InjectionHook = Box<dyn FnMut(InjectionPoint) -> Injected + Send>;
 
 /// The hypervisor in memory. Clones are the same one.
 #[derive(Clone)]
@@ -145,8 +145,8 @@ pub struct Simulated {
 }
 
 struct State {
-    world: World,
-    hook: Hook,
+    world: SimHost,
+    hook: InjectionHook,
     dead: bool,
 }
 
@@ -171,14 +171,14 @@ pub struct SimSpec {
     /// `(target, image)` of each disk; images are qcow2.
     pub disks: Vec<(String, PathBuf)>,
     /// How its agent behaves.
-    pub agent: Agent,
+    pub agent: SimAgent,
 }
 
 impl Simulated {
     /// A world with no domains.
     pub fn new() -> Self {
-        let world = World { free: 1 << 40, ..World::default() };
-        let state = State { world, hook: Box::new(|_| Fate::GoOn), dead: false };
+        let world = SimHost { free: 1 << 40, ..SimHost::default() };
+        let state = State { world, hook: Box::new(|_| Injected::GoOn), dead: false };
         Self { state: Arc::new(Mutex::new(state)), hub: Arc::default() }
     }
 
@@ -187,7 +187,7 @@ impl Simulated {
     }
 
     /// Sets the hook.
-    pub fn on_point(&self, hook: impl FnMut(InjectionPoint) -> Fate + Send + 'static) {
+    pub fn on_point(&self, hook: impl FnMut(InjectionPoint) -> Injected + Send + 'static) {
         self.lock().hook = Box::new(hook);
     }
 
@@ -196,7 +196,7 @@ impl Simulated {
         let mut state = self.lock();
         state.dead = false;
         state.world.held.clear();
-        state.hook = Box::new(|_| Fate::GoOn);
+        state.hook = Box::new(|_| Injected::GoOn);
     }
 
     /// Whether the driver was killed.
@@ -339,7 +339,8 @@ impl Simulated {
     #[must_use]
     pub fn fork(&self) -> Self {
         let state = self.lock();
-        let state = State { world: state.world.clone(), hook: Box::new(|_| Fate::GoOn), dead: state.dead };
+        let state =
+            State { world: state.world.clone(), hook: Box::new(|_| Injected::GoOn), dead: state.dead };
         Self { state: Arc::new(Mutex::new(state)), hub: Arc::default() }
     }
 
@@ -355,7 +356,7 @@ impl Simulated {
     }
 
     /// Changes how a guest's agent behaves.
-    pub fn set_agent(&self, id: DomainId, agent: Agent) {
+    pub fn set_agent(&self, id: DomainId, agent: SimAgent) {
         if let Some(domain) = self.lock().world.domains.get_mut(&id) {
             domain.agent = agent;
         }
@@ -369,16 +370,16 @@ impl Simulated {
     }
 
     /// Lets somebody do something to every domain.
-    pub fn happens(&self, what: Outside) {
+    pub fn happens(&self, what: ThirdPartyAction) {
         outside::happens(&mut self.lock().world, what, &self.hub);
     }
 
     /// Fills a directory's file system, or makes room in it again.
-    pub fn set_room(&self, directory: &Path, room: Room) {
+    pub fn set_room(&self, directory: &Path, room: SimSpace) {
         let full = &mut self.lock().world.full;
         match room {
-            Room::None => full.insert(directory.to_owned()),
-            Room::Enough => full.remove(directory),
+            SimSpace::None => full.insert(directory.to_owned()),
+            SimSpace::Enough => full.remove(directory),
         };
     }
 
@@ -391,7 +392,7 @@ impl Simulated {
     fn call<T>(
         &self,
         operation: Operation,
-        call: impl FnOnce(&mut SimCall<'_>) -> std::result::Result<T, Fault>,
+        call: impl FnOnce(&mut SimCall<'_>) -> std::result::Result<T, HypervisorError>,
     ) -> Result<T> {
         let mut state = self.lock();
         if state.dead {
@@ -399,17 +400,17 @@ impl Simulated {
         }
         state.world.tick();
         let State { world, hook, .. } = &mut *state;
-        let mut turn = SimCall { world, hook, operation, fate: Fate::GoOn, hub: &self.hub };
-        let result = if turn.reaches(When::Before) { Err(lost()) } else { call(&mut turn) };
-        if turn.fate == Fate::GoOn {
-            turn.reaches(When::After);
+        let mut turn = SimCall { world, hook, operation, fate: Injected::GoOn, hub: &self.hub };
+        let result = if turn.reaches(CallPhase::Before) { Err(lost()) } else { call(&mut turn) };
+        if turn.fate == Injected::GoOn {
+            turn.reaches(CallPhase::After);
         }
         let fate = turn.fate;
-        state.dead |= matches!(fate, Fate::KillDriver | Fate::CrashHost);
-        if fate == Fate::CrashHost {
-            outside::happens(&mut state.world, Outside::KillGuests, &self.hub);
+        state.dead |= matches!(fate, Injected::KillDriver | Injected::CrashHost);
+        if fate == Injected::CrashHost {
+            outside::happens(&mut state.world, ThirdPartyAction::KillGuests, &self.hub);
         }
-        if fate == Fate::KillLibvirtd {
+        if fate == Injected::KillLibvirtd {
             // The agent's limit is libvirtd's own.
             state.world.domains.values_mut().for_each(|d| d.agent_limited = false);
             self.hub.connection_lost();
@@ -417,7 +418,7 @@ impl Simulated {
         if state.dead {
             return Err(killed());
         }
-        let lost_it = fate == Fate::KillLibvirtd && !operation.is_local();
+        let lost_it = fate == Injected::KillLibvirtd && !operation.is_local();
         let result = if lost_it { Err(lost()) } else { result };
         result.map_err(|fault| fault.into_error(format!("the simulated {operation:?} failed")))
     }
@@ -425,41 +426,42 @@ impl Simulated {
 
 /// One call, and what became of the world in it.
 struct SimCall<'a> {
-    world: &'a mut World,
-    hook: &'a mut Hook,
+    world: &'a mut SimHost,
+    hook: &'a mut InjectionHook,
     operation: Operation,
-    fate: Fate,
+    fate: Injected,
     hub: &'a EventHub,
 }
 
 impl SimCall<'_> {
     /// Asks the hook; true when the call ends here. A dying driver or guest does not end what libvirtd does, save before it began.
-    fn reaches(&mut self, when: When) -> bool {
-        if self.fate == Fate::GoOn {
+    fn reaches(&mut self, when: CallPhase) -> bool {
+        if self.fate == Injected::GoOn {
             self.fate = (self.hook)(InjectionPoint { operation: self.operation, when });
             // What befalls the guests befalls them now; the call goes on and sees it.
             match self.fate {
-                Fate::KillGuests => outside::happens(self.world, Outside::KillGuests, self.hub),
+                Injected::KillGuests => outside::happens(self.world, ThirdPartyAction::KillGuests, self.hub),
                 // Who needs libvirt waits until the call is over.
-                Fate::Outside(what)
-                    if matches!(when, When::Half | When::Early | When::Late) && !what.is_the_guests() =>
+                Injected::Outside(what)
+                    if matches!(when, CallPhase::Half | CallPhase::Early | CallPhase::Late)
+                        && !what.is_the_guests() =>
                 {
-                    self.fate = Fate::GoOn;
+                    self.fate = Injected::GoOn;
                 }
-                Fate::Outside(what) => outside::happens(self.world, what, self.hub),
+                Injected::Outside(what) => outside::happens(self.world, what, self.hub),
                 _ => {}
             }
         }
         match self.fate {
-            Fate::GoOn => false,
-            Fate::Outside(_) | Fate::KillGuests => false,
-            Fate::KillDriver => when == When::Before,
-            Fate::KillLibvirtd => !self.operation.is_local(),
-            Fate::CrashHost => true,
+            Injected::GoOn => false,
+            Injected::Outside(_) | Injected::KillGuests => false,
+            Injected::KillDriver => when == CallPhase::Before,
+            Injected::KillLibvirtd => !self.operation.is_local(),
+            Injected::CrashHost => true,
         }
     }
 
-    fn domain(&mut self, id: DomainId) -> std::result::Result<&mut SimDomain, Fault> {
+    fn domain(&mut self, id: DomainId) -> std::result::Result<&mut SimDomain, HypervisorError> {
         let missing = || refused(code::NO_DOMAIN, "Domain not found");
         self.world.domains.get_mut(&id).ok_or_else(missing)
     }
@@ -473,13 +475,13 @@ fn disk_text((target, path): &(String, PathBuf)) -> String {
     )
 }
 
-fn refused(code: i32, text: &str) -> Fault {
-    Fault { code, domain: 10, text: text.to_owned(), answer: Answer::Refused }
+fn refused(code: i32, text: &str) -> HypervisorError {
+    HypervisorError { code, domain: 10, text: text.to_owned(), answer: ErrorOrigin::Refused }
 }
 
-fn lost() -> Fault {
+fn lost() -> HypervisorError {
     let text = "End of file while reading data: Input/output error".to_owned();
-    Fault { code: code::SYSTEM, domain: 7, text, answer: Answer::Lost }
+    HypervisorError { code: code::SYSTEM, domain: 7, text, answer: ErrorOrigin::Lost }
 }
 
 fn killed() -> Error {

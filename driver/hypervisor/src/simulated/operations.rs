@@ -5,20 +5,20 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use super::world::{Agent, SimBlockJob, SimDisk, SimDomain, SimImage};
-use super::{SimCall, When, code, refused};
-use crate::domain_xml::Chain;
-use crate::fault::Fault;
+use super::world::{SimAgent, SimBlockJob, SimDisk, SimDomain, SimImage};
+use super::{CallPhase, SimCall, code, refused};
+use crate::domain_xml::ChainKnowledge;
+use crate::fault::HypervisorError;
 use crate::is_our_overlay;
 use crate::types::{
-    BlockJobEnd, BlockJobKind, BlockJobStatus, CommitBase, CommitRequest, DomainId, Event, Quiesce,
+    BlockJobEnd, BlockJobKind, BlockJobStatus, CommitBase, CommitRequest, DomainEvent, DomainId, Quiesce,
     SnapshotDisk, SnapshotRequest,
 };
 
-type Outcome<T> = std::result::Result<T, Fault>;
+type OperationOutcome<T> = std::result::Result<T, HypervisorError>;
 
 impl SimCall<'_> {
-    fn running(&mut self, id: DomainId) -> Outcome<&mut SimDomain> {
+    fn running(&mut self, id: DomainId) -> OperationOutcome<&mut SimDomain> {
         let domain = self.domain(id)?;
         if domain.qemu.is_none() {
             return Err(refused(code::OPERATION_INVALID, "domain is not running"));
@@ -27,7 +27,7 @@ impl SimCall<'_> {
     }
 
     /// The place of a disk that has no job and that libvirt has not lost track of.
-    fn free_disk(&mut self, id: DomainId, target: &str) -> Outcome<usize> {
+    fn free_disk(&mut self, id: DomainId, target: &str) -> OperationOutcome<usize> {
         let domain = self.running(id)?;
         let position = domain.position(target).ok_or_else(|| refused(code::INVALID_ARG, "no such disk"))?;
         if domain.views.live.get(position).is_some_and(|d| d.mirror.is_some()) {
@@ -37,37 +37,39 @@ impl SimCall<'_> {
     }
 
     /// 'Freeze' by the agent, as both the call of its own and the quiesced snapshot do it.
-    pub(super) fn agent_call(&mut self, id: DomainId) -> Outcome<()> {
+    pub(super) fn agent_call(&mut self, id: DomainId) -> OperationOutcome<()> {
         let domain = self.running(id)?;
         match (domain.agent, domain.agent_limited) {
-            (Agent::Answers | Agent::FailsToThaw | Agent::DiesFrozen, _) => Ok(()),
-            (Agent::Absent, _) => Err(refused(code::AGENT_UNRESPONSIVE, "QEMU guest agent is not connected")),
-            (Agent::Hangs, true) => Err(refused(code::AGENT_COMMAND_TIMEOUT, "guest agent timed out")),
-            (Agent::Hangs, false) => {
+            (SimAgent::Answers | SimAgent::FailsToThaw | SimAgent::DiesFrozen, _) => Ok(()),
+            (SimAgent::Absent, _) => {
+                Err(refused(code::AGENT_UNRESPONSIVE, "QEMU guest agent is not connected"))
+            }
+            (SimAgent::Hangs, true) => Err(refused(code::AGENT_COMMAND_TIMEOUT, "guest agent timed out")),
+            (SimAgent::Hangs, false) => {
                 Err(refused(code::INTERNAL, "a hung agent without a limit blocks for good"))
             }
         }
     }
 
-    pub(super) fn set_frozen(&mut self, id: DomainId, frozen: Frozen) -> Outcome<u32> {
+    pub(super) fn set_frozen(&mut self, id: DomainId, frozen: FileSystemFreeze) -> OperationOutcome<u32> {
         self.agent_call(id)?;
         let domain = self.running(id)?;
         let disks = u32::try_from(domain.views.live.len()).unwrap_or(0);
         let Some(qemu) = &mut domain.qemu else { return Ok(0) };
-        let (was, now) = (qemu.frozen, frozen == Frozen::Yes);
+        let (was, now) = (qemu.frozen, frozen == FileSystemFreeze::Yes);
         if was && now {
             return Err(refused(code::AGENT_UNRESPONSIVE, "the guest is frozen already"));
         }
         qemu.frozen = now;
         match (domain.agent, frozen) {
-            (Agent::FailsToThaw, Frozen::No) => {
+            (SimAgent::FailsToThaw, FileSystemFreeze::No) => {
                 return Err(refused(
                     code::INTERNAL,
                     "unable to execute QEMU agent command 'guest-fsfreeze-thaw'",
                 ));
             }
-            (Agent::DiesFrozen, Frozen::Yes) => {
-                domain.agent = Agent::Absent;
+            (SimAgent::DiesFrozen, FileSystemFreeze::Yes) => {
+                domain.agent = SimAgent::Absent;
                 return Err(refused(
                     code::AGENT_UNRESPONSIVE,
                     "Guest agent disappeared while executing command",
@@ -78,7 +80,7 @@ impl SimCall<'_> {
         Ok(if was == now { 0 } else { disks })
     }
 
-    pub(super) fn snapshot(&mut self, id: DomainId, request: &SnapshotRequest) -> Outcome<()> {
+    pub(super) fn snapshot(&mut self, id: DomainId, request: &SnapshotRequest) -> OperationOutcome<()> {
         let mut overlays = Vec::new();
         for disk in request.disks() {
             let SnapshotDisk::External { target, overlay } = disk else { continue };
@@ -93,7 +95,7 @@ impl SimCall<'_> {
             return Err(refused(code::INTERNAL, "Duplicate nodes with node-name='libvirt-2-storage'"));
         }
         if request.quiesce() == Quiesce::ByAgent {
-            self.set_frozen(id, Frozen::Yes)?;
+            self.set_frozen(id, FileSystemFreeze::Yes)?;
         }
         let tops = self.running(id)?.qemu.as_ref().map(|q| q.tops.clone()).unwrap_or_default();
         for (position, overlay) in &overlays {
@@ -105,7 +107,7 @@ impl SimCall<'_> {
             self.world.images.insert(overlay.clone(), image);
             self.world.touched.insert(overlay.clone(), self.world.clock);
         }
-        if self.reaches(When::Half) {
+        if self.reaches(CallPhase::Half) {
             // A guest that ended in that moment has closed all.
             if let Some(qemu) = self.domain(id)?.qemu.as_mut() {
                 qemu.unused.extend(overlays.into_iter().map(|(_, overlay)| overlay));
@@ -118,8 +120,8 @@ impl SimCall<'_> {
                 domain.switch(*position, overlay, &switched);
             }
             let over = match switched {
-                PivotStage::Qemu => self.reaches(When::Early),
-                PivotStage::Live => self.reaches(When::Late),
+                PivotStage::Qemu => self.reaches(CallPhase::Early),
+                PivotStage::Live => self.reaches(CallPhase::Late),
                 PivotStage::Config => false,
             };
             if over {
@@ -127,12 +129,12 @@ impl SimCall<'_> {
             }
         }
         if request.quiesce() == Quiesce::ByAgent {
-            self.set_frozen(id, Frozen::No)?;
+            self.set_frozen(id, FileSystemFreeze::No)?;
         }
         Ok(())
     }
 
-    pub(super) fn commit(&mut self, id: DomainId, request: &CommitRequest) -> Outcome<()> {
+    pub(super) fn commit(&mut self, id: DomainId, request: &CommitRequest) -> OperationOutcome<()> {
         let position = self.free_disk(id, &request.target)?;
         let qemu = self.running(id)?.qemu.clone().unwrap_or_default();
         let top = qemu.tops.get(position).cloned().unwrap_or_default();
@@ -187,10 +189,10 @@ impl SimCall<'_> {
 
     fn tell(&mut self, domain: DomainId, target: &str, status: BlockJobStatus) {
         let kind = BlockJobKind::ActiveCommit;
-        self.hub.publish(&Event::BlockJob { domain, target: target.to_owned(), kind, status });
+        self.hub.publish(&DomainEvent::BlockJob { domain, target: target.to_owned(), kind, status });
     }
 
-    pub(super) fn end_job(&mut self, id: DomainId, target: &str, end: BlockJobEnd) -> Outcome<()> {
+    pub(super) fn end_job(&mut self, id: DomainId, target: &str, end: BlockJobEnd) -> OperationOutcome<()> {
         let domain = self.running(id)?;
         let position = domain.position(target).ok_or_else(|| refused(code::INVALID_ARG, "no such disk"))?;
         let job = domain.qemu.as_ref().and_then(|q| q.jobs.get(target)).cloned();
@@ -212,7 +214,7 @@ impl SimCall<'_> {
         if let Some(disk) = domain.views.live.get_mut(position).filter(known) {
             disk.mirror = Some(Some("pivot"));
         }
-        if self.reaches(When::Half) {
+        if self.reaches(CallPhase::Half) {
             // libvirtd comes back, sees the job in QEMU, and takes the mark back.
             if let Some(disk) = self.running(id)?.views.live.get_mut(position).filter(known) {
                 disk.mirror = Some(Some("yes"));
@@ -227,7 +229,7 @@ impl SimCall<'_> {
                 top.clone_from(&job.base);
             }
         }
-        if self.reaches(When::Late) {
+        if self.reaches(CallPhase::Late) {
             return Ok(());
         }
         let followed = self.running(id)?.views.live.get_mut(position).is_some_and(|disk| known(&disk));
@@ -242,7 +244,7 @@ impl SimCall<'_> {
         Ok(())
     }
 
-    fn forget_job(&mut self, id: DomainId, position: usize, target: &str) -> Outcome<()> {
+    fn forget_job(&mut self, id: DomainId, position: usize, target: &str) -> OperationOutcome<()> {
         let domain = self.running(id)?;
         if let Some(qemu) = &mut domain.qemu {
             qemu.jobs.remove(target);
@@ -256,7 +258,7 @@ impl SimCall<'_> {
 
 /// Whether file systems are to be frozen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Frozen {
+pub(super) enum FileSystemFreeze {
     Yes,
     No,
 }
@@ -290,7 +292,7 @@ impl SimDomain {
                 let config = self.views.config.iter_mut().flatten();
                 for disk in config.filter(|d| Some(&d.target) == target.as_ref()) {
                     disk.path.clone_from(path);
-                    disk.chain = Chain::Complete;
+                    disk.chain = ChainKnowledge::Complete;
                 }
             }
         }

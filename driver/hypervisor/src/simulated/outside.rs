@@ -6,14 +6,14 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use super::calls::described;
-use super::world::{Qemu, SimDomain, World};
+use super::world::{SimDomain, SimHost, SimQemu};
 use super::{EventHub, SimImage, Simulated};
-use crate::domain_xml::{Chain, DomainXml};
-use crate::types::{Begin, Config, DomainId, End, Event, Lifecycle, Paused};
+use crate::domain_xml::{ChainKnowledge, DomainXml};
+use crate::types::{DomainEvent, DomainId, Lifecycle, PausedReason, StartedDetail, StoppedDetail, XmlView};
 
 /// Something that is done to every domain, where it can be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outside {
+pub enum ThirdPartyAction {
     /// The QEMU dies.
     KillGuests,
     /// The guest shuts down.
@@ -44,10 +44,10 @@ pub enum Outside {
     DetachConfig,
 }
 
-impl Outside {
+impl ThirdPartyAction {
     /// Whether it comes from the guest or its QEMU, and not by a call of libvirt's.
     pub(super) fn is_the_guests(self) -> bool {
-        matches!(self, Outside::KillGuests | Outside::ShutDown)
+        matches!(self, ThirdPartyAction::KillGuests | ThirdPartyAction::ShutDown)
     }
 }
 
@@ -67,48 +67,48 @@ impl Simulated {
 pub(super) const BOOT: u64 = 100;
 
 /// Does it.
-pub(super) fn happens(world: &mut World, what: Outside, hub: &EventHub) {
+pub(super) fn happens(world: &mut SimHost, what: ThirdPartyAction, hub: &EventHub) {
     let ids: Vec<DomainId> = world.domains.keys().copied().collect();
     for id in ids {
         if let Some(change) = happens_to(world, id, what) {
-            hub.publish(&Event::Lifecycle { domain: id, change });
+            hub.publish(&DomainEvent::Lifecycle { domain: id, change });
         }
     }
 }
 
-fn happens_to(world: &mut World, id: DomainId, what: Outside) -> Option<Lifecycle> {
+fn happens_to(world: &mut SimHost, id: DomainId, what: ThirdPartyAction) -> Option<Lifecycle> {
     let domain = world.domains.get_mut(&id)?;
     let runs = domain.qemu.is_some();
     match what {
-        Outside::KillGuests | Outside::ShutDown if runs => world.power_off(id),
-        Outside::Start if !runs => return start(world, id),
-        Outside::Save if runs && domain.views.config.is_some() => {
+        ThirdPartyAction::KillGuests | ThirdPartyAction::ShutDown if runs => world.power_off(id),
+        ThirdPartyAction::Start if !runs => return start(world, id),
+        ThirdPartyAction::Save if runs && domain.views.config.is_some() => {
             let known = domain.clone();
-            let text = super::xml::render(world, id, &known, Config::Live)?;
+            let text = super::xml::render(world, id, &known, XmlView::Live)?;
             let run = format!(" id='{}'", known.qemu.map_or(0, |q| q.run));
             world.domains.get_mut(&id)?.managed_save = Some(text.replacen(&run, "", 1));
             world.power_off(id);
         }
-        Outside::MigrateAway if runs => {
+        ThirdPartyAction::MigrateAway if runs => {
             let tops = domain.qemu.as_ref().map(|q| q.tops.clone())?;
             world.elsewhere.extend(tops);
             world.power_off(id);
         }
-        Outside::Snapshot if runs => return snapshot(world, id),
-        Outside::DetachLive | Outside::Detach if runs => {
+        ThirdPartyAction::Snapshot if runs => return snapshot(world, id),
+        ThirdPartyAction::DetachLive | ThirdPartyAction::Detach if runs => {
             detach(domain, what);
             return None;
         }
-        Outside::DetachConfig => {
+        ThirdPartyAction::DetachConfig => {
             domain.views.config.iter_mut().for_each(|config| drop(config.pop()));
             return Some(Lifecycle::Defined);
         }
-        Outside::Redefine if domain.views.config.is_some() => {
+        ThirdPartyAction::Redefine if domain.views.config.is_some() => {
             let parsed = DomainXml::parse(domain.original.clone()).ok()?;
             domain.views.config = Some(described(&parsed));
             return Some(Lifecycle::Defined);
         }
-        Outside::Undefine if domain.views.config.is_some() => {
+        ThirdPartyAction::Undefine if domain.views.config.is_some() => {
             domain.views.config = None;
             domain.managed_save = None;
             if !runs {
@@ -117,39 +117,39 @@ fn happens_to(world: &mut World, id: DomainId, what: Outside) -> Option<Lifecycl
             }
             return Some(Lifecycle::Undefined);
         }
-        Outside::Eject => {
+        ThirdPartyAction::Eject => {
             world.write_rules(id);
             return None;
         }
-        Outside::Suspend => {
-            domain.qemu.as_mut()?.paused.get_or_insert(Paused::User);
+        ThirdPartyAction::Suspend => {
+            domain.qemu.as_mut()?.paused.get_or_insert(PausedReason::User);
             return Some(Lifecycle::Suspended);
         }
-        Outside::Resume => {
+        ThirdPartyAction::Resume => {
             domain.qemu.as_mut()?.paused = None;
             return Some(Lifecycle::Resumed);
         }
         _ => return None,
     }
     Some(Lifecycle::Stopped(match what {
-        Outside::KillGuests => End::Crashed,
-        Outside::Save => End::Saved,
-        Outside::MigrateAway => End::Migration,
-        _ => End::Shutdown,
+        ThirdPartyAction::KillGuests => StoppedDetail::Crashed,
+        ThirdPartyAction::Save => StoppedDetail::Saved,
+        ThirdPartyAction::MigrateAway => StoppedDetail::Migration,
+        _ => StoppedDetail::Shutdown,
     }))
 }
 
 /// As libvirt: not a disk that has a job. A guest's only disk stays.
-fn detach(domain: &mut SimDomain, what: Outside) {
+fn detach(domain: &mut SimDomain, what: ThirdPartyAction) {
     let (Some(qemu), true) = (&mut domain.qemu, domain.views.live.len() > 1) else { return };
     let Some(gone) = domain.views.live.pop_if(|disk| disk.mirror.is_none()) else { return };
     qemu.tops.truncate(domain.views.live.len());
-    if what == Outside::Detach {
+    if what == ThirdPartyAction::Detach {
         domain.views.config.iter_mut().for_each(|config| config.retain(|disk| disk.target != gone.target));
     }
 }
 
-fn start(world: &mut World, id: DomainId) -> Option<Lifecycle> {
+fn start(world: &mut SimHost, id: DomainId) -> Option<Lifecycle> {
     let domain = world.domains.get_mut(&id)?;
     let saved = domain.managed_save.clone().and_then(|xml| DomainXml::parse(xml).ok());
     let disks = saved.map_or_else(|| domain.views.config.clone(), |s| Some(described(&s)))?;
@@ -165,16 +165,16 @@ fn start(world: &mut World, id: DomainId) -> Option<Lifecycle> {
     world.runs += 1;
     world.clock += BOOT;
     let domain = world.domains.get_mut(&id)?;
-    let begin = if domain.managed_save.is_some() { Begin::Restore } else { Begin::Boot };
+    let begin = if domain.managed_save.is_some() { StartedDetail::Restore } else { StartedDetail::Boot };
     domain.managed_save = None;
     domain.views.live = disks;
-    domain.qemu = Some(Qemu { tops, run: world.runs, ..Qemu::default() });
+    domain.qemu = Some(SimQemu { tops, run: world.runs, ..SimQemu::default() });
     world.write_rules(id);
     Some(Lifecycle::Started(begin))
 }
 
 /// As libvirt: not on a disk that has a job.
-fn snapshot(world: &mut World, id: DomainId) -> Option<Lifecycle> {
+fn snapshot(world: &mut SimHost, id: DomainId) -> Option<Lifecycle> {
     let domain = world.domains.get_mut(&id)?;
     let disk = domain.views.live.first_mut().filter(|d| d.mirror.is_none())?;
     let top = domain.qemu.as_mut()?.tops.first_mut()?;
@@ -188,7 +188,7 @@ fn snapshot(world: &mut World, id: DomainId) -> Option<Lifecycle> {
     disk.path.clone_from(&path);
     for disk in domain.views.config.iter_mut().flatten().take(1) {
         disk.path.clone_from(&path);
-        disk.chain = Chain::Complete;
+        disk.chain = ChainKnowledge::Complete;
     }
     let image = SimImage { format: "qcow2".to_owned(), backing: Some(below), writes: BTreeSet::new() };
     world.images.insert(path, image);

@@ -12,8 +12,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use crate::domain_xml::Chain;
-use crate::types::{Activity, BlockJob, BlockJobKind, BlockJobStatus, DomainId, Paused, Run};
+use crate::domain_xml::ChainKnowledge;
+use crate::types::{Activity, BlockJob, BlockJobKind, BlockJobStatus, DomainId, DomainState, PausedReason};
 
 /// Writes of a running guest each time that somebody asks the hypervisor for something, unless a test says otherwise.
 pub(super) const WRITES_PER_CALL: u64 = 3;
@@ -37,7 +37,7 @@ pub(super) struct SimDisk {
     pub(super) target: String,
     pub(super) path: PathBuf,
     /// Whether a configuration describes the chain below, as it does since libvirt last changed it.
-    pub(super) chain: Chain,
+    pub(super) chain: ChainKnowledge,
     /// `active-commit`, and `ready` as the live XML writes it.
     pub(super) mirror: Option<Option<&'static str>>,
 }
@@ -62,7 +62,7 @@ impl SimBlockJob {
 
 /// A QEMU.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Qemu {
+pub(super) struct SimQemu {
     /// The top image of each disk, in the domain's order.
     pub(super) tops: Vec<PathBuf>,
     pub(super) jobs: BTreeMap<String, SimBlockJob>,
@@ -71,7 +71,7 @@ pub(super) struct Qemu {
     pub(super) loaded: BTreeSet<PathBuf>,
     /// Images that it has open for none of its disks.
     pub(super) unused: BTreeSet<PathBuf>,
-    pub(super) paused: Option<Paused>,
+    pub(super) paused: Option<PausedReason>,
     /// The guest's agent has frozen the file systems.
     pub(super) frozen: bool,
     /// The number of this run.
@@ -88,7 +88,7 @@ pub(super) struct SimXml {
 
 /// How the guest's agent behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Agent {
+pub enum SimAgent {
     /// There is none.
     #[default]
     Absent,
@@ -111,8 +111,8 @@ pub(super) struct SimDomain {
     /// The XML it was defined with at first.
     pub(super) original: String,
     pub(super) views: SimXml,
-    pub(super) qemu: Option<Qemu>,
-    pub(super) agent: Agent,
+    pub(super) qemu: Option<SimQemu>,
+    pub(super) agent: SimAgent,
     pub(super) agent_limited: bool,
     pub(super) managed_save: Option<String>,
     pub(super) activity: Activity,
@@ -123,11 +123,11 @@ pub(super) struct SimDomain {
 }
 
 impl SimDomain {
-    pub(super) fn run(&self) -> Run {
+    pub(super) fn run(&self) -> DomainState {
         match self.qemu.as_ref().map(|q| q.paused) {
-            None => Run::ShutOff,
-            Some(None) => Run::Running,
-            Some(Some(why)) => Run::Paused(why),
+            None => DomainState::ShutOff,
+            Some(None) => DomainState::Running,
+            Some(Some(why)) => DomainState::Paused(why),
         }
     }
 
@@ -140,7 +140,7 @@ impl SimDomain {
 
 /// Everything.
 #[derive(Clone, Debug, Default)]
-pub(super) struct World {
+pub(super) struct SimHost {
     pub(super) domains: BTreeMap<DomainId, SimDomain>,
     pub(super) images: BTreeMap<PathBuf, SimImage>,
     pub(super) held: BTreeMap<PathBuf, u32>,
@@ -174,7 +174,7 @@ pub(super) struct World {
     pub(super) gone: BTreeMap<DomainId, u64>,
 }
 
-impl World {
+impl SimHost {
     /// Puts a write into an image.
     pub(super) fn write(&mut self, path: &Path, write: u64) {
         self.images.entry(path.to_owned()).or_default().writes.insert(write);
@@ -218,7 +218,7 @@ impl World {
         let Some(domain) = self.domains.get_mut(&id) else { return };
         let Some(qemu) = &mut domain.qemu else { return };
         if full {
-            qemu.paused = Some(Paused::IoError);
+            qemu.paused = Some(PausedReason::IoError);
             return;
         }
         if let Some(job) = qemu.jobs.get_mut(&target) {

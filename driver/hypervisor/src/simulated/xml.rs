@@ -6,16 +6,16 @@ use std::fmt::Write as _;
 
 use roxmltree::Document;
 
-use super::world::{SimDisk, SimDomain, World};
-use crate::domain_xml::Chain;
+use super::world::{SimDisk, SimDomain, SimHost};
+use crate::domain_xml::ChainKnowledge;
 use crate::domain_xml::edit::escape;
-use crate::types::{Config, DomainId};
+use crate::types::{DomainId, XmlView};
 
 /// The XML of a domain as one of its views has it.
-pub(super) fn render(world: &World, id: DomainId, domain: &SimDomain, config: Config) -> Option<String> {
+pub(super) fn render(world: &SimHost, id: DomainId, domain: &SimDomain, config: XmlView) -> Option<String> {
     let disks = match config {
-        Config::Live => domain.qemu.as_ref().map(|_| &domain.views.live)?,
-        Config::Inactive => domain.views.config.as_ref().unwrap_or(&domain.views.live),
+        XmlView::Live => domain.qemu.as_ref().map(|_| &domain.views.live)?,
+        XmlView::Inactive => domain.views.config.as_ref().unwrap_or(&domain.views.live),
     };
     let document = Document::parse(&domain.text).ok()?;
     let root = document.root_element();
@@ -38,7 +38,7 @@ pub(super) fn render(world: &World, id: DomainId, domain: &SimDomain, config: Co
         position += 1;
     }
     out.push_str(domain.text.get(at..)?);
-    if let (Config::Live, Some(qemu)) = (config, &domain.qemu) {
+    if let (XmlView::Live, Some(qemu)) = (config, &domain.qemu) {
         out = out.replacen("<domain", &format!("<domain id='{}'", qemu.run), 1);
     }
     if !domain.text.contains("<uuid>") {
@@ -47,7 +47,7 @@ pub(super) fn render(world: &World, id: DomainId, domain: &SimDomain, config: Co
     Some(out)
 }
 
-fn disk_xml(world: &World, disk: &SimDisk, (config, position): (Config, usize)) -> String {
+fn disk_xml(world: &SimHost, disk: &SimDisk, (config, position): (XmlView, usize)) -> String {
     let chain = world.chain(&disk.path);
     let path = |path: &std::path::Path| escape(&path.to_string_lossy()).into_owned();
     let format =
@@ -57,7 +57,7 @@ fn disk_xml(world: &World, disk: &SimDisk, (config, position): (Config, usize)) 
         format(&disk.path),
         path(&disk.path)
     );
-    if config == Config::Live || disk.chain == Chain::Complete {
+    if config == XmlView::Live || disk.chain == ChainKnowledge::Complete {
         let below = chain.iter().skip(1);
         for image in below.clone() {
             let opening = "<backingStore type='file'><format type='";
@@ -67,7 +67,7 @@ fn disk_xml(world: &World, disk: &SimDisk, (config, position): (Config, usize)) 
         xml.push_str("<backingStore/>");
         below.for_each(|_| xml.push_str("</backingStore>"));
     }
-    if config == Config::Live {
+    if config == XmlView::Live {
         if let Some(ready) = disk.mirror {
             let ready = ready.map(|r| format!(" ready='{r}'")).unwrap_or_default();
             write!(xml, "<mirror type='file' job='active-commit'{ready}/>").unwrap_or_default();

@@ -15,7 +15,7 @@ use super::entry::{self, Cluster, OFFSET_MASK, SUBCLUSTERS, Subcluster};
 use super::{Qcow2, damaged};
 use crate::file::HostFile;
 use crate::read;
-use crate::table::{Extent, Place};
+use crate::table::{Allocation, Extent};
 use virtfold_base::error::Result;
 use virtfold_base::units::{GuestOffset, HostOffset};
 
@@ -74,7 +74,7 @@ impl<'a> Cursor<'a> {
             None => {
                 let absent = self.absent_tables(index);
                 let len = (absent * span - at.get() % span).min(left);
-                Ok(self.extent(at, len, Place::Unallocated { reserved: None }))
+                Ok(self.extent(at, len, Allocation::Unallocated { reserved: None }))
             }
             Some(table) => {
                 let found = self.in_table(at, table)?;
@@ -83,7 +83,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    fn extent(&self, guest: GuestOffset, len: u64, place: Place) -> Extent {
+    fn extent(&self, guest: GuestOffset, len: u64, place: Allocation) -> Extent {
         Extent { guest, len, depth: self.depth, place }
     }
 
@@ -153,7 +153,7 @@ impl<'a> Cursor<'a> {
         let zeros = zero_run(self.slice.get(start..).unwrap_or_default()) as u64 / header.entry_len();
         if zeros > 0 {
             let len = (zeros << header.cluster_bits) - at.get() % header.cluster_size();
-            return Ok(self.extent(at, len, Place::Unallocated { reserved: None }));
+            return Ok(self.extent(at, len, Allocation::Unallocated { reserved: None }));
         }
         self.entries_from(at, start)
     }
@@ -214,10 +214,10 @@ impl<'a> Cursor<'a> {
         let whole = |place| self.extent(at, header.cluster_size() - skip, place);
         let on = |host: u64| HostOffset::new(host + skip);
         Ok(match cluster {
-            Cluster::Unallocated => whole(Place::Unallocated { reserved: None }),
-            Cluster::Zero { host } => whole(Place::Zero { host: host.map(on) }),
-            Cluster::Data { host } => whole(Place::Data { file: self.image.data, host: on(host) }),
-            Cluster::Compressed { host, stored } => whole(Place::Compressed {
+            Cluster::Unallocated => whole(Allocation::Unallocated { reserved: None }),
+            Cluster::Zero { host } => whole(Allocation::Zero { host: host.map(on) }),
+            Cluster::Data { host } => whole(Allocation::Data { file: self.image.data, host: on(host) }),
+            Cluster::Compressed { host, stored } => whole(Allocation::Compressed {
                 file: self.image.data,
                 host: HostOffset::new(host),
                 stored: u32::try_from((self.data.len - host).min(u64::from(stored))).unwrap_or(stored),
@@ -237,9 +237,9 @@ impl<'a> Cursor<'a> {
         let like = (first..SUBCLUSTERS).take_while(|i| entry::sub(bitmap, *i) == kind).count() as u64;
         let on = host.map(|host| HostOffset::new(host + skip));
         let place = match (kind, on) {
-            (Subcluster::Data, Some(host)) => Place::Data { file: self.image.data, host },
-            (Subcluster::Zero, host) => Place::Zero { host },
-            (Subcluster::Unallocated | Subcluster::Data, reserved) => Place::Unallocated { reserved },
+            (Subcluster::Data, Some(host)) => Allocation::Data { file: self.image.data, host },
+            (Subcluster::Zero, host) => Allocation::Zero { host },
+            (Subcluster::Unallocated | Subcluster::Data, reserved) => Allocation::Unallocated { reserved },
         };
         self.extent(at, (first + like) * size - skip, place)
     }

@@ -2,7 +2,7 @@
 
 use super::Lab;
 use crate::Format::{Qcow2, Raw};
-use crate::{DiskImage, OpenOptions, Place};
+use crate::{Allocation, DiskImage, OpenOptions};
 use virtfold_base::units::GuestOffset;
 
 /// Writes, discards, zero writes and compressed writes over a 4 MiB disk.
@@ -114,7 +114,7 @@ fn preallocated_metadata_is_holes() {
     let image = DiskImage::open(&lab.path("metadata0.qcow2"), Qcow2, &OpenOptions::default()).unwrap();
     let table = image.allocation().unwrap();
     assert!(table.allocated() < 2 << 20, "holes are not to be copied: {}", table.allocated());
-    assert!(table.iter().any(|extent| matches!(extent.unwrap().place, Place::Hole { .. })));
+    assert!(table.iter().any(|extent| matches!(extent.unwrap().place, Allocation::Hole { .. })));
 }
 
 #[test]

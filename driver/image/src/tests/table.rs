@@ -4,19 +4,19 @@ use proptest::prelude::*;
 
 use crate::file::FileIndex;
 use crate::table::TableBuilder;
-use crate::{Extent, Place};
+use crate::{Allocation, Extent};
 use virtfold_base::units::{GuestOffset, HostOffset};
 
-fn place() -> impl Strategy<Value = Place> {
+fn place() -> impl Strategy<Value = Allocation> {
     let host = (0_u64..1 << 56).prop_map(HostOffset::new);
     prop_oneof![
-        Just(Place::Unallocated { reserved: None }),
-        host.clone().prop_map(|host| Place::Unallocated { reserved: Some(host) }),
-        Just(Place::Zero { host: None }),
-        host.clone().prop_map(|host| Place::Zero { host: Some(host) }),
-        (0_u32..5, host.clone()).prop_map(|(file, host)| Place::Data { file: FileIndex(file), host }),
-        (0_u32..5, host.clone()).prop_map(|(file, host)| Place::Hole { file: FileIndex(file), host }),
-        (0_u32..5, host, 1_u32..1 << 22).prop_map(|(file, host, stored)| Place::Compressed {
+        Just(Allocation::Unallocated { reserved: None }),
+        host.clone().prop_map(|host| Allocation::Unallocated { reserved: Some(host) }),
+        Just(Allocation::Zero { host: None }),
+        host.clone().prop_map(|host| Allocation::Zero { host: Some(host) }),
+        (0_u32..5, host.clone()).prop_map(|(file, host)| Allocation::Data { file: FileIndex(file), host }),
+        (0_u32..5, host.clone()).prop_map(|(file, host)| Allocation::Hole { file: FileIndex(file), host }),
+        (0_u32..5, host, 1_u32..1 << 22).prop_map(|(file, host, stored)| Allocation::Compressed {
             file: FileIndex(file),
             host,
             stored,
@@ -76,14 +76,14 @@ fn clipping_moves_the_host_along() {
         guest: GuestOffset::new(100),
         len: 50,
         depth: 1,
-        place: Place::Data { file: FileIndex(2), host },
+        place: Allocation::Data { file: FileIndex(2), host },
     };
     let part = extent.clip(GuestOffset::new(110), GuestOffset::new(120)).unwrap();
     assert_eq!((part.guest.get(), part.len), (110, 10));
-    assert_eq!(part.place, Place::Data { file: FileIndex(2), host: HostOffset::new(1010) });
+    assert_eq!(part.place, Allocation::Data { file: FileIndex(2), host: HostOffset::new(1010) });
     assert_eq!(extent.clip(GuestOffset::new(150), GuestOffset::new(160)), None);
     assert_eq!(extent.clip(GuestOffset::new(0), GuestOffset::new(100)), None);
-    let packed = Place::Compressed { file: FileIndex(0), host, stored: 9, skip: 0 };
+    let packed = Allocation::Compressed { file: FileIndex(0), host, stored: 9, skip: 0 };
     let part = Extent { place: packed, ..extent }.clip(GuestOffset::new(110), GuestOffset::new(120)).unwrap();
-    assert_eq!(part.place, Place::Compressed { file: FileIndex(0), host, stored: 9, skip: 10 });
+    assert_eq!(part.place, Allocation::Compressed { file: FileIndex(0), host, stored: 9, skip: 10 });
 }

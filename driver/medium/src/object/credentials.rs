@@ -16,7 +16,7 @@ use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 const MAX_FILE: u64 = 1 << 20;
 
 /// Keys of an account. It has no `Debug`: they are shown to nobody.
-pub(super) struct Keys {
+pub(super) struct Credentials {
     pub(super) id: String,
     pub(super) secret: String,
     pub(super) token: Option<String>,
@@ -26,7 +26,7 @@ pub(super) struct Keys {
 ///
 /// # Errors
 /// A file that was named is not there or can't be read; it is open to others; it has no such profile, or half of one.
-pub(super) fn from_file() -> Result<Option<Keys>> {
+pub(super) fn from_file() -> Result<Option<Credentials>> {
     let named = std::env::var_os("AWS_SHARED_CREDENTIALS_FILE").filter(|path| !path.is_empty());
     let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".aws/credentials"));
     let Some(path) = named.clone().map(PathBuf::from).or_else(home) else { return Ok(None) };
@@ -36,10 +36,10 @@ pub(super) fn from_file() -> Result<Option<Keys>> {
     let profile = std::env::var("AWS_PROFILE").ok().filter(|profile| !profile.is_empty());
     let text = read(&path)?;
     match find(&text, profile.as_deref().unwrap_or("default")) {
-        Found::Keys(keys) => Ok(Some(keys)),
-        Found::Nothing if profile.is_none() && named.is_none() => Ok(None),
+        ProfileLookup::Keys(keys) => Ok(Some(keys)),
+        ProfileLookup::Nothing if profile.is_none() && named.is_none() => Ok(None),
         found => {
-            let what = if matches!(found, Found::Half) { "half of its keys" } else { "no keys" };
+            let what = if matches!(found, ProfileLookup::Half) { "half of its keys" } else { "no keys" };
             let profile = profile.as_deref().unwrap_or("default").escape_debug();
             let message = format!("'{}' has {what} of profile '{profile}'", path.display());
             Err(Error::new(ErrorKind::NotFound, message).with_hint(
@@ -65,14 +65,14 @@ fn read(path: &Path) -> Result<String> {
     Ok(text)
 }
 
-enum Found {
-    Keys(Keys),
+enum ProfileLookup {
+    Keys(Credentials),
     Half,
     Nothing,
 }
 
 /// The keys of a profile: the lines `name = value` below `[profile]`.
-fn find(text: &str, profile: &str) -> Found {
+fn find(text: &str, profile: &str) -> ProfileLookup {
     let (mut id, mut secret, mut token) = (None, None, None);
     let mut here = false;
     for line in text.lines().map(str::trim) {
@@ -92,9 +92,9 @@ fn find(text: &str, profile: &str) -> Found {
         }
     }
     match (id, secret) {
-        (Some(id), Some(secret)) => Found::Keys(Keys { id, secret, token }),
-        (None, None) => Found::Nothing,
-        _ => Found::Half,
+        (Some(id), Some(secret)) => ProfileLookup::Keys(Credentials { id, secret, token }),
+        (None, None) => ProfileLookup::Nothing,
+        _ => ProfileLookup::Half,
     }
 }
 
@@ -110,7 +110,7 @@ mod tests {
 
     fn keys(profile: &str) -> Option<(String, String, Option<String>)> {
         match find(FILE, profile) {
-            Found::Keys(keys) => Some((keys.id, keys.secret, keys.token)),
+            ProfileLookup::Keys(keys) => Some((keys.id, keys.secret, keys.token)),
             _ => None,
         }
     }
@@ -119,9 +119,9 @@ mod tests {
     fn each_profile_has_its_own_keys() {
         assert_eq!(keys("default"), Some(("A".into(), "S=/+".into(), None)));
         assert_eq!(keys("backup"), Some(("B".into(), "T".into(), Some("X".into()))));
-        assert!(matches!(find(FILE, "half"), Found::Half));
-        assert!(matches!(find(FILE, "none"), Found::Nothing));
-        assert!(matches!(find(FILE, "other"), Found::Nothing));
+        assert!(matches!(find(FILE, "half"), ProfileLookup::Half));
+        assert!(matches!(find(FILE, "none"), ProfileLookup::Nothing));
+        assert!(matches!(find(FILE, "other"), ProfileLookup::Nothing));
     }
 
     #[test]

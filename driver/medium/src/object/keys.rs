@@ -6,7 +6,7 @@
 use object_store::path::Path;
 
 use super::store::key;
-use crate::{Label, ObjectAddress, name_part};
+use crate::{ArchiveLabel, ObjectAddress, name_part};
 use virtfold_base::error::Result;
 
 /// The part of the key that notes have before their name.
@@ -16,7 +16,7 @@ const MAX_PART: usize = 128;
 
 /// The places of one archive.
 #[derive(Clone, Debug)]
-pub(super) struct Keys {
+pub(super) struct ObjectNames {
     /// The archive's.
     pub(super) archive: Path,
     /// Its note's, while it is on its way.
@@ -25,12 +25,12 @@ pub(super) struct Keys {
     pub(super) notes: Path,
 }
 
-impl Keys {
+impl ObjectNames {
     /// The places of the archive `label` below `place`.
     ///
     /// # Errors
     /// When a name in it can be no part of a key.
-    pub(super) fn of(place: &ObjectAddress, label: &Label) -> Result<Self> {
+    pub(super) fn of(place: &ObjectAddress, label: &ArchiveLabel) -> Result<Self> {
         let folder = format!("{}/{}", host_folder(&place.key, &label.host), part(&label.subject));
         Ok(Self {
             archive: key(&format!("{folder}/{}", label.name))?,
@@ -63,16 +63,16 @@ fn part(name: &str) -> String {
 mod tests {
     use super::*;
 
-    fn keys(place: &str, host: &str, subject: &str) -> Keys {
+    fn keys(place: &str, host: &str, subject: &str) -> ObjectNames {
         let place = ObjectAddress { bucket: "bucket".into(), key: place.into() };
-        let label = Label {
+        let label = ArchiveLabel {
             name: "web-1.tar".into(),
             id: uuid::Uuid::nil(),
             host: host.into(),
             subject: subject.into(),
             estimate: 0,
         };
-        Keys::of(&place, &label).unwrap()
+        ObjectNames::of(&place, &label).unwrap()
     }
 
     #[test]

@@ -34,7 +34,7 @@ use object_store::{ObjectStore, ObjectStoreExt};
 
 pub use self::source::ObjectSource;
 pub use self::upload::ObjectMedium;
-use crate::{Label, Medium, ObjectAddress, PartialArchive, Resumed};
+use crate::{ArchiveLabel, Medium, ObjectAddress, PartialArchive, Resumed};
 use virtfold_archive::source::Source;
 use virtfold_archive::stream::Cancel;
 use virtfold_base::error::{Error, ErrorKind, Result};
@@ -46,7 +46,7 @@ const PATIENCE_VARIABLE: &str = "VIRTFOLD_S3_PATIENCE";
 
 /// Something in a bucket that an archive is or becomes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listed {
+pub struct ListedObject {
     /// The archive.
     pub address: ObjectAddress,
     /// Bytes of the object.
@@ -67,7 +67,7 @@ pub fn open(address: &ObjectAddress) -> Result<Arc<dyn Source>> {
 ///
 /// # Errors
 /// Those of [`ObjectMedium::create`].
-pub fn create(place: &ObjectAddress, label: &Label, cancel: &Cancel) -> Result<Box<dyn Medium>> {
+pub fn create(place: &ObjectAddress, label: &ArchiveLabel, cancel: &Cancel) -> Result<Box<dyn Medium>> {
     Ok(Box::new(ObjectMedium::create(place, label, cancel)?))
 }
 
@@ -77,7 +77,7 @@ pub fn create(place: &ObjectAddress, label: &Label, cancel: &Cancel) -> Result<B
 /// Those of `ObjectMedium::reopen`.
 pub fn reopen(
     place: &ObjectAddress,
-    label: &Label,
+    label: &ArchiveLabel,
     cancel: &Cancel,
     remains: &PartialArchive,
 ) -> Result<Resumed> {
@@ -88,10 +88,10 @@ pub fn reopen(
 ///
 /// # Errors
 /// When the store can't be reached or refuses.
-pub fn list(place: &ObjectAddress) -> Result<Vec<Listed>> {
+pub fn list(place: &ObjectAddress) -> Result<Vec<ListedObject>> {
     let store = store::Store::open(place, 0)?;
     let mut folders = vec![if place.key.is_empty() { None } else { Some(store::key(&place.key)?) }];
-    let mut found: Vec<Listed> = Vec::new();
+    let mut found: Vec<ListedObject> = Vec::new();
     while let Some(folder) = folders.pop() {
         let here = store::wait(&Cancel::default(), store.s3.list_with_delimiter(folder.as_ref()))?
             .map_err(|e| fault::explain(format!("cannot list '{place}'"), &e))?;
@@ -130,12 +130,12 @@ pub fn remove(address: &ObjectAddress, bytes: u64) -> Result<()> {
     }
 }
 
-fn listed(place: &ObjectAddress, location: &Path, size: u64) -> Listed {
+fn listed(place: &ObjectAddress, location: &Path, size: u64) -> ListedObject {
     let noted = keys::noted(location.as_ref());
     let is_partial = noted.is_some();
     let key = noted.unwrap_or_else(|| location.to_string());
     let bytes = if is_partial { 0 } else { size };
-    Listed { address: ObjectAddress { bucket: place.bucket.clone(), key }, bytes, is_partial }
+    ListedObject { address: ObjectAddress { bucket: place.bucket.clone(), key }, bytes, is_partial }
 }
 
 /// How long a part that fails for the moment is tried again.

@@ -14,8 +14,8 @@ use object_store::path::Path;
 use object_store::{Error as StoreError, ObjectStore, ObjectStoreExt};
 use serde::{Deserialize, Serialize};
 
-use super::keys::Keys;
-use super::store::{Answer, Store};
+use super::keys::ObjectNames;
+use super::store::{Store, StoreResult};
 
 /// No note is longer, bytes.
 const MAX_NOTE: u64 = 4096;
@@ -28,12 +28,12 @@ pub(super) struct UploadNote {
     /// The upload's id, as the store gave it.
     pub(super) upload: String,
     /// Who uploads.
-    writer: Writer,
+    writer: UploaderProcess,
 }
 
 /// A process of a machine, so that the same machine can tell later whether it is alive.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Writer {
+struct UploaderProcess {
     machine: String,
     boot: String,
     /// The namespace that the number is of.
@@ -43,7 +43,7 @@ struct Writer {
     started: u64,
 }
 
-impl Writer {
+impl UploaderProcess {
     /// This process; nothing where the system does not say who it is.
     fn this() -> Option<Self> {
         let process = std::process::id();
@@ -88,16 +88,16 @@ fn started(process: u32) -> Option<u64> {
 ///
 /// # Errors
 /// When it can't be written.
-pub(super) async fn leave(store: &Store, keys: &Keys, id: &str) -> Answer<()> {
-    let Some(writer) = Writer::this() else { return Ok(()) };
+pub(super) async fn leave(store: &Store, keys: &ObjectNames, id: &str) -> StoreResult<()> {
+    let Some(writer) = UploaderProcess::this() else { return Ok(()) };
     let note = UploadNote { upload: id.to_owned(), writer };
     let text = serde_json::to_vec(&note).unwrap_or_default();
     store.s3.put(&keys.note, text.into()).await.map(drop)
 }
 
 /// Aborts the uploads of dead writers of this machine, and takes their notes away. What does not work is left for the next time.
-pub(super) async fn clean(store: &Store, keys: &Keys) {
-    let Some(this) = Writer::this() else { return };
+pub(super) async fn clean(store: &Store, keys: &ObjectNames) {
+    let Some(this) = UploaderProcess::this() else { return };
     let found = match store.s3.list_with_delimiter(Some(&keys.notes)).await {
         Ok(found) => found.objects,
         Err(error) => {
@@ -115,7 +115,7 @@ pub(super) async fn clean(store: &Store, keys: &Keys) {
     }
 }
 
-async fn clean_one(store: &Store, note: &Path, this: &Writer) -> Answer<()> {
+async fn clean_one(store: &Store, note: &Path, this: &UploaderProcess) -> StoreResult<()> {
     let text = store.s3.get(note).await?.bytes().await?;
     let Ok(known) = serde_json::from_slice::<UploadNote>(&text) else { return Ok(()) };
     let Some(archive) = super::keys::noted(note.as_ref()).filter(|_| known.writer.is_dead(this)) else {
@@ -136,27 +136,28 @@ mod tests {
 
     #[test]
     fn only_dead_processes_of_this_machine_are_dead() {
-        let this = Writer::this().unwrap();
+        let this = UploaderProcess::this().unwrap();
         assert!(!this.is_dead(&this));
-        let other = Writer { process: 1, started: started(1).unwrap(), ..this.clone() };
+        let other = UploaderProcess { process: 1, started: started(1).unwrap(), ..this.clone() };
         assert!(!other.is_dead(&this), "it lives");
         assert!(
-            Writer { started: other.started + 1, ..other.clone() }.is_dead(&this),
+            UploaderProcess { started: other.started + 1, ..other.clone() }.is_dead(&this),
             "its number was given again"
         );
-        assert!(Writer { boot: "earlier".into(), ..other.clone() }.is_dead(&this));
-        let gone = Writer { process: u32::MAX, ..other.clone() };
+        assert!(UploaderProcess { boot: "earlier".into(), ..other.clone() }.is_dead(&this));
+        let gone = UploaderProcess { process: u32::MAX, ..other.clone() };
         assert!(gone.is_dead(&this));
-        assert!(!Writer { space: "pid:[1]".into(), ..gone.clone() }.is_dead(&this), "a container's");
-        assert!(!Writer { machine: "other".into(), ..gone }.is_dead(&this), "another machine's");
+        assert!(!UploaderProcess { space: "pid:[1]".into(), ..gone.clone() }.is_dead(&this), "a container's");
+        assert!(!UploaderProcess { machine: "other".into(), ..gone }.is_dead(&this), "another machine's");
     }
 
     #[test]
     fn a_process_that_nobody_waits_for_is_dead_when_it_has_ended() {
-        let this = Writer::this().unwrap();
+        let this = UploaderProcess::this().unwrap();
         let mut child =
             std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
-        let writer = Writer { process: child.id(), started: started(child.id()).unwrap(), ..this.clone() };
+        let writer =
+            UploaderProcess { process: child.id(), started: started(child.id()).unwrap(), ..this.clone() };
         assert!(!writer.is_dead(&this), "it waits for its input");
         drop(child.stdin.take());
         while !writer.is_dead(&this) {

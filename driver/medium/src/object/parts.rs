@@ -24,11 +24,11 @@ const PARALLEL: u64 = 8;
 
 /// The sizes of an upload's parts.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Parts {
+pub(super) struct PartSizes {
     size: u64,
 }
 
-impl Parts {
+impl PartSizes {
     /// For an archive of `expected` bytes, by estimate.
     pub(super) fn for_size(expected: u64) -> Self {
         let wanted = expected.min(LARGEST).div_ceil(PLANNED).next_multiple_of(MIB);
@@ -63,14 +63,14 @@ impl Parts {
 mod tests {
     use super::*;
 
-    fn room(parts: Parts) -> u64 {
+    fn room(parts: PartSizes) -> u64 {
         (0..MOST).map(|number| parts.size_of(number)).sum()
     }
 
     #[test]
     fn every_size_fits() {
         for expected in [0, 1, 1 << 30, 52 << 30, 53 << 30, 1 << 40, LARGEST - 1, LARGEST, u64::MAX] {
-            let parts = Parts::for_size(expected);
+            let parts = PartSizes::for_size(expected);
             assert!(room(parts) >= expected.min(LARGEST), "{expected}");
             assert!((0..MOST).all(|n| (5 * MIB..=LARGEST_PART).contains(&parts.size_of(n))), "{expected}");
             assert!(
@@ -82,15 +82,15 @@ mod tests {
 
     #[test]
     fn memory_is_bounded_where_it_can_be() {
-        let small = Parts::for_size(2 << 30);
+        let small = PartSizes::for_size(2 << 30);
         assert_eq!((small.size_of(0), small.in_flight()), (6 * MIB, 3));
-        let large = Parts::for_size(LARGEST);
+        let large = PartSizes::for_size(LARGEST);
         assert_eq!((large.size_of(0), large.in_flight()), (583 * MIB, 1));
     }
 
     #[test]
     fn an_estimate_that_was_too_low_costs_memory_and_no_archive() {
-        let parts = Parts::for_size(0);
+        let parts = PartSizes::for_size(0);
         assert!(room(parts) > 1 << 40);
     }
 }

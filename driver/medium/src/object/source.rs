@@ -14,7 +14,7 @@ use object_store::path::Path;
 use object_store::{Error as StoreError, GetOptions, GetRange, ObjectStore, ObjectStoreExt};
 
 use super::fault::explain;
-use super::store::{Answer, Store, key, persist, runtime, wait};
+use super::store::{Store, StoreResult, key, persist, runtime, wait};
 use crate::ObjectAddress;
 use virtfold_archive::source::Source;
 use virtfold_archive::stream::{Cancel, ReadAt};
@@ -33,15 +33,15 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// An archive in an object store.
 #[derive(Debug)]
 pub struct ObjectSource {
-    object: Arc<Object>,
+    object: Arc<ObjectInfo>,
     len: u64,
     name: String,
     /// The latest at the back.
-    blocks: Mutex<VecDeque<Arc<Block>>>,
+    blocks: Mutex<VecDeque<Arc<CachedBlock>>>,
 }
 
 #[derive(Debug)]
-struct Object {
+struct ObjectInfo {
     store: Store,
     key: Path,
     version: Option<String>,
@@ -49,14 +49,14 @@ struct Object {
 
 /// A block, there or on its way.
 #[derive(Debug)]
-struct Block {
+struct CachedBlock {
     number: u64,
-    content: Mutex<Content>,
+    content: Mutex<BlockState>,
     arrived: Condvar,
 }
 
 #[derive(Debug)]
-enum Content {
+enum BlockState {
     Awaited,
     Here(Vec<u8>),
     Failed(Arc<StoreError>),
@@ -82,12 +82,12 @@ impl ObjectSource {
         let store = Store::open(address, BLOCK)?;
         let found = wait(&Cancel::default(), store.s3.head(&object_key))?
             .map_err(|e| explain(format!("cannot open '{name}'"), &e))?;
-        let object = Object { store, key: object_key, version: found.e_tag };
+        let object = ObjectInfo { store, key: object_key, version: found.e_tag };
         Ok(Self { object: Arc::new(object), len: found.size, name, blocks: Mutex::default() })
     }
 
     /// The block, which may be on its way; those behind it are asked for where it is one of a row.
-    fn block(&self, number: u64) -> Result<Arc<Block>> {
+    fn block(&self, number: u64) -> Result<Arc<CachedBlock>> {
         let mut blocks = lock(&self.blocks);
         let is_row = number > 0 && blocks.iter().any(|block| block.number == number - 1);
         let wanted = self.fetch(&mut blocks, number)?;
@@ -100,7 +100,7 @@ impl ObjectSource {
         Ok(wanted)
     }
 
-    fn fetch(&self, blocks: &mut VecDeque<Arc<Block>>, number: u64) -> Result<Arc<Block>> {
+    fn fetch(&self, blocks: &mut VecDeque<Arc<CachedBlock>>, number: u64) -> Result<Arc<CachedBlock>> {
         if let Some(place) = blocks.iter().position(|block| block.number == number) {
             let known = blocks.remove(place);
             return known
@@ -110,15 +110,15 @@ impl ObjectSource {
         while blocks.len() >= KEPT {
             blocks.pop_front();
         }
-        let content = Mutex::new(Content::Awaited);
-        let block = Arc::new(Block { number, content, arrived: Condvar::new() });
+        let content = Mutex::new(BlockState::Awaited);
+        let block = Arc::new(CachedBlock { number, content, arrived: Condvar::new() });
         let (object, arriving) = (Arc::clone(&self.object), Arc::clone(&block));
         let start = number * BLOCK;
         let range = start..(start + BLOCK).min(self.len);
         runtime()?.spawn(async move {
             let content = match object.range(range).await {
-                Ok(bytes) => Content::Here(bytes),
-                Err(error) => Content::Failed(Arc::new(error)),
+                Ok(bytes) => BlockState::Here(bytes),
+                Err(error) => BlockState::Failed(Arc::new(error)),
             };
             *lock(&arriving.content) = content;
             arriving.arrived.notify_all();
@@ -128,20 +128,20 @@ impl ObjectSource {
     }
 
     /// Copies what the block has from `from` on into `into`.
-    fn copy(&self, block: &Block, from: usize, into: &mut [u8]) -> Result<()> {
+    fn copy(&self, block: &CachedBlock, from: usize, into: &mut [u8]) -> Result<()> {
         let mut content = lock(&block.content);
-        while matches!(*content, Content::Awaited) {
+        while matches!(*content, BlockState::Awaited) {
             content = block.arrived.wait(content).unwrap_or_else(PoisonError::into_inner);
         }
         match &*content {
-            Content::Here(bytes) => {
+            BlockState::Here(bytes) => {
                 let there = bytes.get(from..from + into.len()).ok_or_else(|| {
                     Error::new(ErrorKind::Io, format!("the store sent less of '{}' than it has", self.name))
                 })?;
                 into.copy_from_slice(there);
                 Ok(())
             }
-            Content::Failed(error) => {
+            BlockState::Failed(error) => {
                 // Whoever reads it again asks again.
                 lock(&self.blocks).retain(|other| other.number != block.number);
                 let at = block.number * BLOCK;
@@ -151,13 +151,13 @@ impl ObjectSource {
                 }
                 Err(explain(format!("cannot read '{}' at offset {at}", self.name), error))
             }
-            Content::Awaited => Err(Error::new(ErrorKind::Internal, "a block has not arrived")),
+            BlockState::Awaited => Err(Error::new(ErrorKind::Internal, "a block has not arrived")),
         }
     }
 }
 
-impl Object {
-    async fn range(&self, range: std::ops::Range<u64>) -> Answer<Vec<u8>> {
+impl ObjectInfo {
+    async fn range(&self, range: std::ops::Range<u64>) -> StoreResult<Vec<u8>> {
         let what = || format!("'{}' can't be read", self.store.name(&self.key));
         persist(PATIENCE, what, || {
             let options = GetOptions {

@@ -37,7 +37,7 @@ const SLOWEST: u64 = 128 << 10;
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
 /// What the crate answers.
-pub(super) type Answer<T> = std::result::Result<T, StoreError>;
+pub(super) type StoreResult<T> = std::result::Result<T, StoreError>;
 
 /// A bucket.
 #[derive(Clone, Debug)]
@@ -162,9 +162,9 @@ pub(super) async fn persist<T, F>(
     patience: Duration,
     what: impl Fn() -> String,
     mut attempt: impl FnMut() -> F,
-) -> Answer<T>
+) -> StoreResult<T>
 where
-    F: Future<Output = Answer<T>>,
+    F: Future<Output = StoreResult<T>>,
 {
     let began = Instant::now();
     let mut pause = PAUSES.0;

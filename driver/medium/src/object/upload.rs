@@ -26,11 +26,13 @@ use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use super::fault::{explain, is_gone, is_not_implemented, may_pass};
-use super::keys::Keys;
+use super::keys::ObjectNames;
 use super::note;
-use super::parts::{LARGEST, MOST, Parts};
-use super::store::{Answer, Store, persist, runtime, wait};
-use crate::{FinishedArchive, Label, Mark, Medium, Notes, ObjectAddress, PartialArchive, Resumed};
+use super::parts::{LARGEST, MOST, PartSizes};
+use super::store::{Store, StoreResult, persist, runtime, wait};
+use crate::{
+    ArchiveLabel, DurableMark, DurableMarks, FinishedArchive, Medium, ObjectAddress, PartialArchive, Resumed,
+};
 use virtfold_archive::stream::{Cancel, Sink};
 use virtfold_base::error::{Error, ErrorKind, Result};
 
@@ -44,13 +46,13 @@ const SETTLING: Duration = Duration::from_secs(5);
 
 /// What a task says when its part is there: which it is, what the store calls it, and the memory that it was
 /// in.
-type UploadedPart = Answer<(usize, PartId, Vec<u8>)>;
+type UploadedPart = StoreResult<(usize, PartId, Vec<u8>)>;
 
 /// An archive on its way into an object store.
 #[derive(Debug)]
 pub struct ObjectMedium {
     upload: Arc<Upload>,
-    parts: Parts,
+    parts: PartSizes,
     buffer: Vec<u8>,
     /// Memory of parts that were sent: it is used again, for what is given back to the allocator is not
     /// always given back by it.
@@ -59,14 +61,14 @@ pub struct ObjectMedium {
     sent: Vec<Option<PartId>>,
     written: u64,
     cancel: Cancel,
-    state: State,
-    notes: Option<Arc<dyn Notes>>,
+    state: UploadState,
+    notes: Option<Arc<dyn DurableMarks>>,
     /// An upload of a dead process, of which nothing has been heard yet.
     is_taken_over: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum UploadState {
     /// It takes bytes.
     Open,
     /// A part is lost; nothing can become of it.
@@ -81,7 +83,7 @@ enum State {
 #[derive(Debug)]
 struct Upload {
     store: Store,
-    keys: Keys,
+    keys: ObjectNames,
     id: String,
     mark: String,
     patience: Duration,
@@ -95,15 +97,15 @@ impl ObjectMedium {
     ///
     /// # Errors
     /// When the store can't be reached or refuses, or the archive is there already.
-    pub fn create(place: &ObjectAddress, label: &Label, cancel: &Cancel) -> Result<Self> {
-        let parts = Parts::for_size(label.estimate);
+    pub fn create(place: &ObjectAddress, label: &ArchiveLabel, cancel: &Cancel) -> Result<Self> {
+        let parts = PartSizes::for_size(label.estimate);
         let store = Store::open(place, parts.size_of(0))?;
-        let keys = Keys::of(place, label)?;
+        let keys = ObjectNames::of(place, label)?;
         let upload = wait(cancel, Upload::begin(store, keys))??;
         Ok(Self::with(upload, parts, cancel))
     }
 
-    fn with(upload: Upload, parts: Parts, cancel: &Cancel) -> Self {
+    fn with(upload: Upload, parts: PartSizes, cancel: &Cancel) -> Self {
         Self {
             upload: Arc::new(upload),
             parts,
@@ -113,7 +115,7 @@ impl ObjectMedium {
             sent: Vec::new(),
             written: 0,
             cancel: Arc::clone(cancel),
-            state: State::Open,
+            state: UploadState::Open,
             notes: None,
             is_taken_over: false,
         }
@@ -125,18 +127,18 @@ impl ObjectMedium {
     /// # Errors
     /// When the store can't be reached or refuses.
     pub(super) fn reopen(
-        (place, label): (&ObjectAddress, &Label),
+        (place, label): (&ObjectAddress, &ArchiveLabel),
         cancel: &Cancel,
         remains: &PartialArchive,
     ) -> Result<Resumed> {
         let known = remains.upload.as_ref();
         let Some((id, mark, parts)) =
-            known.and_then(|(id, mark, size)| Some((id, mark, Parts::of_size(*size)?)))
+            known.and_then(|(id, mark, size)| Some((id, mark, PartSizes::of_size(*size)?)))
         else {
             return Ok(Resumed::Gone("nothing is known of its upload".to_owned()));
         };
         let store = Store::open(place, parts.size_of(0))?;
-        let keys = Keys::of(place, label)?;
+        let keys = ObjectNames::of(place, label)?;
         let Some(upload) = wait(cancel, Upload::take_over(store, keys, (id, mark)))?? else {
             return Ok(Resumed::Gone("the object is there, or something else of that name".to_owned()));
         };
@@ -155,13 +157,13 @@ impl ObjectMedium {
         Ok(Resumed::At(Box::new(medium), at))
     }
 
-    fn note(&self, mark: &Mark) {
+    fn note(&self, mark: &DurableMark) {
         self.notes.iter().for_each(|notes| notes.note(mark));
     }
 
     fn note_upload(&self) {
         let Upload { id, mark, .. } = self.upload.as_ref();
-        self.note(&Mark::Upload { id: id.clone(), mark: mark.clone(), part: self.parts.size_of(0) });
+        self.note(&DurableMark::Upload { id: id.clone(), mark: mark.clone(), part: self.parts.size_of(0) });
     }
 
     /// Bytes that the part at hand takes.
@@ -197,13 +199,13 @@ impl ObjectMedium {
             Ok(sent) => sent,
             Err(error) => {
                 if self.is_taken_over && is_gone(&error) {
-                    self.state = State::Gone;
+                    self.state = UploadState::Gone;
                 }
                 return Err(explain(self.upload.cannot(), &error));
             }
         };
         self.is_taken_over = false;
-        self.note(&Mark::Part {
+        self.note(&DurableMark::Part {
             number: number as u64,
             id: part.content_id.clone(),
             bytes: memory.len() as u64,
@@ -245,8 +247,8 @@ impl ObjectMedium {
 
     /// Notes that it has failed, unless more is known.
     fn failed(&mut self) {
-        if self.state == State::Open {
-            self.state = State::Failed;
+        if self.state == UploadState::Open {
+            self.state = UploadState::Failed;
         }
     }
 
@@ -259,7 +261,7 @@ impl ObjectMedium {
         self.sending = JoinSet::new();
         self.sent.clear();
         self.buffer.clear();
-        (self.written, self.state, self.is_taken_over) = (0, State::Open, false);
+        (self.written, self.state, self.is_taken_over) = (0, UploadState::Open, false);
         self.note_upload();
         Ok(())
     }
@@ -275,7 +277,7 @@ impl ObjectMedium {
 
 impl Sink for ObjectMedium {
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        if self.state != State::Open {
+        if self.state != UploadState::Open {
             return Err(Error::new(ErrorKind::Internal, "a failed upload was written to"));
         }
         let taken = self.take_in(bytes);
@@ -290,14 +292,14 @@ impl Medium for ObjectMedium {
     }
 
     fn go_on(&mut self) -> Result<Option<u64>> {
-        if self.state != State::Gone {
+        if self.state != UploadState::Gone {
             return Ok(None);
         }
         self.begin_again()?;
         Ok(Some(0))
     }
 
-    fn keep(&mut self, notes: Arc<dyn Notes>) -> bool {
+    fn keep(&mut self, notes: Arc<dyn DurableMarks>) -> bool {
         self.notes = Some(notes);
         if self.sent.is_empty() {
             self.note_upload();
@@ -306,11 +308,11 @@ impl Medium for ObjectMedium {
     }
 
     fn finish(mut self: Box<Self>) -> Result<FinishedArchive> {
-        if self.state != State::Open {
+        if self.state != UploadState::Open {
             return Err(Error::new(ErrorKind::Internal, "a failed upload was finished"));
         }
         self.complete()?;
-        self.state = State::Done;
+        self.state = UploadState::Done;
         Ok(FinishedArchive { name: self.upload.name(), bytes: self.written })
     }
 }
@@ -319,7 +321,7 @@ impl Drop for ObjectMedium {
     /// Aborts what is not finished. Where the store can't be reached, the next backup to the same place does.
     fn drop(&mut self) {
         let Ok(runtime) = runtime() else { return };
-        let done = self.state == State::Done;
+        let done = self.state == UploadState::Done;
         let farewell = async {
             // A part that arrives behind the abort may stay for ever, so what is on its way is let arrive.
             self.upload.ending.store(true, Ordering::Relaxed);
@@ -345,7 +347,7 @@ impl Drop for ObjectMedium {
 }
 
 /// Whether there is an object of the archive's name.
-async fn is_taken(store: &Store, keys: &Keys) -> Result<bool> {
+async fn is_taken(store: &Store, keys: &ObjectNames) -> Result<bool> {
     match store.s3.head(&keys.archive).await {
         Ok(_) => Ok(true),
         Err(StoreError::NotFound { .. }) => Ok(false),
@@ -356,7 +358,7 @@ async fn is_taken(store: &Store, keys: &Keys) -> Result<bool> {
 }
 
 impl Upload {
-    async fn begin(store: Store, keys: Keys) -> Result<Self> {
+    async fn begin(store: Store, keys: ObjectNames) -> Result<Self> {
         let name = store.name(&keys.archive);
         let cannot = |e: StoreError| explain(format!("cannot write '{name}'"), &e);
         if is_taken(&store, &keys).await? {
@@ -378,7 +380,7 @@ impl Upload {
     }
 
     /// Makes the upload of a dead process this one's; nothing where its object is there already.
-    async fn take_over(store: Store, keys: Keys, (id, mark): (&str, &str)) -> Result<Option<Self>> {
+    async fn take_over(store: Store, keys: ObjectNames, (id, mark): (&str, &str)) -> Result<Option<Self>> {
         if is_taken(&store, &keys).await? {
             return Ok(None);
         }

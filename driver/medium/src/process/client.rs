@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::leaving::{TerminatingProcess, TerminatingProcesses, ended, last_words, tell_to_end};
-use super::talk::{Answer, Known, MAX_LINE, MAX_MESSAGE, MessageTag, Request, head};
+use super::talk::{MAX_LINE, MAX_MESSAGE, MediumRequest, MessageTag, ProbeReply, Reply, head};
 use crate::tape::TapeReport;
-use crate::{FinishedArchive, Location, Medium, Notes, PartialArchive, Resumed};
+use crate::{DurableMarks, FinishedArchive, Location, Medium, PartialArchive, Resumed};
 use virtfold_archive::stream::{Cancel, Sink};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 
@@ -34,7 +34,7 @@ const ASK: Duration = Duration::from_secs(10);
 
 /// Where a process is to write, and how it is started.
 #[derive(Debug)]
-pub struct Place<'a> {
+pub struct ProcessDestination<'a> {
     /// The program that calls [`super::serve`], with its arguments.
     pub command: Command,
     /// What it writes to.
@@ -48,7 +48,7 @@ pub struct Place<'a> {
 /// A medium in a process of its own.
 #[derive(Debug)]
 pub struct MediumProcess {
-    link: Link,
+    link: ProcessConnection,
     report: Arc<Mutex<TapeReport>>,
 }
 
@@ -57,10 +57,10 @@ impl MediumProcess {
     ///
     /// # Errors
     /// It can't be started; those of making the medium.
-    pub fn create(place: Place<'_>, request: &Request) -> Result<Self> {
-        let mut link = Link::start(place, request)?;
-        match link.answer(Wait::Flag)? {
-            Answer::Ready => Ok(Self::with(link)),
+    pub fn create(place: ProcessDestination<'_>, request: &MediumRequest) -> Result<Self> {
+        let mut link = ProcessConnection::start(place, request)?;
+        match link.answer(ReplyDeadline::Flag)? {
+            Reply::Ready => Ok(Self::with(link)),
             other => Err(link.strange(&other)),
         }
     }
@@ -69,20 +69,23 @@ impl MediumProcess {
     ///
     /// # Errors
     /// As [`MediumProcess::create`].
-    pub fn reopen(place: Place<'_>, request: &Request) -> Result<(Resumed, Arc<Mutex<TapeReport>>)> {
-        let mut link = Link::start(place, request)?;
-        match link.answer(Wait::Flag)? {
-            Answer::At(at) => {
+    pub fn reopen(
+        place: ProcessDestination<'_>,
+        request: &MediumRequest,
+    ) -> Result<(Resumed, Arc<Mutex<TapeReport>>)> {
+        let mut link = ProcessConnection::start(place, request)?;
+        match link.answer(ReplyDeadline::Flag)? {
+            Reply::At(at) => {
                 let medium = Self::with(link);
                 let report = medium.report();
                 Ok((Resumed::At(Box::new(medium), at), report))
             }
-            Answer::Gone(why) => Ok((Resumed::Gone(why), Arc::default())),
+            Reply::Gone(why) => Ok((Resumed::Gone(why), Arc::default())),
             other => Err(link.strange(&other)),
         }
     }
 
-    fn with(link: Link) -> Self {
+    fn with(link: ProcessConnection) -> Self {
         Self { link, report: Arc::default() }
     }
 
@@ -97,13 +100,13 @@ impl MediumProcess {
 ///
 /// # Errors
 /// It can't be started; it may not look there.
-pub fn read_back(place: Place<'_>, remains: &PartialArchive) -> Result<Option<Box<dyn Read>>> {
-    let mut link = Link::start(place, &Request::ReadBack(remains.clone()))?;
+pub fn read_back(place: ProcessDestination<'_>, remains: &PartialArchive) -> Result<Option<Box<dyn Read>>> {
+    let mut link = ProcessConnection::start(place, &MediumRequest::ReadBack(remains.clone()))?;
     // It has nothing to take away.
     link.patience = Duration::ZERO;
-    match link.answer(Wait::Flag)? {
-        Answer::Gone(_) => Ok(None),
-        Answer::Follows => Ok(Some(Box::new(HandedBack::of(link)?))),
+    match link.answer(ReplyDeadline::Flag)? {
+        Reply::Gone(_) => Ok(None),
+        Reply::Follows => Ok(Some(Box::new(HandedBack::of(link)?))),
         other => Err(link.strange(&other)),
     }
 }
@@ -112,11 +115,11 @@ pub fn read_back(place: Place<'_>, remains: &PartialArchive) -> Result<Option<Bo
 struct HandedBack {
     /// Closed before the process is let go: it ends then.
     out: ChildStdout,
-    link: Link,
+    link: ProcessConnection,
 }
 
 impl HandedBack {
-    fn of(mut link: Link) -> Result<Self> {
+    fn of(mut link: ProcessConnection) -> Result<Self> {
         let out = link.child.as_mut().and_then(|child| child.stdout.take());
         let out = out.ok_or_else(|| link.gone())?;
         rustix::io::ioctl_fionbio(&out, true)
@@ -151,12 +154,12 @@ impl Read for HandedBack {
 ///
 /// # Errors
 /// It can't be started; what it says; there is no answer in time.
-pub fn ask(place: Place<'_>, request: &Request) -> Result<Known> {
-    let mut link = Link::start(place, request)?;
+pub fn ask(place: ProcessDestination<'_>, request: &MediumRequest) -> Result<ProbeReply> {
+    let mut link = ProcessConnection::start(place, request)?;
     // It has had its time then.
     link.patience = Duration::ZERO;
-    match link.answer(Wait::Limit(ASK))? {
-        Answer::Known(known) => Ok(known),
+    match link.answer(ReplyDeadline::Limit(ASK))? {
+        Reply::Known(known) => Ok(known),
         other => Err(link.strange(&other)),
     }
 }
@@ -170,8 +173,8 @@ impl Sink for MediumProcess {
 impl Medium for MediumProcess {
     fn settle(&mut self) -> Result<()> {
         self.link.say(MessageTag::Settle, &[])?;
-        match self.link.answer(Wait::Flag)? {
-            Answer::Settled => Ok(()),
+        match self.link.answer(ReplyDeadline::Flag)? {
+            Reply::Settled => Ok(()),
             other => Err(self.link.strange(&other)),
         }
     }
@@ -181,23 +184,23 @@ impl Medium for MediumProcess {
             return Ok(None);
         }
         self.link.say(MessageTag::GoOn, &[])?;
-        match self.link.answer(Wait::Flag)? {
-            Answer::WentOn(at) => Ok(at),
+        match self.link.answer(ReplyDeadline::Flag)? {
+            Reply::WentOn(at) => Ok(at),
             other => Err(self.link.strange(&other)),
         }
     }
 
-    fn keep(&mut self, notes: Arc<dyn Notes>) -> bool {
+    fn keep(&mut self, notes: Arc<dyn DurableMarks>) -> bool {
         self.link.notes = Some(notes);
-        let asked = self.link.say(MessageTag::Keep, &[]).and_then(|()| self.link.answer(Wait::Flag));
+        let asked = self.link.say(MessageTag::Keep, &[]).and_then(|()| self.link.answer(ReplyDeadline::Flag));
         // Where it fails the first write says so.
-        matches!(asked, Ok(Answer::Kept(true)))
+        matches!(asked, Ok(Reply::Kept(true)))
     }
 
     fn finish(mut self: Box<Self>) -> Result<FinishedArchive> {
         self.link.say(MessageTag::Finish, &[])?;
-        match self.link.answer(Wait::Behind(FINISH))? {
-            Answer::Finished(durable, report) => {
+        match self.link.answer(ReplyDeadline::Behind(FINISH))? {
+            Reply::Finished(durable, report) => {
                 self.link.is_finished = true;
                 *self.report.lock().unwrap_or_else(PoisonError::into_inner) = report.unwrap_or_default();
                 Ok(durable)
@@ -209,7 +212,7 @@ impl Medium for MediumProcess {
 
 /// How long an answer is waited for.
 #[derive(Clone, Copy, Debug)]
-enum Wait {
+enum ReplyDeadline {
     /// Until the run is told to end.
     Flag,
     /// So long behind that.
@@ -220,7 +223,7 @@ enum Wait {
 
 /// The process, and what is said between the two.
 #[derive(Debug)]
-struct Link {
+struct ProcessConnection {
     /// Gone when it was left behind.
     child: Option<Child>,
     socket: UnixStream,
@@ -232,10 +235,10 @@ struct Link {
     leaving: TerminatingProcesses,
     words: Option<JoinHandle<()>>,
     /// Who is told of marks.
-    notes: Option<Arc<dyn Notes>>,
+    notes: Option<Arc<dyn DurableMarks>>,
     /// What came of a line that is not whole.
     heard: Vec<u8>,
-    answers: VecDeque<Answer>,
+    answers: VecDeque<Reply>,
     /// When the run was told to end, and the process with it.
     told: Option<Instant>,
     /// A message was broken off, or the process is gone: nothing can be said any more.
@@ -244,14 +247,14 @@ struct Link {
     is_finished: bool,
 }
 
-impl Link {
-    fn start(place: Place<'_>, request: &Request) -> Result<Self> {
-        let Place { mut command, location, cancel, leaving } = place;
+impl ProcessConnection {
+    fn start(place: ProcessDestination<'_>, request: &MediumRequest) -> Result<Self> {
+        let ProcessDestination { mut command, location, cancel, leaving } = place;
         let starting = || format!("cannot start the process that writes to '{location}'");
         let (ours, theirs) = UnixStream::pair().at(starting)?;
         ours.set_nonblocking(true).at(starting)?;
         let out = match request {
-            Request::ReadBack(_) => Stdio::piped(),
+            MediumRequest::ReadBack(_) => Stdio::piped(),
             _ if *location == Location::Pipe => Stdio::inherit(),
             _ => Stdio::null(),
         };
@@ -299,8 +302,8 @@ impl Link {
     /// What the process said of a write that failed.
     fn broken(&mut self) -> Option<Error> {
         match self.answers.front() {
-            Some(Answer::Broke(_)) => match self.answers.pop_front() {
-                Some(Answer::Broke(failure)) => Some(failure.into_error()),
+            Some(Reply::Broke(_)) => match self.answers.pop_front() {
+                Some(Reply::Broke(failure)) => Some(failure.into_error()),
                 _ => None,
             },
             _ => None,
@@ -329,11 +332,11 @@ impl Link {
     }
 
     /// The next answer. A failure is an error.
-    fn answer(&mut self, wait: Wait) -> Result<Answer> {
+    fn answer(&mut self, wait: ReplyDeadline) -> Result<Reply> {
         let since = Instant::now();
         loop {
             match self.answers.pop_front() {
-                Some(Answer::Broke(failure)) => return Err(failure.into_error()),
+                Some(Reply::Broke(failure)) => return Err(failure.into_error()),
                 Some(answer) => return Ok(answer),
                 None => {}
             }
@@ -343,9 +346,9 @@ impl Link {
             }
             let told = self.is_told();
             let is_late = match wait {
-                Wait::Flag => told,
-                Wait::Behind(grace) => self.told.is_some_and(|at| at.elapsed() > grace),
-                Wait::Limit(limit) => since.elapsed() > limit,
+                ReplyDeadline::Flag => told,
+                ReplyDeadline::Behind(grace) => self.told.is_some_and(|at| at.elapsed() > grace),
+                ReplyDeadline::Limit(limit) => since.elapsed() > limit,
             };
             if is_late {
                 self.is_over = true;
@@ -398,8 +401,8 @@ impl Link {
             match answer
                 .at(|| format!("the process that writes to '{}' says what nobody understands", self.place))?
             {
-                Answer::Mark(mark) => self.notes.iter().for_each(|notes| notes.note(&mark)),
-                Answer::Left => self.notes.iter().for_each(|notes| notes.left()),
+                Reply::Mark(mark) => self.notes.iter().for_each(|notes| notes.note(&mark)),
+                Reply::Left => self.notes.iter().for_each(|notes| notes.left()),
                 answer => self.answers.push_back(answer),
             }
         }
@@ -410,7 +413,7 @@ impl Link {
         Err(Error::new(ErrorKind::Internal, what))
     }
 
-    fn strange(&self, answer: &Answer) -> Error {
+    fn strange(&self, answer: &Reply) -> Error {
         let what = format!("the process that writes to '{}' answers {answer:?}", self.place);
         Error::new(ErrorKind::Internal, what)
     }
@@ -438,7 +441,7 @@ impl Link {
     }
 }
 
-impl Drop for Link {
+impl Drop for ProcessConnection {
     fn drop(&mut self) {
         let Some(mut child) = self.child.take() else { return };
         if !self.is_finished {

@@ -30,7 +30,7 @@ mod leaving;
 mod server;
 mod talk;
 
-pub use self::client::{MediumProcess, Place, ask, read_back};
+pub use self::client::{MediumProcess, ProcessDestination, ask, read_back};
 pub use self::leaving::{AbandonedProcess, TerminatingProcesses};
-pub use self::server::{Opened, serve};
-pub use self::talk::{Known, Request};
+pub use self::server::{ServeOutcome, serve};
+pub use self::talk::{MediumRequest, ProbeReply};

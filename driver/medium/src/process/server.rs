@@ -8,13 +8,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::talk::{Answer, Failure, Known, MessageTag, Request, read, say};
+use super::talk::{MediumRequest, MessageTag, ProbeReply, Reply, WireError, read, say};
 use crate::tape::TapeReport;
-use crate::{Mark, Medium, Notes};
+use crate::{DurableMark, DurableMarks, Medium};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result, sentence};
 
 /// What came of a request.
-pub enum Opened {
+pub enum ServeOutcome {
     /// A new medium, and where a tape's report will be.
     New(Box<dyn Medium>, Option<Arc<Mutex<TapeReport>>>),
     /// One that is gone on with, and where.
@@ -24,17 +24,17 @@ pub enum Opened {
     /// What was left of a file, and how many bytes of it are asked for.
     Left(File, u64),
     /// What was asked for is known, or done.
-    Known(Known),
+    Known(ProbeReply),
 }
 
 /// The end of the socket that answers go into.
-type Out = Arc<Mutex<UnixStream>>;
+type ReplySocket = Arc<Mutex<UnixStream>>;
 
 /// The process's whole life: messages come and answers go by the socket that is standard input. `open` does what the request asks for.
 ///
 /// # Errors
 /// Standard input is no socket, or the driver says what nobody understands. What fails at the medium the driver is told.
-pub fn serve(open: impl FnOnce(Request) -> Result<Opened>) -> Result<()> {
+pub fn serve(open: impl FnOnce(MediumRequest) -> Result<ServeOutcome>) -> Result<()> {
     let listening = || "cannot listen to the driver".to_owned();
     let socket = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned().at(listening)?);
     let watched = socket.try_clone().at(listening)?;
@@ -68,29 +68,29 @@ fn is_alone(socket: BorrowedFd<'_>, timeout: PollTimeout) -> bool {
     }
 }
 
-fn serve_on(socket: UnixStream, open: impl FnOnce(Request) -> Result<Opened>) -> Result<()> {
+fn serve_on(socket: UnixStream, open: impl FnOnce(MediumRequest) -> Result<ServeOutcome>) -> Result<()> {
     let listening = || "cannot listen to the driver".to_owned();
     let mut input = BufReader::new(socket.try_clone().at(listening)?);
-    let out: Out = Arc::new(Mutex::new(socket.try_clone().at(listening)?));
+    let out: ReplySocket = Arc::new(Mutex::new(socket.try_clone().at(listening)?));
     let mut payload = Vec::new();
     let Some(MessageTag::Request) = read(&mut input, &mut payload)? else {
         return Err(Error::new(ErrorKind::Internal, "the driver did not say what is to be opened"));
     };
     let request = serde_json::from_slice(&payload).map_err(std::io::Error::from).at(listening)?;
     let (answer, medium) = match open(request) {
-        Ok(Opened::New(medium, report)) => (Answer::Ready, Some((medium, report))),
-        Ok(Opened::At(medium, at, report)) => (Answer::At(at), Some((medium, report))),
-        Ok(Opened::Gone(why)) => (Answer::Gone(why), None),
-        Ok(Opened::Left(file, bytes)) => {
-            tell(&out, &Answer::Follows);
+        Ok(ServeOutcome::New(medium, report)) => (Reply::Ready, Some((medium, report))),
+        Ok(ServeOutcome::At(medium, at, report)) => (Reply::At(at), Some((medium, report))),
+        Ok(ServeOutcome::Gone(why)) => (Reply::Gone(why), None),
+        Ok(ServeOutcome::Left(file, bytes)) => {
+            tell(&out, &Reply::Follows);
             return hand_back(file, bytes);
         }
-        Ok(Opened::Known(known)) => (Answer::Known(known), None),
-        Err(error) => (Answer::Broke(Failure::of(&error)), None),
+        Ok(ServeOutcome::Known(known)) => (Reply::Known(known), None),
+        Err(error) => (Reply::Broke(WireError::of(&error)), None),
     };
     tell(&out, &answer);
     let Some((medium, report)) = medium else { return Ok(()) };
-    let mut desk = Desk { medium: Some(medium), report, out, is_broken: false };
+    let mut desk = MediumServer { medium: Some(medium), report, out, is_broken: false };
     let ended = desk.work(&mut input, &mut payload);
     if is_alone(socket.as_fd(), PollTimeout::ZERO) {
         // As after SIGKILL: what is there stays for who goes on with it.
@@ -111,22 +111,22 @@ fn hand_back(file: File, bytes: u64) -> Result<()> {
 }
 
 /// Answers the driver. One that does not listen any more is dead, which is found out elsewhere.
-fn tell(out: &Out, answer: &Answer) {
+fn tell(out: &ReplySocket, answer: &Reply) {
     if let Err(error) = say(&mut *out.lock().unwrap_or_else(PoisonError::into_inner), answer) {
         tracing::debug!("{}", sentence(&error));
     }
 }
 
 /// A medium at work.
-struct Desk {
+struct MediumServer {
     medium: Option<Box<dyn Medium>>,
     report: Option<Arc<Mutex<TapeReport>>>,
-    out: Out,
+    out: ReplySocket,
     /// Data is not wanted until it is gone on with.
     is_broken: bool,
 }
 
-impl Desk {
+impl MediumServer {
     /// Until the medium is finished, or the driver says nothing more.
     fn work(&mut self, input: &mut BufReader<UnixStream>, payload: &mut Vec<u8>) -> Result<()> {
         while let Some(word) = read(input, payload)? {
@@ -136,11 +136,11 @@ impl Desk {
                 MessageTag::Data => medium.write(payload).map(|()| None),
                 MessageTag::Keep => {
                     let notes = Arc::new(RemoteDurableMarks(Arc::clone(&self.out)));
-                    Ok(Some(Answer::Kept(medium.keep(notes))))
+                    Ok(Some(Reply::Kept(medium.keep(notes))))
                 }
                 MessageTag::Settle if self.is_broken => continue,
-                MessageTag::Settle => medium.settle().map(|()| Some(Answer::Settled)),
-                MessageTag::GoOn => medium.go_on().map(|at| Some(Answer::WentOn(at))),
+                MessageTag::Settle => medium.settle().map(|()| Some(Reply::Settled)),
+                MessageTag::GoOn => medium.go_on().map(|at| Some(Reply::WentOn(at))),
                 // What broke is not finished: the driver shuts the socket.
                 MessageTag::Finish if self.is_broken => continue,
                 MessageTag::Finish => return self.finish(),
@@ -149,12 +149,12 @@ impl Desk {
             match done {
                 Ok(None) => {}
                 Ok(Some(answer)) => {
-                    self.is_broken = self.is_broken && !matches!(answer, Answer::WentOn(Some(_)));
+                    self.is_broken = self.is_broken && !matches!(answer, Reply::WentOn(Some(_)));
                     tell(&self.out, &answer);
                 }
                 Err(error) => {
                     self.is_broken = true;
-                    tell(&self.out, &Answer::Broke(Failure::of(&error)));
+                    tell(&self.out, &Reply::Broke(WireError::of(&error)));
                 }
             }
         }
@@ -167,9 +167,9 @@ impl Desk {
             Ok(durable) => {
                 let report = self.report.take();
                 let report = report.map(|it| it.lock().unwrap_or_else(PoisonError::into_inner).clone());
-                Answer::Finished(durable, report)
+                Reply::Finished(durable, report)
             }
-            Err(error) => Answer::Broke(Failure::of(&error)),
+            Err(error) => Reply::Broke(WireError::of(&error)),
         };
         tell(&self.out, &answer);
         Ok(())
@@ -178,14 +178,14 @@ impl Desk {
 
 /// Marks on their way to the driver, who keeps them.
 #[derive(Debug)]
-struct RemoteDurableMarks(Out);
+struct RemoteDurableMarks(ReplySocket);
 
-impl Notes for RemoteDurableMarks {
-    fn note(&self, mark: &Mark) {
-        tell(&self.0, &Answer::Mark(mark.clone()));
+impl DurableMarks for RemoteDurableMarks {
+    fn note(&self, mark: &DurableMark) {
+        tell(&self.0, &Reply::Mark(mark.clone()));
     }
 
     fn left(&self) {
-        tell(&self.0, &Answer::Left);
+        tell(&self.0, &Reply::Left);
     }
 }

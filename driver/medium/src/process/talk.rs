@@ -4,9 +4,9 @@ use std::io::{ErrorKind as IoKind, Read, Write};
 
 use serde::{Deserialize, Serialize};
 
-use crate::mounts::Mount;
+use crate::mounts::MountPoint;
 use crate::tape::TapeReport;
-use crate::{FinishedArchive, Label, Mark, PartialArchive};
+use crate::{ArchiveLabel, DurableMark, FinishedArchive, PartialArchive};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result, sentence};
 
 /// The most bytes of a message.
@@ -19,11 +19,11 @@ pub(super) const HEAD: usize = 5;
 /// What a process is started for.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Request {
+pub enum MediumRequest {
     /// A medium for a new archive.
-    Create(Label),
+    Create(ArchiveLabel),
     /// The medium that a dead process has left.
-    Reopen(Label, PartialArchive),
+    Reopen(ArchiveLabel, PartialArchive),
     /// Nothing but the device number of the directory's file system.
     Look,
     /// What the directory is on.
@@ -36,7 +36,7 @@ pub enum Request {
     Discard(PartialArchive),
 }
 
-impl Request {
+impl MediumRequest {
     /// What the archive is of.
     pub(super) fn subject(&self) -> Option<&str> {
         match self {
@@ -69,30 +69,30 @@ const WORDS: [(MessageTag, u8); 6] = [
 /// What the process says.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(super) enum Answer {
+pub(super) enum Reply {
     Ready,
     At(u64),
     Gone(String),
-    Known(Known),
+    Known(ProbeReply),
     /// What was left of a file is there, and follows.
     Follows,
     Kept(bool),
-    Mark(Mark),
+    Mark(DurableMark),
     Left,
     Settled,
     WentOn(Option<u64>),
     Finished(FinishedArchive, Option<TapeReport>),
-    Broke(Failure),
+    Broke(WireError),
 }
 
 /// What the driver is told of a place apart from the archive.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Known {
+pub enum ProbeReply {
     /// The device number of a directory's file system; none where it is not there.
     Device(Option<u64>),
     /// What a directory is on; none where it is not there.
-    Mount(Option<Mount>),
+    Mount(Option<MountPoint>),
     /// What the catalog calls a place.
     Name(String),
     /// It is done.
@@ -101,13 +101,13 @@ pub enum Known {
 
 /// An error on its way.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct Failure {
+pub(super) struct WireError {
     kind: ErrorKind,
     sentence: String,
     hint: Option<String>,
 }
 
-impl Failure {
+impl WireError {
     pub(super) fn of(error: &Error) -> Self {
         Self { kind: error.kind(), sentence: sentence(error), hint: error.hint().map(ToOwned::to_owned) }
     }
@@ -154,7 +154,7 @@ pub(super) fn read(input: &mut impl Read, payload: &mut Vec<u8>) -> Result<Optio
 }
 
 /// Writes a line.
-pub(super) fn say(output: &mut impl Write, answer: &Answer) -> Result<()> {
+pub(super) fn say(output: &mut impl Write, answer: &Reply) -> Result<()> {
     let cannot = || "cannot answer the driver".to_owned();
     let mut line = serde_json::to_vec(answer).map_err(std::io::Error::from).at(cannot)?;
     line.push(b'\n');
@@ -192,7 +192,7 @@ mod tests {
     fn an_error_arrives_with_its_kind_and_its_hint() {
         let error =
             Error::new(ErrorKind::NoSpace, "it is full").with_hint("make room").within("cannot write");
-        let told = Failure::of(&error).into_error();
+        let told = WireError::of(&error).into_error();
         assert_eq!((told.kind(), told.hint()), (ErrorKind::NoSpace, Some("make room")));
         assert_eq!(told.to_string(), "cannot write: it is full");
     }

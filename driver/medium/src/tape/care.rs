@@ -8,11 +8,11 @@ use std::time::Duration;
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::deck::{Found, PositionedDrive, interrupted};
+use super::deck::{PositionedDrive, ReadOutcome, interrupted};
 use super::drive::{Access, Drive};
 use super::ledger::TapeCatalog;
-use super::reader::{Seen, check_part};
-use super::record::{Label, TapeBlock};
+use super::reader::{PartSummary, check_part};
+use super::record::{TapeBlock, VolumeLabel};
 use super::volume::{self, NewLabel, Overwrite, VolumeContent, VolumeContents, walk};
 use virtfold_archive::stream::Cancel;
 use virtfold_base::error::{Error, ErrorKind, Result, sentence};
@@ -37,7 +37,7 @@ pub struct TapeStatus {
     /// What is at its beginning: `none`, `blank`, `ours` or `foreign`.
     pub tape: &'static str,
     /// The label, of one of ours.
-    pub label: Option<Label>,
+    pub label: Option<VolumeLabel>,
     /// Who wrote a foreign one.
     pub foreign: Option<String>,
     /// Why nothing more is written to one of ours.
@@ -50,7 +50,7 @@ pub struct TapeStatus {
 #[derive(Clone, Debug, Serialize)]
 pub struct VolumeReport {
     /// The volume.
-    pub label: Label,
+    pub label: VolumeLabel,
     /// Its parts, in their order.
     pub parts: Vec<PartReport>,
     /// Whether all of it is what was written.
@@ -150,7 +150,7 @@ impl<'a> VolumeAdmin<'a> {
     ///
     /// # Errors
     /// There is something on it, and `overwrite` does not say that it may go; it can't be written.
-    pub fn label(mut self, new: &NewLabel, overwrite: Overwrite) -> Result<Label> {
+    pub fn label(mut self, new: &NewLabel, overwrite: Overwrite) -> Result<VolumeLabel> {
         super::record::check_label(&new.label)?;
         super::record::check_label(&new.pool)?;
         self.load(Access::Write)?;
@@ -226,11 +226,11 @@ impl<'a> VolumeAdmin<'a> {
         Ok(VolumeReport { label: contents.label, parts, sound })
     }
 
-    fn read_part(&mut self, start: u64, buf: &mut Vec<u8>, progress: &dyn Fn(u64)) -> Result<Seen> {
+    fn read_part(&mut self, start: u64, buf: &mut Vec<u8>, progress: &dyn Fn(u64)) -> Result<PartSummary> {
         self.deck.seek(start)?;
         let mut hasher = blake3::Hasher::new();
         let (mut blocks, mut bytes) = (0, 0);
-        while let Found::Block(len) = self.deck.read(buf)? {
+        while let ReadOutcome::Block(len) = self.deck.read(buf)? {
             hasher.update(buf.get(..len).unwrap_or_default());
             (blocks, bytes) = (blocks + 1, bytes + len as u64);
             progress(len as u64);
@@ -238,6 +238,6 @@ impl<'a> VolumeAdmin<'a> {
                 return Err(interrupted());
             }
         }
-        Ok(Seen { blocks, bytes, digest: hasher.finalize() })
+        Ok(PartSummary { blocks, bytes, digest: hasher.finalize() })
     }
 }

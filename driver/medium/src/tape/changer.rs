@@ -22,7 +22,7 @@ const POLL_MS: u16 = 200;
 
 /// A volume that is wanted.
 #[derive(Clone, Copy, Debug)]
-pub struct Change<'a> {
+pub struct VolumeRequest<'a> {
     /// The drive's device.
     pub device: &'a str,
     /// Which volume of the archive it will be, from 1.
@@ -43,7 +43,7 @@ pub trait Changer: Send {
     ///
     /// # Errors
     /// It could not, or not in time.
-    fn change(&mut self, change: &Change<'_>, stop: &Cancel) -> Result<()>;
+    fn change(&mut self, change: &VolumeRequest<'_>, stop: &Cancel) -> Result<()>;
 
     /// Whether it can change anything at all: then the tape in the drive is given out before.
     fn can_change(&self) -> bool {
@@ -51,7 +51,7 @@ pub trait Changer: Send {
     }
 }
 
-fn wanted(change: &Change<'_>) -> String {
+fn wanted(change: &VolumeRequest<'_>) -> String {
     match change.wanted {
         Some(label) => format!("volume '{label}'"),
         None => format!("a volume of the pool '{}' with room on it", change.pool),
@@ -67,7 +67,7 @@ impl Changer for NoChanger {
         false
     }
 
-    fn change(&mut self, change: &Change<'_>, _: &Cancel) -> Result<()> {
+    fn change(&mut self, change: &VolumeRequest<'_>, _: &Cancel) -> Result<()> {
         let (kind, why) = match change.refused {
             Some(why) => {
                 (ErrorKind::NotFound, format!("the tape in '{}' is the wrong one: {why}", change.device))
@@ -103,7 +103,8 @@ impl CommandChanger {
     /// [`ErrorKind::Usage`] for an empty line, or a `%` that means nothing.
     pub fn new(line: &str, limit: Duration) -> Result<Self> {
         let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
-        let nothing = Change { device: "", number: 0, old: None, wanted: None, pool: "", refused: None };
+        let nothing =
+            VolumeRequest { device: "", number: 0, old: None, wanted: None, pool: "", refused: None };
         let bad = words.is_empty() || words.iter().any(|word| expand(word, &nothing).is_none());
         if bad {
             return Err(Error::new(ErrorKind::Usage, "invalid change command").with_hint(
@@ -114,7 +115,7 @@ impl CommandChanger {
     }
 }
 
-fn expand(word: &str, change: &Change<'_>) -> Option<String> {
+fn expand(word: &str, change: &VolumeRequest<'_>) -> Option<String> {
     let mut text = String::new();
     let mut chars = word.chars();
     while let Some(c) = chars.next() {
@@ -136,7 +137,7 @@ fn expand(word: &str, change: &Change<'_>) -> Option<String> {
 }
 
 impl Changer for CommandChanger {
-    fn change(&mut self, change: &Change<'_>, stop: &Cancel) -> Result<()> {
+    fn change(&mut self, change: &VolumeRequest<'_>, stop: &Cancel) -> Result<()> {
         if let Some(why) = change.refused {
             let what = format!("the change command loaded the wrong volume: {why}");
             return Err(Error::new(ErrorKind::NotFound, what)
@@ -223,7 +224,7 @@ impl PromptChanger {
 }
 
 impl Changer for PromptChanger {
-    fn change(&mut self, change: &Change<'_>, stop: &Cancel) -> Result<()> {
+    fn change(&mut self, change: &VolumeRequest<'_>, stop: &Cancel) -> Result<()> {
         let refused = change.refused.map(|why| format!("Can't continue: {why}.\n")).unwrap_or_default();
         let old = change.old.map(|old| format!(" Volume '{old}' is done with.")).unwrap_or_default();
         let (number, device, what) = (change.number, change.device, wanted(change));
@@ -238,8 +239,14 @@ impl Changer for PromptChanger {
 mod tests {
     use super::*;
 
-    const CHANGE: Change<'static> =
-        Change { device: "/dev/nst0", number: 2, old: Some("A"), wanted: None, pool: "p", refused: None };
+    const CHANGE: VolumeRequest<'static> = VolumeRequest {
+        device: "/dev/nst0",
+        number: 2,
+        old: Some("A"),
+        wanted: None,
+        pool: "p",
+        refused: None,
+    };
 
     fn command(line: &str, limit: Duration) -> Result<()> {
         CommandChanger::new(line, limit)?.change(&CHANGE, &Cancel::default())
@@ -270,7 +277,7 @@ mod tests {
         stop.store(true, Ordering::Relaxed);
         let mut changer = CommandChanger::new("sleep 1000", Duration::from_secs(100)).unwrap();
         assert_eq!(changer.change(&CHANGE, &stop).unwrap_err().kind(), ErrorKind::Interrupted);
-        let refused = Change { refused: Some("it is blank"), ..CHANGE };
+        let refused = VolumeRequest { refused: Some("it is blank"), ..CHANGE };
         assert!(changer.change(&refused, &Cancel::default()).unwrap_err().to_string().contains("blank"));
     }
 
@@ -280,7 +287,7 @@ mod tests {
             assert_eq!(command(line, Duration::ZERO).unwrap_err().kind(), ErrorKind::Usage, "{line}");
         }
         assert_eq!(NoChanger.change(&CHANGE, &Cancel::default()).unwrap_err().kind(), ErrorKind::NoSpace);
-        let wanted = Change { wanted: Some("B"), ..CHANGE };
+        let wanted = VolumeRequest { wanted: Some("B"), ..CHANGE };
         assert_eq!(NoChanger.change(&wanted, &Cancel::default()).unwrap_err().kind(), ErrorKind::NotFound);
     }
 }

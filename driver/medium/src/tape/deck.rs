@@ -28,7 +28,7 @@ const LONGEST: usize = 16 << 20;
 
 /// What became of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(super) enum WriteOutcome {
     /// It is written.
     Written,
     /// It is written, and the tape is full.
@@ -39,7 +39,7 @@ pub(super) enum Fate {
 
 /// What a read found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Found {
+pub(super) enum ReadOutcome {
     /// A block of this length.
     Block(usize),
     /// A filemark.
@@ -196,7 +196,7 @@ impl PositionedDrive {
     }
 
     /// Writes a block.
-    pub(super) fn write(&mut self, block: &[u8], what: &str) -> Result<Fate> {
+    pub(super) fn write(&mut self, block: &[u8], what: &str) -> Result<WriteOutcome> {
         self.may_write()?;
         self.unmarked = true;
         match self.drive.write(block) {
@@ -206,14 +206,14 @@ impl PositionedDrive {
                 if self.unchecked >= LOOK_EVERY {
                     self.check(what)?;
                 }
-                Ok(Fate::Written)
+                Ok(WriteOutcome::Written)
             }
             Ok(_) => Err(self.fail(what, None)),
             Err(e) if e.raw_os_error() == Some(libc::ENOSPC) => match self.drive.position() {
-                Ok(at) if at == self.at => Ok(Fate::NoRoom),
+                Ok(at) if at == self.at => Ok(WriteOutcome::NoRoom),
                 Ok(at) if at == self.at + 1 => {
                     self.at = at;
-                    Ok(Fate::LastOne)
+                    Ok(WriteOutcome::LastOne)
                 }
                 _ => Err(self.fail(what, Some(e))),
             },
@@ -247,20 +247,20 @@ impl PositionedDrive {
     }
 
     /// Reads what comes next; `buf` grows where a block is longer, up to 16 MiB.
-    pub(super) fn read(&mut self, buf: &mut Vec<u8>) -> Result<Found> {
+    pub(super) fn read(&mut self, buf: &mut Vec<u8>) -> Result<ReadOutcome> {
         loop {
             let error = match self.drive.read(buf) {
                 Ok(0) => {
                     let at =
                         self.drive.position().map_err(|e| self.said("does not report its position", e))?;
-                    let found = if at == self.at { Found::End } else { Found::Mark };
-                    self.at += u64::from(found == Found::Mark);
+                    let found = if at == self.at { ReadOutcome::End } else { ReadOutcome::Mark };
+                    self.at += u64::from(found == ReadOutcome::Mark);
                     self.check_read()?;
                     return Ok(found);
                 }
                 Ok(len) => {
                     self.at += 1;
-                    return Ok(Found::Block(len));
+                    return Ok(ReadOutcome::Block(len));
                 }
                 Err(e) => e,
             };
@@ -284,11 +284,11 @@ impl PositionedDrive {
     }
 
     /// `EIO` at the end of data looks like a medium error. The end is where there is nothing behind.
-    fn end_or_error(&mut self, error: io::Error) -> Result<Found> {
+    fn end_or_error(&mut self, error: io::Error) -> Result<ReadOutcome> {
         let here = self.drive.position().ok();
         let end = self.drive.run(TapeCommand::EndOfData).and_then(|()| self.drive.position()).ok();
         match (here, end) {
-            (Some(here), Some(end)) if here == self.at && end == here => Ok(Found::End),
+            (Some(here), Some(end)) if here == self.at && end == here => Ok(ReadOutcome::End),
             _ => Err(self.unreadable(error)),
         }
     }

@@ -10,9 +10,9 @@ use std::collections::BTreeMap;
 use uuid::Uuid;
 
 use super::deck::PositionedDrive;
-use super::ledger::{Placed, TapeCatalog};
+use super::ledger::{PartLocation, TapeCatalog};
 use super::places::begin_at;
-use super::record::Label;
+use super::record::VolumeLabel;
 use virtfold_base::error::Result;
 
 /// The committed parts of a run that has no end, from the first on without a gap.
@@ -20,7 +20,7 @@ use virtfold_base::error::Result;
 pub(super) struct CommittedParts {
     pub(super) run: Uuid,
     /// The volumes that they are on, in their order, and the number of the first part on each.
-    pub(super) volumes: Vec<(Label, u32)>,
+    pub(super) volumes: Vec<(VolumeLabel, u32)>,
     /// How many there are.
     pub(super) parts: u32,
     /// Bytes in them.
@@ -28,7 +28,7 @@ pub(super) struct CommittedParts {
     /// How often the run had gone on.
     pub(super) again: u32,
     /// The last of them.
-    pub(super) last: Placed,
+    pub(super) last: PartLocation,
 }
 
 impl CommittedParts {
@@ -42,7 +42,7 @@ impl CommittedParts {
         Ok(Self::from(&parts).map_err(ToOwned::to_owned))
     }
 
-    fn from(parts: &[Placed]) -> std::result::Result<Self, &'static str> {
+    fn from(parts: &[PartLocation]) -> std::result::Result<Self, &'static str> {
         const NOTHING: &str = "nothing of it was committed to tape";
         const ODD: &str = "the catalog's records of it are inconsistent";
         let first = parts.first().ok_or(NOTHING)?;
@@ -78,13 +78,13 @@ impl CommittedParts {
     }
 }
 
-fn again(placed: &Placed) -> u32 {
+fn again(placed: &PartLocation) -> u32 {
     placed.part.begin.earlier.again
 }
 
 /// Of each number the part that counts, in their order.
-fn counting(parts: &[Placed]) -> impl Iterator<Item = &Placed> {
-    let mut counting: BTreeMap<u32, &Placed> = BTreeMap::new();
+fn counting(parts: &[PartLocation]) -> impl Iterator<Item = &PartLocation> {
+    let mut counting: BTreeMap<u32, &PartLocation> = BTreeMap::new();
     for placed in parts {
         let best = counting.entry(placed.part.begin.part).or_insert(placed);
         if best.part.worth() <= placed.part.worth() {
@@ -101,13 +101,13 @@ fn counting(parts: &[Placed]) -> impl Iterator<Item = &Placed> {
 pub(super) fn gone(
     committed: &CommittedParts,
     deck: &mut PositionedDrive,
-    label: &Label,
+    label: &VolumeLabel,
 ) -> Result<Option<String>> {
-    let anew = |old: &(Label, u32)| old.0.label == label.label && old.0.volume != label.volume;
+    let anew = |old: &(VolumeLabel, u32)| old.0.label == label.label && old.0.volume != label.volume;
     if committed.volumes.iter().any(anew) {
         return Ok(Some(format!("volume '{}' was labelled again since then", label.label)));
     }
-    let Placed { label: last, part } = &committed.last;
+    let PartLocation { label: last, part } = &committed.last;
     if last.volume != label.volume {
         return Ok(None);
     }

@@ -4,17 +4,17 @@
 
 use uuid::Uuid;
 
-use super::record::Label;
-use super::volume::{Part, VolumeContents};
+use super::record::VolumeLabel;
+use super::volume::{VolumeContents, VolumePart};
 use virtfold_base::error::Result;
 
 /// A part of an archive, and the volume that it is on.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Placed {
+pub struct PartLocation {
     /// The volume.
-    pub label: Label,
+    pub label: VolumeLabel,
     /// The part.
-    pub part: Part,
+    pub part: VolumePart,
 }
 
 /// The memory of tapes. What it says of a tape is held against the tape; what is on the tape counts.
@@ -29,13 +29,13 @@ pub trait TapeCatalog: Send + Sync {
     ///
     /// # Errors
     /// The memory can't be written.
-    fn committed(&self, placed: &Placed) -> Result<()>;
+    fn committed(&self, placed: &PartLocation) -> Result<()>;
 
     /// Nothing more may be written to a volume.
     ///
     /// # Errors
     /// The memory can't be written.
-    fn failed(&self, label: &Label, why: &str) -> Result<()>;
+    fn failed(&self, label: &VolumeLabel, why: &str) -> Result<()>;
 
     /// A volume holds exactly this. `replaced` is another volume that was on the same tape until now.
     ///
@@ -53,7 +53,7 @@ pub trait TapeCatalog: Send + Sync {
     ///
     /// # Errors
     /// The memory can't be read.
-    fn archives(&self, id: &str) -> Result<Vec<Placed>>;
+    fn archives(&self, id: &str) -> Result<Vec<PartLocation>>;
 }
 
 /// No memory.
@@ -65,11 +65,11 @@ impl TapeCatalog for NoTapeCatalog {
         Ok(None)
     }
 
-    fn committed(&self, _: &Placed) -> Result<()> {
+    fn committed(&self, _: &PartLocation) -> Result<()> {
         Ok(())
     }
 
-    fn failed(&self, _: &Label, _: &str) -> Result<()> {
+    fn failed(&self, _: &VolumeLabel, _: &str) -> Result<()> {
         Ok(())
     }
 
@@ -81,7 +81,7 @@ impl TapeCatalog for NoTapeCatalog {
         Ok(())
     }
 
-    fn archives(&self, _: &str) -> Result<Vec<Placed>> {
+    fn archives(&self, _: &str) -> Result<Vec<PartLocation>> {
         Ok(Vec::new())
     }
 }

@@ -32,12 +32,12 @@ mod volume;
 mod writer;
 
 pub use self::care::{PartReport, TapeStatus, VolumeAdmin, VolumeReport};
-pub use self::changer::{Change, Changer, CommandChanger, NoChanger, PromptChanger};
+pub use self::changer::{Changer, CommandChanger, NoChanger, PromptChanger, VolumeRequest};
 pub use self::drive::{Access, Drive, DriveState, TapeCommand};
-pub use self::ledger::{NoTapeCatalog, Placed, TapeCatalog, has_id, id_of};
+pub use self::ledger::{NoTapeCatalog, PartLocation, TapeCatalog, has_id, id_of};
 pub use self::reader::{TapeReadOptions, TapeSource};
-pub use self::record::{Begin, EarlierParts, End, Label, TapeBlock, check_label};
+pub use self::record::{EarlierParts, PartHeader, PartTrailer, TapeBlock, VolumeLabel, check_label};
 pub use self::simulated::{SimulatedDrive, SimulatedTape, TapeFault};
 pub use self::st::StDrive;
-pub use self::volume::{NewLabel, Overwrite, Part, VolumeContents};
+pub use self::volume::{NewLabel, Overwrite, VolumeContents, VolumePart};
 pub use self::writer::{TapeMedium, TapeReport, TapeWriteOptions};

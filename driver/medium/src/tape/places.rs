@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 
 use uuid::Uuid;
 
-use super::deck::{Found, PositionedDrive};
-use super::ledger::{Placed, TapeCatalog};
-use super::record::{RECORD, Record, TapeBlock};
-use super::volume::{Part, VolumeContents, walk};
+use super::deck::{PositionedDrive, ReadOutcome};
+use super::ledger::{PartLocation, TapeCatalog};
+use super::record::{RECORD, TapeBlock, TapeRecord};
+use super::volume::{VolumeContents, VolumePart, walk};
 use crate::TapeArchive;
 use virtfold_base::error::{Error, ErrorKind, Result};
 
@@ -42,7 +42,7 @@ pub(super) fn learn(hints: &mut PartHints, number: u32, hint: PartHint) {
 }
 
 /// What is known of the archive that is wanted.
-pub(super) struct Wanted {
+pub(super) struct WantedArchive {
     pub(super) run: Uuid,
     pub(super) archive: String,
     pub(super) hints: PartHints,
@@ -52,21 +52,21 @@ pub(super) struct Wanted {
 }
 
 /// The part whose first data block is at `start`, where its begin is there.
-pub(super) fn begin_at(deck: &mut PositionedDrive, start: u64) -> Result<Option<Part>> {
+pub(super) fn begin_at(deck: &mut PositionedDrive, start: u64) -> Result<Option<VolumePart>> {
     let Some(at) = start.checked_sub(2) else { return Ok(None) };
     if deck.end_of_data()? < start {
         return Ok(None);
     }
     deck.seek(at)?;
     let mut buf = vec![0; TapeBlock::LARGEST];
-    let Found::Block(RECORD) = deck.read(&mut buf)? else { return Ok(None) };
-    let Ok(Record::Begin(begin)) = Record::decode(buf.get(..RECORD).unwrap_or_default()) else {
+    let ReadOutcome::Block(RECORD) = deck.read(&mut buf)? else { return Ok(None) };
+    let Ok(TapeRecord::Begin(begin)) = TapeRecord::decode(buf.get(..RECORD).unwrap_or_default()) else {
         return Ok(None);
     };
-    Ok(Some(Part { file: 0, start, begin, end: None }))
+    Ok(Some(VolumePart { file: 0, start, begin, end: None }))
 }
 
-pub(super) fn hint(placed: &Placed) -> PartHint {
+pub(super) fn hint(placed: &PartLocation) -> PartHint {
     PartHint {
         label: Some(placed.label.label.clone()),
         volume: Some(placed.label.volume),
@@ -78,7 +78,7 @@ pub(super) fn hint(placed: &Placed) -> PartHint {
 }
 
 /// Bytes of the archive that ends with this part, where it does.
-pub(super) fn bytes_of(part: &Part) -> Option<u64> {
+pub(super) fn bytes_of(part: &VolumePart) -> Option<u64> {
     part.end.as_ref().filter(|end| end.last).map(|end| end.total)
 }
 
@@ -88,8 +88,8 @@ fn several(id: &str) -> Error {
     )
 }
 
-pub(super) fn by_ledger(id: &str, ledger: &dyn TapeCatalog) -> Result<Option<Wanted>> {
-    let placed: Vec<Placed> = ledger.archives(id)?;
+pub(super) fn by_ledger(id: &str, ledger: &dyn TapeCatalog) -> Result<Option<WantedArchive>> {
+    let placed: Vec<PartLocation> = ledger.archives(id)?;
     let Some(first) = placed.first() else { return Ok(None) };
     let run = first.part.begin.run;
     if placed.iter().any(|other| other.part.begin.run != run) {
@@ -98,14 +98,14 @@ pub(super) fn by_ledger(id: &str, ledger: &dyn TapeCatalog) -> Result<Option<Wan
     let mut hints = PartHints::new();
     placed.iter().for_each(|placed| learn(&mut hints, placed.part.begin.part, hint(placed)));
     let vouched = placed.iter().find_map(|placed| bytes_of(&placed.part));
-    Ok(Some(Wanted { run, archive: first.part.begin.archive.clone(), hints, contents: None, vouched }))
+    Ok(Some(WantedArchive { run, archive: first.part.begin.archive.clone(), hints, contents: None, vouched }))
 }
 
 pub(super) fn by_tape(
     deck: &mut PositionedDrive,
-    fits: impl Fn(&Part) -> bool,
+    fits: impl Fn(&VolumePart) -> bool,
     which: &TapeArchive,
-) -> Result<Wanted> {
+) -> Result<WantedArchive> {
     let (contents, _) = walk(deck)?;
     let found = contents.parts.iter().rev().find(|part| fits(part));
     let Some(found) = found else {
@@ -130,7 +130,7 @@ pub(super) fn by_tape(
     }
     let mut hints = PartHints::new();
     for part in contents.parts.iter().filter(|part| part.begin.run == run) {
-        let here = Placed { label: contents.label.clone(), part: part.clone() };
+        let here = PartLocation { label: contents.label.clone(), part: part.clone() };
         learn(&mut hints, part.begin.part, hint(&here));
     }
     // The begin of its first part here names the volumes before this one.
@@ -144,5 +144,5 @@ pub(super) fn by_tape(
         }
     }
     let vouched = contents.parts.iter().filter(|part| part.begin.run == run).find_map(bytes_of);
-    Ok(Wanted { run, archive, hints, contents: Some(contents), vouched })
+    Ok(WantedArchive { run, archive, hints, contents: Some(contents), vouched })
 }

@@ -82,7 +82,7 @@ pub fn check_label(text: &str) -> Result<()> {
 
 /// File 0 of a volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Label {
+pub struct VolumeLabel {
     /// New with each labelling.
     pub volume: Uuid,
     /// What a person calls it.
@@ -102,7 +102,7 @@ pub struct Label {
 
 /// What stands before a data file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Begin {
+pub struct PartHeader {
     /// The volume that it was written to.
     pub volume: Uuid,
     /// The same for all parts of an archive.
@@ -157,7 +157,7 @@ impl EarlierParts {
 
 /// What stands behind a data file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct End {
+pub struct PartTrailer {
     /// As in the begin.
     pub volume: Uuid,
     /// As in the begin.
@@ -182,16 +182,16 @@ pub struct End {
 
 /// Any record.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Record {
+pub(super) enum TapeRecord {
     /// File 0.
-    Label(Label),
+    Label(VolumeLabel),
     /// Before a data file.
-    Begin(Begin),
+    Begin(PartHeader),
     /// Behind one.
-    End(End),
+    End(PartTrailer),
 }
 
-impl Record {
+impl TapeRecord {
     /// The block.
     ///
     /// # Errors
@@ -277,8 +277,8 @@ pub(super) fn now() -> String {
 mod tests {
     use super::*;
 
-    fn label() -> Label {
-        Label {
+    fn label() -> VolumeLabel {
+        VolumeLabel {
             volume: Uuid::new_v4(),
             label: "VF0001".to_owned(),
             pool: "default".to_owned(),
@@ -289,8 +289,8 @@ mod tests {
         }
     }
 
-    fn begin() -> Begin {
-        Begin {
+    fn begin() -> PartHeader {
+        PartHeader {
             volume: Uuid::new_v4(),
             run: Uuid::new_v4(),
             archive: "a".repeat(255),
@@ -308,7 +308,7 @@ mod tests {
 
     #[test]
     fn records_come_back_and_the_longest_fits() {
-        let end = End {
+        let end = PartTrailer {
             volume: Uuid::new_v4(),
             run: Uuid::new_v4(),
             part: 2,
@@ -320,11 +320,11 @@ mod tests {
             total: 8,
             last: true,
         };
-        for record in [Record::Label(label()), Record::Begin(begin()), Record::End(end)] {
+        for record in [TapeRecord::Label(label()), TapeRecord::Begin(begin()), TapeRecord::End(end)] {
             let block = record.encode().unwrap();
             assert_eq!(block.len(), RECORD);
-            assert!(Record::is_one(&block));
-            assert_eq!(Record::decode(&block).unwrap(), record);
+            assert!(TapeRecord::is_one(&block));
+            assert_eq!(TapeRecord::decode(&block).unwrap(), record);
         }
     }
 
@@ -347,18 +347,18 @@ mod tests {
 
     #[test]
     fn a_wrong_bit_is_damage_and_another_version_is_said() {
-        let block = Record::Label(label()).encode().unwrap();
+        let block = TapeRecord::Label(label()).encode().unwrap();
         for at in [0, 20, 100, 3000, BODY, RECORD - 1] {
             let mut broken = block.clone();
             broken[at] ^= 1;
-            assert_eq!(Record::decode(&broken).unwrap_err().kind(), ErrorKind::Damaged, "byte {at}");
+            assert_eq!(TapeRecord::decode(&broken).unwrap_err().kind(), ErrorKind::Damaged, "byte {at}");
         }
-        assert_eq!(Record::decode(&block[..100]).unwrap_err().kind(), ErrorKind::Damaged);
-        assert_eq!(Record::decode(&[]).unwrap_err().kind(), ErrorKind::Damaged);
+        assert_eq!(TapeRecord::decode(&block[..100]).unwrap_err().kind(), ErrorKind::Damaged);
+        assert_eq!(TapeRecord::decode(&[]).unwrap_err().kind(), ErrorKind::Damaged);
         let mut later =
             String::from_utf8(block[..BODY].to_vec()).unwrap().replace("label 1\n", "label 2\n").into_bytes();
         later.extend_from_slice(blake3::hash(&later).as_bytes());
-        assert_eq!(Record::decode(&later).unwrap_err().kind(), ErrorKind::Unsupported);
+        assert_eq!(TapeRecord::decode(&later).unwrap_err().kind(), ErrorKind::Unsupported);
     }
 
     #[test]

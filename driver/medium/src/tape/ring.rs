@@ -16,14 +16,14 @@ const PAGE: usize = 4096;
 
 /// A block on its way: room for `size` bytes, at a page's address.
 #[derive(Debug)]
-pub(super) struct Block {
+pub(super) struct RingBlock {
     memory: Vec<u8>,
     start: usize,
     size: usize,
     filled: usize,
 }
 
-impl Block {
+impl RingBlock {
     fn new(size: usize) -> Self {
         let memory = vec![0; size + PAGE];
         let start = memory.as_ptr().align_offset(PAGE).min(PAGE);
@@ -55,9 +55,9 @@ impl Block {
 }
 
 #[derive(Debug, Default)]
-struct State {
-    full: VecDeque<Block>,
-    free: Vec<Block>,
+struct RingState {
+    full: VecDeque<RingBlock>,
+    free: Vec<RingBlock>,
     allocated: usize,
     /// The writer waits for the high mark.
     filling: bool,
@@ -71,7 +71,7 @@ struct State {
 /// The ring.
 #[derive(Debug)]
 pub(super) struct Ring {
-    state: Mutex<State>,
+    state: Mutex<RingState>,
     changed: Condvar,
     size: usize,
     blocks: usize,
@@ -83,7 +83,7 @@ impl Ring {
     /// A ring of `bytes` in blocks of `size`; at least four of them.
     pub(super) fn new(bytes: u64, size: usize) -> Self {
         let blocks = usize::try_from(bytes / size as u64).unwrap_or(usize::MAX).max(4);
-        let state = State { filling: true, ..State::default() };
+        let state = RingState { filling: true, ..RingState::default() };
         Self {
             state: Mutex::new(state),
             changed: Condvar::new(),
@@ -94,16 +94,16 @@ impl Ring {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, RingState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+    fn wait<'a>(&self, state: MutexGuard<'a, RingState>) -> MutexGuard<'a, RingState> {
         self.changed.wait_timeout(state, PATIENCE).unwrap_or_else(PoisonError::into_inner).0
     }
 
     /// An empty block; nothing when the other side has given up, or `stop` says so.
-    pub(super) fn empty(&self, stop: impl Fn() -> bool) -> Option<Block> {
+    pub(super) fn empty(&self, stop: impl Fn() -> bool) -> Option<RingBlock> {
         let mut state = self.state();
         loop {
             if state.ended || stop() {
@@ -116,14 +116,14 @@ impl Ring {
             if state.allocated < self.blocks {
                 state.allocated += 1;
                 drop(state);
-                return Some(Block::new(self.size));
+                return Some(RingBlock::new(self.size));
             }
             state = self.wait(state);
         }
     }
 
     /// Puts a filled block in.
-    pub(super) fn put(&self, block: Block) {
+    pub(super) fn put(&self, block: RingBlock) {
         self.state().full.push_back(block);
         self.changed.notify_all();
     }
@@ -141,7 +141,7 @@ impl Ring {
     }
 
     /// The next block to write; `Ok(None)` when there is no more, an error when the other side has given up.
-    pub(super) fn take(&self) -> std::result::Result<Option<Block>, RingClosed> {
+    pub(super) fn take(&self) -> std::result::Result<Option<RingBlock>, RingClosed> {
         let mut state = self.state();
         loop {
             if state.ended {
@@ -167,7 +167,7 @@ impl Ring {
     }
 
     /// Gives a written block back.
-    pub(super) fn give_back(&self, block: Block) {
+    pub(super) fn give_back(&self, block: RingBlock) {
         self.state().free.push(block);
         self.changed.notify_all();
     }
@@ -187,7 +187,7 @@ mod tests {
     use super::*;
     use std::sync::Arc;
 
-    fn block(ring: &Ring, byte: u8) -> Block {
+    fn block(ring: &Ring, byte: u8) -> RingBlock {
         let mut block = ring.empty(|| false).unwrap();
         assert_eq!(block.bytes().as_ptr().align_offset(PAGE), 0);
         assert!(block.fill(&vec![byte; ring.size]).is_empty());

@@ -25,14 +25,14 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::changer::{Change, Changer};
-use super::deck::{Fate, PositionedDrive, interrupted};
+use super::changer::{Changer, VolumeRequest};
+use super::deck::{PositionedDrive, WriteOutcome, interrupted};
 use super::drive::Access;
 use super::earlier::{self, CommittedParts};
-use super::ledger::{Placed, TapeCatalog};
-use super::record::{BEFORE, Begin, EarlierParts, End, Label, Record, now};
+use super::ledger::{PartLocation, TapeCatalog};
+use super::record::{BEFORE, EarlierParts, PartHeader, PartTrailer, TapeRecord, VolumeLabel, now};
 use super::ring::Ring;
-use super::volume::{Part, go_to_end, label_of};
+use super::volume::{VolumePart, go_to_end, label_of};
 use super::writer::{TapeReport, TapeWriteOptions};
 use virtfold_archive::stream::Cancel;
 use virtfold_base::error::{Error, ErrorKind, Result};
@@ -42,7 +42,7 @@ const IDLE_VOLUMES: u32 = 3;
 
 /// Why a part ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Why {
+enum PartEnd {
     /// The archive is at its end.
     Archive,
     /// The volume is.
@@ -52,8 +52,8 @@ enum Why {
 }
 
 /// The part that is being written.
-struct Open {
-    begin: Begin,
+struct OpenPart {
+    begin: PartHeader,
     file: u64,
     start: u64,
     blocks: u64,
@@ -64,7 +64,7 @@ struct Open {
 }
 
 /// A volume with parts of the archive that are committed.
-struct Held {
+struct HeldVolume {
     volume: Uuid,
     label: String,
     /// Number of the first of them.
@@ -72,7 +72,7 @@ struct Held {
 }
 
 /// An archive that is being written.
-pub(super) struct Run {
+pub(super) struct DriveThread {
     deck: PositionedDrive,
     changer: Box<dyn Changer>,
     ledger: Arc<dyn TapeCatalog>,
@@ -84,13 +84,13 @@ pub(super) struct Run {
     archive: String,
     run: Uuid,
     /// The volumes so far, the one in the drive last.
-    volumes: Vec<Label>,
+    volumes: Vec<VolumeLabel>,
     /// One of them that may be written to again: the run of a process that is gone ended on it.
     reusable: Option<Uuid>,
     /// Those that hold something.
-    held: Vec<Held>,
+    held: Vec<HeldVolume>,
     failed: Vec<String>,
-    part: Option<Open>,
+    part: Option<OpenPart>,
     /// Parts that are committed.
     parts: u32,
     /// Bytes in them.
@@ -100,7 +100,7 @@ pub(super) struct Run {
     underruns: u64,
 }
 
-impl Run {
+impl DriveThread {
     /// A run that has written nothing yet. Its waits end with the caller's flag.
     pub(super) fn new(setup: TapeWriteOptions, archive: &str) -> Self {
         Self {
@@ -127,7 +127,7 @@ impl Run {
 
     /// A run that goes on behind what another process has committed.
     pub(super) fn behind(setup: TapeWriteOptions, archive: &str, committed: &CommittedParts) -> Self {
-        let held = |(label, first): &(Label, u32)| Held {
+        let held = |(label, first): &(VolumeLabel, u32)| HeldVolume {
             volume: label.volume,
             label: label.label.clone(),
             first: *first,
@@ -148,7 +148,7 @@ impl Run {
     }
 
     /// Takes the volume in the drive, or has another one put in where it is none for this run.
-    pub(super) fn take_any_volume(&mut self) -> Result<Label> {
+    pub(super) fn take_any_volume(&mut self) -> Result<VolumeLabel> {
         match self.take_volume() {
             Err(error) if error.kind() != ErrorKind::Interrupted && self.changer.can_change() => {
                 self.ask(Some(error))
@@ -158,7 +158,7 @@ impl Run {
     }
 
     /// As [`earlier::gone`].
-    pub(super) fn gone(&mut self, committed: &CommittedParts, label: &Label) -> Result<Option<String>> {
+    pub(super) fn gone(&mut self, committed: &CommittedParts, label: &VolumeLabel) -> Result<Option<String>> {
         earlier::gone(committed, &mut self.deck, label)
     }
 
@@ -169,7 +169,7 @@ impl Run {
 
     /// Writes all that comes through the ring, beginning on the volume in the drive. What was written is on
     /// the medium then, and the last part open.
-    pub(super) fn write(mut self, ring: &Ring, label: Label) -> (Self, Result<()>) {
+    pub(super) fn write(mut self, ring: &Ring, label: VolumeLabel) -> (Self, Result<()>) {
         let done = self.all(ring, label);
         self.underruns += ring.underruns();
         if done.is_err() {
@@ -196,7 +196,7 @@ impl Run {
 
     /// Behind a failed write: puts the next volume in, where the archive goes on behind its last committed
     /// byte. `None` where what failed was not a volume, or nobody can change it.
-    pub(super) fn go_on(&mut self) -> Result<Option<Label>> {
+    pub(super) fn go_on(&mut self) -> Result<Option<VolumeLabel>> {
         if self.deck.broken().is_none() || !self.changer.can_change() {
             return Ok(None);
         }
@@ -222,7 +222,7 @@ impl Run {
         }
     }
 
-    fn all(&mut self, ring: &Ring, label: Label) -> Result<()> {
+    fn all(&mut self, ring: &Ring, label: VolumeLabel) -> Result<()> {
         self.begin(label)?;
         loop {
             let Some(block) = ring.take().map_err(|_| interrupted())? else { break };
@@ -234,7 +234,7 @@ impl Run {
     }
 
     fn seal(&mut self) -> Result<()> {
-        while self.end(Why::Archive)? == Fate::NoRoom {
+        while self.end(PartEnd::Archive)? == WriteOutcome::NoRoom {
             self.turn()?;
         }
         self.deck.close()
@@ -247,18 +247,18 @@ impl Run {
         }
         for _ in 0..IDLE_VOLUMES {
             let fate = self.deck.write(bytes, "writing a block")?;
-            if fate != Fate::NoRoom
+            if fate != WriteOutcome::NoRoom
                 && let Some(part) = &mut self.part
             {
                 part.blocks += 1;
                 part.bytes += bytes.len() as u64;
                 part.hasher.update(bytes);
             }
-            if fate != Fate::Written {
-                self.end(Why::Volume)?;
+            if fate != WriteOutcome::Written {
+                self.end(PartEnd::Volume)?;
                 self.turn()?;
             }
-            if fate != Fate::NoRoom {
+            if fate != WriteOutcome::NoRoom {
                 return Ok(());
             }
         }
@@ -269,7 +269,7 @@ impl Run {
     /// Commits the part and begins the next one, on this volume where there is room.
     fn next_part(&mut self) -> Result<()> {
         let file = self.part.as_ref().map(|part| part.file).ok_or_else(no_part)?;
-        if self.end(Why::Length)? == Fate::Written && self.open(file + 2)? {
+        if self.end(PartEnd::Length)? == WriteOutcome::Written && self.open(file + 2)? {
             return Ok(());
         }
         self.turn()
@@ -277,7 +277,7 @@ impl Run {
 
     /// Begins the next part on the volume in the drive; goes on to other volumes where there is no room for
     /// it.
-    fn begin(&mut self, mut label: Label) -> Result<()> {
+    fn begin(&mut self, mut label: VolumeLabel) -> Result<()> {
         for _ in 0..IDLE_VOLUMES {
             self.volumes.push(label.clone());
             let file = go_to_end(&mut self.deck, &label)?;
@@ -297,9 +297,9 @@ impl Run {
     /// room for it.
     fn open(&mut self, file: u64) -> Result<bool> {
         let label = self.volumes.last().ok_or_else(no_part)?;
-        let others: Vec<&Held> = self.held.iter().filter(|held| held.volume != label.volume).collect();
+        let others: Vec<&HeldVolume> = self.held.iter().filter(|held| held.volume != label.volume).collect();
         let others = others.get(others.len().saturating_sub(BEFORE)..).unwrap_or_default();
-        let begin = Begin {
+        let begin = PartHeader {
             volume: label.volume,
             run: self.run,
             archive: self.archive.clone(),
@@ -313,27 +313,30 @@ impl Run {
             block_size: label.block_size,
             created: now(),
         };
-        if self.deck.write(&Record::Begin(begin.clone()).encode()?, "beginning an archive")? == Fate::NoRoom {
+        if self.deck.write(&TapeRecord::Begin(begin.clone()).encode()?, "beginning an archive")?
+            == WriteOutcome::NoRoom
+        {
             return Ok(false);
         }
         self.deck.mark()?;
         let (start, hasher) = (self.deck.at(), blake3::Hasher::new());
-        self.part = Some(Open { begin, file: file + 1, start, blocks: 0, bytes: 0, hasher, closed: false });
+        self.part =
+            Some(OpenPart { begin, file: file + 1, start, blocks: 0, bytes: 0, hasher, closed: false });
         Ok(true)
     }
 
     /// Ends the part and commits it. `NoRoom` where there was none to say so: then it is committed as one
     /// that others follow.
-    fn end(&mut self, why: Why) -> Result<Fate> {
+    fn end(&mut self, why: PartEnd) -> Result<WriteOutcome> {
         let open = self.part.take().ok_or_else(no_part)?;
         // At the end of a tape it is looked what is durable before anything is said of it.
         match why {
             _ if open.closed => {}
-            Why::Volume => self.deck.commit()?,
-            Why::Archive | Why::Length => self.deck.mark()?,
+            PartEnd::Volume => self.deck.commit()?,
+            PartEnd::Archive | PartEnd::Length => self.deck.mark()?,
         }
         let total = self.total + open.bytes;
-        let end = End {
+        let end = PartTrailer {
             volume: open.begin.volume,
             run: self.run,
             part: open.begin.part,
@@ -343,31 +346,31 @@ impl Run {
             bytes: open.bytes,
             digest: open.hasher.finalize().to_hex().to_string(),
             total,
-            last: why == Why::Archive,
+            last: why == PartEnd::Archive,
         };
-        let record = Record::End(end.clone()).encode()?;
-        let mut fate = Fate::NoRoom;
+        let record = TapeRecord::End(end.clone()).encode()?;
+        let mut fate = WriteOutcome::NoRoom;
         // After an early warning the drive says no once, with nothing written, and then takes what fits.
         for _ in 0..2 {
-            if fate == Fate::NoRoom {
+            if fate == WriteOutcome::NoRoom {
                 fate = self.deck.write(&record, "ending an archive")?;
             }
         }
         self.deck.commit()?;
-        let end = End { last: end.last && fate != Fate::NoRoom, ..end };
-        let part = Part { file: open.file, start: open.start, begin: open.begin, end: Some(end) };
+        let end = PartTrailer { last: end.last && fate != WriteOutcome::NoRoom, ..end };
+        let part = VolumePart { file: open.file, start: open.start, begin: open.begin, end: Some(end) };
         self.committed_part(part)?;
         self.total = total;
         Ok(fate)
     }
 
-    fn committed_part(&mut self, part: Part) -> Result<()> {
+    fn committed_part(&mut self, part: VolumePart) -> Result<()> {
         let Some(label) = self.volumes.last() else { return Err(no_part()) };
         let number = part.begin.part;
-        self.ledger.committed(&Placed { label: label.clone(), part })?;
+        self.ledger.committed(&PartLocation { label: label.clone(), part })?;
         self.parts = number;
         if self.held.last().is_none_or(|held| held.volume != label.volume) {
-            self.held.push(Held { volume: label.volume, label: label.label.clone(), first: number });
+            self.held.push(HeldVolume { volume: label.volume, label: label.label.clone(), first: number });
         }
         Ok(())
     }
@@ -379,7 +382,7 @@ impl Run {
     }
 
     /// Gives the volume out, and has the next one put in.
-    fn next_volume(&mut self) -> Result<Label> {
+    fn next_volume(&mut self) -> Result<VolumeLabel> {
         if self.changer.can_change() {
             self.deck.eject()?;
         }
@@ -387,14 +390,14 @@ impl Run {
     }
 
     /// Has the next volume put in. What was wrong with the one that is there is told.
-    fn ask(&mut self, mut refused: Option<Error>) -> Result<Label> {
+    fn ask(&mut self, mut refused: Option<Error>) -> Result<VolumeLabel> {
         loop {
             let old = self.volumes.last().map(|label| label.label.clone());
             let pool = self.pool.clone().unwrap_or_default();
             let why = refused.as_ref().map(|error| virtfold_base::error::sentence(error));
             let number = u32::try_from(self.volumes.len()).unwrap_or(u32::MAX).saturating_add(1);
             let device = self.deck.name().to_owned();
-            let change = Change {
+            let change = VolumeRequest {
                 device: &device,
                 number,
                 old: old.as_deref(),
@@ -418,7 +421,7 @@ impl Run {
     }
 
     /// Waits for the tape in the drive, and looks whether it is one for this run.
-    pub(super) fn take_volume(&mut self) -> Result<Label> {
+    pub(super) fn take_volume(&mut self) -> Result<VolumeLabel> {
         self.deck.load(Access::Write, self.patience, &self.stop)?;
         let label = label_of(&mut self.deck)?;
         let called = format!("volume '{}' in '{}'", label.label, self.deck.name());

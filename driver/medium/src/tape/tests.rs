@@ -18,7 +18,7 @@ pub(super) const NAME: &str = "web-20261122T030000Z-5f1c2d3e.tar";
 /// A ledger in memory.
 #[derive(Debug, Default)]
 pub(super) struct Notes {
-    placed: Mutex<Vec<Placed>>,
+    placed: Mutex<Vec<PartLocation>>,
     pub(super) failed: Mutex<BTreeMap<Uuid, String>>,
 }
 
@@ -27,12 +27,12 @@ impl TapeCatalog for Notes {
         Ok(self.failed.lock().unwrap().get(&volume).cloned())
     }
 
-    fn committed(&self, placed: &Placed) -> Result<()> {
+    fn committed(&self, placed: &PartLocation) -> Result<()> {
         self.placed.lock().unwrap().push(placed.clone());
         Ok(())
     }
 
-    fn failed(&self, label: &Label, why: &str) -> Result<()> {
+    fn failed(&self, label: &VolumeLabel, why: &str) -> Result<()> {
         self.failed.lock().unwrap().insert(label.volume, why.to_owned());
         Ok(())
     }
@@ -41,7 +41,7 @@ impl TapeCatalog for Notes {
         let mut placed = self.placed.lock().unwrap();
         placed.retain(|p| p.label.volume != contents.label.volume && Some(p.label.volume) != replaced);
         let parts = contents.parts.iter().cloned();
-        placed.extend(parts.map(|part| Placed { label: contents.label.clone(), part }));
+        placed.extend(parts.map(|part| PartLocation { label: contents.label.clone(), part }));
         Ok(())
     }
 
@@ -50,7 +50,7 @@ impl TapeCatalog for Notes {
         Ok(())
     }
 
-    fn archives(&self, id: &str) -> Result<Vec<Placed>> {
+    fn archives(&self, id: &str) -> Result<Vec<PartLocation>> {
         let mut placed = self.placed.lock().unwrap().clone();
         placed.retain(|p| has_id(&p.part.begin.archive, id));
         placed.sort_by_key(|p| (p.part.begin.run, p.part.begin.part));
@@ -62,7 +62,7 @@ impl TapeCatalog for Notes {
 struct Slots(SimulatedDrive, Vec<usize>);
 
 impl Changer for Slots {
-    fn change(&mut self, change: &Change<'_>, _: &Cancel) -> Result<()> {
+    fn change(&mut self, change: &VolumeRequest<'_>, _: &Cancel) -> Result<()> {
         if let Some(why) = change.refused {
             return Err(Error::new(ErrorKind::NotFound, why.to_owned()));
         }
@@ -251,7 +251,7 @@ fn without_more_tapes_that_is_said_and_nothing_looks_whole() {
 fn who_waits_for_a_tape_can_be_told_to_end() {
     struct Never;
     impl Changer for Never {
-        fn change(&mut self, _: &Change<'_>, stop: &Cancel) -> Result<()> {
+        fn change(&mut self, _: &VolumeRequest<'_>, stop: &Cancel) -> Result<()> {
             while !stop.load(std::sync::atomic::Ordering::Relaxed) {
                 std::thread::sleep(Duration::from_millis(5));
             }
@@ -479,7 +479,7 @@ proptest::proptest! {
         for (number, (from, to, archive)) in written.iter().enumerate() {
             for ledger in [Arc::clone(&bench.notes) as Arc<dyn TapeCatalog>, Arc::new(NoTapeCatalog)] {
                 let parts = bench.notes.archives(&format!("0000000{number}")).unwrap();
-                let slot = |part: &Placed| part.label.label[1..].parse::<usize>().unwrap();
+                let slot = |part: &PartLocation| part.label.label[1..].parse::<usize>().unwrap();
                 let slots: Vec<usize> = parts.iter().map(slot).collect();
                 proptest::prop_assert!(slots.iter().all(|slot| (*from..=*to).contains(slot)));
                 bench.drive.load(slots[0]);

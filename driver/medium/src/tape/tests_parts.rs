@@ -428,7 +428,7 @@ fn a_settled_archive_that_is_dropped_is_none_and_nobody_goes_on_without_a_change
 }
 
 /// Reads what can be read, with the gaps.
-fn salvage(bench: &Bench, slots: &[usize], ledger: Arc<dyn TapeCatalog>) -> (Vec<u8>, crate::Gaps) {
+fn salvage(bench: &Bench, slots: &[usize], ledger: Arc<dyn TapeCatalog>) -> (Vec<u8>, crate::LostRanges) {
     let mut source = TapeSource::open(bench.reading(slots, ledger), &id("5f1c2d3e")).unwrap();
     let gaps = source.salvage();
     let mut bytes = Vec::new();

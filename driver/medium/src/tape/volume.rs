@@ -8,8 +8,10 @@
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::deck::{Fate, Found, PositionedDrive};
-use super::record::{Begin, End, Label, RECORD, Record, TapeBlock, check_label, foreign, now};
+use super::deck::{PositionedDrive, ReadOutcome, WriteOutcome};
+use super::record::{
+    PartHeader, PartTrailer, RECORD, TapeBlock, TapeRecord, VolumeLabel, check_label, foreign, now,
+};
 use virtfold_base::error::{Error, ErrorKind, Result};
 
 /// What is at the beginning of a tape.
@@ -18,25 +20,25 @@ pub(super) enum VolumeContent {
     /// Nothing.
     Blank,
     /// A volume of ours.
-    Ours(Label),
+    Ours(VolumeLabel),
     /// Somebody else's, or one of ours whose label is damaged or of another version; who, or why.
     Foreign(String),
 }
 
 /// A part on a volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Part {
+pub struct VolumePart {
     /// The number of its data file on the volume.
     pub file: u64,
     /// Position of its first data block.
     pub start: u64,
     /// Its begin.
-    pub begin: Begin,
+    pub begin: PartHeader,
     /// Its end, where it has one.
-    pub end: Option<End>,
+    pub end: Option<PartTrailer>,
 }
 
-impl Part {
+impl VolumePart {
     /// Of two parts of one run and one number the one counts that is worth more: how often the run had gone
     /// on, and whether there is an end.
     pub(super) fn worth(&self) -> (u32, bool) {
@@ -46,8 +48,9 @@ impl Part {
 
 impl VolumeContents {
     /// Whether a part was written again behind it, when its run went on here: then it is not the archive's.
-    pub fn is_superseded(&self, part: &Part) -> bool {
-        let same = |other: &&Part| other.begin.run == part.begin.run && other.begin.part == part.begin.part;
+    pub fn is_superseded(&self, part: &VolumePart) -> bool {
+        let same =
+            |other: &&VolumePart| other.begin.run == part.begin.run && other.begin.part == part.begin.part;
         self.parts.iter().filter(same).any(|other| (part.worth(), part.file) < (other.worth(), other.file))
     }
 }
@@ -56,9 +59,9 @@ impl VolumeContents {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct VolumeContents {
     /// Its label.
-    pub label: Label,
+    pub label: VolumeLabel,
     /// Its parts, in their order.
-    pub parts: Vec<Part>,
+    pub parts: Vec<VolumePart>,
     /// Blocks and filemarks on it.
     pub blocks: u64,
     /// Files on it that are ended by a filemark.
@@ -96,25 +99,25 @@ pub(super) fn face(deck: &mut PositionedDrive) -> Result<VolumeContent> {
     deck.rewind()?;
     let mut buf = buffer();
     let block = match deck.read(&mut buf) {
-        Ok(Found::End) => return Ok(VolumeContent::Blank),
-        Ok(Found::Mark) => {
+        Ok(ReadOutcome::End) => return Ok(VolumeContent::Blank),
+        Ok(ReadOutcome::Mark) => {
             return Ok(VolumeContent::Foreign("an unknown program (it begins with a filemark)".to_owned()));
         }
-        Ok(Found::Block(len)) => buf.get(..len).unwrap_or_default(),
+        Ok(ReadOutcome::Block(len)) => buf.get(..len).unwrap_or_default(),
         Err(error) => return Err(error),
     };
-    if !Record::is_one(block) {
+    if !TapeRecord::is_one(block) {
         return Ok(VolumeContent::Foreign(foreign(block).to_owned()));
     }
-    match Record::decode(block) {
-        Ok(Record::Label(label)) => Ok(VolumeContent::Ours(label)),
+    match TapeRecord::decode(block) {
+        Ok(TapeRecord::Label(label)) => Ok(VolumeContent::Ours(label)),
         Ok(_) => Ok(VolumeContent::Foreign("virtfold (it does not begin with a label)".to_owned())),
         Err(error) => Ok(VolumeContent::Foreign(format!("virtfold ({error})"))),
     }
 }
 
 /// The label of a tape that has to be ours.
-pub(super) fn label_of(deck: &mut PositionedDrive) -> Result<Label> {
+pub(super) fn label_of(deck: &mut PositionedDrive) -> Result<VolumeLabel> {
     let name = deck.name().to_owned();
     match face(deck)? {
         VolumeContent::Ours(label) => Ok(label),
@@ -174,29 +177,29 @@ struct VolumeWalk {
     buf: Vec<u8>,
     /// The file that the tape is at the beginning of.
     file: u64,
-    parts: Vec<Part>,
+    parts: Vec<VolumePart>,
     tail: VolumeEnd,
 }
 
 impl VolumeWalk {
     /// From the file behind the label to the end.
-    fn records(&mut self, deck: &mut PositionedDrive, label: &Label) -> Result<()> {
+    fn records(&mut self, deck: &mut PositionedDrive, label: &VolumeLabel) -> Result<()> {
         loop {
             let len = match deck.read(&mut self.buf)? {
-                Found::End => return Ok(()),
-                Found::Mark => {
+                ReadOutcome::End => return Ok(()),
+                ReadOutcome::Mark => {
                     self.file += 1;
                     continue;
                 }
-                Found::Block(len) => len,
+                ReadOutcome::Block(len) => len,
             };
             let at = deck.at() - 1;
-            let record = Record::decode(self.buf.get(..len).unwrap_or_default());
+            let record = TapeRecord::decode(self.buf.get(..len).unwrap_or_default());
             let place =
                 || format!("file {} of volume '{}', at block {at}, can't be read", self.file, label.label);
             match record.map_err(|e| e.within(place()))? {
-                Record::End(end) => self.end(deck, end)?,
-                Record::Begin(begin) if begin.volume == label.volume => {
+                TapeRecord::End(end) => self.end(deck, end)?,
+                TapeRecord::Begin(begin) if begin.volume == label.volume => {
                     if !self.begin(deck, begin)? {
                         return Ok(());
                     }
@@ -212,8 +215,8 @@ impl VolumeWalk {
         }
     }
 
-    fn end(&mut self, deck: &mut PositionedDrive, end: End) -> Result<()> {
-        let fits = |part: &&mut Part| part.begin.run == end.run && part.begin.part == end.part;
+    fn end(&mut self, deck: &mut PositionedDrive, end: PartTrailer) -> Result<()> {
+        let fits = |part: &&mut VolumePart| part.begin.run == end.run && part.begin.part == end.part;
         if let Some(part) = self.parts.last_mut().filter(fits) {
             part.end = Some(end);
         }
@@ -226,14 +229,14 @@ impl VolumeWalk {
     }
 
     /// A begin and its data file; false at the end of the tape.
-    fn begin(&mut self, deck: &mut PositionedDrive, begin: Begin) -> Result<bool> {
+    fn begin(&mut self, deck: &mut PositionedDrive, begin: PartHeader) -> Result<bool> {
         if !deck.forward_file()? {
             self.tail = VolumeEnd::OpenBegin;
             return Ok(false);
         }
         self.file += 1;
         let start = deck.at();
-        self.parts.push(Part { file: self.file, start, begin, end: None });
+        self.parts.push(VolumePart { file: self.file, start, begin, end: None });
         if deck.forward_file()? {
             self.file += 1;
             return Ok(true);
@@ -245,7 +248,7 @@ impl VolumeWalk {
 
 /// Goes to where the next part goes, and makes the end clean. Returns the number of the file that begins
 /// there.
-pub(super) fn go_to_end(deck: &mut PositionedDrive, label: &Label) -> Result<u64> {
+pub(super) fn go_to_end(deck: &mut PositionedDrive, label: &VolumeLabel) -> Result<u64> {
     let end = deck.end_of_data()?;
     let next = if end == 2 { Some(1) } else { behind_end(deck, label, end)? };
     let next = match next {
@@ -263,16 +266,17 @@ pub(super) fn go_to_end(deck: &mut PositionedDrive, label: &Label) -> Result<u64
 
 /// The number of the next file, where the last one of the tape is an end with its filemark. The tape is at
 /// the end then.
-fn behind_end(deck: &mut PositionedDrive, label: &Label, end: u64) -> Result<Option<u64>> {
+fn behind_end(deck: &mut PositionedDrive, label: &VolumeLabel, end: u64) -> Result<Option<u64>> {
     let Some(at) = end.checked_sub(2).filter(|at| *at > 0) else { return Ok(None) };
     deck.seek(at)?;
     let mut buf = buffer();
-    let Found::Block(RECORD) = deck.read(&mut buf)? else { return Ok(None) };
-    let Ok(Record::End(last)) = Record::decode(buf.get(..RECORD).unwrap_or_default()) else {
+    let ReadOutcome::Block(RECORD) = deck.read(&mut buf)? else { return Ok(None) };
+    let Ok(TapeRecord::End(last)) = TapeRecord::decode(buf.get(..RECORD).unwrap_or_default()) else {
         return Ok(None);
     };
-    let whole =
-        last.volume == label.volume && deck.read(&mut buf)? == Found::Mark && deck.end_of_data()? == end;
+    let whole = last.volume == label.volume
+        && deck.read(&mut buf)? == ReadOutcome::Mark
+        && deck.end_of_data()? == end;
     Ok(last.file.checked_add(2).filter(|_| whole))
 }
 
@@ -302,10 +306,10 @@ pub(super) fn may_overwrite(deck: &mut PositionedDrive, overwrite: Overwrite) ->
 }
 
 /// Writes a new label; everything on the tape is gone then.
-pub(super) fn label(deck: &mut PositionedDrive, new: &NewLabel) -> Result<Label> {
+pub(super) fn label(deck: &mut PositionedDrive, new: &NewLabel) -> Result<VolumeLabel> {
     check_label(&new.label)?;
     check_label(&new.pool)?;
-    let label = Label {
+    let label = VolumeLabel {
         volume: Uuid::new_v4(),
         label: new.label.clone(),
         pool: new.pool.clone(),
@@ -315,7 +319,7 @@ pub(super) fn label(deck: &mut PositionedDrive, new: &NewLabel) -> Result<Label>
         tool: concat!("virtfold ", env!("CARGO_PKG_VERSION")).to_owned(),
     };
     deck.rewind()?;
-    if deck.write(&Record::Label(label.clone()).encode()?, "writing a label")? != Fate::Written {
+    if deck.write(&TapeRecord::Label(label.clone()).encode()?, "writing a label")? != WriteOutcome::Written {
         let what = format!("the tape in '{}' is full after its label", deck.name());
         return Err(Error::new(ErrorKind::NoSpace, what).with_hint("it is worn out; use another tape"));
     }

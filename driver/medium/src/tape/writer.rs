@@ -21,11 +21,11 @@ use super::changer::Changer;
 use super::deck::interrupted;
 use super::drive::Drive;
 use super::earlier::CommittedParts;
-use super::ledger::{Placed, TapeCatalog, id_of};
-use super::record::Label;
-use super::ring::{Block, Ring};
-use super::run::Run;
-use crate::{FinishedArchive, Medium, Notes};
+use super::ledger::{PartLocation, TapeCatalog, id_of};
+use super::record::VolumeLabel;
+use super::ring::{Ring, RingBlock};
+use super::run::DriveThread;
+use crate::{DurableMarks, FinishedArchive, Medium};
 use virtfold_archive::stream::{Cancel, Sink};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 
@@ -68,7 +68,7 @@ pub struct TapeReport {
 }
 
 /// The thread that writes; the run comes back from it.
-type Writer = JoinHandle<(Run, Result<()>)>;
+type DriveThreadHandle = JoinHandle<(DriveThread, Result<()>)>;
 
 /// An archive on its way to tapes.
 pub struct TapeMedium {
@@ -76,16 +76,16 @@ pub struct TapeMedium {
     ring: Arc<Ring>,
     /// Bytes that a ring is to have.
     room: u64,
-    block: Option<Block>,
+    block: Option<RingBlock>,
     written: u64,
     cancel: Cancel,
     /// Tells the writer, wherever it waits.
     stop: Cancel,
-    writer: Option<Writer>,
+    writer: Option<DriveThreadHandle>,
     /// The run, when its thread has ended.
-    run: Option<Run>,
+    run: Option<DriveThread>,
     /// Who is told that something is left to go on with, and whether it is.
-    notes: Option<Arc<dyn Notes>>,
+    notes: Option<Arc<dyn DurableMarks>>,
     leaves: bool,
     report: Arc<Mutex<TapeReport>>,
 }
@@ -97,13 +97,13 @@ impl TapeMedium {
     /// There is no tape, it is not one of ours, it has failed before, is of another pool or write-protected.
     pub fn begin(setup: TapeWriteOptions, archive: &str) -> Result<Self> {
         let (id, name) = (id_of(archive), name_of(&setup, archive));
-        let whole = |placed: &Placed| placed.part.end.as_ref().is_some_and(|end| end.last);
+        let whole = |placed: &PartLocation| placed.part.end.as_ref().is_some_and(|end| end.last);
         if !id.is_empty() && setup.ledger.archives(id)?.iter().any(whole) {
             return Err(Error::new(ErrorKind::Exists, format!("an archive '{id}' is on a tape already"))
                 .with_hint("start again: the new archive gets another id"));
         }
         let (cancel, room) = (Arc::clone(&setup.cancel), setup.ring);
-        let mut run = Run::new(setup, archive);
+        let mut run = DriveThread::new(setup, archive);
         let label = run.take_volume()?;
         Self::with(run, label, (name, room, cancel))
     }
@@ -128,7 +128,7 @@ impl TapeMedium {
         }
         let (total, name) = (committed.total, name_of(&setup, archive));
         let (cancel, room) = (Arc::clone(&setup.cancel), setup.ring);
-        let mut run = Run::behind(setup, archive, &committed);
+        let mut run = DriveThread::behind(setup, archive, &committed);
         let label = run.take_any_volume()?;
         if let Some(why) = run.gone(&committed, &label)? {
             return Ok(Err(why));
@@ -137,7 +137,11 @@ impl TapeMedium {
     }
 
     /// Starts with a run on a volume.
-    fn with(run: Run, label: Label, (name, room, cancel): (String, u64, Cancel)) -> Result<Self> {
+    fn with(
+        run: DriveThread,
+        label: VolumeLabel,
+        (name, room, cancel): (String, u64, Cancel),
+    ) -> Result<Self> {
         let mut medium = Self {
             name,
             ring: Arc::new(Ring::new(room, label.block_size.get())),
@@ -162,7 +166,7 @@ impl TapeMedium {
     }
 
     /// Starts the writer, on the volume in the drive.
-    fn start(&mut self, mut run: Run, label: Label) -> Result<()> {
+    fn start(&mut self, mut run: DriveThread, label: VolumeLabel) -> Result<()> {
         // Where the caller's thread waits for a tape, it looks at the caller's flag; the writer is told by this side.
         self.stop = Cancel::default();
         run.stop = Arc::clone(&self.stop);
@@ -259,7 +263,7 @@ impl Medium for TapeMedium {
     }
 
     /// What is committed the ledger knows.
-    fn keep(&mut self, notes: Arc<dyn Notes>) -> bool {
+    fn keep(&mut self, notes: Arc<dyn DurableMarks>) -> bool {
         self.notes = Some(notes);
         true
     }

@@ -10,8 +10,8 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use super::lines::{Line, LineReader};
-use super::wire::{self, Answer, MAX_ANSWER, MAX_REQUEST, Reply, Request, VERSION};
-use super::{Ask, Desk, Entry, EntryId, Status};
+use super::wire::{self, MAX_ANSWER, MAX_REQUEST, Reply, Request, Response, VERSION};
+use super::{ControlApi, EntryId, EntryStatus, RequestKind, Status};
 use crate::acceptor::{PeerDeadline, Stream};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 
@@ -30,7 +30,7 @@ impl Client {
         Self { path: path.to_owned() }
     }
 
-    fn ask(&self, ask: Ask) -> Result<Reply> {
+    fn ask(&self, ask: RequestKind) -> Result<Reply> {
         let line = wire::line(&Request { version: VERSION, ask }, MAX_REQUEST)?;
         let mut stream = self.connect()?;
         let speaking = || format!("cannot talk to the service at '{}'", self.path.display());
@@ -54,7 +54,7 @@ impl Client {
             }
             Err(error) => return Err(Error::io(speaking(), error)),
         };
-        Answer::parse(&answer)
+        Response::parse(&answer)
     }
 
     fn connect(&self) -> Result<UnixStream> {
@@ -79,7 +79,7 @@ impl Client {
         Error::new(ErrorKind::Refused, text).with_hint("'virtfold status' shows its state now")
     }
 
-    fn done(&self, ask: Ask) -> Result<()> {
+    fn done(&self, ask: RequestKind) -> Result<()> {
         match self.ask(ask)? {
             Reply::Done => Ok(()),
             other => Err(unfit(&other)),
@@ -92,48 +92,48 @@ fn unfit(reply: &Reply) -> Error {
     Error::new(ErrorKind::Io, "the service answered something that was not asked")
 }
 
-impl Desk for Client {
+impl ControlApi for Client {
     fn status(&self) -> Result<Status> {
-        match self.ask(Ask::Status)? {
+        match self.ask(RequestKind::Status)? {
             Reply::Status(status) => Ok(*status),
             other => Err(unfit(&other)),
         }
     }
 
-    fn queue(&self) -> Result<Vec<Entry>> {
-        match self.ask(Ask::Queue)? {
+    fn queue(&self) -> Result<Vec<EntryStatus>> {
+        match self.ask(RequestKind::Queue)? {
             Reply::Queue(queue) => Ok(queue),
             other => Err(unfit(&other)),
         }
     }
 
-    fn entry(&self, id: EntryId) -> Result<Entry> {
-        match self.ask(Ask::Entry { id })? {
+    fn entry(&self, id: EntryId) -> Result<EntryStatus> {
+        match self.ask(RequestKind::Entry { id })? {
             Reply::Entry(entry) => Ok(*entry),
             other => Err(unfit(&other)),
         }
     }
 
     fn run(&self, job: &str, domain: Option<&str>) -> Result<Vec<EntryId>> {
-        match self.ask(Ask::Run { job: job.to_owned(), domain: domain.map(str::to_owned) })? {
+        match self.ask(RequestKind::Run { job: job.to_owned(), domain: domain.map(str::to_owned) })? {
             Reply::Entries(ids) => Ok(ids),
             other => Err(unfit(&other)),
         }
     }
 
     fn pause(&self, job: Option<&str>) -> Result<()> {
-        self.done(Ask::Pause { job: job.map(str::to_owned) })
+        self.done(RequestKind::Pause { job: job.map(str::to_owned) })
     }
 
     fn resume(&self, job: Option<&str>) -> Result<()> {
-        self.done(Ask::Resume { job: job.map(str::to_owned) })
+        self.done(RequestKind::Resume { job: job.map(str::to_owned) })
     }
 
     fn cancel(&self, id: EntryId) -> Result<()> {
-        self.done(Ask::Cancel { id })
+        self.done(RequestKind::Cancel { id })
     }
 
     fn reload(&self) -> Result<()> {
-        self.done(Ask::Reload)
+        self.done(RequestKind::Reload)
     }
 }

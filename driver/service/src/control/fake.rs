@@ -22,21 +22,21 @@ impl FakeControlApi {
     }
 }
 
-pub(crate) fn entry(id: i64) -> Entry {
-    Entry {
+pub(crate) fn entry(id: i64) -> EntryStatus {
+    EntryStatus {
         id: EntryId(id),
         job: "nightly".to_owned(),
         domain: "web \"1\"\n".to_owned(),
         uuid: Some(uuid::Uuid::from_u128(7)),
         state: EntryState::Waiting,
-        trigger: Trigger::Event("shutdown".to_owned()),
+        trigger: EntryOrigin::Event("shutdown".to_owned()),
         due: 1_000,
         not_before: Some(1_060),
         waits_for: None,
         started: None,
         ended: None,
         attempts: 1,
-        failure: Some(Failure {
+        failure: Some(LastFailure {
             at: 1_001,
             job: "nightly".to_owned(),
             kind: ErrorKind::NoSpace,
@@ -66,9 +66,9 @@ pub(crate) fn status() -> Status {
     Status {
         service,
         libvirt: LibvirtStatus { uri: "qemu:///system".to_owned(), error: None, since: 11 },
-        guests: Some(Guests { all: 2, left_out: Vec::new() }),
+        guests: Some(GuestCounts { all: 2, left_out: Vec::new() }),
         paused: true,
-        running: vec![Running { entry: entry(3), progress }],
+        running: vec![RunningEntry { entry: entry(3), progress }],
         queued: 1,
         queued_since: Some(12),
         jobs: vec![JobStatus {
@@ -82,7 +82,7 @@ pub(crate) fn status() -> Status {
             domain: "web".to_owned(),
             uuid: Some(uuid::Uuid::from_u128(8)),
             jobs: vec!["nightly".to_owned()],
-            last_success: Some(Success {
+            last_success: Some(LastSuccess {
                 job: "nightly".to_owned(),
                 archives: vec!["/a".to_owned()],
                 measure,
@@ -98,14 +98,14 @@ pub(crate) fn status() -> Status {
     }
 }
 
-impl Desk for FakeControlApi {
+impl ControlApi for FakeControlApi {
     fn status(&self) -> Result<Status> {
         Ok(status())
     }
-    fn queue(&self) -> Result<Vec<Entry>> {
+    fn queue(&self) -> Result<Vec<EntryStatus>> {
         Ok(vec![entry(1), entry(2)])
     }
-    fn entry(&self, id: EntryId) -> Result<Entry> {
+    fn entry(&self, id: EntryId) -> Result<EntryStatus> {
         if id == EntryId(1) { Ok(entry(1)) } else { Err(missing()) }
     }
     fn run(&self, job: &str, domain: Option<&str>) -> Result<Vec<EntryId>> {

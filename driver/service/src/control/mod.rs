@@ -20,11 +20,12 @@ mod wire;
 
 pub use client::Client;
 pub use server::{Limits, Server};
-pub use wire::{Answer, Ask, Fault, MAX_ANSWER, MAX_REQUEST, Reply, Request, VERSION};
+pub use wire::{MAX_ANSWER, MAX_REQUEST, Reply, Request, RequestKind, Response, VERSION, WireError};
 
 pub use types::{
-    DomainStatus, Entry, EntryId, EntryState, Failure, Guests, JobStatus, LibvirtStatus, RunProgress,
-    Running, ServiceState, ServiceStatus, Status, Success, Trigger, Warning, WarningKind,
+    DomainStatus, EntryId, EntryOrigin, EntryState, EntryStatus, GuestCounts, JobStatus, LastFailure,
+    LastSuccess, LibvirtStatus, RunProgress, RunningEntry, ServiceState, ServiceStatus, Status, Warning,
+    WarningKind,
 };
 
 use virtfold_base::error::Result;
@@ -33,7 +34,7 @@ use virtfold_base::error::Result;
 pub const SOCKET: &str = "control.sock";
 
 /// What can be asked of the service. Each answer comes in moments, whatever runs.
-pub trait Desk: Send + Sync {
+pub trait ControlApi: Send + Sync {
     /// How everything stands.
     ///
     /// # Errors
@@ -44,13 +45,13 @@ pub trait Desk: Send + Sync {
     ///
     /// # Errors
     /// The catalog can't be read.
-    fn queue(&self) -> Result<Vec<Entry>>;
+    fn queue(&self) -> Result<Vec<EntryStatus>>;
 
     /// One entry, also one that has ended.
     ///
     /// # Errors
     /// [`virtfold_base::error::ErrorKind::NotFound`]: there is none, or it is not kept any more.
-    fn entry(&self, id: EntryId) -> Result<Entry>;
+    fn entry(&self, id: EntryId) -> Result<EntryStatus>;
 
     /// Puts a job's domains, or one of them (by name or uuid), at the head of the queue, though it is paused. An entry that waits already is
     /// taken, not a second one made. Durable when it returns.

@@ -21,8 +21,8 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::{Group, Uid};
 
 use super::lines::{Line, LineReader};
-use super::wire::{self, Answer, MAX_ANSWER, MAX_REQUEST, Reply, Request};
-use super::{Ask, Desk};
+use super::wire::{self, MAX_ANSWER, MAX_REQUEST, Reply, Request, Response};
+use super::{ControlApi, RequestKind};
 use crate::acceptor::{Acceptor, Handler, PeerDeadline};
 use virtfold_base::durable;
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
@@ -60,11 +60,16 @@ impl Server {
     /// # Errors
     /// [`ErrorKind::InUse`]: another service listens there; [`ErrorKind::Exists`]: the file is no
     /// socket; the socket can't be made.
-    pub fn start(path: &Path, desk: Arc<dyn Desk>, limits: Limits) -> Result<Self> {
+    pub fn start(path: &Path, desk: Arc<dyn ControlApi>, limits: Limits) -> Result<Self> {
         Self::start_for(path, GROUP, desk, limits)
     }
 
-    pub(super) fn start_for(path: &Path, group: &str, desk: Arc<dyn Desk>, limits: Limits) -> Result<Self> {
+    pub(super) fn start_for(
+        path: &Path,
+        group: &str,
+        desk: Arc<dyn ControlApi>,
+        limits: Limits,
+    ) -> Result<Self> {
         let making = || format!("cannot make the control socket '{}'", path.display());
         let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
         let directory = directory.unwrap_or_else(|| Path::new("."));
@@ -127,7 +132,7 @@ fn listen(path: &Path, directory: &Path, group: &str) -> std::io::Result<UnixLis
 
 /// Serves connections.
 struct ConnectionHandler {
-    desk: Arc<dyn Desk>,
+    desk: Arc<dyn ControlApi>,
     limits: Limits,
 }
 
@@ -172,7 +177,7 @@ impl ConnectionHandler {
 
     /// Asks the desk, and notes who wanted what. Names are written with their control characters escaped,
     /// since anything can come in them.
-    fn ask(&self, who: &str, ask: &Ask) -> Result<Reply> {
+    fn ask(&self, who: &str, ask: &RequestKind) -> Result<Reply> {
         let result = wire::ask(self.desk.as_ref(), ask);
         match &result {
             Err(error) => tracing::warn!(%who, ?ask, ?error, "asked in vain"),
@@ -184,8 +189,8 @@ impl ConnectionHandler {
 }
 
 fn say(stream: &mut UnixStream, result: Result<Reply>, patience: &PeerDeadline<'_>) -> std::io::Result<()> {
-    let line = wire::line(&Answer::new(result), MAX_ANSWER)
-        .or_else(|error| wire::line(&Answer::new(Err(error)), MAX_ANSWER))
+    let line = wire::line(&Response::new(result), MAX_ANSWER)
+        .or_else(|error| wire::line(&Response::new(Err(error)), MAX_ANSWER))
         .map_err(std::io::Error::other)?;
     patience.write(stream, &line)
 }

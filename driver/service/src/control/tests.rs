@@ -28,7 +28,7 @@ impl Rig {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("run/control.sock");
         let desk = Arc::new(FakeControlApi::default());
-        let server = Server::start(&path, Arc::clone(&desk) as Arc<dyn Desk>, limits).unwrap();
+        let server = Server::start(&path, Arc::clone(&desk) as Arc<dyn ControlApi>, limits).unwrap();
         Self { desk, server: Some(server), path, _directory: directory }
     }
 
@@ -337,7 +337,7 @@ fn the_specification_s_examples_hold() {
     }
     assert_eq!(asks, 11);
     let error = text.lines().find(|line| line.trim_start().starts_with("{\"version\":1,\"error\"")).unwrap();
-    assert_eq!(Answer::parse(error.trim().as_bytes()).unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(Response::parse(error.trim().as_bytes()).unwrap_err().kind(), ErrorKind::NotFound);
     for kind in [ErrorKind::NoSpace, ErrorKind::BadImage, ErrorKind::Locked, ErrorKind::Internal] {
         let name = serde_json::to_string(&kind).unwrap().replace('"', "`");
         assert!(text.contains(&name), "{name}");

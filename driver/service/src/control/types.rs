@@ -39,11 +39,11 @@ pub struct Status {
     pub libvirt: LibvirtStatus,
     /// The guests of this host; nothing while they are not known.
     #[serde(default)]
-    pub guests: Option<Guests>,
+    pub guests: Option<GuestCounts>,
     /// Whether everything is paused ([`JobStatus::paused`] is apart from this).
     pub paused: bool,
     /// What runs now.
-    pub running: Vec<Running>,
+    pub running: Vec<RunningEntry>,
     /// How many entries wait.
     pub queued: u64,
     /// When the one was due that waits longest.
@@ -99,7 +99,7 @@ pub struct LibvirtStatus {
 
 /// The guests of this host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Guests {
+pub struct GuestCounts {
     /// How many there are.
     pub all: u64,
     /// The names of those that have no backup on purpose: `except` of a job names them, or only jobs that are switched off have them.
@@ -108,9 +108,9 @@ pub struct Guests {
 
 /// An entry that runs, and how far it is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Running {
+pub struct RunningEntry {
     /// The entry.
-    pub entry: Entry,
+    pub entry: EntryStatus,
     /// How far it is.
     pub progress: RunProgress,
 }
@@ -158,9 +158,9 @@ pub struct DomainStatus {
     /// The jobs that it is in; none for one that is in none any more.
     pub jobs: Vec<String>,
     /// The last good backup.
-    pub last_success: Option<Success>,
+    pub last_success: Option<LastSuccess>,
     /// The last one that failed, though a good one may have followed.
-    pub last_failure: Option<Failure>,
+    pub last_failure: Option<LastFailure>,
 }
 
 impl DomainStatus {
@@ -173,7 +173,7 @@ impl DomainStatus {
 
 /// A good backup.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Success {
+pub struct LastSuccess {
     /// The job that it was of.
     pub job: String,
     /// Its archives, one for each medium.
@@ -185,7 +185,7 @@ pub struct Success {
 
 /// A backup that failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Failure {
+pub struct LastFailure {
     /// When it ended.
     pub at: i64,
     /// The job that it was of.
@@ -200,7 +200,7 @@ pub struct Failure {
 
 /// An entry of the queue: one domain, once.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Entry {
+pub struct EntryStatus {
     /// Its number.
     pub id: EntryId,
     /// The job.
@@ -212,7 +212,7 @@ pub struct Entry {
     /// How far it is.
     pub state: EntryState,
     /// Why it is there.
-    pub trigger: Trigger,
+    pub trigger: EntryOrigin,
     /// When it was due: the schedule's time, or when it was asked for.
     pub due: i64,
     /// Not to be begun before: its jitter, or the wait before it is tried again.
@@ -226,7 +226,7 @@ pub struct Entry {
     /// How often it was begun.
     pub attempts: u32,
     /// Why its last attempt failed.
-    pub failure: Option<Failure>,
+    pub failure: Option<LastFailure>,
     /// What it left, where it succeeded.
     pub archives: Vec<String>,
 }
@@ -259,7 +259,7 @@ impl EntryState {
 /// Why an entry is there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Trigger {
+pub enum EntryOrigin {
     /// The schedule.
     Schedule,
     /// A time of the schedule at which the service did not run.

@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Desk, Entry, EntryId, Status};
+use super::{ControlApi, EntryId, EntryStatus, Status};
 use virtfold_base::error::{Error, ErrorKind, Result, sentence};
 
 /// The protocol's version.
@@ -26,13 +26,13 @@ pub struct Request {
     /// The protocol's version.
     pub version: u32,
     /// What is asked.
-    pub ask: Ask,
+    pub ask: RequestKind,
 }
 
 /// What is asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub enum Ask {
+pub enum RequestKind {
     /// [`Desk::status`].
     Status,
     /// [`Desk::queue`].
@@ -73,7 +73,7 @@ pub enum Ask {
 
 /// An answer: one of both fields is there.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Answer {
+pub struct Response {
     /// The protocol's version.
     pub version: u32,
     /// What was asked for.
@@ -81,7 +81,7 @@ pub struct Answer {
     pub answer: Option<Reply>,
     /// Why there is no answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub error: Option<Fault>,
+    pub error: Option<WireError>,
 }
 
 /// What was asked for.
@@ -91,9 +91,9 @@ pub enum Reply {
     /// To [`Ask::Status`].
     Status(Box<Status>),
     /// To [`Ask::Queue`].
-    Queue(Vec<Entry>),
+    Queue(Vec<EntryStatus>),
     /// To [`Ask::Entry`].
-    Entry(Box<Entry>),
+    Entry(Box<EntryStatus>),
     /// To [`Ask::Run`].
     Entries(Vec<EntryId>),
     /// To whatever only does something.
@@ -102,7 +102,7 @@ pub enum Reply {
 
 /// An error on its way.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Fault {
+pub struct WireError {
     /// What kind of failure it is.
     pub kind: ErrorKind,
     /// What happened, with its causes.
@@ -112,14 +112,14 @@ pub struct Fault {
     pub hint: Option<String>,
 }
 
-impl From<&Error> for Fault {
+impl From<&Error> for WireError {
     fn from(error: &Error) -> Self {
         Self { kind: error.kind(), sentence: sentence(error), hint: error.hint().map(str::to_owned) }
     }
 }
 
-impl From<Fault> for Error {
-    fn from(fault: Fault) -> Self {
+impl From<WireError> for Error {
+    fn from(fault: WireError) -> Self {
         let error = Self::new(fault.kind, fault.sentence);
         match fault.hint {
             Some(hint) => error.with_hint(hint),
@@ -148,7 +148,7 @@ fn check_version(line: &[u8], whose: &str) -> Result<()> {
     }
 }
 
-impl Ask {
+impl RequestKind {
     /// Whether it changes something.
     pub fn is_change(&self) -> bool {
         !matches!(self, Self::Status | Self::Queue | Self::Entry { .. })
@@ -169,7 +169,7 @@ impl Request {
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] for another version, else [`ErrorKind::Usage`].
-    pub fn parse(line: &[u8]) -> Result<Ask> {
+    pub fn parse(line: &[u8]) -> Result<RequestKind> {
         if line.len() > MAX_REQUEST {
             return Err(Error::new(ErrorKind::Usage, "the request is longer than 1 MiB"));
         }
@@ -183,12 +183,12 @@ impl Request {
     }
 }
 
-impl Answer {
+impl Response {
     /// To a request.
     pub fn new(result: Result<Reply>) -> Self {
         match result {
             Ok(reply) => Self { version: VERSION, answer: Some(reply), error: None },
-            Err(error) => Self { version: VERSION, answer: None, error: Some(Fault::from(&error)) },
+            Err(error) => Self { version: VERSION, answer: None, error: Some(WireError::from(&error)) },
         }
     }
 
@@ -225,16 +225,16 @@ pub(super) fn line(value: &impl Serialize, most: usize) -> Result<Vec<u8>> {
 }
 
 /// Hands a request to the desk.
-pub(super) fn ask(desk: &dyn Desk, ask: &Ask) -> Result<Reply> {
+pub(super) fn ask(desk: &dyn ControlApi, ask: &RequestKind) -> Result<Reply> {
     Ok(match ask {
-        Ask::Status => Reply::Status(Box::new(desk.status()?)),
-        Ask::Queue => Reply::Queue(desk.queue()?),
-        Ask::Entry { id } => Reply::Entry(Box::new(desk.entry(*id)?)),
-        Ask::Run { job, domain } => Reply::Entries(desk.run(job, domain.as_deref())?),
-        Ask::Pause { job } => done(desk.pause(job.as_deref())?),
-        Ask::Resume { job } => done(desk.resume(job.as_deref())?),
-        Ask::Cancel { id } => done(desk.cancel(*id)?),
-        Ask::Reload => done(desk.reload()?),
+        RequestKind::Status => Reply::Status(Box::new(desk.status()?)),
+        RequestKind::Queue => Reply::Queue(desk.queue()?),
+        RequestKind::Entry { id } => Reply::Entry(Box::new(desk.entry(*id)?)),
+        RequestKind::Run { job, domain } => Reply::Entries(desk.run(job, domain.as_deref())?),
+        RequestKind::Pause { job } => done(desk.pause(job.as_deref())?),
+        RequestKind::Resume { job } => done(desk.resume(job.as_deref())?),
+        RequestKind::Cancel { id } => done(desk.cancel(*id)?),
+        RequestKind::Reload => done(desk.reload()?),
     })
 }
 

@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::{Acknowledge, ActiveRun, BUSY, Engine, Phase};
+use super::{Acknowledge, ActiveRun, BUSY, Engine, EnginePhase};
 use crate::clock::later;
 use crate::control::RunProgress;
-use crate::model::{Guest, JobSpec, MediumSpec};
+use crate::model::{GuestFacts, JobSpec, MediumSpec};
 use crate::planner::{after, due, is_ahead, jitter, waits_until};
 use crate::runner::RunOrder;
 use virtfold_base::error::{Error, Result, sentence};
-use virtfold_catalog::queue::{End, Entry, EntryState, Reason, RunResult, Wanted};
+use virtfold_catalog::queue::{EntryReason, EntryState, NewEntry, QueueEntry, RunEnd, RunResult};
 use virtfold_hypervisor::DomainId;
 
 /// What keeps an entry from being begun.
@@ -68,7 +68,7 @@ impl Engine {
         self.planned.as_ref()?.get(job).copied()
     }
 
-    fn fired(&mut self, job: &JobSpec, planned: Timestamp, wanted: Vec<Wanted>) -> Result<()> {
+    fn fired(&mut self, job: &JobSpec, planned: Timestamp, wanted: Vec<NewEntry>) -> Result<()> {
         self.parts.queue.fire(&job.name, planned, &wanted)?;
         for wanted in &wanted {
             tracing::info!(job = job.name, domain = wanted.name, not_before = %wanted.not_before, "is due");
@@ -79,28 +79,28 @@ impl Engine {
         Ok(())
     }
 
-    fn wanted(&self, job: &JobSpec, reason: &Reason, planned: Timestamp) -> Vec<Wanted> {
+    fn wanted(&self, job: &JobSpec, reason: &EntryReason, planned: Timestamp) -> Vec<NewEntry> {
         let guests = self.guests.iter().flatten().filter(|guest| job.pick.guest(guest));
         guests
             .map(|guest| {
                 let not_before = after(planned, jitter(job, guest.id));
                 let (job, name) = (job.name.clone(), guest.name.clone());
-                Wanted { job, domain: guest.id, name, reason: reason.clone(), due: planned, not_before }
+                NewEntry { job, domain: guest.id, name, reason: reason.clone(), due: planned, not_before }
             })
             .collect()
     }
 
     /// Something happened to a guest: the jobs that wait for that get an entry. The event is done with once
     /// they are in the queue.
-    pub(super) fn event(&mut self, guest: &Guest, word: &str, (receipt, now): (Acknowledge, Timestamp)) {
+    pub(super) fn event(&mut self, guest: &GuestFacts, word: &str, (receipt, now): (Acknowledge, Timestamp)) {
         let jobs = self.settings.jobs.iter().filter(|job| job.enabled && job.pick.guest(guest));
         let jobs = jobs.filter(|job| job.on.iter().any(|on| on == word));
         let mut all = jobs.map(|job| {
-            self.parts.queue.add(&Wanted {
+            self.parts.queue.add(&NewEntry {
                 job: job.name.clone(),
                 domain: guest.id,
                 name: guest.name.clone(),
-                reason: Reason::Event(word.to_owned()),
+                reason: EntryReason::Event(word.to_owned()),
                 due: now,
                 not_before: now,
             })
@@ -122,7 +122,7 @@ impl Engine {
             if entry.state == EntryState::Running {
                 if !self.running.contains_key(&entry.id) {
                     // It was noted, and the answer got lost: nothing was begun.
-                    self.parts.queue.end(entry.id, now, &End::Parked)?;
+                    self.parts.queue.end(entry.id, now, &RunEnd::Parked)?;
                     wake = Some(now);
                 }
                 continue;
@@ -147,20 +147,20 @@ impl Engine {
     }
 
     /// What keeps a waiting entry from being begun.
-    pub(super) fn obstacle(&self, entry: &Entry, now: Timestamp) -> Option<StartObstacle> {
+    pub(super) fn obstacle(&self, entry: &QueueEntry, now: Timestamp) -> Option<StartObstacle> {
         let wanted = &entry.wanted;
         let waits = |what: &str| Some(StartObstacle::Waits(what.to_owned()));
         let Some(job) = self.settings.job(&wanted.job) else { return Some(StartObstacle::Gone) };
         if let Some(time) = waits_until(job, wanted.not_before, now) {
             return Some(StartObstacle::Until(time));
         }
-        if self.phase != Phase::Working || self.recovering || self.recover_at.is_some() {
+        if self.phase != EnginePhase::Working || self.recovering || self.recover_at.is_some() {
             return waits("guests are being recovered");
         }
         if self.libvirt.error.is_some() {
             return waits("libvirt can't be reached");
         }
-        if wanted.reason != Reason::Request && self.pauses.holds(&wanted.job) {
+        if wanted.reason != EntryReason::Request && self.pauses.holds(&wanted.job) {
             return waits(if self.pauses.all { "everything is paused" } else { "the job is paused" });
         }
         if self.running.values().any(|active| active.entry.wanted.domain == wanted.domain) {
@@ -181,7 +181,7 @@ impl Engine {
         self.parts.runner.busy(wanted.domain).map(StartObstacle::Busy)
     }
 
-    fn start(&mut self, entry: &Entry, now: Timestamp) -> Result<()> {
+    fn start(&mut self, entry: &QueueEntry, now: Timestamp) -> Result<()> {
         let Some(job) = self.settings.job(&entry.wanted.job).map(Arc::clone) else { return Ok(()) };
         let media: Vec<MediumSpec> =
             job.media.iter().filter_map(|name| self.settings.media.get(name)).cloned().collect();
@@ -227,9 +227,9 @@ impl Engine {
         Ok(())
     }
 
-    fn guest_of(&self, id: DomainId, name: &str) -> Guest {
+    fn guest_of(&self, id: DomainId, name: &str) -> GuestFacts {
         let known = self.guests.iter().flatten().find(|guest| guest.id == id).cloned();
-        known.unwrap_or_else(|| Guest {
+        known.unwrap_or_else(|| GuestFacts {
             id,
             name: name.to_owned(),
             tags: Vec::new(),
@@ -240,8 +240,8 @@ impl Engine {
 }
 
 /// A failure: it is tried again, or not.
-pub(super) fn again(result: RunResult, (tried, attempts): (u32, u32), at: Timestamp) -> End {
-    if tried < attempts { End::Again(result, at) } else { End::Failed(result) }
+pub(super) fn again(result: RunResult, (tried, attempts): (u32, u32), at: Timestamp) -> RunEnd {
+    if tried < attempts { RunEnd::Again(result, at) } else { RunEnd::Failed(result) }
 }
 
 fn not_begun(error: &Error) -> RunResult {

@@ -8,16 +8,16 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::begin::StartObstacle;
-use super::{Engine, Input, Phase};
+use super::{Engine, EnginePhase, Input};
 use crate::control::{
-    Desk, DomainStatus, Entry, EntryId, EntryState, Failure, JobStatus, LibvirtStatus, Running, ServiceState,
-    ServiceStatus, Status, Success, Trigger,
+    ControlApi, DomainStatus, EntryId, EntryOrigin, EntryState, EntryStatus, JobStatus, LastFailure,
+    LastSuccess, LibvirtStatus, RunningEntry, ServiceState, ServiceStatus, Status,
 };
-use crate::model::{Guest, JobSpec};
+use crate::model::{GuestFacts, JobSpec};
 use crate::planner::{AHEAD, after};
 use virtfold_backup::metrics::BackupMetrics;
 use virtfold_base::error::{Error, ErrorKind, Result};
-use virtfold_catalog::queue::{self, Pause, Reason, RunResult, Wanted};
+use virtfold_catalog::queue::{self, EntryReason, NewEntry, Pause, RunResult};
 
 /// How long an answer may take; the catalog itself waits 30 s for another process.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -51,19 +51,19 @@ impl EngineControlApi {
     }
 }
 
-impl Desk for EngineControlApi {
+impl ControlApi for EngineControlApi {
     fn status(&self) -> Result<Status> {
         self.ask(|engine| engine.status())
     }
 
-    fn queue(&self) -> Result<Vec<Entry>> {
+    fn queue(&self) -> Result<Vec<EntryStatus>> {
         self.ask(|engine| {
             let open = engine.parts.queue.open_entries()?;
             Ok(open.iter().map(|entry| engine.told(entry)).collect())
         })
     }
 
-    fn entry(&self, id: EntryId) -> Result<Entry> {
+    fn entry(&self, id: EntryId) -> Result<EntryStatus> {
         self.ask(move |engine| engine.parts.queue.entry(id.0).map(|entry| engine.told(&entry)))
     }
 
@@ -101,7 +101,7 @@ impl Engine {
     }
 
     pub(super) fn request(&self, job: &str, domain: Option<&str>) -> Result<Vec<EntryId>> {
-        if matches!(self.phase, Phase::Stopping(_)) {
+        if matches!(self.phase, EnginePhase::Stopping(_)) {
             return Err(Error::new(ErrorKind::Refused, "the service is stopping"));
         }
         let job = self.job_named(job)?;
@@ -111,8 +111,10 @@ impl Engine {
             error.with_hint("'virtfold status' shows why; a service that has just started knows them soon")
         };
         let guests = self.guests.as_ref().ok_or_else(unknown)?;
-        let is = |guest: &Guest| domain.is_none_or(|name| name == guest.name || guest.id.to_string() == name);
-        let guests: Vec<&Guest> = guests.iter().filter(|guest| job.pick.guest(guest) && is(guest)).collect();
+        let is =
+            |guest: &GuestFacts| domain.is_none_or(|name| name == guest.name || guest.id.to_string() == name);
+        let guests: Vec<&GuestFacts> =
+            guests.iter().filter(|guest| job.pick.guest(guest) && is(guest)).collect();
         if guests.is_empty() {
             let what = domain.map_or_else(
                 || format!("the job '{}' has no guests", job.name),
@@ -121,11 +123,11 @@ impl Engine {
             return Err(Error::new(ErrorKind::NotFound, what));
         }
         let now = self.parts.clock.now();
-        let wanted = |guest: &Guest| Wanted {
+        let wanted = |guest: &GuestFacts| NewEntry {
             job: job.name.clone(),
             domain: guest.id,
             name: guest.name.clone(),
-            reason: Reason::Request,
+            reason: EntryReason::Request,
             due: now,
             not_before: now,
         };
@@ -169,9 +171,9 @@ impl Engine {
                 since: self.since.as_second(),
                 now: now.as_second(),
                 state: match self.phase {
-                    Phase::Starting => ServiceState::Starting,
-                    Phase::Working => ServiceState::Running,
-                    Phase::Stopping(_) => ServiceState::Stopping,
+                    EnginePhase::Starting => ServiceState::Starting,
+                    EnginePhase::Working => ServiceState::Running,
+                    EnginePhase::Stopping(_) => ServiceState::Stopping,
                 },
             },
             libvirt: LibvirtStatus {
@@ -182,7 +184,10 @@ impl Engine {
             guests: self.guest_status(),
             paused: self.pauses.all,
             running: running
-                .map(|active| Running { entry: self.told(&active.entry), progress: active.progress.clone() })
+                .map(|active| RunningEntry {
+                    entry: self.told(&active.entry),
+                    progress: active.progress.clone(),
+                })
                 .collect(),
             queued: u64::try_from(waiting.len()).unwrap_or(u64::MAX),
             queued_since: waiting.iter().map(|entry| entry.wanted.due.min(now).as_second()).min(),
@@ -228,11 +233,11 @@ impl Engine {
             let uuid = wanted.domain.0;
             let status = all.entry(uuid).or_insert_with(|| blank(&wanted.name, uuid));
             let (success, failure) = (success(&entry), failure(&entry));
-            let at = |success: &Option<Success>| success.as_ref().map(|success| success.measure.at);
+            let at = |success: &Option<LastSuccess>| success.as_ref().map(|success| success.measure.at);
             if at(&success) > at(&status.last_success) {
                 status.last_success = success;
             }
-            let at = |failure: &Option<Failure>| failure.as_ref().map(|failure| failure.at);
+            let at = |failure: &Option<LastFailure>| failure.as_ref().map(|failure| failure.at);
             if at(&failure) > at(&status.last_failure) {
                 status.last_failure = failure;
             }
@@ -251,12 +256,12 @@ impl Engine {
     }
 
     /// An entry, as it is told.
-    pub(super) fn told(&self, entry: &queue::Entry) -> Entry {
+    pub(super) fn told(&self, entry: &queue::QueueEntry) -> EntryStatus {
         let now = self.parts.clock.now();
         let wanted = &entry.wanted;
         let asked_to_end = self.running.get(&entry.id).is_some_and(|active| active.ending.is_some());
         let waits = !entry.state.is_end() && entry.state != queue::EntryState::Running;
-        Entry {
+        EntryStatus {
             id: EntryId(entry.id),
             job: wanted.job.clone(),
             domain: wanted.name.clone(),
@@ -270,10 +275,10 @@ impl Engine {
                 queue::EntryState::Cancelled => EntryState::Cancelled,
             },
             trigger: match &wanted.reason {
-                Reason::Schedule => Trigger::Schedule,
-                Reason::CatchUp => Trigger::CatchUp,
-                Reason::Event(word) => Trigger::Event(word.clone()),
-                Reason::Request => Trigger::Request,
+                EntryReason::Schedule => EntryOrigin::Schedule,
+                EntryReason::CatchUp => EntryOrigin::CatchUp,
+                EntryReason::Event(word) => EntryOrigin::Event(word.clone()),
+                EntryReason::Request => EntryOrigin::Request,
             },
             due: wanted.due.as_second(),
             not_before: (wanted.not_before != wanted.due).then(|| wanted.not_before.as_second()),
@@ -292,9 +297,9 @@ impl Engine {
     }
 }
 
-fn success(entry: &queue::Entry) -> Option<Success> {
+fn success(entry: &queue::QueueEntry) -> Option<LastSuccess> {
     let result = entry.result.as_ref().filter(|result| result.kind.is_none())?;
-    Some(Success {
+    Some(LastSuccess {
         job: entry.wanted.job.clone(),
         archives: result.archives.clone(),
         measure: measure(result)?,
@@ -306,9 +311,9 @@ pub(super) fn measure(result: &RunResult) -> Option<BackupMetrics> {
     serde_json::from_value(result.measure.clone()?).ok()
 }
 
-fn failure(entry: &queue::Entry) -> Option<Failure> {
+fn failure(entry: &queue::QueueEntry) -> Option<LastFailure> {
     let result = entry.result.as_ref()?;
-    Some(Failure {
+    Some(LastFailure {
         at: entry.ended?.as_second(),
         job: entry.wanted.job.clone(),
         kind: result.kind?,

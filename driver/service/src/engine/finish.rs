@@ -7,13 +7,13 @@ use jiff::Timestamp;
 
 use super::begin::again;
 use super::desk::measure;
-use super::{ActiveRun, Engine, GRACE, Parts, Phase, Why};
+use super::{ActiveRun, Engine, EngineParts, EnginePhase, GRACE, StopReason};
 use crate::clock::later;
 use crate::metrics::RunMetrics;
 use crate::planner::after;
 use virtfold_backup::metrics::DomainLabels;
 use virtfold_base::error::{ErrorKind, Result, sentence};
-use virtfold_catalog::queue::{End, Entry, EntryState, RunResult};
+use virtfold_catalog::queue::{EntryState, QueueEntry, RunEnd, RunResult};
 
 impl Engine {
     /// A run ended.
@@ -40,24 +40,25 @@ impl Engine {
             ),
         }
         let end = self.judge(&active, result, now);
-        if matches!(end, End::Succeeded(_)) && self.settings.job(&wanted.job).is_some_and(|job| job.prune) {
+        if matches!(end, RunEnd::Succeeded(_)) && self.settings.job(&wanted.job).is_some_and(|job| job.prune)
+        {
             self.to_prune.insert(wanted.job.clone());
         }
         self.ended.push((id, end));
     }
 
     /// What becomes of an entry whose run ended.
-    fn judge(&self, active: &ActiveRun, mut result: RunResult, now: Timestamp) -> End {
+    fn judge(&self, active: &ActiveRun, mut result: RunResult, now: Timestamp) -> RunEnd {
         if result.kind.is_none() {
-            return End::Succeeded(result);
+            return RunEnd::Succeeded(result);
         }
         let wanted = &active.entry.wanted;
         let job = self.settings.job(&wanted.job);
         let by_us = result.kind == Some(ErrorKind::Interrupted);
         match active.ending {
-            Some((Why::Cancelled, _)) if by_us => return End::Cancelled(result),
-            Some((Why::Stopping, _)) if by_us => return End::Parked,
-            Some((Why::TimedOut, _)) if by_us => {
+            Some((StopReason::Cancelled, _)) if by_us => return RunEnd::Cancelled(result),
+            Some((StopReason::Stopping, _)) if by_us => return RunEnd::Parked,
+            Some((StopReason::TimedOut, _)) if by_us => {
                 let limit = job.and_then(|job| job.timeout).unwrap_or_default();
                 let long = limit.as_secs();
                 result.sentence = format!("the backup of '{}' timed out after {long} s", wanted.name);
@@ -67,7 +68,7 @@ impl Engine {
         }
         match job {
             Some(job) => again(result, (active.entry.attempts, job.attempts), after(now, job.delay)),
-            None => End::Failed(result),
+            None => RunEnd::Failed(result),
         }
     }
 
@@ -87,11 +88,11 @@ impl Engine {
     }
 
     /// Counts a run that ended, with a backup or without.
-    fn count(&self, id: i64, end: &End) -> Result<()> {
+    fn count(&self, id: i64, end: &RunEnd) -> Result<()> {
         let measure = match end {
-            End::Succeeded(result) => measure(result),
-            End::Failed(_) | End::Again(..) => None,
-            End::Cancelled(_) | End::Parked => return Ok(()),
+            RunEnd::Succeeded(result) => measure(result),
+            RunEnd::Failed(_) | RunEnd::Again(..) => None,
+            RunEnd::Cancelled(_) | RunEnd::Parked => return Ok(()),
         };
         let wanted = self.parts.queue.entry(id)?.wanted;
         let labels = DomainLabels { domain: &wanted.name, uuid: wanted.domain.0 };
@@ -102,14 +103,14 @@ impl Engine {
     /// Presses on what is to end.
     pub(super) fn press(&mut self, now: Instant) {
         let stopping = match self.phase {
-            Phase::Stopping(until) => until <= now,
+            EnginePhase::Stopping(until) => until <= now,
             _ => false,
         };
         for active in self.running.values_mut() {
             let over = active.deadline.is_some_and(|deadline| deadline <= now);
             match active.ending {
-                None if stopping => ask(active, Why::Stopping, now),
-                None if over => ask(active, Why::TimedOut, now),
+                None if stopping => ask(active, StopReason::Stopping, now),
+                None if over => ask(active, StopReason::TimedOut, now),
                 Some((why, Some(at))) if at <= now => {
                     tracing::warn!(entry = active.entry.id, "did not end in time, and is ended by force");
                     active.handle.kill();
@@ -128,7 +129,7 @@ impl Engine {
             Some((_, at)) => at,
         });
         let stop = match self.phase {
-            Phase::Stopping(until) if self.running.values().any(|active| active.ending.is_none()) => {
+            EnginePhase::Stopping(until) if self.running.values().any(|active| active.ending.is_none()) => {
                 Some(until)
             }
             _ => None,
@@ -140,7 +141,7 @@ impl Engine {
     pub(super) fn cancel_run(&mut self, id: i64) {
         let now = self.parts.clock.steady();
         if let Some(active) = self.running.get_mut(&id).filter(|active| active.ending.is_none()) {
-            ask(active, Why::Cancelled, now);
+            ask(active, StopReason::Cancelled, now);
         }
     }
 
@@ -148,11 +149,11 @@ impl Engine {
     pub(super) fn stop(&mut self) {
         let now = self.parts.clock.steady();
         let until = match self.phase {
-            Phase::Stopping(_) => now,
+            EnginePhase::Stopping(_) => now,
             _ => later(now, self.settings.stop_timeout),
         };
         tracing::info!(running = self.running.len(), "the service ends");
-        self.phase = Phase::Stopping(until);
+        self.phase = EnginePhase::Stopping(until);
         let limit = self.settings.stop_timeout.saturating_add(GRACE);
         self.systemd.stopping(&self.line(), limit);
     }
@@ -185,8 +186,8 @@ impl Engine {
 }
 
 /// What an earlier service left waits again, or has failed where services die of it.
-pub(super) fn recall(parts: &Parts, now: Timestamp) -> Result<()> {
-    for Entry { id, wanted, state, result, .. } in parts.queue.recall(now)? {
+pub(super) fn recall(parts: &EngineParts, now: Timestamp) -> Result<()> {
+    for QueueEntry { id, wanted, state, result, .. } in parts.queue.recall(now)? {
         if state == EntryState::Failed {
             let why = result.map(|result| result.sentence).unwrap_or_default();
             tracing::error!(entry = id, job = wanted.job, domain = wanted.name, "failed: {why}");
@@ -203,7 +204,7 @@ pub(super) fn recall(parts: &Parts, now: Timestamp) -> Result<()> {
     Ok(())
 }
 
-fn ask(active: &mut ActiveRun, why: Why, now: Instant) {
+fn ask(active: &mut ActiveRun, why: StopReason, now: Instant) {
     tracing::info!(entry = active.entry.id, ?why, "is asked to end");
     active.handle.end();
     active.ending = Some((why, Some(later(now, GRACE))));

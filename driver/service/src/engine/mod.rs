@@ -33,12 +33,12 @@ pub use self::desk::EngineControlApi;
 use super::clock::Clock;
 use super::control::RunProgress;
 use super::metrics::Metrics;
-use super::model::{Guest, IneffectiveSetting, Settings};
+use super::model::{GuestFacts, IneffectiveSetting, ServiceSettings};
 use super::notify::Notifier;
 use super::planner::after;
 use super::runner::{Handle, Runner};
 use virtfold_base::error::{Result, sentence};
-use virtfold_catalog::queue::{End, Entry, Pauses, Queue, RunResult};
+use virtfold_catalog::queue::{Pauses, Queue, QueueEntry, RunEnd, RunResult};
 
 /// How long a run that was asked to end may take to bring its guest home.
 pub const GRACE: Duration = Duration::from_secs(300);
@@ -52,7 +52,7 @@ const RECOVER_AGAIN: Duration = Duration::from_secs(60);
 /// Says that an event is acted on.
 pub type Acknowledge = Box<dyn FnOnce() + Send>;
 /// Reads the configuration.
-pub type Load = Box<dyn Fn() -> Result<Settings> + Send>;
+pub type Load = Box<dyn Fn() -> Result<ServiceSettings> + Send>;
 
 /// What happens to the service.
 pub enum Input {
@@ -65,9 +65,9 @@ pub enum Input {
     /// A job's backups were pruned, or not.
     Pruned(String, Result<()>),
     /// All guests there are.
-    Guests(Vec<Guest>),
+    Guests(Vec<GuestFacts>),
     /// Something happened to a guest; the word for it, as jobs have it.
-    Event(Guest, String, Acknowledge),
+    Event(GuestFacts, String, Acknowledge),
     /// libvirt can't be reached, for a reason; or it can.
     Libvirt(Option<String>),
     /// Somebody asks something.
@@ -97,7 +97,7 @@ impl fmt::Debug for Input {
 
 /// Why a run was asked to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Why {
+enum StopReason {
     /// Somebody cancelled it.
     Cancelled,
     /// It took too long.
@@ -109,19 +109,19 @@ enum Why {
 /// A run that was begun.
 #[derive(Debug)]
 struct ActiveRun {
-    entry: Entry,
+    entry: QueueEntry,
     media: Vec<String>,
     handle: Box<dyn Handle>,
     progress: RunProgress,
     /// When it is over its time.
     deadline: Option<Instant>,
     /// Why it was asked to end, and when it is ended by force; `None` once it was.
-    ending: Option<(Why, Option<Instant>)>,
+    ending: Option<(StopReason, Option<Instant>)>,
 }
 
 /// How far the service is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
+enum EnginePhase {
     /// Guests are brought home before anything is begun.
     Starting,
     /// It works.
@@ -132,7 +132,7 @@ enum Phase {
 
 /// What the engine works with.
 #[derive(Debug)]
-pub struct Parts {
+pub struct EngineParts {
     /// The queue.
     pub queue: Arc<dyn Queue>,
     /// The time.
@@ -147,7 +147,7 @@ pub struct Parts {
 
 /// libvirt, as it was last seen.
 #[derive(Debug)]
-struct Libvirt {
+struct LibvirtState {
     uri: String,
     error: Option<String>,
     since: Timestamp,
@@ -155,18 +155,18 @@ struct Libvirt {
 
 /// The service's loop.
 pub struct Engine {
-    parts: Parts,
+    parts: EngineParts,
     inputs: Receiver<Input>,
     load: Load,
     systemd: Notifier,
-    settings: Settings,
-    phase: Phase,
+    settings: ServiceSettings,
+    phase: EnginePhase,
     since: Timestamp,
-    libvirt: Libvirt,
-    guests: Option<Vec<Guest>>,
+    libvirt: LibvirtState,
+    guests: Option<Vec<GuestFacts>>,
     running: BTreeMap<i64, ActiveRun>,
     /// What ended and is not noted yet.
-    ended: Vec<(i64, End)>,
+    ended: Vec<(i64, RunEnd)>,
     /// Up to when schedules are entries, as the catalog has it; read again after each failure.
     planned: Option<BTreeMap<String, Timestamp>>,
     pauses: Pauses,
@@ -204,7 +204,7 @@ impl Engine {
     ///
     /// # Errors
     /// The catalog can't be used; the configuration's.
-    pub fn new(parts: Parts, inputs: Receiver<Input>, load: Load, uri: &str) -> Result<Self> {
+    pub fn new(parts: EngineParts, inputs: Receiver<Input>, load: Load, uri: &str) -> Result<Self> {
         let settings = load()?;
         let now = parts.clock.now();
         finish::recall(&parts, now)?;
@@ -215,9 +215,9 @@ impl Engine {
             load,
             systemd: Notifier::from_environment(),
             settings,
-            phase: Phase::Starting,
+            phase: EnginePhase::Starting,
             since: now,
-            libvirt: Libvirt { uri: uri.to_owned(), error: None, since: now },
+            libvirt: LibvirtState { uri: uri.to_owned(), error: None, since: now },
             guests: None,
             running: BTreeMap::new(),
             ended: Vec::new(),
@@ -257,7 +257,7 @@ impl Engine {
     /// Whether nothing is left to do.
     fn is_over(&self) -> bool {
         // What ended and can't be noted is found by the next service as what ran.
-        matches!(self.phase, Phase::Stopping(_)) && self.running.is_empty()
+        matches!(self.phase, EnginePhase::Stopping(_)) && self.running.is_empty()
     }
 
     /// One turn; says when the next one is due, whatever happens until then.
@@ -288,7 +288,7 @@ impl Engine {
             self.parts.runner.recover(&self.parts.sender);
         }
         wakes.push(self.recover_at);
-        if self.phase == Phase::Working {
+        if self.phase == EnginePhase::Working {
             wakes.push(self.fire(now)?);
             wakes.push(self.begin(now)?);
             self.prune();
@@ -342,8 +342,8 @@ impl Engine {
                 self.undecided = undecided;
                 self.unrecovered = None;
                 self.recover_failures = 0;
-                if self.phase == Phase::Starting {
-                    self.phase = Phase::Working;
+                if self.phase == EnginePhase::Starting {
+                    self.phase = EnginePhase::Working;
                 }
             }
             Err(error) => {
@@ -379,10 +379,10 @@ impl Engine {
     /// How everything stands, in a line.
     fn line(&self) -> String {
         let what = match self.phase {
-            Phase::Starting => "guests are brought in order",
-            Phase::Working if self.libvirt.error.is_some() => "libvirt can't be reached",
-            Phase::Working => "works",
-            Phase::Stopping(_) => "ends",
+            EnginePhase::Starting => "guests are brought in order",
+            EnginePhase::Working if self.libvirt.error.is_some() => "libvirt can't be reached",
+            EnginePhase::Working => "works",
+            EnginePhase::Stopping(_) => "ends",
         };
         let runs = self.running.values().map(|active| active.entry.wanted.name.as_str()).collect::<Vec<_>>();
         match runs.is_empty() {

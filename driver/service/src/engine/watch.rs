@@ -1,8 +1,8 @@
 //! What a person should look at, and which guests nobody backs up, by oversight or on purpose.
 
-use super::{Engine, Phase};
-use crate::control::{Guests, Warning, WarningKind};
-use crate::model::Guest;
+use super::{Engine, EnginePhase};
+use crate::control::{GuestCounts, Warning, WarningKind};
+use crate::model::GuestFacts;
 
 /// How long guests may stay unknown while libvirt answers, seconds.
 const UNKNOWN: i64 = 60;
@@ -42,7 +42,7 @@ impl Engine {
 
     /// Why no backup begins though libvirt answers: the guests are not known, or not known to be in order.
     fn unseen(&self) -> Option<String> {
-        if self.libvirt.error.is_some() || matches!(self.phase, Phase::Stopping(_)) {
+        if self.libvirt.error.is_some() || matches!(self.phase, EnginePhase::Stopping(_)) {
             return None;
         }
         if let Some(why) = &self.unrecovered {
@@ -58,13 +58,13 @@ impl Engine {
     }
 
     /// Whether an enabled job has a guest.
-    fn has_job(&self, guest: &Guest) -> bool {
+    fn has_job(&self, guest: &GuestFacts) -> bool {
         self.settings.jobs.iter().any(|job| job.enabled && job.pick.guest(guest))
     }
 
     /// Whether a guest has no backup because somebody wants it so: a job leaves it out by name, or one that
     /// is switched off has it.
-    fn is_left_out(&self, guest: &Guest) -> bool {
+    fn is_left_out(&self, guest: &GuestFacts) -> bool {
         let wants = |off: bool, job: &crate::model::JobSpec| {
             job.pick.leaves_out(guest) || (off && job.pick.guest(guest))
         };
@@ -72,15 +72,15 @@ impl Engine {
     }
 
     /// Whether nothing backs a guest up, and nobody said that this is right.
-    pub(super) fn is_forgotten(&self, guest: &Guest) -> bool {
+    pub(super) fn is_forgotten(&self, guest: &GuestFacts) -> bool {
         !self.has_job(guest) && !self.is_left_out(guest)
     }
 
     /// The guests in numbers, where they are known.
-    pub(super) fn guest_status(&self) -> Option<Guests> {
+    pub(super) fn guest_status(&self) -> Option<GuestCounts> {
         let guests = self.guests.as_ref()?;
         let left_out = guests.iter().filter(|guest| self.is_left_out(guest));
-        Some(Guests {
+        Some(GuestCounts {
             all: u64::try_from(guests.len()).unwrap_or(u64::MAX),
             left_out: left_out.map(|guest| guest.name.clone()).collect(),
         })

@@ -14,13 +14,13 @@ use std::time::{Duration, Instant, SystemTime};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, never, select};
 use virtfold_hooks::spool::{Spool, SpooledEvent};
 
-use super::known::Known;
+use super::known::GuestStates;
 use super::socket::Socket;
-use super::told::{self, Heard, What};
-use super::types::{Delivery, EventNotice, Reconcile, Trigger, Why};
-use super::{Connect, Settings};
+use super::told::{self, EventReport, EventReportKind};
+use super::types::{Delivery, EventNotice, GuestEventKind, Reconcile, ReconcileReason};
+use super::{Connect, EventSettings};
 use virtfold_base::error::sentence;
-use virtfold_hypervisor::{Event, Hypervisor};
+use virtfold_hypervisor::{DomainEvent, Hypervisor};
 
 /// Events of the spool that are read in one go.
 const BATCH: usize = 256;
@@ -35,48 +35,48 @@ pub(super) struct Channels {
 }
 
 /// The hypervisor and its events.
-struct Link {
+struct EventConnection {
     hypervisor: Arc<dyn Hypervisor>,
-    events: Receiver<Event>,
+    events: Receiver<DomainEvent>,
 }
 
 /// What stands in the way of going on.
 #[derive(Debug, PartialEq, Eq)]
-enum Stop {
+enum CollectorStop {
     /// The service ends, or nobody listens any more.
     End,
     /// A delivery was dropped: later again.
     Later,
 }
 
-type Flow = std::result::Result<(), Stop>;
+type Flow = std::result::Result<(), CollectorStop>;
 
-pub(super) struct Intake {
-    settings: Settings,
+pub(super) struct EventCollector {
+    settings: EventSettings,
     spool: Spool,
     connect: Connect,
     channels: Channels,
-    known: Known,
-    link: Option<Link>,
+    known: GuestStates,
+    link: Option<EventConnection>,
     /// Whether the link, where there is one, has broken since.
     is_broken: bool,
     /// Files of the spool that are done with and can't be removed: as many as a spool has at most.
     stuck: HashSet<String>,
     /// Why to reconcile, where there is a reason.
-    reason: Option<Why>,
+    reason: Option<ReconcileReason>,
     /// The wait before the next try to connect.
     retry: Duration,
     reconciled: Instant,
 }
 
-impl Intake {
-    pub(super) fn new(settings: Settings, spool: Spool, connect: Connect, channels: Channels) -> Self {
-        let known = Known::load(&settings.known).unwrap_or_else(|error| {
+impl EventCollector {
+    pub(super) fn new(settings: EventSettings, spool: Spool, connect: Connect, channels: Channels) -> Self {
+        let known = GuestStates::load(&settings.known).unwrap_or_else(|error| {
             tracing::warn!(
                 "the record of guests is unusable; starting from their present state: {}",
                 sentence(&error)
             );
-            Known::default()
+            GuestStates::default()
         });
         Self {
             settings,
@@ -87,7 +87,7 @@ impl Intake {
             link: None,
             is_broken: false,
             stuck: HashSet::new(),
-            reason: Some(Why::StartUp),
+            reason: Some(ReconcileReason::StartUp),
             retry: FIRST_RETRY,
             reconciled: Instant::now(),
         }
@@ -101,8 +101,8 @@ impl Intake {
                 tracing::warn!("{}", sentence(&error));
             }
             let wait = match done {
-                Err(Stop::End) => return,
-                Err(Stop::Later) => self.settings.retry_after,
+                Err(CollectorStop::End) => return,
+                Err(CollectorStop::Later) => self.settings.retry_after,
                 Ok(()) if self.link.is_none() || self.is_broken => self.retry,
                 Ok(()) => self.settings.look_every,
             };
@@ -110,7 +110,7 @@ impl Intake {
                 Ok(()) => self.wait(socket, wait),
                 Err(_) => self.pause(wait),
             };
-            if ended == Err(Stop::End) {
+            if ended == Err(CollectorStop::End) {
                 return;
             }
         }
@@ -120,7 +120,7 @@ impl Intake {
         self.link_up();
         self.drain()?;
         if self.reconciled.elapsed() >= self.settings.reconcile_every {
-            self.reason.get_or_insert(Why::Routine);
+            self.reason.get_or_insert(ReconcileReason::Routine);
         }
         match self.reason {
             Some(why) if self.link.is_some() && !self.is_broken => self.reconcile(why),
@@ -139,7 +139,7 @@ impl Intake {
         };
         let linked = linked.and_then(|hypervisor| {
             let events = hypervisor.subscribe()?;
-            Ok(Link { hypervisor, events })
+            Ok(EventConnection { hypervisor, events })
         });
         match linked {
             Ok(link) => {
@@ -149,7 +149,7 @@ impl Intake {
             }
             Err(error) => {
                 tracing::warn!("libvirt's events can't be received: {}", sentence(&error));
-                self.reason.get_or_insert(Why::Reconnected);
+                self.reason.get_or_insert(ReconcileReason::Reconnected);
                 self.retry = (self.retry * 2).min(self.settings.retry_after);
             }
         }
@@ -175,7 +175,7 @@ impl Intake {
                 Ok(None) => {}
                 Ok(Some(lost)) => {
                     tracing::warn!(lost, "the hooks' spool was full; all guests are checked");
-                    self.reason = Some(Why::Overflow);
+                    self.reason = Some(ReconcileReason::Overflow);
                 }
                 Err(error) => self.complain("cannot be asked what it lost", &error),
             }
@@ -206,8 +206,8 @@ impl Intake {
     }
 
     /// What somebody told: delivered, where it is new.
-    fn heard(&mut self, heard: Heard) -> Flow {
-        if let What::Look(why) = heard.what {
+    fn heard(&mut self, heard: EventReport) -> Flow {
+        if let EventReportKind::Look(why) = heard.what {
             self.reason.get_or_insert(why);
             return Ok(());
         }
@@ -222,16 +222,16 @@ impl Intake {
         let (delivery, given) = Delivery::new(notice);
         let Channels { out, ended, .. } = &self.channels;
         select! {
-            send(out, delivery) -> sent => sent.map_err(|_| Stop::End)?,
-            recv(ended) -> _ => return Err(Stop::End),
+            send(out, delivery) -> sent => sent.map_err(|_| CollectorStop::End)?,
+            recv(ended) -> _ => return Err(CollectorStop::End),
         }
         select! {
-            recv(given) -> receipt => receipt.map_err(|_| Stop::Later),
-            recv(ended) -> _ => Err(Stop::End),
+            recv(given) -> receipt => receipt.map_err(|_| CollectorStop::Later),
+            recv(ended) -> _ => Err(CollectorStop::End),
         }
     }
 
-    fn reconcile(&mut self, why: Why) -> Flow {
+    fn reconcile(&mut self, why: ReconcileReason) -> Flow {
         let Some(link) = &self.link else { return Ok(()) };
         let domains = match link.hypervisor.domains() {
             Ok(domains) => domains,
@@ -256,7 +256,7 @@ impl Intake {
     fn pause(&self, limit: Duration) -> Flow {
         match self.channels.ended.recv_timeout(limit) {
             Err(RecvTimeoutError::Timeout) => Ok(()),
-            _ => Err(Stop::End),
+            _ => Err(CollectorStop::End),
         }
     }
 
@@ -271,10 +271,10 @@ impl Intake {
             recv(events) -> event => event,
             recv(socket.nudges()) -> _ => return Ok(()),
             recv(self.channels.looks) -> _ => {
-                self.reason.get_or_insert(Why::Routine);
+                self.reason.get_or_insert(ReconcileReason::Routine);
                 return Ok(());
             }
-            recv(self.channels.ended) -> _ => return Err(Stop::End),
+            recv(self.channels.ended) -> _ => return Err(CollectorStop::End),
             default(limit) => return Ok(()),
         };
         match event {
@@ -288,27 +288,27 @@ impl Intake {
 
     fn lost(&mut self) {
         self.is_broken = true;
-        self.reason = Some(Why::Reconnected);
+        self.reason = Some(ReconcileReason::Reconnected);
     }
 
     /// An event of libvirt's.
-    fn event(&mut self, event: &Event) -> Flow {
+    fn event(&mut self, event: &DomainEvent) -> Flow {
         match event {
-            Event::ConnectionLost => self.lost(),
-            Event::Missed => self.reason = Some(Why::Overflow),
+            DomainEvent::ConnectionLost => self.lost(),
+            DomainEvent::Missed => self.reason = Some(ReconcileReason::Overflow),
             _ => {}
         }
         let Some(mut heard) = told::by_libvirt(event, SystemTime::now()) else { return Ok(()) };
         if let Some(link) = &self.link
-            && let (Some(uuid), What::Happened(what)) = (heard.uuid, &heard.what)
-            && (*what == Trigger::Defined || self.known.name(uuid).is_none())
+            && let (Some(uuid), EventReportKind::Happened(what)) = (heard.uuid, &heard.what)
+            && (*what == GuestEventKind::Defined || self.known.name(uuid).is_none())
         {
             // A definition may come with another name. A guest that is gone already goes by its uuid.
             heard.name = link.hypervisor.lookup(&uuid.to_string()).ok().map(|found| found.name);
         }
         // An event that is dropped is found by a reconcile.
         self.heard(heard).inspect_err(|_| {
-            self.reason.get_or_insert(Why::Overflow);
+            self.reason.get_or_insert(ReconcileReason::Overflow);
         })
     }
 }

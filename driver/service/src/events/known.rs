@@ -22,8 +22,8 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::told::{Heard, What};
-use super::types::{GuestEvent, Source, Trigger};
+use super::told::{EventReport, EventReportKind};
+use super::types::{EventSource, GuestEvent, GuestEventKind};
 use virtfold_base::durable::{Overwrite, PartialFile};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 use virtfold_hypervisor::{DomainInfo, Persistence};
@@ -39,7 +39,7 @@ const VERSION: u32 = 1;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
-struct Guest {
+struct GuestState {
     name: String,
     runs: bool,
     persistent: bool,
@@ -49,12 +49,12 @@ struct Guest {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 struct GuestStatesFile {
     version: u32,
-    guests: BTreeMap<Uuid, Guest>,
+    guests: BTreeMap<Uuid, GuestState>,
 }
 
 /// Kinds of things that are told twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum EventKind {
     Start,
     End,
     NotStarted,
@@ -65,31 +65,31 @@ enum Kind {
 /// An event that was delivered.
 #[derive(Debug)]
 struct DeliveredEvent {
-    guest: Identity,
-    kind: Kind,
+    guest: GuestIdentity,
+    kind: EventKind,
     at: SystemTime,
-    told_by: Vec<Source>,
+    told_by: Vec<EventSource>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Identity {
+enum GuestIdentity {
     Uuid(Uuid),
     Name(String),
 }
 
 /// See the module's description.
 #[derive(Debug, Default)]
-pub(super) struct Known {
-    guests: BTreeMap<Uuid, Guest>,
+pub(super) struct GuestStates {
+    guests: BTreeMap<Uuid, GuestState>,
     /// Whether `guests` means anything: false until a first reconcile, ever.
     has_seen: bool,
     changed: bool,
     /// Oldest first.
     recent: VecDeque<DeliveredEvent>,
-    arriving: HashMap<Identity, Trigger>,
+    arriving: HashMap<GuestIdentity, GuestEventKind>,
 }
 
-impl Known {
+impl GuestStates {
     /// What the file says; a file that is not there says nothing.
     ///
     /// # Errors
@@ -136,19 +136,19 @@ impl Known {
 
     /// The event that a word stands for; `None` where it says nothing new. What follows from the event is known only after
     /// [`Known::learn`].
-    pub(super) fn hear(&mut self, heard: Heard) -> Option<GuestEvent> {
+    pub(super) fn hear(&mut self, heard: EventReport) -> Option<GuestEvent> {
         let uuid = heard.uuid.or_else(|| self.by_name(heard.name.as_deref()));
         let name = heard.name.or_else(|| self.name(uuid?).map(ToOwned::to_owned));
         let guest = identity(uuid, name.as_deref())?;
         let trigger = match heard.what {
-            What::Happened(trigger) => self.named(&guest, trigger),
-            What::Arrives(how) => {
+            EventReportKind::Happened(trigger) => self.named(&guest, trigger),
+            EventReportKind::Arrives(how) => {
                 if self.arriving.len() < MAX_ARRIVING {
                     self.arriving.insert(guest, how);
                 }
                 return None;
             }
-            What::Look(_) | What::Nothing => return None,
+            EventReportKind::Look(_) | EventReportKind::Nothing => return None,
         };
         if let Some(kind) = kind(&trigger)
             && self.has_twin(&guest, kind, heard.at, heard.source)
@@ -179,17 +179,19 @@ impl Known {
             guest.name.clone_from(&name);
         }
         match &event.trigger {
-            Trigger::Defined | Trigger::Redefined => {
-                let guest = self.guests.entry(uuid).or_insert(Guest { name, runs: false, persistent: true });
+            GuestEventKind::Defined | GuestEventKind::Redefined => {
+                let guest =
+                    self.guests.entry(uuid).or_insert(GuestState { name, runs: false, persistent: true });
                 guest.persistent = true;
             }
-            Trigger::Undefined => match self.guests.get_mut(&uuid) {
+            GuestEventKind::Undefined => match self.guests.get_mut(&uuid) {
                 Some(guest) if guest.runs => guest.persistent = false,
                 _ => drop(self.guests.remove(&uuid)),
             },
             start if start.is_start() => {
                 // Whoever starts undefined is transient, until somebody says otherwise.
-                let guest = self.guests.entry(uuid).or_insert(Guest { name, runs: true, persistent: false });
+                let guest =
+                    self.guests.entry(uuid).or_insert(GuestState { name, runs: true, persistent: false });
                 guest.runs = true;
             }
             end if end.is_end() => {
@@ -210,19 +212,19 @@ impl Known {
             return Vec::new();
         }
         let mut events = Vec::new();
-        let mut tell = |uuid: Uuid, name: &str, trigger: Trigger| {
-            let (domain, source) = (name.to_owned(), Source::Reconcile);
+        let mut tell = |uuid: Uuid, name: &str, trigger: GuestEventKind| {
+            let (domain, source) = (name.to_owned(), EventSource::Reconcile);
             events.push(GuestEvent { domain, uuid: Some(uuid), trigger, at: now, source });
         };
         for domain in domains {
             let (uuid, runs) = (domain.id.0, domain.run.is_active());
             let before = self.guests.get(&uuid);
             if domain.persistence == Persistence::Persistent && before.is_none_or(|guest| !guest.persistent) {
-                tell(uuid, &domain.name, Trigger::Defined);
+                tell(uuid, &domain.name, GuestEventKind::Defined);
             }
             match (before.is_some_and(|guest| guest.runs), runs) {
-                (false, true) => tell(uuid, &domain.name, Trigger::Started),
-                (true, false) => tell(uuid, &domain.name, Trigger::Ended),
+                (false, true) => tell(uuid, &domain.name, GuestEventKind::Started),
+                (true, false) => tell(uuid, &domain.name, GuestEventKind::Ended),
                 _ => {}
             }
         }
@@ -231,10 +233,10 @@ impl Known {
                 continue;
             }
             if guest.runs {
-                tell(*uuid, &guest.name, Trigger::Ended);
+                tell(*uuid, &guest.name, GuestEventKind::Ended);
             }
             if guest.persistent {
-                tell(*uuid, &guest.name, Trigger::Undefined);
+                tell(*uuid, &guest.name, GuestEventKind::Undefined);
             }
         }
         events
@@ -242,10 +244,10 @@ impl Known {
 
     /// Takes the list of domains for what is known.
     pub(super) fn adopt(&mut self, domains: &[DomainInfo]) {
-        let guests: BTreeMap<Uuid, Guest> = domains
+        let guests: BTreeMap<Uuid, GuestState> = domains
             .iter()
             .map(|domain| {
-                let guest = Guest {
+                let guest = GuestState {
                     name: domain.name.clone(),
                     runs: domain.run.is_active(),
                     persistent: domain.persistence == Persistence::Persistent,
@@ -263,27 +265,35 @@ impl Known {
     }
 
     /// The trigger by its right name: a first definition and a changed one, a start and an arrival.
-    fn named(&self, guest: &Identity, trigger: Trigger) -> Trigger {
+    fn named(&self, guest: &GuestIdentity, trigger: GuestEventKind) -> GuestEventKind {
         match (trigger, guest) {
-            (Trigger::Defined, Identity::Uuid(uuid))
+            (GuestEventKind::Defined, GuestIdentity::Uuid(uuid))
                 if self.guests.get(uuid).is_some_and(|g| g.persistent) =>
             {
-                Trigger::Redefined
+                GuestEventKind::Redefined
             }
-            (Trigger::Started, _) => self.arriving.get(guest).cloned().unwrap_or(Trigger::Started),
+            (GuestEventKind::Started, _) => {
+                self.arriving.get(guest).cloned().unwrap_or(GuestEventKind::Started)
+            }
             (trigger, _) => trigger,
         }
     }
 
     /// What `migrate` and `restore` announced is over with the hook's next word of a start or an end.
-    fn arrived(&mut self, guest: &Identity, source: Source) {
-        if source == Source::Hook {
+    fn arrived(&mut self, guest: &GuestIdentity, source: EventSource) {
+        if source == EventSource::Hook {
             self.arriving.remove(guest);
         }
     }
 
     /// Whether it was delivered by another's word; this source has told it then, too.
-    fn has_twin(&mut self, guest: &Identity, kind: Kind, at: SystemTime, source: Source) -> bool {
+    fn has_twin(
+        &mut self,
+        guest: &GuestIdentity,
+        kind: EventKind,
+        at: SystemTime,
+        source: EventSource,
+    ) -> bool {
         let twin = self.recent.iter_mut().find(|word| {
             word.kind == kind
                 && word.guest == *guest
@@ -294,21 +304,21 @@ impl Known {
     }
 }
 
-fn identity(uuid: Option<Uuid>, name: Option<&str>) -> Option<Identity> {
-    uuid.map(Identity::Uuid).or_else(|| name.map(|name| Identity::Name(name.to_owned())))
+fn identity(uuid: Option<Uuid>, name: Option<&str>) -> Option<GuestIdentity> {
+    uuid.map(GuestIdentity::Uuid).or_else(|| name.map(|name| GuestIdentity::Name(name.to_owned())))
 }
 
 fn apart(one: SystemTime, other: SystemTime) -> Duration {
     one.duration_since(other).unwrap_or_else(|error| error.duration())
 }
 
-fn kind(trigger: &Trigger) -> Option<Kind> {
+fn kind(trigger: &GuestEventKind) -> Option<EventKind> {
     match trigger {
-        start if start.is_start() => Some(Kind::Start),
-        end if end.is_end() => Some(Kind::End),
-        Trigger::NotStarted => Some(Kind::NotStarted),
-        Trigger::Defined => Some(Kind::Defined),
-        Trigger::Undefined => Some(Kind::Undefined),
+        start if start.is_start() => Some(EventKind::Start),
+        end if end.is_end() => Some(EventKind::End),
+        GuestEventKind::NotStarted => Some(EventKind::NotStarted),
+        GuestEventKind::Defined => Some(EventKind::Defined),
+        GuestEventKind::Undefined => Some(EventKind::Undefined),
         _ => None,
     }
 }

@@ -30,7 +30,9 @@ mod tests;
 mod told;
 mod types;
 
-pub use types::{Delivery, EventNotice, GuestEvent, Notices, Reconcile, Source, Trigger, Why};
+pub use types::{
+    Delivery, EventNotice, EventSource, GuestEvent, GuestEventKind, Notices, Reconcile, ReconcileReason,
+};
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -50,7 +52,7 @@ pub type Connect = Box<dyn Fn() -> Result<Arc<dyn Hypervisor>> + Send>;
 
 /// Where everything lies, and how often the intake looks by itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Settings {
+pub struct EventSettings {
     /// The hooks' spool.
     pub spool: PathBuf,
     /// The socket that hooks send to.
@@ -65,7 +67,7 @@ pub struct Settings {
     pub retry_after: Duration,
 }
 
-impl Settings {
+impl EventSettings {
     /// The usual places of a libvirt, with what is known in `state`, the service's directory.
     pub fn usual(state: &Path, whose: HookOwner) -> Self {
         Self {
@@ -81,26 +83,26 @@ impl Settings {
 
 /// The intake at work.
 #[derive(Debug)]
-pub struct Events {
+pub struct EventThread {
     look: Sender<()>,
     /// Dropped, it tells the thread to end.
     alive: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Events {
+impl EventThread {
     /// Starts it. The first reconcile comes as soon as there is a hypervisor.
     ///
     /// # Errors
     /// The spool's directory or the socket can't be made.
-    pub fn start(settings: Settings, connect: Connect) -> Result<(Self, Notices)> {
+    pub fn start(settings: EventSettings, connect: Connect) -> Result<(Self, Notices)> {
         let spool = Spool::at(&settings.spool);
         let making = || format!("cannot make the spool '{}'", settings.spool.display());
         durable::at_directory(spool.create(), &settings.spool, making)?;
         let socket = socket::Socket::bind(&settings.socket)?;
         let ((out, notices), (look, looks), (alive, ended)) = (bounded(0), bounded(1), bounded(0));
         let channels = intake::Channels { out, looks, ended };
-        let intake = intake::Intake::new(settings, spool, connect, channels);
+        let intake = intake::EventCollector::new(settings, spool, connect, channels);
         let run = move || intake.run(&socket);
         let thread = std::thread::Builder::new().name("events".to_owned()).spawn(run);
         let thread = thread.at(|| "cannot start the thread that hears of guests".to_owned())?;
@@ -115,7 +117,7 @@ impl Events {
     }
 }
 
-impl Drop for Events {
+impl Drop for EventThread {
     fn drop(&mut self) {
         drop(self.alive.take());
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {

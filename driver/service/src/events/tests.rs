@@ -7,8 +7,8 @@ use virtfold_hooks::spool::Limits;
 
 use super::*;
 use virtfold_base::error::{Error, ErrorKind};
-use virtfold_hypervisor::simulated::{Agent, Fate, Operation, SimSpec, Simulated};
-use virtfold_hypervisor::{DomainId, Start};
+use virtfold_hypervisor::simulated::{Injected, Operation, SimAgent, SimSpec, Simulated};
+use virtfold_hypervisor::{DomainId, StartMode};
 
 struct Bench {
     folder: TempDir,
@@ -23,15 +23,15 @@ impl Bench {
     fn new() -> Self {
         let world = Simulated::new();
         let disks = vec![("vda".to_owned(), PathBuf::from("/images/vm1"))];
-        let vm = world.add(&SimSpec { name: "vm1".to_owned(), disks, agent: Agent::Absent }).unwrap();
+        let vm = world.add(&SimSpec { name: "vm1".to_owned(), disks, agent: SimAgent::Absent }).unwrap();
         let bench = Self { folder: tempfile::tempdir().unwrap(), world, vm };
         bench.spool().create().unwrap();
         bench
     }
 
-    fn settings(&self) -> Settings {
+    fn settings(&self) -> EventSettings {
         let at = |name: &str| self.folder.path().join(name);
-        Settings {
+        EventSettings {
             spool: at("events"),
             socket: at("run/socket"),
             known: at("guests.json"),
@@ -45,9 +45,9 @@ impl Bench {
         Spool::at(self.folder.path().join("events"))
     }
 
-    fn start(&self) -> (Events, Notices) {
+    fn start(&self) -> (EventThread, Notices) {
         let world = self.world.clone();
-        Events::start(self.settings(), Box::new(move || Ok(Arc::new(world.clone())))).unwrap()
+        EventThread::start(self.settings(), Box::new(move || Ok(Arc::new(world.clone())))).unwrap()
     }
 
     /// What libvirt's hook would leave.
@@ -75,7 +75,7 @@ fn next(notices: &Notices) -> EventNotice {
 }
 
 #[track_caller]
-fn next_event(notices: &Notices) -> (Trigger, Source) {
+fn next_event(notices: &Notices) -> (GuestEventKind, EventSource) {
     match next(notices) {
         EventNotice::Guest(event) => {
             assert_eq!(event.domain, "vm1");
@@ -86,7 +86,7 @@ fn next_event(notices: &Notices) -> (Trigger, Source) {
 }
 
 #[track_caller]
-fn next_reconcile(notices: &Notices) -> Why {
+fn next_reconcile(notices: &Notices) -> ReconcileReason {
     match next(notices) {
         EventNotice::Reconcile(reconcile) => {
             assert_eq!(reconcile.domains.len(), 1);
@@ -100,20 +100,20 @@ fn next_reconcile(notices: &Notices) -> Why {
 fn each_thing_is_told_once_by_whoever_is_first() {
     let bench = Bench::new();
     let (_events, notices) = bench.start();
-    assert_eq!(next_reconcile(&notices), Why::StartUp);
-    bench.world.start(bench.vm, Start::Running).unwrap();
-    assert_eq!(next_event(&notices), (Trigger::Started, Source::Libvirt));
+    assert_eq!(next_reconcile(&notices), ReconcileReason::StartUp);
+    bench.world.start(bench.vm, StartMode::Running).unwrap();
+    assert_eq!(next_event(&notices), (GuestEventKind::Started, EventSource::Libvirt));
     for step in ["prepare", "start", "started"] {
         bench.hook(step, "begin", "-");
     }
     bench.hook("stopped", "end", "-");
     bench.hook("release", "end", "shutdown");
     bench.nudge();
-    assert_eq!(next_event(&notices), (Trigger::Shutdown, Source::Hook));
+    assert_eq!(next_event(&notices), (GuestEventKind::Shutdown, EventSource::Hook));
     // The same end by libvirt is no news; the next start is.
     bench.world.destroy(bench.vm).unwrap();
-    bench.world.start(bench.vm, Start::Running).unwrap();
-    assert_eq!(next_event(&notices), (Trigger::Started, Source::Libvirt));
+    bench.world.start(bench.vm, StartMode::Running).unwrap();
+    assert_eq!(next_event(&notices), (GuestEventKind::Started, EventSource::Libvirt));
     assert_eq!(bench.files(), 0);
 }
 
@@ -127,7 +127,9 @@ fn an_event_stays_in_the_spool_until_it_is_done_with() {
     // The scheduler could not note it down: it comes again.
     drop(delivery);
     let delivery = notices.recv_timeout(LONG).unwrap();
-    assert!(matches!(&delivery.notice, EventNotice::Guest(event) if event.trigger == Trigger::Started));
+    assert!(
+        matches!(&delivery.notice, EventNotice::Guest(event) if event.trigger == GuestEventKind::Started)
+    );
     // The service ends before it has noted it down: the next one gets it.
     drop(events);
     delivery.done();
@@ -135,8 +137,8 @@ fn an_event_stays_in_the_spool_until_it_is_done_with() {
     assert_eq!(bench.files(), 1);
     assert!(!bench.settings().socket.exists());
     let (_events, notices) = bench.start();
-    assert_eq!(next_event(&notices), (Trigger::Started, Source::Hook));
-    assert_eq!(next_reconcile(&notices), Why::StartUp);
+    assert_eq!(next_event(&notices), (GuestEventKind::Started, EventSource::Hook));
+    assert_eq!(next_reconcile(&notices), ReconcileReason::StartUp);
     assert_eq!(bench.files(), 0);
 }
 
@@ -144,20 +146,20 @@ fn an_event_stays_in_the_spool_until_it_is_done_with() {
 fn what_happened_while_nobody_listened_is_found() {
     let bench = Bench::new();
     let (events, notices) = bench.start();
-    assert_eq!(next_reconcile(&notices), Why::StartUp);
-    bench.world.start(bench.vm, Start::Running).unwrap();
-    assert_eq!(next_event(&notices), (Trigger::Started, Source::Libvirt));
+    assert_eq!(next_reconcile(&notices), ReconcileReason::StartUp);
+    bench.world.start(bench.vm, StartMode::Running).unwrap();
+    assert_eq!(next_event(&notices), (GuestEventKind::Started, EventSource::Libvirt));
     drop(events);
     bench.world.destroy(bench.vm).unwrap();
     let (events, notices) = bench.start();
-    assert_eq!(next_event(&notices), (Trigger::Ended, Source::Reconcile));
-    assert_eq!(next_reconcile(&notices), Why::StartUp);
+    assert_eq!(next_event(&notices), (GuestEventKind::Ended, EventSource::Reconcile));
+    assert_eq!(next_reconcile(&notices), ReconcileReason::StartUp);
     // Nothing is new: the file said so.
     drop(events);
     let (events, notices) = bench.start();
-    assert_eq!(next_reconcile(&notices), Why::StartUp);
+    assert_eq!(next_reconcile(&notices), ReconcileReason::StartUp);
     events.look();
-    assert_eq!(next_reconcile(&notices), Why::Routine);
+    assert_eq!(next_reconcile(&notices), ReconcileReason::Routine);
 }
 
 #[test]
@@ -169,25 +171,29 @@ fn a_libvirtd_that_goes_away_is_connected_to_again() {
         _ => Ok(Arc::new(world.clone()) as Arc<dyn Hypervisor>),
     };
     bench.hook("release", "end", "crashed");
-    let (events, notices) = Events::start(bench.settings(), Box::new(connect)).unwrap();
-    assert_eq!(next_event(&notices), (Trigger::Crashed, Source::Hook), "the spool needs no libvirtd");
-    assert_eq!(next_reconcile(&notices), Why::StartUp);
+    let (events, notices) = EventThread::start(bench.settings(), Box::new(connect)).unwrap();
+    assert_eq!(
+        next_event(&notices),
+        (GuestEventKind::Crashed, EventSource::Hook),
+        "the spool needs no libvirtd"
+    );
+    assert_eq!(next_reconcile(&notices), ReconcileReason::StartUp);
     let mut kills = 2;
     bench.world.on_point(move |point| match point.operation {
         Operation::Read if kills > 0 => {
             kills -= 1;
-            Fate::KillLibvirtd
+            Injected::KillLibvirtd
         }
-        _ => Fate::GoOn,
+        _ => Injected::GoOn,
     });
     events.look();
     let why = next_reconcile(&notices);
-    assert!(matches!(why, Why::Routine | Why::Reconnected), "{why:?}");
-    bench.world.start(bench.vm, Start::Running).unwrap();
+    assert!(matches!(why, ReconcileReason::Routine | ReconcileReason::Reconnected), "{why:?}");
+    bench.world.start(bench.vm, StartMode::Running).unwrap();
     loop {
         match next(&notices) {
-            EventNotice::Guest(event) => break assert_eq!(event.trigger, Trigger::Started),
-            EventNotice::Reconcile(reconcile) => assert_eq!(reconcile.why, Why::Reconnected),
+            EventNotice::Guest(event) => break assert_eq!(event.trigger, GuestEventKind::Started),
+            EventNotice::Reconcile(reconcile) => assert_eq!(reconcile.why, ReconcileReason::Reconnected),
         }
     }
 }
@@ -196,41 +202,42 @@ fn a_libvirtd_that_goes_away_is_connected_to_again() {
 fn lost_events_and_a_restarted_libvirtd_ask_for_a_look() {
     let bench = Bench::new();
     let (_events, notices) = bench.start();
-    assert_eq!(next_reconcile(&notices), Why::StartUp);
+    assert_eq!(next_reconcile(&notices), ReconcileReason::StartUp);
     let full = bench.spool().with_limits(Limits { files: 0, bytes: 0 });
     full.put(&HookEvent::now(Hook::Qemu, &[], EventXml::Absent {})).unwrap();
     bench.nudge();
-    assert_eq!(next_reconcile(&notices), Why::Overflow);
+    assert_eq!(next_reconcile(&notices), ReconcileReason::Overflow);
     let words = ["-", "start", "-", "start"].map(ToOwned::to_owned);
     bench.spool().put(&HookEvent::now(Hook::Daemon, &words, EventXml::Absent {})).unwrap();
     bench.nudge();
-    assert_eq!(next_reconcile(&notices), Why::Reconnected);
+    assert_eq!(next_reconcile(&notices), ReconcileReason::Reconnected);
 }
 
 #[test]
 fn a_lost_nudge_costs_time_and_nothing_else() {
     let bench = Bench::new();
-    let settings = Settings { look_every: Duration::from_millis(20), ..bench.settings() };
+    let settings = EventSettings { look_every: Duration::from_millis(20), ..bench.settings() };
     let world = bench.world.clone();
-    let (_events, notices) = Events::start(settings, Box::new(move || Ok(Arc::new(world.clone())))).unwrap();
-    assert_eq!(next_reconcile(&notices), Why::StartUp);
+    let (_events, notices) =
+        EventThread::start(settings, Box::new(move || Ok(Arc::new(world.clone())))).unwrap();
+    assert_eq!(next_reconcile(&notices), ReconcileReason::StartUp);
     bench.hook("release", "end", "crashed");
-    assert_eq!(next_event(&notices), (Trigger::Crashed, Source::Hook));
+    assert_eq!(next_event(&notices), (GuestEventKind::Crashed, EventSource::Hook));
 }
 
 #[test]
 fn a_spool_that_is_gone_does_not_make_the_other_source_dumb() {
     let bench = Bench::new();
     let (_events, notices) = bench.start();
-    assert_eq!(next_reconcile(&notices), Why::StartUp);
+    assert_eq!(next_reconcile(&notices), ReconcileReason::StartUp);
     std::fs::remove_dir(bench.spool().dir()).unwrap();
     bench.nudge();
-    bench.world.start(bench.vm, Start::Running).unwrap();
-    assert_eq!(next_event(&notices), (Trigger::Started, Source::Libvirt));
+    bench.world.start(bench.vm, StartMode::Running).unwrap();
+    assert_eq!(next_event(&notices), (GuestEventKind::Started, EventSource::Libvirt));
     bench.spool().create().unwrap();
     bench.hook("release", "end", "migrated");
     bench.nudge();
-    assert_eq!(next_event(&notices), (Trigger::Left, Source::Hook));
+    assert_eq!(next_event(&notices), (GuestEventKind::Left, EventSource::Hook));
 }
 
 #[test]
@@ -254,6 +261,6 @@ fn the_socket_replaces_a_stale_one_and_nothing_else() {
     std::fs::write(&path, "somebody's").unwrap();
     let world = bench.world.clone();
     let connect: Connect = Box::new(move || Ok(Arc::new(world.clone())));
-    assert_eq!(Events::start(bench.settings(), connect).unwrap_err().kind(), ErrorKind::Exists);
+    assert_eq!(EventThread::start(bench.settings(), connect).unwrap_err().kind(), ErrorKind::Exists);
     assert_eq!(std::fs::read(&path).unwrap(), b"somebody's");
 }

@@ -12,7 +12,7 @@ use virtfold_hypervisor::{BlockJobStatus, DomainInfo};
 
 /// What happened to a guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Trigger {
+pub enum GuestEventKind {
     /// It was booted.
     Started,
     /// It goes on from a saved state or a snapshot.
@@ -48,7 +48,7 @@ pub enum Trigger {
     },
 }
 
-impl Trigger {
+impl GuestEventKind {
     /// Whether the guest runs since.
     pub fn is_start(&self) -> bool {
         matches!(self, Self::Started | Self::Restored | Self::Migrated)
@@ -65,7 +65,7 @@ impl Trigger {
 
 /// Who told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
+pub enum EventSource {
     /// libvirt called `virtfold-hook`.
     Hook,
     /// libvirt's own events.
@@ -74,7 +74,7 @@ pub enum Source {
     Reconcile,
 }
 
-impl fmt::Display for Source {
+impl fmt::Display for EventSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Hook => "hook",
@@ -92,16 +92,16 @@ pub struct GuestEvent {
     /// Its uuid, where whoever told knew it.
     pub uuid: Option<Uuid>,
     /// What happened.
-    pub trigger: Trigger,
+    pub trigger: GuestEventKind,
     /// When: by the hook's clock, else when it was heard of.
     pub at: SystemTime,
     /// Who told first.
-    pub source: Source,
+    pub source: EventSource,
 }
 
 /// Why all domains were looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Why {
+pub enum ReconcileReason {
     /// The service has just started.
     StartUp,
     /// libvirtd was away, or the host's hooks say that it has been restarted.
@@ -116,7 +116,7 @@ pub enum Why {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reconcile {
     /// Why they were looked at.
-    pub why: Why,
+    pub why: ReconcileReason,
     /// Every domain, by name.
     pub domains: Vec<DomainInfo>,
 }

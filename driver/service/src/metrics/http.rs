@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::Metrics;
 use crate::acceptor::{Acceptor, Handler, PeerDeadline};
-use crate::control::Desk;
+use crate::control::ControlApi;
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 
 const CLIENTS: usize = 8;
@@ -34,7 +34,7 @@ impl Exporter {
     ///
     /// # Errors
     /// [`ErrorKind::Usage`]: the address is not one of this host alone; somebody else has the port.
-    pub fn start(address: SocketAddr, metrics: Arc<Metrics>, desk: Arc<dyn Desk>) -> Result<Self> {
+    pub fn start(address: SocketAddr, metrics: Arc<Metrics>, desk: Arc<dyn ControlApi>) -> Result<Self> {
         if !address.ip().is_loopback() {
             let text = format!("refusing to serve metrics at {address}: other hosts could read them");
             return Err(
@@ -58,7 +58,7 @@ impl Exporter {
 
 struct MetricsHandler {
     metrics: Arc<Metrics>,
-    desk: Arc<dyn Desk>,
+    desk: Arc<dyn ControlApi>,
 }
 
 /// What is answered.

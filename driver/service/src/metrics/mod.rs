@@ -42,7 +42,7 @@ pub struct Metrics {
 
 #[derive(Debug, Default)]
 struct Counts {
-    domains: BTreeMap<(String, Uuid), Ended>,
+    domains: BTreeMap<(String, Uuid), EndedRuns>,
     read: u64,
     archived: u64,
     underruns: u64,
@@ -53,7 +53,7 @@ struct Counts {
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Ended {
+struct EndedRuns {
     well: u64,
     badly: u64,
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::control::fake::{FakeControlApi, status};
-use virtfold_backup::metrics::names::{ALL, Family, Kind};
+use virtfold_backup::metrics::names::{ALL, Family, MetricKind};
 use virtfold_base::error::ErrorKind;
 
 fn labels(status: &Status) -> DomainLabels<'_> {
@@ -42,7 +42,7 @@ fn exported(page: &str) -> BTreeSet<(String, &'static str, Vec<String>)> {
 }
 
 fn declared(family: &Family) -> (String, &'static str, Vec<String>) {
-    let kind = if family.kind == Kind::Counter { "counter" } else { "gauge" };
+    let kind = if family.kind == MetricKind::Counter { "counter" } else { "gauge" };
     let mut labels: Vec<String> = family.labels.iter().map(|&label| label.to_owned()).collect();
     labels.sort_unstable();
     (family.name.to_owned(), kind, labels)

@@ -41,13 +41,13 @@ pub(super) enum SignalScope {
 
 /// What a run has going on, for those who want to end it.
 #[derive(Debug, Default)]
-pub(super) struct Hold {
+pub(super) struct RunningChild {
     child: Mutex<Option<(Pid, SignalScope)>>,
     asked: AtomicBool,
     killed: AtomicBool,
 }
 
-impl Hold {
+impl RunningChild {
     /// Asks the run to end.
     pub(super) fn end(&self) {
         self.asked.store(true, Ordering::SeqCst);
@@ -116,7 +116,7 @@ pub(super) struct ChildExit {
 /// Runs a command to its end. The thread that calls this stays until then: some children end with it.
 pub(super) fn run(
     mut command: Command,
-    (hold, reach): (&Hold, SignalScope),
+    (hold, reach): (&RunningChild, SignalScope),
     limit: Option<Duration>,
     hear: &Arc<dyn OutputListener>,
 ) -> io::Result<ChildExit> {

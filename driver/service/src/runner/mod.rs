@@ -13,9 +13,9 @@ use std::sync::Arc;
 
 use crossbeam_channel::Sender;
 
-pub use self::process::{Paths, ProcessRunner};
+pub use self::process::{ProcessRunner, RunPaths};
 use super::engine::Input;
-use super::model::{Guest, JobSpec, MediumSpec};
+use super::model::{GuestFacts, JobSpec, MediumSpec};
 use virtfold_base::error::Result;
 use virtfold_hypervisor::DomainId;
 
@@ -29,7 +29,7 @@ pub struct RunOrder {
     /// Its media.
     pub media: Vec<MediumSpec>,
     /// The guest; without disks and tags where it is not known just now.
-    pub guest: Guest,
+    pub guest: GuestFacts,
 }
 
 /// A run that was begun.

@@ -25,14 +25,15 @@ use std::time::Duration;
 use crossbeam_channel::Sender;
 use serde_json::Value;
 
-use super::child::{self, ChildExit, Hold, OutputListener, SignalScope};
+use super::child::{self, ChildExit, OutputListener, RunningChild, SignalScope};
 use super::said::{CommandOutput, RunOutput, failure_in, measure_in};
 use super::{Handle, RunOrder, Runner};
 use crate::engine::Input;
-use crate::model::{After, CommandSpec, MediumSpec};
+use crate::model::{CommandSpec, MediumSpec};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result, sentence};
 use virtfold_catalog::queue::RunResult;
 use virtfold_catalog::{Catalog, Journal};
+use virtfold_config::CommandCondition;
 use virtfold_hypervisor::DomainId;
 
 /// How long a recovery may take: a commit writes what the guest has written since.
@@ -42,7 +43,7 @@ const PRUNING: Duration = Duration::from_secs(3600);
 
 /// Where a run finds everything.
 #[derive(Clone, Debug)]
-pub struct Paths {
+pub struct RunPaths {
     /// This program.
     pub program: PathBuf,
     /// The libvirt.
@@ -59,7 +60,7 @@ const TOLD: usize = 8000;
 /// Runs each order as a process.
 #[derive(Clone, Debug)]
 pub struct ProcessRunner {
-    paths: Arc<Paths>,
+    paths: Arc<RunPaths>,
     catalog: Arc<Catalog>,
     /// A configuration without a word: a run's options are all on its command line.
     blank: PathBuf,
@@ -67,9 +68,9 @@ pub struct ProcessRunner {
 }
 
 #[derive(Debug)]
-struct Running(Arc<Hold>);
+struct RunProcess(Arc<RunningChild>);
 
-impl Handle for Running {
+impl Handle for RunProcess {
     fn end(&self) {
         self.0.end();
     }
@@ -84,7 +85,7 @@ impl ProcessRunner {
     ///
     /// # Errors
     /// The state directory can't be written.
-    pub fn new(paths: Paths, catalog: Arc<Catalog>, kind_of: fn(i32) -> ErrorKind) -> Result<Self> {
+    pub fn new(paths: RunPaths, catalog: Arc<Catalog>, kind_of: fn(i32) -> ErrorKind) -> Result<Self> {
         let blank = paths.state_dir.join("service.yaml");
         std::fs::write(&blank, "version: 1\n").at(|| format!("cannot write '{}'", blank.display()))?;
         Ok(Self { paths: Arc::new(paths), catalog, blank, kind_of })
@@ -112,21 +113,27 @@ impl ProcessRunner {
         command
     }
 
-    fn work(&self, order: &RunOrder, hold: &Hold, reports: &Sender<Input>) -> RunResult {
+    fn work(&self, order: &RunOrder, hold: &RunningChild, reports: &Sender<Input>) -> RunResult {
         let mut result = self.before_and_backup(order, hold, reports).unwrap_or_else(|error| failure(&error));
         if let Some((command, when)) = &order.job.after
-            && (*when == After::Always || (*when == After::Success) == result.kind.is_none())
+            && (*when == CommandCondition::Always
+                || (*when == CommandCondition::Success) == result.kind.is_none())
         {
             let told = outcome_of(&result);
             // What it says changes nothing about the backup.
-            if let Err(error) = command_of(command, order, (&Hold::default(), &told)) {
+            if let Err(error) = command_of(command, order, (&RunningChild::default(), &told)) {
                 result.sentence.push_str(&format!("; its `after` command: {}", sentence(&error)));
             }
         }
         result
     }
 
-    fn before_and_backup(&self, order: &RunOrder, hold: &Hold, reports: &Sender<Input>) -> Result<RunResult> {
+    fn before_and_backup(
+        &self,
+        order: &RunOrder,
+        hold: &RunningChild,
+        reports: &Sender<Input>,
+    ) -> Result<RunResult> {
         let variables = variables(&order.media)?;
         if let Some(command) = &order.job.before {
             command_of(command, order, (hold, &[])).map_err(|error| match hold.is_asked() {
@@ -149,7 +156,7 @@ impl ProcessRunner {
     }
 
     /// What came of the process of a backup.
-    fn result(&self, said: &RunOutput, ended: ChildExit, hold: &Hold) -> RunResult {
+    fn result(&self, said: &RunOutput, ended: ChildExit, hold: &RunningChild) -> RunResult {
         let code = ended.status.code();
         let mut result = RunResult { exit_code: code, ..RunResult::default() };
         let summary = said.summary();
@@ -224,7 +231,7 @@ impl ProcessRunner {
 
     fn finish(&self, command: Command, said: &Arc<RunOutput>, limit: Duration) -> Result<ChildExit> {
         let hear: Arc<dyn OutputListener> = said.clone();
-        let ended = child::run(command, (&Hold::default(), SignalScope::Process), Some(limit), &hear);
+        let ended = child::run(command, (&RunningChild::default(), SignalScope::Process), Some(limit), &hear);
         ended.at(|| format!("cannot run '{}'", self.paths.program.display()))
     }
 
@@ -272,12 +279,12 @@ impl ProcessRunner {
 
 impl Runner for ProcessRunner {
     fn start(&self, order: RunOrder, reports: &Sender<Input>) -> Result<Box<dyn Handle>> {
-        let hold = Arc::new(Hold::default());
+        let hold = Arc::new(RunningChild::default());
         let (held, progress) = (Arc::clone(&hold), reports.clone());
         self.report(reports, "run", move |runner| {
             Input::Ended(order.id, runner.work(&order, &held, &progress))
         })?;
-        Ok(Box::new(Running(hold)))
+        Ok(Box::new(RunProcess(hold)))
     }
 
     fn recover(&self, reports: &Sender<Input>) {
@@ -355,7 +362,11 @@ fn undecided(summary: &Value) -> Vec<String> {
 }
 
 /// Runs a command of the configuration.
-fn command_of(spec: &CommandSpec, order: &RunOrder, (hold, told): (&Hold, &[(&str, String)])) -> Result<()> {
+fn command_of(
+    spec: &CommandSpec,
+    order: &RunOrder,
+    (hold, told): (&RunningChild, &[(&str, String)]),
+) -> Result<()> {
     let Some((program, arguments)) = spec.words.split_first() else { return Ok(()) };
     let name = program.to_string_lossy().into_owned();
     let mut command = Command::new(program);

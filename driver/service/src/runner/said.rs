@@ -21,7 +21,7 @@ const KEPT: usize = 30;
 const WIDTH: usize = 2000;
 
 #[derive(Debug, Default)]
-struct Heard {
+struct ParsedOutput {
     summary: Option<Value>,
     errors: VecDeque<String>,
     phase: Option<(String, Instant)>,
@@ -32,7 +32,7 @@ struct Heard {
 pub(super) struct RunOutput {
     /// Whose progress it is, and whom to tell.
     progress: Option<(i64, Sender<Input>)>,
-    heard: Mutex<Heard>,
+    heard: Mutex<ParsedOutput>,
 }
 
 impl RunOutput {
@@ -40,7 +40,7 @@ impl RunOutput {
         Self { progress, heard: Mutex::default() }
     }
 
-    fn heard(&self) -> MutexGuard<'_, Heard> {
+    fn heard(&self) -> MutexGuard<'_, ParsedOutput> {
         self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

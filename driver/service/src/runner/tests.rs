@@ -8,16 +8,17 @@ use crossbeam_channel::{Receiver, unbounded};
 use tempfile::TempDir;
 
 use super::*;
-use crate::model::{After, CommandSpec, GuestSelector};
+use crate::model::{CommandSpec, GuestSelector};
 use virtfold_base::error::ErrorKind;
 use virtfold_catalog::queue::RunResult;
 use virtfold_catalog::{Catalog, Journal};
+use virtfold_config::CommandCondition;
 
 #[derive(Debug)]
 struct AllButVdb;
 
 impl GuestSelector for AllButVdb {
-    fn guest(&self, _: &Guest) -> bool {
+    fn guest(&self, _: &GuestFacts) -> bool {
         true
     }
 
@@ -25,7 +26,7 @@ impl GuestSelector for AllButVdb {
         target != "vdb"
     }
 
-    fn leaves_out(&self, _: &Guest) -> bool {
+    fn leaves_out(&self, _: &GuestFacts) -> bool {
         false
     }
 }
@@ -56,7 +57,7 @@ impl Stage {
         let state_dir = folder.path().join("state");
         let catalog = Arc::new(Catalog::open(&state_dir).unwrap());
         let config = Some(PathBuf::from("/etc/virtfold/config.yaml"));
-        let paths = Paths { program, uri: "test:///".to_owned(), state_dir, config };
+        let paths = RunPaths { program, uri: "test:///".to_owned(), state_dir, config };
         let kind = |code| if code == 143 { ErrorKind::Interrupted } else { ErrorKind::NoSpace };
         let runner = ProcessRunner::new(paths, catalog, kind).unwrap();
         let (sender, reports) = unbounded();
@@ -102,7 +103,7 @@ impl Stage {
         };
         let id = DomainId(uuid::Uuid::nil());
         let disks = vec!["vda".to_owned(), "vdb".to_owned()];
-        let guest = Guest { id, name: "web".to_owned(), tags: Vec::new(), disks, trouble: None };
+        let guest = GuestFacts { id, name: "web".to_owned(), tags: Vec::new(), disks, trouble: None };
         RunOrder { id: 7, job: Arc::new(job), media: vec![medium], guest }
     }
 
@@ -157,7 +158,7 @@ fn a_good_run_is_told_with_its_archive_and_its_measure() {
     job.before =
         Some(shell(&format!("echo before $VIRTFOLD_JOB $VIRTFOLD_DOMAIN > {}", told.display()), LONG));
     let after = shell(&format!("echo after $VIRTFOLD_RESULT $VIRTFOLD_ARCHIVES >> {}", told.display()), LONG);
-    job.after = Some((after, After::Success));
+    job.after = Some((after, CommandCondition::Success));
     drop(stage.start(order));
     let (result, before) = stage.end();
     assert_eq!(
@@ -257,7 +258,7 @@ fn a_command_before_that_fails_or_takes_too_long_ends_the_run() {
         let mut order = stage.order();
         let job = Arc::get_mut(&mut order.job).unwrap();
         job.before = Some(shell(line, limit));
-        job.after = Some((shell("exit 4", LONG), After::Always));
+        job.after = Some((shell("exit 4", LONG), CommandCondition::Always));
         drop(stage.start(order));
         let (result, _) = stage.end();
         assert_eq!(result.kind, Some(ErrorKind::Io));
@@ -296,7 +297,7 @@ fn the_command_after_is_told_what_went_wrong_and_what_to_do() {
     );
     let order = || {
         let mut order = stage.order();
-        Arc::get_mut(&mut order.job).unwrap().after = Some((shell(&print, LONG), After::Always));
+        Arc::get_mut(&mut order.job).unwrap().after = Some((shell(&print, LONG), CommandCondition::Always));
         order
     };
     stage.play("backup", "printf 'virtfold: no \\000room\\n' >&2; echo 'hint: free some' >&2; exit 8");

@@ -5,7 +5,7 @@ use super::super::{
     DiskBytes, Memory, flags, frame, frames, no_defect, options, seal, survey_pass, tar_sums,
 };
 use uuid::Uuid;
-use virtfold::archive::index::{ArchiveIndex, Data, Trust};
+use virtfold::archive::index::{ArchiveIndex, DiskPiece, Trust};
 use virtfold::archive::manifest::Manifest;
 use virtfold::units::DenseOffset;
 
@@ -63,9 +63,9 @@ fn read_all(archive: &[u8], trust: Trust) -> Option<Vec<DiskBytes>> {
             assert_eq!(piece.dense.get(), at, "pieces come in order");
             at += piece.len;
             match data {
-                Data::Bytes(data) if at <= KEPT && !bytes.lost => bytes.push(piece, data),
-                Data::Bytes(data) => assert_eq!(data.len() as u64, piece.len),
-                Data::Lost => bytes.lost = true,
+                DiskPiece::Bytes(data) if at <= KEPT && !bytes.lost => bytes.push(piece, data),
+                DiskPiece::Bytes(data) => assert_eq!(data.len() as u64, piece.len),
+                DiskPiece::Lost => bytes.lost = true,
             }
             Ok(())
         }))

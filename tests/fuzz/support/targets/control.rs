@@ -1,7 +1,7 @@
 //! The control protocol: whatever parses as a request is written again as one that says the same; answers of a service are read without a panic.
 
 use super::super::{flags, no_defect};
-use virtfold::service::control::{Answer, Request, VERSION};
+use virtfold::service::control::{Request, Response, VERSION};
 
 /// One input.
 pub fn run(data: &[u8]) {
@@ -12,9 +12,9 @@ pub fn run(data: &[u8]) {
                 .expect("a request can be written");
             assert_eq!(Request::parse(&again).expect("what was written can be read"), ask);
         }
-    } else if let Ok(reply) = Answer::parse(data) {
-        let again = serde_json::to_vec(&Answer::new(Ok(reply.clone()))).expect("an answer can be written");
-        let read = Answer::parse(&again).expect("what was written can be read");
+    } else if let Ok(reply) = Response::parse(data) {
+        let again = serde_json::to_vec(&Response::new(Ok(reply.clone()))).expect("an answer can be written");
+        let read = Response::parse(&again).expect("what was written can be read");
         // Not the reply itself: a float that is no number can't be compared.
         assert_eq!(serde_json::to_vec(&read).expect("read"), serde_json::to_vec(&reply).expect("reply"));
     }

@@ -3,9 +3,9 @@
 
 use super::super::{flags, no_defect, tar_sums};
 use virtfold::archive::allocation_csv::{AllocationRow, CsvParser};
-use virtfold::archive::layout::Kind;
+use virtfold::archive::layout::BackupKind;
 use virtfold::archive::recovery::RecoveryParser;
-use virtfold::archive::sparse::Run;
+use virtfold::archive::sparse::MapEntry;
 use virtfold::archive::sparse_parser::{MapLocation, MapParser};
 use virtfold::archive::tar_parser::{Event, Member, MemberParser};
 use virtfold::error::Result;
@@ -118,7 +118,7 @@ fn map(text: &[u8], capacity: u64, cut: usize) {
     });
 }
 
-fn check_runs(runs: &[Run], capacity: u64) {
+fn check_runs(runs: &[MapEntry], capacity: u64) {
     let mut end = 0;
     for (index, run) in runs.iter().enumerate() {
         let apart = run.guest.get() > end || index == 0;
@@ -131,7 +131,7 @@ fn check_runs(runs: &[Run], capacity: u64) {
 fn csv(text: &[u8], capacity: u64, cut: usize) {
     let rows: Option<(Vec<AllocationRow>, bool)> = both_ways(text, cut, |pieces| {
         let mut parser =
-            CsvParser::new("vda.allocation.csv", capacity, StreamOffset::ZERO, Kind::Incremental);
+            CsvParser::new("vda.allocation.csv", capacity, StreamOffset::ZERO, BackupKind::Incremental);
         let mut rows = Vec::new();
         for piece in pieces {
             let mut rest = piece;

@@ -3,7 +3,7 @@
 use super::super::{flags, no_defect};
 use uuid::Uuid;
 use virtfold::archive::stream::ChunkLog;
-use virtfold::backup::resume::{Origin, read_chunks, read_marks};
+use virtfold::backup::resume::{Fingerprint, read_chunks, read_marks};
 use virtfold::crypt::{Envelope, ExposeSecret};
 
 /// One input.
@@ -11,9 +11,9 @@ pub fn run(data: &[u8]) {
     let Some((flags, data)) = flags(data) else { return };
     match flags % 4 {
         0 => {
-            if let Some(origin) = no_defect(Origin::parse(data)) {
+            if let Some(origin) = no_defect(Fingerprint::parse(data)) {
                 let again = origin.encode().expect("what was read can be written");
-                assert_eq!(Origin::parse(&again).expect("what was written can be read"), origin);
+                assert_eq!(Fingerprint::parse(&again).expect("what was written can be read"), origin);
             }
         }
         1 => {

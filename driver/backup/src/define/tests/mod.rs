@@ -9,8 +9,8 @@ use virtfold_archive::crypt::{Envelope, Recipients};
 use virtfold_archive::stream::Sink;
 use virtfold_base::error::{Error, ErrorKind};
 use virtfold_catalog::{Catalog, FreezeSession, SessionKind, SessionState};
-use virtfold_hypervisor::simulated::{Fate, InjectionPoint, Operation, When};
-use virtfold_hypervisor::{Activity, Persistence, Run, Start};
+use virtfold_hypervisor::simulated::{CallPhase, Injected, InjectionPoint, Operation};
+use virtfold_hypervisor::{Activity, DomainState, Persistence, StartMode};
 use virtfold_medium::EncryptingMedium;
 use virtfold_medium::{FileMedium, Medium};
 use world::{Lab, MAC, Odd, UUID};
@@ -22,7 +22,7 @@ fn a_lost_guest_is_itself_again() {
     let mut request = lab.request();
     request.afterwards = AfterDefine::Start;
     let report = lab.run(&request).unwrap();
-    assert_eq!((report.identity, report.uuid.as_str()), (Identity::AsItWas, UUID));
+    assert_eq!((report.identity, report.uuid.as_str()), (DomainIdentity::AsItWas, UUID));
     assert!(report.defined && report.started && report.verified);
     let xml = lab.defined("web");
     assert_eq!(xml.disk("vda").unwrap().image.source.path(), Some(lab.at("out/web.img").as_path()));
@@ -155,13 +155,16 @@ fn a_copy_shares_nothing_with_the_original() {
     }
     std::fs::write(lab.at("was/vmlinuz"), b"kernel").unwrap();
     let original = lab.hypervisor.define(&xml).unwrap();
-    lab.hypervisor.start(original, Start::Running).unwrap();
+    lab.hypervisor.start(original, StartMode::Running).unwrap();
     let request =
         RestoreDomainRequest { name: Some("web2".into()), rest: DefaultTarget::AsBefore, ..lab.request() };
     let report = lab.run(&request).unwrap();
-    assert_eq!(report.identity, Identity::Copy);
+    assert_eq!(report.identity, DomainIdentity::Copy);
     assert_eq!((report.macs[0].from.as_str(), report.macs[0].to.len()), (MAC, 17));
-    assert_eq!(report.channels, [Change { from: lab.text("was/port"), to: lab.text("was/web2-port") }]);
+    assert_eq!(
+        report.channels,
+        [DefinitionChange { from: lab.text("was/port"), to: lab.text("was/web2-port") }]
+    );
     let xml = lab.defined("web2");
     assert_ne!(xml.id, Some(original));
     assert_eq!(xml.disk("vdb").unwrap().image.source.path(), Some(lab.at("was/web2-vdb.raw").as_path()));
@@ -197,7 +200,7 @@ fn a_replacement_takes_the_old_ones_place() {
     assert_eq!(kind, ErrorKind::Exists);
     assert!(said.contains("--force") && said.contains("--name NEW"), "{said}");
     let report = lab.run(&request).unwrap();
-    assert_eq!(report.identity, Identity::Replacement);
+    assert_eq!(report.identity, DomainIdentity::Replacement);
     assert!(report.disks.iter().filter(|d| d.action == DiskAction::Restore).all(|d| d.replaces));
     assert_eq!(
         [lab.first("was/web.img"), lab.first("was/data.img"), lab.first("was/web_VARS.fd")],
@@ -263,7 +266,7 @@ fn sockets_that_libvirt_chose_are_left_to_it() {
     let xml = lab.xml().replace(&lab.text("was/port"), chosen);
     lab.archive(&xml, 7);
     let id = lab.hypervisor.define(&xml.replace(MAC, "52:54:00:00:00:09")).unwrap();
-    lab.hypervisor.start(id, Start::Running).unwrap();
+    lab.hypervisor.start(id, StartMode::Running).unwrap();
     let request = RestoreDomainRequest { name: Some("copy".into()), ..lab.request() };
     assert_eq!(lab.run(&request).unwrap().channels, []);
 }
@@ -336,29 +339,33 @@ fn a_definition_that_is_refused_leaves_everything_as_it_was() {
     assert!(!fresh.at("lib/swtpm").exists());
 }
 
-fn at(operation: Operation, when: When, fate: Fate) -> impl FnMut(InjectionPoint) -> Fate + Send + 'static {
+fn at(
+    operation: Operation,
+    when: CallPhase,
+    fate: Injected,
+) -> impl FnMut(InjectionPoint) -> Injected + Send + 'static {
     let mut once = Some(fate);
     move |point| {
         if point == (InjectionPoint { operation, when }) {
-            once.take().unwrap_or(Fate::GoOn)
+            once.take().unwrap_or(Injected::GoOn)
         } else {
-            Fate::GoOn
+            Injected::GoOn
         }
     }
 }
 
 #[test]
 fn a_lost_answer_is_no_failure_and_a_dead_driver_loses_nothing() {
-    for when in [When::Before, When::After] {
+    for when in [CallPhase::Before, CallPhase::After] {
         let lab = Lab::new();
         let request = in_place(&lab);
-        lab.hypervisor.inner.on_point(at(Operation::Define, when, Fate::KillLibvirtd));
+        lab.hypervisor.inner.on_point(at(Operation::Define, when, Injected::KillLibvirtd));
         lab.run(&request).unwrap();
         assert_eq!((lab.first("was/web.img"), lab.first("was/data.img")), (7, 7));
         // Nobody answers any more: what was there is kept, and the same restore made again ends it.
         let lab = Lab::new();
         let request = in_place(&lab);
-        lab.hypervisor.inner.on_point(at(Operation::Define, when, Fate::CrashHost));
+        lab.hypervisor.inner.on_point(at(Operation::Define, when, Injected::CrashHost));
         let error = lab.run(&request).unwrap_err();
         let shown = error.to_string();
         assert!(shown.contains("nobody answers") && shown.contains(".web.img."), "{shown}");
@@ -373,10 +380,10 @@ fn a_lost_answer_is_no_failure_and_a_dead_driver_loses_nothing() {
     let lab = Lab::new();
     lab.archive(&lab.xml(), 7);
     let request = RestoreDomainRequest { afterwards: AfterDefine::Start, ..lab.request() };
-    lab.hypervisor.inner.on_point(at(Operation::Start, When::Before, Fate::KillLibvirtd));
+    lab.hypervisor.inner.on_point(at(Operation::Start, CallPhase::Before, Injected::KillLibvirtd));
     let error = lab.run(&request).unwrap_err();
     assert!(error.to_string().contains("is restored and defined, and does not start"), "{error}");
-    assert_eq!(lab.hypervisor.lookup("web").unwrap().run, Run::ShutOff);
+    assert_eq!(lab.hypervisor.lookup("web").unwrap().run, DomainState::ShutOff);
 }
 
 #[test]

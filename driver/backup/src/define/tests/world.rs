@@ -8,22 +8,22 @@ use crossbeam_channel::Receiver;
 use super::super::*;
 use crate::backup::{self, ArchiveOptions, BackupInput};
 use virtfold_archive::crypt::Identities;
-use virtfold_archive::manifest::Subject;
+use virtfold_archive::manifest::BackupSubject;
 use virtfold_archive::stream::{Cancel, Compression};
 use virtfold_archive::table::Layout;
 use virtfold_archive::writer::Attachment;
 use virtfold_base::error::ErrorKind;
 use virtfold_catalog::Catalog;
 use virtfold_hypervisor::domain_xml::DomainXml;
-use virtfold_hypervisor::fault::{Answer, Fault, code};
+use virtfold_hypervisor::fault::{ErrorOrigin, HypervisorError, code};
 use virtfold_hypervisor::host::LocalFiles;
 use virtfold_hypervisor::simulated::Simulated;
 use virtfold_hypervisor::{
-    Activity, BlockJob, BlockJobEnd, CommitRequest, Config, DomainId, DomainInfo, Event, LiftedDenials,
-    QemuDisk, Run, SnapshotRequest, Start,
+    Activity, BlockJob, BlockJobEnd, CommitRequest, DomainEvent, DomainId, DomainInfo, DomainState,
+    LiftedDenials, QemuDisk, SnapshotRequest, StartMode, XmlView,
 };
 use virtfold_image::{DiskImage, OpenOptions};
-use virtfold_medium::{FileMedium, Label, Medium};
+use virtfold_medium::{ArchiveLabel, FileMedium, Medium};
 
 pub(super) const UUID: &str = "3b51a0a6-3c5a-4c1e-9d0b-2b4f6f1f8f11";
 pub(super) const MAC: &str = "52:54:00:aa:bb:01";
@@ -47,10 +47,10 @@ impl Hypervisor for Odd {
     hand_on! {
         domains() -> Vec<DomainInfo>;
         lookup(name: &str) -> DomainInfo;
-        run_state(id: DomainId) -> Run;
-        xml(id: DomainId, config: Config) -> String;
+        run_state(id: DomainId) -> DomainState;
+        xml(id: DomainId, config: XmlView) -> String;
         undefine(id: DomainId) -> ();
-        start(id: DomainId, start: Start) -> ();
+        start(id: DomainId, start: StartMode) -> ();
         destroy(id: DomainId) -> ();
         define_managed_save_xml(id: DomainId, xml: &str) -> ();
         snapshot(id: DomainId, request: &SnapshotRequest) -> ();
@@ -73,16 +73,16 @@ impl Hypervisor for Odd {
         volume_path(pool: &str, volume: &str) -> PathBuf;
         pool_directory(pool: &str) -> PathBuf;
         refresh_pool(pool: &str) -> ();
-        subscribe() -> Receiver<Event>;
+        subscribe() -> Receiver<DomainEvent>;
     }
 
     fn define(&self, xml: &str) -> Result<DomainId> {
         if self.refuse_define {
-            let fault = Fault {
+            let fault = HypervisorError {
                 code: code::CONFIG_UNSUPPORTED,
                 domain: 10,
                 text: "no".into(),
-                answer: Answer::Refused,
+                answer: ErrorOrigin::Refused,
             };
             return Err(fault.into_error("cannot define the domain"));
         }
@@ -164,7 +164,7 @@ impl Lab {
         ];
         std::fs::remove_file(&path).unwrap_or_default();
         let material = BackupInput {
-            subject: Subject::Domain { name: "web".into(), uuid: Some(UUID.parse().unwrap()) },
+            subject: BackupSubject::Domain { name: "web".into(), uuid: Some(UUID.parse().unwrap()) },
             freeze: None,
             attachments: attachments.into(),
             disks,
@@ -178,7 +178,7 @@ impl Lab {
             limit_rate: None,
             workers: 1,
         };
-        let open = |_: &Label, _: &Cancel| {
+        let open = |_: &ArchiveLabel, _: &Cancel| {
             FileMedium::create(&path).map(|medium| Box::new(medium) as Box<dyn Medium>)
         };
         let control = Control::default();
@@ -207,9 +207,15 @@ impl Lab {
         }
     }
 
-    pub(super) fn host<'a>(&'a self, guards: &'a Path) -> Host<'a> {
+    pub(super) fn host<'a>(&'a self, guards: &'a Path) -> DefineContext<'a> {
         let journal = self.journal.as_ref().map(|catalog| catalog as &dyn Journal);
-        Host { hypervisor: &self.hypervisor, files: &LocalFiles, places: &self.places, guards, journal }
+        DefineContext {
+            hypervisor: &self.hypervisor,
+            files: &LocalFiles,
+            places: &self.places,
+            guards,
+            journal,
+        }
     }
 
     pub(super) fn run(&self, request: &RestoreDomainRequest) -> Result<RestoreDomainReport> {
@@ -233,7 +239,7 @@ impl Lab {
 
     pub(super) fn defined(&self, name: &str) -> DomainXml {
         let id = self.hypervisor.lookup(name).unwrap().id;
-        DomainXml::parse(self.hypervisor.xml(id, Config::Inactive).unwrap()).unwrap()
+        DomainXml::parse(self.hypervisor.xml(id, XmlView::Inactive).unwrap()).unwrap()
     }
 
     /// Every file with its first byte and its length.

@@ -21,7 +21,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::super::Host;
+use super::super::FreezeContext;
 use super::super::sight::{DiskView, DomainView, is_below};
 use super::taken_off::{other_user, settled};
 use virtfold_base::error::Result;
@@ -34,13 +34,13 @@ const SAME_TIME: Duration = Duration::from_secs(1);
 
 /// The next step of a disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Step {
+pub(crate) enum UnfreezeStep {
     /// Nothing: its overlay is gone.
     Nothing,
     /// Commit while the guest runs, and pivot.
     Commit,
     /// The guest is on its base; this is to be done with the overlay.
-    Leave(Left),
+    Leave(UnusedOverlay),
     /// The guest is on its base, and libvirt believes otherwise until the guest's next start.
     Stuck,
     /// Nothing runs: write the overlay into the base.
@@ -55,7 +55,7 @@ pub(crate) enum Step {
 
 /// What is to be done with an overlay that nothing uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Left {
+pub(crate) enum UnusedOverlay {
     /// The base has everything.
     Remove,
     /// It may hold what the base has not.
@@ -64,19 +64,19 @@ pub(crate) enum Left {
 
 /// Decides for one disk.
 pub(crate) fn decide(
-    host: &Host<'_>,
+    host: &FreezeContext<'_>,
     job: &FreezeSession,
     (sight, disk): (&DomainView, &SessionDisk),
-) -> Result<Step> {
-    let Some(overlay) = disk.overlay.as_deref() else { return Ok(Step::Nothing) };
+) -> Result<UnfreezeStep> {
+    let Some(overlay) = disk.overlay.as_deref() else { return Ok(UnfreezeStep::Nothing) };
     let seen = sight.disk(host.hypervisor, disk)?;
-    let case = Case { host, job, disk, overlay, seen, sight };
+    let case = DiskCase { host, job, disk, overlay, seen, sight };
     let step = if sight.is_active() { case.running()? } else { case.at_rest()? };
     case.spare_snapshots(step)
 }
 
-struct Case<'a> {
-    host: &'a Host<'a>,
+struct DiskCase<'a> {
+    host: &'a FreezeContext<'a>,
     job: &'a FreezeSession,
     disk: &'a SessionDisk,
     overlay: &'a Path,
@@ -84,8 +84,8 @@ struct Case<'a> {
     sight: &'a DomainView,
 }
 
-impl Case<'_> {
-    fn running(&self) -> Result<Step> {
+impl DiskCase<'_> {
+    fn running(&self) -> Result<UnfreezeStep> {
         let Some(chain) = &self.seen.qemu else { return self.unseen() };
         let (overlay, base) = (self.overlay, self.disk.base.path.as_path());
         if self.seen.top() == Some(overlay) {
@@ -93,22 +93,22 @@ impl Case<'_> {
             let below = chain.iter().skip(1).take(2);
             if !below.into_iter().any(|path| path == base) {
                 let (overlay, base) = (overlay.display(), base.display());
-                return Ok(Step::Ask(format!(
+                return Ok(UnfreezeStep::Ask(format!(
                     "the backing file of '{overlay}' is not '{base}' any more. Merge it into the image below (virsh blockcommit --active --shallow \
                      --pivot), then run `virtfold recover`"
                 )));
             }
             if self.is_replaced()? {
-                return Ok(Step::Ask(format!(
+                return Ok(UnfreezeStep::Ask(format!(
                     "'{}' was replaced by another file, and the guest may still have the old one open, which has no name any more. Before the guest ends copy its disk to a new file (virsh blockcopy)",
                     base.display()
                 )));
             }
-            return Ok(Step::Commit);
+            return Ok(UnfreezeStep::Commit);
         }
         if is_below(Some(chain), overlay) {
             let top = self.seen.top().unwrap_or(overlay).display();
-            return Ok(Step::Ask(format!(
+            return Ok(UnfreezeStep::Ask(format!(
                 "the snapshot '{top}' of somebody else lies on top of the overlay '{}'. The guest runs on all of them; merge the snapshot \
                  into the overlay (virsh blockcommit --active --shallow --pivot), then run `virtfold recover`",
                 overlay.display()
@@ -119,46 +119,46 @@ impl Case<'_> {
         }
         let believed = |view: &Option<Vec<_>>| view.as_ref().is_some_and(|c| c.iter().any(|p| p == overlay));
         if believed(&self.seen.live) {
-            return Ok(Step::Stuck);
+            return Ok(UnfreezeStep::Stuck);
         }
         if self.host.files.image_use(overlay)? == ImageUse::Absent {
-            return Ok(Step::Nothing);
+            return Ok(UnfreezeStep::Nothing);
         }
         // That the run has the same number is no proof: libvirt counts anew when it is restarted.
         let proven = match self.disk.state {
             UnfreezeState::Pivoted | UnfreezeState::Done => true,
             _ => self.is_level()? || self.host.files.is_empty(overlay)?,
         };
-        Ok(Step::Leave(if proven { Left::Remove } else { Left::Quarantine }))
+        Ok(UnfreezeStep::Leave(if proven { UnusedOverlay::Remove } else { UnusedOverlay::Quarantine }))
     }
 
     /// A running guest that has neither image: the disk was taken off it, or was given another image. What
     /// was written last is in the overlay; nobody but QEMU knows that, and the base alone is an old state of
     /// the disk. So the overlay goes into it, as at rest.
-    fn unseen(&self) -> Result<Step> {
+    fn unseen(&self) -> Result<UnfreezeStep> {
         for path in [self.overlay, &self.disk.base.path] {
             settled(self.host, path)?;
         }
         self.at_rest()
     }
 
-    fn at_rest(&self) -> Result<Step> {
+    fn at_rest(&self) -> Result<UnfreezeStep> {
         let (overlay, base) = (self.overlay, self.disk.base.path.as_path());
         let named = self.seen.is_named(overlay);
         let uses = [self.host.files.image_use(overlay)?, self.host.files.image_use(base)?];
         let files = format!("'{}' and '{}'", overlay.display(), base.display());
         match uses {
             [ImageUse::Absent, _] if named => {
-                return Ok(Step::Ask(format!(
+                return Ok(UnfreezeStep::Ask(format!(
                     "the next start would use the overlay '{}', which is missing. Restore it, or define the domain with '{}' \
                      (what was written since the backup is lost then)",
                     overlay.display(),
                     base.display()
                 )));
             }
-            [ImageUse::Absent, _] => return Ok(Step::Nothing),
+            [ImageUse::Absent, _] => return Ok(UnfreezeStep::Nothing),
             [_, ImageUse::Absent] => {
-                return Ok(Step::Ask(format!(
+                return Ok(UnfreezeStep::Ask(format!(
                     "the base '{}' of the overlay '{}' is missing. Restore it; if the guest was deleted on purpose, remove the overlay",
                     base.display(),
                     overlay.display()
@@ -168,18 +168,18 @@ impl Case<'_> {
             _ => return self.of_open(&files),
         }
         if self.seen.is_buried(overlay) {
-            return Ok(Step::Ask(format!(
+            return Ok(UnfreezeStep::Ask(format!(
                 "a snapshot of somebody else lies on top of the overlay '{}'. The guest can start and run on all of them; merge the snapshot into \
                  the overlay, then run `virtfold recover`",
                 overlay.display()
             )));
         }
-        let gone = if named { Step::TakeOff } else { Step::Leave(Left::Remove) };
+        let gone = if named { UnfreezeStep::TakeOff } else { UnfreezeStep::Leave(UnusedOverlay::Remove) };
         if self.host.files.is_empty(overlay)? {
             return Ok(gone);
         }
         if self.host.files.below(overlay)?.first().map(PathBuf::as_path) != Some(base) {
-            return Ok(Step::Ask(format!(
+            return Ok(UnfreezeStep::Ask(format!(
                 "the backing file of the overlay '{}' is not '{}' but another image; commit it into that one with 'qemu-img commit'",
                 overlay.display(),
                 base.display()
@@ -188,7 +188,7 @@ impl Case<'_> {
         if self.is_replaced()? {
             return Ok(match named || !self.seen.is_described() {
                 true => self.ask_of_replaced(),
-                false => Step::Leave(Left::Quarantine),
+                false => UnfreezeStep::Leave(UnusedOverlay::Quarantine),
             });
         }
         if self.is_level()? {
@@ -196,7 +196,7 @@ impl Case<'_> {
         }
         let step = self.of_taken_off(self.truth()?)?;
         // The contents decide where nothing else does: if both are the same, either is right.
-        if matches!(step, Step::Ask(_) | Step::Leave(Left::Quarantine))
+        if matches!(step, UnfreezeStep::Ask(_) | UnfreezeStep::Leave(UnusedOverlay::Quarantine))
             && self.host.files.same(overlay, (base, &self.disk.base.format))?
         {
             return Ok(gone);
@@ -206,14 +206,17 @@ impl Case<'_> {
 
     /// Internal snapshots are somebody's, and lie in the overlay's file alone: neither a commit nor a copy
     /// takes them along.
-    fn spare_snapshots(&self, step: Step) -> Result<Step> {
-        if matches!(step, Step::Nothing | Step::Stuck | Step::Wait(_) | Step::Ask(_)) {
+    fn spare_snapshots(&self, step: UnfreezeStep) -> Result<UnfreezeStep> {
+        if matches!(
+            step,
+            UnfreezeStep::Nothing | UnfreezeStep::Stuck | UnfreezeStep::Wait(_) | UnfreezeStep::Ask(_)
+        ) {
             return Ok(step);
         }
         Ok(match (step, self.host.files.has_snapshots(self.overlay)?) {
             (step, false) => step,
-            (Step::Leave(_), true) => Step::Leave(Left::Quarantine),
-            (_, true) => Step::Ask(format!(
+            (UnfreezeStep::Leave(_), true) => UnfreezeStep::Leave(UnusedOverlay::Quarantine),
+            (_, true) => UnfreezeStep::Ask(format!(
                 "an internal snapshot of somebody else is in the overlay '{}' and would be lost with it. The guest can start and run on \
                  the overlay; delete the snapshot (virsh snapshot-delete), then run `virtfold recover`",
                 self.overlay.display()
@@ -238,38 +241,40 @@ impl Case<'_> {
     }
 
     /// The table above, for an overlay that has something.
-    fn truth(&self) -> Result<Step> {
+    fn truth(&self) -> Result<UnfreezeStep> {
         let named = self.seen.is_named(self.overlay);
         let described = self.seen.is_described();
         let later = self.base_is_later()?;
         Ok(match (self.disk.state, self.job.state) {
-            (UnfreezeState::AtRest, _) => Step::CommitAtRest,
-            (UnfreezeState::Pivoted | UnfreezeState::Done, _) if !named => Step::Leave(Left::Remove),
+            (UnfreezeState::AtRest, _) => UnfreezeStep::CommitAtRest,
+            (UnfreezeState::Pivoted | UnfreezeState::Done, _) if !named => {
+                UnfreezeStep::Leave(UnusedOverlay::Remove)
+            }
             (UnfreezeState::Pivoting { .. } | UnfreezeState::Pivoted | UnfreezeState::Done, _) => match later
             {
-                Later::No if named || !described => Step::CommitAtRest,
-                Later::Much if described && !named => Step::Leave(Left::Quarantine),
+                WrittenLater::No if named || !described => UnfreezeStep::CommitAtRest,
+                WrittenLater::Much if described && !named => UnfreezeStep::Leave(UnusedOverlay::Quarantine),
                 _ => self.ask(),
             },
-            (_, SessionState::Planned) if named && later == Later::Much => self.ask(),
+            (_, SessionState::Planned) if named && later == WrittenLater::Much => self.ask(),
             (_, SessionState::Snapshotted | SessionState::ReadDone) if named && self.is_base_touched()? => {
                 self.ask()
             }
             _ if named && self.is_base_older()? => self.ask(),
-            _ if named => Step::CommitAtRest,
+            _ if named => UnfreezeStep::CommitAtRest,
             (_, SessionState::Planned) => match later {
-                Later::No => Step::CommitAtRest,
-                Later::Much if described => Step::Leave(Left::Quarantine),
+                WrittenLater::No => UnfreezeStep::CommitAtRest,
+                WrittenLater::Much if described => UnfreezeStep::Leave(UnusedOverlay::Quarantine),
                 _ => self.ask(),
             },
             (_, SessionState::Snapshotted | SessionState::ReadDone) if self.is_base_as_frozen()? => {
-                Step::CommitAtRest
+                UnfreezeStep::CommitAtRest
             }
             (_, SessionState::Snapshotted | SessionState::ReadDone) => match later {
-                Later::Much if described => Step::Leave(Left::Quarantine),
+                WrittenLater::Much if described => UnfreezeStep::Leave(UnusedOverlay::Quarantine),
                 _ => self.ask(),
             },
-            _ if later == Later::No => Step::CommitAtRest,
+            _ if later == WrittenLater::No => UnfreezeStep::CommitAtRest,
             _ => self.ask(),
         })
     }
@@ -294,10 +299,10 @@ impl Case<'_> {
     }
 
     /// Whether the base was written to after the overlay. A block device does not say.
-    fn base_is_later(&self) -> Result<Later> {
+    fn base_is_later(&self) -> Result<WrittenLater> {
         let base = self.host.files.mark(&self.disk.base.path)?;
         let overlay = self.host.files.mark(self.overlay)?;
-        let (Some(base), Some(overlay)) = (base, overlay) else { return Ok(Later::Unknown) };
+        let (Some(base), Some(overlay)) = (base, overlay) else { return Ok(WrittenLater::Unknown) };
         // A job that was made up for a forgotten overlay began after it.
         let begun = (self.job.state == SessionState::Planned).then_some(self.job.created);
         let begun = begun.and_then(|at| u64::try_from(at).ok()).map(Duration::from_secs);
@@ -311,9 +316,9 @@ impl Case<'_> {
         Ok(times.later())
     }
 
-    fn ask_of_replaced(&self) -> Step {
+    fn ask_of_replaced(&self) -> UnfreezeStep {
         let (overlay, base) = (self.overlay.display(), self.disk.base.path.display());
-        Step::Ask(format!(
+        UnfreezeStep::Ask(format!(
             "'{base}' is another file than when '{overlay}' was created on it; they do not belong together. Do not start the guest on them. If \
              the new '{base}' is what it is to have (a restore): move the overlay away, define the domain with '{base}', and run `virtfold \
              recover`. Else put the old file back"
@@ -327,18 +332,18 @@ impl Case<'_> {
     }
 
     /// Files that somebody has open.
-    fn of_open(&self, files: &str) -> Result<Step> {
+    fn of_open(&self, files: &str) -> Result<UnfreezeStep> {
         if self.is_taken_off()
             && let Some(user) = self.other_user()?
         {
             return Ok(self.ask_of_user(&user));
         }
-        Ok(Step::Wait(format!("{files} are open in another process (on another host, perhaps)")))
+        Ok(UnfreezeStep::Wait(format!("{files} are open in another process (on another host, perhaps)")))
     }
 
     /// Committed only where nobody else has it, and nobody wrote to a base whose own commit has not begun.
-    fn of_taken_off(&self, step: Step) -> Result<Step> {
-        if step != Step::CommitAtRest || !self.is_taken_off() {
+    fn of_taken_off(&self, step: UnfreezeStep) -> Result<UnfreezeStep> {
+        if step != UnfreezeStep::CommitAtRest || !self.is_taken_off() {
             return Ok(step);
         }
         if let Some(user) = self.other_user()? {
@@ -352,18 +357,18 @@ impl Case<'_> {
         other_user(self.host, (self.job.domain, self.disk))
     }
 
-    fn ask_of_user(&self, user: &str) -> Step {
+    fn ask_of_user(&self, user: &str) -> UnfreezeStep {
         let (overlay, base) = (self.overlay.display(), self.disk.base.path.display());
-        Step::Ask(format!(
+        UnfreezeStep::Ask(format!(
             "the disk was detached from the guest while it was copied: its last writes are in '{overlay}', '{base}' alone is older, and {user} has \
              one of them. Take it off there; then run `virtfold recover`, which writes the overlay into '{base}' if nobody has written to \
              that meanwhile (by hand: qemu-img commit -d -f qcow2 -b '{base}' '{overlay}')"
         ))
     }
 
-    fn ask(&self) -> Step {
+    fn ask(&self) -> UnfreezeStep {
         let (overlay, base) = (self.overlay.display(), self.disk.base.path.display());
-        Step::Ask(format!(
+        UnfreezeStep::Ask(format!(
             "both '{overlay}' and '{base}' may hold the guest's last writes, and it can't be determined which; do not start the guest before one is \
              chosen. To keep the base: move the overlay away and run `virtfold recover`. To keep the overlay: run `qemu-img commit -d -f qcow2 \
              -b {base} {overlay}`, see that the domain names the base, move the overlay away and run `virtfold recover`. Copies of both \
@@ -386,21 +391,21 @@ struct WriteTimes {
 
 impl WriteTimes {
     /// Times that can't be are those of a clock that was set back, or of copies: they tell nothing.
-    fn later(self) -> Later {
+    fn later(self) -> WrittenLater {
         let latest = self.now.saturating_add(SAME_TIME);
         let impossible = Some(self.base) < self.frozen
             || Some(self.overlay) < self.frozen.max(self.begun)
             || self.base.max(self.overlay) > latest;
         match self.base > self.overlay.saturating_add(SAME_TIME) {
-            _ if impossible => Later::Unknown,
-            true => Later::Much,
-            false => Later::No,
+            _ if impossible => WrittenLater::Unknown,
+            true => WrittenLater::Much,
+            false => WrittenLater::No,
         }
     }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Later {
+enum WrittenLater {
     No,
     Much,
     Unknown,
@@ -417,14 +422,14 @@ mod tests {
             let [frozen, begun] = [frozen, begun].map(|at| at.map(Duration::from_millis));
             WriteTimes { base, overlay, frozen, begun, now }.later()
         };
-        assert_eq!(later([5000, 9000, 9900], Some(5000), Some(6000)), Later::No);
-        assert_eq!(later([9900, 9000, 9900], None, None), Later::No, "a mirror is behind");
-        assert_eq!(later([9900, 8000, 9900], None, None), Later::Much);
+        assert_eq!(later([5000, 9000, 9900], Some(5000), Some(6000)), WrittenLater::No);
+        assert_eq!(later([9900, 9000, 9900], None, None), WrittenLater::No, "a mirror is behind");
+        assert_eq!(later([9900, 8000, 9900], None, None), WrittenLater::Much);
         // The guest ran on the base after the clock was set back.
-        assert_eq!(later([4000, 9000, 9900], Some(5000), None), Later::Unknown);
-        assert_eq!(later([8000, 9000, 7500], Some(5000), None), Later::Unknown);
+        assert_eq!(later([4000, 9000, 9900], Some(5000), None), WrittenLater::Unknown);
+        assert_eq!(later([8000, 9000, 7500], Some(5000), None), WrittenLater::Unknown);
         // It was set back before the overlay was written to.
-        assert_eq!(later([9000, 5000, 9900], None, Some(6000)), Later::Unknown);
-        assert_eq!(later([9000, 5000, 9900], Some(6000), None), Later::Unknown);
+        assert_eq!(later([9000, 5000, 9900], None, Some(6000)), WrittenLater::Unknown);
+        assert_eq!(later([9000, 5000, 9900], Some(6000), None), WrittenLater::Unknown);
     }
 }

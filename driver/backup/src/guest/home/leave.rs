@@ -5,42 +5,50 @@
 
 use std::path::{Path, PathBuf};
 
-use super::super::Host;
+use super::super::FreezeContext;
 use super::super::sight::present;
-use super::decide::Left;
-use super::{Step, Unfreeze, UnfreezeOutcome, note};
+use super::decide::UnusedOverlay;
+use super::{Unfreeze, UnfreezeOutcome, UnfreezeStep, note};
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_catalog::{JournalEntry, SessionOutcome, UnfreezeState};
 use virtfold_hypervisor::domain_xml::edit::escape;
-use virtfold_hypervisor::domain_xml::{Chain, DomainXml};
+use virtfold_hypervisor::domain_xml::{ChainKnowledge, DomainXml};
 use virtfold_hypervisor::host::ImageUse;
-use virtfold_hypervisor::{Config, DomainInfo, Persistence};
+use virtfold_hypervisor::{DomainInfo, Persistence, XmlView};
 
 /// Looks at an overlay that QEMU has just left, before it is left for later.
 pub(super) const LOOKS: u32 = 20;
 
 impl Unfreeze<'_> {
     /// Removes or puts aside what is left over, and closes the job when nothing is.
-    pub(super) fn leave(&mut self, steps: &[Step], outcome: SessionOutcome) -> Result<UnfreezeOutcome> {
+    pub(super) fn leave(
+        &mut self,
+        steps: &[UnfreezeStep],
+        outcome: SessionOutcome,
+    ) -> Result<UnfreezeOutcome> {
         let overlays: Vec<PathBuf> = self.job.disks.iter().filter_map(|d| d.overlay.clone()).collect();
-        let leaves = steps.iter().any(|step| matches!(step, Step::Leave(_)));
+        let leaves = steps.iter().any(|step| matches!(step, UnfreezeStep::Leave(_)));
         let users = if leaves { users(self.host, &overlays)? } else { Vec::new() };
         let mut arrival = UnfreezeOutcome::Home;
         for (index, step) in steps.iter().enumerate() {
             let gone = match step {
-                Step::Nothing => true,
-                Step::Leave(left) => {
+                UnfreezeStep::Nothing => true,
+                UnfreezeStep::Leave(left) => {
                     let gone = self.part(index, *left, &users)?;
                     if gone {
                         self.note_all(index, step);
                     }
                     gone
                 }
-                Step::Stuck => {
+                UnfreezeStep::Stuck => {
                     self.move_disk(index, UnfreezeState::Pivoted)?;
                     false
                 }
-                Step::Commit | Step::CommitAtRest | Step::TakeOff | Step::Wait(_) | Step::Ask(_) => false,
+                UnfreezeStep::Commit
+                | UnfreezeStep::CommitAtRest
+                | UnfreezeStep::TakeOff
+                | UnfreezeStep::Wait(_)
+                | UnfreezeStep::Ask(_) => false,
             };
             if gone {
                 self.move_disk(index, UnfreezeState::Done)?;
@@ -58,7 +66,7 @@ impl Unfreeze<'_> {
     }
 
     /// Whether an overlay is gone.
-    fn part(&mut self, index: usize, left: Left, users: &[(PathBuf, String)]) -> Result<bool> {
+    fn part(&mut self, index: usize, left: UnusedOverlay, users: &[(PathBuf, String)]) -> Result<bool> {
         let Some(overlay) = self.disk(index)?.overlay.clone() else { return Ok(true) };
         if let Some((_, user)) = users.iter().find(|(path, _)| *path == overlay) {
             self.remains(index, format!("{user} still has the overlay '{}' in a chain", overlay.display()));
@@ -72,8 +80,8 @@ impl Unfreeze<'_> {
             return Ok(false);
         }
         match left {
-            Left::Remove => present(self.host.files.remove(&overlay)).map(|_| true),
-            Left::Quarantine => {
+            UnusedOverlay::Remove => present(self.host.files.remove(&overlay)).map(|_| true),
+            UnusedOverlay::Quarantine => {
                 let Some(aside) = present(self.host.files.quarantine(&overlay))? else { return Ok(true) };
                 let base = self.disk(index)?.base.path.clone();
                 self.remains(
@@ -119,7 +127,10 @@ impl Unfreeze<'_> {
 }
 
 /// Who has which of these overlays in a chain: every domain, live and at its next start.
-pub(in super::super) fn users(host: &Host<'_>, overlays: &[PathBuf]) -> Result<Vec<(PathBuf, String)>> {
+pub(in super::super) fn users(
+    host: &FreezeContext<'_>,
+    overlays: &[PathBuf],
+) -> Result<Vec<(PathBuf, String)>> {
     let mut users = Vec::new();
     for info in host.hypervisor.domains()? {
         let texts = descriptions(host, &info)?;
@@ -135,13 +146,13 @@ pub(in super::super) fn users(host: &Host<'_>, overlays: &[PathBuf]) -> Result<V
 }
 
 /// All that is described of a domain: what runs, and what its next start uses.
-pub(super) fn descriptions(host: &Host<'_>, info: &DomainInfo) -> Result<Vec<String>> {
+pub(super) fn descriptions(host: &FreezeContext<'_>, info: &DomainInfo) -> Result<Vec<String>> {
     let mut texts = Vec::new();
     if info.run.is_active() {
-        texts.extend(present(host.hypervisor.xml(info.id, Config::Live))?);
+        texts.extend(present(host.hypervisor.xml(info.id, XmlView::Live))?);
     }
     if info.persistence == Persistence::Persistent {
-        texts.extend(present(host.hypervisor.xml(info.id, Config::Inactive))?);
+        texts.extend(present(host.hypervisor.xml(info.id, XmlView::Inactive))?);
         if !info.run.is_active() {
             texts.extend(present(host.hypervisor.managed_save_xml(info.id))?.flatten());
         }
@@ -151,9 +162,9 @@ pub(super) fn descriptions(host: &Host<'_>, info: &DomainInfo) -> Result<Vec<Str
 
 /// Whether an image that the XML does not follow to its end rests on the overlay. XML that can't be read
 /// names no image to follow.
-fn rests_on(host: &Host<'_>, texts: &[String], overlay: &Path) -> Result<bool> {
+fn rests_on(host: &FreezeContext<'_>, texts: &[String], overlay: &Path) -> Result<bool> {
     let parsed = texts.iter().filter_map(|text| DomainXml::parse(text.as_str()).ok());
-    let open = parsed.flat_map(|xml| xml.disks).filter(|disk| disk.chain == Chain::Open);
+    let open = parsed.flat_map(|xml| xml.disks).filter(|disk| disk.chain == ChainKnowledge::Open);
     let last = open.filter_map(|disk| {
         let image = disk.backing.last().unwrap_or(&disk.image);
         let path = image.source.path()?.to_owned();

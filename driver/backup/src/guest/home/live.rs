@@ -29,9 +29,10 @@ use super::{Unfreeze, note};
 use virtfold_base::error::{Error, ErrorKind, Result, sentence};
 use virtfold_catalog::{JournalEntry, SessionState, UnfreezeState};
 use virtfold_hypervisor::guard::GuestHold;
-use virtfold_hypervisor::host::Mark;
+use virtfold_hypervisor::host::ImageStamp;
 use virtfold_hypervisor::{
-    BlockJob, BlockJobEnd, BlockJobKind, BlockJobStatus, CommitBase, CommitRequest, Event, Fault, Run, code,
+    BlockJob, BlockJobEnd, BlockJobKind, BlockJobStatus, CommitBase, CommitRequest, DomainEvent, DomainState,
+    HypervisorError, code,
 };
 
 /// Commits of one disk before it is given up for now.
@@ -64,7 +65,7 @@ struct PendingCommit {
 /// A disk whose base had everything when its overlay had this mark.
 struct SyncedDisk {
     index: usize,
-    mark: Option<Mark>,
+    mark: Option<ImageStamp>,
 }
 
 impl Unfreeze<'_> {
@@ -162,7 +163,7 @@ impl Unfreeze<'_> {
         let base = CommitBase::Shallow;
         let request = CommitRequest { target: target.to_owned(), base, bytes_per_second: 0 };
         let started = match self.host.hypervisor.commit(self.job.domain, &request) {
-            Err(error) if !Fault::lost(&error) => self.start_allowed(index, &request, error),
+            Err(error) if !HypervisorError::lost(&error) => self.start_allowed(index, &request, error),
             answer => answer,
         };
         if let Some(refused) = self.refused.get_mut(index) {
@@ -200,7 +201,7 @@ impl Unfreeze<'_> {
     }
 
     /// Waits until each job has caught up with the guest once, or does not get nearer any more.
-    fn wait_ready(&mut self, disks: &[usize], events: &Receiver<Event>) -> Result<CommitProgress> {
+    fn wait_ready(&mut self, disks: &[usize], events: &Receiver<DomainEvent>) -> Result<CommitProgress> {
         let (hypervisor, pace) = (self.host.hypervisor, self.host.pace);
         let mut awaited = Vec::new();
         for index in disks {
@@ -244,7 +245,7 @@ impl Unfreeze<'_> {
     fn pivot(&mut self, disks: &[usize]) -> Result<()> {
         let domain = self.job.domain;
         // Asked now: the commits may have taken hours, and somebody who has suspended the guest meanwhile wants it to stand.
-        if self.host.hypervisor.run_state(domain)? == Run::Running {
+        if self.host.hypervisor.run_state(domain)? == DomainState::Running {
             self.record(&[JournalEntry::Held(Some(GuestHold::Paused))])?;
             self.arm(GuestHold::Paused)?;
             self.stands_since = Some(Instant::now());
@@ -319,8 +320,8 @@ impl Unfreeze<'_> {
             match hypervisor.end_block_job(domain, target, BlockJobEnd::Pivot) {
                 // Level, and not told ready yet.
                 Err(error)
-                    if Fault::code_of(&error) == Some(code::BLOCK_COPY_ACTIVE)
-                        && !Fault::lost(&error)
+                    if HypervisorError::code_of(&error) == Some(code::BLOCK_COPY_ACTIVE)
+                        && !HypervisorError::lost(&error)
                         && Instant::now() < until =>
                 {
                     std::thread::sleep(QUICK);
@@ -377,15 +378,15 @@ impl Unfreeze<'_> {
         }
     }
 
-    fn mark_of(&self, index: usize) -> Result<Option<Mark>> {
+    fn mark_of(&self, index: usize) -> Result<Option<ImageStamp>> {
         let overlay = self.disk(index)?.overlay.as_deref();
         overlay.map_or(Ok(None), |overlay| self.host.files.mark(overlay))
     }
 }
 
-fn ready_disk(event: Event) -> Option<String> {
+fn ready_disk(event: DomainEvent) -> Option<String> {
     match event {
-        Event::BlockJob { target, status: BlockJobStatus::Ready, .. } => Some(target),
+        DomainEvent::BlockJob { target, status: BlockJobStatus::Ready, .. } => Some(target),
         _ => None,
     }
 }

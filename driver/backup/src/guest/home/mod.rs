@@ -14,14 +14,14 @@
 use std::time::Instant;
 
 use super::sight::{DomainView, present};
-use super::{Host, Watchdog};
+use super::{FreezeContext, Watchdog};
 use virtfold_base::error::{Error, ErrorKind, Result, sentence};
 use virtfold_catalog::{
     FreezeSession, JournalEntry, SessionDisk, SessionOutcome, SessionState, UnfreezeState,
 };
 use virtfold_hypervisor::guard::{self, GuestHold};
 use virtfold_hypervisor::settle::{self, ConfigFix};
-use virtfold_hypervisor::{Paused, Run};
+use virtfold_hypervisor::{DomainState, PausedReason};
 
 pub(super) mod decide;
 mod leave;
@@ -30,7 +30,7 @@ mod rest;
 mod taken_off;
 mod words;
 
-use decide::{Step, decide};
+use decide::{UnfreezeStep, decide};
 pub(super) use leave::users;
 pub(super) use words::{DETACHED, FIRED, RESUME, THAW, UNCONFIGURED, found};
 
@@ -73,13 +73,13 @@ fn note(list: &mut Vec<String>, text: String) {
     }
 }
 
-fn positions(steps: &[Step], wanted: impl Fn(&Step) -> bool) -> Vec<usize> {
+fn positions(steps: &[UnfreezeStep], wanted: impl Fn(&UnfreezeStep) -> bool) -> Vec<usize> {
     steps.iter().enumerate().filter(|(_, step)| wanted(step)).map(|(index, _)| index).collect()
 }
 
 /// A job on its way home.
 pub(super) struct Unfreeze<'a> {
-    pub(super) host: &'a Host<'a>,
+    pub(super) host: &'a FreezeContext<'a>,
     pub(super) job: FreezeSession,
     pub(super) domain: RecoveryNotes,
     pub(super) disks: Vec<RecoveryNotes>,
@@ -92,7 +92,7 @@ pub(super) struct Unfreeze<'a> {
     /// What was said against the last commit of each disk.
     refused: Vec<Option<String>>,
     /// What the last look decided.
-    steps: Vec<Step>,
+    steps: Vec<UnfreezeStep>,
     /// Thaws that failed.
     thaws: u32,
     /// Whether what was found is noted.
@@ -102,7 +102,7 @@ pub(super) struct Unfreeze<'a> {
 }
 
 impl<'a> Unfreeze<'a> {
-    pub(super) fn new(host: &'a Host<'a>, job: FreezeSession) -> Self {
+    pub(super) fn new(host: &'a FreezeContext<'a>, job: FreezeSession) -> Self {
         let disks = vec![RecoveryNotes::default(); job.disks.len()];
         let commits = vec![0; job.disks.len()];
         let refused = vec![None; job.disks.len()];
@@ -176,7 +176,7 @@ impl<'a> Unfreeze<'a> {
         }
         self.note_detached(&sight);
         self.looked = true;
-        let commits = positions(&steps, |step| *step == Step::Commit);
+        let commits = positions(&steps, |step| *step == UnfreezeStep::Commit);
         let next: Vec<usize> = commits.iter().copied().filter(|index| !self.is_given_up(*index)).collect();
         if !next.is_empty() {
             self.commit(&next)?;
@@ -187,10 +187,10 @@ impl<'a> Unfreeze<'a> {
             self.leave(&steps, outcome)?;
             return Err(self.given_up(*first)?);
         }
-        if steps.iter().any(|step| matches!(step, Step::Ask(_) | Step::Wait(_))) {
+        if steps.iter().any(|step| matches!(step, UnfreezeStep::Ask(_) | UnfreezeStep::Wait(_))) {
             return Ok(Some(UnfreezeOutcome::Undecided));
         }
-        if steps.iter().any(|step| matches!(step, Step::CommitAtRest | Step::TakeOff)) {
+        if steps.iter().any(|step| matches!(step, UnfreezeStep::CommitAtRest | UnfreezeStep::TakeOff)) {
             self.at_rest(&steps)?;
             return Ok(None);
         }
@@ -198,7 +198,7 @@ impl<'a> Unfreeze<'a> {
         self.leave(&steps, outcome).map(Some)
     }
 
-    pub(super) fn decide(&self, sight: &DomainView) -> Result<Vec<Step>> {
+    pub(super) fn decide(&self, sight: &DomainView) -> Result<Vec<UnfreezeStep>> {
         self.job.disks.iter().map(|disk| decide(self.host, &self.job, (sight, disk))).collect()
     }
 
@@ -290,7 +290,7 @@ impl<'a> Unfreeze<'a> {
         if self.job.held != Some(GuestHold::Paused) {
             return Ok(());
         }
-        if sight.run() == Some(Run::Paused(Paused::User)) {
+        if sight.run() == Some(DomainState::Paused(PausedReason::User)) {
             self.host.hypervisor.resume(self.job.domain)?;
             // The pauses of our own pivots are no news.
             if self.stands_since.is_none() {
@@ -312,7 +312,7 @@ impl<'a> Unfreeze<'a> {
     /// for a stop that came after its own resume. So where room is short it is looked at for a while.
     fn see_it_run(&mut self, sight: &DomainView) -> Result<()> {
         use virtfold_catalog::SessionKind;
-        let stopped = Run::Paused(Paused::IoError);
+        let stopped = DomainState::Paused(PausedReason::IoError);
         if self.job.kind != SessionKind::Running || (sight.run() != Some(stopped) && !self.is_tight()) {
             return Ok(());
         }

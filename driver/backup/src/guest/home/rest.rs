@@ -8,7 +8,7 @@
 //! Imports: `error`, `catalog`, `hypervisor`.
 
 use super::super::sight::DomainView;
-use super::{Step, Unfreeze};
+use super::{Unfreeze, UnfreezeStep};
 use virtfold_base::error::Result;
 use virtfold_catalog::{JournalEntry, SessionDisk, SessionState, UnfreezeState};
 use virtfold_hypervisor::domain_xml::DomainXml;
@@ -17,14 +17,14 @@ use virtfold_hypervisor::settle::{self, ConfigFix};
 
 impl Unfreeze<'_> {
     /// Commits what has to be, then edits what the next start uses. One that was broken off is done again.
-    pub(super) fn at_rest(&mut self, steps: &[Step]) -> Result<()> {
+    pub(super) fn at_rest(&mut self, steps: &[UnfreezeStep]) -> Result<()> {
         for (index, step) in steps.iter().enumerate() {
-            if *step == Step::CommitAtRest {
+            if *step == UnfreezeStep::CommitAtRest {
                 self.commit_at_rest(index)?;
                 return Ok(());
             }
         }
-        let leaving = self.job.disks.iter().zip(steps).filter(|(_, step)| **step == Step::TakeOff);
+        let leaving = self.job.disks.iter().zip(steps).filter(|(_, step)| **step == UnfreezeStep::TakeOff);
         let leaving: Vec<SessionDisk> = leaving.map(|(disk, _)| disk.clone()).collect();
         let overlays: Vec<_> = leaving.iter().filter_map(|disk| disk.overlay.clone()).collect();
         let holds: Result<Vec<_>> = overlays.iter().map(|overlay| self.host.files.hold(overlay)).collect();

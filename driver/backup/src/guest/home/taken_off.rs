@@ -7,7 +7,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::super::Host;
+use super::super::FreezeContext;
 use super::super::sight::DomainView;
 use super::leave::{LOOKS, descriptions};
 use super::{Unfreeze, note, words};
@@ -15,7 +15,7 @@ use virtfold_base::error::Result;
 use virtfold_catalog::{SessionDisk, SessionKind};
 use virtfold_hypervisor::DomainId;
 use virtfold_hypervisor::domain_xml::edit::escape;
-use virtfold_hypervisor::domain_xml::{Chain, Disk, DomainXml};
+use virtfold_hypervisor::domain_xml::{ChainKnowledge, DomainDisk, DomainXml};
 use virtfold_hypervisor::host::ImageUse;
 use virtfold_hypervisor::settle::path_of;
 
@@ -41,7 +41,7 @@ impl Unfreeze<'_> {
 }
 
 /// Waits for a QEMU that was just told to close an image.
-pub(super) fn settled(host: &Host<'_>, image: &Path) -> Result<()> {
+pub(super) fn settled(host: &FreezeContext<'_>, image: &Path) -> Result<()> {
     for _ in 0..LOOKS {
         if matches!(host.files.image_use(image)?, ImageUse::Free | ImageUse::Absent) {
             return Ok(());
@@ -52,7 +52,10 @@ pub(super) fn settled(host: &Host<'_>, image: &Path) -> Result<()> {
 }
 
 /// Who has the disk's overlay or its base in a chain, the disk itself aside: every disk of every domain, live and at its next start.
-pub(super) fn other_user(host: &Host<'_>, (owner, disk): (DomainId, &SessionDisk)) -> Result<Option<String>> {
+pub(super) fn other_user(
+    host: &FreezeContext<'_>,
+    (owner, disk): (DomainId, &SessionDisk),
+) -> Result<Option<String>> {
     let images: Vec<&Path> = disk.overlay.as_deref().into_iter().chain([disk.base.path.as_path()]).collect();
     for info in host.hypervisor.domains()? {
         for text in descriptions(host, &info)? {
@@ -79,7 +82,7 @@ pub(super) fn other_user(host: &Host<'_>, (owner, disk): (DomainId, &SessionDisk
 }
 
 /// Whether a chain has one of these images, by whatever name.
-fn is_one_of(host: &Host<'_>, images: &[&Path], chain: &[PathBuf]) -> Result<bool> {
+fn is_one_of(host: &FreezeContext<'_>, images: &[&Path], chain: &[PathBuf]) -> Result<bool> {
     for path in chain {
         let identity = host.files.identity(path)?;
         for image in images {
@@ -92,13 +95,13 @@ fn is_one_of(host: &Host<'_>, images: &[&Path], chain: &[PathBuf]) -> Result<boo
 }
 
 /// The images of a disk, those below by the headers where the XML does not follow them to the end.
-fn chain(host: &Host<'_>, disk: &Disk) -> Result<Vec<PathBuf>> {
+fn chain(host: &FreezeContext<'_>, disk: &DomainDisk) -> Result<Vec<PathBuf>> {
     let images = std::iter::once(&disk.image).chain(&disk.backing);
     let paths = images.map(|image| path_of(host.hypervisor, &image.source)).filter_map(Result::transpose);
     let mut paths = paths.collect::<Result<Vec<_>>>()?;
     let last = disk.backing.last().unwrap_or(&disk.image);
     if let Some(path) =
-        paths.last().filter(|_| disk.chain == Chain::Open && last.format.as_deref() == Some("qcow2"))
+        paths.last().filter(|_| disk.chain == ChainKnowledge::Open && last.format.as_deref() == Some("qcow2"))
         && host.files.image_use(path)? != ImageUse::Absent
     {
         paths.extend(host.files.below(path)?);

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::decide::{Left, Step};
+use super::decide::{UnfreezeStep, UnusedOverlay};
 use super::{Unfreeze, note};
 use virtfold_catalog::{FreezeSession, SessionState};
 use virtfold_hypervisor::guard::GuestHold;
@@ -76,7 +76,7 @@ impl Unfreeze<'_> {
     }
 
     /// What is found, and what stays as it is.
-    pub(in super::super) fn note_found(&mut self, index: usize, step: &Step) {
+    pub(in super::super) fn note_found(&mut self, index: usize, step: &UnfreezeStep) {
         let first_look = !self.looked;
         let Some((found, _)) = self.words_of(index, step) else { return };
         let overlay = self.job.disks.get(index).and_then(|disk| disk.overlay.clone()).unwrap_or_default();
@@ -86,8 +86,8 @@ impl Unfreeze<'_> {
         }
         notes.remains.clear();
         match step {
-            Step::Ask(why) | Step::Wait(why) => notes.remains.push(why.clone()),
-            Step::Stuck => notes.remains.push(format!(
+            UnfreezeStep::Ask(why) | UnfreezeStep::Wait(why) => notes.remains.push(why.clone()),
+            UnfreezeStep::Stuck => notes.remains.push(format!(
                 "libvirt has lost track of this disk: until the guest is shut down and started again it takes no block job, snapshot \
                  or backup, and the overlay '{}', which nobody needs, stays. Then run `virtfold recover`",
                 overlay.display()
@@ -97,65 +97,67 @@ impl Unfreeze<'_> {
     }
 
     /// What was done, as the next look shows it: of a step's words those that it has left behind.
-    pub(super) fn note_done(&mut self, index: usize, before: Option<&Step>, now: &Step) {
+    pub(super) fn note_done(&mut self, index: usize, before: Option<&UnfreezeStep>, now: &UnfreezeStep) {
         let Some(before) = before else { return };
         let count = match (before, now) {
-            (Step::Commit, Step::Leave(_) | Step::Nothing | Step::Stuck) => 1,
-            (Step::CommitAtRest, Step::TakeOff) => 1,
-            (Step::CommitAtRest, Step::Leave(_) | Step::Nothing) => 2,
-            (Step::TakeOff, Step::Leave(_) | Step::Nothing) => 1,
+            (UnfreezeStep::Commit, UnfreezeStep::Leave(_) | UnfreezeStep::Nothing | UnfreezeStep::Stuck) => 1,
+            (UnfreezeStep::CommitAtRest, UnfreezeStep::TakeOff) => 1,
+            (UnfreezeStep::CommitAtRest, UnfreezeStep::Leave(_) | UnfreezeStep::Nothing) => 2,
+            (UnfreezeStep::TakeOff, UnfreezeStep::Leave(_) | UnfreezeStep::Nothing) => 1,
             _ => 0,
         };
         self.note_words(index, before, count);
     }
 
     /// All that a step does and leads to, once it is done or where it is only said.
-    pub(in super::super) fn note_all(&mut self, index: usize, step: &Step) {
+    pub(in super::super) fn note_all(&mut self, index: usize, step: &UnfreezeStep) {
         self.note_words(index, step, usize::MAX);
     }
 
-    fn note_words(&mut self, index: usize, step: &Step, count: usize) {
+    fn note_words(&mut self, index: usize, step: &UnfreezeStep, count: usize) {
         let Some((_, done)) = self.words_of(index, step) else { return };
         let Some(notes) = self.disks.get_mut(index) else { return };
         done.into_iter().take(count).for_each(|text| note(&mut notes.done, text));
     }
 
-    fn words_of(&self, index: usize, step: &Step) -> Option<(Vec<String>, Vec<String>)> {
+    fn words_of(&self, index: usize, step: &UnfreezeStep) -> Option<(Vec<String>, Vec<String>)> {
         let disk = self.job.disks.get(index)?;
         Some(words(step, (disk.overlay.as_deref()?, &disk.base.path)))
     }
 }
 
-fn words(step: &Step, (overlay, base): (&Path, &Path)) -> (Vec<String>, Vec<String>) {
+fn words(step: &UnfreezeStep, (overlay, base): (&Path, &Path)) -> (Vec<String>, Vec<String>) {
     let (overlay, base) = (format!("'{}'", overlay.display()), format!("'{}'", base.display()));
     let list = |texts: &[String]| texts.to_vec();
     let remove = format!("remove the overlay {overlay}");
     let take_off = format!("set {base} in the configuration");
     match step {
-        Step::Nothing => (Vec::new(), Vec::new()),
-        Step::Commit => (
+        UnfreezeStep::Nothing => (Vec::new(), Vec::new()),
+        UnfreezeStep::Commit => (
             list(&[format!("the guest writes to the overlay {overlay}")]),
             list(&[format!("commit {overlay} into {base} while the guest runs, and pivot"), remove]),
         ),
-        Step::Leave(Left::Remove) => {
+        UnfreezeStep::Leave(UnusedOverlay::Remove) => {
             (list(&[format!("the overlay {overlay} is left over; {base} has all data")]), list(&[remove]))
         }
-        Step::Leave(Left::Quarantine) => (
+        UnfreezeStep::Leave(UnusedOverlay::Quarantine) => (
             list(&[format!("nothing uses the overlay {overlay}, and it may hold data that {base} lacks")]),
             list(&[format!("rename the overlay {overlay} to a name that ends in .quarantined")]),
         ),
-        Step::Stuck => (
+        UnfreezeStep::Stuck => (
             list(&[format!("the guest writes to {base}, but libvirt believes that it writes to {overlay}")]),
             Vec::new(),
         ),
-        Step::CommitAtRest => (
+        UnfreezeStep::CommitAtRest => (
             list(&[format!("no guest runs on {base} or its overlay {overlay}, which has the newest data")]),
             list(&[format!("commit {overlay} into {base}"), take_off, remove]),
         ),
-        Step::TakeOff => (
+        UnfreezeStep::TakeOff => (
             list(&[format!("no guest runs on them, and {base} has all data of {overlay}")]),
             list(&[take_off, remove]),
         ),
-        Step::Wait(_) | Step::Ask(_) => (list(&[format!("the overlay {overlay} exists")]), Vec::new()),
+        UnfreezeStep::Wait(_) | UnfreezeStep::Ask(_) => {
+            (list(&[format!("the overlay {overlay} exists")]), Vec::new())
+        }
     }
 }

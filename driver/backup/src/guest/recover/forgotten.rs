@@ -14,21 +14,25 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use super::super::Host;
+use super::super::FreezeContext;
 use super::super::begin::now;
 use super::super::home::users;
 use super::super::sight::{DomainView, present};
-use super::{Recovery, Verdict, advice, one};
+use super::{Recovery, RecoveryStatus, advice, one};
 use crate::RunMode;
 use virtfold_base::error::{Error, ErrorKind, Result, sentence};
 use virtfold_catalog::{BaseImage, FreezeSession, SessionDisk, SessionKind, SessionState, UnfreezeState};
-use virtfold_hypervisor::domain_xml::{Disk, DomainXml};
+use virtfold_hypervisor::domain_xml::{DomainDisk, DomainXml};
 use virtfold_hypervisor::host::ImageUse;
 use virtfold_hypervisor::settle::path_of;
 use virtfold_hypervisor::{DomainId, DomainInfo, is_our_overlay};
 
 /// Looks through the domains, or through one.
-pub(super) fn search(host: &Host<'_>, domain: Option<DomainId>, mode: RunMode) -> Result<Vec<Recovery>> {
+pub(super) fn search(
+    host: &FreezeContext<'_>,
+    domain: Option<DomainId>,
+    mode: RunMode,
+) -> Result<Vec<Recovery>> {
     let mut recoveries = Vec::new();
     let mut places = ReferencedFiles::default();
     for info in host.hypervisor.domains()?.into_iter().filter(|i| domain.is_none_or(|d| d == i.id)) {
@@ -64,14 +68,14 @@ struct ReferencedFiles {
 }
 
 /// The overlays of all open jobs.
-fn known(host: &Host<'_>) -> Result<BTreeSet<PathBuf>> {
+fn known(host: &FreezeContext<'_>) -> Result<BTreeSet<PathBuf>> {
     let jobs = host.journal.open_jobs(None)?;
     Ok(jobs.into_iter().flat_map(|job| job.disks).filter_map(|disk| disk.overlay).collect())
 }
 
 /// Takes on what a domain has; notes where its disks are.
 fn adopt(
-    host: &Host<'_>,
+    host: &FreezeContext<'_>,
     info: &DomainInfo,
     (mode, places): (RunMode, &mut ReferencedFiles),
 ) -> Result<Option<Recovery>> {
@@ -112,7 +116,7 @@ fn adopt(
 
 /// The overlays that a domain has on top and no journal knows; notes where its disks are.
 fn find(
-    host: &Host<'_>,
+    host: &FreezeContext<'_>,
     domain: DomainId,
     places: &mut ReferencedFiles,
 ) -> Result<(DomainView, Vec<SessionDisk>)> {
@@ -137,7 +141,7 @@ fn find(
 }
 
 /// What can be told of a disk without a journal; nothing where the XML does not say what lies below.
-fn made_up(host: &Host<'_>, disk: &Disk, overlay: PathBuf) -> Result<Option<SessionDisk>> {
+fn made_up(host: &FreezeContext<'_>, disk: &DomainDisk, overlay: PathBuf) -> Result<Option<SessionDisk>> {
     let Some(below) = disk.backing.first() else { return Ok(None) };
     let (Some(path), Some(format)) = (path_of(host.hypervisor, &below.source)?, &below.format) else {
         return Ok(None);
@@ -155,7 +159,7 @@ fn made_up(host: &Host<'_>, disk: &Disk, overlay: PathBuf) -> Result<Option<Sess
 /// Puts overlays aside that are in no chain and that nobody has open. One that rests on no image of this
 /// host's domains is only told of: on shared storage it is another host's, which may be at work on it.
 fn put_aside(
-    host: &Host<'_>,
+    host: &FreezeContext<'_>,
     strays: &[PathBuf],
     (mode, places): (RunMode, &ReferencedFiles),
 ) -> Result<Vec<Recovery>> {
@@ -179,7 +183,7 @@ fn put_aside(
             domain: String::new(),
             name: String::new(),
             job: None,
-            verdict: if mode == RunMode::Apply { Verdict::Attention } else { Verdict::Planned },
+            verdict: if mode == RunMode::Apply { RecoveryStatus::Attention } else { RecoveryStatus::Planned },
             found: vec![format!("the overlay '{name}' is in no chain, and the journal does not know it")],
             done: vec![format!("rename the overlay '{name}' to a name that ends in .quarantined")],
             remains: vec![format!(
@@ -191,7 +195,7 @@ fn put_aside(
             match present(host.files.quarantine(stray)) {
                 Ok(_) => {}
                 Err(error) => {
-                    recovery.verdict = Verdict::Failed;
+                    recovery.verdict = RecoveryStatus::Failed;
                     recovery.done.clear();
                     recovery.remains = vec![sentence(&error)];
                 }
@@ -208,7 +212,7 @@ fn failed((domain, name): (String, String), error: &Error) -> Recovery {
         domain,
         name,
         job: None,
-        verdict: Verdict::Failed,
+        verdict: RecoveryStatus::Failed,
         found: Vec::new(),
         done: Vec::new(),
         remains: vec![advice(error)],
@@ -223,7 +227,7 @@ fn foreign(stray: &Path) -> Recovery {
         domain: String::new(),
         name: String::new(),
         job: None,
-        verdict: Verdict::Later,
+        verdict: RecoveryStatus::Later,
         found: vec![format!(
             "the overlay '{name}' is in no chain, the journal does not know it, and its backing file is no image of this host's domains"
         )],

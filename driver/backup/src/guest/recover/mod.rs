@@ -8,7 +8,7 @@
 
 use serde::Serialize;
 
-use super::Host;
+use super::FreezeContext;
 use super::home::{RecoveryNotes, Unfreeze, UnfreezeOutcome, found};
 use super::sight::DomainView;
 use crate::RunMode;
@@ -31,7 +31,7 @@ pub enum RecoverScope {
 /// What came of a domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Verdict {
+pub enum RecoveryStatus {
     /// The guest is on its own disks and nothing is left to do.
     Recovered,
     /// The guest is on its own disks and the job is closed; a person should look at what remains, an overlay
@@ -59,7 +59,7 @@ pub struct Recovery {
     /// The job in the journal; `None` for overlays that no job knows.
     pub job: Option<String>,
     /// What came of it.
-    pub verdict: Verdict,
+    pub verdict: RecoveryStatus,
     /// What was found of the domain.
     pub found: Vec<String>,
     /// What was done to the domain.
@@ -91,7 +91,7 @@ pub struct DiskRecovery {
 ///
 /// # Errors
 /// The hypervisor or the journal can't be asked at all. What fails for one domain is in its [`Recovery`].
-pub fn recover(host: &Host<'_>, which: RecoverScope, mode: RunMode) -> Result<Vec<Recovery>> {
+pub fn recover(host: &FreezeContext<'_>, which: RecoverScope, mode: RunMode) -> Result<Vec<Recovery>> {
     let domain = match which {
         RecoverScope::All => None,
         RecoverScope::Domain(domain) => Some(domain),
@@ -105,12 +105,12 @@ pub fn recover(host: &Host<'_>, which: RecoverScope, mode: RunMode) -> Result<Ve
 }
 
 /// One job, under its domain's lock. `None` where its own driver closed it meanwhile.
-fn locked(host: &Host<'_>, job: &FreezeSession, mode: RunMode) -> Result<Option<Recovery>> {
+fn locked(host: &FreezeContext<'_>, job: &FreezeSession, mode: RunMode) -> Result<Option<Recovery>> {
     let _lock = match host.journal.lock(job.domain) {
         Ok(lock) => lock,
         Err(error) if error.kind() == ErrorKind::InUse => {
             let domain = RecoveryNotes { remains: vec![sentence(&error)], ..RecoveryNotes::default() };
-            return Ok(Some(report(job, (domain, Vec::new()), Verdict::Busy)));
+            return Ok(Some(report(job, (domain, Vec::new()), RecoveryStatus::Busy)));
         }
         Err(error) => return Err(error),
     };
@@ -120,26 +120,26 @@ fn locked(host: &Host<'_>, job: &FreezeSession, mode: RunMode) -> Result<Option<
 }
 
 /// One job.
-fn one(host: &Host<'_>, job: FreezeSession, mode: RunMode) -> Recovery {
+fn one(host: &FreezeContext<'_>, job: FreezeSession, mode: RunMode) -> Recovery {
     let mut homing = Unfreeze::new(host, job);
     homing.domain.found = found(&homing.job);
     let ended = match (homing.job.state, mode) {
         (SessionState::Reading, _) => read_only(&mut homing, mode),
-        (_, RunMode::DryRun) => plan(&mut homing).map(|()| Verdict::Planned),
+        (_, RunMode::DryRun) => plan(&mut homing).map(|()| RecoveryStatus::Planned),
         (_, RunMode::Apply) => homing.arrive(SessionOutcome::Recovered).map(|arrival| match arrival {
-            UnfreezeOutcome::Home => Verdict::Recovered,
-            UnfreezeOutcome::Later => Verdict::Later,
-            UnfreezeOutcome::Undecided => Verdict::Undecided,
+            UnfreezeOutcome::Home => RecoveryStatus::Recovered,
+            UnfreezeOutcome::Later => RecoveryStatus::Later,
+            UnfreezeOutcome::Undecided => RecoveryStatus::Undecided,
         }),
     };
     let verdict = ended.unwrap_or_else(|error| {
         homing.domain.remains.push(advice(&error));
-        Verdict::Failed
+        RecoveryStatus::Failed
     });
     let Unfreeze { job, domain, disks, .. } = homing;
     let remains = std::iter::once(&domain).chain(&disks).any(|notes| !notes.remains.is_empty());
     let verdict = match verdict {
-        Verdict::Recovered if remains => Verdict::Attention,
+        RecoveryStatus::Recovered if remains => RecoveryStatus::Attention,
         verdict => verdict,
     };
     report(&job, (domain, disks), verdict)
@@ -153,13 +153,13 @@ fn advice(error: &Error) -> String {
 }
 
 /// A job that changed nothing in its domain.
-fn read_only(homing: &mut Unfreeze<'_>, mode: RunMode) -> Result<Verdict> {
+fn read_only(homing: &mut Unfreeze<'_>, mode: RunMode) -> Result<RecoveryStatus> {
     homing.domain.done.push("close the session; it changed nothing".to_owned());
     match mode {
-        RunMode::DryRun => Ok(Verdict::Planned),
-        RunMode::Apply => {
-            homing.record(&[JournalEntry::Close(SessionOutcome::Recovered)]).map(|()| Verdict::Recovered)
-        }
+        RunMode::DryRun => Ok(RecoveryStatus::Planned),
+        RunMode::Apply => homing
+            .record(&[JournalEntry::Close(SessionOutcome::Recovered)])
+            .map(|()| RecoveryStatus::Recovered),
     }
 }
 
@@ -184,7 +184,7 @@ fn plan(homing: &mut Unfreeze<'_>) -> Result<()> {
 fn report(
     job: &FreezeSession,
     (domain, disks): (RecoveryNotes, Vec<RecoveryNotes>),
-    verdict: Verdict,
+    verdict: RecoveryStatus,
 ) -> Recovery {
     let disks = job.disks.iter().zip(disks).map(|(disk, notes)| DiskRecovery {
         target: disk.target.clone(),

@@ -7,13 +7,13 @@ use super::crashes::{FATES, check, is_apart};
 use super::scene::{PLAIN, Scene, Setup};
 use virtfold_base::error::{Error, ErrorKind};
 use virtfold_catalog::{JournalEntry, SessionState};
-use virtfold_hypervisor::Start;
-use virtfold_hypervisor::simulated::{Agent, Fate, Outside};
+use virtfold_hypervisor::StartMode;
+use virtfold_hypervisor::simulated::{Injected, SimAgent, ThirdPartyAction};
 
 const SETUPS: [Setup; 4] = [
     PLAIN,
-    Setup { agent: Agent::Answers, ..PLAIN },
-    Setup { start: Start::Paused, ..PLAIN },
+    Setup { agent: SimAgent::Answers, ..PLAIN },
+    Setup { start: StartMode::Paused, ..PLAIN },
     Setup { persistence: virtfold_hypervisor::Persistence::Transient, disks: 3, ..PLAIN },
 ];
 
@@ -84,17 +84,17 @@ fn what_is_not_as_it_was_left_is_not_taken_over() {
         let base = scene.bases().remove(0);
         scene.world.put_image_as_old_as(&base, scene.world.image(&base).unwrap(), &base);
     };
-    let happens = |what: Outside| move |scene: &Scene| scene.world.happens(what);
+    let happens = |what: ThirdPartyAction| move |scene: &Scene| scene.world.happens(what);
     let locked = |scene: &Scene| std::mem::forget(scene.journal.lock(scene.id).unwrap());
     type Case<'a> = (&'a str, &'a dyn Fn(&Scene));
     let cases: [Case<'_>; 8] = [
         ("written to", &base_written),
         ("another base image", &base_replaced),
-        ("another state", &happens(Outside::ShutDown)),
-        ("another state", &happens(Outside::KillGuests)),
-        ("another state", &happens(Outside::Suspend)),
-        ("another state", &happens(Outside::Save)),
-        ("not on its overlay", &happens(Outside::Snapshot)),
+        ("another state", &happens(ThirdPartyAction::ShutDown)),
+        ("another state", &happens(ThirdPartyAction::KillGuests)),
+        ("another state", &happens(ThirdPartyAction::Suspend)),
+        ("another state", &happens(ThirdPartyAction::Save)),
+        ("not on its overlay", &happens(ThirdPartyAction::Snapshot)),
         ("is working", &locked),
     ];
     for (why, change) in cases {
@@ -156,5 +156,5 @@ fn nothing_is_lost_at_any_crash_point_after_that() {
         }
     }
     println!("{runs} crashes");
-    assert!(matches!(FATES[0], Fate::KillDriver));
+    assert!(matches!(FATES[0], Injected::KillDriver));
 }

@@ -9,9 +9,9 @@ use crate::RunMode;
 use virtfold_base::error::{Error, ErrorKind, sentence};
 use virtfold_catalog::{Catalog, SessionState};
 use virtfold_hypervisor::simulated::{
-    Agent, Fate, InjectionPoint, Operation, Outside, Room, SimImage, SimSpec, When,
+    CallPhase, Injected, InjectionPoint, Operation, SimAgent, SimImage, SimSpace, SimSpec, ThirdPartyAction,
 };
-use virtfold_hypervisor::{CommitBase, CommitRequest, Persistence, Run, Start};
+use virtfold_hypervisor::{CommitBase, CommitRequest, DomainState, Persistence, StartMode};
 
 pub(super) const THREE: Setup = Setup { disks: 3, ..PLAIN };
 
@@ -20,8 +20,8 @@ pub(super) fn dies_at(setup: Setup, operation: Operation, nth: usize) -> Scene {
     let scene = Scene::new(setup);
     let mut count = 0;
     scene.world.on_point(move |point| {
-        count += usize::from(point == InjectionPoint { operation, when: When::Before });
-        if count == nth { Fate::KillDriver } else { Fate::GoOn }
+        count += usize::from(point == InjectionPoint { operation, when: CallPhase::Before });
+        if count == nth { Injected::KillDriver } else { Injected::GoOn }
     });
     scene.backup().unwrap_err();
     scene.revive();
@@ -47,26 +47,26 @@ pub(super) fn remains(recovery: &Recovery) -> String {
 
 #[test]
 fn a_backup_says_how_it_went() {
-    let scene = Scene::new(Setup { agent: Agent::Answers, ..THREE });
+    let scene = Scene::new(Setup { agent: SimAgent::Answers, ..THREE });
     let thawed = scene.backup().unwrap();
     assert!(!thawed.value.is_empty());
     assert!(thawed.report.quiesced && thawed.report.frozen_ms.is_some() && thawed.report.pause_ms.is_some());
     assert_eq!(thawed.report.warnings, Vec::<String>::new());
-    scene.is_home(Some(Run::Running)).unwrap();
+    scene.is_home(Some(DomainState::Running)).unwrap();
     assert_eq!(scene.journal.entries().closed.len(), 1);
-    let scene = Scene::new(Setup { agent: Agent::Hangs, ..PLAIN });
+    let scene = Scene::new(Setup { agent: SimAgent::Hangs, ..PLAIN });
     let thawed = scene.backup().unwrap();
     assert!(!thawed.report.quiesced && thawed.report.frozen_ms.is_none());
     assert!(thawed.report.warnings[0].contains("crash-consistent"), "{:?}", thawed.report);
-    let request = FreezeRequest { quiesce: Quiesce::Required(Duration::from_secs(1)), ..scene.request() };
+    let request = FreezeRequest { quiesce: AgentFreeze::Required(Duration::from_secs(1)), ..scene.request() };
     let refused = frozen(&scene.host(), &request, &Control::default(), |_| Ok(())).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Unsupported);
-    scene.is_home(Some(Run::Running)).unwrap();
+    scene.is_home(Some(DomainState::Running)).unwrap();
 }
 
 #[test]
 fn a_guest_that_stands_is_left_standing() {
-    let scene = Scene::new(Setup { start: Start::Paused, ..THREE });
+    let scene = Scene::new(Setup { start: StartMode::Paused, ..THREE });
     let points = scene.points(|scene| drop(scene.backup().unwrap()));
     let touched = |p: &InjectionPoint| matches!(p.operation, Operation::Suspend | Operation::Resume);
     assert!(!points.iter().any(touched));
@@ -80,7 +80,7 @@ fn a_copy_that_fails_leaves_no_trace() {
         Err::<(), _>(Error::new(ErrorKind::NoSpace, "the medium is full"))
     });
     assert_eq!(error.unwrap_err().to_string(), "the medium is full");
-    scene.is_home(Some(Run::Running)).unwrap();
+    scene.is_home(Some(DomainState::Running)).unwrap();
 }
 
 #[test]
@@ -98,7 +98,7 @@ fn a_backup_gives_way_when_room_gets_short() {
     let error = error.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoSpace);
     assert!(error.to_string().contains("was aborted") && error.hint().is_some(), "{error:?}");
-    scene.is_home(Some(Run::Running)).unwrap();
+    scene.is_home(Some(DomainState::Running)).unwrap();
 }
 
 #[test]
@@ -113,28 +113,28 @@ fn a_persons_cancel_reaches_the_copy() {
         Err::<(), _>(Error::new(ErrorKind::Interrupted, "cancelled"))
     });
     assert_eq!(error.unwrap_err().kind(), ErrorKind::Interrupted);
-    scene.is_home(Some(Run::Running)).unwrap();
+    scene.is_home(Some(DomainState::Running)).unwrap();
 }
 
 #[test]
 fn a_guest_stopped_by_a_full_overlay_goes_on() {
     let scene = Scene::new(THREE);
     meanwhile(&scene, |scene| {
-        scene.world.set_room(Path::new("/overlays"), Room::None);
+        scene.world.set_room(Path::new("/overlays"), SimSpace::None);
         scene.world.domains().unwrap();
         assert_eq!(
             scene.world.run_state(scene.id).unwrap(),
-            Run::Paused(virtfold_hypervisor::Paused::IoError)
+            DomainState::Paused(virtfold_hypervisor::PausedReason::IoError)
         );
     })
     .unwrap();
-    scene.is_home(Some(Run::Running)).unwrap();
+    scene.is_home(Some(DomainState::Running)).unwrap();
 }
 
 #[test]
 fn a_full_base_keeps_the_guest_on_its_overlay_until_there_is_room() {
     let scene = Scene::new(PLAIN);
-    let full = |scene: &Scene| scene.world.set_room(Path::new("/images"), Room::None);
+    let full = |scene: &Scene| scene.world.set_room(Path::new("/images"), SimSpace::None);
     let error = meanwhile(&scene, |scene| {
         scene.world.domains().unwrap();
         full(scene);
@@ -147,14 +147,14 @@ fn a_full_base_keeps_the_guest_on_its_overlay_until_there_is_room() {
     );
     assert!(error.hint().unwrap().contains("virtfold recover g"), "{error:?}");
     scene.nothing_lost().unwrap();
-    scene.lives(Some(Run::Running)).unwrap();
-    assert_eq!(only(scene.recover()).verdict, Verdict::Failed);
+    scene.lives(Some(DomainState::Running)).unwrap();
+    assert_eq!(only(scene.recover()).verdict, RecoveryStatus::Failed);
     scene.nothing_lost().unwrap();
     // The next backup of the domain does not begin over it.
     assert_eq!(scene.backup().unwrap_err().kind(), ErrorKind::InUse);
-    scene.world.set_room(Path::new("/images"), Room::Enough);
-    assert_eq!(only(scene.recover()).verdict, Verdict::Recovered);
-    scene.is_home(Some(Run::Running)).unwrap();
+    scene.world.set_room(Path::new("/images"), SimSpace::Enough);
+    assert_eq!(only(scene.recover()).verdict, RecoveryStatus::Recovered);
+    scene.is_home(Some(DomainState::Running)).unwrap();
 }
 
 #[test]
@@ -162,19 +162,19 @@ fn a_guest_that_outruns_the_commit_is_brought_home_in_the_pause() {
     let scene = Scene::new(THREE);
     scene.world.set_pace(scene.id, 60);
     scene.backup().unwrap();
-    scene.is_home(Some(Run::Running)).unwrap();
+    scene.is_home(Some(DomainState::Running)).unwrap();
 }
 
 #[test]
 fn guests_that_end_come_home_at_rest() {
-    for event in [Outside::ShutDown, Outside::KillGuests, Outside::Save] {
+    for event in [ThirdPartyAction::ShutDown, ThirdPartyAction::KillGuests, ThirdPartyAction::Save] {
         for setup in [PLAIN, THREE] {
             let scene = Scene::new(setup);
             meanwhile(&scene, |scene| scene.world.happens(event)).unwrap();
-            scene.is_home(Some(Run::ShutOff)).unwrap();
-            scene.world.happens(Outside::Start);
+            scene.is_home(Some(DomainState::ShutOff)).unwrap();
+            scene.world.happens(ThirdPartyAction::Start);
             scene.world.domains().unwrap();
-            scene.is_home(Some(Run::Running)).unwrap();
+            scene.is_home(Some(DomainState::Running)).unwrap();
         }
     }
 }
@@ -183,22 +183,22 @@ fn guests_that_end_come_home_at_rest() {
 fn a_guest_that_was_restarted_on_its_overlay_comes_home_live() {
     let scene = Scene::new(THREE);
     meanwhile(&scene, |scene| {
-        scene.world.happens(Outside::ShutDown);
-        scene.world.happens(Outside::Start);
+        scene.world.happens(ThirdPartyAction::ShutDown);
+        scene.world.happens(ThirdPartyAction::Start);
         scene.world.domains().unwrap();
     })
     .unwrap();
-    scene.is_home(Some(Run::Running)).unwrap();
+    scene.is_home(Some(DomainState::Running)).unwrap();
 }
 
 #[test]
 fn a_transient_domain_that_is_gone_comes_home_by_the_journal_alone() {
     for operation in [Operation::Hold, Operation::Commit, Operation::Suspend, Operation::Pivot] {
         let scene = dies_at(Setup { persistence: Persistence::Transient, ..THREE }, operation, 1);
-        scene.world.happens(Outside::ShutDown);
+        scene.world.happens(ThirdPartyAction::ShutDown);
         assert_eq!(scene.world.tops(scene.id), Vec::<PathBuf>::new());
         let recovery = only(scene.recover());
-        assert_eq!(recovery.verdict, Verdict::Recovered, "{operation:?}: {recovery:#?}");
+        assert_eq!(recovery.verdict, RecoveryStatus::Recovered, "{operation:?}: {recovery:#?}");
         scene.is_home(None).unwrap();
     }
 }
@@ -206,20 +206,20 @@ fn a_transient_domain_that_is_gone_comes_home_by_the_journal_alone() {
 #[test]
 fn a_persons_snapshot_on_top_is_left_alone_until_it_is_merged() {
     let scene = Scene::new(THREE);
-    let error = meanwhile(&scene, |scene| scene.world.happens(Outside::Snapshot)).unwrap_err();
+    let error = meanwhile(&scene, |scene| scene.world.happens(ThirdPartyAction::Snapshot)).unwrap_err();
     assert!(sentence(&error).contains("snapshot"), "{error:?}");
-    scene.lives(Some(Run::Running)).unwrap();
+    scene.lives(Some(DomainState::Running)).unwrap();
     scene.nothing_lost().unwrap();
-    for run in [Run::Running, Run::ShutOff] {
+    for run in [DomainState::Running, DomainState::ShutOff] {
         let recovery = only(scene.recover());
-        assert_eq!(recovery.verdict, Verdict::Undecided);
+        assert_eq!(recovery.verdict, RecoveryStatus::Undecided);
         assert!(remains(&recovery).contains("merge the snapshot"), "{recovery:#?}");
         scene.nothing_lost().unwrap();
-        if run == Run::Running {
-            scene.world.happens(Outside::ShutDown);
+        if run == DomainState::Running {
+            scene.world.happens(ThirdPartyAction::ShutDown);
         }
     }
-    scene.world.happens(Outside::Start);
+    scene.world.happens(ThirdPartyAction::Start);
     // The person merges.
     let request = CommitRequest { target: "vda".to_owned(), base: CommitBase::Shallow, bytes_per_second: 0 };
     scene.world.commit(scene.id, &request).unwrap();
@@ -229,39 +229,39 @@ fn a_persons_snapshot_on_top_is_left_alone_until_it_is_merged() {
     scene.world.resume(scene.id).unwrap();
     let user = PathBuf::from("/overlays/0.qcow2.virtfold-00000007.overlay.user");
     scene.world.remove(&user).unwrap();
-    assert_eq!(only(scene.recover()).verdict, Verdict::Recovered);
-    scene.is_home(Some(Run::Running)).unwrap();
+    assert_eq!(only(scene.recover()).verdict, RecoveryStatus::Recovered);
+    scene.is_home(Some(DomainState::Running)).unwrap();
 }
 
 #[test]
 fn a_configuration_that_was_set_back_is_set_right_at_once() {
     let scene = Scene::new(THREE);
-    meanwhile(&scene, |scene| scene.world.happens(Outside::Redefine)).unwrap();
-    scene.is_home(Some(Run::Running)).unwrap();
+    meanwhile(&scene, |scene| scene.world.happens(ThirdPartyAction::Redefine)).unwrap();
+    scene.is_home(Some(DomainState::Running)).unwrap();
     // Redefined, and ended before anybody looked: the base is as it was frozen, so the overlay is the truth.
     let scene = Scene::new(THREE);
     meanwhile(&scene, |scene| {
         scene.world.domains().unwrap();
-        scene.world.happens(Outside::Redefine);
-        scene.world.happens(Outside::ShutDown);
+        scene.world.happens(ThirdPartyAction::Redefine);
+        scene.world.happens(ThirdPartyAction::ShutDown);
     })
     .unwrap();
-    scene.is_home(Some(Run::ShutOff)).unwrap();
+    scene.is_home(Some(DomainState::ShutOff)).unwrap();
 }
 
 #[test]
 fn a_guest_that_ran_on_the_base_meanwhile_has_its_overlay_put_aside() {
     let scene = dies_at(PLAIN, Operation::Commit, 1);
-    scene.world.happens(Outside::Redefine);
-    scene.world.happens(Outside::ShutDown);
-    scene.world.happens(Outside::Start);
+    scene.world.happens(ThirdPartyAction::Redefine);
+    scene.world.happens(ThirdPartyAction::ShutDown);
+    scene.world.happens(ThirdPartyAction::Start);
     for _ in 0..100 {
         scene.world.domains().unwrap();
     }
     let recovery = only(scene.recover());
-    assert_eq!(recovery.verdict, Verdict::Attention);
+    assert_eq!(recovery.verdict, RecoveryStatus::Attention);
     assert!(remains(&recovery).contains(".quarantined"), "{recovery:#?}");
-    scene.lives(Some(Run::Running)).unwrap();
+    scene.lives(Some(DomainState::Running)).unwrap();
     assert_eq!(scene.leftovers(), [PathBuf::from("/overlays/0.qcow2.virtfold-00000007.overlay.quarantined")]);
     // What the guest had written before is in the one or the other.
     let mut all = scene.bases();
@@ -273,33 +273,33 @@ fn a_guest_that_ran_on_the_base_meanwhile_has_its_overlay_put_aside() {
 #[test]
 fn a_base_that_was_used_after_a_commit_began_is_for_a_person_to_decide() {
     let scene = dies_at(PLAIN, Operation::Suspend, 1);
-    scene.world.happens(Outside::Redefine);
-    scene.world.happens(Outside::ShutDown);
-    scene.world.happens(Outside::Start);
+    scene.world.happens(ThirdPartyAction::Redefine);
+    scene.world.happens(ThirdPartyAction::ShutDown);
+    scene.world.happens(ThirdPartyAction::Start);
     for _ in 0..100 {
         scene.world.domains().unwrap();
     }
-    scene.world.happens(Outside::ShutDown);
+    scene.world.happens(ThirdPartyAction::ShutDown);
     let before = scene.world.images();
     for _ in 0..2 {
         let recovery = only(scene.recover());
-        assert_eq!(recovery.verdict, Verdict::Undecided);
+        assert_eq!(recovery.verdict, RecoveryStatus::Undecided);
         assert!(remains(&recovery).contains("move the overlay away"), "{recovery:#?}");
         assert_eq!(scene.world.images(), before);
     }
     // The person keeps the base and moves the overlay away.
     scene.world.quarantine(&scene.overlays()[0]).unwrap();
-    assert_eq!(only(scene.recover()).verdict, Verdict::Recovered);
+    assert_eq!(only(scene.recover()).verdict, RecoveryStatus::Recovered);
     assert_eq!(scene.journal.open_jobs(None).unwrap(), []);
 }
 
 #[test]
 fn a_guest_that_went_to_another_host_is_not_touched() {
     let scene = dies_at(THREE, Operation::Commit, 1);
-    scene.world.happens(Outside::MigrateAway);
+    scene.world.happens(ThirdPartyAction::MigrateAway);
     let before = scene.world.images();
     let recovery = only(scene.recover());
-    assert_eq!(recovery.verdict, Verdict::Undecided);
+    assert_eq!(recovery.verdict, RecoveryStatus::Undecided);
     assert!(remains(&recovery).contains("another host"), "{recovery:#?}");
     assert_eq!(scene.world.images(), before);
 }
@@ -307,27 +307,27 @@ fn a_guest_that_went_to_another_host_is_not_touched() {
 #[test]
 fn a_domain_undefined_meanwhile_comes_home() {
     let scene = dies_at(PLAIN, Operation::Commit, 1);
-    scene.world.happens(Outside::Undefine);
-    assert_eq!(only(scene.recover()).verdict, Verdict::Recovered);
-    scene.is_home(Some(Run::Running)).unwrap();
+    scene.world.happens(ThirdPartyAction::Undefine);
+    assert_eq!(only(scene.recover()).verdict, RecoveryStatus::Recovered);
+    scene.is_home(Some(DomainState::Running)).unwrap();
     let scene = dies_at(PLAIN, Operation::Commit, 1);
-    scene.world.happens(Outside::ShutDown);
-    scene.world.happens(Outside::Undefine);
-    assert_eq!(only(scene.recover()).verdict, Verdict::Recovered);
+    scene.world.happens(ThirdPartyAction::ShutDown);
+    scene.world.happens(ThirdPartyAction::Undefine);
+    assert_eq!(only(scene.recover()).verdict, RecoveryStatus::Recovered);
     scene.is_home(None).unwrap();
 }
 
 #[test]
 fn a_deleted_guest_leaves_its_overlay_for_a_person() {
     let scene = dies_at(PLAIN, Operation::Commit, 1);
-    scene.world.happens(Outside::ShutDown);
-    scene.world.happens(Outside::Undefine);
+    scene.world.happens(ThirdPartyAction::ShutDown);
+    scene.world.happens(ThirdPartyAction::Undefine);
     scene.world.remove(&scene.bases()[0]).unwrap();
     let recovery = only(scene.recover());
-    assert_eq!(recovery.verdict, Verdict::Undecided);
+    assert_eq!(recovery.verdict, RecoveryStatus::Undecided);
     assert!(remains(&recovery).contains("is missing"), "{recovery:#?}");
     scene.world.remove(&scene.overlays()[0]).unwrap();
-    assert_eq!(only(scene.recover()).verdict, Verdict::Recovered);
+    assert_eq!(only(scene.recover()).verdict, RecoveryStatus::Recovered);
 }
 
 #[test]
@@ -336,12 +336,12 @@ fn an_overlay_that_no_journal_knows_is_taken_on() {
         let mut scene = dies_at(THREE, Operation::Commit, 1);
         scene.forget();
         if off {
-            scene.world.happens(Outside::ShutDown);
+            scene.world.happens(ThirdPartyAction::ShutDown);
         }
         let recovery = only(scene.recover());
-        assert_eq!(recovery.verdict, Verdict::Recovered, "{recovery:#?}");
+        assert_eq!(recovery.verdict, RecoveryStatus::Recovered, "{recovery:#?}");
         assert!(recovery.found[0].contains("the journal does not know"), "{recovery:#?}");
-        scene.is_home(Some(if off { Run::ShutOff } else { Run::Running })).unwrap();
+        scene.is_home(Some(if off { DomainState::ShutOff } else { DomainState::Running })).unwrap();
     }
 }
 
@@ -355,15 +355,15 @@ fn an_overlay_in_no_chain_that_no_journal_knows_is_put_aside() {
     scene.world.put_image(&elsewhere, image.clone());
     scene.world.put_image(&stray, SimImage { backing: Some(elsewhere.clone()), ..image.clone() });
     let recovery = only(scene.recover());
-    assert_eq!((recovery.verdict, recovery.done.len()), (Verdict::Later, 0));
+    assert_eq!((recovery.verdict, recovery.done.len()), (RecoveryStatus::Later, 0));
     assert!(scene.world.image(&stray).is_some());
     scene.world.remove(&elsewhere).unwrap();
     scene.world.put_image(&stray, SimImage { backing: Some(scene.bases()[0].clone()), ..image });
     let planned = only(recover(&scene.host(), RecoverScope::All, RunMode::DryRun).unwrap());
-    assert_eq!(planned.verdict, Verdict::Planned);
+    assert_eq!(planned.verdict, RecoveryStatus::Planned);
     assert!(scene.world.image(&stray).is_some());
     let recovery = only(scene.recover());
-    assert_eq!((recovery.verdict, &recovery.done), (Verdict::Attention, &planned.done));
+    assert_eq!((recovery.verdict, &recovery.done), (RecoveryStatus::Attention, &planned.done));
     assert_eq!(scene.leftovers(), [PathBuf::from("/images/x.virtfold-0000abcd.overlay.quarantined")]);
 }
 
@@ -373,33 +373,34 @@ fn overlay_in_images() -> PathBuf {
 
 #[test]
 fn a_guest_whose_driver_and_guard_are_dead_is_let_go_by_the_recovery() {
-    for (operation, agent) in [(Operation::Pivot, Agent::Absent), (Operation::Snapshot, Agent::Answers)] {
+    for (operation, agent) in [(Operation::Pivot, SimAgent::Absent), (Operation::Snapshot, SimAgent::Answers)]
+    {
         let scene = Scene::new(Setup { agent, ..THREE });
-        let at = InjectionPoint { operation, when: When::Before };
-        scene.world.on_point(move |point| if point == at { Fate::KillDriver } else { Fate::GoOn });
+        let at = InjectionPoint { operation, when: CallPhase::Before };
+        scene.world.on_point(move |point| if point == at { Injected::KillDriver } else { Injected::GoOn });
         scene.backup().unwrap_err();
         scene.kill_guard();
         scene.revive();
-        assert!(scene.lives(Some(Run::Running)).is_err());
+        assert!(scene.lives(Some(DomainState::Running)).is_err());
         let recovery = only(scene.recover());
-        assert_eq!(recovery.verdict, Verdict::Recovered);
+        assert_eq!(recovery.verdict, RecoveryStatus::Recovered);
         assert!(!recovery.done.is_empty(), "{recovery:#?}");
-        scene.is_home(Some(Run::Running)).unwrap();
+        scene.is_home(Some(DomainState::Running)).unwrap();
     }
 }
 
 #[test]
 fn a_commit_at_rest_that_was_broken_off_long_after_is_done_again() {
     let scene = dies_at(Setup { persistence: Persistence::Transient, ..PLAIN }, Operation::Commit, 1);
-    scene.world.happens(Outside::ShutDown);
+    scene.world.happens(ThirdPartyAction::ShutDown);
     for _ in 0..200 {
         scene.world.domains().unwrap();
     }
-    let half = InjectionPoint { operation: Operation::CommitFile, when: When::Half };
-    scene.world.on_point(move |point| if point == half { Fate::CrashHost } else { Fate::GoOn });
+    let half = InjectionPoint { operation: Operation::CommitFile, when: CallPhase::Half };
+    scene.world.on_point(move |point| if point == half { Injected::CrashHost } else { Injected::GoOn });
     scene.recover();
     scene.revive();
-    assert_eq!(only(scene.recover()).verdict, Verdict::Recovered);
+    assert_eq!(only(scene.recover()).verdict, RecoveryStatus::Recovered);
     scene.is_home(None).unwrap();
 }
 
@@ -414,21 +415,21 @@ fn an_overlay_that_another_domain_rests_on_stays() {
         scene.world.put_image(&other, image);
         let disks = vec![("vda".to_owned(), other.clone())];
         id = Some(
-            scene.world.add(&SimSpec { name: "other".to_owned(), disks, agent: Agent::Absent }).unwrap(),
+            scene.world.add(&SimSpec { name: "other".to_owned(), disks, agent: SimAgent::Absent }).unwrap(),
         );
     })
     .unwrap();
     assert!(thawed.report.warnings[0].contains("domain 'other'"), "{:?}", thawed.report);
     assert!(scene.world.image(&overlay).is_some());
     let recovery = only(scene.recover());
-    assert_eq!(recovery.verdict, Verdict::Later);
+    assert_eq!(recovery.verdict, RecoveryStatus::Later);
     // What was not done is not said to be done.
     assert!(!recovery.disks[0].done.iter().any(|text| text.contains("remove")), "{recovery:#?}");
     assert!(remains(&recovery).contains("domain 'other'"), "{recovery:#?}");
     scene.world.undefine(id.unwrap()).unwrap();
     scene.world.remove(&other).unwrap();
-    assert_eq!(only(scene.recover()).verdict, Verdict::Recovered);
-    scene.is_home(Some(Run::Running)).unwrap();
+    assert_eq!(only(scene.recover()).verdict, RecoveryStatus::Recovered);
+    scene.is_home(Some(DomainState::Running)).unwrap();
 }
 
 #[test]
@@ -436,11 +437,11 @@ fn a_run_that_is_alive_is_left_alone() {
     let scene = Scene::new(PLAIN);
     meanwhile(&scene, |scene| {
         let recovery = only(scene.recover());
-        assert_eq!(recovery.verdict, Verdict::Busy);
+        assert_eq!(recovery.verdict, RecoveryStatus::Busy);
         assert!(recovery.remains[0].contains("process 1"), "{recovery:#?}");
     })
     .unwrap();
-    scene.is_home(Some(Run::Running)).unwrap();
+    scene.is_home(Some(DomainState::Running)).unwrap();
 }
 
 #[test]
@@ -448,7 +449,7 @@ fn a_dry_run_says_the_same_words_and_changes_nothing() {
     for operation in
         [Operation::Snapshot, Operation::Hold, Operation::Commit, Operation::Suspend, Operation::Pivot]
     {
-        for end in [None, Some(Outside::ShutDown)] {
+        for end in [None, Some(ThirdPartyAction::ShutDown)] {
             let scene = dies_at(THREE, operation, 1);
             if let Some(end) = end {
                 scene.world.happens(end);
@@ -456,7 +457,7 @@ fn a_dry_run_says_the_same_words_and_changes_nothing() {
             let (images, jobs) = (scene.world.images(), scene.journal.open_jobs(None).unwrap());
             let changing = scene.points(|scene| {
                 let planned = only(recover(&scene.host(), RecoverScope::All, RunMode::DryRun).unwrap());
-                assert_eq!(planned.verdict, Verdict::Planned);
+                assert_eq!(planned.verdict, RecoveryStatus::Planned);
             });
             let question = |p: &InjectionPoint| matches!(p.operation, Operation::Read | Operation::Look);
             assert!(changing.iter().all(question), "{changing:?}");
@@ -465,7 +466,7 @@ fn a_dry_run_says_the_same_words_and_changes_nothing() {
             let applied = only(scene.recover());
             let words = |r: &Recovery| (r.found.clone(), r.done.clone(), r.disks.clone());
             assert_eq!(words(&planned), words(&applied), "{operation:?} {end:?}");
-            assert_eq!(applied.verdict, Verdict::Recovered);
+            assert_eq!(applied.verdict, RecoveryStatus::Recovered);
         }
     }
 }
@@ -476,7 +477,7 @@ fn the_catalog_carries_a_job_over() {
     let state = tempfile::tempdir().unwrap();
     let scene = Scene::new(THREE);
     let catalog = Catalog::open(state.path()).unwrap();
-    let host = Host { journal: &catalog, ..scene.host() };
+    let host = FreezeContext { journal: &catalog, ..scene.host() };
     let request = scene.request();
     let error = frozen(&host, &request, &Control::default(), |_| {
         let open = catalog.open_jobs(Some(scene.id)).unwrap();
@@ -488,11 +489,11 @@ fn the_catalog_carries_a_job_over() {
     scene.revive();
     drop(catalog);
     let catalog = Catalog::open(state.path()).unwrap();
-    let host = Host { journal: &catalog, ..scene.host() };
+    let host = FreezeContext { journal: &catalog, ..scene.host() };
     let recovery = only(recover(&host, RecoverScope::Domain(scene.id), RunMode::Apply).unwrap());
-    assert_eq!(recovery.verdict, Verdict::Recovered);
+    assert_eq!(recovery.verdict, RecoveryStatus::Recovered);
     let json = serde_json::to_string(&recovery).unwrap();
     assert!(json.contains("\"verdict\":\"recovered\""), "{json}");
     assert_eq!(catalog.open_jobs(None).unwrap(), []);
-    scene.is_home(Some(Run::Running)).unwrap();
+    scene.is_home(Some(DomainState::Running)).unwrap();
 }

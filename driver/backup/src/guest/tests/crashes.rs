@@ -3,20 +3,21 @@
 use std::collections::BTreeSet;
 
 use super::scene::{PLAIN, Scene, Setup};
-use virtfold_hypervisor::simulated::{Agent, Fate, InjectionPoint, Operation, When};
-use virtfold_hypervisor::{Persistence, Start};
+use virtfold_hypervisor::simulated::{CallPhase, Injected, InjectionPoint, Operation, SimAgent};
+use virtfold_hypervisor::{Persistence, StartMode};
 
-pub(super) const FATES: [Fate; 4] = [Fate::KillDriver, Fate::KillLibvirtd, Fate::KillGuests, Fate::CrashHost];
+pub(super) const FATES: [Injected; 4] =
+    [Injected::KillDriver, Injected::KillLibvirtd, Injected::KillGuests, Injected::CrashHost];
 
 fn setups() -> Vec<Setup> {
     let mut setups = Vec::new();
     for disks in [1, 3] {
         for persistence in [Persistence::Persistent, Persistence::Transient] {
             for (start, agent) in [
-                (Start::Running, Agent::Absent),
-                (Start::Running, Agent::Answers),
-                (Start::Running, Agent::Hangs),
-                (Start::Paused, Agent::Absent),
+                (StartMode::Running, SimAgent::Absent),
+                (StartMode::Running, SimAgent::Answers),
+                (StartMode::Running, SimAgent::Hangs),
+                (StartMode::Paused, SimAgent::Absent),
             ] {
                 // Where there are several disks AppArmor gets between them.
                 setups.push(Setup { disks, persistence, start, agent, confined: disks > 1 });
@@ -27,29 +28,31 @@ fn setups() -> Vec<Setup> {
 }
 
 /// libvirtd that dies in QEMU's switch back loses track of the disk until the guest's next start; nothing else may.
-fn is_stuck(point: InjectionPoint, fate: Fate) -> bool {
-    fate == Fate::KillLibvirtd && point == InjectionPoint { operation: Operation::Pivot, when: When::Late }
+fn is_stuck(point: InjectionPoint, fate: Injected) -> bool {
+    fate == Injected::KillLibvirtd
+        && point == InjectionPoint { operation: Operation::Pivot, when: CallPhase::Late }
 }
 
 /// Whether nothing else covers this point: a question changes nothing, so the world after it is the one before it, and a driver
 /// that dies there dies after the last change or before the next one. What is left is a lost answer and a guest that ends.
-pub(super) fn is_apart(point: InjectionPoint, fate: Fate) -> bool {
+pub(super) fn is_apart(point: InjectionPoint, fate: Injected) -> bool {
     let question = matches!(point.operation, Operation::Read | Operation::Look);
-    !question || point.when == When::Before && matches!(fate, Fate::KillLibvirtd | Fate::KillGuests)
+    !question
+        || point.when == CallPhase::Before && matches!(fate, Injected::KillLibvirtd | Injected::KillGuests)
 }
 
 /// What must hold at the end; a stuck disk is home after the guest's next start.
-pub(super) fn check(scene: &Scene, path: &[(InjectionPoint, Fate)]) -> Result<(), String> {
-    let killed = path.iter().any(|(_, fate)| matches!(fate, Fate::KillGuests | Fate::CrashHost));
+pub(super) fn check(scene: &Scene, path: &[(InjectionPoint, Injected)]) -> Result<(), String> {
+    let killed = path.iter().any(|(_, fate)| matches!(fate, Injected::KillGuests | Injected::CrashHost));
     let stuck = path.iter().any(|(point, fate)| is_stuck(*point, *fate));
     let expected = (!killed).then(|| scene.expected());
     if stuck && !killed {
         scene.nothing_lost()?;
         scene.lives(expected)?;
         assert_eq!(scene.world.tops(scene.id), scene.bases());
-        scene.world.happens(virtfold_hypervisor::simulated::Outside::ShutDown);
+        scene.world.happens(virtfold_hypervisor::simulated::ThirdPartyAction::ShutDown);
         if scene.setup.persistence == Persistence::Persistent {
-            scene.world.happens(virtfold_hypervisor::simulated::Outside::Start);
+            scene.world.happens(virtfold_hypervisor::simulated::ThirdPartyAction::Start);
         }
         scene.recover();
         return scene.is_home(None);
@@ -109,7 +112,7 @@ fn a_recovery_can_be_broken_off_anywhere() {
     let mut runs = 0;
     for (setup, stride) in [
         (PLAIN, 1),
-        (Setup { persistence: Persistence::Transient, agent: Agent::Answers, ..PLAIN }, 1),
+        (Setup { persistence: Persistence::Transient, agent: SimAgent::Answers, ..PLAIN }, 1),
         (Setup { disks: 3, ..PLAIN }, 5),
         (Setup { disks: 2, confined: true, ..PLAIN }, 11),
     ] {

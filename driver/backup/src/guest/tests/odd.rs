@@ -10,11 +10,11 @@ use super::super::*;
 use super::cases::{THREE, meanwhile, only, remains};
 use super::scene::{PLAIN, Scene, Setup};
 use virtfold_base::error::ErrorKind;
-use virtfold_hypervisor::simulated::{Agent, Fate, Outside, SimImage, SimSpec};
-use virtfold_hypervisor::{Config, Run};
+use virtfold_hypervisor::simulated::{Injected, SimAgent, SimImage, SimSpec, ThirdPartyAction};
+use virtfold_hypervisor::{DomainState, XmlView};
 
 /// A backup during whose copy the last disk is taken off.
-fn taken_off(scene: &Scene, how: Outside) -> Result<Unfrozen<()>> {
+fn taken_off(scene: &Scene, how: ThirdPartyAction) -> Result<Unfrozen<()>> {
     meanwhile(scene, |scene| {
         drop(scene.world.domains());
         scene.world.happens(how);
@@ -26,7 +26,7 @@ fn all_is_on_the_bases(scene: &Scene) -> std::result::Result<(), String> {
     let holds = scene.world.holds(&scene.bases());
     let lost: BTreeSet<u64> = (0..scene.world.written(scene.id)).filter(|n| !holds.contains(n)).collect();
     let open = scene.journal.open_jobs(None).unwrap();
-    let named = scene.world.xml(scene.id, Config::Inactive).unwrap().contains(".overlay");
+    let named = scene.world.xml(scene.id, XmlView::Inactive).unwrap().contains(".overlay");
     if lost.is_empty()
         && scene.leftovers().is_empty()
         && open.is_empty()
@@ -51,17 +51,17 @@ fn told(scene: &Scene, report: &FreezeReport, how: &str) {
 #[test]
 fn a_disk_detached_from_the_configuration_in_mid_copy_comes_home() {
     let scene = Scene::new(THREE);
-    let thawed = taken_off(&scene, Outside::DetachConfig).unwrap();
+    let thawed = taken_off(&scene, ThirdPartyAction::DetachConfig).unwrap();
     told(&scene, &thawed.report, "was detached from the configuration");
     all_is_on_the_bases(&scene).unwrap();
     assert_eq!(scene.world.tops(scene.id), scene.bases());
-    let next = scene.world.xml(scene.id, Config::Inactive).unwrap();
+    let next = scene.world.xml(scene.id, XmlView::Inactive).unwrap();
     assert!(!next.contains("vdc"), "it is back in the configuration: {next}");
 }
 
 #[test]
 fn a_disk_taken_off_in_mid_copy_has_its_last_writes() {
-    for how in [Outside::DetachLive, Outside::Detach] {
+    for how in [ThirdPartyAction::DetachLive, ThirdPartyAction::Detach] {
         let scene = Scene::new(THREE);
         let thawed = taken_off(&scene, how).unwrap();
         told(&scene, &thawed.report, "was detached from the guest");
@@ -76,13 +76,13 @@ fn a_disk_taken_off_in_mid_copy_has_its_last_writes() {
 }
 
 /// The points of such a backup that come after the disk was taken off: the earlier ones are those of any backup.
-fn points_after(how: Outside) -> std::ops::Range<usize> {
+fn points_after(how: ThirdPartyAction) -> std::ops::Range<usize> {
     let scene = Scene::new(THREE);
     let points = Arc::new(AtomicUsize::new(0));
     let seen = Arc::clone(&points);
     scene.world.on_point(move |_| {
         seen.fetch_add(1, Ordering::Relaxed);
-        Fate::GoOn
+        Injected::GoOn
     });
     let mut first = 0;
     let thawed = meanwhile(&scene, |scene| {
@@ -97,13 +97,13 @@ fn points_after(how: Outside) -> std::ops::Range<usize> {
 /// Whatever dies at whatever moment.
 #[test]
 fn a_disk_taken_off_has_its_last_writes_after_a_crash() {
-    for how in [Outside::DetachLive, Outside::Detach] {
+    for how in [ThirdPartyAction::DetachLive, ThirdPartyAction::Detach] {
         let points = points_after(how);
         assert!(points.len() > 50, "{points:?}");
         for index in points {
             // Each moment once with the one and once with the other.
-            let crash = (index % 2 == 0) == (how == Outside::Detach);
-            let fate = if crash { Fate::CrashHost } else { Fate::KillDriver };
+            let crash = (index % 2 == 0) == (how == ThirdPartyAction::Detach);
+            let fate = if crash { Injected::CrashHost } else { Injected::KillDriver };
             let scene = Scene::new(THREE);
             scene.set_fate(index, fate);
             drop(taken_off(&scene, how));
@@ -122,10 +122,10 @@ fn a_disk_taken_off_that_others_have_or_wrote_to_is_for_a_person() {
     let mut other = None;
     let error = meanwhile(&scene, |scene| {
         drop(scene.world.domains());
-        scene.world.happens(Outside::Detach);
+        scene.world.happens(ThirdPartyAction::Detach);
         let disks = vec![("vdx".to_owned(), base.clone())];
         other = Some(
-            scene.world.add(&SimSpec { name: "other".to_owned(), disks, agent: Agent::Absent }).unwrap(),
+            scene.world.add(&SimSpec { name: "other".to_owned(), disks, agent: SimAgent::Absent }).unwrap(),
         );
     });
     assert_eq!(error.unwrap_err().kind(), ErrorKind::InUse);
@@ -137,7 +137,7 @@ fn a_disk_taken_off_that_others_have_or_wrote_to_is_for_a_person() {
     assert_eq!(scene.world.image(&base), before);
     // It runs on the base and writes to it: the two have parted.
     scene.world.set_pace(other.unwrap(), 0);
-    scene.world.start(other.unwrap(), virtfold_hypervisor::Start::Running).unwrap();
+    scene.world.start(other.unwrap(), virtfold_hypervisor::StartMode::Running).unwrap();
     assert!(remains(&only(scene.recover())).contains("domain 'other'"));
     scene.world.destroy(other.unwrap()).unwrap();
     scene.world.undefine(other.unwrap()).unwrap();
@@ -146,7 +146,7 @@ fn a_disk_taken_off_that_others_have_or_wrote_to_is_for_a_person() {
     scene.world.put_image(&base, image);
     scene.world.set_identity(&base, inode);
     let recovery = only(scene.recover());
-    assert_eq!(recovery.verdict, Verdict::Undecided, "{recovery:#?}");
+    assert_eq!(recovery.verdict, RecoveryStatus::Undecided, "{recovery:#?}");
     assert!(remains(&recovery).contains("be determined which") && scene.world.image(&overlay).is_some());
     // One that nobody wrote to is committed.
     let scene = Scene::new(THREE);
@@ -154,23 +154,23 @@ fn a_disk_taken_off_that_others_have_or_wrote_to_is_for_a_person() {
         || SimImage { format: "qcow2".to_owned(), backing: Some(base.clone()), writes: BTreeSet::new() };
     let error = meanwhile(&scene, |scene| {
         drop(scene.world.domains());
-        scene.world.happens(Outside::Detach);
+        scene.world.happens(ThirdPartyAction::Detach);
         scene.world.put_image(&PathBuf::from("/images/clone.qcow2"), image());
         let disks = vec![("vda".to_owned(), PathBuf::from("/images/clone.qcow2"))];
         other = Some(
-            scene.world.add(&SimSpec { name: "clone".to_owned(), disks, agent: Agent::Absent }).unwrap(),
+            scene.world.add(&SimSpec { name: "clone".to_owned(), disks, agent: SimAgent::Absent }).unwrap(),
         );
     });
     assert!(format!("{:?}", error.unwrap_err()).contains("domain 'clone'"));
     scene.world.undefine(other.unwrap()).unwrap();
     scene.world.remove(&PathBuf::from("/images/clone.qcow2")).unwrap();
-    assert_eq!(only(scene.recover()).verdict, Verdict::Recovered);
+    assert_eq!(only(scene.recover()).verdict, RecoveryStatus::Recovered);
     all_is_on_the_bases(&scene).unwrap();
 }
 
 #[test]
 fn an_agent_that_thaws_and_says_no_costs_the_clean_copy_alone() {
-    let scene = Scene::new(Setup { agent: Agent::FailsToThaw, ..PLAIN });
+    let scene = Scene::new(Setup { agent: SimAgent::FailsToThaw, ..PLAIN });
     let report = scene.backup().unwrap().report;
     assert!(!report.quiesced && report.frozen_ms.is_none());
     let warnings = report.warnings.join("; ");
@@ -178,24 +178,24 @@ fn an_agent_that_thaws_and_says_no_costs_the_clean_copy_alone() {
         warnings.contains("that the file systems are thawed") && warnings.contains("crash-consistent"),
         "{warnings}"
     );
-    scene.is_home(Some(Run::Running)).unwrap();
-    let request = FreezeRequest { quiesce: Quiesce::Required(Duration::from_secs(1)), ..scene.request() };
+    scene.is_home(Some(DomainState::Running)).unwrap();
+    let request = FreezeRequest { quiesce: AgentFreeze::Required(Duration::from_secs(1)), ..scene.request() };
     let refused = frozen(&scene.host(), &request, &Control::default(), |_| Ok(())).unwrap_err();
     assert!(refused.kind() == ErrorKind::Unsupported && refused.hint().unwrap().contains("--quiesce auto"));
-    scene.is_home(Some(Run::Running)).unwrap();
+    scene.is_home(Some(DomainState::Running)).unwrap();
 }
 
 /// Nobody knows then that the guest is thawed, and it is not.
 #[test]
 fn an_agent_that_dies_with_the_guest_frozen_ends_the_backup() {
-    let scene = Scene::new(Setup { agent: Agent::DiesFrozen, ..PLAIN });
+    let scene = Scene::new(Setup { agent: SimAgent::DiesFrozen, ..PLAIN });
     let error = scene.backup().unwrap_err();
     assert!(
         error.to_string().contains("may still be frozen") && error.hint().unwrap().contains("recover"),
         "{error:?}"
     );
     assert!(scene.world.is_frozen(scene.id) && scene.leftovers().is_empty());
-    scene.world.set_agent(scene.id, Agent::Answers);
-    assert_eq!(only(scene.recover()).verdict, Verdict::Recovered);
-    scene.is_home(Some(Run::Running)).unwrap();
+    scene.world.set_agent(scene.id, SimAgent::Answers);
+    assert_eq!(only(scene.recover()).verdict, RecoveryStatus::Recovered);
+    scene.is_home(Some(DomainState::Running)).unwrap();
 }

@@ -8,9 +8,9 @@ use super::scene::{PLAIN, Scene};
 use crate::RunMode;
 use virtfold_base::error::ErrorKind;
 use virtfold_hypervisor::simulated::{
-    Agent, Fate, InjectionPoint, Operation, Outside, SimImage, SimSpec, When,
+    CallPhase, Injected, InjectionPoint, Operation, SimAgent, SimImage, SimSpec, ThirdPartyAction,
 };
-use virtfold_hypervisor::{Config, Paused, Run};
+use virtfold_hypervisor::{DomainState, PausedReason, XmlView};
 
 /// Puts another file in the place of the base, with the time of the old one's last write.
 fn replace_base(scene: &Scene) -> SimImage {
@@ -26,7 +26,11 @@ fn an_overlay_is_never_committed_into_a_base_that_was_replaced() {
     for operation in
         [Operation::Hold, Operation::Look, Operation::Commit, Operation::Suspend, Operation::Pivot]
     {
-        for ends in [&[][..], &[Outside::ShutDown], &[Outside::Redefine, Outside::ShutDown]] {
+        for ends in [
+            &[][..],
+            &[ThirdPartyAction::ShutDown],
+            &[ThirdPartyAction::Redefine, ThirdPartyAction::ShutDown],
+        ] {
             let scene = dies_at(PLAIN, operation, 1);
             if scene.world.tops(scene.id) != scene.overlays() {
                 continue;
@@ -45,8 +49,8 @@ fn an_overlay_is_never_committed_into_a_base_that_was_replaced() {
             let kept = scene.world.images().iter().any(|p| p.to_string_lossy().contains(".overlay"));
             assert!(kept, "{operation:?} {ends:?}: {recovery:#?}");
             match ends.len() {
-                2 => assert_eq!(recovery.verdict, Verdict::Attention, "{operation:?}: {recovery:#?}"),
-                _ => assert_eq!(recovery.verdict, Verdict::Undecided, "{operation:?}: {recovery:#?}"),
+                2 => assert_eq!(recovery.verdict, RecoveryStatus::Attention, "{operation:?}: {recovery:#?}"),
+                _ => assert_eq!(recovery.verdict, RecoveryStatus::Undecided, "{operation:?}: {recovery:#?}"),
             }
             assert!(!said.is_empty(), "{recovery:#?}");
         }
@@ -57,7 +61,7 @@ fn an_overlay_is_never_committed_into_a_base_that_was_replaced() {
 fn an_overlay_is_not_committed_into_a_base_that_somebody_wrote_to() {
     let scene = Scene::new(PLAIN);
     let error = meanwhile(&scene, |scene| {
-        scene.world.happens(Outside::ShutDown);
+        scene.world.happens(ThirdPartyAction::ShutDown);
         // In place, as `cp` does.
         let inode = scene.world.identity(&scene.bases()[0]).unwrap();
         replace_base(scene);
@@ -72,20 +76,20 @@ fn an_overlay_is_not_committed_into_a_base_that_somebody_wrote_to() {
 fn a_clock_that_was_set_back_decides_nothing() {
     for undefined in [false, true] {
         let scene = dies_at(PLAIN, Operation::Suspend, 1);
-        scene.world.happens(Outside::ShutDown);
+        scene.world.happens(ThirdPartyAction::ShutDown);
         scene.world.set_clock_back(1000);
-        scene.world.happens(Outside::Redefine);
-        scene.world.happens(Outside::Start);
+        scene.world.happens(ThirdPartyAction::Redefine);
+        scene.world.happens(ThirdPartyAction::Start);
         for _ in 0..100 {
             scene.world.domains().unwrap();
         }
         if undefined {
-            scene.world.happens(Outside::Undefine);
+            scene.world.happens(ThirdPartyAction::Undefine);
         }
-        scene.world.happens(Outside::ShutDown);
+        scene.world.happens(ThirdPartyAction::ShutDown);
         let before = scene.world.images();
         let recovery = only(scene.recover());
-        assert_eq!(recovery.verdict, Verdict::Undecided, "{recovery:#?}");
+        assert_eq!(recovery.verdict, RecoveryStatus::Undecided, "{recovery:#?}");
         assert!(!scene.world.was_clobbered());
         assert_eq!(scene.world.images(), before);
     }
@@ -98,10 +102,10 @@ fn a_run_of_the_same_number_proves_nothing() {
     for _ in 0..10 {
         scene.world.domains().unwrap();
     }
-    scene.world.happens(Outside::Redefine);
-    scene.world.happens(Outside::ShutDown);
+    scene.world.happens(ThirdPartyAction::Redefine);
+    scene.world.happens(ThirdPartyAction::ShutDown);
     scene.world.count_runs_anew();
-    scene.world.happens(Outside::Start);
+    scene.world.happens(ThirdPartyAction::Start);
     let recovery = only(scene.recover());
     assert!(remains(&recovery).contains(".quarantined"), "{recovery:#?}");
     let mut all = scene.bases();
@@ -119,17 +123,17 @@ fn an_internal_snapshot_keeps_its_overlay() {
         error.to_string().contains("internal snapshot") || format!("{error:?}").contains("internal snapshot")
     );
     assert!(scene.world.image(&overlay).is_some());
-    scene.lives(Some(Run::Running)).unwrap();
-    for run in [Run::Running, Run::ShutOff] {
-        assert_eq!(only(scene.recover()).verdict, Verdict::Undecided);
+    scene.lives(Some(DomainState::Running)).unwrap();
+    for run in [DomainState::Running, DomainState::ShutOff] {
+        assert_eq!(only(scene.recover()).verdict, RecoveryStatus::Undecided);
         assert!(scene.world.image(&overlay).is_some());
-        if run == Run::Running {
-            scene.world.happens(Outside::ShutDown);
+        if run == DomainState::Running {
+            scene.world.happens(ThirdPartyAction::ShutDown);
         }
     }
     scene.world.delete_snapshots(&overlay);
-    assert_eq!(only(scene.recover()).verdict, Verdict::Recovered);
-    scene.is_home(Some(Run::ShutOff)).unwrap();
+    assert_eq!(only(scene.recover()).verdict, RecoveryStatus::Recovered);
+    scene.is_home(Some(DomainState::ShutOff)).unwrap();
     // One in an overlay that nobody needs any more is put aside with it.
     let scene = dies_at(PLAIN, Operation::Remove, 1);
     scene.world.put_snapshot(&scene.overlays()[0]);
@@ -149,41 +153,42 @@ fn a_disk_that_was_plugged_in_since_the_plan_ends_it() {
         assert!(error.to_string().contains("'vdc'"), "{error}");
     });
     assert!(!points.iter().any(|point| point.operation == Operation::Snapshot));
-    scene.is_home(Some(Run::Running)).unwrap();
+    scene.is_home(Some(DomainState::Running)).unwrap();
 }
 
 #[test]
 fn a_guest_that_a_person_suspends_during_the_commit_stays_so() {
     let scene = Scene::new(PLAIN);
     let mut commits = 0;
-    let read = InjectionPoint { operation: Operation::Read, when: When::Before };
+    let read = InjectionPoint { operation: Operation::Read, when: CallPhase::Before };
     scene.world.on_point(move |point| {
-        commits += u32::from(point == InjectionPoint { operation: Operation::Commit, when: When::After });
+        commits +=
+            u32::from(point == InjectionPoint { operation: Operation::Commit, when: CallPhase::After });
         if commits == 1 && point == read {
             commits += 1;
-            return Fate::Outside(Outside::Suspend);
+            return Injected::Outside(ThirdPartyAction::Suspend);
         }
-        Fate::GoOn
+        Injected::GoOn
     });
     scene.backup().unwrap();
-    scene.is_home(Some(Run::Paused(Paused::User))).unwrap();
+    scene.is_home(Some(DomainState::Paused(PausedReason::User))).unwrap();
 }
 
 #[test]
 fn a_configuration_that_does_not_say_what_is_below_is_set_right_by_the_journal() {
     let scene = dies_at(PLAIN, Operation::Commit, 1);
-    scene.world.happens(Outside::ShutDown);
-    let config = scene.world.xml(scene.id, Config::Inactive).unwrap();
+    scene.world.happens(ThirdPartyAction::ShutDown);
+    let config = scene.world.xml(scene.id, XmlView::Inactive).unwrap();
     let (before, rest) = config.split_once("<backingStore").unwrap();
     let (_, after) = rest.split_once("</disk>").unwrap();
     let (target, overlay) = ("<target dev='vda'/>", scene.overlays().remove(0));
     let text = if before.contains(target) { String::new() } else { target.to_owned() };
     scene.world.define(&format!("{before}{text}</disk>{after}")).unwrap();
-    let named = scene.world.xml(scene.id, Config::Inactive).unwrap();
+    let named = scene.world.xml(scene.id, XmlView::Inactive).unwrap();
     assert!(named.contains(overlay.to_str().unwrap()) && !named.contains("backingStore"), "{named}");
     let recovery = only(scene.recover());
-    assert_eq!(recovery.verdict, Verdict::Recovered, "{recovery:#?}");
-    scene.is_home(Some(Run::ShutOff)).unwrap();
+    assert_eq!(recovery.verdict, RecoveryStatus::Recovered, "{recovery:#?}");
+    scene.is_home(Some(DomainState::ShutOff)).unwrap();
 }
 
 #[test]
@@ -197,21 +202,21 @@ fn a_directory_that_is_gone_keeps_nothing_from_being_recovered() {
     scene.world.lose_directory(Path::new("/overlays"));
     assert_eq!(
         only(recover(&scene.host(), RecoverScope::All, RunMode::Apply).unwrap()).verdict,
-        Verdict::Recovered
+        RecoveryStatus::Recovered
     );
-    scene.is_home(Some(Run::Running)).unwrap();
+    scene.is_home(Some(DomainState::Running)).unwrap();
 }
 
 #[test]
 fn a_domain_that_cannot_be_looked_at_is_named_and_the_others_are_found() {
     let mut scene = dies_at(PLAIN, Operation::Commit, 1);
     scene.forget();
-    let spec = SimSpec { name: "broken".to_owned(), disks: Vec::new(), agent: Agent::Absent };
+    let spec = SimSpec { name: "broken".to_owned(), disks: Vec::new(), agent: SimAgent::Absent };
     let broken = scene.world.add(&spec).unwrap();
     scene.world.make_odd(broken);
     let recoveries = recover(&scene.host(), RecoverScope::All, RunMode::Apply).unwrap();
     let verdict = |name: &str| recoveries.iter().find(|r| r.name == name).map(|r| r.verdict);
-    assert_eq!(verdict("broken"), Some(Verdict::Failed), "{recoveries:#?}");
-    assert_eq!(verdict("g"), Some(Verdict::Recovered), "{recoveries:#?}");
-    scene.is_home(Some(Run::Running)).unwrap();
+    assert_eq!(verdict("broken"), Some(RecoveryStatus::Failed), "{recoveries:#?}");
+    assert_eq!(verdict("g"), Some(RecoveryStatus::Recovered), "{recoveries:#?}");
+    scene.is_home(Some(DomainState::Running)).unwrap();
 }

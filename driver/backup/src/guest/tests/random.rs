@@ -2,43 +2,43 @@
 
 use proptest::prelude::*;
 
-use super::super::Verdict;
+use super::super::RecoveryStatus;
 use super::scene::{Scene, Setup};
 use virtfold_catalog::Journal;
-use virtfold_hypervisor::simulated::{Agent, Fate, Outside};
-use virtfold_hypervisor::{Hypervisor, Run};
-use virtfold_hypervisor::{Persistence, Start};
+use virtfold_hypervisor::simulated::{Injected, SimAgent, ThirdPartyAction};
+use virtfold_hypervisor::{DomainState, Hypervisor};
+use virtfold_hypervisor::{Persistence, StartMode};
 
-fn fate() -> impl Strategy<Value = Fate> {
+fn fate() -> impl Strategy<Value = Injected> {
     prop_oneof![
-        Just(Fate::KillDriver),
-        Just(Fate::KillLibvirtd),
-        Just(Fate::CrashHost),
+        Just(Injected::KillDriver),
+        Just(Injected::KillLibvirtd),
+        Just(Injected::CrashHost),
         prop::sample::select(vec![
-            Outside::KillGuests,
-            Outside::ShutDown,
-            Outside::Start,
-            Outside::Save,
-            Outside::Snapshot,
-            Outside::Redefine,
-            Outside::Suspend,
-            Outside::Resume,
-            Outside::MigrateAway,
-            Outside::Eject,
+            ThirdPartyAction::KillGuests,
+            ThirdPartyAction::ShutDown,
+            ThirdPartyAction::Start,
+            ThirdPartyAction::Save,
+            ThirdPartyAction::Snapshot,
+            ThirdPartyAction::Redefine,
+            ThirdPartyAction::Suspend,
+            ThirdPartyAction::Resume,
+            ThirdPartyAction::MigrateAway,
+            ThirdPartyAction::Eject,
         ])
-        .prop_map(Fate::Outside),
+        .prop_map(Injected::Outside),
     ]
 }
 
 fn setup() -> impl Strategy<Value = Setup> {
     let persistence = prop_oneof![Just(Persistence::Persistent), Just(Persistence::Transient)];
-    let agent = prop_oneof![Just(Agent::Absent), Just(Agent::Answers), Just(Agent::Hangs)];
+    let agent = prop_oneof![Just(SimAgent::Absent), Just(SimAgent::Answers), Just(SimAgent::Hangs)];
     (1..=3usize, persistence, agent, any::<bool>()).prop_map(|(disks, persistence, agent, confined)| Setup {
         disks,
         persistence,
         agent,
         confined,
-        start: Start::Running,
+        start: StartMode::Running,
     })
 }
 
@@ -72,8 +72,8 @@ proptest! {
         later in prop::collection::vec((0..80usize, fate()), 0..4),
     ) {
         let scene = Scene::new(setup);
-        let suspends = |list: &[(usize, Fate)]| list.iter().any(|(_, f)| *f == Fate::Outside(Outside::Suspend));
-        let redefined = events.iter().chain(&later).any(|(_, f)| *f == Fate::Outside(Outside::Redefine));
+        let suspends = |list: &[(usize, Injected)]| list.iter().any(|(_, f)| *f == Injected::Outside(ThirdPartyAction::Suspend));
+        let redefined = events.iter().chain(&later).any(|(_, f)| *f == Injected::Outside(ThirdPartyAction::Redefine));
         scene.set_fates(events.clone());
         drop(scene.backup());
         scene.revive();
@@ -87,9 +87,9 @@ proptest! {
         let others = suspends(&events) || suspends(&later);
         prop_assert_eq!(holds(&scene), Ok(()), "{:?}", recoveries);
         let run = scene.world.run_state(scene.id).ok();
-        prop_assert!(others || !matches!(run, Some(Run::Paused(_))), "{:?} {:?}", run, recoveries);
+        prop_assert!(others || !matches!(run, Some(DomainState::Paused(_))), "{:?} {:?}", run, recoveries);
         let open = !scene.journal.open_jobs(None).unwrap().is_empty();
-        let said = recoveries.iter().any(|r| matches!(r.verdict, Verdict::Later | Verdict::Undecided | Verdict::Failed));
+        let said = recoveries.iter().any(|r| matches!(r.verdict, RecoveryStatus::Later | RecoveryStatus::Undecided | RecoveryStatus::Failed));
         prop_assert_eq!(open, said, "{:?}", recoveries);
         // Nobody set a configuration back: then the guest's own view has every write.
         if !redefined {

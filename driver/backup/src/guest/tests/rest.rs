@@ -4,11 +4,11 @@ use super::super::*;
 use super::scene::{PLAIN, Scene, target};
 use virtfold_base::error::ErrorKind;
 use virtfold_catalog::SessionOutcome as Ended;
-use virtfold_hypervisor::simulated::{Fate, Outside, SimImage};
+use virtfold_hypervisor::simulated::{Injected, SimImage, ThirdPartyAction};
 
 fn scene() -> Scene {
     let scene = Scene::new(super::scene::Setup { disks: 3, ..PLAIN });
-    scene.world.happens(Outside::ShutDown);
+    scene.world.happens(ThirdPartyAction::ShutDown);
     scene
 }
 
@@ -27,12 +27,12 @@ fn a_domain_at_rest_is_read_and_cannot_start_meanwhile() {
     let scene = scene();
     read(&scene, |frozen| {
         assert_eq!(frozen.disks.iter().map(|d| d.target.clone()).collect::<Vec<_>>(), [0, 1, 2].map(target));
-        scene.world.start(scene.id, virtfold_hypervisor::Start::Running).unwrap_err();
+        scene.world.start(scene.id, virtfold_hypervisor::StartMode::Running).unwrap_err();
         Ok(())
     })
     .unwrap();
     assert_eq!(scene.journal.entries().closed[0].1, Ended::Copied);
-    scene.world.start(scene.id, virtfold_hypervisor::Start::Running).unwrap();
+    scene.world.start(scene.id, virtfold_hypervisor::StartMode::Running).unwrap();
     assert_eq!(read(&scene, |_| Ok(())).unwrap_err().kind(), ErrorKind::InUse);
 }
 
@@ -55,8 +55,8 @@ fn a_domain_that_ran_in_between_is_no_copy() {
         // On a host whose file system has no locks.
         scene.world.drop_holds();
         scene.world.set_pace(scene.id, 0);
-        scene.world.happens(Outside::Start);
-        scene.world.happens(Outside::ShutDown);
+        scene.world.happens(ThirdPartyAction::Start);
+        scene.world.happens(ThirdPartyAction::ShutDown);
         Ok(())
     });
     assert!(error.unwrap_err().to_string().contains("ran in between"));
@@ -66,7 +66,7 @@ fn a_domain_that_ran_in_between_is_no_copy() {
 fn a_reading_that_was_broken_off_anywhere_is_just_closed() {
     let points = scene().points(|scene| read(scene, |_| Ok(())).unwrap());
     for index in 0..points.len() {
-        for fate in [Fate::KillDriver, Fate::CrashHost] {
+        for fate in [Injected::KillDriver, Injected::CrashHost] {
             let scene = scene();
             scene.set_fate(index, fate);
             drop(read(&scene, |_| Ok(())));

@@ -13,8 +13,8 @@ use virtfold_base::error::{Error, ErrorKind};
 use virtfold_catalog::{DomainLock, FreezeSession, JournalEntry, SessionOutcome as Ended, UnfreezeState};
 use virtfold_hypervisor::domain_xml::DomainXml;
 use virtfold_hypervisor::guard;
-use virtfold_hypervisor::simulated::{Agent, Fate, InjectionPoint, SimImage, SimSpec, Simulated};
-use virtfold_hypervisor::{Config, Paused, Run, Start, overlay_path};
+use virtfold_hypervisor::simulated::{Injected, InjectionPoint, SimAgent, SimImage, SimSpec, Simulated};
+use virtfold_hypervisor::{DomainState, PausedReason, StartMode, XmlView, overlay_path};
 
 /// A write of nobody: what the golden image has.
 const GOLDEN: u64 = 1 << 60;
@@ -172,8 +172,8 @@ impl Watchdog for TestGuard {
 pub(super) struct Setup {
     pub(super) disks: usize,
     pub(super) persistence: virtfold_hypervisor::Persistence,
-    pub(super) start: Start,
-    pub(super) agent: Agent,
+    pub(super) start: StartMode,
+    pub(super) agent: SimAgent,
     /// Whether AppArmor confines it.
     pub(super) confined: bool,
 }
@@ -181,8 +181,8 @@ pub(super) struct Setup {
 pub(super) const PLAIN: Setup = Setup {
     disks: 1,
     persistence: virtfold_hypervisor::Persistence::Persistent,
-    start: Start::Running,
-    agent: Agent::Absent,
+    start: StartMode::Running,
+    agent: SimAgent::Absent,
     confined: false,
 };
 
@@ -233,14 +233,20 @@ impl Scene {
         Self { journal: self.journal.fork(&world), guard, world, id: self.id, setup: self.setup }
     }
 
-    pub(super) fn host(&self) -> Host<'_> {
+    pub(super) fn host(&self) -> FreezeContext<'_> {
         let pace = FreezeTimings {
             pause_budget: Duration::from_millis(200),
             poll: Duration::ZERO,
             watch: Duration::from_secs(1 << 40),
             stall: Duration::from_millis(20),
         };
-        Host { hypervisor: &self.world, files: &self.world, journal: &self.journal, guard: &self.guard, pace }
+        FreezeContext {
+            hypervisor: &self.world,
+            files: &self.world,
+            journal: &self.journal,
+            guard: &self.guard,
+            pace,
+        }
     }
 
     pub(super) fn bases(&self) -> Vec<PathBuf> {
@@ -264,8 +270,8 @@ impl Scene {
             disks: disks.collect(),
             targets: (0..self.setup.disks).map(target).collect(),
             quiesce: match self.setup.agent {
-                Agent::Absent => Quiesce::No,
-                _ => Quiesce::Wanted(Duration::from_secs(1)),
+                SimAgent::Absent => AgentFreeze::No,
+                _ => AgentFreeze::Wanted(Duration::from_secs(1)),
             },
             min_free: 1 << 20,
         }
@@ -332,20 +338,20 @@ impl Scene {
     }
 
     /// Sets off `fate` at point number `index` from now on.
-    pub(super) fn set_fate(&self, index: usize, fate: Fate) {
+    pub(super) fn set_fate(&self, index: usize, fate: Injected) {
         let mut count = 0;
         self.world.on_point(move |_| {
             count += 1;
-            if count == index + 1 { fate } else { Fate::GoOn }
+            if count == index + 1 { fate } else { Injected::GoOn }
         });
     }
 
     /// Sets off each fate at its point from now on.
-    pub(super) fn set_fates(&self, fates: Vec<(usize, Fate)>) {
+    pub(super) fn set_fates(&self, fates: Vec<(usize, Injected)>) {
         let mut count = 0;
         self.world.on_point(move |_| {
             count += 1;
-            fates.iter().find(|(index, _)| *index + 1 == count).map_or(Fate::GoOn, |(_, fate)| *fate)
+            fates.iter().find(|(index, _)| *index + 1 == count).map_or(Injected::GoOn, |(_, fate)| *fate)
         });
     }
 
@@ -364,10 +370,10 @@ impl Scene {
         let seen = Arc::clone(&points);
         self.world.on_point(move |point| {
             seen.lock().unwrap().push(point);
-            Fate::GoOn
+            Injected::GoOn
         });
         work(self);
-        self.world.on_point(|_| Fate::GoOn);
+        self.world.on_point(|_| Injected::GoOn);
         let points = points.lock().unwrap();
         points.clone()
     }
@@ -384,7 +390,7 @@ impl Scene {
         });
         let marks: Vec<_> = marks.collect();
         let jobs: Vec<_> = jobs.iter().map(|job| (job.state, job.held)).collect();
-        let views = [Config::Live, Config::Inactive].map(|config| self.world.xml(self.id, config).ok());
+        let views = [XmlView::Live, XmlView::Inactive].map(|config| self.world.xml(self.id, config).ok());
         let same = self.world.holds(&self.world.tops(self.id)) == self.world.holds(&self.bases());
         let job = self.world.block_job(self.id, "vda").ok().map(|job| job.is_some());
         let guest = (self.world.run_state(self.id).ok(), self.world.is_frozen(self.id));
@@ -422,7 +428,7 @@ impl Scene {
     }
 
     /// All views name the bases, nothing is left, no job is open, the guest does what it did.
-    pub(super) fn is_home(&self, expected: Option<Run>) -> std::result::Result<(), String> {
+    pub(super) fn is_home(&self, expected: Option<DomainState>) -> std::result::Result<(), String> {
         self.nothing_lost()?;
         let leftovers = self.leftovers();
         if !leftovers.is_empty() {
@@ -439,9 +445,9 @@ impl Scene {
             let xml = DomainXml::parse(self.world.xml(self.id, config).unwrap()).unwrap();
             xml.disks.iter().map(|d| d.image.source.path().unwrap().to_owned()).collect::<Vec<_>>()
         };
-        views.push(of(Config::Inactive));
+        views.push(of(XmlView::Inactive));
         if info.run.is_active() {
-            views.push(of(Config::Live));
+            views.push(of(XmlView::Live));
         }
         match views.iter().find(|view| **view != self.bases()) {
             Some(view) => Err(format!("a view is {view:?}")),
@@ -450,7 +456,7 @@ impl Scene {
     }
 
     /// The guest runs if it ran, stands if it stood, and is not frozen.
-    pub(super) fn lives(&self, expected: Option<Run>) -> std::result::Result<(), String> {
+    pub(super) fn lives(&self, expected: Option<DomainState>) -> std::result::Result<(), String> {
         if self.world.is_frozen(self.id) {
             return Err("the guest is frozen".to_owned());
         }
@@ -461,10 +467,10 @@ impl Scene {
         }
     }
 
-    pub(super) fn expected(&self) -> Run {
+    pub(super) fn expected(&self) -> DomainState {
         match self.setup.start {
-            Start::Running => Run::Running,
-            Start::Paused => Run::Paused(Paused::User),
+            StartMode::Running => DomainState::Running,
+            StartMode::Paused => DomainState::Paused(PausedReason::User),
         }
     }
 }

@@ -1,12 +1,12 @@
 //! Parts that were written again: what was given out of one without an end is the beginning of the one that comes in its place.
 
-use super::super::volume::Part;
-use super::Open;
-use crate::tape::Begin;
+use super::super::volume::VolumePart;
+use super::OpenPart;
+use crate::tape::PartHeader;
 
 /// A part without an end that was given out: it may come again.
 pub(super) struct UnfinishedPart {
-    pub(super) part: Part,
+    pub(super) part: VolumePart,
     /// Bytes that were given out of it, and of the ones before it that it came in the place of.
     bytes: u64,
     digest: blake3::Hash,
@@ -21,7 +21,7 @@ pub(super) struct RewrittenPart {
 
 impl UnfinishedPart {
     /// The part that was read so far, which ended within `overlap` or behind it.
-    pub(super) fn of(open: Open, overlap: Option<RewrittenPart>) -> Self {
+    pub(super) fn of(open: OpenPart, overlap: Option<RewrittenPart>) -> Self {
         match overlap {
             // It has less than was given out before it came: that is still what has to come again.
             Some(RewrittenPart { left, digest, .. }) => {
@@ -43,10 +43,11 @@ impl UnfinishedPart {
     }
 
     /// The same part, written again when the run had gone on.
-    pub(super) fn again<'a>(&self, parts: &'a [Part]) -> Option<&'a Part> {
-        let Begin { run, part, offset, earlier, .. } = &self.part.begin;
-        let same =
-            |other: &&Part| (&other.begin.run, &other.begin.part, &other.begin.offset) == (run, part, offset);
+    pub(super) fn again<'a>(&self, parts: &'a [VolumePart]) -> Option<&'a VolumePart> {
+        let PartHeader { run, part, offset, earlier, .. } = &self.part.begin;
+        let same = |other: &&VolumePart| {
+            (&other.begin.run, &other.begin.part, &other.begin.offset) == (run, part, offset)
+        };
         // A run whose process died before it committed anything had gone on as often as the one behind it.
         parts
             .iter()

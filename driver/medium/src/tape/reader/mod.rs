@@ -27,15 +27,15 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use self::again::{RewrittenPart, UnfinishedPart};
-use self::salvage::Salvage;
-use super::changer::{Change, Changer};
-use super::deck::{Found, PositionedDrive, interrupted};
+use self::salvage::SalvageState;
+use super::changer::{Changer, VolumeRequest};
+use super::deck::{PositionedDrive, ReadOutcome, interrupted};
 use super::drive::{Access, Drive};
 use super::ledger::{TapeCatalog, has_id, id_of};
-use super::places::{PartHints, Wanted, begin_at, by_ledger, by_tape, bytes_of, hint, learn};
-use super::record::{End, RECORD, Record, TapeBlock};
-use super::volume::{Part, VolumeContents, label_of, walk};
-use crate::{Gaps, TapeArchive};
+use super::places::{PartHints, WantedArchive, begin_at, by_ledger, by_tape, bytes_of, hint, learn};
+use super::record::{PartTrailer, RECORD, TapeBlock, TapeRecord};
+use super::volume::{VolumeContents, VolumePart, label_of, walk};
+use crate::{LostRanges, TapeArchive};
 use virtfold_archive::stream::Cancel;
 use virtfold_base::error::{Error, ErrorKind, Result};
 
@@ -54,8 +54,8 @@ pub struct TapeReadOptions {
 }
 
 /// The part that is being read.
-struct Open {
-    part: Part,
+struct OpenPart {
+    part: VolumePart,
     /// Whether it is known to have an end.
     ended: bool,
     blocks: u64,
@@ -79,9 +79,9 @@ pub struct TapeSource {
     loaded: Option<String>,
     number: u32,
     total: u64,
-    open: Option<Open>,
+    open: Option<OpenPart>,
     /// Where reading goes on behind what can't be read.
-    salvage: Option<Salvage>,
+    salvage: Option<SalvageState>,
     doubt: Option<UnfinishedPart>,
     overlap: Option<RewrittenPart>,
     buf: Vec<u8>,
@@ -109,7 +109,7 @@ impl TapeSource {
                 by_tape(&mut deck, |part| part.end.as_ref().is_some_and(|end| end.last), which)?
             }
         };
-        let Wanted { run, archive, mut hints, contents, mut vouched } = wanted;
+        let WantedArchive { run, archive, mut hints, contents, mut vouched } = wanted;
         // The ledger may know volumes that the tape in the drive does not name.
         for placed in ledger.archives(id_of(&archive))?.into_iter().filter(|p| p.part.begin.run == run) {
             vouched = vouched.or_else(|| bytes_of(&placed.part));
@@ -144,9 +144,9 @@ impl TapeSource {
 
     /// From here on, what can't be read is stepped over, and zeros given in its place; what is said then
     /// tells where.
-    pub fn salvage(&mut self) -> Gaps {
-        let gaps = Gaps::default();
-        self.salvage = Some(Salvage::new(gaps.clone()));
+    pub fn salvage(&mut self) -> LostRanges {
+        let gaps = LostRanges::default();
+        self.salvage = Some(SalvageState::new(gaps.clone()));
         gaps
     }
 
@@ -186,7 +186,7 @@ impl TapeSource {
     }
 
     /// The tape is at the first block of this part.
-    fn open_part(&mut self, part: Part) {
+    fn open_part(&mut self, part: VolumePart) {
         let number = part.begin.part;
         if let Some(doubt) = self.doubt.take().filter(|doubt| doubt.part.begin.part == number) {
             self.total = doubt.part.begin.offset;
@@ -195,12 +195,12 @@ impl TapeSource {
         let known = self.hints.get(&number).filter(|hint| hint.start == Some(part.start));
         let ended = part.end.is_some() || known.is_some_and(|hint| hint.ended);
         self.number = number;
-        self.open = Some(Open { part, ended, blocks: 0, bytes: 0, hasher: blake3::Hasher::new() });
+        self.open = Some(OpenPart { part, ended, blocks: 0, bytes: 0, hasher: blake3::Hasher::new() });
     }
 
     /// Finds a part on the volume in the drive; or the one before it, where that was in doubt and comes
     /// again.
-    fn find(&mut self, number: u32) -> Result<Part> {
+    fn find(&mut self, number: u32) -> Result<VolumePart> {
         let hint = self.hints.get(&number).cloned().unwrap_or_default();
         let label = match &self.contents {
             Some(contents) => contents.label.clone(),
@@ -209,7 +209,7 @@ impl TapeSource {
         self.loaded = Some(label.label.clone());
         self.pool.clone_from(&label.pool);
         let run = self.run;
-        let fits = |part: &Part| part.begin.run == run && part.begin.part == number;
+        let fits = |part: &VolumePart| part.begin.run == run && part.begin.part == number;
         if let Some(start) = hint.start.filter(|_| hint.volume == Some(label.volume))
             && let Some(part) = begin_at(&mut self.deck, start)?.filter(fits)
         {
@@ -227,7 +227,7 @@ impl TapeSource {
         // The rest of a volume that failed, where the part is known to be elsewhere.
         let elsewhere = hint.volume.is_some_and(|volume| volume != label.volume)
             || hint.label.as_ref().is_some_and(|other| *other != label.label);
-        let better = |part: &Part| elsewhere && (hint.again, hint.ended) > part.worth();
+        let better = |part: &VolumePart| elsewhere && (hint.again, hint.ended) > part.worth();
         match here.filter(|part| !better(part)) {
             Some(part) => self.check_offset(part),
             None => {
@@ -238,7 +238,7 @@ impl TapeSource {
         }
     }
 
-    fn check_offset(&mut self, part: Part) -> Result<Part> {
+    fn check_offset(&mut self, part: VolumePart) -> Result<VolumePart> {
         if part.begin.offset == self.total || self.bridge(part.begin.offset) {
             return Ok(part);
         }
@@ -255,7 +255,7 @@ impl TapeSource {
         let wanted = self.hints.get(&number).and_then(|hint| hint.label.clone());
         let why = refused.map(ToString::to_string);
         let device = self.deck.name().to_owned();
-        let change = Change {
+        let change = VolumeRequest {
             device: &device,
             number,
             old: self.loaded.as_deref(),
@@ -281,7 +281,7 @@ impl TapeSource {
                 return Err(interrupted());
             }
             match self.deck.read(&mut self.buf) {
-                Ok(Found::Block(len)) => self.take_block(len)?,
+                Ok(ReadOutcome::Block(len)) => self.take_block(len)?,
                 Ok(found) => self.part_ended(found)?,
                 // Nobody vouched for this part: it may be the rest of a volume that failed, and come again on the next one.
                 Err(error) if self.may_come_again() => {
@@ -306,7 +306,7 @@ impl TapeSource {
         open.bytes += len as u64;
         open.hasher.update(bytes);
         self.rest = 0..len;
-        self.salvage.iter_mut().for_each(Salvage::read_one);
+        self.salvage.iter_mut().for_each(SalvageState::read_one);
         let Some(overlap) = &mut self.overlap else { return Ok(()) };
         let again = usize::try_from(overlap.left).unwrap_or(usize::MAX).min(len);
         overlap.hasher.update(bytes.get(..again).unwrap_or_default());
@@ -330,7 +330,7 @@ impl TapeSource {
     }
 
     /// The part is at its end.
-    fn part_ended(&mut self, found: Found) -> Result<()> {
+    fn part_ended(&mut self, found: ReadOutcome) -> Result<()> {
         if self.end_part(found)? {
             self.ended = true;
             if self.overlap.is_some() {
@@ -349,14 +349,14 @@ impl TapeSource {
     fn next_here(&mut self) -> Result<bool> {
         let number = self.number + 1;
         let mut buf = vec![0; TapeBlock::LARGEST];
-        if self.deck.read(&mut buf)? != Found::Mark {
+        if self.deck.read(&mut buf)? != ReadOutcome::Mark {
             return Ok(false);
         }
-        let Found::Block(RECORD) = self.deck.read(&mut buf)? else { return Ok(false) };
-        let Ok(Record::Begin(begin)) = Record::decode(buf.get(..RECORD).unwrap_or_default()) else {
+        let ReadOutcome::Block(RECORD) = self.deck.read(&mut buf)? else { return Ok(false) };
+        let Ok(TapeRecord::Begin(begin)) = TapeRecord::decode(buf.get(..RECORD).unwrap_or_default()) else {
             return Ok(false);
         };
-        if begin.run != self.run || begin.part != number || self.deck.read(&mut buf)? != Found::Mark {
+        if begin.run != self.run || begin.part != number || self.deck.read(&mut buf)? != ReadOutcome::Mark {
             return Ok(false);
         }
         let start = self.deck.at();
@@ -364,7 +364,7 @@ impl TapeSource {
         if known.is_some_and(|hint| hint.start != Some(start) || hint.volume != Some(begin.volume)) {
             return Ok(false);
         }
-        let part = self.check_offset(Part { file: 0, start, begin, end: None })?;
+        let part = self.check_offset(VolumePart { file: 0, start, begin, end: None })?;
         self.open_part(part);
         Ok(true)
     }
@@ -378,23 +378,23 @@ impl TapeSource {
     }
 
     /// The data file is at its end: what its end says has to hold. Whether the archive ends here.
-    fn end_part(&mut self, found: Found) -> Result<bool> {
+    fn end_part(&mut self, found: ReadOutcome) -> Result<bool> {
         let behind = match (found, &self.open) {
-            (Found::Mark, Some(open)) => self.behind_data(open.part.begin.part)?,
-            _ => Behind::Nothing,
+            (ReadOutcome::Mark, Some(open)) => self.behind_data(open.part.begin.part)?,
+            _ => AfterDataFile::Nothing,
         };
-        let Behind::End(end) = behind else {
+        let AfterDataFile::End(end) = behind else {
             // Where a next part is known, it says whether anything is missing between them.
             let next = self.number + 1;
             let mut here = self.contents.iter().flat_map(|contents| &contents.parts);
             let known = here.any(|part| part.begin.run == self.run && part.begin.part == next);
-            let cut = behind == Behind::Nothing && self.changer.can_change();
+            let cut = behind == AfterDataFile::Nothing && self.changer.can_change();
             self.doubt_part();
             return Ok(!(known || cut || self.hints.contains_key(&next)));
         };
         let Some(open) = self.open.take() else { return Ok(true) };
         self.total = open.part.begin.offset + open.bytes;
-        let seen = Seen { blocks: open.blocks, bytes: open.bytes, digest: open.hasher.finalize() };
+        let seen = PartSummary { blocks: open.blocks, bytes: open.bytes, digest: open.hasher.finalize() };
         let checked = check_part(&open.part, &end, &seen);
         let other = format!("part {} of '{}' is not what was written", end.part, self.archive);
         match checked.map_err(|e| e.within(other)) {
@@ -406,27 +406,27 @@ impl TapeSource {
     }
 
     /// What stands behind a data file.
-    fn behind_data(&mut self, number: u32) -> Result<Behind> {
+    fn behind_data(&mut self, number: u32) -> Result<AfterDataFile> {
         let mut buf = vec![0; TapeBlock::LARGEST];
         let len = loop {
             match self.deck.read(&mut buf)? {
-                Found::Block(len) => break len,
-                Found::Mark => {}
-                Found::End => return Ok(Behind::Nothing),
+                ReadOutcome::Block(len) => break len,
+                ReadOutcome::Mark => {}
+                ReadOutcome::End => return Ok(AfterDataFile::Nothing),
             }
         };
-        match Record::decode(buf.get(..len).unwrap_or_default())? {
-            Record::End(end) if end.run == self.run && end.part == number => Ok(Behind::End(end)),
-            _ => Ok(Behind::Other),
+        match TapeRecord::decode(buf.get(..len).unwrap_or_default())? {
+            TapeRecord::End(end) if end.run == self.run && end.part == number => Ok(AfterDataFile::End(end)),
+            _ => Ok(AfterDataFile::Other),
         }
     }
 }
 
 /// What stands behind a data file.
 #[derive(Debug, PartialEq, Eq)]
-enum Behind {
+enum AfterDataFile {
     /// Its end.
-    End(End),
+    End(PartTrailer),
     /// Nothing more on the volume: the medium's end may have cut the end off, and the archive go on.
     Nothing,
     /// Something else: the run broke off.
@@ -434,14 +434,14 @@ enum Behind {
 }
 
 /// What was read of a part.
-pub(super) struct Seen {
+pub(super) struct PartSummary {
     pub(super) blocks: u64,
     pub(super) bytes: u64,
     pub(super) digest: blake3::Hash,
 }
 
 /// Holds what was read of a part against its end.
-pub(super) fn check_part(part: &Part, end: &End, read: &Seen) -> Result<()> {
+pub(super) fn check_part(part: &VolumePart, end: &PartTrailer, read: &PartSummary) -> Result<()> {
     let wrong = |what: String| Err(Error::new(ErrorKind::Damaged, what));
     if end.start != part.start {
         return wrong(format!(

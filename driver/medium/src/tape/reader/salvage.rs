@@ -5,7 +5,7 @@
 //! tape takes minutes and not days; what lies between is given up.
 
 use super::{Error, ErrorKind, Result, TapeBlock, TapeSource};
-use crate::Gaps;
+use crate::LostRanges;
 use virtfold_base::error::sentence;
 
 /// After so many failures in a row the step doubles, up to so many times.
@@ -14,16 +14,16 @@ const DOUBLINGS: u32 = 10;
 
 /// What is needed to read on.
 #[derive(Debug, Default)]
-pub(super) struct Salvage {
-    pub(super) gaps: Gaps,
+pub(super) struct SalvageState {
+    pub(super) gaps: LostRanges,
     /// Zeros that are still to be given out.
     zeros: u64,
     /// Failures in a row.
     failures: u32,
 }
 
-impl Salvage {
-    pub(super) fn new(gaps: Gaps) -> Self {
+impl SalvageState {
+    pub(super) fn new(gaps: LostRanges) -> Self {
         Self { gaps, ..Self::default() }
     }
 

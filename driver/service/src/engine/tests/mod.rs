@@ -14,10 +14,10 @@ use jiff::tz::TimeZone;
 
 use self::world::*;
 use super::*;
-use crate::control::{Desk, Warning, WarningKind};
+use crate::control::{ControlApi, Warning, WarningKind};
 use crate::settings::settings;
 use virtfold_base::error::{Error, ErrorKind};
-use virtfold_catalog::queue::{EntryState, Pause, Reason};
+use virtfold_catalog::queue::{EntryReason, EntryState, Pause};
 
 const EVENING: &str = "
 version: 1
@@ -85,7 +85,7 @@ fn what_was_missed_is_made_up_for_once_and_not_too_late() {
     let entry = world.catalog().last_ends(Timestamp::MAX).unwrap().remove(0);
     assert_eq!(
         (entry.wanted.reason, entry.wanted.due.to_string()),
-        (Reason::CatchUp, "2026-11-27T04:00:00Z".into())
+        (EntryReason::CatchUp, "2026-11-27T04:00:00Z".into())
     );
     world.run(&mut engine, "2026-11-27T05:30:00Z");
     assert_eq!(world.begins("often").len(), 2, "and then it goes on as planned");
@@ -293,7 +293,7 @@ fn events_become_entries_and_are_done_with_when_they_are_in_the_queue() {
     assert_eq!(world.begins("one"), ["27 03:00:00+01:00 a"]);
     assert!(done.load(std::sync::atomic::Ordering::SeqCst));
     let entry = world.catalog().last_ends(Timestamp::MAX).unwrap().remove(0);
-    assert_eq!(entry.wanted.reason, Reason::Event("shutdown".to_owned()));
+    assert_eq!(entry.wanted.reason, EntryReason::Event("shutdown".to_owned()));
 }
 
 #[test]

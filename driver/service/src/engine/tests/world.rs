@@ -11,15 +11,15 @@ use jiff::Timestamp;
 use tempfile::TempDir;
 use uuid::Uuid;
 
-use super::super::{Engine, Input, Load, Parts};
+use super::super::{Engine, EngineParts, Input, Load};
 use crate::clock::Clock;
 use crate::metrics::Metrics;
-use crate::model::{Guest, GuestSelector, JobSpec, MediumSpec, NextTime, Settings};
+use crate::model::{GuestFacts, GuestSelector, JobSpec, MediumSpec, NextTime, ServiceSettings};
 use crate::planner::after;
 use crate::runner::{Handle, RunOrder, Runner};
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_catalog::Catalog;
-use virtfold_catalog::queue::{End, Entry, Pause, Pauses, Queue, RunResult, Wanted};
+use virtfold_catalog::queue::{NewEntry, Pause, Pauses, Queue, QueueEntry, RunEnd, RunResult};
 use virtfold_hypervisor::DomainId;
 
 /// What is to come, in order.
@@ -232,7 +232,7 @@ impl NextTime for Every {
 pub(super) struct Names(pub(super) Vec<String>);
 
 impl GuestSelector for Names {
-    fn guest(&self, guest: &Guest) -> bool {
+    fn guest(&self, guest: &GuestFacts) -> bool {
         self.0.contains(&guest.name)
     }
 
@@ -241,15 +241,15 @@ impl GuestSelector for Names {
     }
 
     /// Names with a sign in front.
-    fn leaves_out(&self, guest: &Guest) -> bool {
+    fn leaves_out(&self, guest: &GuestFacts) -> bool {
         self.0.contains(&format!("!{}", guest.name))
     }
 }
 
-pub(super) fn guest(name: &str) -> Guest {
+pub(super) fn guest(name: &str) -> GuestFacts {
     let mut bytes = [0; 16];
     bytes[..name.len().min(16)].copy_from_slice(&name.as_bytes()[..name.len().min(16)]);
-    Guest {
+    GuestFacts {
         id: DomainId(Uuid::from_bytes(bytes)),
         name: name.to_owned(),
         tags: Vec::new(),
@@ -282,8 +282,8 @@ pub(super) fn medium(name: &str, concurrency: usize) -> MediumSpec {
     MediumSpec { name: name.to_owned(), to: "/b".into(), options: Vec::new(), concurrency, environment: None }
 }
 
-pub(super) fn settings_of(jobs: Vec<JobSpec>, concurrency: usize, media: &[MediumSpec]) -> Settings {
-    Settings {
+pub(super) fn settings_of(jobs: Vec<JobSpec>, concurrency: usize, media: &[MediumSpec]) -> ServiceSettings {
+    ServiceSettings {
         jobs: jobs.into_iter().map(Arc::new).collect(),
         media: media.iter().map(|medium| (medium.name.clone(), medium.clone())).collect(),
         concurrency,
@@ -323,10 +323,10 @@ impl Dying {
 }
 
 impl Queue for Dying {
-    fn add(&self, wanted: &Wanted) -> Result<i64> {
+    fn add(&self, wanted: &NewEntry) -> Result<i64> {
         self.write(|queue| queue.add(wanted))
     }
-    fn fire(&self, job: &str, planned: Timestamp, wanted: &[Wanted]) -> Result<()> {
+    fn fire(&self, job: &str, planned: Timestamp, wanted: &[NewEntry]) -> Result<()> {
         self.write(|queue| queue.fire(job, planned, wanted))
     }
     fn planned(&self) -> Result<BTreeMap<String, Timestamp>> {
@@ -335,22 +335,22 @@ impl Queue for Dying {
     fn start(&self, id: i64, at: Timestamp) -> Result<()> {
         self.write(|queue| queue.start(id, at))
     }
-    fn end(&self, id: i64, at: Timestamp, end: &End) -> Result<()> {
+    fn end(&self, id: i64, at: Timestamp, end: &RunEnd) -> Result<()> {
         self.write(|queue| queue.end(id, at, end))
     }
     fn cancel(&self, id: i64, at: Timestamp, why: &str) -> Result<()> {
         self.write(|queue| queue.cancel(id, at, why))
     }
-    fn recall(&self, at: Timestamp) -> Result<Vec<Entry>> {
+    fn recall(&self, at: Timestamp) -> Result<Vec<QueueEntry>> {
         self.write(|queue| queue.recall(at))
     }
-    fn open_entries(&self) -> Result<Vec<Entry>> {
+    fn open_entries(&self) -> Result<Vec<QueueEntry>> {
         self.inner.open_entries()
     }
-    fn entry(&self, id: i64) -> Result<Entry> {
+    fn entry(&self, id: i64) -> Result<QueueEntry> {
         self.inner.entry(id)
     }
-    fn last_ends(&self, until: Timestamp) -> Result<Vec<Entry>> {
+    fn last_ends(&self, until: Timestamp) -> Result<Vec<QueueEntry>> {
         self.inner.last_ends(until)
     }
     fn set_pause(&self, job: Option<&str>, to: Pause) -> Result<()> {
@@ -366,14 +366,14 @@ pub(super) struct World {
     pub(super) clock: Arc<FakeClock>,
     pub(super) runner: Arc<FakeRunner>,
     pub(super) state: TempDir,
-    pub(super) settings: Arc<Mutex<Settings>>,
-    pub(super) guests: Vec<Guest>,
+    pub(super) settings: Arc<Mutex<ServiceSettings>>,
+    pub(super) guests: Vec<GuestFacts>,
 }
 
 impl World {
     pub(super) fn new(
         begin: &str,
-        settings: Settings,
+        settings: ServiceSettings,
         guests: &[&str],
         play: impl Fn(&RunOrder, u32) -> Script + Send + Sync + 'static,
     ) -> Self {
@@ -407,7 +407,7 @@ impl World {
         let (sender, inputs) = unbounded();
         sender.send(Input::Guests(self.guests.clone())).unwrap();
         let (clock, runner) = (self.clock.clone(), self.runner.clone());
-        let parts = Parts { queue, clock, runner, sender, metrics: Arc::new(Metrics::default()) };
+        let parts = EngineParts { queue, clock, runner, sender, metrics: Arc::new(Metrics::default()) };
         let settings = Arc::clone(&self.settings);
         let load: Load = Box::new(move || Ok(settings.lock().unwrap().clone()));
         Engine::new(parts, inputs, load, "test:///")
