@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use virtfold::archive::stream::{Cancel, Compression};
 use virtfold::backup::Control;
-use virtfold::backup::backup::{BackupRequest, ImageSpec, run_to};
+use virtfold::backup::session::{BackupRequest, ImageSpec, run_to};
 use virtfold::image::{Format, ImageAccess};
 use virtfold::medium::tape::{
     NewLabel, NoChanger, NoTapeCatalog, Overwrite, SimulatedDrive, TapeBlock, TapeMedium, TapeWriteOptions,
@@ -45,10 +45,10 @@ fn request(image: &Path) -> BackupRequest {
         encrypt_to: None,
         layout: Layout::Compact,
         block_size: None,
-        detect_zeroes: virtfold::backup::backup::DetectZeroes::default(),
+        detect_zeroes: virtfold::backup::session::DetectZeroes::default(),
         limit_rate: None,
         usage: ImageAccess::Frozen,
-        containers: virtfold::backup::backup::RawHeaderCheck::Refuse,
+        containers: virtfold::backup::session::RawHeaderCheck::Refuse,
         workers: 2,
     }
 }

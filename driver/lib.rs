@@ -8,7 +8,7 @@ pub use virtfold_archive as archive;
 pub use virtfold_archive::{crypt, table};
 pub use virtfold_backup as backup;
 pub use virtfold_backup::metrics;
-pub use virtfold_base::{durable, error, ioctl, mounts, openers, packed, spool, units};
+pub use virtfold_base::{error, ioctl, mounts, openers, packed, partial_file, spill_log, units};
 pub use virtfold_catalog as catalog;
 pub use virtfold_hypervisor as hypervisor;
 pub use virtfold_image as image;

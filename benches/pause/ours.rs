@@ -7,16 +7,16 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 use virtfold::backup::Control;
-use virtfold::backup::guest::WatchdogProcess;
-use virtfold::backup::guest::{
-    AgentFreeze, FreezeContext, FreezeDisk, FreezeRequest, FreezeTimings, Frozen, frozen,
+use virtfold::backup::freeze::WatchdogProcess;
+use virtfold::backup::freeze::{
+    AgentFreeze, FreezeContext, FreezeDisk, FreezeRequest, FreezeTimings, Frozen, with_frozen_disks,
 };
 use virtfold::catalog::{
     BaseImage, Catalog, DomainLock, FreezeSession, Journal, JournalEntry, SessionState, UnfreezeState,
 };
 use virtfold::error::Result;
 use virtfold::hypervisor::domain_xml::DomainXml;
-use virtfold::hypervisor::host::LocalFiles;
+use virtfold::hypervisor::host_files::LocalFiles;
 use virtfold::hypervisor::libvirt::{Libvirt, LocalUri};
 use virtfold::hypervisor::{DomainId, Hypervisor, XmlView, overlay_path};
 
@@ -81,7 +81,7 @@ fn run(lab: &Lab, guest: &Guest<'_>, copy: impl FnOnce(&Frozen)) -> Vec<(Phase, 
     };
     let id = libvirt.lookup(guest.name()).unwrap().id;
     let request = request(&libvirt, id);
-    frozen(&host, &request, &Control::default(), |frozen| {
+    with_frozen_disks(&host, &request, &Control::default(), |frozen| {
         copy(frozen);
         Ok(())
     })
@@ -106,7 +106,7 @@ fn request(libvirt: &Libvirt, id: DomainId) -> FreezeRequest {
         domain: id,
         disks: disks.collect(),
         targets: xml.targets(),
-        quiesce: AgentFreeze::No,
+        quiesce: AgentFreeze::Skip,
         min_free: 1 << 20,
     }
 }

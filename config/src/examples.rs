@@ -1,7 +1,7 @@
 //! How a thing is written that was written otherwise: the word of other tools that means a key, a section in the place of a single value,
 //! quotes where YAML needs them. An example is made of what stands there, as far as that is short and plain.
 
-use crate::tree::YamlNode;
+use crate::yaml_tree::YamlNode;
 
 /// Words of other tools and of everyday speech, and the keys that they mean.
 const SYNONYMS: &[(&str, &[&str])] = &[

@@ -24,23 +24,23 @@
 #[macro_use]
 mod values;
 
-mod advice;
 mod check;
+mod deserialize;
 mod environment;
 mod error;
 mod examples;
+mod ineffective;
 pub mod keys;
 mod load;
 mod reference;
 mod schedule;
 mod show;
 mod suggest;
-mod tree;
-mod typed;
+mod yaml_tree;
 
-pub use advice::{IneffectiveSetting, NamedGuest};
 pub use environment::Environment;
 pub use error::{ConfigError, Position};
+pub use ineffective::{IneffectiveSetting, NamedGuest};
 pub use keys::{Config, Defaults, Job, Medium, ResolvedJob, Service, Settings};
 pub use load::{MAX_FILE, MAX_FILES, load, parse};
 pub use reference::{man_page, reference, schema};

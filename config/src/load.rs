@@ -16,7 +16,7 @@ use serde::Deserialize;
 use crate::check;
 use crate::error::{ConfigError, Position};
 use crate::keys::{Config, Origins};
-use crate::tree::{self, YamlEntry, YamlNode};
+use crate::yaml_tree::{self, YamlEntry, YamlNode};
 use std::collections::BTreeMap;
 
 /// The largest file, bytes.
@@ -48,8 +48,8 @@ pub fn parse(text: &str, name: &Path) -> Result<Config, ConfigError> {
 fn build(texts: &[(Arc<Path>, String)]) -> Result<Config, ConfigError> {
     let mut root = BTreeMap::new();
     for (file, text) in texts {
-        match tree::read(text, file)? {
-            YamlNode::Map(children) => tree::unite(&mut root, children, &mut Vec::new())?,
+        match yaml_tree::read(text, file)? {
+            YamlNode::Map(children) => yaml_tree::unite(&mut root, children, &mut Vec::new())?,
             YamlNode::Null => {}
             _ => {
                 let message = "a configuration is a section of keys, such as `version: 1`".to_owned();

@@ -13,11 +13,11 @@ use serde::{Serialize, Serializer};
 
 pub use self::encryption::{FilePath, RecipientList};
 pub use self::glob::Glob;
+pub use self::keywords::{BackupKind, CommandCondition, Trigger};
 pub use self::media::{LoopbackAddress, MediumAddress, MediumKind};
 pub use self::names::{CommandLine, List, Name, NonEmptyText};
 pub use self::numbers::{Attempts, Concurrency, Count, Workers};
 pub use self::time::{Interval, Window};
-pub use self::words::{BackupKind, CommandCondition, Trigger};
 use crate::suggest::nearest;
 
 /// Level of `zstd` without a level: the reference library's own.
@@ -435,11 +435,11 @@ fn whole(text: &str) -> Option<u64> {
 
 mod encryption;
 mod glob;
+mod keywords;
 mod media;
 mod names;
 mod numbers;
 mod time;
-mod words;
 
 #[cfg(test)]
 mod tests;

@@ -12,10 +12,10 @@
 
 pub mod domain;
 pub mod event;
-pub mod guard;
-pub mod nudge;
 pub mod spool;
+pub mod start_lock;
+pub mod wake_service;
 
-mod places;
+mod paths;
 
-pub use places::HookOwner;
+pub use paths::HookOwner;

@@ -28,9 +28,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use virtfold_hooks::HookOwner;
 use virtfold_hooks::domain::{self, HookDomain};
 use virtfold_hooks::event::{Event, EventXml, Hook, MAX_XML};
-use virtfold_hooks::guard::{self, LockedDisks};
-use virtfold_hooks::nudge;
 use virtfold_hooks::spool::{self, Spool};
+use virtfold_hooks::start_lock::{self, LockedDisks};
+use virtfold_hooks::wake_service;
 
 /// libvirt writes the XML at once; if it takes so long, libvirt itself is stuck.
 const INPUT_LIMIT: Duration = Duration::from_secs(2);
@@ -104,11 +104,13 @@ fn read_input() -> (Vec<u8>, bool) {
 
 /// The guard that forbids the start of this guest.
 fn refused_by(name: &str, domain: HookDomain) -> Option<LockedDisks> {
-    let guards = guard::alive(&guard::usual_path(HookOwner::caller()));
-    match guard::conflict(&guards, name, &domain) {
+    let guards = start_lock::alive(&start_lock::usual_path(HookOwner::caller()));
+    match start_lock::conflict(&guards, name, &domain) {
         Some(guard) => Some(guard.clone()),
         None if guards.is_empty() => None,
-        None => within(DISKS_LIMIT, move || guard::conflict_by_file(&guards, &domain).cloned()).flatten(),
+        None => {
+            within(DISKS_LIMIT, move || start_lock::conflict_by_file(&guards, &domain).cloned()).flatten()
+        }
     }
 }
 
@@ -120,7 +122,7 @@ fn tell(text: &str) {
 /// Spools the event and wakes the service; either may fail, and nobody here could do anything about it.
 fn keep(event: &Event) {
     drop(Spool::at(spool::usual_path(HookOwner::caller())).put(event));
-    drop(nudge::nudge(&nudge::usual_path(HookOwner::caller())));
+    drop(wake_service::nudge(&wake_service::usual_path(HookOwner::caller())));
 }
 
 /// Runs `work` on a thread and waits so long for its result. The process does not wait for a thread that is late.

@@ -33,7 +33,7 @@ use std::path::{Path, PathBuf};
 
 use crate::HookOwner;
 use crate::event::Event;
-use crate::places::named;
+use crate::paths::named;
 
 /// The most files in `quarantine`.
 pub const MAX_QUARANTINE: usize = 100;
@@ -63,7 +63,7 @@ pub enum SpoolOutcome {
     /// It is in the file of this name.
     Stored(String),
     /// The spool is full; the event was counted.
-    Counted,
+    Dropped,
 }
 
 /// A spool's directory.
@@ -116,7 +116,7 @@ impl Spool {
         let name = file_name(event.time, std::process::id(), bytes.len());
         if self.is_full(bytes.len() as u64)? {
             self.count_lost()?;
-            return Ok(SpoolOutcome::Counted);
+            return Ok(SpoolOutcome::Dropped);
         }
         match self.store(&name, &bytes) {
             Ok(()) => Ok(SpoolOutcome::Stored(name)),

@@ -11,8 +11,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use virtfold_hooks::event::{EventXml, Hook, MAX_XML};
-use virtfold_hooks::guard::{self, LockReason, LockedDisks, StartLock};
 use virtfold_hooks::spool::{Batch, Spool};
+use virtfold_hooks::start_lock::{self, LockReason, LockedDisks, StartLock};
 
 const XML: &str = "<domain type='kvm'><name>vm1</name><uuid>c7a5fdbd-edaf-9455-926a-d65c16db1809</uuid><devices>\
     <disk type='file' device='disk'><source file='/images/vm1.qcow2'/><target dev='vda'/></disk></devices></domain>";
@@ -332,7 +332,7 @@ fn a_killed_owner_blocks_nobody() {
     let mut owner =
         command.args(["--exact", "holder"]).env(HOLDER, &guards).stdout(Stdio::null()).spawn().unwrap();
     let started = Instant::now();
-    while guard::alive(&guards).is_empty() {
+    while start_lock::alive(&guards).is_empty() {
         assert!(started.elapsed() < Duration::from_secs(20), "the owner did not come up");
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -341,7 +341,7 @@ fn a_killed_owner_blocks_nobody() {
     owner.wait().unwrap();
     assert_eq!(fs::read_dir(&guards).unwrap().count(), 1, "its file is still there");
     silent(&host.prepare("vm1", XML));
-    assert_eq!(guard::sweep(&guards).unwrap(), 1);
+    assert_eq!(start_lock::sweep(&guards).unwrap(), 1);
 }
 
 #[test]

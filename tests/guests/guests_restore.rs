@@ -13,14 +13,14 @@ use virtfold::archive::manifest::BackupSubject;
 use virtfold::archive::stream::Compression;
 use virtfold::backup::Control;
 use virtfold::backup::attachments::{GuestXml, LibvirtDirectories, gather};
-use virtfold::backup::backup::{ArchiveOptions, BackupInput, write};
+use virtfold::backup::session::{ArchiveOptions, BackupInput, write};
 use virtfold::hypervisor::domain_xml::DomainXml;
 use virtfold::hypervisor::libvirt::{Libvirt, LocalUri};
 use virtfold::hypervisor::{Hypervisor, XmlView};
 use virtfold::image::{DiskImage, OpenOptions};
 use virtfold::medium::{FileMedium, Medium};
 use virtfold::table::Layout;
-use virtfold_hooks::guard::alive;
+use virtfold_hooks::start_lock::alive;
 
 const TEMPLATE: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
 /// As many kills as these have to fall between a restore's first written byte and its end.
@@ -81,7 +81,7 @@ fn archive_with(guest: &Guest<'_>, inactive: &DomainXml, name: &str) -> PathBuf 
         encrypt_to: None,
         layout: Layout::Compact,
         block_size: None,
-        detect_zeroes: virtfold::backup::backup::DetectZeroes::default(),
+        detect_zeroes: virtfold::backup::session::DetectZeroes::default(),
         limit_rate: None,
         workers: 2,
     };

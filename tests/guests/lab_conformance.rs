@@ -8,14 +8,14 @@ use crate::lab::{GuestSpec, Lab};
 use virtfold::error::ErrorKind;
 use virtfold::hypervisor::domain_xml::DomainXml;
 use virtfold::hypervisor::domain_xml::edit::Editor;
-use virtfold::hypervisor::host::{HostFiles, ImageUse, LocalFiles};
+use virtfold::hypervisor::host_files::{HostFiles, ImageUse, LocalFiles};
 use virtfold::hypervisor::libvirt::{Libvirt, LocalUri};
 use virtfold::hypervisor::simulated::{
     CallPhase, Injected, InjectionPoint, Operation, SimAgent, SimImage, SimSpec, Simulated,
 };
 use virtfold::hypervisor::{
     BlockJobEnd, BlockJobStatus, CommitBase, CommitRequest, DomainEvent, DomainId, DomainState, Hypervisor,
-    HypervisorError, PausedReason, Quiesce, SnapshotRequest, StartMode, XmlView, code, guard,
+    HypervisorError, PausedReason, Quiesce, SnapshotRequest, StartMode, XmlView, code, watchdog,
 };
 
 /// A hypervisor with one domain that is shut off: disks vda (on a golden image) and vdb, qcow2, no agent channel in use.
@@ -126,11 +126,11 @@ fn shut_off(subject: &Subject<'_>) {
 
 fn run_states(subject: &Subject<'_>) {
     let (hypervisor, id) = (subject.hypervisor, subject.id);
-    assert_eq!(hypervisor.run_state(id).unwrap(), DomainState::Running);
+    assert_eq!(hypervisor.domain_state(id).unwrap(), DomainState::Running);
     hypervisor.suspend(id).unwrap();
-    assert_eq!(hypervisor.run_state(id).unwrap(), DomainState::Paused(PausedReason::User));
-    guard::release(hypervisor, id, guard::GuestHold::Paused).unwrap();
-    assert_eq!(hypervisor.run_state(id).unwrap(), DomainState::Running);
+    assert_eq!(hypervisor.domain_state(id).unwrap(), DomainState::Paused(PausedReason::User));
+    watchdog::release(hypervisor, id, watchdog::GuestHold::Paused).unwrap();
+    assert_eq!(hypervisor.domain_state(id).unwrap(), DomainState::Running);
     assert_eq!(
         HypervisorError::code_of(&hypervisor.start(id, StartMode::Running).unwrap_err()),
         Some(code::OPERATION_INVALID)
@@ -193,7 +193,7 @@ fn commits(subject: &Subject<'_>) {
 
 fn a_libvirtd_that_comes_back(subject: &Subject<'_>) {
     (subject.restart)();
-    assert_eq!(subject.hypervisor.run_state(subject.id).unwrap(), DomainState::Running);
+    assert_eq!(subject.hypervisor.domain_state(subject.id).unwrap(), DomainState::Running);
     subject.all_at("vdb", &subject.overlay("vdb"));
     subject.commit("vdb", CommitBase::Shallow).unwrap();
     subject.wait_level("vdb");
@@ -243,7 +243,7 @@ fn the_simulated_one_conforms() {
             let now =
                 once && point == (InjectionPoint { operation: Operation::Read, when: CallPhase::Before });
             once &= !now;
-            if now { Injected::KillLibvirtd } else { Injected::GoOn }
+            if now { Injected::KillLibvirtd } else { Injected::Nothing }
         });
         world.domains().unwrap_err();
     };

@@ -4,8 +4,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::lab::{GuestSpec, Lab, wait_for};
-use virtfold::hypervisor::guard::{GuestHold, WatchdogClient, WatchdogOutcome, serve};
 use virtfold::hypervisor::libvirt::{Libvirt, LocalUri};
+use virtfold::hypervisor::watchdog::{GuestHold, WatchdogClient, WatchdogOutcome, serve};
 use virtfold::hypervisor::{DomainState, Hypervisor};
 
 const ROLE: &str = "VIRTFOLD_LAB_GUARD";
@@ -68,10 +68,10 @@ fn the_guard_lets_the_guest_go() {
     let armed = guard.arm(GuestHold::Paused, Duration::from_millis(500)).unwrap();
     libvirt.suspend(id).unwrap();
     let from = Instant::now();
-    wait_for("the guard resumes", 10, || libvirt.run_state(id).unwrap() == DomainState::Running);
+    wait_for("the guard resumes", 10, || libvirt.domain_state(id).unwrap() == DomainState::Running);
     println!("late driver, paused: resumed after {:?}", from.elapsed());
     assert!(from.elapsed() < Duration::from_millis(1500));
-    assert_eq!(armed.disarm().unwrap(), WatchdogOutcome::Fired);
+    assert_eq!(armed.disarm().unwrap(), WatchdogOutcome::Expired);
 
     wait_for("the agent answers", 60, || libvirt.ping_agent(id, Duration::from_secs(2)).is_ok());
     guest.progress.wait_more(20);
@@ -81,16 +81,16 @@ fn the_guard_lets_the_guest_go() {
     let from = Instant::now();
     guest.progress.wait_more(20);
     println!("late driver, frozen: writes again after {:?}", from.elapsed());
-    assert_eq!(armed.disarm().unwrap(), WatchdogOutcome::Fired);
+    assert_eq!(armed.disarm().unwrap(), WatchdogOutcome::Expired);
     drop(guard);
 
     let mut driver =
         again("lab_guard::part_of_a_driver_that_hangs", &lab.uri(), guest.name()).spawn().unwrap();
-    wait_for("the driver suspends", 30, || libvirt.run_state(id).unwrap() != DomainState::Running);
+    wait_for("the driver suspends", 30, || libvirt.domain_state(id).unwrap() != DomainState::Running);
     driver.kill().unwrap();
     driver.wait().unwrap();
     let from = Instant::now();
-    wait_for("the guard resumes", 10, || libvirt.run_state(id).unwrap() == DomainState::Running);
+    wait_for("the guard resumes", 10, || libvirt.domain_state(id).unwrap() == DomainState::Running);
     println!("dead driver: resumed after {:?}", from.elapsed());
     guest.progress.wait_more(20);
 }

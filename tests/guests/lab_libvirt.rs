@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use crate::lab::records::{check, check_images, take_from_ext4};
 use crate::lab::{Guest, GuestSpec, Lab, wait_for};
 use virtfold::error::ErrorKind;
+use virtfold::hypervisor::disk_rules::{DiskChoice, DomainFacts};
 use virtfold::hypervisor::domain_xml::{AgentChannel, DomainXml};
-use virtfold::hypervisor::host::{HostFiles, ImageUse, LocalFiles};
+use virtfold::hypervisor::host_files::{HostFiles, ImageUse, LocalFiles};
 use virtfold::hypervisor::libvirt::{Libvirt, LocalUri};
-use virtfold::hypervisor::rules::{DiskChoice, DomainFacts};
 use virtfold::hypervisor::{
     BlockJobEnd, BlockJobKind, BlockJobStatus, CommitBase, CommitRequest, DomainEvent, DomainId, DomainState,
     Hypervisor, HypervisorError, Lifecycle, PausedReason, Persistence, Quiesce, SnapshotRequest, StartMode,
@@ -64,7 +64,7 @@ fn thaw(libvirt: &Libvirt, guest: &Guest<'_>, id: DomainId) {
     // A pause for each disk: together they would be one long one.
     for target in &targets {
         libvirt.suspend(id).unwrap();
-        assert_eq!(libvirt.run_state(id).unwrap(), DomainState::Paused(PausedReason::User));
+        assert_eq!(libvirt.domain_state(id).unwrap(), DomainState::Paused(PausedReason::User));
         wait_for("the job is level", 20, || libvirt.block_job(id, target).unwrap().unwrap().is_level());
         libvirt.end_block_job(id, target, BlockJobEnd::Pivot).unwrap();
         assert_eq!(libvirt.block_job(id, target).unwrap(), None);
@@ -113,7 +113,7 @@ fn lists_xml_and_refusals() {
     pools(&lab, &libvirt);
     libvirt.undefine(id).unwrap();
     assert_eq!(libvirt.domains().unwrap(), []);
-    assert_eq!(libvirt.run_state(id).unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(libvirt.domain_state(id).unwrap_err().kind(), ErrorKind::NotFound);
 }
 
 fn pools(lab: &Lab, libvirt: &Libvirt) {
@@ -140,7 +140,7 @@ fn obstacles(libvirt: &Libvirt, id: DomainId) -> Vec<String> {
     let (live, inactive) = (xml(libvirt, id, XmlView::Live), xml(libvirt, id, XmlView::Inactive));
     let (qemu, activity) = (libvirt.query_block(id).unwrap(), libvirt.activity(id).unwrap());
     let facts = DomainFacts {
-        run: libvirt.run_state(id).unwrap(),
+        run: libvirt.domain_state(id).unwrap(),
         live: Some(&live),
         inactive: Some(&inactive),
         qemu: &qemu,
@@ -190,7 +190,7 @@ fn a_writing_guest_is_frozen_and_thawed_and_survives_libvirtds_end() {
             std::thread::sleep(Duration::from_secs(2));
             lab.restart();
         });
-        libvirt.run_state(id)
+        libvirt.domain_state(id)
     });
     assert_eq!(back.unwrap(), DomainState::Running);
     gap(&guest, "libvirtd killed and started", from);
@@ -246,7 +246,7 @@ fn the_agent_freezes_a_clean_file_system() {
     guest.progress.wait_more(50);
     libvirt.destroy(id).unwrap();
     libvirt.start(id, StartMode::Paused).unwrap();
-    assert_eq!(libvirt.run_state(id).unwrap(), DomainState::Paused(PausedReason::User));
+    assert_eq!(libvirt.domain_state(id).unwrap(), DomainState::Paused(PausedReason::User));
     libvirt.destroy(id).unwrap();
 }
 

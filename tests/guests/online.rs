@@ -16,7 +16,7 @@ use crate::common::mount::Loop;
 use crate::common::run::{collect, exit, run, text, virtfold};
 use crate::lab::records::{Prefix, check_images, take_from_ext4};
 use crate::lab::{Guest, GuestSpec, Lab};
-use virtfold::hypervisor::host::{HostFiles, ImageUse, LocalFiles};
+use virtfold::hypervisor::host_files::{HostFiles, ImageUse, LocalFiles};
 
 #[test]
 fn a_plan_says_what_would_be_done_and_touches_nothing() {

@@ -20,16 +20,16 @@ use virtfold::archive::manifest::{self, BackupSubject, CompressionNote, Disk, Ma
 use virtfold::archive::stream::{Compression, DataSource, Sink, StreamOptions};
 use virtfold::archive::writer::{ArchiveContents, DiskTables, write_archive};
 use virtfold::backup::Control;
-use virtfold::backup::backup::{self, BackupReport, BackupRequest, ImageSpec};
-use virtfold::backup::disks::{DiskSet, FoldedDisk};
+use virtfold::backup::folded_disk::{DiskSet, FoldedDisk};
 use virtfold::backup::restore::{self, RestoreRequest, Selection, VerifyMode};
+use virtfold::backup::session::{self, BackupReport, BackupRequest, ImageSpec};
 use virtfold::backup::target::Method;
 use virtfold::backup::verify::{self, VerifyRequest};
 use virtfold::crypt::Identities;
-use virtfold::durable::Overwrite;
 use virtfold::error::{Error, ErrorKind, Result};
 use virtfold::image::{DiskImage, Format, ImageAccess, OpenOptions};
 use virtfold::medium::{FileMedium, FinishedArchive, Location, Medium};
+use virtfold::partial_file::Overwrite;
 use virtfold::units::DenseOffset;
 
 const EIO: i32 = 5;
@@ -73,10 +73,10 @@ fn request(image: &Image, compression: Compression) -> BackupRequest {
         encrypt_to: None,
         layout: Layout::Compact,
         block_size: None,
-        detect_zeroes: virtfold::backup::backup::DetectZeroes::default(),
+        detect_zeroes: virtfold::backup::session::DetectZeroes::default(),
         limit_rate: None,
-        usage: ImageAccess::Checked,
-        containers: backup::RawHeaderCheck::Refuse,
+        usage: ImageAccess::Locked,
+        containers: session::RawHeaderCheck::Refuse,
         workers: 2,
     }
 }
@@ -133,7 +133,7 @@ fn backup_failing(
     let writes = Arc::new(AtomicU64::new(0));
     let counter = Arc::clone(&writes);
     let outcome = in_time(move || {
-        backup::run_to(&request, &Control::default(), |label, _| {
+        session::run_to(&request, &Control::default(), |label, _| {
             let inner = Box::new(FileMedium::create(&folder.join(&label.name))?);
             Ok(Box::new(Faulty { inner, writes, at, errno, fault }))
         })
@@ -331,7 +331,7 @@ fn restore_request(target: &Path, format: Format, method: Method) -> RestoreRequ
         format: Some(format),
         method,
         cluster_size: None,
-        existing: Overwrite::Keep,
+        existing: Overwrite::Refuse,
         checking: VerifyMode::All,
         workers: 2,
     }
@@ -420,7 +420,7 @@ fn a_full_file_system_ends_backups_and_restores_alike() {
         for compression in COMPRESSIONS {
             let mut request = request(&image, compression);
             request.destinations = vec![Location::Path(mount.path().to_owned())];
-            let outcome = in_time(move || backup::run(&request, &Control::default()));
+            let outcome = in_time(move || session::run(&request, &Control::default()));
             let error = outcome.expect_err("there is no room");
             assert_eq!(error.kind(), ErrorKind::NoSpace, "{room}, {compression:?}: {error:?}");
             assert!(names(mount.path()).is_empty(), "{:?}", names(mount.path()));

@@ -19,10 +19,10 @@ use imago::{FormatAccess, FormatDriverBuilder, PermissiveImplicitOpenGate};
 use qcow2_rs::dev::Qcow2DevParams;
 use qcow2_rs::helpers::Qcow2IoBuf;
 use qcow2_rs::utils::qcow2_setup_dev_sync;
-use virtfold::backup::disks::FoldedDisk;
+use virtfold::backup::folded_disk::FoldedDisk;
 use virtfold::backup::target::{Method, Qcow2Options, TargetDisk, TargetFormat, TargetSpec};
-use virtfold::durable::Overwrite;
 use virtfold::image::{DiskImage, Format, OpenOptions};
+use virtfold::partial_file::Overwrite;
 use virtfold::table::{Layout, Run};
 use virtfold::units::GuestOffset;
 
@@ -103,7 +103,7 @@ fn refold(image: &Path, target: &Path) {
         path: target.to_owned(),
         format: TargetFormat::Qcow2(Qcow2Options::default()),
         method: Method::Remap,
-        existing: Overwrite::Keep,
+        existing: Overwrite::Refuse,
     };
     let mut made = TargetDisk::open(&spec, &disk.table).unwrap();
     for run in disk.table.iter() {

@@ -19,8 +19,8 @@ use crate::common::{KIB, MIB};
 use virtfold::backup::target::{
     Compat, Method, Qcow2Layout, Qcow2Options, TargetDisk, TargetFormat, TargetSpec,
 };
-use virtfold::durable::Overwrite;
 use virtfold::error::{ErrorKind, Result};
+use virtfold::partial_file::Overwrite;
 use virtfold::table::{Builder, CorrespondenceTable, Run};
 use virtfold::units::{GuestOffset, HostOffset};
 
@@ -75,7 +75,7 @@ fn expected(path: &Path, table: &CorrespondenceTable) -> Image {
 }
 
 fn spec(path: &Path, format: TargetFormat, method: Method) -> TargetSpec {
-    TargetSpec { path: path.to_owned(), format, method, existing: Overwrite::Keep }
+    TargetSpec { path: path.to_owned(), format, method, existing: Overwrite::Refuse }
 }
 
 /// Every set of options for clusters of `size` bytes.
@@ -306,7 +306,7 @@ fn a_block_device_must_be_forced_and_reads_as_zeros_in_the_gaps() {
     let (_, device) = dirty_device(&scratch, "disk", 8 * MIB);
     let runs = [(64 * KIB, 64 * KIB), (MIB, 3 * MIB), (6 * MIB - 4096, 4096)];
     let table = table(6 * MIB, &runs);
-    let kept = fill(&device_spec(&device, TargetFormat::Raw, Overwrite::Keep), &table, MIB).unwrap_err();
+    let kept = fill(&device_spec(&device, TargetFormat::Raw, Overwrite::Refuse), &table, MIB).unwrap_err();
     assert_eq!(kept.kind(), ErrorKind::Exists);
     assert!(kept.hint().unwrap().contains("--force"));
     let contents = |len: usize| {
@@ -405,7 +405,7 @@ fn no_file_is_made_where_a_device_or_a_link_s_target_is_missing() {
     let elsewhere = Mount::devtmpfs(&scratch.join("devices"));
     let name = format!("virtfold-{}", std::process::id());
     let up = scratch.join(format!("../../../../../../../../../../../dev/{name}"));
-    for existing in [Overwrite::Keep, Overwrite::Replace] {
+    for existing in [Overwrite::Refuse, Overwrite::Replace] {
         for path in [&link, &Path::new("/dev").join(&name), &up, &elsewhere.path().join(&name)] {
             let spec = TargetSpec { existing, ..spec(path, TargetFormat::Raw, Method::Rewrite) };
             let error = fill(&spec, &table, MIB).unwrap_err();

@@ -10,8 +10,8 @@
 //! Imports: `units`, `error`; `layout`, `tar`, `text` of this room.
 
 use crate::layout::BackupKind;
+use crate::lines::{ChunkedOutput, LineAssembler, damaged, decimal_len, parse_decimal, put_decimal};
 use crate::tar::Output;
-use crate::text::{ChunkedOutput, LineAssembler, damaged, decimal_len, parse_decimal, put_decimal};
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_base::units::{GuestOffset, HostOffset, StreamOffset};
 

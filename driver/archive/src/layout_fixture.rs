@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use uuid::Uuid;
 
 use crate::allocation_csv::{AllocationKind, AllocationRow, CsvShape};
-use crate::end::{self, ArchiveTotals, CHUNK, EndRecord};
+use crate::end_record::{self, ArchiveTotals, CHUNK, EndRecord};
 use crate::layout::{self, BackupKind, Layout};
 use crate::manifest::{BackupSubject, CompressionNote, Disk, Manifest, Source, VERSION};
 use crate::recovery::RecoveryHead;
@@ -196,12 +196,12 @@ pub(super) fn make(disks: &[TestDisk], other: &str) -> Made {
     let body_len = maker.bytes.len() as u64;
     let end = EndRecord { archive: Uuid::from_u128(0x1234_5678), time: TIME, body_len, recovery_at, totals };
     let mut tail = Vec::new();
-    let root = end::write_tail(&end, digests(&maker.bytes), &mut |piece| {
+    let root = end_record::write_tail(&end, digests(&maker.bytes), &mut |piece| {
         tail.extend_from_slice(piece);
         Ok(())
     })
     .unwrap();
-    assert_eq!(tail.len() as u64, end::tail_len(&end).unwrap());
+    assert_eq!(tail.len() as u64, end_record::tail_len(&end).unwrap());
     maker.members.push((
         layout::DIGESTS.to_owned(),
         Some(digests(&maker.bytes).into_iter().flat_map(Result::unwrap).collect()),

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::allocation_csv::CsvParser;
-use super::end::{self, DigestsParser, EndRecord, MAX_LEN, RootHasher};
+use super::end_record::{self, DigestsParser, EndRecord, MAX_LEN, RootHasher};
 use super::layout::{self, BackupKind, Layout, MemberOrder, MemberRole};
 use super::layout_fixture::{Made, TIME, TestDisk, digests, make, pieces};
 use super::manifest::Manifest;
@@ -140,7 +140,7 @@ fn the_tail_is_made_again_byte_for_byte_from_what_was_parsed() {
         assert!(parser.is_between());
         assert_eq!(found.len() as u64, record.chunks());
         let mut tail = Vec::new();
-        let again = end::write_tail(&record, found, &mut |piece| {
+        let again = end_record::write_tail(&record, found, &mut |piece| {
             tail.extend_from_slice(piece);
             Ok(())
         });

@@ -12,12 +12,13 @@
 //! Imports: `virtfold_base`. An archive knows tables of bytes, not images and not media.
 
 pub mod allocation_csv;
-mod bounded;
+mod archive_end;
+mod bounded_vec;
 pub mod crypt;
-pub mod end;
-mod ending;
+pub mod end_record;
 pub mod index;
 pub mod layout;
+mod lines;
 pub mod manifest;
 pub mod pax;
 pub mod reader;
@@ -29,10 +30,9 @@ pub mod stream;
 pub mod table;
 pub mod tar;
 pub mod tar_parser;
-mod text;
 pub mod writer;
 
-pub use ending::end_on_device;
+pub use archive_end::end_on_device;
 
 // Whoever reads archives alone needs no other crate.
 pub use virtfold_base::{error, units};

@@ -13,7 +13,7 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::bounded::{few, is_deeper};
+use crate::bounded_vec::{few, is_deeper};
 use crate::layout::{self, BackupKind, Layout};
 use crate::sparse::MapEntry;
 use crate::tar::{ALIGNMENT, MAX_OCTAL, MAX_SIZE};

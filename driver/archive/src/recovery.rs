@@ -8,10 +8,10 @@
 //! Imports: `units`, `error`; `sparse`, `sparse_parser`, `layout`, `tar`, `text` of this room.
 
 use crate::layout;
+use crate::lines::{LineAssembler, damaged, parse_decimal};
 use crate::sparse::{MapEntry, MapShape};
 use crate::sparse_parser::{MapLocation, MapParser};
 use crate::tar::Output;
-use crate::text::{LineAssembler, damaged, parse_decimal};
 use virtfold_base::error::{Error, Result};
 use virtfold_base::units::StreamOffset;
 

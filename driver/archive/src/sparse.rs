@@ -13,8 +13,8 @@
 //!
 //! Imports: `units`, `error`; `tar`, `text` of this room.
 
+use crate::lines::{ChunkedOutput, decimal_len, put_decimal};
 use crate::tar::{self, BLOCK, MAX_SIZE, Output};
-use crate::text::{ChunkedOutput, decimal_len, put_decimal};
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_base::units::GuestOffset;
 

@@ -7,9 +7,9 @@
 //!
 //! Imports: `units`, `error`; `sparse`, `tar`, `text` of this room.
 
+use crate::lines::{LineAssembler, damaged, parse_decimal};
 use crate::sparse::MapEntry;
 use crate::tar::BLOCK;
-use crate::text::{LineAssembler, damaged, parse_decimal};
 use virtfold_base::error::{Error, Result};
 use virtfold_base::units::{GuestOffset, StreamOffset};
 

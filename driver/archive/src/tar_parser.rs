@@ -8,9 +8,9 @@
 //! Imports: `units`, `error`; `tar`, `pax`, `layout`, `text` of this room.
 
 use crate::layout;
+use crate::lines::damaged;
 use crate::pax::{MAX_LEN, Records};
 use crate::tar::{BLOCK, BLOCK_LEN, Block, Header, MAX_SIZE, NAME_LEN, SPARSE_PREFIX, Type, pax_name};
-use crate::text::damaged;
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_base::units::StreamOffset;
 

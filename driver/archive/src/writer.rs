@@ -6,7 +6,7 @@
 //! Imports: `units`, `error`; `stream` and the member modules of this room.
 
 use crate::allocation_csv::{AllocationRow, CsvShape};
-use crate::end::{self, ArchiveTotals, EndRecord};
+use crate::end_record::{self, ArchiveTotals, EndRecord};
 use crate::layout::{self, Layout};
 use crate::manifest::Manifest;
 use crate::recovery::RecoveryHead;
@@ -131,7 +131,7 @@ impl Writer<'_, '_> {
         };
         let digests = self.stream.begin_tail()?;
         let digests = (0..digests.len()).map(|index| digests.get(index).map(|digest| *digest.as_bytes()));
-        end::write_tail(&record, digests, &mut |bytes| self.stream.bytes(bytes))
+        end_record::write_tail(&record, digests, &mut |bytes| self.stream.bytes(bytes))
     }
 
     fn member(&mut self, name: &str, content: &[u8]) -> Result<()> {

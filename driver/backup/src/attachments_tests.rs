@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::Control;
-use crate::backup::{ArchiveOptions, BackupInput, write};
+use crate::session::{ArchiveOptions, BackupInput, write};
 use virtfold_archive::index::{ArchiveIndex, Trust};
 use virtfold_archive::manifest::BackupSubject;
 use virtfold_archive::source::FileSource;
@@ -125,7 +125,7 @@ fn written(place: &Place, members: &[(&str, &[u8])], compression: Compression) -
         encrypt_to: None,
         layout: Layout::Compact,
         block_size: None,
-        detect_zeroes: crate::backup::DetectZeroes::default(),
+        detect_zeroes: crate::session::DetectZeroes::default(),
         limit_rate: None,
         workers: 2,
     };

@@ -18,8 +18,8 @@ use virtfold_archive::manifest::Manifest;
 use virtfold_archive::reader::{ArchiveReader, Visitor};
 use virtfold_archive::stream::{Cancel, ChunkState, ReadOptions, read_pipe};
 use virtfold_archive::table::{CorrespondenceTable, Run};
-use virtfold_base::durable;
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
+use virtfold_base::partial_file;
 use virtfold_base::units::StreamOffset;
 use virtfold_medium::{self as medium, Location};
 
@@ -141,7 +141,7 @@ fn list_directory(directory: &Path, identities: &Identities) -> Result<Vec<(Loca
     }
     let reading = || format!("cannot list '{}'", directory.display());
     let mut paths: Vec<PathBuf> = Vec::new();
-    for entry in durable::at_directory(std::fs::read_dir(directory), directory, reading)? {
+    for entry in partial_file::at_directory(std::fs::read_dir(directory), directory, reading)? {
         let path = entry.at(reading)?.path();
         if is_archive_name(&path.file_name().unwrap_or_default().to_string_lossy()) && path.is_file() {
             paths.push(path);

@@ -7,24 +7,24 @@
 //! Imports: all crates that ARCHITECTURE.md draws above it; `service` and `cli` import this one.
 
 pub mod attachments;
-pub mod backup;
-pub mod define;
-pub mod disks;
 pub mod domain;
+pub mod folded_disk;
 pub mod forget;
-mod guards;
-pub mod guest;
+pub mod freeze;
+pub mod host_identity;
 pub mod inspect;
 pub mod metrics;
-pub mod mounted;
+pub mod mount_check;
 pub mod plan;
 mod progress;
 pub mod restore;
+pub mod restore_domain;
 pub mod resume;
 pub mod retention;
+pub mod session;
+mod start_lock;
 pub mod tape;
 pub mod target;
-pub mod this_host;
 pub mod verify;
 
 use std::sync::Arc;

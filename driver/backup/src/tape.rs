@@ -78,7 +78,7 @@ impl TapeOptions {
     ///
     /// # Errors
     /// The catalog can't be opened.
-    pub fn memory(&self) -> Result<Arc<dyn TapeCatalog>> {
+    pub fn tape_catalog(&self) -> Result<Arc<dyn TapeCatalog>> {
         Ok(Arc::new(Catalog::open(&self.state_dir)?))
     }
 
@@ -86,8 +86,12 @@ impl TapeOptions {
     ///
     /// # Errors
     /// The catalog is there and can't be opened.
-    pub fn memory_if_any(&self) -> Result<Arc<dyn TapeCatalog>> {
-        if NoCatalog::is_in(&self.state_dir) { Ok(Arc::new(NoTapeCatalog)) } else { self.memory() }
+    pub fn tape_catalog_if_any(&self) -> Result<Arc<dyn TapeCatalog>> {
+        if NoCatalog::for_missing(&self.state_dir) {
+            Ok(Arc::new(NoTapeCatalog))
+        } else {
+            self.tape_catalog()
+        }
     }
 
     /// Begins the archive `name` on the tape in the drive. Its waits end with `cancel`.
@@ -107,14 +111,14 @@ impl TapeOptions {
         name: &str,
         cancel: &Cancel,
     ) -> Result<std::result::Result<(TapeMedium, u64), String>> {
-        TapeMedium::go_on_with(self.setup(cancel)?, name)
+        TapeMedium::resume(self.setup(cancel)?, name)
     }
 
     fn setup(&self, cancel: &Cancel) -> Result<TapeWriteOptions> {
         Ok(TapeWriteOptions {
             drive: self.drive(),
             changer: self.changer()?,
-            ledger: self.memory()?,
+            ledger: self.tape_catalog()?,
             pool: self.pool.clone(),
             ring: self.ring,
             commit_every: self.commit_every,
@@ -131,7 +135,7 @@ impl TapeOptions {
         let reading = TapeReadOptions {
             drive: self.drive(),
             changer: self.changer()?,
-            ledger: self.memory_if_any()?,
+            ledger: self.tape_catalog_if_any()?,
             patience: self.patience,
             cancel: Arc::clone(&self.cancel),
         };
@@ -139,7 +143,7 @@ impl TapeOptions {
     }
 
     /// Looks after the tape in the drive.
-    pub fn care<'a>(&self, memory: &'a dyn TapeCatalog) -> VolumeAdmin<'a> {
+    pub fn volume_admin<'a>(&self, memory: &'a dyn TapeCatalog) -> VolumeAdmin<'a> {
         VolumeAdmin::new(self.drive(), memory, self.patience, Arc::clone(&self.cancel))
     }
 
@@ -147,7 +151,7 @@ impl TapeOptions {
     ///
     /// # Errors
     /// The tape can't be read, or does not hold it.
-    pub fn glance(&self, which: &TapeArchive, identities: &Identities) -> Result<ArchiveSummary> {
+    pub fn summary(&self, which: &TapeArchive, identities: &Identities) -> Result<ArchiveSummary> {
         let source = self.open(which)?;
         let name = source.archive().to_owned();
         let vouched = source.complete();

@@ -3,11 +3,11 @@
 //!
 //! Imports no other room.
 
-pub mod durable;
 pub mod error;
 pub mod ioctl;
 pub mod mounts;
 pub mod openers;
 pub mod packed;
-pub mod spool;
+pub mod partial_file;
+pub mod spill_log;
 pub mod units;

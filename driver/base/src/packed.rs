@@ -10,7 +10,7 @@
 //! Imports: `error`, `spool`.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::spool::SpillLog;
+use crate::spill_log::SpillLog;
 
 /// Records in a page.
 const PAGE: usize = 256;

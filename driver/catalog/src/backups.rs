@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use rusqlite::{Row, Transaction, params};
 use uuid::Uuid;
 
-use super::store::{Catalog, Sql};
+use super::journal::{Catalog, Sql};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 use virtfold_medium::Location;
 

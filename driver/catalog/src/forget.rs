@@ -5,7 +5,7 @@
 
 use rusqlite::params;
 
-use super::store::{Catalog, Sql};
+use super::journal::{Catalog, Sql};
 use virtfold_base::error::Result;
 use virtfold_hypervisor::DomainId;
 

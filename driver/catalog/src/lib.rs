@@ -16,27 +16,27 @@
 
 mod backups;
 mod forget;
+mod freeze_session;
+mod journal;
 mod locks;
 mod mounts;
-mod nothing;
+mod no_catalog;
 mod pins;
 pub mod queue;
 mod schema;
-mod store;
 mod tapes;
 #[cfg(test)]
 mod tests;
-mod types;
 mod volumes;
 
 pub use backups::{BackupCopy, LastBackup, Owner, Source, copy_name, place_name};
 pub use forget::{KnownDomain, Traces};
-pub use nothing::NoCatalog;
-pub use store::Catalog;
-pub use types::{
+pub use freeze_session::{
     BaseImage, FreezeSession, JournalEntry, SessionDisk, SessionKind, SessionOutcome, SessionState,
     UnfreezeState,
 };
+pub use journal::Catalog;
+pub use no_catalog::NoCatalog;
 pub use volumes::Volume;
 
 use std::fmt::Debug;

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use rusqlite::{OptionalExtension, params};
 
 use super::backups::utf8;
-use super::store::{Catalog, Sql};
+use super::journal::{Catalog, Sql};
 use virtfold_base::error::Result;
-use virtfold_medium::mounts::MountPoint;
+use virtfold_medium::mount_point::MountPoint;
 
 impl Catalog {
     /// What the directory `place` (absolute, as people call it) was on; nothing for one that never had a mount.

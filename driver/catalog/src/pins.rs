@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use rusqlite::params;
 use uuid::Uuid;
 
-use super::store::{Catalog, Sql};
+use super::journal::{Catalog, Sql};
 use virtfold_base::error::Result;
 
 impl Catalog {

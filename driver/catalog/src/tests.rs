@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use super::*;
 use virtfold_base::error::ErrorKind;
-use virtfold_hypervisor::guard::GuestHold;
-use virtfold_hypervisor::host::ImageStamp;
+use virtfold_hypervisor::host_files::ImageStamp;
 use virtfold_hypervisor::types::Persistence;
+use virtfold_hypervisor::watchdog::GuestHold;
 
 fn mark(seconds: u64) -> ImageStamp {
     ImageStamp { modified: Duration::new(seconds, 7), size: u64::MAX }

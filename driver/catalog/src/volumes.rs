@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::store::{Catalog, Sql};
+use super::journal::{Catalog, Sql};
 use virtfold_base::error::Result;
 
 /// A volume, as far as it matters for how long it is kept.

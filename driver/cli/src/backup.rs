@@ -6,10 +6,10 @@ use std::sync::Arc;
 use anyhow::Result;
 use virtfold_archive::stream::Compression;
 use virtfold_archive::table::Layout;
-use virtfold_backup::backup::{
+use virtfold_backup::resume::{ResumeContext, ResumePolicy, SavedEnvelope};
+use virtfold_backup::session::{
     self, ArchiveOptions, BackupReport, BackupRequest, DetectZeroes, DiskReport, ImageSpec, RawHeaderCheck,
 };
-use virtfold_backup::resume::{ResumeContext, ResumePolicy, SavedEnvelope};
 use virtfold_backup::{Control, Progress};
 use virtfold_base::error::{Error, ErrorKind};
 use virtfold_base::units::{BlockSize, Human};
@@ -20,14 +20,14 @@ use virtfold_medium::{Location, RateLimit};
 
 use super::Signals;
 use super::args;
+use super::catalog_fill::{self, StateDirPolicy};
 use super::config::ConfigFlag;
+use super::domain::{self, GuestArgs};
+use super::encryption::EncryptArgs;
 use super::exit::ExitStatus;
-use super::guest::{self, GuestArgs};
-use super::keys::EncryptArgs;
 use super::medium;
 use super::mounted::MountArgs;
 use super::output::say;
-use super::remember::{self, StateDirPolicy};
 use super::report::{JsonFlag, OutputFormat, ProgressPrinter, StdoutUse, printable, result};
 use super::tape::media::Destinations;
 use super::tape::options::WriteArgs;
@@ -143,10 +143,10 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<ExitStatus> {
         let looked = args.mounts.check(&media, &config, catalog.as_ref())?;
         media.stand_on(looked);
     }
-    let wish = if args.no_resume { ResumePolicy::Anew } else { ResumePolicy::GoOn };
+    let wish = if args.no_resume { ResumePolicy::Never } else { ResumePolicy::IfPossible };
     if let Some(domain) = &args.domain {
         let name = args.job.as_deref();
-        let job = guest::DomainBackupOptions { domain, name, manner, media, wish, style, defaults };
+        let job = domain::DomainBackupOptions { domain, name, manner, media, wish, style, defaults };
         return args.guest.run(job, signals);
     }
     if args.to.is_empty() {
@@ -168,7 +168,7 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<ExitStatus> {
     };
     let request = request(args, manner, destinations.clone())?;
     let (outcome, report) = images_to(&request, (&media, &keep), style, signals)?;
-    remember::backup(&report, &media, job.as_deref(), (&state_dir, StateDirPolicy::Left));
+    catalog_fill::backup(&report, &media, job.as_deref(), (&state_dir, StateDirPolicy::RequireExisting));
     Ok(outcome)
 }
 
@@ -182,7 +182,8 @@ fn images_to(
     let progress = Arc::new(Progress::default());
     let ticker = ProgressPrinter::start(style, out, &progress)?;
     let control = Control { cancel: Arc::clone(&signals.stop), progress };
-    let report = backup::run_kept(request, (&control, Some(keep)), |label, cancel| media.open(label, cancel));
+    let report =
+        session::run_kept(request, (&control, Some(keep)), |label, cancel| media.open(label, cancel));
     drop(ticker);
     let report = media.complete(report?);
     warn(&report.disks);
@@ -229,7 +230,7 @@ fn images(args: &Args) -> Result<Vec<ImageSpec>> {
     let specs = args.image.iter().zip(formats).enumerate().map(|(index, (path, format))| ImageSpec {
         path: path.clone(),
         format,
-        target: args.name.get(index).cloned().unwrap_or_else(|| backup::default_target(index)),
+        target: args.name.get(index).cloned().unwrap_or_else(|| session::default_target(index)),
     });
     Ok(specs.collect())
 }
@@ -278,8 +279,8 @@ fn request(args: Args, manner: ArchiveOptions, destinations: Vec<Location>) -> R
         block_size: manner.block_size,
         detect_zeroes: manner.detect_zeroes,
         limit_rate: manner.limit_rate,
-        usage: if args.frozen { ImageAccess::Frozen } else { ImageAccess::Checked },
-        containers: if args.force { RawHeaderCheck::AsCalled } else { RawHeaderCheck::Refuse },
+        usage: if args.frozen { ImageAccess::Frozen } else { ImageAccess::Locked },
+        containers: if args.force { RawHeaderCheck::Ignore } else { RawHeaderCheck::Refuse },
         workers: manner.workers,
     })
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use virtfold_archive::crypt::Identities;
-use virtfold_backup::define::{
+use virtfold_backup::restore_domain::{
     self, AfterDefine, DefaultTarget, DefineContext, DiskAction, DiskPlan, DomainIdentity,
     RestoreDomainReport, RestoreDomainRequest, WriteOptions,
 };
@@ -15,14 +15,14 @@ use virtfold_base::error::Error;
 use virtfold_base::units::Human;
 use virtfold_catalog::{Catalog, Journal, NoCatalog};
 use virtfold_hooks::HookOwner;
-use virtfold_hypervisor::host::LocalFiles;
+use virtfold_hypervisor::host_files::LocalFiles;
 use virtfold_medium::{Location, TapeArchive};
 
 use super::Signals;
+use super::domain::connection::{ConnectFlag, StateFlag, places};
 use super::exit::ExitStatus;
-use super::guest::connection::{ConnectFlag, StateFlag, places};
+use super::free_space;
 use super::report::{OutputFormat, ProgressPrinter, StdoutUse, printable, result};
-use super::room;
 
 /// The options of a restore of a guest.
 #[derive(Debug, clap::Args)]
@@ -76,7 +76,7 @@ pub(super) struct CommonArgs {
     /// How they are written.
     pub(super) writing: WriteOptions,
     /// Whether what is there may be replaced.
-    pub(super) existing: virtfold_base::durable::Overwrite,
+    pub(super) existing: virtfold_base::partial_file::Overwrite,
 }
 
 impl DefineArgs {
@@ -97,7 +97,7 @@ impl DefineArgs {
     ) -> Result<ExitStatus> {
         let connection = self.connect.open()?;
         let places = places(self.libvirt_dir.as_deref(), &connection.uri)?;
-        let guards = virtfold_hooks::guard::usual_path(HookOwner::of(&connection.uri));
+        let guards = virtfold_hooks::start_lock::usual_path(HookOwner::of(&connection.uri));
         let journal = self.journal()?;
         let host = DefineContext {
             hypervisor: connection.hypervisor.as_ref(),
@@ -109,7 +109,7 @@ impl DefineArgs {
         let rest = match (common.output, self.pool) {
             (_, Some(pool)) => DefaultTarget::Pool(pool),
             (Some(directory), None) => DefaultTarget::Directory(directory),
-            (None, None) => DefaultTarget::AsBefore,
+            (None, None) => DefaultTarget::OriginalPath,
         };
         let request = RestoreDomainRequest {
             archive: common.archive,
@@ -128,17 +128,17 @@ impl DefineArgs {
             if self.plan { None } else { Some(ProgressPrinter::start(style, StdoutUse::Free, &progress)?) };
         let tape = common.tape.map(|(drive, which)| drive.open(&which)).transpose()?;
         let report = match (tape, self.plan) {
-            (Some(tape), true) => define::plan_from(&request, &host, &control, tape),
-            (Some(tape), false) => define::run_from(&request, &host, &control, tape),
-            (None, true) => define::plan(&request, &host, &control),
-            (None, false) => define::run(&request, &host, &control),
+            (Some(tape), true) => restore_domain::plan_from(&request, &host, &control, tape),
+            (Some(tape), false) => restore_domain::run_from(&request, &host, &control, tape),
+            (None, true) => restore_domain::plan(&request, &host, &control),
+            (None, false) => restore_domain::run(&request, &host, &control),
         };
         drop(ticker);
         let report = report?;
         result(style, StdoutUse::Free, &report, &text(&report))?;
         // A restore that is done had room.
         if self.plan {
-            room::check(&report.room)?;
+            free_space::check(&report.room)?;
         }
         Ok(ExitStatus::Done)
     }
@@ -146,7 +146,7 @@ impl DefineArgs {
     /// The journal; a plan makes none where there is none.
     fn journal(&self) -> Result<Option<Catalog>, Error> {
         let state = self.state.path_of(self.connect.whose())?;
-        if self.plan && NoCatalog::is_in(&state) {
+        if self.plan && NoCatalog::for_missing(&state) {
             return Ok(None);
         }
         Catalog::open(&state).map(Some)
@@ -155,7 +155,7 @@ impl DefineArgs {
 
 fn text(report: &RestoreDomainReport) -> String {
     let what = match report.identity {
-        DomainIdentity::AsItWas => "as it was".to_owned(),
+        DomainIdentity::Original => "as it was".to_owned(),
         DomainIdentity::Copy => format!("a copy of '{}'", printable(&report.guest)),
         DomainIdentity::Replacement => "replacing the existing one".to_owned(),
     };
@@ -181,7 +181,7 @@ fn text(report: &RestoreDomainReport) -> String {
         }
     }
     if !report.defined {
-        text += &room::text(&report.room);
+        text += &free_space::text(&report.room);
     }
     for note in &report.notes {
         text += &format!("note: {}\n", printable(note));
@@ -213,7 +213,7 @@ fn disk_text(disk: &DiskPlan, verb: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use virtfold_backup::define::{DefinitionChange, FilePlan, Room};
+    use virtfold_backup::restore_domain::{DefinitionChange, FilePlan, Room};
 
     use super::*;
 

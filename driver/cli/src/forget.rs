@@ -10,8 +10,8 @@ use virtfold_base::error::{Error, ErrorKind};
 use virtfold_catalog::Catalog;
 
 use super::config::ConfigFlag;
+use super::domain::connection::{ConnectFlag, StateFlag};
 use super::exit::ExitStatus;
-use super::guest::connection::{ConnectFlag, StateFlag};
 use super::report::{JsonFlag, OutputFormat, StdoutUse, printable, result};
 
 /// Forget a guest that no longer exists: its runs, its failures and its metrics

@@ -3,17 +3,18 @@
 //!
 //! `exit` is the one place that maps errors to exit codes, `report` the one that prints progress.
 
-mod again;
 mod args;
 mod backup;
+mod catalog_fill;
 mod config;
 mod control;
 mod define;
+mod domain;
+mod encryption;
 mod exit;
 mod forget;
+mod free_space;
 mod generate;
-mod guest;
-mod keys;
 mod list;
 mod map;
 mod medium;
@@ -21,13 +22,12 @@ mod mounted;
 mod output;
 mod pin;
 mod prune;
-mod remember;
 mod report;
 mod restore;
-mod room;
 mod serve;
 mod show;
 mod signals;
+mod subprocess;
 mod table;
 mod tape;
 mod verify;
@@ -62,8 +62,8 @@ enum Verb {
     Table(table::Args),
     Map(map::Args),
     Tape(Box<tape::Args>),
-    Domains(guest::domains::Args),
-    Recover(guest::recover::Args),
+    Domains(domain::domains::Args),
+    Recover(domain::recover::Args),
     Prune(Box<prune::Args>),
     Pin(pin::PinArgs),
     Unpin(pin::UnpinArgs),
@@ -77,7 +77,7 @@ enum Verb {
     Config(config::Args),
     Serve(Box<serve::Args>),
     #[command(hide = true)]
-    Guard(guest::guard::Args),
+    Guard(domain::watchdog::Args),
     #[command(hide = true)]
     Medium(Box<medium::Args>),
     #[command(hide = true)]
@@ -126,8 +126,8 @@ impl Verb {
             Self::Table(args) => table::run(&args, signals),
             Self::Map(args) => map::run(&args),
             Self::Tape(args) => tape::run(&args, signals),
-            Self::Domains(args) => guest::domains::run(&args),
-            Self::Recover(args) => guest::recover::run(&args),
+            Self::Domains(args) => domain::domains::run(&args),
+            Self::Recover(args) => domain::recover::run(&args),
             Self::Prune(args) => prune::run(&args),
             Self::Pin(args) => pin::pin(&args),
             Self::Unpin(args) => pin::unpin(&args),
@@ -140,7 +140,7 @@ impl Verb {
             Self::Cancel(args) => control::cancel::run(&args),
             Self::Config(args) => config::run(&args),
             Self::Serve(args) => serve::run(&args),
-            Self::Guard(args) => guest::guard::run(&args),
+            Self::Guard(args) => domain::watchdog::run(&args),
             Self::Medium(args) => medium::run(&args, signals),
             Self::Generate(args) => generate::run(&args, <Cli as clap::CommandFactory>::command()),
         }

@@ -7,18 +7,18 @@ use jiff::Timestamp;
 use serde::Serialize;
 use uuid::Uuid;
 use virtfold_backup::inspect::{self, ArchiveSummary};
-use virtfold_backup::mounted::{CheckedDirectory, MountRequirement, check};
+use virtfold_backup::mount_check::{CheckedDirectory, MountRequirement, check};
 use virtfold_backup::retention::{self, CatalogFillReport};
 use virtfold_base::error::sentence;
 use virtfold_base::units::Human;
 use virtfold_catalog::Catalog;
-use virtfold_medium::{Location, mounts};
+use virtfold_medium::{Location, mount_point};
 
 use super::Signals;
 use super::args;
+use super::domain::connection::StateFlag;
+use super::encryption::IdentityArgs;
 use super::exit::ExitStatus;
-use super::guest::connection::StateFlag;
-use super::keys::IdentityArgs;
 use super::output::say;
 use super::report::{JsonFlag, OutputFormat, StdoutUse, printable, result};
 use super::show;
@@ -74,15 +74,15 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
     if let (Some(path), true) = (args.directory.path(), args.remember) {
         let catalog = Catalog::open_existing(&args.state.path()?)?;
         check(
-            &CheckedDirectory { path, medium: None, mounted: MountRequirement::AsBefore },
+            &CheckedDirectory { path, medium: None, mounted: MountRequirement::SameAsFirstUse },
             catalog.as_ref(),
-            &mounts::of,
+            &mount_point::of,
         )?;
     }
     let located = inspect::list_located(&args.directory, &args.identity.load()?)?;
     let style = OutputFormat::from_flag(&args.json);
     let noted = if args.remember {
-        Some(retention::remember(
+        Some(retention::fill_catalog(
             (&args.directory, located.as_slice()),
             &Catalog::open(&args.state.path()?)?,
         )?)

@@ -33,7 +33,7 @@ pub(crate) struct Args {
 
 /// Runs the verb.
 pub(crate) fn run(args: &Args) -> Result<ExitStatus> {
-    let options = OpenOptions { usage: ImageAccess::Glance, ..OpenOptions::default() };
+    let options = OpenOptions { usage: ImageAccess::Unlocked, ..OpenOptions::default() };
     let image = DiskImage::open(&args.image, args.format, &options)?;
     let table = image.allocation()?;
     let mut out = BufWriter::new(output::out());

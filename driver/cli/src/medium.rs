@@ -14,11 +14,11 @@ use virtfold_catalog::place_name;
 use virtfold_medium::process::{
     self, MediumRequest, ProbeReply, ProcessDestination, ServeOutcome, TerminatingProcesses,
 };
-use virtfold_medium::{self as medium, ArchiveLabel, Location, PartialArchive, Resumed, mounts};
+use virtfold_medium::{self as medium, ArchiveLabel, Location, PartialArchive, Resumed, mount_point};
 
 use super::args;
+use super::domain::connection::StateFlag;
 use super::exit::ExitStatus;
-use super::guest::connection::StateFlag;
 use super::mounted::Expected;
 use super::output::say;
 use super::report::printable;
@@ -104,7 +104,7 @@ impl Args {
                 Ok(ServeOutcome::Known(ProbeReply::Device(found.map(|found| found.dev()))))
             }
             MediumRequest::Mount => {
-                let found = place.path().map(mounts::of).transpose()?.flatten();
+                let found = place.path().map(mount_point::of).transpose()?.flatten();
                 Ok(ServeOutcome::Known(ProbeReply::Mount(found)))
             }
             MediumRequest::Name => place_name(place).map(|name| ServeOutcome::Known(ProbeReply::Name(name))),
@@ -133,8 +133,8 @@ impl Args {
     ) -> Result<ServeOutcome, Error> {
         let Location::Tape(address) = place else {
             return Ok(match medium::reopen(place, label, cancel, remains)? {
-                Resumed::At(medium, at) => ServeOutcome::At(medium, at, None),
-                Resumed::Gone(why) => ServeOutcome::Gone(why),
+                Resumed::From(medium, at) => ServeOutcome::At(medium, at, None),
+                Resumed::NotPossible(why) => ServeOutcome::Gone(why),
             });
         };
         let drive = self.tape.drive(address, self.state.path()?, cancel)?;

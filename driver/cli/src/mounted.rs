@@ -4,11 +4,11 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use virtfold_backup::mounted::{CheckedDirectory, MountRequirement, check, still};
+use virtfold_backup::mount_check::{CheckedDirectory, MountRequirement, check, still};
 use virtfold_base::error::{Error, IoContext};
 use virtfold_catalog::Catalog;
 use virtfold_config::{Config, Medium};
-use virtfold_medium::mounts::MountPoint;
+use virtfold_medium::mount_point::MountPoint;
 
 use super::tape::media::Destinations;
 
@@ -48,16 +48,18 @@ impl MountArgs {
             let known = of(config, path)?;
             let mounted =
                 match (Self::says(&self.no_require_mount, path), Self::says(&self.require_mount, path)) {
-                    (true, _) => MountRequirement::No,
-                    (false, true) => MountRequirement::Yes,
-                    (false, false) => known.map_or(MountRequirement::AsBefore, |(_, medium)| wish(medium)),
+                    (true, _) => MountRequirement::NotRequired,
+                    (false, true) => MountRequirement::Required,
+                    (false, false) => {
+                        known.map_or(MountRequirement::SameAsFirstUse, |(_, medium)| wish(medium))
+                    }
                 };
             let medium = self.medium.get(index).map(String::as_str).or(known.map(|(name, _)| name));
             let found = check(&CheckedDirectory { path, medium, mounted }, catalog, &|_| media.mount(place))?;
             Ok(found.map(|mount| Expected {
                 mount_point: Some(mount.point),
                 file_system: mount.file_system,
-                any_file_system: mounted == MountRequirement::Yes,
+                any_file_system: mounted == MountRequirement::Required,
                 called: medium.map(ToOwned::to_owned),
             }))
         };
@@ -107,7 +109,8 @@ impl Expected {
     /// Those of [`still`].
     pub(crate) fn check(&self, path: &Path) -> Result<(), Error> {
         let Some(point) = self.mount_point.clone() else { return Ok(()) };
-        let mounted = if self.any_file_system { MountRequirement::Yes } else { MountRequirement::AsBefore };
+        let mounted =
+            if self.any_file_system { MountRequirement::Required } else { MountRequirement::SameAsFirstUse };
         let place = CheckedDirectory { path, medium: self.called.as_deref(), mounted };
         still(&place, &MountPoint { point, file_system: self.file_system.clone() })
     }
@@ -116,9 +119,9 @@ impl Expected {
 /// What the configuration says of a medium.
 pub(crate) fn wish(medium: &Medium) -> MountRequirement {
     match medium.mounted {
-        None => MountRequirement::AsBefore,
-        Some(true) => MountRequirement::Yes,
-        Some(false) => MountRequirement::No,
+        None => MountRequirement::SameAsFirstUse,
+        Some(true) => MountRequirement::Required,
+        Some(false) => MountRequirement::NotRequired,
     }
 }
 

@@ -10,9 +10,9 @@ use virtfold_catalog::{Catalog, copy_name};
 use virtfold_medium::{Location, TapeArchive};
 
 use super::args;
+use super::domain::connection::StateFlag;
+use super::encryption::IdentityArgs;
 use super::exit::ExitStatus;
-use super::guest::connection::StateFlag;
-use super::keys::IdentityArgs;
 use super::report::{JsonFlag, OutputFormat, StdoutUse, printable, result};
 
 /// Keep an archive whatever the rules of 'prune' say

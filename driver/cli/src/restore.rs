@@ -4,26 +4,26 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Result;
-use virtfold_backup::define::WriteOptions;
 use virtfold_backup::restore::{self, RestorePlan, RestoreReport, RestoreRequest, Selection, VerifyMode};
+use virtfold_backup::restore_domain::WriteOptions;
 use virtfold_backup::tape::TapeOptions;
 use virtfold_backup::target::Method;
 use virtfold_backup::{Control, Progress};
-use virtfold_base::durable::Overwrite;
 use virtfold_base::error::{Error, ErrorKind};
+use virtfold_base::partial_file::Overwrite;
 use virtfold_base::units::Human;
 use virtfold_config::parse_size;
-use virtfold_hypervisor::host::LocalFiles;
+use virtfold_hypervisor::host_files::LocalFiles;
 use virtfold_image::Format;
 use virtfold_medium::{Location, LostRanges, TapeArchive};
 
 use super::Signals;
 use super::args;
 use super::define::{CommonArgs, DefineArgs};
+use super::encryption::IdentityArgs;
 use super::exit::ExitStatus;
-use super::keys::IdentityArgs;
+use super::free_space;
 use super::report::{JsonFlag, OutputFormat, ProgressPrinter, StdoutUse, damage, printable, result};
-use super::room;
 use super::tape::{self, options::ChangeArgs};
 
 /// Restore disks, or a whole guest, from an archive
@@ -164,7 +164,7 @@ fn plan(
         None => restore::plan(request, &control, &LocalFiles)?,
     };
     result(style, StdoutUse::Free, &plan, &plan_text(&plan))?;
-    room::check(&plan.room)?;
+    free_space::check(&plan.room)?;
     Ok(ExitStatus::Done)
 }
 
@@ -176,7 +176,7 @@ fn plan_text(plan: &RestorePlan) -> String {
         text +=
             &format!("{}: {data} of {capacity} {verb} {path} ({})\n", printable(&disk.target), disk.format);
     }
-    text + &room::text(&plan.room) + "nothing was changed"
+    text + &free_space::text(&plan.room) + "nothing was changed"
 }
 
 fn writing(args: &Args) -> WriteOptions {
@@ -189,7 +189,7 @@ fn writing(args: &Args) -> WriteOptions {
         cluster_size: args.cluster_size,
         checking: match (args.partial, args.unverified) {
             (true, _) => VerifyMode::Partial,
-            (false, true) => VerifyMode::Later,
+            (false, true) => VerifyMode::Unverified,
             (false, false) => VerifyMode::All,
         },
         workers: args::workers(args.workers),
@@ -197,7 +197,7 @@ fn writing(args: &Args) -> WriteOptions {
 }
 
 fn existing(args: &Args) -> Overwrite {
-    if args.force { Overwrite::Replace } else { Overwrite::Keep }
+    if args.force { Overwrite::Replace } else { Overwrite::Refuse }
 }
 
 fn request(args: Args) -> Result<RestoreRequest> {

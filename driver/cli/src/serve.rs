@@ -14,16 +14,16 @@ use virtfold_hypervisor::{DomainId, Hypervisor};
 use virtfold_service::clock::HostClock;
 use virtfold_service::control::{ControlApi, Limits, Server};
 use virtfold_service::engine::{Engine, EngineControlApi, EngineParts, Input, Load};
+use virtfold_service::event_bridge::{self, EventBridge, SharedConnection};
 use virtfold_service::events::{self, EventThread};
-use virtfold_service::intake::{self, EventBridge, SharedConnection};
 use virtfold_service::metrics::{Exporter, Metrics};
 use virtfold_service::runner::{ProcessRunner, RunPaths};
 use virtfold_service::settings::settings;
 
 use super::config::ConfigFlag;
 use super::control::SocketFlag;
+use super::domain::connection::{ConnectFlag, StateFlag};
 use super::exit::{self, ExitStatus};
-use super::guest::connection::{ConnectFlag, StateFlag};
 
 /// How often the files of the metrics are written.
 const METRICS_EVERY: Duration = Duration::from_secs(10);
@@ -112,7 +112,7 @@ fn link(connect: &ConnectFlag) -> Result<SharedConnection> {
     let connect = connect.clone();
     let open =
         move || connect.open().map(|connection| -> Arc<dyn Hypervisor> { Arc::from(connection.hypervisor) });
-    let link = intake::link(open);
+    let link = event_bridge::link(open);
     match link() {
         Err(error) if matches!(error.kind(), ErrorKind::Usage | ErrorKind::Unsupported) => Err(error.into()),
         _ => Ok(link),
@@ -176,7 +176,7 @@ fn hear(places: events::EventSettings, link: SharedConnection, to: Sender<Input>
     let (events, notices) = EventThread::start(places, Box::new(move || connect()))?;
     let mut intake = EventBridge::new(Arc::clone(&link), to.clone());
     thread("intake", move || intake.run(&notices))?;
-    thread("libvirt", move || intake::watch(&link, &to))?;
+    thread("libvirt", move || event_bridge::watch(&link, &to))?;
     Ok(events)
 }
 

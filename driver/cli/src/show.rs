@@ -9,9 +9,9 @@ use virtfold_medium::Location;
 
 use super::Signals;
 use super::args;
+use super::domain::connection::StateFlag;
+use super::encryption::IdentityArgs;
 use super::exit::ExitStatus;
-use super::guest::connection::StateFlag;
-use super::keys::IdentityArgs;
 use super::report::{JsonFlag, OutputFormat, StdoutUse, printable, result};
 use super::tape::{self, options::WaitFlag};
 
@@ -44,7 +44,7 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
     let glance = match &args.archive {
         Location::Tape(address) => {
             let drive = args.wait.drive(address, args.state.path()?, &signals.stop);
-            drive.glance(tape::options::archive(address)?, &identities)?
+            drive.summary(tape::options::archive(address)?, &identities)?
         }
         location => inspect::glance(location, &identities)?,
     };

@@ -14,9 +14,9 @@ use virtfold_medium::{Location, PipeSource};
 
 use super::Signals;
 use super::args;
+use super::domain::connection::StateFlag;
+use super::encryption::IdentityArgs;
 use super::exit::ExitStatus;
-use super::guest::connection::StateFlag;
-use super::keys::IdentityArgs;
 use super::output;
 use super::report::{JsonFlag, OutputFormat};
 use super::tape::{self, options::ChangeArgs};

@@ -10,9 +10,9 @@ use virtfold_medium::Location;
 
 use super::Signals;
 use super::args;
+use super::domain::connection::StateFlag;
+use super::encryption::IdentityArgs;
 use super::exit::ExitStatus;
-use super::guest::connection::StateFlag;
-use super::keys::IdentityArgs;
 use super::report::{JsonFlag, OutputFormat, ProgressPrinter, StdoutUse, damage, printable, result};
 use super::tape::{self, options::ChangeArgs};
 

@@ -25,21 +25,21 @@ use crossbeam_channel::Receiver;
 use virtfold_base::error::Result;
 
 pub mod apparmor;
+pub mod call_error;
+pub mod config_repair;
+pub mod disk_rules;
 pub mod domain_xml;
-mod events;
-pub mod fault;
-pub mod guard;
-pub mod host;
+mod event_hub;
+pub mod host_files;
 #[cfg(feature = "libvirt")]
 pub mod libvirt;
-pub mod rules;
-pub mod settle;
 #[cfg(any(test, feature = "simulated"))]
 pub mod simulated;
 pub mod types;
+pub mod watchdog;
 
 pub use apparmor::LiftedDenials;
-pub use fault::{HypervisorError, code};
+pub use call_error::{HypervisorError, code};
 pub use types::{
     Activity, BlockJob, BlockJobEnd, BlockJobKind, BlockJobStatus, CommitBase, CommitRequest, DomainEvent,
     DomainId, DomainInfo, DomainState, Lifecycle, PausedReason, Persistence, QemuDisk, Quiesce, SnapshotDisk,
@@ -68,7 +68,7 @@ pub trait Hypervisor: Debug + Send + Sync {
     ///
     /// # Errors
     /// [`virtfold_base::error::ErrorKind::NotFound`] where there is none (a transient domain that ended is gone).
-    fn run_state(&self, domain: DomainId) -> Result<DomainState>;
+    fn domain_state(&self, domain: DomainId) -> Result<DomainState>;
 
     /// The domain XML, with its secrets (a VNC password lost in a redefinition is a guest that nobody can look at).
     ///

@@ -11,13 +11,13 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::DiskImage;
+use super::change_detection;
 use super::file::{FileIndex, HostFile};
 use super::format::{Format, ImageAccess, OpenOptions};
 use super::layer::Layer;
 use super::locks;
 use super::qcow2::{self, EncryptionMethod, Header, Qcow2};
 use super::source::{ChainImage, ImageInfo, Qcow2Options};
-use super::writers;
 use virtfold_base::error::{Error, ErrorKind, Result};
 
 /// Who says what a chain is made of.
@@ -96,11 +96,11 @@ impl Chain {
         }
         self.warnings.extend(locks::hold(&file, self.usage)?);
         locks::refuse_writer(&file, self.usage)?;
-        if self.usage != ImageAccess::Glance {
+        if self.usage != ImageAccess::Unlocked {
             file.flush()?;
         }
-        if self.usage == ImageAccess::Checked {
-            writers::refuse(&file)?;
+        if self.usage == ImageAccess::Locked {
+            change_detection::refuse(&file)?;
         }
         let index = u32::try_from(self.files.len());
         self.files.push(file);

@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 
 use nix::libc;
 
+use super::change_detection;
 use super::format::ChangeSensitivity;
-use super::writers;
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 use virtfold_base::units::HostOffset;
 
@@ -52,14 +52,14 @@ struct ImageFileStamp {
     /// The last change of anything of it: a write, an owner, a name.
     changed: (i64, i64),
     /// Of a block device, what was written to it since it is there, where the kernel counts that.
-    written: Option<writers::DeviceWriteCounters>,
+    written: Option<change_detection::DeviceWriteCounters>,
 }
 
 impl ImageFileStamp {
     fn of(file: &File, len: u64) -> std::io::Result<Self> {
         let meta = file.metadata()?;
         if meta.file_type().is_block_device() {
-            let written = writers::written(meta.rdev())?;
+            let written = change_detection::written(meta.rdev())?;
             return Ok(Self { len, modified: (0, 0), changed: (0, 0), written });
         }
         let (modified, changed) = ((meta.mtime(), meta.mtime_nsec()), (meta.ctime(), meta.ctime_nsec()));

@@ -44,11 +44,11 @@ impl FromStr for Format {
 pub enum ImageAccess {
     /// Refuse an image that a QEMU has open for writing; its locks tell.
     #[default]
-    Checked,
+    Locked,
     /// The caller vouches that nothing in the image changes while it is open.
     Frozen,
     /// A look that may be a moment old: no lock is taken and none is looked for.
-    Glance,
+    Unlocked,
 }
 
 /// What counts as a change of an image while it is read.
@@ -74,6 +74,6 @@ pub struct OpenOptions {
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { usage: ImageAccess::Checked, change: ChangeSensitivity::Write, max_depth: 200 }
+        Self { usage: ImageAccess::Locked, change: ChangeSensitivity::Write, max_depth: 200 }
     }
 }

@@ -2,10 +2,10 @@
 //!
 //! Imports: `error`, `units`, `file`, `qcow2`, `raw`, `table`.
 
+use super::allocation_table::Extent;
 use super::file::{FileIndex, HostFile};
 use super::qcow2::{Qcow2, l2};
 use super::raw;
-use super::table::Extent;
 use virtfold_base::error::Result;
 use virtfold_base::units::GuestOffset;
 

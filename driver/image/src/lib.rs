@@ -20,7 +20,10 @@
 //!
 //! Imports: `units`, `error`, `mounts`, `openers`, `spool`, `packed`.
 
+mod allocation_table;
+mod allocation_walk;
 mod chain;
+mod change_detection;
 mod container;
 mod file;
 mod format;
@@ -33,19 +36,16 @@ mod qcow2;
 mod raw;
 mod read;
 mod source;
-mod table;
-mod walk;
-mod writers;
 mod zeros;
 
 #[cfg(test)]
 mod tests;
 
+pub use allocation_table::{Allocation, AllocationTable, Extent, ExtentIter};
 pub use file::FileIndex;
 pub use format::{ChangeSensitivity, Format, ImageAccess, OpenOptions};
 pub use locks::is_used;
 pub use source::{ChainImage, CompressionType, ImageInfo, Qcow2Options};
-pub use table::{Allocation, AllocationTable, Extent, ExtentIter};
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -145,7 +145,7 @@ impl DiskImage {
     /// # Errors
     /// `InUse`, where that is so; those of looking.
     pub fn check_writers(&self) -> Result<()> {
-        self.files.iter().try_for_each(writers::refuse)
+        self.files.iter().try_for_each(change_detection::refuse)
     }
 
     /// Fails where a file of it was changed since it was opened, or somebody has it in use by now: a call behind the last read tells that all
@@ -159,8 +159,8 @@ impl DiskImage {
             locks::refuse_writer(file, self.options.usage)?;
         }
         match self.options.usage {
-            ImageAccess::Checked => self.check_writers(),
-            ImageAccess::Frozen | ImageAccess::Glance => Ok(()),
+            ImageAccess::Locked => self.check_writers(),
+            ImageAccess::Frozen | ImageAccess::Unlocked => Ok(()),
         }
     }
 
@@ -169,7 +169,7 @@ impl DiskImage {
     /// # Errors
     /// `BadImage` where a table contradicts the format or points outside its file.
     pub fn allocation(&self) -> Result<AllocationTable> {
-        walk::walk(self)
+        allocation_walk::walk(self)
     }
 }
 

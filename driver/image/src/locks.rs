@@ -72,7 +72,7 @@ pub(super) fn is_locked(file: &File) -> std::io::Result<bool> {
 /// The locks are taken first and the writer is looked for then. A QEMU that opens the file does the same, its
 /// own lock first, so that of two at the same moment at least one sees the other.
 pub(super) fn hold(file: &HostFile, usage: ImageAccess) -> Result<Option<String>> {
-    if usage == ImageAccess::Glance {
+    if usage == ImageAccess::Unlocked {
         return Ok(None);
     }
     for byte in OURS {
@@ -85,7 +85,7 @@ pub(super) fn hold(file: &HostFile, usage: ImageAccess) -> Result<Option<String>
             Err(error) => return unlocked(file, error),
         }
     }
-    if usage == ImageAccess::Checked {
+    if usage == ImageAccess::Locked {
         let mut probe = one_byte(libc::F_WRLCK, WRITER)?;
         match fcntl(&file.file, FcntlArg::F_OFD_GETLK(&mut probe)) {
             Ok(_) if probe.l_type != lock_type(libc::F_UNLCK)? => {
@@ -102,10 +102,10 @@ pub(super) fn hold(file: &HostFile, usage: ImageAccess) -> Result<Option<String>
 /// locks, or none that are seen here.
 pub(super) fn refuse_writer(file: &HostFile, usage: ImageAccess) -> Result<()> {
     match usage {
-        ImageAccess::Checked if openers::of(&file.file)? == Opened::Written => {
+        ImageAccess::Locked if openers::of(&file.file)? == Opened::Written => {
             Err(in_use(file, "is open for writing in a running QEMU"))
         }
-        ImageAccess::Checked | ImageAccess::Frozen | ImageAccess::Glance => Ok(()),
+        ImageAccess::Locked | ImageAccess::Frozen | ImageAccess::Unlocked => Ok(()),
     }
 }
 

@@ -10,8 +10,8 @@
 
 use serde::Serialize;
 
+use super::allocation_table::{Allocation, AllocationTable, Extent, ExtentIter};
 use super::layer::Layer;
-use super::table::{Allocation, AllocationTable, Extent, ExtentIter};
 use super::{DiskImage, file_of, qcow2};
 use virtfold_base::error::Result;
 

@@ -13,10 +13,10 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
+use super::allocation_table::{Allocation, Extent};
 use super::file::HostFile;
 use super::layer::Layer;
 use super::qcow2::{self, Qcow2, l2};
-use super::table::{Allocation, Extent};
 use super::{DiskImage, file_of};
 use virtfold_base::error::{Error, Result};
 

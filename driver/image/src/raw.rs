@@ -8,8 +8,8 @@
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 
+use super::allocation_table::{Allocation, Extent};
 use super::file::{FileIndex, HostFile};
-use super::table::{Allocation, Extent};
 use virtfold_base::error::{IoContext, Result};
 use virtfold_base::units::{GuestOffset, HostOffset};
 

@@ -8,9 +8,9 @@
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
+use super::allocation_table::{Allocation, AllocationTable, Extent};
 use super::file::{FileIndex, HostFile};
 use super::layer::Layer;
-use super::table::{Allocation, AllocationTable, Extent};
 use super::{DiskImage, file_of, qcow2};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 use virtfold_base::units::{GuestOffset, HostOffset};

@@ -5,9 +5,9 @@
 //!
 //! Imports: `units`, `error`, `layer`, `table`.
 
+use super::allocation_table::{Allocation, AllocationTable, Extent, TableBuilder};
 use super::layer::Layer;
 use super::raw::next_hole;
-use super::table::{Allocation, AllocationTable, Extent, TableBuilder};
 use super::{DiskImage, file_of};
 use virtfold_base::error::Result;
 use virtfold_base::units::{BlockSize, GuestOffset};

@@ -169,7 +169,7 @@ impl FanOut {
 
     /// Has a medium that broke with `error` go on, if it can.
     fn go_on_with(&mut self, at: usize, mut medium: Box<dyn Medium>, error: Error) {
-        let went_on = match medium.go_on() {
+        let went_on = match medium.resume_after_failure() {
             Ok(Some(durable)) => Ok(durable),
             Ok(None) => return self.note(at, Err(error)),
             Err(later) => {
@@ -262,7 +262,7 @@ fn write(mut medium: Box<dyn Medium>, messages: &Receiver<FanOutMessage>) -> Thr
         let done = match message {
             FanOutMessage::Bytes(bytes, from) => medium.write(bytes.get(from..).unwrap_or_default()),
             FanOutMessage::Settle(settled, at) => {
-                medium.settle().map(|()| settled.send(at).unwrap_or_default())
+                medium.sync().map(|()| settled.send(at).unwrap_or_default())
             }
             FanOutMessage::Finish => return (None, medium.finish()),
         };
@@ -289,7 +289,7 @@ impl Sink for FanOut {
 }
 
 impl Medium for FanOut {
-    fn settle(&mut self) -> Result<()> {
+    fn sync(&mut self) -> Result<()> {
         // Each has a queue of its own, and all settle at once.
         let (said, settled) = bounded(self.branches.len());
         let mut waiting = self.tell(|at, _| Some(FanOutMessage::Settle(said.clone(), at)));
@@ -310,7 +310,7 @@ impl Medium for FanOut {
         self.outcome()
     }
 
-    fn go_on(&mut self) -> Result<Option<u64>> {
+    fn resume_after_failure(&mut self) -> Result<Option<u64>> {
         let Some((first, _)) = self.back.take() else { return Ok(None) };
         self.at = first;
         Ok(Some(first))
@@ -367,11 +367,11 @@ mod tests {
     }
 
     impl Medium for Memory {
-        fn settle(&mut self) -> Result<()> {
+        fn sync(&mut self) -> Result<()> {
             self.settled.take().unwrap_or(Ok(()))
         }
 
-        fn go_on(&mut self) -> Result<Option<u64>> {
+        fn resume_after_failure(&mut self) -> Result<Option<u64>> {
             let Some(durable) = self.durable.take() else { return Ok(None) };
             self.kept.lock().unwrap().truncate(durable);
             Ok(Some(durable as u64))
@@ -423,8 +423,8 @@ mod tests {
         let (mut from, mut again) = (0, 0);
         loop {
             let done = whole[from..].chunks(1000).try_for_each(|piece| fan.write(piece));
-            let Err(error) = done.and_then(|()| fan.settle()) else { return again };
-            let Some(first) = fan.go_on().unwrap() else { panic!("{error}") };
+            let Err(error) = done.and_then(|()| fan.sync()) else { return again };
+            let Some(first) = fan.resume_after_failure().unwrap() else { panic!("{error}") };
             (from, again) = (usize::try_from(first).unwrap(), again + 1);
         }
     }

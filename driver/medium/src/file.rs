@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use super::{DurableMark, DurableMarks, FinishedArchive, Medium, PartialArchive, Resumed};
 use virtfold_archive::stream::Sink;
-use virtfold_base::durable::{self, Overwrite, PartialFile};
 use virtfold_base::error::{IoContext, Result};
+use virtfold_base::partial_file::{self, Overwrite, PartialFile};
 
 /// An archive on its way into a directory.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ impl FileMedium {
     /// # Errors
     /// When it exists, or the directory can't be written.
     pub fn create(path: &Path) -> Result<Self> {
-        Ok(Self { partial: PartialFile::create(path, Overwrite::Keep)?, written: 0 })
+        Ok(Self { partial: PartialFile::create(path, Overwrite::Refuse)?, written: 0 })
     }
 
     /// Goes on with the file that was to be `path`, behind what is known to be on the disk.
@@ -32,16 +32,19 @@ impl FileMedium {
     /// The file can't be looked at or cut.
     pub(super) fn reopen(path: &Path, remains: &PartialArchive) -> Result<Resumed> {
         let Some((temporary, identity)) = &remains.file else {
-            return Ok(Resumed::Gone("nothing is known of its file".to_owned()));
+            return Ok(Resumed::NotPossible("nothing is known of its file".to_owned()));
         };
         if path.symlink_metadata().is_ok() {
-            return Ok(Resumed::Gone(format!("'{}' is there", path.display())));
+            return Ok(Resumed::NotPossible(format!("'{}' is there", path.display())));
         }
-        let place = durable::LeftoverFile { path, temporary, identity: *identity };
+        let place = partial_file::LeftoverFile { path, temporary, identity: *identity };
         let Some(partial) = PartialFile::reopen(&place, remains.synced)? else {
-            return Ok(Resumed::Gone(format!("'{}' is not there as it was left", temporary.display())));
+            return Ok(Resumed::NotPossible(format!(
+                "'{}' is not there as it was left",
+                temporary.display()
+            )));
         };
-        Ok(Resumed::At(Box::new(Self { partial, written: remains.synced }), remains.synced))
+        Ok(Resumed::From(Box::new(Self { partial, written: remains.synced }), remains.synced))
     }
 }
 
@@ -55,7 +58,7 @@ impl Sink for FileMedium {
 }
 
 impl Medium for FileMedium {
-    fn keep(&mut self, notes: Arc<dyn DurableMarks>) -> bool {
+    fn detach(&mut self, notes: Arc<dyn DurableMarks>) -> bool {
         let Ok(identity) = self.partial.identity() else { return false };
         notes.note(&DurableMark::File { temporary: self.partial.temporary().to_owned(), identity });
         if self.written > 0 {
@@ -68,7 +71,7 @@ impl Medium for FileMedium {
     fn finish(self: Box<Self>) -> Result<FinishedArchive> {
         let name = self.partial.path().display().to_string();
         let bytes = self.written;
-        self.partial.commit(Overwrite::Keep)?;
+        self.partial.commit(Overwrite::Refuse)?;
         Ok(FinishedArchive { name, bytes })
     }
 }

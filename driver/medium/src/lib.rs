@@ -48,22 +48,22 @@
 //!
 //! Imports: `error`, `spool`, `durable`, `ioctl`, `archive` (its traits for bytes).
 
-mod encrypting;
+mod encrypting_medium;
 #[cfg(test)]
-mod encrypting_tests;
+mod encrypting_medium_tests;
 mod fan_out;
 mod file;
-mod gaps;
 mod location;
-pub mod mounts;
+mod lost_ranges;
+pub mod mount_point;
 #[cfg_attr(not(feature = "object-store"), path = "no_object.rs")]
 pub mod object;
+mod partial_archive;
 mod pipe;
 mod probe;
 pub mod process;
-mod rate;
-mod remains;
-mod spooled;
+mod rate_limit;
+mod spooled_source;
 pub mod tape;
 
 use std::io::Read;
@@ -72,16 +72,16 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-pub use self::encrypting::EncryptingMedium;
+pub use self::encrypting_medium::EncryptingMedium;
 pub use self::fan_out::{FanOut, MediumOutcome, MediumOutcomes, create_all, create_all_by};
 pub use self::file::FileMedium;
-pub use self::gaps::LostRanges;
 pub use self::location::{Location, LocationError, ObjectAddress, TapeAddress, TapeArchive};
+pub use self::lost_ranges::LostRanges;
+pub use self::partial_archive::{DurableMark, DurableMarks, PartialArchive, Resumed};
 pub use self::pipe::{PipeMedium, PipeSource};
 pub use self::probe::probe;
-pub use self::rate::{RateLimit, RateLimited};
-pub use self::remains::{DurableMark, DurableMarks, PartialArchive, Resumed};
-pub use self::spooled::SpooledSource;
+pub use self::rate_limit::{RateLimit, RateLimited};
+pub use self::spooled_source::SpooledSource;
 use virtfold_archive::source::{FileSource, Source};
 use virtfold_archive::stream::{Cancel, Sink};
 use virtfold_base::error::{Error, ErrorKind, Result};
@@ -95,7 +95,7 @@ pub trait Medium: Sink {
     ///
     /// # Errors
     /// As for a write.
-    fn settle(&mut self) -> Result<()> {
+    fn sync(&mut self) -> Result<()> {
         Ok(())
     }
 
@@ -110,13 +110,13 @@ pub trait Medium: Sink {
     ///
     /// # Errors
     /// When making it ready fails; it is then over, with this error.
-    fn go_on(&mut self) -> Result<Option<u64>> {
+    fn resume_after_failure(&mut self) -> Result<Option<u64>> {
         Ok(None)
     }
 
     /// From here on says to `notes` what is durable, so that another process can go on with it ([`reopen`])
     /// should this one die. Called once, before the first write. Whether the medium can do that.
-    fn keep(&mut self, _notes: Arc<dyn DurableMarks>) -> bool {
+    fn detach(&mut self, _notes: Arc<dyn DurableMarks>) -> bool {
         false
     }
 
@@ -215,7 +215,7 @@ pub fn create(location: &Location, label: &ArchiveLabel, cancel: &Cancel) -> Res
     Ok(match location {
         Location::Pipe => Box::new(PipeMedium::stdout()?),
         Location::Path(directory) => {
-            virtfold_base::durable::expect_directory(directory)?;
+            virtfold_base::partial_file::expect_directory(directory)?;
             Box::new(FileMedium::create(&directory.join(&label.name))?)
         }
         Location::Object(place) => object::create(place, label, cancel)?,
@@ -240,8 +240,8 @@ pub fn reopen(
     match location {
         Location::Path(directory) => FileMedium::reopen(&directory.join(&label.name), remains),
         Location::Object(place) => object::reopen(place, label, cancel, remains),
-        Location::Pipe => Ok(Resumed::Gone("a pipe is gone with its process".to_owned())),
-        Location::Tape(_) => Ok(Resumed::Gone("a tape needs its drive and its catalog".to_owned())),
+        Location::Pipe => Ok(Resumed::NotPossible("a pipe is gone with its process".to_owned())),
+        Location::Tape(_) => Ok(Resumed::NotPossible("a tape needs its drive and its catalog".to_owned())),
     }
 }
 
@@ -260,7 +260,7 @@ pub fn read_back(_: &Location, _: &Cancel, remains: &PartialArchive) -> Result<O
 /// None here; who has it done by another process may not get it done.
 pub fn discard(remains: &PartialArchive) -> Result<()> {
     if let Some((temporary, identity)) = &remains.file {
-        virtfold_base::durable::remove_partial(temporary, *identity);
+        virtfold_base::partial_file::remove_partial(temporary, *identity);
     }
     Ok(())
 }

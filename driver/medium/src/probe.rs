@@ -6,8 +6,8 @@ use std::path::Path;
 use rustix::fs::OFlags;
 
 use super::{Location, object};
-use virtfold_base::durable::{self, Overwrite, PartialFile};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
+use virtfold_base::partial_file::{self, Overwrite, PartialFile};
 use virtfold_base::units::Human;
 
 /// The name of the file that is begun, and taken away.
@@ -33,7 +33,7 @@ pub fn probe(location: &Location, host: &str) -> Result<String> {
 }
 
 fn try_directory(directory: &Path) -> Result<String> {
-    durable::expect_directory(directory)?;
+    partial_file::expect_directory(directory)?;
     // Dropped, it takes its file away.
     drop(PartialFile::create(&directory.join(TRIAL), Overwrite::Replace)?);
     let room = rustix::fs::statvfs(directory);

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::model::JobSpec;
+use super::job_spec::JobSpec;
 use virtfold_catalog::queue::EntryReason;
 use virtfold_hypervisor::DomainId;
 

@@ -15,7 +15,7 @@ use virtfold_config::{
     Config, DetectZeroes, Layout, Medium, NamedGuest, QuiesceMode, ResolvedJob, Schedule, Trigger,
 };
 
-use super::model::{
+use super::job_spec::{
     CommandSpec, ConfigReview, GuestFacts, GuestSelector, IneffectiveSetting, JobSpec, MediumSpec, NextTime,
     ServiceSettings,
 };

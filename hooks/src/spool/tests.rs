@@ -47,7 +47,7 @@ fn a_full_spool_keeps_the_old_and_counts_the_new() {
     assert_eq!(spool.take_overflow().unwrap(), None);
     let small = spool.clone().with_limits(Limits { files: 3, bytes: 1 << 20 });
     let put: Vec<_> = (0..7).map(|i| small.put(&event(&format!("vm{i}"))).unwrap()).collect();
-    assert_eq!(put.iter().filter(|put| **put == SpoolOutcome::Counted).count(), 4);
+    assert_eq!(put.iter().filter(|put| **put == SpoolOutcome::Dropped).count(), 4);
     let kept = spool.read(100).unwrap().events;
     assert_eq!(kept.len(), 3);
     assert!(kept.iter().all(|spooled| ["vm0", "vm1", "vm2"].contains(&spooled.event.object.as_str())));
@@ -56,7 +56,7 @@ fn a_full_spool_keeps_the_old_and_counts_the_new() {
     let size = event("vm0").encode().unwrap().len() as u64;
     let tight = spool.clone().with_limits(Limits { files: 100, bytes: 4 * size });
     assert!(matches!(tight.put(&event("vm8")).unwrap(), SpoolOutcome::Stored(_)));
-    assert_eq!(tight.put(&event("vm9")).unwrap(), SpoolOutcome::Counted);
+    assert_eq!(tight.put(&event("vm9")).unwrap(), SpoolOutcome::Dropped);
     assert_eq!(spool.take_overflow().unwrap(), Some(1));
 }
 

@@ -1,7 +1,7 @@
 //! Bodies become archives: a tail that fits them, frames around both.
 
 use uuid::Uuid;
-use virtfold::archive::end::{ArchiveTotals, EndRecord, write_tail};
+use virtfold::archive::end_record::{ArchiveTotals, EndRecord, write_tail};
 use virtfold::archive::layout::{self, MemberRole};
 use virtfold::archive::manifest::Manifest;
 use virtfold::archive::reader::{ArchiveReader, Visitor};

@@ -8,13 +8,13 @@ use virtfold::archive::manifest::Manifest;
 use virtfold::archive::stream::Compression;
 use virtfold::archive::tar_parser::{Event, MemberParser};
 use virtfold::backup::Control;
-use virtfold::backup::backup::{self, BackupRequest, ImageSpec};
 use virtfold::backup::resume::{Fingerprint, read_chunks, read_marks};
+use virtfold::backup::session::{self, BackupRequest, ImageSpec};
 use virtfold::image::{Format, ImageAccess};
 use virtfold::table::Layout;
 use virtfold::units::BlockSize;
 use virtfold_hooks::event::{Event as HookEvent, EventXml, Hook};
-use virtfold_hooks::guard::LockedDisks;
+use virtfold_hooks::start_lock::LockedDisks;
 
 /// Writes them into a folder for each target in `folder`; the configurations are those of `examples`.
 pub fn make(folder: &Path, examples: &Path) {
@@ -219,7 +219,7 @@ fn back_up(work: &Path, case: &Case) -> Vec<u8> {
     let images = case.images.iter().enumerate().map(|(index, name)| ImageSpec {
         path: work.join(format!("{name}.qcow2")),
         format: Format::Qcow2,
-        target: backup::default_target(index),
+        target: session::default_target(index),
     });
     let request = BackupRequest {
         images: images.collect(),
@@ -229,13 +229,13 @@ fn back_up(work: &Path, case: &Case) -> Vec<u8> {
         encrypt_to: None,
         layout: case.layout,
         block_size: Some(BlockSize::MIN),
-        detect_zeroes: virtfold::backup::backup::DetectZeroes::default(),
+        detect_zeroes: virtfold::backup::session::DetectZeroes::default(),
         limit_rate: None,
-        usage: ImageAccess::Checked,
-        containers: backup::RawHeaderCheck::Refuse,
+        usage: ImageAccess::Locked,
+        containers: session::RawHeaderCheck::Refuse,
         workers: 1,
     };
-    let report = backup::run(&request, &Control::default()).unwrap();
+    let report = session::run(&request, &Control::default()).unwrap();
     fs::read(report.archive).unwrap()
 }
 

@@ -27,7 +27,7 @@ fn held(hooked: &Hooked, mut command: impl FnMut() -> Command) -> (String, Child
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let until = Instant::now() + Duration::from_secs(60);
-        let guards = || virtfold_hooks::guard::alive(&hooked.run_file("guards"));
+        let guards = || virtfold_hooks::start_lock::alive(&hooked.run_file("guards"));
         while guards().is_empty() && child.try_wait().unwrap().is_none() {
             assert!(Instant::now() < until, "no guard is put up");
             std::thread::sleep(Duration::from_micros(200));

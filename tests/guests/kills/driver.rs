@@ -11,12 +11,14 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use virtfold::backup::Control;
-use virtfold::backup::guest::WatchdogProcess;
-use virtfold::backup::guest::{AgentFreeze, FreezeContext, FreezeDisk, FreezeRequest, FreezeTimings, frozen};
+use virtfold::backup::freeze::WatchdogProcess;
+use virtfold::backup::freeze::{
+    AgentFreeze, FreezeContext, FreezeDisk, FreezeRequest, FreezeTimings, with_frozen_disks,
+};
 use virtfold::catalog::{BaseImage, Catalog, DomainLock, FreezeSession, Journal, JournalEntry};
 use virtfold::error::Result;
 use virtfold::hypervisor::domain_xml::DomainXml;
-use virtfold::hypervisor::host::LocalFiles;
+use virtfold::hypervisor::host_files::LocalFiles;
 use virtfold::hypervisor::libvirt::{Libvirt, LocalUri};
 use virtfold::hypervisor::{DomainId, Hypervisor, XmlView, overlay_path};
 
@@ -105,7 +107,7 @@ fn run(script: &Script) {
     };
     let id = libvirt.lookup(&script.domain).unwrap().id;
     let request = request(&libvirt, id, script);
-    let copied = frozen(&host, &request, &Control::default(), |_| {
+    let copied = with_frozen_disks(&host, &request, &Control::default(), |_| {
         std::thread::sleep(Duration::from_millis(script.copy_ms));
         Ok(())
     });
@@ -147,9 +149,9 @@ pub(crate) fn request(libvirt: &dyn Hypervisor, id: DomainId, script: &Script) -
         disks: disks.collect(),
         targets: xml.targets(),
         quiesce: match script.quiesce {
-            Ask::No => AgentFreeze::No,
-            Ask::Wanted(limit) => AgentFreeze::Wanted(Duration::from_millis(limit)),
-            Ask::Required(limit) => AgentFreeze::Required(Duration::from_millis(limit)),
+            Ask::No => AgentFreeze::Skip,
+            Ask::Wanted(limit) => AgentFreeze::Try(Duration::from_millis(limit)),
+            Ask::Required(limit) => AgentFreeze::Require(Duration::from_millis(limit)),
         },
         min_free: 1 << 20,
     }

@@ -11,9 +11,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use virtfold::backup::RunMode;
-use virtfold::backup::guest::{FreezeContext, RecoverScope, Recovery, RecoveryStatus, recover};
+use virtfold::backup::freeze::{FreezeContext, RecoverScope, Recovery, RecoveryStatus, recover};
 use virtfold::catalog::{Catalog, Journal};
-use virtfold::hypervisor::host::LocalFiles;
+use virtfold::hypervisor::host_files::LocalFiles;
 use virtfold::hypervisor::{Hypervisor, XmlView, is_our_overlay};
 
 use super::driver::{Ask, Moment, Script, guards, open, pace};
@@ -248,7 +248,8 @@ impl Bench {
             pace: pace(),
         };
         let ended = recover(&host, RecoverScope::Domain(id), RunMode::Apply).map_err(|e| format!("{e:?}"))?;
-        let bad = |r: &&Recovery| !matches!(r.verdict, RecoveryStatus::Recovered | RecoveryStatus::Later);
+        let bad =
+            |r: &&Recovery| !matches!(r.verdict, RecoveryStatus::Recovered | RecoveryStatus::OverlayPending);
         if let Some(bad) = ended.iter().find(bad) {
             return Err(format!("recovery: {bad:?}"));
         }

@@ -58,9 +58,9 @@ fn ends_and_marks() {
     let mut drive = open();
     // Filemarks, and the end of data behind one: 0, then EIO.
     drive.write(&[1; 4096]).unwrap();
-    drive.run(TapeCommand::Mark).unwrap();
+    drive.run(TapeCommand::WriteFilemark).unwrap();
     drive.write(&[2; 100_000]).unwrap();
-    drive.run(TapeCommand::MarkAndWait).unwrap();
+    drive.run(TapeCommand::WriteFilemarkSync).unwrap();
     assert_eq!(drive.position().unwrap(), 4);
     drive.run(TapeCommand::Rewind).unwrap();
     let mut buf = vec![0; 1 << 20];
@@ -101,7 +101,7 @@ fn ends_and_marks() {
         assert_eq!(drive.position().unwrap(), at, "the position tells what is written");
     }
     assert!(at > 12 && refused > 3, "{at} written, {refused} refused");
-    drive.run(TapeCommand::MarkAndWait).unwrap();
+    drive.run(TapeCommand::WriteFilemarkSync).unwrap();
     assert_eq!(drive.position().unwrap(), at + 1, "a filemark can be written at the end");
     where_the_kernel_thinks_it_is(drive);
 }
@@ -165,7 +165,7 @@ fn silent_losses() {
     }
     let mut drive = open();
     write(&mut drive, 4);
-    drive.run(TapeCommand::MarkAndWait).unwrap();
+    drive.run(TapeCommand::WriteFilemarkSync).unwrap();
     assert_eq!(drive.position().unwrap(), 4, "four blocks and a filemark were told to be written");
 }
 
@@ -181,8 +181,8 @@ fn deferred_errors() {
     }
     let mut drive = open();
     write(&mut drive, 5);
-    assert_eq!(errno(drive.run(TapeCommand::MarkAndWait)), libc::EIO);
-    drive.run(TapeCommand::MarkAndWait).unwrap();
+    assert_eq!(errno(drive.run(TapeCommand::WriteFilemarkSync)), libc::EIO);
+    drive.run(TapeCommand::WriteFilemarkSync).unwrap();
     assert_eq!(drive.position().unwrap(), 3, "two of five blocks are there, and the filemark");
     // Where nothing else comes, it is close() that tells.
     write(&mut drive, 4);

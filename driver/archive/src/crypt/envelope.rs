@@ -16,7 +16,7 @@ use age_core::format::{FileKey, Stanza};
 use age_core::primitives::hkdf;
 
 use super::Recipients;
-use super::unlock::MAX_HEADER;
+use super::open_envelope::MAX_HEADER;
 use virtfold_base::error::{Error, ErrorKind, Result};
 
 /// Bytes of a payload's key.

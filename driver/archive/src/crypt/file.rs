@@ -6,10 +6,10 @@ use std::os::unix::fs::FileTypeExt;
 use std::sync::Arc;
 
 use super::Identities;
-use super::incoming::DecryptingReader;
+use super::decrypting_reader::DecryptingReader;
+use super::open_envelope::{FileKind, PROBE, kind_of};
 use super::payload::Payload;
-use super::pool::{PlainOffset, ReaderPool};
-use super::unlock::{FileKind, PROBE, kind_of};
+use super::reader_pool::{PlainOffset, ReaderPool};
 use crate::end_on_device;
 use crate::source::{Prefix, Source};
 use crate::stream::{ReadAt, end_before_zeros, end_of_content, tell_zeros};
@@ -47,7 +47,7 @@ impl ArchiveFile {
         let probe = PlainOffset::new(&file).take(PROBE as u64).read_to_end(&mut first);
         probe.at(|| format!("cannot read '{}'", file.name()))?;
         let (file, pool) = match kind_of(&first, file.name())? {
-            FileKind::Bare => (bare(file)?, None),
+            FileKind::Plain => (bare(file)?, None),
             FileKind::Encrypted => encrypted(file, identities)?,
         };
         Ok(Self { file, pool, identities: identities.clone() })

@@ -17,20 +17,20 @@
 //!
 //! Imports: `error`, `archive` (the traits `Sink`, `ReadAt`), `medium`.
 
+mod decrypting_reader;
 mod envelope;
 mod file;
 mod identities;
-mod incoming;
+mod open_envelope;
 mod payload;
 mod pieces;
-mod pool;
+mod reader_pool;
 mod recipients;
-mod unlock;
 
+pub use self::decrypting_reader::DecryptingReader;
 pub use self::envelope::Envelope;
 pub use self::file::ArchiveFile;
 pub use self::identities::Identities;
-pub use self::incoming::DecryptingReader;
 pub use self::pieces::{PieceCipher, Place};
 pub use self::recipients::Recipients;
 pub use age::secrecy::ExposeSecret;

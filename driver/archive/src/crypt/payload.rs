@@ -18,9 +18,9 @@ use age_core::format::{FileKey, Stanza};
 
 use super::Identities;
 use super::envelope::{NONCE, copy_of, payload_key};
+use super::open_envelope::{MAX_HEADER, explain, refuse};
 use super::pieces::{PieceCipher, Place, SEALED_LEN};
-use super::pool;
-use super::unlock::{MAX_HEADER, explain, refuse};
+use super::reader_pool;
 use crate::source::Source;
 use crate::stream::ReadAt;
 use virtfold_base::error::{Error, ErrorKind, Result};
@@ -61,7 +61,8 @@ impl Payload {
     /// # Errors
     /// Those of opening it, and of reading it.
     pub(super) fn end_in(file: &Arc<dyn Source>, identities: &Identities) -> Result<Option<u64>> {
-        let payload = Self::open(BufReader::new(pool::PlainOffset::new(file)), file.name(), identities)?;
+        let payload =
+            Self::open(BufReader::new(reader_pool::PlainOffset::new(file)), file.name(), identities)?;
         let count = file.len().saturating_sub(payload.head) / SEALED_LEN as u64;
         let (mut known, mut unknown) = (0, count);
         while known < unknown {

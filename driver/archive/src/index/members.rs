@@ -4,9 +4,9 @@
 //! guest can put any bytes on its disk, headers of an archive among them.
 
 use super::IndexedDisk;
-use super::checked::VerifiedRanges;
+use super::range_reader::VerifiedRanges;
 use crate::allocation_csv::{AllocationRow, CsvParser};
-use crate::end::EndRecord;
+use crate::end_record::EndRecord;
 use crate::layout::{BackupKind, Layout, MAX_OTHERS, MemberRole};
 use crate::manifest::{self, Disk, Manifest};
 use crate::recovery::RecoveryParser;

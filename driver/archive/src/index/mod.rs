@@ -12,14 +12,14 @@
 //!
 //! Imports: `units`, `error`, `table`; `stream` and the member modules of this room.
 
-mod checked;
 mod members;
+mod range_reader;
 pub(crate) mod tail;
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use self::checked::VerifiedRanges;
+use self::range_reader::VerifiedRanges;
 pub use self::tail::ArchiveTail;
 use crate::allocation_csv::AllocationRow;
 use crate::manifest::{Disk, Manifest};

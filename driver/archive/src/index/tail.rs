@@ -5,7 +5,7 @@
 //! have. The record says where the body ends and how many digests follow it; the root then proves both. The tail's
 //! headers, padding and end are held against what virtfold writes, byte for byte, by the parser.
 
-use crate::end::{self, DIGEST_LEN, DigestsParser, EndRecord, RootHasher};
+use crate::end_record::{self, DIGEST_LEN, DigestsParser, EndRecord, RootHasher};
 use crate::layout::{self, MemberRole};
 use crate::stream::{Digest, Digests, RandomStream};
 use crate::tar::{BLOCK, END_OF_ARCHIVE};
@@ -36,7 +36,7 @@ fn incomplete(what: &str) -> Error {
 /// Incomplete, where the stream does not end as an archive does; Damaged, where its tail contradicts itself.
 pub(super) fn read(stream: &RandomStream<'_>) -> Result<ArchiveTail> {
     let (record, root) = find_record(stream)?;
-    let len = end::tail_len(&record)?;
+    let len = end_record::tail_len(&record)?;
     if record.body_len.checked_add(len) != Some(stream.len()) {
         return Err(Error::new(
             ErrorKind::Damaged,
@@ -102,7 +102,7 @@ fn find_record(stream: &RandomStream<'_>) -> Result<(EndRecord, [u8; DIGEST_LEN]
     if !end.is_multiple_of(BLOCK) {
         return Err(none());
     }
-    let reach = (BLOCK + end::MAX_LEN.next_multiple_of(BLOCK)).min(end);
+    let reach = (BLOCK + end_record::MAX_LEN.next_multiple_of(BLOCK)).min(end);
     let start = end - reach;
     let mut bytes = vec![0; usize::try_from(reach + END_OF_ARCHIVE.len() as u64).unwrap_or(0)];
     stream.read_at(StreamOffset::new(start), &mut bytes)?;

@@ -8,15 +8,15 @@
 //!
 //! Imports: `units`, `error`, `table`; `stream` and the member modules of this room.
 
-mod refusal;
+mod errors;
 mod visitor;
 
 use std::sync::Arc;
 
-use self::refusal::{check_bare, contradiction, digest_of};
+use self::errors::{check_bare, contradiction, digest_of};
 pub use self::visitor::{Sound, Visitor};
 use crate::allocation_csv::CsvParser;
-use crate::end::{self, ArchiveTotals, CHUNK, DigestsParser, EndRecord, RootHasher};
+use crate::end_record::{self, ArchiveTotals, CHUNK, DigestsParser, EndRecord, RootHasher};
 use crate::layout::{BackupKind, Layout, MemberOrder, MemberRole};
 use crate::manifest::{self, Manifest};
 use crate::recovery::RecoveryParser;
@@ -384,7 +384,7 @@ impl ArchiveReader<'_> {
             }
             CurrentMember::End { bytes, .. } => {
                 bytes.extend_from_slice(rest);
-                if bytes.len() as u64 > end::MAX_LEN {
+                if bytes.len() as u64 > end_record::MAX_LEN {
                     return Err(contradiction("its end record is too long"));
                 }
             }

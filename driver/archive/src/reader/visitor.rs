@@ -1,7 +1,7 @@
 //! Who takes what an archive holds.
 
 use crate::allocation_csv::AllocationRow;
-use crate::end::EndRecord;
+use crate::end_record::EndRecord;
 use crate::manifest::Manifest;
 use crate::table::{CorrespondenceTable, Run};
 use virtfold_base::error::Result;

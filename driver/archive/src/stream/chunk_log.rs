@@ -8,7 +8,7 @@
 use super::digest::Digest;
 use super::frame::{FRAME, FrameHeader, HEADER_LEN, STORED_MAX, Unpacker};
 use virtfold_base::error::{Error, ErrorKind, Result};
-use virtfold_base::spool::SpillLog;
+use virtfold_base::spill_log::SpillLog;
 
 /// Bytes of a record.
 const LEN: usize = 40;

@@ -8,7 +8,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use virtfold_base::error::{Error, ErrorKind, Result};
-use virtfold_base::spool::SpillLog;
+use virtfold_base::spill_log::SpillLog;
 
 /// Bytes of a digest.
 const LEN: u64 = 32;

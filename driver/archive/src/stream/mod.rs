@@ -13,19 +13,19 @@
 //! Imports: `units`, `error`, `spool`, `packed`.
 
 mod buffer;
-mod checker;
 mod chunk;
 mod chunk_log;
+mod decoder;
 mod digest;
+mod encoder;
 mod frame;
-mod index;
-mod order;
+mod frame_index;
 mod padding;
-mod pipe;
 mod random;
+mod reorder;
 mod scan;
 mod seek_table;
-mod worker;
+mod sequential;
 mod writer;
 
 #[cfg(test)]
@@ -50,10 +50,10 @@ pub use chunk_log::{ChunkLog, ChunkRecord, ChunkRecords, NoChunkLog};
 pub use digest::{Digest, Digests};
 pub use frame::FRAME;
 pub use padding::{end_before_zeros, end_of_content, tell_zeros};
-pub use pipe::read_pipe;
 pub use random::RandomStream;
 pub(crate) use random::{carrier_of, end_of_frames};
 pub(crate) use seek_table::SEEKABLE_MAGIC;
+pub use sequential::read_pipe;
 pub use writer::{StreamWriter, write_stream, write_stream_from};
 
 /// How the chunks of a stream are carried.

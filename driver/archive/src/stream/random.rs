@@ -16,14 +16,14 @@ use uuid::Uuid;
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_base::units::StreamOffset;
 
-use super::checker::{ChunkCheck, DecodeSlot, DecodeTask, DecodedChunk, Decoder};
 use super::chunk::{Carrier, Chunk, Damage, ReadAt, ReadOptions, SeekTableState, StreamEnd};
+use super::decoder::{ChunkCheck, DecodeSlot, DecodeTask, DecodedChunk, Decoder};
 use super::frame::{FRAME, FrameHeader, HEADER_LEN, HeaderFault, Unpacker};
-use super::index::{FrameIndex, Span};
-use super::order::Reorder;
+use super::frame_index::{FrameIndex, Span};
 use super::padding::{end_before_zeros, ends_as_plain};
-use super::pipe::plain_end;
+use super::reorder::Reorder;
 use super::scan::{FrameWalker, LookAhead, ScanStep, unknown_version};
+use super::sequential::plain_end;
 use super::{Cancel, check_cancel, detect, panicked, seek_table, slot_limit, unrecognised};
 
 /// Frames at the beginning that are asked for the archive's id.

@@ -22,7 +22,7 @@ use virtfold_base::units::StreamOffset;
 
 use super::chunk::{Carrier, Damage, SeekTableState, StreamEnd, Truncation};
 use super::frame::{FRAME, FrameHeader, HEADER_LEN, HeaderFault};
-use super::index::{FrameIndex, FrameStart, Span};
+use super::frame_index::{FrameIndex, FrameStart, Span};
 use super::seek_table::{self, PAIRS_BLOCK, SeekTableCheck};
 
 /// Bytes that are scanned at once.

@@ -9,13 +9,13 @@
 //! Imports: `units`, `error`, `spool`.
 
 use virtfold_base::error::Result;
-use virtfold_base::spool::SpillLog;
+use virtfold_base::spill_log::SpillLog;
 use virtfold_base::units::StreamOffset;
 
 use super::Sink;
 use super::chunk::ReadAt;
 use super::frame::{FRAME, FrameHeader, HEADER_LEN, STORED_MAX};
-use super::index::{FrameIndex, FrameStart, Span};
+use super::frame_index::{FrameIndex, FrameStart, Span};
 
 /// Magic number of the skippable frame that holds a seek table.
 const FRAME_MAGIC: [u8; 4] = 0x184D_2A5E_u32.to_le_bytes();

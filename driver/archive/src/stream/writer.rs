@@ -26,10 +26,10 @@ use virtfold_base::units::{DenseOffset, MIB, StreamOffset};
 
 use super::chunk_log::{ChunkLog, ChunkRecord, NoChunkLog};
 use super::digest::Digests;
+use super::encoder::{DataPiece, EncodeSlot, EncodeTask, EncodedChunk, Encoder};
 use super::frame::{FRAME, HEADER_LEN};
-use super::order::Reorder;
+use super::reorder::Reorder;
 use super::seek_table::{MAX_CHUNKS, TableWriter};
-use super::worker::{DataPiece, EncodeSlot, EncodeTask, EncodedChunk, Encoder};
 use super::{Compression, DataSource, Sink, StreamOptions, StreamTotals, check_cancel, guarded, slot_limit};
 
 /// How far ahead of the plan the source is told what will be read, bytes.

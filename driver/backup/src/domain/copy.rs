@@ -4,15 +4,15 @@ use std::path::PathBuf;
 
 use super::DomainRequest;
 use crate::attachments::{GuestXml, gather};
-use crate::backup::{BackupInput, UnnamedArchive, write_kept};
-use crate::guest::{FreezeContext, Frozen, FrozenDisk};
+use crate::freeze::{FreezeContext, Frozen, FrozenDisk};
 use crate::plan::Plan;
 use crate::resume::ResumeContext;
+use crate::session::{BackupInput, UnnamedArchive, write_kept};
 use virtfold_archive::manifest::{BackupSubject, ConsistencyInfo};
 use virtfold_archive::stream::Cancel;
 use virtfold_base::error::{Error, ErrorKind, Result};
-use virtfold_hypervisor::host::{HostFiles, ImageStamp};
-use virtfold_hypervisor::rules::BackupMode;
+use virtfold_hypervisor::disk_rules::BackupMode;
+use virtfold_hypervisor::host_files::{HostFiles, ImageStamp};
 use virtfold_image::{DiskImage, ImageAccess};
 use virtfold_medium::{ArchiveLabel, Medium};
 
@@ -63,15 +63,15 @@ impl DomainCopy<'_> {
             );
             return Err(Error::new(ErrorKind::Internal, what));
         };
-        planned.open(ImageAccess::Checked)
+        planned.open(ImageAccess::Locked)
     }
 
     /// How the guest was frozen, as far as it is known now.
     fn note(&self, frozen: &Frozen) -> Option<ConsistencyInfo> {
         let method = match (self.plan.rule(), frozen.report.quiesced) {
-            (BackupMode::Offline | BackupMode::NotNow(_), _) => return None,
+            (BackupMode::Offline | BackupMode::NotPossible(_), _) => return None,
             (_, true) => "agent",
-            (BackupMode::OnlineStanding, false) => "standing",
+            (BackupMode::OnlinePaused, false) => "standing",
             (BackupMode::Online, false) => "snapshot",
         };
         // Longer than the guest stood still by what libvirt needs around the snapshot.

@@ -26,33 +26,33 @@ use std::time::Instant;
 
 use serde::Serialize;
 use uuid::Uuid;
-use virtfold_hooks::guard::LockReason;
+use virtfold_hooks::start_lock::LockReason;
 
 use super::attachments::LibvirtDirectories;
-use super::backup::{ArchiveOptions, BackupReport, UnnamedArchive};
-use super::guest::{
+use super::freeze::{
     AgentFreeze, FreezeContext, FreezeDisk, FreezeReport, FreezeRequest, OfflineDisk, OfflineRequest,
-    RecoverScope, Recovery, RecoveryStatus, Unfrozen, at_rest, frozen, recover,
+    RecoverScope, Recovery, RecoveryStatus, Unfrozen, recover, with_frozen_disks, with_offline_disks,
 };
 use super::plan::{self, Consistency, Plan, PlannedDisk, QuiesceWish, Wishes};
 use super::resume::{self, Discard, ResumeContext};
-use super::{Control, RunMode, guards};
+use super::session::{ArchiveOptions, BackupReport, UnnamedArchive};
+use super::{Control, RunMode, start_lock};
 use virtfold_archive::stream::Cancel;
-use virtfold_base::durable;
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result, sentence};
+use virtfold_base::partial_file;
 use virtfold_catalog::BaseImage;
 use virtfold_hypervisor::DomainId;
-use virtfold_hypervisor::host::HostFiles;
-use virtfold_hypervisor::rules::BackupMode;
+use virtfold_hypervisor::disk_rules::BackupMode;
+use virtfold_hypervisor::host_files::HostFiles;
 use virtfold_medium::{self as medium, ArchiveLabel, Location, Medium, MediumOutcomes};
 
 mod copy;
-mod go_on;
+mod resume_session;
 #[cfg(test)]
 mod tests;
 
 use self::copy::DomainCopy;
-use self::go_on::ResumeOutcome;
+use self::resume_session::ResumeOutcome;
 
 /// A backup of a domain.
 #[derive(Clone, Debug)]
@@ -151,10 +151,10 @@ pub fn backup_domain_to(
     control.progress.enter("planning", 0);
     let info = host.hypervisor.lookup(request.domain)?;
     let id = info.id;
-    if let Some(went_on) = go_on::go_on(host, request, control, id)? {
-        return Ok(gone_on(went_on, info.name, started));
+    if let Some(went_on) = resume_session::go_on(host, request, control, id)? {
+        return Ok(resume_session(went_on, info.name, started));
     }
-    let recovered = bring_in_order(host, id)?;
+    let recovered = recover_first(host, id)?;
     if let Some(keep) = request.keep {
         discard_records(host, &request.wishes.state_dir, keep.discard)?;
     }
@@ -183,12 +183,12 @@ pub fn backup_domain_to(
 }
 
 /// The report of a backup that went on with an earlier one.
-fn gone_on(went_on: ResumeOutcome, domain: String, started: Instant) -> DomainReport {
+fn resume_session(went_on: ResumeOutcome, domain: String, started: Instant) -> DomainReport {
     let ResumeOutcome { done, job } = went_on;
     DomainReport {
         domain,
         uuid: job.domain.0,
-        way: go_on::way(&job),
+        way: resume_session::way(&job),
         freeze: done.freeze,
         left_out: Vec::new(),
         notes: vec!["the copy is of the moment when the earlier run froze the disks".to_owned()],
@@ -215,7 +215,7 @@ struct FinishedBackup {
 }
 
 /// What earlier runs left behind is cleaned up before anything new is begun.
-fn bring_in_order(host: &FreezeContext<'_>, domain: DomainId) -> Result<Vec<Recovery>> {
+fn recover_first(host: &FreezeContext<'_>, domain: DomainId) -> Result<Vec<Recovery>> {
     let found = recover(host, RecoverScope::Domain(domain), RunMode::Apply)?;
     let stuck = |recovery: &&Recovery| {
         matches!(recovery.verdict, RecoveryStatus::Busy | RecoveryStatus::Undecided | RecoveryStatus::Failed)
@@ -248,7 +248,7 @@ fn online(
     make_overlay_directories(&request, &copy.request.wishes.state_dir)?;
     let mut good: Option<(BackupReport, FreezeReport)> = None;
     control.progress.enter("freezing", 0);
-    let thawed = frozen(copy.host, &request, control, |frozen| {
+    let thawed = with_frozen_disks(copy.host, &request, control, |frozen| {
         let written = copy.write(frozen, open)?;
         // From here on the archive is there, whatever becomes of the guest's way back.
         good = Some((written.finish(&frozen.control)?, frozen.report.clone()));
@@ -294,8 +294,9 @@ fn offline(
     let reason = format!("'{}' is being backed up while it is shut off", domain.name);
     let paths = request.disks.iter().map(|disk| disk.base.path.as_path());
     let who = (domain.uuid, domain.name.as_str());
-    let _guards = guards::hold(copy.request.guards, who, (LockReason::Reading, &reason), paths)?;
-    let written: UnnamedArchive = at_rest(copy.host, &request, control, |frozen| copy.write(frozen, open))?;
+    let _guards = start_lock::hold(copy.request.guards, who, (LockReason::Reading, &reason), paths)?;
+    let written: UnnamedArchive =
+        with_offline_disks(copy.host, &request, control, |frozen| copy.write(frozen, open))?;
     // Only now is it known that the domain did not run meanwhile.
     Ok(FinishedBackup { backup: written.finish(control)?, freeze: None, thaw_failure: None })
 }
@@ -321,9 +322,9 @@ fn freeze_request(plan: &Plan, wishes: &Wishes, files: &dyn HostFiles) -> Result
     // libvirt counts the agent's limit in whole seconds.
     let limit = wishes.pause_budget.max(std::time::Duration::from_secs(1));
     let quiesce = match (wishes.quiesce, plan.quiesce.how) {
-        (QuiesceWish::Yes, _) => AgentFreeze::Required(limit),
-        (QuiesceWish::Auto, Consistency::Agent) => AgentFreeze::Wanted(limit),
-        _ => AgentFreeze::No,
+        (QuiesceWish::Yes, _) => AgentFreeze::Require(limit),
+        (QuiesceWish::Auto, Consistency::FileSystem) => AgentFreeze::Try(limit),
+        _ => AgentFreeze::Skip,
     };
     let targets = live.targets();
     Ok(FreezeRequest { domain: plan.known.info.id, disks, targets, quiesce, min_free: wishes.min_free })
@@ -357,7 +358,7 @@ fn make_overlay_directories(request: &FreezeRequest, state_dir: &Path) -> Result
         }
     }
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o711).create(&ours);
-    durable::at_directory(made, &ours, making)?;
+    partial_file::at_directory(made, &ours, making)?;
     let mut permissions = state_dir.metadata().at(making)?.permissions();
     permissions.set_mode(permissions.mode() | 0o011);
     std::fs::set_permissions(state_dir, permissions).at(making)

@@ -5,16 +5,17 @@ use std::time::Duration;
 
 use super::*;
 use crate::RunMode;
-use crate::guest::{FreezeTimings, StartWatchdog, Watchdog};
+use crate::freeze::{FreezeTimings, StartWatchdog, Watchdog};
 use crate::inspect;
+use crate::resume::ResumePolicy;
 use virtfold_archive::crypt::Identities;
 use virtfold_archive::index::ArchiveIndex;
 use virtfold_archive::manifest::BackupSubject;
 use virtfold_archive::stream::{Compression, Sink};
 use virtfold_archive::table::Layout;
 use virtfold_catalog::{Catalog, Journal};
-use virtfold_hypervisor::guard::{GuestHold, WatchdogOutcome};
 use virtfold_hypervisor::simulated::{CallPhase, Injected, Operation, Simulated};
+use virtfold_hypervisor::watchdog::{GuestHold, WatchdogOutcome};
 use virtfold_hypervisor::{Hypervisor, StartMode, is_our_overlay};
 use virtfold_medium::{self as medium, DurableMarks, FileMedium};
 
@@ -99,7 +100,7 @@ impl Lab {
     fn backup_to(&self, open: impl FnOnce(&Path) -> Result<Box<dyn Medium>>) -> Result<DomainReport> {
         let place = [Location::Path(self.folder.path().join("archives"))];
         let state_dir = &self.wishes.state_dir;
-        let (key_dir, wish) = (Path::new("/dev/shm"), resume::ResumePolicy::GoOn);
+        let (key_dir, wish) = (Path::new("/dev/shm"), ResumePolicy::IfPossible);
         let keep = Some(ResumeContext {
             state_dir,
             key_dir,
@@ -115,7 +116,7 @@ impl Lab {
             encrypt_to: None,
             layout: Layout::Compact,
             block_size: None,
-            detect_zeroes: crate::backup::DetectZeroes::default(),
+            detect_zeroes: crate::session::DetectZeroes::default(),
             limit_rate: None,
             workers: 2,
         };
@@ -181,11 +182,11 @@ impl Sink for Dying {
 }
 
 impl Medium for Dying {
-    fn keep(&mut self, notes: Arc<dyn DurableMarks>) -> bool {
-        self.inner.keep(notes)
+    fn detach(&mut self, notes: Arc<dyn DurableMarks>) -> bool {
+        self.inner.detach(notes)
     }
 
-    fn settle(&mut self) -> Result<()> {
+    fn sync(&mut self) -> Result<()> {
         self.places.iter().for_each(|(place, aside)| link_all(place, aside));
         panic!("the driver dies here");
     }
@@ -298,7 +299,7 @@ fn a_good_copy_stays_when_the_way_back_fails() {
     let lab = Lab::running();
     lab.world.on_point(|point| {
         let commit = point.operation == Operation::Commit && point.when == CallPhase::Before;
-        if commit { Injected::KillDriver } else { Injected::GoOn }
+        if commit { Injected::KillDriver } else { Injected::Nothing }
     });
     let report = lab.backup(|| {}).unwrap();
     let failure = report.thaw_failure.unwrap();
@@ -329,11 +330,11 @@ fn a_domain_that_is_read_at_rest_is_guarded_against_its_start() {
     let lab = Lab::new();
     let guards = lab.folder.path().join("guards");
     let mut held = Vec::new();
-    lab.backup(|| held = virtfold_hooks::guard::alive(&guards)).unwrap();
+    lab.backup(|| held = virtfold_hooks::start_lock::alive(&guards)).unwrap();
     let mut disks: Vec<_> = held.iter().map(|guard| (guard.disk.clone(), guard.name.clone())).collect();
     disks.sort();
     let path = |name: &str| lab.folder.path().join(name).display().to_string();
     let expected = ["vda", "vdb"].map(|disk| (path(disk), Some("w/eb".to_owned())));
     assert_eq!(disks, expected);
-    assert_eq!(virtfold_hooks::guard::alive(&guards), []);
+    assert_eq!(virtfold_hooks::start_lock::alive(&guards), []);
 }

@@ -27,8 +27,8 @@ use uuid::Uuid;
 
 use self::names::{Family, MetricKind};
 use crate::domain::DomainReport;
-use virtfold_base::durable::{Overwrite, PartialFile};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
+use virtfold_base::partial_file::{Overwrite, PartialFile};
 
 /// The longest file of a domain that is looked at, bytes.
 const LONGEST: u64 = 1 << 20;
@@ -72,7 +72,7 @@ pub struct BackupMetrics {
 impl BackupMetrics {
     /// Of a backup that ended `at`.
     pub fn of(report: &DomainReport, at: i64) -> Self {
-        let sum = |of: fn(&crate::backup::DiskReport) -> u64| {
+        let sum = |of: fn(&crate::session::DiskReport) -> u64| {
             report.backup.disks.iter().map(of).fold(0, u64::saturating_add)
         };
         let freeze = report.freeze.as_ref();

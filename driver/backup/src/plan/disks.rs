@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::Finding;
-use super::room;
+use super::free_space;
 use virtfold_archive::layout;
 use virtfold_base::error::{Error, ErrorKind, Result, sentence};
+use virtfold_hypervisor::disk_rules::{BackupMode, DiskRule};
 use virtfold_hypervisor::domain_xml::{ChainKnowledge, Device, DomainDisk};
-use virtfold_hypervisor::host::{HostFiles, ImageUse};
-use virtfold_hypervisor::rules::{BackupMode, DiskRule};
+use virtfold_hypervisor::host_files::{HostFiles, ImageUse};
 use virtfold_image::{DiskImage, Format, ImageAccess, OpenOptions};
 
 /// An image of a chain.
@@ -84,7 +84,7 @@ impl PlannedDisk {
                 Device::Floppy => "floppy",
                 Device::Lun => "lun",
             },
-            copy: verdict == DiskRule::Copy,
+            copy: verdict == DiskRule::Include,
             rule: verdict.to_string(),
             format: format.filter(|_| source.is_some()),
             source,
@@ -140,7 +140,7 @@ impl PlannedDisk {
     fn look(&mut self, files: &dyn HostFiles, way: BackupMode) -> Result<Vec<OpenedDisk>> {
         layout::check_target(&self.target)
             .map_err(|error| Error::new(ErrorKind::Unsupported, error.to_string()))?;
-        let image = self.open(ImageAccess::Glance)?;
+        let image = self.open(ImageAccess::Unlocked)?;
         image.check_writers()?;
         let chain = image.chain()?;
         let link = |(path, format): &(PathBuf, Format)| ChainImage {
@@ -157,7 +157,7 @@ impl PlannedDisk {
         }
         self.capacity = Some(capacity);
         self.allocated = Some(allocated.min(capacity));
-        self.overlay_estimate = Some(room::estimate(capacity, allocated.min(capacity)));
+        self.overlay_estimate = Some(free_space::estimate(capacity, allocated.min(capacity)));
         self.check_use(files, way, &chain)?;
         let opened = image.host_files().map(|(path, identity)| OpenedDisk {
             target: self.target.clone(),
@@ -183,7 +183,7 @@ impl PlannedDisk {
 
 /// The chain below as libvirt says it, where it says all of it. Live XML does.
 fn below(disk: &DomainDisk) -> ChainSource {
-    if disk.chain == ChainKnowledge::Open {
+    if disk.chain == ChainKnowledge::Partial {
         return ChainSource::Headers;
     }
     let mut links = Vec::with_capacity(disk.backing.len());

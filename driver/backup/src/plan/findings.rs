@@ -4,9 +4,9 @@ use serde::Serialize;
 
 use super::{DomainSnapshotInfo, PlannedDisk};
 use virtfold_base::error::ErrorKind;
+use virtfold_hypervisor::disk_rules::{BackupMode, BackupObstacle, DiskChoice, DomainFacts, RefuseReason};
 use virtfold_hypervisor::domain_xml::{DiskDifference, DomainXml, changed_disks};
 use virtfold_hypervisor::is_our_overlay;
-use virtfold_hypervisor::rules::{BackupMode, BackupObstacle, DiskChoice, DomainFacts, RefuseReason};
 
 /// Something that speaks against a backup now.
 #[derive(Clone, Debug, Serialize)]

@@ -24,19 +24,19 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use virtfold_base::error::{Error, ErrorKind, Result};
+use virtfold_hypervisor::disk_rules::{self, BackupMode, DiskChoice, DiskRule, DomainFacts};
 use virtfold_hypervisor::domain_xml::{DiskDifference, DomainXml, changed_disks};
-use virtfold_hypervisor::host::HostFiles;
-use virtfold_hypervisor::rules::{self, BackupMode, DiskChoice, DiskRule, DomainFacts};
+use virtfold_hypervisor::host_files::HostFiles;
 use virtfold_hypervisor::{
     Activity, DomainInfo, DomainState, Hypervisor, PausedReason, Persistence, QemuDisk, XmlView,
 };
 
 mod disks;
 mod findings;
-mod neighbours;
+mod free_space;
+mod other_writers;
 mod overlay;
 mod quiesce;
-mod room;
 mod volumes;
 
 #[cfg(test)]
@@ -44,9 +44,9 @@ mod tests;
 
 pub use disks::{ChainImage, ChainSource, PlannedDisk};
 pub use findings::Finding;
-pub use neighbours::OtherWriters;
+pub use free_space::FreeSpace;
+pub use other_writers::OtherWriters;
 pub use quiesce::{Consistency, QuiesceDecision, QuiesceWish};
-pub use room::FreeSpace;
 
 /// What a person wants of a backup of a guest.
 #[derive(Clone, Debug)]
@@ -174,7 +174,7 @@ impl Plan {
 
     /// How it is done.
     pub fn rule(&self) -> BackupMode {
-        rules::run_rule(self.known.info.run)
+        disk_rules::run_rule(self.known.info.run)
     }
 }
 
@@ -189,7 +189,7 @@ struct Planner<'a> {
 
 impl Planner<'_> {
     fn plan(&self, info: DomainInfo) -> Result<Plan> {
-        let way = rules::run_rule(info.run);
+        let way = disk_rules::run_rule(info.run);
         let (known, unresolved) = self.know(info, way)?;
         let Some(current) = known.live.as_ref().or(known.inactive.as_ref()) else {
             return Err(Error::new(ErrorKind::Internal, "a domain has no description"));
@@ -203,7 +203,7 @@ impl Planner<'_> {
         let mut disks = Vec::with_capacity(current.disks.len());
         let mut opened = Vec::new();
         for disk in &current.disks {
-            let mut planned = PlannedDisk::new(disk, rules::disk_rule(disk, self.choice(&disk.target)));
+            let mut planned = PlannedDisk::new(disk, disk_rules::disk_rule(disk, self.choice(&disk.target)));
             match planned.examine(self.files, way) {
                 Ok(seen) => opened.extend(seen),
                 Err(finding) => obstacles.push(finding),
@@ -216,9 +216,9 @@ impl Planner<'_> {
         let mut notes = findings::notes((&known, way), &disks);
         notes.extend(self.neighbours.unseen(known.info.id));
         let mut rooms = Vec::new();
-        if matches!(way, BackupMode::Online | BackupMode::OnlineStanding) {
+        if matches!(way, BackupMode::Online | BackupMode::OnlinePaused) {
             obstacles.extend(overlay::choose(&mut disks, self.wishes));
-            let found = room::look(&disks, self.files, self.wishes)?;
+            let found = free_space::look(&disks, self.files, self.wishes)?;
             (rooms, obstacles) = (found.rooms, [obstacles, found.obstacles].concat());
             notes.extend(found.notes);
         }
@@ -254,7 +254,7 @@ impl Planner<'_> {
         let mut live = info.run.is_active().then(|| read(XmlView::Live)).transpose()?;
         let persistent = info.persistence == Persistence::Persistent;
         let mut inactive = persistent.then(|| read(XmlView::Inactive)).transpose()?;
-        let monitored = matches!(way, BackupMode::Online | BackupMode::OnlineStanding);
+        let monitored = matches!(way, BackupMode::Online | BackupMode::OnlinePaused);
         let qemu = if monitored { hypervisor.query_block(id)? } else { Vec::new() };
         let activity = hypervisor.activity(id)?;
         let saved = if persistent && live.is_none() { hypervisor.managed_save_xml(id)? } else { None };
@@ -276,7 +276,7 @@ impl Planner<'_> {
 
     fn is_copied(&self, xml: &DomainXml, target: &str) -> bool {
         let disk = xml.disk(target);
-        disk.is_some_and(|d| rules::disk_rule(d, self.choice(target)) == DiskRule::Copy)
+        disk.is_some_and(|d| disk_rules::disk_rule(d, self.choice(target)) == DiskRule::Include)
     }
 
     /// A disk that is excluded by a wrong name would be copied all the same, and nobody would know.
@@ -301,7 +301,7 @@ fn not_plugged(known: &DomainSnapshotInfo) -> Vec<PlannedDisk> {
     let (Some(live), Some(inactive)) = (&known.live, &known.inactive) else { return Vec::new() };
     let later = changed_disks(live, inactive).into_iter().filter_map(|changed| match changed {
         DiskDifference::Next(disk) => {
-            Some(PlannedDisk::new(disk, DiskRule::Skip(rules::SkipReason::NotPlugged)))
+            Some(PlannedDisk::new(disk, DiskRule::Skip(disk_rules::SkipReason::NotPlugged)))
         }
         _ => None,
     });
@@ -340,9 +340,9 @@ pub fn state_words(run: DomainState) -> &'static str {
 pub fn way_word(way: BackupMode) -> &'static str {
     match way {
         BackupMode::Online => "online",
-        BackupMode::OnlineStanding => "standing",
+        BackupMode::OnlinePaused => "standing",
         BackupMode::Offline => "offline",
-        BackupMode::NotNow(_) => "not-now",
+        BackupMode::NotPossible(_) => "not-now",
     }
 }
 
@@ -352,10 +352,10 @@ fn way_rule(way: BackupMode) -> String {
             "snapshot, copy, commit; the guest runs on and is paused for a moment at each disk's pivot"
                 .to_owned()
         }
-        BackupMode::OnlineStanding => {
+        BackupMode::OnlinePaused => {
             "snapshot, copy, commit; the guest stands still and is neither suspended nor resumed".to_owned()
         }
         BackupMode::Offline => "its disks are read as they are; it must not be started meanwhile".to_owned(),
-        BackupMode::NotNow(why) => format!("not now: {why}"),
+        BackupMode::NotPossible(why) => format!("not now: {why}"),
     }
 }

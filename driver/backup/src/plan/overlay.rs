@@ -11,8 +11,8 @@ use uuid::Uuid;
 
 use super::volumes::is_block_device;
 use super::{Finding, PlannedDisk, Wishes};
-use virtfold_base::durable;
 use virtfold_base::error::ErrorKind;
+use virtfold_base::partial_file;
 use virtfold_hypervisor::overlay_path;
 
 /// The longest file name, bytes.
@@ -62,7 +62,7 @@ fn place(source: &Path, target: &str, wishes: &Wishes, tag: u32) -> Result<PathB
     let shown = directory.display();
     let made_by_us = directory == overlays_of(&wishes.state_dir);
     if !directory.is_dir() && !made_by_us {
-        if let Some(file) = durable::file_in_the_way(&directory) {
+        if let Some(file) = partial_file::file_in_the_way(&directory) {
             let told = format!("no overlay of disk '{target}' is possible in '{shown}': {file}");
             return Err(Finding::new("overlay", ErrorKind::Usage, told).with_hint("say --overlay-dir"));
         }

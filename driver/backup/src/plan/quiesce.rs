@@ -6,8 +6,8 @@ use serde::Serialize;
 
 use super::Finding;
 use virtfold_base::error::ErrorKind;
+use virtfold_hypervisor::disk_rules::BackupMode;
 use virtfold_hypervisor::domain_xml::AgentChannel;
-use virtfold_hypervisor::rules::BackupMode;
 
 /// What a person wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,11 +25,13 @@ pub enum QuiesceWish {
 #[serde(rename_all = "kebab-case")]
 pub enum Consistency {
     /// Clean: the agent freezes them.
-    Agent,
+    #[serde(rename = "agent")]
+    FileSystem,
     /// As after a power cut.
     Crash,
     /// As the guest left them when it ended.
-    AtRest,
+    #[serde(rename = "at-rest")]
+    Offline,
 }
 
 /// The decision, and why.
@@ -49,10 +51,10 @@ pub(super) fn decide(
 ) -> (QuiesceDecision, Option<Finding>) {
     let (how, rule, possible) = match (way, wish, agent) {
         (BackupMode::Offline, _, _) => {
-            (Consistency::AtRest, "the guest is shut off: nothing to freeze", true)
+            (Consistency::Offline, "the guest is shut off: nothing to freeze", true)
         }
         (_, QuiesceWish::No, _) => (Consistency::Crash, "crash-consistent: the agent is not asked", true),
-        (BackupMode::OnlineStanding, _, _) => {
+        (BackupMode::OnlinePaused, _, _) => {
             (Consistency::Crash, "crash-consistent: the agent of a paused guest does not answer", false)
         }
         (_, _, AgentChannel::Absent) => {
@@ -62,14 +64,14 @@ pub(super) fn decide(
             (Consistency::Crash, "crash-consistent: no agent is connected to its channel", false)
         }
         (_, QuiesceWish::Auto, AgentChannel::Connected) => {
-            (Consistency::Agent, "frozen by the agent if it answers, else crash-consistent", true)
+            (Consistency::FileSystem, "frozen by the agent if it answers, else crash-consistent", true)
         }
         (_, QuiesceWish::Yes, AgentChannel::Connected) => {
-            (Consistency::Agent, "frozen by the agent; no backup if it does not answer", true)
+            (Consistency::FileSystem, "frozen by the agent; no backup if it does not answer", true)
         }
     };
     let refused =
-        (wish == QuiesceWish::Yes && !possible && !matches!(way, BackupMode::NotNow(_))).then(|| {
+        (wish == QuiesceWish::Yes && !possible && !matches!(way, BackupMode::NotPossible(_))).then(|| {
             let told =
                 format!("--quiesce yes is not possible: {}", rule.trim_start_matches("crash-consistent: "));
             let hint = "start qemu-guest-agent in the guest, or use --quiesce auto";
@@ -87,18 +89,18 @@ mod tests {
         use AgentChannel::{Absent, Connected, Present};
         use QuiesceWish::{Auto, No, Yes};
         let table = [
-            (Auto, BackupMode::Online, Connected, Consistency::Agent, false),
+            (Auto, BackupMode::Online, Connected, Consistency::FileSystem, false),
             (Auto, BackupMode::Online, Present, Consistency::Crash, false),
             (Auto, BackupMode::Online, Absent, Consistency::Crash, false),
-            (Auto, BackupMode::OnlineStanding, Connected, Consistency::Crash, false),
-            (Auto, BackupMode::Offline, Absent, Consistency::AtRest, false),
-            (Yes, BackupMode::Online, Connected, Consistency::Agent, false),
+            (Auto, BackupMode::OnlinePaused, Connected, Consistency::Crash, false),
+            (Auto, BackupMode::Offline, Absent, Consistency::Offline, false),
+            (Yes, BackupMode::Online, Connected, Consistency::FileSystem, false),
             (Yes, BackupMode::Online, Present, Consistency::Crash, true),
             (Yes, BackupMode::Online, Absent, Consistency::Crash, true),
-            (Yes, BackupMode::OnlineStanding, Connected, Consistency::Crash, true),
-            (Yes, BackupMode::Offline, Absent, Consistency::AtRest, false),
+            (Yes, BackupMode::OnlinePaused, Connected, Consistency::Crash, true),
+            (Yes, BackupMode::Offline, Absent, Consistency::Offline, false),
             (No, BackupMode::Online, Connected, Consistency::Crash, false),
-            (No, BackupMode::OnlineStanding, Absent, Consistency::Crash, false),
+            (No, BackupMode::OnlinePaused, Absent, Consistency::Crash, false),
         ];
         for (wish, way, agent, how, refused) in table {
             let (decision, finding) = decide(wish, way, agent);

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::*;
-use virtfold_hypervisor::host::LocalFiles;
+use virtfold_hypervisor::host_files::LocalFiles;
 use virtfold_hypervisor::simulated::{SimImage, Simulated};
 use virtfold_hypervisor::{DomainId, StartMode, is_our_overlay};
 use virtfold_image::{Format, ImageAccess};
@@ -106,7 +106,7 @@ fn a_running_guest_is_planned_and_nothing_is_touched() {
     assert_eq!(serde_json::to_value(&plan).unwrap()["disks"][0]["format"], "qcow2");
     // libvirt knows the chain of a guest that runs.
     assert_eq!(copied[0].below, ChainSource::Known(vec![(lab.path("golden.qcow2"), Format::Qcow2)]));
-    assert_eq!(copied[0].open(ImageAccess::Glance).unwrap().chain().unwrap().len(), 2);
+    assert_eq!(copied[0].open(ImageAccess::Unlocked).unwrap().chain().unwrap().len(), 2);
     assert_eq!(copied[1].below, ChainSource::Known(Vec::new()));
 }
 
@@ -117,7 +117,7 @@ fn headers_give_the_chain_where_the_xml_does_not() {
     lab.img("create -q -f qcow2 -b golden.qcow2 -F qcow2 a.qcow2");
     lab.define("web", &disk("vda", "qcow2", "a.qcow2"));
     let plan = lab.plan(&lab.wishes());
-    assert_eq!((plan.way, plan.quiesce.how), ("offline", Consistency::AtRest));
+    assert_eq!((plan.way, plan.quiesce.how), ("offline", Consistency::Offline));
     assert_eq!(plan.disks[0].below, ChainSource::Headers);
     assert_eq!(plan.disks[0].backing.len(), 1);
     assert!(plan.disks[0].backing[0].path.ends_with("golden.qcow2"));
@@ -246,7 +246,7 @@ fn what_libvirt_says_of_the_chain_counts() {
              <target dev='vda'/></disk></devices></domain>"
         );
         let xml = DomainXml::parse(text).unwrap();
-        let planned = PlannedDisk::new(&xml.disks[0], DiskRule::Copy);
+        let planned = PlannedDisk::new(&xml.disks[0], DiskRule::Include);
         let seen = match &planned.below {
             ChainSource::Headers => Err("headers"),
             ChainSource::Known(links) => Ok(links.len()),

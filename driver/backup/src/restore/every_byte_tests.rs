@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::*;
-use crate::backup::{self, BackupRequest, ImageSpec};
+use crate::session::{self, BackupRequest, ImageSpec};
 use virtfold_archive::crypt::{ArchiveFile, Identities, Recipients};
 use virtfold_archive::index::{ArchiveIndex, DiskPiece, Trust};
 use virtfold_archive::source::Source;
@@ -91,13 +91,13 @@ impl Subject {
             encrypt_to,
             layout: Layout::Compact,
             block_size: None,
-            detect_zeroes: backup::DetectZeroes::default(),
+            detect_zeroes: session::DetectZeroes::default(),
             limit_rate: None,
             usage: ImageAccess::default(),
-            containers: backup::RawHeaderCheck::Refuse,
+            containers: session::RawHeaderCheck::Refuse,
             workers: 2,
         };
-        let report = backup::run(&request, &Control::default()).unwrap();
+        let report = session::run(&request, &Control::default()).unwrap();
         let archive = Arc::new(std::fs::read(report.archive).unwrap());
         let mut subject = Self { disks, archive, identities, dense_at: Vec::new(), body: 0 };
         let source = subject.opened(None).unwrap();
@@ -159,7 +159,7 @@ impl Subject {
             format: None,
             method: Method::Rewrite,
             cluster_size: None,
-            existing: Overwrite::Keep,
+            existing: Overwrite::Refuse,
             checking: VerifyMode::Partial,
             workers: 2,
         };

@@ -172,12 +172,12 @@ impl Restorer<'_> {
         };
         let mut output = match self.request.checking {
             VerifyMode::Partial => TargetDisk::open_blank(spec, &disk.table)?,
-            VerifyMode::All | VerifyMode::Later => TargetDisk::open(spec, &disk.table)?,
+            VerifyMode::All | VerifyMode::Unverified => TargetDisk::open(spec, &disk.table)?,
         };
         let dense_len = disk.table.dense_len();
         let shared = self.share(&mut output, disk)?;
         let from = DenseOffset::new(match (shared, self.request.checking) {
-            (Some(shared), VerifyMode::Later) => {
+            (Some(shared), VerifyMode::Unverified) => {
                 self.report.verified = false;
                 self.report.unread = true;
                 shared

@@ -10,9 +10,9 @@
 #[cfg(test)]
 mod every_byte_tests;
 mod file;
+mod free_space;
 mod pipe;
 mod plan;
-mod room;
 #[cfg(test)]
 mod salvage_tests;
 
@@ -22,17 +22,17 @@ use std::time::Instant;
 
 use serde::Serialize;
 
+pub use self::free_space::Room;
+pub(crate) use self::free_space::{Forecast, shareable};
 pub use self::plan::{PlannedRestore, RestorePlan, plan, plan_from};
-pub use self::room::Room;
-pub(crate) use self::room::{Forecast, shareable};
 use super::Control;
 use super::target::{Compat, Method, Qcow2Options, TargetFormat, TargetSpec};
 use virtfold_archive::crypt::Identities;
 use virtfold_archive::layout::BackupKind;
 use virtfold_archive::manifest::{Disk, Manifest};
 use virtfold_archive::stream::ReadOptions;
-use virtfold_base::durable::Overwrite;
 use virtfold_base::error::{Error, ErrorKind, Result};
+use virtfold_base::partial_file::Overwrite;
 use virtfold_base::units::GuestOffset;
 use virtfold_image::Format;
 use virtfold_medium::{Location, LostRanges, PipeSource};
@@ -52,7 +52,7 @@ pub enum VerifyMode {
     /// Before success is reported; damage is an error.
     All,
     /// As [`VerifyMode::All`], but data that are shared with the archive instead of copied are not read at all.
-    Later,
+    Unverified,
     /// Damage is noted, and the rest restored.
     Partial,
 }
@@ -199,7 +199,7 @@ pub fn run_over(
     let started = Instant::now();
     let mut report = match request.checking {
         VerifyMode::Partial => file::restore_spooled(request, control, (input, gaps))?,
-        VerifyMode::All | VerifyMode::Later => pipe::restore(request, control, input)?,
+        VerifyMode::All | VerifyMode::Unverified => pipe::restore(request, control, input)?,
     };
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)

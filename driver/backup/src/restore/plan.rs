@@ -6,14 +6,14 @@ use std::os::unix::fs::FileTypeExt;
 
 use serde::Serialize;
 
-use super::room::{Forecast, Room, shareable};
+use super::free_space::{Forecast, Room, shareable};
 use super::{RestoreRequest, VerifyMode, format_name, method_name, read_options, selected};
 use crate::{Control, inspect};
 use virtfold_archive::crypt::ArchiveFile;
 use virtfold_archive::index::{ArchiveIndex, Trust};
 use virtfold_archive::manifest::Manifest;
 use virtfold_base::error::{Error, ErrorKind, Result};
-use virtfold_hypervisor::host::HostFiles;
+use virtfold_hypervisor::host_files::HostFiles;
 use virtfold_medium::{self as medium, Location, PipeSource};
 
 /// What a restore would do.
@@ -58,7 +58,7 @@ pub fn plan(request: &RestoreRequest, control: &Control, files: &dyn HostFiles) 
     let source = ArchiveFile::salvage(medium::open(&request.archive)?, &request.identities)?;
     let trust = match request.checking {
         VerifyMode::Partial => Trust::Salvage,
-        VerifyMode::All | VerifyMode::Later => {
+        VerifyMode::All | VerifyMode::Unverified => {
             source.proven()?;
             Trust::Strict
         }

@@ -1,12 +1,12 @@
 //! Streams that are damaged or cut anywhere, against the restore of the same as a file.
 
 use super::*;
-use crate::backup::{self, BackupRequest, ImageSpec};
 use crate::restore::{Selection, VerifyMode, run, run_from, run_over};
+use crate::session::{self, BackupRequest, ImageSpec};
 use crate::target::Method;
 use virtfold_archive::stream::Compression;
 use virtfold_archive::table::Layout;
-use virtfold_base::durable::Overwrite;
+use virtfold_base::partial_file::Overwrite;
 use virtfold_base::units::MIB;
 use virtfold_image::{Format, ImageAccess};
 use virtfold_medium::Location;
@@ -38,13 +38,13 @@ impl Lab {
             encrypt_to: None,
             layout: Layout::Compact,
             block_size: None,
-            detect_zeroes: crate::backup::DetectZeroes::default(),
+            detect_zeroes: crate::session::DetectZeroes::default(),
             limit_rate: None,
             usage: ImageAccess::default(),
-            containers: backup::RawHeaderCheck::Refuse,
+            containers: session::RawHeaderCheck::Refuse,
             workers: 2,
         };
-        let report = backup::run(&request, &Control::default()).unwrap();
+        let report = session::run(&request, &Control::default()).unwrap();
         let archive = std::fs::read(report.archive).unwrap();
         Self { folder, archive }
     }

@@ -16,13 +16,13 @@
 //!
 //! Imports: `error`, `archive`, `crypt`, `medium`, and of this crate `disks`.
 
-mod kept_envelope;
-mod origin;
-mod proof;
+mod fingerprint;
+mod key_store;
 mod record;
-mod rows;
+mod saved_allocation;
 #[cfg(test)]
 mod tests;
+mod verified_prefix;
 
 use std::fmt;
 use std::io::Read;
@@ -31,14 +31,14 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-pub use self::kept_envelope::SavedEnvelope;
-pub use self::origin::Fingerprint;
-use self::origin::FingerprintFields;
+pub use self::fingerprint::Fingerprint;
+use self::fingerprint::FingerprintFields;
+pub use self::key_store::SavedEnvelope;
 pub(crate) use self::record::ResumeRecord;
 pub use self::record::{ChunkJournal, read_chunks, read_marks};
 use self::record::{RecordParts, SavedRecord};
-pub(crate) use self::rows::SavedAllocation;
-use super::disks::DiskSet;
+pub(crate) use self::saved_allocation::SavedAllocation;
+use super::folded_disk::DiskSet;
 use virtfold_archive::crypt::{Envelope, Recipients};
 use virtfold_archive::manifest::Manifest;
 use virtfold_archive::stream::Cancel;
@@ -51,11 +51,11 @@ use virtfold_medium::{ArchiveLabel, DurableMarks, Location, Medium, PartialArchi
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResumePolicy {
     /// It is gone on with, if that can be.
-    GoOn,
+    IfPossible,
     /// It is gone on with, or nothing is done.
-    Insist,
+    Required,
     /// It is discarded.
-    Anew,
+    Never,
 }
 
 /// Opens again what a dead process has left at a place: [`virtfold_medium::reopen`], or what knows a tape's drive, too.
@@ -124,9 +124,9 @@ pub(super) struct OpenArchive {
 /// How an archive begins.
 pub(super) enum ResumeDecision {
     /// Where an earlier process was.
-    GoOn(Box<OpenArchive>),
+    Resume(Box<OpenArchive>),
     /// At its beginning, and this is what its record is to say; nothing, where it can have none.
-    Anew(Option<Box<Fingerprint>>),
+    StartOver(Option<Box<Fingerprint>>),
 }
 
 /// What was saved of a job's archive.
@@ -160,7 +160,7 @@ impl ResumeContext<'_> {
             None => None,
         };
         let Some(origin) = origin else {
-            return self.refuse("it can't be gone on with").map(|()| ResumeDecision::Anew(None));
+            return self.refuse("it can't be gone on with").map(|()| ResumeDecision::StartOver(None));
         };
         for saved in record::all(self.state_dir)? {
             if !saved.origin.is_of_the_same(&origin) {
@@ -168,24 +168,24 @@ impl ResumeContext<'_> {
             }
             // One of a living process is left alone.
             let Some(saved) = saved.open()? else { continue };
-            if let Some(gone_on) = self.go_on(saved, &origin, candidate, cancel)? {
-                return Ok(ResumeDecision::GoOn(Box::new(gone_on)));
+            if let Some(gone_on) = self.resume(saved, &origin, candidate, cancel)? {
+                return Ok(ResumeDecision::Resume(Box::new(gone_on)));
             }
         }
-        self.refuse("nothing is left of it").map(|()| ResumeDecision::Anew(Some(Box::new(origin))))
+        self.refuse("nothing is left of it").map(|()| ResumeDecision::StartOver(Some(Box::new(origin))))
     }
 
     fn refuse(&self, why: &str) -> Result<()> {
         match self.wish {
-            ResumePolicy::Insist => {
+            ResumePolicy::Required => {
                 Err(Error::new(ErrorKind::InUse, format!("the earlier archive can't be gone on with: {why}")))
             }
-            ResumePolicy::GoOn | ResumePolicy::Anew => Ok(()),
+            ResumePolicy::IfPossible | ResumePolicy::Never => Ok(()),
         }
     }
 
     /// Goes on with an archive, or discards what is there.
-    fn go_on(
+    fn resume(
         &self,
         mut saved: SavedRecord,
         origin: &Fingerprint,
@@ -194,35 +194,35 @@ impl ResumeContext<'_> {
     ) -> Result<Option<OpenArchive>> {
         let name = saved.origin.name.clone();
         let why_not = match self.wish {
-            ResumePolicy::Anew => Some("that is wished".to_owned()),
-            ResumePolicy::GoOn | ResumePolicy::Insist => saved.origin.difference(origin),
+            ResumePolicy::Never => Some("that is wished".to_owned()),
+            ResumePolicy::IfPossible | ResumePolicy::Required => saved.origin.difference(origin),
         };
         let envelope = why_not.map_or_else(|| envelope_of(&saved), Err);
         if let Ok(envelope) = &envelope {
-            let proven = self.prove(&mut saved, envelope.as_ref(), cancel);
+            let proven = self.verify_prefix(&mut saved, envelope.as_ref(), cancel);
             // What can't be looked at now may be gone on with later.
-            proven.inspect_err(|_| saved.record.keep_it())?;
+            proven.inspect_err(|_| saved.record.keep_for_resume())?;
         }
         let reopened = match &envelope {
-            Err(why) => Resumed::Gone(why.clone()),
+            Err(why) => Resumed::NotPossible(why.clone()),
             Ok(_) => {
                 let label =
                     ArchiveLabel { name: name.clone(), id: saved.head.archive, ..candidate.label.clone() };
                 let place = self.place().ok_or_else(unplaced)?;
                 let reopened = (self.reopen)(place, &label, cancel, &saved.remains);
-                reopened.inspect_err(|_| saved.record.keep_it())?
+                reopened.inspect_err(|_| saved.record.keep_for_resume())?
             }
         };
         match reopened {
-            Resumed::At(mut medium, at) => {
+            Resumed::From(mut medium, at) => {
                 tracing::warn!("going on with '{name}' at {}", Human(at));
                 let SavedRecord { record, head, attachments, rows, log, .. } = saved;
                 let envelope = envelope.ok().flatten();
-                medium.keep(Arc::clone(&record.notes) as Arc<dyn DurableMarks>);
+                medium.detach(Arc::clone(&record.notes) as Arc<dyn DurableMarks>);
                 let (at, record) = (Some(at), Some(record));
                 Ok(Some(OpenArchive { head, attachments, medium, envelope, rows, log, at, record }))
             }
-            Resumed::Gone(why) => {
+            Resumed::NotPossible(why) => {
                 tracing::warn!("'{name}' was broken off and is not gone on with: {why}");
                 discard(&mut saved, self.discard);
                 Ok(None)
@@ -231,14 +231,19 @@ impl ResumeContext<'_> {
     }
 
     /// Leaves of what the medium is said to have only what is what was written.
-    fn prove(&self, saved: &mut SavedRecord, envelope: Option<&Envelope>, cancel: &Cancel) -> Result<()> {
+    fn verify_prefix(
+        &self,
+        saved: &mut SavedRecord,
+        envelope: Option<&Envelope>,
+        cancel: &Cancel,
+    ) -> Result<()> {
         if saved.remains.file.is_none() {
             return Ok(());
         }
         let place = self.place().ok_or_else(unplaced)?;
         // Where there is no file, or another one, whoever opens it says so.
         let Some(input) = (self.read_back)(place, cancel, &saved.remains)? else { return Ok(()) };
-        let proof = proof::of((input, saved.remains.synced), &mut saved.log, envelope, cancel)?;
+        let proof = verified_prefix::of((input, saved.remains.synced), &mut saved.log, envelope, cancel)?;
         if proof.is_damaged {
             tracing::warn!(
                 "what is there of '{}' is damaged behind its first {}: the rest is made again",
@@ -266,7 +271,7 @@ impl ResumeContext<'_> {
             Ok((record, log))
         });
         match begun {
-            Ok((record, log)) if medium.keep(Arc::clone(&record.notes) as Arc<dyn DurableMarks>) => {
+            Ok((record, log)) if medium.detach(Arc::clone(&record.notes) as Arc<dyn DurableMarks>) => {
                 (Some(record), log)
             }
             Ok(_) => Default::default(),
@@ -300,7 +305,7 @@ pub fn of_job(keep: &ResumeContext<'_>) -> Result<Option<SavedArchive>> {
     for found in record::all(keep.state_dir)? {
         if found.origin.job == Some(job) && found.origin.place == FingerprintFields::place(place)? {
             let Some(mut saved) = found.open()? else { return Ok(None) };
-            saved.record.keep_it();
+            saved.record.keep_for_resume();
             return Ok(Some(SavedArchive { head: saved.head, attachments: saved.attachments }));
         }
     }
@@ -311,7 +316,7 @@ pub fn of_job(keep: &ResumeContext<'_>) -> Result<Option<SavedArchive>> {
 fn discard(saved: &mut SavedRecord, discarding: Discard<'_>) {
     if let Err(error) = discarding(&saved.remains) {
         tracing::warn!("what is left of '{}' stays for now: {}", saved.origin.name, sentence(&error));
-        saved.record.keep_it();
+        saved.record.keep_for_resume();
     }
 }
 

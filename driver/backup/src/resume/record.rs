@@ -22,14 +22,14 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use super::SavedEnvelope;
-use super::origin::{Fingerprint, MAX_LEN};
-use super::rows::SavedAllocation;
+use super::fingerprint::{Fingerprint, MAX_LEN};
+use super::saved_allocation::SavedAllocation;
 use virtfold_archive::crypt::Envelope;
 use virtfold_archive::manifest::{self, Manifest};
 use virtfold_archive::stream::{ChunkLog, ChunkRecord, ChunkRecords, Digest};
 use virtfold_archive::writer::{Attachment, DiskTables};
-use virtfold_base::durable;
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
+use virtfold_base::partial_file;
 use virtfold_medium::{DurableMark, DurableMarks, PartialArchive};
 
 /// Bytes of a chunk's entry.
@@ -53,7 +53,7 @@ pub(crate) struct ResumeRecord {
 
 impl ResumeRecord {
     /// It stays when it is dropped.
-    pub(super) fn keep_it(&mut self) {
+    pub(super) fn keep_for_resume(&mut self) {
         self.is_kept = true;
     }
 
@@ -126,7 +126,7 @@ impl DurableMarks for DurableMarkFile {
         }
     }
 
-    fn left(&self) {
+    fn partial_archives(&self) {
         self.left.store(true, Ordering::Relaxed);
     }
 }
@@ -249,7 +249,7 @@ pub(super) fn begin(
         DirBuilder::new().recursive(true).mode(0o711).create(state_dir).at(cannot)?;
     }
     let made = DirBuilder::new().recursive(true).mode(0o700).create(&folder);
-    durable::at_directory(made, &folder, cannot)?;
+    partial_file::at_directory(made, &folder, cannot)?;
     let directory = folder.join(origin.archive.to_string());
     let fresh = folder.join(format!("{}.new", origin.archive));
     DirBuilder::new().mode(0o700).create(&fresh).at(cannot)?;

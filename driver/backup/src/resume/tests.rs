@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::Control;
-use crate::backup::{ArchiveOptions, BackupInput, write_kept};
+use crate::session::{ArchiveOptions, BackupInput, write_kept};
 use virtfold_archive::stream::{ChunkLog, ChunkRecord, Compression, Digest};
 use virtfold_archive::table::Layout;
 use virtfold_image::{DiskImage, Format, OpenOptions};
@@ -58,7 +58,7 @@ impl Lab {
     }
 
     /// A backup; `meanwhile` is done when it has begun.
-    fn backup(&self, wish: ResumePolicy, meanwhile: impl FnOnce()) -> Result<crate::backup::BackupReport> {
+    fn backup(&self, wish: ResumePolicy, meanwhile: impl FnOnce()) -> Result<crate::session::BackupReport> {
         let image = DiskImage::open(&self.folder.path().join("a.raw"), Format::Raw, &OpenOptions::default())?;
         let material = BackupInput {
             subject: virtfold_archive::manifest::BackupSubject::Images {
@@ -75,7 +75,7 @@ impl Lab {
             encrypt_to: self.encrypt_to.clone(),
             layout: Layout::Compact,
             block_size: None,
-            detect_zeroes: crate::backup::DetectZeroes::default(),
+            detect_zeroes: crate::session::DetectZeroes::default(),
             limit_rate: None,
             workers: 1,
         };
@@ -99,7 +99,7 @@ impl Lab {
             }
         };
         let mut record = std::path::PathBuf::new();
-        let done = self.backup(ResumePolicy::Anew, || {
+        let done = self.backup(ResumePolicy::Never, || {
             record = self.records().remove(0);
             link(&record, &aside.join("record"));
             if self.encrypt_to.is_some() {
@@ -128,12 +128,12 @@ impl Lab {
 #[test]
 fn a_record_goes_with_its_archive_and_a_second_run_goes_on_with_it() {
     let lab = Lab::new();
-    lab.backup(ResumePolicy::GoOn, || assert_eq!(lab.records().len(), 1)).unwrap();
+    lab.backup(ResumePolicy::IfPossible, || assert_eq!(lab.records().len(), 1)).unwrap();
     assert_eq!((lab.records().len(), lab.archives()), (0, 1));
     let lab = Lab::new();
     lab.killed();
     let id = lab.records()[0].file_name().unwrap().to_str().unwrap().to_owned();
-    let report = lab.backup(ResumePolicy::GoOn, || {}).unwrap();
+    let report = lab.backup(ResumePolicy::IfPossible, || {}).unwrap();
     assert_eq!((report.id.to_string(), report.resumed_at), (id, Some(0)));
     assert_eq!((lab.records().len(), lab.archives()), (0, 1));
 }
@@ -161,7 +161,7 @@ fn a_partial_file_that_was_damaged_meanwhile_makes_no_damaged_archive() {
                 partial.read_exact_at(&mut byte, at).unwrap();
                 partial.write_all_at(&[byte[0] ^ 1], at).unwrap();
             }
-            let report = lab.backup(ResumePolicy::GoOn, || {}).unwrap();
+            let report = lab.backup(ResumePolicy::IfPossible, || {}).unwrap();
             let at = report.resumed_at.unwrap();
             let kept = match damage {
                 None => 1 << 20..=2_300_000,
@@ -201,10 +201,10 @@ fn what_a_record_does_not_prove_is_not_gone_on_with() {
         let lab = Lab::new();
         lab.killed();
         change(&lab);
-        let error = lab.backup(ResumePolicy::Insist, || {}).unwrap_err();
+        let error = lab.backup(ResumePolicy::Required, || {}).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InUse, "{number}");
         assert_eq!(lab.records().len(), left, "{number}");
-        let report = lab.backup(ResumePolicy::GoOn, || {}).unwrap();
+        let report = lab.backup(ResumePolicy::IfPossible, || {}).unwrap();
         assert_eq!(report.resumed_at, None, "{number}");
     }
 }
@@ -221,34 +221,34 @@ fn an_encrypted_archive_is_gone_on_with_by_whoever_has_its_key() {
         lab
     };
     let lab = begun();
-    let report = lab.backup(ResumePolicy::Insist, || {}).unwrap();
+    let report = lab.backup(ResumePolicy::Required, || {}).unwrap();
     assert_eq!(report.resumed_at, Some(0));
     assert_eq!((lab.records().len(), lab.keys(), lab.archives()), (0, 0, 1));
     // Another key, another order of the same, none at all; no key that was kept.
     for (number, others) in [to(&[key()]), to(&[second.clone(), first.clone()]), None].into_iter().enumerate()
     {
         let lab = Lab { encrypt_to: others, ..begun() };
-        let error = lab.backup(ResumePolicy::Insist, || {}).unwrap_err();
+        let error = lab.backup(ResumePolicy::Required, || {}).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InUse, "{number}");
         assert_eq!((lab.records().len(), lab.keys(), lab.archives()), (0, 0, 0), "{number}");
     }
     let lab = begun();
     let stored = std::fs::read_dir(&lab.keys).unwrap().next().unwrap().unwrap().path();
     std::fs::remove_file(stored).unwrap();
-    let report = lab.backup(ResumePolicy::GoOn, || {}).unwrap();
+    let report = lab.backup(ResumePolicy::IfPossible, || {}).unwrap();
     assert_eq!((report.resumed_at, lab.archives()), (None, 1));
     // A directory on a disk is no place for a key.
     let disk = tempfile::tempdir_in("/var/tmp").unwrap();
     let lab =
         Lab { keys: disk.path().to_owned(), encrypt_to: to(std::slice::from_ref(&first)), ..Lab::new() };
-    lab.backup(ResumePolicy::GoOn, || assert_eq!((lab.records().len(), lab.keys()), (0, 0))).unwrap();
+    lab.backup(ResumePolicy::IfPossible, || assert_eq!((lab.records().len(), lab.keys()), (0, 0))).unwrap();
 }
 
 #[test]
 fn nobody_takes_a_living_run_s_record() {
     let lab = Lab::new();
-    lab.backup(ResumePolicy::GoOn, || {
-        let second = lab.backup(ResumePolicy::GoOn, || assert_eq!(lab.records().len(), 2)).unwrap();
+    lab.backup(ResumePolicy::IfPossible, || {
+        let second = lab.backup(ResumePolicy::IfPossible, || assert_eq!(lab.records().len(), 2)).unwrap();
         assert_eq!(second.resumed_at, None);
         assert_eq!(lab.records().len(), 1);
     })
@@ -262,7 +262,7 @@ fn a_job_s_record_goes_when_its_job_is_closed() {
     lab.killed();
     discard_closed(lab.folder.path(), |_| false, &medium::discard).unwrap();
     assert_eq!(lab.records().len(), 1, "it is of no job");
-    assert!(of_job(&lab.keep(ResumePolicy::GoOn)).unwrap().is_none());
+    assert!(of_job(&lab.keep(ResumePolicy::IfPossible)).unwrap().is_none());
 }
 
 proptest! {

@@ -14,7 +14,7 @@
 //!
 //! Imports: `error`, `catalog`, `crypt`, `medium`, `archive` (the head), and of this crate `inspect`.
 
-mod look;
+mod groups;
 mod policy;
 #[cfg(test)]
 mod policy_tests;
@@ -22,10 +22,10 @@ mod prune;
 #[cfg(test)]
 mod prune_tests;
 mod report;
-mod subjects;
+mod survey;
 
-pub use self::look::{CatalogFillReport, PlaceName, copies, remember};
+pub use self::groups::{HostIdentity, PathPolicy};
 pub use self::policy::{KeepReason, KeepRule, KeepRules, Prunable, PruneCandidate, PruneDecision, decide};
 pub use self::prune::{KeepPolicy, KeepPolicyOf, PruneRequest, prune};
 pub use self::report::{GroupReport, PruneAction, PruneEntry, PruneFailure, PruneReport};
-pub use self::subjects::{HostIdentity, PathPolicy};
+pub use self::survey::{CatalogFillReport, PlaceName, copies, fill_catalog};

@@ -137,11 +137,11 @@ pub struct PruneCandidate {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Prunable {
     /// It is whole, and ours: the rules decide.
-    Whole,
+    Yes,
     /// It stays, whatever the rules say, and what it is known to rest on, too. It is no backup to rely on.
-    Stays(String),
+    No(String),
     /// It can't be read, stays, and may rest on whatever is older.
-    Unread(String),
+    Unreadable(String),
 }
 
 /// Why a backup is kept.
@@ -162,7 +162,7 @@ pub enum KeepReason {
     /// It is younger than now.
     Future,
     /// It is nothing to decide on.
-    LeftAlone(String),
+    NotOurs(String),
 }
 
 impl fmt::Display for KeepReason {
@@ -184,7 +184,7 @@ impl fmt::Display for KeepReason {
                 )
             }
             Self::Future => f.write_str("made in the future, by this host's clock"),
-            Self::LeftAlone(why) => f.write_str(why),
+            Self::NotOurs(why) => f.write_str(why),
         }
     }
 }
@@ -226,9 +226,9 @@ pub fn decide(
             note(index, KeepReason::Pinned);
         }
         match &backup.standing {
-            Prunable::Whole if backup.created > now => note(index, KeepReason::Future),
-            Prunable::Whole => counted.push((index, backup.created)),
-            Prunable::Stays(why) | Prunable::Unread(why) => note(index, KeepReason::LeftAlone(why.clone())),
+            Prunable::Yes if backup.created > now => note(index, KeepReason::Future),
+            Prunable::Yes => counted.push((index, backup.created)),
+            Prunable::No(why) | Prunable::Unreadable(why) => note(index, KeepReason::NotOurs(why.clone())),
         }
     }
     counted.sort_by_key(|(index, created)| (std::cmp::Reverse(*created), *index));
@@ -284,10 +284,10 @@ fn within(span: Duration, newest_first: &[(usize, Timestamp)]) -> impl Iterator<
 
 /// What can't be read keeps whatever is not younger.
 fn unread(backups: &[PruneCandidate], reasons: &mut [Vec<KeepReason>]) {
-    let times = backups.iter().filter(|backup| matches!(backup.standing, Prunable::Unread(_)));
+    let times = backups.iter().filter(|backup| matches!(backup.standing, Prunable::Unreadable(_)));
     let Some(newest) = times.map(|backup| backup.created).max() else { return };
     for (backup, reasons) in backups.iter().zip(reasons) {
-        if backup.standing == Prunable::Whole && backup.created <= newest {
+        if backup.standing == Prunable::Yes && backup.created <= newest {
             reasons.push(KeepReason::MayBeNeeded(newest));
         }
     }

@@ -26,7 +26,7 @@ fn whole(id: u128, created: Timestamp, parent: Option<u128>) -> PruneCandidate {
         created,
         parent: parent.map(Uuid::from_u128),
         pinned: false,
-        standing: Prunable::Whole,
+        standing: Prunable::Yes,
     }
 }
 
@@ -152,8 +152,11 @@ fn what_a_person_pins_stays_with_what_it_rests_on() {
 
 #[test]
 fn what_cant_be_read_keeps_what_is_older() {
-    let unread =
-        PruneCandidate { id: None, standing: Prunable::Unread("encrypted".into()), ..whole(0, at(20), None) };
+    let unread = PruneCandidate {
+        id: None,
+        standing: Prunable::Unreadable("encrypted".into()),
+        ..whole(0, at(20), None)
+    };
     let backups = [whole(1, at(10), None), unread, whole(2, at(30), None), whole(3, at(40), None)];
     let verdicts = utc(&backups, &KeepRules::default());
     assert_eq!(removed(&verdicts), [2]);
@@ -174,7 +177,7 @@ fn what_stays_keeps_its_ancestors_here_and_from_elsewhere() {
     let verdicts = decide(&backups, &KeepRules::default(), (now(), &TimeZone::UTC), &elsewhere);
     assert_eq!(removed(&verdicts), [3]);
     // A damaged increment rests on its parent, too; circles end.
-    backups[4] = PruneCandidate { standing: Prunable::Stays("damaged".into()), ..backups[4].clone() };
+    backups[4] = PruneCandidate { standing: Prunable::No("damaged".into()), ..backups[4].clone() };
     backups[0].parent = Some(Uuid::from_u128(5));
     assert_eq!(removed(&utc(&backups, &KeepRules::default())), [2]);
 }
@@ -201,9 +204,9 @@ fn backups() -> impl Strategy<Value = Vec<PruneCandidate>> {
     proptest::collection::vec(one, 0..20).prop_map(|list| {
         let make = |(index, (spread, step, parent, kind)): (u128, (i64, i64, Option<u128>, u8))| {
             let standing = match kind {
-                0 => Prunable::Stays("damaged".into()),
-                1 => Prunable::Unread("encrypted".into()),
-                _ => Prunable::Whole,
+                0 => Prunable::No("damaged".into()),
+                1 => Prunable::Unreadable("encrypted".into()),
+                _ => Prunable::Yes,
             };
             // Some are from the future.
             let created = at(NOW + spread - step * spread / 500 * 4);
@@ -217,7 +220,7 @@ fn backups() -> impl Strategy<Value = Vec<PruneCandidate>> {
 /// The rules as a person would check them: a backup is kept by a rule when nothing newer is of its period, and fewer than N periods
 /// have something newer.
 fn model_keeps(backups: &[PruneCandidate], keep: &KeepRules, index: usize) -> bool {
-    let counts = |b: &PruneCandidate| b.standing == Prunable::Whole && b.created <= now();
+    let counts = |b: &PruneCandidate| b.standing == Prunable::Yes && b.created <= now();
     let newer = |a: usize, b: usize| {
         (backups[a].created, std::cmp::Reverse(a)) > (backups[b].created, std::cmp::Reverse(b))
     };
@@ -258,7 +261,7 @@ proptest! {
     fn the_rules_keep_what_the_model_keeps(backups in backups(), keep in keep()) {
         let alone: Vec<PruneCandidate> = backups.iter().map(|b| {
             // Without ties to each other the rules are seen alone.
-            let standing = match &b.standing { Prunable::Unread(why) => Prunable::Stays(why.clone()), other => other.clone() };
+            let standing = match &b.standing { Prunable::Unreadable(why) => Prunable::No(why.clone()), other => other.clone() };
             PruneCandidate { parent: None, standing, ..b.clone() }
         }).collect();
         let verdicts = utc(&alone, &keep);
@@ -271,12 +274,12 @@ proptest! {
     fn whatever_the_rules_nothing_needed_goes(backups in backups(), keep in keep()) {
         let verdicts = utc(&backups, &keep);
         let goes = |index: usize| verdicts[index] == PruneDecision::Remove;
-        let newest = backups.iter().enumerate().filter(|(_, b)| b.standing == Prunable::Whole && b.created <= now());
+        let newest = backups.iter().enumerate().filter(|(_, b)| b.standing == Prunable::Yes && b.created <= now());
         if let Some((newest, _)) = newest.max_by_key(|(index, b)| (b.created, std::cmp::Reverse(*index))) {
             prop_assert!(!goes(newest));
         }
         for (index, backup) in backups.iter().enumerate() {
-            prop_assert!(!goes(index) || backup.standing == Prunable::Whole);
+            prop_assert!(!goes(index) || backup.standing == Prunable::Yes);
             let parent = backups.iter().position(|other| other.id == backup.parent);
             if let Some(parent) = parent {
                 prop_assert!(!goes(parent) || goes(index), "{} rests on {}", index, parent);

@@ -16,12 +16,12 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use uuid::Uuid;
 
-use super::look::{SurveyedArchive, file_name, look};
+use super::groups::{GroupKey, HostIdentity, PathPolicy, mixed, settle};
 use super::policy::{KeepReason, KeepRules, Prunable, PruneCandidate, PruneDecision, decide};
 use super::report::{GroupReport, PruneAction, PruneEntry, PruneFailure, PruneReport};
-use super::subjects::{GroupKey, HostIdentity, PathPolicy, mixed, settle};
+use super::survey::{SurveyedArchive, file_name, look};
 use crate::RunMode;
-use crate::backup::file_label;
+use crate::session::file_label;
 use virtfold_archive::crypt::Identities;
 use virtfold_base::error::Result;
 use virtfold_catalog::{Catalog, DomainLock, Journal, Owner, copy_name, place_name};
@@ -32,11 +32,11 @@ use virtfold_medium::{self as medium, Location};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KeepPolicy {
     /// It is not asked for.
-    NotAsked,
+    NotSelected,
     /// It is, and all of it stays, for this reason.
-    All(String),
+    KeepAll(String),
     /// What the rules keep.
-    By(KeepRules),
+    Rules(KeepRules),
 }
 
 /// What is kept of which subject.
@@ -164,12 +164,12 @@ impl PruneRequest<'_> {
                 continue;
             };
             let (keep, kept_whole) = match (self.wanted)(&owner)? {
-                KeepPolicy::NotAsked => {
+                KeepPolicy::NotSelected => {
                     survey.not_asked += archives.len();
                     continue;
                 }
-                KeepPolicy::All(why) => (KeepRules::default(), Some(why)),
-                KeepPolicy::By(keep) => (keep, None),
+                KeepPolicy::KeepAll(why) => (KeepRules::default(), Some(why)),
+                KeepPolicy::Rules(keep) => (keep, None),
             };
             let labels: BTreeSet<String> = archives
                 .iter()
@@ -239,7 +239,7 @@ impl BackupGroup {
     fn whole(mut self) -> Self {
         let mixed = self.mixed.as_ref().map(|_| "its archives may belong to several groups".to_owned());
         if let Some(why) = self.kept_whole.clone().or(mixed) {
-            let why = KeepReason::LeftAlone(why);
+            let why = KeepReason::NotOurs(why);
             let goes = self.archives.iter_mut().filter(|decided| decided.verdict == PruneDecision::Remove);
             goes.for_each(|decided| decided.verdict = PruneDecision::Keep(vec![why.clone()]));
         }
@@ -271,10 +271,10 @@ impl BackupGroup {
 
 fn left_alone(found: &SurveyedArchive) -> PruneDecision {
     let why = match &found.standing {
-        Prunable::Whole => String::new(),
-        Prunable::Stays(why) | Prunable::Unread(why) => why.clone(),
+        Prunable::Yes => String::new(),
+        Prunable::No(why) | Prunable::Unreadable(why) => why.clone(),
     };
-    PruneDecision::Keep(vec![KeepReason::LeftAlone(why)])
+    PruneDecision::Keep(vec![KeepReason::NotOurs(why)])
 }
 
 fn entry(found: &SurveyedArchive, verdict: &PruneDecision) -> PruneEntry {
@@ -394,7 +394,7 @@ fn note_gone(request: &PruneRequest<'_>, seen: &BTreeSet<String>, catalog: &Cata
 
 #[cfg(test)]
 mod tests {
-    use super::super::look::ArchiveFacts;
+    use super::super::survey::ArchiveFacts;
     use super::*;
 
     #[test]
@@ -416,7 +416,7 @@ mod tests {
                 location: path.into(),
                 bytes,
                 facts: Some(facts),
-                standing: Prunable::Whole,
+                standing: Prunable::Yes,
                 named: None,
             };
             DecidedArchive { found, verdict: PruneDecision::Remove }

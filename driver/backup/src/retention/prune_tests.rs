@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::RunMode;
-use crate::disks::DiskSet;
+use crate::folded_disk::DiskSet;
 use crate::inspect;
 use virtfold_archive::crypt::{Envelope, Identities, Recipients};
 use virtfold_archive::layout::BackupKind;
@@ -109,10 +109,13 @@ impl World {
     ) -> PruneReport {
         let keep = KeepRules { last: Some(last), ..KeepRules::default() };
         // A number that no rule has: somebody keeps all.
-        let keep =
-            if last == 0 { KeepPolicy::All("a job keeps all".to_owned()) } else { KeepPolicy::By(keep) };
+        let keep = if last == 0 {
+            KeepPolicy::KeepAll("a job keeps all".to_owned())
+        } else {
+            KeepPolicy::Rules(keep)
+        };
         let wanted = |owner: &Owner| -> Result<KeepPolicy> {
-            Ok(if owner.name == "web" { keep.clone() } else { KeepPolicy::NotAsked })
+            Ok(if owner.name == "web" { keep.clone() } else { KeepPolicy::NotSelected })
         };
         let request = PruneRequest {
             place: &Location::Path(self.place()),
@@ -130,7 +133,7 @@ impl World {
     fn remember(&self, identities: &Identities) -> CatalogFillReport {
         let place = Location::Path(self.place());
         let listed = inspect::list_located(&place, identities).unwrap();
-        remember((&place, listed.as_slice()), &self.catalog).unwrap()
+        fill_catalog((&place, listed.as_slice()), &self.catalog).unwrap()
     }
 }
 

@@ -26,9 +26,9 @@ use nix::fcntl::FallocateFlags;
 pub(crate) use self::place::refuse as refuse_new;
 pub use self::qcow2_layout::{Compat, Qcow2Layout, Qcow2Options};
 use virtfold_archive::table::{CorrespondenceTable, Run};
-use virtfold_base::durable::{Overwrite, PartialFile};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 use virtfold_base::ioctl;
+use virtfold_base::partial_file::{Overwrite, PartialFile};
 use virtfold_base::units::{HostOffset, MIB};
 
 /// The two recoveries of the specification (FIG. 14B, 14C).
@@ -84,14 +84,14 @@ impl TargetSpec {
         match std::fs::metadata(&self.path) {
             Ok(found) if found.file_type().is_block_device() => match self.existing {
                 Overwrite::Replace => Ok(ExistingTarget::Device),
-                Overwrite::Keep => Err(Error::new(
+                Overwrite::Refuse => Err(Error::new(
                     ErrorKind::Exists,
                     format!("'{}' is a block device, and its contents would be lost", self.path.display()),
                 )
                 .with_hint("use --force to write to it")),
             },
             Ok(found) if !found.is_file() => Err(not_a_disk(&self.path)),
-            Ok(_) if self.existing == Overwrite::Keep => Err(exists(&self.path)),
+            Ok(_) if self.existing == Overwrite::Refuse => Err(exists(&self.path)),
             Ok(_) => {
                 let real = std::fs::canonicalize(&self.path);
                 real.at(|| format!("cannot resolve '{}'", self.path.display())).map(ExistingTarget::File)

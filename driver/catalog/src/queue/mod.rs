@@ -27,7 +27,7 @@ use jiff::Timestamp;
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 
 use self::rows::{COLUMNS, STATES, read_entry, reason_words, time, write_result};
-use super::store::{Catalog, Sql, word};
+use super::journal::{Catalog, Sql, word};
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_hypervisor::DomainId;
 
@@ -238,7 +238,7 @@ pub enum RunEnd {
     /// Somebody ended it.
     Cancelled(RunResult),
     /// It failed and is tried again, not before a time.
-    Again(RunResult, Timestamp),
+    Retry(RunResult, Timestamp),
     /// It was broken off because the service ends; the attempt does not count.
     Parked,
 }
@@ -370,7 +370,7 @@ impl Queue for Catalog {
             RunEnd::Succeeded(result) => (EntryState::Succeeded, Some(result), None),
             RunEnd::Failed(result) => (EntryState::Failed, Some(result), None),
             RunEnd::Cancelled(result) => (EntryState::Cancelled, Some(result), None),
-            RunEnd::Again(result, not_before) => (EntryState::Waiting, Some(result), Some(*not_before)),
+            RunEnd::Retry(result, not_before) => (EntryState::Waiting, Some(result), Some(*not_before)),
             RunEnd::Parked => (EntryState::Parked, None, None),
         };
         let kept = matches!(end, RunEnd::Parked);

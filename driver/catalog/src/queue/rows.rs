@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use rusqlite::Row;
 use uuid::Uuid;
 
-use super::super::store::{Sql, meaning};
+use super::super::journal::{Sql, meaning};
 use super::{EntryReason, EntryState, NewEntry, QueueEntry, RunResult};
 use virtfold_base::error::ErrorKind;
 use virtfold_hypervisor::DomainId;

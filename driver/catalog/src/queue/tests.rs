@@ -47,7 +47,7 @@ fn an_entry_goes_its_way_and_is_there_after_it_is_opened_again() {
     open().start(first, at(9)).unwrap_err();
     let running = open().entry(first).unwrap();
     assert_eq!((running.state, running.attempts, running.started), (EntryState::Running, 1, Some(at(9))));
-    open().end(first, at(10), &RunEnd::Again(result("full"), at(70))).unwrap();
+    open().end(first, at(10), &RunEnd::Retry(result("full"), at(70))).unwrap();
     let again = open().entry(first).unwrap();
     assert_eq!((again.state, again.wanted.not_before, again.attempts), (EntryState::Waiting, at(70), 1));
     assert_eq!(again.result, Some(result("full")));
@@ -84,7 +84,7 @@ fn one_waits_for_each_job_and_domain_and_a_person_brings_it_to_the_front() {
     let elsewhere = catalog.add(&wanted("k", 1, 0)).unwrap();
     catalog.start(elsewhere, at(3)).unwrap_err();
     // When it comes again, one of the two is enough.
-    catalog.end(first, at(4), &RunEnd::Again(result("full"), at(9))).unwrap();
+    catalog.end(first, at(4), &RunEnd::Retry(result("full"), at(9))).unwrap();
     assert_eq!(catalog.entry(next).unwrap().state, EntryState::Cancelled);
 }
 
@@ -128,7 +128,7 @@ fn an_entry_that_no_service_survives_fails() {
     // An attempt whose end is noted begins the count anew: what kills the service is not this entry.
     let catalog = Catalog::open(state.path()).unwrap();
     catalog.start(id, at(20)).unwrap();
-    catalog.end(id, at(21), &RunEnd::Again(result("full"), at(22))).unwrap();
+    catalog.end(id, at(21), &RunEnd::Retry(result("full"), at(22))).unwrap();
     for attempt in 1..INTERRUPTED {
         assert_eq!(killed(30), (EntryState::Waiting, INTERRUPTED + attempt));
     }

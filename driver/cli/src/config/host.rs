@@ -8,24 +8,24 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use virtfold_backup::mounted::{CheckedDirectory, agrees};
-use virtfold_backup::this_host;
-use virtfold_base::durable;
+use virtfold_backup::host_identity;
+use virtfold_backup::mount_check::{CheckedDirectory, agrees};
 use virtfold_base::error::{Error, ErrorKind, IoContext, sentence};
+use virtfold_base::partial_file;
 use virtfold_catalog::Catalog;
 use virtfold_config::{Config, Medium, NamedGuest};
 use virtfold_medium::{Location, probe};
-use virtfold_service::intake::describe;
-use virtfold_service::model::{GuestFacts, JobSpec};
+use virtfold_service::event_bridge::describe;
+use virtfold_service::job_spec::{GuestFacts, JobSpec};
 use virtfold_service::settings::settings;
 
-use crate::again;
 use crate::control::text::{columns, time};
+use crate::domain::connection::{ConnectFlag, StateFlag};
 use crate::exit::{self, ExitStatus};
-use crate::guest::connection::{ConnectFlag, StateFlag};
 use crate::mounted;
 use crate::output::{line, say};
 use crate::report::printable;
+use crate::subprocess;
 
 /// How many runs of each job are told.
 const RUNS: usize = 3;
@@ -119,7 +119,7 @@ impl HostCheck<'_> {
 
     /// This program again, with the medium's variables.
     fn apart(&self, name: &str, medium: &Medium) -> Result<String, Error> {
-        let done = again::with_variables_of((name, medium), &[])?;
+        let done = subprocess::with_variables_of((name, medium), &[])?;
         if done.status.success() {
             return Ok(String::from_utf8_lossy(&done.stdout).trim().to_owned());
         }
@@ -197,7 +197,7 @@ impl HostCheck<'_> {
                 .filter_map(|program| not_a_program(Path::new(program))),
         );
         if let Some(directory) = &resolved.settings.overlay_dir {
-            wrong.extend(durable::expect_directory(directory.as_path()).err());
+            wrong.extend(partial_file::expect_directory(directory.as_path()).err());
         }
         if let Some(file) = &resolved.settings.recipients {
             let path = file.as_path();
@@ -220,7 +220,7 @@ fn is_mounted((name, medium): (&str, &Medium), catalog: Option<&Catalog>) -> Res
 
 fn try_medium(medium: &Medium) -> Result<String, Error> {
     let place: Location = medium.to.as_str().parse()?;
-    probe(&place, &this_host::name()?)
+    probe(&place, &host_identity::name()?)
 }
 
 fn not_a_program(path: &Path) -> Option<Error> {

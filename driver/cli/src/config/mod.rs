@@ -12,8 +12,8 @@ use virtfold_config::{Config, ConfigError, ValueOrigin};
 use virtfold_medium::Location;
 
 use self::host::HostCheck;
+use super::domain::connection::{ConnectFlag, StateFlag};
 use super::exit::ExitStatus;
-use super::guest::connection::{ConnectFlag, StateFlag};
 use super::output::{line, say};
 use super::report::{JsonFlag, OutputFormat, StdoutUse, printable, result};
 

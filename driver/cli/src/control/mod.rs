@@ -15,8 +15,8 @@ use serde::Serialize;
 use virtfold_hooks::HookOwner;
 use virtfold_service::control::{Client, SOCKET};
 
+use super::domain::connection::whose;
 use super::exit::ExitStatus;
-use super::guest::connection::whose;
 use super::report::{JsonFlag, OutputFormat, StdoutUse, result};
 
 /// The option that names the socket.

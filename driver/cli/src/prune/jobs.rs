@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::Result;
-use virtfold_backup::mounted::CheckedDirectory;
+use virtfold_backup::mount_check::CheckedDirectory;
 use virtfold_backup::retention::{KeepPolicy, KeepRules, PruneFailure};
 use virtfold_base::error::{Error, ErrorKind};
 use virtfold_catalog::Owner;
@@ -15,8 +15,8 @@ use virtfold_medium::Location;
 use virtfold_service::planner::is_ahead;
 
 use super::{FailedDestination, PruneContext, Report, Tape, TapeVolume, count};
-use crate::again;
 use crate::report::OutputFormat;
+use crate::subprocess;
 
 /// Prunes the media of the jobs that are asked for.
 pub(super) fn prune(ground: &PruneContext<'_>, config: &Config) -> Result<Report> {
@@ -118,20 +118,20 @@ impl PruneContext<'_> {
         let mut is_asked = false;
         for (name, job) in config.jobs.iter().filter(|(_, job)| goes_to(job, medium)) {
             let has = self.has(name.as_str(), job, owner)?;
-            is_asked |= has == JobMembership::Surely && asked.contains(&name.as_str());
+            is_asked |= has == JobMembership::Yes && asked.contains(&name.as_str());
             match (has, job.keep) {
-                (JobMembership::Not, _) | (JobMembership::Maybe, None) => {}
-                (JobMembership::Surely, None) => keeps_all = Some(name.as_str()),
+                (JobMembership::No, _) | (JobMembership::Maybe, None) => {}
+                (JobMembership::Yes, None) => keeps_all = Some(name.as_str()),
                 (_, Some(keep)) => kept = Some(kept.unwrap_or_default().and(rules(&keep))),
             }
         }
         Ok(match (is_asked, keeps_all, kept) {
-            (false, ..) | (_, None, None) => KeepPolicy::NotAsked,
-            (true, Some(other), _) => KeepPolicy::All(format!(
+            (false, ..) | (_, None, None) => KeepPolicy::NotSelected,
+            (true, Some(other), _) => KeepPolicy::KeepAll(format!(
                 "the job '{other}' also backs '{}' up to '{medium}' and has no 'keep': all of them are kept",
                 owner.name
             )),
-            (true, None, Some(keep)) => KeepPolicy::By(keep),
+            (true, None, Some(keep)) => KeepPolicy::Rules(keep),
         })
     }
 
@@ -139,24 +139,24 @@ impl PruneContext<'_> {
     /// catalog knows, also of domains that are not there any more.
     fn has(&self, name: &str, job: &Job, owner: &Owner) -> Result<JobMembership, Error> {
         if owner.images {
-            return Ok(JobMembership::Not);
+            return Ok(JobMembership::No);
         }
         if job.domains.selects::<&str>(&owner.name, &[]) {
-            return Ok(JobMembership::Surely);
+            return Ok(JobMembership::Yes);
         }
         let tags: Vec<&str> = job.domains.tags.iter().map(virtfold_config::Name::as_str).collect();
         if tags.is_empty() || !job.domains.selects(&owner.name, &tags) {
-            return Ok(JobMembership::Not);
+            return Ok(JobMembership::No);
         }
         let known = self.catalog.as_ref().map(|catalog| catalog.is_of_job(owner, name)).transpose()?;
-        Ok(if known == Some(true) { JobMembership::Surely } else { JobMembership::Maybe })
+        Ok(if known == Some(true) { JobMembership::Yes } else { JobMembership::Maybe })
     }
 
     /// This program again, with the medium's variables.
     fn apart(&self, (name, medium): (&str, &Medium), report: &mut Report) -> Result<(), Error> {
         let more: &[&str] =
             if OutputFormat::from_flag(&self.args.json) == OutputFormat::Text { &["--json"] } else { &[] };
-        let done = again::with_variables_of((name, medium), more)?;
+        let done = subprocess::with_variables_of((name, medium), more)?;
         let told = String::from_utf8_lossy(&done.stdout);
         let Some(line) = told.lines().last() else {
             let said = String::from_utf8_lossy(&done.stderr);
@@ -196,10 +196,10 @@ impl PruneContext<'_> {
 /// Whether a job has a domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum JobMembership {
-    Surely,
+    Yes,
     /// By a tag that it may have: what the job keeps stays, and nothing goes for its sake.
     Maybe,
-    Not,
+    No,
 }
 
 fn rules(keep: &virtfold_config::keys::KeepRules) -> KeepRules {
@@ -283,19 +283,19 @@ jobs:
         let gold = KeepRules { yearly: Some(9), ..KeepRules::default() };
         let nightly = KeepRules { daily: Some(7), monthly: Some(2), ..gold };
         // A domain that may have the tag: what its job would keep stays, too.
-        assert_eq!(kept(&["nightly"], "mail"), KeepPolicy::By(nightly));
-        assert_eq!(kept(&["nightly"], "web"), KeepPolicy::By(KeepRules { weekly: Some(52), ..nightly }));
-        assert_eq!(kept(&["weekly"], "web"), KeepPolicy::By(KeepRules { weekly: Some(52), ..nightly }));
-        assert_eq!(kept(&["weekly"], "mail"), KeepPolicy::NotAsked);
+        assert_eq!(kept(&["nightly"], "mail"), KeepPolicy::Rules(nightly));
+        assert_eq!(kept(&["nightly"], "web"), KeepPolicy::Rules(KeepRules { weekly: Some(52), ..nightly }));
+        assert_eq!(kept(&["weekly"], "web"), KeepPolicy::Rules(KeepRules { weekly: Some(52), ..nightly }));
+        assert_eq!(kept(&["weekly"], "mail"), KeepPolicy::NotSelected);
         let why = "the job 'archive' also backs 'db' up to 'nas' and has no 'keep': all of them are kept";
-        assert_eq!(kept(&["nightly"], "db"), KeepPolicy::All(why.to_owned()));
-        assert_eq!(kept(&["gold"], "mail"), KeepPolicy::NotAsked, "nobody knows that it has the tag");
+        assert_eq!(kept(&["nightly"], "db"), KeepPolicy::KeepAll(why.to_owned()));
+        assert_eq!(kept(&["gold"], "mail"), KeepPolicy::NotSelected, "nobody knows that it has the tag");
         assert_eq!(
             kept(&["gold", "nightly"], "scratch"),
-            KeepPolicy::By(gold),
+            KeepPolicy::Rules(gold),
             "it was backed up for the job"
         );
         let images = Owner { images: true, ..owner("web") };
-        assert_eq!(ground.kept((&config, &["nightly"]), "nas", &images).unwrap(), KeepPolicy::NotAsked);
+        assert_eq!(ground.kept((&config, &["nightly"]), "nas", &images).unwrap(), KeepPolicy::NotSelected);
     }
 }

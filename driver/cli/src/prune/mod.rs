@@ -9,21 +9,21 @@ use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 use virtfold_archive::crypt::Identities;
 use virtfold_backup::RunMode;
-use virtfold_backup::mounted::{self, CheckedDirectory, MountRequirement};
+use virtfold_backup::host_identity;
+use virtfold_backup::mount_check::{self, CheckedDirectory, MountRequirement};
 use virtfold_backup::retention::{
     self, HostIdentity, KeepPolicy, KeepPolicyOf, KeepRules, PathPolicy, PruneReport, PruneRequest,
 };
-use virtfold_backup::this_host;
 use virtfold_base::error::{Error, ErrorKind};
 use virtfold_catalog::{Catalog, Owner};
 use virtfold_config::Count;
-use virtfold_medium::{Location, mounts};
+use virtfold_medium::{Location, mount_point};
 
 use super::args;
 use super::config::ConfigFlag;
+use super::domain::connection::StateFlag;
+use super::encryption::IdentityArgs;
 use super::exit::ExitStatus;
-use super::guest::connection::StateFlag;
-use super::keys::IdentityArgs;
 use super::output::say;
 use super::report::{JsonFlag, OutputFormat, StdoutUse, printable, result};
 
@@ -159,7 +159,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitStatus> {
     let state = args.state.path()?;
     let ground = PruneContext {
         catalog: Catalog::open_existing(&state)?,
-        host: HostIdentity { name: this_host::name()?, id: this_host::id()? },
+        host: HostIdentity { name: host_identity::name()?, id: host_identity::id()? },
         identities: args.identity.load()?,
         now: Timestamp::now(),
         zone: TimeZone::system(),
@@ -174,7 +174,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitStatus> {
                 ground.mounted(&CheckedDirectory {
                     path,
                     medium: None,
-                    mounted: MountRequirement::AsBefore,
+                    mounted: MountRequirement::SameAsFirstUse,
                 })?;
             }
             report.places.push(ground.prune(place, &wanted)?);
@@ -205,7 +205,7 @@ impl PruneContext<'_> {
 
     /// Makes sure that a place is there at all: what is not mounted is not gone.
     fn mounted(&self, place: &CheckedDirectory<'_>) -> Result<(), Error> {
-        mounted::check(place, self.catalog.as_ref(), &mounts::of).map(drop)
+        mount_check::check(place, self.catalog.as_ref(), &mount_point::of).map(drop)
     }
 
     /// The rules of the command line.
@@ -232,7 +232,9 @@ impl PruneContext<'_> {
             };
             domains.is_empty() || domains.iter().any(is)
         };
-        Ok(move |owner: &Owner| Ok(if asked(owner) { KeepPolicy::By(keep) } else { KeepPolicy::NotAsked }))
+        Ok(move |owner: &Owner| {
+            Ok(if asked(owner) { KeepPolicy::Rules(keep) } else { KeepPolicy::NotSelected })
+        })
     }
 }
 

@@ -5,9 +5,9 @@ use std::io::Read;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use virtfold_archive::stream::Cancel;
-use virtfold_backup::backup::BackupReport;
+use virtfold_backup::session::BackupReport;
 use virtfold_base::error::{Error, ErrorKind, Result};
-use virtfold_medium::mounts::MountPoint;
+use virtfold_medium::mount_point::MountPoint;
 use virtfold_medium::process::{
     self, MediumProcess, MediumRequest, ProbeReply, ProcessDestination, TerminatingProcesses,
 };
@@ -17,7 +17,7 @@ use virtfold_medium::{
 };
 
 use super::options::{WriteArgs, device_only};
-use crate::guest::connection::StateFlag;
+use crate::domain::connection::StateFlag;
 use crate::medium::{part, program};
 use crate::mounted::Expected;
 

@@ -19,8 +19,8 @@ use virtfold_medium::tape::{NewLabel, Overwrite, TapeBlock, TapeCatalog, VolumeL
 use self::options::{WaitFlag, tape};
 use super::Signals;
 use super::args;
+use super::domain::connection::StateFlag;
 use super::exit::ExitStatus;
-use super::guest::connection::StateFlag;
 use super::report::{JsonFlag, OutputFormat, ProgressPrinter, StdoutUse, result};
 
 /// Manage tapes: status, label, list, verify, erase
@@ -176,8 +176,8 @@ impl CommonArgs {
 
 fn status(common: &CommonArgs, signals: &Signals) -> Result<ExitStatus> {
     let drive = common.drive(signals)?;
-    let memory = drive.memory_if_any()?;
-    let status = drive.care(memory.as_ref()).status()?;
+    let memory = drive.tape_catalog_if_any()?;
+    let status = drive.volume_admin(memory.as_ref()).status()?;
     common.print(&status, &text::status(&status))?;
     Ok(ExitStatus::Done)
 }
@@ -200,8 +200,8 @@ fn label(args: &LabelArgs, signals: &Signals) -> Result<ExitStatus> {
         block_size: TapeBlock::new(args.block_size)?,
         retain_until: args.retain_until.clone(),
     };
-    let memory = drive.memory()?;
-    let label = drive.care(memory.as_ref()).label(&new, overwrite(&args.force))?;
+    let memory = drive.tape_catalog()?;
+    let label = drive.volume_admin(memory.as_ref()).label(&new, overwrite(&args.force))?;
     args.common.print(&label, &format!("labelled '{}', pool '{}'", label.label, label.pool))?;
     Ok(ExitStatus::Done)
 }
@@ -213,8 +213,8 @@ fn list(common: &CommonArgs, signals: &Signals) -> Result<ExitStatus> {
 
 /// Lists a tape; also what `virtfold list` does with one.
 pub(crate) fn list_to(drive: &virtfold_backup::tape::TapeOptions, style: OutputFormat) -> Result<ExitStatus> {
-    let memory: Arc<dyn TapeCatalog> = drive.memory()?;
-    let contents = drive.care(memory.as_ref()).list()?;
+    let memory: Arc<dyn TapeCatalog> = drive.tape_catalog()?;
+    let contents = drive.volume_admin(memory.as_ref()).list()?;
     let listing = Listing { archives: drive.entries(&contents), label: contents.label };
     result(style, StdoutUse::Free, &listing, &text::listing(&listing))?;
     Ok(ExitStatus::Done)
@@ -222,11 +222,11 @@ pub(crate) fn list_to(drive: &virtfold_backup::tape::TapeOptions, style: OutputF
 
 fn verify(common: &CommonArgs, signals: &Signals) -> Result<ExitStatus> {
     let drive = common.drive(signals)?;
-    let memory = drive.memory()?;
+    let memory = drive.tape_catalog()?;
     let progress = Arc::new(Progress::default());
     progress.enter("verifying", 0);
     let ticker = ProgressPrinter::start(OutputFormat::from_flag(&common.json), StdoutUse::Free, &progress)?;
-    let verdict = drive.care(memory.as_ref()).verify(&|bytes| progress.add(bytes));
+    let verdict = drive.volume_admin(memory.as_ref()).verify(&|bytes| progress.add(bytes));
     drop(ticker);
     let verdict = verdict?;
     common.print(&verdict, &text::verdict(&verdict))?;
@@ -239,8 +239,8 @@ fn verify(common: &CommonArgs, signals: &Signals) -> Result<ExitStatus> {
 
 fn erase(args: &EraseArgs, signals: &Signals) -> Result<ExitStatus> {
     let drive = args.common.drive(signals)?;
-    let memory = drive.memory()?;
-    drive.care(memory.as_ref()).erase(overwrite(&args.force))?;
+    let memory = drive.tape_catalog()?;
+    drive.volume_admin(memory.as_ref()).erase(overwrite(&args.force))?;
     args.common.print(&serde_json::json!({ "erased": args.common.tape.to_string() }), "erased")?;
     Ok(ExitStatus::Done)
 }

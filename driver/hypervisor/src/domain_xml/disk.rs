@@ -123,7 +123,7 @@ pub enum ChainKnowledge {
     /// To its end.
     Complete,
     /// Not to its end: read the headers.
-    Open,
+    Partial,
 }
 
 pub(super) fn read(node: Node<'_, '_>) -> Result<DomainDisk> {
@@ -206,5 +206,5 @@ fn read_backing(disk: Node<'_, '_>, target: &str) -> Result<(Vec<ChainEntry>, Ch
         images.push(ChainEntry { source: read_source(backing), format });
         holder = backing;
     }
-    Ok((images, ChainKnowledge::Open))
+    Ok((images, ChainKnowledge::Partial))
 }

@@ -15,13 +15,13 @@ use roxmltree::{Document, Node, ParsingOptions};
 use crate::types::DomainId;
 use virtfold_base::error::{Error, ErrorKind, Result};
 
-mod changed;
-mod claims;
 mod disk;
 pub mod edit;
+mod host_resources;
+mod live_diff;
 
-pub use changed::{DiskDifference, as_it_ran, changed_disks};
 pub use disk::{ChainEntry, ChainKnowledge, Device, DiskFlags, DomainDisk, ImageSource, Mirror};
+pub use live_diff::{DiskDifference, changed_disks, with_live_disks};
 
 /// Larger domain XML is refused; real ones have 3 to 40 KiB.
 pub const MAX_BYTES: usize = 4 << 20;
@@ -148,7 +148,7 @@ impl DomainXml {
             boot: os.map(read_boot).unwrap_or_default(),
             macs: all("interface").filter_map(|i| child(i, "mac")?.attribute("address")).map(own).collect(),
             channel_paths: Vec::new(),
-            claims: claims::read(root),
+            claims: host_resources::read(root),
             agent: AgentChannel::Absent,
             tags: child(root, "metadata").map(read_tags).unwrap_or_default(),
             text: String::new(),

@@ -37,7 +37,7 @@ fn a_windows_guest_is_read() {
     let disk = |target: &str| xml.disk(target).unwrap();
     assert_eq!(disk("sda").image.source, ImageSource::File("/images/b & c.qcow2".into()));
     assert_eq!(disk("sda").image.format.as_deref(), Some("qcow2"));
-    assert_eq!(disk("sda").chain, ChainKnowledge::Open);
+    assert_eq!(disk("sda").chain, ChainKnowledge::Partial);
     assert_eq!(disk("sdb").device, Device::Cdrom);
     assert_eq!(disk("sdb").image.source, ImageSource::Empty);
     assert!(disk("sdb").marks.readonly);
@@ -166,7 +166,7 @@ fn a_block_device_takes_the_place_of_a_file_and_back() {
     let new = edit.finish().unwrap();
     let disk = new.disk("vda").unwrap();
     assert_eq!(disk.image.source, ImageSource::Block("/dev/vg/new".into()));
-    assert_eq!((disk.backing.len(), disk.chain, disk.mirror.clone()), (0, ChainKnowledge::Open, None));
+    assert_eq!((disk.backing.len(), disk.chain, disk.mirror.clone()), (0, ChainKnowledge::Partial, None));
     let mut edit = Editor::new(&xml).unwrap();
     edit.set_disk("sdz", NewImage::File(Path::new("/x")), "raw").unwrap_err();
     edit.rename("a/b").unwrap_err();

@@ -22,8 +22,8 @@ use libvirt::domain::Domain;
 use libvirt::error::Error as VirtError;
 use virt_sys as sys;
 
-use super::events::EventHub;
-use super::fault::{ErrorOrigin, HypervisorError, code};
+use super::call_error::{ErrorOrigin, HypervisorError, code};
+use super::event_hub::EventHub;
 use super::types::{
     Activity, BlockJob, BlockJobEnd, CommitBase, CommitRequest, DomainEvent, DomainId, DomainInfo,
     DomainState, PausedReason, Persistence, QemuDisk, Quiesce, SnapshotRequest, StartMode, XmlView,
@@ -31,9 +31,9 @@ use super::types::{
 use super::{Hypervisor, LiftedDenials, apparmor, domain_xml};
 use virtfold_base::error::{Error, ErrorKind, Result};
 
-mod behind;
+mod ffi;
+mod qemu_passthrough;
 pub(crate) mod qmp;
-mod raw;
 mod request;
 mod uri;
 
@@ -54,7 +54,7 @@ pub struct Libvirt {
 #[derive(Debug)]
 struct Session {
     connect: Connect,
-    watch: raw::EventSubscription,
+    watch: ffi::EventSubscription,
 }
 
 impl Drop for Session {
@@ -85,7 +85,9 @@ impl Libvirt {
         *session = None;
         let made = self.connect().map_err(|e| {
             let doing = format!("cannot connect to libvirt at '{}'", self.uri.as_str());
-            fault(&e, ErrorOrigin::Refused).into_error(doing).with_hint("is libvirtd (or virtqemud) running?")
+            fault(&e, ErrorOrigin::Answered)
+                .into_error(doing)
+                .with_hint("is libvirtd (or virtqemud) running?")
         })?;
         let made = Arc::new(made);
         *session = Some(Arc::clone(&made));
@@ -93,10 +95,10 @@ impl Libvirt {
     }
 
     fn connect(&self) -> VirtResult<Session> {
-        raw::prepare()?;
+        ffi::prepare()?;
         let connect = Connect::open(Some(self.uri.as_str()))?;
         connect.set_keep_alive(5, 3)?;
-        let watch = raw::EventSubscription::register(&connect, &self.hub)?;
+        let watch = ffi::EventSubscription::register(&connect, &self.hub)?;
         Ok(Session { connect, watch })
     }
 
@@ -118,7 +120,7 @@ impl Libvirt {
             match call(&session.connect) {
                 Ok(value) => return Ok(value),
                 Err(error) => match answer(&error, &session.connect) {
-                    ErrorOrigin::Lost if Instant::now() < until => {
+                    ErrorOrigin::ConnectionLost if Instant::now() < until => {
                         std::thread::sleep(Duration::from_millis(50))
                     }
                     answer => return Err(fault(&error, answer).into_error(doing())),
@@ -138,8 +140,10 @@ impl Libvirt {
             let answer = answer(&error, &session.connect);
             let error = fault(&error, answer).into_error(doing());
             match answer {
-                ErrorOrigin::Refused => error,
-                ErrorOrigin::Lost => error.with_hint("the connection broke: it may have been done anyway"),
+                ErrorOrigin::Answered => error,
+                ErrorOrigin::ConnectionLost => {
+                    error.with_hint("the connection broke: it may have been done anyway")
+                }
             }
         })
     }
@@ -174,9 +178,9 @@ fn find(connect: &Connect, domain: DomainId) -> VirtResult<Domain> {
 fn answer(error: &VirtError, connect: &Connect) -> ErrorOrigin {
     const FROM_RPC: u32 = sys::VIR_FROM_RPC;
     if error.domain().to_raw() == FROM_RPC || !connect.is_alive().unwrap_or(false) {
-        ErrorOrigin::Lost
+        ErrorOrigin::ConnectionLost
     } else {
-        ErrorOrigin::Refused
+        ErrorOrigin::Answered
     }
 }
 
@@ -208,7 +212,7 @@ fn info(domain: &Domain) -> VirtResult<DomainInfo> {
 /// libvirt does not always know why a guest stands still: where an I/O error stops it in the moment in which
 /// it is resumed, the reason is 'unknown'. QEMU knows.
 fn run(domain: &Domain) -> VirtResult<DomainState> {
-    let run = run_of(raw::state(domain)?);
+    let run = state_of(ffi::state(domain)?);
     if run != DomainState::Paused(PausedReason::Other(0)) {
         return Ok(run);
     }
@@ -223,8 +227,8 @@ fn run(domain: &Domain) -> VirtResult<DomainState> {
 /// libvirt takes QEMU's word for an I/O error's stop also where it comes late (QEMU 10 sends one
 /// BLOCK_IO_ERROR a second at most) and the guest runs again. It then believes in a guest that stands still,
 /// and no resume helps, because a QEMU that runs has no RESUME to tell. Stopped first, it has.
-fn untangle(domain: &Domain) -> VirtResult<()> {
-    if run_of(raw::state(domain)?) == DomainState::Paused(PausedReason::IoError)
+fn release_failed_snapshot(domain: &Domain) -> VirtResult<()> {
+    if state_of(ffi::state(domain)?) == DomainState::Paused(PausedReason::IoError)
         && qmp::is_running(&domain.qemu_monitor_command(qmp::QUERY_STATUS, 0)?)
     {
         domain.qemu_monitor_command(qmp::STOP, 0)?;
@@ -233,7 +237,7 @@ fn untangle(domain: &Domain) -> VirtResult<()> {
 }
 
 /// libvirt's virDomainState and virDomainPausedReason.
-fn run_of((state, reason): (u32, i32)) -> DomainState {
+fn state_of((state, reason): (u32, i32)) -> DomainState {
     match state {
         sys::VIR_DOMAIN_PAUSED => DomainState::Paused(match u32::try_from(reason).unwrap_or(0) {
             sys::VIR_DOMAIN_PAUSED_USER => PausedReason::User,
@@ -281,7 +285,7 @@ impl Hypervisor for Libvirt {
         self.read(doing, |connect| info(&find_it(connect)?))
     }
 
-    fn run_state(&self, domain: DomainId) -> Result<DomainState> {
+    fn domain_state(&self, domain: DomainId) -> Result<DomainState> {
         self.ask(domain, "read the state", run)
     }
 
@@ -328,12 +332,12 @@ impl Hypervisor for Libvirt {
     fn managed_save_xml(&self, domain: DomainId) -> Result<Option<String>> {
         self.ask(domain, "read the managed save image", |d| {
             let there = d.has_managed_save(0)?;
-            Ok(if there { Some(raw::managed_save_xml(d)?) } else { None })
+            Ok(if there { Some(ffi::managed_save_xml(d)?) } else { None })
         })
     }
 
     fn define_managed_save_xml(&self, domain: DomainId, xml: &str) -> Result<()> {
-        self.tell(domain, "change the managed save image of", |d| raw::define_managed_save_xml(d, xml))
+        self.tell(domain, "change the managed save image of", |d| ffi::define_managed_save_xml(d, xml))
     }
 
     fn snapshot(&self, domain: DomainId, request: &SnapshotRequest) -> Result<()> {
@@ -342,16 +346,16 @@ impl Hypervisor for Libvirt {
             Quiesce::ByAgent => sys::VIR_DOMAIN_SNAPSHOT_CREATE_QUIESCE,
             Quiesce::No => 0,
         };
-        let take = |d: &Domain| d.create_snapshot_xml(&xml, raw::SNAPSHOT_FLAGS | quiesce);
+        let take = |d: &Domain| d.create_snapshot_xml(&xml, ffi::SNAPSHOT_FLAGS | quiesce);
         self.tell(domain, "take a snapshot of", take).map(drop)
     }
 
     fn commit(&self, domain: DomainId, request: &CommitRequest) -> Result<()> {
-        let base = raw::base_of(&request.base).map_err(|path| {
+        let base = ffi::base_of(&request.base).map_err(|path| {
             Error::new(ErrorKind::Unsupported, format!("'{}' is not UTF-8", path.display()))
         })?;
         let doing = format!("commit disk '{}' of", request.target);
-        let commit = |d: &Domain| raw::commit(d, &request.target, base, request.bytes_per_second);
+        let commit = |d: &Domain| ffi::commit(d, &request.target, base, request.bytes_per_second);
         let started = self.tell(domain, &doing, commit);
         let refused = started.as_ref().err().and_then(HypervisorError::code_of) == Some(code::INVALID_ARG);
         match request.base {
@@ -371,7 +375,7 @@ impl Hypervisor for Libvirt {
     }
 
     fn block_job(&self, domain: DomainId, target: &str) -> Result<Option<BlockJob>> {
-        match self.ask(domain, "read the block jobs", |d| raw::block_job(d, target))? {
+        match self.ask(domain, "read the block jobs", |d| ffi::block_job(d, target))? {
             Some(job) => Ok(Some(job)),
             None => self.job_behind(domain, target),
         }
@@ -382,7 +386,7 @@ impl Hypervisor for Libvirt {
             BlockJobEnd::Pivot => format!("pivot disk '{target}' of"),
             BlockJobEnd::Abort => format!("abort the block job of disk '{target}' of"),
         };
-        let ended = self.tell(domain, &doing, |d| raw::end_block_job(d, target, end));
+        let ended = self.tell(domain, &doing, |d| ffi::end_block_job(d, target, end));
         match &ended {
             Err(error) if !HypervisorError::lost(error) => {
                 self.end_behind(domain, target, end)?.map_or(ended, Ok)
@@ -393,7 +397,7 @@ impl Hypervisor for Libvirt {
 
     fn cap_block_job(&self, domain: DomainId, target: &str, bytes_per_second: u64) -> Result<()> {
         let capped = self.tell(domain, "set the speed of a block job of", |d| {
-            raw::cap_block_job(d, target, bytes_per_second)
+            ffi::cap_block_job(d, target, bytes_per_second)
         });
         match &capped {
             // A commit that libvirt knows nothing of never has a limit.
@@ -414,7 +418,7 @@ impl Hypervisor for Libvirt {
 
     fn resume(&self, domain: DomainId) -> Result<()> {
         self.tell(domain, "resume", |d| {
-            untangle(d)?;
+            release_failed_snapshot(d)?;
             d.resume()
         })
         .map(drop)
@@ -422,7 +426,7 @@ impl Hypervisor for Libvirt {
 
     fn set_agent_time_limit(&self, domain: DomainId, limit: Duration) -> Result<()> {
         self.tell(domain, "set the agent's time limit of", |d| {
-            raw::set_agent_time_limit(d, request::whole_seconds(limit))
+            ffi::set_agent_time_limit(d, request::whole_seconds(limit))
         })
     }
 
@@ -434,11 +438,11 @@ impl Hypervisor for Libvirt {
     }
 
     fn freeze(&self, domain: DomainId) -> Result<u32> {
-        self.tell(domain, "freeze the file systems of", raw::freeze)
+        self.tell(domain, "freeze the file systems of", ffi::freeze)
     }
 
     fn thaw(&self, domain: DomainId) -> Result<u32> {
-        self.tell(domain, "thaw the file systems of", raw::thaw)
+        self.tell(domain, "thaw the file systems of", ffi::thaw)
     }
 
     fn is_thawed(&self, domain: DomainId, limit: Duration) -> Result<bool> {
@@ -471,9 +475,9 @@ impl Hypervisor for Libvirt {
     fn activity(&self, domain: DomainId) -> Result<Activity> {
         self.ask(domain, "read the jobs", |d| {
             // A domain that does not run has no backup; libvirt then says that the operation is not valid.
-            let backup = if d.is_active()? { absent(raw::backup_xml(d), code::NO_BACKUP)? } else { None };
+            let backup = if d.is_active()? { absent(ffi::backup_xml(d), code::NO_BACKUP)? } else { None };
             let snapshots = d.list_all_snapshots(0)?.iter().map(|s| s.name()).collect::<VirtResult<_>>()?;
-            Ok(Activity { backup, checkpoints: raw::checkpoint_names(d)?, snapshots })
+            Ok(Activity { backup, checkpoints: ffi::checkpoint_names(d)?, snapshots })
         })
     }
 

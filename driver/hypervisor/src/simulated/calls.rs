@@ -7,12 +7,12 @@ use crossbeam_channel::Receiver;
 use uuid::Uuid;
 
 use super::operations::FileSystemFreeze;
-use super::world::{SimHost, SimQemu};
+use super::state::{SimHost, SimQemu};
 use super::{
     BTreeMap, Operation, SimCall, SimDisk, SimDomain, SimImage, SimXml, Simulated, code, refused, xml,
 };
+use crate::call_error::HypervisorError;
 use crate::domain_xml::{ChainKnowledge, DomainXml, ImageSource};
-use crate::fault::HypervisorError;
 use crate::types::{
     Activity, BlockJob, BlockJobEnd, CommitRequest, DomainEvent, DomainId, DomainInfo, DomainState,
     Lifecycle, PausedReason, Persistence, QemuDisk, SnapshotRequest, StartMode, StartedDetail, StoppedDetail,
@@ -88,7 +88,7 @@ fn define(world: &mut SimHost, parsed: &DomainXml) -> SimResult<DomainId> {
         managed_save: None,
         activity: Activity::default(),
         next: 0,
-        pace: super::world::WRITES_PER_CALL,
+        pace: super::state::WRITES_PER_CALL,
     };
     let domain = world.domains.entry(id).or_insert_with(fresh);
     domain.text = parsed.text().to_owned();
@@ -113,7 +113,7 @@ fn start(turn: &mut SimCall<'_>, id: DomainId, how: StartMode) -> SimResult<()> 
         return Err(refused(code::INTERNAL, "Failed to get \"write\" lock"));
     }
     turn.world.runs += 1;
-    turn.world.clock += super::outside::BOOT;
+    turn.world.clock += super::third_party::BOOT;
     let run = turn.world.runs;
     let paused = (how == StartMode::Paused).then_some(PausedReason::User);
     let domain = turn.domain(id)?;
@@ -140,7 +140,7 @@ impl Hypervisor for Simulated {
         found.ok_or_else(|| missing().into_error(format!("there is no domain '{name_or_uuid}'")))
     }
 
-    fn run_state(&self, domain: DomainId) -> Result<DomainState> {
+    fn domain_state(&self, domain: DomainId) -> Result<DomainState> {
         self.call(Operation::Read, |turn| turn.domain(domain).map(|d| d.run()))
     }
 
@@ -235,7 +235,7 @@ impl Hypervisor for Simulated {
             turn.progress(domain, target);
             let known = turn.domain(domain)?;
             let off = || refused(code::OPERATION_INVALID, "domain is not running");
-            Ok(known.qemu.as_ref().ok_or_else(off)?.jobs.get(target).map(super::world::SimBlockJob::info))
+            Ok(known.qemu.as_ref().ok_or_else(off)?.jobs.get(target).map(super::state::SimBlockJob::info))
         })
     }
 

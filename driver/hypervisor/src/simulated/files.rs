@@ -4,9 +4,9 @@ use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::world::SimHost;
+use super::state::SimHost;
 use super::{CallPhase, HypervisorError, Operation, Simulated, code, refused};
-use crate::host::{HostFiles, ImageStamp, ImageUse};
+use crate::host_files::{HostFiles, ImageStamp, ImageUse};
 use crate::is_our_overlay;
 use virtfold_base::error::{Error, ErrorKind, Result};
 

@@ -24,21 +24,21 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::events::EventHub;
-use super::fault::{ErrorOrigin, HypervisorError, code};
+use super::call_error::{ErrorOrigin, HypervisorError, code};
+use super::event_hub::EventHub;
 use super::types::DomainId;
 use virtfold_base::error::{Error, ErrorKind, Result};
 
 mod calls;
 mod files;
 mod operations;
-mod outside;
-mod world;
+mod state;
+mod third_party;
 mod xml;
 
-pub use outside::ThirdPartyAction;
-pub use world::{SimAgent, SimImage};
-use world::{SimDisk, SimDomain, SimHost, SimXml};
+pub use state::{SimAgent, SimImage};
+use state::{SimDisk, SimDomain, SimHost, SimXml};
+pub use third_party::ThirdPartyAction;
 
 /// A call, as the hook sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -111,7 +111,7 @@ pub struct InjectionPoint {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Injected {
     /// Nothing.
-    GoOn,
+    Nothing,
     /// The driver dies: this and every further call fails, and changes nothing, until [`Simulated::revive`]. libvirtd
     /// finishes the call at hand.
     KillDriver,
@@ -178,7 +178,7 @@ impl Simulated {
     /// A world with no domains.
     pub fn new() -> Self {
         let world = SimHost { free: 1 << 40, ..SimHost::default() };
-        let state = State { world, hook: Box::new(|_| Injected::GoOn), dead: false };
+        let state = State { world, hook: Box::new(|_| Injected::Nothing), dead: false };
         Self { state: Arc::new(Mutex::new(state)), hub: Arc::default() }
     }
 
@@ -196,7 +196,7 @@ impl Simulated {
         let mut state = self.lock();
         state.dead = false;
         state.world.held.clear();
-        state.hook = Box::new(|_| Injected::GoOn);
+        state.hook = Box::new(|_| Injected::Nothing);
     }
 
     /// Whether the driver was killed.
@@ -340,7 +340,7 @@ impl Simulated {
     pub fn fork(&self) -> Self {
         let state = self.lock();
         let state =
-            State { world: state.world.clone(), hook: Box::new(|_| Injected::GoOn), dead: state.dead };
+            State { world: state.world.clone(), hook: Box::new(|_| Injected::Nothing), dead: state.dead };
         Self { state: Arc::new(Mutex::new(state)), hub: Arc::default() }
     }
 
@@ -371,7 +371,7 @@ impl Simulated {
 
     /// Lets somebody do something to every domain.
     pub fn happens(&self, what: ThirdPartyAction) {
-        outside::happens(&mut self.lock().world, what, &self.hub);
+        third_party::happens(&mut self.lock().world, what, &self.hub);
     }
 
     /// Fills a directory's file system, or makes room in it again.
@@ -400,15 +400,15 @@ impl Simulated {
         }
         state.world.tick();
         let State { world, hook, .. } = &mut *state;
-        let mut turn = SimCall { world, hook, operation, fate: Injected::GoOn, hub: &self.hub };
+        let mut turn = SimCall { world, hook, operation, fate: Injected::Nothing, hub: &self.hub };
         let result = if turn.reaches(CallPhase::Before) { Err(lost()) } else { call(&mut turn) };
-        if turn.fate == Injected::GoOn {
+        if turn.fate == Injected::Nothing {
             turn.reaches(CallPhase::After);
         }
         let fate = turn.fate;
         state.dead |= matches!(fate, Injected::KillDriver | Injected::CrashHost);
         if fate == Injected::CrashHost {
-            outside::happens(&mut state.world, ThirdPartyAction::KillGuests, &self.hub);
+            third_party::happens(&mut state.world, ThirdPartyAction::KillGuests, &self.hub);
         }
         if fate == Injected::KillLibvirtd {
             // The agent's limit is libvirtd's own.
@@ -436,24 +436,26 @@ struct SimCall<'a> {
 impl SimCall<'_> {
     /// Asks the hook; true when the call ends here. A dying driver or guest does not end what libvirtd does, save before it began.
     fn reaches(&mut self, when: CallPhase) -> bool {
-        if self.fate == Injected::GoOn {
+        if self.fate == Injected::Nothing {
             self.fate = (self.hook)(InjectionPoint { operation: self.operation, when });
             // What befalls the guests befalls them now; the call goes on and sees it.
             match self.fate {
-                Injected::KillGuests => outside::happens(self.world, ThirdPartyAction::KillGuests, self.hub),
+                Injected::KillGuests => {
+                    third_party::happens(self.world, ThirdPartyAction::KillGuests, self.hub)
+                }
                 // Who needs libvirt waits until the call is over.
                 Injected::Outside(what)
                     if matches!(when, CallPhase::Half | CallPhase::Early | CallPhase::Late)
                         && !what.is_the_guests() =>
                 {
-                    self.fate = Injected::GoOn;
+                    self.fate = Injected::Nothing;
                 }
-                Injected::Outside(what) => outside::happens(self.world, what, self.hub),
+                Injected::Outside(what) => third_party::happens(self.world, what, self.hub),
                 _ => {}
             }
         }
         match self.fate {
-            Injected::GoOn => false,
+            Injected::Nothing => false,
             Injected::Outside(_) | Injected::KillGuests => false,
             Injected::KillDriver => when == CallPhase::Before,
             Injected::KillLibvirtd => !self.operation.is_local(),
@@ -476,12 +478,12 @@ fn disk_text((target, path): &(String, PathBuf)) -> String {
 }
 
 fn refused(code: i32, text: &str) -> HypervisorError {
-    HypervisorError { code, domain: 10, text: text.to_owned(), answer: ErrorOrigin::Refused }
+    HypervisorError { code, domain: 10, text: text.to_owned(), answer: ErrorOrigin::Answered }
 }
 
 fn lost() -> HypervisorError {
     let text = "End of file while reading data: Input/output error".to_owned();
-    HypervisorError { code: code::SYSTEM, domain: 7, text, answer: ErrorOrigin::Lost }
+    HypervisorError { code: code::SYSTEM, domain: 7, text, answer: ErrorOrigin::ConnectionLost }
 }
 
 fn killed() -> Error {

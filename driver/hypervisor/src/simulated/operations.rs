@@ -5,10 +5,10 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use super::world::{SimAgent, SimBlockJob, SimDisk, SimDomain, SimImage};
+use super::state::{SimAgent, SimBlockJob, SimDisk, SimDomain, SimImage};
 use super::{CallPhase, SimCall, code, refused};
+use crate::call_error::HypervisorError;
 use crate::domain_xml::ChainKnowledge;
-use crate::fault::HypervisorError;
 use crate::is_our_overlay;
 use crate::types::{
     BlockJobEnd, BlockJobKind, BlockJobStatus, CommitBase, CommitRequest, DomainEvent, DomainId, Quiesce,

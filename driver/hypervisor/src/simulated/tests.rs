@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::*;
 use crate::Hypervisor;
 use crate::domain_xml::DomainXml;
-use crate::host::{HostFiles, ImageUse};
+use crate::host_files::{HostFiles, ImageUse};
 use crate::types::{
     BlockJobEnd, BlockJobStatus, CommitBase, CommitRequest, DomainEvent, DomainState, Quiesce,
     SnapshotRequest, StartMode, XmlView,
@@ -39,7 +39,7 @@ fn is_prefix(holds: &BTreeSet<u64>) -> bool {
 }
 
 fn fail_at(world: &Simulated, operation: Operation, when: CallPhase, fate: Injected) {
-    world.on_point(move |p| if p == (InjectionPoint { operation, when }) { fate } else { Injected::GoOn });
+    world.on_point(move |p| if p == (InjectionPoint { operation, when }) { fate } else { Injected::Nothing });
 }
 
 /// `(QEMU, live XML, configuration)` of the first disk.
@@ -161,7 +161,7 @@ fn a_guests_end_keeps_its_configuration_or_takes_it_along() {
     fail_at(&world, Operation::Read, CallPhase::After, Injected::KillGuests);
     world.domains().unwrap();
     world.revive();
-    assert_eq!(world.run_state(id).unwrap(), DomainState::ShutOff);
+    assert_eq!(world.domain_state(id).unwrap(), DomainState::ShutOff);
     assert!(world.xml(id, XmlView::Inactive).unwrap().contains("/a.o"));
     let commit = CommitRequest { target: "vda".into(), base: CommitBase::Shallow, bytes_per_second: 0 };
     assert_eq!(
@@ -173,7 +173,7 @@ fn a_guests_end_keeps_its_configuration_or_takes_it_along() {
     world.start(id, StartMode::Running).unwrap();
     world.make_transient(id);
     world.destroy(id).unwrap();
-    assert_eq!(world.run_state(id).unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(world.domain_state(id).unwrap_err().kind(), ErrorKind::NotFound);
     assert_eq!(world.images().len(), 4);
 }
 

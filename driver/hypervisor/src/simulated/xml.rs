@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use roxmltree::Document;
 
-use super::world::{SimDisk, SimDomain, SimHost};
+use super::state::{SimDisk, SimDomain, SimHost};
 use crate::domain_xml::ChainKnowledge;
 use crate::domain_xml::edit::escape;
 use crate::types::{DomainId, XmlView};

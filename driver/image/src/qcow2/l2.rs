@@ -13,9 +13,9 @@
 
 use super::entry::{self, Cluster, OFFSET_MASK, SUBCLUSTERS, Subcluster};
 use super::{Qcow2, damaged};
+use crate::allocation_table::{Allocation, Extent};
 use crate::file::HostFile;
 use crate::read;
-use crate::table::{Allocation, Extent};
 use virtfold_base::error::Result;
 use virtfold_base::units::{GuestOffset, HostOffset};
 

@@ -38,13 +38,13 @@ fn a_writer_is_noticed_wherever_in_the_chain_it_is() {
         let options = OpenOptions { usage, ..OpenOptions::default() };
         DiskImage::open(&lab.path("top.qcow2"), Format::Qcow2, &options)
     };
-    let error = open(ImageAccess::Checked).unwrap_err();
+    let error = open(ImageAccess::Locked).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InUse);
     assert!(error.to_string().contains("base.qcow2"), "{error}");
     assert!(error.hint().unwrap().contains("--frozen"));
     assert!(open(ImageAccess::Frozen).is_ok());
     stop(child);
-    assert!(open(ImageAccess::Checked).is_ok());
+    assert!(open(ImageAccess::Locked).is_ok());
 }
 
 #[test]
@@ -90,7 +90,7 @@ fn an_image_that_is_closed_is_free_whoever_has_its_file_open_still() {
     lab.img("create -q -f qcow2 a.qcow2 1M");
     let path = lab.path("a.qcow2");
     let file = crate::file::HostFile::open(&path).unwrap();
-    assert_eq!(crate::locks::hold(&file, ImageAccess::Checked).unwrap(), None);
+    assert_eq!(crate::locks::hold(&file, ImageAccess::Locked).unwrap(), None);
     let twin = file.file.try_clone().unwrap();
     let other = std::fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
     assert!(crate::locks::is_locked(&other).unwrap());

@@ -2,8 +2,8 @@
 
 use proptest::prelude::*;
 
+use crate::allocation_table::TableBuilder;
 use crate::file::FileIndex;
-use crate::table::TableBuilder;
 use crate::{Allocation, Extent};
 use virtfold_base::units::{GuestOffset, HostOffset};
 

@@ -18,13 +18,13 @@
 //! Imports: `error`, `units`, `archive` (its traits for bytes).
 
 mod credentials;
-mod fault;
-mod keys;
-mod note;
+mod object_names;
 mod parts;
 mod source;
 mod store;
+mod store_error;
 mod upload;
+mod upload_note;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -94,7 +94,7 @@ pub fn list(place: &ObjectAddress) -> Result<Vec<ListedObject>> {
     let mut found: Vec<ListedObject> = Vec::new();
     while let Some(folder) = folders.pop() {
         let here = store::wait(&Cancel::default(), store.s3.list_with_delimiter(folder.as_ref()))?
-            .map_err(|e| fault::explain(format!("cannot list '{place}'"), &e))?;
+            .map_err(|e| store_error::explain(format!("cannot list '{place}'"), &e))?;
         folders.extend(here.common_prefixes.into_iter().map(Some));
         found.extend(here.objects.into_iter().map(|object| listed(place, &object.location, object.size)));
     }
@@ -106,7 +106,7 @@ pub fn list(place: &ObjectAddress) -> Result<Vec<ListedObject>> {
 
 /// Where below `place` the archives of a host are.
 pub fn host_folder(place: &ObjectAddress, host: &str) -> ObjectAddress {
-    let key = keys::host_folder(&place.key, host);
+    let key = object_names::host_folder(&place.key, host);
     ObjectAddress { bucket: place.bucket.clone(), key }
 }
 
@@ -117,7 +117,8 @@ pub fn host_folder(place: &ObjectAddress, host: &str) -> ObjectAddress {
 pub fn remove(address: &ObjectAddress, bytes: u64) -> Result<()> {
     let store = store::Store::open(address, 0)?;
     let key = store::key(&address.key)?;
-    let cannot = |e: &object_store::Error| fault::explain(format!("cannot remove '{}'", store.name(&key)), e);
+    let cannot =
+        |e: &object_store::Error| store_error::explain(format!("cannot remove '{}'", store.name(&key)), e);
     match store::wait(&Cancel::default(), store.s3.head(&key))? {
         Ok(found) if found.size == bytes => {}
         Ok(_) => return Err(crate::changed(&store.name(&key))),
@@ -131,7 +132,7 @@ pub fn remove(address: &ObjectAddress, bytes: u64) -> Result<()> {
 }
 
 fn listed(place: &ObjectAddress, location: &Path, size: u64) -> ListedObject {
-    let noted = keys::noted(location.as_ref());
+    let noted = object_names::noted(location.as_ref());
     let is_partial = noted.is_some();
     let key = noted.unwrap_or_else(|| location.to_string());
     let bytes = if is_partial { 0 } else { size };

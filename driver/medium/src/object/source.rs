@@ -13,8 +13,8 @@ use std::time::Duration;
 use object_store::path::Path;
 use object_store::{Error as StoreError, GetOptions, GetRange, ObjectStore, ObjectStoreExt};
 
-use super::fault::explain;
 use super::store::{Store, StoreResult, key, persist, runtime, wait};
+use super::store_error::explain;
 use crate::ObjectAddress;
 use virtfold_archive::source::Source;
 use virtfold_archive::stream::{Cancel, ReadAt};
@@ -57,8 +57,8 @@ struct CachedBlock {
 
 #[derive(Debug)]
 enum BlockState {
-    Awaited,
-    Here(Vec<u8>),
+    Pending,
+    Ready(Vec<u8>),
     Failed(Arc<StoreError>),
 }
 
@@ -110,14 +110,14 @@ impl ObjectSource {
         while blocks.len() >= KEPT {
             blocks.pop_front();
         }
-        let content = Mutex::new(BlockState::Awaited);
+        let content = Mutex::new(BlockState::Pending);
         let block = Arc::new(CachedBlock { number, content, arrived: Condvar::new() });
         let (object, arriving) = (Arc::clone(&self.object), Arc::clone(&block));
         let start = number * BLOCK;
         let range = start..(start + BLOCK).min(self.len);
         runtime()?.spawn(async move {
             let content = match object.range(range).await {
-                Ok(bytes) => BlockState::Here(bytes),
+                Ok(bytes) => BlockState::Ready(bytes),
                 Err(error) => BlockState::Failed(Arc::new(error)),
             };
             *lock(&arriving.content) = content;
@@ -130,11 +130,11 @@ impl ObjectSource {
     /// Copies what the block has from `from` on into `into`.
     fn copy(&self, block: &CachedBlock, from: usize, into: &mut [u8]) -> Result<()> {
         let mut content = lock(&block.content);
-        while matches!(*content, BlockState::Awaited) {
+        while matches!(*content, BlockState::Pending) {
             content = block.arrived.wait(content).unwrap_or_else(PoisonError::into_inner);
         }
         match &*content {
-            BlockState::Here(bytes) => {
+            BlockState::Ready(bytes) => {
                 let there = bytes.get(from..from + into.len()).ok_or_else(|| {
                     Error::new(ErrorKind::Io, format!("the store sent less of '{}' than it has", self.name))
                 })?;
@@ -151,7 +151,7 @@ impl ObjectSource {
                 }
                 Err(explain(format!("cannot read '{}' at offset {at}", self.name), error))
             }
-            BlockState::Awaited => Err(Error::new(ErrorKind::Internal, "a block has not arrived")),
+            BlockState::Pending => Err(Error::new(ErrorKind::Internal, "a block has not arrived")),
         }
     }
 }

@@ -22,7 +22,7 @@ use object_store::{BackoffConfig, ClientOptions, Error as StoreError, HeaderValu
 use tokio::runtime::Runtime;
 
 use super::credentials;
-use super::fault::{explain, may_pass};
+use super::store_error::{explain, may_pass};
 use crate::ObjectAddress;
 use virtfold_archive::stream::{Cancel, check_cancel};
 use virtfold_base::error::{Error, ErrorKind, Result};

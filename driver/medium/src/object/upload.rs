@@ -25,11 +25,11 @@ use object_store::{
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
-use super::fault::{explain, is_gone, is_not_implemented, may_pass};
-use super::keys::ObjectNames;
-use super::note;
+use super::object_names::ObjectNames;
 use super::parts::{LARGEST, MOST, PartSizes};
 use super::store::{Store, StoreResult, persist, runtime, wait};
+use super::store_error::{explain, is_gone, is_not_implemented, may_pass};
+use super::upload_note;
 use crate::{
     ArchiveLabel, DurableMark, DurableMarks, FinishedArchive, Medium, ObjectAddress, PartialArchive, Resumed,
 };
@@ -135,12 +135,14 @@ impl ObjectMedium {
         let Some((id, mark, parts)) =
             known.and_then(|(id, mark, size)| Some((id, mark, PartSizes::of_size(*size)?)))
         else {
-            return Ok(Resumed::Gone("nothing is known of its upload".to_owned()));
+            return Ok(Resumed::NotPossible("nothing is known of its upload".to_owned()));
         };
         let store = Store::open(place, parts.size_of(0))?;
         let keys = ObjectNames::of(place, label)?;
         let Some(upload) = wait(cancel, Upload::take_over(store, keys, (id, mark)))?? else {
-            return Ok(Resumed::Gone("the object is there, or something else of that name".to_owned()));
+            return Ok(Resumed::NotPossible(
+                "the object is there, or something else of that name".to_owned(),
+            ));
         };
         let mut medium = Self::with(upload, parts, cancel);
         medium.is_taken_over = true;
@@ -154,7 +156,7 @@ impl ObjectMedium {
             }
         }
         let at = medium.written;
-        Ok(Resumed::At(Box::new(medium), at))
+        Ok(Resumed::From(Box::new(medium), at))
     }
 
     fn note(&self, mark: &DurableMark) {
@@ -286,12 +288,12 @@ impl Sink for ObjectMedium {
 }
 
 impl Medium for ObjectMedium {
-    fn settle(&mut self) -> Result<()> {
+    fn sync(&mut self) -> Result<()> {
         let settled = self.send_all();
         settled.inspect_err(|_| self.failed())
     }
 
-    fn go_on(&mut self) -> Result<Option<u64>> {
+    fn resume_after_failure(&mut self) -> Result<Option<u64>> {
         if self.state != UploadState::Gone {
             return Ok(None);
         }
@@ -299,7 +301,7 @@ impl Medium for ObjectMedium {
         Ok(Some(0))
     }
 
-    fn keep(&mut self, notes: Arc<dyn DurableMarks>) -> bool {
+    fn detach(&mut self, notes: Arc<dyn DurableMarks>) -> bool {
         self.notes = Some(notes);
         if self.sent.is_empty() {
             self.note_upload();
@@ -338,7 +340,7 @@ impl Drop for ObjectMedium {
         };
         let gone = runtime.block_on(async { tokio::time::timeout(FAREWELL, farewell).await });
         if !matches!(gone, Ok(true)) {
-            self.notes.iter().for_each(|notes| notes.left());
+            self.notes.iter().for_each(|notes| notes.partial_archives());
         }
         if gone.is_err() {
             tracing::warn!("the store does not answer: parts of '{}' may be left in it", self.upload.name());
@@ -364,7 +366,7 @@ impl Upload {
         if is_taken(&store, &keys).await? {
             return Err(Error::new(ErrorKind::Exists, format!("'{name}' is there already")));
         }
-        note::clean(&store, &keys).await;
+        upload_note::clean(&store, &keys).await;
         let mark = Uuid::new_v4().to_string();
         let mut attributes = Attributes::new();
         attributes.insert(Attribute::Metadata(Cow::Borrowed(MARK)), mark.clone().into());
@@ -372,7 +374,7 @@ impl Upload {
         let id = store.s3.create_multipart_opts(&keys.archive, options).await.map_err(cannot)?;
         let upload =
             Self { store, keys, id, mark, patience: super::patience()?, ending: AtomicBool::new(false) };
-        if let Err(error) = note::leave(&upload.store, &upload.keys, &upload.id).await {
+        if let Err(error) = upload_note::leave(&upload.store, &upload.keys, &upload.id).await {
             upload.abort().await;
             return Err(explain(format!("cannot note the upload of '{name}'"), &error));
         }
@@ -386,9 +388,9 @@ impl Upload {
         }
         let name = store.name(&keys.archive);
         // First the note: then the clean-up finds nobody dead here.
-        let noted = note::leave(&store, &keys, id).await;
+        let noted = upload_note::leave(&store, &keys, id).await;
         noted.map_err(|e| explain(format!("cannot note the upload of '{name}'"), &e))?;
-        note::clean(&store, &keys).await;
+        upload_note::clean(&store, &keys).await;
         let (id, mark, ending) = (id.to_owned(), mark.to_owned(), AtomicBool::new(false));
         Ok(Some(Self { store, keys, id, mark, patience: super::patience()?, ending }))
     }

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::leaving::{TerminatingProcess, TerminatingProcesses, ended, last_words, tell_to_end};
-use super::talk::{MAX_LINE, MAX_MESSAGE, MediumRequest, MessageTag, ProbeReply, Reply, head};
+use super::protocol::{MAX_LINE, MAX_MESSAGE, MediumRequest, MessageTag, ProbeReply, Reply, head};
+use super::termination::{TerminatingProcess, TerminatingProcesses, ended, last_words, tell_to_end};
 use crate::tape::TapeReport;
 use crate::{DurableMarks, FinishedArchive, Location, Medium, PartialArchive, Resumed};
 use virtfold_archive::stream::{Cancel, Sink};
@@ -61,7 +61,7 @@ impl MediumProcess {
         let mut link = ProcessConnection::start(place, request)?;
         match link.answer(ReplyDeadline::Flag)? {
             Reply::Ready => Ok(Self::with(link)),
-            other => Err(link.strange(&other)),
+            other => Err(link.unexpected_reply(&other)),
         }
     }
 
@@ -78,10 +78,10 @@ impl MediumProcess {
             Reply::At(at) => {
                 let medium = Self::with(link);
                 let report = medium.report();
-                Ok((Resumed::At(Box::new(medium), at), report))
+                Ok((Resumed::From(Box::new(medium), at), report))
             }
-            Reply::Gone(why) => Ok((Resumed::Gone(why), Arc::default())),
-            other => Err(link.strange(&other)),
+            Reply::Gone(why) => Ok((Resumed::NotPossible(why), Arc::default())),
+            other => Err(link.unexpected_reply(&other)),
         }
     }
 
@@ -107,7 +107,7 @@ pub fn read_back(place: ProcessDestination<'_>, remains: &PartialArchive) -> Res
     match link.answer(ReplyDeadline::Flag)? {
         Reply::Gone(_) => Ok(None),
         Reply::Follows => Ok(Some(Box::new(HandedBack::of(link)?))),
-        other => Err(link.strange(&other)),
+        other => Err(link.unexpected_reply(&other)),
     }
 }
 
@@ -160,7 +160,7 @@ pub fn ask(place: ProcessDestination<'_>, request: &MediumRequest) -> Result<Pro
     link.patience = Duration::ZERO;
     match link.answer(ReplyDeadline::Limit(ASK))? {
         Reply::Known(known) => Ok(known),
-        other => Err(link.strange(&other)),
+        other => Err(link.unexpected_reply(&other)),
     }
 }
 
@@ -171,26 +171,26 @@ impl Sink for MediumProcess {
 }
 
 impl Medium for MediumProcess {
-    fn settle(&mut self) -> Result<()> {
+    fn sync(&mut self) -> Result<()> {
         self.link.say(MessageTag::Settle, &[])?;
         match self.link.answer(ReplyDeadline::Flag)? {
             Reply::Settled => Ok(()),
-            other => Err(self.link.strange(&other)),
+            other => Err(self.link.unexpected_reply(&other)),
         }
     }
 
-    fn go_on(&mut self) -> Result<Option<u64>> {
+    fn resume_after_failure(&mut self) -> Result<Option<u64>> {
         if self.link.is_over {
             return Ok(None);
         }
         self.link.say(MessageTag::GoOn, &[])?;
         match self.link.answer(ReplyDeadline::Flag)? {
-            Reply::WentOn(at) => Ok(at),
-            other => Err(self.link.strange(&other)),
+            Reply::Resumed(at) => Ok(at),
+            other => Err(self.link.unexpected_reply(&other)),
         }
     }
 
-    fn keep(&mut self, notes: Arc<dyn DurableMarks>) -> bool {
+    fn detach(&mut self, notes: Arc<dyn DurableMarks>) -> bool {
         self.link.notes = Some(notes);
         let asked = self.link.say(MessageTag::Keep, &[]).and_then(|()| self.link.answer(ReplyDeadline::Flag));
         // Where it fails the first write says so.
@@ -205,7 +205,7 @@ impl Medium for MediumProcess {
                 *self.report.lock().unwrap_or_else(PoisonError::into_inner) = report.unwrap_or_default();
                 Ok(durable)
             }
-            other => Err(self.link.strange(&other)),
+            other => Err(self.link.unexpected_reply(&other)),
         }
     }
 }
@@ -302,8 +302,8 @@ impl ProcessConnection {
     /// What the process said of a write that failed.
     fn broken(&mut self) -> Option<Error> {
         match self.answers.front() {
-            Some(Reply::Broke(_)) => match self.answers.pop_front() {
-                Some(Reply::Broke(failure)) => Some(failure.into_error()),
+            Some(Reply::Failed(_)) => match self.answers.pop_front() {
+                Some(Reply::Failed(failure)) => Some(failure.into_error()),
                 _ => None,
             },
             _ => None,
@@ -336,7 +336,7 @@ impl ProcessConnection {
         let since = Instant::now();
         loop {
             match self.answers.pop_front() {
-                Some(Reply::Broke(failure)) => return Err(failure.into_error()),
+                Some(Reply::Failed(failure)) => return Err(failure.into_error()),
                 Some(answer) => return Ok(answer),
                 None => {}
             }
@@ -402,7 +402,7 @@ impl ProcessConnection {
                 .at(|| format!("the process that writes to '{}' says what nobody understands", self.place))?
             {
                 Reply::Mark(mark) => self.notes.iter().for_each(|notes| notes.note(&mark)),
-                Reply::Left => self.notes.iter().for_each(|notes| notes.left()),
+                Reply::Left => self.notes.iter().for_each(|notes| notes.partial_archives()),
                 answer => self.answers.push_back(answer),
             }
         }
@@ -413,7 +413,7 @@ impl ProcessConnection {
         Err(Error::new(ErrorKind::Internal, what))
     }
 
-    fn strange(&self, answer: &Reply) -> Error {
+    fn unexpected_reply(&self, answer: &Reply) -> Error {
         let what = format!("the process that writes to '{}' answers {answer:?}", self.place);
         Error::new(ErrorKind::Internal, what)
     }
@@ -457,7 +457,7 @@ impl Drop for ProcessConnection {
         tracing::trace!(?heard, ?status, "a medium's process was let go");
         if !self.is_finished && !status.is_some_and(|status| status.success()) {
             // What is there may not have been taken away.
-            self.notes.iter().for_each(|notes| notes.left());
+            self.notes.iter().for_each(|notes| notes.partial_archives());
         }
         if status.is_some() {
             last_words(self.words.take());

@@ -26,11 +26,11 @@
 //! Imports: `error`, `archive` (its traits for bytes), the medium's own words.
 
 mod client;
-mod leaving;
+mod protocol;
 mod server;
-mod talk;
+mod termination;
 
 pub use self::client::{MediumProcess, ProcessDestination, ask, read_back};
-pub use self::leaving::{AbandonedProcess, TerminatingProcesses};
+pub use self::protocol::{MediumRequest, ProbeReply};
 pub use self::server::{ServeOutcome, serve};
-pub use self::talk::{MediumRequest, ProbeReply};
+pub use self::termination::{AbandonedProcess, TerminatingProcesses};

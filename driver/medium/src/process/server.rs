@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::talk::{MediumRequest, MessageTag, ProbeReply, Reply, WireError, read, say};
+use super::protocol::{MediumRequest, MessageTag, ProbeReply, Reply, WireError, read, say};
 use crate::tape::TapeReport;
 use crate::{DurableMark, DurableMarks, Medium};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result, sentence};
@@ -86,7 +86,7 @@ fn serve_on(socket: UnixStream, open: impl FnOnce(MediumRequest) -> Result<Serve
             return hand_back(file, bytes);
         }
         Ok(ServeOutcome::Known(known)) => (Reply::Known(known), None),
-        Err(error) => (Reply::Broke(WireError::of(&error)), None),
+        Err(error) => (Reply::Failed(WireError::of(&error)), None),
     };
     tell(&out, &answer);
     let Some((medium, report)) = medium else { return Ok(()) };
@@ -136,11 +136,11 @@ impl MediumServer {
                 MessageTag::Data => medium.write(payload).map(|()| None),
                 MessageTag::Keep => {
                     let notes = Arc::new(RemoteDurableMarks(Arc::clone(&self.out)));
-                    Ok(Some(Reply::Kept(medium.keep(notes))))
+                    Ok(Some(Reply::Kept(medium.detach(notes))))
                 }
                 MessageTag::Settle if self.is_broken => continue,
-                MessageTag::Settle => medium.settle().map(|()| Some(Reply::Settled)),
-                MessageTag::GoOn => medium.go_on().map(|at| Some(Reply::WentOn(at))),
+                MessageTag::Settle => medium.sync().map(|()| Some(Reply::Settled)),
+                MessageTag::GoOn => medium.resume_after_failure().map(|at| Some(Reply::Resumed(at))),
                 // What broke is not finished: the driver shuts the socket.
                 MessageTag::Finish if self.is_broken => continue,
                 MessageTag::Finish => return self.finish(),
@@ -149,12 +149,12 @@ impl MediumServer {
             match done {
                 Ok(None) => {}
                 Ok(Some(answer)) => {
-                    self.is_broken = self.is_broken && !matches!(answer, Reply::WentOn(Some(_)));
+                    self.is_broken = self.is_broken && !matches!(answer, Reply::Resumed(Some(_)));
                     tell(&self.out, &answer);
                 }
                 Err(error) => {
                     self.is_broken = true;
-                    tell(&self.out, &Reply::Broke(WireError::of(&error)));
+                    tell(&self.out, &Reply::Failed(WireError::of(&error)));
                 }
             }
         }
@@ -169,7 +169,7 @@ impl MediumServer {
                 let report = report.map(|it| it.lock().unwrap_or_else(PoisonError::into_inner).clone());
                 Reply::Finished(durable, report)
             }
-            Err(error) => Reply::Broke(WireError::of(&error)),
+            Err(error) => Reply::Failed(WireError::of(&error)),
         };
         tell(&self.out, &answer);
         Ok(())
@@ -185,7 +185,7 @@ impl DurableMarks for RemoteDurableMarks {
         tell(&self.0, &Reply::Mark(mark.clone()));
     }
 
-    fn left(&self) {
+    fn partial_archives(&self) {
         tell(&self.0, &Reply::Left);
     }
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, poll};
 
-use super::deck::interrupted;
+use super::positioned_drive::interrupted;
 use virtfold_archive::stream::Cancel;
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 

@@ -20,9 +20,9 @@ pub enum TapeCommand {
     /// To the beginning.
     Rewind,
     /// Write a filemark and wait until all that was written is on the medium (`MTWEOF`).
-    MarkAndWait,
+    WriteFilemarkSync,
     /// Write a filemark; the drive goes on streaming (`MTWEOFI`).
-    Mark,
+    WriteFilemark,
     /// To the end of what is recorded.
     EndOfData,
     /// Behind the next filemark.

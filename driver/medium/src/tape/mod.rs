@@ -9,19 +9,18 @@
 //!
 //! Imports: `error`, `ioctl`, `archive` (its traits for bytes).
 
-mod care;
 mod changer;
-mod deck;
+mod committed_parts;
 mod drive;
-mod earlier;
-mod ledger;
-mod places;
+mod drive_thread;
+mod part_index;
+mod positioned_drive;
 mod reader;
 mod record;
 mod ring;
-mod run;
 mod simulated;
 mod st;
+mod tape_catalog;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
@@ -29,15 +28,16 @@ mod tests_full;
 #[cfg(test)]
 mod tests_parts;
 mod volume;
+mod volume_admin;
 mod writer;
 
-pub use self::care::{PartReport, TapeStatus, VolumeAdmin, VolumeReport};
 pub use self::changer::{Changer, CommandChanger, NoChanger, PromptChanger, VolumeRequest};
 pub use self::drive::{Access, Drive, DriveState, TapeCommand};
-pub use self::ledger::{NoTapeCatalog, PartLocation, TapeCatalog, has_id, id_of};
 pub use self::reader::{TapeReadOptions, TapeSource};
 pub use self::record::{EarlierParts, PartHeader, PartTrailer, TapeBlock, VolumeLabel, check_label};
 pub use self::simulated::{SimulatedDrive, SimulatedTape, TapeFault};
 pub use self::st::StDrive;
+pub use self::tape_catalog::{NoTapeCatalog, PartLocation, TapeCatalog, has_id, id_of};
 pub use self::volume::{NewLabel, Overwrite, VolumeContents, VolumePart};
+pub use self::volume_admin::{PartReport, TapeStatus, VolumeAdmin, VolumeReport};
 pub use self::writer::{TapeMedium, TapeReport, TapeWriteOptions};

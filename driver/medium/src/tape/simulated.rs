@@ -292,10 +292,12 @@ impl State {
         self.begin()?;
         let may_write = self.access() == Some(Access::Write);
         match motion {
-            TapeCommand::Mark | TapeCommand::MarkAndWait | TapeCommand::Erase if !may_write => {
+            TapeCommand::WriteFilemark | TapeCommand::WriteFilemarkSync | TapeCommand::Erase
+                if !may_write =>
+            {
                 Err(errno(libc::EBADF))
             }
-            TapeCommand::Mark | TapeCommand::MarkAndWait => {
+            TapeCommand::WriteFilemark | TapeCommand::WriteFilemarkSync => {
                 (self.writing, self.warned) = (false, false);
                 self.put(None)
             }

@@ -105,8 +105,8 @@ impl Drive for StDrive {
         const CLEAR: i32 = 0x4000_0000 | 0x1 | 0x2 | 0x4;
         match motion {
             TapeCommand::Rewind => self.op(TapeOp::Rewind, 1),
-            TapeCommand::MarkAndWait => self.op(TapeOp::WriteMarks, 1),
-            TapeCommand::Mark => self.op(TapeOp::WriteMarksAtOnce, 1),
+            TapeCommand::WriteFilemarkSync => self.op(TapeOp::WriteMarks, 1),
+            TapeCommand::WriteFilemark => self.op(TapeOp::WriteMarksAtOnce, 1),
             TapeCommand::EndOfData => self.op(TapeOp::EndOfData, 1),
             TapeCommand::ForwardFile => self.op(TapeOp::ForwardFiles, 1),
             TapeCommand::BackBlock => self.op(TapeOp::BackBlocks, 1),

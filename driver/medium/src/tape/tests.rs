@@ -37,7 +37,7 @@ impl TapeCatalog for Notes {
         Ok(())
     }
 
-    fn holds(&self, contents: &VolumeContents, replaced: Option<Uuid>) -> Result<()> {
+    fn archives_on_volume(&self, contents: &VolumeContents, replaced: Option<Uuid>) -> Result<()> {
         let mut placed = self.placed.lock().unwrap();
         placed.retain(|p| p.label.volume != contents.label.volume && Some(p.label.volume) != replaced);
         let parts = contents.parts.iter().cloned();

@@ -19,9 +19,9 @@ fn write(bench: &Bench, archive: &[u8], (every, slots): (u64, &[usize])) -> Resu
     let (mut from, mut went_on) = (0, 0);
     loop {
         let mut pieces = archive[from..].chunks(50_000);
-        let done = pieces.try_for_each(|piece| medium.write(piece)).and_then(|()| medium.settle());
+        let done = pieces.try_for_each(|piece| medium.write(piece)).and_then(|()| medium.sync());
         let Err(error) = done else { break };
-        let Some(durable) = medium.go_on()? else { return Err(error) };
+        let Some(durable) = medium.resume_after_failure()? else { return Err(error) };
         assert!(durable % (64 << 10) == 0 && durable <= archive.len() as u64);
         (from, went_on) = (usize::try_from(durable).unwrap(), went_on + 1);
         assert!(went_on < 20);
@@ -101,7 +101,7 @@ fn a_part_is_read_behind_the_other_without_a_look_aside() {
 /// Goes on as another process does behind one that is gone, and writes the rest.
 fn go_on(bench: &Bench, archive: &[u8], slots: &[usize]) -> Result<std::result::Result<u64, String>> {
     let setup = TapeWriteOptions { commit_every: EVERY, ..bench.setup(slots) };
-    let (medium, at) = match TapeMedium::go_on_with(setup, NAME)? {
+    let (medium, at) = match TapeMedium::resume(setup, NAME)? {
         Ok(went_on) => went_on,
         Err(why) => return Ok(Err(why)),
     };
@@ -185,7 +185,7 @@ fn what_lies_between_the_parts_of_a_run_is_left_out() {
 /// Writes the next bytes of an archive, until they are on the tape, and is gone.
 fn break_off(mut medium: TapeMedium, bytes: &[u8]) {
     medium.write(bytes).unwrap();
-    medium.settle().unwrap();
+    medium.sync().unwrap();
 }
 
 /// Label, begin, five blocks, end, and of the second part the begin and so many blocks.
@@ -234,7 +234,7 @@ fn what_the_memory_says_is_held_against_the_tape() {
     let refused = go_on(&bench, &archive, &[]).unwrap_err();
     assert!(refused.to_string().contains("is of the pool 'other'"), "{refused}");
     let setup = TapeWriteOptions { pool: Some("other".to_owned()), ..bench.setup(&[]) };
-    let why = TapeMedium::go_on_with(setup, NAME).unwrap().err().unwrap();
+    let why = TapeMedium::resume(setup, NAME).unwrap().err().unwrap();
     assert!(why.contains("volumes of the pool 'default'"), "{why}");
     bench.drive.load(0);
     assert_eq!(go_on(&bench, &archive, &[]).unwrap(), Ok(5 * 65_536));
@@ -269,7 +269,7 @@ fn a_part_that_was_begun_three_times_is_given_out_once() {
         break_off_in_the_second_part(&bench, &archive, first);
         bench.drive.load(1);
         let setup = TapeWriteOptions { commit_every: EVERY, ..bench.setup(&[]) };
-        let (medium, at) = TapeMedium::go_on_with(setup, NAME).unwrap().unwrap();
+        let (medium, at) = TapeMedium::resume(setup, NAME).unwrap().unwrap();
         assert_eq!(at, 5 * 65_536);
         break_off(medium, &archive[5 * 65_536..(5 + second) * 65_536]);
         bench.drive.load(2);
@@ -289,8 +289,7 @@ fn a_run_that_goes_on_refuses_the_volumes_that_are_full() {
     let setup = TapeWriteOptions { commit_every: EVERY, ..bench.setup(&[1]) };
     let mut medium = TapeMedium::begin(setup, NAME).unwrap();
     // It ends for want of a third volume.
-    let ended =
-        archive.chunks(50_000).try_for_each(|piece| medium.write(piece)).and_then(|()| medium.settle());
+    let ended = archive.chunks(50_000).try_for_each(|piece| medium.write(piece)).and_then(|()| medium.sync());
     assert_eq!(ended.unwrap_err().kind(), ErrorKind::NoSpace);
     drop(medium);
     bench.drive.load(0);
@@ -372,15 +371,15 @@ fn what_a_failed_volume_has_behind_its_last_commit_is_not_the_archive() {
     bench.drive.fault(TapeFault::WriteError(16));
     let setup = TapeWriteOptions { commit_every: EVERY, ..bench.setup(&[1, 2]) };
     let mut medium = Box::new(TapeMedium::begin(setup, NAME).unwrap());
-    let done = medium.write(&archive).and_then(|()| medium.settle());
+    let done = medium.write(&archive).and_then(|()| medium.sync());
     assert!(done.is_err());
-    assert_eq!(medium.go_on().unwrap(), Some(5 * 65_536));
+    assert_eq!(medium.resume_after_failure().unwrap(), Some(5 * 65_536));
     bench.drive.fault(TapeFault::Deferred(16, 2));
-    let done = medium.write(&archive[5 * 65_536..]).and_then(|()| medium.settle());
+    let done = medium.write(&archive[5 * 65_536..]).and_then(|()| medium.sync());
     assert!(done.is_err());
-    assert_eq!(medium.go_on().unwrap(), Some(10 * 65_536));
+    assert_eq!(medium.resume_after_failure().unwrap(), Some(10 * 65_536));
     medium.write(&archive[10 * 65_536..]).unwrap();
-    medium.settle().unwrap();
+    medium.sync().unwrap();
     medium.finish().unwrap();
     let contents = |slot| {
         bench.drive.load(slot);
@@ -416,15 +415,15 @@ fn a_settled_archive_that_is_dropped_is_none_and_nobody_goes_on_without_a_change
     let bench = Bench::new(1, 64 * MIB);
     let mut medium = TapeMedium::begin(bench.setup(&[]), NAME).unwrap();
     medium.write(&[1; 100_000]).unwrap();
-    medium.settle().unwrap();
+    medium.sync().unwrap();
     drop(medium);
     assert!(bench.read_from(&TapeArchive::Latest, &[], without_memory()).is_err());
     let setup = TapeWriteOptions { changer: Box::new(NoChanger), ..bench.setup(&[]) };
     bench.drive.fault(TapeFault::WriteError(bench.objects(0).len() as u64 + 3));
     let mut medium = TapeMedium::begin(setup, NAME).unwrap();
     medium.write(&[1; 100_000]).unwrap();
-    medium.settle().unwrap_err();
-    assert_eq!(medium.go_on().unwrap(), None);
+    medium.sync().unwrap_err();
+    assert_eq!(medium.resume_after_failure().unwrap(), None);
 }
 
 /// Reads what can be read, with the gaps.

@@ -8,7 +8,7 @@
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::deck::{PositionedDrive, ReadOutcome, WriteOutcome};
+use super::positioned_drive::{PositionedDrive, ReadOutcome, WriteOutcome};
 use super::record::{
     PartHeader, PartTrailer, RECORD, TapeBlock, TapeRecord, VolumeLabel, check_label, foreign, now,
 };
@@ -100,7 +100,7 @@ pub(super) fn face(deck: &mut PositionedDrive) -> Result<VolumeContent> {
     let mut buf = buffer();
     let block = match deck.read(&mut buf) {
         Ok(ReadOutcome::End) => return Ok(VolumeContent::Blank),
-        Ok(ReadOutcome::Mark) => {
+        Ok(ReadOutcome::Filemark) => {
             return Ok(VolumeContent::Foreign("an unknown program (it begins with a filemark)".to_owned()));
         }
         Ok(ReadOutcome::Block(len)) => buf.get(..len).unwrap_or_default(),
@@ -187,7 +187,7 @@ impl VolumeWalk {
         loop {
             let len = match deck.read(&mut self.buf)? {
                 ReadOutcome::End => return Ok(()),
-                ReadOutcome::Mark => {
+                ReadOutcome::Filemark => {
                     self.file += 1;
                     continue;
                 }
@@ -275,7 +275,7 @@ fn behind_end(deck: &mut PositionedDrive, label: &VolumeLabel, end: u64) -> Resu
         return Ok(None);
     };
     let whole = last.volume == label.volume
-        && deck.read(&mut buf)? == ReadOutcome::Mark
+        && deck.read(&mut buf)? == ReadOutcome::Filemark
         && deck.end_of_data()? == end;
     Ok(last.file.checked_add(2).filter(|_| whole))
 }

@@ -18,13 +18,13 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::changer::Changer;
-use super::deck::interrupted;
+use super::committed_parts::CommittedParts;
 use super::drive::Drive;
-use super::earlier::CommittedParts;
-use super::ledger::{PartLocation, TapeCatalog, id_of};
+use super::drive_thread::DriveThread;
+use super::positioned_drive::interrupted;
 use super::record::VolumeLabel;
 use super::ring::{Ring, RingBlock};
-use super::run::DriveThread;
+use super::tape_catalog::{PartLocation, TapeCatalog, id_of};
 use crate::{DurableMarks, FinishedArchive, Medium};
 use virtfold_archive::stream::{Cancel, Sink};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
@@ -114,7 +114,7 @@ impl TapeMedium {
     ///
     /// # Errors
     /// No volume for it is in the drive and nobody can change it; the memory can't be read.
-    pub fn go_on_with(
+    pub fn resume(
         setup: TapeWriteOptions,
         archive: &str,
     ) -> Result<std::result::Result<(Self, u64), String>> {
@@ -241,7 +241,7 @@ impl Sink for TapeMedium {
 
 impl Medium for TapeMedium {
     /// All data are on the medium then, in a part that has no end yet.
-    fn settle(&mut self) -> Result<()> {
+    fn sync(&mut self) -> Result<()> {
         if self.run.is_some() {
             return Ok(());
         }
@@ -252,7 +252,7 @@ impl Medium for TapeMedium {
         self.join()
     }
 
-    fn go_on(&mut self) -> Result<Option<u64>> {
+    fn resume_after_failure(&mut self) -> Result<Option<u64>> {
         let Some(mut run) = self.run.take() else { return Ok(None) };
         self.block = None;
         let Some(label) = run.go_on()? else { return Ok(None) };
@@ -263,13 +263,13 @@ impl Medium for TapeMedium {
     }
 
     /// What is committed the ledger knows.
-    fn keep(&mut self, notes: Arc<dyn DurableMarks>) -> bool {
+    fn detach(&mut self, notes: Arc<dyn DurableMarks>) -> bool {
         self.notes = Some(notes);
         true
     }
 
     fn finish(mut self: Box<Self>) -> Result<FinishedArchive> {
-        self.settle()?;
+        self.sync()?;
         let run = self.run.take().ok_or_else(|| self.failure())?;
         self.leaves = run.committed() > 0;
         let report = run.finish()?;
@@ -290,7 +290,7 @@ impl Drop for TapeMedium {
             tracing::warn!(%error, "a run to tape was given up");
         }
         if self.leaves {
-            self.notes.iter().for_each(|notes| notes.left());
+            self.notes.iter().for_each(|notes| notes.partial_archives());
         }
     }
 }

@@ -10,7 +10,7 @@
 
 mod client;
 #[cfg(test)]
-pub(crate) mod fake;
+pub(crate) mod fake_api;
 mod lines;
 mod server;
 #[cfg(test)]

@@ -24,8 +24,8 @@ use super::lines::{Line, LineReader};
 use super::wire::{self, MAX_ANSWER, MAX_REQUEST, Reply, Request, Response};
 use super::{ControlApi, RequestKind};
 use crate::acceptor::{Acceptor, Handler, PeerDeadline};
-use virtfold_base::durable;
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
+use virtfold_base::partial_file;
 
 /// The group whose members may ask, where there is one of this name.
 const GROUP: &str = "virtfold";
@@ -74,7 +74,7 @@ impl Server {
         let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
         let directory = directory.unwrap_or_else(|| Path::new("."));
         if !directory.is_dir() {
-            durable::at_directory(std::fs::create_dir_all(directory), directory, making)?;
+            partial_file::at_directory(std::fs::create_dir_all(directory), directory, making)?;
             // Whatever the umask is: the group has to get through to the socket. A directory that is there already is somebody's own matter.
             std::fs::set_permissions(directory, Permissions::from_mode(0o755)).at(making)?;
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::fake::{FakeControlApi, entry, status};
+use super::fake_api::{FakeControlApi, entry, status};
 use super::*;
 use virtfold_base::error::ErrorKind;
 

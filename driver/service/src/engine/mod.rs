@@ -13,13 +13,13 @@
 //!
 //! Imports: `error`, `catalog` (the queue), `hypervisor` (plain types), `model`, `planner`, `runner`, `clock`, `notify`, `metrics`, `control` (what is said).
 
-mod ahead;
-mod begin;
-mod desk;
-mod finish;
+mod clock_skew;
+mod control_api;
+mod end_runs;
+mod start_runs;
 #[cfg(test)]
 mod tests;
-mod watch;
+mod warnings;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -29,11 +29,11 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender};
 use jiff::Timestamp;
 
-pub use self::desk::EngineControlApi;
+pub use self::control_api::EngineControlApi;
 use super::clock::Clock;
 use super::control::RunProgress;
+use super::job_spec::{GuestFacts, IneffectiveSetting, ServiceSettings};
 use super::metrics::Metrics;
-use super::model::{GuestFacts, IneffectiveSetting, ServiceSettings};
 use super::notify::Notifier;
 use super::planner::after;
 use super::runner::{Handle, Runner};
@@ -207,7 +207,7 @@ impl Engine {
     pub fn new(parts: EngineParts, inputs: Receiver<Input>, load: Load, uri: &str) -> Result<Self> {
         let settings = load()?;
         let now = parts.clock.now();
-        finish::recall(&parts, now)?;
+        end_runs::recall(&parts, now)?;
         let pauses = parts.queue.pauses()?;
         Ok(Self {
             parts,

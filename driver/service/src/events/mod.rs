@@ -22,12 +22,12 @@
 //!
 //! Imports: `error`, `hypervisor`, `durable`; `virtfold_hooks` (spool, events, domain, nudge).
 
-mod intake;
-mod known;
+mod collector;
+mod guest_states;
+mod report;
 mod socket;
 #[cfg(test)]
 mod tests;
-mod told;
 mod types;
 
 pub use types::{
@@ -43,8 +43,8 @@ use crossbeam_channel::{Sender, bounded};
 use virtfold_hooks::HookOwner;
 use virtfold_hooks::spool::Spool;
 
-use virtfold_base::durable;
 use virtfold_base::error::{IoContext, Result};
+use virtfold_base::partial_file;
 use virtfold_hypervisor::Hypervisor;
 
 /// Connects to the hypervisor; called until it succeeds.
@@ -72,7 +72,7 @@ impl EventSettings {
     pub fn usual(state: &Path, whose: HookOwner) -> Self {
         Self {
             spool: virtfold_hooks::spool::usual_path(whose),
-            socket: virtfold_hooks::nudge::usual_path(whose),
+            socket: virtfold_hooks::wake_service::usual_path(whose),
             known: state.join("guests.json"),
             look_every: Duration::from_secs(30),
             reconcile_every: Duration::from_secs(300),
@@ -98,11 +98,11 @@ impl EventThread {
     pub fn start(settings: EventSettings, connect: Connect) -> Result<(Self, Notices)> {
         let spool = Spool::at(&settings.spool);
         let making = || format!("cannot make the spool '{}'", settings.spool.display());
-        durable::at_directory(spool.create(), &settings.spool, making)?;
+        partial_file::at_directory(spool.create(), &settings.spool, making)?;
         let socket = socket::Socket::bind(&settings.socket)?;
         let ((out, notices), (look, looks), (alive, ended)) = (bounded(0), bounded(1), bounded(0));
-        let channels = intake::Channels { out, looks, ended };
-        let intake = intake::EventCollector::new(settings, spool, connect, channels);
+        let channels = collector::Channels { out, looks, ended };
+        let intake = collector::EventCollector::new(settings, spool, connect, channels);
         let run = move || intake.run(&socket);
         let thread = std::thread::Builder::new().name("events".to_owned()).spawn(run);
         let thread = thread.at(|| "cannot start the thread that hears of guests".to_owned())?;

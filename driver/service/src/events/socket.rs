@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 
-use virtfold_base::durable;
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
+use virtfold_base::partial_file;
 
 /// How long the thread may be unaware of its end, where it can't be woken.
 const LISTEN: Duration = Duration::from_secs(1);
@@ -38,7 +38,7 @@ impl Socket {
     pub(super) fn bind(path: &Path) -> Result<Self> {
         let message = || format!("cannot listen on '{}'", path.display());
         if let Some(directory) = path.parent() {
-            durable::at_directory(fs::create_dir_all(directory), directory, message)?;
+            partial_file::at_directory(fs::create_dir_all(directory), directory, message)?;
         }
         match fs::symlink_metadata(path) {
             Ok(there) if there.file_type().is_socket() => fs::remove_file(path).at(message)?,
@@ -86,7 +86,7 @@ impl Drop for Socket {
     fn drop(&mut self) {
         drop(self.alive.take());
         // A nudge of our own ends the wait at once.
-        if let Err(error) = virtfold_hooks::nudge::nudge(&self.path) {
+        if let Err(error) = virtfold_hooks::wake_service::nudge(&self.path) {
             tracing::debug!(%error, "the hooks' socket ends a little later");
         }
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {

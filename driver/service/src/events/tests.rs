@@ -58,7 +58,7 @@ impl Bench {
     }
 
     fn nudge(&self) {
-        virtfold_hooks::nudge::nudge(&self.settings().socket).unwrap();
+        virtfold_hooks::wake_service::nudge(&self.settings().socket).unwrap();
     }
 
     fn files(&self) -> usize {
@@ -184,7 +184,7 @@ fn a_libvirtd_that_goes_away_is_connected_to_again() {
             kills -= 1;
             Injected::KillLibvirtd
         }
-        _ => Injected::GoOn,
+        _ => Injected::Nothing,
     });
     events.look();
     let why = next_reconcile(&notices);

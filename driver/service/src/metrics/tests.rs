@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
-use crate::control::fake::{FakeControlApi, status};
+use crate::control::fake_api::{FakeControlApi, status};
 use virtfold_backup::metrics::names::{ALL, Family, MetricKind};
 use virtfold_base::error::ErrorKind;
 

@@ -2,9 +2,9 @@
 //!
 //! Imports: `error`, `hypervisor` (plain types), `catalog` (plain types, the domains' locks), `model`, `engine` (its inputs).
 
-mod child;
+mod child_process;
+mod output;
 mod process;
-mod said;
 #[cfg(test)]
 mod tests;
 
@@ -15,7 +15,7 @@ use crossbeam_channel::Sender;
 
 pub use self::process::{ProcessRunner, RunPaths};
 use super::engine::Input;
-use super::model::{GuestFacts, JobSpec, MediumSpec};
+use super::job_spec::{GuestFacts, JobSpec, MediumSpec};
 use virtfold_base::error::Result;
 use virtfold_hypervisor::DomainId;
 

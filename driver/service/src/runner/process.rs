@@ -25,11 +25,11 @@ use std::time::Duration;
 use crossbeam_channel::Sender;
 use serde_json::Value;
 
-use super::child::{self, ChildExit, OutputListener, RunningChild, SignalScope};
-use super::said::{CommandOutput, RunOutput, failure_in, measure_in};
+use super::child_process::{self, ChildExit, OutputListener, RunningChild, SignalScope};
+use super::output::{CommandOutput, RunOutput, failure_in, measure_in};
 use super::{Handle, RunOrder, Runner};
 use crate::engine::Input;
-use crate::model::{CommandSpec, MediumSpec};
+use crate::job_spec::{CommandSpec, MediumSpec};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result, sentence};
 use virtfold_catalog::queue::RunResult;
 use virtfold_catalog::{Catalog, Journal};
@@ -146,11 +146,12 @@ impl ProcessRunner {
         }
         let said = Arc::new(RunOutput::new(Some((order.id, reports.clone()))));
         let hear: Arc<dyn OutputListener> = said.clone();
-        let ended = child::run(self.backup(order, variables), (hold, SignalScope::Process), None, &hear);
+        let ended =
+            child_process::run(self.backup(order, variables), (hold, SignalScope::Process), None, &hear);
         let ended = ended.at(|| format!("cannot run '{}'", self.paths.program.display()))?;
         let mut result = self.result(&said, ended, hold);
         if result.kind.is_some() {
-            self.bring_home(order, &said, &mut result);
+            self.recover_guest(order, &said, &mut result);
         }
         Ok(result)
     }
@@ -192,7 +193,7 @@ impl ProcessRunner {
 
     /// A recovery of the run's guest. Where the archive was good and only the guest was not home, everything
     /// is fine then.
-    fn bring_home(&self, order: &RunOrder, said: &RunOutput, result: &mut RunResult) {
+    fn recover_guest(&self, order: &RunOrder, said: &RunOutput, result: &mut RunResult) {
         let home = self.recover_one(Some(order.guest.id));
         let only_home = said.summary().is_some_and(|summary| {
             let copies = summary["copies"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -222,7 +223,7 @@ impl ProcessRunner {
         let said = Arc::new(RunOutput::new(None));
         let ended = self.finish(command, &said, RECOVERY)?;
         match said.summary() {
-            Some(summary) => Ok(undecided(&summary)),
+            Some(summary) => Ok(needs_administrator(&summary)),
             // A domain that is gone, and of which no journal knows, is home.
             None if domain.is_some() && self.kind(ended) == ErrorKind::NotFound => Ok(Vec::new()),
             None => Err(self.error(&said, ended)),
@@ -231,7 +232,8 @@ impl ProcessRunner {
 
     fn finish(&self, command: Command, said: &Arc<RunOutput>, limit: Duration) -> Result<ChildExit> {
         let hear: Arc<dyn OutputListener> = said.clone();
-        let ended = child::run(command, (&RunningChild::default(), SignalScope::Process), Some(limit), &hear);
+        let ended =
+            child_process::run(command, (&RunningChild::default(), SignalScope::Process), Some(limit), &hear);
         ended.at(|| format!("cannot run '{}'", self.paths.program.display()))
     }
 
@@ -343,7 +345,7 @@ fn outcome_of(result: &RunResult) -> [(&'static str, String); 5] {
 }
 
 /// What a person has to decide, out of a recovery's summary.
-fn undecided(summary: &Value) -> Vec<String> {
+fn needs_administrator(summary: &Value) -> Vec<String> {
     let domains = summary["domains"].as_array().map(Vec::as_slice).unwrap_or_default();
     let open =
         domains.iter().filter(|domain| matches!(domain["verdict"].as_str(), Some("undecided" | "failed")));
@@ -376,7 +378,7 @@ fn command_of(
         .envs(told.iter().map(|(name, value)| (name, value)));
     let said = Arc::new(CommandOutput::new(&order.job.name, &order.guest.name, &name));
     let hear: Arc<dyn OutputListener> = said.clone();
-    let ended = child::run(command, (hold, SignalScope::Group), Some(spec.limit), &hear);
+    let ended = child_process::run(command, (hold, SignalScope::Group), Some(spec.limit), &hear);
     let ended = ended.at(|| format!("cannot run '{name}'"))?;
     if ended.status.success() && !ended.overdue {
         return Ok(());

@@ -8,7 +8,7 @@ use crossbeam_channel::{Receiver, unbounded};
 use tempfile::TempDir;
 
 use super::*;
-use crate::model::{CommandSpec, GuestSelector};
+use crate::job_spec::{CommandSpec, GuestSelector};
 use virtfold_base::error::ErrorKind;
 use virtfold_catalog::queue::RunResult;
 use virtfold_catalog::{Catalog, Journal};

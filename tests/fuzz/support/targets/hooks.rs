@@ -4,7 +4,7 @@
 use super::super::flags;
 use virtfold_hooks::domain;
 use virtfold_hooks::event::{Event, EventXml};
-use virtfold_hooks::guard::{self, LockedDisks};
+use virtfold_hooks::start_lock::{self, LockedDisks};
 
 /// One input.
 pub fn run(data: &[u8]) {
@@ -24,7 +24,7 @@ pub fn run(data: &[u8]) {
             assert!(guarded.refusal().contains(&guarded.reason));
             let guards = [guarded];
             if let Some(name) = guards[0].name.clone() {
-                assert!(guard::conflict(&guards, &name, &domain::scan(data)).is_some());
+                assert!(start_lock::conflict(&guards, &name, &domain::scan(data)).is_some());
             }
         }
         _ => {

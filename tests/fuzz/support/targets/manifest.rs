@@ -1,7 +1,7 @@
 //! The head and the end record: whatever parses is written again as it was read.
 
 use super::super::{flags, no_defect};
-use virtfold::archive::end::EndRecord;
+use virtfold::archive::end_record::EndRecord;
 use virtfold::archive::manifest::Manifest;
 use virtfold::units::StreamOffset;
 

@@ -16,7 +16,7 @@
 //!
 //! Imports: `error`, the modules of tapes.
 
-mod again;
+mod rewritten_part;
 mod salvage;
 
 use std::io::{self, Read};
@@ -26,14 +26,14 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use self::again::{RewrittenPart, UnfinishedPart};
+use self::rewritten_part::{RewrittenPart, UnfinishedPart};
 use self::salvage::SalvageState;
 use super::changer::{Changer, VolumeRequest};
-use super::deck::{PositionedDrive, ReadOutcome, interrupted};
 use super::drive::{Access, Drive};
-use super::ledger::{TapeCatalog, has_id, id_of};
-use super::places::{PartHints, WantedArchive, begin_at, by_ledger, by_tape, bytes_of, hint, learn};
+use super::part_index::{PartHints, WantedArchive, begin_at, by_ledger, by_tape, bytes_of, hint, learn};
+use super::positioned_drive::{PositionedDrive, ReadOutcome, interrupted};
 use super::record::{PartTrailer, RECORD, TapeBlock, TapeRecord};
+use super::tape_catalog::{TapeCatalog, has_id, id_of};
 use super::volume::{VolumeContents, VolumePart, label_of, walk};
 use crate::{LostRanges, TapeArchive};
 use virtfold_archive::stream::Cancel;
@@ -349,14 +349,15 @@ impl TapeSource {
     fn next_here(&mut self) -> Result<bool> {
         let number = self.number + 1;
         let mut buf = vec![0; TapeBlock::LARGEST];
-        if self.deck.read(&mut buf)? != ReadOutcome::Mark {
+        if self.deck.read(&mut buf)? != ReadOutcome::Filemark {
             return Ok(false);
         }
         let ReadOutcome::Block(RECORD) = self.deck.read(&mut buf)? else { return Ok(false) };
         let Ok(TapeRecord::Begin(begin)) = TapeRecord::decode(buf.get(..RECORD).unwrap_or_default()) else {
             return Ok(false);
         };
-        if begin.run != self.run || begin.part != number || self.deck.read(&mut buf)? != ReadOutcome::Mark {
+        if begin.run != self.run || begin.part != number || self.deck.read(&mut buf)? != ReadOutcome::Filemark
+        {
             return Ok(false);
         }
         let start = self.deck.at();
@@ -380,7 +381,7 @@ impl TapeSource {
     /// The data file is at its end: what its end says has to hold. Whether the archive ends here.
     fn end_part(&mut self, found: ReadOutcome) -> Result<bool> {
         let behind = match (found, &self.open) {
-            (ReadOutcome::Mark, Some(open)) => self.behind_data(open.part.begin.part)?,
+            (ReadOutcome::Filemark, Some(open)) => self.behind_data(open.part.begin.part)?,
             _ => AfterDataFile::Nothing,
         };
         let AfterDataFile::End(end) = behind else {
@@ -411,7 +412,7 @@ impl TapeSource {
         let len = loop {
             match self.deck.read(&mut buf)? {
                 ReadOutcome::Block(len) => break len,
-                ReadOutcome::Mark => {}
+                ReadOutcome::Filemark => {}
                 ReadOutcome::End => return Ok(AfterDataFile::Nothing),
             }
         };

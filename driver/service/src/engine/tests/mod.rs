@@ -2,7 +2,7 @@
 
 mod crashes;
 mod model;
-mod watch;
+mod warnings;
 mod world;
 
 use std::path::Path;

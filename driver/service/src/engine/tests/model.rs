@@ -87,7 +87,8 @@ fn check(host: &Host, world: &World) {
     for (index, random) in host.jobs.iter().enumerate() {
         let calendar = Every(random.every, random.offset);
         let mut time = begin;
-        while let Some(next) = crate::model::NextTime::next_after(&calendar, time).filter(|next| *next < end)
+        while let Some(next) =
+            crate::job_spec::NextTime::next_after(&calendar, time).filter(|next| *next < end)
         {
             let mut guests = random.guests.clone();
             guests.sort_unstable();

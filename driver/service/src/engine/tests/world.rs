@@ -13,8 +13,8 @@ use uuid::Uuid;
 
 use super::super::{Engine, EngineParts, Input, Load};
 use crate::clock::Clock;
+use crate::job_spec::{GuestFacts, GuestSelector, JobSpec, MediumSpec, NextTime, ServiceSettings};
 use crate::metrics::Metrics;
-use crate::model::{GuestFacts, GuestSelector, JobSpec, MediumSpec, NextTime, ServiceSettings};
 use crate::planner::after;
 use crate::runner::{Handle, RunOrder, Runner};
 use virtfold_base::error::{Error, ErrorKind, Result};

@@ -1,0 +1,119 @@
+//! A backup of a running domain that goes on with what a driver was writing when it died.
+//!
+//! The dead driver's record says what its archive is made of; its journal says that the guest is still on its
+//! overlays and the bases are as they were. Then the bases are taken over ([`adopt`]), and the archive goes
+//! on, as it would have been: its head, the guest's description, its firmware's variables are those of the
+//! moment of the snapshot. Whatever does not fit ends here, with the guest home or for a recovery to bring
+//! home, and a new backup follows.
+
+use super::copy::{check, marks};
+use super::{DomainRequest, FinishedBackup, conclude};
+use crate::Control;
+use crate::freeze::{
+    FreezeContext, FreezeReport, Frozen, TakeOver, TakeOverRequest, interrupted_session, take_over,
+};
+use crate::resume::{self, ResumeContext, ResumePolicy, SavedArchive};
+use crate::session::{BackupInput, BackupReport, UnnamedArchive, write_kept};
+use virtfold_base::error::{Error, ErrorKind, Result, sentence};
+use virtfold_catalog::{FreezeSession, SessionKind};
+use virtfold_hypervisor::DomainId;
+use virtfold_hypervisor::host_files::HostFiles;
+use virtfold_image::{DiskImage, Format, OpenOptions};
+
+/// What came of going on.
+pub(super) struct ResumeOutcome {
+    pub(super) done: FinishedBackup,
+    pub(super) job: FreezeSession,
+}
+
+/// Goes on with the broken-off backup of a domain; nothing, where there is none, or it can't be gone on with.
+pub(super) fn go_on(
+    host: &FreezeContext<'_>,
+    request: &DomainRequest<'_>,
+    control: &Control,
+    domain: DomainId,
+) -> Result<Option<ResumeOutcome>> {
+    let Some(keep) = request.keep.filter(|keep| keep.wish == ResumePolicy::IfPossible) else {
+        return Ok(None);
+    };
+    let Some(job) = interrupted_session(host, domain)? else { return Ok(None) };
+    let keep = ResumeContext { job: Some(job.id), wish: ResumePolicy::Required, ..keep };
+    let Some(known) = resume::of_job(&keep)? else { return Ok(None) };
+    let freeze = known.head.freeze.as_ref();
+    let report = FreezeReport {
+        quiesced: freeze.is_some_and(|freeze| freeze.method == "agent"),
+        ..FreezeReport::default()
+    };
+    let adopting = TakeOverRequest { job: job.clone(), report, min_free: request.wishes.min_free };
+    let mut good: Option<(BackupReport, FreezeReport)> = None;
+    let adoption = take_over(host, &adopting, control, |frozen| {
+        let written = write(host.files, request, frozen, (&known, &keep))?;
+        good = Some((written.finish(&frozen.control)?, frozen.report.clone()));
+        control.progress.enter("thawing", 0);
+        Ok(())
+    })?;
+    let why = match adoption {
+        TakeOver::Refused(why) => why,
+        TakeOver::Done(thawed) => match conclude(thawed, good, &job.name) {
+            Ok(done) => return Ok(Some(ResumeOutcome { done, job })),
+            Err(error) if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::NoSpace) => {
+                return Err(error);
+            }
+            Err(error) => sentence(&error),
+        },
+    };
+    tracing::warn!("the interrupted backup of '{}' is not resumed: {why}", job.name);
+    Ok(None)
+}
+
+/// What the report calls the way.
+pub(super) fn way(job: &FreezeSession) -> &'static str {
+    match job.kind {
+        SessionKind::Standing => "standing",
+        SessionKind::Running | SessionKind::AtRest => "online",
+    }
+}
+
+/// Writes the rest of the archive.
+fn write(
+    files: &dyn HostFiles,
+    request: &DomainRequest<'_>,
+    frozen: &Frozen,
+    (known, keep): (&SavedArchive, &ResumeContext<'_>),
+) -> Result<UnnamedArchive> {
+    let disks = open(frozen, known)?;
+    let before = marks(files, &disks)?;
+    let material = BackupInput {
+        subject: known.head.subject.clone(),
+        freeze: known.head.freeze.clone(),
+        attachments: known.attachments.clone(),
+        disks,
+    };
+    let none = |_: &_, _: &_| Err(Error::new(ErrorKind::Internal, "an archive that goes on was begun anew"));
+    let written = write_kept(material, &request.manner, (&frozen.control, Some(keep)), none)?;
+    check(files, &before)?;
+    Ok(written)
+}
+
+/// Opens the frozen images with the chains that the archive's head names.
+fn open(frozen: &Frozen, known: &SavedArchive) -> Result<Vec<(String, DiskImage)>> {
+    let options = OpenOptions::default();
+    let mut images = Vec::new();
+    for disk in &frozen.disks {
+        let Some(told) = known.head.disks.iter().find(|told| told.target == disk.target) else {
+            return Err(Error::new(
+                ErrorKind::InUse,
+                format!("disk '{}' is not in the archive", disk.target),
+            ));
+        };
+        let below = told.source.backing.iter().map(|link| Ok(((&link.path).into(), format(&link.format)?)));
+        let below = below.collect::<Result<Vec<_>>>()?;
+        let image = DiskImage::open_chain(&disk.path, format(&disk.format)?, &below, &options)?;
+        images.push((disk.target.clone(), image));
+    }
+    Ok(images)
+}
+
+fn format(text: &str) -> Result<Format> {
+    text.parse().map_err(|_| Error::new(ErrorKind::Unsupported, format!("'{text}' is no format of images")))
+}

@@ -1,0 +1,12 @@
+//! The freeze and its recovery against the simulated hypervisor: every crash point, then chance.
+
+mod administrator;
+mod cases;
+mod confined;
+mod crashes;
+mod lost_answers;
+mod odd;
+mod offline;
+mod random;
+mod scene;
+mod take_over;

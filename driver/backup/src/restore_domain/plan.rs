@@ -1,0 +1,508 @@
+//! The plan: everything looked up, placed, checked and edited, and nothing touched.
+//!
+//! What becomes of each part of the definition:
+//!
+//! - The disks are those that the guest ran with when it was backed up; where its configuration had others, that is noted.
+//! - Disks in the archive are restored flat, in the format they had; what the definition said of a chain below them goes.
+//! - Drives for CDs and floppies stay as they are, with what is in them. Other disks that are not in the archive stay, too, where
+//!   their file is there; where it is not, and for a copy, which must not write to the original's disk, a person has
+//!   to leave them out (`--without`). Read-only and shareable disks may be shared with a copy.
+//! - NVRAM and TPM state go with the disks; a copy has its own even where the archive has none.
+//! - Kernel, initrd and dtb are used where they lie when the host has the same bytes there; else they go beside the disks.
+//! - A copy gets new MACs and sockets of its own. For the guest itself they stay, and one that another domain has is refused.
+//! - The generation id is always new: it is how a guest learns that it was put back.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use uuid::Uuid;
+
+use super::archived_domain::ArchivedDomain;
+use super::identity::{self, DomainIdentity, NewDomain};
+use super::inventory::{self, Depth, Inventory};
+use super::shared_files;
+use super::target_paths::{self, PathOccupant, TargetPath, TargetPaths};
+use super::{
+    DefaultTarget, DefineContext, DefinitionChange, DiskAction, DiskPlan, FilePlan, RestoreDomainReport,
+    RestoreDomainRequest,
+};
+use crate::attachments::{
+    BOOT, LibvirtDirectories, NVRAM_QCOW2, NVRAM_RAW, SymlinkPolicy, TPM, TPM_FILE, read_file,
+};
+use crate::restore::{Forecast, Room, shareable, target_format};
+use virtfold_archive::manifest::Manifest;
+use virtfold_base::error::{Error, ErrorKind, Result};
+use virtfold_hypervisor::domain_xml::edit::{Editor, NewImage};
+use virtfold_hypervisor::domain_xml::{Device, DomainDisk, DomainXml, ImageSource, TpmStorage};
+
+/// All that is needed to do it.
+pub(super) struct RestorePlan {
+    pub(super) report: RestoreDomainReport,
+    pub(super) who: NewDomain,
+    /// The definition.
+    pub(super) xml: DomainXml,
+    /// The disks to restore: target and place.
+    pub(super) disks: Vec<(String, TargetPath)>,
+    /// What else to write.
+    pub(super) files: Vec<NewFile>,
+    /// Storage pools that get new files.
+    pub(super) pools: BTreeSet<String>,
+}
+
+/// A file or directory to write.
+pub(super) struct NewFile {
+    pub(super) spot: TargetPath,
+    pub(super) content: FileContent,
+}
+
+/// What is written.
+pub(super) enum FileContent {
+    File(Vec<u8>),
+    /// Files by name.
+    Directory(Vec<(String, Vec<u8>)>),
+}
+
+impl FileContent {
+    pub(super) fn len(&self) -> u64 {
+        match self {
+            Self::File(bytes) => bytes.len() as u64,
+            Self::Directory(files) => files.iter().map(|(_, bytes)| bytes.len() as u64).sum(),
+        }
+    }
+}
+
+/// Makes it.
+pub(super) fn make(
+    request: &RestoreDomainRequest,
+    host: &DefineContext<'_>,
+    backup: &ArchivedDomain,
+) -> Result<RestorePlan> {
+    let inventory = Inventory::read(host.hypervisor)?;
+    let who = identity::decide(&backup.xml, request, &inventory, host)?;
+    check_targets(request, backup)?;
+    let maker = RestorePlanner {
+        request,
+        host,
+        backup,
+        inventory: &inventory,
+        who: &who,
+        report: report(request, backup, &who),
+        disks: Vec::new(),
+        files: Vec::new(),
+        pools: BTreeSet::new(),
+    };
+    let PlannedDefinition { report, xml, disks, files, pools } = maker.make()?;
+    let spots = disks.iter().map(|(target, spot)| (target.as_str(), spot));
+    let spots: Vec<_> = spots.chain(files.iter().map(|(what, file)| (what.as_str(), &file.spot))).collect();
+    target_paths::check(&spots, (request, host), (&who, &inventory))?;
+    let files = files.into_iter().map(|(_, file)| file).collect();
+    let mut plan = RestorePlan { report, who, xml, disks, files, pools };
+    plan.report.room = forecast(&plan, &backup.head, request, host)?;
+    Ok(plan)
+}
+
+/// What the plan needs, file system by file system.
+fn forecast(
+    plan: &RestorePlan,
+    head: &Manifest,
+    request: &RestoreDomainRequest,
+    host: &DefineContext<'_>,
+) -> Result<Vec<Room>> {
+    let mut forecast = Forecast::new(host.files);
+    for (target, spot) in plan.disks.iter().filter(|(_, spot)| spot.found != PathOccupant::Device) {
+        let Some(disk) = head.disk(target) else { continue };
+        forecast.disk(&spot.real, disk, target_format(&request.writing.wanted(), disk)?)?;
+    }
+    for file in &plan.files {
+        forecast.file(&file.spot.real, file.content.len())?;
+    }
+    Ok(forecast.rooms(shareable(head, &request.archive, request.writing.method)?))
+}
+
+fn report(request: &RestoreDomainRequest, backup: &ArchivedDomain, who: &NewDomain) -> RestoreDomainReport {
+    let claims = backup.xml.claims.iter().map(|claim| format!("the definition claims {claim}"));
+    RestoreDomainReport {
+        archive: request.archive.to_string(),
+        guest: backup.xml.name.clone(),
+        domain: who.name.clone(),
+        uuid: who.id.to_string(),
+        identity: who.identity,
+        disks: Vec::new(),
+        files: Vec::new(),
+        macs: Vec::new(),
+        channels: Vec::new(),
+        room: Vec::new(),
+        notes: backup.notes.iter().cloned().chain(claims).collect(),
+        defined: false,
+        started: false,
+        verified: false,
+        seconds: 0.0,
+    }
+}
+
+/// Refuses targets that the guest does not have.
+fn check_targets(request: &RestoreDomainRequest, backup: &ArchivedDomain) -> Result<()> {
+    let unknown = |target: &str, has: Vec<&str>| {
+        let what = format!("the archive's guest has no disk called {}", target.escape_debug());
+        Err(Error::new(ErrorKind::NotFound, what).with_hint(format!("it has: {}", has.join(", "))))
+    };
+    if let Some(target) = request.without.iter().find(|target| backup.xml.disk(target).is_none()) {
+        return unknown(target, backup.xml.disks.iter().map(|disk| disk.target.as_str()).collect());
+    }
+    let in_archive =
+        |target: &String| backup.head.disk(target).is_some() && !request.without.contains(target);
+    if let Some((target, _)) = request.disks.iter().find(|(target, _)| !in_archive(target)) {
+        return unknown(target, backup.head.disks.iter().map(|disk| disk.target.as_str()).collect());
+    }
+    Ok(())
+}
+
+/// A file to write, and what it is.
+type NamedFile = (String, NewFile);
+
+/// What the maker made.
+struct PlannedDefinition {
+    report: RestoreDomainReport,
+    xml: DomainXml,
+    disks: Vec<(String, TargetPath)>,
+    files: Vec<NamedFile>,
+    pools: BTreeSet<String>,
+}
+
+struct RestorePlanner<'a> {
+    request: &'a RestoreDomainRequest,
+    host: &'a DefineContext<'a>,
+    backup: &'a ArchivedDomain,
+    inventory: &'a Inventory,
+    who: &'a NewDomain,
+    report: RestoreDomainReport,
+    disks: Vec<(String, TargetPath)>,
+    files: Vec<NamedFile>,
+    pools: BTreeSet<String>,
+}
+
+impl RestorePlanner<'_> {
+    fn make(mut self) -> Result<PlannedDefinition> {
+        let mut edit = Editor::new(&self.backup.xml)?;
+        edit.set_generation(&Uuid::new_v4().to_string());
+        if self.who.identity == DomainIdentity::Copy {
+            edit.rename(&self.who.name)?.set_id(self.who.id)?;
+            self.new_macs(&mut edit)?;
+            self.new_channels(&mut edit)?;
+        }
+        let mut placer = TargetPaths::new(self.request, self.host, (self.who, self.inventory))?;
+        for disk in &self.backup.xml.disks {
+            self.disk(disk, &mut placer, &mut edit)?;
+        }
+        if self.disks.is_empty() {
+            return Err(Error::new(ErrorKind::Usage, "no disk is left to restore"));
+        }
+        let home = placer.home(self.disks.iter().map(|(_, spot)| spot));
+        self.nvram((&placer, &home), &mut edit)?;
+        self.tpm((&placer, &home), &mut edit)?;
+        self.boot((&placer, &home), &mut edit)?;
+        let xml = edit.finish()?;
+        shared_files::check(&xml, self.inventory, self.who.replaced())?;
+        for (what, file) in &self.files {
+            self.report.files.push(FilePlan {
+                what: what.trim_start_matches("the ").to_owned(),
+                path: file.spot.path.display().to_string(),
+                bytes: file.content.len(),
+                replaces: file.spot.found != PathOccupant::Nothing,
+            });
+        }
+        self.note_left_behind(&xml);
+        if let DefaultTarget::Pool(pool) = &self.request.rest {
+            self.pools.insert(pool.clone());
+        }
+        Ok(PlannedDefinition {
+            report: self.report,
+            xml,
+            disks: self.disks,
+            files: self.files,
+            pools: self.pools,
+        })
+    }
+
+    fn new_macs(&mut self, edit: &mut Editor<'_>) -> Result<()> {
+        let mut taken = BTreeSet::new();
+        let mut made = Vec::new();
+        for _ in &self.backup.xml.macs {
+            // 52:54:00 is what libvirt and QEMU use; the rest is chance.
+            let mut fresh = std::iter::repeat_with(|| {
+                let [a, b, c, ..] = *Uuid::new_v4().as_bytes();
+                format!("52:54:00:{a:02x}:{b:02x}:{c:02x}")
+            });
+            let free = |mac: &String| {
+                !taken.contains(mac)
+                    && self.inventory.other(None, |x| shared_files::has_mac(x, mac)).is_none()
+            };
+            let mac = fresh.by_ref().take(10_000).find(free);
+            let mac = mac.ok_or_else(|| Error::new(ErrorKind::Internal, "there is no MAC address left"))?;
+            taken.insert(mac.clone());
+            made.push(mac);
+        }
+        let mut next = made.iter();
+        edit.set_macs(|| next.next().cloned().unwrap_or_default());
+        let changes = self.backup.xml.macs.iter().zip(&made);
+        self.report.macs =
+            changes.map(|(from, to)| DefinitionChange { from: from.clone(), to: to.clone() }).collect();
+        Ok(())
+    }
+
+    fn new_channels(&mut self, edit: &mut Editor<'_>) -> Result<()> {
+        let place = |path: &Path| {
+            let name = path.file_name()?.to_str()?;
+            let own = path.is_absolute() && !shared_files::is_generated(path);
+            own.then(|| path.with_file_name(format!("{}-{name}", self.who.name)))
+        };
+        let changes = std::cell::RefCell::new(Vec::<DefinitionChange>::new());
+        edit.set_channel_paths(|path| {
+            let new = place(path)?;
+            let change = DefinitionChange { from: path.display().to_string(), to: new.display().to_string() };
+            let mut changes = changes.borrow_mut();
+            if !changes.contains(&change) {
+                changes.push(change);
+            }
+            Some(new)
+        })?;
+        self.report.channels = changes.into_inner();
+        Ok(())
+    }
+
+    fn disk(&mut self, disk: &DomainDisk, placer: &mut TargetPaths<'_>, edit: &mut Editor<'_>) -> Result<()> {
+        let target = &disk.target;
+        let (mut path, mut format, mut replaces) = (None, None, false);
+        let head = self.backup.head.disk(target);
+        let action = if self.request.without.contains(target) {
+            edit.remove_disk(target)?;
+            DiskAction::Remove
+        } else if let Some(head) = head {
+            check_whole(disk)?;
+            let wanted = self.request.writing.format.map(|format| format.to_string());
+            let made = wanted.unwrap_or_else(|| head.source.format.clone());
+            let spot = placer.disk(disk, (head, &made))?;
+            if spot.found == PathOccupant::Directory {
+                let what = format!("disk {target} cannot be '{}': it is a directory", spot.path.display());
+                return Err(Error::new(ErrorKind::Usage, what));
+            }
+            let image = match spot.found {
+                PathOccupant::Device => NewImage::Block(&spot.path),
+                _ => NewImage::File(&spot.path),
+            };
+            edit.set_disk(target, image, &made)?;
+            if spot.found == PathOccupant::Device {
+                let what = format!(
+                    "disk {target} is written to the block device '{}' in place: what is on it is lost at once",
+                    spot.path.display()
+                );
+                self.report.notes.push(what);
+            }
+            if let ImageSource::Volume { pool, volume } = &disk.image.source {
+                let text = "the definition names it by its path now";
+                self.report
+                    .notes
+                    .push(format!("disk {target} was volume '{volume}' of pool '{pool}': {text}"));
+                if self.request.rest == DefaultTarget::OriginalPath {
+                    self.pools.insert(pool.clone());
+                }
+            }
+            path = Some(spot.path.display().to_string());
+            replaces = spot.found != PathOccupant::Nothing;
+            format = Some(made);
+            self.disks.push((target.clone(), spot));
+            DiskAction::Restore
+        } else {
+            self.kept(disk)?;
+            path = disk.image.source.path().map(|path| path.display().to_string());
+            DiskAction::Keep
+        };
+        let head = head.filter(|_| action == DiskAction::Restore);
+        let (capacity, data) = (head.map(|head| head.capacity), head.map(|head| head.dense_length));
+        let target = target.clone();
+        self.report.disks.push(DiskPlan { target, action, path, format, capacity, data, replaces });
+        Ok(())
+    }
+
+    /// A disk that is not in the archive: whether the definition may keep it.
+    fn kept(&mut self, disk: &DomainDisk) -> Result<()> {
+        let target = &disk.target;
+        let hint = format!("--without {target} takes the disk out of the definition");
+        let resolved = match &disk.image.source {
+            ImageSource::File(path) | ImageSource::Block(path) => Some(path.clone()),
+            ImageSource::Volume { pool, volume } => self.host.hypervisor.volume_path(pool, volume).ok(),
+            _ => None,
+        };
+        let local = matches!(
+            disk.image.source,
+            ImageSource::File(_) | ImageSource::Block(_) | ImageSource::Volume { .. }
+        );
+        let missing = local && !resolved.as_ref().is_some_and(|path| path.exists());
+        if disk.image.source == ImageSource::Empty {
+            return Ok(());
+        }
+        if matches!(disk.device, Device::Cdrom | Device::Floppy) {
+            if missing {
+                self.report.notes.push(format!(
+                    "the medium in drive {target} is not on this host: eject it before a start ('virsh change-media {} {target} --eject --config')",
+                    self.who.name
+                ));
+            }
+            return Ok(());
+        }
+        let shared = disk.marks.readonly || disk.marks.shareable;
+        if self.who.identity == DomainIdentity::Copy && !shared {
+            let what =
+                format!("disk {target} is not in the archive, and a copy must not write to the original's");
+            return Err(Error::new(ErrorKind::Usage, what).with_hint(hint));
+        }
+        if missing {
+            let what = format!("disk {target} is not in the archive, and it is not on this host");
+            return Err(
+                Error::new(ErrorKind::NotFound, what).with_hint(format!("put it back first; or {hint}"))
+            );
+        }
+        if let (Some(path), false) = (&resolved, shared) {
+            let used =
+                self.inventory.files(self.who.replaced(), (self.host.hypervisor, Depth::Definitions))?;
+            if let Some(user) = inventory::user(&used, path) {
+                let what = format!(
+                    "disk {target} is not in the archive, and its '{}' belongs to {}",
+                    path.display(),
+                    user.what
+                );
+                return Err(Error::new(ErrorKind::InUse, what).with_hint(hint));
+            }
+        }
+        self.report.notes.push(format!("disk {target} is not in the archive: it stays what it is now"));
+        Ok(())
+    }
+
+    fn nvram(&mut self, (placer, home): (&TargetPaths<'_>, &Path), edit: &mut Editor<'_>) -> Result<()> {
+        let members = [(NVRAM_RAW, "fd"), (NVRAM_QCOW2, "qcow2")];
+        let found = members.iter().find_map(|(name, end)| Some((self.backup.member(name)?, *end)));
+        let old = self.backup.xml.nvram.as_ref();
+        let was = old.and_then(|nvram| nvram.path.as_deref());
+        let copy = self.who.identity == DomainIdentity::Copy;
+        if found.is_none() && (!copy || old.is_none_or(|nvram| nvram.elsewhere.is_some())) {
+            return Ok(());
+        }
+        let end = found.map_or("fd", |(_, end)| end);
+        let spot = placer.file(was, (home, &format!("{}_VARS.{end}", self.who.name)))?;
+        if was != Some(spot.path.as_path()) {
+            edit.set_nvram(&spot.path)?;
+        }
+        match found {
+            Some((bytes, _)) => self.file("NVRAM", spot, FileContent::File(bytes.to_vec())),
+            None => spot.must_be_free("the copy's NVRAM"),
+        }
+    }
+
+    fn tpm(&mut self, (placer, home): (&TargetPaths<'_>, &Path), edit: &mut Editor<'_>) -> Result<()> {
+        let members: Vec<_> = self.backup.attachments.iter().filter(|a| a.name.starts_with(TPM)).collect();
+        let Some(tpm) = self.backup.xml.tpms.first() else {
+            return if members.is_empty() {
+                Ok(())
+            } else {
+                let what = "the archive has the state of a TPM, and its domain.xml has no TPM";
+                Err(Error::new(ErrorKind::Damaged, what))
+            };
+        };
+        let spot = match &tpm.source {
+            Some(was) => {
+                let spot = placer.file(Some(was), (home, &format!("{}_tpm", self.who.name)))?;
+                if spot.path != *was {
+                    edit.set_tpm_source(0, &spot.path)?;
+                }
+                spot
+            }
+            None if members.is_empty() => return Ok(()),
+            None => default_tpm(self.host.places, &self.who.id.to_string(), tpm)?,
+        };
+        if members.is_empty() {
+            let copy = self.who.identity == DomainIdentity::Copy;
+            return if copy { spot.must_be_free("the copy's TPM state") } else { Ok(()) };
+        }
+        let content = match tpm.storage {
+            TpmStorage::File => FileContent::File(self.backup.member(TPM_FILE).unwrap_or_default().to_vec()),
+            TpmStorage::Directory => {
+                let name = |member: &str| member.strip_prefix(TPM).unwrap_or(member).to_owned();
+                FileContent::Directory(members.iter().map(|a| (name(&a.name), a.content.clone())).collect())
+            }
+        };
+        self.file("TPM state", spot, content)
+    }
+
+    fn boot(&mut self, (placer, home): (&TargetPaths<'_>, &Path), edit: &mut Editor<'_>) -> Result<()> {
+        let boot = &self.backup.xml.boot;
+        for ((element, member, limit), was) in BOOT.iter().zip([&boot.kernel, &boot.initrd, &boot.dtb]) {
+            let (Some(was), Some(bytes)) = (was, self.backup.member(member)) else { continue };
+            let same = |path: &Path| {
+                read_file(path, *limit, SymlinkPolicy::Follow)
+                    .is_ok_and(|there| there.as_deref() == Some(bytes))
+            };
+            if was.is_absolute() && same(was) {
+                continue;
+            }
+            let spot = placer.file(None, (home, &format!("{}.{element}", self.who.name)))?;
+            edit.set_boot_file(element, &spot.path)?;
+            if !same(&spot.path) {
+                self.file(element, spot, FileContent::File(bytes.to_vec()))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn file(&mut self, what: &str, spot: TargetPath, content: FileContent) -> Result<()> {
+        let fits = match (spot.found, &content) {
+            (PathOccupant::Nothing, _)
+            | (PathOccupant::File, FileContent::File(_))
+            | (PathOccupant::Directory, FileContent::Directory(_)) => true,
+            (_, FileContent::Directory(_)) | (PathOccupant::Device | PathOccupant::Directory, _) => false,
+        };
+        if !fits {
+            let what =
+                format!("the {what} cannot be put to '{}': something else is there", spot.path.display());
+            return Err(Error::new(ErrorKind::Exists, what).with_hint("restore somewhere else with --output"));
+        }
+        self.files.push((format!("the {what}"), NewFile { spot, content }));
+        Ok(())
+    }
+
+    /// Says which disks of a replaced domain nobody uses any more.
+    fn note_left_behind(&mut self, xml: &DomainXml) {
+        let Some(known) = self.who.replaced().and_then(|id| self.inventory.by_id(id)) else { return };
+        let old = known.xmls.iter().flat_map(|xml| &xml.disks).filter_map(|disk| disk.image.source.path());
+        let used = |path: &Path| xml.disks.iter().any(|disk| disk.image.source.path() == Some(path));
+        for path in old.filter(|path| !used(path) && path.exists()) {
+            let text = "was a disk of the domain that is replaced; it stays, and nothing uses it any more";
+            self.report.notes.push(format!("'{}' {text}", path.display()));
+        }
+    }
+}
+
+fn default_tpm(
+    places: &LibvirtDirectories,
+    id: &str,
+    tpm: &virtfold_hypervisor::domain_xml::Tpm,
+) -> Result<TargetPath> {
+    if places.swtpm.parent().is_some_and(Path::is_dir) {
+        return TargetPath::look_or_free(&places.tpm_state(id, tpm));
+    }
+    let what = format!("'{}', where libvirt keeps the state of TPMs, is not there", places.swtpm.display());
+    Err(Error::new(ErrorKind::NotFound, what).with_hint("say --libvirt-dir DIR: libvirt's state directory"))
+}
+
+/// An archive of a guest that had a part of a file as its disk has the whole file.
+fn check_whole(disk: &DomainDisk) -> Result<()> {
+    if !disk.marks.sliced {
+        return Ok(());
+    }
+    let target = &disk.target;
+    let what = format!(
+        "disk {target} was a part of its file (<slices>), and the archive has the whole file: the guest would read it at the wrong place"
+    );
+    Err(Error::new(ErrorKind::Unsupported, what).with_hint(format!(
+        "restore the disks without --define, cut the part out, and give the guest that; or take it out with --without {target}"
+    )))
+}

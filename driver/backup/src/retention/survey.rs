@@ -1,0 +1,361 @@
+//! What there is at a place, and what of it may be decided on.
+//!
+//! An archive is recognised when all of this is so: it is a regular file or an object; its head can be read,
+//! or the catalog knows it by name and size; it is whole; this host made it; its name is the one that
+//! virtfold gave it, with the time and the id of its head. A file that a person has renamed is that person's.
+//!
+//! Imports: see the room.
+
+use std::path::Path;
+
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use super::policy::Prunable;
+use crate::inspect::{self, ArchiveStatus, ArchiveSummary};
+use crate::session::BackupReport;
+use virtfold_archive::crypt::Identities;
+use virtfold_archive::manifest::{BackupSubject, Manifest};
+use virtfold_base::error::{Error, ErrorKind, Result};
+use virtfold_catalog::{BackupCopy, Catalog, Owner, Source, copy_name, place_name};
+use virtfold_medium::{Location, TapeAddress, TapeArchive};
+
+/// How a time is written in an archive's name.
+const STAMP: &str = "%Y%m%dT%H%M%SZ";
+
+/// An archive at a place.
+#[derive(Clone, Debug)]
+pub(super) struct SurveyedArchive {
+    pub(super) location: Location,
+    pub(super) bytes: u64,
+    /// What it is of, as far as that is known.
+    pub(super) facts: Option<ArchiveFacts>,
+    pub(super) standing: Prunable,
+    /// What its name says, where it is one that virtfold gives.
+    pub(super) named: Option<ParsedName>,
+}
+
+/// What a head says, or the catalog in its place.
+#[derive(Clone, Debug)]
+pub(super) struct ArchiveFacts {
+    pub(super) id: Uuid,
+    pub(super) owner: Owner,
+    pub(super) source: Source,
+    pub(super) host: String,
+    pub(super) created: Timestamp,
+    pub(super) parent: Option<Uuid>,
+}
+
+/// The parts of a name that virtfold gives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ParsedName {
+    /// The subject's name, as far as a file's name can hold it.
+    pub(super) label: String,
+    pub(super) created: Timestamp,
+    /// The first eight digits of the id.
+    pub(super) id: String,
+}
+
+/// Takes a name apart: `LABEL-YYYYMMDDTHHMMSSZ-ID8.tar[.zst][.age]`.
+pub(super) fn named(file: &str) -> Option<ParsedName> {
+    let stem =
+        [".tar.zst.age", ".tar.age", ".tar.zst", ".tar"].iter().find_map(|end| file.strip_suffix(end))?;
+    let (rest, id) = stem.rsplit_once('-')?;
+    let (label, stamp) = rest.rsplit_once('-')?;
+    let time = jiff::civil::DateTime::strptime(STAMP, stamp).ok()?;
+    let created = time.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp();
+    let fits =
+        id.len() == 8 && id.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) && !label.is_empty();
+    let exact = created.strftime(STAMP).to_string() == stamp;
+    (fits && exact).then(|| ParsedName { label: label.to_owned(), created, id: id.to_owned() })
+}
+
+/// The last part of an archive's name.
+pub(super) fn file_name(location: &Location) -> String {
+    match location {
+        Location::Path(path) => path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        Location::Object(address) => address.key.rsplit('/').next().unwrap_or_default().to_owned(),
+        Location::Pipe | Location::Tape(_) => String::new(),
+    }
+}
+
+/// What an archive's head says it is of.
+fn owner(subject: &BackupSubject) -> Owner {
+    match subject {
+        BackupSubject::Domain { name, uuid } => Owner { uuid: *uuid, name: name.clone(), images: false },
+        BackupSubject::Images { name, .. } => Owner { uuid: None, name: name.clone(), images: true },
+    }
+}
+
+/// What an archive's head says of where that comes from.
+fn source(head: &Manifest) -> Source {
+    let (labelled, paths) = match &head.subject {
+        BackupSubject::Domain { .. } => (false, Vec::new()),
+        BackupSubject::Images { labelled, paths, .. } => (*labelled, paths.clone()),
+    };
+    Source { host_id: head.host_id.clone(), labelled, paths }
+}
+
+fn facts(head: &Manifest) -> Result<ArchiveFacts> {
+    let second = i64::try_from(head.time()?).unwrap_or(i64::MAX);
+    let created = Timestamp::from_second(second).map_err(|e| {
+        Error::new(ErrorKind::Damaged, "the time in the archive's head is out of range").with_source(e)
+    })?;
+    Ok(ArchiveFacts {
+        id: head.archive,
+        owner: owner(&head.subject),
+        source: source(head),
+        host: head.host.clone(),
+        created,
+        parent: head.parent.as_ref().map(|parent| parent.id),
+    })
+}
+
+/// Looks at all archives at `place` that this host may have made. The catalog, where there is one, says what
+/// encrypted heads can't.
+///
+/// # Errors
+/// The place or the catalog can't be read.
+pub(super) fn look(
+    place: &Location,
+    host: &str,
+    catalog: Option<&Catalog>,
+    identities: &Identities,
+) -> Result<Vec<SurveyedArchive>> {
+    let listed = inspect::list_located(&narrowed(place, host), identities)?;
+    listed.into_iter().map(|(location, glance)| found(location, &glance, catalog)).collect()
+}
+
+/// In an object store each host has its own folder, and nobody else's has to be read.
+fn narrowed(place: &Location, host: &str) -> Location {
+    match place {
+        Location::Object(address) => Location::Object(virtfold_medium::object::host_folder(address, host)),
+        other => other.clone(),
+    }
+}
+
+fn found(location: Location, glance: &ArchiveSummary, catalog: Option<&Catalog>) -> Result<SurveyedArchive> {
+    let named = named(&file_name(&location));
+    let bytes = glance.bytes;
+    let (facts, standing) = match (&glance.head, glance.status) {
+        (Some(head), ArchiveStatus::Complete) => (Some(facts(head)?), Prunable::Yes),
+        (Some(head), _) => (facts(head).ok(), Prunable::No(words(glance))),
+        (None, ArchiveStatus::Encrypted) => match known(&location, bytes, catalog)? {
+            Some(facts) => (Some(facts), Prunable::Yes),
+            None => {
+                let why = "encrypted, and not in the catalog: use --identity, or record it with 'virtfold list --remember'";
+                (None, Prunable::Unreadable(why.to_owned()))
+            }
+        },
+        // Nobody vouches for an archive that has no end and no head: nothing is lost with what it would have rested on.
+        (None, ArchiveStatus::Incomplete) => (None, Prunable::No(words(glance))),
+        (None, _) => (None, Prunable::Unreadable(words(glance))),
+    };
+    let standing = match (&facts, standing) {
+        (Some(facts), Prunable::Yes) => name_fits(&location, facts, named.as_ref()),
+        (_, standing) => standing,
+    };
+    Ok(SurveyedArchive { location, bytes, facts, standing, named })
+}
+
+/// A whole archive is ours to remove under the name that it was given, and as the file itself.
+fn name_fits(location: &Location, facts: &ArchiveFacts, named: Option<&ParsedName>) -> Prunable {
+    let id = facts.id.simple().to_string();
+    let fits = named.is_some_and(|named| id.starts_with(&named.id) && named.created == facts.created);
+    if !fits {
+        return Prunable::No("renamed".to_owned());
+    }
+    let is_file = |path: &std::path::Path| path.symlink_metadata().is_ok_and(|found| found.is_file());
+    match location.path() {
+        Some(path) if !is_file(path) => Prunable::No("not a regular file".to_owned()),
+        _ => Prunable::Yes,
+    }
+}
+
+fn words(glance: &ArchiveSummary) -> String {
+    let status = match glance.status {
+        ArchiveStatus::Complete => "complete",
+        ArchiveStatus::Incomplete => "incomplete",
+        ArchiveStatus::Damaged => "damaged",
+        ArchiveStatus::Encrypted => "encrypted",
+        ArchiveStatus::Unreadable => "unreadable",
+    };
+    glance.faults.first().map_or_else(|| status.to_owned(), |fault| format!("{status}: {fault}"))
+}
+
+/// Whether an archive that can't be opened is the one that the catalog knows under its name. Another size is
+/// another archive.
+fn is_same(copy: &BackupCopy, bytes: u64) -> bool {
+    copy.encrypted && copy.bytes == bytes
+}
+
+/// What the catalog knows of an archive that can't be opened.
+fn known(location: &Location, bytes: u64, catalog: Option<&Catalog>) -> Result<Option<ArchiveFacts>> {
+    let Some(catalog) = catalog else { return Ok(None) };
+    let Ok(name) = copy_name(location) else { return Ok(None) };
+    let copy = catalog.copy(&name)?.filter(|copy| is_same(copy, bytes));
+    Ok(copy.map(|copy| ArchiveFacts {
+        id: copy.archive,
+        owner: copy.owner,
+        source: copy.source,
+        host: copy.host,
+        created: copy.created,
+        parent: copy.parent,
+    }))
+}
+
+/// What the catalog was told of a place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct CatalogFillReport {
+    /// Whole archives there that it knows now.
+    pub known: usize,
+    /// Encrypted ones that it does not know.
+    pub unread: usize,
+}
+
+/// Notes the whole archives of a place in the catalog, of whatever host, as far as their heads can be read;
+/// and that those are gone which are not there.
+/// `listed` is all that is there.
+///
+/// # Errors
+/// A name is none that the catalog can hold; the catalog can't be read or written.
+pub fn fill_catalog(
+    (place, listed): (&Location, &[(Location, ArchiveSummary)]),
+    catalog: &Catalog,
+) -> Result<CatalogFillReport> {
+    let place = place_name(place)?;
+    let mut copies = Vec::new();
+    let mut unread = 0;
+    let mut seen = Vec::new();
+    for (location, glance) in listed {
+        let name = copy_name(location)?;
+        seen.push(name.clone());
+        match (&glance.head, glance.status) {
+            (Some(head), ArchiveStatus::Complete) => copies.push(copy(facts(head)?, (name, &place), glance)),
+            (_, ArchiveStatus::Encrypted) => {
+                match catalog.copy(&name)?.filter(|copy| is_same(copy, glance.bytes)) {
+                    Some(copy) => copies.push(copy),
+                    None => unread += 1,
+                }
+            }
+            _ => {}
+        }
+    }
+    let known = catalog.copies_at(&place)?;
+    let gone =
+        known.into_iter().map(|copy| copy.name).filter(|name| !seen.contains(name)).collect::<Vec<_>>();
+    catalog.remember(&copies)?;
+    catalog.gone(&gone, Timestamp::now())?;
+    Ok(CatalogFillReport { known: copies.len(), unread })
+}
+
+fn copy(facts: ArchiveFacts, (name, place): (String, &str), glance: &ArchiveSummary) -> BackupCopy {
+    BackupCopy {
+        name,
+        place: place.to_owned(),
+        archive: facts.id,
+        owner: facts.owner,
+        source: facts.source,
+        host: facts.host,
+        created: facts.created,
+        parent: facts.parent,
+        bytes: glance.bytes,
+        root: glance.root.clone(),
+        encrypted: glance.encrypted,
+        job: None,
+    }
+}
+
+/// What the catalog calls a place: [`place_name`], or who has another process look.
+pub type PlaceName<'a> = &'a dyn Fn(&Location) -> Result<String>;
+
+/// What the catalog is told of a backup: each good copy on a medium that keeps it. `places` are those it was to go to.
+///
+/// # Errors
+/// A copy's name is none that the catalog can hold; those of `place_name`.
+pub fn copies(
+    report: &BackupReport,
+    (places, place_name): (&[Location], PlaceName<'_>),
+    job: Option<&str>,
+) -> Result<Vec<BackupCopy>> {
+    let named = |place: &Location| -> Option<String> {
+        // Where there are several, each says for itself what became of it.
+        if report.copies.is_empty() {
+            return Some(report.archive.clone());
+        }
+        let to = place.to_string();
+        report.copies.iter().find(|copy| copy.to == to).and_then(|copy| copy.archive.clone())
+    };
+    let copy = |place: &Location| -> Option<Result<BackupCopy>> {
+        let archive = named(place).filter(|_| *place != Location::Pipe)?;
+        Some(place_name(place).and_then(|known| good_copy(report, (place, &known, &archive), job)))
+    };
+    places.iter().filter_map(copy).collect()
+}
+
+fn good_copy(
+    report: &BackupReport,
+    (place, known, archive): (&Location, &str, &str),
+    job: Option<&str>,
+) -> Result<BackupCopy> {
+    let facts = facts(&report.head)?;
+    let name = match place {
+        // It was made in that directory.
+        Location::Path(_) => {
+            let name = Path::new(archive).file_name().unwrap_or_default();
+            Path::new(known).join(name).display().to_string()
+        }
+        Location::Tape(tape) => {
+            let archive = Some(TapeArchive::Id(report.id.to_string()));
+            TapeAddress { archive, ..tape.clone() }.to_string()
+        }
+        _ => archive.to_owned(),
+    };
+    Ok(BackupCopy {
+        name,
+        place: known.to_owned(),
+        archive: facts.id,
+        owner: facts.owner,
+        source: facts.source,
+        host: facts.host,
+        created: facts.created,
+        parent: facts.parent,
+        bytes: report.archive_bytes,
+        root: Some(report.root.clone()),
+        encrypted: report.encrypted,
+        job: job.map(ToOwned::to_owned),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_taken_apart() {
+        let good = named("my-web-20261122T161055Z-e78234c8.tar.zst.age").unwrap();
+        assert_eq!((good.label.as_str(), good.id.as_str()), ("my-web", "e78234c8"));
+        assert_eq!(good.created.to_string(), "2026-11-22T16:10:55Z");
+        for hostile in [
+            "web-20261122T161055Z-e78234c8.tar.zst.bak",
+            "web-20261122T161055Z-E78234C8.tar",
+            "web-20261122T161055Z-e78234c8(1).tar",
+            "web-20261322T161055Z-e78234c8.tar",
+            "web-20261122T161060Z-e78234c8.tar",
+            "web-2026112T161055Z-e78234c8.tar",
+            "-20261122T161055Z-e78234c8.tar",
+            "20261122T161055Z-e78234c8.tar",
+            "web-e78234c8.tar",
+            "copy of web-20261122T161055Z-e78234c.tar",
+            ".web-20261122T161055Z-e78234c8.tar.zst.1a2b3c4d.partial",
+            ".tar",
+            "",
+        ] {
+            assert_eq!(named(hostile), None, "{hostile}");
+        }
+        assert!(
+            named("web\n-20261122T161055Z-e78234c8.tar").is_some(),
+            "a line break is a label's, and printed as one"
+        );
+    }
+}

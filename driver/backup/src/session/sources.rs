@@ -1,0 +1,108 @@
+//! Steps 1302 to 1307: the images are opened and held, what may not be read is refused, and every table is
+//! read before anything is written.
+//!
+//! Imports: `error`, `archive`, `image`, `table`.
+
+use std::sync::atomic::Ordering;
+
+use super::{ArchiveOptions, BackupRequest, ImageSpec};
+use crate::Control;
+use crate::folded_disk::{DiskSet, FoldedDisk, block_of};
+use virtfold_archive::layout;
+use virtfold_archive::table::Layout;
+use virtfold_base::error::{Error, ErrorKind, Result};
+use virtfold_image::{AllocationTable, ChangeSensitivity, DiskImage, Format, ImageAccess, OpenOptions};
+
+/// Whether a disk is read once more before it is copied, to leave out blocks that are zeros though the image
+/// calls them data.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DetectZeroes {
+    /// Where nothing else tells where zeros are: of block devices, and of raw files without holes.
+    #[default]
+    WhereNothingTells,
+    /// It is.
+    On,
+    /// It is not.
+    Off,
+}
+
+/// What is done with a raw image that looks like a container of another format. A guest may write what it
+/// likes to its raw disk, and a person may give a qcow2 for raw: only the caller knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RawHeaderCheck {
+    /// It is refused.
+    #[default]
+    Refuse,
+    /// It is what it is called: raw.
+    Ignore,
+}
+
+/// Opens the images of a request.
+pub(super) fn open_all(request: &BackupRequest, control: &Control) -> Result<Vec<(String, DiskImage)>> {
+    // What is frozen may be a running guest's, whose files libvirt gives other owners meanwhile.
+    let change =
+        if request.usage == ImageAccess::Locked { ChangeSensitivity::Any } else { ChangeSensitivity::Write };
+    let options = OpenOptions { usage: request.usage, change, ..OpenOptions::default() };
+    control.progress.enter("reading", 0);
+    let open = |spec: &ImageSpec| {
+        let image = DiskImage::open(&spec.path, spec.format, &options)?;
+        match image.looks_like()?.filter(|_| request.containers == RawHeaderCheck::Refuse) {
+            Some(format) => Err(no_container(spec, format)),
+            None => Ok((spec.target.clone(), image)),
+        }
+    };
+    request.images.iter().map(open).collect()
+}
+
+fn no_container(spec: &ImageSpec, looks: &str) -> Error {
+    let what = format!("'{}' is given as raw but begins like a {looks} image", spec.path.display());
+    let other = match looks.parse::<Format>() {
+        Ok(format) => format!("use --format {format} to back up the disk in it"),
+        Err(_) => format!("convert it with 'qemu-img convert -f {looks}' to back up the disk in it"),
+    };
+    let hint = format!("{other}; if a guest wrote this to its raw disk, use --force");
+    Error::new(ErrorKind::Usage, what).with_hint(hint)
+}
+
+/// Steps 1302 to 1307: every table is read before anything is written.
+pub(super) fn fold_all(
+    images: Vec<(String, DiskImage)>,
+    manner: &ArchiveOptions,
+    control: &Control,
+) -> Result<DiskSet> {
+    control.progress.enter("reading", 0);
+    let mut disks: Vec<FoldedDisk> = Vec::with_capacity(images.len());
+    for (target, image) in images {
+        layout::check_target(&target)?;
+        if disks.iter().any(|disk| disk.target == target) {
+            return Err(Error::new(ErrorKind::Usage, format!("two disks are called {target}")));
+        }
+        let allocation = allocation(&image, manner, control)?;
+        disks.push(FoldedDisk::of((target, image), allocation, manner.block_size, manner.layout)?);
+    }
+    Ok(DiskSet(disks))
+}
+
+/// The image's allocation table; without blocks of zeros, where they are looked for.
+fn allocation(image: &DiskImage, manner: &ArchiveOptions, control: &Control) -> Result<AllocationTable> {
+    let allocation = image.allocation()?;
+    let detect = match manner.detect_zeroes {
+        DetectZeroes::On => true,
+        DetectZeroes::Off => false,
+        DetectZeroes::WhereNothingTells => !image.tells_zeros()?,
+    };
+    // Where every block is copied there is nothing to leave out.
+    if !detect || manner.layout == Layout::Full {
+        return Ok(allocation);
+    }
+    control.progress.enter("looking for zeros", allocation.allocated());
+    let found = image.without_zeros(&allocation, block_of(image, manner.block_size), &mut |bytes| {
+        control.progress.add(bytes);
+        match control.cancel.load(Ordering::Relaxed) {
+            true => Err(Error::new(ErrorKind::Interrupted, "the backup was interrupted")),
+            false => Ok(()),
+        }
+    })?;
+    control.progress.enter("reading", 0);
+    Ok(found)
+}

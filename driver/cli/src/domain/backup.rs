@@ -1,0 +1,144 @@
+//! A backup of a domain, run and told.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Result;
+use virtfold_backup::attachments::LibvirtDirectories;
+use virtfold_backup::domain::{DomainReport, DomainRequest, backup_domain_to};
+use virtfold_backup::freeze::{FreezeContext, FreezeTimings};
+use virtfold_backup::metrics::{self, BackupMetrics, DomainLabels};
+use virtfold_backup::plan::Wishes;
+use virtfold_backup::resume::{ResumeContext, SavedEnvelope};
+use virtfold_backup::{Control, Progress};
+use virtfold_base::error::{Error, ErrorKind};
+use virtfold_catalog::Catalog;
+use virtfold_hooks::HookOwner;
+use virtfold_hypervisor::host_files::LocalFiles;
+
+use super::DomainBackupOptions;
+use super::connection::Connection;
+use crate::Signals;
+use crate::backup::{copies, stdout_of, text as archive_text, warn};
+use crate::catalog_fill::{self, StateDirPolicy};
+use crate::exit::ExitStatus;
+use crate::medium;
+use crate::output::say;
+use crate::report::{OutputFormat, ProgressPrinter, printable, result};
+
+/// Runs it; says also what came of it.
+pub(super) fn run(
+    job: &DomainBackupOptions<'_>,
+    wishes: &Wishes,
+    (connection, places): (&Connection, &LibvirtDirectories),
+    signals: &Signals,
+) -> Result<(ExitStatus, DomainReport)> {
+    if job.media.places().is_empty() {
+        return Err(Error::new(ErrorKind::Usage, "--to says where the archive goes").into());
+    }
+    let journal = Catalog::open(&wishes.state_dir)?;
+    let host = FreezeContext {
+        hypervisor: connection.hypervisor.as_ref(),
+        files: &LocalFiles,
+        journal: &journal,
+        guard: &super::watchdog::program(&connection.uri),
+        pace: FreezeTimings { pause_budget: wishes.pause_budget, ..FreezeTimings::default() },
+    };
+    let guards = &virtfold_hooks::start_lock::usual_path(HookOwner::of(&connection.uri));
+    let (state_dir, key_dir) = (&wishes.state_dir, &SavedEnvelope::usual_directory());
+    let keep = ResumeContext {
+        state_dir,
+        key_dir,
+        places: job.media.places(),
+        job: None,
+        wish: job.wish,
+        reopen: &|place, label, cancel, remains| job.media.reopen(place, label, cancel, remains),
+        read_back: &|place, cancel, remains| job.media.read_back(place, cancel, remains),
+        discard: &medium::discard,
+    };
+    let manner = job.manner.clone();
+    let request = DomainRequest { domain: job.domain, wishes, manner, places, keep: Some(keep), guards };
+    let out = stdout_of(job.media.places());
+    let progress = Arc::new(Progress::default());
+    let ticker = ProgressPrinter::start(job.style, out, &progress)?;
+    let control = Control { cancel: Arc::clone(&signals.stop), progress };
+    let report = backup_domain_to(&host, &request, &control, |label, cancel| job.media.open(label, cancel));
+    drop(ticker);
+    let report = report?;
+    let report = DomainReport { backup: job.media.complete(report.backup.clone()), ..report };
+    warn(&report.backup.disks);
+    let freeze = report.freeze.iter().flat_map(|freeze| &freeze.warnings);
+    freeze.for_each(|warning| say(&format!("virtfold: warning: {}", printable(warning))));
+    result(job.style, out, &report, &text(&report))?;
+    catalog_fill::backup(&report.backup, &job.media, job.name, (&wishes.state_dir, StateDirPolicy::Create));
+    let copied = copies(job.style, &report.backup);
+    let Some(failure) = &report.thaw_failure else { return Ok((copied, report)) };
+    if job.style == OutputFormat::Text {
+        say(&format!(
+            "virtfold: the archive is good, but '{}' needs attention: {}",
+            printable(&report.domain),
+            printable(&failure.sentence)
+        ));
+        say(&format!("hint: {}", printable(&failure.hint)));
+    }
+    Ok((ExitStatus::Failed(failure.kind), report))
+}
+
+/// Writes the metrics of a backup. What they can't say must not look as if nothing had happened: it fails
+/// then, with what the backup itself says first.
+pub(super) fn measure(
+    directory: &Path,
+    (connection, domain): (&Connection, &str),
+    done: Result<(ExitStatus, DomainReport)>,
+) -> Result<ExitStatus> {
+    match done {
+        Ok((outcome, report)) => {
+            let labels = DomainLabels { domain: &report.domain, uuid: report.uuid };
+            metrics::succeeded(directory, labels, &BackupMetrics::of(&report, metrics::now()))?;
+            Ok(outcome)
+        }
+        Err(error) => {
+            let found = connection.hypervisor.lookup(domain);
+            let noted = found.and_then(|info| {
+                let labels = DomainLabels { domain: &info.name, uuid: info.id.0 };
+                metrics::failed(directory, labels, metrics::now())
+            });
+            if let Err(other) = noted {
+                tracing::error!(%other, "the failure could not be written to the metrics");
+            }
+            Err(error)
+        }
+    }
+}
+
+fn text(report: &DomainReport) -> String {
+    let mut lines = Vec::new();
+    for recovery in &report.recovered {
+        let done = recovery.done.iter().chain(recovery.disks.iter().flat_map(|disk| &disk.done));
+        lines.extend(done.map(|done| format!("recovered: {}", printable(done))));
+        let remains = recovery.remains.iter().chain(recovery.disks.iter().flat_map(|disk| &disk.remains));
+        lines.extend(remains.map(|remains| format!("remains: {}", printable(remains))));
+    }
+    lines.extend(report.notes.iter().map(|note| format!("note: {}", printable(note))));
+    for disk in &report.left_out {
+        lines.push(format!("{}: {}", printable(&disk.target), disk.rule));
+    }
+    if let Some(freeze) = &report.freeze {
+        let how = match (freeze.quiesced, freeze.frozen_ms) {
+            (true, Some(frozen)) => format!("file systems frozen for {frozen:.0} ms by the agent"),
+            (true, None) => "file systems frozen by the agent".to_owned(),
+            (false, _) => "crash-consistent".to_owned(),
+        };
+        let pause = match (freeze.pause_ms, &report.thaw_failure) {
+            (_, Some(_)) => "not back on its disks".to_owned(),
+            (Some(pause), None) => format!("longest pause {pause:.0} ms"),
+            (None, None) => "never paused".to_owned(),
+        };
+        let snapshot = freeze.snapshot_ms.map_or_else(String::new, |ms| format!("snapshot in {ms:.0} ms, "));
+        lines.push(format!("{} ({}): {how}, {snapshot}{pause}", printable(&report.domain), report.way));
+    } else {
+        lines.push(format!("{} ({})", printable(&report.domain), report.way));
+    }
+    lines.push(archive_text(&report.backup));
+    lines.join("\n")
+}

@@ -1,0 +1,98 @@
+//! What a person should look at, and which guests nobody backs up, by oversight or on purpose.
+
+use super::{Engine, EnginePhase};
+use crate::control::{GuestCounts, Warning, WarningKind};
+use crate::job_spec::GuestFacts;
+
+/// How long guests may stay unknown while libvirt answers, seconds.
+const UNKNOWN: i64 = 60;
+
+impl Engine {
+    /// What a person should look at.
+    pub(super) fn warnings(&self) -> Vec<Warning> {
+        let about = |kind, subject: &str, sentence: &str| Warning {
+            kind,
+            subject: subject.to_owned(),
+            sentence: sentence.to_owned(),
+        };
+        let mut warnings = Vec::new();
+        let configuration = self.bad_configuration.iter();
+        warnings.extend(configuration.map(|why| about(WarningKind::Configuration, "", why)));
+        warnings.extend(self.trouble.iter().map(|why| about(WarningKind::Other, "catalog", why)));
+        warnings.extend(self.unseen().map(|why| about(WarningKind::Guest, "", &why)));
+        warnings.extend(self.undecided.iter().map(|what| about(WarningKind::Recovery, "", what)));
+        let prunes = self.prune_failures.iter();
+        warnings.extend(prunes.map(|(job, why)| about(WarningKind::Other, job, why)));
+        let remarks = self.remarks.iter();
+        warnings.extend(remarks.map(|remark| about(WarningKind::Job, &remark.job, &remark.sentence)));
+        for guest in self.guests.iter().flatten() {
+            if let Some(why) = &guest.trouble {
+                let sentence = format!(
+                    "the guest '{}' can't be looked at, so no job with tags or disks is sure to have it: {why}",
+                    guest.name
+                );
+                warnings.push(about(WarningKind::Guest, &guest.name, &sentence));
+            } else if self.is_forgotten(guest) {
+                let sentence = format!("the guest '{}' is in no job: nothing backs it up", guest.name);
+                warnings.push(about(WarningKind::GuestWithoutJob, &guest.name, &sentence));
+            }
+        }
+        warnings
+    }
+
+    /// Why no backup begins though libvirt answers: the guests are not known, or not known to be in order.
+    fn unseen(&self) -> Option<String> {
+        if self.libvirt.error.is_some() || matches!(self.phase, EnginePhase::Stopping(_)) {
+            return None;
+        }
+        if let Some(why) = &self.unrecovered {
+            return Some(format!(
+                "what earlier backups left can't be looked at, and no backup begins until it can: {why}"
+            ));
+        }
+        let since = self.since.max(self.libvirt.since).as_second();
+        let long = self.parts.clock.now().as_second() - since;
+        (self.guests.is_none() && long > UNKNOWN).then(|| {
+            format!("the guests could not be listed for {long} s: no schedule has an effect until then")
+        })
+    }
+
+    /// Whether an enabled job has a guest.
+    fn has_job(&self, guest: &GuestFacts) -> bool {
+        self.settings.jobs.iter().any(|job| job.enabled && job.pick.guest(guest))
+    }
+
+    /// Whether a guest has no backup because somebody wants it so: a job leaves it out by name, or one that
+    /// is switched off has it.
+    fn is_left_out(&self, guest: &GuestFacts) -> bool {
+        let wants = |off: bool, job: &crate::job_spec::JobSpec| {
+            job.pick.leaves_out(guest) || (off && job.pick.guest(guest))
+        };
+        !self.has_job(guest) && self.settings.jobs.iter().any(|job| wants(!job.enabled, job))
+    }
+
+    /// Whether nothing backs a guest up, and nobody said that this is right.
+    pub(super) fn is_forgotten(&self, guest: &GuestFacts) -> bool {
+        !self.has_job(guest) && !self.is_left_out(guest)
+    }
+
+    /// The guests in numbers, where they are known.
+    pub(super) fn guest_status(&self) -> Option<GuestCounts> {
+        let guests = self.guests.as_ref()?;
+        let left_out = guests.iter().filter(|guest| self.is_left_out(guest));
+        Some(GuestCounts {
+            all: u64::try_from(guests.len()).unwrap_or(u64::MAX),
+            left_out: left_out.map(|guest| guest.name.clone()).collect(),
+        })
+    }
+
+    /// Holds the jobs against the guests; what is new is logged.
+    pub(super) fn review(&mut self) {
+        let (Some(guests), Some(review)) = (&self.guests, &self.settings.review) else { return };
+        let remarks = review.remarks(guests);
+        for remark in remarks.iter().filter(|remark| !self.remarks.contains(remark)) {
+            tracing::warn!(job = remark.job, "{}", remark.sentence);
+        }
+        self.remarks = remarks;
+    }
+}
