@@ -12,7 +12,7 @@
 //!    and, where a known word is near, a suggestion (`typed.rs`, `suggest.rs`);
 //! 5. keys are held against each other: a job's media have to be there, and so on (`check.rs`).
 //!
-//! [`Config::advice`] tells what is right and has no effect (`advice.rs`).
+//! [`Config::advice`] tells what is right and has no effect (`ineffective.rs`).
 //!
 //! [`Config::job`] gives a job with all that counts for it, [`Schedule`] says when it is due, and [`Medium::environment`] reads the
 //! credentials of an object store.

@@ -7,7 +7,7 @@
 //!
 //! As with the map, the rows are walked twice: [`CsvShape::measure`], then [`CsvShape::write`].
 //!
-//! Imports: `units`, `error`; `layout`, `tar`, `text` of this room.
+//! Imports: `units`, `error`; `layout`, `tar`, `lines` of this room.
 
 use crate::layout::BackupKind;
 use crate::lines::{ChunkedOutput, LineAssembler, damaged, decimal_len, parse_decimal, put_decimal};

@@ -10,7 +10,7 @@
 //! The tail has one spelling. Nothing in it covers its own headers and padding, so a verifier makes the tail
 //! again with [`write_tail`] from what it parsed and compares every byte.
 //!
-//! Imports: `units`, `error`; `tar`, `layout`, `text` of this room.
+//! Imports: `units`, `error`; `tar`, `layout`, `lines` of this room.
 
 use serde::Deserialize;
 use uuid::Uuid;

@@ -196,7 +196,7 @@ impl MemberOrder {
         Ok(Self { names, next: 0, others: BTreeSet::new() })
     }
 
-    /// The names that members must have, in order, those of role [`Role::Other`] not counted.
+    /// The names that members must have, in order, those of role [`MemberRole::Other`] not counted.
     pub fn names(&self) -> &[String] {
         &self.names
     }

@@ -9,7 +9,7 @@
 //!
 //! Facts: POSIX.1-2017, pax, "pax Extended Header"; GNU tar manual, "Storing Sparse Files", version 1.0.
 //!
-//! Imports: `units`; `text`, `tar` of this room.
+//! Imports: `units`; `lines`, `tar` of this room.
 
 use std::collections::BTreeSet;
 

@@ -5,7 +5,7 @@
 //! has one line `TARGET,CAPACITY,STREAM_OFFSET,DENSE_LENGTH` and then the text that [`MapShape::write`] makes. In an
 //! incremental archive the allocation table has a copy too, byte for byte, for it says what became zero.
 //!
-//! Imports: `units`, `error`; `sparse`, `sparse_parser`, `layout`, `tar`, `text` of this room.
+//! Imports: `units`, `error`; `sparse`, `sparse_parser`, `layout`, `tar`, `lines` of this room.
 
 use crate::layout;
 use crate::lines::{LineAssembler, damaged, parse_decimal};

@@ -11,7 +11,7 @@
 //!
 //! Fact: GNU tar manual, "Storing Sparse Files", version 1.0.
 //!
-//! Imports: `units`, `error`; `tar`, `text` of this room.
+//! Imports: `units`, `error`; `tar`, `lines` of this room.
 
 use crate::lines::{ChunkedOutput, decimal_len, put_decimal};
 use crate::tar::{self, BLOCK, MAX_SIZE, Output};

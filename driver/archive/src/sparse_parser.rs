@@ -5,7 +5,7 @@
 //! exact, the closing entry must be there if and only if the disk ends in a hole, and the rest of the last block
 //! must be zeros. So whoever has taken all runs holds a table that fits the dense bytes that follow.
 //!
-//! Imports: `units`, `error`; `sparse`, `tar`, `text` of this room.
+//! Imports: `units`, `error`; `sparse`, `tar`, `lines` of this room.
 
 use crate::lines::{LineAssembler, damaged, parse_decimal};
 use crate::sparse::MapEntry;

@@ -8,7 +8,7 @@
 //! Layout of the block: POSIX.1-2017, pax, "ustar Interchange Format". Sparse members: GNU tar manual,
 //! "Storing Sparse Files", version 1.0.
 //!
-//! Imports: `units`, `error`; `pax`, `sparse`, `layout`, `text` of this room.
+//! Imports: `units`, `error`; `pax`, `sparse`, `layout`, `lines` of this room.
 
 use crate::layout;
 use crate::pax::{Records, SparseRecords};

@@ -5,7 +5,7 @@
 //! zeros, nothing may follow the end. What may vary: names of members, and keywords of other vendors in pax
 //! headers, which later versions may need.
 //!
-//! Imports: `units`, `error`; `tar`, `pax`, `layout`, `text` of this room.
+//! Imports: `units`, `error`; `tar`, `pax`, `layout`, `lines` of this room.
 
 use crate::layout;
 use crate::lines::damaged;

@@ -119,7 +119,7 @@ pub fn list(location: &Location, identities: &Identities) -> Result<Vec<ArchiveS
     Ok(list_located(location, identities)?.into_iter().map(|(_, glance)| glance).collect())
 }
 
-/// As [`list`], with where each is: a [`Glance`]'s name is for people, and a file's may be no text.
+/// As [`list`], with where each is: a [`ArchiveSummary`]'s name is for people, and a file's may be no text.
 ///
 /// # Errors
 /// As [`list`].

@@ -105,7 +105,7 @@ impl TapeOptions {
     /// Goes on with the archive `name` behind what another process has committed; or says why that can't be.
     ///
     /// # Errors
-    /// Those of [`TapeMedium::go_on_with`] and of the catalog.
+    /// Those of [`TapeMedium::resume`] and of the catalog.
     pub fn go_on_with(
         &self,
         name: &str,

@@ -2,12 +2,12 @@
 //!
 //! Records are delta-coded into pages of 256 records; the first record of each page is kept as it is
 //! in an index, so a look-up is a binary search of the index and a walk of one page: O(log n). The pages lie in
-//! a [`Spool`], so a table of a hundred million records costs megabytes of memory, not gigabytes.
+//! a [`SpillLog`], so a table of a hundred million records costs megabytes of memory, not gigabytes.
 //!
 //! Invariants: records are appended in ascending order of their key (the owner's business); a page is
 //! decoded only from bytes that this process encoded.
 //!
-//! Imports: `error`, `spool`.
+//! Imports: `error`, `spill_log`.
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::spill_log::SpillLog;

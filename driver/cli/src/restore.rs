@@ -1,4 +1,4 @@
-//! `virtfold restore`: disks out of an archive, or a guest (`define`).
+//! `virtfold restore`: disks out of an archive, or a guest (`restore_domain`).
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! From a hypervisor's events to our subscribers. Nothing here blocks or panics: it runs inside libvirt's callbacks.
 //!
 //! A subscriber's channel holds [`EVENTS_KEPT`] events and one place more. When all but that place are taken, it gets
-//! [`Event::Missed`] and then nothing until it has read some.
+//! [`DomainEvent::Missed`] and then nothing until it has read some.
 //!
 //! Imports: `types`.
 

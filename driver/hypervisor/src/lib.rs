@@ -4,13 +4,13 @@
 //! - `libvirt`: the real one (feature `libvirt`). `simulated` (feature `simulated`): one in memory, with crash points, that misbehaves as
 //!   libvirt was seen to. One suite of assertions runs against both.
 //! - [`domain_xml`]: reading domain XML, and edits that keep every other byte.
-//! - [`rules`]: which disk is copied, skipped or refused and why; what speaks against a backup before anything is touched.
-//! - [`host`]: the images as files of this host: QEMU's locks on them, their removal, the room around them.
-//! - [`settle`]: a running guest's configuration follows what QEMU does.
+//! - [`disk_rules`]: which disk is copied, skipped or refused and why; what speaks against a backup before anything is touched.
+//! - [`host_files`]: the images as files of this host: QEMU's locks on them, their removal, the room around them.
+//! - [`config_repair`]: a running guest's configuration follows what QEMU does.
 //! - [`apparmor`]: the rule that keeps a commit from its base, lifted for one call.
-//! - [`guard`]: the process that thaws and resumes a guest when nobody else does.
+//! - [`watchdog`]: the process that thaws and resumes a guest when nobody else does.
 //!
-//! The rule for every caller: a return code of a changing call is a hint. After a lost connection ([`Fault::lost`])
+//! The rule for every caller: a return code of a changing call is a hint. After a lost connection ([`HypervisorError::lost`])
 //! and in every recovery the truth is asked for: [`Hypervisor::query_block`] says which file QEMU writes to, the live and
 //! the inactive XML say what libvirt believes.
 //!
@@ -49,7 +49,7 @@ pub use types::{
 /// What a backup, a recovery and a restore ask of a hypervisor.
 ///
 /// Calls block until the hypervisor answers. All take `&self` and may be made by several threads at once. Errors carry a
-/// [`Fault`] as their source where the hypervisor itself said no. Reading calls connect again by themselves; a
+/// [`HypervisorError`] as their source where the hypervisor itself said no. Reading calls connect again by themselves; a
 /// changing call whose connection breaks is never repeated, because it may have been done.
 pub trait Hypervisor: Debug + Send + Sync {
     /// Every domain, running or not, in the order of their names.
@@ -73,7 +73,7 @@ pub trait Hypervisor: Debug + Send + Sync {
     /// The domain XML, with its secrets (a VNC password lost in a redefinition is a guest that nobody can look at).
     ///
     /// # Errors
-    /// No such domain, or [`Config::Live`] of one that does not run.
+    /// No such domain, or [`XmlView::Live`] of one that does not run.
     fn xml(&self, domain: DomainId, config: XmlView) -> Result<String>;
 
     /// Defines or redefines a persistent domain; the XML is validated against libvirt's schema.
@@ -246,7 +246,7 @@ pub trait Hypervisor: Debug + Send + Sync {
     fn refresh_pool(&self, pool: &str) -> Result<()>;
 
     /// Events of all domains from now on. A subscriber that is behind by more than [`types::EVENTS_KEPT`] events gets
-    /// [`Event::Missed`] and has to look for itself; so has everybody after [`Event::ConnectionLost`].
+    /// [`DomainEvent::Missed`] and has to look for itself; so has everybody after [`DomainEvent::ConnectionLost`].
     ///
     /// # Errors
     /// No connection.

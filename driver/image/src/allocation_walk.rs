@@ -5,7 +5,7 @@
 //! layer is then cut at the holes of its host file. Every layer is walked once, in ascending order, and a run is
 //! kept until the walk has passed it. Places that two things claim end it.
 //!
-//! Imports: `error`, `units`, `holes`, `layer`, `overlap`, `raw`, `table`.
+//! Imports: `error`, `units`, `holes`, `layer`, `overlap`, `raw`, `allocation_table`.
 
 use super::DiskImage;
 use super::allocation_table::{Allocation, AllocationTable, Extent, TableBuilder};

@@ -3,7 +3,7 @@
 //! The chain is a list, walked in a loop with a limit; a file that is in it already (by device and inode)
 //! ends the walk with an error. Each file is held against writers before anything is read from it.
 //!
-//! Imports: `error`, `file`, `format`, `layer`, `locks`, `qcow2`, `source`, `writers`.
+//! Imports: `error`, `file`, `format`, `layer`, `locks`, `qcow2`, `source`, `change_detection`.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;

@@ -5,7 +5,7 @@
 //! Opening never blocks and never follows a name to anything else (a FIFO, a terminal): names of backing
 //! files come from headers. The length is taken once, at opening; a block device tells it by seeking to its end.
 //!
-//! Imports: `error`, `units`, `format`, `writers`.
+//! Imports: `error`, `units`, `format`, `change_detection`.
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind as IoKind, Seek, SeekFrom};

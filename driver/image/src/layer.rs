@@ -1,6 +1,6 @@
 //! One image of a chain, whatever its format, seen as runs of its own guest addresses.
 //!
-//! Imports: `error`, `units`, `file`, `qcow2`, `raw`, `table`.
+//! Imports: `error`, `units`, `file`, `qcow2`, `raw`, `allocation_table`.
 
 use super::allocation_table::Extent;
 use super::file::{FileIndex, HostFile};

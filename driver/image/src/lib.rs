@@ -10,12 +10,12 @@
 //! allocated for it, and an address that contradicts the format is an error that names image, guest offset and
 //! host offset, never zeros.
 //!
-//! Parts: `format` and `source` (words), `file`, `locks` and `writers` (host files and who else
+//! Parts: `format` and `source` (words), `file`, `locks` and `change_detection` (host files and who else
 //! writes to them), `chain` (opening), `qcow2/` (that
-//! format), `raw`, `layer` (one image of the chain seen as ascending runs), `walk` (the chain's runs become one
+//! format), `raw`, `layer` (one image of the chain seen as ascending runs), `allocation_walk` (the chain's runs become one
 //! table), `holes`, `container` (formats that a raw image may
 //! look like), `overlap` (two things in one
-//! place), `zeros` (data that are none), `table`, `read`, and `map` (what
+//! place), `zeros` (data that are none), `allocation_table`, `read`, and `map` (what
 //! `qemu-img map` would print).
 //!
 //! Imports: `units`, `error`, `mounts`, `openers`, `spool`, `packed`.

@@ -6,7 +6,7 @@
 //! only in an image that QEMU takes for a preallocated one. Neighbours that agree in all columns and go on in
 //! the host file are one row.
 //!
-//! Imports: `error`, `layer`, `qcow2`, `table`.
+//! Imports: `error`, `layer`, `qcow2`, `allocation_table`.
 
 use serde::Serialize;
 

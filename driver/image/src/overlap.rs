@@ -8,7 +8,7 @@
 //! without the rest of the check. Compressed clusters share host clusters with each other: they are only looked up.
 //! In an external data file the place of a cluster is its guest address, which the walk checks by itself.
 //!
-//! Imports: `error`, `units`, `file`, `layer`, `qcow2`, `table`.
+//! Imports: `error`, `units`, `file`, `layer`, `qcow2`, `allocation_table`.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -89,7 +89,7 @@ impl Map {
 struct Claimed<'a> {
     image: &'a Qcow2,
     file: &'a HostFile,
-    /// By [`Kind`].
+    /// By [`ClusterOwner`].
     maps: [Map; 3],
     /// How often a cluster was claimed that was claimed more than once.
     shared: HashMap<u64, u64>,

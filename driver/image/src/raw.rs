@@ -3,7 +3,7 @@
 //! The file system is asked (SEEK_DATA, SEEK_HOLE) as the walk goes, so nothing is kept however fragmented the
 //! file is. One that can't tell, and every block device, is all data.
 //!
-//! Imports: `error`, `units`, `file`, `table`.
+//! Imports: `error`, `units`, `file`, `allocation_table`.
 
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};

@@ -4,7 +4,7 @@
 //! the buffer when all of it is wanted and into a scratch cluster otherwise, which serves its other parts too. Nothing is
 //! shared between calls, so any number of threads read at once.
 //!
-//! Imports: `error`, `units`, `file`, `layer`, `qcow2`, `table`.
+//! Imports: `error`, `units`, `file`, `layer`, `qcow2`, `allocation_table`.
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 

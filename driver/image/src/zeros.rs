@@ -1,9 +1,9 @@
 //! Data that are zeros: what a raw file without holes or a block device has where its guest has nothing.
 //!
 //! Nobody but the bytes tells, so they are read: one more read of all that the tables call data, before the copy, for the tables must be
-//! whole before the first byte of an archive. Blocks that are zeros become [`Place::Zero`] with the place that they keep.
+//! whole before the first byte of an archive. Blocks that are zeros become [`Allocation::Zero`] with the place that they keep.
 //!
-//! Imports: `units`, `error`, `layer`, `table`.
+//! Imports: `units`, `error`, `layer`, `allocation_table`.
 
 use super::allocation_table::{Allocation, AllocationTable, Extent, TableBuilder};
 use super::layer::Layer;

@@ -17,7 +17,7 @@ const WHAT: &str = "cannot write the encrypted archive";
 
 /// A medium that encrypts what it is given and hands it on. It holds one piece of 64 KiB.
 ///
-/// The last piece is written by [`Medium::settle`] and [`Medium::finish`] alone: what was not finished can't be mistaken for a whole archive.
+/// The last piece is written by [`Medium::sync`] and [`Medium::finish`] alone: what was not finished can't be mistaken for a whole archive.
 pub struct EncryptingMedium {
     medium: Box<dyn Medium>,
     envelope: Envelope,

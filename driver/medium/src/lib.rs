@@ -16,9 +16,9 @@
 //!   ([`ErrorKind::Exists`]), and stays as it is.
 //! - **What may be retried.** By the caller no call: what can be repeated without risk the medium repeats
 //!   itself, out of the bytes that it keeps until they are
-//!   durable; it bounds both memory and time, and ends when the run is told to end. A failed `finish` is final, and so is a failed write or [`Medium::settle`]
+//!   durable; it bounds both memory and time, and ends when the run is told to end. A failed `finish` is final, and so is a failed write or [`Medium::sync`]
 //!   but for one thing:
-//! - **What may be gone on with.** After a failed write or `settle` the caller may ask [`Medium::go_on`]. A
+//! - **What may be gone on with.** After a failed write or `settle` the caller may ask [`Medium::resume_after_failure`]. A
 //!   medium that has the archive's first bytes
 //!   for good, up to a place D that is not behind what it was given, makes itself ready again (a tape: the next volume is in the drive), says D, and takes as its next
 //!   bytes those from D on. The caller has them from a source that has not changed: the archive's chunks before D are not made again, the others are made as they were
@@ -27,7 +27,7 @@
 //!   the archive exist in spite of the error; it
 //!   is then whole.
 //!
-//! A process that dies leaves a medium that another one may be able to go on with: [`Medium::keep`],
+//! A process that dies leaves a medium that another one may be able to go on with: [`Medium::detach`],
 //! [`reopen`].
 //!
 //! # Reading: [`Source`], or [`std::io::Read`] front to back
@@ -46,7 +46,7 @@
 //! Every medium passes the one suite of `tests/medium_conformance`, and the same behind a wrapper that makes
 //! it fail.
 //!
-//! Imports: `error`, `spool`, `durable`, `ioctl`, `archive` (its traits for bytes).
+//! Imports: `error`, `spill_log`, `partial_file`, `ioctl`, `archive` (its traits for bytes).
 
 mod encrypting_medium;
 #[cfg(test)]
@@ -56,7 +56,7 @@ mod file;
 mod location;
 mod lost_ranges;
 pub mod mount_point;
-#[cfg_attr(not(feature = "object-store"), path = "no_object.rs")]
+#[cfg_attr(not(feature = "object-store"), path = "object_disabled.rs")]
 pub mod object;
 mod partial_archive;
 mod pipe;
@@ -99,7 +99,7 @@ pub trait Medium: Sink {
         Ok(())
     }
 
-    /// After a failed write or [`Medium::settle`], and only then: makes the medium ready to be written to
+    /// After a failed write or [`Medium::sync`], and only then: makes the medium ready to be written to
     /// again. `Some(D)`: the archive's first D bytes, counted from its beginning over all attempts, are
     /// durable or will be so by what the medium does itself; the next write has the bytes from D on. Whatever
     /// it was given behind D it forgets. `None`: nothing can be done, and the error that was there stands.

@@ -3,7 +3,7 @@
 //!
 //! A delivery is done with when the engine has it in the queue. The list of guests is made anew at each reconcile and mended at each event.
 //!
-//! Imports: `error`, `hypervisor`, `events`, `engine` (its inputs), `model`.
+//! Imports: `error`, `hypervisor`, `events`, `engine` (its inputs), `job_spec`.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -3,9 +3,9 @@
 //! - [`engine`]: the loop. It turns schedules and events into entries of the catalog's queue, begins what is due, and says how everything stands.
 //! - [`planner`]: what a schedule asks for at a time.
 //! - [`runner`]: each run is this program again, as a process of its own.
-//! - [`intake`]: what guests do, made into the engine's inputs.
+//! - [`event_bridge`]: what guests do, made into the engine's inputs.
 //! - [`clock`]: the time; tests bring another one.
-//! - [`model`]: what the service works by; [`settings`]: that, out of the configuration.
+//! - [`job_spec`]: what the service works by; [`settings`]: that, out of the configuration.
 //! - [`control`]: how people and programs ask it, over a socket.
 //! - [`metrics`]: the page for Prometheus.
 //! - [`notify`]: what systemd is told.

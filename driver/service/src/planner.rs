@@ -3,7 +3,7 @@
 //! A job's schedule has been turned into entries up to a time `done`. Of all its times since then, and not longer ago than the job's
 //! catch-up, the last one counts: one run makes up for however many were missed. Up to [`LATE`] nothing counts as missed.
 //!
-//! Imports: `model`, `catalog` (plain types), `hypervisor` (plain types).
+//! Imports: `job_spec`, `catalog` (plain types), `hypervisor` (plain types).
 
 use std::time::Duration;
 

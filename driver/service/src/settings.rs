@@ -3,7 +3,7 @@
 //! A run's options stand on its command line, all of them, so that what a run does is what the service has read, whatever the files say by
 //! then.
 //!
-//! Imports: `model`; `virtfold_config`.
+//! Imports: `job_spec`; `virtfold_config`.
 
 use std::ffi::OsString;
 use std::sync::Arc;

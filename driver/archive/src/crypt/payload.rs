@@ -38,7 +38,7 @@ impl Payload {
     /// Reads the header of the age file `input`, called `name`, and not a byte more.
     ///
     /// # Errors
-    /// As [`unlock`](super::unlock::unlock).
+    /// As [`unlock`](super::open_envelope::unlock).
     pub(super) fn open(input: impl BufRead, name: &str, identities: &Identities) -> Result<Self> {
         let mut kept = Kept { input, bytes: Vec::new() };
         let decryptor = Decryptor::new_buffered(&mut kept).map_err(|e| explain(e, name))?;

@@ -97,7 +97,7 @@ impl ReaderPool {
     /// Opens `file`, which begins as an age file, and proves its end.
     ///
     /// # Errors
-    /// As [`unlock`]; those of reading it. An end that is not proven is no error here: [`Pool::end`].
+    /// As [`unlock`]; those of reading it. An end that is not proven is no error here: [`ReaderPool::end`].
     pub(super) fn open(file: Arc<dyn Source>, identities: &Identities) -> Result<Self> {
         let mut reader = PooledReader::open(&file, identities)?;
         // Asking for the end reads and checks the last piece, as the last one.

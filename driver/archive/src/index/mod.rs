@@ -3,7 +3,7 @@
 //!
 //! Opening: the end record and the digests are read from the tail (`tail`), then the members from the front,
 //! jumping over the disks' bytes (`members`). Where the front is damaged, the recovery copies take its place.
-//! Every byte that is believed was checked (`checked`): each MiB by the digest list, without it a frame by
+//! Every byte that is believed was checked (`range_reader`): each MiB by the digest list, without it a frame by
 //! its own header, and nothing at all only where a cut has taken the list of a plain archive;
 //! [`ArchiveIndex::is_checked`] tells.
 //!
@@ -184,7 +184,7 @@ impl<'a> ArchiveIndex<'a> {
     ///
     /// # Errors
     /// Those of the source and of `take`; Interrupted when cancelled. Damage is no error here: it is
-    /// given out as [`Data::Lost`].
+    /// given out as [`DiskPiece::Lost`].
     pub fn read_dense(
         &self,
         disk: &IndexedDisk,

@@ -4,7 +4,7 @@
 //! must come in their order, tables must agree with the head and with their second copies, the digests of the
 //! body with those that the archive holds, and the end record with all of it. The first contradiction ends the
 //! pass with an error. Data reach the [`Visitor`] before the digests at the end of a plain archive have been
-//! seen: what it makes of them counts only when [`Reader::finish`] has returned.
+//! seen: what it makes of them counts only when [`ArchiveReader::finish`] has returned.
 //!
 //! Imports: `units`, `error`, `table`; `stream` and the member modules of this room.
 

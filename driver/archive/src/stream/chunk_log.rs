@@ -105,7 +105,7 @@ fn unknown() -> Error {
     Error::new(ErrorKind::Internal, "a chunk was asked for that is not kept")
 }
 
-/// Records of chunks from the first one on, in a [`Spool`], so that their number does not matter.
+/// Records of chunks from the first one on, in a [`SpillLog`], so that their number does not matter.
 #[derive(Debug, Default)]
 pub struct ChunkRecords {
     spool: SpillLog,

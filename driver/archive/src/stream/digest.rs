@@ -73,7 +73,7 @@ impl From<Digest> for String {
     }
 }
 
-/// The digests of a stream's chunks, in order; kept in a [`Spool`], so that their number does not matter.
+/// The digests of a stream's chunks, in order; kept in a [`SpillLog`], so that their number does not matter.
 #[derive(Debug, Default)]
 pub struct Digests {
     spool: SpillLog,

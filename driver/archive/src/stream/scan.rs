@@ -87,7 +87,7 @@ impl FrameWalker {
         self.index
     }
 
-    /// The next thing. Not to be called behind [`Step::End`].
+    /// The next thing. Not to be called behind [`ScanStep::End`].
     pub(super) fn step(&mut self, input: &mut dyn LookAhead) -> Result<ScanStep> {
         if let Some(step) = self.pending.take() {
             return Ok(step);

@@ -239,7 +239,7 @@ impl<S: Iterator<Item = Result<Span>>> SeekTableCheck<S> {
 /// Bytes of a table's entries that [`SeekTableCheck::pairs`] is given at once, at most.
 pub(super) const PAIRS_BLOCK: u64 = 1024 * PAIR_LEN as u64;
 
-/// Collects the sizes of the frames as they are written, 8 bytes a chunk in a [`Spool`].
+/// Collects the sizes of the frames as they are written, 8 bytes a chunk in a [`SpillLog`].
 #[derive(Debug, Default)]
 pub(super) struct TableWriter {
     sizes: SpillLog,

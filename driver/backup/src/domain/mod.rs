@@ -1,11 +1,11 @@
 //! The backup of a domain, from beginning to end.
 //!
 //! 0. Where an earlier run died while it copied, and all is as it left it, its archive is gone on with
-//!    (`go_on`), and nothing of the following is done.
+//!    (`resume_session`), and nothing of the following is done.
 //! 1. What an earlier run left behind is recovered. A domain that can't be brought in order is not touched
 //!    further.
 //! 2. The plan. Whatever speaks against the backup ends it here, with nothing touched.
-//! 3. A domain that runs is frozen ([`frozen`]), one that is shut off is kept from starting ([`at_rest`]); in
+//! 3. A domain that runs is frozen ([`with_frozen_disks`]), one that is shut off is kept from starting ([`with_offline_disks`]); in
 //!    either case
 //!    the images are opened with QEMU's locks on them, and the archive is written.
 //! 4. The archive gets its name when its images are known to have stayed as they were: for a frozen guest
@@ -17,7 +17,7 @@
 //! The archive's head is written before the guest comes back, so it says how the guest was frozen; the
 //! longest pause, at a pivot, is in the report alone.
 //!
-//! Imports: `error`, `image`, `archive`, `hypervisor`, and of this crate `plan`, `guest`, `backup`, `resume`,
+//! Imports: `error`, `image`, `archive`, `hypervisor`, and of this crate `plan`, `freeze`, `session`, `resume`,
 //! `attachments`; `virtfold_hooks` (guards).
 
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};

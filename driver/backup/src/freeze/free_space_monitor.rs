@@ -4,7 +4,7 @@
 //! The copy has a cancel flag of its own. The watch sets it when the person's is set, and when room gets
 //! short; the latter is remembered, so that both can be told apart.
 //!
-//! Imports: `error`, `guest::host`.
+//! Imports: `error`, `hypervisor` (host files).
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};

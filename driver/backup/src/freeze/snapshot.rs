@@ -4,7 +4,7 @@
 //! between. A snapshot whose answer was lost is looked for; one that did not happen is taken again, after
 //! what it left is removed.
 //!
-//! Imports: `error`, `catalog`, `hypervisor`, `home`, `watch`.
+//! Imports: `error`, `catalog`, `hypervisor`, `unfreeze`, `free_space_monitor`.
 
 use std::fmt::Debug;
 use std::path::Path;

@@ -3,7 +3,7 @@
 //! One kind of open job is in nobody's way: one of which all that is left is a thaw, because the guest's agent does not answer. Its
 //! guest is on its own disks. An agent that is gone for good would keep that job open for good, so a new job takes the thaw over.
 //!
-//! Imports: `error`, `catalog`, `hypervisor`, `sight`.
+//! Imports: `error`, `catalog`, `hypervisor`, `domain_view`.
 
 use uuid::Uuid;
 

@@ -10,7 +10,7 @@
 //!
 //! The journal says nothing new until the bases are read: a driver that dies here leaves what it found.
 //!
-//! Imports: `error`, `catalog`, `hypervisor`, `freeze`, `home`.
+//! Imports: `error`, `catalog`, `hypervisor`, `snapshot`, `unfreeze`.
 
 use super::domain_view::DomainView;
 use super::snapshot::{BaseLocks, CopyContext, copy_held, end, hold_bases};
@@ -25,7 +25,7 @@ use virtfold_hypervisor::{DomainId, DomainState};
 /// Disks that are to be taken over.
 #[derive(Clone, Debug)]
 pub struct TakeOverRequest {
-    /// The job of the dead driver, as [`broken_off`] has it.
+    /// The job of the dead driver, as [`interrupted_session`] has it.
     pub job: FreezeSession,
     /// How the guest was frozen, as far as it is known.
     pub report: FreezeReport,
@@ -69,7 +69,7 @@ fn can_be_taken_over(job: &FreezeSession) -> bool {
 ///
 /// # Errors
 /// The domain or the journal can't be looked at. What fails from the copy on is in
-/// [`TakeOver::Done`], as from [`super::frozen`].
+/// [`TakeOver::Done`], as from [`super::with_frozen_disks`].
 pub fn take_over<T>(
     host: &FreezeContext<'_>,
     request: &TakeOverRequest,

@@ -1,6 +1,6 @@
 //! The guard as a process: the library knows what a guard does, the binary which of its verbs is one.
 //!
-//! Imports: `error`, `guest::guard`.
+//! Imports: `error`, `hypervisor` (the watchdog).
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use virtfold_base::error::Result;
 use virtfold_hypervisor::DomainId;
 use virtfold_hypervisor::watchdog::{GuestHold, WatchdogClient, WatchdogOutcome};
 
-/// Starts a program that calls [`virtfold_hypervisor::guard::serve`] for the domain whose uuid is its last argument.
+/// Starts a program that calls [`virtfold_hypervisor::watchdog::serve`] for the domain whose uuid is its last argument.
 #[derive(Clone, Debug)]
 pub struct WatchdogProcess {
     /// The program.

@@ -9,7 +9,7 @@
 //! - [`BackupMetrics`]: what a good backup was like, in numbers.
 //! - [`MetricsPage`]: a text of metrics on its way.
 //!
-//! Imports: `error`, `durable`, and the reports of this crate.
+//! Imports: `error`, `partial_file`, and the reports of this crate.
 
 pub mod names;
 #[cfg(test)]

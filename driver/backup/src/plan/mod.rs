@@ -1,11 +1,11 @@
 //! What a backup of a guest would do: looked at, decided and said, with nothing touched.
 //!
-//! 1. What is known: run state, live and inactive XML, QEMU's own answer, what else goes on ([`Known`]). Volumes of storage
+//! 1. What is known: run state, live and inactive XML, QEMU's own answer, what else goes on ([`DomainSnapshotInfo`]). Volumes of storage
 //!    pools are looked up.
-//! 2. Each disk by its rule ([`rules::disk_rule`]); for those that are copied the chain, the size, and the overlay's place
+//! 2. Each disk by its rule ([`disk_rules::disk_rule`]); for those that are copied the chain, the size, and the overlay's place
 //!    (`disks`, `overlay`).
-//! 3. How the guest's file systems get clean, or that they do not (`quiesce`); whether the overlays have room (`room`);
-//!    whether another running guest writes to an image of the chain (`neighbours`).
+//! 3. How the guest's file systems get clean, or that they do not (`quiesce`); whether the overlays have room (`free_space`);
+//!    whether another running guest writes to an image of the chain (`other_writers`).
 //! 4. Everything that speaks against it, each as a [`Finding`] with the rule's sentence and what a person can do.
 //!
 //! The chain is what libvirt says where it says all of it, and what the images' headers say otherwise. The format of the top

@@ -2,15 +2,15 @@
 //!
 //! The order is that of a bad day. All that can be refused is refused before anything is touched (`plan`); then
 //! everything is written beside its place under a hidden name (`run`), with guards up that keep guests from starting on
-//! it; then the names are exchanged (`switch`); then the domain is defined; only then is what was there before removed; last of
+//! it; then the names are exchanged (`file_swap`); then the domain is defined; only then is what was there before removed; last of
 //! all the guest is started. A failure before the definition puts all names back.
 //!
-//! - `backup`: what the archive says of the guest.
+//! - `archived_domain`: what the archive says of the guest.
 //! - `inventory`: every domain of the host, its disks with their chains, MACs, sockets.
 //! - `identity`: as it was, a copy, or a replacement; what speaks against each.
-//! - `places`: where each disk and file goes. An archive is hostile: a path that it names is used only where guests of
+//! - `target_paths`: where each disk and file goes. An archive is hostile: a path that it names is used only where guests of
 //!   this host keep their disks already; everything else a person has to name.
-//! - `shared`: what two domains cannot share.
+//! - `shared_files`: what two domains cannot share.
 //! - `plan`: the definition's edits, and all of it as a report that `--plan` prints.
 //!
 //! An archive that comes once, front to back (a tape, a pipe), needs one pass: what the plan needs comes before the disks.
@@ -20,7 +20,7 @@
 //! of a replacement leaves old and new files under their names, all of them whole; the same restore made again ends it.
 //! A block device is written in place.
 //!
-//! Imports: `error`, `archive`, `medium`, `image`, `durable`, `catalog`, `hypervisor`; of this room `restore` and `attachments`; `virtfold_hooks` (guards).
+//! Imports: `error`, `archive`, `medium`, `image`, `partial_file`, `catalog`, `hypervisor`; of this room `restore` and `attachments`; `virtfold_hooks` (guards).
 
 mod archived_domain;
 mod file_swap;

@@ -185,7 +185,7 @@ impl Fingerprint {
         Ok(origin)
     }
 
-    /// The bytes that [`Origin::parse`] reads.
+    /// The bytes that [`Fingerprint::parse`] reads.
     ///
     /// # Errors
     /// Internal only.

@@ -1,9 +1,9 @@
 //! Which backups are kept, and how the others go.
 //!
 //! - `policy` decides, and does nothing else: backups and rules in, a verdict with its reasons for each.
-//! - `look` finds out what there is at a place, and what of it may be decided on: whole archives of this host, under the names that virtfold
+//! - `survey` finds out what there is at a place, and what of it may be decided on: whole archives of this host, under the names that virtfold
 //!   gave them. Everything else is left alone.
-//! - `subjects` says which archives are backups of one thing.
+//! - `groups` says which archives are backups of one thing.
 //! - `prune` looks, decides and removes, increments before what they rest on, and notes what is gone in the catalog.
 //!
 //! What is at the place counts, not what the catalog believes; but for encrypted archives that no identity opens, of which the catalog says what

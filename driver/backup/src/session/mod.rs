@@ -190,7 +190,7 @@ pub fn run_kept(
 }
 
 /// Reads the tables of all disks and writes the whole archive to the medium that `open` makes, which is told
-/// of the archive and of what ends the copy. The archive has its name when [`Written::finish`] has returned.
+/// of the archive and of what ends the copy. The archive has its name when [`UnnamedArchive::finish`] has returned.
 ///
 /// # Errors
 /// When an image can't be read or trusted, or the medium fails; those of `open`, which is called

@@ -10,7 +10,7 @@
 //! is opened exclusively, must be overwritten on purpose ([`Overwrite::Replace`]), and reads as zeros where
 //! the disk does.
 //!
-//! Imports: `units`, `error`, `durable`, `mounts`, `table`, `image` (QEMU's locks).
+//! Imports: `units`, `error`, `partial_file`, `mounts`, `table`, `image` (QEMU's locks).
 
 mod place;
 mod qcow2_layout;

@@ -18,7 +18,7 @@
 //! that.
 //!
 //! That the file can be named in the end is tried before anything is written to it: the file is made under
-//! another name and given its partial one in the way in which it will get its final one (`naming`).
+//! another name and given its partial one in the way in which it will get its final one (`rename`).
 //!
 //! Imports: `error`, `ioctl`.
 

@@ -1,6 +1,6 @@
 //! A running guest whose disks are not those of its configuration: plugged in or taken off for this run alone, or changed for the next one.
 //!
-//! A backup copies what runs. So a guest is defined anew with the disks that it ran with ([`as_it_ran`]), and with everything else as its
+//! A backup copies what runs. So a guest is defined anew with the disks that it ran with ([`with_live_disks`]), and with everything else as its
 //! configuration has it: the live XML has much that is of its run and host alone (a spelled-out CPU, ports, terminals). Drives for CDs and
 //! floppies are as in the configuration: what lies in them is not the guest's.
 //!

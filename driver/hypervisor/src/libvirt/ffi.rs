@@ -7,7 +7,7 @@
 //! Callbacks run on the event loop's thread. They get a pointer to an `Arc<EventHub>` of their own, which libvirt gives back to
 //! [`free_hub`] once no callback can use it any more.
 //!
-//! Imports: `types`, `events`.
+//! Imports: `types`, `event_hub`.
 
 #![allow(unsafe_code, reason = "the bindings' gaps; see the module's description")]
 

@@ -1,16 +1,16 @@
 //! The real hypervisor: libvirt's QEMU driver on this host, by the official bindings (`virt`, and `virt-sys`
 //! for what they lack).
 //!
-//! - `uri`: local URIs only. `raw`: the calls by `virt-sys`, and all unsafe code. `qmp`: QEMU's own answer
+//! - `uri`: local URIs only. `ffi`: the calls by `virt-sys`, and all unsafe code. `qmp`: QEMU's own answer
 //!   about its disks.
-//!   `behind`: commits that libvirt can't do, because it does not know the overlay.
+//!   `qemu_passthrough`: commits that libvirt can't do, because it does not know the overlay.
 //!
 //! A connection is made by the first call and made again when it is found broken. A reading call is then
 //! repeated, for [`PATIENCE`] at most: libvirtd restarts in a second or two, and guests live on without it. A
-//! changing call is never repeated; its error says [`Fault::lost`](super::Fault::lost). A libvirtd that hangs
+//! changing call is never repeated; its error says [`HypervisorError::lost`](super::HypervisorError::lost). A libvirtd that hangs
 //! is given up after 15 s by keepalive messages.
 //!
-//! Imports: `error`, `types`, `fault`, `events`.
+//! Imports: `error`, `types`, `call_error`, `event_hub`.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -1,23 +1,23 @@
 //! A hypervisor in memory, which crashes on demand and then leaves behind what libvirt was seen to leave.
 //!
-//! Before, in the midst of and after each call a hook is asked what becomes of the world ([`Fate`]); that is how a test reaches
+//! Before, in the midst of and after each call a hook is asked what becomes of the world ([`Injected`]); that is how a test reaches
 //! every crash point of a job without a QEMU. What is simulated, and where libvirt 11.3 showed it:
 //!
-//! - libvirtd killed in the midst of a snapshot: an overlay that nobody uses and QEMU has open ([`When::Half`]), a QEMU that writes to
-//!   the overlay and descriptions that both name the base ([`When::Early`]), or a live XML with the overlay and a
-//!   configuration without it ([`When::Late`]); with quiesce, a guest that stays frozen in any case.
-//! - libvirtd killed in the midst of a pivot: nothing happened ([`When::Half`]), or QEMU writes to the base while both
+//! - libvirtd killed in the midst of a snapshot: an overlay that nobody uses and QEMU has open ([`CallPhase::Half`]), a QEMU that writes to
+//!   the overlay and descriptions that both name the base ([`CallPhase::Early`]), or a live XML with the overlay and a
+//!   configuration without it ([`CallPhase::Late`]); with quiesce, a guest that stays frozen in any case.
+//! - libvirtd killed in the midst of a pivot: nothing happened ([`CallPhase::Half`]), or QEMU writes to the base while both
 //!   descriptions name the overlay, the mirror's mark says `pivot`, there is no job, and every further job on the disk fails
-//!   ([`When::Late`]).
+//!   ([`CallPhase::Late`]).
 //! - A lost connection says error although the call may have been done.
 //! - Where AppArmor confines the guests, whatever restores labels denies QEMU writes to the images below overlays.
 //! - A guest's end keeps the configuration that is there; a transient domain is gone.
 //! - A hung agent without a time limit blocks for good: here, a fault that says so.
 //!
-//! Guests write all the time (see `world`); [`Simulated::holds`] and [`Simulated::written`] are what a test
-//! judges by. What others do to a guest is in `outside`. Not simulated: internal snapshots, the agent's answer in time.
+//! Guests write all the time (see `state`); [`Simulated::holds`] and [`Simulated::written`] are what a test
+//! judges by. What others do to a guest is in `third_party`. Not simulated: internal snapshots, the agent's answer in time.
 //!
-//! Imports: `types`, `fault`, `domain_xml`, `events`, `host`.
+//! Imports: `types`, `call_error`, `domain_xml`, `event_hub`, `host_files`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

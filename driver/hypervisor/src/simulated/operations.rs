@@ -1,6 +1,6 @@
 //! The calls that crashes can tear: snapshot, commit, pivot; each in the order in which libvirt and QEMU do it.
 //!
-//! Imports: `types`, `fault`, `domain_xml`.
+//! Imports: `types`, `call_error`, `domain_xml`.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;

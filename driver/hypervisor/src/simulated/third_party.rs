@@ -1,6 +1,6 @@
 //! What others do to guests while a job is at work: their users, other tools, the guests themselves.
 //!
-//! Imports: `types`, `domain_xml`, `events`.
+//! Imports: `types`, `domain_xml`, `event_hub`.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;

@@ -9,7 +9,7 @@
 //! its file. A cluster's tail may lie behind the end of the file: QEMU writes no more of the last cluster than it
 //! must, and reads the rest as zeros.
 //!
-//! Imports: `error`, `units`, `entry`, `file`, `table`.
+//! Imports: `error`, `units`, `entry`, `file`, `allocation_table`.
 
 use super::entry::{self, Cluster, OFFSET_MASK, SUBCLUSTERS, Subcluster};
 use super::{Qcow2, damaged};

@@ -3,7 +3,7 @@
 //! The facts are those of QEMU's docs/interop/qcow2; where that leaves something open (what a reader takes,
 //! what it refuses) QEMU's own reader decides, because the guest saw its disk through it.
 //!
-//! Imports: `error`, `units`, and of the image room `file`, `source`, `table`.
+//! Imports: `error`, `units`, and of the image room `file`, `source`, `allocation_table`.
 
 pub(super) mod compressed;
 mod entry;

@@ -3,10 +3,10 @@
 //! - Writing ([`ObjectMedium`]): a multipart upload, its parts sent in parallel from bounded memory (`parts`), each with its
 //!   SHA-256, which the store checks. The object appears when the upload is completed, whole and never over another one.
 //! - Reading ([`ObjectSource`]): ranges, several at a time.
-//! - `keys`: `PREFIX/HOST/SUBJECT/NAME`, so that hosts can share a bucket without locks; [`list()`] sees all of them.
-//! - `note`: what is on its way, so that what a dead writer has left can be cleaned up, unless somebody goes on with it
+//! - `object_names`: `PREFIX/HOST/SUBJECT/NAME`, so that hosts can share a bucket without locks; [`list()`] sees all of them.
+//! - `upload_note`: what is on its way, so that what a dead writer has left can be cleaned up, unless somebody goes on with it
 //!   (`ObjectMedium::reopen`).
-//! - `store`: the connection, and the asynchronous runtime, which stays within this room. `credentials`, `fault`: keys, and what
+//! - `store`: the connection, and the asynchronous runtime, which stays within this room. `credentials`, `store_error`: keys, and what
 //!   failures mean.
 //!
 //! What is durable when: nothing before [`Medium::finish`] has returned; then all of it, for the store has answered, and was asked

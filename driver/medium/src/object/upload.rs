@@ -8,7 +8,7 @@
 //!
 //! An upload that a dead process has left goes on behind the parts that it has noted in a row
 //! ([`ObjectMedium::reopen`]). S3 says only when the next part comes that an upload is not there any more;
-//! then a new one is begun, and the archive with it ([`Medium::go_on`]).
+//! then a new one is begun, and the archive with it ([`Medium::resume_after_failure`]).
 //!
 //! An answer that was lost is looked up: the upload carries a random mark, which the finished object has,
 //! too.

@@ -149,7 +149,7 @@ impl Read for HandedBack {
     }
 }
 
-/// Starts a process for one question, one that is answered by something [`Known`], and waits for the answer,
+/// Starts a process for one question, one that is answered by something [`ProbeReply`], and waits for the answer,
 /// not for ever.
 ///
 /// # Errors

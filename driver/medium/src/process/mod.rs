@@ -7,7 +7,7 @@
 //!
 //! | driver | process | |
 //! |---|---|---|
-//! | a [`Request`] | `ready`, `at`, `gone`, `known`, `follows` | the first message: what is to be opened, looked at, read back or taken away |
+//! | a [`MediumRequest`] | `ready`, `at`, `gone`, `known`, `follows` | the first message: what is to be opened, looked at, read back or taken away |
 //! | keep | `kept` | from here on marks come, whenever there are some: `mark`, `left` |
 //! | data | | it is not answered; `broke` comes where it fails |
 //! | settle, go on, finish | `settled`, `went-on`, `finished` | or `broke` |

@@ -1,5 +1,5 @@
 //! What a tape drive does, as Linux's `st` driver gives it: the raw calls, with their errors as they come. Everything
-//! that judges them is above (`deck`).
+//! that judges them is above (`positioned_drive`).
 //!
 //! Imports: nothing of the crate.
 

@@ -3,7 +3,7 @@
 //! Reading it goes from file to file ([`walk`]); the data are jumped over. What is there in which order
 //! FORMAT.md says.
 //!
-//! Imports: `error`, `deck`, `record`.
+//! Imports: `error`, `positioned_drive`, `record`.
 
 use serde::Serialize;
 use uuid::Uuid;

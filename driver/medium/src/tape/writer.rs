@@ -1,10 +1,10 @@
 //! An archive on its way to tapes.
 //!
-//! The caller's thread fills the ring; one thread writes (`run`), and ends when all is on the tape, or when
+//! The caller's thread fills the ring; one thread writes (`drive_thread`), and ends when all is on the tape, or when
 //! it fails. The archive's end is said by [`Medium::finish`] alone: what was settled and is dropped is no
 //! archive.
 //!
-//! After a failed write the run can go on ([`Medium::go_on`]): the volume is noted as failed and given out,
+//! After a failed write the run can go on ([`Medium::resume_after_failure`]): the volume is noted as failed and given out,
 //! the next one is asked for, and the archive goes on there behind its last committed byte. What was in the
 //! ring is forgotten: the caller gives it again.
 //!

@@ -1,4 +1,4 @@
-//! The other end of the socket: a [`Desk`] somewhere else. Each call is a connection of its own, so a client
+//! The other end of the socket: a [`ControlApi`] somewhere else. Each call is a connection of its own, so a client
 //! outlives a restart of the service.
 //!
 //! Imports: `error`, `service::acceptor`.

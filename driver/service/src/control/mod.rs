@@ -1,6 +1,6 @@
 //! The control socket: how people and programs ask the service.
 //!
-//! `PROTOCOL.md` beside this file specifies it. [`Desk`] is what can be asked; the service implements it, and a server hands each request to it. A desk is asked by several threads
+//! `PROTOCOL.md` beside this file specifies it. [`ControlApi`] is what can be asked; the service implements it, and a server hands each request to it. A desk is asked by several threads
 //! at once and answers in moments: it never waits for a run or for libvirt.
 //!
 //! - `types`: what is said; `wire`: how, as lines; `lines`: cuts them.
@@ -67,7 +67,7 @@ pub trait ControlApi: Send + Sync {
     /// [`virtfold_base::error::ErrorKind::NotFound`]: no such job.
     fn pause(&self, job: Option<&str>) -> Result<()>;
 
-    /// Takes [`Desk::pause`] back. All and one are counted apart: resuming all leaves the jobs paused that were paused by name.
+    /// Takes [`ControlApi::pause`] back. All and one are counted apart: resuming all leaves the jobs paused that were paused by name.
     ///
     /// # Errors
     /// [`virtfold_base::error::ErrorKind::NotFound`]: no such job.

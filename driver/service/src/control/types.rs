@@ -115,7 +115,7 @@ pub struct RunningEntry {
     pub progress: RunProgress,
 }
 
-/// How far a run is, as [`virtfold_backup::Snapshot`] says it.
+/// How far a run is, as [`virtfold_backup::ProgressSnapshot`] says it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunProgress {
     /// What is being done, a word.

@@ -1,7 +1,7 @@
 //! The lines of the protocol (PROTOCOL.md): requests and answers to bytes and back. Requests are strict,
 //! because something is meant by every field; answers may have more than is known here.
 //!
-//! For fuzzers: [`Request::parse`] and [`Answer::parse`] take any bytes.
+//! For fuzzers: [`Request::parse`] and [`Response::parse`] take any bytes.
 //!
 //! Imports: `error`.
 
@@ -33,16 +33,16 @@ pub struct Request {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum RequestKind {
-    /// [`Desk::status`].
+    /// [`ControlApi::status`].
     Status,
-    /// [`Desk::queue`].
+    /// [`ControlApi::queue`].
     Queue,
-    /// [`Desk::entry`].
+    /// [`ControlApi::entry`].
     Entry {
         /// Its number.
         id: EntryId,
     },
-    /// [`Desk::run`].
+    /// [`ControlApi::run`].
     Run {
         /// The job.
         job: String,
@@ -50,24 +50,24 @@ pub enum RequestKind {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         domain: Option<String>,
     },
-    /// [`Desk::pause`].
+    /// [`ControlApi::pause`].
     Pause {
         /// The job; all without.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         job: Option<String>,
     },
-    /// [`Desk::resume`].
+    /// [`ControlApi::resume`].
     Resume {
         /// The job; all without.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         job: Option<String>,
     },
-    /// [`Desk::cancel`].
+    /// [`ControlApi::cancel`].
     Cancel {
         /// Its number.
         id: EntryId,
     },
-    /// [`Desk::reload`].
+    /// [`ControlApi::reload`].
     Reload,
 }
 
@@ -88,13 +88,13 @@ pub struct Response {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reply {
-    /// To [`Ask::Status`].
+    /// To [`RequestKind::Status`].
     Status(Box<Status>),
-    /// To [`Ask::Queue`].
+    /// To [`RequestKind::Queue`].
     Queue(Vec<EntryStatus>),
-    /// To [`Ask::Entry`].
+    /// To [`RequestKind::Entry`].
     Entry(Box<EntryStatus>),
-    /// To [`Ask::Run`].
+    /// To [`RequestKind::Run`].
     Entries(Vec<EntryId>),
     /// To whatever only does something.
     Done,

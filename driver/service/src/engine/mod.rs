@@ -2,16 +2,16 @@
 //!
 //! One thread does all of this; whatever takes time runs elsewhere and reports by an [`Input`]. Each turn:
 //!
-//! 1. what ended is noted (`finish`);
-//! 2. runs that are over their time are asked to end, and ended by force after [`GRACE`] (`finish`);
-//! 3. each job's schedule is turned into entries up to now (`begin`);
-//! 4. in the queue's order, entries that nothing speaks against are begun (`begin`): one run a domain at a time, so many on this host, so
+//! 1. what ended is noted (`end_runs`);
+//! 2. runs that are over their time are asked to end, and ended by force after [`GRACE`] (`end_runs`);
+//! 3. each job's schedule is turned into entries up to now (`start_runs`);
+//! 4. in the queue's order, entries that nothing speaks against are begun (`start_runs`): one run a domain at a time, so many on this host, so
 //!    many on each medium, none while everybody's guests are being brought home or libvirt can't be reached.
 //!
 //! Then it waits for an input, or for the next time at which something can change. Where the catalog can't be written nothing is begun, what
 //! ended is kept in mind, and it is tried again.
 //!
-//! Imports: `error`, `catalog` (the queue), `hypervisor` (plain types), `model`, `planner`, `runner`, `clock`, `notify`, `metrics`, `control` (what is said).
+//! Imports: `error`, `catalog` (the queue), `hypervisor` (plain types), `job_spec`, `planner`, `runner`, `clock`, `notify`, `metrics`, `control` (what is said).
 
 mod clock_skew;
 mod control_api;

@@ -5,7 +5,7 @@
 //! the next look, or the end. The subscription comes before the list of domains, so nothing falls between
 //! them.
 //!
-//! Imports: `error`, `hypervisor`; `known`, `socket`, `told`, `types`; `virtfold_hooks` (spool).
+//! Imports: `error`, `hypervisor`; `guest_states`, `socket`, `report`, `types`; `virtfold_hooks` (spool).
 
 use std::collections::HashSet;
 use std::sync::Arc;

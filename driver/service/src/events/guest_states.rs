@@ -12,7 +12,7 @@
 //! Two words that were both missed, each by another source and within that time, may be taken for twins; whether the guest runs a
 //! reconcile finds all the same. It can't see that a guest stopped and started again in between, nor how one ended.
 //!
-//! Imports: `error`, `durable`, `hypervisor` (plain types), `types`, `told`.
+//! Imports: `error`, `partial_file`, `hypervisor` (plain types), `types`, `report`.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io::{Read, Write};
@@ -135,7 +135,7 @@ impl GuestStates {
     }
 
     /// The event that a word stands for; `None` where it says nothing new. What follows from the event is known only after
-    /// [`Known::learn`].
+    /// [`GuestStates::learn`].
     pub(super) fn hear(&mut self, heard: EventReport) -> Option<GuestEvent> {
         let uuid = heard.uuid.or_else(|| self.by_name(heard.name.as_deref()));
         let name = heard.name.or_else(|| self.name(uuid?).map(ToOwned::to_owned));

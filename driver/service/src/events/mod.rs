@@ -6,7 +6,7 @@
 //! - The **reconcile** finds what both missed: the list of domains is held against what was known of them. It is done at the start, after
 //!   libvirtd was away, after an overflow, and now and then.
 //!
-//! The same thing told twice is delivered once (`known`). A [`Delivery`] is done with when [`Delivery::done`] was called; only then its file
+//! The same thing told twice is delivered once (`guest_states`). A [`Delivery`] is done with when [`Delivery::done`] was called; only then its file
 //! leaves the spool and what is known changes. One that is dropped comes again: nothing gets lost, and something may come twice, after
 //! a crash above all.
 //!
@@ -18,9 +18,9 @@
 //! }
 //! ```
 //!
-//! One thread does it all (`intake`), and delivers one notice at a time; another waits at the socket. Dropping [`Events`] ends both.
+//! One thread does it all (`collector`), and delivers one notice at a time; another waits at the socket. Dropping [`EventThread`] ends both.
 //!
-//! Imports: `error`, `hypervisor`, `durable`; `virtfold_hooks` (spool, events, domain, nudge).
+//! Imports: `error`, `hypervisor`, `partial_file`; `virtfold_hooks` (spool, events, domain, wake_service).
 
 mod collector;
 mod guest_states;

@@ -1,6 +1,6 @@
 //! What Prometheus reads of the service: a page on a port of this host (`http`), or files for node_exporter's textfile collector, or both.
 //!
-//! Whatever [`super::control::Desk::status`] says is on the page as it is said in that moment, so gauges can't lag behind and a restart takes nothing away. The
+//! Whatever [`super::control::ControlApi::status`] says is on the page as it is said in that moment, so gauges can't lag behind and a restart takes nothing away. The
 //! core only tells of runs that have ended ([`Metrics::run_ended`]), which are counted from the service's start.
 //!
 //! The files: `virtfold-service.prom`, and for each domain the two of a run from the command line ([`virtfold_backup::metrics`]), written when they change. They carry the same metrics under the same

@@ -1,6 +1,6 @@
 //! Who runs what the queue says. The real one ([`ProcessRunner`]) starts this program again, as a process for each run.
 //!
-//! Imports: `error`, `hypervisor` (plain types), `catalog` (plain types, the domains' locks), `model`, `engine` (its inputs).
+//! Imports: `error`, `hypervisor` (plain types), `catalog` (plain types, the domains' locks), `job_spec`, `engine` (its inputs).
 
 mod child_process;
 mod output;

@@ -1,7 +1,7 @@
 //! What a run of this program says: its progress, its summary, its last words; and what a command of the
 //! configuration says.
 //!
-//! Imports: `metrics` (measures), `control` (plain types), `child`, `engine` (its inputs).
+//! Imports: `metrics` (measures), `control` (plain types), `child_process`, `engine` (its inputs).
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};

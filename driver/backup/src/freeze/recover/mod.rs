@@ -1,10 +1,10 @@
 //! Recovery: ends what dead drivers began, and finds overlays that no journal knows.
 //!
-//! A job in the journal goes the same way as a living driver's: `home`. A run that is alive holds its
+//! A job in the journal goes the same way as a living driver's: `unfreeze`. A run that is alive holds its
 //! domain's lock, and is left alone. Every step can be broken off and done again. A dry run decides for each
 //! disk, says the words of the decision and stops there.
 //!
-//! Imports: `error`, `catalog`, `hypervisor`, `home`.
+//! Imports: `error`, `catalog`, `hypervisor`, `unfreeze`.
 
 use serde::Serialize;
 

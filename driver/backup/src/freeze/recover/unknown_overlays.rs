@@ -7,7 +7,7 @@
 //!   no chain is put aside;
 //!   its contents are not looked at. One that rests on none is only told of: storage may be shared with another host.
 //!
-//! Imports: `error`, `catalog`, `hypervisor`, `home`.
+//! Imports: `error`, `catalog`, `hypervisor`, `unfreeze`.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

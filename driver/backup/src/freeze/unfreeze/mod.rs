@@ -9,7 +9,7 @@
 //! Order within a round: thaw before anything; the configuration before a guest goes on (while it stands,
 //! base and overlay are the same; then not); live commits all together; overlays last, all at once.
 //!
-//! Imports: `error`, `catalog`, `hypervisor`, `sight`.
+//! Imports: `error`, `catalog`, `hypervisor`, `domain_view`.
 
 use std::time::Instant;
 

@@ -1,5 +1,5 @@
 //! Reading on behind what can't be read: a block is stepped over, and zeros take its place; a volume that can't be had is left out, and where nothing of the archive
-//! is known behind it, the archive ends there. What was left out is in [`Gaps`].
+//! is known behind it, the archive ends there. What was left out is in [`LostRanges`].
 //!
 //! The block behind a damaged one is gone to by its position. When many in a row can't be read, the steps get longer, so that a torn stretch of
 //! tape takes minutes and not days; what lies between is given up.

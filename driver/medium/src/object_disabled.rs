@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use super::{Label, Medium, ObjectAddress, PartialArchive, Resumed};
+use super::{ArchiveLabel, Medium, ObjectAddress, PartialArchive, Resumed};
 use virtfold_archive::source::Source;
 use virtfold_archive::stream::Cancel;
 use virtfold_base::error::{Error, ErrorKind, Result};
 
 /// Something in a bucket that an archive is or becomes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listed {
+pub struct ListedObject {
     /// The archive.
     pub address: ObjectAddress,
     /// Bytes of the object.
@@ -30,7 +30,7 @@ fn absent<T>(address: &ObjectAddress) -> Result<T> {
 ///
 /// # Errors
 /// Unsupported.
-pub fn list(place: &ObjectAddress) -> Result<Vec<Listed>> {
+pub fn list(place: &ObjectAddress) -> Result<Vec<ListedObject>> {
     absent(place)
 }
 
@@ -46,7 +46,7 @@ pub fn open(address: &ObjectAddress) -> Result<Arc<dyn Source>> {
 ///
 /// # Errors
 /// Unsupported.
-pub fn create(place: &ObjectAddress, _: &Label, _: &Cancel) -> Result<Box<dyn Medium>> {
+pub fn create(place: &ObjectAddress, _: &ArchiveLabel, _: &Cancel) -> Result<Box<dyn Medium>> {
     absent(place)
 }
 
@@ -67,6 +67,6 @@ pub fn host_folder(place: &ObjectAddress, _: &str) -> ObjectAddress {
 ///
 /// # Errors
 /// Unsupported.
-pub fn reopen(place: &ObjectAddress, _: &Label, _: &Cancel, _: &PartialArchive) -> Result<Resumed> {
+pub fn reopen(place: &ObjectAddress, _: &ArchiveLabel, _: &Cancel, _: &PartialArchive) -> Result<Resumed> {
     absent(place)
 }
