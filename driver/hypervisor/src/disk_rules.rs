@@ -424,15 +424,15 @@ mod tests {
     fn each_run_state_has_its_way() {
         let table = [
             (DomainState::Running, "Online"),
-            (DomainState::Paused(PausedReason::User), "OnlineStanding"),
-            (DomainState::Paused(PausedReason::IoError), "OnlineStanding"),
-            (DomainState::Paused(PausedReason::Busy), "NotNow(\"it is being migrated, saved or dumped\")"),
-            (DomainState::Paused(PausedReason::Starting), "NotNow(\"it is being started\")"),
-            (DomainState::Paused(PausedReason::Crashed), "NotNow(\"it has crashed\")"),
-            (DomainState::PmSuspended, "OnlineStanding"),
-            (DomainState::ShuttingDown, "NotNow(\"it is shutting down\")"),
+            (DomainState::Paused(PausedReason::User), "OnlinePaused"),
+            (DomainState::Paused(PausedReason::IoError), "OnlinePaused"),
+            (DomainState::Paused(PausedReason::Busy), "NotPossible(\"it is being migrated, saved or dumped\")"),
+            (DomainState::Paused(PausedReason::Starting), "NotPossible(\"it is being started\")"),
+            (DomainState::Paused(PausedReason::Crashed), "NotPossible(\"it has crashed\")"),
+            (DomainState::PmSuspended, "OnlinePaused"),
+            (DomainState::ShuttingDown, "NotPossible(\"it is shutting down\")"),
             (DomainState::ShutOff, "Offline"),
-            (DomainState::Crashed, "NotNow(\"it has crashed\")"),
+            (DomainState::Crashed, "NotPossible(\"it has crashed\")"),
         ];
         for (run, expected) in table {
             assert_eq!(format!("{:?}", run_rule(run)), expected);
