@@ -144,8 +144,8 @@ impl Journal for Clock<'_> {
         self.inner.record(job, changes)
     }
 
-    fn open_jobs(&self, domain: Option<DomainId>) -> Result<Vec<FreezeSession>> {
-        self.inner.open_jobs(domain)
+    fn open_sessions(&self, domain: Option<DomainId>) -> Result<Vec<FreezeSession>> {
+        self.inner.open_sessions(domain)
     }
 }
 

@@ -88,7 +88,7 @@ fn refuse_present(domain: &str, hypervisor: &dyn Hypervisor, known: &[KnownDomai
 /// What is known of it; nothing of it may be going on.
 fn look(known: &KnownDomain, catalog: &Catalog) -> Result<Forgotten> {
     let KnownDomain { id, name } = known;
-    if !catalog.open_jobs(Some(*id))?.is_empty() {
+    if !catalog.open_sessions(Some(*id))?.is_empty() {
         let message = format!("a backup of '{name}' ({id}) was interrupted, and its freeze session is open");
         return Err(
             Error::new(ErrorKind::InUse, message).with_hint(format!("run 'virtfold recover {id}' first"))

@@ -45,7 +45,7 @@ pub struct Source {
 pub struct BackupCopy {
     /// Its name, by [`copy_name`].
     pub name: String,
-    /// Where it lies, by [`place_name`].
+    /// Where it lies, by [`destination_name`].
     pub place: String,
     /// The archive's id, the same for all its copies.
     pub archive: Uuid,
@@ -82,7 +82,7 @@ pub struct LastBackup {
 ///
 /// # Errors
 /// Usage: a path that is no UTF-8, which the catalog can't hold; the directory is not there.
-pub fn place_name(place: &Location) -> Result<String> {
+pub fn destination_name(place: &Location) -> Result<String> {
     let Location::Path(path) = place else { return Ok(place.to_string()) };
     let real = path.canonicalize().at(|| format!("cannot look at '{}'", path.display()))?;
     utf8(&real)
@@ -91,7 +91,7 @@ pub fn place_name(place: &Location) -> Result<String> {
 /// An archive's name as the catalog has it: files by the real path of their directory.
 ///
 /// # Errors
-/// As [`place_name`].
+/// As [`destination_name`].
 pub fn copy_name(archive: &Location) -> Result<String> {
     let Location::Path(path) = archive else { return Ok(archive.to_string()) };
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
@@ -109,9 +109,9 @@ pub(super) fn utf8(path: &std::path::Path) -> Result<String> {
 
 fn put(transaction: &Transaction<'_>, copy: &BackupCopy) -> Sql<()> {
     transaction.execute(
-        "INSERT INTO backup (name, place, archive, uuid, subject, images, host, created, parent, bytes, root, encrypted, job, source)
+        "INSERT INTO backup (name, destination, archive, uuid, subject, images, host, created, parent, bytes, root, encrypted, job, source)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)
-         ON CONFLICT (name) DO UPDATE SET place = ?2, archive = ?3, uuid = ?4, subject = ?5, images = ?6, host = ?7, created = ?8,
+         ON CONFLICT (name) DO UPDATE SET destination = ?2, archive = ?3, uuid = ?4, subject = ?5, images = ?6, host = ?7, created = ?8,
          parent = ?9, bytes = ?10, root = coalesce(?11, root), encrypted = ?12, removed = NULL, source = ?14,
          job = coalesce(?13, CASE WHEN archive = ?3 THEN job END)",
         params![
@@ -195,7 +195,7 @@ impl Catalog {
     /// # Errors
     /// The catalog can't be read.
     pub fn copies_at(&self, place: &str) -> Result<Vec<BackupCopy>> {
-        self.copies("WHERE place = ?1 AND removed IS NULL ORDER BY created, name", [place])
+        self.copies("WHERE destination = ?1 AND removed IS NULL ORDER BY created, name", [place])
             .map_err(|e| self.unreadable(e))
     }
 
@@ -205,8 +205,8 @@ impl Catalog {
     /// # Errors
     /// The catalog can't be read.
     pub fn resting_elsewhere(&self, place: &str) -> Result<Vec<BackupCopy>> {
-        let other = "WHERE place != ?1 AND removed IS NULL AND parent IS NOT NULL AND NOT EXISTS (SELECT 1 FROM backup p
-                     WHERE p.archive = backup.parent AND p.place = backup.place AND p.removed IS NULL) ORDER BY created, name";
+        let other = "WHERE destination != ?1 AND removed IS NULL AND parent IS NOT NULL AND NOT EXISTS (SELECT 1 FROM backup p
+                     WHERE p.archive = backup.parent AND p.destination = backup.destination AND p.removed IS NULL) ORDER BY created, name";
         self.copies(other, [place]).map_err(|e| self.unreadable(e))
     }
 
@@ -248,7 +248,7 @@ impl Catalog {
 
     fn copies(&self, which: &str, values: impl rusqlite::Params) -> Sql<Vec<BackupCopy>> {
         let connection = self.connection();
-        let columns = "name, place, archive, uuid, subject, images, host, created, parent, bytes, root, encrypted, job, source";
+        let columns = "name, destination, archive, uuid, subject, images, host, created, parent, bytes, root, encrypted, job, source";
         let mut statement = connection.prepare(&format!("SELECT {columns} FROM backup {which}"))?;
         let mut rows = statement.query(values)?;
         let mut found = Vec::new();
@@ -334,8 +334,11 @@ mod tests {
         std::os::unix::fs::symlink(&place, &link).unwrap();
         let expected = place.join("a.tar").to_str().unwrap().to_owned();
         assert_eq!(copy_name(&Location::Path(link.join("a.tar"))).unwrap(), expected);
-        assert_eq!(place_name(&Location::Path(link)).unwrap(), place.to_str().unwrap());
-        assert_eq!(place_name(&Location::Path(real.join("none"))).unwrap_err().kind(), ErrorKind::NotFound);
+        assert_eq!(destination_name(&Location::Path(link)).unwrap(), place.to_str().unwrap());
+        assert_eq!(
+            destination_name(&Location::Path(real.join("none"))).unwrap_err().kind(),
+            ErrorKind::NotFound
+        );
         let store: Location = "s3://bucket/a".parse().unwrap();
         assert_eq!(copy_name(&store).unwrap(), "s3://bucket/a");
     }

@@ -46,7 +46,7 @@ impl Catalog {
         // Each table's last row of a domain has its last name; the queue's is the youngest.
         let query = "SELECT id, name FROM (
             SELECT domain AS id, name, max(rowid), 1 AS age FROM queue GROUP BY domain
-            UNION ALL SELECT domain, name, max(rowid), 2 FROM job GROUP BY domain
+            UNION ALL SELECT domain, name, max(rowid), 2 FROM freeze_session GROUP BY domain
             UNION ALL SELECT uuid, subject, max(created), 3 FROM backup WHERE uuid IS NOT NULL AND images = 0 GROUP BY uuid)
             WHERE name = ?1 OR id = ?2 ORDER BY age";
         let mut statement = connection.prepare(query)?;
@@ -76,7 +76,9 @@ impl Catalog {
             Ok(Traces {
                 runs: count("SELECT count(*) FROM queue WHERE domain = ?1 AND state != 'running'")?,
                 running: count("SELECT count(*) FROM queue WHERE domain = ?1 AND state = 'running'")?,
-                history: count("SELECT count(*) FROM job WHERE domain = ?1 AND outcome IS NOT NULL")?,
+                history: count(
+                    "SELECT count(*) FROM freeze_session WHERE domain = ?1 AND outcome IS NOT NULL",
+                )?,
                 archives: count("SELECT count(*) FROM backup WHERE uuid = ?1 AND removed IS NULL")?,
             })
         };
@@ -92,7 +94,8 @@ impl Catalog {
         self.write(|transaction| {
             let domain = domain.to_string();
             transaction.execute("DELETE FROM queue WHERE domain = ?1 AND state != 'running'", [&domain])?;
-            transaction.execute("DELETE FROM job WHERE domain = ?1 AND outcome IS NOT NULL", [&domain])?;
+            transaction
+                .execute("DELETE FROM freeze_session WHERE domain = ?1 AND outcome IS NOT NULL", [&domain])?;
             Ok(())
         })
     }

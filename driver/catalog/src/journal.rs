@@ -125,7 +125,7 @@ impl Catalog {
     fn read(&self, domain: Option<DomainId>) -> Sql<Vec<FreezeSession>> {
         let connection = self.connection();
         let mut statement = connection.prepare(
-            "SELECT id, domain, name, persistence, live, inactive, kind, created, state, held FROM job
+            "SELECT id, domain, name, persistence, live, inactive, kind, created, state, held FROM freeze_session
              WHERE outcome IS NULL AND (?1 IS NULL OR domain = ?1) ORDER BY rowid",
         )?;
         let mut rows = statement.query([domain.map(|d| d.to_string())])?;
@@ -150,14 +150,14 @@ impl Journal for Catalog {
 
     fn record(&self, job: Uuid, changes: &[JournalEntry]) -> Result<()> {
         self.write(|transaction| {
-            let open = "SELECT 1 FROM job WHERE id = ?1 AND outcome IS NULL";
+            let open = "SELECT 1 FROM freeze_session WHERE id = ?1 AND outcome IS NULL";
             let known = transaction.query_row(open, [job.to_string()], |_| Ok(())).optional()?;
-            known.ok_or_else(|| format!("there is no open job {job}"))?;
+            known.ok_or_else(|| format!("there is no open freeze session {job}"))?;
             changes.iter().try_for_each(|change| apply(transaction, job, change))
         })
     }
 
-    fn open_jobs(&self, domain: Option<DomainId>) -> Result<Vec<FreezeSession>> {
+    fn open_sessions(&self, domain: Option<DomainId>) -> Result<Vec<FreezeSession>> {
         self.read(domain).map_err(|e| self.unreadable(e))
     }
 }
@@ -197,7 +197,7 @@ fn path_of(blob: Vec<u8>) -> PathBuf {
 
 fn insert(transaction: &Transaction<'_>, job: &FreezeSession) -> Sql<()> {
     transaction.execute(
-        "INSERT INTO job (id, domain, name, persistence, live, inactive, kind, created, state, held)
+        "INSERT INTO freeze_session (id, domain, name, persistence, live, inactive, kind, created, state, held)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
         params![
             job.id.to_string(),
@@ -222,7 +222,7 @@ fn insert_disk(transaction: &Transaction<'_>, job: Uuid, (position, disk): (i64,
     let (state, level) = state_words(disk.state);
     let backing = disk.base.backing.as_ref();
     transaction.execute(
-        "INSERT INTO disk (job, position, target, alias, base, format, device, inode, backing, backing_format,
+        "INSERT INTO session_disk (session, position, target, alias, base, format, device, inode, backing, backing_format,
                            overlay, frozen, state, level)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
         params![
@@ -255,35 +255,39 @@ fn state_words(state: UnfreezeState) -> (&'static str, Option<String>) {
 fn apply(transaction: &Transaction<'_>, job: Uuid, change: &JournalEntry) -> Sql<()> {
     let job = job.to_string();
     let changed = match change {
-        JournalEntry::State(state) => {
-            transaction.execute("UPDATE job SET state = ?2 WHERE id = ?1", [&job, word(&STATES, state)])?
-        }
+        JournalEntry::State(state) => transaction
+            .execute("UPDATE freeze_session SET state = ?2 WHERE id = ?1", [&job, word(&STATES, state)])?,
         JournalEntry::Held(held) => {
             let held = held.as_ref().map(|h| word(&HELD, h));
-            transaction.execute("UPDATE job SET held = ?2 WHERE id = ?1", params![job, held])?
+            transaction.execute("UPDATE freeze_session SET held = ?2 WHERE id = ?1", params![job, held])?
         }
         JournalEntry::Frozen { target, mark } => transaction.execute(
-            "UPDATE disk SET frozen = ?3 WHERE job = ?1 AND target = ?2",
+            "UPDATE session_disk SET frozen = ?3 WHERE session = ?1 AND target = ?2",
             params![job, target, mark_text(*mark)],
         )?,
         JournalEntry::Disk { target, state } => {
             let (state, level) = state_words(*state);
-            let update = "UPDATE disk SET state = ?3, level = ?4 WHERE job = ?1 AND target = ?2";
+            let update = "UPDATE session_disk SET state = ?3, level = ?4 WHERE session = ?1 AND target = ?2";
             transaction.execute(update, params![job, target, state, level])?
         }
         JournalEntry::Close(outcome) => {
             let closed = word(&STATES, &SessionState::Closed);
             let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
-            let update = "UPDATE job SET state = ?2, outcome = ?3, held = NULL, closed = ?4 WHERE id = ?1";
+            let update =
+                "UPDATE freeze_session SET state = ?2, outcome = ?3, held = NULL, closed = ?4 WHERE id = ?1";
             let values = params![job, closed, word(&OUTCOMES, outcome), i64::try_from(now)?];
             let changed = transaction.execute(update, values)?;
-            let old = "DELETE FROM job WHERE outcome IS NOT NULL AND id NOT IN
-                       (SELECT id FROM job WHERE outcome IS NOT NULL ORDER BY rowid DESC LIMIT ?1)";
+            let old = "DELETE FROM freeze_session WHERE outcome IS NOT NULL AND id NOT IN
+                       (SELECT id FROM freeze_session WHERE outcome IS NOT NULL ORDER BY rowid DESC LIMIT ?1)";
             transaction.execute(old, [HISTORY])?;
             changed
         }
     };
-    if changed == 1 { Ok(()) } else { Err(format!("job {job} has not what is noted: {change:?}").into()) }
+    if changed == 1 {
+        Ok(())
+    } else {
+        Err(format!("freeze session {job} has not what is noted: {change:?}").into())
+    }
 }
 
 fn read_job(row: &Row<'_>) -> Sql<FreezeSession> {
@@ -307,7 +311,7 @@ fn read_job(row: &Row<'_>) -> Sql<FreezeSession> {
 fn read_disks(connection: &Connection, job: Uuid) -> Sql<Vec<SessionDisk>> {
     let mut statement = connection.prepare(
         "SELECT target, alias, base, format, device, inode, backing, backing_format, overlay, frozen, state, level
-         FROM disk WHERE job = ?1 ORDER BY position",
+         FROM session_disk WHERE session = ?1 ORDER BY position",
     )?;
     let mut rows = statement.query([job.to_string()])?;
     let mut disks = Vec::new();

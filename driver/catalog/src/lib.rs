@@ -29,7 +29,7 @@ mod tapes;
 mod tests;
 mod volumes;
 
-pub use backups::{BackupCopy, LastBackup, Owner, Source, copy_name, place_name};
+pub use backups::{BackupCopy, LastBackup, Owner, Source, copy_name, destination_name};
 pub use forget::{KnownDomain, Traces};
 pub use freeze_session::{
     BaseImage, FreezeSession, JournalEntry, SessionDisk, SessionKind, SessionOutcome, SessionState,
@@ -76,5 +76,5 @@ pub trait Journal: Debug + Send + Sync {
     ///
     /// # Errors
     /// The catalog can't be read.
-    fn open_jobs(&self, domain: Option<DomainId>) -> Result<Vec<FreezeSession>>;
+    fn open_sessions(&self, domain: Option<DomainId>) -> Result<Vec<FreezeSession>>;
 }

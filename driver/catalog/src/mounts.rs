@@ -19,7 +19,7 @@ impl Catalog {
     pub fn mount_of(&self, place: &Path) -> Result<Option<MountPoint>> {
         let place = utf8(place)?;
         let read = || -> Sql<Option<MountPoint>> {
-            let query = "SELECT point, file_system FROM mount WHERE place = ?1";
+            let query = "SELECT point, file_system FROM mount WHERE destination = ?1";
             let found = self.connection().query_row(query, [&place], |row| {
                 Ok(MountPoint { point: PathBuf::from(row.get::<_, String>(0)?), file_system: row.get(1)? })
             });
@@ -36,8 +36,8 @@ impl Catalog {
         let (place, point) = (utf8(place)?, utf8(&mount.point)?);
         self.write(|transaction| {
             transaction.execute(
-                "INSERT INTO mount (place, point, file_system) VALUES (?1, ?2, ?3)
-                 ON CONFLICT (place) DO UPDATE SET point = ?2, file_system = coalesce(?3, file_system)",
+                "INSERT INTO mount (destination, point, file_system) VALUES (?1, ?2, ?3)
+                 ON CONFLICT (destination) DO UPDATE SET point = ?2, file_system = coalesce(?3, file_system)",
                 params![place, point, mount.file_system],
             )?;
             Ok(())

@@ -36,7 +36,7 @@ impl Journal for NoCatalog {
         Err(none())
     }
 
-    fn open_jobs(&self, _domain: Option<DomainId>) -> Result<Vec<FreezeSession>> {
+    fn open_sessions(&self, _domain: Option<DomainId>) -> Result<Vec<FreezeSession>> {
         Ok(Vec::new())
     }
 }
@@ -55,7 +55,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let state = directory.path().join("state");
         assert!(NoCatalog::for_missing(&state));
-        assert_eq!(NoCatalog.open_jobs(None).unwrap(), []);
+        assert_eq!(NoCatalog.open_sessions(None).unwrap(), []);
         drop(NoCatalog.lock(DomainId(Uuid::nil())).unwrap());
         NoCatalog.record(Uuid::nil(), &[]).unwrap_err();
         assert!(!state.exists());

@@ -11,14 +11,18 @@ use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 
 /// Marks the file as ours (`PRAGMA application_id`): `vfct`.
 const APPLICATION: i32 = 0x7666_6374;
-/// The tables' version (`PRAGMA user_version`).
-const VERSION: i32 = 5;
+/// The version of [`TABLES`] (`PRAGMA user_version`); each of [`ADDED`] is one more.
+const FIRST: i32 = 1;
 
 /// How long a writer waits for another one.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// What version 1 has: the journal of freeze sessions; the service's queue, in which a domain has one run at a time
+/// and a job waits for a domain once; the backups, each copy a row, with what tells their sources apart (JSON) and the
+/// archives that are pinned; what was mounted where archives go; and what is known of tapes, which is rebuilt by reading
+/// them but for `failed`. `created`, `removed`, `since` and the queue's times are seconds since 1970.
 const TABLES: &str = "
-CREATE TABLE job (
+CREATE TABLE freeze_session (
     id TEXT PRIMARY KEY,
     domain TEXT NOT NULL,
     name TEXT NOT NULL,
@@ -32,9 +36,9 @@ CREATE TABLE job (
     outcome TEXT,
     closed INTEGER
 ) STRICT;
-CREATE INDEX job_open ON job (domain) WHERE outcome IS NULL;
-CREATE TABLE disk (
-    job TEXT NOT NULL REFERENCES job (id) ON DELETE CASCADE,
+CREATE INDEX freeze_session_open ON freeze_session (domain) WHERE outcome IS NULL;
+CREATE TABLE session_disk (
+    session TEXT NOT NULL REFERENCES freeze_session (id) ON DELETE CASCADE,
     position INTEGER NOT NULL,
     target TEXT NOT NULL,
     alias TEXT,
@@ -48,12 +52,50 @@ CREATE TABLE disk (
     frozen TEXT,
     state TEXT NOT NULL,
     level TEXT,
-    PRIMARY KEY (job, target)
+    PRIMARY KEY (session, target)
 ) STRICT;
-";
-
-/// What version 2 has besides: what is known of tapes. It is rebuilt by reading them, but for `failed`.
-const TAPES: &str = "
+CREATE TABLE queue (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    job TEXT NOT NULL,
+    domain TEXT NOT NULL,
+    name TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    event TEXT,
+    due INTEGER NOT NULL,
+    not_before INTEGER NOT NULL,
+    state TEXT NOT NULL,
+    attempts INTEGER NOT NULL,
+    interrupted INTEGER NOT NULL DEFAULT 0,
+    started INTEGER,
+    ended INTEGER,
+    result TEXT
+) STRICT;
+CREATE UNIQUE INDEX queue_running ON queue (domain) WHERE state = 'running';
+CREATE UNIQUE INDEX queue_waiting ON queue (job, domain) WHERE state IN ('waiting', 'parked');
+CREATE INDEX queue_last ON queue (job, domain, state);
+CREATE TABLE planned (job TEXT PRIMARY KEY, last INTEGER NOT NULL) STRICT;
+CREATE TABLE pause (job TEXT PRIMARY KEY) STRICT;
+CREATE TABLE backup (
+    name TEXT PRIMARY KEY,
+    destination TEXT NOT NULL,
+    archive TEXT NOT NULL,
+    uuid TEXT,
+    subject TEXT NOT NULL,
+    images INTEGER NOT NULL,
+    host TEXT NOT NULL,
+    created INTEGER NOT NULL,
+    parent TEXT,
+    bytes INTEGER NOT NULL,
+    root TEXT,
+    encrypted INTEGER NOT NULL,
+    job TEXT,
+    removed INTEGER,
+    source TEXT
+) STRICT;
+CREATE INDEX backup_destination ON backup (destination);
+CREATE INDEX backup_domain ON backup (uuid, created);
+CREATE TABLE pin (archive TEXT PRIMARY KEY, since INTEGER NOT NULL) STRICT;
+CREATE TABLE mount (destination TEXT PRIMARY KEY, point TEXT NOT NULL, file_system TEXT) STRICT;
 CREATE TABLE tape_volume (
     id TEXT PRIMARY KEY,
     label TEXT NOT NULL,
@@ -84,65 +126,8 @@ CREATE TABLE tape_part (
 CREATE INDEX tape_run ON tape_part (run, part);
 ";
 
-/// What version 3 has besides: the backups, each copy a row. `created` and `removed` are seconds since 1970.
-const BACKUPS: &str = "
-CREATE TABLE backup (
-    name TEXT PRIMARY KEY,
-    place TEXT NOT NULL,
-    archive TEXT NOT NULL,
-    uuid TEXT,
-    subject TEXT NOT NULL,
-    images INTEGER NOT NULL,
-    host TEXT NOT NULL,
-    created INTEGER NOT NULL,
-    parent TEXT,
-    bytes INTEGER NOT NULL,
-    root TEXT,
-    encrypted INTEGER NOT NULL,
-    job TEXT,
-    removed INTEGER
-) STRICT;
-CREATE INDEX backup_place ON backup (place);
-CREATE INDEX backup_domain ON backup (uuid, created);
-";
-
-/// What version 3 has besides: the service's queue. A domain has one run at a time, and a job waits for a
-/// domain once; the indexes see to it.
-const QUEUE: &str = "
-CREATE TABLE queue (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    job TEXT NOT NULL,
-    domain TEXT NOT NULL,
-    name TEXT NOT NULL,
-    reason TEXT NOT NULL,
-    event TEXT,
-    due INTEGER NOT NULL,
-    not_before INTEGER NOT NULL,
-    state TEXT NOT NULL,
-    attempts INTEGER NOT NULL,
-    started INTEGER,
-    ended INTEGER,
-    result TEXT
-) STRICT;
-CREATE UNIQUE INDEX queue_running ON queue (domain) WHERE state = 'running';
-CREATE UNIQUE INDEX queue_waiting ON queue (job, domain) WHERE state IN ('waiting', 'parked');
-CREATE INDEX queue_last ON queue (job, domain, state);
-CREATE TABLE planned (job TEXT PRIMARY KEY, last INTEGER NOT NULL) STRICT;
-CREATE TABLE pause (job TEXT PRIMARY KEY) STRICT;
-";
-
-/// What version 4 has besides: how often in a row an entry's service died under it.
-const INTERRUPTED: &str = "ALTER TABLE queue ADD COLUMN interrupted INTEGER NOT NULL DEFAULT 0;";
-
-/// What version 5 has besides: what tells the sources of backups apart (JSON), archives that a person keeps,
-/// and the file systems that directories for archives were on.
-const SOURCES: &str = "ALTER TABLE backup ADD COLUMN source TEXT;
-CREATE TABLE pin (archive TEXT PRIMARY KEY, since INTEGER NOT NULL) STRICT;
-CREATE TABLE mount (place TEXT PRIMARY KEY, point TEXT NOT NULL, file_system TEXT) STRICT;";
-
-/// What each version after the first one has added.
-const ADDED: [(i32, &[&str]); 4] =
-    [(2, &[TAPES]), (3, &[QUEUE, BACKUPS]), (4, &[INTERRUPTED]), (5, &[SOURCES])];
+/// What each version adds to the one before it, from version 2 on.
+const ADDED: &[&str] = &[];
 
 /// Opens the catalog at `path`, or makes it where there is none.
 pub(super) fn open(path: &Path) -> Result<Connection> {
@@ -162,13 +147,7 @@ fn connect(path: &Path) -> std::result::Result<Connection, Box<dyn std::error::E
     if number("application_id")? != APPLICATION {
         return Err("it is not a catalog of virtfold".into());
     }
-    if (1..VERSION).contains(&number("user_version")?) {
-        upgrade(&connection)?;
-    }
-    match number("user_version")? {
-        VERSION => {}
-        newer => return Err(format!("it has version {newer}, this virtfold knows version {VERSION}").into()),
-    }
+    upgrade(&connection, ADDED)?;
     let verdict: String = connection.pragma_query_value(None, "quick_check", |row| row.get(0))?;
     if verdict != "ok" {
         return Err(verdict.into());
@@ -177,14 +156,23 @@ fn connect(path: &Path) -> std::result::Result<Connection, Box<dyn std::error::E
 }
 
 /// From an older version to this one, whole or not at all; another process may be quicker.
-fn upgrade(connection: &Connection) -> rusqlite::Result<()> {
-    let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
-    let version: i32 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
-    for tables in ADDED.iter().filter(|(added, _)| *added > version).flat_map(|(_, tables)| *tables) {
-        transaction.execute_batch(tables)?;
+fn upgrade(
+    connection: &Connection,
+    added: &[&str],
+) -> std::result::Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let read = || connection.pragma_query_value(None, "user_version", |row| row.get::<_, i32>(0));
+    let missing =
+        |version: i32| version.checked_sub(FIRST).and_then(|n| added.get(usize::try_from(n).ok()?..));
+    if missing(read()?).is_some_and(<[_]>::is_empty) {
+        return Ok(());
     }
-    transaction.pragma_update(None, "user_version", VERSION.max(version))?;
-    transaction.commit()
+    let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
+    let (version, newest) = (read()?, FIRST + i32::try_from(added.len())?);
+    let tables = missing(version)
+        .ok_or_else(|| format!("it has version {version}, this virtfold knows version {newest}"))?;
+    tables.iter().try_for_each(|tables| transaction.execute_batch(tables))?;
+    transaction.pragma_update(None, "user_version", newest)?;
+    Ok(transaction.commit()?)
 }
 
 /// What each connection needs.
@@ -226,11 +214,8 @@ fn fill(path: &Path) -> rusqlite::Result<()> {
     let connection = Connection::open(path)?;
     settle(&connection)?;
     connection.execute_batch(TABLES)?;
-    for tables in ADDED.iter().flat_map(|(_, tables)| *tables) {
-        connection.execute_batch(tables)?;
-    }
     connection.pragma_update(None, "application_id", APPLICATION)?;
-    connection.pragma_update(None, "user_version", VERSION)
+    connection.pragma_update(None, "user_version", FIRST)
 }
 
 /// What kind of failure an error of SQLite is that says nothing against the catalog.
@@ -257,4 +242,32 @@ fn unusable(path: &Path, source: Box<dyn std::error::Error + Send + Sync>) -> Er
     let hint = "it knows which guests must be put back on their disks, so it is not replaced. Repair or restore it, or move it away; then run `virtfold recover`";
     let message = format!("the catalog '{}' can't be used", path.display());
     Error::new(ErrorKind::Damaged, message).with_source(source).with_hint(hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A catalog of an older version gets what it has not, once, and keeps what it has; one step that fails undoes all.
+    #[test]
+    fn older_catalogs_learn() {
+        let folder = tempfile::tempdir().unwrap();
+        let connection = open(&folder.path().join("catalog.sqlite")).unwrap();
+        connection.execute_batch("INSERT INTO pin VALUES ('a', 7)").unwrap();
+        let version =
+            || connection.pragma_query_value(None, "user_version", |row| row.get::<_, i32>(0)).unwrap();
+        let (second, third) =
+            ("CREATE TABLE new (a INTEGER) STRICT;", "ALTER TABLE new ADD COLUMN b INTEGER;");
+        upgrade(&connection, &[second, "no SQL"]).unwrap_err();
+        assert_eq!(version(), FIRST);
+        for (added, expected) in [(&[second][..], 2), (&[second][..], 2), (&[second, third][..], 3)] {
+            upgrade(&connection, added).unwrap();
+            assert_eq!(version(), expected);
+        }
+        connection.execute_batch("INSERT INTO new VALUES (1, 2)").unwrap();
+        let pinned: i64 = connection.query_row("SELECT since FROM pin", [], |row| row.get(0)).unwrap();
+        assert_eq!(pinned, 7);
+        let error = upgrade(&connection, &[second]).unwrap_err();
+        assert!(error.to_string().contains("version 3"), "{error}");
+    }
 }

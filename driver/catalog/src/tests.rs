@@ -66,10 +66,10 @@ fn what_was_noted_is_there_after_it_is_opened_again() {
     expected.disks[0].frozen = Some(mark(4));
     expected.disks[1].state = level;
     let catalog = Catalog::open(&state).unwrap();
-    assert_eq!(catalog.open_jobs(Some(domain)).unwrap(), [expected.clone()]);
-    assert_eq!(catalog.open_jobs(None).unwrap().len(), 2);
+    assert_eq!(catalog.open_sessions(Some(domain)).unwrap(), [expected.clone()]);
+    assert_eq!(catalog.open_sessions(None).unwrap().len(), 2);
     catalog.record(expected.id, &[JournalEntry::Close(SessionOutcome::Recovered)]).unwrap();
-    assert_eq!(catalog.open_jobs(Some(domain)).unwrap(), []);
+    assert_eq!(catalog.open_sessions(Some(domain)).unwrap(), []);
     catalog.record(expected.id, &[JournalEntry::Held(None)]).unwrap_err();
 }
 
@@ -83,7 +83,7 @@ fn changes_are_noted_all_or_none() {
     catalog.begin(&job).unwrap_err();
     let nowhere = JournalEntry::Disk { target: "sda".to_owned(), state: UnfreezeState::Done };
     catalog.record(job.id, &[JournalEntry::State(SessionState::ReadDone), nowhere]).unwrap_err();
-    assert_eq!(catalog.open_jobs(None).unwrap(), [job]);
+    assert_eq!(catalog.open_sessions(None).unwrap(), [job]);
     catalog.record(Uuid::new_v4(), &[JournalEntry::Held(None)]).unwrap_err();
 }
 
@@ -94,14 +94,14 @@ fn history_is_bounded() {
     let connection = rusqlite::Connection::open(state.path().join("catalog.sqlite")).unwrap();
     let many = format!(
         "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {HISTORY})
-         INSERT INTO job (id, domain, name, persistence, kind, created, state, outcome, closed)
+         INSERT INTO freeze_session (id, domain, name, persistence, kind, created, state, outcome, closed)
          SELECT i, '', '', '', '', 0, 'closed', 'copied', i FROM n"
     );
     connection.execute_batch(&many).unwrap();
     let job = job(DomainId(Uuid::new_v4()));
     catalog.begin(&job).unwrap();
     catalog.record(job.id, &[JournalEntry::Close(SessionOutcome::Failed)]).unwrap();
-    let count = "SELECT count(*), count(*) FILTER (WHERE id = '1') FROM job";
+    let count = "SELECT count(*), count(*) FILTER (WHERE id = '1') FROM freeze_session";
     let counted = connection.query_row(count, [], |row| Ok((row.get::<_, u32>(0)?, row.get::<_, u32>(1)?)));
     assert_eq!(counted.unwrap(), (HISTORY, 0));
 }
@@ -155,43 +155,4 @@ fn a_domain_has_one_run_at_a_time() {
     other.lock(b).unwrap();
     drop(held);
     other.lock(a).unwrap();
-}
-
-/// A catalog of an older version gets the tables that it has not, and keeps what it has.
-#[test]
-fn older_catalogs_learn() {
-    // Newest first, so that each version is what is left of the one behind it.
-    let without = [
-        (4, "ALTER TABLE backup DROP COLUMN source; DROP TABLE pin; DROP TABLE mount;"),
-        (
-            2,
-            "DROP TABLE backup; DROP TABLE queue; DROP TABLE planned; DROP TABLE pause; DROP TABLE pin; DROP TABLE mount;",
-        ),
-        (
-            1,
-            "DROP TABLE backup; DROP TABLE queue; DROP TABLE planned; DROP TABLE pause; DROP TABLE pin; DROP TABLE mount; DROP TABLE tape_part; DROP TABLE tape_volume;",
-        ),
-    ];
-    for (version, drop_tables) in without {
-        let state = tempfile::tempdir().unwrap();
-        let path = state.path().join("catalog.sqlite");
-        let job = job(DomainId(Uuid::new_v4()));
-        Catalog::open(state.path()).unwrap().begin(&job).unwrap();
-        let tables = |connection: &rusqlite::Connection| {
-            let query = "SELECT group_concat(sql, ';') FROM (SELECT sql FROM sqlite_schema ORDER BY name)";
-            connection.query_row(query, [], |row| row.get::<_, String>(0)).unwrap()
-        };
-        let connection = rusqlite::Connection::open(&path).unwrap();
-        let whole = tables(&connection);
-        connection.execute_batch(&format!("{drop_tables} PRAGMA user_version = {version}")).unwrap();
-        drop(connection);
-        let catalog = Catalog::open(state.path()).unwrap();
-        assert_eq!(catalog.open_jobs(None).unwrap(), [job]);
-        assert_eq!(catalog.last_backups(jiff::Timestamp::MAX).unwrap(), []);
-        let connection = rusqlite::Connection::open(&path).unwrap();
-        assert_eq!(tables(&connection), whole, "from version {version}");
-        let now: i32 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
-        assert_eq!(now, 5);
-        Catalog::open(state.path()).unwrap();
-    }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use virtfold_archive::stream::Cancel;
 use virtfold_base::error::{Error, ErrorKind};
-use virtfold_catalog::place_name;
+use virtfold_catalog::destination_name;
 use virtfold_medium::process::{
     self, MediumRequest, ProbeReply, ProcessDestination, ServeOutcome, TerminatingProcesses,
 };
@@ -107,7 +107,9 @@ impl Args {
                 let found = place.path().map(mount_point::of).transpose()?.flatten();
                 Ok(ServeOutcome::Known(ProbeReply::Mount(found)))
             }
-            MediumRequest::Name => place_name(place).map(|name| ServeOutcome::Known(ProbeReply::Name(name))),
+            MediumRequest::Name => {
+                destination_name(place).map(|name| ServeOutcome::Known(ProbeReply::Name(name)))
+            }
             MediumRequest::ReadBack(remains) => Ok(match remains.opened() {
                 Some(file) => ServeOutcome::Left(file, remains.synced),
                 None => ServeOutcome::Gone("its file is not there as it was left".to_owned()),

@@ -426,7 +426,10 @@ mod tests {
             (DomainState::Running, "Online"),
             (DomainState::Paused(PausedReason::User), "OnlinePaused"),
             (DomainState::Paused(PausedReason::IoError), "OnlinePaused"),
-            (DomainState::Paused(PausedReason::Busy), "NotPossible(\"it is being migrated, saved or dumped\")"),
+            (
+                DomainState::Paused(PausedReason::Busy),
+                "NotPossible(\"it is being migrated, saved or dumped\")",
+            ),
             (DomainState::Paused(PausedReason::Starting), "NotPossible(\"it is being started\")"),
             (DomainState::Paused(PausedReason::Crashed), "NotPossible(\"it has crashed\")"),
             (DomainState::PmSuspended, "OnlinePaused"),

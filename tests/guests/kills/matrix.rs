@@ -253,7 +253,7 @@ impl Bench {
         if let Some(bad) = ended.iter().find(bad) {
             return Err(format!("recovery: {bad:?}"));
         }
-        let open = catalog.open_jobs(Some(id)).map_err(|e| format!("{e:?}"))?;
+        let open = catalog.open_sessions(Some(id)).map_err(|e| format!("{e:?}"))?;
         if let (Some(job), true) =
             (open.first(), ended.iter().all(|r| r.verdict == RecoveryStatus::Recovered))
         {

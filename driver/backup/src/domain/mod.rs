@@ -204,7 +204,7 @@ fn resume_session(went_on: ResumeOutcome, domain: String, started: Instant) -> D
 /// # Errors
 /// The journal or the state directory can't be read.
 pub fn discard_records(host: &FreezeContext<'_>, state_dir: &Path, discard: Discard<'_>) -> Result<()> {
-    let open = host.journal.open_jobs(None)?;
+    let open = host.journal.open_sessions(None)?;
     resume::discard_closed(state_dir, |job| open.iter().any(|open| open.id == job), discard)
 }
 

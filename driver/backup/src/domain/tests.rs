@@ -155,7 +155,7 @@ impl Lab {
     /// The guest is on its own disks in every view, and nothing is left to do.
     fn assert_home(&self) {
         assert!(self.world.images().iter().all(|path| !is_our_overlay(path)), "{:?}", self.world.images());
-        assert!(self.journal.open_jobs(None).unwrap().is_empty());
+        assert!(self.journal.open_sessions(None).unwrap().is_empty());
     }
 }
 
@@ -200,7 +200,7 @@ impl Medium for Dying {
 fn a_copy_that_was_killed_goes_on_and_the_guest_comes_home() {
     let lab = Lab::running();
     lab.dies();
-    let jobs = lab.journal.open_jobs(None).unwrap();
+    let jobs = lab.journal.open_sessions(None).unwrap();
     assert_eq!(jobs.len(), 1);
     // Its domain's XML is the one of the snapshot.
     let report = lab.backup(|| panic!("it was begun anew")).unwrap();
@@ -289,7 +289,7 @@ fn an_image_that_changes_under_the_copy_leaves_no_archive() {
     assert!(error.to_string().contains("was changed while it was copied"), "{error}");
     assert_eq!(lab.archives(), Vec::<PathBuf>::new());
     // What somebody wrote into the base is not written over: the guest runs on in its overlays until a person has decided.
-    assert_eq!(lab.journal.open_jobs(None).unwrap().len(), 1);
+    assert_eq!(lab.journal.open_sessions(None).unwrap().len(), 1);
     assert!(lab.world.images().iter().any(|path| is_our_overlay(path)));
     println!("{error:?}; {:?}", error.hint());
 }

@@ -30,7 +30,7 @@ impl NewSession {
     /// # Errors
     /// [`ErrorKind::InUse`] where an earlier job is open, [`ErrorKind::NotFound`] where there is no such domain.
     pub(super) fn look(host: &FreezeContext<'_>, domain: DomainId) -> Result<Self> {
-        let left = host.journal.open_jobs(Some(domain))?;
+        let left = host.journal.open_sessions(Some(domain))?;
         if !left.iter().all(is_only_frozen) {
             let message = format!("an earlier backup of domain {domain} is not cleaned up");
             return Err(Error::new(ErrorKind::InUse, message).with_hint("run `virtfold recover`"));

@@ -48,7 +48,7 @@ pub enum TakeOver<T> {
 /// # Errors
 /// The journal can't be read.
 pub fn interrupted_session(host: &FreezeContext<'_>, domain: DomainId) -> Result<Option<FreezeSession>> {
-    let mut jobs = host.journal.open_jobs(Some(domain))?;
+    let mut jobs = host.journal.open_sessions(Some(domain))?;
     let job = jobs.pop().filter(|job| jobs.is_empty() && can_be_taken_over(job));
     Ok(job)
 }

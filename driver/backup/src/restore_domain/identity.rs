@@ -140,7 +140,7 @@ fn check_replaceable(known: &HostDomain, existing: Overwrite, host: &DefineConte
 
 /// Refuses a domain of which a backup was begun and not ended: its base and its overlay are not one yet.
 fn check_journal(known: &HostDomain, host: &DefineContext<'_>) -> Result<()> {
-    let open = host.journal.map(|journal| journal.open_jobs(Some(known.info.id))).transpose()?;
+    let open = host.journal.map(|journal| journal.open_sessions(Some(known.info.id))).transpose()?;
     if open.is_none_or(|jobs| jobs.is_empty()) {
         return Ok(());
     }

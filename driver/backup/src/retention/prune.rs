@@ -24,7 +24,7 @@ use crate::RunMode;
 use crate::session::file_label;
 use virtfold_archive::crypt::Identities;
 use virtfold_base::error::Result;
-use virtfold_catalog::{Catalog, DomainLock, Journal, Owner, copy_name, place_name};
+use virtfold_catalog::{Catalog, DomainLock, Journal, Owner, copy_name, destination_name};
 use virtfold_hypervisor::DomainId;
 use virtfold_medium::{self as medium, Location};
 
@@ -197,7 +197,7 @@ impl PruneRequest<'_> {
     /// Increments at other places that rest on archives here.
     fn elsewhere(&self, catalog: Option<&Catalog>) -> Result<Vec<(Uuid, Uuid)>> {
         let Some(catalog) = catalog else { return Ok(Vec::new()) };
-        let copies = catalog.resting_elsewhere(&place_name(self.place)?)?;
+        let copies = catalog.resting_elsewhere(&destination_name(self.place)?)?;
         Ok(copies.into_iter().filter_map(|copy| Some((copy.archive, copy.parent?))).collect())
     }
 
@@ -386,7 +386,7 @@ fn ancestors(id: Uuid, parents: &BTreeMap<Uuid, Uuid>) -> BTreeSet<Uuid> {
 
 /// Notes that those of this host's copies are gone that are not at the place any more.
 fn note_gone(request: &PruneRequest<'_>, seen: &BTreeSet<String>, catalog: &Catalog) -> Result<()> {
-    let known = catalog.copies_at(&place_name(request.place)?)?.into_iter();
+    let known = catalog.copies_at(&destination_name(request.place)?)?.into_iter();
     let gone = known.filter(|copy| copy.host == request.host.name && !seen.contains(&copy.name));
     let gone: Vec<String> = gone.map(|copy| copy.name).collect();
     if gone.is_empty() { Ok(()) } else { catalog.gone(&gone, request.now) }

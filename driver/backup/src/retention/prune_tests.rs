@@ -198,7 +198,7 @@ fn old_ones_go_and_are_noted_and_a_dry_run_touches_nothing() {
     assert_eq!(done.failures().count(), 0);
     let known = world
         .catalog
-        .copies_at(&virtfold_catalog::place_name(&Location::Path(world.place())).unwrap())
+        .copies_at(&virtfold_catalog::destination_name(&Location::Path(world.place())).unwrap())
         .unwrap();
     assert_eq!(known.iter().map(|copy| copy.archive).collect::<Vec<_>>(), [uuid(3), uuid(4)]);
     let again = world.prune(2, RunMode::Apply);
@@ -207,7 +207,7 @@ fn old_ones_go_and_are_noted_and_a_dry_run_touches_nothing() {
     std::fs::remove_file(&paths[2]).unwrap();
     world.prune(2, RunMode::Apply);
     assert_eq!(world.catalog.last_backups(Timestamp::MAX).unwrap().len(), 1);
-    let place = virtfold_catalog::place_name(&Location::Path(world.place())).unwrap();
+    let place = virtfold_catalog::destination_name(&Location::Path(world.place())).unwrap();
     assert_eq!(world.catalog.copies_at(&place).unwrap().len(), 1);
 }
 

@@ -17,7 +17,7 @@ use crate::session::BackupReport;
 use virtfold_archive::crypt::Identities;
 use virtfold_archive::manifest::{BackupSubject, Manifest};
 use virtfold_base::error::{Error, ErrorKind, Result};
-use virtfold_catalog::{BackupCopy, Catalog, Owner, Source, copy_name, place_name};
+use virtfold_catalog::{BackupCopy, Catalog, Owner, Source, copy_name, destination_name};
 use virtfold_medium::{Location, TapeAddress, TapeArchive};
 
 /// How a time is written in an archive's name.
@@ -223,7 +223,7 @@ pub fn fill_catalog(
     (place, listed): (&Location, &[(Location, ArchiveSummary)]),
     catalog: &Catalog,
 ) -> Result<CatalogFillReport> {
-    let place = place_name(place)?;
+    let place = destination_name(place)?;
     let mut copies = Vec::new();
     let mut unread = 0;
     let mut seen = Vec::new();
@@ -266,16 +266,16 @@ fn copy(facts: ArchiveFacts, (name, place): (String, &str), glance: &ArchiveSumm
     }
 }
 
-/// What the catalog calls a place: [`place_name`], or who has another process look.
+/// What the catalog calls a place: [`destination_name`], or who has another process look.
 pub type PlaceName<'a> = &'a dyn Fn(&Location) -> Result<String>;
 
 /// What the catalog is told of a backup: each good copy on a medium that keeps it. `places` are those it was to go to.
 ///
 /// # Errors
-/// A copy's name is none that the catalog can hold; those of `place_name`.
+/// A copy's name is none that the catalog can hold; those of `destination_name`.
 pub fn copies(
     report: &BackupReport,
-    (places, place_name): (&[Location], PlaceName<'_>),
+    (places, destination_name): (&[Location], PlaceName<'_>),
     job: Option<&str>,
 ) -> Result<Vec<BackupCopy>> {
     let named = |place: &Location| -> Option<String> {
@@ -288,7 +288,7 @@ pub fn copies(
     };
     let copy = |place: &Location| -> Option<Result<BackupCopy>> {
         let archive = named(place).filter(|_| *place != Location::Pipe)?;
-        Some(place_name(place).and_then(|known| good_copy(report, (place, &known, &archive), job)))
+        Some(destination_name(place).and_then(|known| good_copy(report, (place, &known, &archive), job)))
     };
     places.iter().filter_map(copy).collect()
 }

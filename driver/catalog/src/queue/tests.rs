@@ -172,29 +172,3 @@ fn pauses_are_counted_apart_and_history_is_bounded() {
     let counted = connection.query_row(count, [], |row| Ok((row.get::<_, u32>(0)?, row.get::<_, u32>(1)?)));
     assert_eq!(counted.unwrap(), (HISTORY + 1, 1), "the last of each job and domain stays");
 }
-
-#[test]
-fn a_catalog_of_version_2_learns_of_the_queue() {
-    let state = tempfile::tempdir().unwrap();
-    drop(Catalog::open(state.path()).unwrap());
-    let connection = rusqlite::Connection::open(state.path().join("catalog.sqlite")).unwrap();
-    let back = "DROP TABLE backup; DROP TABLE queue; DROP TABLE planned; DROP TABLE pause; DROP TABLE pin; DROP TABLE mount; PRAGMA user_version = 2";
-    connection.execute_batch(back).unwrap();
-    drop(connection);
-    let id = Catalog::open(state.path()).unwrap().add(&wanted("j", 1, 0)).unwrap();
-    assert_eq!(Catalog::open(state.path()).unwrap().entry(id).unwrap().wanted, wanted("j", 1, 0));
-}
-
-#[test]
-fn a_catalog_of_version_3_learns_to_count_interruptions() {
-    let state = tempfile::tempdir().unwrap();
-    drop(Catalog::open(state.path()).unwrap());
-    let connection = rusqlite::Connection::open(state.path().join("catalog.sqlite")).unwrap();
-    let back = "ALTER TABLE queue DROP COLUMN interrupted; ALTER TABLE backup DROP COLUMN source; DROP TABLE pin; DROP TABLE mount; PRAGMA user_version = 3";
-    connection.execute_batch(back).unwrap();
-    drop(connection);
-    let catalog = Catalog::open(state.path()).unwrap();
-    let id = catalog.add(&wanted("j", 1, 0)).unwrap();
-    catalog.start(id, at(1)).unwrap();
-    assert_eq!(catalog.recall(at(2)).unwrap()[0].state, EntryState::Waiting);
-}

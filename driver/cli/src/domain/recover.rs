@@ -86,7 +86,7 @@ fn find(hypervisor: &dyn Hypervisor, journal: &dyn Journal, domain: &str) -> Res
         Err(error) => return Err(error),
     };
     let by_uuid = domain.parse::<DomainId>().ok();
-    let jobs = journal.open_jobs(None)?;
+    let jobs = journal.open_sessions(None)?;
     let known = jobs.iter().find(|job| job.name == domain || Some(job.domain) == by_uuid);
     known.map(|job| job.domain).ok_or(missing)
 }

@@ -99,7 +99,7 @@ pub fn recover(host: &FreezeContext<'_>, which: RecoverScope, mode: RunMode) -> 
         RecoverScope::Domain(domain) => Some(domain),
     };
     let mut recoveries = Vec::new();
-    for job in host.journal.open_jobs(domain)? {
+    for job in host.journal.open_sessions(domain)? {
         recoveries.extend(locked(host, &job, mode)?);
     }
     recoveries.extend(unknown_overlays::search(host, domain, mode)?);
@@ -116,7 +116,7 @@ fn locked(host: &FreezeContext<'_>, job: &FreezeSession, mode: RunMode) -> Resul
         }
         Err(error) => return Err(error),
     };
-    let fresh = host.journal.open_jobs(Some(job.domain))?;
+    let fresh = host.journal.open_sessions(Some(job.domain))?;
     let Some(job) = fresh.into_iter().find(|fresh| fresh.id == job.id) else { return Ok(None) };
     Ok(Some(one(host, job, mode)))
 }

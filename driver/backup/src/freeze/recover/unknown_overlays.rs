@@ -69,7 +69,7 @@ struct ReferencedFiles {
 
 /// The overlays of all open jobs.
 fn known(host: &FreezeContext<'_>) -> Result<BTreeSet<PathBuf>> {
-    let jobs = host.journal.open_jobs(None)?;
+    let jobs = host.journal.open_sessions(None)?;
     Ok(jobs.into_iter().flat_map(|job| job.disks).filter_map(|disk| disk.overlay).collect())
 }
 

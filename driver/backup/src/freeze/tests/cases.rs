@@ -290,7 +290,7 @@ fn a_base_that_was_used_after_a_commit_began_is_for_a_person_to_decide() {
     // The person keeps the base and moves the overlay away.
     scene.world.quarantine(&scene.overlays()[0]).unwrap();
     assert_eq!(only(scene.recover()).verdict, RecoveryStatus::Recovered);
-    assert_eq!(scene.journal.open_jobs(None).unwrap(), []);
+    assert_eq!(scene.journal.open_sessions(None).unwrap(), []);
 }
 
 #[test]
@@ -454,14 +454,14 @@ fn a_dry_run_says_the_same_words_and_changes_nothing() {
             if let Some(end) = end {
                 scene.world.happens(end);
             }
-            let (images, jobs) = (scene.world.images(), scene.journal.open_jobs(None).unwrap());
+            let (images, jobs) = (scene.world.images(), scene.journal.open_sessions(None).unwrap());
             let changing = scene.points(|scene| {
                 let planned = only(recover(&scene.host(), RecoverScope::All, RunMode::DryRun).unwrap());
                 assert_eq!(planned.verdict, RecoveryStatus::Planned);
             });
             let question = |p: &InjectionPoint| matches!(p.operation, Operation::Read | Operation::Look);
             assert!(changing.iter().all(question), "{changing:?}");
-            assert_eq!((scene.world.images(), scene.journal.open_jobs(None).unwrap()), (images, jobs));
+            assert_eq!((scene.world.images(), scene.journal.open_sessions(None).unwrap()), (images, jobs));
             let planned = only(recover(&scene.host(), RecoverScope::All, RunMode::DryRun).unwrap());
             let applied = only(scene.recover());
             let words = |r: &Recovery| (r.found.clone(), r.done.clone(), r.disks.clone());
@@ -480,7 +480,7 @@ fn the_catalog_carries_a_job_over() {
     let host = FreezeContext { journal: &catalog, ..scene.host() };
     let request = scene.request();
     let error = with_frozen_disks(&host, &request, &Control::default(), |_| {
-        let open = catalog.open_jobs(Some(scene.id)).unwrap();
+        let open = catalog.open_sessions(Some(scene.id)).unwrap();
         assert_eq!((open.len(), open[0].state), (1, SessionState::Snapshotted));
         scene.world.kill_driver();
         Err::<(), _>(Error::new(ErrorKind::Interrupted, "killed"))
@@ -494,6 +494,6 @@ fn the_catalog_carries_a_job_over() {
     assert_eq!(recovery.verdict, RecoveryStatus::Recovered);
     let json = serde_json::to_string(&recovery).unwrap();
     assert!(json.contains("\"verdict\":\"recovered\""), "{json}");
-    assert_eq!(catalog.open_jobs(None).unwrap(), []);
+    assert_eq!(catalog.open_sessions(None).unwrap(), []);
     scene.is_home(Some(DomainState::Running)).unwrap();
 }

@@ -24,7 +24,7 @@ fn a_thaw_that_is_owed_keeps_no_later_backup_away() {
     for _ in 0..2 {
         let thawed = scene.backup().unwrap();
         assert!(thawed.report.warnings.iter().any(|text| text.contains("domfsthaw")), "{:?}", thawed.report);
-        assert_eq!(scene.journal.open_jobs(None).unwrap().len(), 1);
+        assert_eq!(scene.journal.open_sessions(None).unwrap().len(), 1);
     }
     scene.world.on_point(|_| Injected::Nothing);
     scene.world.set_agent(scene.id, SimAgent::Answers);

@@ -25,7 +25,7 @@ fn taken_off(scene: &Scene, how: ThirdPartyAction) -> Result<Unfrozen<()>> {
 fn all_is_on_the_bases(scene: &Scene) -> std::result::Result<(), String> {
     let holds = scene.world.holds(&scene.bases());
     let lost: BTreeSet<u64> = (0..scene.world.written(scene.id)).filter(|n| !holds.contains(n)).collect();
-    let open = scene.journal.open_jobs(None).unwrap();
+    let open = scene.journal.open_sessions(None).unwrap();
     let named = scene.world.xml(scene.id, XmlView::Inactive).unwrap().contains(".overlay");
     if lost.is_empty()
         && scene.leftovers().is_empty()

@@ -88,7 +88,7 @@ proptest! {
         prop_assert_eq!(holds(&scene), Ok(()), "{:?}", recoveries);
         let run = scene.world.domain_state(scene.id).ok();
         prop_assert!(others || !matches!(run, Some(DomainState::Paused(_))), "{:?} {:?}", run, recoveries);
-        let open = !scene.journal.open_jobs(None).unwrap().is_empty();
+        let open = !scene.journal.open_sessions(None).unwrap().is_empty();
         let said = recoveries.iter().any(|r| matches!(r.verdict, RecoveryStatus::OverlayPending | RecoveryStatus::Undecided | RecoveryStatus::Failed));
         prop_assert_eq!(open, said, "{:?}", recoveries);
         // Nobody set a configuration back: then the guest's own view has every write.

@@ -125,7 +125,7 @@ impl Journal for Memory {
         })
     }
 
-    fn open_jobs(&self, domain: Option<DomainId>) -> Result<Vec<FreezeSession>> {
+    fn open_sessions(&self, domain: Option<DomainId>) -> Result<Vec<FreezeSession>> {
         let entries = self.entries();
         Ok(entries.open.iter().filter(|j| domain.is_none_or(|d| d == j.domain)).cloned().collect())
     }
@@ -358,7 +358,7 @@ impl Scene {
     /// As [`Scene::nothing_lost`], where no job is open: a domain that is gone and not home yet has no view.
     pub(super) fn nothing_lost_or_open(&self) -> std::result::Result<(), String> {
         let gone = self.world.tops(self.id).is_empty();
-        if gone && !self.journal.open_jobs(None).unwrap().is_empty() {
+        if gone && !self.journal.open_sessions(None).unwrap().is_empty() {
             return Ok(());
         }
         self.nothing_lost()
@@ -380,7 +380,7 @@ impl Scene {
 
     /// What a recovery can tell this scene from another by.
     pub(super) fn fingerprint(&self) -> String {
-        let jobs = self.journal.open_jobs(None).unwrap();
+        let jobs = self.journal.open_sessions(None).unwrap();
         let marks = jobs.iter().flat_map(|job| &job.disks).map(|disk| {
             let overlay = disk.overlay.as_deref().unwrap();
             let now = self.world.mark(overlay).unwrap();
@@ -434,7 +434,7 @@ impl Scene {
         if !leftovers.is_empty() {
             return Err(format!("left over: {leftovers:?}"));
         }
-        let open = self.journal.open_jobs(None).unwrap();
+        let open = self.journal.open_sessions(None).unwrap();
         if !open.is_empty() {
             return Err(format!("open: {open:?}"));
         }

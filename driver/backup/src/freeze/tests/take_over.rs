@@ -59,7 +59,7 @@ fn the_copy_goes_on_and_the_guest_comes_home() {
 #[test]
 fn only_a_job_whose_bases_are_being_read_is_taken_over() {
     let (scene, _) = dies_in_the_copy(PLAIN);
-    let job = scene.journal.open_jobs(None).unwrap().remove(0);
+    let job = scene.journal.open_sessions(None).unwrap().remove(0);
     for state in [SessionState::Planned, SessionState::ReadDone, SessionState::Committing] {
         let scene = scene.fork();
         scene.journal.record(job.id, &[JournalEntry::State(state)]).unwrap();
