@@ -118,7 +118,7 @@ pub trait HostFiles: Debug + Send + Sync {
     ///
     /// # Errors
     /// Somebody has one of them open; the base is full.
-    fn commit_at_rest(&self, overlay: &Path, base: (&Path, &str)) -> Result<()>;
+    fn offline_commit(&self, overlay: &Path, base: (&Path, &str)) -> Result<()>;
 
     /// Whether an overlay has nothing of its own: whoever reads it sees the image below.
     ///
@@ -256,7 +256,7 @@ impl HostFiles for LocalFiles {
         Ok(start.starts_with(QCOW2) && count.iter().any(|byte| *byte != 0))
     }
 
-    fn commit_at_rest(&self, overlay: &Path, (base, _): (&Path, &str)) -> Result<()> {
+    fn offline_commit(&self, overlay: &Path, (base, _): (&Path, &str)) -> Result<()> {
         qemu_img::commit(overlay, base)
     }
 

@@ -133,7 +133,7 @@ impl HostFiles for Simulated {
         Ok(self.lock().world.inner.contains(path))
     }
 
-    fn commit_at_rest(&self, overlay: &Path, (base, _): (&Path, &str)) -> Result<()> {
+    fn offline_commit(&self, overlay: &Path, (base, _): (&Path, &str)) -> Result<()> {
         self.call(Operation::CommitFile, |turn| {
             turn.world.free_file(overlay)?;
             turn.world.free_file(base)?;

@@ -71,7 +71,7 @@ pub(crate) fn decide(
     let Some(overlay) = disk.overlay.as_deref() else { return Ok(UnfreezeStep::Nothing) };
     let seen = sight.disk(host.hypervisor, disk)?;
     let case = DiskCase { host, job, disk, overlay, seen, sight };
-    let step = if sight.is_active() { case.running()? } else { case.at_rest()? };
+    let step = if sight.is_active() { case.running()? } else { case.offline()? };
     case.spare_snapshots(step)
 }
 
@@ -134,39 +134,45 @@ impl DiskCase<'_> {
 
     /// A running guest that has neither image: the disk was taken off it, or was given another image. What
     /// was written last is in the overlay; nobody but QEMU knows that, and the base alone is an old state of
-    /// the disk. So the overlay goes into it, as at rest.
+    /// the disk. So the overlay goes into it, as of a domain that is shut off.
     fn unseen(&self) -> Result<UnfreezeStep> {
         for path in [self.overlay, &self.disk.base.path] {
             settled(self.host, path)?;
         }
-        self.at_rest()
+        self.offline()
     }
 
-    fn at_rest(&self) -> Result<UnfreezeStep> {
+    /// What is to be done where an image is missing or somebody has it open; `None` where both are there and free.
+    fn missing_or_open(&self) -> Result<Option<UnfreezeStep>> {
         let (overlay, base) = (self.overlay, self.disk.base.path.as_path());
         let named = self.seen.is_named(overlay);
         let uses = [self.host.files.image_use(overlay)?, self.host.files.image_use(base)?];
         let files = format!("'{}' and '{}'", overlay.display(), base.display());
-        match uses {
-            [ImageUse::Absent, _] if named => {
-                return Ok(UnfreezeStep::AskAdministrator(format!(
-                    "the next start would use the overlay '{}', which is missing. Restore it, or define the domain with '{}' \
+        let step = match uses {
+            [ImageUse::Absent, _] if named => UnfreezeStep::AskAdministrator(format!(
+                "the next start would use the overlay '{}', which is missing. Restore it, or define the domain with '{}' \
                      (what was written since the backup is lost then)",
-                    overlay.display(),
-                    base.display()
-                )));
-            }
-            [ImageUse::Absent, _] => return Ok(UnfreezeStep::Nothing),
-            [_, ImageUse::Absent] => {
-                return Ok(UnfreezeStep::AskAdministrator(format!(
-                    "the base '{}' of the overlay '{}' is missing. Restore it; if the guest was deleted on purpose, remove the overlay",
-                    base.display(),
-                    overlay.display()
-                )));
-            }
-            [ImageUse::Free, ImageUse::Free] => {}
-            _ => return self.of_open(&files),
+                overlay.display(),
+                base.display()
+            )),
+            [ImageUse::Absent, _] => UnfreezeStep::Nothing,
+            [_, ImageUse::Absent] => UnfreezeStep::AskAdministrator(format!(
+                "the base '{}' of the overlay '{}' is missing. Restore it; if the guest was deleted on purpose, remove the overlay",
+                base.display(),
+                overlay.display()
+            )),
+            [ImageUse::Free, ImageUse::Free] => return Ok(None),
+            _ => self.of_open(&files)?,
+        };
+        Ok(Some(step))
+    }
+
+    fn offline(&self) -> Result<UnfreezeStep> {
+        if let Some(step) = self.missing_or_open()? {
+            return Ok(step);
         }
+        let (overlay, base) = (self.overlay, self.disk.base.path.as_path());
+        let named = self.seen.is_named(overlay);
         if self.seen.is_buried(overlay) {
             return Ok(UnfreezeStep::AskAdministrator(format!(
                 "a snapshot of somebody else lies on top of the overlay '{}'. The guest can start and run on all of them; merge the snapshot into \

@@ -195,7 +195,7 @@ impl<'a> Unfreeze<'a> {
             .iter()
             .any(|step| matches!(step, UnfreezeStep::OfflineCommit | UnfreezeStep::RemoveFromConfig))
         {
-            self.at_rest(&steps)?;
+            self.take_offline_steps(&steps)?;
             return Ok(None);
         }
         self.wait_until_running(&sight)?;

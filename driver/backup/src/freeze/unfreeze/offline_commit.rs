@@ -17,10 +17,10 @@ use virtfold_hypervisor::domain_xml::edit::{Editor, NewImage};
 
 impl Unfreeze<'_> {
     /// Commits what has to be, then edits what the next start uses. One that was broken off is done again.
-    pub(super) fn at_rest(&mut self, steps: &[UnfreezeStep]) -> Result<()> {
+    pub(super) fn take_offline_steps(&mut self, steps: &[UnfreezeStep]) -> Result<()> {
         for (index, step) in steps.iter().enumerate() {
             if *step == UnfreezeStep::OfflineCommit {
-                self.commit_at_rest(index)?;
+                self.offline_commit(index)?;
                 return Ok(());
             }
         }
@@ -40,12 +40,12 @@ impl Unfreeze<'_> {
         Ok(())
     }
 
-    fn commit_at_rest(&mut self, index: usize) -> Result<()> {
+    fn offline_commit(&mut self, index: usize) -> Result<()> {
         let disk = self.disk(index)?.clone();
         let Some(overlay) = disk.overlay.as_deref() else { return Ok(()) };
         let state = |state| JournalEntry::Disk { target: disk.target.clone(), state };
         self.record(&[JournalEntry::State(SessionState::Committing), state(UnfreezeState::AtRest)])?;
-        let committed = self.host.files.commit_at_rest(overlay, (&disk.base.path, &disk.base.format));
+        let committed = self.host.files.offline_commit(overlay, (&disk.base.path, &disk.base.format));
         committed.map_err(|e| {
             e.within(format!("{} is not back on its base (domain shut off)", self.name_of(&disk.target)))
         })?;
