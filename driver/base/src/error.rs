@@ -185,6 +185,22 @@ impl<T, E: Into<io::Error>> IoContext<T> for std::result::Result<T, E> {
     }
 }
 
+/// What is there unless the code is wrong: an invariant that does not hold ends the work, and is never made up for
+/// by a default, which would write something that nobody has read.
+pub trait OrInternal<T> {
+    /// The value.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Internal`], which says that `what` is broken.
+    fn or_internal(self, what: &'static str) -> Result<T>;
+}
+
+impl<T> OrInternal<T> for Option<T> {
+    fn or_internal(self, what: &'static str) -> Result<T> {
+        self.ok_or_else(|| Error::new(ErrorKind::Internal, what))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -13,7 +13,7 @@ use super::holes::Holes;
 use super::layer::{Cursor, Layer};
 use super::overlap::Overlaps;
 use super::raw::RawExtent;
-use virtfold_base::error::{Error, ErrorKind, Result};
+use virtfold_base::error::{OrInternal, Result};
 use virtfold_base::units::{GuestOffset, HostOffset};
 
 /// The allocation table of `image`.
@@ -83,7 +83,7 @@ impl LayerExtents<'_> {
             _ => self.cursor.extent_at(at)?,
         };
         self.run = Some(run);
-        run.clip(at, to).ok_or_else(|| Error::new(ErrorKind::Internal, "an image's walk stands still"))
+        run.clip(at, to).or_internal("an image's walk stands still")
     }
 }
 
@@ -115,6 +115,6 @@ impl<'a> Walk<'a> {
                 break;
             }
         }
-        found.ok_or_else(|| Error::new(ErrorKind::Internal, "an image's walk passed its end"))
+        found.or_internal("an image's walk passed its end")
     }
 }

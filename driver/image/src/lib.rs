@@ -50,7 +50,7 @@ pub use source::{ChainImage, CompressionType, ImageInfo, Qcow2Options};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use virtfold_base::error::{Error, ErrorKind, Result};
+use virtfold_base::error::{OrInternal, Result};
 
 /// A disk image with all that it rests on, opened read-only. While it lives no QEMU can begin to write into
 /// any of its files.
@@ -176,5 +176,5 @@ impl DiskImage {
 /// The file of an index that a table or layer of the same image has.
 fn file_of(files: &[file::HostFile], index: FileIndex) -> Result<&file::HostFile> {
     let found = usize::try_from(index.0).ok().and_then(|at| files.get(at));
-    found.ok_or_else(|| Error::new(ErrorKind::Internal, "an allocation table is used with another image"))
+    found.or_internal("an allocation table is used with another image")
 }

@@ -12,7 +12,7 @@ use super::allocation_table::{Allocation, AllocationTable, Extent};
 use super::file::{FileIndex, HostFile};
 use super::layer::Layer;
 use super::{DiskImage, file_of, qcow2};
-use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
+use virtfold_base::error::{Error, ErrorKind, IoContext, OrInternal, Result};
 use virtfold_base::units::{GuestOffset, HostOffset};
 
 /// Host ranges that lie closer than this are asked for as one.
@@ -50,8 +50,7 @@ impl DiskImage {
         let mut extents = table.iter_from(at)?;
         while !rest.is_empty() {
             let extent = extents.next().transpose()?.and_then(|extent| extent.clip(at, end));
-            let extent =
-                extent.ok_or_else(|| Error::new(ErrorKind::Internal, "an allocation table has a gap"))?;
+            let extent = extent.or_internal("an allocation table has a gap")?;
             let len = usize::try_from(extent.len).unwrap_or(usize::MAX).min(rest.len());
             let (part, after) = rest.split_at_mut(len);
             self.fetch(&extent, part, &mut scratch)?;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::{DurableMarks, FinishedArchive, Medium};
 use virtfold_archive::crypt::{Envelope, PieceCipher, Place};
 use virtfold_archive::stream::Sink;
-use virtfold_base::error::{Error, ErrorKind, Result};
+use virtfold_base::error::{Error, ErrorKind, OrInternal, Result};
 
 /// Plain bytes of a full piece, and bytes of it with its authenticator.
 const PLAIN: usize = PieceCipher::PLAIN;
@@ -82,7 +82,7 @@ impl EncryptingMedium {
         self.number += 1;
         let there = usize::try_from(self.leave_out).unwrap_or(usize::MAX).min(self.piece.len());
         self.leave_out -= there as u64;
-        let rest = self.piece.get(there..).unwrap_or_default();
+        let rest = self.piece.get(there..).or_internal("a piece is shorter than what is left out of it")?;
         if !rest.is_empty() {
             self.medium.write(rest).map_err(|e| e.within(WHAT))?;
         }

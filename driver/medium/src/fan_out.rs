@@ -16,7 +16,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::{ArchiveLabel, FinishedArchive, Location, Medium, create};
 use virtfold_archive::stream::{Cancel, Sink};
-use virtfold_base::error::{Error, ErrorKind, Result, sentence};
+use virtfold_base::error::{Error, ErrorKind, OrInternal, Result, sentence};
 
 /// Writes that a medium may be behind.
 const QUEUE: usize = 4;
@@ -260,7 +260,10 @@ impl FanOutThread {
 fn write(mut medium: Box<dyn Medium>, messages: &Receiver<FanOutMessage>) -> ThreadResult {
     for message in messages {
         let done = match message {
-            FanOutMessage::Bytes(bytes, from) => medium.write(bytes.get(from..).unwrap_or_default()),
+            FanOutMessage::Bytes(bytes, from) => bytes
+                .get(from..)
+                .or_internal("a medium is to leave out more than there is")
+                .and_then(|bytes| medium.write(bytes)),
             FanOutMessage::Settle(settled, at) => {
                 medium.sync().map(|()| settled.send(at).unwrap_or_default())
             }

@@ -10,7 +10,7 @@ use nix::poll::{PollFd, PollFlags, poll};
 
 use super::{FinishedArchive, Medium};
 use virtfold_archive::stream::{Cancel, Sink};
-use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
+use virtfold_base::error::{Error, ErrorKind, IoContext, OrInternal, Result};
 
 /// Bytes at the end of an archive that go out when it is finished: the end record, its header and the end of the tar are among them (5632 bytes), or the
 /// seek table, or the last piece's authenticator. So whoever reads the pipe has no whole archive before it is vouched for.
@@ -73,7 +73,7 @@ impl Sink for PipeMedium {
         if bytes.len() < HELD {
             held.extend_from_slice(bytes);
             let ready = held.len().saturating_sub(HELD);
-            self.put(held.get(..ready).unwrap_or_default())?;
+            self.put(held.get(..ready).or_internal("a pipe holds back more than it has")?)?;
             held.drain(..ready);
         } else {
             let (now, later) = bytes.split_at(bytes.len() - HELD);

@@ -16,7 +16,7 @@ use virtfold_archive::index::{ArchiveIndex, DiskPiece, IndexedDisk, Trust};
 use virtfold_archive::source::Source;
 use virtfold_archive::stream::ReadAt;
 use virtfold_archive::table::Run;
-use virtfold_base::error::{Error, ErrorKind, IoContext, Result, sentence};
+use virtfold_base::error::{Error, ErrorKind, IoContext, OrInternal, Result, sentence};
 use virtfold_base::units::{DenseOffset, GuestOffset};
 use virtfold_medium::{self as medium, LostRanges, SpooledSource};
 
@@ -232,7 +232,8 @@ fn write_behind(output: &mut TargetDisk, piece: &Run, bytes: &[u8], shared_to: D
     if skip == 0 {
         return output.write(piece, bytes);
     }
-    let rest = usize::try_from(skip).ok().and_then(|skip| bytes.get(skip..)).unwrap_or_default();
+    let rest = usize::try_from(skip).ok().and_then(|skip| bytes.get(skip..));
+    let rest = rest.or_internal("more of a piece is shared than it has")?;
     if rest.is_empty() {
         return Ok(());
     }

@@ -424,7 +424,12 @@ impl RestorePlanner<'_> {
             return if copy { spot.must_be_free("the copy's TPM state") } else { Ok(()) };
         }
         let content = match tpm.storage {
-            TpmStorage::File => FileContent::File(self.backup.member(TPM_FILE).unwrap_or_default().to_vec()),
+            TpmStorage::File => {
+                let state = self.backup.member(TPM_FILE).ok_or_else(|| {
+                    Error::new(ErrorKind::Damaged, format!("the archive's TPM state is not in '{TPM_FILE}'"))
+                })?;
+                FileContent::File(state.to_vec())
+            }
             TpmStorage::Directory => {
                 let name = |member: &str| member.strip_prefix(TPM).unwrap_or(member).to_owned();
                 FileContent::Directory(members.iter().map(|a| (name(&a.name), a.content.clone())).collect())

@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 use super::record::ChunkJournal;
 use virtfold_archive::crypt::Envelope;
 use virtfold_archive::stream::{Cancel, ChunkLog};
-use virtfold_base::error::{Error, ErrorKind, Result};
+use virtfold_base::error::{Error, ErrorKind, OrInternal, Result};
 
 /// Bytes of the file that are read at once.
 const BUFFER: usize = 256 << 10;
@@ -61,7 +61,7 @@ fn chunks(mut input: impl Read, log: &ChunkJournal, cancel: &Cancel) -> Result<u
             break;
         }
         let chunk = log.get(number)?;
-        bytes.resize(usize::try_from(chunk.bytes()).unwrap_or_default(), 0);
+        bytes.resize(usize::try_from(chunk.bytes()).ok().or_internal("a chunk is larger than memory")?, 0);
         // What can't be read is not right.
         if input.read_exact(&mut bytes).is_err() || !chunk.is_of(&bytes) {
             break;

@@ -17,7 +17,7 @@ use super::termination::{TerminatingProcess, TerminatingProcesses, ended, last_w
 use crate::tape::TapeReport;
 use crate::{DurableMarks, FinishedArchive, Location, Medium, PartialArchive, Resumed};
 use virtfold_archive::stream::{Cancel, Sink};
-use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
+use virtfold_base::error::{Error, ErrorKind, IoContext, OrInternal, Result};
 
 /// How often the run's flag is looked at.
 const FLAG: u16 = 50;
@@ -313,7 +313,7 @@ impl ProcessConnection {
     fn send(&mut self, mut bytes: &[u8]) -> Result<()> {
         while !bytes.is_empty() {
             match self.socket.write(bytes) {
-                Ok(sent) => bytes = bytes.get(sent..).unwrap_or_default(),
+                Ok(sent) => bytes = bytes.get(sent..).or_internal("a socket took more than there was")?,
                 Err(e) if e.kind() == IoKind::Interrupted => {}
                 Err(e) if e.kind() == IoKind::WouldBlock => {
                     self.hear(PollFlags::POLLIN | PollFlags::POLLOUT)?;

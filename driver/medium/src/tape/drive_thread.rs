@@ -226,7 +226,7 @@ impl DriveThread {
         self.begin(label)?;
         loop {
             let Some(block) = ring.take().map_err(|_| interrupted())? else { break };
-            self.block(block.bytes())?;
+            self.block(block.bytes()?)?;
             ring.give_back(block);
         }
         self.deck.commit()?;

@@ -10,6 +10,8 @@ use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use virtfold_base::error::{OrInternal, Result};
+
 /// How long anybody waits before looking whether the run is to end.
 const PATIENCE: Duration = Duration::from_millis(200);
 const PAGE: usize = 4096;
@@ -49,8 +51,10 @@ impl RingBlock {
         self.filled == 0
     }
 
-    pub(super) fn bytes(&self) -> &[u8] {
-        self.memory.get(self.start..self.start + self.filled).unwrap_or_default()
+    pub(super) fn bytes(&self) -> Result<&[u8]> {
+        self.memory
+            .get(self.start..self.start + self.filled)
+            .or_internal("a tape block lies outside of its memory")
     }
 }
 
@@ -189,7 +193,7 @@ mod tests {
 
     fn block(ring: &Ring, byte: u8) -> RingBlock {
         let mut block = ring.empty(|| false).unwrap();
-        assert_eq!(block.bytes().as_ptr().align_offset(PAGE), 0);
+        assert_eq!(block.bytes().unwrap().as_ptr().align_offset(PAGE), 0);
         assert!(block.fill(&vec![byte; ring.size]).is_empty());
         assert!(block.is_full());
         block
@@ -202,7 +206,7 @@ mod tests {
         let thread = std::thread::spawn(move || {
             let mut seen = Vec::new();
             while let Some(block) = writer.take().unwrap() {
-                seen.push(block.bytes()[0]);
+                seen.push(block.bytes().unwrap()[0]);
                 writer.give_back(block);
             }
             seen
