@@ -137,6 +137,20 @@ fn errors() {
     say("error-list-missing", &["list", text(&scratch.join("nowhere"))]);
 }
 
+/// With `--json` a failure is an event like everything else, and the text for people stays on standard error.
+#[test]
+fn a_failure_is_an_event_for_programs() {
+    let scratch = Scratch::new("golden-event");
+    let missing = scratch.join("no.tar");
+    let failed = run(&mut virtfold(["show", text(&missing), "--json"]));
+    assert_eq!(failed.shell_code(), 9, "{}", failed.stderr);
+    let event = failed.json();
+    assert_eq!((&event["event"], &event["kind"]), (&json!("error"), &json!("not-found")));
+    let message = event["message"].as_str().unwrap();
+    assert!(message.contains("no.tar") && failed.stderr.contains(message), "{message}: {}", failed.stderr);
+    assert_eq!(run(&mut virtfold(["show", text(&missing)])).text(), "");
+}
+
 #[test]
 fn configurations() {
     let scratch = Scratch::new("golden-config");

@@ -8,6 +8,7 @@
 
 pub mod attachments;
 pub mod domain;
+pub mod events;
 pub mod folded_disk;
 pub mod forget;
 pub mod freeze;

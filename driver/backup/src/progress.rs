@@ -25,6 +25,16 @@ pub struct ProgressSnapshot {
     pub elapsed: Duration,
 }
 
+impl ProgressSnapshot {
+    /// The mean rate since the phase began, bytes a second, and the time that is left at it.
+    pub fn pace(&self) -> (u64, Option<Duration>) {
+        let millis = self.elapsed.as_millis().max(1);
+        let rate = u64::try_from(u128::from(self.done) * 1000 / millis).unwrap_or(u64::MAX);
+        let left = self.total.saturating_sub(self.done).checked_div(rate).map(Duration::from_secs);
+        (rate, left.filter(|_| self.total > 0))
+    }
+}
+
 impl Progress {
     /// Enters a phase of `total` bytes (zero where not known); the count begins anew.
     pub fn enter(&self, phase: &'static str, total: u64) {
@@ -52,5 +62,19 @@ impl Progress {
             done: self.done.load(Ordering::Relaxed),
             elapsed: phase.map_or(Duration::ZERO, |(_, since)| since.elapsed()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pace_is_the_phase_s_own() {
+        let now =
+            ProgressSnapshot { phase: "copying", total: 300, done: 100, elapsed: Duration::from_secs(2) };
+        assert_eq!(now.pace(), (50, Some(Duration::from_secs(4))));
+        assert_eq!(ProgressSnapshot { done: 0, ..now }.pace(), (0, None));
+        assert_eq!(ProgressSnapshot { total: 0, ..now }.pace(), (50, None));
     }
 }

@@ -131,6 +131,13 @@ enum LayoutArg {
     Full,
 }
 
+impl Args {
+    /// Whether the archive takes standard output.
+    pub(crate) fn stdout_use(&self) -> StdoutUse {
+        stdout_of(&self.to)
+    }
+}
+
 /// Runs the verb.
 pub(crate) fn run(args: Args, signals: &Signals) -> Result<ExitStatus> {
     let style = OutputFormat::from_flag(&args.json);

@@ -2,10 +2,11 @@
 
 use std::process::ExitCode;
 
+use virtfold_backup::events::ErrorEvent;
 use virtfold_base::error::{Error, ErrorKind, sentence};
 
 use super::output::{self, say};
-use super::report::printable;
+use super::report::{self, StdoutUse, printable};
 
 /// The exit codes, for `--help` and docs/troubleshooting.md.
 pub(crate) const HELP: &str = "\
@@ -62,9 +63,13 @@ pub(crate) enum ExitStatus {
     Failed(ErrorKind),
 }
 
-/// Prints an error with its causes and its hint, and gives the exit code. `by_signal` is the code of a run
-/// that a signal ended.
-pub(crate) fn report(outcome: anyhow::Result<ExitStatus>, by_signal: u8) -> ExitCode {
+/// Prints an error with its causes and its hint, and gives the exit code: for programs, too, where the verb's results
+/// are for them, and then on `events`. `by_signal` is the code of a run that a signal ended.
+pub(crate) fn report(
+    outcome: anyhow::Result<ExitStatus>,
+    by_signal: u8,
+    events: Option<StdoutUse>,
+) -> ExitCode {
     let error = match outcome {
         Ok(ExitStatus::Done) => return ExitCode::SUCCESS,
         Ok(ExitStatus::Damaged) => return ExitCode::from(code(ErrorKind::Damaged, by_signal)),
@@ -76,7 +81,13 @@ pub(crate) fn report(outcome: anyhow::Result<ExitStatus>, by_signal: u8) -> Exit
     };
     let full = full(&error);
     let known = error.downcast_ref::<Error>().or(full.as_ref());
-    say(&format!("virtfold: {}", printable(&sentence(error.as_ref()))));
+    let message = sentence(error.as_ref());
+    if let Some(out) = events {
+        let (kind, hint) = (known.map_or(ErrorKind::Internal, Error::kind), known.and_then(Error::hint));
+        let (message, hint) = (message.clone(), hint.map(ToOwned::to_owned));
+        report::error(out, ErrorEvent { kind, message, hint });
+    }
+    say(&format!("virtfold: {}", printable(&message)));
     if let Some(hint) = known.and_then(Error::hint) {
         say(&format!("hint: {}", printable(hint)));
     }

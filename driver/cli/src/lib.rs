@@ -39,6 +39,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use self::exit::ExitStatus;
+use self::report::StdoutUse;
 pub(crate) use self::signals::Signals;
 
 /// Back up libvirt/QEMU guests and disk images by copying only their used blocks, and restore them.
@@ -86,7 +87,9 @@ enum Verb {
 
 /// Runs the command.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let matches = <Cli as clap::CommandFactory>::command().get_matches();
+    let cli = <Cli as clap::FromArgMatches>::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
+    let events = wants_events(&matches).then(|| cli.verb.stdout_use());
     let filter = tracing_subscriber::EnvFilter::try_from_env("VIRTFOLD_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(cli.verb.usual_log()));
     // What can't be logged, because whoever read it is gone, must not end a run that has a guest to bring home.
@@ -102,13 +105,27 @@ pub fn main() -> ExitCode {
     let parent = cli.parent;
     let outcome =
         caught.and_then(|()| parent.map_or(Ok(()), serve::end_with)).and_then(|()| cli.verb.run(&signals));
-    exit::report(outcome, signals.exit_code())
+    exit::report(outcome, signals.exit_code(), events)
+}
+
+/// Whether the verb has `--json`, and has it set.
+fn wants_events(matches: &clap::ArgMatches) -> bool {
+    let own = matches.try_get_one::<bool>("json").ok().flatten().copied().unwrap_or(false);
+    own || matches.subcommand().is_some_and(|(_, matches)| wants_events(matches))
 }
 
 impl Verb {
     /// Whether it looks at the flags while it works; the others are ended by a signal as any program is.
     fn is_long(&self) -> bool {
         matches!(self, Self::Backup(_) | Self::Restore(_) | Self::Verify(_) | Self::Tape(_))
+    }
+
+    /// Whether its standard output carries an archive.
+    fn stdout_use(&self) -> StdoutUse {
+        match self {
+            Self::Backup(args) => args.stdout_use(),
+            _ => StdoutUse::Free,
+        }
     }
 
     /// What is logged where nobody says otherwise: what runs for months says what it does.

@@ -1,8 +1,7 @@
 //! What a verb prints while it works: a bar on a terminal, a plain line now and then in a log, JSON lines for machines.
 //!
-//! JSON events have a field `event`: `progress` (phase, done, total: bytes), `damage` (disk, start, length: bytes that
-//! are lost), and last `summary` (the verb's own report), each on one line of standard output; of standard error where standard output carries an archive. Plain messages
-//! go to standard error, results to standard output.
+//! JSON events ([`virtfold_backup::events`]) are each on one line of standard output; of standard error where standard
+//! output carries an archive. Plain messages go to standard error, results to standard output.
 
 use std::io::{IsTerminal, Write};
 use std::sync::Arc;
@@ -13,9 +12,9 @@ use anyhow::{Context, Result};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
-use serde_json::json;
+use virtfold_backup::Progress;
+use virtfold_backup::events::{ErrorEvent, Event};
 use virtfold_backup::restore::LostRange;
-use virtfold_backup::{Progress, ProgressSnapshot};
 use virtfold_base::units::Human;
 
 use super::output;
@@ -62,11 +61,8 @@ pub(crate) enum StdoutUse {
 pub(crate) fn result(style: OutputFormat, out: StdoutUse, value: &impl Serialize, text: &str) -> Result<()> {
     let line = match style {
         OutputFormat::Json => {
-            let mut event = serde_json::to_value(value).context("cannot write the result as JSON")?;
-            if let Some(object) = event.as_object_mut() {
-                object.insert("event".to_owned(), json!("summary"));
-            }
-            event.to_string()
+            let event = serde_json::to_value(Event::Summary(value));
+            event.context("cannot write the result as JSON")?.to_string()
         }
         OutputFormat::Text => text.trim_end().to_owned(),
     };
@@ -76,18 +72,22 @@ pub(crate) fn result(style: OutputFormat, out: StdoutUse, value: &impl Serialize
     }
 }
 
+/// Prints why the verb failed, for programs.
+pub(crate) fn error(out: StdoutUse, event: ErrorEvent) {
+    match serde_json::to_value(Event::<()>::Error(event)) {
+        Ok(event) => print_progress(&event.to_string(), out),
+        Err(error) => tracing::debug!(%error, "the error could not be shown as JSON"),
+    }
+}
+
 /// Prints the ranges that are lost, one a line.
 pub(crate) fn damage(style: OutputFormat, ranges: &[LostRange]) -> Result<()> {
     let mut out = output::out();
     for lost in ranges {
         match style {
             OutputFormat::Json => {
-                let (disk, start, length) = (&lost.disk, lost.start, lost.length);
-                writeln!(
-                    out,
-                    "{}",
-                    json!({"event": "damage", "disk": disk, "start": start, "length": length})
-                )
+                let event = serde_json::to_value(Event::<()>::Damage(lost.clone()));
+                writeln!(out, "{}", event.context("cannot write the result as JSON")?)
             }
             OutputFormat::Text => writeln!(out, "lost: {lost}"),
         }
@@ -168,7 +168,7 @@ fn plain_lines(progress: &Progress, stopped: &Receiver<()>) {
             print_progress(&format!("{}: {} s", now.phase, now.elapsed.as_secs()), StdoutUse::Archive);
             return;
         }
-        let (rate, left) = pace(&now);
+        let (rate, left) = now.pace();
         let left = left.map_or(String::new(), |left| format!(", {} s left", left.as_secs()));
         let line =
             format!("{}: {} of {}, {}/s{left}", now.phase, Human(now.done), Human(now.total), Human(rate));
@@ -178,13 +178,11 @@ fn plain_lines(progress: &Progress, stopped: &Receiver<()>) {
 
 fn json_lines(progress: &Progress, out: StdoutUse, stopped: &Receiver<()>) {
     every(JSON_EVERY, stopped, || {
-        let now = progress.snapshot();
-        let (rate, left) = pace(&now);
-        let event = json!({
-            "event": "progress", "phase": now.phase, "done": now.done, "total": now.total,
-            "bytes_per_second": rate, "seconds_left": left.map(|left| left.as_secs()),
-        });
-        print_progress(&event.to_string(), out);
+        let event = Event::<()>::Progress((&progress.snapshot()).into());
+        match serde_json::to_value(event) {
+            Ok(event) => print_progress(&event.to_string(), out),
+            Err(error) => tracing::debug!(%error, "progress could not be shown"),
+        }
     });
 }
 
@@ -196,27 +194,5 @@ fn print_progress(line: &str, out: StdoutUse) {
     };
     if let Err(error) = written {
         tracing::debug!(%error, "progress could not be shown");
-    }
-}
-
-/// The mean rate since the phase began, bytes a second, and the time that is left at it.
-fn pace(now: &ProgressSnapshot) -> (u64, Option<Duration>) {
-    let millis = now.elapsed.as_millis().max(1);
-    let rate = u64::try_from(u128::from(now.done) * 1000 / millis).unwrap_or(u64::MAX);
-    let left = now.total.saturating_sub(now.done).checked_div(rate).map(Duration::from_secs);
-    (rate, left.filter(|_| now.total > 0))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pace_is_the_phase_s_own() {
-        let now =
-            ProgressSnapshot { phase: "copying", total: 300, done: 100, elapsed: Duration::from_secs(2) };
-        assert_eq!(pace(&now), (50, Some(Duration::from_secs(4))));
-        assert_eq!(pace(&ProgressSnapshot { done: 0, ..now }), (0, None));
-        assert_eq!(pace(&ProgressSnapshot { total: 0, ..now }), (50, None));
     }
 }

@@ -24,7 +24,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use virtfold_hooks::start_lock::LockReason;
 
@@ -72,7 +72,7 @@ pub struct DomainRequest<'a> {
 }
 
 /// A disk that is not in the backup.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SkippedDisk {
     /// The disk.
     pub target: String,
@@ -81,26 +81,25 @@ pub struct SkippedDisk {
 }
 
 /// Why the guest is not back on its disks although the archive is good.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct UnfreezeFailure {
     /// What failed.
     pub sentence: String,
     /// What a person can do.
     pub hint: String,
     /// What kind of failure it is.
-    #[serde(skip)]
     pub kind: ErrorKind,
 }
 
 /// What came of the backup of a domain.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DomainReport {
     /// The domain's name.
     pub domain: String,
     /// Its uuid.
     pub uuid: Uuid,
     /// `online`, `standing` or `offline`.
-    pub way: &'static str,
+    pub way: String,
     /// How the guest was frozen and came back; nothing for one that was shut off.
     pub freeze: Option<FreezeReport>,
     /// The disks that are not in it.
@@ -171,7 +170,7 @@ pub fn backup_domain_to(
     Ok(DomainReport {
         domain: plan.domain.name.clone(),
         uuid: plan.domain.uuid,
-        way: plan.way,
+        way: plan.way.to_owned(),
         freeze: done.freeze,
         left_out: left_out.map(|d| SkippedDisk { target: d.target.clone(), rule: d.rule.clone() }).collect(),
         notes: plan.notes.clone(),
@@ -188,7 +187,7 @@ fn resume_session(went_on: ResumeOutcome, domain: String, started: Instant) -> D
     DomainReport {
         domain,
         uuid: job.domain.0,
-        way: resume_session::way(&job),
+        way: resume_session::way(&job).to_owned(),
         freeze: done.freeze,
         left_out: Vec::new(),
         notes: vec!["the copy is of the moment when the earlier run froze the disks".to_owned()],

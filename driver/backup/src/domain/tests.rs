@@ -204,7 +204,10 @@ fn a_copy_that_was_killed_goes_on_and_the_guest_comes_home() {
     assert_eq!(jobs.len(), 1);
     // Its domain's XML is the one of the snapshot.
     let report = lab.backup(|| panic!("it was begun anew")).unwrap();
-    assert_eq!((report.way, report.backup.resumed_at, report.backup.disks.len()), ("online", Some(0), 2));
+    assert_eq!(
+        (report.way.as_str(), report.backup.resumed_at, report.backup.disks.len()),
+        ("online", Some(0), 2)
+    );
     assert!(report.thaw_failure.is_none() && report.freeze.is_some());
     lab.assert_home();
     assert_eq!(lab.archives().len(), 1);
@@ -250,7 +253,7 @@ fn a_running_domain_goes_into_an_archive_with_all_that_belongs_to_it() {
     let lab = Lab::running();
     let report = lab.backup(|| {}).unwrap();
     lab.assert_home();
-    assert_eq!((report.way, report.backup.disks.len()), ("online", 2));
+    assert_eq!((report.way.as_str(), report.backup.disks.len()), ("online", 2));
     assert!(report.thaw_failure.is_none());
     let archives = lab.archives();
     assert_eq!(archives.len(), 1);
@@ -269,7 +272,7 @@ fn a_running_domain_goes_into_an_archive_with_all_that_belongs_to_it() {
 fn a_domain_at_rest_is_read_as_it_is() {
     let lab = Lab::new();
     let report = lab.backup(|| {}).unwrap();
-    assert_eq!((report.way, report.freeze), ("offline", None));
+    assert_eq!((report.way.as_str(), report.freeze), ("offline", None));
     assert_eq!(lab.archives().len(), 1);
     lab.assert_home();
 }

@@ -22,7 +22,7 @@ use std::fmt::Debug;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::Control;
@@ -45,7 +45,7 @@ mod unfreeze;
 mod watchdog_process;
 
 pub use offline::with_offline_disks;
-pub use recover::{DiskRecovery, RecoverScope, Recovery, RecoveryStatus, recover};
+pub use recover::{DiskRecovery, RecoverReport, RecoverScope, Recovery, RecoveryStatus, recover};
 pub use snapshot::with_frozen_disks;
 pub use take_over::{TakeOver, TakeOverRequest, interrupted_session, take_over};
 pub use watchdog_process::WatchdogProcess;
@@ -178,7 +178,7 @@ pub struct Frozen {
 }
 
 /// How a freeze went, and how the guest came back.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct FreezeReport {
     /// Whether the guest's agent had its file systems frozen in the moment of the snapshot.
     pub quiesced: bool,

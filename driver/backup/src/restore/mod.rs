@@ -20,7 +20,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use self::free_space::Room;
 pub(crate) use self::free_space::{Forecast, shareable};
@@ -122,7 +122,7 @@ pub struct RestoredDisk {
 }
 
 /// A range of a disk that could not be had.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LostRange {
     /// The disk.
     pub disk: String,

@@ -16,7 +16,7 @@ use crate::inspect::{self, ArchiveStatus, ArchiveSummary};
 use crate::session::BackupReport;
 use virtfold_archive::crypt::Identities;
 use virtfold_archive::manifest::{BackupSubject, Manifest};
-use virtfold_base::error::{Error, ErrorKind, Result};
+use virtfold_base::error::{Error, ErrorKind, OrInternal, Result};
 use virtfold_catalog::{BackupCopy, Catalog, Owner, Source, copy_name, destination_name};
 use virtfold_medium::{Location, TapeAddress, TapeArchive};
 
@@ -298,7 +298,7 @@ fn good_copy(
     (place, known, archive): (&Location, &str, &str),
     job: Option<&str>,
 ) -> Result<BackupCopy> {
-    let facts = facts(&report.head)?;
+    let facts = facts(report.head.as_ref().or_internal("a backup's report has no head")?)?;
     let name = match place {
         // It was made in that directory.
         Location::Path(_) => {

@@ -306,7 +306,7 @@ impl UnnamedArchive {
             tapes: Vec::new(),
             disks: self.head.disks.iter().map(report).collect(),
             copies: Vec::new(),
-            head: self.head,
+            head: Some(self.head),
         })
     }
 }

@@ -1,6 +1,6 @@
 //! What came of a backup: the archive, its disks, its copies.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use virtfold_archive::manifest::{Disk, Manifest};
@@ -9,7 +9,7 @@ use virtfold_medium::tape::TapeReport;
 use virtfold_medium::{MediumOutcome, MediumOutcomes};
 
 /// What came of a backup.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct BackupReport {
     /// The archive's name, as `restore` takes it.
     pub archive: String,
@@ -27,20 +27,20 @@ pub struct BackupReport {
     /// How long it took.
     pub seconds: f64,
     /// What came of the tapes, where it is on tapes.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tapes: Vec<TapeReport>,
     /// The disks.
     pub disks: Vec<DiskReport>,
     /// What became of each copy, where the archive was to go to several media. At least one is good.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub copies: Vec<CopyReport>,
-    /// Its head.
+    /// Its head, in the process that made it.
     #[serde(skip)]
-    pub head: Manifest,
+    pub head: Option<Manifest>,
 }
 
 /// What became of the copy on one of several media.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct CopyReport {
     /// Where it was to go.
     pub to: String,
@@ -51,12 +51,12 @@ pub struct CopyReport {
     /// What a person can do about that.
     pub hint: Option<String>,
     /// What kind of failure it is.
-    #[serde(skip)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<ErrorKind>,
 }
 
 /// What came of one disk.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DiskReport {
     /// Its name in the archive.
     pub target: String,

@@ -1,11 +1,10 @@
 //! `virtfold recover`: ends what a backup that was broken off left behind.
 
 use anyhow::Result;
-use serde::Serialize;
 use virtfold_backup::RunMode;
 use virtfold_backup::domain::discard_records;
 use virtfold_backup::freeze::{
-    FreezeContext, FreezeTimings, RecoverScope, Recovery, RecoveryStatus, recover,
+    FreezeContext, FreezeTimings, RecoverReport, RecoverScope, RecoveryStatus, recover,
 };
 use virtfold_base::error::{Error, ErrorKind};
 use virtfold_catalog::{Catalog, Journal, NoCatalog};
@@ -43,11 +42,6 @@ pub(crate) struct Args {
     json: JsonFlag,
 }
 
-#[derive(Serialize)]
-struct Report {
-    domains: Vec<Recovery>,
-}
-
 /// Runs the verb.
 pub(crate) fn run(args: &Args) -> Result<ExitStatus> {
     let connection = args.connect.open()?;
@@ -69,7 +63,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitStatus> {
         Some(domain) => RecoverScope::Domain(find(host.hypervisor, journal, domain)?),
     };
     let mode = if args.dry_run { RunMode::DryRun } else { RunMode::Apply };
-    let report = Report { domains: recover(&host, which, mode)? };
+    let report = RecoverReport { domains: recover(&host, which, mode)? };
     if mode == RunMode::Apply {
         // Nobody goes on with an archive whose guest is home.
         discard_records(&host, &state, &medium::discard)?;
@@ -92,7 +86,7 @@ fn find(hypervisor: &dyn Hypervisor, journal: &dyn Journal, domain: &str) -> Res
 }
 
 /// The worst of them decides.
-fn outcome(report: &Report) -> ExitStatus {
+fn outcome(report: &RecoverReport) -> ExitStatus {
     let has = |verdict| report.domains.iter().any(|domain| domain.verdict == verdict);
     if has(RecoveryStatus::Failed) || has(RecoveryStatus::Undecided) {
         return ExitStatus::Failed(ErrorKind::Io);
@@ -103,7 +97,7 @@ fn outcome(report: &Report) -> ExitStatus {
     if left { ExitStatus::Failed(ErrorKind::InUse) } else { ExitStatus::Done }
 }
 
-fn text(report: &Report) -> String {
+fn text(report: &RecoverReport) -> String {
     if report.domains.is_empty() {
         return "nothing to recover".to_owned();
     }
@@ -144,8 +138,9 @@ fn told((word, of): (&str, &str), [found, done, remains]: [&Vec<String>; 3]) -> 
 mod tests {
     use super::*;
     use virtfold_backup::freeze::DiskRecovery;
+    use virtfold_backup::freeze::Recovery;
 
-    fn report(verdict: RecoveryStatus, disk: [&[&str]; 3]) -> Report {
+    fn report(verdict: RecoveryStatus, disk: [&[&str]; 3]) -> RecoverReport {
         let [found, done, remains] = disk.map(|list| list.iter().map(|text| (*text).to_owned()).collect());
         let base = "/i/a.qcow2".to_owned();
         let disk = DiskRecovery { target: "vda".to_owned(), base, overlay: None, found, done, remains };
@@ -159,7 +154,7 @@ mod tests {
             remains: Vec::new(),
             disks: vec![disk],
         };
-        Report { domains: vec![recovery] }
+        RecoverReport { domains: vec![recovery] }
     }
 
     #[test]

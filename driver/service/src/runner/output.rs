@@ -1,100 +1,102 @@
-//! What a run of this program says: its progress, its summary, its last words; and what a command of the
-//! configuration says.
+//! What a run of this program says: its progress, its summary, its error; and what a command of the configuration says.
 //!
-//! Imports: `metrics` (measures), `control` (plain types), `child_process`, `engine` (its inputs).
+//! Imports: `backup` (events and reports), `metrics` (measures), `control` (plain types), `child_process`, `engine` (its
+//! inputs).
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use crossbeam_channel::Sender;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
 
 use super::child_process::OutputListener;
 use crate::control::RunProgress;
 use crate::engine::Input;
+use virtfold_backup::domain::DomainReport;
+use virtfold_backup::events::{ErrorEvent, Event, ProgressEvent};
+use virtfold_backup::freeze::{RecoverReport, RecoveryStatus};
 use virtfold_backup::metrics::{self, BackupMetrics};
+use virtfold_base::error::ErrorKind;
 
-/// Lines of standard error that are kept.
-const KEPT: usize = 30;
-/// Characters of each of them.
+/// Characters of a line of standard error that are kept.
 const WIDTH: usize = 2000;
 
-#[derive(Debug, Default)]
-struct ParsedOutput {
-    summary: Option<Value>,
-    errors: VecDeque<String>,
+#[derive(Debug)]
+struct ParsedOutput<S> {
+    summary: Option<S>,
+    error: Option<ErrorEvent>,
+    /// The last line of standard error: what a run says that dies without an error event.
+    last_line: Option<String>,
     phase: Option<(String, Instant)>,
 }
 
-/// Hears one process.
+/// Hears one process, whose report is an `S`.
 #[derive(Debug)]
-pub(super) struct RunOutput {
+pub(super) struct RunOutput<S> {
     /// Whose progress it is, and whom to tell.
     progress: Option<(i64, Sender<Input>)>,
-    heard: Mutex<ParsedOutput>,
+    heard: Mutex<ParsedOutput<S>>,
 }
 
-impl RunOutput {
+impl<S: DeserializeOwned + Clone> RunOutput<S> {
     pub(super) fn new(progress: Option<(i64, Sender<Input>)>) -> Self {
-        Self { progress, heard: Mutex::default() }
+        let heard = ParsedOutput { summary: None, error: None, last_line: None, phase: None };
+        Self { progress, heard: Mutex::new(heard) }
     }
 
-    fn heard(&self) -> MutexGuard<'_, ParsedOutput> {
+    fn heard(&self) -> MutexGuard<'_, ParsedOutput<S>> {
         self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The summary, where it came to that.
-    pub(super) fn summary(&self) -> Option<Value> {
+    pub(super) fn summary(&self) -> Option<S> {
         self.heard().summary.clone()
     }
 
-    /// The sentence and the hint that it ended with.
-    pub(super) fn last_words(&self) -> (Option<String>, Option<String>) {
+    /// The error that it ended with; where it said none, its last line on standard error with `kind`.
+    pub(super) fn error(&self, kind: ErrorKind) -> Option<ErrorEvent> {
         let heard = self.heard();
-        let word = |start: &str| {
-            let lines = heard.errors.iter().rev().filter(|line| !line.starts_with("virtfold: warning: "));
-            lines.filter_map(|line| line.strip_prefix(start)).map(str::to_owned).next()
-        };
-        let sentence = word("virtfold: ").or_else(|| heard.errors.back().cloned());
-        (sentence, word("hint: "))
+        let last = || heard.last_line.clone().map(|message| ErrorEvent { kind, message, hint: None });
+        heard.error.clone().or_else(last)
     }
 
-    fn progress(&self, event: &Value) {
+    fn progress(&self, event: ProgressEvent) {
         let Some((id, to)) = &self.progress else { return };
-        let phase = event["phase"].as_str().unwrap_or_default().to_owned();
         let mut heard = self.heard();
         let since = match &heard.phase {
-            Some((known, since)) if *known == phase => *since,
+            Some((known, since)) if *known == event.phase => *since,
             _ => Instant::now(),
         };
-        heard.phase = Some((phase.clone(), since));
-        let number = |key: &str| event[key].as_u64().unwrap_or(0);
+        heard.phase = Some((event.phase.clone(), since));
         let seconds = since.elapsed().as_secs();
-        let progress = RunProgress { phase, done: number("done"), total: number("total"), seconds };
+        let progress = RunProgress { phase: event.phase, done: event.done, total: event.total, seconds };
         if to.send(Input::Progress(*id, progress)).is_err() {
             tracing::debug!("nobody wants to know how far it is");
         }
     }
 }
 
-impl OutputListener for RunOutput {
+impl<S: DeserializeOwned + Clone + Send> OutputListener for RunOutput<S> {
     fn out(&self, line: &str) {
-        let Ok(event) = serde_json::from_str::<Value>(line) else { return };
-        match event["event"].as_str() {
-            Some("progress") => self.progress(&event),
-            Some("summary") => self.heard().summary = Some(event),
-            _ => {}
+        match serde_json::from_str::<Event<S>>(line) {
+            Ok(Event::Progress(event)) => self.progress(event),
+            Ok(Event::Summary(summary)) => self.heard().summary = Some(summary),
+            Ok(Event::Error(error)) => self.heard().error = Some(error),
+            Ok(Event::Damage(lost)) => tracing::warn!("lost: {lost}"),
+            // A report in other words than this program's is never taken for an empty one.
+            Err(error) if serde_json::from_str::<Event<IgnoredAny>>(line).is_ok() => {
+                let message = format!("its report is not understood: {error}");
+                self.heard().error = Some(ErrorEvent { kind: ErrorKind::Internal, message, hint: None });
+            }
+            Err(_) => tracing::info!("{line}"),
         }
     }
 
     fn err(&self, line: &str) {
         tracing::info!("{line}");
-        let mut heard = self.heard();
-        if heard.errors.len() == KEPT {
-            heard.errors.pop_front();
-        }
-        heard.errors.push_back(line.chars().take(WIDTH).collect());
+        self.heard().last_line = Some(line.chars().take(WIDTH).collect());
     }
 }
 
@@ -151,37 +153,54 @@ impl OutputListener for CommandOutput {
 }
 
 /// What a summary says of a failure.
-pub(super) fn failure_in(summary: &Value) -> Option<String> {
-    let copies = summary["copies"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let copy = copies.iter().find_map(|copy| {
-        let why = copy["failure"].as_str()?;
-        Some(format!("no copy in '{}': {why}", copy["to"].as_str().unwrap_or("?")))
+pub(super) fn failure_in(summary: &DomainReport) -> Option<String> {
+    let copy = summary.backup.copies.iter().find_map(|copy| {
+        let why = copy.failure.as_ref()?;
+        Some(format!("no copy in '{}': {why}", copy.to))
     });
-    let home = || {
-        let why = summary["thaw_failure"]["sentence"].as_str()?;
-        Some(format!("the archive is good, but the guest needs attention: {why}"))
+    let unfreeze = || {
+        let failure = summary.thaw_failure.as_ref()?;
+        Some(format!("the archive is good, but the guest needs attention: {}", failure.sentence))
     };
-    copy.or_else(home)
+    copy.or_else(unfreeze)
+}
+
+/// The archives of a backup that are there, as `restore` takes them.
+pub(super) fn archives_in(summary: &DomainReport) -> Vec<String> {
+    let copies = &summary.backup.copies;
+    match copies.is_empty() {
+        true => vec![summary.backup.archive.clone()],
+        false => copies.iter().filter_map(|copy| copy.archive.clone()).collect(),
+    }
+}
+
+/// What a person has to decide, out of a recovery's summary.
+pub(super) fn needs_administrator(summary: &RecoverReport) -> Vec<String> {
+    let open = |verdict| matches!(verdict, RecoveryStatus::Undecided | RecoveryStatus::Failed);
+    let domains = summary.domains.iter().filter(|domain| open(domain.verdict));
+    let sentence = |domain: &virtfold_backup::freeze::Recovery| {
+        let disks = domain.disks.iter().flat_map(|disk| &disk.remains);
+        let remains: Vec<&str> = domain.remains.iter().chain(disks).map(String::as_str).collect();
+        format!("the guest '{}' needs attention: {}", domain.name, remains.join("; "))
+    };
+    domains.map(sentence).collect()
 }
 
 /// What a good backup was like, out of its summary, which ends now.
-pub(super) fn measure_in(summary: &Value) -> Value {
-    let disks = summary["disks"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let sum = |key: &str| disks.iter().filter_map(|disk| disk[key].as_u64()).fold(0, u64::saturating_add);
-    let freeze = |key: &str| summary["freeze"][key].as_f64();
-    let tapes = summary["tapes"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let underruns =
-        || tapes.iter().filter_map(|tape| tape["underruns"].as_u64()).fold(0, u64::saturating_add);
+pub(super) fn measure_in(summary: &DomainReport) -> Value {
+    let (disks, tapes) = (&summary.backup.disks, &summary.backup.tapes);
+    let freeze = summary.freeze.as_ref();
+    let underruns = || tapes.iter().map(|tape| tape.underruns).fold(0, u64::saturating_add);
     let measure = BackupMetrics {
         at: metrics::now(),
-        seconds: summary["total_seconds"].as_f64().unwrap_or(0.0),
-        capacity_bytes: sum("capacity"),
-        read_bytes: sum("dense_length"),
-        archive_bytes: summary["archive_bytes"].as_u64().unwrap_or(0),
-        thaw_failed: !summary["thaw_failure"].is_null(),
-        frozen_ms: freeze("frozen_ms"),
-        snapshot_ms: freeze("snapshot_ms"),
-        pause_ms: freeze("pause_ms"),
+        seconds: summary.total_seconds,
+        capacity_bytes: disks.iter().map(|disk| disk.capacity).fold(0, u64::saturating_add),
+        read_bytes: disks.iter().map(|disk| disk.dense_length).fold(0, u64::saturating_add),
+        archive_bytes: summary.backup.archive_bytes,
+        thaw_failed: summary.thaw_failure.is_some(),
+        frozen_ms: freeze.and_then(|freeze| freeze.frozen_ms),
+        snapshot_ms: freeze.and_then(|freeze| freeze.snapshot_ms),
+        pause_ms: freeze.and_then(|freeze| freeze.pause_ms),
         tape_underruns: (!tapes.is_empty()).then(underruns),
     };
     serde_json::to_value(measure).unwrap_or(Value::Null)
@@ -192,28 +211,37 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_words_are_the_error_s() {
-        let said = RunOutput::new(None);
-        for number in 0..100 {
-            said.err(&format!("line {number}"));
-        }
-        for line in ["virtfold: the disk is gone: no such file", "hint: look", "virtfold: warning: so what"] {
-            said.err(line);
-        }
-        let (sentence, hint) = said.last_words();
-        assert_eq!(sentence.as_deref(), Some("the disk is gone: no such file"));
-        assert_eq!(hint.as_deref(), Some("look"));
-        assert_eq!(said.heard().errors.len(), KEPT);
+    fn an_error_is_the_event_s_and_else_the_last_line() {
+        let said = RunOutput::<RecoverReport>::new(None);
+        assert_eq!(said.error(ErrorKind::Io), None);
+        said.err("line 1");
+        said.err("thread panicked");
+        let last = said.error(ErrorKind::Io).unwrap();
+        assert_eq!((last.kind, last.message.as_str()), (ErrorKind::Io, "thread panicked"));
+        said.out(r#"{"event":"error","kind":"no-space","message":"it is full","hint":"make room"}"#);
+        let error = said.error(ErrorKind::Io).unwrap();
+        assert_eq!((error.kind, error.hint.as_deref()), (ErrorKind::NoSpace, Some("make room")));
         said.out("no JSON");
-        said.out(r#"{"event":"summary","archive":"/a"}"#);
-        assert_eq!(said.summary().unwrap()["archive"], "/a");
+        assert_eq!(said.summary(), None);
+        said.out(r#"{"event":"summary","domains":[]}"#);
+        assert_eq!(said.summary(), Some(RecoverReport { domains: Vec::new() }));
+    }
+
+    #[test]
+    fn a_report_in_other_words_is_an_error() {
+        let said = RunOutput::<RecoverReport>::new(None);
+        said.out(r#"{"event":"summary","guests":[]}"#);
+        assert_eq!(said.summary(), None);
+        let error = said.error(ErrorKind::Io).unwrap();
+        assert_eq!(error.kind, ErrorKind::Internal);
+        assert!(error.message.contains("`domains`"), "{error:?}");
     }
 
     #[test]
     fn progress_is_passed_on() {
         let (to, from) = crossbeam_channel::unbounded();
-        let said = RunOutput::new(Some((7, to)));
-        said.out(r#"{"event":"progress","phase":"copying","done":5,"total":10}"#);
+        let said = RunOutput::<IgnoredAny>::new(Some((7, to)));
+        said.out(r#"{"event":"progress","phase":"copying","done":5,"total":10,"bytes_per_second":1,"seconds_left":null}"#);
         let Input::Progress(7, progress) = from.recv().unwrap() else { panic!() };
         assert_eq!((progress.phase.as_str(), progress.done, progress.total), ("copying", 5, 10));
     }

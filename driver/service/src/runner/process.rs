@@ -23,13 +23,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::Sender;
-use serde_json::Value;
+use serde::de::{DeserializeOwned, IgnoredAny};
 
 use super::child_process::{self, ChildExit, OutputListener, RunningChild, SignalScope};
-use super::output::{CommandOutput, RunOutput, failure_in, measure_in};
+use super::output::{CommandOutput, RunOutput, archives_in, failure_in, measure_in, needs_administrator};
 use super::{Handle, RunOrder, Runner};
 use crate::engine::Input;
 use crate::job_spec::{CommandSpec, MediumSpec};
+use virtfold_backup::domain::DomainReport;
+use virtfold_backup::freeze::RecoverReport;
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result, sentence};
 use virtfold_catalog::queue::RunResult;
 use virtfold_catalog::{Catalog, Journal};
@@ -144,7 +146,7 @@ impl ProcessRunner {
         if hold.is_asked() {
             return Err(interrupted());
         }
-        let said = Arc::new(RunOutput::new(Some((order.id, reports.clone()))));
+        let said = Arc::new(RunOutput::<DomainReport>::new(Some((order.id, reports.clone()))));
         let hear: Arc<dyn OutputListener> = said.clone();
         let ended =
             child_process::run(self.backup(order, variables), (hold, SignalScope::Process), None, &hear);
@@ -157,30 +159,23 @@ impl ProcessRunner {
     }
 
     /// What came of the process of a backup.
-    fn result(&self, said: &RunOutput, ended: ChildExit, hold: &RunningChild) -> RunResult {
+    fn result(&self, said: &RunOutput<DomainReport>, ended: ChildExit, hold: &RunningChild) -> RunResult {
         let code = ended.status.code();
         let mut result = RunResult { exit_code: code, ..RunResult::default() };
         let summary = said.summary();
-        if let Some(summary) = &summary {
-            let copies = summary["copies"].as_array().map(Vec::as_slice).unwrap_or_default();
-            let names = copies.iter().filter_map(|copy| copy["archive"].as_str());
-            result.archives = names.map(str::to_owned).collect();
-            if result.archives.is_empty() {
-                result.archives.extend(summary["archive"].as_str().map(str::to_owned));
-            }
-        }
-        let (sentence, hint) = said.last_words();
+        result.archives = summary.as_ref().map(archives_in).unwrap_or_default();
         match (code, ended.status.signal()) {
             (Some(0), _) => {
                 result.sentence = result.archives.join(", ");
                 result.measure = summary.as_ref().map(measure_in);
             }
             (Some(code), _) => {
-                result.kind = Some((self.kind_of)(code));
+                let error = said.error((self.kind_of)(code));
+                result.kind = Some(error.as_ref().map_or((self.kind_of)(code), |error| error.kind));
                 let told = summary.as_ref().and_then(failure_in);
-                result.sentence =
-                    told.or(sentence).unwrap_or_else(|| format!("it ended with exit code {code}"));
-                result.hint = hint;
+                let sentence = told.or_else(|| error.as_ref().map(|error| error.message.clone()));
+                result.sentence = sentence.unwrap_or_else(|| format!("it ended with exit code {code}"));
+                result.hint = error.and_then(|error| error.hint);
             }
             (None, signal) => {
                 let by_us = hold.is_asked();
@@ -193,11 +188,10 @@ impl ProcessRunner {
 
     /// A recovery of the run's guest. Where the archive was good and only the guest was not home, everything
     /// is fine then.
-    fn recover_guest(&self, order: &RunOrder, said: &RunOutput, result: &mut RunResult) {
+    fn recover_guest(&self, order: &RunOrder, said: &RunOutput<DomainReport>, result: &mut RunResult) {
         let home = self.recover_one(Some(order.guest.id));
         let only_home = said.summary().is_some_and(|summary| {
-            let copies = summary["copies"].as_array().map(Vec::as_slice).unwrap_or_default();
-            !summary["thaw_failure"].is_null() && copies.iter().all(|copy| copy["failure"].is_null())
+            summary.thaw_failure.is_some() && summary.backup.copies.iter().all(|copy| copy.failure.is_none())
         });
         match home {
             Ok(undecided) if undecided.is_empty() => {
@@ -220,8 +214,8 @@ impl ProcessRunner {
         let mut command = self.command("recover");
         command.arg("--connect").arg(&self.paths.uri);
         command.args(domain.map(|domain| domain.to_string()));
-        let said = Arc::new(RunOutput::new(None));
-        let ended = self.finish(command, &said, RECOVERY)?;
+        let said = Arc::new(RunOutput::<RecoverReport>::new(None));
+        let ended = self.finish(command, &(said.clone() as Arc<dyn OutputListener>), RECOVERY)?;
         match said.summary() {
             Some(summary) => Ok(needs_administrator(&summary)),
             // A domain that is gone, and of which no journal knows, is home.
@@ -230,10 +224,9 @@ impl ProcessRunner {
         }
     }
 
-    fn finish(&self, command: Command, said: &Arc<RunOutput>, limit: Duration) -> Result<ChildExit> {
-        let hear: Arc<dyn OutputListener> = said.clone();
+    fn finish(&self, command: Command, hear: &Arc<dyn OutputListener>, limit: Duration) -> Result<ChildExit> {
         let ended =
-            child_process::run(command, (&RunningChild::default(), SignalScope::Process), Some(limit), &hear);
+            child_process::run(command, (&RunningChild::default(), SignalScope::Process), Some(limit), hear);
         ended.at(|| format!("cannot run '{}'", self.paths.program.display()))
     }
 
@@ -241,14 +234,10 @@ impl ProcessRunner {
         ended.status.code().map_or(ErrorKind::Internal, self.kind_of)
     }
 
-    fn error(&self, said: &RunOutput, ended: ChildExit) -> Error {
-        let (sentence, hint) = said.last_words();
-        let sentence = sentence.unwrap_or_else(|| format!("it ended with {}", ended.status));
-        let error = Error::new(self.kind(ended), sentence);
-        match hint {
-            Some(hint) => error.with_hint(hint),
-            None => error,
-        }
+    fn error<S: DeserializeOwned + Clone>(&self, said: &RunOutput<S>, ended: ChildExit) -> Error {
+        let kind = self.kind(ended);
+        said.error(kind)
+            .map_or_else(|| Error::new(kind, format!("it ended with {}", ended.status)), Error::from)
     }
 
     fn prune_job(&self, job: &str) -> Result<()> {
@@ -257,8 +246,8 @@ impl ProcessRunner {
             command.arg("--config").arg(config);
         }
         command.arg("--").arg(job);
-        let said = Arc::new(RunOutput::new(None));
-        let ended = self.finish(command, &said, PRUNING)?;
+        let said = Arc::new(RunOutput::<IgnoredAny>::new(None));
+        let ended = self.finish(command, &(said.clone() as Arc<dyn OutputListener>), PRUNING)?;
         if ended.status.success() { Ok(()) } else { Err(self.error(&said, ended)) }
     }
 
@@ -342,25 +331,6 @@ fn outcome_of(result: &RunResult) -> [(&'static str, String); 5] {
         ("VIRTFOLD_HINT", when_failed(result.hint.as_deref().unwrap_or_default())),
         ("VIRTFOLD_EXIT_CODE", result.exit_code.map_or_else(String::new, |code| code.to_string())),
     ]
-}
-
-/// What a person has to decide, out of a recovery's summary.
-fn needs_administrator(summary: &Value) -> Vec<String> {
-    let domains = summary["domains"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let open =
-        domains.iter().filter(|domain| matches!(domain["verdict"].as_str(), Some("undecided" | "failed")));
-    open.map(|domain| {
-        let own = domain["remains"].as_array();
-        let disks =
-            domain["disks"].as_array().into_iter().flatten().filter_map(|disk| disk["remains"].as_array());
-        let remains = own.into_iter().chain(disks).flatten().filter_map(Value::as_str).collect::<Vec<_>>();
-        format!(
-            "the guest '{}' needs attention: {}",
-            domain["name"].as_str().unwrap_or("?"),
-            remains.join("; ")
-        )
-    })
-    .collect()
 }
 
 /// Runs a command of the configuration.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, unbounded};
+use serde_json::json;
 use tempfile::TempDir;
 
 use super::*;
@@ -135,18 +136,42 @@ fn shell(line: &str, limit: Duration) -> CommandSpec {
     CommandSpec { words: ["sh", "-c", line].map(Into::into).to_vec(), limit }
 }
 
+/// A script that prints events.
+fn script(events: &[serde_json::Value]) -> String {
+    events.iter().map(|event| format!("cat <<'END'\n{event}\nEND\n")).collect()
+}
+
+/// A backup's summary, with `changes` over what a good one says.
+fn summary(changes: serde_json::Value) -> serde_json::Value {
+    let mut event = json!({
+        "event": "summary", "domain": "web", "uuid": uuid::Uuid::nil(), "way": "online", "freeze": null,
+        "left_out": [], "notes": [], "recovered": [], "total_seconds": 1.5, "archive": "/a",
+        "id": uuid::Uuid::nil(), "archive_bytes": 5, "encrypted": false, "root": "ab", "seconds": 1.0, "disks": [],
+    });
+    let serde_json::Value::Object(changes) = changes else { panic!() };
+    event.as_object_mut().unwrap().extend(changes);
+    event
+}
+
+fn recovered(domains: serde_json::Value) -> String {
+    script(&[json!({"event": "summary", "domains": domains})])
+}
+
+fn no_room(message: &str) -> String {
+    let event = json!({"event": "error", "kind": "no-space", "message": message, "hint": "free some"});
+    format!("{}exit 8", script(&[event]))
+}
+
 const LONG: Duration = Duration::from_secs(60);
 
 #[test]
 fn a_good_run_is_told_with_its_archive_and_its_measure() {
     let stage = Stage::new();
-    stage.play(
-        "backup",
-        r#"echo '{"event":"progress","phase":"copying","done":1,"total":2}'
-           echo 'virtfold: warning: something' >&2
-           echo '{"event":"summary","archive":"/backup/a.tar","archive_bytes":5,"total_seconds":1.5,"thaw_failure":null,
- "disks":[]}' | tr -d '\n'; echo"#,
-    );
+    let progress = json!({
+        "event": "progress", "phase": "copying", "done": 1, "total": 2, "bytes_per_second": 1, "seconds_left": 1,
+    });
+    let events = script(&[progress, summary(json!({"archive": "/backup/a.tar"}))]);
+    stage.play("backup", &format!("echo 'virtfold: warning: something' >&2\n{events}"));
     let variables = stage.path("keys");
     std::fs::write(&variables, "# of the store\nAWS_ACCESS_KEY_ID=abc\nAWS_SECRET_ACCESS_KEY=\"d e\"\n")
         .unwrap();
@@ -183,11 +208,12 @@ fn a_good_run_is_told_with_its_archive_and_its_measure() {
 #[test]
 fn a_failed_run_is_recovered_and_told_in_its_own_words() {
     let stage = Stage::new();
-    stage.play("backup", "echo 'virtfold: no room: it is full' >&2; echo 'hint: free some' >&2; exit 8");
-    stage.play(
-        "recover",
-        r#"echo '{"event":"summary","domains":[{"name":"web","verdict":"undecided","remains":["look at it"],"disks":[]}]}'; exit 1"#,
-    );
+    stage.play("backup", &no_room("no room: it is full"));
+    let web = json!({
+        "domain": "0", "name": "web", "job": null, "verdict": "undecided", "found": [], "done": [],
+        "remains": ["look at it"], "disks": [],
+    });
+    stage.play("recover", &format!("{}exit 1", recovered(json!([web]))));
     drop(stage.start(stage.order()));
     let (result, _) = stage.end();
     assert_eq!((result.kind, result.exit_code), (Some(ErrorKind::NoSpace), Some(8)));
@@ -199,9 +225,9 @@ fn a_failed_run_is_recovered_and_told_in_its_own_words() {
 #[test]
 fn a_good_archive_of_a_guest_that_a_recovery_brings_home_is_good() {
     let stage = Stage::new();
-    let summary = r#"echo '{"event":"summary","archive":"/a","copies":[],"thaw_failure":{"sentence":"libvirtd was away"}}'; exit 10"#;
-    stage.play("backup", summary);
-    stage.play("recover", r#"echo '{"event":"summary","domains":[]}'"#);
+    let away = json!({"sentence": "libvirtd was away", "hint": "start it", "kind": "refused"});
+    stage.play("backup", &format!("{}exit 10", script(&[summary(json!({"thaw_failure": away}))])));
+    stage.play("recover", &recovered(json!([])));
     drop(stage.start(stage.order()));
     let (result, _) = stage.end();
     assert_eq!(result.kind, None, "{result:?}");
@@ -210,8 +236,11 @@ fn a_good_archive_of_a_guest_that_a_recovery_brings_home_is_good() {
         "{result:?}"
     );
     // One copy of two is missing: that is a failure.
-    let summary = r#"echo '{"event":"summary","archive":"/a","copies":[{"to":"x","archive":"/a"},{"to":"s3://b","failure":"no key"}]}'; exit 1"#;
-    stage.play("backup", summary);
+    let copies = json!([
+        {"to": "x", "archive": "/a", "failure": null, "hint": null},
+        {"to": "s3://b", "archive": null, "failure": "no key", "hint": null, "kind": "denied"},
+    ]);
+    stage.play("backup", &format!("{}exit 1", script(&[summary(json!({"copies": copies}))])));
     drop(stage.start(stage.order()));
     let (result, _) = stage.end();
     assert_eq!(result.sentence, "no copy in 's3://b': no key");
@@ -300,12 +329,12 @@ fn the_command_after_is_told_what_went_wrong_and_what_to_do() {
         Arc::get_mut(&mut order.job).unwrap().after = Some((shell(&print, LONG), CommandCondition::Always));
         order
     };
-    stage.play("backup", "printf 'virtfold: no \\000room\\n' >&2; echo 'hint: free some' >&2; exit 8");
-    stage.play("recover", r#"echo '{"event":"summary","domains":[]}'"#);
+    stage.play("backup", &no_room("no \0room"));
+    stage.play("recover", &recovered(json!([])));
     drop(stage.start(order()));
     stage.end();
     assert_eq!(stage.read("told"), "failure;no room;free some;8;");
-    stage.play("backup", r#"echo '{"event":"summary","archive":"/a","disks":[]}'"#);
+    stage.play("backup", &script(&[summary(json!({}))]));
     drop(stage.start(order()));
     stage.end();
     assert_eq!(stage.read("told"), "success;;;0;");
@@ -374,7 +403,8 @@ fn media_that_give_one_variable_different_values_are_refused() {
 #[test]
 fn recoveries_and_prunes_are_told_and_locks_are_seen() {
     let stage = Stage::new();
-    stage.play("recover", "echo 'virtfold: libvirt is not there' >&2; exit 10");
+    let error = json!({"event": "error", "kind": "refused", "message": "libvirt is not there"});
+    stage.play("recover", &format!("{}exit 10", script(&[error])));
     stage.runner.recover(&stage.sender);
     let Input::Recovered(Err(error)) = stage.reports.recv_timeout(LONG).unwrap() else { panic!() };
     assert_eq!(error.to_string(), "libvirt is not there");

@@ -6,7 +6,7 @@
 //!
 //! Imports: `error`, `catalog`, `hypervisor`, `unfreeze`.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::FreezeContext;
 use super::domain_view::DomainView;
@@ -29,7 +29,7 @@ pub enum RecoverScope {
 }
 
 /// What came of a domain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RecoveryStatus {
     /// The guest is on its own disks and nothing is left to do.
@@ -51,8 +51,15 @@ pub enum RecoveryStatus {
     Planned,
 }
 
+/// What was found of all domains that were asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecoverReport {
+    /// Each with something to recover.
+    pub domains: Vec<Recovery>,
+}
+
 /// What was found of a domain, done about it, and remains.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recovery {
     /// The domain's uuid.
     pub domain: String,
@@ -73,7 +80,7 @@ pub struct Recovery {
 }
 
 /// What was found of a disk, done about it, and remains.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskRecovery {
     /// The disk.
     pub target: String,
