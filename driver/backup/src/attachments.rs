@@ -7,9 +7,10 @@
 //!
 //! How: nothing is followed that could surprise. A file is opened without waiting (a FIFO would) and must be
 //! a regular one. NVRAM and TPM state lie in directories that QEMU's and swtpm's users may write, so links
-//! are not followed there; a kernel is the administrator's, and links to it are usual. Everything is held in
-//! memory, and bounded: [`limit_of`] says how much each member may have, and the same limits hold when an
-//! archive is read back.
+//! are not followed there, neither at a path's end nor, where others can have made them, on the way; a kernel is
+//! the administrator's, and links to it are usual. Everything is held in memory, and bounded: [`limit_of`] says
+//! how much each member may have, [`TOTAL_LIMIT`] how much all of them, and the same limits hold when an archive
+//! is read back.
 //!
 //! What is not there: a guest that never started has no NVRAM and no TPM state yet. One that runs has both,
 //! and then it is an error that they are missing, as is everything that cannot be read: a backup without them
@@ -17,17 +18,19 @@
 //!
 //! Imports: `error`, `archive` (its member type), `hypervisor` (its XML).
 
-use std::fs::{File, OpenOptions};
+use std::ffi::OsStr;
+use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::libc;
+use rustix::fs::OFlags;
 
 use virtfold_archive::layout;
 use virtfold_archive::writer::Attachment;
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
+use virtfold_base::safe_path::{self, Directory, Entry};
 use virtfold_base::units::MIB;
 use virtfold_hypervisor::domain_xml::{DomainXml, MAX_BYTES, Nvram, Tpm, TpmStorage};
 
@@ -56,6 +59,8 @@ const NVRAM_LIMIT: u64 = 64 * MIB + MIB;
 const TPM_LIMIT: u64 = 4 * MIB;
 /// More files in a TPM's directory are refused.
 const TPM_FILES: usize = 16;
+/// All of them together, in memory and in an archive: one whose members each keep to their limits may have a thousand of them.
+pub const TOTAL_LIMIT: u64 = 512 * MIB;
 /// How often a file that changes is read again, and the pause in between.
 const TRIES: usize = 50;
 const PAUSE: Duration = Duration::from_millis(20);
@@ -134,6 +139,15 @@ pub fn gather(guest: GuestXml<'_>, places: &LibvirtDirectories) -> Result<Vec<At
         let content = read_file(path, *limit, SymlinkPolicy::Follow);
         let content = content.and_then(|c| c.ok_or_else(|| missing(path)));
         found.push(attachment(member, content.map_err(|e| e.within(gatherer.cannot(element)))?));
+    }
+    let total: u64 = found.iter().map(|one| one.content.len() as u64).sum();
+    if total > TOTAL_LIMIT {
+        let what = format!(
+            "{}: they have more than {} MiB",
+            gatherer.cannot("files beside the disks"),
+            TOTAL_LIMIT / MIB
+        );
+        return Err(Error::new(ErrorKind::Unsupported, what).with_hint("give it a smaller initrd or kernel"));
     }
     Ok(found)
 }
@@ -215,14 +229,15 @@ impl AttachmentCollector<'_> {
 /// The files of a TPM's directory, but for hidden ones (swtpm's lock); none where there is no directory.
 fn tpm_directory(directory: &Path) -> Result<Vec<Attachment>> {
     let reading = || format!("cannot read the directory '{}'", directory.display());
-    let entries = match std::fs::read_dir(directory) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(Error::io(reading(), error)),
-    };
+    let opened =
+        match Entry::locate(directory).and_then(|entry| entry.directory().open_directory(entry.name())) {
+            Ok(opened) => opened,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(_) if is_link(directory) => return Err(refused_link(directory)),
+            Err(error) => return Err(Error::io(reading(), error)),
+        };
     let mut names = Vec::new();
-    for entry in entries {
-        let name = entry.at(reading)?.file_name();
+    for name in opened.names(2 * TPM_FILES).at(reading)? {
         let name = name.into_string().map_err(|name| {
             let shown = name.to_string_lossy().escape_debug().to_string();
             Error::new(
@@ -233,10 +248,10 @@ fn tpm_directory(directory: &Path) -> Result<Vec<Attachment>> {
         if !name.starts_with('.') {
             names.push(name);
         }
-        if names.len() > TPM_FILES {
-            let why = format!("'{}' has more than {TPM_FILES} files", directory.display());
-            return Err(Error::new(ErrorKind::Unsupported, why));
-        }
+    }
+    if names.len() > TPM_FILES {
+        let why = format!("'{}' has more than {TPM_FILES} files", directory.display());
+        return Err(Error::new(ErrorKind::Unsupported, why));
     }
     names.sort();
     let mut found = Vec::new();
@@ -244,14 +259,15 @@ fn tpm_directory(directory: &Path) -> Result<Vec<Attachment>> {
         let member = format!("{TPM}{name}");
         layout::check_name(&member).map_err(|why| Error::new(ErrorKind::Unsupported, why))?;
         // swtpm writes a new state beside the old one and renames it: a file may be gone again.
-        if let Some(content) = read_settled(&directory.join(&name), TPM_LIMIT)? {
+        let read = || read_entry(&opened, (name.as_ref(), &directory.join(&name)), TPM_LIMIT);
+        if let Some(content) = settled(&directory.join(&name), read)? {
             found.push(attachment(&member, content));
         }
     }
     Ok(found)
 }
 
-/// Whether links are followed at a path's end.
+/// Whether links are followed at a path's end, where nobody but root can have made them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SymlinkPolicy {
     Follow,
@@ -261,9 +277,13 @@ pub(super) enum SymlinkPolicy {
 /// Reads a file that may be written to meanwhile until two readings in a row agree; `None` where there is
 /// none.
 fn read_settled(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
-    let mut last = read_file(path, limit, SymlinkPolicy::Refuse)?;
+    settled(path, || read_file(path, limit, SymlinkPolicy::Refuse))
+}
+
+fn settled(path: &Path, read: impl Fn() -> Result<Option<Vec<u8>>>) -> Result<Option<Vec<u8>>> {
+    let mut last = read()?;
     for _ in 0..TRIES {
-        let again = read_file(path, limit, SymlinkPolicy::Refuse)?;
+        let again = read()?;
         if again == last {
             return Ok(again);
         }
@@ -279,18 +299,40 @@ fn read_settled(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
 /// # Errors
 /// It is not a regular file, longer, a link where none may be, or can't be read.
 pub(super) fn read_file(path: &Path, limit: u64, links: SymlinkPolicy) -> Result<Option<Vec<u8>>> {
-    let no_link = if links == SymlinkPolicy::Refuse { libc::O_NOFOLLOW } else { 0 };
-    let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | no_link).open(path);
-    let file = match opened {
-        Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) if error.raw_os_error() == Some(libc::ELOOP) => {
-            return Err(Error::new(ErrorKind::Unsupported, format!("'{}' is a link", path.display()))
-                .with_hint("replace the link by the file itself"));
+    let opening = || format!("cannot open '{}'", path.display());
+    if links == SymlinkPolicy::Follow {
+        return match safe_path::open(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            file => bounded(&file.at(opening)?, path, limit).map(Some),
+        };
+    }
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    match Directory::open(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        opened => {
+            let name = path.file_name().unwrap_or_default();
+            read_entry(&opened.at(opening)?, (name, path), limit)
         }
-        Err(error) => return Err(Error::io(format!("cannot open '{}'", path.display()), error)),
-    };
-    bounded(&file, path, limit).map(Some)
+    }
+}
+
+/// The file `name` in `directory`, called `path` in messages, which is no link.
+fn read_entry(directory: &Directory, (name, path): (&OsStr, &Path), limit: u64) -> Result<Option<Vec<u8>>> {
+    match directory.open_file(name, OFlags::RDONLY | OFlags::NONBLOCK) {
+        Ok(file) => bounded(&file, path, limit).map(Some),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.raw_os_error() == Some(libc::ELOOP) => Err(refused_link(path)),
+        Err(error) => Err(Error::io(format!("cannot open '{}'", path.display()), error)),
+    }
+}
+
+fn is_link(path: &Path) -> bool {
+    path.symlink_metadata().is_ok_and(|found| found.is_symlink())
+}
+
+fn refused_link(path: &Path) -> Error {
+    Error::new(ErrorKind::Unsupported, format!("'{}' is a link", path.display()))
+        .with_hint("replace the link by the file itself")
 }
 
 fn bounded(file: &File, path: &Path, limit: u64) -> Result<Vec<u8>> {

@@ -140,7 +140,7 @@ fn written(place: &Place, members: &[(&str, &[u8])], compression: Compression) -
 fn read_back(path: &Path, wanted: &dyn Fn(&str) -> Option<u64>) -> Result<Vec<Attachment>> {
     let source = FileSource::open(path)?;
     let options = ReadOptions { workers: 2, cancel: Arc::default(), carrier: None, archive_id: None };
-    ArchiveIndex::open(&source, &options, Trust::Strict)?.attachments(wanted)
+    ArchiveIndex::open(&source, &options, Trust::Strict)?.attachments(wanted, TOTAL_LIMIT)
 }
 
 #[test]
@@ -170,4 +170,53 @@ fn members_come_back_bounded_and_checked() {
     assert!(read_back(&twice, &limit_of).unwrap_err().to_string().contains("twice"));
     let without = written(&place, &[], Compression::None);
     assert!(read_back(&without, &limit_of).unwrap().is_empty());
+}
+
+/// Links that QEMU's or swtpm's user has made where root reads the state of firmware and TPM.
+#[test]
+fn nothing_is_copied_through_a_planted_link() {
+    let plant = |target: &Path, link: &Path| {
+        std::fs::create_dir_all(link.parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink(target, link).unwrap();
+        std::os::unix::fs::lchown(link, Some(65_533), None).unwrap();
+    };
+    for (planted, target) in [
+        (format!("swtpm/{UUID}/tpm2"), "root"),
+        (format!("swtpm/{UUID}"), "root"),
+        ("swtpm".to_owned(), "root"),
+        (format!("swtpm/{UUID}/tpm2/tpm2-00.permall"), "root/shadow"),
+        ("web_VARS.fd".to_owned(), "root/shadow"),
+        ("vmlinuz".to_owned(), "root/shadow"),
+    ] {
+        let place = place();
+        for name in ["root/shadow", "root/tpm2/shadow", &format!("root/{UUID}/tpm2/shadow")] {
+            place.put(name, b"root's own");
+        }
+        if planted != "vmlinuz" {
+            place.put("vmlinuz", b"kernel");
+        }
+        plant(&place.folder.path().join(target), &place.folder.path().join(&planted));
+        let xml = place.xml();
+        let guest = GuestXml { inactive: Some(&xml), live: None };
+        let error = gather(guest, &place.places).unwrap_err();
+        let said = format!("{error:?}");
+        assert!(said.contains("is a link"), "{planted}: {said}");
+    }
+}
+
+#[test]
+fn all_of_them_together_have_a_limit() {
+    let place = place();
+    let members: Vec<(String, Vec<u8>)> = (0..5).map(|n| (format!("tpm/{n}"), vec![0; 1 << 20])).collect();
+    let members: Vec<(&str, &[u8])> =
+        members.iter().map(|(name, content)| (name.as_str(), content.as_slice())).collect();
+    let path = written(&place, &members, Compression::Zstd { level: 1 });
+    assert!(path.metadata().unwrap().len() < 64 << 10, "small, and yet much");
+    let source = FileSource::open(&path).unwrap();
+    let options = ReadOptions { workers: 2, cancel: Arc::default(), carrier: None, archive_id: None };
+    let index = ArchiveIndex::open(&source, &options, Trust::Strict).unwrap();
+    assert_eq!(index.attachments(&limit_of, 5 << 20).unwrap().len(), 5);
+    let error = index.attachments(&limit_of, (5 << 20) - 1).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Damaged);
+    assert!(error.to_string().contains("beside the disks have more than 4 MiB"), "{error}");
 }

@@ -12,6 +12,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::safe_path::Directory;
 
 /// How much a spool keeps in memory, bytes.
 pub const MEMORY_LIMIT: usize = 4 << 20;
@@ -67,7 +68,8 @@ impl SpillLog {
         let directory = self.directory();
         let mut file = match self.file.take() {
             Some(file) => file,
-            None => tempfile::tempfile_in(&directory)
+            None => Directory::open(&directory)
+                .and_then(|opened| tempfile::tempfile_in(opened.by_descriptor()))
                 .at(|| format!("cannot make a temporary file in '{}'", directory.display()))?,
         };
         file.write_all(&self.tail)

@@ -3,20 +3,22 @@
 //! What it was like at the opening is kept ([`ImageFileStamp`]), to be held against what it is when all has been read: QEMU's locks keep no `dd` away.
 //!
 //! Opening never blocks and never follows a name to anything else (a FIFO, a terminal): names of backing
-//! files come from headers. The length is taken once, at opening; a block device tells it by seeking to its end.
+//! files come from headers. A link is followed only where nobody but root can have made it (`safe_path`). The length is taken once, at opening; a block device tells it by seeking to its end.
 //!
 //! Imports: `error`, `units`, `format`, `change_detection`.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{ErrorKind as IoKind, Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use nix::libc;
+use rustix::fs::{FileType, OFlags};
+use rustix::io::Errno;
 
 use super::change_detection;
 use super::format::ChangeSensitivity;
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
+use virtfold_base::safe_path::{self, Entry};
 use virtfold_base::units::HostOffset;
 
 /// Which file of a [`super::DiskImage`] an extent lies in.
@@ -72,12 +74,13 @@ impl HostFile {
         // The name may come from a header. Opening some devices does something (a watchdog, a tape), so what
         // it is, is asked first; O_NONBLOCK and O_NOCTTY are for a name that changes in between.
         let opening = || format!("cannot open '{}'", path.display());
-        let kind = std::fs::metadata(path).at(opening)?.file_type();
-        if !kind.is_file() && !kind.is_block_device() {
+        let entry = Entry::locate(path).at(opening)?;
+        let found = entry.find().and_then(|found| found.ok_or_else(|| Errno::NOENT.into())).at(opening)?;
+        let kind = safe_path::kind(&found);
+        if !matches!(kind, FileType::RegularFile | FileType::BlockDevice | FileType::Symlink) {
             return Err(not_a_disk(path));
         }
-        let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
-        let file = OpenOptions::new().read(true).custom_flags(flags).open(path).at(opening)?;
+        let file = entry.open(OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY).at(opening)?;
         Self::new(file, path)
     }
 

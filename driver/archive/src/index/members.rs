@@ -142,9 +142,10 @@ pub(super) fn from_front(stream: &VerifiedRanges<'_>, found: &mut MemberIndex) -
 pub(super) fn attachments(
     stream: &VerifiedRanges<'_>,
     wanted: &dyn Fn(&str) -> Option<u64>,
+    most: u64,
 ) -> Result<Vec<Attachment>> {
     let mut cursor = MemberCursor::new(stream, StreamOffset::ZERO);
-    let (mut found, mut seen) = (Vec::<Attachment>::new(), 0);
+    let (mut found, mut seen, mut left) = (Vec::<Attachment>::new(), 0, most);
     // The digests vouch for the body alone; behind its last content there is only padding.
     let block = crate::tar::BLOCK;
     while cursor.parser.position().get().next_multiple_of(block) < stream.body_len() {
@@ -160,6 +161,9 @@ pub(super) fn attachments(
                     if found.iter().any(|other| other.name == member.name) {
                         return Err(damaged(format!("it has member '{}' twice", member.name)));
                     }
+                    left = left.checked_sub(member.size).ok_or_else(|| {
+                        damaged(format!("its members beside the disks have more than {} MiB", most >> 20))
+                    })?;
                     let content = cursor.whole(&member, limit)?;
                     found.push(Attachment { name: member.name, content });
                 }

@@ -281,12 +281,12 @@ impl ArchiveIndex<'_> {
     }
 
     /// The members beside head, tables and disks (`domain.xml`, ...), in the archive's order: those to which
-    /// `wanted` gives a limit in bytes, which is the memory that each may take. Where
+    /// `wanted` gives a limit in bytes, which is the memory that each may take; all together take `most`. Where
     /// [`ArchiveIndex::is_checked`], so is each of their bytes.
     ///
     /// # Errors
-    /// Damaged or Incomplete: one can't be read, is longer than its limit, or comes twice.
-    pub fn attachments(&self, wanted: &dyn Fn(&str) -> Option<u64>) -> Result<Vec<Attachment>> {
-        members::attachments(&self.stream, wanted)
+    /// Damaged or Incomplete: one can't be read, is longer than its limit, or comes twice; all are longer than `most`.
+    pub fn attachments(&self, wanted: &dyn Fn(&str) -> Option<u64>, most: u64) -> Result<Vec<Attachment>> {
+        members::attachments(&self.stream, wanted, most)
     }
 }

@@ -9,7 +9,7 @@ use std::io::{Cursor, Read};
 use super::RestoreDomainRequest;
 use super::run::PARTIAL;
 use crate::Control;
-use crate::attachments::{DOMAIN_XML, LIVE_XML, limit_of};
+use crate::attachments::{DOMAIN_XML, LIVE_XML, TOTAL_LIMIT, limit_of};
 use virtfold_archive::crypt::{ArchiveFile, DecryptingReader};
 use virtfold_archive::index::{ArchiveIndex, Trust};
 use virtfold_archive::manifest::{BackupSubject, Manifest};
@@ -18,11 +18,12 @@ use virtfold_archive::stream::{ReadOptions, read_pipe};
 use virtfold_archive::table::{CorrespondenceTable, Run};
 use virtfold_archive::writer::Attachment;
 use virtfold_base::error::{Error, ErrorKind, Result};
+use virtfold_base::units::MIB;
 use virtfold_hypervisor::domain_xml::{DiskDifference, DomainXml, changed_disks, with_live_disks};
 use virtfold_medium::{self as medium, PipeSource};
 
-/// Bytes that are kept of a stream: more than all members before the disks may have.
-const MOST: usize = 1 << 30;
+/// Bytes that are kept of a stream: what all members before the disks may have, and the head.
+const MOST: u64 = TOTAL_LIMIT + 64 * MIB;
 
 /// A guest in an archive.
 pub(super) struct ArchivedDomain {
@@ -46,7 +47,7 @@ impl ArchivedDomain {
             .and_then(|source| ArchiveFile::open(source, &request.identities))
             .map_err(cannot)?;
         let index = ArchiveIndex::open(&source, &options, Trust::Strict).map_err(cannot)?;
-        let attachments = index.attachments(&limit_of).map_err(cannot)?;
+        let attachments = index.attachments(&limit_of, TOTAL_LIMIT).map_err(cannot)?;
         Self::new(&name, index.head().clone(), attachments)
     }
 
@@ -145,9 +146,11 @@ fn of_changed(changed: DiskDifference<'_>) -> String {
 
 /// What comes before the disks.
 #[derive(Default)]
-struct HeadVisitor {
+pub(super) struct HeadVisitor {
     head: Option<Manifest>,
     attachments: Vec<Attachment>,
+    /// Bytes that these have.
+    size: u64,
     /// Whether the content that comes is that of the last of them.
     taking: bool,
     ended: bool,
@@ -165,6 +168,11 @@ impl Visitor for HeadVisitor {
         let Some(limit) = limit else { return Ok(()) };
         if size > limit || self.attachments.iter().any(|other| other.name == name) {
             let what = format!("its member '{name}' is too long, or there twice");
+            return Err(Error::new(ErrorKind::Damaged, what));
+        }
+        self.size = self.size.saturating_add(size);
+        if self.size > TOTAL_LIMIT {
+            let what = format!("its members beside the disks have more than {} MiB", TOTAL_LIMIT / MIB);
             return Err(Error::new(ErrorKind::Damaged, what));
         }
         self.attachments.push(Attachment { name: name.to_owned(), content: Vec::new() });
@@ -209,8 +217,9 @@ impl<R: Read> ReplayReader<R> {
 impl<R: Read> Read for ReplayReader<R> {
     fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
         let len = self.input.read(out)?;
-        if self.kept.len() > MOST {
-            return Err(std::io::Error::other("what comes before its disks is longer than 1 GiB"));
+        if self.kept.len() as u64 > MOST {
+            let what = format!("what comes before its disks is longer than {} MiB", MOST / MIB);
+            return Err(std::io::Error::other(what));
         }
         self.kept.extend_from_slice(out.get(..len).unwrap_or_default());
         Ok(len)

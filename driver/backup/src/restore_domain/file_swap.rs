@@ -6,13 +6,20 @@
 //! undoes itself; killed, it leaves hidden files that say in their name what they are.
 //!
 //! A new file gets owner and mode of the one that it replaces.
+//!
+//! All of it is done in the directories as they were opened (`safe_path`), which QEMU's and swtpm's users may write to: a link that is in
+//! the place of a file is replaced itself, what it points at is not touched, and only what this process's user has made is put in place.
 
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{FileType, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
 
 use super::target_paths::{PathOccupant, TargetPath};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 use virtfold_base::partial_file::{self, Overwrite};
+use virtfold_base::safe_path::{self, Directory};
 
 /// How far one of them is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,8 +34,10 @@ enum SwapState {
 
 #[derive(Debug)]
 struct SwapEntry {
-    staged: PathBuf,
-    to: PathBuf,
+    /// Both are in it.
+    directory: Directory,
+    staged: OsString,
+    to: OsString,
     found: PathOccupant,
     state: SwapState,
 }
@@ -38,8 +47,8 @@ struct SwapEntry {
 pub(super) struct FileSwap {
     tag: String,
     moves: Vec<SwapEntry>,
-    /// Directories that were made for it.
-    made: Vec<PathBuf>,
+    /// Directories that were made for it, in those that hold them.
+    made: Vec<(Directory, OsString)>,
     settled: bool,
 }
 
@@ -51,7 +60,10 @@ impl FileSwap {
     }
 
     /// The hidden name under which what belongs to `spot` is to be made.
-    pub(super) fn stage(&mut self, spot: &TargetPath) -> PathBuf {
+    ///
+    /// # Errors
+    /// Its directory can't be opened.
+    pub(super) fn stage(&mut self, spot: &TargetPath) -> Result<PathBuf> {
         let name = spot.real.file_name().unwrap_or_default().to_string_lossy();
         // A file's name has room for 255 bytes.
         let short: String = name
@@ -61,20 +73,38 @@ impl FileSwap {
                 (*len <= 200).then_some(c)
             })
             .collect();
-        let staged = spot.real.with_file_name(format!(".{short}.{}.restoring", self.tag));
-        let (to, found) = (spot.real.clone(), spot.found);
-        self.moves.push(SwapEntry { staged: staged.clone(), to, found, state: SwapState::Staged });
-        staged
+        let staged = OsString::from(format!(".{short}.{}.restoring", self.tag));
+        let folder = spot.real.parent().unwrap_or(Path::new("/"));
+        let directory = Directory::open(folder).at(|| format!("cannot open '{}'", folder.display()))?;
+        let path = directory.path().join(&staged);
+        let (to, found) = (spot.real.file_name().unwrap_or_default().to_owned(), spot.found);
+        self.moves.push(SwapEntry { directory, staged, to, found, state: SwapState::Staged });
+        Ok(path)
     }
 
     /// Makes a directory and those above it that are not there; gone again if all of it is undone.
     pub(super) fn make_directory(&mut self, directory: &Path) -> Result<()> {
-        let missing: Vec<_> = directory.ancestors().take_while(|path| !path.exists()).collect();
-        for path in missing.into_iter().rev() {
+        let cannot = |path: &Path| format!("cannot make the directory '{}'", path.display());
+        let mut missing = Vec::new();
+        let mut above = directory;
+        let mut here = loop {
+            match Directory::open(above) {
+                Ok(there) => break there,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                    let (Some(parent), Some(name)) = (above.parent(), above.file_name()) else {
+                        return Err(Error::io(cannot(directory), error));
+                    };
+                    missing.push(name.to_owned());
+                    above = parent;
+                }
+                Err(error) => return Err(Error::io(cannot(directory), error)),
+            }
+        };
+        for name in missing.into_iter().rev() {
             // swtpm's user must be able to reach its own directory below.
-            let made = std::fs::DirBuilder::new().mode(0o711).create(path);
-            made.at(|| format!("cannot make the directory '{}'", path.display()))?;
-            self.made.push(path.to_owned());
+            let made = here.make_directory(&name, 0o711).and_then(|()| here.open_directory(&name));
+            let made = made.at(|| cannot(directory))?;
+            self.made.push((std::mem::replace(&mut here, made), name));
         }
         Ok(())
     }
@@ -106,10 +136,11 @@ impl FileSwap {
             first = first.and(back);
         }
         let first = first.and_then(|()| self.sync());
-        for directory in self.made.iter().rev() {
+        for (directory, name) in self.made.iter().rev() {
             // It stays where somebody else has put something into it.
-            if let Err(error) = std::fs::remove_dir(directory) {
-                tracing::debug!(directory = %directory.display(), %error, "a directory stays");
+            if let Err(error) = directory.remove_directory(name) {
+                let path = directory.path().join(name);
+                tracing::debug!(directory = %path.display(), %error, "a directory stays");
             }
         }
         first
@@ -119,7 +150,7 @@ impl FileSwap {
     pub(super) fn leave(&mut self) -> Vec<String> {
         self.settled = true;
         let old = self.moves.iter().filter(|step| step.state == SwapState::Exchanged);
-        old.map(|step| step.staged.display().to_string()).collect()
+        old.map(|step| step.path(&step.staged).display().to_string()).collect()
     }
 
     /// Removes the old files: the new ones count. A sentence for each that could not be removed.
@@ -127,10 +158,10 @@ impl FileSwap {
         self.settled = true;
         let mut notes = Vec::new();
         for step in self.moves.iter().filter(|step| step.state == SwapState::Exchanged) {
-            if let Err(error) = remove(&step.staged) {
+            if let Err(error) = step.remove() {
                 notes.push(format!(
                     "'{}', which was replaced, could not be removed: {error}",
-                    step.staged.display()
+                    step.path(&step.staged).display()
                 ));
             }
         }
@@ -140,7 +171,8 @@ impl FileSwap {
     /// Makes the names durable.
     fn sync(&self) -> Result<()> {
         for step in &self.moves {
-            sync_directory(step.to.parent().unwrap_or(Path::new("/")))?;
+            let cannot = || format!("cannot sync the directory '{}'", step.directory.path().display());
+            step.directory.sync().at(cannot)?;
         }
         Ok(())
     }
@@ -157,9 +189,14 @@ impl Drop for FileSwap {
 }
 
 impl SwapEntry {
+    fn path(&self, name: &OsStr) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
     fn advance(&mut self) -> Result<()> {
+        self.expect_ours()?;
         if self.found == PathOccupant::Nothing {
-            partial_file::rename(&self.staged, &self.to, Overwrite::Refuse)?;
+            partial_file::rename(&self.directory, &self.staged, &self.to, Overwrite::Refuse)?;
             self.state = SwapState::Placed;
             return Ok(());
         }
@@ -171,22 +208,47 @@ impl SwapEntry {
         Ok(())
     }
 
+    /// What is about to be put in place was made by this process's user, and has no other name.
+    fn expect_ours(&self) -> Result<()> {
+        let staged = self.path(&self.staged);
+        let found =
+            self.directory.find(&self.staged).at(|| format!("cannot examine '{}'", staged.display()))?;
+        let user = rustix::process::geteuid().as_raw();
+        let is_ours = found.is_some_and(|found| match safe_path::kind(&found) {
+            FileType::RegularFile => found.st_uid == user && found.st_nlink == 1,
+            FileType::Directory => found.st_uid == user,
+            _ => false,
+        });
+        if is_ours {
+            return Ok(());
+        }
+        let what =
+            format!("'{}' is not what was restored: it was renamed or replaced meanwhile", staged.display());
+        let folder = self.directory.path().display();
+        Err(Error::new(ErrorKind::Denied, what).with_hint(format!(
+            "another process that may write to '{folder}' did that; restore to a directory of your own"
+        )))
+    }
+
     fn back(&mut self) -> Result<()> {
         match self.state {
             SwapState::Staged => {}
             // To the hidden name: what is then left of it says what it is.
-            SwapState::Placed => std::fs::rename(&self.to, &self.staged)
-                .at(|| format!("cannot take '{}' away again", self.to.display()))?,
+            SwapState::Placed => self
+                .directory
+                .rename(&self.to, &self.staged, RenameFlags::empty())
+                .at(|| format!("cannot take '{}' away again", self.path(&self.to).display()))?,
             SwapState::Exchanged => self.exchange().map_err(|e| {
-                let (to, staged) = (self.to.display(), self.staged.display());
+                let (to, staged) = (self.path(&self.to), self.path(&self.staged));
+                let (to, staged) = (to.display(), staged.display());
                 e.within(format!("'{to}' could not be put back: it is '{staged}' now"))
                     .with_hint(format!("mv '{staged}' '{to}'"))
             })?,
         }
         self.state = SwapState::Staged;
-        match remove(&self.staged) {
+        match self.remove() {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(Error::io(format!("cannot remove '{}'", self.staged.display()), error))
+                Err(Error::io(format!("cannot remove '{}'", self.path(&self.staged).display()), error))
             }
             _ => Ok(()),
         }
@@ -194,45 +256,50 @@ impl SwapEntry {
 
     /// Lets the two names change places.
     fn exchange(&self) -> Result<()> {
-        let cwd = rustix::fs::CWD;
-        let done =
-            rustix::fs::renameat_with(cwd, &self.staged, cwd, &self.to, rustix::fs::RenameFlags::EXCHANGE);
-        match done {
+        let directory = &self.directory;
+        let done = directory.rename(&self.staged, &self.to, RenameFlags::EXCHANGE);
+        let done = match done {
             // NFS knows no exchange: a second name for the old file, and the new one over the first.
-            Err(rustix::io::Errno::INVAL) if self.found == PathOccupant::File => {
-                let mut aside = self.staged.clone().into_os_string();
+            Err(Errno::INVAL) if matches!(self.found, PathOccupant::File | PathOccupant::Link) => {
+                let mut aside = self.staged.clone();
                 aside.push(".old");
-                let steps = std::fs::hard_link(&self.to, &aside)
-                    .and_then(|()| std::fs::rename(&self.staged, &self.to))
-                    .and_then(|()| std::fs::rename(&aside, &self.staged));
-                steps.at(|| format!("cannot put '{}' into its place", self.to.display()))
+                directory
+                    .link(&self.to, &aside)
+                    .and_then(|()| directory.rename(&self.staged, &self.to, RenameFlags::empty()))
+                    .and_then(|()| directory.rename(&aside, &self.staged, RenameFlags::empty()))
             }
-            done => done.at(|| format!("cannot put '{}' into its place", self.to.display())),
-        }
+            done => done,
+        };
+        done.at(|| format!("cannot put '{}' into its place", self.path(&self.to).display()))
     }
 
     fn take_owner(&self) -> Result<()> {
-        let old = std::fs::metadata(&self.to).at(|| format!("cannot examine '{}'", self.to.display()))?;
-        let new =
-            std::fs::metadata(&self.staged).at(|| format!("cannot examine '{}'", self.staged.display()))?;
-        if (old.uid(), old.gid()) != (new.uid(), new.gid()) {
-            std::os::unix::fs::chown(&self.staged, Some(old.uid()), Some(old.gid())).at(|| {
-                format!("cannot give '{}' the owner of '{}'", self.staged.display(), self.to.display())
-            })?;
+        let (to, staged) = (self.path(&self.to), self.path(&self.staged));
+        let examining = |path: &Path| format!("cannot examine '{}'", path.display());
+        let new = self.directory.open_file(&self.staged, OFlags::RDONLY | OFlags::NONBLOCK);
+        let new = new.at(|| examining(&staged))?;
+        let had = self.directory.find(&self.to).at(|| examining(&to))?;
+        // It is gone, or a link by now: the exchange says so, or replaces it.
+        let Some(old) = had.filter(|old| safe_path::kind(old) == FileType::RegularFile) else {
+            return Ok(());
+        };
+        let is = rustix::fs::fstat(&new).at(|| examining(&staged))?;
+        if (old.st_uid, old.st_gid) != (is.st_uid, is.st_gid) {
+            std::os::unix::fs::fchown(&new, Some(old.st_uid), Some(old.st_gid))
+                .at(|| format!("cannot give '{}' the owner of '{}'", staged.display(), to.display()))?;
         }
-        std::fs::set_permissions(&self.staged, old.permissions())
-            .at(|| format!("cannot set the mode of '{}'", self.staged.display()))
+        rustix::fs::fchmod(&new, Mode::from_raw_mode(old.st_mode & 0o7777))
+            .at(|| format!("cannot set the mode of '{}'", staged.display()))
     }
-}
 
-fn remove(path: &Path) -> std::io::Result<()> {
-    if path.symlink_metadata()?.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) }
-}
-
-/// Makes a directory's entries durable.
-pub(super) fn sync_directory(directory: &Path) -> Result<()> {
-    let opened = std::fs::File::open(directory).at(|| format!("cannot open '{}'", directory.display()))?;
-    opened.sync_all().at(|| format!("cannot sync the directory '{}'", directory.display()))
+    /// Removes what has the hidden name.
+    fn remove(&self) -> std::io::Result<()> {
+        let found = self.directory.find(&self.staged)?.ok_or(Errno::NOENT)?;
+        match safe_path::kind(&found) {
+            FileType::Directory => std::fs::remove_dir_all(self.directory.by_descriptor().join(&self.staged)),
+            _ => self.directory.remove_file(&self.staged),
+        }
+    }
 }
 
 /// What is told when libvirt does not say whether the domain was defined.
@@ -275,10 +342,10 @@ mod tests {
         let mut switch = FileSwap::new();
         switch.make_directory(&folder.join("made/deep")).unwrap();
         for name in ["old", "free", "made/deep/file"] {
-            let staged = switch.stage(&TargetPath::look(&folder.join(name)).unwrap());
+            let staged = switch.stage(&TargetPath::look(&folder.join(name)).unwrap()).unwrap();
             std::fs::write(staged, "new").unwrap();
         }
-        let staged = switch.stage(&TargetPath::look(&folder.join("directory")).unwrap());
+        let staged = switch.stage(&TargetPath::look(&folder.join("directory")).unwrap()).unwrap();
         std::fs::create_dir(&staged).unwrap();
         std::fs::write(staged.join("new"), "new").unwrap();
         switch

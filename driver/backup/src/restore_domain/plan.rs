@@ -460,7 +460,7 @@ impl RestorePlanner<'_> {
 
     fn file(&mut self, what: &str, spot: TargetPath, content: FileContent) -> Result<()> {
         let fits = match (spot.found, &content) {
-            (PathOccupant::Nothing, _)
+            (PathOccupant::Nothing | PathOccupant::Link, _)
             | (PathOccupant::File, FileContent::File(_))
             | (PathOccupant::Directory, FileContent::Directory(_)) => true,
             (_, FileContent::Directory(_)) | (PathOccupant::Device | PathOccupant::Directory, _) => false,

@@ -8,7 +8,7 @@ use std::time::Instant;
 use virtfold_hooks::start_lock::LockReason;
 
 use super::archived_domain::{ArchivedDomain, ReplayReader};
-use super::file_swap::{self, FileSwap, sync_directory};
+use super::file_swap::{self, FileSwap};
 use super::inventory::Inventory;
 use super::plan::{self, FileContent, NewFile, RestorePlan};
 use super::target_paths::{self, PathOccupant};
@@ -19,6 +19,7 @@ use crate::restore::{self, RestoreReport, RestoreRequest, Selection};
 use crate::{Control, start_lock};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 use virtfold_base::partial_file::{Overwrite, PartialFile};
+use virtfold_base::safe_path::Directory;
 use virtfold_hypervisor::{DomainId, DomainState, HypervisorError, StartMode, XmlView};
 use virtfold_medium::Location;
 
@@ -155,7 +156,7 @@ fn write_disks(
                 devices = true;
                 spot.real.clone()
             }
-            _ => switch.stage(spot),
+            _ => switch.stage(spot)?,
         };
         selected.push((target.clone(), path));
     }
@@ -182,7 +183,7 @@ fn write_file(file: &NewFile, switch: &mut FileSwap) -> Result<()> {
     if let Some(directory) = file.spot.real.parent() {
         switch.make_directory(directory)?;
     }
-    let staged = switch.stage(&file.spot);
+    let staged = switch.stage(&file.spot)?;
     match &file.content {
         FileContent::File(bytes) => write_new(&staged, bytes),
         FileContent::Directory(files) => {
@@ -191,7 +192,8 @@ fn write_file(file: &NewFile, switch: &mut FileSwap) -> Result<()> {
             for (name, bytes) in files {
                 write_new(&staged.join(name), bytes)?;
             }
-            sync_directory(&staged)
+            let synced = Directory::open(&staged).and_then(|directory| directory.sync());
+            synced.at(|| format!("cannot sync the directory '{}'", staged.display()))
         }
     }
 }

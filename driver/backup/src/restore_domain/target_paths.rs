@@ -13,8 +13,11 @@
 //! while another domain has it anywhere in its chains.
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind as IoKind;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::FileType;
 
 use super::identity::{DomainIdentity, NewDomain};
 use super::inventory::{self, Depth, Inventory, UsedFile};
@@ -24,6 +27,7 @@ use crate::target::refuse_new;
 use virtfold_archive::manifest;
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 use virtfold_base::partial_file::Overwrite;
+use virtfold_base::safe_path::{self, Entry};
 use virtfold_hypervisor::domain_xml::{ChainEntry, DomainDisk, ImageSource};
 use virtfold_hypervisor::host_files::ImageUse;
 use virtfold_hypervisor::is_our_overlay;
@@ -35,6 +39,8 @@ pub(super) enum PathOccupant {
     File,
     Directory,
     Device,
+    /// A link that others can have made: it is replaced itself.
+    Link,
 }
 
 /// A place for something.
@@ -42,7 +48,7 @@ pub(super) enum PathOccupant {
 pub(super) struct TargetPath {
     /// As the definition names it.
     pub(super) path: PathBuf,
-    /// The file itself, where that is behind a link.
+    /// The file itself, where that is behind a link that nobody but root can have made.
     pub(super) real: PathBuf,
     /// What is there now.
     pub(super) found: PathOccupant,
@@ -81,28 +87,32 @@ impl TargetPath {
         if path.components().any(|part| part == Component::ParentDir) {
             path.clone_from(&plain);
         }
-        let (real, found) = match std::fs::metadata(&path) {
-            Ok(found) => {
-                let real =
-                    std::fs::canonicalize(&path).at(|| format!("cannot resolve '{}'", path.display()))?;
-                let kind = found.file_type();
-                let found = match () {
-                    () if kind.is_file() => PathOccupant::File,
-                    () if kind.is_dir() => PathOccupant::Directory,
-                    () if kind.is_block_device() => PathOccupant::Device,
-                    () => return Err(not_a_place(&path)),
+        let looking = || format!("cannot look at '{}'", path.display());
+        let entry = Entry::locate(&path).at(looking)?;
+        let (real, found) = match entry.find().at(looking)? {
+            Some(found) => {
+                let found = match safe_path::kind(&found) {
+                    FileType::RegularFile => PathOccupant::File,
+                    FileType::Directory => PathOccupant::Directory,
+                    FileType::BlockDevice => PathOccupant::Device,
+                    FileType::Symlink => PathOccupant::Link,
+                    _ => return Err(not_a_place(&path)),
                 };
-                (real, found)
+                (entry.path(), found)
             }
             // A link that leads nowhere is something, too.
-            Err(_) if path.symlink_metadata().is_ok() => return Err(not_a_place(&path)),
-            Err(_) => {
+            None if path.symlink_metadata().is_ok() => return Err(not_a_place(&path)),
+            None => {
                 refuse_new(&plain)?;
                 (plain, PathOccupant::Nothing)
             }
         };
         Ok(Self { path, real, found })
     }
+}
+
+fn open_directory(directory: &Path) -> std::io::Result<safe_path::Directory> {
+    safe_path::Directory::open(directory)
 }
 
 fn not_a_place(path: &Path) -> Error {
@@ -116,7 +126,11 @@ pub(super) fn existing_directory(directory: &Path) -> Result<PathBuf> {
         let what = format!("the directory '{}' is not there", directory.display());
         Error::new(ErrorKind::NotFound, what).with_hint("make it first, or name another with --output")
     };
-    std::fs::canonicalize(directory).ok().filter(|found| found.is_dir()).ok_or_else(gone)
+    match open_directory(directory) {
+        Ok(opened) => Ok(opened.path().to_owned()),
+        Err(error) if matches!(error.kind(), IoKind::NotFound | IoKind::NotADirectory) => Err(gone()),
+        Err(error) => Err(Error::io(format!("cannot open '{}'", directory.display()), error)),
+    }
 }
 
 /// Gives places.
@@ -149,7 +163,7 @@ impl<'a> TargetPaths<'a> {
         let files = used.iter().filter(|used| !used.path.starts_with("/dev"));
         let mut trusted: BTreeSet<_> = files.filter_map(|used| real_parent(&used.path)).collect();
         let own = [&host.places.images, &host.places.nvram];
-        trusted.extend(own.iter().filter_map(|path| std::fs::canonicalize(path).ok()));
+        trusted.extend(own.iter().filter_map(|path| Some(open_directory(path).ok()?.path().to_owned())));
         Ok(Self { request, host, who, directory, used, trusted, names: Vec::new() })
     }
 
@@ -272,7 +286,7 @@ fn own_name(disk: &DomainDisk) -> Option<String> {
 }
 
 fn real_parent(path: &Path) -> Option<PathBuf> {
-    std::fs::canonicalize(path.parent()?).ok()
+    open_directory(path.parent()?).ok().map(|directory| directory.path().to_owned())
 }
 
 /// Refuses what exists and may not be replaced, what a QEMU has open, what another domain rests on, and one place for two things.

@@ -15,13 +15,14 @@
 mod place;
 mod qcow2_layout;
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::FallocateFlags;
+use rustix::fs::{FileType, OFlags};
 
 pub(crate) use self::place::refuse as refuse_new;
 pub use self::qcow2_layout::{Compat, Qcow2Layout, Qcow2Options};
@@ -29,6 +30,7 @@ use virtfold_archive::table::{CorrespondenceTable, Run};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 use virtfold_base::ioctl;
 use virtfold_base::partial_file::{Overwrite, PartialFile};
+use virtfold_base::safe_path::{self, Entry};
 use virtfold_base::units::{HostOffset, MIB};
 
 /// The two recoveries of the specification (FIG. 14B, 14C).
@@ -66,9 +68,9 @@ pub struct TargetSpec {
 /// What is where a target shall be.
 enum ExistingTarget {
     Nothing,
-    /// A file that may be replaced; its own path where the one given is a link.
-    File(PathBuf),
-    Device,
+    /// A file that may be replaced; the file itself where the path given is a link.
+    File(Entry),
+    Device(Entry),
 }
 
 impl TargetSpec {
@@ -81,25 +83,33 @@ impl TargetSpec {
     }
 
     fn look(&self) -> Result<ExistingTarget> {
-        match std::fs::metadata(&self.path) {
-            Ok(found) if found.file_type().is_block_device() => match self.existing {
-                Overwrite::Replace => Ok(ExistingTarget::Device),
+        let looking = || format!("cannot look at '{}'", self.path.display());
+        let entry = match Entry::locate(&self.path) {
+            // It says better what is missing.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return refuse_new(&self.path).map(|()| ExistingTarget::Nothing);
+            }
+            entry => entry.at(looking)?,
+        };
+        let Some(found) = entry.find().at(looking)? else {
+            return refuse_new(&self.path).map(|()| ExistingTarget::Nothing);
+        };
+        match safe_path::kind(&found) {
+            FileType::BlockDevice => match self.existing {
+                Overwrite::Replace => Ok(ExistingTarget::Device(entry)),
                 Overwrite::Refuse => Err(Error::new(
                     ErrorKind::Exists,
                     format!("'{}' is a block device, and its contents would be lost", self.path.display()),
                 )
                 .with_hint("use --force to write to it")),
             },
-            Ok(found) if !found.is_file() => Err(not_a_disk(&self.path)),
-            Ok(_) if self.existing == Overwrite::Refuse => Err(exists(&self.path)),
-            Ok(_) => {
-                let real = std::fs::canonicalize(&self.path);
-                real.at(|| format!("cannot resolve '{}'", self.path.display())).map(ExistingTarget::File)
+            FileType::RegularFile | FileType::Symlink if self.existing == Overwrite::Refuse => {
+                Err(exists(&self.path))
             }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                refuse_new(&self.path).map(|()| ExistingTarget::Nothing)
-            }
-            Err(error) => Err(Error::io(format!("cannot look at '{}'", self.path.display()), error)),
+            FileType::RegularFile => Ok(ExistingTarget::File(entry)),
+            // Somebody else's: the link is replaced, and what it points at is not touched.
+            FileType::Symlink => Ok(ExistingTarget::Nothing),
+            _ => Err(not_a_disk(&self.path)),
         }
     }
 }
@@ -159,10 +169,11 @@ impl TargetDisk {
     fn open_over(spec: &TargetSpec, table: &CorrespondenceTable, blank: ZeroRange) -> Result<Self> {
         let (addressing, len) = plan(spec, table)?;
         let output = match spec.look()? {
-            ExistingTarget::Device => open_device(spec, len)?,
-            ExistingTarget::File(path) => {
-                let file = File::open(&path).at(|| format!("cannot open '{}'", path.display()))?;
-                refuse_used(&file, &path)?;
+            ExistingTarget::Device(entry) => open_device(spec, &entry, len)?,
+            ExistingTarget::File(entry) => {
+                let path = entry.path();
+                let file = entry.open(OFlags::RDONLY | OFlags::NONBLOCK);
+                refuse_used(&file.at(|| format!("cannot open '{}'", path.display()))?, &path)?;
                 TargetOutput::New(PartialFile::create(&path, Overwrite::Replace)?)
             }
             ExistingTarget::Nothing => TargetOutput::New(PartialFile::create(&spec.path, spec.existing)?),
@@ -316,10 +327,10 @@ fn write_tables(layout: &Qcow2Layout, mut file: &File, name: &str) -> Result<()>
     out.flush().at(|| format!("cannot write the tables of '{name}'"))
 }
 
-fn open_device(spec: &TargetSpec, len: u64) -> Result<TargetOutput> {
+fn open_device(spec: &TargetSpec, entry: &Entry, len: u64) -> Result<TargetOutput> {
     let path = &spec.path;
     // O_EXCL on a block device: refused by the kernel while it is mounted or otherwise claimed.
-    let opened = OpenOptions::new().read(true).write(true).custom_flags(nix::libc::O_EXCL).open(path);
+    let opened = entry.open(OFlags::RDWR | OFlags::EXCL);
     let file = match opened {
         Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => {
             return Err(Error::new(ErrorKind::InUse, format!("'{}' is in use", path.display()))

@@ -17,18 +17,24 @@
 //! sync it now and then, and is told of how much is surely there; [`PartialFile::reopen`] goes on behind
 //! that.
 //!
+//! All names are those of the directory that was open at the beginning, and no link that others can have made leads to it
+//! (`safe_path`). Whoever owns that directory can still put another file under the partial name: whether the file with the final name
+//! is the one that was written is asked before the rename and after it, by device and inode, so that nobody else's file
+//! takes the place of a good one, or is reported as written.
+//!
 //! That the file can be named in the end is tried before anything is written to it: the file is made under
 //! another name and given its partial one in the way in which it will get its final one (`rename`).
 //!
-//! Imports: `error`, `ioctl`.
+//! Imports: `error`, `ioctl`, `safe_path`.
 
 mod rename;
 
 mod directory;
 
-use std::fs::{File, OpenOptions};
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::{Seek, SeekFrom};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -37,11 +43,13 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, bounded};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use rustix::fs::{FileType, OFlags};
 
 pub use self::directory::{at_directory, expect_directory, file_in_the_way};
 pub use self::rename::rename;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::ioctl;
+use crate::safe_path::{self, Directory};
 
 /// Bytes written between two write-backs in the background.
 const WRITE_BACK_EVERY: u64 = 32 << 20;
@@ -75,6 +83,7 @@ pub enum Overwrite {
 #[derive(Debug)]
 pub struct PartialFile {
     file: Arc<File>,
+    directory: Directory,
     temporary: PathBuf,
     path: PathBuf,
     flusher: Flusher,
@@ -87,28 +96,30 @@ impl PartialFile {
     /// # Errors
     /// When `path` exists and may not be replaced, or the directory can't be written.
     pub fn create(path: &Path, existing: Overwrite) -> Result<Self> {
-        if existing == Overwrite::Refuse && path.symlink_metadata().is_ok() {
-            return Err(exists(path));
-        }
         let name = path.file_name().ok_or_else(|| {
             Error::new(ErrorKind::Usage, format!("'{}' does not name a file", path.display()))
         })?;
         let unique = uuid::Uuid::new_v4().simple().to_string();
         let hidden = |end: &str| {
-            let mut hidden = std::ffi::OsString::from(".");
+            let mut hidden = OsString::from(".");
             hidden.push(name);
             hidden.push(format!(".{}.{end}", unique.get(..8).unwrap_or(&unique)));
-            path.with_file_name(hidden)
+            hidden
         };
-        let (first, temporary) = (hidden("new.partial"), hidden("partial"));
-        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&first);
-        let folder = temporary.parent().unwrap_or(Path::new("."));
-        let file = at_directory(file, folder, || format!("cannot create '{}'", temporary.display()))?;
-        if let Err(error) = rename(&first, &temporary, existing) {
-            remove(&first);
+        let (first, partial) = (hidden("new.partial"), hidden("partial"));
+        let temporary = path.with_file_name(&partial);
+        let (folder, cannot) = (parent(path), || format!("cannot create '{}'", temporary.display()));
+        let directory = at_directory(Directory::open(folder), folder, cannot)?;
+        if existing == Overwrite::Refuse && directory.find(name).at(cannot)?.is_some() {
+            return Err(exists(path));
+        }
+        let file = directory.open_file(&first, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL);
+        let file = at_directory(file, folder, cannot)?;
+        if let Err(error) = rename(&directory, &first, &partial, existing) {
+            remove(&directory, &first);
             return Err(error.within(format!("'{}' could not be renamed to its final name", path.display())));
         }
-        Self::begin(file, temporary, path, 0)
+        Self::begin(file, directory, (temporary, path), 0)
     }
 
     /// Goes on with a file that a dead process has left, behind its first `len` bytes; what is behind them is
@@ -118,13 +129,12 @@ impl PartialFile {
     /// When it can't be opened or cut.
     pub fn reopen(left: &LeftoverFile<'_>, len: u64) -> Result<Option<Self>> {
         let cannot = || format!("cannot resume '{}'", left.temporary.display());
-        let opened = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
-            .open(left.temporary);
-        let mut file = match opened {
-            Ok(file) => file,
+        let name = file_name(left.temporary);
+        let opened = Directory::open(parent(left.temporary)).and_then(|directory| {
+            Ok((directory.open_file(name, OFlags::RDWR | OFlags::NONBLOCK)?, directory))
+        });
+        let (mut file, directory) = match opened {
+            Ok(opened) => opened,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(Error::io(cannot(), error)),
         };
@@ -134,13 +144,14 @@ impl PartialFile {
         }
         file.set_len(len).at(cannot)?;
         file.seek(SeekFrom::Start(len)).at(cannot)?;
-        Self::begin(file, left.temporary.to_owned(), left.path, len).map(Some)
+        Self::begin(file, directory, (left.temporary.to_owned(), left.path), len).map(Some)
     }
 
-    fn begin(file: File, temporary: PathBuf, path: &Path, len: u64) -> Result<Self> {
+    fn begin(file: File, directory: Directory, names: (PathBuf, &Path), len: u64) -> Result<Self> {
+        let (temporary, path) = names;
         let file = Arc::new(file);
         let flusher = Flusher::start(Arc::clone(&file), len)?;
-        Ok(Self { file, temporary, path: path.to_owned(), flusher, committed: false })
+        Ok(Self { file, directory, temporary, path: path.to_owned(), flusher, committed: false })
     }
 
     /// The name that the file has until it is committed.
@@ -193,9 +204,11 @@ impl PartialFile {
     /// cut may undo.
     pub fn commit(mut self, existing: Overwrite) -> Result<()> {
         self.settle()?;
+        self.expect_name(&self.temporary)?;
         self.committed = true;
-        rename(&self.temporary, &self.path, existing).map_err(|error| self.unnamed(error))?;
-        sync_parent(&self.path)
+        self.rename(existing).map_err(|error| self.unnamed(error))?;
+        self.expect_name(&self.path)?;
+        self.sync_directory()
     }
 
     /// As [`PartialFile::commit`], of a file that is made again in a moment: where it can't be named it is
@@ -205,14 +218,44 @@ impl PartialFile {
     /// As [`PartialFile::commit`].
     pub fn commit_or_drop(mut self, existing: Overwrite) -> Result<()> {
         self.settle()?;
-        rename(&self.temporary, &self.path, existing)?;
+        self.expect_name(&self.temporary)?;
+        self.rename(existing)?;
         self.committed = true;
-        sync_parent(&self.path)
+        self.expect_name(&self.path)?;
+        self.sync_directory()
     }
 
     fn settle(&mut self) -> Result<()> {
         let synced = self.flusher.finish().and_then(|()| self.file.sync_all());
         synced.map_err(|e| self.sync_failed(e))
+    }
+
+    fn rename(&self, existing: Overwrite) -> Result<()> {
+        let (from, to) = (file_name(&self.temporary), file_name(&self.path));
+        rename(&self.directory, from, to, existing)
+    }
+
+    /// The file of that name is this one.
+    fn expect_name(&self, path: &Path) -> Result<()> {
+        let looking = || format!("cannot look at '{}'", path.display());
+        let there = self.directory.find(file_name(path)).at(looking)?;
+        let identity = self.identity()?;
+        if there.is_some_and(|there| (there.st_dev, there.st_ino) == identity) {
+            return Ok(());
+        }
+        let what = match there {
+            Some(_) => format!("'{}' is another file than the one that was written", path.display()),
+            None => format!("'{}', which was written, is not there any more", path.display()),
+        };
+        let folder = parent(path).display();
+        Err(Error::new(ErrorKind::Denied, what).with_hint(format!(
+            "another process that may write to '{folder}' has renamed or replaced it: do not use what is there; let the directory belong to who runs this,              and run it again"
+        )))
+    }
+
+    fn sync_directory(&self) -> Result<()> {
+        let folder = parent(&self.path);
+        self.directory.sync().at(|| format!("cannot sync the directory '{}'", folder.display()))
     }
 
     fn unnamed(&self, error: Error) -> Error {
@@ -224,27 +267,22 @@ impl PartialFile {
 
 impl Drop for PartialFile {
     fn drop(&mut self) {
-        if !self.committed {
-            remove(&self.temporary);
+        if !self.committed && self.expect_name(&self.temporary).is_ok() {
+            remove(&self.directory, file_name(&self.temporary));
         }
     }
 }
 
 /// Removes an unfinished file.
-fn remove(temporary: &Path) {
-    if let Err(error) = std::fs::remove_file(temporary) {
-        tracing::warn!(file = %temporary.display(), %error, "an unfinished file could not be removed");
+fn remove(directory: &Directory, name: &OsStr) {
+    if let Err(error) = directory.remove_file(name) {
+        let file = directory.path().join(name);
+        tracing::warn!(file = %file.display(), %error, "an unfinished file could not be removed");
     }
 }
 
-fn sync_parent(path: &Path) -> Result<()> {
-    let parent = parent(path);
-    let directory = File::open(parent).at(|| format!("cannot open '{}'", parent.display()))?;
-    match directory.sync_all() {
-        // A file system that knows no such sync.
-        Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => Ok(()),
-        synced => synced.at(|| format!("cannot sync the directory '{}'", parent.display())),
-    }
+fn file_name(path: &Path) -> &OsStr {
+    path.file_name().unwrap_or_default()
 }
 
 fn exists(path: &Path) -> Error {
@@ -261,9 +299,13 @@ fn parent(path: &Path) -> &Path {
 
 /// Takes an unfinished file away, if it is that one.
 pub fn remove_partial(temporary: &Path, identity: (u64, u64)) {
-    let is_it = |found: &std::fs::Metadata| found.is_file() && (found.dev(), found.ino()) == identity;
-    if temporary.symlink_metadata().is_ok_and(|found| is_it(&found)) {
-        remove(temporary);
+    let Ok(directory) = Directory::open(parent(temporary)) else { return };
+    let name = file_name(temporary);
+    let is_it = |found: &rustix::fs::Stat| {
+        safe_path::kind(found) == FileType::RegularFile && (found.st_dev, found.st_ino) == identity
+    };
+    if directory.find(name).unwrap_or_default().is_some_and(|found| is_it(&found)) {
+        remove(&directory, name);
     }
 }
 
@@ -377,106 +419,4 @@ fn drop_cached(file: &File) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::io::Write;
-
-    fn names(directory: &Path) -> Vec<String> {
-        let entries = std::fs::read_dir(directory).unwrap();
-        entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
-    }
-
-    #[test]
-    fn appears_only_by_commit() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("a.tar");
-        let mut partial = PartialFile::create(&path, Overwrite::Refuse).unwrap();
-        partial.file().write_all(b"data").unwrap();
-        partial.wrote(WRITE_BACK_EVERY).unwrap();
-        let seen = names(directory.path());
-        assert!(
-            seen.len() == 1 && seen[0].starts_with(".a.tar.") && seen[0].ends_with(".partial"),
-            "{seen:?}"
-        );
-        partial.commit(Overwrite::Refuse).unwrap();
-        assert_eq!(names(directory.path()), ["a.tar"]);
-        assert_eq!(std::fs::read(&path).unwrap(), b"data");
-    }
-
-    #[test]
-    fn a_dropped_one_leaves_nothing() {
-        let directory = tempfile::tempdir().unwrap();
-        drop(PartialFile::create(&directory.path().join("a"), Overwrite::Refuse).unwrap());
-        assert!(names(directory.path()).is_empty());
-    }
-
-    #[test]
-    fn goes_on_behind_what_is_on_the_disk() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("a.tar");
-        let mut partial = PartialFile::create(&path, Overwrite::Refuse).unwrap();
-        let told = Arc::new(AtomicU64::new(0));
-        let heard = Arc::clone(&told);
-        partial.on_synced(Box::new(move |bytes| heard.store(bytes, Ordering::SeqCst)));
-        let (temporary, identity) = (partial.temporary().to_owned(), partial.identity().unwrap());
-        std::thread::sleep(SYNC_EVERY);
-        let start = Instant::now();
-        while told.load(Ordering::SeqCst) == 0 {
-            assert!(start.elapsed() < Duration::from_secs(30));
-            partial.file().write_all(b"12").unwrap();
-            partial.wrote(2).unwrap();
-            // As if it had been a lot.
-            partial.flusher.due = WRITE_BACK_EVERY;
-        }
-        let len = told.load(Ordering::SeqCst);
-        // As a process that dies: nothing is removed.
-        partial.committed = true;
-        drop(partial);
-        let left = LeftoverFile { path: &path, temporary: &temporary, identity };
-        let other = LeftoverFile { identity: (identity.0, identity.1 + 1), ..left };
-        assert!(PartialFile::reopen(&other, len).unwrap().is_none(), "another file");
-        assert!(PartialFile::reopen(&left, 1 << 30).unwrap().is_none(), "too short");
-        let partial = PartialFile::reopen(&left, len).unwrap().unwrap();
-        partial.file().write_all(b"end").unwrap();
-        partial.commit(Overwrite::Refuse).unwrap();
-        let all = std::fs::read(&path).unwrap();
-        assert_eq!((all.len() as u64, &all[all.len() - 5..]), (len + 3, b"12end".as_slice()));
-        assert!(PartialFile::reopen(&left, len).unwrap().is_none(), "it is not there");
-    }
-
-    #[test]
-    fn only_that_file_is_removed() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("a");
-        std::fs::write(&path, b"theirs").unwrap();
-        let found = path.metadata().unwrap();
-        remove_partial(&path, (found.dev(), found.ino() + 1));
-        assert!(path.exists());
-        remove_partial(&path, (found.dev(), found.ino()));
-        assert!(!path.exists());
-        remove_partial(&path, (0, 0));
-    }
-
-    #[test]
-    fn never_replaces_unless_asked() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("a");
-        let late = PartialFile::create(&path, Overwrite::Refuse).unwrap();
-        std::fs::write(&path, b"theirs").unwrap();
-        let early = PartialFile::create(&path, Overwrite::Refuse).unwrap_err();
-        assert_eq!(early.kind(), ErrorKind::Exists);
-        let left = late.temporary().to_owned();
-        let error = late.commit(Overwrite::Refuse).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Exists);
-        assert!(error.to_string().contains(left.to_str().unwrap()) && error.hint().is_some(), "{error}");
-        assert_eq!(std::fs::read(&path).unwrap(), b"theirs");
-        std::fs::remove_file(left).expect("what is finished stays");
-        let small = PartialFile::create(&directory.path().join("b"), Overwrite::Refuse).unwrap();
-        std::fs::write(directory.path().join("b"), b"theirs").unwrap();
-        assert_eq!(small.commit_or_drop(Overwrite::Refuse).unwrap_err().kind(), ErrorKind::Exists);
-        std::fs::remove_file(directory.path().join("b")).unwrap();
-        PartialFile::create(&path, Overwrite::Replace).unwrap().commit(Overwrite::Replace).unwrap();
-        assert_eq!(std::fs::read(&path).unwrap(), b"");
-        assert_eq!(names(directory.path()), ["a"]);
-    }
-}
+mod tests;

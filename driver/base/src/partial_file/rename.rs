@@ -4,31 +4,37 @@
 //! taken away (NFS); a placeholder (exFAT, FUSE, Gluster). The placeholder is made only where nothing has the name, and is replaced
 //! only while it is still there, empty. A process that dies in between leaves an empty file under the name, which nobody takes for a whole one.
 //!
-//! Imports: `error`.
+//! All of it is done in an open directory: whoever can rename or link that one gains nothing.
+//!
+//! Imports: `error`, `safe_path`.
 
-use std::fs::{File, OpenOptions};
+use std::ffi::OsStr;
+use std::fs::File;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::PathBuf;
 
-use rustix::fs::RenameFlags;
+use rustix::fs::{FileType, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use super::{Overwrite, exists};
 use crate::error::{Error, IoContext, Result};
+use crate::safe_path::{self, Directory};
 
-/// Renames `from`, a file or directory, to `to`.
-pub fn rename(from: &Path, to: &Path, existing: Overwrite) -> Result<()> {
-    let renaming = || format!("cannot rename '{}' to '{}'", from.display(), to.display());
+/// Renames `from`, a file or directory in `directory`, to `to`. A link that has the name is replaced itself.
+pub fn rename(directory: &Directory, from: &OsStr, to: &OsStr, existing: Overwrite) -> Result<()> {
+    let renaming = || {
+        let (from, to) = (directory.path().join(from), directory.path().join(to));
+        format!("cannot rename '{}' to '{}'", from.display(), to.display())
+    };
     if existing == Overwrite::Replace {
-        return std::fs::rename(from, to).at(renaming);
+        return directory.rename(from, to, RenameFlags::empty()).at(renaming);
     }
-    let cwd = rustix::fs::CWD;
-    match rustix::fs::renameat_with(cwd, from, cwd, to, RenameFlags::NOREPLACE) {
+    match directory.rename(from, to, RenameFlags::NOREPLACE) {
         Ok(()) => Ok(()),
-        Err(Errno::EXIST) => Err(exists(to)),
-        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => match link(from, to)? {
+        Err(Errno::EXIST) => Err(exists(&directory.path().join(to))),
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => match link(directory, from, to)? {
             LinkOutcome::Done => Ok(()),
-            LinkOutcome::Unknown => by_placeholder(from, to),
+            LinkOutcome::Unknown => by_placeholder(directory, from, to),
         },
         Err(errno) => Err(Error::io(renaming(), errno.into())),
     }
@@ -40,40 +46,43 @@ enum LinkOutcome {
     Unknown,
 }
 
-fn link(from: &Path, to: &Path) -> Result<LinkOutcome> {
-    match rustix::fs::link(from, to) {
+fn link(directory: &Directory, from: &OsStr, to: &OsStr) -> Result<LinkOutcome> {
+    let path = |name: &OsStr| directory.path().join(name);
+    match directory.link(from, to) {
         Ok(()) => {}
-        Err(Errno::EXIST) => return Err(exists(to)),
+        Err(Errno::EXIST) => return Err(exists(&path(to))),
         // EPERM: directories, other people's files, and most file systems without links.
         Err(Errno::PERM | Errno::NOSYS | Errno::OPNOTSUPP | Errno::INVAL | Errno::MLINK) => {
             return Ok(LinkOutcome::Unknown);
         }
         Err(errno) => {
-            let what = format!("cannot link '{}' to '{}'", from.display(), to.display());
+            let what = format!("cannot link '{}' to '{}'", path(from).display(), path(to).display());
             return Err(Error::io(what, errno.into()));
         }
     }
     // It has its name: a second one harms nothing.
-    if let Err(error) = std::fs::remove_file(from) {
-        tracing::warn!(file = %from.display(), %error, "the name of an unfinished file could not be removed");
+    if let Err(error) = directory.remove_file(from) {
+        tracing::warn!(file = %path(from).display(), %error, "the name of an unfinished file could not be removed");
     }
     Ok(LinkOutcome::Done)
 }
 
-fn by_placeholder(from: &Path, to: &Path) -> Result<()> {
-    let placeholder = Placeholder::make(from, to)?;
+fn by_placeholder(directory: &Directory, from: &OsStr, to: &OsStr) -> Result<()> {
+    let placeholder = Placeholder::make(directory, from, to)?;
     let renamed = match placeholder.is_there() {
-        true => std::fs::rename(from, to),
-        false => return Err(exists(to)),
+        true => directory.rename(from, to, RenameFlags::empty()),
+        false => return Err(exists(&placeholder.path())),
     };
-    renamed
-        .inspect_err(|_| placeholder.remove())
-        .at(|| format!("cannot rename '{}' to '{}'", from.display(), to.display()))
+    renamed.inspect_err(|_| placeholder.remove()).at(|| {
+        let from = directory.path().join(from);
+        format!("cannot rename '{}' to '{}'", from.display(), placeholder.path().display())
+    })
 }
 
 /// A file or directory of ours under the name, empty.
 struct Placeholder<'a> {
-    path: &'a Path,
+    directory: &'a Directory,
+    name: &'a OsStr,
     /// Open as long as it counts: some file systems number files anew when nobody has them open.
     held: File,
     identity: (u64, u64),
@@ -81,27 +90,37 @@ struct Placeholder<'a> {
 
 impl<'a> Placeholder<'a> {
     /// Of the kind that `like` is.
-    fn make(like: &Path, path: &'a Path) -> Result<Self> {
-        let making = || format!("cannot create '{}'", path.display());
-        let found = like.symlink_metadata().at(|| format!("cannot look at '{}'", like.display()))?;
-        let made = if found.is_dir() {
-            std::fs::create_dir(path).and_then(|()| File::open(path))
+    fn make(directory: &'a Directory, like: &OsStr, name: &'a OsStr) -> Result<Self> {
+        let making = || format!("cannot create '{}'", directory.path().join(name).display());
+        let looking = || format!("cannot look at '{}'", directory.path().join(like).display());
+        let found = directory.find(like).at(looking)?;
+        let made = if found.is_some_and(|found| safe_path::kind(&found) == FileType::Directory) {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+            directory.make_directory(name, 0o777).and_then(|()| directory.open_file(name, flags))
+        } else if found.is_some() {
+            directory.open_file(name, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL)
         } else {
-            OpenOptions::new().write(true).create_new(true).open(path)
+            return Err(Error::io(looking(), Errno::NOENT.into()));
         };
         let held = match made {
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Err(exists(path)),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                return Err(exists(&directory.path().join(name)));
+            }
             made => made.at(making)?,
         };
         let found = held.metadata().at(making)?;
-        Ok(Self { path, held, identity: (found.dev(), found.ino()) })
+        Ok(Self { directory, name, held, identity: (found.dev(), found.ino()) })
+    }
+
+    fn path(&self) -> PathBuf {
+        self.directory.path().join(self.name)
     }
 
     /// Whether the name is still the placeholder's, and nothing is in it.
     fn is_there(&self) -> bool {
         let empty = self.held.metadata().is_ok_and(|now| now.is_dir() || now.len() == 0);
-        let found = self.path.symlink_metadata();
-        empty && found.is_ok_and(|found| (found.dev(), found.ino()) == self.identity)
+        let found = self.directory.find(self.name).unwrap_or_default();
+        empty && found.is_some_and(|found| (found.st_dev, found.st_ino) == self.identity)
     }
 
     /// Takes it away where it is still there; a directory that is not empty stays by itself.
@@ -109,9 +128,9 @@ impl<'a> Placeholder<'a> {
         if !self.is_there() {
             return;
         }
-        let removed = std::fs::remove_file(self.path).or_else(|_| std::fs::remove_dir(self.path));
-        if let Err(error) = removed {
-            tracing::warn!(file = %self.path.display(), %error, "an empty file could not be removed");
+        let removed = self.directory.remove_file(self.name);
+        if let Err(error) = removed.or_else(|_| self.directory.remove_directory(self.name)) {
+            tracing::warn!(file = %self.path().display(), %error, "an empty file could not be removed");
         }
     }
 }
@@ -121,36 +140,43 @@ mod tests {
     use super::*;
     use crate::error::ErrorKind;
 
+    fn name(text: &str) -> &OsStr {
+        OsStr::new(text)
+    }
+
     #[test]
     fn a_placeholder_takes_no_name_and_leaves_nothing() {
-        let directory = tempfile::tempdir().unwrap();
-        let at = |name: &str| directory.path().join(name);
+        let folder = tempfile::tempdir().unwrap();
+        let directory = Directory::open(folder.path()).unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let moved = |from, to| by_placeholder(&directory, name(from), name(to));
         std::fs::write(at("a"), b"a").unwrap();
-        by_placeholder(&at("a"), &at("b")).unwrap();
+        moved("a", "b").unwrap();
         assert_eq!(std::fs::read(at("b")).unwrap(), b"a");
         std::fs::write(at("c"), b"theirs").unwrap();
-        assert_eq!(by_placeholder(&at("b"), &at("c")).unwrap_err().kind(), ErrorKind::Exists);
+        assert_eq!(moved("b", "c").unwrap_err().kind(), ErrorKind::Exists);
         assert_eq!(std::fs::read(at("c")).unwrap(), b"theirs");
-        assert!(by_placeholder(&at("nothing"), &at("d")).is_err() && !at("d").exists());
+        assert!(moved("nothing", "d").is_err() && !at("d").exists());
         std::fs::create_dir_all(at("dir/inner")).unwrap();
-        by_placeholder(&at("dir"), &at("moved")).unwrap();
+        moved("dir", "moved").unwrap();
         assert!(at("moved/inner").is_dir() && !at("dir").exists());
-        assert_eq!(by_placeholder(&at("b"), &at("moved")).unwrap_err().kind(), ErrorKind::Exists);
+        assert_eq!(moved("b", "moved").unwrap_err().kind(), ErrorKind::Exists);
     }
 
     #[test]
     fn a_placeholder_that_somebody_has_filled_or_replaced_stays() {
-        let directory = tempfile::tempdir().unwrap();
-        let (from, to) = (directory.path().join("from"), directory.path().join("to"));
+        let folder = tempfile::tempdir().unwrap();
+        let directory = Directory::open(folder.path()).unwrap();
+        let (from, to) = (folder.path().join("from"), folder.path().join("to"));
         std::fs::write(&from, b"x").unwrap();
-        let placeholder = Placeholder::make(&from, &to).unwrap();
+        let placeholder = Placeholder::make(&directory, name("from"), name("to")).unwrap();
         assert!(placeholder.is_there());
         std::fs::write(&to, b"theirs").unwrap();
         assert!(!placeholder.is_there());
         placeholder.remove();
         assert_eq!(std::fs::read(&to).unwrap(), b"theirs");
         std::fs::remove_file(&to).unwrap();
-        let placeholder = Placeholder::make(&from, &to).unwrap();
+        let placeholder = Placeholder::make(&directory, name("from"), name("to")).unwrap();
         std::fs::rename(&from, &to).unwrap();
         assert!(!placeholder.is_there(), "another file has the name");
     }

@@ -1,5 +1,6 @@
 //! The simulated hypervisor, real files: what is made, what is refused, and what is left when things break.
 
+mod planted;
 mod world;
 
 use age::secrecy::ExposeSecret;
