@@ -69,6 +69,25 @@ pub fn of(file: &fs::File) -> Result<Opened> {
     Ok(most)
 }
 
+/// Any process but this one that can write to the file, whatever its program.
+///
+/// # Errors
+/// As [`of`].
+pub fn other_writer(file: &fs::File) -> Result<Option<u32>> {
+    let wanted = Identity::of(file, Path::new(""), AtFlags::EMPTY_PATH);
+    let wanted = wanted.map_err(std::io::Error::from).at(|| "cannot look at an open file".to_owned())?;
+    let reading = || "cannot read '/proc'".to_owned();
+    for entry in fs::read_dir("/proc").at(reading)? {
+        let place = entry.at(reading)?.path();
+        let number = place.file_name().and_then(|name| name.to_str()?.parse::<u32>().ok());
+        let Some(process) = number.filter(|process| *process != std::process::id()) else { continue };
+        if in_process(&place, wanted).at(reading)? == Opened::Written {
+            return Ok(Some(process));
+        }
+    }
+    Ok(None)
+}
+
 /// Other entries of `/proc` have no program; a process that has ended has none any more.
 fn is_qemu(place: &Path) -> bool {
     let program = fs::read_link(place.join("exe")).unwrap_or_default();

@@ -14,7 +14,7 @@
 //! and in every recovery the truth is asked for: [`Hypervisor::query_block`] says which file QEMU writes to, the live and
 //! the inactive XML say what libvirt believes.
 //!
-//! Imports: `error`.
+//! Imports: `error`, `safe_path`, `image` (headers and contents of images).
 
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};

@@ -214,7 +214,7 @@ fn given(next: Option<&(PathBuf, Format)>, above: Option<&Opened>) -> Result<Opt
 }
 
 /// The path of a file that the header of `image` names: as it stands, or from the directory of `image`.
-fn beside(name: &[u8], image: &Path, role: &str) -> Result<PathBuf> {
+pub(super) fn beside(name: &[u8], image: &Path, role: &str) -> Result<PathBuf> {
     let shown = || String::from_utf8_lossy(name).escape_debug().to_string();
     if name.contains(&0) {
         let what = format!("'{}' is damaged: the name of its {role} is '{}'", image.display(), shown());

@@ -15,7 +15,7 @@
 //! format), `raw`, `layer` (one image of the chain seen as ascending runs), `allocation_walk` (the chain's runs become one
 //! table), `holes`, `container` (formats that a raw image may
 //! look like), `overlap` (two things in one
-//! place), `zeros` (data that are none), `allocation_table`, `read`, and `map` (what
+//! place), `zeros` (data that are none), `allocation_table`, `read`, `references` (the files that a header names), and `map` (what
 //! `qemu-img map` would print).
 //!
 //! Imports: `units`, `error`, `mounts`, `openers`, `spool`, `packed`.
@@ -35,6 +35,7 @@ mod overlap;
 mod qcow2;
 mod raw;
 mod read;
+mod references;
 mod source;
 mod zeros;
 
@@ -45,6 +46,7 @@ pub use allocation_table::{Allocation, AllocationTable, Extent, ExtentIter};
 pub use file::FileIndex;
 pub use format::{ChangeSensitivity, Format, ImageAccess, OpenOptions};
 pub use locks::is_used;
+pub use references::{FileReferences, files_below, references};
 pub use source::{ChainImage, CompressionType, ImageInfo, Qcow2Options};
 
 use std::fs::File;

@@ -9,10 +9,13 @@
 //! on an overlay over it. Where locks are not to be seen, the files that a QEMU has open are (`openers`); an
 //! image is free when neither says otherwise.
 //!
-//! Imports: `error`, `openers`.
+//! The guest's user may write to the images and to the directories that they are in. So files are opened by `safe_path`, headers are
+//! read by the crate `image`, and the one program of QEMU's that runs here, for a commit, does so in a `sandbox` (`offline_commit`).
+//!
+//! Imports: `error`, `openers`, `safe_path`, `image`.
 
 use std::fmt::Debug;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -20,12 +23,18 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
+use rustix::fs::{OFlags, RenameFlags};
 
 use super::is_our_overlay;
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 use virtfold_base::openers::{self, Opened};
+use virtfold_base::safe_path::{self, Directory, Entry};
 
-mod qemu_img;
+mod contents;
+mod offline_commit;
+mod sandbox;
+
+pub use self::offline_commit::OfflineCommit;
 
 /// The byte that a QEMU writer has locked.
 const WRITER: i64 = 101;
@@ -112,13 +121,13 @@ pub trait HostFiles: Debug + Send + Sync {
     /// The file can't be read.
     fn has_snapshots(&self, path: &Path) -> Result<bool>;
 
-    /// Writes what a qcow2 overlay has into the image right below it, of `format`, and leaves the overlay as
-    /// it is. Both have the same contents then. Nobody can open them meanwhile. One that was broken off is
-    /// done again.
+    /// Writes what a qcow2 overlay has into the image right below it, and leaves the overlay as it is. Both have
+    /// the same contents then. Nobody can open them meanwhile. One that was broken off is done again.
     ///
     /// # Errors
-    /// Somebody has one of them open; the base is full.
-    fn offline_commit(&self, overlay: &Path, base: (&Path, &str)) -> Result<()>;
+    /// [`ErrorKind::BadImage`] where an image or its header is not what the journal has; somebody has one of
+    /// them open; the base is full.
+    fn offline_commit(&self, commit: &OfflineCommit<'_>) -> Result<()>;
 
     /// Whether an overlay has nothing of its own: whoever reads it sees the image below.
     ///
@@ -165,7 +174,7 @@ pub struct LocalFiles;
 
 impl HostFiles for LocalFiles {
     fn image_use(&self, path: &Path) -> Result<ImageUse> {
-        let file = match File::open(path) {
+        let file = match safe_path::open(path) {
             Ok(file) => file,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(ImageUse::Absent),
             Err(e) => return Err(Error::io(format!("cannot open '{}'", path.display()), e)),
@@ -186,7 +195,7 @@ impl HostFiles for LocalFiles {
     }
 
     fn hold(&self, path: &Path) -> Result<Box<dyn Debug + Send + Sync>> {
-        let file = File::open(path).at(|| format!("cannot open '{}'", path.display()))?;
+        let file = safe_path::open(path).at(|| format!("cannot open '{}'", path.display()))?;
         let held = LockedImage(file);
         for byte in READER {
             let taken = fcntl(&held.0, FcntlArg::F_OFD_SETLK(&lock(libc::F_RDLCK, byte)));
@@ -201,19 +210,25 @@ impl HostFiles for LocalFiles {
 
     fn remove(&self, path: &Path) -> Result<()> {
         let _locked = lock_all(path)?;
-        std::fs::remove_file(path).at(|| format!("cannot remove '{}'", path.display()))?;
-        sync_parent(path)
+        let removing = || format!("cannot remove '{}'", path.display());
+        let directory = Directory::open(path.parent().unwrap_or(Path::new("/"))).at(removing)?;
+        directory.remove_file(path.file_name().unwrap_or_default()).at(removing)?;
+        directory.sync().at(|| format!("cannot sync the directory '{}'", directory.path().display()))
     }
 
     fn quarantine(&self, path: &Path) -> Result<PathBuf> {
         let _locked = lock_all(path)?;
         let doing = || format!("cannot rename '{}'", path.display());
+        let directory = Directory::open(path.parent().unwrap_or(Path::new("/"))).at(doing)?;
+        let from = path.file_name().unwrap_or_default();
         for number in 0..1000 {
-            let mut name = path.as_os_str().to_os_string();
-            name.push(if number == 0 { ".quarantined".to_owned() } else { format!(".quarantined-{number}") });
-            let (to, cwd) = (PathBuf::from(name), rustix::fs::CWD);
-            match rustix::fs::renameat_with(cwd, path, cwd, &to, rustix::fs::RenameFlags::NOREPLACE) {
-                Ok(()) => return sync_parent(path).map(|()| to),
+            let mut to = from.to_os_string();
+            to.push(if number == 0 { ".quarantined".to_owned() } else { format!(".quarantined-{number}") });
+            match directory.rename(from, &to, RenameFlags::NOREPLACE) {
+                Ok(()) => {
+                    let syncing = || format!("cannot sync the directory '{}'", directory.path().display());
+                    return directory.sync().at(syncing).map(|()| path.with_file_name(to));
+                }
                 Err(rustix::io::Errno::EXIST) => {}
                 Err(errno) => return Err(Error::io(doing(), errno.into())),
             }
@@ -256,8 +271,8 @@ impl HostFiles for LocalFiles {
         Ok(start.starts_with(QCOW2) && count.iter().any(|byte| *byte != 0))
     }
 
-    fn offline_commit(&self, overlay: &Path, (base, _): (&Path, &str)) -> Result<()> {
-        qemu_img::commit(overlay, base)
+    fn offline_commit(&self, commit: &OfflineCommit<'_>) -> Result<()> {
+        offline_commit::commit(commit)
     }
 
     fn is_empty(&self, overlay: &Path) -> Result<bool> {
@@ -266,15 +281,15 @@ impl HostFiles for LocalFiles {
         if start.len() < BLANK && start.iter().all(|byte| *byte == 0) {
             return Ok(true);
         }
-        qemu_img::is_empty(overlay)
+        contents::is_empty(overlay)
     }
 
     fn same(&self, overlay: &Path, base: (&Path, &str)) -> Result<bool> {
-        qemu_img::same(overlay, base)
+        contents::same(overlay, base)
     }
 
     fn below(&self, path: &Path) -> Result<Vec<PathBuf>> {
-        qemu_img::below(path)
+        virtfold_image::files_below(path)
     }
 
     fn overlays(&self, directory: &Path) -> Result<Vec<PathBuf>> {
@@ -325,7 +340,7 @@ impl Drop for LockedImage {
 fn start_of(path: &Path, most: usize) -> Result<Vec<u8>> {
     let reading = || format!("cannot read '{}'", path.display());
     let mut start = Vec::new();
-    let file = File::open(path).at(reading)?;
+    let file = safe_path::open(path).at(reading)?;
     file.take(most as u64).read_to_end(&mut start).at(reading)?;
     Ok(start)
 }
@@ -333,7 +348,7 @@ fn start_of(path: &Path, most: usize) -> Result<Vec<u8>> {
 /// Write locks on all of QEMU's bytes: refused when any QEMU has the file open, and none that locks can open it
 /// while the result lives.
 fn lock_all(path: &Path) -> Result<File> {
-    let file = OpenOptions::new().read(true).write(true).open(path);
+    let file = Entry::locate(path).and_then(|entry| entry.open(OFlags::RDWR | OFlags::NONBLOCK));
     let file = file.at(|| format!("cannot open '{}'", path.display()))?;
     let mut all = lock(libc::F_WRLCK, 100);
     all.l_len = 200;
@@ -343,12 +358,6 @@ fn lock_all(path: &Path) -> Result<File> {
         return Err(in_use(path));
     }
     Ok(file)
-}
-
-fn sync_parent(path: &Path) -> Result<()> {
-    let parent = path.parent().unwrap_or(Path::new("/"));
-    let directory = File::open(parent).at(|| format!("cannot open '{}'", parent.display()))?;
-    directory.sync_all().at(|| format!("cannot sync the directory '{}'", parent.display()))
 }
 
 fn in_use(path: &Path) -> Error {

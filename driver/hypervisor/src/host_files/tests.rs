@@ -130,7 +130,7 @@ fn a_mark_shows_that_a_file_was_written_to() {
     let before = files.mark(&path).unwrap().unwrap();
     assert_eq!(files.mark(&path).unwrap(), Some(before));
     std::thread::sleep(Duration::from_millis(20));
-    OpenOptions::new()
+    std::fs::OpenOptions::new()
         .write(true)
         .open(&path)
         .and_then(|mut f| std::io::Write::write_all(&mut f, &[1]))

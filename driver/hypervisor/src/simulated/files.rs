@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::state::SimHost;
 use super::{CallPhase, HypervisorError, Operation, Simulated, code, refused};
-use crate::host_files::{HostFiles, ImageStamp, ImageUse};
+use crate::host_files::{HostFiles, ImageStamp, ImageUse, OfflineCommit};
 use crate::is_our_overlay;
 use virtfold_base::error::{Error, ErrorKind, Result};
 
@@ -133,7 +133,8 @@ impl HostFiles for Simulated {
         Ok(self.lock().world.inner.contains(path))
     }
 
-    fn offline_commit(&self, overlay: &Path, (base, _): (&Path, &str)) -> Result<()> {
+    fn offline_commit(&self, commit: &OfflineCommit<'_>) -> Result<()> {
+        let (overlay, base) = (commit.overlay, commit.base);
         self.call(Operation::CommitFile, |turn| {
             turn.world.free_file(overlay)?;
             turn.world.free_file(base)?;

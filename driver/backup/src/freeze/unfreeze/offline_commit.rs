@@ -7,13 +7,16 @@
 //!
 //! Imports: `error`, `catalog`, `hypervisor`.
 
+use std::path::Path;
+
 use super::super::domain_view::DomainView;
 use super::{Unfreeze, UnfreezeStep};
 use virtfold_base::error::Result;
-use virtfold_catalog::{JournalEntry, SessionDisk, SessionState, UnfreezeState};
+use virtfold_catalog::{BaseImage, JournalEntry, SessionDisk, SessionState, UnfreezeState};
 use virtfold_hypervisor::config_repair::{self, ConfigFix};
 use virtfold_hypervisor::domain_xml::DomainXml;
 use virtfold_hypervisor::domain_xml::edit::{Editor, NewImage};
+use virtfold_hypervisor::host_files::OfflineCommit;
 
 impl Unfreeze<'_> {
     /// Commits what has to be, then edits what the next start uses. One that was broken off is done again.
@@ -45,7 +48,7 @@ impl Unfreeze<'_> {
         let Some(overlay) = disk.overlay.as_deref() else { return Ok(()) };
         let state = |state| JournalEntry::Disk { target: disk.target.clone(), state };
         self.record(&[JournalEntry::State(SessionState::Committing), state(UnfreezeState::AtRest)])?;
-        let committed = self.host.files.offline_commit(overlay, (&disk.base.path, &disk.base.format));
+        let committed = self.host.files.offline_commit(&of_journal(overlay, &disk.base, self.job.created));
         committed.map_err(|e| {
             e.within(format!("{} is not back on its base (domain shut off)", self.name_of(&disk.target)))
         })?;
@@ -110,6 +113,18 @@ impl Unfreeze<'_> {
         let named = editor.finish()?;
         let rest: Vec<ConfigFix> = fixes.iter().filter(|fix| !is_open(fix)).cloned().collect();
         config_repair::apply(&named, &rest)
+    }
+}
+
+/// What is to be committed, as the journal has it.
+fn of_journal<'a>(overlay: &'a Path, base: &'a BaseImage, noted: i64) -> OfflineCommit<'a> {
+    OfflineCommit {
+        overlay,
+        base: &base.path,
+        format: &base.format,
+        identity: base.identity,
+        backing: base.backing.as_ref().map(|(path, format)| (path.as_path(), format.as_str())),
+        noted,
     }
 }
 
