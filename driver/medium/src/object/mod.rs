@@ -6,6 +6,7 @@
 //! - `object_names`: `PREFIX/HOST/SUBJECT/NAME`, so that hosts can share a bucket without locks; [`list()`] sees all of them.
 //! - `upload_note`: what is on its way, so that what a dead writer has left can be cleaned up, unless somebody goes on with it
 //!   (`ObjectMedium::reopen`).
+//! - `limits`: what a store may answer, be it one that means harm.
 //! - `store`: the connection, and the asynchronous runtime, which stays within this room. `credentials`, `store_error`: keys, and what
 //!   failures mean.
 //!
@@ -18,6 +19,7 @@
 //! Imports: `error`, `units`, `archive` (its traits for bytes).
 
 mod credentials;
+mod limits;
 mod object_names;
 mod parts;
 mod source;
@@ -41,6 +43,8 @@ use virtfold_base::error::{Error, ErrorKind, Result};
 
 /// How long a part is tried, where the environment does not say.
 const PATIENCE: Duration = Duration::from_secs(15 * 60);
+/// The most parts of a key that a listing goes down to.
+const MAX_DEPTH: usize = 32;
 /// The variable that says it, in seconds.
 const PATIENCE_VARIABLE: &str = "VIRTFOLD_S3_PATIENCE";
 
@@ -95,6 +99,12 @@ pub fn list(place: &ObjectAddress) -> Result<Vec<ListedObject>> {
     while let Some(folder) = folders.pop() {
         let here = store::wait(&Cancel::default(), store.s3.list_with_delimiter(folder.as_ref()))?
             .map_err(|e| store_error::explain(format!("cannot list '{place}'"), &e))?;
+        if here.common_prefixes.iter().any(|prefix| prefix.parts().count() > MAX_DEPTH) {
+            let what =
+                format!("cannot list '{place}': its prefixes are deeper than {MAX_DEPTH}, or without end");
+            return Err(Error::new(ErrorKind::Io, what)
+                .with_hint("give the archives a prefix of their own in the bucket"));
+        }
         folders.extend(here.common_prefixes.into_iter().map(Some));
         found.extend(here.objects.into_iter().map(|object| listed(place, &object.location, object.size)));
     }

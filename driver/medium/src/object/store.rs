@@ -4,24 +4,20 @@
 //! [`credentials`]. The crate repeats requests that fail for the moment a few times; [`persist`] goes on
 //! for as long as the archive's writer has patience.
 //!
-//! The crate completes an upload over whatever is there. [`NoOverwriteConnector`] puts the condition `If-None-Match: *` on that one request, so that the
-//! store itself refuses to replace an object.
+//! What a store may answer, and that it replaces nothing, is [`limits`]' business.
 
-use std::fmt;
 use std::future::Future;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, Checksum};
-use object_store::client::{
-    HttpClient, HttpConnector, HttpError, HttpRequest, HttpResponse, HttpService, ReqwestConnector,
-};
 use object_store::path::Path;
-use object_store::{BackoffConfig, ClientOptions, Error as StoreError, HeaderValue, RetryConfig};
+use object_store::{BackoffConfig, ClientOptions, Error as StoreError, RetryConfig};
 use tokio::runtime::Runtime;
 
 use super::credentials;
+use super::limits::{InTheClear, LimitedConnector, Overwrites};
 use super::store_error::{explain, may_pass};
 use crate::ObjectAddress;
 use virtfold_archive::stream::{Cancel, check_cancel};
@@ -80,14 +76,8 @@ impl Store {
             builder = builder.with_checksum_algorithm(Checksum::SHA256);
         }
         let time = REQUEST + Duration::from_secs(largest / SLOWEST);
-        let mut options = ClientOptions::new()
-            .with_timeout(time)
-            .with_connect_timeout(Duration::from_secs(10))
-            .with_user_agent(HeaderValue::from_static(concat!("virtfold/", env!("CARGO_PKG_VERSION"))));
-        if in_the_clear {
-            // Whoever names such an endpoint wants it: a store of one's own.
-            options = options.with_allow_http(true);
-        }
+        // Whoever names such an endpoint wants it: a store of one's own.
+        let in_the_clear = if in_the_clear { InTheClear::Allowed } else { InTheClear::Never };
         let retry = RetryConfig {
             backoff: BackoffConfig {
                 init_backoff: Duration::from_millis(200),
@@ -97,8 +87,13 @@ impl Store {
             max_retries: 4,
             retry_timeout: Duration::from_secs(60),
         };
-        let conditional = std::env::var("AWS_CONDITIONAL_PUT").is_ok_and(|how| how == "disabled");
-        let connector = NoOverwriteConnector { conditional: !conditional };
+        let unchecked = std::env::var("AWS_CONDITIONAL_PUT").is_ok_and(|how| how == "disabled");
+        let overwrites = if unchecked { Overwrites::Unchecked } else { Overwrites::Refused };
+        let connector = LimitedConnector { time, in_the_clear, overwrites };
+        let mut options = ClientOptions::new();
+        if in_the_clear == InTheClear::Allowed {
+            options = options.with_allow_http(true);
+        }
         let builder = builder.with_client_options(options).with_retry(retry).with_http_connector(connector);
         Ok(Self { s3: builder.build().map_err(cannot)?, bucket: address.bucket.clone() })
     }
@@ -178,47 +173,5 @@ where
         tracing::warn!("{said}; trying again for up to {} s", (patience - began.elapsed()).as_secs());
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(PAUSES.1);
-    }
-}
-
-/// The crate's connector, with the condition put on the request that completes an upload.
-#[derive(Debug)]
-struct NoOverwriteConnector {
-    conditional: bool,
-}
-
-impl HttpConnector for NoOverwriteConnector {
-    fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
-        let inner = ReqwestConnector::default().connect(options)?;
-        Ok(if self.conditional { HttpClient::new(NoOverwriteService { inner }) } else { inner })
-    }
-}
-
-struct NoOverwriteService {
-    inner: HttpClient,
-}
-
-impl fmt::Debug for NoOverwriteService {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("GuardedService")
-    }
-}
-
-impl HttpService for NoOverwriteService {
-    fn call<'life0, 'async_trait>(
-        &'life0 self,
-        mut request: HttpRequest,
-    ) -> Pin<Box<dyn Future<Output = std::result::Result<HttpResponse, HttpError>> + Send + 'async_trait>>
-    where
-        'life0: 'async_trait,
-        Self: 'async_trait,
-    {
-        // POST with ?uploadId=... is CompleteMultipartUpload, and nothing else is. A header that is not signed is allowed.
-        let completes = request.method().as_str() == "POST"
-            && request.uri().query().is_some_and(|query| query.contains("uploadId="));
-        if completes {
-            request.headers_mut().insert("if-none-match", HeaderValue::from_static("*"));
-        }
-        Box::pin(self.inner.execute(request))
     }
 }

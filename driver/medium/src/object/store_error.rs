@@ -4,6 +4,7 @@
 
 use object_store::Error as StoreError;
 
+use super::limits::Excess;
 use virtfold_base::error::{Error, ErrorKind, sentence};
 
 /// The longest message of a store that is repeated, bytes.
@@ -21,6 +22,9 @@ const PASSING: [&str; 7] = [
 
 /// Whether the same request may succeed later: the store can't be reached, is not ready, or did not get all of it.
 pub(super) fn may_pass(error: &StoreError) -> bool {
+    if Excess::among(error).is_some() {
+        return false;
+    }
     let text = sentence(error);
     let code = between(&text, "<Code>", "</Code>");
     if code.is_some_and(|code| PASSING.contains(&code)) {
@@ -54,6 +58,9 @@ pub(super) fn is_not_implemented(error: &StoreError) -> bool {
 
 /// The library's error: `what` was tried, and `error` came of it.
 pub(super) fn explain(what: impl Into<String>, error: &StoreError) -> Error {
+    if let Some(excess) = Excess::among(error) {
+        return Error::new(ErrorKind::Io, format!("{}: {excess}", what.into())).with_hint(excess.hint());
+    }
     let text = sentence(error);
     let is_missing = between(&text, "<Code>", "</Code>").is_some_and(|code| code.starts_with("NoSuch"));
     let (kind, hint) = match error {
