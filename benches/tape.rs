@@ -12,14 +12,16 @@ use std::time::{Duration, Instant};
 
 use virtfold::archive::stream::{Cancel, Compression};
 use virtfold::backup::Control;
-use virtfold::backup::session::{BackupRequest, ImageSpec, run_to};
+use virtfold::backup::destinations::Destinations;
+use virtfold::backup::options::BackupOptions;
+use virtfold::backup::resume::StateDirectories;
+use virtfold::backup::session::{BackupReport, BackupSession, ImageSpec, ImagesRequest};
 use virtfold::image::{Format, ImageAccess};
 use virtfold::medium::tape::{
     NewLabel, NoChanger, NoTapeCatalog, Overwrite, SimulatedDrive, TapeBlock, TapeMedium, TapeWriteOptions,
     VolumeAdmin,
 };
 use virtfold::medium::{FileMedium, Location};
-use virtfold::table::Layout;
 
 const LEAST: f64 = 0.9;
 
@@ -36,37 +38,29 @@ fn image(folder: &Path, mib: u64) -> PathBuf {
     path
 }
 
-fn request(image: &Path) -> BackupRequest {
-    BackupRequest {
-        images: vec![ImageSpec { path: image.to_owned(), format: Format::Raw, target: "vda".to_owned() }],
-        label: None,
-        destinations: vec![Location::Pipe],
-        compression: Compression::None,
-        encrypt_to: None,
-        layout: Layout::Compact,
-        block_size: None,
-        detect_zeroes: virtfold::backup::session::DetectZeroes::default(),
-        limit_rate: None,
-        usage: ImageAccess::Frozen,
-        containers: virtfold::backup::session::RawHeaderCheck::Refuse,
-        workers: 2,
-    }
+fn back_up(image: &Path, destinations: &Destinations<'_>) -> BackupReport {
+    let spec = ImageSpec { path: image.to_owned(), format: Format::Raw, target: "vda".to_owned() };
+    let request = ImagesRequest { usage: ImageAccess::Frozen, ..ImagesRequest::of(vec![spec]) };
+    let options = BackupOptions { compression: Compression::None, ..BackupOptions::default() };
+    // What counts as a pipe leaves no record, and needs no state directory.
+    let (state, control) = (StateDirectories::new("/nowhere"), Control::default());
+    BackupSession { options: &options, destinations, state: &state, control: &control }
+        .images(&request)
+        .unwrap()
 }
 
-fn to_file(request: &BackupRequest, folder: &Path) -> f64 {
-    let mut path = PathBuf::new();
+fn to_file(image: &Path, folder: &Path) -> f64 {
     let start = Instant::now();
-    run_to(request, &Control::default(), |label, _| {
-        path = folder.join(&label.name);
-        Ok(Box::new(FileMedium::create(&path)?))
-    })
-    .unwrap();
+    let destinations = Destinations::custom(Location::Pipe, |label, _| {
+        Ok(Box::new(FileMedium::create(&folder.join(&label.name))?))
+    });
+    let report = back_up(image, &destinations);
     let seconds = start.elapsed().as_secs_f64();
-    std::fs::remove_file(path).unwrap();
+    std::fs::remove_file(report.archive).unwrap();
     seconds
 }
 
-fn to_tape(request: &BackupRequest, mib: u64) -> (f64, u64) {
+fn to_tape(image: &Path, mib: u64) -> (f64, u64) {
     let drive = SimulatedDrive::with_tapes(1, (mib << 20) * 2);
     let care = VolumeAdmin::new(Box::new(drive.clone()), &NoTapeCatalog, Duration::ZERO, Cancel::default());
     let new = NewLabel {
@@ -88,15 +82,11 @@ fn to_tape(request: &BackupRequest, mib: u64) -> (f64, u64) {
         patience: Duration::ZERO,
         cancel: Cancel::default(),
     };
-    let mut report = None;
     let start = Instant::now();
-    run_to(request, &Control::default(), |label, _| {
-        let medium = TapeMedium::begin(setup, &label.name)?;
-        report = Some(medium.report());
-        Ok(Box::new(medium))
-    })
-    .unwrap();
-    (start.elapsed().as_secs_f64(), report.unwrap().lock().unwrap().underruns)
+    let destinations =
+        Destinations::custom(Location::Pipe, |label, _| Ok(Box::new(TapeMedium::begin(setup, &label.name)?)));
+    let report = back_up(image, &destinations);
+    (start.elapsed().as_secs_f64(), report.tapes[0].underruns)
 }
 
 fn median(mut times: Vec<f64>) -> f64 {
@@ -113,11 +103,10 @@ fn main() {
     let (rounds, mib) = (number(&arguments, "--rounds", 5), number(&arguments, "--mib", 1024));
     let folder = tempfile::tempdir_in("/dev/shm").unwrap();
     let image = image(folder.path(), mib);
-    let request = request(&image);
     let (mut files, mut tapes, mut waits) = (Vec::new(), Vec::new(), 0);
     for _ in 0..rounds {
-        files.push(to_file(&request, folder.path()));
-        let (seconds, underruns) = to_tape(&request, mib);
+        files.push(to_file(&image, folder.path()));
+        let (seconds, underruns) = to_tape(&image, mib);
         tapes.push(seconds);
         waits += underruns;
     }

@@ -13,13 +13,15 @@ use virtfold::archive::manifest::BackupSubject;
 use virtfold::archive::stream::Compression;
 use virtfold::backup::Control;
 use virtfold::backup::attachments::{GuestXml, LibvirtDirectories, gather};
-use virtfold::backup::session::{ArchiveOptions, BackupInput, write};
+use virtfold::backup::destinations::Destinations;
+use virtfold::backup::options::BackupOptions;
+use virtfold::backup::resume::StateDirectories;
+use virtfold::backup::session::{BackupInput, BackupSession};
 use virtfold::hypervisor::domain_xml::DomainXml;
 use virtfold::hypervisor::libvirt::{Libvirt, LocalUri};
 use virtfold::hypervisor::{Hypervisor, XmlView};
 use virtfold::image::{DiskImage, OpenOptions};
-use virtfold::medium::{FileMedium, Medium};
-use virtfold::table::Layout;
+use virtfold::medium::{FileMedium, Location};
 use virtfold_hooks::start_lock::alive;
 
 const TEMPLATE: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
@@ -74,22 +76,15 @@ fn archive_with(guest: &Guest<'_>, inactive: &DomainXml, name: &str) -> PathBuf 
         (crate::lab::guest::target(number), image)
     });
     let subject = BackupSubject::Domain { name: guest.name().to_owned(), uuid: inactive.id.map(|id| id.0) };
-    let material = BackupInput { subject, freeze: None, attachments, disks: images.collect() };
-    let compression = Compression::Zstd { level: 1 };
-    let manner = ArchiveOptions {
-        compression,
-        encrypt_to: None,
-        layout: Layout::Compact,
-        block_size: None,
-        detect_zeroes: virtfold::backup::session::DetectZeroes::default(),
-        limit_rate: None,
-        workers: 2,
-    };
-    let control = Control::default();
-    let open = |_: &virtfold::medium::ArchiveLabel, _: &virtfold::archive::stream::Cancel| {
-        FileMedium::create(&path).map(|medium| Box::new(medium) as Box<dyn Medium>)
-    };
-    write(material, &manner, &control, open).unwrap().finish(&control).unwrap();
+    let material = BackupInput { subject, freeze: None, attachments, disks: images.collect(), session: None };
+    let options = BackupOptions { compression: Compression::Zstd { level: 1 }, ..BackupOptions::default() };
+    let (state, control) = (StateDirectories::new("/nowhere"), Control::default());
+    // What counts as a pipe leaves no record.
+    let destinations = Destinations::custom(Location::Pipe, |_, _| Ok(Box::new(FileMedium::create(&path)?)));
+    let session =
+        BackupSession { options: &options, destinations: &destinations, state: &state, control: &control };
+    session.write(material).unwrap().finish(&control).unwrap();
+    drop(destinations);
     path
 }
 

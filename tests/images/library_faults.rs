@@ -20,14 +20,17 @@ use virtfold::archive::manifest::{self, BackupSubject, CompressionNote, Disk, Ma
 use virtfold::archive::stream::{Compression, DataSource, Sink, StreamOptions};
 use virtfold::archive::writer::{ArchiveContents, DiskTables, write_archive};
 use virtfold::backup::Control;
+use virtfold::backup::destinations::Destinations;
 use virtfold::backup::folded_disk::{DiskSet, FoldedDisk};
+use virtfold::backup::options::BackupOptions;
 use virtfold::backup::restore::{self, RestoreRequest, Selection, VerifyMode};
-use virtfold::backup::session::{self, BackupReport, BackupRequest, ImageSpec};
+use virtfold::backup::resume::StateDirectories;
+use virtfold::backup::session::{BackupReport, BackupSession, ImageSpec, ImagesRequest};
 use virtfold::backup::target::Method;
 use virtfold::backup::verify::{self, VerifyRequest};
 use virtfold::crypt::Identities;
 use virtfold::error::{Error, ErrorKind, Result};
-use virtfold::image::{DiskImage, Format, ImageAccess, OpenOptions};
+use virtfold::image::{DiskImage, Format, OpenOptions};
 use virtfold::medium::{FileMedium, FinishedArchive, Location, Medium};
 use virtfold::partial_file::Overwrite;
 use virtfold::units::DenseOffset;
@@ -64,21 +67,13 @@ fn image(scratch: &Scratch, mib: u64) -> Image {
     image
 }
 
-fn request(image: &Image, compression: Compression) -> BackupRequest {
-    BackupRequest {
-        images: vec![ImageSpec { path: image.path.clone(), format: Format::Qcow2, target: "vda".to_owned() }],
-        label: None,
-        destinations: vec![Location::Pipe],
-        compression,
-        encrypt_to: None,
-        layout: Layout::Compact,
-        block_size: None,
-        detect_zeroes: virtfold::backup::session::DetectZeroes::default(),
-        limit_rate: None,
-        usage: ImageAccess::Locked,
-        containers: session::RawHeaderCheck::Refuse,
-        workers: 2,
-    }
+/// Backs an image up to `destinations`.
+fn back_up(image: &Path, compression: Compression, destinations: &Destinations<'_>) -> Result<BackupReport> {
+    let spec = ImageSpec { path: image.to_owned(), format: Format::Qcow2, target: "vda".to_owned() };
+    let options = BackupOptions { compression, ..BackupOptions::default() };
+    let (state, control) = (StateDirectories::new(image.with_extension("state")), Control::default());
+    let session = BackupSession { options: &options, destinations, state: &state, control: &control };
+    session.images(&ImagesRequest::of(vec![spec]))
 }
 
 /// How a fault comes.
@@ -124,19 +119,21 @@ impl Medium for Faulty {
 
 /// Backs up to a file in `folder` whose write number `at` fails; how many writes there were.
 fn backup_failing(
-    request: &BackupRequest,
+    (image, compression): (&Image, Compression),
     folder: &Path,
     at: Option<u64>,
     (errno, fault): (i32, Fault),
 ) -> (Result<BackupReport>, u64) {
-    let (request, folder) = (request.clone(), folder.to_owned());
+    let (image, folder) = (image.path.clone(), folder.to_owned());
     let writes = Arc::new(AtomicU64::new(0));
     let counter = Arc::clone(&writes);
     let outcome = in_time(move || {
-        session::run_to(&request, &Control::default(), |label, _| {
+        // What counts as a pipe leaves no record.
+        let destinations = Destinations::custom(Location::Pipe, |label, _| {
             let inner = Box::new(FileMedium::create(&folder.join(&label.name))?);
             Ok(Box::new(Faulty { inner, writes, at, errno, fault }))
-        })
+        });
+        back_up(&image, compression, &destinations)
     });
     (outcome, counter.load(Ordering::Relaxed))
 }
@@ -147,8 +144,8 @@ fn every_write_and_the_sync_fail_once() {
     let image = image(&scratch, 9);
     let folder = scratch.folder("archives");
     for compression in COMPRESSIONS {
-        let request = request(&image, compression);
-        let (good, writes) = backup_failing(&request, &folder, None, (EIO, Fault::Whole));
+        let source = (&image, compression);
+        let (good, writes) = backup_failing(source, &folder, None, (EIO, Fault::Whole));
         let archive = PathBuf::from(good.unwrap().archive);
         let verified = verify::run(
             &VerifyRequest { archive: archive.clone().into(), identities: Identities::default(), workers: 1 },
@@ -161,7 +158,7 @@ fn every_write_and_the_sync_fail_once() {
         for at in 0..=writes {
             for (errno, kind) in [(EIO, ErrorKind::Io), (ENOSPC, ErrorKind::NoSpace)] {
                 for fault in [Fault::Whole, Fault::Torn] {
-                    let (outcome, _) = backup_failing(&request, &folder, Some(at), (errno, fault));
+                    let (outcome, _) = backup_failing(source, &folder, Some(at), (errno, fault));
                     let context = format!("{compression:?}, write {at} of {writes}, {fault:?}");
                     assert_eq!(outcome.expect_err(&context).kind(), kind, "{context}");
                     assert!(names(&folder).is_empty(), "{context}: {:?}", names(&folder));
@@ -344,7 +341,7 @@ fn restore_from(request: &RestoreRequest, reader: Trickle) -> Result<()> {
 
 fn archive_bytes(image: &Image, scratch: &Scratch, compression: Compression) -> Arc<Vec<u8>> {
     let folder = scratch.folder("archives");
-    let (report, _) = backup_failing(&request(image, compression), &folder, None, (EIO, Fault::Whole));
+    let (report, _) = backup_failing((image, compression), &folder, None, (EIO, Fault::Whole));
     Arc::new(std::fs::read(report.unwrap().archive).unwrap())
 }
 
@@ -418,9 +415,8 @@ fn a_full_file_system_ends_backups_and_restores_alike() {
             assert!(names(mount.path()).is_empty(), "{:?}", names(mount.path()));
         }
         for compression in COMPRESSIONS {
-            let mut request = request(&image, compression);
-            request.destinations = vec![Location::Path(mount.path().to_owned())];
-            let outcome = in_time(move || session::run(&request, &Control::default()));
+            let (image, to) = (image.path.clone(), Location::from(mount.path()));
+            let outcome = in_time(move || back_up(&image, compression, &Destinations::local([to])));
             let error = outcome.expect_err("there is no room");
             assert_eq!(error.kind(), ErrorKind::NoSpace, "{room}, {compression:?}: {error:?}");
             assert!(names(mount.path()).is_empty(), "{:?}", names(mount.path()));

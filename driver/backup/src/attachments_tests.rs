@@ -4,14 +4,16 @@ use std::sync::Arc;
 
 use super::*;
 use crate::Control;
-use crate::session::{ArchiveOptions, BackupInput, write};
+use crate::destinations::Destinations;
+use crate::options::BackupOptions;
+use crate::resume::StateDirectories;
+use crate::session::{BackupInput, BackupSession};
 use virtfold_archive::index::{ArchiveIndex, Trust};
 use virtfold_archive::manifest::BackupSubject;
 use virtfold_archive::source::FileSource;
 use virtfold_archive::stream::{Compression, ReadOptions};
-use virtfold_archive::table::Layout;
 use virtfold_image::{DiskImage, Format, OpenOptions};
-use virtfold_medium::{FileMedium, Medium};
+use virtfold_medium::{FileMedium, Location};
 
 struct Place {
     folder: tempfile::TempDir,
@@ -119,21 +121,16 @@ fn written(place: &Place, members: &[(&str, &[u8])], compression: Compression) -
         freeze: None,
         attachments: members.iter().map(|(name, content)| attachment(name, content.to_vec())).collect(),
         disks: vec![("vda".into(), image)],
+        session: None,
     };
-    let manner = ArchiveOptions {
-        compression,
-        encrypt_to: None,
-        layout: Layout::Compact,
-        block_size: None,
-        detect_zeroes: crate::session::DetectZeroes::default(),
-        limit_rate: None,
-        workers: 2,
-    };
-    let control = Control::default();
-    let open = |_: &virtfold_medium::ArchiveLabel, _: &virtfold_archive::stream::Cancel| {
-        FileMedium::create(&path).map(|medium| Box::new(medium) as Box<dyn Medium>)
-    };
-    write(material, &manner, &control, open).unwrap().finish(&control).unwrap();
+    let options = BackupOptions { compression, ..BackupOptions::default() };
+    let (state, control) = (StateDirectories::new("/nowhere"), Control::default());
+    // What counts as a pipe leaves no record.
+    let destinations = Destinations::custom(Location::Pipe, |_, _| Ok(Box::new(FileMedium::create(&path)?)));
+    let session =
+        BackupSession { options: &options, destinations: &destinations, state: &state, control: &control };
+    session.write(material).unwrap().finish(&control).unwrap();
+    drop(destinations);
     path
 }
 

@@ -7,6 +7,7 @@
 //! Imports: all crates that ARCHITECTURE.md draws above it; `service` and `cli` import this one.
 
 pub mod attachments;
+pub mod destinations;
 pub mod domain;
 pub mod events;
 pub mod folded_disk;
@@ -16,6 +17,7 @@ pub mod host_identity;
 pub mod inspect;
 pub mod metrics;
 pub mod mount_check;
+pub mod options;
 pub mod plan;
 mod progress;
 pub mod restore;

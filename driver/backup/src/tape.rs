@@ -22,8 +22,8 @@ use virtfold_medium::{TapeAddress, TapeArchive};
 pub struct TapeOptions {
     /// The drive's device.
     pub device: PathBuf,
-    /// Where the catalog is.
-    pub state_dir: PathBuf,
+    /// Where the catalog is; without it nothing is remembered.
+    pub state_dir: Option<PathBuf>,
     /// The command that changes volumes; without it, whoever sits at the terminal.
     pub change_command: Option<String>,
     /// How long that command may take.
@@ -59,6 +59,30 @@ pub struct TapeArchiveRow {
     pub before: Vec<String>,
 }
 
+/// Memory between the archive and the drive, where nothing else is said.
+const RING: u64 = 256 << 20;
+/// Bytes between two commits, where nothing else is said.
+const COMMIT_EVERY: u64 = 64 << 30;
+/// How long a tape may take to be ready, where nothing else is said.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+impl Default for TapeOptions {
+    /// No drive, no catalog, and nobody but the administrator changes volumes.
+    fn default() -> Self {
+        Self {
+            device: PathBuf::new(),
+            state_dir: None,
+            change_command: None,
+            change_limit: Duration::ZERO,
+            patience: PATIENCE,
+            pool: None,
+            ring: RING,
+            commit_every: COMMIT_EVERY,
+            cancel: Cancel::default(),
+        }
+    }
+}
+
 impl TapeOptions {
     fn drive(&self) -> Box<StDrive> {
         Box::new(StDrive::new(&self.device))
@@ -79,7 +103,10 @@ impl TapeOptions {
     /// # Errors
     /// The catalog can't be opened.
     pub fn tape_catalog(&self) -> Result<Arc<dyn TapeCatalog>> {
-        Ok(Arc::new(Catalog::open(&self.state_dir)?))
+        Ok(match &self.state_dir {
+            Some(state_dir) => Arc::new(Catalog::open(state_dir)?),
+            None => Arc::new(NoTapeCatalog),
+        })
     }
 
     /// What is remembered, for who only reads: nothing where there is no catalog.
@@ -87,10 +114,9 @@ impl TapeOptions {
     /// # Errors
     /// The catalog is there and can't be opened.
     pub fn tape_catalog_if_any(&self) -> Result<Arc<dyn TapeCatalog>> {
-        if NoCatalog::for_missing(&self.state_dir) {
-            Ok(Arc::new(NoTapeCatalog))
-        } else {
-            self.tape_catalog()
+        match &self.state_dir {
+            Some(state_dir) if !NoCatalog::for_missing(state_dir) => self.tape_catalog(),
+            _ => Ok(Arc::new(NoTapeCatalog)),
         }
     }
 
@@ -106,7 +132,7 @@ impl TapeOptions {
     ///
     /// # Errors
     /// Those of [`TapeMedium::resume`] and of the catalog.
-    pub fn go_on_with(
+    pub fn resume(
         &self,
         name: &str,
         cancel: &Cancel,
@@ -276,17 +302,7 @@ mod tests {
             tool: String::new(),
         };
         let contents = VolumeContents { label, parts, blocks: 0, files: 0 };
-        let drive = TapeOptions {
-            device: "/dev/nst0".into(),
-            state_dir: "/".into(),
-            change_command: None,
-            change_limit: Duration::ZERO,
-            patience: Duration::ZERO,
-            pool: None,
-            ring: 0,
-            commit_every: 0,
-            cancel: Cancel::default(),
-        };
+        let drive = TapeOptions { device: "/dev/nst0".into(), ..TapeOptions::default() };
         let entries = drive.entries(&contents);
         let seen = entries.iter().map(|e| (e.parts.as_slice(), e.files.as_slice(), e.bytes, e.complete));
         let whole = [(&[1, 2][..], &[2, 10][..], 20, true), (&[1][..], &[7][..], 10, true)];

@@ -2,13 +2,16 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Result;
 use virtfold_archive::stream::Compression;
 use virtfold_archive::table::Layout;
-use virtfold_backup::resume::{ResumeContext, ResumePolicy, SavedEnvelope};
+use virtfold_backup::destinations::Destinations;
+use virtfold_backup::options::{BackupOptions, DetectZeroes, QuiesceMode, ResumePolicy};
+use virtfold_backup::resume::StateDirectories;
 use virtfold_backup::session::{
-    self, ArchiveOptions, BackupReport, BackupRequest, DetectZeroes, DiskReport, ImageSpec, RawHeaderCheck,
+    self, BackupReport, BackupSession, DiskReport, ImageSpec, ImagesRequest, RawHeaderCheck,
 };
 use virtfold_backup::{Control, Progress};
 use virtfold_base::error::{Error, ErrorKind};
@@ -22,14 +25,13 @@ use super::Signals;
 use super::args;
 use super::catalog_fill::{self, StateDirPolicy};
 use super::config::ConfigFlag;
-use super::domain::{self, GuestArgs};
+use super::destinations::Terminating;
+use super::domain::GuestArgs;
 use super::encryption::EncryptArgs;
 use super::exit::ExitStatus;
-use super::medium;
 use super::mounted::MountArgs;
 use super::output::say;
 use super::report::{JsonFlag, OutputFormat, ProgressPrinter, StdoutUse, printable, result};
-use super::tape::media::Destinations;
 use super::tape::options::WriteArgs;
 
 /// Back up a domain, or disk images, into one archive
@@ -134,68 +136,86 @@ enum LayoutArg {
 impl Args {
     /// Whether the archive takes standard output.
     pub(crate) fn stdout_use(&self) -> StdoutUse {
-        stdout_of(&self.to)
+        if self.to.contains(&Location::Pipe) { StdoutUse::Archive } else { StdoutUse::Free }
+    }
+}
+
+/// A backup as the command line says it: what images and domains have in common.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct BackupCommand<'a> {
+    pub(super) options: &'a BackupOptions,
+    pub(super) destinations: &'a Destinations<'a>,
+    pub(super) state: &'a StateDirectories,
+    /// The job of the configuration that it is for.
+    pub(super) job: Option<&'a str>,
+    pub(super) style: OutputFormat,
+}
+
+impl BackupCommand<'_> {
+    /// Does the work, with its progress printed.
+    pub(super) fn run<T>(
+        &self,
+        signals: &Signals,
+        work: impl FnOnce(&BackupSession<'_>) -> std::result::Result<T, Error>,
+    ) -> Result<T> {
+        let Self { options, destinations, state, .. } = *self;
+        let progress = Arc::new(Progress::default());
+        let ticker = ProgressPrinter::start(self.style, self.stdout(), &progress)?;
+        let control = Control { cancel: Arc::clone(&signals.stop), progress };
+        let report = work(&BackupSession { options, destinations, state, control: &control });
+        drop(ticker);
+        Ok(report?)
+    }
+
+    /// Whether the archive takes standard output.
+    pub(super) fn stdout(&self) -> StdoutUse {
+        let takes = self.destinations.locations().contains(&Location::Pipe);
+        if takes { StdoutUse::Archive } else { StdoutUse::Free }
     }
 }
 
 /// Runs the verb.
-pub(crate) fn run(args: Args, signals: &Signals) -> Result<ExitStatus> {
-    let style = OutputFormat::from_flag(&args.json);
+pub(crate) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
     let config = args.config.load()?;
-    let defaults = &config.defaults;
-    let manner = manner(&args, defaults)?;
-    let mut media = Destinations::new(&args.to, &args.tape, || args.guest.state_dir(), &signals.stop)?;
+    let options = options(args, &config.defaults)?;
+    let state = StateDirectories::new(args.guest.state_dir()?);
+    let terminating = Terminating::default();
+    let mut destinations = terminating.destinations(&args.to, &args.tape, &state.state, &signals.stop)?;
     if !args.guest.is_plan() {
-        let catalog = Catalog::open_existing(&args.guest.state_dir()?)?;
-        let looked = args.mounts.check(&media, &config, catalog.as_ref())?;
-        media.stand_on(looked);
+        let catalog = Catalog::open_existing(&state.state)?;
+        let mounts = args.mounts.check(&destinations, &config, catalog.as_ref())?;
+        destinations.expect_mounts(mounts);
     }
-    let wish = if args.no_resume { ResumePolicy::Never } else { ResumePolicy::IfPossible };
-    if let Some(domain) = &args.domain {
-        let name = args.job.as_deref();
-        let job = domain::DomainBackupOptions { domain, name, manner, media, wish, style, defaults };
-        return args.guest.run(job, signals);
+    let command = BackupCommand {
+        options: &options,
+        destinations: &destinations,
+        state: &state,
+        job: args.job.as_deref(),
+        style: OutputFormat::from_flag(&args.json),
+    };
+    match &args.domain {
+        Some(domain) => args.guest.run(domain, &command, signals),
+        None => images(args, &command, signals),
     }
+}
+
+fn images(args: &Args, command: &BackupCommand<'_>, signals: &Signals) -> Result<ExitStatus> {
     if args.to.is_empty() {
         let error = Error::new(ErrorKind::Usage, "--plan is for domains; a backup of images needs --to");
         return Err(error.into());
     }
-    let destinations = args.to.clone();
-    let (state_dir, job) = (args.guest.state_dir()?, args.job.clone());
-    let key_dir = &SavedEnvelope::usual_directory();
-    let keep = ResumeContext {
-        state_dir: &state_dir,
-        key_dir,
-        places: &destinations,
-        job: None,
-        wish,
-        reopen: &|place, label, cancel, remains| media.reopen(place, label, cancel, remains),
-        read_back: &|place, cancel, remains| media.read_back(place, cancel, remains),
-        discard: &medium::discard,
+    let request = ImagesRequest {
+        images: image_specs(args)?,
+        label: args.label.clone(),
+        usage: if args.frozen { ImageAccess::Frozen } else { ImageAccess::Locked },
+        containers: if args.force { RawHeaderCheck::Ignore } else { RawHeaderCheck::Refuse },
     };
-    let request = request(args, manner, destinations.clone())?;
-    let (outcome, report) = images_to(&request, (&media, &keep), style, signals)?;
-    catalog_fill::backup(&report, &media, job.as_deref(), (&state_dir, StateDirPolicy::RequireExisting));
-    Ok(outcome)
-}
-
-fn images_to(
-    request: &BackupRequest,
-    (media, keep): (&Destinations, &ResumeContext<'_>),
-    style: OutputFormat,
-    signals: &Signals,
-) -> Result<(ExitStatus, BackupReport)> {
-    let out = stdout_of(&request.destinations);
-    let progress = Arc::new(Progress::default());
-    let ticker = ProgressPrinter::start(style, out, &progress)?;
-    let control = Control { cancel: Arc::clone(&signals.stop), progress };
-    let report =
-        session::run_kept(request, (&control, Some(keep)), |label, cancel| media.open(label, cancel));
-    drop(ticker);
-    let report = media.complete(report?);
+    let report = command.run(signals, |session| session.images(&request))?;
     warn(&report.disks);
-    result(style, out, &report, &text(&report))?;
-    Ok((copies(style, &report), report))
+    result(command.style, command.stdout(), &report, &text(&report))?;
+    let outcome = copies(command.style, &report);
+    catalog_fill::backup(&report, command, StateDirPolicy::RequireExisting);
+    Ok(outcome)
 }
 
 /// Says which copies have failed, and how the run ends for that.
@@ -210,11 +230,6 @@ pub(super) fn copies(style: OutputFormat, report: &BackupReport) -> ExitStatus {
     failed.map_or(ExitStatus::Done, ExitStatus::Failed)
 }
 
-/// Whether the archive takes standard output.
-pub(super) fn stdout_of(destinations: &[Location]) -> StdoutUse {
-    if destinations.contains(&Location::Pipe) { StdoutUse::Archive } else { StdoutUse::Free }
-}
-
 /// Prints what was doubtful about the sources.
 pub(super) fn warn(disks: &[DiskReport]) {
     for warning in disks.iter().flat_map(|disk| &disk.warnings) {
@@ -222,7 +237,7 @@ pub(super) fn warn(disks: &[DiskReport]) {
     }
 }
 
-fn images(args: &Args) -> Result<Vec<ImageSpec>> {
+fn image_specs(args: &Args) -> Result<Vec<ImageSpec>> {
     let count = args.image.len();
     let per_image = |what: &str, given: usize| {
         Error::new(ErrorKind::Usage, format!("{count} images need {count} times {what}, not {given} times"))
@@ -242,53 +257,70 @@ fn images(args: &Args) -> Result<Vec<ImageSpec>> {
     Ok(specs.collect())
 }
 
-/// How the archive is made, by the command line and the configuration.
-fn manner(args: &Args, defaults: &Defaults) -> Result<ArchiveOptions> {
-    let layout = args.layout.map_or(defaults.layout, |layout| match layout {
+/// How the backup is made, by the command line and the configuration.
+fn options(args: &Args, defaults: &Defaults) -> Result<BackupOptions> {
+    let layout = args.layout.map(|layout| match layout {
         LayoutArg::Compact => virtfold_config::Layout::Compact,
         LayoutArg::Full => virtfold_config::Layout::Full,
     });
-    let block_size = args.block_size.or(defaults.block_size).map(virtfold_config::BlockSize::get);
-    let limit_rate = args.limit_rate.or(defaults.limit_rate).map(virtfold_config::ByteRate::get);
-    Ok(ArchiveOptions {
-        compression: match args.compress.unwrap_or(defaults.compress) {
+    // The command line goes before the configuration; both have one grammar.
+    let chosen = Defaults {
+        compress: args.compress.unwrap_or(defaults.compress),
+        layout: layout.unwrap_or(defaults.layout),
+        block_size: args.block_size.or(defaults.block_size),
+        detect_zeroes: args.detect_zeroes.or(defaults.detect_zeroes),
+        limit_rate: args.limit_rate.or(defaults.limit_rate),
+        workers: args.workers.or(defaults.workers),
+        ..defaults.clone()
+    };
+    let mut options = BackupOptions {
+        encrypt_to: args.encrypt.recipients(defaults)?,
+        resume: if args.no_resume { ResumePolicy::Never } else { ResumePolicy::IfPossible },
+        ..by_configuration(&chosen)?
+    };
+    args.guest.choose(&mut options)?;
+    Ok(options)
+}
+
+/// How a backup is made where the configuration alone says it; encryption aside.
+///
+/// # Errors
+/// Internal only.
+pub(super) fn by_configuration(defaults: &Defaults) -> std::result::Result<BackupOptions, Error> {
+    let block_size = defaults.block_size.map(virtfold_config::BlockSize::get);
+    let limit_rate = defaults.limit_rate.map(virtfold_config::ByteRate::get);
+    Ok(BackupOptions {
+        compression: match defaults.compress {
             virtfold_config::Compression::None => Compression::None,
             virtfold_config::Compression::Zstd { level } => Compression::Zstd { level },
         },
-        encrypt_to: args.encrypt.recipients(defaults)?,
-        layout: match layout {
+        encrypt_to: None,
+        layout: match defaults.layout {
             virtfold_config::Layout::Compact => Layout::Compact,
             virtfold_config::Layout::Full => Layout::Full,
         },
         block_size: block_size
             .map(|bytes| BlockSize::new(bytes).ok_or_else(|| args::mismatch("block size")))
             .transpose()?,
-        detect_zeroes: match args.detect_zeroes.or(defaults.detect_zeroes) {
-            None => DetectZeroes::WhereNothingTells,
+        detect_zeroes: match defaults.detect_zeroes {
+            None => DetectZeroes::Auto,
             Some(virtfold_config::DetectZeroes::On) => DetectZeroes::On,
             Some(virtfold_config::DetectZeroes::Off) => DetectZeroes::Off,
         },
         limit_rate: limit_rate
             .map(|rate| RateLimit::new(rate).ok_or_else(|| args::mismatch("rate")))
             .transpose()?,
-        workers: args::workers(args.workers.or(defaults.workers)),
-    })
-}
-
-fn request(args: Args, manner: ArchiveOptions, destinations: Vec<Location>) -> Result<BackupRequest> {
-    Ok(BackupRequest {
-        images: images(&args)?,
-        label: args.label,
-        destinations,
-        compression: manner.compression,
-        encrypt_to: manner.encrypt_to,
-        layout: manner.layout,
-        block_size: manner.block_size,
-        detect_zeroes: manner.detect_zeroes,
-        limit_rate: manner.limit_rate,
-        usage: if args.frozen { ImageAccess::Frozen } else { ImageAccess::Locked },
-        containers: if args.force { RawHeaderCheck::Ignore } else { RawHeaderCheck::Refuse },
-        workers: manner.workers,
+        workers: args::workers(defaults.workers),
+        resume: ResumePolicy::IfPossible,
+        exclude: Vec::new(),
+        quiesce: match defaults.quiesce {
+            virtfold_config::QuiesceMode::Auto => QuiesceMode::Auto,
+            virtfold_config::QuiesceMode::Yes => QuiesceMode::Yes,
+            virtfold_config::QuiesceMode::No => QuiesceMode::No,
+        },
+        pause_budget: Duration::from_millis(defaults.pause_budget.millis()),
+        overlay_dir: defaults.overlay_dir.as_ref().map(|dir| dir.as_path().to_owned()),
+        min_free: defaults.min_free.get(),
     })
 }
 

@@ -1,15 +1,13 @@
 //! What the catalog is told of a good backup.
 
-use std::path::Path;
-
 use virtfold_backup::retention;
 use virtfold_backup::session::BackupReport;
 use virtfold_base::error::sentence;
 use virtfold_catalog::{Catalog, NoCatalog};
 
+use super::backup::BackupCommand;
 use super::output::say;
 use super::report::printable;
-use super::tape::media::Destinations;
 
 /// Whether a state directory is made for the catalog's sake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,16 +19,12 @@ pub(crate) enum StateDirPolicy {
 }
 
 /// Notes each good copy of a backup. That it can't be noted is said, and makes a good archive no worse.
-pub(crate) fn backup(
-    report: &BackupReport,
-    media: &Destinations,
-    job: Option<&str>,
-    (state, missing): (&Path, StateDirPolicy),
-) {
+pub(crate) fn backup(report: &BackupReport, command: &BackupCommand<'_>, missing: StateDirPolicy) {
+    let state = &command.state.state;
     if missing == StateDirPolicy::RequireExisting && NoCatalog::for_missing(state) {
         return;
     }
-    let copies = retention::copies(report, (media.places(), &|place| media.name(place)), job);
+    let copies = retention::copies(report, command.destinations, command.job);
     let noted = copies.and_then(|copies| Catalog::open(state)?.remember(&copies));
     if let Err(error) = noted {
         say(&format!(

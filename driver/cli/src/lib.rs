@@ -9,6 +9,7 @@ mod catalog_fill;
 mod config;
 mod control;
 mod define;
+mod destinations;
 mod domain;
 mod encryption;
 mod exit;
@@ -135,7 +136,7 @@ impl Verb {
 
     fn run(self, signals: &Signals) -> Result<ExitStatus> {
         match self {
-            Self::Backup(args) => backup::run(*args, signals),
+            Self::Backup(args) => backup::run(&args, signals),
             Self::Restore(args) => restore::run(*args, signals),
             Self::Verify(args) => verify::run(&args, signals),
             Self::List(args) => list::run(&args, signals),

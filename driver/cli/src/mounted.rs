@@ -4,13 +4,11 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use virtfold_backup::mount_check::{CheckedDirectory, MountRequirement, check, still};
+use virtfold_backup::destinations::{Destinations, ExpectedMount};
+use virtfold_backup::mount_check::{CheckedDirectory, MountRequirement, check};
 use virtfold_base::error::{Error, IoContext};
 use virtfold_catalog::Catalog;
 use virtfold_config::{Config, Medium};
-use virtfold_medium::mount_point::MountPoint;
-
-use super::tape::media::Destinations;
 
 /// What has to be mounted at the directories.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -39,10 +37,10 @@ impl MountArgs {
     /// Those of [`check`].
     pub(crate) fn check(
         &self,
-        media: &Destinations,
+        destinations: &Destinations<'_>,
         config: &Config,
         catalog: Option<&Catalog>,
-    ) -> Result<Vec<Option<Expected>>, Error> {
+    ) -> Result<Vec<Option<ExpectedMount>>, Error> {
         let one = |(index, place): (usize, &virtfold_medium::Location)| {
             let Some(path) = place.path() else { return Ok(None) };
             let known = of(config, path)?;
@@ -55,22 +53,28 @@ impl MountArgs {
                     }
                 };
             let medium = self.medium.get(index).map(String::as_str).or(known.map(|(name, _)| name));
-            let found = check(&CheckedDirectory { path, medium, mounted }, catalog, &|_| media.mount(place))?;
-            Ok(found.map(|mount| Expected {
-                mount_point: Some(mount.point),
+            let found =
+                check(&CheckedDirectory { path, medium, mounted }, catalog, &|_| destinations.mount(place))?;
+            Ok(found.map(|mount| ExpectedMount {
+                mount_point: mount.point,
                 file_system: mount.file_system,
-                any_file_system: mounted == MountRequirement::Required,
-                called: medium.map(ToOwned::to_owned),
+                // Whoever says that something has to be mounted accepts any file system, now as later.
+                requirement: if mounted == MountRequirement::Required {
+                    mounted
+                } else {
+                    MountRequirement::SameAsFirstUse
+                },
+                medium: medium.map(ToOwned::to_owned),
             }))
         };
-        media.places().iter().enumerate().map(one).collect()
+        destinations.locations().iter().enumerate().map(one).collect()
     }
 }
 
-/// What the process of a medium has to see mounted at its place, as it is told: what was there when the
-/// backup was begun may be gone.
-#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
-pub(crate) struct Expected {
+/// What the process of a medium has to find mounted at its destination: what was there when the backup was
+/// begun may be gone.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct ExpectedArgs {
     /// Where it was mounted
     #[arg(long, value_name = "DIR")]
     mount_point: Option<PathBuf>,
@@ -80,39 +84,22 @@ pub(crate) struct Expected {
     /// Another file system may be mounted there by now
     #[arg(long, requires = "mount_point")]
     any_file_system: bool,
-    /// What the configuration calls the place
+    /// What the configuration calls the destination
     #[arg(long, value_name = "MEDIUM", requires = "mount_point")]
     called: Option<String>,
 }
 
-impl Expected {
-    /// The options that say it.
-    pub(crate) fn arguments(&self) -> Vec<OsString> {
-        let said = [
-            ("--mount-point=", self.mount_point.as_ref().map(|point| point.as_os_str().to_owned())),
-            ("--file-system=", self.file_system.as_ref().map(OsString::from)),
-            ("--called=", self.called.as_ref().map(OsString::from)),
-        ];
-        let mut arguments = Vec::new();
-        for (name, value) in said.into_iter().filter_map(|(name, value)| Some((name, value?))) {
-            let mut argument = OsString::from(name);
-            argument.push(value);
-            arguments.push(argument);
-        }
-        arguments.extend(self.any_file_system.then(|| "--any-file-system".into()));
-        arguments
-    }
-
-    /// Makes sure that it is there.
-    ///
-    /// # Errors
-    /// Those of [`still`].
-    pub(crate) fn check(&self, path: &Path) -> Result<(), Error> {
-        let Some(point) = self.mount_point.clone() else { return Ok(()) };
-        let mounted =
+impl ExpectedArgs {
+    /// What has to be mounted; nothing where nothing has to be.
+    pub(crate) fn mount(&self) -> Option<ExpectedMount> {
+        let requirement =
             if self.any_file_system { MountRequirement::Required } else { MountRequirement::SameAsFirstUse };
-        let place = CheckedDirectory { path, medium: self.called.as_deref(), mounted };
-        still(&place, &MountPoint { point, file_system: self.file_system.clone() })
+        Some(ExpectedMount {
+            mount_point: self.mount_point.clone()?,
+            file_system: self.file_system.clone(),
+            requirement,
+            medium: self.called.clone(),
+        })
     }
 }
 
@@ -136,33 +123,33 @@ fn of<'a>(config: &'a Config, path: &Path) -> Result<Option<(&'a str, &'a Medium
 #[cfg(test)]
 mod tests {
     use clap::Parser;
-    use virtfold_base::error::ErrorKind;
 
     use super::*;
 
     #[derive(Debug, Parser)]
     struct Alone {
         #[command(flatten)]
-        expected: Expected,
+        expected: ExpectedArgs,
     }
 
     #[test]
     fn the_process_of_a_medium_expects_what_was_seen() {
-        let all = Expected {
-            mount_point: Some("/mnt/my disk".into()),
+        let all = ExpectedMount {
+            mount_point: "/mnt/my disk".into(),
             file_system: Some("-odd = id".to_owned()),
-            any_file_system: true,
-            called: Some("-nas".to_owned()),
+            requirement: MountRequirement::Required,
+            medium: Some("-nas".to_owned()),
         };
-        let some = Expected { mount_point: Some("/elsewhere".into()), ..Expected::default() };
-        for expected in [Expected::default(), all, some] {
+        let some = ExpectedMount {
+            mount_point: "/elsewhere".into(),
+            file_system: None,
+            requirement: MountRequirement::SameAsFirstUse,
+            medium: None,
+        };
+        for expected in [all, some] {
             let told = [vec!["x".into()], expected.arguments()].concat();
-            assert_eq!(Alone::try_parse_from(&told).unwrap().expected, expected, "{told:?}");
+            assert_eq!(Alone::try_parse_from(&told).unwrap().expected.mount(), Some(expected), "{told:?}");
         }
-        let error = Expected { mount_point: Some("/elsewhere".into()), ..Expected::default() };
-        let error = error.check(Path::new("/proc/self")).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::NotFound);
-        assert!(error.to_string().contains("'/proc/self' is not mounted"), "{error}");
-        Expected::default().check(Path::new("/proc/self")).unwrap();
+        assert_eq!(ExpectedArgs::default().mount(), None);
     }
 }

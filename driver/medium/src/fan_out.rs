@@ -4,18 +4,19 @@
 //! one is full, so the slowest medium sets the pace and memory is bounded. A medium that fails and can go on
 //! (a tape) does: it gets again what it lacks, and the others wait and leave that out. One that can't is
 //! dropped and noted, and the others go on; only when none is left is the archive lost. What became of each
-//! is in [`MediumOutcomes`].
+//! is in [`FinishedArchive::copies`].
 //!
 //! Imports: `error`, `archive` (its traits for bytes).
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
+use serde::{Deserialize, Serialize};
 
-use super::{ArchiveLabel, FinishedArchive, Location, Medium, create};
-use virtfold_archive::stream::{Cancel, Sink};
+use super::{FinishedArchive, Location, Medium};
+use virtfold_archive::stream::Sink;
 use virtfold_base::error::{Error, ErrorKind, OrInternal, Result, sentence};
 
 /// Writes that a medium may be behind.
@@ -23,68 +24,50 @@ const QUEUE: usize = 4;
 /// How often it is looked whether a medium has broken while it settles.
 const POLL: Duration = Duration::from_millis(5);
 
-/// What became of the copy on one medium.
-#[derive(Debug)]
-pub struct MediumOutcome {
+/// What came of the copy on one of several media.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyReport {
     /// Where it was to go.
-    pub to: Location,
+    pub to: String,
+    /// The archive's name there, as `restore` takes it; nothing where it failed.
+    pub archive: Option<String>,
+    /// Why there is none.
+    pub failure: Option<String>,
+    /// What the administrator can do about that.
+    pub hint: Option<String>,
+    /// What kind of failure it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<ErrorKind>,
+}
+
+/// What came of the copy on one medium.
+#[derive(Debug)]
+struct MediumOutcome {
+    /// Where it was to go.
+    to: Location,
     /// What is durable there, or why nothing is.
-    pub result: Result<FinishedArchive>,
+    result: Result<FinishedArchive>,
 }
 
-/// What became of the copies, known when the medium has been finished or dropped. Empty where there was but
-/// one place to write to.
-#[derive(Clone, Debug, Default)]
-pub struct MediumOutcomes(Arc<Mutex<Vec<MediumOutcome>>>);
-
-impl MediumOutcomes {
-    /// Takes them out, in the order of the places.
-    pub fn take(&self) -> Vec<MediumOutcome> {
-        std::mem::take(&mut *self.lock())
+impl MediumOutcome {
+    fn report(&self) -> CopyReport {
+        let failure = self.result.as_ref().err();
+        CopyReport {
+            to: self.to.to_string(),
+            archive: self.result.as_ref().ok().map(|finished| finished.name.clone()),
+            failure: failure.map(|error| sentence(error)),
+            hint: failure.and_then(|error| error.hint().map(ToOwned::to_owned)),
+            kind: failure.map(Error::kind),
+        }
     }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<MediumOutcome>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Makes a medium that writes the archive `label` to all `places`; for one place it is that medium itself.
-///
-/// # Errors
-/// A place is named twice; no place can be written to.
-pub fn create_all(
-    places: &[Location],
-    label: &ArchiveLabel,
-    cancel: &Cancel,
-    copies: &MediumOutcomes,
-) -> Result<Box<dyn Medium>> {
-    create_all_by(places, copies, |place| create(place, label, cancel))
-}
-
-/// As [`create_all`], with the media that `make` makes.
-///
-/// # Errors
-/// As [`create_all`]; for one place those of `make`.
-pub fn create_all_by(
-    places: &[Location],
-    copies: &MediumOutcomes,
-    make: impl Fn(&Location) -> Result<Box<dyn Medium>>,
-) -> Result<Box<dyn Medium>> {
-    if let [place] = places {
-        return make(place);
-    }
-    if let Some((_, twice)) = places.iter().enumerate().find(|(at, place)| places[..*at].contains(place)) {
-        return Err(Error::new(ErrorKind::Usage, format!("the archive is to go to '{twice}' twice")));
-    }
-    let media = places.iter().map(|place| (place.clone(), make(place)));
-    Ok(Box::new(FanOut::new(media, copies)?))
 }
 
 /// Several media that get the same bytes.
 #[derive(Debug)]
 pub struct FanOut {
     branches: Vec<FanOutThread>,
-    copies: MediumOutcomes,
+    /// Of those that have ended.
+    outcomes: Vec<MediumOutcome>,
     /// The byte of the archive that comes next.
     at: u64,
     /// The first byte that a medium wants again, and why.
@@ -116,17 +99,14 @@ enum FanOutMessage {
 }
 
 impl FanOut {
-    /// Writes to `media`. What became of each is noted in `copies`; one that could not be opened is noted at
-    /// once.
+    /// Writes to `media`. What came of each is in [`FinishedArchive::copies`], also of one that could not be
+    /// opened.
     ///
     /// # Errors
     /// None of them could be opened, or a thread can't be made.
-    pub fn new(
-        media: impl IntoIterator<Item = (Location, Result<Box<dyn Medium>>)>,
-        copies: &MediumOutcomes,
-    ) -> Result<Self> {
+    pub fn new(media: impl IntoIterator<Item = (Location, Result<Box<dyn Medium>>)>) -> Result<Self> {
         let mut fan =
-            Self { branches: Vec::new(), copies: copies.clone(), at: 0, back: None, is_ending: false };
+            Self { branches: Vec::new(), outcomes: Vec::new(), at: 0, back: None, is_ending: false };
         let mut failed = Vec::new();
         for (to, medium) in media {
             let mut branch = FanOutThread { to, at: 0, queue: None, thread: None };
@@ -144,12 +124,12 @@ impl FanOut {
         if any { Ok(fan) } else { Err(fan.nothing_left()) }
     }
 
-    fn note(&self, at: usize, result: Result<FinishedArchive>) {
+    fn note(&mut self, at: usize, result: Result<FinishedArchive>) {
         let Some(branch) = self.branches.get(at) else { return };
         if let Err(error) = &result {
             tracing::warn!("nothing is written to '{}': {}", branch.to, sentence(error));
         }
-        self.copies.lock().push(MediumOutcome { to: branch.to.clone(), result });
+        self.outcomes.push(MediumOutcome { to: branch.to.clone(), result });
     }
 
     /// Waits for the end of a branch. One whose medium broke and can go on is started again; else it is noted
@@ -224,10 +204,9 @@ impl FanOut {
     }
 
     /// What is said when all have failed: the first failure, and that the others failed, too.
-    fn nothing_left(&self) -> Error {
+    fn nothing_left(&mut self) -> Error {
         self.in_order();
-        let copies = self.copies.lock();
-        let failures = || copies.iter().filter_map(|copy| Some((&copy.to, copy.result.as_ref().err()?)));
+        let failures = || self.outcomes.iter().filter_map(|one| Some((&one.to, one.result.as_ref().err()?)));
         let all: Vec<String> = failures().map(|(to, error)| format!("'{to}': {}", sentence(error))).collect();
         let first = failures().next().map(|(_, error)| error);
         let kind = first.map_or(ErrorKind::Internal, Error::kind);
@@ -238,10 +217,11 @@ impl FanOut {
         }
     }
 
-    /// Puts what is noted into the order of the places.
-    fn in_order(&self) {
-        let place = |copy: &MediumOutcome| self.branches.iter().position(|branch| branch.to == copy.to);
-        self.copies.lock().sort_by_key(place);
+    /// Puts the outcomes into the order of the locations.
+    fn in_order(&mut self) {
+        let branches = &self.branches;
+        let place = |one: &MediumOutcome| branches.iter().position(|branch| branch.to == one.to);
+        self.outcomes.sort_by_key(place);
     }
 }
 
@@ -324,8 +304,14 @@ impl Medium for FanOut {
         self.tell(|_, _| Some(FanOutMessage::Finish));
         (0..self.branches.len()).for_each(|at| self.end(at));
         self.in_order();
-        let first = self.copies.lock().iter().find_map(|copy| copy.result.as_ref().ok().cloned());
-        first.ok_or_else(|| self.nothing_left())
+        let finished = || self.outcomes.iter().filter_map(|one| one.result.as_ref().ok());
+        let Some(first) = finished().next() else { return Err(self.nothing_left()) };
+        Ok(FinishedArchive {
+            name: first.name.clone(),
+            bytes: first.bytes,
+            tapes: finished().flat_map(|one| one.tapes.iter().cloned()).collect(),
+            copies: self.outcomes.iter().map(MediumOutcome::report).collect(),
+        })
     }
 }
 
@@ -342,6 +328,7 @@ impl Drop for FanOut {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
     use std::time::Instant;
 
     use super::*;
@@ -382,7 +369,7 @@ mod tests {
 
         fn finish(self: Box<Self>) -> Result<FinishedArchive> {
             let bytes = self.kept.lock().unwrap().len() as u64;
-            Ok(FinishedArchive { name: "memory".to_owned(), bytes })
+            Ok(FinishedArchive::new("memory", bytes))
         }
     }
 
@@ -396,20 +383,24 @@ mod tests {
         ((Location::Path(name.into()), Ok(Box::new(medium))), kept)
     }
 
-    fn names(copies: &[MediumOutcome]) -> Vec<(String, Option<ErrorKind>)> {
-        copies.iter().map(|copy| (copy.to.to_string(), copy.result.as_ref().err().map(Error::kind))).collect()
+    fn names(finished: &FinishedArchive) -> Vec<(String, Option<ErrorKind>)> {
+        let one = |copy: &CopyReport| {
+            assert_eq!(copy.archive.is_none(), copy.failure.is_some());
+            (copy.to.clone(), copy.kind)
+        };
+        finished.copies.iter().map(one).collect()
     }
 
     #[test]
     fn all_get_the_same_and_one_that_fails_fails_alone() {
-        let copies = MediumOutcomes::default();
         let ((a, kept), (b, _), (c, late)) =
             (memory("a", None, 0), memory("b", Some(3), 0), memory("c", None, 1));
         let d = (Location::Path("d".into()), Err(Error::new(ErrorKind::NotFound, "it is not there")));
-        let mut fan = Box::new(FanOut::new([a, b, c, d], &copies).unwrap());
+        let mut fan = Box::new(FanOut::new([a, b, c, d]).unwrap());
         let pieces: Vec<Vec<u8>> = (0..50).map(|i| vec![i; 1000]).collect();
         pieces.iter().for_each(|piece| fan.write(piece).unwrap());
-        assert_eq!(fan.finish().unwrap().bytes, 50_000);
+        let finished = fan.finish().unwrap();
+        assert_eq!(finished.bytes, 50_000);
         assert_eq!(*kept.lock().unwrap(), pieces.concat());
         assert_eq!(*late.lock().unwrap(), pieces.concat());
         let expected = [
@@ -418,7 +409,7 @@ mod tests {
             ("c".to_owned(), None),
             ("d".to_owned(), Some(ErrorKind::NotFound)),
         ];
-        assert_eq!(names(&copies.take()), expected);
+        assert_eq!(names(&finished), expected);
     }
 
     /// As `backup::backup` writes: what is wanted again is given again.
@@ -438,7 +429,6 @@ mod tests {
         // Fails at a write, or when all is written; with anything from nothing to all of it for good.
         for (fails, durable) in [(Some(1), 0), (Some(7), 4500), (Some(50), 49_000), (None, 0), (None, 50_000)]
         {
-            let copies = MediumOutcomes::default();
             let ((a, kept), (b, gone)) = (memory("a", None, 0), memory("b", Some(20), 0));
             let tape = Kept::default();
             let settled = fails.is_none().then(|| Err(Error::new(ErrorKind::Io, "it broke")));
@@ -451,12 +441,13 @@ mod tests {
                 settled,
             };
             let c: (Location, Result<Box<dyn Medium>>) = (Location::Path("c".into()), Ok(Box::new(medium)));
-            let mut fan = Box::new(FanOut::new([a, b, c], &copies).unwrap());
+            let mut fan = Box::new(FanOut::new([a, b, c]).unwrap());
             assert_eq!(write_all(&mut fan, &whole), 1, "{fails:?}");
-            assert_eq!(fan.finish().unwrap().bytes, 50_000);
+            let finished = fan.finish().unwrap();
+            assert_eq!(finished.bytes, 50_000);
             let expected =
                 [("a".to_owned(), None), ("b".to_owned(), Some(ErrorKind::NoSpace)), ("c".to_owned(), None)];
-            assert_eq!(names(&copies.take()), expected, "{fails:?}");
+            assert_eq!(names(&finished), expected, "{fails:?}");
             assert!(*kept.lock().unwrap() == whole && *tape.lock().unwrap() == whole, "{fails:?} {durable}");
             assert!(gone.lock().unwrap().len() < whole.len());
         }
@@ -464,22 +455,21 @@ mod tests {
 
     #[test]
     fn when_none_is_left_the_archive_is_lost() {
-        let copies = MediumOutcomes::default();
         let ((a, _), (b, _)) = (memory("a", Some(1), 0), memory("b", Some(2), 0));
-        let mut fan = FanOut::new([a, b], &copies).unwrap();
+        let mut fan = FanOut::new([a, b]).unwrap();
         let error = (0..1000).find_map(|_| fan.write(b"x").err()).unwrap();
         assert_eq!((error.kind(), error.hint()), (ErrorKind::NoSpace, Some("make room")));
         let shown = error.to_string();
         assert!(shown.contains("'a': it is full") && shown.contains("'b': it is full"), "{shown}");
         let missing = || Err(Error::new(ErrorKind::NotFound, "it is not there"));
-        let none = FanOut::new([(Location::Pipe, missing())], &MediumOutcomes::default());
+        let none = FanOut::new([(Location::Pipe, missing())]);
         assert_eq!(none.unwrap_err().kind(), ErrorKind::NotFound);
     }
 
     #[test]
     fn the_slowest_sets_the_pace() {
         let ((a, _), (b, _)) = (memory("a", None, 0), memory("b", None, 10));
-        let mut fan = FanOut::new([a, b], &MediumOutcomes::default()).unwrap();
+        let mut fan = FanOut::new([a, b]).unwrap();
         let start = Instant::now();
         (0..20).for_each(|_| fan.write(&[0; 100]).unwrap());
         // All but what its queue holds has gone through.

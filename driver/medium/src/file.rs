@@ -26,11 +26,12 @@ impl FileMedium {
         Ok(Self { partial: PartialFile::create(path, Overwrite::Refuse)?, written: 0 })
     }
 
-    /// Goes on with the file that was to be `path`, behind what is known to be on the disk.
+    /// Resumes the file that was to be `path`, behind what is known to be on the disk. The caller sees to it
+    /// that the process that wrote it is dead and that nobody else does the same.
     ///
     /// # Errors
     /// The file can't be looked at or cut.
-    pub(super) fn reopen(path: &Path, remains: &PartialArchive) -> Result<Resumed> {
+    pub fn resume(path: &Path, remains: &PartialArchive) -> Result<Resumed> {
         let Some((temporary, identity)) = &remains.file else {
             return Ok(Resumed::NotPossible("nothing is known of its file".to_owned()));
         };
@@ -72,7 +73,7 @@ impl Medium for FileMedium {
         let name = self.partial.path().display().to_string();
         let bytes = self.written;
         self.partial.commit(Overwrite::Refuse)?;
-        Ok(FinishedArchive { name, bytes })
+        Ok(FinishedArchive::new(name, bytes))
     }
 }
 

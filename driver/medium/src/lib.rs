@@ -2,7 +2,7 @@
 //!
 //! # Writing: [`Medium`]
 //!
-//! A medium is made for one archive ([`create`]), takes its bytes strictly in order ([`Sink::write`]) and is
+//! A medium is made for one archive (`backup::destinations`), takes its bytes strictly in order ([`Sink::write`]) and is
 //! finished once ([`Medium::finish`]).
 //!
 //! - **What is durable when.** Nothing counts as kept until `finish` has returned; then all of it does, under
@@ -27,8 +27,8 @@
 //!   the archive exist in spite of the error; it
 //!   is then whole.
 //!
-//! A process that dies leaves a medium that another one may be able to go on with: [`Medium::detach`],
-//! [`reopen`].
+//! A process that dies leaves a medium that another one may be able to go on with: [`Medium::keep`],
+//! `Destinations::resume`.
 //!
 //! # Reading: [`Source`], or [`std::io::Read`] front to back
 //!
@@ -66,14 +66,13 @@ mod rate_limit;
 mod spooled_source;
 pub mod tape;
 
-use std::io::Read;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub use self::encrypting_medium::EncryptingMedium;
-pub use self::fan_out::{FanOut, MediumOutcome, MediumOutcomes, create_all, create_all_by};
+pub use self::fan_out::{CopyReport, FanOut};
 pub use self::file::FileMedium;
 pub use self::location::{Location, LocationError, ObjectAddress, TapeAddress, TapeArchive};
 pub use self::lost_ranges::LostRanges;
@@ -82,8 +81,9 @@ pub use self::pipe::{PipeMedium, PipeSource};
 pub use self::probe::probe;
 pub use self::rate_limit::{RateLimit, RateLimited};
 pub use self::spooled_source::SpooledSource;
+use self::tape::TapeReport;
 use virtfold_archive::source::{FileSource, Source};
-use virtfold_archive::stream::{Cancel, Sink};
+use virtfold_archive::stream::Sink;
 use virtfold_base::error::{Error, ErrorKind, Result};
 
 /// A sequential medium that an archive is written to; the module's description is the contract.
@@ -114,7 +114,7 @@ pub trait Medium: Sink {
         Ok(None)
     }
 
-    /// From here on says to `notes` what is durable, so that another process can go on with it ([`reopen`])
+    /// From here on says to `notes` what is durable, so that another process can go on with it
     /// should this one die. Called once, before the first write. Whether the medium can do that.
     fn detach(&mut self, _notes: Arc<dyn DurableMarks>) -> bool {
         false
@@ -166,6 +166,20 @@ pub struct FinishedArchive {
     pub name: String,
     /// Bytes written.
     pub bytes: u64,
+    /// What came of the tapes that it is on.
+    #[serde(default)]
+    pub tapes: Vec<TapeReport>,
+    /// What came of each copy, where it was to go to several media. They are written to from one process, so
+    /// no other has to know.
+    #[serde(skip)]
+    pub copies: Vec<CopyReport>,
+}
+
+impl FinishedArchive {
+    /// One copy, on no tape.
+    pub fn new(name: impl Into<String>, bytes: u64) -> Self {
+        Self { name: name.into(), bytes, tapes: Vec::new(), copies: Vec::new() }
+    }
 }
 
 /// Opens the archive at `location` to be read at any place.
@@ -205,64 +219,6 @@ pub fn remove(location: &Location, bytes: u64) -> Result<()> {
 /// The error where something else lies under an archive's name than was looked at.
 fn changed(location: &impl std::fmt::Display) -> Error {
     Error::new(ErrorKind::Io, format!("'{location}' is not what was looked at, and stays"))
-}
-
-/// Makes a medium for the archive `label` at `location`. What the medium waits for ends with `cancel`.
-///
-/// # Errors
-/// The place is not there or can't be written; standard output is a terminal; the archive is there already.
-pub fn create(location: &Location, label: &ArchiveLabel, cancel: &Cancel) -> Result<Box<dyn Medium>> {
-    Ok(match location {
-        Location::Pipe => Box::new(PipeMedium::stdout()?),
-        Location::Path(directory) => {
-            virtfold_base::partial_file::expect_directory(directory)?;
-            Box::new(FileMedium::create(&directory.join(&label.name))?)
-        }
-        Location::Object(place) => object::create(place, label, cancel)?,
-        Location::Tape(_) => {
-            let what = format!("'{location}': a tape needs its drive, its catalog and who changes volumes");
-            return Err(Error::new(ErrorKind::Internal, what));
-        }
-    })
-}
-
-/// Goes on with what a dead process has left of the archive `label` at `location`. The caller sees to it that
-/// the process is dead and that nobody else does the same.
-///
-/// # Errors
-/// The place can't be looked at now: what is there stays.
-pub fn reopen(
-    location: &Location,
-    label: &ArchiveLabel,
-    cancel: &Cancel,
-    remains: &PartialArchive,
-) -> Result<Resumed> {
-    match location {
-        Location::Path(directory) => FileMedium::reopen(&directory.join(&label.name), remains),
-        Location::Object(place) => object::reopen(place, label, cancel, remains),
-        Location::Pipe => Ok(Resumed::NotPossible("a pipe is gone with its process".to_owned())),
-        Location::Tape(_) => Ok(Resumed::NotPossible("a tape needs its drive and its catalog".to_owned())),
-    }
-}
-
-/// What a dead process has left of a file, to read; nothing, where it is not there.
-///
-/// # Errors
-/// None here; who has it read by another process may not get an answer.
-pub fn read_back(_: &Location, _: &Cancel, remains: &PartialArchive) -> Result<Option<Box<dyn Read>>> {
-    let file = remains.opened();
-    Ok(file.map(|file| Box::new(file.take(remains.synced)) as Box<dyn Read>))
-}
-
-/// Takes away what a dead process has left of an archive that nobody will go on with. Parts of an upload are taken away by the next upload to their place.
-///
-/// # Errors
-/// None here; who has it done by another process may not get it done.
-pub fn discard(remains: &PartialArchive) -> Result<()> {
-    if let Some((temporary, identity)) = &remains.file {
-        virtfold_base::partial_file::remove_partial(temporary, *identity);
-    }
-    Ok(())
 }
 
 /// What is said where a medium is not in this build.

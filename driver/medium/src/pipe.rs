@@ -96,7 +96,7 @@ impl Medium for PipeMedium {
             Err(error) if error.kind() != std::io::ErrorKind::InvalidInput => {
                 Err(Error::io(format!("what was written to {} did not reach the disk", self.name), error))
             }
-            _ => Ok(FinishedArchive { name: "-".to_owned(), bytes: self.written }),
+            _ => Ok(FinishedArchive::new("-", self.written)),
         }
     }
 }

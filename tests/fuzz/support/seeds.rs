@@ -8,9 +8,11 @@ use virtfold::archive::manifest::Manifest;
 use virtfold::archive::stream::Compression;
 use virtfold::archive::tar_parser::{Event, MemberParser};
 use virtfold::backup::Control;
-use virtfold::backup::resume::{Fingerprint, read_chunks, read_marks};
-use virtfold::backup::session::{self, BackupRequest, ImageSpec};
-use virtfold::image::{Format, ImageAccess};
+use virtfold::backup::destinations::Destinations;
+use virtfold::backup::options::BackupOptions;
+use virtfold::backup::resume::{Fingerprint, StateDirectories, read_chunks, read_marks};
+use virtfold::backup::session::{self, BackupSession, ImageSpec, ImagesRequest};
+use virtfold::image::Format;
 use virtfold::table::Layout;
 use virtfold::units::BlockSize;
 use virtfold_hooks::event::{Event as HookEvent, EventXml, Hook};
@@ -221,21 +223,20 @@ fn back_up(work: &Path, case: &Case) -> Vec<u8> {
         format: Format::Qcow2,
         target: session::default_target(index),
     });
-    let request = BackupRequest {
-        images: images.collect(),
-        label: Some(case.name.to_owned()),
-        destinations: vec![work.into()],
+    let mut request = ImagesRequest::of(images.collect());
+    request.label = Some(case.name.to_owned());
+    let options = BackupOptions {
         compression: case.compression,
-        encrypt_to: None,
         layout: case.layout,
         block_size: Some(BlockSize::MIN),
-        detect_zeroes: virtfold::backup::session::DetectZeroes::default(),
-        limit_rate: None,
-        usage: ImageAccess::Locked,
-        containers: session::RawHeaderCheck::Refuse,
         workers: 1,
+        ..BackupOptions::default()
     };
-    let report = session::run(&request, &Control::default()).unwrap();
+    let destinations = Destinations::local([work.into()]);
+    let (state, control) = (StateDirectories::new(work.join("state")), Control::default());
+    let session =
+        BackupSession { options: &options, destinations: &destinations, state: &state, control: &control };
+    let report = session.images(&request).unwrap();
     fs::read(report.archive).unwrap()
 }
 

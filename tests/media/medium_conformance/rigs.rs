@@ -9,17 +9,18 @@ use std::time::Duration;
 
 use virtfold::archive::source::Source;
 use virtfold::archive::stream::Cancel;
+use virtfold::backup::destinations::{Destinations, MediumProcesses};
 use virtfold::catalog::Catalog;
 use virtfold::error::Result;
-use virtfold::medium::process::{MediumProcess, MediumRequest, ProcessDestination, TerminatingProcesses};
+#[cfg(feature = "object-store")]
+use virtfold::medium::ObjectAddress;
+use virtfold::medium::process::TerminatingProcesses;
 use virtfold::medium::tape::{
     Changer, NewLabel, Overwrite, PartLocation, SimulatedDrive, SimulatedTape, TapeBlock, TapeCatalog,
     TapeMedium, TapeWriteOptions, VolumeAdmin, VolumeRequest,
 };
 use virtfold::medium::{ArchiveLabel, Location};
 use virtfold::medium::{FileMedium, FinishedArchive, Medium, PipeMedium};
-#[cfg(feature = "object-store")]
-use virtfold::medium::{ObjectAddress, create};
 
 use super::{Kept, Rig};
 use crate::common::scratch::{Scratch, names};
@@ -98,12 +99,13 @@ impl Apart {
 
 impl Rig for Apart {
     fn open(&mut self, name: &str) -> Result<Box<dyn Medium>> {
-        let to = format!("--to={}", self.location);
-        let command = crate::common::run::virtfold(["medium", &to]);
+        let processes = MediumProcesses {
+            program: env!("CARGO_BIN_EXE_virtfold").into(),
+            arguments: vec!["medium".into()],
+            terminating: self.leaving.clone(),
+        };
         let cancel = Cancel::default();
-        let place =
-            ProcessDestination { command, location: &self.location, cancel: &cancel, leaving: &self.leaving };
-        Ok(Box::new(MediumProcess::create(place, &MediumRequest::Create(label(name)))?))
+        Destinations::new(vec![self.location.clone()], processes, &cancel).create(&label(name), &cancel)
     }
 
     fn kept(&mut self, name: &str) -> Kept {
@@ -289,7 +291,7 @@ impl Objects {
 impl Rig for Objects {
     fn open(&mut self, name: &str) -> Result<Box<dyn Medium>> {
         let cancel = Cancel::default();
-        create(&Location::Object(Self::place()), &label(name), &cancel)
+        Destinations::local([Location::Object(Self::place())]).create(&label(name), &cancel)
     }
 
     fn kept(&mut self, name: &str) -> Kept {

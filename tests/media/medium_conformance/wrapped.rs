@@ -6,9 +6,7 @@ use std::sync::Arc;
 use virtfold::archive::source::Source;
 use virtfold::archive::stream::{Cancel, Sink};
 use virtfold::error::{Error, ErrorKind, Result};
-use virtfold::medium::{
-    FanOut, FinishedArchive, Location, Medium, MediumOutcomes, PipeMedium, RateLimit, RateLimited,
-};
+use virtfold::medium::{FanOut, FinishedArchive, Location, Medium, PipeMedium, RateLimit, RateLimited};
 
 use super::{Kept, Rig};
 
@@ -64,7 +62,7 @@ impl<R: Rig> Rig for Fanned<R> {
         let second: Box<dyn Medium> = Box::new(PipeMedium::new(OwnedFd::from(near)));
         let media = [(Location::Path("first".into()), Ok(first)), (Location::Pipe, Ok(second))];
         // The one without a reader fails alone.
-        Ok(Box::new(FanOut::new(media, &MediumOutcomes::default())?))
+        Ok(Box::new(FanOut::new(media)?))
     }
 
     of_the_kind_inside!();

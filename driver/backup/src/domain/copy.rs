@@ -4,22 +4,19 @@ use std::path::PathBuf;
 
 use super::DomainRequest;
 use crate::attachments::{GuestXml, gather};
-use crate::freeze::{FreezeContext, Frozen, FrozenDisk};
+use crate::freeze::{Frozen, FrozenDisk};
 use crate::plan::Plan;
-use crate::resume::ResumeContext;
-use crate::session::{BackupInput, UnnamedArchive, write_kept};
+use crate::session::{BackupInput, BackupSession, UnnamedArchive};
 use virtfold_archive::manifest::{BackupSubject, ConsistencyInfo};
-use virtfold_archive::stream::Cancel;
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_hypervisor::disk_rules::BackupMode;
 use virtfold_hypervisor::host_files::{HostFiles, ImageStamp};
 use virtfold_image::{DiskImage, ImageAccess};
-use virtfold_medium::{ArchiveLabel, Medium};
 
 /// A copy that is going to be made.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct DomainCopy<'a> {
-    pub(super) host: &'a FreezeContext<'a>,
+    pub(super) session: &'a BackupSession<'a>,
     pub(super) request: &'a DomainRequest<'a>,
     pub(super) plan: &'a Plan,
 }
@@ -27,25 +24,21 @@ pub(super) struct DomainCopy<'a> {
 impl DomainCopy<'_> {
     /// Writes the archive, and makes sure that no image changed meanwhile. The images are let go when it
     /// returns.
-    pub(super) fn write(
-        &self,
-        frozen: &Frozen,
-        open: impl FnOnce(&ArchiveLabel, &Cancel) -> Result<Box<dyn Medium>>,
-    ) -> Result<UnnamedArchive> {
+    pub(super) fn write(&self, frozen: &Frozen) -> Result<UnnamedArchive> {
         let known = &self.plan.known;
         // First of all: firmware and TPM go on while the disks are frozen.
         let xml = GuestXml { inactive: known.inactive.as_ref(), live: known.live.as_ref() };
         let attachments = gather(xml, self.request.places)?;
         let disks = frozen.disks.iter().map(|disk| Ok((disk.target.clone(), self.open(disk)?)));
         let disks = disks.collect::<Result<Vec<_>>>()?;
-        let marks = marks(self.host.files, &disks)?;
+        let files = self.request.host.files;
+        let marks = marks(files, &disks)?;
         let subject = BackupSubject::Domain { name: known.info.name.clone(), uuid: Some(known.info.id.0) };
-        let material = BackupInput { subject, freeze: self.note(frozen), attachments, disks };
         // Whether a domain at rest is as it was its images tell; a frozen guest's are another thing after the next freeze.
-        let job = (self.plan.rule() != BackupMode::Offline).then_some(frozen.job);
-        let keep = self.request.keep.map(|keep| ResumeContext { job, ..keep });
-        let written = write_kept(material, &self.request.manner, (&frozen.control, keep.as_ref()), open)?;
-        check(self.host.files, &marks)?;
+        let session = (self.plan.rule() != BackupMode::Offline).then_some(frozen.job);
+        let input = BackupInput { subject, freeze: self.note(frozen), attachments, disks, session };
+        let written = BackupSession { control: &frozen.control, ..*self.session }.write(input)?;
+        check(files, &marks)?;
         Ok(written)
     }
 

@@ -17,8 +17,8 @@
 //! The archive's head is written before the guest comes back, so it says how the guest was frozen; the
 //! longest pause, at a pivot, is in the report alone.
 //!
-//! Imports: `error`, `image`, `archive`, `hypervisor`, and of this crate `plan`, `freeze`, `session`, `resume`,
-//! `attachments`; `virtfold_hooks` (guards).
+//! Imports: `error`, `image`, `archive`, `hypervisor`, and of this crate `plan`, `guest`, `backup`, `resume`,
+//! `destinations`, `attachments`; `virtfold_hooks` (guards).
 
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -29,22 +29,22 @@ use uuid::Uuid;
 use virtfold_hooks::start_lock::LockReason;
 
 use super::attachments::LibvirtDirectories;
+use super::destinations::Destinations;
 use super::freeze::{
     AgentFreeze, FreezeContext, FreezeDisk, FreezeReport, FreezeRequest, OfflineDisk, OfflineRequest,
     RecoverScope, Recovery, RecoveryStatus, Unfrozen, recover, with_frozen_disks, with_offline_disks,
 };
-use super::plan::{self, Consistency, Plan, PlannedDisk, QuiesceWish, Wishes};
-use super::resume::{self, Discard, ResumeContext};
-use super::session::{ArchiveOptions, BackupReport, UnnamedArchive};
-use super::{Control, RunMode, start_lock};
-use virtfold_archive::stream::Cancel;
+use super::options::{BackupOptions, QuiesceMode};
+use super::plan::{self, Consistency, Plan, PlanContext, PlannedDisk};
+use super::resume;
+use super::session::{BackupReport, BackupSession, UnnamedArchive};
+use super::{RunMode, start_lock};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result, sentence};
 use virtfold_base::partial_file;
 use virtfold_catalog::BaseImage;
 use virtfold_hypervisor::DomainId;
 use virtfold_hypervisor::disk_rules::BackupMode;
 use virtfold_hypervisor::host_files::HostFiles;
-use virtfold_medium::{self as medium, ArchiveLabel, Location, Medium, MediumOutcomes};
 
 mod copy;
 mod resume_session;
@@ -54,20 +54,16 @@ mod tests;
 use self::copy::DomainCopy;
 use self::resume_session::ResumeOutcome;
 
-/// A backup of a domain.
-#[derive(Clone, Debug)]
+/// A domain to back up.
+#[derive(Clone, Copy, Debug)]
 pub struct DomainRequest<'a> {
-    /// The domain's name or uuid.
+    /// Its name or uuid.
     pub domain: &'a str,
-    /// What is wished for.
-    pub wishes: &'a Wishes,
-    /// How the archive is made.
-    pub manner: ArchiveOptions,
+    /// What its disks are frozen with.
+    pub host: &'a FreezeContext<'a>,
     /// Where libvirt keeps firmware variables and TPM states.
     pub places: &'a LibvirtDirectories,
-    /// Where a record of the archive is kept, so that a later run can go on with it; nothing for none.
-    pub keep: Option<ResumeContext<'a>>,
-    /// The directory of the guards that keep a domain from starting while it is read at rest.
+    /// The directory of the locks that keep a domain from starting while it is read offline.
     pub guards: &'a Path,
 }
 
@@ -118,67 +114,49 @@ pub struct DomainReport {
     pub backup: BackupReport,
 }
 
-/// Backs up a domain to all `destinations`.
-///
-/// # Errors
-/// What speaks against the backup ([`Plan::refusal`]); whatever fails before the archive is good.
-/// The guest is then back on its disks, unless the sentence says otherwise; no archive has its final name.
-pub fn backup_domain(
-    host: &FreezeContext<'_>,
-    request: &DomainRequest<'_>,
-    destinations: &[Location],
-    control: &Control,
-) -> Result<DomainReport> {
-    let copies = MediumOutcomes::default();
-    let open =
-        |label: &ArchiveLabel, cancel: &Cancel| medium::create_all(destinations, label, cancel, &copies);
-    let report = backup_domain_to(host, request, control, open)?;
-    Ok(DomainReport { backup: report.backup.with(&copies), ..report })
-}
-
-/// As [`backup_domain`], to the medium that `open` makes for the archive's name.
-///
-/// # Errors
-/// As [`backup_domain`]; those of `open`.
-pub fn backup_domain_to(
-    host: &FreezeContext<'_>,
-    request: &DomainRequest<'_>,
-    control: &Control,
-    open: impl FnOnce(&ArchiveLabel, &Cancel) -> Result<Box<dyn Medium>>,
-) -> Result<DomainReport> {
-    let started = Instant::now();
-    control.progress.enter("planning", 0);
-    let info = host.hypervisor.lookup(request.domain)?;
-    let id = info.id;
-    if let Some(went_on) = resume_session::go_on(host, request, control, id)? {
-        return Ok(resume_session(went_on, info.name, started));
+impl BackupSession<'_> {
+    /// Backs up a domain.
+    ///
+    /// # Errors
+    /// What speaks against the backup ([`Plan::refusal`]); whatever fails before the archive is good.
+    /// The guest is then back on its disks, unless the sentence says otherwise; no archive has its final name.
+    pub fn domain(&self, request: &DomainRequest<'_>) -> Result<DomainReport> {
+        let started = Instant::now();
+        let host = request.host;
+        self.control.progress.enter("planning", 0);
+        let info = host.hypervisor.lookup(request.domain)?;
+        if let Some(went_on) = resume_session::go_on(self, request, info.id)? {
+            return Ok(resume_session(went_on, info.name, started));
+        }
+        let recovered = recover_first(host, info.id)?;
+        discard_records(host, &self.state.state, self.destinations)?;
+        let devices = self.destinations.devices()?;
+        let context =
+            PlanContext { options: self.options, state_dir: &self.state.state, archive_devices: &devices };
+        let plan = plan::plan(host.hypervisor, host.files, request.domain, &context)?;
+        if let Some(refusal) = plan.refusal() {
+            return Err(refusal);
+        }
+        let copy = DomainCopy { session: self, request, plan: &plan };
+        let done = match plan.rule() {
+            BackupMode::Offline => offline(&copy)?,
+            _ => online(&copy)?,
+        };
+        let left_out = plan.disks.iter().filter(|disk| !disk.copy);
+        let left_out = left_out.map(|d| SkippedDisk { target: d.target.clone(), rule: d.rule.clone() });
+        Ok(DomainReport {
+            domain: plan.domain.name.clone(),
+            uuid: plan.domain.uuid,
+            way: plan.way.to_owned(),
+            freeze: done.freeze,
+            left_out: left_out.collect(),
+            notes: plan.notes.clone(),
+            recovered,
+            thaw_failure: done.thaw_failure,
+            total_seconds: started.elapsed().as_secs_f64(),
+            backup: done.backup,
+        })
     }
-    let recovered = recover_first(host, id)?;
-    if let Some(keep) = request.keep {
-        discard_records(host, &request.wishes.state_dir, keep.discard)?;
-    }
-    let plan = plan::plan(host.hypervisor, host.files, request.domain, request.wishes)?;
-    if let Some(refusal) = plan.refusal() {
-        return Err(refusal);
-    }
-    let copy = DomainCopy { host, request, plan: &plan };
-    let done = match plan.rule() {
-        BackupMode::Offline => offline(&copy, control, open)?,
-        _ => online(&copy, control, open)?,
-    };
-    let left_out = plan.disks.iter().filter(|disk| !disk.copy);
-    Ok(DomainReport {
-        domain: plan.domain.name.clone(),
-        uuid: plan.domain.uuid,
-        way: plan.way.to_owned(),
-        freeze: done.freeze,
-        left_out: left_out.map(|d| SkippedDisk { target: d.target.clone(), rule: d.rule.clone() }).collect(),
-        notes: plan.notes.clone(),
-        recovered,
-        thaw_failure: done.thaw_failure,
-        total_seconds: started.elapsed().as_secs_f64(),
-        backup: done.backup,
-    })
 }
 
 /// The report of a backup that went on with an earlier one.
@@ -202,9 +180,13 @@ fn resume_session(went_on: ResumeOutcome, domain: String, started: Instant) -> D
 ///
 /// # Errors
 /// The journal or the state directory can't be read.
-pub fn discard_records(host: &FreezeContext<'_>, state_dir: &Path, discard: Discard<'_>) -> Result<()> {
+pub fn discard_records(
+    host: &FreezeContext<'_>,
+    state_dir: &Path,
+    destinations: &Destinations<'_>,
+) -> Result<()> {
     let open = host.journal.open_sessions(None)?;
-    resume::discard_closed(state_dir, |job| open.iter().any(|open| open.id == job), discard)
+    resume::discard_closed(state_dir, |job| open.iter().any(|open| open.id == job), destinations)
 }
 
 struct FinishedBackup {
@@ -238,20 +220,17 @@ fn recover_first(host: &FreezeContext<'_>, domain: DomainId) -> Result<Vec<Recov
 }
 
 /// A domain that runs.
-fn online(
-    copy: &DomainCopy<'_>,
-    control: &Control,
-    open: impl FnOnce(&ArchiveLabel, &Cancel) -> Result<Box<dyn Medium>>,
-) -> Result<FinishedBackup> {
-    let request = freeze_request(copy.plan, copy.request.wishes, copy.host.files)?;
-    make_overlay_directories(&request, &copy.request.wishes.state_dir)?;
+fn online(copy: &DomainCopy<'_>) -> Result<FinishedBackup> {
+    let (session, host) = (copy.session, copy.request.host);
+    let request = freeze_request(copy.plan, session.options, host.files)?;
+    make_overlay_directories(&request, &session.state.state)?;
     let mut good: Option<(BackupReport, FreezeReport)> = None;
-    control.progress.enter("freezing", 0);
-    let thawed = with_frozen_disks(copy.host, &request, control, |frozen| {
-        let written = copy.write(frozen, open)?;
+    session.control.progress.enter("freezing", 0);
+    let thawed = with_frozen_disks(host, &request, session.control, |frozen| {
+        let written = copy.write(frozen)?;
         // From here on the archive is there, whatever becomes of the guest's way back.
         good = Some((written.finish(&frozen.control)?, frozen.report.clone()));
-        control.progress.enter("thawing", 0);
+        session.control.progress.enter("thawing", 0);
         Ok(())
     });
     conclude(thawed, good, &copy.plan.domain.name)
@@ -278,30 +257,27 @@ fn conclude(
 }
 
 /// A domain that is shut off.
-fn offline(
-    copy: &DomainCopy<'_>,
-    control: &Control,
-    open: impl FnOnce(&ArchiveLabel, &Cancel) -> Result<Box<dyn Medium>>,
-) -> Result<FinishedBackup> {
+fn offline(copy: &DomainCopy<'_>) -> Result<FinishedBackup> {
+    let (control, host) = (copy.session.control, copy.request.host);
     let disks = copy
         .plan
         .copied()
-        .map(|disk| Ok(OfflineDisk { target: disk.target.clone(), base: base(disk, copy.host.files)? }));
+        .map(|disk| Ok(OfflineDisk { target: disk.target.clone(), base: base(disk, host.files)? }));
     let request = OfflineRequest { domain: copy.plan.known.info.id, disks: disks.collect::<Result<_>>()? };
-    // Where libvirt's hook is installed it refuses a start; without it QEMU's locks do, or the proof at the end says what happened.
+    // Where libvirt's hook is installed it refuses a start; without it QEMU's locks do, or the proof at the end
+    // says what happened.
     let domain = &copy.plan.domain;
     let reason = format!("'{}' is being backed up while it is shut off", domain.name);
     let paths = request.disks.iter().map(|disk| disk.base.path.as_path());
     let who = (domain.uuid, domain.name.as_str());
     let _guards = start_lock::hold(copy.request.guards, who, (LockReason::Reading, &reason), paths)?;
-    let written: UnnamedArchive =
-        with_offline_disks(copy.host, &request, control, |frozen| copy.write(frozen, open))?;
+    let written: UnnamedArchive = with_offline_disks(host, &request, control, |frozen| copy.write(frozen))?;
     // Only now is it known that the domain did not run meanwhile.
     Ok(FinishedBackup { backup: written.finish(control)?, freeze: None, thaw_failure: None })
 }
 
 /// What the freeze is to do, by the plan.
-fn freeze_request(plan: &Plan, wishes: &Wishes, files: &dyn HostFiles) -> Result<FreezeRequest> {
+fn freeze_request(plan: &Plan, options: &BackupOptions, files: &dyn HostFiles) -> Result<FreezeRequest> {
     let missing = |disk: &PlannedDisk, what: &str| {
         Error::new(ErrorKind::Internal, format!("disk '{}' of a running domain has no {what}", disk.target))
     };
@@ -319,14 +295,14 @@ fn freeze_request(plan: &Plan, wishes: &Wishes, files: &dyn HostFiles) -> Result
         });
     }
     // libvirt counts the agent's limit in whole seconds.
-    let limit = wishes.pause_budget.max(std::time::Duration::from_secs(1));
-    let quiesce = match (wishes.quiesce, plan.quiesce.how) {
-        (QuiesceWish::Yes, _) => AgentFreeze::Require(limit),
-        (QuiesceWish::Auto, Consistency::FileSystem) => AgentFreeze::Try(limit),
+    let limit = options.pause_budget.max(std::time::Duration::from_secs(1));
+    let quiesce = match (options.quiesce, plan.quiesce.how) {
+        (QuiesceMode::Yes, _) => AgentFreeze::Require(limit),
+        (QuiesceMode::Auto, Consistency::FileSystem) => AgentFreeze::Try(limit),
         _ => AgentFreeze::Skip,
     };
     let targets = live.targets();
-    Ok(FreezeRequest { domain: plan.known.info.id, disks, targets, quiesce, min_free: wishes.min_free })
+    Ok(FreezeRequest { domain: plan.known.info.id, disks, targets, quiesce, min_free: options.min_free })
 }
 
 /// The image that a disk has, as the journal keeps it.

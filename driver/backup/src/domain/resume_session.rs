@@ -8,12 +8,10 @@
 
 use super::copy::{check, marks};
 use super::{DomainRequest, FinishedBackup, conclude};
-use crate::Control;
-use crate::freeze::{
-    FreezeContext, FreezeReport, Frozen, TakeOver, TakeOverRequest, interrupted_session, take_over,
-};
-use crate::resume::{self, ResumeContext, ResumePolicy, SavedArchive};
-use crate::session::{BackupInput, BackupReport, UnnamedArchive, write_kept};
+use crate::freeze::{FreezeReport, Frozen, TakeOver, TakeOverRequest, interrupted_session, take_over};
+use crate::options::{BackupOptions, ResumePolicy};
+use crate::resume::{self, SavedArchive};
+use crate::session::{BackupInput, BackupReport, BackupSession, UnnamedArchive};
 use virtfold_base::error::{Error, ErrorKind, Result, sentence};
 use virtfold_catalog::{FreezeSession, SessionKind};
 use virtfold_hypervisor::DomainId;
@@ -28,26 +26,28 @@ pub(super) struct ResumeOutcome {
 
 /// Goes on with the broken-off backup of a domain; nothing, where there is none, or it can't be gone on with.
 pub(super) fn go_on(
-    host: &FreezeContext<'_>,
+    session: &BackupSession<'_>,
     request: &DomainRequest<'_>,
-    control: &Control,
     domain: DomainId,
 ) -> Result<Option<ResumeOutcome>> {
-    let Some(keep) = request.keep.filter(|keep| keep.wish == ResumePolicy::IfPossible) else {
+    if session.options.resume != ResumePolicy::IfPossible {
         return Ok(None);
-    };
+    }
+    let (host, control) = (request.host, session.control);
     let Some(job) = interrupted_session(host, domain)? else { return Ok(None) };
-    let keep = ResumeContext { job: Some(job.id), wish: ResumePolicy::Required, ..keep };
-    let Some(known) = resume::of_job(&keep)? else { return Ok(None) };
+    let options = BackupOptions { resume: ResumePolicy::Required, ..session.options.clone() };
+    let session = BackupSession { options: &options, ..*session };
+    let Some(known) = resume::of_job(&session.resume_context(Some(job.id)))? else { return Ok(None) };
     let freeze = known.head.freeze.as_ref();
     let report = FreezeReport {
         quiesced: freeze.is_some_and(|freeze| freeze.method == "agent"),
         ..FreezeReport::default()
     };
-    let adopting = TakeOverRequest { job: job.clone(), report, min_free: request.wishes.min_free };
+    let adopting = TakeOverRequest { job: job.clone(), report, min_free: options.min_free };
     let mut good: Option<(BackupReport, FreezeReport)> = None;
     let adoption = take_over(host, &adopting, control, |frozen| {
-        let written = write(host.files, request, frozen, (&known, &keep))?;
+        let session = BackupSession { control: &frozen.control, ..session };
+        let written = write(&session, (host.files, frozen), &known)?;
         good = Some((written.finish(&frozen.control)?, frozen.report.clone()));
         control.progress.enter("thawing", 0);
         Ok(())
@@ -76,21 +76,20 @@ pub(super) fn way(job: &FreezeSession) -> &'static str {
 
 /// Writes the rest of the archive.
 fn write(
-    files: &dyn HostFiles,
-    request: &DomainRequest<'_>,
-    frozen: &Frozen,
-    (known, keep): (&SavedArchive, &ResumeContext<'_>),
+    session: &BackupSession<'_>,
+    (files, frozen): (&dyn HostFiles, &Frozen),
+    known: &SavedArchive,
 ) -> Result<UnnamedArchive> {
     let disks = open(frozen, known)?;
     let before = marks(files, &disks)?;
-    let material = BackupInput {
+    let input = BackupInput {
         subject: known.head.subject.clone(),
         freeze: known.head.freeze.clone(),
         attachments: known.attachments.clone(),
         disks,
+        session: Some(frozen.job),
     };
-    let none = |_: &_, _: &_| Err(Error::new(ErrorKind::Internal, "an archive that goes on was begun anew"));
-    let written = write_kept(material, &request.manner, (&frozen.control, Some(keep)), none)?;
+    let written = session.write(input)?;
     check(files, &before)?;
     Ok(written)
 }

@@ -4,20 +4,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
-use crate::RunMode;
 use crate::freeze::{FreezeTimings, StartWatchdog, Watchdog};
 use crate::inspect;
-use crate::resume::ResumePolicy;
+use crate::resume::StateDirectories;
+use crate::{Control, RunMode};
 use virtfold_archive::crypt::Identities;
 use virtfold_archive::index::ArchiveIndex;
 use virtfold_archive::manifest::BackupSubject;
 use virtfold_archive::stream::{Compression, Sink};
-use virtfold_archive::table::Layout;
 use virtfold_catalog::{Catalog, Journal};
 use virtfold_hypervisor::simulated::{CallPhase, Injected, Operation, Simulated};
 use virtfold_hypervisor::watchdog::{GuestHold, WatchdogOutcome};
 use virtfold_hypervisor::{Hypervisor, StartMode, is_our_overlay};
-use virtfold_medium::{self as medium, DurableMarks, FileMedium};
+use virtfold_medium::{DurableMarks, FileMedium, FinishedArchive, Location, Medium};
 
 /// A guard that only says that it is there.
 #[derive(Debug)]
@@ -43,7 +42,7 @@ struct Lab {
     folder: tempfile::TempDir,
     world: Simulated,
     journal: Catalog,
-    wishes: Wishes,
+    options: BackupOptions,
     places: LibvirtDirectories,
     id: DomainId,
 }
@@ -67,19 +66,12 @@ impl Lab {
         for (target, inode) in [("vda", 2), ("vdb", 3)] {
             world.set_identity(&path(target), inode);
         }
-        let wishes = Wishes {
-            exclude: Vec::new(),
-            quiesce: QuiesceWish::Auto,
-            pause_budget: Duration::from_secs(2),
-            overlay_dir: None,
-            min_free: 0,
-            state_dir: path("state"),
-            archive_devices: Vec::new(),
-        };
+        let options =
+            BackupOptions { compression: Compression::None, min_free: 0, ..BackupOptions::default() };
         std::fs::create_dir(path("archives")).unwrap();
         let journal = Catalog::open(&path("state")).unwrap();
         let places = LibvirtDirectories::system(&path("libvirt"));
-        Self { world, journal, wishes, places, id, folder }
+        Self { world, journal, options, places, id, folder }
     }
 
     fn running() -> Self {
@@ -96,39 +88,25 @@ impl Lab {
         })
     }
 
+    fn state(&self) -> StateDirectories {
+        StateDirectories { state: self.folder.path().join("state"), keys: "/dev/shm".into() }
+    }
+
     /// Backs up to the medium that `open` makes for a path.
     fn backup_to(&self, open: impl FnOnce(&Path) -> Result<Box<dyn Medium>>) -> Result<DomainReport> {
-        let place = [Location::Path(self.folder.path().join("archives"))];
-        let state_dir = &self.wishes.state_dir;
-        let (key_dir, wish) = (Path::new("/dev/shm"), ResumePolicy::IfPossible);
-        let keep = Some(ResumeContext {
-            state_dir,
-            key_dir,
-            places: &place,
-            job: None,
-            wish,
-            reopen: &medium::reopen,
-            read_back: &medium::read_back,
-            discard: &medium::discard,
+        let archives = self.folder.path().join("archives");
+        let destinations = Destinations::custom(Location::from(archives.as_path()), |label, _| {
+            open(&archives.join(&label.name))
         });
-        let manner = ArchiveOptions {
-            compression: Compression::None,
-            encrypt_to: None,
-            layout: Layout::Compact,
-            block_size: None,
-            detect_zeroes: crate::session::DetectZeroes::default(),
-            limit_rate: None,
-            workers: 2,
-        };
         let pace = FreezeTimings { poll: Duration::from_millis(1), ..FreezeTimings::default() };
         let (world, journal) = (&self.world, &self.journal);
         let host = FreezeContext { hypervisor: world, files: world, journal, guard: &Idle, pace };
         let guards = self.folder.path().join("guards");
-        let (wishes, places) = (&self.wishes, &self.places);
-        let request = DomainRequest { domain: "w/eb", wishes, manner, places, keep, guards: &guards };
-        backup_domain_to(&host, &request, &Control::default(), |label, _| {
-            open(&self.folder.path().join("archives").join(&label.name))
-        })
+        let request = DomainRequest { domain: "w/eb", host: &host, places: &self.places, guards: &guards };
+        let (state, control) = (self.state(), Control::default());
+        let options = &self.options;
+        BackupSession { options, destinations: &destinations, state: &state, control: &control }
+            .domain(&request)
     }
 
     /// A backup whose driver dies when all of its archive is written: what it leaves is put back when the panic that it died of has cleaned up.
@@ -191,7 +169,7 @@ impl Medium for Dying {
         panic!("the driver dies here");
     }
 
-    fn finish(self: Box<Self>) -> Result<medium::FinishedArchive> {
+    fn finish(self: Box<Self>) -> Result<FinishedArchive> {
         Box::new(self.inner).finish()
     }
 }
@@ -240,10 +218,10 @@ fn a_recovery_discards_what_it_makes_useless() {
         guard: &Idle,
         pace: FreezeTimings { poll: Duration::from_millis(1), ..FreezeTimings::default() },
     };
-    discard_records(&host, &lab.wishes.state_dir, &medium::discard).unwrap();
+    discard_records(&host, &lab.state().state, &Destinations::local([])).unwrap();
     assert_eq!(lab.archives().len(), 1, "its job is open");
     recover(&host, RecoverScope::All, RunMode::Apply).unwrap();
-    discard_records(&host, &lab.wishes.state_dir, &medium::discard).unwrap();
+    discard_records(&host, &lab.state().state, &Destinations::local([])).unwrap();
     lab.assert_home();
     assert!(lab.archives().is_empty(), "{:?}", lab.archives());
 }
@@ -320,8 +298,8 @@ fn a_good_copy_stays_when_the_way_back_fails() {
 fn what_speaks_against_it_ends_it_before_anything_is_touched() {
     let lab = Lab::running();
     let images = lab.world.images();
-    let wishes = Wishes { min_free: u64::MAX, ..lab.wishes.clone() };
-    let lab = Lab { wishes, ..lab };
+    let options = BackupOptions { min_free: u64::MAX, ..lab.options.clone() };
+    let lab = Lab { options, ..lab };
     let error = lab.backup(|| {}).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoSpace);
     assert_eq!((lab.world.images(), lab.archives()), (images, Vec::new()));

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::volumes::is_block_device;
-use super::{Finding, PlannedDisk, Wishes};
+use super::{Finding, PlanContext, PlannedDisk};
 use virtfold_base::error::{ErrorKind, IoContext, Result};
 use virtfold_base::units::Human;
 use virtfold_hypervisor::host_files::HostFiles;
@@ -55,9 +55,9 @@ pub(super) fn estimate(capacity: u64, allocated: u64) -> u64 {
 pub(super) fn look(
     disks: &[PlannedDisk],
     files: &dyn HostFiles,
-    wishes: &Wishes,
+    context: &PlanContext<'_>,
 ) -> Result<OverlayFileSystem> {
-    let min_free = wishes.min_free;
+    let min_free = context.options.min_free;
     let mut found = OverlayFileSystem::default();
     let mut rooms: BTreeMap<u64, FreeSpace> = BTreeMap::new();
     for disk in disks {
@@ -86,7 +86,7 @@ pub(super) fn look(
         room.estimate = room.estimate.saturating_add(bytes);
         found.notes.extend(elsewhere(disk, device));
     }
-    let mut devices = wishes.archive_devices.clone();
+    let mut devices = context.archive_devices.to_vec();
     devices.sort_unstable();
     devices.dedup();
     for room in devices.iter().filter_map(|device| rooms.get(device)) {

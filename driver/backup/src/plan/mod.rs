@@ -17,12 +17,12 @@
 //! Imports: `error`, `image`, `hypervisor`; `archive` for the names that its members can have.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
-use std::time::Duration;
+use std::path::Path;
 
 use serde::Serialize;
 use uuid::Uuid;
 
+use crate::options::BackupOptions;
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_hypervisor::disk_rules::{self, BackupMode, DiskChoice, DiskRule, DomainFacts};
 use virtfold_hypervisor::domain_xml::{DiskDifference, DomainXml, changed_disks};
@@ -46,25 +46,18 @@ pub use disks::{ChainImage, ChainSource, PlannedDisk};
 pub use findings::Finding;
 pub use free_space::FreeSpace;
 pub use other_writers::OtherWriters;
-pub use quiesce::{Consistency, QuiesceDecision, QuiesceWish};
+pub use quiesce::{Consistency, QuiesceDecision};
 
-/// What a person wants of a backup of a guest.
-#[derive(Clone, Debug)]
-pub struct Wishes {
-    /// Targets of disks to leave out.
-    pub exclude: Vec<String>,
-    /// Whether the agent makes the guest's file systems clean.
-    pub quiesce: QuiesceWish,
-    /// How long the guest may stand still at one time.
-    pub pause_budget: Duration,
-    /// Where overlays go, absolute; without it, beside the images.
-    pub overlay_dir: Option<PathBuf>,
-    /// Bytes that stay free where overlays lie.
-    pub min_free: u64,
+/// What a plan goes by.
+#[derive(Clone, Copy, Debug)]
+pub struct PlanContext<'a> {
+    /// What was chosen.
+    pub options: &'a BackupOptions,
     /// virtfold's own directory: overlays of block devices go into `overlays` in it.
-    pub state_dir: PathBuf,
-    /// The device numbers of the file systems that the archive goes to, as far as they are known. Another process looks at them: a medium may hang.
-    pub archive_devices: Vec<u64>,
+    pub state_dir: &'a Path,
+    /// The device numbers of the file systems that the archive goes to, as far as they are known. Another
+    /// process queries them: a medium may hang.
+    pub archive_devices: &'a [u64],
 }
 
 /// A domain in a plan.
@@ -132,11 +125,11 @@ pub fn plan(
     hypervisor: &dyn Hypervisor,
     files: &dyn HostFiles,
     domain: &str,
-    wishes: &Wishes,
+    context: &PlanContext<'_>,
 ) -> Result<Plan> {
     let info = hypervisor.lookup(domain)?;
     let neighbours = OtherWriters::of(hypervisor)?;
-    Planner { hypervisor, files, neighbours: &neighbours, wishes }.plan(info)
+    Planner { hypervisor, files, neighbours: &neighbours, context }.plan(info)
 }
 
 /// Makes a plan for every domain. One that can't be looked at has its error.
@@ -146,10 +139,10 @@ pub fn plan(
 pub fn plan_all(
     hypervisor: &dyn Hypervisor,
     files: &dyn HostFiles,
-    wishes: &Wishes,
+    context: &PlanContext<'_>,
 ) -> Result<Vec<(DomainInfo, Result<Plan>)>> {
     let neighbours = OtherWriters::of(hypervisor)?;
-    let planner = Planner { hypervisor, files, neighbours: &neighbours, wishes };
+    let planner = Planner { hypervisor, files, neighbours: &neighbours, context };
     Ok(hypervisor.domains()?.into_iter().map(|info| (info.clone(), planner.plan(info))).collect())
 }
 
@@ -184,7 +177,7 @@ struct Planner<'a> {
     hypervisor: &'a dyn Hypervisor,
     files: &'a dyn HostFiles,
     neighbours: &'a OtherWriters,
-    wishes: &'a Wishes,
+    context: &'a PlanContext<'a>,
 }
 
 impl Planner<'_> {
@@ -217,12 +210,12 @@ impl Planner<'_> {
         notes.extend(self.neighbours.unseen(known.info.id));
         let mut rooms = Vec::new();
         if matches!(way, BackupMode::Online | BackupMode::OnlinePaused) {
-            obstacles.extend(overlay::choose(&mut disks, self.wishes));
-            let found = free_space::look(&disks, self.files, self.wishes)?;
+            obstacles.extend(overlay::choose(&mut disks, self.context));
+            let found = free_space::look(&disks, self.files, self.context)?;
             (rooms, obstacles) = (found.rooms, [obstacles, found.obstacles].concat());
             notes.extend(found.notes);
         }
-        let (quiesce, refused) = quiesce::decide(self.wishes.quiesce, way, current.agent);
+        let (quiesce, refused) = quiesce::decide(self.context.options.quiesce, way, current.agent);
         obstacles.extend(refused);
         Ok(Plan {
             domain: PlannedDomain {
@@ -235,7 +228,7 @@ impl Planner<'_> {
             way_rule: way_rule(way),
             disks,
             quiesce,
-            pause_budget_ms: u64::try_from(self.wishes.pause_budget.as_millis()).unwrap_or(u64::MAX),
+            pause_budget_ms: u64::try_from(self.context.options.pause_budget.as_millis()).unwrap_or(u64::MAX),
             room: rooms,
             obstacles,
             notes,
@@ -270,7 +263,7 @@ impl Planner<'_> {
     }
 
     fn choice(&self, target: &str) -> DiskChoice {
-        let excluded = self.wishes.exclude.iter().any(|name| name == target);
+        let excluded = self.context.options.exclude.iter().any(|name| name == target);
         if excluded { DiskChoice::Excluded } else { DiskChoice::Wanted }
     }
 
@@ -283,7 +276,7 @@ impl Planner<'_> {
     fn check_excluded(&self, known: &DomainSnapshotInfo) -> Result<()> {
         let xmls = || [&known.live, &known.inactive].into_iter().flatten();
         let has = |target: &String| xmls().any(|xml| xml.disk(target).is_some());
-        let Some(unknown) = self.wishes.exclude.iter().find(|target| !has(target)) else {
+        let Some(unknown) = self.context.options.exclude.iter().find(|target| !has(target)) else {
             return Ok(());
         };
         let name = &known.info.name;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 use super::volumes::is_block_device;
-use super::{Finding, PlannedDisk, Wishes};
+use super::{Finding, PlanContext, PlannedDisk};
 use virtfold_base::error::ErrorKind;
 use virtfold_base::partial_file;
 use virtfold_hypervisor::overlay_path;
@@ -21,7 +21,7 @@ const MAX_NAME: usize = 255;
 const DRAWS: usize = 8;
 
 /// Gives each disk that is copied its overlay.
-pub(super) fn choose(disks: &mut [PlannedDisk], wishes: &Wishes) -> Vec<Finding> {
+pub(super) fn choose(disks: &mut [PlannedDisk], context: &PlanContext<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
     for _ in 0..DRAWS {
         findings.clear();
@@ -30,7 +30,7 @@ pub(super) fn choose(disks: &mut [PlannedDisk], wishes: &Wishes) -> Vec<Finding>
         let mut next = tag;
         for disk in disks.iter_mut().filter(|disk| disk.copy) {
             let Some(source) = disk.source.as_deref().map(Path::new) else { continue };
-            match place(source, &disk.target, wishes, next) {
+            match place(source, &disk.target, context, next) {
                 Ok(path) => disk.overlay = Some(path),
                 Err(finding) => findings.push(finding),
             }
@@ -44,11 +44,11 @@ pub(super) fn choose(disks: &mut [PlannedDisk], wishes: &Wishes) -> Vec<Finding>
 }
 
 /// The directory for the overlay of an image.
-pub(super) fn directory(source: &Path, wishes: &Wishes) -> PathBuf {
-    match (&wishes.overlay_dir, source.parent()) {
+pub(super) fn directory(source: &Path, context: &PlanContext<'_>) -> PathBuf {
+    match (&context.options.overlay_dir, source.parent()) {
         (Some(directory), _) => directory.clone(),
         (None, Some(parent)) if !is_block_device(source) => parent.to_owned(),
-        _ => overlays_of(&wishes.state_dir),
+        _ => overlays_of(context.state_dir),
     }
 }
 
@@ -57,10 +57,10 @@ pub(super) fn overlays_of(state_dir: &Path) -> PathBuf {
     state_dir.join("overlays")
 }
 
-fn place(source: &Path, target: &str, wishes: &Wishes, tag: u32) -> Result<PathBuf, Finding> {
-    let directory = directory(source, wishes);
+fn place(source: &Path, target: &str, context: &PlanContext<'_>, tag: u32) -> Result<PathBuf, Finding> {
+    let directory = directory(source, context);
     let shown = directory.display();
-    let made_by_us = directory == overlays_of(&wishes.state_dir);
+    let made_by_us = directory == overlays_of(context.state_dir);
     if !directory.is_dir() && !made_by_us {
         if let Some(file) = partial_file::file_in_the_way(&directory) {
             let told = format!("no overlay of disk '{target}' is possible in '{shown}': {file}");

@@ -5,20 +5,10 @@
 use serde::Serialize;
 
 use super::Finding;
+use crate::options::QuiesceMode;
 use virtfold_base::error::ErrorKind;
 use virtfold_hypervisor::disk_rules::BackupMode;
 use virtfold_hypervisor::domain_xml::AgentChannel;
-
-/// What a person wants.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum QuiesceWish {
-    /// By the agent where it answers.
-    Auto,
-    /// By the agent, or no backup.
-    Yes,
-    /// Never.
-    No,
-}
 
 /// How clean the guest's file systems are in the backup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -45,7 +35,7 @@ pub struct QuiesceDecision {
 
 /// Decides; the finding says why a wish can't be had.
 pub(super) fn decide(
-    wish: QuiesceWish,
+    wish: QuiesceMode,
     way: BackupMode,
     agent: AgentChannel,
 ) -> (QuiesceDecision, Option<Finding>) {
@@ -53,7 +43,7 @@ pub(super) fn decide(
         (BackupMode::Offline, _, _) => {
             (Consistency::Offline, "the guest is shut off: nothing to freeze", true)
         }
-        (_, QuiesceWish::No, _) => (Consistency::Crash, "crash-consistent: the agent is not asked", true),
+        (_, QuiesceMode::No, _) => (Consistency::Crash, "crash-consistent: the agent is not asked", true),
         (BackupMode::OnlinePaused, _, _) => {
             (Consistency::Crash, "crash-consistent: the agent of a paused guest does not answer", false)
         }
@@ -63,15 +53,15 @@ pub(super) fn decide(
         (_, _, AgentChannel::Present) => {
             (Consistency::Crash, "crash-consistent: no agent is connected to its channel", false)
         }
-        (_, QuiesceWish::Auto, AgentChannel::Connected) => {
+        (_, QuiesceMode::Auto, AgentChannel::Connected) => {
             (Consistency::FileSystem, "frozen by the agent if it answers, else crash-consistent", true)
         }
-        (_, QuiesceWish::Yes, AgentChannel::Connected) => {
+        (_, QuiesceMode::Yes, AgentChannel::Connected) => {
             (Consistency::FileSystem, "frozen by the agent; no backup if it does not answer", true)
         }
     };
     let refused =
-        (wish == QuiesceWish::Yes && !possible && !matches!(way, BackupMode::NotPossible(_))).then(|| {
+        (wish == QuiesceMode::Yes && !possible && !matches!(way, BackupMode::NotPossible(_))).then(|| {
             let told =
                 format!("--quiesce yes is not possible: {}", rule.trim_start_matches("crash-consistent: "));
             let hint = "start qemu-guest-agent in the guest, or use --quiesce auto";
@@ -87,7 +77,7 @@ mod tests {
     #[test]
     fn the_agent_is_used_where_it_listens_and_asked_for() {
         use AgentChannel::{Absent, Connected, Present};
-        use QuiesceWish::{Auto, No, Yes};
+        use QuiesceMode::{Auto, No, Yes};
         let table = [
             (Auto, BackupMode::Online, Connected, Consistency::FileSystem, false),
             (Auto, BackupMode::Online, Present, Consistency::Crash, false),

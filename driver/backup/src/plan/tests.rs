@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use super::*;
+use crate::options::QuiesceMode;
 use virtfold_hypervisor::host_files::LocalFiles;
 use virtfold_hypervisor::simulated::{SimImage, Simulated};
 use virtfold_hypervisor::{DomainId, StartMode, is_our_overlay};
@@ -41,21 +41,19 @@ impl Lab {
         self.world.start(id, StartMode::Running).unwrap();
     }
 
-    fn wishes(&self) -> Wishes {
-        Wishes {
-            exclude: Vec::new(),
-            quiesce: QuiesceWish::Auto,
-            pause_budget: Duration::from_secs(2),
-            overlay_dir: None,
-            min_free: 0,
-            state_dir: self.path("state"),
-            archive_devices: Vec::new(),
-        }
+    fn plan(&self, options: &BackupOptions) -> Plan {
+        self.try_plan("web", options).unwrap()
     }
 
-    fn plan(&self, wishes: &Wishes) -> Plan {
-        plan(&self.world, &LocalFiles, "web", wishes).unwrap()
+    fn try_plan(&self, domain: &str, options: &BackupOptions) -> virtfold_base::error::Result<Plan> {
+        let state_dir = self.path("state");
+        let context = PlanContext { options, state_dir: &state_dir, archive_devices: &[] };
+        plan(&self.world, &LocalFiles, domain, &context)
     }
+}
+
+fn options() -> BackupOptions {
+    BackupOptions { min_free: 0, ..BackupOptions::default() }
 }
 
 fn disk(target: &str, format: &str, file: &str) -> String {
@@ -88,7 +86,7 @@ fn a_running_guest_is_planned_and_nothing_is_touched() {
     lab.world.put_image(&lab.path("a.qcow2"), qcow2(Some(lab.path("golden.qcow2"))));
     lab.start(id);
     let before = (listing(lab.folder.path()), lab.world.images());
-    let plan = lab.plan(&lab.wishes());
+    let plan = lab.plan(&options());
     assert_eq!((listing(lab.folder.path()), lab.world.images()), before);
     assert_eq!(sentences(&plan), Vec::<String>::new());
     assert!(plan.refusal().is_none());
@@ -116,7 +114,7 @@ fn headers_give_the_chain_where_the_xml_does_not() {
     lab.img("create -q -f qcow2 golden.qcow2 64M");
     lab.img("create -q -f qcow2 -b golden.qcow2 -F qcow2 a.qcow2");
     lab.define("web", &disk("vda", "qcow2", "a.qcow2"));
-    let plan = lab.plan(&lab.wishes());
+    let plan = lab.plan(&options());
     assert_eq!((plan.way, plan.quiesce.how), ("offline", Consistency::Offline));
     assert_eq!(plan.disks[0].below, ChainSource::Headers);
     assert_eq!(plan.disks[0].backing.len(), 1);
@@ -125,25 +123,25 @@ fn headers_give_the_chain_where_the_xml_does_not() {
 }
 
 #[test]
-fn wishes_are_checked() {
+fn options_are_checked() {
     let lab = Lab::new();
     lab.img("create -q -f raw a.raw 1M");
     lab.img("create -q -f raw b.raw 1M");
     let id = lab.define("web", &[disk("vda", "raw", "a.raw"), disk("vdb", "raw", "b.raw")].concat());
-    let wishes = Wishes { exclude: vec!["vdb".to_owned()], ..lab.wishes() };
-    let plan = lab.plan(&wishes);
+    let less = BackupOptions { exclude: vec!["vdb".to_owned()], ..options() };
+    let plan = lab.plan(&less);
     assert_eq!(plan.copied().count(), 1);
     assert_eq!(plan.disks[1].rule, "left out: excluded");
-    let wrong = Wishes { exclude: vec!["vdx".to_owned()], ..lab.wishes() };
-    let error = super::plan(&lab.world, &LocalFiles, "web", &wrong).unwrap_err();
+    let wrong = BackupOptions { exclude: vec!["vdx".to_owned()], ..options() };
+    let error = lab.try_plan("web", &wrong).unwrap_err();
     assert_eq!((error.kind(), error.hint()), (ErrorKind::NotFound, Some("its disks are vda, vdb")));
-    let missing = super::plan(&lab.world, &LocalFiles, "nobody", &wrong).unwrap_err();
+    let missing = lab.try_plan("nobody", &wrong).unwrap_err();
     assert_eq!(missing.kind(), ErrorKind::NotFound);
     lab.start(id);
-    let elsewhere = Wishes { overlay_dir: Some(lab.path("none")), ..lab.wishes() };
+    let elsewhere = BackupOptions { overlay_dir: Some(lab.path("none")), ..options() };
     let told = sentences(&lab.plan(&elsewhere));
     assert!(told.len() == 2 && told[0].contains("for the overlay of disk 'vda' does not exist"), "{told:?}");
-    let greedy = Wishes { min_free: u64::MAX, ..lab.wishes() };
+    let greedy = BackupOptions { min_free: u64::MAX, ..options() };
     let refusal = lab.plan(&greedy).refusal().unwrap();
     assert_eq!(refusal.kind(), ErrorKind::NoSpace);
     assert!(
@@ -151,7 +149,7 @@ fn wishes_are_checked() {
             .to_string()
             .starts_with("'web' can't be backed up now: not enough free space for the overlays of vda, vdb")
     );
-    let clean = Wishes { quiesce: QuiesceWish::Yes, ..lab.wishes() };
+    let clean = BackupOptions { quiesce: QuiesceMode::Yes, ..options() };
     assert_eq!(lab.plan(&clean).refusal().unwrap().kind(), ErrorKind::Refused);
 }
 
@@ -166,7 +164,7 @@ fn overlays_of_images_of_one_name_have_names_of_their_own() {
     let id =
         lab.define("web", &[disk("vda", "raw", "one/disk.raw"), disk("vdb", "raw", "two/disk.raw")].concat());
     lab.start(id);
-    let plan = lab.plan(&Wishes { overlay_dir: Some(lab.path("overlays")), ..lab.wishes() });
+    let plan = lab.plan(&BackupOptions { overlay_dir: Some(lab.path("overlays")), ..options() });
     let overlays: Vec<_> = plan.disks.iter().map(|d| d.overlay.clone().unwrap()).collect();
     assert_ne!(overlays[0], overlays[1]);
     assert_eq!(plan.room[0].directories, [lab.path("overlays").to_str().unwrap()]);
@@ -179,15 +177,15 @@ fn shared_files_are_seen_whatever_their_names() {
     lab.img("create -q -f qcow2 -b golden.qcow2 -F qcow2 a.qcow2");
     std::fs::hard_link(lab.path("a.qcow2"), lab.path("same.qcow2")).unwrap();
     lab.define("web", &[disk("vda", "qcow2", "a.qcow2"), disk("vdb", "qcow2", "same.qcow2")].concat());
-    let told = sentences(&lab.plan(&lab.wishes()));
+    let told = sentences(&lab.plan(&options()));
     assert!(told.len() == 1 && told[0].starts_with("disks 'vda' and 'vdb' share one file"), "{told:?}");
     // A guest that works on the golden image itself.
     std::fs::remove_file(lab.path("same.qcow2")).unwrap();
     lab.define("web", &disk("vda", "qcow2", "a.qcow2"));
-    assert!(lab.plan(&lab.wishes()).obstacles.is_empty());
+    assert!(lab.plan(&options()).obstacles.is_empty());
     let other = lab.define("builder", &disk("vda", "qcow2", "golden.qcow2"));
     lab.start(other);
-    let plan = lab.plan(&lab.wishes());
+    let plan = lab.plan(&options());
     let told = sentences(&plan);
     assert!(
         told.len() == 1
@@ -195,7 +193,7 @@ fn shared_files_are_seen_whatever_their_names() {
     );
     assert_eq!(plan.refusal().unwrap().kind(), ErrorKind::InUse);
     lab.world.destroy(other).unwrap();
-    assert!(lab.plan(&lab.wishes()).obstacles.is_empty());
+    assert!(lab.plan(&options()).obstacles.is_empty());
 }
 
 #[test]
@@ -209,7 +207,7 @@ fn images_that_cannot_be_read_stop_it_before_anything_is_touched() {
         disk("vdc", "raw", "b.raw"),
     ];
     lab.define("web", &devices.concat());
-    let plan = lab.plan(&lab.wishes());
+    let plan = lab.plan(&options());
     let told = sentences(&plan);
     assert_eq!(told.len(), 2, "{told:?}");
     assert!(
@@ -262,7 +260,9 @@ fn all_domains_are_planned_and_one_that_fails_has_its_error() {
     lab.img("create -q -f raw a.raw 1M");
     lab.define("web", &disk("vda", "raw", "a.raw"));
     lab.define("empty", "");
-    let all = plan_all(&lab.world, &LocalFiles, &lab.wishes()).unwrap();
+    let (options, state_dir) = (options(), lab.path("state"));
+    let context = PlanContext { options: &options, state_dir: &state_dir, archive_devices: &[] };
+    let all = plan_all(&lab.world, &LocalFiles, &context).unwrap();
     let seen: Vec<_> =
         all.iter().map(|(info, plan)| (info.name.as_str(), plan.as_ref().unwrap().obstacles.len())).collect();
     assert_eq!(seen, [("empty", 1), ("web", 0)]);

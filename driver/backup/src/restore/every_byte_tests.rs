@@ -7,14 +7,15 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::*;
-use crate::session::{self, BackupRequest, ImageSpec};
+use crate::destinations::Destinations;
+use crate::options::BackupOptions;
+use crate::resume::StateDirectories;
+use crate::session::{BackupSession, ImageSpec, ImagesRequest};
 use virtfold_archive::crypt::{ArchiveFile, Identities, Recipients};
 use virtfold_archive::index::{ArchiveIndex, DiskPiece, Trust};
 use virtfold_archive::source::Source;
 use virtfold_archive::stream::{Compression, ReadAt};
-use virtfold_archive::table::Layout;
 use virtfold_base::units::{DenseOffset, KIB, MIB};
-use virtfold_image::ImageAccess;
 
 /// An archive in memory; one of its bytes may be another one.
 #[derive(Debug)]
@@ -83,21 +84,13 @@ impl Subject {
             Secrecy::Open => (None, Identities::default()),
             Secrecy::Encrypted => (Recipients::gather(&public, None).unwrap(), Identities::of(vec![key])),
         };
-        let request = BackupRequest {
-            images: disks.iter().enumerate().map(image).collect(),
-            label: None,
-            destinations: vec![Location::Path(folder.path().to_owned())],
-            compression,
-            encrypt_to,
-            layout: Layout::Compact,
-            block_size: None,
-            detect_zeroes: session::DetectZeroes::default(),
-            limit_rate: None,
-            usage: ImageAccess::default(),
-            containers: session::RawHeaderCheck::Refuse,
-            workers: 2,
-        };
-        let report = session::run(&request, &Control::default()).unwrap();
+        let request = ImagesRequest::of(disks.iter().enumerate().map(image).collect());
+        let how = BackupOptions { compression, encrypt_to, ..BackupOptions::default() };
+        let destinations = Destinations::local([Location::Path(folder.path().to_owned())]);
+        let (state, control) = (StateDirectories::new(folder.path().join("state")), Control::default());
+        let session =
+            BackupSession { options: &how, destinations: &destinations, state: &state, control: &control };
+        let report = session.images(&request).unwrap();
         let archive = Arc::new(std::fs::read(report.archive).unwrap());
         let mut subject = Self { disks, archive, identities, dense_at: Vec::new(), body: 0 };
         let source = subject.opened(None).unwrap();

@@ -1,14 +1,16 @@
 //! Streams that are damaged or cut anywhere, against the restore of the same as a file.
 
 use super::*;
+use crate::destinations::Destinations;
+use crate::options::BackupOptions;
 use crate::restore::{Selection, VerifyMode, run, run_from, run_over};
-use crate::session::{self, BackupRequest, ImageSpec};
+use crate::resume::StateDirectories;
+use crate::session::{BackupSession, ImageSpec, ImagesRequest};
 use crate::target::Method;
 use virtfold_archive::stream::Compression;
-use virtfold_archive::table::Layout;
 use virtfold_base::partial_file::Overwrite;
 use virtfold_base::units::MIB;
-use virtfold_image::{Format, ImageAccess};
+use virtfold_image::Format;
 use virtfold_medium::Location;
 
 const DISKS: [(&str, u64); 2] = [("vda", 5), ("vdb", 3)];
@@ -30,21 +32,17 @@ impl Lab {
             std::fs::write(&path, bytes).unwrap();
             ImageSpec { path, format: Format::Raw, target: target.to_owned() }
         };
-        let request = BackupRequest {
-            images: DISKS.into_iter().map(image).collect(),
-            label: None,
-            destinations: vec![Location::Path(folder.path().to_owned())],
-            compression,
-            encrypt_to: None,
-            layout: Layout::Compact,
-            block_size: None,
-            detect_zeroes: crate::session::DetectZeroes::default(),
-            limit_rate: None,
-            usage: ImageAccess::default(),
-            containers: session::RawHeaderCheck::Refuse,
-            workers: 2,
+        let request = ImagesRequest::of(DISKS.into_iter().map(image).collect());
+        let options = BackupOptions { compression, ..BackupOptions::default() };
+        let destinations = Destinations::local([Location::Path(folder.path().to_owned())]);
+        let (state, control) = (StateDirectories::new(folder.path().join("state")), Control::default());
+        let session = BackupSession {
+            options: &options,
+            destinations: &destinations,
+            state: &state,
+            control: &control,
         };
-        let report = session::run(&request, &Control::default()).unwrap();
+        let report = session.images(&request).unwrap();
         let archive = std::fs::read(report.archive).unwrap();
         Self { folder, archive }
     }

@@ -14,7 +14,7 @@
 //! One medium at a time: several copies and pipes are not gone on with by another process, nor are block devices as sources, which don't tell when they
 //! were written to. What a tape has of an archive the catalog knows, and no mark is kept of it.
 //!
-//! Imports: `error`, `archive`, `crypt`, `medium`, and of this crate `folded_disk`.
+//! Imports: `error`, `archive`, `crypt`, `medium`, and of this crate `destinations`, `disks`.
 
 mod fingerprint;
 mod key_store;
@@ -24,9 +24,7 @@ mod saved_allocation;
 mod tests;
 mod verified_prefix;
 
-use std::fmt;
-use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use uuid::Uuid;
@@ -35,64 +33,47 @@ pub use self::fingerprint::Fingerprint;
 use self::fingerprint::FingerprintFields;
 pub use self::key_store::SavedEnvelope;
 pub(crate) use self::record::ResumeRecord;
+use self::record::SavedRecord;
 pub use self::record::{ChunkJournal, read_chunks, read_marks};
-use self::record::{RecordParts, SavedRecord};
 pub(crate) use self::saved_allocation::SavedAllocation;
+use super::destinations::Destinations;
 use super::folded_disk::DiskSet;
+use super::options::ResumePolicy;
 use virtfold_archive::crypt::{Envelope, Recipients};
 use virtfold_archive::manifest::Manifest;
 use virtfold_archive::stream::Cancel;
-use virtfold_archive::writer::Attachment;
+use virtfold_archive::writer::{Attachment, DiskTables};
 use virtfold_base::error::{Error, ErrorKind, Result, sentence};
 use virtfold_base::units::Human;
-use virtfold_medium::{ArchiveLabel, DurableMarks, Location, Medium, PartialArchive, Resumed};
+use virtfold_medium::{ArchiveLabel, DurableMarks, Medium, Resumed};
 
-/// What is done with a record that is there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ResumePolicy {
-    /// It is gone on with, if that can be.
-    IfPossible,
-    /// It is gone on with, or nothing is done.
-    Required,
-    /// It is discarded.
-    Never,
-}
-
-/// Opens again what a dead process has left at a place: [`virtfold_medium::reopen`], or what knows a tape's drive, too.
-pub type Reopen<'a> = &'a dyn Fn(&Location, &ArchiveLabel, &Cancel, &PartialArchive) -> Result<Resumed>;
-
-/// Reads what a dead process has left of a file at a place; nothing, where it is not there:
-/// [`virtfold_medium::read_back`], or who has another process do it.
-pub type ReadBack<'a> = &'a dyn Fn(&Location, &Cancel, &PartialArchive) -> Result<Option<Box<dyn Read>>>;
-
-/// Takes away what a dead process has left and nobody goes on with: [`virtfold_medium::discard`], or who has another process do it.
-pub type Discard<'a> = &'a dyn Fn(&PartialArchive) -> Result<()>;
-
-/// Where a backup keeps its record.
-#[derive(Clone, Copy)]
-pub struct ResumeContext<'a> {
-    /// The state directory.
-    pub state_dir: &'a Path,
+/// Where a backup keeps what a later run needs.
+#[derive(Clone, Debug)]
+pub struct StateDirectories {
+    /// virtfold's own directory, with the records of archives in `resume`.
+    pub state: PathBuf,
     /// Where keys of encrypted archives are kept: a directory in memory.
-    pub key_dir: &'a Path,
-    /// Where the archive goes.
-    pub places: &'a [Location],
-    /// The job in the journal that has the disks frozen.
-    pub job: Option<Uuid>,
-    /// What is done with a record that is there.
-    pub wish: ResumePolicy,
-    /// Opens the place again.
-    pub reopen: Reopen<'a>,
-    /// Reads what is there before that.
-    pub read_back: ReadBack<'a>,
-    /// Takes away what is not gone on with.
-    pub discard: Discard<'a>,
+    pub keys: PathBuf,
 }
 
-impl fmt::Debug for ResumeContext<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Keep({:?} in '{}')", self.wish, self.state_dir.display())
+impl StateDirectories {
+    /// With the usual directory for keys.
+    pub fn new(state: impl Into<PathBuf>) -> Self {
+        Self { state: state.into(), keys: SavedEnvelope::usual_directory() }
     }
+}
+
+/// What is there to resume, and whether it is to be.
+#[derive(Clone, Copy, Debug)]
+pub struct ResumeContext<'a> {
+    /// Where the records are.
+    pub state: &'a StateDirectories,
+    /// Where the archive goes.
+    pub destinations: &'a Destinations<'a>,
+    /// The freeze session that has the disks frozen.
+    pub session: Option<Uuid>,
+    /// What is done with a record that is there.
+    pub policy: ResumePolicy,
 }
 
 /// What an archive is going to be made of.
@@ -105,19 +86,19 @@ pub(super) struct NewArchive<'a> {
     pub(super) recipients: Option<&'a Recipients>,
 }
 
-/// An archive that is begun or gone on with.
+/// An archive that is begun or resumed.
 pub(super) struct OpenArchive {
-    /// Dropped behind the medium, so that a medium that can't take away what it has written can say so.
-    pub(super) head: Manifest,
-    pub(super) attachments: Vec<Attachment>,
     pub(super) medium: Box<dyn Medium>,
     /// The head and the key of one that is encrypted.
     pub(super) envelope: Option<Envelope>,
-    /// The rows of the disks' allocation tables, where it is gone on with.
+    /// Where it is resumed: its head and members as they were when it was begun.
+    pub(super) saved: Option<SavedArchive>,
+    /// Where it is resumed: the rows of the disks' allocation tables.
     pub(super) rows: Vec<SavedAllocation>,
     pub(super) log: ChunkJournal,
     /// Bytes that the medium has of an earlier run.
     pub(super) at: Option<u64>,
+    /// Dropped behind the medium, so that a medium that can't take away what it has written can say so.
     pub(super) record: Option<ResumeRecord>,
 }
 
@@ -139,30 +120,31 @@ pub struct SavedArchive {
 }
 
 impl ResumeContext<'_> {
-    /// The place, where it is one that another process can go on with.
-    fn place(&self) -> Option<&Location> {
-        match self.places {
-            [Location::Pipe] => None,
-            [place] => Some(place),
-            _ => None,
-        }
-    }
-
-    /// Whether an archive can be gone on with by another process at all.
-    pub(super) fn is_possible(&self) -> bool {
-        self.place().is_some()
+    /// Opens the archive: behind what a killed run has left of it, or a new one.
+    pub(super) fn open(&self, new: &NewArchive<'_>, cancel: &Cancel) -> Result<OpenArchive> {
+        let origin = match self.start(new, cancel)? {
+            ResumeDecision::Resume(resumed) => return Ok(*resumed),
+            ResumeDecision::StartOver(origin) => origin,
+        };
+        let mut medium = self.destinations.create(new.label, cancel)?;
+        let envelope = new.recipients.map(Envelope::new).transpose()?;
+        let (record, log) = match origin {
+            Some(origin) => self.begin((&origin, envelope.as_ref()), new, medium.as_mut()),
+            None => Default::default(),
+        };
+        Ok(OpenArchive { medium, envelope, saved: None, rows: Vec::new(), log, at: None, record })
     }
 
     /// Whether the archive goes on, and if so, where.
     pub(super) fn start(&self, candidate: &NewArchive<'_>, cancel: &Cancel) -> Result<ResumeDecision> {
-        let origin = match self.place() {
+        let origin = match self.destinations.resumable() {
             Some(place) => Fingerprint::of(candidate, place, self)?,
             None => None,
         };
         let Some(origin) = origin else {
             return self.refuse("it can't be gone on with").map(|()| ResumeDecision::StartOver(None));
         };
-        for saved in record::all(self.state_dir)? {
+        for saved in record::all(&self.state.state)? {
             if !saved.origin.is_of_the_same(&origin) {
                 continue;
             }
@@ -176,7 +158,7 @@ impl ResumeContext<'_> {
     }
 
     fn refuse(&self, why: &str) -> Result<()> {
-        match self.wish {
+        match self.policy {
             ResumePolicy::Required => {
                 Err(Error::new(ErrorKind::InUse, format!("the earlier archive can't be gone on with: {why}")))
             }
@@ -193,7 +175,7 @@ impl ResumeContext<'_> {
         cancel: &Cancel,
     ) -> Result<Option<OpenArchive>> {
         let name = saved.origin.name.clone();
-        let why_not = match self.wish {
+        let why_not = match self.policy {
             ResumePolicy::Never => Some("that is wished".to_owned()),
             ResumePolicy::IfPossible | ResumePolicy::Required => saved.origin.difference(origin),
         };
@@ -208,8 +190,7 @@ impl ResumeContext<'_> {
             Ok(_) => {
                 let label =
                     ArchiveLabel { name: name.clone(), id: saved.head.archive, ..candidate.label.clone() };
-                let place = self.place().ok_or_else(unplaced)?;
-                let reopened = (self.reopen)(place, &label, cancel, &saved.remains);
+                let reopened = self.destinations.resume(&label, cancel, &saved.remains);
                 reopened.inspect_err(|_| saved.record.keep_for_resume())?
             }
         };
@@ -220,11 +201,12 @@ impl ResumeContext<'_> {
                 let envelope = envelope.ok().flatten();
                 medium.detach(Arc::clone(&record.notes) as Arc<dyn DurableMarks>);
                 let (at, record) = (Some(at), Some(record));
-                Ok(Some(OpenArchive { head, attachments, medium, envelope, rows, log, at, record }))
+                let saved = Some(SavedArchive { head, attachments });
+                Ok(Some(OpenArchive { medium, envelope, saved, rows, log, at, record }))
             }
             Resumed::NotPossible(why) => {
                 tracing::warn!("'{name}' was broken off and is not gone on with: {why}");
-                discard(&mut saved, self.discard);
+                discard(&mut saved, self.destinations);
                 Ok(None)
             }
         }
@@ -240,9 +222,8 @@ impl ResumeContext<'_> {
         if saved.remains.file.is_none() {
             return Ok(());
         }
-        let place = self.place().ok_or_else(unplaced)?;
         // Where there is no file, or another one, whoever opens it says so.
-        let Some(input) = (self.read_back)(place, cancel, &saved.remains)? else { return Ok(()) };
+        let Some(input) = self.destinations.read_back(cancel, &saved.remains)? else { return Ok(()) };
         let proof = verified_prefix::of((input, saved.remains.synced), &mut saved.log, envelope, cancel)?;
         if proof.is_damaged {
             tracing::warn!(
@@ -256,17 +237,18 @@ impl ResumeContext<'_> {
     }
 
     /// Begins the record of an archive. Where it can't be kept the archive is made all the same.
-    pub(super) fn begin(
+    fn begin(
         &self,
-        (origin, envelope): (Option<&Fingerprint>, Option<&Envelope>),
-        parts: RecordParts<'_>,
+        (origin, envelope): (&Fingerprint, Option<&Envelope>),
+        new: &NewArchive<'_>,
         medium: &mut dyn Medium,
     ) -> (Option<ResumeRecord>, ChunkJournal) {
-        let Some(origin) = origin else { return Default::default() };
-        let begun = record::begin(self.state_dir, origin, parts).and_then(|(mut record, log)| {
+        let tables: Vec<&dyn DiskTables> = new.disks.0.iter().map(|disk| disk as &dyn DiskTables).collect();
+        let parts = (new.head, new.attachments, tables.as_slice());
+        let begun = record::begin(&self.state.state, origin, parts).and_then(|(mut record, log)| {
             // Behind the record: a key that no record knows would stay.
             if let Some(envelope) = envelope {
-                record.hold(self.key_dir, origin.archive, envelope)?;
+                record.hold(&self.state.keys, origin.archive, envelope)?;
             }
             Ok((record, log))
         });
@@ -292,17 +274,13 @@ fn envelope_of(saved: &SavedRecord) -> std::result::Result<Option<Envelope>, Str
     }
 }
 
-fn unplaced() -> Error {
-    Error::new(ErrorKind::Internal, "an archive without a place was gone on with")
-}
-
 /// The archive that a dead process was writing for a job, if there is one to `places`.
 ///
 /// # Errors
 /// The state directory can't be read.
 pub fn of_job(keep: &ResumeContext<'_>) -> Result<Option<SavedArchive>> {
-    let (Some(job), Some(place)) = (keep.job, keep.place()) else { return Ok(None) };
-    for found in record::all(keep.state_dir)? {
+    let (Some(job), Some(place)) = (keep.session, keep.destinations.resumable()) else { return Ok(None) };
+    for found in record::all(&keep.state.state)? {
         if found.origin.job == Some(job) && found.origin.place == FingerprintFields::place(place)? {
             let Some(mut saved) = found.open()? else { return Ok(None) };
             saved.record.keep_for_resume();
@@ -312,29 +290,30 @@ pub fn of_job(keep: &ResumeContext<'_>) -> Result<Option<SavedArchive>> {
     Ok(None)
 }
 
-/// Takes away what an archive's medium has of it. Where that can't be done now the record stays, and the next run does it.
-fn discard(saved: &mut SavedRecord, discarding: Discard<'_>) {
-    if let Err(error) = discarding(&saved.remains) {
+/// Removes what an archive's destination has of it. Where that can't be done now the record stays, and the next
+/// run does it.
+fn discard(saved: &mut SavedRecord, destinations: &Destinations<'_>) {
+    if let Err(error) = destinations.discard(&saved.remains) {
         tracing::warn!("what is left of '{}' stays for now: {}", saved.origin.name, sentence(&error));
         saved.record.keep_for_resume();
     }
 }
 
-/// Discards the records of jobs that are not open any more: their disks are not frozen now.
+/// Discards the records of freeze sessions that are not open any more: their disks are not frozen now.
 ///
 /// # Errors
 /// The state directory can't be read.
 pub fn discard_closed(
     state_dir: &Path,
     is_open: impl Fn(Uuid) -> bool,
-    discarding: Discard<'_>,
+    destinations: &Destinations<'_>,
 ) -> Result<()> {
     for found in record::all(state_dir)? {
         if found.origin.job.is_none_or(&is_open) {
             continue;
         }
         if let Some(mut saved) = found.open()? {
-            discard(&mut saved, discarding);
+            discard(&mut saved, destinations);
         }
     }
     Ok(())

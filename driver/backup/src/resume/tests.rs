@@ -6,12 +6,11 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::Control;
-use crate::session::{ArchiveOptions, BackupInput, write_kept};
+use crate::options::BackupOptions;
+use crate::session::{BackupInput, BackupSession};
 use virtfold_archive::stream::{ChunkLog, ChunkRecord, Compression, Digest};
-use virtfold_archive::table::Layout;
 use virtfold_image::{DiskImage, Format, OpenOptions};
-use virtfold_medium as medium;
-use virtfold_medium::{DurableMark, PartialArchive};
+use virtfold_medium::{DurableMark, Location, PartialArchive};
 
 fn chunk(number: u32) -> ChunkRecord {
     ChunkRecord { digest: Digest::of(&number.to_le_bytes()), stored: number, len: 1 << 20 }
@@ -38,18 +37,12 @@ impl Lab {
         Self { folder, keys, memory, place, encrypt_to: None }
     }
 
-    fn keep(&self, wish: ResumePolicy) -> ResumeContext<'_> {
-        let (state_dir, key_dir) = (self.folder.path(), self.keys.as_path());
-        ResumeContext {
-            state_dir,
-            key_dir,
-            places: &self.place,
-            job: None,
-            wish,
-            reopen: &medium::reopen,
-            read_back: &medium::read_back,
-            discard: &medium::discard,
-        }
+    fn destinations(&self) -> Destinations<'static> {
+        Destinations::local(self.place.clone())
+    }
+
+    fn state(&self) -> StateDirectories {
+        StateDirectories { state: self.folder.path().to_owned(), keys: self.keys.clone() }
     }
 
     fn records(&self) -> Vec<std::path::PathBuf> {
@@ -58,7 +51,7 @@ impl Lab {
     }
 
     /// A backup; `meanwhile` is done when it has begun.
-    fn backup(&self, wish: ResumePolicy, meanwhile: impl FnOnce()) -> Result<crate::session::BackupReport> {
+    fn backup(&self, policy: ResumePolicy, meanwhile: impl FnOnce()) -> Result<crate::session::BackupReport> {
         let image = DiskImage::open(&self.folder.path().join("a.raw"), Format::Raw, &OpenOptions::default())?;
         let material = BackupInput {
             subject: virtfold_archive::manifest::BackupSubject::Images {
@@ -69,20 +62,24 @@ impl Lab {
             freeze: None,
             attachments: vec![Attachment { name: "x".to_owned(), content: vec![1, 2, 3] }],
             disks: vec![("vda".to_owned(), image)],
+            session: None,
         };
-        let manner = ArchiveOptions {
+        let options = BackupOptions {
             compression: Compression::None,
             encrypt_to: self.encrypt_to.clone(),
-            layout: Layout::Compact,
-            block_size: None,
-            detect_zeroes: crate::session::DetectZeroes::default(),
-            limit_rate: None,
             workers: 1,
+            resume: policy,
+            ..BackupOptions::default()
         };
         let control = Control::default();
-        let written = write_kept(material, &manner, (&control, Some(&self.keep(wish))), |label, cancel| {
-            medium::create(&self.place[0], label, cancel)
-        })?;
+        let (destinations, state) = (self.destinations(), self.state());
+        let session = BackupSession {
+            options: &options,
+            destinations: &destinations,
+            state: &state,
+            control: &control,
+        };
+        let written = session.write(material)?;
         meanwhile();
         written.finish(&control)
     }
@@ -260,9 +257,17 @@ fn nobody_takes_a_living_run_s_record() {
 fn a_job_s_record_goes_when_its_job_is_closed() {
     let lab = Lab::new();
     lab.killed();
-    discard_closed(lab.folder.path(), |_| false, &medium::discard).unwrap();
+    discard_closed(lab.folder.path(), |_| false, &lab.destinations()).unwrap();
     assert_eq!(lab.records().len(), 1, "it is of no job");
-    assert!(of_job(&lab.keep(ResumePolicy::IfPossible)).unwrap().is_none());
+    let (state, destinations) = (lab.state(), lab.destinations());
+    let session = Some(Uuid::nil());
+    let of_another = ResumeContext {
+        state: &state,
+        destinations: &destinations,
+        session,
+        policy: ResumePolicy::IfPossible,
+    };
+    assert!(of_job(&of_another).unwrap().is_none());
 }
 
 proptest! {

@@ -28,4 +28,4 @@ pub use self::groups::{HostIdentity, PathPolicy};
 pub use self::policy::{KeepReason, KeepRule, KeepRules, Prunable, PruneCandidate, PruneDecision, decide};
 pub use self::prune::{KeepPolicy, KeepPolicyOf, PruneRequest, prune};
 pub use self::report::{GroupReport, PruneAction, PruneEntry, PruneFailure, PruneReport};
-pub use self::survey::{CatalogFillReport, PlaceName, copies, fill_catalog};
+pub use self::survey::{CatalogFillReport, copies, fill_catalog};

@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::policy::Prunable;
+use crate::destinations::Destinations;
 use crate::inspect::{self, ArchiveStatus, ArchiveSummary};
 use crate::session::BackupReport;
 use virtfold_archive::crypt::Identities;
@@ -266,16 +267,13 @@ fn copy(facts: ArchiveFacts, (name, place): (String, &str), glance: &ArchiveSumm
     }
 }
 
-/// What the catalog calls a place: [`destination_name`], or who has another process look.
-pub type PlaceName<'a> = &'a dyn Fn(&Location) -> Result<String>;
-
-/// What the catalog is told of a backup: each good copy on a medium that keeps it. `places` are those it was to go to.
+/// What the catalog is told of a backup: each good copy on a medium that keeps it.
 ///
 /// # Errors
-/// A copy's name is none that the catalog can hold; those of `destination_name`.
+/// A copy's name is none that the catalog can hold; those of [`Destinations::name`].
 pub fn copies(
     report: &BackupReport,
-    (places, destination_name): (&[Location], PlaceName<'_>),
+    destinations: &Destinations<'_>,
     job: Option<&str>,
 ) -> Result<Vec<BackupCopy>> {
     let named = |place: &Location| -> Option<String> {
@@ -288,9 +286,9 @@ pub fn copies(
     };
     let copy = |place: &Location| -> Option<Result<BackupCopy>> {
         let archive = named(place).filter(|_| *place != Location::Pipe)?;
-        Some(destination_name(place).and_then(|known| good_copy(report, (place, &known, &archive), job)))
+        Some(destinations.name(place).and_then(|known| good_copy(report, (place, &known, &archive), job)))
     };
-    places.iter().filter_map(copy).collect()
+    destinations.locations().iter().filter_map(copy).collect()
 }
 
 fn good_copy(

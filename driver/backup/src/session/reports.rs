@@ -4,9 +4,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use virtfold_archive::manifest::{Disk, Manifest};
-use virtfold_base::error::{ErrorKind, sentence};
+use virtfold_medium::CopyReport;
 use virtfold_medium::tape::TapeReport;
-use virtfold_medium::{MediumOutcome, MediumOutcomes};
 
 /// What came of a backup.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -39,22 +38,6 @@ pub struct BackupReport {
     pub head: Option<Manifest>,
 }
 
-/// What became of the copy on one of several media.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct CopyReport {
-    /// Where it was to go.
-    pub to: String,
-    /// The archive's name there, as `restore` takes it; nothing where it failed.
-    pub archive: Option<String>,
-    /// Why there is none.
-    pub failure: Option<String>,
-    /// What a person can do about that.
-    pub hint: Option<String>,
-    /// What kind of failure it is.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kind: Option<ErrorKind>,
-}
-
 /// What came of one disk.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DiskReport {
@@ -70,30 +53,6 @@ pub struct DiskReport {
     pub runs: u64,
     /// What a person should know of the source.
     pub warnings: Vec<String>,
-}
-
-impl BackupReport {
-    /// With what became of the copies.
-    #[must_use]
-    pub fn with(self, copies: &MediumOutcomes) -> Self {
-        let report = |copy: MediumOutcome| match copy.result {
-            Ok(durable) => CopyReport {
-                to: copy.to.to_string(),
-                archive: Some(durable.name),
-                failure: None,
-                hint: None,
-                kind: None,
-            },
-            Err(error) => CopyReport {
-                to: copy.to.to_string(),
-                archive: None,
-                failure: Some(sentence(&error)),
-                hint: error.hint().map(ToOwned::to_owned),
-                kind: Some(error.kind()),
-            },
-        };
-        Self { copies: copies.take().into_iter().map(report).collect(), ..self }
-    }
 }
 
 /// Of a disk, by the archive's head.

@@ -5,26 +5,14 @@
 
 use std::sync::atomic::Ordering;
 
-use super::{ArchiveOptions, BackupRequest, ImageSpec};
+use super::{ImageSpec, ImagesRequest};
 use crate::Control;
 use crate::folded_disk::{DiskSet, FoldedDisk, block_of};
+use crate::options::{BackupOptions, DetectZeroes};
 use virtfold_archive::layout;
 use virtfold_archive::table::Layout;
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_image::{AllocationTable, ChangeSensitivity, DiskImage, Format, ImageAccess, OpenOptions};
-
-/// Whether a disk is read once more before it is copied, to leave out blocks that are zeros though the image
-/// calls them data.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum DetectZeroes {
-    /// Where nothing else tells where zeros are: of block devices, and of raw files without holes.
-    #[default]
-    WhereNothingTells,
-    /// It is.
-    On,
-    /// It is not.
-    Off,
-}
 
 /// What is done with a raw image that looks like a container of another format. A guest may write what it
 /// likes to its raw disk, and a person may give a qcow2 for raw: only the caller knows.
@@ -38,7 +26,7 @@ pub enum RawHeaderCheck {
 }
 
 /// Opens the images of a request.
-pub(super) fn open_all(request: &BackupRequest, control: &Control) -> Result<Vec<(String, DiskImage)>> {
+pub(super) fn open_all(request: &ImagesRequest, control: &Control) -> Result<Vec<(String, DiskImage)>> {
     // What is frozen may be a running guest's, whose files libvirt gives other owners meanwhile.
     let change =
         if request.usage == ImageAccess::Locked { ChangeSensitivity::Any } else { ChangeSensitivity::Write };
@@ -67,7 +55,7 @@ fn no_container(spec: &ImageSpec, looks: &str) -> Error {
 /// Steps 1302 to 1307: every table is read before anything is written.
 pub(super) fn fold_all(
     images: Vec<(String, DiskImage)>,
-    manner: &ArchiveOptions,
+    options: &BackupOptions,
     control: &Control,
 ) -> Result<DiskSet> {
     control.progress.enter("reading", 0);
@@ -77,26 +65,26 @@ pub(super) fn fold_all(
         if disks.iter().any(|disk| disk.target == target) {
             return Err(Error::new(ErrorKind::Usage, format!("two disks are called {target}")));
         }
-        let allocation = allocation(&image, manner, control)?;
-        disks.push(FoldedDisk::of((target, image), allocation, manner.block_size, manner.layout)?);
+        let allocation = allocation(&image, options, control)?;
+        disks.push(FoldedDisk::of((target, image), allocation, options.block_size, options.layout)?);
     }
     Ok(DiskSet(disks))
 }
 
 /// The image's allocation table; without blocks of zeros, where they are looked for.
-fn allocation(image: &DiskImage, manner: &ArchiveOptions, control: &Control) -> Result<AllocationTable> {
+fn allocation(image: &DiskImage, options: &BackupOptions, control: &Control) -> Result<AllocationTable> {
     let allocation = image.allocation()?;
-    let detect = match manner.detect_zeroes {
+    let detect = match options.detect_zeroes {
         DetectZeroes::On => true,
         DetectZeroes::Off => false,
-        DetectZeroes::WhereNothingTells => !image.tells_zeros()?,
+        DetectZeroes::Auto => !image.tells_zeros()?,
     };
     // Where every block is copied there is nothing to leave out.
-    if !detect || manner.layout == Layout::Full {
+    if !detect || options.layout == Layout::Full {
         return Ok(allocation);
     }
     control.progress.enter("looking for zeros", allocation.allocated());
-    let found = image.without_zeros(&allocation, block_of(image, manner.block_size), &mut |bytes| {
+    let found = image.without_zeros(&allocation, block_of(image, options.block_size), &mut |bytes| {
         control.progress.add(bytes);
         match control.cancel.load(Ordering::Relaxed) {
             true => Err(Error::new(ErrorKind::Interrupted, "the backup was interrupted")),

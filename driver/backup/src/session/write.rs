@@ -9,8 +9,8 @@
 
 use std::sync::Arc;
 
-use super::ArchiveOptions;
 use crate::Control;
+use crate::options::BackupOptions;
 use crate::resume::ChunkJournal;
 use virtfold_archive::stream::{Sink, StreamOptions};
 use virtfold_archive::writer::{ArchiveContents, WrittenArchive, write_archive_from};
@@ -25,7 +25,7 @@ const TRIES: u32 = 3;
 /// bytes, and `log` knows chunks of these.
 pub(super) fn stream(
     contents: &ArchiveContents<'_>,
-    (manner, control): (&ArchiveOptions, &Control),
+    (options, control): (&BackupOptions, &Control),
     medium: &mut dyn Medium,
     (mut log, mut reached): (ChunkJournal, u64),
 ) -> Result<WrittenArchive> {
@@ -33,7 +33,7 @@ pub(super) fn stream(
     loop {
         let mut outlet =
             ResumableWriter { medium, leave_out: reached - log.keep_within(reached)?, broke: false };
-        let done = attempt(contents, (manner, control), &mut outlet, &mut log);
+        let done = attempt(contents, (options, control), &mut outlet, &mut log);
         let broke = outlet.broke;
         let error = match done {
             Ok(sealed) => return Ok(sealed),
@@ -63,15 +63,15 @@ fn with_context(error: Error, first: &Error) -> Error {
 /// Makes the archive once, behind the chunks that are kept.
 fn attempt(
     contents: &ArchiveContents<'_>,
-    (manner, control): (&ArchiveOptions, &Control),
+    (options, control): (&BackupOptions, &Control),
     outlet: &mut ResumableWriter<'_>,
     log: &mut ChunkJournal,
 ) -> Result<WrittenArchive> {
     let total = contents.head.disks.iter().map(|disk| disk.dense_length).sum();
     control.progress.enter("copying", total);
     let options = StreamOptions {
-        compression: manner.compression,
-        workers: manner.workers,
+        compression: options.compression,
+        workers: options.workers,
         archive_id: contents.head.archive,
         cancel: Arc::clone(&control.cancel),
         progress: control.progress.counter(),

@@ -8,7 +8,6 @@ use crate::folded_disk::DiskSet;
 use crate::session::{fold_all, head};
 use virtfold_archive::manifest::{BackupSubject, Manifest};
 use virtfold_archive::stream::Compression;
-use virtfold_archive::table::Layout;
 use virtfold_archive::writer::DiskTables;
 use virtfold_base::units::MIB;
 use virtfold_image::{DiskImage, Format, OpenOptions};
@@ -86,7 +85,7 @@ impl Medium for Brittle {
     }
 
     fn finish(self: Box<Self>) -> Result<FinishedArchive> {
-        Ok(FinishedArchive { name: "memory".to_owned(), bytes: self.bytes.len() as u64 })
+        Ok(FinishedArchive::new("memory", self.bytes.len() as u64))
     }
 }
 
@@ -95,7 +94,7 @@ struct Lab {
     folder: tempfile::TempDir,
     disks: DiskSet,
     head: Manifest,
-    manner: ArchiveOptions,
+    options: BackupOptions,
     control: Control,
 }
 
@@ -115,20 +114,12 @@ impl Lab {
         file.write_all(&noise(4 * MIB + 4096)).unwrap();
         file.set_len(16 * MIB).unwrap();
         let image = DiskImage::open(&path, Format::Raw, &OpenOptions::default()).unwrap();
-        let manner = ArchiveOptions {
-            compression,
-            encrypt_to: None,
-            layout: Layout::Compact,
-            block_size: None,
-            detect_zeroes: crate::session::DetectZeroes::default(),
-            limit_rate: None,
-            workers: 2,
-        };
+        let options = BackupOptions { compression, ..BackupOptions::default() };
         let control = Control::default();
-        let disks = fold_all(vec![("vda".to_owned(), image)], &manner, &control).unwrap();
+        let disks = fold_all(vec![("vda".to_owned(), image)], &options, &control).unwrap();
         let subject = BackupSubject::Images { name: "a".to_owned(), labelled: false, paths: Vec::new() };
-        let head = head((subject, None), &manner, &disks).unwrap();
-        Self { folder, disks, head, manner, control }
+        let head = head((subject, None), &options, &disks).unwrap();
+        Self { folder, disks, head, options, control }
     }
 
     fn write(&self, medium: &mut Brittle) -> Result<WrittenArchive> {
@@ -138,7 +129,7 @@ impl Lab {
             disks: self.disks.0.iter().map(|disk| disk as &dyn DiskTables).collect(),
             data: &self.disks,
         };
-        stream(&contents, (&self.manner, &self.control), medium, (ChunkJournal::default(), 0))
+        stream(&contents, (&self.options, &self.control), medium, (ChunkJournal::default(), 0))
     }
 
     fn whole(&self) -> (Vec<u8>, WrittenArchive) {

@@ -1,79 +1,54 @@
 //! A backup of a domain, run and told.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use anyhow::Result;
 use virtfold_backup::attachments::LibvirtDirectories;
-use virtfold_backup::domain::{DomainReport, DomainRequest, backup_domain_to};
+use virtfold_backup::domain::{DomainReport, DomainRequest};
 use virtfold_backup::freeze::{FreezeContext, FreezeTimings};
 use virtfold_backup::metrics::{self, BackupMetrics, DomainLabels};
-use virtfold_backup::plan::Wishes;
-use virtfold_backup::resume::{ResumeContext, SavedEnvelope};
-use virtfold_backup::{Control, Progress};
 use virtfold_base::error::{Error, ErrorKind};
 use virtfold_catalog::Catalog;
 use virtfold_hooks::HookOwner;
 use virtfold_hypervisor::host_files::LocalFiles;
 
-use super::DomainBackupOptions;
 use super::connection::Connection;
 use crate::Signals;
-use crate::backup::{copies, stdout_of, text as archive_text, warn};
+use crate::backup::{BackupCommand, copies, text as archive_text, warn};
 use crate::catalog_fill::{self, StateDirPolicy};
 use crate::exit::ExitStatus;
-use crate::medium;
 use crate::output::say;
-use crate::report::{OutputFormat, ProgressPrinter, printable, result};
+use crate::report::{OutputFormat, printable, result};
 
 /// Runs it; says also what came of it.
 pub(super) fn run(
-    job: &DomainBackupOptions<'_>,
-    wishes: &Wishes,
+    domain: &str,
+    command: &BackupCommand<'_>,
     (connection, places): (&Connection, &LibvirtDirectories),
     signals: &Signals,
 ) -> Result<(ExitStatus, DomainReport)> {
-    if job.media.places().is_empty() {
+    if command.destinations.locations().is_empty() {
         return Err(Error::new(ErrorKind::Usage, "--to says where the archive goes").into());
     }
-    let journal = Catalog::open(&wishes.state_dir)?;
+    let journal = Catalog::open(&command.state.state)?;
     let host = FreezeContext {
         hypervisor: connection.hypervisor.as_ref(),
         files: &LocalFiles,
         journal: &journal,
         guard: &super::watchdog::program(&connection.uri),
-        pace: FreezeTimings { pause_budget: wishes.pause_budget, ..FreezeTimings::default() },
+        pace: FreezeTimings { pause_budget: command.options.pause_budget, ..FreezeTimings::default() },
     };
     let guards = &virtfold_hooks::start_lock::usual_path(HookOwner::of(&connection.uri));
-    let (state_dir, key_dir) = (&wishes.state_dir, &SavedEnvelope::usual_directory());
-    let keep = ResumeContext {
-        state_dir,
-        key_dir,
-        places: job.media.places(),
-        job: None,
-        wish: job.wish,
-        reopen: &|place, label, cancel, remains| job.media.reopen(place, label, cancel, remains),
-        read_back: &|place, cancel, remains| job.media.read_back(place, cancel, remains),
-        discard: &medium::discard,
-    };
-    let manner = job.manner.clone();
-    let request = DomainRequest { domain: job.domain, wishes, manner, places, keep: Some(keep), guards };
-    let out = stdout_of(job.media.places());
-    let progress = Arc::new(Progress::default());
-    let ticker = ProgressPrinter::start(job.style, out, &progress)?;
-    let control = Control { cancel: Arc::clone(&signals.stop), progress };
-    let report = backup_domain_to(&host, &request, &control, |label, cancel| job.media.open(label, cancel));
-    drop(ticker);
-    let report = report?;
-    let report = DomainReport { backup: job.media.complete(report.backup.clone()), ..report };
+    let request = DomainRequest { domain, host: &host, places, guards };
+    let report = command.run(signals, |session| session.domain(&request))?;
     warn(&report.backup.disks);
     let freeze = report.freeze.iter().flat_map(|freeze| &freeze.warnings);
     freeze.for_each(|warning| say(&format!("virtfold: warning: {}", printable(warning))));
-    result(job.style, out, &report, &text(&report))?;
-    catalog_fill::backup(&report.backup, &job.media, job.name, (&wishes.state_dir, StateDirPolicy::Create));
-    let copied = copies(job.style, &report.backup);
+    result(command.style, command.stdout(), &report, &text(&report))?;
+    catalog_fill::backup(&report.backup, command, StateDirPolicy::Create);
+    let copied = copies(command.style, &report.backup);
     let Some(failure) = &report.thaw_failure else { return Ok((copied, report)) };
-    if job.style == OutputFormat::Text {
+    if command.style == OutputFormat::Text {
         say(&format!(
             "virtfold: the archive is good, but '{}' needs attention: {}",
             printable(&report.domain),

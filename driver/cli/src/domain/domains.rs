@@ -3,7 +3,7 @@
 use anyhow::Result;
 use jiff::Timestamp;
 use serde::Serialize;
-use virtfold_backup::plan::{self, Finding, Plan, PlannedDisk};
+use virtfold_backup::plan::{self, Finding, Plan, PlanContext, PlannedDisk};
 use virtfold_base::error::{Error, sentence};
 use virtfold_base::units::Human;
 use virtfold_catalog::Catalog;
@@ -11,6 +11,7 @@ use virtfold_hypervisor::host_files::LocalFiles;
 use virtfold_hypervisor::{DomainInfo, Persistence};
 
 use super::connection::{ConnectFlag, StateFlag};
+use crate::backup::by_configuration;
 use crate::config::ConfigFlag;
 use crate::exit::ExitStatus;
 use crate::report::{JsonFlag, OutputFormat, StdoutUse, printable, result};
@@ -69,10 +70,12 @@ struct DomainRow {
 pub(crate) fn run(args: &Args) -> Result<ExitStatus> {
     let connection = args.connect.open()?;
     let defaults = args.config.load()?.defaults;
-    let wishes = super::wishes_of(&defaults, args.state.path_of(args.connect.whose())?);
-    let all = plan::plan_all(connection.hypervisor.as_ref(), &LocalFiles, &wishes)?;
+    let options = by_configuration(&defaults)?;
+    let state_dir = args.state.path_of(args.connect.whose())?;
+    let context = PlanContext { options: &options, state_dir: &state_dir, archive_devices: &[] };
+    let all = plan::plan_all(connection.hypervisor.as_ref(), &LocalFiles, &context)?;
     let now = Timestamp::now();
-    let last = match Catalog::open_existing(&wishes.state_dir)? {
+    let last = match Catalog::open_existing(&state_dir)? {
         Some(catalog) => catalog.last_backups(now)?,
         None => Vec::new(),
     };

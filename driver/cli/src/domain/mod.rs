@@ -1,4 +1,4 @@
-//! The verbs that speak to libvirt, and what they share: the connection, the state directory, the wishes for
+//! The verbs that speak to libvirt, and what they share: the connection, the state directory, the options of
 //! a backup.
 
 mod backup;
@@ -12,18 +12,16 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
-use virtfold_backup::plan::{QuiesceWish, Wishes};
-use virtfold_backup::resume::ResumePolicy;
-use virtfold_backup::session::ArchiveOptions;
+use virtfold_backup::options::{BackupOptions, QuiesceMode};
+use virtfold_backup::plan::PlanContext;
 use virtfold_base::error::Error;
-use virtfold_config::Defaults;
 use virtfold_hypervisor::host_files::LocalFiles;
 
 use self::connection::{ConnectFlag, StateFlag, absolute};
 use super::Signals;
+use super::backup::BackupCommand;
 use super::exit::ExitStatus;
-use super::report::{OutputFormat, StdoutUse, result};
-use super::tape::media::Destinations;
+use super::report::{StdoutUse, result};
 
 /// The options of a backup of a domain.
 #[derive(Debug, clap::Args)]
@@ -75,63 +73,30 @@ enum QuiesceArg {
     No,
 }
 
-/// A backup of a domain as the command line says it.
-#[derive(Debug)]
-pub(super) struct DomainBackupOptions<'a> {
-    /// The domain.
-    pub(super) domain: &'a str,
-    /// The job of the configuration that it is for.
-    pub(super) name: Option<&'a str>,
-    /// How the archive is made.
-    pub(super) manner: ArchiveOptions,
-    /// Where it goes; not needed for a plan.
-    pub(super) media: Destinations,
-    /// What is done with an earlier run's archive.
-    pub(super) wish: ResumePolicy,
-    /// Text or JSON.
-    pub(super) style: OutputFormat,
-    /// What the configuration says.
-    pub(super) defaults: &'a Defaults,
-}
-
-/// The wishes by the configuration alone.
-pub(super) fn wishes_of(defaults: &Defaults, state_dir: PathBuf) -> Wishes {
-    Wishes {
-        exclude: Vec::new(),
-        quiesce: match defaults.quiesce {
-            virtfold_config::QuiesceMode::Auto => QuiesceWish::Auto,
-            virtfold_config::QuiesceMode::Yes => QuiesceWish::Yes,
-            virtfold_config::QuiesceMode::No => QuiesceWish::No,
-        },
-        pause_budget: Duration::from_millis(defaults.pause_budget.millis()),
-        overlay_dir: defaults.overlay_dir.as_ref().map(|dir| dir.as_path().to_owned()),
-        min_free: defaults.min_free.get(),
-        state_dir,
-        archive_devices: Vec::new(),
-    }
-}
-
 impl GuestArgs {
-    fn wishes(&self, defaults: &Defaults) -> Result<Wishes, Error> {
-        let mut wishes = wishes_of(defaults, self.state_dir()?);
-        wishes.exclude.clone_from(&self.exclude);
+    /// Puts what is said of a domain's backup into the options.
+    ///
+    /// # Errors
+    /// There is no working directory to begin from.
+    pub(super) fn choose(&self, options: &mut BackupOptions) -> Result<(), Error> {
+        options.exclude.clone_from(&self.exclude);
         if let Some(quiesce) = self.quiesce {
-            wishes.quiesce = match quiesce {
-                QuiesceArg::Auto => QuiesceWish::Auto,
-                QuiesceArg::Yes => QuiesceWish::Yes,
-                QuiesceArg::No => QuiesceWish::No,
+            options.quiesce = match quiesce {
+                QuiesceArg::Auto => QuiesceMode::Auto,
+                QuiesceArg::Yes => QuiesceMode::Yes,
+                QuiesceArg::No => QuiesceMode::No,
             };
         }
         if let Some(budget) = self.pause_budget {
-            wishes.pause_budget = Duration::from_millis(budget.millis());
+            options.pause_budget = Duration::from_millis(budget.millis());
         }
         if let Some(room) = self.min_free {
-            wishes.min_free = room.get();
+            options.min_free = room.get();
         }
         if let Some(dir) = &self.overlay_dir {
-            wishes.overlay_dir = Some(absolute(dir)?);
+            options.overlay_dir = Some(absolute(dir)?);
         }
-        Ok(wishes)
+        Ok(())
     }
 
     /// Whether it is only told what would be done.
@@ -148,24 +113,28 @@ impl GuestArgs {
     }
 
     /// Runs the backup of a domain, or says what it would do.
-    pub(super) fn run(&self, job: DomainBackupOptions<'_>, signals: &Signals) -> Result<ExitStatus> {
+    pub(super) fn run(
+        &self,
+        domain: &str,
+        command: &BackupCommand<'_>,
+        signals: &Signals,
+    ) -> Result<ExitStatus> {
         let connection = self.connect.open()?;
-        let mut wishes = self.wishes(job.defaults)?;
-        wishes.archive_devices = job.media.devices()?;
         if self.plan {
-            let plan = virtfold_backup::plan::plan(
-                connection.hypervisor.as_ref(),
-                &LocalFiles,
-                job.domain,
-                &wishes,
-            )?;
-            result(job.style, StdoutUse::Free, &plan, &plan::text(&plan))?;
+            let context = PlanContext {
+                options: command.options,
+                state_dir: &command.state.state,
+                archive_devices: &command.destinations.devices()?,
+            };
+            let plan =
+                virtfold_backup::plan::plan(connection.hypervisor.as_ref(), &LocalFiles, domain, &context)?;
+            result(command.style, StdoutUse::Free, &plan, &plan::text(&plan))?;
             let kind = plan.obstacles.first().map(|finding| finding.kind);
             return Ok(kind.map_or(ExitStatus::Done, ExitStatus::Failed));
         }
         let places = connection::places(self.libvirt_dir.as_deref(), &connection.uri)?;
-        let done = backup::run(&job, &wishes, (&connection, &places), signals);
+        let done = backup::run(domain, command, (&connection, &places), signals);
         let Some(directory) = &self.metrics_dir else { return done.map(|(outcome, _)| outcome) };
-        backup::measure(directory, (&connection, job.domain), done)
+        backup::measure(directory, (&connection, domain), done)
     }
 }

@@ -12,8 +12,8 @@ use virtfold_hypervisor::host_files::LocalFiles;
 use virtfold_hypervisor::{DomainId, Hypervisor};
 
 use super::connection::{ConnectFlag, StateFlag};
+use crate::destinations::Terminating;
 use crate::exit::ExitStatus;
-use crate::medium;
 use crate::report::{JsonFlag, OutputFormat, StdoutUse, printable, result};
 
 /// Put guests back on their disks after an interrupted backup
@@ -65,8 +65,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitStatus> {
     let mode = if args.dry_run { RunMode::DryRun } else { RunMode::Apply };
     let report = RecoverReport { domains: recover(&host, which, mode)? };
     if mode == RunMode::Apply {
+        let terminating = Terminating::default();
         // Nobody goes on with an archive whose guest is home.
-        discard_records(&host, &state, &medium::discard)?;
+        discard_records(&host, &state, &terminating.anywhere())?;
     }
     result(OutputFormat::from_flag(&args.json), StdoutUse::Free, &report, &text(&report))?;
     Ok(outcome(&report))

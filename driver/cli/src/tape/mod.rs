@@ -1,6 +1,5 @@
 //! `virtfold tape`: what is done with a tape apart from archives.
 
-pub(crate) mod media;
 pub(crate) mod options;
 mod text;
 

@@ -12,11 +12,6 @@ use virtfold_base::error::{Error, ErrorKind};
 use virtfold_config::parse_size;
 use virtfold_medium::{Location, TapeAddress, TapeArchive};
 
-/// Memory between the archive and the drive, where nothing else is said.
-const RING: u64 = 256 << 20;
-/// Bytes between two commits, where nothing else is said.
-const COMMIT_EVERY: u64 = 64 << 30;
-
 /// What verbs say that change volumes.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct ChangeArgs {
@@ -60,14 +55,10 @@ impl WaitFlag {
     pub(crate) fn drive(&self, address: &TapeAddress, state_dir: PathBuf, cancel: &Cancel) -> TapeOptions {
         TapeOptions {
             device: address.device.clone(),
-            state_dir,
-            change_command: None,
-            change_limit: Duration::ZERO,
+            state_dir: Some(state_dir),
             patience: self.tape_wait,
-            pool: None,
-            ring: RING,
-            commit_every: COMMIT_EVERY,
             cancel: Arc::clone(cancel),
+            ..TapeOptions::default()
         }
     }
 }
@@ -120,7 +111,7 @@ impl WriteArgs {
 }
 
 /// Fails where an address names an archive and only a drive makes sense.
-pub(super) fn device_only(address: &TapeAddress) -> Result<(), Error> {
+pub(crate) fn device_only(address: &TapeAddress) -> Result<(), Error> {
     match address.archive {
         None => Ok(()),
         Some(_) => Err(Error::new(ErrorKind::Usage, format!("'{address}' names an archive, not a tape"))

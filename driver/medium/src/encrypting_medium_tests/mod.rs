@@ -36,7 +36,7 @@ impl Sink for Memory {
 
 impl Medium for Memory {
     fn finish(self: Box<Self>) -> Result<FinishedArchive> {
-        Ok(FinishedArchive { name: "memory".to_owned(), bytes: self.0.lock().unwrap().len() as u64 })
+        Ok(FinishedArchive::new("memory", self.0.lock().unwrap().len() as u64))
     }
 }
 

@@ -68,7 +68,7 @@ impl Medium for Breaks {
     }
 
     fn finish(self: Box<Self>) -> Result<FinishedArchive> {
-        Ok(FinishedArchive { name: "memory".to_owned(), bytes: self.kept.lock().unwrap().len() as u64 })
+        Ok(FinishedArchive::new("memory", self.kept.lock().unwrap().len() as u64))
     }
 }
 

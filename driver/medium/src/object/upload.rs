@@ -315,7 +315,7 @@ impl Medium for ObjectMedium {
         }
         self.complete()?;
         self.state = UploadState::Done;
-        Ok(FinishedArchive { name: self.upload.name(), bytes: self.written })
+        Ok(FinishedArchive::new(self.upload.name(), self.written))
     }
 }
 

@@ -5,17 +5,16 @@ use std::io::{ErrorKind as IoKind, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::protocol::{MAX_LINE, MAX_MESSAGE, MediumRequest, MessageTag, ProbeReply, Reply, head};
+use super::protocol::{MAX_LINE, MAX_MESSAGE, MediumReply, MediumRequest, MessageTag, Reply, head};
 use super::termination::{TerminatingProcess, TerminatingProcesses, ended, last_words, tell_to_end};
-use crate::tape::TapeReport;
-use crate::{DurableMarks, FinishedArchive, Location, Medium, PartialArchive, Resumed};
+use crate::{DurableMarks, FinishedArchive, Location, Medium, Resumed};
 use virtfold_archive::stream::{Cancel, Sink};
 use virtfold_base::error::{Error, ErrorKind, IoContext, OrInternal, Result};
 
@@ -45,70 +44,40 @@ pub struct ProcessDestination<'a> {
     pub leaving: &'a TerminatingProcesses,
 }
 
-/// A medium in a process of its own.
-#[derive(Debug)]
-pub struct MediumProcess {
-    link: ProcessConnection,
-    report: Arc<Mutex<TapeReport>>,
-}
-
-impl MediumProcess {
-    /// Starts a process that makes a medium for a new archive. What that waits for ends with the run.
-    ///
-    /// # Errors
-    /// It can't be started; those of making the medium.
-    pub fn create(place: ProcessDestination<'_>, request: &MediumRequest) -> Result<Self> {
-        let mut link = ProcessConnection::start(place, request)?;
-        match link.answer(ReplyDeadline::Flag)? {
-            Reply::Ready => Ok(Self::with(link)),
-            other => Err(link.unexpected_reply(&other)),
-        }
-    }
-
-    /// Starts a process that goes on with what a dead one has left.
-    ///
-    /// # Errors
-    /// As [`MediumProcess::create`].
-    pub fn reopen(
-        place: ProcessDestination<'_>,
-        request: &MediumRequest,
-    ) -> Result<(Resumed, Arc<Mutex<TapeReport>>)> {
-        let mut link = ProcessConnection::start(place, request)?;
-        match link.answer(ReplyDeadline::Flag)? {
-            Reply::At(at) => {
-                let medium = Self::with(link);
-                let report = medium.report();
-                Ok((Resumed::From(Box::new(medium), at), report))
-            }
-            Reply::Gone(why) => Ok((Resumed::NotPossible(why), Arc::default())),
-            other => Err(link.unexpected_reply(&other)),
-        }
-    }
-
-    fn with(link: ProcessConnection) -> Self {
-        Self { link, report: Arc::default() }
-    }
-
-    /// Where a tape's report will be when the archive is finished.
-    pub fn report(&self) -> Arc<Mutex<TapeReport>> {
-        Arc::clone(&self.report)
-    }
-}
-
-/// Starts a process that reads what a dead one has left of a file. Nothing, where there is no such file. A
-/// read ends with the run, as all that is waited for.
+/// Starts a process that does what is requested. A medium and what was left are waited for as long as the run
+/// goes on; whatever else has some seconds.
 ///
 /// # Errors
-/// It can't be started; it may not look there.
-pub fn read_back(place: ProcessDestination<'_>, remains: &PartialArchive) -> Result<Option<Box<dyn Read>>> {
-    let mut link = ProcessConnection::start(place, &MediumRequest::ReadBack(remains.clone()))?;
-    // It has nothing to take away.
-    link.patience = Duration::ZERO;
-    match link.answer(ReplyDeadline::Flag)? {
-        Reply::Gone(_) => Ok(None),
-        Reply::Follows => Ok(Some(Box::new(HandedBack::of(link)?))),
-        other => Err(link.unexpected_reply(&other)),
+/// It can't be started; what it says; there is no reply in time.
+pub fn open(destination: ProcessDestination<'_>, request: &MediumRequest) -> Result<MediumReply> {
+    let mut link = ProcessConnection::start(destination, request)?;
+    let deadline = match request {
+        MediumRequest::Create(_) | MediumRequest::Reopen(..) => ReplyDeadline::Flag,
+        // These have nothing to take away.
+        MediumRequest::ReadBack(_) => {
+            link.patience = Duration::ZERO;
+            ReplyDeadline::Flag
+        }
+        MediumRequest::Look | MediumRequest::Mount | MediumRequest::Name | MediumRequest::Discard(_) => {
+            link.patience = Duration::ZERO;
+            ReplyDeadline::Limit(ASK)
+        }
+    };
+    match (link.answer(deadline)?, request) {
+        (Reply::Ready, _) => Ok(MediumReply::New(Box::new(MediumProcess { link }))),
+        (Reply::At(at), _) => Ok(MediumReply::Resumed(Resumed::From(Box::new(MediumProcess { link }), at))),
+        (Reply::Gone(_), MediumRequest::ReadBack(_)) => Ok(MediumReply::Left(None)),
+        (Reply::Gone(why), _) => Ok(MediumReply::Resumed(Resumed::NotPossible(why))),
+        (Reply::Follows, _) => Ok(MediumReply::Left(Some(Box::new(HandedBack::of(link)?)))),
+        (Reply::Known(known), _) => Ok(MediumReply::Known(known)),
+        (other, _) => Err(link.unexpected_reply(&other)),
     }
+}
+
+/// A medium in a process of its own.
+#[derive(Debug)]
+struct MediumProcess {
+    link: ProcessConnection,
 }
 
 /// What another process reads.
@@ -149,21 +118,6 @@ impl Read for HandedBack {
     }
 }
 
-/// Starts a process for one question, one that is answered by something [`ProbeReply`], and waits for the answer,
-/// not for ever.
-///
-/// # Errors
-/// It can't be started; what it says; there is no answer in time.
-pub fn ask(place: ProcessDestination<'_>, request: &MediumRequest) -> Result<ProbeReply> {
-    let mut link = ProcessConnection::start(place, request)?;
-    // It has had its time then.
-    link.patience = Duration::ZERO;
-    match link.answer(ReplyDeadline::Limit(ASK))? {
-        Reply::Known(known) => Ok(known),
-        other => Err(link.unexpected_reply(&other)),
-    }
-}
-
 impl Sink for MediumProcess {
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
         bytes.chunks(MAX_MESSAGE).try_for_each(|piece| self.link.say(MessageTag::Data, piece))
@@ -200,10 +154,9 @@ impl Medium for MediumProcess {
     fn finish(mut self: Box<Self>) -> Result<FinishedArchive> {
         self.link.say(MessageTag::Finish, &[])?;
         match self.link.answer(ReplyDeadline::Behind(FINISH))? {
-            Reply::Finished(durable, report) => {
+            Reply::Finished(finished) => {
                 self.link.is_finished = true;
-                *self.report.lock().unwrap_or_else(PoisonError::into_inner) = report.unwrap_or_default();
-                Ok(durable)
+                Ok(finished)
             }
             other => Err(self.link.unexpected_reply(&other)),
         }

@@ -2,7 +2,7 @@
 //!
 //! A thread that writes to a medium that hangs (a file server that is away, a file system that is frozen, a FUSE that is stopped) stands in the kernel. No flag reaches it and no
 //! signal ends it, SIGKILL included, and it keeps its process, with all locks and descriptors of that. So the process that has a guest's disks frozen never touches a medium: it
-//! starts this program again for each place ([`serve`]), and speaks to it over a socket pair ([`MediumProcess`], a [`super::Medium`] as any). It alone opens, writes,
+//! starts this program again for each place ([`serve`]), and speaks to it over a socket pair ([`open`], behind which a [`super::Medium`] is as any). It alone opens, writes,
 //! renames and removes there. Every wait for it ends with the run's flag.
 //!
 //! | driver | process | |
@@ -30,7 +30,7 @@ mod protocol;
 mod server;
 mod termination;
 
-pub use self::client::{MediumProcess, ProcessDestination, ask, read_back};
-pub use self::protocol::{MediumRequest, ProbeReply};
-pub use self::server::{ServeOutcome, serve};
+pub use self::client::{ProcessDestination, open};
+pub use self::protocol::{MediumReply, MediumRequest, ProbeReply};
+pub use self::server::serve;
 pub use self::termination::{AbandonedProcess, TerminatingProcesses};

@@ -5,8 +5,7 @@ use std::io::{ErrorKind as IoKind, Read, Write};
 use serde::{Deserialize, Serialize};
 
 use crate::mount_point::MountPoint;
-use crate::tape::TapeReport;
-use crate::{ArchiveLabel, DurableMark, FinishedArchive, PartialArchive};
+use crate::{ArchiveLabel, DurableMark, FinishedArchive, Medium, PartialArchive, Resumed};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result, sentence};
 
 /// The most bytes of a message.
@@ -34,6 +33,18 @@ pub enum MediumRequest {
     ReadBack(PartialArchive),
     /// What a dead process has left is taken away.
     Discard(PartialArchive),
+}
+
+/// What comes of it.
+pub enum MediumReply {
+    /// A medium for a new archive.
+    New(Box<dyn Medium>),
+    /// The medium that a dead process has left.
+    Resumed(Resumed),
+    /// What a dead process has left of a file; nothing, where it is not there.
+    Left(Option<Box<dyn Read>>),
+    /// What was asked for is known, or done.
+    Known(ProbeReply),
 }
 
 impl MediumRequest {
@@ -81,7 +92,7 @@ pub(super) enum Reply {
     Left,
     Settled,
     Resumed(Option<u64>),
-    Finished(FinishedArchive, Option<TapeReport>),
+    Finished(FinishedArchive),
     Failed(WireError),
 }
 

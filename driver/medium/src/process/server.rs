@@ -1,31 +1,19 @@
 //! The process's side: it does what the driver says to a medium, and nothing else.
 
 use std::fs::File;
-use std::io::{BufReader, Read as _};
+use std::io::{BufReader, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::protocol::{MediumRequest, MessageTag, ProbeReply, Reply, WireError, read, say};
-use crate::tape::TapeReport;
-use crate::{DurableMark, DurableMarks, Medium};
+use super::protocol::{MediumReply, MediumRequest, MessageTag, Reply, WireError, read, say};
+use crate::{DurableMark, DurableMarks, Medium, Resumed};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result, sentence};
 
-/// What came of a request.
-pub enum ServeOutcome {
-    /// A new medium, and where a tape's report will be.
-    New(Box<dyn Medium>, Option<Arc<Mutex<TapeReport>>>),
-    /// One that is gone on with, and where.
-    At(Box<dyn Medium>, u64, Option<Arc<Mutex<TapeReport>>>),
-    /// Nothing is left to go on with, and why.
-    Gone(String),
-    /// What was left of a file, and how many bytes of it are asked for.
-    Left(File, u64),
-    /// What was asked for is known, or done.
-    Known(ProbeReply),
-}
+/// Bytes of what was left that are handed back at once.
+const HAND_BACK: usize = 256 << 10;
 
 /// The end of the socket that answers go into.
 type ReplySocket = Arc<Mutex<UnixStream>>;
@@ -34,7 +22,7 @@ type ReplySocket = Arc<Mutex<UnixStream>>;
 ///
 /// # Errors
 /// Standard input is no socket, or the driver says what nobody understands. What fails at the medium the driver is told.
-pub fn serve(open: impl FnOnce(MediumRequest) -> Result<ServeOutcome>) -> Result<()> {
+pub fn serve(open: impl FnOnce(MediumRequest) -> Result<MediumReply>) -> Result<()> {
     let listening = || "cannot listen to the driver".to_owned();
     let socket = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned().at(listening)?);
     let watched = socket.try_clone().at(listening)?;
@@ -68,7 +56,7 @@ fn is_alone(socket: BorrowedFd<'_>, timeout: PollTimeout) -> bool {
     }
 }
 
-fn serve_on(socket: UnixStream, open: impl FnOnce(MediumRequest) -> Result<ServeOutcome>) -> Result<()> {
+fn serve_on(socket: UnixStream, open: impl FnOnce(MediumRequest) -> Result<MediumReply>) -> Result<()> {
     let listening = || "cannot listen to the driver".to_owned();
     let mut input = BufReader::new(socket.try_clone().at(listening)?);
     let out: ReplySocket = Arc::new(Mutex::new(socket.try_clone().at(listening)?));
@@ -77,20 +65,21 @@ fn serve_on(socket: UnixStream, open: impl FnOnce(MediumRequest) -> Result<Serve
         return Err(Error::new(ErrorKind::Internal, "the driver did not say what is to be opened"));
     };
     let request = serde_json::from_slice(&payload).map_err(std::io::Error::from).at(listening)?;
-    let (answer, medium) = match open(request) {
-        Ok(ServeOutcome::New(medium, report)) => (Reply::Ready, Some((medium, report))),
-        Ok(ServeOutcome::At(medium, at, report)) => (Reply::At(at), Some((medium, report))),
-        Ok(ServeOutcome::Gone(why)) => (Reply::Gone(why), None),
-        Ok(ServeOutcome::Left(file, bytes)) => {
+    let (reply, medium) = match open(request) {
+        Ok(MediumReply::New(medium)) => (Reply::Ready, Some(medium)),
+        Ok(MediumReply::Resumed(Resumed::From(medium, at))) => (Reply::At(at), Some(medium)),
+        Ok(MediumReply::Resumed(Resumed::NotPossible(why))) => (Reply::Gone(why), None),
+        Ok(MediumReply::Left(None)) => (Reply::Gone("its file is not there as it was left".to_owned()), None),
+        Ok(MediumReply::Left(Some(input))) => {
             tell(&out, &Reply::Follows);
-            return hand_back(file, bytes);
+            return hand_back(input);
         }
-        Ok(ServeOutcome::Known(known)) => (Reply::Known(known), None),
+        Ok(MediumReply::Known(known)) => (Reply::Known(known), None),
         Err(error) => (Reply::Failed(WireError::of(&error)), None),
     };
-    tell(&out, &answer);
-    let Some((medium, report)) = medium else { return Ok(()) };
-    let mut desk = MediumServer { medium: Some(medium), report, out, is_broken: false };
+    tell(&out, &reply);
+    let Some(medium) = medium else { return Ok(()) };
+    let mut desk = MediumServer { medium: Some(medium), out, is_broken: false };
     let ended = desk.work(&mut input, &mut payload);
     if is_alone(socket.as_fd(), PollTimeout::ZERO) {
         // As after SIGKILL: what is there stays for who goes on with it.
@@ -99,11 +88,11 @@ fn serve_on(socket: UnixStream, open: impl FnOnce(MediumRequest) -> Result<Serve
     ended
 }
 
-/// Passes the first bytes of a file on to the driver, until it has enough.
-fn hand_back(file: File, bytes: u64) -> Result<()> {
+/// Passes what was left of a file on to the driver, until it has enough.
+fn hand_back(input: Box<dyn Read>) -> Result<()> {
     let handing = || "cannot hand back what is there".to_owned();
     let mut out = File::from(std::io::stdout().as_fd().try_clone_to_owned().at(handing)?);
-    match std::io::copy(&mut file.take(bytes), &mut out) {
+    match std::io::copy(&mut BufReader::with_capacity(HAND_BACK, input), &mut out) {
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         // What can't be read is not right: the driver has it made again.
         done => done.map(drop).at(handing),
@@ -120,7 +109,6 @@ fn tell(out: &ReplySocket, answer: &Reply) {
 /// A medium at work.
 struct MediumServer {
     medium: Option<Box<dyn Medium>>,
-    report: Option<Arc<Mutex<TapeReport>>>,
     out: ReplySocket,
     /// Data is not wanted until it is gone on with.
     is_broken: bool,
@@ -164,11 +152,7 @@ impl MediumServer {
     fn finish(&mut self) -> Result<()> {
         let Some(medium) = self.medium.take() else { return Ok(()) };
         let answer = match medium.finish() {
-            Ok(durable) => {
-                let report = self.report.take();
-                let report = report.map(|it| it.lock().unwrap_or_else(PoisonError::into_inner).clone());
-                Reply::Finished(durable, report)
-            }
+            Ok(finished) => Reply::Finished(finished),
             Err(error) => Reply::Failed(WireError::of(&error)),
         };
         tell(&self.out, &answer);

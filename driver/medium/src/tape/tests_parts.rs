@@ -15,7 +15,6 @@ const EVERY: u64 = 300_000;
 fn write(bench: &Bench, archive: &[u8], (every, slots): (u64, &[usize])) -> Result<(u32, TapeReport)> {
     let setup = TapeWriteOptions { commit_every: every, ..bench.setup(slots) };
     let mut medium = Box::new(TapeMedium::begin(setup, NAME)?);
-    let report = medium.report();
     let (mut from, mut went_on) = (0, 0);
     loop {
         let mut pieces = archive[from..].chunks(50_000);
@@ -26,9 +25,9 @@ fn write(bench: &Bench, archive: &[u8], (every, slots): (u64, &[usize])) -> Resu
         (from, went_on) = (usize::try_from(durable).unwrap(), went_on + 1);
         assert!(went_on < 20);
     }
-    assert_eq!(medium.finish()?.bytes, archive.len() as u64);
-    let report = report.lock().unwrap().clone();
-    Ok((went_on, report))
+    let finished = medium.finish()?;
+    assert_eq!(finished.bytes, archive.len() as u64);
+    Ok((went_on, finished.tapes[0].clone()))
 }
 
 /// What dd gives of the parts with an end, in the order of their numbers, the later of two.

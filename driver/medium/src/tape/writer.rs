@@ -10,8 +10,8 @@
 //!
 //! Imports: `error`, `archive` (`Sink`), the modules of tapes.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -87,7 +87,6 @@ pub struct TapeMedium {
     /// Who is told that something is left to go on with, and whether it is.
     notes: Option<Arc<dyn DurableMarks>>,
     leaves: bool,
-    report: Arc<Mutex<TapeReport>>,
 }
 
 impl TapeMedium {
@@ -154,15 +153,9 @@ impl TapeMedium {
             run: None,
             notes: None,
             leaves: false,
-            report: Arc::default(),
         };
         medium.start(run, label)?;
         Ok(medium)
-    }
-
-    /// Where the report will be when the archive is finished.
-    pub fn report(&self) -> Arc<Mutex<TapeReport>> {
-        Arc::clone(&self.report)
     }
 
     /// Starts the writer, on the volume in the drive.
@@ -274,8 +267,8 @@ impl Medium for TapeMedium {
         self.leaves = run.committed() > 0;
         let report = run.finish()?;
         self.leaves = false;
-        *self.report.lock().unwrap_or_else(PoisonError::into_inner) = report;
-        Ok(FinishedArchive { name: self.name.clone(), bytes: self.written })
+        let finished = FinishedArchive::new(self.name.clone(), self.written);
+        Ok(FinishedArchive { tapes: vec![report], ..finished })
     }
 }
 

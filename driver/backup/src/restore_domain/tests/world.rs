@@ -6,11 +6,13 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 
 use super::super::*;
-use crate::session::{self, ArchiveOptions, BackupInput};
+use crate::destinations::Destinations;
+use crate::options::BackupOptions;
+use crate::resume::StateDirectories;
+use crate::session::{BackupInput, BackupSession};
 use virtfold_archive::crypt::Identities;
 use virtfold_archive::manifest::BackupSubject;
-use virtfold_archive::stream::{Cancel, Compression};
-use virtfold_archive::table::Layout;
+use virtfold_archive::stream::Compression;
 use virtfold_archive::writer::Attachment;
 use virtfold_base::error::ErrorKind;
 use virtfold_catalog::Catalog;
@@ -23,7 +25,7 @@ use virtfold_hypervisor::{
     LiftedDenials, QemuDisk, SnapshotRequest, StartMode, XmlView,
 };
 use virtfold_image::{DiskImage, OpenOptions};
-use virtfold_medium::{ArchiveLabel, FileMedium, Medium};
+use virtfold_medium::{FileMedium, Location};
 
 pub(super) const UUID: &str = "3b51a0a6-3c5a-4c1e-9d0b-2b4f6f1f8f11";
 pub(super) const MAC: &str = "52:54:00:aa:bb:01";
@@ -168,21 +170,22 @@ impl Lab {
             freeze: None,
             attachments: attachments.into(),
             disks,
+            session: None,
         };
-        let manner = ArchiveOptions {
-            compression: Compression::None,
-            encrypt_to: None,
-            layout: Layout::Compact,
-            block_size: None,
-            detect_zeroes: crate::session::DetectZeroes::default(),
-            limit_rate: None,
-            workers: 1,
+        let options =
+            BackupOptions { compression: Compression::None, workers: 1, ..BackupOptions::default() };
+        let (state, control) = (StateDirectories::new("/nowhere"), Control::default());
+        // What counts as a pipe leaves no record.
+        let destinations =
+            Destinations::custom(Location::Pipe, |_, _| Ok(Box::new(FileMedium::create(&path)?)));
+        let session = BackupSession {
+            options: &options,
+            destinations: &destinations,
+            state: &state,
+            control: &control,
         };
-        let open = |_: &ArchiveLabel, _: &Cancel| {
-            FileMedium::create(&path).map(|medium| Box::new(medium) as Box<dyn Medium>)
-        };
-        let control = Control::default();
-        session::write(material, &manner, &control, open).unwrap().finish(&control).unwrap();
+        session.write(material).unwrap().finish(&control).unwrap();
+        drop(destinations);
         path
     }
 
