@@ -134,7 +134,10 @@ impl Sandbox<'_> {
                 .with_hint("look at the storage of these images, then run 'virtfold recover'")
         };
         let Some(said) = said else {
-            wait_until(&child, Instant::now() + DYING)?;
+            // One that stands in the kernel is left behind.
+            if wait_until(&child, Instant::now() + DYING)? {
+                child.wait().at(|| "cannot wait for qemu-img".to_owned())?;
+            }
             return Err(late());
         };
         let status = child.wait().at(|| "cannot wait for qemu-img".to_owned())?;
