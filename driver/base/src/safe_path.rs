@@ -250,6 +250,17 @@ impl Entry {
         }
     }
 
+    /// Refuses a link, which is one that others can have made: for what opens files by their paths.
+    ///
+    /// # Errors
+    /// As [`Entry::open`] for a link; it can't be asked.
+    pub fn expect_no_link(&self) -> io::Result<()> {
+        match self.find()?.is_some_and(|found| is_link(&found)) {
+            true => Err(foreign_link(&self.path())),
+            false => Ok(()),
+        }
+    }
+
     /// Opens it.
     ///
     /// # Errors

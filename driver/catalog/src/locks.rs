@@ -3,12 +3,15 @@
 //! process's number, are for messages only; the file itself stays, because removing it would let two runs
 //! lock two files of one name.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::Path;
 
+use rustix::fs::OFlags;
+
 use super::DomainLock;
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
+use virtfold_base::safe_path::Entry;
 use virtfold_hypervisor::DomainId;
 
 /// Longest contents that are read.
@@ -44,7 +47,7 @@ pub(super) fn take_prune(directory: &Path) -> Result<Box<dyn DomainLock>> {
 
 fn take_file(path: &Path, (what, hint): (&str, &str)) -> Result<Box<dyn DomainLock>> {
     let opening = || format!("cannot open the lock '{}'", path.display());
-    let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
+    let opened = Entry::locate(path).and_then(|entry| entry.open(OFlags::RDWR | OFlags::CREATE));
     let mut file = opened.at(opening)?;
     match file.try_lock() {
         Ok(()) => {}
@@ -68,6 +71,17 @@ fn busy(what: &str, file: File) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_planted_link_is_not_emptied_for_a_lock() {
+        let folder = tempfile::tempdir().unwrap();
+        let (victim, link) = (folder.path().join("victim"), folder.path().join("a.lock"));
+        std::fs::write(&victim, "root's own").unwrap();
+        std::os::unix::fs::symlink(&victim, &link).unwrap();
+        std::os::unix::fs::lchown(&link, Some(65_533), None).unwrap();
+        assert_eq!(take_file(&link, ("it", "wait")).unwrap_err().kind(), ErrorKind::Denied);
+        assert_eq!(std::fs::read(&victim).unwrap(), b"root's own");
+    }
 
     /// A process that is just being started has a copy of each descriptor until it is its own program.
     #[test]

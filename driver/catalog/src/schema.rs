@@ -8,6 +8,7 @@ use std::time::Duration;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
+use virtfold_base::safe_path::Entry;
 
 /// Marks the file as ours (`PRAGMA application_id`): `vfct`.
 const APPLICATION: i32 = 0x7666_6374;
@@ -131,16 +132,20 @@ const ADDED: &[&str] = &[];
 
 /// Opens the catalog at `path`, or makes it where there is none.
 pub(super) fn open(path: &Path) -> Result<Connection> {
-    match path.symlink_metadata() {
-        Ok(_) => {}
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => make(path)?,
-        Err(e) => return Err(Error::io(format!("cannot look at '{}'", path.display()), e)),
+    let looking = || format!("cannot look at '{}'", path.display());
+    let entry = Entry::locate(path).at(looking)?;
+    let real = entry.path();
+    // Only looked at: a file that is opened and closed beside SQLite would take SQLite's locks along.
+    entry.expect_no_link().at(looking)?;
+    if entry.find().at(looking)?.is_none() {
+        make(&real)?;
     }
-    connect(path).map_err(|e| unusable(path, e))
+    connect(&real).map_err(|e| unusable(path, e))
 }
 
 fn connect(path: &Path) -> std::result::Result<Connection, Box<dyn std::error::Error + Send + Sync>> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let flags =
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     let connection = Connection::open_with_flags(path, flags)?;
     settle(&connection)?;
     let number = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
@@ -247,6 +252,27 @@ fn unusable(path: &Path, source: Box<dyn std::error::Error + Send + Sync>) -> Er
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Who may write to the directory has put a link to another catalog, or to a directory, there.
+    #[test]
+    fn no_catalog_is_opened_or_made_through_a_planted_link() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        std::fs::create_dir(at("root")).unwrap();
+        drop(open(&at("root/catalog.sqlite")).unwrap());
+        std::os::unix::fs::symlink("root", at("own")).unwrap();
+        drop(open(&at("own/catalog.sqlite")).unwrap());
+        for (link, target, path) in [
+            ("catalog.sqlite", "root/catalog.sqlite", "catalog.sqlite"),
+            ("planted", "root", "planted/catalog.sqlite"),
+            ("elsewhere", "root", "elsewhere/other.sqlite"),
+        ] {
+            std::os::unix::fs::symlink(target, at(link)).unwrap();
+            std::os::unix::fs::lchown(at(link), Some(65_533), None).unwrap();
+            assert_eq!(open(&at(path)).unwrap_err().kind(), ErrorKind::Denied, "{path}");
+        }
+        assert!(!at("root/other.sqlite").exists());
+    }
 
     /// A catalog of an older version gets what it has not, once, and keeps what it has; one step that fails undoes all.
     #[test]
