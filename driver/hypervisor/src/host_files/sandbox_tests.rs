@@ -127,3 +127,33 @@ fn it_is_not_root_and_is_ended_in_time() {
         assert!(said.contains("was ended after 2 s"), "{said}");
     }
 }
+
+/// Has this thread, and what it starts, meet a kernel without Landlock.
+fn without_landlock() {
+    let rules = [(libc::SYS_landlock_create_ruleset, Vec::new())].into();
+    let unknown = SeccompAction::Errno(libc::ENOSYS.cast_unsigned());
+    let machine = std::env::consts::ARCH.try_into().unwrap();
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, unknown, machine).unwrap();
+    let program: seccompiler::BpfProgram = filter.try_into().unwrap();
+    seccompiler::apply_filter(&program).unwrap();
+}
+
+#[test]
+fn without_landlock_it_runs_as_the_owner_or_not_at_all() {
+    use std::os::fd::AsRawFd;
+    let copied = |owner: u32| {
+        let (_folder, files) = images(owner);
+        let [from, to] = [0, 1].map(|n: usize| format!("/dev/fd/{}", files[n].as_raw_fd()));
+        let arguments = ["convert", "-n", "-f", "raw", "-O", "raw", &from, &to];
+        run(&files, &arguments, MINUTE).map(|ended| ended.success)
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            without_landlock();
+            assert!(copied(64_055).unwrap());
+            let error = copied(0).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Unsupported, "{error:?}");
+            assert!(error.hint().unwrap().contains("chown"), "{error:?}");
+        });
+    });
+}
