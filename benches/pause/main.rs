@@ -61,7 +61,8 @@ fn shown(values: &[f64]) -> String {
 }
 
 fn guest_of(lab: &Lab, disks: usize) -> Guest<'_> {
-    let guest = lab.guest(GuestSpec { disks: vec!["qcow2"; disks], ..GuestSpec::default() });
+    let guest =
+        lab.guest(GuestSpec { disks: vec!["qcow2"; disks], pause_us: Some(0), ..GuestSpec::default() });
     guest.start();
     guest.progress.wait_more(300);
     guest

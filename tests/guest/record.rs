@@ -14,7 +14,7 @@
 //! | 28 | 4 | disks |
 //! | 32 | 4 | slots |
 //! | 36 | 4 | stride, bytes |
-//! | 40 | 8 | run: drawn at each boot, so that clocks of two boots are not compared |
+//! | 40 | 8 | run: another one at each start, so that clocks of two starts are not compared |
 //! | 48 | 4040 | filling, made from n |
 //! | 4088 | 8 | checksum of the bytes before |
 

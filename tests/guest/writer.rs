@@ -3,7 +3,8 @@
 //!
 //! `writer SLOTS STRIDE PAUSE_US PORT TARGET...`: a target is a block device, or a file on a mounted file system. At its start it
 //! looks for the newest record on all of them and goes on behind it, as a database would. The port also takes
-//! commands, a letter each: `q` ends the writer, so that init powers the guest off; `p` and `g` pause it and let it go on.
+//! commands, a letter each: `q` ends the writer, so that init powers the guest off; `p` and `g` pause it, which it tells by the
+//! line `paused`, and let it go on.
 //!
 //! Compiled alone by tests/guest/build, static, for the initramfs.
 
@@ -46,7 +47,7 @@ fn run() -> Result<(), String> {
     let mut next = newest(&files, layout)?.map_or(0, |n| n + 1);
     println!("writer: {layout:?}, goes on at {next}");
     let mut port = Port::open(port);
-    let (begun, run) = (Instant::now(), boot_id());
+    let (begun, run) = (Instant::now(), run_id());
     let mut page = Page([0; RECORD]);
     loop {
         if !port.obey() {
@@ -97,8 +98,10 @@ fn newest(files: &[File], layout: Layout) -> Result<Option<u64>, String> {
     Ok(newest)
 }
 
-fn boot_id() -> u64 {
-    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+/// Guests that come from one saved state have the same random numbers, and are told another one each.
+fn run_id() -> u64 {
+    let boot_id = || std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let text = std::env::var("RUN").unwrap_or_else(|_| boot_id());
     let hex: String = text.chars().filter(char::is_ascii_hexdigit).take(16).collect();
     u64::from_str_radix(&hex, 16).unwrap_or(0)
 }
@@ -117,9 +120,9 @@ impl Port {
         Port { port: port.ok() }
     }
 
-    fn tell(&mut self, n: u64) {
+    fn tell(&mut self, what: impl std::fmt::Display) {
         if let Some(port) = &mut self.port {
-            port.write_all(format!("{n}\n").as_bytes()).unwrap_or_default();
+            port.write_all(format!("{what}\n").as_bytes()).unwrap_or_default();
         }
     }
 
@@ -137,7 +140,10 @@ impl Port {
         loop {
             match self.command() {
                 Some(b'q') => return false,
-                Some(b'p') => paused = true,
+                Some(b'p') => {
+                    paused = true;
+                    self.tell("paused");
+                }
                 Some(b'g') => paused = false,
                 _ if !paused => return true,
                 _ => std::thread::sleep(Duration::from_millis(5)),

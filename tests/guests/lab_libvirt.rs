@@ -155,7 +155,7 @@ fn a_writing_guest_is_frozen_and_thawed_and_survives_libvirtds_end() {
     let guest = lab.guest(GuestSpec { disks: vec!["qcow2", "raw"], ..GuestSpec::default() });
     let libvirt = open(&lab);
     let events = libvirt.subscribe().unwrap();
-    guest.start();
+    guest.boot();
     let id = libvirt.lookup(guest.name()).unwrap().id;
     let started = DomainEvent::Lifecycle { domain: id, change: Lifecycle::Started(StartedDetail::Boot) };
     wait_for("the event of the start", 5, || events.try_iter().any(|e| e == started));

@@ -419,7 +419,7 @@ fn block_devices_and_volumes_are_backed_up() {
 #[test]
 fn a_good_archive_stays_when_libvirtd_is_gone_for_the_way_back() {
     let lab = Lab::start();
-    let guest = lab.guest(GuestSpec { disks: vec!["raw"], ..GuestSpec::default() });
+    let guest = lab.guest(GuestSpec { disks: vec!["raw"], pause_us: Some(20_000), ..GuestSpec::default() });
     guest.start();
     guest.progress.wait_more(200);
     let before = everything(&guest);

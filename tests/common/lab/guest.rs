@@ -6,9 +6,10 @@ use std::process::Command;
 
 use super::progress::Progress;
 use super::record::Layout;
-use super::{Lab, run, wait_for};
+use super::{Lab, run, state, wait_for};
 
-/// What a guest is to be. `Default`: one qcow2 disk that is written as fast as the guest can.
+/// What a guest is to be. `Default`: one qcow2 disk that is written some hundred times a second, so that the guest, which is emulated
+/// in software, leaves some of a processor to the others.
 #[derive(Clone, Debug)]
 pub(crate) struct GuestSpec {
     /// The domain's name.
@@ -20,7 +21,7 @@ pub(crate) struct GuestSpec {
     /// Records to a disk, and where.
     pub(crate) slots: u32,
     pub(crate) stride: u32,
-    /// Pause between two records; `None` writes nothing at all.
+    /// Pause between two records, 0 for as fast as the guest can; `None` writes nothing at all.
     pub(crate) pause_us: Option<u32>,
     /// ext4 on each disk and records in a file on it.
     pub(crate) ext4: bool,
@@ -42,9 +43,9 @@ impl Default for GuestSpec {
             name: "writer".to_owned(),
             disks: vec!["qcow2"],
             golden: None,
-            slots: 2048,
+            slots: 512,
             stride: 48 << 10,
-            pause_us: Some(0),
+            pause_us: Some(3000),
             ext4: false,
             agent: false,
             agent_habit: "1",
@@ -75,7 +76,7 @@ impl Lab {
             make_disk(&spec, &folder, disk);
         }
         let xml = folder.join("domain.xml");
-        std::fs::write(&xml, domain_xml(&spec, &folder)).unwrap();
+        std::fs::write(&xml, domain_xml(&spec, &folder, &words(&spec))).unwrap();
         self.virsh(&["define", "--validate", &xml.to_string_lossy()]);
         let progress = Progress::listen(folder.join("port"));
         Guest { lab: self, spec, folder, progress }
@@ -83,10 +84,20 @@ impl Lab {
 }
 
 impl Guest<'_> {
-    /// Starts the domain and waits until the writer has written (or, without a writer, until init is ready).
+    /// Starts the domain, from the state of another one of its shape where there is one, and waits until the writer has written (or,
+    /// without a writer, until init is ready).
     pub(crate) fn start(&self) -> &Self {
+        if state::can_wake(&self.spec) { self.ready_after(|| state::wake(self)) } else { self.boot() }
+    }
+
+    /// The same, as a host starts it: the kernel boots.
+    pub(crate) fn boot(&self) -> &Self {
+        self.ready_after(|| drop(self.lab.virsh(&["start", &self.spec.name])))
+    }
+
+    fn ready_after(&self, start: impl FnOnce()) -> &Self {
         let before = self.progress.last();
-        self.lab.virsh(&["start", &self.spec.name]);
+        start();
         if self.spec.pause_us.is_some() {
             let ready = || {
                 assert!(!self.console().contains("FAILED"), "{}", self.console());
@@ -148,7 +159,7 @@ fn disk_path(spec: &GuestSpec, folder: &Path, disk: usize) -> PathBuf {
     folder.join(format!("{}.{}", target(disk), spec.disks[disk]))
 }
 
-fn make_disk(spec: &GuestSpec, folder: &Path, disk: usize) {
+pub(super) fn make_disk(spec: &GuestSpec, folder: &Path, disk: usize) {
     let (path, format) = (disk_path(spec, folder, disk), spec.disks[disk]);
     let mut create = Command::new("qemu-img");
     create.args(["create", "-q", "-f", format]);
@@ -165,17 +176,20 @@ fn make_disk(spec: &GuestSpec, folder: &Path, disk: usize) {
     }
 }
 
-/// The folder with `vmlinuz` and `initrd`, made when something of it changed.
-fn boot_files() -> PathBuf {
+/// The folder with `vmlinuz` and `initrd`, made when something of it changed, and by one test for all.
+pub(super) fn boot_files() -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let target = root.join("target/lab");
+    std::fs::create_dir_all(&target).unwrap();
+    let lock = std::fs::File::create(target.join("lock")).unwrap();
+    lock.lock().unwrap();
     run(Command::new(root.join("tests/guest/build")).arg(&target));
     target
 }
 
-fn domain_xml(spec: &GuestSpec, folder: &Path) -> String {
-    let boot = boot_files();
-    let mut line = "console=ttyS0 quiet panic=-1".to_owned();
+/// What init is to do (tests/guest/init).
+pub(super) fn words(spec: &GuestSpec) -> String {
+    let mut line = String::new();
     if let Some(pause) = spec.pause_us {
         write!(line, " records={},{},{pause}", spec.slots, spec.stride).unwrap();
     }
@@ -185,6 +199,11 @@ fn domain_xml(spec: &GuestSpec, folder: &Path) -> String {
     if spec.agent {
         write!(line, " agent={}", spec.agent_habit).unwrap();
     }
+    line
+}
+
+pub(super) fn domain_xml(spec: &GuestSpec, folder: &Path, words: &str) -> String {
+    let boot = boot_files();
     let (boot, here) = (boot.display(), folder.display());
     let firmware = if spec.ovmf {
         format!(
@@ -200,7 +219,7 @@ fn domain_xml(spec: &GuestSpec, folder: &Path) -> String {
   <memory unit='MiB'>192</memory>
   <vcpu>1</vcpu>
   <os><type arch='x86_64' machine='q35'>hvm</type>{firmware}
-    <kernel>{boot}/vmlinuz</kernel><initrd>{boot}/initrd</initrd><cmdline>{line}</cmdline></os>
+    <kernel>{boot}/vmlinuz</kernel><initrd>{boot}/initrd</initrd><cmdline>console=ttyS0 quiet panic=-1 {words}</cmdline></os>
   <features><acpi/></features>
   <on_reboot>destroy</on_reboot>
   <devices>

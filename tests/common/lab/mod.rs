@@ -7,6 +7,7 @@
 //! - [`daemon`]: libvirtd in namespaces of its own (tests/guest/daemon). It ends, guests and all, when the [`Lab`] is
 //!   dropped or the test process dies in whatever way.
 //! - [`guest`]: a guest's disks, its domain XML, its life. Kernel and initramfs come from tests/guest/build.
+//! - [`state`]: guests of one shape boot once, and are woken from that state ever after.
 //! - [`progress`]: what the running guest tells, with the host's clock: the gaps between its writes.
 //! - [`records`]: the checker.
 //!
@@ -23,6 +24,7 @@ pub(crate) mod progress;
 #[allow(clippy::cast_possible_truncation, reason = "the remainders fit")]
 pub(crate) mod record;
 pub(crate) mod records;
+mod state;
 
 pub(crate) use daemon::Lab;
 #[allow(unused_imports, reason = "every test file uses another part of it")]

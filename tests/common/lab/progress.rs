@@ -20,6 +20,8 @@ pub(crate) struct Beat {
 struct Shared {
     beats: Mutex<Vec<Beat>>,
     command: Mutex<Option<UnixStream>>,
+    /// The last that the writer told is that it pauses.
+    paused: AtomicBool,
     end: AtomicBool,
 }
 
@@ -36,7 +38,10 @@ impl Progress {
         let thread = std::thread::spawn(move || {
             while !theirs.end.load(Ordering::Relaxed) {
                 match UnixStream::connect(&socket) {
-                    Ok(stream) => listen_once(stream, &theirs),
+                    Ok(stream) => {
+                        listen_once(stream, &theirs);
+                        *theirs.command.lock().unwrap() = None;
+                    }
                     Err(_) => std::thread::sleep(Duration::from_millis(20)),
                 }
             }
@@ -70,6 +75,19 @@ impl Progress {
         inside.windows(2).map(|w| w[1].at - w[0].at).collect()
     }
 
+    /// Whether the writer has paused, as it was told to.
+    pub(crate) fn is_paused(&self) -> bool {
+        self.shared.paused.load(Ordering::Relaxed)
+    }
+
+    /// Sends a line to a guest that is held in its init, as soon as it has its port.
+    pub(super) fn say(&self, line: &str) {
+        super::wait_for("the guest has its port", 60, || {
+            let mut stream = self.shared.command.lock().unwrap();
+            stream.as_mut().is_some_and(|stream| stream.write_all(line.as_bytes()).is_ok())
+        });
+    }
+
     /// Sends a command to the writer: `q`uit (powers off), `p`ause, `g`o on.
     pub(crate) fn tell(&self, command: u8) {
         let mut stream = self.shared.command.lock().unwrap();
@@ -97,6 +115,7 @@ fn listen_once(mut stream: UnixStream, shared: &Shared) {
             if let Some(number) = std::str::from_utf8(&line).ok().and_then(|t| t.parse().ok()) {
                 shared.beats.lock().unwrap().push(Beat { number, at });
             }
+            shared.paused.store(line == b"paused", Ordering::Relaxed);
             line.clear();
         }
     }

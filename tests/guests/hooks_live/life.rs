@@ -43,7 +43,7 @@ fn libvirt_calls_the_hook_for_each_step_of_a_guests_life() {
 
 /// Nobody listens: the socket is not there. All is kept for later, in order.
 fn without_a_service(hooked: &Hooked, guest: &Guest<'_>) {
-    guest.start().power_off();
+    guest.boot().power_off();
     assert_eq!(hooked.take("writer"), expected(&START, "shutdown"));
     hooked.lab.virsh(&["start", "writer", "--paused"]);
     hooked.lab.virsh(&["destroy", "writer"]);

@@ -284,7 +284,7 @@ impl Bench {
             }
             guest.progress.wait_more(10);
             guest.progress.tell(b'p');
-            self.silence();
+            wait_for("the guest pauses its writer", 10, || guest.progress.is_paused());
         }
         let told = guest.progress.last();
         self.chains(XmlView::Inactive)?;
@@ -309,15 +309,6 @@ impl Bench {
         (digest(&self.golden) == self.golden_digest)
             .then_some(())
             .ok_or("the golden image changed".to_owned())
-    }
-
-    fn silence(&self) {
-        let mut last = None;
-        wait_for("the guest pauses its writer", 10, || {
-            std::thread::sleep(Duration::from_millis(200));
-            let now = self.guest().progress.last();
-            std::mem::replace(&mut last, now) == now
-        });
     }
 
     /// Each disk is the image that it was made with, and the chain below it has its length.
