@@ -248,7 +248,7 @@ fn a_killed_backup_goes_on_in_the_next_run_and_is_the_same() {
         killed_when_some_is_there(&image, &folder, manner);
         let begun = fs::read(&partial(&folder)[0]).unwrap();
         let done = run(&mut virtfold(backup_args(&image, text(&folder), manner))).ok();
-        assert!(done.stderr.contains("going on with") && done.text().contains("resumed at"), "{done}");
+        assert!(done.stderr.contains("resuming") && done.text().contains("resumed at"), "{done}");
         assert_eq!(names(&folder).len(), 1, "{:?}", names(&folder));
         assert!(records_of(&image).is_empty());
         let mut archive = PathBuf::from(done.last_line());
@@ -285,7 +285,7 @@ fn what_can_t_be_gone_on_with_starts_anew_and_leaves_nothing() {
     let cases: [Case<'_>; 4] = [
         ("has changed since", &|| image.io(&["write -P 9 1M 64k"]), &plain),
         ("compressed in another way", &|| (), &["--compress", "zstd:1"]),
-        ("that is wished", &|| (), &["--compress", "none", "--no-resume"]),
+        ("--no-resume", &|| (), &["--compress", "none", "--no-resume"]),
         ("nothing is known of its file", &spoil_record, &plain),
     ];
     for (why, change, more) in cases {

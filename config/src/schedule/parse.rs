@@ -214,7 +214,9 @@ fn date(word: &str) -> Result<(u64, u64), String> {
     let (month, day) = match word.split('-').collect::<Vec<_>>().as_slice() {
         ["*", month, day] => (*month, *day),
         [month, day] => (*month, *day),
-        [_, _, _] => return Err(format!("'{word}' has a year, and a schedule goes on; write * for it")),
+        [_, _, _] => {
+            return Err(format!("'{word}' has a year, and a schedule repeats every year; write * for it"));
+        }
         _ => {
             return Err(format!(
                 "invalid date '{word}'; write for example *-*-01 for the first of each month"

@@ -128,13 +128,13 @@ impl EndRecord {
             return Err(bad("is too long"));
         }
         let VersionOnly { version } =
-            serde_json::from_slice(bytes).map_err(|e| bad("is no end record").with_source(e))?;
+            serde_json::from_slice(bytes).map_err(|e| bad("is not an end record").with_source(e))?;
         if version != VERSION {
             let message = format!("the archive's end record has version {version}, virtfold knows {VERSION}");
             return Err(Error::new(ErrorKind::Unsupported, message).with_hint("use a newer virtfold"));
         }
         let spelt: EndRecordJson =
-            serde_json::from_slice(bytes).map_err(|e| bad("is no end record").with_source(e))?;
+            serde_json::from_slice(bytes).map_err(|e| bad("is not an end record").with_source(e))?;
         let root = blake3::Hash::from_hex(&spelt.root).map_err(|e| bad("has no root").with_source(e))?;
         let record = Self::from(&spelt);
         if record.encode(root.as_bytes()) != bytes {

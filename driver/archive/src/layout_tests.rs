@@ -178,10 +178,10 @@ fn bad_end_records_are_named() {
     let good = String::from_utf8(made.end.encode(&made.root)).unwrap();
     let root = good.split("\"root\":\"").nth(1).unwrap();
     let cases = [
-        ("{", "x{", "is no end record"),
-        ("\"time\":", "\"when\":", "is no end record"),
-        ("\"disks\":3", "\"disks\":-3", "is no end record"),
-        ("\"disks\":3", "\"disks\":3,\"new\":1", "is no end record"),
+        ("{", "x{", "is not an end record"),
+        ("\"time\":", "\"when\":", "is not an end record"),
+        ("\"disks\":3", "\"disks\":-3", "is not an end record"),
+        ("\"disks\":3", "\"disks\":3,\"new\":1", "is not an end record"),
         ("\"disks\":3", "\"disks\": 3", "is not spelt as virtfold spells it"),
         ("}\n", "}", "is not spelt as virtfold spells it"),
         ("}\n", "}\n\n", "is not spelt as virtfold spells it"),

@@ -156,7 +156,7 @@ fn text(keyword: &str, value: &[u8]) -> Result<String, String> {
 }
 
 fn number(keyword: &str, value: &[u8]) -> Result<u64, String> {
-    parse_decimal(value).ok_or_else(|| format!("pax record '{keyword}' is no decimal number"))
+    parse_decimal(value).ok_or_else(|| format!("pax record '{keyword}' is not a decimal number"))
 }
 
 /// POSIX reserves `VENDOR.keyword`, upper case, for vendors; GNU's sparse keywords change the content.

@@ -44,8 +44,11 @@ impl FileSource {
                 (&file).seek(SeekFrom::End(0)).at(|| format!("cannot tell the size of '{name}'"))?
             }
             _ => {
-                return Err(Error::new(ErrorKind::Usage, format!("'{name}' is no file and no block device"))
-                    .with_hint("say - as the archive to read from a pipe"));
+                return Err(Error::new(
+                    ErrorKind::Usage,
+                    format!("'{name}' is neither a file nor a block device"),
+                )
+                .with_hint("say - as the archive to read from a pipe"));
             }
         };
         Ok(Self { file, len, name })

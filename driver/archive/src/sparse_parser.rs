@@ -142,7 +142,7 @@ impl MapParser {
             Err(_) => Some(None),
         };
         match parsed {
-            Some(None) => return Err(self.bad("has a line that is no number")),
+            Some(None) => return Err(self.bad("has a line that is not a number")),
             Some(Some(_)) | None => self.used += (before - input.len()) as u64,
         }
         if self.used > self.place.room {

@@ -125,9 +125,9 @@ fn full_maps_are_one_run() {
 #[test]
 fn lies_are_named() {
     let cases = [
-        ("x\n", 10_000, "has a line that is no number"),
-        ("01\n", 10_000, "has a line that is no number"),
-        ("123456789012345678901\n", 10_000, "has a line that is no number"),
+        ("x\n", 10_000, "has a line that is not a number"),
+        ("01\n", 10_000, "has a line that is not a number"),
+        ("123456789012345678901\n", 10_000, "has a line that is not a number"),
         ("18446744073709551615\n", 10_000, "announces more entries than there is room for"),
         ("128\n", 512, "announces more entries than there is room for"),
         ("1\n4096\n0\n", 10_000, "has an empty entry"),

@@ -122,7 +122,7 @@ impl Header {
     /// Reads a block that holds what [`Header::encode`] makes and nothing else; the error says what is wrong.
     pub(super) fn decode(block: &Block) -> std::result::Result<Self, String> {
         let field = |at: usize, len: usize| block.get(at..at + len).unwrap_or_default();
-        let stated = octal(field(148, 6)).ok_or("a tar header's checksum is no octal number")?;
+        let stated = octal(field(148, 6)).ok_or("a tar header's checksum is not an octal number")?;
         if stated != u64::from(checksum(block)) {
             return Err("a tar header does not match its checksum".to_owned());
         }
@@ -136,8 +136,8 @@ impl Header {
         };
         let name = field(0, NAME_LEN).split(|byte| *byte == 0).next().unwrap_or_default();
         let name = String::from_utf8(name.to_vec()).map_err(|_| "a tar header's name is not UTF-8")?;
-        let size = octal(field(124, 11)).ok_or("a tar header's size is no octal number")?;
-        let mtime = octal(field(136, 11)).ok_or("a tar header's mtime is no octal number")?;
+        let size = octal(field(124, 11)).ok_or("a tar header's size is not an octal number")?;
+        let mtime = octal(field(136, 11)).ok_or("a tar header's mtime is not an octal number")?;
         let header = Self { name, size, mtime, kind };
         let canonical = header.encode();
         let differs =

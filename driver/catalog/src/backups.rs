@@ -102,7 +102,7 @@ pub fn copy_name(archive: &Location) -> Result<String> {
 
 pub(super) fn utf8(path: &std::path::Path) -> Result<String> {
     path.to_str().map(ToOwned::to_owned).ok_or_else(|| {
-        let message = format!("'{}' is no UTF-8, and the catalog can't hold it", path.display());
+        let message = format!("'{}' is not UTF-8; the catalog can't hold it", path.display());
         Error::new(ErrorKind::Usage, message).with_hint("rename the directory")
     })
 }

@@ -152,7 +152,7 @@ impl Journal for Catalog {
         self.write(|transaction| {
             let open = "SELECT 1 FROM freeze_session WHERE id = ?1 AND outcome IS NULL";
             let known = transaction.query_row(open, [job.to_string()], |_| Ok(())).optional()?;
-            known.ok_or_else(|| format!("there is no open freeze session {job}"))?;
+            known.ok_or_else(|| format!("no open freeze session {job}"))?;
             changes.iter().try_for_each(|change| apply(transaction, job, change))
         })
     }
@@ -183,7 +183,7 @@ fn read_mark(text: Option<String>) -> Sql<Option<ImageStamp>> {
             let modified = std::time::Duration::new(seconds, u32::try_from(nanos)?);
             Ok(Some(ImageStamp { modified, size }))
         }
-        _ => Err(format!("'{text}' is no mark").into()),
+        _ => Err(format!("'{text}' is not a stamp").into()),
     }
 }
 

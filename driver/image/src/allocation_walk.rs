@@ -83,7 +83,7 @@ impl LayerExtents<'_> {
             _ => self.cursor.extent_at(at)?,
         };
         self.run = Some(run);
-        run.clip(at, to).or_internal("an image's walk stands still")
+        run.clip(at, to).or_internal("an image's walk makes no progress")
     }
 }
 

@@ -28,7 +28,7 @@ pub fn probe(location: &Location, host: &str) -> Result<String> {
             ))
         }
         Location::Tape(address) => try_drive(&address.device),
-        Location::Pipe => Err(Error::new(ErrorKind::Usage, "a pipe is no medium of a job")),
+        Location::Pipe => Err(Error::new(ErrorKind::Usage, "a pipe can't be a medium of a job")),
     }
 }
 
@@ -47,7 +47,7 @@ fn try_drive(device: &Path) -> Result<String> {
     let shown = device.display();
     let found = std::fs::metadata(device).at(|| format!("there is no drive '{shown}'"))?;
     if !found.file_type().is_char_device() {
-        return Err(Error::new(ErrorKind::Usage, format!("'{shown}' is no tape drive")));
+        return Err(Error::new(ErrorKind::Usage, format!("'{shown}' is not a tape drive")));
     }
     let flags = OFlags::NONBLOCK.bits().cast_signed();
     match std::fs::OpenOptions::new().read(true).custom_flags(flags).open(device) {

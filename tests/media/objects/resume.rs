@@ -44,7 +44,7 @@ fn a_killed_upload_goes_on_at_the_parts_that_are_there() {
     killed(&world, &image);
     world.proxy.log();
     let done = world.run(backup_args(&image, PLACE, &PLAIN)).ok();
-    assert!(done.stderr.contains("going on with"), "{done}");
+    assert!(done.stderr.contains("resuming"), "{done}");
     assert!(done.text().contains("resumed at 12.0 MiB"), "{done}");
     assert_eq!(sent(&world), [0, 0, 1, 1, 1], "what was there was sent again, or what was not there was not");
     tidy(&world);
@@ -103,7 +103,7 @@ fn an_upload_that_could_not_be_ended_goes_on_in_the_next_run() {
     world.proxy.heal();
     world.proxy.log();
     let done = world.run(backup_args(&image, PLACE, &PLAIN)).ok();
-    assert!(done.stderr.contains("going on with"), "{done}");
+    assert!(done.stderr.contains("resuming"), "{done}");
     assert_eq!(sent(&world)[..3], [0, 0, 1]);
     tidy(&world);
     world.comes_back(done.last_line(), &image, &[]);

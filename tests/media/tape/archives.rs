@@ -232,7 +232,7 @@ fn a_killed_run_is_gone_on_with_by_the_next_one() {
         let left = bench.objects(0);
         bench.unit(|unit| unit.insert(next));
         let done = bench.backup(&large, &["--compress", "none", "--tape-commit-every", "4MiB"]).ok();
-        assert!(done.stderr.contains("going on with"), "{done}");
+        assert!(done.stderr.contains("resuming"), "{done}");
         // At the end of its last part. How many it got to write until the signal came is up to the machine.
         let at = done.text().split("resumed at ").nth(1).and_then(|text| text.split(".0 MiB").next());
         let at: usize = at.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("{done}"));

@@ -138,7 +138,7 @@ fn cut_from_device(file: Arc<dyn Source>, end: u64) -> Arc<dyn Source> {
         return file;
     }
     tracing::warn!(
-        "'{}' goes on for {behind} bytes behind the archive's end: they are not of it, and passed over",
+        "'{}' has {behind} behind the archive's end; they are not part of it and are ignored",
         file.name()
     );
     Arc::new(Prefix::new(file, end))

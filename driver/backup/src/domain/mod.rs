@@ -207,7 +207,7 @@ fn recover_first(host: &FreezeContext<'_>, domain: DomainId) -> Result<Vec<Recov
     let (kind, what) = match first.verdict {
         RecoveryStatus::Busy => (ErrorKind::InUse, "another run of virtfold is working on it"),
         RecoveryStatus::Undecided => {
-            (ErrorKind::InUse, "an earlier backup left it in a state that a person has to decide on")
+            (ErrorKind::InUse, "an earlier backup left it in a state that an administrator has to decide on")
         }
         _ => (ErrorKind::Refused, "what an earlier backup left behind could not be cleaned up"),
     };

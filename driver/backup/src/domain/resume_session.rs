@@ -24,7 +24,7 @@ pub(super) struct ResumeOutcome {
     pub(super) job: FreezeSession,
 }
 
-/// Goes on with the broken-off backup of a domain; nothing, where there is none, or it can't be gone on with.
+/// Goes on with the broken-off backup of a domain; nothing, where there is none, or it can't be resumed.
 pub(super) fn go_on(
     session: &BackupSession<'_>,
     request: &DomainRequest<'_>,
@@ -114,5 +114,5 @@ fn open(frozen: &Frozen, known: &SavedArchive) -> Result<Vec<(String, DiskImage)
 }
 
 fn format(text: &str) -> Result<Format> {
-    text.parse().map_err(|_| Error::new(ErrorKind::Unsupported, format!("'{text}' is no format of images")))
+    text.parse().map_err(|_| Error::new(ErrorKind::Unsupported, format!("'{text}' is not an image format")))
 }

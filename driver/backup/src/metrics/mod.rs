@@ -49,7 +49,7 @@ pub struct DomainLabels<'a> {
 pub struct BackupMetrics {
     /// When it ended, seconds since 1970.
     pub at: i64,
-    /// How long it took, the guest's way back included.
+    /// How long it took, with the unfreeze.
     pub seconds: f64,
     /// The sizes of its disks.
     pub capacity_bytes: u64,
@@ -168,7 +168,7 @@ pub fn bound(directory: &Path, uuid: Uuid, now: i64) -> Result<()> {
         file.take(LONGEST).read_to_string(&mut text).at(reading)?;
         if let Some(bound) = bounded(&text, now) {
             tracing::error!(
-                "'{}' said a time that is still to come: the clock was ahead when it was written, or is behind now; it says now instead",
+                "'{}' said a time that is still to come: the clock was ahead when it was written, or is behind now; its time is set to now",
                 path.display()
             );
             replace(&path, &bound)?;

@@ -49,7 +49,7 @@ macro_rules! families {
 families! {
     LAST_SUCCESS = gauge("virtfold_backup_last_success_timestamp_seconds", DOMAIN, "When the last good backup ended.");
     LAST_SUCCESS_AGE = gauge("virtfold_backup_last_success_age_seconds", DOMAIN, "How long ago the last good backup ended, when this was written.");
-    LAST_DURATION = gauge("virtfold_backup_last_duration_seconds", DOMAIN, "How long it took, the guest's way back included.");
+    LAST_DURATION = gauge("virtfold_backup_last_duration_seconds", DOMAIN, "How long it took, with the unfreeze.");
     LAST_CAPACITY = gauge("virtfold_backup_last_capacity_bytes", DOMAIN, "The sizes of its disks.");
     LAST_READ = gauge("virtfold_backup_last_read_bytes", DOMAIN, "What was read of them.");
     LAST_ARCHIVE = gauge("virtfold_backup_last_archive_bytes", DOMAIN, "The size of its archive.");

@@ -346,7 +346,8 @@ fn way_rule(way: BackupMode) -> String {
                 .to_owned()
         }
         BackupMode::OnlinePaused => {
-            "snapshot, copy, commit; the guest stands still and is neither suspended nor resumed".to_owned()
+            "snapshot, copy, commit; the guest is paused already and is neither suspended nor resumed"
+                .to_owned()
         }
         BackupMode::Offline => "its disks are read as they are; it must not be started meanwhile".to_owned(),
         BackupMode::NotPossible(why) => format!("not now: {why}"),

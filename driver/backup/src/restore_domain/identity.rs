@@ -120,7 +120,7 @@ fn check_replaceable(known: &HostDomain, existing: Overwrite, host: &DefineConte
     check_journal(known, host)?;
     if host.hypervisor.managed_save_xml(id)?.is_some() {
         let what = format!(
-            "domain '{name}' has a saved state, which would go on with its old memory on the restored disks"
+            "domain '{name}' has a saved state, which would resume with its old memory on the restored disks"
         );
         return Err(Error::new(ErrorKind::InUse, what)
             .with_hint(format!("remove it first: 'virsh managedsave-remove {name}'")));

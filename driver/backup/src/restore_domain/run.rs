@@ -125,7 +125,7 @@ fn check_again(plan: &RestorePlan, host: &DefineContext<'_>) -> Result<()> {
     if !unchanged {
         let what = match plan.who.identity {
             DomainIdentity::Replacement => "was started or undefined",
-            DomainIdentity::Original | DomainIdentity::Copy => "was defined by somebody else",
+            DomainIdentity::Original | DomainIdentity::Copy => "was defined by another program",
         };
         return Err(Error::new(
             ErrorKind::InUse,

@@ -142,7 +142,7 @@ impl ResumeContext<'_> {
             None => None,
         };
         let Some(origin) = origin else {
-            return self.refuse("it can't be gone on with").map(|()| ResumeDecision::StartOver(None));
+            return self.refuse("it can't be resumed").map(|()| ResumeDecision::StartOver(None));
         };
         for saved in record::all(&self.state.state)? {
             if !saved.origin.is_of_the_same(&origin) {
@@ -160,7 +160,7 @@ impl ResumeContext<'_> {
     fn refuse(&self, why: &str) -> Result<()> {
         match self.policy {
             ResumePolicy::Required => {
-                Err(Error::new(ErrorKind::InUse, format!("the earlier archive can't be gone on with: {why}")))
+                Err(Error::new(ErrorKind::InUse, format!("the earlier archive can't be resumed: {why}")))
             }
             ResumePolicy::IfPossible | ResumePolicy::Never => Ok(()),
         }
@@ -176,7 +176,7 @@ impl ResumeContext<'_> {
     ) -> Result<Option<OpenArchive>> {
         let name = saved.origin.name.clone();
         let why_not = match self.policy {
-            ResumePolicy::Never => Some("that is wished".to_owned()),
+            ResumePolicy::Never => Some("a new start was requested".to_owned()),
             ResumePolicy::IfPossible | ResumePolicy::Required => saved.origin.difference(origin),
         };
         let envelope = why_not.map_or_else(|| envelope_of(&saved), Err);
@@ -196,7 +196,7 @@ impl ResumeContext<'_> {
         };
         match reopened {
             Resumed::From(mut medium, at) => {
-                tracing::warn!("going on with '{name}' at {}", Human(at));
+                tracing::warn!("resuming '{name}' at {}", Human(at));
                 let SavedRecord { record, head, attachments, rows, log, .. } = saved;
                 let envelope = envelope.ok().flatten();
                 medium.detach(Arc::clone(&record.notes) as Arc<dyn DurableMarks>);
@@ -205,7 +205,7 @@ impl ResumeContext<'_> {
                 Ok(Some(OpenArchive { medium, envelope, saved, rows, log, at, record }))
             }
             Resumed::NotPossible(why) => {
-                tracing::warn!("'{name}' was broken off and is not gone on with: {why}");
+                tracing::warn!("'{name}' was interrupted and is not resumed: {why}");
                 discard(&mut saved, self.destinations);
                 Ok(None)
             }
@@ -258,7 +258,7 @@ impl ResumeContext<'_> {
             }
             Ok(_) => Default::default(),
             Err(error) => {
-                tracing::debug!("should this backup be broken off, it starts anew: {}", sentence(&error));
+                tracing::debug!("if this backup is interrupted, it starts over: {}", sentence(&error));
                 Default::default()
             }
         }

@@ -121,7 +121,7 @@ impl DurableMarks for DurableMarkFile {
         }
         if let Err(error) = written {
             // Behind half a line nothing would be read.
-            tracing::warn!(%error, "should this backup be broken off, it goes on from here at best");
+            tracing::warn!(%error, "if this backup is interrupted, it resumes from here at best");
             *takes = false;
         }
     }
@@ -222,7 +222,7 @@ impl ChunkLog for ChunkJournal {
         self.chunks.note(number, chunk)?;
         let Some((file, archive)) = self.file.as_mut().filter(|_| is_new) else { return Ok(()) };
         if let Err(error) = file.write_all(&entry(*archive, number, chunk)) {
-            tracing::warn!(%error, "should this backup be broken off, it goes on from here at best");
+            tracing::warn!(%error, "if this backup is interrupted, it resumes from here at best");
             self.file = None;
         }
         Ok(())

@@ -107,7 +107,7 @@ pub(super) fn mixed(
             "nothing of '{name}' was removed: two hosts called '{}' have archives of it there, and that of {} does not say which one made it",
             host.name, of.created
         );
-        let hint = "remove old archives by hand; give each host its own name and directory";
+        let hint = "remove old archives yourself; give each host its own name and directory";
         return refusal(sentence, hint.to_owned());
     }
     let mut places: BTreeMap<&[String], &ArchiveFacts> = BTreeMap::new();

@@ -31,7 +31,7 @@ fn reason(text: &str, event: Option<String>) -> Sql<EntryReason> {
         ("catch-up", None) => EntryReason::CatchUp,
         ("request", None) => EntryReason::Request,
         ("event", Some(event)) => EntryReason::Event(event),
-        _ => return Err(format!("'{text}' is no reason of an entry").into()),
+        _ => return Err(format!("'{text}' is not a reason of an entry").into()),
     })
 }
 

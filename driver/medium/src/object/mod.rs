@@ -157,7 +157,7 @@ fn patience() -> Result<Duration> {
     let Some(text) = std::env::var_os(PATIENCE_VARIABLE) else { return Ok(PATIENCE) };
     let seconds = text.to_str().and_then(|text| text.parse().ok());
     seconds.map(Duration::from_secs).ok_or_else(|| {
-        Error::new(ErrorKind::Usage, format!("{PATIENCE_VARIABLE} is no number of seconds"))
+        Error::new(ErrorKind::Usage, format!("{PATIENCE_VARIABLE} is not a number of seconds"))
             .with_hint("how long an upload that broke is tried again, for example 900")
     })
 }

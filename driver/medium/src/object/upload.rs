@@ -440,7 +440,7 @@ impl Upload {
             Err(StoreError::NotFound { .. }) => {
                 let what = format!("{}: its upload is gone from the store", self.cannot());
                 return Err(Error::new(ErrorKind::Io, what)
-                    .with_hint("did a rule of the bucket, or a person, abort it? a rule for incomplete uploads should leave them a week"));
+                    .with_hint("did a rule of the bucket, or an administrator, abort it? a rule for incomplete uploads should leave them a week"));
             }
             Err(error) if is_not_implemented(&error) => {
                 let what = format!("{}: the store knows no conditions", self.cannot());

@@ -407,7 +407,7 @@ impl Drop for ProcessConnection {
         let status = ended(&mut child, MOMENT);
         // The last that it says.
         let heard = self.hear(PollFlags::POLLIN);
-        tracing::trace!(?heard, ?status, "a medium's process was let go");
+        tracing::trace!(?heard, ?status, "the process of a medium ended");
         if !self.is_finished && !status.is_some_and(|status| status.success()) {
             // What is there may not have been taken away.
             self.notes.iter().for_each(|notes| notes.partial_archives());

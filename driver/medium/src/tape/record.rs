@@ -233,7 +233,7 @@ impl TapeRecord {
             return Err(damaged("is not what was written"));
         }
         let text = body.split(|byte| *byte == 0).next().unwrap_or_default();
-        let text = std::str::from_utf8(text).map_err(|e| damaged("is no text").with_source(e))?;
+        let text = std::str::from_utf8(text).map_err(|e| damaged("is not text").with_source(e))?;
         let mut lines = text.lines();
         let head = lines.next().and_then(|line| line.strip_prefix(MAGIC)).unwrap_or_default();
         let (kind, version) = head.split_once(' ').ok_or_else(|| damaged("does not say what it is"))?;

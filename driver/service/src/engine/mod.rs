@@ -323,7 +323,7 @@ impl Engine {
                 if let Err(error) = self.reload() {
                     tracing::error!(
                         error = sentence(&error),
-                        "the configuration was not taken; the old one goes on"
+                        "the configuration was not loaded; the old one stays in use"
                     );
                 }
             }

@@ -42,7 +42,9 @@ impl Socket {
         }
         match fs::symlink_metadata(path) {
             Ok(there) if there.file_type().is_socket() => fs::remove_file(path).at(message)?,
-            Ok(_) => return Err(Error::new(ErrorKind::Exists, format!("'{}' is no socket", path.display()))),
+            Ok(_) => {
+                return Err(Error::new(ErrorKind::Exists, format!("'{}' is not a socket", path.display())));
+            }
             Err(error) if error.kind() == Io::NotFound => {}
             Err(error) => return Err(Error::io(message(), error)),
         }

@@ -237,7 +237,7 @@ fn foreign(stray: &Path) -> Recovery {
         job: None,
         verdict: RecoveryStatus::OverlayPending,
         found: vec![format!(
-            "the overlay '{name}' is in no chain, the journal does not know it, and its backing file is no image of this host's domains"
+            "the overlay '{name}' is in no chain, the journal does not know it, and its backing file is not an image of this host's domains"
         )],
         done: Vec::new(),
         remains: vec![format!(
