@@ -15,7 +15,7 @@ use virtfold::hypervisor::simulated::{
 };
 use virtfold::hypervisor::{
     BlockJobEnd, BlockJobStatus, CommitBase, CommitRequest, DomainEvent, DomainId, DomainState, Hypervisor,
-    HypervisorError, PausedReason, Quiesce, SnapshotRequest, StartMode, XmlView, code, watchdog,
+    HypervisorError, PausedReason, SnapshotQuiesce, SnapshotRequest, StartMode, XmlView, code, watchdog,
 };
 
 /// A hypervisor with one domain that is shut off: disks vda (on a golden image) and vdb, qcow2, no agent channel in use.
@@ -54,7 +54,7 @@ impl Subject<'_> {
     fn snapshot(&self, targets: &[&str]) -> Result<(), Option<i32>> {
         let overlays: Vec<_> = targets.iter().map(|t| ((*t).to_owned(), self.overlay(t))).collect();
         let all = ["vda".to_owned(), "vdb".to_owned()];
-        let request = SnapshotRequest::new(&all, &overlays, Quiesce::No).unwrap();
+        let request = SnapshotRequest::new(&all, &overlays, SnapshotQuiesce::No).unwrap();
         self.hypervisor.snapshot(self.id, &request).map_err(|e| HypervisorError::code_of(&e))
     }
 

@@ -13,8 +13,8 @@ use virtfold::hypervisor::host_files::{HostFiles, ImageUse, LocalFiles};
 use virtfold::hypervisor::libvirt::{Libvirt, LocalUri};
 use virtfold::hypervisor::{
     BlockJobEnd, BlockJobKind, BlockJobStatus, CommitBase, CommitRequest, DomainEvent, DomainId, DomainState,
-    Hypervisor, HypervisorError, Lifecycle, PausedReason, Persistence, Quiesce, SnapshotRequest, StartMode,
-    StartedDetail, XmlView, code, is_our_overlay, overlay_path,
+    Hypervisor, HypervisorError, Lifecycle, PausedReason, Persistence, SnapshotQuiesce, SnapshotRequest,
+    StartMode, StartedDetail, XmlView, code, is_our_overlay, overlay_path,
 };
 
 fn open(lab: &Lab) -> Libvirt {
@@ -34,7 +34,7 @@ fn files(libvirt: &Libvirt, id: DomainId, target: &str) -> [PathBuf; 3] {
     [of(&live), of(&config), qemu.into_iter().find(|q| q.alias == alias).unwrap().file.unwrap()]
 }
 
-fn snapshot(libvirt: &Libvirt, guest: &Guest<'_>, id: DomainId, quiesce: Quiesce) -> Vec<PathBuf> {
+fn snapshot(libvirt: &Libvirt, guest: &Guest<'_>, id: DomainId, quiesce: SnapshotQuiesce) -> Vec<PathBuf> {
     let all = xml(libvirt, id, XmlView::Live).targets();
     let disks = guest.images();
     let overlays: Vec<_> = disks.iter().map(|(path, _)| overlay_path(&guest.folder, path, 7)).collect();
@@ -98,7 +98,8 @@ fn lists_xml_and_refusals() {
     assert_eq!(libvirt.activity(id).unwrap(), Default::default());
     assert_eq!(libvirt.managed_save_xml(id).unwrap(), None);
     let nowhere = lab.folder().join("not there/overlay");
-    let request = SnapshotRequest::new(&config.targets(), &[("vda".into(), nowhere)], Quiesce::No).unwrap();
+    let request =
+        SnapshotRequest::new(&config.targets(), &[("vda".into(), nowhere)], SnapshotQuiesce::No).unwrap();
     libvirt.snapshot(id, &request).unwrap_err();
     assert_eq!(
         HypervisorError::code_of(&libvirt.query_block(id).unwrap_err()),
@@ -165,7 +166,7 @@ fn a_writing_guest_is_frozen_and_thawed_and_survives_libvirtds_end() {
 
     gap(&guest, "nothing", begun);
     let from = Instant::now();
-    let overlays = snapshot(&libvirt, &guest, id, Quiesce::No);
+    let overlays = snapshot(&libvirt, &guest, id, SnapshotQuiesce::No);
     gap(&guest, "snapshot", from);
     for (n, overlay) in overlays.iter().enumerate() {
         let target = crate::lab::guest::target(n);
@@ -235,7 +236,7 @@ fn the_agent_freezes_a_clean_file_system() {
     guest.progress.wait_more(50);
     assert_eq!(libvirt.thaw(id).unwrap(), 0);
 
-    let overlays = snapshot(&libvirt, &guest, id, Quiesce::ByAgent);
+    let overlays = snapshot(&libvirt, &guest, id, SnapshotQuiesce::ByAgent);
     guest.progress.wait_more(50);
     let taken = lab.folder().join("records");
     take_from_ext4(&guest.disk(0), &taken).unwrap();
@@ -335,7 +336,7 @@ fn what_a_libvirtd_leaves_that_dies_in_a_snapshot_is_undone() {
         std::fs::remove_file(&overlay).unwrap();
     }
     // Nothing of it is in the way of libvirt's own.
-    let overlays = snapshot(&libvirt, &guest, id, Quiesce::No);
+    let overlays = snapshot(&libvirt, &guest, id, SnapshotQuiesce::No);
     guest.progress.wait_more(100);
     thaw(&libvirt, &guest, id);
     overlays.iter().for_each(|overlay| std::fs::remove_file(overlay).unwrap());

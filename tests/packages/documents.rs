@@ -206,6 +206,89 @@ const RETIRED: [&str; 11] = [
     "begun anew",
 ];
 
+/// Types and files that docs/glossary.md has retired: what they were called says nothing to somebody new.
+const RETIRED_NAMES: [&str; 45] = [
+    "Adoption",
+    "Arrival",
+    "Clerk",
+    "Deck",
+    "Desk",
+    "DiskJob",
+    "DiskSight",
+    "Fate",
+    "Found",
+    "Gaps",
+    "Gate",
+    "Glance",
+    "Guard",
+    "Guarded",
+    "Heard",
+    "Homing",
+    "Job",
+    "Keep",
+    "Known",
+    "Ledger",
+    "Manner",
+    "Mark",
+    "Material",
+    "Neighbours",
+    "Notes",
+    "Nothing",
+    "Outlet",
+    "Patience",
+    "Quiesce",
+    "Reach",
+    "Remains",
+    "Run",
+    "Said",
+    "Sentry",
+    "Sight",
+    "Sound",
+    "Spot",
+    "StartGuard",
+    "TapeCare",
+    "Thawed",
+    "Unlogged",
+    "Verdict",
+    "Way",
+    "Wish",
+    "WentOn",
+];
+const RETIRED_FILES: [&str; 16] = [
+    "again", "behind", "care", "deck", "gaps", "home", "look", "nothing", "people", "remains", "said",
+    "sight", "told", "torn", "want", "words",
+];
+/// The one meaning that stays: the configuration's job, the correspondence table's run.
+const STAY: [(&str, &str); 2] =
+    [("config/src/keys/jobs.rs", "Job"), ("driver/archive/src/table/mod.rs", "Run")];
+
+#[test]
+fn code_has_no_retired_names() {
+    let mut wrong = String::new();
+    for source in ["driver", "config/src", "hooks/src"].iter().flat_map(|folder| files(folder, ".rs")) {
+        let name = shown(&source);
+        let stem = source.file_stem().unwrap().to_str().unwrap();
+        let folder = source.parent().unwrap().file_name().unwrap().to_str().unwrap();
+        if RETIRED_FILES.iter().any(|retired| stem == *retired || folder == *retired) {
+            writeln!(wrong, "{name}: docs/glossary.md has retired the file's name").unwrap();
+        }
+        for line in text(&source).lines() {
+            let mut words =
+                line.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty());
+            let defines = words.by_ref().any(|word| matches!(word, "struct" | "enum" | "trait" | "union"));
+            let Some(defined) = words.next().filter(|_| defines && !line.trim_start().starts_with("//"))
+            else {
+                continue;
+            };
+            let stays = STAY.iter().any(|(file, word)| name == *file && defined == *word);
+            if RETIRED_NAMES.contains(&defined) && !stays {
+                writeln!(wrong, "{name}: '{defined}' (docs/glossary.md has the word)").unwrap();
+            }
+        }
+    }
+    none(&wrong);
+}
+
 #[test]
 fn what_users_read_has_no_retired_prose() {
     let mut read = files("docs", ".md");

@@ -16,7 +16,7 @@ use super::restore::{LostRange, note_lost};
 use virtfold_archive::crypt::{ArchiveFile, DecryptingReader, Identities};
 use virtfold_archive::index::{ArchiveIndex, DiskPiece, Trust};
 use virtfold_archive::manifest::Manifest;
-use virtfold_archive::reader::{ArchiveReader, Sound, Visitor};
+use virtfold_archive::reader::{ArchiveReader, VerifiedArchive, Visitor};
 use virtfold_archive::stream::{ReadAt, ReadOptions, read_pipe, tell_zeros};
 use virtfold_archive::table::{CorrespondenceTable, Run};
 use virtfold_base::error::{ErrorKind, Result, sentence};
@@ -162,12 +162,17 @@ impl<R: Read> Read for CountingReader<'_, R> {
 }
 
 /// The strict pass over a file.
-fn pass(source: &ArchiveFile, options: &ReadOptions, control: &Control) -> Result<Sound> {
+fn pass(source: &ArchiveFile, options: &ReadOptions, control: &Control) -> Result<VerifiedArchive> {
     sound(source.front_to_back()?, source.name(), options, control)
 }
 
 /// The strict pass.
-fn sound(input: impl Read + Send, name: &str, options: &ReadOptions, control: &Control) -> Result<Sound> {
+fn sound(
+    input: impl Read + Send,
+    name: &str,
+    options: &ReadOptions,
+    control: &Control,
+) -> Result<VerifiedArchive> {
     let mut watcher = VerifyVisitor { control };
     let mut reader = ArchiveReader::new(&mut watcher);
     let end = read_pipe(input, name, options, |chunk| reader.chunk(&chunk))?;

@@ -29,7 +29,7 @@ use super::destinations::Terminating;
 use super::domain::GuestArgs;
 use super::encryption::EncryptArgs;
 use super::exit::ExitStatus;
-use super::mounted::MountArgs;
+use super::mount_check::MountArgs;
 use super::output::say;
 use super::report::{JsonFlag, OutputFormat, ProgressPrinter, StdoutUse, printable, result};
 use super::tape::options::WriteArgs;

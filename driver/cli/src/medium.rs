@@ -10,7 +10,7 @@ use virtfold_medium::process;
 use super::args;
 use super::domain::connection::StateFlag;
 use super::exit::ExitStatus;
-use super::mounted::ExpectedArgs;
+use super::mount_check::ExpectedArgs;
 use super::signals::Signals;
 use super::tape::options::WriteArgs;
 

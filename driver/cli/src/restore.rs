@@ -19,11 +19,11 @@ use virtfold_medium::{Location, LostRanges, TapeArchive};
 
 use super::Signals;
 use super::args;
-use super::define::{CommonArgs, DefineArgs};
 use super::encryption::IdentityArgs;
 use super::exit::ExitStatus;
 use super::free_space;
 use super::report::{JsonFlag, OutputFormat, ProgressPrinter, StdoutUse, damage, printable, result};
+use super::restore_domain::{CommonArgs, DefineArgs};
 use super::tape::{self, options::ChangeArgs};
 
 /// Restore disks, or a whole guest, from an archive

@@ -42,8 +42,8 @@ pub use apparmor::LiftedDenials;
 pub use call_error::{HypervisorError, code};
 pub use types::{
     Activity, BlockJob, BlockJobEnd, BlockJobKind, BlockJobStatus, CommitBase, CommitRequest, DomainEvent,
-    DomainId, DomainInfo, DomainState, Lifecycle, PausedReason, Persistence, QemuDisk, Quiesce, SnapshotDisk,
-    SnapshotRequest, StartMode, StartedDetail, StoppedDetail, XmlView,
+    DomainId, DomainInfo, DomainState, Lifecycle, PausedReason, Persistence, QemuDisk, SnapshotDisk,
+    SnapshotQuiesce, SnapshotRequest, StartMode, StartedDetail, StoppedDetail, XmlView,
 };
 
 /// What a backup, a recovery and a restore ask of a hypervisor.

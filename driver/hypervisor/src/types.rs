@@ -117,7 +117,7 @@ pub enum StartMode {
 
 /// Whether the guest's agent freezes the file systems around a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Quiesce {
+pub enum SnapshotQuiesce {
     /// The image is what a power cut would leave.
     No,
     /// File systems are clean. Set the agent's time limit first.
@@ -145,7 +145,7 @@ pub enum SnapshotDisk {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotRequest {
     disks: Vec<SnapshotDisk>,
-    quiesce: Quiesce,
+    quiesce: SnapshotQuiesce,
 }
 
 impl SnapshotRequest {
@@ -153,7 +153,7 @@ impl SnapshotRequest {
     ///
     /// # Errors
     /// An overlay for a disk that is not in `all`; none at all; a path that is not absolute or not text.
-    pub fn new(all: &[String], overlays: &[(String, PathBuf)], quiesce: Quiesce) -> Result<Self> {
+    pub fn new(all: &[String], overlays: &[(String, PathBuf)], quiesce: SnapshotQuiesce) -> Result<Self> {
         let mistake = |text: String| Err(Error::new(ErrorKind::Internal, text));
         let known: BTreeSet<&String> = all.iter().collect();
         if let Some((target, _)) = overlays.iter().find(|(target, _)| !known.contains(target)) {
@@ -182,7 +182,7 @@ impl SnapshotRequest {
     }
 
     /// Whether the agent freezes.
-    pub fn quiesce(&self) -> Quiesce {
+    pub fn quiesce(&self) -> SnapshotQuiesce {
         self.quiesce
     }
 }
@@ -393,7 +393,8 @@ mod tests {
     #[test]
     fn a_snapshot_lists_every_disk() {
         let overlays = [("vdb".to_owned(), PathBuf::from("/o"))];
-        let request = SnapshotRequest::new(&names(&["vda", "vdb", "sda"]), &overlays, Quiesce::No).unwrap();
+        let request =
+            SnapshotRequest::new(&names(&["vda", "vdb", "sda"]), &overlays, SnapshotQuiesce::No).unwrap();
         let skip = |target: &str| SnapshotDisk::Skip { target: target.to_owned() };
         let external = SnapshotDisk::External { target: "vdb".to_owned(), overlay: "/o".into() };
         assert_eq!(request.disks(), [skip("sda"), skip("vda"), external]);
@@ -403,11 +404,11 @@ mod tests {
     fn senseless_snapshots_cannot_be_made() {
         let all = names(&["vda"]);
         let make = |target: &str, path: &str| {
-            SnapshotRequest::new(&all, &[(target.to_owned(), PathBuf::from(path))], Quiesce::No)
+            SnapshotRequest::new(&all, &[(target.to_owned(), PathBuf::from(path))], SnapshotQuiesce::No)
         };
         assert!(make("vda", "/o").is_ok());
         assert!(make("vdb", "/o").is_err());
         assert!(make("vda", "o").is_err());
-        assert!(SnapshotRequest::new(&all, &[], Quiesce::No).is_err());
+        assert!(SnapshotRequest::new(&all, &[], SnapshotQuiesce::No).is_err());
     }
 }

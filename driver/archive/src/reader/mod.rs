@@ -14,7 +14,7 @@ mod visitor;
 use std::sync::Arc;
 
 use self::errors::{check_bare, contradiction, digest_of};
-pub use self::visitor::{Sound, Visitor};
+pub use self::visitor::{VerifiedArchive, Visitor};
 use crate::allocation_csv::CsvParser;
 use crate::end_record::{self, ArchiveTotals, CHUNK, DigestsParser, EndRecord, RootHasher};
 use crate::layout::{BackupKind, Layout, MemberOrder, MemberRole};
@@ -465,7 +465,7 @@ impl ArchiveReader<'_> {
     ///
     /// # Errors
     /// Incomplete, where its end is not there; Damaged, where the end record contradicts what was read.
-    pub fn finish(self) -> Result<Sound> {
+    pub fn finish(self) -> Result<VerifiedArchive> {
         self.parser.finish()?;
         let (Some(head), Some((end, root))) = (self.head, self.end) else {
             return Err(Error::new(ErrorKind::Incomplete, "the archive ends before its end record"));
@@ -488,6 +488,6 @@ impl ArchiveReader<'_> {
         if found != end || !self.order.is_some_and(|order| order.is_complete()) {
             return Err(contradiction("its end record does not describe what is in it"));
         }
-        Ok(Sound { head, end, root, padding: self.padding })
+        Ok(VerifiedArchive { head, end, root, padding: self.padding })
     }
 }

@@ -9,7 +9,7 @@ use virtfold_base::units::StreamOffset;
 
 /// What a whole, sound archive is known to hold.
 #[derive(Debug)]
-pub struct Sound {
+pub struct VerifiedArchive {
     /// Its head.
     pub head: Manifest,
     /// Its end record.

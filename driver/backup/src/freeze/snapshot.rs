@@ -340,7 +340,7 @@ fn lost<T>(result: &Result<T>) -> bool {
 fn take(homing: &mut Unfreeze<'_>, request: &FreezeRequest, report: &mut FreezeReport) -> Result<()> {
     let host = homing.host;
     let overlays: Vec<_> = request.disks.iter().map(|d| (d.target.clone(), d.overlay.clone())).collect();
-    let wanted = SnapshotRequest::new(&request.targets, &overlays, types::Quiesce::No)?;
+    let wanted = SnapshotRequest::new(&request.targets, &overlays, types::SnapshotQuiesce::No)?;
     for attempt in 1.. {
         let asked = Instant::now();
         let answer = host.hypervisor.snapshot(request.domain, &wanted);

@@ -22,7 +22,7 @@ use virtfold_service::settings::settings;
 use crate::control::text::{columns, time};
 use crate::domain::connection::{ConnectFlag, StateFlag};
 use crate::exit::{self, ExitStatus};
-use crate::mounted;
+use crate::mount_check;
 use crate::output::{line, say};
 use crate::report::printable;
 use crate::subprocess;
@@ -215,7 +215,7 @@ impl HostCheck<'_> {
 fn is_mounted((name, medium): (&str, &Medium), catalog: Option<&Catalog>) -> Result<(), Error> {
     let place: Location = medium.to.as_str().parse()?;
     let Some(path) = place.path() else { return Ok(()) };
-    agrees(&CheckedDirectory { path, medium: Some(name), mounted: mounted::wish(medium) }, catalog)
+    agrees(&CheckedDirectory { path, medium: Some(name), mounted: mount_check::requirement(medium) }, catalog)
 }
 
 fn try_medium(medium: &Medium) -> Result<String, Error> {

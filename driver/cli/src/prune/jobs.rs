@@ -97,7 +97,7 @@ impl PruneContext<'_> {
             self.mounted(&CheckedDirectory {
                 path,
                 medium: Some(name),
-                mounted: crate::mounted::wish(medium),
+                mounted: crate::mount_check::requirement(medium),
             })?;
         }
         let wanted = |owner: &Owner| self.kept((config, jobs), name, owner);

@@ -26,7 +26,7 @@ use super::call_error::{ErrorOrigin, HypervisorError, code};
 use super::event_hub::EventHub;
 use super::types::{
     Activity, BlockJob, BlockJobEnd, CommitBase, CommitRequest, DomainEvent, DomainId, DomainInfo,
-    DomainState, PausedReason, Persistence, QemuDisk, Quiesce, SnapshotRequest, StartMode, XmlView,
+    DomainState, PausedReason, Persistence, QemuDisk, SnapshotQuiesce, SnapshotRequest, StartMode, XmlView,
 };
 use super::{Hypervisor, LiftedDenials, apparmor, domain_xml};
 use virtfold_base::error::{Error, ErrorKind, Result};
@@ -343,8 +343,8 @@ impl Hypervisor for Libvirt {
     fn snapshot(&self, domain: DomainId, request: &SnapshotRequest) -> Result<()> {
         let xml = request::snapshot_xml(request);
         let quiesce = match request.quiesce() {
-            Quiesce::ByAgent => sys::VIR_DOMAIN_SNAPSHOT_CREATE_QUIESCE,
-            Quiesce::No => 0,
+            SnapshotQuiesce::ByAgent => sys::VIR_DOMAIN_SNAPSHOT_CREATE_QUIESCE,
+            SnapshotQuiesce::No => 0,
         };
         let take = |d: &Domain| d.create_snapshot_xml(&xml, ffi::SNAPSHOT_FLAGS | quiesce);
         self.tell(domain, "take a snapshot of", take).map(drop)

@@ -32,13 +32,13 @@ pub(super) fn whole_seconds(limit: Duration) -> i32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::Quiesce;
+    use crate::types::SnapshotQuiesce;
 
     #[test]
     fn every_disk_is_in_the_snapshot() {
         let all = ["vda".to_owned(), "sda".to_owned()];
         let overlays = [("vda".to_owned(), "/o's".into())];
-        let xml = snapshot_xml(&SnapshotRequest::new(&all, &overlays, Quiesce::No).unwrap());
+        let xml = snapshot_xml(&SnapshotRequest::new(&all, &overlays, SnapshotQuiesce::No).unwrap());
         assert_eq!(
             xml,
             "<domainsnapshot>\n  <disks>\n    <disk name='sda' snapshot='no'/>\n    <disk name='vda' \

@@ -11,8 +11,8 @@ use crate::call_error::HypervisorError;
 use crate::domain_xml::ChainKnowledge;
 use crate::is_our_overlay;
 use crate::types::{
-    BlockJobEnd, BlockJobKind, BlockJobStatus, CommitBase, CommitRequest, DomainEvent, DomainId, Quiesce,
-    SnapshotDisk, SnapshotRequest,
+    BlockJobEnd, BlockJobKind, BlockJobStatus, CommitBase, CommitRequest, DomainEvent, DomainId,
+    SnapshotDisk, SnapshotQuiesce, SnapshotRequest,
 };
 
 type OperationOutcome<T> = std::result::Result<T, HypervisorError>;
@@ -94,7 +94,7 @@ impl SimCall<'_> {
         if self.running(id)?.qemu.as_ref().is_some_and(|qemu| !qemu.unused.is_empty()) {
             return Err(refused(code::INTERNAL, "Duplicate nodes with node-name='libvirt-2-storage'"));
         }
-        if request.quiesce() == Quiesce::ByAgent {
+        if request.quiesce() == SnapshotQuiesce::ByAgent {
             self.set_frozen(id, FileSystemFreeze::Yes)?;
         }
         let tops = self.running(id)?.qemu.as_ref().map(|q| q.tops.clone()).unwrap_or_default();
@@ -128,7 +128,7 @@ impl SimCall<'_> {
                 return Ok(());
             }
         }
-        if request.quiesce() == Quiesce::ByAgent {
+        if request.quiesce() == SnapshotQuiesce::ByAgent {
             self.set_frozen(id, FileSystemFreeze::No)?;
         }
         Ok(())

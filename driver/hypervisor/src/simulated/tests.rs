@@ -8,7 +8,7 @@ use crate::Hypervisor;
 use crate::domain_xml::DomainXml;
 use crate::host_files::{HostFiles, ImageUse};
 use crate::types::{
-    BlockJobEnd, BlockJobStatus, CommitBase, CommitRequest, DomainEvent, DomainState, Quiesce,
+    BlockJobEnd, BlockJobStatus, CommitBase, CommitRequest, DomainEvent, DomainState, SnapshotQuiesce,
     SnapshotRequest, StartMode, XmlView,
 };
 
@@ -28,7 +28,7 @@ fn running() -> (Simulated, DomainId) {
     (world, id)
 }
 
-fn request(quiesce: Quiesce) -> SnapshotRequest {
+fn request(quiesce: SnapshotQuiesce) -> SnapshotRequest {
     let all = TARGETS.map(str::to_owned);
     let overlays: Vec<_> = all.iter().cloned().zip(paths(OVERLAYS)).collect();
     SnapshotRequest::new(&all, &overlays, quiesce).unwrap()
@@ -68,7 +68,7 @@ fn a_whole_round_loses_nothing() {
     let (world, id) = running();
     let events = world.subscribe().unwrap();
     world.domains().unwrap();
-    world.snapshot(id, &request(Quiesce::No)).unwrap();
+    world.snapshot(id, &request(SnapshotQuiesce::No)).unwrap();
     let frozen = world.holds(&paths(BASES));
     assert!(is_prefix(&frozen) && !frozen.is_empty());
     world.domains().unwrap();
@@ -100,12 +100,12 @@ fn a_whole_round_loses_nothing() {
 fn libvirtds_death_in_a_snapshot_tears_the_descriptions_apart() {
     let (world, id) = running();
     fail_at(&world, Operation::Snapshot, CallPhase::Late, Injected::KillLibvirtd);
-    let error = world.snapshot(id, &request(Quiesce::No)).unwrap_err();
+    let error = world.snapshot(id, &request(SnapshotQuiesce::No)).unwrap_err();
     assert!(HypervisorError::lost(&error));
     assert_eq!(first_disk(&world, id), [OVERLAYS[0], OVERLAYS[0], BASES[0]].map(PathBuf::from));
     let (world, id) = running();
     fail_at(&world, Operation::Snapshot, CallPhase::Half, Injected::KillLibvirtd);
-    world.snapshot(id, &request(Quiesce::ByAgent)).unwrap_err();
+    world.snapshot(id, &request(SnapshotQuiesce::ByAgent)).unwrap_err();
     assert_eq!(first_disk(&world, id), [BASES[0]; 3].map(PathBuf::from));
     assert_eq!(world.image_use(Path::new(OVERLAYS[0])).unwrap(), ImageUse::Written);
     world.close_unused(id, Path::new(OVERLAYS[0])).unwrap();
@@ -117,7 +117,7 @@ fn libvirtds_death_in_a_snapshot_tears_the_descriptions_apart() {
 #[test]
 fn libvirtds_death_in_a_pivot_leaves_a_stuck_mirror() {
     let (world, id) = running();
-    world.snapshot(id, &request(Quiesce::No)).unwrap();
+    world.snapshot(id, &request(SnapshotQuiesce::No)).unwrap();
     commit_all(&world, id);
     fail_at(&world, Operation::Pivot, CallPhase::Late, Injected::KillLibvirtd);
     world.end_block_job(id, "vda", BlockJobEnd::Pivot).unwrap_err();
@@ -130,7 +130,7 @@ fn libvirtds_death_in_a_pivot_leaves_a_stuck_mirror() {
     assert_eq!(code_of(world.end_block_job(id, "vda", BlockJobEnd::Abort)), Some(code::BLOCK_COPY_ACTIVE));
     let again = CommitRequest { target: "vda".into(), base: CommitBase::Shallow, bytes_per_second: 0 };
     assert_eq!(code_of(world.commit(id, &again)), Some(code::BLOCK_COPY_ACTIVE));
-    assert_eq!(code_of(world.snapshot(id, &request(Quiesce::No))), Some(code::BLOCK_COPY_ACTIVE));
+    assert_eq!(code_of(world.snapshot(id, &request(SnapshotQuiesce::No))), Some(code::BLOCK_COPY_ACTIVE));
     // The next boot is right once the configuration is.
     world.end_block_job(id, "vdb", BlockJobEnd::Pivot).unwrap();
     world.resume(id).unwrap();
@@ -146,7 +146,7 @@ fn libvirtds_death_in_a_pivot_leaves_a_stuck_mirror() {
 fn a_dead_driver_changes_nothing_and_libvirtd_finishes() {
     let (world, id) = running();
     fail_at(&world, Operation::Snapshot, CallPhase::Half, Injected::KillDriver);
-    assert_eq!(world.snapshot(id, &request(Quiesce::No)).unwrap_err().kind(), ErrorKind::Interrupted);
+    assert_eq!(world.snapshot(id, &request(SnapshotQuiesce::No)).unwrap_err().kind(), ErrorKind::Interrupted);
     assert!(world.is_dead());
     world.resume(id).unwrap_err();
     world.remove(Path::new(OVERLAYS[0])).unwrap_err();
@@ -157,7 +157,7 @@ fn a_dead_driver_changes_nothing_and_libvirtd_finishes() {
 #[test]
 fn a_guests_end_keeps_its_configuration_or_takes_it_along() {
     let (world, id) = running();
-    world.snapshot(id, &request(Quiesce::No)).unwrap();
+    world.snapshot(id, &request(SnapshotQuiesce::No)).unwrap();
     fail_at(&world, Operation::Read, CallPhase::After, Injected::KillGuests);
     world.domains().unwrap();
     world.revive();

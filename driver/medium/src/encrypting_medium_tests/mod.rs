@@ -1,7 +1,7 @@
 //! What goes in comes out, at every place and from many threads; and nothing that was changed does.
 
-mod behind;
 mod keys;
+mod trailing_bytes;
 mod writing;
 
 use std::io::{self, Cursor, Read, Write};

@@ -127,7 +127,7 @@ async fn clean_one(store: &Store, note: &Path, this: &UploaderProcess) -> StoreR
         Ok(()) | Err(StoreError::NotFound { .. }) => {}
         Err(error) => return Err(error),
     }
-    tracing::info!(note = note.as_ref(), "aborted the upload of a run that was broken off");
+    tracing::info!(note = note.as_ref(), "aborted the upload of an interrupted run");
     store.s3.delete(note).await
 }
 

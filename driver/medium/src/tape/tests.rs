@@ -17,12 +17,12 @@ pub(super) const NAME: &str = "web-20261122T030000Z-5f1c2d3e.tar";
 
 /// A ledger in memory.
 #[derive(Debug, Default)]
-pub(super) struct Notes {
+pub(super) struct MemoryCatalog {
     placed: Mutex<Vec<PartLocation>>,
     pub(super) failed: Mutex<BTreeMap<Uuid, String>>,
 }
 
-impl TapeCatalog for Notes {
+impl TapeCatalog for MemoryCatalog {
     fn failure(&self, volume: Uuid) -> Result<Option<String>> {
         Ok(self.failed.lock().unwrap().get(&volume).cloned())
     }
@@ -77,7 +77,7 @@ impl Changer for Slots {
 /// A drive with labelled tapes, and a memory.
 pub(super) struct Bench {
     pub(super) drive: SimulatedDrive,
-    pub(super) notes: Arc<Notes>,
+    pub(super) notes: Arc<MemoryCatalog>,
 }
 
 impl Bench {

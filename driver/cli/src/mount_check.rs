@@ -49,7 +49,7 @@ impl MountArgs {
                     (true, _) => MountRequirement::NotRequired,
                     (false, true) => MountRequirement::Required,
                     (false, false) => {
-                        known.map_or(MountRequirement::SameAsFirstUse, |(_, medium)| wish(medium))
+                        known.map_or(MountRequirement::SameAsFirstUse, |(_, medium)| requirement(medium))
                     }
                 };
             let medium = self.medium.get(index).map(String::as_str).or(known.map(|(name, _)| name));
@@ -104,7 +104,7 @@ impl ExpectedArgs {
 }
 
 /// What the configuration says of a medium.
-pub(crate) fn wish(medium: &Medium) -> MountRequirement {
+pub(crate) fn requirement(medium: &Medium) -> MountRequirement {
     match medium.mounted {
         None => MountRequirement::SameAsFirstUse,
         Some(true) => MountRequirement::Required,

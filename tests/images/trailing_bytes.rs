@@ -116,7 +116,7 @@ fn an_archive_on_a_device_ends_where_it_says_whatever_is_behind_it() {
         let name = text(device.device());
         let told = subject.run(&["verify", name]).ok();
         let behind = (24 << 20) - subject.bytes.len();
-        assert!(told.stderr.contains(&format!("goes on for {behind} bytes behind")), "{kind:?}: {told}");
+        assert!(told.stderr.contains(&format!("has {behind} bytes behind")), "{kind:?}: {told}");
         subject.restores(device.device(), &[]);
         subject.restores(device.device(), &["--partial"]);
         let shown = subject.run(&["show", name, "--json"]).ok();
