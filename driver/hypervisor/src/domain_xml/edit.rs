@@ -233,12 +233,17 @@ impl<'a> Editor<'a> {
         let format = format.and_then(|f| f.attribute("type")).ok_or_else(undescribed)?;
         let source = self.element(disk, "source")?;
         let copy = |node: Node<'_, '_>| self.text.get(node.range()).unwrap_or_default().to_owned();
-        let next = child(backing, "backingStore").map_or_else(|| "<backingStore/>".to_owned(), copy);
+        // Where the XML leaves it to the header what is further down, it goes on doing so: an empty element would
+        // say that there is nothing, and the guest would not see what the images below have.
+        let next = match child(backing, "backingStore") {
+            Some(next) => (backing.range(), copy(next)),
+            None => (self.with_blank_before(backing), String::new()),
+        };
         let mut splices = vec![
             self.set_attribute(disk, "type", kind.ok_or_else(undescribed)?),
             self.set_attribute(self.element(disk, "driver")?, "type", format),
             (source.range(), copy(below)),
-            (backing.range(), next),
+            next,
         ];
         splices.extend(child(disk, "mirror").map(|node| (self.with_blank_before(node), String::new())));
         self.splices.extend(splices);

@@ -155,6 +155,7 @@ fn an_overlay_put_on_comes_off_again() {
         let popped = edit.finish().unwrap();
         let after = popped.disk(target).unwrap();
         assert_eq!((&after.image, &after.backing), (&before.image, &before.backing), "{target}");
+        assert_eq!(after.chain, before.chain, "{target}: what the header says is below stays below");
     }
 }
 
