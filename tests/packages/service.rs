@@ -116,8 +116,8 @@ fn installed(machine: &Machine) {
     assert_eq!(machine.says("systemctl is-enabled virtfold"), "enabled");
     let id = machine.unit("MainPID");
     let facts = machine.says(&format!("grep -E '^(NoNewPrivs|Seccomp|CapEff|CapBnd):' /proc/{id}/status"));
-    // CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER; SYS_RAWIO and SYS_ADMIN. Seccomp 2 is a filter.
-    let capabilities = "000000000022000f";
+    // CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER; SETGID, SETUID; SYS_RAWIO and SYS_ADMIN. Seccomp 2 is a filter.
+    let capabilities = "00000000002200cf";
     assert_eq!(
         facts,
         format!("CapEff:\t{capabilities}\nCapBnd:\t{capabilities}\nNoNewPrivs:\t1\nSeccomp:\t2")
