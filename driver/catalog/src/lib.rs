@@ -21,6 +21,7 @@ mod journal;
 mod locks;
 mod mounts;
 mod no_catalog;
+mod notes;
 mod pins;
 pub mod queue;
 mod schema;

@@ -128,7 +128,9 @@ CREATE INDEX tape_run ON tape_part (run, part);
 ";
 
 /// What each version adds to the one before it, from version 2 on.
-const ADDED: &[&str] = &[];
+const ADDED: &[&str] = &[
+    "CREATE TABLE archive_note (archive TEXT NOT NULL, note TEXT NOT NULL, PRIMARY KEY (archive, note)) STRICT;",
+];
 
 /// Opens the catalog at `path`, or makes it where there is none.
 pub(super) fn open(path: &Path) -> Result<Connection> {
@@ -284,16 +286,18 @@ mod tests {
             || connection.pragma_query_value(None, "user_version", |row| row.get::<_, i32>(0)).unwrap();
         let (second, third) =
             ("CREATE TABLE new (a INTEGER) STRICT;", "ALTER TABLE new ADD COLUMN b INTEGER;");
-        upgrade(&connection, &[second, "no SQL"]).unwrap_err();
-        assert_eq!(version(), FIRST);
-        for (added, expected) in [(&[second][..], 2), (&[second][..], 2), (&[second, third][..], 3)] {
-            upgrade(&connection, added).unwrap();
-            assert_eq!(version(), expected);
+        let (newest, with) =
+            (FIRST + i32::try_from(ADDED.len()).unwrap(), |more: &[&'static str]| [ADDED, more].concat());
+        upgrade(&connection, &with(&[second, "no SQL"])).unwrap_err();
+        assert_eq!(version(), newest);
+        for (added, more) in [(&[second][..], 1), (&[second][..], 1), (&[second, third][..], 2)] {
+            upgrade(&connection, &with(added)).unwrap();
+            assert_eq!(version(), newest + more);
         }
         connection.execute_batch("INSERT INTO new VALUES (1, 2)").unwrap();
         let pinned: i64 = connection.query_row("SELECT since FROM pin", [], |row| row.get(0)).unwrap();
         assert_eq!(pinned, 7);
-        let error = upgrade(&connection, &[second]).unwrap_err();
-        assert!(error.to_string().contains("version 3"), "{error}");
+        let error = upgrade(&connection, &with(&[second])).unwrap_err();
+        assert!(error.to_string().contains(&format!("version {}", newest + 2)), "{error}");
     }
 }

@@ -1,11 +1,15 @@
 //! What the catalog is told of a good backup.
 
+use std::collections::BTreeMap;
+
+use uuid::Uuid;
 use virtfold_backup::retention;
 use virtfold_backup::session::BackupReport;
-use virtfold_base::error::sentence;
+use virtfold_base::error::{Error, sentence};
 use virtfold_catalog::{Catalog, NoCatalog};
 
 use super::backup::BackupCommand;
+use super::domain::connection::StateFlag;
 use super::output::say;
 use super::report::printable;
 
@@ -16,6 +20,33 @@ pub(crate) enum StateDirPolicy {
     Create,
     /// It is not: images are backed up without one, too.
     RequireExisting,
+}
+
+/// Notes what became known of an archive when its head was written.
+pub(crate) fn annotate(archive: Uuid, notes: &[String], command: &BackupCommand<'_>) {
+    if notes.is_empty() {
+        return;
+    }
+    if let Err(error) =
+        Catalog::open(&command.state.state).and_then(|catalog| catalog.annotate(archive, notes))
+    {
+        say(&format!(
+            "virtfold: the archive is good, but what its head does not say could not be recorded in the catalog: {}",
+            printable(&sentence(&error))
+        ));
+    }
+}
+
+/// The notes of all archives, where there is a catalog that can be read: `list` and `show` are for whoever may
+/// read the archives.
+pub(crate) fn notes(state: &StateFlag) -> Result<BTreeMap<Uuid, Vec<String>>, Error> {
+    let opened = Catalog::open_existing(&state.path()?);
+    let read =
+        opened.and_then(|catalog| catalog.map_or_else(|| Ok(BTreeMap::new()), |catalog| catalog.notes()));
+    read.or_else(|error| {
+        say(&format!("virtfold: the catalog's notes can't be read: {}", printable(&sentence(&error))));
+        Ok(BTreeMap::new())
+    })
 }
 
 /// Notes each good copy of a backup. That it can't be noted is said, and makes a good archive no worse.

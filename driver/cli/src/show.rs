@@ -1,6 +1,7 @@
 //! `virtfold show`: what an archive holds.
 
 use anyhow::Result;
+use serde::Serialize;
 use virtfold_archive::manifest::{Disk, Manifest};
 use virtfold_backup::inspect::{self, ArchiveStatus, ArchiveSummary};
 use virtfold_base::error::ErrorKind;
@@ -9,6 +10,7 @@ use virtfold_medium::Location;
 
 use super::Signals;
 use super::args;
+use super::catalog_fill;
 use super::domain::connection::StateFlag;
 use super::encryption::IdentityArgs;
 use super::exit::ExitStatus;
@@ -38,9 +40,19 @@ pub(crate) struct Args {
     json: JsonFlag,
 }
 
+/// An archive, and what the catalog knows of it beside that.
+#[derive(Serialize)]
+struct Shown<'a> {
+    #[serde(flatten)]
+    glance: &'a ArchiveSummary,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    notes: Vec<String>,
+}
+
 /// Runs the verb.
 pub(crate) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
     let identities = args.identity.load()?;
+    let mut known = catalog_fill::notes(&args.state)?;
     let glance = match &args.archive {
         Location::Tape(address) => {
             let drive = args.wait.drive(address, args.state.path()?, &signals.stop);
@@ -48,7 +60,11 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
         }
         location => inspect::glance(location, &identities)?,
     };
-    result(OutputFormat::from_flag(&args.json), StdoutUse::Free, &glance, &text(&glance))?;
+    let id = glance.head.as_ref().map(|head| head.archive);
+    let notes = id.and_then(|id| known.remove(&id)).unwrap_or_default();
+    let mut text = text(&glance);
+    notes.iter().for_each(|note| text += &format!("note       {}\n", printable(note)));
+    result(OutputFormat::from_flag(&args.json), StdoutUse::Free, &Shown { glance: &glance, notes }, &text)?;
     Ok(outcome(glance.status))
 }
 

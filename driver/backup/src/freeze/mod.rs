@@ -190,6 +190,9 @@ pub struct FreezeReport {
     pub pause_ms: Option<f64>,
     /// What a person should know.
     pub warnings: Vec<String>,
+    /// Which disks the guest or its configuration did not have any more when it was back on its disks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub detached: Vec<String>,
 }
 
 /// What came of a copy, with the guest back on its disks.

@@ -71,9 +71,9 @@ pub(super) fn end<T>(
         let detached = notes.found.iter().find(|text| [DETACHED, UNCONFIGURED].contains(&text.as_str()));
         if let Some(how) = detached {
             let done = if notes.done.is_empty() { "nothing".to_owned() } else { notes.done.join("; ") };
-            report.warnings.push(named(format!(
-                "{how}. The archive has it as it was at the snapshot. Done with its overlay: {done}"
-            )));
+            let known = format!("{how}. The archive has it as it was at the snapshot");
+            report.warnings.push(named(format!("{known}. Done with its overlay: {done}")));
+            report.detached.push(named(known));
         }
     }
     match (arrived, copied) {

@@ -46,6 +46,8 @@ pub(super) fn run(
     freeze.for_each(|warning| say(&format!("virtfold: warning: {}", printable(warning))));
     result(command.style, command.stdout(), &report, &text(&report))?;
     catalog_fill::backup(&report.backup, command, StateDirPolicy::Create);
+    let detached = report.freeze.as_ref().map(|freeze| freeze.detached.as_slice());
+    catalog_fill::annotate(report.backup.id, detached.unwrap_or_default(), command);
     let copied = copies(command.style, &report.backup);
     let Some(failure) = &report.thaw_failure else { return Ok((copied, report)) };
     if command.style == OutputFormat::Text {

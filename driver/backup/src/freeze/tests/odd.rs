@@ -45,6 +45,8 @@ fn told(scene: &Scene, report: &FreezeReport, how: &str) {
     for words in [how, "disk 'vdc'", "commit", &base.display().to_string(), "remove the overlay"] {
         assert!(warning.contains(words), "{words}: {warning}");
     }
+    let [note] = report.detached.as_slice() else { panic!("{:?}", report.detached) };
+    assert!(note.contains("disk 'vdc'") && note.contains(how) && !note.contains("commit"), "{note}");
 }
 
 /// A guest keeps what only its configuration has lost, and its overlay comes home as any.
