@@ -117,3 +117,80 @@ fn a_medium_that_goes_before_its_archive_is_begun_takes_none() {
     assert!(outcome.stderr.contains(&told) && outcome.stderr.contains("hint: mount it"), "{outcome}");
     assert_eq!(names(&at), [] as [&str; 0], "{outcome}");
 }
+
+/// Two archives of an image in a directory, of which `prune --keep-last 1` removes one; a catalog, which has the
+/// lock; a second directory.
+fn two_archives(scratch: &Scratch, folder: &Path) -> (PathBuf, PathBuf) {
+    let (state, elsewhere) = (scratch.join("state"), scratch.folder("elsewhere"));
+    let image = noisy_image(&mut Rng::of_case("prune-hangs", 0), scratch.join("pruned.qcow2"), 2);
+    for _ in 0..2 {
+        backup(&image, folder, &["--compress", "none"]);
+    }
+    run(virtfold(["list", "--remember", text(folder)]).env("VIRTFOLD_STATE_DIR", &state)).ok();
+    (state, elsewhere)
+}
+
+/// A prune whose medium hangs in a removal is told to end, and has no lock any more.
+#[test]
+fn a_medium_that_hangs_while_it_is_pruned_keeps_no_lock() {
+    let scratch = Scratch::new("prune-hangs");
+    let medium =
+        Mount::made(&scratch.join("medium"), &scratch.join("medium.img"), 64 * MIB, &["mkfs.ext4", "-q"]);
+    let folder = medium.path().join("archives");
+    fs::create_dir(&folder).unwrap();
+    let (state, elsewhere) = two_archives(&scratch, &folder);
+    let prune = |folder: &Path| {
+        let mut command = virtfold(["prune", "--place", text(folder), "--keep-last", "1"]);
+        command.env("VIRTFOLD_STATE_DIR", &state);
+        command
+    };
+    let frozen = medium.freeze();
+    let mut command = prune(&folder);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stuck = None;
+    wait_until("the removal to stand in the kernel", PATIENCE, || {
+        stuck = stands_in_the_kernel(child.id());
+        stuck.is_some()
+    });
+    let refused = run(&mut prune(&elsewhere)).exits(exit::IN_USE);
+    signal(&child, Signal::SIGTERM);
+    let outcome = collect_within(PATIENCE, line_of(&command), child);
+    assert_eq!(outcome.shell_code(), 128 + Signal::SIGTERM as i32, "{outcome}\n{refused}");
+    assert!(is_there(stuck.unwrap()), "nothing stands in the kernel: nothing was tried");
+    run(&mut prune(&elsewhere)).ok();
+    drop(frozen);
+    wait_until("the process to end with its removal", PATIENCE, || !is_there(stuck.unwrap()));
+    // What it did nobody noted; the next one finds it so.
+    run(&mut prune(&folder)).ok();
+    assert_eq!(finished(&folder).len(), 1);
+}
+
+/// Who lists for the catalog does not wait for the medium itself, not even to see what is mounted there.
+#[test]
+fn a_medium_that_hangs_while_it_is_listed_is_another_process_s_to_wait_for() {
+    let scratch = Scratch::new("list-hangs");
+    let medium = Mount::exfat(&scratch.join("medium"), &scratch.join("medium.img"), 64 * MIB);
+    let folder = medium.path().join("archives");
+    fs::create_dir(&folder).unwrap();
+    let (state, _) = two_archives(&scratch, &folder);
+    let config = scratch.join("config.yaml");
+    fs::write(&config, format!("version: 1\nmedia:\n  nas: {{to: {}}}\n", text(&folder))).unwrap();
+    let stopped = medium.stop_serving();
+    for words in [["list", "--remember", text(&folder)], ["config", "check", "--host"]] {
+        let mut command = virtfold(words);
+        command.env("VIRTFOLD_STATE_DIR", &state).env("VIRTFOLD_CONFIG", &config);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut waits = None;
+        wait_until("somebody to wait for the medium", PATIENCE, || {
+            waits = waits_for_fuse(child.id());
+            waits.is_some()
+        });
+        assert_ne!(waits, Some(child.id()), "{words:?}");
+        signal(&child, Signal::SIGTERM);
+        let outcome = collect_within(PATIENCE, line_of(&command), child);
+        assert_eq!(outcome.shell_code(), 128 + Signal::SIGTERM as i32, "{outcome}");
+        wait_until("whoever waited to be gone", PATIENCE, || !is_there(waits.unwrap()));
+    }
+    drop(stopped);
+    run(virtfold(["list", "--remember", text(&folder)]).env("VIRTFOLD_STATE_DIR", &state)).ok();
+}

@@ -9,7 +9,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use virtfold_archive::allocation_csv::AllocationRow;
 use virtfold_archive::crypt::{self, ArchiveFile, DecryptingReader, Identities};
@@ -21,10 +21,12 @@ use virtfold_archive::table::{CorrespondenceTable, Run};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 use virtfold_base::partial_file;
 use virtfold_base::units::StreamOffset;
+use virtfold_catalog::copy_name;
+use virtfold_medium::process::StoredArchive;
 use virtfold_medium::{self as medium, Location};
 
 /// How an archive stands, as far as its tables tell: `verify` reads all of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ArchiveStatus {
     /// It has its end, and its tables are sound.
@@ -40,7 +42,7 @@ pub enum ArchiveStatus {
 }
 
 /// What one look at an archive tells.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ArchiveSummary {
     /// Its name, as `restore` takes it.
     pub archive: String,
@@ -56,6 +58,32 @@ pub struct ArchiveSummary {
     pub head: Option<Manifest>,
     /// The root digest of a complete archive, hexadecimal.
     pub root: Option<String>,
+}
+
+/// An archive of a list, as who touches its medium finds it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ListedArchive {
+    /// Where it is, and its size.
+    #[serde(flatten)]
+    pub stored: StoredArchive,
+    /// Its name in the catalog; nothing where the catalog can't hold it.
+    pub name: Option<String>,
+    /// Whether it is the thing itself: an object, or a regular file and no link to one.
+    pub is_regular: bool,
+    /// What its head and its end say.
+    pub summary: ArchiveSummary,
+}
+
+impl ListedArchive {
+    fn of(location: Location, summary: ArchiveSummary) -> Self {
+        let is_file = |path: &Path| path.symlink_metadata().is_ok_and(|found| found.is_file());
+        Self {
+            name: copy_name(&location).ok(),
+            is_regular: location.path().is_none_or(is_file),
+            stored: StoredArchive { location, bytes: summary.bytes },
+            summary,
+        }
+    }
 }
 
 /// Options for reading a little: one worker, never cancelled.
@@ -111,33 +139,36 @@ fn status_of(error: &Error) -> Option<ArchiveStatus> {
 }
 
 /// Looks at every archive at `location`, finished or not, in the order of their names, with `identities` at
-/// those that are encrypted. One that none of them opens is listed as encrypted.
+/// those that are encrypted, and gives each to `take`. One that none of them opens is listed as encrypted.
 ///
 /// # Errors
-/// When the directory can't be read.
-pub fn list(location: &Location, identities: &Identities) -> Result<Vec<ArchiveSummary>> {
-    Ok(list_located(location, identities)?.into_iter().map(|(_, glance)| glance).collect())
-}
-
-/// As [`list`], with where each is: a [`ArchiveSummary`]'s name is for people, and a file's may be no text.
-///
-/// # Errors
-/// As [`list`].
-pub fn list_located(location: &Location, identities: &Identities) -> Result<Vec<(Location, ArchiveSummary)>> {
+/// When the directory can't be read; those of `take`.
+pub fn list(
+    location: &Location,
+    identities: &Identities,
+    take: &mut dyn FnMut(ListedArchive) -> Result<()>,
+) -> Result<()> {
     match location {
-        Location::Path(directory) => list_directory(directory, identities),
+        Location::Path(directory) => list_directory(directory, identities, take),
         Location::Pipe => Err(Error::new(ErrorKind::Usage, "archives from a pipe can't be listed")),
-        Location::Object(place) => list_objects(place, identities),
+        Location::Object(place) => {
+            let all = list_objects(place, identities)?.into_iter();
+            all.map(|(location, summary)| ListedArchive::of(location, summary)).try_for_each(take)
+        }
         Location::Tape(_) => Err(medium::not_here(location)),
     }
 }
 
-fn list_directory(directory: &Path, identities: &Identities) -> Result<Vec<(Location, ArchiveSummary)>> {
+fn list_directory(
+    directory: &Path,
+    identities: &Identities,
+    take: &mut dyn FnMut(ListedArchive) -> Result<()>,
+) -> Result<()> {
     // A device holds one archive, at its beginning.
     if directory.metadata().is_ok_and(|found| found.file_type().is_block_device()) {
         let location = Location::from(directory);
-        let glance = glance(&location, identities)?;
-        return Ok(vec![(location, glance)]);
+        let summary = glance(&location, identities)?;
+        return take(ListedArchive::of(location, summary));
     }
     let reading = || format!("cannot list '{}'", directory.display());
     let mut paths: Vec<PathBuf> = Vec::new();
@@ -148,18 +179,16 @@ fn list_directory(directory: &Path, identities: &Identities) -> Result<Vec<(Loca
         }
     }
     paths.sort();
-    // A backup that ends meanwhile renames its file: what is gone by now was not there.
-    let present = |glance: &Result<ArchiveSummary>| !matches!(glance, Err(error) if error.kind() == ErrorKind::NotFound);
-    let looked = paths
-        .iter()
-        .map(|path| (path, glance(&Location::from(path.as_path()), identities)))
-        .filter(|(_, glance)| present(glance));
-    Ok(looked
-        .map(|(path, glance)| {
-            let glance = unfinished(path, glance.unwrap_or_else(|error| unreadable(path, &error)));
-            (Location::from(path.as_path()), glance)
-        })
-        .collect())
+    for path in paths {
+        let location = Location::from(path.as_path());
+        let summary = match glance(&location, identities) {
+            // A backup that ends meanwhile renames its file: what is gone by now was not there.
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            summary => summary.unwrap_or_else(|error| unreadable(&path, &error)),
+        };
+        take(ListedArchive::of(location, unfinished(&path, summary)))?;
+    }
+    Ok(())
 }
 
 /// Looks at every archive below `place`, several at a time: each takes a few answers of the store.

@@ -81,8 +81,8 @@ pub fn check(
 ///
 /// # Errors
 /// As [`check`].
-pub fn agrees(place: &CheckedDirectory<'_>, catalog: Option<&Catalog>) -> Result<()> {
-    see(place, catalog, &mount_point::of).map(drop)
+pub fn agrees(place: &CheckedDirectory<'_>, catalog: Option<&Catalog>, look: Look<'_>) -> Result<()> {
+    see(place, catalog, look).map(drop)
 }
 
 /// A directory, what it was on, and what it is on where that matters.
@@ -225,10 +225,10 @@ mod tests {
         // Whoever only looks notes nothing.
         let other =
             CheckedDirectory { path: Path::new("/proc/1"), ..place(None, MountRequirement::SameAsFirstUse) };
-        agrees(&other, Some(&catalog)).unwrap();
+        agrees(&other, Some(&catalog), &mount_point::of).unwrap();
         assert_eq!(catalog.mount_of(other.path).unwrap(), None);
         catalog.remember_mount(path, &mount("/elsewhere", "x")).unwrap();
-        agrees(&place(None, MountRequirement::SameAsFirstUse), Some(&catalog)).unwrap_err();
+        agrees(&place(None, MountRequirement::SameAsFirstUse), Some(&catalog), &mount_point::of).unwrap_err();
         let error = check(&place(Some("nas"), MountRequirement::SameAsFirstUse)).unwrap_err();
         let later =
             still(&place(Some("nas"), MountRequirement::Required), &mount("/elsewhere", "x")).unwrap_err();

@@ -4,11 +4,13 @@ use std::path::Path;
 
 use virtfold_archive::stream::Cancel;
 use virtfold_backup::destinations::{Destinations, MediumProcesses};
-use virtfold_base::error::Error;
+use virtfold_base::error::{Error, ErrorKind};
+use virtfold_config::Medium;
 use virtfold_medium::Location;
 use virtfold_medium::process::TerminatingProcesses;
 
 use super::domain::connection::StateFlag;
+use super::encryption::IdentityArgs;
 use super::output::say;
 use super::report::printable;
 use super::tape::options::{WriteArgs, device_only};
@@ -53,17 +55,52 @@ impl Terminating {
             processes.arguments.extend(tapes.arguments());
             processes.arguments.extend(StateFlag::argument(state_dir));
         }
-        Ok(Destinations::new(locations.to_vec(), processes, cancel))
+        let mut destinations = Destinations::new(locations.to_vec(), processes, cancel);
+        destinations.consult_catalog(state_dir);
+        Ok(destinations)
     }
 
     /// No destination: for who only discards what was left at any.
-    pub(crate) fn anywhere(&self) -> Destinations<'static> {
-        Destinations::new(Vec::new(), self.processes(), &Cancel::default())
+    pub(crate) fn anywhere(&self, state_dir: &Path) -> Destinations<'static> {
+        let mut destinations = Destinations::new(Vec::new(), self.processes(), &Cancel::default());
+        destinations.consult_catalog(state_dir);
+        destinations
+    }
+
+    /// One destination to list, remove from or try, whose archives `identities` open. A medium of the
+    /// configuration has variables of its own: credentials are a process's environment.
+    pub(crate) fn one(
+        &self,
+        location: &Location,
+        identities: &IdentityArgs,
+        environment: Vec<(String, String)>,
+    ) -> Destinations<'static> {
+        let mut processes = self.processes();
+        processes.arguments.extend(identities.arguments());
+        processes.environment = environment;
+        Destinations::new(vec![location.clone()], processes, &Cancel::default())
     }
 
     /// This program; see `guard` for `/proc/self/exe`.
     fn processes(&self) -> MediumProcesses {
         let arguments = vec!["medium".into()];
-        MediumProcesses { program: "/proc/self/exe".into(), arguments, terminating: self.0.clone() }
+        let environment = Vec::new();
+        MediumProcesses {
+            program: "/proc/self/exe".into(),
+            arguments,
+            environment,
+            terminating: self.0.clone(),
+        }
     }
+}
+
+/// The variables of a medium.
+///
+/// # Errors
+/// Its file of variables can't be read.
+pub(crate) fn environment(medium: &Medium) -> Result<Vec<(String, String)>, Error> {
+    let environment = medium.environment().map_err(|error| {
+        Error::new(ErrorKind::Usage, "its environment file can't be read").with_source(error)
+    })?;
+    Ok(environment.as_slice().to_vec())
 }

@@ -4,6 +4,7 @@
 //! repeats, and this one may be a secret key that was given by mistake. Of identities the command line has
 //! the files' names only.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use virtfold_archive::crypt::{Identities, Recipients};
@@ -59,6 +60,17 @@ pub(crate) struct IdentityArgs {
 }
 
 impl IdentityArgs {
+    /// The options that say the same.
+    pub(crate) fn arguments(&self) -> Vec<OsString> {
+        let one = |file: &PathBuf| {
+            // With `=`: a file's name may begin with a hyphen.
+            let mut argument = OsString::from("--identity=");
+            argument.push(file);
+            argument
+        };
+        self.identity.iter().map(one).collect()
+    }
+
     /// The keys in all files.
     ///
     /// # Errors

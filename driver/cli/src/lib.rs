@@ -28,7 +28,6 @@ mod restore_domain;
 mod serve;
 mod show;
 mod signals;
-mod subprocess;
 mod table;
 mod tape;
 mod verify;

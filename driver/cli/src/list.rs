@@ -1,21 +1,24 @@
 //! `virtfold list`: the archives in a place.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
 use jiff::Timestamp;
 use serde::Serialize;
 use uuid::Uuid;
-use virtfold_backup::inspect::{self, ArchiveSummary};
+use virtfold_backup::destinations::ExpectedMount;
+use virtfold_backup::inspect::ArchiveSummary;
 use virtfold_backup::mount_check::{CheckedDirectory, MountRequirement, check};
 use virtfold_backup::retention::{self, CatalogFillReport};
 use virtfold_base::error::sentence;
 use virtfold_base::units::Human;
 use virtfold_catalog::Catalog;
-use virtfold_medium::{Location, mount_point};
+use virtfold_medium::Location;
 
 use super::Signals;
 use super::args;
+use super::catalog_fill;
+use super::destinations::Terminating;
 use super::domain::connection::StateFlag;
 use super::encryption::IdentityArgs;
 use super::exit::ExitStatus;
@@ -58,6 +61,9 @@ struct Listing<'a> {
     /// The ids of those that a person keeps.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pinned: Vec<Uuid>,
+    /// What the catalog knows of some beside what they say, by their ids.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    notes: BTreeMap<Uuid, Vec<String>>,
     /// How many are dated in the future.
     #[serde(skip_serializing_if = "Option::is_none")]
     future: Option<usize>,
@@ -71,25 +77,24 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
         let drive = args.wait.drive(address, args.state.path()?, &signals.stop);
         return tape::list_to(&drive, OutputFormat::from_flag(&args.json));
     }
+    args.identity.load()?;
+    let terminating = Terminating::default();
+    let mut destinations = terminating.one(&args.directory, &args.identity, Vec::new());
     if let (Some(path), true) = (args.directory.path(), args.remember) {
         let catalog = Catalog::open_existing(&args.state.path()?)?;
-        check(
-            &CheckedDirectory { path, medium: None, mounted: MountRequirement::SameAsFirstUse },
-            catalog.as_ref(),
-            &mount_point::of,
-        )?;
+        let directory = CheckedDirectory { path, medium: None, mounted: MountRequirement::SameAsFirstUse };
+        let found = check(&directory, catalog.as_ref(), &|_| destinations.mount(&args.directory))?;
+        destinations.expect_mounts(vec![found.map(|found| ExpectedMount::of(found, &directory))]);
     }
-    let located = inspect::list_located(&args.directory, &args.identity.load()?)?;
+    let listed = destinations.list(&args.directory)?;
     let style = OutputFormat::from_flag(&args.json);
     let noted = if args.remember {
-        Some(retention::fill_catalog(
-            (&args.directory, located.as_slice()),
-            &Catalog::open(&args.state.path()?)?,
-        )?)
+        let name = destinations.name(&args.directory)?;
+        Some(retention::fill_catalog(&name, &listed, &Catalog::open(&args.state.path()?)?)?)
     } else {
         None
     };
-    let archives: Vec<ArchiveSummary> = located.into_iter().map(|(_, glance)| glance).collect();
+    let archives: Vec<ArchiveSummary> = listed.into_iter().map(|listed| listed.summary).collect();
     let pins = pins(args)?;
     let mut text = text(&archives, &pins);
     let now = Timestamp::now();
@@ -106,9 +111,17 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
             noted.known, noted.unread
         );
     }
-    let ids = archives.iter().filter_map(|glance| glance.head.as_ref()).map(|head| head.archive);
-    let pinned = ids.filter(|id| pins.contains(id)).collect();
-    let listing = Listing { archives: &archives, pinned, future, remembered: noted };
+    let ids = || archives.iter().filter_map(|glance| glance.head.as_ref()).map(|head| head.archive);
+    let mut notes = catalog_fill::notes(&args.state)?;
+    notes.retain(|id, _| ids().any(|listed| listed == *id));
+    for glance in &archives {
+        let known = glance.head.as_ref().and_then(|head| notes.get(&head.archive));
+        for note in known.into_iter().flatten() {
+            text += &format!("\nnote: {}: {}", printable(&glance.archive), printable(note));
+        }
+    }
+    let pinned = ids().filter(|id| pins.contains(id)).collect();
+    let listing = Listing { archives: &archives, pinned, notes, future, remembered: noted };
     result(style, StdoutUse::Free, &listing, &text)?;
     Ok(ExitStatus::Done)
 }

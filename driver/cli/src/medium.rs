@@ -9,6 +9,7 @@ use virtfold_medium::process;
 
 use super::args;
 use super::domain::connection::StateFlag;
+use super::encryption::IdentityArgs;
 use super::exit::ExitStatus;
 use super::mount_check::ExpectedArgs;
 use super::signals::Signals;
@@ -25,6 +26,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     state: StateFlag,
     #[command(flatten)]
+    identity: IdentityArgs,
+    #[command(flatten)]
     expected: ExpectedArgs,
 }
 
@@ -32,7 +35,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
     signals.take_as_wishes()?;
     process::serve(|request| {
-        let mut media = LocalMedia::default();
+        let mut media = LocalMedia { identities: args.identity.load()?, ..LocalMedia::default() };
         if let Location::Tape(address) = &args.to {
             media.tape = args.tape.drive(address, args.state.path()?, &signals.stop)?;
         }

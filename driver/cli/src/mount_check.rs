@@ -53,19 +53,9 @@ impl MountArgs {
                     }
                 };
             let medium = self.medium.get(index).map(String::as_str).or(known.map(|(name, _)| name));
-            let found =
-                check(&CheckedDirectory { path, medium, mounted }, catalog, &|_| destinations.mount(place))?;
-            Ok(found.map(|mount| ExpectedMount {
-                mount_point: mount.point,
-                file_system: mount.file_system,
-                // Whoever says that something has to be mounted accepts any file system, now as later.
-                requirement: if mounted == MountRequirement::Required {
-                    mounted
-                } else {
-                    MountRequirement::SameAsFirstUse
-                },
-                medium: medium.map(ToOwned::to_owned),
-            }))
+            let directory = CheckedDirectory { path, medium, mounted };
+            let found = check(&directory, catalog, &|_| destinations.mount(place))?;
+            Ok(found.map(|found| ExpectedMount::of(found, &directory)))
         };
         destinations.locations().iter().enumerate().map(one).collect()
     }

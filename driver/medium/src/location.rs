@@ -291,6 +291,24 @@ impl fmt::Display for TapeAddress {
     }
 }
 
+/// A location from process to process, whatever its path holds.
+pub(crate) mod as_bytes {
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+    use super::{Location, OsString};
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(crate) fn serialize<S: Serializer>(location: &Location, to: S) -> Result<S::Ok, S::Error> {
+        location.argument().as_bytes().serialize(to)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Location, D::Error> {
+        let bytes = Vec::<u8>::deserialize(from)?;
+        Location::parse(&OsString::from_vec(bytes)).map_err(D::Error::custom)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::ffi::OsStrExt;

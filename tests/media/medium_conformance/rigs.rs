@@ -102,6 +102,7 @@ impl Rig for Apart {
         let processes = MediumProcesses {
             program: env!("CARGO_BIN_EXE_virtfold").into(),
             arguments: vec!["medium".into()],
+            environment: Vec::new(),
             terminating: self.leaving.clone(),
         };
         let cancel = Cancel::default();

@@ -4,16 +4,20 @@ use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
-use virtfold_base::error::Result;
+use serde::Serialize;
+use serde_json::Value;
+use virtfold_archive::crypt::Identities;
+use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_base::partial_file;
 use virtfold_catalog::destination_name;
-use virtfold_medium::process::{MediumReply, MediumRequest, ProbeReply};
+use virtfold_medium::process::{MediumReply, MediumRequest, ProbeReply, StoredArchive, WireError};
 use virtfold_medium::{
-    ArchiveLabel, FileMedium, Location, Medium, PartialArchive, PipeMedium, Resumed, TapeAddress,
-    mount_point, object,
+    self as medium, ArchiveLabel, FileMedium, Location, Medium, PartialArchive, PipeMedium, Resumed,
+    TapeAddress, mount_point, object,
 };
 
 use super::{Destination, MediumAccess};
+use crate::inspect;
 use crate::tape::TapeOptions;
 
 /// Touches media in this process.
@@ -21,6 +25,8 @@ use crate::tape::TapeOptions;
 pub struct LocalMedia {
     /// How tapes are used.
     pub tape: TapeOptions,
+    /// What opens encrypted archives.
+    pub identities: Identities,
 }
 
 impl MediumAccess for LocalMedia {
@@ -42,6 +48,22 @@ impl MediumAccess for LocalMedia {
                 }
                 MediumReply::Known(ProbeReply::Done)
             }
+            MediumRequest::List => {
+                let (location, identities) = (to.location.clone(), self.identities.clone());
+                MediumReply::Items(Box::new(move |take| {
+                    inspect::list(&location, &identities, &mut |listed| take(value(&listed)?))
+                }))
+            }
+            MediumRequest::Remove(archives) => MediumReply::Items(Box::new(move |take| {
+                let remove = |one: &StoredArchive| medium::remove(&one.location, one.bytes).err();
+                archives
+                    .iter()
+                    .map(remove)
+                    .try_for_each(|failed| take(value(&failed.as_ref().map(WireError::of))?))
+            })),
+            MediumRequest::Probe(host) => {
+                MediumReply::Known(ProbeReply::Usable(medium::probe(to.location, &host)?))
+            }
             MediumRequest::Look => {
                 let found = to.location.path().and_then(|directory| directory.metadata().ok());
                 MediumReply::Known(ProbeReply::Device(found.map(|found| found.dev())))
@@ -53,6 +75,13 @@ impl MediumAccess for LocalMedia {
             MediumRequest::Name => MediumReply::Known(ProbeReply::Name(destination_name(to.location)?)),
         })
     }
+}
+
+/// An item on its way.
+fn value(item: &impl Serialize) -> Result<Value> {
+    serde_json::to_value(item).map_err(|error| {
+        Error::new(ErrorKind::Internal, "what was found can't be passed on").with_source(error)
+    })
 }
 
 impl LocalMedia {

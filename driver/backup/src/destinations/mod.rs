@@ -1,4 +1,4 @@
-//! Where archives go: [`Destinations`] creates, resumes, reads back, discards and queries every medium, be it a
+//! Where archives go: [`Destinations`] creates, resumes, lists, removes and queries on every medium, be it a
 //! file, a pipe, an object or a tape.
 //!
 //! Who touches a medium is a [`MediumAccess`]: this process ([`LocalMedia`]), or a process for each medium
@@ -8,7 +8,7 @@
 //! Invariants: what a directory has to be mounted on ([`ExpectedMount`]) is checked by the process that touches
 //! it, right before it does. The archive is the same on every destination.
 //!
-//! Imports: `error`, `catalog`, `medium`, and of this crate `mount_check`, `tape`; `session`, `domain` and `resume`
+//! Imports: `error`, `catalog`, `medium`, and of this crate `inspect`, `mount_check`, `tape`; `session`, `domain` and `resume`
 //! import it.
 
 mod local;
@@ -21,15 +21,21 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde::de::DeserializeOwned;
 use virtfold_archive::stream::Cancel;
 use virtfold_base::error::{Error, ErrorKind, Result};
+use virtfold_catalog::Catalog;
 use virtfold_medium::mount_point::MountPoint;
-use virtfold_medium::process::{MediumReply, MediumRequest, ProbeReply};
+use virtfold_medium::process::{MediumReply, MediumRequest, ProbeReply, StoredArchive, WireError};
 use virtfold_medium::{ArchiveLabel, FanOut, Location, Medium, PartialArchive, Resumed};
 
 pub use self::local::LocalMedia;
 pub use self::processes::MediumProcesses;
+use crate::inspect::ListedArchive;
 use crate::mount_check::{CheckedDirectory, MountRequirement, still};
+
+/// Archives that one process removes: a request has an end.
+const REMOVED_AT_ONCE: usize = 32;
 
 /// A destination, as who touches it needs it.
 #[derive(Clone, Copy, Debug)]
@@ -65,6 +71,21 @@ pub struct ExpectedMount {
 }
 
 impl ExpectedMount {
+    /// What was found mounted at a directory when it was checked.
+    pub fn of(found: MountPoint, directory: &CheckedDirectory<'_>) -> Self {
+        let requirement = match directory.mounted {
+            // Whoever accepts any file system accepts another one later.
+            MountRequirement::Required => MountRequirement::Required,
+            _ => MountRequirement::SameAsFirstUse,
+        };
+        Self {
+            mount_point: found.point,
+            file_system: found.file_system,
+            requirement,
+            medium: directory.medium.map(ToOwned::to_owned),
+        }
+    }
+
     /// Makes sure that it is there.
     ///
     /// # Errors
@@ -102,6 +123,8 @@ pub struct Destinations<'a> {
     mounts: Vec<Option<ExpectedMount>>,
     /// Ends the run, and with it what is asked before and after the copy.
     cancel: Cancel,
+    /// Where the catalog is, which knows what other directories were mounted on.
+    state_dir: Option<PathBuf>,
 }
 
 impl fmt::Debug for Destinations<'_> {
@@ -114,7 +137,7 @@ impl<'a> Destinations<'a> {
     /// These locations, touched by `access`; `cancel` ends the run.
     pub fn new(locations: Vec<Location>, access: impl MediumAccess + 'a, cancel: &Cancel) -> Self {
         let mounts = vec![None; locations.len()];
-        Self { locations, access: Box::new(access), mounts, cancel: Arc::clone(cancel) }
+        Self { locations, access: Box::new(access), mounts, cancel: Arc::clone(cancel), state_dir: None }
     }
 
     /// These locations, touched by this process; tapes without a catalog.
@@ -140,6 +163,11 @@ impl<'a> Destinations<'a> {
     /// From here on each location has to be mounted as it was seen, in their order.
     pub fn expect_mounts(&mut self, mounts: Vec<Option<ExpectedMount>>) {
         self.mounts = mounts;
+    }
+
+    /// From here on the catalog says what a directory beside these locations has to be mounted on.
+    pub fn consult_catalog(&mut self, state_dir: &Path) {
+        self.state_dir = Some(state_dir.to_owned());
     }
 
     /// What a directory is on; `None` where it is not there.
@@ -238,17 +266,94 @@ impl<'a> Destinations<'a> {
         }
     }
 
+    /// All archives at a location, finished or not, in the order of their names.
+    ///
+    /// # Errors
+    /// It can't be read; the medium does not answer.
+    pub fn list(&self, location: &Location) -> Result<Vec<ListedArchive>> {
+        let mut all = Vec::new();
+        self.items(location, MediumRequest::List, &mut |item| {
+            all.push(item);
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    /// Removes archives of a location, in their order. `done` gets the number of each and what came of it.
+    ///
+    /// # Errors
+    /// The medium does not answer: of those that `done` did not get nobody knows.
+    pub fn remove(
+        &self,
+        location: &Location,
+        archives: &[StoredArchive],
+        done: &mut dyn FnMut(usize, Result<()>),
+    ) -> Result<()> {
+        let mut number = 0;
+        for some in archives.chunks(REMOVED_AT_ONCE) {
+            let request = MediumRequest::Remove(some.to_vec());
+            self.items(location, request, &mut |failure: Option<WireError>| {
+                done(number, failure.map_or(Ok(()), |failure| Err(failure.into_error())));
+                number += 1;
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Whether a location can be used, in words. `host` is what archives call this host.
+    ///
+    /// # Errors
+    /// It can't be used; the medium does not answer.
+    pub fn probe(&self, location: &Location, host: &str) -> Result<String> {
+        match self.ask(location, MediumRequest::Probe(host.to_owned()))? {
+            ProbeReply::Usable(how) => Ok(how),
+            _ => Err(unexpected(location)),
+        }
+    }
+
     /// Removes what a dead process has left and nobody resumes, wherever that is. The next upload to a bucket
     /// removes the parts of uploads that nobody finished.
     ///
     /// # Errors
-    /// The medium does not answer: what is there stays.
+    /// The medium does not answer, or is not mounted: what is there stays.
     pub fn discard(&self, left: &PartialArchive) -> Result<()> {
         let Some((temporary, _)) = &left.file else { return Ok(()) };
         let directory = Location::from(temporary.parent().unwrap_or(Path::new("/")));
         // Not the run's: a run that is told to end cleans up all the same.
         let cancel = Cancel::default();
-        self.open(&directory, MediumRequest::Discard(left.clone()), &cancel).map(drop)
+        let request = MediumRequest::Discard(left.clone());
+        if self.locations.contains(&directory) {
+            return self.open(&directory, request, &cancel).map(drop);
+        }
+        let mount = self.known_mount(&directory)?;
+        let destination = Destination { location: &directory, mount: mount.as_ref(), cancel: &cancel };
+        self.access.open(destination, request).map(drop)
+    }
+
+    /// What a directory that is none of these was mounted on when it was last used.
+    fn known_mount(&self, directory: &Location) -> Result<Option<ExpectedMount>> {
+        let (Some(state_dir), Some(path)) = (&self.state_dir, directory.path()) else { return Ok(None) };
+        let catalog = Catalog::open_existing(state_dir)?;
+        let known = catalog.map(|catalog| catalog.mount_of(path)).transpose()?.flatten();
+        let directory = CheckedDirectory { path, medium: None, mounted: MountRequirement::SameAsFirstUse };
+        Ok(known.map(|mount| ExpectedMount::of(mount, &directory)))
+    }
+
+    fn items<T: DeserializeOwned>(
+        &self,
+        location: &Location,
+        request: MediumRequest,
+        take: &mut dyn FnMut(T) -> Result<()>,
+    ) -> Result<()> {
+        let MediumReply::Items(items) = self.open(location, request, &self.cancel)? else {
+            return Err(unexpected(location));
+        };
+        items(&mut |item| {
+            let item =
+                serde_json::from_value(item).map_err(|error| unexpected(location).with_source(error))?;
+            take(item)
+        })
     }
 
     fn ask(&self, location: &Location, request: MediumRequest) -> Result<ProbeReply> {
@@ -333,6 +438,26 @@ mod tests {
         let tape: Location = "tape:/dev/null".parse().unwrap();
         let error = Destinations::local([tape]).create(&label("x.tar"), &Cancel::default()).err().unwrap();
         assert_ne!(error.kind(), ErrorKind::Internal, "{error}");
+    }
+
+    #[test]
+    fn what_was_left_where_nothing_is_mounted_now_is_not_taken_for_gone() {
+        use std::os::unix::fs::MetadataExt;
+        let (folder, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let temporary = folder.path().join(".x.tar.0000.partial");
+        std::fs::write(&temporary, "12345").unwrap();
+        let found = temporary.metadata().unwrap();
+        let identity = (found.dev(), found.ino());
+        let left = PartialArchive { file: Some((temporary.clone(), identity)), ..Default::default() };
+        let mut nowhere = Destinations::local([]);
+        nowhere.consult_catalog(state.path());
+        let elsewhere = MountPoint { point: "/elsewhere".into(), file_system: None };
+        Catalog::open(state.path()).unwrap().remember_mount(folder.path(), &elsewhere).unwrap();
+        assert_eq!(nowhere.discard(&left).unwrap_err().kind(), ErrorKind::NotFound);
+        assert!(temporary.exists());
+        // A location of the run is as the run has checked it.
+        Destinations::local([Location::from(folder.path())]).discard(&left).unwrap();
+        assert!(!temporary.exists());
     }
 
     #[test]

@@ -11,12 +11,14 @@ use virtfold_medium::process::{self, MediumReply, MediumRequest, ProcessDestinat
 use super::{Destination, ExpectedMount, MediumAccess};
 
 /// Starts a program for each request, which serves it by [`super::LocalMedia`].
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct MediumProcesses {
     /// The program.
     pub program: PathBuf,
     /// Its arguments before the destination.
     pub arguments: Vec<OsString>,
+    /// Variables beside its own environment: credentials of the medium.
+    pub environment: Vec<(String, String)>,
     /// Those that were dropped and have not ended yet.
     pub terminating: TerminatingProcesses,
 }
@@ -27,6 +29,7 @@ impl MediumAccess for MediumProcesses {
         // With `=`: a directory's name may begin with a hyphen.
         let mut location = OsString::from("--to=");
         location.push(to.location.argument());
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.args(&self.arguments).arg(location);
         command.args(to.mount.map(ExpectedMount::arguments).unwrap_or_default());
         let Destination { location, cancel, .. } = to;

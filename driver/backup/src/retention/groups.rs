@@ -142,7 +142,8 @@ mod tests {
             parent: None,
         };
         let location = std::path::PathBuf::from("/a").into();
-        SurveyedArchive { location, bytes: 1, facts: Some(facts), standing: Prunable::Yes, named: None }
+        let stored = virtfold_medium::process::StoredArchive { location, bytes: 1 };
+        SurveyedArchive { stored, name: None, facts: Some(facts), standing: Prunable::Yes, named: None }
     }
 
     #[test]

@@ -21,12 +21,13 @@ use super::policy::{KeepReason, KeepRules, Prunable, PruneCandidate, PruneDecisi
 use super::report::{GroupReport, PruneAction, PruneEntry, PruneFailure, PruneReport};
 use super::survey::{SurveyedArchive, file_name, look};
 use crate::RunMode;
+use crate::destinations::Destinations;
 use crate::session::file_label;
-use virtfold_archive::crypt::Identities;
 use virtfold_base::error::Result;
-use virtfold_catalog::{Catalog, DomainLock, Journal, Owner, copy_name, destination_name};
+use virtfold_catalog::{Catalog, DomainLock, Journal, Owner};
 use virtfold_hypervisor::DomainId;
-use virtfold_medium::{self as medium, Location};
+use virtfold_medium::Location;
+use virtfold_medium::process::StoredArchive;
 
 /// What is kept of a subject.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,12 +47,12 @@ pub type KeepPolicyOf<'a> = dyn Fn(&Owner) -> Result<KeepPolicy> + 'a;
 pub struct PruneRequest<'a> {
     /// Where.
     pub place: &'a Location,
+    /// Who touches that: a medium may hang, and the locks are here.
+    pub destinations: &'a Destinations<'a>,
     /// The host whose archives it is about.
     pub host: &'a HostIdentity,
     /// What is kept of which subject.
     pub wanted: &'a KeepPolicyOf<'a>,
-    /// What opens encrypted archives, should there be something.
-    pub identities: &'a Identities,
     /// The time.
     pub now: Timestamp,
     /// Whose days and weeks count.
@@ -104,13 +105,14 @@ pub fn prune(request: &PruneRequest<'_>, catalog: Option<&Catalog>) -> Result<Pr
     if let (true, Some(catalog)) = (apply, catalog) {
         note_gone(request, &survey.seen, catalog)?;
     }
+    let mut removal = Removal { place: request.place, destinations: request.destinations, unanswered: None };
     let mut subjects = Vec::new();
     for subject in survey.subjects {
         let failure = locks.failures.remove(&subject.key).or_else(|| subject.mixed.clone());
         let free = locks.has(&subject.key);
         let mut group = subject.group(failure);
         if apply && free {
-            let removed = remove(&subject, &mut group.archives);
+            let removed = removal.of(&subject, &mut group.archives);
             if let Some(Err(error)) = catalog.map(|catalog| catalog.gone(&removed, request.now)) {
                 not_noted.get_or_insert(PruneFailure::from(&error));
             }
@@ -130,13 +132,13 @@ pub fn prune(request: &PruneRequest<'_>, catalog: Option<&Catalog>) -> Result<Pr
 impl PruneRequest<'_> {
     /// Looks and decides.
     fn survey(&self, catalog: Option<&Catalog>) -> Result<DestinationSurvey> {
-        let mut found = look(self.place, &self.host.name, catalog, self.identities)?;
+        let mut found = look((self.destinations, self.place), &self.host.name, catalog)?;
         found.iter_mut().for_each(settle);
         let namesakes = self.host.of_namesakes(found.iter().filter_map(|found| found.facts.as_ref()));
         let mut survey = DestinationSurvey {
             subjects: Vec::new(),
             unknown: Vec::new(),
-            seen: found.iter().filter_map(|found| copy_name(&found.location).ok()).collect(),
+            seen: found.iter().filter_map(|found| found.name.clone()).collect(),
             other_hosts: 0,
             not_asked: 0,
         };
@@ -197,7 +199,7 @@ impl PruneRequest<'_> {
     /// Increments at other places that rest on archives here.
     fn elsewhere(&self, catalog: Option<&Catalog>) -> Result<Vec<(Uuid, Uuid)>> {
         let Some(catalog) = catalog else { return Ok(Vec::new()) };
-        let copies = catalog.resting_elsewhere(&destination_name(self.place)?)?;
+        let copies = catalog.resting_elsewhere(&self.destinations.name(self.place)?)?;
         Ok(copies.into_iter().filter_map(|copy| Some((copy.archive, copy.parent?))).collect())
     }
 
@@ -235,6 +237,29 @@ fn backup(found: &SurveyedArchive, pinned: &BTreeSet<Uuid>) -> PruneCandidate {
 }
 
 impl BackupGroup {
+    fn id(&self, index: usize) -> Option<Uuid> {
+        self.archives.get(index)?.found.facts.as_ref().map(|facts| facts.id)
+    }
+
+    /// What each of its increments rests on.
+    fn parents(&self) -> BTreeMap<Uuid, Uuid> {
+        let facts = self.archives.iter().filter_map(|decided| decided.found.facts.as_ref());
+        facts.filter_map(|facts| Some((facts.id, facts.parent?))).collect()
+    }
+
+    /// Which of its archives are to go, in the order in which they have to.
+    fn leaving(&self, parents: &BTreeMap<Uuid, Uuid>) -> Vec<usize> {
+        let goes =
+            |index: &usize| self.archives.get(*index).is_some_and(|d| d.verdict == PruneDecision::Remove);
+        let mut order: Vec<usize> = (0..self.archives.len()).filter(goes).collect();
+        // The archives stand newest first; those on which as many rest go oldest first.
+        order.reverse();
+        order.sort_by_key(|index| {
+            std::cmp::Reverse(self.id(*index).map_or(0, |id| ancestors(id, parents).len()))
+        });
+        order
+    }
+
     /// Where somebody keeps all of it, or it may be several things, all of it stays.
     fn whole(mut self) -> Self {
         let mixed = self.mixed.as_ref().map(|_| "its archives may belong to several groups".to_owned());
@@ -285,10 +310,10 @@ fn entry(found: &SurveyedArchive, verdict: &PruneDecision) -> PruneEntry {
         PruneDecision::Remove => (PruneAction::Remove, Vec::new()),
     };
     PruneEntry {
-        archive: found.location.to_string(),
-        file: file_name(&found.location),
+        archive: found.stored.location.to_string(),
+        file: file_name(&found.stored.location),
         created: created(found).map(|time| time.to_string()),
-        bytes: found.bytes,
+        bytes: found.stored.bytes,
         action,
         reasons,
         failure: None,
@@ -329,46 +354,66 @@ impl DomainLocks {
     }
 }
 
-/// Removes what is to go, increments first. Returns the catalog's names of what is gone.
-fn remove(subject: &BackupGroup, entries: &mut [PruneEntry]) -> Vec<String> {
-    let parents: BTreeMap<Uuid, Uuid> = subject
-        .archives
-        .iter()
-        .filter_map(|decided| decided.found.facts.as_ref())
-        .filter_map(|facts| Some((facts.id, facts.parent?)))
-        .collect();
-    let id = |index: &usize| subject.archives.get(*index)?.found.facts.as_ref().map(|facts| facts.id);
-    let goes =
-        |index: &usize| subject.archives.get(*index).is_some_and(|d| d.verdict == PruneDecision::Remove);
-    let mut order: Vec<usize> = (0..entries.len()).filter(goes).collect();
-    // The archives stand newest first; those on which as many rest go oldest first.
-    order.reverse();
-    order.sort_by_key(|index| std::cmp::Reverse(id(index).map_or(0, |id| ancestors(id, &parents).len())));
-    let mut needed: BTreeSet<Uuid> = BTreeSet::new();
-    let mut gone = Vec::new();
-    for index in order {
-        let (Some(decided), Some(entry)) = (subject.archives.get(index), entries.get_mut(index)) else {
-            continue;
-        };
-        let own = id(&index);
-        if own.is_some_and(|own| needed.contains(&own)) {
-            entry.action = PruneAction::Keep;
-            entry.reasons.push("an increment that depends on it could not be removed".to_owned());
-            continue;
-        }
-        let name = copy_name(&decided.found.location);
-        match medium::remove(&decided.found.location, decided.found.bytes) {
-            Ok(()) => {
-                entry.action = PruneAction::Removed;
-                gone.extend(name);
+/// Removes the archives of groups that are to go.
+struct Removal<'a> {
+    place: &'a Location,
+    destinations: &'a Destinations<'a>,
+    /// Why the medium is not asked any more.
+    unanswered: Option<PruneFailure>,
+}
+
+impl Removal<'_> {
+    /// Removes what is to go of a group, increments first. Returns the catalog's names of what is gone.
+    fn of(&mut self, group: &BackupGroup, entries: &mut [PruneEntry]) -> Vec<String> {
+        let parents = group.parents();
+        let depth = |index: &usize| group.id(*index).map_or(0, |id| ancestors(id, &parents).len());
+        let mut needed: BTreeSet<Uuid> = BTreeSet::new();
+        let mut gone = Vec::new();
+        // What rests on nothing goes together, an increment alone: what it rests on may have to stay.
+        for some in group.leaving(&parents).chunk_by(|one, next| depth(one) == 0 && depth(next) == 0) {
+            let (kept, leaving): (Vec<usize>, Vec<usize>) =
+                some.iter().partition(|index| group.id(**index).is_some_and(|id| needed.contains(&id)));
+            for index in kept {
+                let Some(entry) = entries.get_mut(index) else { continue };
+                entry.action = PruneAction::Keep;
+                entry.reasons.push("an increment that depends on it could not be removed".to_owned());
             }
-            Err(error) => {
-                entry.failure = Some(PruneFailure::from(&error));
-                needed.extend(own.map(|own| ancestors(own, &parents)).into_iter().flatten());
+            let failures = self.remove(group, &leaving);
+            for (index, failure) in leaving.into_iter().zip(failures) {
+                let (Some(decided), Some(entry)) = (group.archives.get(index), entries.get_mut(index)) else {
+                    continue;
+                };
+                match failure {
+                    None => {
+                        entry.action = PruneAction::Removed;
+                        gone.extend(decided.found.name.clone());
+                    }
+                    Some(failure) => {
+                        entry.failure = Some(failure);
+                        needed.extend(
+                            group.id(index).map(|own| ancestors(own, &parents)).into_iter().flatten(),
+                        );
+                    }
+                }
             }
         }
+        gone
     }
-    gone
+
+    /// Removes some archives of a group; why one is not gone. A medium that does not answer is not asked again.
+    fn remove(&mut self, group: &BackupGroup, which: &[usize]) -> Vec<Option<PruneFailure>> {
+        let stored = which.iter().filter_map(|index| group.archives.get(*index));
+        let stored: Vec<StoredArchive> = stored.map(|decided| decided.found.stored.clone()).collect();
+        let mut failures = Vec::with_capacity(stored.len());
+        if self.unanswered.is_none() && !stored.is_empty() {
+            let asked = self.destinations.remove(self.place, &stored, &mut |_, done| {
+                failures.push(done.as_ref().err().map(PruneFailure::from));
+            });
+            self.unanswered = asked.err().as_ref().map(PruneFailure::from);
+        }
+        failures.resize(stored.len(), self.unanswered.clone());
+        failures
+    }
 }
 
 /// What an archive rests on, all the way down. Heads may form a circle.
@@ -386,7 +431,7 @@ fn ancestors(id: Uuid, parents: &BTreeMap<Uuid, Uuid>) -> BTreeSet<Uuid> {
 
 /// Notes that those of this host's copies are gone that are not at the place any more.
 fn note_gone(request: &PruneRequest<'_>, seen: &BTreeSet<String>, catalog: &Catalog) -> Result<()> {
-    let known = catalog.copies_at(&destination_name(request.place)?)?.into_iter();
+    let known = catalog.copies_at(&request.destinations.name(request.place)?)?.into_iter();
     let gone = known.filter(|copy| copy.host == request.host.name && !seen.contains(&copy.name));
     let gone: Vec<String> = gone.map(|copy| copy.name).collect();
     if gone.is_empty() { Ok(()) } else { catalog.gone(&gone, request.now) }
@@ -413,8 +458,8 @@ mod tests {
                 parent: parent.map(Uuid::from_u128),
             };
             let found = SurveyedArchive {
-                location: path.into(),
-                bytes,
+                name: Some(path.display().to_string()),
+                stored: StoredArchive { location: path.into(), bytes },
                 facts: Some(facts),
                 standing: Prunable::Yes,
                 named: None,
@@ -426,7 +471,10 @@ mod tests {
         let key = GroupKey::of(&owner, &virtfold_catalog::Source::default());
         let subject = BackupGroup { key, owner: owner.clone(), mixed: None, kept_whole: None, archives };
         let mut entries = subject.group(None).archives;
-        let gone = remove(&subject, &mut entries);
+        let place = Location::from(folder.path());
+        let destinations = Destinations::local([place.clone()]);
+        let mut removal = Removal { place: &place, destinations: &destinations, unanswered: None };
+        let gone = removal.of(&subject, &mut entries);
         assert_eq!(gone.len(), 1);
         let actions: Vec<PruneAction> = entries.iter().map(|entry| entry.action).collect();
         assert_eq!(actions, [PruneAction::Removed, PruneAction::Remove, PruneAction::Keep]);
@@ -434,6 +482,48 @@ mod tests {
         assert!(failure.sentence.contains(&entries[1].archive), "{}", failure.sentence);
         let there: Vec<bool> = ["1", "2", "3"].iter().map(|name| folder.path().join(name).exists()).collect();
         assert_eq!(there, [true, true, false]);
+    }
+
+    /// A medium that has answered no more.
+    struct Silent(std::cell::Cell<u32>);
+
+    impl crate::destinations::MediumAccess for &Silent {
+        fn open(
+            &self,
+            to: crate::destinations::Destination<'_>,
+            _: virtfold_medium::process::MediumRequest,
+        ) -> Result<virtfold_medium::process::MediumReply> {
+            self.0.set(self.0.get() + 1);
+            let what = format!("'{}' does not answer", to.location);
+            Err(virtfold_base::error::Error::new(virtfold_base::error::ErrorKind::Io, what))
+        }
+    }
+
+    /// Each question takes minutes then, and the locks of domains are held meanwhile.
+    #[test]
+    fn a_medium_that_does_not_answer_is_asked_once() {
+        let place = Location::from(std::path::Path::new("/nowhere"));
+        let silent = Silent(std::cell::Cell::new(0));
+        let destinations = Destinations::new(vec![place.clone()], &silent, &Default::default());
+        let mut removal = Removal { place: &place, destinations: &destinations, unanswered: None };
+        let owner = Owner { uuid: None, name: "web".to_owned(), images: true };
+        for id in 1..3 {
+            let found = SurveyedArchive {
+                name: None,
+                stored: StoredArchive { location: place.clone(), bytes: id },
+                facts: None,
+                standing: Prunable::Yes,
+                named: None,
+            };
+            let archives = vec![DecidedArchive { found, verdict: PruneDecision::Remove }];
+            let key = GroupKey::of(&owner, &virtfold_catalog::Source::default());
+            let group = BackupGroup { key, owner: owner.clone(), mixed: None, kept_whole: None, archives };
+            let mut entries = group.group(None).archives;
+            assert!(removal.of(&group, &mut entries).is_empty());
+            let failure = entries[0].failure.as_ref().unwrap();
+            assert!(failure.sentence.contains("does not answer"), "{}", failure.sentence);
+        }
+        assert_eq!(silent.0.get(), 1);
     }
 
     #[test]

@@ -8,8 +8,8 @@ use uuid::Uuid;
 
 use super::*;
 use crate::RunMode;
+use crate::destinations::{Destinations, LocalMedia};
 use crate::folded_disk::DiskSet;
-use crate::inspect;
 use virtfold_archive::crypt::{Envelope, Identities, Recipients};
 use virtfold_archive::layout::BackupKind;
 use virtfold_archive::manifest::{BackupSubject, CompressionNote, Manifest, Parent, VERSION};
@@ -92,6 +92,11 @@ impl World {
         Identities::load(&[path]).unwrap()
     }
 
+    fn destinations(&self, identities: &Identities) -> Destinations<'static> {
+        let media = LocalMedia { identities: identities.clone(), ..LocalMedia::default() };
+        Destinations::new(vec![Location::Path(self.place())], media, &Cancel::default())
+    }
+
     /// Keeps the newest `last`, with what the hosts are asked for.
     fn prune(&self, last: u32, mode: RunMode) -> PruneReport {
         self.prune_with(last, mode, &Identities::default())
@@ -117,11 +122,12 @@ impl World {
         let wanted = |owner: &Owner| -> Result<KeepPolicy> {
             Ok(if owner.name == "web" { keep.clone() } else { KeepPolicy::NotSelected })
         };
+        let place = Location::Path(self.place());
         let request = PruneRequest {
-            place: &Location::Path(self.place()),
+            place: &place,
+            destinations: &self.destinations(identities),
             host: &HostIdentity { name: "h1".to_owned(), id: id.map(|id| id.repeat(16)) },
             wanted: &wanted,
-            identities,
             now: NOW.parse().unwrap(),
             zone: &TimeZone::UTC,
             mode,
@@ -131,9 +137,9 @@ impl World {
     }
 
     fn remember(&self, identities: &Identities) -> CatalogFillReport {
-        let place = Location::Path(self.place());
-        let listed = inspect::list_located(&place, identities).unwrap();
-        fill_catalog((&place, listed.as_slice()), &self.catalog).unwrap()
+        let (place, destinations) = (Location::Path(self.place()), self.destinations(identities));
+        let (place, listed) = (destinations.name(&place).unwrap(), destinations.list(&place).unwrap());
+        fill_catalog(&place, &listed, &self.catalog).unwrap()
     }
 }
 

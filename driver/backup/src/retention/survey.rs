@@ -13,12 +13,12 @@ use uuid::Uuid;
 
 use super::policy::Prunable;
 use crate::destinations::Destinations;
-use crate::inspect::{self, ArchiveStatus, ArchiveSummary};
+use crate::inspect::{ArchiveStatus, ArchiveSummary, ListedArchive};
 use crate::session::BackupReport;
-use virtfold_archive::crypt::Identities;
 use virtfold_archive::manifest::{BackupSubject, Manifest};
 use virtfold_base::error::{Error, ErrorKind, OrInternal, Result};
-use virtfold_catalog::{BackupCopy, Catalog, Owner, Source, copy_name, destination_name};
+use virtfold_catalog::{BackupCopy, Catalog, Owner, Source};
+use virtfold_medium::process::StoredArchive;
 use virtfold_medium::{Location, TapeAddress, TapeArchive};
 
 /// How a time is written in an archive's name.
@@ -27,8 +27,9 @@ const STAMP: &str = "%Y%m%dT%H%M%SZ";
 /// An archive at a place.
 #[derive(Clone, Debug)]
 pub(super) struct SurveyedArchive {
-    pub(super) location: Location,
-    pub(super) bytes: u64,
+    pub(super) stored: StoredArchive,
+    /// Its name in the catalog; nothing where the catalog can't hold it.
+    pub(super) name: Option<String>,
     /// What it is of, as far as that is known.
     pub(super) facts: Option<ArchiveFacts>,
     pub(super) standing: Prunable,
@@ -112,19 +113,17 @@ fn facts(head: &Manifest) -> Result<ArchiveFacts> {
     })
 }
 
-/// Looks at all archives at `place` that this host may have made. The catalog, where there is one, says what
+/// Surveys all archives at `place` that this host may have made. The catalog, where there is one, says what
 /// encrypted heads can't.
 ///
 /// # Errors
-/// The place or the catalog can't be read.
+/// The destination or the catalog can't be read.
 pub(super) fn look(
-    place: &Location,
+    (destinations, place): (&Destinations<'_>, &Location),
     host: &str,
     catalog: Option<&Catalog>,
-    identities: &Identities,
 ) -> Result<Vec<SurveyedArchive>> {
-    let listed = inspect::list_located(&narrowed(place, host), identities)?;
-    listed.into_iter().map(|(location, glance)| found(location, &glance, catalog)).collect()
+    destinations.list(&narrowed(place, host))?.into_iter().map(|listed| found(listed, catalog)).collect()
 }
 
 /// In an object store each host has its own folder, and nobody else's has to be read.
@@ -135,13 +134,13 @@ fn narrowed(place: &Location, host: &str) -> Location {
     }
 }
 
-fn found(location: Location, glance: &ArchiveSummary, catalog: Option<&Catalog>) -> Result<SurveyedArchive> {
-    let named = named(&file_name(&location));
-    let bytes = glance.bytes;
+fn found(listed: ListedArchive, catalog: Option<&Catalog>) -> Result<SurveyedArchive> {
+    let glance = &listed.summary;
+    let named = named(&file_name(&listed.stored.location));
     let (facts, standing) = match (&glance.head, glance.status) {
         (Some(head), ArchiveStatus::Complete) => (Some(facts(head)?), Prunable::Yes),
         (Some(head), _) => (facts(head).ok(), Prunable::No(words(glance))),
-        (None, ArchiveStatus::Encrypted) => match known(&location, bytes, catalog)? {
+        (None, ArchiveStatus::Encrypted) => match known(&listed, catalog)? {
             Some(facts) => (Some(facts), Prunable::Yes),
             None => {
                 let why = "encrypted, and not in the catalog: use --identity, or record it with 'virtfold list --remember'";
@@ -153,24 +152,21 @@ fn found(location: Location, glance: &ArchiveSummary, catalog: Option<&Catalog>)
         (None, _) => (None, Prunable::Unreadable(words(glance))),
     };
     let standing = match (&facts, standing) {
-        (Some(facts), Prunable::Yes) => name_fits(&location, facts, named.as_ref()),
+        (Some(facts), Prunable::Yes) => name_fits(&listed, facts, named.as_ref()),
         (_, standing) => standing,
     };
-    Ok(SurveyedArchive { location, bytes, facts, standing, named })
+    let ListedArchive { stored, name, .. } = listed;
+    Ok(SurveyedArchive { stored, name, facts, standing, named })
 }
 
 /// A whole archive is ours to remove under the name that it was given, and as the file itself.
-fn name_fits(location: &Location, facts: &ArchiveFacts, named: Option<&ParsedName>) -> Prunable {
+fn name_fits(listed: &ListedArchive, facts: &ArchiveFacts, named: Option<&ParsedName>) -> Prunable {
     let id = facts.id.simple().to_string();
     let fits = named.is_some_and(|named| id.starts_with(&named.id) && named.created == facts.created);
     if !fits {
         return Prunable::No("renamed".to_owned());
     }
-    let is_file = |path: &std::path::Path| path.symlink_metadata().is_ok_and(|found| found.is_file());
-    match location.path() {
-        Some(path) if !is_file(path) => Prunable::No("not a regular file".to_owned()),
-        _ => Prunable::Yes,
-    }
+    if listed.is_regular { Prunable::Yes } else { Prunable::No("not a regular file".to_owned()) }
 }
 
 fn words(glance: &ArchiveSummary) -> String {
@@ -191,10 +187,9 @@ fn is_same(copy: &BackupCopy, bytes: u64) -> bool {
 }
 
 /// What the catalog knows of an archive that can't be opened.
-fn known(location: &Location, bytes: u64, catalog: Option<&Catalog>) -> Result<Option<ArchiveFacts>> {
-    let Some(catalog) = catalog else { return Ok(None) };
-    let Ok(name) = copy_name(location) else { return Ok(None) };
-    let copy = catalog.copy(&name)?.filter(|copy| is_same(copy, bytes));
+fn known(listed: &ListedArchive, catalog: Option<&Catalog>) -> Result<Option<ArchiveFacts>> {
+    let (Some(catalog), Some(name)) = (catalog, &listed.name) else { return Ok(None) };
+    let copy = catalog.copy(name)?.filter(|copy| is_same(copy, listed.stored.bytes));
     Ok(copy.map(|copy| ArchiveFacts {
         id: copy.archive,
         owner: copy.owner,
@@ -216,23 +211,19 @@ pub struct CatalogFillReport {
 
 /// Notes the whole archives of a place in the catalog, of whatever host, as far as their heads can be read;
 /// and that those are gone which are not there.
-/// `listed` is all that is there.
+/// `listed` is all that is there, `place` what the catalog calls it.
 ///
 /// # Errors
 /// A name is none that the catalog can hold; the catalog can't be read or written.
-pub fn fill_catalog(
-    (place, listed): (&Location, &[(Location, ArchiveSummary)]),
-    catalog: &Catalog,
-) -> Result<CatalogFillReport> {
-    let place = destination_name(place)?;
+pub fn fill_catalog(place: &str, listed: &[ListedArchive], catalog: &Catalog) -> Result<CatalogFillReport> {
     let mut copies = Vec::new();
     let mut unread = 0;
     let mut seen = Vec::new();
-    for (location, glance) in listed {
-        let name = copy_name(location)?;
+    for ListedArchive { stored, name, summary: glance, .. } in listed {
+        let name = name.clone().ok_or_else(|| no_name(&stored.location))?;
         seen.push(name.clone());
         match (&glance.head, glance.status) {
-            (Some(head), ArchiveStatus::Complete) => copies.push(copy(facts(head)?, (name, &place), glance)),
+            (Some(head), ArchiveStatus::Complete) => copies.push(copy(facts(head)?, (name, place), glance)),
             (_, ArchiveStatus::Encrypted) => {
                 match catalog.copy(&name)?.filter(|copy| is_same(copy, glance.bytes)) {
                     Some(copy) => copies.push(copy),
@@ -242,12 +233,17 @@ pub fn fill_catalog(
             _ => {}
         }
     }
-    let known = catalog.copies_at(&place)?;
+    let known = catalog.copies_at(place)?;
     let gone =
         known.into_iter().map(|copy| copy.name).filter(|name| !seen.contains(name)).collect::<Vec<_>>();
     catalog.remember(&copies)?;
     catalog.gone(&gone, Timestamp::now())?;
     Ok(CatalogFillReport { known: copies.len(), unread })
+}
+
+fn no_name(location: &Location) -> Error {
+    let message = format!("'{location}' is not UTF-8, and the catalog can't hold it");
+    Error::new(ErrorKind::Usage, message).with_hint("rename the directory")
 }
 
 fn copy(facts: ArchiveFacts, (name, place): (String, &str), glance: &ArchiveSummary) -> BackupCopy {

@@ -5,7 +5,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use virtfold_backup::host_identity;
@@ -14,18 +14,19 @@ use virtfold_base::error::{Error, ErrorKind, IoContext, sentence};
 use virtfold_base::partial_file;
 use virtfold_catalog::Catalog;
 use virtfold_config::{Config, Medium, NamedGuest};
-use virtfold_medium::{Location, probe};
+use virtfold_medium::Location;
 use virtfold_service::event_bridge::describe;
 use virtfold_service::job_spec::{GuestFacts, JobSpec};
 use virtfold_service::settings::settings;
 
 use crate::control::text::{columns, time};
+use crate::destinations::{Terminating, environment};
 use crate::domain::connection::{ConnectFlag, StateFlag};
-use crate::exit::{self, ExitStatus};
+use crate::encryption::IdentityArgs;
+use crate::exit::ExitStatus;
 use crate::mount_check;
 use crate::output::{line, say};
 use crate::report::printable;
-use crate::subprocess;
 
 /// How many runs of each job are told.
 const RUNS: usize = 3;
@@ -39,8 +40,6 @@ pub(super) struct HostCheck<'a> {
     pub(super) connect: &'a ConnectFlag,
     /// Where the catalog is, which knows what was mounted where.
     pub(super) state: &'a StateFlag,
-    /// One medium alone, whose variables are in this process's environment.
-    pub(super) medium: Option<&'a str>,
 }
 
 /// What was found wrong: what, and the first kind of it.
@@ -65,9 +64,6 @@ impl HostCheckFailure {
 impl HostCheck<'_> {
     /// Tries it all and says how it stands.
     pub(super) fn run(&self) -> Result<ExitStatus> {
-        if let Some(name) = self.medium {
-            return self.one_medium(name);
-        }
         let mut wrong = HostCheckFailure::default();
         self.media(&mut wrong)?;
         let guests = self.guests(&mut wrong)?;
@@ -88,14 +84,9 @@ impl HostCheck<'_> {
 
     fn media(&self, wrong: &mut HostCheckFailure) -> Result<()> {
         let mut rows = Vec::new();
-        let catalog = self.catalog()?;
+        let (catalog, terminating) = (self.catalog()?, Terminating::default());
         for (name, medium) in &self.config.media {
-            let tried =
-                match (is_mounted((name.as_str(), medium), catalog.as_ref()), &medium.environment_file) {
-                    (Err(error), _) => Err(error),
-                    (Ok(()), Some(_)) => self.apart(name.as_str(), medium),
-                    (Ok(()), None) => try_medium(medium),
-                };
+            let tried = try_medium((name.as_str(), medium), &terminating, catalog.as_ref());
             rows.push(vec![name.to_string(), printable(medium.to.as_str()), wrong.take(tried)]);
         }
         section("media", &rows)
@@ -108,29 +99,6 @@ impl HostCheck<'_> {
             Err(error) if error.kind() == ErrorKind::Denied => Ok(None),
             catalog => catalog,
         }
-    }
-
-    fn one_medium(&self, name: &str) -> Result<ExitStatus> {
-        let medium = self.config.media.iter().find(|(known, _)| known.as_str() == name);
-        let (_, medium) = medium.with_context(|| format!("unknown medium '{name}'"))?;
-        line(&try_medium(medium)?)?;
-        Ok(ExitStatus::Done)
-    }
-
-    /// This program again, with the medium's variables.
-    fn apart(&self, name: &str, medium: &Medium) -> Result<String, Error> {
-        let done = subprocess::with_variables_of((name, medium), &[])?;
-        if done.status.success() {
-            return Ok(String::from_utf8_lossy(&done.stdout).trim().to_owned());
-        }
-        let said = String::from_utf8_lossy(&done.stderr);
-        let word = |start: &str| said.lines().find_map(|line| line.strip_prefix(start)).map(str::to_owned);
-        let kind = done.status.code().map_or(ErrorKind::Internal, exit::kind);
-        let error = Error::new(kind, word("virtfold: ").unwrap_or_else(|| "it printed nothing".to_owned()));
-        Err(match word("hint: ") {
-            Some(hint) => error.with_hint(hint),
-            None => error,
-        })
     }
 
     /// All domains of this host; `None` where libvirt does not say them.
@@ -211,16 +179,21 @@ impl HostCheck<'_> {
     }
 }
 
-/// Whether the file system is there that a directory is to be on, as a backup looks.
-fn is_mounted((name, medium): (&str, &Medium), catalog: Option<&Catalog>) -> Result<(), Error> {
-    let place: Location = medium.to.as_str().parse()?;
-    let Some(path) = place.path() else { return Ok(()) };
-    agrees(&CheckedDirectory { path, medium: Some(name), mounted: mount_check::requirement(medium) }, catalog)
-}
-
-fn try_medium(medium: &Medium) -> Result<String, Error> {
-    let place: Location = medium.to.as_str().parse()?;
-    probe(&place, &host_identity::name()?)
+/// Whether a medium can be used, and a directory is on the file system that it has to be on, as a backup looks.
+/// It may hang: another process tries it.
+fn try_medium(
+    (name, medium): (&str, &Medium),
+    terminating: &Terminating,
+    catalog: Option<&Catalog>,
+) -> Result<String, Error> {
+    let location: Location = medium.to.as_str().parse()?;
+    let destinations = terminating.one(&location, &IdentityArgs::default(), environment(medium)?);
+    if let Some(path) = location.path() {
+        let directory =
+            CheckedDirectory { path, medium: Some(name), mounted: mount_check::requirement(medium) };
+        agrees(&directory, catalog, &|_| destinations.mount(&location))?;
+    }
+    destinations.probe(&location, &host_identity::name()?)
 }
 
 fn not_a_program(path: &Path) -> Option<Error> {

@@ -50,9 +50,6 @@ Examples:
         /// next. Leaves nothing anywhere and moves no tape
         #[arg(long)]
         host: bool,
-        /// One medium alone; its variables are in the environment
-        #[arg(long, hide = true, value_name = "NAME", requires = "host")]
-        medium: Option<String>,
         #[command(flatten)]
         connect: ConnectFlag,
         #[command(flatten)]
@@ -117,11 +114,8 @@ fn unusable(error: ConfigError) -> Error {
 /// Runs the verb.
 pub(crate) fn run(args: &Args) -> Result<ExitStatus> {
     match &args.what {
-        ConfigCommand::Check { config, host, medium, connect, state } => {
+        ConfigCommand::Check { config, host, connect, state } => {
             let read = config.load()?;
-            if medium.is_some() {
-                return HostCheck { config: &read, connect, state, medium: medium.as_deref() }.run();
-            }
             // What holds credentials is read when it is needed; here is the time to say that it can't be.
             for medium in read.media.values() {
                 medium.environment().map_err(unusable)?;
@@ -131,7 +125,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitStatus> {
                 None => line("no configuration: all values are the defaults")?,
             }
             if *host {
-                return HostCheck { config: &read, connect, state, medium: None }.run();
+                return HostCheck { config: &read, connect, state }.run();
             }
             for advice in read.advice(None) {
                 say(&format!("virtfold: warning: {}", printable(&advice.to_string())));

@@ -67,7 +67,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitStatus> {
     if mode == RunMode::Apply {
         let terminating = Terminating::default();
         // Nobody goes on with an archive whose guest is home.
-        discard_records(&host, &state, &terminating.anywhere())?;
+        discard_records(&host, &state, &terminating.anywhere(&state))?;
     }
     result(OutputFormat::from_flag(&args.json), StdoutUse::Free, &report, &text(&report))?;
     Ok(outcome(&report))

@@ -6,17 +6,14 @@
 use std::collections::BTreeSet;
 
 use anyhow::Result;
-use virtfold_backup::mount_check::CheckedDirectory;
 use virtfold_backup::retention::{KeepPolicy, KeepRules, PruneFailure};
 use virtfold_base::error::{Error, ErrorKind};
 use virtfold_catalog::Owner;
 use virtfold_config::{Config, Job, Medium, MediumKind};
-use virtfold_medium::Location;
 use virtfold_service::planner::is_ahead;
 
-use super::{FailedDestination, PruneContext, Report, Tape, TapeVolume, count};
-use crate::report::OutputFormat;
-use crate::subprocess;
+use super::{FailedDestination, PruneContext, Report, Tape, TapeVolume, Target, count};
+use crate::destinations::environment;
 
 /// Prunes the media of the jobs that are asked for.
 pub(super) fn prune(ground: &PruneContext<'_>, config: &Config) -> Result<Report> {
@@ -26,8 +23,7 @@ pub(super) fn prune(ground: &PruneContext<'_>, config: &Config) -> Result<Report
         let name = name.as_str();
         let is_of = |job: &&str| config.jobs.iter().any(|(n, j)| n.as_str() == *job && goes_to(j, name));
         let jobs: Vec<&str> = asked.iter().copied().filter(is_of).collect();
-        let wanted = ground.args.medium.as_deref().is_none_or(|only| only == name);
-        if jobs.is_empty() || !wanted {
+        if jobs.is_empty() {
             continue;
         }
         if let Err(error) = ground.medium((config, &jobs), (name, medium), &mut report) {
@@ -88,20 +84,14 @@ impl PruneContext<'_> {
             report.tapes.push(self.tape(medium)?);
             return Ok(());
         }
-        // Credentials are a process's environment: a medium with a file of its own has a process of its own.
-        if medium.environment_file.is_some() && self.args.medium.is_none() {
-            return self.apart((name, medium), report);
-        }
-        let place: Location = medium.to.as_str().parse()?;
-        if let Some(path) = place.path() {
-            self.mounted(&CheckedDirectory {
-                path,
-                medium: Some(name),
-                mounted: crate::mount_check::requirement(medium),
-            })?;
-        }
+        let target = Target {
+            place: &medium.to.as_str().parse()?,
+            medium: Some(name),
+            mounted: crate::mount_check::requirement(medium),
+            environment: environment(medium)?,
+        };
         let wanted = |owner: &Owner| self.kept((config, jobs), name, owner);
-        report.places.push(self.prune(&place, &wanted)?);
+        report.places.push(self.prune(&target, &wanted)?);
         Ok(())
     }
 
@@ -152,25 +142,6 @@ impl PruneContext<'_> {
         Ok(if known == Some(true) { JobMembership::Yes } else { JobMembership::Maybe })
     }
 
-    /// This program again, with the medium's variables.
-    fn apart(&self, (name, medium): (&str, &Medium), report: &mut Report) -> Result<(), Error> {
-        let more: &[&str] =
-            if OutputFormat::from_flag(&self.args.json) == OutputFormat::Text { &["--json"] } else { &[] };
-        let done = subprocess::with_variables_of((name, medium), more)?;
-        let told = String::from_utf8_lossy(&done.stdout);
-        let Some(line) = told.lines().last() else {
-            let said = String::from_utf8_lossy(&done.stderr);
-            let said = said.lines().next().unwrap_or("it printed nothing").trim_start_matches("virtfold: ");
-            return Err(Error::new(ErrorKind::Io, said.to_owned()));
-        };
-        let theirs: Report = serde_json::from_str(line).map_err(|error| {
-            Error::new(ErrorKind::Internal, "its process gave an unexpected answer").with_source(error)
-        })?;
-        report.places.extend(theirs.places);
-        report.failed.extend(theirs.failed);
-        Ok(())
-    }
-
     fn tape(&self, medium: &Medium) -> Result<Tape, Error> {
         let known = self.catalog.as_ref().map(virtfold_catalog::Catalog::volumes).transpose()?;
         let retain = medium.retain.map(virtfold_config::Interval::get);
@@ -219,13 +190,13 @@ mod tests {
     use clap::Parser;
     use jiff::Timestamp;
     use jiff::tz::TimeZone;
-    use virtfold_archive::crypt::Identities;
     use virtfold_backup::RunMode;
     use virtfold_backup::retention::HostIdentity;
     use virtfold_catalog::{BackupCopy, Catalog};
 
     use super::super::Args;
     use super::*;
+    use crate::destinations::Terminating;
 
     const JOBS: &str = "
 version: 1
@@ -271,7 +242,7 @@ jobs:
         let ground = PruneContext {
             catalog: Some(catalog),
             host: HostIdentity { name: "h".to_owned(), id: None },
-            identities: Identities::default(),
+            terminating: Terminating::default(),
             now: Timestamp::UNIX_EPOCH,
             zone: TimeZone::UTC,
             mode: RunMode::DryRun,

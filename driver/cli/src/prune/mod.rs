@@ -3,12 +3,14 @@
 mod jobs;
 mod text;
 
+use std::path::Path;
+
 use anyhow::Result;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use serde::{Deserialize, Serialize};
-use virtfold_archive::crypt::Identities;
+use serde::Serialize;
 use virtfold_backup::RunMode;
+use virtfold_backup::destinations::ExpectedMount;
 use virtfold_backup::host_identity;
 use virtfold_backup::mount_check::{self, CheckedDirectory, MountRequirement};
 use virtfold_backup::retention::{
@@ -17,10 +19,11 @@ use virtfold_backup::retention::{
 use virtfold_base::error::{Error, ErrorKind};
 use virtfold_catalog::{Catalog, Owner};
 use virtfold_config::Count;
-use virtfold_medium::{Location, mount_point};
+use virtfold_medium::Location;
 
 use super::args;
 use super::config::ConfigFlag;
+use super::destinations::Terminating;
 use super::domain::connection::StateFlag;
 use super::encryption::IdentityArgs;
 use super::exit::ExitStatus;
@@ -61,9 +64,6 @@ pub(crate) struct Args {
     moved: bool,
     #[command(flatten)]
     keep: KeepArgs,
-    /// Only this medium of the configuration
-    #[arg(long, value_name = "MEDIUM", hide = true, conflicts_with = "place")]
-    medium: Option<String>,
     #[command(flatten)]
     identity: IdentityArgs,
     #[command(flatten)]
@@ -101,7 +101,7 @@ struct KeepArgs {
 }
 
 /// What came of it everywhere.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize)]
 struct Report {
     /// Whether nothing was removed because that was asked for.
     dry_run: bool,
@@ -113,21 +113,21 @@ struct Report {
 }
 
 /// A place that could not be looked at.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize)]
 struct FailedDestination {
     place: String,
     failure: retention::PruneFailure,
 }
 
 /// The volumes that archives of a drive may be on.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize)]
 struct Tape {
     place: String,
     volumes: Vec<TapeVolume>,
 }
 
 /// A volume and how long it is kept.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize)]
 struct TapeVolume {
     label: String,
     pool: String,
@@ -147,20 +147,33 @@ struct TapeVolume {
 struct PruneContext<'a> {
     catalog: Option<Catalog>,
     host: HostIdentity,
-    identities: Identities,
+    terminating: Terminating,
     now: Timestamp,
     zone: TimeZone,
     mode: RunMode,
     args: &'a Args,
 }
 
+/// A destination to prune.
+struct Target<'a> {
+    place: &'a Location,
+    /// What the configuration calls it.
+    medium: Option<&'a str>,
+    /// What has to be mounted there.
+    mounted: MountRequirement,
+    /// Its variables.
+    environment: Vec<(String, String)>,
+}
+
 /// Runs the verb.
 pub(crate) fn run(args: &Args) -> Result<ExitStatus> {
     let state = args.state.path()?;
+    // What is wrong with them is wrong with all destinations.
+    args.identity.load()?;
     let ground = PruneContext {
         catalog: Catalog::open_existing(&state)?,
         host: HostIdentity { name: host_identity::name()?, id: host_identity::id()? },
-        identities: args.identity.load()?,
+        terminating: Terminating::default(),
         now: Timestamp::now(),
         zone: TimeZone::system(),
         mode: if args.dry_run { RunMode::DryRun } else { RunMode::Apply },
@@ -170,14 +183,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitStatus> {
         Some(place) => {
             let mut report = Report { dry_run: args.dry_run, ..Report::default() };
             let wanted = ground.by_hand()?;
-            if let Some(path) = place.path() {
-                ground.mounted(&CheckedDirectory {
-                    path,
-                    medium: None,
-                    mounted: MountRequirement::SameAsFirstUse,
-                })?;
-            }
-            report.places.push(ground.prune(place, &wanted)?);
+            let mounted = MountRequirement::SameAsFirstUse;
+            let target = Target { place, medium: None, mounted, environment: Vec::new() };
+            report.places.push(ground.prune(&target, &wanted)?);
             report
         }
         None => jobs::prune(&ground, &args.config.load()?)?,
@@ -188,24 +196,28 @@ pub(crate) fn run(args: &Args) -> Result<ExitStatus> {
 }
 
 impl PruneContext<'_> {
-    /// Prunes a place.
-    fn prune(&self, place: &Location, wanted: &KeepPolicyOf<'_>) -> Result<PruneReport, Error> {
+    /// Prunes a destination. Only other processes touch it: a medium may hang, and the locks are here.
+    fn prune(&self, target: &Target<'_>, wanted: &KeepPolicyOf<'_>) -> Result<PruneReport, Error> {
+        let Target { place, medium, mounted, ref environment } = *target;
+        let mut destinations = self.terminating.one(place, &self.args.identity, environment.clone());
+        if let Some(path) = place.path() {
+            // What is not mounted is not gone.
+            let directory = CheckedDirectory { path, medium, mounted };
+            let look = &|_: &Path| destinations.mount(place);
+            let found = mount_check::check(&directory, self.catalog.as_ref(), look)?;
+            destinations.expect_mounts(vec![found.map(|found| ExpectedMount::of(found, &directory))]);
+        }
         let request = PruneRequest {
             place,
+            destinations: &destinations,
             host: &self.host,
             wanted,
-            identities: &self.identities,
             now: self.now,
             zone: &self.zone,
             mode: self.mode,
             paths: if self.args.moved { PathPolicy::MayDiffer } else { PathPolicy::MustAgree },
         };
         retention::prune(&request, self.catalog.as_ref())
-    }
-
-    /// Makes sure that a place is there at all: what is not mounted is not gone.
-    fn mounted(&self, place: &CheckedDirectory<'_>) -> Result<(), Error> {
-        mount_check::check(place, self.catalog.as_ref(), &mount_point::of).map(drop)
     }
 
     /// The rules of the command line.

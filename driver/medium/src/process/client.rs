@@ -11,8 +11,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde_json::Value;
 
-use super::protocol::{MAX_LINE, MAX_MESSAGE, MediumReply, MediumRequest, MessageTag, Reply, head};
+use super::protocol::{
+    MAX_LINE, MAX_MESSAGE, MediumReply, MediumRequest, MessageTag, ProbeReply, Reply, head,
+};
 use super::termination::{TerminatingProcess, TerminatingProcesses, ended, last_words, tell_to_end};
 use crate::{DurableMarks, FinishedArchive, Location, Medium, Resumed};
 use virtfold_archive::stream::{Cancel, Sink};
@@ -30,6 +33,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const TAPE: Duration = Duration::from_secs(120);
 /// How long a look, or the removal of what was left, may take.
 const ASK: Duration = Duration::from_secs(10);
+
+/// How long a file system may take for one of many archives: removing a large file takes some of them long.
+const ITEM: Duration = Duration::from_secs(120);
 
 /// Where a process is to write, and how it is started.
 #[derive(Debug)]
@@ -50,6 +56,7 @@ pub struct ProcessDestination<'a> {
 /// # Errors
 /// It can't be started; what it says; there is no reply in time.
 pub fn open(destination: ProcessDestination<'_>, request: &MediumRequest) -> Result<MediumReply> {
+    let is_path = destination.location.path().is_some();
     let mut link = ProcessConnection::start(destination, request)?;
     let deadline = match request {
         MediumRequest::Create(_) | MediumRequest::Reopen(..) => ReplyDeadline::Flag,
@@ -57,6 +64,17 @@ pub fn open(destination: ProcessDestination<'_>, request: &MediumRequest) -> Res
         MediumRequest::ReadBack(_) => {
             link.patience = Duration::ZERO;
             ReplyDeadline::Flag
+        }
+        MediumRequest::List | MediumRequest::Remove(_) => {
+            link.patience = Duration::ZERO;
+            // A store gives up by itself, in its own time.
+            let deadline = if is_path { ReplyDeadline::Work(ITEM) } else { ReplyDeadline::Flag };
+            return Ok(MediumReply::Items(Box::new(move |take| link.items(deadline, take))));
+        }
+        // It may list a store.
+        MediumRequest::Probe(_) => {
+            link.patience = Duration::ZERO;
+            ReplyDeadline::Limit(ITEM)
         }
         MediumRequest::Look | MediumRequest::Mount | MediumRequest::Name | MediumRequest::Discard(_) => {
             link.patience = Duration::ZERO;
@@ -172,6 +190,8 @@ enum ReplyDeadline {
     Behind(Duration),
     /// So long.
     Limit(Duration),
+    /// So long, and no longer than the run goes on.
+    Work(Duration),
 }
 
 /// The process, and what is said between the two.
@@ -191,6 +211,8 @@ struct ProcessConnection {
     notes: Option<Arc<dyn DurableMarks>>,
     /// What came of a line that is not whole.
     heard: Vec<u8>,
+    /// Bytes of it that have no line's end.
+    searched: usize,
     answers: VecDeque<Reply>,
     /// When the run was told to end, and the process with it.
     told: Option<Instant>,
@@ -228,6 +250,7 @@ impl ProcessConnection {
             words,
             notes: None,
             heard: Vec::new(),
+            searched: 0,
             answers: VecDeque::new(),
             told: None,
             is_over: false,
@@ -284,6 +307,17 @@ impl ProcessConnection {
         Ok(())
     }
 
+    /// Takes item after item, up to the last one.
+    fn items(mut self, deadline: ReplyDeadline, take: &mut dyn FnMut(Value) -> Result<()>) -> Result<()> {
+        loop {
+            match self.answer(deadline)? {
+                Reply::Item(item) => take(item)?,
+                Reply::Known(ProbeReply::Done) => return Ok(()),
+                other => return Err(self.unexpected_reply(&other)),
+            }
+        }
+    }
+
     /// The next answer. A failure is an error.
     fn answer(&mut self, wait: ReplyDeadline) -> Result<Reply> {
         let since = Instant::now();
@@ -302,6 +336,7 @@ impl ProcessConnection {
                 ReplyDeadline::Flag => told,
                 ReplyDeadline::Behind(grace) => self.told.is_some_and(|at| at.elapsed() > grace),
                 ReplyDeadline::Limit(limit) => since.elapsed() > limit,
+                ReplyDeadline::Work(limit) => told || since.elapsed() > limit,
             };
             if is_late {
                 self.is_over = true;
@@ -348,7 +383,7 @@ impl ProcessConnection {
 
     /// Takes in the lines that are whole. Marks are kept at once.
     fn understand(&mut self) -> Result<()> {
-        while let Some(end) = self.heard.iter().position(|byte| *byte == b'\n') {
+        while let Some(end) = self.line_end() {
             let line: Vec<u8> = self.heard.drain(..=end).collect();
             let answer = serde_json::from_slice(&line).map_err(std::io::Error::from);
             match answer
@@ -364,6 +399,14 @@ impl ProcessConnection {
         }
         let what = format!("the process that writes to '{}' says too much", self.place);
         Err(Error::new(ErrorKind::Internal, what))
+    }
+
+    /// Where the first line ends. What was searched before is not searched again: a line may be long.
+    fn line_end(&mut self) -> Option<usize> {
+        let rest = self.heard.get(self.searched..).unwrap_or_default();
+        let found = rest.iter().position(|byte| *byte == b'\n').map(|at| self.searched + at);
+        self.searched = if found.is_some() { 0 } else { self.heard.len() };
+        found
     }
 
     fn unexpected_reply(&self, answer: &Reply) -> Error {

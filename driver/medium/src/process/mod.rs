@@ -14,6 +14,8 @@
 //! | the socket is shut for writing | | what is not finished is taken away, and the process ends |
 //! | the socket is closed | | the driver is dead: the process ends at once, and what is there stays to be gone on with |
 //!
+//! A list and a removal are answered by `item`s, one for each archive, and `known` behind the last one.
+//!
 //! Behind `follows` the bytes of a file that was left come by standard output; whoever has the digests and
 //! the key holds them against these.
 //!
@@ -31,6 +33,6 @@ mod server;
 mod termination;
 
 pub use self::client::{ProcessDestination, open};
-pub use self::protocol::{MediumReply, MediumRequest, ProbeReply};
+pub use self::protocol::{Items, MediumReply, MediumRequest, ProbeReply, StoredArchive, WireError};
 pub use self::server::serve;
 pub use self::termination::{AbandonedProcess, TerminatingProcesses};

@@ -3,15 +3,16 @@
 use std::io::{ErrorKind as IoKind, Read, Write};
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::mount_point::MountPoint;
-use crate::{ArchiveLabel, DurableMark, FinishedArchive, Medium, PartialArchive, Resumed};
+use crate::{ArchiveLabel, DurableMark, FinishedArchive, Location, Medium, PartialArchive, Resumed};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result, sentence};
 
 /// The most bytes of a message.
 pub(super) const MAX_MESSAGE: usize = 1 << 20;
-/// The most bytes of a line.
-pub(super) const MAX_LINE: usize = 1 << 20;
+/// The most bytes of a line: an archive's head of 16 MiB, each byte of which may be six in JSON.
+pub(super) const MAX_LINE: usize = 96 << 20;
 /// Bytes before a message: what it is, and its length.
 pub(super) const HEAD: usize = 5;
 
@@ -33,7 +34,26 @@ pub enum MediumRequest {
     ReadBack(PartialArchive),
     /// What a dead process has left is taken away.
     Discard(PartialArchive),
+    /// All archives at the destination: each is an item.
+    List,
+    /// These archives are removed, in their order. Each is an item when it is gone, or can't be removed.
+    Remove(Vec<StoredArchive>),
+    /// Whether the destination can be used, as archives of this host.
+    Probe(String),
 }
+
+/// An archive at a destination.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StoredArchive {
+    /// Where it is.
+    #[serde(with = "crate::location::as_bytes")]
+    pub location: Location,
+    /// Its size: another one is another archive.
+    pub bytes: u64,
+}
+
+/// What comes of several things, one by one: it gives each item to who asks, and says how it ends.
+pub type Items = Box<dyn FnOnce(&mut dyn FnMut(Value) -> Result<()>) -> Result<()>>;
 
 /// What comes of it.
 pub enum MediumReply {
@@ -45,6 +65,8 @@ pub enum MediumReply {
     Left(Option<Box<dyn Read>>),
     /// What was asked for is known, or done.
     Known(ProbeReply),
+    /// What was asked for comes item by item.
+    Items(Items),
 }
 
 impl MediumRequest {
@@ -52,7 +74,7 @@ impl MediumRequest {
     pub(super) fn subject(&self) -> Option<&str> {
         match self {
             Self::Create(label) | Self::Reopen(label, _) => Some(&label.subject),
-            Self::Look | Self::Mount | Self::Name | Self::ReadBack(_) | Self::Discard(_) => None,
+            _ => None,
         }
     }
 }
@@ -87,6 +109,8 @@ pub(super) enum Reply {
     Known(ProbeReply),
     /// What was left of a file is there, and follows.
     Follows,
+    /// One of several things.
+    Item(Value),
     Kept(bool),
     Mark(DurableMark),
     Left,
@@ -106,24 +130,28 @@ pub enum ProbeReply {
     Mount(Option<MountPoint>),
     /// What the catalog calls a place.
     Name(String),
+    /// How a destination stands, in words.
+    Usable(String),
     /// It is done.
     Done,
 }
 
 /// An error on its way.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct WireError {
+pub struct WireError {
     kind: ErrorKind,
     sentence: String,
     hint: Option<String>,
 }
 
 impl WireError {
-    pub(super) fn of(error: &Error) -> Self {
+    /// Of an error.
+    pub fn of(error: &Error) -> Self {
         Self { kind: error.kind(), sentence: sentence(error), hint: error.hint().map(ToOwned::to_owned) }
     }
 
-    pub(super) fn into_error(self) -> Error {
+    /// The error, with its causes in its sentence.
+    pub fn into_error(self) -> Error {
         let error = Error::new(self.kind, self.sentence);
         match self.hint {
             Some(hint) => error.with_hint(hint),

@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::protocol::{MediumReply, MediumRequest, MessageTag, Reply, WireError, read, say};
+use super::protocol::{
+    Items, MediumReply, MediumRequest, MessageTag, ProbeReply, Reply, WireError, read, say,
+};
 use crate::{DurableMark, DurableMarks, Medium, Resumed};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result, sentence};
 
@@ -75,6 +77,7 @@ fn serve_on(socket: UnixStream, open: impl FnOnce(MediumRequest) -> Result<Mediu
             return hand_back(input);
         }
         Ok(MediumReply::Known(known)) => (Reply::Known(known), None),
+        Ok(MediumReply::Items(items)) => (send_items(items, &out), None),
         Err(error) => (Reply::Failed(WireError::of(&error)), None),
     };
     tell(&out, &reply);
@@ -86,6 +89,17 @@ fn serve_on(socket: UnixStream, open: impl FnOnce(MediumRequest) -> Result<Mediu
         std::mem::forget(desk.medium.take());
     }
     ended
+}
+
+/// Sends each item, and says how they ended.
+fn send_items(items: Items, out: &ReplySocket) -> Reply {
+    // One that can't be sent ends it: a list that lacks an archive must not look whole.
+    let sent =
+        items(&mut |item| say(&mut *out.lock().unwrap_or_else(PoisonError::into_inner), &Reply::Item(item)));
+    match sent {
+        Ok(()) => Reply::Known(ProbeReply::Done),
+        Err(error) => Reply::Failed(WireError::of(&error)),
+    }
 }
 
 /// Passes what was left of a file on to the driver, until it has enough.
