@@ -214,10 +214,10 @@ impl Entry {
                 continue;
             }
             let is_link = walk.here.find(&name)?.is_some_and(|found| is_link(&found));
-            let way = if is_link { walk.way_of(&name)? } else { Way::Ends };
+            let way = if is_link { walk.way_of(&name)? } else { LinkTarget::Ends };
             match way {
-                Way::Leads(target) => walk.follow(&target)?,
-                Way::Ends | Way::Magic => last = Some((name, way == Way::Magic)),
+                LinkTarget::Leads(target) => walk.follow(&target)?,
+                LinkTarget::Ends | LinkTarget::Magic => last = Some((name, way == LinkTarget::Magic)),
             }
         }
         let (name, is_magic) = last.ok_or_else(nameless)?;
@@ -299,7 +299,7 @@ pub fn kind(found: &Stat) -> FileType {
 
 /// Where a link leads.
 #[derive(Debug, PartialEq, Eq)]
-enum Way {
+enum LinkTarget {
     Leads(OsString),
     /// It is the kernel's, and has no path.
     Magic,
@@ -341,31 +341,31 @@ impl Walk {
             return Err(error.into());
         }
         match self.way_of(name)? {
-            Way::Leads(target) => self.follow(&target),
-            Way::Magic => {
+            LinkTarget::Leads(target) => self.follow(&target),
+            LinkTarget::Magic => {
                 let flags = DIRECTORY.difference(OFlags::NOFOLLOW);
                 let fd = rustix::fs::openat(&self.here.fd, name, flags, Mode::empty())?;
                 self.here = Directory { fd, path: self.here.path.join(name) };
                 Ok(())
             }
-            Way::Ends => Err(foreign_link(&self.here.path.join(name))),
+            LinkTarget::Ends => Err(foreign_link(&self.here.path.join(name))),
         }
     }
 
     /// Whose link it is, and where it leads.
-    fn way_of(&self, name: &OsStr) -> io::Result<Way> {
+    fn way_of(&self, name: &OsStr) -> io::Result<LinkTarget> {
         const PROC: u64 = 0x9fa0;
         if rustix::fs::fstatfs(&self.here.fd)?.f_type.cast_unsigned() == PROC {
-            return Ok(Way::Magic);
+            return Ok(LinkTarget::Magic);
         }
         let directory = rustix::fs::fstat(&self.here.fd)?;
         let link = rustix::fs::statat(&self.here.fd, name, AtFlags::SYMLINK_NOFOLLOW)?;
         if !is_ours(&directory) || !is_ours(&link) || directory.st_mode & 0o022 != 0 {
-            return Ok(Way::Ends);
+            return Ok(LinkTarget::Ends);
         }
         let target = rustix::fs::readlinkat(&self.here.fd, name, Vec::new())?;
         use std::os::unix::ffi::OsStringExt;
-        Ok(Way::Leads(OsString::from_vec(target.into_bytes())))
+        Ok(LinkTarget::Leads(OsString::from_vec(target.into_bytes())))
     }
 
     fn follow(&mut self, target: &OsStr) -> io::Result<()> {

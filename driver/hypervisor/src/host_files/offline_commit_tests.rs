@@ -185,7 +185,11 @@ fn what_is_put_into_a_header_at_the_last_moment_reaches_no_other_file() {
         let images = Images::new().owned([owner; 3]);
         let chain = {
             let open = |name: &str, reach| OpenImage::open(&images.at(name), "qcow2", reach).unwrap();
-            [open("overlay", Reach::Write), open("base", Reach::Write), open("golden", Reach::Read)]
+            [
+                open("overlay", GrantedAccess::Write),
+                open("base", GrantedAccess::Write),
+                open("golden", GrantedAccess::Read),
+            ]
         };
         let golden = images.at("golden");
         plant(&images, "base", &["-F", "qcow2", "-b", golden.to_str().unwrap()]);

@@ -78,7 +78,7 @@ const FORBIDDEN: &[i64] = &[
 
 /// What may be done to an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reach {
+pub(super) enum GrantedAccess {
     Read,
     Write,
 }
@@ -88,7 +88,7 @@ pub(super) struct Sandbox<'a> {
     /// Its arguments.
     pub(super) arguments: Vec<OsString>,
     /// What it gets, under the same numbers; the second is the one whose owner it runs as.
-    pub(super) images: Vec<(&'a File, Reach)>,
+    pub(super) images: Vec<(&'a File, GrantedAccess)>,
     /// The time that it has.
     pub(super) limit: Duration,
 }
@@ -156,8 +156,8 @@ impl Sandbox<'_> {
             return Err(Error::new(ErrorKind::Internal, "there is no image to write to"));
         };
         let (user, group) = (base.uid(), base.gid());
-        let opens = |image: &std::fs::Metadata, reach: Reach| {
-            let wanted = if reach == Reach::Write { 0o6 } else { 0o4 };
+        let opens = |image: &std::fs::Metadata, reach: GrantedAccess| {
+            let wanted = if reach == GrantedAccess::Write { 0o6 } else { 0o4 };
             let shift = match () {
                 () if image.uid() == user => 6,
                 () if image.gid() == group => 3,
@@ -217,7 +217,8 @@ impl Sandbox<'_> {
         }
         for (image, reach) in &self.images {
             let all = AccessFs::from_file(RULES) & !AccessFs::Execute;
-            let access = if *reach == Reach::Write { all } else { AccessFs::ReadFile | AccessFs::IoctlDev };
+            let access =
+                if *reach == GrantedAccess::Write { all } else { AccessFs::ReadFile | AccessFs::IoctlDev };
             rules = rules.add_rule(PathBeneath::new(image, access)).map_err(failed)?;
         }
         rules.restrict_self().map(|status| status.ruleset).map_err(failed)

@@ -19,7 +19,7 @@ fn images(owner: u32) -> (tempfile::TempDir, [File; 2]) {
 }
 
 fn run(files: &[File; 2], arguments: &[&str], limit: Duration) -> Result<Ended> {
-    let images = files.iter().map(|file| (file, Reach::Write)).collect();
+    let images = files.iter().map(|file| (file, GrantedAccess::Write)).collect();
     Sandbox { arguments: arguments.iter().map(Into::into).collect(), images, limit }.run()
 }
 
