@@ -111,11 +111,12 @@ impl DataSource for DiskSet {
     fn read_dense(&self, disk: usize, at: DenseOffset, buf: &mut [u8]) -> Result<()> {
         let disk = self.disk(disk)?;
         let mut rest = buf;
+        let mut image = disk.image.reader(&disk.allocation);
         for piece in disk.table.pieces(at, rest.len() as u64)? {
             let piece = piece?;
             let len = usize::try_from(piece.len).unwrap_or(usize::MAX).min(rest.len());
             let (part, behind) = std::mem::take(&mut rest).split_at_mut(len);
-            let read = disk.image.read(&disk.allocation, piece.guest, part);
+            let read = image.read(piece.guest, part);
             read.map_err(|e| e.within(format!("cannot read disk {}", disk.target)))?;
             rest = behind;
         }
@@ -133,5 +134,44 @@ impl DataSource for DiskSet {
         let ranges: Result<Vec<(GuestOffset, u64)>> =
             disk.table.pieces(at, len)?.map(|piece| piece.map(|piece| (piece.guest, piece.len))).collect();
         disk.image.prefetch(&disk.allocation, &ranges?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+    use virtfold_base::packed::testing::decoded_pages;
+    use virtfold_image::{Format, ImageAccess, OpenOptions};
+
+    #[test]
+    fn scattered_clusters_decode_no_table_anew_for_each_of_them() {
+        const CLUSTERS: u64 = 2000;
+        const STEP: u64 = 2 * 65536;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("scattered.raw");
+        let file = std::fs::File::create(&path).unwrap();
+        file.set_len(CLUSTERS * STEP).unwrap();
+        (0..CLUSTERS).for_each(|number| file.write_all_at(&[7; 65536], number * STEP).unwrap());
+        let options = OpenOptions { usage: ImageAccess::Frozen, ..OpenOptions::default() };
+        let image = DiskImage::open(&path, Format::Raw, &options).unwrap();
+        let disk = FoldedDisk::fold("vda".to_owned(), image, None, Layout::Compact).unwrap();
+        assert_eq!(disk.table.len(), CLUSTERS, "this file system keeps no holes of 64 KiB");
+        let (bytes, set) = (disk.table.dense_len(), DiskSet(vec![disk]));
+        let before = decoded_pages();
+        let mut piece = vec![0; 1 << 20];
+        for at in (0..bytes).step_by(1 << 20) {
+            set.read_dense(0, DenseOffset::new(at), &mut piece).unwrap();
+            set.prefetch(0, DenseOffset::new(at), 1 << 20).unwrap();
+        }
+        assert!(piece.iter().all(|byte| *byte == 7));
+        // Two tables, and now and then a piece that goes on in the next page.
+        let pieces = bytes >> 20;
+        assert!(
+            decoded_pages() - before <= 5 * pieces,
+            "{} pages for {pieces} pieces",
+            decoded_pages() - before
+        );
     }
 }

@@ -95,12 +95,8 @@ impl<R: Record> PackedList<R> {
     /// # Errors
     /// When the spool can't be read back.
     pub fn iter_from(&self, reached: impl Fn(&R) -> bool) -> Result<Iter<'_, R>> {
-        let page = self.index.partition_point(|mark| reached(&mark.first)).saturating_sub(1);
-        let mut iter = Iter { list: self, page, decoded: Vec::new(), at: 0 };
-        if !self.is_empty() {
-            iter.load()?;
-            iter.at = iter.decoded.partition_point(&reached).saturating_sub(1);
-        }
+        let mut iter = self.iter();
+        iter.seek(reached)?;
         Ok(iter)
     }
 
@@ -113,6 +109,8 @@ impl<R: Record> PackedList<R> {
     }
 
     fn decode_page(&self, page: usize, out: &mut Vec<R>) -> Result<()> {
+        #[cfg(any(test, feature = "test-support"))]
+        testing::count();
         let broken = || Error::new(ErrorKind::Internal, "a packed table does not unpack");
         out.clear();
         let mark = self.index.get(page).ok_or_else(broken)?;
@@ -141,6 +139,24 @@ pub struct Iter<'a, R> {
 }
 
 impl<R: Record> Iter<'_, R> {
+    /// Goes to where [`PackedList::iter_from`] begins. A page that is decoded is not decoded again: whoever looks up many records that lie
+    /// near each other seeks with one walk, for a page costs as much as some hundred look-ups.
+    ///
+    /// # Errors
+    /// When the spool can't be read back.
+    pub fn seek(&mut self, reached: impl Fn(&R) -> bool) -> Result<()> {
+        let page = self.list.index.partition_point(|mark| reached(&mark.first)).saturating_sub(1);
+        if self.list.is_empty() {
+            return Ok(());
+        }
+        if self.decoded.is_empty() || self.page != page + 1 {
+            self.page = page;
+            self.load()?;
+        }
+        self.at = self.decoded.partition_point(&reached).saturating_sub(1);
+        Ok(())
+    }
+
     fn load(&mut self) -> Result<()> {
         let mut decoded = std::mem::take(&mut self.decoded);
         self.list.decode_page(self.page, &mut decoded)?;
@@ -212,6 +228,26 @@ pub fn take_delta(from: u64, input: &mut &[u8]) -> Option<u64> {
     Some(from.wrapping_add(distance))
 }
 
+#[cfg(any(test, feature = "test-support"))]
+pub mod testing {
+    //! Counts, for tests of what a walk costs.
+
+    use std::cell::Cell;
+
+    thread_local! {
+        static DECODED: Cell<u64> = const { Cell::new(0) };
+    }
+
+    pub(super) fn count() {
+        DECODED.with(|decoded| decoded.set(decoded.get() + 1));
+    }
+
+    /// Pages that this thread has decoded so far, of all lists.
+    pub fn decoded_pages() -> u64 {
+        DECODED.with(Cell::get)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -255,8 +291,13 @@ mod tests {
             }
             let all: Vec<Pair> = list.iter().map(|r| r.unwrap()).collect();
             prop_assert_eq!(&all, &model);
+            let mut walk = list.iter();
             for probe in probes {
                 let wanted = probe % (key + 10);
+                walk.seek(|p| p.0 <= wanted).unwrap();
+                let sought: Vec<Pair> = walk.by_ref().take(300).map(|r| r.unwrap()).collect();
+                let behind = model.partition_point(|p| p.0 <= wanted).saturating_sub(1);
+                prop_assert_eq!(&sought[..], &model[behind..model.len().min(behind + 300)]);
                 let expect = model.iter().rev().find(|p| p.0 <= wanted).copied();
                 prop_assert_eq!(list.find_last(|p| p.0 <= wanted).unwrap(), expect);
                 let from = model.partition_point(|p| p.0 <= wanted).saturating_sub(1);
@@ -264,6 +305,19 @@ mod tests {
                 prop_assert_eq!(&rest[..], &model[from..]);
             }
         }
+    }
+
+    #[test]
+    fn a_walk_that_seeks_decodes_each_page_once() {
+        let mut list = PackedList::new();
+        (0..10_000).for_each(|key| list.push(Pair(key, key)).unwrap());
+        let before = testing::decoded_pages();
+        let mut walk = list.iter();
+        for key in 0..10_000 {
+            walk.seek(|pair| pair.0 <= key).unwrap();
+            assert_eq!(walk.next().unwrap().unwrap(), Pair(key, key));
+        }
+        assert_eq!(testing::decoded_pages() - before, 10_000_u64.div_ceil(PAGE as u64));
     }
 
     #[test]

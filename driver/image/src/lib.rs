@@ -46,6 +46,7 @@ pub use allocation_table::{Allocation, AllocationTable, Extent, ExtentIter};
 pub use file::FileIndex;
 pub use format::{ChangeSensitivity, Format, ImageAccess, OpenOptions};
 pub use locks::is_used;
+pub use read::ImageReader;
 pub use references::{FileReferences, files_below, references};
 pub use source::{ChainImage, CompressionType, ImageInfo, Qcow2Options};
 

@@ -2,13 +2,13 @@
 //!
 //! One read of the host file an extent, zeros for what is not recorded; a compressed cluster is inflated into
 //! the buffer when all of it is wanted and into a scratch cluster otherwise, which serves its other parts too. Nothing is
-//! shared between calls, so any number of threads read at once.
+//! shared between readers, so any number of threads read at once.
 //!
 //! Imports: `error`, `units`, `file`, `layer`, `qcow2`, `allocation_table`.
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
-use super::allocation_table::{Allocation, AllocationTable, Extent};
+use super::allocation_table::{Allocation, AllocationTable, Extent, ExtentIter};
 use super::file::{FileIndex, HostFile};
 use super::layer::Layer;
 use super::{DiskImage, file_of, qcow2};
@@ -36,6 +36,34 @@ struct Stream {
     skip: u32,
 }
 
+/// Reads one range after the other; see [`DiskImage::reader`].
+pub struct ImageReader<'a> {
+    image: &'a DiskImage,
+    extents: ExtentIter<'a>,
+    scratch: ClusterCache,
+}
+
+impl ImageReader<'_> {
+    /// As [`DiskImage::read`].
+    ///
+    /// # Errors
+    /// As [`DiskImage::read`].
+    pub fn read(&mut self, at: GuestOffset, buf: &mut [u8]) -> Result<()> {
+        let end = self.image.checked_end(at, buf.len() as u64)?;
+        let mut rest = buf;
+        self.extents.seek(|extent| extent.guest <= at)?;
+        while !rest.is_empty() {
+            let extent = self.extents.next().transpose()?.and_then(|extent| extent.clip(at, end));
+            let extent = extent.or_internal("an allocation table has a gap")?;
+            let len = usize::try_from(extent.len).unwrap_or(usize::MAX).min(rest.len());
+            let (part, after) = rest.split_at_mut(len);
+            self.image.fetch(&extent, part, &mut self.scratch)?;
+            rest = after;
+        }
+        Ok(())
+    }
+}
+
 impl DiskImage {
     /// Fills `buf` with the guest's bytes at `at`, by the `table` that [`DiskImage::allocation`] of this image
     /// made. Any number of threads may read at once.
@@ -44,19 +72,12 @@ impl DiskImage {
     /// `Usage` when the range is not on the disk, `BadImage` where the image contradicts its table or a
     /// compressed cluster does not inflate, `Io` when the host file can't be read.
     pub fn read(&self, table: &AllocationTable, at: GuestOffset, buf: &mut [u8]) -> Result<()> {
-        let end = self.checked_end(at, buf.len() as u64)?;
-        let mut scratch = ClusterCache::default();
-        let mut rest = buf;
-        let mut extents = table.iter_from(at)?;
-        while !rest.is_empty() {
-            let extent = extents.next().transpose()?.and_then(|extent| extent.clip(at, end));
-            let extent = extent.or_internal("an allocation table has a gap")?;
-            let len = usize::try_from(extent.len).unwrap_or(usize::MAX).min(rest.len());
-            let (part, after) = rest.split_at_mut(len);
-            self.fetch(&extent, part, &mut scratch)?;
-            rest = after;
-        }
-        Ok(())
+        self.reader(table).read(at, buf)
+    }
+
+    /// A reader of many ranges, for one thread: it keeps its place in the table.
+    pub fn reader<'a>(&'a self, table: &'a AllocationTable) -> ImageReader<'a> {
+        ImageReader { image: self, extents: table.iter(), scratch: ClusterCache::default() }
     }
 
     fn checked_end(&self, at: GuestOffset, len: u64) -> Result<GuestOffset> {
@@ -122,9 +143,11 @@ impl DiskImage {
     /// `Usage` when a range is not on the disk, `Io` when the kernel refuses.
     pub fn prefetch(&self, table: &AllocationTable, ranges: &[(GuestOffset, u64)]) -> Result<()> {
         let mut wanted: Vec<(FileIndex, u64, u64)> = Vec::new();
+        let mut extents = table.iter();
         for (at, len) in ranges {
             let end = self.checked_end(*at, *len)?;
-            for extent in table.iter_from(*at)? {
+            extents.seek(|extent| extent.guest <= *at)?;
+            for extent in extents.by_ref() {
                 let Some(extent) = extent?.clip(*at, end) else { break };
                 match extent.place {
                     Allocation::Data { file, host } => wanted.push((file, host.get(), extent.len)),

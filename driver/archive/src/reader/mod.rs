@@ -360,10 +360,11 @@ impl ArchiveReader<'_> {
                 *compared += rest.len();
             }
             CurrentMember::RecoveryMap { index, parser, at } => {
+                let table = self.disks.get(*index).map(|disk| Arc::clone(&disk.table));
+                let mut known = table.as_ref().map(|table| table.cursor());
                 while let Some(run) = parser.feed(rest)? {
-                    let table = self.disks.get(*index).map(|disk| Arc::clone(&disk.table));
-                    let first = match &table {
-                        Some(table) => table.pieces(*at, run.len)?.next().transpose()?,
+                    let first = match &mut known {
+                        Some(known) => known.first_piece(*at, run.len)?,
                         None => None,
                     };
                     if first != Some(Run { guest: run.guest, len: run.len, dense: *at }) {

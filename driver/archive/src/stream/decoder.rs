@@ -37,6 +37,14 @@ impl DecodeSlot {
         };
         Self { stored: Buffer::new(stored), chunk: Buffer::new(FRAME) }
     }
+
+    /// Buffers for this one frame: most of a list's archives are far smaller than a whole chunk.
+    pub(super) fn of_frame(span: &Span) -> Self {
+        let len = |from: u64, to: u64| usize::try_from(to.saturating_sub(from)).unwrap_or(usize::MAX);
+        let stored = len(span.file.start, span.file.end).min(HEADER_LEN + STORED_MAX);
+        let chunk = len(span.stream.start.get(), span.stream.end.get()).min(FRAME);
+        Self { stored: Buffer::new(stored), chunk: Buffer::new(chunk) }
+    }
 }
 
 /// A chunk to be checked.
@@ -194,5 +202,22 @@ impl ChunkError {
             cause = inner.source();
         }
         Self::Damage(why)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_frame_has_small_buffers() {
+        let stream = StreamOffset::ZERO..StreamOffset::new(14_000);
+        let span = Span { numbers: 0..1, stream, file: 0..3000, lost: false };
+        let slot = DecodeSlot::of_frame(&span);
+        assert_eq!((slot.stored.len(), slot.chunk.len()), (3000, 14_000));
+        // What a table says is believed no further than a frame can have bytes.
+        let stream = StreamOffset::ZERO..StreamOffset::new(u64::MAX);
+        let slot = DecodeSlot::of_frame(&Span { stream, file: 0..u64::MAX, ..span });
+        assert_eq!((slot.stored.len(), slot.chunk.len()), (HEADER_LEN + STORED_MAX, FRAME));
     }
 }

@@ -124,7 +124,8 @@ impl<'a> RandomStream<'a> {
         let checked = match lost(&span) {
             Some(damage) => DecodedChunk::gap(0, damage),
             None => {
-                let job = DecodeTask { number: 0, span, slot: DecodeSlot::new(Carrier::Framed) };
+                let slot = DecodeSlot::of_frame(&span);
+                let job = DecodeTask { number: 0, span, slot };
                 self.checker().check(job, &mut Unpacker::default())?
             }
         };

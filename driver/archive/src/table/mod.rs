@@ -121,6 +121,11 @@ impl CorrespondenceTable {
         }))
     }
 
+    /// A look-up of one run after the other.
+    pub fn cursor(&self) -> RunCursor<'_> {
+        RunCursor(self.runs.iter())
+    }
+
     /// The pieces of runs that make up `len` dense bytes at `at`, in order.
     ///
     /// # Errors
@@ -131,6 +136,21 @@ impl CorrespondenceTable {
         Ok(from
             .take_while(move |run| run.as_ref().map_or(true, |run| run.dense < end))
             .filter_map(move |run| run.map(|run| run.clip_dense(at, end)).transpose()))
+    }
+}
+
+/// Looks up one run after the other, and keeps its place.
+#[derive(Debug)]
+pub struct RunCursor<'a>(packed::Iter<'a, Run>);
+
+impl RunCursor<'_> {
+    /// The first of the pieces that make up `len` dense bytes at `at`.
+    ///
+    /// # Errors
+    /// When a spilled table can't be read back.
+    pub fn first_piece(&mut self, at: DenseOffset, len: u64) -> Result<Option<Run>> {
+        self.0.seek(|run| run.dense <= at)?;
+        Ok(self.0.next().transpose()?.and_then(|run| run.clip_dense(at, at.saturating_add(len))))
     }
 }
 
@@ -299,10 +319,11 @@ mod tests {
             }
             // Pieces of any dense window cover it exactly, in order, and agree with the look-up.
             let (from, to) = (dense / 3, dense - dense / 4);
-            let mut at = from;
+            let (mut at, mut cursor) = (from, table.cursor());
             for piece in table.pieces(DenseOffset::new(from), to - from).unwrap() {
                 let piece = piece.unwrap();
                 prop_assert_eq!(piece.dense.get(), at);
+                prop_assert_eq!(cursor.first_piece(piece.dense, piece.len).unwrap(), Some(piece));
                 prop_assert_eq!(table.find_guest(piece.dense).unwrap(), Some(piece.guest));
                 at += piece.len;
             }
