@@ -5,19 +5,28 @@
 //! that was told `locking=off`, takes none at all. An open file can't be hidden so: whatever its name, it is found
 //! by device and inode, a block device by its number.
 //!
+//! One pass ([`OpenFiles::look`]) reads what all of them have open, and answers for any number of files: with thousands of guests it is the
+//! pass that costs. It is of the moment in which it was made. Whoever takes locks first and looks then makes one after the locks
+//! ([`of`]); a plan, which is held against the host again before anything is copied, asks one for all it wants to know.
+//!
 //! Every process counts whose program's name begins with `qemu`, in all process namespaces below ours. Another
 //! user's open files are seen by root alone; what can't be read counts as nothing, as without this witness.
 //!
 //! Imports: `error`.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::ErrorKind as IoKind;
+use std::io::{ErrorKind as IoKind, Read};
 use std::os::fd::AsFd;
 use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, FileType, StatxFlags};
+use uuid::Uuid;
 
 use crate::error::{IoContext, Result};
+
+/// The longest command line that is read, bytes.
+const MAX_COMMAND: u64 = 2 << 20;
 
 /// What the QEMUs of this host do with a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,7 +40,7 @@ pub enum Opened {
 }
 
 /// What tells one file from another whatever its name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Identity {
     Device { major: u32, minor: u32 },
     File { major: u32, minor: u32, inode: u64 },
@@ -56,17 +65,126 @@ impl Identity {
 /// # Errors
 /// The file can't be looked at, or `/proc` can't be read.
 pub fn of(file: &fs::File) -> Result<Opened> {
-    let wanted = Identity::of(file, Path::new(""), AtFlags::EMPTY_PATH);
-    let wanted = wanted.map_err(std::io::Error::from).at(|| "cannot look at an open file".to_owned())?;
-    let reading = || "cannot read '/proc'".to_owned();
+    let wanted = identity(file)?;
     let mut most = Opened::No;
+    each_qemu(&mut |place| {
+        each_file(place, &mut |found, info| {
+            if found == wanted {
+                most = most.max(access(info));
+            }
+        })
+    })?;
+    Ok(most)
+}
+
+fn identity(file: &fs::File) -> Result<Identity> {
+    let found = Identity::of(file, Path::new(""), AtFlags::EMPTY_PATH);
+    found.map_err(std::io::Error::from).at(|| "cannot look at an open file".to_owned())
+}
+
+/// What all QEMUs of this host have open, seen in one pass.
+#[derive(Clone, Debug, Default)]
+pub struct OpenFiles {
+    /// Who has a file open for writing, as far as he says which guest he is.
+    writers: BTreeMap<Identity, BTreeSet<Uuid>>,
+    guests: BTreeSet<Uuid>,
+}
+
+impl OpenFiles {
+    /// Makes the pass.
+    ///
+    /// # Errors
+    /// `/proc` can't be read.
+    pub fn look() -> Result<Self> {
+        let mut all = Self::default();
+        each_qemu(&mut |place| {
+            let Some(guest) = guest_of(place) else { return Ok(Sight::Passed) };
+            let sight = each_file(place, &mut |found, info| {
+                if access(info) == Opened::Written {
+                    all.writers.entry(found).or_default().insert(guest);
+                }
+            })?;
+            if sight == Sight::Seen {
+                all.guests.insert(guest);
+            }
+            Ok(sight)
+        })?;
+        Ok(all)
+    }
+
+    /// Notes a guest whose QEMU was seen, and what it writes to.
+    ///
+    /// # Errors
+    /// A file can't be looked at.
+    pub fn note(&mut self, guest: Uuid, written: &[fs::File]) -> Result<()> {
+        for file in written {
+            self.writers.entry(identity(file)?).or_default().insert(guest);
+        }
+        self.guests.insert(guest);
+        Ok(())
+    }
+
+    /// Whether the QEMU of a guest was among them, and could be looked at.
+    pub fn has_seen(&self, guest: Uuid) -> bool {
+        self.guests.contains(&guest)
+    }
+
+    /// The guests whose QEMU has a file open for writing; the file by device and inode, or as a block device by its own number.
+    pub fn writers(&self, file: FileId) -> impl Iterator<Item = Uuid> + '_ {
+        let identity = match file {
+            FileId::Device(number) => {
+                Identity::Device { major: rustix::fs::major(number), minor: rustix::fs::minor(number) }
+            }
+            FileId::File { device, inode } => {
+                let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+                Identity::File { major, minor, inode }
+            }
+        };
+        self.writers.get(&identity).into_iter().flatten().copied()
+    }
+}
+
+/// A file as `stat` tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileId {
+    /// A block device, by its number.
+    Device(u64),
+    /// Another file.
+    File {
+        /// The device that it lies on.
+        device: u64,
+        /// Its inode.
+        inode: u64,
+    },
+}
+
+/// Whether a process could be looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sight {
+    Seen,
+    Passed,
+}
+
+/// The guest that a QEMU of libvirt's says it is.
+fn guest_of(place: &Path) -> Option<Uuid> {
+    let mut line = Vec::new();
+    let file = fs::File::open(place.join("cmdline")).ok()?;
+    file.take(MAX_COMMAND).read_to_end(&mut line).ok()?;
+    let mut words = line.split(|byte| *byte == 0).skip_while(|word| *word != b"-uuid");
+    let uuid = words.nth(1)?;
+    std::str::from_utf8(uuid).ok()?.parse().ok()
+}
+
+/// Goes through all processes that are a QEMU's.
+fn each_qemu(look: &mut dyn FnMut(&Path) -> std::io::Result<Sight>) -> Result<()> {
+    let reading = || "cannot read '/proc'".to_owned();
     for entry in fs::read_dir("/proc").at(reading)? {
         let place = entry.at(reading)?.path();
         if is_qemu(&place) {
-            most = most.max(in_process(&place, wanted).at(reading)?);
+            look(&place).at(reading)?;
         }
     }
-    Ok(most)
+    Ok(())
 }
 
 /// Any process but this one that can write to the file, whatever its program.
@@ -94,20 +212,19 @@ fn is_qemu(place: &Path) -> bool {
     program.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"qemu"))
 }
 
-fn in_process(place: &Path, wanted: Identity) -> std::io::Result<Opened> {
+/// Goes through the files that a process has open; `take` gets each one's identity, and where the kernel says how it is open.
+fn each_file(place: &Path, take: &mut dyn FnMut(Identity, &Path)) -> std::io::Result<Sight> {
     let entries = match fs::read_dir(place.join("fd")) {
-        Err(error) if is_out_of_sight(&error) => return Ok(Opened::No),
+        Err(error) if is_out_of_sight(&error) => return Ok(Sight::Passed),
         entries => entries?,
     };
-    let mut most = Opened::No;
     // A process that ends in the midst of this has let go of the rest.
     for entry in entries.map_while(std::result::Result::ok) {
-        let found = Identity::of(CWD, &entry.path(), AtFlags::empty());
-        if found == Ok(wanted) {
-            most = most.max(access(&place.join("fdinfo").join(entry.file_name())));
+        if let Ok(found) = Identity::of(CWD, &entry.path(), AtFlags::empty()) {
+            take(found, &place.join("fdinfo").join(entry.file_name()));
         }
     }
-    Ok(most)
+    Ok(Sight::Seen)
 }
 
 /// Another user's process, or one that has ended meanwhile.
@@ -160,8 +277,40 @@ pub mod testing {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::testing::open;
     use super::*;
+
+    #[test]
+    fn one_pass_tells_which_guest_writes_to_what() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("image");
+        fs::write(&path, [0; 4096]).unwrap();
+        let guest = Uuid::from_u128(0xfee7);
+        // A process with the name and the arguments of libvirt's QEMUs that has the file open.
+        let program = directory.path().join("qemu-system-none");
+        fs::copy("/usr/bin/tail", &program).unwrap();
+        let image = fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let mut command = std::process::Command::new(&program);
+        command.args(["-f", "/dev/null", "--", "-uuid", &guest.to_string()]).stdin(image);
+        let mut child = command.stderr(std::process::Stdio::null()).spawn().unwrap();
+        let found = fs::metadata(&path).unwrap();
+        let file = FileId::File { device: found.dev(), inode: found.ino() };
+        let start = std::time::Instant::now();
+        let seen = loop {
+            let seen = OpenFiles::look().unwrap();
+            if seen.has_seen(guest) || start.elapsed().as_secs() > 20 {
+                break seen;
+            }
+            std::thread::yield_now();
+        };
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(seen.writers(file).collect::<Vec<_>>(), [guest]);
+        assert!(!seen.has_seen(Uuid::nil()));
+        assert!(!OpenFiles::look().unwrap().has_seen(guest), "it has ended");
+    }
 
     #[test]
     fn an_open_file_is_found_without_a_lock_and_under_another_name() {

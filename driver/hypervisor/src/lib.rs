@@ -58,6 +58,12 @@ pub trait Hypervisor: Debug + Send + Sync {
     /// No connection.
     fn domains(&self) -> Result<Vec<DomainInfo>>;
 
+    /// Whether the hypervisor answers. It is asked nothing of any domain.
+    ///
+    /// # Errors
+    /// No connection.
+    fn check(&self) -> Result<()>;
+
     /// A domain by name or by uuid.
     ///
     /// # Errors

@@ -144,17 +144,16 @@ impl EventBridge {
             Some(info) => gone_is_none(describe(hypervisor.as_ref(), info))?,
             None => None,
         };
-        let before = self.known.clone();
-        match (&guest, event.uuid) {
-            (Some(guest), _) => {
-                self.known.insert(guest.id, guest.clone());
+        let changed = match (&guest, event.uuid) {
+            (Some(guest), _) => self.known.insert(guest.id, guest.clone()).as_ref() != Some(guest),
+            (None, Some(uuid)) => self.known.remove(&DomainId(uuid)).is_some(),
+            (None, None) => {
+                let before = self.known.len();
+                self.known.retain(|_, guest| guest.name != event.domain);
+                self.known.len() != before
             }
-            (None, Some(uuid)) => {
-                self.known.remove(&DomainId(uuid));
-            }
-            (None, None) => self.known.retain(|_, guest| guest.name != event.domain),
-        }
-        if self.known != before {
+        };
+        if changed {
             self.tell_all();
         }
         Ok(guest)
@@ -193,7 +192,7 @@ pub fn watch(link: &SharedConnection, to: &Sender<Input>) {
     loop {
         let hypervisor = link();
         let asked =
-            hypervisor.as_ref().map_err(sentence_of).and_then(|it| it.domains().map_err(|e| sentence_of(&e)));
+            hypervisor.as_ref().map_err(sentence_of).and_then(|it| it.check().map_err(|e| sentence_of(&e)));
         let now = asked.err();
         if told.as_ref().map(Option::is_some) != Some(now.is_some()) {
             if to.send(Input::Libvirt(now.clone())).is_err() {

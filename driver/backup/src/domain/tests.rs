@@ -319,3 +319,29 @@ fn a_domain_that_is_read_at_rest_is_guarded_against_its_start() {
     assert_eq!(disks, expected);
     assert_eq!(virtfold_hooks::start_lock::alive(&guards), []);
 }
+
+/// What libvirt and the host are asked for a backup does not grow with the other guests.
+#[test]
+fn a_backup_on_a_full_host_takes_as_many_calls_as_on_an_empty_one() {
+    let calls = |others: u32| {
+        let lab = Lab::new();
+        lab.world.show_qemus();
+        for number in 0..others {
+            let disk =
+                format!("<disk type='file'><source file='/nowhere/{number}'/><target dev='vda'/></disk>");
+            let xml = format!("<domain><name>other{number}</name><devices>{disk}</devices></domain>");
+            let id = lab.world.define(&xml).unwrap();
+            lab.world.start(id, StartMode::Running).unwrap();
+        }
+        let made = Arc::new(std::sync::atomic::AtomicU32::new(0));
+        let counter = Arc::clone(&made);
+        lab.world.on_point(move |point| {
+            let begins = point.when == CallPhase::Before;
+            counter.fetch_add(u32::from(begins), std::sync::atomic::Ordering::Relaxed);
+            Injected::Nothing
+        });
+        lab.backup(|| {}).unwrap();
+        made.load(std::sync::atomic::Ordering::Relaxed)
+    };
+    assert_eq!(calls(1), calls(20));
+}

@@ -128,7 +128,7 @@ pub fn plan(
     context: &PlanContext<'_>,
 ) -> Result<Plan> {
     let info = hypervisor.lookup(domain)?;
-    let neighbours = OtherWriters::of(hypervisor)?;
+    let neighbours = OtherWriters::of(hypervisor, files)?;
     Planner { hypervisor, files, neighbours: &neighbours, context }.plan(info)
 }
 
@@ -141,7 +141,7 @@ pub fn plan_all(
     files: &dyn HostFiles,
     context: &PlanContext<'_>,
 ) -> Result<Vec<(DomainInfo, Result<Plan>)>> {
-    let neighbours = OtherWriters::of(hypervisor)?;
+    let neighbours = OtherWriters::of(hypervisor, files)?;
     let planner = Planner { hypervisor, files, neighbours: &neighbours, context };
     Ok(hypervisor.domains()?.into_iter().map(|info| (info.clone(), planner.plan(info))).collect())
 }
@@ -203,7 +203,7 @@ impl Planner<'_> {
             }
             disks.push(planned);
         }
-        obstacles.extend(self.neighbours.findings(known.info.id, &opened));
+        obstacles.extend(self.neighbours.findings(self.hypervisor, known.info.id, &opened)?);
         obstacles.extend(disks::twice(&opened));
         disks.extend(not_plugged(&known));
         let mut notes = findings::notes((&known, way), &disks);

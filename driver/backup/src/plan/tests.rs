@@ -1,12 +1,14 @@
 //! Plans for simulated domains whose disks are real files.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use super::disks::OpenedDisk;
 use super::*;
 use crate::options::QuiesceMode;
 use virtfold_hypervisor::host_files::LocalFiles;
-use virtfold_hypervisor::simulated::{SimImage, Simulated};
+use virtfold_hypervisor::simulated::{CallPhase, Injected, SimImage, Simulated};
 use virtfold_hypervisor::{DomainId, StartMode, is_our_overlay};
 use virtfold_image::{Format, ImageAccess};
 
@@ -194,6 +196,51 @@ fn shared_files_are_seen_whatever_their_names() {
     assert_eq!(plan.refusal().unwrap().kind(), ErrorKind::InUse);
     lab.world.destroy(other).unwrap();
     assert!(lab.plan(&options()).obstacles.is_empty());
+}
+
+/// Where the host shows what its QEMUs have open, a plan asks libvirt for nothing of each guest that runs.
+#[test]
+fn a_plan_on_a_full_host_takes_as_many_calls_as_on_an_empty_one() {
+    let lab = Lab::new();
+    lab.world.show_qemus();
+    lab.img("create -q -f qcow2 golden.qcow2 1M");
+    lab.img("create -q -f qcow2 -b golden.qcow2 -F qcow2 a.qcow2");
+    let web = lab.define("web", &disk("vda", "qcow2", "a.qcow2"));
+    let qcow2 = |backing| SimImage { format: "qcow2".to_owned(), backing, ..SimImage::default() };
+    lab.world.put_image(&lab.path("golden.qcow2"), qcow2(None));
+    lab.world.put_image(&lab.path("a.qcow2"), qcow2(Some(lab.path("golden.qcow2"))));
+    let calls = std::sync::Arc::new(std::sync::atomic::AtomicU32::new(0));
+    let counter = std::sync::Arc::clone(&calls);
+    lab.world.on_point(move |point| {
+        if point.when == CallPhase::Before {
+            counter.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+        Injected::Nothing
+    });
+    let taken = || {
+        let plan = plan(&lab.world, &lab.world, "web", &lab.wishes()).unwrap();
+        assert_eq!(sentences(&plan), Vec::<String>::new());
+        calls.swap(0, std::sync::atomic::Ordering::Relaxed)
+    };
+    let alone = taken();
+    for number in 0..20 {
+        lab.img(&format!("create -q -f raw other{number}.raw 1M"));
+        let other = lab.define(&format!("other{number}"), &disk("vda", "raw", &format!("other{number}.raw")));
+        lab.start(other);
+    }
+    calls.store(0, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(taken(), alone);
+    // One of them that works on the golden image is seen all the same, and named.
+    let builder = lab.define("builder", &disk("vdb", "qcow2", "golden.qcow2"));
+    lab.start(builder);
+    let golden = std::fs::metadata(lab.path("golden.qcow2")).unwrap();
+    let identity = (golden.dev(), golden.ino());
+    let opened = OpenedDisk { target: "vda".to_owned(), path: lab.path("golden.qcow2"), identity };
+    let others = OtherWriters::of(&lab.world, &lab.world).unwrap();
+    let found = others.findings(&lab.world, web, std::slice::from_ref(&opened)).unwrap();
+    let named = "is written to by the running domain 'builder' as its disk 'vdb'";
+    assert!(found.len() == 1 && found[0].sentence.ends_with(named), "{found:?}");
+    assert!(others.findings(&lab.world, builder, &[opened]).unwrap().is_empty(), "its own image");
 }
 
 #[test]

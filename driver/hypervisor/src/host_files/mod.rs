@@ -27,7 +27,7 @@ use rustix::fs::{OFlags, RenameFlags};
 
 use super::is_our_overlay;
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
-use virtfold_base::openers::{self, Opened};
+use virtfold_base::openers::{self, OpenFiles, Opened};
 use virtfold_base::safe_path::{self, Directory, Entry};
 
 mod contents;
@@ -79,6 +79,12 @@ pub trait HostFiles: Debug + Send + Sync {
     /// # Errors
     /// The file can't be opened or asked.
     fn image_use(&self, path: &Path) -> Result<ImageUse>;
+
+    /// What all QEMUs of this host have open at this moment, as far as it can be seen.
+    ///
+    /// # Errors
+    /// The processes can't be looked at.
+    fn open_files(&self) -> Result<OpenFiles>;
 
     /// Keeps others from writing to a frozen image until the result is dropped.
     ///
@@ -192,6 +198,10 @@ impl HostFiles for LocalFiles {
             }
         }
         Ok(if opened == Opened::Read { ImageUse::Read } else { ImageUse::Free })
+    }
+
+    fn open_files(&self) -> Result<OpenFiles> {
+        OpenFiles::look()
     }
 
     fn hold(&self, path: &Path) -> Result<Box<dyn Debug + Send + Sync>> {

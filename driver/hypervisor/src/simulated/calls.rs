@@ -133,9 +133,16 @@ impl Hypervisor for Simulated {
         Ok(list)
     }
 
+    fn check(&self) -> Result<()> {
+        self.call(Operation::Read, |_| Ok(()))
+    }
+
     fn lookup(&self, name_or_uuid: &str) -> Result<DomainInfo> {
-        let wanted = |i: &DomainInfo| i.name == name_or_uuid || i.id.to_string() == name_or_uuid;
-        let found = self.domains()?.into_iter().find(wanted);
+        let found = self.call(Operation::Read, |turn| {
+            let by_id = name_or_uuid.parse().ok().and_then(|id| turn.world.domains.get_key_value(&id));
+            let by_name = || turn.world.domains.iter().find(|(_, domain)| domain.name == name_or_uuid);
+            Ok(by_id.or_else(by_name).map(|(id, domain)| info(*id, domain)))
+        })?;
         let missing = || refused(code::NO_DOMAIN, "Domain not found");
         found.ok_or_else(|| missing().into_error(format!("there is no domain '{name_or_uuid}'")))
     }

@@ -8,7 +8,9 @@ use super::state::SimHost;
 use super::{CallPhase, HypervisorError, Operation, Simulated, code, refused};
 use crate::host_files::{HostFiles, ImageStamp, ImageUse, OfflineCommit};
 use crate::is_our_overlay;
+use crate::types::DomainId;
 use virtfold_base::error::{Error, ErrorKind, Result};
+use virtfold_base::openers::OpenFiles;
 
 /// How far files' times are apart from one call to the next. They never are whole seconds, as those of a coarse file system.
 const TICK: Duration = Duration::from_micros(20_001);
@@ -65,6 +67,20 @@ impl SimHost {
 impl HostFiles for Simulated {
     fn image_use(&self, path: &Path) -> Result<ImageUse> {
         self.call(Operation::Look, |turn| Ok(turn.world.use_of(path)))
+    }
+
+    fn open_files(&self) -> Result<OpenFiles> {
+        let tops: Vec<(DomainId, Vec<PathBuf>)> = self.call(Operation::Look, |turn| {
+            let running = turn.world.domains.iter().filter(|_| turn.world.qemus_are_seen);
+            Ok(running.filter_map(|(id, d)| Some((*id, d.qemu.as_ref()?.tops.clone()))).collect())
+        })?;
+        let mut seen = OpenFiles::default();
+        for (id, tops) in tops {
+            // Images that are in memory alone have no identity, and nobody else has them open.
+            let files: Vec<_> = tops.iter().filter_map(|top| std::fs::File::open(top).ok()).collect();
+            seen.note(id.0, &files)?;
+        }
+        Ok(seen)
     }
 
     fn hold(&self, path: &Path) -> Result<Box<dyn Debug + Send + Sync>> {

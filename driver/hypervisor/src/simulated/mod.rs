@@ -320,6 +320,11 @@ impl Simulated {
         }
     }
 
+    /// Lets everybody see what the host's QEMUs have open.
+    pub fn show_qemus(&self) {
+        self.lock().world.qemus_are_seen = true;
+    }
+
     /// Lets go of all images, as on a file system without locks.
     pub fn drop_holds(&self) {
         self.lock().world.held.clear();

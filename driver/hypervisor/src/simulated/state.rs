@@ -168,6 +168,8 @@ pub(super) struct SimHost {
     pub(super) rules_locked: bool,
     /// Images that a QEMU on another host writes to.
     pub(super) elsewhere: BTreeSet<PathBuf>,
+    /// Whether the host shows what its QEMUs have open: to root it does.
+    pub(super) qemus_are_seen: bool,
     /// Runs of guests so far.
     pub(super) runs: u64,
     /// What domains that are gone had written.

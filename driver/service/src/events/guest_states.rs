@@ -14,7 +14,7 @@
 //!
 //! Imports: `error`, `partial_file`, `hypervisor` (plain types), `types`, `report`.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io::{Read, Write};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -228,10 +228,8 @@ impl GuestStates {
                 _ => {}
             }
         }
-        for (uuid, guest) in &self.guests {
-            if domains.iter().any(|domain| domain.id.0 == *uuid) {
-                continue;
-            }
+        let there: BTreeSet<Uuid> = domains.iter().map(|domain| domain.id.0).collect();
+        for (uuid, guest) in self.guests.iter().filter(|(uuid, _)| !there.contains(uuid)) {
             if guest.runs {
                 tell(*uuid, &guest.name, GuestEventKind::Ended);
             }

@@ -35,7 +35,11 @@ pub(super) fn search(
 ) -> Result<Vec<Recovery>> {
     let mut recoveries = Vec::new();
     let mut places = ReferencedFiles::default();
-    for info in host.hypervisor.domains()?.into_iter().filter(|i| domain.is_none_or(|d| d == i.id)) {
+    let infos = match domain {
+        None => host.hypervisor.domains()?,
+        Some(domain) => present(host.hypervisor.lookup(&domain.to_string()))?.into_iter().collect(),
+    };
+    for info in infos {
         // One that can't be looked at must not keep the others from being found.
         match adopt(host, &info, (mode, &mut places)) {
             Ok(adopted) => recoveries.extend(adopted),

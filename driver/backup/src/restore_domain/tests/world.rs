@@ -48,6 +48,7 @@ macro_rules! hand_on {
 impl Hypervisor for Odd {
     hand_on! {
         domains() -> Vec<DomainInfo>;
+        check() -> ();
         lookup(name: &str) -> DomainInfo;
         domain_state(id: DomainId) -> DomainState;
         xml(id: DomainId, config: XmlView) -> String;
