@@ -3,7 +3,7 @@
 //! - A memory, not the truth: what is at a place counts. Rows come from the backups themselves and from
 //!   looking at a place
 //!   ([`Catalog::remember`] for both), so a lost catalog is had again by looking.
-//! - A row outlives its archive: then it says when that was found to be gone. An archive that is seen again
+//! - A row outlives its archive, for two years: then it says when that was found to be gone. An archive that is seen again
 //!   is there again.
 //! - Copies are known by their names ([`copy_name`]), which are the same from whatever directory a person
 //!   works.
@@ -107,6 +107,18 @@ pub(super) fn utf8(path: &std::path::Path) -> Result<String> {
     })
 }
 
+/// How long a copy is remembered that is gone, seconds: two years.
+const REMEMBERED: i64 = 2 * 365 * 24 * 3600;
+
+/// Forgets copies that went long ago, but for the last one of each owner and job: that it was there says whose backups a job's are.
+const FORGET: &str = "DELETE FROM backup WHERE removed IS NOT NULL AND removed < ?1 AND EXISTS (
+    SELECT 1 FROM backup later WHERE later.uuid IS backup.uuid AND later.subject = backup.subject
+    AND later.images = backup.images AND later.job IS backup.job
+    AND (later.created > backup.created OR later.created = backup.created AND later.name > backup.name))";
+
+const RESTING_ELSEWHERE: &str = "WHERE destination != ?1 AND removed IS NULL AND parent IS NOT NULL AND NOT EXISTS (
+    SELECT 1 FROM backup p WHERE p.archive = backup.parent AND p.destination = backup.destination AND p.removed IS NULL) ORDER BY created, name";
+
 fn put(transaction: &Transaction<'_>, copy: &BackupCopy) -> Sql<()> {
     transaction.execute(
         "INSERT INTO backup (name, destination, archive, uuid, subject, images, host, created, parent, bytes, root, encrypted, job, source)
@@ -177,6 +189,7 @@ impl Catalog {
             for name in names {
                 statement.execute(params![name, when.as_second()])?;
             }
+            transaction.execute(FORGET, [when.as_second().saturating_sub(REMEMBERED)])?;
             Ok(())
         })
     }
@@ -205,9 +218,7 @@ impl Catalog {
     /// # Errors
     /// The catalog can't be read.
     pub fn resting_elsewhere(&self, place: &str) -> Result<Vec<BackupCopy>> {
-        let other = "WHERE destination != ?1 AND removed IS NULL AND parent IS NOT NULL AND NOT EXISTS (SELECT 1 FROM backup p
-                     WHERE p.archive = backup.parent AND p.destination = backup.destination AND p.removed IS NULL) ORDER BY created, name";
-        self.copies(other, [place]).map_err(|e| self.unreadable(e))
+        self.copies(RESTING_ELSEWHERE, [place]).map_err(|e| self.unreadable(e))
     }
 
     /// Whether a backup of this owner was ever made for a job.
@@ -323,6 +334,44 @@ mod tests {
         let twin = BackupCopy { name: "s3://b/1".to_owned(), place: "s3://b".to_owned(), ..full };
         catalog.remember(&[twin]).unwrap();
         assert_eq!(catalog.resting_elsewhere("/backup").unwrap(), []);
+    }
+
+    #[test]
+    fn what_went_long_ago_is_forgotten_but_for_the_last_one() {
+        let state = tempfile::tempdir().unwrap();
+        let catalog = Catalog::open(state.path()).unwrap();
+        let (one, two, there) = (copy("/backup/1", 10), copy("/backup/2", 20), copy("/backup/3", 30));
+        let other = BackupCopy { owner: Owner { uuid: None, ..one.owner.clone() }, ..copy("/backup/4", 5) };
+        catalog.remember(&[one.clone(), two.clone(), there.clone(), other.clone()]).unwrap();
+        let at = |second| Timestamp::from_second(second).unwrap();
+        catalog.gone(&[one.name.clone(), other.name.clone()], at(100)).unwrap();
+        catalog.gone(std::slice::from_ref(&two.name), at(100 + REMEMBERED)).unwrap();
+        let known = |copy: &BackupCopy| catalog.copy(&copy.name).unwrap().is_some();
+        assert_eq!([&one, &two, &there, &other].map(known), [true; 4], "not yet");
+        catalog.gone(&[], at(101 + REMEMBERED)).unwrap();
+        assert_eq!([&one, &two, &there, &other].map(known), [false, true, true, true]);
+        assert!(catalog.is_of_job(&other.owner, "nightly").unwrap());
+    }
+
+    /// A look-up for each increment, not a walk of all rows.
+    #[test]
+    fn parents_are_found_by_an_index() {
+        let state = tempfile::tempdir().unwrap();
+        let catalog = Catalog::open(state.path()).unwrap();
+        let connection = catalog.connection();
+        for query in [format!("SELECT name FROM backup {RESTING_ELSEWHERE}"), FORGET.to_owned()] {
+            let mut plan = connection.prepare(&format!("EXPLAIN QUERY PLAN {query}")).unwrap();
+            let steps: Vec<String> = plan
+                .query_map([rusqlite::types::Value::Null], |row| row.get(3))
+                .unwrap()
+                .map(std::result::Result::unwrap)
+                .collect();
+            let scans: Vec<_> = steps.iter().filter(|step| step.starts_with("SCAN")).collect();
+            assert!(scans.iter().all(|step| step.as_str() == "SCAN backup"), "{steps:?}");
+            let searched =
+                steps.iter().any(|step| step.starts_with("SEARCH p ") || step.starts_with("SEARCH later "));
+            assert!(searched, "{steps:?}");
+        }
     }
 
     #[test]

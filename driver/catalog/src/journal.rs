@@ -90,6 +90,14 @@ impl Catalog {
         Ok(Self { path, locks, connection: Mutex::new(connection) })
     }
 
+    /// Checks all of it now. Opening does so once a week.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Damaged`] where it is damaged.
+    pub fn check(&self) -> Result<()> {
+        schema::check(&self.connection()).map_err(|e| schema::unusable(&self.path, e))
+    }
+
     /// Keeps other runs that prune away.
     ///
     /// # Errors

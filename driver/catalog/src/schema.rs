@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 
@@ -15,13 +15,17 @@ const APPLICATION: i32 = 0x7666_6374;
 /// The version of [`TABLES`] (`PRAGMA user_version`); each of [`ADDED`] is one more.
 const FIRST: i32 = 1;
 
+/// How often all of the catalog is checked, seconds; the service does so at its start, too.
+const CHECK_EVERY: i64 = 7 * 24 * 3600;
+
 /// How long a writer waits for another one.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What version 1 has: the journal of freeze sessions; the service's queue, in which a domain has one run at a time
 /// and a job waits for a domain once; the backups, each copy a row, with what tells their sources apart (JSON) and the
 /// archives that are pinned; what was mounted where archives go; and what is known of tapes, which is rebuilt by reading
-/// them but for `failed`. `created`, `removed`, `since` and the queue's times are seconds since 1970.
+/// them but for `failed`; and when all of the catalog was last checked (`integrity`). `created`, `removed`, `since`, `checked` and
+/// the queue's times are seconds since 1970.
 const TABLES: &str = "
 CREATE TABLE freeze_session (
     id TEXT PRIMARY KEY,
@@ -73,7 +77,8 @@ CREATE TABLE queue (
 ) STRICT;
 CREATE UNIQUE INDEX queue_running ON queue (domain) WHERE state = 'running';
 CREATE UNIQUE INDEX queue_waiting ON queue (job, domain) WHERE state IN ('waiting', 'parked');
-CREATE INDEX queue_last ON queue (job, domain, state);
+CREATE INDEX queue_last ON queue (job, domain, state, ended);
+CREATE INDEX queue_open ON queue (state != 'running', reason != 'request', due, id) WHERE state IN ('waiting', 'running', 'parked');
 CREATE TABLE planned (job TEXT PRIMARY KEY, last INTEGER NOT NULL) STRICT;
 CREATE TABLE pause (job TEXT PRIMARY KEY) STRICT;
 CREATE TABLE backup (
@@ -95,7 +100,10 @@ CREATE TABLE backup (
 ) STRICT;
 CREATE INDEX backup_destination ON backup (destination);
 CREATE INDEX backup_domain ON backup (uuid, created);
+CREATE INDEX backup_archive ON backup (archive, destination);
+CREATE INDEX backup_removed ON backup (removed) WHERE removed IS NOT NULL;
 CREATE TABLE pin (archive TEXT PRIMARY KEY, since INTEGER NOT NULL) STRICT;
+CREATE TABLE integrity (id INTEGER PRIMARY KEY CHECK (id = 1), checked INTEGER NOT NULL) STRICT;
 CREATE TABLE mount (destination TEXT PRIMARY KEY, point TEXT NOT NULL, file_system TEXT) STRICT;
 CREATE TABLE tape_volume (
     id TEXT PRIMARY KEY,
@@ -127,6 +135,9 @@ CREATE TABLE tape_part (
 CREATE INDEX tape_run ON tape_part (run, part);
 ";
 
+/// Notes when all of it was checked.
+const CHECKED: &str = "INSERT OR REPLACE INTO integrity (id, checked) VALUES (1, ?1)";
+
 /// What each version adds to the one before it, from version 2 on.
 const ADDED: &[&str] = &[
     "CREATE TABLE archive_note (archive TEXT NOT NULL, note TEXT NOT NULL, PRIMARY KEY (archive, note)) STRICT;",
@@ -145,7 +156,9 @@ pub(super) fn open(path: &Path) -> Result<Connection> {
     connect(&real).map_err(|e| unusable(path, e))
 }
 
-fn connect(path: &Path) -> std::result::Result<Connection, Box<dyn std::error::Error + Send + Sync>> {
+type Fallible<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+fn connect(path: &Path) -> Fallible<Connection> {
     let flags =
         OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     let connection = Connection::open_with_flags(path, flags)?;
@@ -155,18 +168,45 @@ fn connect(path: &Path) -> std::result::Result<Connection, Box<dyn std::error::E
         return Err("it is not a catalog of virtfold".into());
     }
     upgrade(&connection, ADDED)?;
-    let verdict: String = connection.pragma_query_value(None, "quick_check", |row| row.get(0))?;
-    if verdict != "ok" {
-        return Err(verdict.into());
+    expect_whole(&connection, path)?;
+    let now = seconds_now();
+    let checked: Option<i64> =
+        connection.query_row("SELECT max(checked) FROM integrity", [], |row| row.get(0))?;
+    // A time to come was noted by a clock that was wrong.
+    if checked.is_none_or(|checked| checked > now || now - checked >= CHECK_EVERY) {
+        check(&connection)?;
     }
     Ok(connection)
 }
 
+/// Refuses a file that is cut: that shows at once.
+fn expect_whole(connection: &Connection, path: &Path) -> Fallible<()> {
+    let number = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+    let said = u64::try_from(number("page_count")?)?.saturating_mul(u64::try_from(number("page_size")?)?);
+    let there = path.metadata()?.len();
+    if there < said { Err(format!("it is cut: it has {there} bytes of {said}").into()) } else { Ok(()) }
+}
+
+/// Goes through all of it, and notes that. It takes as long as the catalog is large, so not each run does it.
+pub(super) fn check(connection: &Connection) -> Fallible<()> {
+    let verdict: String = connection.pragma_query_value(None, "quick_check", |row| row.get(0))?;
+    if verdict != "ok" {
+        return Err(verdict.into());
+    }
+    if let Err(error) = connection.execute(CHECKED, [seconds_now()]) {
+        // The next one checks again.
+        tracing::debug!(%error, "that the catalog was checked could not be noted");
+    }
+    Ok(())
+}
+
+fn seconds_now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
 /// From an older version to this one, whole or not at all; another process may be quicker.
-fn upgrade(
-    connection: &Connection,
-    added: &[&str],
-) -> std::result::Result<(), Box<dyn std::error::Error + Send + Sync>> {
+fn upgrade(connection: &Connection, added: &[&str]) -> Fallible<()> {
     let read = || connection.pragma_query_value(None, "user_version", |row| row.get::<_, i32>(0));
     let missing =
         |version: i32| version.checked_sub(FIRST).and_then(|n| added.get(usize::try_from(n).ok()?..));
@@ -221,6 +261,7 @@ fn fill(path: &Path) -> rusqlite::Result<()> {
     let connection = Connection::open(path)?;
     settle(&connection)?;
     connection.execute_batch(TABLES)?;
+    connection.execute(CHECKED, [seconds_now()])?;
     connection.pragma_update(None, "application_id", APPLICATION)?;
     connection.pragma_update(None, "user_version", FIRST)
 }
@@ -237,7 +278,7 @@ pub(super) fn failure(source: &(dyn std::error::Error + Send + Sync + 'static)) 
     }
 }
 
-fn unusable(path: &Path, source: Box<dyn std::error::Error + Send + Sync>) -> Error {
+pub(super) fn unusable(path: &Path, source: Box<dyn std::error::Error + Send + Sync>) -> Error {
     // SQLite says of a file that it may not open only that it can't.
     if let Err(error) = OpenOptions::new().read(true).write(true).open(path) {
         return Error::io(format!("the catalog '{}' can't be used", path.display()), error);

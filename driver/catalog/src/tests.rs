@@ -143,6 +143,33 @@ fn a_cut_catalog_is_damage() {
     assert_eq!(Catalog::open(state.path()).unwrap_err().kind(), ErrorKind::Damaged);
 }
 
+/// All of a catalog is read once a week, not by each run.
+#[test]
+fn a_catalog_is_checked_weekly_and_when_it_is_asked() {
+    let state = tempfile::tempdir().unwrap();
+    let path = state.path().join("catalog.sqlite");
+    let catalog = Catalog::open(state.path()).unwrap();
+    for _ in 0..20 {
+        catalog.begin(&job(DomainId(Uuid::new_v4()))).unwrap();
+    }
+    drop(catalog);
+    // A page of what is read by nobody here.
+    let page = {
+        let connection = rusqlite::Connection::open(&path).unwrap();
+        let root = "SELECT rootpage FROM sqlite_schema WHERE name = 'tape_run'";
+        connection.query_row(root, [], |row| row.get::<_, i64>(0)).unwrap()
+    };
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &[0xff; 64], u64::try_from(page - 1).unwrap() * 4096)
+        .unwrap();
+    let catalog = Catalog::open(state.path()).unwrap();
+    assert_eq!(catalog.check().unwrap_err().kind(), ErrorKind::Damaged);
+    let set_back = "UPDATE integrity SET checked = checked - 7 * 24 * 3600";
+    catalog.connection().execute(set_back, []).unwrap();
+    drop(catalog);
+    assert_eq!(Catalog::open(state.path()).unwrap_err().kind(), ErrorKind::Damaged);
+}
+
 #[test]
 fn a_domain_has_one_run_at_a_time() {
     let state = tempfile::tempdir().unwrap();

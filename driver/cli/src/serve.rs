@@ -59,6 +59,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitStatus> {
     let link = link(&args.connect)?;
     let catalog = Arc::new(Catalog::open(&state)?);
     let _only = only_one(&catalog, &state)?;
+    catalog.check()?;
     let metrics_dir = Arc::new(Mutex::new(None));
     let load = load(args.config.clone(), Arc::clone(&metrics_dir));
     let paths = RunPaths {

@@ -17,6 +17,7 @@
 //! Imports: `error`, plain types of `hypervisor`.
 
 mod rows;
+mod table;
 #[cfg(test)]
 mod tests;
 
@@ -24,10 +25,7 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 use jiff::Timestamp;
-use rusqlite::{OptionalExtension, Row, Transaction, params};
 
-use self::rows::{COLUMNS, STATES, read_entry, reason_words, time, write_result};
-use super::journal::{Catalog, Sql, word};
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_hypervisor::DomainId;
 
@@ -145,11 +143,21 @@ impl Pauses {
 
 /// What the service notes before it acts.
 pub trait Queue: Debug + Send + Sync {
-    /// Puts an entry into the queue, or finds the one that waits already. One that a person asks for brings the waiting one to the front.
+    /// Puts entries into the queue, all or none, or finds those that wait already; their numbers, in their order. One that a person asks for
+    /// brings the waiting one to the front.
     ///
     /// # Errors
     /// The catalog can't be written.
-    fn add(&self, wanted: &NewEntry) -> Result<i64>;
+    fn add_all(&self, wanted: &[NewEntry]) -> Result<Vec<i64>>;
+
+    /// As [`Queue::add_all`], one entry.
+    ///
+    /// # Errors
+    /// The catalog can't be written.
+    fn add(&self, wanted: &NewEntry) -> Result<i64> {
+        let lost = || Error::new(ErrorKind::Internal, "an entry was noted without a number");
+        self.add_all(std::slice::from_ref(wanted))?.first().copied().ok_or_else(lost)
+    }
 
     /// Notes that a job's schedule is turned into entries up to `planned`, and makes those entries, all or none.
     ///
@@ -194,17 +202,49 @@ pub trait Queue: Debug + Send + Sync {
     /// The catalog can't be read.
     fn open_entries(&self) -> Result<Vec<QueueEntry>>;
 
+    /// As [`Queue::open_entries`], `most` of them behind the first `skip`.
+    ///
+    /// # Errors
+    /// The catalog can't be read.
+    fn open_page(&self, skip: u64, most: usize) -> Result<Vec<QueueEntry>>;
+
+    /// How many entries wait, and since when.
+    ///
+    /// # Errors
+    /// The catalog can't be read.
+    fn waiting(&self) -> Result<WaitingEntries>;
+
     /// One entry.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`]; the catalog can't be read.
     fn entry(&self, id: i64) -> Result<QueueEntry>;
 
-    /// Of each job and domain the last success and the last failure, of those that ended by `until`.
+    /// Those of these entries that are there.
     ///
     /// # Errors
     /// The catalog can't be read.
-    fn last_ends(&self, until: Timestamp) -> Result<Vec<QueueEntry>>;
+    fn entries(&self, ids: &[i64]) -> Result<Vec<QueueEntry>>;
+
+    /// The numbers of the last success and the last failure of each job and domain, of those that ended by `until`, in their order.
+    ///
+    /// # Errors
+    /// The catalog can't be read.
+    fn last_end_ids(&self, until: Timestamp) -> Result<Vec<i64>>;
+
+    /// As [`Queue::last_end_ids`], the entries themselves.
+    ///
+    /// # Errors
+    /// The catalog can't be read.
+    fn last_ends(&self, until: Timestamp) -> Result<Vec<QueueEntry>> {
+        self.entries(&self.last_end_ids(until)?)
+    }
+
+    /// Of the last success and the last failure of each job and domain those that ended after `time`: none, unless a clock was ahead.
+    ///
+    /// # Errors
+    /// The catalog can't be read.
+    fn last_ends_after(&self, time: Timestamp) -> Result<Vec<QueueEntry>>;
 
     /// Pauses everything, or a job; or takes that back.
     ///
@@ -217,6 +257,15 @@ pub trait Queue: Debug + Send + Sync {
     /// # Errors
     /// The catalog can't be read.
     fn pauses(&self) -> Result<Pauses>;
+}
+
+/// Entries that wait.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WaitingEntries {
+    /// How many.
+    pub count: u64,
+    /// When the first of them was due.
+    pub since: Option<Timestamp>,
 }
 
 /// Whether something is to be paused.
@@ -241,234 +290,4 @@ pub enum RunEnd {
     Retry(RunResult, Timestamp),
     /// It was broken off because the service ends; the attempt does not count.
     Parked,
-}
-
-/// The one key of a pause of everything; no job has this name.
-const EVERYTHING: &str = "";
-
-/// Inserts an entry where none waits; where one does, a person's wish brings it to the front.
-fn insert(transaction: &Transaction<'_>, wanted: &NewEntry) -> Sql<i64> {
-    let (reason, event) = reason_words(&wanted.reason);
-    let domain = wanted.domain.to_string();
-    let query = "SELECT id FROM queue WHERE job = ?1 AND domain = ?2 AND state IN ('waiting', 'parked')";
-    let found =
-        transaction.query_row(query, params![wanted.job, domain], |row| row.get::<_, i64>(0)).optional()?;
-    if let Some(id) = found {
-        if wanted.reason == EntryReason::Request {
-            let front = "UPDATE queue SET reason = 'request', event = NULL, not_before = ?2 WHERE id = ?1";
-            transaction.execute(front, params![id, wanted.not_before.as_millisecond()])?;
-        }
-        return Ok(id);
-    }
-    transaction.execute(
-        "INSERT INTO queue (job, domain, name, reason, event, due, not_before, state, attempts)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 'waiting', 0)",
-        params![
-            wanted.job,
-            domain,
-            wanted.name,
-            reason,
-            event,
-            wanted.due.as_millisecond(),
-            wanted.not_before.as_millisecond()
-        ],
-    )?;
-    Ok(transaction.last_insert_rowid())
-}
-
-/// Keeps the history bounded.
-fn prune(transaction: &Transaction<'_>) -> Sql<()> {
-    let ended = "state IN ('succeeded', 'failed', 'cancelled')";
-    transaction.execute(
-        &format!(
-            "DELETE FROM queue WHERE {ended}
-             AND id NOT IN (SELECT id FROM queue WHERE {ended} ORDER BY id DESC LIMIT {HISTORY})
-             AND id NOT IN (SELECT max(id) FROM queue WHERE {ended} GROUP BY job, domain, state)"
-        ),
-        [],
-    )?;
-    Ok(())
-}
-
-/// Why an entry has failed that no service has survived.
-fn interrupted_too_often() -> RunResult {
-    RunResult {
-        sentence: format!(
-            "the service was killed during each of {INTERRUPTED} attempts in a row; it is not tried again"
-        ),
-        hint: Some("the system's log may say what kills it ('journalctl -u virtfold', memory?); 'virtfold run' tries again".to_owned()),
-        kind: Some(ErrorKind::Interrupted),
-        ..RunResult::default()
-    }
-}
-
-/// Changes one entry that must be in a state.
-fn change(changed: usize, id: i64, state: &str) -> Sql<()> {
-    if changed == 1 { Ok(()) } else { Err(format!("there is no entry {id} that is {state}").into()) }
-}
-
-impl Catalog {
-    fn entries(&self, tail: &str) -> Sql<Vec<QueueEntry>> {
-        let connection = self.connection();
-        let mut statement = connection.prepare(&format!("SELECT {COLUMNS} FROM queue {tail}"))?;
-        let mut rows = statement.query([])?;
-        let mut entries = Vec::new();
-        while let Some(row) = rows.next()? {
-            entries.push(read_entry(row)?);
-        }
-        Ok(entries)
-    }
-
-    fn pairs<T>(&self, query: &str, read: impl Fn(&Row<'_>) -> Sql<T>) -> Sql<Vec<T>> {
-        let connection = self.connection();
-        let mut statement = connection.prepare(query)?;
-        let mut rows = statement.query([])?;
-        let mut all = Vec::new();
-        while let Some(row) = rows.next()? {
-            all.push(read(row)?);
-        }
-        Ok(all)
-    }
-}
-
-impl Queue for Catalog {
-    fn add(&self, wanted: &NewEntry) -> Result<i64> {
-        let mut id = 0;
-        self.write(|transaction| {
-            id = insert(transaction, wanted)?;
-            Ok(())
-        })?;
-        Ok(id)
-    }
-
-    fn fire(&self, job: &str, planned: Timestamp, wanted: &[NewEntry]) -> Result<()> {
-        self.write(|transaction| {
-            transaction.execute(
-                "INSERT INTO planned (job, last) VALUES (?1, ?2) ON CONFLICT (job) DO UPDATE SET last = ?2",
-                params![job, planned.as_millisecond()],
-            )?;
-            wanted.iter().try_for_each(|wanted| insert(transaction, wanted).map(|_| ()))
-        })
-    }
-
-    fn planned(&self) -> Result<BTreeMap<String, Timestamp>> {
-        let read = self.pairs("SELECT job, last FROM planned", |row| Ok((row.get(0)?, time(row.get(1)?)?)));
-        read.map(|pairs| pairs.into_iter().collect()).map_err(|e| self.unreadable(e))
-    }
-
-    fn start(&self, id: i64, at: Timestamp) -> Result<()> {
-        self.write(|transaction| {
-            let update =
-                "UPDATE queue SET state = 'running', attempts = attempts + 1, started = ?2, ended = NULL
-                          WHERE id = ?1 AND state IN ('waiting', 'parked')";
-            change(transaction.execute(update, params![id, at.as_millisecond()])?, id, "waiting")
-        })
-    }
-
-    fn end(&self, id: i64, at: Timestamp, end: &RunEnd) -> Result<()> {
-        let (state, result, not_before) = match end {
-            RunEnd::Succeeded(result) => (EntryState::Succeeded, Some(result), None),
-            RunEnd::Failed(result) => (EntryState::Failed, Some(result), None),
-            RunEnd::Cancelled(result) => (EntryState::Cancelled, Some(result), None),
-            RunEnd::Retry(result, not_before) => (EntryState::Waiting, Some(result), Some(*not_before)),
-            RunEnd::Parked => (EntryState::Parked, None, None),
-        };
-        let kept = matches!(end, RunEnd::Parked);
-        self.write(|transaction| {
-            // One of the same job and domain came meanwhile and waits: it is what comes again.
-            if matches!(state, EntryState::Waiting | EntryState::Parked) {
-                let others = "UPDATE queue SET state = 'cancelled', ended = ?2, result = ?3 WHERE id IN (
-                    SELECT o.id FROM queue o JOIN queue q ON q.id = ?1 AND o.job = q.job AND o.domain = q.domain
-                    WHERE o.id != ?1 AND o.state = 'waiting')";
-                let why = RunResult { sentence: format!("entry {id} is done in its place"), ..RunResult::default() };
-                transaction.execute(others, params![id, at.as_millisecond(), write_result(&why)])?;
-            }
-            let changed = transaction.execute(
-                "UPDATE queue SET state = ?2, ended = ?3, result = coalesce(?4, result),
-                 not_before = coalesce(?5, not_before), attempts = attempts - ?6, interrupted = 0 WHERE id = ?1 AND state = 'running'",
-                params![
-                    id,
-                    word(&STATES, &state),
-                    at.as_millisecond(),
-                    result.map(write_result),
-                    not_before.map(Timestamp::as_millisecond),
-                    i64::from(kept)
-                ],
-            )?;
-            change(changed, id, "running")?;
-            prune(transaction)
-        })
-    }
-
-    fn cancel(&self, id: i64, at: Timestamp, why: &str) -> Result<()> {
-        let result = write_result(&RunResult { sentence: why.to_owned(), ..RunResult::default() });
-        self.write(|transaction| {
-            let update = "UPDATE queue SET state = 'cancelled', ended = ?2, result = ?3
-                          WHERE id = ?1 AND state IN ('waiting', 'parked')";
-            change(transaction.execute(update, params![id, at.as_millisecond(), result])?, id, "waiting")
-        })
-    }
-
-    fn recall(&self, at: Timestamp) -> Result<Vec<QueueEntry>> {
-        let ran = self.entries("WHERE state = 'running' ORDER BY id").map_err(|e| self.unreadable(e))?;
-        self.write(|transaction| {
-            transaction
-                .execute("UPDATE queue SET interrupted = interrupted + 1 WHERE state = 'running'", [])?;
-            let enough = "UPDATE queue SET state = 'failed', ended = ?1, result = ?2
-                          WHERE state = 'running' AND interrupted >= ?3";
-            transaction.execute(
-                enough,
-                params![at.as_millisecond(), write_result(&interrupted_too_often()), INTERRUPTED],
-            )?;
-            // What waits beside what ran is the same wish.
-            let double = "DELETE FROM queue WHERE state = 'waiting' AND EXISTS (SELECT 1 FROM queue q
-                          WHERE q.job = queue.job AND q.domain = queue.domain AND q.state = 'running')";
-            transaction.execute(double, [])?;
-            let back = "UPDATE queue SET state = 'waiting' WHERE state IN ('running', 'parked')";
-            transaction.execute(back, [])?;
-            prune(transaction)
-        })?;
-        ran.iter().map(|entry| self.entry(entry.id)).collect()
-    }
-
-    fn open_entries(&self) -> Result<Vec<QueueEntry>> {
-        let open = "WHERE state IN ('waiting', 'running', 'parked')
-                    ORDER BY state != 'running', reason != 'request', due, id";
-        self.entries(open).map_err(|e| self.unreadable(e))
-    }
-
-    fn entry(&self, id: i64) -> Result<QueueEntry> {
-        let found = self.entries(&format!("WHERE id = {id}")).map_err(|e| self.unreadable(e))?;
-        found
-            .into_iter()
-            .next()
-            .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no entry {id}")))
-    }
-
-    fn last_ends(&self, until: Timestamp) -> Result<Vec<QueueEntry>> {
-        let last = format!(
-            "WHERE id IN (SELECT max(id) FROM queue WHERE state IN ('succeeded', 'failed') AND ended <= {}
-             GROUP BY job, domain, state) ORDER BY name, ended",
-            until.as_millisecond()
-        );
-        self.entries(&last).map_err(|e| self.unreadable(e))
-    }
-
-    fn set_pause(&self, job: Option<&str>, to: Pause) -> Result<()> {
-        let change = match to {
-            Pause::On => "INSERT OR IGNORE INTO pause (job) VALUES (?1)",
-            Pause::Off => "DELETE FROM pause WHERE job = ?1",
-        };
-        self.write(|transaction| {
-            transaction.execute(change, [job.unwrap_or(EVERYTHING)])?;
-            Ok(())
-        })
-    }
-
-    fn pauses(&self) -> Result<Pauses> {
-        let names = self.pairs("SELECT job FROM pause ORDER BY job", |row| Ok(row.get::<_, String>(0)?));
-        let names = names.map_err(|e| self.unreadable(e))?;
-        let (all, jobs): (Vec<_>, Vec<_>) = names.into_iter().partition(|name| name == EVERYTHING);
-        Ok(Pauses { all: !all.is_empty(), jobs })
-    }
 }

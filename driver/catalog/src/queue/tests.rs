@@ -2,6 +2,8 @@
 
 use uuid::Uuid;
 
+use super::super::journal::Catalog;
+use super::table::OPEN;
 use super::*;
 
 fn at(second: i64) -> Timestamp {
@@ -171,4 +173,46 @@ fn pauses_are_counted_apart_and_history_is_bounded() {
     let count = "SELECT count(*), count(*) FILTER (WHERE job = 'rare') FROM queue";
     let counted = connection.query_row(count, [], |row| Ok((row.get::<_, u32>(0)?, row.get::<_, u32>(1)?)));
     assert_eq!(counted.unwrap(), (HISTORY + 1, 1), "the last of each job and domain stays");
+}
+
+#[test]
+fn the_queue_is_read_in_pages_counted_and_searched_by_its_last_ends() {
+    let state = tempfile::tempdir().unwrap();
+    let catalog = Catalog::open(state.path()).unwrap();
+    assert_eq!(catalog.waiting().unwrap(), WaitingEntries::default());
+    let all: Vec<NewEntry> =
+        (0..10).map(|domain| wanted("j", domain, 100 - i64::try_from(domain).unwrap())).collect();
+    let ids = catalog.add_all(&all).unwrap();
+    assert_eq!(catalog.add_all(&all).unwrap(), ids, "they wait already");
+    assert_eq!(catalog.waiting().unwrap(), WaitingEntries { count: 10, since: Some(at(91)) });
+    let order: Vec<i64> = catalog.open_entries().unwrap().iter().map(|entry| entry.id).collect();
+    let page = |skip, most| -> Vec<i64> {
+        catalog.open_page(skip, most).unwrap().iter().map(|entry| entry.id).collect()
+    };
+    assert_eq!([page(0, 4), page(4, 4), page(8, 4), page(10, 4)].concat(), order);
+    for (number, id) in order.iter().take(3).enumerate() {
+        catalog.start(*id, at(200)).unwrap();
+        let ended = at(300 + i64::try_from(number).unwrap());
+        catalog.end(*id, ended, &RunEnd::Succeeded(result("done"))).unwrap();
+    }
+    assert_eq!(catalog.waiting().unwrap().count, 7);
+    assert_eq!(catalog.last_end_ids(at(301)).unwrap().len(), 2);
+    let mut ahead: Vec<i64> =
+        catalog.last_ends_after(at(300)).unwrap().iter().map(|entry| entry.id).collect();
+    ahead.sort_unstable_by(|a, b| b.cmp(a));
+    assert_eq!(ahead, order[1..3]);
+    assert_eq!(catalog.entries(&[order[0], 99]).unwrap().len(), 1);
+    // What is asked for again and again is answered from an index, and so is each page.
+    let connection = catalog.connection();
+    let steps = |query: &str| -> Vec<String> {
+        let mut plan = connection.prepare(&format!("EXPLAIN QUERY PLAN {query}")).unwrap();
+        plan.query_map([], |row| row.get(3)).unwrap().map(std::result::Result::unwrap).collect()
+    };
+    let pages = steps(&format!("SELECT id FROM queue {OPEN} LIMIT 64 OFFSET 0"));
+    assert_eq!(pages.len(), 1, "{pages:?}");
+    assert!(pages[0].contains("queue_open"), "{pages:?}");
+    let ends = steps(
+        "SELECT max(id) FROM queue WHERE state IN ('succeeded', 'failed') AND ended <= 5 GROUP BY job, domain, state",
+    );
+    assert!(ends[0].contains("COVERING INDEX queue_last"), "{ends:?}");
 }

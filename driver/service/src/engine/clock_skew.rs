@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use super::{Engine, RECOVER_AGAIN};
 use crate::control::{Warning, WarningKind};
 use crate::job_spec::JobSpec;
-use crate::planner::{after, is_ahead};
+use crate::planner::{AHEAD, after};
 use virtfold_base::error::Result;
 
 impl Engine {
@@ -41,8 +41,8 @@ impl Engine {
         let jobs = self.clock_was_ahead.iter();
         let mut warnings: Vec<Warning> =
             jobs.map(|(job, done)| about(job, schedule_words(job, *done))).collect();
-        for entry in self.parts.queue.last_ends(Timestamp::MAX)? {
-            let Some(ended) = entry.ended.filter(|ended| is_ahead(*ended, now)) else { continue };
+        for entry in self.parts.queue.last_ends_after(after(now, AHEAD))? {
+            let Some(ended) = entry.ended else { continue };
             let name = &entry.wanted.name;
             let sentence = format!(
                 "a backup of '{name}' is dated {ended}, which is in the future: the clock was ahead, or is behind now; it does not count as the last one"

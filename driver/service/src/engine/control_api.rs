@@ -1,6 +1,6 @@
 //! The desk: what people and programs ask is answered between two turns of the loop.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crossbeam_channel::{Sender, bounded};
@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::start_runs::StartObstacle;
-use super::{Engine, EnginePhase, Input};
+use super::{Engine, EnginePhase, Input, Question};
 use crate::control::{
     ControlApi, DomainStatus, EntryId, EntryOrigin, EntryState, EntryStatus, JobStatus, LastFailure,
     LastSuccess, LibvirtStatus, RunningEntry, ServiceState, ServiceStatus, Status,
@@ -36,10 +36,11 @@ impl EngineControlApi {
 
     fn ask<T: Send + 'static>(
         &self,
+        kind: fn(Question) -> Input,
         question: impl FnOnce(&mut Engine) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let (answer, answered) = bounded(1);
-        let asked = self.sender.send(Input::Ask(Box::new(move |engine| {
+        let asked = self.sender.send(kind(Box::new(move |engine| {
             if answer.send(question(engine)).is_err() {
                 tracing::debug!("nobody waits for the answer any more");
             }
@@ -53,41 +54,41 @@ impl EngineControlApi {
 
 impl ControlApi for EngineControlApi {
     fn status(&self) -> Result<Status> {
-        self.ask(|engine| engine.status())
+        self.ask(Input::Look, |engine| engine.status())
     }
 
     fn queue(&self) -> Result<Vec<EntryStatus>> {
-        self.ask(|engine| {
+        self.ask(Input::Look, |engine| {
             let open = engine.parts.queue.open_entries()?;
             Ok(open.iter().map(|entry| engine.told(entry)).collect())
         })
     }
 
     fn entry(&self, id: EntryId) -> Result<EntryStatus> {
-        self.ask(move |engine| engine.parts.queue.entry(id.0).map(|entry| engine.told(&entry)))
+        self.ask(Input::Look, move |engine| engine.parts.queue.entry(id.0).map(|entry| engine.told(&entry)))
     }
 
     fn run(&self, job: &str, domain: Option<&str>) -> Result<Vec<EntryId>> {
         let (job, domain) = (job.to_owned(), domain.map(str::to_owned));
-        self.ask(move |engine| engine.request(&job, domain.as_deref()))
+        self.ask(Input::Ask, move |engine| engine.request(&job, domain.as_deref()))
     }
 
     fn pause(&self, job: Option<&str>) -> Result<()> {
         let job = job.map(str::to_owned);
-        self.ask(move |engine| engine.pause(job.as_deref(), Pause::On))
+        self.ask(Input::Ask, move |engine| engine.pause(job.as_deref(), Pause::On))
     }
 
     fn resume(&self, job: Option<&str>) -> Result<()> {
         let job = job.map(str::to_owned);
-        self.ask(move |engine| engine.pause(job.as_deref(), Pause::Off))
+        self.ask(Input::Ask, move |engine| engine.pause(job.as_deref(), Pause::Off))
     }
 
     fn cancel(&self, id: EntryId) -> Result<()> {
-        self.ask(move |engine| engine.cancel(id.0))
+        self.ask(Input::Ask, move |engine| engine.cancel(id.0))
     }
 
     fn reload(&self) -> Result<()> {
-        self.ask(Engine::reload)
+        self.ask(Input::Ask, Engine::reload)
     }
 }
 
@@ -131,7 +132,8 @@ impl Engine {
             due: now,
             not_before: now,
         };
-        guests.into_iter().map(|guest| self.parts.queue.add(&wanted(guest)).map(EntryId)).collect()
+        let wanted: Vec<NewEntry> = guests.into_iter().map(wanted).collect();
+        Ok(self.parts.queue.add_all(&wanted)?.into_iter().map(EntryId).collect())
     }
 
     pub(super) fn pause(&mut self, job: Option<&str>, to: Pause) -> Result<()> {
@@ -140,6 +142,7 @@ impl Engine {
             self.job_named(job)?;
         }
         self.parts.queue.set_pause(job, to)?;
+        self.quiet = None;
         self.pauses = self.parts.queue.pauses()?;
         Ok(())
     }
@@ -157,12 +160,11 @@ impl Engine {
         self.parts.queue.cancel(id, now, "somebody cancelled it")
     }
 
-    pub(super) fn status(&self) -> Result<Status> {
-        let open = self.parts.queue.open_entries()?;
-        let waiting: Vec<_> = open.iter().filter(|entry| entry.state != queue::EntryState::Running).collect();
+    pub(super) fn status(&mut self) -> Result<Status> {
+        let waiting = self.parts.queue.waiting()?;
         let now = self.parts.clock.now();
+        let (jobs, mut domains) = (self.job_status(now), self.domain_status(now)?);
         let running = self.running.values();
-        let mut domains = self.domain_status(now)?;
         let replaced = self.take_replaced(&mut domains);
         Ok(Status {
             service: ServiceStatus {
@@ -189,37 +191,48 @@ impl Engine {
                     progress: active.progress.clone(),
                 })
                 .collect(),
-            queued: u64::try_from(waiting.len()).unwrap_or(u64::MAX),
-            queued_since: waiting.iter().map(|entry| entry.wanted.due.min(now).as_second()).min(),
-            jobs: self.settings.jobs.iter().map(|job| self.job_status(job, now)).collect(),
+            queued: waiting.count,
+            queued_since: waiting.since.map(|since| since.min(now).as_second()),
+            jobs,
             domains,
             replaced,
             warnings: self.warnings().into_iter().chain(self.ahead(now)?).collect(),
         })
     }
 
-    fn job_status(&self, job: &JobSpec, now: Timestamp) -> JobStatus {
-        let picked = self.guests.iter().flatten().filter(|guest| job.pick.guest(guest));
-        JobStatus {
+    fn job_status(&mut self, now: Timestamp) -> Vec<JobStatus> {
+        let mut domains: Vec<Vec<String>> = vec![Vec::new(); self.settings.jobs.len()];
+        for guest in self.guests.iter().flatten() {
+            for job in &self.selections.of(guest.id).jobs {
+                if let Some(domains) = domains.get_mut(*job) {
+                    domains.push(guest.name.clone());
+                }
+            }
+        }
+        let (next_due, pauses) = (&mut self.next_due, &self.pauses);
+        let status = |(job, domains): (&std::sync::Arc<JobSpec>, Vec<String>)| JobStatus {
             job: job.name.clone(),
             enabled: job.enabled,
-            paused: self.pauses.jobs.contains(&job.name),
-            domains: picked.map(|guest| guest.name.clone()).collect(),
-            next_due: job.next_after(now).filter(|_| job.enabled).map(Timestamp::as_second),
-        }
+            paused: pauses.jobs.contains(&job.name),
+            domains,
+            next_due: next_due.of(job, now).filter(|_| job.enabled).map(Timestamp::as_second),
+        };
+        self.settings.jobs.iter().zip(domains).map(status).collect()
     }
 
     /// Takes those out that are no more because another guest has the name of each: one that was defined anew
     /// is another one.
     fn take_replaced(&self, domains: &mut Vec<DomainStatus>) -> Vec<Uuid> {
         let guests = || self.guests.iter().flatten();
-        let is_there = |uuid| guests().any(|guest| Some(guest.id.0) == uuid);
-        let is_taken = |name: &str| guests().any(|guest| guest.name == name);
-        let gone = domains.extract_if(.., |domain| !is_there(domain.uuid) && is_taken(&domain.domain));
+        let there: BTreeSet<Uuid> = guests().map(|guest| guest.id.0).collect();
+        let taken: BTreeSet<&str> = guests().map(|guest| guest.name.as_str()).collect();
+        let is_there = |uuid: Option<Uuid>| uuid.is_some_and(|uuid| there.contains(&uuid));
+        let gone =
+            domains.extract_if(.., |domain| !is_there(domain.uuid) && taken.contains(domain.domain.as_str()));
         gone.filter_map(|domain| domain.uuid).collect()
     }
 
-    fn domain_status(&self, now: Timestamp) -> Result<Vec<DomainStatus>> {
+    fn domain_status(&mut self, now: Timestamp) -> Result<Vec<DomainStatus>> {
         let mut all: BTreeMap<Uuid, DomainStatus> = BTreeMap::new();
         let blank = |name: &str, uuid| DomainStatus {
             domain: name.to_owned(),
@@ -228,23 +241,21 @@ impl Engine {
             last_success: None,
             last_failure: None,
         };
-        for entry in self.parts.queue.last_ends(after(now, AHEAD))? {
-            let wanted = &entry.wanted;
-            let uuid = wanted.domain.0;
-            let status = all.entry(uuid).or_insert_with(|| blank(&wanted.name, uuid));
-            let (success, failure) = (success(&entry), failure(&entry));
+        for entry in self.last_ends.by(self.parts.queue.as_ref(), after(now, AHEAD))? {
+            let status = all.entry(entry.domain).or_insert_with(|| blank(&entry.name, entry.domain));
             let at = |success: &Option<LastSuccess>| success.as_ref().map(|success| success.measure.at);
-            if at(&success) > at(&status.last_success) {
-                status.last_success = success;
+            if at(&entry.success) > at(&status.last_success) {
+                status.last_success.clone_from(&entry.success);
             }
             let at = |failure: &Option<LastFailure>| failure.as_ref().map(|failure| failure.at);
-            if at(&failure) > at(&status.last_failure) {
-                status.last_failure = failure;
+            if at(&entry.failure) > at(&status.last_failure) {
+                status.last_failure.clone_from(&entry.failure);
             }
         }
         for guest in self.guests.iter().flatten() {
-            let jobs = self.settings.jobs.iter().filter(|job| job.enabled && job.pick.guest(guest));
-            let jobs: Vec<String> = jobs.map(|job| job.name.clone()).collect();
+            let jobs =
+                self.selections.of(guest.id).jobs.iter().filter_map(|job| self.settings.jobs.get(*job));
+            let jobs: Vec<String> = jobs.filter(|job| job.enabled).map(|job| job.name.clone()).collect();
             if !jobs.is_empty() || all.contains_key(&guest.id.0) {
                 let status = all.entry(guest.id.0).or_insert_with(|| blank(&guest.name, guest.id.0));
                 (status.jobs, status.domain) = (jobs, guest.name.clone());
@@ -297,7 +308,7 @@ impl Engine {
     }
 }
 
-fn success(entry: &queue::QueueEntry) -> Option<LastSuccess> {
+pub(super) fn success(entry: &queue::QueueEntry) -> Option<LastSuccess> {
     let result = entry.result.as_ref().filter(|result| result.kind.is_none())?;
     Some(LastSuccess {
         job: entry.wanted.job.clone(),
@@ -311,7 +322,7 @@ pub(super) fn measure(result: &RunResult) -> Option<BackupMetrics> {
     serde_json::from_value(result.measure.clone()?).ok()
 }
 
-fn failure(entry: &queue::QueueEntry) -> Option<LastFailure> {
+pub(super) fn failure(entry: &queue::QueueEntry) -> Option<LastFailure> {
     let result = entry.result.as_ref()?;
     Some(LastFailure {
         at: entry.ended?.as_second(),

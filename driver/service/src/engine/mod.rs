@@ -16,6 +16,8 @@
 mod clock_skew;
 mod control_api;
 mod end_runs;
+mod ends;
+mod selections;
 mod start_runs;
 #[cfg(test)]
 mod tests;
@@ -30,6 +32,8 @@ use crossbeam_channel::{Receiver, Sender};
 use jiff::Timestamp;
 
 pub use self::control_api::EngineControlApi;
+use self::ends::{LastEnds, NextDue};
+use self::selections::Selections;
 use super::clock::Clock;
 use super::control::RunProgress;
 use super::job_spec::{GuestFacts, IneffectiveSetting, ServiceSettings};
@@ -54,6 +58,9 @@ pub type Acknowledge = Box<dyn FnOnce() + Send>;
 /// Reads the configuration.
 pub type Load = Box<dyn Fn() -> Result<ServiceSettings> + Send>;
 
+/// A question to the engine; it answers by itself.
+pub type Question = Box<dyn FnOnce(&mut Engine) + Send>;
+
 /// What happens to the service.
 pub enum Input {
     /// How far a run is.
@@ -70,8 +77,10 @@ pub enum Input {
     Event(GuestFacts, String, Acknowledge),
     /// libvirt can't be reached, for a reason; or it can.
     Libvirt(Option<String>),
-    /// Somebody asks something.
-    Ask(Box<dyn FnOnce(&mut Engine) + Send>),
+    /// Somebody asks how things stand: the answer changes nothing, and there is nothing to do after it.
+    Look(Question),
+    /// Somebody wants something.
+    Ask(Question),
     /// The configuration is to be read anew.
     Reload,
     /// The service is to end; the second time, at once.
@@ -88,6 +97,7 @@ impl fmt::Debug for Input {
             Self::Guests(_) => "Guests",
             Self::Event(..) => "Event",
             Self::Libvirt(_) => "Libvirt",
+            Self::Look(_) => "Look",
             Self::Ask(_) => "Ask",
             Self::Reload => "Reload",
             Self::Stop => "Stop",
@@ -164,11 +174,17 @@ pub struct Engine {
     since: Timestamp,
     libvirt: LibvirtState,
     guests: Option<Vec<GuestFacts>>,
+    /// Which jobs have which of them, the last ends of each, and when jobs are due next: for questions.
+    selections: Selections,
+    last_ends: LastEnds,
+    next_due: NextDue,
     running: BTreeMap<i64, ActiveRun>,
     /// What ended and is not noted yet.
     ended: Vec<(i64, RunEnd)>,
     /// Up to when schedules are entries, as the catalog has it; read again after each failure.
     planned: Option<BTreeMap<String, Timestamp>>,
+    /// From when to when no schedule is due, so that not each turn asks each of them; until anything is heard that may change that.
+    quiet: Option<(Timestamp, Timestamp)>,
     pauses: Pauses,
     /// A recovery runs; or when it is tried again, and how often it failed.
     recovering: bool,
@@ -219,9 +235,13 @@ impl Engine {
             since: now,
             libvirt: LibvirtState { uri: uri.to_owned(), error: None, since: now },
             guests: None,
+            selections: Selections::default(),
+            last_ends: LastEnds::default(),
+            next_due: NextDue::default(),
             running: BTreeMap::new(),
             ended: Vec::new(),
             planned: None,
+            quiet: None,
             pauses,
             recovering: false,
             recover_at: Some(now),
@@ -302,6 +322,9 @@ impl Engine {
     /// Takes an input in; says whether there may be something to do.
     fn take(&mut self, input: Input) -> bool {
         let now = self.parts.clock.now();
+        if !matches!(input, Input::Progress(..) | Input::Look(_) | Input::Ended(..) | Input::Pruned(..)) {
+            self.quiet = None;
+        }
         match input {
             Input::Progress(id, progress) => {
                 if let Some(active) = self.running.get_mut(&id) {
@@ -318,6 +341,10 @@ impl Engine {
             }
             Input::Event(guest, word, receipt) => self.event(&guest, &word, (receipt, now)),
             Input::Libvirt(error) => self.libvirt(error, now),
+            Input::Look(question) => {
+                question(self);
+                return false;
+            }
             Input::Ask(question) => question(self),
             Input::Reload => {
                 if let Err(error) = self.reload() {
@@ -404,6 +431,8 @@ impl Engine {
             Ok(settings) => {
                 tracing::info!("the configuration was read");
                 self.settings = settings;
+                self.selections.forget();
+                self.next_due = NextDue::default();
                 self.bad_configuration = None;
                 self.review();
                 Ok(())

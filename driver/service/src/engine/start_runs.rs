@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
+use super::selections::GuestJobs;
 use super::{Acknowledge, ActiveRun, BUSY, Engine, EnginePhase};
 use crate::clock::later;
 use crate::control::RunProgress;
@@ -27,9 +28,25 @@ pub(super) enum StartObstacle {
     Busy(String),
 }
 
+/// Entries of the queue that are read at a time.
+const PAGE: usize = 64;
+
+/// Whether an entry is still before those that were behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Moved {
+    No,
+    Away,
+}
+
 impl Engine {
     /// Turns schedules into entries up to now; says when the next one is due.
     pub(super) fn fire(&mut self, now: Timestamp) -> Result<Option<Timestamp>> {
+        match self.quiet {
+            Some((from, until)) if self.planned.is_some() && from <= now && now < until => {
+                return Ok(Some(until));
+            }
+            _ => self.quiet = None,
+        }
         if self.planned.is_none() {
             self.planned = Some(self.parts.queue.planned()?);
         }
@@ -61,6 +78,7 @@ impl Engine {
             }
             next = next.into_iter().chain(job.next_after(now)).min();
         }
+        self.quiet = next.map(|next| (now, next));
         Ok(next)
     }
 
@@ -95,55 +113,74 @@ impl Engine {
     pub(super) fn event(&mut self, guest: &GuestFacts, word: &str, (receipt, now): (Acknowledge, Timestamp)) {
         let jobs = self.settings.jobs.iter().filter(|job| job.enabled && job.pick.guest(guest));
         let jobs = jobs.filter(|job| job.on.iter().any(|on| on == word));
-        let mut all = jobs.map(|job| {
-            self.parts.queue.add(&NewEntry {
-                job: job.name.clone(),
-                domain: guest.id,
-                name: guest.name.clone(),
-                reason: EntryReason::Event(word.to_owned()),
-                due: now,
-                not_before: now,
-            })
+        let wanted = jobs.map(|job| NewEntry {
+            job: job.name.clone(),
+            domain: guest.id,
+            name: guest.name.clone(),
+            reason: EntryReason::Event(word.to_owned()),
+            due: now,
+            not_before: now,
         });
-        match all.try_for_each(|added| added.map(|_| ())) {
-            Ok(()) => receipt(),
+        let wanted: Vec<NewEntry> = wanted.collect();
+        let added = if wanted.is_empty() { Ok(Vec::new()) } else { self.parts.queue.add_all(&wanted) };
+        match added {
+            Ok(_) => receipt(),
             // It comes again, because nobody says that it is done with.
             Err(error) => tracing::error!(error = sentence(&error), "an event could not be noted"),
         }
-        if self.is_forgotten(guest) && guest.trouble.is_none() {
+        if GuestJobs::of(guest, &self.settings.jobs).is_forgotten() && guest.trouble.is_none() {
             tracing::warn!("the guest '{}' is in no job: nothing backs it up", guest.name);
         }
     }
 
-    /// Begins what may begin; says when it is to be looked again.
+    /// Begins what may begin; says when it is to be looked again. The queue is read a page at a time, and no further than to where the host
+    /// has as many runs as it may have: nothing behind that can begin before one of them ends.
     pub(super) fn begin(&mut self, now: Timestamp) -> Result<Option<Timestamp>> {
         let mut wake: Option<Timestamp> = None;
-        for entry in self.parts.queue.open_entries()? {
-            if entry.state == EntryState::Running {
-                if !self.running.contains_key(&entry.id) {
-                    // It was noted, and the answer got lost: nothing was begun.
-                    self.parts.queue.end(entry.id, now, &RunEnd::Parked)?;
-                    wake = Some(now);
+        let mut seen = 0;
+        while self.running.len() < self.settings.concurrency {
+            let page = self.parts.queue.open_page(seen, PAGE)?;
+            for entry in &page {
+                seen += 1;
+                if self.running.len() >= self.settings.concurrency {
+                    break;
                 }
-                continue;
+                let (again, moved) = self.try_begin(entry, now)?;
+                wake = wake.into_iter().chain(again).min();
+                // What was taken out of the order lets those behind it move up.
+                seen -= u64::from(moved == Moved::Away);
             }
-            let again = match self.obstacle(&entry, now) {
-                None => {
-                    self.start(&entry, now)?;
-                    None
-                }
-                Some(StartObstacle::Gone) => {
-                    let why = format!("the job '{}' is not in the configuration any more", entry.wanted.job);
-                    self.parts.queue.cancel(entry.id, now, &why)?;
-                    None
-                }
-                Some(StartObstacle::Until(time)) => Some(time),
-                Some(StartObstacle::Busy(_)) => Some(after(now, BUSY)),
-                Some(StartObstacle::Waits(_)) => None,
-            };
-            wake = wake.into_iter().chain(again).min();
+            if page.len() < PAGE {
+                break;
+            }
         }
         Ok(if self.ended.is_empty() { wake } else { Some(now) })
+    }
+
+    /// Begins an entry if nothing keeps it; says when it is to be looked at again.
+    fn try_begin(&mut self, entry: &QueueEntry, now: Timestamp) -> Result<(Option<Timestamp>, Moved)> {
+        if entry.state == EntryState::Running {
+            if self.running.contains_key(&entry.id) {
+                return Ok((None, Moved::No));
+            }
+            // It was noted, and the answer got lost: nothing was begun.
+            self.parts.queue.end(entry.id, now, &RunEnd::Parked)?;
+            return Ok((Some(now), Moved::Away));
+        }
+        Ok(match self.obstacle(entry, now) {
+            None => {
+                self.start(entry, now)?;
+                (None, Moved::No)
+            }
+            Some(StartObstacle::Gone) => {
+                let why = format!("the job '{}' is not in the configuration any more", entry.wanted.job);
+                self.parts.queue.cancel(entry.id, now, &why)?;
+                (None, Moved::Away)
+            }
+            Some(StartObstacle::Until(time)) => (Some(time), Moved::No),
+            Some(StartObstacle::Busy(_)) => (Some(after(now, BUSY)), Moved::No),
+            Some(StartObstacle::Waits(_)) => (None, Moved::No),
+        })
     }
 
     /// What keeps a waiting entry from being begun.

@@ -2,7 +2,6 @@
 
 use super::{Engine, EnginePhase};
 use crate::control::{GuestCounts, Warning, WarningKind};
-use crate::job_spec::GuestFacts;
 
 /// How long guests may stay unknown while libvirt answers, seconds.
 const UNKNOWN: i64 = 60;
@@ -32,7 +31,7 @@ impl Engine {
                     guest.name
                 );
                 warnings.push(about(WarningKind::Guest, &guest.name, &sentence));
-            } else if self.is_forgotten(guest) {
+            } else if self.selections.of(guest.id).is_forgotten() {
                 let sentence = format!("the guest '{}' is in no job: nothing backs it up", guest.name);
                 warnings.push(about(WarningKind::GuestWithoutJob, &guest.name, &sentence));
             }
@@ -57,29 +56,10 @@ impl Engine {
         })
     }
 
-    /// Whether an enabled job has a guest.
-    fn has_job(&self, guest: &GuestFacts) -> bool {
-        self.settings.jobs.iter().any(|job| job.enabled && job.pick.guest(guest))
-    }
-
-    /// Whether a guest has no backup because somebody wants it so: a job leaves it out by name, or one that
-    /// is switched off has it.
-    fn is_left_out(&self, guest: &GuestFacts) -> bool {
-        let wants = |off: bool, job: &crate::job_spec::JobSpec| {
-            job.pick.leaves_out(guest) || (off && job.pick.guest(guest))
-        };
-        !self.has_job(guest) && self.settings.jobs.iter().any(|job| wants(!job.enabled, job))
-    }
-
-    /// Whether nothing backs a guest up, and nobody said that this is right.
-    pub(super) fn is_forgotten(&self, guest: &GuestFacts) -> bool {
-        !self.has_job(guest) && !self.is_left_out(guest)
-    }
-
     /// The guests in numbers, where they are known.
     pub(super) fn guest_status(&self) -> Option<GuestCounts> {
         let guests = self.guests.as_ref()?;
-        let left_out = guests.iter().filter(|guest| self.is_left_out(guest));
+        let left_out = guests.iter().filter(|guest| self.selections.of(guest.id).is_left_out);
         Some(GuestCounts {
             all: u64::try_from(guests.len()).unwrap_or(u64::MAX),
             left_out: left_out.map(|guest| guest.name.clone()).collect(),
@@ -88,6 +68,7 @@ impl Engine {
 
     /// Holds the jobs against the guests; what is new is logged.
     pub(super) fn review(&mut self) {
+        self.selections.update(self.guests.as_deref().unwrap_or_default(), &self.settings.jobs);
         let (Some(guests), Some(review)) = (&self.guests, &self.settings.review) else { return };
         let remarks = review.remarks(guests);
         for remark in remarks.iter().filter(|remark| !self.remarks.contains(remark)) {

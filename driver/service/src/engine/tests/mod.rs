@@ -7,7 +7,7 @@ mod world;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use jiff::tz::TimeZone;
@@ -15,9 +15,10 @@ use jiff::tz::TimeZone;
 use self::world::*;
 use super::*;
 use crate::control::{ControlApi, Warning, WarningKind};
+use crate::job_spec::GuestSelector;
 use crate::settings::settings;
 use virtfold_base::error::{Error, ErrorKind};
-use virtfold_catalog::queue::{EntryReason, EntryState, Pause};
+use virtfold_catalog::queue::{EntryReason, EntryState, Pause, WaitingEntries};
 
 const EVENING: &str = "
 version: 1
@@ -379,4 +380,83 @@ fn a_desk_is_answered_between_two_turns_and_not_after_the_end() {
     assert_eq!(entries, []);
     drop(engine);
     assert_eq!(desk.status().unwrap_err().kind(), ErrorKind::Refused);
+}
+
+/// A selection that counts how often it is asked.
+#[derive(Debug)]
+struct Counting(Names, Arc<AtomicU64>);
+
+impl GuestSelector for Counting {
+    fn guest(&self, guest: &GuestFacts) -> bool {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        self.0.guest(guest)
+    }
+
+    fn disk(&self, target: &str) -> bool {
+        self.0.disk(target)
+    }
+
+    fn leaves_out(&self, guest: &GuestFacts) -> bool {
+        self.0.leaves_out(guest)
+    }
+}
+
+#[test]
+fn questions_take_no_turn_and_hold_no_job_against_a_guest() {
+    let names: Vec<String> = (0..20).map(|number| format!("guest{number:03}")).collect();
+    let guests: Vec<&str> = names.iter().map(String::as_str).collect();
+    let asked = Arc::new(AtomicU64::new(0));
+    let mut all = job("all", &guests, vec![Arc::new(Every(60, 0))]);
+    all.pick = Arc::new(Counting(Names(names.clone()), Arc::clone(&asked)));
+    let settings = settings_of(vec![all], 4, &[medium("disk", 4)]);
+    let world = World::new("2026-11-27T00:30:00Z", settings, &guests, |_, _| minutes(1));
+    let queue = Arc::new(Dying::new(world.catalog(), i64::MAX));
+    let mut engine = world.service(queue.clone()).unwrap();
+    world.run(&mut engine, "2026-11-27T01:30:00Z");
+    asked.store(0, Ordering::Relaxed);
+    let status = engine.status().unwrap();
+    assert_eq!((status.jobs[0].domains.len(), status.domains.len()), (20, 20));
+    let (answer, answered) = crossbeam_channel::unbounded();
+    let has_turn = engine.take(Input::Look(Box::new(move |engine| answer.send(engine.status()).unwrap())));
+    assert_eq!(answered.recv().unwrap().unwrap(), status);
+    assert!(!has_turn, "a question is no reason to go through schedules and the queue");
+    assert_eq!(asked.load(Ordering::Relaxed), 0);
+    // A guest with another name is looked at anew, and the others are not.
+    world.clock.at("2026-11-27T01:31:00Z".parse().unwrap(), {
+        let mut guests = world.guests.clone();
+        guests[3].name = "renamed".to_owned();
+        Input::Guests(guests)
+    });
+    world.run(&mut engine, "2026-11-27T01:32:00Z");
+    assert_eq!(asked.load(Ordering::Relaxed), 1);
+    assert_eq!(engine.status().unwrap().jobs[0].domains.len(), 19);
+    // All guests go into the queue in one transaction.
+    let left = queue.left.load(Ordering::SeqCst);
+    assert_eq!(engine.request("all", None).unwrap().len(), 19);
+    assert_eq!(left - queue.left.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn a_long_queue_is_taken_in_its_order_and_to_its_end() {
+    let names: Vec<String> = (0..200).map(|number| format!("guest{number:03}")).collect();
+    let guests: Vec<&str> = names.iter().map(String::as_str).collect();
+    // Every third entry is of a job that is gone: they make room for those behind them.
+    let (kept, gone): (Vec<&str>, Vec<&str>) =
+        guests.iter().partition(|name| !name.ends_with(['0', '3', '6']));
+    let jobs = vec![job("kept", &kept, Vec::new()), job("gone", &gone, Vec::new())];
+    let world =
+        World::new("2026-11-27T00:30:00Z", settings_of(jobs, 0, &[medium("disk", 9)]), &guests, |_, _| {
+            minutes(1)
+        });
+    let mut engine = world.service(Arc::new(world.catalog())).unwrap();
+    world.run(&mut engine, "2026-11-27T00:31:00Z");
+    engine.request("gone", None).unwrap();
+    engine.request("kept", None).unwrap();
+    engine.settings = settings_of(vec![job("kept", &kept, Vec::new())], 3, &[medium("disk", 9)]);
+    world.run(&mut engine, "2026-11-27T03:00:00Z");
+    let begun: Vec<String> =
+        world.begins("kept").iter().map(|line| line.rsplit(' ').next().unwrap().to_owned()).collect();
+    assert_eq!(begun, kept);
+    assert_eq!(engine.parts.queue.open_entries().unwrap(), []);
+    assert_eq!(engine.parts.queue.waiting().unwrap(), WaitingEntries::default());
 }

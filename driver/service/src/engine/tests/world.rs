@@ -19,7 +19,9 @@ use crate::planner::after;
 use crate::runner::{Handle, RunOrder, Runner};
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_catalog::Catalog;
-use virtfold_catalog::queue::{NewEntry, Pause, Pauses, Queue, QueueEntry, RunEnd, RunResult};
+use virtfold_catalog::queue::{
+    NewEntry, Pause, Pauses, Queue, QueueEntry, RunEnd, RunResult, WaitingEntries,
+};
 use virtfold_hypervisor::DomainId;
 
 /// What is to come, in order.
@@ -323,8 +325,8 @@ impl Dying {
 }
 
 impl Queue for Dying {
-    fn add(&self, wanted: &NewEntry) -> Result<i64> {
-        self.write(|queue| queue.add(wanted))
+    fn add_all(&self, wanted: &[NewEntry]) -> Result<Vec<i64>> {
+        self.write(|queue| queue.add_all(wanted))
     }
     fn fire(&self, job: &str, planned: Timestamp, wanted: &[NewEntry]) -> Result<()> {
         self.write(|queue| queue.fire(job, planned, wanted))
@@ -350,8 +352,20 @@ impl Queue for Dying {
     fn entry(&self, id: i64) -> Result<QueueEntry> {
         self.inner.entry(id)
     }
-    fn last_ends(&self, until: Timestamp) -> Result<Vec<QueueEntry>> {
-        self.inner.last_ends(until)
+    fn open_page(&self, skip: u64, most: usize) -> Result<Vec<QueueEntry>> {
+        self.inner.open_page(skip, most)
+    }
+    fn waiting(&self) -> Result<WaitingEntries> {
+        self.inner.waiting()
+    }
+    fn entries(&self, ids: &[i64]) -> Result<Vec<QueueEntry>> {
+        self.inner.entries(ids)
+    }
+    fn last_end_ids(&self, until: Timestamp) -> Result<Vec<i64>> {
+        self.inner.last_end_ids(until)
+    }
+    fn last_ends_after(&self, time: Timestamp) -> Result<Vec<QueueEntry>> {
+        self.inner.last_ends_after(time)
     }
     fn set_pause(&self, job: Option<&str>, to: Pause) -> Result<()> {
         self.write(|queue| queue.set_pause(job, to))
