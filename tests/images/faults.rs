@@ -314,3 +314,20 @@ fn what_a_living_run_writes_is_left_alone() {
     assert_ne!(first.last_line(), text(&second));
     assert_eq!(names(&folder).len(), 2);
 }
+
+/// A guest with more disks than the soft limit has open files: the hard limit is what counts.
+#[test]
+fn more_images_than_the_soft_limit_of_open_files() {
+    let scratch = Scratch::new("many-images");
+    let mut script = "ulimit -Sn 40; exec \"$0\" backup --to \"$1\"".to_owned();
+    for number in 0..60 {
+        let path = scratch.join(format!("disk{number}.raw"));
+        fs::write(&path, [7; 4096]).unwrap();
+        script += &format!(" --format raw --image '{}'", text(&path));
+    }
+    let to = scratch.join("to");
+    fs::create_dir(&to).unwrap();
+    let mut command = tool("bash", ["-c", &script, env!("CARGO_BIN_EXE_virtfold"), text(&to)]);
+    run(command.env("VIRTFOLD_STATE_DIR", scratch.join("state"))).ok();
+    assert_eq!(finished(&to).len(), 1);
+}

@@ -37,6 +37,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use self::exit::ExitStatus;
 use self::report::StdoutUse;
@@ -100,6 +101,7 @@ pub fn main() -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .log_internal_errors(false)
         .init();
+    raise_open_files();
     let signals = Signals::default();
     let caught = if cli.verb.is_long() { signals.install() } else { Ok(()) };
     let parent = cli.parent;
@@ -112,6 +114,18 @@ pub fn main() -> ExitCode {
 fn wants_events(matches: &clap::ArgMatches) -> bool {
     let own = matches.try_get_one::<bool>("json").ok().flatten().copied().unwrap_or(false);
     own || matches.subcommand().is_some_and(|(_, matches)| wants_events(matches))
+}
+
+/// Lets this process have as many open files as it may: a guest with hundreds of disks has each of them open, and its archives. The usual
+/// soft limit of 1024 is for programs that still use `select`.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current == limit.maximum {
+        return;
+    }
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::debug!(%error, "the limit of open files could not be raised");
+    }
 }
 
 impl Verb {

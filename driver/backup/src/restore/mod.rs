@@ -16,6 +16,8 @@ mod plan;
 #[cfg(test)]
 mod salvage_tests;
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -225,6 +227,7 @@ fn selected(request: &RestoreRequest, head: &Manifest) -> Result<Vec<(String, Ta
         Selection::All(_) => head.disks.iter().map(|disk| (disk.target.as_str(), None)).collect(),
     };
     let mut specs: Vec<(String, TargetSpec)> = Vec::with_capacity(wanted.len());
+    let (mut names, mut files) = (BTreeSet::new(), DistinctFiles::default());
     for (name, path) in wanted {
         let disk = head.disk(name).ok_or_else(|| no_disk(name, head))?;
         let format = target_format(&request.wanted(), disk)?;
@@ -232,7 +235,8 @@ fn selected(request: &RestoreRequest, head: &Manifest) -> Result<Vec<(String, Ta
             (Selection::All(directory), _) => directory.join(format!("{name}.{}", format_name(format))),
             (Selection::Disks(_), path) => path.unwrap_or(Path::new("")).to_owned(),
         };
-        if specs.iter().any(|(other, spec)| other == name || same_file(&spec.path, &path)) {
+        let (is_new, twin) = (names.insert(name), files.insert(&path));
+        if !is_new || twin.is_some() {
             return Err(Error::new(ErrorKind::Usage, format!("'{}' is given twice", path.display())));
         }
         let (method, existing) = (request.method, request.existing);
@@ -243,17 +247,43 @@ fn selected(request: &RestoreRequest, head: &Manifest) -> Result<Vec<(String, Ta
     Ok(specs)
 }
 
-/// Whether two paths, under whatever names, are one file, be it there already or not.
-pub(crate) fn same_file(one: &Path, other: &Path) -> bool {
-    let identity = |path: &Path| std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
-    let place = |path: &Path| {
+/// A file's directory and name.
+type FilePlace = (PathBuf, Option<OsString>);
+/// Its device and inode.
+type FileIdentity = (u64, u64);
+
+/// Files, whatever they are called, be they there already or not. Each is looked up by what it is, for there may be a thousand.
+#[derive(Debug, Default)]
+pub(crate) struct DistinctFiles {
+    count: usize,
+    places: BTreeMap<FilePlace, usize>,
+    identities: BTreeMap<FileIdentity, usize>,
+}
+
+impl DistinctFiles {
+    /// Takes a file in; the number of the first one of those before that is the same.
+    pub(crate) fn insert(&mut self, path: &Path) -> Option<usize> {
+        let number = self.count;
+        self.count += 1;
+        let (place, identity) = Self::keys(path);
+        let by_place = *self.places.entry(place).or_insert(number);
+        let by_identity = identity.map(|identity| *self.identities.entry(identity).or_insert(number));
+        Some(by_place.min(by_identity.unwrap_or(number))).filter(|first| *first < number)
+    }
+
+    /// The number of the first one that is the same.
+    pub(crate) fn find(&self, path: &Path) -> Option<usize> {
+        let (place, identity) = Self::keys(path);
+        let by_identity = identity.and_then(|identity| self.identities.get(&identity));
+        self.places.get(&place).into_iter().chain(by_identity).min().copied()
+    }
+
+    fn keys(path: &Path) -> (FilePlace, Option<FileIdentity>) {
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        (
-            std::fs::canonicalize(parent).unwrap_or_else(|_| parent.to_owned()),
-            path.file_name().map(ToOwned::to_owned),
-        )
-    };
-    place(one) == place(other) || identity(one).is_some_and(|found| Some(found) == identity(other))
+        let directory = std::fs::canonicalize(parent).unwrap_or_else(|_| parent.to_owned());
+        let identity = std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
+        ((directory, path.file_name().map(ToOwned::to_owned)), identity)
+    }
 }
 
 pub(super) fn no_disk(name: &str, head: &Manifest) -> Error {

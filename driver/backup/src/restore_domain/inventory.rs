@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::restore::same_file;
+use crate::restore::DistinctFiles;
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_hypervisor::domain_xml::{DomainDisk, DomainXml, ImageSource};
 use virtfold_hypervisor::{DomainId, DomainInfo, Hypervisor, XmlView};
@@ -149,7 +149,23 @@ fn unknown(domain: &str, target: &str, error: Error) -> Error {
     )
 }
 
-/// The first of `used` that is the file `path`.
-pub(super) fn user<'a>(used: &'a [UsedFile], path: &Path) -> Option<&'a UsedFile> {
-    used.iter().find(|used| same_file(&used.path, path))
+/// Who uses which file.
+pub(super) struct FileUsers<'a> {
+    used: &'a [UsedFile],
+    files: DistinctFiles,
+}
+
+impl<'a> FileUsers<'a> {
+    pub(super) fn of(used: &'a [UsedFile]) -> Self {
+        let mut files = DistinctFiles::default();
+        for used in used {
+            files.insert(&used.path);
+        }
+        Self { used, files }
+    }
+
+    /// The first that is the file `path`.
+    pub(super) fn of_file(&self, path: &Path) -> Option<&'a UsedFile> {
+        self.used.get(self.files.find(path)?)
+    }
 }

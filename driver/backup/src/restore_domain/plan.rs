@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use super::archived_domain::ArchivedDomain;
 use super::identity::{self, DomainIdentity, NewDomain};
-use super::inventory::{self, Depth, Inventory};
+use super::inventory::{Depth, FileUsers, Inventory};
 use super::shared_files;
 use super::target_paths::{self, PathOccupant, TargetPath, TargetPaths};
 use super::{
@@ -365,7 +365,7 @@ impl RestorePlanner<'_> {
         if let (Some(path), false) = (&resolved, shared) {
             let used =
                 self.inventory.files(self.who.replaced(), (self.host.hypervisor, Depth::Definitions))?;
-            if let Some(user) = inventory::user(&used, path) {
+            if let Some(user) = FileUsers::of(&used).of_file(path) {
                 let what = format!(
                     "disk {target} is not in the archive, and its '{}' belongs to {}",
                     path.display(),

@@ -20,9 +20,9 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::FileType;
 
 use super::identity::{DomainIdentity, NewDomain};
-use super::inventory::{self, Depth, Inventory, UsedFile};
+use super::inventory::{Depth, FileUsers, Inventory, UsedFile};
 use super::{DefaultTarget, DefineContext, RestoreDomainRequest};
-use crate::restore::same_file;
+use crate::restore::DistinctFiles;
 use crate::target::refuse_new;
 use virtfold_archive::manifest;
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
@@ -298,15 +298,14 @@ pub(super) fn check(
     let found = |spot: &TargetPath| spot.found != PathOccupant::Nothing;
     let depth = if spots.iter().any(|(_, spot)| found(spot)) { Depth::Headers } else { Depth::Definitions };
     let used = inventory.files(who.replaced(), (host.hypervisor, depth))?;
-    for (number, (what, spot)) in spots.iter().enumerate() {
+    let (mut before, users) = (DistinctFiles::default(), FileUsers::of(&used));
+    for (what, spot) in spots {
         let shown = spot.path.display();
-        if let Some((other, _)) =
-            spots.iter().take(number).find(|(_, other)| same_file(&other.real, &spot.real))
-        {
+        if let Some((other, _)) = before.insert(&spot.real).and_then(|number| spots.get(number)) {
             return Err(Error::new(ErrorKind::Usage, format!("{other} and {what} would both be '{shown}'"))
                 .with_hint("give them places of their own with --disk TARGET=PATH"));
         }
-        if let Some(user) = inventory::user(&used, &spot.path) {
+        if let Some(user) = users.of_file(&spot.path) {
             return Err(Error::new(ErrorKind::InUse, format!("'{shown}' belongs to {}", user.what))
                 .with_hint("restore somewhere else with --output or --disk"));
         }

@@ -81,13 +81,17 @@ pub(super) fn sentence(failure: &LastFailure) -> String {
 
 /// Rows as columns: each as wide as its widest cell, the last one free.
 pub(crate) fn columns(indent: &str, rows: &[Vec<String>]) -> String {
-    let width = |column: usize| {
-        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
-    };
+    let mut widths: Vec<usize> = Vec::new();
+    for row in rows {
+        widths.resize(widths.len().max(row.len()), 0);
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
     let mut text = String::new();
     for row in rows {
-        let cells = row.iter().enumerate().map(|(column, cell)| {
-            let pad = width(column).saturating_sub(cell.chars().count());
+        let cells = row.iter().zip(&widths).map(|(cell, width)| {
+            let pad = width.saturating_sub(cell.chars().count());
             format!("{cell}{}", " ".repeat(pad))
         });
         let line = format!("{indent}{}", cells.collect::<Vec<_>>().join("  "));
