@@ -7,7 +7,7 @@ export PATH := $(PATH):/usr/sbin:/sbin:$(if $(CARGO_HOME),$(CARGO_HOME),$(HOME)/
 
 say = @printf '\n==== %s\n' '$(1)'
 
-.PHONY: help setup fmt lint deny doc fuzz fuzz-changed quick list unit tests bench bench-object bench-tape bench-pause bench-hook soak compat test
+.PHONY: help setup fmt lint deny doc fuzz fuzz-changed quick list unit tests bench bench-object bench-tape bench-pause bench-hook bench-fleet soak compat test
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
@@ -80,6 +80,10 @@ bench-pause: ## Measure how long a guest stands still, beside virsh (as root, a 
 bench-hook: ## Measure how long libvirt waits for the hook (a quiet machine)
 	$(call say,hooks)
 	@cargo bench --locked --package virtfold-hooks --bench hook
+
+bench-fleet: ## Measure what grows with the fleet: archives, guests, entries, pieces (FLEET='--size 500' is a minute)
+	$(call say,fleet)
+	@cargo bench --locked --bench fleet -- $(FLEET)
 
 soak: ## Kill the driver at every entry of its journal, ten times, with everything else that can happen (hours, as root)
 	$(call say,soak)
