@@ -68,11 +68,8 @@ pub fn of(file: &fs::File) -> Result<Opened> {
     let wanted = identity(file)?;
     let mut most = Opened::No;
     each_qemu(&mut |place| {
-        each_file(place, &mut |found, info| {
-            if found == wanted {
-                most = most.max(access(info));
-            }
-        })
+        most = most.max(in_process(place, wanted)?);
+        Ok(())
     })?;
     Ok(most)
 }
@@ -98,7 +95,7 @@ impl OpenFiles {
     pub fn look() -> Result<Self> {
         let mut all = Self::default();
         each_qemu(&mut |place| {
-            let Some(guest) = guest_of(place) else { return Ok(Sight::Passed) };
+            let Some(guest) = guest_of(place) else { return Ok(()) };
             let sight = each_file(place, &mut |found, info| {
                 if access(info) == Opened::Written {
                     all.writers.entry(found).or_default().insert(guest);
@@ -107,7 +104,7 @@ impl OpenFiles {
             if sight == Sight::Seen {
                 all.guests.insert(guest);
             }
-            Ok(sight)
+            Ok(())
         })?;
         Ok(all)
     }
@@ -176,7 +173,7 @@ fn guest_of(place: &Path) -> Option<Uuid> {
 }
 
 /// Goes through all processes that are a QEMU's.
-fn each_qemu(look: &mut dyn FnMut(&Path) -> std::io::Result<Sight>) -> Result<()> {
+fn each_qemu(look: &mut dyn FnMut(&Path) -> std::io::Result<()>) -> Result<()> {
     let reading = || "cannot read '/proc'".to_owned();
     for entry in fs::read_dir("/proc").at(reading)? {
         let place = entry.at(reading)?.path();
@@ -192,8 +189,7 @@ fn each_qemu(look: &mut dyn FnMut(&Path) -> std::io::Result<Sight>) -> Result<()
 /// # Errors
 /// As [`of`].
 pub fn other_writer(file: &fs::File) -> Result<Option<u32>> {
-    let wanted = Identity::of(file, Path::new(""), AtFlags::EMPTY_PATH);
-    let wanted = wanted.map_err(std::io::Error::from).at(|| "cannot look at an open file".to_owned())?;
+    let wanted = identity(file)?;
     let reading = || "cannot read '/proc'".to_owned();
     for entry in fs::read_dir("/proc").at(reading)? {
         let place = entry.at(reading)?.path();
@@ -210,6 +206,17 @@ pub fn other_writer(file: &fs::File) -> Result<Option<u32>> {
 fn is_qemu(place: &Path) -> bool {
     let program = fs::read_link(place.join("exe")).unwrap_or_default();
     program.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"qemu"))
+}
+
+/// How a process has the file open.
+fn in_process(place: &Path, wanted: Identity) -> std::io::Result<Opened> {
+    let mut most = Opened::No;
+    each_file(place, &mut |found, info| {
+        if found == wanted {
+            most = most.max(access(info));
+        }
+    })?;
+    Ok(most)
 }
 
 /// Goes through the files that a process has open; `take` gets each one's identity, and where the kernel says how it is open.
