@@ -8,16 +8,18 @@ use std::time::Duration;
 use nix::sys::resource::UsageWho;
 use virtfold_backup::Control;
 use virtfold_backup::attachments::LibvirtDirectories;
-use virtfold_backup::domain::{DomainReport, DomainRequest, backup_domain};
+use virtfold_backup::destinations::Destinations;
+use virtfold_backup::domain::{DomainReport, DomainRequest};
 use virtfold_backup::freeze::{FreezeContext, FreezeTimings, StartWatchdog, Watchdog};
-use virtfold_backup::plan::{QuiesceWish, Wishes};
-use virtfold_backup::session::{ArchiveOptions, DetectZeroes};
+use virtfold_backup::options::BackupOptions;
+use virtfold_backup::resume::StateDirectories;
+use virtfold_backup::session::BackupSession;
 use virtfold_base::error::Result;
 use virtfold_catalog::Catalog;
 use virtfold_hypervisor::simulated::{CallPhase, Injected, Simulated};
 use virtfold_hypervisor::watchdog::{GuestHold, WatchdogOutcome};
 use virtfold_hypervisor::{DomainId, Hypervisor, StartMode};
-use virtfold_medium::Location;
+use virtfold_medium::{FileMedium, Location};
 
 use crate::{measured, row};
 
@@ -88,39 +90,21 @@ fn host(folder: &Path, others: usize) -> Simulated {
 }
 
 fn backup(folder: &Path, world: &Simulated) -> DomainReport {
-    let state_dir = folder.join("state");
-    let journal = Catalog::open(&state_dir).unwrap();
+    let state = StateDirectories { state: folder.join("state"), keys: "/dev/shm".into() };
+    let journal = Catalog::open(&state.state).unwrap();
     let archives = folder.join("archives");
     std::fs::create_dir(&archives).unwrap();
-    let wishes = Wishes {
-        exclude: Vec::new(),
-        quiesce: QuiesceWish::Auto,
-        pause_budget: Duration::from_secs(2),
-        overlay_dir: None,
-        min_free: 0,
-        state_dir,
-        archive_devices: Vec::new(),
-    };
-    let manner = ArchiveOptions {
-        compression: virtfold_archive::stream::Compression::None,
-        encrypt_to: None,
-        layout: virtfold_archive::table::Layout::Compact,
-        block_size: None,
-        detect_zeroes: DetectZeroes::default(),
-        limit_rate: None,
-        workers: 1,
-    };
+    let none = virtfold_archive::stream::Compression::None;
+    let options = BackupOptions { compression: none, min_free: 0, workers: 1, ..BackupOptions::default() };
     let pace = FreezeTimings { poll: Duration::from_millis(1), ..FreezeTimings::default() };
     let host = FreezeContext { hypervisor: world, files: world, journal: &journal, guard: &Idle, pace };
-    let places = LibvirtDirectories::system(&folder.join("libvirt"));
-    let guards = folder.join("guards");
-    let request = DomainRequest {
-        domain: "web",
-        wishes: &wishes,
-        manner,
-        places: &places,
-        keep: None,
-        guards: &guards,
-    };
-    backup_domain(&host, &request, &[Location::Path(archives)], &Control::default()).unwrap()
+    let (places, guards) = (LibvirtDirectories::system(&folder.join("libvirt")), folder.join("guards"));
+    let request = DomainRequest { domain: "web", host: &host, places: &places, guards: &guards };
+    let destinations = Destinations::custom(Location::from(archives.as_path()), |label, _| {
+        Ok(Box::new(FileMedium::create(&archives.join(&label.name))?))
+    });
+    let control = Control::default();
+    BackupSession { options: &options, destinations: &destinations, state: &state, control: &control }
+        .domain(&request)
+        .unwrap()
 }

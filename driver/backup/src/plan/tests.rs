@@ -218,7 +218,9 @@ fn a_plan_on_a_full_host_takes_as_many_calls_as_on_an_empty_one() {
         Injected::Nothing
     });
     let taken = || {
-        let plan = plan(&lab.world, &lab.world, "web", &lab.wishes()).unwrap();
+        let (options, state_dir) = (options(), lab.path("state"));
+        let context = PlanContext { options: &options, state_dir: &state_dir, archive_devices: &[] };
+        let plan = plan(&lab.world, &lab.world, "web", &context).unwrap();
         assert_eq!(sentences(&plan), Vec::<String>::new());
         calls.swap(0, std::sync::atomic::Ordering::Relaxed)
     };
