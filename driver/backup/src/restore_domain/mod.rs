@@ -24,6 +24,7 @@
 
 mod archived_domain;
 mod file_swap;
+mod firmware;
 mod identity;
 mod inventory;
 mod plan;

@@ -26,14 +26,11 @@ use super::{
     DefaultTarget, DefineContext, DefinitionChange, DiskAction, DiskPlan, FilePlan, RestoreDomainReport,
     RestoreDomainRequest,
 };
-use crate::attachments::{
-    BOOT, LibvirtDirectories, NVRAM_QCOW2, NVRAM_RAW, SymlinkPolicy, TPM, TPM_FILE, read_file,
-};
 use crate::restore::{Forecast, Room, shareable, target_format};
 use virtfold_archive::manifest::Manifest;
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_hypervisor::domain_xml::edit::{Editor, NewImage};
-use virtfold_hypervisor::domain_xml::{Device, DomainDisk, DomainXml, ImageSource, TpmStorage};
+use virtfold_hypervisor::domain_xml::{Device, DomainDisk, DomainXml, ImageSource};
 
 /// All that is needed to do it.
 pub(super) struct RestorePlan {
@@ -169,12 +166,12 @@ struct PlannedDefinition {
     pools: BTreeSet<String>,
 }
 
-struct RestorePlanner<'a> {
+pub(super) struct RestorePlanner<'a> {
     request: &'a RestoreDomainRequest,
-    host: &'a DefineContext<'a>,
-    backup: &'a ArchivedDomain,
+    pub(super) host: &'a DefineContext<'a>,
+    pub(super) backup: &'a ArchivedDomain,
     inventory: &'a Inventory,
-    who: &'a NewDomain,
+    pub(super) who: &'a NewDomain,
     report: RestoreDomainReport,
     disks: Vec<(String, TargetPath)>,
     files: Vec<NamedFile>,
@@ -378,87 +375,7 @@ impl RestorePlanner<'_> {
         Ok(())
     }
 
-    fn nvram(&mut self, (placer, home): (&TargetPaths<'_>, &Path), edit: &mut Editor<'_>) -> Result<()> {
-        let members = [(NVRAM_RAW, "fd"), (NVRAM_QCOW2, "qcow2")];
-        let found = members.iter().find_map(|(name, end)| Some((self.backup.member(name)?, *end)));
-        let old = self.backup.xml.nvram.as_ref();
-        let was = old.and_then(|nvram| nvram.path.as_deref());
-        let copy = self.who.identity == DomainIdentity::Copy;
-        if found.is_none() && (!copy || old.is_none_or(|nvram| nvram.elsewhere.is_some())) {
-            return Ok(());
-        }
-        let end = found.map_or("fd", |(_, end)| end);
-        let spot = placer.file(was, (home, &format!("{}_VARS.{end}", self.who.name)))?;
-        if was != Some(spot.path.as_path()) {
-            edit.set_nvram(&spot.path)?;
-        }
-        match found {
-            Some((bytes, _)) => self.file("NVRAM", spot, FileContent::File(bytes.to_vec())),
-            None => spot.must_be_free("the copy's NVRAM"),
-        }
-    }
-
-    fn tpm(&mut self, (placer, home): (&TargetPaths<'_>, &Path), edit: &mut Editor<'_>) -> Result<()> {
-        let members: Vec<_> = self.backup.attachments.iter().filter(|a| a.name.starts_with(TPM)).collect();
-        let Some(tpm) = self.backup.xml.tpms.first() else {
-            return if members.is_empty() {
-                Ok(())
-            } else {
-                let what = "the archive has the state of a TPM, and its domain.xml has no TPM";
-                Err(Error::new(ErrorKind::Damaged, what))
-            };
-        };
-        let spot = match &tpm.source {
-            Some(was) => {
-                let spot = placer.file(Some(was), (home, &format!("{}_tpm", self.who.name)))?;
-                if spot.path != *was {
-                    edit.set_tpm_source(0, &spot.path)?;
-                }
-                spot
-            }
-            None if members.is_empty() => return Ok(()),
-            None => default_tpm(self.host.places, &self.who.id.to_string(), tpm)?,
-        };
-        if members.is_empty() {
-            let copy = self.who.identity == DomainIdentity::Copy;
-            return if copy { spot.must_be_free("the copy's TPM state") } else { Ok(()) };
-        }
-        let content = match tpm.storage {
-            TpmStorage::File => {
-                let state = self.backup.member(TPM_FILE).ok_or_else(|| {
-                    Error::new(ErrorKind::Damaged, format!("the archive's TPM state is not in '{TPM_FILE}'"))
-                })?;
-                FileContent::File(state.to_vec())
-            }
-            TpmStorage::Directory => {
-                let name = |member: &str| member.strip_prefix(TPM).unwrap_or(member).to_owned();
-                FileContent::Directory(members.iter().map(|a| (name(&a.name), a.content.clone())).collect())
-            }
-        };
-        self.file("TPM state", spot, content)
-    }
-
-    fn boot(&mut self, (placer, home): (&TargetPaths<'_>, &Path), edit: &mut Editor<'_>) -> Result<()> {
-        let boot = &self.backup.xml.boot;
-        for ((element, member, limit), was) in BOOT.iter().zip([&boot.kernel, &boot.initrd, &boot.dtb]) {
-            let (Some(was), Some(bytes)) = (was, self.backup.member(member)) else { continue };
-            let same = |path: &Path| {
-                read_file(path, *limit, SymlinkPolicy::Follow)
-                    .is_ok_and(|there| there.as_deref() == Some(bytes))
-            };
-            if was.is_absolute() && same(was) {
-                continue;
-            }
-            let spot = placer.file(None, (home, &format!("{}.{element}", self.who.name)))?;
-            edit.set_boot_file(element, &spot.path)?;
-            if !same(&spot.path) {
-                self.file(element, spot, FileContent::File(bytes.to_vec()))?;
-            }
-        }
-        Ok(())
-    }
-
-    fn file(&mut self, what: &str, spot: TargetPath, content: FileContent) -> Result<()> {
+    pub(super) fn file(&mut self, what: &str, spot: TargetPath, content: FileContent) -> Result<()> {
         let fits = match (spot.found, &content) {
             (PathOccupant::Nothing | PathOccupant::Link, _)
             | (PathOccupant::File, FileContent::File(_))
@@ -484,18 +401,6 @@ impl RestorePlanner<'_> {
             self.report.notes.push(format!("'{}' {text}", path.display()));
         }
     }
-}
-
-fn default_tpm(
-    places: &LibvirtDirectories,
-    id: &str,
-    tpm: &virtfold_hypervisor::domain_xml::Tpm,
-) -> Result<TargetPath> {
-    if places.swtpm.parent().is_some_and(Path::is_dir) {
-        return TargetPath::look_or_free(&places.tpm_state(id, tpm));
-    }
-    let what = format!("'{}', where libvirt keeps the state of TPMs, is not there", places.swtpm.display());
-    Err(Error::new(ErrorKind::NotFound, what).with_hint("say --libvirt-dir DIR: libvirt's state directory"))
 }
 
 /// An archive of a guest that had a part of a file as its disk has the whole file.

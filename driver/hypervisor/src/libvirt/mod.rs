@@ -3,7 +3,7 @@
 //!
 //! - `uri`: local URIs only. `ffi`: the calls by `virt-sys`, and all unsafe code. `qmp`: QEMU's own answer
 //!   about its disks.
-//!   `qemu_passthrough`: commits that libvirt can't do, because it does not know the overlay.
+//!   `state`: what a domain does, in our words. `qemu_passthrough`: commits that libvirt can't do, because it does not know the overlay.
 //!
 //! A connection is made by the first call and made again when it is found broken. A reading call is then
 //! repeated, for [`PATIENCE`] at most: libvirtd restarts in a second or two, and guests live on without it. A
@@ -12,7 +12,6 @@
 //!
 //! Imports: `error`, `types`, `call_error`, `event_hub`.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,14 +20,13 @@ use crossbeam_channel::Receiver;
 use libvirt::connect::Connect;
 use libvirt::domain::Domain;
 use libvirt::error::Error as VirtError;
-use uuid::Uuid;
 use virt_sys as sys;
 
 use super::call_error::{ErrorOrigin, HypervisorError, code};
 use super::event_hub::EventHub;
 use super::types::{
     Activity, BlockJob, BlockJobEnd, CommitBase, CommitRequest, DomainEvent, DomainId, DomainInfo,
-    DomainState, PausedReason, Persistence, QemuDisk, SnapshotQuiesce, SnapshotRequest, StartMode, XmlView,
+    DomainState, PausedReason, QemuDisk, SnapshotQuiesce, SnapshotRequest, StartMode, XmlView,
 };
 use super::{Hypervisor, LiftedDenials, apparmor, domain_xml};
 use virtfold_base::error::{Error, ErrorKind, Result};
@@ -37,6 +35,7 @@ mod ffi;
 mod qemu_passthrough;
 pub(crate) mod qmp;
 mod request;
+mod state;
 mod uri;
 
 pub use uri::LocalUri;
@@ -205,66 +204,11 @@ fn absent<T>(result: VirtResult<T>, code: i32) -> VirtResult<Option<T>> {
     }
 }
 
-fn info(domain: &Domain) -> VirtResult<DomainInfo> {
-    let persistence = if domain.is_persistent()? { Persistence::Persistent } else { Persistence::Transient };
-    let id = DomainId(domain.uuid()?);
-    Ok(DomainInfo { id, name: domain.name()?, persistence, run: run(domain)? })
-}
-
-/// What libvirt's lists by flags say of all domains together: three calls, where each domain would take two.
-struct ListedStates {
-    running: BTreeSet<Uuid>,
-    shut_off: BTreeSet<Uuid>,
-    persistent: BTreeSet<Uuid>,
-}
-
-impl ListedStates {
-    fn of(connect: &Connect) -> VirtResult<Self> {
-        let list =
-            |flags| connect.list_all_domains(flags)?.iter().map(Domain::uuid).collect::<VirtResult<_>>();
-        Ok(Self {
-            running: list(sys::VIR_CONNECT_LIST_DOMAINS_RUNNING)?,
-            shut_off: list(sys::VIR_CONNECT_LIST_DOMAINS_SHUTOFF)?,
-            persistent: list(sys::VIR_CONNECT_LIST_DOMAINS_PERSISTENT)?,
-        })
-    }
-
-    /// A domain that changed between two lists, one that stands still, whose reason no list says, and one that is transient are asked
-    /// themselves.
-    fn info(&self, domain: &Domain) -> VirtResult<DomainInfo> {
-        let uuid = domain.uuid()?;
-        let run = match (self.running.contains(&uuid), self.shut_off.contains(&uuid)) {
-            (true, false) => DomainState::Running,
-            (false, true) => DomainState::ShutOff,
-            _ => return info(domain),
-        };
-        if !self.persistent.contains(&uuid) {
-            return info(domain);
-        }
-        Ok(DomainInfo { id: DomainId(uuid), name: domain.name()?, persistence: Persistence::Persistent, run })
-    }
-}
-
-/// libvirt does not always know why a guest stands still: where an I/O error stops it in the moment in which
-/// it is resumed, the reason is 'unknown'. QEMU knows.
-fn run(domain: &Domain) -> VirtResult<DomainState> {
-    let run = state_of(ffi::state(domain)?);
-    if run != DomainState::Paused(PausedReason::Other(0)) {
-        return Ok(run);
-    }
-    let status = domain.qemu_monitor_command(qmp::QUERY_STATUS, 0);
-    Ok(if status.is_ok_and(|reply| qmp::is_io_error(&reply)) {
-        DomainState::Paused(PausedReason::IoError)
-    } else {
-        run
-    })
-}
-
 /// libvirt takes QEMU's word for an I/O error's stop also where it comes late (QEMU 10 sends one
 /// BLOCK_IO_ERROR a second at most) and the guest runs again. It then believes in a guest that stands still,
 /// and no resume helps, because a QEMU that runs has no RESUME to tell. Stopped first, it has.
 fn release_failed_snapshot(domain: &Domain) -> VirtResult<()> {
-    if state_of(ffi::state(domain)?) == DomainState::Paused(PausedReason::IoError)
+    if state::state_of(ffi::state(domain)?) == DomainState::Paused(PausedReason::IoError)
         && qmp::is_running(&domain.qemu_monitor_command(qmp::QUERY_STATUS, 0)?)
     {
         domain.qemu_monitor_command(qmp::STOP, 0)?;
@@ -272,35 +216,11 @@ fn release_failed_snapshot(domain: &Domain) -> VirtResult<()> {
     Ok(())
 }
 
-/// libvirt's virDomainState and virDomainPausedReason.
-fn state_of((state, reason): (u32, i32)) -> DomainState {
-    match state {
-        sys::VIR_DOMAIN_PAUSED => DomainState::Paused(match u32::try_from(reason).unwrap_or(0) {
-            sys::VIR_DOMAIN_PAUSED_USER => PausedReason::User,
-            sys::VIR_DOMAIN_PAUSED_IOERROR => PausedReason::IoError,
-            sys::VIR_DOMAIN_PAUSED_MIGRATION
-            | sys::VIR_DOMAIN_PAUSED_SAVE
-            | sys::VIR_DOMAIN_PAUSED_DUMP
-            | sys::VIR_DOMAIN_PAUSED_SNAPSHOT
-            | sys::VIR_DOMAIN_PAUSED_POSTCOPY
-            | sys::VIR_DOMAIN_PAUSED_POSTCOPY_FAILED => PausedReason::Busy,
-            sys::VIR_DOMAIN_PAUSED_STARTING_UP => PausedReason::Starting,
-            sys::VIR_DOMAIN_PAUSED_CRASHED => PausedReason::Crashed,
-            _ => PausedReason::Other(reason),
-        }),
-        sys::VIR_DOMAIN_PMSUSPENDED => DomainState::PmSuspended,
-        sys::VIR_DOMAIN_SHUTDOWN => DomainState::ShuttingDown,
-        sys::VIR_DOMAIN_SHUTOFF => DomainState::ShutOff,
-        sys::VIR_DOMAIN_CRASHED => DomainState::Crashed,
-        _ => DomainState::Running,
-    }
-}
-
 impl Hypervisor for Libvirt {
     fn domains(&self) -> Result<Vec<DomainInfo>> {
         let list = |connect: &Connect| {
             let domains = connect.list_all_domains(0)?;
-            let listed = ListedStates::of(connect)?;
+            let listed = state::ListedStates::of(connect)?;
             // A domain may end while it is looked at.
             let infos = domains.iter().map(|d| absent(listed.info(d), code::NO_DOMAIN));
             infos.filter_map(VirtResult::transpose).collect::<VirtResult<Vec<_>>>()
@@ -323,11 +243,11 @@ impl Hypervisor for Libvirt {
             None => connect.lookup_domain_by_name(name_or_uuid),
         };
         let doing = || format!("there is no domain '{}'", name_or_uuid.escape_debug());
-        self.read(doing, |connect| info(&find_it(connect)?))
+        self.read(doing, |connect| state::info(&find_it(connect)?))
     }
 
     fn domain_state(&self, domain: DomainId) -> Result<DomainState> {
-        self.ask(domain, "read the state", run)
+        self.ask(domain, "read the state", state::run)
     }
 
     fn xml(&self, domain: DomainId, config: XmlView) -> Result<String> {
