@@ -90,3 +90,41 @@ impl ListedStates {
         Ok(DomainInfo { id: DomainId(uuid), name: domain.name()?, persistence: Persistence::Persistent, run })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// libvirt's own simulation, which needs no daemon.
+    #[test]
+    fn lists_by_flags_say_what_each_domain_says() {
+        libvirt::error::clear_error_callback();
+        let connect = Connect::open(Some("test:///default")).unwrap();
+        let define = |name: &str| {
+            let xml = format!(
+                "<domain type='test'><name>{name}</name><memory>8192</memory><os><type>hvm</type></os></domain>"
+            );
+            connect.define_domain_xml_flags(&xml, 0).unwrap()
+        };
+        let (_off, paused) = (define("off"), define("paused"));
+        paused.create().unwrap();
+        paused.suspend().unwrap();
+        let transient =
+            "<domain type='test'><name>gone</name><memory>8192</memory><os><type>hvm</type></os></domain>";
+        connect.create_domain_xml(transient, 0).unwrap();
+        let listed = ListedStates::of(&connect).unwrap();
+        let domains = connect.list_all_domains(0).unwrap();
+        assert_eq!(domains.len(), 4, "the test driver has one running domain of its own");
+        let mut kinds = BTreeSet::new();
+        for domain in &domains {
+            let (found, asked) = (listed.info(domain).unwrap(), info(domain).unwrap());
+            assert_eq!(found, asked);
+            kinds.insert(format!("{:?} {:?}", found.run, found.persistence));
+        }
+        assert_eq!(kinds.len(), 4, "{kinds:?}");
+        // One that has changed since is asked itself.
+        paused.destroy().unwrap();
+        let stale = domains.iter().find(|d| d.name().unwrap() == "paused").unwrap();
+        assert_eq!(listed.info(stale).unwrap().run, DomainState::ShutOff);
+    }
+}
