@@ -96,12 +96,12 @@ impl OpenFiles {
         let mut all = Self::default();
         each_qemu(&mut |place| {
             let Some(guest) = guest_of(place) else { return Ok(()) };
-            let sight = each_file(place, &mut |found, info| {
+            let visibility = each_file(place, &mut |found, info| {
                 if access(info) == Opened::Written {
                     all.writers.entry(found).or_default().insert(guest);
                 }
             })?;
-            if sight == Sight::Seen {
+            if visibility == Visibility::Seen {
                 all.guests.insert(guest);
             }
             Ok(())
@@ -157,7 +157,7 @@ pub enum FileId {
 
 /// Whether a process could be looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Sight {
+enum Visibility {
     Seen,
     Passed,
 }
@@ -220,9 +220,9 @@ fn in_process(place: &Path, wanted: Identity) -> std::io::Result<Opened> {
 }
 
 /// Goes through the files that a process has open; `take` gets each one's identity, and where the kernel says how it is open.
-fn each_file(place: &Path, take: &mut dyn FnMut(Identity, &Path)) -> std::io::Result<Sight> {
+fn each_file(place: &Path, take: &mut dyn FnMut(Identity, &Path)) -> std::io::Result<Visibility> {
     let entries = match fs::read_dir(place.join("fd")) {
-        Err(error) if is_out_of_sight(&error) => return Ok(Sight::Passed),
+        Err(error) if is_out_of_sight(&error) => return Ok(Visibility::Passed),
         entries => entries?,
     };
     // A process that ends in the midst of this has let go of the rest.
@@ -231,7 +231,7 @@ fn each_file(place: &Path, take: &mut dyn FnMut(Identity, &Path)) -> std::io::Re
             take(found, &place.join("fdinfo").join(entry.file_name()));
         }
     }
-    Ok(Sight::Seen)
+    Ok(Visibility::Seen)
 }
 
 /// Another user's process, or one that has ended meanwhile.
