@@ -1,7 +1,8 @@
-//! The way to a tape: a backup of an image to a drive in memory, against the same backup to a file in memory (`/dev/shm`), in turn, in
-//! one run.
+//! The way to a tape: a backup of an image to a drive in memory, against the same backup to a file in memory
+//! (`/dev/shm`), in turn, in one run.
 //!
-//! `cargo bench --bench tape` prints the ratio of the rates, which is to be 0.9 at least; `-- --rounds N --mib N` changes the rounds and the size.
+//! `cargo bench --bench tape` prints the ratio of the rates, which is to be 0.9 at least;
+//! `-- --rounds N --mib N` changes the rounds and the size.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a benchmark fails by panicking")]
 #![allow(missing_docs, reason = "a benchmark has no public items")]

@@ -1,8 +1,8 @@
 //! virtfold folds the empty space out of virtual disks: it backs them up by copying only what is recorded on
 //! them, densely and in order, with the table that says where each piece belongs, and unfolds them again.
 //!
-//! Each room is a crate of its own, and this one gives them together. ARCHITECTURE.md draws the floors and tells the way
-//! of one block through them.
+//! Each room is a crate of its own, and this one gives them together. ARCHITECTURE.md draws the floors and
+//! tells the way of one block through them.
 
 pub use virtfold_archive as archive;
 pub use virtfold_archive::{crypt, table};

@@ -1,12 +1,12 @@
-//! Folds a disk image without writing anything, and prints its block correspondence table: which guest address A
-//! each dense address X would hold.
+//! Folds a disk image without writing anything, and prints its block correspondence table: which guest
+//! address A each dense address X would hold.
 //!
 //! ```text
 //! cargo run --example fold_image -- disk.qcow2 qcow2
 //! ```
 //!
-//! The same four steps begin every backup: open the chain, read its allocation table, take the ranges that have
-//! bytes, fold them. All numbers are bytes.
+//! The same four steps begin every backup: open the chain, read its allocation table, take the ranges that
+//! have bytes, fold them. All numbers are bytes.
 
 use std::error::Error;
 use std::io::{BufWriter, Write};

@@ -1,10 +1,12 @@
-//! What grows with the fleet: lists of many archives in a directory and in an object store whose every answer takes a while, one backup
-//! beside ever more guests, the service with a long queue, disks in pieces.
+//! What grows with the fleet: lists of many archives in a directory and in an object store whose every answer
+//! takes a while, one backup beside ever more guests, the service with a long queue, disks in pieces.
 //!
-//! `cargo bench --bench fleet` prints the table: CPU seconds, time, and counts of what was asked for. `-- --size N` scales all of it (5000 guests
-//! and entries, twice as many archives, twenty times as many pieces), `--delay MS` is the store's delay, `--only archives,guests` some rows.
+//! `cargo bench --bench fleet` prints the table: CPU seconds, time, and counts of what was asked for.
+//! `-- --size N` scales all of it (5000 guests and entries, twice as many archives, twenty times as many
+//! pieces), `--delay MS` is the store's delay, `--only archives,guests` some rows.
 //!
-//! The store is the S3 server of the tests in a process of its own; the hypervisor is the simulated one, so what libvirt itself takes is not in it.
+//! The store is the S3 server of the tests in a process of its own; the hypervisor is the simulated one, so
+//! what libvirt itself takes is not in it.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a benchmark fails by panicking")]
 #![allow(missing_docs, reason = "a benchmark has no public items")]

@@ -1,8 +1,10 @@
-//! The way into an object store: a backup of an image, against a plain multipart upload of the same archive's bytes out of memory that is already
-//! filled; same server, same size and number of parts on their way, in turn, in one run.
+//! The way into an object store: a backup of an image, against a plain multipart upload of the same archive's
+//! bytes out of memory that is already filled; same server, same size and number of parts on their way, in
+//! turn, in one run.
 //!
-//! `cargo bench --bench object` prints the table; `-- --rounds N --gib N` changes the rounds and the size. The server keeps its objects in
-//! RAM (`/dev/shm`), so that no disk hides what the way costs; three times the size must be free there.
+//! `cargo bench --bench object` prints the table; `-- --rounds N --gib N` changes the rounds and the size.
+//! The server keeps its objects in RAM (`/dev/shm`), so that no disk hides what the way costs; three times
+//! the size must be free there.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a benchmark fails by panicking")]
 #![allow(missing_docs, reason = "a benchmark has no public items")]

@@ -1,10 +1,11 @@
-//! How long a guest stands still: the largest gap between its writes while it is snapshotted, committed and pivoted by virtfold
-//! and, in the same run, by virsh (`snapshot-create-as`, `blockcommit --pivot`); and its write latency while its base is read
-//! at full speed.
+//! How long a guest stands still: the largest gap between its writes while it is snapshotted, committed and
+//! pivoted by virtfold and, in the same run, by virsh (`snapshot-create-as`, `blockcommit --pivot`); and its
+//! write latency while its base is read at full speed.
 //!
-//! `cargo bench --bench pause` (as root, with what tests/setup-libvirt installs) prints the tables; `-- --rounds N` changes the
-//! rounds. The guest is emulated in software and writes as fast as it can, one synced record after the other, so a gap of its
-//! own is tens of milliseconds; the first column says how long.
+//! `cargo bench --bench pause` (as root, with what tests/setup-libvirt installs) prints the tables;
+//! `-- --rounds N` changes the rounds. The guest is emulated in software and writes as fast as it can, one
+//! synced record after the other, so a gap of its own is tens of milliseconds; the first column says how
+//! long.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a benchmark fails by panicking")]
 #![allow(missing_docs, reason = "a benchmark has no public items")]
@@ -117,7 +118,8 @@ fn by_virsh(lab: &Lab, guest: &Guest<'_>) -> [(Instant, Instant); 3] {
     lab.virsh(&words.iter().map(String::as_str).collect::<Vec<_>>());
     let snapshot = (begun, Instant::now());
     std::thread::sleep(Duration::from_millis(500));
-    // virsh waits until the job is ready and pivots by itself, so the two phases are told apart by doing them apart.
+    // virsh waits until the job is ready and pivots by itself, so the two phases are told apart by doing them
+    // apart.
     let begun = Instant::now();
     for disk in 0..disks {
         let target = lab::guest::target(disk);

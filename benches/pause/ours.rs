@@ -1,4 +1,5 @@
-//! virtfold's part: the library's freeze, with a journal around the real one that notes when each entry was made.
+//! virtfold's part: the library's freeze, with a journal around the real one that notes when each entry was
+//! made.
 
 use std::fs::File;
 use std::io::{Read, Seek};

@@ -1,8 +1,8 @@
 //! Runs contenders in turn and measures them.
 //!
-//! Each run goes through this program once more ([`child`]): a small process that starts the contender, waits,
-//! syncs the output, and tells times and peak memory of that one contender. The caller's own memory and the
-//! runs before have no part in the figures.
+//! Each run goes through this program once more ([`child`]): a small process that starts the contender,
+//! waits, syncs the output, and tells times and peak memory of that one contender. The caller's own memory
+//! and the runs before have no part in the figures.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -117,8 +117,8 @@ pub(crate) fn run(contenders: &[Contender], rounds: usize, out: &Path) -> Vec<Re
     results
 }
 
-/// Runs two contenders `pairs` times; who is first changes with each pair, so that what the one leaves behind for the
-/// next (memory that is taken, a disk that still writes) falls on both alike.
+/// Runs two contenders `pairs` times; who is first changes with each pair, so that what the one leaves behind
+/// for the next (memory that is taken, a disk that still writes) falls on both alike.
 pub(crate) fn duel(contenders: &[Contender; 2], pairs: usize, out: &Path) -> [Result; 2] {
     let mut results = contenders.each_ref().map(|c| Result { name: c.name.clone(), samples: Vec::new() });
     for pair in 0..pairs {

@@ -1,8 +1,8 @@
-//! The sources: bytes like those of real disks, laid into disks of 100 GiB and 10 TiB, and a disk of scattered
-//! clusters. All of it is the same in every run on a machine; what exists already is used again.
+//! The sources: bytes like those of real disks, laid into disks of 100 GiB and 10 TiB, and a disk of
+//! scattered clusters. All of it is the same in every run on a machine; what exists already is used again.
 //!
-//! Three quarters of the bytes are files of `/usr`, in the order of their names, so that they compress as files do;
-//! one quarter is random, a piece of 16 MiB in each 64 MiB.
+//! Three quarters of the bytes are files of `/usr`, in the order of their names, so that they compress as
+//! files do; one quarter is random, a piece of 16 MiB in each 64 MiB.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
@@ -197,8 +197,8 @@ impl Place {
         })
     }
 
-    /// Where the payload's pieces lie in a disk of `capacity` bytes: pieces of 64 KiB to 64 MiB, with gaps that
-    /// fill the disk.
+    /// Where the payload's pieces lie in a disk of `capacity` bytes: pieces of 64 KiB to 64 MiB, with gaps
+    /// that fill the disk.
     fn extents(&self, capacity: u64) -> Vec<(u64, u64)> {
         let mut rng = Rng(20_040_614);
         let mut left = self.data / CLUSTER;

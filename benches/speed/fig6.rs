@@ -11,7 +11,8 @@ use crate::groups::{virtfold, words};
 use crate::mount::Mount;
 use crate::report::Report;
 
-/// Four fifths of the disk are as much as the other groups have as data: it all fits into memory and beside them.
+/// Four fifths of the disk are as much as the other groups have as data: it all fits into memory and beside
+/// them.
 fn capacity(place: &Place) -> u64 {
     place.data * 5 / 4
 }

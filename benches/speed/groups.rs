@@ -132,8 +132,8 @@ fn judge_copies(results: &[Result], report: &mut Report) {
     report.peak("copying", ours);
 }
 
-/// The same data in disks of two sizes. The two commands do the same work, so what is to be measured is smaller than
-/// the noise of one run: many pairs, and the middle one of their ratios.
+/// The same data in disks of two sizes. The two commands do the same work, so what is to be measured is
+/// smaller than the noise of one run: many pairs, and the middle one of their ratios.
 pub(crate) fn size(place: &Place, rounds: usize, report: &mut Report) {
     let (small, huge, out) = (place.disk_100g(), place.disk_10t(), place.out());
     let backup = |name: &str, disk: &Path| {

@@ -1,14 +1,16 @@
-//! The speed targets, measured: virtfold beside `cp`, `zstd`, `qemu-img` and `tar`, on the same bytes, in one run.
+//! The speed targets, measured: virtfold beside `cp`, `zstd`, `qemu-img` and `tar`, on the same bytes, in one
+//! run.
 //!
-//! `cargo bench --bench speed` makes its data under `target/bench` (kept, and used again by the next run), runs the
-//! contenders of each group in turn for three rounds, and prints a table: `target/bench/speed.md` has it too.
-//! `-- --only copy,map` runs some groups, `--rounds N` changes the rounds, `--dir PATH` the place, `--data MIB` the size. Mounts need
-//! root; without it the groups that need mounts are left out, and the table says so.
+//! `cargo bench --bench speed` makes its data under `target/bench` (kept, and used again by the next run),
+//! runs the contenders of each group in turn for three rounds, and prints a table: `target/bench/speed.md`
+//! has it too. `-- --only copy,map` runs some groups, `--rounds N` changes the rounds, `--dir PATH` the
+//! place, `--data MIB` the size. Mounts need root; without it the groups that need mounts are left out, and
+//! the table says so.
 //!
 //! Rules, the same for all: the source is read once before each run, so that it comes from the page cache;
-//! outputs are removed and the file system synced between runs, outside the timed part; what was written is on
-//! stable storage at the end of the timed part. virtfold syncs by itself; the others are followed by an fdatasync of
-//! their output, which is timed with them and shown apart, so that nothing hides in it.
+//! outputs are removed and the file system synced between runs, outside the timed part; what was written is
+//! on stable storage at the end of the timed part. virtfold syncs by itself; the others are followed by an
+//! fdatasync of their output, which is timed with them and shown apart, so that nothing hides in it.
 //!
 //! Order of the modules: `data` makes the sources, `contest` runs contenders, `groups` says who they are,
 //! `fig6` has the group with mounted file systems, `report` prints.

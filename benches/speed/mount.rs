@@ -20,7 +20,8 @@ impl Mount {
     /// Mounts the file system in `file`.
     pub(crate) fn of(at: &Path, file: &Path, how: &str) -> Self {
         std::fs::create_dir_all(at).unwrap();
-        // Past the page cache of the file below, as a guest's disk is: else all of it would be in memory twice.
+        // Past the page cache of the file below, as a guest's disk is: else all of it would be in memory
+        // twice.
         let device = tool(&["losetup", "--find", "--show", "--direct-io=on", &text(file)]).trim().to_owned();
         let mount = Self { at: at.to_owned(), device };
         tool(&["mount", "-o", how, &mount.device, &text(at)]);

@@ -1,12 +1,12 @@
 //! Serde's view of a tree: the structs of `keys` are read from it, and whatever they refuse becomes an error
 //! with the key's path and place.
 //!
-//! How an error finds its place: it starts without one; each mapping that it passes on its way out adds its key
-//! to the path, and the first one also its place. Serde's own refusals (`unknown_field`, `unknown_variant`,
-//! `missing_field`) arrive with the known words, hence the suggestions.
+//! How an error finds its place: it starts without one; each mapping that it passes on its way out adds its
+//! key to the path, and the first one also its place. Serde's own refusals (`unknown_field`,
+//! `unknown_variant`, `missing_field`) arrive with the known words, hence the suggestions.
 //!
-//! A section (struct or map) may be empty; a key that takes one value may not: `compress:` with nothing behind
-//! it is a slip, not a wish.
+//! A section (struct or map) may be empty; a key that takes one value may not: `compress:` with nothing
+//! behind it is a slip, not a wish.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -248,7 +248,8 @@ impl<'de> Deserializer<'de> for YamlNode {
     }
 }
 
-/// The children of a mapping, in the order of their places: the first error of a file is the one that is told.
+/// The children of a mapping, in the order of their places: the first error of a file is the one that is
+/// told.
 struct Children {
     rest: std::vec::IntoIter<(String, YamlEntry)>,
     value: Option<(String, YamlEntry)>,

@@ -1,5 +1,6 @@
-//! What can be wrong with a configuration. Each error is one sentence that begins with the place, as compilers
-//! write it (`FILE:LINE:COLUMN: ...`), so that editors jump there, and ends with what to do where that is known.
+//! What can be wrong with a configuration. Each error is one sentence that begins with the place, as
+//! compilers write it (`FILE:LINE:COLUMN: ...`), so that editors jump there, and ends with what to do where
+//! that is known.
 
 use std::error::Error;
 use std::fmt;

@@ -1,5 +1,6 @@
-//! How a thing is written that was written otherwise: the word of other tools that means a key, a section in the place of a single value,
-//! quotes where YAML needs them. An example is made of what stands there, as far as that is short and plain.
+//! How a thing is written that was written otherwise: the word of other tools that means a key, a section in
+//! the place of a single value, quotes where YAML needs them. An example is made of what stands there, as far
+//! as that is short and plain.
 
 use crate::yaml_tree::YamlNode;
 
@@ -135,8 +136,8 @@ pub(crate) fn truth(written: &str, known: &[&'static str]) -> Option<&'static st
     known.iter().copied().find(|word| pair.contains(word))
 }
 
-/// What to do where YAML takes the first character of a value for a sign of its own: `*-*-* 02:00`, `@daily`. `column` is where its parser
-/// stopped.
+/// What to do where YAML takes the first character of a value for a sign of its own: `*-*-* 02:00`, `@daily`.
+/// `column` is where its parser stopped.
 pub(crate) fn quotes(line: &str, column: usize) -> Option<String> {
     let chars: Vec<char> = line.chars().collect();
     let before = |at: usize| chars.get(..at).unwrap_or_default().iter().rev().find(|c| **c != ' ').copied();

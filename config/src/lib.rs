@@ -14,8 +14,8 @@
 //!
 //! [`Config::advice`] tells what is right and has no effect (`ineffective.rs`).
 //!
-//! [`Config::job`] gives a job with all that counts for it, [`Schedule`] says when it is due, and [`Medium::environment`] reads the
-//! credentials of an object store.
+//! [`Config::job`] gives a job with all that counts for it, [`Schedule`] says when it is due, and
+//! [`Medium::environment`] reads the credentials of an object store.
 //!
 //! [`parse`] does 2 to 5 for a text in memory: the entry point for fuzzers.
 //!

@@ -1,9 +1,10 @@
 //! Files to configuration: which files there are, in what order, and which are refused.
 //!
-//! `config.yaml` comes first, then the files `conf.d/*.yaml` beside it, by name (byte order). Files that begin
-//! with a dot (editors' own) and files of other endings are left alone, save `.yml`, which is more likely a slip
-//! than a wish. A file, or `conf.d` itself, that everybody may write is refused: whoever may write it
-//! decides what virtfold does as root. The mode is taken from the open file, so that it can't be changed in between.
+//! `config.yaml` comes first, then the files `conf.d/*.yaml` beside it, by name (byte order). Files that
+//! begin with a dot (editors' own) and files of other endings are left alone, save `.yml`, which is more
+//! likely a slip than a wish. A file, or `conf.d` itself, that everybody may write is refused: whoever may
+//! write it decides what virtfold does as root. The mode is taken from the open file, so that it can't be
+//! changed in between.
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};

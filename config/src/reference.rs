@@ -1,8 +1,9 @@
 //! The JSON Schema of the configuration, and the reference that is made from it.
 //!
-//! The reference walks the schema: a property with properties of its own is a section, one with patterns of names a
-//! section of such, any other a key; its words are the schema's `description` (the field's doc comment), `title` (the value's form), `default` and `examples`.
-//! What is true of many keys stands before them (`reference/about.md`). The man page is the same text in troff (`reference/man.rs`).
+//! The reference walks the schema: a property with properties of its own is a section, one with patterns of
+//! names a section of such, any other a key; its words are the schema's `description` (the field's doc
+//! comment), `title` (the value's form), `default` and `examples`. What is true of many keys stands before
+//! them (`reference/about.md`). The man page is the same text in troff (`reference/man.rs`).
 
 mod man;
 

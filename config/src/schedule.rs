@@ -1,13 +1,16 @@
 //! When a job runs: texts such as `daily 02:00` or `30 2 * * 1-5`, and the next time after a given one.
 //!
-//! The text is read in `schedule/parse.rs` (cron's five fields, a part of systemd's calendar words) and becomes sets of months, days,
-//! weekdays, hours and minutes (`schedule/calendar.rs`), which know nothing of time zones. This file puts the clock's times into a zone:
-//! - A schedule that has only some of the day's hours runs when the clock first comes to, or jumps over, one of its times. So a time
-//!   that does not exist (the clock goes forward) is due in the moment after the gap, together with the others in it; a time that
-//!   comes twice (the clock goes back) is due the first time.
-//! - A schedule that has every hour runs whenever the clock shows one of its minutes: in each real hour, in the one that comes twice, too.
+//! The text is read in `schedule/parse.rs` (cron's five fields, a part of systemd's calendar words) and
+//! becomes sets of months, days, weekdays, hours and minutes (`schedule/calendar.rs`), which know nothing of
+//! time zones. This file puts the clock's times into a zone:
+//! - A schedule that has only some of the day's hours runs when the clock first comes to, or jumps over, one
+//!   of its times. So a time that does not exist (the clock goes forward) is due in the moment after the gap,
+//!   together with the others in it; a time that comes twice (the clock goes back) is due the first time.
+//! - A schedule that has every hour runs whenever the clock shows one of its minutes: in each real hour, in
+//!   the one that comes twice, too.
 //!
-//! Invariants: the next time is later than the one asked about; asking again with it goes on without leaving one out.
+//! Invariants: the next time is later than the one asked about; asking again with it goes on without leaving
+//! one out.
 //!
 //! Imports: nothing of virtfold but `values`' macros and `suggest`.
 
@@ -54,8 +57,8 @@ value!(
 );
 
 impl Schedule {
-    /// The first time after `now` that is due, in the zone of `now`; `None` for `manual`. Times without a zone of their own are those
-    /// of the zone of `now`.
+    /// The first time after `now` that is due, in the zone of `now`; `None` for `manual`. Times without a
+    /// zone of their own are those of the zone of `now`.
     pub fn next_after(&self, now: &Zoned) -> Option<Zoned> {
         let next = self.next_after_in(now.timestamp(), now.time_zone())?;
         Some(next.to_zoned(now.time_zone().clone()))
@@ -78,8 +81,8 @@ impl Schedule {
     }
 }
 
-/// The next time that the clock reaches or jumps over. The clock's times become instants in their order, so the first one whose instant
-/// is late enough is it.
+/// The next time that the clock reaches or jumps over. The clock's times become instants in their order, so
+/// the first one whose instant is late enough is it.
 fn next_reached(calendar: &Calendar, now: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
     let mut from = next_minute(zone.to_datetime(now))?;
     loop {
@@ -104,7 +107,8 @@ fn reached(time: DateTime, zone: &TimeZone) -> Option<Timestamp> {
     changes.find(|change| change.offset() == after).map(|change| change.timestamp())
 }
 
-/// The next time that the clock shows. Between two changes of the offset the clock goes evenly, so each such stretch is looked at by itself.
+/// The next time that the clock shows. Between two changes of the offset the clock goes evenly, so each such
+/// stretch is looked at by itself.
 fn next_shown(calendar: &Calendar, now: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
     let mut from = next_minute(zone.to_datetime(now))?;
     let mut offset = zone.to_offset(now);

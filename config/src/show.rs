@@ -38,7 +38,8 @@ impl fmt::Display for Shown {
 }
 
 impl Config {
-    /// Every key with its value in effect, by name. Of jobs and media, those that are set or have a default of their own.
+    /// Every key with its value in effect, by name. Of jobs and media, those that are set or have a default
+    /// of their own.
     pub fn show(&self) -> Vec<Shown> {
         let mut out = Vec::new();
         // Values that serialize to anything but JSON don't exist here: all are text, numbers and sections.
@@ -59,7 +60,8 @@ impl Config {
                 }
                 return;
             }
-            // What a job or a medium leaves open is what `defaults` or `service` say; two dozen lines of that hide the others.
+            // What a job or a medium leaves open is what `defaults` or `service` say; two dozen lines of that
+            // hide the others.
             Value::Null if path.len() > 2 => return,
             Value::Null => None,
             other => Some(plain(other)),

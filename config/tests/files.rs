@@ -91,7 +91,8 @@ fn every_sample_is_read_and_the_full_one_sets_every_key() {
     assert!(seen >= 5);
 }
 
-/// The file that packages install has a job in its comments, which is to be made one by taking the signs away.
+/// The file that packages install has a job in its comments, which is to be made one by taking the signs
+/// away.
 #[test]
 fn the_sample_in_the_packaged_configuration_is_one() {
     let path = crate_dir().join("../packaging/config.yaml");

@@ -1,5 +1,5 @@
-//! The corpus of bad configurations: each folder of `golden` holds one, and beside it the error that it must give.
-//! UPDATE=1 writes the errors anew; read them before you commit them.
+//! The corpus of bad configurations: each folder of `golden` holds one, and beside it the error that it must
+//! give. UPDATE=1 writes the errors anew; read them before you commit them.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may fail")]
 

@@ -1,6 +1,7 @@
-//! How long libvirt waits for the hook: 1,000 calls one by one, from the spawn to the exit, with an XML of 8 KiB, a service that
-//! listens, and a spool on the disk under `target`. Beside each call one of `true`, which is what starting any program costs just
-//! then. `cargo bench -p virtfold-hooks --bench hook [CALLS]`; a quiet machine is needed for figures that mean anything.
+//! How long libvirt waits for the hook: 1,000 calls one by one, from the spawn to the exit, with an XML of 8
+//! KiB, a service that listens, and a spool on the disk under `target`. Beside each call one of `true`, which
+//! is what starting any program costs just then. `cargo bench -p virtfold-hooks --bench hook [CALLS]`; a
+//! quiet machine is needed for figures that mean anything.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a benchmark may fail")]
 

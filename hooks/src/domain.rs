@@ -1,13 +1,13 @@
 //! What a guard must know of a guest's XML: its uuid, its name and the paths of its disks.
 //!
 //! A tolerant scan in one pass over the bytes, linear in time, bounded in depth and memory, for any bytes: it
-//! stops at the first thing that it can't read and keeps what it found so far. So an XML that is cut or damaged
-//! still protects the disks that it names before that place. (A parser of whole documents would find nothing
-//! then, and the one at hand takes quadratic time for an element of many attributes.)
+//! stops at the first thing that it can't read and keeps what it found so far. So an XML that is cut or
+//! damaged still protects the disks that it names before that place. (A parser of whole documents would find
+//! nothing then, and the one at hand takes quadratic time for an element of many attributes.)
 //!
-//! Only elements at their place count: `domain/uuid`, `domain/name`, and `source` under `domain/devices/disk`; a path
-//! in a comment, in metadata or in a description is text. A disk counts when its element has ended, because
-//! `readonly` may come after `source`.
+//! Only elements at their place count: `domain/uuid`, `domain/name`, and `source` under
+//! `domain/devices/disk`; a path in a comment, in metadata or in a description is text. A disk counts when
+//! its element has ended, because `readonly` may come after `source`.
 
 use std::borrow::Cow;
 

@@ -111,7 +111,8 @@ impl Event {
         Self::at(SystemTime::now(), hook, arguments, xml)
     }
 
-    /// The event for which the hook was called at `time`. `arguments` are object, operation, sub-operation and extra; missing ones are `-`.
+    /// The event for which the hook was called at `time`. `arguments` are object, operation, sub-operation
+    /// and extra; missing ones are `-`.
     pub fn at(time: SystemTime, hook: Hook, arguments: &[String], xml: EventXml) -> Self {
         let argument = |i: usize| arguments.get(i).map_or_else(|| "-".to_owned(), |text| cut(text));
         let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();

@@ -1,15 +1,17 @@
-//! `virtfold-hook`: what libvirt calls as `/etc/libvirt/hooks/qemu.d/50-virtfold` (and in `network.d`, `daemon.d`).
+//! `virtfold-hook`: what libvirt calls as `/etc/libvirt/hooks/qemu.d/50-virtfold` (and in `network.d`,
+//! `daemon.d`).
 //!
 //! In this order:
 //! 1. standard input is read, bounded in size and time;
-//! 2. `prepare begin` only: the guards are asked. A guest that would run into a live one is refused: reason on
-//!    stderr, exit 1. libvirt then aborts the start;
+//! 2. `prepare begin` only: the guards are asked. A guest that would run into a live one is refused: reason
+//!    on stderr, exit 1. libvirt then aborts the start;
 //! 3. the event goes to the spool, and a datagram to the service.
 //!
-//! In every other case the exit is 0, whatever goes wrong, and nothing is printed: events are a help, and what
-//! they miss the service finds by itself. For the same reason a defect here (a panic) exits 0 too. Standard output stays
-//! empty always, because libvirt takes what `migrate` and `restore` hooks print there for the guest's new XML. No child is
-//! started: one that keeps an inherited descriptor open would hang libvirt.
+//! In every other case the exit is 0, whatever goes wrong, and nothing is printed: events are a help, and
+//! what they miss the service finds by itself. For the same reason a defect here (a panic) exits 0 too.
+//! Standard output stays empty always, because libvirt takes what `migrate` and `restore` hooks print there
+//! for the guest's new XML. No child is started: one that keeps an inherited descriptor open would hang
+//! libvirt.
 //!
 //! What touches a file system that may not answer runs on a thread with a time limit, so that a dead mount
 //! holds a guest up for that long only.
@@ -75,8 +77,8 @@ fn which(called: Option<&Path>) -> Hook {
     Hook::Qemu
 }
 
-/// What is on standard input, at most one byte more than an XML may have, and whether it ended (or was too large)
-/// in time.
+/// What is on standard input, at most one byte more than an XML may have, and whether it ended (or was too
+/// large) in time.
 fn read_input() -> (Vec<u8>, bool) {
     let mut bytes = Vec::new();
     let started = Instant::now();
@@ -125,7 +127,8 @@ fn keep(event: &Event) {
     drop(wake_service::nudge(&wake_service::usual_path(HookOwner::caller())));
 }
 
-/// Runs `work` on a thread and waits so long for its result. The process does not wait for a thread that is late.
+/// Runs `work` on a thread and waits so long for its result. The process does not wait for a thread that is
+/// late.
 fn within<T: Send + 'static>(limit: Duration, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let (done, wait) = mpsc::sync_channel(1);
     let thread = std::thread::Builder::new().spawn(move || drop(done.send(work())));

@@ -1,5 +1,6 @@
-//! Where a libvirt's hooks and its virtfold meet: below `/run` and `/var` for the host's, and below the user's runtime directory for that of a
-//! user's session. libvirt gives hooks neither `XDG_RUNTIME_DIR` nor `XDG_STATE_HOME`, so `/run/user/UID` counts where it is there.
+//! Where a libvirt's hooks and its virtfold meet: below `/run` and `/var` for the host's, and below the
+//! user's runtime directory for that of a user's session. libvirt gives hooks neither `XDG_RUNTIME_DIR` nor
+//! `XDG_STATE_HOME`, so `/run/user/UID` counts where it is there.
 
 use std::path::{Path, PathBuf};
 
@@ -26,7 +27,8 @@ impl HookOwner {
         if is_session { Self::caller() } else { Self::System }
     }
 
-    /// What ends with the boot, or with the user's last session: `/run/virtfold`, or `virtfold` in the user's runtime directory.
+    /// What ends with the boot, or with the user's last session: `/run/virtfold`, or `virtfold` in the user's
+    /// runtime directory.
     pub fn runtime(self) -> PathBuf {
         self.runtime_in(Path::new("/run"), std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from))
     }

@@ -1,24 +1,26 @@
-//! The spool: a directory with one file for each event, between hooks that come and go and a service that may be
-//! away.
+//! The spool: a directory with one file for each event, between hooks that come and go and a service that may
+//! be away.
 //!
 //! **Names.** `TIME-PID-SIZE.json`, all decimal with leading zeros (20, 10 and 8 digits): TIME is the event's
-//! `time`, so names sort by it; SIZE is the file's length in bytes, so that a hook learns from names alone how full the
-//! spool is, and a reader knows a cut file. Names that begin with a dot are files not yet finished.
+//! `time`, so names sort by it; SIZE is the file's length in bytes, so that a hook learns from names alone
+//! how full the spool is, and a reader knows a cut file. Names that begin with a dot are files not yet
+//! finished.
 //!
-//! **Writing.** A temporary name in the same directory, the bytes, fsync, rename, fsync of the directory. A file
-//! under its final name is whole, whatever was killed when.
+//! **Writing.** A temporary name in the same directory, the bytes, fsync, rename, fsync of the directory. A
+//! file under its final name is whole, whatever was killed when.
 //!
-//! **Full.** A spool holds at most [`Limits::files`] files and [`Limits::bytes`] bytes (hooks at the same time may each
-//! go one over). Beyond that nothing old is dropped: the event is counted instead, by one more byte in the
-//! file `overflow`, whose length is hence the number of events that were lost. The reader takes that number and
-//! looks for itself what guests there are. When even that byte finds no room, an empty `overflow` tells that some
-//! were lost.
+//! **Full.** A spool holds at most [`Limits::files`] files and [`Limits::bytes`] bytes (hooks at the same
+//! time may each go one over). Beyond that nothing old is dropped: the event is counted instead, by one more
+//! byte in the file `overflow`, whose length is hence the number of events that were lost. The reader takes
+//! that number and looks for itself what guests there are. When even that byte finds no room, an empty
+//! `overflow` tells that some were lost.
 //!
 //! **Reading.** Oldest first, bounded; a file is removed when its event is done with, so an event may come
 //! twice but never gets lost. A file that is no event goes to the folder `quarantine`, which keeps the latest
 //! [`MAX_QUARANTINE`].
 //!
-//! The service makes the directory, with mode 0700: XML may hold secrets. A hook that finds none keeps nothing.
+//! The service makes the directory, with mode 0700: XML may hold secrets. A hook that finds none keeps
+//! nothing.
 
 mod read;
 #[cfg(test)]
@@ -73,7 +75,8 @@ pub struct Spool {
     limits: Limits,
 }
 
-/// Where the spool is: `$VIRTFOLD_SPOOL`, else `/var/spool/virtfold/events`, or a user's in his runtime directory.
+/// Where the spool is: `$VIRTFOLD_SPOOL`, else `/var/spool/virtfold/events`, or a user's in his runtime
+/// directory.
 pub fn usual_path(whose: HookOwner) -> PathBuf {
     named("VIRTFOLD_SPOOL", || match whose {
         HookOwner::System => "/var/spool/virtfold/events".into(),
@@ -110,7 +113,8 @@ impl Spool {
     /// Keeps an event, durably. Its name is its own as long as a process has one event in a microsecond.
     ///
     /// # Errors
-    /// When the directory is not there or can't be written; the event is then counted, if that much can be written.
+    /// When the directory is not there or can't be written; the event is then counted, if that much can be
+    /// written.
     pub fn put(&self, event: &Event) -> io::Result<SpoolOutcome> {
         let bytes = event.encode()?;
         let name = file_name(event.time, std::process::id(), bytes.len());

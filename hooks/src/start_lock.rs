@@ -1,17 +1,19 @@
 //! Guards: disks that virtfold is reading offline or restoring, so that nobody starts a guest on them.
 //!
-//! **Format.** A directory with one file for each disk, `PID-TIME-NUMBER.json`: one JSON object, at most [`MAX_GUARD`] bytes, with
-//! the keys `version` (1), `uuid` and `name` of the guest (either may be null), `disk` (its path), `file` (null, or which file that was:
-//! `{"inode": [device, inode]}` or `{"block": number}`), `access` (`reading` or `restoring`), `reason` (for people) and `pid`.
+//! **Format.** A directory with one file for each disk, `PID-TIME-NUMBER.json`: one JSON object, at most
+//! [`MAX_GUARD`] bytes, with the keys `version` (1), `uuid` and `name` of the guest (either may be null),
+//! `disk` (its path), `file` (null, or which file that was: `{"inode": [device, inode]}` or
+//! `{"block": number}`), `access` (`reading` or `restoring`), `reason` (for people) and `pid`.
 //!
-//! **Alive** is a guard only while its owner holds an OFD write lock on the file. The kernel drops the lock when the
-//! last descriptor closes, however the owner ends; so a killed owner never blocks a guest. (An owner that starts
-//! other programs must not let them inherit the descriptor; Rust's files are close-on-exec.) The owner makes the
-//! file under a name with a dot, locks it, writes it and renames it: under its final name it is locked and whole.
+//! **Alive** is a guard only while its owner holds an OFD write lock on the file. The kernel drops the lock
+//! when the last descriptor closes, however the owner ends; so a killed owner never blocks a guest. (An owner
+//! that starts other programs must not let them inherit the descriptor; Rust's files are close-on-exec.) The
+//! owner makes the file under a name with a dot, locks it, writes it and renames it: under its final name it
+//! is locked and whole.
 //!
-//! **What conflicts.** A guest that is named by uuid or name conflicts always. By path, or by the same file under
-//! another path, a disk that is being restored conflicts with every use of it, a disk that is being read only with
-//! a guest that would write it: many guests may share an image that backs theirs.
+//! **What conflicts.** A guest that is named by uuid or name conflicts always. By path, or by the same file
+//! under another path, a disk that is being restored conflicts with every use of it, a disk that is being
+//! read only with a guest that would write it: many guests may share an image that backs theirs.
 //!
 //! Whoever can't read the guards finds none: a defect here must not keep guests from starting.
 
@@ -32,8 +34,8 @@ use crate::paths::named;
 
 /// The largest guard, bytes.
 pub const MAX_GUARD: usize = 16 << 10;
-/// The most guards that are alive, and the most files that are looked at for them. Whoever puts up a guard sweeps first, so that
-/// stale ones do not add up.
+/// The most guards that are alive, and the most files that are looked at for them. Whoever puts up a guard
+/// sweeps first, so that stale ones do not add up.
 const MAX_GUARDS: usize = 1024;
 const MAX_FILES: usize = 64 << 10;
 /// Between its making and its lock a new guard is unlocked under a name with a dot; not for so long.
@@ -142,8 +144,8 @@ impl LockedDisks {
     }
 }
 
-/// The first guard that a guest would run into by its name, its uuid or the paths in its XML. `name` is what libvirt calls
-/// it, should the XML be unreadable. Touches no file.
+/// The first guard that a guest would run into by its name, its uuid or the paths in its XML. `name` is what
+/// libvirt calls it, should the XML be unreadable. Touches no file.
 pub fn conflict<'g>(guards: &'g [LockedDisks], name: &str, domain: &HookDomain) -> Option<&'g LockedDisks> {
     guards.iter().find(|guard| {
         let same = |disk: &crate::domain::DiskPath| disk.path == guard.disk && !guard.tolerates(disk.role);
@@ -151,8 +153,8 @@ pub fn conflict<'g>(guards: &'g [LockedDisks], name: &str, domain: &HookDomain) 
     })
 }
 
-/// The first guard whose file a disk of the guest leads to by another path. Looks at each disk's file, which may wait
-/// for a file system that does not answer: give it a time limit.
+/// The first guard whose file a disk of the guest leads to by another path. Looks at each disk's file, which
+/// may wait for a file system that does not answer: give it a time limit.
 pub fn conflict_by_file<'g>(guards: &'g [LockedDisks], domain: &HookDomain) -> Option<&'g LockedDisks> {
     if guards.iter().all(|guard| guard.file.is_none()) {
         return None;

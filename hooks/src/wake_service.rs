@@ -1,5 +1,5 @@
-//! The service's socket: a datagram wakes it up to read the spool. It carries nothing that the spool doesn't, so
-//! it may be lost.
+//! The service's socket: a datagram wakes it up to read the spool. It carries nothing that the spool doesn't,
+//! so it may be lost.
 
 use std::io;
 use std::os::unix::net::UnixDatagram;
@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use crate::HookOwner;
 use crate::paths::named;
 
-/// Where the service listens: `$VIRTFOLD_SOCKET`, else `/run/virtfold/events.sock`, or a user's in his runtime directory.
+/// Where the service listens: `$VIRTFOLD_SOCKET`, else `/run/virtfold/events.sock`, or a user's in his
+/// runtime directory.
 pub fn usual_path(whose: HookOwner) -> PathBuf {
     named("VIRTFOLD_SOCKET", || whose.runtime().join("events.sock"))
 }

@@ -196,7 +196,8 @@ fn a_full_file_system_holds_nobody_up() {
         println!("NOT RUN: a full file system needs root, for a mount of its own");
         return;
     }
-    // No room for bytes, and no room for names. The mount is in a namespace of its own, which ends with the shell.
+    // No room for bytes, and no room for names. The mount is in a namespace of its own, which ends with the
+    // shell.
     for (options, marked) in [("size=64k", true), ("nr_inodes=6", false)] {
         let host = Host::new();
         let script = format!(

@@ -108,7 +108,8 @@ pub(crate) fn assert_same_outside(original: &[u8], restored: &[u8], damage: &[Da
     }
 }
 
-/// The records of archives of `image` that lie in the state directory of these tests: of runs that live, or were killed.
+/// The records of archives of `image` that lie in the state directory of these tests: of runs that live, or
+/// were killed.
 pub(crate) fn records_of(image: &Image) -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("state/resume");
     let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };

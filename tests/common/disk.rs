@@ -1,7 +1,7 @@
 //! Random disks: a backing chain built by `qemu-img` and `qemu-io` with whatever QEMU can do to one.
 //!
-//! Everything follows from one [`Rng`]; the [`Recipe`] keeps every command line, so that a failing case can be
-//! made again by hand. A layer is written in rounds of random requests, with events between them
+//! Everything follows from one [`Rng`]; the [`Recipe`] keeps every command line, so that a failing case can
+//! be made again by hand. A layer is written in rounds of random requests, with events between them
 //! (internal snapshots, resizes, bitmaps, a killed writer).
 
 use std::fmt;

@@ -1,9 +1,11 @@
-//! A machine with a kernel of its own: Linux as a user-mode process (Debian's user-mode-linux) over this host's own file
-//! system, read-only. No KVM, no network, a second to boot. For what needs a kernel of a certain kind: a tape drive behind `st`, AppArmor.
+//! A machine with a kernel of its own: Linux as a user-mode process (Debian's user-mode-linux) over this
+//! host's own file system, read-only. No KVM, no network, a second to boot. For what needs a kernel of a
+//! certain kind: a tape drive behind `st`, AppArmor.
 //!
-//! The test's scratch folder is mounted in it for writing, under the same path. A command is a file in there that the
-//! machine's init sees and runs; its outputs and exit code come back the same way. Every file has a name of its own,
-//! so that no cache can hold an old one. Temporary files go into the machine's own /run: the project may lie in /tmp.
+//! The test's scratch folder is mounted in it for writing, under the same path. A command is a file in there
+//! that the machine's init sees and runs; its outputs and exit code come back the same way. Every file has a
+//! name of its own, so that no cache can hold an old one. Temporary files go into the machine's own /run: the
+//! project may lie in /tmp.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -42,7 +44,8 @@ pub(crate) struct Kind<'a> {
     pub(crate) memory: &'a str,
     /// More arguments of the kernel.
     pub(crate) arguments: Vec<String>,
-    /// What its init does before it takes commands; a shell's words. It may `exit` where something is missing: then the machine does not come up.
+    /// What its init does before it takes commands; a shell's words. It may `exit` where something is
+    /// missing: then the machine does not come up.
     pub(crate) prelude: &'a str,
 }
 
@@ -174,7 +177,8 @@ impl Running {
     }
 }
 
-/// The library that makes the machine run on processors with more registers than it knows of; its source says how.
+/// The library that makes the machine run on processors with more registers than it knows of; its source says
+/// how.
 fn registers() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {

@@ -74,8 +74,8 @@ fn cut_at(pieces: &[Piece], borders: &BTreeSet<u64>) -> Vec<Piece> {
 
 /// Fails unless both maps of `image` say the same.
 ///
-/// Read-ahead of the kernel may turn preallocated space into data for SEEK_DATA between the two looks, so maps that
-/// differ are taken again, twice.
+/// Read-ahead of the kernel may turn preallocated space into data for SEEK_DATA between the two looks, so
+/// maps that differ are taken again, twice.
 pub(crate) fn assert_maps_agree(image: &Image) {
     for _ in 0..2 {
         let (theirs, ours) = both_maps(image);

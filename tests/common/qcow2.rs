@@ -76,8 +76,8 @@ impl Options {
         self.compat == "1.1"
     }
 
-    /// Whether QEMU can surely take an internal snapshot: twice the refcount of a host cluster full of compressed
-    /// ones must fit, and there is no data file.
+    /// Whether QEMU can surely take an internal snapshot: twice the refcount of a host cluster full of
+    /// compressed ones must fit, and there is no data file.
     pub(crate) fn takes_snapshots(&self) -> bool {
         self.refcount_bits >= 16 && !self.data_file
     }

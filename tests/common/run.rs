@@ -168,7 +168,8 @@ pub(crate) fn tool<S: AsRef<OsStr>>(program: &str, args: impl IntoIterator<Item 
     command
 }
 
-/// virtfold as this build made it, no standard input and no settings of the caller's. What it keeps of its runs it keeps beside the tests' other files.
+/// virtfold as this build made it, no standard input and no settings of the caller's. What it keeps of its
+/// runs it keeps beside the tests' other files.
 pub(crate) fn virtfold<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     let mut command = tool(env!("CARGO_BIN_EXE_virtfold"), args);
     for setting in

@@ -1,5 +1,6 @@
-//! libFuzzer's entry to every target: `VIRTFOLD_FUZZ` names the one that is to run. `VIRTFOLD_FUZZ=seeds fuzz FOLDER` makes the seeds
-//! instead. One program, because compiling and linking is what a program for each of them would cost.
+//! libFuzzer's entry to every target: `VIRTFOLD_FUZZ` names the one that is to run.
+//! `VIRTFOLD_FUZZ=seeds fuzz FOLDER` makes the seeds instead. One program, because compiling and linking is
+//! what a program for each of them would cost.
 
 #![no_main]
 

@@ -1,9 +1,10 @@
-//! The record that the test guest writes, 4 KiB each, and where each one lies. Shared by the guest's writer, which
-//! `rustc` compiles alone, and by the checker on the host; uses the standard library only.
+//! The record that the test guest writes, 4 KiB each, and where each one lies. Shared by the guest's writer,
+//! which `rustc` compiles alone, and by the checker on the host; uses the standard library only.
 //!
-//! Record `n` goes to disk `n % disks`, there to slot `(n / disks) * ODD % slots`, at `slot * stride`. The odd
-//! factor scatters neighbours over the disk and, `slots` being a power of two, visits every slot before the first
-//! one comes round again. So the set of records 0..=N fixes the contents of every slot of every disk.
+//! Record `n` goes to disk `n % disks`, there to slot `(n / disks) * ODD % slots`, at `slot * stride`. The
+//! odd factor scatters neighbours over the disk and, `slots` being a power of two, visits every slot before
+//! the first one comes round again. So the set of records 0..=N fixes the contents of every slot of every
+//! disk.
 //!
 //! | at | bytes | what, little-endian |
 //! |---|---|---|

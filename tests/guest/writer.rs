@@ -1,10 +1,10 @@
 //! What the test guest does: writes numbered, checksummed records round-robin to its disks, each one
 //! synced before the next is begun, and tells each number on a virtio-serial port.
 //!
-//! `writer SLOTS STRIDE PAUSE_US PORT TARGET...`: a target is a block device, or a file on a mounted file system. At its start it
-//! looks for the newest record on all of them and goes on behind it, as a database would. The port also takes
-//! commands, a letter each: `q` ends the writer, so that init powers the guest off; `p` and `g` pause it, which it tells by the
-//! line `paused`, and let it go on.
+//! `writer SLOTS STRIDE PAUSE_US PORT TARGET...`: a target is a block device, or a file on a mounted file
+//! system. At its start it looks for the newest record on all of them and goes on behind it, as a database
+//! would. The port also takes commands, a letter each: `q` ends the writer, so that init powers the guest
+//! off; `p` and `g` pause it, which it tells by the line `paused`, and let it go on.
 //!
 //! Compiled alone by tests/guest/build, static, for the initramfs.
 
@@ -72,7 +72,8 @@ fn run() -> Result<(), String> {
     }
 }
 
-/// Devices are written around the page cache; files are left to their file system, which the sync then concerns.
+/// Devices are written around the page cache; files are left to their file system, which the sync then
+/// concerns.
 fn open(target: &str) -> Result<File, String> {
     let flags = if target.starts_with("/dev/") { O_DIRECT } else { 0 };
     let mut options = OpenOptions::new();

@@ -1,5 +1,6 @@
-//! Guests that AppArmor confines, for real: Debian's user-mode-linux has AppArmor, so a machine of it loads Debian's rules and runs a confined
-//! libvirtd with a confined QEMU. The guest has two disks and a CD drive and idles in its firmware; QEMU's monitor writes to its disks for it.
+//! Guests that AppArmor confines, for real: Debian's user-mode-linux has AppArmor, so a machine of it loads
+//! Debian's rules and runs a confined libvirtd with a confined QEMU. The guest has two disks and a CD drive
+//! and idles in its firmware; QEMU's monitor writes to its disks for it.
 //!
 //! A copy goes into a pipe that nobody reads until the test wants it to end.
 

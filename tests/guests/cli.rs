@@ -30,8 +30,8 @@ fn command_in(lab: &Lab, args: &[&str]) -> Command {
     command
 }
 
-/// Every file of the guest's folder, and both descriptions of the guest. Whether its own port is open is not among what must stay: QEMU
-/// tells libvirt of that a second late.
+/// Every file of the guest's folder, and both descriptions of the guest. Whether its own port is open is not
+/// among what must stay: QEMU tells libvirt of that a second late.
 pub(crate) fn everything(guest: &Guest<'_>) -> (Vec<PathBuf>, [String; 2]) {
     let mut names: Vec<_> = fs::read_dir(&guest.folder).unwrap().map(|e| e.unwrap().path()).collect();
     names.sort();

@@ -1,5 +1,5 @@
-//! Guests out of archives, with real ones: firmware variables and a TPM come back, a replacement boots, a copy boots beside the
-//! original, and both write on from the same point in time.
+//! Guests out of archives, with real ones: firmware variables and a TPM come back, a replacement boots, a
+//! copy boots beside the original, and both write on from the same point in time.
 
 use std::fs;
 use std::path::{Path, PathBuf};

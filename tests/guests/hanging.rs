@@ -1,4 +1,5 @@
-//! A medium that hangs while a guest is backed up: the guest comes back onto its disks, whatever stands in the kernel.
+//! A medium that hangs while a guest is backed up: the guest comes back onto its disks, whatever stands in
+//! the kernel.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
-//! One suite of assertions that both hypervisors pass: the simulated one must behave as the real one does, or the tests of
-//! jobs against it prove nothing.
+//! One suite of assertions that both hypervisors pass: the simulated one must behave as the real one does, or
+//! the tests of jobs against it prove nothing.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -18,7 +18,8 @@ use virtfold::hypervisor::{
     HypervisorError, PausedReason, SnapshotQuiesce, SnapshotRequest, StartMode, XmlView, code, watchdog,
 };
 
-/// A hypervisor with one domain that is shut off: disks vda (on a golden image) and vdb, qcow2, no agent channel in use.
+/// A hypervisor with one domain that is shut off: disks vda (on a golden image) and vdb, qcow2, no agent
+/// channel in use.
 struct Subject<'a> {
     hypervisor: &'a dyn Hypervisor,
     files: &'a dyn HostFiles,
@@ -212,7 +213,8 @@ fn a_guest_that_ends(subject: &Subject<'_>) {
     let config = subject.xml(XmlView::Inactive);
     assert_eq!(config.disk("vda").unwrap().image.source.path(), Some(subject.overlay("vda").as_path()));
     assert_eq!(subject.files.image_use(&subject.overlay("vda")).unwrap(), ImageUse::Free);
-    // Whoever reads the base of a guest that is off does not keep it from running on its overlay, only off the base itself.
+    // Whoever reads the base of a guest that is off does not keep it from running on its overlay, only off
+    // the base itself.
     let hold = subject.files.hold(&subject.base("vdb")).unwrap();
     subject.hypervisor.start(subject.id, StartMode::Running).unwrap();
     subject.all_at("vda", &subject.overlay("vda"));

@@ -1,4 +1,5 @@
-//! The guard as a process against the real libvirt: a guest is let go when its driver is late, and when it is dead.
+//! The guard as a process against the real libvirt: a guest is let go when its driver is late, and when it is
+//! dead.
 
 use std::process::Command;
 use std::time::{Duration, Instant};

@@ -32,7 +32,8 @@ fn guests_write_and_the_checker_agrees() {
     guest.power_off();
     let first = check_images(&images(&guest.images()), guest.layout()).unwrap();
     assert_eq!(first.last, guest.progress.last());
-    // It goes on where it ended, and wraps round without mixing laps. One that is woken from a state does, too.
+    // It goes on where it ended, and wraps round without mixing laps. One that is woken from a state does,
+    // too.
     let begun = Instant::now();
     guest.start();
     println!("woken in {:?}", begun.elapsed());

@@ -1,5 +1,5 @@
-//! The real libvirt through our facade: connection, lists, XML, errors, events, and the whole way of a disk from
-//! snapshot to pivot under a guest that writes.
+//! The real libvirt through our facade: connection, lists, XML, errors, events, and the whole way of a disk
+//! from snapshot to pivot under a guest that writes.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -182,7 +182,8 @@ fn a_writing_guest_is_frozen_and_thawed_and_survives_libvirtds_end() {
     guest.progress.wait_more(300);
     assert_eq!(check_images(&images, guest.layout()).unwrap(), frozen);
 
-    // libvirtd dies and comes back: reading calls wait for it, changing ones are lost at most, events come again.
+    // libvirtd dies and comes back: reading calls wait for it, changing ones are lost at most, events come
+    // again.
     gap(&guest, "copies and checks", from);
     let from = Instant::now();
     lab.kill();
@@ -310,7 +311,8 @@ fn what_a_libvirtd_leaves_that_dies_in_a_snapshot_is_undone() {
         libvirt.close_unused(id, &base).unwrap();
         assert_eq!(host.image_use(&base).unwrap(), ImageUse::Written, "what is used is never closed");
 
-        // After: the guest writes to an overlay that libvirt knows nothing of. The names of the nodes are free again.
+        // After: the guest writes to an overlay that libvirt knows nothing of. The names of the nodes are
+        // free again.
         open_behind(&lab, &guest, (&overlay, 90));
         let blocks = lab.virsh(&["qemu-monitor-command", guest.name(), r#"{"execute":"query-block"}"#]);
         let blocks: serde_json::Value = serde_json::from_str(&blocks).unwrap();

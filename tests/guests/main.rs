@@ -1,4 +1,5 @@
-//! Real guests under a libvirtd of the tests' own: backups while they write, kills, restores, hooks and the service.
+//! Real guests under a libvirtd of the tests' own: backups while they write, kills, restores, hooks and the
+//! service.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 #![allow(missing_docs, reason = "a test program has no public items")]

@@ -1,5 +1,6 @@
-//! Disks that are not as the configuration says, or not as a disk usually is: plugged into the running guest alone, taken off in mid-copy,
-//! read through a filter, a part of a file. And agents that break in the freeze.
+//! Disks that are not as the configuration says, or not as a disk usually is: plugged into the running guest
+//! alone, taken off in mid-copy, read through a filter, a part of a file. And agents that break in the
+//! freeze.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,6 @@
-//! Backups of guests that write all the time: each is of one point in time, on every disk the same; the guest's own disks are
-//! intact afterwards, its chains as long as before; and a golden image below them does not change.
+//! Backups of guests that write all the time: each is of one point in time, on every disk the same; the
+//! guest's own disks are intact afterwards, its chains as long as before; and a golden image below them does
+//! not change.
 //!
 //! Thirty backups in all, qcow2 and raw, one disk and four, with and without the guest's agent.
 

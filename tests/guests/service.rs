@@ -1,5 +1,5 @@
-//! The service with a real libvirtd and a guest that writes all the time: missed and asked-for runs, kills in the midst of a backup, an end, a reload, a
-//! libvirtd that goes and comes.
+//! The service with a real libvirtd and a guest that writes all the time: missed and asked-for runs, kills in
+//! the midst of a backup, an end, a reload, a libvirtd that goes and comes.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -245,7 +245,8 @@ fn missed_runs_are_made_up_for(lab: &Lab, guest: &Guest<'_>) {
     assert!(service.end(Signal::SIGTERM).success());
 }
 
-/// The service is killed four times in one run, with its backup or without: after the fifth the run is given up.
+/// The service is killed four times in one run, with its backup or without: after the fifth the run is given
+/// up.
 fn kills_in_the_midst(lab: &Lab, guest: &Guest<'_>, before: &(Vec<PathBuf>, [String; 2])) {
     let mut rng = Rng::of_case("service kills", 0);
     let mut service = Service::start(lab);

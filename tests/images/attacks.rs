@@ -1,5 +1,6 @@
-//! Who may write to the directories where root reads and writes, and plants links there: the owner of a directory, QEMU's user. Root's own links stay
-//! usable. More of it stands beside the code: `safe_path_tests`, `partial_file/tests`, `host_files/offline_commit_tests` and `sandbox_tests`,
+//! Who may write to the directories where root reads and writes, and plants links there: the owner of a
+//! directory, QEMU's user. Root's own links stay usable. More of it stands beside the code:
+//! `safe_path_tests`, `partial_file/tests`, `host_files/offline_commit_tests` and `sandbox_tests`,
 //! `restore_domain/tests/planted`, `attachments_tests`, and `media/objects/hostile.rs` for the store.
 
 use std::fs;

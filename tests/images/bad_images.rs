@@ -1,4 +1,5 @@
-//! Hand-made bad images: each gives a clear error of the right kind, quickly and in bounded memory, and never a panic.
+//! Hand-made bad images: each gives a clear error of the right kind, quickly and in bounded memory, and never
+//! a panic.
 //!
 //! Most begin as a good image made by `qemu-img`, with some bytes changed. `qemu-img` and `qemu-io` must be
 //! installed; the test setup does that.

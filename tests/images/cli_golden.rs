@@ -1,7 +1,7 @@
 //! What virtfold prints, to the letter: the help of every verb, typical errors, typical reports.
 //!
-//! `tests/golden/<name>.txt` holds each; `UPDATE_GOLDEN=1 cargo test --test images cli_golden::` writes them anew, and the
-//! difference is then a matter of review. Paths, ids, times and rates are replaced by words.
+//! `tests/golden/<name>.txt` holds each; `UPDATE_GOLDEN=1 cargo test --test images cli_golden::` writes them
+//! anew, and the difference is then a matter of review. Paths, ids, times and rates are replaced by words.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -319,7 +319,8 @@ fn control_changes() {
     }
 }
 
-/// `run`, alone and waiting: two entries of which one fails once and one for good, and a service that is away in between.
+/// `run`, alone and waiting: two entries of which one fails once and one for good, and a service that is away
+/// in between.
 #[test]
 fn control_runs() {
     let scratch = Scratch::new("golden-run");

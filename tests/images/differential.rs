@@ -2,7 +2,8 @@
 //! whether a guest could tell the difference.
 //!
 //! A failing case prints its seed and the commands that made its disk. Run it alone with
-//! `VIRTFOLD_CASE=<n> cargo test --test images differential::`; `VIRTFOLD_SEED` gives other disks, `VIRTFOLD_CASES` more.
+//! `VIRTFOLD_CASE=<n> cargo test --test images differential::`; `VIRTFOLD_SEED` gives other disks,
+//! `VIRTFOLD_CASES` more.
 
 use std::path::Path;
 
@@ -198,8 +199,8 @@ fn remap_to_qcow2(disk: &Disk, archive: &Path, scratch: &Scratch, plan: &Plan) {
     }
 }
 
-/// Dense bytes in blocks smaller than the source's clusters may be no whole clusters: then a remap is refused,
-/// and the clusters must be as small as the blocks. Extended L2 entries allow for none below 16 KiB.
+/// Dense bytes in blocks smaller than the source's clusters may be no whole clusters: then a remap is
+/// refused, and the clusters must be as small as the blocks. Extended L2 entries allow for none below 16 KiB.
 fn remap_small_blocks(disk: &Disk, archive: &Path, target: &Image, block: u64) {
     let first = restore(archive, target, Method::Remap).exits_one_of(&[exit::OK, exit::USAGE]);
     if first.code() == Some(exit::OK) {

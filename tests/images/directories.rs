@@ -1,5 +1,5 @@
-//! Places on this host: a file that stands where a directory belongs is called that; an ordinary user's things lie in his own directories; `config check --host`
-//! tries what a configuration names.
+//! Places on this host: a file that stands where a directory belongs is called that; an ordinary user's
+//! things lie in his own directories; `config check --host` tries what a configuration names.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};

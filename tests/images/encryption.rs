@@ -1,4 +1,5 @@
-//! Encrypted archives: standard tools alone get the disks back, no key but the right one does, and what was changed is refused.
+//! Encrypted archives: standard tools alone get the disks back, no key but the right one does, and what was
+//! changed is refused.
 //!
 //! Needs `age` and `age-keygen` (Debian package `age`).
 
@@ -276,7 +277,8 @@ impl Subject {
         Self { rng: Rng::of_case(label, 0), scratch, key, archive, bytes, disk: raw }
     }
 
-    /// Looks at `bytes` as an archive: all of it must be refused, or nothing of the disk be concerned; `verify` refuses in any case.
+    /// Looks at `bytes` as an archive: all of it must be refused, or nothing of the disk be concerned;
+    /// `verify` refuses in any case.
     fn refuse(&self, bytes: &[u8], context: &str) {
         fs::write(&self.archive, bytes).unwrap();
         let codes = [exit::DAMAGED, exit::INCOMPLETE, exit::BAD_IMAGE, exit::LOCKED];

@@ -1,4 +1,5 @@
-//! One flipped byte, anywhere, is found and costs no more than the chunk it lies in; a cut costs what is behind it.
+//! One flipped byte, anywhere, is found and costs no more than the chunk it lies in; a cut costs what is
+//! behind it.
 //!
 //! Positions are sampled: all kinds of places by plan (head, maps, data, tail), the rest by seed.
 
@@ -57,7 +58,8 @@ impl Subject {
         self.bytes.len() as u64
     }
 
-    /// Bytes of the seek table at the end, 0 where there is none: header, entries, a footer of 9 bytes that counts them.
+    /// Bytes of the seek table at the end, 0 where there is none: header, entries, a footer of 9 bytes that
+    /// counts them.
     fn seek_table_len(&self) -> u64 {
         let footer = &self.bytes[self.bytes.len() - 9..];
         let (count, rest) = footer.split_at(4);
@@ -68,7 +70,8 @@ impl Subject {
         8 + 9 + entry * u64::from(u32::from_le_bytes(count.try_into().unwrap()))
     }
 
-    /// Every byte kind once: the first KiBs (head, maps), the last KiBs (recovery, digests, end), and random ones.
+    /// Every byte kind once: the first KiBs (head, maps), the last KiBs (recovery, digests, end), and random
+    /// ones.
     fn places(&mut self, random: u64) -> Vec<u64> {
         let len = self.len();
         let mut places: Vec<u64> = (0..24).map(|i| i * 331 % (12 * KIB)).collect();

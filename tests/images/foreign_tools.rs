@@ -1,5 +1,5 @@
-//! The archive outlives virtfold: GNU tar, bsdtar and zstd alone give the disks back, byte for byte, without a
-//! word of complaint.
+//! The archive outlives virtfold: GNU tar, bsdtar and zstd alone give the disks back, byte for byte, without
+//! a word of complaint.
 
 use std::path::Path;
 

@@ -1,4 +1,5 @@
-//! Archives that were changed on purpose, each part consistent with itself; and targets that would eat each other.
+//! Archives that were changed on purpose, each part consistent with itself; and targets that would eat each
+//! other.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -30,8 +31,8 @@ fn number(bytes: &[u8], at: usize) -> usize {
     u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize
 }
 
-/// The archive with other data in its frame number `wanted`, and everything that the frame and the seek table say of
-/// themselves made to fit. The tail stays as it is.
+/// The archive with other data in its frame number `wanted`, and everything that the frame and the seek table
+/// say of themselves made to fit. The tail stays as it is.
 fn forge_frame(archive: &[u8], wanted: usize) -> Vec<u8> {
     let mut at = 0;
     for _ in 0..wanted {

@@ -1,5 +1,6 @@
-//! The seeds of every fuzz target, and a few hundred mutations of them that are the same in each run, through the bodies that libFuzzer
-//! calls: whatever is hostile there is tried in every run of the tests. The hunt with coverage is `make fuzz`.
+//! The seeds of every fuzz target, and a few hundred mutations of them that are the same in each run, through
+//! the bodies that libFuzzer calls: whatever is hostile there is tried in every run of the tests. The hunt
+//! with coverage is `make fuzz`.
 
 #[path = "../fuzz/support/lib.rs"]
 #[allow(unreachable_pub, dead_code, unused_imports, reason = "a crate of its own, where libFuzzer calls it")]

@@ -1,4 +1,5 @@
-//! Whoever reads the output has read enough (`virtfold list | head`): a verb ends as other tools do, without a word.
+//! Whoever reads the output has read enough (`virtfold list | head`): a verb ends as other tools do, without
+//! a word.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -7,7 +8,8 @@ use crate::common::image::{Format, Image};
 use crate::common::run::{exit, run, virtfold};
 use crate::common::scratch::Scratch;
 
-/// Runs a command whose reader is gone before it begins; gives its exit code and what it says on standard error.
+/// Runs a command whose reader is gone before it begins; gives its exit code and what it says on standard
+/// error.
 fn unread(command: &mut Command) -> (Option<i32>, String) {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);

@@ -118,8 +118,8 @@ fn a_medium_that_goes_before_its_archive_is_begun_takes_none() {
     assert_eq!(names(&at), [] as [&str; 0], "{outcome}");
 }
 
-/// Two archives of an image in a directory, of which `prune --keep-last 1` removes one; a catalog, which has the
-/// lock; a second directory.
+/// Two archives of an image in a directory, of which `prune --keep-last 1` removes one; a catalog, which has
+/// the lock; a second directory.
 fn two_archives(scratch: &Scratch, folder: &Path) -> (PathBuf, PathBuf) {
     let (state, elsewhere) = (scratch.join("state"), scratch.folder("elsewhere"));
     let image = noisy_image(&mut Rng::of_case("prune-hangs", 0), scratch.join("pruned.qcow2"), 2);

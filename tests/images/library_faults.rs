@@ -1,7 +1,8 @@
-//! Every write, read and sync of a small job fails once: the error comes back with its kind, nothing has a final
-//! name, and no thread waits for ever.
+//! Every write, read and sync of a small job fails once: the error comes back with its kind, nothing has a
+//! final name, and no thread waits for ever.
 //!
-//! Faults are made by wrapping what the library takes from its caller (medium, data source, reader), never in it.
+//! Faults are made by wrapping what the library takes from its caller (medium, data source, reader), never in
+//! it.
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
-//! Disks, archives and the command line, without a hypervisor: images out and back by every way, judged by foreign tools;
-//! faults, flips, forgeries. Each module says what it shows.
+//! Disks, archives and the command line, without a hypervisor: images out and back by every way, judged by
+//! foreign tools; faults, flips, forgeries. Each module says what it shows.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 #![allow(missing_docs, reason = "a test program has no public items")]

@@ -31,7 +31,8 @@ impl World {
     }
 }
 
-/// What was mounted at the first use has to be mounted at the next; and at once it is forgotten for who says so.
+/// What was mounted at the first use has to be mounted at the next; and at once it is forgotten for who says
+/// so.
 #[test]
 fn a_medium_that_is_not_mounted_takes_no_backup() {
     let world = World::new("mounted");

@@ -1,8 +1,10 @@
-//! Other people's readers of qcow2 see the same guest bytes: in images that QEMU made, and in those that virtfold makes.
+//! Other people's readers of qcow2 see the same guest bytes: in images that QEMU made, and in those that
+//! virtfold makes.
 //!
-//! `imago` reads all that is tried here. `qcow2-rs` is asked only for what it reads right: version 3, clusters of
-//! 64 KiB, data, zeros and zlib, whole clusters of capacity (DECISIONS.md has what it does with the rest). They
-//! are dependencies of the tests alone: nothing of them, nor of the features they choose, is in what is shipped.
+//! `imago` reads all that is tried here. `qcow2-rs` is asked only for what it reads right: version 3,
+//! clusters of 64 KiB, data, zeros and zlib, whole clusters of capacity (DECISIONS.md has what it does with
+//! the rest). They are dependencies of the tests alone: nothing of them, nor of the features they choose, is
+//! in what is shipped.
 
 use std::path::Path;
 use std::pin::pin;

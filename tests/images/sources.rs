@@ -1,4 +1,5 @@
-//! What a source may be: a container that is called raw, an image that changes while it is read, one that somebody has mounted.
+//! What a source may be: a container that is called raw, an image that changes while it is read, one that
+//! somebody has mounted.
 //!
 //! Mounts and loop devices need root; without it these tests fail and say so.
 
@@ -58,7 +59,8 @@ fn a_container_that_is_called_raw_is_refused_unless_one_insists() {
     }
 }
 
-/// Gives the guest's cluster `to` the place of its cluster `from`, which is then counted twice, in `bits` bits: as a program does that finds like clusters.
+/// Gives the guest's cluster `to` the place of its cluster `from`, which is then counted twice, in `bits`
+/// bits: as a program does that finds like clusters.
 fn share(image: &Image, bits: u64, from: usize, to: usize) {
     let mut bytes = fs::read(&image.path).unwrap();
     let word = |bytes: &[u8], at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap());

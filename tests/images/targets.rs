@@ -1,5 +1,5 @@
-//! New qcow2 files and block devices, made from a table alone and judged by `qemu-img`: check, compare, map. And what
-//! restores leave on devices and on file systems that know little.
+//! New qcow2 files and block devices, made from a table alone and judged by `qemu-img`: check, compare, map.
+//! And what restores leave on devices and on file systems that know little.
 //!
 //! The tables are random or chosen for their corners; the bytes of each sector tell where it belongs.
 
@@ -265,7 +265,8 @@ fn l1_tables_beyond_qemus_limit_are_refused_where_qemu_refuses() {
 
 #[test]
 fn refcount_tables_beyond_qemus_limit_are_refused() {
-    // 8 MiB are 1 Mi blocks of 256 refcounts of clusters of 512 B: 128 GiB of file, its own tables counted in.
+    // 8 MiB are 1 Mi blocks of 256 refcounts of clusters of 512 B: 128 GiB of file, its own tables counted
+    // in.
     let options = Qcow2Options { cluster_size: 512, ..Qcow2Options::default() };
     assert!(refused(128 * GIB, &[(0, 128 * GIB)], options));
     let fits = table(128 * GIB, &[(0, 124 * GIB)]);

@@ -1,4 +1,5 @@
-//! The documents, as text: short enough, links that lead somewhere, and what they say of the code held against the code.
+//! The documents, as text: short enough, links that lead somewhere, and what they say of the code held
+//! against the code.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -79,7 +80,8 @@ fn anchors(text: &str) -> BTreeSet<String> {
     anchors
 }
 
-/// The source of everything that talks to a user, with string literals that go over several lines put together.
+/// The source of everything that talks to a user, with string literals that go over several lines put
+/// together.
 fn source() -> String {
     let all = ["driver", "config/src", "hooks/src"].into_iter().flat_map(|folder| files(folder, ".rs"));
     let all: String = all.map(text).collect();
@@ -130,6 +132,25 @@ fn prose_has_110_columns() {
             let columns = line.chars().count() - links;
             if columns > COLUMNS {
                 writeln!(wrong, "{}:{number}: {columns} columns", shown(&document)).unwrap();
+            }
+        }
+    }
+    none(&wrong);
+}
+
+/// Tables apart, as in documents: a row can't be broken.
+#[test]
+fn comments_have_110_columns() {
+    let mut wrong = String::new();
+    for source in
+        ["driver", "config", "hooks", "tests", "benches"].iter().flat_map(|folder| files(folder, ".rs"))
+    {
+        for (index, line) in text(&source).lines().enumerate() {
+            let comment = line.trim_start();
+            let is_prose =
+                comment.starts_with("//") && !comment.trim_start_matches(['/', '!', ' ']).starts_with('|');
+            if is_prose && line.chars().count() > COLUMNS {
+                writeln!(wrong, "{}:{}", shown(&source), index + 1).unwrap();
             }
         }
     }

@@ -8,7 +8,8 @@ use serde_json::Value;
 
 use crate::common::run::run;
 
-/// Crates by name, each with those of this workspace that it is built with; what its tests alone use is left out.
+/// Crates by name, each with those of this workspace that it is built with; what its tests alone use is left
+/// out.
 fn built() -> BTreeMap<String, BTreeSet<String>> {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["metadata", "--no-deps", "--offline", "--format-version", "1"]);

@@ -14,7 +14,8 @@ pub(crate) struct Hold {
 }
 
 impl Hold {
-    /// Starts `command`, in a mount namespace of its own, with a new folder and `packages` as its last arguments; waits until it has said a line.
+    /// Starts `command`, in a mount namespace of its own, with a new folder and `packages` as its last
+    /// arguments; waits until it has said a line.
     pub(crate) fn start(name: &str, command: &[&str], packages: &Path) -> Self {
         let folder = std::env::temp_dir().join(format!("virtfold-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();

@@ -1,5 +1,6 @@
-//! A copy of this machine that runs: a systemd of its own, as its first process, with a libvirtd, a journal and nothing else. The script
-//! `boot` makes it, of this machine's root below an overlay, in namespaces and a control group of its own. It boots in less than a second.
+//! A copy of this machine that runs: a systemd of its own, as its first process, with a libvirtd, a journal
+//! and nothing else. The script `boot` makes it, of this machine's root below an overlay, in namespaces and a
+//! control group of its own. It boots in less than a second.
 
 use std::path::Path;
 use std::time::Duration;

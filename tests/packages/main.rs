@@ -1,5 +1,5 @@
-//! What is shipped around the program: the packages, installed, upgraded and removed in a copy of this machine; the unit; man pages and
-//! completions.
+//! What is shipped around the program: the packages, installed, upgraded and removed in a copy of this
+//! machine; the unit; man pages and completions.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 #![allow(missing_docs, reason = "a test program has no public items")]
@@ -44,7 +44,8 @@ fn packages() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
         let out = folder("packages");
-        // Where each test is a process of its own, the first one builds for the whole run and the others wait for it.
+        // Where each test is a process of its own, the first one builds for the whole run and the others wait
+        // for it.
         let built = std::fs::OpenOptions::new()
             .read(true)
             .write(true)
@@ -124,7 +125,8 @@ fn both_packages_hold_the_same_files() {
     }
 }
 
-/// What the distributions' own judges say; what is not for them to say stands with its reason in packaging/debian/lintian-overrides and packaging/rpm/rpmlint.toml.
+/// What the distributions' own judges say; what is not for them to say stands with its reason in
+/// packaging/debian/lintian-overrides and packaging/rpm/rpmlint.toml.
 #[test]
 fn lintian_and_rpmlint_have_nothing_to_say() {
     let folder = packages();

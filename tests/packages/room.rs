@@ -1,5 +1,6 @@
-//! A copy of this machine to install things in: its root below an overlay, in a mount namespace that ends with the test. `/run` is
-//! empty, so that the packages' scripts find no systemd, and `/tmp` is the room's own.
+//! A copy of this machine to install things in: its root below an overlay, in a mount namespace that ends
+//! with the test. `/run` is empty, so that the packages' scripts find no systemd, and `/tmp` is the room's
+//! own.
 
 use std::path::Path;
 

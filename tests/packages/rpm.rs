@@ -1,4 +1,5 @@
-//! The RPM package, by `rpm` itself. Its dependencies are names of other distributions, so they are looked at and not asked for.
+//! The RPM package, by `rpm` itself. Its dependencies are names of other distributions, so they are looked at
+//! and not asked for.
 
 use crate::room::Room;
 use crate::{HOOK, packages};

@@ -1,6 +1,7 @@
-//! The service as it is installed, under a real systemd with the unit's whole sandbox: it becomes ready, is asked, reloads, backs guests up
-//! that run and that are shut off, hears of guests, comes back when it is killed, and ends. Then once more with a filter of system calls
-//! that kills: as packaged it refuses, and a refusal might go unnoticed.
+//! The service as it is installed, under a real systemd with the unit's whole sandbox: it becomes ready, is
+//! asked, reloads, backs guests up that run and that are shut off, hears of guests, comes back when it is
+//! killed, and ends. Then once more with a filter of system calls that kills: as packaged it refuses, and a
+//! refusal might go unnoticed.
 
 use std::time::Duration;
 
@@ -10,7 +11,8 @@ use crate::common::run::wait_until;
 use crate::machine::Machine;
 use crate::{HOOK, packages};
 
-/// Two guests. Without a system they stay in their firmware, so `web`'s disk is in use by a QEMU and nobody writes to it.
+/// Two guests. Without a system they stay in their firmware, so `web`'s disk is in use by a QEMU and nobody
+/// writes to it.
 const GUESTS: &str = r#"
 mkdir -p /srv/vm /backup
 head -c 12M /dev/urandom > /srv/vm/raw
@@ -31,7 +33,8 @@ rm /srv/vm/raw
 virsh -q -c qemu:///system start web
 "#;
 
-/// What the packaged file has in comments, and more. A command before a backup is inside of the sandbox; this one tries what must not go.
+/// What the packaged file has in comments, and more. A command before a backup is inside of the sandbox; this
+/// one tries what must not go.
 const CONFIGURE: &str = r#"
 sed -i 's/^# \?\(media:\|jobs:\|  .*\)$/\1/' /etc/virtfold/config.yaml
 cat > /usr/local/sbin/probe <<'SCRIPT'
@@ -75,7 +78,8 @@ setuid: Operation not permitted
 archive: done
 tmp: 0";
 
-/// Each call that the filter refuses kills who makes it; a main loop that stands still for two seconds is noticed.
+/// Each call that the filter refuses kills who makes it; a main loop that stands still for two seconds is
+/// noticed.
 const STRICTER: &str = "
 mkdir -p /etc/systemd/system/virtfold.service.d
 printf '[Service]\nSystemCallErrorNumber=kill\nWatchdogSec=2s\n' > /etc/systemd/system/virtfold.service.d/stricter.conf
@@ -116,7 +120,8 @@ fn installed(machine: &Machine) {
     assert_eq!(machine.says("systemctl is-enabled virtfold"), "enabled");
     let id = machine.unit("MainPID");
     let facts = machine.says(&format!("grep -E '^(NoNewPrivs|Seccomp|CapEff|CapBnd):' /proc/{id}/status"));
-    // CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER; SETGID, SETUID; SYS_RAWIO and SYS_ADMIN. Seccomp 2 is a filter.
+    // CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER; SETGID, SETUID; SYS_RAWIO and SYS_ADMIN. Seccomp 2 is a
+    // filter.
     let capabilities = "00000000002200cf";
     assert_eq!(
         facts,
@@ -167,7 +172,8 @@ fn disk_of(machine: &Machine) -> String {
 fn hears_of_guests(machine: &Machine) {
     let empty = "[ -z \"$(ls /var/spool/virtfold/events)\" ]";
     machine.until("the spool is empty", empty);
-    // By hand: libvirt tells the service nothing, so only the nudge makes it look. By itself it does so every 30 s, and not twice in 20.
+    // By hand: libvirt tells the service nothing, so only the nudge makes it look. By itself it does so every
+    // 30 s, and not twice in 20.
     for _ in 0..2 {
         machine.says(&format!("virsh -c qemu:///system dumpxml db | {HOOK} db prepare begin -"));
         wait_until("the nudge arrives", Duration::from_secs(10), || machine.script(empty).code() == Some(0));
@@ -176,8 +182,8 @@ fn hears_of_guests(machine: &Machine) {
     until_backed_up(machine, "db", "at-shutdown");
 }
 
-/// The service is killed while a guest's disk is copied: the run brings the guest home, systemd starts the service, and that does the
-/// backup again.
+/// The service is killed while a guest's disk is copied: the run brings the guest home, systemd starts the
+/// service, and that does the backup again.
 fn killed_in_a_run(machine: &Machine) {
     machine.says("virtfold run slow");
     machine.until("the guest is on its overlay", ON_OVERLAY);
@@ -229,8 +235,8 @@ fn stopped(machine: &Machine) {
     assert_eq!(left, "");
 }
 
-/// Everything of the service is killed and the guest, too, with something on its overlay: the next service has `qemu-img` commit it, in
-/// the sandbox, into an image that is another user's.
+/// Everything of the service is killed and the guest, too, with something on its overlay: the next service
+/// has `qemu-img` commit it, in the sandbox, into an image that is another user's.
 fn brings_a_guest_home_that_died_too(machine: &Machine) {
     machine.says("virtfold run slow");
     machine.until("the guest is on its overlay", ON_OVERLAY);

@@ -18,51 +18,59 @@ use crate::values::{
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 #[schemars(inline)]
 pub struct Job {
-    /// Whether the service runs the job. A job that is switched off is still checked; `virtfold run JOB` runs it all the same.
+    /// Whether the service runs the job. A job that is switched off is still checked; `virtfold run JOB` runs
+    /// it all the same.
     #[serde(default = "on")]
     pub enabled: bool,
-    /// Which domains: those that `names` or `tags` select, or `all`; and of them not those that `except` selects. They are looked up anew
-    /// for each run.
+    /// Which domains: those that `names` or `tags` select, or `all`; and of them not those that `except`
+    /// selects. They are looked up anew for each run.
     pub domains: Domains,
     /// Which of their disks.
     #[serde(default)]
     pub disks: Disks,
-    /// When the job runs; `manual` for a job that only `virtfold run JOB` starts. It may be left out where `on` names an event that has a
-    /// backup made, or where the job is not enabled. The words are under 'Schedules' above.
+    /// When the job runs; `manual` for a job that only `virtfold run JOB` starts. It may be left out where
+    /// `on` names an event that has a backup made, or where the job is not enabled. The words are under
+    /// 'Schedules' above.
     #[serde(default)]
     pub schedule: List<Schedule>,
     /// What kind of backup.
     #[serde(default)]
     pub kind: BackupKind,
-    /// The names of the media that each archive goes to. They are written to at once: one read, several copies.
+    /// The names of the media that each archive goes to. They are written to at once: one read, several
+    /// copies.
     pub to: List<Name>,
     /// Which backups of a domain `virtfold prune` and the service keep. Not set: all of them.
     pub keep: Option<KeepRules>,
     /// Events of a domain that have the job run for this domain.
     #[serde(default)]
     pub on: List<Trigger>,
-    /// The backup of each domain begins later by a time between 0 and this one: always the same for a job and a domain, and spread over
-    /// them.
+    /// The backup of each domain begins later by a time between 0 and this one: always the same for a job and
+    /// a domain, and spread over them.
     #[serde(default)]
     pub jitter: Window,
     /// `service.catch-up` for this job.
     pub catch_up: Option<Window>,
-    /// How long the backup of one domain may take; then it is ended, and has failed. Not set: as long as it takes.
+    /// How long the backup of one domain may take; then it is ended, and has failed. Not set: as long as it
+    /// takes.
     pub timeout: Option<Interval>,
     /// What is done when the backup of a domain fails. Not set: it is tried once.
     pub retry: Option<Retry>,
-    /// A command that is run before the backup of each domain. If it fails, the backup is not made. It gets `VIRTFOLD_JOB`, `VIRTFOLD_DOMAIN`
-    /// and `VIRTFOLD_UUID` in its environment. What it prints goes to the service's log, its last lines also to its failure.
+    /// A command that is run before the backup of each domain. If it fails, the backup is not made. It gets
+    /// `VIRTFOLD_JOB`, `VIRTFOLD_DOMAIN` and `VIRTFOLD_UUID` in its environment. What it prints goes to the
+    /// service's log, its last lines also to its failure.
     pub before: Option<Before>,
-    /// A command that is run after the backup of each domain. Beside the variables of `before` it gets `VIRTFOLD_RESULT` (`success` or `failure`),
-    /// `VIRTFOLD_ARCHIVES` (one a line), and of a failure `VIRTFOLD_ERROR`, `VIRTFOLD_HINT` (what to do; may be empty) and `VIRTFOLD_EXIT_CODE`
-    /// (of `virtfold backup`; empty where that was not begun or was killed).
+    /// A command that is run after the backup of each domain. Beside the variables of `before` it gets
+    /// `VIRTFOLD_RESULT` (`success` or `failure`), `VIRTFOLD_ARCHIVES` (one a line), and of a failure
+    /// `VIRTFOLD_ERROR`, `VIRTFOLD_HINT` (what to do; may be empty) and `VIRTFOLD_EXIT_CODE` (of
+    /// `virtfold backup`; empty where that was not begun or was killed).
     pub after: Option<After>,
     /// `defaults.compress` for this job.
     pub compress: Option<Compression>,
-    /// `defaults.encrypt-to` for this job. Where a job has this key or `recipients`, neither of `defaults` counts for it.
+    /// `defaults.encrypt-to` for this job. Where a job has this key or `recipients`, neither of `defaults`
+    /// counts for it.
     pub encrypt_to: Option<RecipientList>,
-    /// `defaults.recipients` for this job. Where a job has this key or `encrypt-to`, neither of `defaults` counts for it.
+    /// `defaults.recipients` for this job. Where a job has this key or `encrypt-to`, neither of `defaults`
+    /// counts for it.
     pub recipients: Option<FilePath>,
     /// `defaults.layout` for this job.
     pub layout: Option<Layout>,
@@ -153,8 +161,8 @@ pub struct KeepRules {
     pub monthly: Option<Count>,
     /// The newest of each of the last so many years that have one.
     pub yearly: Option<Count>,
-    /// All that are not older than the newest but one by more than this time, such as `14d`. (Counted from there, a host that was off or a clock that
-    /// leapt loses nothing.)
+    /// All that are not older than the newest but one by more than this time, such as `14d`. (Counted from
+    /// there, a host that was off or a clock that leapt loses nothing.)
     pub within: Option<Interval>,
 }
 

@@ -1,5 +1,5 @@
-//! The reference in troff. It reads the Markdown that this crate writes, no other: headings, paragraphs, lists of one level, blocks that
-//! are indented by four, and code between backticks, which becomes bold.
+//! The reference in troff. It reads the Markdown that this crate writes, no other: headings, paragraphs,
+//! lists of one level, blocks that are indented by four, and code between backticks, which becomes bold.
 
 use roff::{Inline, Roff, bold, roman};
 

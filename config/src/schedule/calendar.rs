@@ -1,4 +1,5 @@
-//! Times of a calendar without a zone, as sets of what their parts may be; a set is a number whose bit N says that N is in it.
+//! Times of a calendar without a zone, as sets of what their parts may be; a set is a number whose bit N says
+//! that N is in it.
 
 use jiff::civil::{Date, DateTime};
 
@@ -34,7 +35,8 @@ pub(super) struct Calendar {
     pub(super) months: u64,
     pub(super) days: u64,
     pub(super) weekdays: u64,
-    /// Whether a day needs to be in one of `days` and `weekdays` only, as cron has it where both are restricted.
+    /// Whether a day needs to be in one of `days` and `weekdays` only, as cron has it where both are
+    /// restricted.
     pub(super) either: bool,
     pub(super) hours: u64,
     pub(super) minutes: u64,

@@ -1,7 +1,8 @@
-//! Patterns of names: `*` is any text, `?` one character, `[a-z]`, `[!a-z]` one of a set; everything else stands for itself. A pattern
-//! takes the whole name. There are neither braces nor escapes; `[*]` is a star.
+//! Patterns of names: `*` is any text, `?` one character, `[a-z]`, `[!a-z]` one of a set; everything else
+//! stands for itself. A pattern takes the whole name. There are neither braces nor escapes; `[*]` is a star.
 //!
-//! Matching walks pattern and name once and goes back to the last star only, so it takes at most the product of both lengths.
+//! Matching walks pattern and name once and goes back to the last star only, so it takes at most the product
+//! of both lengths.
 
 use std::borrow::Cow;
 use std::fmt;

@@ -5,9 +5,9 @@
 //! cargo run -p virtfold-archive --example read_archive -- web.tar.zst vda vda.raw
 //! ```
 //!
-//! The archive is opened by its index: head and tables are read, the disks' bytes are not, until one is asked for.
-//! Every byte that comes out was checked against its digest. `virtfold restore` does more: it writes under a
-//! temporary name, syncs, makes qcow2 files and gets what is intact out of a damaged archive.
+//! The archive is opened by its index: head and tables are read, the disks' bytes are not, until one is asked
+//! for. Every byte that comes out was checked against its digest. `virtfold restore` does more: it writes
+//! under a temporary name, syncs, makes qcow2 files and gets what is intact out of a damaged archive.
 
 use std::error::Error;
 use std::fs::OpenOptions;

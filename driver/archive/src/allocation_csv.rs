@@ -1,9 +1,9 @@
 //! The allocation table of a disk as text: `TARGET.allocation.csv`.
 //!
 //! A header line, then a line for each extent: guest offset, length, kind, host offset (empty where the
-//! source has none), all in canonical decimals. The extents cover the disk from 0 to its capacity without a gap.
-//! In a full archive the table is for people: the map tells where bytes belong. In an incremental archive its
-//! rows of kind `zero` are needed: they say which ranges became zero since the parent.
+//! source has none), all in canonical decimals. The extents cover the disk from 0 to its capacity without a
+//! gap. In a full archive the table is for people: the map tells where bytes belong. In an incremental
+//! archive its rows of kind `zero` are needed: they say which ranges became zero since the parent.
 //!
 //! As with the map, the rows are walked twice: [`CsvShape::measure`], then [`CsvShape::write`].
 //!
@@ -169,7 +169,8 @@ pub struct CsvParser {
 }
 
 impl CsvParser {
-    /// For the member `name`, whose content begins at `at`, of a disk of `capacity` bytes in an archive of this kind.
+    /// For the member `name`, whose content begins at `at`, of a disk of `capacity` bytes in an archive of
+    /// this kind.
     pub fn new(name: &str, capacity: u64, at: StreamOffset, kind: BackupKind) -> Self {
         Self {
             name: name.to_owned(),

@@ -1,5 +1,5 @@
-//! Lists of the head, bounded while they are read: 16 MiB of JSON can hold five million empty strings, which would
-//! take a hundred times the memory that an honest head takes.
+//! Lists of the head, bounded while they are read: 16 MiB of JSON can hold five million empty strings, which
+//! would take a hundred times the memory that an honest head takes.
 //!
 //! Imports: nothing of the crate.
 
@@ -20,7 +20,8 @@ where
     deserializer.deserialize_seq(BoundedVec::<T, MOST>(PhantomData))
 }
 
-/// Whether JSON is nested more than `most` deep. (The JSON reader bounds what it keeps, not what it passes over.)
+/// Whether JSON is nested more than `most` deep. (The JSON reader bounds what it keeps, not what it passes
+/// over.)
 pub(super) fn is_deeper(json: &str, most: usize) -> bool {
     let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
     for byte in json.bytes() {

@@ -1,11 +1,11 @@
 //! The tail of an archive: the digests of its body, the end record, the end of the tar. An archive with this
 //! tail is complete; one without is not.
 //!
-//! The body is everything before the header of `virtfold.digests`, cut into chunks of 1 MiB, the last one short.
-//! `virtfold.digests` holds the BLAKE3 digest of each, raw. The end record is one line of JSON with fixed fields
-//! in a fixed order; its last field is the root: BLAKE3 over all digests and then the record's own bytes before
-//! `,"root":"`. So the root stands for every byte of the body and every field of the record, and a child archive
-//! names its parent by it.
+//! The body is everything before the header of `virtfold.digests`, cut into chunks of 1 MiB, the last one
+//! short. `virtfold.digests` holds the BLAKE3 digest of each, raw. The end record is one line of JSON with
+//! fixed fields in a fixed order; its last field is the root: BLAKE3 over all digests and then the record's
+//! own bytes before `,"root":"`. So the root stands for every byte of the body and every field of the record,
+//! and a child archive names its parent by it.
 //!
 //! The tail has one spelling. Nothing in it covers its own headers and padding, so a verifier makes the tail
 //! again with [`write_tail`] from what it parsed and compares every byte.

@@ -112,8 +112,8 @@ fn every_member_says_what_was_put_in() {
     assert!(order.is_complete());
 }
 
-/// The form of an archive is a promise. If this test fails, archives of today would be written otherwise: that
-/// needs a new version, not a new number here.
+/// The form of an archive is a promise. If this test fails, archives of today would be written otherwise:
+/// that needs a new version, not a new number here.
 #[test]
 fn the_form_of_an_archive_is_frozen() {
     let made = make(&disks(), "domain.xml");

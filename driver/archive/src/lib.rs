@@ -1,10 +1,11 @@
 //! The archive: one backup as one stream of bytes, a POSIX tar that `tar` alone can restore.
 //!
 //! FORMAT.md beside this file is the specification. The members are built and parsed here, each in its own
-//! module: [`tar`] and [`pax`] know headers, [`tar_parser`] finds members in a stream, [`sparse`] is the block
-//! correspondence table as the archive holds it, [`manifest`] the head, [`allocation_csv`] the allocation table,
-//! [`recovery`] the second copies, [`end_record`] what makes an archive complete, [`layout`] names and order. [`source`]
-//! is what an archive is read from, [`crypt`] its encryption, [`table`] the correspondence table in memory.
+//! module: [`tar`] and [`pax`] know headers, [`tar_parser`] finds members in a stream, [`sparse`] is the
+//! block correspondence table as the archive holds it, [`manifest`] the head, [`allocation_csv`] the
+//! allocation table, [`recovery`] the second copies, [`end_record`] what makes an archive complete,
+//! [`layout`] names and order. [`source`] is what an archive is read from, [`crypt`] its encryption,
+//! [`table`] the correspondence table in memory.
 //!
 //! Encoders know every size before the first byte, for a tar header comes before its content; they hand out
 //! bounded pieces. Parsers are pushed: they take the bytes that there are and ask for more.

@@ -1,8 +1,8 @@
 //! Small text shared by the tables of an archive: canonical decimals, lines that arrive in pieces, output in
 //! bounded pieces, and the one sentence that reports damage.
 //!
-//! A canonical decimal has no sign, no leading zero and fits 64 bits: one number, one spelling, so that a table
-//! that was parsed can be written again byte for byte.
+//! A canonical decimal has no sign, no leading zero and fits 64 bits: one number, one spelling, so that a
+//! table that was parsed can be written again byte for byte.
 //!
 //! Imports: `units`, `error`; `tar` of this room.
 

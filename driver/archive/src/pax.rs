@@ -1,11 +1,11 @@
 //! Pax extended headers: the records that say what a ustar header cannot, and the comment that moves the
 //! disk's bytes to where they can be shared.
 //!
-//! A record is `LEN KEYWORD=VALUE\n`, where LEN counts the whole record, itself included. Keywords written, in
-//! this order: `path` (a name longer than 100 bytes), `size` (8 GiB and more),
-//! `GNU.sparse.major`, `.minor`, `.name`, `.realsize`, `comment`. Read are the same in any order, and keywords of
-//! other vendors (upper case before a dot) are ignored; anything else would change what the member means and is
-//! refused.
+//! A record is `LEN KEYWORD=VALUE\n`, where LEN counts the whole record, itself included. Keywords written,
+//! in this order: `path` (a name longer than 100 bytes), `size` (8 GiB and more),
+//! `GNU.sparse.major`, `.minor`, `.name`, `.realsize`, `comment`. Read are the same in any order, and
+//! keywords of other vendors (upper case before a dot) are ignored; anything else would change what the
+//! member means and is refused.
 //!
 //! Facts: POSIX.1-2017, pax, "pax Extended Header"; GNU tar manual, "Storing Sparse Files", version 1.0.
 //!

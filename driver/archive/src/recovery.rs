@@ -1,9 +1,10 @@
 //! The second copies: the head again, and of each disk its map with the place of its dense bytes, so that a
 //! damaged byte in a table costs no more than its own MiB.
 //!
-//! The copy of the head is the same bytes; nothing here is needed for it. The copy of a map, `recovery/TARGET.map`,
-//! has one line `TARGET,CAPACITY,STREAM_OFFSET,DENSE_LENGTH` and then the text that [`MapShape::write`] makes. In an
-//! incremental archive the allocation table has a copy too, byte for byte, for it says what became zero.
+//! The copy of the head is the same bytes; nothing here is needed for it. The copy of a map,
+//! `recovery/TARGET.map`, has one line `TARGET,CAPACITY,STREAM_OFFSET,DENSE_LENGTH` and then the text that
+//! [`MapShape::write`] makes. In an incremental archive the allocation table has a copy too, byte for byte,
+//! for it says what became zero.
 //!
 //! Imports: `units`, `error`; `sparse`, `sparse_parser`, `layout`, `tar`, `lines` of this room.
 

@@ -1,4 +1,5 @@
-//! Sources: archives that can be read at any place. A regular file is one, a block device, and the first bytes of another source.
+//! Sources: archives that can be read at any place. A regular file is one, a block device, and the first
+//! bytes of another source.
 //!
 //! Imports: `error`, `stream` (the trait `ReadAt`).
 

@@ -1,10 +1,10 @@
 //! The sparse map: the block correspondence table as the archive holds it, between a disk's header and its
 //! dense bytes.
 //!
-//! It is text: the number of entries, then each entry's guest offset and length, every number on a line of its
-//! own. Dense addresses are not written: they are the running sum of the lengths. Where the disk ends in a
-//! hole, a last entry (capacity, 0) says so: without it GNU tar makes the disk too short. In a member, zeros
-//! fill the map's last block; a recovery copy has none.
+//! It is text: the number of entries, then each entry's guest offset and length, every number on a line of
+//! its own. Dense addresses are not written: they are the running sum of the lengths. Where the disk ends in
+//! a hole, a last entry (capacity, 0) says so: without it GNU tar makes the disk too short. In a member,
+//! zeros fill the map's last block; a recovery copy has none.
 //!
 //! A header needs the map's length before the map, so the runs are walked twice: [`MapShape::measure`], then
 //! [`MapShape::write`]. A map of a hundred million runs is never in memory.

@@ -2,8 +2,8 @@
 //!
 //! Every run is checked when its line is there: ascending, apart, inside the disk, no more entries than the
 //! announced bytes can hold, no more dense bytes than announced. When the map is complete, the sum must be
-//! exact, the closing entry must be there if and only if the disk ends in a hole, and the rest of the last block
-//! must be zeros. So whoever has taken all runs holds a table that fits the dense bytes that follow.
+//! exact, the closing entry must be there if and only if the disk ends in a hole, and the rest of the last
+//! block must be zeros. So whoever has taken all runs holds a table that fits the dense bytes that follow.
 //!
 //! Imports: `units`, `error`; `sparse`, `tar`, `lines` of this room.
 
@@ -108,8 +108,9 @@ impl MapParser {
         self.runs
     }
 
-    /// The next run; `None` where `input` ends before it does, or the map is complete. Advances `input` over what
-    /// was used and never over a byte that follows the map. After an error the parser is of no further use.
+    /// The next run; `None` where `input` ends before it does, or the map is complete. Advances `input` over
+    /// what was used and never over a byte that follows the map. After an error the parser is of no further
+    /// use.
     ///
     /// # Errors
     /// Damaged.

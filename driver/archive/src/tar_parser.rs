@@ -1,9 +1,9 @@
 //! Finds the members in the stream of an archive, pushed with bytes as they arrive.
 //!
 //! The parser holds a header block and at most 1 MiB of pax records, never content: that is handed on as
-//! slices of what was fed. It is strict. Header blocks must be byte for byte what virtfold writes, padding must be
-//! zeros, nothing may follow the end. What may vary: names of members, and keywords of other vendors in pax
-//! headers, which later versions may need.
+//! slices of what was fed. It is strict. Header blocks must be byte for byte what virtfold writes, padding
+//! must be zeros, nothing may follow the end. What may vary: names of members, and keywords of other vendors
+//! in pax headers, which later versions may need.
 //!
 //! Imports: `units`, `error`; `tar`, `pax`, `layout`, `lines` of this room.
 

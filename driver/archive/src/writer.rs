@@ -1,7 +1,8 @@
 //! Writes a whole archive: the members in their order, the disks' bytes in between, the tail.
 //!
-//! The order is that of FORMAT.md. Each disk's tables are walked twice, once to measure and once to write, since
-//! a tar header says its size first; the dense bytes are only named here and read by the stream's workers.
+//! The order is that of FORMAT.md. Each disk's tables are walked twice, once to measure and once to write,
+//! since a tar header says its size first; the dense bytes are only named here and read by the stream's
+//! workers.
 //!
 //! Imports: `units`, `error`; `stream` and the member modules of this room.
 
@@ -73,7 +74,8 @@ pub fn write_archive(
     write_archive_from(contents, (sink, &mut NoChunkLog), options)
 }
 
-/// As [`write_archive`], behind the chunks that `log` keeps of the same archive: `sink` gets what follows them.
+/// As [`write_archive`], behind the chunks that `log` keeps of the same archive: `sink` gets what follows
+/// them.
 ///
 /// # Errors
 /// As [`write_archive`]; those of [`write_stream_from`].

@@ -7,10 +7,10 @@
 //!
 //! How: nothing is followed that could surprise. A file is opened without waiting (a FIFO would) and must be
 //! a regular one. NVRAM and TPM state lie in directories that QEMU's and swtpm's users may write, so links
-//! are not followed there, neither at a path's end nor, where others can have made them, on the way; a kernel is
-//! the administrator's, and links to it are usual. Everything is held in memory, and bounded: [`limit_of`] says
-//! how much each member may have, [`TOTAL_LIMIT`] how much all of them, and the same limits hold when an archive
-//! is read back.
+//! are not followed there, neither at a path's end nor, where others can have made them, on the way; a kernel
+//! is the administrator's, and links to it are usual. Everything is held in memory, and bounded: [`limit_of`]
+//! says how much each member may have, [`TOTAL_LIMIT`] how much all of them, and the same limits hold when an
+//! archive is read back.
 //!
 //! What is not there: a guest that never started has no NVRAM and no TPM state yet. One that runs has both,
 //! and then it is an error that they are missing, as is everything that cannot be read: a backup without them
@@ -59,7 +59,8 @@ const NVRAM_LIMIT: u64 = 64 * MIB + MIB;
 const TPM_LIMIT: u64 = 4 * MIB;
 /// More files in a TPM's directory are refused.
 const TPM_FILES: usize = 16;
-/// All of them together, in memory and in an archive: one whose members each keep to their limits may have a thousand of them.
+/// All of them together, in memory and in an archive: one whose members each keep to their limits may have a
+/// thousand of them.
 pub const TOTAL_LIMIT: u64 = 512 * MIB;
 /// How often a file that changes is read again, and the pause in between.
 const TRIES: usize = 50;

@@ -1,7 +1,7 @@
 //! What a run says to programs: events, one JSON object a line, each with its kind in `event`.
 //!
-//! The program prints them with `--json`; the service reads those of its own runs. Both use the types here, so that
-//! a field that is renamed on one side does not read as zero on the other.
+//! The program prints them with `--json`; the service reads those of its own runs. Both use the types here,
+//! so that a field that is renamed on one side does not read as zero on the other.
 //!
 //! Imports: `error`, and the reports of this crate.
 

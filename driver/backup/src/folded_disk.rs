@@ -1,5 +1,5 @@
-//! The disks of a backup: each with its image, its allocation table and its correspondence table. They are the
-//! tables that the archive writes and the source that its workers read the dense bytes from.
+//! The disks of a backup: each with its image, its allocation table and its correspondence table. They are
+//! the tables that the archive writes and the source that its workers read the dense bytes from.
 //!
 //! Imports: `units`, `error`, `image`, `table`, `archive`.
 
@@ -30,8 +30,8 @@ pub struct FoldedDisk {
 }
 
 impl FoldedDisk {
-    /// Reads the image's allocation table and folds it; without `block`, by the clusters of a qcow2 and by 64 KiB
-    /// for raw.
+    /// Reads the image's allocation table and folds it; without `block`, by the clusters of a qcow2 and by 64
+    /// KiB for raw.
     ///
     /// # Errors
     /// When the image can't be read or is damaged.

@@ -1,7 +1,7 @@
 //! How this host is called in archives, and what tells it from others of that name.
 //!
-//! The id is made of `/etc/machine-id`, which systemd asks to keep confidential: a keyed digest of it tells hosts apart, and nothing else.
-//! A host without a machine id has its name alone.
+//! The id is made of `/etc/machine-id`, which systemd asks to keep confidential: a keyed digest of it tells
+//! hosts apart, and nothing else. A host without a machine id has its name alone.
 //!
 //! Imports: `error`.
 

@@ -1,5 +1,5 @@
-//! What a person asks for, from beginning to end: back up, restore, verify, look inside. A job takes a request,
-//! does it by the rooms below, and returns a report; it prints nothing.
+//! What a person asks for, from beginning to end: back up, restore, verify, look inside. A job takes a
+//! request, does it by the rooms below, and returns a report; it prints nothing.
 //!
 //! A backup follows FIG. 13 of the method: 1302 capacity and allocation table, 1303-1305 freeze, 1306-1307
 //! decide and build the correspondence table, 1308-1310 stream the dense image, 1311 end.

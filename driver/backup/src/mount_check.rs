@@ -53,7 +53,8 @@ impl CheckedDirectory<'_> {
     }
 }
 
-/// Queries what a directory is on: [`mount_point::of`], or `Destinations::mount`, which has another process do it.
+/// Queries what a directory is on: [`mount_point::of`], or `Destinations::mount`, which has another process
+/// do it.
 pub type Look<'a> = &'a dyn Fn(&Path) -> Result<Option<MountPoint>>;
 
 /// Makes sure that the right file system is there, and notes it where none was known. What is there then,

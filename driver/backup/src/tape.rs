@@ -1,4 +1,5 @@
-//! Archives on tapes, as the other jobs need them: a drive, who changes volumes, and the catalog that remembers.
+//! Archives on tapes, as the other jobs need them: a drive, who changes volumes, and the catalog that
+//! remembers.
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -1,8 +1,8 @@
 //! Verification: every byte of an archive is read and checked.
 //!
-//! One strict pass front to back ([`ArchiveReader`]) decides whether the archive is sound. Where it is not, the
-//! archive is opened once more, salvaging, and every disk is read again to say which of its ranges are lost:
-//! the pass knows only places in the stream, and only the index can tell disks of a damaged archive.
+//! One strict pass front to back ([`ArchiveReader`]) decides whether the archive is sound. Where it is not,
+//! the archive is opened once more, salvaging, and every disk is read again to say which of its ranges are
+//! lost: the pass knows only places in the stream, and only the index can tell disks of a damaged archive.
 
 use std::io::Read;
 use std::sync::Arc;

@@ -185,8 +185,8 @@ impl<T, E: Into<io::Error>> IoContext<T> for std::result::Result<T, E> {
     }
 }
 
-/// What is there unless the code is wrong: an invariant that does not hold ends the work, and is never made up for
-/// by a default, which would write something that nobody has read.
+/// What is there unless the code is wrong: an invariant that does not hold ends the work, and is never made
+/// up for by a default, which would write something that nobody has read.
 pub trait OrInternal<T> {
     /// The value.
     ///

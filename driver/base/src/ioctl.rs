@@ -78,8 +78,9 @@ pub enum TapeOp {
 /// What the driver says.
 pub fn tape(file: &File, op: TapeOp, count: i32) -> io::Result<()> {
     let request = raw::MtOp { op: op as libc::c_short, count };
-    // SAFETY: `request` has the layout that the kernel reads, lives during the call and is not kept after it; the
-    // descriptor is open, borrowed from a file that outlives the call. A file that is no tape answers ENOTTY.
+    // SAFETY: `request` has the layout that the kernel reads, lives during the call and is not kept after it;
+    // the descriptor is open, borrowed from a file that outlives the call. A file that is no tape answers
+    // ENOTTY.
     unsafe { raw::mtioctop(file.as_raw_fd(), &raw const request) }?;
     Ok(())
 }
@@ -90,7 +91,8 @@ pub fn tape(file: &File, op: TapeOp, count: i32) -> io::Result<()> {
 /// What the driver says.
 pub fn tape_state(file: &File) -> io::Result<u64> {
     let mut answer = raw::MtGet::default();
-    // SAFETY: `answer` has the layout that the kernel fills in, and lives during the call; the descriptor is open.
+    // SAFETY: `answer` has the layout that the kernel fills in, and lives during the call; the descriptor is
+    // open.
     unsafe { raw::mtiocget(file.as_raw_fd(), &raw mut answer) }?;
     // Bits, not a number.
     Ok(u64::from_ne_bytes(answer.state.to_ne_bytes()))
@@ -119,18 +121,19 @@ pub fn clone_range(target: &File, at: u64, source: &File, from: Range<u64>) -> i
         src_length: from.end.saturating_sub(from.start),
         dest_offset: at,
     };
-    // SAFETY: `request` is the structure that the kernel reads, alive during the call and not kept after it; both
-    // descriptors are open, borrowed from files that outlive the call.
+    // SAFETY: `request` is the structure that the kernel reads, alive during the call and not kept after it;
+    // both descriptors are open, borrowed from files that outlive the call.
     unsafe { raw::ficlonerange(target.as_raw_fd(), &raw const request) }?;
     Ok(())
 }
 
-/// Writes the dirty pages of `file` to its place on the disk and waits for them: `sync_file_range(2)`. Neither the
-/// file's metadata nor the disk's cache is flushed, so this makes nothing durable; it only makes pages clean.
+/// Writes the dirty pages of `file` to its place on the disk and waits for them: `sync_file_range(2)`.
+/// Neither the file's metadata nor the disk's cache is flushed, so this makes nothing durable; it only makes
+/// pages clean.
 ///
 /// # Errors
-/// When a page could not be written. The kernel then has told it, and need not tell it again to an fsync through
-/// the same descriptor. A kernel that does not have this call (a sandbox) is no error.
+/// When a page could not be written. The kernel then has told it, and need not tell it again to an fsync
+/// through the same descriptor. A kernel that does not have this call (a sandbox) is no error.
 pub fn write_back(file: &File) -> io::Result<()> {
     let flags =
         libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;

@@ -11,7 +11,8 @@ use crate::error::{IoContext, Result};
 /// A mounted file system.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountEntry {
-    /// The device number that its files have. Some file systems (Btrfs) have one of their own that no device has.
+    /// The device number that its files have. Some file systems (Btrfs) have one of their own that no device
+    /// has.
     pub device: u64,
     /// Where it is mounted.
     pub at: PathBuf,

@@ -1,16 +1,18 @@
 //! Which QEMU has a file open, by `/proc`: the second witness beside QEMU's image locks.
 //!
-//! Locks are not always there to be seen. libvirt gives each guest a `/dev` of its own, and the locks of a block
-//! device lie in that node, which is not the one that we open. A QEMU that can't open `/dev/null` at its start, or
-//! that was told `locking=off`, takes none at all. An open file can't be hidden so: whatever its name, it is found
-//! by device and inode, a block device by its number.
+//! Locks are not always there to be seen. libvirt gives each guest a `/dev` of its own, and the locks of a
+//! block device lie in that node, which is not the one that we open. A QEMU that can't open `/dev/null` at
+//! its start, or that was told `locking=off`, takes none at all. An open file can't be hidden so: whatever
+//! its name, it is found by device and inode, a block device by its number.
 //!
-//! One pass ([`OpenFiles::look`]) reads what all of them have open, and answers for any number of files: with thousands of guests it is the
-//! pass that costs. It is of the moment in which it was made. Whoever takes locks first and looks then makes one after the locks
-//! ([`of`]); a plan, which is held against the host again before anything is copied, asks one for all it wants to know.
+//! One pass ([`OpenFiles::look`]) reads what all of them have open, and answers for any number of files: with
+//! thousands of guests it is the pass that costs. It is of the moment in which it was made. Whoever takes
+//! locks first and looks then makes one after the locks ([`of`]); a plan, which is held against the host
+//! again before anything is copied, asks one for all it wants to know.
 //!
-//! Every process counts whose program's name begins with `qemu`, in all process namespaces below ours. Another
-//! user's open files are seen by root alone; what can't be read counts as nothing, as without this witness.
+//! Every process counts whose program's name begins with `qemu`, in all process namespaces below ours.
+//! Another user's open files are seen by root alone; what can't be read counts as nothing, as without this
+//! witness.
 //!
 //! Imports: `error`.
 
@@ -126,7 +128,8 @@ impl OpenFiles {
         self.guests.contains(&guest)
     }
 
-    /// The guests whose QEMU has a file open for writing; the file by device and inode, or as a block device by its own number.
+    /// The guests whose QEMU has a file open for writing; the file by device and inode, or as a block device
+    /// by its own number.
     pub fn writers(&self, file: FileId) -> impl Iterator<Item = Uuid> + '_ {
         let identity = match file {
             FileId::Device(number) => {
@@ -219,7 +222,8 @@ fn in_process(place: &Path, wanted: Identity) -> std::io::Result<Opened> {
     Ok(most)
 }
 
-/// Goes through the files that a process has open; `take` gets each one's identity, and where the kernel says how it is open.
+/// Goes through the files that a process has open; `take` gets each one's identity, and where the kernel says
+/// how it is open.
 fn each_file(place: &Path, take: &mut dyn FnMut(Identity, &Path)) -> std::io::Result<Visibility> {
     let entries = match fs::read_dir(place.join("fd")) {
         Err(error) if is_out_of_sight(&error) => return Ok(Visibility::Passed),

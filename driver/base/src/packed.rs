@@ -1,8 +1,8 @@
 //! A sorted list of small records, packed: what allocation and correspondence tables are made of.
 //!
 //! Records are delta-coded into pages of 256 records; the first record of each page is kept as it is
-//! in an index, so a look-up is a binary search of the index and a walk of one page: O(log n). The pages lie in
-//! a [`SpillLog`], so a table of a hundred million records costs megabytes of memory, not gigabytes.
+//! in an index, so a look-up is a binary search of the index and a walk of one page: O(log n). The pages lie
+//! in a [`SpillLog`], so a table of a hundred million records costs megabytes of memory, not gigabytes.
 //!
 //! Invariants: records are appended in ascending order of their key (the owner's business); a page is
 //! decoded only from bytes that this process encoded.
@@ -139,8 +139,9 @@ pub struct Iter<'a, R> {
 }
 
 impl<R: Record> Iter<'_, R> {
-    /// Goes to where [`PackedList::iter_from`] begins. A page that is decoded is not decoded again: whoever looks up many records that lie
-    /// near each other seeks with one walk, for a page costs as much as some hundred look-ups.
+    /// Goes to where [`PackedList::iter_from`] begins. A page that is decoded is not decoded again: whoever
+    /// looks up many records that lie near each other seeks with one walk, for a page costs as much as some
+    /// hundred look-ups.
     ///
     /// # Errors
     /// When the spool can't be read back.

@@ -1,19 +1,20 @@
 //! Opening what lies below directories that others can write to.
 //!
-//! Whoever can write to a directory can put a link in the place of a file in it, and root would follow. So a path
-//! is walked here component by component, each opened relative to the one before it, by one rule:
+//! Whoever can write to a directory can put a link in the place of a file in it, and root would follow. So a
+//! path is walked here component by component, each opened relative to the one before it, by one rule:
 //!
-//! - **A link is followed only where nobody else can have made it**: it and its directory belong to root, or to
-//!   the user who runs this, and nobody else may write to that directory. So an image that an administrator
-//!   reaches by a link stays usable. Links of `/proc` are the kernel's.
+//! - **A link is followed only where nobody else can have made it**: it and its directory belong to root, or
+//!   to the user who runs this, and nobody else may write to that directory. So an image that an
+//!   administrator reaches by a link stays usable. Links of `/proc` are the kernel's.
 //! - Any other link within a path is an error. At a path's end it is an entry as any other: it is replaced or
 //!   removed itself, and what it points at is not touched.
 //!
-//! A path without any link the kernel opens in one call (`openat2` with `RESOLVE_NO_SYMLINKS`). Where there is one, or the
-//! kernel does not know the call (before Linux 5.6, or forbidden by a filter), the walk does it, by the same rule.
+//! A path without any link the kernel opens in one call (`openat2` with `RESOLVE_NO_SYMLINKS`). Where there
+//! is one, or the kernel does not know the call (before Linux 5.6, or forbidden by a filter), the walk does
+//! it, by the same rule.
 //!
-//! What is done to an entry then is done relative to the open directory ([`Directory`]): whatever becomes of the
-//! names above it meanwhile, it is done in that directory or fails.
+//! What is done to an entry then is done relative to the open directory ([`Directory`]): whatever becomes of
+//! the names above it meanwhile, it is done in that directory or fails.
 //!
 //! Imports: `error`.
 
@@ -55,8 +56,8 @@ impl Directory {
     /// Opens the directory at `path`; see the module's description for which links are followed.
     ///
     /// # Errors
-    /// It is not there, is no directory, may not be entered; a link that others can have made is on the way, as an
-    /// [`Error`] of kind `Denied` that [`Error::io`] finds.
+    /// It is not there, is no directory, may not be entered; a link that others can have made is on the way,
+    /// as an [`Error`] of kind `Denied` that [`Error::io`] finds.
     pub fn open(path: &Path) -> io::Result<Self> {
         Self::in_one_call(path).or_else(|_| Self::by_walking(path))
     }
@@ -198,8 +199,8 @@ impl Directory {
 }
 
 impl Entry {
-    /// Where `path` really is: the open directory, and the name in it. A link at the end is followed as one on
-    /// the way is; one that others can have made is the entry itself.
+    /// Where `path` really is: the open directory, and the name in it. A link at the end is followed as one
+    /// on the way is; one that others can have made is the entry itself.
     ///
     /// # Errors
     /// As [`Directory::open`] for the directory; the path ends in no name.
@@ -279,7 +280,8 @@ impl Entry {
     }
 }
 
-/// Opens the file at `path` for reading, without waiting for a FIFO's other end, and following no link that others can have made.
+/// Opens the file at `path` for reading, without waiting for a FIFO's other end, and following no link that
+/// others can have made.
 ///
 /// # Errors
 /// Those of [`Entry::locate`] and [`Entry::open`].

@@ -3,8 +3,8 @@
 //! - A memory, not the truth: what is at a place counts. Rows come from the backups themselves and from
 //!   looking at a place
 //!   ([`Catalog::remember`] for both), so a lost catalog is had again by looking.
-//! - A row outlives its archive, for two years: then it says when that was found to be gone. An archive that is seen again
-//!   is there again.
+//! - A row outlives its archive, for two years: then it says when that was found to be gone. An archive that
+//!   is seen again is there again.
 //! - Copies are known by their names ([`copy_name`]), which are the same from whatever directory a person
 //!   works.
 //!
@@ -110,7 +110,8 @@ pub(super) fn utf8(path: &std::path::Path) -> Result<String> {
 /// How long a copy is remembered that is gone, seconds: two years.
 const REMEMBERED: i64 = 2 * 365 * 24 * 3600;
 
-/// Forgets copies that went long ago, but for the last one of each owner and job: that it was there says whose backups a job's are.
+/// Forgets copies that went long ago, but for the last one of each owner and job: that it was there says
+/// whose backups a job's are.
 const FORGET: &str = "DELETE FROM backup WHERE removed IS NOT NULL AND removed < ?1 AND EXISTS (
     SELECT 1 FROM backup later WHERE later.uuid IS backup.uuid AND later.subject = backup.subject
     AND later.images = backup.images AND later.job IS backup.job

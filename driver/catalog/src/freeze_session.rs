@@ -31,7 +31,8 @@ pub enum SessionState {
     Snapshotted,
     /// The bases have been read.
     ReadDone,
-    /// The overlays go back into their bases, which are no valid source of a backup any more. The disks say how far.
+    /// The overlays go back into their bases, which are no valid source of a backup any more. The disks say
+    /// how far.
     Committing,
     /// A shut-off domain's disks are being read.
     Reading,
@@ -50,8 +51,8 @@ pub enum UnfreezeState {
     Ready,
     /// The overlay was found to be the truth, and is being written into the base while nothing runs.
     AtRest,
-    /// The base had all that the overlay had, and nothing ran: the pivot was asked for, or is about to be, or the commit at
-    /// rest is done.
+    /// The base had all that the overlay had, and nothing ran: the pivot was asked for, or is about to be, or
+    /// the commit at rest is done.
     Pivoting {
         /// The overlay at that moment. As long as it stays the same, the base has everything.
         level: Option<ImageStamp>,

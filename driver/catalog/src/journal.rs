@@ -76,7 +76,8 @@ impl Catalog {
     /// Opens the catalog of a state directory; makes both where there is no catalog yet.
     ///
     /// # Errors
-    /// The directory can't be made or written; [`ErrorKind::Damaged`] when the catalog is none, or of another version.
+    /// The directory can't be made or written; [`ErrorKind::Damaged`] when the catalog is none, or of another
+    /// version.
     pub fn open(state: &Path) -> Result<Self> {
         let locks = state.join("locks");
         let making = || format!("cannot make the state directory '{}'", state.display());

@@ -1,16 +1,19 @@
-//! The catalog: one SQLite file in the state directory. It holds the journal of backups, which is what a driver that was
-//! killed leaves to the next one, what is known of tapes and of backups, and the queue of the service ([`queue`]).
+//! The catalog: one SQLite file in the state directory. It holds the journal of backups, which is what a
+//! driver that was killed leaves to the next one, what is known of tapes and of backups, and the queue of the
+//! service ([`queue`]).
 //!
 //! - [`Journal`] is what a job says and what a recovery reads; [`Catalog`] keeps it in `catalog.sqlite`.
-//! - Each entry is one transaction, on the disk when the call returns (`synchronous=EXTRA`: the rollback journal's removal,
-//!   too). An entry comes before the step that it describes, so a step that was begun is always known.
-//! - A new catalog is made under another name, and gets its own when it is whole; so a file of that name that is no catalog
-//!   is damage, and is said, never replaced.
-//! - [`Journal::lock`] is a lock of the kernel's on `locks/UUID.lock`: it ends with its process, however that ends.
+//! - Each entry is one transaction, on the disk when the call returns (`synchronous=EXTRA`: the rollback
+//!   journal's removal, too). An entry comes before the step that it describes, so a step that was begun is
+//!   always known.
+//! - A new catalog is made under another name, and gets its own when it is whole; so a file of that name that
+//!   is no catalog is damage, and is said, never replaced.
+//! - [`Journal::lock`] is a lock of the kernel's on `locks/UUID.lock`: it ends with its process, however that
+//!   ends.
 //! - Open jobs stay until they are closed; of the closed ones the last [`HISTORY`] are kept.
 //!
-//! - The tables of tapes (`tapes`) and of backups (`backups`) are a memory, not the truth: what is on a tape or at a place counts, and looking at it
-//!   fills them anew.
+//! - The tables of tapes (`tapes`) and of backups (`backups`) are a memory, not the truth: what is on a tape
+//!   or at a place counts, and looking at it fills them anew.
 //!
 //! Imports: `error`, plain types of `hypervisor`, and of `medium` those of tapes, `Location` and `Mount`.
 

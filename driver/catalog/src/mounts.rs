@@ -12,7 +12,8 @@ use virtfold_base::error::Result;
 use virtfold_medium::mount_point::MountPoint;
 
 impl Catalog {
-    /// What the directory `place` (absolute, as people call it) was on; nothing for one that never had a mount.
+    /// What the directory `place` (absolute, as people call it) was on; nothing for one that never had a
+    /// mount.
     ///
     /// # Errors
     /// The catalog can't be read.

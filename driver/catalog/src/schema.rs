@@ -21,11 +21,11 @@ const CHECK_EVERY: i64 = 7 * 24 * 3600;
 /// How long a writer waits for another one.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What version 1 has: the journal of freeze sessions; the service's queue, in which a domain has one run at a time
-/// and a job waits for a domain once; the backups, each copy a row, with what tells their sources apart (JSON) and the
-/// archives that are pinned; what was mounted where archives go; and what is known of tapes, which is rebuilt by reading
-/// them but for `failed`; and when all of the catalog was last checked (`integrity`). `created`, `removed`, `since`, `checked` and
-/// the queue's times are seconds since 1970.
+/// What version 1 has: the journal of freeze sessions; the service's queue, in which a domain has one run at
+/// a time and a job waits for a domain once; the backups, each copy a row, with what tells their sources
+/// apart (JSON) and the archives that are pinned; what was mounted where archives go; and what is known of
+/// tapes, which is rebuilt by reading them but for `failed`; and when all of the catalog was last checked
+/// (`integrity`). `created`, `removed`, `since`, `checked` and the queue's times are seconds since 1970.
 const TABLES: &str = "
 CREATE TABLE freeze_session (
     id TEXT PRIMARY KEY,
@@ -226,8 +226,8 @@ fn upgrade(connection: &Connection, added: &[&str]) -> Fallible<()> {
 fn settle(connection: &Connection) -> rusqlite::Result<()> {
     connection.busy_timeout(PATIENCE)?;
     connection.pragma_update_and_check(None, "journal_mode", "DELETE", |_| Ok(()))?;
-    // EXTRA is FULL and a sync of the directory after the rollback journal's removal: without it a power cut could bring
-    // that journal back, and with it the state before.
+    // EXTRA is FULL and a sync of the directory after the rollback journal's removal: without it a power cut
+    // could bring that journal back, and with it the state before.
     connection.pragma_update(None, "synchronous", "EXTRA")?;
     connection.pragma_update(None, "foreign_keys", true)
 }
@@ -317,7 +317,8 @@ mod tests {
         assert!(!at("root/other.sqlite").exists());
     }
 
-    /// A catalog of an older version gets what it has not, once, and keeps what it has; one step that fails undoes all.
+    /// A catalog of an older version gets what it has not, once, and keeps what it has; one step that fails
+    /// undoes all.
     #[test]
     fn older_catalogs_learn() {
         let folder = tempfile::tempdir().unwrap();

@@ -25,9 +25,9 @@ pub struct Volume {
 }
 
 impl Volume {
-    /// Until when it is kept, where its archives are kept for `retain` from the last one on: by that or by its label, whichever is later. Nothing
-    /// where neither says so: then it is kept until somebody decides. An archive that is dated after `now`
-    /// was written by then, by a clock that was ahead.
+    /// Until when it is kept, where its archives are kept for `retain` from the last one on: by that or by
+    /// its label, whichever is later. Nothing where neither says so: then it is kept until somebody decides.
+    /// An archive that is dated after `now` was written by then, by a clock that was ahead.
     pub fn until(&self, retain: Option<Duration>, now: Timestamp) -> Option<Timestamp> {
         let later = |last: Timestamp, retain: Duration| {
             let span = SignedDuration::try_from(retain).unwrap_or(SignedDuration::MAX);

@@ -37,8 +37,8 @@ pub(crate) fn annotate(archive: Uuid, notes: &[String], command: &BackupCommand<
     }
 }
 
-/// The notes of all archives, where there is a catalog that can be read: `list` and `show` are for whoever may
-/// read the archives.
+/// The notes of all archives, where there is a catalog that can be read: `list` and `show` are for whoever
+/// may read the archives.
 pub(crate) fn notes(state: &StateFlag) -> Result<BTreeMap<Uuid, Vec<String>>, Error> {
     let opened = Catalog::open_existing(&state.path()?);
     let read =

@@ -63,8 +63,8 @@ pub(crate) enum ExitStatus {
     Failed(ErrorKind),
 }
 
-/// Prints an error with its causes and its hint, and gives the exit code: for programs, too, where the verb's results
-/// are for them, and then on `events`. `by_signal` is the code of a run that a signal ended.
+/// Prints an error with its causes and its hint, and gives the exit code: for programs, too, where the verb's
+/// results are for them, and then on `events`. `by_signal` is the code of a run that a signal ended.
 pub(crate) fn report(
     outcome: anyhow::Result<ExitStatus>,
     by_signal: u8,

@@ -1,8 +1,9 @@
-//! `virtfold generate`: man pages and completions out of the command line's own definition. Hidden: packages are built with it.
+//! `virtfold generate`: man pages and completions out of the command line's own definition. Hidden: packages
+//! are built with it.
 //!
-//! A page for each verb that is not hidden, its options by `clap_mangen`. What stands behind a verb's help becomes sections: an unindented
-//! line that ends with a colon is a heading, indented lines are printed as they are, everything else is text. virtfold.yaml(5) comes
-//! from the configuration's own definition.
+//! A page for each verb that is not hidden, its options by `clap_mangen`. What stands behind a verb's help
+//! becomes sections: an unindented line that ends with a colon is a heading, indented lines are printed as
+//! they are, everything else is text. virtfold.yaml(5) comes from the configuration's own definition.
 //!
 //! Imports: `exit`.
 

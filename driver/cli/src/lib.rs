@@ -93,7 +93,8 @@ pub fn main() -> ExitCode {
     let events = wants_events(&matches).then(|| cli.verb.stdout_use());
     let filter = tracing_subscriber::EnvFilter::try_from_env("VIRTFOLD_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(cli.verb.usual_log()));
-    // What can't be logged, because whoever read it is gone, must not end a run that has a guest to bring home.
+    // What can't be logged, because whoever read it is gone, must not end a run that has a guest to bring
+    // home.
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -116,8 +117,8 @@ fn wants_events(matches: &clap::ArgMatches) -> bool {
     own || matches.subcommand().is_some_and(|(_, matches)| wants_events(matches))
 }
 
-/// Lets this process have as many open files as it may: a guest with hundreds of disks has each of them open, and its archives. The usual
-/// soft limit of 1024 is for programs that still use `select`.
+/// Lets this process have as many open files as it may: a guest with hundreds of disks has each of them open,
+/// and its archives. The usual soft limit of 1024 is for programs that still use `select`.
 fn raise_open_files() {
     let limit = getrlimit(Resource::Nofile);
     if limit.current == limit.maximum {

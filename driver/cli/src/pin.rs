@@ -20,9 +20,9 @@ use super::report::{JsonFlag, OutputFormat, StdoutUse, printable, result};
 /// Recorded in the catalog, for all copies of the archive. What the archive depends on is kept, too. 'list'
 /// and 'prune --dry-run' show pinned archives.
 ///
-/// Pins are in the catalog of this host alone. If the catalog is lost, so are they: 'list --remember' does not
-/// bring them back. Pin again before the next 'prune'. A renamed archive is never pruned, whatever happens to
-/// the catalog.
+/// Pins are in the catalog of this host alone. If the catalog is lost, so are they: 'list --remember' does
+/// not bring them back. Pin again before the next 'prune'. A renamed archive is never pruned, whatever
+/// happens to the catalog.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

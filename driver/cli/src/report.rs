@@ -1,7 +1,8 @@
-//! What a verb prints while it works: a bar on a terminal, a plain line now and then in a log, JSON lines for machines.
+//! What a verb prints while it works: a bar on a terminal, a plain line now and then in a log, JSON lines for
+//! machines.
 //!
-//! JSON events ([`virtfold_backup::events`]) are each on one line of standard output; of standard error where standard
-//! output carries an archive. Plain messages go to standard error, results to standard output.
+//! JSON events ([`virtfold_backup::events`]) are each on one line of standard output; of standard error where
+//! standard output carries an archive. Plain messages go to standard error, results to standard output.
 
 use std::io::{IsTerminal, Write};
 use std::sync::Arc;
@@ -96,8 +97,8 @@ pub(crate) fn damage(style: OutputFormat, ranges: &[LostRange]) -> Result<()> {
     Ok(())
 }
 
-/// Text that may hold bytes of an archive or an image's header, with control characters made visible: a terminal
-/// obeys some of them.
+/// Text that may hold bytes of an archive or an image's header, with control characters made visible: a
+/// terminal obeys some of them.
 pub(crate) fn printable(text: &str) -> String {
     let shown = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
     text.chars().map(shown).collect()

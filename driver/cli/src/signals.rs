@@ -1,9 +1,11 @@
 //! Signals as flags: a run that has a guest to bring back is ended by none of them before it has done so.
 //!
-//! Every signal that would end the process and can be caught asks the run to end; a second one ends the process at once. Three are no such wish:
-//! SIGPIPE is ignored by Rust's runtime, and the write fails; SIGXFSZ says that a write went over a limit, and the write that failed says so better;
-//! SIGHUP is left alone where it was ignored from the beginning, as `nohup` has it. What a processor's fault raises (SIGSEGV, SIGBUS, SIGILL, SIGFPE) can't be gone on behind:
-//! the pause's guard and the next run do the rest, as after SIGKILL.
+//! Every signal that would end the process and can be caught asks the run to end; a second one ends the
+//! process at once. Three are no such wish: SIGPIPE is ignored by Rust's runtime, and the write fails;
+//! SIGXFSZ says that a write went over a limit, and the write that failed says so better; SIGHUP is left
+//! alone where it was ignored from the beginning, as `nohup` has it. What a processor's fault raises
+//! (SIGSEGV, SIGBUS, SIGILL, SIGFPE) can't be gone on behind: the pause's guard and the next run do the rest,
+//! as after SIGKILL.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -57,7 +59,8 @@ impl Signals {
         Ok(())
     }
 
-    /// From here on the signals only ask the run to end, however often they come. For a process that the one that started it ends in other ways, too.
+    /// From here on the signals only ask the run to end, however often they come. For a process that the one
+    /// that started it ends in other ways, too.
     pub(super) fn take_as_wishes(&self) -> Result<()> {
         for signal in ENDING.into_iter().chain(real_time()) {
             let caught = signal_hook::flag::register(signal, Arc::clone(&self.stop));

@@ -23,9 +23,9 @@ use super::tape::{self, options::ChangeArgs};
 
 /// Print the tables of a disk in an archive
 ///
-/// FIG. 10, the allocation table: what the source had at each guest address A, and where. FIG. 11, the block correspondence
-/// table: which guest address A the dense address X holds. FIG. 12, the place of both in the archive: A, X, and
-/// the offset in the archive's uncompressed stream. All numbers are bytes.
+/// FIG. 10, the allocation table: what the source had at each guest address A, and where. FIG. 11, the block
+/// correspondence table: which guest address A the dense address X holds. FIG. 12, the place of both in the
+/// archive: A, X, and the offset in the archive's uncompressed stream. All numbers are bytes.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -1,7 +1,8 @@
-//! What a hypervisor answered when it said no: libvirt's code, domain and text, kept as the source of our error.
+//! What a hypervisor answered when it said no: libvirt's code, domain and text, kept as the source of our
+//! error.
 //!
-//! The numbers are libvirt's (virErrorNumber in libvirt/virterror.h), because that is what people look up; the
-//! simulated hypervisor uses the same.
+//! The numbers are libvirt's (virErrorNumber in libvirt/virterror.h), because that is what people look up;
+//! the simulated hypervisor uses the same.
 //!
 //! Imports: `error`.
 
@@ -16,7 +17,8 @@ pub mod code {
     pub const INTERNAL: i32 = 1;
     /// VIR_ERR_NO_CONNECT.
     pub const NO_CONNECT: i32 = 5;
-    /// VIR_ERR_OPERATION_FAILED: among others a uuid or name that belongs to another domain, and an open chain.
+    /// VIR_ERR_OPERATION_FAILED: among others a uuid or name that belongs to another domain, and an open
+    /// chain.
     pub const OPERATION_FAILED: i32 = 9;
     /// VIR_ERR_INVALID_ARG: also a block job on a chain that is not what the XML says.
     pub const INVALID_ARG: i32 = 8;

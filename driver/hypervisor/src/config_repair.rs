@@ -1,11 +1,11 @@
-//! Sets a running guest's configuration right: QEMU says which image a disk has, the configuration says which one the next start
-//! uses, and a libvirtd that dies in a snapshot or in a pivot leaves them apart. Only the overlays of virtfold are looked at: what
-//! else a configuration says is its owner's will.
+//! Sets a running guest's configuration right: QEMU says which image a disk has, the configuration says which
+//! one the next start uses, and a libvirtd that dies in a snapshot or in a pivot leaves them apart. Only the
+//! overlays of virtfold are looked at: what else a configuration says is its owner's will.
 //!
-//! - QEMU is on an overlay, the configuration on the image right below: the next start would lose what the overlay has. The overlay
-//!   is put on.
-//! - The configuration is on an overlay, QEMU on the image right below: the next start would lose what the image has. The
-//!   overlay is taken off.
+//! - QEMU is on an overlay, the configuration on the image right below: the next start would lose what the
+//!   overlay has. The overlay is put on.
+//! - The configuration is on an overlay, QEMU on the image right below: the next start would lose what the
+//!   image has. The overlay is taken off.
 //!
 //! Imports: `error`, `domain_xml`, `types`, and the trait.
 

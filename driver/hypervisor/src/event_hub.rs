@@ -1,7 +1,8 @@
-//! From a hypervisor's events to our subscribers. Nothing here blocks or panics: it runs inside libvirt's callbacks.
+//! From a hypervisor's events to our subscribers. Nothing here blocks or panics: it runs inside libvirt's
+//! callbacks.
 //!
-//! A subscriber's channel holds [`EVENTS_KEPT`] events and one place more. When all but that place are taken, it gets
-//! [`DomainEvent::Missed`] and then nothing until it has read some.
+//! A subscriber's channel holds [`EVENTS_KEPT`] events and one place more. When all but that place are taken,
+//! it gets [`DomainEvent::Missed`] and then nothing until it has read some.
 //!
 //! Imports: `types`.
 

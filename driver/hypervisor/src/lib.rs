@@ -1,18 +1,21 @@
 //! Guests: what there is to back up, and the hypervisor's calls that freeze, thaw and restore it.
 //!
-//! - [`Hypervisor`]: everything that jobs ask of a hypervisor, in our own words ([`types`]). No libvirt type crosses it.
-//! - `libvirt`: the real one (feature `libvirt`). `simulated` (feature `simulated`): one in memory, with crash points, that misbehaves as
-//!   libvirt was seen to. One suite of assertions runs against both.
+//! - [`Hypervisor`]: everything that jobs ask of a hypervisor, in our own words ([`types`]). No libvirt type
+//!   crosses it.
+//! - `libvirt`: the real one (feature `libvirt`). `simulated` (feature `simulated`): one in memory, with
+//!   crash points, that misbehaves as libvirt was seen to. One suite of assertions runs against both.
 //! - [`domain_xml`]: reading domain XML, and edits that keep every other byte.
-//! - [`disk_rules`]: which disk is copied, skipped or refused and why; what speaks against a backup before anything is touched.
-//! - [`host_files`]: the images as files of this host: QEMU's locks on them, their removal, the room around them.
+//! - [`disk_rules`]: which disk is copied, skipped or refused and why; what speaks against a backup before
+//!   anything is touched.
+//! - [`host_files`]: the images as files of this host: QEMU's locks on them, their removal, the room around
+//!   them.
 //! - [`config_repair`]: a running guest's configuration follows what QEMU does.
 //! - [`apparmor`]: the rule that keeps a commit from its base, lifted for one call.
 //! - [`watchdog`]: the process that thaws and resumes a guest when nobody else does.
 //!
-//! The rule for every caller: a return code of a changing call is a hint. After a lost connection ([`HypervisorError::lost`])
-//! and in every recovery the truth is asked for: [`Hypervisor::query_block`] says which file QEMU writes to, the live and
-//! the inactive XML say what libvirt believes.
+//! The rule for every caller: a return code of a changing call is a hint. After a lost connection
+//! ([`HypervisorError::lost`]) and in every recovery the truth is asked for: [`Hypervisor::query_block`] says
+//! which file QEMU writes to, the live and the inactive XML say what libvirt believes.
 //!
 //! Imports: `error`, `safe_path`, `image` (headers and contents of images).
 
@@ -48,9 +51,10 @@ pub use types::{
 
 /// What a backup, a recovery and a restore ask of a hypervisor.
 ///
-/// Calls block until the hypervisor answers. All take `&self` and may be made by several threads at once. Errors carry a
-/// [`HypervisorError`] as their source where the hypervisor itself said no. Reading calls connect again by themselves; a
-/// changing call whose connection breaks is never repeated, because it may have been done.
+/// Calls block until the hypervisor answers. All take `&self` and may be made by several threads at once.
+/// Errors carry a [`HypervisorError`] as their source where the hypervisor itself said no. Reading calls
+/// connect again by themselves; a changing call whose connection breaks is never repeated, because it may
+/// have been done.
 pub trait Hypervisor: Debug + Send + Sync {
     /// Every domain, running or not, in the order of their names.
     ///
@@ -73,10 +77,12 @@ pub trait Hypervisor: Debug + Send + Sync {
     /// Whether the domain runs, and why not.
     ///
     /// # Errors
-    /// [`virtfold_base::error::ErrorKind::NotFound`] where there is none (a transient domain that ended is gone).
+    /// [`virtfold_base::error::ErrorKind::NotFound`] where there is none (a transient domain that ended is
+    /// gone).
     fn domain_state(&self, domain: DomainId) -> Result<DomainState>;
 
-    /// The domain XML, with its secrets (a VNC password lost in a redefinition is a guest that nobody can look at).
+    /// The domain XML, with its secrets (a VNC password lost in a redefinition is a guest that nobody can
+    /// look at).
     ///
     /// # Errors
     /// No such domain, or [`XmlView::Live`] of one that does not run.
@@ -100,14 +106,15 @@ pub trait Hypervisor: Debug + Send + Sync {
     /// What the hypervisor says.
     fn start(&self, domain: DomainId, start: StartMode) -> Result<()>;
 
-    /// Ends a running domain as by pulling its plug. For restores over a running guest that were confirmed, and tests.
+    /// Ends a running domain as by pulling its plug. For restores over a running guest that were confirmed,
+    /// and tests.
     ///
     /// # Errors
     /// What the hypervisor says.
     fn destroy(&self, domain: DomainId) -> Result<()>;
 
-    /// The domain XML inside of the managed save image, where there is one: a start resumes from that, not from the
-    /// configuration.
+    /// The domain XML inside of the managed save image, where there is one: a start resumes from that, not
+    /// from the configuration.
     ///
     /// # Errors
     /// What the hypervisor says.
@@ -119,8 +126,9 @@ pub trait Hypervisor: Debug + Send + Sync {
     /// What the hypervisor says.
     fn define_managed_save_xml(&self, domain: DomainId, xml: &str) -> Result<()>;
 
-    /// Takes one atomic external snapshot of the running domain's disks; without metadata, so that libvirt's list of snapshots
-    /// stays the user's own. Every disk of the domain must be listed: libvirt snapshots unlisted ones too.
+    /// Takes one atomic external snapshot of the running domain's disks; without metadata, so that libvirt's
+    /// list of snapshots stays the user's own. Every disk of the domain must be listed: libvirt snapshots
+    /// unlisted ones too.
     ///
     /// # Errors
     /// What the hypervisor says. After a lost connection the snapshot may be there all the same.
@@ -132,15 +140,16 @@ pub trait Hypervisor: Debug + Send + Sync {
     /// What the hypervisor says.
     fn commit(&self, domain: DomainId, request: &CommitRequest) -> Result<()>;
 
-    /// Lifts the rule by which the host's access control denies the domain's QEMU writes to an image below an overlay. It counts from
-    /// the next commit on, which has the hypervisor load its rules. `None` where nothing denies them.
+    /// Lifts the rule by which the host's access control denies the domain's QEMU writes to an image below an
+    /// overlay. It counts from the next commit on, which has the hypervisor load its rules. `None` where
+    /// nothing denies them.
     ///
     /// # Errors
     /// The rules can't be read or written.
     fn lift_denial(&self, domain: DomainId, image: &Path) -> Result<Option<LiftedDenials>>;
 
-    /// Puts a rule back that was lifted, where the hypervisor has not done so itself. It is loaded with the hypervisor's next change of the
-    /// domain's rules, and takes nothing away that QEMU has open.
+    /// Puts a rule back that was lifted, where the hypervisor has not done so itself. It is loaded with the
+    /// hypervisor's next change of the domain's rules, and takes nothing away that QEMU has open.
     ///
     /// # Errors
     /// The rules can't be read or written.
@@ -182,8 +191,9 @@ pub trait Hypervisor: Debug + Send + Sync {
     /// What the hypervisor says.
     fn resume(&self, domain: DomainId) -> Result<()>;
 
-    /// Sets the time limit of all further calls of the guest's agent. Without one a hung agent holds the domain's lock for good.
-    /// The limit is libvirt's and is lost when libvirtd restarts: set it before every freeze.
+    /// Sets the time limit of all further calls of the guest's agent. Without one a hung agent holds the
+    /// domain's lock for good. The limit is libvirt's and is lost when libvirtd restarts: set it before every
+    /// freeze.
     ///
     /// # Errors
     /// What the hypervisor says.
@@ -207,8 +217,8 @@ pub trait Hypervisor: Debug + Send + Sync {
     /// As [`Hypervisor::ping_agent`].
     fn thaw(&self, domain: DomainId) -> Result<u32>;
 
-    /// Whether the guest's agent says that no file system is frozen. An agent that died while they were frozen, and is there again, knows that
-    /// they are.
+    /// Whether the guest's agent says that no file system is frozen. An agent that died while they were
+    /// frozen, and is there again, knows that they are.
     ///
     /// # Errors
     /// As [`Hypervisor::ping_agent`].
@@ -220,8 +230,9 @@ pub trait Hypervisor: Debug + Send + Sync {
     /// The domain does not run, or QEMU's monitor does not answer.
     fn query_block(&self, domain: DomainId) -> Result<Vec<QemuDisk>>;
 
-    /// Has QEMU close an image that it has open and that none of its devices uses: what a libvirtd leaves that dies in the midst of a
-    /// snapshot. QEMU itself refuses for an image that is in use; whether it is closed shows in its locks.
+    /// Has QEMU close an image that it has open and that none of its devices uses: what a libvirtd leaves
+    /// that dies in the midst of a snapshot. QEMU itself refuses for an image that is in use; whether it is
+    /// closed shows in its locks.
     ///
     /// # Errors
     /// The domain does not run, or QEMU's monitor does not answer.
@@ -251,8 +262,9 @@ pub trait Hypervisor: Debug + Send + Sync {
     /// What the hypervisor says.
     fn refresh_pool(&self, pool: &str) -> Result<()>;
 
-    /// Events of all domains from now on. A subscriber that is behind by more than [`types::EVENTS_KEPT`] events gets
-    /// [`DomainEvent::Missed`] and has to look for itself; so has everybody after [`DomainEvent::ConnectionLost`].
+    /// Events of all domains from now on. A subscriber that is behind by more than [`types::EVENTS_KEPT`]
+    /// events gets [`DomainEvent::Missed`] and has to look for itself; so has everybody after
+    /// [`DomainEvent::ConnectionLost`].
     ///
     /// # Errors
     /// No connection.
@@ -267,7 +279,8 @@ pub fn is_our_overlay(path: &Path) -> bool {
         .is_some_and(|(_, tag)| tag.len() == 8 && tag.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
-/// The path of a disk's overlay in `directory`: the disk's own file name, and the job's tag of eight hex digits.
+/// The path of a disk's overlay in `directory`: the disk's own file name, and the job's tag of eight hex
+/// digits.
 pub fn overlay_path(directory: &Path, disk: &Path, tag: u32) -> PathBuf {
     let mut name = disk.file_name().unwrap_or_default().to_os_string();
     name.push(format!(".virtfold-{tag:08x}.overlay"));

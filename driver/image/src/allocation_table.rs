@@ -22,8 +22,8 @@ pub enum Allocation {
         /// Where it would be written.
         reserved: Option<HostOffset>,
     },
-    /// An image says that it reads as zeros: a zero cluster, or a hole of a raw file. `host` is the space that
-    /// it nevertheless keeps.
+    /// An image says that it reads as zeros: a zero cluster, or a hole of a raw file. `host` is the space
+    /// that it nevertheless keeps.
     Zero {
         /// Where the space is.
         host: Option<HostOffset>,
@@ -98,7 +98,8 @@ impl Extent {
         self.guest.saturating_add(self.len)
     }
 
-    /// The part of the extent from `from` (not before its start) that ends before `to`; `None` where that is empty.
+    /// The part of the extent from `from` (not before its start) that ends before `to`; `None` where that is
+    /// empty.
     #[must_use]
     pub fn clip(&self, from: GuestOffset, to: GuestOffset) -> Option<Self> {
         let (start, end) = (from.max(self.guest), to.min(self.end()));
@@ -220,7 +221,8 @@ impl AllocationTable {
         self.list.iter()
     }
 
-    /// The extents from the one that has `at` in it. `at` at or behind the capacity begins with the last extent.
+    /// The extents from the one that has `at` in it. `at` at or behind the capacity begins with the last
+    /// extent.
     ///
     /// # Errors
     /// When the table can't be read back from its spool.

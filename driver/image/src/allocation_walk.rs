@@ -1,9 +1,10 @@
-//! The walk of a whole chain: each layer's runs laid over the ones below, from the guest's first byte to its last.
+//! The walk of a whole chain: each layer's runs laid over the ones below, from the guest's first byte to its
+//! last.
 //!
 //! At an address the top layer is asked; where it has nothing, and the layer below reaches that far, the one
 //! below is asked, and so on. What one layer says is cut to what the layers above left open. Data of a qcow2
-//! layer is then cut at the holes of its host file. Every layer is walked once, in ascending order, and a run is
-//! kept until the walk has passed it. Places that two things claim end it.
+//! layer is then cut at the holes of its host file. Every layer is walked once, in ascending order, and a run
+//! is kept until the walk has passed it. Places that two things claim end it.
 //!
 //! Imports: `error`, `units`, `holes`, `layer`, `overlap`, `raw`, `allocation_table`.
 

@@ -146,8 +146,8 @@ impl Chain {
     }
 }
 
-/// QEMU looks for a relative external data file in its own working directory, people expect it beside the image.
-/// Where both are there and are not one file, nobody but the caller knows which one is meant.
+/// QEMU looks for a relative external data file in its own working directory, people expect it beside the
+/// image. Where both are there and are not one file, nobody but the caller knows which one is meant.
 fn refuse_ambiguous(name: &[u8], beside: &Path, image: &Path) -> Result<()> {
     let identity = |path: &Path| std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
     let here = Path::new(OsStr::from_bytes(name));

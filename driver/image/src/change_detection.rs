@@ -1,8 +1,9 @@
-//! Who may write to a file past QEMU's locks: a loop device over it, a file system that is mounted from it, swap.
+//! Who may write to a file past QEMU's locks: a loop device over it, a file system that is mounted from it,
+//! swap.
 //!
-//! The kernel is asked by its files in `/sys` and `/proc`. What is mounted read-only is no writer. A block device counts with its partitions and
-//! with what is made of it (device-mapper, RAID). A device that the kernel gives to nobody else, and of which nobody here
-//! knows why, is mounted in another namespace.
+//! The kernel is asked by its files in `/sys` and `/proc`. What is mounted read-only is no writer. A block
+//! device counts with its partitions and with what is made of it (device-mapper, RAID). A device that the
+//! kernel gives to nobody else, and of which nobody here knows why, is mounted in another namespace.
 //!
 //! Imports: `error`, `mounts`, `file`.
 

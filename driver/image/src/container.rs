@@ -1,4 +1,5 @@
-//! The first bytes of formats that keep a disk: what a raw image must not begin with unless the caller insists.
+//! The first bytes of formats that keep a disk: what a raw image must not begin with unless the caller
+//! insists.
 //!
 //! Nothing is opened by what is found here. It only asks back whoever says 'raw'.
 //!

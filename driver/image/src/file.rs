@@ -1,9 +1,11 @@
 //! A host file of a chain: a regular file or a block device, opened read-only.
 //!
-//! What it was like at the opening is kept ([`ImageFileStamp`]), to be held against what it is when all has been read: QEMU's locks keep no `dd` away.
+//! What it was like at the opening is kept ([`ImageFileStamp`]), to be held against what it is when all has
+//! been read: QEMU's locks keep no `dd` away.
 //!
 //! Opening never blocks and never follows a name to anything else (a FIFO, a terminal): names of backing
-//! files come from headers. A link is followed only where nobody but root can have made it (`safe_path`). The length is taken once, at opening; a block device tells it by seeking to its end.
+//! files come from headers. A link is followed only where nobody but root can have made it (`safe_path`). The
+//! length is taken once, at opening; a block device tells it by seeking to its end.
 //!
 //! Imports: `error`, `units`, `format`, `change_detection`.
 

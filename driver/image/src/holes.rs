@@ -1,4 +1,5 @@
-//! The holes of a host file that qcow2 tables point into: what the tables call data and the host never stored.
+//! The holes of a host file that qcow2 tables point into: what the tables call data and the host never
+//! stored.
 //!
 //! The file is asked once, in its own order, before the walk: data extents come scattered, and asking for
 //! each would cost a look through the file system's map every time. The list is bounded; holes behind a

@@ -2,21 +2,21 @@
 //!
 //! An image is a chain: a qcow2 overlay on a backing file, on a backing file, down to a qcow2 or raw file
 //! that has none. [`DiskImage::open`] opens all of it read-only and checks every header;
-//! [`DiskImage::allocation`] walks the tables once and gives the allocation table of the whole chain (FIG. 10 of
-//! the method: logical address to physical block); [`DiskImage::read`] reads guest bytes with it.
+//! [`DiskImage::allocation`] walks the tables once and gives the allocation table of the whole chain (FIG. 10
+//! of the method: logical address to physical block); [`DiskImage::read`] reads guest bytes with it.
 //!
 //! Guests write the images, so images are hostile. No format is ever guessed from contents: the caller names
-//! the top image's format and a qcow2 header names its backing file's. Every length is bounded before memory is
-//! allocated for it, and an address that contradicts the format is an error that names image, guest offset and
-//! host offset, never zeros.
+//! the top image's format and a qcow2 header names its backing file's. Every length is bounded before memory
+//! is allocated for it, and an address that contradicts the format is an error that names image, guest offset
+//! and host offset, never zeros.
 //!
 //! Parts: `format` and `source` (words), `file`, `locks` and `change_detection` (host files and who else
 //! writes to them), `chain` (opening), `qcow2/` (that
-//! format), `raw`, `layer` (one image of the chain seen as ascending runs), `allocation_walk` (the chain's runs become one
-//! table), `holes`, `container` (formats that a raw image may
+//! format), `raw`, `layer` (one image of the chain seen as ascending runs), `allocation_walk` (the chain's
+//! runs become one table), `holes`, `container` (formats that a raw image may
 //! look like), `overlap` (two things in one
-//! place), `zeros` (data that are none), `allocation_table`, `read`, `references` (the files that a header names), and `map` (what
-//! `qemu-img map` would print).
+//! place), `zeros` (data that are none), `allocation_table`, `read`, `references` (the files that a header
+//! names), and `map` (what `qemu-img map` would print).
 //!
 //! Imports: `units`, `error`, `mounts`, `openers`, `spool`, `packed`.
 
@@ -78,8 +78,9 @@ impl DiskImage {
         chain::open(file::HostFile::open(path)?, format, chain::ChainSource::Headers, options)
     }
 
-    /// Opens a chain that the caller knows, for example from a hypervisor that has it open: `below` are the images under the top
-    /// one, the nearest first, and no others. What the headers say of backing files is not looked at.
+    /// Opens a chain that the caller knows, for example from a hypervisor that has it open: `below` are the
+    /// images under the top one, the nearest first, and no others. What the headers say of backing files is
+    /// not looked at.
     ///
     /// # Errors
     /// As [`DiskImage::open`].
@@ -101,8 +102,8 @@ impl DiskImage {
         chain::open(file::HostFile::new(file, path)?, format, chain::ChainSource::Headers, options)
     }
 
-    /// Bytes the guest sees. As QEMU has it, whole sectors of 512 bytes: a raw file's last sector is filled up
-    /// with zeros.
+    /// Bytes the guest sees. As QEMU has it, whole sectors of 512 bytes: a raw file's last sector is filled
+    /// up with zeros.
     pub fn capacity(&self) -> u64 {
         self.capacity
     }
@@ -127,14 +128,14 @@ impl DiskImage {
         self.layers.iter().map(link).collect()
     }
 
-    /// Every host file of it, images and external data files, and what tells one from another whatever its name: device and
-    /// inode of a file, `(u64::MAX, device)` of a block device.
+    /// Every host file of it, images and external data files, and what tells one from another whatever its
+    /// name: device and inode of a file, `(u64::MAX, device)` of a block device.
     pub fn host_files(&self) -> impl Iterator<Item = (&Path, (u64, u64))> {
         self.files.iter().map(|file| (file.path.as_path(), file.identity))
     }
 
-    /// The format that a raw image looks like, and whose name it was not given: a container that was taken for the disk in it, or a guest that
-    /// wrote such a header. Only a caller knows which.
+    /// The format that a raw image looks like, and whose name it was not given: a container that was taken
+    /// for the disk in it, or a guest that wrote such a header. Only a caller knows which.
     ///
     /// # Errors
     /// When its first sector can't be read.
@@ -143,7 +144,8 @@ impl DiskImage {
         container::of(file_of(&self.files, *file)?)
     }
 
-    /// Fails where something that knows no image locks may write to a file of it: a mount, a loop device, swap.
+    /// Fails where something that knows no image locks may write to a file of it: a mount, a loop device,
+    /// swap.
     ///
     /// # Errors
     /// `InUse`, where that is so; those of looking.
@@ -151,8 +153,8 @@ impl DiskImage {
         self.files.iter().try_for_each(change_detection::refuse)
     }
 
-    /// Fails where a file of it was changed since it was opened, or somebody has it in use by now: a call behind the last read tells that all
-    /// that was read is of one point in time.
+    /// Fails where a file of it was changed since it was opened, or somebody has it in use by now: a call
+    /// behind the last read tells that all that was read is of one point in time.
     ///
     /// # Errors
     /// `InUse`, where that is so; those of looking at the files.

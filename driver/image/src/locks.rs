@@ -2,9 +2,9 @@
 //!
 //! QEMU locks single bytes of each image file with open-file-description locks, all of them shared: byte
 //! 100 + n says "I use permission n", byte 200 + n "I do not let others use permission n" (its
-//! block/file-posix.c). Permission 0 is consistent reading, 1 is writing, 3 is resizing. So a lock on byte 101
-//! means a writer, and locks on 201 and 203 keep any QEMU from becoming one. A file system without locks gives
-//! a warning, as QEMU itself does.
+//! block/file-posix.c). Permission 0 is consistent reading, 1 is writing, 3 is resizing. So a lock on byte
+//! 101 means a writer, and locks on 201 and 203 keep any QEMU from becoming one. A file system without locks
+//! gives a warning, as QEMU itself does.
 //!
 //! Imports: `error`, `openers`, `file`, `format`.
 

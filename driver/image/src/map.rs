@@ -1,10 +1,10 @@
 //! The allocation table in the words of `qemu-img map --output=json`: for people and programs that know
 //! those, and for tests, because QEMU is the judge.
 //!
-//! A row is what one image of the chain decides alone. `present` is false where no image has anything, and the
-//! depth is then that of the last image asked. Holes under preallocated metadata are `zero` and `data` at once, but
-//! only in an image that QEMU takes for a preallocated one. Neighbours that agree in all columns and go on in
-//! the host file are one row.
+//! A row is what one image of the chain decides alone. `present` is false where no image has anything, and
+//! the depth is then that of the last image asked. Holes under preallocated metadata are `zero` and `data` at
+//! once, but only in an image that QEMU takes for a preallocated one. Neighbours that agree in all columns
+//! and go on in the host file are one row.
 //!
 //! Imports: `error`, `layer`, `qcow2`, `allocation_table`.
 

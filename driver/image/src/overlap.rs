@@ -1,12 +1,14 @@
 //! Two things in one place of an image file: tables over tables, data over tables, two guest clusters in one
-//! host cluster that is counted once. No QEMU makes such an image, and what it would give back is anybody's guess. A cluster of data or an
-//! L2 table that several addresses refer to is no fault where its refcount says so: whoever wrote to it would copy it first.
+//! host cluster that is counted once. No QEMU makes such an image, and what it would give back is anybody's
+//! guess. A cluster of data or an L2 table that several addresses refer to is no fault where its refcount
+//! says so: whoever wrote to it would copy it first.
 //!
 //! Each qcow2 image has maps of its host clusters, a bit each, in pages that are made when something is found
-//! there. First its header, L1, refcount table and L2 tables claim theirs, then data clusters as the walk meets them.
-//! The maps of a chain may take 32 MiB together (16 TiB of clusters of 64 KiB); an image that needs more is read
-//! without the rest of the check. Compressed clusters share host clusters with each other: they are only looked up.
-//! In an external data file the place of a cluster is its guest address, which the walk checks by itself.
+//! there. First its header, L1, refcount table and L2 tables claim theirs, then data clusters as the walk
+//! meets them. The maps of a chain may take 32 MiB together (16 TiB of clusters of 64 KiB); an image that
+//! needs more is read without the rest of the check. Compressed clusters share host clusters with each other:
+//! they are only looked up. In an external data file the place of a cluster is its guest address, which the
+//! walk checks by itself.
 //!
 //! Imports: `error`, `units`, `file`, `layer`, `qcow2`, `allocation_table`.
 

@@ -1,7 +1,7 @@
 //! A raw image as runs: data where the host file has blocks, zeros where it has holes.
 //!
-//! The file system is asked (SEEK_DATA, SEEK_HOLE) as the walk goes, so nothing is kept however fragmented the
-//! file is. One that can't tell, and every block device, is all data.
+//! The file system is asked (SEEK_DATA, SEEK_HOLE) as the walk goes, so nothing is kept however fragmented
+//! the file is. One that can't tell, and every block device, is all data.
 //!
 //! Imports: `error`, `units`, `file`, `allocation_table`.
 

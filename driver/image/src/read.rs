@@ -1,8 +1,9 @@
-//! Reading guest bytes: the table's extents, each fetched from where it lies straight into the caller's buffer.
+//! Reading guest bytes: the table's extents, each fetched from where it lies straight into the caller's
+//! buffer.
 //!
 //! One read of the host file an extent, zeros for what is not recorded; a compressed cluster is inflated into
-//! the buffer when all of it is wanted and into a scratch cluster otherwise, which serves its other parts too. Nothing is
-//! shared between readers, so any number of threads read at once.
+//! the buffer when all of it is wanted and into a scratch cluster otherwise, which serves its other parts
+//! too. Nothing is shared between readers, so any number of threads read at once.
 //!
 //! Imports: `error`, `units`, `file`, `layer`, `qcow2`, `allocation_table`.
 
@@ -65,8 +66,8 @@ impl ImageReader<'_> {
 }
 
 impl DiskImage {
-    /// Fills `buf` with the guest's bytes at `at`, by the `table` that [`DiskImage::allocation`] of this image
-    /// made. Any number of threads may read at once.
+    /// Fills `buf` with the guest's bytes at `at`, by the `table` that [`DiskImage::allocation`] of this
+    /// image made. Any number of threads may read at once.
     ///
     /// # Errors
     /// `Usage` when the range is not on the disk, `BadImage` where the image contradicts its table or a
@@ -136,8 +137,8 @@ impl DiskImage {
         Ok(())
     }
 
-    /// Tells the kernel that `ranges` (guest address, bytes) will be read soon. The host ranges behind them are
-    /// asked for file by file in host order, near ones as one: a disk that turns reads them in one sweep.
+    /// Tells the kernel that `ranges` (guest address, bytes) will be read soon. The host ranges behind them
+    /// are asked for file by file in host order, near ones as one: a disk that turns reads them in one sweep.
     ///
     /// # Errors
     /// `Usage` when a range is not on the disk, `Io` when the kernel refuses.

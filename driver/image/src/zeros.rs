@@ -1,7 +1,8 @@
 //! Data that are zeros: what a raw file without holes or a block device has where its guest has nothing.
 //!
-//! Nobody but the bytes tells, so they are read: one more read of all that the tables call data, before the copy, for the tables must be
-//! whole before the first byte of an archive. Blocks that are zeros become [`Allocation::Zero`] with the place that they keep.
+//! Nobody but the bytes tells, so they are read: one more read of all that the tables call data, before the
+//! copy, for the tables must be whole before the first byte of an archive. Blocks that are zeros become
+//! [`Allocation::Zero`] with the place that they keep.
 //!
 //! Imports: `units`, `error`, `layer`, `allocation_table`.
 
@@ -19,7 +20,8 @@ const STEP: usize = 4096;
 const ZEROS: [u8; STEP] = [0; STEP];
 
 impl DiskImage {
-    /// Whether the image itself tells where its disk is zeros: not one with a block device or a file without holes for a raw disk in its chain.
+    /// Whether the image itself tells where its disk is zeros: not one with a block device or a file without
+    /// holes for a raw disk in its chain.
     ///
     /// # Errors
     /// When the file system can't be asked for holes.
@@ -34,8 +36,8 @@ impl DiskImage {
         Ok(true)
     }
 
-    /// The allocation table `of` this image without the data that are zeros, block by block. `step` is told of what was read, and ends it with
-    /// its error.
+    /// The allocation table `of` this image without the data that are zeros, block by block. `step` is told
+    /// of what was read, and ends it with its error.
     ///
     /// # Errors
     /// Those of reading, and of `step`.

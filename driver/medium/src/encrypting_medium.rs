@@ -1,7 +1,8 @@
 //! A medium that encrypts.
 //!
-//! Pieces are numbered, and each is encrypted by its number alone (age's STREAM): so the archive can be gone on with at any piece. It begins with the
-//! piece before the one that is wanted: whether that was the last is known only when something follows it.
+//! Pieces are numbered, and each is encrypted by its number alone (age's STREAM): so the archive can be gone
+//! on with at any piece. It begins with the piece before the one that is wanted: whether that was the last is
+//! known only when something follows it.
 
 use std::sync::Arc;
 
@@ -17,7 +18,8 @@ const WHAT: &str = "cannot write the encrypted archive";
 
 /// A medium that encrypts what it is given and hands it on. It holds one piece of 64 KiB.
 ///
-/// The last piece is written by [`Medium::sync`] and [`Medium::finish`] alone: what was not finished can't be mistaken for a whole archive.
+/// The last piece is written by [`Medium::sync`] and [`Medium::finish`] alone: what was not finished can't be
+/// mistaken for a whole archive.
 pub struct EncryptingMedium {
     medium: Box<dyn Medium>,
     envelope: Envelope,
@@ -40,7 +42,8 @@ impl EncryptingMedium {
         Ok(Self::resume(medium, envelope, 0)?.0)
     }
 
-    /// Goes on with an archive of which `medium` has the first `durable` encrypted bytes; also says from which byte of the archive on it wants them.
+    /// Goes on with an archive of which `medium` has the first `durable` encrypted bytes; also says from
+    /// which byte of the archive on it wants them.
     ///
     /// # Errors
     /// Those of `medium`.
@@ -65,7 +68,8 @@ impl EncryptingMedium {
         self.closed = false;
         let head_len = head.len() as u64;
         let behind = durable.saturating_sub(head_len);
-        // One piece too far back where it falls between two: whether the one before was the last, its bytes alone don't tell.
+        // One piece too far back where it falls between two: whether the one before was the last, its bytes
+        // alone don't tell.
         self.number = behind.saturating_sub(1) / SEALED;
         self.leave_out = behind - self.number * SEALED;
         let missing = usize::try_from(durable).ok().and_then(|at| head.get(at..));

@@ -2,27 +2,29 @@
 //!
 //! # Writing: [`Medium`]
 //!
-//! A medium is made for one archive (`backup::destinations`), takes its bytes strictly in order ([`Sink::write`]) and is
-//! finished once ([`Medium::finish`]).
+//! A medium is made for one archive (`backup::destinations`), takes its bytes strictly in order
+//! ([`Sink::write`]) and is finished once ([`Medium::finish`]).
 //!
 //! - **What is durable when.** Nothing counts as kept until `finish` has returned; then all of it does, under
 //!   the name that it says ([`FinishedArchive`]). A
 //!   medium that has no such proof says so by its name: `-` vouches for nothing behind the pipe.
 //! - **Finishing is not optional.** A medium that is dropped without it, or whose process dies, leaves
 //!   nothing that looks like a whole archive: no
-//!   file or object under its final name, on a pipe not the last 8 KiB, where the end record is. What it leaves under other names says what it is, and `list` shows it as unfinished.
+//!   file or object under its final name, on a pipe not the last 8 KiB, where the end record is. What it
+//!   leaves under other names says what it is, and `list` shows it as unfinished.
 //! - **Nothing is replaced.** Where archives have names, one that is there already, or appears meanwhile, is
 //!   an error
 //!   ([`ErrorKind::Exists`]), and stays as it is.
 //! - **What may be retried.** By the caller no call: what can be repeated without risk the medium repeats
 //!   itself, out of the bytes that it keeps until they are
-//!   durable; it bounds both memory and time, and ends when the run is told to end. A failed `finish` is final, and so is a failed write or [`Medium::sync`]
-//!   but for one thing:
-//! - **What may be gone on with.** After a failed write or `settle` the caller may ask [`Medium::resume_after_failure`]. A
-//!   medium that has the archive's first bytes
-//!   for good, up to a place D that is not behind what it was given, makes itself ready again (a tape: the next volume is in the drive), says D, and takes as its next
-//!   bytes those from D on. The caller has them from a source that has not changed: the archive's chunks before D are not made again, the others are made as they were
-//!   (`backup::backup`). A medium that can't says `None`, and is dropped.
+//!   durable; it bounds both memory and time, and ends when the run is told to end. A failed `finish` is
+//!   final, and so is a failed write or [`Medium::sync`] but for one thing:
+//! - **What may be gone on with.** After a failed write or `settle` the caller may ask
+//!   [`Medium::resume_after_failure`]. A medium that has the archive's first bytes
+//!   for good, up to a place D that is not behind what it was given, makes itself ready again (a tape: the
+//!   next volume is in the drive), says D, and takes as its next bytes those from D on. The caller has them
+//!   from a source that has not changed: the archive's chunks before D are not made again, the others are
+//!   made as they were (`backup::backup`). A medium that can't says `None`, and is dropped.
 //! - **Only where the very last step of `finish` fails** (the sync of a directory, the look at an object) may
 //!   the archive exist in spite of the error; it
 //!   is then whole.

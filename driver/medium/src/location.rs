@@ -1,11 +1,13 @@
-//! What people and programs call a place for archives, or an archive: the one grammar of `--to` and of every verb that takes an archive.
+//! What people and programs call a place for archives, or an archive: the one grammar of `--to` and of every
+//! verb that takes an archive.
 //!
 //! - `-`: standard output or input.
 //! - `s3://BUCKET` or `s3://BUCKET/PREFIX`: an object store. An archive in it is called by its whole key.
 //! - `tape:DEVICE`: a tape in a drive; `tape:DEVICE#ID` and `tape:DEVICE#latest` are archives on it.
 //! - everything else: a path. A file whose name looks like one of the others is `./NAME`.
 //!
-//! Whether the place is there is not looked at. An address holds no secrets: one that seems to is refused, and not repeated.
+//! Whether the place is there is not looked at. An address holds no secrets: one that seems to is refused,
+//! and not repeated.
 //!
 //! Imports: `error`.
 
@@ -59,7 +61,8 @@ pub struct TapeAddress {
 pub enum TapeArchive {
     /// The last one.
     Latest,
-    /// The one with this id, or with an id that begins so: 8 or more hexadecimal digits in lower case, with hyphens as a UUID has them.
+    /// The one with this id, or with an id that begins so: 8 or more hexadecimal digits in lower case, with
+    /// hyphens as a UUID has them.
     Id(String),
 }
 
@@ -179,7 +182,8 @@ impl Location {
     }
 }
 
-/// What stands before `:` in an address: letters first, as URLs have it, and more than one, so that `a:b` is a file.
+/// What stands before `:` in an address: letters first, as URLs have it, and more than one, so that `a:b` is
+/// a file.
 fn is_scheme(text: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.');
     text.len() > 1 && text.starts_with(|c: char| c.is_ascii_alphabetic()) && text.chars().all(allowed)

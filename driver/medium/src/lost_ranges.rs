@@ -5,8 +5,8 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Ranges of an archive in whose place its medium gave zeros, and what it says of them. Filled in while the archive is read, each range before its bytes are
-/// given out; a clone is another handle.
+/// Ranges of an archive in whose place its medium gave zeros, and what it says of them. Filled in while the
+/// archive is read, each range before its bytes are given out; a clone is another handle.
 #[derive(Clone, Debug, Default)]
 pub struct LostRanges(Arc<Mutex<LostRangeList>>);
 

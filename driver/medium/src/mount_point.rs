@@ -1,8 +1,10 @@
 //! Which file system a directory is on, and what was mounted there.
 //!
-//! `/proc/self/mountinfo` says it: of the mount points above a directory the nearest one counts, and of several mounts on one point the last.
-//! A file system on a block device is known by its UUID, from udev's links; numbers of devices change from boot to boot. One of the network or of a
-//! program is known by its type and source. What waits there for somebody to look (autofs) is no file system yet; the look opens the directory first.
+//! `/proc/self/mountinfo` says it: of the mount points above a directory the nearest one counts, and of
+//! several mounts on one point the last. A file system on a block device is known by its UUID, from udev's
+//! links; numbers of devices change from boot to boot. One of the network or of a program is known by its
+//! type and source. What waits there for somebody to look (autofs) is no file system yet; the look opens the
+//! directory first.
 //!
 //! Imports: `error`.
 

@@ -1,4 +1,5 @@
-//! Object stores in a build without the feature `object-store`: they are known by name, and say that they are not there.
+//! Object stores in a build without the feature `object-store`: they are known by name, and say that they are
+//! not there.
 
 use std::sync::Arc;
 

@@ -12,8 +12,9 @@ use super::{FinishedArchive, Medium};
 use virtfold_archive::stream::{Cancel, Sink};
 use virtfold_base::error::{Error, ErrorKind, IoContext, OrInternal, Result};
 
-/// Bytes at the end of an archive that go out when it is finished: the end record, its header and the end of the tar are among them (5632 bytes), or the
-/// seek table, or the last piece's authenticator. So whoever reads the pipe has no whole archive before it is vouched for.
+/// Bytes at the end of an archive that go out when it is finished: the end record, its header and the end of
+/// the tar are among them (5632 bytes), or the seek table, or the last piece's authenticator. So whoever
+/// reads the pipe has no whole archive before it is vouched for.
 const HELD: usize = 8 << 10;
 
 /// An archive on its way down a pipe. Finishing it says that every byte was taken, not that it was kept: only

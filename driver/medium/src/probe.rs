@@ -1,4 +1,5 @@
-//! Whether a medium can be used, tried before anything depends on it. Nothing is left there, and no tape is moved.
+//! Whether a medium can be used, tried before anything depends on it. Nothing is left there, and no tape is
+//! moved.
 
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;

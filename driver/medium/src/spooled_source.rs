@@ -1,6 +1,7 @@
 //! An archive that came front to back, kept in a file without a name so that it can be read at any place.
 //!
-//! What is damaged is found by the copies and the digests at an archive's end, so a pass that reads it once and keeps nothing saves less than one that can go back.
+//! What is damaged is found by the copies and the digests at an archive's end, so a pass that reads it once
+//! and keeps nothing saves less than one that can go back.
 //!
 //! Imports: `error`, `spool`; `archive` (the trait `ReadAt`).
 
@@ -28,10 +29,12 @@ pub struct SpooledSource {
 }
 
 impl SpooledSource {
-    /// Takes all of `input`, called `name` in messages, to memory and from there to a file in `directory` (in `$TMPDIR`, where that is set).
+    /// Takes all of `input`, called `name` in messages, to memory and from there to a file in `directory` (in
+    /// `$TMPDIR`, where that is set).
     ///
     /// # Errors
-    /// There is no room for it; Interrupted, where `cancel` is set. An input that breaks off is no error here: [`SpooledSource::broken`].
+    /// There is no room for it; Interrupted, where `cancel` is set. An input that breaks off is no error
+    /// here: [`SpooledSource::broken`].
     pub fn take(
         input: impl Read,
         name: &str,
@@ -78,7 +81,8 @@ impl SpooledSource {
         })
     }
 
-    /// From here on bytes in whose place the medium gave zeros can't be read. (Of an encrypted archive zeros are no less safe, and a reader may take more at once than it needs.)
+    /// From here on bytes in whose place the medium gave zeros can't be read. (Of an encrypted archive zeros
+    /// are no less safe, and a reader may take more at once than it needs.)
     pub fn mind(&self, gaps: &LostRanges) {
         self.gaps.get_or_init(|| gaps.clone());
     }

@@ -1,7 +1,9 @@
-//! What both of the service's sockets do: take connections, a bounded number of them at a time, each in a thread of its own, and end in moments when told to.
+//! What both of the service's sockets do: take connections, a bounded number of them at a time, each in a
+//! thread of its own, and end in moments when told to.
 //!
-//! One thread waits for connections. Whoever is one too many is turned away at once, by that thread. Nobody waits for a peer without a deadline: reads and writes
-//! wake up every [`TICK`] to look at the time and at whether the service ends. Dropping the [`Acceptor`] ends all threads and waits for them.
+//! One thread waits for connections. Whoever is one too many is turned away at once, by that thread. Nobody
+//! waits for a peer without a deadline: reads and writes wake up every [`TICK`] to look at the time and at
+//! whether the service ends. Dropping the [`Acceptor`] ends all threads and waits for them.
 //!
 //! Imports: `error`.
 

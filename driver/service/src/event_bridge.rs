@@ -1,7 +1,8 @@
-//! From what is heard of guests ([`events`](super::events)) to the engine's inputs: who the guests are, with their tags and disks; which
-//! events jobs wait for; whether libvirt can be reached.
+//! From what is heard of guests ([`events`](super::events)) to the engine's inputs: who the guests are, with
+//! their tags and disks; which events jobs wait for; whether libvirt can be reached.
 //!
-//! A delivery is done with when the engine has it in the queue. The list of guests is made anew at each reconcile and mended at each event.
+//! A delivery is done with when the engine has it in the queue. The list of guests is made anew at each
+//! reconcile and mended at each event.
 //!
 //! Imports: `error`, `hypervisor`, `events`, `engine` (its inputs), `job_spec`.
 
@@ -37,8 +38,8 @@ pub fn word(trigger: &GuestEventKind) -> Option<&'static str> {
     })
 }
 
-/// A guest as libvirt describes it now. One whose description can't be had or read has no tags and no disks, and says why: the others
-/// are looked at all the same.
+/// A guest as libvirt describes it now. One whose description can't be had or read has no tags and no disks,
+/// and says why: the others are looked at all the same.
 ///
 /// # Errors
 /// libvirt can't be reached, or it is gone.

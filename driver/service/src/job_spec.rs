@@ -1,4 +1,5 @@
-//! What the service works by: jobs, media, limits, in its own words. `settings` makes them of the configuration.
+//! What the service works by: jobs, media, limits, in its own words. `settings` makes them of the
+//! configuration.
 //!
 //! Imports: `config`, `hypervisor` and `catalog` (plain types).
 

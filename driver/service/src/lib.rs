@@ -1,6 +1,7 @@
 //! The service: what runs when nobody is looking.
 //!
-//! - [`engine`]: the loop. It turns schedules and events into entries of the catalog's queue, begins what is due, and says how everything stands.
+//! - [`engine`]: the loop. It turns schedules and events into entries of the catalog's queue, begins what is
+//!   due, and says how everything stands.
 //! - [`planner`]: what a schedule asks for at a time.
 //! - [`runner`]: each run is this program again, as a process of its own.
 //! - [`event_bridge`]: what guests do, made into the engine's inputs.
@@ -11,7 +12,8 @@
 //! - [`notify`]: what systemd is told.
 //! - [`events`]: what guests do, as libvirt's hooks and libvirt's own events tell it.
 //!
-//! Whatever is begun stands in the queue before, and whatever ended stands there before it is acted on; see `catalog::queue`.
+//! Whatever is begun stands in the queue before, and whatever ended stands there before it is acted on; see
+//! `catalog::queue`.
 //!
 //! Imports: everything of the library.
 

@@ -1,9 +1,13 @@
-//! What systemd hears of the service (`sd_notify`): that it is ready, reloads, stops, a line for `systemctl status`, and that it lives.
+//! What systemd hears of the service (`sd_notify`): that it is ready, reloads, stops, a line for
+//! `systemctl status`, and that it lives.
 //!
-//! The watchdog is the main loop's: each turn calls [`Notifier::beat`], and takes [`Notifier::longest_turn`] at most, a quarter of the watchdog's time. A beat is told where a quarter
-//! has passed since the last that was; so systemd hears one at each half of its time at the latest. There is no thread that would go on telling for a loop that is stuck.
+//! The watchdog is the main loop's: each turn calls [`Notifier::beat`], and takes [`Notifier::longest_turn`]
+//! at most, a quarter of the watchdog's time. A beat is told where a quarter has passed since the last that
+//! was; so systemd hears one at each half of its time at the latest. There is no thread that would go on
+//! telling for a loop that is stuck.
 //!
-//! Started by something else than systemd (no `NOTIFY_SOCKET`), nobody is told anything. What can't be told is logged, and nothing more: the service goes on.
+//! Started by something else than systemd (no `NOTIFY_SOCKET`), nobody is told anything. What can't be told
+//! is logged, and nothing more: the service goes on.
 //!
 //! Imports: nothing of the crate.
 
@@ -94,7 +98,8 @@ mod tests {
     /// Set for the process that tells.
     const TELLS: &str = "VIRTFOLD_TEST_TELLS";
 
-    /// The environment is read in a process of its own, this program again: it can't be changed safely in this one.
+    /// The environment is read in a process of its own, this program again: it can't be changed safely in
+    /// this one.
     #[test]
     fn systemd_hears_it() {
         if std::env::var_os(TELLS).is_some() {

@@ -1,7 +1,8 @@
 //! What a schedule asks for at a time, as pure functions.
 //!
-//! A job's schedule has been turned into entries up to a time `done`. Of all its times since then, and not longer ago than the job's
-//! catch-up, the last one counts: one run makes up for however many were missed. Up to [`LATE`] nothing counts as missed.
+//! A job's schedule has been turned into entries up to a time `done`. Of all its times since then, and not
+//! longer ago than the job's catch-up, the last one counts: one run makes up for however many were missed. Up
+//! to [`LATE`] nothing counts as missed.
 //!
 //! Imports: `job_spec`, `catalog` (plain types), `hypervisor` (plain types).
 
@@ -15,8 +16,9 @@ use virtfold_hypervisor::DomainId;
 
 /// A run that is late by less was not missed: the service was only busy.
 pub const LATE: Duration = Duration::from_secs(60);
-/// How far ahead of the clock a stored time may be: clocks are set back by moments all the time. What is further ahead was noted by a clock that
-/// was wrong, and is not believed, or nothing would happen until then.
+/// How far ahead of the clock a stored time may be: clocks are set back by moments all the time. What is
+/// further ahead was noted by a clock that was wrong, and is not believed, or nothing would happen until
+/// then.
 pub const AHEAD: Duration = Duration::from_secs(600);
 /// The most times of a schedule that are looked at in one go: a week of minutes.
 const MOST: usize = 11_000;
@@ -45,7 +47,8 @@ pub fn is_ahead(time: Timestamp, now: Timestamp) -> bool {
     time > after(now, AHEAD)
 }
 
-/// Until when an entry is to wait, where that can be: no longer than its job's jitter, or its wait before another attempt.
+/// Until when an entry is to wait, where that can be: no longer than its job's jitter, or its wait before
+/// another attempt.
 pub fn waits_until(job: &JobSpec, not_before: Timestamp, now: Timestamp) -> Option<Timestamp> {
     let longest = after(now, job.jitter.max(job.delay).saturating_add(AHEAD));
     (not_before > now && not_before <= longest).then_some(not_before)
@@ -66,7 +69,8 @@ pub fn due(job: &JobSpec, done: Timestamp, now: Timestamp) -> Option<DueTime> {
     Some(DueTime { planned, reason })
 }
 
-/// How much later a domain's run of a job begins: the same at each run, and spread over the domains and the jobs.
+/// How much later a domain's run of a job begins: the same at each run, and spread over the domains and the
+/// jobs.
 pub fn jitter(job: &JobSpec, domain: DomainId) -> Duration {
     let most = u64::try_from(job.jitter.as_millis()).unwrap_or(u64::MAX);
     let mut hash = blake3::Hasher::new();

@@ -1,7 +1,7 @@
 //! From the configuration to what the service works by: the one place that knows both.
 //!
-//! A run's options stand on its command line, all of them, so that what a run does is what the service has read, whatever the files say by
-//! then.
+//! A run's options stand on its command line, all of them, so that what a run does is what the service has
+//! read, whatever the files say by then.
 //!
 //! Imports: `job_spec`; `virtfold_config`.
 

@@ -83,8 +83,8 @@ impl Spool {
         gone(fs::remove_file(self.dir.join(&spooled.name)))
     }
 
-    /// Takes the count of events that found no room: `None` where there were none, 0 where not even counting was
-    /// possible.
+    /// Takes the count of events that found no room: `None` where there were none, 0 where not even counting
+    /// was possible.
     ///
     /// # Errors
     /// When the marker can't be read or removed.
@@ -151,8 +151,8 @@ impl Spool {
         Ok(Event::parse(&bytes).map(|event| (event, bytes.len())).map_err(|error| error.to_string()))
     }
 
-    /// Moves a file away and notes it. Where it can't be moved, the note says so, and the next read finds it again:
-    /// one bad file must not keep the others from being read.
+    /// Moves a file away and notes it. Where it can't be moved, the note says so, and the next read finds it
+    /// again: one bad file must not keep the others from being read.
     fn quarantine(&self, name: &Path, why: String, batch: &mut Batch) {
         let why = match self.move_away(name) {
             Ok(()) => why,

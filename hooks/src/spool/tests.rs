@@ -116,7 +116,8 @@ fn many_writers_at_once_lose_nothing() {
             let spool = &spool;
             scope.spawn(move || {
                 for i in 0..25 {
-                    // One process and perhaps one microsecond: distinct times keep the names apart, as pids do.
+                    // One process and perhaps one microsecond: distinct times keep the names apart, as pids
+                    // do.
                     let mut event = event(&format!("{thread}-{i}"));
                     event.time = thread * 1000 + i;
                     let put = spool.put(&event).unwrap();

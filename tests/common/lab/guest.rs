@@ -8,8 +8,8 @@ use super::progress::Progress;
 use super::record::Layout;
 use super::{Lab, run, state, wait_for};
 
-/// What a guest is to be. `Default`: one qcow2 disk that is written some hundred times a second, so that the guest, which is emulated
-/// in software, leaves some of a processor to the others.
+/// What a guest is to be. `Default`: one qcow2 disk that is written some hundred times a second, so that the
+/// guest, which is emulated in software, leaves some of a processor to the others.
 #[derive(Clone, Debug)]
 pub(crate) struct GuestSpec {
     /// The domain's name.
@@ -84,8 +84,8 @@ impl Lab {
 }
 
 impl Guest<'_> {
-    /// Starts the domain, from the state of another one of its shape where there is one, and waits until the writer has written (or,
-    /// without a writer, until init is ready).
+    /// Starts the domain, from the state of another one of its shape where there is one, and waits until the
+    /// writer has written (or, without a writer, until init is ready).
     pub(crate) fn start(&self) -> &Self {
         if state::can_wake(&self.spec) { self.ready_after(|| state::wake(self)) } else { self.boot() }
     }

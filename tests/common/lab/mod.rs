@@ -1,11 +1,11 @@
-//! A laboratory for tests with real guests: a private libvirtd, guests that write numbered records, and a checker
-//! that says whether an image is of one point in time.
+//! A laboratory for tests with real guests: a private libvirtd, guests that write numbered records, and a
+//! checker that says whether an image is of one point in time.
 //!
 //! Use: `#[path = "common/lab/mod.rs"] mod lab;` in a test file, [`Lab::start`], [`Lab::guest`], then
 //! [`records::check`] on raw bytes of the guest's disks.
 //!
-//! - [`daemon`]: libvirtd in namespaces of its own (tests/guest/daemon). It ends, guests and all, when the [`Lab`] is
-//!   dropped or the test process dies in whatever way.
+//! - [`daemon`]: libvirtd in namespaces of its own (tests/guest/daemon). It ends, guests and all, when the
+//!   [`Lab`] is dropped or the test process dies in whatever way.
 //! - [`guest`]: a guest's disks, its domain XML, its life. Kernel and initramfs come from tests/guest/build.
 //! - [`state`]: guests of one shape boot once, and are woken from that state ever after.
 //! - [`progress`]: what the running guest tells, with the host's clock: the gaps between its writes.

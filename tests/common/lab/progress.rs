@@ -1,5 +1,6 @@
 //! What a running guest tells on its virtio-serial port: the number of each record, right after its sync. A
-//! thread notes the host's time of each, so a pause of the whole guest shows, which its own clock does not see.
+//! thread notes the host's time of each, so a pause of the whole guest shows, which its own clock does not
+//! see.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;

@@ -1,7 +1,7 @@
 //! The checker: do the disks hold exactly the records 0..=N, one N for all of them?
 //!
-//! Works on raw bytes, so that a restored image, `qemu-img convert`'s output and a file taken out of an ext4 file
-//! system are all judged alike. tests/guest/record.rs says where each record lies.
+//! Works on raw bytes, so that a restored image, `qemu-img convert`'s output and a file taken out of an ext4
+//! file system are all judged alike. tests/guest/record.rs says where each record lies.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -16,8 +16,9 @@ use super::run;
 pub(crate) struct Prefix {
     /// The newest record; `None` when nothing was written at all.
     pub(crate) last: Option<u64>,
-    /// The largest time between two records that are still there and follow each other, by the guest's clock (which
-    /// stands still while the guest is suspended), in ns. [`super::progress`] measures by the host's clock.
+    /// The largest time between two records that are still there and follow each other, by the guest's clock
+    /// (which stands still while the guest is suspended), in ns. [`super::progress`] measures by the host's
+    /// clock.
     pub(crate) largest_gap_ns: u64,
 }
 

@@ -1,12 +1,15 @@
-//! Guests that have booted before. A guest of each shape boots once, up to where its init waits for its words, and is saved
-//! there (`virsh save`). Each other one of that shape is woken from that file, in a second or two instead of the five of processor
-//! time that a boot takes. What is in it is a kernel with its modules and an init: no disk is open, no file system mounted and no
-//! record looked for, so it goes on on whatever its disks hold.
+//! Guests that have booted before. A guest of each shape boots once, up to where its init waits for its
+//! words, and is saved there (`virsh save`). Each other one of that shape is woken from that file, in a
+//! second or two instead of the five of processor time that a boot takes. What is in it is a kernel with its
+//! modules and an init: no disk is open, no file system mounted and no record looked for, so it goes on on
+//! whatever its disks hold.
 //!
-//! The file is written anew for each guest, with that guest's description in place of the one that was saved. libvirt's file is a
-//! header, the description, libvirt's cookie, and QEMU's stream; libvirt does not care where the description came from.
+//! The file is written anew for each guest, with that guest's description in place of the one that was saved.
+//! libvirt's file is a header, the description, libvirt's cookie, and QEMU's stream; libvirt does not care
+//! where the description came from.
 //!
-//! States lie in `target/lab/states`. Their names are digests of all that they are made of, so no old one is ever woken.
+//! States lie in `target/lab/states`. Their names are digests of all that they are made of, so no old one is
+//! ever woken.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -15,14 +18,14 @@ use std::path::{Path, PathBuf};
 use super::guest::{boot_files, domain_xml, make_disk, words};
 use super::{Guest, GuestSpec, Lab, wait_for};
 
-/// libvirt's header: 16 bytes of magic; five numbers: version, length of description and cookie, was running, compression, where
-/// the cookie is; 14 that are unused. All of 32 bits, as the processor has them.
+/// libvirt's header: 16 bytes of magic; five numbers: version, length of description and cookie, was running,
+/// compression, where the cookie is; 14 that are unused. All of 32 bits, as the processor has them.
 const HEADER: usize = 16 + 4 * (5 + 14);
 const LENGTH: usize = 16 + 4;
 const COOKIE: usize = 16 + 4 * 4;
 
-/// Whether a guest can be woken: what its firmware or its TPM keeps is another one's, and a device with a source is a file that
-/// only this one has.
+/// Whether a guest can be woken: what its firmware or its TPM keeps is another one's, and a device with a
+/// source is a file that only this one has.
 pub(super) fn can_wake(spec: &GuestSpec) -> bool {
     !spec.ovmf && !spec.tpm && !spec.devices.contains("<source")
 }

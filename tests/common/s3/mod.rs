@@ -1,5 +1,5 @@
-//! A real S3 server (`s3s-fs`) over HTTP on loopback, as a process of its own: this test binary again. And a proxy before it that fails as networks
-//! and stores do.
+//! A real S3 server (`s3s-fs`) over HTTP on loopback, as a process of its own: this test binary again. And a
+//! proxy before it that fails as networks and stores do.
 
 #![allow(dead_code, reason = "each test program uses a part of this")]
 
@@ -94,7 +94,8 @@ impl Server {
 }
 
 impl Server {
-    /// Waits until it has written what was on its way when a client was killed: a part that is written while its upload is aborted stays.
+    /// Waits until it has written what was on its way when a client was killed: a part that is written while
+    /// its upload is aborted stays.
     pub(crate) fn wait_until_still(&self) {
         let length = |name: &String| fs::metadata(self.root.join(name)).map_or(0, |found| found.len());
         let look = || self.unfinished().into_iter().map(|name| (length(&name), name)).collect::<Vec<_>>();

@@ -1,4 +1,5 @@
-//! A proxy for HTTP/1.1 that hands requests on one by one, each over a connection of its own, keeps a log of them, and fails where it is told to.
+//! A proxy for HTTP/1.1 that hands requests on one by one, each over a connection of its own, keeps a log of
+//! them, and fails where it is told to.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};

@@ -13,8 +13,8 @@ use virtfold::error::{Error, ErrorKind, Result};
 use virtfold::table::{CorrespondenceTable, Run};
 use virtfold::units::{DenseOffset, StreamOffset};
 
-/// A body with the tail that it would have: digests of what is there, the place of its recovery copies, the sums
-/// of its head. `None` where it is no body: not of whole blocks, or without a member that can be found.
+/// A body with the tail that it would have: digests of what is there, the place of its recovery copies, the
+/// sums of its head. `None` where it is no body: not of whole blocks, or without a member that can be found.
 pub fn seal(body: &[u8]) -> Option<Vec<u8>> {
     let record = record(body)?;
     let digests = body.chunks(1 << 20).map(|chunk| Ok(*blake3::hash(chunk).as_bytes()));

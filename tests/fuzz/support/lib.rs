@@ -1,9 +1,10 @@
-//! What the fuzz targets share: files in memory, archives made of mutated bodies, and the repair of check sums.
+//! What the fuzz targets share: files in memory, archives made of mutated bodies, and the repair of check
+//! sums.
 //!
 //! Almost everything in an archive is guarded by a check sum, and a mutation that is found by one has tested
 //! the check sum and nothing else. So the first byte of an input says which guards are put right before the
-//! parser sees the rest: a mutated tar header gets its sum, a mutated frame its CRC and digest, a mutated body a
-//! tail that fits it. The encodings here are written from FORMAT.md, not shared with the product.
+//! parser sees the rest: a mutated tar header gets its sum, a mutated frame its CRC and digest, a mutated
+//! body a tail that fits it. The encodings here are written from FORMAT.md, not shared with the product.
 
 mod archive;
 mod repair;

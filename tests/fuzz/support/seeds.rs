@@ -1,4 +1,5 @@
-//! Makes the seeds with the product itself and `qemu-img`: small archives of small disks, and small images with every feature.
+//! Makes the seeds with the product itself and `qemu-img`: small archives of small disks, and small images
+//! with every feature.
 
 use std::fs;
 use std::path::Path;

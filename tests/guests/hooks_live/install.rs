@@ -42,8 +42,8 @@ fn program() -> PathBuf {
 }
 
 impl Hooked {
-    /// Starts a lab, puts the hook where a package puts it, between scripts that write down when they are called, and has libvirtd
-    /// see its first hook.
+    /// Starts a lab, puts the hook where a package puts it, between scripts that write down when they are
+    /// called, and has libvirtd see its first hook.
     pub(crate) fn start() -> Self {
         let lab = Lab::start();
         let folder = lab.folder().join("etc/hooks/qemu.d");
@@ -83,8 +83,8 @@ impl Hooked {
         words.map(|event| format!("{} {} {}", event.operation, event.sub_operation, event.extra)).collect()
     }
 
-    /// Every call's operation, how long libvirt's step from the script before to the script after the hook took, and how long the
-    /// next step, which has no hook in it.
+    /// Every call's operation, how long libvirt's step from the script before to the script after the hook
+    /// took, and how long the next step, which has no hook in it.
     pub(crate) fn times(&self) -> Vec<Step> {
         let log = fs::read_to_string(self.lab.folder().join("times")).unwrap();
         let lines: Vec<(f64, &str, &str)> = log

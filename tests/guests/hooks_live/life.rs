@@ -88,7 +88,8 @@ fn with_a_service(hooked: &Hooked, guest: &Guest<'_>) {
     let other = hooked.lab.guest(idle("other"));
     assert_eq!(triggers(&notices, 1), [GuestEventKind::Defined]);
 
-    // libvirtd dies and comes back: it tells again, and what happened meanwhile (nobody could tell of a QEMU's end) is found.
+    // libvirtd dies and comes back: it tells again, and what happened meanwhile (nobody could tell of a
+    // QEMU's end) is found.
     virsh(&["start", "writer", "--paused"]);
     assert_eq!(triggers(&notices, 1), [GuestEventKind::Started]);
     hooked.lab.kill();
@@ -191,7 +192,8 @@ fn report(hooked: &Hooked) {
     let starts = steps.windows(3).filter(|three| three[0].operation == "prepare");
     let share = |step: &super::install::Step| step.with.saturating_sub(step.without);
     line("the hook's share of a guest's start", starts.map(|three| three.iter().map(share).sum()));
-    // A few milliseconds are the rule. A machine that is busy with other tests syncs its disk slowly; what must not be is a hook that waits.
+    // A few milliseconds are the rule. A machine that is busy with other tests syncs its disk slowly; what
+    // must not be is a hook that waits.
     let share = with.saturating_sub(without);
     println!("the hook's own share of a call, by medians: {share:?}");
     assert!(share < Duration::from_millis(500), "{share:?}");

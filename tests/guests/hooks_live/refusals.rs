@@ -1,4 +1,5 @@
-//! A guest whose disks virtfold is reading or writing does not start; any other does, and so does this one a moment later.
+//! A guest whose disks virtfold is reading or writing does not start; any other does, and so does this one a
+//! moment later.
 
 use std::fs;
 use std::path::Path;
@@ -20,7 +21,8 @@ fn command(hooked: &Hooked, args: &[&str]) -> Command {
     command
 }
 
-/// Starts virtfold and holds it in the midst of its work, when its guards are up. It may be too fast once or twice.
+/// Starts virtfold and holds it in the midst of its work, when its guards are up. It may be too fast once or
+/// twice.
 fn held(hooked: &Hooked, mut command: impl FnMut() -> Command) -> (String, Child) {
     for _ in 0..20 {
         let mut command = command();

@@ -1,5 +1,6 @@
-//! Agents that hang, agents that answer late, and a libvirtd that dies while the agent freezes: the guest is never frozen
-//! for longer than the budget and a second, and either is copied crash-consistent or not at all, as it was asked for.
+//! Agents that hang, agents that answer late, and a libvirtd that dies while the agent freezes: the guest is
+//! never frozen for longer than the budget and a second, and either is copied crash-consistent or not at all,
+//! as it was asked for.
 
 use std::path::PathBuf;
 use std::process::Output;
@@ -111,7 +112,8 @@ fn an_agent_that_answers_late_does_not_freeze_for_long() {
 #[test]
 fn libvirtd_that_dies_while_the_agent_freezes_leaves_no_frozen_guest() {
     let (lab, guest) = lab_with("1");
-    // A freeze takes some hundred milliseconds in this guest, more on a busy machine: one that was over too soon is met earlier in the next attempt.
+    // A freeze takes some hundred milliseconds in this guest, more on a busy machine: one that was over too
+    // soon is met earlier in the next attempt.
     for wait in [20, 80, 130, 200, 300, 450] {
         let met = (0..6).any(|attempt| dies_at(lab, &guest, Duration::from_millis(wait >> attempt)));
         assert!(met, "six kills from {wait} ms downwards, and none of them during a freeze");
@@ -121,7 +123,8 @@ fn libvirtd_that_dies_while_the_agent_freezes_leaves_no_frozen_guest() {
     lab.end();
 }
 
-/// Kills libvirtd a while after the journal says that the guest is about to be frozen. Returns whether it was still being frozen then.
+/// Kills libvirtd a while after the journal says that the guest is about to be frozen. Returns whether it was
+/// still being frozen then.
 fn dies_at(lab: &'static Lab, guest: &Guest<'static>, wait: Duration) -> bool {
     // Long enough that libvirtd does not die in the pivot, which is another test's.
     let script = Script { copy_ms: 3000, ..script(lab, guest, Ask::Wanted(1500)) };

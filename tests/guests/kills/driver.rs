@@ -1,5 +1,6 @@
-//! The driver's part: this test binary again, in a process of its own that can be stopped and killed. It freezes a
-//! guest by the library, with a journal around the real one that stops the process (SIGSTOP) before or after one entry.
+//! The driver's part: this test binary again, in a process of its own that can be stopped and killed. It
+//! freezes a guest by the library, with a journal around the real one that stops the process (SIGSTOP) before
+//! or after one entry.
 
 use std::fs::File;
 use std::io::Write;

@@ -30,7 +30,8 @@ pub(crate) enum Event {
     Full,
 }
 
-/// How often an entry that was not come to is tried again: a backup that needs fewer turns to end has fewer entries.
+/// How often an entry that was not come to is tried again: a backup that needs fewer turns to end has fewer
+/// entries.
 const ATTEMPTS: usize = 3;
 
 /// How a case went.
@@ -104,7 +105,8 @@ fn failed(failures: &mut Vec<String>, bench: &mut Bench, why: String) -> &'stati
     "failed"
 }
 
-/// A lab with one guest. The guest borrows the lab, which is leaked for the time of the process and ended by [`Drop`].
+/// A lab with one guest. The guest borrows the lab, which is leaked for the time of the process and ended by
+/// [`Drop`].
 struct Bench {
     event: Event,
     lab: &'static Lab,

@@ -1,8 +1,9 @@
-//! The driver stopped dead at every entry of its journal, alone and with everything else that can happen in that
-//! moment; then a recovery. Afterwards the guest writes on its own disks, no record is lost, no overlay is left.
+//! The driver stopped dead at every entry of its journal, alone and with everything else that can happen in
+//! that moment; then a recovery. Afterwards the guest writes on its own disks, no record is lost, no overlay
+//! is left.
 //!
-//! As a test: each entry once, its two moments (before it, after it) in turn. `tests/soak` runs each ten times
-//! (`VIRTFOLD_SOAK=N`), and prints the counts.
+//! As a test: each entry once, its two moments (before it, after it) in turn. `tests/soak` runs each ten
+//! times (`VIRTFOLD_SOAK=N`), and prints the counts.
 
 mod agent;
 mod driver;

@@ -1,5 +1,5 @@
-//! One list of assertions that every medium passes, as it is and behind a wrapper that makes it fail; the contract is the module
-//! description of `driver/medium/src`.
+//! One list of assertions that every medium passes, as it is and behind a wrapper that makes it fail; the
+//! contract is the module description of `driver/medium/src`.
 //!
 //! A new medium adds a [`Rig`] and a line at the end.
 
@@ -36,7 +36,8 @@ pub(crate) trait Rig {
     fn kept(&mut self, name: &str) -> Kept;
     /// Whether what it kept has names: then it must not replace one, and must drop what is not finished.
     fn has_names(&self) -> bool;
-    /// Whether only one archive can be written at a time: then the next one that is begun meanwhile is told that.
+    /// Whether only one archive can be written at a time: then the next one that is begun meanwhile is told
+    /// that.
     fn has_one_writer(&self) -> bool {
         false
     }
@@ -125,7 +126,8 @@ fn an_existing_archive_is_never_replaced(rig: &mut dyn Rig) {
         assert_eq!(second.finish().unwrap_err().kind(), ErrorKind::Exists, "taken meanwhile");
     }
     let known = ["a.tar", "empty.tar", "later.tar", "same.tar", "read.tar"];
-    // What is finished is not thrown away where it can't have its name: files keep it under the one that it has.
+    // What is finished is not thrown away where it can't have its name: files keep it under the one that it
+    // has.
     let unnamed = rig.leftovers(&known);
     assert!(unnamed.len() <= 1, "{unnamed:?}");
     for name in &unnamed {

@@ -161,7 +161,8 @@ impl Rig for Pipes {
     }
 }
 
-/// Tapes of 3 MiB in a simulated drive, so that archives go over several. What is kept is what the catalog knows, read from the tapes' own blocks.
+/// Tapes of 3 MiB in a simulated drive, so that archives go over several. What is kept is what the catalog
+/// knows, read from the tapes' own blocks.
 pub(crate) struct Tapes {
     scratch: Scratch,
     drive: SimulatedDrive,
@@ -274,8 +275,8 @@ impl Rig for Tapes {
     }
 }
 
-/// Objects in a real store over HTTP. The medium is the library's, in this process; the store's address and keys are in the environment, which
-/// [`objects`] sets before it does anything else, in a process of its own.
+/// Objects in a real store over HTTP. The medium is the library's, in this process; the store's address and
+/// keys are in the environment, which [`objects`] sets before it does anything else, in a process of its own.
 #[cfg(feature = "object-store")]
 pub(crate) struct Objects {
     pub(crate) server: crate::s3::Server,

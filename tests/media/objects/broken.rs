@@ -110,7 +110,8 @@ fn a_store_that_dies_and_comes_back_gets_the_same_archive() {
     tidy(&world);
 }
 
-/// Who may put objects and nothing else has an archive all the same, and leaves its note, which no list shows.
+/// Who may put objects and nothing else has an archive all the same, and leaves its note, which no list
+/// shows.
 #[test]
 fn who_may_only_write_writes() {
     let world = World::new("s3-writeonly");

@@ -1,4 +1,5 @@
-//! An object store that means harm: lists without end, prefixes that go deeper and deeper, answers of any length, redirects.
+//! An object store that means harm: lists without end, prefixes that go deeper and deeper, answers of any
+//! length, redirects.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};

@@ -1,5 +1,5 @@
-//! Archives in an object store, through the binary, against a real S3 server over HTTP: there and back, what fails on the
-//! way, what is left behind, who sees what, and that no secret is printed.
+//! Archives in an object store, through the binary, against a real S3 server over HTTP: there and back, what
+//! fails on the way, what is left behind, who sees what, and that no secret is printed.
 
 mod broken;
 mod copies;

@@ -52,7 +52,8 @@ fn a_killed_upload_goes_on_at_the_parts_that_are_there() {
     let archive = done.last_line();
     world.run(["verify", archive]).ok();
     world.comes_back(archive, &image, &[]);
-    // But for names, ids and times it is the archive that was never broken off; both have the same parts in the same places.
+    // But for names, ids and times it is the archive that was never broken off; both have the same parts in
+    // the same places.
     let [one, other] =
         [&before, archive].map(|name| std::fs::read(world.server.object(key_of(name))).unwrap());
     assert_eq!(one.len(), other.len());
@@ -89,7 +90,8 @@ fn an_upload_that_is_gone_is_begun_anew() {
     world.comes_back(done.last_line(), &image, &[]);
 }
 
-/// The store was away for longer than the writer had patience: the parts could not be taken away, and are gone on with.
+/// The store was away for longer than the writer had patience: the parts could not be taken away, and are
+/// gone on with.
 #[test]
 fn an_upload_that_could_not_be_ended_goes_on_in_the_next_run() {
     let world = World::new("s3-away");

@@ -41,7 +41,8 @@ fn out_and_back_by_every_way() {
     bench.virtfold(&["restore", TAPE, "--output", "/run/tmp"]).exits(exit::USAGE);
 }
 
-/// What can't be read is stepped over, and a volume that is gone left out: the rest comes, and what is lost is said.
+/// What can't be read is stepped over, and a volume that is gone left out: the rest comes, and what is lost
+/// is said.
 #[test]
 fn what_is_intact_comes_from_a_tape_that_is_not() {
     let mut bench = Bench::new(2, 5);
@@ -174,7 +175,8 @@ fn a_power_cut_in_mid_write_costs_that_archive_alone() {
     bench.virtfold(&["verify", &broken]).exits(exit::INCOMPLETE);
 }
 
-/// The process is killed, and the kernel closes the tape: it writes a filemark by itself. Or it is told to end.
+/// The process is killed, and the kernel closes the tape: it writes a filemark by itself. Or it is told to
+/// end.
 #[test]
 fn a_killed_run_costs_that_archive_alone() {
     let mut bench = Bench::new(1, 256);
@@ -212,7 +214,8 @@ fn a_killed_run_costs_that_archive_alone() {
     }
 }
 
-/// The next run goes on behind what the killed one had committed, on the same volume or on another one, and the archive is the same.
+/// The next run goes on behind what the killed one had committed, on the same volume or on another one, and
+/// the archive is the same.
 #[test]
 fn a_killed_run_is_gone_on_with_by_the_next_one() {
     let mut bench = Bench::new(2, 256);

@@ -51,7 +51,8 @@ impl Drop for Changer {
 }
 
 impl Bench {
-    /// So many cartridges of MiBs, the first one loaded, and a machine. The early warning comes half a MiB before the end.
+    /// So many cartridges of MiBs, the first one loaded, and a machine. The early warning comes half a MiB
+    /// before the end.
     pub(crate) fn new(cartridges: usize, mib: u64) -> Self {
         Self::with(vec![Cartridge::new(mib << 20, 512 << 10); cartridges])
     }
@@ -75,7 +76,8 @@ impl Bench {
         Self { machine: Some(machine), changer, drive, scratch }
     }
 
-    /// Answers the changer's questions: `NUMBER WANTED OLD`. The volume `T2` is in slot 2; where any will do, the volume's number tells.
+    /// Answers the changer's questions: `NUMBER WANTED OLD`. The volume `T2` is in slot 2; where any will do,
+    /// the volume's number tells.
     fn serve(asked: PathBuf, drive: TapeDrive) -> Changer {
         let stop = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&stop);

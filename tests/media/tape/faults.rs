@@ -56,7 +56,8 @@ fn goes_on(bench: &mut Bench, image: &Image, fault: impl Fn(u64) -> Fault, offse
     bench.assert_restores(&archive, image, &[&change, "--state-dir", text(&nobody)]);
 }
 
-/// Faults at the begin, the data and the end of parts, of which the image has three, the last one without data of its own.
+/// Faults at the begin, the data and the end of parts, of which the image has three, the last one without
+/// data of its own.
 fn at_blocks(make: impl Fn(u64) -> Fault, again: &[u64]) {
     let mut bench = Bench::new(2, 64);
     let (kept, image) = (bench.image("kept.raw", 1), bench.image("disk.raw", 2));
@@ -100,7 +101,8 @@ fn what_is_wrong_on_the_tape_is_found_when_it_is_read() {
             assert_ne!(verdict.code(), Some(exit::OK), "{fault:?}\n{verdict}");
             bench.unit(|unit| unit.faults = vec![fault]);
             let verdict = bench.virtfold(&["verify", &archive]);
-            // What is not the archive's is not read, and a begin that is wrong by the catalog is looked for once more.
+            // What is not the archive's is not read, and a begin that is wrong by the catalog is looked for
+            // once more.
             let read = bench.unit(|unit| std::mem::take(&mut unit.faults)).is_empty();
             let found_again = fault == Fault::Corrupt(2);
             assert_eq!(verdict.code() != Some(exit::OK), read && !found_again, "{fault:?}\n{verdict}");

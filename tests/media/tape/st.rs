@@ -1,5 +1,5 @@
-//! What Linux's `st` driver does, held against the real one: the assumptions that the code is built on. The case runs
-//! itself again in the machine, where it drives `/dev/nst0` by the library's own calls.
+//! What Linux's `st` driver does, held against the real one: the assumptions that the code is built on. The
+//! case runs itself again in the machine, where it drives `/dev/nst0` by the library's own calls.
 
 use std::path::Path;
 

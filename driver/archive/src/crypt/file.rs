@@ -40,8 +40,8 @@ impl ArchiveFile {
     /// that, each of which is what was written there. Whoever calls this asks [`ArchiveFile::proven`], too.
     ///
     /// # Errors
-    /// [`ErrorKind::Locked`](virtfold_base::error::ErrorKind::Locked), where it is encrypted and no identity opens
-    /// it; Damaged, Incomplete or Unsupported, where the beginning of the age file is.
+    /// [`ErrorKind::Locked`](virtfold_base::error::ErrorKind::Locked), where it is encrypted and no identity
+    /// opens it; Damaged, Incomplete or Unsupported, where the beginning of the age file is.
     pub fn salvage(file: Arc<dyn Source>, identities: &Identities) -> Result<Self> {
         let mut first = Vec::with_capacity(PROBE);
         let probe = PlainOffset::new(&file).take(PROBE as u64).read_to_end(&mut first);

@@ -1,19 +1,24 @@
-//! Encryption: an archive as a standard age v1 file (<https://age-encryption.org/v1>), between the archive and the medium.
+//! Encryption: an archive as a standard age v1 file (<https://age-encryption.org/v1>), between the archive
+//! and the medium.
 //!
-//! Writing ([`PieceCipher`], by `virtfold_medium::Encrypting`): a medium that encrypts what it is given to the [`Recipients`], all of them X25519 public keys,
-//! and hands it on. The host that writes holds no key that could read. Reading: [`ArchiveFile`] is an archive in a file,
-//! encrypted or not, to be read at any place; [`DecryptingReader`] one that comes front to back. Both see by the first bytes
-//! whether it is encrypted, and open it with the [`Identities`].
+//! Writing ([`PieceCipher`], by `virtfold_medium::Encrypting`): a medium that encrypts what it is given to
+//! the [`Recipients`], all of them X25519 public keys, and hands it on. The host that writes holds no key
+//! that could read. Reading: [`ArchiveFile`] is an archive in a file, encrypted or not, to be read at any
+//! place; [`DecryptingReader`] one that comes front to back. Both see by the first bytes whether it is
+//! encrypted, and open it with the [`Identities`].
 //!
-//! age's payload is a row of pieces of 64 KiB, each with an authenticator over its bytes, its number and whether it is the last.
-//! So no byte is given out that was not written in that place of that archive; and a file's length is proven by its last
-//! piece, before anything else of it is believed. What age can't prove is who wrote: a recipient's key is public.
+//! age's payload is a row of pieces of 64 KiB, each with an authenticator over its bytes, its number and
+//! whether it is the last. So no byte is given out that was not written in that place of that archive; and a
+//! file's length is proven by its last piece, before anything else of it is believed. What age can't prove is
+//! who wrote: a recipient's key is public.
 //!
-//! Secrets: identities are read from files that nobody but their owner can read, and are printed nowhere: not in messages, not by
-//! `Debug`. The `age` crate wipes its keys from memory.
+//! Secrets: identities are read from files that nobody but their owner can read, and are printed nowhere: not
+//! in messages, not by `Debug`. The `age` crate wipes its keys from memory.
 //!
-//! What knows bytes of the format is the `age` crate's, but for the writing of pieces: an archive that is gone on with begins with any of them (`writer`), with its key out of memory (`kept`). Beside that: the bound on the header, the pool of
-//! readers that makes a reader of one place one of many, and the words for what goes wrong.
+//! What knows bytes of the format is the `age` crate's, but for the writing of pieces: an archive that is
+//! gone on with begins with any of them (`writer`), with its key out of memory (`kept`). Beside that: the
+//! bound on the header, the pool of readers that makes a reader of one place one of many, and the words for
+//! what goes wrong.
 //!
 //! Imports: `error`, `archive` (the traits `Sink`, `ReadAt`), `medium`.
 

@@ -1,8 +1,8 @@
 //! An encrypted file, read at any place by many threads.
 //!
-//! The `age` crate's reader stands at one place. Here each thread that reads takes a reader out of a pool, one that stands where it
-//! wants to read if there is one, and puts it back; there are never more of them than threads. Each has a piece of 64 KiB
-//! in memory, encrypted and plain.
+//! The `age` crate's reader stands at one place. Here each thread that reads takes a reader out of a pool,
+//! one that stands where it wants to read if there is one, and puts it back; there are never more of them
+//! than threads. Each has a piece of 64 KiB in memory, encrypted and plain.
 //!
 //! A reader that has met an error is dropped: it has lost its place.
 
@@ -70,8 +70,8 @@ impl PooledReader {
     fn read(&mut self, at: u64, buf: &mut [u8]) -> io::Result<()> {
         if self.at != at {
             if at.is_multiple_of(PIECE) {
-                // A seek to a piece's first byte makes the crate look for the end, which a cut file has not. A byte further it reads
-                // the piece instead, and going back one byte is then free.
+                // A seek to a piece's first byte makes the crate look for the end, which a cut file has not.
+                // A byte further it reads the piece instead, and going back one byte is then free.
                 self.stream.seek(SeekFrom::Start(at + 1))?;
             }
             self.stream.seek(SeekFrom::Start(at))?;
@@ -86,7 +86,8 @@ impl PooledReader {
 pub(super) struct ReaderPool {
     file: Arc<dyn Source>,
     identities: Identities,
-    /// Plain bytes that can be read: all of them, or those of the whole pieces before the end that is not proven.
+    /// Plain bytes that can be read: all of them, or those of the whole pieces before the end that is not
+    /// proven.
     len: u64,
     /// Why the end is not proven.
     end: Option<Error>,
@@ -131,8 +132,8 @@ impl ReaderPool {
     }
 }
 
-/// Plain bytes in all pieces that are there as a whole, of a file whose end is not proven. What lies behind them is no piece, or the
-/// end of one.
+/// Plain bytes in all pieces that are there as a whole, of a file whose end is not proven. What lies behind
+/// them is no piece, or the end of one.
 fn whole_pieces(file: &dyn Source, header: u64) -> u64 {
     file.len().saturating_sub(header) / (PIECE + TAG) * PIECE
 }

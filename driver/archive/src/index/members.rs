@@ -89,8 +89,8 @@ pub(super) fn is_foreign(stream: &RandomStream<'_>, record: &EndRecord) -> bool 
     differing > DAMAGED || differing > 0 && is_other_time
 }
 
-/// Bytes of an id's 16 that damage may have changed: it does not change many, nor one of them and the time. Two
-/// archives of one second have the same time, and ids that differ in more.
+/// Bytes of an id's 16 that damage may have changed: it does not change many, nor one of them and the time.
+/// Two archives of one second have the same time, and ids that differ in more.
 const DAMAGED: usize = 4;
 
 fn differing_bytes(one: Uuid, other: Uuid) -> usize {

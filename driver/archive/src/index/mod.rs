@@ -3,8 +3,8 @@
 //!
 //! Opening: the end record and the digests are read from the tail (`tail`), then the members from the front,
 //! jumping over the disks' bytes (`members`). Where the front is damaged, the recovery copies take its place.
-//! Every byte that is believed was checked (`range_reader`): each MiB by the digest list, without it a frame by
-//! its own header, and nothing at all only where a cut has taken the list of a plain archive;
+//! Every byte that is believed was checked (`range_reader`): each MiB by the digest list, without it a frame
+//! by its own header, and nothing at all only where a cut has taken the list of a plain archive;
 //! [`ArchiveIndex::is_checked`] tells.
 //!
 //! Whether damage is an error is the caller's to say ([`Trust`]). A strict opening fails at the first
@@ -281,11 +281,12 @@ impl ArchiveIndex<'_> {
     }
 
     /// The members beside head, tables and disks (`domain.xml`, ...), in the archive's order: those to which
-    /// `wanted` gives a limit in bytes, which is the memory that each may take; all together take `most`. Where
-    /// [`ArchiveIndex::is_checked`], so is each of their bytes.
+    /// `wanted` gives a limit in bytes, which is the memory that each may take; all together take `most`.
+    /// Where [`ArchiveIndex::is_checked`], so is each of their bytes.
     ///
     /// # Errors
-    /// Damaged or Incomplete: one can't be read, is longer than its limit, or comes twice; all are longer than `most`.
+    /// Damaged or Incomplete: one can't be read, is longer than its limit, or comes twice; all are longer
+    /// than `most`.
     pub fn attachments(&self, wanted: &dyn Fn(&str) -> Option<u64>, most: u64) -> Result<Vec<Attachment>> {
         members::attachments(&self.stream, wanted, most)
     }

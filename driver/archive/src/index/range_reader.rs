@@ -1,8 +1,8 @@
 //! Reading at any place of a stream, with every byte checked.
 //!
-//! Every MiB is held against the digest list of the tail; the last one that was checked is kept, for tables are read
-//! in small steps. Where a cut or damage has taken that list, a framed stream still checks its frames against
-//! their own headers, and of a plain one what is read is what is there.
+//! Every MiB is held against the digest list of the tail; the last one that was checked is kept, for tables
+//! are read in small steps. Where a cut or damage has taken that list, a framed stream still checks its
+//! frames against their own headers, and of a plain one what is read is what is there.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -121,8 +121,8 @@ impl<'a> VerifiedRanges<'a> {
         }
     }
 
-    /// Gives `take` the bytes of `range` of the body, in order; what is damaged or behind the end as a number of
-    /// lost bytes.
+    /// Gives `take` the bytes of `range` of the body, in order; what is damaged or behind the end as a number
+    /// of lost bytes.
     ///
     /// # Errors
     /// Those of the source and of `take`.

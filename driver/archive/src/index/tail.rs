@@ -1,9 +1,10 @@
 //! The tail of an archive in a file: found from the end, for only the end says where it begins.
 //!
-//! The last two blocks are zeros; before them lies the end record, padded to whole blocks, and before that its header
-//! block. So the header is searched block by block, from the end, over the few blocks that the record may
-//! have. The record says where the body ends and how many digests follow it; the root then proves both. The tail's
-//! headers, padding and end are held against what virtfold writes, byte for byte, by the parser.
+//! The last two blocks are zeros; before them lies the end record, padded to whole blocks, and before that
+//! its header block. So the header is searched block by block, from the end, over the few blocks that the
+//! record may have. The record says where the body ends and how many digests follow it; the root then proves
+//! both. The tail's headers, padding and end are held against what virtfold writes, byte for byte, by the
+//! parser.
 
 use crate::end_record::{self, DIGEST_LEN, DigestsParser, EndRecord, RootHasher};
 use crate::layout::{self, MemberRole};

@@ -1,10 +1,11 @@
 //! Reads a whole archive front to back and believes nothing of it: the one pass for a pipe, and `verify`'s.
 //!
-//! Every byte is checked against something: headers and padding must be what virtfold writes ([`MemberParser`]), members
-//! must come in their order, tables must agree with the head and with their second copies, the digests of the
-//! body with those that the archive holds, and the end record with all of it. The first contradiction ends the
-//! pass with an error. Data reach the [`Visitor`] before the digests at the end of a plain archive have been
-//! seen: what it makes of them counts only when [`ArchiveReader::finish`] has returned.
+//! Every byte is checked against something: headers and padding must be what virtfold writes
+//! ([`MemberParser`]), members must come in their order, tables must agree with the head and with their
+//! second copies, the digests of the body with those that the archive holds, and the end record with all of
+//! it. The first contradiction ends the pass with an error. Data reach the [`Visitor`] before the digests at
+//! the end of a plain archive have been seen: what it makes of them counts only when
+//! [`ArchiveReader::finish`] has returned.
 //!
 //! Imports: `units`, `error`, `table`; `stream` and the member modules of this room.
 

@@ -28,7 +28,8 @@ pub trait Visitor {
     /// Whatever the visitor has against it; ends the pass.
     fn head(&mut self, head: &Manifest) -> Result<()>;
 
-    /// A member begins that is neither head, table, disk nor tail (`domain.xml`, ...), of so many bytes. They come before the disks.
+    /// A member begins that is neither head, table, disk nor tail (`domain.xml`, ...), of so many bytes. They
+    /// come before the disks.
     ///
     /// # Errors
     /// As [`Visitor::head`].

@@ -162,8 +162,8 @@ impl StreamEnd {
     /// Holds what was found at the end of the file `name` against what must be there.
     ///
     /// # Errors
-    /// Incomplete, where the file is cut; Damaged, where its seek table is not that of its frames or something
-    /// follows.
+    /// Incomplete, where the file is cut; Damaged, where its seek table is not that of its frames or
+    /// something follows.
     pub fn check(&self, name: &str) -> Result<()> {
         let damaged =
             |what: String| Err(Error::new(ErrorKind::Damaged, format!("'{name}' is damaged: {what}")));

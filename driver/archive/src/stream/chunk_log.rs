@@ -1,7 +1,8 @@
 //! What is remembered of chunks that were put out, so that a stream can go on behind them.
 //!
-//! What comes after a chunk needs three things of it: its digest (the digest list), and its two lengths (the seek table, and where
-//! in the archive it ends). They are the chunk's record; a [`ChunkLog`] is told of each.
+//! What comes after a chunk needs three things of it: its digest (the digest list), and its two lengths (the
+//! seek table, and where in the archive it ends). They are the chunk's record; a [`ChunkLog`] is told of
+//! each.
 //!
 //! Imports: `error`, `spool`.
 
@@ -39,7 +40,8 @@ impl ChunkRecord {
         out
     }
 
-    /// Whether `bytes`, of which there are as many as [`ChunkRecord::bytes`] says, are this chunk as it was put out.
+    /// Whether `bytes`, of which there are as many as [`ChunkRecord::bytes`] says, are this chunk as it was
+    /// put out.
     pub fn is_of(&self, bytes: &[u8]) -> bool {
         if self.stored == 0 {
             return Digest::of(bytes) == self.digest;
@@ -132,7 +134,8 @@ impl ChunkRecords {
         self.spool.append(&chunk.encode())
     }
 
-    /// Keeps the chunks that lie wholly in the archive's first `durable` bytes. Returns where the last of them ends.
+    /// Keeps the chunks that lie wholly in the archive's first `durable` bytes. Returns where the last of
+    /// them ends.
     ///
     /// # Errors
     /// When the spool can't be read back.

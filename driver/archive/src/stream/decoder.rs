@@ -189,8 +189,8 @@ enum ChunkError {
 }
 
 impl ChunkError {
-    /// A medium that can't read one place may well read the next, and one that finds it damaged, too; anything else is no
-    /// property of the place.
+    /// A medium that can't read one place may well read the next, and one that finds it damaged, too;
+    /// anything else is no property of the place.
     fn of_reading(error: Error) -> Self {
         if !matches!(error.kind(), ErrorKind::Io | ErrorKind::Damaged) {
             return Self::Ends(error);

@@ -1,8 +1,8 @@
 //! A worker of the writing pipeline: takes the plan of a chunk, reads its pieces, digests and compresses it.
 //!
-//! Each chunk travels in a [`EncodeSlot`], a pair of buffers that is used again and again; the number of slots is
-//! what bounds the memory. A slot is given to a chunk when it is planned, so the oldest chunk always has its
-//! buffers and no thread waits for another in a circle.
+//! Each chunk travels in a [`EncodeSlot`], a pair of buffers that is used again and again; the number of
+//! slots is what bounds the memory. A slot is given to a chunk when it is planned, so the oldest chunk always
+//! has its buffers and no thread waits for another in a circle.
 //!
 //! Imports: `units`, `error`.
 

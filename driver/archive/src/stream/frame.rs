@@ -174,7 +174,8 @@ impl Unpacker {
     }
 }
 
-/// Holds the header of a Zstandard frame against what any decoder takes (RFC 8878, section 3.1.1.1): no dictionary, and a bounded window.
+/// Holds the header of a Zstandard frame against what any decoder takes (RFC 8878, section 3.1.1.1): no
+/// dictionary, and a bounded window.
 fn check_descriptor(frame: &[u8]) -> Result<(), String> {
     const SINGLE_SEGMENT: u8 = 1 << 5;
     const DICTIONARY: u8 = 3;

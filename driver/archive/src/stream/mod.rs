@@ -1,14 +1,15 @@
 //! Layer 1 of the archive: an uncompressed byte stream, cut into chunks of one MiB, carried as it is or as
 //! Zstandard frames. FORMAT.md, section 'Stream and frames', gives the bytes.
 //!
-//! Writing ([`write_stream`]): the caller's thread plans chunks, workers read, digest and compress them and write
-//! them in order; [`write_stream_from`] goes on where an earlier run was broken off. Reading: [`read_pipe`] takes what comes, front to back; [`RandomStream`] reads
-//! a file at any place, or a range of it in order with all workers. Either way every byte of a framed stream is
-//! checked, and damage is delivered as a range of the stream, with reading going on behind it.
+//! Writing ([`write_stream`]): the caller's thread plans chunks, workers read, digest and compress them and
+//! write them in order; [`write_stream_from`] goes on where an earlier run was broken off. Reading:
+//! [`read_pipe`] takes what comes, front to back; [`RandomStream`] reads a file at any place, or a range of
+//! it in order with all workers. Either way every byte of a framed stream is checked, and damage is delivered
+//! as a range of the stream, with reading going on behind it.
 //!
-//! Invariants: memory is bounded by the number of chunks in flight (two for each thread, and four more at most), never
-//! by the stream; no length from an archive is believed before it is bounded; an error of any thread ends all
-//! of them and is returned as it is.
+//! Invariants: memory is bounded by the number of chunks in flight (two for each thread, and four more at
+//! most), never by the stream; no length from an archive is believed before it is bounded; an error of any
+//! thread ends all of them and is returned as it is.
 //!
 //! Imports: `units`, `error`, `spool`, `packed`.
 
@@ -100,7 +101,8 @@ pub trait Sink: Send {
 pub struct StreamOptions {
     /// How the chunks are carried.
     pub compression: Compression,
-    /// Threads that read, digest and compress; at least one is used. The planning thread waits most of the time.
+    /// Threads that read, digest and compress; at least one is used. The planning thread waits most of the
+    /// time.
     pub workers: usize,
     /// Names the archive in each frame.
     pub archive_id: Uuid,

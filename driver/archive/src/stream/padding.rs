@@ -1,4 +1,5 @@
-//! Zeros behind an archive: media that are cut into blocks (devices, tapes, `dd conv=sync`) have them behind the end of a file.
+//! Zeros behind an archive: media that are cut into blocks (devices, tapes, `dd conv=sync`) have them behind
+//! the end of a file.
 //!
 //! Imports: nothing but this room.
 
@@ -19,7 +20,8 @@ const STEP: u64 = 64 << 10;
 /// Bytes before the zeros that tell what ends there.
 const LAST: usize = 4;
 
-/// Where the last byte that is not zero ends in `file`; nothing, where that can't be read: then whoever reads it says so.
+/// Where the last byte that is not zero ends in `file`; nothing, where that can't be read: then whoever reads
+/// it says so.
 pub fn end_of_content(file: &dyn ReadAt) -> Option<u64> {
     let mut end = file.len();
     let mut bytes = Vec::new();
@@ -35,8 +37,9 @@ pub fn end_of_content(file: &dyn ReadAt) -> Option<u64> {
     Some(0)
 }
 
-/// Where the archive in `file` ends that has zeros behind it, by what stands there: behind a seek table at once, behind an end
-/// record with the rest of its block and two blocks of zeros. Nothing, where it is neither, or nothing follows.
+/// Where the archive in `file` ends that has zeros behind it, by what stands there: behind a seek table at
+/// once, behind an end record with the rest of its block and two blocks of zeros. Nothing, where it is
+/// neither, or nothing follows.
 pub fn end_before_zeros(file: &dyn ReadAt) -> Option<u64> {
     let end = match ending(file)? {
         Ending::SeekTable(content) => content,

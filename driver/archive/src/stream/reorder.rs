@@ -1,7 +1,7 @@
 //! Puts back in order what several workers finish in any order.
 //!
-//! The number of things held is bounded by whoever numbers them: a pipeline numbers no more chunks than it has
-//! buffers.
+//! The number of things held is bounded by whoever numbers them: a pipeline numbers no more chunks than it
+//! has buffers.
 
 use std::collections::BTreeMap;
 

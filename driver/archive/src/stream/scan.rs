@@ -4,14 +4,15 @@
 //! 1. At the expected place there is a header of this archive, with the expected number or a later one: a
 //!    frame. Numbers left out are a gap.
 //! 2. There is a seek table: it is compared with the frames found, and must be the end.
-//! 3. There is something else. The scan begins right behind the last good header (bytes may be missing from its
-//!    frame) and takes the first header that fits behind what is known, or a table whose first entries do. A
-//!    header counts only with its own check sum and the archive's id, so a copy of another archive within the
-//!    data is not mistaken for frames of this one.
+//! 3. There is something else. The scan begins right behind the last good header (bytes may be missing from
+//!    its frame) and takes the first header that fits behind what is known, or a table whose first entries
+//!    do. A header counts only with its own check sum and the archive's id, so a copy of another archive
+//!    within the data is not mistaken for frames of this one.
 //! 4. Nothing is found up to the end: the file is cut here, or what is left is as long as the seek table
 //!    would be and is a damaged one.
 //!
-//! Invariants: every byte is looked at a bounded number of times; what is kept in memory is two frames at most.
+//! Invariants: every byte is looked at a bounded number of times; what is kept in memory is two frames at
+//! most.
 //!
 //! Imports: `units`, `error`.
 

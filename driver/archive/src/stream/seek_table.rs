@@ -3,8 +3,8 @@
 //! frame of the file: the skippable frame (100 bytes, decompresses to nothing) and the Zstandard frame.
 //!
 //! A reader believes a table of a file at hand ([`load`]) when its sums are those of the file and of the last
-//! frame's header, which no flipped byte leaves so. Behind frames that were read one by one it is compared with the table that they would give
-//! ([`SeekTableCheck`]).
+//! frame's header, which no flipped byte leaves so. Behind frames that were read one by one it is compared
+//! with the table that they would give ([`SeekTableCheck`]).
 //!
 //! Imports: `units`, `error`, `spool`.
 
@@ -77,8 +77,8 @@ pub(super) fn table_len(chunks: u64) -> u64 {
     chunks.saturating_mul(PAIR_LEN.into()).saturating_add(8 + u64::from(FOOTER_LEN))
 }
 
-/// Whether bytes that begin with `first` and end with `last` are, by one of these, the table of so many chunks
-/// with some damage.
+/// Whether bytes that begin with `first` and end with `last` are, by one of these, the table of so many
+/// chunks with some damage.
 pub(super) fn resembles(chunks: u64, first: &[u8], last: &[u8]) -> bool {
     u32::try_from(chunks).is_ok_and(|n| n <= MAX_CHUNKS && (first == head(n) || last == footer(n)))
 }

@@ -1,7 +1,7 @@
 //! Reads a stream that comes front to back and only once: from a pipe, a socket or a tape.
 //!
-//! A feeder thread reads and cuts ([`FrameWalker`] for a framed stream), workers check, the caller's thread hands the
-//! chunks to the consumer in order. As in the writer, the buffers are all that anybody waits for.
+//! A feeder thread reads and cuts ([`FrameWalker`] for a framed stream), workers check, the caller's thread
+//! hands the chunks to the consumer in order. As in the writer, the buffers are all that anybody waits for.
 //!
 //! Imports: `units`, `error`.
 
@@ -27,8 +27,8 @@ const STEP: usize = 256 << 10;
 const PROBE: usize = 512;
 
 /// Reads the stream that comes from `input`, called `name` in messages, and hands its chunks in order to
-/// `consume`. A plain stream is delivered up to the input's end in chunks of [`FRAME`] bytes from its beginning:
-/// where the tail begins this layer does not know.
+/// `consume`. A plain stream is delivered up to the input's end in chunks of [`FRAME`] bytes from its
+/// beginning: where the tail begins this layer does not know.
 ///
 /// When `consume` fails, the input is read no further than one read that is under way.
 ///

@@ -1,17 +1,18 @@
 //! Writes a stream: plan, make, put out.
 //!
 //! The caller's thread plans: [`StreamWriter::bytes`] copies into the chunk's buffer, [`StreamWriter::data`]
-//! notes which dense bytes belong where. A full chunk goes to the workers, which finish in any order. Whoever has
-//! finished one enters the outlet, one thread at a time, and writes what is next in order; then the buffer goes
-//! back to the planner. The planner waits only for buffers, and everything in flight has one, so waiting for all
-//! of them is waiting for everything planned to be written.
+//! notes which dense bytes belong where. A full chunk goes to the workers, which finish in any order. Whoever
+//! has finished one enters the outlet, one thread at a time, and writes what is next in order; then the
+//! buffer goes back to the planner. The planner waits only for buffers, and everything in flight has one, so
+//! waiting for all of them is waiting for everything planned to be written.
 //!
-//! A stream that goes on ([`write_stream_from`] with a log that keeps chunks): the plan is the same, for the same contents give the
-//! same plan; but a chunk that was put out before has no buffer, is neither read nor compressed nor put out, and what the
-//! tail needs of it comes from the log. All of these are planned before the first that is made, so digests and seek table stay in order.
+//! A stream that goes on ([`write_stream_from`] with a log that keeps chunks): the plan is the same, for the
+//! same contents give the same plan; but a chunk that was put out before has no buffer, is neither read nor
+//! compressed nor put out, and what the tail needs of it comes from the log. All of these are planned before
+//! the first that is made, so digests and seek table stay in order.
 //!
-//! Errors: the first one that a worker or the sink has takes the outlet's place. With the outlet ends the supply of
-//! buffers, hence the planner, hence the workers.
+//! Errors: the first one that a worker or the sink has takes the outlet's place. With the outlet ends the
+//! supply of buffers, hence the planner, hence the workers.
 //!
 //! Imports: `units`, `error`.
 
@@ -52,11 +53,13 @@ pub fn write_stream<T>(
     write_stream_from(source, (sink, &mut NoChunkLog), options, plan)
 }
 
-/// As [`write_stream`], and goes on behind the chunks that `log` keeps: `sink` gets the bytes that follow them, and is the same in the
-/// end as if it had been written in one go, as long as `plan`, `source` and `options` are what they were. `log` is told of each chunk that is put out.
+/// As [`write_stream`], and goes on behind the chunks that `log` keeps: `sink` gets the bytes that follow
+/// them, and is the same in the end as if it had been written in one go, as long as `plan`, `source` and
+/// `options` are what they were. `log` is told of each chunk that is put out.
 ///
 /// # Errors
-/// As [`write_stream`]; [`ErrorKind::Internal`] where the kept chunks are not those of this stream; those of `log`.
+/// As [`write_stream`]; [`ErrorKind::Internal`] where the kept chunks are not those of this stream; those of
+/// `log`.
 pub fn write_stream_from<T>(
     source: &dyn DataSource,
     (sink, log): (&mut dyn Sink, &mut dyn ChunkLog),
@@ -143,9 +146,9 @@ fn run<T>(
 }
 
 /// Threads, and buffers in flight. Compressing takes long, so there is one thread more than workers: one may
-/// wait for the sink at any time. A plain stream is limited by the copies into and out of the page cache, so it
-/// has few buffers, which stay in the processor's cache, and at least two threads, one reading while the other
-/// writes.
+/// wait for the sink at any time. A plain stream is limited by the copies into and out of the page cache, so
+/// it has few buffers, which stay in the processor's cache, and at least two threads, one reading while the
+/// other writes.
 fn crew(options: &StreamOptions) -> (usize, usize) {
     match options.compression {
         Compression::None => {
@@ -238,7 +241,8 @@ impl ChunkOutput<'_> {
         let bytes = bytes.ok_or_else(oversized)?;
         let size = |n: usize| u32::try_from(n).map_err(|_| oversized());
         let record = ChunkRecord { digest, stored: size(stored)?, len: size(len)? };
-        // First: a chunk that is not what it was must not get to a sink that would encrypt it as it did the other one.
+        // First: a chunk that is not what it was must not get to a sink that would encrypt it as it did the
+        // other one.
         self.log.note(number, &record)?;
         self.sink.write(bytes)?;
         self.count(&record, data_len)?;

@@ -37,7 +37,8 @@ proptest! {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
-    /// Broken off at any byte, the stream goes on at the last whole chunk before it, and is the same in the end.
+    /// Broken off at any byte, the stream goes on at the last whole chunk before it, and is the same in the
+    /// end.
     #[test]
     fn what_goes_on_is_the_same_as_what_was_never_broken_off(
         script in any_script(), compression in any_compression(), workers in 1_usize..4, places in any::<[u64; 3]>(),

@@ -1,14 +1,15 @@
 //! The block correspondence table: which dense address X holds which guest address A.
 //!
-//! A fold takes the used ranges of a disk in guest order, widens each to whole blocks (the disk's tail block may
-//! be short), merges what touches, and lays the resulting runs end to end: a run's X is the sum of the
+//! A fold takes the used ranges of a disk in guest order, widens each to whole blocks (the disk's tail block
+//! may be short), merges what touches, and lays the resulting runs end to end: a run's X is the sum of the
 //! lengths before it. So X ascends with A, both look-ups are one binary search, and the table is nothing
 //! but a list of (guest offset, length), which is what the archive's sparse map holds.
 //!
-//! Invariants: runs ascend, never touch or overlap, are not empty and end within the capacity; all but the one at
-//! the disk's end start and end on multiples of the block size when they come from [`fold`].
+//! Invariants: runs ascend, never touch or overlap, are not empty and end within the capacity; all but the
+//! one at the disk's end start and end on multiples of the block size when they come from [`fold`].
 //!
-//! Source of the method: FIG. 11 of the patent specification that ARCHITECTURE.md names. Imports: `units`, `error`, `packed`.
+//! Source of the method: FIG. 11 of the patent specification that ARCHITECTURE.md names. Imports: `units`,
+//! `error`, `packed`.
 
 use serde::{Deserialize, Serialize};
 

@@ -2,14 +2,15 @@
 //! file, a pipe, an object or a tape.
 //!
 //! Who touches a medium is a [`MediumAccess`]: this process ([`LocalMedia`]), or a process for each medium
-//! ([`MediumProcesses`]), which does what `LocalMedia` does and can be abandoned where its medium hangs. A new
-//! kind of medium is an arm in `local`; who brings a medium of its own gives it to [`Destinations::custom`].
+//! ([`MediumProcesses`]), which does what `LocalMedia` does and can be abandoned where its medium hangs. A
+//! new kind of medium is an arm in `local`; who brings a medium of its own gives it to
+//! [`Destinations::custom`].
 //!
-//! Invariants: what a directory has to be mounted on ([`ExpectedMount`]) is checked by the process that touches
-//! it, right before it does. The archive is the same on every destination.
+//! Invariants: what a directory has to be mounted on ([`ExpectedMount`]) is checked by the process that
+//! touches it, right before it does. The archive is the same on every destination.
 //!
-//! Imports: `error`, `catalog`, `medium`, and of this crate `inspect`, `mount_check`, `tape`; `session`, `domain` and `resume`
-//! import it.
+//! Imports: `error`, `catalog`, `medium`, and of this crate `inspect`, `mount_check`, `tape`; `session`,
+//! `domain` and `resume` import it.
 
 mod local;
 mod processes;
@@ -207,8 +208,8 @@ impl<'a> Destinations<'a> {
         Ok(devices)
     }
 
-    /// Begins the archive at each location. What the media wait for ends with `cancel`: a guest whose overlays
-    /// run out of space can't wait for the next tape.
+    /// Begins the archive at each location. What the media wait for ends with `cancel`: a guest whose
+    /// overlays run out of space can't wait for the next tape.
     ///
     /// # Errors
     /// A location is named twice; none can be written to: with one location its medium's error.

@@ -1,5 +1,5 @@
-//! Media that processes of their own touch: the library knows what such a process does, the binary which of its
-//! verbs is one.
+//! Media that processes of their own touch: the library knows what such a process does, the binary which of
+//! its verbs is one.
 
 use std::ffi::OsString;
 use std::path::PathBuf;

@@ -34,7 +34,8 @@ impl DomainCopy<'_> {
         let files = self.request.host.files;
         let marks = marks(files, &disks)?;
         let subject = BackupSubject::Domain { name: known.info.name.clone(), uuid: Some(known.info.id.0) };
-        // Whether a domain at rest is as it was its images tell; a frozen guest's are another thing after the next freeze.
+        // Whether a domain at rest is as it was its images tell; a frozen guest's are another thing after the
+        // next freeze.
         let session = (self.plan.rule() != BackupMode::Offline).then_some(frozen.job);
         let input = BackupInput { subject, freeze: self.note(frozen), attachments, disks, session };
         let written = BackupSession { control: &frozen.control, ..*self.session }.write(input)?;

@@ -5,12 +5,13 @@
 //! 1. What an earlier run left behind is recovered. A domain that can't be brought in order is not touched
 //!    further.
 //! 2. The plan. Whatever speaks against the backup ends it here, with nothing touched.
-//! 3. A domain that runs is frozen ([`with_frozen_disks`]), one that is shut off is kept from starting ([`with_offline_disks`]); in
-//!    either case
+//! 3. A domain that runs is frozen ([`with_frozen_disks`]), one that is shut off is kept from starting
+//!    ([`with_offline_disks`]); in either case
 //!    the images are opened with QEMU's locks on them, and the archive is written.
 //! 4. The archive gets its name when its images are known to have stayed as they were: for a frozen guest
 //!    right after the copy, by
-//!    the images' times and sizes, before the guest's way back is begun; for one at rest when it is proven that it never ran.
+//!    the images' times and sizes, before the guest's way back is begun; for one at rest when it is proven
+//!    that it never ran.
 //! 5. The guest comes back onto its disks. Where that fails the archive is there and good, and both is said
 //!    ([`DomainReport::thaw_failure`]).
 //!
@@ -119,7 +120,8 @@ impl BackupSession<'_> {
     ///
     /// # Errors
     /// What speaks against the backup ([`Plan::refusal`]); whatever fails before the archive is good.
-    /// The guest is then back on its disks, unless the sentence says otherwise; no archive has its final name.
+    /// The guest is then back on its disks, unless the sentence says otherwise; no archive has its final
+    /// name.
     pub fn domain(&self, request: &DomainRequest<'_>) -> Result<DomainReport> {
         let started = Instant::now();
         let host = request.host;
@@ -264,8 +266,8 @@ fn offline(copy: &DomainCopy<'_>) -> Result<FinishedBackup> {
         .copied()
         .map(|disk| Ok(OfflineDisk { target: disk.target.clone(), base: base(disk, host.files)? }));
     let request = OfflineRequest { domain: copy.plan.known.info.id, disks: disks.collect::<Result<_>>()? };
-    // Where libvirt's hook is installed it refuses a start; without it QEMU's locks do, or the proof at the end
-    // says what happened.
+    // Where libvirt's hook is installed it refuses a start; without it QEMU's locks do, or the proof at the
+    // end says what happened.
     let domain = &copy.plan.domain;
     let reason = format!("'{}' is being backed up while it is shut off", domain.name);
     let paths = request.disks.iter().map(|disk| disk.base.path.as_path());

@@ -1,10 +1,10 @@
 //! A backup of a running domain that goes on with what a driver was writing when it died.
 //!
 //! The dead driver's record says what its archive is made of; its journal says that the guest is still on its
-//! overlays and the bases are as they were. Then the bases are taken over ([`take_over`]), and the archive goes
-//! on, as it would have been: its head, the guest's description, its firmware's variables are those of the
-//! moment of the snapshot. Whatever does not fit ends here, with the guest home or for a recovery to bring
-//! home, and a new backup follows.
+//! overlays and the bases are as they were. Then the bases are taken over ([`take_over`]), and the archive
+//! goes on, as it would have been: its head, the guest's description, its firmware's variables are those of
+//! the moment of the snapshot. Whatever does not fit ends here, with the guest home or for a recovery to
+//! bring home, and a new backup follows.
 
 use super::copy::{check, marks};
 use super::{DomainRequest, FinishedBackup, conclude};

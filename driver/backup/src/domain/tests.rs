@@ -1,4 +1,5 @@
-//! Backups of simulated domains whose disks are real files: what is left when something goes wrong at each end of the copy.
+//! Backups of simulated domains whose disks are real files: what is left when something goes wrong at each
+//! end of the copy.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -109,7 +110,8 @@ impl Lab {
             .domain(&request)
     }
 
-    /// A backup whose driver dies when all of its archive is written: what it leaves is put back when the panic that it died of has cleaned up.
+    /// A backup whose driver dies when all of its archive is written: what it leaves is put back when the
+    /// panic that it died of has cleaned up.
     fn dies(&self) {
         let root = self.folder.path();
         let places = ["resume", "archives"].map(|name| {
@@ -269,7 +271,8 @@ fn an_image_that_changes_under_the_copy_leaves_no_archive() {
     assert_eq!(error.kind(), ErrorKind::InUse);
     assert!(error.to_string().contains("was changed while it was copied"), "{error}");
     assert_eq!(lab.archives(), Vec::<PathBuf>::new());
-    // What somebody wrote into the base is not written over: the guest runs on in its overlays until a person has decided.
+    // What somebody wrote into the base is not written over: the guest runs on in its overlays until a person
+    // has decided.
     assert_eq!(lab.journal.open_sessions(None).unwrap().len(), 1);
     assert!(lab.world.images().iter().any(|path| is_our_overlay(path)));
     println!("{error:?}; {:?}", error.hint());

@@ -1,20 +1,21 @@
 //! Online backup's heart: freeze a guest's disks, have them copied, bring the guest back onto them; and bring
 //! back every guest whose driver did not get that far.
 //!
-//! - [`with_frozen_disks`] snapshots all disks at once, runs a copy of the frozen bases, commits the overlays and
-//!   pivots.
+//! - [`with_frozen_disks`] snapshots all disks at once, runs a copy of the frozen bases, commits the overlays
+//!   and pivots.
 //! - [`take_over()`] takes over the frozen bases of a driver that died while it copied them.
 //! - [`with_offline_disks`] runs a copy of a domain that is shut off, and proves that it stayed so.
 //! - [`recover()`] looks at what is there and ends what a dead driver began.
 //!
-//! One engine (`unfreeze`) brings a guest home for both `with_frozen_disks` and `recover`: it looks at QEMU, both
-//! descriptions, the files and the journal, decides for each disk what the next step is, says it in the
+//! One engine (`unfreeze`) brings a guest home for both `with_frozen_disks` and `recover`: it looks at QEMU,
+//! both descriptions, the files and the journal, decides for each disk what the next step is, says it in the
 //! journal, does it, and looks again. It never believes a return code, so a lost answer is a reason to look
 //! and nothing more.
 //!
-//! Parts: `domain_view` (what is there now), `start` (no earlier job is open), `snapshot`, `take_over`, `free_space_monitor` (room on
-//! the host while the copy runs), `home/` (decide, live commit and pivot, commit at rest, the end of
-//! overlays), `recover`, `offline`, `watchdog_process` (the pause's guard as a process).
+//! Parts: `domain_view` (what is there now), `start` (no earlier job is open), `snapshot`, `take_over`,
+//! `free_space_monitor` (room on the host while the copy runs), `home/` (decide, live commit and pivot,
+//! commit at rest, the end of overlays), `recover`, `offline`, `watchdog_process` (the pause's guard as a
+//! process).
 //!
 //! Imports: `error`, `catalog`, `hypervisor`, and this crate's [`Control`].
 

@@ -298,7 +298,8 @@ fn thaw(homing: &mut Unfreeze<'_>, report: &mut FreezeReport) -> Result<()> {
         ))
     })?;
     if let ReleaseOutcome::WithoutConfigRepair(error) = thawed {
-        // A program in the guest may not have got what it needs to go on, so nobody says that this copy is a clean one.
+        // A program in the guest may not have got what it needs to go on, so nobody says that this copy is a
+        // clean one.
         report.quiesced = false;
         let error = sentence(&error);
         let text = format!(
@@ -416,7 +417,8 @@ fn remove_orphans(homing: &Unfreeze<'_>) -> Result<()> {
 /// Takes the locks that keep writers off the bases, and notes the bases as they are.
 fn hold(homing: &mut Unfreeze<'_>) -> Result<BaseLocks> {
     let host = homing.host;
-    // A libvirtd that died in the snapshot leaves a configuration that would lose the overlay with the next power-off.
+    // A libvirtd that died in the snapshot leaves a configuration that would lose the overlay with the next
+    // power-off.
     homing.follow()?;
     let holds = hold_bases(homing)?;
     let mut changes = vec![JournalEntry::State(SessionState::Snapshotted)];

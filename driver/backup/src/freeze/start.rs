@@ -1,7 +1,8 @@
 //! What comes before a job: the domain is there, and no earlier job of it is open.
 //!
-//! One kind of open job is in nobody's way: one of which all that is left is a thaw, because the guest's agent does not answer. Its
-//! guest is on its own disks. An agent that is gone for good would keep that job open for good, so a new job takes the thaw over.
+//! One kind of open job is in nobody's way: one of which all that is left is a thaw, because the guest's
+//! agent does not answer. Its guest is on its own disks. An agent that is gone for good would keep that job
+//! open for good, so a new job takes the thaw over.
 //!
 //! Imports: `error`, `catalog`, `hypervisor`, `domain_view`.
 
@@ -28,7 +29,8 @@ impl NewSession {
     /// Looks at a domain that a job is to begin for.
     ///
     /// # Errors
-    /// [`ErrorKind::InUse`] where an earlier job is open, [`ErrorKind::NotFound`] where there is no such domain.
+    /// [`ErrorKind::InUse`] where an earlier job is open, [`ErrorKind::NotFound`] where there is no such
+    /// domain.
     pub(super) fn look(host: &FreezeContext<'_>, domain: DomainId) -> Result<Self> {
         let left = host.journal.open_sessions(Some(domain))?;
         if !left.iter().all(is_only_frozen) {

@@ -12,7 +12,8 @@ use virtfold_base::error::Result;
 use virtfold_hypervisor::DomainId;
 use virtfold_hypervisor::watchdog::{GuestHold, WatchdogClient, WatchdogOutcome};
 
-/// Starts a program that calls [`virtfold_hypervisor::watchdog::serve`] for the domain whose uuid is its last argument.
+/// Starts a program that calls [`virtfold_hypervisor::watchdog::serve`] for the domain whose uuid is its last
+/// argument.
 #[derive(Clone, Debug)]
 pub struct WatchdogProcess {
     /// The program.

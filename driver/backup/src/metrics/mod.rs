@@ -1,9 +1,11 @@
-//! Metrics of backups in Prometheus' text format (version 0.0.4), and files of them for node_exporter's textfile collector.
+//! Metrics of backups in Prometheus' text format (version 0.0.4), and files of them for node_exporter's
+//! textfile collector.
 //!
-//! A run from the command line writes two files for each domain: what its last good backup was like, and when the last one failed. So a failure takes nothing away
-//! of what the last success said, and who alerts on the age of the last success needs no second source. Each is replaced at once, whole, and
-//! readable by everybody, because node_exporter is not root. Every value there is a gauge: nothing is counted across runs. The service
-//! (`service::metrics`) makes its page of the same measures, and counts.
+//! A run from the command line writes two files for each domain: what its last good backup was like, and when
+//! the last one failed. So a failure takes nothing away of what the last success said, and who alerts on the
+//! age of the last success needs no second source. Each is replaced at once, whole, and readable by
+//! everybody, because node_exporter is not root. Every value there is a gauge: nothing is counted across
+//! runs. The service (`service::metrics`) makes its page of the same measures, and counts.
 //!
 //! - [`names`]: what metrics there are.
 //! - [`BackupMetrics`]: what a good backup was like, in numbers.

@@ -1,5 +1,6 @@
-//! The metrics that virtfold exports: names, kinds, labels and what they mean, in one place. Whatever shows a metric takes it from here; a test holds the
-//! dashboard, the alert rules and the list in `packaging/README.md` against [`ALL`].
+//! The metrics that virtfold exports: names, kinds, labels and what they mean, in one place. Whatever shows a
+//! metric takes it from here; a test holds the dashboard, the alert rules and the list in
+//! `packaging/README.md` against [`ALL`].
 
 /// What kind of metric it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

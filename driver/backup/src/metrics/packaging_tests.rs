@@ -1,4 +1,5 @@
-//! Holds what is shipped beside the code to the metrics that the code exports: the alert rules, the dashboard, the table in `packaging/README.md`.
+//! Holds what is shipped beside the code to the metrics that the code exports: the alert rules, the
+//! dashboard, the table in `packaging/README.md`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -30,7 +31,8 @@ fn family(name: &str) -> Result<&'static Family, String> {
     known.ok_or_else(|| format!("nothing exports '{name}'"))
 }
 
-/// The pieces of an expression that matter: words, and the signs that say what a word is. Strings and ranges are dropped.
+/// The pieces of an expression that matter: words, and the signs that say what a word is. Strings and ranges
+/// are dropped.
 fn pieces(expression: &str) -> Vec<String> {
     let mut found = Vec::new();
     let mut rest = expression;

@@ -1,18 +1,19 @@
 //! What a backup of a guest would do: looked at, decided and said, with nothing touched.
 //!
-//! 1. What is known: run state, live and inactive XML, QEMU's own answer, what else goes on ([`DomainSnapshotInfo`]). Volumes of storage
-//!    pools are looked up.
-//! 2. Each disk by its rule ([`disk_rules::disk_rule`]); for those that are copied the chain, the size, and the overlay's place
-//!    (`disks`, `overlay`).
-//! 3. How the guest's file systems get clean, or that they do not (`quiesce`); whether the overlays have room (`free_space`);
-//!    whether another running guest writes to an image of the chain (`other_writers`).
-//! 4. Everything that speaks against it, each as a [`Finding`] with the rule's sentence and what a person can do.
+//! 1. What is known: run state, live and inactive XML, QEMU's own answer, what else goes on
+//!    ([`DomainSnapshotInfo`]). Volumes of storage pools are looked up.
+//! 2. Each disk by its rule ([`disk_rules::disk_rule`]); for those that are copied the chain, the size, and
+//!    the overlay's place (`disks`, `overlay`).
+//! 3. How the guest's file systems get clean, or that they do not (`quiesce`); whether the overlays have room
+//!    (`free_space`); whether another running guest writes to an image of the chain (`other_writers`).
+//! 4. Everything that speaks against it, each as a [`Finding`] with the rule's sentence and what a person can
+//!    do.
 //!
-//! The chain is what libvirt says where it says all of it, and what the images' headers say otherwise. The format of the top
-//! image is always libvirt's; without one it is raw, as for QEMU. Nothing is probed.
+//! The chain is what libvirt says where it says all of it, and what the images' headers say otherwise. The
+//! format of the top image is always libvirt's; without one it is raw, as for QEMU. Nothing is probed.
 //!
-//! The backup itself makes a plan, too, and does what it says: `--plan` and the deed can't differ in their rules. What may change
-//! in between is looked at again by the freeze.
+//! The backup itself makes a plan, too, and does what it says: `--plan` and the deed can't differ in their
+//! rules. What may change in between is looked at again by the freeze.
 //!
 //! Imports: `error`, `image`, `hypervisor`; `archive` for the names that its members can have.
 
@@ -119,8 +120,8 @@ pub struct DomainSnapshotInfo {
 /// Makes the plan for a backup of `domain`, a name or a uuid. Touches nothing.
 ///
 /// # Errors
-/// [`ErrorKind::NotFound`] for a domain that is not there and for an excluded disk that it has not; what the hypervisor says.
-/// What merely speaks against the backup is no error but a [`Finding`] of the plan.
+/// [`ErrorKind::NotFound`] for a domain that is not there and for an excluded disk that it has not; what the
+/// hypervisor says. What merely speaks against the backup is no error but a [`Finding`] of the plan.
 pub fn plan(
     hypervisor: &dyn Hypervisor,
     files: &dyn HostFiles,

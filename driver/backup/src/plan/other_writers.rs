@@ -2,9 +2,10 @@
 //! the top image; an image below may be shared by many guests, and one that is written to under a copy would
 //! give a mixture.
 //!
-//! Three ways to see it: the locks of a QEMU on the file (`disks`); here the files that the QEMUs of running domains have open for
-//! writing, which one pass over the host's processes shows ([`OpenFiles`]); and the disks in the live XML, of each domain that runs and
-//! whose QEMU that pass could not look at. A file system without locks shows none. What is compared is the file, not its name.
+//! Three ways to see it: the locks of a QEMU on the file (`disks`); here the files that the QEMUs of running
+//! domains have open for writing, which one pass over the host's processes shows ([`OpenFiles`]); and the
+//! disks in the live XML, of each domain that runs and whose QEMU that pass could not look at. A file system
+//! without locks shows none. What is compared is the file, not its name.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -42,7 +43,8 @@ impl OtherWriters {
     /// Looks at all domains that run.
     ///
     /// # Errors
-    /// The host's processes can't be looked at, the domains can't be listed or read. One that has ended in between is passed over.
+    /// The host's processes can't be looked at, the domains can't be listed or read. One that has ended in
+    /// between is passed over.
     pub fn of(hypervisor: &dyn Hypervisor, files: &dyn HostFiles) -> Result<Self> {
         let running = hypervisor.domains()?.into_iter().filter(|info| info.run.is_active());
         let mut found = Self { open: files.open_files()?, ..Self::default() };

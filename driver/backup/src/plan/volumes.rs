@@ -8,8 +8,8 @@ use virtfold_base::error::{Error, ErrorKind, sentence};
 use virtfold_hypervisor::Hypervisor;
 use virtfold_hypervisor::domain_xml::{DomainXml, ImageSource};
 
-/// Puts the file or device in the place of each volume of the disks' top images, and gives the disks whose volume can't be
-/// found.
+/// Puts the file or device in the place of each volume of the disks' top images, and gives the disks whose
+/// volume can't be found.
 pub(super) fn resolve(hypervisor: &dyn Hypervisor, xml: &mut DomainXml) -> Vec<(String, Finding)> {
     let mut failed = Vec::new();
     for disk in &mut xml.disks {

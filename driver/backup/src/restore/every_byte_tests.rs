@@ -1,7 +1,8 @@
-//! One flipped byte, anywhere in a small archive of each kind, costs no more than what shares its MiB (of an encrypted archive: what shares the MiBs that its
-//! piece of 64 KiB touches).
+//! One flipped byte, anywhere in a small archive of each kind, costs no more than what shares its MiB (of an
+//! encrypted archive: what shares the MiBs that its piece of 64 KiB touches).
 //!
-//! Each byte of the structure is flipped; of the disks' bytes, of which one is as good as the next, some. Set VIRTFOLD_EVERY_BYTE=1 for each of them.
+//! Each byte of the structure is flipped; of the disks' bytes, of which one is as good as the next, some. Set
+//! VIRTFOLD_EVERY_BYTE=1 for each of them.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -255,8 +256,8 @@ fn bytes_of(number: usize, len: u64) -> Vec<u8> {
     bytes
 }
 
-/// The places to flip: of the stream's structure each byte that is not as the one before it (of archives of another number of disks than two, which have the same
-/// kinds of members, every seventh), of the rest some.
+/// The places to flip: of the stream's structure each byte that is not as the one before it (of archives of
+/// another number of disks than two, which have the same kinds of members, every seventh), of the rest some.
 fn places(bytes: &[u8], disks: usize, is_data: impl Fn(usize) -> bool) -> Vec<usize> {
     let step = if disks == 2 { 1 } else { 7 };
     let every = std::env::var_os("VIRTFOLD_EVERY_BYTE").is_some();
@@ -290,7 +291,8 @@ fn flip_each(sizes: &[u64], compression: Compression) {
     }
 }
 
-/// Of an encrypted archive every byte of a piece is as good as the next: the piece is lost, and with it what shares its MiBs.
+/// Of an encrypted archive every byte of a piece is as good as the next: the piece is lost, and with it what
+/// shares its MiBs.
 fn flip_pieces(sizes: &[u64], compression: Compression) {
     const PIECE: usize = 64 << 10;
     let subject = Subject::new(sizes, compression, Secrecy::Encrypted);

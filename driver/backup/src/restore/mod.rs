@@ -53,7 +53,8 @@ pub enum Selection {
 pub enum VerifyMode {
     /// Before success is reported; damage is an error.
     All,
-    /// As [`VerifyMode::All`], but data that are shared with the archive instead of copied are not read at all.
+    /// As [`VerifyMode::All`], but data that are shared with the archive instead of copied are not read at
+    /// all.
     Unverified,
     /// Damage is noted, and the rest restored.
     Partial,
@@ -252,7 +253,8 @@ type FilePlace = (PathBuf, Option<OsString>);
 /// Its device and inode.
 type FileIdentity = (u64, u64);
 
-/// Files, whatever they are called, be they there already or not. Each is looked up by what it is, for there may be a thousand.
+/// Files, whatever they are called, be they there already or not. Each is looked up by what it is, for there
+/// may be a thousand.
 #[derive(Debug, Default)]
 pub(crate) struct DistinctFiles {
     count: usize,

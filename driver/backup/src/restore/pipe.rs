@@ -1,5 +1,5 @@
-//! A restore from a pipe or any other reader: one pass, front to back. The targets are written as the data arrive
-//! and get their names when the pass has found the whole archive sound.
+//! A restore from a pipe or any other reader: one pass, front to back. The targets are written as the data
+//! arrive and get their names when the pass has found the whole archive sound.
 
 use std::io::Read;
 

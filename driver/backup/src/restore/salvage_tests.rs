@@ -61,7 +61,8 @@ impl Lab {
         }
     }
 
-    /// Restores what is intact of a stream. What is not said to be lost has to be what it was, and what is has to be zeros.
+    /// Restores what is intact of a stream. What is not said to be lost has to be what it was, and what is
+    /// has to be zeros.
     fn salvage(&self, stream: &[u8]) -> Result<RestoreReport> {
         for (target, _) in DISKS {
             std::fs::remove_file(self.folder.path().join(format!("{target}.raw"))).unwrap_or_default();

@@ -1,8 +1,10 @@
-//! What an archive says of its guest: the head, the definition, the files beside the disks; every member has the bound that `attachments` gives it.
+//! What an archive says of its guest: the head, the definition, the files beside the disks; every member has
+//! the bound that `attachments` gives it.
 //!
-//! Where the archive can be read at any place, that is done by the index, and every byte had its digest. Where it comes once, front to back, its
-//! beginning is read up to the first disk and kept ([`ReplayReader`]), and read again with the rest when the disks are restored: then every byte
-//! has its digest before anything takes its place.
+//! Where the archive can be read at any place, that is done by the index, and every byte had its digest.
+//! Where it comes once, front to back, its beginning is read up to the first disk and kept
+//! ([`ReplayReader`]), and read again with the rest when the disks are restored: then every byte has its
+//! digest before anything takes its place.
 
 use std::io::{Cursor, Read};
 

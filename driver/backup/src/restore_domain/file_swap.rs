@@ -1,14 +1,16 @@
 //! New files take the places of old ones, all of them or none.
 //!
-//! Everything is first made beside its place, whole and durable, as `.NAME.XXXXXXXX.restoring`. [`FileSwap::run`] then
-//! exchanges the names one after the other: the old file, where there is one, lies under the hidden name afterwards and
-//! has lost nothing. [`FileSwap::undo`] exchanges them back; [`FileSwap::settle`] removes the old ones. Dropped before that, a switch
-//! undoes itself; killed, it leaves hidden files that say in their name what they are.
+//! Everything is first made beside its place, whole and durable, as `.NAME.XXXXXXXX.restoring`.
+//! [`FileSwap::run`] then exchanges the names one after the other: the old file, where there is one, lies
+//! under the hidden name afterwards and has lost nothing. [`FileSwap::undo`] exchanges them back;
+//! [`FileSwap::settle`] removes the old ones. Dropped before that, a switch undoes itself; killed, it leaves
+//! hidden files that say in their name what they are.
 //!
 //! A new file gets owner and mode of the one that it replaces.
 //!
-//! All of it is done in the directories as they were opened (`safe_path`), which QEMU's and swtpm's users may write to: a link that is in
-//! the place of a file is replaced itself, what it points at is not touched, and only what this process's user has made is put in place.
+//! All of it is done in the directories as they were opened (`safe_path`), which QEMU's and swtpm's users may
+//! write to: a link that is in the place of a file is replaced itself, what it points at is not touched, and
+//! only what this process's user has made is put in place.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};

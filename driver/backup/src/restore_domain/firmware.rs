@@ -1,4 +1,5 @@
-//! The files of a guest's firmware in the plan of a restore: its variables (NVRAM), its TPM's state, its kernel.
+//! The files of a guest's firmware in the plan of a restore: its variables (NVRAM), its TPM's state, its
+//! kernel.
 //!
 //! Imports: `plan` and what that imports.
 

@@ -1,10 +1,13 @@
 //! Who the restored guest is.
 //!
-//! - No name given, and neither its uuid nor its name is known: it is defined **as it was**, uuid and MACs kept.
-//! - No name given, and a domain has both: a **replacement**, of a domain that is shut off, and only where replacing was
-//!   asked for. What belongs to the disks' old contents must be gone before: a managed save (the guest would go on with the
-//!   old memory on the new disks), snapshots and checkpoints (they name places in the old disks).
-//! - No name given, and only one of the two is known: refused. libvirt would refuse it too, and neither guess is safe.
+//! - No name given, and neither its uuid nor its name is known: it is defined **as it was**, uuid and MACs
+//!   kept.
+//! - No name given, and a domain has both: a **replacement**, of a domain that is shut off, and only where
+//!   replacing was asked for. What belongs to the disks' old contents must be gone before: a managed save
+//!   (the guest would go on with the old memory on the new disks), snapshots and checkpoints (they name
+//!   places in the old disks).
+//! - No name given, and only one of the two is known: refused. libvirt would refuse it too, and neither guess
+//!   is safe.
 //! - A name given: a **copy** with a uuid of its own.
 
 use serde::Serialize;

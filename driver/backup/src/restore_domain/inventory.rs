@@ -1,7 +1,8 @@
-//! What the host's domains have already: names, MACs, sockets, and every file that any of them rests on, in live and
-//! inactive definitions. libvirt accepts a second domain on the same disk, so it is looked for here.
+//! What the host's domains have already: names, MACs, sockets, and every file that any of them rests on, in
+//! live and inactive definitions. libvirt accepts a second domain on the same disk, so it is looked for here.
 //!
-//! XML tells a chain only in part; [`Inventory::files`] reads the headers below, which takes no lock and changes nothing.
+//! XML tells a chain only in part; [`Inventory::files`] reads the headers below, which takes no lock and
+//! changes nothing.
 
 use std::path::{Path, PathBuf};
 

@@ -1,26 +1,29 @@
 //! A guest out of an archive: its disks, its firmware's variables, its TPM and its definition.
 //!
-//! The order is that of a bad day. All that can be refused is refused before anything is touched (`plan`); then
-//! everything is written beside its place under a hidden name (`run`), with guards up that keep guests from starting on
-//! it; then the names are exchanged (`file_swap`); then the domain is defined; only then is what was there before removed; last of
-//! all the guest is started. A failure before the definition puts all names back.
+//! The order is that of a bad day. All that can be refused is refused before anything is touched (`plan`);
+//! then everything is written beside its place under a hidden name (`run`), with guards up that keep guests
+//! from starting on it; then the names are exchanged (`file_swap`); then the domain is defined; only then is
+//! what was there before removed; last of all the guest is started. A failure before the definition puts all
+//! names back.
 //!
 //! - `archived_domain`: what the archive says of the guest.
 //! - `inventory`: every domain of the host, its disks with their chains, MACs, sockets.
 //! - `identity`: as it was, a copy, or a replacement; what speaks against each.
-//! - `target_paths`: where each disk and file goes. An archive is hostile: a path that it names is used only where guests of
-//!   this host keep their disks already; everything else a person has to name.
+//! - `target_paths`: where each disk and file goes. An archive is hostile: a path that it names is used only
+//!   where guests of this host keep their disks already; everything else a person has to name.
 //! - `shared_files`: what two domains cannot share.
 //! - `plan`: the definition's edits, and all of it as a report that `--plan` prints.
 //!
-//! An archive that comes once, front to back (a tape, a pipe), needs one pass: what the plan needs comes before the disks.
+//! An archive that comes once, front to back (a tape, a pipe), needs one pass: what the plan needs comes
+//! before the disks.
 //!
-//! What is promised: nothing is overwritten without [`Overwrite::Replace`]; nothing that a guest uses, in whatever chain, is written to;
-//! the domain is defined as a whole or not at all. One moment is not covered: a process killed between two of the exchanges
-//! of a replacement leaves old and new files under their names, all of them whole; the same restore made again ends it.
-//! A block device is written in place.
+//! What is promised: nothing is overwritten without [`Overwrite::Replace`]; nothing that a guest uses, in
+//! whatever chain, is written to; the domain is defined as a whole or not at all. One moment is not covered:
+//! a process killed between two of the exchanges of a replacement leaves old and new files under their names,
+//! all of them whole; the same restore made again ends it. A block device is written in place.
 //!
-//! Imports: `error`, `archive`, `medium`, `image`, `partial_file`, `catalog`, `hypervisor`; of this room `restore` and `attachments`; `virtfold_hooks` (guards).
+//! Imports: `error`, `archive`, `medium`, `image`, `partial_file`, `catalog`, `hypervisor`; of this room
+//! `restore` and `attachments`; `virtfold_hooks` (guards).
 
 mod archived_domain;
 mod file_swap;
@@ -243,7 +246,8 @@ pub fn plan(
     plan::make(request, host, &ArchivedDomain::open(request, control)?).map(|plan| plan.report)
 }
 
-/// As [`plan()`], for an archive that comes front to back from `input`; no more of it is read than what comes before its disks.
+/// As [`plan()`], for an archive that comes front to back from `input`; no more of it is read than what comes
+/// before its disks.
 ///
 /// # Errors
 /// As [`plan()`], and those of `input`.

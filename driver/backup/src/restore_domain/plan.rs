@@ -2,14 +2,19 @@
 //!
 //! What becomes of each part of the definition:
 //!
-//! - The disks are those that the guest ran with when it was backed up; where its configuration had others, that is noted.
-//! - Disks in the archive are restored flat, in the format they had; what the definition said of a chain below them goes.
-//! - Drives for CDs and floppies stay as they are, with what is in them. Other disks that are not in the archive stay, too, where
-//!   their file is there; where it is not, and for a copy, which must not write to the original's disk, a person has
-//!   to leave them out (`--without`). Read-only and shareable disks may be shared with a copy.
+//! - The disks are those that the guest ran with when it was backed up; where its configuration had others,
+//!   that is noted.
+//! - Disks in the archive are restored flat, in the format they had; what the definition said of a chain
+//!   below them goes.
+//! - Drives for CDs and floppies stay as they are, with what is in them. Other disks that are not in the
+//!   archive stay, too, where their file is there; where it is not, and for a copy, which must not write to
+//!   the original's disk, a person has to leave them out (`--without`). Read-only and shareable disks may be
+//!   shared with a copy.
 //! - NVRAM and TPM state go with the disks; a copy has its own even where the archive has none.
-//! - Kernel, initrd and dtb are used where they lie when the host has the same bytes there; else they go beside the disks.
-//! - A copy gets new MACs and sockets of its own. For the guest itself they stay, and one that another domain has is refused.
+//! - Kernel, initrd and dtb are used where they lie when the host has the same bytes there; else they go
+//!   beside the disks.
+//! - A copy gets new MACs and sockets of its own. For the guest itself they stay, and one that another domain
+//!   has is refused.
 //! - The generation id is always new: it is how a guest learns that it was put back.
 
 use std::collections::BTreeSet;

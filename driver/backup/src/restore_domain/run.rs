@@ -30,9 +30,9 @@ pub(super) const PARTIAL: &str =
 /// Restores the guest.
 ///
 /// # Errors
-/// Everything that [`super::plan()`] refuses; what the archive, the disks and the hypervisor say. Unless the error says
-/// otherwise, nothing has changed then, but for block devices, which are written in place; a guest that was restored and does
-/// not start is defined and stays so.
+/// Everything that [`super::plan()`] refuses; what the archive, the disks and the hypervisor say. Unless the
+/// error says otherwise, nothing has changed then, but for block devices, which are written in place; a guest
+/// that was restored and does not start is defined and stays so.
 pub fn run(
     request: &RestoreDomainRequest,
     host: &DefineContext<'_>,
@@ -45,7 +45,8 @@ pub fn run(
     run_with(request, host, &backup, &mut |disks| restore::run(disks, control))
 }
 
-/// As [`run()`], from an archive that comes front to back from `input`, in one pass; the request's archive is its name in messages.
+/// As [`run()`], from an archive that comes front to back from `input`, in one pass; the request's archive is
+/// its name in messages.
 ///
 /// # Errors
 /// As [`run()`], and those of `input`.
@@ -206,8 +207,8 @@ fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
     new.commit_or_drop(Overwrite::Refuse)
 }
 
-/// Defines the domain; on a clear no everything is put back. A call whose answer got lost is made again: the same
-/// definition twice is the same as once.
+/// Defines the domain; on a clear no everything is put back. A call whose answer got lost is made again: the
+/// same definition twice is the same as once.
 fn define(plan: &RestorePlan, host: &DefineContext<'_>, switch: &mut FileSwap) -> Result<()> {
     let define = || host.hypervisor.define(plan.xml.text());
     let mut result = define();

@@ -1,4 +1,5 @@
-//! What two domains cannot share. libvirt takes it all: the same MAC address twice, the same socket, the same file.
+//! What two domains cannot share. libvirt takes it all: the same MAC address twice, the same socket, the same
+//! file.
 
 use std::path::{Path, PathBuf};
 
@@ -36,8 +37,8 @@ pub(super) fn check(xml: &DomainXml, inventory: &Inventory, replaced: Option<Dom
     Ok(())
 }
 
-/// Whether libvirt chose this socket's path: live XML (that of a transient domain) has it, and a definition with it gets
-/// another one at each start.
+/// Whether libvirt chose this socket's path: live XML (that of a transient domain) has it, and a definition
+/// with it gets another one at each start.
 pub(super) fn is_generated(path: &Path) -> bool {
     let below = path.ancestors().find(|path| path.file_name().is_some_and(|name| name == "channel"));
     below.and_then(Path::to_str).is_some_and(|path| path.contains("/libvirt/qemu/"))

@@ -1,16 +1,16 @@
 //! Where things go, and whether they may.
 //!
-//! A disk goes, the first that fits: to the path that a person gave it; into the directory or pool that a person gave for
-//! the rest; where it was. A copy's disks are called `NAME-TARGET.FORMAT`, others keep their file name. A path out of
-//! the archive is used only
+//! A disk goes, the first that fits: to the path that a person gave it; into the directory or pool that a
+//! person gave for the rest; where it was. A copy's disks are called `NAME-TARGET.FORMAT`, others keep their
+//! file name. A path out of the archive is used only
 //!
 //! - where the domain that is replaced has this very path, or
 //! - for files, in a directory where domains of this host have their disks or NVRAM, or in libvirt's own.
 //!
 //! For an archive is hostile, and could name `/etc/cron.d/x` or the host's own disk.
 //!
-//! Then, whatever names it: what is there is replaced only where that was asked for, never while a QEMU has it open, and never
-//! while another domain has it anywhere in its chains.
+//! Then, whatever names it: what is there is replaced only where that was asked for, never while a QEMU has
+//! it open, and never while another domain has it anywhere in its chains.
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind as IoKind;
@@ -55,8 +55,8 @@ pub(super) struct TargetPath {
 }
 
 impl TargetPath {
-    /// What the archive does not have, and the guest makes at its first start, must not be there from somebody
-    /// else.
+    /// What the archive does not have, and the guest makes at its first start, must not be there from
+    /// somebody else.
     pub(super) fn must_be_free(&self, what: &str) -> Result<()> {
         if self.found == PathOccupant::Nothing {
             return Ok(());
@@ -257,7 +257,8 @@ impl<'a> TargetPaths<'a> {
         found.unwrap_or(&self.host.places.nvram).to_owned()
     }
 
-    /// The place of a file that the definition names: the old one where the archive may name it, else `made` in `home`.
+    /// The place of a file that the definition names: the old one where the archive may name it, else `made`
+    /// in `home`.
     pub(super) fn file(&self, was: Option<&Path>, (home, made): (&Path, &str)) -> Result<TargetPath> {
         let stays = self.who.identity != DomainIdentity::Copy && self.directory.is_none();
         match was.filter(|path| stays && path.is_absolute() && self.is_trusted(path)) {
@@ -289,7 +290,8 @@ fn real_parent(path: &Path) -> Option<PathBuf> {
     open_directory(path.parent()?).ok().map(|directory| directory.path().to_owned())
 }
 
-/// Refuses what exists and may not be replaced, what a QEMU has open, what another domain rests on, and one place for two things.
+/// Refuses what exists and may not be replaced, what a QEMU has open, what another domain rests on, and one
+/// place for two things.
 pub(super) fn check(
     spots: &[(&str, &TargetPath)],
     (request, host): (&RestoreDomainRequest, &DefineContext<'_>),

@@ -112,7 +112,8 @@ impl FingerprintFields {
             subject,
             compression: format!("{:?}", head.compression),
             encrypted_to: candidate.recipients.map(Recipients::names).unwrap_or_default(),
-            // What is allocated below whole blocks is what the file system says of holes, which it says in one way now and in another then.
+            // What is allocated below whole blocks is what the file system says of holes, which it says in
+            // one way now and in another then.
             disks: head.disks.iter().map(|disk| Disk { allocated: 0, ..disk.clone() }).collect(),
             files,
             runs: runs(disks)?,
@@ -141,7 +142,8 @@ fn runs(disks: &DiskSet) -> Result<Digest> {
 }
 
 impl Fingerprint {
-    /// The origin of an archive that goes to `place`; `None` where its sources don't tell whether they have changed.
+    /// The origin of an archive that goes to `place`; `None` where its sources don't tell whether they have
+    /// changed.
     pub(super) fn of(
         candidate: &NewArchive<'_>,
         place: &Location,
@@ -194,7 +196,8 @@ impl Fingerprint {
             .map_err(|e| Error::new(ErrorKind::Internal, "a record can't be written").with_source(e))
     }
 
-    /// Whether both are backups of the same things to the same place: then one of them takes the other's place.
+    /// Whether both are backups of the same things to the same place: then one of them takes the other's
+    /// place.
     pub(super) fn is_of_the_same(&self, other: &Self) -> bool {
         let paths =
             |origin: &Self| origin.facts.files.iter().map(|file| file.path.clone()).collect::<Vec<_>>();

@@ -1,8 +1,9 @@
 //! Envelopes of archives that are being made, in memory that outlives the process and not the host.
 //!
-//! A process that is killed takes the key of its archive along, and nobody could make the archive's bytes again. So its envelope lies in a file of
-//! its owner's alone, in a directory that has to be in a file system in memory (`/run`): what lay on a disk could be found there after it was
-//! removed, and the host is not to be able to read its old backups. The file goes when the archive is finished or given up.
+//! A process that is killed takes the key of its archive along, and nobody could make the archive's bytes
+//! again. So its envelope lies in a file of its owner's alone, in a directory that has to be in a file system
+//! in memory (`/run`): what lay on a disk could be found there after it was removed, and the host is not to
+//! be able to read its old backups. The file goes when the archive is finished or given up.
 //!
 //! Imports: `error`.
 
@@ -33,7 +34,8 @@ pub struct SavedEnvelope {
 }
 
 impl SavedEnvelope {
-    /// Where envelopes are kept: `VIRTFOLD_KEYS`, or `/run/virtfold/keys`; an ordinary user's in his runtime directory.
+    /// Where envelopes are kept: `VIRTFOLD_KEYS`, or `/run/virtfold/keys`; an ordinary user's in his runtime
+    /// directory.
     pub fn usual_directory() -> PathBuf {
         let said = std::env::var_os("VIRTFOLD_KEYS").filter(|value| !value.is_empty());
         let said = said.map_or_else(|| HookOwner::caller().runtime().join("keys"), PathBuf::from);
@@ -145,7 +147,8 @@ fn make(directory: &Path) -> Result<()> {
     )
 }
 
-/// Opens the directory itself. What is looked at is then what is used: its name, or a link in its place, somebody else may exchange.
+/// Opens the directory itself. What is looked at is then what is used: its name, or a link in its place,
+/// somebody else may exchange.
 fn open(directory: &Path) -> io::Result<File> {
     let flags = nix::libc::O_DIRECTORY | nix::libc::O_NOFOLLOW;
     OpenOptions::new().read(true).custom_flags(flags).open(directory)

@@ -1,18 +1,24 @@
 //! A backup that goes on after its process has died.
 //!
-//! While an archive is written, a record of it lies in `resume/ARCHIVE/` of the state directory: what it is made of (`fingerprint`), the chunks that were put
-//! out, and what its medium says is durable (`record`). The record goes when the archive is finished or has failed; what is left of it
-//! was left by a process that was killed. The next backup of the same things to the same place finds it. Where the sources are as they were, by
-//! device, inode, size and times, and the same of them is used, it makes the same archive from the last chunk that the medium has; else it says why not, takes away what
-//! is there, and starts anew. What is there of a file is read first and held against its digests (`verified_prefix`): of an object the store holds what it took, and of a tape its drive.
+//! While an archive is written, a record of it lies in `resume/ARCHIVE/` of the state directory: what it is
+//! made of (`fingerprint`), the chunks that were put out, and what its medium says is durable (`record`). The
+//! record goes when the archive is finished or has failed; what is left of it was left by a process that was
+//! killed. The next backup of the same things to the same place finds it. Where the sources are as they were,
+//! by device, inode, size and times, and the same of them is used, it makes the same archive from the last
+//! chunk that the medium has; else it says why not, takes away what is there, and starts anew. What is there
+//! of a file is read first and held against its digests (`verified_prefix`): of an object the store holds
+//! what it took, and of a tape its drive.
 //!
-//! Invariants: nobody goes on with the archive of a process that lives (it holds a lock on its record); each entry of a record is true by itself, so what is
-//! lost of a record costs work and nothing else; whatever is not proven to be the same starts anew.
+//! Invariants: nobody goes on with the archive of a process that lives (it holds a lock on its record); each
+//! entry of a record is true by itself, so what is lost of a record costs work and nothing else; whatever is
+//! not proven to be the same starts anew.
 //!
-//! An encrypted archive needs its key, which lies in memory apart from the record ([`SavedEnvelope`]): where the host was restarted, it starts anew.
+//! An encrypted archive needs its key, which lies in memory apart from the record ([`SavedEnvelope`]): where
+//! the host was restarted, it starts anew.
 //!
-//! One medium at a time: several copies and pipes are not gone on with by another process, nor are block devices as sources, which don't tell when they
-//! were written to. What a tape has of an archive the catalog knows, and no mark is kept of it.
+//! One medium at a time: several copies and pipes are not gone on with by another process, nor are block
+//! devices as sources, which don't tell when they were written to. What a tape has of an archive the catalog
+//! knows, and no mark is kept of it.
 //!
 //! Imports: `error`, `archive`, `crypt`, `medium`, and of this crate `destinations`, `disks`.
 
@@ -290,8 +296,8 @@ pub fn of_job(keep: &ResumeContext<'_>) -> Result<Option<SavedArchive>> {
     Ok(None)
 }
 
-/// Removes what an archive's destination has of it. Where that can't be done now the record stays, and the next
-/// run does it.
+/// Removes what an archive's destination has of it. Where that can't be done now the record stays, and the
+/// next run does it.
 fn discard(saved: &mut SavedRecord, destinations: &Destinations<'_>) {
     if let Err(error) = destinations.discard(&saved.remains) {
         tracing::warn!("what is left of '{}' stays for now: {}", saved.origin.name, sentence(&error));

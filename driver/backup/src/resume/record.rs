@@ -1,11 +1,14 @@
 //! A record on disk: `resume/ARCHIVE/` in the state directory, its owner's alone.
 //!
-//! - `origin.json`, `virtfold.json`, `member-N`: what the archive is made of, its head and its other members as they are in it. They are whole: the
-//!   directory gets its name when they are durable.
-//! - `rows-N`: the rows of each disk's allocation table, as they are in the archive, with a digest behind them. They are made again from the images in no other way:
-//!   which parts of a block are holes is what the file system says, and it says now this, now that ([`SavedAllocation`]).
-//! - `chunks`: one entry of 44 bytes for each chunk that was put out, its record and a CRC over that, its number and the archive's id.
-//! - `marks`: what the medium says is durable, a line of JSON each, behind a CRC. The file is locked by the process that writes the archive.
+//! - `origin.json`, `virtfold.json`, `member-N`: what the archive is made of, its head and its other members
+//!   as they are in it. They are whole: the directory gets its name when they are durable.
+//! - `rows-N`: the rows of each disk's allocation table, as they are in the archive, with a digest behind
+//!   them. They are made again from the images in no other way: which parts of a block are holes is what the
+//!   file system says, and it says now this, now that ([`SavedAllocation`]).
+//! - `chunks`: one entry of 44 bytes for each chunk that was put out, its record and a CRC over that, its
+//!   number and the archive's id.
+//! - `marks`: what the medium says is durable, a line of JSON each, behind a CRC. The file is locked by the
+//!   process that writes the archive.
 //!
 //! The key of an encrypted archive is not here: it must not get to a disk ([`SavedEnvelope`]).
 //!
@@ -75,7 +78,8 @@ impl Drop for ResumeRecord {
             self.key.iter_mut().for_each(SavedEnvelope::leave);
             return;
         }
-        // Before the record: a key that no record knows nobody would ever remove, should this process be killed here.
+        // Before the record: a key that no record knows nobody would ever remove, should this process be
+        // killed here.
         drop(self.key.take());
         if let Err(error) = fs::remove_dir_all(&self.directory) {
             tracing::warn!(record = %self.directory.display(), %error, "the record of a backup could not be removed");
@@ -83,7 +87,8 @@ impl Drop for ResumeRecord {
     }
 }
 
-/// The log of marks, and the lock. A killed process's marks are there in any case; for a power cut's sake they are synced now and then.
+/// The log of marks, and the lock. A killed process's marks are there in any case; for a power cut's sake
+/// they are synced now and then.
 #[derive(Debug)]
 pub(super) struct DurableMarkFile {
     /// The file, when it was last synced, and whether it still takes marks.
@@ -363,7 +368,8 @@ fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
 }
 
 impl RecordInUse {
-    /// Takes the record over; `None` where its process lives, or it is gone or damaged. A damaged one is removed.
+    /// Takes the record over; `None` where its process lives, or it is gone or damaged. A damaged one is
+    /// removed.
     pub(super) fn open(self) -> Result<Option<SavedRecord>> {
         let path = self.directory.join("marks");
         let marks = match OpenOptions::new().read(true).write(true).open(&path) {

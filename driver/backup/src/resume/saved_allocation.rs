@@ -1,9 +1,11 @@
 //! The rows of a disk's allocation table as its archive has them, saved in a file.
 //!
-//! They can't be had again from the image: which parts of a block are holes is what the file system says, and a range that was set aside and never written is a
-//! hole for it until somebody's read-ahead has it in memory, and then data. What is used, in whole blocks, stays the same.
+//! They can't be had again from the image: which parts of a block are holes is what the file system says, and
+//! a range that was set aside and never written is a hole for it until somebody's read-ahead has it in
+//! memory, and then data. What is used, in whole blocks, stays the same.
 //!
-//! A row is 17 bytes (length, kind, host offset) and begins where the one before it ends; behind the rows is their BLAKE3.
+//! A row is 17 bytes (length, kind, host offset) and begins where the one before it ends; behind the rows is
+//! their BLAKE3.
 //!
 //! Imports: `error`, `units`, `archive`.
 

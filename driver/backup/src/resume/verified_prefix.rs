@@ -1,10 +1,11 @@
-//! What a dead process has left of a file, held against what is known of it before anything is added: somebody may have damaged it since.
+//! What a dead process has left of a file, held against what is known of it before anything is added:
+//! somebody may have damaged it since.
 //!
 //! It is another process that reads it, as whatever touches a medium: a guest's disks may be frozen, and the
 //! medium may hang. The digests and the key stay here.
 //!
-//! Each chunk that is to be kept is read and held against its digest; of an encrypted archive, each piece against its authenticator. A chunk or piece of
-//! which only a part is there is made again.
+//! Each chunk that is to be kept is read and held against its digest; of an encrypted archive, each piece
+//! against its authenticator. A chunk or piece of which only a part is there is made again.
 
 use std::io::{BufReader, Read};
 use std::sync::atomic::Ordering;

@@ -1,16 +1,19 @@
 //! Which backups are kept, and how the others go.
 //!
 //! - `policy` decides, and does nothing else: backups and rules in, a verdict with its reasons for each.
-//! - `survey` finds out what there is at a place, and what of it may be decided on: whole archives of this host, under the names that virtfold
-//!   gave them. Everything else is left alone.
+//! - `survey` finds out what there is at a place, and what of it may be decided on: whole archives of this
+//!   host, under the names that virtfold gave them. Everything else is left alone.
 //! - `groups` says which archives are backups of one thing.
-//! - `prune` looks, decides and removes, increments before what they rest on, and notes what is gone in the catalog.
+//! - `prune` looks, decides and removes, increments before what they rest on, and notes what is gone in the
+//!   catalog.
 //!
-//! What is at the place counts, not what the catalog believes; but for encrypted archives that no identity opens, of which the catalog says what
-//! the head would. Removal is noted when it has happened: an archive that is gone and still in the catalog is found at the next look.
+//! What is at the place counts, not what the catalog believes; but for encrypted archives that no identity
+//! opens, of which the catalog says what the head would. Removal is noted when it has happened: an archive
+//! that is gone and still in the catalog is found at the next look.
 //!
-//! Invariants: the newest whole backup stays; what rests on another archive that stays keeps that one; an archive that can't be read, whose name says that it
-//! is of the same subject, keeps everything that is older, for it may rest on it.
+//! Invariants: the newest whole backup stays; what rests on another archive that stays keeps that one; an
+//! archive that can't be read, whose name says that it is of the same subject, keeps everything that is
+//! older, for it may rest on it.
 //!
 //! Imports: `error`, `catalog`, `crypt`, `medium`, `archive` (the head), and of this crate `inspect`.
 

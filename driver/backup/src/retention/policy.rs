@@ -1,17 +1,20 @@
 //! The rules. For one subject at one place:
 //!
-//! - Only whole backups count, from the newest to the oldest by the time in their heads. One that is younger than now was made by a
-//!   clock that was wrong, or this one is: it does not count, and stays until its time has come.
+//! - Only whole backups count, from the newest to the oldest by the time in their heads. One that is younger
+//!   than now was made by a clock that was wrong, or this one is: it does not count, and stays until its time
+//!   has come.
 //! - `last: N` keeps the newest N.
-//! - `hourly`, `daily`, `weekly`, `monthly`, `yearly: N` keep the newest backup of each of the last N hours, days, weeks (of ISO 8601, from
-//!   Monday), months, years that have one. Periods without a backup don't count: N is a number of backups, not an age. They are those of the
-//!   time zone that is given.
-//! - `within: TIME` keeps what is younger than the newest backup but one by no more than that. Counted from there, a clock that leapt or a host that
-//!   was off for a month costs nothing.
-//! - A backup stays when one rule keeps it, or when a person has pinned it. The newest one stays whatever the rules say.
+//! - `hourly`, `daily`, `weekly`, `monthly`, `yearly: N` keep the newest backup of each of the last N hours,
+//!   days, weeks (of ISO 8601, from Monday), months, years that have one. Periods without a backup don't
+//!   count: N is a number of backups, not an age. They are those of the time zone that is given.
+//! - `within: TIME` keeps what is younger than the newest backup but one by no more than that. Counted from
+//!   there, a clock that leapt or a host that was off for a month costs nothing.
+//! - A backup stays when one rule keeps it, or when a person has pinned it. The newest one stays whatever the
+//!   rules say.
 //! - What a backup that stays rests on stays, too, and so on down.
 //!
-//! It follows that a second run right after the first removes nothing, and that a larger number never removes more.
+//! It follows that a second run right after the first removes nothing, and that a larger number never removes
+//! more.
 //!
 //! Imports: nothing of the crate.
 
@@ -206,8 +209,8 @@ pub enum PruneDecision {
     Remove,
 }
 
-/// Decides on the backups of one subject at one place; a verdict for each, in their order. `elsewhere` are increments at other places and the
-/// archives here that they rest on.
+/// Decides on the backups of one subject at one place; a verdict for each, in their order. `elsewhere` are
+/// increments at other places and the archives here that they rest on.
 pub fn decide(
     backups: &[PruneCandidate],
     keep: &KeepRules,

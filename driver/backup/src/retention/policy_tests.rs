@@ -217,8 +217,8 @@ fn backups() -> impl Strategy<Value = Vec<PruneCandidate>> {
     })
 }
 
-/// The rules as a person would check them: a backup is kept by a rule when nothing newer is of its period, and fewer than N periods
-/// have something newer.
+/// The rules as a person would check them: a backup is kept by a rule when nothing newer is of its period,
+/// and fewer than N periods have something newer.
 fn model_keeps(backups: &[PruneCandidate], keep: &KeepRules, index: usize) -> bool {
     let counts = |b: &PruneCandidate| b.standing == Prunable::Yes && b.created <= now();
     let newer = |a: usize, b: usize| {

@@ -400,7 +400,8 @@ impl Removal<'_> {
         gone
     }
 
-    /// Removes some archives of a group; why one is not gone. A medium that does not answer is not asked again.
+    /// Removes some archives of a group; why one is not gone. A medium that does not answer is not asked
+    /// again.
     fn remove(&mut self, group: &BackupGroup, which: &[usize]) -> Vec<Option<PruneFailure>> {
         let stored = which.iter().filter_map(|index| group.archives.get(*index));
         let stored: Vec<StoredArchive> = stored.map(|decided| decided.found.stored.clone()).collect();

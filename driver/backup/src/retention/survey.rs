@@ -147,7 +147,8 @@ fn found(listed: ListedArchive, catalog: Option<&Catalog>) -> Result<SurveyedArc
                 (None, Prunable::Unreadable(why.to_owned()))
             }
         },
-        // Nobody vouches for an archive that has no end and no head: nothing is lost with what it would have rested on.
+        // Nobody vouches for an archive that has no end and no head: nothing is lost with what it would have
+        // rested on.
         (None, ArchiveStatus::Incomplete) => (None, Prunable::No(words(glance))),
         (None, _) => (None, Prunable::Unreadable(words(glance))),
     };

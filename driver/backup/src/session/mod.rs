@@ -5,9 +5,9 @@
 //! number of destinations, new or resumed.
 //!
 //! Nothing is written before every image has been opened and its tables read whole; the archive has its final
-//! name only when the medium vouches for every byte of it. The backup of a domain opens its images itself, once
-//! they are frozen; what `write` returns is not finished, so that it can first make sure that nothing was
-//! written to the images meanwhile.
+//! name only when the medium vouches for every byte of it. The backup of a domain opens its images itself,
+//! once they are frozen; what `write` returns is not finished, so that it can first make sure that nothing
+//! was written to the images meanwhile.
 
 mod head;
 mod reports;

@@ -1,9 +1,9 @@
 //! Steps 1308 to 1310: the archive goes to its medium, and goes on where a medium broke.
 //!
-//! A medium that breaks and has the first bytes of the archive for good ([`Medium::resume_after_failure`]) is written to
-//! again. The archive is made a second time from the same source: chunks that lie wholly in what the medium
-//! has are only planned, the chunk that lies across is made and the part of it that is there is left out. The
-//! medium gets the same bytes as if nothing had happened. Errors of the source are final.
+//! A medium that breaks and has the first bytes of the archive for good ([`Medium::resume_after_failure`]) is
+//! written to again. The archive is made a second time from the same source: chunks that lie wholly in what
+//! the medium has are only planned, the chunk that lies across is made and the part of it that is there is
+//! left out. The medium gets the same bytes as if nothing had happened. Errors of the source are final.
 //!
 //! Imports: `error`, `archive`, `medium`, `units`.
 

@@ -191,7 +191,8 @@ fn one_that_can_t_go_on_does_not_get_on_or_is_told_to_end_is_given_up() {
     assert_eq!(given_up(told), (ErrorKind::Interrupted, 0));
 }
 
-/// Another chunk in the place of one that was put out does not get to the medium, where it could be encrypted as that was.
+/// Another chunk in the place of one that was put out does not get to the medium, where it could be encrypted
+/// as that was.
 #[test]
 fn a_chunk_that_is_not_what_it_was_goes_nowhere() {
     for compression in BOTH {

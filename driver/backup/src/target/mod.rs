@@ -210,7 +210,8 @@ impl TargetDisk {
                         ZeroRange::Gaps => zero_gaps(file, table, &name)?,
                         ZeroRange::All => zero(file, 0, len, &name)?,
                     }
-                    // Behind the disk's end the guest would find what was there before: an old GPT, a volume label.
+                    // Behind the disk's end the guest would find what was there before: an old GPT, a volume
+                    // label.
                     let size = device_size(file).at(|| format!("cannot tell the size of '{name}'"))?;
                     zero(file, len, size.saturating_sub(len), &name)?;
                 }

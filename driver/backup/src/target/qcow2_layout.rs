@@ -1,12 +1,14 @@
-//! The tables of a new qcow2 file, planned before the first byte is written: since the correspondence table is
-//! known in advance, header, refcounts, L1 and L2 all precede the data, and the file is one sequential write.
+//! The tables of a new qcow2 file, planned before the first byte is written: since the correspondence table
+//! is known in advance, header, refcounts, L1 and L2 all precede the data, and the file is one sequential
+//! write.
 //!
 //! ```text
 //! header | refcount table | refcount blocks | L1 table | L2 tables in use | data clusters in guest order
 //! ```
 //!
-//! Every cluster has refcount 1, every L2 entry is the host offset with the COPIED bit; an extended L2 entry has all 32
-//! subclusters allocated. Clusters without data have no entry and read as zeros, for there is no backing file.
+//! Every cluster has refcount 1, every L2 entry is the host offset with the COPIED bit; an extended L2 entry
+//! has all 32 subclusters allocated. Clusters without data have no entry and read as zeros, for there is no
+//! backing file.
 //!
 //! Source: `docs/interop/qcow2.rst` of QEMU. QEMU's own limits (L1 of 32 MiB, refcount table of 8 MiB)
 //! are checked here, so that no image is written that QEMU would not open.

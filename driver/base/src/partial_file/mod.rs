@@ -17,10 +17,10 @@
 //! sync it now and then, and is told of how much is surely there; [`PartialFile::reopen`] goes on behind
 //! that.
 //!
-//! All names are those of the directory that was open at the beginning, and no link that others can have made leads to it
-//! (`safe_path`). Whoever owns that directory can still put another file under the partial name: whether the file with the final name
-//! is the one that was written is asked before the rename and after it, by device and inode, so that nobody else's file
-//! takes the place of a good one, or is reported as written.
+//! All names are those of the directory that was open at the beginning, and no link that others can have made
+//! leads to it (`safe_path`). Whoever owns that directory can still put another file under the partial name:
+//! whether the file with the final name is the one that was written is asked before the rename and after it,
+//! by device and inode, so that nobody else's file takes the place of a good one, or is reported as written.
 //!
 //! That the file can be named in the end is tried before anything is written to it: the file is made under
 //! another name and given its partial one in the way in which it will get its final one (`rename`).

@@ -1,8 +1,10 @@
 //! Giving a finished file its name without taking another one's place, on whatever file system.
 //!
-//! Three ways, each for where the one before is not known: a rename that refuses to replace (`RENAME_NOREPLACE`); a hard link and the old name
-//! taken away (NFS); a placeholder (exFAT, FUSE, Gluster). The placeholder is made only where nothing has the name, and is replaced
-//! only while it is still there, empty. A process that dies in between leaves an empty file under the name, which nobody takes for a whole one.
+//! Three ways, each for where the one before is not known: a rename that refuses to replace
+//! (`RENAME_NOREPLACE`); a hard link and the old name taken away (NFS); a placeholder (exFAT, FUSE, Gluster).
+//! The placeholder is made only where nothing has the name, and is replaced only while it is still there,
+//! empty. A process that dies in between leaves an empty file under the name, which nobody takes for a whole
+//! one.
 //!
 //! All of it is done in an open directory: whoever can rename or link that one gains nothing.
 //!

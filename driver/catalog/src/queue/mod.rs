@@ -1,12 +1,15 @@
-//! The queue of the service: what is to be done, what runs, what became of it; how far each job's schedule was turned into entries; and what
-//! is paused.
+//! The queue of the service: what is to be done, what runs, what became of it; how far each job's schedule
+//! was turned into entries; and what is paused.
 //!
-//! - An entry is one domain of one job, once. While it waits, there is no second one of the same job and domain: whatever asks for one
-//!   finds it. The tables say so themselves (`queue_waiting`), as they say that a domain has one run at a time (`queue_running`).
-//! - Each call is one transaction, durable when it returns. [`Queue::fire`] makes the entries of a schedule's time and notes that time in
-//!   one go, so that a restart neither loses a run nor makes it twice.
-//! - An entry whose service dies under it waits again, [`INTERRUPTED`] times in a row at most: it may be what the service dies of.
-//! - Entries that have ended are kept: the last [`HISTORY`], and of each job and domain the last of each kind.
+//! - An entry is one domain of one job, once. While it waits, there is no second one of the same job and
+//!   domain: whatever asks for one finds it. The tables say so themselves (`queue_waiting`), as they say that
+//!   a domain has one run at a time (`queue_running`).
+//! - Each call is one transaction, durable when it returns. [`Queue::fire`] makes the entries of a schedule's
+//!   time and notes that time in one go, so that a restart neither loses a run nor makes it twice.
+//! - An entry whose service dies under it waits again, [`INTERRUPTED`] times in a row at most: it may be what
+//!   the service dies of.
+//! - Entries that have ended are kept: the last [`HISTORY`], and of each job and domain the last of each
+//!   kind.
 //!
 //! ```text
 //! waiting, parked --start--> running --end--> succeeded, failed, cancelled
@@ -143,8 +146,8 @@ impl Pauses {
 
 /// What the service notes before it acts.
 pub trait Queue: Debug + Send + Sync {
-    /// Puts entries into the queue, all or none, or finds those that wait already; their numbers, in their order. One that a person asks for
-    /// brings the waiting one to the front.
+    /// Puts entries into the queue, all or none, or finds those that wait already; their numbers, in their
+    /// order. One that a person asks for brings the waiting one to the front.
     ///
     /// # Errors
     /// The catalog can't be written.
@@ -159,7 +162,8 @@ pub trait Queue: Debug + Send + Sync {
         self.add_all(std::slice::from_ref(wanted))?.first().copied().ok_or_else(lost)
     }
 
-    /// Notes that a job's schedule is turned into entries up to `planned`, and makes those entries, all or none.
+    /// Notes that a job's schedule is turned into entries up to `planned`, and makes those entries, all or
+    /// none.
     ///
     /// # Errors
     /// The catalog can't be written.
@@ -189,8 +193,9 @@ pub trait Queue: Debug + Send + Sync {
     /// It does not wait, or the catalog can't be written.
     fn cancel(&self, id: i64, at: Timestamp, why: &str) -> Result<()>;
 
-    /// Puts what a service left that is dead back into the queue: what ran, and what it parked. Returns what ran, as it is now: its attempt
-    /// counts, and after [`INTERRUPTED`] of them that ended so, with no noted end between them, it has failed.
+    /// Puts what a service left that is dead back into the queue: what ran, and what it parked. Returns what
+    /// ran, as it is now: its attempt counts, and after [`INTERRUPTED`] of them that ended so, with no noted
+    /// end between them, it has failed.
     ///
     /// # Errors
     /// The catalog can't be written.
@@ -226,7 +231,8 @@ pub trait Queue: Debug + Send + Sync {
     /// The catalog can't be read.
     fn entries(&self, ids: &[i64]) -> Result<Vec<QueueEntry>>;
 
-    /// The numbers of the last success and the last failure of each job and domain, of those that ended by `until`, in their order.
+    /// The numbers of the last success and the last failure of each job and domain, of those that ended by
+    /// `until`, in their order.
     ///
     /// # Errors
     /// The catalog can't be read.
@@ -240,7 +246,8 @@ pub trait Queue: Debug + Send + Sync {
         self.entries(&self.last_end_ids(until)?)
     }
 
-    /// Of the last success and the last failure of each job and domain those that ended after `time`: none, unless a clock was ahead.
+    /// Of the last success and the last failure of each job and domain those that ended after `time`: none,
+    /// unless a clock was ahead.
     ///
     /// # Errors
     /// The catalog can't be read.

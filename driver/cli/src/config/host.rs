@@ -179,8 +179,8 @@ impl HostCheck<'_> {
     }
 }
 
-/// Whether a medium can be used, and a directory is on the file system that it has to be on, as a backup looks.
-/// It may hang: another process tries it.
+/// Whether a medium can be used, and a directory is on the file system that it has to be on, as a backup
+/// looks. It may hang: another process tries it.
 fn try_medium(
     (name, medium): (&str, &Medium),
     terminating: &Terminating,

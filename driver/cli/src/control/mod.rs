@@ -1,4 +1,5 @@
-//! The verbs that ask the service at its control socket, and what they share: the socket, words for times and entries.
+//! The verbs that ask the service at its control socket, and what they share: the socket, words for times and
+//! entries.
 
 pub(crate) mod cancel;
 pub(crate) mod pause;
@@ -22,7 +23,8 @@ use super::report::{JsonFlag, OutputFormat, StdoutUse, result};
 /// The option that names the socket.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct SocketFlag {
-    /// The service's control socket [default: /run/virtfold/control.sock, or below $XDG_RUNTIME_DIR for qemu:///session]
+    /// The service's control socket [default: /run/virtfold/control.sock, or below $XDG_RUNTIME_DIR for
+    /// qemu:///session]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
 }

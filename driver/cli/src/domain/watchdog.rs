@@ -1,5 +1,6 @@
-//! `virtfold guard`: the process that lets a guest go when the pause budget is over or the driver is dead. Hidden: the driver
-//! starts it. Standard input is the socket to the driver; nothing here reads or closes it before the guard does.
+//! `virtfold guard`: the process that lets a guest go when the pause budget is over or the driver is dead.
+//! Hidden: the driver starts it. Standard input is the socket to the driver; nothing here reads or closes it
+//! before the guard does.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -29,7 +30,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitStatus> {
     Ok(ExitStatus::Done)
 }
 
-/// How this program starts its guards. `/proc/self/exe` is this very program, also when its file was replaced since.
+/// How this program starts its guards. `/proc/self/exe` is this very program, also when its file was replaced
+/// since.
 pub(super) fn program(uri: &str) -> WatchdogProcess {
     let arguments = ["guard", "--uri", uri].map(OsString::from).to_vec();
     WatchdogProcess { program: PathBuf::from("/proc/self/exe"), arguments }

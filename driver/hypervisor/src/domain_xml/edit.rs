@@ -1,7 +1,8 @@
-//! Edits of domain XML as splices: each one replaces a byte range of the original text, and everything between the
-//! ranges stays as it was, elements that nobody here knows included.
+//! Edits of domain XML as splices: each one replaces a byte range of the original text, and everything
+//! between the ranges stays as it was, elements that nobody here knows included.
 //!
-//! The edited text is parsed again before it is handed out: an edit that broke it is an error here and not in libvirt.
+//! The edited text is parsed again before it is handed out: an edit that broke it is an error here and not in
+//! libvirt.
 //!
 //! Imports: `error`, `types`.
 
@@ -132,8 +133,8 @@ impl<'a> Editor<'a> {
         Ok(self)
     }
 
-    /// Gives the domain another generation id, where it has one: what tells a guest that it was put back to an
-    /// earlier state (Windows' domain controllers depend on it).
+    /// Gives the domain another generation id, where it has one: what tells a guest that it was put back to
+    /// an earlier state (Windows' domain controllers depend on it).
     pub fn set_generation(&mut self, id: &str) -> &mut Self {
         let written = child(self.document.root_element(), "genid").filter(|g| g.first_child().is_some());
         let splice = written.map(|node| self.replace_content(node, id));
@@ -141,8 +142,9 @@ impl<'a> Editor<'a> {
         self
     }
 
-    /// Moves sockets that QEMU makes and files that it writes for channels, serial lines and consoles: `place` gives each
-    /// path its new one, or none to leave it. Sockets that others make, terminals and devices stay.
+    /// Moves sockets that QEMU makes and files that it writes for channels, serial lines and consoles:
+    /// `place` gives each path its new one, or none to leave it. Sockets that others make, terminals and
+    /// devices stay.
     ///
     /// # Errors
     /// A path that is not text.
@@ -189,8 +191,8 @@ impl<'a> Editor<'a> {
         Ok(self)
     }
 
-    /// Lets a disk use another image, of `format`. What the XML said about the chain below the old one goes away, so that
-    /// libvirt reads the new one's header. A mirror's mark goes, too.
+    /// Lets a disk use another image, of `format`. What the XML said about the chain below the old one goes
+    /// away, so that libvirt reads the new one's header. A mirror's mark goes, too.
     ///
     /// # Errors
     /// No such disk, or a path that is not text.
@@ -219,8 +221,8 @@ impl<'a> Editor<'a> {
         Ok(self)
     }
 
-    /// Takes the topmost image off a disk's chain: the one below it, as `<backingStore>` describes it, becomes the disk's own.
-    /// What a pivot should have written.
+    /// Takes the topmost image off a disk's chain: the one below it, as `<backingStore>` describes it,
+    /// becomes the disk's own. What a pivot should have written.
     ///
     /// # Errors
     /// No such disk, or the XML does not describe the image below.
@@ -233,8 +235,8 @@ impl<'a> Editor<'a> {
         let format = format.and_then(|f| f.attribute("type")).ok_or_else(undescribed)?;
         let source = self.element(disk, "source")?;
         let copy = |node: Node<'_, '_>| self.text.get(node.range()).unwrap_or_default().to_owned();
-        // Where the XML leaves it to the header what is further down, it goes on doing so: an empty element would
-        // say that there is nothing, and the guest would not see what the images below have.
+        // Where the XML leaves it to the header what is further down, it goes on doing so: an empty element
+        // would say that there is nothing, and the guest would not see what the images below have.
         let next = match child(backing, "backingStore") {
             Some(next) => (backing.range(), copy(next)),
             None => (self.with_blank_before(backing), String::new()),
@@ -250,8 +252,8 @@ impl<'a> Editor<'a> {
         Ok(self)
     }
 
-    /// Puts a qcow2 overlay on top of a disk's image, which becomes the first of the chain below: the reverse of
-    /// [`Editor::pop_image`]. What a snapshot should have written.
+    /// Puts a qcow2 overlay on top of a disk's image, which becomes the first of the chain below: the reverse
+    /// of [`Editor::pop_image`]. What a snapshot should have written.
     ///
     /// # Errors
     /// No such disk, one without an image, or a path that is not text.
@@ -352,13 +354,14 @@ impl<'a> Editor<'a> {
         }
     }
 
-    /// Puts `location` in the place of a source's own; other attributes and the elements inside stay, save those that
-    /// belong to the old place alone.
+    /// Puts `location` in the place of a source's own; other attributes and the elements inside stay, save
+    /// those that belong to the old place alone.
     fn relocate(&self, source: Node<'_, '_>, location: &str) -> Vec<(Range<usize>, String)> {
         const OLD: [&str; 7] = ["file", "dev", "pool", "volume", "mode", "protocol", "name"];
         let old = |a: &Attribute<'_, '_>| OLD.contains(&a.name());
         let mut ranges: Vec<Range<usize>> = source.attributes().filter(old).map(|a| a.range()).collect();
-        // An attribute goes with the blank before it, so that none is left behind; the first one keeps its place.
+        // An attribute goes with the blank before it, so that none is left behind; the first one keeps its
+        // place.
         let mut splices = Vec::new();
         if ranges.is_empty() {
             let at = source.range().start + 1 + "source".len();

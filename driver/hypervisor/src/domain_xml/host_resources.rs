@@ -1,5 +1,6 @@
-//! What a domain claims of its host beside disks and firmware: things that only one running guest can have, or that
-//! let XML from elsewhere reach into the host. Nothing is decided here; whoever defines XML out of an archive tells it.
+//! What a domain claims of its host beside disks and firmware: things that only one running guest can have,
+//! or that let XML from elsewhere reach into the host. Nothing is decided here; whoever defines XML out of an
+//! archive tells it.
 //!
 //! Imports: nothing of the crate.
 

@@ -1,8 +1,10 @@
-//! A running guest whose disks are not those of its configuration: plugged in or taken off for this run alone, or changed for the next one.
+//! A running guest whose disks are not those of its configuration: plugged in or taken off for this run
+//! alone, or changed for the next one.
 //!
-//! A backup copies what runs. So a guest is defined anew with the disks that it ran with ([`with_live_disks`]), and with everything else as its
-//! configuration has it: the live XML has much that is of its run and host alone (a spelled-out CPU, ports, terminals). Drives for CDs and
-//! floppies are as in the configuration: what lies in them is not the guest's.
+//! A backup copies what runs. So a guest is defined anew with the disks that it ran with
+//! ([`with_live_disks`]), and with everything else as its configuration has it: the live XML has much that is
+//! of its run and host alone (a spelled-out CPU, ports, terminals). Drives for CDs and floppies are as in the
+//! configuration: what lies in them is not the guest's.
 //!
 //! Imports: `error`.
 
@@ -69,8 +71,8 @@ pub fn with_live_disks(next: &DomainXml, live: &DomainXml) -> Result<DomainXml> 
     editor.finish()
 }
 
-/// A disk's element without what libvirt gave it for its run. Its place on a bus of disks stays, that on the machine's own is chosen
-/// anew: what else is there may differ.
+/// A disk's element without what libvirt gave it for its run. Its place on a bus of disks stays, that on the
+/// machine's own is chosen anew: what else is there may differ.
 fn lasting_part(disk: Node<'_, '_>, text: &str) -> String {
     let of_its_run = |node: &Node<'_, '_>| match node.tag_name().name() {
         "alias" | "backingStore" | "mirror" => true,

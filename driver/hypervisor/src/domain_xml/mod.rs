@@ -101,8 +101,8 @@ pub struct DomainXml {
     pub boot: BootFiles,
     /// The network interfaces' MAC addresses, as written.
     pub macs: Vec<String>,
-    /// Paths of sockets and files of channels, serial lines and consoles: two domains cannot share them. Pseudo
-    /// terminals, which every start chooses anew, are not among them.
+    /// Paths of sockets and files of channels, serial lines and consoles: two domains cannot share them.
+    /// Pseudo terminals, which every start chooses anew, are not among them.
     pub channel_paths: Vec<PathBuf>,
     /// What of the host the domain lays claim to beside its files, a phrase each; see `claims`.
     pub claims: Vec<String>,
@@ -127,7 +127,8 @@ impl DomainXml {
     /// Reads domain XML.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] for text that is too large; [`ErrorKind::Damaged`] for what is not the XML of a domain.
+    /// [`ErrorKind::Unsupported`] for text that is too large; [`ErrorKind::Damaged`] for what is not the XML
+    /// of a domain.
     pub fn parse(text: impl Into<String>) -> Result<Self> {
         let text = text.into();
         let document = open(&text)?;

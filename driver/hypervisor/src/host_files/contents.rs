@@ -1,4 +1,5 @@
-//! What is in an overlay, read by the crate `image` and with no program of QEMU's: its user may have written the headers.
+//! What is in an overlay, read by the crate `image` and with no program of QEMU's: its user may have written
+//! the headers.
 //!
 //! Imports: `error`, `units`, `image`.
 

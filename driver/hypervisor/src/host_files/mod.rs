@@ -9,8 +9,9 @@
 //! on an overlay over it. Where locks are not to be seen, the files that a QEMU has open are (`openers`); an
 //! image is free when neither says otherwise.
 //!
-//! The guest's user may write to the images and to the directories that they are in. So files are opened by `safe_path`, headers are
-//! read by the crate `image`, and the one program of QEMU's that runs here, for a commit, does so in a `sandbox` (`offline_commit`).
+//! The guest's user may write to the images and to the directories that they are in. So files are opened by
+//! `safe_path`, headers are read by the crate `image`, and the one program of QEMU's that runs here, for a
+//! commit, does so in a `sandbox` (`offline_commit`).
 //!
 //! Imports: `error`, `openers`, `safe_path`, `image`.
 
@@ -127,8 +128,8 @@ pub trait HostFiles: Debug + Send + Sync {
     /// The file can't be read.
     fn has_snapshots(&self, path: &Path) -> Result<bool>;
 
-    /// Writes what a qcow2 overlay has into the image right below it, and leaves the overlay as it is. Both have
-    /// the same contents then. Nobody can open them meanwhile. One that was broken off is done again.
+    /// Writes what a qcow2 overlay has into the image right below it, and leaves the overlay as it is. Both
+    /// have the same contents then. Nobody can open them meanwhile. One that was broken off is done again.
     ///
     /// # Errors
     /// [`ErrorKind::BadImage`] where an image or its header is not what the journal has; somebody has one of
@@ -355,8 +356,8 @@ fn start_of(path: &Path, most: usize) -> Result<Vec<u8>> {
     Ok(start)
 }
 
-/// Write locks on all of QEMU's bytes: refused when any QEMU has the file open, and none that locks can open it
-/// while the result lives.
+/// Write locks on all of QEMU's bytes: refused when any QEMU has the file open, and none that locks can open
+/// it while the result lives.
 fn lock_all(path: &Path) -> Result<File> {
     let file = Entry::locate(path).and_then(|entry| entry.open(OFlags::RDWR | OFlags::NONBLOCK));
     let file = file.at(|| format!("cannot open '{}'", path.display()))?;

@@ -1,13 +1,18 @@
 //! Writing an overlay into its base while nobody runs on them, without believing what the two say.
 //!
-//! QEMU's user can write every byte of both, headers included, while the guest runs. A header that names an external data file or another
-//! backing file would have `qemu-img` write, as root, whatever the guest's user wrote, into any file of the host. So:
+//! QEMU's user can write every byte of both, headers included, while the guest runs. A header that names an
+//! external data file or another backing file would have `qemu-img` write, as root, whatever the guest's user
+//! wrote, into any file of the host. So:
 //!
-//! 1. Every image of the chain is opened first, and everything else goes by these descriptors: a name that changes later changes nothing.
-//! 2. Both headers are read from them by the crate `image`: no external data file, backing file and format exactly those of the
-//!    journal, and the base is the very file (device and inode) that the journal has. Nobody but us may have the files open.
-//! 3. `qemu-img` gets the chain in so many words (`json:`), by descriptor (`/dev/fd/N`), and follows no header to a backing file.
-//! 4. It runs in a [`sandbox`]: not as root, with no network, and it can open these files and its own libraries, nothing else.
+//! 1. Every image of the chain is opened first, and everything else goes by these descriptors: a name that
+//!    changes later changes nothing.
+//! 2. Both headers are read from them by the crate `image`: no external data file, backing file and format
+//!    exactly those of the journal, and the base is the very file (device and inode) that the journal has.
+//!    Nobody but us may have the files open.
+//! 3. `qemu-img` gets the chain in so many words (`json:`), by descriptor (`/dev/fd/N`), and follows no
+//!    header to a backing file.
+//! 4. It runs in a [`sandbox`]: not as root, with no network, and it can open these files and its own
+//!    libraries, nothing else.
 //!
 //! Imports: `error`, `openers`, `safe_path`, `image`.
 

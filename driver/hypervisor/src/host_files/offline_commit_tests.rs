@@ -17,7 +17,8 @@ fn io(path: &Path, what: &str) {
     tool("qemu-io", &["-f", "qcow2", "-c", what], path);
 }
 
-/// A golden image, a base and an overlay of QEMU's user, in a directory that this user may write; and a file of root's.
+/// A golden image, a base and an overlay of QEMU's user, in a directory that this user may write; and a file
+/// of root's.
 struct Images {
     folder: tempfile::TempDir,
     identity: (u64, u64),

@@ -2,16 +2,20 @@
 //!
 //! It runs
 //!
-//! - not as root: as the owner of the image that it writes to, where that is not root and can open the whole chain; else as a user that
-//!   nobody is, who may pass permissions by (`CAP_DAC_OVERRIDE`) because of the next;
-//! - with Landlock: it can open the images that it was given, its own program and libraries, and nothing else; where the kernel has no
-//!   Landlock (before 5.13, or switched off), only as the owner and without any capability;
-//! - without sockets of any kind, `io_uring`, tracing, and changes of owners, modes and attributes (seccomp); no program that it starts
-//!   gets more rights (`no_new_privs`);
-//! - with an empty environment but for `PATH`, in a bounded time, and not longer than the thread that waits for it.
+//! - not as root: as the owner of the image that it writes to, where that is not root and can open the whole
+//!   chain; else as a user that nobody is, who may pass permissions by (`CAP_DAC_OVERRIDE`) because of the
+//!   next;
+//! - with Landlock: it can open the images that it was given, its own program and libraries, and nothing
+//!   else; where the kernel has no Landlock (before 5.13, or switched off), only as the owner and without any
+//!   capability;
+//! - without sockets of any kind, `io_uring`, tracing, and changes of owners, modes and attributes (seccomp);
+//!   no program that it starts gets more rights (`no_new_privs`);
+//! - with an empty environment but for `PATH`, in a bounded time, and not longer than the thread that waits
+//!   for it.
 //!
-//! Landlock and seccomp hold for a thread and what it starts, so a thread is made for it. Users and capabilities are changed by
-//! `setpriv` (util-linux), for a thread of our own with another user's rights would be a thread that this user can signal.
+//! Landlock and seccomp hold for a thread and what it starts, so a thread is made for it. Users and
+//! capabilities are changed by `setpriv` (util-linux), for a thread of our own with another user's rights
+//! would be a thread that this user can signal.
 //!
 //! Imports: `error`.
 
@@ -169,7 +173,8 @@ impl Sandbox<'_> {
         Ok(if user != 0 && all { Identity::Owner { user, group } } else { Identity::Nobody })
     }
 
-    /// Restricts this thread, starts `qemu-img` in it, and waits; nothing is said where it has not ended in time.
+    /// Restricts this thread, starts `qemu-img` in it, and waits; nothing is said where it has not ended in
+    /// time.
     fn confined(&self, identity: Identity) -> Result<(Child, Option<String>)> {
         let enforced = self.restrict()?;
         if identity == Identity::Nobody && enforced == RulesetStatus::NotEnforced {

@@ -28,8 +28,8 @@ fn locks_tell_writers_from_readers() {
     assert_eq!(files.image_use(&path).unwrap(), ImageUse::Absent);
 }
 
-/// QEMU takes none where it has no `/dev/null` at its start; those on a block device in a `/dev` of its own are
-/// not seen here.
+/// QEMU takes none where it has no `/dev/null` at its start; those on a block device in a `/dev` of its own
+/// are not seen here.
 #[test]
 fn a_qemu_without_locks_is_seen() {
     let directory = tempfile::tempdir().unwrap();

@@ -1,11 +1,11 @@
 //! The calls that `virt` does not wrap, or wraps wrongly, by `virt-sys`; the one file with unsafe code.
 //!
-//! What every SAFETY comment below relies on: `as_ptr()` of a [`Connect`] or [`Domain`] is valid as long as that object
-//! is borrowed; libvirt copies the strings it is given before it returns; its calls may be made from any thread; a
-//! call that fails says so by -1 or null and leaves its output alone.
+//! What every SAFETY comment below relies on: `as_ptr()` of a [`Connect`] or [`Domain`] is valid as long as
+//! that object is borrowed; libvirt copies the strings it is given before it returns; its calls may be made
+//! from any thread; a call that fails says so by -1 or null and leaves its output alone.
 //!
-//! Callbacks run on the event loop's thread. They get a pointer to an `Arc<EventHub>` of their own, which libvirt gives back to
-//! [`free_hub`] once no callback can use it any more.
+//! Callbacks run on the event loop's thread. They get a pointer to an `Arc<EventHub>` of their own, which
+//! libvirt gives back to [`free_hub`] once no callback can use it any more.
 //!
 //! Imports: `types`, `event_hub`.
 
@@ -59,8 +59,8 @@ pub(super) fn prepare() -> Result<()> {
 
 fn start_event_loop() -> Result<()> {
     libvirt::event::event_register_default_impl()?;
-    // The default loop sleeps in poll() until something it knew of beforehand happens. The timer wakes it, so that what was
-    // registered since is seen.
+    // The default loop sleeps in poll() until something it knew of beforehand happens. The timer wakes it, so
+    // that what was registered since is seen.
     // SAFETY: the callback uses no data, and none has to be freed.
     checked(unsafe { sys::virEventAddTimeout(250, Some(on_timer), ptr::null_mut(), None) })?;
     let run = || {
@@ -79,7 +79,8 @@ fn start_event_loop() -> Result<()> {
 
 unsafe extern "C" fn on_timer(_timer: c_int, _opaque: *mut c_void) {}
 
-/// The domain's state and reason (virDomainState and the reason's own enumeration). `virt` ignores this call's failure.
+/// The domain's state and reason (virDomainState and the reason's own enumeration). `virt` ignores this
+/// call's failure.
 pub(super) fn state(domain: &Domain) -> Result<(u32, i32)> {
     let (mut state, mut reason): (c_int, c_int) = (0, 0);
     // SAFETY: valid domain; both outputs live until the call returns.
@@ -257,8 +258,8 @@ impl EventSubscription {
         Ok(watch)
     }
 
-    /// Ends the callbacks, so that the connection can be closed: they hold references to it. Failures do not matter,
-    /// because the connection may be broken already.
+    /// Ends the callbacks, so that the connection can be closed: they hold references to it. Failures do not
+    /// matter, because the connection may be broken already.
     pub(super) fn end(&self, connect: &Connect) {
         // SAFETY: valid connection; ids that it gave; it ignores a callback that it does not know.
         unsafe {

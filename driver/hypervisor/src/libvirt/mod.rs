@@ -3,12 +3,13 @@
 //!
 //! - `uri`: local URIs only. `ffi`: the calls by `virt-sys`, and all unsafe code. `qmp`: QEMU's own answer
 //!   about its disks.
-//!   `state`: what a domain does, in our words. `qemu_passthrough`: commits that libvirt can't do, because it does not know the overlay.
+//!   `state`: what a domain does, in our words. `qemu_passthrough`: commits that libvirt can't do, because it
+//!   does not know the overlay.
 //!
 //! A connection is made by the first call and made again when it is found broken. A reading call is then
 //! repeated, for [`PATIENCE`] at most: libvirtd restarts in a second or two, and guests live on without it. A
-//! changing call is never repeated; its error says [`HypervisorError::lost`](super::HypervisorError::lost). A libvirtd that hangs
-//! is given up after 15 s by keepalive messages.
+//! changing call is never repeated; its error says [`HypervisorError::lost`](super::HypervisorError::lost). A
+//! libvirtd that hangs is given up after 15 s by keepalive messages.
 //!
 //! Imports: `error`, `types`, `call_error`, `event_hub`.
 

@@ -1,8 +1,8 @@
-//! QEMU's own answers: about its disks, the reply to the monitor command `query-block`; about why it stands still, that to
-//! `query-status`; about the images that it has open, that to `query-named-block-nodes`.
+//! QEMU's own answers: about its disks, the reply to the monitor command `query-block`; about why it stands
+//! still, that to `query-status`; about the images that it has open, that to `query-named-block-nodes`.
 //!
-//! The fields are QEMU's (qapi/block-core.json: BlockInfo, BlockDeviceInfo, ImageInfo). A disk is found by its device's
-//! path in QEMU's object tree (`qdev`), one component of which is libvirt's alias.
+//! The fields are QEMU's (qapi/block-core.json: BlockInfo, BlockDeviceInfo, ImageInfo). A disk is found by
+//! its device's path in QEMU's object tree (`qdev`), one component of which is libvirt's alias.
 //!
 //! Imports: `error`, `types`.
 
@@ -44,7 +44,8 @@ pub(crate) fn answer(reply: &str) -> std::result::Result<Value, String> {
     }
 }
 
-/// The node that a disk or an image above uses an image by, from what [`QUERY_NODES`] returns: the format's, where libvirt made one.
+/// The node that a disk or an image above uses an image by, from what [`QUERY_NODES`] returns: the format's,
+/// where libvirt made one.
 pub(crate) fn format_node(nodes: &Value, image: &Path) -> Option<String> {
     let names = names_of(nodes, image);
     names.iter().find(|name| name.ends_with("-format")).or(names.first()).cloned()
@@ -55,12 +56,14 @@ pub(crate) fn is_running(reply: &str) -> bool {
     returned(reply)["running"] == true
 }
 
-/// Whether a reply to `query-status` says that an I/O error stopped the guest (qapi/run-state.json: RunState).
+/// Whether a reply to `query-status` says that an I/O error stopped the guest (qapi/run-state.json:
+/// RunState).
 pub(crate) fn is_io_error(reply: &str) -> bool {
     returned(reply)["status"] == "io-error"
 }
 
-/// Whether the agent's reply to `guest-fsfreeze-status` says that nothing is frozen (qga/qapi-schema.json: GuestFsfreezeStatus).
+/// Whether the agent's reply to `guest-fsfreeze-status` says that nothing is frozen (qga/qapi-schema.json:
+/// GuestFsfreezeStatus).
 pub(crate) fn is_thawed(reply: &str) -> bool {
     returned(reply) == "thawed"
 }
@@ -110,7 +113,8 @@ fn read_device(device: &Value) -> Option<QemuDisk> {
         if images.len() == MAX_CHAIN {
             break;
         }
-        // A filter (copy-on-read, throttle) stands above its image in the chain, and is called by the image's file.
+        // A filter (copy-on-read, throttle) stands above its image in the chain, and is called by the image's
+        // file.
         if images.last() != Some(&path) {
             images.push(path);
         }
@@ -120,7 +124,8 @@ fn read_device(device: &Value) -> Option<QemuDisk> {
     Some(QemuDisk { alias, file, backing })
 }
 
-/// The node that a disk has on top, its filters included, from what [`QUERY_BLOCK`] returns: block jobs are for that one.
+/// The node that a disk has on top, its filters included, from what [`QUERY_BLOCK`] returns: block jobs are
+/// for that one.
 pub(crate) fn root_node(devices: &Value, alias: &str) -> Option<String> {
     let of = |device: &&Value| device["qdev"].as_str().and_then(alias_of).as_deref() == Some(alias);
     let device = devices.as_array()?.iter().find(of)?;

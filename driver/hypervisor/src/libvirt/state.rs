@@ -75,8 +75,8 @@ impl ListedStates {
         })
     }
 
-    /// A domain that changed between two lists, one that stands still, whose reason no list says, and one that is transient are asked
-    /// themselves.
+    /// A domain that changed between two lists, one that stands still, whose reason no list says, and one
+    /// that is transient are asked themselves.
     pub(super) fn info(&self, domain: &Domain) -> VirtResult<DomainInfo> {
         let uuid = domain.uuid()?;
         let run = match (self.running.contains(&uuid), self.shut_off.contains(&uuid)) {

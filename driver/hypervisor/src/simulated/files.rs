@@ -12,7 +12,8 @@ use crate::types::DomainId;
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_base::openers::OpenFiles;
 
-/// How far files' times are apart from one call to the next. They never are whole seconds, as those of a coarse file system.
+/// How far files' times are apart from one call to the next. They never are whole seconds, as those of a
+/// coarse file system.
 const TICK: Duration = Duration::from_micros(20_001);
 
 /// A hold on an image; see [`HostFiles::hold`].

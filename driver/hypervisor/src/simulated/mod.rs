@@ -1,21 +1,25 @@
 //! A hypervisor in memory, which crashes on demand and then leaves behind what libvirt was seen to leave.
 //!
-//! Before, in the midst of and after each call a hook is asked what becomes of the world ([`Injected`]); that is how a test reaches
-//! every crash point of a job without a QEMU. What is simulated, and where libvirt 11.3 showed it:
+//! Before, in the midst of and after each call a hook is asked what becomes of the world ([`Injected`]); that
+//! is how a test reaches every crash point of a job without a QEMU. What is simulated, and where libvirt 11.3
+//! showed it:
 //!
-//! - libvirtd killed in the midst of a snapshot: an overlay that nobody uses and QEMU has open ([`CallPhase::Half`]), a QEMU that writes to
-//!   the overlay and descriptions that both name the base ([`CallPhase::Early`]), or a live XML with the overlay and a
-//!   configuration without it ([`CallPhase::Late`]); with quiesce, a guest that stays frozen in any case.
-//! - libvirtd killed in the midst of a pivot: nothing happened ([`CallPhase::Half`]), or QEMU writes to the base while both
-//!   descriptions name the overlay, the mirror's mark says `pivot`, there is no job, and every further job on the disk fails
-//!   ([`CallPhase::Late`]).
+//! - libvirtd killed in the midst of a snapshot: an overlay that nobody uses and QEMU has open
+//!   ([`CallPhase::Half`]), a QEMU that writes to the overlay and descriptions that both name the base
+//!   ([`CallPhase::Early`]), or a live XML with the overlay and a configuration without it
+//!   ([`CallPhase::Late`]); with quiesce, a guest that stays frozen in any case.
+//! - libvirtd killed in the midst of a pivot: nothing happened ([`CallPhase::Half`]), or QEMU writes to the
+//!   base while both descriptions name the overlay, the mirror's mark says `pivot`, there is no job, and
+//!   every further job on the disk fails ([`CallPhase::Late`]).
 //! - A lost connection says error although the call may have been done.
-//! - Where AppArmor confines the guests, whatever restores labels denies QEMU writes to the images below overlays.
+//! - Where AppArmor confines the guests, whatever restores labels denies QEMU writes to the images below
+//!   overlays.
 //! - A guest's end keeps the configuration that is there; a transient domain is gone.
 //! - A hung agent without a time limit blocks for good: here, a fault that says so.
 //!
 //! Guests write all the time (see `state`); [`Simulated::holds`] and [`Simulated::written`] are what a test
-//! judges by. What others do to a guest is in `third_party`. Not simulated: internal snapshots, the agent's answer in time.
+//! judges by. What others do to a guest is in `third_party`. Not simulated: internal snapshots, the agent's
+//! answer in time.
 //!
 //! Imports: `types`, `call_error`, `domain_xml`, `event_hub`, `host_files`.
 
@@ -36,44 +40,10 @@ mod state;
 mod third_party;
 mod xml;
 
+pub use operations::Operation;
 pub use state::{SimAgent, SimImage};
 use state::{SimDisk, SimDomain, SimHost, SimXml};
 pub use third_party::ThirdPartyAction;
-
-/// A call, as the hook sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[allow(missing_docs, reason = "the names are those of the trait's calls")]
-pub enum Operation {
-    Read,
-    Define,
-    Undefine,
-    Start,
-    Destroy,
-    ManagedSave,
-    Snapshot,
-    Commit,
-    Pivot,
-    Abort,
-    Cap,
-    Threshold,
-    Suspend,
-    Resume,
-    AgentLimit,
-    AgentPing,
-    Freeze,
-    Thaw,
-    CloseUnused,
-    Refresh,
-    /// An edit of AppArmor's rules.
-    Rules,
-    /// A look at a file.
-    Look,
-    Hold,
-    Remove,
-    Quarantine,
-    /// The commit of an overlay that no QEMU has open.
-    CommitFile,
-}
 
 impl Operation {
     /// Whether it is done without libvirtd.
@@ -112,8 +82,8 @@ pub struct InjectionPoint {
 pub enum Injected {
     /// Nothing.
     Nothing,
-    /// The driver dies: this and every further call fails, and changes nothing, until [`Simulated::revive`]. libvirtd
-    /// finishes the call at hand.
+    /// The driver dies: this and every further call fails, and changes nothing, until [`Simulated::revive`].
+    /// libvirtd finishes the call at hand.
     KillDriver,
     /// libvirtd dies and is there again for the next call; this one is lost.
     KillLibvirtd,
@@ -241,7 +211,8 @@ impl Simulated {
         world.images.insert(path.to_owned(), image);
     }
 
-    /// As [`Simulated::put_image`], of a copy that keeps the time of another one's last write, as `cp -p` does.
+    /// As [`Simulated::put_image`], of a copy that keeps the time of another one's last write, as `cp -p`
+    /// does.
     pub fn put_image_as_old_as(&self, path: &Path, image: SimImage, other: &Path) {
         self.put_image(path, image);
         let touched = &mut self.lock().world.touched;
@@ -308,8 +279,8 @@ impl Simulated {
         state.world.domains.get(&id).map_or_else(gone, |d| d.next)
     }
 
-    /// The top images of a domain's disks: what its QEMU writes to, or what its next start would use. None for a domain that is
-    /// gone.
+    /// The top images of a domain's disks: what its QEMU writes to, or what its next start would use. None
+    /// for a domain that is gone.
     pub fn tops(&self, id: DomainId) -> Vec<PathBuf> {
         let state = self.lock();
         let Some(domain) = state.world.domains.get(&id) else { return Vec::new() };
@@ -393,7 +364,8 @@ impl Simulated {
         self.lock().world.pools.insert(name.to_owned(), directory.to_owned());
     }
 
-    /// Runs one call of the driver. `call` gets the world and asks [`SimCall::reaches`] at the moments it knows.
+    /// Runs one call of the driver. `call` gets the world and asks [`SimCall::reaches`] at the moments it
+    /// knows.
     fn call<T>(
         &self,
         operation: Operation,
@@ -439,7 +411,8 @@ struct SimCall<'a> {
 }
 
 impl SimCall<'_> {
-    /// Asks the hook; true when the call ends here. A dying driver or guest does not end what libvirtd does, save before it began.
+    /// Asks the hook; true when the call ends here. A dying driver or guest does not end what libvirtd does,
+    /// save before it began.
     fn reaches(&mut self, when: CallPhase) -> bool {
         if self.fate == Injected::Nothing {
             self.fate = (self.hook)(InjectionPoint { operation: self.operation, when });

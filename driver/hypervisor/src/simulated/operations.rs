@@ -1,4 +1,5 @@
-//! The calls that crashes can tear: snapshot, commit, pivot; each in the order in which libvirt and QEMU do it.
+//! The calls that crashes can tear: snapshot, commit, pivot; each in the order in which libvirt and QEMU do
+//! it.
 //!
 //! Imports: `types`, `call_error`, `domain_xml`.
 
@@ -14,6 +15,41 @@ use crate::types::{
     BlockJobEnd, BlockJobKind, BlockJobStatus, CommitBase, CommitRequest, DomainEvent, DomainId,
     SnapshotDisk, SnapshotQuiesce, SnapshotRequest,
 };
+
+/// A call, as the hook sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[allow(missing_docs, reason = "the names are those of the trait's calls")]
+pub enum Operation {
+    Read,
+    Define,
+    Undefine,
+    Start,
+    Destroy,
+    ManagedSave,
+    Snapshot,
+    Commit,
+    Pivot,
+    Abort,
+    Cap,
+    Threshold,
+    Suspend,
+    Resume,
+    AgentLimit,
+    AgentPing,
+    Freeze,
+    Thaw,
+    CloseUnused,
+    Refresh,
+    /// An edit of AppArmor's rules.
+    Rules,
+    /// A look at a file.
+    Look,
+    Hold,
+    Remove,
+    Quarantine,
+    /// The commit of an overlay that no QEMU has open.
+    CommitFile,
+}
 
 type OperationOutcome<T> = std::result::Result<T, HypervisorError>;
 

@@ -1,11 +1,11 @@
 //! What the simulated hypervisor, its guests and their disks are made of, and what time does to them.
 //!
-//! An image holds numbers instead of bytes: the guest's write `n` goes, as a number, into the file that QEMU has on top of disk
-//! `n % disks`. So a set of images is of one point in time exactly when their views together hold 0..=N, and a write
-//! that got lost is a number that is missing.
+//! An image holds numbers instead of bytes: the guest's write `n` goes, as a number, into the file that QEMU
+//! has on top of disk `n % disks`. So a set of images is of one point in time exactly when their views
+//! together hold 0..=N, and a write that got lost is a number that is missing.
 //!
-//! Three views of each disk are kept apart, because crashes tear them apart: what QEMU does ([`Qemu`]), what the live XML says
-//! and what the configuration says ([`SimXml`]).
+//! Three views of each disk are kept apart, because crashes tear them apart: what QEMU does ([`Qemu`]), what
+//! the live XML says and what the configuration says ([`SimXml`]).
 //!
 //! Imports: `types`, `domain_xml`.
 
@@ -15,7 +15,8 @@ use std::path::{Path, PathBuf};
 use crate::domain_xml::ChainKnowledge;
 use crate::types::{Activity, BlockJob, BlockJobKind, BlockJobStatus, DomainId, DomainState, PausedReason};
 
-/// Writes of a running guest each time that somebody asks the hypervisor for something, unless a test says otherwise.
+/// Writes of a running guest each time that somebody asks the hypervisor for something, unless a test says
+/// otherwise.
 pub(super) const WRITES_PER_CALL: u64 = 3;
 /// A commit is ready when no more than this is left.
 const READY: usize = 3;
@@ -183,8 +184,8 @@ impl SimHost {
         self.touched.insert(path.to_owned(), self.clock);
     }
 
-    /// Notes a commit of an overlay into a base. Images hold numbers, not blocks, so nothing is overwritten here; but where the base
-    /// has a later write than the overlay, older blocks would go over newer ones.
+    /// Notes a commit of an overlay into a base. Images hold numbers, not blocks, so nothing is overwritten
+    /// here; but where the base has a later write than the overlay, older blocks would go over newer ones.
     pub(super) fn note_commit(&mut self, overlay: &Path, base: &Path) {
         let last = |path: &Path| self.images.get(path).and_then(|i| i.writes.last().copied());
         self.clobbered |= last(overlay).is_some() && last(base) > last(overlay);
@@ -194,7 +195,8 @@ impl SimHost {
         path.parent().is_some_and(|directory| self.full.contains(directory))
     }
 
-    /// Lets each running guest write. A guest that is paused or frozen does not. One whose disk is full is paused by that.
+    /// Lets each running guest write. A guest that is paused or frozen does not. One whose disk is full is
+    /// paused by that.
     pub(super) fn tick(&mut self) {
         self.clock += 1;
         let ids: Vec<DomainId> = self.domains.keys().copied().collect();
@@ -229,8 +231,8 @@ impl SimHost {
         domain.next += 1;
     }
 
-    /// Lets a disk's block job get on by half of what is left, by all of it once it is ready. Says when it has just got
-    /// ready, or failed because its base is full.
+    /// Lets a disk's block job get on by half of what is left, by all of it once it is ready. Says when it
+    /// has just got ready, or failed because its base is full.
     pub(super) fn advance(&mut self, id: DomainId, target: &str) -> Option<BlockJobStatus> {
         let qemu = self.domains.get_mut(&id)?.qemu.as_mut()?;
         let job = qemu.jobs.get(target)?.clone();

@@ -1,8 +1,8 @@
 //! The guard: a process of its own that thaws or resumes a guest when the pause budget is over or the driver
 //! is dead, whatever the driver does.
 //!
-//! The driver starts it ([`WatchdogClient::start`]: the same binary with a hidden verb, which calls [`serve`]) before
-//! it touches the guest, and speaks to it over a socket pair, a line at a time:
+//! The driver starts it ([`WatchdogClient::start`]: the same binary with a hidden verb, which calls
+//! [`serve`]) before it touches the guest, and speaks to it over a socket pair, a line at a time:
 //!
 //! | driver | guard | |
 //! |---|---|---|

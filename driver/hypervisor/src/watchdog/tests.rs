@@ -1,4 +1,5 @@
-//! The guard against a simulated hypervisor. That it works as a process, against the real one: tests/lab_guard.rs.
+//! The guard against a simulated hypervisor. That it works as a process, against the real one:
+//! tests/lab_guard.rs.
 
 use std::thread::JoinHandle;
 

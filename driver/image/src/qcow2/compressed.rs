@@ -1,8 +1,8 @@
 //! Compressed clusters: raw deflate streams or Zstandard frames that inflate to one cluster exactly.
 //!
 //! The stored bytes are rounded up to whole sectors, so anything may follow the stream. Output never exceeds
-//! the cluster, whatever the stream says, and a Zstandard window is bounded, so a hostile stream costs no more
-//! memory or time than a good one.
+//! the cluster, whatever the stream says, and a Zstandard window is bounded, so a hostile stream costs no
+//! more memory or time than a good one.
 //!
 //! Imports: `source`.
 

@@ -1,8 +1,8 @@
 //! One entry of an L2 table decoded: what a cluster or subcluster is.
 //!
 //! Standard entries (8 bytes): bit 62 compressed, bits 9 to 55 the host offset, bit 0 reads as zeros, bit 63
-//! the cluster has one reference. Extended entries (16 bytes) have a bitmap behind that: bits 0 to 31 say which of
-//! the 32 subclusters are allocated, bits 32 to 63 which read as zeros.
+//! the cluster has one reference. Extended entries (16 bytes) have a bitmap behind that: bits 0 to 31 say
+//! which of the 32 subclusters are allocated, bits 32 to 63 which read as zeros.
 //!
 //! Imports: `header`.
 

@@ -6,8 +6,8 @@
 //! is told some tables ahead which ones come next, in host order.
 //!
 //! Every address is checked before it is used: tables are whole clusters inside the file, data begins inside
-//! its file. A cluster's tail may lie behind the end of the file: QEMU writes no more of the last cluster than it
-//! must, and reads the rest as zeros.
+//! its file. A cluster's tail may lie behind the end of the file: QEMU writes no more of the last cluster
+//! than it must, and reads the rest as zeros.
 //!
 //! Imports: `error`, `units`, `entry`, `file`, `allocation_table`.
 

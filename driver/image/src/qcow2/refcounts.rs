@@ -1,8 +1,9 @@
-//! What virtfold asks an image's refcounts: how often a cluster is in use that the tables refer to more than once, and how many clusters are in use.
+//! What virtfold asks an image's refcounts: how often a cluster is in use that the tables refer to more than
+//! once, and how many clusters are in use.
 //!
-//! QEMU takes an image with notably more clusters in use than blocks on the host for one with preallocated metadata,
-//! and then reports where the host file has holes. `map` does the same, so it must count the same. The
-//! count stops as soon as the answer is known, and anything wrong with the refcounts means no.
+//! QEMU takes an image with notably more clusters in use than blocks on the host for one with preallocated
+//! metadata, and then reports where the host file has holes. `map` does the same, so it must count the same.
+//! The count stops as soon as the answer is known, and anything wrong with the refcounts means no.
 //!
 //! Imports: `error`, `units`, `header`, `file`.
 
@@ -16,7 +17,8 @@ use virtfold_base::units::HostOffset;
 /// Bytes of a refcount block or table that are read at once.
 const PIECE: u64 = 64 << 10;
 
-/// How often the image says that a cluster is in use. One that its refcounts do not cover is in use by nobody.
+/// How often the image says that a cluster is in use. One that its refcounts do not cover is in use by
+/// nobody.
 pub(crate) fn of(header: &Header, file: &HostFile, cluster: u64) -> Result<u64> {
     let (size, order) = (header.cluster_size(), header.refcount_order);
     let per_block = (size * 8) >> order;

@@ -1,5 +1,5 @@
-//! The image room against its judge: `qemu-img` and `qemu-io` make images with each feature of the format, and
-//! say what is in them. A machine without them fails these tests; the test setup installs them.
+//! The image room against its judge: `qemu-img` and `qemu-io` make images with each feature of the format,
+//! and say what is in them. A machine without them fails these tests; the test setup installs them.
 
 mod differential;
 mod given;

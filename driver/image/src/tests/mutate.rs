@@ -1,5 +1,5 @@
-//! Real images with some of their bytes changed, headers and tables alike: opened, walked, mapped and read. Any
-//! error is fine; a panic, a hang or a wrong answer about the disk's size is not.
+//! Real images with some of their bytes changed, headers and tables alike: opened, walked, mapped and read.
+//! Any error is fine; a panic, a hang or a wrong answer about the disk's size is not.
 
 use std::io::Write;
 use std::path::Path;

@@ -204,7 +204,8 @@ fn a_cut_is_refused_and_what_is_before_it_can_be_had() {
     }
 }
 
-/// What reading all of `bytes` piece by piece gives where it is not `plain`: the numbers of the pieces that are refused.
+/// What reading all of `bytes` piece by piece gives where it is not `plain`: the numbers of the pieces that
+/// are refused.
 fn refused_pieces(file: &ArchiveFile, plain: &[u8]) -> Vec<usize> {
     let check = |(number, piece): (usize, &[u8])| {
         let mut buf = vec![0; piece.len()];
@@ -275,7 +276,8 @@ fn pieces_count_in_their_own_place_of_their_own_archive_only() {
         assert_eq!(refused_pieces(&lab.open(&bytes).unwrap(), &plain), lost);
         assert_eq!(kind(lab.pipe(&bytes)), ErrorKind::Damaged);
     }
-    // Left out, put in, followed by something, with another's end or another's header: the length is not proven.
+    // Left out, put in, followed by something, with another's end or another's header: the length is not
+    // proven.
     let spliced =
         |pieces: &[usize]| with(&pieces.iter().map(|n| (sealed.as_slice(), *n)).collect::<Vec<_>>());
     let foreign = [&other[..header(&other, plain.len())], &sealed[head..]].concat();

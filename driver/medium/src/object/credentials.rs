@@ -1,7 +1,7 @@
 //! Keys out of a file: AWS's shared credentials file, which the other tools of the field read, too.
 //!
-//! `AWS_SHARED_CREDENTIALS_FILE`, else `~/.aws/credentials`; the profile `AWS_PROFILE`, else `default`. The file is refused unless only its owner
-//! can use it. Nothing of it is printed anywhere.
+//! `AWS_SHARED_CREDENTIALS_FILE`, else `~/.aws/credentials`; the profile `AWS_PROFILE`, else `default`. The
+//! file is refused unless only its owner can use it. Nothing of it is printed anywhere.
 //!
 //! Imports: `error`.
 
@@ -25,7 +25,8 @@ pub(super) struct Credentials {
 /// The keys of the file and profile that the environment names; nothing where there is no such file.
 ///
 /// # Errors
-/// A file that was named is not there or can't be read; it is open to others; it has no such profile, or half of one.
+/// A file that was named is not there or can't be read; it is open to others; it has no such profile, or half
+/// of one.
 pub(super) fn from_file() -> Result<Option<Credentials>> {
     let named = std::env::var_os("AWS_SHARED_CREDENTIALS_FILE").filter(|path| !path.is_empty());
     let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".aws/credentials"));

@@ -1,7 +1,8 @@
 //! Where in a bucket an archive lies: `PREFIX/HOST/SUBJECT/NAME`.
 //!
-//! So hosts that share a bucket never write to the same place, and nobody needs a lock. While an archive is on its way there is a note beside it,
-//! `PREFIX/HOST/SUBJECT/.partial/NAME`, which says whose upload it is: an upload that is not complete is no object, and lists don't show it.
+//! So hosts that share a bucket never write to the same place, and nobody needs a lock. While an archive is
+//! on its way there is a note beside it, `PREFIX/HOST/SUBJECT/.partial/NAME`, which says whose upload it is:
+//! an upload that is not complete is no object, and lists don't show it.
 
 use object_store::path::Path;
 

@@ -1,7 +1,8 @@
 //! How large the parts of an upload are, and how many are in memory.
 //!
-//! S3 takes at most 10,000 parts and 5 TiB in one object, and 5 MiB at least in each part but the last. So parts are 6 MiB, and
-//! larger where the archive is expected not to fit. Should it outgrow that, the last parts grow.
+//! S3 takes at most 10,000 parts and 5 TiB in one object, and 5 MiB at least in each part but the last. So
+//! parts are 6 MiB, and larger where the archive is expected not to fit. Should it outgrow that, the last
+//! parts grow.
 
 use virtfold_base::units::MIB;
 
@@ -51,8 +52,8 @@ impl PartSizes {
         }
     }
 
-    /// How many are on their way at one time, beside the one that is being filled: with that one they stay within the budget, or
-    /// are one.
+    /// How many are on their way at one time, beside the one that is being filled: with that one they stay
+    /// within the budget, or are one.
     pub(super) fn in_flight(self) -> usize {
         let fit = (BUDGET / self.size).saturating_sub(1).clamp(1, PARALLEL);
         usize::try_from(fit).unwrap_or(1)

@@ -1,4 +1,5 @@
-//! What an object store's failures mean, in virtfold's words: which kind of error, what to do, whether it may pass.
+//! What an object store's failures mean, in virtfold's words: which kind of error, what to do, whether it may
+//! pass.
 //!
 //! Texts of a store are cut down to its error code and message: what else is in them may be anything.
 
@@ -9,7 +10,8 @@ use virtfold_base::error::{Error, ErrorKind, sentence};
 
 /// The longest message of a store that is repeated, bytes.
 const MAX_MESSAGE: usize = 200;
-/// Codes of statuses 400 to 499 that say that the request did not arrive whole, or too soon: the same request may succeed.
+/// Codes of statuses 400 to 499 that say that the request did not arrive whole, or too soon: the same request
+/// may succeed.
 const PASSING: [&str; 7] = [
     "RequestTimeout",
     "SlowDown",
@@ -20,7 +22,8 @@ const PASSING: [&str; 7] = [
     "OperationAborted",
 ];
 
-/// Whether the same request may succeed later: the store can't be reached, is not ready, or did not get all of it.
+/// Whether the same request may succeed later: the store can't be reached, is not ready, or did not get all
+/// of it.
 pub(super) fn may_pass(error: &StoreError) -> bool {
     if Excess::among(error).is_some() {
         return false;

@@ -1,11 +1,13 @@
 //! The note of an upload that is on its way, and what becomes of those whose writer has died.
 //!
-//! Parts of an upload that nobody completes or aborts cost money for ever, and no list shows them. So each upload has a note in the bucket from before
-//! its first part until its end. Before a new upload a host reads the notes of its own subject and aborts the uploads of writers that are surely dead: the
-//! note is of this machine, and of an earlier boot, or of a process that is not there any more. Of others nothing is known, and they are left alone: hosts with
-//! the same name may share a bucket.
+//! Parts of an upload that nobody completes or aborts cost money for ever, and no list shows them. So each
+//! upload has a note in the bucket from before its first part until its end. Before a new upload a host reads
+//! the notes of its own subject and aborts the uploads of writers that are surely dead: the note is of this
+//! machine, and of an earlier boot, or of a process that is not there any more. Of others nothing is known,
+//! and they are left alone: hosts with the same name may share a bucket.
 //!
-//! A writer that may not list or delete goes on without: the store's own rule for incomplete uploads does the rest.
+//! A writer that may not list or delete goes on without: the store's own rule for incomplete uploads does the
+//! rest.
 
 use std::path::Path as FilePath;
 
@@ -48,7 +50,8 @@ impl UploaderProcess {
     fn this() -> Option<Self> {
         let process = std::process::id();
         let boot = read("/proc/sys/kernel/random/boot_id")?;
-        // A container may have no id of its own; then it is another machine after each boot, and its notes are left alone.
+        // A container may have no id of its own; then it is another machine after each boot, and its notes
+        // are left alone.
         let machine = read("/etc/machine-id").unwrap_or_else(|| boot.clone());
         let machine = blake3::Hash::from_bytes(blake3::derive_key(PURPOSE, machine.as_bytes()));
         Some(Self {
@@ -74,8 +77,8 @@ fn read(path: impl AsRef<FilePath>) -> Option<String> {
     Some(text.trim().to_owned()).filter(|text| !text.is_empty())
 }
 
-/// When the process started; nothing where there is none, or where it is dead and nobody has asked what became of it: a container's
-/// first process may never do that.
+/// When the process started; nothing where there is none, or where it is dead and nobody has asked what
+/// became of it: a container's first process may never do that.
 fn started(process: u32) -> Option<u64> {
     let stat = read(format!("/proc/{process}/stat"))?;
     // The name, in parentheses, may hold anything; behind it the state, and the start as the 20th field.
@@ -95,7 +98,8 @@ pub(super) async fn leave(store: &Store, keys: &ObjectNames, id: &str) -> StoreR
     store.s3.put(&keys.note, text.into()).await.map(drop)
 }
 
-/// Aborts the uploads of dead writers of this machine, and takes their notes away. What does not work is left for the next time.
+/// Aborts the uploads of dead writers of this machine, and takes their notes away. What does not work is left
+/// for the next time.
 pub(super) async fn clean(store: &Store, keys: &ObjectNames) {
     let Some(this) = UploaderProcess::this() else { return };
     let found = match store.s3.list_with_delimiter(Some(&keys.notes)).await {

@@ -23,7 +23,8 @@ use virtfold_base::error::{Error, ErrorKind, IoContext, OrInternal, Result};
 
 /// How often the run's flag is looked at.
 const FLAG: u16 = 50;
-/// How long a medium may take to make an archive durable when the run has been told to end: what is nearly there is not thrown away.
+/// How long a medium may take to make an archive durable when the run has been told to end: what is nearly
+/// there is not thrown away.
 const FINISH: Duration = Duration::from_secs(5);
 /// How long a medium that is dropped is waited for before it is left behind.
 const MOMENT: Duration = Duration::from_millis(300);

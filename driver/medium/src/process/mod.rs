@@ -1,9 +1,11 @@
 //! A medium in a process of its own, which can be abandoned.
 //!
-//! A thread that writes to a medium that hangs (a file server that is away, a file system that is frozen, a FUSE that is stopped) stands in the kernel. No flag reaches it and no
-//! signal ends it, SIGKILL included, and it keeps its process, with all locks and descriptors of that. So the process that has a guest's disks frozen never touches a medium: it
-//! starts this program again for each place ([`serve`]), and speaks to it over a socket pair ([`open`], behind which a [`super::Medium`] is as any). It alone opens, writes,
-//! renames and removes there. Every wait for it ends with the run's flag.
+//! A thread that writes to a medium that hangs (a file server that is away, a file system that is frozen, a
+//! FUSE that is stopped) stands in the kernel. No flag reaches it and no signal ends it, SIGKILL included,
+//! and it keeps its process, with all locks and descriptors of that. So the process that has a guest's disks
+//! frozen never touches a medium: it starts this program again for each place ([`serve`]), and speaks to it
+//! over a socket pair ([`open`], behind which a [`super::Medium`] is as any). It alone opens, writes, renames
+//! and removes there. Every wait for it ends with the run's flag.
 //!
 //! | driver | process | |
 //! |---|---|---|
@@ -19,11 +21,15 @@
 //! Behind `follows` the bytes of a file that was left come by standard output; whoever has the digests and
 //! the key holds them against these.
 //!
-//! The driver's messages are a byte, a length and so many bytes; the answers are lines of JSON. Behind a `broke` data is left unread up to `go on`.
+//! The driver's messages are a byte, a length and so many bytes; the answers are lines of JSON. Behind a
+//! `broke` data is left unread up to `go on`.
 //!
-//! **The end.** A medium that is dropped, or told to end while it is waited for, is left behind ([`TerminatingProcesses`]): it gets SIGTERM, and time to take away what is there, while the
-//! guest is on its way back. Then it gets SIGKILL; one that stands in the kernel is abandoned. It has nothing that anybody waits for: the locks of domains, records and images are closed on exec, its
-//! standard error is a pipe that the driver reads. When its medium answers again it dies of the SIGKILL, in the middle of what it did; what it has written by then another process would have written the same.
+//! **The end.** A medium that is dropped, or told to end while it is waited for, is left behind
+//! ([`TerminatingProcesses`]): it gets SIGTERM, and time to take away what is there, while the guest is on
+//! its way back. Then it gets SIGKILL; one that stands in the kernel is abandoned. It has nothing that
+//! anybody waits for: the locks of domains, records and images are closed on exec, its standard error is a
+//! pipe that the driver reads. When its medium answers again it dies of the SIGKILL, in the middle of what it
+//! did; what it has written by then another process would have written the same.
 //!
 //! Imports: `error`, `archive` (its traits for bytes), the medium's own words.
 

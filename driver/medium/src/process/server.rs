@@ -20,16 +20,19 @@ const HAND_BACK: usize = 256 << 10;
 /// The end of the socket that answers go into.
 type ReplySocket = Arc<Mutex<UnixStream>>;
 
-/// The process's whole life: messages come and answers go by the socket that is standard input. `open` does what the request asks for.
+/// The process's whole life: messages come and answers go by the socket that is standard input. `open` does
+/// what the request asks for.
 ///
 /// # Errors
-/// Standard input is no socket, or the driver says what nobody understands. What fails at the medium the driver is told.
+/// Standard input is no socket, or the driver says what nobody understands. What fails at the medium the
+/// driver is told.
 pub fn serve(open: impl FnOnce(MediumRequest) -> Result<MediumReply>) -> Result<()> {
     let listening = || "cannot listen to the driver".to_owned();
     let socket = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned().at(listening)?);
     let watched = socket.try_clone().at(listening)?;
     let watch = move || {
-        // The driver is dead: whatever this process waits for, nobody wants it any more, and what is there is the next run's.
+        // The driver is dead: whatever this process waits for, nobody wants it any more, and what is there is
+        // the next run's.
         if is_alone(watched.as_fd(), PollTimeout::NONE) {
             std::process::exit(1);
         }

@@ -1,4 +1,5 @@
-//! Processes of media that are on their way out: they have what time they need to take away what is there, and nobody waits for them who has a guest to bring back.
+//! Processes of media that are on their way out: they have what time they need to take away what is there,
+//! and nobody waits for them who has a guest to bring back.
 
 use std::os::unix::net::UnixStream;
 use std::process::{Child, ExitStatus};
@@ -51,7 +52,8 @@ impl TerminatingProcesses {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(leaver);
     }
 
-    /// Waits until all have ended, kills those that take too long, and says which could not be ended. To be called when nothing else is to be done.
+    /// Waits until all have ended, kills those that take too long, and says which could not be ended. To be
+    /// called when nothing else is to be done.
     pub fn wait(&self) -> Vec<AbandonedProcess> {
         let leavers = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
         leavers.into_iter().filter_map(TerminatingProcess::end).collect()

@@ -1,5 +1,5 @@
-//! What a tape drive does, as Linux's `st` driver gives it: the raw calls, with their errors as they come. Everything
-//! that judges them is above (`positioned_drive`).
+//! What a tape drive does, as Linux's `st` driver gives it: the raw calls, with their errors as they come.
+//! Everything that judges them is above (`positioned_drive`).
 //!
 //! Imports: nothing of the crate.
 
@@ -56,7 +56,8 @@ pub struct DriveState {
 
 /// A tape drive. Positions count blocks and filemarks from 0.
 ///
-/// The errors are the kernel's; what they mean for the data is not said here. A drive that is dropped is closed.
+/// The errors are the kernel's; what they mean for the data is not said here. A drive that is dropped is
+/// closed.
 pub trait Drive: Send {
     /// The device, for messages.
     fn name(&self) -> &str;
@@ -67,8 +68,9 @@ pub trait Drive: Send {
     /// `EBUSY`: somebody else has it. `EROFS`: the tape is write-protected.
     fn open(&mut self, access: Access) -> io::Result<()>;
 
-    /// Makes closing write nothing: after a failed write the tape may stand anywhere, after a reset at its beginning, and the filemark that the
-    /// kernel writes by itself would destroy what is there. Moves the tape.
+    /// Makes closing write nothing: after a failed write the tape may stand anywhere, after a reset at its
+    /// beginning, and the filemark that the kernel writes by itself would destroy what is there. Moves the
+    /// tape.
     fn write_no_more(&mut self);
 
     /// Closes it. Where the last call wrote a block, the kernel writes a filemark.
@@ -86,14 +88,15 @@ pub trait Drive: Send {
     /// Writes one block.
     ///
     /// # Errors
-    /// `ENOSPC`: the end is near or reached; the position tells whether the block is on the tape. Any other: never write
-    /// again.
+    /// `ENOSPC`: the end is near or reached; the position tells whether the block is on the tape. Any other:
+    /// never write again.
     fn write(&mut self, block: &[u8]) -> io::Result<usize>;
 
     /// Reads one block; 0 at a filemark, and at the end of data behind one.
     ///
     /// # Errors
-    /// `ENOMEM`: the block is longer than `buf`, and the tape is behind it. `EIO`: a medium error, or the end of data.
+    /// `ENOMEM`: the block is longer than `buf`, and the tape is behind it. `EIO`: a medium error, or the end
+    /// of data.
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize>;
 
     /// Does what it is told.

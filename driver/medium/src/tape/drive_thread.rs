@@ -1,22 +1,22 @@
 //! The writing of an archive to tapes, volume after volume.
 //!
-//! 1. [`DriveThread::take_volume`]: wait for a tape, read its label, refuse what is not for us, go to the end of its
-//!    data.
+//! 1. [`DriveThread::take_volume`]: wait for a tape, read its label, refuse what is not for us, go to the end
+//!    of its data.
 //! 2. A begin, a filemark; blocks; a filemark, an end, a filemark that waits. Only when that has returned,
 //!    and the drive stands where it was
-//!    counted to be, is the part committed, and told to the ledger. So it is whenever `commit_every` bytes are written, and the next
-//!    part then begins on the same volume.
+//!    counted to be, is the part committed, and told to the ledger. So it is whenever `commit_every` bytes
+//!    are written, and the next part then begins on the same volume.
 //! 3. At the tape's end the tape is given out, and the changer asked for the next one.
 //! 4. When all is written, a filemark that waits ([`DriveThread::write`] returns then); the end comes with
 //!    [`DriveThread::finish`].
 //!
 //! Whatever else fails ends the run; where it was a write, the volume is noted as failed first.
-//! [`DriveThread::go_on`] goes on behind the last committed part, on another volume: the part that was open begins
-//! again there, under its number. A run that is dropped leaves a part without an end: nobody takes it for an
-//! archive.
+//! [`DriveThread::go_on`] goes on behind the last committed part, on another volume: the part that was open
+//! begins again there, under its number. A run that is dropped leaves a part without an end: nobody takes it
+//! for an archive.
 //!
-//! A run of a process that is gone goes on, too ([`DriveThread::behind`]): behind what the ledger knows, on the
-//! volume that has its last committed part or on another one.
+//! A run of a process that is gone goes on, too ([`DriveThread::behind`]): behind what the ledger knows, on
+//! the volume that has its last committed part or on another one.
 //!
 //! Imports: `error`, the modules of tapes.
 

@@ -1,11 +1,13 @@
 //! Tapes as a medium. FORMAT.md says what is on them.
 //!
-//! From below: a [`Drive`] does what `st` does ([`StDrive`]; [`SimulatedDrive`] in memory, with faults); `positioned_drive` counts every step of it and asks it
-//! where it stands; `record` and `volume` know what is on a volume; [`TapeMedium`] writes archives (`drive_thread` is its thread), [`TapeSource`] reads them,
+//! From below: a [`Drive`] does what `st` does ([`StDrive`]; [`SimulatedDrive`] in memory, with faults);
+//! `positioned_drive` counts every step of it and asks it where it stands; `record` and `volume` know what is
+//! on a volume; [`TapeMedium`] writes archives (`drive_thread` is its thread), [`TapeSource`] reads them,
 //! [`VolumeAdmin`] looks after volumes. A [`Changer`] changes volumes, a [`TapeCatalog`] remembers them.
 //!
-//! The contract beyond that of a medium: what [`TapeCatalog::committed`] was told is on the medium, at that place. A write that failed is never
-//! repeated on the same volume, and that volume is never written to again: the archive goes on behind its last committed byte on another one.
+//! The contract beyond that of a medium: what [`TapeCatalog::committed`] was told is on the medium, at that
+//! place. A write that failed is never repeated on the same volume, and that volume is never written to
+//! again: the archive goes on behind its last committed byte on another one.
 //!
 //! Imports: `error`, `ioctl`, `archive` (its traits for bytes).
 

@@ -1,10 +1,11 @@
 //! A drive that is watched: every step is counted here, and the drive is asked where it stands.
 //!
 //! Invariants:
-//! - `at` is what this side counts; [`PositionedDrive::check`] holds the drive's own position against it. `MTIOCGET` is
-//!   never asked for a position: it is wrong after several calls.
+//! - `at` is what this side counts; [`PositionedDrive::check`] holds the drive's own position against it.
+//!   `MTIOCGET` is never asked for a position: it is wrong after several calls.
 //! - After a failed write, or a position that is not the one counted, nothing is written any more
-//!   ([`PositionedDrive::broken`]). The one exception is `ENOSPC`, behind which the position says what is on the tape.
+//!   ([`PositionedDrive::broken`]). The one exception is `ENOSPC`, behind which the position says what is on
+//!   the tape.
 //! - A block that this side has not counted is never assumed to be on the tape.
 //!
 //! Imports: `error`, the drive.

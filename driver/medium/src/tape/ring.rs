@@ -1,8 +1,10 @@
-//! The memory between whoever makes the archive and the tape: a ring of blocks, which keeps the drive streaming.
+//! The memory between whoever makes the archive and the tape: a ring of blocks, which keeps the drive
+//! streaming.
 //!
-//! The writer begins when the ring is filled to the high mark, and goes on until it has fallen to the low mark; then it waits for the high mark
-//! again, and an underrun is counted: the drive stops, and has to go back before it goes on. Blocks are allocated once, at
-//! the addresses of pages, so that the kernel takes them as they are.
+//! The writer begins when the ring is filled to the high mark, and goes on until it has fallen to the low
+//! mark; then it waits for the high mark again, and an underrun is counted: the drive stops, and has to go
+//! back before it goes on. Blocks are allocated once, at the addresses of pages, so that the kernel takes
+//! them as they are.
 //!
 //! Imports: `error`.
 

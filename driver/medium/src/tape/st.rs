@@ -66,7 +66,8 @@ impl Drive for StDrive {
     }
 
     fn write_no_more(&mut self) {
-        // st writes a filemark when a descriptor is closed that wrote last. A read, whatever comes of it, makes it one that read last.
+        // st writes a filemark when a descriptor is closed that wrote last. A read, whatever comes of it,
+        // makes it one that read last.
         if let Ok(file) = self.file()
             && let Err(error) = file.read(&mut [0; 1])
         {
@@ -99,8 +100,8 @@ impl Drive for StDrive {
     }
 
     fn run(&mut self, motion: TapeCommand) -> io::Result<()> {
-        // MTSETDRVBUFFER: the drive's buffer is mode 1; MT_ST_CLEARBOOLEANS takes the kernel's write buffer, its writes in
-        // the background and its read-ahead away, and leaves the other options.
+        // MTSETDRVBUFFER: the drive's buffer is mode 1; MT_ST_CLEARBOOLEANS takes the kernel's write buffer,
+        // its writes in the background and its read-ahead away, and leaves the other options.
         const BUFFERED: i32 = 1;
         const CLEAR: i32 = 0x4000_0000 | 0x1 | 0x2 | 0x4;
         match motion {

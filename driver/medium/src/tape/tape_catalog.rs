@@ -1,4 +1,5 @@
-//! What is remembered of tapes: the writer tells it, the reader asks it. The catalog keeps one; nobody has to.
+//! What is remembered of tapes: the writer tells it, the reader asks it. The catalog keeps one; nobody has
+//! to.
 //!
 //! Imports: `error`, `record`, `volume`.
 
@@ -93,7 +94,8 @@ pub fn id_of(archive: &str) -> &str {
     if id.len() == 8 && id.bytes().all(|b| b.is_ascii_hexdigit()) { id } else { "" }
 }
 
-/// Whether an archive's name has an id that begins as `id` does, or the other way round: names hold 8 digits of it.
+/// Whether an archive's name has an id that begins as `id` does, or the other way round: names hold 8 digits
+/// of it.
 pub fn has_id(archive: &str, id: &str) -> bool {
     let own = id_of(archive);
     let asked = id.get(..8).unwrap_or(id);

@@ -1,4 +1,5 @@
-//! Archives to simulated drives and back: spans, faults, wrong tapes; property tests against what was written.
+//! Archives to simulated drives and back: spans, faults, wrong tapes; property tests against what was
+//! written.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -273,7 +274,8 @@ fn who_waits_for_a_tape_can_be_told_to_end() {
     assert_eq!(thread.join().unwrap().unwrap_err().kind(), ErrorKind::Interrupted);
 }
 
-/// A run that is given up closes the drive, and the kernel then writes a filemark: not where another tape is in the drive by now.
+/// A run that is given up closes the drive, and the kernel then writes a filemark: not where another tape is
+/// in the drive by now.
 #[test]
 fn a_run_that_is_dropped_spares_a_tape_that_was_put_in_meanwhile() {
     let bench = Bench::new(2, 64 * MIB);
@@ -387,7 +389,8 @@ fn tapes_that_will_not_do_are_said() {
     assert_eq!(small.write(NAME, &bytes(4 * MIB, 1), &[0]).unwrap_err().kind(), ErrorKind::Exists);
 }
 
-/// Every fault at every object of a run over two volumes: success with the right bytes, or an error. Never a loss that nobody says.
+/// Every fault at every object of a run over two volumes: success with the right bytes, or an error. Never a
+/// loss that nobody says.
 #[test]
 fn no_fault_at_any_block_is_a_loss_that_nobody_says() {
     let archive = bytes(3 * MIB, 9);
@@ -451,7 +454,8 @@ fn a_block_that_is_written_and_refused_is_there_once() {
 proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig { cases: 48, ..Default::default() })]
 
-    /// Archives of any lengths, in pieces of any lengths, over volumes of any capacities, with and without a memory.
+    /// Archives of any lengths, in pieces of any lengths, over volumes of any capacities, with and without a
+    /// memory.
     #[test]
     fn any_archives_over_any_volumes_come_back(
         lengths in proptest::collection::vec(0_u64..2_500_000, 1..5),

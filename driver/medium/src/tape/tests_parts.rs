@@ -10,8 +10,8 @@ use virtfold_base::error::{ErrorKind, Result};
 
 const EVERY: u64 = 300_000;
 
-/// Writes an archive as `backup::backup` does: where the medium breaks, it is asked to go on, and gets what it does not have.
-/// Returns how often it went on.
+/// Writes an archive as `backup::backup` does: where the medium breaks, it is asked to go on, and gets what
+/// it does not have. Returns how often it went on.
 fn write(bench: &Bench, archive: &[u8], (every, slots): (u64, &[usize])) -> Result<(u32, TapeReport)> {
     let setup = TapeWriteOptions { commit_every: every, ..bench.setup(slots) };
     let mut medium = Box::new(TapeMedium::begin(setup, NAME)?);
@@ -128,7 +128,8 @@ fn behind_a_process_that_is_gone_another_one_goes_on() {
         let setup = TapeWriteOptions { commit_every: EVERY, ring: 2 * 65_536, ..bench.setup(&[]) };
         let mut medium = TapeMedium::begin(setup, NAME).unwrap();
         archive[..written].chunks(50_000).for_each(|piece| medium.write(piece).unwrap());
-        // All blocks but those in the ring are taken; a part is committed when the block behind it is to be written.
+        // All blocks but those in the ring are taken; a part is committed when the block behind it is to be
+        // written.
         let least = (written / 65_536).saturating_sub(3) / 5;
         wait_for_parts(&bench, least);
         drop(medium);
@@ -209,7 +210,8 @@ fn what_the_memory_says_is_held_against_the_tape() {
         break_off_in_the_second_part(&bench, &archive, 2);
         bench
     };
-    // Labelled by somebody who knows nothing of this memory, emptied, and cut in the midst of what was committed.
+    // Labelled by somebody who knows nothing of this memory, emptied, and cut in the midst of what was
+    // committed.
     let bench = begun();
     let elsewhere = VolumeAdmin::new(
         Box::new(bench.drive.clone()),
@@ -239,7 +241,8 @@ fn what_the_memory_says_is_held_against_the_tape() {
     assert_eq!(go_on(&bench, &archive, &[]).unwrap(), Ok(5 * 65_536));
 }
 
-/// A list tells the memory of the part that was open; whoever goes on does so all the same, and the volume is sound then.
+/// A list tells the memory of the part that was open; whoever goes on does so all the same, and the volume is
+/// sound then.
 #[test]
 fn a_volume_that_was_listed_meanwhile_is_gone_on_with() {
     let archive = bytes(12 * 65_536 + 7, 5);
@@ -300,7 +303,8 @@ fn a_run_that_goes_on_refuses_the_volumes_that_are_full() {
     assert!(committed(&bench) == archive);
 }
 
-/// Every fault at every object of a run with several parts: the archive goes on on the next volume and is the same, or somebody says what is wrong.
+/// Every fault at every object of a run with several parts: the archive goes on on the next volume and is the
+/// same, or somebody says what is wrong.
 #[test]
 fn behind_any_fault_the_archive_goes_on_or_it_is_said() {
     let archive = bytes(600_000, 9);

@@ -1,12 +1,12 @@
 //! An archive on its way to tapes.
 //!
-//! The caller's thread fills the ring; one thread writes (`drive_thread`), and ends when all is on the tape, or when
-//! it fails. The archive's end is said by [`Medium::finish`] alone: what was settled and is dropped is no
-//! archive.
+//! The caller's thread fills the ring; one thread writes (`drive_thread`), and ends when all is on the tape,
+//! or when it fails. The archive's end is said by [`Medium::finish`] alone: what was settled and is dropped
+//! is no archive.
 //!
-//! After a failed write the run can go on ([`Medium::resume_after_failure`]): the volume is noted as failed and given out,
-//! the next one is asked for, and the archive goes on there behind its last committed byte. What was in the
-//! ring is forgotten: the caller gives it again.
+//! After a failed write the run can go on ([`Medium::resume_after_failure`]): the volume is noted as failed
+//! and given out, the next one is asked for, and the archive goes on there behind its last committed byte.
+//! What was in the ring is forgotten: the caller gives it again.
 //!
 //! Imports: `error`, `archive` (`Sink`), the modules of tapes.
 
@@ -160,7 +160,8 @@ impl TapeMedium {
 
     /// Starts the writer, on the volume in the drive.
     fn start(&mut self, mut run: DriveThread, label: VolumeLabel) -> Result<()> {
-        // Where the caller's thread waits for a tape, it looks at the caller's flag; the writer is told by this side.
+        // Where the caller's thread waits for a tape, it looks at the caller's flag; the writer is told by
+        // this side.
         self.stop = Cancel::default();
         run.stop = Arc::clone(&self.stop);
         self.ring = Arc::new(Ring::new(self.room, label.block_size.get()));

@@ -1,5 +1,5 @@
-//! The other end of the socket: a [`ControlApi`] somewhere else. Each call is a connection of its own, so a client
-//! outlives a restart of the service.
+//! The other end of the socket: a [`ControlApi`] somewhere else. Each call is a connection of its own, so a
+//! client outlives a restart of the service.
 //!
 //! Imports: `error`, `service::acceptor`.
 
@@ -37,7 +37,8 @@ impl Client {
         let never = AtomicBool::new(false);
         let patience = PeerDeadline { until: Instant::now() + PATIENCE, stop: &never };
         stream.set_tick().at(speaking)?;
-        // One that turns connections away answers and closes without having read: its answer says more than the broken pipe.
+        // One that turns connections away answers and closes without having read: its answer says more than
+        // the broken pipe.
         let written = patience.write(&mut stream, &line);
         let answer = match LineReader::new(MAX_ANSWER).next(&mut stream, &patience) {
             Ok(Line::Whole(answer)) => answer,

@@ -1,7 +1,8 @@
 //! The control socket: how people and programs ask the service.
 //!
-//! `PROTOCOL.md` beside this file specifies it. [`ControlApi`] is what can be asked; the service implements it, and a server hands each request to it. A desk is asked by several threads
-//! at once and answers in moments: it never waits for a run or for libvirt.
+//! `PROTOCOL.md` beside this file specifies it. [`ControlApi`] is what can be asked; the service implements
+//! it, and a server hands each request to it. A desk is asked by several threads at once and answers in
+//! moments: it never waits for a run or for libvirt.
 //!
 //! - `types`: what is said; `wire`: how, as lines; `lines`: cuts them.
 //! - [`Server`]: hands requests to a desk. [`Client`]: a desk whose answers come from a server.
@@ -53,21 +54,24 @@ pub trait ControlApi: Send + Sync {
     /// [`virtfold_base::error::ErrorKind::NotFound`]: there is none, or it is not kept any more.
     fn entry(&self, id: EntryId) -> Result<EntryStatus>;
 
-    /// Puts a job's domains, or one of them (by name or uuid), at the head of the queue, though it is paused. An entry that waits already is
-    /// taken, not a second one made. Durable when it returns.
+    /// Puts a job's domains, or one of them (by name or uuid), at the head of the queue, though it is paused.
+    /// An entry that waits already is taken, not a second one made. Durable when it returns.
     ///
     /// # Errors
-    /// [`virtfold_base::error::ErrorKind::NotFound`]: no such job, or the domain is not in it; [`virtfold_base::error::ErrorKind::Refused`]: the service is
-    /// stopping, or does not know a job's domains because libvirt was never reached.
+    /// [`virtfold_base::error::ErrorKind::NotFound`]: no such job, or the domain is not in it;
+    /// [`virtfold_base::error::ErrorKind::Refused`]: the service is stopping, or does not know a job's
+    /// domains because libvirt was never reached.
     fn run(&self, job: &str, domain: Option<&str>) -> Result<Vec<EntryId>>;
 
-    /// Begins no scheduled run any more, of all jobs or of the one; what runs goes on. Holds over restarts. Twice is the same as once.
+    /// Begins no scheduled run any more, of all jobs or of the one; what runs goes on. Holds over restarts.
+    /// Twice is the same as once.
     ///
     /// # Errors
     /// [`virtfold_base::error::ErrorKind::NotFound`]: no such job.
     fn pause(&self, job: Option<&str>) -> Result<()>;
 
-    /// Takes [`ControlApi::pause`] back. All and one are counted apart: resuming all leaves the jobs paused that were paused by name.
+    /// Takes [`ControlApi::pause`] back. All and one are counted apart: resuming all leaves the jobs paused
+    /// that were paused by name.
     ///
     /// # Errors
     /// [`virtfold_base::error::ErrorKind::NotFound`]: no such job.
@@ -76,7 +80,8 @@ pub trait ControlApi: Send + Sync {
     /// Takes an entry out of the queue; one that runs is asked to end. Does not wait for that.
     ///
     /// # Errors
-    /// [`virtfold_base::error::ErrorKind::NotFound`]: there is no such entry; [`virtfold_base::error::ErrorKind::Exists`]: it has ended.
+    /// [`virtfold_base::error::ErrorKind::NotFound`]: there is no such entry;
+    /// [`virtfold_base::error::ErrorKind::Exists`]: it has ended.
     fn cancel(&self, id: EntryId) -> Result<()>;
 
     /// Reads the configuration anew. A bad one is refused, and the old one stays.

@@ -75,7 +75,8 @@ impl Server {
         let directory = directory.unwrap_or_else(|| Path::new("."));
         if !directory.is_dir() {
             partial_file::at_directory(std::fs::create_dir_all(directory), directory, making)?;
-            // Whatever the umask is: the group has to get through to the socket. A directory that is there already is somebody's own matter.
+            // Whatever the umask is: the group has to get through to the socket. A directory that is there
+            // already is somebody's own matter.
             std::fs::set_permissions(directory, Permissions::from_mode(0o755)).at(making)?;
         }
         let lock = lock(path)?;

@@ -156,7 +156,8 @@ fn what_makes_no_sense_is_refused_and_changes_nothing() {
 fn a_line_that_is_too_long_ends_the_connection() {
     let rig = Rig::new();
     let mut talk = rig.talk();
-    // Without a line feed at its end: exactly what is held, so that nothing is unread when the service closes.
+    // Without a line feed at its end: exactly what is held, so that nothing is unread when the service
+    // closes.
     talk.stream.write_all(&vec![b' '; MAX_REQUEST]).unwrap();
     assert!(talk.answer().contains("longer than 1 MiB"));
     assert!(talk.is_closed());

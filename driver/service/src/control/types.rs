@@ -102,7 +102,8 @@ pub struct LibvirtStatus {
 pub struct GuestCounts {
     /// How many there are.
     pub all: u64,
-    /// The names of those that have no backup on purpose: `except` of a job names them, or only jobs that are switched off have them.
+    /// The names of those that have no backup on purpose: `except` of a job names them, or only jobs that are
+    /// switched off have them.
     pub left_out: Vec<String>,
 }
 

@@ -1,8 +1,9 @@
-//! What questions are answered from without working it out each time: the last success and the last failure of each job and domain, and
-//! when jobs are due next.
+//! What questions are answered from without working it out each time: the last success and the last failure
+//! of each job and domain, and when jobs are due next.
 //!
-//! Which entries are the last ones is asked of the catalog each time, which answers that from an index; so what another process took out
-//! (`virtfold forget`) or a clock that was set back is seen at once. What an entry says does not change once it has ended.
+//! Which entries are the last ones is asked of the catalog each time, which answers that from an index; so
+//! what another process took out (`virtfold forget`) or a clock that was set back is seen at once. What an
+//! entry says does not change once it has ended.
 
 use std::collections::BTreeMap;
 

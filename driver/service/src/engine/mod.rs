@@ -5,13 +5,15 @@
 //! 1. what ended is noted (`end_runs`);
 //! 2. runs that are over their time are asked to end, and ended by force after [`GRACE`] (`end_runs`);
 //! 3. each job's schedule is turned into entries up to now (`start_runs`);
-//! 4. in the queue's order, entries that nothing speaks against are begun (`start_runs`): one run a domain at a time, so many on this host, so
-//!    many on each medium, none while everybody's guests are being brought home or libvirt can't be reached.
+//! 4. in the queue's order, entries that nothing speaks against are begun (`start_runs`): one run a domain at
+//!    a time, so many on this host, so many on each medium, none while everybody's guests are being brought
+//!    home or libvirt can't be reached.
 //!
-//! Then it waits for an input, or for the next time at which something can change. Where the catalog can't be written nothing is begun, what
-//! ended is kept in mind, and it is tried again.
+//! Then it waits for an input, or for the next time at which something can change. Where the catalog can't be
+//! written nothing is begun, what ended is kept in mind, and it is tried again.
 //!
-//! Imports: `error`, `catalog` (the queue), `hypervisor` (plain types), `job_spec`, `planner`, `runner`, `clock`, `notify`, `metrics`, `control` (what is said).
+//! Imports: `error`, `catalog` (the queue), `hypervisor` (plain types), `job_spec`, `planner`, `runner`,
+//! `clock`, `notify`, `metrics`, `control` (what is said).
 
 mod clock_skew;
 mod control_api;
@@ -183,7 +185,8 @@ pub struct Engine {
     ended: Vec<(i64, RunEnd)>,
     /// Up to when schedules are entries, as the catalog has it; read again after each failure.
     planned: Option<BTreeMap<String, Timestamp>>,
-    /// From when to when no schedule is due, so that not each turn asks each of them; until anything is heard that may change that.
+    /// From when to when no schedule is due, so that not each turn asks each of them; until anything is heard
+    /// that may change that.
     quiet: Option<(Timestamp, Timestamp)>,
     pauses: Pauses,
     /// A recovery runs; or when it is tried again, and how often it failed.
@@ -216,7 +219,8 @@ impl fmt::Debug for Engine {
 }
 
 impl Engine {
-    /// A service that has not begun yet. What an earlier one left running or parked waits again; `uri` is for the status.
+    /// A service that has not begun yet. What an earlier one left running or parked waits again; `uri` is for
+    /// the status.
     ///
     /// # Errors
     /// The catalog can't be used; the configuration's.

@@ -1,6 +1,8 @@
-//! Which jobs have which guests, worked out once: each question would otherwise hold every job against every guest.
+//! Which jobs have which guests, worked out once: each question would otherwise hold every job against every
+//! guest.
 //!
-//! A guest's row is made when the guest is new or has another name or other tags, and all are made anew when the configuration was read.
+//! A guest's row is made when the guest is new or has another name or other tags, and all are made anew when
+//! the configuration was read.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,7 +17,8 @@ pub(super) struct GuestJobs {
     pub(super) jobs: Vec<usize>,
     /// Whether one that is switched on has it.
     pub(super) has_job: bool,
-    /// Whether it has no backup because somebody wants it so: a job leaves it out by name, or one that is switched off has it.
+    /// Whether it has no backup because somebody wants it so: a job leaves it out by name, or one that is
+    /// switched off has it.
     pub(super) is_left_out: bool,
 }
 

@@ -133,8 +133,9 @@ impl Engine {
         }
     }
 
-    /// Begins what may begin; says when it is to be looked again. The queue is read a page at a time, and no further than to where the host
-    /// has as many runs as it may have: nothing behind that can begin before one of them ends.
+    /// Begins what may begin; says when it is to be looked again. The queue is read a page at a time, and no
+    /// further than to where the host has as many runs as it may have: nothing behind that can begin before
+    /// one of them ends.
     pub(super) fn begin(&mut self, now: Timestamp) -> Result<Option<Timestamp>> {
         let mut wake: Option<Timestamp> = None;
         let mut seen = 0;

@@ -1,16 +1,19 @@
 //! What is known of the guests, and which word was heard already.
 //!
-//! **Twins.** Each start and each end is told by both sources, in any order and with any delay, and perhaps found by a reconcile before. Of each
-//! event it is kept who has told it. A word of a source is dropped where the same kind of thing of the same guest was delivered within
-//! [`WINDOW`] and that source has not told it yet; it then has. So three starts in a row are three, whoever tells
-//! them first; and a word whose twin was missed stands for it.
+//! **Twins.** Each start and each end is told by both sources, in any order and with any delay, and perhaps
+//! found by a reconcile before. Of each event it is kept who has told it. A word of a source is dropped where
+//! the same kind of thing of the same guest was delivered within [`WINDOW`] and that source has not told it
+//! yet; it then has. So three starts in a row are three, whoever tells them first; and a word whose twin was
+//! missed stands for it.
 //!
-//! **Known** is, of each guest, its name, whether it runs and whether it outlives its end. It follows what was delivered and done with,
-//! is written to a file, and is what a reconcile holds the list of domains against: so also what happened while
-//! nobody listened is found. Guests that a first reconcile ever finds are taken as they are.
+//! **Known** is, of each guest, its name, whether it runs and whether it outlives its end. It follows what
+//! was delivered and done with, is written to a file, and is what a reconcile holds the list of domains
+//! against: so also what happened while nobody listened is found. Guests that a first reconcile ever finds
+//! are taken as they are.
 //!
-//! Two words that were both missed, each by another source and within that time, may be taken for twins; whether the guest runs a
-//! reconcile finds all the same. It can't see that a guest stopped and started again in between, nor how one ended.
+//! Two words that were both missed, each by another source and within that time, may be taken for twins;
+//! whether the guest runs a reconcile finds all the same. It can't see that a guest stopped and started again
+//! in between, nor how one ended.
 //!
 //! Imports: `error`, `partial_file`, `hypervisor` (plain types), `types`, `report`.
 
@@ -134,8 +137,8 @@ impl GuestStates {
         self.guests.get(&uuid).map(|guest| guest.name.as_str())
     }
 
-    /// The event that a word stands for; `None` where it says nothing new. What follows from the event is known only after
-    /// [`GuestStates::learn`].
+    /// The event that a word stands for; `None` where it says nothing new. What follows from the event is
+    /// known only after [`GuestStates::learn`].
     pub(super) fn hear(&mut self, heard: EventReport) -> Option<GuestEvent> {
         let uuid = heard.uuid.or_else(|| self.by_name(heard.name.as_deref()));
         let name = heard.name.or_else(|| self.name(uuid?).map(ToOwned::to_owned));

@@ -222,7 +222,8 @@ fn history() -> impl Strategy<Value = Vec<(u8, u8)>> {
     proptest::collection::vec((1_u8..=2, 0_u8..4), 1..40)
 }
 
-/// Both sources' words, each source in its own order, one guest's in time. The sources of `whole`, bits as in a history, tell of everything.
+/// Both sources' words, each source in its own order, one guest's in time. The sources of `whole`, bits as in
+/// a history, tell of everything.
 fn words(history: &[(u8, u8)], whole: u8) -> ([VecDeque<EventReport>; 2], [bool; 3], usize) {
     let (mut runs, mut queues) = ([false; 3], [VecDeque::new(), VecDeque::new()]);
     for (at, (guest, by)) in history.iter().enumerate() {

@@ -1,14 +1,15 @@
 //! What guests do, for the scheduler: two sources that each may miss something, merged into one stream.
 //!
-//! - The **spool**, which `virtfold-hook` writes whenever libvirt calls it, also while the service is away. A datagram on the
-//!   service's socket says that there is something new.
-//! - **libvirt's own events**, which also tell of definitions and block jobs, and which nobody keeps while the service or libvirtd is away.
-//! - The **reconcile** finds what both missed: the list of domains is held against what was known of them. It is done at the start, after
-//!   libvirtd was away, after an overflow, and now and then.
+//! - The **spool**, which `virtfold-hook` writes whenever libvirt calls it, also while the service is away. A
+//!   datagram on the service's socket says that there is something new.
+//! - **libvirt's own events**, which also tell of definitions and block jobs, and which nobody keeps while
+//!   the service or libvirtd is away.
+//! - The **reconcile** finds what both missed: the list of domains is held against what was known of them. It
+//!   is done at the start, after libvirtd was away, after an overflow, and now and then.
 //!
-//! The same thing told twice is delivered once (`guest_states`). A [`Delivery`] is done with when [`Delivery::done`] was called; only then its file
-//! leaves the spool and what is known changes. One that is dropped comes again: nothing gets lost, and something may come twice, after
-//! a crash above all.
+//! The same thing told twice is delivered once (`guest_states`). A [`Delivery`] is done with when
+//! [`Delivery::done`] was called; only then its file leaves the spool and what is known changes. One that is
+//! dropped comes again: nothing gets lost, and something may come twice, after a crash above all.
 //!
 //! ```text
 //! let (events, notices): (Events, Notices) = Events::start(settings, connect)?;
@@ -18,7 +19,8 @@
 //! }
 //! ```
 //!
-//! One thread does it all (`collector`), and delivers one notice at a time; another waits at the socket. Dropping [`EventThread`] ends both.
+//! One thread does it all (`collector`), and delivers one notice at a time; another waits at the socket.
+//! Dropping [`EventThread`] ends both.
 //!
 //! Imports: `error`, `hypervisor`, `partial_file`; `virtfold_hooks` (spool, events, domain, wake_service).
 

@@ -1,8 +1,8 @@
 //! What each source's words mean.
 //!
-//! A guest has ended for us when its disks are closed and nothing of it is left: the hook's `release` and libvirt's `Stopped`, not the `stopped` and
-//! `Shutdown` before them. That it comes from another host or out of a file libvirt's hooks say (`migrate`, `restore`) before
-//! they say `started`.
+//! A guest has ended for us when its disks are closed and nothing of it is left: the hook's `release` and
+//! libvirt's `Stopped`, not the `stopped` and `Shutdown` before them. That it comes from another host or out
+//! of a file libvirt's hooks say (`migrate`, `restore`) before they say `started`.
 //!
 //! Imports: `hypervisor` (plain types), `types`; `virtfold_hooks` (event, domain).
 

@@ -31,7 +31,8 @@ pub(super) struct Socket {
 }
 
 impl Socket {
-    /// Binds the socket, in place of one that a service left that is gone. Only one service may run; its lock is not taken here.
+    /// Binds the socket, in place of one that a service left that is gone. Only one service may run; its lock
+    /// is not taken here.
     ///
     /// # Errors
     /// The socket can't be made, or something else has its name.

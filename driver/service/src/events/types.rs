@@ -112,7 +112,8 @@ pub enum ReconcileReason {
     Routine,
 }
 
-/// All domains as they are now. What this differed in from what was known was delivered just before, as events.
+/// All domains as they are now. What this differed in from what was known was delivered just before, as
+/// events.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reconcile {
     /// Why they were looked at.
@@ -147,7 +148,8 @@ impl Delivery {
         }
     }
 
-    /// A delivery and what says that it is done with; the latter ends without a word where the delivery is dropped.
+    /// A delivery and what says that it is done with; the latter ends without a word where the delivery is
+    /// dropped.
     pub fn new(notice: EventNotice) -> (Self, Receiver<()>) {
         let (receipt, given) = crossbeam_channel::bounded(1);
         (Self { notice, receipt }, given)

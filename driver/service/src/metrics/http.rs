@@ -106,7 +106,8 @@ impl MetricsHandler {
             }
         };
         respond(stream, &response, patience)?;
-        // What the peer still sends is read and dropped for a moment: closed on unread bytes, the connection would break before the answer is read.
+        // What the peer still sends is read and dropped for a moment: closed on unread bytes, the connection
+        // would break before the answer is read.
         stream.shutdown(Shutdown::Write)?;
         let mut rest = 64_u32;
         let mut chunk = [0; 1024];

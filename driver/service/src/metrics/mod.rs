@@ -1,12 +1,16 @@
-//! What Prometheus reads of the service: a page on a port of this host (`http`), or files for node_exporter's textfile collector, or both.
+//! What Prometheus reads of the service: a page on a port of this host (`http`), or files for node_exporter's
+//! textfile collector, or both.
 //!
-//! Whatever [`super::control::ControlApi::status`] says is on the page as it is said in that moment, so gauges can't lag behind and a restart takes nothing away. The
-//! core only tells of runs that have ended ([`Metrics::run_ended`]), which are counted from the service's start.
+//! Whatever [`super::control::ControlApi::status`] says is on the page as it is said in that moment, so
+//! gauges can't lag behind and a restart takes nothing away. The core only tells of runs that have ended
+//! ([`Metrics::run_ended`]), which are counted from the service's start.
 //!
-//! The files: `virtfold-service.prom`, and for each domain the two of a run from the command line ([`virtfold_backup::metrics`]), written when they change. They carry the same metrics under the same
+//! The files: `virtfold-service.prom`, and for each domain the two of a run from the command line
+//! ([`virtfold_backup::metrics`]), written when they change. They carry the same metrics under the same
 //! names, so both may write to one directory, and no metric is in two files.
 //!
-//! A domain that is in no job any more is not on the page: nobody is to be woken for a guest that was given up. One that should be in a job is a warning.
+//! A domain that is in no job any more is not on the page: nobody is to be woken for a guest that was given
+//! up. One that should be in a job is a warning.
 //!
 //! Imports: `error`, `metrics`, `service::control`, `service::acceptor`.
 
@@ -124,7 +128,8 @@ impl Metrics {
         Ok(())
     }
 
-    /// Takes the files of domains away that are backed up no more, once: whoever backs one up by hand later has files again.
+    /// Takes the files of domains away that are backed up no more, once: whoever backs one up by hand later
+    /// has files again.
     fn drop_domains(&self, status: &Status, directory: &Path) -> Result<()> {
         let kept: BTreeSet<Uuid> = shown(status).filter_map(|domain| domain.uuid).collect();
         let known = status.domains.iter().filter_map(|domain| domain.uuid);

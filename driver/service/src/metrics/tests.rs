@@ -108,7 +108,8 @@ fn the_files_of_a_guest_that_is_backed_up_no_more_go_once() {
     let jobs = std::mem::take(&mut status.domains[0].jobs);
     metrics.write(&status, directory.path()).unwrap();
     assert_eq!(count(), 1);
-    // What somebody else writes from then on is left alone; and a guest that is in a job again has its files again.
+    // What somebody else writes from then on is left alone; and a guest that is in a job again has its files
+    // again.
     std::fs::write(directory.path().join(format!("virtfold-{}.prom", status.domains[0].uuid.unwrap())), "x")
         .unwrap();
     metrics.write(&status, directory.path()).unwrap();

@@ -1,7 +1,8 @@
 //! A child process: its lines, its time, and who may end it meanwhile.
 //!
-//! A child has a process group of its own, so that a signal meant for the service reaches it only through [`RunningChild`]. A backup is asked and
-//! killed alone: the guard that it has started must outlive it. A command of the configuration is ended with everything that it started.
+//! A child has a process group of its own, so that a signal meant for the service reaches it only through
+//! [`RunningChild`]. A backup is asked and killed alone: the guard that it has started must outlive it. A
+//! command of the configuration is ended with everything that it started.
 //!
 //! Imports: nothing of the crate.
 

@@ -1,6 +1,8 @@
-//! Who runs what the queue says. The real one ([`ProcessRunner`]) starts this program again, as a process for each run.
+//! Who runs what the queue says. The real one ([`ProcessRunner`]) starts this program again, as a process for
+//! each run.
 //!
-//! Imports: `error`, `hypervisor` (plain types), `catalog` (plain types, the domains' locks), `job_spec`, `engine` (its inputs).
+//! Imports: `error`, `hypervisor` (plain types), `catalog` (plain types, the domains' locks), `job_spec`,
+//! `engine` (its inputs).
 
 mod child_process;
 mod output;
@@ -41,7 +43,8 @@ pub trait Handle: Debug + Send {
     fn kill(&self);
 }
 
-/// Who runs things. What it starts reports by [`Input`]s; each run by exactly one [`Input::Ended`] in the end.
+/// Who runs things. What it starts reports by [`Input`]s; each run by exactly one [`Input::Ended`] in the
+/// end.
 pub trait Runner: Debug + Send + Sync {
     /// Begins a run.
     ///

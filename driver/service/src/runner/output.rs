@@ -1,7 +1,8 @@
-//! What a run of this program says: its progress, its summary, its error; and what a command of the configuration says.
+//! What a run of this program says: its progress, its summary, its error; and what a command of the
+//! configuration says.
 //!
-//! Imports: `backup` (events and reports), `metrics` (measures), `control` (plain types), `child_process`, `engine` (its
-//! inputs).
+//! Imports: `backup` (events and reports), `metrics` (measures), `control` (plain types), `child_process`,
+//! `engine` (its inputs).
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};

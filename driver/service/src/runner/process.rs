@@ -12,8 +12,8 @@
 //! successor waits for the domain's lock meanwhile. The signal comes when the parent's *thread* ends, so each
 //! run has a thread that stays until its child has ended.
 //!
-//! Imports: `error`, `hypervisor` (plain types), `catalog` (plain types, locks), `job_spec`, `engine` (its inputs),
-//! `child_process`, `output`.
+//! Imports: `error`, `hypervisor` (plain types), `catalog` (plain types, locks), `job_spec`, `engine` (its
+//! inputs), `child_process`, `output`.
 
 use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;

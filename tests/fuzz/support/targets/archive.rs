@@ -1,5 +1,5 @@
-//! Whole archives: opened strictly, salvaged, and read in one pass. What the pass calls sound opens and gives the
-//! same bytes; nothing that strict reading gives is lost in salvage.
+//! Whole archives: opened strictly, salvaged, and read in one pass. What the pass calls sound opens and gives
+//! the same bytes; nothing that strict reading gives is lost in salvage.
 
 use super::super::{
     DiskBytes, Memory, flags, frame, frames, no_defect, options, seal, survey_pass, tar_sums,

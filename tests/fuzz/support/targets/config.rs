@@ -1,4 +1,5 @@
-//! The configuration: whatever is read can be shown, and every job resolved; a refusal names a place in the text.
+//! The configuration: whatever is read can be shown, and every job resolved; a refusal names a place in the
+//! text.
 
 use std::path::Path;
 

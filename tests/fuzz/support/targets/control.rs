@@ -1,4 +1,5 @@
-//! The control protocol: whatever parses as a request is written again as one that says the same; answers of a service are read without a panic.
+//! The control protocol: whatever parses as a request is written again as one that says the same; answers of
+//! a service are read without a panic.
 
 use super::super::{flags, no_defect};
 use virtfold::service::control::{Request, Response, VERSION};

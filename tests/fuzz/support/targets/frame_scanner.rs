@@ -1,5 +1,6 @@
-//! The carrier of a stream: seek table, walk along the frames and scan; from a file and from a pipe. Both end, what
-//! one calls whole and undamaged the other gives byte for byte, and reading at a place gives what reading in order gave.
+//! The carrier of a stream: seek table, walk along the frames and scan; from a file and from a pipe. Both
+//! end, what one calls whole and undamaged the other gives byte for byte, and reading at a place gives what
+//! reading in order gave.
 
 use super::super::{Memory, flags, frames, no_defect, options};
 use virtfold::archive::stream::{Carrier, Chunk, ChunkState, RandomStream, StreamEnd, read_pipe};

@@ -1,5 +1,5 @@
-//! What stands between libvirt's hooks and the service: events, guards, domain XML. Whatever parses is written again as it was
-//! read, and a scan finds nothing that the XML does not have.
+//! What stands between libvirt's hooks and the service: events, guards, domain XML. Whatever parses is
+//! written again as it was read, and a scan finds nothing that the XML does not have.
 
 use super::super::flags;
 use virtfold_hooks::domain;

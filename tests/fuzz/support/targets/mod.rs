@@ -1,4 +1,5 @@
-//! What each target does with one input: called by libFuzzer, and by an ordinary test with every seed (tests/images/fuzz.rs).
+//! What each target does with one input: called by libFuzzer, and by an ordinary test with every seed
+//! (tests/images/fuzz.rs).
 
 mod archive;
 mod config;

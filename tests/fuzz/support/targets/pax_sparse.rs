@@ -1,5 +1,5 @@
-//! Tar headers with pax records, sparse maps, allocation tables, recovery copies: however the bytes are cut, the
-//! parsers find the same.
+//! Tar headers with pax records, sparse maps, allocation tables, recovery copies: however the bytes are cut,
+//! the parsers find the same.
 
 use super::super::{flags, no_defect, tar_sums};
 use virtfold::archive::allocation_csv::{AllocationRow, CsvParser};

@@ -1,5 +1,5 @@
-//! A qcow2 image without a chain: header, L1, L2, compressed clusters. What opens has a table without gaps, and
-//! reading in pieces gives what reading at once gives.
+//! A qcow2 image without a chain: header, L1, L2, compressed clusters. What opens has a table without gaps,
+//! and reading in pieces gives what reading at once gives.
 
 use std::path::Path;
 

@@ -1,8 +1,8 @@
 //! A tape drive in software: a logical unit that answers SCSI stream commands (`ssc`), behind vhost-user-scsi
 //! (`scsi`, `vhost`), so that a Linux kernel in user mode has a real `st` device over it.
 //!
-//! The drive lives in the test's own process and outlives every machine that is plugged into it. Faults, cartridges
-//! and what is on them are at hand through [`TapeDrive::unit`].
+//! The drive lives in the test's own process and outlives every machine that is plugged into it. Faults,
+//! cartridges and what is on them are at hand through [`TapeDrive::unit`].
 
 mod scsi;
 mod sense;

@@ -1,4 +1,5 @@
-//! virtio-scsi over the logical unit (virtio 1.2, 5.6): request headers in, response headers out. One target, one unit.
+//! virtio-scsi over the logical unit (virtio 1.2, 5.6): request headers in, response headers out. One target,
+//! one unit.
 
 use std::sync::{Arc, Mutex};
 

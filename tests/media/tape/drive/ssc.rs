@@ -1,7 +1,8 @@
-//! The logical unit: a sequential-access device (SSC-4) with variable blocks, a buffer, an early warning, and faults.
+//! The logical unit: a sequential-access device (SSC-4) with variable blocks, a buffer, an early warning, and
+//! faults.
 //!
-//! What is on a cartridge is a row of logical objects, blocks and filemarks, numbered from 0: READ POSITION tells the
-//! number of the next one. A write makes everything behind it disappear, as on a tape.
+//! What is on a cartridge is a row of logical objects, blocks and filemarks, numbered from 0: READ POSITION
+//! tells the number of the next one. A write makes everything behind it disappear, as on a tape.
 
 use super::sense::{Answer, END_OF_MEDIUM, FILEMARK, Sense, WRONG_LENGTH, key};
 
@@ -39,7 +40,8 @@ pub(crate) enum Fault {
     WriteError(u64),
     /// Its write succeeds, and nothing is written.
     SilentDrop(u64),
-    /// Blocks that were accepted are lost with it, as many as `lost`; the drive says so, deferred, at the next command.
+    /// Blocks that were accepted are lost with it, as many as `lost`; the drive says so, deferred, at the
+    /// next command.
     Deferred { at: u64, lost: u64 },
     /// The drive resets when it is written: it is rewound, and says so.
     Reset(u64),

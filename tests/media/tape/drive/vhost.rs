@@ -1,7 +1,8 @@
 //! The back end of vhost-user: one connection, split rings with indirect descriptors.
 //!
-//! The machine's memory is a file whose descriptor it sends. It is read and written with pread(2) and pwrite(2), which
-//! see what the machine's mapping of it sees; so nothing is mapped here, and nothing is unsafe.
+//! The machine's memory is a file whose descriptor it sends. It is read and written with pread(2) and
+//! pwrite(2), which see what the machine's mapping of it sees; so nothing is mapped here, and nothing is
+//! unsafe.
 
 use std::fs::File;
 use std::io::{self, IoSliceMut, Read, Write};

@@ -5,7 +5,8 @@
 //!   that only what QEMU or the files themselves show decides.
 //! - One that lies in the directory of a domain's disk, rests on an image of a domain of this host and is in
 //!   no chain is put aside;
-//!   its contents are not looked at. One that rests on none is only told of: storage may be shared with another host.
+//!   its contents are not looked at. One that rests on none is only told of: storage may be shared with
+//!   another host.
 //!
 //! Imports: `error`, `catalog`, `hypervisor`, `unfreeze`.
 

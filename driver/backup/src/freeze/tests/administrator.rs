@@ -1,4 +1,5 @@
-//! People with root's rights on a bad day: they put files in each other's place, set clocks back, take snapshots, plug disks.
+//! People with root's rights on a bad day: they put files in each other's place, set clocks back, take
+//! snapshots, plug disks.
 
 use std::path::{Path, PathBuf};
 

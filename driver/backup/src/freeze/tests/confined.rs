@@ -1,4 +1,5 @@
-//! All commits before the first pivot, all pivots in one pause; and what AppArmor does to guests whose rules are written anew.
+//! All commits before the first pivot, all pivots in one pause; and what AppArmor does to guests whose rules
+//! are written anew.
 
 use std::time::Duration;
 

@@ -27,14 +27,16 @@ fn setups() -> Vec<Setup> {
     setups
 }
 
-/// libvirtd that dies in QEMU's switch back loses track of the disk until the guest's next start; nothing else may.
+/// libvirtd that dies in QEMU's switch back loses track of the disk until the guest's next start; nothing
+/// else may.
 fn is_stuck(point: InjectionPoint, fate: Injected) -> bool {
     fate == Injected::KillLibvirtd
         && point == InjectionPoint { operation: Operation::Pivot, when: CallPhase::Late }
 }
 
-/// Whether nothing else covers this point: a question changes nothing, so the world after it is the one before it, and a driver
-/// that dies there dies after the last change or before the next one. What is left is a lost answer and a guest that ends.
+/// Whether nothing else covers this point: a question changes nothing, so the world after it is the one
+/// before it, and a driver that dies there dies after the last change or before the next one. What is left is
+/// a lost answer and a guest that ends.
 pub(super) fn is_apart(point: InjectionPoint, fate: Injected) -> bool {
     let question = matches!(point.operation, Operation::Read | Operation::Look);
     !question

@@ -1,4 +1,5 @@
-//! What libvirtd or the agent leave half done: an overlay that is open for nothing, a thaw that nobody confirms.
+//! What libvirtd or the agent leave half done: an overlay that is open for nothing, a thaw that nobody
+//! confirms.
 
 use super::super::*;
 use super::cases::{THREE, only};

@@ -77,7 +77,8 @@ fn a_disk_taken_off_in_mid_copy_has_its_last_writes() {
     }
 }
 
-/// The points of such a backup that come after the disk was taken off: the earlier ones are those of any backup.
+/// The points of such a backup that come after the disk was taken off: the earlier ones are those of any
+/// backup.
 fn points_after(how: ThirdPartyAction) -> std::ops::Range<usize> {
     let scene = Scene::new(THREE);
     let points = Arc::new(AtomicUsize::new(0));

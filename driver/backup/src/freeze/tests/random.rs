@@ -42,8 +42,8 @@ fn setup() -> impl Strategy<Value = Setup> {
     })
 }
 
-/// Each write is in some image that is still there, whoever won; no golden image is touched; a guest is left neither frozen nor
-/// standing by us; what is open is said to be open.
+/// Each write is in some image that is still there, whoever won; no golden image is touched; a guest is left
+/// neither frozen nor standing by us; what is open is said to be open.
 fn holds(scene: &Scene) -> Result<(), String> {
     if scene.world.image(&super::scene::golden()).is_none_or(|image| image.writes.len() != 1) {
         return Err("the golden image was written to".to_owned());

@@ -397,7 +397,8 @@ impl Scene {
         format!("{:?}", (jobs, marks, views, same, job, guest, self.world.images(), self.world.tops(self.id)))
     }
 
-    /// Every write is in what the guest has, or will have at its next start; those of a domain that is gone are on its bases.
+    /// Every write is in what the guest has, or will have at its next start; those of a domain that is gone
+    /// are on its bases.
     pub(super) fn nothing_lost(&self) -> std::result::Result<(), String> {
         let mut tops = self.world.tops(self.id);
         if tops.is_empty() {

@@ -123,7 +123,8 @@ fn a_copy_that_fails_when_it_goes_on_brings_the_guest_home() {
     scene.is_home(Some(scene.expected())).unwrap();
 }
 
-/// Every crash point of a backup that was taken over, and of what follows: it is taken over again where it can be, else recovered.
+/// Every crash point of a backup that was taken over, and of what follows: it is taken over again where it
+/// can be, else recovered.
 #[test]
 fn nothing_is_lost_at_any_crash_point_after_that() {
     let mut runs = 0;

@@ -89,7 +89,8 @@ impl DiskCase<'_> {
         let Some(chain) = &self.seen.qemu else { return self.unseen() };
         let (overlay, base) = (self.overlay, self.disk.base.path.as_path());
         if self.seen.top() == Some(overlay) {
-            // Also where somebody put an image between in the moment of the snapshot: the commit goes into the one right below.
+            // Also where somebody put an image between in the moment of the snapshot: the commit goes into
+            // the one right below.
             let below = chain.iter().skip(1).take(2);
             if !below.into_iter().any(|path| path == base) {
                 let (overlay, base) = (overlay.display(), base.display());
@@ -142,7 +143,8 @@ impl DiskCase<'_> {
         self.offline()
     }
 
-    /// What is to be done where an image is missing or somebody has it open; `None` where both are there and free.
+    /// What is to be done where an image is missing or somebody has it open; `None` where both are there and
+    /// free.
     fn missing_or_open(&self) -> Result<Option<UnfreezeStep>> {
         let (overlay, base) = (self.overlay, self.disk.base.path.as_path());
         let named = self.seen.is_named(overlay);

@@ -1,7 +1,9 @@
-//! A disk that was taken off its running guest while it was copied, or that the guest's next start does not have.
+//! A disk that was taken off its running guest while it was copied, or that the guest's next start does not
+//! have.
 //!
-//! Its last writes are in the overlay. Nobody but the journal and the files knows that the two belong together, so somebody may have given
-//! one of them to another guest, or to this one as another disk: then it is not ours any more.
+//! Its last writes are in the overlay. Nobody but the journal and the files knows that the two belong
+//! together, so somebody may have given one of them to another guest, or to this one as another disk: then it
+//! is not ours any more.
 //!
 //! Imports: `error`, `catalog`, `hypervisor`.
 
@@ -51,7 +53,8 @@ pub(super) fn settled(host: &FreezeContext<'_>, image: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Who has the disk's overlay or its base in a chain, the disk itself aside: every disk of every domain, live and at its next start.
+/// Who has the disk's overlay or its base in a chain, the disk itself aside: every disk of every domain, live
+/// and at its next start.
 pub(super) fn other_user(
     host: &FreezeContext<'_>,
     (owner, disk): (DomainId, &SessionDisk),

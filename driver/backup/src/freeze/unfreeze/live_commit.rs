@@ -12,8 +12,8 @@
 //! a write in between shows. What does not fit into the budget keeps its job and has the next pause.
 //!
 //! A guest that writes faster than the commit never gets the job level by itself. It is made to stand still
-//! after the commit has gone on for [`FreezeTimings::stall`](super::super::FreezeTimings) without getting nearer, or is ready;
-//! the rest then fits into the budget or the guest goes on and it is tried again.
+//! after the commit has gone on for [`FreezeTimings::stall`](super::super::FreezeTimings) without getting
+//! nearer, or is ready; the rest then fits into the budget or the guest goes on and it is tried again.
 //!
 //! A disk whose commit keeps failing is given up for now. The others come home all the same.
 //!
@@ -244,7 +244,8 @@ impl Unfreeze<'_> {
     /// Stands still, pivots, looks, goes on. A guest that stands still already is left so.
     fn pivot(&mut self, disks: &[usize]) -> Result<()> {
         let domain = self.job.domain;
-        // Asked now: the commits may have taken hours, and somebody who has suspended the guest meanwhile wants it to stand.
+        // Asked now: the commits may have taken hours, and somebody who has suspended the guest meanwhile
+        // wants it to stand.
         if self.host.hypervisor.domain_state(domain)? == DomainState::Running {
             self.record(&[JournalEntry::Held(Some(GuestHold::Paused))])?;
             self.arm(GuestHold::Paused)?;
@@ -253,7 +254,8 @@ impl Unfreeze<'_> {
         }
         let mut answered = Vec::new();
         let turned = self.pivot_round(disks, &mut answered);
-        // From here on as every round begins: look, set the configuration right, and only then let the guest go on.
+        // From here on as every round begins: look, set the configuration right, and only then let the guest
+        // go on.
         let sight = DomainView::look(self.host.hypervisor, domain)?;
         let sight = self.repair_config(sight)?;
         let mut changes = Vec::new();

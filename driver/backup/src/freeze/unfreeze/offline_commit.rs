@@ -34,7 +34,8 @@ impl Unfreeze<'_> {
         let holds: Result<Vec<_>> = overlays.iter().map(|overlay| self.host.files.hold(overlay)).collect();
         let holds = holds?;
         let sight = DomainView::look(self.host.hypervisor, self.job.domain)?;
-        // Our hold shows as somebody's use of the overlay, so the decision is not taken again, but its grounds are.
+        // Our hold shows as somebody's use of the overlay, so the decision is not taken again, but its
+        // grounds are.
         if self.are_running(&sight, &leaving)? || !self.are_level(&overlays)? {
             return Ok(());
         }

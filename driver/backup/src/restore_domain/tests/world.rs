@@ -1,4 +1,5 @@
-//! A host for the tests: a simulated hypervisor of which single answers are others, and real files in a folder.
+//! A host for the tests: a simulated hypervisor of which single answers are others, and real files in a
+//! folder.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

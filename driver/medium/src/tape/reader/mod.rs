@@ -172,7 +172,8 @@ impl TapeSource {
                     return Ok(());
                 }
                 Err(error) if error.kind() == ErrorKind::NotFound => {
-                    // The tape that is in the drive when the run begins is not the fault of who changes volumes.
+                    // The tape that is in the drive when the run begins is not the fault of who changes
+                    // volumes.
                     let changed = refused.is_some();
                     self.change(number, changed.then_some(&error)).map_err(|told| match told.kind() {
                         ErrorKind::Interrupted => told,
@@ -283,7 +284,8 @@ impl TapeSource {
             match self.deck.read(&mut self.buf) {
                 Ok(ReadOutcome::Block(len)) => self.take_block(len)?,
                 Ok(found) => self.part_ended(found)?,
-                // Nobody vouched for this part: it may be the rest of a volume that failed, and come again on the next one.
+                // Nobody vouched for this part: it may be the rest of a volume that failed, and come again on
+                // the next one.
                 Err(error) if self.may_come_again() => {
                     self.doubt_part();
                     self.next_part().map_err(|_| error)?;

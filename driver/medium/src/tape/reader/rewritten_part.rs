@@ -1,4 +1,5 @@
-//! Parts that were written again: what was given out of one without an end is the beginning of the one that comes in its place.
+//! Parts that were written again: what was given out of one without an end is the beginning of the one that
+//! comes in its place.
 
 use super::super::volume::VolumePart;
 use super::OpenPart;

@@ -1,8 +1,9 @@
-//! Reading on behind what can't be read: a block is stepped over, and zeros take its place; a volume that can't be had is left out, and where nothing of the archive
-//! is known behind it, the archive ends there. What was left out is in [`LostRanges`].
+//! Reading on behind what can't be read: a block is stepped over, and zeros take its place; a volume that
+//! can't be had is left out, and where nothing of the archive is known behind it, the archive ends there.
+//! What was left out is in [`LostRanges`].
 //!
-//! The block behind a damaged one is gone to by its position. When many in a row can't be read, the steps get longer, so that a torn stretch of
-//! tape takes minutes and not days; what lies between is given up.
+//! The block behind a damaged one is gone to by its position. When many in a row can't be read, the steps get
+//! longer, so that a torn stretch of tape takes minutes and not days; what lies between is given up.
 
 use super::{Error, ErrorKind, Result, TapeBlock, TapeSource};
 use crate::LostRanges;
@@ -131,7 +132,8 @@ impl TapeSource {
         }
     }
 
-    /// A part that begins behind a gap: zeros for it. False where it begins before what was given out, or nobody salvages.
+    /// A part that begins behind a gap: zeros for it. False where it begins before what was given out, or
+    /// nobody salvages.
     pub(super) fn bridge(&mut self, offset: u64) -> bool {
         if self.salvage.is_none() || offset < self.total {
             return false;

@@ -1,4 +1,5 @@
-//! The service killed at every write of an evening, before and after it was done; the next one goes on with the catalog as it is.
+//! The service killed at every write of an evening, before and after it was done; the next one goes on with
+//! the catalog as it is.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -41,7 +41,8 @@ fn an_evening_s_schedule_in_seconds() {
     let world = World::new("2026-10-24T21:00:00Z", settings(&config, &zone), &guests, |_, _| minutes(20));
     let mut engine = world.service(Arc::new(world.catalog())).unwrap();
     world.run(&mut engine, "2026-10-25T06:00:00Z");
-    // Half past two comes twice; the first one counts. Two at once, one for each guest, in the order of their names.
+    // Half past two comes twice; the first one counts. Two at once, one for each guest, in the order of their
+    // names.
     let nightly = ["25 02:30:00+02:00 web1", "25 02:30:00+02:00 web2", "25 02:50:00+02:00 web3"];
     assert_eq!(world.begins("nightly"), nightly);
     let hourly = world.begins("hourly");
@@ -100,7 +101,8 @@ fn a_clock_that_was_ahead_holds_nothing_up() {
         (one.attempts, one.delay, one.jitter) = (2, Duration::from_secs(600), Duration::from_secs(300));
         one.timeout = Some(Duration::from_secs(3600));
         let settings = settings_of(vec![one], 1, &[medium("disk", 1)]);
-        // The third run, the first one in 2036, goes well; the fourth one fails and is to be tried again, and all that come in the right time fail.
+        // The third run, the first one in 2036, goes well; the fourth one fails and is to be tried again, and
+        // all that come in the right time fail.
         let play = |_: &_, count| Script { fails: count > 2, ..minutes(1) };
         let world = World::new("2026-11-27T00:10:00Z", settings, &["a"], play);
         let mut engine = world.service(Arc::new(world.catalog())).unwrap();

@@ -1,4 +1,5 @@
-//! Random hosts against a naive model: what is due is wished for, a wish is fulfilled by one run, a failure is a wish again.
+//! Random hosts against a naive model: what is due is wished for, a wish is fulfilled by one run, a failure
+//! is a wish again.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

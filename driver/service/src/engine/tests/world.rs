@@ -1,4 +1,5 @@
-//! A world for the engine: a clock that jumps from one event to the next, and runs that take as long as the script says.
+//! A world for the engine: a clock that jumps from one event to the next, and runs that take as long as the
+//! script says.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
