@@ -4,6 +4,7 @@
 //! unfinished or damaged is named as that, never shown as a whole one.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use virtfold_archive::crypt::{self, ArchiveFile, DecryptingReader, Identities};
 use virtfold_archive::index::{ArchiveIndex, Trust};
 use virtfold_archive::manifest::Manifest;
 use virtfold_archive::reader::{ArchiveReader, Visitor};
+use virtfold_archive::source::Source;
 use virtfold_archive::stream::{Cancel, ChunkState, ReadOptions, read_pipe};
 use virtfold_archive::table::{CorrespondenceTable, Run};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
@@ -96,8 +98,12 @@ pub fn read_options() -> ReadOptions {
 /// # Errors
 /// When the file can't be read. What is wrong with the archive is in the result.
 pub fn glance(location: &Location, identities: &Identities) -> Result<ArchiveSummary> {
+    summary(location, medium::open(location)?, identities)
+}
+
+/// As [`glance`], of the archive that is open as `file`.
+fn summary(location: &Location, file: Arc<dyn Source>, identities: &Identities) -> Result<ArchiveSummary> {
     let mut glance = bare(location);
-    let file = medium::open(location)?;
     let source = match ArchiveFile::salvage(Arc::clone(&file), identities) {
         Ok(source) => source,
         Err(error) => {
@@ -138,6 +144,9 @@ fn status_of(error: &Error) -> Option<ArchiveStatus> {
     })
 }
 
+/// What takes the archives of a list, one after the other, in the order of their names.
+type Take<'a> = &'a mut dyn FnMut(ListedArchive) -> Result<()>;
+
 /// Looks at every archive at `location`, finished or not, in the order of their names, with `identities` at
 /// those that are encrypted, and gives each to `take`. One that none of them opens is listed as encrypted.
 ///
@@ -146,15 +155,12 @@ fn status_of(error: &Error) -> Option<ArchiveStatus> {
 pub fn list(
     location: &Location,
     identities: &Identities,
-    take: &mut dyn FnMut(ListedArchive) -> Result<()>,
+    take: Take<'_>,
 ) -> Result<()> {
     match location {
         Location::Path(directory) => list_directory(directory, identities, take),
         Location::Pipe => Err(Error::new(ErrorKind::Usage, "archives from a pipe can't be listed")),
-        Location::Object(place) => {
-            let all = list_objects(place, identities)?.into_iter();
-            all.map(|(location, summary)| ListedArchive::of(location, summary)).try_for_each(take)
-        }
+        Location::Object(place) => list_objects(place, identities, take),
         Location::Tape(_) => Err(medium::not_here(location)),
     }
 }
@@ -162,7 +168,7 @@ pub fn list(
 fn list_directory(
     directory: &Path,
     identities: &Identities,
-    take: &mut dyn FnMut(ListedArchive) -> Result<()>,
+    take: Take<'_>,
 ) -> Result<()> {
     // A device holds one archive, at its beginning.
     if directory.metadata().is_ok_and(|found| found.file_type().is_block_device()) {
@@ -184,57 +190,82 @@ fn list_directory(
         let summary = match glance(&location, identities) {
             // A backup that ends meanwhile renames its file: what is gone by now was not there.
             Err(error) if error.kind() == ErrorKind::NotFound => continue,
-            summary => summary.unwrap_or_else(|error| unreadable(&path, &error)),
+            summary => summary.unwrap_or_else(|error| unreadable(&location, &error)),
         };
         take(ListedArchive::of(location, unfinished(&path, summary)))?;
     }
     Ok(())
 }
 
-/// Looks at every archive below `place`, several at a time: each takes a few answers of the store.
-fn list_objects(
-    place: &medium::ObjectAddress,
-    identities: &Identities,
-) -> Result<Vec<(Location, ArchiveSummary)>> {
-    const AT_ONCE: usize = 8;
+/// Archives of an object store that are looked at together: each takes an answer of the store, or a few.
+const AT_ONCE: usize = 32;
+/// Archives that were begun to be looked at and not taken yet: so many may have to wait for one before them.
+const WINDOW: usize = 4 * AT_ONCE;
+
+/// Looks at every archive below `place`. The next one is begun as soon as one is done, whichever it is.
+fn list_objects(place: &medium::ObjectAddress, identities: &Identities, take: Take<'_>) -> Result<()> {
     let mut found = medium::object::list(place)?;
     found.retain(|listed| is_archive_name(listed.address.key.rsplit('/').next().unwrap_or_default()));
-    let look = |listed: &medium::object::ListedObject| {
-        let location = Location::Object(listed.address.clone());
-        let bare = ArchiveSummary { bytes: listed.bytes, ..bare(&location) };
-        if listed.is_partial {
-            let what = "incomplete, or still being written; the next backup to it resumes or removes what a killed run left";
-            return ArchiveSummary {
-                status: ArchiveStatus::Incomplete,
-                faults: vec![what.to_owned()],
-                ..bare
-            };
+    let (to_do, jobs) = crossbeam_channel::bounded::<(usize, medium::object::ListedObject)>(WINDOW);
+    let (done, looked) = crossbeam_channel::bounded(WINDOW);
+    std::thread::scope(|scope| {
+        for _ in 0..AT_ONCE.min(found.len()) {
+            let (jobs, done) = (jobs.clone(), done.clone());
+            scope.spawn(move || {
+                for (number, listed) in jobs {
+                    let looked = summary_of_listed(&listed, identities);
+                    if done.send((number, (Location::Object(listed.address), looked))).is_err() {
+                        return;
+                    }
+                }
+            });
         }
-        glance(&location, identities).unwrap_or_else(|error| ArchiveSummary {
-            status: ArchiveStatus::Unreadable,
-            faults: vec![error.to_string()],
-            ..bare
-        })
-    };
-    let mut looked = Vec::with_capacity(found.len());
-    for group in found.chunks(AT_ONCE) {
-        std::thread::scope(|scope| {
-            let threads: Vec<_> = group.iter().map(|listed| scope.spawn(|| look(listed))).collect();
-            for (thread, listed) in threads.into_iter().zip(group) {
-                let location = Location::Object(listed.address.clone());
-                let lost = |_| ArchiveSummary { status: ArchiveStatus::Unreadable, ..bare(&location) };
-                let glance = thread.join().unwrap_or_else(lost);
-                looked.push((location, glance));
+        // Dropped with this closure, whatever ends it: then the threads end, too.
+        let (to_do, looked) = (to_do, looked);
+        drop((jobs, done));
+        let lost = || Error::new(ErrorKind::Internal, "nobody looks at archives any more");
+        let mut waiting = BTreeMap::new();
+        let (mut begun, all) = (0, found.len());
+        let mut next = found.into_iter();
+        for wanted in 0..all {
+            while begun < all.min(wanted + WINDOW)
+                && let Some(listed) = next.next()
+            {
+                to_do.send((begun, listed)).map_err(|_| lost())?;
+                begun += 1;
             }
-        });
+            let (location, glance) = loop {
+                if let Some(found) = waiting.remove(&wanted) {
+                    break found;
+                }
+                let (number, found) = looked.recv().map_err(|_| lost())?;
+                waiting.insert(number, found);
+            };
+            take(ListedArchive::of(location, glance))?;
+        }
+        Ok(())
+    })
+}
+
+fn summary_of_listed(listed: &medium::object::ListedObject, identities: &Identities) -> ArchiveSummary {
+    let location = Location::Object(listed.address.clone());
+    let bare = ArchiveSummary { bytes: listed.bytes, ..bare(&location) };
+    if listed.is_partial {
+        let what = "incomplete, or still being written; the next backup to it resumes or removes what a killed run left";
+        return ArchiveSummary { status: ArchiveStatus::Incomplete, faults: vec![what.to_owned()], ..bare };
     }
-    Ok(looked)
+    let looked = medium::object::open_listed(listed).and_then(|file| summary(&location, file, identities));
+    looked.unwrap_or_else(|error| ArchiveSummary {
+        status: ArchiveStatus::Unreadable,
+        faults: vec![error.to_string()],
+        ..bare
+    })
 }
 
 /// A file that can't be read is a line of the list, not the end of it.
-fn unreadable(path: &Path, error: &Error) -> ArchiveSummary {
+fn unreadable(location: &Location, error: &Error) -> ArchiveSummary {
     let faults = vec![error.to_string()];
-    ArchiveSummary { status: ArchiveStatus::Unreadable, faults, ..bare(&path.into()) }
+    ArchiveSummary { status: ArchiveStatus::Unreadable, faults, ..bare(location) }
 }
 
 /// What is known of an archive before it was looked at.

@@ -203,19 +203,25 @@ pub fn open(location: &Location) -> Result<Arc<dyn Source>> {
     }
 }
 
-/// Removes the archive at `location`, which has `bytes`. One that is gone already is no error.
-///
-/// # Errors
-/// It is not a regular file or object of that size (it then stays); it can't be removed; the medium
-/// is none of archives that can be removed one by one.
-pub fn remove(location: &Location, bytes: u64) -> Result<()> {
-    match location {
-        Location::Path(path) => file::remove(path, bytes),
-        Location::Object(address) => object::remove(address, bytes),
+/// Removes archives, each of which has so many bytes. Says of each, in their order, what became of it: one that is gone already is no
+/// error; one that is not a regular file or object of that size stays; what fails, fails alone. Those of an object store go in few requests,
+/// in no order.
+pub fn remove(wanted: &[(Location, u64)]) -> Vec<Result<()>> {
+    let object = |(location, bytes): &(Location, u64)| match location {
+        Location::Object(address) => Some((address.clone(), *bytes)),
+        _ => None,
+    };
+    let objects: Vec<(ObjectAddress, u64)> = wanted.iter().filter_map(object).collect();
+    let mut removed = object::remove(&objects).into_iter();
+    let lost = || Err(Error::new(ErrorKind::Internal, "nothing is known of a removal"));
+    let each = wanted.iter().map(|(location, bytes)| match location {
+        Location::Path(path) => file::remove(path, *bytes),
+        Location::Object(_) => removed.next().unwrap_or_else(lost),
         Location::Pipe | Location::Tape(_) => {
             Err(Error::new(ErrorKind::Usage, format!("nothing can be removed from '{location}'")))
         }
-    }
+    });
+    each.collect()
 }
 
 /// The error where something else lies under an archive's name than was looked at.

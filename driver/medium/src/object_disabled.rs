@@ -15,6 +15,8 @@ pub struct ListedObject {
     pub address: ObjectAddress,
     /// Bytes of the object.
     pub bytes: u64,
+    /// What the store calls this version of it, where its lists say so.
+    pub version: Option<String>,
     /// Whether it is not there yet.
     pub is_partial: bool,
 }
@@ -51,12 +53,17 @@ pub fn create(place: &ObjectAddress, _: &ArchiveLabel, _: &Cancel) -> Result<Box
     absent(place)
 }
 
-/// Nothing is removed.
+/// Nothing is opened.
 ///
 /// # Errors
 /// Unsupported.
-pub fn remove(address: &ObjectAddress, _: u64) -> Result<()> {
-    absent(address)
+pub fn open_listed(listed: &ListedObject) -> Result<Arc<dyn Source>> {
+    absent(&listed.address)
+}
+
+/// Nothing is removed.
+pub fn remove(wanted: &[(ObjectAddress, u64)]) -> Vec<Result<()>> {
+    wanted.iter().map(|(address, _)| absent(address)).collect()
 }
 
 /// The place itself: nothing in it can be read anyway.

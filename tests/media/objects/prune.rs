@@ -6,7 +6,7 @@ use super::{PLACE, World, key_of};
 use crate::common::MIB;
 use crate::common::archive::backup_args;
 use crate::common::run::{exit, run, text, virtfold};
-use crate::s3::proxy::Fault;
+use crate::s3::proxy::{Fault, Request};
 use crate::s3::{KEY, SECRET};
 
 #[test]
@@ -45,7 +45,12 @@ fn old_archives_go_and_nothing_else() {
     assert_eq!(world.server.keys(), keys);
     world.proxy.heal();
 
+    drop(world.proxy.log());
     let report = prune(&["--json"]).ok().json_lines().pop().unwrap();
+    let log = world.proxy.log();
+    let count = |is: &dyn Fn(&Request) -> bool| log.iter().filter(|request| is(request)).count();
+    assert_eq!(count(&|r| r.method == "HEAD" || r.method == "DELETE"), 0, "{log:?}");
+    assert_eq!(count(&|r| r.method == "POST" && r.target.contains("?delete")), 1, "{log:?}");
     let told = report["places"][0]["subjects"][0]["archives"].as_array().unwrap();
     let removed: Vec<&str> = told
         .iter()
@@ -57,6 +62,52 @@ fn old_archives_go_and_nothing_else() {
         keys.into_iter().filter(|key| !removed.iter().any(|archive| key_of(archive) == key)).collect();
     assert_eq!(world.server.keys(), left);
     assert!(left.contains(&foreign) && left.len() == 3, "{left:?}");
+}
+
+/// A store without `DeleteObjects` is asked for each, where the environment says so.
+#[test]
+fn a_store_that_removes_one_by_one_is_pruned_all_the_same() {
+    let world = World::new("s3-prune-single");
+    let image = world.image("web.qcow2", MIB);
+    let state = world.scratch.join("state");
+    let run_here = |args: &[&str], single: &str| {
+        let mut command = world.command(args.iter().copied());
+        run(command.env("VIRTFOLD_STATE_DIR", &state).env("AWS_DISABLE_BULK_DELETE", single))
+    };
+    (0..3).for_each(|_| drop(run_here(&backup_args(&image, PLACE, &[]), "false").ok()));
+    world.proxy.fail(usize::MAX, Fault::Status(501), |r| r.target.contains("?delete"));
+    let prune = ["prune", "--place", PLACE, "--keep-last", "1"];
+    let refused = run_here(&prune, "false").exits(exit::FAILURE);
+    assert!(refused.stderr.contains("AWS_DISABLE_BULK_DELETE=true"), "{refused}");
+    assert_eq!(world.server.keys().len(), 3);
+    run_here(&prune, "true").ok();
+    assert_eq!(world.server.keys().len(), 1);
+    assert_eq!(world.proxy.log().iter().filter(|request| request.method == "DELETE").count(), 2);
+}
+
+/// What a list has told is not asked for again, and each archive that fits takes one request.
+#[test]
+fn a_list_takes_a_request_an_archive() {
+    let world = World::new("s3-list");
+    let image = world.image("web.qcow2", 64 << 10);
+    let first = world.server.object(key_of(&world.backup(&image, &[])));
+    for number in 0..40 {
+        std::fs::hard_link(&first, first.with_file_name(format!("copy{number}.tar"))).unwrap();
+    }
+    drop(world.proxy.log());
+    let listed = world.run(["list", "--json", PLACE]).ok().json_lines().pop().unwrap();
+    let archives = listed["archives"].as_array().unwrap();
+    assert!(
+        archives.len() == 41 && archives.iter().all(|archive| archive["status"] == "complete"),
+        "{listed}"
+    );
+    let names: Vec<&str> = archives.iter().map(|archive| archive["archive"].as_str().unwrap()).collect();
+    assert!(names.is_sorted(), "{names:?}");
+    let log = world.proxy.log();
+    let (lists, others): (Vec<_>, Vec<_>) =
+        log.iter().partition(|request| request.target.contains("list-type=2"));
+    assert_eq!((lists.len(), others.len()), (1, 41), "{log:?}");
+    assert!(others.iter().all(|request| request.method == "GET"), "{others:?}");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use virtfold_archive::crypt::Identities;
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_base::partial_file;
 use virtfold_catalog::destination_name;
-use virtfold_medium::process::{MediumReply, MediumRequest, ProbeReply, StoredArchive, WireError};
+use virtfold_medium::process::{MediumReply, MediumRequest, ProbeReply, WireError};
 use virtfold_medium::{
     self as medium, ArchiveLabel, FileMedium, Location, Medium, PartialArchive, PipeMedium, Resumed,
     TapeAddress, mount_point, object,
@@ -54,13 +54,20 @@ impl MediumAccess for LocalMedia {
                     inspect::list(&location, &identities, &mut |listed| take(value(&listed)?))
                 }))
             }
-            MediumRequest::Remove(archives) => MediumReply::Items(Box::new(move |take| {
-                let remove = |one: &StoredArchive| medium::remove(&one.location, one.bytes).err();
-                archives
-                    .iter()
-                    .map(remove)
-                    .try_for_each(|failed| take(value(&failed.as_ref().map(WireError::of))?))
-            })),
+            MediumRequest::Remove(archives) => {
+                // Objects go many in a request; of files each is reported as it goes.
+                let together = if matches!(to.location, Location::Object(_)) { archives.len().max(1) } else { 1 };
+                MediumReply::Items(Box::new(move |take| {
+                    for some in archives.chunks(together) {
+                        let wanted: Vec<_> = some.iter().map(|one| (one.location.clone(), one.bytes)).collect();
+                        let failed = medium::remove(&wanted).into_iter().map(std::result::Result::err);
+                        failed
+                            .map(|failed| value(&failed.as_ref().map(WireError::of)))
+                            .try_for_each(|item| take(item?))?;
+                    }
+                    Ok(())
+                }))
+            }
             MediumRequest::Probe(host) => {
                 MediumReply::Known(ProbeReply::Usable(medium::probe(to.location, &host)?))
             }

@@ -1,23 +1,21 @@
 //! S3 object stores as a medium: `s3://BUCKET/PREFIX`.
 //!
-//! - Writing ([`ObjectMedium`]): a multipart upload, its parts sent in parallel from bounded memory
-//!   (`parts`), each with its SHA-256, which the store checks. The object appears when the upload is
-//!   completed, whole and never over another one.
+//! - Writing ([`ObjectMedium`]): a multipart upload, its parts sent in parallel from bounded memory (`parts`), each with its
+//!   SHA-256, which the store checks. The object appears when the upload is completed, whole and never over another one.
 //! - Reading ([`ObjectSource`]): ranges, several at a time.
-//! - `object_names`: `PREFIX/HOST/SUBJECT/NAME`, so that hosts can share a bucket without locks; [`list()`]
-//!   sees all of them.
-//! - `upload_note`: what is on its way, so that what a dead writer has left can be cleaned up, unless
-//!   somebody goes on with it (`ObjectMedium::reopen`).
+//! - Removing (`remove`): many in one request.
+//! - `object_names`: `PREFIX/HOST/SUBJECT/NAME`, so that hosts can share a bucket without locks; [`list()`] sees all of them.
+//! - `upload_note`: what is on its way, so that what a dead writer has left can be cleaned up, unless somebody goes on with it
+//!   (`ObjectMedium::reopen`).
 //! - `limits`: what a store may answer, be it one that means harm.
-//! - `store`: the connection, and the asynchronous runtime, which stays within this room. `credentials`,
-//!   `store_error`: keys, and what failures mean.
+//! - `store`: the connection, and the asynchronous runtime, which stays within this room. `credentials`, `store_error`: keys, and what
+//!   failures mean.
 //!
-//! What is durable when: nothing before [`Medium::finish`] has returned; then all of it, for the store has
-//! answered, and was asked again what it has. What may be retried: a part, by this room itself, for as long
-//! as its patience lasts; nothing by its caller.
+//! What is durable when: nothing before [`Medium::finish`] has returned; then all of it, for the store has answered, and was asked
+//! again what it has. What may be retried: a part, by this room itself, for as long as its patience lasts; nothing by its caller.
 //!
-//! Keys of the account come from the environment (`AWS_*`), from the shared credentials file or from the
-//! machine; they are in no address, message or log.
+//! Keys of the account come from the environment (`AWS_*`), from the shared credentials file or from the machine; they are in no address, message
+//! or log.
 //!
 //! Imports: `error`, `units`, `archive` (its traits for bytes).
 
@@ -25,6 +23,7 @@ mod credentials;
 mod limits;
 mod object_names;
 mod parts;
+mod remove;
 mod source;
 mod store;
 mod store_error;
@@ -34,9 +33,10 @@ mod upload_note;
 use std::sync::Arc;
 use std::time::Duration;
 
-use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt};
+use futures_util::TryStreamExt;
+use object_store::{ObjectMeta, ObjectStore};
 
+pub use self::remove::remove;
 pub use self::source::ObjectSource;
 pub use self::upload::ObjectMedium;
 use crate::{ArchiveLabel, Medium, ObjectAddress, PartialArchive, Resumed};
@@ -44,10 +44,10 @@ use virtfold_archive::source::Source;
 use virtfold_archive::stream::Cancel;
 use virtfold_base::error::{Error, ErrorKind, Result};
 
+/// The largest request of those that read, list or remove: they share a client.
+const READ: u64 = virtfold_base::units::MIB;
 /// How long a part is tried, where the environment does not say.
 const PATIENCE: Duration = Duration::from_secs(15 * 60);
-/// The most parts of a key that a listing goes down to.
-const MAX_DEPTH: usize = 32;
 /// The variable that says it, in seconds.
 const PATIENCE_VARIABLE: &str = "VIRTFOLD_S3_PATIENCE";
 
@@ -58,6 +58,8 @@ pub struct ListedObject {
     pub address: ObjectAddress,
     /// Bytes of the object.
     pub bytes: u64,
+    /// What the store calls this version of it, where its lists say so.
+    pub version: Option<String>,
     /// Whether it is not there yet, and somebody has begun to upload it.
     pub is_partial: bool,
 }
@@ -91,26 +93,25 @@ pub fn reopen(
     ObjectMedium::reopen((place, label), cancel, remains)
 }
 
-/// Everything below `place` in the order of its keys; what it is, its name tells.
+/// Opens the archive that a list has shown. The list told its size, so that nothing is asked for but its bytes.
+///
+/// # Errors
+/// Its key can be none; what the environment says of the store makes no sense. Whether it is still there shows when it is read.
+pub fn open_listed(listed: &ListedObject) -> Result<Arc<dyn Source>> {
+    Ok(Arc::new(ObjectSource::listed(listed)?))
+}
+
+/// Everything below `place` in the order of its keys; what it is, its name tells. One request for each thousand of them.
 ///
 /// # Errors
 /// When the store can't be reached or refuses.
 pub fn list(place: &ObjectAddress) -> Result<Vec<ListedObject>> {
-    let store = store::Store::open(place, 0)?;
-    let mut folders = vec![if place.key.is_empty() { None } else { Some(store::key(&place.key)?) }];
-    let mut found: Vec<ListedObject> = Vec::new();
-    while let Some(folder) = folders.pop() {
-        let here = store::wait(&Cancel::default(), store.s3.list_with_delimiter(folder.as_ref()))?
-            .map_err(|e| store_error::explain(format!("cannot list '{place}'"), &e))?;
-        if here.common_prefixes.iter().any(|prefix| prefix.parts().count() > MAX_DEPTH) {
-            let what =
-                format!("cannot list '{place}': its prefixes are deeper than {MAX_DEPTH}, or without end");
-            return Err(Error::new(ErrorKind::Io, what)
-                .with_hint("give the archives a prefix of their own in the bucket"));
-        }
-        folders.extend(here.common_prefixes.into_iter().map(Some));
-        found.extend(here.objects.into_iter().map(|object| listed(place, &object.location, object.size)));
-    }
+    let store = store::Store::open(place, READ)?;
+    let folder = if place.key.is_empty() { None } else { Some(store::key(&place.key)?) };
+    let objects = store.s3.list(folder.as_ref()).try_collect::<Vec<ObjectMeta>>();
+    let objects = store::wait(&Cancel::default(), objects)?
+        .map_err(|e| store_error::explain(format!("cannot list '{place}'"), &e))?;
+    let mut found: Vec<ListedObject> = objects.into_iter().map(|object| listed(place, object)).collect();
     found.sort_by(|a, b| (&a.address.key, a.is_partial).cmp(&(&b.address.key, b.is_partial)));
     // A note whose archive is there was left behind by a writer that could not take it away.
     found.dedup_by(|later, first| later.address == first.address);
@@ -123,34 +124,17 @@ pub fn host_folder(place: &ObjectAddress, host: &str) -> ObjectAddress {
     ObjectAddress { bucket: place.bucket.clone(), key }
 }
 
-/// Removes the object at `address`, which has `bytes`; see [`crate::remove`]. In a bucket with versions the
-/// store keeps it as an old one.
-///
-/// # Errors
-/// It has another size, and stays; the store can't be reached or refuses.
-pub fn remove(address: &ObjectAddress, bytes: u64) -> Result<()> {
-    let store = store::Store::open(address, 0)?;
-    let key = store::key(&address.key)?;
-    let cannot =
-        |e: &object_store::Error| store_error::explain(format!("cannot remove '{}'", store.name(&key)), e);
-    match store::wait(&Cancel::default(), store.s3.head(&key))? {
-        Ok(found) if found.size == bytes => {}
-        Ok(_) => return Err(crate::changed(&store.name(&key))),
-        Err(object_store::Error::NotFound { .. }) => return Ok(()),
-        Err(error) => return Err(cannot(&error)),
-    }
-    match store::wait(&Cancel::default(), store.s3.delete(&key))? {
-        Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-        Err(error) => Err(cannot(&error)),
-    }
-}
-
-fn listed(place: &ObjectAddress, location: &Path, size: u64) -> ListedObject {
-    let noted = object_names::noted(location.as_ref());
+fn listed(place: &ObjectAddress, object: ObjectMeta) -> ListedObject {
+    let noted = object_names::noted(object.location.as_ref());
     let is_partial = noted.is_some();
-    let key = noted.unwrap_or_else(|| location.to_string());
-    let bytes = if is_partial { 0 } else { size };
-    ListedObject { address: ObjectAddress { bucket: place.bucket.clone(), key }, bytes, is_partial }
+    let key = noted.unwrap_or_else(|| object.location.to_string());
+    let bytes = if is_partial { 0 } else { object.size };
+    ListedObject {
+        address: ObjectAddress { bucket: place.bucket.clone(), key },
+        bytes,
+        version: object.e_tag,
+        is_partial,
+    }
 }
 
 /// How long a part that fails for the moment is tried again.

@@ -1,30 +1,31 @@
 //! An archive in an object store, to be read at any place.
 //!
-//! It is read in blocks of one MiB, each by a request for its range. A block that follows one that was just
-//! read is taken for part of a row, and the next ones are asked for in advance; so one pass front to back, or
-//! many threads that go through it together, have several requests on their way. Blocks that were read stay
-//! for a while. Memory is bounded by the number of blocks.
+//! It is read in blocks of one MiB (of 256 KiB where a list looks at it), each by a request for its range. A block that follows one that was just read is taken for
+//! part of a row, and the next ones are asked for in advance; so one pass front to back, or many threads that go through it together,
+//! have several requests on their way. Blocks that were read stay for a while. Memory is bounded by the number of blocks.
 //!
-//! Each request says which version of the object it is for: one that was replaced meanwhile is an error, not
-//! a mixture.
+//! Each request says which version of the object it is for: one that was replaced meanwhile is an error, not a mixture. Where neither
+//! a list nor a look has told the version, the first answer does.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use object_store::path::Path;
-use object_store::{Error as StoreError, GetOptions, GetRange, ObjectStore, ObjectStoreExt};
+use object_store::{Error as StoreError, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt};
 
 use super::store::{Store, StoreResult, key, persist, runtime, wait};
 use super::store_error::explain;
+use super::{ListedObject, READ};
 use crate::ObjectAddress;
 use virtfold_archive::source::Source;
 use virtfold_archive::stream::{Cancel, ReadAt};
 use virtfold_base::error::{Error, ErrorKind, Result};
-use virtfold_base::units::MIB;
 
 /// Bytes of a block.
-const BLOCK: u64 = MIB;
+const BLOCK: u64 = READ;
+/// Bytes of a block of an archive that a list looks at: mostly head and end are all that is read of it.
+const GLANCED: u64 = 256 << 10;
 /// Blocks that are asked for in advance.
 const AHEAD: u64 = 12;
 /// Blocks in memory.
@@ -38,6 +39,8 @@ pub struct ObjectSource {
     object: Arc<ObjectInfo>,
     len: u64,
     name: String,
+    /// Bytes of a block.
+    block: u64,
     /// The latest at the back.
     blocks: Mutex<VecDeque<Arc<CachedBlock>>>,
 }
@@ -46,7 +49,8 @@ pub struct ObjectSource {
 struct ObjectInfo {
     store: Store,
     key: Path,
-    version: Option<String>,
+    len: u64,
+    version: OnceLock<String>,
 }
 
 /// A block, there or on its way.
@@ -81,11 +85,31 @@ impl ObjectSource {
                 .with_hint(format!("'virtfold list {name}' lists the archives in it")));
         }
         let object_key = key(&address.key)?;
-        let store = Store::open(address, BLOCK)?;
+        let store = Store::open(address, READ)?;
         let found = wait(&Cancel::default(), store.s3.head(&object_key))?
             .map_err(|e| explain(format!("cannot open '{name}'"), &e))?;
-        let object = ObjectInfo { store, key: object_key, version: found.e_tag };
-        Ok(Self { object: Arc::new(object), len: found.size, name, blocks: Mutex::default() })
+        Ok(Self { block: BLOCK, ..Self::of((store, object_key), name, (found.size, found.e_tag)) })
+    }
+
+    /// The archive that a list has shown: nothing is asked of the store.
+    ///
+    /// # Errors
+    /// As of [`ObjectSource::open`], but for those of asking.
+    pub fn listed(listed: &ListedObject) -> Result<Self> {
+        let address = &listed.address;
+        let place = (Store::open(address, READ)?, key(&address.key)?);
+        Ok(Self::of(place, address.to_string(), (listed.bytes, listed.version.clone())))
+    }
+
+    fn of((store, key): (Store, Path), name: String, (len, version): (u64, Option<String>)) -> Self {
+        let version = version.map(OnceLock::from).unwrap_or_default();
+        Self {
+            object: Arc::new(ObjectInfo { store, key, len, version }),
+            len,
+            name,
+            block: GLANCED,
+            blocks: Mutex::default(),
+        }
     }
 
     /// The block, which may be on its way; those behind it are asked for where it is one of a row.
@@ -94,7 +118,7 @@ impl ObjectSource {
         let is_row = number > 0 && blocks.iter().any(|block| block.number == number - 1);
         let wanted = self.fetch(&mut blocks, number)?;
         if is_row {
-            let last = self.len.div_ceil(BLOCK);
+            let last = self.len.div_ceil(self.block);
             for next in (number + 1..last).take(usize::try_from(AHEAD).unwrap_or(1)) {
                 self.fetch(&mut blocks, next)?;
             }
@@ -115,8 +139,8 @@ impl ObjectSource {
         let content = Mutex::new(BlockState::Pending);
         let block = Arc::new(CachedBlock { number, content, arrived: Condvar::new() });
         let (object, arriving) = (Arc::clone(&self.object), Arc::clone(&block));
-        let start = number * BLOCK;
-        let range = start..(start + BLOCK).min(self.len);
+        let start = number * self.block;
+        let range = start..(start + self.block).min(self.len);
         runtime()?.spawn(async move {
             let content = match object.range(range).await {
                 Ok(bytes) => BlockState::Ready(bytes),
@@ -146,7 +170,7 @@ impl ObjectSource {
             BlockState::Failed(error) => {
                 // Whoever reads it again asks again.
                 lock(&self.blocks).retain(|other| other.number != block.number);
-                let at = block.number * BLOCK;
+                let at = block.number * self.block;
                 if matches!(**error, StoreError::Precondition { .. }) {
                     let what = format!("'{}' was replaced while it was read", self.name);
                     return Err(Error::new(ErrorKind::Io, what).with_hint("read it again"));
@@ -164,12 +188,27 @@ impl ObjectInfo {
         persist(PATIENCE, what, || {
             let options = GetOptions {
                 range: Some(GetRange::Bounded(range.clone())),
-                if_match: self.version.clone(),
+                if_match: self.version.get().cloned(),
                 ..GetOptions::default()
             };
-            async move { Ok(self.store.s3.get_opts(&self.key, options).await?.bytes().await?.to_vec()) }
+            async move {
+                let answer = self.store.s3.get_opts(&self.key, options).await?;
+                self.expect_same(&answer.meta)?;
+                Ok(answer.bytes().await?.to_vec())
+            }
         })
         .await
+    }
+
+    /// Refuses bytes of another version than those before were of.
+    fn expect_same(&self, answered: &ObjectMeta) -> StoreResult<()> {
+        let version = answered.e_tag.as_ref();
+        let is_same = version.is_none_or(|version| self.version.get_or_init(|| version.clone()) == version);
+        if is_same && answered.size == self.len {
+            return Ok(());
+        }
+        let source = "another object has its key now".into();
+        Err(StoreError::Precondition { path: self.key.to_string(), source })
     }
 }
 
@@ -182,11 +221,11 @@ impl ReadAt for ObjectSource {
         }
         let (mut at, mut rest) = (at, buf);
         while !rest.is_empty() {
-            let within = at % BLOCK;
-            let len = (BLOCK - within).min(rest.len() as u64);
+            let within = at % self.block;
+            let len = (self.block - within).min(rest.len() as u64);
             let (from, len) = (usize::try_from(within).unwrap_or(0), usize::try_from(len).unwrap_or(0));
             let (now, later) = rest.split_at_mut(len);
-            let block = self.block(at / BLOCK)?;
+            let block = self.block(at / self.block)?;
             self.copy(&block, from, now)?;
             at += len as u64;
             rest = later;
