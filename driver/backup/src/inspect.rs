@@ -152,11 +152,7 @@ type Take<'a> = &'a mut dyn FnMut(ListedArchive) -> Result<()>;
 ///
 /// # Errors
 /// When the directory can't be read; those of `take`.
-pub fn list(
-    location: &Location,
-    identities: &Identities,
-    take: Take<'_>,
-) -> Result<()> {
+pub fn list(location: &Location, identities: &Identities, take: Take<'_>) -> Result<()> {
     match location {
         Location::Path(directory) => list_directory(directory, identities, take),
         Location::Pipe => Err(Error::new(ErrorKind::Usage, "archives from a pipe can't be listed")),
@@ -165,11 +161,7 @@ pub fn list(
     }
 }
 
-fn list_directory(
-    directory: &Path,
-    identities: &Identities,
-    take: Take<'_>,
-) -> Result<()> {
+fn list_directory(directory: &Path, identities: &Identities, take: Take<'_>) -> Result<()> {
     // A device holds one archive, at its beginning.
     if directory.metadata().is_ok_and(|found| found.file_type().is_block_device()) {
         let location = Location::from(directory);

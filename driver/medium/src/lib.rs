@@ -29,7 +29,7 @@
 //!   the archive exist in spite of the error; it
 //!   is then whole.
 //!
-//! A process that dies leaves a medium that another one may be able to go on with: [`Medium::keep`],
+//! A process that dies leaves a medium that another one may be able to go on with: [`Medium::detach`],
 //! `Destinations::resume`.
 //!
 //! # Reading: [`Source`], or [`std::io::Read`] front to back
@@ -203,9 +203,9 @@ pub fn open(location: &Location) -> Result<Arc<dyn Source>> {
     }
 }
 
-/// Removes archives, each of which has so many bytes. Says of each, in their order, what became of it: one that is gone already is no
-/// error; one that is not a regular file or object of that size stays; what fails, fails alone. Those of an object store go in few requests,
-/// in no order.
+/// Removes archives, each of which has so many bytes. Says of each, in their order, what became of it: one
+/// that is gone already is no error; one that is not a regular file or object of that size stays; what fails,
+/// fails alone. Those of an object store go in few requests, in no order.
 pub fn remove(wanted: &[(Location, u64)]) -> Vec<Result<()>> {
     let object = |(location, bytes): &(Location, u64)| match location {
         Location::Object(address) => Some((address.clone(), *bytes)),

@@ -3,7 +3,7 @@
 //! A medium that can be gone on with by another process says while it is written what of it is durable, in
 //! [`DurableMark`]s, to whoever keeps them ([`DurableMarks`]). Each mark is true by itself and stays true, so
 //! marks that were lost cost work and nothing else. All of them together are the [`PartialArchive`], with
-//! which [`super::reopen`] goes on.
+//! which the medium is opened again.
 //!
 //! Imports: `error`.
 

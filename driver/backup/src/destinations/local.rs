@@ -56,10 +56,12 @@ impl MediumAccess for LocalMedia {
             }
             MediumRequest::Remove(archives) => {
                 // Objects go many in a request; of files each is reported as it goes.
-                let together = if matches!(to.location, Location::Object(_)) { archives.len().max(1) } else { 1 };
+                let together =
+                    if matches!(to.location, Location::Object(_)) { archives.len().max(1) } else { 1 };
                 MediumReply::Items(Box::new(move |take| {
                     for some in archives.chunks(together) {
-                        let wanted: Vec<_> = some.iter().map(|one| (one.location.clone(), one.bytes)).collect();
+                        let wanted: Vec<_> =
+                            some.iter().map(|one| (one.location.clone(), one.bytes)).collect();
                         let failed = medium::remove(&wanted).into_iter().map(std::result::Result::err);
                         failed
                             .map(|failed| value(&failed.as_ref().map(WireError::of)))

@@ -1,11 +1,14 @@
-//! What a store may answer: an endpoint that means harm, or is none, costs neither memory without bound nor a key.
+//! What a store may answer: an endpoint that means harm, or is none, costs neither memory without bound nor a
+//! key.
 //!
-//! - No redirect is followed. A signature is for one host, and a session's token would go to any other with it.
-//! - A body ends where it must: a range has its length, everything else [`MAX_BODY`]. It is counted as it comes, for its head may lie.
+//! - No redirect is followed. A signature is for one host, and a session's token would go to any other with
+//!   it.
+//! - A body ends where it must: a range has its length, everything else [`MAX_BODY`]. It is counted as it
+//!   comes, for its head may lie.
 //! - A listing has [`MAX_PAGES`] pages, counted from its first one, which names no page before it.
 //!
-//! And the crate completes an upload over whatever is there: the condition `If-None-Match: *` on that one request has the
-//! store itself refuse to replace an object.
+//! And the crate completes an upload over whatever is there: the condition `If-None-Match: *` on that one
+//! request has the store itself refuse to replace an object.
 
 use std::fmt;
 use std::future::Future;
@@ -153,7 +156,8 @@ impl HttpService for LimitedService {
         Self: 'async_trait,
     {
         let query = request.uri().query().unwrap_or_default();
-        // POST with ?uploadId=... is CompleteMultipartUpload, and nothing else is. A header that is not signed is allowed.
+        // POST with ?uploadId=... is CompleteMultipartUpload, and nothing else is. A header that is not
+        // signed is allowed.
         let completes = request.method() == "POST" && query.contains("uploadId=");
         let lists = request.method() == "GET" && query.contains("list-type=2");
         let begins = lists && !query.contains("continuation-token=");

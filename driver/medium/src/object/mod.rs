@@ -1,21 +1,24 @@
 //! S3 object stores as a medium: `s3://BUCKET/PREFIX`.
 //!
-//! - Writing ([`ObjectMedium`]): a multipart upload, its parts sent in parallel from bounded memory (`parts`), each with its
-//!   SHA-256, which the store checks. The object appears when the upload is completed, whole and never over another one.
+//! - Writing ([`ObjectMedium`]): a multipart upload, its parts sent in parallel from bounded memory
+//!   (`parts`), each with its SHA-256, which the store checks. The object appears when the upload is
+//!   completed, whole and never over another one.
 //! - Reading ([`ObjectSource`]): ranges, several at a time.
 //! - Removing (`remove`): many in one request.
-//! - `object_names`: `PREFIX/HOST/SUBJECT/NAME`, so that hosts can share a bucket without locks; [`list()`] sees all of them.
-//! - `upload_note`: what is on its way, so that what a dead writer has left can be cleaned up, unless somebody goes on with it
-//!   (`ObjectMedium::reopen`).
+//! - `object_names`: `PREFIX/HOST/SUBJECT/NAME`, so that hosts can share a bucket without locks; [`list()`]
+//!   sees all of them.
+//! - `upload_note`: what is on its way, so that what a dead writer has left can be cleaned up, unless
+//!   somebody goes on with it (`ObjectMedium::reopen`).
 //! - `limits`: what a store may answer, be it one that means harm.
-//! - `store`: the connection, and the asynchronous runtime, which stays within this room. `credentials`, `store_error`: keys, and what
-//!   failures mean.
+//! - `store`: the connection, and the asynchronous runtime, which stays within this room. `credentials`,
+//!   `store_error`: keys, and what failures mean.
 //!
-//! What is durable when: nothing before [`Medium::finish`] has returned; then all of it, for the store has answered, and was asked
-//! again what it has. What may be retried: a part, by this room itself, for as long as its patience lasts; nothing by its caller.
+//! What is durable when: nothing before [`Medium::finish`] has returned; then all of it, for the store has
+//! answered, and was asked again what it has. What may be retried: a part, by this room itself, for as long
+//! as its patience lasts; nothing by its caller.
 //!
-//! Keys of the account come from the environment (`AWS_*`), from the shared credentials file or from the machine; they are in no address, message
-//! or log.
+//! Keys of the account come from the environment (`AWS_*`), from the shared credentials file or from the
+//! machine; they are in no address, message or log.
 //!
 //! Imports: `error`, `units`, `archive` (its traits for bytes).
 
@@ -93,15 +96,18 @@ pub fn reopen(
     ObjectMedium::reopen((place, label), cancel, remains)
 }
 
-/// Opens the archive that a list has shown. The list told its size, so that nothing is asked for but its bytes.
+/// Opens the archive that a list has shown. The list told its size, so that nothing is asked for but its
+/// bytes.
 ///
 /// # Errors
-/// Its key can be none; what the environment says of the store makes no sense. Whether it is still there shows when it is read.
+/// Its key can be none; what the environment says of the store makes no sense. Whether it is still there
+/// shows when it is read.
 pub fn open_listed(listed: &ListedObject) -> Result<Arc<dyn Source>> {
     Ok(Arc::new(ObjectSource::listed(listed)?))
 }
 
-/// Everything below `place` in the order of its keys; what it is, its name tells. One request for each thousand of them.
+/// Everything below `place` in the order of its keys; what it is, its name tells. One request for each
+/// thousand of them.
 ///
 /// # Errors
 /// When the store can't be reached or refuses.

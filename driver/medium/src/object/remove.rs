@@ -1,8 +1,10 @@
 //! Taking archives out of a bucket, many at a time.
 //!
-//! 1. Each folder that one of them lies in is listed, once: what has another size than was looked at is another object, and stays.
-//! 2. The others go by `DeleteObjects`, up to [`BATCH`] in a request; by a request each where the environment says that the store does not
-//!    know that one (`AWS_DISABLE_BULK_DELETE`, which the `object_store` crate reads).
+//! 1. Each folder that one of them lies in is listed, once: what has another size than was looked at is
+//!    another object, and stays.
+//! 2. The others go by `DeleteObjects`, up to [`BATCH`] in a request; by a request each where the environment
+//!    says that the store does not know that one (`AWS_DISABLE_BULK_DELETE`, which the `object_store` crate
+//!    reads).
 //!
 //! Who has an answer for one of them has it for that one: what fails, fails alone.
 //!
@@ -23,7 +25,8 @@ use virtfold_base::error::{Error, ErrorKind, Result};
 /// Objects that one request takes away: S3's own limit.
 const BATCH: usize = 1000;
 
-/// Removes the objects at `wanted`, each of which has so many bytes; see [`crate::remove`]. Says of each, in their order, what became of it.
+/// Removes the objects at `wanted`, each of which has so many bytes; see [`crate::remove`]. Says of each, in
+/// their order, what became of it.
 pub fn remove(wanted: &[(ObjectAddress, u64)]) -> Vec<Result<()>> {
     let mut results: Vec<Option<Result<()>>> = wanted.iter().map(|_| None).collect();
     let buckets: BTreeSet<&str> = wanted.iter().map(|(address, _)| address.bucket.as_str()).collect();

@@ -1,11 +1,12 @@
 //! An archive in an object store, to be read at any place.
 //!
-//! It is read in blocks of one MiB (of 256 KiB where a list looks at it), each by a request for its range. A block that follows one that was just read is taken for
-//! part of a row, and the next ones are asked for in advance; so one pass front to back, or many threads that go through it together,
-//! have several requests on their way. Blocks that were read stay for a while. Memory is bounded by the number of blocks.
+//! It is read in blocks of one MiB (of 256 KiB where a list looks at it), each by a request for its range. A
+//! block that follows one that was just read is taken for part of a row, and the next ones are asked for in
+//! advance; so one pass front to back, or many threads that go through it together, have several requests on
+//! their way. Blocks that were read stay for a while. Memory is bounded by the number of blocks.
 //!
-//! Each request says which version of the object it is for: one that was replaced meanwhile is an error, not a mixture. Where neither
-//! a list nor a look has told the version, the first answer does.
+//! Each request says which version of the object it is for: one that was replaced meanwhile is an error, not
+//! a mixture. Where neither a list nor a look has told the version, the first answer does.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};

@@ -1,10 +1,10 @@
 //! The connection to a bucket, and the asynchronous runtime, which nothing outside of this room sees.
 //!
-//! What the environment says of the store (endpoint, region, keys, style of addresses, proxies) is read by the `object_store` crate; the file of keys by
-//! [`credentials`]. The crate repeats requests that fail for the moment a few times; [`persist`] goes on
-//! for as long as the archive's writer has patience.
+//! What the environment says of the store (endpoint, region, keys, style of addresses, proxies) is read by
+//! the `object_store` crate; the file of keys by [`credentials`]. The crate repeats requests that fail for
+//! the moment a few times; [`persist`] goes on for as long as the archive's writer has patience.
 //!
-//! What a store may answer, and that it replaces nothing, is [`limits`]' business.
+//! What a store may answer, and that it replaces nothing, is the business of [`limits`](super::limits).
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -45,8 +45,9 @@ pub(super) struct Store {
 }
 
 impl Store {
-    /// Gets ready to speak to the bucket of `address`, in requests of at most `largest` bytes. Nothing is sent yet. Whoever does so again
-    /// gets the same client: its connections are used again, and the host's certificates and the keys are read once.
+    /// Gets ready to speak to the bucket of `address`, in requests of at most `largest` bytes. Nothing is
+    /// sent yet. Whoever does so again gets the same client: its connections are used again, and the host's
+    /// certificates and the keys are read once.
     ///
     /// # Errors
     /// What the environment says makes no sense; keys are in a file that is not theirs alone.
@@ -167,7 +168,8 @@ pub(super) fn wait<T>(cancel: &Cancel, work: impl Future<Output = T>) -> Result<
     })
 }
 
-/// Tries until it succeeds, fails for good, or has failed for as long as `patience`. `what` is what is said meanwhile.
+/// Tries until it succeeds, fails for good, or has failed for as long as `patience`. `what` is what is said
+/// meanwhile.
 pub(super) async fn persist<T, F>(
     patience: Duration,
     what: impl Fn() -> String,
