@@ -23,9 +23,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What version 1 has: the journal of freeze sessions; the service's queue, in which a domain has one run at
 /// a time and a job waits for a domain once; the backups, each copy a row, with what tells their sources
-/// apart (JSON) and the archives that are pinned; what was mounted where archives go; and what is known of
-/// tapes, which is rebuilt by reading them but for `failed`; and when all of the catalog was last checked
-/// (`integrity`). `created`, `removed`, `since`, `checked` and the queue's times are seconds since 1970.
+/// apart (JSON), the archives that are pinned, and notes of archives; what was mounted where archives go; and
+/// what is known of tapes, which is rebuilt by reading them but for `failed`; and when all of the catalog was
+/// last checked (`integrity`). `created`, `removed`, `since`, `checked` and the queue's times are seconds
+/// since 1970.
 const TABLES: &str = "
 CREATE TABLE freeze_session (
     id TEXT PRIMARY KEY,
@@ -103,6 +104,7 @@ CREATE INDEX backup_domain ON backup (uuid, created);
 CREATE INDEX backup_archive ON backup (archive, destination);
 CREATE INDEX backup_removed ON backup (removed) WHERE removed IS NOT NULL;
 CREATE TABLE pin (archive TEXT PRIMARY KEY, since INTEGER NOT NULL) STRICT;
+CREATE TABLE archive_note (archive TEXT NOT NULL, note TEXT NOT NULL, PRIMARY KEY (archive, note)) STRICT;
 CREATE TABLE integrity (id INTEGER PRIMARY KEY CHECK (id = 1), checked INTEGER NOT NULL) STRICT;
 CREATE TABLE mount (destination TEXT PRIMARY KEY, point TEXT NOT NULL, file_system TEXT) STRICT;
 CREATE TABLE tape_volume (
@@ -139,9 +141,7 @@ CREATE INDEX tape_run ON tape_part (run, part);
 const CHECKED: &str = "INSERT OR REPLACE INTO integrity (id, checked) VALUES (1, ?1)";
 
 /// What each version adds to the one before it, from version 2 on.
-const ADDED: &[&str] = &[
-    "CREATE TABLE archive_note (archive TEXT NOT NULL, note TEXT NOT NULL, PRIMARY KEY (archive, note)) STRICT;",
-];
+const ADDED: &[&str] = &[];
 
 /// Opens the catalog at `path`, or makes it where there is none.
 pub(super) fn open(path: &Path) -> Result<Connection> {
