@@ -285,7 +285,7 @@ fn what_can_t_be_gone_on_with_starts_anew_and_leaves_nothing() {
     let cases: [Case<'_>; 4] = [
         ("has changed since", &|| image.io(&["write -P 9 1M 64k"]), &plain),
         ("compressed in another way", &|| (), &["--compress", "zstd:1"]),
-        ("--no-resume", &|| (), &["--compress", "none", "--no-resume"]),
+        ("a new start was requested", &|| (), &["--compress", "none", "--no-resume"]),
         ("nothing is known of its file", &spoil_record, &plain),
     ];
     for (why, change, more) in cases {

@@ -76,6 +76,10 @@ impl HostFile {
         // The name may come from a header. Opening some devices does something (a watchdog, a tape), so what
         // it is, is asked first; O_NONBLOCK and O_NOCTTY are for a name that changes in between.
         let opening = || format!("cannot open '{}'", path.display());
+        // A path without a name at its end is a directory's: `/`, `..`.
+        if path.file_name().is_none() {
+            return Err(not_a_disk(path));
+        }
         let entry = Entry::locate(path).at(opening)?;
         let found = entry.find().and_then(|found| found.ok_or_else(|| Errno::NOENT.into())).at(opening)?;
         let kind = safe_path::kind(&found);

@@ -138,7 +138,7 @@ fn cut_from_device(file: Arc<dyn Source>, end: u64) -> Arc<dyn Source> {
         return file;
     }
     tracing::warn!(
-        "'{}' has {behind} behind the archive's end; they are not part of it and are ignored",
+        "'{}' has {behind} bytes behind the archive's end; they are not part of it and are ignored",
         file.name()
     );
     Arc::new(Prefix::new(file, end))
