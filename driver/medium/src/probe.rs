@@ -82,6 +82,6 @@ mod tests {
         assert_eq!(drive("/dev/no-such-nst").unwrap_err().kind(), ErrorKind::NotFound);
         let no_drive = folder.path().join("nst0");
         std::fs::write(&no_drive, "x").unwrap();
-        assert!(drive(no_drive.to_str().unwrap()).unwrap_err().to_string().contains("no tape drive"));
+        assert!(drive(no_drive.to_str().unwrap()).unwrap_err().to_string().contains("not a tape drive"));
     }
 }
