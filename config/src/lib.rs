@@ -6,10 +6,10 @@
 //!
 //! How a configuration is read ([`load()`]):
 //! 1. each file is read, bounded, and refused when anyone may write it (`load.rs`);
-//! 2. its YAML becomes a tree that knows the place of every key (`tree.rs`);
-//! 3. the trees become one; a key that two files set is an error that names both (`tree.rs`);
+//! 2. its YAML becomes a tree that knows the place of every key (`yaml_tree.rs`);
+//! 3. the trees become one; a key that two files set is an error that names both (`yaml_tree.rs`);
 //! 4. serde reads the structs from the tree; what it refuses is told with file, line, column, the key's path
-//!    and, where a known word is near, a suggestion (`typed.rs`, `suggest.rs`);
+//!    and, where a known word is near, a suggestion (`deserialize.rs`, `suggest.rs`);
 //! 5. keys are held against each other: a job's media have to be there, and so on (`check.rs`).
 //!
 //! [`Config::advice`] tells what is right and has no effect (`ineffective.rs`).

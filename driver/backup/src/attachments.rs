@@ -237,8 +237,17 @@ fn tpm_directory(directory: &Path) -> Result<Vec<Attachment>> {
             Err(_) if is_link(directory) => return Err(refused_link(directory)),
             Err(error) => return Err(Error::io(reading(), error)),
         };
+    let too_many = || {
+        let why = format!("'{}' has more than {TPM_FILES} files", directory.display());
+        Error::new(ErrorKind::Unsupported, why)
+    };
+    // Hidden ones count here: what was not read may be a file of the TPM.
+    let all = opened.names(2 * TPM_FILES).at(reading)?;
+    if all.len() > 2 * TPM_FILES {
+        return Err(too_many());
+    }
     let mut names = Vec::new();
-    for name in opened.names(2 * TPM_FILES).at(reading)? {
+    for name in all {
         let name = name.into_string().map_err(|name| {
             let shown = name.to_string_lossy().escape_debug().to_string();
             Error::new(
@@ -251,8 +260,7 @@ fn tpm_directory(directory: &Path) -> Result<Vec<Attachment>> {
         }
     }
     if names.len() > TPM_FILES {
-        let why = format!("'{}' has more than {TPM_FILES} files", directory.display());
-        return Err(Error::new(ErrorKind::Unsupported, why));
+        return Err(too_many());
     }
     names.sort();
     let mut found = Vec::new();

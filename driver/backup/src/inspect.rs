@@ -4,7 +4,6 @@
 //! unfinished or damaged is named as that, never shown as a whole one.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
 use std::io::Read;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -18,7 +17,7 @@ use virtfold_archive::index::{ArchiveIndex, Trust};
 use virtfold_archive::manifest::Manifest;
 use virtfold_archive::reader::{ArchiveReader, Visitor};
 use virtfold_archive::source::Source;
-use virtfold_archive::stream::{Cancel, ChunkState, ReadOptions, read_pipe};
+use virtfold_archive::stream::{Cancel, ChunkState, ReadOptions, Reorder, guarded, read_pipe};
 use virtfold_archive::table::{CorrespondenceTable, Run};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 use virtfold_base::partial_file;
@@ -77,14 +76,18 @@ pub struct ListedArchive {
 }
 
 impl ListedArchive {
-    fn of(location: Location, summary: ArchiveSummary) -> Self {
+    fn of(location: Location, summary: ArchiveSummary) -> Result<Self> {
         let is_file = |path: &Path| path.symlink_metadata().is_ok_and(|found| found.is_file());
-        Self {
-            name: copy_name(&location).ok(),
+        let name = match copy_name(&location) {
+            Err(error) if error.kind() == ErrorKind::Usage => None,
+            name => Some(name?),
+        };
+        Ok(Self {
+            name,
             is_regular: location.path().is_none_or(is_file),
             stored: StoredArchive { location, bytes: summary.bytes },
             summary,
-        }
+        })
     }
 }
 
@@ -166,7 +169,7 @@ fn list_directory(directory: &Path, identities: &Identities, take: Take<'_>) -> 
     if directory.metadata().is_ok_and(|found| found.file_type().is_block_device()) {
         let location = Location::from(directory);
         let summary = glance(&location, identities)?;
-        return take(ListedArchive::of(location, summary));
+        return take(ListedArchive::of(location, summary)?);
     }
     let reading = || format!("cannot list '{}'", directory.display());
     let mut paths: Vec<PathBuf> = Vec::new();
@@ -184,7 +187,7 @@ fn list_directory(directory: &Path, identities: &Identities, take: Take<'_>) -> 
             Err(error) if error.kind() == ErrorKind::NotFound => continue,
             summary => summary.unwrap_or_else(|error| unreadable(&location, &error)),
         };
-        take(ListedArchive::of(location, unfinished(&path, summary)))?;
+        take(ListedArchive::of(location, unfinished(&path, summary))?)?;
     }
     Ok(())
 }
@@ -198,15 +201,17 @@ const WINDOW: usize = 4 * AT_ONCE;
 fn list_objects(place: &medium::ObjectAddress, identities: &Identities, take: Take<'_>) -> Result<()> {
     let mut found = medium::object::list(place)?;
     found.retain(|listed| is_archive_name(listed.address.key.rsplit('/').next().unwrap_or_default()));
-    let (to_do, jobs) = crossbeam_channel::bounded::<(usize, medium::object::ListedObject)>(WINDOW);
+    let (to_do, jobs) = crossbeam_channel::bounded::<(u64, medium::ListedObject)>(WINDOW);
     let (done, looked) = crossbeam_channel::bounded(WINDOW);
     std::thread::scope(|scope| {
         for _ in 0..AT_ONCE.min(found.len()) {
             let (jobs, done) = (jobs.clone(), done.clone());
             scope.spawn(move || {
                 for (number, listed) in jobs {
-                    let looked = summary_of_listed(&listed, identities);
-                    if done.send((number, (Location::Object(listed.address), looked))).is_err() {
+                    let location = Location::Object(listed.address.clone());
+                    let looked = guarded(|| Ok(summary_of_listed(&listed, identities)));
+                    let looked = looked.unwrap_or_else(|error| unreadable(&location, &error));
+                    if done.send((number, ListedArchive::of(location, looked))).is_err() {
                         return;
                     }
                 }
@@ -216,30 +221,30 @@ fn list_objects(place: &medium::ObjectAddress, identities: &Identities, take: Ta
         let (to_do, looked) = (to_do, looked);
         drop((jobs, done));
         let lost = || Error::new(ErrorKind::Internal, "nobody looks at archives any more");
-        let mut waiting = BTreeMap::new();
-        let (mut begun, all) = (0, found.len());
-        let mut next = found.into_iter();
-        for wanted in 0..all {
-            while begun < all.min(wanted + WINDOW)
+        let mut order = Reorder::new();
+        let mut next = (0..).zip(found);
+        let mut open = 0;
+        loop {
+            while open < WINDOW
                 && let Some(listed) = next.next()
             {
-                to_do.send((begun, listed)).map_err(|_| lost())?;
-                begun += 1;
+                to_do.send(listed).map_err(|_| lost())?;
+                open += 1;
             }
-            let (location, glance) = loop {
-                if let Some(found) = waiting.remove(&wanted) {
-                    break found;
-                }
-                let (number, found) = looked.recv().map_err(|_| lost())?;
-                waiting.insert(number, found);
-            };
-            take(ListedArchive::of(location, glance))?;
+            if open == 0 {
+                return Ok(());
+            }
+            let (number, found) = looked.recv().map_err(|_| lost())?;
+            order.put(number, found);
+            while let Some(found) = order.take() {
+                take(found?)?;
+                open -= 1;
+            }
         }
-        Ok(())
     })
 }
 
-fn summary_of_listed(listed: &medium::object::ListedObject, identities: &Identities) -> ArchiveSummary {
+fn summary_of_listed(listed: &medium::ListedObject, identities: &Identities) -> ArchiveSummary {
     let location = Location::Object(listed.address.clone());
     let bare = ArchiveSummary { bytes: listed.bytes, ..bare(&location) };
     if listed.is_partial {

@@ -6,7 +6,7 @@
 //! person can say that something has to be mounted there, whichever file system it is, or that nothing has
 //! to.
 //!
-//! Imports: `error`, `catalog`, `medium` (`mounts`).
+//! Imports: `error`, `catalog`, `medium` (`mount_point`).
 
 use std::path::{Path, PathBuf};
 

@@ -116,32 +116,28 @@ impl TapeOptions {
     /// The catalog is there and can't be opened.
     pub fn tape_catalog_if_any(&self) -> Result<Arc<dyn TapeCatalog>> {
         match &self.state_dir {
-            Some(state_dir) if !NoCatalog::for_missing(state_dir) => self.tape_catalog(),
+            Some(state_dir) if !NoCatalog::is_missing(state_dir) => self.tape_catalog(),
             _ => Ok(Arc::new(NoTapeCatalog)),
         }
     }
 
-    /// Begins the archive `name` on the tape in the drive. Its waits end with `cancel`.
+    /// Begins the archive `name` on the tape in the drive.
     ///
     /// # Errors
     /// Those of [`TapeMedium::begin`] and of the catalog.
-    pub fn begin(&self, name: &str, cancel: &Cancel) -> Result<TapeMedium> {
-        TapeMedium::begin(self.setup(cancel)?, name)
+    pub fn begin(&self, name: &str) -> Result<TapeMedium> {
+        TapeMedium::begin(self.setup()?, name)
     }
 
     /// Goes on with the archive `name` behind what another process has committed; or says why that can't be.
     ///
     /// # Errors
     /// Those of [`TapeMedium::resume`] and of the catalog.
-    pub fn resume(
-        &self,
-        name: &str,
-        cancel: &Cancel,
-    ) -> Result<std::result::Result<(TapeMedium, u64), String>> {
-        TapeMedium::resume(self.setup(cancel)?, name)
+    pub fn resume(&self, name: &str) -> Result<std::result::Result<(TapeMedium, u64), String>> {
+        TapeMedium::resume(self.setup()?, name)
     }
 
-    fn setup(&self, cancel: &Cancel) -> Result<TapeWriteOptions> {
+    fn setup(&self) -> Result<TapeWriteOptions> {
         Ok(TapeWriteOptions {
             drive: self.drive(),
             changer: self.changer()?,
@@ -150,7 +146,7 @@ impl TapeOptions {
             ring: self.ring,
             commit_every: self.commit_every,
             patience: self.patience,
-            cancel: Arc::clone(cancel),
+            cancel: Arc::clone(&self.cancel),
         })
     }
 

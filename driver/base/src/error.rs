@@ -185,6 +185,34 @@ impl<T, E: Into<io::Error>> IoContext<T> for std::result::Result<T, E> {
     }
 }
 
+/// An error on its way to another process, or to several who asked for the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WireError {
+    /// What kind of failure it is.
+    pub kind: ErrorKind,
+    /// What happened, with its causes.
+    pub sentence: String,
+    /// What can be done about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+impl From<&Error> for WireError {
+    fn from(error: &Error) -> Self {
+        Self { kind: error.kind(), sentence: sentence(error), hint: error.hint().map(ToOwned::to_owned) }
+    }
+}
+
+impl From<WireError> for Error {
+    fn from(told: WireError) -> Self {
+        let error = Self::new(told.kind, told.sentence);
+        match told.hint {
+            Some(hint) => error.with_hint(hint),
+            None => error,
+        }
+    }
+}
+
 /// What is there unless the code is wrong: an invariant that does not hold ends the work, and is never made
 /// up for by a default, which would write something that nobody has read.
 pub trait OrInternal<T> {

@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{ErrorKind as IoKind, Read};
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, FileType, StatxFlags};
 use uuid::Uuid;
@@ -41,23 +41,31 @@ pub enum Opened {
     Written,
 }
 
-/// What tells one file from another whatever its name.
+/// What tells one file from another whatever its name, as `stat` tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Identity {
-    Device { major: u32, minor: u32 },
-    File { major: u32, minor: u32, inode: u64 },
+pub enum FileId {
+    /// A block device, by its number.
+    Device(u64),
+    /// Another file.
+    File {
+        /// The device that it lies on.
+        device: u64,
+        /// Its inode.
+        inode: u64,
+    },
 }
 
-impl Identity {
+impl FileId {
     fn of(at: impl AsFd, name: &Path, flags: AtFlags) -> rustix::io::Result<Self> {
         // A server that does not answer is not waited for: device, inode and kind are known without it.
         let flags = flags | AtFlags::STATX_DONT_SYNC;
         let found = rustix::fs::statx(at, name, flags, StatxFlags::BASIC_STATS)?;
         let kind = FileType::from_raw_mode(u32::from(found.stx_mode));
+        let number = rustix::fs::makedev;
         Ok(if kind == FileType::BlockDevice {
-            Self::Device { major: found.stx_rdev_major, minor: found.stx_rdev_minor }
+            Self::Device(number(found.stx_rdev_major, found.stx_rdev_minor))
         } else {
-            Self::File { major: found.stx_dev_major, minor: found.stx_dev_minor, inode: found.stx_ino }
+            Self::File { device: number(found.stx_dev_major, found.stx_dev_minor), inode: found.stx_ino }
         })
     }
 }
@@ -76,8 +84,8 @@ pub fn of(file: &fs::File) -> Result<Opened> {
     Ok(most)
 }
 
-fn identity(file: &fs::File) -> Result<Identity> {
-    let found = Identity::of(file, Path::new(""), AtFlags::EMPTY_PATH);
+fn identity(file: &fs::File) -> Result<FileId> {
+    let found = FileId::of(file, Path::new(""), AtFlags::EMPTY_PATH);
     found.map_err(std::io::Error::from).at(|| "cannot look at an open file".to_owned())
 }
 
@@ -85,7 +93,7 @@ fn identity(file: &fs::File) -> Result<Identity> {
 #[derive(Clone, Debug, Default)]
 pub struct OpenFiles {
     /// Who has a file open for writing, as far as he says which guest he is.
-    writers: BTreeMap<Identity, BTreeSet<Uuid>>,
+    writers: BTreeMap<FileId, BTreeSet<Uuid>>,
     guests: BTreeSet<Uuid>,
 }
 
@@ -131,31 +139,8 @@ impl OpenFiles {
     /// The guests whose QEMU has a file open for writing; the file by device and inode, or as a block device
     /// by its own number.
     pub fn writers(&self, file: FileId) -> impl Iterator<Item = Uuid> + '_ {
-        let identity = match file {
-            FileId::Device(number) => {
-                Identity::Device { major: rustix::fs::major(number), minor: rustix::fs::minor(number) }
-            }
-            FileId::File { device, inode } => {
-                let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
-                Identity::File { major, minor, inode }
-            }
-        };
-        self.writers.get(&identity).into_iter().flatten().copied()
+        self.writers.get(&file).into_iter().flatten().copied()
     }
-}
-
-/// A file as `stat` tells it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FileId {
-    /// A block device, by its number.
-    Device(u64),
-    /// Another file.
-    File {
-        /// The device that it lies on.
-        device: u64,
-        /// Its inode.
-        inode: u64,
-    },
 }
 
 /// Whether a process could be looked at.
@@ -177,14 +162,22 @@ fn guest_of(place: &Path) -> Option<Uuid> {
 
 /// Goes through all processes that are a QEMU's.
 fn each_qemu(look: &mut dyn FnMut(&Path) -> std::io::Result<()>) -> Result<()> {
-    let reading = || "cannot read '/proc'".to_owned();
-    for entry in fs::read_dir("/proc").at(reading)? {
-        let place = entry.at(reading)?.path();
+    for place in processes()? {
+        let place = place?;
         if is_qemu(&place) {
             look(&place).at(reading)?;
         }
     }
     Ok(())
+}
+
+/// What `/proc` has: the processes, and more.
+fn processes() -> Result<impl Iterator<Item = Result<PathBuf>>> {
+    Ok(fs::read_dir("/proc").at(reading)?.map(|entry| Ok(entry.at(reading)?.path())))
+}
+
+fn reading() -> String {
+    "cannot read '/proc'".to_owned()
 }
 
 /// Any process but this one that can write to the file, whatever its program.
@@ -193,9 +186,8 @@ fn each_qemu(look: &mut dyn FnMut(&Path) -> std::io::Result<()>) -> Result<()> {
 /// As [`of`].
 pub fn other_writer(file: &fs::File) -> Result<Option<u32>> {
     let wanted = identity(file)?;
-    let reading = || "cannot read '/proc'".to_owned();
-    for entry in fs::read_dir("/proc").at(reading)? {
-        let place = entry.at(reading)?.path();
+    for place in processes()? {
+        let place = place?;
         let number = place.file_name().and_then(|name| name.to_str()?.parse::<u32>().ok());
         let Some(process) = number.filter(|process| *process != std::process::id()) else { continue };
         if in_process(&place, wanted).at(reading)? == Opened::Written {
@@ -212,7 +204,7 @@ fn is_qemu(place: &Path) -> bool {
 }
 
 /// How a process has the file open.
-fn in_process(place: &Path, wanted: Identity) -> std::io::Result<Opened> {
+fn in_process(place: &Path, wanted: FileId) -> std::io::Result<Opened> {
     let mut most = Opened::No;
     each_file(place, &mut |found, info| {
         if found == wanted {
@@ -224,14 +216,14 @@ fn in_process(place: &Path, wanted: Identity) -> std::io::Result<Opened> {
 
 /// Goes through the files that a process has open; `take` gets each one's identity, and where the kernel says
 /// how it is open.
-fn each_file(place: &Path, take: &mut dyn FnMut(Identity, &Path)) -> std::io::Result<Visibility> {
+fn each_file(place: &Path, take: &mut dyn FnMut(FileId, &Path)) -> std::io::Result<Visibility> {
     let entries = match fs::read_dir(place.join("fd")) {
         Err(error) if is_out_of_sight(&error) => return Ok(Visibility::Passed),
         entries => entries?,
     };
     // A process that ends in the midst of this has let go of the rest.
     for entry in entries.map_while(std::result::Result::ok) {
-        if let Ok(found) = Identity::of(CWD, &entry.path(), AtFlags::empty()) {
+        if let Ok(found) = FileId::of(CWD, &entry.path(), AtFlags::empty()) {
             take(found, &place.join("fdinfo").join(entry.file_name()));
         }
     }

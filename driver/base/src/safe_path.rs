@@ -289,9 +289,35 @@ pub fn open(path: &Path) -> io::Result<File> {
     Entry::locate(path)?.open(OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)
 }
 
+/// Opens a disk's image: a regular file or a block device; nothing where there is something else. What it is,
+/// is asked first, for opening some devices does something (a watchdog, a tape), and the name may come from a
+/// header. Whoever opens it looks again: a name may change in between.
+///
+/// # Errors
+/// Those of [`Entry::locate`] and [`Entry::open`]; it is not there.
+pub fn open_image(path: &Path, access: OFlags) -> io::Result<Option<File>> {
+    // A path without a name at its end is a directory's: `/`, `..`.
+    if path.file_name().is_none() {
+        return Ok(None);
+    }
+    let entry = Entry::locate(path)?;
+    let found = entry.find()?.ok_or(Errno::NOENT)?;
+    match kind(&found) {
+        FileType::RegularFile | FileType::BlockDevice | FileType::Symlink => {
+            entry.open(access | OFlags::NONBLOCK | OFlags::NOCTTY).map(Some)
+        }
+        _ => Ok(None),
+    }
+}
+
 /// Whether it is a link.
 pub fn is_link(found: &Stat) -> bool {
     kind(found) == FileType::Symlink
+}
+
+/// What tells it from another: device and inode.
+pub fn identity(found: &Stat) -> (u64, u64) {
+    (found.st_dev, found.st_ino)
 }
 
 /// What kind of thing it is.

@@ -70,7 +70,7 @@ impl Catalog {
     /// # Errors
     /// As [`Catalog::open`].
     pub fn open_existing(state: &Path) -> Result<Option<Self>> {
-        if NoCatalog::for_missing(state) { Ok(None) } else { Self::open(state).map(Some) }
+        if NoCatalog::is_missing(state) { Ok(None) } else { Self::open(state).map(Some) }
     }
 
     /// Opens the catalog of a state directory; makes both where there is no catalog yet.

@@ -15,7 +15,8 @@
 //! - The tables of tapes (`tapes`) and of backups (`backups`) are a memory, not the truth: what is on a tape
 //!   or at a place counts, and looking at it fills them anew.
 //!
-//! Imports: `error`, plain types of `hypervisor`, and of `medium` those of tapes, `Location` and `Mount`.
+//! Imports: `error`, plain types of `hypervisor`, and of `medium` those of tapes, `Location` and
+//! `MountPoint`.
 
 mod backups;
 mod forget;

@@ -1,6 +1,6 @@
 //! The file systems that directories for archives were on when they were last used.
 //!
-//! Imports: `error`, `medium` (`Mount`).
+//! Imports: `error`, `medium` (`MountPoint`).
 
 use std::path::{Path, PathBuf};
 

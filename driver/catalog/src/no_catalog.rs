@@ -15,7 +15,7 @@ pub struct NoCatalog;
 
 impl NoCatalog {
     /// Whether a state directory has no catalog. One that can't be looked at may have one.
-    pub fn for_missing(state: &Path) -> bool {
+    pub fn is_missing(state: &Path) -> bool {
         let found = state.join("catalog.sqlite").symlink_metadata();
         found.is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound)
     }
@@ -54,12 +54,12 @@ mod tests {
     fn a_look_makes_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let state = directory.path().join("state");
-        assert!(NoCatalog::for_missing(&state));
+        assert!(NoCatalog::is_missing(&state));
         assert_eq!(NoCatalog.open_sessions(None).unwrap(), []);
         drop(NoCatalog.lock(DomainId(Uuid::nil())).unwrap());
         NoCatalog.record(Uuid::nil(), &[]).unwrap_err();
         assert!(!state.exists());
         Catalog::open(&state).unwrap();
-        assert!(!NoCatalog::for_missing(&state));
+        assert!(!NoCatalog::is_missing(&state));
     }
 }

@@ -3,12 +3,15 @@
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
+use jiff::Timestamp;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 use virtfold_base::safe_path::Entry;
+
+use super::journal::Sql;
 
 /// Marks the file as ours (`PRAGMA application_id`): `vfct`.
 const APPLICATION: i32 = 0x7666_6374;
@@ -25,8 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// a time and a job waits for a domain once; the backups, each copy a row, with what tells their sources
 /// apart (JSON), the archives that are pinned, and notes of archives; what was mounted where archives go; and
 /// what is known of tapes, which is rebuilt by reading them but for `failed`; and when all of the catalog was
-/// last checked (`integrity`). `created`, `removed`, `since`, `checked` and the queue's times are seconds
-/// since 1970.
+/// last checked (`integrity`). `created`, `removed`, `since` and `checked` are seconds since 1970, the
+/// queue's times and `planned.last` milliseconds.
 const TABLES: &str = "
 CREATE TABLE freeze_session (
     id TEXT PRIMARY KEY,
@@ -156,12 +159,13 @@ pub(super) fn open(path: &Path) -> Result<Connection> {
     connect(&real).map_err(|e| unusable(path, e))
 }
 
-type Fallible<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+/// A catalog that is there, and no link to one.
+const FLAGS: OpenFlags = OpenFlags::SQLITE_OPEN_READ_WRITE
+    .union(OpenFlags::SQLITE_OPEN_NO_MUTEX)
+    .union(OpenFlags::SQLITE_OPEN_NOFOLLOW);
 
-fn connect(path: &Path) -> Fallible<Connection> {
-    let flags =
-        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
-    let connection = Connection::open_with_flags(path, flags)?;
+fn connect(path: &Path) -> Sql<Connection> {
+    let connection = Connection::open_with_flags(path, FLAGS)?;
     settle(&connection)?;
     let number = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
     if number("application_id")? != APPLICATION {
@@ -169,7 +173,7 @@ fn connect(path: &Path) -> Fallible<Connection> {
     }
     upgrade(&connection, ADDED)?;
     expect_whole(&connection, path)?;
-    let now = seconds_now();
+    let now = Timestamp::now().as_second();
     let checked: Option<i64> =
         connection.query_row("SELECT max(checked) FROM integrity", [], |row| row.get(0))?;
     // A time to come was noted by a clock that was wrong.
@@ -180,7 +184,7 @@ fn connect(path: &Path) -> Fallible<Connection> {
 }
 
 /// Refuses a file that is cut: that shows at once.
-fn expect_whole(connection: &Connection, path: &Path) -> Fallible<()> {
+fn expect_whole(connection: &Connection, path: &Path) -> Sql<()> {
     let number = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
     let said = u64::try_from(number("page_count")?)?.saturating_mul(u64::try_from(number("page_size")?)?);
     let there = path.metadata()?.len();
@@ -188,25 +192,20 @@ fn expect_whole(connection: &Connection, path: &Path) -> Fallible<()> {
 }
 
 /// Goes through all of it, and notes that. It takes as long as the catalog is large, so not each run does it.
-pub(super) fn check(connection: &Connection) -> Fallible<()> {
+pub(super) fn check(connection: &Connection) -> Sql<()> {
     let verdict: String = connection.pragma_query_value(None, "quick_check", |row| row.get(0))?;
     if verdict != "ok" {
         return Err(verdict.into());
     }
-    if let Err(error) = connection.execute(CHECKED, [seconds_now()]) {
+    if let Err(error) = connection.execute(CHECKED, [Timestamp::now().as_second()]) {
         // The next one checks again.
         tracing::debug!(%error, "that the catalog was checked could not be noted");
     }
     Ok(())
 }
 
-fn seconds_now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
-}
-
 /// From an older version to this one, whole or not at all; another process may be quicker.
-fn upgrade(connection: &Connection, added: &[&str]) -> Fallible<()> {
+fn upgrade(connection: &Connection, added: &[&str]) -> Sql<()> {
     let read = || connection.pragma_query_value(None, "user_version", |row| row.get::<_, i32>(0));
     let missing =
         |version: i32| version.checked_sub(FIRST).and_then(|n| added.get(usize::try_from(n).ok()?..));
@@ -258,10 +257,10 @@ fn make(path: &Path) -> Result<()> {
 }
 
 fn fill(path: &Path) -> rusqlite::Result<()> {
-    let connection = Connection::open(path)?;
+    let connection = Connection::open_with_flags(path, FLAGS)?;
     settle(&connection)?;
     connection.execute_batch(TABLES)?;
-    connection.execute(CHECKED, [seconds_now()])?;
+    connection.execute(CHECKED, [Timestamp::now().as_second()])?;
     connection.pragma_update(None, "application_id", APPLICATION)?;
     connection.pragma_update(None, "user_version", FIRST)
 }

@@ -161,7 +161,7 @@ impl TapeCatalog for Catalog {
         })
     }
 
-    fn archives_on_volume(&self, contents: &VolumeContents, replaced: Option<Uuid>) -> Result<()> {
+    fn set_contents(&self, contents: &VolumeContents, replaced: Option<Uuid>) -> Result<()> {
         self.write(|transaction| {
             replaced.map_or(Ok(()), |volume| forget(transaction, volume))?;
             put_volume(transaction, &contents.label)?;
@@ -236,7 +236,7 @@ mod tests {
         assert_eq!(catalog.failure(volumes[1]).unwrap(), None);
         let parts = vec![all[0].part.clone()];
         let contents = VolumeContents { label: all[0].label.clone(), parts, blocks: 9, files: 4 };
-        catalog.archives_on_volume(&contents, Some(volumes[1])).unwrap();
+        catalog.set_contents(&contents, Some(volumes[1])).unwrap();
         assert_eq!(catalog.archives("5f1c2d3e").unwrap(), [all[0].clone(), all[2].clone()]);
         assert!(catalog.failure(volumes[0]).unwrap().is_some(), "reading a tape makes it no better");
         catalog.forget(volumes[0]).unwrap();

@@ -129,15 +129,19 @@ fn what_is_no_catalog_is_never_replaced() {
     assert!(format!("{error:?}").contains("version 99"), "{error:?}");
 }
 
-#[test]
-fn a_cut_catalog_is_damage() {
-    let state = tempfile::tempdir().unwrap();
-    let path = state.path().join("catalog.sqlite");
-    let catalog = Catalog::open(state.path()).unwrap();
+/// A catalog of more than one page, and its file.
+fn of_some_pages(state: &std::path::Path) -> std::path::PathBuf {
+    let catalog = Catalog::open(state).unwrap();
     for _ in 0..20 {
         catalog.begin(&job(DomainId(Uuid::new_v4()))).unwrap();
     }
-    drop(catalog);
+    state.join("catalog.sqlite")
+}
+
+#[test]
+fn a_cut_catalog_is_damage() {
+    let state = tempfile::tempdir().unwrap();
+    let path = of_some_pages(state.path());
     let whole = std::fs::metadata(&path).unwrap().len();
     std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(whole / 2).unwrap();
     assert_eq!(Catalog::open(state.path()).unwrap_err().kind(), ErrorKind::Damaged);
@@ -147,12 +151,7 @@ fn a_cut_catalog_is_damage() {
 #[test]
 fn a_catalog_is_checked_weekly_and_when_it_is_asked() {
     let state = tempfile::tempdir().unwrap();
-    let path = state.path().join("catalog.sqlite");
-    let catalog = Catalog::open(state.path()).unwrap();
-    for _ in 0..20 {
-        catalog.begin(&job(DomainId(Uuid::new_v4()))).unwrap();
-    }
-    drop(catalog);
+    let path = of_some_pages(state.path());
     // A page of what is read by nobody here.
     let page = {
         let connection = rusqlite::Connection::open(&path).unwrap();

@@ -136,7 +136,7 @@ enum LayoutArg {
 impl Args {
     /// Whether the archive takes standard output.
     pub(crate) fn stdout_use(&self) -> StdoutUse {
-        if self.to.contains(&Location::Pipe) { StdoutUse::Archive } else { StdoutUse::Free }
+        stdout_of(&self.to)
     }
 }
 
@@ -169,9 +169,12 @@ impl BackupCommand<'_> {
 
     /// Whether the archive takes standard output.
     pub(super) fn stdout(&self) -> StdoutUse {
-        let takes = self.destinations.locations().contains(&Location::Pipe);
-        if takes { StdoutUse::Archive } else { StdoutUse::Free }
+        stdout_of(self.destinations.locations())
     }
+}
+
+fn stdout_of(destinations: &[Location]) -> StdoutUse {
+    if destinations.contains(&Location::Pipe) { StdoutUse::Archive } else { StdoutUse::Free }
 }
 
 /// Runs the verb.

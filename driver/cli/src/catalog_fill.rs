@@ -52,7 +52,7 @@ pub(crate) fn notes(state: &StateFlag) -> Result<BTreeMap<Uuid, Vec<String>>, Er
 /// Notes each good copy of a backup. That it can't be noted is said, and makes a good archive no worse.
 pub(crate) fn backup(report: &BackupReport, command: &BackupCommand<'_>, missing: StateDirPolicy) {
     let state = &command.state.state;
-    if missing == StateDirPolicy::RequireExisting && NoCatalog::for_missing(state) {
+    if missing == StateDirPolicy::RequireExisting && NoCatalog::is_missing(state) {
         return;
     }
     let copies = retention::copies(report, command.destinations, command.job);

@@ -81,7 +81,7 @@ impl Terminating {
         Destinations::new(vec![location.clone()], processes, &Cancel::default())
     }
 
-    /// This program; see `guard` for `/proc/self/exe`.
+    /// This program; see `domain::watchdog` for `/proc/self/exe`.
     fn processes(&self) -> MediumProcesses {
         let arguments = vec!["medium".into()];
         let environment = Vec::new();

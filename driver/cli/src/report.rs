@@ -62,8 +62,7 @@ pub(crate) enum StdoutUse {
 pub(crate) fn result(style: OutputFormat, out: StdoutUse, value: &impl Serialize, text: &str) -> Result<()> {
     let line = match style {
         OutputFormat::Json => {
-            let event = serde_json::to_value(Event::Summary(value));
-            event.context("cannot write the result as JSON")?.to_string()
+            event_line(&Event::Summary(value)).context("cannot write the result as JSON")?
         }
         OutputFormat::Text => text.trim_end().to_owned(),
     };
@@ -73,10 +72,15 @@ pub(crate) fn result(style: OutputFormat, out: StdoutUse, value: &impl Serialize
     }
 }
 
+/// An event as its line, with its keys in their order.
+fn event_line(event: &Event<impl Serialize>) -> serde_json::Result<String> {
+    Ok(serde_json::to_value(event)?.to_string())
+}
+
 /// Prints why the verb failed, for programs.
 pub(crate) fn error(out: StdoutUse, event: ErrorEvent) {
-    match serde_json::to_value(Event::<()>::Error(event)) {
-        Ok(event) => print_progress(&event.to_string(), out),
+    match event_line(&Event::<()>::Error(event)) {
+        Ok(line) => print_progress(&line, out),
         Err(error) => tracing::debug!(%error, "the error could not be shown as JSON"),
     }
 }
@@ -87,8 +91,8 @@ pub(crate) fn damage(style: OutputFormat, ranges: &[LostRange]) -> Result<()> {
     for lost in ranges {
         match style {
             OutputFormat::Json => {
-                let event = serde_json::to_value(Event::<()>::Damage(lost.clone()));
-                writeln!(out, "{}", event.context("cannot write the result as JSON")?)
+                let line = event_line(&Event::<()>::Damage(lost.clone()));
+                writeln!(out, "{}", line.context("cannot write the result as JSON")?)
             }
             OutputFormat::Text => writeln!(out, "lost: {lost}"),
         }
@@ -178,12 +182,9 @@ fn plain_lines(progress: &Progress, stopped: &Receiver<()>) {
 }
 
 fn json_lines(progress: &Progress, out: StdoutUse, stopped: &Receiver<()>) {
-    every(JSON_EVERY, stopped, || {
-        let event = Event::<()>::Progress((&progress.snapshot()).into());
-        match serde_json::to_value(event) {
-            Ok(event) => print_progress(&event.to_string(), out),
-            Err(error) => tracing::debug!(%error, "progress could not be shown"),
-        }
+    every(JSON_EVERY, stopped, || match event_line(&Event::<()>::Progress((&progress.snapshot()).into())) {
+        Ok(line) => print_progress(&line, out),
+        Err(error) => tracing::debug!(%error, "progress could not be shown"),
     });
 }
 

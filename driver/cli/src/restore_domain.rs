@@ -146,7 +146,7 @@ impl DefineArgs {
     /// The journal; a plan makes none where there is none.
     fn journal(&self) -> Result<Option<Catalog>, Error> {
         let state = self.state.path_of(self.connect.whose())?;
-        if self.plan && NoCatalog::for_missing(&state) {
+        if self.plan && NoCatalog::is_missing(&state) {
             return Ok(None);
         }
         Catalog::open(&state).map(Some)

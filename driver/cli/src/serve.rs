@@ -80,14 +80,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitStatus> {
     };
     let mut engine = Engine::new(parts, inputs, load, &uri)?;
     signals(sender.clone())?;
-    let desk: Arc<dyn ControlApi> = Arc::new(EngineControlApi::new(sender.clone()));
-    let server =
-        Server::start(&args.socket.path(args.connect.whose()), Arc::clone(&desk), Limits::default())?;
+    let api: Arc<dyn ControlApi> = Arc::new(EngineControlApi::new(sender.clone()));
+    let server = Server::start(&args.socket.path(args.connect.whose()), Arc::clone(&api), Limits::default())?;
     let listen = args.config.load()?.service.metrics_listen;
     let exporter =
-        listen.map(|address| Exporter::start(address.get(), Arc::clone(&metrics), Arc::clone(&desk)));
+        listen.map(|address| Exporter::start(address.get(), Arc::clone(&metrics), Arc::clone(&api)));
     let exporter = exporter.transpose()?;
-    report(metrics, desk, metrics_dir)?;
+    report(metrics, api, metrics_dir)?;
     let events = hear(events::EventSettings::usual(&state, args.connect.whose()), link, sender)?;
     engine.run();
     // Whoever still asks hears at once that nobody answers.
@@ -155,7 +154,7 @@ fn signals(to: Sender<Input>) -> Result<()> {
 /// Writes the files of the metrics, where a directory is set.
 fn report(
     metrics: Arc<Metrics>,
-    desk: Arc<dyn ControlApi>,
+    api: Arc<dyn ControlApi>,
     directory: Arc<Mutex<Option<PathBuf>>>,
 ) -> Result<()> {
     thread("metrics", move || {
@@ -163,7 +162,7 @@ fn report(
             std::thread::sleep(METRICS_EVERY);
             let directory = directory.lock().unwrap_or_else(PoisonError::into_inner).clone();
             let Some(directory) = directory else { continue };
-            let written = desk.status().and_then(|status| metrics.write(&status, &directory));
+            let written = api.status().and_then(|status| metrics.write(&status, &directory));
             if let Err(error) = written {
                 tracing::warn!(error = sentence(&error), "the metrics can't be written");
             }
@@ -175,8 +174,8 @@ fn report(
 fn hear(places: events::EventSettings, link: SharedConnection, to: Sender<Input>) -> Result<EventThread> {
     let connect = Arc::clone(&link);
     let (events, notices) = EventThread::start(places, Box::new(move || connect()))?;
-    let mut intake = EventBridge::new(Arc::clone(&link), to.clone());
-    thread("intake", move || intake.run(&notices))?;
+    let mut bridge = EventBridge::new(Arc::clone(&link), to.clone());
+    thread("events", move || bridge.run(&notices))?;
     thread("libvirt", move || event_bridge::watch(&link, &to))?;
     Ok(events)
 }

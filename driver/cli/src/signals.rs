@@ -4,8 +4,8 @@
 //! process at once. Three are no such wish: SIGPIPE is ignored by Rust's runtime, and the write fails;
 //! SIGXFSZ says that a write went over a limit, and the write that failed says so better; SIGHUP is left
 //! alone where it was ignored from the beginning, as `nohup` has it. What a processor's fault raises
-//! (SIGSEGV, SIGBUS, SIGILL, SIGFPE) can't be gone on behind: the pause's guard and the next run do the rest,
-//! as after SIGKILL.
+//! (SIGSEGV, SIGBUS, SIGILL, SIGFPE) can't be gone on behind: the pause's watchdog and the next run do the
+//! rest, as after SIGKILL.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;

@@ -221,15 +221,6 @@ impl AllocationTable {
         self.list.iter()
     }
 
-    /// The extents from the one that has `at` in it. `at` at or behind the capacity begins with the last
-    /// extent.
-    ///
-    /// # Errors
-    /// When the table can't be read back from its spool.
-    pub fn iter_from(&self, at: GuestOffset) -> Result<ExtentIter<'_>> {
-        self.list.iter_from(|extent| extent.guest <= at)
-    }
-
     /// The extent that has `at` in it.
     ///
     /// # Errors

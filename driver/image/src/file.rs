@@ -14,13 +14,12 @@ use std::io::{ErrorKind as IoKind, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, OFlags};
-use rustix::io::Errno;
+use rustix::fs::OFlags;
 
 use super::change_detection;
 use super::format::ChangeSensitivity;
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
-use virtfold_base::safe_path::{self, Entry};
+use virtfold_base::safe_path;
 use virtfold_base::units::HostOffset;
 
 /// Which file of a [`super::DiskImage`] an extent lies in.
@@ -73,20 +72,9 @@ impl ImageFileStamp {
 
 impl HostFile {
     pub(super) fn open(path: &Path) -> Result<Self> {
-        // The name may come from a header. Opening some devices does something (a watchdog, a tape), so what
-        // it is, is asked first; O_NONBLOCK and O_NOCTTY are for a name that changes in between.
-        let opening = || format!("cannot open '{}'", path.display());
-        // A path without a name at its end is a directory's: `/`, `..`.
-        if path.file_name().is_none() {
-            return Err(not_a_disk(path));
-        }
-        let entry = Entry::locate(path).at(opening)?;
-        let found = entry.find().and_then(|found| found.ok_or_else(|| Errno::NOENT.into())).at(opening)?;
-        let kind = safe_path::kind(&found);
-        if !matches!(kind, FileType::RegularFile | FileType::BlockDevice | FileType::Symlink) {
-            return Err(not_a_disk(path));
-        }
-        let file = entry.open(OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY).at(opening)?;
+        let opened = safe_path::open_image(path, OFlags::RDONLY);
+        let file =
+            opened.at(|| format!("cannot open '{}'", path.display()))?.ok_or_else(|| not_a_disk(path))?;
         Self::new(file, path)
     }
 

@@ -72,8 +72,12 @@ pub struct OpenOptions {
     pub max_depth: usize,
 }
 
+/// The most images a chain may have, unless somebody says otherwise; QEMU's own limit on nesting is of this
+/// order.
+pub const MAX_CHAIN: usize = 200;
+
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { usage: ImageAccess::Locked, change: ChangeSensitivity::Write, max_depth: 200 }
+        Self { usage: ImageAccess::Locked, change: ChangeSensitivity::Write, max_depth: MAX_CHAIN }
     }
 }

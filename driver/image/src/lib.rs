@@ -18,7 +18,7 @@
 //! place), `zeros` (data that are none), `allocation_table`, `read`, `references` (the files that a header
 //! names), and `map` (what `qemu-img map` would print).
 //!
-//! Imports: `units`, `error`, `mounts`, `openers`, `spool`, `packed`.
+//! Imports: `units`, `error`, `mounts`, `openers`, `safe_path`, `spill_log`, `packed`.
 
 mod allocation_table;
 mod allocation_walk;
@@ -44,7 +44,7 @@ mod tests;
 
 pub use allocation_table::{Allocation, AllocationTable, Extent, ExtentIter};
 pub use file::FileIndex;
-pub use format::{ChangeSensitivity, Format, ImageAccess, OpenOptions};
+pub use format::{ChangeSensitivity, Format, ImageAccess, MAX_CHAIN, OpenOptions};
 pub use locks::is_used;
 pub use read::ImageReader;
 pub use references::{FileReferences, files_below, references};

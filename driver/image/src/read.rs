@@ -19,7 +19,7 @@ use virtfold_base::units::{GuestOffset, HostOffset};
 /// Host ranges that lie closer than this are asked for as one.
 const NEAR: u64 = 64 << 10;
 
-/// The last cluster inflated by one call.
+/// The last cluster inflated by one reader.
 #[derive(Default)]
 struct ClusterCache {
     stored: Vec<u8>,

@@ -1,20 +1,14 @@
-//! What a qcow2 header says of other files, read without opening any of them.
+//! What a qcow2 header says of other files.
 //!
-//! Imports: `error`, `safe_path`, `file`, `chain`, `qcow2`.
+//! Imports: `error`, `file`, `format`, `chain`, `container`, `qcow2`.
 
 use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::file::HostFile;
-use super::{chain, qcow2};
+use super::format::MAX_CHAIN;
+use super::{chain, container, qcow2};
 use virtfold_base::error::{ErrorKind, IoContext, Result};
-use virtfold_base::safe_path;
-
-/// The most images of a chain that are looked at.
-const MAX_CHAIN: usize = 200;
-/// How a qcow2 file begins.
-const MAGIC: &[u8] = b"QFI\xfb";
 
 /// The files that a header names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,14 +21,19 @@ pub struct FileReferences {
     pub data_file: Option<PathBuf>,
 }
 
-/// What the header of the qcow2 image in `file`, which is called `path`, says of other files.
+/// What the header of the qcow2 image in `file`, which is called `path`, says of other files. Whoever calls
+/// it holds none of QEMU's image locks by this very file: they go with the copy of it that is read here.
 ///
 /// # Errors
 /// `BadImage` where the header contradicts the format; `Unsupported` where it asks for what virtfold does not
 /// do, as a backing file that is no file; `Io` as it comes.
 pub fn references(file: &File, path: &Path) -> Result<FileReferences> {
     let file = file.try_clone().at(|| format!("cannot read '{}'", path.display()))?;
-    let header = qcow2::read_header(&HostFile::new(file, path)?)?;
+    named_by(&HostFile::new(file, path)?, path)
+}
+
+fn named_by(file: &HostFile, path: &Path) -> Result<FileReferences> {
+    let header = qcow2::read_header(file)?;
     let named = |name: &Option<Vec<u8>>, role: &str| {
         name.as_deref().map(|name| chain::beside(name, path, role)).transpose()
     };
@@ -45,8 +44,8 @@ pub fn references(file: &File, path: &Path) -> Result<FileReferences> {
     })
 }
 
-/// The files below the qcow2 image at `path`, as the headers say, the next one first: their names, nothing is
-/// read by them. One that is no file ends them.
+/// The files below the qcow2 image at `path`, as the headers say, the next one first. Of each the header is
+/// read, where it begins as qcow2 does; one that is no file ends them.
 ///
 /// # Errors
 /// One of them can't be read, or contradicts its format.
@@ -54,26 +53,21 @@ pub fn files_below(path: &Path) -> Result<Vec<PathBuf>> {
     let mut below = Vec::new();
     let mut next = Some(path.to_owned());
     while let Some(path) = next.take() {
-        let opening = || format!("cannot read the header of '{}'", path.display());
-        let mut file = safe_path::open(&path).at(opening)?;
-        if !below.is_empty() && !begins_as_qcow2(&mut file).at(opening)? {
-            break;
-        }
-        let found = match references(&file, &path) {
+        let header = HostFile::open(&path).and_then(|file| {
+            // For names alone: where no header says the format, QEMU would look, too.
+            let is_qcow2 = below.is_empty() || container::of(&file)? == Some("qcow2");
+            is_qcow2.then(|| named_by(&file, &path)).transpose()
+        });
+        let found = match header {
             Err(error) if error.kind() == ErrorKind::Unsupported && !below.is_empty() => break,
-            found => found.map_err(|e| e.within(opening()))?,
+            found => {
+                found.map_err(|e| e.within(format!("cannot read the header of '{}'", path.display())))?
+            }
         };
-        let raw = found.backing_format.as_deref() == Some("raw");
-        let Some(backing) = found.backing else { break };
+        let Some(FileReferences { backing: Some(backing), backing_format, .. }) = found else { break };
         below.push(backing.clone());
-        next = (!raw && below.len() < MAX_CHAIN).then_some(backing);
+        let is_raw = backing_format.as_deref() == Some("raw");
+        next = (!is_raw && below.len() < MAX_CHAIN).then_some(backing);
     }
     Ok(below)
-}
-
-/// For names alone: where no header says the format, QEMU would look, too.
-fn begins_as_qcow2(file: &mut File) -> std::io::Result<bool> {
-    let mut start = Vec::new();
-    file.take(4).read_to_end(&mut start)?;
-    Ok(start == MAGIC)
 }

@@ -133,8 +133,8 @@ impl Medium for EncryptingMedium {
         self.stand_at(durable).map(Some)
     }
 
-    fn detach(&mut self, notes: Arc<dyn DurableMarks>) -> bool {
-        self.medium.detach(notes)
+    fn report_marks(&mut self, notes: Arc<dyn DurableMarks>) -> bool {
+        self.medium.report_marks(notes)
     }
 
     fn finish(mut self: Box<Self>) -> Result<FinishedArchive> {

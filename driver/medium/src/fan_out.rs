@@ -412,7 +412,7 @@ mod tests {
         assert_eq!(names(&finished), expected);
     }
 
-    /// As `backup::backup` writes: what is wanted again is given again.
+    /// As `backup::session` writes: what is wanted again is given again.
     fn write_all(fan: &mut FanOut, whole: &[u8]) -> usize {
         let (mut from, mut again) = (0, 0);
         loop {

@@ -1,14 +1,16 @@
 //! A regular file as a medium: appears under its name when it is durable, and not before; and goes again.
 
-use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
+
+use rustix::fs::{FileType, Stat};
 
 use super::{DurableMark, DurableMarks, FinishedArchive, Medium, PartialArchive, Resumed};
 use virtfold_archive::stream::Sink;
 use virtfold_base::error::{IoContext, Result};
 use virtfold_base::partial_file::{self, Overwrite, PartialFile};
+use virtfold_base::safe_path::{self, Directory};
 
 /// An archive on its way into a directory.
 #[derive(Debug)]
@@ -59,7 +61,7 @@ impl Sink for FileMedium {
 }
 
 impl Medium for FileMedium {
-    fn detach(&mut self, notes: Arc<dyn DurableMarks>) -> bool {
+    fn report_marks(&mut self, notes: Arc<dyn DurableMarks>) -> bool {
         let Ok(identity) = self.partial.identity() else { return false };
         notes.note(&DurableMark::File { temporary: self.partial.temporary().to_owned(), identity });
         if self.written > 0 {
@@ -80,21 +82,25 @@ impl Medium for FileMedium {
 /// Removes the regular file `path` of `bytes`; see [`super::remove`].
 pub(super) fn remove(path: &Path, bytes: u64) -> Result<()> {
     let removing = || format!("cannot remove '{}'", path.display());
-    match path.symlink_metadata() {
-        Ok(found) if found.is_file() && found.len() == bytes => {}
-        Ok(_) => return Err(super::changed(&path.display())),
+    let name = path.file_name().ok_or_else(|| super::changed(&path.display()))?;
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let directory = match Directory::open(parent.unwrap_or_else(|| Path::new("."))) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(e).at(removing),
+        opened => opened.at(removing)?,
+    };
+    let is_it = |found: &Stat| {
+        safe_path::kind(found) == FileType::RegularFile && u64::try_from(found.st_size) == Ok(bytes)
+    };
+    match directory.find(name).at(removing)? {
+        Some(found) if is_it(&found) => {}
+        Some(_) => return Err(super::changed(&path.display())),
+        None => return Ok(()),
     }
-    match std::fs::remove_file(path) {
+    match directory.remove_file(name) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e).at(removing),
         _ => {}
     }
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let parent = parent.unwrap_or_else(|| Path::new("."));
-    File::open(parent)
-        .and_then(|directory| directory.sync_all())
-        .at(|| format!("'{}' is removed, but its directory could not be synced", path.display()))
+    directory.sync().at(|| format!("'{}' is removed, but its directory could not be synced", path.display()))
 }
 
 #[cfg(test)]

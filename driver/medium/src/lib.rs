@@ -19,17 +19,17 @@
 //!   itself, out of the bytes that it keeps until they are
 //!   durable; it bounds both memory and time, and ends when the run is told to end. A failed `finish` is
 //!   final, and so is a failed write or [`Medium::sync`] but for one thing:
-//! - **What may be gone on with.** After a failed write or `settle` the caller may ask
+//! - **What may be gone on with.** After a failed write or `sync` the caller may ask
 //!   [`Medium::resume_after_failure`]. A medium that has the archive's first bytes
 //!   for good, up to a place D that is not behind what it was given, makes itself ready again (a tape: the
 //!   next volume is in the drive), says D, and takes as its next bytes those from D on. The caller has them
 //!   from a source that has not changed: the archive's chunks before D are not made again, the others are
-//!   made as they were (`backup::backup`). A medium that can't says `None`, and is dropped.
+//!   made as they were (`backup::session`). A medium that can't says `None`, and is dropped.
 //! - **Only where the very last step of `finish` fails** (the sync of a directory, the look at an object) may
 //!   the archive exist in spite of the error; it
 //!   is then whole.
 //!
-//! A process that dies leaves a medium that another one may be able to go on with: [`Medium::detach`],
+//! A process that dies leaves a medium that another one may be able to go on with: [`Medium::report_marks`],
 //! `Destinations::resume`.
 //!
 //! # Reading: [`Source`], or [`std::io::Read`] front to back
@@ -45,8 +45,8 @@
 //! to its end in a file, and fails on an object. One that is not what was looked at stays. Tapes have nothing
 //! to remove: a volume expires.
 //!
-//! Every medium passes the one suite of `tests/medium_conformance`, and the same behind a wrapper that makes
-//! it fail.
+//! Every medium passes the one suite of `tests/media/medium_conformance`, and the same behind a wrapper that
+//! makes it fail.
 //!
 //! Imports: `error`, `spill_log`, `partial_file`, `ioctl`, `archive` (its traits for bytes).
 
@@ -118,7 +118,7 @@ pub trait Medium: Sink {
 
     /// From here on says to `notes` what is durable, so that another process can go on with it
     /// should this one die. Called once, before the first write. Whether the medium can do that.
-    fn detach(&mut self, _notes: Arc<dyn DurableMarks>) -> bool {
+    fn report_marks(&mut self, _notes: Arc<dyn DurableMarks>) -> bool {
         false
     }
 
@@ -222,6 +222,19 @@ pub fn remove(wanted: &[(Location, u64)]) -> Vec<Result<()>> {
         }
     });
     each.collect()
+}
+
+/// Something in a bucket that an archive is or becomes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListedObject {
+    /// The archive.
+    pub address: ObjectAddress,
+    /// Bytes of the object.
+    pub bytes: u64,
+    /// What the store calls this version of it, where its lists say so.
+    pub version: Option<String>,
+    /// Whether it is not there yet, and somebody has begun to upload it.
+    pub is_partial: bool,
 }
 
 /// The error where something else lies under an archive's name than was looked at.

@@ -3,23 +3,10 @@
 
 use std::sync::Arc;
 
-use super::{ArchiveLabel, Medium, ObjectAddress, PartialArchive, Resumed};
+use super::{ArchiveLabel, ListedObject, Medium, ObjectAddress, PartialArchive, Resumed};
 use virtfold_archive::source::Source;
 use virtfold_archive::stream::Cancel;
 use virtfold_base::error::{Error, ErrorKind, Result};
-
-/// Something in a bucket that an archive is or becomes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ListedObject {
-    /// The archive.
-    pub address: ObjectAddress,
-    /// Bytes of the object.
-    pub bytes: u64,
-    /// What the store calls this version of it, where its lists say so.
-    pub version: Option<String>,
-    /// Whether it is not there yet.
-    pub is_partial: bool,
-}
 
 fn absent<T>(address: &ObjectAddress) -> Result<T> {
     Err(Error::new(

@@ -62,7 +62,7 @@ pub trait DurableMarks: Debug + Send + Sync {
     fn note(&self, mark: &DurableMark);
 
     /// What is there could not be taken away when the medium failed: another process may go on with it.
-    fn partial_archives(&self);
+    fn left_behind(&self);
 }
 
 /// What a broken-off medium has left, by its marks.

@@ -3,7 +3,7 @@
 //! What is damaged is found by the copies and the digests at an archive's end, so a pass that reads it once
 //! and keeps nothing saves less than one that can go back.
 //!
-//! Imports: `error`, `spool`; `archive` (the trait `ReadAt`).
+//! Imports: `error`, `spill_log`; `archive` (the trait `ReadAt`).
 
 use std::io::{self, Read};
 use std::path::PathBuf;

@@ -85,7 +85,7 @@ pub struct EventBridge {
 
 impl std::fmt::Debug for EventBridge {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Intake").field("known", &self.known).finish_non_exhaustive()
+        f.debug_struct("EventBridge").field("known", &self.known).finish_non_exhaustive()
     }
 }
 

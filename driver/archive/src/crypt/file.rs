@@ -9,7 +9,7 @@ use super::Identities;
 use super::decrypting_reader::DecryptingReader;
 use super::open_envelope::{FileKind, PROBE, kind_of};
 use super::payload::Payload;
-use super::reader_pool::{PlainOffset, ReaderPool};
+use super::reader_pool::{FileCursor, ReaderPool};
 use crate::end_on_device;
 use crate::source::{Prefix, Source};
 use crate::stream::{ReadAt, end_before_zeros, end_of_content, tell_zeros};
@@ -44,7 +44,7 @@ impl ArchiveFile {
     /// opens it; Damaged, Incomplete or Unsupported, where the beginning of the age file is.
     pub fn salvage(file: Arc<dyn Source>, identities: &Identities) -> Result<Self> {
         let mut first = Vec::with_capacity(PROBE);
-        let probe = PlainOffset::new(&file).take(PROBE as u64).read_to_end(&mut first);
+        let probe = FileCursor::new(&file).take(PROBE as u64).read_to_end(&mut first);
         probe.at(|| format!("cannot read '{}'", file.name()))?;
         let (file, pool) = match kind_of(&first, file.name())? {
             FileKind::Plain => (bare(file)?, None),
@@ -89,7 +89,7 @@ impl ArchiveFile {
     /// # Errors
     /// As [`ArchiveFile::salvage`].
     pub fn front_to_back(&self) -> Result<impl Read + Send + use<>> {
-        DecryptingReader::open(PlainOffset::new(&self.file), self.file.name(), &self.identities)
+        DecryptingReader::open(FileCursor::new(&self.file), self.file.name(), &self.identities)
     }
 }
 

@@ -1,8 +1,8 @@
 //! Encryption: an archive as a standard age v1 file (<https://age-encryption.org/v1>), between the archive
 //! and the medium.
 //!
-//! Writing ([`PieceCipher`], by `virtfold_medium::Encrypting`): a medium that encrypts what it is given to
-//! the [`Recipients`], all of them X25519 public keys, and hands it on. The host that writes holds no key
+//! Writing ([`PieceCipher`], by `virtfold_medium::EncryptingMedium`): a medium that encrypts what it is given
+//! to the [`Recipients`], all of them X25519 public keys, and hands it on. The host that writes holds no key
 //! that could read. Reading: [`ArchiveFile`] is an archive in a file, encrypted or not, to be read at any
 //! place; [`DecryptingReader`] one that comes front to back. Both see by the first bytes whether it is
 //! encrypted, and open it with the [`Identities`].
@@ -20,7 +20,7 @@
 //! bound on the header, the pool of readers that makes a reader of one place one of many, and the words for
 //! what goes wrong.
 //!
-//! Imports: `error`, `archive` (the traits `Sink`, `ReadAt`), `medium`.
+//! Imports: `error`, and of this crate the traits `Sink` and `ReadAt`.
 
 mod decrypting_reader;
 mod envelope;

@@ -62,7 +62,7 @@ impl Payload {
     /// Those of opening it, and of reading it.
     pub(super) fn end_in(file: &Arc<dyn Source>, identities: &Identities) -> Result<Option<u64>> {
         let payload =
-            Self::open(BufReader::new(reader_pool::PlainOffset::new(file)), file.name(), identities)?;
+            Self::open(BufReader::new(reader_pool::FileCursor::new(file)), file.name(), identities)?;
         let count = file.len().saturating_sub(payload.head) / SEALED_LEN as u64;
         let (mut known, mut unknown) = (0, count);
         while known < unknown {

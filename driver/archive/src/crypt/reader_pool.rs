@@ -19,18 +19,18 @@ use virtfold_base::error::{Error, ErrorKind, Result};
 
 /// A file with a place of its own in it.
 #[derive(Debug)]
-pub(super) struct PlainOffset {
+pub(super) struct FileCursor {
     file: Arc<dyn Source>,
     at: u64,
 }
 
-impl PlainOffset {
+impl FileCursor {
     pub(super) fn new(file: &Arc<dyn Source>) -> Self {
         Self { file: Arc::clone(file), at: 0 }
     }
 }
 
-impl Read for PlainOffset {
+impl Read for FileCursor {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         // A file that grows has no more bytes than when it was opened.
         let left = usize::try_from(self.file.len().saturating_sub(self.at)).unwrap_or(usize::MAX);
@@ -42,7 +42,7 @@ impl Read for PlainOffset {
     }
 }
 
-impl Seek for PlainOffset {
+impl Seek for FileCursor {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
         let place = match to {
             SeekFrom::Start(at) => Some(at),
@@ -57,13 +57,13 @@ impl Seek for PlainOffset {
 
 /// A reader of the crate, and the place in the plain bytes where it stands.
 struct PooledReader {
-    stream: StreamReader<BufReader<HeaderReader<PlainOffset>>>,
+    stream: StreamReader<BufReader<HeaderReader<FileCursor>>>,
     at: u64,
 }
 
 impl PooledReader {
     fn open(file: &Arc<dyn Source>, identities: &Identities) -> Result<Self> {
-        Ok(Self { stream: unlock(PlainOffset::new(file), file.name(), identities)?, at: 0 })
+        Ok(Self { stream: unlock(FileCursor::new(file), file.name(), identities)?, at: 0 })
     }
 
     /// Fills `buf`, which is not empty and ends before the last proven byte.
@@ -105,7 +105,7 @@ impl ReaderPool {
         let (len, end) = match reader.stream.seek(SeekFrom::End(0)) {
             Ok(len) => (len, None),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => (
-                whole_pieces(file.as_ref(), header_len(PlainOffset::new(&file), file.name())?),
+                whole_pieces(file.as_ref(), header_len(FileCursor::new(&file), file.name())?),
                 Some(end_unproven(file.name())),
             ),
             Err(error) => return Err(Error::io(format!("cannot read '{}'", file.name()), error)),

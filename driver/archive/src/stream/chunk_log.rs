@@ -4,7 +4,7 @@
 //! seek table, and where in the archive it ends). They are the chunk's record; a [`ChunkLog`] is told of
 //! each.
 //!
-//! Imports: `error`, `spool`.
+//! Imports: `error`, `spill_log`.
 
 use super::digest::Digest;
 use super::frame::{FRAME, FrameHeader, HEADER_LEN, STORED_MAX, Unpacker};

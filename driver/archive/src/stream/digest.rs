@@ -1,6 +1,6 @@
 //! The digest of one chunk, and the list of all of them.
 //!
-//! Imports: `error`, `spool`.
+//! Imports: `error`, `spill_log`.
 
 use std::fmt;
 use std::str::FromStr;

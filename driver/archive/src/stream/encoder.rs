@@ -106,7 +106,7 @@ impl<'a> Encoder<'a> {
         let stored = match &mut self.compressor {
             None => 0,
             Some(compressor) => {
-                let named = FrameSizes { archive_id: self.options.archive_id, number, at, digest };
+                let named = FrameIdentity { archive_id: self.options.archive_id, number, at, digest };
                 compress(compressor, &named, chunk, output)?
             }
         };
@@ -115,7 +115,7 @@ impl<'a> Encoder<'a> {
 }
 
 /// What a header says besides what compression finds out.
-struct FrameSizes {
+struct FrameIdentity {
     archive_id: Uuid,
     number: u64,
     at: StreamOffset,
@@ -126,7 +126,7 @@ struct FrameSizes {
 /// behind the room for the header, so that both go to the sink in one piece.
 fn compress(
     compressor: &mut zstd::bulk::Compressor<'static>,
-    named: &FrameSizes,
+    named: &FrameIdentity,
     chunk: &[u8],
     output: &mut [u8],
 ) -> Result<usize> {

@@ -11,7 +11,7 @@
 //! most), never by the stream; no length from an archive is believed before it is bounded; an error of any
 //! thread ends all of them and is returned as it is.
 //!
-//! Imports: `units`, `error`, `spool`, `packed`.
+//! Imports: `units`, `error`, `spill_log`, `packed`.
 
 mod buffer;
 mod chunk;
@@ -53,6 +53,7 @@ pub use frame::FRAME;
 pub use padding::{end_before_zeros, end_of_content, tell_zeros};
 pub use random::RandomStream;
 pub(crate) use random::{carrier_of, end_of_frames};
+pub use reorder::Reorder;
 pub(crate) use seek_table::SEEKABLE_MAGIC;
 pub use sequential::read_pipe;
 pub use writer::{StreamWriter, write_stream, write_stream_from};
@@ -171,11 +172,14 @@ pub fn check_cancel(cancel: &AtomicBool) -> Result<()> {
 
 /// Runs `work` and turns a panic, which is a defect of virtfold, into an error that the other threads can be
 /// ended with.
-fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+///
+/// # Errors
+/// Those of `work`; Internal for a panic.
+pub fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|_| Err(panicked()))
 }
 
 fn panicked() -> Error {
-    Error::new(ErrorKind::Internal, "a thread of the archive's stream panicked")
+    Error::new(ErrorKind::Internal, "a thread panicked")
         .with_hint("this is a defect of virtfold; please report it with the lines above")
 }

@@ -232,7 +232,7 @@ impl<'a> RandomStream<'a> {
                     delivered += 1;
                     slots.extend(next.slot);
                 }
-                if sent > delivered + order.len() {
+                if sent > delivered + order.waiting() {
                     let next: DecodedChunk = done.recv().map_err(|_| panicked())??;
                     order.put(next.number, next);
                 }

@@ -6,7 +6,7 @@
 //! frame's header, which no flipped byte leaves so. Behind frames that were read one by one it is compared
 //! with the table that they would give ([`SeekTableCheck`]).
 //!
-//! Imports: `units`, `error`, `spool`.
+//! Imports: `units`, `error`, `spill_log`.
 
 use virtfold_base::error::Result;
 use virtfold_base::spill_log::SpillLog;

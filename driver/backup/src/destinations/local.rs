@@ -7,10 +7,10 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde_json::Value;
 use virtfold_archive::crypt::Identities;
-use virtfold_base::error::{Error, ErrorKind, Result};
+use virtfold_base::error::{Error, ErrorKind, Result, WireError};
 use virtfold_base::partial_file;
 use virtfold_catalog::destination_name;
-use virtfold_medium::process::{MediumReply, MediumRequest, ProbeReply, WireError};
+use virtfold_medium::process::{MediumReply, MediumRequest, ProbeReply};
 use virtfold_medium::{
     self as medium, ArchiveLabel, FileMedium, Location, Medium, PartialArchive, PipeMedium, Resumed,
     TapeAddress, mount_point, object,
@@ -64,7 +64,7 @@ impl MediumAccess for LocalMedia {
                             some.iter().map(|one| (one.location.clone(), one.bytes)).collect();
                         let failed = medium::remove(&wanted).into_iter().map(std::result::Result::err);
                         failed
-                            .map(|failed| value(&failed.as_ref().map(WireError::of)))
+                            .map(|failed| value(&failed.as_ref().map(WireError::from)))
                             .try_for_each(|item| take(item?))?;
                     }
                     Ok(())
@@ -102,7 +102,7 @@ impl LocalMedia {
                 Box::new(FileMedium::create(&directory.join(&label.name))?)
             }
             Location::Object(address) => object::create(address, label, to.cancel)?,
-            Location::Tape(address) => Box::new(self.drive(address, to).begin(&label.name, to.cancel)?),
+            Location::Tape(address) => Box::new(self.drive(address, to).begin(&label.name)?),
         })
     }
 
@@ -112,7 +112,7 @@ impl LocalMedia {
             Location::Object(address) => object::reopen(address, label, to.cancel, left),
             Location::Pipe => Ok(Resumed::NotPossible("a pipe is gone with its process".to_owned())),
             Location::Tape(address) => {
-                let resumed = self.drive(address, to).resume(&label.name, to.cancel)?;
+                let resumed = self.drive(address, to).resume(&label.name)?;
                 Ok(match resumed {
                     Ok((tape, at)) => Resumed::From(Box::new(tape), at),
                     Err(why) => Resumed::NotPossible(why),

@@ -24,10 +24,10 @@ use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 use virtfold_archive::stream::Cancel;
-use virtfold_base::error::{Error, ErrorKind, Result};
-use virtfold_catalog::Catalog;
+use virtfold_base::error::{Error, ErrorKind, Result, WireError};
+use virtfold_catalog::{Catalog, destination_name};
 use virtfold_medium::mount_point::MountPoint;
-use virtfold_medium::process::{MediumReply, MediumRequest, ProbeReply, StoredArchive, WireError};
+use virtfold_medium::process::{MediumReply, MediumRequest, ProbeReply, StoredArchive};
 use virtfold_medium::{ArchiveLabel, FanOut, Location, Medium, PartialArchive, Resumed};
 
 pub use self::local::LocalMedia;
@@ -187,6 +187,10 @@ impl<'a> Destinations<'a> {
     /// # Errors
     /// It can't be queried, or is an invalid name for the catalog; the medium does not answer.
     pub fn name(&self, location: &Location) -> Result<String> {
+        // Only a directory's has to be looked up at the medium.
+        if location.path().is_none() {
+            return destination_name(location);
+        }
         match self.ask(location, MediumRequest::Name)? {
             ProbeReply::Name(name) => Ok(name),
             _ => Err(unexpected(location)),
@@ -236,8 +240,7 @@ impl<'a> Destinations<'a> {
     /// The location, where it is one whose archive another process can resume.
     pub fn resumable(&self) -> Option<&Location> {
         match self.locations.as_slice() {
-            [Location::Pipe] => None,
-            [location] => Some(location),
+            [location] if *location != Location::Pipe => Some(location),
             _ => None,
         }
     }
@@ -280,7 +283,7 @@ impl<'a> Destinations<'a> {
         Ok(all)
     }
 
-    /// Removes archives of a location, in their order. `done` gets the number of each and what came of it.
+    /// Removes archives of a location, in their order. `done` gets what came of each.
     ///
     /// # Errors
     /// The medium does not answer: of those that `done` did not get nobody knows.
@@ -288,16 +291,19 @@ impl<'a> Destinations<'a> {
         &self,
         location: &Location,
         archives: &[StoredArchive],
-        done: &mut dyn FnMut(usize, Result<()>),
+        done: &mut dyn FnMut(Result<()>),
     ) -> Result<()> {
-        let mut number = 0;
         for some in archives.chunks(REMOVED_AT_ONCE) {
             let request = MediumRequest::Remove(some.to_vec());
+            let mut answered = 0;
             self.items(location, request, &mut |failure: Option<WireError>| {
-                done(number, failure.map_or(Ok(()), |failure| Err(failure.into_error())));
-                number += 1;
+                done(failure.map_or(Ok(()), |failure| Err(failure.into())));
+                answered += 1;
                 Ok(())
             })?;
+            if answered != some.len() {
+                return Err(unexpected(location));
+            }
         }
         Ok(())
     }

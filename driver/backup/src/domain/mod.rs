@@ -18,8 +18,8 @@
 //! The archive's head is written before the guest comes back, so it says how the guest was frozen; the
 //! longest pause, at a pivot, is in the report alone.
 //!
-//! Imports: `error`, `image`, `archive`, `hypervisor`, and of this crate `plan`, `guest`, `backup`, `resume`,
-//! `destinations`, `attachments`; `virtfold_hooks` (guards).
+//! Imports: `error`, `image`, `archive`, `hypervisor`, and of this crate `plan`, `freeze`, `session`,
+//! `resume`, `destinations`, `attachments`; `virtfold_hooks` (start locks).
 
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -127,8 +127,8 @@ impl BackupSession<'_> {
         let host = request.host;
         self.control.progress.enter("planning", 0);
         let info = host.hypervisor.lookup(request.domain)?;
-        if let Some(went_on) = resume_session::go_on(self, request, info.id)? {
-            return Ok(resume_session(went_on, info.name, started));
+        if let Some(resumed) = resume_session::resume(self, request, info.id)? {
+            return Ok(resumed_report(resumed, info.name, started));
         }
         let recovered = recover_first(host, info.id)?;
         discard_records(host, &self.state.state, self.destinations)?;
@@ -162,8 +162,8 @@ impl BackupSession<'_> {
 }
 
 /// The report of a backup that went on with an earlier one.
-fn resume_session(went_on: ResumeOutcome, domain: String, started: Instant) -> DomainReport {
-    let ResumeOutcome { done, job } = went_on;
+fn resumed_report(resumed: ResumeOutcome, domain: String, started: Instant) -> DomainReport {
+    let ResumeOutcome { done, job } = resumed;
     DomainReport {
         domain,
         uuid: job.domain.0,

@@ -24,8 +24,8 @@ pub(super) struct ResumeOutcome {
     pub(super) job: FreezeSession,
 }
 
-/// Goes on with the broken-off backup of a domain; nothing, where there is none, or it can't be resumed.
-pub(super) fn go_on(
+/// Resumes the interrupted backup of a domain; nothing, where there is none, or it can't be resumed.
+pub(super) fn resume(
     session: &BackupSession<'_>,
     request: &DomainRequest<'_>,
     domain: DomainId,

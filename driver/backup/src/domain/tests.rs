@@ -162,8 +162,8 @@ impl Sink for Dying {
 }
 
 impl Medium for Dying {
-    fn detach(&mut self, notes: Arc<dyn DurableMarks>) -> bool {
-        self.inner.detach(notes)
+    fn report_marks(&mut self, notes: Arc<dyn DurableMarks>) -> bool {
+        self.inner.report_marks(notes)
     }
 
     fn sync(&mut self) -> Result<()> {

@@ -13,9 +13,9 @@
 //! and nothing more.
 //!
 //! Parts: `domain_view` (what is there now), `start` (no earlier job is open), `snapshot`, `take_over`,
-//! `free_space_monitor` (room on the host while the copy runs), `home/` (decide, live commit and pivot,
-//! commit at rest, the end of overlays), `recover`, `offline`, `watchdog_process` (the pause's guard as a
-//! process).
+//! `free_space_monitor` (room on the host while the copy runs), `unfreeze/` (decide, live commit and
+//! pivot, offline commit, the end of overlays), `recover`, `offline`, `watchdog_process` (the pause's guard
+//! as a process).
 //!
 //! Imports: `error`, `catalog`, `hypervisor`, and this crate's [`Control`].
 

@@ -291,13 +291,13 @@ fn freeze(
 /// the guard's.
 fn thaw(homing: &mut Unfreeze<'_>, report: &mut FreezeReport) -> Result<()> {
     let name = homing.job.name.clone();
-    let thawed = unfreeze_with_retries(homing).map_err(|error| {
+    let thawed = thaw_with_retries(homing).map_err(|error| {
         let message = format!("the file systems of domain '{name}' may still be frozen: its agent does not thaw them");
         error.within(message).with_hint(format!(
             "make sure that qemu-guest-agent runs in the guest, then run `virtfold recover {name}`, which thaws them (or `virsh domfsthaw {name}`)"
         ))
     })?;
-    if let ReleaseOutcome::WithoutConfigRepair(error) = thawed {
+    if let ReleaseOutcome::DespiteAgentError(error) = thawed {
         // A program in the guest may not have got what it needs to go on, so nobody says that this copy is a
         // clean one.
         report.quiesced = false;
@@ -319,7 +319,7 @@ fn thaw(homing: &mut Unfreeze<'_>, report: &mut FreezeReport) -> Result<()> {
 }
 
 /// Tries for a while: a service that died of the freeze is started again.
-fn unfreeze_with_retries(homing: &Unfreeze<'_>) -> Result<ReleaseOutcome> {
+fn thaw_with_retries(homing: &Unfreeze<'_>) -> Result<ReleaseOutcome> {
     let host = homing.host;
     let until = Instant::now() + host.pace.poll * THAW_POLLS;
     let mut attempts = 1;

@@ -40,7 +40,7 @@ pub struct FreeSpace {
 
 /// What was found.
 #[derive(Clone, Debug, Default)]
-pub(super) struct OverlayFileSystem {
+pub(super) struct FreeSpaceFindings {
     pub(super) rooms: Vec<FreeSpace>,
     pub(super) obstacles: Vec<Finding>,
     pub(super) notes: Vec<String>,
@@ -56,9 +56,9 @@ pub(super) fn look(
     disks: &[PlannedDisk],
     files: &dyn HostFiles,
     context: &PlanContext<'_>,
-) -> Result<OverlayFileSystem> {
+) -> Result<FreeSpaceFindings> {
     let min_free = context.options.min_free;
-    let mut found = OverlayFileSystem::default();
+    let mut found = FreeSpaceFindings::default();
     let mut rooms: BTreeMap<u64, FreeSpace> = BTreeMap::new();
     for disk in disks {
         let (Some(overlay), Some(bytes)) = (&disk.overlay, disk.overlay_estimate) else { continue };

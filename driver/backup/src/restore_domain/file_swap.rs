@@ -15,13 +15,13 @@
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, Mode, OFlags, RenameFlags};
+use rustix::fs::{FileType, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
 
 use super::target_paths::{PathOccupant, TargetPath};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 use virtfold_base::partial_file::{self, Overwrite};
-use virtfold_base::safe_path::{self, Directory};
+use virtfold_base::safe_path::{self, Directory, identity};
 
 /// How far one of them is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -196,40 +196,49 @@ impl SwapEntry {
     }
 
     fn advance(&mut self) -> Result<()> {
-        self.expect_ours()?;
+        let ours = self.expect_ours()?;
         if self.found == PathOccupant::Nothing {
             partial_file::rename(&self.directory, &self.staged, &self.to, Overwrite::Refuse)?;
             self.state = SwapState::Placed;
-            return Ok(());
+        } else {
+            if self.found == PathOccupant::File {
+                self.take_owner(ours)?;
+            }
+            self.exchange()?;
+            self.state = SwapState::Exchanged;
         }
-        if self.found == PathOccupant::File {
-            self.take_owner()?;
+        // By then another file may have had the hidden name.
+        match self.find(&self.to)? {
+            Some(placed) if identity(&placed) == ours => Ok(()),
+            _ => Err(self.not_ours(&self.to)),
         }
-        self.exchange()?;
-        self.state = SwapState::Exchanged;
-        Ok(())
     }
 
-    /// What is about to be put in place was made by this process's user, and has no other name.
-    fn expect_ours(&self) -> Result<()> {
-        let staged = self.path(&self.staged);
-        let found =
-            self.directory.find(&self.staged).at(|| format!("cannot examine '{}'", staged.display()))?;
+    /// What is about to be put in place, by device and inode: it was made by this process's user, and has no
+    /// other name.
+    fn expect_ours(&self) -> Result<(u64, u64)> {
         let user = rustix::process::geteuid().as_raw();
-        let is_ours = found.is_some_and(|found| match safe_path::kind(&found) {
+        let is_ours = |found: &Stat| match safe_path::kind(found) {
             FileType::RegularFile => found.st_uid == user && found.st_nlink == 1,
             FileType::Directory => found.st_uid == user,
             _ => false,
-        });
-        if is_ours {
-            return Ok(());
-        }
+        };
+        let found = self.find(&self.staged)?.filter(is_ours);
+        found.as_ref().map(identity).ok_or_else(|| self.not_ours(&self.staged))
+    }
+
+    fn find(&self, name: &OsStr) -> Result<Option<Stat>> {
+        self.directory.find(name).at(|| format!("cannot examine '{}'", self.path(name).display()))
+    }
+
+    fn not_ours(&self, name: &OsStr) -> Error {
+        let path = self.path(name);
         let what =
-            format!("'{}' is not what was restored: it was renamed or replaced meanwhile", staged.display());
+            format!("'{}' is not what was restored: it was renamed or replaced meanwhile", path.display());
         let folder = self.directory.path().display();
-        Err(Error::new(ErrorKind::Denied, what).with_hint(format!(
+        Error::new(ErrorKind::Denied, what).with_hint(format!(
             "another process that may write to '{folder}' did that; restore to a directory of your own"
-        )))
+        ))
     }
 
     fn back(&mut self) -> Result<()> {
@@ -275,17 +284,21 @@ impl SwapEntry {
         done.at(|| format!("cannot put '{}' into its place", self.path(&self.to).display()))
     }
 
-    fn take_owner(&self) -> Result<()> {
+    /// Gives the new file, which is `ours`, owner and mode of the old one.
+    fn take_owner(&self, ours: (u64, u64)) -> Result<()> {
         let (to, staged) = (self.path(&self.to), self.path(&self.staged));
-        let examining = |path: &Path| format!("cannot examine '{}'", path.display());
+        let examining = || format!("cannot examine '{}'", staged.display());
         let new = self.directory.open_file(&self.staged, OFlags::RDONLY | OFlags::NONBLOCK);
-        let new = new.at(|| examining(&staged))?;
-        let had = self.directory.find(&self.to).at(|| examining(&to))?;
+        let new = new.at(examining)?;
+        let is = rustix::fs::fstat(&new).at(examining)?;
+        if identity(&is) != ours {
+            return Err(self.not_ours(&self.staged));
+        }
+        let had = self.find(&self.to)?;
         // It is gone, or a link by now: the exchange says so, or replaces it.
         let Some(old) = had.filter(|old| safe_path::kind(old) == FileType::RegularFile) else {
             return Ok(());
         };
-        let is = rustix::fs::fstat(&new).at(|| examining(&staged))?;
         if (old.st_uid, old.st_gid) != (is.st_uid, is.st_gid) {
             std::os::unix::fs::fchown(&new, Some(old.st_uid), Some(old.st_gid))
                 .at(|| format!("cannot give '{}' the owner of '{}'", staged.display(), to.display()))?;

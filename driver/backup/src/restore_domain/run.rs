@@ -1,7 +1,6 @@
 //! Doing what the plan says, in the order that the room's description gives.
 
 use std::io::Read;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::time::Instant;
 
@@ -19,7 +18,7 @@ use crate::restore::{self, RestoreReport, RestoreRequest, Selection};
 use crate::{Control, start_lock};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 use virtfold_base::partial_file::{Overwrite, PartialFile};
-use virtfold_base::safe_path::Directory;
+use virtfold_base::safe_path::Entry;
 use virtfold_hypervisor::{DomainId, DomainState, HypervisorError, StartMode, XmlView};
 use virtfold_medium::Location;
 
@@ -188,12 +187,14 @@ fn write_file(file: &NewFile, switch: &mut FileSwap) -> Result<()> {
     match &file.content {
         FileContent::File(bytes) => write_new(&staged, bytes),
         FileContent::Directory(files) => {
-            let made = std::fs::DirBuilder::new().mode(0o700).create(&staged);
-            made.at(|| format!("cannot make the directory '{}'", staged.display()))?;
+            let making = || format!("cannot make the directory '{}'", staged.display());
+            let entry = Entry::locate(&staged).at(making)?;
+            entry.directory().make_directory(entry.name(), 0o700).at(making)?;
             for (name, bytes) in files {
                 write_new(&staged.join(name), bytes)?;
             }
-            let synced = Directory::open(&staged).and_then(|directory| directory.sync());
+            let made = entry.directory().open_directory(entry.name());
+            let synced = made.and_then(|directory| directory.sync());
             synced.at(|| format!("cannot sync the directory '{}'", staged.display()))
         }
     }

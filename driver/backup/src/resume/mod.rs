@@ -20,7 +20,7 @@
 //! devices as sources, which don't tell when they were written to. What a tape has of an archive the catalog
 //! knows, and no mark is kept of it.
 //!
-//! Imports: `error`, `archive`, `crypt`, `medium`, and of this crate `destinations`, `disks`.
+//! Imports: `error`, `archive`, `crypt`, `medium`, and of this crate `destinations`, `folded_disk`.
 
 mod fingerprint;
 mod key_store;
@@ -205,7 +205,7 @@ impl ResumeContext<'_> {
                 tracing::warn!("resuming '{name}' at {}", Human(at));
                 let SavedRecord { record, head, attachments, rows, log, .. } = saved;
                 let envelope = envelope.ok().flatten();
-                medium.detach(Arc::clone(&record.notes) as Arc<dyn DurableMarks>);
+                medium.report_marks(Arc::clone(&record.notes) as Arc<dyn DurableMarks>);
                 let (at, record) = (Some(at), Some(record));
                 let saved = Some(SavedArchive { head, attachments });
                 Ok(Some(OpenArchive { medium, envelope, saved, rows, log, at, record }))
@@ -259,7 +259,7 @@ impl ResumeContext<'_> {
             Ok((record, log))
         });
         match begun {
-            Ok((record, log)) if medium.detach(Arc::clone(&record.notes) as Arc<dyn DurableMarks>) => {
+            Ok((record, log)) if medium.report_marks(Arc::clone(&record.notes) as Arc<dyn DurableMarks>) => {
                 (Some(record), log)
             }
             Ok(_) => Default::default(),
@@ -280,7 +280,7 @@ fn envelope_of(saved: &SavedRecord) -> std::result::Result<Option<Envelope>, Str
     }
 }
 
-/// The archive that a dead process was writing for a job, if there is one to `places`.
+/// The archive that a dead process was writing for a freeze session, if there is one.
 ///
 /// # Errors
 /// The state directory can't be read.

@@ -131,7 +131,7 @@ impl DurableMarks for DurableMarkFile {
         }
     }
 
-    fn partial_archives(&self) {
+    fn left_behind(&self) {
         self.left.store(true, Ordering::Relaxed);
     }
 }

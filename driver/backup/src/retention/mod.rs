@@ -15,7 +15,8 @@
 //! archive that can't be read, whose name says that it is of the same subject, keeps everything that is
 //! older, for it may rest on it.
 //!
-//! Imports: `error`, `catalog`, `crypt`, `medium`, `archive` (the head), and of this crate `inspect`.
+//! Imports: `error`, `catalog`, `medium`, `archive` (the head), and of this crate `destinations`, `inspect`,
+//! `session`.
 
 mod groups;
 mod policy;

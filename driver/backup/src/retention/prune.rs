@@ -407,7 +407,7 @@ impl Removal<'_> {
         let stored: Vec<StoredArchive> = stored.map(|decided| decided.found.stored.clone()).collect();
         let mut failures = Vec::with_capacity(stored.len());
         if self.unanswered.is_none() && !stored.is_empty() {
-            let asked = self.destinations.remove(self.place, &stored, &mut |_, done| {
+            let asked = self.destinations.remove(self.place, &stored, &mut |done| {
                 failures.push(done.as_ref().err().map(PruneFailure::from));
             });
             self.unanswered = asked.err().as_ref().map(PruneFailure::from);

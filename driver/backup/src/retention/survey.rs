@@ -224,7 +224,11 @@ pub fn fill_catalog(place: &str, listed: &[ListedArchive], catalog: &Catalog) ->
         let name = name.clone().ok_or_else(|| no_name(&stored.location))?;
         seen.push(name.clone());
         match (&glance.head, glance.status) {
-            (Some(head), ArchiveStatus::Complete) => copies.push(copy(facts(head)?, (name, place), glance)),
+            (Some(head), ArchiveStatus::Complete) => {
+                let (bytes, root) = (glance.bytes, glance.root.clone());
+                let stored = StoredBytes { bytes, root, encrypted: glance.encrypted };
+                copies.push(facts(head)?.copy(name, place, stored));
+            }
             (_, ArchiveStatus::Encrypted) => {
                 match catalog.copy(&name)?.filter(|copy| is_same(copy, glance.bytes)) {
                     Some(copy) => copies.push(copy),
@@ -247,20 +251,30 @@ fn no_name(location: &Location) -> Error {
     Error::new(ErrorKind::Usage, message).with_hint("rename the directory")
 }
 
-fn copy(facts: ArchiveFacts, (name, place): (String, &str), glance: &ArchiveSummary) -> BackupCopy {
-    BackupCopy {
-        name,
-        place: place.to_owned(),
-        archive: facts.id,
-        owner: facts.owner,
-        source: facts.source,
-        host: facts.host,
-        created: facts.created,
-        parent: facts.parent,
-        bytes: glance.bytes,
-        root: glance.root.clone(),
-        encrypted: glance.encrypted,
-        job: None,
+/// What the medium has of an archive.
+struct StoredBytes {
+    bytes: u64,
+    root: Option<String>,
+    encrypted: bool,
+}
+
+impl ArchiveFacts {
+    /// The catalog's row of the copy that is called `name`, at the destination `place`.
+    fn copy(self, name: String, place: &str, stored: StoredBytes) -> BackupCopy {
+        BackupCopy {
+            name,
+            place: place.to_owned(),
+            archive: self.id,
+            owner: self.owner,
+            source: self.source,
+            host: self.host,
+            created: self.created,
+            parent: self.parent,
+            bytes: stored.bytes,
+            root: stored.root,
+            encrypted: stored.encrypted,
+            job: None,
+        }
     }
 }
 
@@ -306,20 +320,9 @@ fn good_copy(
         }
         _ => archive.to_owned(),
     };
-    Ok(BackupCopy {
-        name,
-        place: known.to_owned(),
-        archive: facts.id,
-        owner: facts.owner,
-        source: facts.source,
-        host: facts.host,
-        created: facts.created,
-        parent: facts.parent,
-        bytes: report.archive_bytes,
-        root: Some(report.root.clone()),
-        encrypted: report.encrypted,
-        job: job.map(ToOwned::to_owned),
-    })
+    let (bytes, root) = (report.archive_bytes, Some(report.root.clone()));
+    let stored = StoredBytes { bytes, root, encrypted: report.encrypted };
+    Ok(BackupCopy { job: job.map(ToOwned::to_owned), ..facts.copy(name, known, stored) })
 }
 
 #[cfg(test)]

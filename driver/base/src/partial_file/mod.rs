@@ -240,7 +240,7 @@ impl PartialFile {
         let looking = || format!("cannot look at '{}'", path.display());
         let there = self.directory.find(file_name(path)).at(looking)?;
         let identity = self.identity()?;
-        if there.is_some_and(|there| (there.st_dev, there.st_ino) == identity) {
+        if there.is_some_and(|there| safe_path::identity(&there) == identity) {
             return Ok(());
         }
         let what = match there {
@@ -249,7 +249,8 @@ impl PartialFile {
         };
         let folder = parent(path).display();
         Err(Error::new(ErrorKind::Denied, what).with_hint(format!(
-            "another process that may write to '{folder}' has renamed or replaced it: do not use what is there; let the directory belong to who runs this,              and run it again"
+            "another process that may write to '{folder}' has renamed or replaced it: do not use what is there; let the directory belong to who runs this, \
+             and run it again"
         )))
     }
 
@@ -302,7 +303,7 @@ pub fn remove_partial(temporary: &Path, identity: (u64, u64)) {
     let Ok(directory) = Directory::open(parent(temporary)) else { return };
     let name = file_name(temporary);
     let is_it = |found: &rustix::fs::Stat| {
-        safe_path::kind(found) == FileType::RegularFile && (found.st_dev, found.st_ino) == identity
+        safe_path::kind(found) == FileType::RegularFile && safe_path::identity(found) == identity
     };
     if directory.find(name).unwrap_or_default().is_some_and(|found| is_it(&found)) {
         remove(&directory, name);
@@ -328,7 +329,7 @@ struct FlushState {
 
 impl std::fmt::Debug for FlushState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Shared")
+        f.write_str("FlushState")
     }
 }
 

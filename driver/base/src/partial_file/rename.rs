@@ -122,7 +122,7 @@ impl<'a> Placeholder<'a> {
     fn is_there(&self) -> bool {
         let empty = self.held.metadata().is_ok_and(|now| now.is_dir() || now.len() == 0);
         let found = self.directory.find(self.name).unwrap_or_default();
-        empty && found.is_some_and(|found| (found.st_dev, found.st_ino) == self.identity)
+        empty && found.is_some_and(|found| safe_path::identity(&found) == self.identity)
     }
 
     /// Takes it away where it is still there; a directory that is not empty stays by itself.

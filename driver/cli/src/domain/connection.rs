@@ -25,7 +25,7 @@ pub(crate) struct ConnectFlag {
 pub(crate) struct Connection {
     /// The hypervisor.
     pub(crate) hypervisor: Box<dyn Hypervisor>,
-    /// How a guard process reaches the same one.
+    /// How a watchdog process reaches the same one.
     pub(crate) uri: String,
 }
 

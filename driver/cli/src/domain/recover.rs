@@ -46,7 +46,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<ExitStatus> {
     let connection = args.connect.open()?;
     let state = args.state.path_of(args.connect.whose())?;
-    let journal: Box<dyn Journal> = match args.dry_run && NoCatalog::for_missing(&state) {
+    let journal: Box<dyn Journal> = match args.dry_run && NoCatalog::is_missing(&state) {
         true => Box::new(NoCatalog),
         false => Box::new(Catalog::open(&state)?),
     };

@@ -6,9 +6,7 @@ use roxmltree::Node;
 
 use super::{child, own};
 use virtfold_base::error::{Error, ErrorKind, Result};
-
-/// Chains longer than this are refused, as by the image reader.
-const MAX_CHAIN: usize = 200;
+use virtfold_image::MAX_CHAIN;
 
 /// What the guest sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,7 +6,7 @@
 //! The XML may come out of an archive, so it is hostile: it is bounded in size and in nodes, document type
 //! definitions are refused (no entities, so no entity bombs), and no value is trusted to be a sensible path.
 //!
-//! Imports: `error`, `types`.
+//! Imports: `error`, `types`; `image` (a limit).
 
 use std::path::PathBuf;
 

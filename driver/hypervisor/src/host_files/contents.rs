@@ -42,6 +42,7 @@ fn compare(overlay: &Path, (base, format): (&Path, &str)) -> Result<bool> {
         return Ok(false);
     }
     let (above_table, below_table) = (above.allocation()?, below.allocation()?);
+    let (mut upper, mut lower) = (above.reader(&above_table), below.reader(&below_table));
     let (mut one, mut other) = (Vec::new(), Vec::new());
     for extent in above_table.iter() {
         let extent = extent?;
@@ -54,8 +55,8 @@ fn compare(overlay: &Path, (base, format): (&Path, &str)) -> Result<bool> {
             one.resize(len, 0);
             other.resize(len, 0);
             let at = GuestOffset::new(extent.guest.get() + done);
-            above.read(&above_table, at, &mut one)?;
-            below.read(&below_table, at, &mut other)?;
+            upper.read(at, &mut one)?;
+            lower.read(at, &mut other)?;
             if one != other {
                 return Ok(false);
             }

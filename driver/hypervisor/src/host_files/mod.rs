@@ -16,7 +16,7 @@
 //! Imports: `error`, `openers`, `safe_path`, `image`.
 
 use std::fmt::Debug;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::Read;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -29,7 +29,7 @@ use rustix::fs::{OFlags, RenameFlags};
 use super::is_our_overlay;
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 use virtfold_base::openers::{self, OpenFiles, Opened};
-use virtfold_base::safe_path::{self, Directory, Entry};
+use virtfold_base::safe_path::{self, Entry};
 
 mod contents;
 mod offline_commit;
@@ -220,18 +220,16 @@ impl HostFiles for LocalFiles {
     }
 
     fn remove(&self, path: &Path) -> Result<()> {
-        let _locked = lock_all(path)?;
-        let removing = || format!("cannot remove '{}'", path.display());
-        let directory = Directory::open(path.parent().unwrap_or(Path::new("/"))).at(removing)?;
-        directory.remove_file(path.file_name().unwrap_or_default()).at(removing)?;
+        let LockedEntry { entry, file: _locked } = lock_all(path)?;
+        let directory = entry.directory();
+        directory.remove_file(entry.name()).at(|| format!("cannot remove '{}'", path.display()))?;
         directory.sync().at(|| format!("cannot sync the directory '{}'", directory.path().display()))
     }
 
     fn quarantine(&self, path: &Path) -> Result<PathBuf> {
-        let _locked = lock_all(path)?;
+        let LockedEntry { entry, file: _locked } = lock_all(path)?;
         let doing = || format!("cannot rename '{}'", path.display());
-        let directory = Directory::open(path.parent().unwrap_or(Path::new("/"))).at(doing)?;
-        let from = path.file_name().unwrap_or_default();
+        let (directory, from) = (entry.directory(), entry.name());
         for number in 0..1000 {
             let mut to = from.to_os_string();
             to.push(if number == 0 { ".quarantined".to_owned() } else { format!(".quarantined-{number}") });
@@ -262,8 +260,7 @@ impl HostFiles for LocalFiles {
 
     fn identity(&self, path: &Path) -> Result<Option<(u64, u64)>> {
         match path.metadata() {
-            Ok(found) if found.file_type().is_block_device() => Ok(Some((found.rdev(), 0))),
-            Ok(found) => Ok(Some((found.dev(), found.ino()))),
+            Ok(found) => Ok(Some(identity_of(&found))),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(Error::io(format!("cannot look at '{}'", path.display()), e)),
         }
@@ -356,11 +353,23 @@ fn start_of(path: &Path, most: usize) -> Result<Vec<u8>> {
     Ok(start)
 }
 
+/// What tells an image from another: device and inode, of a block device its number.
+fn identity_of(found: &Metadata) -> (u64, u64) {
+    if found.file_type().is_block_device() { (found.rdev(), 0) } else { (found.dev(), found.ino()) }
+}
+
+/// A file that is locked, and where it was found.
+struct LockedEntry {
+    entry: Entry,
+    file: File,
+}
+
 /// Write locks on all of QEMU's bytes: refused when any QEMU has the file open, and none that locks can open
 /// it while the result lives.
-fn lock_all(path: &Path) -> Result<File> {
-    let file = Entry::locate(path).and_then(|entry| entry.open(OFlags::RDWR | OFlags::NONBLOCK));
-    let file = file.at(|| format!("cannot open '{}'", path.display()))?;
+fn lock_all(path: &Path) -> Result<LockedEntry> {
+    let opening = || format!("cannot open '{}'", path.display());
+    let entry = Entry::locate(path).at(opening)?;
+    let file = entry.open(OFlags::RDWR | OFlags::NONBLOCK).at(opening)?;
     let mut all = lock(libc::F_WRLCK, 100);
     all.l_len = 200;
     let taken = fcntl(&file, FcntlArg::F_OFD_SETLK(&all));
@@ -368,7 +377,7 @@ fn lock_all(path: &Path) -> Result<File> {
     if openers::of(&file)? != Opened::No {
         return Err(in_use(path));
     }
-    Ok(file)
+    Ok(LockedEntry { entry, file })
 }
 
 fn in_use(path: &Path) -> Error {

@@ -18,7 +18,7 @@
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -28,11 +28,9 @@ use serde_json::{Value, json};
 use super::sandbox::{self, GrantedAccess, Sandbox};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result, says_full};
 use virtfold_base::openers;
-use virtfold_base::safe_path::Entry;
-use virtfold_image::FileReferences;
+use virtfold_base::safe_path::{self, Entry};
+use virtfold_image::{FileReferences, MAX_CHAIN};
 
-/// Chains are followed no further.
-const MAX_CHAIN: usize = 200;
 /// A commit may take an hour, and a second for each so many bytes that the overlay has.
 const HOUR: Duration = Duration::from_secs(3600);
 const SLOWEST: u64 = 1 << 20;
@@ -68,16 +66,18 @@ impl OpenImage {
     fn open(path: &Path, format: &str, reach: GrantedAccess) -> Result<Self> {
         let opening = || format!("cannot open '{}'", path.display());
         let access = if reach == GrantedAccess::Write { OFlags::RDWR } else { OFlags::RDONLY };
-        let entry = Entry::locate(path).at(opening)?;
-        let file = entry.open(access | OFlags::NONBLOCK | OFlags::NOCTTY).at(opening)?;
+        let not_an_image = || {
+            let what = format!("'{}' is neither a regular file nor a block device", path.display());
+            Error::new(ErrorKind::BadImage, what)
+        };
+        let file = safe_path::open_image(path, access).at(opening)?.ok_or_else(not_an_image)?;
         let found = file.metadata().at(opening)?;
         let is_device = found.file_type().is_block_device();
         if !found.is_file() && !is_device {
-            let what = format!("'{}' is neither a regular file nor a block device", path.display());
-            return Err(Error::new(ErrorKind::BadImage, what));
+            return Err(not_an_image());
         }
-        let identity = if is_device { (found.rdev(), 0) } else { (found.dev(), found.ino()) };
-        Ok(Self { file, path: path.to_owned(), format: format.to_owned(), reach, identity, is_device })
+        let (path, format, identity) = (path.to_owned(), format.to_owned(), super::identity_of(&found));
+        Ok(Self { file, path, format, reach, identity, is_device })
     }
 
     /// What its header says of other files; of a raw image nothing.
@@ -199,12 +199,7 @@ fn checked_chain(request: &OfflineCommit<'_>) -> Result<Vec<OpenImage>> {
 fn expect_base(base: &OpenImage, request: &OfflineCommit<'_>) -> Result<()> {
     let Some(then) = request.identity else { return Ok(()) };
     let now = base.identity;
-    let is_same = match (then, now) {
-        ((device, 0), (now, 0)) => device == now || !is_same_boot(request.noted)?,
-        ((device, inode), (now, now_inode)) => {
-            inode == now_inode && (device == now || !is_same_boot(request.noted)?)
-        }
-    };
+    let is_same = now.1 == then.1 && (now.0 == then.0 || !is_same_boot(request.noted)?);
     if is_same {
         return Ok(());
     }
@@ -266,7 +261,7 @@ fn is_same_file(one: &Path, other: &Path) -> Result<bool> {
     }
     let found = |path: &Path| -> std::io::Result<_> {
         let found = Entry::locate(path)?.find()?;
-        Ok(found.map(|found| (found.st_dev, found.st_ino)))
+        Ok(found.map(|found| safe_path::identity(&found)))
     };
     let looking = |path: &Path| format!("cannot look at '{}'", path.display());
     let (one, other) = (found(one).at(|| looking(one))?, found(other).at(|| looking(other))?);

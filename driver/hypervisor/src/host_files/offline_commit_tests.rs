@@ -1,5 +1,6 @@
 //! QEMU's user has written into the headers of a base and an overlay, and root commits.
 
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::process::Command;
 

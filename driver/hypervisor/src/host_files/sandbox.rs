@@ -117,20 +117,26 @@ enum Identity {
 }
 
 impl Sandbox<'_> {
+    /// Whether what is started gets the images.
+    fn set_flags(&self, flags: rustix::io::FdFlags) -> Result<()> {
+        let set = |(image, _): &(&File, GrantedAccess)| rustix::io::fcntl_setfd(image, flags);
+        self.images.iter().try_for_each(set).at(|| "cannot hand an image on to qemu-img".to_owned())
+    }
+
     /// Runs it to its end.
     ///
     /// # Errors
     /// It can't be started, or not in this way; it took too long.
     pub(super) fn run(&self) -> Result<Ended> {
         let identity = self.identity()?;
-        for (image, _) in &self.images {
-            let inherited = rustix::io::fcntl_setfd(image, rustix::io::FdFlags::empty());
-            inherited.at(|| "cannot hand an image on to qemu-img".to_owned())?;
-        }
-        let (mut child, said) = std::thread::scope(|scope| {
+        self.set_flags(rustix::io::FdFlags::empty())?;
+        let ended = std::thread::scope(|scope| {
             let thread = scope.spawn(|| self.confined(identity));
             thread.join().unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "a thread panicked")))
-        })?;
+        });
+        // What other threads start is to have no image open for writing.
+        self.set_flags(rustix::io::FdFlags::CLOEXEC)?;
+        let (mut child, said) = ended?;
         // The thread is gone, and with it whatever it has not seen end.
         let late = || {
             let what = format!("qemu-img was ended after {} s", self.limit.as_secs());

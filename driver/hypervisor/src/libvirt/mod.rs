@@ -208,7 +208,7 @@ fn absent<T>(result: VirtResult<T>, code: i32) -> VirtResult<Option<T>> {
 /// libvirt takes QEMU's word for an I/O error's stop also where it comes late (QEMU 10 sends one
 /// BLOCK_IO_ERROR a second at most) and the guest runs again. It then believes in a guest that stands still,
 /// and no resume helps, because a QEMU that runs has no RESUME to tell. Stopped first, it has.
-fn release_failed_snapshot(domain: &Domain) -> VirtResult<()> {
+fn stop_before_resume(domain: &Domain) -> VirtResult<()> {
     if state::state_of(ffi::state(domain)?) == DomainState::Paused(PausedReason::IoError)
         && qmp::is_running(&domain.qemu_monitor_command(qmp::QUERY_STATUS, 0)?)
     {
@@ -380,7 +380,7 @@ impl Hypervisor for Libvirt {
 
     fn resume(&self, domain: DomainId) -> Result<()> {
         self.tell(domain, "resume", |d| {
-            release_failed_snapshot(d)?;
+            stop_before_resume(d)?;
             d.resume()
         })
         .map(drop)

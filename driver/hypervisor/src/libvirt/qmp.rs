@@ -4,7 +4,7 @@
 //! The fields are QEMU's (qapi/block-core.json: BlockInfo, BlockDeviceInfo, ImageInfo). A disk is found by
 //! its device's path in QEMU's object tree (`qdev`), one component of which is libvirt's alias.
 //!
-//! Imports: `error`, `types`.
+//! Imports: `error`, `types`; `image` (a limit).
 
 use std::path::{Path, PathBuf};
 
@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::types::QemuDisk;
 use virtfold_base::error::{Error, ErrorKind, Result};
+use virtfold_image::MAX_CHAIN;
 
 /// The command.
 pub(crate) const QUERY_BLOCK: &str = r#"{"execute":"query-block"}"#;
@@ -86,9 +87,6 @@ fn names_of(nodes: &Value, image: &Path) -> Vec<String> {
 pub(crate) fn close_node(name: &str) -> String {
     serde_json::json!({"execute": "blockdev-del", "arguments": {"node-name": name}}).to_string()
 }
-
-/// Chains are followed no further.
-const MAX_CHAIN: usize = 200;
 
 /// Reads the reply.
 ///

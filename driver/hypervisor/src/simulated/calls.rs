@@ -21,7 +21,7 @@ use crate::types::{
 use crate::{Hypervisor, LiftedDenials};
 use virtfold_base::error::{Error, ErrorKind, Result};
 
-type SimResult<T> = std::result::Result<T, HypervisorError>;
+pub(super) type SimResult<T> = std::result::Result<T, HypervisorError>;
 
 fn info(id: DomainId, domain: &SimDomain) -> DomainInfo {
     let persistence = match domain.views.config {

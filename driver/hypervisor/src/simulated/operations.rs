@@ -6,9 +6,9 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+use super::calls::SimResult;
 use super::state::{SimAgent, SimBlockJob, SimDisk, SimDomain, SimImage};
 use super::{CallPhase, SimCall, code, refused};
-use crate::call_error::HypervisorError;
 use crate::domain_xml::ChainKnowledge;
 use crate::is_our_overlay;
 use crate::types::{
@@ -51,10 +51,8 @@ pub enum Operation {
     CommitFile,
 }
 
-type OperationOutcome<T> = std::result::Result<T, HypervisorError>;
-
 impl SimCall<'_> {
-    fn running(&mut self, id: DomainId) -> OperationOutcome<&mut SimDomain> {
+    fn running(&mut self, id: DomainId) -> SimResult<&mut SimDomain> {
         let domain = self.domain(id)?;
         if domain.qemu.is_none() {
             return Err(refused(code::OPERATION_INVALID, "domain is not running"));
@@ -63,7 +61,7 @@ impl SimCall<'_> {
     }
 
     /// The place of a disk that has no job and that libvirt has not lost track of.
-    fn free_disk(&mut self, id: DomainId, target: &str) -> OperationOutcome<usize> {
+    fn free_disk(&mut self, id: DomainId, target: &str) -> SimResult<usize> {
         let domain = self.running(id)?;
         let position = domain.position(target).ok_or_else(|| refused(code::INVALID_ARG, "no such disk"))?;
         if domain.views.live.get(position).is_some_and(|d| d.mirror.is_some()) {
@@ -73,7 +71,7 @@ impl SimCall<'_> {
     }
 
     /// 'Freeze' by the agent, as both the call of its own and the quiesced snapshot do it.
-    pub(super) fn agent_call(&mut self, id: DomainId) -> OperationOutcome<()> {
+    pub(super) fn agent_call(&mut self, id: DomainId) -> SimResult<()> {
         let domain = self.running(id)?;
         match (domain.agent, domain.agent_limited) {
             (SimAgent::Answers | SimAgent::FailsToThaw | SimAgent::DiesFrozen, _) => Ok(()),
@@ -87,7 +85,7 @@ impl SimCall<'_> {
         }
     }
 
-    pub(super) fn set_frozen(&mut self, id: DomainId, frozen: FileSystemFreeze) -> OperationOutcome<u32> {
+    pub(super) fn set_frozen(&mut self, id: DomainId, frozen: FileSystemFreeze) -> SimResult<u32> {
         self.agent_call(id)?;
         let domain = self.running(id)?;
         let disks = u32::try_from(domain.views.live.len()).unwrap_or(0);
@@ -116,7 +114,7 @@ impl SimCall<'_> {
         Ok(if was == now { 0 } else { disks })
     }
 
-    pub(super) fn snapshot(&mut self, id: DomainId, request: &SnapshotRequest) -> OperationOutcome<()> {
+    pub(super) fn snapshot(&mut self, id: DomainId, request: &SnapshotRequest) -> SimResult<()> {
         let mut overlays = Vec::new();
         for disk in request.disks() {
             let SnapshotDisk::External { target, overlay } = disk else { continue };
@@ -170,7 +168,7 @@ impl SimCall<'_> {
         Ok(())
     }
 
-    pub(super) fn commit(&mut self, id: DomainId, request: &CommitRequest) -> OperationOutcome<()> {
+    pub(super) fn commit(&mut self, id: DomainId, request: &CommitRequest) -> SimResult<()> {
         let position = self.free_disk(id, &request.target)?;
         let qemu = self.running(id)?.qemu.clone().unwrap_or_default();
         let top = qemu.tops.get(position).cloned().unwrap_or_default();
@@ -228,7 +226,7 @@ impl SimCall<'_> {
         self.hub.publish(&DomainEvent::BlockJob { domain, target: target.to_owned(), kind, status });
     }
 
-    pub(super) fn end_job(&mut self, id: DomainId, target: &str, end: BlockJobEnd) -> OperationOutcome<()> {
+    pub(super) fn end_job(&mut self, id: DomainId, target: &str, end: BlockJobEnd) -> SimResult<()> {
         let domain = self.running(id)?;
         let position = domain.position(target).ok_or_else(|| refused(code::INVALID_ARG, "no such disk"))?;
         let job = domain.qemu.as_ref().and_then(|q| q.jobs.get(target)).cloned();
@@ -280,7 +278,7 @@ impl SimCall<'_> {
         Ok(())
     }
 
-    fn forget_job(&mut self, id: DomainId, position: usize, target: &str) -> OperationOutcome<()> {
+    fn forget_job(&mut self, id: DomainId, position: usize, target: &str) -> SimResult<()> {
         let domain = self.running(id)?;
         if let Some(qemu) = &mut domain.qemu {
             qemu.jobs.remove(target);

@@ -316,7 +316,7 @@ pub enum ReleaseOutcome {
     Cleanly,
     /// Its agent said no to the thaw, and says that nothing is frozen all the same: its hook failed, as a
     /// rule.
-    WithoutConfigRepair(Error),
+    DespiteAgentError(Error),
 }
 
 /// As [`release`], which says how it went.
@@ -349,7 +349,7 @@ pub fn release_guest(
             let answered =
                 !silent.contains(&HypervisorError::code_of(&error)) && !HypervisorError::lost(&error);
             match answered.then(|| hypervisor.is_thawed(domain, AGENT_LIMIT)) {
-                Some(Ok(true)) => Ok(ReleaseOutcome::WithoutConfigRepair(error)),
+                Some(Ok(true)) => Ok(ReleaseOutcome::DespiteAgentError(error)),
                 _ => Err(error),
             }
         }

@@ -9,6 +9,8 @@
 //!
 //! And the crate completes an upload over whatever is there: the condition `If-None-Match: *` on that one
 //! request has the store itself refuse to replace an object.
+//!
+//! Imports: `object_store`, and whatever HTTP it stands on.
 
 use std::fmt;
 use std::future::Future;

@@ -42,7 +42,7 @@ use object_store::{ObjectMeta, ObjectStore};
 pub use self::remove::remove;
 pub use self::source::ObjectSource;
 pub use self::upload::ObjectMedium;
-use crate::{ArchiveLabel, Medium, ObjectAddress, PartialArchive, Resumed};
+use crate::{ArchiveLabel, ListedObject, Medium, ObjectAddress, PartialArchive, Resumed};
 use virtfold_archive::source::Source;
 use virtfold_archive::stream::Cancel;
 use virtfold_base::error::{Error, ErrorKind, Result};
@@ -53,19 +53,6 @@ const READ: u64 = virtfold_base::units::MIB;
 const PATIENCE: Duration = Duration::from_secs(15 * 60);
 /// The variable that says it, in seconds.
 const PATIENCE_VARIABLE: &str = "VIRTFOLD_S3_PATIENCE";
-
-/// Something in a bucket that an archive is or becomes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ListedObject {
-    /// The archive.
-    pub address: ObjectAddress,
-    /// Bytes of the object.
-    pub bytes: u64,
-    /// What the store calls this version of it, where its lists say so.
-    pub version: Option<String>,
-    /// Whether it is not there yet, and somebody has begun to upload it.
-    pub is_partial: bool,
-}
 
 /// Opens the archive at `address`.
 ///

@@ -20,7 +20,7 @@ use super::store::{Store, StoreResult, key, wait};
 use super::store_error::{explain, is_not_implemented};
 use crate::ObjectAddress;
 use virtfold_archive::stream::Cancel;
-use virtfold_base::error::{Error, ErrorKind, Result};
+use virtfold_base::error::{Error, ErrorKind, Result, WireError};
 
 /// Objects that one request takes away: S3's own limit.
 const BATCH: usize = 1000;
@@ -46,10 +46,12 @@ pub fn remove(wanted: &[(ObjectAddress, u64)]) -> Vec<Result<()>> {
 
 fn from_bucket(wanted: &[(usize, &ObjectAddress, u64)]) -> Vec<(usize, Result<()>)> {
     let Some((_, first, _)) = wanted.first() else { return Vec::new() };
-    let again = |error: &Error| Error::new(error.kind(), error.to_string());
     let store = match Store::open(first, super::READ) {
         Ok(store) => store,
-        Err(error) => return wanted.iter().map(|(index, ..)| (*index, Err(again(&error)))).collect(),
+        Err(error) => {
+            let told = WireError::from(&error);
+            return wanted.iter().map(|(index, ..)| (*index, Err(told.clone().into()))).collect();
+        }
     };
     let mut known = Folders { store: &store, seen: BTreeMap::new() };
     let mut results = Vec::with_capacity(wanted.len());
@@ -71,23 +73,28 @@ fn from_bucket(wanted: &[(usize, &ObjectAddress, u64)]) -> Vec<(usize, Result<()
 /// What lies in the folders that were asked for, each listed once.
 struct Folders<'a> {
     store: &'a Store,
-    seen: BTreeMap<Option<Path>, BTreeMap<Path, u64>>,
+    /// A listing that failed has failed for all that lies there: each would be tried for a minute.
+    seen: BTreeMap<Option<Path>, std::result::Result<BTreeMap<Path, u64>, WireError>>,
 }
 
 impl Folders<'_> {
     /// The bytes of an object; nothing, where it is not there.
     fn size(&mut self, of: &Path) -> Result<Option<u64>> {
         let folder = of.as_ref().rsplit_once('/').map(|(folder, _)| key(folder)).transpose()?;
-        if let Some(objects) = self.seen.get(&folder) {
-            return Ok(objects.get(of).copied());
+        let store = self.store;
+        let objects = self.seen.entry(folder).or_insert_with_key(|folder| {
+            let listing = || -> Result<BTreeMap<Path, u64>> {
+                let listed = wait(&Cancel::default(), store.s3.list_with_delimiter(folder.as_ref()))?;
+                let listed =
+                    listed.map_err(|e| explain(format!("cannot look at '{}'", store.name(of)), &e))?;
+                Ok(listed.objects.into_iter().map(|object| (object.location, object.size)).collect())
+            };
+            listing().map_err(|error| WireError::from(&error))
+        });
+        match objects {
+            Ok(objects) => Ok(objects.get(of).copied()),
+            Err(told) => Err(told.clone().into()),
         }
-        let listed = wait(&Cancel::default(), self.store.s3.list_with_delimiter(folder.as_ref()))?;
-        let listed = listed.map_err(|e| explain(format!("cannot look at '{}'", self.store.name(of)), &e))?;
-        let objects: BTreeMap<Path, u64> =
-            listed.objects.into_iter().map(|object| (object.location, object.size)).collect();
-        let size = objects.get(of).copied();
-        self.seen.insert(folder, objects);
-        Ok(size)
     }
 }
 
@@ -98,7 +105,8 @@ fn delete(store: &Store, batch: &[(usize, Path)]) -> Vec<Result<()>> {
     let deleted = match wait(&Cancel::default(), deleted) {
         Ok(deleted) => deleted,
         Err(error) => {
-            return batch.iter().map(|_| Err(Error::new(error.kind(), error.to_string()))).collect();
+            let told = WireError::from(&error);
+            return batch.iter().map(|_| Err(told.clone().into())).collect();
         }
     };
     // One answer a key, in their order; or one for all of them, where the request itself failed.

@@ -15,9 +15,10 @@ use std::time::Duration;
 use object_store::path::Path;
 use object_store::{Error as StoreError, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt};
 
+use super::READ;
 use super::store::{Store, StoreResult, key, persist, runtime, wait};
 use super::store_error::explain;
-use super::{ListedObject, READ};
+use crate::ListedObject;
 use crate::ObjectAddress;
 use virtfold_archive::source::Source;
 use virtfold_archive::stream::{Cancel, ReadAt};

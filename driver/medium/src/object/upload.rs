@@ -301,7 +301,7 @@ impl Medium for ObjectMedium {
         Ok(Some(0))
     }
 
-    fn detach(&mut self, notes: Arc<dyn DurableMarks>) -> bool {
+    fn report_marks(&mut self, notes: Arc<dyn DurableMarks>) -> bool {
         self.notes = Some(notes);
         if self.sent.is_empty() {
             self.note_upload();
@@ -340,7 +340,7 @@ impl Drop for ObjectMedium {
         };
         let gone = runtime.block_on(async { tokio::time::timeout(FAREWELL, farewell).await });
         if !matches!(gone, Ok(true)) {
-            self.notes.iter().for_each(|notes| notes.partial_archives());
+            self.notes.iter().for_each(|notes| notes.left_behind());
         }
         if gone.is_err() {
             tracing::warn!("the store does not answer: parts of '{}' may be left in it", self.upload.name());

@@ -52,7 +52,8 @@ pub struct ProcessDestination<'a> {
 }
 
 /// Starts a process that does what is requested. A medium and what was left are waited for as long as the run
-/// goes on; whatever else has some seconds.
+/// goes on; each archive of a list or a removal, and a probe, have two minutes; whatever else has some
+/// seconds.
 ///
 /// # Errors
 /// It can't be started; what it says; there is no reply in time.
@@ -75,7 +76,7 @@ pub fn open(destination: ProcessDestination<'_>, request: &MediumRequest) -> Res
         // It may list a store.
         MediumRequest::Probe(_) => {
             link.patience = Duration::ZERO;
-            ReplyDeadline::Limit(ITEM)
+            ReplyDeadline::Work(ITEM)
         }
         MediumRequest::Look | MediumRequest::Mount | MediumRequest::Name | MediumRequest::Discard(_) => {
             link.patience = Duration::ZERO;
@@ -163,7 +164,7 @@ impl Medium for MediumProcess {
         }
     }
 
-    fn detach(&mut self, notes: Arc<dyn DurableMarks>) -> bool {
+    fn report_marks(&mut self, notes: Arc<dyn DurableMarks>) -> bool {
         self.link.notes = Some(notes);
         let asked = self.link.say(MessageTag::Keep, &[]).and_then(|()| self.link.answer(ReplyDeadline::Flag));
         // Where it fails the first write says so.
@@ -280,7 +281,7 @@ impl ProcessConnection {
     fn broken(&mut self) -> Option<Error> {
         match self.answers.front() {
             Some(Reply::Failed(_)) => match self.answers.pop_front() {
-                Some(Reply::Failed(failure)) => Some(failure.into_error()),
+                Some(Reply::Failed(failure)) => Some(failure.into()),
                 _ => None,
             },
             _ => None,
@@ -324,7 +325,7 @@ impl ProcessConnection {
         let since = Instant::now();
         loop {
             match self.answers.pop_front() {
-                Some(Reply::Failed(failure)) => return Err(failure.into_error()),
+                Some(Reply::Failed(failure)) => return Err(failure.into()),
                 Some(answer) => return Ok(answer),
                 None => {}
             }
@@ -391,7 +392,7 @@ impl ProcessConnection {
                 .at(|| format!("the process that writes to '{}' says what nobody understands", self.place))?
             {
                 Reply::Mark(mark) => self.notes.iter().for_each(|notes| notes.note(&mark)),
-                Reply::Left => self.notes.iter().for_each(|notes| notes.partial_archives()),
+                Reply::Left => self.notes.iter().for_each(|notes| notes.left_behind()),
                 answer => self.answers.push_back(answer),
             }
         }
@@ -454,7 +455,7 @@ impl Drop for ProcessConnection {
         tracing::trace!(?heard, ?status, "the process of a medium ended");
         if !self.is_finished && !status.is_some_and(|status| status.success()) {
             // What is there may not have been taken away.
-            self.notes.iter().for_each(|notes| notes.partial_archives());
+            self.notes.iter().for_each(|notes| notes.left_behind());
         }
         if status.is_some() {
             last_words(self.words.take());

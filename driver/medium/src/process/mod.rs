@@ -11,8 +11,8 @@
 //! |---|---|---|
 //! | a [`MediumRequest`] | `ready`, `at`, `gone`, `known`, `follows` | the first message: what is to be opened, looked at, read back or taken away |
 //! | keep | `kept` | from here on marks come, whenever there are some: `mark`, `left` |
-//! | data | | it is not answered; `broke` comes where it fails |
-//! | settle, go on, finish | `settled`, `went-on`, `finished` | or `broke` |
+//! | data | | it is not answered; `failed` comes where it fails |
+//! | settle, go on, finish | `settled`, `resumed`, `finished` | or `failed` |
 //! | the socket is shut for writing | | what is not finished is taken away, and the process ends |
 //! | the socket is closed | | the driver is dead: the process ends at once, and what is there stays to be gone on with |
 //!
@@ -22,7 +22,7 @@
 //! the key holds them against these.
 //!
 //! The driver's messages are a byte, a length and so many bytes; the answers are lines of JSON. Behind a
-//! `broke` data is left unread up to `go on`.
+//! `failed` data is left unread up to `go on`.
 //!
 //! **The end.** A medium that is dropped, or told to end while it is waited for, is left behind
 //! ([`TerminatingProcesses`]): it gets SIGTERM, and time to take away what is there, while the guest is on
@@ -39,6 +39,6 @@ mod server;
 mod termination;
 
 pub use self::client::{ProcessDestination, open};
-pub use self::protocol::{Items, MediumReply, MediumRequest, ProbeReply, StoredArchive, WireError};
+pub use self::protocol::{Items, MediumReply, MediumRequest, ProbeReply, StoredArchive};
 pub use self::server::serve;
 pub use self::termination::{AbandonedProcess, TerminatingProcesses};

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::mount_point::MountPoint;
 use crate::{ArchiveLabel, DurableMark, FinishedArchive, Location, Medium, PartialArchive, Resumed};
-use virtfold_base::error::{Error, ErrorKind, IoContext, Result, sentence};
+use virtfold_base::error::{Error, ErrorKind, IoContext, Result, WireError};
 
 /// The most bytes of a message.
 pub(super) const MAX_MESSAGE: usize = 1 << 20;
@@ -136,30 +136,6 @@ pub enum ProbeReply {
     Done,
 }
 
-/// An error on its way.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct WireError {
-    kind: ErrorKind,
-    sentence: String,
-    hint: Option<String>,
-}
-
-impl WireError {
-    /// Of an error.
-    pub fn of(error: &Error) -> Self {
-        Self { kind: error.kind(), sentence: sentence(error), hint: error.hint().map(ToOwned::to_owned) }
-    }
-
-    /// The error, with its causes in its sentence.
-    pub fn into_error(self) -> Error {
-        let error = Error::new(self.kind, self.sentence);
-        match self.hint {
-            Some(hint) => error.with_hint(hint),
-            None => error,
-        }
-    }
-}
-
 /// A message's head.
 pub(super) fn head(word: MessageTag, len: usize) -> Result<[u8; HEAD]> {
     let too_long = || Error::new(ErrorKind::Internal, "a message to a medium is too long");
@@ -231,7 +207,7 @@ mod tests {
     fn an_error_arrives_with_its_kind_and_its_hint() {
         let error =
             Error::new(ErrorKind::NoSpace, "it is full").with_hint("make room").within("cannot write");
-        let told = WireError::of(&error).into_error();
+        let told = Error::from(WireError::from(&error));
         assert_eq!((told.kind(), told.hint()), (ErrorKind::NoSpace, Some("make room")));
         assert_eq!(told.to_string(), "cannot write: it is full");
     }

@@ -8,11 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::protocol::{
-    Items, MediumReply, MediumRequest, MessageTag, ProbeReply, Reply, WireError, read, say,
-};
+use super::protocol::{Items, MediumReply, MediumRequest, MessageTag, ProbeReply, Reply, read, say};
 use crate::{DurableMark, DurableMarks, Medium, Resumed};
-use virtfold_base::error::{Error, ErrorKind, IoContext, Result, sentence};
+use virtfold_base::error::{Error, ErrorKind, IoContext, Result, WireError, sentence};
 
 /// Bytes of what was left that are handed back at once.
 const HAND_BACK: usize = 256 << 10;
@@ -81,7 +79,7 @@ fn serve_on(socket: UnixStream, open: impl FnOnce(MediumRequest) -> Result<Mediu
         }
         Ok(MediumReply::Known(known)) => (Reply::Known(known), None),
         Ok(MediumReply::Items(items)) => (send_items(items, &out), None),
-        Err(error) => (Reply::Failed(WireError::of(&error)), None),
+        Err(error) => (Reply::Failed(WireError::from(&error)), None),
     };
     tell(&out, &reply);
     let Some(medium) = medium else { return Ok(()) };
@@ -101,7 +99,7 @@ fn send_items(items: Items, out: &ReplySocket) -> Reply {
         items(&mut |item| say(&mut *out.lock().unwrap_or_else(PoisonError::into_inner), &Reply::Item(item)));
     match sent {
         Ok(()) => Reply::Known(ProbeReply::Done),
-        Err(error) => Reply::Failed(WireError::of(&error)),
+        Err(error) => Reply::Failed(WireError::from(&error)),
     }
 }
 
@@ -141,7 +139,7 @@ impl MediumServer {
                 MessageTag::Data => medium.write(payload).map(|()| None),
                 MessageTag::Keep => {
                     let notes = Arc::new(RemoteDurableMarks(Arc::clone(&self.out)));
-                    Ok(Some(Reply::Kept(medium.detach(notes))))
+                    Ok(Some(Reply::Kept(medium.report_marks(notes))))
                 }
                 MessageTag::Settle if self.is_broken => continue,
                 MessageTag::Settle => medium.sync().map(|()| Some(Reply::Settled)),
@@ -159,7 +157,7 @@ impl MediumServer {
                 }
                 Err(error) => {
                     self.is_broken = true;
-                    tell(&self.out, &Reply::Failed(WireError::of(&error)));
+                    tell(&self.out, &Reply::Failed(WireError::from(&error)));
                 }
             }
         }
@@ -170,7 +168,7 @@ impl MediumServer {
         let Some(medium) = self.medium.take() else { return Ok(()) };
         let answer = match medium.finish() {
             Ok(finished) => Reply::Finished(finished),
-            Err(error) => Reply::Failed(WireError::of(&error)),
+            Err(error) => Reply::Failed(WireError::from(&error)),
         };
         tell(&self.out, &answer);
         Ok(())
@@ -186,7 +184,7 @@ impl DurableMarks for RemoteDurableMarks {
         tell(&self.0, &Reply::Mark(mark.clone()));
     }
 
-    fn partial_archives(&self) {
+    fn left_behind(&self) {
         tell(&self.0, &Reply::Left);
     }
 }

@@ -42,7 +42,7 @@ pub trait TapeCatalog: Send + Sync {
     ///
     /// # Errors
     /// The memory can't be written.
-    fn archives_on_volume(&self, contents: &VolumeContents, replaced: Option<Uuid>) -> Result<()>;
+    fn set_contents(&self, contents: &VolumeContents, replaced: Option<Uuid>) -> Result<()>;
 
     /// A volume is gone.
     ///
@@ -74,7 +74,7 @@ impl TapeCatalog for NoTapeCatalog {
         Ok(())
     }
 
-    fn archives_on_volume(&self, _: &VolumeContents, _: Option<Uuid>) -> Result<()> {
+    fn set_contents(&self, _: &VolumeContents, _: Option<Uuid>) -> Result<()> {
         Ok(())
     }
 

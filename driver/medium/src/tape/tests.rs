@@ -38,7 +38,7 @@ impl TapeCatalog for MemoryCatalog {
         Ok(())
     }
 
-    fn archives_on_volume(&self, contents: &VolumeContents, replaced: Option<Uuid>) -> Result<()> {
+    fn set_contents(&self, contents: &VolumeContents, replaced: Option<Uuid>) -> Result<()> {
         let mut placed = self.placed.lock().unwrap();
         placed.retain(|p| p.label.volume != contents.label.volume && Some(p.label.volume) != replaced);
         let parts = contents.parts.iter().cloned();

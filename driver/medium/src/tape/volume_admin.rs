@@ -158,7 +158,7 @@ impl<'a> VolumeAdmin<'a> {
         let label = volume::label(&mut self.deck, new)?;
         self.deck.close()?;
         let contents = VolumeContents { label: label.clone(), parts: Vec::new(), blocks: 2, files: 1 };
-        self.ledger.archives_on_volume(&contents, replaced)?;
+        self.ledger.set_contents(&contents, replaced)?;
         Ok(label)
     }
 
@@ -185,7 +185,7 @@ impl<'a> VolumeAdmin<'a> {
         let (contents, _) = walk(&mut self.deck)?;
         self.deck.rewind()?;
         self.deck.close()?;
-        self.ledger.archives_on_volume(&contents, None)?;
+        self.ledger.set_contents(&contents, None)?;
         Ok(contents)
     }
 
@@ -222,7 +222,7 @@ impl<'a> VolumeAdmin<'a> {
         self.deck.rewind()?;
         self.deck.close()?;
         let sound = parts.iter().all(|part| part.superseded || part.fault.is_none() && part.ended);
-        self.ledger.archives_on_volume(&contents, None)?;
+        self.ledger.set_contents(&contents, None)?;
         Ok(VolumeReport { label: contents.label, parts, sound })
     }
 

@@ -257,7 +257,7 @@ impl Medium for TapeMedium {
     }
 
     /// What is committed the ledger knows.
-    fn detach(&mut self, notes: Arc<dyn DurableMarks>) -> bool {
+    fn report_marks(&mut self, notes: Arc<dyn DurableMarks>) -> bool {
         self.notes = Some(notes);
         true
     }
@@ -284,7 +284,7 @@ impl Drop for TapeMedium {
             tracing::warn!(%error, "a run to tape was given up");
         }
         if self.leaves {
-            self.notes.iter().for_each(|notes| notes.partial_archives());
+            self.notes.iter().for_each(|notes| notes.left_behind());
         }
     }
 }

@@ -21,7 +21,7 @@ mod wire;
 
 pub use client::Client;
 pub use server::{Limits, Server};
-pub use wire::{MAX_ANSWER, MAX_REQUEST, Reply, Request, RequestKind, Response, VERSION, WireError};
+pub use wire::{MAX_ANSWER, MAX_REQUEST, Reply, Request, RequestKind, Response, VERSION};
 
 pub use types::{
     DomainStatus, EntryId, EntryOrigin, EntryState, EntryStatus, GuestCounts, JobStatus, LastFailure,

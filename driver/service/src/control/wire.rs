@@ -8,7 +8,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{ControlApi, EntryId, EntryStatus, Status};
-use virtfold_base::error::{Error, ErrorKind, Result, sentence};
+use virtfold_base::error::{Error, ErrorKind, Result, WireError};
 
 /// The protocol's version.
 pub const VERSION: u32 = 1;
@@ -98,34 +98,6 @@ pub enum Reply {
     Entries(Vec<EntryId>),
     /// To whatever only does something.
     Done,
-}
-
-/// An error on its way.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct WireError {
-    /// What kind of failure it is.
-    pub kind: ErrorKind,
-    /// What happened, with its causes.
-    pub sentence: String,
-    /// What a person can do.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub hint: Option<String>,
-}
-
-impl From<&Error> for WireError {
-    fn from(error: &Error) -> Self {
-        Self { kind: error.kind(), sentence: sentence(error), hint: error.hint().map(str::to_owned) }
-    }
-}
-
-impl From<WireError> for Error {
-    fn from(fault: WireError) -> Self {
-        let error = Self::new(fault.kind, fault.sentence);
-        match fault.hint {
-            Some(hint) => error.with_hint(hint),
-            None => error,
-        }
-    }
 }
 
 /// Reads the version alone, so that another one is not taken for a mistake.

@@ -1,4 +1,4 @@
-//! The desk: what people and programs ask is answered between two turns of the loop.
+//! The control API: what people and programs ask is answered between two turns of the loop.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -29,7 +29,7 @@ pub struct EngineControlApi {
 }
 
 impl EngineControlApi {
-    /// A desk of the engine that gets these inputs.
+    /// That of the engine that gets these inputs.
     pub fn new(sender: Sender<Input>) -> Self {
         Self { sender }
     }

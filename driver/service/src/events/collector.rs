@@ -161,7 +161,7 @@ impl EventCollector {
             let batch = match self.spool.read(BATCH) {
                 Ok(batch) => batch,
                 Err(error) => {
-                    self.warn_once("cannot be read", &error);
+                    self.warn_of_spool("cannot be read", &error);
                     return Ok(());
                 }
             };
@@ -177,7 +177,7 @@ impl EventCollector {
                     tracing::warn!(lost, "the hooks' spool was full; all guests are checked");
                     self.reason = Some(ReconcileReason::Overflow);
                 }
-                Err(error) => self.warn_once("cannot be asked what it lost", &error),
+                Err(error) => self.warn_of_spool("cannot be asked what it lost", &error),
             }
             if !batch.more || !self.stuck.is_empty() {
                 return Ok(());
@@ -194,14 +194,14 @@ impl EventCollector {
         match self.spool.remove(spooled) {
             Ok(()) => drop(self.stuck.remove(&spooled.name)),
             Err(error) => {
-                self.warn_once("has a file that cannot be removed", &error);
+                self.warn_of_spool("has a file that cannot be removed", &error);
                 self.stuck.insert(spooled.name.clone());
             }
         }
         Ok(())
     }
 
-    fn warn_once(&self, what: &str, error: &std::io::Error) {
+    fn warn_of_spool(&self, what: &str, error: &std::io::Error) {
         tracing::warn!(%error, "the hooks' spool '{}' {what}", self.settings.spool.display());
     }
 

@@ -164,10 +164,17 @@ impl ProcessRunner {
         let mut result = RunResult { exit_code: code, ..RunResult::default() };
         let summary = said.summary();
         result.archives = summary.as_ref().map(archives_in).unwrap_or_default();
-        match (code, ended.status.signal()) {
-            (Some(0), _) => {
+        match (code, &summary) {
+            (Some(0), Some(summary)) => {
                 result.sentence = result.archives.join(", ");
-                result.measure = summary.as_ref().map(measure_in);
+                result.measure = Some(measure_in(summary));
+            }
+            (Some(0), None) => {
+                // Nobody knows what it has done: never a good backup, after which others may be pruned.
+                result.kind = Some(ErrorKind::Internal);
+                let error = said.error(ErrorKind::Internal).map(|error| error.message);
+                let what = error.unwrap_or_else(|| "it said nothing".to_owned());
+                result.sentence = format!("the backup ended without a report of its archive: {what}");
             }
             (Some(code), _) => {
                 let error = said.error((self.kind_of)(code));
@@ -177,7 +184,8 @@ impl ProcessRunner {
                 result.sentence = sentence.unwrap_or_else(|| format!("it ended with exit code {code}"));
                 result.hint = error.and_then(|error| error.hint);
             }
-            (None, signal) => {
+            (None, _) => {
+                let signal = ended.status.signal();
                 let by_us = hold.is_asked();
                 result.kind = Some(if by_us { ErrorKind::Interrupted } else { ErrorKind::Internal });
                 result.sentence = format!("its process was ended by signal {}", signal.unwrap_or(0));

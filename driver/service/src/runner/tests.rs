@@ -222,6 +222,22 @@ fn a_failed_run_is_recovered_and_told_in_its_own_words() {
     assert_eq!(stage.read("called").lines().count(), 2);
 }
 
+/// Exit code 0 is not enough: a report that is missing, or in other words, is no good backup.
+#[test]
+fn a_run_without_a_report_is_no_good_backup() {
+    let mut other = summary(json!({}));
+    other.as_object_mut().unwrap().remove("archive");
+    for (said, word) in [("true".to_owned(), "said nothing"), (script(&[other]), "`archive`")] {
+        let stage = Stage::new();
+        stage.play("backup", &said);
+        stage.play("recover", &recovered(json!([])));
+        drop(stage.start(stage.order()));
+        let (result, _) = stage.end();
+        assert_eq!((result.kind, result.exit_code), (Some(ErrorKind::Internal), Some(0)), "{result:?}");
+        assert!(result.sentence.contains(word), "{result:?}");
+    }
+}
+
 #[test]
 fn a_good_archive_of_a_guest_that_a_recovery_brings_home_is_good() {
     let stage = Stage::new();

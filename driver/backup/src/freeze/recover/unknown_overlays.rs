@@ -138,7 +138,7 @@ fn find(
                 .extend(disk.backing.iter().filter_map(|image| image.source.path()).map(Path::to_owned));
             let new = !disks.iter().any(|d| d.target == disk.target);
             if new && is_our_overlay(&top) && !known.contains(&top) {
-                disks.extend(session_for_unknown_overlay(host, disk, top)?);
+                disks.extend(disk_of_unknown_overlay(host, disk, top)?);
             }
         }
     }
@@ -146,7 +146,7 @@ fn find(
 }
 
 /// What can be told of a disk without a journal; nothing where the XML does not say what lies below.
-fn session_for_unknown_overlay(
+fn disk_of_unknown_overlay(
     host: &FreezeContext<'_>,
     disk: &DomainDisk,
     overlay: PathBuf,
