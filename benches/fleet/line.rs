@@ -31,14 +31,14 @@ pub(crate) fn open(server: u16, delay: Duration) -> (u16, Arc<Traffic>) {
             counted.connections.fetch_add(1, Ordering::Relaxed);
             let counted = Arc::clone(&counted);
             let upstream = TcpStream::connect((Ipv4Addr::LOCALHOST, server)).unwrap();
-            std::thread::spawn(move || carry(client, upstream, (&counted, delay)));
+            std::thread::spawn(move || carry(client, upstream, &counted, delay));
         }
     });
     (port, traffic)
 }
 
 /// What comes first after an answer is the next request: it waits.
-fn carry(client: TcpStream, upstream: TcpStream, (traffic, delay): (&Traffic, Duration)) {
+fn carry(client: TcpStream, upstream: TcpStream, traffic: &Traffic, delay: Duration) {
     for end in [&client, &upstream] {
         end.set_nodelay(true).unwrap();
     }

@@ -96,7 +96,8 @@ fn measure(disks: usize, rounds: usize) -> Gaps {
 }
 
 /// The largest gap of a span and a little around it: a gap that begins inside ends outside.
-fn gap(guest: &Guest<'_>, (from, to): (Instant, Instant)) -> f64 {
+fn gap(guest: &Guest<'_>, span: (Instant, Instant)) -> f64 {
+    let (from, to) = span;
     let around = Duration::from_millis(100);
     let (gap, _) = guest.progress.gap_between(from.checked_sub(around).unwrap(), to + around);
     gap.as_secs_f64() * 1000.0

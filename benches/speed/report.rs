@@ -61,6 +61,12 @@ pub(crate) struct Report {
     missed: Vec<String>,
 }
 
+/// A target in words, and whether it is met.
+struct Goal<'a> {
+    target: &'a str,
+    met: bool,
+}
+
 impl Report {
     pub(crate) fn begin(dir: &Path, rounds: usize) -> Self {
         let head = format!("{}Median of {rounds} rounds.\n", machine(dir));
@@ -95,7 +101,8 @@ impl Report {
     }
 
     /// A line of the table of targets.
-    fn target(&mut self, what: &str, columns: [String; 4], (target, met): (&str, bool)) {
+    fn target(&mut self, what: &str, columns: [String; 4], goal: Goal<'_>) {
+        let Goal { target, met } = goal;
         let verdict = if met { "yes" } else { "**no**" };
         let [value, fastest, unsynced, cpu] = columns;
         let line = format!("| {what} | {value} | {target} | {verdict} | {fastest} | {unsynced} | {cpu} |");
@@ -111,7 +118,7 @@ impl Report {
         let unsynced = ratio.of(Sample::total, |sample| sample.run);
         let cpu = ratio.of(|sample| sample.cpu, |sample| sample.cpu);
         let columns = [value, ratio.fastest(), unsynced, cpu].map(|value| format!("{value:.2}"));
-        self.target(&ratio.what, columns, (&limit.words(), limit.met(value)));
+        self.target(&ratio.what, columns, Goal { target: &limit.words(), met: limit.met(value) });
     }
 
     /// The middle one of the ratios of pairs that ran next to each other, against its target.
@@ -122,7 +129,7 @@ impl Report {
         };
         let (value, cpu) = (middle(Sample::total), middle(|sample| sample.cpu));
         let columns = [value, ratio.fastest(), value, cpu].map(|value| format!("{value:.2}"));
-        self.target(&ratio.what, columns, (&limit.words(), limit.met(value)));
+        self.target(&ratio.what, columns, Goal { target: &limit.words(), met: limit.met(value) });
     }
 
     /// A median time against its target.
@@ -130,14 +137,18 @@ impl Report {
         let value = result.median(Sample::total);
         let fastest = result.samples.iter().map(Sample::total).fold(f64::INFINITY, f64::min);
         let columns = [format!("{value:.2} s"), format!("{fastest:.2} s"), String::new(), String::new()];
-        self.target(what, columns, (&format!("< {limit:.0} s"), value < limit));
+        self.target(what, columns, Goal { target: &format!("< {limit:.0} s"), met: value < limit });
     }
 
     /// Peak memory of virtfold's runs.
     pub(crate) fn peak<'r>(&mut self, what: &str, ours: impl Iterator<Item = &'r Result>) {
         let peak = mib(ours.map(Result::peak).max().unwrap_or(0));
         let columns = [format!("{peak:.0} MiB"), String::new(), String::new(), String::new()];
-        self.target(&format!("peak memory, {what}, 2 workers"), columns, ("< 96 MiB", peak < 96.0));
+        self.target(
+            &format!("peak memory, {what}, 2 workers"),
+            columns,
+            Goal { target: "< 96 MiB", met: peak < 96.0 },
+        );
     }
 
     /// A size against its target; without one the limit is infinite.
@@ -146,7 +157,7 @@ impl Report {
         let value = ours as f64 / theirs as f64;
         let columns = [format!("{value:.5}"), String::new(), String::new(), String::new()];
         let target = if limit.is_finite() { format!("<= {limit}") } else { "none".to_owned() };
-        self.target(what, columns, (&target, value <= limit));
+        self.target(what, columns, Goal { target: &target, met: value <= limit });
     }
 
     pub(crate) fn skipped(&mut self, group: &str, why: &str) {

@@ -55,10 +55,10 @@ impl Config {
         let mut all = Vec::new();
         for (name, job) in self.jobs.iter().filter(|(_, job)| job.enabled) {
             if let Some(host) = host {
-                self.selection((name, job), host, &mut all);
+                self.selection(name, job, host, &mut all);
             }
             if job.keep.is_some() {
-                self.keep((name, job), host, &mut all);
+                self.keep(name, job, host, &mut all);
             }
         }
         all
@@ -70,12 +70,7 @@ impl Config {
         all.push(IneffectiveSetting { place, job: job.to_string(), key, message });
     }
 
-    fn selection(
-        &self,
-        (name, job): (&Name, &Job),
-        host: &[NamedGuest<'_>],
-        all: &mut Vec<IneffectiveSetting>,
-    ) {
+    fn selection(&self, name: &Name, job: &Job, host: &[NamedGuest<'_>], all: &mut Vec<IneffectiveSetting>) {
         let before = all.len();
         for glob in job.domains.names.iter().filter_map(Glob::literal) {
             if host.iter().any(|domain| domain.name == glob) {
@@ -96,7 +91,8 @@ impl Config {
 
     fn keep(
         &self,
-        (name, job): (&Name, &Job),
+        name: &Name,
+        job: &Job,
         host: Option<&[NamedGuest<'_>]>,
         all: &mut Vec<IneffectiveSetting>,
     ) {

@@ -57,7 +57,7 @@ impl Machine {
         let own = folder.join(format!("m-{}", &unique[..8]));
         fs::create_dir(&own).unwrap();
         let init = own.join("init");
-        fs::write(&init, init_script((folder, &own), kind.prelude)).unwrap();
+        fs::write(&init, init_script(folder, &own, kind.prelude)).unwrap();
         fs::set_permissions(&init, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         let console = fs::File::create(own.join("console")).unwrap();
         let mut command = Command::new("linux.uml");
@@ -197,7 +197,7 @@ fn quoted(word: &OsStr) -> String {
     format!("'{}'", word.to_str().unwrap().replace('\'', r"'\''"))
 }
 
-fn init_script((folder, own): (&Path, &Path), prelude: &str) -> String {
+fn init_script(folder: &Path, own: &Path, prelude: &str) -> String {
     let (folder, own) = (folder.display(), own.display());
     format!(
         r#"#!/bin/bash

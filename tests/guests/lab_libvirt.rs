@@ -274,7 +274,7 @@ fn managed_save_keeps_an_xml_of_its_own() {
 }
 
 /// Has QEMU open an image behind libvirt's back, as libvirt does it before a snapshot.
-fn open_behind(lab: &Lab, guest: &Guest<'_>, (image, number): (&std::path::Path, u32)) {
+fn open_behind(lab: &Lab, guest: &Guest<'_>, image: &std::path::Path, number: u32) {
     let storage = serde_json::json!({"driver": "file", "filename": image, "node-name": format!("libvirt-{number}-storage")});
     let format = serde_json::json!({"driver": "qcow2", "backing": null, "file": format!("libvirt-{number}-storage"),
         "node-name": format!("libvirt-{number}-format")});
@@ -304,7 +304,7 @@ fn what_a_libvirtd_leaves_that_dies_in_a_snapshot_is_undone() {
         create.args(["create", "-q", "-f", "qcow2", "-F", format, "-b"]).arg(&base).arg(&overlay);
         crate::lab::run(&mut create);
         // Before QEMU took it: an image that is open for nothing.
-        open_behind(&lab, &guest, (&overlay, 90));
+        open_behind(&lab, &guest, &overlay, 90);
         assert_eq!(host.image_use(&overlay).unwrap(), ImageUse::Written);
         libvirt.close_unused(id, &overlay).unwrap();
         assert_eq!(host.image_use(&overlay).unwrap(), ImageUse::Free);
@@ -313,7 +313,7 @@ fn what_a_libvirtd_leaves_that_dies_in_a_snapshot_is_undone() {
 
         // After: the guest writes to an overlay that libvirt knows nothing of. The names of the nodes are
         // free again.
-        open_behind(&lab, &guest, (&overlay, 90));
+        open_behind(&lab, &guest, &overlay, 90);
         let blocks = lab.virsh(&["qemu-monitor-command", guest.name(), r#"{"execute":"query-block"}"#]);
         let blocks: serde_json::Value = serde_json::from_str(&blocks).unwrap();
         let of_it = blocks["return"].as_array().unwrap().iter();

@@ -38,7 +38,7 @@ fn member(name: &str, content: impl Into<Vec<u8>>) -> Member {
     Member { name, ustar, content, records, time: TIME, records_time: TIME, shift: 0, aligned }
 }
 
-fn header(name: &str, size: usize, (time, kind): (u64, u8)) -> Vec<u8> {
+fn header(name: &str, size: usize, time: u64, kind: u8) -> Vec<u8> {
     let mut block = vec![0; 512];
     let mut put = |at: usize, bytes: &[u8]| block[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, &name.as_bytes()[..name.len().min(100)]);
@@ -87,10 +87,10 @@ impl Member {
         if !records.is_empty() {
             let last = ustar.rsplit('/').next().unwrap();
             let name = format!("PaxHeaders.0/{last}");
-            out.extend(header(&name, records.len(), (self.records_time, b'x')));
+            out.extend(header(&name, records.len(), self.records_time, b'x'));
             out.extend(padded(records));
         }
-        out.extend(header(ustar, if has("size") { 0 } else { self.content.len() }, (self.time, b'0')));
+        out.extend(header(ustar, if has("size") { 0 } else { self.content.len() }, self.time, b'0'));
         let at = out.len();
         out.extend(padded(self.content.clone()));
         at

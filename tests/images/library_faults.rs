@@ -120,10 +120,12 @@ impl Medium for Faulty {
 
 /// Backs up to a file in `folder` whose write number `at` fails; how many writes there were.
 fn backup_failing(
-    (image, compression): (&Image, Compression),
+    image: &Image,
+    compression: Compression,
     folder: &Path,
     at: Option<u64>,
-    (errno, fault): (i32, Fault),
+    errno: i32,
+    fault: Fault,
 ) -> (Result<BackupReport>, u64) {
     let (image, folder) = (image.path.clone(), folder.to_owned());
     let writes = Arc::new(AtomicU64::new(0));
@@ -145,8 +147,7 @@ fn every_write_and_the_sync_fail_once() {
     let image = image(&scratch, 9);
     let folder = scratch.folder("archives");
     for compression in COMPRESSIONS {
-        let source = (&image, compression);
-        let (good, writes) = backup_failing(source, &folder, None, (EIO, Fault::Whole));
+        let (good, writes) = backup_failing(&image, compression, &folder, None, EIO, Fault::Whole);
         let archive = PathBuf::from(good.unwrap().archive);
         let verified = verify::run(
             &VerifyRequest { archive: archive.clone().into(), identities: Identities::default(), workers: 1 },
@@ -159,7 +160,7 @@ fn every_write_and_the_sync_fail_once() {
         for at in 0..=writes {
             for (errno, kind) in [(EIO, ErrorKind::Io), (ENOSPC, ErrorKind::NoSpace)] {
                 for fault in [Fault::Whole, Fault::Torn] {
-                    let (outcome, _) = backup_failing(source, &folder, Some(at), (errno, fault));
+                    let (outcome, _) = backup_failing(&image, compression, &folder, Some(at), errno, fault);
                     let context = format!("{compression:?}, write {at} of {writes}, {fault:?}");
                     assert_eq!(outcome.expect_err(&context).kind(), kind, "{context}");
                     assert!(names(&folder).is_empty(), "{context}: {:?}", names(&folder));
@@ -342,7 +343,7 @@ fn restore_from(request: &RestoreRequest, reader: Trickle) -> Result<()> {
 
 fn archive_bytes(image: &Image, scratch: &Scratch, compression: Compression) -> Arc<Vec<u8>> {
     let folder = scratch.folder("archives");
-    let (report, _) = backup_failing((image, compression), &folder, None, (EIO, Fault::Whole));
+    let (report, _) = backup_failing(image, compression, &folder, None, EIO, Fault::Whole);
     Arc::new(std::fs::read(report.unwrap().archive).unwrap())
 }
 

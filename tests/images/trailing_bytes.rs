@@ -11,8 +11,19 @@ use crate::common::run::{Outcome, exit, run, text, virtfold};
 use crate::common::scratch::Scratch;
 use crate::encryption::{Key, disk};
 
-/// Each kind of archive: compression, encrypted or not.
-const KINDS: [(&str, bool); 4] = [("none", false), ("zstd", false), ("none", true), ("zstd", true)];
+/// A kind of archive.
+#[derive(Clone, Copy, Debug)]
+struct Kind {
+    compress: &'static str,
+    encrypted: bool,
+}
+
+const KINDS: [Kind; 4] = [
+    Kind { compress: "none", encrypted: false },
+    Kind { compress: "zstd", encrypted: false },
+    Kind { compress: "none", encrypted: true },
+    Kind { compress: "zstd", encrypted: true },
+];
 
 struct Subject {
     scratch: Scratch,
@@ -24,7 +35,8 @@ struct Subject {
 }
 
 impl Subject {
-    fn new((compress, encrypted): (&str, bool)) -> Self {
+    fn new(kind: Kind) -> Self {
+        let Kind { compress, encrypted } = kind;
         let scratch = Scratch::new(&format!("behind-{compress}-{encrypted}"));
         let key = Key::new(&scratch, "key");
         let source = disk(&scratch, "source.qcow2", 6);
@@ -68,7 +80,7 @@ impl Subject {
     }
 
     /// A device of `mib` MiB that had an older archive on it before this one: its tail is there still.
-    fn used_device(&self, older: &Self, (mib, fill): (usize, u8)) -> Loop {
+    fn used_device(&self, older: &Self, mib: usize, fill: u8) -> Loop {
         let mut bytes = older.bytes.clone();
         assert!(bytes.len() > self.bytes.len(), "the older one is larger");
         bytes[..self.bytes.len()].copy_from_slice(&self.bytes);
@@ -112,7 +124,7 @@ fn zeros_behind_what_comes_down_a_pipe_are_passed_over_and_told() {
 fn an_archive_on_a_device_ends_where_it_says_whatever_is_behind_it() {
     for kind in KINDS {
         let (subject, older) = (Subject::new(kind), older(kind));
-        let device = subject.used_device(&older, (24, 0x5a));
+        let device = subject.used_device(&older, 24, 0x5a);
         let name = text(device.device());
         let told = subject.run(&["verify", name]).ok();
         let behind = (24 << 20) - subject.bytes.len();
@@ -142,7 +154,7 @@ fn damage_on_a_used_device_costs_what_it_hits() {
         for (place, fill) in cases {
             subject.bytes = whole.clone();
             subject.bytes[place] ^= 4;
-            let device = subject.used_device(&older, (24, fill));
+            let device = subject.used_device(&older, 24, fill);
             let target = subject.scratch.join("rescued.raw");
             let to = format!("vda={}", text(&target));
             let mut args = restore_args(text(device.device()), &to, Format::Raw, Method::Rewrite);
@@ -161,7 +173,8 @@ fn damage_on_a_used_device_costs_what_it_hits() {
 }
 
 /// A larger archive of the same kind, of another disk.
-fn older((compress, encrypted): (&str, bool)) -> Subject {
+fn older(kind: Kind) -> Subject {
+    let Kind { compress, encrypted } = kind;
     let scratch = Scratch::new(&format!("behind-older-{compress}-{encrypted}"));
     let key = Key::new(&scratch, "key");
     let source = Image { path: scratch.join("noise.raw"), format: Format::Raw };

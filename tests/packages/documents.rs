@@ -157,6 +157,27 @@ fn comments_have_110_columns() {
     none(&wrong);
 }
 
+/// A pair as a parameter dodges the limit of arguments: `(control, cancel): (&Control, &AtomicBool)`.
+#[test]
+fn no_parameter_is_a_tuple_in_pieces() {
+    let mut wrong = String::new();
+    for source in ["driver", "config", "hooks"].iter().flat_map(|folder| files(folder, ".rs")) {
+        let text = text(&source);
+        for (at, _) in text.match_indices("): (") {
+            let before = &text[..at];
+            let open = before.rfind('(').unwrap_or(0);
+            let is_pattern =
+                before[open + 1..].chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | ',' | ' '))
+                    && before[open + 1..].contains(", ");
+            let is_parameter = before[..open].trim_end().ends_with(['(', ',']);
+            if is_pattern && is_parameter {
+                writeln!(wrong, "{}:{}", shown(&source), before.lines().count()).unwrap();
+            }
+        }
+    }
+    none(&wrong);
+}
+
 #[test]
 fn the_document_of_security_names_all_unsafe_code() {
     let said = text("SECURITY.md");

@@ -71,7 +71,7 @@ pub fn write_archive(
     sink: &mut dyn Sink,
     options: &StreamOptions,
 ) -> Result<WrittenArchive> {
-    write_archive_from(contents, (sink, &mut NoChunkLog), options)
+    write_archive_from(contents, sink, &mut NoChunkLog, options)
 }
 
 /// As [`write_archive`], behind the chunks that `log` keeps of the same archive: `sink` gets what follows
@@ -81,7 +81,8 @@ pub fn write_archive(
 /// As [`write_archive`]; those of [`write_stream_from`].
 pub fn write_archive_from(
     contents: &ArchiveContents<'_>,
-    (sink, log): (&mut dyn Sink, &mut dyn ChunkLog),
+    sink: &mut dyn Sink,
+    log: &mut dyn ChunkLog,
     options: &StreamOptions,
 ) -> Result<WrittenArchive> {
     if contents.disks.len() != contents.head.disks.len() {
@@ -92,7 +93,7 @@ pub fn write_archive_from(
         let headers = HeaderEncoder::new(time)?;
         Writer { stream, headers, totals: ArchiveTotals::default() }.archive(contents, time)
     };
-    let (root, stream) = write_stream_from(contents.data, (sink, log), options, plan)?;
+    let (root, stream) = write_stream_from(contents.data, sink, log, options, plan)?;
     Ok(WrittenArchive { stream, root })
 }
 

@@ -268,7 +268,7 @@ fn tpm_directory(directory: &Path) -> Result<Vec<Attachment>> {
         let member = format!("{TPM}{name}");
         layout::check_name(&member).map_err(|why| Error::new(ErrorKind::Unsupported, why))?;
         // swtpm writes a new state beside the old one and renames it: a file may be gone again.
-        let read = || read_entry(&opened, (name.as_ref(), &directory.join(&name)), TPM_LIMIT);
+        let read = || read_entry(&opened, name.as_ref(), &directory.join(&name), TPM_LIMIT);
         if let Some(content) = settled(&directory.join(&name), read)? {
             found.push(attachment(&member, content));
         }
@@ -320,13 +320,13 @@ pub(super) fn read_file(path: &Path, limit: u64, links: SymlinkPolicy) -> Result
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         opened => {
             let name = path.file_name().unwrap_or_default();
-            read_entry(&opened.at(opening)?, (name, path), limit)
+            read_entry(&opened.at(opening)?, name, path, limit)
         }
     }
 }
 
 /// The file `name` in `directory`, called `path` in messages, which is no link.
-fn read_entry(directory: &Directory, (name, path): (&OsStr, &Path), limit: u64) -> Result<Option<Vec<u8>>> {
+fn read_entry(directory: &Directory, name: &OsStr, path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
     match directory.open_file(name, OFlags::RDONLY | OFlags::NONBLOCK) {
         Ok(file) => bounded(&file, path, limit).map(Some),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),

@@ -37,7 +37,7 @@ impl FoldedDisk {
     /// When the image can't be read or is damaged.
     pub fn fold(target: String, image: DiskImage, block: Option<BlockSize>, layout: Layout) -> Result<Self> {
         let allocation = image.allocation()?;
-        Self::of((target, image), allocation, block, layout)
+        Self::of(target, image, allocation, block, layout)
     }
 
     /// As [`FoldedDisk::fold`], with an allocation table of the image.
@@ -45,7 +45,8 @@ impl FoldedDisk {
     /// # Errors
     /// When the table is too large for memory and can't be kept elsewhere.
     pub fn of(
-        (target, image): (String, DiskImage),
+        target: String,
+        image: DiskImage,
         allocation: AllocationTable,
         block: Option<BlockSize>,
         layout: Layout,

@@ -37,7 +37,8 @@ pub struct Forgotten {
 pub fn run(
     domain: &str,
     mode: RunMode,
-    (hypervisor, catalog): (&dyn Hypervisor, &Catalog),
+    hypervisor: &dyn Hypervisor,
+    catalog: &Catalog,
 ) -> Result<Vec<Forgotten>> {
     let known = catalog.known_domains(domain)?;
     refuse_present(domain, hypervisor, &known)?;

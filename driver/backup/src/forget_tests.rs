@@ -85,7 +85,7 @@ impl Scene {
     }
 
     fn forget(&self, domain: &str, mode: RunMode) -> Result<Vec<Forgotten>> {
-        run(domain, mode, (&self.world, &self.catalog))
+        run(domain, mode, &self.world, &self.catalog)
     }
 
     fn refused(&self, domain: &str) -> (ErrorKind, String) {

@@ -362,7 +362,8 @@ pub fn tables_from(
     input: impl Read + Send,
     name: &str,
     identities: &Identities,
-    (target, taker): (&str, &mut dyn TableVisitor),
+    target: &str,
+    taker: &mut dyn TableVisitor,
 ) -> Result<()> {
     let known = Cell::new(false);
     let mut seen =

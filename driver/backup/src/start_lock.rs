@@ -17,8 +17,10 @@ use virtfold_base::error::{Error, Result};
 /// The directory of guards can't be written to.
 pub(super) fn hold<'a>(
     directory: &Path,
-    (uuid, name): (Uuid, &str),
-    (access, reason): (LockReason, &str),
+    uuid: Uuid,
+    name: &str,
+    access: LockReason,
+    reason: &str,
     disks: impl Iterator<Item = &'a Path>,
 ) -> Result<Vec<StartLock>> {
     match start_lock::sweep(directory) {

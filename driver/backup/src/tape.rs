@@ -253,7 +253,7 @@ mod tests {
     use virtfold_medium::tape::{EarlierParts, PartHeader, PartTrailer, TapeBlock, VolumeLabel};
 
     /// A part of ten bytes.
-    fn part(file: u64, (run, number, again): (Uuid, u32, u32), last: Option<bool>) -> VolumePart {
+    fn part(file: u64, run: Uuid, number: u32, again: u32, last: Option<bool>) -> VolumePart {
         let volume = Uuid::nil();
         let begin = PartHeader {
             volume,
@@ -284,10 +284,10 @@ mod tests {
     fn an_archive_that_went_on_behind_another_one_is_listed_once() {
         let (one, other) = (Uuid::new_v4(), Uuid::new_v4());
         let parts = vec![
-            part(2, (one, 1, 0), Some(false)),
-            part(5, (one, 2, 0), None),
-            part(7, (other, 1, 0), Some(true)),
-            part(10, (one, 2, 1), Some(true)),
+            part(2, one, 1, 0, Some(false)),
+            part(5, one, 2, 0, None),
+            part(7, other, 1, 0, Some(true)),
+            part(10, one, 2, 1, Some(true)),
         ];
         let label = VolumeLabel {
             volume: Uuid::nil(),

@@ -223,11 +223,11 @@ fn insert(transaction: &Transaction<'_>, job: &FreezeSession) -> Sql<()> {
     )?;
     job.disks.iter().enumerate().try_for_each(|(position, disk)| {
         let position = i64::try_from(position)?;
-        insert_disk(transaction, job.id, (position, disk))
+        insert_disk(transaction, job.id, position, disk)
     })
 }
 
-fn insert_disk(transaction: &Transaction<'_>, job: Uuid, (position, disk): (i64, &SessionDisk)) -> Sql<()> {
+fn insert_disk(transaction: &Transaction<'_>, job: Uuid, position: i64, disk: &SessionDisk) -> Sql<()> {
     let (state, level) = state_words(disk.state);
     let backing = disk.base.backing.as_ref();
     transaction.execute(

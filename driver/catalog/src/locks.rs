@@ -37,15 +37,15 @@ impl DomainLock for DomainLockFile {}
 /// Takes a domain's lock.
 pub(super) fn take(directory: &Path, domain: DomainId) -> Result<Box<dyn DomainLock>> {
     let hint = "wait until it ends, or end it and run `virtfold recover`";
-    take_file(&directory.join(format!("{domain}.lock")), (&format!("domain {domain}"), hint))
+    take_file(&directory.join(format!("{domain}.lock")), &format!("domain {domain}"), hint)
 }
 
 /// Takes the lock of whoever prunes.
 pub(super) fn take_prune(directory: &Path) -> Result<Box<dyn DomainLock>> {
-    take_file(&directory.join("prune.lock"), ("removing old backups", "wait for its end"))
+    take_file(&directory.join("prune.lock"), "removing old backups", "wait for its end")
 }
 
-fn take_file(path: &Path, (what, hint): (&str, &str)) -> Result<Box<dyn DomainLock>> {
+fn take_file(path: &Path, what: &str, hint: &str) -> Result<Box<dyn DomainLock>> {
     let opening = || format!("cannot open the lock '{}'", path.display());
     let opened = Entry::locate(path).and_then(|entry| entry.open(OFlags::RDWR | OFlags::CREATE));
     let mut file = opened.at(opening)?;
@@ -79,7 +79,7 @@ mod tests {
         std::fs::write(&victim, "root's own").unwrap();
         std::os::unix::fs::symlink(&victim, &link).unwrap();
         std::os::unix::fs::lchown(&link, Some(65_533), None).unwrap();
-        assert_eq!(take_file(&link, ("it", "wait")).unwrap_err().kind(), ErrorKind::Denied);
+        assert_eq!(take_file(&link, "it", "wait").unwrap_err().kind(), ErrorKind::Denied);
         assert_eq!(std::fs::read(&victim).unwrap(), b"root's own");
     }
 
@@ -91,9 +91,9 @@ mod tests {
         let file = File::create_new(&path).unwrap();
         file.try_lock().unwrap();
         let twin = file.try_clone().unwrap();
-        assert_eq!(take_file(&path, ("it", "wait")).unwrap_err().kind(), ErrorKind::InUse);
+        assert_eq!(take_file(&path, "it", "wait").unwrap_err().kind(), ErrorKind::InUse);
         drop(DomainLockFile { file });
-        take_file(&path, ("it", "wait")).unwrap();
+        take_file(&path, "it", "wait").unwrap();
         drop(twin);
     }
 }

@@ -82,7 +82,7 @@ impl Args {
         let connection = self.connect.open()?;
         let mode = if self.dry_run { RunMode::DryRun } else { RunMode::Apply };
         let mut domains = Vec::new();
-        for known in forget::run(&self.domain, mode, (connection.hypervisor.as_ref(), catalog))? {
+        for known in forget::run(&self.domain, mode, connection.hypervisor.as_ref(), catalog)? {
             let mut files = Vec::new();
             if let Some(directory) = &metrics_dir {
                 files = metrics::files_of(directory, known.uuid);

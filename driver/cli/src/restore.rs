@@ -125,7 +125,7 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<ExitStatus> {
     let is_plan = args.define.plan;
     let request = request(args)?;
     if is_plan {
-        return plan(&request, tape.as_ref(), (style, signals));
+        return plan(&request, tape.as_ref(), style, signals);
     }
     let progress = Arc::new(Progress::default());
     let ticker = ProgressPrinter::start(style, StdoutUse::Free, &progress)?;
@@ -137,7 +137,7 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<ExitStatus> {
             } else {
                 LostRanges::default()
             };
-            restore::run_over(&request, &control, (source, &gaps))
+            restore::run_over(&request, &control, source, &gaps)
         }),
         None => restore::run(&request, &control),
     };
@@ -156,7 +156,8 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<ExitStatus> {
 fn plan(
     request: &RestoreRequest,
     tape: Option<&(TapeOptions, TapeArchive)>,
-    (style, signals): (OutputFormat, &Signals),
+    style: OutputFormat,
+    signals: &Signals,
 ) -> Result<ExitStatus> {
     let control = Control { cancel: Arc::clone(&signals.stop), progress: Arc::new(Progress::default()) };
     let plan = match tape {

@@ -76,11 +76,11 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
             let drive = args.tape.drive(address, args.state.path()?, &signals.stop);
             let source = drive.open(tape::options::archive(address)?)?;
             let name = source.archive().to_owned();
-            inspect::tables_from(source, &name, &identities, (&args.disk, &mut printer))?;
+            inspect::tables_from(source, &name, &identities, &args.disk, &mut printer)?;
         }
         Location::Pipe => {
             let input = PipeSource::stdin(Arc::clone(&signals.stop))?;
-            inspect::tables_from(input, "standard input", &identities, (&args.disk, &mut printer))?;
+            inspect::tables_from(input, "standard input", &identities, &args.disk, &mut printer)?;
         }
         location => inspect::with_index(location, &identities, |index| {
             let disk = index.disk(&args.disk)?;

@@ -54,7 +54,7 @@ pub fn lift(folder: &Path, domain: DomainId, image: &Path) -> Result<Option<Lift
         if out.is_empty() {
             return Ok(None);
         }
-        if replace(&rules, (&text, &kept.concat()))? {
+        if replace(&rules, &text, &kept.concat())? {
             return Ok(Some(LiftedDenials { rules, lines: out.into_iter().map(str::to_owned).collect() }));
         }
     }
@@ -72,7 +72,7 @@ pub fn restore(denial: &LiftedDenials) -> Result<()> {
         let Some(text) = read(rules)? else { return Ok(()) };
         let has = |wanted: &&String| !text.lines().any(|line| line.trim() == wanted.trim());
         let missing: Vec<&str> = denial.lines.iter().filter(has).map(String::as_str).collect();
-        if missing.is_empty() || replace(rules, (&text, &format!("{text}{}", missing.concat())))? {
+        if missing.is_empty() || replace(rules, &text, &format!("{text}{}", missing.concat()))? {
             return Ok(());
         }
     }
@@ -119,7 +119,7 @@ fn read(rules: &Path) -> Result<Option<String>> {
 }
 
 /// Puts a new text in the place of an old one, whole; `false` where the old one is not there any more.
-fn replace(rules: &Path, (old, new): (&str, &str)) -> Result<bool> {
+fn replace(rules: &Path, old: &str, new: &str) -> Result<bool> {
     let writing = || format!("cannot write AppArmor's rules in '{}'", rules.display());
     let unique = uuid::Uuid::new_v4().simple().to_string();
     let beside = rules.with_extension(format!("{}.virtfold", unique.get(..8).unwrap_or(&unique)));

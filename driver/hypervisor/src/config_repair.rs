@@ -48,7 +48,7 @@ pub fn repair_config(hypervisor: &dyn Hypervisor, domain: DomainId) -> Result<Ve
     let live = DomainXml::parse(hypervisor.xml(domain, XmlView::Live)?)?;
     let qemu = hypervisor.query_block(domain)?;
     let config = DomainXml::parse(hypervisor.xml(domain, XmlView::Inactive)?)?;
-    let fixes = fixes(hypervisor, (&live, &qemu), &config)?;
+    let fixes = fixes(hypervisor, &live, &qemu, &config)?;
     if !fixes.is_empty() {
         hypervisor.define(&apply(&config, &fixes)?)?;
     }
@@ -61,7 +61,8 @@ pub fn repair_config(hypervisor: &dyn Hypervisor, domain: DomainId) -> Result<Ve
 /// A volume that can't be looked up.
 pub fn fixes(
     hypervisor: &dyn Hypervisor,
-    (live, qemu): (&DomainXml, &[QemuDisk]),
+    live: &DomainXml,
+    qemu: &[QemuDisk],
     config: &DomainXml,
 ) -> Result<Vec<ConfigFix>> {
     let mut fixes = Vec::new();

@@ -61,7 +61,7 @@ impl EventHub {
     }
 
     /// `status` is a virConnectDomainEventBlockJobStatus.
-    pub(crate) fn block_job(&self, domain: DomainId, target: String, (kind, status): (BlockJobKind, i32)) {
+    pub(crate) fn block_job(&self, domain: DomainId, target: String, kind: BlockJobKind, status: i32) {
         let status = match status {
             0 => BlockJobStatus::Completed,
             1 => BlockJobStatus::Failed,

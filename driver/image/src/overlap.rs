@@ -75,7 +75,7 @@ impl Map {
     }
 
     /// Claims `from..to`, clusters of one page; those that were claimed already are added to `again`.
-    fn claim(&mut self, from: u64, to: u64, (budget, again): (&mut u32, &mut Vec<u64>)) {
+    fn claim(&mut self, from: u64, to: u64, budget: &mut u32, again: &mut Vec<u64>) {
         let Some(words) = self.page(from / PAGE, budget) else { return };
         for cluster in from..to {
             let (word, bit) = bit(cluster);
@@ -101,13 +101,7 @@ struct Claimed<'a> {
 
 impl Claimed<'_> {
     /// Claims a range of host bytes for `what`.
-    fn claim(
-        &mut self,
-        kind: ClusterOwner,
-        (host, len): (u64, u64),
-        what: &str,
-        budget: &mut u32,
-    ) -> Result<()> {
+    fn claim(&mut self, kind: ClusterOwner, host: u64, len: u64, what: &str, budget: &mut u32) -> Result<()> {
         let bits = self.image.header.cluster_bits;
         let end = host.saturating_add(len).div_ceil(1 << bits);
         let (mut at, mut again) = (host >> bits, Vec::new());
@@ -115,7 +109,7 @@ impl Claimed<'_> {
             let to = end.min((at / PAGE + 1) * PAGE);
             for (map, other) in self.maps.iter_mut().zip(KINDS) {
                 if other == kind {
-                    map.claim(at, to, (budget, &mut again));
+                    map.claim(at, to, budget, &mut again);
                 } else if let Some(cluster) = map.first_claimed(at, to) {
                     return Err(lies_over(self.file, what, cluster << bits));
                 }
@@ -148,16 +142,14 @@ impl Claimed<'_> {
         let (l1, l1_len) = (header.l1_offset, header.l1_entries * 8);
         let (refcounts, refcounts_len) = (header.refcount_offset, header.refcount_table_len);
         let size = header.cluster_size();
-        self.claim(ClusterOwner::Fixed, (0, size), "the header", budget)?;
-        self.claim(ClusterOwner::Fixed, (l1, l1_len), "the L1 table", budget)?;
+        self.claim(ClusterOwner::Fixed, 0, size, "the header", budget)?;
+        self.claim(ClusterOwner::Fixed, l1, l1_len, "the L1 table", budget)?;
         // Only inside the file: a refcount table that is not matters to nobody who reads.
         if refcounts.checked_add(refcounts_len).is_some_and(|end| end <= self.file.len) {
-            self.claim(ClusterOwner::Fixed, (refcounts, refcounts_len), "the refcount table", budget)?;
+            self.claim(ClusterOwner::Fixed, refcounts, refcounts_len, "the refcount table", budget)?;
         }
         let (image, file) = (self.image, self.file);
-        l2::each_table(image, file, |table| {
-            self.claim(ClusterOwner::L2, (table, size), "an L2 table", budget)
-        })
+        l2::each_table(image, file, |table| self.claim(ClusterOwner::L2, table, size, "an L2 table", budget))
     }
 
     fn is_claimed(&self, cluster: u64) -> bool {
@@ -175,7 +167,7 @@ impl Claimed<'_> {
                 let from = host.get() & !((1 << bits) - 1);
                 let len = (host.get() + extent.len - from).saturating_sub(skip);
                 let what = format!("a cluster at guest offset {}", extent.guest);
-                self.claim(ClusterOwner::Data, (from + skip, len), &what, budget)
+                self.claim(ClusterOwner::Data, from + skip, len, &what, budget)
             }
             Allocation::Compressed { host, .. } if self.is_claimed(host.get() >> bits) => {
                 let at = format!("guest offset {}, host offset {host}", extent.guest);

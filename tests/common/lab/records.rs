@@ -44,7 +44,7 @@ pub(crate) fn check(disks: &[&Path], layout: Layout) -> Result<Prefix, String> {
     let Some(last) = last else { return Ok(Prefix { last: None, largest_gap_ns: 0 }) };
     for (disk, slots) in found.iter().enumerate() {
         for (slot, record) in slots.iter().enumerate() {
-            let (seen, wanted) = (record.map(|r| r.number), newest(layout, (disk, slot), last));
+            let (seen, wanted) = (record.map(|r| r.number), newest(layout, disk, slot, last));
             if seen != wanted {
                 return Err(format!(
                     "the newest record is {last}, so slot {slot} of {} should hold {wanted:?}, but holds {seen:?}",
@@ -105,7 +105,7 @@ fn read_slots(path: &Path, layout: Layout) -> Result<Vec<Option<Record>>, String
 }
 
 /// The newest record that a slot of a disk holds once all of 0..=`last` are written.
-fn newest(layout: Layout, (disk, slot): (usize, usize), last: u64) -> Option<u64> {
+fn newest(layout: Layout, disk: usize, slot: usize, last: u64) -> Option<u64> {
     let (disks, slots) = (u64::from(layout.disks), u64::from(layout.slots));
     // Rounds count the records of one disk. The odd factor is undone to find the first one in this slot.
     let first = (slot as u64).wrapping_mul(inverse(ODD)) % slots;

@@ -81,12 +81,12 @@ pub(crate) fn run(event: Event) {
     println!("{event:?}: {counts:?}, {} guests stopped by the full file system", bench.stopped.get());
     assert!(failures.is_empty(), "{} of {counts:?} failed:\n{}", failures.len(), failures.join("\n"));
     if only.is_none() {
-        exercised(&counts, bench.stopped.get(), (event, names.len() * rounds));
+        exercised(&counts, bench.stopped.get(), event, names.len() * rounds);
     }
 }
 
 /// Nothing failed; was there enough that could have?
-fn exercised(counts: &BTreeMap<&str, u32>, stopped: u32, (event, cases): (Event, usize)) {
+fn exercised(counts: &BTreeMap<&str, u32>, stopped: u32, event: Event, cases: usize) {
     let of = |verdict: &str| counts.get(verdict).map_or(0, |count| usize::try_from(*count).unwrap());
     assert!(cases >= 12, "a backup of two disks makes more than {cases} entries");
     let reached = cases - of("not reached");

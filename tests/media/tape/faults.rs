@@ -8,7 +8,8 @@ use crate::common::run::{exit, text};
 /// Writes behind an archive with a fault, and looks what came of both. Whether it was said.
 fn with_fault(
     bench: &mut Bench,
-    (kept, image): (&Image, &Image),
+    kept: &Image,
+    image: &Image,
     fault: impl Fn(u64) -> Fault,
     offset: u64,
 ) -> bool {
@@ -62,7 +63,7 @@ fn at_blocks(make: impl Fn(u64) -> Fault, again: &[u64]) {
     let mut bench = Bench::new(2, 64);
     let (kept, image) = (bench.image("kept.raw", 1), bench.image("disk.raw", 2));
     // Without a second volume: the begin is 0, the data 2 to 10, the end 12.
-    assert!(with_fault(&mut bench, (&kept, &image), &make, 12));
+    assert!(with_fault(&mut bench, &kept, &image, &make, 12));
     // The parts begin at 0, 9 and 18.
     again.iter().for_each(|offset| goes_on(&mut bench, &image, &make, *offset));
 }

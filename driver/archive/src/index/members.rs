@@ -211,7 +211,8 @@ pub(super) fn from_recovery(
 /// Damaged or Incomplete, where it can't be read; those of `take`.
 pub(super) fn allocation(
     stream: &VerifiedRanges<'_>,
-    (disk, kind): (&Disk, BackupKind),
+    disk: &Disk,
+    kind: BackupKind,
     take: &mut dyn FnMut(AllocationRow) -> Result<()>,
 ) -> Result<()> {
     let mut cursor = MemberCursor::new(stream, StreamOffset::ZERO);

@@ -277,7 +277,7 @@ impl ArchiveIndex<'_> {
         disk: &IndexedDisk,
         take: &mut dyn FnMut(AllocationRow) -> Result<()>,
     ) -> Result<()> {
-        members::allocation(&self.stream, (&disk.disk, self.head.kind), take)
+        members::allocation(&self.stream, &disk.disk, self.head.kind, take)
     }
 
     /// The members beside head, tables and disks (`domain.xml`, ...), in the archive's order: those to which

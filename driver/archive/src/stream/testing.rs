@@ -142,13 +142,14 @@ impl Script {
         sink: &mut Memory,
         options: &StreamOptions,
     ) -> Result<Written> {
-        self.write_from(source, (sink, &mut NoChunkLog), options)
+        self.write_from(source, sink, &mut NoChunkLog, options)
     }
 
     pub(super) fn write_from(
         &self,
         source: &Disks,
-        (sink, log): (&mut Memory, &mut dyn ChunkLog),
+        sink: &mut Memory,
+        log: &mut dyn ChunkLog,
         options: &StreamOptions,
     ) -> Result<Written> {
         let run = |writer: &mut super::StreamWriter<'_>| {
@@ -165,7 +166,7 @@ impl Script {
             let blocks: Result<Vec<Vec<u8>>> = body.unwrap_or_default().blocks().collect();
             Ok(blocks?.concat())
         };
-        let (digests, totals) = write_stream_from(source, (sink, log), options, run)?;
+        let (digests, totals) = write_stream_from(source, sink, log, options, run)?;
         Ok(Written { digests, totals })
     }
 

@@ -50,7 +50,7 @@ pub fn write_stream<T>(
     options: &StreamOptions,
     plan: impl FnOnce(&mut StreamWriter<'_>) -> Result<T>,
 ) -> Result<(T, StreamTotals)> {
-    write_stream_from(source, (sink, &mut NoChunkLog), options, plan)
+    write_stream_from(source, sink, &mut NoChunkLog, options, plan)
 }
 
 /// As [`write_stream`], and goes on behind the chunks that `log` keeps: `sink` gets the bytes that follow
@@ -62,7 +62,8 @@ pub fn write_stream<T>(
 /// `log`.
 pub fn write_stream_from<T>(
     source: &dyn DataSource,
-    (sink, log): (&mut dyn Sink, &mut dyn ChunkLog),
+    sink: &mut dyn Sink,
+    log: &mut dyn ChunkLog,
     options: &StreamOptions,
     plan: impl FnOnce(&mut StreamWriter<'_>) -> Result<T>,
 ) -> Result<(T, StreamTotals)> {

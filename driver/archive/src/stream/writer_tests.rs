@@ -46,13 +46,13 @@ proptest! {
         let disks = Disks::new(script.images.clone());
         let mut whole = Memory::default();
         let mut chunks = ChunkRecords::default();
-        let first = script.write_from(&disks, (&mut whole, &mut chunks), &options(compression, workers)).unwrap();
+        let first = script.write_from(&disks, &mut whole, &mut chunks, &options(compression, workers)).unwrap();
         let len = whole.bytes.len() as u64;
         for durable in places.map(|place| place % (len + 1)) {
             let end = chunks.keep_within(durable).unwrap();
             let (kept, mut rest) = (chunks.kept(), Memory::default());
             let options = options(compression, workers);
-            let again = script.write_from(&disks, (&mut rest, &mut chunks), &options).unwrap();
+            let again = script.write_from(&disks, &mut rest, &mut chunks, &options).unwrap();
             prop_assert!(whole.bytes[usize::try_from(end).unwrap()..] == rest.bytes, "from chunk {} on", kept);
             prop_assert_eq!(again.totals, first.totals);
             prop_assert_eq!(&again.digests, &first.digests);
@@ -69,7 +69,7 @@ fn a_stream_goes_on_behind_any_of_its_chunks() {
     for compression in [Compression::None, ZSTD] {
         let (mut whole, mut chunks) = (Memory::default(), ChunkRecords::default());
         let disks = Disks::new(script.images.clone());
-        script.write_from(&disks, (&mut whole, &mut chunks), &options(compression, 2)).unwrap();
+        script.write_from(&disks, &mut whole, &mut chunks, &options(compression, 2)).unwrap();
         let mut end = 0;
         for kept in 0..=chunks.len() {
             assert_eq!(chunks.keep_within(end as u64).unwrap(), end as u64);
@@ -78,7 +78,7 @@ fn a_stream_goes_on_behind_any_of_its_chunks() {
             let fuse = Fuse::new(3_u64.saturating_sub(kept));
             let disks = Disks { fuse, ..Disks::new(script.images.clone()) };
             let mut rest = Memory::default();
-            script.write_from(&disks, (&mut rest, &mut chunks), &options(compression, 2)).unwrap();
+            script.write_from(&disks, &mut rest, &mut chunks, &options(compression, 2)).unwrap();
             assert!(rest.bytes == whole.bytes[end..], "{compression:?} from chunk {kept} on");
             if kept < chunks.len() {
                 end += usize::try_from(chunks.get(kept).unwrap().bytes()).unwrap();
@@ -92,12 +92,12 @@ fn chunks_of_another_stream_are_refused() {
     let script = Script::small();
     let mut chunks = ChunkRecords::default();
     let disks = Disks::new(script.images.clone());
-    script.write_from(&disks, (&mut Memory::default(), &mut chunks), &options(ZSTD, 2)).unwrap();
+    script.write_from(&disks, &mut Memory::default(), &mut chunks, &options(ZSTD, 2)).unwrap();
     chunks.keep_within(u64::MAX).unwrap();
     for (script, compression) in [(script, Compression::None), (long(), ZSTD)] {
         let disks = Disks::new(script.images.clone());
         let outcome =
-            script.write_from(&disks, (&mut Memory::default(), &mut chunks), &options(compression, 1));
+            script.write_from(&disks, &mut Memory::default(), &mut chunks, &options(compression, 1));
         assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Internal);
     }
 }

@@ -271,8 +271,14 @@ fn offline(copy: &DomainCopy<'_>) -> Result<FinishedBackup> {
     let domain = &copy.plan.domain;
     let reason = format!("'{}' is being backed up while it is shut off", domain.name);
     let paths = request.disks.iter().map(|disk| disk.base.path.as_path());
-    let who = (domain.uuid, domain.name.as_str());
-    let _guards = start_lock::hold(copy.request.guards, who, (LockReason::Reading, &reason), paths)?;
+    let _guards = start_lock::hold(
+        copy.request.guards,
+        domain.uuid,
+        &domain.name,
+        LockReason::Reading,
+        &reason,
+        paths,
+    )?;
     let written: UnnamedArchive = with_offline_disks(host, &request, control, |frozen| copy.write(frozen))?;
     // Only now is it known that the domain did not run meanwhile.
     Ok(FinishedBackup { backup: written.finish(control)?, freeze: None, thaw_failure: None })

@@ -47,7 +47,7 @@ pub(super) fn resume(
     let mut good: Option<(BackupReport, FreezeReport)> = None;
     let adoption = take_over(host, &adopting, control, |frozen| {
         let session = BackupSession { control: &frozen.control, ..session };
-        let written = write(&session, (host.files, frozen), &known)?;
+        let written = write(&session, host.files, frozen, &known)?;
         good = Some((written.finish(&frozen.control)?, frozen.report.clone()));
         control.progress.enter("thawing", 0);
         Ok(())
@@ -77,7 +77,8 @@ pub(super) fn way(job: &FreezeSession) -> &'static str {
 /// Writes the rest of the archive.
 fn write(
     session: &BackupSession<'_>,
-    (files, frozen): (&dyn HostFiles, &Frozen),
+    files: &dyn HostFiles,
+    frozen: &Frozen,
     known: &SavedArchive,
 ) -> Result<UnnamedArchive> {
     let disks = open(frozen, known)?;

@@ -40,7 +40,7 @@ impl FreeSpaceMonitor<'_> {
         let short = Mutex::new(None);
         let (stop, stopped) = bounded::<()>(0);
         let result = std::thread::scope(|scope| {
-            let watch = || self.run((control, &cancel), &stopped, &short);
+            let watch = || self.run(control, &cancel, &stopped, &short);
             let watching = std::thread::Builder::new().name("room".to_owned()).spawn_scoped(scope, watch);
             watching.at(|| "cannot start a thread".to_owned())?;
             let result = work(&inner);
@@ -55,7 +55,8 @@ impl FreeSpaceMonitor<'_> {
 
     fn run(
         &self,
-        (control, cancel): (&Control, &AtomicBool),
+        control: &Control,
+        cancel: &AtomicBool,
         stopped: &Receiver<()>,
         short: &Mutex<Option<Error>>,
     ) {

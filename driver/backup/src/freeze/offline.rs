@@ -34,7 +34,7 @@ pub fn with_offline_disks<T>(
     let beginning = NewSession::look(host, request.domain)?;
     let job = plan(host, request, &beginning)?;
     beginning.journal(host, &job)?;
-    let copied = read(host, (request, &job.name), &events, || {
+    let copied = read(host, request, &job.name, &events, || {
         let disks = request.disks.iter().map(|disk| FrozenDisk {
             target: disk.target.clone(),
             path: disk.base.path.clone(),
@@ -61,12 +61,13 @@ fn plan(host: &FreezeContext<'_>, request: &OfflineRequest, beginning: &NewSessi
         frozen: None,
         state: UnfreezeState::Waiting,
     });
-    Ok(beginning.job(host, (SessionKind::AtRest, SessionState::Reading), disks.collect()))
+    Ok(beginning.job(host, SessionKind::AtRest, SessionState::Reading, disks.collect()))
 }
 
 fn read<T>(
     host: &FreezeContext<'_>,
-    (request, name): (&OfflineRequest, &str),
+    request: &OfflineRequest,
+    name: &str,
     events: &Receiver<DomainEvent>,
     copy: impl FnOnce() -> Result<T>,
 ) -> Result<T> {

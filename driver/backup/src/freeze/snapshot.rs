@@ -50,7 +50,7 @@ pub fn with_frozen_disks<T>(
     beginning.journal(host, &job)?;
     let mut homing = Unfreeze::new(host, job);
     let mut report = FreezeReport::default();
-    let copied = copy_frozen(&mut homing, request, (control, &mut report), copy);
+    let copied = copy_frozen(&mut homing, request, control, &mut report, copy);
     end(&mut homing, &mut report, copied)
 }
 
@@ -157,7 +157,7 @@ fn plan(host: &FreezeContext<'_>, request: &FreezeRequest, beginning: &NewSessio
             return Err(Error::new(ErrorKind::InUse, message).with_hint("something changed; retry"));
         }
     }
-    Ok(beginning.job(host, (kind, SessionState::Planned), disks))
+    Ok(beginning.job(host, kind, SessionState::Planned, disks))
 }
 
 /// A disk that was plugged in since the plan is named nowhere in the request; libvirt would put it on an
@@ -174,12 +174,13 @@ fn check_targets(sight: &DomainView, request: &FreezeRequest) -> Result<()> {
 fn copy_frozen<T>(
     homing: &mut Unfreeze<'_>,
     request: &FreezeRequest,
-    (control, report): (&Control, &mut FreezeReport),
+    control: &Control,
+    report: &mut FreezeReport,
     copy: impl FnOnce(&Frozen) -> Result<T>,
 ) -> Result<T> {
     snapshot(homing, request, report)?;
     let holds = hold(homing)?;
-    copy_held(homing, CopyContext { min_free: request.min_free, holds }, (control, report), copy)
+    copy_held(homing, CopyContext { min_free: request.min_free, holds }, control, report, copy)
 }
 
 /// What a copy is made within.
@@ -195,7 +196,8 @@ pub(super) type BaseLocks = Vec<Box<dyn Debug + Send + Sync>>;
 pub(super) fn copy_held<T>(
     homing: &mut Unfreeze<'_>,
     frame: CopyContext,
-    (control, report): (&Control, &FreezeReport),
+    control: &Control,
+    report: &FreezeReport,
     copy: impl FnOnce(&Frozen) -> Result<T>,
 ) -> Result<T> {
     let (host, job) = (homing.host, &homing.job);

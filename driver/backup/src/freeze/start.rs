@@ -47,7 +47,8 @@ impl NewSession {
     pub(super) fn job(
         &self,
         host: &FreezeContext<'_>,
-        (kind, state): (SessionKind, SessionState),
+        kind: SessionKind,
+        state: SessionState,
         disks: Vec<SessionDisk>,
     ) -> FreezeSession {
         let runs = kind != SessionKind::AtRest;

@@ -92,7 +92,7 @@ pub fn take_over<T>(
     };
     let mut report = request.report.clone();
     let frame = CopyContext { min_free: request.min_free, holds };
-    let copied = copy_held(&mut homing, frame, (control, &report), copy);
+    let copied = copy_held(&mut homing, frame, control, &report, copy);
     Ok(TakeOver::Done(end(&mut homing, &mut report, copied)))
 }
 

@@ -93,7 +93,7 @@ pub(super) fn of_saved(saved: Option<&DomainXml>) -> Vec<Finding> {
 }
 
 /// What a person should know, though nothing speaks against the backup.
-pub(super) fn notes((known, way): (&DomainSnapshotInfo, BackupMode), disks: &[PlannedDisk]) -> Vec<String> {
+pub(super) fn notes(known: &DomainSnapshotInfo, way: BackupMode, disks: &[PlannedDisk]) -> Vec<String> {
     let mut notes = Vec::new();
     let (checkpoints, snapshots) = (known.activity.checkpoints.len(), known.activity.snapshots.len());
     if checkpoints > 0 {

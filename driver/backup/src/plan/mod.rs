@@ -207,7 +207,7 @@ impl Planner<'_> {
         obstacles.extend(self.neighbours.findings(self.hypervisor, known.info.id, &opened)?);
         obstacles.extend(disks::twice(&opened));
         disks.extend(not_plugged(&known));
-        let mut notes = findings::notes((&known, way), &disks);
+        let mut notes = findings::notes(&known, way, &disks);
         notes.extend(self.neighbours.unseen(known.info.id));
         let mut rooms = Vec::new();
         if matches!(way, BackupMode::Online | BackupMode::OnlinePaused) {

@@ -53,14 +53,14 @@ impl OtherWriters {
             if info.run == DomainState::Running && found.open.has_seen(info.id.0) {
                 found.seen.insert(info.id, info.name);
             } else {
-                found.add(hypervisor, (info.id, &info.name))?;
+                found.add(hypervisor, info.id, &info.name)?;
             }
         }
         Ok(found)
     }
 
     /// Looks at the live XML of a domain.
-    fn add(&mut self, hypervisor: &dyn Hypervisor, (id, name): (DomainId, &str)) -> Result<()> {
+    fn add(&mut self, hypervisor: &dyn Hypervisor, id: DomainId, name: &str) -> Result<()> {
         let text = match hypervisor.xml(id, XmlView::Live) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             text => text?,
@@ -112,7 +112,7 @@ impl OtherWriters {
             let openers = self.open.writers(file_id(file.identity)).map(DomainId).filter(|id| *id != own);
             for (id, name) in openers.filter_map(|id| Some((id, self.seen.get(&id)?))) {
                 let mut one = Self::default();
-                one.add(hypervisor, (id, name))?;
+                one.add(hypervisor, id, name)?;
                 let target = one.writers.get(&file.identity).and_then(|owners| owners.first());
                 told.push(match target {
                     Some(owner) => format!("the running domain '{name}' as its disk '{}'", owner.target),
@@ -130,7 +130,8 @@ impl OtherWriters {
     }
 }
 
-fn file_id((device, inode): (u64, u64)) -> FileId {
+fn file_id(identity: (u64, u64)) -> FileId {
+    let (device, inode) = identity;
     if device == u64::MAX { FileId::Device(inode) } else { FileId::File { device, inode } }
 }
 

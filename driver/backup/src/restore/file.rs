@@ -33,7 +33,8 @@ pub(super) fn restore(request: &RestoreRequest, control: &Control) -> Result<Res
 pub(super) fn restore_spooled(
     request: &RestoreRequest,
     control: &Control,
-    (input, gaps): (impl Read, &LostRanges),
+    input: impl Read,
+    gaps: &LostRanges,
 ) -> Result<RestoreReport> {
     let archive = request.archive.to_string();
     let name = if archive == "-" { "standard input".to_owned() } else { archive.clone() };

@@ -187,7 +187,7 @@ pub fn run_from(
     control: &Control,
     input: impl std::io::Read + Send,
 ) -> Result<RestoreReport> {
-    run_over(request, control, (input, &LostRanges::default()))
+    run_over(request, control, input, &LostRanges::default())
 }
 
 /// As [`run_from`], where the medium puts zeros in the place of what it can't read, and says in `gaps` where.
@@ -197,11 +197,12 @@ pub fn run_from(
 pub fn run_over(
     request: &RestoreRequest,
     control: &Control,
-    (input, gaps): (impl std::io::Read + Send, &LostRanges),
+    input: impl std::io::Read + Send,
+    gaps: &LostRanges,
 ) -> Result<RestoreReport> {
     let started = Instant::now();
     let mut report = match request.checking {
-        VerifyMode::Partial => file::restore_spooled(request, control, (input, gaps))?,
+        VerifyMode::Partial => file::restore_spooled(request, control, input, gaps)?,
         VerifyMode::All | VerifyMode::Unverified => pipe::restore(request, control, input)?,
     };
     report.seconds = started.elapsed().as_secs_f64();

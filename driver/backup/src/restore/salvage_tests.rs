@@ -154,13 +154,13 @@ fn gaps_of_the_medium_are_lost_and_what_is_behind_them_is_not() {
     let gaps = LostRanges::default();
     gaps.add(gap.clone());
     let request = lab.request(Location::Pipe, VerifyMode::Partial);
-    let report = run_over(&request, &Control::default(), (holed.as_slice(), &gaps)).unwrap();
+    let report = run_over(&request, &Control::default(), holed.as_slice(), &gaps).unwrap();
     // Of a plain archive a digest vouches for a MiB, so the rest of that goes, too.
     let lost: u64 = report.damage.iter().map(|range| range.length).sum();
     assert!(report.complete && (262_144..=2 * MIB).contains(&lost), "{report:?}");
     // Without the end nobody can tell more than the medium.
     let cut = place(4 * MIB);
-    let report = run_over(&request, &Control::default(), (&holed[..cut], &gaps)).unwrap();
+    let report = run_over(&request, &Control::default(), &holed[..cut], &gaps).unwrap();
     assert!(!report.complete && !report.verified, "{report:?}");
     let first = &report.damage[0];
     assert!(first.disk == "vda" && (262_144..=MIB).contains(&first.length), "{report:?}");

@@ -18,7 +18,8 @@ use virtfold_hypervisor::domain_xml::edit::Editor;
 impl RestorePlanner<'_> {
     pub(super) fn nvram(
         &mut self,
-        (placer, home): (&TargetPaths<'_>, &Path),
+        placer: &TargetPaths<'_>,
+        home: &Path,
         edit: &mut Editor<'_>,
     ) -> Result<()> {
         let members = [(NVRAM_RAW, "fd"), (NVRAM_QCOW2, "qcow2")];
@@ -30,7 +31,7 @@ impl RestorePlanner<'_> {
             return Ok(());
         }
         let end = found.map_or("fd", |(_, end)| end);
-        let spot = placer.file(was, (home, &format!("{}_VARS.{end}", self.who.name)))?;
+        let spot = placer.file(was, home, &format!("{}_VARS.{end}", self.who.name))?;
         if was != Some(spot.path.as_path()) {
             edit.set_nvram(&spot.path)?;
         }
@@ -40,11 +41,7 @@ impl RestorePlanner<'_> {
         }
     }
 
-    pub(super) fn tpm(
-        &mut self,
-        (placer, home): (&TargetPaths<'_>, &Path),
-        edit: &mut Editor<'_>,
-    ) -> Result<()> {
+    pub(super) fn tpm(&mut self, placer: &TargetPaths<'_>, home: &Path, edit: &mut Editor<'_>) -> Result<()> {
         let members: Vec<_> = self.backup.attachments.iter().filter(|a| a.name.starts_with(TPM)).collect();
         let Some(tpm) = self.backup.xml.tpms.first() else {
             return if members.is_empty() {
@@ -56,7 +53,7 @@ impl RestorePlanner<'_> {
         };
         let spot = match &tpm.source {
             Some(was) => {
-                let spot = placer.file(Some(was), (home, &format!("{}_tpm", self.who.name)))?;
+                let spot = placer.file(Some(was), home, &format!("{}_tpm", self.who.name))?;
                 if spot.path != *was {
                     edit.set_tpm_source(0, &spot.path)?;
                 }
@@ -86,7 +83,8 @@ impl RestorePlanner<'_> {
 
     pub(super) fn boot(
         &mut self,
-        (placer, home): (&TargetPaths<'_>, &Path),
+        placer: &TargetPaths<'_>,
+        home: &Path,
         edit: &mut Editor<'_>,
     ) -> Result<()> {
         let boot = &self.backup.xml.boot;
@@ -99,7 +97,7 @@ impl RestorePlanner<'_> {
             if was.is_absolute() && same(was) {
                 continue;
             }
-            let spot = placer.file(None, (home, &format!("{}.{element}", self.who.name)))?;
+            let spot = placer.file(None, home, &format!("{}.{element}", self.who.name))?;
             edit.set_boot_file(element, &spot.path)?;
             if !same(&spot.path) {
                 self.file(element, spot, FileContent::File(bytes.to_vec()))?;

@@ -96,7 +96,7 @@ pub(super) fn make(
     let PlannedDefinition { report, xml, disks, files, pools } = maker.make()?;
     let spots = disks.iter().map(|(target, spot)| (target.as_str(), spot));
     let spots: Vec<_> = spots.chain(files.iter().map(|(what, file)| (what.as_str(), &file.spot))).collect();
-    target_paths::check(&spots, (request, host), (&who, &inventory))?;
+    target_paths::check(&spots, request, host, &who, &inventory)?;
     let files = files.into_iter().map(|(_, file)| file).collect();
     let mut plan = RestorePlan { report, who, xml, disks, files, pools };
     plan.report.room = forecast(&plan, &backup.head, request, host)?;
@@ -192,7 +192,7 @@ impl RestorePlanner<'_> {
             self.new_macs(&mut edit)?;
             self.new_channels(&mut edit)?;
         }
-        let mut placer = TargetPaths::new(self.request, self.host, (self.who, self.inventory))?;
+        let mut placer = TargetPaths::new(self.request, self.host, self.who, self.inventory)?;
         for disk in &self.backup.xml.disks {
             self.disk(disk, &mut placer, &mut edit)?;
         }
@@ -200,9 +200,9 @@ impl RestorePlanner<'_> {
             return Err(Error::new(ErrorKind::Usage, "no disk is left to restore"));
         }
         let home = placer.home(self.disks.iter().map(|(_, spot)| spot));
-        self.nvram((&placer, &home), &mut edit)?;
-        self.tpm((&placer, &home), &mut edit)?;
-        self.boot((&placer, &home), &mut edit)?;
+        self.nvram(&placer, &home, &mut edit)?;
+        self.tpm(&placer, &home, &mut edit)?;
+        self.boot(&placer, &home, &mut edit)?;
         let xml = edit.finish()?;
         shared_files::check(&xml, self.inventory, self.who.replaced())?;
         for (what, file) in &self.files {
@@ -283,7 +283,7 @@ impl RestorePlanner<'_> {
             check_whole(disk)?;
             let wanted = self.request.writing.format.map(|format| format.to_string());
             let made = wanted.unwrap_or_else(|| head.source.format.clone());
-            let spot = placer.disk(disk, (head, &made))?;
+            let spot = placer.disk(disk, head, &made)?;
             if spot.found == PathOccupant::Directory {
                 let what = format!("disk {target} cannot be '{}': it is a directory", spot.path.display());
                 return Err(Error::new(ErrorKind::Usage, what));

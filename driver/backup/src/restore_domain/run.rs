@@ -81,8 +81,8 @@ fn run_with(
     let _locked = journal.map(|journal| journal.lock(plan.who.id)).transpose()?;
     let reason = format!("'{}' is being restored from a backup", plan.who.name);
     let paths = plan.disks.iter().map(|(_, spot)| spot.path.as_path());
-    let who = (plan.who.id.0, plan.who.name.as_str());
-    let guards = start_lock::hold(host.guards, who, (LockReason::Restoring, &reason), paths)?;
+    let (id, name) = (plan.who.id.0, &plan.who.name);
+    let guards = start_lock::hold(host.guards, id, name, LockReason::Restoring, &reason, paths)?;
     // From here on nobody starts a guest on these disks; somebody may have just before.
     check_again(&plan, host)?;
     let mut switch = FileSwap::new();

@@ -152,7 +152,8 @@ impl<'a> TargetPaths<'a> {
     pub(super) fn new(
         request: &'a RestoreDomainRequest,
         host: &'a DefineContext<'a>,
-        (who, inventory): (&'a NewDomain, &Inventory),
+        who: &'a NewDomain,
+        inventory: &Inventory,
     ) -> Result<Self> {
         let directory = match &request.rest {
             DefaultTarget::OriginalPath => None,
@@ -171,7 +172,8 @@ impl<'a> TargetPaths<'a> {
     pub(super) fn disk(
         &mut self,
         disk: &DomainDisk,
-        (head, format): (&manifest::Disk, &str),
+        head: &manifest::Disk,
+        format: &str,
     ) -> Result<TargetPath> {
         let given = self.request.disks.iter().find(|(target, _)| *target == disk.target);
         if let Some((_, path)) = given {
@@ -259,7 +261,7 @@ impl<'a> TargetPaths<'a> {
 
     /// The place of a file that the definition names: the old one where the archive may name it, else `made`
     /// in `home`.
-    pub(super) fn file(&self, was: Option<&Path>, (home, made): (&Path, &str)) -> Result<TargetPath> {
+    pub(super) fn file(&self, was: Option<&Path>, home: &Path, made: &str) -> Result<TargetPath> {
         let stays = self.who.identity != DomainIdentity::Copy && self.directory.is_none();
         match was.filter(|path| stays && path.is_absolute() && self.is_trusted(path)) {
             Some(path) => TargetPath::look(path),
@@ -294,8 +296,10 @@ fn real_parent(path: &Path) -> Option<PathBuf> {
 /// place for two things.
 pub(super) fn check(
     spots: &[(&str, &TargetPath)],
-    (request, host): (&RestoreDomainRequest, &DefineContext<'_>),
-    (who, inventory): (&NewDomain, &Inventory),
+    request: &RestoreDomainRequest,
+    host: &DefineContext<'_>,
+    who: &NewDomain,
+    inventory: &Inventory,
 ) -> Result<()> {
     let found = |spot: &TargetPath| spot.found != PathOccupant::Nothing;
     let depth = if spots.iter().any(|(_, spot)| found(spot)) { Depth::Headers } else { Depth::Definitions };

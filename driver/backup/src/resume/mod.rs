@@ -135,7 +135,7 @@ impl ResumeContext<'_> {
         let mut medium = self.destinations.create(new.label, cancel)?;
         let envelope = new.recipients.map(Envelope::new).transpose()?;
         let (record, log) = match origin {
-            Some(origin) => self.begin((&origin, envelope.as_ref()), new, medium.as_mut()),
+            Some(origin) => self.begin(&origin, envelope.as_ref(), new, medium.as_mut()),
             None => Default::default(),
         };
         Ok(OpenArchive { medium, envelope, saved: None, rows: Vec::new(), log, at: None, record })
@@ -230,7 +230,7 @@ impl ResumeContext<'_> {
         }
         // Where there is no file, or another one, whoever opens it says so.
         let Some(input) = self.destinations.read_back(cancel, &saved.remains)? else { return Ok(()) };
-        let proof = verified_prefix::of((input, saved.remains.synced), &mut saved.log, envelope, cancel)?;
+        let proof = verified_prefix::of(input, saved.remains.synced, &mut saved.log, envelope, cancel)?;
         if proof.is_damaged {
             tracing::warn!(
                 "what is there of '{}' is damaged behind its first {}: the rest is made again",
@@ -245,7 +245,8 @@ impl ResumeContext<'_> {
     /// Begins the record of an archive. Where it can't be kept the archive is made all the same.
     fn begin(
         &self,
-        (origin, envelope): (&Fingerprint, Option<&Envelope>),
+        origin: &Fingerprint,
+        envelope: Option<&Envelope>,
         new: &NewArchive<'_>,
         medium: &mut dyn Medium,
     ) -> (Option<ResumeRecord>, ChunkJournal) {

@@ -32,7 +32,8 @@ pub(super) struct VerifiedPrefix {
 /// # Errors
 /// Interrupted; the log can't be read.
 pub(super) fn of(
-    (input, synced): (impl Read, u64),
+    input: impl Read,
+    synced: u64,
     log: &mut ChunkJournal,
     envelope: Option<&Envelope>,
     cancel: &Cancel,

@@ -91,7 +91,8 @@ pub(super) fn settle(found: &mut SurveyedArchive) {
 /// Why nothing of a subject goes: its archives may belong to several groups.
 pub(super) fn mixed(
     archives: &[SurveyedArchive],
-    (host, namesakes): (&HostIdentity, &BTreeSet<GroupKey>),
+    host: &HostIdentity,
+    namesakes: &BTreeSet<GroupKey>,
     paths: PathPolicy,
 ) -> Option<PruneFailure> {
     let all = || archives.iter().filter_map(|found| found.facts.as_ref());

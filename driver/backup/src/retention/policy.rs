@@ -214,7 +214,8 @@ pub enum PruneDecision {
 pub fn decide(
     backups: &[PruneCandidate],
     keep: &KeepRules,
-    (now, zone): (Timestamp, &TimeZone),
+    now: Timestamp,
+    zone: &TimeZone,
     elsewhere: &[(Uuid, Uuid)],
 ) -> Vec<PruneDecision> {
     let mut reasons: Vec<Vec<KeepReason>> = vec![Vec::new(); backups.len()];

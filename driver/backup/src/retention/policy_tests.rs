@@ -36,7 +36,7 @@ fn removed(verdicts: &[PruneDecision]) -> Vec<usize> {
 }
 
 fn utc(backups: &[PruneCandidate], keep: &KeepRules) -> Vec<PruneDecision> {
-    decide(backups, keep, (now(), &TimeZone::UTC), &[])
+    decide(backups, keep, now(), &TimeZone::UTC, &[])
 }
 
 /// A backup at noon (UTC) of each day of the year, newest first, and one an hour earlier.
@@ -83,13 +83,13 @@ fn weeks_are_those_of_iso_8601_and_days_those_of_the_zone() {
     ];
     let weekly = KeepRules { weekly: Some(9), ..KeepRules::default() };
     let late = time("2027-02-01T00:00:00Z");
-    let utc = decide(&backups, &weekly, (late, &TimeZone::UTC), &[]);
+    let utc = decide(&backups, &weekly, late, &TimeZone::UTC, &[]);
     assert_eq!(removed(&utc), [0, 1]);
     let PruneDecision::Keep(reasons) = &utc[2] else { panic!("{utc:?}") };
     let words: Vec<String> = reasons.iter().map(ToString::to_string).collect();
     assert_eq!(words, ["weekly 2026-W53", "newest complete"]);
     let berlin = TimeZone::fixed(jiff::tz::offset(1));
-    assert_eq!(removed(&decide(&backups, &weekly, (late, &berlin), &[])), [0], "there it is Monday already");
+    assert_eq!(removed(&decide(&backups, &weekly, late, &berlin, &[])), [0], "there it is Monday already");
 }
 
 #[test]
@@ -104,7 +104,7 @@ fn backups_of_the_future_stay_and_count_for_nothing() {
     assert_eq!(removed(&verdicts), [0]);
     assert_eq!(verdicts[3], PruneDecision::Keep(vec![KeepReason::Future]));
     // The clock is set back behind all of them: nothing is decided on, nothing goes.
-    let early = decide(&backups, &KeepRules::default(), (at(0), &TimeZone::UTC), &[]);
+    let early = decide(&backups, &KeepRules::default(), at(0), &TimeZone::UTC, &[]);
     assert_eq!(removed(&early), Vec::<usize>::new());
 }
 
@@ -174,7 +174,7 @@ fn what_stays_keeps_its_ancestors_here_and_from_elsewhere() {
     assert_eq!(removed(&verdicts), [2, 3]);
     assert_eq!(verdicts[0], PruneDecision::Keep(vec![KeepReason::NeededBy(Uuid::from_u128(2))]));
     let elsewhere = [(Uuid::from_u128(99), Uuid::from_u128(3))];
-    let verdicts = decide(&backups, &KeepRules::default(), (now(), &TimeZone::UTC), &elsewhere);
+    let verdicts = decide(&backups, &KeepRules::default(), now(), &TimeZone::UTC, &elsewhere);
     assert_eq!(removed(&verdicts), [3]);
     // A damaged increment rests on its parent, too; circles end.
     backups[4] = PruneCandidate { standing: Prunable::No("damaged".into()), ..backups[4].clone() };

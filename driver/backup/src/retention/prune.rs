@@ -132,7 +132,7 @@ pub fn prune(request: &PruneRequest<'_>, catalog: Option<&Catalog>) -> Result<Pr
 impl PruneRequest<'_> {
     /// Looks and decides.
     fn survey(&self, catalog: Option<&Catalog>) -> Result<DestinationSurvey> {
-        let mut found = look((self.destinations, self.place), &self.host.name, catalog)?;
+        let mut found = look(self.destinations, self.place, &self.host.name, catalog)?;
         found.iter_mut().for_each(settle);
         let namesakes = self.host.of_namesakes(found.iter().filter_map(|found| found.facts.as_ref()));
         let mut survey = DestinationSurvey {
@@ -182,13 +182,13 @@ impl PruneRequest<'_> {
                 found.named.as_ref().is_some_and(|named| labels.contains(&named.label))
             };
             // What can't be read may be of each of those that are called so.
-            let mixed = mixed(&archives, (self.host, &namesakes), self.paths);
+            let mixed = mixed(&archives, self.host, &namesakes, self.paths);
             let ours = unread.iter().enumerate().filter(|(_, found)| is_ours(found));
             let ours: Vec<(usize, SurveyedArchive)> =
                 ours.map(|(index, found)| (index, found.clone())).collect();
             claimed.extend(ours.iter().map(|(index, _)| *index));
             archives.extend(ours.into_iter().map(|(_, found)| found));
-            let archives = self.decide(archives, &keep, (&elsewhere, &pinned));
+            let archives = self.decide(archives, &keep, &elsewhere, &pinned);
             survey.subjects.push(BackupGroup { key, owner, mixed, kept_whole, archives }.whole());
         }
         let rest = unread.into_iter().enumerate().filter(|(index, _)| !claimed.contains(index));
@@ -207,10 +207,11 @@ impl PruneRequest<'_> {
         &self,
         archives: Vec<SurveyedArchive>,
         keep: &KeepRules,
-        (elsewhere, pinned): (&[(Uuid, Uuid)], &BTreeSet<Uuid>),
+        elsewhere: &[(Uuid, Uuid)],
+        pinned: &BTreeSet<Uuid>,
     ) -> Vec<DecidedArchive> {
         let backups: Vec<PruneCandidate> = archives.iter().map(|found| backup(found, pinned)).collect();
-        let verdicts = decide(&backups, keep, (self.now, self.zone), elsewhere);
+        let verdicts = decide(&backups, keep, self.now, self.zone, elsewhere);
         let decided =
             archives.into_iter().zip(verdicts).map(|(found, verdict)| DecidedArchive { found, verdict });
         let mut archives: Vec<DecidedArchive> = decided.collect();

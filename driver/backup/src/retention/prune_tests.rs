@@ -103,15 +103,10 @@ impl World {
     }
 
     fn prune_with(&self, last: u32, mode: RunMode, identities: &Identities) -> PruneReport {
-        self.prune_as(None, (last, mode), identities)
+        self.prune_as(None, last, mode, identities)
     }
 
-    fn prune_as(
-        &self,
-        id: Option<&str>,
-        (last, mode): (u32, RunMode),
-        identities: &Identities,
-    ) -> PruneReport {
+    fn prune_as(&self, id: Option<&str>, last: u32, mode: RunMode, identities: &Identities) -> PruneReport {
         let keep = KeepRules { last: Some(last), ..KeepRules::default() };
         // A number that no rule has: somebody keeps all.
         let keep = if last == 0 {
@@ -331,14 +326,14 @@ fn older_archives_go_by_the_host_s_name_unless_two_have_it() {
     world.archive(&ours);
     let renamed = Spec { host: "was-h1", ..Spec { id: 3, created: "2026-11-22T00:00:00Z", ..ours } };
     let renamed = world.archive(&renamed);
-    let report = world.prune_as(Some("0a"), (2, RunMode::Apply), &none);
+    let report = world.prune_as(Some("0a"), 2, RunMode::Apply, &none);
     assert!(!there(&older) && there(&renamed), "{report:#?}");
     assert_eq!((report.subjects[0].archives.len(), report.other_hosts), (3, 0));
 
     let older = world.archive(&spec(4, day));
     let namesake = world.archive(&Spec { host_id: Some("0b"), ..spec(5, day) });
     for mode in [RunMode::DryRun, RunMode::Apply] {
-        let report = world.prune_as(Some("0a"), (1, mode), &none);
+        let report = world.prune_as(Some("0a"), 1, mode, &none);
         let failures: Vec<&PruneFailure> = report.failures().collect();
         assert_eq!(failures.len(), 1, "{report:#?}");
         assert_eq!(failures[0].kind, ErrorKind::Refused);
@@ -347,10 +342,10 @@ fn older_archives_go_by_the_host_s_name_unless_two_have_it() {
     }
     assert!(there(&older) && there(&namesake) && there(&renamed));
     // The other one has nothing that is in doubt of its own but for the older one.
-    let report = world.prune_as(Some("0b"), (1, RunMode::Apply), &none);
+    let report = world.prune_as(Some("0b"), 1, RunMode::Apply, &none);
     assert_eq!(report.failures().count(), 1);
     std::fs::remove_file(&older).unwrap();
-    world.prune_as(Some("0a"), (1, RunMode::Apply), &none);
+    world.prune_as(Some("0a"), 1, RunMode::Apply, &none);
     assert!(there(&namesake) && there(&renamed) && std::fs::read_dir(world.place()).unwrap().count() == 2);
 }
 

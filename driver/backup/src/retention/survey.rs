@@ -119,7 +119,8 @@ fn facts(head: &Manifest) -> Result<ArchiveFacts> {
 /// # Errors
 /// The destination or the catalog can't be read.
 pub(super) fn look(
-    (destinations, place): (&Destinations<'_>, &Location),
+    destinations: &Destinations<'_>,
+    place: &Location,
     host: &str,
     catalog: Option<&Catalog>,
 ) -> Result<Vec<SurveyedArchive>> {
@@ -297,14 +298,16 @@ pub fn copies(
     };
     let copy = |place: &Location| -> Option<Result<BackupCopy>> {
         let archive = named(place).filter(|_| *place != Location::Pipe)?;
-        Some(destinations.name(place).and_then(|known| good_copy(report, (place, &known, &archive), job)))
+        Some(destinations.name(place).and_then(|known| good_copy(report, place, &known, &archive, job)))
     };
     destinations.locations().iter().filter_map(copy).collect()
 }
 
 fn good_copy(
     report: &BackupReport,
-    (place, known, archive): (&Location, &str, &str),
+    place: &Location,
+    known: &str,
+    archive: &str,
     job: Option<&str>,
 ) -> Result<BackupCopy> {
     let facts = facts(report.head.as_ref().or_internal("a backup's report has no head")?)?;

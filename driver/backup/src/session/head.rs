@@ -120,7 +120,8 @@ fn label(request: &ImagesRequest) -> Result<String> {
 
 /// The head of an archive that is new.
 pub(super) fn head(
-    (subject, freeze): (BackupSubject, Option<ConsistencyInfo>),
+    subject: BackupSubject,
+    freeze: Option<ConsistencyInfo>,
     options: &BackupOptions,
     disks: &DiskSet,
 ) -> Result<Manifest> {

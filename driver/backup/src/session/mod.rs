@@ -139,7 +139,7 @@ impl BackupSession<'_> {
         let started = Instant::now();
         let BackupInput { subject, freeze, attachments, disks, session } = input;
         let disks = fold_all(disks, self.options, self.control)?;
-        let head = head((subject, freeze), self.options, &disks)?;
+        let head = head(subject, freeze, self.options, &disks)?;
         let label = medium_label(&head, self.options, &attachments)?;
         let recipients = self.options.encrypt_to.as_ref();
         let new =
@@ -160,7 +160,7 @@ impl BackupSession<'_> {
         };
         let contents =
             ArchiveContents { head: &head, attachments: &attachments, disks: tables, data: &disks };
-        let sealed = stream(&contents, (self.options, self.control), medium.as_mut(), (opened.log, reached))?;
+        let sealed = stream(&contents, self.options, self.control, medium.as_mut(), opened.log, reached)?;
         disks.0.iter().try_for_each(|disk| disk.image.check_unchanged())?;
         let encrypted = self.options.encrypt_to.is_some();
         let resumed_at = opened.at.map(|_| reached);

@@ -66,7 +66,7 @@ pub(super) fn fold_all(
             return Err(Error::new(ErrorKind::Usage, format!("two disks are called {target}")));
         }
         let allocation = allocation(&image, options, control)?;
-        disks.push(FoldedDisk::of((target, image), allocation, options.block_size, options.layout)?);
+        disks.push(FoldedDisk::of(target, image, allocation, options.block_size, options.layout)?);
     }
     Ok(DiskSet(disks))
 }

@@ -25,15 +25,17 @@ const TRIES: u32 = 3;
 /// bytes, and `log` knows chunks of these.
 pub(super) fn stream(
     contents: &ArchiveContents<'_>,
-    (options, control): (&BackupOptions, &Control),
+    options: &BackupOptions,
+    control: &Control,
     medium: &mut dyn Medium,
-    (mut log, mut reached): (ChunkJournal, u64),
+    mut log: ChunkJournal,
+    mut reached: u64,
 ) -> Result<WrittenArchive> {
     let mut tries = 0;
     loop {
         let mut outlet =
             ResumableWriter { medium, leave_out: reached - log.keep_within(reached)?, broke: false };
-        let done = attempt(contents, (options, control), &mut outlet, &mut log);
+        let done = attempt(contents, options, control, &mut outlet, &mut log);
         let broke = outlet.broke;
         let error = match done {
             Ok(sealed) => return Ok(sealed),
@@ -63,7 +65,8 @@ fn with_context(error: Error, first: &Error) -> Error {
 /// Makes the archive once, behind the chunks that are kept.
 fn attempt(
     contents: &ArchiveContents<'_>,
-    (options, control): (&BackupOptions, &Control),
+    options: &BackupOptions,
+    control: &Control,
     outlet: &mut ResumableWriter<'_>,
     log: &mut ChunkJournal,
 ) -> Result<WrittenArchive> {
@@ -76,7 +79,7 @@ fn attempt(
         cancel: Arc::clone(&control.cancel),
         progress: control.progress.counter(),
     };
-    let sealed = write_archive_from(contents, (outlet, log), &options)?;
+    let sealed = write_archive_from(contents, outlet, log, &options)?;
     outlet.settle()?;
     Ok(sealed)
 }

@@ -118,7 +118,7 @@ impl Lab {
         let control = Control::default();
         let disks = fold_all(vec![("vda".to_owned(), image)], &options, &control).unwrap();
         let subject = BackupSubject::Images { name: "a".to_owned(), labelled: false, paths: Vec::new() };
-        let head = head((subject, None), &options, &disks).unwrap();
+        let head = head(subject, None, &options, &disks).unwrap();
         Self { folder, disks, head, options, control }
     }
 
@@ -129,7 +129,7 @@ impl Lab {
             disks: self.disks.0.iter().map(|disk| disk as &dyn DiskTables).collect(),
             data: &self.disks,
         };
-        stream(&contents, (&self.options, &self.control), medium, (ChunkJournal::default(), 0))
+        stream(&contents, &self.options, &self.control, medium, ChunkJournal::default(), 0)
     }
 
     fn whole(&self) -> (Vec<u8>, WrittenArchive) {

@@ -119,7 +119,7 @@ impl PartialFile {
             remove(&directory, &first);
             return Err(error.within(format!("'{}' could not be renamed to its final name", path.display())));
         }
-        Self::begin(file, directory, (temporary, path), 0)
+        Self::begin(file, directory, temporary, path, 0)
     }
 
     /// Goes on with a file that a dead process has left, behind its first `len` bytes; what is behind them is
@@ -144,11 +144,10 @@ impl PartialFile {
         }
         file.set_len(len).at(cannot)?;
         file.seek(SeekFrom::Start(len)).at(cannot)?;
-        Self::begin(file, directory, (left.temporary.to_owned(), left.path), len).map(Some)
+        Self::begin(file, directory, left.temporary.to_owned(), left.path, len).map(Some)
     }
 
-    fn begin(file: File, directory: Directory, names: (PathBuf, &Path), len: u64) -> Result<Self> {
-        let (temporary, path) = names;
+    fn begin(file: File, directory: Directory, temporary: PathBuf, path: &Path, len: u64) -> Result<Self> {
         let file = Arc::new(file);
         let flusher = Flusher::start(Arc::clone(&file), len)?;
         Ok(Self { file, directory, temporary, path: path.to_owned(), flusher, committed: false })

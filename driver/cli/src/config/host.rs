@@ -86,7 +86,7 @@ impl HostCheck<'_> {
         let mut rows = Vec::new();
         let (catalog, terminating) = (self.catalog()?, Terminating::default());
         for (name, medium) in &self.config.media {
-            let tried = try_medium((name.as_str(), medium), &terminating, catalog.as_ref());
+            let tried = try_medium(name.as_str(), medium, &terminating, catalog.as_ref());
             rows.push(vec![name.to_string(), printable(medium.to.as_str()), wrong.take(tried)]);
         }
         section("media", &rows)
@@ -182,7 +182,8 @@ impl HostCheck<'_> {
 /// Whether a medium can be used, and a directory is on the file system that it has to be on, as a backup
 /// looks. It may hang: another process tries it.
 fn try_medium(
-    (name, medium): (&str, &Medium),
+    name: &str,
+    medium: &Medium,
     terminating: &Terminating,
     catalog: Option<&Catalog>,
 ) -> Result<String, Error> {

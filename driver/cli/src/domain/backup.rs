@@ -24,7 +24,8 @@ use crate::report::{OutputFormat, printable, result};
 pub(super) fn run(
     domain: &str,
     command: &BackupCommand<'_>,
-    (connection, places): (&Connection, &LibvirtDirectories),
+    connection: &Connection,
+    places: &LibvirtDirectories,
     signals: &Signals,
 ) -> Result<(ExitStatus, DomainReport)> {
     if command.destinations.locations().is_empty() {
@@ -65,7 +66,8 @@ pub(super) fn run(
 /// then, with what the backup itself says first.
 pub(super) fn measure(
     directory: &Path,
-    (connection, domain): (&Connection, &str),
+    connection: &Connection,
+    domain: &str,
     done: Result<(ExitStatus, DomainReport)>,
 ) -> Result<ExitStatus> {
     match done {

@@ -133,8 +133,8 @@ impl GuestArgs {
             return Ok(kind.map_or(ExitStatus::Done, ExitStatus::Failed));
         }
         let places = connection::places(self.libvirt_dir.as_deref(), &connection.uri)?;
-        let done = backup::run(domain, command, (&connection, &places), signals);
+        let done = backup::run(domain, command, &connection, &places, signals);
         let Some(directory) = &self.metrics_dir else { return done.map(|(outcome, _)| outcome) };
-        backup::measure(directory, (&connection, domain), done)
+        backup::measure(directory, &connection, domain, done)
     }
 }

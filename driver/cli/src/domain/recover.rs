@@ -120,16 +120,16 @@ fn text(report: &RecoverReport) -> String {
         };
         lines.push(format!("{whose}: {verdict}"));
         let done = if domain.verdict == RecoveryStatus::Planned { "would" } else { "done" };
-        lines.extend(told((done, ""), [&domain.found, &domain.done, &domain.remains]));
+        lines.extend(told(done, "", [&domain.found, &domain.done, &domain.remains]));
         for disk in &domain.disks {
             let of = format!("{}: ", printable(&disk.target));
-            lines.extend(told((done, &of), [&disk.found, &disk.done, &disk.remains]));
+            lines.extend(told(done, &of, [&disk.found, &disk.done, &disk.remains]));
         }
     }
     lines.join("\n")
 }
 
-fn told((word, of): (&str, &str), [found, done, remains]: [&Vec<String>; 3]) -> Vec<String> {
+fn told(word: &str, of: &str, [found, done, remains]: [&Vec<String>; 3]) -> Vec<String> {
     let all = [("found", found), (word, done), ("remains", remains)];
     let lines = all.iter().flat_map(|(word, list)| list.iter().map(move |what| (word, what)));
     lines.map(|(word, what)| format!("  {word:<8} {of}{}", printable(what))).collect()

@@ -26,7 +26,7 @@ pub(super) fn prune(ground: &PruneContext<'_>, config: &Config) -> Result<Report
         if jobs.is_empty() {
             continue;
         }
-        if let Err(error) = ground.medium((config, &jobs), (name, medium), &mut report) {
+        if let Err(error) = ground.medium(config, &jobs, name, medium, &mut report) {
             let failure =
                 PruneFailure::from(&error.within(format!("the medium '{name}' could not be pruned")));
             report.failed.push(FailedDestination { place: medium.to.to_string(), failure });
@@ -76,8 +76,10 @@ fn goes_to(job: &Job, medium: &str) -> bool {
 impl PruneContext<'_> {
     fn medium(
         &self,
-        (config, jobs): (&Config, &[&str]),
-        (name, medium): (&str, &Medium),
+        config: &Config,
+        jobs: &[&str],
+        name: &str,
+        medium: &Medium,
         report: &mut Report,
     ) -> Result<(), Error> {
         if medium.to.kind() == MediumKind::Tape {
@@ -90,7 +92,7 @@ impl PruneContext<'_> {
             mounted: crate::mount_check::requirement(medium),
             environment: environment(medium)?,
         };
-        let wanted = |owner: &Owner| self.kept((config, jobs), name, owner);
+        let wanted = |owner: &Owner| self.kept(config, jobs, name, owner);
         report.places.push(self.prune(&target, &wanted)?);
         Ok(())
     }
@@ -99,7 +101,8 @@ impl PruneContext<'_> {
     /// said.
     fn kept(
         &self,
-        (config, asked): (&Config, &[&str]),
+        config: &Config,
+        asked: &[&str],
         medium: &str,
         owner: &Owner,
     ) -> Result<KeepPolicy, Error> {
@@ -250,7 +253,7 @@ jobs:
         };
         let config = virtfold_config::parse(JOBS, std::path::Path::new("jobs.yaml")).unwrap();
         assert_eq!(asked(&ground, &config).unwrap(), ["gold", "nightly", "weekly"]);
-        let kept = |jobs: &[&str], name: &str| ground.kept((&config, jobs), "nas", &owner(name)).unwrap();
+        let kept = |jobs: &[&str], name: &str| ground.kept(&config, jobs, "nas", &owner(name)).unwrap();
         let gold = KeepRules { yearly: Some(9), ..KeepRules::default() };
         let nightly = KeepRules { daily: Some(7), monthly: Some(2), ..gold };
         // A domain that may have the tag: what its job would keep stays, too.
@@ -267,6 +270,6 @@ jobs:
             "it was backed up for the job"
         );
         let images = Owner { images: true, ..owner("web") };
-        assert_eq!(ground.kept((&config, &["nightly"]), "nas", &images).unwrap(), KeepPolicy::NotSelected);
+        assert_eq!(ground.kept(&config, &["nightly"], "nas", &images).unwrap(), KeepPolicy::NotSelected);
     }
 }

@@ -22,7 +22,7 @@ pub(super) fn report(report: &Report) -> String {
 fn place(place: &PruneReport, report: &Report) -> String {
     let mut text = String::new();
     for group in &place.subjects {
-        text += &self::group(group, (place.place.as_str(), report.dry_run));
+        text += &self::group(group, place.place.as_str(), report);
     }
     if place.subjects.is_empty() {
         text += &format!("{}: no archives\n", printable(&place.place));
@@ -43,7 +43,8 @@ fn place(place: &PruneReport, report: &Report) -> String {
     text
 }
 
-fn group(group: &GroupReport, (place, dry_run): (&str, bool)) -> String {
+fn group(group: &GroupReport, place: &str, report: &Report) -> String {
+    let dry_run = report.dry_run;
     let of = |action: PruneAction| group.archives.iter().filter(move |entry| entry.action == action);
     let gone = if dry_run { PruneAction::Remove } else { PruneAction::Removed };
     let bytes = of(gone).map(|entry| entry.bytes).fold(0, u64::saturating_add);

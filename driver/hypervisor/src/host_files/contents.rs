@@ -26,12 +26,12 @@ pub(super) fn is_empty(overlay: &Path) -> Result<bool> {
 }
 
 /// Whether overlay and base have the same contents. What is not in the overlay's own tables is the base's.
-pub(super) fn same(overlay: &Path, (base, format): (&Path, &str)) -> Result<bool> {
+pub(super) fn same(overlay: &Path, base: &Path, format: &str) -> Result<bool> {
     let doing = || format!("cannot compare '{}' with '{}'", overlay.display(), base.display());
-    compare(overlay, (base, format)).map_err(|e| e.within(doing()))
+    compare(overlay, base, format).map_err(|e| e.within(doing()))
 }
 
-fn compare(overlay: &Path, (base, format): (&Path, &str)) -> Result<bool> {
+fn compare(overlay: &Path, base: &Path, format: &str) -> Result<bool> {
     without_data_file(overlay)?;
     let format: Format = format.parse().map_err(|e: String| Error::new(ErrorKind::Unsupported, e))?;
     let options = OpenOptions::default();
@@ -113,21 +113,21 @@ mod tests {
         on(&golden, &base);
         on(&base, &overlay);
         assert!(is_empty(&overlay).unwrap());
-        assert!(same(&overlay, (&base, "qcow2")).unwrap());
+        assert!(same(&overlay, &base, "qcow2").unwrap());
         write(&base, "write -P 1 0 64k");
         write(&overlay, "write -P 2 1M 64k");
         assert!(!is_empty(&overlay).unwrap());
-        assert!(!same(&overlay, (&base, "qcow2")).unwrap());
+        assert!(!same(&overlay, &base, "qcow2").unwrap());
         assert_eq!(virtfold_image::files_below(&overlay).unwrap(), [base.clone(), golden.clone()]);
         write(&base, "write -P 2 1M 64k");
-        assert!(same(&overlay, (&base, "qcow2")).unwrap());
+        assert!(same(&overlay, &base, "qcow2").unwrap());
         // A zero cluster hides what lies below, so it is something.
         let zeros = path("zeros.qcow2");
         on(&base, &zeros);
         write(&zeros, "write -z 1M 64k");
-        assert!(!is_empty(&zeros).unwrap() && !same(&zeros, (&base, "qcow2")).unwrap());
+        assert!(!is_empty(&zeros).unwrap() && !same(&zeros, &base, "qcow2").unwrap());
         // What was grown is not what lies below.
-        assert!(!same(&overlay_of(&base, &path("grown"), "9M"), (&base, "qcow2")).unwrap());
+        assert!(!same(&overlay_of(&base, &path("grown"), "9M"), &base, "qcow2").unwrap());
     }
 
     /// An overlay that is larger than its base.
@@ -144,12 +144,12 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let nowhere = directory.path().join("nowhere");
         assert!(format!("{:?}", is_empty(&nowhere).unwrap_err()).contains("nowhere"));
-        assert!(same(&nowhere, (&nowhere, "raw")).is_err());
+        assert!(same(&nowhere, &nowhere, "raw").is_err());
         assert!(virtfold_image::files_below(&nowhere).is_err());
         let planted = directory.path().join("planted");
         let options = format!("size=8M,data_file={}", directory.path().join("data").display());
         tool("qemu-img", &["create", "-q", "-f", "qcow2", "-o", &options], &planted);
-        for error in [is_empty(&planted).unwrap_err(), same(&planted, (&planted, "qcow2")).unwrap_err()] {
+        for error in [is_empty(&planted).unwrap_err(), same(&planted, &planted, "qcow2").unwrap_err()] {
             assert_eq!(error.kind(), ErrorKind::BadImage, "{error:?}");
         }
     }

@@ -147,7 +147,7 @@ pub trait HostFiles: Debug + Send + Sync {
     ///
     /// # Errors
     /// One of them can't be read, or is in use.
-    fn same(&self, overlay: &Path, base: (&Path, &str)) -> Result<bool>;
+    fn same(&self, overlay: &Path, base: &Path, format: &str) -> Result<bool>;
 
     /// The images below a qcow2 image, as the headers say, the next one first.
     ///
@@ -292,8 +292,8 @@ impl HostFiles for LocalFiles {
         contents::is_empty(overlay)
     }
 
-    fn same(&self, overlay: &Path, base: (&Path, &str)) -> Result<bool> {
-        contents::same(overlay, base)
+    fn same(&self, overlay: &Path, base: &Path, format: &str) -> Result<bool> {
+        contents::same(overlay, base, format)
     }
 
     fn below(&self, path: &Path) -> Result<Vec<PathBuf>> {

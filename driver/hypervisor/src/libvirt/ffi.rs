@@ -351,7 +351,7 @@ unsafe extern "C" fn on_block_job(
     // SAFETY: as above; `disk` is a C string.
     let (found, disk) = unsafe { (context(domain, opaque), text_of(disk)) };
     if let Some((hub, id)) = found {
-        hub.block_job(id, disk, (block_job_kind(kind), status));
+        hub.block_job(id, disk, block_job_kind(kind), status);
     }
 }
 

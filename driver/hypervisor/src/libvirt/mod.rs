@@ -209,7 +209,7 @@ fn absent<T>(result: VirtResult<T>, code: i32) -> VirtResult<Option<T>> {
 /// BLOCK_IO_ERROR a second at most) and the guest runs again. It then believes in a guest that stands still,
 /// and no resume helps, because a QEMU that runs has no RESUME to tell. Stopped first, it has.
 fn stop_before_resume(domain: &Domain) -> VirtResult<()> {
-    if state::state_of(ffi::state(domain)?) == DomainState::Paused(PausedReason::IoError)
+    if state::known_to_libvirt(domain)? == DomainState::Paused(PausedReason::IoError)
         && qmp::is_running(&domain.qemu_monitor_command(qmp::QUERY_STATUS, 0)?)
     {
         domain.qemu_monitor_command(qmp::STOP, 0)?;

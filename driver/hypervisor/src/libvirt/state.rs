@@ -21,7 +21,7 @@ pub(super) fn info(domain: &Domain) -> VirtResult<DomainInfo> {
 /// libvirt does not always know why a guest stands still: where an I/O error stops it in the moment in which
 /// it is resumed, the reason is 'unknown'. QEMU knows.
 pub(super) fn run(domain: &Domain) -> VirtResult<DomainState> {
-    let run = state_of(ffi::state(domain)?);
+    let run = known_to_libvirt(domain)?;
     if run != DomainState::Paused(PausedReason::Other(0)) {
         return Ok(run);
     }
@@ -33,8 +33,14 @@ pub(super) fn run(domain: &Domain) -> VirtResult<DomainState> {
     })
 }
 
+/// The state that libvirt has for it.
+pub(super) fn known_to_libvirt(domain: &Domain) -> VirtResult<DomainState> {
+    let (state, reason) = ffi::state(domain)?;
+    Ok(state_of(state, reason))
+}
+
 /// libvirt's virDomainState and virDomainPausedReason.
-pub(super) fn state_of((state, reason): (u32, i32)) -> DomainState {
+fn state_of(state: u32, reason: i32) -> DomainState {
     match state {
         sys::VIR_DOMAIN_PAUSED => DomainState::Paused(match u32::try_from(reason).unwrap_or(0) {
             sys::VIR_DOMAIN_PAUSED_USER => PausedReason::User,

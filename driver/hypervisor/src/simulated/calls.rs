@@ -47,11 +47,7 @@ impl Simulated {
         self.hub.publish(&DomainEvent::Lifecycle { domain, change });
     }
 
-    fn set_paused(
-        &self,
-        (operation, domain): (Operation, DomainId),
-        paused: Option<PausedReason>,
-    ) -> Result<()> {
+    fn set_paused(&self, operation: Operation, domain: DomainId, paused: Option<PausedReason>) -> Result<()> {
         self.call(operation, |turn| {
             let off = || refused(code::OPERATION_INVALID, "domain is not running");
             turn.domain(domain)?.qemu.as_mut().ok_or_else(off)?.paused = paused;
@@ -266,11 +262,11 @@ impl Hypervisor for Simulated {
     }
 
     fn suspend(&self, domain: DomainId) -> Result<()> {
-        self.set_paused((Operation::Suspend, domain), Some(PausedReason::User))
+        self.set_paused(Operation::Suspend, domain, Some(PausedReason::User))
     }
 
     fn resume(&self, domain: DomainId) -> Result<()> {
-        self.set_paused((Operation::Resume, domain), None)
+        self.set_paused(Operation::Resume, domain, None)
     }
 
     fn set_agent_time_limit(&self, domain: DomainId, _limit: Duration) -> Result<()> {

@@ -179,7 +179,7 @@ impl HostFiles for Simulated {
         })
     }
 
-    fn same(&self, overlay: &Path, (base, _): (&Path, &str)) -> Result<bool> {
+    fn same(&self, overlay: &Path, base: &Path, _: &str) -> Result<bool> {
         self.call(Operation::Look, |turn| {
             turn.world.free_file(overlay)?;
             turn.world.free_file(base)?;

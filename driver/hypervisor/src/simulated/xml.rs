@@ -34,7 +34,7 @@ pub(super) fn render(world: &SimHost, id: DomainId, domain: &SimDomain, config: 
         at = node.range().end;
         // One that the view has not was detached.
         let Some(disk) = disks.iter().find(|d| Some(d.target.as_str()) == target) else { continue };
-        out.push_str(&disk_xml(world, disk, (config, position)));
+        out.push_str(&disk_xml(world, disk, config, position));
         position += 1;
     }
     out.push_str(domain.text.get(at..)?);
@@ -47,7 +47,7 @@ pub(super) fn render(world: &SimHost, id: DomainId, domain: &SimDomain, config: 
     Some(out)
 }
 
-fn disk_xml(world: &SimHost, disk: &SimDisk, (config, position): (XmlView, usize)) -> String {
+fn disk_xml(world: &SimHost, disk: &SimDisk, config: XmlView, position: usize) -> String {
     let chain = world.chain(&disk.path);
     let path = |path: &std::path::Path| escape(&path.to_string_lossy()).into_owned();
     let format =

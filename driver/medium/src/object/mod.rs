@@ -80,7 +80,7 @@ pub fn reopen(
     cancel: &Cancel,
     remains: &PartialArchive,
 ) -> Result<Resumed> {
-    ObjectMedium::reopen((place, label), cancel, remains)
+    ObjectMedium::reopen(place, label, cancel, remains)
 }
 
 /// Opens the archive that a list has shown. The list told its size, so that nothing is asked for but its

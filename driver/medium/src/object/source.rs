@@ -90,7 +90,7 @@ impl ObjectSource {
         let store = Store::open(address, READ)?;
         let found = wait(&Cancel::default(), store.s3.head(&object_key))?
             .map_err(|e| explain(format!("cannot open '{name}'"), &e))?;
-        Ok(Self { block: BLOCK, ..Self::of((store, object_key), name, (found.size, found.e_tag)) })
+        Ok(Self { block: BLOCK, ..Self::of(store, object_key, name, found.size, found.e_tag) })
     }
 
     /// The archive that a list has shown: nothing is asked of the store.
@@ -99,11 +99,11 @@ impl ObjectSource {
     /// As of [`ObjectSource::open`], but for those of asking.
     pub fn listed(listed: &ListedObject) -> Result<Self> {
         let address = &listed.address;
-        let place = (Store::open(address, READ)?, key(&address.key)?);
-        Ok(Self::of(place, address.to_string(), (listed.bytes, listed.version.clone())))
+        let store = Store::open(address, READ)?;
+        Ok(Self::of(store, key(&address.key)?, address.to_string(), listed.bytes, listed.version.clone()))
     }
 
-    fn of((store, key): (Store, Path), name: String, (len, version): (u64, Option<String>)) -> Self {
+    fn of(store: Store, key: Path, name: String, len: u64, version: Option<String>) -> Self {
         let version = version.map(OnceLock::from).unwrap_or_default();
         Self {
             object: Arc::new(ObjectInfo { store, key, len, version }),

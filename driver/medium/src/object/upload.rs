@@ -127,7 +127,8 @@ impl ObjectMedium {
     /// # Errors
     /// When the store can't be reached or refuses.
     pub(super) fn reopen(
-        (place, label): (&ObjectAddress, &ArchiveLabel),
+        place: &ObjectAddress,
+        label: &ArchiveLabel,
         cancel: &Cancel,
         remains: &PartialArchive,
     ) -> Result<Resumed> {
@@ -139,7 +140,7 @@ impl ObjectMedium {
         };
         let store = Store::open(place, parts.size_of(0))?;
         let keys = ObjectNames::of(place, label)?;
-        let Some(upload) = wait(cancel, Upload::take_over(store, keys, (id, mark)))?? else {
+        let Some(upload) = wait(cancel, Upload::take_over(store, keys, id, mark))?? else {
             return Ok(Resumed::NotPossible(
                 "the object is there, or something else of that name".to_owned(),
             ));
@@ -382,7 +383,7 @@ impl Upload {
     }
 
     /// Makes the upload of a dead process this one's; nothing where its object is there already.
-    async fn take_over(store: Store, keys: ObjectNames, (id, mark): (&str, &str)) -> Result<Option<Self>> {
+    async fn take_over(store: Store, keys: ObjectNames, id: &str, mark: &str) -> Result<Option<Self>> {
         if is_taken(&store, &keys).await? {
             return Ok(None);
         }

@@ -12,7 +12,7 @@ const EVERY: u64 = 300_000;
 
 /// Writes an archive as `backup::backup` does: where the medium breaks, it is asked to go on, and gets what
 /// it does not have. Returns how often it went on.
-fn write(bench: &Bench, archive: &[u8], (every, slots): (u64, &[usize])) -> Result<(u32, TapeReport)> {
+fn write(bench: &Bench, archive: &[u8], every: u64, slots: &[usize]) -> Result<(u32, TapeReport)> {
     let setup = TapeWriteOptions { commit_every: every, ..bench.setup(slots) };
     let mut medium = Box::new(TapeMedium::begin(setup, NAME)?);
     let (mut from, mut went_on) = (0, 0);
@@ -51,7 +51,7 @@ fn parts_follow_each_other_on_a_volume() {
     for len in [0, 1, EVERY - 1, EVERY, 5 * 65_536, 10 * 65_536, 3_000_000] {
         let bench = Bench::new(1, 64 * MIB);
         let archive = bytes(len, len);
-        write(&bench, &archive, (EVERY, &[])).unwrap();
+        write(&bench, &archive, EVERY, &[]).unwrap();
         assert!(
             data(&bench.objects(0)) == archive,
             "{len}: the data files, one after the other, are the archive"
@@ -75,7 +75,7 @@ fn parts_follow_each_other_on_a_volume() {
 fn parts_go_over_volumes_and_the_last_one_names_those_before() {
     let bench = Bench::new(4, 2 * MIB);
     let archive = bytes(6 * MIB, 3);
-    let (_, report) = write(&bench, &archive, (EVERY, &[1, 2, 3])).unwrap();
+    let (_, report) = write(&bench, &archive, EVERY, &[1, 2, 3]).unwrap();
     assert_eq!(report.volumes, ["T0", "T1", "T2", "T3"]);
     assert!((0..4).flat_map(|slot| data(&bench.objects(slot))).collect::<Vec<u8>>() == archive);
     bench.drive.load(3);
@@ -91,7 +91,7 @@ fn parts_go_over_volumes_and_the_last_one_names_those_before() {
 fn a_part_is_read_behind_the_other_without_a_look_aside() {
     let bench = Bench::new(1, 64 * MIB);
     let archive = bytes(3 * MIB, 4);
-    write(&bench, &archive, (EVERY, &[])).unwrap();
+    write(&bench, &archive, EVERY, &[]).unwrap();
     let before = bench.drive.seeks();
     assert!(bench.read(&[]).unwrap() == archive);
     assert!(bench.drive.seeks() - before < 6, "{}", bench.drive.seeks() - before);
@@ -309,7 +309,7 @@ fn a_run_that_goes_on_refuses_the_volumes_that_are_full() {
 fn behind_any_fault_the_archive_goes_on_or_it_is_said() {
     let archive = bytes(600_000, 9);
     let clean = Bench::new(1, 64 * MIB);
-    write(&clean, &archive, (EVERY, &[])).unwrap();
+    write(&clean, &archive, EVERY, &[]).unwrap();
     let objects = clean.objects(0).len() as u64;
     // What a drive has committed it does not lose.
     let ends = clean.care().list().unwrap().parts.into_iter().map(|part| part.end.unwrap());
@@ -326,7 +326,7 @@ fn behind_any_fault_the_archive_goes_on_or_it_is_said() {
         ] {
             let bench = Bench::new(2, 64 * MIB);
             bench.drive.fault(fault);
-            let done = write(&bench, &archive, (EVERY, &[1]));
+            let done = write(&bench, &archive, EVERY, &[1]);
             bench.drive.clear_faults();
             let failed = bench.notes.failed.lock().unwrap().len();
             match done {
@@ -443,7 +443,7 @@ fn salvage(bench: &Bench, slots: &[usize], ledger: Arc<dyn TapeCatalog>) -> (Vec
 fn what_can_t_be_read_is_stepped_over() {
     let bench = Bench::new(1, 64 * MIB);
     let archive = bytes(MIB + 1000, 6);
-    write(&bench, &archive, (EVERY, &[])).unwrap();
+    write(&bench, &archive, EVERY, &[]).unwrap();
     let parts = bench.care().list().unwrap().parts;
     for part in &parts {
         let end = part.end.as_ref().unwrap();
@@ -468,7 +468,7 @@ fn what_can_t_be_read_is_stepped_over() {
 fn what_is_not_there_any_more_is_left_out() {
     let bench = Bench::new(4, 2 * MIB);
     let archive = bytes(6 * MIB, 3);
-    write(&bench, &archive, (EVERY, &[1, 2, 3])).unwrap();
+    write(&bench, &archive, EVERY, &[1, 2, 3]).unwrap();
     let memory = || Arc::clone(&bench.notes) as Arc<dyn TapeCatalog>;
     let first_of = |slot: usize| {
         let placed = bench.notes.archives("5f1c2d3e").unwrap();

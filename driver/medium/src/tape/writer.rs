@@ -104,7 +104,7 @@ impl TapeMedium {
         let (cancel, room) = (Arc::clone(&setup.cancel), setup.ring);
         let mut run = DriveThread::new(setup, archive);
         let label = run.take_volume()?;
-        Self::with(run, label, (name, room, cancel))
+        Self::with(run, label, name, room, cancel)
     }
 
     /// Goes on with the archive `archive`, which another process has begun and committed some of, behind
@@ -132,15 +132,11 @@ impl TapeMedium {
         if let Some(why) = run.gone(&committed, &label)? {
             return Ok(Err(why));
         }
-        Ok(Ok((Self::with(run, label, (name, room, cancel))?, total)))
+        Ok(Ok((Self::with(run, label, name, room, cancel)?, total)))
     }
 
     /// Starts with a run on a volume.
-    fn with(
-        run: DriveThread,
-        label: VolumeLabel,
-        (name, room, cancel): (String, u64, Cancel),
-    ) -> Result<Self> {
+    fn with(run: DriveThread, label: VolumeLabel, name: String, room: u64, cancel: Cancel) -> Result<Self> {
         let mut medium = Self {
             name,
             ring: Arc::new(Ring::new(room, label.block_size.get())),

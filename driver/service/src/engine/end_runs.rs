@@ -67,7 +67,7 @@ impl Engine {
             _ => {}
         }
         match job {
-            Some(job) => again(result, (active.entry.attempts, job.attempts), after(now, job.delay)),
+            Some(job) => again(result, active.entry.attempts, job.attempts, after(now, job.delay)),
             None => RunEnd::Failed(result),
         }
     }

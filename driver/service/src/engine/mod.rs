@@ -343,7 +343,7 @@ impl Engine {
                 self.guests = Some(guests);
                 self.review();
             }
-            Input::Event(guest, word, receipt) => self.event(&guest, &word, (receipt, now)),
+            Input::Event(guest, word, receipt) => self.event(&guest, &word, receipt, now),
             Input::Libvirt(error) => self.libvirt(error, now),
             Input::Look(question) => {
                 question(self);

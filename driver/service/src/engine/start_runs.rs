@@ -110,7 +110,7 @@ impl Engine {
 
     /// Something happened to a guest: the jobs that wait for that get an entry. The event is done with once
     /// they are in the queue.
-    pub(super) fn event(&mut self, guest: &GuestFacts, word: &str, (receipt, now): (Acknowledge, Timestamp)) {
+    pub(super) fn event(&mut self, guest: &GuestFacts, word: &str, receipt: Acknowledge, now: Timestamp) {
         let jobs = self.settings.jobs.iter().filter(|job| job.enabled && job.pick.guest(guest));
         let jobs = jobs.filter(|job| job.on.iter().any(|on| on == word));
         let wanted = jobs.map(|job| NewEntry {
@@ -246,7 +246,7 @@ impl Engine {
             attempt = entry.attempts,
             "begins"
         );
-        let attempts = (entry.attempts, job.attempts);
+        let (tried, attempts) = (entry.attempts, job.attempts);
         match self
             .parts
             .runner
@@ -258,7 +258,7 @@ impl Engine {
                 self.running.insert(active.entry.id, active);
             }
             Err(error) => {
-                let end = again(not_begun(&error), attempts, after(now, job.delay));
+                let end = again(not_begun(&error), tried, attempts, after(now, job.delay));
                 self.ended.push((entry.id, end));
             }
         }
@@ -278,7 +278,7 @@ impl Engine {
 }
 
 /// A failure: it is tried again, or not.
-pub(super) fn again(result: RunResult, (tried, attempts): (u32, u32), at: Timestamp) -> RunEnd {
+pub(super) fn again(result: RunResult, tried: u32, attempts: u32, at: Timestamp) -> RunEnd {
     if tried < attempts { RunEnd::Retry(result, at) } else { RunEnd::Failed(result) }
 }
 

@@ -102,7 +102,7 @@ impl Metrics {
     pub fn write(&self, status: &Status, directory: &Path) -> Result<()> {
         let mut result = Ok(());
         for domain in shown(status) {
-            let written = self.write_domain((domain, status.service.now), directory);
+            let written = self.write_domain(domain, status.service.now, directory);
             result = result.and(written);
         }
         result = result.and(self.drop_domains(status, directory));
@@ -110,7 +110,7 @@ impl Metrics {
         result.and(page.write(&directory.join("virtfold-service.prom")))
     }
 
-    fn write_domain(&self, (domain, at): (&DomainStatus, i64), directory: &Path) -> Result<()> {
+    fn write_domain(&self, domain: &DomainStatus, at: i64, directory: &Path) -> Result<()> {
         let Some(uuid) = domain.uuid else { return Ok(()) };
         let labels = DomainLabels { domain: &domain.domain, uuid };
         let key = (directory.to_owned(), uuid);

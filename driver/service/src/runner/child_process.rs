@@ -117,7 +117,8 @@ pub(super) struct ChildExit {
 /// Runs a command to its end. The thread that calls this stays until then: some children end with it.
 pub(super) fn run(
     mut command: Command,
-    (hold, reach): (&RunningChild, SignalScope),
+    hold: &RunningChild,
+    reach: SignalScope,
     limit: Option<Duration>,
     hear: &Arc<dyn OutputListener>,
 ) -> io::Result<ChildExit> {

@@ -123,7 +123,7 @@ impl ProcessRunner {
         {
             let told = outcome_of(&result);
             // What it says changes nothing about the backup.
-            if let Err(error) = command_of(command, order, (&RunningChild::default(), &told)) {
+            if let Err(error) = command_of(command, order, &RunningChild::default(), &told) {
                 result.sentence.push_str(&format!("; its `after` command: {}", sentence(&error)));
             }
         }
@@ -138,7 +138,7 @@ impl ProcessRunner {
     ) -> Result<RunResult> {
         let variables = variables(&order.media)?;
         if let Some(command) = &order.job.before {
-            command_of(command, order, (hold, &[])).map_err(|error| match hold.is_asked() {
+            command_of(command, order, hold, &[]).map_err(|error| match hold.is_asked() {
                 true => interrupted(),
                 false => error.within("the backup was not started: its `before` command failed"),
             })?;
@@ -149,7 +149,7 @@ impl ProcessRunner {
         let said = Arc::new(RunOutput::<DomainReport>::new(Some((order.id, reports.clone()))));
         let hear: Arc<dyn OutputListener> = said.clone();
         let ended =
-            child_process::run(self.backup(order, variables), (hold, SignalScope::Process), None, &hear);
+            child_process::run(self.backup(order, variables), hold, SignalScope::Process, None, &hear);
         let ended = ended.at(|| format!("cannot run '{}'", self.paths.program.display()))?;
         let mut result = self.result(&said, ended, hold);
         if result.kind.is_some() {
@@ -234,7 +234,7 @@ impl ProcessRunner {
 
     fn finish(&self, command: Command, hear: &Arc<dyn OutputListener>, limit: Duration) -> Result<ChildExit> {
         let ended =
-            child_process::run(command, (&RunningChild::default(), SignalScope::Process), Some(limit), hear);
+            child_process::run(command, &RunningChild::default(), SignalScope::Process, Some(limit), hear);
         ended.at(|| format!("cannot run '{}'", self.paths.program.display()))
     }
 
@@ -345,7 +345,8 @@ fn outcome_of(result: &RunResult) -> [(&'static str, String); 5] {
 fn command_of(
     spec: &CommandSpec,
     order: &RunOrder,
-    (hold, told): (&RunningChild, &[(&str, String)]),
+    hold: &RunningChild,
+    told: &[(&str, String)],
 ) -> Result<()> {
     let Some((program, arguments)) = spec.words.split_first() else { return Ok(()) };
     let name = program.to_string_lossy().into_owned();
@@ -356,7 +357,7 @@ fn command_of(
         .envs(told.iter().map(|(name, value)| (name, value)));
     let said = Arc::new(CommandOutput::new(&order.job.name, &order.guest.name, &name));
     let hear: Arc<dyn OutputListener> = said.clone();
-    let ended = child_process::run(command, (hold, SignalScope::Group), Some(spec.limit), &hear);
+    let ended = child_process::run(command, hold, SignalScope::Group, Some(spec.limit), &hear);
     let ended = ended.at(|| format!("cannot run '{name}'"))?;
     if ended.status.success() && !ended.overdue {
         return Ok(());

@@ -119,7 +119,7 @@ fn locked(host: &FreezeContext<'_>, job: &FreezeSession, mode: RunMode) -> Resul
         Ok(lock) => lock,
         Err(error) if error.kind() == ErrorKind::InUse => {
             let domain = RecoveryNotes { remains: vec![sentence(&error)], ..RecoveryNotes::default() };
-            return Ok(Some(report(job, (domain, Vec::new()), RecoveryStatus::Busy)));
+            return Ok(Some(report(job, domain, Vec::new(), RecoveryStatus::Busy)));
         }
         Err(error) => return Err(error),
     };
@@ -151,7 +151,7 @@ fn one(host: &FreezeContext<'_>, job: FreezeSession, mode: RunMode) -> Recovery 
         RecoveryStatus::Recovered if remains => RecoveryStatus::NeedsAttention,
         verdict => verdict,
     };
-    report(&job, (domain, disks), verdict)
+    report(&job, domain, disks, verdict)
 }
 
 fn advice(error: &Error) -> String {
@@ -177,7 +177,7 @@ fn plan(homing: &mut Unfreeze<'_>) -> Result<()> {
     let sight = DomainView::look(homing.host.hypervisor, homing.job.domain)?;
     homing.plan_letting_go(&sight);
     if let (Some(live), Some(config)) = (&sight.live, &sight.config) {
-        let fixes = config_repair::fixes(homing.host.hypervisor, (live, &sight.qemu), config)?;
+        let fixes = config_repair::fixes(homing.host.hypervisor, live, &sight.qemu, config)?;
         let ours: Vec<_> = fixes.into_iter().filter(|fix| homing.is_ours(fix)).collect();
         ours.iter().for_each(|fix| homing.note_fix(fix));
     }
@@ -192,7 +192,8 @@ fn plan(homing: &mut Unfreeze<'_>) -> Result<()> {
 /// As the report has it.
 fn report(
     job: &FreezeSession,
-    (domain, disks): (RecoveryNotes, Vec<RecoveryNotes>),
+    domain: RecoveryNotes,
+    disks: Vec<RecoveryNotes>,
     verdict: RecoveryStatus,
 ) -> Recovery {
     let disks = job.disks.iter().zip(disks).map(|(disk, notes)| DiskRecovery {

@@ -42,9 +42,9 @@ pub(super) fn search(
     };
     for info in infos {
         // One that can't be looked at must not keep the others from being found.
-        match adopt(host, &info, (mode, &mut places)) {
+        match adopt(host, &info, mode, &mut places) {
             Ok(adopted) => recoveries.extend(adopted),
-            Err(error) => recoveries.push(failed((info.id.to_string(), info.name), &error)),
+            Err(error) => recoveries.push(failed(info.id.to_string(), info.name, &error)),
         }
     }
     // After the domains: an adopted overlay is in a chain no longer, and gone.
@@ -53,12 +53,12 @@ pub(super) fn search(
         let overlays = match present(host.files.overlays(&directory)) {
             Ok(overlays) => overlays.unwrap_or_default(),
             Err(error) => {
-                recoveries.push(failed((String::new(), directory.display().to_string()), &error));
+                recoveries.push(failed(String::new(), directory.display().to_string(), &error));
                 continue;
             }
         };
         let strays: Vec<PathBuf> = overlays.into_iter().filter(|path| !known.contains(path)).collect();
-        recoveries.extend(quarantine(host, &strays, (mode, &places))?);
+        recoveries.extend(quarantine(host, &strays, mode, &places)?);
     }
     Ok(recoveries)
 }
@@ -82,7 +82,8 @@ fn known(host: &FreezeContext<'_>) -> Result<BTreeSet<PathBuf>> {
 fn adopt(
     host: &FreezeContext<'_>,
     info: &DomainInfo,
-    (mode, places): (RunMode, &mut ReferencedFiles),
+    mode: RunMode,
+    places: &mut ReferencedFiles,
 ) -> Result<Option<Recovery>> {
     if find(host, info.id, places)?.1.is_empty() {
         return Ok(None);
@@ -170,7 +171,8 @@ fn disk_of_unknown_overlay(
 fn quarantine(
     host: &FreezeContext<'_>,
     strays: &[PathBuf],
-    (mode, places): (RunMode, &ReferencedFiles),
+    mode: RunMode,
+    places: &ReferencedFiles,
 ) -> Result<Vec<Recovery>> {
     if strays.is_empty() {
         return Ok(Vec::new());
@@ -220,7 +222,7 @@ fn quarantine(
 }
 
 /// A domain or a directory that can't be looked at.
-fn failed((domain, name): (String, String), error: &Error) -> Recovery {
+fn failed(domain: String, name: String, error: &Error) -> Recovery {
     Recovery {
         domain,
         name,

@@ -66,7 +66,8 @@ pub(crate) enum UnusedOverlay {
 pub(crate) fn decide(
     host: &FreezeContext<'_>,
     job: &FreezeSession,
-    (sight, disk): (&DomainView, &SessionDisk),
+    sight: &DomainView,
+    disk: &SessionDisk,
 ) -> Result<UnfreezeStep> {
     let Some(overlay) = disk.overlay.as_deref() else { return Ok(UnfreezeStep::Nothing) };
     let seen = sight.disk(host.hypervisor, disk)?;
@@ -211,7 +212,7 @@ impl DiskCase<'_> {
         if matches!(
             step,
             UnfreezeStep::AskAdministrator(_) | UnfreezeStep::DropOverlay(UnusedOverlay::Quarantine)
-        ) && self.host.files.same(overlay, (base, &self.disk.base.format))?
+        ) && self.host.files.same(overlay, base, &self.disk.base.format)?
         {
             return Ok(gone);
         }
@@ -373,7 +374,7 @@ impl DiskCase<'_> {
     }
 
     fn other_user(&self) -> Result<Option<String>> {
-        other_user(self.host, (self.job.domain, self.disk))
+        other_user(self.host, self.job.domain, self.disk)
     }
 
     fn ask_of_user(&self, user: &str) -> UnfreezeStep {

@@ -57,7 +57,8 @@ pub(super) fn settled(host: &FreezeContext<'_>, image: &Path) -> Result<()> {
 /// and at its next start.
 pub(super) fn other_user(
     host: &FreezeContext<'_>,
-    (owner, disk): (DomainId, &SessionDisk),
+    owner: DomainId,
+    disk: &SessionDisk,
 ) -> Result<Option<String>> {
     let images: Vec<&Path> = disk.overlay.as_deref().into_iter().chain([disk.base.path.as_path()]).collect();
     for info in host.hypervisor.domains()? {

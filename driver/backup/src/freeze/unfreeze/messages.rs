@@ -125,11 +125,11 @@ impl Unfreeze<'_> {
 
     fn words_of(&self, index: usize, step: &UnfreezeStep) -> Option<(Vec<String>, Vec<String>)> {
         let disk = self.job.disks.get(index)?;
-        Some(words(step, (disk.overlay.as_deref()?, &disk.base.path)))
+        Some(words(step, disk.overlay.as_deref()?, &disk.base.path))
     }
 }
 
-fn words(step: &UnfreezeStep, (overlay, base): (&Path, &Path)) -> (Vec<String>, Vec<String>) {
+fn words(step: &UnfreezeStep, overlay: &Path, base: &Path) -> (Vec<String>, Vec<String>) {
     let (overlay, base) = (format!("'{}'", overlay.display()), format!("'{}'", base.display()));
     let list = |texts: &[String]| texts.to_vec();
     let remove = format!("remove the overlay {overlay}");

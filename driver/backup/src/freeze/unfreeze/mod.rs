@@ -203,7 +203,7 @@ impl<'a> Unfreeze<'a> {
     }
 
     pub(super) fn decide(&self, sight: &DomainView) -> Result<Vec<UnfreezeStep>> {
-        self.job.disks.iter().map(|disk| decide(self.host, &self.job, (sight, disk))).collect()
+        self.job.disks.iter().map(|disk| decide(self.host, &self.job, sight, disk)).collect()
     }
 
     /// Notes changes: in the journal first, then in our own copy of it.
@@ -268,7 +268,7 @@ impl<'a> Unfreeze<'a> {
     fn repair_config(&mut self, sight: DomainView) -> Result<DomainView> {
         let hypervisor = self.host.hypervisor;
         let (Some(live), Some(config)) = (&sight.live, &sight.config) else { return Ok(sight) };
-        let mut fixes = config_repair::fixes(hypervisor, (live, &sight.qemu), config)?;
+        let mut fixes = config_repair::fixes(hypervisor, live, &sight.qemu, config)?;
         fixes.retain(|fix| self.is_ours(fix));
         if fixes.is_empty() {
             return Ok(sight);

@@ -111,7 +111,7 @@ fn a_guest_comes_back_with_the_disks_that_it_ran_with() {
         assert_ne!(configured, ran);
         let lab = Lab::new();
         let here = |text: &str| text.replace(&lab_folder(&ran), &lab.at("").display().to_string());
-        lab.archive_of((&here(&configured), &here(&ran)), 7);
+        lab.archive_of(&here(&configured), &here(&ran), 7);
         let report = lab.run(&lab.request()).unwrap();
         assert!(
             report.notes.iter().any(|note| note.contains(told) && note.contains("as it ran")),
@@ -124,7 +124,7 @@ fn a_guest_comes_back_with_the_disks_that_it_ran_with() {
         assert_eq!(lab.first("out/data.img"), 7);
     }
     // The configuration of another guest is nobody's.
-    lab.archive_of((&ran, &ran.replace(UUID, "00000000-0000-4000-8000-000000000001")), 7);
+    lab.archive_of(&ran, &ran.replace(UUID, "00000000-0000-4000-8000-000000000001"), 7);
     assert_eq!(lab.refused(&lab.request()).0, ErrorKind::Damaged);
 }
 

@@ -145,11 +145,11 @@ impl Lab {
 
     /// An archive of two disks full of `fill` and the files beside them.
     pub(super) fn archive(&self, xml: &str, fill: u8) -> PathBuf {
-        self.archive_of((xml, xml), fill)
+        self.archive_of(xml, xml, fill)
     }
 
     /// The same of a guest that ran as `live` says.
-    pub(super) fn archive_of(&self, (xml, live): (&str, &str), fill: u8) -> PathBuf {
+    pub(super) fn archive_of(&self, xml: &str, live: &str, fill: u8) -> PathBuf {
         let path = self.at("web.tar");
         let mut disks = Vec::new();
         for target in ["vda", "vdb"] {
