@@ -77,7 +77,7 @@ pub struct Defaults {
     /// `--no-encryption` switches encryption off.
     pub encrypt_to: Option<RecipientList>,
     /// A file that names those whom archives are encrypted to, one a line, together with `encrypt-to`. One
-    /// that everybody may write is refused.
+    /// that somebody else may write is refused.
     pub recipients: Option<FilePath>,
     /// Which bytes of a disk an archive holds.
     pub layout: Layout,

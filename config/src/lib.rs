@@ -5,12 +5,14 @@
 //! which README.md of this crate is, and [`man_page`]). A new key is a new field, nothing else.
 //!
 //! How a configuration is read ([`load()`]):
-//! 1. each file is read, bounded, and refused when anyone may write it (`load.rs`);
+//! 1. each file is read, bounded, and refused when somebody else may write it (`load.rs`);
 //! 2. its YAML becomes a tree that knows the place of every key (`yaml_tree.rs`);
 //! 3. the trees become one; a key that two files set is an error that names both (`yaml_tree.rs`);
 //! 4. serde reads the structs from the tree; what it refuses is told with file, line, column, the key's path
 //!    and, where a known word is near, a suggestion (`deserialize.rs`, `suggest.rs`);
-//! 5. keys are held against each other: a job's media have to be there, and so on (`check.rs`).
+//! 5. keys are held against each other: a job's media have to be there, and so on (`check.rs`);
+//! 6. what they name and what decides as much as they do, commands and recipients, is held against the rule of
+//!    1 (`load.rs`).
 //!
 //! [`Config::advice`] tells what is right and has no effect (`ineffective.rs`).
 //!
@@ -19,7 +21,7 @@
 //!
 //! [`parse`] does 2 to 5 for a text in memory: the entry point for fuzzers.
 //!
-//! This crate imports nothing of virtfold.
+//! Imports: `base` (`safe_path`).
 
 #[macro_use]
 mod values;

@@ -2,14 +2,17 @@
 //!
 //! `config.yaml` comes first, then the files `conf.d/*.yaml` beside it, by name (byte order). Files that
 //! begin with a dot (editors' own) and files of other endings are left alone, save `.yml`, which is more
-//! likely a slip than a wish. A file, or `conf.d` itself, that everybody may write is refused: whoever may
-//! write it decides what virtfold does as root. The mode is taken from the open file, so that it can't be
-//! changed in between.
+//! likely a slip than a wish.
+//!
+//! Whoever may write one of them decides what virtfold does as root. So each, `conf.d` and each directory above
+//! belong to root or the user who runs this, and nobody else may write to them ([`trust`]); what is read is the
+//! very file that was checked. The same holds for the files of recipients that the configuration names, and
+//! as root for its commands.
 
-use std::fs::{self, File, Metadata};
+use std::ffi::OsString;
+use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use serde::Deserialize;
@@ -17,8 +20,11 @@ use serde::Deserialize;
 use crate::check;
 use crate::error::{ConfigError, Position};
 use crate::keys::{Config, Origins};
+use crate::values::NonEmptyText;
 use crate::yaml_tree::{self, YamlEntry, YamlNode};
 use std::collections::BTreeMap;
+use virtfold_base::safe_path::Directory;
+use virtfold_base::safe_path::trust::{self, OthersAccess, Untrusted};
 
 /// The largest file, bytes.
 pub const MAX_FILE: u64 = 1 << 20;
@@ -30,12 +36,59 @@ pub const MAX_FILES: usize = 1000;
 /// # Errors
 /// The first thing that is wrong; see [`ConfigError`].
 pub fn load(path: &Path) -> Result<Config, ConfigError> {
-    let mut texts = vec![(Arc::from(path), read_file(path, OthersAccess::MayRead)?)];
-    for extra in conf_d(&path.with_file_name("conf.d"))? {
-        let text = read_file(&extra, OthersAccess::MayRead)?;
-        texts.push((Arc::from(extra), text));
+    let mut texts = vec![(Arc::from(path), read(path, trust::open(path, OthersAccess::MayRead))?)];
+    let folder = path.with_file_name("conf.d");
+    if let Some((directory, names)) = conf_d(&folder)? {
+        for name in names {
+            let path = folder.join(&name);
+            let text = read(&path, directory.open_trusted(&name, OthersAccess::MayRead))?;
+            texts.push((Arc::from(path), text));
+        }
     }
-    build(&texts)
+    let config = build(&texts)?;
+    expect_trusted_names(&config)?;
+    Ok(config)
+}
+
+/// Refuses files of recipients that others may write, and as root commands that others may. What is not there
+/// others can't put there: that is told when it is needed.
+fn expect_trusted_names(config: &Config) -> Result<(), ConfigError> {
+    let check = |keys: &[&str], path: &Path| match trust::expect(path) {
+        Err(error) => match Untrusted::of(&error) {
+            Some(untrusted) => Err(config.refusal(keys, untrusted.to_string())),
+            None => Ok(()),
+        },
+        Ok(()) => Ok(()),
+    };
+    let is_root = trust::is_root();
+    if let Some(file) = &config.defaults.recipients {
+        check(&["defaults", "recipients"], file.as_path())?;
+    }
+    for (name, job) in &config.jobs {
+        let section = ["jobs", name.as_str()];
+        if let Some(file) = &job.recipients {
+            check(&[&section[..], &["recipients"]].concat(), file.as_path())?;
+        }
+        let before = job.before.as_ref().map(|before| ("before", &before.command));
+        let after = job.after.as_ref().map(|after| ("after", &after.command));
+        for (key, command) in before.into_iter().chain(after).filter(|_| is_root) {
+            let keys = [&section[..], &[key, "command"]].concat();
+            command.as_slice().first().map_or(Ok(()), |program| check(&keys, Path::new(program)))?;
+        }
+    }
+    for (name, medium) in config.media.iter().filter(|_| is_root) {
+        let keys = ["media", name.as_str(), "change-command"];
+        let command = medium.change_command.as_ref().map(NonEmptyText::as_str);
+        match command.and_then(|command| command.split_whitespace().next()) {
+            Some(program) if program.starts_with('/') => check(&keys, Path::new(program))?,
+            Some(program) => {
+                let why = format!("'{program}' is not the absolute path of a program, and is run as root");
+                return Err(config.refusal(&keys, why));
+            }
+            None => {}
+        }
+    }
+    Ok(())
 }
 
 /// Reads a configuration that is one text; `name` stands for its file in errors.
@@ -92,54 +145,36 @@ fn collect_origins(children: &BTreeMap<String, YamlEntry>, path: &mut Vec<String
     }
 }
 
-/// The files of `conf.d` by name; none where there is no such directory.
-fn conf_d(dir: &Path) -> Result<Vec<PathBuf>, ConfigError> {
-    let unreadable = |source| ConfigError::Unreadable { path: dir.to_owned(), source };
-    match fs::metadata(dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(unreadable(error)),
-        Ok(metadata) => check_mode(dir, &metadata, OthersAccess::MayRead)?,
+/// `conf.d` and the names of its files, in order; nothing where there is no such directory.
+fn conf_d(path: &Path) -> Result<Option<(Directory, Vec<OsString>)>, ConfigError> {
+    let directory = match Directory::open_trusted_directory(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened.map_err(|error| unreadable(path, error))?,
+    };
+    let all = directory.names(MAX_FILES).map_err(|error| unreadable(path, error))?;
+    if all.len() > MAX_FILES {
+        return Err(refused(path, format!("has more than {MAX_FILES} entries")));
     }
-    let mut files = Vec::new();
-    for (count, entry) in fs::read_dir(dir).map_err(unreadable)?.enumerate() {
-        if count == MAX_FILES {
-            return Err(refused(dir, format!("has more than {MAX_FILES} entries")));
-        }
-        let path = entry.map_err(unreadable)?.path();
-        let hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
-        let ending = path.extension().map(|ending| ending.as_encoded_bytes());
-        match ending {
-            Some(b"yaml") if !hidden => files.push(path),
-            Some(b"yml") if !hidden => {
-                return Err(refused(&path, "would be passed over; rename it to end in .yaml".to_owned()));
+    let mut names = Vec::new();
+    for name in all.into_iter().filter(|name| !name.as_encoded_bytes().starts_with(b".")) {
+        match Path::new(&name).extension().map(|ending| ending.as_encoded_bytes()) {
+            Some(b"yaml") => names.push(name),
+            Some(b"yml") => {
+                let why = "would be passed over; rename it to end in .yaml".to_owned();
+                return Err(refused(&path.join(name), why));
             }
             _ => {}
         }
     }
-    files.sort();
-    Ok(files)
+    names.sort();
+    Ok(Some((directory, names)))
 }
 
-/// What others than owner and group may do with a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum OthersAccess {
-    /// Read it.
-    MayRead,
-    /// Nothing: it holds secrets.
-    Nothing,
-}
-
-/// Reads a regular file of bounded size, as UTF-8.
-pub(crate) fn read_file(path: &Path, others: OthersAccess) -> Result<String, ConfigError> {
-    let unreadable = |source| ConfigError::Unreadable { path: path.to_owned(), source };
-    // Opening a pipe would wait for its writer, so the kind is looked at first, and again when open.
-    check_kind(path, &fs::metadata(path).map_err(unreadable)?)?;
-    let file = File::open(path).map_err(unreadable)?;
-    let metadata = file.metadata().map_err(unreadable)?;
-    check_kind(path, &metadata)?;
-    check_mode(path, &metadata, others)?;
+/// Reads an opened file of bounded size, as UTF-8.
+pub(crate) fn read(path: &Path, opened: io::Result<File>) -> Result<String, ConfigError> {
+    let file = opened.map_err(|error| unreadable(path, error))?;
     let mut bytes = Vec::new();
-    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(|error| unreadable(path, error))?;
     if bytes.len() as u64 > MAX_FILE {
         return Err(refused(path, "is larger than 1 MiB".to_owned()));
     }
@@ -150,22 +185,11 @@ pub(crate) fn read_file(path: &Path, others: OthersAccess) -> Result<String, Con
     })
 }
 
-fn check_kind(path: &Path, metadata: &Metadata) -> Result<(), ConfigError> {
-    if metadata.is_file() { Ok(()) } else { Err(refused(path, "is not a regular file".to_owned())) }
-}
-
-fn check_mode(path: &Path, metadata: &Metadata, others: OthersAccess) -> Result<(), ConfigError> {
-    let file = path.display();
-    if others == OthersAccess::Nothing && metadata.mode() & 0o007 != 0 {
-        return Err(refused(
-            path,
-            format!("may be read or written by everybody, and holds secrets; do 'chmod o= {file}'"),
-        ));
+fn unreadable(path: &Path, source: io::Error) -> ConfigError {
+    match Untrusted::of(&source) {
+        Some(Untrusted { path, why }) => refused(path, why.clone()),
+        None => ConfigError::Unreadable { path: path.to_owned(), source },
     }
-    if metadata.mode() & 0o002 != 0 {
-        return Err(refused(path, format!("may be written by everybody; do 'chmod o-w {file}'")));
-    }
-    Ok(())
 }
 
 pub(crate) fn refused(path: &Path, why: String) -> ConfigError {

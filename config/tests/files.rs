@@ -17,9 +17,16 @@ fn crate_dir() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
+/// A folder that only its owner can write to, and so each above it.
+fn folder() -> tempfile::TempDir {
+    let place = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    fs::create_dir_all(place).unwrap();
+    tempfile::tempdir_in(place).unwrap()
+}
+
 /// A directory with `config.yaml` and the files of `conf.d`.
 fn written(main: &str, extra: &[(&str, &str)]) -> (tempfile::TempDir, PathBuf) {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = folder();
     let path = dir.path().join("config.yaml");
     fs::write(&path, main).unwrap();
     if !extra.is_empty() {
@@ -260,7 +267,7 @@ fn domains_are_selected_by_name_tag_or_all_but() {
 
 #[test]
 fn credentials_are_read_from_a_file_of_ones_own() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = folder();
     let path = dir.path().join("cloud.env");
     let write = |text: &str, mode| {
         fs::write(&path, text).unwrap();
@@ -268,13 +275,13 @@ fn credentials_are_read_from_a_file_of_ones_own() {
         Environment::load(&path)
     };
     let read =
-        write("# keys\n\nA_KEY=hunter2\r\nB = x\n".replace("B = x", "B=\"x y\"").as_str(), 0o640).unwrap();
+        write("# keys\n\nA_KEY=hunter2\r\nB = x\n".replace("B = x", "B=\"x y\"").as_str(), 0o600).unwrap();
     let expect = [("A_KEY".to_owned(), "hunter2".to_owned()), ("B".to_owned(), "x y".to_owned())];
     assert_eq!(read.as_slice(), expect);
     assert!(!format!("{read:?}").contains("hunter2"));
-    for mode in [0o644, 0o642, 0o601] {
+    for mode in [0o644, 0o642, 0o601, 0o640, 0o610] {
         let error = write("A=hunter2", mode).unwrap_err().to_string();
-        assert!(error.contains("chmod o="), "{error}");
+        assert!(error.contains("chmod ") && error.contains(&format!("mode {mode:04o}")), "{error}");
     }
     for bad in [
         "hunter2",
@@ -289,6 +296,25 @@ fn credentials_are_read_from_a_file_of_ones_own() {
         assert!(error.contains("line ") && !error.contains("hunter2"), "{error}");
     }
     assert!(Environment::load(&dir.path().join("none")).is_err());
+}
+
+#[test]
+fn variables_that_change_what_programs_run_are_refused() {
+    let dir = folder();
+    let path = dir.path().join("cloud.env");
+    let write = |name: &str| {
+        fs::write(&path, format!("AWS_REGION=x\n{name}=hunter2\n")).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+        Environment::load(&path)
+    };
+    for name in ["LD_PRELOAD", "LD_AUDIT", "GCONV_PATH", "BASH_ENV", "ENV", "PATH", "PYTHONPATH", "PERL5LIB"]
+    {
+        let error = write(name).unwrap_err().to_string();
+        assert!(error.contains(&format!("line 2 sets {name}")) && !error.contains("hunter2"), "{error}");
+    }
+    for name in ["AWS_SECRET_ACCESS_KEY", "HTTPS_PROXY", "SSL_CERT_FILE", "VIRTFOLD_S3_PATIENCE", "PATHS"] {
+        write(name).unwrap();
+    }
 }
 
 #[test]
@@ -308,17 +334,61 @@ fn the_man_page_has_every_key_and_no_text_that_troff_would_take_for_a_command() 
 }
 
 #[test]
-fn what_everybody_may_write_is_refused() {
+fn what_others_may_write_is_refused() {
     let (dir, path) = written("version: 1\n", &[("a.yaml", "defaults:\n")]);
     load(&path).unwrap();
-    for victim in [path.clone(), dir.path().join("conf.d"), dir.path().join("conf.d/a.yaml")] {
-        let before = fs::metadata(&victim).unwrap().permissions();
-        fs::set_permissions(&victim, Permissions::from_mode(before.mode() | 0o002)).unwrap();
+    let victims =
+        [path.clone(), dir.path().join("conf.d"), dir.path().join("conf.d/a.yaml"), dir.path().into()];
+    for (victim, mode) in victims.iter().flat_map(|victim| [(victim, 0o002), (victim, 0o020)]) {
+        let before = fs::metadata(victim).unwrap().permissions();
+        fs::set_permissions(victim, Permissions::from_mode(before.mode() | mode)).unwrap();
         let error = load(&path).unwrap_err().to_string();
-        assert!(error.contains("may be written by everybody"), "{error}");
-        assert!(error.starts_with(victim.to_str().unwrap()), "{error}");
-        fs::set_permissions(&victim, before).unwrap();
+        let repair = if mode == 0o002 { "o-w" } else { "g-w" };
+        let repair = format!("; do 'chmod {repair} {}'", victim.display());
+        assert!(error.starts_with(&format!("{}: may be written by ", victim.display())), "{error}");
+        assert!(error.contains("owner ") && error.contains("mode ") && error.ends_with(&repair), "{error}");
+        fs::set_permissions(victim, before).unwrap();
     }
+    let exposed = tempfile::tempdir_in("/tmp").unwrap();
+    let path = exposed.path().join("config.yaml");
+    fs::write(&path, "version: 1\n").unwrap();
+    let error = load(&path).unwrap_err().to_string();
+    assert!(error.starts_with("/tmp: may be written by ") && error.contains("elsewhere"), "{error}");
+}
+
+/// What the configuration names decides as much as it does. Run as root, as the gate does.
+#[test]
+fn what_it_names_is_held_against_the_same_rule() {
+    let named = folder();
+    let program = named.path().join("program");
+    let text = |job: &str, medium: &str| {
+        format!(
+            "version: 1\nmedia: {{m: {{to: 'tape:/dev/nst0'{medium}}}}}\njobs: {{j: {{domains: {{all: true}}, schedule: daily, to: m{job}}}}}\n"
+        )
+    };
+    let shown = program.display();
+    let (before, after) =
+        (format!(", before: {{command: [{shown}]}}"), format!(", after: {{command: [{shown}]}}"));
+    for (job, medium, key) in [
+        (before.as_str(), String::new(), "jobs.j.before.command"),
+        (after.as_str(), String::new(), "jobs.j.after.command"),
+        (&format!(", recipients: {shown}"), String::new(), "jobs.j.recipients"),
+        ("", format!(", change-command: '{shown} %d'"), "media.m.change-command"),
+    ] {
+        let (_dir, path) = written(&text(job, &medium), &[]);
+        fs::write(&program, "#!/bin/sh\n").unwrap();
+        fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+        load(&path).unwrap();
+        fs::set_permissions(&program, Permissions::from_mode(0o775)).unwrap();
+        let error = load(&path).unwrap_err().to_string();
+        assert!(error.contains(&format!("`{key}`: '{shown}' may be written by its group")), "{error}");
+        // One that is not there is told when it is needed.
+        fs::remove_file(&program).unwrap();
+        load(&path).unwrap();
+    }
+    let (_dir, path) = written(&text("", ", change-command: 'next-tape %d'"), &[]);
+    let error = load(&path).unwrap_err().to_string();
+    assert!(error.contains("is not the absolute path of a program"), "{error}");
 }
 
 #[test]

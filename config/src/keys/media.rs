@@ -22,7 +22,8 @@ pub struct Medium {
     /// to several media goes at the lowest rate of theirs and its job's, since it is one read.
     pub limit_rate: Option<ByteRate>,
     /// Object stores: a file with the variables that hold the credentials, one `NAME=VALUE` a line, such as
-    /// `AWS_ACCESS_KEY_ID`. It must not be readable or writable by others. Not set: the service's own
+    /// `AWS_ACCESS_KEY_ID`. It is for its owner alone (mode 0600), and variables that change what programs run
+    /// (`LD_*`, `PATH` and the like) are refused in it. Not set: the service's own
     /// environment, or the machine's role. The media of one job have one environment: where two files give a
     /// variable different values, the job's backups fail.
     pub environment_file: Option<FilePath>,

@@ -16,7 +16,11 @@
 //! What is done to an entry then is done relative to the open directory ([`Directory`]): whatever becomes of
 //! the names above it meanwhile, it is done in that directory or fails.
 //!
+//! What decides what this program does has a stricter rule ([`trust`]).
+//!
 //! Imports: `error`.
+
+pub mod trust;
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -205,8 +209,11 @@ impl Entry {
     /// # Errors
     /// As [`Directory::open`] for the directory; the path ends in no name.
     pub fn locate(path: &Path) -> io::Result<Self> {
+        Self::at_end_of(Walk::new(path)?)
+    }
+
+    fn at_end_of(mut walk: Walk) -> io::Result<Self> {
         let nameless = || io::Error::new(io::ErrorKind::InvalidInput, "it does not name a file");
-        let mut walk = Walk::new(path)?;
         let mut last = None;
         while let Some(name) = walk.rest.pop_front() {
             let is_last = walk.rest.is_empty() && !matches!(name.as_encoded_bytes(), b"." | b".." | b"/");
@@ -340,6 +347,8 @@ struct Walk {
     here: Directory,
     rest: VecDeque<OsString>,
     links: usize,
+    /// It goes through no directory that others may write to, and no link of `/proc`.
+    is_trusted_only: bool,
 }
 
 impl Walk {
@@ -348,11 +357,14 @@ impl Walk {
             return Err(Errno::NOENT.into());
         }
         let path = std::path::absolute(path)?;
-        Ok(Self { here: root()?, rest: components(&path), links: 0 })
+        Ok(Self { here: root()?, rest: components(&path), links: 0, is_trusted_only: false })
     }
 
     /// Goes into the directory `name`, or to where a link of that name leads.
     fn enter(&mut self, name: &OsStr) -> io::Result<()> {
+        if self.is_trusted_only {
+            trust::expect_directory(&self.here)?;
+        }
         if name == "/" {
             self.here = root()?;
             return Ok(());
@@ -384,7 +396,7 @@ impl Walk {
     fn way_of(&self, name: &OsStr) -> io::Result<LinkTarget> {
         const PROC: u64 = 0x9fa0;
         if rustix::fs::fstatfs(&self.here.fd)?.f_type.cast_unsigned() == PROC {
-            return Ok(LinkTarget::Magic);
+            return Ok(if self.is_trusted_only { LinkTarget::Ends } else { LinkTarget::Magic });
         }
         let directory = rustix::fs::fstat(&self.here.fd)?;
         let link = rustix::fs::statat(&self.here.fd, name, AtFlags::SYMLINK_NOFOLLOW)?;
