@@ -259,7 +259,7 @@ fn write_failing(
         progress: Arc::default(),
     };
     let disks: Vec<&dyn DiskTables> = vec![disk];
-    let contents = ArchiveContents { head: &head, attachments: &[], disks, data: &data };
+    let contents = ArchiveContents { head: &head, attachments: &[], disks, data: &data, seal: None };
     let mut medium = Box::new(FileMedium::create(archive)?);
     write_archive(&contents, medium.as_mut(), &options)?;
     medium.finish()?;

@@ -4,17 +4,19 @@
     virtfold_reader.py ARCHIVE [--identity KEYFILE] [--digests MIB] [--extract DIR]
 
 Prints what is in the archive and exits with 0, or says what contradicts FORMAT.md and exits with 1. Python's standard library,
-and the commands zstd and age. BLAKE3 is here in a hundred lines, which makes it slow: of the body's chunks it
+and the commands zstd, age and ssh-keygen. BLAKE3 is here in a hundred lines, which makes it slow: of the body's chunks it
 checks as many as fit --digests MiB (default: the last one, where that is short), the root always.
 """
 
 import argparse
+import base64
 import json
 import os
 import re
 import struct
 import subprocess
 import sys
+import tempfile
 
 MIB = 1 << 20
 ZERO_BLOCK = bytes(512)
@@ -380,6 +382,32 @@ def check_table(text, disk, head):
     demand(end == disk["capacity"], f"the allocation table of {disk['target']} ends before the disk")
 
 
+def check_chain(record):
+    named = re.fullmatch(r"[A-Za-z0-9._:@-]{1,256}", record["subject"]) and re.fullmatch(r"[A-Za-z0-9._@-]{1,255}", record["host"])
+    demand(named, "the end record names no subject or host")
+    previous = record["previous"]
+    if previous is not None:
+        demand(list(previous) == ["root", "archive", "sequence"], "the end record spells the archive before it otherwise")
+        demand(re.fullmatch("[0-9a-f]{64}", previous["root"]), "the archive before it has no root")
+        demand(UUID.match(previous["archive"]) and previous["archive"] == previous["archive"].lower(), "the archive before it has no id")
+        demand(type(previous["sequence"]) is int and previous["sequence"] > 0, "the archive before it has no number")
+    before = previous["sequence"] if previous else 0
+    demand(type(record["sequence"]) is int and before < record["sequence"] < 1 << 64, "the end record's sequence does not ascend")
+
+
+def check_signature(signature, record):
+    lines = signature.decode("ascii").split("\n")
+    demand(len(signature) == 310 and lines[0] == "-----BEGIN SSH SIGNATURE-----" and lines[-2:] == ["-----END SSH SIGNATURE-----", ""],
+           "the signature is spelt otherwise")
+    demand([len(line) for line in lines[1:-2]] == [70, 70, 70, 38], "the signature's lines have other lengths")
+    blob = base64.b64decode("".join(lines[1:-2]), validate=True)
+    demand(base64.b64encode(blob).decode() == "".join(lines[1:-2]), "the signature's Base64 is spelt otherwise")
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(signature)
+        file.flush()
+        piped(["ssh-keygen", "-Y", "check-novalidate", "-n", "virtfold-archive", "-s", file.name], record)
+
+
 class Archive:
     """A sound archive; anything else is a Fault."""
 
@@ -408,14 +436,16 @@ class Archive:
         wanted.append("recovery/virtfold.json")
         for disk in head["disks"]:
             wanted += [f"recovery/{disk['target']}.map"] + [f"recovery/{disk['target']}.allocation.csv"] * incremental
-        wanted += ["virtfold.digests", "virtfold.end.json"]
-        reserved = re.compile(r"(virtfold\.json|virtfold\.digests|virtfold\.end\.json|recovery/virtfold\.json"
+        tail = ["virtfold.digests", "virtfold.end.json"] + ["virtfold.end.json.sig"] * any(m.name == "virtfold.end.json.sig" for m in self.members)
+        wanted += tail
+        reserved = re.compile(r"(virtfold\.json|virtfold\.digests|virtfold\.end\.json|virtfold\.end\.json\.sig|recovery/virtfold\.json"
                               r"|[A-Za-z0-9_-]{1,32}(\.raw|\.allocation\.csv)|recovery/[A-Za-z0-9_-]{1,32}(\.map|\.allocation\.csv))\Z")
         others = [member.name for member in self.members if not reserved.match(member.name)]
         ordered = [member.name for member in self.members if reserved.match(member.name)]
         demand(ordered == wanted, f"its members are {ordered} and should be {wanted}")
         demand(len(set(others)) == len(others) <= 4096, "a member is there twice, or there are too many")
-        demand([m.name for m in self.members[-2:]] == wanted[-2:], "the tail has other members")
+        demand([m.name for m in self.members[-len(tail):]] == tail, "the tail has other members")
+        self.tail = tail
         time = seconds(head["created"])
         demand(all(member.mtime == time for member in self.members), "a member has another time than the head")
         by_name = {member.name: member for member in self.members}
@@ -453,8 +483,11 @@ class Archive:
     def check_tail(self, end, budget):
         digests, record = self.by_name["virtfold.digests"], self.by_name["virtfold.end.json"]
         body = digests.header_at
-        demand(not digests.has_records and not record.has_records, "a member of the tail has records")
+        demand(not any(self.by_name[name].has_records for name in self.tail), "a member of the tail has records")
         self.root = self.check_record(self.content(record), body)
+        if self.signer:
+            signature = self.content(self.by_name["virtfold.end.json.sig"])
+            check_signature(signature, self.content(record))
         chunks = [self.stream[at:min(at + MIB, body)] for at in range(0, body, MIB)]
         listed = self.content(digests)
         demand(len(listed) == 32 * len(chunks), "it has not one digest for each MiB")
@@ -480,11 +513,17 @@ class Archive:
         fields = [
             ("version", 1), ("archive", self.head["archive"].lower()), ("time", seconds(self.head["created"])), ("body", body),
             ("chunk_size", MIB), ("chunks", -(-body // MIB)), ("recovery", self.by_name["recovery/virtfold.json"].header_at),
-            ("members", len(self.members) - 2), ("disks", len(disks)), ("capacity", total["capacity"]),
+            ("members", len(self.members) - len(self.tail)), ("disks", len(disks)), ("capacity", total["capacity"]),
             ("allocated", total["allocated"]), ("dense", total["dense_length"]), ("runs", total["runs"]),
         ]
         root = re.search(rb'"root":"([0-9a-f]{64})"\}\n\Z', text)
         demand(root and len(text) <= 4096, "the end record has no root")
+        self.signer = None
+        if len(self.tail) == 3:
+            chain = json.loads(text)
+            check_chain(chain)
+            self.signer = chain["host"]
+            fields += [(key, chain[key]) for key in ("subject", "host", "sequence", "previous")]
         spelt = json.dumps(dict(fields + [("root", root[1].decode())]), separators=(",", ":")) + "\n"
         demand(text == spelt.encode(), "the end record is not as the archive is")
         return root[1].decode()
@@ -516,7 +555,8 @@ def main():
     if options.extract:
         archive.extract(options.extract)
     how = ("encrypted, " if archive.encrypted else "") + ("framed" if archive.frames else "plain")
-    print(f"sound, {how}, {len(archive.members)} members, root {archive.root}")
+    signed = f", signed by {archive.signer}" if archive.signer else ""
+    print(f"sound, {how}, {len(archive.members)} members, root {archive.root}{signed}")
 
 
 main()

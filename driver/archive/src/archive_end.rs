@@ -53,7 +53,7 @@ impl Walk {
             while let Some(event) = self.parser.feed(&mut rest).ok()? {
                 if let Event::Begin(member) = event {
                     let role = MemberRole::of(&member.name);
-                    self.last = role == MemberRole::End;
+                    self.last = matches!(role, MemberRole::End | MemberRole::Signature);
                     if role == MemberRole::Head {
                         self.head = Some((member.content_at.get(), member.size));
                     }
@@ -110,7 +110,7 @@ fn proven_end(device: &dyn ReadAt, at: u64) -> Option<(u64, Uuid)> {
     let content = end_member(at, &bytes)?;
     let (record, _): (EndRecord, _) = EndRecord::parse(&content, at).ok()?;
     let end = record.body_len.checked_add(end_record::tail_len(&record).ok()?)?;
-    let here =
-        at.get() + BLOCK + (content.len() as u64).next_multiple_of(BLOCK) + END_OF_ARCHIVE.len() as u64;
+    let behind = end_record::signature_member_len(&record) + END_OF_ARCHIVE.len() as u64;
+    let here = at.get() + BLOCK + (content.len() as u64).next_multiple_of(BLOCK) + behind;
     (end == here && end <= device.len()).then_some((end, record.archive))
 }

@@ -7,16 +7,20 @@
 //! own bytes before `,"root":"`. So the root stands for every byte of the body and every field of the record,
 //! and a child archive names its parent by it.
 //!
+//! A signed archive's record has a [`ChainLink`] before its root, and the signature of all its bytes stands
+//! behind it, in a member of its own.
+//!
 //! The tail has one spelling. Nothing in it covers its own headers and padding, so a verifier makes the tail
 //! again with [`write_tail`] from what it parsed and compares every byte.
 //!
-//! Imports: `units`, `error`; `tar`, `layout`, `lines` of this room.
+//! Imports: `units`, `error`; `tar`, `layout`, `lines`, `sign` of this room.
 
 use serde::Deserialize;
 use uuid::Uuid;
 
 use crate::layout;
 use crate::lines::{ChunkedOutput, damaged};
+use crate::sign::{ChainLink, PreviousArchive, SIGNATURE_LEN, SigningKey};
 use crate::tar::{BLOCK, END_OF_ARCHIVE, HeaderEncoder, MAX_SIZE, Output, padding};
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_base::units::{MIB, StreamOffset};
@@ -50,7 +54,7 @@ pub struct ArchiveTotals {
 }
 
 /// What the end record says, without the root.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndRecord {
     /// The archive's id, as in its head.
     pub archive: Uuid,
@@ -62,6 +66,8 @@ pub struct EndRecord {
     pub recovery_at: StreamOffset,
     /// Sums.
     pub totals: ArchiveTotals,
+    /// Of a signed archive: who signs it, and which one of its subject it is.
+    pub chain: Option<ChainLink>,
 }
 
 /// The record as it is spelt.
@@ -84,6 +90,10 @@ struct EndRecordJson {
     allocated: u64,
     dense: u64,
     runs: u64,
+    subject: Option<String>,
+    host: Option<String>,
+    sequence: Option<u64>,
+    previous: Option<PreviousArchive>,
     root: String,
 }
 
@@ -104,12 +114,13 @@ impl EndRecord {
         format!(
             "{{\"version\":{VERSION},\"archive\":\"{}\",\"time\":{},\"body\":{},\"chunk_size\":{CHUNK},\
              \"chunks\":{},\"recovery\":{},\"members\":{members},\"disks\":{disks},\
-             \"capacity\":{capacity},\"allocated\":{allocated},\"dense\":{dense},\"runs\":{runs}",
+             \"capacity\":{capacity},\"allocated\":{allocated},\"dense\":{dense},\"runs\":{runs}{}",
             self.archive.hyphenated(),
             self.time,
             self.body_len,
             self.chunks(),
             self.recovery_at,
+            self.chain.as_ref().map(ChainLink::encode).unwrap_or_default(),
         )
     }
 
@@ -136,7 +147,7 @@ impl EndRecord {
         let spelt: EndRecordJson =
             serde_json::from_slice(bytes).map_err(|e| bad("is not an end record").with_source(e))?;
         let root = blake3::Hash::from_hex(&spelt.root).map_err(|e| bad("has no root").with_source(e))?;
-        let record = Self::from(&spelt);
+        let record = Self::from(spelt);
         if record.encode(root.as_bytes()) != bytes {
             return Err(bad("is not spelt as virtfold spells it"));
         }
@@ -152,12 +163,16 @@ impl EndRecord {
         if !place(self.recovery_at.get()) || self.recovery_at.get() >= self.body_len {
             return Err("has an impossible place of the recovery copies");
         }
-        Ok(())
+        self.chain.as_ref().map_or(Ok(()), ChainLink::check)
     }
 }
 
-impl From<&EndRecordJson> for EndRecord {
-    fn from(spelt: &EndRecordJson) -> Self {
+impl From<EndRecordJson> for EndRecord {
+    fn from(spelt: EndRecordJson) -> Self {
+        // With some of the four it is spelt otherwise: that is for the caller to see.
+        let signer = spelt.subject.zip(spelt.host).zip(spelt.sequence);
+        let previous = spelt.previous;
+        let chain = signer.map(|((subject, host), sequence)| ChainLink { subject, host, sequence, previous });
         Self {
             archive: spelt.archive,
             time: spelt.time,
@@ -171,6 +186,7 @@ impl From<&EndRecordJson> for EndRecord {
                 dense: spelt.dense,
                 runs: spelt.runs,
             },
+            chain,
         }
     }
 }
@@ -219,7 +235,12 @@ pub fn tail_len(record: &EndRecord) -> Result<u64> {
     };
     let digests = content(layout::DIGESTS, digests_len(record))?;
     let end = content(layout::END, record.encode(&[0; DIGEST_LEN]).len() as u64)?;
-    Ok(digests + end + END_OF_ARCHIVE.len() as u64)
+    Ok(digests + end + signature_member_len(record) + END_OF_ARCHIVE.len() as u64)
+}
+
+/// Bytes of the signature's member, of a signed archive.
+pub(crate) fn signature_member_len(record: &EndRecord) -> u64 {
+    if record.chain.is_some() { BLOCK + SIGNATURE_LEN.next_multiple_of(BLOCK) } else { 0 }
 }
 
 /// Bytes of `virtfold.digests`.
@@ -228,13 +249,16 @@ pub fn digests_len(record: &EndRecord) -> u64 {
 }
 
 /// Writes the whole tail, in pieces, and returns the root: the digests' header, the digests, the end
-/// record's header, the record, two blocks of zeros, each with its padding.
+/// record's header, the record, with `key` the signature's header and the signature, two blocks of zeros, each
+/// with its padding.
 ///
 /// # Errors
-/// Those of the digests and the output; Internal where there are more or fewer digests than chunks.
+/// Those of the digests and the output; Internal where there are more or fewer digests than chunks, and where
+/// the record says that it is signed and there is no key, or the other way round.
 pub fn write_tail(
     record: &EndRecord,
     digests: impl IntoIterator<Item = Result<[u8; DIGEST_LEN]>>,
+    key: Option<&SigningKey>,
     out: &mut Output<'_>,
 ) -> Result<[u8; DIGEST_LEN]> {
     let headers = HeaderEncoder::new(record.time)?;
@@ -256,6 +280,16 @@ pub fn write_tail(
     out(&headers.plain(layout::END, len)?)?;
     out(&end)?;
     out(padding(len))?;
+    if key.is_some() != record.chain.is_some() {
+        return Err(Error::new(ErrorKind::Internal, "a key and the end record disagree on a signature"));
+    }
+    if let Some(key) = key {
+        let signature = key.sign(&end)?;
+        let len = signature.len() as u64;
+        out(&headers.plain(layout::SIGNATURE, len)?)?;
+        out(&signature)?;
+        out(padding(len))?;
+    }
     out(&END_OF_ARCHIVE)?;
     Ok(root)
 }

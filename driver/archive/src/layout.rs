@@ -1,7 +1,7 @@
 //! What an archive's members are called and in which order they come.
 //!
-//! Order: the head; for each disk its allocation table and its bytes; the recovery copies; digests and end
-//! record. Members with other names (the domain's XML, its NVRAM) may stand anywhere behind the head and
+//! Order: the head; for each disk its allocation table and its bytes; the recovery copies; digests, end
+//! record and, of a signed archive, its signature. Members with other names (the domain's XML, its NVRAM) may stand anywhere behind the head and
 //! before the digests. All of a disk's bytes lie before the recovery copies: FORMAT.md shows why that
 //! matters.
 //!
@@ -22,6 +22,8 @@ pub const RECOVERY_HEAD: &str = "recovery/virtfold.json";
 pub const DIGESTS: &str = "virtfold.digests";
 /// The end record.
 pub const END: &str = "virtfold.end.json";
+/// The signature of the end record, of a signed archive.
+pub const SIGNATURE: &str = "virtfold.end.json.sig";
 /// The longest name of a member, bytes.
 pub const MAX_NAME: usize = 1024;
 /// The longest name of a disk, bytes.
@@ -64,6 +66,8 @@ pub enum MemberRole<'a> {
     Digests,
     /// `virtfold.end.json`.
     End,
+    /// `virtfold.end.json.sig`, in signed archives.
+    Signature,
     /// Anything else.
     Other,
 }
@@ -77,6 +81,7 @@ impl<'a> MemberRole<'a> {
             RECOVERY_HEAD => return Self::RecoveryHead,
             DIGESTS => return Self::Digests,
             END => return Self::End,
+            SIGNATURE => return Self::Signature,
             _ => {}
         }
         if let Some(rest) = name.strip_prefix(RECOVERY) {
@@ -171,6 +176,8 @@ pub fn recovery_allocation_name(target: &str) -> Result<String> {
 pub struct MemberOrder {
     names: Vec<String>,
     next: usize,
+    /// The signature was behind them.
+    is_signed: bool,
     /// The members that were taken beside those.
     others: BTreeSet<String>,
 }
@@ -193,10 +200,11 @@ impl MemberOrder {
             }
         }
         names.extend([DIGESTS.to_owned(), END.to_owned()]);
-        Ok(Self { names, next: 0, others: BTreeSet::new() })
+        Ok(Self { names, next: 0, is_signed: false, others: BTreeSet::new() })
     }
 
-    /// The names that members must have, in order, those of role [`MemberRole::Other`] not counted.
+    /// The names that members must have, in order, those of role [`MemberRole::Other`] and the
+    /// signature not counted.
     pub fn names(&self) -> &[String] {
         &self.names
     }
@@ -213,6 +221,10 @@ impl MemberOrder {
         }
         if expected == Some(name) {
             self.next += 1;
+            return Ok(());
+        }
+        if expected.is_none() && name == SIGNATURE && !self.is_signed {
+            self.is_signed = true;
             return Ok(());
         }
         let message = match expected {

@@ -9,6 +9,7 @@ use crate::end_record::{self, ArchiveTotals, CHUNK, EndRecord};
 use crate::layout::{self, BackupKind, Layout};
 use crate::manifest::{BackupSubject, CompressionNote, Disk, Manifest, Source, VERSION};
 use crate::recovery::RecoveryHead;
+use crate::sign::{ChainLink, PreviousArchive, SigningKey};
 use crate::sparse::{MapEntry, MapShape};
 use crate::tar::{HeaderEncoder, padding};
 use virtfold_base::error::Result;
@@ -165,6 +166,15 @@ pub(super) fn manifest(disks: &[TestDisk]) -> Manifest {
 
 /// An archive of `disks`, with another member of name `other` behind the head.
 pub(super) fn make(disks: &[TestDisk], other: &str) -> Made {
+    make_with(disks, other, None)
+}
+
+/// The same as a host signs it.
+pub(super) fn make_signed(disks: &[TestDisk], other: &str) -> Made {
+    make_with(disks, other, Some(&SigningKey::new("web.example").unwrap()))
+}
+
+fn make_with(disks: &[TestDisk], other: &str, key: Option<&SigningKey>) -> Made {
     let mut maker =
         Maker { bytes: Vec::new(), headers: HeaderEncoder::new(TIME).unwrap(), members: Vec::new() };
     let head = manifest(disks).encode().unwrap();
@@ -194,9 +204,11 @@ pub(super) fn make(disks: &[TestDisk], other: &str) -> Made {
     }
     totals.members = maker.members.len() as u64;
     let body_len = maker.bytes.len() as u64;
-    let end = EndRecord { archive: Uuid::from_u128(0x1234_5678), time: TIME, body_len, recovery_at, totals };
+    let chain = key.map(chain);
+    let archive = Uuid::from_u128(0x1234_5678);
+    let end = EndRecord { archive, time: TIME, body_len, recovery_at, totals, chain };
     let mut tail = Vec::new();
-    let root = end_record::write_tail(&end, digests(&maker.bytes), &mut |piece| {
+    let root = end_record::write_tail(&end, digests(&maker.bytes), key, &mut |piece| {
         tail.extend_from_slice(piece);
         Ok(())
     })
@@ -206,9 +218,22 @@ pub(super) fn make(disks: &[TestDisk], other: &str) -> Made {
         layout::DIGESTS.to_owned(),
         Some(digests(&maker.bytes).into_iter().flat_map(Result::unwrap).collect()),
     ));
-    maker.members.push((layout::END.to_owned(), Some(end.encode(&root))));
+    let record = end.encode(&root);
+    let signature = key.map(|key| (layout::SIGNATURE.to_owned(), Some(key.sign(&record).unwrap())));
+    maker.members.push((layout::END.to_owned(), Some(record)));
+    maker.members.extend(signature);
     maker.bytes.extend(tail);
     Made { bytes: maker.bytes, end, root, members: maker.members, dense_at }
+}
+
+fn chain(key: &SigningKey) -> ChainLink {
+    let previous = PreviousArchive { root: "0f".repeat(32), archive: Uuid::from_u128(7), sequence: 6 };
+    ChainLink {
+        subject: "images:0123456789abcdef0123456789abcdef".to_owned(),
+        host: key.host().to_owned(),
+        sequence: 8,
+        previous: Some(previous),
+    }
 }
 
 pub(super) fn digests(body: &[u8]) -> Vec<Result<[u8; 32]>> {

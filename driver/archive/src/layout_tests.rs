@@ -5,9 +5,10 @@ use proptest::prelude::*;
 use super::allocation_csv::CsvParser;
 use super::end_record::{self, DigestsParser, EndRecord, MAX_LEN, RootHasher};
 use super::layout::{self, BackupKind, Layout, MemberOrder, MemberRole};
-use super::layout_fixture::{Made, TIME, TestDisk, digests, make, pieces};
+use super::layout_fixture::{Made, TIME, TestDisk, digests, make, make_signed, pieces};
 use super::manifest::Manifest;
 use super::recovery::RecoveryParser;
+use super::sign;
 use super::sparse_parser::{MapLocation, MapParser};
 use super::tar_parser::{Event, Member, MemberParser};
 use virtfold_base::error::{ErrorKind, Result};
@@ -101,10 +102,11 @@ fn every_member_says_what_was_put_in() {
             }
             MemberRole::End => {
                 let parsed = EndRecord::parse(content, member.content_at).unwrap();
-                assert_eq!(parsed, (made.end, made.root));
+                assert_eq!(parsed, (made.end.clone(), made.root));
             }
             MemberRole::Head
             | MemberRole::Digests
+            | MemberRole::Signature
             | MemberRole::RecoveryAllocation(_)
             | MemberRole::Other => {}
         }
@@ -140,7 +142,7 @@ fn the_tail_is_made_again_byte_for_byte_from_what_was_parsed() {
         assert!(parser.is_between());
         assert_eq!(found.len() as u64, record.chunks());
         let mut tail = Vec::new();
-        let again = end_record::write_tail(&record, found, &mut |piece| {
+        let again = end_record::write_tail(&record, found, None, &mut |piece| {
             tail.extend_from_slice(piece);
             Ok(())
         });
@@ -207,6 +209,62 @@ fn bad_end_records_are_named() {
 }
 
 #[test]
+fn a_signed_record_says_who_and_which_and_has_one_spelling() {
+    let made = make_signed(&disks(), "domain.xml");
+    let good = String::from_utf8(made.end.encode(&made.root)).unwrap();
+    let (_, fields) = good.split_once("\"runs\":4,").unwrap();
+    let (fields, _) = fields.split_once(",\"root\":\"").unwrap();
+    let previous = format!("{{\"root\":\"{}\",\"archive\":\"{}\",\"sequence\":6}}", "0f".repeat(32), {
+        "00000000-0000-0000-0000-000000000007"
+    });
+    assert_eq!(
+        fields,
+        format!(
+            "\"subject\":\"images:0123456789abcdef0123456789abcdef\",\"host\":\"web.example\",\"sequence\":8,\
+             \"previous\":{previous}"
+        )
+    );
+    assert_eq!(good.matches(",\"root\":\"").count(), 1);
+    let first = good.replacen(&previous, "null", 1);
+    let (record, root) = EndRecord::parse(first.as_bytes(), StreamOffset::ZERO).unwrap();
+    assert_eq!((record.chain.as_ref().unwrap().previous.clone(), root), (None, made.root));
+    for (from, to) in [
+        ("\"subject\":\"images:0123456789abcdef0123456789abcdef\",", ""),
+        ("\"host\":\"web.example\",", ""),
+        ("\"sequence\":8,", ""),
+        (&*format!(",\"previous\":{previous}"), ""),
+        ("\"sequence\":8,", "\"sequence\":6,"),
+        ("\"sequence\":8,", "\"sequence\":0,"),
+        ("\"sequence\":6", "\"sequence\":0"),
+        ("web.example", "web example"),
+        ("web.example", ""),
+        ("images:", "images*"),
+        ("0f0f", "0F0F"),
+        ("\"sequence\":6", "\"sequence\":6,\"more\":1"),
+    ] {
+        let bad = good.replacen(from, to, 1);
+        assert_ne!(bad, good);
+        let error = EndRecord::parse(bad.as_bytes(), StreamOffset::ZERO).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Damaged, "{bad}");
+    }
+}
+
+#[test]
+fn a_signed_archive_ends_with_its_signature() {
+    let made = make_signed(&disks(), "domain.xml");
+    let members = read(&made.bytes);
+    let content = |name| &members.iter().find(|(member, _)| member.name == name).unwrap().1;
+    assert_eq!(members.last().unwrap().0.name, layout::SIGNATURE);
+    let key = sign::check(content(layout::SIGNATURE), content(layout::END)).unwrap();
+    assert_eq!(key.fingerprint().len(), 50);
+    let tail = made.bytes.len() as u64 - made.end.body_len;
+    assert_eq!(end_record::tail_len(&made.end).unwrap(), tail);
+    // Neither a key without the fields nor the fields without a key.
+    let fail = end_record::write_tail(&made.end, digests(&made.bytes), None, &mut |_| Ok(()));
+    assert_eq!(fail.unwrap_err().kind(), ErrorKind::Internal);
+}
+
+#[test]
 fn bad_recovery_copies_are_named() {
     let parse = |text: &str| {
         let mut parser = RecoveryParser::new("vda", text.len() as u64, StreamOffset::new(512));
@@ -253,6 +311,7 @@ fn names_have_roles_and_an_order() {
         ("recovery/vda.allocation.csv", MemberRole::RecoveryAllocation("vda")),
         ("virtfold.digests", MemberRole::Digests),
         ("virtfold.end.json", MemberRole::End),
+        ("virtfold.end.json.sig", MemberRole::Signature),
         ("domain.xml", MemberRole::Other),
         (".raw", MemberRole::Other),
         ("a b.raw", MemberRole::Other),
@@ -311,6 +370,7 @@ fn members_out_of_order_are_damage() {
         "virtfold.end.json",
     ];
     assert!(taken(&all).unwrap());
+    assert!(taken(&[&all[..], &["virtfold.end.json.sig"]].concat()).unwrap());
     assert!(!taken(&all[..9]).unwrap());
     for (names, message) in [
         (vec!["domain.xml"], "the archive has member 'domain.xml' where 'virtfold.json' should be"),
@@ -324,6 +384,14 @@ fn members_out_of_order_are_damage() {
         ),
         ([&all[..9], &["x"]].concat(), "the archive has member 'x' where 'virtfold.end.json' should be"),
         ([&all[..], &["x"]].concat(), "the archive has member 'x' behind its end record"),
+        (
+            [&all[..], &["virtfold.end.json.sig", "virtfold.end.json.sig"]].concat(),
+            "the archive has member 'virtfold.end.json.sig' behind its end record",
+        ),
+        (
+            [&all[..9], &["virtfold.end.json.sig"]].concat(),
+            "the archive has member 'virtfold.end.json.sig' where 'virtfold.end.json' should be",
+        ),
     ] {
         let error = taken(&names).unwrap_err();
         assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::Damaged, message));
@@ -339,7 +407,7 @@ proptest! {
         let same = bytes[at] == byte;
         bytes[at] = byte;
         if let Ok(parsed) = EndRecord::parse(&bytes, StreamOffset::ZERO) {
-            prop_assert_eq!(parsed == (MADE.end, MADE.root), same);
+            prop_assert_eq!(parsed == (MADE.end.clone(), MADE.root), same);
             prop_assert_eq!(parsed.0.encode(&parsed.1), bytes);
         }
     }

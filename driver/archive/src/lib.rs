@@ -5,6 +5,7 @@
 //! block correspondence table as the archive holds it, [`manifest`] the head, [`allocation_csv`] the
 //! allocation table, [`recovery`] the second copies, [`end_record`] what makes an archive complete,
 //! [`layout`] names and order. [`source`] is what an archive is read from, [`crypt`] its encryption,
+//! [`sign`] its signature,
 //! [`table`] the correspondence table in memory.
 //!
 //! Encoders know every size before the first byte, for a tar header comes before its content; they hand out
@@ -24,6 +25,7 @@ pub mod manifest;
 pub mod pax;
 pub mod reader;
 pub mod recovery;
+pub mod sign;
 pub mod source;
 pub mod sparse;
 pub mod sparse_parser;

@@ -7,7 +7,8 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use super::layout::Layout;
-use super::layout_fixture::{Made, TIME, TestDisk, make};
+use super::layout_fixture::{Made, TIME, TestDisk, make, make_signed};
+use super::sign::AllowedSigners;
 use super::tar::{END_OF_ARCHIVE, HeaderEncoder};
 use virtfold_base::units::{GIB, MIB, StreamOffset};
 
@@ -147,4 +148,49 @@ fn both_tools_find_what_follows_a_member_of_nine_gib() {
         assert!(rows[0].contains(&format!(" {size} ")) && rows[0].ends_with(" vda.raw"), "{tool}: {table}");
         assert!(rows[1].ends_with(" next"), "{tool}: {table}");
     }
+}
+
+/// The commands of FORMAT.md, by tools that know nothing of virtfold.
+#[test]
+fn ssh_keygen_says_who_signed_an_archive() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().to_str().unwrap();
+    let made = make_signed(&[TestDisk::compact("vda", 100_000, &[(0, 4096)])], "domain.xml");
+    fs::write(folder.path().join("web.tar"), &made.bytes).unwrap();
+    let (record, signature) = ("virtfold.end.json", "virtfold.end.json.sig");
+    quiet("tar", &["-C", dir, "-xf", &format!("{dir}/web.tar"), record, signature], None);
+    let file = |name: &str| format!("{dir}/{name}");
+    let bytes = fs::read(file(record)).unwrap();
+    let key = super::sign::check(&fs::read(file(signature)).unwrap(), &bytes).unwrap();
+    fs::write(file("allowed_signers"), AllowedSigners::line("web.example", &key).unwrap() + "\n").unwrap();
+    let verify = |host: &str, bytes: &[u8]| {
+        let (signers, signature) = (file("allowed_signers"), file(signature));
+        let of = ["-Y", "verify", "-f", &signers, "-I", host, "-n", "virtfold-archive", "-s", &signature];
+        run("ssh-keygen", &of, Some(bytes))
+    };
+    let good = verify("web.example", &bytes);
+    let said = String::from_utf8_lossy(&good.stdout).into_owned();
+    assert!(good.status.success() && said.contains(&key.fingerprint()), "{said} {good:?}");
+    assert!(!verify("other.example", &bytes).status.success());
+    assert!(!verify("web.example", &bytes[1..]).status.success());
+}
+
+/// The other way round: what ssh-keygen signs with a key that it has made is what is made here.
+#[test]
+fn ssh_keygen_makes_the_same_keys_and_signatures() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("key");
+    let name = path.to_str().unwrap();
+    quiet("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-C", "web.example", "-f", name], None);
+    let key = super::sign::SigningKey::parse(&fs::read(&path).unwrap()).unwrap();
+    assert_eq!(key.host(), "web.example");
+    let record = folder.path().join("record");
+    fs::write(&record, "a record\n").unwrap();
+    let of = ["-q", "-Y", "sign", "-f", name, "-n", "virtfold-archive", record.to_str().unwrap()];
+    assert!(run("ssh-keygen", &of, None).status.success());
+    let theirs = fs::read(folder.path().join("record.sig")).unwrap();
+    assert_eq!(
+        String::from_utf8(theirs).unwrap(),
+        String::from_utf8(key.sign(b"a record\n").unwrap()).unwrap()
+    );
 }

@@ -11,6 +11,7 @@ use crate::end_record::{self, ArchiveTotals, EndRecord};
 use crate::layout::{self, Layout};
 use crate::manifest::Manifest;
 use crate::recovery::RecoveryHead;
+use crate::sign::Seal;
 use crate::sparse::{MapEntry, MapShape};
 use crate::stream::{
     ChunkLog, DataSource, NoChunkLog, Sink, StreamOptions, StreamTotals, StreamWriter, write_stream_from,
@@ -51,6 +52,8 @@ pub struct ArchiveContents<'a> {
     pub disks: Vec<&'a dyn DiskTables>,
     /// The dense bytes of each disk.
     pub data: &'a dyn DataSource,
+    /// What it is signed with, where it is.
+    pub seal: Option<Seal<'a>>,
 }
 
 /// A finished archive.
@@ -131,10 +134,12 @@ impl Writer<'_, '_> {
             body_len: self.stream.position().get(),
             recovery_at,
             totals: self.totals,
+            chain: contents.seal.map(|seal| seal.chain.clone()),
         };
         let digests = self.stream.begin_tail()?;
         let digests = (0..digests.len()).map(|index| digests.get(index).map(|digest| *digest.as_bytes()));
-        end_record::write_tail(&record, digests, &mut |bytes| self.stream.bytes(bytes))
+        let key = contents.seal.map(|seal| seal.key);
+        end_record::write_tail(&record, digests, key, &mut |bytes| self.stream.bytes(bytes))
     }
 
     fn member(&mut self, name: &str, content: &[u8]) -> Result<()> {

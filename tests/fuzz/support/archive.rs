@@ -23,7 +23,7 @@ pub fn seal(body: &[u8]) -> Option<Vec<u8>> {
         out.extend_from_slice(bytes);
         Ok(())
     };
-    write_tail(&record, digests, put).ok()?;
+    write_tail(&record, digests, None, put).ok()?;
     Some(out)
 }
 
@@ -70,6 +70,7 @@ fn record(body: &[u8]) -> Option<EndRecord> {
             dense: sum(|disk| disk.dense_length),
             runs: sum(|disk| disk.runs),
         },
+        chain: None,
     })
 }
 

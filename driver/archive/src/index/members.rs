@@ -125,7 +125,7 @@ pub(super) fn from_front(stream: &VerifiedRanges<'_>, found: &mut MemberIndex) -
                 let (table, dense_at) = cursor.disk(&disk, &member)?;
                 found.take_disk(disk, table, dense_at)?;
             }
-            MemberRole::Digests | MemberRole::End => {
+            MemberRole::Digests | MemberRole::End | MemberRole::Signature => {
                 return Err(damaged("it lacks disks that its head names"));
             }
             _ => {}
@@ -151,7 +151,7 @@ pub(super) fn attachments(
     while cursor.parser.position().get().next_multiple_of(block) < stream.body_len() {
         let Some(member) = cursor.next_member()? else { break };
         match MemberRole::of(&member.name) {
-            MemberRole::Digests | MemberRole::End => break,
+            MemberRole::Digests | MemberRole::End | MemberRole::Signature => break,
             MemberRole::Other => {
                 seen += 1;
                 if seen > MAX_OTHERS {

@@ -94,10 +94,11 @@ impl<'a> ArchiveIndex<'a> {
             false => Ok(tail),
         });
         let (tail, complete) = match read {
-            Ok(tail) if tail.proven => (Some(Arc::new(tail)), true),
-            Ok(_) if trust == Trust::Strict => return Err(unproven()),
             Ok(tail) => {
-                notes.push(unproven().to_string());
+                match tail.fault() {
+                    Some(error) if trust == Trust::Strict => return Err(error),
+                    fault => notes.extend(fault.map(|error| error.to_string())),
+                }
                 (Some(Arc::new(tail)), true)
             }
             Err(error) if trust == Trust::Strict => return Err(error),
@@ -232,10 +233,6 @@ fn salvage(
         true => Ok(Some(format!("its recovery copies: {}", sentence(&error)))),
         false => Err(error),
     }
-}
-
-fn unproven() -> Error {
-    Error::new(ErrorKind::Damaged, "the archive's digests do not give the root of its end record")
 }
 
 fn give(

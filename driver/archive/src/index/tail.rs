@@ -1,6 +1,7 @@
 //! The tail of an archive in a file: found from the end, for only the end says where it begins.
 //!
-//! The last two blocks are zeros; before them lies the end record, padded to whole blocks, and before that
+//! The last two blocks are zeros; before them lies, in two blocks, the signature of a signed archive, and
+//! before that the end record, padded to whole blocks, and before that
 //! its header block. So the header is searched block by block, from the end, over the few blocks that the
 //! record may have. The record says where the body ends and how many digests follow it; the root then proves
 //! both. The tail's headers, padding and end are held against what virtfold writes, byte for byte, by the
@@ -8,6 +9,7 @@
 
 use crate::end_record::{self, DIGEST_LEN, DigestsParser, EndRecord, RootHasher};
 use crate::layout::{self, MemberRole};
+use crate::sign::{self, PublicKey, SIGNATURE_LEN};
 use crate::stream::{Digest, Digests, RandomStream};
 use crate::tar::{BLOCK, END_OF_ARCHIVE};
 use crate::tar_parser::{Event, MemberParser};
@@ -25,6 +27,22 @@ pub struct ArchiveTail {
     pub digests: Digests,
     /// The root digest.
     pub root: [u8; DIGEST_LEN],
+    /// Of a signed one: the key of the signature, where it is sound.
+    pub signer: Option<PublicKey>,
+    /// What is wrong with the signature.
+    signature_fault: Option<&'static str>,
+}
+
+impl ArchiveTail {
+    /// What in it is damaged; the digests and the record may be of use all the same.
+    pub(super) fn fault(&self) -> Option<Error> {
+        let damaged = |what| Error::new(ErrorKind::Damaged, what);
+        if !self.proven {
+            let what = "the archive's digests do not give the root of its end record";
+            return Some(damaged(what.to_owned()));
+        }
+        self.signature_fault.map(|what| damaged(format!("the archive's signature {what}")))
+    }
 }
 
 fn incomplete(what: &str) -> Error {
@@ -48,6 +66,7 @@ pub(super) fn read(stream: &RandomStream<'_>) -> Result<ArchiveTail> {
         TailParser { digests: Digests::new(), hasher: RootHasher::new(), parser: DigestsParser::new() };
     let mut members = MemberParser::at(StreamOffset::new(record.body_len));
     let mut role = None;
+    let mut signature = Vec::new();
     while members.position().get() < stream.len() {
         let left = (stream.len() - members.position().get()).min(MIB);
         let mut bytes = vec![0; usize::try_from(left).unwrap_or(0)];
@@ -56,7 +75,11 @@ pub(super) fn read(stream: &RandomStream<'_>) -> Result<ArchiveTail> {
         while let Some(event) = members.feed(&mut rest)? {
             match event {
                 Event::Begin(member) => {
-                    let expected = if role.is_none() { layout::DIGESTS } else { layout::END };
+                    let expected = match role {
+                        None => layout::DIGESTS,
+                        Some(layout::DIGESTS) => layout::END,
+                        Some(_) => layout::SIGNATURE,
+                    };
                     let bare = member.content_at.since(member.header_at) == BLOCK;
                     if member.name != expected || member.mtime != record.time || !bare {
                         return Err(Error::new(
@@ -67,6 +90,9 @@ pub(super) fn read(stream: &RandomStream<'_>) -> Result<ArchiveTail> {
                     role = Some(expected);
                 }
                 Event::Content(content) if role == Some(layout::DIGESTS) => pass.take(content)?,
+                Event::Content(content) if role == Some(layout::SIGNATURE) => {
+                    signature.extend_from_slice(content);
+                }
                 Event::Content(_) | Event::End | Event::EndOfArchive => {}
             }
         }
@@ -76,7 +102,14 @@ pub(super) fn read(stream: &RandomStream<'_>) -> Result<ArchiveTail> {
         return Err(Error::new(ErrorKind::Damaged, "the archive has not one digest for each MiB"));
     }
     let proven = pass.hasher.root(&record)? == root;
-    Ok(ArchiveTail { proven, record, digests: pass.digests, root })
+    let (signer, signature_fault) = match &record.chain {
+        None => (None, None),
+        Some(_) => match sign::check(&signature, &record.encode(&root)) {
+            Ok(key) => (Some(key), None),
+            Err(what) => (None, Some(what)),
+        },
+    };
+    Ok(ArchiveTail { proven, record, digests: pass.digests, root, signer, signature_fault })
 }
 
 struct TailParser {
@@ -103,7 +136,8 @@ fn find_record(stream: &RandomStream<'_>) -> Result<(EndRecord, [u8; DIGEST_LEN]
     if !end.is_multiple_of(BLOCK) {
         return Err(none());
     }
-    let reach = (BLOCK + end_record::MAX_LEN.next_multiple_of(BLOCK)).min(end);
+    let signature = BLOCK + SIGNATURE_LEN.next_multiple_of(BLOCK);
+    let reach = (BLOCK + end_record::MAX_LEN.next_multiple_of(BLOCK) + signature).min(end);
     let start = end - reach;
     let mut bytes = vec![0; usize::try_from(reach + END_OF_ARCHIVE.len() as u64).unwrap_or(0)];
     stream.read_at(StreamOffset::new(start), &mut bytes)?;

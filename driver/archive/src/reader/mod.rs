@@ -21,6 +21,7 @@ use crate::end_record::{self, ArchiveTotals, CHUNK, DigestsParser, EndRecord, Ro
 use crate::layout::{BackupKind, Layout, MemberOrder, MemberRole};
 use crate::manifest::{self, Manifest};
 use crate::recovery::RecoveryParser;
+use crate::sign::{self, PublicKey, SIGNATURE_LEN};
 use crate::sparse_parser::{MapLocation, MapParser};
 use crate::stream::{Chunk, ChunkState, Digest, Digests};
 use crate::table::{Builder, CorrespondenceTable, Run};
@@ -67,6 +68,7 @@ enum CurrentMember {
         bytes: Vec<u8>,
         hasher: RootHasher,
     },
+    Signature(Vec<u8>),
     /// A member that is the visitor's.
     Attachment,
     None,
@@ -92,6 +94,7 @@ pub struct ArchiveReader<'v> {
     members: u64,
     hasher: Option<RootHasher>,
     end: Option<(EndRecord, [u8; 32])>,
+    signer: Option<PublicKey>,
     /// Zeros behind the end.
     padding: u64,
 }
@@ -115,6 +118,7 @@ impl<'v> ArchiveReader<'v> {
             members: 0,
             hasher: None,
             end: None,
+            signer: None,
             padding: 0,
         }
     }
@@ -213,6 +217,10 @@ impl ArchiveReader<'_> {
                 check_bare(member)?;
                 let hasher = self.hasher.take().unwrap_or_default();
                 CurrentMember::End { bytes: Vec::new(), hasher }
+            }
+            MemberRole::Signature => {
+                check_bare(member)?;
+                CurrentMember::Signature(Vec::new())
             }
             MemberRole::RecoveryAllocation(target) => {
                 CurrentMember::RecoveryAllocation(self.described(target)?.0, Box::default())
@@ -390,6 +398,12 @@ impl ArchiveReader<'_> {
                     return Err(contradiction("its end record is too long"));
                 }
             }
+            CurrentMember::Signature(bytes) => {
+                bytes.extend_from_slice(rest);
+                if bytes.len() as u64 > SIGNATURE_LEN {
+                    return Err(contradiction("its signature is too long"));
+                }
+            }
             CurrentMember::Map { .. } | CurrentMember::Dense { .. } | CurrentMember::None => {}
         }
         Ok(())
@@ -433,6 +447,7 @@ impl ArchiveReader<'_> {
                 Ok(())
             }
             CurrentMember::End { bytes, hasher } => self.end_archive(&bytes, hasher),
+            CurrentMember::Signature(bytes) => self.end_signature(&bytes),
             CurrentMember::RecoveryHead(_)
             | CurrentMember::Dense { .. }
             | CurrentMember::Attachment
@@ -463,6 +478,13 @@ impl ArchiveReader<'_> {
         Ok(())
     }
 
+    fn end_signature(&mut self, bytes: &[u8]) -> Result<()> {
+        let record = self.end.as_ref().map(|(record, root)| record.encode(root)).unwrap_or_default();
+        let signer = sign::check(bytes, &record);
+        self.signer = Some(signer.map_err(|what| contradiction(format_args!("its signature {what}")))?);
+        Ok(())
+    }
+
     /// The stream has ended: is the archive whole?
     ///
     /// # Errors
@@ -486,10 +508,14 @@ impl ArchiveReader<'_> {
                 dense: sum(|disk| disk.dense_length),
                 runs: sum(|disk| disk.runs),
             },
+            chain: end.chain.clone(),
         };
         if found != end || !self.order.is_some_and(|order| order.is_complete()) {
             return Err(contradiction("its end record does not describe what is in it"));
         }
-        Ok(VerifiedArchive { head, end, root, padding: self.padding })
+        if end.chain.is_some() != self.signer.is_some() {
+            return Err(contradiction(sign::MISSING));
+        }
+        Ok(VerifiedArchive { head, end, root, signer: self.signer, padding: self.padding })
     }
 }

@@ -3,6 +3,7 @@
 use crate::allocation_csv::AllocationRow;
 use crate::end_record::EndRecord;
 use crate::manifest::Manifest;
+use crate::sign::PublicKey;
 use crate::table::{CorrespondenceTable, Run};
 use virtfold_base::error::Result;
 use virtfold_base::units::StreamOffset;
@@ -16,6 +17,9 @@ pub struct VerifiedArchive {
     pub end: EndRecord,
     /// The root digest, as the record says and the bytes confirm.
     pub root: [u8; 32],
+    /// Of a signed one, whose signature is sound: the key. Who signs with it, by its own word, the end record
+    /// says.
+    pub signer: Option<PublicKey>,
     /// Zeros that a plain one has behind its end.
     pub padding: u64,
 }

@@ -38,7 +38,7 @@ pub fn end_of_content(file: &dyn ReadAt) -> Option<u64> {
 }
 
 /// Where the archive in `file` ends that has zeros behind it, by what stands there: behind a seek table at
-/// once, behind an end record with the rest of its block and two blocks of zeros. Nothing, where it is
+/// once, behind an end record or its signature with the rest of its block and two blocks of zeros. Nothing, where it is
 /// neither, or nothing follows.
 pub fn end_before_zeros(file: &dyn ReadAt) -> Option<u64> {
     let end = match ending(file)? {
@@ -48,7 +48,7 @@ pub fn end_before_zeros(file: &dyn ReadAt) -> Option<u64> {
     (end < file.len()).then_some(end)
 }
 
-/// Whether `file` ends as a plain archive does: an end record, and two blocks of zeros or more.
+/// Whether `file` ends as a plain archive does: an end record or its signature, and two blocks of zeros or more.
 pub(super) fn ends_as_plain(file: &dyn ReadAt) -> bool {
     matches!(ending(file), Some(Ending::EndRecord(content)) if end_of_tail(content) <= file.len())
 }
@@ -66,10 +66,11 @@ fn ending(file: &dyn ReadAt) -> Option<Ending> {
     if seek_table::is_end(&last) {
         return Some(Ending::SeekTable(content));
     }
-    last.ends_with(b"\"}\n").then_some(Ending::EndRecord(content))
+    let is_tail = last.ends_with(b"\"}\n") || last == *b"---\n";
+    is_tail.then_some(Ending::EndRecord(content))
 }
 
-/// Where the tail ends whose end record's text ends at `content`.
+/// Where the tail ends whose end record's or signature's text ends at `content`.
 fn end_of_tail(content: u64) -> u64 {
     const BLOCK: u64 = 512;
     content.next_multiple_of(BLOCK).saturating_add(2 * BLOCK)

@@ -167,7 +167,8 @@ fn write(spec: &Spec<'_>, mut medium: Box<dyn Medium>) {
         progress: std::sync::Arc::default(),
     };
     let data = DiskSet(Vec::new());
-    let contents = ArchiveContents { head: &head, attachments: &[], disks: Vec::new(), data: &data };
+    let contents =
+        ArchiveContents { head: &head, attachments: &[], disks: Vec::new(), data: &data, seal: None };
     write_archive(&contents, medium.as_mut(), &options).unwrap();
     medium.finish().unwrap();
 }

@@ -158,8 +158,13 @@ impl BackupSession<'_> {
             Some(saved) => (saved.head, saved.attachments),
             None => (head, attachments),
         };
-        let contents =
-            ArchiveContents { head: &head, attachments: &attachments, disks: tables, data: &disks };
+        let contents = ArchiveContents {
+            head: &head,
+            attachments: &attachments,
+            disks: tables,
+            data: &disks,
+            seal: None,
+        };
         let sealed = stream(&contents, self.options, self.control, medium.as_mut(), opened.log, reached)?;
         disks.0.iter().try_for_each(|disk| disk.image.check_unchanged())?;
         let encrypted = self.options.encrypt_to.is_some();

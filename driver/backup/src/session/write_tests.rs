@@ -128,6 +128,7 @@ impl Lab {
             attachments: &[],
             disks: self.disks.0.iter().map(|disk| disk as &dyn DiskTables).collect(),
             data: &self.disks,
+            seal: None,
         };
         stream(&contents, &self.options, &self.control, medium, ChunkJournal::default(), 0)
     }
