@@ -150,7 +150,12 @@ fn every_write_and_the_sync_fail_once() {
         let (good, writes) = backup_failing(&image, compression, &folder, None, EIO, Fault::Whole);
         let archive = PathBuf::from(good.unwrap().archive);
         let verified = verify::run(
-            &VerifyRequest { archive: archive.clone().into(), identities: Identities::default(), workers: 1 },
+            &VerifyRequest {
+                archive: archive.clone().into(),
+                identities: Identities::default(),
+                workers: 1,
+                known: Default::default(),
+            },
             &Control::default(),
         );
         assert!(verified.unwrap().sound);
@@ -333,6 +338,7 @@ fn restore_request(target: &Path, format: Format, method: Method) -> RestoreRequ
         existing: Overwrite::Refuse,
         checking: VerifyMode::All,
         workers: 2,
+        known: Default::default(),
     }
 }
 

@@ -25,6 +25,7 @@ mod hanging;
 mod library_faults;
 mod mount_check;
 mod reflink;
+mod replaced;
 mod retention;
 mod second_readers;
 mod signals;

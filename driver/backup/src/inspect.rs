@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::known_copy::root_text;
 use virtfold_archive::allocation_csv::AllocationRow;
 use virtfold_archive::crypt::{self, ArchiveFile, DecryptingReader, Identities};
 use virtfold_archive::index::{ArchiveIndex, Trust};
@@ -40,6 +41,8 @@ pub enum ArchiveStatus {
     Encrypted,
     /// It is no archive that this version reads.
     Unreadable,
+    /// It is whole, and not the one that the catalog knows there.
+    Replaced,
 }
 
 /// What one look at an archive tells.
@@ -121,7 +124,7 @@ fn summary(location: &Location, file: Arc<dyn Source>, identities: &Identities) 
     let opened = source.proven().and_then(|()| ArchiveIndex::open(&source, &options, Trust::Strict));
     let error = match opened {
         Ok(index) => {
-            glance.root = index.tail().map(|tail| blake3::Hash::from_bytes(tail.root).to_hex().to_string());
+            glance.root = index.tail().map(|tail| root_text(tail.root));
             glance.head = Some(index.head().clone());
             return Ok(glance);
         }
@@ -131,6 +134,7 @@ fn summary(location: &Location, file: Arc<dyn Source>, identities: &Identities) 
     glance.status = status;
     glance.faults.push(error.to_string());
     if let Ok(index) = ArchiveIndex::open(&source, &options, Trust::Salvage) {
+        glance.root = index.tail().map(|tail| root_text(tail.root));
         glance.head = Some(index.head().clone());
     }
     Ok(glance)

@@ -15,6 +15,7 @@ pub mod forget;
 pub mod freeze;
 pub mod host_identity;
 pub mod inspect;
+pub mod known_copy;
 pub mod metrics;
 pub mod mount_check;
 pub mod options;

@@ -10,8 +10,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use serde::Serialize;
+use uuid::Uuid;
 
 use super::Control;
+use super::known_copy::{FoundArchive, KnownCopy, root_text};
 use super::restore::{LostRange, note_lost};
 use virtfold_archive::crypt::{ArchiveFile, DecryptingReader, Identities};
 use virtfold_archive::index::{ArchiveIndex, DiskPiece, Trust};
@@ -32,6 +34,8 @@ pub struct VerifyRequest {
     pub identities: Identities,
     /// Threads.
     pub workers: usize,
+    /// What the catalog knows of it.
+    pub known: KnownCopy,
 }
 
 /// What came of it.
@@ -39,8 +43,13 @@ pub struct VerifyRequest {
 pub struct VerifyReport {
     /// The archive.
     pub archive: String,
+    /// Its id, where its head could be read.
+    pub id: Option<Uuid>,
     /// Whether every byte is what was written.
     pub sound: bool,
+    /// Why it is not the archive that the catalog knows there, though its bytes agree with each other.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replaced: Option<String>,
     /// Whether the archive has its end.
     pub complete: bool,
     /// Whether anything can be restored from it.
@@ -73,28 +82,14 @@ pub fn run(request: &VerifyRequest, control: &Control) -> Result<VerifyReport> {
         carrier: None,
         archive_id: None,
     };
-    let mut report = VerifyReport {
-        archive: request.archive.to_string(),
-        sound: false,
-        complete: true,
-        salvageable: true,
-        faults: Vec::new(),
-        damage: Vec::new(),
-        root: None,
-        bytes: source.stored(),
-        data: None,
-        seconds: 0.0,
-    };
+    let mut report = VerifyReport { bytes: source.stored(), ..VerifyReport::of(request) };
     match pass(&source, &options, control) {
-        Ok(sound) => {
-            report.sound = true;
-            report.root = Some(blake3::Hash::from_bytes(sound.root).to_hex().to_string());
-            report.data = Some(sound.end.totals.dense);
-        }
+        Ok(sound) => report.accept(&sound, source.is_encrypted(), &request.known),
         Err(error) if error.kind() == ErrorKind::Damaged || error.kind() == ErrorKind::Incomplete => {
             report.complete = error.kind() == ErrorKind::Damaged;
             report.faults.push(if source.is_encrypted() { sentence(&error) } else { error.to_string() });
             survey(&source, &options, control, &mut report)?;
+            report.judge(&request.known, FoundArchive { id: report.id, ..FoundArchive::default() });
         }
         Err(error) => return Err(error),
     }
@@ -118,26 +113,19 @@ pub fn run_from(request: &VerifyRequest, control: &Control, input: impl Read + S
         carrier: None,
         archive_id: None,
     };
-    let checked = DecryptingReader::open(counted, &name, &request.identities)
-        .and_then(|incoming| sound(incoming, &name, &options, control));
+    let mut encrypted = false;
+    let checked = DecryptingReader::open(counted, &name, &request.identities).and_then(|incoming| {
+        encrypted = incoming.is_encrypted();
+        sound(incoming, &name, &options, control)
+    });
     let mut report = VerifyReport {
-        archive: name,
-        sound: false,
-        complete: true,
         salvageable: false,
-        faults: Vec::new(),
-        damage: Vec::new(),
-        root: None,
         bytes: bytes.load(Ordering::Relaxed),
-        data: None,
         seconds: started.elapsed().as_secs_f64(),
+        ..VerifyReport::of(request)
     };
     match checked {
-        Ok(sound) => {
-            report.sound = true;
-            report.root = Some(blake3::Hash::from_bytes(sound.root).to_hex().to_string());
-            report.data = Some(sound.end.totals.dense);
-        }
+        Ok(sound) => report.accept(&sound, encrypted, &request.known),
         Err(error) if matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Incomplete) => {
             report.complete = error.kind() == ErrorKind::Damaged;
             report.faults.push(sentence(&error));
@@ -145,6 +133,41 @@ pub fn run_from(request: &VerifyRequest, control: &Control, input: impl Read + S
         Err(error) => return Err(error),
     }
     Ok(report)
+}
+
+impl VerifyReport {
+    /// Of an archive that nothing is known of yet.
+    fn of(request: &VerifyRequest) -> Self {
+        Self {
+            archive: request.archive.to_string(),
+            id: None,
+            sound: false,
+            replaced: None,
+            complete: true,
+            salvageable: true,
+            faults: Vec::new(),
+            damage: Vec::new(),
+            root: None,
+            bytes: 0,
+            data: None,
+            seconds: 0.0,
+        }
+    }
+
+    /// Every byte agrees with the root: then it is sound, if it is the archive that was written there.
+    fn accept(&mut self, archive: &VerifiedArchive, encrypted: bool, known: &KnownCopy) {
+        (self.sound, self.id) = (true, Some(archive.head.archive));
+        self.root = Some(root_text(archive.root));
+        self.data = Some(archive.end.totals.dense);
+        let (root, bytes) = (self.root.clone(), Some(self.bytes));
+        self.judge(known, FoundArchive { id: self.id, root, bytes, encrypted: Some(encrypted) });
+    }
+
+    fn judge(&mut self, known: &KnownCopy, found: FoundArchive) {
+        self.replaced = known.contradiction(&found);
+        self.sound &= self.replaced.is_none();
+        self.faults.extend(self.replaced.clone());
+    }
 }
 
 /// Counts what is read through it.
@@ -200,6 +223,7 @@ fn survey(
         }
         Err(error) => return Err(error),
     };
+    report.id = Some(index.head().archive);
     // What is both is incomplete, as a restore says.
     report.complete &= index.is_complete() && source.proven().is_ok();
     report.faults.extend(index.notes().iter().cloned());

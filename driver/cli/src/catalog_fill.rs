@@ -1,12 +1,15 @@
-//! What the catalog is told of a good backup.
+//! What the catalog is told of a good backup, and what it knows of an archive.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use uuid::Uuid;
+use virtfold_backup::known_copy::KnownCopy;
 use virtfold_backup::retention;
 use virtfold_backup::session::BackupReport;
 use virtfold_base::error::{Error, sentence};
 use virtfold_catalog::{Catalog, NoCatalog};
+use virtfold_medium::Location;
 
 use super::backup::BackupCommand;
 use super::domain::connection::StateFlag;
@@ -47,6 +50,28 @@ pub(crate) fn notes(state: &StateFlag) -> Result<BTreeMap<Uuid, Vec<String>>, Er
         say(&format!("virtfold: the catalog's notes can't be read: {}", printable(&sentence(&error))));
         Ok(BTreeMap::new())
     })
+}
+
+/// What the catalog knows of an archive, to compare it with what is found there. Where there is a catalog that
+/// can't be read that is said, and nothing is compared: on the bad day it may be damaged, or another user's.
+pub(crate) fn known(state: &Path, archive: &Location) -> KnownCopy {
+    let opened = Catalog::open_existing(state);
+    let known = opened.and_then(|catalog| {
+        catalog.map_or_else(|| Ok(KnownCopy::default()), |catalog| KnownCopy::at(&catalog, archive))
+    });
+    known.unwrap_or_else(|error| {
+        not_compared(archive, &error);
+        KnownCopy::default()
+    })
+}
+
+/// Says that archives are not compared with the catalog.
+pub(crate) fn not_compared(place: &Location, error: &Error) {
+    say(&format!(
+        "virtfold: '{}' is not compared with the catalog, so a replaced archive is not noticed: {}",
+        printable(&place.to_string()),
+        printable(&sentence(error))
+    ));
 }
 
 /// Notes each good copy of a backup. That it can't be noted is said, and makes a good archive no worse.

@@ -6,8 +6,9 @@ use anyhow::Result;
 use jiff::Timestamp;
 use serde::Serialize;
 use uuid::Uuid;
-use virtfold_backup::destinations::ExpectedMount;
-use virtfold_backup::inspect::ArchiveSummary;
+use virtfold_backup::destinations::{Destinations, ExpectedMount};
+use virtfold_backup::inspect::{ArchiveStatus, ArchiveSummary, ListedArchive};
+use virtfold_backup::known_copy::judge_all;
 use virtfold_backup::mount_check::{CheckedDirectory, MountRequirement, check};
 use virtfold_backup::retention::{self, CatalogFillReport};
 use virtfold_base::error::sentence;
@@ -29,7 +30,8 @@ use super::tape::{self, options::WaitFlag};
 
 /// List the archives in a directory, an object store or on a tape
 ///
-/// Lists incomplete and damaged archives as such, and as encrypted what no --identity opens.
+/// Lists incomplete and damaged archives as such, as encrypted what no --identity opens, and as replaced what is
+/// not the archive that the catalog knows under its name (exit code 3).
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -86,12 +88,13 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
         let found = check(&directory, catalog.as_ref(), &|_| destinations.mount(&args.directory))?;
         destinations.expect_mounts(vec![found.map(|found| ExpectedMount::of(found, &directory))]);
     }
-    let listed = destinations.list(&args.directory)?;
+    let mut listed = destinations.list(&args.directory)?;
     let style = OutputFormat::from_flag(&args.json);
     let noted = if args.remember {
         let name = destinations.name(&args.directory)?;
-        Some(retention::fill_catalog(&name, &listed, &Catalog::open(&args.state.path()?)?)?)
+        Some(retention::fill_catalog(&name, &mut listed, &Catalog::open(&args.state.path()?)?)?)
     } else {
+        compare(args, &destinations, &mut listed)?;
         None
     };
     let archives: Vec<ArchiveSummary> = listed.into_iter().map(|listed| listed.summary).collect();
@@ -110,6 +113,17 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
             "\n{} of them are recorded in the catalog; {} encrypted ones are not",
             noted.known, noted.unread
         );
+        if noted.replaced > 0 {
+            text += &format!(
+                "; {} replaced: the catalog keeps what was written there. Give those that you put there yourself another name",
+                noted.replaced
+            );
+        }
+    }
+    let replaced = || archives.iter().filter(|glance| glance.status == ArchiveStatus::Replaced);
+    for glance in replaced() {
+        let why = glance.faults.first().map_or("", String::as_str);
+        text += &format!("\nfault: {}: {}", printable(&glance.archive), printable(why));
     }
     let ids = || archives.iter().filter_map(|glance| glance.head.as_ref()).map(|head| head.archive);
     let mut notes = catalog_fill::notes(&args.state)?;
@@ -123,7 +137,17 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
     let pinned = ids().filter(|id| pins.contains(id)).collect();
     let listing = Listing { archives: &archives, pinned, notes, future, remembered: noted };
     result(style, StdoutUse::Free, &listing, &text)?;
-    Ok(ExitStatus::Done)
+    Ok(if replaced().next().is_some() { ExitStatus::Damaged } else { ExitStatus::Done })
+}
+
+/// Compares what is there with the catalog, where there is one that can be read.
+fn compare(args: &Args, destinations: &Destinations<'_>, listed: &mut [ListedArchive]) -> Result<()> {
+    let judged = Catalog::open_existing(&args.state.path()?).and_then(|catalog| match catalog {
+        Some(catalog) => judge_all(&catalog, &destinations.name(&args.directory)?, listed),
+        None => Ok(()),
+    });
+    judged.unwrap_or_else(|error| catalog_fill::not_compared(&args.directory, &error));
+    Ok(())
 }
 
 fn created(glance: &ArchiveSummary) -> Option<Timestamp> {

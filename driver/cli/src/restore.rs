@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Result;
+use virtfold_backup::known_copy::KnownCopy;
 use virtfold_backup::restore::{self, RestorePlan, RestoreReport, RestoreRequest, Selection, VerifyMode};
 use virtfold_backup::restore_domain::WriteOptions;
 use virtfold_backup::tape::TapeOptions;
@@ -19,6 +20,7 @@ use virtfold_medium::{Location, LostRanges, TapeArchive};
 
 use super::Signals;
 use super::args;
+use super::catalog_fill;
 use super::encryption::IdentityArgs;
 use super::exit::ExitStatus;
 use super::free_space;
@@ -110,6 +112,7 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<ExitStatus> {
         }
         _ => None,
     };
+    let known = catalog_fill::known(&args.define.state_dir()?, &args.archive);
     if args.define.define {
         let common = CommonArgs {
             writing: writing(&args),
@@ -119,11 +122,12 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<ExitStatus> {
             tape,
             disks: args.disk,
             output: args.output,
+            known,
         };
         return args.define.run(common, style, signals);
     }
     let is_plan = args.define.plan;
-    let request = request(args)?;
+    let request = request(args, known)?;
     if is_plan {
         return plan(&request, tape.as_ref(), style, signals);
     }
@@ -201,7 +205,7 @@ fn existing(args: &Args) -> Overwrite {
     if args.force { Overwrite::Replace } else { Overwrite::Refuse }
 }
 
-fn request(args: Args) -> Result<RestoreRequest> {
+fn request(args: Args, known: KnownCopy) -> Result<RestoreRequest> {
     let (writing, existing) = (writing(&args), existing(&args));
     let selection = match args.output {
         Some(_) if !args.disk.is_empty() => {
@@ -221,6 +225,7 @@ fn request(args: Args) -> Result<RestoreRequest> {
         existing,
         checking: writing.checking,
         workers: writing.workers,
+        known,
     })
 }
 

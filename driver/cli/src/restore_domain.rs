@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use virtfold_archive::crypt::Identities;
+use virtfold_backup::known_copy::KnownCopy;
 use virtfold_backup::restore_domain::{
     self, AfterDefine, DefaultTarget, DefineContext, DiskAction, DiskPlan, DomainIdentity,
     RestoreDomainReport, RestoreDomainRequest, WriteOptions,
@@ -77,6 +78,8 @@ pub(super) struct CommonArgs {
     pub(super) writing: WriteOptions,
     /// Whether what is there may be replaced.
     pub(super) existing: virtfold_base::partial_file::Overwrite,
+    /// What the catalog knows of the archive.
+    pub(super) known: KnownCopy,
 }
 
 impl DefineArgs {
@@ -120,6 +123,7 @@ impl DefineArgs {
             without: self.without,
             writing: common.writing,
             existing: common.existing,
+            known: common.known,
             afterwards: if self.start { AfterDefine::Start } else { AfterDefine::Leave },
         };
         let progress = Arc::new(Progress::default());

@@ -53,13 +53,14 @@ struct Shown<'a> {
 pub(crate) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
     let identities = args.identity.load()?;
     let mut known = catalog_fill::notes(&args.state)?;
-    let glance = match &args.archive {
+    let mut glance = match &args.archive {
         Location::Tape(address) => {
             let drive = args.wait.drive(address, args.state.path()?, &signals.stop);
             drive.summary(tape::options::archive(address)?, &identities)?
         }
         location => inspect::glance(location, &identities)?,
     };
+    catalog_fill::known(&args.state.path()?, &args.archive).judge(&mut glance);
     let id = glance.head.as_ref().map(|head| head.archive);
     let notes = id.and_then(|id| known.remove(&id)).unwrap_or_default();
     let mut text = text(&glance);
@@ -73,7 +74,7 @@ pub(crate) fn outcome(status: ArchiveStatus) -> ExitStatus {
     match status {
         ArchiveStatus::Complete => ExitStatus::Done,
         ArchiveStatus::Incomplete => ExitStatus::Incomplete,
-        ArchiveStatus::Damaged => ExitStatus::Damaged,
+        ArchiveStatus::Damaged | ArchiveStatus::Replaced => ExitStatus::Damaged,
         ArchiveStatus::Encrypted => ExitStatus::Failed(ErrorKind::Locked),
         ArchiveStatus::Unreadable => ExitStatus::Unsupported,
     }
@@ -87,6 +88,7 @@ pub(crate) fn status(status: ArchiveStatus) -> &'static str {
         ArchiveStatus::Damaged => "damaged",
         ArchiveStatus::Encrypted => "encrypted",
         ArchiveStatus::Unreadable => "unreadable",
+        ArchiveStatus::Replaced => "replaced",
     }
 }
 

@@ -10,6 +10,7 @@ use virtfold_medium::Location;
 
 use super::Signals;
 use super::args;
+use super::catalog_fill;
 use super::domain::connection::StateFlag;
 use super::encryption::IdentityArgs;
 use super::exit::ExitStatus;
@@ -18,7 +19,8 @@ use super::tape::{self, options::ChangeArgs};
 
 /// Read all of an archive and check every byte
 ///
-/// Damage is reported as lost ranges of the disks. Exit code 3: damaged; 4: incomplete.
+/// Damage is reported as lost ranges of the disks. What the catalog knows of the archive is compared: another
+/// one under its name is 'replaced'. Exit code 3: damaged or replaced; 4: incomplete.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -49,6 +51,7 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
         archive: args.archive.clone(),
         identities: args.identity.load()?,
         workers: args::workers(args.workers),
+        known: catalog_fill::known(&args.state.path()?, &args.archive),
     };
     let progress = Arc::new(Progress::default());
     let ticker = ProgressPrinter::start(style, StdoutUse::Free, &progress)?;
@@ -79,6 +82,7 @@ fn text(report: &VerifyReport) -> String {
     }
     let verdict = match (report.sound, report.complete) {
         (true, _) => "sound",
+        (false, true) if report.replaced.is_some() => "replaced",
         (false, true) => "damaged",
         (false, false) => "incomplete",
     };
@@ -88,7 +92,7 @@ fn text(report: &VerifyReport) -> String {
         Human(report.bytes),
         report.seconds
     );
-    if !report.sound && report.salvageable {
+    if !report.sound && report.salvageable && report.replaced.is_none() {
         text += "\n'virtfold restore --partial' restores what is intact";
     }
     text

@@ -156,6 +156,7 @@ impl Subject {
             existing: Overwrite::Refuse,
             checking: VerifyMode::Partial,
             workers: 2,
+            known: Default::default(),
         };
         let report = run_from(&request, &Control::default(), bytes)?;
         for (n, was) in self.disks.iter().enumerate() {

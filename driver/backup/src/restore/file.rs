@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{
-    RestoreReport, RestoreRequest, RestoredDisk, Selection, VerifyMode, format_name, method_name, note_lost,
-    read_options, selected,
+    RestoreReport, RestoreRequest, RestoredDisk, Selection, VerifyMode, expect_known, format_name,
+    method_name, note_lost, read_options, selected,
 };
 use crate::Control;
 use crate::target::{TargetDisk, TargetSpec};
@@ -93,6 +93,7 @@ fn restore_opened(
         Trust::Strict => refuse(&name, e),
         Trust::Salvage => e.within(format!("nothing of '{name}' can be restored")),
     })?;
+    expect_known(request, source, &index)?;
     let specs = selected(request, index.head())?;
     for (_, spec) in &specs {
         refuse_source(source, spec)?;

@@ -28,8 +28,10 @@ pub use self::free_space::Room;
 pub(crate) use self::free_space::{Forecast, shareable};
 pub use self::plan::{PlannedRestore, RestorePlan, plan, plan_from};
 use super::Control;
+use super::known_copy::{FoundArchive, KnownCopy, root_text};
 use super::target::{Compat, Method, Qcow2Options, TargetFormat, TargetSpec};
-use virtfold_archive::crypt::Identities;
+use virtfold_archive::crypt::{ArchiveFile, Identities};
+use virtfold_archive::index::ArchiveIndex;
 use virtfold_archive::layout::BackupKind;
 use virtfold_archive::manifest::{Disk, Manifest};
 use virtfold_archive::stream::ReadOptions;
@@ -81,6 +83,8 @@ pub struct RestoreRequest {
     pub checking: VerifyMode,
     /// Threads.
     pub workers: usize,
+    /// What the catalog knows of the archive: nothing of another one is restored from there.
+    pub known: KnownCopy,
 }
 
 /// What came of a restore.
@@ -207,6 +211,19 @@ pub fn run_over(
     };
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)
+}
+
+/// Refuses an archive that is not the one that the catalog knows there. Of one that is restored in part the
+/// size may have changed.
+fn expect_known(request: &RestoreRequest, source: &ArchiveFile, index: &ArchiveIndex<'_>) -> Result<()> {
+    let whole = request.checking != VerifyMode::Partial;
+    let found = FoundArchive {
+        id: Some(index.head().archive),
+        root: index.tail().map(|tail| root_text(tail.root)),
+        bytes: Some(source.stored()).filter(|_| whole),
+        encrypted: Some(source.is_encrypted()),
+    };
+    request.known.expect(&request.archive.to_string(), &found)
 }
 
 fn read_options(request: &RestoreRequest, control: &Control) -> ReadOptions {

@@ -5,6 +5,7 @@ use std::io::Read;
 
 use super::{RestoreReport, RestoreRequest, RestoredDisk, format_name, method_name, read_options, selected};
 use crate::Control;
+use crate::known_copy::{FoundArchive, root_text};
 use crate::target::{TargetDisk, TargetSpec};
 use virtfold_archive::crypt::DecryptingReader;
 use virtfold_archive::manifest::Manifest;
@@ -31,11 +32,14 @@ pub(super) fn restore(
         false => error,
     };
     let input = DecryptingReader::open(input, name, &request.identities).map_err(interrupted)?;
+    let encrypted = Some(input.is_encrypted());
     let mut reader = ArchiveReader::new(&mut disks);
     let end = read_pipe(input, name, &options, |chunk| reader.chunk(&chunk)).map_err(interrupted)?;
     end.check(name)?;
     let sound = reader.finish()?;
     end.check_id(sound.head.archive)?;
+    let (id, root) = (Some(sound.head.archive), Some(root_text(sound.root)));
+    request.known.expect(name, &FoundArchive { id, root, encrypted, ..FoundArchive::default() })?;
     tell_zeros(name, end.padding + sound.padding);
     control.progress.enter("syncing", 0);
     for target in disks.targets.into_iter().flatten() {
@@ -65,6 +69,8 @@ struct SequentialRestore<'a> {
 
 impl Visitor for SequentialRestore<'_> {
     fn head(&mut self, head: &Manifest) -> Result<()> {
+        let found = FoundArchive { id: Some(head.archive), ..FoundArchive::default() };
+        self.request.known.expect(&self.request.archive.to_string(), &found)?;
         let mut specs = selected(self.request, head)?;
         for disk in &head.disks {
             let place = specs.iter().position(|(target, _)| *target == disk.target);

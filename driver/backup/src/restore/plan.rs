@@ -7,7 +7,8 @@ use std::os::unix::fs::FileTypeExt;
 use serde::Serialize;
 
 use super::free_space::{Forecast, Room, shareable};
-use super::{RestoreRequest, VerifyMode, format_name, method_name, read_options, selected};
+use super::{RestoreRequest, VerifyMode, expect_known, format_name, method_name, read_options, selected};
+use crate::known_copy::FoundArchive;
 use crate::{Control, inspect};
 use virtfold_archive::crypt::ArchiveFile;
 use virtfold_archive::index::{ArchiveIndex, Trust};
@@ -64,6 +65,7 @@ pub fn plan(request: &RestoreRequest, control: &Control, files: &dyn HostFiles) 
         }
     };
     let index = ArchiveIndex::open(&source, &read_options(request, control), trust)?;
+    expect_known(request, &source, &index)?;
     make(request, index.head(), files)
 }
 
@@ -78,6 +80,7 @@ pub fn plan_from(
 ) -> Result<RestorePlan> {
     let name = request.archive.to_string();
     let head = inspect::head_from(input, &name, &request.identities)?;
+    request.known.expect(&name, &FoundArchive { id: Some(head.archive), ..FoundArchive::default() })?;
     make(request, &head, files)
 }
 

@@ -58,6 +58,7 @@ impl Lab {
             existing: Overwrite::Replace,
             checking,
             workers: 2,
+            known: Default::default(),
         }
     }
 

@@ -12,6 +12,7 @@ use super::RestoreDomainRequest;
 use super::run::PARTIAL;
 use crate::Control;
 use crate::attachments::{DOMAIN_XML, LIVE_XML, TOTAL_LIMIT, limit_of};
+use crate::known_copy::{FoundArchive, root_text};
 use virtfold_archive::crypt::{ArchiveFile, DecryptingReader};
 use virtfold_archive::index::{ArchiveIndex, Trust};
 use virtfold_archive::manifest::{BackupSubject, Manifest};
@@ -49,6 +50,13 @@ impl ArchivedDomain {
             .and_then(|source| ArchiveFile::open(source, &request.identities))
             .map_err(cannot)?;
         let index = ArchiveIndex::open(&source, &options, Trust::Strict).map_err(cannot)?;
+        let found = FoundArchive {
+            id: Some(index.head().archive),
+            root: index.tail().map(|tail| root_text(tail.root)),
+            bytes: Some(source.stored()),
+            encrypted: Some(source.is_encrypted()),
+        };
+        request.known.expect(&name, &found)?;
         let attachments = index.attachments(&limit_of, TOTAL_LIMIT).map_err(cannot)?;
         Self::new(&name, index.head().clone(), attachments)
     }
@@ -66,6 +74,10 @@ impl ArchivedDomain {
             DecryptingReader::open(input, &name, &request.identities).map_err(|e| cannot(&name, e))?;
         let read = read_pipe(incoming, &name, &options(request, control), |chunk| reader.chunk(&chunk));
         let read = read.and_then(|end| end.check(&name).and_then(|()| reader.finish()));
+        if let Some(head) = &front.head {
+            let found = FoundArchive { id: Some(head.archive), ..FoundArchive::default() };
+            request.known.expect(&name, &found)?;
+        }
         match (front.head, read) {
             (Some(head), _) if front.ended => Self::new(&name, head, front.attachments),
             (Some(head), Ok(_)) => Self::new(&name, head, front.attachments),

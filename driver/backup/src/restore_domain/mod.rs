@@ -48,6 +48,7 @@ pub use self::identity::DomainIdentity;
 pub use self::run::{run, run_from};
 use super::Control;
 use super::attachments::LibvirtDirectories;
+use super::known_copy::KnownCopy;
 pub use super::restore::Room;
 use super::restore::{VerifyMode, Wanted};
 use super::target::Method;
@@ -122,6 +123,8 @@ pub struct RestoreDomainRequest {
     pub existing: Overwrite,
     /// Whether it is started.
     pub afterwards: AfterDefine,
+    /// What the catalog knows of the archive: nothing of another one is restored from there.
+    pub known: KnownCopy,
 }
 
 /// The host that the guest is restored on.

@@ -171,9 +171,10 @@ fn write_disks(
         existing: if devices { Overwrite::Replace } else { Overwrite::Refuse },
         checking: writing.checking,
         workers: writing.workers,
+        known: request.known.clone(),
     };
     disks(&request).map_err(|error| match error.kind() {
-        ErrorKind::Damaged | ErrorKind::Incomplete => error.with_hint(PARTIAL),
+        ErrorKind::Damaged | ErrorKind::Incomplete if error.hint().is_none() => error.with_hint(PARTIAL),
         _ => error,
     })
 }

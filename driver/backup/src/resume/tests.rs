@@ -170,6 +170,7 @@ fn a_partial_file_that_was_damaged_meanwhile_makes_no_damaged_archive() {
                 archive: Location::Path(report.archive.into()),
                 identities: virtfold_archive::crypt::Identities::of(vec![key.clone()]),
                 workers: 1,
+                known: Default::default(),
             };
             let verified = crate::verify::run(&request, &Control::default()).unwrap();
             assert!(verified.sound, "{damage:?}, encrypted: {}: {verified:?}", encrypt_to.is_some());

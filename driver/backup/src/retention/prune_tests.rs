@@ -133,8 +133,8 @@ impl World {
 
     fn remember(&self, identities: &Identities) -> CatalogFillReport {
         let (place, destinations) = (Location::Path(self.place()), self.destinations(identities));
-        let (place, listed) = (destinations.name(&place).unwrap(), destinations.list(&place).unwrap());
-        fill_catalog(&place, &listed, &self.catalog).unwrap()
+        let (place, mut listed) = (destinations.name(&place).unwrap(), destinations.list(&place).unwrap());
+        fill_catalog(&place, &mut listed, &self.catalog).unwrap()
     }
 }
 
@@ -189,7 +189,10 @@ fn old_ones_go_and_are_noted_and_a_dry_run_touches_nothing() {
     let days =
         ["2026-11-20T01:00:00Z", "2026-11-21T01:00:00Z", "2026-11-22T01:00:00Z", "2026-11-23T01:00:00Z"];
     let paths: Vec<PathBuf> = (1..).zip(days).map(|(id, day)| world.archive(&spec(id, day))).collect();
-    assert_eq!(world.remember(&Identities::default()), CatalogFillReport { known: 4, unread: 0 });
+    assert_eq!(
+        world.remember(&Identities::default()),
+        CatalogFillReport { known: 4, unread: 0, replaced: 0 }
+    );
     let dry = world.prune(2, RunMode::DryRun);
     assert!(paths.iter().all(|path| there(path)));
     assert_eq!(entry(&dry, &paths[0]).action, PruneAction::Remove);
@@ -279,8 +282,11 @@ fn encrypted_ones_need_the_catalog_or_a_key_and_keep_what_is_older() {
     let report = world.prune(1, RunMode::Apply);
     assert!(there(&plain) && there(&old), "what can't be read may rest on what is older");
     assert!(entry(&report, &plain).reasons[0].starts_with("may be needed by"), "{report:#?}");
-    assert_eq!(world.remember(&Identities::default()), CatalogFillReport { known: 2, unread: 1 });
-    assert_eq!(world.remember(&world.identities()), CatalogFillReport { known: 3, unread: 0 });
+    assert_eq!(
+        world.remember(&Identities::default()),
+        CatalogFillReport { known: 2, unread: 1, replaced: 0 }
+    );
+    assert_eq!(world.remember(&world.identities()), CatalogFillReport { known: 3, unread: 0, replaced: 0 });
     // One that has grown since is not the one that the catalog knows.
     let length = std::fs::metadata(&old).unwrap().len();
     let file = std::fs::OpenOptions::new().write(true).open(&old).unwrap();

@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::policy::Prunable;
 use crate::destinations::Destinations;
 use crate::inspect::{ArchiveStatus, ArchiveSummary, ListedArchive};
+use crate::known_copy::judge_all;
 use crate::session::BackupReport;
 use virtfold_archive::manifest::{BackupSubject, Manifest};
 use virtfold_base::error::{Error, ErrorKind, OrInternal, Result};
@@ -124,7 +125,11 @@ pub(super) fn look(
     host: &str,
     catalog: Option<&Catalog>,
 ) -> Result<Vec<SurveyedArchive>> {
-    destinations.list(&narrowed(place, host))?.into_iter().map(|listed| found(listed, catalog)).collect()
+    let mut listed = destinations.list(&narrowed(place, host))?;
+    if let Some(catalog) = catalog {
+        judge_all(catalog, &destinations.name(place)?, &mut listed)?;
+    }
+    listed.into_iter().map(|listed| found(listed, catalog)).collect()
 }
 
 /// In an object store each host has its own folder, and nobody else's has to be read.
@@ -178,6 +183,8 @@ fn words(glance: &ArchiveSummary) -> String {
         ArchiveStatus::Damaged => "damaged",
         ArchiveStatus::Encrypted => "encrypted",
         ArchiveStatus::Unreadable => "unreadable",
+        // Its fault says so.
+        ArchiveStatus::Replaced => return glance.faults.join("; "),
     };
     glance.faults.first().map_or_else(|| status.to_owned(), |fault| format!("{status}: {fault}"))
 }
@@ -209,19 +216,26 @@ pub struct CatalogFillReport {
     pub known: usize,
     /// Encrypted ones that it does not know.
     pub unread: usize,
+    /// Those that are not what it knows under their names: they change nothing of that.
+    pub replaced: usize,
 }
 
 /// Notes the whole archives of a place in the catalog, of whatever host, as far as their heads can be read;
-/// and that those are gone which are not there.
+/// and that those are gone which are not there. One that was replaced stays what it was in the catalog.
 /// `listed` is all that is there, `place` what the catalog calls it.
 ///
 /// # Errors
 /// A name is none that the catalog can hold; the catalog can't be read or written.
-pub fn fill_catalog(place: &str, listed: &[ListedArchive], catalog: &Catalog) -> Result<CatalogFillReport> {
+pub fn fill_catalog(
+    place: &str,
+    listed: &mut [ListedArchive],
+    catalog: &Catalog,
+) -> Result<CatalogFillReport> {
+    judge_all(catalog, place, listed)?;
     let mut copies = Vec::new();
-    let mut unread = 0;
+    let (mut unread, mut replaced) = (0, 0);
     let mut seen = Vec::new();
-    for ListedArchive { stored, name, summary: glance, .. } in listed {
+    for ListedArchive { stored, name, summary: glance, .. } in &*listed {
         let name = name.clone().ok_or_else(|| no_name(&stored.location))?;
         seen.push(name.clone());
         match (&glance.head, glance.status) {
@@ -236,6 +250,7 @@ pub fn fill_catalog(place: &str, listed: &[ListedArchive], catalog: &Catalog) ->
                     None => unread += 1,
                 }
             }
+            (_, ArchiveStatus::Replaced) => replaced += 1,
             _ => {}
         }
     }
@@ -244,7 +259,7 @@ pub fn fill_catalog(place: &str, listed: &[ListedArchive], catalog: &Catalog) ->
         known.into_iter().map(|copy| copy.name).filter(|name| !seen.contains(name)).collect::<Vec<_>>();
     catalog.remember(&copies)?;
     catalog.gone(&gone, Timestamp::now())?;
-    Ok(CatalogFillReport { known: copies.len(), unread })
+    Ok(CatalogFillReport { known: copies.len(), unread, replaced })
 }
 
 fn no_name(location: &Location) -> Error {

@@ -209,6 +209,7 @@ impl Lab {
             writing,
             existing: Overwrite::Refuse,
             afterwards: AfterDefine::Leave,
+            known: Default::default(),
         }
     }
 
