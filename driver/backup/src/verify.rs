@@ -63,6 +63,8 @@ pub struct VerifyReport {
     pub root: Option<String>,
     /// Bytes of the archive.
     pub bytes: u64,
+    /// Whether it is encrypted.
+    pub encrypted: bool,
     /// Bytes of data in it, of a sound archive.
     pub data: Option<u64>,
     /// How long it took.
@@ -82,9 +84,13 @@ pub fn run(request: &VerifyRequest, control: &Control) -> Result<VerifyReport> {
         carrier: None,
         archive_id: None,
     };
-    let mut report = VerifyReport { bytes: source.stored(), ..VerifyReport::of(request) };
+    let mut report = VerifyReport {
+        bytes: source.stored(),
+        encrypted: source.is_encrypted(),
+        ..VerifyReport::of(request)
+    };
     match pass(&source, &options, control) {
-        Ok(sound) => report.accept(&sound, source.is_encrypted(), &request.known),
+        Ok(sound) => report.accept(&sound, &request.known),
         Err(error) if error.kind() == ErrorKind::Damaged || error.kind() == ErrorKind::Incomplete => {
             report.complete = error.kind() == ErrorKind::Damaged;
             report.faults.push(if source.is_encrypted() { sentence(&error) } else { error.to_string() });
@@ -121,11 +127,12 @@ pub fn run_from(request: &VerifyRequest, control: &Control, input: impl Read + S
     let mut report = VerifyReport {
         salvageable: false,
         bytes: bytes.load(Ordering::Relaxed),
+        encrypted,
         seconds: started.elapsed().as_secs_f64(),
         ..VerifyReport::of(request)
     };
     match checked {
-        Ok(sound) => report.accept(&sound, encrypted, &request.known),
+        Ok(sound) => report.accept(&sound, &request.known),
         Err(error) if matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Incomplete) => {
             report.complete = error.kind() == ErrorKind::Damaged;
             report.faults.push(sentence(&error));
@@ -149,18 +156,19 @@ impl VerifyReport {
             damage: Vec::new(),
             root: None,
             bytes: 0,
+            encrypted: false,
             data: None,
             seconds: 0.0,
         }
     }
 
     /// Every byte agrees with the root: then it is sound, if it is the archive that was written there.
-    fn accept(&mut self, archive: &VerifiedArchive, encrypted: bool, known: &KnownCopy) {
+    fn accept(&mut self, archive: &VerifiedArchive, known: &KnownCopy) {
         (self.sound, self.id) = (true, Some(archive.head.archive));
         self.root = Some(root_text(archive.root));
         self.data = Some(archive.end.totals.dense);
-        let (root, bytes) = (self.root.clone(), Some(self.bytes));
-        self.judge(known, FoundArchive { id: self.id, root, bytes, encrypted: Some(encrypted) });
+        let (root, bytes, encrypted) = (self.root.clone(), Some(self.bytes), Some(self.encrypted));
+        self.judge(known, FoundArchive { id: self.id, root, bytes, encrypted });
     }
 
     fn judge(&mut self, known: &KnownCopy, found: FoundArchive) {
