@@ -204,7 +204,11 @@ fn a_backup_that_is_stopped_leaves_the_guest_as_it_was_and_no_archive() {
     // SIGHUP is what a closed terminal sends.
     for signal in [Signal::SIGINT, Signal::SIGHUP] {
         let args = ["backup", "writer", "--to", text(&to), "--limit-rate", "64KiB", "--compress", "none"];
-        let child = in_lab(&lab, &mut virtfold(args)).spawn().unwrap();
+        // Under nohup the signal would be ignored, as it should be.
+        let plain = virtfold(args);
+        let mut heeding = crate::common::run::tool("env", ["--default-signal=HUP"]);
+        heeding.arg(plain.get_program()).args(plain.get_args());
+        let child = in_lab(&lab, &mut heeding).spawn().unwrap();
         crate::lab::wait_for("the overlay is there", 30, || !overlays(&guest.folder).is_empty());
         crate::lab::wait_for("the archive has begun", 30, || fs::read_dir(&to).unwrap().count() > 0);
         nix::sys::signal::kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal).unwrap();

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use virtfold_config::CommandCondition;
+use virtfold_config::{CommandCondition, Config};
 use virtfold_hypervisor::DomainId;
 
 /// When a job is due.
@@ -31,21 +31,6 @@ pub trait GuestSelector: Debug + Send + Sync {
 
     /// Whether the job leaves a guest out by its name: somebody wants it to have no backup.
     fn leaves_out(&self, guest: &GuestFacts) -> bool;
-}
-
-/// Says what of the configuration has no effect on the guests that there are.
-pub trait ConfigReview: Debug + Send + Sync {
-    /// Each thing, by job.
-    fn remarks(&self, guests: &[GuestFacts]) -> Vec<IneffectiveSetting>;
-}
-
-/// Something that a job says to no effect.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct IneffectiveSetting {
-    /// The job.
-    pub job: String,
-    /// What it is.
-    pub sentence: String,
 }
 
 /// A guest, as a job picks it.
@@ -140,8 +125,8 @@ pub struct ServiceSettings {
     pub concurrency: usize,
     /// How long running work may take to end when the service stops.
     pub stop_timeout: Duration,
-    /// What has no effect.
-    pub review: Option<Arc<dyn ConfigReview>>,
+    /// The configuration, to be held against the guests that there are.
+    pub config: Option<Arc<Config>>,
 }
 
 impl ServiceSettings {

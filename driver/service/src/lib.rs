@@ -10,6 +10,7 @@
 //! - [`control`]: how people and programs ask it, over a socket.
 //! - [`metrics`]: the page for Prometheus.
 //! - [`notify`]: what systemd is told.
+//! - [`serve`]: all of it put together, as `virtfold serve` runs it.
 //! - [`events`]: what guests do, as libvirt's hooks and libvirt's own events tell it.
 //!
 //! Whatever is begun stands in the queue before, and whatever ended stands there before it is acted on; see
@@ -28,4 +29,5 @@ pub mod metrics;
 pub mod notify;
 pub mod planner;
 pub mod runner;
+pub mod serve;
 pub mod settings;

@@ -11,13 +11,10 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use virtfold_config::keys::{Disks, Domains};
-use virtfold_config::{
-    Config, DetectZeroes, Layout, Medium, NamedGuest, QuiesceMode, ResolvedJob, Schedule, Trigger,
-};
+use virtfold_config::{Config, DetectZeroes, Layout, Medium, QuiesceMode, ResolvedJob, Schedule, Trigger};
 
 use super::job_spec::{
-    CommandSpec, ConfigReview, GuestFacts, GuestSelector, IneffectiveSetting, JobSpec, MediumSpec, NextTime,
-    ServiceSettings,
+    CommandSpec, GuestFacts, GuestSelector, JobSpec, MediumSpec, NextTime, ServiceSettings,
 };
 
 #[derive(Debug)]
@@ -52,23 +49,6 @@ impl GuestSelector for JobSelector {
     }
 }
 
-/// The configuration itself, to be held against guests.
-#[derive(Debug)]
-struct LoadedConfig(Config);
-
-impl ConfigReview for LoadedConfig {
-    fn remarks(&self, guests: &[GuestFacts]) -> Vec<IneffectiveSetting> {
-        let named: Vec<NamedGuest<'_>> =
-            guests.iter().map(|guest| NamedGuest { name: &guest.name, tags: &guest.tags }).collect();
-        let told = self.0.advice(Some(&named)).into_iter();
-        told.map(|advice| IneffectiveSetting {
-            sentence: format!("`{}`: {}", advice.key, advice.message),
-            job: advice.job,
-        })
-        .collect()
-    }
-}
-
 /// What the service works by; times without a zone of their own are those of `zone`.
 pub fn settings(config: &Config, zone: &TimeZone) -> ServiceSettings {
     let service = &config.service;
@@ -82,7 +62,7 @@ pub fn settings(config: &Config, zone: &TimeZone) -> ServiceSettings {
         media: config.media.iter().map(medium).collect(),
         concurrency: service.concurrency.get(),
         stop_timeout: service.stop_timeout.get(),
-        review: Some(Arc::new(LoadedConfig(config.clone()))),
+        config: Some(Arc::new(config.clone())),
     }
 }
 

@@ -38,13 +38,14 @@ use self::ends::{LastEnds, NextDue};
 use self::selections::Selections;
 use super::clock::Clock;
 use super::control::RunProgress;
-use super::job_spec::{GuestFacts, IneffectiveSetting, ServiceSettings};
+use super::job_spec::{GuestFacts, ServiceSettings};
 use super::metrics::Metrics;
 use super::notify::Notifier;
 use super::planner::after;
 use super::runner::{Handle, Runner};
 use virtfold_base::error::{Result, sentence};
 use virtfold_catalog::queue::{Pauses, Queue, QueueEntry, RunEnd, RunResult};
+use virtfold_config::IneffectiveSetting;
 
 /// How long a run that was asked to end may take to bring its guest home.
 pub const GRACE: Duration = Duration::from_secs(300);

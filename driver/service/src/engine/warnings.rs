@@ -2,6 +2,7 @@
 
 use super::{Engine, EnginePhase};
 use crate::control::{GuestCounts, Warning, WarningKind};
+use virtfold_config::{IneffectiveSetting, NamedGuest};
 
 /// How long guests may stay unknown while libvirt answers, seconds.
 const UNKNOWN: i64 = 60;
@@ -23,7 +24,7 @@ impl Engine {
         let prunes = self.prune_failures.iter();
         warnings.extend(prunes.map(|(job, why)| about(WarningKind::Other, job, why)));
         let remarks = self.remarks.iter();
-        warnings.extend(remarks.map(|remark| about(WarningKind::Job, &remark.job, &remark.sentence)));
+        warnings.extend(remarks.map(|remark| about(WarningKind::Job, &remark.job, &sentence(remark))));
         for guest in self.guests.iter().flatten() {
             if let Some(why) = &guest.trouble {
                 let sentence = format!(
@@ -69,11 +70,17 @@ impl Engine {
     /// Holds the jobs against the guests; what is new is logged.
     pub(super) fn review(&mut self) {
         self.selections.update(self.guests.as_deref().unwrap_or_default(), &self.settings.jobs);
-        let (Some(guests), Some(review)) = (&self.guests, &self.settings.review) else { return };
-        let remarks = review.remarks(guests);
+        let (Some(guests), Some(config)) = (&self.guests, &self.settings.config) else { return };
+        let named: Vec<NamedGuest<'_>> =
+            guests.iter().map(|guest| NamedGuest { name: &guest.name, tags: &guest.tags }).collect();
+        let remarks = config.advice(Some(&named));
         for remark in remarks.iter().filter(|remark| !self.remarks.contains(remark)) {
-            tracing::warn!(job = remark.job, "{}", remark.sentence);
+            tracing::warn!(job = remark.job, "{}", sentence(remark));
         }
         self.remarks = remarks;
     }
+}
+
+fn sentence(remark: &IneffectiveSetting) -> String {
+    format!("`{}`: {}", remark.key, remark.message)
 }

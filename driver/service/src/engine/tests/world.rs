@@ -291,7 +291,7 @@ pub(super) fn settings_of(jobs: Vec<JobSpec>, concurrency: usize, media: &[Mediu
         media: media.iter().map(|medium| (medium.name.clone(), medium.clone())).collect(),
         concurrency,
         stop_timeout: Duration::from_secs(300),
-        review: None,
+        config: None,
     }
 }
 
