@@ -109,16 +109,7 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
         );
     }
     if let Some(noted) = noted {
-        text += &format!(
-            "\n{} of them are recorded in the catalog; {} encrypted ones are not",
-            noted.known, noted.unread
-        );
-        if noted.replaced > 0 {
-            text += &format!(
-                "; {} replaced: the catalog keeps what was written there. Give those that you put there yourself another name",
-                noted.replaced
-            );
-        }
+        text += &recorded(noted);
     }
     let replaced = || archives.iter().filter(|glance| glance.status == ArchiveStatus::Replaced);
     for glance in replaced() {
@@ -138,6 +129,21 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
     let listing = Listing { archives: &archives, pinned, notes, future, remembered: noted };
     result(style, StdoutUse::Free, &listing, &text)?;
     Ok(if replaced().next().is_some() { ExitStatus::Damaged } else { ExitStatus::Done })
+}
+
+/// What the catalog was told.
+fn recorded(noted: CatalogFillReport) -> String {
+    let mut text = format!(
+        "\n{} of them are recorded in the catalog; {} encrypted ones are not",
+        noted.known, noted.unread
+    );
+    if noted.replaced > 0 {
+        text += &format!(
+            "; {} replaced: the catalog keeps what was written there. Give those that you put there yourself another name",
+            noted.replaced
+        );
+    }
+    text
 }
 
 /// Compares what is there with the catalog, where there is one that can be read.
