@@ -405,6 +405,8 @@ fn prunes() {
         golden(name, &transcript(&run(command.env("VIRTFOLD_STATE_DIR", &state)), scratch.path()));
     };
     let place = ["--place", text(&archives)];
+    say("prune-not-recorded", &[&place[..], &["--keep-last", "2"]].concat());
+    run(virtfold(["list", "--remember", text(&archives)]).env("VIRTFOLD_STATE_DIR", &state)).ok();
     let with = |more: &[&'static str]| [&place[..], more].concat();
     say("prune-dry-run", &with(&["--keep-last", "2", "--dry-run"]));
     say("prune", &with(&["--keep-last", "2"]));

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::common::archive::backup_args;
 use crate::common::image::{Format, Image};
-use crate::common::run::{Outcome, exit, run, text, tool, virtfold};
+use crate::common::run::{Outcome, exit, run, text, tool, virtfold, wait_until};
 use crate::common::scratch::{Scratch, names};
 
 struct World {
@@ -19,7 +19,10 @@ impl World {
     fn new(label: &str) -> Self {
         let scratch = Scratch::new(label);
         let place = scratch.folder("backup");
-        Self { scratch, place }
+        let world = Self { scratch, place };
+        // Images are noted in a catalog that is there.
+        world.virtfold(&["list", "--remember", text(&world.place)]).ok();
+        world
     }
 
     fn image(&self, name: &str) -> Image {
@@ -109,9 +112,40 @@ fn an_image_is_the_same_however_it_is_called() {
     world.backup(&image, &[]);
     world.backup(&Image::new(world.scratch.join("link/disk.raw"), Format::Raw), &[]);
     let mut inside = virtfold(backup_args(&Image::new("disk.raw", Format::Raw), text(&world.place), &[]));
+    inside.env("VIRTFOLD_STATE_DIR", world.scratch.join("state"));
     run(inside.current_dir(world.scratch.join("vm"))).ok();
     world.prune(&[]).ok();
     assert_eq!(names(&world.place).len(), 1);
+}
+
+/// A damaged newest archive pushes nothing out once `verify` has said so, and neither does one that was not
+/// verified since.
+#[test]
+fn a_damaged_newest_archive_pushes_no_good_one_out() {
+    let world = World::new("prune-damaged");
+    let image = world.image("vm/disk.raw");
+    // Its middle is data of the disk alone.
+    fs::write(&image.path, vec![7; 4 << 20]).unwrap();
+    let good = world.backup(&image, &["--label", "web", "--compress", "none"]);
+    world.virtfold(&["verify", &good]).ok();
+    // Archives of one second have no order.
+    let second = || jiff::Timestamp::now().as_second();
+    let began = second();
+    wait_until("the next second", std::time::Duration::from_secs(10), || second() != began);
+    let newest = world.backup(&image, &["--label", "web", "--compress", "none"]);
+    let told = world.prune(&[]).ok();
+    assert!(there(&good) && there(&newest), "{told}");
+    let mut bytes = fs::read(&newest).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&newest, bytes).unwrap();
+    world.virtfold(&["verify", &newest]).exits(exit::DAMAGED);
+    let dry = world.prune(&["--dry-run"]).ok();
+    for why in ["newest verified", "failed its verification of"] {
+        assert!(dry.text().contains(why), "{dry}");
+    }
+    world.prune(&[]).ok();
+    assert!(there(&good) && there(&newest));
 }
 
 /// Two hosts of one name: each prunes its own.
@@ -127,7 +161,8 @@ fn two_hosts_of_one_name_are_two() {
     let left = || [&ours, &again].iter().filter(|archive| there(archive)).count();
     assert!(left() == 1 && there(&theirs), "{done}");
     assert!(done.text().contains("left alone: 1 archive of other hosts"), "{done}");
-    // Over there it is the other way round.
+    // Over there it is the other way round, once its catalog knows what it has.
+    world.elsewhere(&["list", "--remember", text(&world.place)]).ok();
     let done = world.elsewhere(&["prune", "--place", text(&world.place), "--keep-last", "1"]).ok();
     assert!(there(&theirs) && left() == 1, "{done}");
 }

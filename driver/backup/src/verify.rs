@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use jiff::Timestamp;
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -23,6 +24,7 @@ use virtfold_archive::stream::{ReadAt, ReadOptions, read_pipe, tell_zeros};
 use virtfold_archive::table::{CorrespondenceTable, Run};
 use virtfold_base::error::{ErrorKind, Result, sentence};
 use virtfold_base::units::{DenseOffset, GuestOffset};
+use virtfold_catalog::{Catalog, Verification, VerifyOutcome};
 use virtfold_medium::{self as medium, Location};
 
 /// What to verify.
@@ -69,6 +71,8 @@ pub struct VerifyReport {
     pub data: Option<u64>,
     /// How long it took.
     pub seconds: f64,
+    /// Whether the catalog has the result.
+    pub recorded: bool,
 }
 
 /// Runs the verification. Damage is in the report, not an error.
@@ -159,7 +163,21 @@ impl VerifyReport {
             encrypted: false,
             data: None,
             seconds: 0.0,
+            recorded: false,
         }
+    }
+
+    /// Notes the result in the catalog, where that knows the archive: `known` is what it does.
+    ///
+    /// # Errors
+    /// The catalog can't be written.
+    pub fn record(&mut self, known: &KnownCopy, catalog: &Catalog, now: Timestamp) -> Result<()> {
+        if let Some(copy) = known.copy(self.id) {
+            let outcome = if self.sound { VerifyOutcome::Sound } else { VerifyOutcome::Failed };
+            let done = Verification { checked: now, root: self.root.clone(), outcome };
+            self.recorded = catalog.record_verification(&copy.name, &done)?;
+        }
+        Ok(())
     }
 
     /// Every byte agrees with the root: then it is sound, if it is the archive that was written there.

@@ -204,6 +204,14 @@ impl Catalog {
         Ok(found.into_iter().next())
     }
 
+    /// All copies of an archive that are known, gone or not.
+    ///
+    /// # Errors
+    /// The catalog can't be read.
+    pub fn copies_of(&self, archive: Uuid) -> Result<Vec<BackupCopy>> {
+        self.copies("WHERE archive = ?1 ORDER BY name", [archive.to_string()]).map_err(|e| self.unreadable(e))
+    }
+
     /// The copies at a place that are not known to be gone, oldest first.
     ///
     /// # Errors
@@ -258,7 +266,7 @@ impl Catalog {
         Ok(last)
     }
 
-    fn copies(&self, which: &str, values: impl rusqlite::Params) -> Sql<Vec<BackupCopy>> {
+    pub(super) fn copies(&self, which: &str, values: impl rusqlite::Params) -> Sql<Vec<BackupCopy>> {
         let connection = self.connection();
         let columns = "name, destination, archive, uuid, subject, images, host, created, parent, bytes, root, encrypted, job, source";
         let mut statement = connection.prepare(&format!("SELECT {columns} FROM backup {which}"))?;

@@ -32,6 +32,7 @@ mod schema;
 mod tapes;
 #[cfg(test)]
 mod tests;
+mod verifications;
 mod volumes;
 
 pub use backups::{BackupCopy, LastBackup, Owner, Source, copy_name, destination_name};
@@ -42,6 +43,7 @@ pub use freeze_session::{
 };
 pub use journal::Catalog;
 pub use no_catalog::NoCatalog;
+pub use verifications::{Verification, VerifyOutcome};
 pub use volumes::Volume;
 
 use std::fmt::Debug;

@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What version 1 has: the journal of freeze sessions; the service's queue, in which a domain has one run at
 /// a time and a job waits for a domain once; the backups, each copy a row, with what tells their sources
-/// apart (JSON), the archives that are pinned, and notes of archives; what was mounted where archives go; and
+/// apart (JSON), what the last verification of each came to, the archives that are pinned, and notes of archives; what was mounted where archives go; and
 /// what is known of tapes, which is rebuilt by reading them but for `failed`; and when all of the catalog was
 /// last checked (`integrity`). `created`, `removed`, `since` and `checked` are seconds since 1970, the
 /// queue's times and `planned.last` milliseconds.
@@ -106,6 +106,13 @@ CREATE INDEX backup_destination ON backup (destination);
 CREATE INDEX backup_domain ON backup (uuid, created);
 CREATE INDEX backup_archive ON backup (archive, destination);
 CREATE INDEX backup_removed ON backup (removed) WHERE removed IS NOT NULL;
+CREATE TABLE verification (
+    name TEXT PRIMARY KEY REFERENCES backup (name) ON DELETE CASCADE,
+    archive TEXT NOT NULL,
+    checked INTEGER NOT NULL,
+    root TEXT,
+    sound INTEGER NOT NULL
+) STRICT;
 CREATE TABLE pin (archive TEXT PRIMARY KEY, since INTEGER NOT NULL) STRICT;
 CREATE TABLE archive_note (archive TEXT NOT NULL, note TEXT NOT NULL, PRIMARY KEY (archive, note)) STRICT;
 CREATE TABLE integrity (id INTEGER PRIMARY KEY CHECK (id = 1), checked INTEGER NOT NULL) STRICT;

@@ -3,9 +3,13 @@
 use std::sync::Arc;
 
 use anyhow::Result;
+use jiff::Timestamp;
+use virtfold_backup::known_copy::KnownCopy;
 use virtfold_backup::verify::{self, VerifyReport, VerifyRequest};
 use virtfold_backup::{Control, Progress};
+use virtfold_base::error::sentence;
 use virtfold_base::units::Human;
+use virtfold_catalog::Catalog;
 use virtfold_medium::Location;
 
 use super::Signals;
@@ -14,6 +18,7 @@ use super::catalog_fill;
 use super::domain::connection::StateFlag;
 use super::encryption::IdentityArgs;
 use super::exit::ExitStatus;
+use super::output::say;
 use super::report::{JsonFlag, OutputFormat, ProgressPrinter, StdoutUse, damage, printable, result};
 use super::tape::{self, options::ChangeArgs};
 
@@ -65,7 +70,8 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
         _ => verify::run(&request, &control),
     };
     drop(ticker);
-    let report = report?;
+    let mut report = report?;
+    record(&mut report, &request.known, &args.state)?;
     damage(style, &report.damage)?;
     result(style, StdoutUse::Free, &report, &text(&report))?;
     Ok(match (report.sound, report.complete) {
@@ -73,6 +79,24 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
         (false, true) => ExitStatus::Damaged,
         (false, false) => ExitStatus::Incomplete,
     })
+}
+
+/// Notes the result in the catalog. That it can't be noted is said, and changes nothing of it.
+fn record(report: &mut VerifyReport, known: &KnownCopy, state: &StateFlag) -> Result<()> {
+    if known.copy(report.id).is_none() {
+        return Ok(());
+    }
+    let noted = Catalog::open_existing(&state.path()?).and_then(|catalog| match catalog {
+        Some(catalog) => report.record(known, &catalog, Timestamp::now()),
+        None => Ok(()),
+    });
+    if let Err(error) = noted {
+        say(&format!(
+            "virtfold: the result could not be recorded in the catalog: {}",
+            printable(&sentence(&error))
+        ));
+    }
+    Ok(())
 }
 
 fn text(report: &VerifyReport) -> String {

@@ -20,6 +20,8 @@ fn old_archives_go_and_nothing_else() {
     };
     let archives: Vec<String> =
         (0..3).map(|_| run_here(&backup_args(&image, PLACE, &[])).ok().last_line().to_owned()).collect();
+    // For images alone no catalog is made.
+    run_here(&["list", "--remember", PLACE]).ok();
     // Another host's, in its own folder, and something that is no archive.
     let ours = key_of(&archives[0]);
     let host = ours.split('/').nth(1).unwrap();
@@ -75,6 +77,7 @@ fn a_store_that_removes_one_by_one_is_pruned_all_the_same() {
         run(command.env("VIRTFOLD_STATE_DIR", &state).env("AWS_DISABLE_BULK_DELETE", single))
     };
     (0..3).for_each(|_| drop(run_here(&backup_args(&image, PLACE, &[]), "false").ok()));
+    run_here(&["list", "--remember", PLACE], "false").ok();
     world.proxy.fail(usize::MAX, Fault::Status(501), |r| r.target.contains("?delete"));
     let prune = ["prune", "--place", PLACE, "--keep-last", "1"];
     let refused = run_here(&prune, "false").exits(exit::FAILURE);

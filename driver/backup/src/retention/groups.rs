@@ -14,11 +14,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::policy::Prunable;
+use jiff::Timestamp;
+
+use super::policy::{Prunable, VerifyStanding};
 use super::report::PruneFailure;
 use super::survey::{ArchiveFacts, SurveyedArchive};
 use virtfold_base::error::ErrorKind;
-use virtfold_catalog::{Owner, Source};
+use virtfold_catalog::{BackupCopy, Owner, Source, VerifyOutcome};
 
 /// A host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,6 +90,49 @@ pub(super) fn settle(found: &mut SurveyedArchive) {
     }
 }
 
+/// Of several copies of one archive one counts: one that was verified, where there is one. Copied under other
+/// names, the newest archive would push out all others.
+pub(super) fn count_once(archives: &mut [SurveyedArchive]) {
+    let is_sound =
+        |found: &SurveyedArchive| found.verified.as_ref().is_some_and(|v| v.outcome == VerifyOutcome::Sound);
+    let mut first: BTreeMap<uuid::Uuid, usize> = BTreeMap::new();
+    for (index, found) in archives.iter().enumerate().filter(|(_, found)| found.standing == Prunable::Yes) {
+        let Some(facts) = &found.facts else { continue };
+        let best = first.entry(facts.id).or_insert(index);
+        if is_sound(found) && !archives.get(*best).is_some_and(is_sound) {
+            *best = index;
+        }
+    }
+    for (index, found) in archives.iter_mut().enumerate().filter(|(_, found)| found.standing == Prunable::Yes)
+    {
+        let Some(facts) = &found.facts else { continue };
+        if first.get(&facts.id).is_some_and(|best| *best != index) {
+            found.standing = Prunable::No("another copy of an archive that counts".to_owned());
+        }
+    }
+}
+
+/// Which of the archives of a group were verified, and which should have been. `since` is when the oldest one
+/// was made that ever was, gone ones included.
+pub(super) fn verify_standing(found: &SurveyedArchive, since: Option<Timestamp>) -> VerifyStanding {
+    let created = found.facts.as_ref().map(|facts| facts.created);
+    match (&found.verified, since, created) {
+        (Some(done), ..) if done.outcome == VerifyOutcome::Sound => VerifyStanding::Sound,
+        (_, Some(since), Some(created)) if since < created => VerifyStanding::Overdue,
+        _ => VerifyStanding::Unverified,
+    }
+}
+
+/// When the oldest archive of each group was made that was sound when it was verified.
+pub(super) fn verified_since(copies: &[BackupCopy]) -> BTreeMap<GroupKey, Timestamp> {
+    let mut since: BTreeMap<GroupKey, Timestamp> = BTreeMap::new();
+    for copy in copies {
+        let oldest = since.entry(GroupKey::of(&copy.owner, &copy.source)).or_insert(copy.created);
+        *oldest = copy.created.min(*oldest);
+    }
+    since
+}
+
 /// Why nothing of a subject goes: its archives may belong to several groups.
 pub(super) fn mixed(
     archives: &[SurveyedArchive],
@@ -129,6 +174,7 @@ pub(super) fn mixed(
 
 #[cfg(test)]
 mod tests {
+    use super::super::policy::Authenticity;
     use super::*;
     use virtfold_catalog::Owner;
 
@@ -144,7 +190,16 @@ mod tests {
         };
         let location = std::path::PathBuf::from("/a").into();
         let stored = virtfold_medium::process::StoredArchive { location, bytes: 1 };
-        SurveyedArchive { stored, name: None, facts: Some(facts), standing: Prunable::Yes, named: None }
+        SurveyedArchive {
+            stored,
+            name: None,
+            facts: Some(facts),
+            standing: Prunable::Yes,
+            encrypted: false,
+            verified: None,
+            authenticity: Authenticity::NotChecked,
+            named: None,
+        }
     }
 
     #[test]

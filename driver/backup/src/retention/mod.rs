@@ -8,7 +8,8 @@
 //!   catalog.
 //!
 //! What is at the place counts, not what the catalog believes; but for encrypted archives that no identity
-//! opens, of which the catalog says what the head would. Removal is noted when it has happened: an archive
+//! opens, of which the catalog says what the head would. Of what is there only that counts for a rule which
+//! the catalog knows: anybody who can write to the place can put archives there. Removal is noted when it has happened: an archive
 //! that is gone and still in the catalog is found at the next look.
 //!
 //! Invariants: the newest whole backup stays; what rests on another archive that stays keeps that one; an
@@ -29,7 +30,10 @@ mod report;
 mod survey;
 
 pub use self::groups::{HostIdentity, PathPolicy};
-pub use self::policy::{KeepReason, KeepRule, KeepRules, Prunable, PruneCandidate, PruneDecision, decide};
+pub use self::policy::{
+    Authenticity, KeepReason, KeepRule, KeepRules, Prunable, PruneCandidate, PruneDecision, VerifyStanding,
+    decide,
+};
 pub use self::prune::{KeepPolicy, KeepPolicyOf, PruneRequest, prune};
 pub use self::report::{GroupReport, PruneAction, PruneEntry, PruneFailure, PruneReport};
 pub use self::survey::{CatalogFillReport, copies, fill_catalog};

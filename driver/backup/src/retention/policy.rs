@@ -10,8 +10,18 @@
 //! - `within: TIME` keeps what is younger than the newest backup but one by no more than that. Counted from
 //!   there, a clock that leapt or a host that was off for a month costs nothing.
 //! - A backup stays when one rule keeps it, or when a person has pinned it. The newest one stays whatever the
-//!   rules say.
+//!   rules say, and so does the newest that was verified.
 //! - What a backup that stays rests on stays, too, and so on down.
+//!
+//! Not every backup may push others out: anybody who can write to a place can put archives there.
+//!
+//! - One that the catalog does not know, that is not authentic, or that failed its verification, counts for
+//!   nothing and stays.
+//! - One that was never verified though an older one was counts for itself alone.
+//! - One in the clear counts for itself and others in the clear, never against an encrypted one.
+//!
+//! So each backup is judged in a list of its own: those that may push it out, and itself. It stays when a rule
+//! keeps it there.
 //!
 //! It follows that a second run right after the first removes nothing, and that a larger number never removes
 //! more.
@@ -132,8 +142,36 @@ pub struct PruneCandidate {
     pub parent: Option<Uuid>,
     /// Whether a person keeps it.
     pub pinned: bool,
+    /// Whether it is encrypted.
+    pub encrypted: bool,
+    /// Whether it was verified.
+    pub verified: VerifyStanding,
+    /// Whether it is known to be of who it says.
+    pub authenticity: Authenticity,
     /// What may be done with it.
     pub standing: Prunable,
+}
+
+/// Whether a backup was verified, and what that is worth beside the others of its group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VerifyStanding {
+    /// It was sound when it was verified last.
+    Sound,
+    /// It never was, and no older one either.
+    Unverified,
+    /// It never was, though an older one was: nobody knows whether it is as good as that.
+    Overdue,
+}
+
+/// Whether a backup is known to be of the host that it names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Authenticity {
+    /// Nothing was asked for.
+    NotChecked,
+    /// It is.
+    Authentic,
+    /// It is not, for this reason.
+    Doubtful(String),
 }
 
 /// What may be done with an archive.
@@ -145,6 +183,8 @@ pub enum Prunable {
     No(String),
     /// It can't be read, stays, and may rest on whatever is older.
     Unreadable(String),
+    /// It is whole, and the catalog does not know it: as [`Prunable::No`], until it does.
+    NotRecorded,
 }
 
 /// Why a backup is kept.
@@ -158,6 +198,12 @@ pub enum KeepReason {
     Pinned,
     /// Nothing newer is whole.
     Newest,
+    /// Nothing newer was verified.
+    NewestVerified,
+    /// It would have gone, but those that push it out are in the clear.
+    PlaintextDisplacesNone,
+    /// It pushes nothing out: it was never verified, though an older one was.
+    CountsAlone,
     /// An archive that stays rests on it.
     NeededBy(Uuid),
     /// An archive of this time that can't be read may rest on it.
@@ -175,6 +221,9 @@ impl fmt::Display for KeepReason {
             Self::Within(span) => write!(f, "within {}", words(*span)),
             Self::Pinned => f.write_str("pinned"),
             Self::Newest => f.write_str("newest complete"),
+            Self::NewestVerified => f.write_str("newest verified"),
+            Self::PlaintextDisplacesNone => f.write_str("archives in the clear push no encrypted one out"),
+            Self::CountsAlone => f.write_str("pushes nothing out: never verified, though an older one was"),
             Self::NeededBy(id) => {
                 let id = id.simple().to_string();
                 write!(f, "needed by {}", id.get(..8).unwrap_or(&id))
@@ -219,33 +268,21 @@ pub fn decide(
     elsewhere: &[(Uuid, Uuid)],
 ) -> Vec<PruneDecision> {
     let mut reasons: Vec<Vec<KeepReason>> = vec![Vec::new(); backups.len()];
-    let mut note = |index: usize, reason: KeepReason| {
-        if let Some(list) = reasons.get_mut(index) {
-            list.push(reason);
+    let mut counted: Vec<usize> = Vec::new();
+    for ((index, backup), reasons) in backups.iter().enumerate().zip(&mut reasons) {
+        match uncounted(backup, now) {
+            Some(why) => reasons.push(why),
+            None => counted.push(index),
         }
-    };
-    let mut counted: Vec<(usize, Timestamp)> = Vec::new();
-    for (index, backup) in backups.iter().enumerate() {
+    }
+    let created = |index: usize| backups.get(index).map(|backup| backup.created);
+    counted.sort_by_key(|index| (std::cmp::Reverse(created(*index)), *index));
+    let ranking = Ranking { backups, counted, keep, zone };
+    ranking.note(&mut reasons);
+    for (backup, reasons) in backups.iter().zip(&mut reasons) {
         if backup.pinned {
-            note(index, KeepReason::Pinned);
+            reasons.push(KeepReason::Pinned);
         }
-        match &backup.standing {
-            Prunable::Yes if backup.created > now => note(index, KeepReason::Future),
-            Prunable::Yes => counted.push((index, backup.created)),
-            Prunable::No(why) | Prunable::Unreadable(why) => note(index, KeepReason::NotOurs(why.clone())),
-        }
-    }
-    counted.sort_by_key(|(index, created)| (std::cmp::Reverse(*created), *index));
-    for (rule, number) in keep.rules() {
-        for (index, period) in kept_by(rule, number, &counted, zone) {
-            note(index, KeepReason::Rule(rule, period));
-        }
-    }
-    if let Some(span) = keep.within {
-        within(span, &counted).for_each(|index| note(index, KeepReason::Within(span)));
-    }
-    if let Some((index, _)) = counted.first() {
-        note(*index, KeepReason::Newest);
     }
     unread(backups, &mut reasons);
     needed(backups, elsewhere, &mut reasons);
@@ -255,35 +292,127 @@ pub fn decide(
     reasons.into_iter().map(verdict).collect()
 }
 
-/// The newest backup of each of the last `number` periods that have one.
+/// Why a backup stays without being counted; nothing where the rules decide.
+fn uncounted(backup: &PruneCandidate, now: Timestamp) -> Option<KeepReason> {
+    match (&backup.standing, &backup.authenticity) {
+        (Prunable::No(why) | Prunable::Unreadable(why), _) => Some(KeepReason::NotOurs(why.clone())),
+        (Prunable::NotRecorded, _) => Some(KeepReason::NotOurs("not in the catalog".to_owned())),
+        (Prunable::Yes, Authenticity::Doubtful(why)) => Some(KeepReason::NotOurs(why.clone())),
+        (Prunable::Yes, _) => (backup.created > now).then_some(KeepReason::Future),
+    }
+}
+
+/// Which of a backup's lists the plain ones are in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rivals {
+    All,
+    Encrypted,
+}
+
+/// The backups that count, and by which rules.
+struct Ranking<'a> {
+    backups: &'a [PruneCandidate],
+    /// Newest first.
+    counted: Vec<usize>,
+    keep: &'a KeepRules,
+    zone: &'a TimeZone,
+}
+
+impl Ranking<'_> {
+    /// Notes why each of them stays.
+    fn note(&self, reasons: &mut [Vec<KeepReason>]) {
+        for index in &self.counted {
+            let (Some(backup), Some(reasons)) = (self.backups.get(*index), reasons.get_mut(*index)) else {
+                continue;
+            };
+            let rivals = if backup.encrypted { Rivals::Encrypted } else { Rivals::All };
+            reasons.extend(self.kept(*index, backup, rivals));
+            if self.is_newest_verified(*index, backup, rivals) {
+                reasons.push(KeepReason::NewestVerified);
+            }
+            if reasons.is_empty() {
+                continue;
+            }
+            if backup.encrypted && self.kept(*index, backup, Rivals::All).is_empty() {
+                reasons.push(KeepReason::PlaintextDisplacesNone);
+            }
+            if backup.verified == VerifyStanding::Overdue {
+                reasons.push(KeepReason::CountsAlone);
+            }
+        }
+    }
+
+    /// What may push a backup out, and itself, newest first.
+    fn list(&self, own: usize, rivals: Rivals) -> impl Iterator<Item = (usize, Timestamp)> {
+        let counts = move |index: usize, other: &PruneCandidate| {
+            index == own
+                || other.verified != VerifyStanding::Overdue && (rivals == Rivals::All || other.encrypted)
+        };
+        let others = self.counted.iter().filter_map(|index| Some((*index, self.backups.get(*index)?)));
+        others
+            .filter(move |(index, other)| counts(*index, other))
+            .map(|(index, other)| (index, other.created))
+    }
+
+    /// Why a backup stays in its list.
+    fn kept(&self, own: usize, backup: &PruneCandidate, rivals: Rivals) -> Vec<KeepReason> {
+        let mut reasons = Vec::new();
+        for (rule, number) in self.keep.rules().into_iter().filter(|(_, number)| *number > 0) {
+            let period = kept_by(rule, number, own, self.list(own, rivals), self.zone);
+            reasons.extend(period.map(|period| KeepReason::Rule(rule, period)));
+        }
+        if let Some(span) = self.keep.within
+            && backup.created >= since(span, self.list(own, rivals))
+        {
+            reasons.push(KeepReason::Within(span));
+        }
+        if self.list(own, rivals).next().is_some_and(|(newest, _)| newest == own) {
+            reasons.push(KeepReason::Newest);
+        }
+        reasons
+    }
+
+    /// Whether nothing newer in its list was verified, and it was.
+    fn is_newest_verified(&self, own: usize, backup: &PruneCandidate, rivals: Rivals) -> bool {
+        let is_sound = |index: &usize| {
+            self.backups.get(*index).is_some_and(|other| other.verified == VerifyStanding::Sound)
+        };
+        let newest = self.list(own, rivals).map(|(index, _)| index).find(is_sound);
+        backup.verified == VerifyStanding::Sound && newest == Some(own)
+    }
+}
+
+/// The period as whose newest backup one of a list, newest first, is kept: of the last `number` that have
+/// one.
 fn kept_by(
     rule: KeepRule,
     number: u32,
-    newest_first: &[(usize, Timestamp)],
+    own: usize,
+    newest_first: impl Iterator<Item = (usize, Timestamp)>,
     zone: &TimeZone,
-) -> Vec<(usize, String)> {
+) -> Option<String> {
     let number = usize::try_from(number).unwrap_or(usize::MAX);
     let mut seen = BTreeSet::new();
-    let mut kept = Vec::new();
-    for (position, (index, created)) in newest_first.iter().enumerate() {
-        if kept.len() >= number {
+    for (position, (index, created)) in newest_first.enumerate() {
+        if seen.len() >= number {
             break;
         }
-        let period = rule.period(position, *created, zone);
-        if seen.insert(period.clone()) {
-            kept.push((*index, period));
+        let period = rule.period(position, created, zone);
+        let is_new = seen.insert(period.clone());
+        if index == own {
+            return is_new.then_some(period);
         }
     }
-    kept
+    None
 }
 
-/// What is younger than the newest but one by no more than a span.
-fn within(span: Duration, newest_first: &[(usize, Timestamp)]) -> impl Iterator<Item = usize> {
-    let from = newest_first.get(1).or(newest_first.first()).map(|(_, created)| *created);
+/// Since when a list, newest first, keeps all of a span: counted from the newest but one.
+fn since(span: Duration, mut newest_first: impl Iterator<Item = (usize, Timestamp)>) -> Timestamp {
+    let newest = newest_first.next();
+    let from = newest_first.next().or(newest).map(|(_, created)| created);
     let since =
         SignedDuration::try_from(span).ok().zip(from).and_then(|(span, from)| from.checked_sub(span).ok());
-    let since = since.unwrap_or(Timestamp::MIN);
-    newest_first.iter().filter(move |(_, created)| *created >= since).map(|(index, _)| *index)
+    since.unwrap_or(Timestamp::MIN)
 }
 
 /// What can't be read keeps whatever is not younger.

@@ -26,8 +26,95 @@ fn whole(id: u128, created: Timestamp, parent: Option<u128>) -> PruneCandidate {
         created,
         parent: parent.map(Uuid::from_u128),
         pinned: false,
+        encrypted: false,
+        verified: VerifyStanding::Unverified,
+        authenticity: Authenticity::NotChecked,
         standing: Prunable::Yes,
     }
+}
+
+fn words(decision: &PruneDecision) -> Vec<String> {
+    match decision {
+        PruneDecision::Keep(reasons) => reasons.iter().map(ToString::to_string).collect(),
+        PruneDecision::Remove => Vec::new(),
+    }
+}
+
+/// Five days, of which `special` makes something else.
+fn days(special: impl Fn(usize, &mut PruneCandidate)) -> Vec<PruneCandidate> {
+    let mut days: Vec<PruneCandidate> = (0..5)
+        .map(|day| whole(day + 1, at(NOW - 86_400 * (5 - i64::try_from(day).unwrap())), None))
+        .collect();
+    days.iter_mut().enumerate().for_each(|(index, backup)| special(index, backup));
+    days
+}
+
+const ONE: KeepRules = KeepRules {
+    last: Some(1),
+    hourly: None,
+    daily: None,
+    weekly: None,
+    monthly: None,
+    yearly: None,
+    within: None,
+};
+
+/// Anybody can put such archives there: they stay, and change nothing for the others.
+#[test]
+fn what_is_not_recorded_or_not_authentic_pushes_nothing_out() {
+    for (standing, authenticity, why) in [
+        (Prunable::NotRecorded, Authenticity::NotChecked, "not in the catalog"),
+        (Prunable::Yes, Authenticity::Doubtful("unsigned".into()), "unsigned"),
+        (Prunable::No("failed its verification".into()), Authenticity::Authentic, "failed its verification"),
+    ] {
+        let backups = days(|day, backup| {
+            if day >= 3 {
+                (backup.standing, backup.authenticity) = (standing.clone(), authenticity.clone());
+            }
+        });
+        let verdicts = utc(&backups, &ONE);
+        assert_eq!(removed(&verdicts), [0, 1], "{why}");
+        assert_eq!(words(&verdicts[2]), ["last 1", "newest complete"]);
+        assert_eq!(words(&verdicts[4]), [why]);
+    }
+}
+
+#[test]
+fn what_is_in_the_clear_pushes_no_encrypted_one_out() {
+    let backups = days(|day, backup| backup.encrypted = day < 2);
+    let verdicts = utc(&backups, &ONE);
+    assert_eq!(removed(&verdicts), [0, 2, 3]);
+    let why = ["last 1", "newest complete", "archives in the clear push no encrypted one out"];
+    assert_eq!(words(&verdicts[1]), why);
+    // The other way round they do: the job encrypts now.
+    let verdicts = utc(&days(|day, backup| backup.encrypted = day >= 2), &ONE);
+    assert_eq!(removed(&verdicts), [0, 1, 2, 3]);
+}
+
+#[test]
+fn what_was_never_verified_though_an_older_one_was_counts_alone() {
+    let verified = |day: usize, backup: &mut PruneCandidate| {
+        backup.verified = match day {
+            0 => VerifyStanding::Unverified,
+            1 | 2 => VerifyStanding::Sound,
+            _ => VerifyStanding::Overdue,
+        };
+        backup.parent = (day == 2).then_some(Uuid::from_u128(1));
+    };
+    let verdicts = utc(&days(verified), &ONE);
+    assert_eq!(removed(&verdicts), [1], "the newest verified one stays, and what it rests on");
+    assert_eq!(words(&verdicts[2]), ["last 1", "newest complete", "newest verified"]);
+    let alone = "pushes nothing out: never verified, though an older one was";
+    assert_eq!(words(&verdicts[3]), ["last 1", "newest complete", alone]);
+    assert_eq!(words(&verdicts[0]), ["needed by 00000000"]);
+    // Verified ones push it out.
+    let newest = |day: usize, backup: &mut PruneCandidate| {
+        verified(day, backup);
+        if day == 4 {
+            backup.verified = VerifyStanding::Sound;
+        }
+    };
+    assert_eq!(removed(&utc(&days(newest), &ONE)), [0, 1, 2, 3]);
 }
 
 fn removed(verdicts: &[PruneDecision]) -> Vec<usize> {
@@ -200,31 +287,52 @@ fn keep() -> impl Strategy<Value = KeepRules> {
 
 fn backups() -> impl Strategy<Value = Vec<PruneCandidate>> {
     let spread = prop_oneof![Just(3_000i64), Just(400_000), Just(40_000_000)];
-    let one = (spread, 0i64..1000, proptest::option::of(0u128..20), 0u8..12);
+    let one = (spread, 0i64..1000, proptest::option::of(0u128..20), 0u8..36);
     proptest::collection::vec(one, 0..20).prop_map(|list| {
         let make = |(index, (spread, step, parent, kind)): (u128, (i64, i64, Option<u128>, u8))| {
-            let standing = match kind {
+            let standing = match kind % 12 {
                 0 => Prunable::No("damaged".into()),
                 1 => Prunable::Unreadable("encrypted".into()),
+                2 => Prunable::NotRecorded,
                 _ => Prunable::Yes,
+            };
+            let verified = match kind / 3 % 3 {
+                0 => VerifyStanding::Sound,
+                1 => VerifyStanding::Unverified,
+                _ => VerifyStanding::Overdue,
+            };
+            let authenticity = match kind {
+                13 => Authenticity::Doubtful("unsigned".into()),
+                14 => Authenticity::Authentic,
+                _ => Authenticity::NotChecked,
             };
             // Some are from the future.
             let created = at(NOW + spread - step * spread / 500 * 4);
             let parent = parent.filter(|_| kind % 2 == 0);
-            PruneCandidate { standing, ..whole(index, created, parent) }
+            let encrypted = kind % 5 < 2;
+            PruneCandidate { standing, verified, authenticity, encrypted, ..whole(index, created, parent) }
         };
         (0u128..).zip(list).map(make).collect()
     })
 }
 
+/// Whether the rules decide on it.
+fn counts(backup: &PruneCandidate) -> bool {
+    let doubtful = matches!(backup.authenticity, Authenticity::Doubtful(_));
+    backup.standing == Prunable::Yes && !doubtful && backup.created <= now()
+}
+
 /// The rules as a person would check them: a backup is kept by a rule when nothing newer is of its period,
-/// and fewer than N periods have something newer.
+/// and fewer than N periods have something newer; where only those count that may push it out.
 fn model_keeps(backups: &[PruneCandidate], keep: &KeepRules, index: usize) -> bool {
-    let counts = |b: &PruneCandidate| b.standing == Prunable::Yes && b.created <= now();
+    let rival = |b: &PruneCandidate| {
+        b.verified != VerifyStanding::Overdue && (b.encrypted || !backups[index].encrypted)
+    };
     let newer = |a: usize, b: usize| {
         (backups[a].created, std::cmp::Reverse(a)) > (backups[b].created, std::cmp::Reverse(b))
     };
-    let whole: Vec<usize> = (0..backups.len()).filter(|i| counts(&backups[*i])).collect();
+    let whole: Vec<usize> =
+        (0..backups.len()).filter(|i| counts(&backups[*i]) && (*i == index || rival(&backups[*i]))).collect();
     if !whole.contains(&index) {
         return true;
     }
@@ -243,7 +351,9 @@ fn model_keeps(backups: &[PruneCandidate], keep: &KeepRules, index: usize) -> bo
         let age = last_but_one.as_second() - backups[index].created.as_second();
         age <= i64::try_from(span.as_secs()).unwrap()
     };
+    let sound = |i: &usize| backups[*i].verified == VerifyStanding::Sound;
     newer_ones.is_empty()
+        || sound(&index) && !newer_ones.iter().any(sound)
         || keep.within.is_some_and(young)
         || newer_ones.len() < usize::try_from(keep.last.unwrap_or(0)).unwrap()
         || by_period(keep.hourly, |t| (t.year(), i32::from(t.date().day_of_year()), i32::from(t.hour())))
@@ -274,7 +384,7 @@ proptest! {
     fn whatever_the_rules_nothing_needed_goes(backups in backups(), keep in keep()) {
         let verdicts = utc(&backups, &keep);
         let goes = |index: usize| verdicts[index] == PruneDecision::Remove;
-        let newest = backups.iter().enumerate().filter(|(_, b)| b.standing == Prunable::Yes && b.created <= now());
+        let newest = backups.iter().enumerate().filter(|(_, b)| counts(b));
         if let Some((newest, _)) = newest.max_by_key(|(index, b)| (b.created, std::cmp::Reverse(*index))) {
             prop_assert!(!goes(newest));
         }

@@ -16,15 +16,17 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use uuid::Uuid;
 
-use super::groups::{GroupKey, HostIdentity, PathPolicy, mixed, settle};
+use super::groups::{
+    GroupKey, HostIdentity, PathPolicy, count_once, mixed, settle, verified_since, verify_standing,
+};
 use super::policy::{KeepReason, KeepRules, Prunable, PruneCandidate, PruneDecision, decide};
 use super::report::{GroupReport, PruneAction, PruneEntry, PruneFailure, PruneReport};
 use super::survey::{SurveyedArchive, file_name, look};
 use crate::RunMode;
 use crate::destinations::Destinations;
 use crate::session::file_label;
-use virtfold_base::error::Result;
-use virtfold_catalog::{Catalog, DomainLock, Journal, Owner};
+use virtfold_base::error::{ErrorKind, Result};
+use virtfold_catalog::{BackupCopy, Catalog, DomainLock, Journal, Owner};
 use virtfold_hypervisor::DomainId;
 use virtfold_medium::Location;
 use virtfold_medium::process::StoredArchive;
@@ -76,6 +78,8 @@ struct BackupGroup {
     /// Why nothing of it goes.
     mixed: Option<PruneFailure>,
     kept_whole: Option<String>,
+    /// How many of its archives the catalog does not know.
+    unrecorded: usize,
     archives: Vec<DecidedArchive>,
 }
 
@@ -87,8 +91,7 @@ struct DestinationSurvey {
     not_asked: usize,
 }
 
-/// Prunes a place. `catalog` is none where there is none yet: then nothing is locked and noted, and encrypted
-/// archives need an identity.
+/// Prunes a place. `catalog` is none where there is none yet: then nothing is known, and nothing goes.
 ///
 /// # Errors
 /// The place or the catalog can't be read; somebody else prunes. What can't be removed is in the report.
@@ -119,13 +122,28 @@ pub fn prune(request: &PruneRequest<'_>, catalog: Option<&Catalog>) -> Result<Pr
         }
         subjects.push(group);
     }
+    let unrecorded = nothing_recorded(request.place, &subjects);
     Ok(PruneReport {
         place: request.place.to_string(),
         subjects,
+        unrecorded,
         unknown: survey.unknown.iter().map(|found| entry(found, &left_alone(found))).collect(),
         other_hosts: survey.other_hosts,
         not_asked: survey.not_asked,
         not_noted,
+    })
+}
+
+/// Why nothing went: of all archives that were asked for the catalog knows none.
+fn nothing_recorded(place: &Location, subjects: &[GroupReport]) -> Option<PruneFailure> {
+    let archives: usize = subjects.iter().map(|group| group.archives.len()).sum();
+    let unrecorded: usize = subjects.iter().map(|group| group.unrecorded).sum();
+    (archives > 0 && archives == unrecorded).then(|| PruneFailure {
+        sentence: format!(
+            "nothing of '{place}' was removed: this host's catalog knows none of its {archives} archives, and what it does not know may be forged"
+        ),
+        hint: Some(format!("'virtfold list --remember {place}' records them, with --identity for encrypted ones")),
+        kind: ErrorKind::NotFound,
     })
 }
 
@@ -156,15 +174,10 @@ impl PruneRequest<'_> {
         let elsewhere = self.elsewhere(catalog)?;
         let mut claimed = BTreeSet::new();
         let pinned = catalog.map(Catalog::pins).transpose()?.unwrap_or_default();
+        let since = verified_since(&self.verified(catalog)?);
         for (key, mut archives) in subjects {
-            // A domain may have been renamed: what it is called last counts.
-            let all = archives.iter().filter_map(|found| found.facts.as_ref());
-            let Some(owner) = all
-                .max_by_key(|facts| (facts.created <= self.now, facts.created))
-                .map(|facts| facts.owner.clone())
-            else {
-                continue;
-            };
+            let Some(owner) = self.owner(&archives) else { continue };
+            count_once(&mut archives);
             let (keep, kept_whole) = match (self.wanted)(&owner)? {
                 KeepPolicy::NotSelected => {
                     survey.not_asked += archives.len();
@@ -188,12 +201,31 @@ impl PruneRequest<'_> {
                 ours.map(|(index, found)| (index, found.clone())).collect();
             claimed.extend(ours.iter().map(|(index, _)| *index));
             archives.extend(ours.into_iter().map(|(_, found)| found));
-            let archives = self.decide(archives, &keep, &elsewhere, &pinned);
-            survey.subjects.push(BackupGroup { key, owner, mixed, kept_whole, archives }.whole());
+            let unrecorded = archives.iter().filter(|found| found.standing == Prunable::NotRecorded).count();
+            let known =
+                GroupKnowledge { elsewhere: &elsewhere, pinned: &pinned, since: since.get(&key).copied() };
+            let archives = self.decide(archives, &keep, &known);
+            survey.subjects.push(BackupGroup { key, owner, mixed, kept_whole, unrecorded, archives }.whole());
         }
         let rest = unread.into_iter().enumerate().filter(|(index, _)| !claimed.contains(index));
         survey.unknown = rest.map(|(_, found)| found).collect();
         Ok(survey)
+    }
+
+    /// Whose archives these are. A domain may have been renamed: what it is called last counts, where the catalog
+    /// knows an archive that says so; a forged one would choose the rules.
+    fn owner(&self, archives: &[SurveyedArchive]) -> Option<Owner> {
+        let rank = |found: &&SurveyedArchive| {
+            let created = found.facts.as_ref().map(|facts| facts.created);
+            (found.standing == Prunable::Yes, created.is_some_and(|created| created <= self.now), created)
+        };
+        archives.iter().max_by_key(rank)?.facts.as_ref().map(|facts| facts.owner.clone())
+    }
+
+    /// The copies at the place that were sound when they were verified last, gone ones included.
+    fn verified(&self, catalog: Option<&Catalog>) -> Result<Vec<BackupCopy>> {
+        let Some(catalog) = catalog else { return Ok(Vec::new()) };
+        catalog.verified_copies(&self.destinations.name(self.place)?)
     }
 
     /// Increments at other places that rest on archives here.
@@ -207,11 +239,10 @@ impl PruneRequest<'_> {
         &self,
         archives: Vec<SurveyedArchive>,
         keep: &KeepRules,
-        elsewhere: &[(Uuid, Uuid)],
-        pinned: &BTreeSet<Uuid>,
+        known: &GroupKnowledge<'_>,
     ) -> Vec<DecidedArchive> {
-        let backups: Vec<PruneCandidate> = archives.iter().map(|found| backup(found, pinned)).collect();
-        let verdicts = decide(&backups, keep, self.now, self.zone, elsewhere);
+        let backups: Vec<PruneCandidate> = archives.iter().map(|found| backup(found, known)).collect();
+        let verdicts = decide(&backups, keep, self.now, self.zone, known.elsewhere);
         let decided =
             archives.into_iter().zip(verdicts).map(|(found, verdict)| DecidedArchive { found, verdict });
         let mut archives: Vec<DecidedArchive> = decided.collect();
@@ -226,11 +257,24 @@ fn created(found: &SurveyedArchive) -> Option<Timestamp> {
     found.facts.as_ref().map(|facts| facts.created).or_else(by_name)
 }
 
-fn backup(found: &SurveyedArchive, pinned: &BTreeSet<Uuid>) -> PruneCandidate {
+/// What the catalog knows of a group beside its archives here.
+struct GroupKnowledge<'a> {
+    /// Increments at other places, and what they rest on.
+    elsewhere: &'a [(Uuid, Uuid)],
+    /// What a person keeps.
+    pinned: &'a BTreeSet<Uuid>,
+    /// When the oldest one was made that ever was verified.
+    since: Option<Timestamp>,
+}
+
+fn backup(found: &SurveyedArchive, known: &GroupKnowledge<'_>) -> PruneCandidate {
     let id = found.facts.as_ref().map(|facts| facts.id);
     PruneCandidate {
         id,
-        pinned: id.is_some_and(|id| pinned.contains(&id)),
+        pinned: id.is_some_and(|id| known.pinned.contains(&id)),
+        encrypted: found.encrypted,
+        verified: verify_standing(found, known.since),
+        authenticity: found.authenticity.clone(),
         created: created(found).unwrap_or(Timestamp::MAX),
         parent: found.facts.as_ref().and_then(|facts| facts.parent),
         standing: found.standing.clone(),
@@ -290,6 +334,7 @@ impl BackupGroup {
             paths,
             archives: archives.collect(),
             kept_whole: self.kept_whole.clone(),
+            unrecorded: self.unrecorded,
             failure,
         }
     }
@@ -297,7 +342,7 @@ impl BackupGroup {
 
 fn left_alone(found: &SurveyedArchive) -> PruneDecision {
     let why = match &found.standing {
-        Prunable::Yes => String::new(),
+        Prunable::Yes | Prunable::NotRecorded => String::new(),
         Prunable::No(why) | Prunable::Unreadable(why) => why.clone(),
     };
     PruneDecision::Keep(vec![KeepReason::NotOurs(why)])

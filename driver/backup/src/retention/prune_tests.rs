@@ -16,7 +16,7 @@ use virtfold_archive::manifest::{BackupSubject, CompressionNote, Manifest, Paren
 use virtfold_archive::stream::{Cancel, Compression, StreamOptions};
 use virtfold_archive::writer::{ArchiveContents, write_archive};
 use virtfold_base::error::{ErrorKind, Result};
-use virtfold_catalog::{Catalog, Journal, Owner, copy_name};
+use virtfold_catalog::{Catalog, Journal, Owner, Verification, VerifyOutcome, copy_name};
 use virtfold_hypervisor::DomainId;
 use virtfold_medium::EncryptingMedium;
 use virtfold_medium::{FileMedium, Location, Medium};
@@ -27,6 +27,8 @@ const DOMAIN: Uuid = Uuid::from_u128(0xd0);
 struct World {
     folder: tempfile::TempDir,
     catalog: Catalog,
+    /// Whether that is another host's.
+    has_none: bool,
     /// Age's key of whoever may read.
     key: age::x25519::Identity,
 }
@@ -38,11 +40,12 @@ struct Spec<'a> {
     host: &'a str,
     host_id: Option<&'a str>,
     name: &'a str,
+    uuid: Option<Uuid>,
     parent: Option<u128>,
 }
 
 fn spec(id: u128, created: &str) -> Spec<'_> {
-    Spec { id, created, host: "h1", host_id: None, name: "web", parent: None }
+    Spec { id, created, host: "h1", host_id: None, name: "web", uuid: None, parent: None }
 }
 
 /// Ids differ in their first digits, which are in the names.
@@ -55,7 +58,7 @@ impl World {
         let folder = tempfile::tempdir().unwrap();
         let catalog = Catalog::open(&folder.path().join("state")).unwrap();
         std::fs::create_dir(folder.path().join("backup")).unwrap();
-        Self { folder, catalog, key: age::x25519::Identity::generate() }
+        Self { folder, catalog, has_none: false, key: age::x25519::Identity::generate() }
     }
 
     fn place(&self) -> PathBuf {
@@ -128,7 +131,19 @@ impl World {
             mode,
             paths: PathPolicy::default(),
         };
-        prune(&request, Some(&self.catalog)).unwrap()
+        prune(&request, Some(&self.catalog).filter(|_| !self.has_none)).unwrap()
+    }
+
+    /// Notes what is there and can be read.
+    fn look(&self) {
+        self.remember(&Identities::default());
+    }
+
+    /// Notes what a verification came to.
+    fn verified(&self, path: &Path, outcome: VerifyOutcome) {
+        let done = Verification { checked: NOW.parse().unwrap(), root: None, outcome };
+        let name = copy_name(&Location::from(path)).unwrap();
+        assert!(self.catalog.record_verification(&name, &done).unwrap());
     }
 
     fn remember(&self, identities: &Identities) -> CatalogFillReport {
@@ -151,7 +166,7 @@ fn write(spec: &Spec<'_>, mut medium: Box<dyn Medium>) {
         tool: "virtfold 0".to_owned(),
         subject: BackupSubject::Domain {
             name: spec.name.to_owned(),
-            uuid: (spec.name == "web").then_some(DOMAIN),
+            uuid: spec.uuid.or((spec.name == "web").then_some(DOMAIN)),
         },
         kind: if parent.is_some() { BackupKind::Incremental } else { BackupKind::Full },
         parent,
@@ -226,6 +241,7 @@ fn what_is_not_surely_ours_stays() {
     let original = world.archive(&spec(4, old));
     let renamed = world.place().join("before-the-upgrade.tar");
     std::fs::rename(&original, &renamed).unwrap();
+    world.look();
     let hostile: Vec<PathBuf> =
         [".tar", "..tar", "web-20200101T000000Z-00000009.tar.zst", "a\nb.tar", "-.tar"]
             .iter()
@@ -265,10 +281,12 @@ fn increments_go_before_what_they_rest_on() {
     let full = world.archive(&spec(1, "2026-11-20T00:00:00Z"));
     let increment = world.archive(&Spec { parent: Some(1), ..spec(2, "2026-11-21T00:00:00Z") });
     let newest = world.archive(&Spec { parent: Some(2), ..spec(3, "2026-11-22T00:00:00Z") });
+    world.look();
     let report = world.prune(1, RunMode::Apply);
     assert!(there(&full) && there(&increment) && there(&newest));
     assert_eq!(entry(&report, &full).reasons, [format!("needed by {}", &uuid(2).to_string()[..8])]);
     let newer = world.archive(&spec(4, "2026-11-23T00:00:00Z"));
+    world.look();
     world.prune(1, RunMode::Apply);
     assert!(!there(&full) && !there(&increment) && !there(&newest) && there(&newer));
 }
@@ -278,14 +296,15 @@ fn encrypted_ones_need_the_catalog_or_a_key_and_keep_what_is_older() {
     let world = World::new();
     let plain = world.archive(&spec(1, "2026-11-20T00:00:00Z"));
     let old = world.encrypted(&spec(2, "2026-11-21T00:00:00Z"));
-    let newest = world.archive(&spec(3, "2026-11-22T00:00:00Z"));
-    let report = world.prune(1, RunMode::Apply);
-    assert!(there(&plain) && there(&old), "what can't be read may rest on what is older");
-    assert!(entry(&report, &plain).reasons[0].starts_with("may be needed by"), "{report:#?}");
+    let newest = world.encrypted(&spec(3, "2026-11-22T00:00:00Z"));
     assert_eq!(
         world.remember(&Identities::default()),
-        CatalogFillReport { known: 2, unread: 1, replaced: 0 }
+        CatalogFillReport { known: 1, unread: 2, replaced: 0 }
     );
+    let report = world.prune(1, RunMode::Apply);
+    assert!(there(&plain) && there(&old), "what can't be read may rest on what is older");
+    let reasons = &entry(&report, &plain).reasons;
+    assert!(reasons.iter().any(|why| why.starts_with("may be needed by")), "{report:#?}");
     assert_eq!(world.remember(&world.identities()), CatalogFillReport { known: 3, unread: 0, replaced: 0 });
     // One that has grown since is not the one that the catalog knows.
     let length = std::fs::metadata(&old).unwrap().len();
@@ -298,6 +317,9 @@ fn encrypted_ones_need_the_catalog_or_a_key_and_keep_what_is_older() {
     assert!(!there(&plain) && !there(&old) && there(&newest));
     let again = world.encrypted(&spec(4, "2026-11-19T00:00:00Z"));
     world.prune_with(1, RunMode::Apply, &world.identities());
+    assert!(there(&again), "the catalog does not know it");
+    world.remember(&world.identities());
+    world.prune(1, RunMode::Apply);
     assert!(!there(&again));
     let name = copy_name(&Location::Path(old)).unwrap();
     assert!(world.catalog.copy(&name).unwrap().is_some(), "what is gone is remembered");
@@ -308,6 +330,7 @@ fn a_domain_that_is_being_backed_up_is_left_alone() {
     let world = World::new();
     let old = world.archive(&spec(1, "2026-11-20T00:00:00Z"));
     world.archive(&spec(2, "2026-11-21T00:00:00Z"));
+    world.look();
     let lock = world.catalog.lock(DomainId(DOMAIN)).unwrap();
     let report = world.prune(1, RunMode::Apply);
     assert!(there(&old));
@@ -333,12 +356,14 @@ fn older_archives_go_by_the_host_s_name_unless_two_have_it() {
     world.archive(&ours);
     let renamed = Spec { host: "was-h1", ..Spec { id: 3, created: "2026-11-22T00:00:00Z", ..ours } };
     let renamed = world.archive(&renamed);
+    world.look();
     let report = world.prune_as(Some("0a"), 2, RunMode::Apply, &none);
     assert!(!there(&older) && there(&renamed), "{report:#?}");
     assert_eq!((report.subjects[0].archives.len(), report.other_hosts), (3, 0));
 
     let older = world.archive(&spec(4, day));
     let namesake = world.archive(&Spec { host_id: Some("0b"), ..spec(5, day) });
+    world.look();
     for mode in [RunMode::DryRun, RunMode::Apply] {
         let report = world.prune_as(Some("0a"), 1, mode, &none);
         let failures: Vec<&PruneFailure> = report.failures().collect();
@@ -361,6 +386,7 @@ fn where_somebody_keeps_all_nothing_goes_and_it_is_said() {
     let world = World::new();
     let old = world.archive(&spec(1, "2026-11-20T00:00:00Z"));
     world.archive(&spec(2, "2026-11-21T00:00:00Z"));
+    world.look();
     let report = world.prune(0, RunMode::Apply);
     assert!(there(&old), "{report:#?}");
     assert_eq!(report.subjects[0].kept_whole.as_deref(), Some("a job keeps all"));
@@ -374,7 +400,7 @@ fn where_somebody_keeps_all_nothing_goes_and_it_is_said() {
 fn what_is_pinned_stays_until_it_is_not() {
     let world = World::new();
     let old = world.encrypted(&spec(1, "2026-11-20T00:00:00Z"));
-    world.archive(&spec(2, "2026-11-21T00:00:00Z"));
+    world.encrypted(&spec(2, "2026-11-21T00:00:00Z"));
     world.remember(&world.identities());
     world.catalog.pin(uuid(1), Timestamp::UNIX_EPOCH).unwrap();
     world.catalog.pin(uuid(1), Timestamp::UNIX_EPOCH).unwrap();
@@ -383,4 +409,89 @@ fn what_is_pinned_stays_until_it_is_not() {
     assert!(world.catalog.unpin(uuid(1)).unwrap() && !world.catalog.unpin(uuid(1)).unwrap());
     world.prune(1, RunMode::Apply);
     assert!(!there(&old));
+}
+
+/// Who can write to the place puts archives there that say that they are this host's, newer than all others,
+/// and in the clear: whole and sound, and worth nothing.
+#[test]
+fn forged_archives_push_no_known_one_out() {
+    let world = World::new();
+    let good: Vec<PathBuf> = (1..)
+        .zip(["2026-11-20T00:00:00Z", "2026-11-21T00:00:00Z"])
+        .map(|(id, day)| world.encrypted(&spec(id, day)))
+        .collect();
+    world.remember(&world.identities());
+    let forged: Vec<PathBuf> = (3..)
+        .zip(["2026-11-22T00:00:00Z", "2026-11-23T00:00:00Z"])
+        .map(|(id, day)| world.archive(&spec(id, day)))
+        .collect();
+    let report = world.prune(2, RunMode::Apply);
+    assert!(good.iter().all(|path| there(path)), "{report:#?}");
+    // A look takes them for known ones. In the clear they push nothing out that is encrypted.
+    world.remember(&Identities::default());
+    let report = world.prune(1, RunMode::Apply);
+    assert!(!there(&good[0]) && there(&good[1]) && !there(&forged[0]) && there(&forged[1]), "{report:#?}");
+}
+
+/// Nothing is known, so nothing goes, and that is an error with what to do, not a silent success.
+#[test]
+fn without_a_catalog_nothing_goes_and_it_is_said() {
+    let mut world = World::new();
+    let paths = [1, 2].map(|id| world.archive(&spec(id, "2026-11-20T00:00:00Z")));
+    for has_none in [true, false] {
+        world.has_none = has_none;
+        let report = world.prune(1, RunMode::Apply);
+        assert!(paths.iter().all(|path| there(path)), "{report:#?}");
+        assert_eq!(entry(&report, &paths[0]).reasons, ["not in the catalog"]);
+        let failures: Vec<&PruneFailure> = report.failures().collect();
+        assert_eq!(failures.len(), 1);
+        assert_eq!(failures[0].kind, ErrorKind::NotFound);
+        assert!(failures[0].hint.as_ref().unwrap().contains("--remember"), "{:?}", failures[0].hint);
+    }
+    world.look();
+    let report = world.prune(1, RunMode::Apply);
+    assert_eq!(report.failures().count(), 0);
+    assert_eq!(paths.iter().filter(|path| there(path)).count(), 1);
+}
+
+/// One damaged newest archive, and one of which nobody knows whether it is: the good ones stay.
+#[test]
+fn what_failed_or_missed_its_verification_pushes_nothing_out() {
+    let world = World::new();
+    let days =
+        ["2026-11-20T00:00:00Z", "2026-11-21T00:00:00Z", "2026-11-22T00:00:00Z", "2026-11-23T00:00:00Z"];
+    let paths: Vec<PathBuf> = (1..).zip(days).map(|(id, day)| world.archive(&spec(id, day))).collect();
+    world.look();
+    world.verified(&paths[1], VerifyOutcome::Sound);
+    world.verified(&paths[3], VerifyOutcome::Failed);
+    let report = world.prune(1, RunMode::Apply);
+    let left: Vec<bool> = paths.iter().map(|path| there(path)).collect();
+    assert_eq!(left, [false, true, true, true], "{report:#?}");
+    assert_eq!(entry(&report, &paths[3]).reasons, ["failed its verification of 20261127T120000Z"]);
+    assert!(entry(&report, &paths[1]).reasons.contains(&"newest verified".to_owned()), "{report:#?}");
+    // Verified, it is the newest that counts: one that is newer was not.
+    world.verified(&paths[3], VerifyOutcome::Sound);
+    let newest = world.archive(&spec(5, "2026-11-24T00:00:00Z"));
+    world.look();
+    world.prune(1, RunMode::Apply);
+    assert!(!there(&paths[1]) && !there(&paths[2]) && there(&paths[3]) && there(&newest));
+}
+
+/// Copies of one archive count once: the newest, copied under other names, would push out all others. And an
+/// archive that calls itself otherwise does not choose the rules.
+#[test]
+fn neither_copies_nor_names_that_are_made_up_change_what_stays() {
+    let world = World::new();
+    let days = ["2026-11-20T00:00:00Z", "2026-11-21T00:00:00Z"];
+    let good: Vec<PathBuf> = (1..).zip(days).map(|(id, day)| world.archive(&spec(id, day))).collect();
+    world.look();
+    let copies = ["a", "b"].map(|label| world.path(&Spec { name: label, ..spec(2, days[1]) }, "tar"));
+    for copy in &copies {
+        std::fs::copy(&good[1], copy).unwrap();
+    }
+    let renamed = Spec { name: "scratch", uuid: Some(DOMAIN), ..spec(3, "2026-11-22T00:00:00Z") };
+    let renamed = world.archive(&renamed);
+    let report = world.prune(2, RunMode::Apply);
+    assert!(good.iter().chain(&copies).all(|path| there(path)) && there(&renamed), "{report:#?}");
+    assert_eq!(report.subjects[0].name, "web");
 }

@@ -1,5 +1,6 @@
 //! What a prune removes, in which order, and what it keeps where a removal fails.
 
+use super::super::policy::Authenticity;
 use super::super::survey::ArchiveFacts;
 use super::*;
 
@@ -23,6 +24,9 @@ fn what_can_t_be_removed_keeps_what_it_rests_on_and_the_others_go() {
             stored: StoredArchive { location: path.into(), bytes },
             facts: Some(facts),
             standing: Prunable::Yes,
+            encrypted: false,
+            verified: None,
+            authenticity: Authenticity::NotChecked,
             named: None,
         };
         DecidedArchive { found, verdict: PruneDecision::Remove }
@@ -30,7 +34,8 @@ fn what_can_t_be_removed_keeps_what_it_rests_on_and_the_others_go() {
     // The second one is not what was looked at.
     let archives = vec![decided(3, None, 5), decided(2, Some(1), 4), decided(1, None, 5)];
     let key = GroupKey::of(&owner, &virtfold_catalog::Source::default());
-    let subject = BackupGroup { key, owner: owner.clone(), mixed: None, kept_whole: None, archives };
+    let subject =
+        BackupGroup { key, owner: owner.clone(), mixed: None, kept_whole: None, unrecorded: 0, archives };
     let mut entries = subject.group(None).archives;
     let place = Location::from(folder.path());
     let destinations = Destinations::local([place.clone()]);
@@ -74,11 +79,15 @@ fn a_medium_that_does_not_answer_is_asked_once() {
             stored: StoredArchive { location: place.clone(), bytes: id },
             facts: None,
             standing: Prunable::Yes,
+            encrypted: false,
+            verified: None,
+            authenticity: Authenticity::NotChecked,
             named: None,
         };
         let archives = vec![DecidedArchive { found, verdict: PruneDecision::Remove }];
         let key = GroupKey::of(&owner, &virtfold_catalog::Source::default());
-        let group = BackupGroup { key, owner: owner.clone(), mixed: None, kept_whole: None, archives };
+        let group =
+            BackupGroup { key, owner: owner.clone(), mixed: None, kept_whole: None, unrecorded: 0, archives };
         let mut entries = group.group(None).archives;
         assert!(removal.of(&group, &mut entries).is_empty());
         let failure = entries[0].failure.as_ref().unwrap();

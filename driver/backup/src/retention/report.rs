@@ -14,6 +14,9 @@ pub struct PruneReport {
     pub place: String,
     /// The subjects that were asked for.
     pub subjects: Vec<GroupReport>,
+    /// Why nothing goes: the catalog knows none of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unrecorded: Option<PruneFailure>,
     /// Archives that are nothing to decide on and belong to none of them, with the reason.
     pub unknown: Vec<PruneEntry>,
     /// Archives of other hosts.
@@ -40,6 +43,9 @@ pub struct GroupReport {
     /// Why all of it stays, where the rules don't count.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept_whole: Option<String>,
+    /// How many of its archives the catalog does not know: they count for nothing and stay.
+    #[serde(default)]
+    pub unrecorded: usize,
     /// Why nothing was removed, where something was to be.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure: Option<PruneFailure>,
@@ -99,6 +105,9 @@ impl PruneReport {
     pub fn failures(&self) -> impl Iterator<Item = &PruneFailure> {
         let groups = self.subjects.iter().filter_map(|group| group.failure.as_ref());
         let entries = self.subjects.iter().flat_map(|group| &group.archives);
-        groups.chain(entries.filter_map(|entry| entry.failure.as_ref())).chain(&self.not_noted)
+        groups
+            .chain(entries.filter_map(|entry| entry.failure.as_ref()))
+            .chain(&self.not_noted)
+            .chain(&self.unrecorded)
     }
 }

@@ -3,22 +3,24 @@
 //! An archive is recognised when all of this is so: it is a regular file or an object; its head can be read,
 //! or the catalog knows it by name and size; it is whole; this host made it; its name is the one that
 //! virtfold gave it, with the time and the id of its head. A file that a person has renamed is that person's.
+//! It counts when the catalog knows it, too, and it did not fail its last verification.
 //!
 //! Imports: see the room.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::policy::Prunable;
+use super::policy::{Authenticity, Prunable};
 use crate::destinations::Destinations;
 use crate::inspect::{ArchiveStatus, ArchiveSummary, ListedArchive};
 use crate::known_copy::judge_all;
 use crate::session::BackupReport;
 use virtfold_archive::manifest::{BackupSubject, Manifest};
 use virtfold_base::error::{Error, ErrorKind, OrInternal, Result};
-use virtfold_catalog::{BackupCopy, Catalog, Owner, Source};
+use virtfold_catalog::{BackupCopy, Catalog, Owner, Source, Verification, VerifyOutcome};
 use virtfold_medium::process::StoredArchive;
 use virtfold_medium::{Location, TapeAddress, TapeArchive};
 
@@ -34,6 +36,12 @@ pub(super) struct SurveyedArchive {
     /// What it is of, as far as that is known.
     pub(super) facts: Option<ArchiveFacts>,
     pub(super) standing: Prunable,
+    /// Whether it is encrypted.
+    pub(super) encrypted: bool,
+    /// What its last verification came to.
+    pub(super) verified: Option<Verification>,
+    /// Whether it is of who it says.
+    pub(super) authenticity: Authenticity,
     /// What its name says, where it is one that virtfold gives.
     pub(super) named: Option<ParsedName>,
 }
@@ -126,10 +134,13 @@ pub(super) fn look(
     catalog: Option<&Catalog>,
 ) -> Result<Vec<SurveyedArchive>> {
     let mut listed = destinations.list(&narrowed(place, host))?;
+    let mut verified = BTreeMap::new();
     if let Some(catalog) = catalog {
-        judge_all(catalog, &destinations.name(place)?, &mut listed)?;
+        let name = destinations.name(place)?;
+        judge_all(catalog, &name, &mut listed)?;
+        verified = catalog.verifications(&name)?;
     }
-    listed.into_iter().map(|listed| found(listed, catalog)).collect()
+    listed.into_iter().map(|listed| found(listed, catalog, &mut verified)).collect()
 }
 
 /// In an object store each host has its own folder, and nobody else's has to be read.
@@ -140,7 +151,11 @@ fn narrowed(place: &Location, host: &str) -> Location {
     }
 }
 
-fn found(listed: ListedArchive, catalog: Option<&Catalog>) -> Result<SurveyedArchive> {
+fn found(
+    listed: ListedArchive,
+    catalog: Option<&Catalog>,
+    verified: &mut BTreeMap<String, Verification>,
+) -> Result<SurveyedArchive> {
     let glance = &listed.summary;
     let named = named(&file_name(&listed.stored.location));
     let (facts, standing) = match (&glance.head, glance.status) {
@@ -158,12 +173,47 @@ fn found(listed: ListedArchive, catalog: Option<&Catalog>) -> Result<SurveyedArc
         (None, ArchiveStatus::Incomplete) => (None, Prunable::No(words(glance))),
         (None, _) => (None, Prunable::Unreadable(words(glance))),
     };
+    let verified = listed.name.as_ref().and_then(|name| verified.remove(name));
     let standing = match (&facts, standing) {
-        (Some(facts), Prunable::Yes) => name_fits(&listed, facts, named.as_ref()),
+        (Some(facts), Prunable::Yes) => match name_fits(&listed, facts, named.as_ref()) {
+            Prunable::Yes if !is_recorded(&listed, facts, catalog)? => Prunable::NotRecorded,
+            Prunable::Yes => last_verification(verified.as_ref()),
+            standing => standing,
+        },
         (_, standing) => standing,
     };
-    let ListedArchive { stored, name, .. } = listed;
-    Ok(SurveyedArchive { stored, name, facts, standing, named })
+    let ListedArchive { stored, name, summary, .. } = listed;
+    Ok(SurveyedArchive {
+        stored,
+        name,
+        facts,
+        standing,
+        encrypted: summary.encrypted,
+        verified,
+        authenticity: Authenticity::NotChecked,
+        named,
+    })
+}
+
+/// Whether the catalog knows an archive: under its name, where it was compared already, or as a copy of one
+/// elsewhere, by id and root.
+fn is_recorded(listed: &ListedArchive, facts: &ArchiveFacts, catalog: Option<&Catalog>) -> Result<bool> {
+    let Some(catalog) = catalog else { return Ok(false) };
+    if let Some(name) = &listed.name
+        && catalog.copy(name)?.is_some()
+    {
+        return Ok(true);
+    }
+    let root = listed.summary.root.as_ref();
+    Ok(root.is_some() && catalog.copies_of(facts.id)?.iter().any(|copy| copy.root.as_ref() == root))
+}
+
+/// One that failed its last verification is no backup to rely on.
+fn last_verification(verified: Option<&Verification>) -> Prunable {
+    match verified.filter(|done| done.outcome == VerifyOutcome::Failed) {
+        Some(done) => Prunable::No(format!("failed its verification of {}", done.checked.strftime(STAMP))),
+        None => Prunable::Yes,
+    }
 }
 
 /// A whole archive is ours to remove under the name that it was given, and as the file itself.

@@ -60,6 +60,13 @@ fn group(group: &GroupReport, place: &str, report: &Report) -> String {
     if let Some(why) = &group.kept_whole {
         text += &format!("  {}\n", printable(why));
     }
+    if group.unrecorded > 0 {
+        text += &format!(
+            "  {} not in the catalog: they count for nothing and stay; 'virtfold list --remember {}' records them\n",
+            archives(group.unrecorded),
+            printable(place)
+        );
+    }
     let told: Vec<&PruneEntry> =
         group.archives.iter().filter(|entry| dry_run || entry.action != PruneAction::Keep).collect();
     let width = told.iter().map(|entry| printable(&entry.file).chars().count()).max().unwrap_or(0).max(7);
