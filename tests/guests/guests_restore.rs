@@ -254,13 +254,24 @@ fn a_replacement_boots_as_it_was() {
     }
     let strange = restore(&lab, &archive, &[]).exits(exit::USAGE);
     assert!(strange.stderr.contains("where no guest of this host has its disks"), "{strange}");
-    let done = restore(&lab, &archive, &["--output", text(&guest.folder), "--start"]).ok();
+    let done = allowed_only(&lab, &archive, &guest.folder);
     assert!(done.text().contains("as it was"), "{done}");
     crate::lab::wait_for("the guest writes", 90, || word_there(&guest) && guest.progress.last().is_some());
     guest.progress.wait_more(50);
     assert_eq!(word(&guest.console()), kept);
     guest.power_off();
     assert_eq!(xml(&lab, "writer", XmlView::Inactive).id.unwrap().to_string(), id);
+}
+
+/// Where nothing is known of the guest its serial line (a file) and its channel (a socket where the definition
+/// says) want a person's word.
+fn allowed_only(lab: &Lab, archive: &Path, to: &Path) -> Outcome {
+    let to = ["--output", text(to), "--start"];
+    let refused = restore(lab, archive, &to).exits(exit::REFUSED);
+    assert!(refused.stderr.contains("--allow character-device"), "{refused}");
+    let planned = restore(lab, archive, &[&to[..], &["--plan"]].concat()).exits(exit::REFUSED);
+    assert!(planned.text().contains("host access: devices/serial/source@path"), "{planned}");
+    restore(lab, archive, &[&to[..], &["--allow", "character-device"]].concat()).ok()
 }
 
 fn word_there(guest: &Guest<'_>) -> bool {
@@ -359,7 +370,8 @@ fn disks_go_to_block_devices_and_pools() {
     lab.virsh(&["pool-create-as", "files", "dir", "--target", text(&pool)]);
     let device = Loop::of(&lab.folder().join("device.img"));
     let disk = format!("vdb={}", device.0);
-    let to = ["--name", "third", "--pool", "files", "--disk", &disk, "--format", "raw"];
+    let allow = "--allow=character-device";
+    let to = ["--name", "third", "--pool", "files", "--disk", &disk, "--format", "raw", allow];
     let refused = restore(&lab, &archive, &to).exits(exit::EXISTS);
     assert!(refused.stderr.contains("exists already, where vdb shall be"), "{refused}");
     let done = restore(&lab, &archive, &[&to[..], &["--force", "--start"]].concat()).ok();
@@ -368,7 +380,7 @@ fn disks_go_to_block_devices_and_pools() {
     let copy = Copy::of(&guest, "third", &pool);
     crate::lab::wait_for("the copy writes", 90, || copy.progress.last() > Some(then + 20));
     // A running guest's device is not written to, whoever asks.
-    let other = ["--name", "fourth", "--pool", "files", "--disk", &disk, "--force"];
+    let other = ["--name", "fourth", "--pool", "files", "--disk", &disk, "--force", allow];
     let refused = restore(&lab, &archive, &other).exits(exit::IN_USE);
     assert!(refused.stderr.contains("belongs to disk 'vdb' of domain 'third'"), "{refused}");
     copy.progress.tell(b'q');

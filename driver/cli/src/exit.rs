@@ -21,7 +21,7 @@ Exit codes:
   7    the target exists already
   8    no space left
   9    not found
-  10   libvirt or the service refused, or can't be reached
+  10   libvirt or the service refused, or can't be reached; a definition that reaches into the host
   11   the archive is encrypted, and none of the given identities opens it
   12   permission denied
   141  the reader of the output closed the pipe

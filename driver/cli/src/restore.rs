@@ -34,7 +34,8 @@ use super::tape::{self, options::ChangeArgs};
 ///
 /// --define restores the whole guest: disks, NVRAM, TPM state, and last its definition. It keeps its UUID and
 /// MAC addresses; an existing domain is replaced only with --force, and only if it is shut off. --name makes
-/// a copy that can run beside it. Disks go to --disk, to --output or --pool, or to their original paths.
+/// a copy that can run beside it. Disks go to --disk, to --output or --pool, or to their original paths. A
+/// definition that reaches into the host (a script, a device, a directory) needs --allow.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -51,6 +52,7 @@ Examples:
   virtfold restore web.tar.zst --define --plan
   virtfold restore web.tar.zst --define --force --start
   virtfold restore web.tar.zst --define --name web-test --output /srv/vm --start
+  virtfold restore web.tar.zst --define --output /srv/vm --allow host-device,filesystem
   virtfold restore tape:/dev/nst0#latest --define --force")]
 pub(crate) struct Args {
     /// The archive: a file, s3://BUCKET/KEY, tape:DEVICE#ID, or - for standard input

@@ -16,6 +16,7 @@ use virtfold_base::error::Error;
 use virtfold_base::units::Human;
 use virtfold_catalog::{Catalog, Journal, NoCatalog};
 use virtfold_hooks::HookOwner;
+use virtfold_hypervisor::domain_xml::host_access::HostAccess;
 use virtfold_hypervisor::host_files::LocalFiles;
 use virtfold_medium::{Location, TapeArchive};
 
@@ -46,6 +47,17 @@ pub(crate) struct DefineArgs {
     /// Remove this disk from the definition; repeatable, or separated by commas
     #[arg(long, value_name = "TARGET", value_delimiter = ',', requires = "define", help_heading = "Domains")]
     without: Vec<String>,
+    /// Let the definition have this of the host: script, host-device, disk, ... or all (docs/definitions.md);
+    /// repeatable, or separated by commas [default: only what the guest's present definition has]
+    #[arg(
+        long,
+        value_name = "KIND",
+        value_delimiter = ',',
+        value_parser = allowed,
+        requires = "define",
+        help_heading = "Domains"
+    )]
+    allow: Vec<Allowed>,
     /// Start the guest after it is defined
     #[arg(long, requires = "define", help_heading = "Domains")]
     start: bool,
@@ -60,6 +72,21 @@ pub(crate) struct DefineArgs {
     connect: ConnectFlag,
     #[command(flatten)]
     state: StateFlag,
+}
+
+/// What one `--allow` allows.
+#[derive(Clone, Copy, Debug)]
+struct Allowed(&'static [HostAccess]);
+
+fn allowed(text: &str) -> Result<Allowed, String> {
+    if text == "all" {
+        return Ok(Allowed(HostAccess::ALL));
+    }
+    let found = HostAccess::ALL.chunks(1).find(|kind| kind.iter().any(|kind| kind.name() == text));
+    found.map(Allowed).ok_or_else(|| {
+        let names: Vec<_> = HostAccess::ALL.iter().map(|kind| kind.name()).collect();
+        format!("it is 'all' or one of {}", names.join(", "))
+    })
 }
 
 /// What a restore of a guest has in common with one of disks.
@@ -125,6 +152,7 @@ impl DefineArgs {
             existing: common.existing,
             known: common.known,
             afterwards: if self.start { AfterDefine::Start } else { AfterDefine::Leave },
+            allow: self.allow.iter().flat_map(|kinds| kinds.0).copied().collect(),
         };
         let progress = Arc::new(Progress::default());
         let control = Control { cancel: Arc::clone(&signals.stop), progress: Arc::clone(&progress) };
@@ -142,6 +170,7 @@ impl DefineArgs {
         result(style, StdoutUse::Free, &report, &text(&report))?;
         // A restore that is done had room.
         if self.plan {
+            restore_domain::check_allowed(&report)?;
             free_space::check(&report.room)?;
         }
         Ok(ExitStatus::Done)
@@ -187,6 +216,11 @@ fn text(report: &RestoreDomainReport) -> String {
     if !report.defined {
         text += &free_space::text(&report.room);
     }
+    for one in &report.host_access {
+        let may = if one.allowed { "allowed".to_owned() } else { format!("needs --allow {}", one.kind) };
+        text += &printable(&format!("host access: {} '{}', {may}: {}", one.place, one.value, one.reason));
+        text.push('\n');
+    }
     for note in &report.notes {
         text += &format!("note: {}\n", printable(note));
     }
@@ -217,7 +251,7 @@ fn disk_text(disk: &DiskPlan, verb: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use virtfold_backup::restore_domain::{DefinitionChange, FilePlan, Room};
+    use virtfold_backup::restore_domain::{DefinitionChange, FilePlan, HostAccessFinding, Room};
 
     use super::*;
 
@@ -245,6 +279,13 @@ mod tests {
             files: vec![FilePlan { what: "NVRAM".into(), path: "/vm/V".into(), bytes: 4096, replaces: true }],
             macs: vec![DefinitionChange { from: "52:54:00:00:00:01".into(), to: "52:54:00:00:00:02".into() }],
             channels: vec![],
+            host_access: vec![HostAccessFinding {
+                kind: "script",
+                place: "devices/interface/script".into(),
+                value: "path=/x".into(),
+                reason: "libvirt runs it as root",
+                allowed: false,
+            }],
             room: vec![Room {
                 directories: vec!["/vm".into()],
                 needed: 1 << 30,
@@ -268,6 +309,7 @@ vdb: left out of the definition
 NVRAM: 4.0 KiB would replace /vm/V
 MAC address 52:54:00:00:00:01: 52:54:00:00:00:02 now
 room: 1.0 GiB wanted in /vm, 5.0 GiB free
+host access: devices/interface/script 'path=/x', needs --allow script: libvirt runs it as root
 note: odd \\u{1b}[31m
 nothing was changed";
         assert_eq!(text(&report()), expected);

@@ -37,7 +37,10 @@ impl RestorePlanner<'_> {
         }
         match found {
             Some((bytes, _)) => self.file("NVRAM", spot, FileContent::File(bytes.to_vec())),
-            None => spot.must_be_free("the copy's NVRAM"),
+            None => {
+                self.placed.push(spot.path.clone());
+                spot.must_be_free("the copy's NVRAM")
+            }
         }
     }
 
@@ -63,8 +66,11 @@ impl RestorePlanner<'_> {
             None => default_tpm(self.host.places, &self.who.id.to_string(), tpm)?,
         };
         if members.is_empty() {
-            let copy = self.who.identity == DomainIdentity::Copy;
-            return if copy { spot.must_be_free("the copy's TPM state") } else { Ok(()) };
+            if self.who.identity != DomainIdentity::Copy {
+                return Ok(());
+            }
+            self.placed.push(spot.path.clone());
+            return spot.must_be_free("the copy's TPM state");
         }
         let content = match tpm.storage {
             TpmStorage::File => {
@@ -94,11 +100,13 @@ impl RestorePlanner<'_> {
                 read_file(path, *limit, SymlinkPolicy::Follow)
                     .is_ok_and(|there| there.as_deref() == Some(bytes))
             };
-            if was.is_absolute() && same(was) {
+            // libvirt gives the file to QEMU's user: one that the archive names must be this guest's already.
+            if same(was) && self.own.iter().any(|own| own.boot.of(element) == Some(was)) {
                 continue;
             }
             let spot = placer.file(None, home, &format!("{}.{element}", self.who.name))?;
             edit.set_boot_file(element, &spot.path)?;
+            self.placed.push(spot.path.clone());
             if !same(&spot.path) {
                 self.file(element, spot, FileContent::File(bytes.to_vec()))?;
             }

@@ -11,6 +11,7 @@
 //! - `identity`: as it was, a copy, or a replacement; what speaks against each.
 //! - `target_paths`: where each disk and file goes. An archive is hostile: a path that it names is used only
 //!   where guests of this host keep their disks already; everything else a person has to name.
+//! - `host_access`: what the definition has of the host beyond its disks; refused unless it is allowed.
 //! - `shared_files`: what two domains cannot share.
 //! - `plan`: the definition's edits, and all of it as a report that `--plan` prints.
 //!
@@ -28,6 +29,7 @@
 mod archived_domain;
 mod file_swap;
 mod firmware;
+mod host_access;
 mod identity;
 mod inventory;
 mod plan;
@@ -44,6 +46,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use self::archived_domain::ArchivedDomain;
+pub use self::host_access::{HostAccessFinding, check_allowed};
 pub use self::identity::DomainIdentity;
 pub use self::run::{run, run_from};
 use super::Control;
@@ -57,6 +60,7 @@ use virtfold_base::error::Result;
 use virtfold_base::partial_file::Overwrite;
 use virtfold_catalog::Journal;
 use virtfold_hypervisor::Hypervisor;
+use virtfold_hypervisor::domain_xml::host_access::HostAccess;
 use virtfold_hypervisor::host_files::HostFiles;
 use virtfold_image::Format;
 use virtfold_medium::{Location, PipeSource};
@@ -125,6 +129,8 @@ pub struct RestoreDomainRequest {
     pub afterwards: AfterDefine,
     /// What the catalog knows of the archive: nothing of another one is restored from there.
     pub known: KnownCopy,
+    /// What the definition may have of the host beyond its disks.
+    pub allow: Vec<HostAccess>,
 }
 
 /// The host that the guest is restored on.
@@ -163,6 +169,8 @@ pub struct RestoreDomainReport {
     pub macs: Vec<DefinitionChange>,
     /// Sockets and files of channels and serial lines that change.
     pub channels: Vec<DefinitionChange>,
+    /// What the definition has of the host beyond its disks; it is restored only where all of it is allowed.
+    pub host_access: Vec<HostAccessFinding>,
     /// The file systems that it is written to, and whether they have room.
     pub room: Vec<Room>,
     /// What a person should know.

@@ -6,8 +6,8 @@
 //!   that is noted.
 //! - Disks in the archive are restored flat, in the format they had; what the definition said of a chain
 //!   below them goes.
-//! - Drives for CDs and floppies stay as they are, with what is in them. Other disks that are not in the
-//!   archive stay, too, where their file is there; where it is not, and for a copy, which must not write to
+//! - Drives for CDs and floppies stay, and are emptied, unless the domain of the same uuid that is there has
+//!   the very same medium in it or that was allowed. Other disks that are not in the archive stay, too, where their file is there; where it is not, and for a copy, which must not write to
 //!   the original's disk, a person has to leave them out (`--without`). Read-only and shareable disks may be
 //!   shared with a copy.
 //! - NVRAM and TPM state go with the disks; a copy has its own even where the archive has none.
@@ -18,23 +18,24 @@
 //! - The generation id is always new: it is how a guest learns that it was put back.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
 use super::archived_domain::ArchivedDomain;
 use super::identity::{self, DomainIdentity, NewDomain};
 use super::inventory::{Depth, FileUsers, Inventory};
-use super::shared_files;
 use super::target_paths::{self, PathOccupant, TargetPath, TargetPaths};
 use super::{
     DefaultTarget, DefineContext, DefinitionChange, DiskAction, DiskPlan, FilePlan, RestoreDomainReport,
     RestoreDomainRequest,
 };
+use super::{host_access, shared_files};
 use crate::restore::{Forecast, Room, shareable, target_format};
 use virtfold_archive::manifest::Manifest;
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_hypervisor::domain_xml::edit::{Editor, NewImage};
+use virtfold_hypervisor::domain_xml::host_access::HostAccess;
 use virtfold_hypervisor::domain_xml::{Device, DomainDisk, DomainXml, ImageSource};
 
 /// All that is needed to do it.
@@ -92,6 +93,9 @@ pub(super) fn make(
         disks: Vec::new(),
         files: Vec::new(),
         pools: BTreeSet::new(),
+        placed: Vec::new(),
+        emptied: BTreeSet::new(),
+        own: own_definitions(backup, &inventory, &who)?,
     };
     let PlannedDefinition { report, xml, disks, files, pools } = maker.make()?;
     let spots = disks.iter().map(|(target, spot)| (target.as_str(), spot));
@@ -133,6 +137,7 @@ fn report(request: &RestoreDomainRequest, backup: &ArchivedDomain, who: &NewDoma
         files: Vec::new(),
         macs: Vec::new(),
         channels: Vec::new(),
+        host_access: Vec::new(),
         room: Vec::new(),
         notes: backup.notes.iter().cloned().chain(claims).collect(),
         defined: false,
@@ -159,6 +164,33 @@ fn check_targets(request: &RestoreDomainRequest, backup: &ArchivedDomain) -> Res
     Ok(())
 }
 
+/// What this host has of the archive's guest already: its definitions, for a copy with its channels moved.
+fn own_definitions(
+    backup: &ArchivedDomain,
+    inventory: &Inventory,
+    who: &NewDomain,
+) -> Result<Vec<DomainXml>> {
+    let known = backup.xml.id.and_then(|id| inventory.by_id(id));
+    let mut own: Vec<_> = known.map(|known| known.xmls.clone()).unwrap_or_default();
+    if who.identity == DomainIdentity::Copy {
+        for at in 0..own.len() {
+            let Some(xml) = own.get(at) else { continue };
+            let mut edit = Editor::new(xml)?;
+            edit.set_channel_paths(|path| channel_of_copy(path, who))?;
+            let moved = edit.finish()?;
+            own.push(moved);
+        }
+    }
+    Ok(own)
+}
+
+/// Where a copy has its socket or file in place of the original's.
+fn channel_of_copy(path: &Path, who: &NewDomain) -> Option<PathBuf> {
+    let name = path.file_name()?.to_str()?;
+    let own = path.is_absolute() && !shared_files::is_generated(path);
+    own.then(|| path.with_file_name(format!("{}-{name}", who.name)))
+}
+
 /// A file to write, and what it is.
 type NamedFile = (String, NewFile);
 
@@ -181,6 +213,12 @@ pub(super) struct RestorePlanner<'a> {
     disks: Vec<(String, TargetPath)>,
     files: Vec<NamedFile>,
     pools: BTreeSet<String>,
+    /// Files that the definition names and that are the restore's, written or not.
+    pub(super) placed: Vec<PathBuf>,
+    /// Drives that are emptied.
+    emptied: BTreeSet<String>,
+    /// The host's own definitions of the archive's guest; for a copy also as a copy has them.
+    pub(super) own: Vec<DomainXml>,
 }
 
 impl RestorePlanner<'_> {
@@ -193,6 +231,9 @@ impl RestorePlanner<'_> {
             self.new_channels(&mut edit)?;
         }
         let mut placer = TargetPaths::new(self.request, self.host, self.who, self.inventory)?;
+        if !self.request.allow.contains(&HostAccess::Cdrom) {
+            self.emptied = host_access::foreign_media(&self.backup.xml, &self.own)?;
+        }
         for disk in &self.backup.xml.disks {
             self.disk(disk, &mut placer, &mut edit)?;
         }
@@ -205,6 +246,11 @@ impl RestorePlanner<'_> {
         self.boot(&placer, &home, &mut edit)?;
         let xml = edit.finish()?;
         shared_files::check(&xml, self.inventory, self.who.replaced())?;
+        self.placed.extend(self.disks.iter().map(|(_, spot)| spot.path.clone()));
+        self.placed.extend(host_access::default_nvram(self.host.places, &self.who.name));
+        let placed = std::mem::take(&mut self.placed);
+        let granted = host_access::granted(self.host.places, placed, &self.own);
+        self.report.host_access = host_access::look(&xml, &granted, &self.request.allow)?;
         for (what, file) in &self.files {
             self.report.files.push(FilePlan {
                 what: what.trim_start_matches("the ").to_owned(),
@@ -253,14 +299,9 @@ impl RestorePlanner<'_> {
     }
 
     fn new_channels(&mut self, edit: &mut Editor<'_>) -> Result<()> {
-        let place = |path: &Path| {
-            let name = path.file_name()?.to_str()?;
-            let own = path.is_absolute() && !shared_files::is_generated(path);
-            own.then(|| path.with_file_name(format!("{}-{name}", self.who.name)))
-        };
         let changes = std::cell::RefCell::new(Vec::<DefinitionChange>::new());
         edit.set_channel_paths(|path| {
-            let new = place(path)?;
+            let new = channel_of_copy(path, self.who)?;
             let change = DefinitionChange { from: path.display().to_string(), to: new.display().to_string() };
             let mut changes = changes.borrow_mut();
             if !changes.contains(&change) {
@@ -315,8 +356,7 @@ impl RestorePlanner<'_> {
             self.disks.push((target.clone(), spot));
             DiskAction::Restore
         } else {
-            self.kept(disk)?;
-            path = disk.image.source.path().map(|path| path.display().to_string());
+            path = self.kept(disk, edit)?;
             DiskAction::Keep
         };
         let head = head.filter(|_| action == DiskAction::Restore);
@@ -326,8 +366,26 @@ impl RestorePlanner<'_> {
         Ok(())
     }
 
-    /// A disk that is not in the archive: whether the definition may keep it.
-    fn kept(&mut self, disk: &DomainDisk) -> Result<()> {
+    /// A disk that is not in the archive: whether the definition may keep it; what it is then.
+    fn kept(&mut self, disk: &DomainDisk, edit: &mut Editor<'_>) -> Result<Option<String>> {
+        let image = disk.image.source.path().map(|path| path.display().to_string());
+        if disk.image.source == ImageSource::Empty {
+            return Ok(None);
+        }
+        if self.emptied.contains(&disk.target) {
+            edit.eject(&disk.target)?;
+            let medium = image.map_or_else(String::new, |path| format!(", '{path}',"));
+            self.report.notes.push(format!(
+                "drive {} is emptied: the medium that was in it{medium} is not in the archive (--allow cdrom keeps it)",
+                disk.target
+            ));
+            return Ok(None);
+        }
+        self.check_kept(disk)?;
+        Ok(image)
+    }
+
+    fn check_kept(&mut self, disk: &DomainDisk) -> Result<()> {
         let target = &disk.target;
         let hint = format!("--without {target} takes the disk out of the definition");
         let resolved = match &disk.image.source {
@@ -340,9 +398,6 @@ impl RestorePlanner<'_> {
             ImageSource::File(_) | ImageSource::Block(_) | ImageSource::Volume { .. }
         );
         let missing = local && !resolved.as_ref().is_some_and(|path| path.exists());
-        if disk.image.source == ImageSource::Empty {
-            return Ok(());
-        }
         if matches!(disk.device, Device::Cdrom | Device::Floppy) {
             if missing {
                 self.report.notes.push(format!(
@@ -392,6 +447,7 @@ impl RestorePlanner<'_> {
                 format!("the {what} cannot be put to '{}': something else is there", spot.path.display());
             return Err(Error::new(ErrorKind::Exists, what).with_hint("restore somewhere else with --output"));
         }
+        self.placed.push(spot.path.clone());
         self.files.push((format!("the {what}"), NewFile { spot, content }));
         Ok(())
     }

@@ -8,6 +8,7 @@ use virtfold_hooks::start_lock::LockReason;
 
 use super::archived_domain::{ArchivedDomain, ReplayReader};
 use super::file_swap::{self, FileSwap};
+use super::host_access;
 use super::inventory::Inventory;
 use super::plan::{self, FileContent, NewFile, RestorePlan};
 use super::target_paths::{self, PathOccupant};
@@ -76,6 +77,7 @@ fn run_with(
 ) -> Result<RestoreDomainReport> {
     let started = Instant::now();
     let mut plan = plan::make(request, host, backup)?;
+    host_access::check_allowed(&plan.report)?;
     // A copy's uuid is new: nobody else is at work on it.
     let journal = host.journal.filter(|_| plan.who.identity != DomainIdentity::Copy);
     let _locked = journal.map(|journal| journal.lock(plan.who.id)).transpose()?;

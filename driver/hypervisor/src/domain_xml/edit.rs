@@ -171,6 +171,20 @@ impl<'a> Editor<'a> {
         Ok(self)
     }
 
+    /// Empties a drive for CDs or floppies.
+    ///
+    /// # Errors
+    /// No such disk.
+    pub fn eject(&mut self, target: &str) -> Result<&mut Self> {
+        let disk = self.find_disk(target)?;
+        let medium = ["source", "backingStore", "mirror", "auth", "encryption"];
+        let medium = medium.iter().flat_map(|tag| children(disk, tag));
+        let mut splices: Vec<_> = medium.map(|node| (self.with_blank_before(node), String::new())).collect();
+        splices.push(self.set_attribute(disk, "type", "file"));
+        self.splices.extend(splices);
+        Ok(self)
+    }
+
     /// Takes a disk out of the domain.
     ///
     /// # Errors

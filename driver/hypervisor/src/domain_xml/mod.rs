@@ -17,6 +17,7 @@ use virtfold_base::error::{Error, ErrorKind, Result};
 
 mod disk;
 pub mod edit;
+pub mod host_access;
 mod host_resources;
 mod live_diff;
 
@@ -79,6 +80,18 @@ pub struct BootFiles {
     pub dtb: Option<PathBuf>,
     /// The firmware's code, shared by many domains.
     pub loader: Option<PathBuf>,
+}
+
+impl BootFiles {
+    /// The file of direct boot that `element` names.
+    pub fn of(&self, element: &str) -> Option<&PathBuf> {
+        match element {
+            "kernel" => self.kernel.as_ref(),
+            "initrd" => self.initrd.as_ref(),
+            "dtb" => self.dtb.as_ref(),
+            _ => None,
+        }
+    }
 }
 
 /// What a backup has to know of a domain's XML.
@@ -196,6 +209,7 @@ pub fn pool_directory(xml: &str, pool: &str) -> Result<PathBuf> {
 
 /// Parses with the bounds.
 fn open_any(text: &str) -> Result<Document<'_>> {
+    check_encoding(text)?;
     if text.len() > MAX_BYTES {
         let message = format!("the XML has {} bytes, more than {MAX_BYTES}", text.len());
         return Err(Error::new(ErrorKind::Unsupported, message));
@@ -203,6 +217,24 @@ fn open_any(text: &str) -> Result<Document<'_>> {
     let options = ParsingOptions { allow_dtd: false, nodes_limit: MAX_NODES, ..ParsingOptions::default() };
     let document = Document::parse_with_options(text, options);
     document.map_err(|e| Error::new(ErrorKind::Damaged, "the XML can't be read").with_source(e))
+}
+
+/// libvirt's parser obeys the encoding that a text claims: in UTF-7 `+ADw-` is `<`, and it would read another
+/// definition than the one that was looked at.
+fn check_encoding(text: &str) -> Result<()> {
+    let text = text.trim_start_matches('\u{feff}').trim_start();
+    let declared =
+        text.strip_prefix("<?xml").and_then(|rest| rest.split_once("?>")).map(|(inside, _)| inside);
+    let claimed = declared.and_then(|inside| inside.split_once("encoding")).map(|(_, after)| after);
+    let is_utf8 = |after: &str| {
+        let quoted = after.trim_start().trim_start_matches('=').trim_start();
+        let name = quoted.get(1..).and_then(|rest| rest.split(['\'', '"']).next());
+        name.is_some_and(|name| ["utf-8", "us-ascii"].contains(&name.to_ascii_lowercase().as_str()))
+    };
+    if claimed.is_none_or(is_utf8) {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Unsupported, "the XML claims to be in another encoding than UTF-8"))
 }
 
 /// Parses with the bounds, and wants a `<domain>`.

@@ -195,20 +195,29 @@ fn a_copy_gets_its_own_sockets_and_loses_disks() {
 
 #[test]
 fn claims_on_the_host_are_told() {
-    let text = "<domain xmlns:q='http://libvirt.org/schemas/domain/qemu/1.0'><name>a</name><devices>
-      <emulator>/tmp/qemu</emulator><hostdev type='pci'/><graphics type='vnc' port='5901' autoport='no'/>
-      <interface type='ethernet'><target dev='tap0'/></interface><filesystem><source dir='/'/></filesystem>
-      <vsock><cid auto='no' address='3'/></vsock></devices><q:commandline/></domain>";
-    let expected = [
-        "devices of the host passed through (<hostdev>)",
-        "the vnc port 5901",
-        "the network device 'tap0'",
-        "the directory '/' of the host",
-        "the vsock address 3",
-        "the emulator '/tmp/qemu'",
-        "QEMU arguments of its own (<commandline>)",
-    ];
-    assert_eq!(parsed(text).claims, expected);
+    let text = "<domain><name>a</name><devices><graphics type='vnc' port='5901' autoport='no'/>
+      <graphics type='spice' port='-1' autoport='yes'/><vsock><cid auto='no' address='3'/></vsock></devices></domain>";
+    assert_eq!(parsed(text).claims, ["the vnc port 5901", "the vsock address 3"]);
+}
+
+#[test]
+fn a_drive_is_emptied_whatever_is_in_it() {
+    for (kind, source) in [
+        ("file", "<source file='/x'/>"),
+        ("network", "<source protocol='http' name='x'><host name='h'/></source><auth/>"),
+        ("block", "<source dev='/dev/sr0'/><backingStore/>\n<source file='/second'/>"),
+    ] {
+        let xml = parsed(&format!(
+            "<domain><name>a</name><devices><disk type='{kind}' device='cdrom'>\
+             <driver name='qemu'/>{source}<target dev='sda'/></disk></devices></domain>"
+        ));
+        let mut edit = Editor::new(&xml).unwrap();
+        edit.eject("sda").unwrap();
+        let new = edit.finish().unwrap();
+        let disk = "<disk type='file' device='cdrom'><driver name='qemu'/><target dev='sda'/></disk>";
+        assert!(new.text().contains(disk), "{}", new.text());
+        assert_eq!(new.disk("sda").unwrap().image.source, ImageSource::Empty);
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The simulated hypervisor, real files: what is made, what is refused, and what is left when things break.
 
+mod forged;
 mod planted;
 mod world;
 
@@ -157,9 +158,11 @@ fn a_copy_shares_nothing_with_the_original() {
     std::fs::write(lab.at("was/vmlinuz"), b"kernel").unwrap();
     let original = lab.hypervisor.define(&xml).unwrap();
     lab.hypervisor.start(original, StartMode::Running).unwrap();
+    // Its channel and its kernel are the original's, which the host has: nobody has to allow them.
     let request = RestoreDomainRequest {
         name: Some("web2".into()),
         rest: DefaultTarget::OriginalPath,
+        allow: vec![],
         ..lab.request()
     };
     let report = lab.run(&request).unwrap();
@@ -322,6 +325,9 @@ fn disks_that_are_not_in_the_archive_are_decided_on() {
     assert_eq!(lab.defined("copy").targets(), ["vda", "sda"]);
     request.name = None;
     request.without = vec![];
+    let (kind, said) = lab.refused(&request);
+    assert!(kind == ErrorKind::Refused && said.contains("--allow disk"), "{said}");
+    request.allow.push(HostAccess::Disk);
     let report = lab.run(&request).unwrap();
     assert!(report.notes.iter().any(|note| note.contains("disk vdc is not in the archive")));
     request.without = vec!["vdx".into()];

@@ -210,6 +210,8 @@ impl Lab {
             existing: Overwrite::Refuse,
             afterwards: AfterDefine::Leave,
             known: Default::default(),
+            // Its channel is a socket in the test's folder.
+            allow: vec![HostAccess::CharacterDevice],
         }
     }
 
