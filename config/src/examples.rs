@@ -51,6 +51,7 @@ const SECTIONS: &[(&str, &str)] = &[
     ("after", "after: {command: [/usr/local/sbin/notify], when: failure}"),
     ("defaults", "defaults: {compress: zstd}"),
     ("service", "service: {concurrency: 2}"),
+    ("trust", "trust: {require-signature: true}"),
     ("media", "media: {nas: {to: /srv/backup}}"),
     ("jobs", "jobs: {nightly: {domains: {names: [web]}, schedule: daily, to: nas}}"),
 ];
@@ -172,7 +173,7 @@ mod tests {
         for (key, example) in SECTIONS {
             let text = match *key {
                 "media" => format!("version: 1\n{example}\n"),
-                "defaults" | "service" | "jobs" => format!("{media}{example}\n"),
+                "defaults" | "service" | "trust" | "jobs" => format!("{media}{example}\n"),
                 _ => {
                     let domains = if *key == "domains" { "" } else { "domains: {all: true}, " };
                     format!("{media}jobs: {{j: {{{domains}schedule: daily, to: nas, {example}}}}}\n")

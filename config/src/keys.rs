@@ -8,6 +8,7 @@
 mod jobs;
 mod media;
 mod service;
+mod trust;
 
 use std::collections::BTreeMap;
 
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 pub use self::jobs::{After, Before, Disks, Domains, Job, KeepRules, ResolvedJob, Retry};
 pub use self::media::Medium;
 pub use self::service::Service;
+pub use self::trust::Trust;
 use crate::error::Position;
 use crate::values::{
     BlockSize, ByteRate, ByteSize, Compression, DetectZeroes, FilePath, Layout, Name, PauseDuration,
@@ -35,6 +37,9 @@ pub struct Config {
     /// How the service (`virtfold serve`) runs on this host.
     #[serde(default)]
     pub service: Service,
+    /// What this host signs its archives with, and whose archives are taken.
+    #[serde(default)]
+    pub trust: Trust,
     /// Where archives go, each under a name that jobs use. A name is 1 to 64 letters, digits, `_`, `.` or
     /// `-`, and begins with a letter, a digit or `_`.
     #[serde(default)]
@@ -57,6 +62,7 @@ impl Default for Config {
             version: Version::V1,
             defaults: Defaults::default(),
             service: Service::default(),
+            trust: Trust::default(),
             media: BTreeMap::new(),
             jobs: BTreeMap::new(),
             origins: Origins::new(),

@@ -43,7 +43,7 @@ mod yaml_tree;
 pub use environment::Environment;
 pub use error::{ConfigError, Position};
 pub use ineffective::{IneffectiveSetting, NamedGuest};
-pub use keys::{Config, Defaults, Job, Medium, ResolvedJob, Service, Settings};
+pub use keys::{Config, Defaults, Job, Medium, ResolvedJob, Service, Settings, Trust};
 pub use load::{MAX_FILE, MAX_FILES, load, parse};
 pub use reference::{man_page, reference, schema};
 pub use schedule::Schedule;

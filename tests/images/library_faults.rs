@@ -153,6 +153,7 @@ fn every_write_and_the_sync_fail_once() {
             &VerifyRequest {
                 archive: archive.clone().into(),
                 identities: Identities::default(),
+                trust: Default::default(),
                 workers: 1,
                 known: Default::default(),
             },
@@ -337,6 +338,7 @@ fn restore_request(target: &Path, format: Format, method: Method) -> RestoreRequ
         cluster_size: None,
         existing: Overwrite::Refuse,
         checking: VerifyMode::All,
+        trust: Default::default(),
         workers: 2,
         known: Default::default(),
     }

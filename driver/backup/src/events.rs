@@ -137,6 +137,7 @@ mod tests {
             encrypted: true,
             resumed_at: Some(4096),
             root: "ab".into(),
+            signed: None,
             seconds: 1.5,
             tapes: vec![TapeReport { volumes: vec!["T0".into()], underruns: 3, ..TapeReport::default() }],
             disks: vec![DiskReport {

@@ -14,9 +14,10 @@ use serde::{Deserialize, Serialize};
 use crate::known_copy::root_text;
 use virtfold_archive::allocation_csv::AllocationRow;
 use virtfold_archive::crypt::{self, ArchiveFile, DecryptingReader, Identities};
-use virtfold_archive::index::{ArchiveIndex, Trust};
+use virtfold_archive::index::{ArchiveIndex, ArchiveTail, Trust};
 use virtfold_archive::manifest::Manifest;
 use virtfold_archive::reader::{ArchiveReader, Visitor};
+use virtfold_archive::sign::ArchiveSignature;
 use virtfold_archive::source::Source;
 use virtfold_archive::stream::{Cancel, ChunkState, ReadOptions, Reorder, guarded, read_pipe};
 use virtfold_archive::table::{CorrespondenceTable, Run};
@@ -62,6 +63,9 @@ pub struct ArchiveSummary {
     pub head: Option<Manifest>,
     /// The root digest of a complete archive, hexadecimal.
     pub root: Option<String>,
+    /// The signature of a complete archive that is signed; whose it is its reader judges.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature: Option<ArchiveSignature>,
 }
 
 /// An archive of a list, as who touches its medium finds it.
@@ -125,6 +129,7 @@ fn summary(location: &Location, file: Arc<dyn Source>, identities: &Identities) 
     let error = match opened {
         Ok(index) => {
             glance.root = index.tail().map(|tail| root_text(tail.root));
+            glance.signature = index.tail().and_then(ArchiveTail::signature);
             glance.head = Some(index.head().clone());
             return Ok(glance);
         }
@@ -279,6 +284,7 @@ fn bare(location: &Location) -> ArchiveSummary {
         encrypted: crypt::is_encrypted_name(&location.to_string()),
         head: None,
         root: None,
+        signature: None,
     }
 }
 

@@ -26,9 +26,11 @@ pub mod restore_domain;
 pub mod resume;
 pub mod retention;
 pub mod session;
+pub mod signing;
 mod start_lock;
 pub mod tape;
 pub mod target;
+pub mod trust;
 pub mod verify;
 
 use std::sync::Arc;

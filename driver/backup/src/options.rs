@@ -4,9 +4,11 @@
 //! Imports: `archive`, `medium`, for their own options.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use virtfold_archive::crypt::Recipients;
+use virtfold_archive::sign::SigningKey;
 use virtfold_archive::stream::Compression;
 use virtfold_archive::table::Layout;
 use virtfold_base::units::BlockSize;
@@ -19,6 +21,8 @@ pub struct BackupOptions {
     pub compression: Compression,
     /// Whom it is encrypted to; without them, it is not.
     pub encrypt_to: Option<Recipients>,
+    /// What it is signed with; without it, it is not.
+    pub signing_key: Option<Arc<SigningKey>>,
     /// Used blocks or all.
     pub layout: Layout,
     /// The granularity; without it, each source's own.
@@ -49,6 +53,7 @@ impl Default for BackupOptions {
         Self {
             compression: Compression::Zstd { level: 3 },
             encrypt_to: None,
+            signing_key: None,
             layout: Layout::Compact,
             block_size: None,
             detect_zeroes: DetectZeroes::default(),

@@ -186,6 +186,7 @@ impl TapeOptions {
             encrypted: crypt::is_encrypted_name(&name),
             head: None,
             root: None,
+            signature: None,
         };
         if vouched.is_none() {
             glance.faults.push("its end is not known to be on a tape".to_owned());

@@ -16,6 +16,7 @@ use uuid::Uuid;
 use super::Control;
 use super::known_copy::{FoundArchive, KnownCopy, root_text};
 use super::restore::{LostRange, note_lost};
+use super::trust::{Authenticity, TrustPolicy};
 use virtfold_archive::crypt::{ArchiveFile, DecryptingReader, Identities};
 use virtfold_archive::index::{ArchiveIndex, DiskPiece, Trust};
 use virtfold_archive::manifest::Manifest;
@@ -34,6 +35,8 @@ pub struct VerifyRequest {
     pub archive: Location,
     /// What opens it, where it is encrypted.
     pub identities: Identities,
+    /// Whose archives are taken.
+    pub trust: TrustPolicy,
     /// Threads.
     pub workers: usize,
     /// What the catalog knows of it.
@@ -63,6 +66,9 @@ pub struct VerifyReport {
     pub damage: Vec<LostRange>,
     /// The root digest, of a sound archive.
     pub root: Option<String>,
+    /// Who made it, of a sound archive.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub authenticity: Option<Authenticity>,
     /// Bytes of the archive.
     pub bytes: u64,
     /// Whether it is encrypted.
@@ -78,7 +84,8 @@ pub struct VerifyReport {
 /// Runs the verification. Damage is in the report, not an error.
 ///
 /// # Errors
-/// When the archive can't be read, is none at all, is encrypted and does not open, or needs a later version.
+/// When the archive can't be read, is none at all, is encrypted and does not open, or needs a later version;
+/// Refused, where it is sound and not signed as it must be.
 pub fn run(request: &VerifyRequest, control: &Control) -> Result<VerifyReport> {
     let started = Instant::now();
     let source = ArchiveFile::salvage(medium::open(&request.archive)?, &request.identities)?;
@@ -94,7 +101,10 @@ pub fn run(request: &VerifyRequest, control: &Control) -> Result<VerifyReport> {
         ..VerifyReport::of(request)
     };
     match pass(&source, &options, control) {
-        Ok(sound) => report.accept(&sound, &request.known),
+        Ok(sound) => {
+            report.authenticity = Some(request.trust.admit(&report.archive, sound.signature().as_ref())?);
+            report.accept(&sound, &request.known);
+        }
         Err(error) if error.kind() == ErrorKind::Damaged || error.kind() == ErrorKind::Incomplete => {
             report.complete = error.kind() == ErrorKind::Damaged;
             report.faults.push(if source.is_encrypted() { sentence(&error) } else { error.to_string() });
@@ -136,7 +146,10 @@ pub fn run_from(request: &VerifyRequest, control: &Control, input: impl Read + S
         ..VerifyReport::of(request)
     };
     match checked {
-        Ok(sound) => report.accept(&sound, &request.known),
+        Ok(sound) => {
+            report.authenticity = Some(request.trust.admit(&report.archive, sound.signature().as_ref())?);
+            report.accept(&sound, &request.known);
+        }
         Err(error) if matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Incomplete) => {
             report.complete = error.kind() == ErrorKind::Damaged;
             report.faults.push(sentence(&error));
@@ -159,6 +172,7 @@ impl VerifyReport {
             faults: Vec::new(),
             damage: Vec::new(),
             root: None,
+            authenticity: None,
             bytes: 0,
             encrypted: false,
             data: None,

@@ -19,6 +19,7 @@
 //! `MountPoint`.
 
 mod backups;
+mod chains;
 mod forget;
 mod freeze_session;
 mod journal;
@@ -36,6 +37,7 @@ mod verifications;
 mod volumes;
 
 pub use backups::{BackupCopy, LastBackup, Owner, Source, copy_name, destination_name};
+pub use chains::{ChainEntry, ChainName, NextInChain};
 pub use forget::{KnownDomain, Traces};
 pub use freeze_session::{
     BaseImage, FreezeSession, JournalEntry, SessionDisk, SessionKind, SessionOutcome, SessionState,

@@ -26,7 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What version 1 has: the journal of freeze sessions; the service's queue, in which a domain has one run at
 /// a time and a job waits for a domain once; the backups, each copy a row, with what tells their sources
-/// apart (JSON), what the last verification of each came to, the archives that are pinned, and notes of archives; what was mounted where archives go; and
+/// apart (JSON), what the last verification of each came to, the archives that are pinned, and notes of
+/// archives; the numbers of signed archives, and the last one of each chain; what was mounted where archives go; and
 /// what is known of tapes, which is rebuilt by reading them but for `failed`; and when all of the catalog was
 /// last checked (`integrity`). `created`, `removed`, `since` and `checked` are seconds since 1970, the
 /// queue's times and `planned.last` milliseconds.
@@ -115,6 +116,16 @@ CREATE TABLE verification (
 ) STRICT;
 CREATE TABLE pin (archive TEXT PRIMARY KEY, since INTEGER NOT NULL) STRICT;
 CREATE TABLE archive_note (archive TEXT NOT NULL, note TEXT NOT NULL, PRIMARY KEY (archive, note)) STRICT;
+CREATE TABLE chain_number (subject TEXT NOT NULL, signer TEXT NOT NULL, taken INTEGER NOT NULL, PRIMARY KEY (subject, signer)) STRICT;
+CREATE TABLE chain_last (
+    subject TEXT NOT NULL,
+    signer TEXT NOT NULL,
+    destination TEXT NOT NULL,
+    archive TEXT NOT NULL,
+    root TEXT NOT NULL,
+    sequence INTEGER NOT NULL,
+    PRIMARY KEY (subject, signer, destination)
+) STRICT;
 CREATE TABLE integrity (id INTEGER PRIMARY KEY CHECK (id = 1), checked INTEGER NOT NULL) STRICT;
 CREATE TABLE mount (destination TEXT PRIMARY KEY, point TEXT NOT NULL, file_system TEXT) STRICT;
 CREATE TABLE tape_volume (

@@ -17,7 +17,7 @@ use virtfold_backup::{Control, Progress};
 use virtfold_base::error::{Error, ErrorKind};
 use virtfold_base::units::{BlockSize, Human};
 use virtfold_catalog::Catalog;
-use virtfold_config::Defaults;
+use virtfold_config::{Config, Defaults};
 use virtfold_image::{Format, ImageAccess};
 use virtfold_medium::{Location, RateLimit};
 
@@ -33,6 +33,7 @@ use super::mount_check::MountArgs;
 use super::output::say;
 use super::report::{JsonFlag, OutputFormat, ProgressPrinter, StdoutUse, printable, result};
 use super::tape::options::WriteArgs;
+use super::trust;
 
 /// Back up a domain, or disk images, into one archive
 ///
@@ -180,7 +181,7 @@ fn stdout_of(destinations: &[Location]) -> StdoutUse {
 /// Runs the verb.
 pub(crate) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
     let config = args.config.load()?;
-    let options = options(args, &config.defaults)?;
+    let options = options(args, &config)?;
     let state = StateDirectories::new(args.guest.state_dir()?);
     let terminating = Terminating::default();
     let mut destinations = terminating.destinations(&args.to, &args.tape, &state.state, &signals.stop)?;
@@ -261,7 +262,8 @@ fn image_specs(args: &Args) -> Result<Vec<ImageSpec>> {
 }
 
 /// How the backup is made, by the command line and the configuration.
-fn options(args: &Args, defaults: &Defaults) -> Result<BackupOptions> {
+fn options(args: &Args, config: &Config) -> Result<BackupOptions> {
+    let defaults = &config.defaults;
     let layout = args.layout.map(|layout| match layout {
         LayoutArg::Compact => virtfold_config::Layout::Compact,
         LayoutArg::Full => virtfold_config::Layout::Full,
@@ -277,7 +279,8 @@ fn options(args: &Args, defaults: &Defaults) -> Result<BackupOptions> {
         ..defaults.clone()
     };
     let mut options = BackupOptions {
-        encrypt_to: args.encrypt.recipients(defaults)?,
+        encrypt_to: args.encrypt.recipients(&config.defaults)?,
+        signing_key: trust::signing_key(&config.trust)?,
         resume: if args.no_resume { ResumePolicy::Never } else { ResumePolicy::IfPossible },
         ..by_configuration(&chosen)?
     };
@@ -285,7 +288,7 @@ fn options(args: &Args, defaults: &Defaults) -> Result<BackupOptions> {
     Ok(options)
 }
 
-/// How a backup is made where the configuration alone says it; encryption aside.
+/// How a backup is made where the configuration alone says it; encryption and signature aside.
 ///
 /// # Errors
 /// Internal only.
@@ -298,6 +301,7 @@ pub(super) fn by_configuration(defaults: &Defaults) -> std::result::Result<Backu
             virtfold_config::Compression::Zstd { level } => Compression::Zstd { level },
         },
         encrypt_to: None,
+        signing_key: None,
         layout: match defaults.layout {
             virtfold_config::Layout::Compact => Layout::Compact,
             virtfold_config::Layout::Full => Layout::Full,
@@ -346,6 +350,9 @@ pub(super) fn text(report: &BackupReport) -> String {
     let encrypted = if report.encrypted { ", encrypted," } else { "" };
     text +=
         &format!("archive {}{encrypted} written in {:.1} s\n", Human(report.archive_bytes), report.seconds);
+    if let Some(signed) = &report.signed {
+        text += &format!("signed by {}, number {} of its subject\n", signed.host, signed.sequence);
+    }
     for tape in &report.tapes {
         let underruns = match tape.underruns {
             0 => "the drive never waited".to_owned(),

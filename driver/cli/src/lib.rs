@@ -15,6 +15,7 @@ mod exit;
 mod forget;
 mod free_space;
 mod generate;
+mod key;
 mod list;
 mod map;
 mod medium;
@@ -30,6 +31,7 @@ mod show;
 mod signals;
 mod table;
 mod tape;
+mod trust;
 mod verify;
 
 use std::io::IsTerminal;
@@ -76,6 +78,7 @@ enum Verb {
     Pause(control::pause::Args),
     Resume(control::resume::Args),
     Cancel(control::cancel::Args),
+    Key(key::Args),
     Config(config::Args),
     Serve(Box<serve::Args>),
     #[command(hide = true)]
@@ -170,6 +173,7 @@ impl Verb {
             Self::Pause(args) => control::pause::run(&args),
             Self::Resume(args) => control::resume::run(&args),
             Self::Cancel(args) => control::cancel::run(&args),
+            Self::Key(args) => key::run(&args),
             Self::Config(args) => config::run(&args),
             Self::Serve(args) => serve::run(&args),
             Self::Guard(args) => domain::watchdog::run(&args),

@@ -11,6 +11,7 @@ use virtfold_backup::inspect::{ArchiveStatus, ArchiveSummary, ListedArchive};
 use virtfold_backup::known_copy::judge_all;
 use virtfold_backup::mount_check::{CheckedDirectory, MountRequirement, check};
 use virtfold_backup::retention::{self, CatalogFillReport};
+use virtfold_backup::trust::{Authenticity, TrustPolicy};
 use virtfold_base::error::sentence;
 use virtfold_base::units::Human;
 use virtfold_catalog::Catalog;
@@ -19,6 +20,7 @@ use virtfold_medium::Location;
 use super::Signals;
 use super::args;
 use super::catalog_fill;
+use super::config::ConfigFlag;
 use super::destinations::Terminating;
 use super::domain::connection::StateFlag;
 use super::encryption::IdentityArgs;
@@ -27,6 +29,7 @@ use super::output::say;
 use super::report::{JsonFlag, OutputFormat, StdoutUse, printable, result};
 use super::show;
 use super::tape::{self, options::WaitFlag};
+use super::trust;
 
 /// List the archives in a directory, an object store or on a tape
 ///
@@ -54,12 +57,23 @@ pub(crate) struct Args {
     #[command(flatten)]
     state: StateFlag,
     #[command(flatten)]
+    config: ConfigFlag,
+    #[command(flatten)]
     json: JsonFlag,
+}
+
+/// An archive, and who made it, of a complete one.
+#[derive(Serialize)]
+struct ListedSummary<'a> {
+    #[serde(flatten)]
+    summary: &'a ArchiveSummary,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    authenticity: Option<Authenticity>,
 }
 
 #[derive(Serialize)]
 struct Listing<'a> {
-    archives: &'a [ArchiveSummary],
+    archives: Vec<ListedSummary<'a>>,
     /// The ids of those that a person keeps.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pinned: Vec<Uuid>,
@@ -99,7 +113,8 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
     };
     let archives: Vec<ArchiveSummary> = listed.into_iter().map(|listed| listed.summary).collect();
     let pins = pins(args)?;
-    let mut text = text(&archives, &pins);
+    let policy = trust::policy(&args.config.load()?.trust)?;
+    let mut text = text(&archives, &pins, &policy);
     let now = Timestamp::now();
     let is_ahead = |glance: &&ArchiveSummary| created(glance).is_some_and(|created| created > now);
     let future = Some(archives.iter().filter(is_ahead).count()).filter(|count| *count > 0);
@@ -126,7 +141,10 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
         }
     }
     let pinned = ids().filter(|id| pins.contains(id)).collect();
-    let listing = Listing { archives: &archives, pinned, notes, future, remembered: noted };
+    let listed = archives
+        .iter()
+        .map(|summary| ListedSummary { authenticity: trust::judge(&policy, summary), summary });
+    let listing = Listing { archives: listed.collect(), pinned, notes, future, remembered: noted };
     result(style, StdoutUse::Free, &listing, &text)?;
     Ok(if replaced().next().is_some() { ExitStatus::Damaged } else { ExitStatus::Done })
 }
@@ -178,7 +196,7 @@ fn pins(args: &Args) -> Result<BTreeSet<Uuid>> {
     )
 }
 
-fn text(archives: &[ArchiveSummary], pins: &BTreeSet<Uuid>) -> String {
+fn text(archives: &[ArchiveSummary], pins: &BTreeSet<Uuid>, policy: &TrustPolicy) -> String {
     if archives.is_empty() {
         return "no archives".to_owned();
     }
@@ -195,7 +213,7 @@ fn text(archives: &[ArchiveSummary], pins: &BTreeSet<Uuid>) -> String {
             None => ("-".to_owned(), "-".to_owned(), "-".to_owned()),
         };
         text += &format!(
-            "{created:<26} {:<10} {:>10} {capacity:>10} {disks:>5}  {}{}\n",
+            "{created:<26} {:<10} {:>10} {capacity:>10} {disks:>5}  {}{}{}\n",
             show::status(glance.status),
             Human(glance.bytes).to_string(),
             printable(&glance.archive),
@@ -203,6 +221,11 @@ fn text(archives: &[ArchiveSummary], pins: &BTreeSet<Uuid>) -> String {
                 "  (pinned)"
             } else {
                 ""
+            },
+            match trust::judge(policy, glance) {
+                // The list says of each archive what is proven; that nothing is, is what it says of all others.
+                None | Some(Authenticity::Unsigned) => String::new(),
+                Some(found) => format!("  ({found})"),
             },
         );
     }

@@ -21,12 +21,14 @@ use virtfold_medium::{Location, LostRanges, TapeArchive};
 use super::Signals;
 use super::args;
 use super::catalog_fill;
+use super::config::ConfigFlag;
 use super::encryption::IdentityArgs;
 use super::exit::ExitStatus;
 use super::free_space;
 use super::report::{JsonFlag, OutputFormat, ProgressPrinter, StdoutUse, damage, printable, result};
 use super::restore_domain::{CommonArgs, DefineArgs};
 use super::tape::{self, options::ChangeArgs};
+use super::trust;
 
 /// Restore disks, or a whole guest, from an archive
 ///
@@ -95,6 +97,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     define: DefineArgs,
     #[command(flatten)]
+    config: ConfigFlag,
+    #[command(flatten)]
     json: JsonFlag,
 }
 
@@ -120,6 +124,7 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<ExitStatus> {
             writing: writing(&args),
             existing: existing(&args),
             identities: args.identity.load()?,
+            trust: trust::policy(&args.config.load()?.trust)?,
             archive: args.archive,
             tape,
             disks: args.disk,
@@ -219,6 +224,7 @@ fn request(args: Args, known: KnownCopy) -> Result<RestoreRequest> {
     };
     Ok(RestoreRequest {
         identities: args.identity.load()?,
+        trust: trust::policy(&args.config.load()?.trust)?,
         archive: args.archive,
         selection,
         format: writing.format,
@@ -256,5 +262,6 @@ fn text(report: &RestoreReport) -> String {
     if !report.complete {
         text += "the archive is incomplete: what is listed as lost is missing in the disks\n";
     }
+    text += &format!("{}\n", report.authenticity);
     text + &format!("restored in {:.1} s", report.seconds)
 }

@@ -11,6 +11,7 @@ use virtfold_backup::restore_domain::{
     RestoreDomainReport, RestoreDomainRequest, WriteOptions,
 };
 use virtfold_backup::tape::TapeOptions;
+use virtfold_backup::trust::TrustPolicy;
 use virtfold_backup::{Control, Progress};
 use virtfold_base::error::Error;
 use virtfold_base::units::Human;
@@ -95,6 +96,8 @@ pub(super) struct CommonArgs {
     pub(super) archive: Location,
     /// What opens it, where it is encrypted.
     pub(super) identities: Identities,
+    /// Whose archives are taken.
+    pub(super) trust: TrustPolicy,
     /// The drive, and which archive on its tape, where it is on one.
     pub(super) tape: Option<(TapeOptions, TapeArchive)>,
     /// Disks with a place of their own.
@@ -144,6 +147,7 @@ impl DefineArgs {
         let request = RestoreDomainRequest {
             archive: common.archive,
             identities: common.identities,
+            trust: common.trust,
             name: self.name,
             disks: common.disks,
             rest,
@@ -224,6 +228,9 @@ fn text(report: &RestoreDomainReport) -> String {
     for note in &report.notes {
         text += &format!("note: {}\n", printable(note));
     }
+    if let Some(authenticity) = &report.authenticity {
+        text += &format!("the archive: {authenticity}\n");
+    }
     if report.defined && !report.verified {
         text += "the data were not checked: run 'virtfold verify' on the archive\n";
     }
@@ -292,6 +299,7 @@ mod tests {
                 shared: None,
                 free: 5 << 30,
             }],
+            authenticity: None,
             notes: vec!["odd \u{1b}[31m".into()],
             defined: false,
             started: false,

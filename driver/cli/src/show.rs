@@ -4,6 +4,7 @@ use anyhow::Result;
 use serde::Serialize;
 use virtfold_archive::manifest::{Disk, Manifest};
 use virtfold_backup::inspect::{self, ArchiveStatus, ArchiveSummary};
+use virtfold_backup::trust::Authenticity;
 use virtfold_base::error::ErrorKind;
 use virtfold_base::units::Human;
 use virtfold_medium::Location;
@@ -11,11 +12,13 @@ use virtfold_medium::Location;
 use super::Signals;
 use super::args;
 use super::catalog_fill;
+use super::config::ConfigFlag;
 use super::domain::connection::StateFlag;
 use super::encryption::IdentityArgs;
 use super::exit::ExitStatus;
 use super::report::{JsonFlag, OutputFormat, StdoutUse, printable, result};
 use super::tape::{self, options::WaitFlag};
+use super::trust;
 
 /// Show what an archive holds
 ///
@@ -37,6 +40,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     state: StateFlag,
     #[command(flatten)]
+    config: ConfigFlag,
+    #[command(flatten)]
     json: JsonFlag,
 }
 
@@ -45,6 +50,9 @@ pub(crate) struct Args {
 struct Shown<'a> {
     #[serde(flatten)]
     glance: &'a ArchiveSummary,
+    /// Who made it, of a complete one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    authenticity: Option<Authenticity>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     notes: Vec<String>,
 }
@@ -63,9 +71,17 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
     catalog_fill::known(&args.state.path()?, &args.archive).judge(&mut glance);
     let id = glance.head.as_ref().map(|head| head.archive);
     let notes = id.and_then(|id| known.remove(&id)).unwrap_or_default();
+    let policy = trust::policy(&args.config.load()?.trust)?;
+    let authenticity = trust::judge(&policy, &glance);
     let mut text = text(&glance);
+    authenticity.iter().for_each(|found| text += &format!("signature  {found}\n"));
     notes.iter().for_each(|note| text += &format!("note       {}\n", printable(note)));
-    result(OutputFormat::from_flag(&args.json), StdoutUse::Free, &Shown { glance: &glance, notes }, &text)?;
+    result(
+        OutputFormat::from_flag(&args.json),
+        StdoutUse::Free,
+        &Shown { glance: &glance, authenticity, notes },
+        &text,
+    )?;
     Ok(outcome(glance.status))
 }
 

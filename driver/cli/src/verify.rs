@@ -15,12 +15,14 @@ use virtfold_medium::Location;
 use super::Signals;
 use super::args;
 use super::catalog_fill;
+use super::config::ConfigFlag;
 use super::domain::connection::StateFlag;
 use super::encryption::IdentityArgs;
 use super::exit::ExitStatus;
 use super::output::say;
 use super::report::{JsonFlag, OutputFormat, ProgressPrinter, StdoutUse, damage, printable, result};
 use super::tape::{self, options::ChangeArgs};
+use super::trust;
 
 /// Read all of an archive and check every byte
 ///
@@ -46,6 +48,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     state: StateFlag,
     #[command(flatten)]
+    config: ConfigFlag,
+    #[command(flatten)]
     json: JsonFlag,
 }
 
@@ -55,6 +59,7 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
     let request = VerifyRequest {
         archive: args.archive.clone(),
         identities: args.identity.load()?,
+        trust: trust::policy(&args.config.load()?.trust)?,
         workers: args::workers(args.workers),
         known: catalog_fill::known(&args.state.path()?, &args.archive),
     };
@@ -116,6 +121,9 @@ fn text(report: &VerifyReport) -> String {
         Human(report.bytes),
         report.seconds
     );
+    if let Some(authenticity) = &report.authenticity {
+        text += &format!("\n{authenticity}");
+    }
     if !report.sound && report.salvageable && report.replaced.is_none() {
         text += "\n'virtfold restore --partial' restores what is intact";
     }

@@ -9,7 +9,7 @@
 
 use crate::end_record::{self, DIGEST_LEN, DigestsParser, EndRecord, RootHasher};
 use crate::layout::{self, MemberRole};
-use crate::sign::{self, PublicKey, SIGNATURE_LEN};
+use crate::sign::{self, ArchiveSignature, PublicKey, SIGNATURE_LEN};
 use crate::stream::{Digest, Digests, RandomStream};
 use crate::tar::{BLOCK, END_OF_ARCHIVE};
 use crate::tar_parser::{Event, MemberParser};
@@ -34,6 +34,12 @@ pub struct ArchiveTail {
 }
 
 impl ArchiveTail {
+    /// Its signature, where the archive is signed and nothing in the tail is damaged.
+    pub fn signature(&self) -> Option<ArchiveSignature> {
+        let (chain, key) = self.record.chain.clone().zip(self.signer.clone()).filter(|_| self.proven)?;
+        Some(ArchiveSignature { chain, key })
+    }
+
     /// What in it is damaged; the digests and the record may be of use all the same.
     pub(super) fn fault(&self) -> Option<Error> {
         let damaged = |what| Error::new(ErrorKind::Damaged, what);

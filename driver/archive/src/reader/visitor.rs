@@ -3,7 +3,7 @@
 use crate::allocation_csv::AllocationRow;
 use crate::end_record::EndRecord;
 use crate::manifest::Manifest;
-use crate::sign::PublicKey;
+use crate::sign::{ArchiveSignature, PublicKey};
 use crate::table::{CorrespondenceTable, Run};
 use virtfold_base::error::Result;
 use virtfold_base::units::StreamOffset;
@@ -22,6 +22,14 @@ pub struct VerifiedArchive {
     pub signer: Option<PublicKey>,
     /// Zeros that a plain one has behind its end.
     pub padding: u64,
+}
+
+impl VerifiedArchive {
+    /// Its signature, where it is signed.
+    pub fn signature(&self) -> Option<ArchiveSignature> {
+        let (chain, key) = self.end.chain.clone().zip(self.signer.clone())?;
+        Some(ArchiveSignature { chain, key })
+    }
 }
 
 /// Takes what an archive holds, in the order in which it stands there.

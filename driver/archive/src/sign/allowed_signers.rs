@@ -40,6 +40,11 @@ impl AllowedSigners {
         Ok(Self(found))
     }
 
+    /// Adds one.
+    pub fn add(&mut self, host: String, key: PublicKey) {
+        self.0.push((host, key));
+    }
+
     /// Takes over another list.
     pub fn extend(&mut self, other: Self) {
         self.0.extend(other.0);

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
 use ssh_key::private::Ed25519Keypair;
 use ssh_key::public::{Ed25519PublicKey, KeyData};
 use ssh_key::{HashAlg, LineEnding, PrivateKey, SshSig};
@@ -9,9 +10,26 @@ use ssh_key::{HashAlg, LineEnding, PrivateKey, SshSig};
 use super::{NAMESPACE, check_host};
 use virtfold_base::error::{Error, ErrorKind, Result};
 
-/// A host's public key.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// A host's public key. As text it is what a line of an OpenSSH file has.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct PublicKey(Ed25519PublicKey);
+
+impl TryFrom<String> for PublicKey {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> std::result::Result<Self, Self::Error> {
+        let key = ssh_key::PublicKey::from_openssh(&text).map_err(|_| "it is not a public key")?;
+        Self::of(key.key_data()).ok_or("it is not an Ed25519 key")
+    }
+}
+
+impl From<PublicKey> for String {
+    fn from(key: PublicKey) -> Self {
+        // Encoding 32 bytes can't fail; a text that is no key would be refused by who reads it.
+        key.to_openssh().unwrap_or_default()
+    }
+}
 
 impl PublicKey {
     /// That of a signature or a line; `None` where it is of another kind.

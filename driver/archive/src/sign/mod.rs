@@ -16,11 +16,14 @@
 mod allowed_signers;
 mod chain;
 mod key;
+mod key_file;
 
 pub use self::allowed_signers::{AllowedSigners, OPTIONS};
 pub use self::chain::{ChainLink, PreviousArchive, check_host};
 pub use self::key::{PublicKey, SigningKey};
+pub use self::key_file::public_path;
 
+use serde::{Deserialize, Serialize};
 use ssh_key::{HashAlg, SshSig};
 
 /// What a key of a host signs for: the namespace of SSHSIG.
@@ -38,6 +41,17 @@ pub struct Seal<'a> {
     pub key: &'a SigningKey,
     /// Which archive of its subject it is.
     pub chain: &'a ChainLink,
+}
+
+/// A sound signature: what its archive says of itself, and the key that says so. Whose key that is nobody has
+/// said yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArchiveSignature {
+    /// Which archive of its subject it is, by the host's own word.
+    #[serde(flatten)]
+    pub chain: ChainLink,
+    /// The key.
+    pub key: PublicKey,
 }
 
 /// The key that has made `signature`, of exactly these bytes of a record.

@@ -14,6 +14,7 @@ use crate::resume::StateDirectories;
 use crate::session::{BackupSession, ImageSpec, ImagesRequest};
 use virtfold_archive::crypt::{ArchiveFile, Identities, Recipients};
 use virtfold_archive::index::{ArchiveIndex, DiskPiece, Trust};
+use virtfold_archive::sign::SigningKey;
 use virtfold_archive::source::Source;
 use virtfold_archive::stream::{Compression, ReadAt};
 use virtfold_base::units::{DenseOffset, KIB, MIB};
@@ -86,7 +87,9 @@ impl Subject {
             Secrecy::Encrypted => (Recipients::gather(&public, None).unwrap(), Identities::of(vec![key])),
         };
         let request = ImagesRequest::of(disks.iter().enumerate().map(image).collect());
-        let how = BackupOptions { compression, encrypt_to, ..BackupOptions::default() };
+        // Of two disks, whose archives have each kind of member.
+        let signing_key = (disks.len() == 2).then(|| Arc::new(SigningKey::new("web").unwrap()));
+        let how = BackupOptions { compression, encrypt_to, signing_key, ..BackupOptions::default() };
         let destinations = Destinations::local([Location::Path(folder.path().to_owned())]);
         let (state, control) = (StateDirectories::new(folder.path().join("state")), Control::default());
         let session =
@@ -155,6 +158,7 @@ impl Subject {
             cluster_size: None,
             existing: Overwrite::Refuse,
             checking: VerifyMode::Partial,
+            trust: Default::default(),
             workers: 2,
             known: Default::default(),
         };
@@ -333,6 +337,27 @@ fn each_byte_of_a_plain_archive() {
 #[test]
 fn each_byte_of_a_framed_archive() {
     DISKS.into_iter().for_each(|sizes| flip_each(sizes, ZSTD));
+}
+
+/// A signature that is damaged is never no signature: no byte of the tail can be another one.
+#[test]
+fn no_byte_of_a_signed_tail_can_be_another_one() {
+    let subject = Subject::new(&[20 * KIB, 4 * KIB], Compression::None, Secrecy::Open);
+    let opened = |flip| {
+        let source = subject.opened(flip)?;
+        source.proven()?;
+        let index = ArchiveIndex::open(&source, &options(), Trust::Strict)?;
+        Ok::<_, Error>(
+            index.tail().and_then(|tail| tail.signature()).map(|signature| signature.chain.sequence),
+        )
+    };
+    assert_eq!(opened(None).unwrap(), Some(1));
+    for at in usize::try_from(subject.body).unwrap()..subject.archive.len() {
+        let error = opened(Some((at, 1 << (at % 8)))).expect_err(&format!("byte {at}"));
+        // The record's version is one of them.
+        let kinds = [ErrorKind::Damaged, ErrorKind::Incomplete, ErrorKind::Unsupported];
+        assert!(kinds.contains(&error.kind()), "byte {at}: {error}");
+    }
 }
 
 #[test]

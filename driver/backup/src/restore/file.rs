@@ -11,8 +11,9 @@ use super::{
 };
 use crate::Control;
 use crate::target::{TargetDisk, TargetSpec};
+use crate::trust::Authenticity;
 use virtfold_archive::crypt::ArchiveFile;
-use virtfold_archive::index::{ArchiveIndex, DiskPiece, IndexedDisk, Trust};
+use virtfold_archive::index::{ArchiveIndex, ArchiveTail, DiskPiece, IndexedDisk, Trust};
 use virtfold_archive::source::Source;
 use virtfold_archive::stream::ReadAt;
 use virtfold_archive::table::Run;
@@ -94,11 +95,14 @@ fn restore_opened(
         Trust::Salvage => e.within(format!("nothing of '{name}' can be restored")),
     })?;
     expect_known(request, source, &index)?;
+    let signature = index.tail().and_then(ArchiveTail::signature);
+    let authenticity = request.trust.admit(&name, signature.as_ref())?;
     let specs = selected(request, index.head())?;
     for (_, spec) in &specs {
         refuse_source(source, spec)?;
     }
-    let mut restorer = Restorer { request, control, source, index: &index, report: report(name, &index) };
+    let mut restorer =
+        Restorer { request, control, source, index: &index, report: report(name, authenticity, &index) };
     if let Err(error) = proven {
         restorer.report.complete = false;
         restorer.report.notes.insert(0, error.to_string());
@@ -138,10 +142,11 @@ fn refuse_source(source: &ArchiveFile, spec: &TargetSpec) -> Result<()> {
     }
 }
 
-fn report(archive: String, index: &ArchiveIndex<'_>) -> RestoreReport {
+fn report(archive: String, authenticity: Authenticity, index: &ArchiveIndex<'_>) -> RestoreReport {
     RestoreReport {
         archive,
         complete: index.is_complete(),
+        authenticity,
         verified: index.is_checked(),
         unread: false,
         damage: Vec::new(),

@@ -30,6 +30,7 @@ pub use self::plan::{PlannedRestore, RestorePlan, plan, plan_from};
 use super::Control;
 use super::known_copy::{FoundArchive, KnownCopy, root_text};
 use super::target::{Compat, Method, Qcow2Options, TargetFormat, TargetSpec};
+use super::trust::{Authenticity, TrustPolicy};
 use virtfold_archive::crypt::{ArchiveFile, Identities};
 use virtfold_archive::index::ArchiveIndex;
 use virtfold_archive::layout::BackupKind;
@@ -81,6 +82,8 @@ pub struct RestoreRequest {
     pub existing: Overwrite,
     /// When data are checked.
     pub checking: VerifyMode,
+    /// Whose archives are taken.
+    pub trust: TrustPolicy,
     /// Threads.
     pub workers: usize,
     /// What the catalog knows of the archive: nothing of another one is restored from there.
@@ -94,6 +97,8 @@ pub struct RestoreReport {
     pub archive: String,
     /// Whether the archive has its end.
     pub complete: bool,
+    /// Who made it, as far as its end tells.
+    pub authenticity: Authenticity,
     /// Whether every byte that was restored had its digest.
     pub verified: bool,
     /// Whether data were shared with the archive and not read.

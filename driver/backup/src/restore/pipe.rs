@@ -41,6 +41,8 @@ pub(super) fn restore(
     let (id, root) = (Some(sound.head.archive), Some(root_text(sound.root)));
     request.known.expect(name, &FoundArchive { id, root, encrypted, ..FoundArchive::default() })?;
     tell_zeros(name, end.padding + sound.padding);
+    // Dropped, the targets are gone.
+    let authenticity = request.trust.admit(name, sound.signature().as_ref())?;
     control.progress.enter("syncing", 0);
     for target in disks.targets.into_iter().flatten() {
         target.finish()?;
@@ -48,6 +50,7 @@ pub(super) fn restore(
     Ok(RestoreReport {
         archive,
         complete: true,
+        authenticity,
         verified: true,
         unread: false,
         damage: Vec::new(),

@@ -57,6 +57,7 @@ impl Lab {
             cluster_size: None,
             existing: Overwrite::Replace,
             checking,
+            trust: Default::default(),
             workers: 2,
             known: Default::default(),
         }

@@ -14,7 +14,7 @@ use crate::Control;
 use crate::attachments::{DOMAIN_XML, LIVE_XML, TOTAL_LIMIT, limit_of};
 use crate::known_copy::{FoundArchive, root_text};
 use virtfold_archive::crypt::{ArchiveFile, DecryptingReader};
-use virtfold_archive::index::{ArchiveIndex, Trust};
+use virtfold_archive::index::{ArchiveIndex, ArchiveTail, Trust};
 use virtfold_archive::manifest::{BackupSubject, Manifest};
 use virtfold_archive::reader::{ArchiveReader, Visitor};
 use virtfold_archive::stream::{ReadOptions, read_pipe};
@@ -57,6 +57,8 @@ impl ArchivedDomain {
             encrypted: Some(source.is_encrypted()),
         };
         request.known.expect(&name, &found)?;
+        let signature = index.tail().and_then(ArchiveTail::signature);
+        request.trust.admit(&name, signature.as_ref())?;
         let attachments = index.attachments(&limit_of, TOTAL_LIMIT).map_err(cannot)?;
         Self::new(&name, index.head().clone(), attachments)
     }

@@ -55,6 +55,7 @@ use super::known_copy::KnownCopy;
 pub use super::restore::Room;
 use super::restore::{VerifyMode, Wanted};
 use super::target::Method;
+use super::trust::{Authenticity, TrustPolicy};
 use virtfold_archive::crypt::Identities;
 use virtfold_base::error::Result;
 use virtfold_base::partial_file::Overwrite;
@@ -113,6 +114,8 @@ pub struct RestoreDomainRequest {
     pub archive: Location,
     /// What opens it, where it is encrypted.
     pub identities: Identities,
+    /// Whose archives are taken.
+    pub trust: TrustPolicy,
     /// The name of a copy; without it the guest is itself again.
     pub name: Option<String>,
     /// Disks with a place of their own: a file or a block device each.
@@ -175,6 +178,9 @@ pub struct RestoreDomainReport {
     pub room: Vec<Room>,
     /// What a person should know.
     pub notes: Vec<String>,
+    /// Who made the archive; nothing in a plan.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub authenticity: Option<Authenticity>,
     /// Whether it is defined now; not after a plan.
     pub defined: bool,
     /// Whether it was started.

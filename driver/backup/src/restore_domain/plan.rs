@@ -140,6 +140,7 @@ fn report(request: &RestoreDomainRequest, backup: &ArchivedDomain, who: &NewDoma
         host_access: Vec::new(),
         room: Vec::new(),
         notes: backup.notes.iter().cloned().chain(claims).collect(),
+        authenticity: None,
         defined: false,
         started: false,
         verified: false,

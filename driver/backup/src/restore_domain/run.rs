@@ -99,6 +99,7 @@ fn run_with(
     plan.report.defined = true;
     plan.report.verified = written.verified;
     plan.report.notes.extend(written.notes);
+    plan.report.authenticity = Some(written.authenticity);
     for pool in &plan.pools {
         let Err(error) = host.hypervisor.refresh_pool(pool) else { continue };
         // The guest is whole; the pool's list is only for looking at.
@@ -172,6 +173,7 @@ fn write_disks(
         cluster_size: writing.cluster_size,
         existing: if devices { Overwrite::Replace } else { Overwrite::Refuse },
         checking: writing.checking,
+        trust: request.trust.clone(),
         workers: writing.workers,
         known: request.known.clone(),
     };

@@ -9,9 +9,11 @@ use uuid::Uuid;
 use super::SavedEnvelope;
 use super::{NewArchive, ResumeContext};
 use crate::folded_disk::DiskSet;
+use crate::signing;
 use virtfold_archive::crypt::Recipients;
 use virtfold_archive::layout;
 use virtfold_archive::manifest::Disk;
+use virtfold_archive::sign::ChainLink;
 use virtfold_archive::stream::Digest;
 use virtfold_archive::writer::{Attachment, DiskTables};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
@@ -43,6 +45,9 @@ pub struct Fingerprint {
     pub(super) head: Digest,
     /// The members beside the disks: name, length, digest.
     pub(super) members: Vec<(String, u64, Digest)>,
+    /// Of a signed archive: its place in its chain.
+    #[serde(default)]
+    pub(super) link: Option<ChainLink>,
     facts: FingerprintFields,
 }
 
@@ -57,6 +62,9 @@ pub(super) struct FingerprintFields {
     /// Whom the archive is encrypted to; empty where it is not.
     #[serde(default)]
     encrypted_to: Vec<String>,
+    /// Whose key it is signed with, where it is.
+    #[serde(default)]
+    signed_by: Option<String>,
     disks: Vec<Disk>,
     files: Vec<SourceStamp>,
     /// Of all runs of all disks.
@@ -112,6 +120,7 @@ impl FingerprintFields {
             subject,
             compression: format!("{:?}", head.compression),
             encrypted_to: candidate.recipients.map(Recipients::names).unwrap_or_default(),
+            signed_by: candidate.seal.map(|seal| signing::signer(seal.key)),
             // What is allocated below whole blocks is what the file system says of holes, which it says in
             // one way now and in another then.
             disks: head.disks.iter().map(|disk| Disk { allocated: 0, ..disk.clone() }).collect(),
@@ -162,6 +171,7 @@ impl Fingerprint {
             keys: candidate.recipients.map(|_| keep.state.keys.clone()),
             head: Digest::of(&head.encode()?),
             members: attachments.iter().map(member).collect(),
+            link: candidate.seal.map(|seal| seal.chain.clone()),
             facts,
         }))
     }
@@ -223,6 +233,9 @@ impl Fingerprint {
         }
         if then.encrypted_to != now.encrypted_to {
             return Some("it is encrypted to others".to_owned());
+        }
+        if then.signed_by != now.signed_by {
+            return Some("it was to be signed with another key, or with none".to_owned());
         }
         for (then, now) in then.files.iter().zip(&now.files) {
             if then != now {

@@ -47,6 +47,7 @@ use super::folded_disk::DiskSet;
 use super::options::ResumePolicy;
 use virtfold_archive::crypt::{Envelope, Recipients};
 use virtfold_archive::manifest::Manifest;
+use virtfold_archive::sign::{ChainLink, Seal};
 use virtfold_archive::stream::Cancel;
 use virtfold_archive::writer::{Attachment, DiskTables};
 use virtfold_base::error::{Error, ErrorKind, Result, sentence};
@@ -90,6 +91,8 @@ pub(super) struct NewArchive<'a> {
     pub(super) label: &'a ArchiveLabel,
     /// Whom it is encrypted to.
     pub(super) recipients: Option<&'a Recipients>,
+    /// What it is signed with.
+    pub(super) seal: Option<Seal<'a>>,
 }
 
 /// An archive that is begun or resumed.
@@ -123,6 +126,8 @@ pub struct SavedArchive {
     pub head: Manifest,
     /// Its members beside the disks.
     pub attachments: Vec<Attachment>,
+    /// Of a signed one: its place in its chain.
+    pub link: Option<ChainLink>,
 }
 
 impl ResumeContext<'_> {
@@ -203,11 +208,11 @@ impl ResumeContext<'_> {
         match reopened {
             Resumed::From(mut medium, at) => {
                 tracing::warn!("resuming '{name}' at {}", Human(at));
-                let SavedRecord { record, head, attachments, rows, log, .. } = saved;
+                let SavedRecord { record, origin, head, attachments, rows, log, .. } = saved;
                 let envelope = envelope.ok().flatten();
                 medium.report_marks(Arc::clone(&record.notes) as Arc<dyn DurableMarks>);
                 let (at, record) = (Some(at), Some(record));
-                let saved = Some(SavedArchive { head, attachments });
+                let saved = Some(SavedArchive { head, attachments, link: origin.link });
                 Ok(Some(OpenArchive { medium, envelope, saved, rows, log, at, record }))
             }
             Resumed::NotPossible(why) => {
@@ -291,7 +296,8 @@ pub fn of_job(keep: &ResumeContext<'_>) -> Result<Option<SavedArchive>> {
         if found.origin.job == Some(job) && found.origin.place == FingerprintFields::place(place)? {
             let Some(mut saved) = found.open()? else { return Ok(None) };
             saved.record.keep_for_resume();
-            return Ok(Some(SavedArchive { head: saved.head, attachments: saved.attachments }));
+            let link = saved.origin.link.clone();
+            return Ok(Some(SavedArchive { head: saved.head, attachments: saved.attachments, link }));
         }
     }
     Ok(None)

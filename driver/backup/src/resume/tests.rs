@@ -8,6 +8,7 @@ use super::*;
 use crate::Control;
 use crate::options::BackupOptions;
 use crate::session::{BackupInput, BackupSession};
+use virtfold_archive::sign::SigningKey;
 use virtfold_archive::stream::{ChunkLog, ChunkRecord, Compression, Digest};
 use virtfold_image::{DiskImage, Format, OpenOptions};
 use virtfold_medium::{DurableMark, Location, PartialArchive};
@@ -23,6 +24,7 @@ struct Lab {
     memory: tempfile::TempDir,
     place: [Location; 1],
     encrypt_to: Option<Recipients>,
+    signing_key: Option<Arc<SigningKey>>,
 }
 
 impl Lab {
@@ -34,7 +36,7 @@ impl Lab {
         let place = [Location::Path(folder.path().join("archives"))];
         let memory = tempfile::tempdir_in("/dev/shm").unwrap();
         let keys = memory.path().join("keys");
-        Self { folder, keys, memory, place, encrypt_to: None }
+        Self { folder, keys, memory, place, encrypt_to: None, signing_key: None }
     }
 
     fn destinations(&self) -> Destinations<'static> {
@@ -67,6 +69,7 @@ impl Lab {
         let options = BackupOptions {
             compression: Compression::None,
             encrypt_to: self.encrypt_to.clone(),
+            signing_key: self.signing_key.clone(),
             workers: 1,
             resume: policy,
             ..BackupOptions::default()
@@ -169,6 +172,7 @@ fn a_partial_file_that_was_damaged_meanwhile_makes_no_damaged_archive() {
             let request = crate::verify::VerifyRequest {
                 archive: Location::Path(report.archive.into()),
                 identities: virtfold_archive::crypt::Identities::of(vec![key.clone()]),
+                trust: Default::default(),
                 workers: 1,
                 known: Default::default(),
             };
@@ -240,6 +244,36 @@ fn an_encrypted_archive_is_gone_on_with_by_whoever_has_its_key() {
     let lab =
         Lab { keys: disk.path().to_owned(), encrypt_to: to(std::slice::from_ref(&first)), ..Lab::new() };
     lab.backup(ResumePolicy::IfPossible, || assert_eq!((lab.records().len(), lab.keys()), (0, 0))).unwrap();
+}
+
+/// Each signed archive names the one before it, a resumed one the one that was before it when it was begun.
+#[test]
+fn a_resumed_archive_keeps_its_place_in_the_chain_and_its_key() {
+    let key = || Some(Arc::new(SigningKey::new("web").unwrap()));
+    let mut lab = Lab { signing_key: key(), ..Lab::new() };
+    let link = |report: &crate::session::BackupReport| report.signed.clone().unwrap();
+    let first = lab.backup(ResumePolicy::IfPossible, || {}).unwrap();
+    assert_eq!((link(&first).sequence, link(&first).previous), (1, None));
+    std::fs::remove_file(&first.archive).unwrap();
+    lab.killed();
+    let resumed = lab.backup(ResumePolicy::Required, || {}).unwrap();
+    assert_eq!(resumed.resumed_at, Some(0));
+    // The killed one had taken number 2; the run that resumed it took one that is nobody's.
+    let second = link(&resumed);
+    let previous = second.previous.clone().unwrap();
+    assert_eq!((second.sequence, previous.archive, previous.sequence), (2, first.id, 1));
+    assert_eq!(previous.root, first.root);
+    let third = lab.backup(ResumePolicy::IfPossible, || {}).unwrap();
+    assert!(link(&third).sequence > second.sequence);
+    assert_eq!(link(&third).previous.unwrap().archive, resumed.id);
+    // Another key's signature would not be the one that was begun.
+    [resumed.archive, third.archive].iter().for_each(|archive| std::fs::remove_file(archive).unwrap());
+    lab.killed();
+    lab.signing_key = key();
+    let error = lab.backup(ResumePolicy::Required, || {}).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InUse);
+    let anew = lab.backup(ResumePolicy::IfPossible, || {}).unwrap();
+    assert_eq!(anew.resumed_at, None);
 }
 
 #[test]

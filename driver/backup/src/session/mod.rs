@@ -31,8 +31,10 @@ use super::Control;
 use super::destinations::Destinations;
 use super::options::BackupOptions;
 use super::resume::{NewArchive, ResumeContext, ResumeRecord, SavedAllocation, StateDirectories};
+use super::signing::{self, SignedBackup};
 use virtfold_archive::crypt::Envelope;
 use virtfold_archive::manifest::{BackupSubject, ConsistencyInfo, Manifest};
+use virtfold_archive::sign::Seal;
 use virtfold_archive::writer::{ArchiveContents, Attachment, DiskTables, MapEntries, Rows, WrittenArchive};
 use virtfold_base::error::Result;
 use virtfold_image::{DiskImage, Format, ImageAccess};
@@ -105,6 +107,7 @@ pub struct UnnamedArchive {
     head: Manifest,
     sealed: WrittenArchive,
     encrypted: bool,
+    signed: Option<SignedBackup>,
     /// Where it was gone on with.
     resumed_at: Option<u64>,
     started: Instant,
@@ -141,9 +144,15 @@ impl BackupSession<'_> {
         let disks = fold_all(disks, self.options, self.control)?;
         let head = head(subject, freeze, self.options, &disks)?;
         let label = medium_label(&head, self.options, &attachments)?;
-        let recipients = self.options.encrypt_to.as_ref();
-        let new =
-            NewArchive { head: &head, attachments: &attachments, disks: &disks, label: &label, recipients };
+        let signed = signing::begin(self, &head)?;
+        let new = NewArchive {
+            head: &head,
+            attachments: &attachments,
+            disks: &disks,
+            label: &label,
+            recipients: self.options.encrypt_to.as_ref(),
+            seal: self.seal(signed.as_ref()),
+        };
         let opened = self.resume_context(session).open(&new, &self.control.cancel)?;
         let (mut medium, reached) = self.outward(opened.medium, opened.envelope.as_ref(), opened.at)?;
         let now: Vec<&dyn DiskTables> = disks.0.iter().map(|disk| disk as &dyn DiskTables).collect();
@@ -154,22 +163,32 @@ impl BackupSession<'_> {
             true => now.clone(),
             false => resumed.iter().map(|disk| disk as &dyn DiskTables).collect(),
         };
-        let (head, attachments) = match opened.saved {
-            Some(saved) => (saved.head, saved.attachments),
-            None => (head, attachments),
+        let (head, attachments, signed) = match opened.saved {
+            Some(saved) => {
+                let signed = signed.zip(saved.link).map(|(signed, link)| signed.resumed(link));
+                (saved.head, saved.attachments, signed)
+            }
+            None => (head, attachments, signed),
         };
         let contents = ArchiveContents {
             head: &head,
             attachments: &attachments,
             disks: tables,
             data: &disks,
-            seal: None,
+            seal: self.seal(signed.as_ref()),
         };
         let sealed = stream(&contents, self.options, self.control, medium.as_mut(), opened.log, reached)?;
         disks.0.iter().try_for_each(|disk| disk.image.check_unchanged())?;
         let encrypted = self.options.encrypt_to.is_some();
         let resumed_at = opened.at.map(|_| reached);
-        Ok(UnnamedArchive { medium, head, sealed, encrypted, resumed_at, started, _record: opened.record })
+        let _record = opened.record;
+        Ok(UnnamedArchive { medium, head, sealed, encrypted, signed, resumed_at, started, _record })
+    }
+
+    /// What an archive is signed with that has this place in its chain.
+    fn seal<'s>(&'s self, signed: Option<&'s SignedBackup>) -> Option<Seal<'s>> {
+        let key = self.options.signing_key.as_deref();
+        key.zip(signed).map(|(key, signed)| Seal { key, chain: &signed.link })
     }
 
     /// What there is to resume for disks that a freeze session has frozen, or none.
@@ -220,13 +239,18 @@ impl UnnamedArchive {
     pub fn finish(self, control: &Control) -> Result<BackupReport> {
         control.progress.enter("syncing", 0);
         let durable = self.medium.finish()?;
+        let root = blake3::Hash::from_bytes(self.sealed.root).to_hex().to_string();
+        if let Some(signed) = &self.signed {
+            signed.finished(&self.head, &root);
+        }
         Ok(BackupReport {
             archive: durable.name,
             id: self.head.archive,
             archive_bytes: durable.bytes,
             encrypted: self.encrypted,
             resumed_at: self.resumed_at,
-            root: blake3::Hash::from_bytes(self.sealed.root).to_hex().to_string(),
+            root,
+            signed: self.signed.map(|signed| signed.link),
             seconds: self.started.elapsed().as_secs_f64(),
             tapes: durable.tapes,
             disks: self.head.disks.iter().map(report).collect(),

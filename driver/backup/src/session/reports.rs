@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use virtfold_archive::manifest::{Disk, Manifest};
+use virtfold_archive::sign::ChainLink;
 use virtfold_medium::CopyReport;
 use virtfold_medium::tape::TapeReport;
 
@@ -23,6 +24,9 @@ pub struct BackupReport {
     pub resumed_at: Option<u64>,
     /// The digest that stands for all of it, hexadecimal.
     pub root: String,
+    /// Of a signed one: whose it is, and which one of its subject.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signed: Option<ChainLink>,
     /// How long it took.
     pub seconds: f64,
     /// What came of the tapes, where it is on tapes.

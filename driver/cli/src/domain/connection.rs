@@ -105,7 +105,7 @@ pub(crate) fn places(given: Option<&Path>, uri: &str) -> Result<LibvirtDirectori
 ///
 /// # Errors
 /// He has no home.
-fn in_home(name: &str, usual: &str) -> Result<PathBuf, Error> {
+pub(crate) fn in_home(name: &str, usual: &str) -> Result<PathBuf, Error> {
     let variable = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     variable(name).or_else(|| variable("HOME").map(|home| home.join(usual))).ok_or_else(|| {
         let what = format!("neither {name} nor HOME is set; qemu:///session needs one of them");

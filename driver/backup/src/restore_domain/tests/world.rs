@@ -201,6 +201,7 @@ impl Lab {
         };
         RestoreDomainRequest {
             archive: self.at("web.tar").into(),
+            trust: crate::trust::TrustPolicy::default(),
             identities: Identities::default(),
             name: None,
             disks: vec![],

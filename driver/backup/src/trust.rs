@@ -1,0 +1,142 @@
+//! Whose archives are taken: what a signature is worth to who reads it.
+//!
+//! A signature that is sound says which key has made it; whose key that is the [`TrustPolicy`] knows from
+//! public keys alone. Where it requires signatures, an archive that is unsigned, or signed with a key that is
+//! not known for the host that it names, is refused: by a restore before anything is made, where the archive
+//! can be read at any place, and from a pipe before anything has its name.
+//!
+//! Imports: `error`, `archive`.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use virtfold_archive::sign::{AllowedSigners, ArchiveSignature};
+use virtfold_base::error::{Error, ErrorKind, Result};
+
+/// Whose archives are taken.
+#[derive(Clone, Debug, Default)]
+pub struct TrustPolicy {
+    /// Hosts and their keys.
+    pub signers: AllowedSigners,
+    /// What is done with archives of others.
+    pub requirement: SignatureRequirement,
+}
+
+/// Whether an archive must be signed by a host that is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SignatureRequirement {
+    /// What it is, is said.
+    #[default]
+    Optional,
+    /// Every other one is refused.
+    Required,
+}
+
+/// Who made an archive, as far as that is proven. Nothing of an archive that was only looked at proves more
+/// than that its end is authentic: `verify` checks the rest against it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "kebab-case")]
+pub enum Authenticity {
+    /// A host that is known.
+    Signed {
+        /// The host.
+        host: String,
+        /// The archive's number among those of its subject.
+        sequence: u64,
+    },
+    /// Whoever has a key that is not known for that host.
+    UnknownKey {
+        /// The host that the archive names.
+        host: String,
+        /// The key.
+        fingerprint: String,
+    },
+    /// Nobody says so.
+    Unsigned,
+}
+
+impl fmt::Display for Authenticity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Signed { host, .. } => write!(f, "signed by {host}"),
+            Self::UnknownKey { host, fingerprint } => {
+                write!(f, "unknown key {fingerprint}, which says that it is {host}'s")
+            }
+            Self::Unsigned => f.write_str("unsigned"),
+        }
+    }
+}
+
+impl Authenticity {
+    /// Whether a host that is known has made it.
+    pub fn is_authentic(&self) -> bool {
+        matches!(self, Self::Signed { .. })
+    }
+}
+
+impl TrustPolicy {
+    /// What a signature is worth; `None` is an archive without.
+    pub fn judge(&self, signature: Option<&ArchiveSignature>) -> Authenticity {
+        let Some(ArchiveSignature { chain, key }) = signature else { return Authenticity::Unsigned };
+        let (host, sequence) = (chain.host.clone(), chain.sequence);
+        match self.signers.knows(&host, key) {
+            true => Authenticity::Signed { host, sequence },
+            false => Authenticity::UnknownKey { host, fingerprint: key.fingerprint() },
+        }
+    }
+
+    /// As [`TrustPolicy::judge`], and refuses what must not be taken.
+    ///
+    /// # Errors
+    /// Refused: a signature of a known host is required, and the archive has none.
+    pub fn admit(&self, archive: &str, signature: Option<&ArchiveSignature>) -> Result<Authenticity> {
+        let found = self.judge(signature);
+        if found.is_authentic() || self.requirement == SignatureRequirement::Optional {
+            return Ok(found);
+        }
+        let what = match &found {
+            Authenticity::UnknownKey { host, fingerprint } => {
+                format!(
+                    "'{archive}' is signed with an unknown key ({fingerprint}), which says that it is {host}'s"
+                )
+            }
+            _ => format!("'{archive}' is unsigned"),
+        };
+        let message = format!("{what}, and the configuration requires a signature of a known host");
+        Err(Error::new(ErrorKind::Refused, message).with_hint(
+            "if that host made it, 'virtfold key trust' its key, as 'virtfold key show' prints it there; or take it without: \
+             'trust: {require-signature: false}'",
+        ))
+    }
+}
+
+#[cfg(test)]
+#[path = "forgery_tests.rs"]
+mod forgeries;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use virtfold_archive::sign::{ChainLink, SigningKey};
+
+    #[test]
+    fn a_key_counts_for_the_host_that_it_is_known_for_and_no_other() {
+        let (web, db) = (SigningKey::new("web").unwrap(), SigningKey::new("db").unwrap());
+        let signed = |key: &SigningKey, host: &str| {
+            let (subject, host) = ("domain:1".to_owned(), host.to_owned());
+            let chain = ChainLink { subject, host, sequence: 3, previous: None };
+            ArchiveSignature { chain, key: key.public() }
+        };
+        let line = AllowedSigners::line("web", &web.public()).unwrap();
+        let signers = AllowedSigners::parse("signers", &line).unwrap();
+        let required = TrustPolicy { signers, requirement: SignatureRequirement::Required };
+        let good = required.admit("a.tar", Some(&signed(&web, "web"))).unwrap();
+        assert_eq!(good, Authenticity::Signed { host: "web".to_owned(), sequence: 3 });
+        for bad in [Some(signed(&db, "web")), Some(signed(&web, "db")), Some(signed(&db, "db")), None] {
+            let error = required.admit("a.tar", bad.as_ref()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Refused, "{bad:?}");
+            let optional = TrustPolicy { requirement: SignatureRequirement::Optional, ..required.clone() };
+            assert!(!optional.admit("a.tar", bad.as_ref()).unwrap().is_authentic());
+        }
+    }
+}
