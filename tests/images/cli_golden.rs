@@ -17,7 +17,8 @@ use serde_json::{Value, json};
 /// The verbs that have a help of their own.
 const VERBS: [&str; 22] = [
     "backup", "restore", "verify", "list", "show", "table", "map", "tape", "domains", "recover", "prune",
-    "pin", "unpin", "forget", "config", "serve", "status", "queue", "run", "pause", "resume", "cancel",
+    "pin", "unpin", "forget", "key", "config", "serve", "status", "queue", "run", "pause", "resume",
+    "cancel",
 ];
 /// The verbs of tapes.
 const TAPE_VERBS: [&str; 5] = ["status", "label", "list", "verify", "erase"];
@@ -95,6 +96,9 @@ fn helps() {
     let wide = |args: &[&str]| run(virtfold(args).env("COLUMNS", "100"));
     golden("help", &transcript(&wide(&["--help"]), here));
     golden("version", &transcript(&wide(&["--version"]), here));
+    for verb in ["show", "new", "trust"] {
+        golden(&format!("help-key-{verb}"), &transcript(&wide(&["key", verb, "--help"]), here));
+    }
     for verb in VERBS {
         golden(&format!("help-{verb}"), &transcript(&wide(&[verb, "--help"]), here));
     }

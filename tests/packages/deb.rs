@@ -36,6 +36,8 @@ fn fresh(room: &Room) {
     assert_eq!(room.stat("/usr/bin/virtfold"), "regular file 755 root:root");
     assert_eq!(room.stat("/etc/virtfold/config.yaml"), "regular file 644 root:root");
     assert_eq!(room.stat("/etc/virtfold/conf.d"), "directory 755 root:root");
+    assert_eq!(room.stat("/etc/virtfold/signing-key"), "regular file 600 root:root");
+    assert!(room.says("virtfold key show").contains(" namespaces=\"virtfold-archive\" ssh-ed25519 "));
     assert_eq!(room.stat("/var/lib/virtfold"), "directory 711 root:root");
     assert_eq!(room.stat("/var/spool/virtfold/events"), "directory 700 root:root");
     assert_eq!(room.stat("/run/virtfold"), "directory 750 root:virtfold");

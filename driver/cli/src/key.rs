@@ -23,7 +23,7 @@ const MAX_INPUT: u64 = 1 << 20;
 
 /// Show, make and trust the keys that archives are signed with
 ///
-/// A host signs each archive with its key, so that 'verify', 'restore' and 'audit' tell its archives from those
+/// A host signs each archive with its key, so that 'verify', 'restore' and 'list' tell its archives from those
 /// of others. Whoever reads them needs public keys alone: print this host's with 'key show', and have other
 /// hosts trust it with 'key trust'.
 #[derive(Debug, clap::Args)]
