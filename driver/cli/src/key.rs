@@ -11,6 +11,7 @@ use serde::Serialize;
 use virtfold_archive::sign::{AllowedSigners, PublicKey, SigningKey};
 use virtfold_backup::host_identity;
 use virtfold_base::error::{Error, ErrorKind, IoContext};
+use virtfold_base::partial_file::Overwrite;
 use virtfold_config::Trust;
 
 use super::config::ConfigFlag;
@@ -118,7 +119,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitStatus> {
         KeyCommand::Show { config, json } => show(&config.load()?.trust, OutputFormat::from_flag(json)),
         KeyCommand::New { host, force, config, json } => {
             let trust = config.load()?.trust;
-            let made = new(&trust, host.as_deref(), *force)?;
+            let existing = if *force { Overwrite::Replace } else { Overwrite::Refuse };
+            let made = new(&trust, host.as_deref(), existing)?;
             let mut text = format!("made '{}'\n{}", made.file.display(), made.text());
             if let Some(old) = &made.old {
                 text += &format!(
@@ -150,7 +152,7 @@ fn show(trust: &Trust, style: OutputFormat) -> Result<ExitStatus> {
     Ok(ExitStatus::Done)
 }
 
-fn new(trust: &Trust, host: Option<&str>, force: bool) -> Result<Shown, Error> {
+fn new(trust: &Trust, host: Option<&str>, existing: Overwrite) -> Result<Shown, Error> {
     let path = trust::key_path(trust)?;
     let name = host.map_or_else(host_identity::name, |host| Ok(host.to_owned()))?;
     let key = SigningKey::new(&name)
@@ -160,7 +162,7 @@ fn new(trust: &Trust, host: Option<&str>, force: bool) -> Result<Shown, Error> {
         DirBuilder::new().recursive(true).mode(0o755).create(directory).at(making)?;
     }
     let there = path.symlink_metadata().is_ok();
-    let old = (force && there).then(|| put_aside(&path)).transpose()?;
+    let old = (existing == Overwrite::Replace && there).then(|| put_aside(&path)).transpose()?;
     key.save(&path)?;
     Ok(Shown { old, ..Shown::of(key.host(), &key.public(), path)? })
 }
