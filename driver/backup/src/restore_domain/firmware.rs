@@ -3,6 +3,7 @@
 //!
 //! Imports: `plan` and what that imports.
 
+use std::io::Write as _;
 use std::path::Path;
 
 use super::identity::DomainIdentity;
@@ -11,7 +12,7 @@ use super::target_paths::{TargetPath, TargetPaths};
 use crate::attachments::{
     BOOT, LibvirtDirectories, NVRAM_QCOW2, NVRAM_RAW, SymlinkPolicy, TPM, TPM_FILE, read_file,
 };
-use virtfold_base::error::{Error, ErrorKind, Result};
+use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 use virtfold_hypervisor::domain_xml::TpmStorage;
 use virtfold_hypervisor::domain_xml::edit::Editor;
 
@@ -29,6 +30,9 @@ impl RestorePlanner<'_> {
         let copy = self.who.identity == DomainIdentity::Copy;
         if found.is_none() && (!copy || old.is_none_or(|nvram| nvram.elsewhere.is_some())) {
             return Ok(());
+        }
+        if let Some((bytes, _)) = found {
+            check_alone(bytes, &self.backup.xml.name)?;
         }
         let end = found.map_or("fd", |(_, end)| end);
         let spot = placer.file(was, home, &format!("{}_VARS.{end}", self.who.name))?;
@@ -113,6 +117,32 @@ impl RestorePlanner<'_> {
         }
         Ok(())
     }
+}
+
+/// NVRAM may be a qcow2 image, whose header can name other files: QEMU would read the one and write to the
+/// other, and its user can write to the disks of all guests.
+fn check_alone(bytes: &[u8], guest: &str) -> Result<()> {
+    const QCOW2: &[u8] = b"QFI\xfb";
+    if !bytes.starts_with(QCOW2) {
+        return Ok(());
+    }
+    let named = (|| {
+        let looking = || "cannot look at the NVRAM".to_owned();
+        let memory = rustix::fs::memfd_create("nvram", rustix::fs::MemfdFlags::CLOEXEC);
+        let mut file = std::fs::File::from(memory.map_err(std::io::Error::from).at(looking)?);
+        file.write_all(bytes).at(looking)?;
+        virtfold_image::references(&file, Path::new("/nvram"))
+    })();
+    let cannot = |error: Error| error.within(format!("the NVRAM of '{guest}' in the archive can't be used"));
+    let named = named.map_err(cannot)?;
+    let Some(other) = named.backing.or(named.data_file) else { return Ok(()) };
+    let what = format!(
+        "the NVRAM of '{guest}' in the archive is a qcow2 image that names another file, '{}'",
+        other.display()
+    );
+    Err(Error::new(ErrorKind::Refused, what).with_hint(
+        "QEMU would open that file; restore the disks alone, without --define, and define the guest with new NVRAM",
+    ))
 }
 
 fn default_tpm(

@@ -117,6 +117,24 @@ impl Inventory {
     }
 }
 
+impl Inventory {
+    /// Kernels and the like of domains other than `except`. They are no disks: where they lie nothing is
+    /// restored to for that.
+    pub(super) fn boot_files(&self, except: Option<DomainId>) -> Vec<UsedFile> {
+        let others = self.domains.iter().filter(|known| Some(known.info.id) != except);
+        let of = |known: &HostDomain, xml: &DomainXml| {
+            let boot =
+                ["kernel", "initrd", "dtb"].map(|element| Some((element, xml.boot.of(element)?.clone())));
+            let (id, name) = (known.info.id, known.info.name.clone());
+            boot.into_iter().flatten().map(move |(element, path)| {
+                let what = format!("the {element} of domain '{name}'");
+                UsedFile { id, what, path }
+            })
+        };
+        others.flat_map(|known| known.xmls.iter().flat_map(move |xml| of(known, xml))).collect()
+    }
+}
+
 /// Every path that a definition has for its disks and their chains, its NVRAM and its TPM.
 fn named(xml: &DomainXml) -> impl Iterator<Item = (String, PathBuf)> + '_ {
     let disks = xml.disks.iter().flat_map(|disk| {

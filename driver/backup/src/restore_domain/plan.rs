@@ -226,8 +226,9 @@ impl RestorePlanner<'_> {
     fn make(mut self) -> Result<PlannedDefinition> {
         let mut edit = Editor::new(&self.backup.xml)?;
         edit.set_generation(&Uuid::new_v4().to_string());
+        // However the archive spells them, these are the ones that were looked for on the host.
+        edit.rename(&self.who.name)?.set_id(self.who.id)?;
         if self.who.identity == DomainIdentity::Copy {
-            edit.rename(&self.who.name)?.set_id(self.who.id)?;
             self.new_macs(&mut edit)?;
             self.new_channels(&mut edit)?;
         }

@@ -303,7 +303,8 @@ pub(super) fn check(
 ) -> Result<()> {
     let found = |spot: &TargetPath| spot.found != PathOccupant::Nothing;
     let depth = if spots.iter().any(|(_, spot)| found(spot)) { Depth::Headers } else { Depth::Definitions };
-    let used = inventory.files(who.replaced(), (host.hypervisor, depth))?;
+    let mut used = inventory.files(who.replaced(), (host.hypervisor, depth))?;
+    used.extend(inventory.boot_files(who.replaced()));
     let (mut before, users) = (DistinctFiles::default(), FileUsers::of(&used));
     for (what, spot) in spots {
         let shown = spot.path.display();

@@ -146,6 +146,12 @@ impl DomainXml {
         let text = text.into();
         let document = open(&text)?;
         let root = document.root_element();
+        // libvirt takes the first of some and all of others.
+        if let Some(tag) =
+            ["name", "uuid", "os", "devices"].iter().find(|tag| children(root, tag).count() > 1)
+        {
+            return Err(bad(format!("it has <{tag}> twice")));
+        }
         let name = child_text(root, "name").ok_or_else(|| bad("it has no name".to_owned()))?;
         let id = child_text(root, "uuid").map(|t| t.parse()).transpose()?;
         let os = child(root, "os");
@@ -267,13 +273,19 @@ fn child<'a, 'i: 'a>(node: Node<'a, 'i>, tag: &'static str) -> Option<Node<'a, '
 }
 
 fn child_text(node: Node<'_, '_>, tag: &'static str) -> Option<String> {
-    let text = child(node, tag)?.text()?.trim();
+    let text = text_within(child(node, tag)?);
+    let text = text.trim();
     (!text.is_empty()).then(|| text.to_owned())
 }
 
+/// All text in an element, as libvirt reads it: comments in between do not end it.
+fn text_within(node: Node<'_, '_>) -> String {
+    node.descendants().filter(Node::is_text).filter_map(|text| text.text()).collect()
+}
+
 fn read_nvram(node: Node<'_, '_>) -> Nvram {
-    let inline = node.text().map(str::trim).filter(|t| !t.is_empty());
-    let typed = child(node, "source").and_then(|s| s.attribute("file"));
+    let inline = Some(text_within(node).trim().to_owned()).filter(|text| !text.is_empty());
+    let typed = child(node, "source").and_then(|s| s.attribute("file")).map(own);
     Nvram {
         path: inline.or(typed).map(PathBuf::from),
         template: node.attribute("template").map(PathBuf::from),

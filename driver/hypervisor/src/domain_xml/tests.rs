@@ -201,6 +201,14 @@ fn claims_on_the_host_are_told() {
 }
 
 #[test]
+fn a_comment_does_not_end_a_text() {
+    let text = "<domain><name>web<!-- -->x</name><os><kernel>/k<!-- -->/../x</kernel><nvram>/n<!-- -->2</nvram></os></domain>";
+    let xml = parsed(text);
+    assert_eq!((xml.name.as_str(), xml.boot.kernel.as_deref()), ("webx", Some(Path::new("/k/../x"))));
+    assert_eq!(xml.nvram.unwrap().path.as_deref(), Some(Path::new("/n2")));
+}
+
+#[test]
 fn a_drive_is_emptied_whatever_is_in_it() {
     for (kind, source) in [
         ("file", "<source file='/x'/>"),
@@ -252,6 +260,9 @@ fn hostile_xml_is_refused() {
         "</backingStore>".repeat(300)
     );
     assert!(DomainXml::parse(chain).is_err());
+    for twice in ["<name>y</name>", "<devices/><devices/>", "<os/><os/>"] {
+        assert!(DomainXml::parse(format!("<domain><name>x</name>{twice}</domain>")).is_err(), "{twice}");
+    }
     let target = "<domain><name>x</name><devices><disk><target dev='../a'/></disk></devices></domain>";
     assert!(DomainXml::parse(target).is_err());
     // Deep nesting must be an error or a result, never a crash.

@@ -137,3 +137,56 @@ fn a_kernel_of_the_hosts_is_used_by_the_guest_that_has_it_alone() {
     lab.run(&lab.request()).unwrap();
     assert_eq!(lab.defined("web").boot.kernel, Some(lab.at("out/web.kernel")));
 }
+
+/// The header of NVRAM that is a qcow2 image can name the disk of another guest.
+#[test]
+fn nvram_that_names_other_files_is_refused() {
+    let mut lab = Lab::new();
+    let (image, other) = (lab.at("vars.qcow2"), lab.at("was/other.img"));
+    std::fs::write(&other, [0; 4096]).unwrap();
+    let mut make = |options: &[&str]| {
+        let mut command = std::process::Command::new("qemu-img");
+        command.args(["create", "-q", "-f", "qcow2"]).args(options).arg(&image).arg("64K");
+        assert!(command.status().unwrap().success());
+        lab.vars = std::fs::read(&image).unwrap();
+        lab.archive(&lab.xml(), 7);
+        std::fs::remove_file(&image).unwrap();
+        lab.run(&lab.request())
+    };
+    let (backing, data) = (other.display().to_string(), format!("data_file={}", other.display()));
+    for options in [["-F", "raw", "-b", &backing], ["-o", &data, "-o", "data_file_raw=on"]] {
+        let error = make(&options).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
+        assert!(error.to_string().contains("other.img"), "{error}");
+    }
+    assert!(make(&[]).unwrap().defined);
+}
+
+/// Whatever the archive calls a disk, it is not put in the place of another guest's kernel.
+#[test]
+fn a_disk_does_not_replace_the_kernel_of_another_guest() {
+    let lab = Lab::new();
+    let kernel = lab.at("lib/images/db.kernel");
+    std::fs::write(&kernel, b"kernel").unwrap();
+    let other =
+        format!("<domain><name>db</name><os><kernel>{}</kernel></os><devices/></domain>", kernel.display());
+    lab.hypervisor.define(&other).unwrap();
+    lab.archive(&lab.xml().replace(&lab.text("was/web.img"), &kernel.display().to_string()), 7);
+    let request = RestoreDomainRequest {
+        rest: DefaultTarget::OriginalPath,
+        disks: vec![("vdb".into(), lab.at("out/b.img"))],
+        existing: Overwrite::Replace,
+        ..lab.request()
+    };
+    let (kind, said) = lab.refused(&request);
+    assert!(kind == ErrorKind::InUse && said.contains("the kernel of domain 'db'"), "{said}");
+}
+
+/// libvirt's parser reads on behind a comment.
+#[test]
+fn the_domain_is_called_as_it_was_looked_for() {
+    let lab = Lab::new();
+    lab.archive(&lab.xml().replace("<name>web<", "<name> we<!-- -->b <"), 7);
+    lab.run(&lab.request()).unwrap();
+    assert!(lab.defined("web").text().contains("<name>web</name>"));
+}

@@ -107,6 +107,8 @@ pub(super) struct Lab {
     pub(super) hypervisor: Odd,
     pub(super) places: LibvirtDirectories,
     pub(super) journal: Option<Catalog>,
+    /// What archives have as firmware variables.
+    pub(super) vars: Vec<u8>,
 }
 
 impl Lab {
@@ -118,7 +120,7 @@ impl Lab {
         let places = LibvirtDirectories::system(&folder.path().join("lib"));
         let inner = Simulated::new();
         let hypervisor = Odd { inner, refuse_define: false, saved: None, activity: Activity::default() };
-        Self { folder, hypervisor, places, journal: None }
+        Self { folder, hypervisor, places, journal: None, vars: b"vars".to_vec() }
     }
 
     pub(super) fn at(&self, name: &str) -> PathBuf {
@@ -162,7 +164,7 @@ impl Lab {
         let attachments = [
             member("domain.xml", xml.as_bytes()),
             member("domain.live.xml", live.as_bytes()),
-            member("nvram.fd", b"vars"),
+            member("nvram.fd", &self.vars),
             member("tpm/tpm2-00.permall", b"tpm"),
             member("boot/kernel", b"kernel"),
         ];

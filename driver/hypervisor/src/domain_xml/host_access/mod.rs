@@ -29,7 +29,7 @@ use roxmltree::{Attribute, Node};
 pub use self::kinds::HostAccess;
 use self::rules::Rules;
 use self::table::{NESTED, OPAQUE, Reach};
-use super::{DomainXml, child, open};
+use super::{DomainXml, child, open, text_within};
 use virtfold_base::error::Result;
 
 static RULES: LazyLock<Rules> = LazyLock::new(Rules::of_domain);
@@ -270,11 +270,6 @@ const FOREIGN: Why = Why {
     reason: "a foreign namespace: libvirt hands it on, or reads it as its own",
 };
 const NOT_KNOWN: Why = Why { kind: HostAccess::Unknown, reason: "virtfold does not know what it does" };
-
-/// All text in an element, as libvirt reads it: comments in between do not end it.
-fn text_within(node: Node<'_, '_>) -> String {
-    node.descendants().filter(Node::is_text).filter_map(|text| text.text()).collect()
-}
 
 /// What a refused element says: its text, else its first attributes and those of its elements.
 fn said_within(node: Node<'_, '_>) -> String {
