@@ -11,8 +11,8 @@
 //! 4. serde reads the structs from the tree; what it refuses is told with file, line, column, the key's path
 //!    and, where a known word is near, a suggestion (`deserialize.rs`, `suggest.rs`);
 //! 5. keys are held against each other: a job's media have to be there, and so on (`check.rs`);
-//! 6. what they name and what decides as much as they do, commands and recipients, is held against the rule of
-//!    1 (`load.rs`).
+//! 6. what they name and what decides as much as they do, commands and recipients, is held against the rule
+//!    of 1 (`load.rs`).
 //!
 //! [`Config::advice`] tells what is right and has no effect (`ineffective.rs`).
 //!

@@ -4,10 +4,10 @@
 //! begin with a dot (editors' own) and files of other endings are left alone, save `.yml`, which is more
 //! likely a slip than a wish.
 //!
-//! Whoever may write one of them decides what virtfold does as root. So each, `conf.d` and each directory above
-//! belong to root or the user who runs this, and nobody else may write to them ([`trust`]); what is read is the
-//! very file that was checked. The same holds for the files of recipients that the configuration names, and
-//! as root for its commands.
+//! Whoever may write one of them decides what virtfold does as root. So each, `conf.d` and each directory
+//! above belong to root or the user who runs this, and nobody else may write to them ([`trust`]); what is
+//! read is the very file that was checked. The same holds for the files of recipients that the configuration
+//! names, and as root for its commands.
 
 use std::ffi::OsString;
 use std::fs::File;

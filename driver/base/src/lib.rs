@@ -10,6 +10,7 @@ pub mod mounts;
 pub mod openers;
 pub mod packed;
 pub mod partial_file;
+pub mod printable;
 pub mod safe_path;
 pub mod spill_log;
 pub mod units;

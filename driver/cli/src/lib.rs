@@ -17,6 +17,7 @@ mod free_space;
 mod generate;
 mod key;
 mod list;
+mod log;
 mod map;
 mod medium;
 mod mount_check;
@@ -34,7 +35,6 @@ mod tape;
 mod trust;
 mod verify;
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -94,17 +94,7 @@ pub fn main() -> ExitCode {
     let matches = <Cli as clap::CommandFactory>::command().get_matches();
     let cli = <Cli as clap::FromArgMatches>::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
     let events = wants_events(&matches).then(|| cli.verb.stdout_use());
-    let filter = tracing_subscriber::EnvFilter::try_from_env("VIRTFOLD_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(cli.verb.usual_log()));
-    // What can't be logged, because whoever read it is gone, must not end a run that has a guest to bring
-    // home.
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        // The journal keeps text, not colours.
-        .with_ansi(std::io::stderr().is_terminal())
-        .log_internal_errors(false)
-        .init();
+    log::start(cli.verb.usual_log());
     raise_open_files();
     let signals = Signals::default();
     let caught = if cli.verb.is_long() { signals.install() } else { Ok(()) };

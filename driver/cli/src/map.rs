@@ -36,7 +36,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitStatus> {
     let options = OpenOptions { usage: ImageAccess::Unlocked, ..OpenOptions::default() };
     let image = DiskImage::open(&args.image, args.format, &options)?;
     let table = image.allocation()?;
-    let mut out = BufWriter::new(output::out());
+    let mut out = BufWriter::new(output::raw());
     match OutputFormat::from_flag(&args.json) {
         OutputFormat::Json => {
             let mut before = "[";

@@ -16,6 +16,7 @@ use serde::Serialize;
 use virtfold_backup::Progress;
 use virtfold_backup::events::{ErrorEvent, Event};
 use virtfold_backup::restore::LostRange;
+use virtfold_base::printable::PrintableWriter;
 use virtfold_base::units::Human;
 
 use super::output;
@@ -60,16 +61,23 @@ pub(crate) enum StdoutUse {
 
 /// Prints one JSON document on one line, or text through `text`.
 pub(crate) fn result(style: OutputFormat, out: StdoutUse, value: &impl Serialize, text: &str) -> Result<()> {
-    let line = match style {
+    let written = match style {
         OutputFormat::Json => {
-            event_line(&Event::Summary(value)).context("cannot write the result as JSON")?
+            let line = event_line(&Event::Summary(value)).context("cannot write the result as JSON")?;
+            match out {
+                StdoutUse::Free => writeln!(output::raw(), "{line}"),
+                StdoutUse::Archive => writeln!(std::io::stderr(), "{line}"),
+            }
         }
-        OutputFormat::Text => text.trim_end().to_owned(),
+        OutputFormat::Text => {
+            let text = text.trim_end();
+            match out {
+                StdoutUse::Free => writeln!(output::out(), "{text}"),
+                StdoutUse::Archive => writeln!(PrintableWriter::new(std::io::stderr()), "{text}"),
+            }
+        }
     };
-    match out {
-        StdoutUse::Free => output::line(&line),
-        StdoutUse::Archive => writeln!(std::io::stderr(), "{line}").context("cannot write the result"),
-    }
+    written.context("cannot write the result")
 }
 
 /// An event as its line, with its keys in their order.
@@ -87,25 +95,23 @@ pub(crate) fn error(out: StdoutUse, event: ErrorEvent) {
 
 /// Prints the ranges that are lost, one a line.
 pub(crate) fn damage(style: OutputFormat, ranges: &[LostRange]) -> Result<()> {
-    let mut out = output::out();
     for lost in ranges {
         match style {
             OutputFormat::Json => {
                 let line = event_line(&Event::<()>::Damage(lost.clone()));
-                writeln!(out, "{}", line.context("cannot write the result as JSON")?)
+                writeln!(output::raw(), "{}", line.context("cannot write the result as JSON")?)
             }
-            OutputFormat::Text => writeln!(out, "lost: {lost}"),
+            OutputFormat::Text => writeln!(output::out(), "lost: {lost}"),
         }
         .context("cannot write the result")?;
     }
     Ok(())
 }
 
-/// Text that may hold bytes of an archive or an image's header, with control characters made visible: a
-/// terminal obeys some of them.
+/// Text that may hold bytes of an archive or an image's header, with line feeds and all else that a terminal
+/// obeys made visible.
 pub(crate) fn printable(text: &str) -> String {
-    let shown = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
-    text.chars().map(shown).collect()
+    virtfold_base::printable::printable(text).into_owned()
 }
 
 /// Shows a [`Progress`] until it is dropped.

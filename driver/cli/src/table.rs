@@ -68,7 +68,7 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
         (false, OutputFormat::Text) => Form::Text,
     };
     let identities = args.identity.load()?;
-    let mut out = BufWriter::new(output::out());
+    let mut out = BufWriter::new(output::raw());
     let mut printer = Printer { form, out: &mut out };
     printer.begin()?;
     match &args.archive {

@@ -79,17 +79,19 @@ pub(super) fn sentence(failure: &LastFailure) -> String {
     printable(&failure.sentence)
 }
 
-/// Rows as columns: each as wide as its widest cell, the last one free.
+/// Rows as columns: each as wide as its widest cell, the last one free. No cell begins a line of its own.
 pub(crate) fn columns(indent: &str, rows: &[Vec<String>]) -> String {
+    let rows: Vec<Vec<String>> =
+        rows.iter().map(|row| row.iter().map(|cell| printable(cell)).collect()).collect();
     let mut widths: Vec<usize> = Vec::new();
-    for row in rows {
+    for row in &rows {
         widths.resize(widths.len().max(row.len()), 0);
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }
     }
     let mut text = String::new();
-    for row in rows {
+    for row in &rows {
         let cells = row.iter().zip(&widths).map(|(cell, width)| {
             let pad = width.saturating_sub(cell.chars().count());
             format!("{cell}{}", " ".repeat(pad))
@@ -117,5 +119,7 @@ mod tests {
     fn columns_are_as_wide_as_they_must_be() {
         let row = |cells: [&str; 2]| cells.map(str::to_owned).to_vec();
         assert_eq!(columns("  ", &[row(["ä", "b"]), row(["cde", ""])]), "  ä    b\n  cde\n");
+        let text = columns("", &[row(["a\u{202e}\nb", "c"]), row(["d", "e"])]);
+        assert_eq!(text, "a\\u{202e}\\nb  c\nd             e\n");
     }
 }

@@ -20,6 +20,7 @@ use super::termination::{TerminatingProcess, TerminatingProcesses, ended, last_w
 use crate::{DurableMarks, FinishedArchive, Location, Medium, Resumed};
 use virtfold_archive::stream::{Cancel, Sink};
 use virtfold_base::error::{Error, ErrorKind, IoContext, OrInternal, Result};
+use virtfold_base::printable::PrintableWriter;
 
 /// How often the run's flag is looked at.
 const FLAG: u16 = 50;
@@ -476,10 +477,11 @@ impl Drop for ProcessConnection {
     }
 }
 
-/// Passes a process's standard error on: one that is abandoned must not hold ours open.
+/// Passes a process's standard error on: one that is abandoned must not hold ours open. What it says is its
+/// own, and that of the command that changes tapes.
 fn pass_on(mut from: std::process::ChildStderr) -> Result<JoinHandle<()>> {
     let pass = move || {
-        if let Err(error) = std::io::copy(&mut from, &mut std::io::stderr()) {
+        if let Err(error) = std::io::copy(&mut from, &mut PrintableWriter::new(std::io::stderr())) {
             tracing::debug!(%error, "what the process of a medium says goes nowhere");
         }
     };

@@ -23,7 +23,7 @@ use nix::unistd::{Group, Uid};
 use super::lines::{Line, LineReader};
 use super::wire::{self, MAX_ANSWER, MAX_REQUEST, Reply, Request, Response};
 use super::{ControlApi, RequestKind};
-use crate::acceptor::{Acceptor, Handler, PeerDeadline};
+use crate::acceptor::{AcceptLimits, Acceptor, Connection, Handler, PeerDeadline};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 use virtfold_base::partial_file;
 
@@ -86,7 +86,8 @@ impl Server {
         }
         let listener = listen(path, directory, group).at(making)?;
         let clerk = ConnectionHandler { desk, limits };
-        let acceptor = Acceptor::start("control", listener, limits.clients, Arc::new(clerk))?;
+        let admitted = AcceptLimits { total: limits.clients, per_peer: None };
+        let acceptor = Acceptor::start("control", listener, admitted, Arc::new(clerk))?;
         Ok(Self { acceptor: Some(acceptor), path: path.to_owned(), _lock: lock })
     }
 }
@@ -138,9 +139,9 @@ struct ConnectionHandler {
 }
 
 impl Handler<UnixStream> for ConnectionHandler {
-    fn serve(&self, mut stream: UnixStream, stop: &AtomicBool) {
+    fn serve(&self, mut stream: UnixStream, connection: &Connection) {
         let who = who(&stream);
-        match self.talk(&mut stream, &who, stop) {
+        match self.talk(&mut stream, &who, &connection.stop) {
             Ok(()) => tracing::trace!(%who, "the connection has ended"),
             Err(error) => tracing::debug!(%who, %error, "the connection has broken"),
         }

@@ -1,23 +1,26 @@
 //! The page by HTTP/1.1: `GET /metrics` and nothing else, on a port of this host alone.
 //!
-//! A request's head has 8 KiB at most and 5 s to come; eight are served at a time, each with one answer, and
-//! then the connection is closed. `httparse` reads the head; a server that can more would have more to be
-//! attacked.
+//! A request's head has 8 KiB at most and 5 s to come; eight are served at a time, four of one address, each
+//! with one answer, and then the connection is closed. Whoever asks for nothing makes room for the next.
+//! `Host` has to be an address or `localhost`: a page of the web that has its own name lead here, to let a
+//! browser read what is served, is refused. `httparse` reads the head; a server that can more would have more
+//! to be attacked.
 //!
 //! Imports: `error`, `service::control`, `service::acceptor`.
 
 use std::io;
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
+use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Metrics;
-use crate::acceptor::{Acceptor, Handler, PeerDeadline};
+use crate::acceptor::{AcceptLimits, Acceptor, Connection, Handler, OnceAMinute, PeerDeadline};
 use crate::control::ControlApi;
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 
-const CLIENTS: usize = 8;
+/// A scraper takes one; a second scraper and a person are no reason to be refused.
+const CLIENTS: AcceptLimits = AcceptLimits { total: 8, per_peer: Some(4) };
 const MAX_HEAD: usize = 8 << 10;
 const MAX_HEADERS: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -45,8 +48,8 @@ impl Exporter {
         let listener = TcpListener::bind(address).at(listening)?;
         listener.set_nonblocking(true).at(listening)?;
         let address = listener.local_addr().at(listening)?;
-        let acceptor =
-            Acceptor::start("metrics", listener, CLIENTS, Arc::new(MetricsHandler { metrics, desk }))?;
+        let handler = MetricsHandler { metrics, desk, failed: Mutex::default() };
+        let acceptor = Acceptor::start("metrics", listener, CLIENTS, Arc::new(handler))?;
         Ok(Self { address, _acceptor: acceptor })
     }
 
@@ -59,6 +62,7 @@ impl Exporter {
 struct MetricsHandler {
     metrics: Arc<Metrics>,
     desk: Arc<dyn ControlApi>,
+    failed: Mutex<OnceAMinute>,
 }
 
 /// What is answered.
@@ -75,9 +79,9 @@ impl Response {
 }
 
 impl Handler<TcpStream> for MetricsHandler {
-    fn serve(&self, mut stream: TcpStream, stop: &AtomicBool) {
-        let patience = PeerDeadline { until: Instant::now() + PATIENCE, stop };
-        if let Err(error) = self.talk(&mut stream, &patience) {
+    fn serve(&self, mut stream: TcpStream, connection: &Connection) {
+        let patience = PeerDeadline { until: Instant::now() + PATIENCE, stop: &connection.stop };
+        if let Err(error) = self.talk(&mut stream, connection, &patience) {
             tracing::debug!(%error, "a request for the metrics has broken");
         }
     }
@@ -92,14 +96,19 @@ impl Handler<TcpStream> for MetricsHandler {
 }
 
 impl MetricsHandler {
-    fn talk(&self, stream: &mut TcpStream, patience: &PeerDeadline<'_>) -> io::Result<()> {
+    fn talk(
+        &self,
+        stream: &mut TcpStream,
+        connection: &Connection,
+        patience: &PeerDeadline<'_>,
+    ) -> io::Result<()> {
         let mut head = Vec::new();
         let response = loop {
             let mut chunk = [0; 1024];
             let count = patience.read(stream, &mut chunk)?;
             head.extend_from_slice(chunk.get(..count).unwrap_or_default());
             match wanted(&head) {
-                Some(Ok(())) => break self.page(),
+                Some(Ok(())) => break connection.work(|| self.page()),
                 Some(Err(response)) => break response,
                 None if count == 0 => break Response::error("400 Bad Request"),
                 None => {}
@@ -125,7 +134,10 @@ impl MetricsHandler {
                 body,
             },
             Err(error) => {
-                tracing::warn!(?error, "the metrics can't be told");
+                let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+                if failed.due(Instant::now()).is_some() {
+                    tracing::warn!(?error, "the metrics can't be told");
+                }
                 Response::error("500 Internal Server Error")
             }
         }
@@ -145,6 +157,9 @@ fn wanted(head: &[u8]) -> Option<std::result::Result<(), Response>> {
             Some(Err(Response::error("431 Request Header Fields Too Large")))
         }
         Ok(httparse::Status::Partial) => None,
+        Ok(httparse::Status::Complete(_)) if !names_this_host(request.headers, request.version) => {
+            Some(Err(Response::error("421 Misdirected Request")))
+        }
         Ok(httparse::Status::Complete(_)) if request.path != Some("/metrics") => {
             Some(Err(Response::error("404 Not Found")))
         }
@@ -154,6 +169,29 @@ fn wanted(head: &[u8]) -> Option<std::result::Result<(), Response>> {
         }
         Ok(httparse::Status::Complete(_)) => Some(Ok(())),
     }
+}
+
+/// Whether `Host` says an address or `localhost`, with a port or without. HTTP/1.0 needs none: browsers don't
+/// speak it.
+fn names_this_host(headers: &[httparse::Header<'_>], version: Option<u8>) -> bool {
+    let mut hosts = headers.iter().filter(|header| header.name.eq_ignore_ascii_case("host"));
+    match (hosts.next(), hosts.next()) {
+        (None, _) => version == Some(0),
+        (Some(_), Some(_)) => false,
+        (Some(host), None) => std::str::from_utf8(host.value).is_ok_and(|host| is_this_host(host.trim())),
+    }
+}
+
+fn is_this_host(host: &str) -> bool {
+    let is_port = |port: &str| port.len() <= 5 && port.bytes().all(|byte| byte.is_ascii_digit());
+    if let Some(rest) = host.strip_prefix('[') {
+        let parts = rest.split_once(']');
+        return parts.is_some_and(|(address, port)| {
+            address.parse::<Ipv6Addr>().is_ok() && port.strip_prefix(':').map_or(port.is_empty(), is_port)
+        });
+    }
+    let (name, port) = host.split_once(':').unwrap_or((host, ""));
+    is_port(port) && (name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok())
 }
 
 fn respond(stream: &mut TcpStream, response: &Response, patience: &PeerDeadline<'_>) -> io::Result<()> {

@@ -187,10 +187,10 @@ fn the_page_is_served_and_nothing_else() {
     let long = format!("GET /metrics HTTP/1.1\r\nX: {}", "x".repeat(MAX_REQUEST));
     let many = format!("GET /metrics HTTP/1.1\r\n{}\r\n", "X: x\r\n".repeat(65));
     for (request, status) in [
-        ("GET / HTTP/1.1\r\n\r\n", "404 "),
-        ("GET /metrics/../../etc/passwd HTTP/1.1\r\n\r\n", "404 "),
-        ("GET http://elsewhere/metrics HTTP/1.1\r\n\r\n", "404 "),
-        ("POST /metrics HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello", "405 "),
+        ("GET / HTTP/1.1\r\nHost: [::1]\r\n\r\n", "404 "),
+        ("GET /metrics/../../etc/passwd HTTP/1.1\r\nHost: localhost\r\n\r\n", "404 "),
+        ("GET http://elsewhere/metrics HTTP/1.1\r\nHost: 127.0.0.1:9758\r\n\r\n", "404 "),
+        ("POST /metrics HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nhello", "405 "),
         ("hello\r\n\r\n", "400 "),
         ("GET /metrics", "400 "),
         ("", "400 "),
@@ -219,6 +219,55 @@ fn who_asks_for_nothing_is_not_waited_for_and_an_end_is_one() {
     let address = exporter.address();
     drop(exporter);
     assert!(TcpStream::connect(address).is_err());
+}
+
+/// A page of the web whose name leads here (DNS rebinding) has its browser send that name.
+#[test]
+fn a_request_for_another_host_is_not_answered() {
+    let exporter = exporter();
+    for (host, status) in [
+        ("Host: localhost\r\n", "200 "),
+        ("host: LOCALHOST:9758\r\n", "200 "),
+        ("Host: 127.0.0.1:9758\r\n", "200 "),
+        ("Host: [::1]:9758\r\n", "200 "),
+        ("Host: attacker.example\r\n", "421 "),
+        ("Host: attacker.example:9758\r\n", "421 "),
+        ("Host: localhost.attacker.example\r\n", "421 "),
+        ("Host: 127.0.0.1.attacker.example\r\n", "421 "),
+        ("Host: [::1].attacker.example\r\n", "421 "),
+        ("Host: localhost:x\r\n", "421 "),
+        ("Host: localhost\r\nHost: attacker.example\r\n", "421 "),
+        ("Host:\r\n", "421 "),
+        ("", "421 "),
+    ] {
+        let answer = send(exporter.address(), format!("GET /metrics HTTP/1.1\r\n{host}\r\n").as_bytes());
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{host}: {answer}");
+    }
+    assert!(send(exporter.address(), b"GET /metrics HTTP/1.0\r\n\r\n").starts_with("HTTP/1.1 200 "));
+}
+
+/// Whoever may connect can hold connections open for nothing, from one address of this host or from many.
+#[test]
+fn who_asks_for_nothing_keeps_nobody_out() {
+    let exporter = exporter();
+    let from = |source: [u8; 4]| {
+        use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
+        let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        bind(&socket, &SocketAddr::from((source, 0))).unwrap();
+        connect(&socket, &exporter.address()).unwrap();
+        let mut stream = TcpStream::from(socket);
+        stream.write_all(b"GET /met").unwrap();
+        stream
+    };
+    let request = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    for sources in [vec![[127, 0, 0, 1]; 40], (2..42).map(|last| [127, 0, 0, last]).collect()] {
+        let held: Vec<_> = sources.into_iter().map(from).collect();
+        for _ in 0..3 {
+            let answer = send(exporter.address(), request);
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        }
+        drop(held);
+    }
 }
 
 #[test]
