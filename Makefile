@@ -24,9 +24,10 @@ lint: ## Clippy on everything, warnings are errors
 	$(call say,clippy)
 	@cargo clippy --workspace --all-targets --locked -- -D warnings
 
-deny: ## Licences, sources and bans of the dependencies
+deny: ## Licences, sources, bans and, where their database can be had, advisories of the dependencies
 	$(call say,dependencies)
 	@cargo deny --log-level error check licenses bans sources
+	@tests/advisories
 
 doc: ## The library's documentation, warnings are errors
 	$(call say,documentation)

@@ -1,16 +1,17 @@
 //! Sources: archives that can be read at any place. A regular file is one, a block device, and the first
 //! bytes of another source.
 //!
-//! Imports: `error`, `stream` (the trait `ReadAt`).
+//! Imports: `error`, `safe_path`, `stream` (the trait `ReadAt`).
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::Path;
 use std::sync::Arc;
 
 use super::stream::ReadAt;
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
+use virtfold_base::safe_path;
 
 /// An archive on a medium that can be read at any place, by many threads at once.
 pub trait Source: ReadAt + std::fmt::Debug {
@@ -32,12 +33,11 @@ impl FileSource {
     /// Opens the archive `path`.
     ///
     /// # Errors
-    /// When it can't be opened or is neither a regular file nor a block device.
+    /// When it can't be opened or is neither a regular file nor a block device; a link that others can have
+    /// made is on the way or at the end.
     pub fn open(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
-        // Opening a FIFO would wait for a writer, were it not for O_NONBLOCK.
-        let opened = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path);
-        let file = opened.at(|| format!("cannot open '{name}'"))?;
+        let file = safe_path::open(path).at(|| format!("cannot open '{name}'"))?;
         let metadata = file.metadata().at(|| format!("cannot open '{name}'"))?;
         let len = match metadata.file_type() {
             kind if kind.is_file() => metadata.len(),
@@ -111,5 +111,24 @@ impl ReadAt for Prefix {
 
     fn name(&self) -> &str {
         self.source.name()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_archive_is_not_read_through_a_planted_link() {
+        let folder = tempfile::tempdir().unwrap();
+        let (secret, own, planted) =
+            (folder.path().join("secret"), folder.path().join("own"), folder.path().join("planted"));
+        std::fs::write(&secret, "x").unwrap();
+        for link in [&own, &planted] {
+            std::os::unix::fs::symlink(&secret, link).unwrap();
+        }
+        std::os::unix::fs::lchown(&planted, Some(65_533), None).unwrap();
+        assert_eq!(FileSource::open(&own).unwrap().len(), 1);
+        assert_eq!(FileSource::open(&planted).unwrap_err().kind(), ErrorKind::Denied);
     }
 }
