@@ -13,6 +13,7 @@ use super::run::PARTIAL;
 use crate::Control;
 use crate::attachments::{DOMAIN_XML, LIVE_XML, TOTAL_LIMIT, limit_of};
 use crate::known_copy::{FoundArchive, root_text};
+use crate::trust::Authenticity;
 use virtfold_archive::crypt::{ArchiveFile, DecryptingReader};
 use virtfold_archive::index::{ArchiveIndex, ArchiveTail, Trust};
 use virtfold_archive::manifest::{BackupSubject, Manifest};
@@ -38,6 +39,8 @@ pub(super) struct ArchivedDomain {
     pub(super) notes: Vec<String>,
     /// Everything else that is no disk.
     pub(super) attachments: Vec<Attachment>,
+    /// Who made it; not known yet of one that comes front to back.
+    pub(super) authenticity: Authenticity,
 }
 
 impl ArchivedDomain {
@@ -58,9 +61,9 @@ impl ArchivedDomain {
         };
         request.known.expect(&name, &found)?;
         let signature = index.tail().and_then(ArchiveTail::signature);
-        request.trust.admit(&name, signature.as_ref())?;
+        let authenticity = request.trust.admit(&name, signature.as_ref())?;
         let attachments = index.attachments(&limit_of, TOTAL_LIMIT).map_err(cannot)?;
-        Self::new(&name, index.head().clone(), attachments)
+        Ok(Self { authenticity, ..Self::new(&name, index.head().clone(), attachments)? })
     }
 
     /// Reads it from the front, up to the first disk.
@@ -122,7 +125,7 @@ impl ArchivedDomain {
                 Error::new(ErrorKind::Damaged, what).with_hint("restore the disks alone, without --define")
             );
         }
-        Ok(Self { head, xml, notes, attachments })
+        Ok(Self { head, xml, notes, attachments, authenticity: Authenticity::Unsigned })
     }
 
     /// The content of a member.

@@ -1,12 +1,12 @@
 //! What a definition has of the host beyond the guest's disks, and whether it may.
 //!
 //! An archive is hostile, and a definition can run programs as root, give files to QEMU's user and hand out
-//! devices. So everything that `domain_xml::host_access` does not know as the guest's alone stops the restore
-//! before anything is written, unless a person allows its kind. Two things need nobody's word: the files that
-//! this restore writes, and what the host's own domain of the same uuid has already, element for element.
-//!
-//! That the archive's definition is the one that this host wrote would be a third: an archive's signature
-//! proves it, and [`look`] is where it belongs.
+//! devices. So everything that `domain_xml::host_access` does not know as the guest's alone stops the
+//! restore before anything is written, unless a person allows its kind. Three things need nobody's word: the
+//! files that this restore writes, what the host's own domain of the same uuid has already, element for
+//! element, and what it had in an archive that this host has signed. The signature of an archive from a pipe
+//! comes last, too late for this; the catalog is no witness, as it can be filled by reading what lies at a
+//! destination.
 //!
 //! Imports: `attachments` (where libvirt keeps things), `domain_xml`.
 

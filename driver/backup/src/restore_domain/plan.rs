@@ -7,9 +7,9 @@
 //! - Disks in the archive are restored flat, in the format they had; what the definition said of a chain
 //!   below them goes.
 //! - Drives for CDs and floppies stay, and are emptied, unless the domain of the same uuid that is there has
-//!   the very same medium in it or that was allowed. Other disks that are not in the archive stay, too, where their file is there; where it is not, and for a copy, which must not write to
-//!   the original's disk, a person has to leave them out (`--without`). Read-only and shareable disks may be
-//!   shared with a copy.
+//!   the very same medium in it or that was allowed. Other disks that are not in the archive stay, too, where
+//!   their file is there; where it is not, and for a copy, which must not write to the original's disk, a
+//!   person has to leave them out (`--without`). Read-only and shareable disks may be shared with a copy.
 //! - NVRAM and TPM state go with the disks; a copy has its own even where the archive has none.
 //! - Kernel, initrd and dtb are used where they lie when the host has the same bytes there; else they go
 //!   beside the disks.
@@ -31,7 +31,9 @@ use super::{
     RestoreDomainRequest,
 };
 use super::{host_access, shared_files};
+use crate::host_identity;
 use crate::restore::{Forecast, Room, shareable, target_format};
+use crate::trust::Authenticity;
 use virtfold_archive::manifest::Manifest;
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_hypervisor::domain_xml::edit::{Editor, NewImage};
@@ -165,7 +167,8 @@ fn check_targets(request: &RestoreDomainRequest, backup: &ArchivedDomain) -> Res
     Ok(())
 }
 
-/// What this host has of the archive's guest already: its definitions, for a copy with its channels moved.
+/// What this host has of the archive's guest already, or had when it signed the archive: its definitions, for
+/// a copy with its channels moved.
 fn own_definitions(
     backup: &ArchivedDomain,
     inventory: &Inventory,
@@ -173,6 +176,9 @@ fn own_definitions(
 ) -> Result<Vec<DomainXml>> {
     let known = backup.xml.id.and_then(|id| inventory.by_id(id));
     let mut own: Vec<_> = known.map(|known| known.xmls.clone()).unwrap_or_default();
+    if matches!(&backup.authenticity, Authenticity::Signed { host, .. } if *host == host_identity::name()?) {
+        own.push(backup.xml.clone());
+    }
     if who.identity == DomainIdentity::Copy {
         for at in 0..own.len() {
             let Some(xml) = own.get(at) else { continue };

@@ -1,7 +1,10 @@
 //! Definitions that an attacker writes into an archive.
 
 use super::world::Lab;
+use std::sync::Arc;
+
 use super::*;
+use virtfold_archive::sign::SigningKey;
 
 /// What each of them adds before `</devices>` or behind it, and the kinds that it needs.
 const FORGED: [(&str, &[&str]); 8] = [
@@ -189,4 +192,30 @@ fn the_domain_is_called_as_it_was_looked_for() {
     lab.archive(&lab.xml().replace("<name>web<", "<name> we<!-- -->b <"), 7);
     lab.run(&lab.request()).unwrap();
     assert!(lab.defined("web").text().contains("<name>web</name>"));
+}
+
+/// What this host signed is what its libvirt said; what another host signed is of another host.
+#[test]
+fn a_definition_that_this_host_signed_keeps_what_it_had() {
+    let shared = "<filesystem><source dir='/srv'/><target dir='s'/></filesystem></devices>";
+    let mine = crate::host_identity::name().unwrap();
+    let key = |host: &str| Arc::new(SigningKey::new(host).unwrap());
+    let restored = |key: &Arc<SigningKey>, known: &[&Arc<SigningKey>]| {
+        let lab = Lab { key: Some(Arc::clone(key)), ..Lab::new() };
+        lab.archive(&lab.xml().replace("</devices>", shared), 7);
+        let mut request = RestoreDomainRequest { allow: vec![], ..lab.request() };
+        for key in known {
+            request.trust.signers.add(key.host().to_owned(), key.public());
+        }
+        let mut piped = std::fs::File::open(lab.at("web.tar")).unwrap();
+        let of_pipe = plan_from(&request, &lab.host(&lab.at("guards")), &Control::default(), &mut piped);
+        // What comes once has its signature at its end.
+        assert!(check_allowed(&of_pipe.unwrap()).is_err());
+        lab.run(&request)
+    };
+    let (own, forged, other) = (key(&mine), key(&mine), key("other"));
+    assert_eq!(restored(&own, &[&own]).unwrap().host_access, []);
+    for (key, known) in [(&own, vec![]), (&forged, vec![&own]), (&other, vec![&other, &own])] {
+        assert_eq!(restored(key, &known).unwrap_err().kind(), ErrorKind::Refused);
+    }
 }

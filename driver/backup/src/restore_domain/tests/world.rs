@@ -2,6 +2,7 @@
 //! folder.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::Receiver;
@@ -13,6 +14,7 @@ use crate::resume::StateDirectories;
 use crate::session::{BackupInput, BackupSession};
 use virtfold_archive::crypt::Identities;
 use virtfold_archive::manifest::BackupSubject;
+use virtfold_archive::sign::SigningKey;
 use virtfold_archive::stream::Compression;
 use virtfold_archive::writer::Attachment;
 use virtfold_base::error::ErrorKind;
@@ -109,6 +111,8 @@ pub(super) struct Lab {
     pub(super) journal: Option<Catalog>,
     /// What archives have as firmware variables.
     pub(super) vars: Vec<u8>,
+    /// What archives are signed with.
+    pub(super) key: Option<Arc<SigningKey>>,
 }
 
 impl Lab {
@@ -120,7 +124,7 @@ impl Lab {
         let places = LibvirtDirectories::system(&folder.path().join("lib"));
         let inner = Simulated::new();
         let hypervisor = Odd { inner, refuse_define: false, saved: None, activity: Activity::default() };
-        Self { folder, hypervisor, places, journal: None, vars: b"vars".to_vec() }
+        Self { folder, hypervisor, places, journal: None, vars: b"vars".to_vec(), key: None }
     }
 
     pub(super) fn at(&self, name: &str) -> PathBuf {
@@ -176,9 +180,15 @@ impl Lab {
             disks,
             session: None,
         };
-        let options =
-            BackupOptions { compression: Compression::None, workers: 1, ..BackupOptions::default() };
-        let (state, control) = (StateDirectories::new("/nowhere"), Control::default());
+        let options = BackupOptions {
+            compression: Compression::None,
+            workers: 1,
+            signing_key: self.key.clone(),
+            ..BackupOptions::default()
+        };
+        // What is not signed needs none.
+        let state = if self.key.is_some() { self.at("state") } else { "/nowhere".into() };
+        let (state, control) = (StateDirectories::new(state), Control::default());
         // What counts as a pipe leaves no record.
         let destinations =
             Destinations::custom(Location::Pipe, |_, _| Ok(Box::new(FileMedium::create(&path)?)));

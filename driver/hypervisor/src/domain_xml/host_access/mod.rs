@@ -9,8 +9,8 @@
 //! often no namespaces. `<metadata>` is opaque to libvirt, and to this.
 //!
 //! What the host's own definition of this guest has already, element for element and to the letter, adds
-//! nothing ([`Granted::own`]): a child of `<domain>`, `<devices>` or `<os>` is compared as a whole, so that no
-//! part of it can be left out or put in.
+//! nothing ([`Granted::own`]): a child of `<domain>`, `<devices>` or `<os>` is compared as a whole, so that
+//! no part of it can be left out or put in.
 //!
 //! Imports: `table`, `kinds`, `rules`; of the room the parser.
 

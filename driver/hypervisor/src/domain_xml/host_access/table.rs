@@ -1,8 +1,8 @@
 //! The allow-list: which elements and attributes of a definition are the guest's alone, and which ones reach
 //! the host. What is in neither list is unknown, and unknown is no pass.
 //!
-//! A path begins below `<domain>`. `a|b` is either, `devices/*` every device that has a row, `@` an attribute.
-//! `docs/definitions.md` shows [`REACHES`]; a test holds it against this file.
+//! A path begins below `<domain>`. `a|b` is either, `devices/*` every device that has a row, `@` an
+//! attribute. `docs/definitions.md` shows [`REACHES`]; a test holds it against this file.
 
 use super::kinds::HostAccess::{self, *};
 
