@@ -19,7 +19,7 @@ use virtfold_service::control::{ControlApi, Status};
 use virtfold_service::engine::{Engine, EngineControlApi, EngineParts, Input};
 use virtfold_service::job_spec::GuestFacts;
 use virtfold_service::metrics::Metrics;
-use virtfold_service::runner::{Handle, RunOrder, Runner};
+use virtfold_service::runner::{ChoreOrder, Handle, RunOrder, Runner};
 use virtfold_service::settings::settings;
 
 use crate::{Cost, measured, row};
@@ -47,8 +47,8 @@ impl Runner for AtOnce {
         reports.send(Input::Recovered(Ok(Vec::new()))).unwrap();
     }
 
-    fn prune(&self, job: &str, reports: &Sender<Input>) {
-        reports.send(Input::Pruned(job.to_owned(), Ok(()))).unwrap();
+    fn chore(&self, order: ChoreOrder, reports: &Sender<Input>) {
+        reports.send(Input::ChoreDone(order.chore, order.job, Ok(()))).unwrap();
     }
 
     fn busy(&self, _: DomainId) -> Option<String> {

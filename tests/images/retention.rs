@@ -192,3 +192,30 @@ fn a_pinned_archive_stays() {
     world.prune(&[]).ok();
     assert!(!there(&goes) && [old, new].iter().filter(|archive| there(archive)).count() == 1);
 }
+
+/// What is due is read, the results are noted, and nothing is due then; the metrics say what was found.
+#[test]
+fn what_is_due_is_verified_and_noted() {
+    let world = World::new("verify-due");
+    let image = world.image("vm/disk.raw");
+    let [_, bad] = [(); 2].map(|()| world.backup(&image, &["--label", "web", "--compress", "none"]));
+    let mut bytes = fs::read(&bad).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&bad, bytes).unwrap();
+    let metrics = world.scratch.folder("metrics");
+    let verify = ["verify", text(&world.place), "--due", "30d", "--metrics-dir", text(&metrics)];
+    let found = world.virtfold(&verify).exits(exit::DAMAGED);
+    assert!(found.text().contains("2 of 2 archives were due, 2 verified"), "{found}");
+    let told = fs::read_to_string(metrics.join(&names(&metrics)[0])).unwrap();
+    assert!(
+        told.contains(&format!("unsound_archives{{destination=\"{}\"}} 1", text(&world.place))),
+        "{told}"
+    );
+    let again = world.virtfold(&verify).ok();
+    assert!(again.text().contains("0 of 2 archives were due"), "{again}");
+    let elsewhere = world.scratch.folder("elsewhere-place");
+    let unknown = world.virtfold(&["verify", text(&elsewhere), "--due", "30d"]).exits(exit::NOT_FOUND);
+    assert!(unknown.stderr.contains("list --remember"), "{unknown}");
+    world.virtfold(&["verify", &bad, "--share", "1/30"]).exits(exit::USAGE);
+}

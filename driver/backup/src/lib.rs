@@ -32,6 +32,7 @@ pub mod tape;
 pub mod target;
 pub mod trust;
 pub mod verify;
+pub mod verify_due;
 
 use std::sync::Arc;
 

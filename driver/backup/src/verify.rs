@@ -161,7 +161,7 @@ pub fn run_from(request: &VerifyRequest, control: &Control, input: impl Read + S
 
 impl VerifyReport {
     /// Of an archive that nothing is known of yet.
-    fn of(request: &VerifyRequest) -> Self {
+    pub(crate) fn of(request: &VerifyRequest) -> Self {
         Self {
             archive: request.archive.to_string(),
             id: None,

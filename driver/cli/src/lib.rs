@@ -34,6 +34,7 @@ mod table;
 mod tape;
 mod trust;
 mod verify;
+mod verify_due;
 
 use std::process::ExitCode;
 

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use virtfold_backup::known_copy::KnownCopy;
 use virtfold_backup::verify::{self, VerifyReport, VerifyRequest};
 use virtfold_backup::{Control, Progress};
-use virtfold_base::error::sentence;
+use virtfold_base::error::{Error, sentence};
 use virtfold_base::units::Human;
 use virtfold_catalog::Catalog;
 use virtfold_medium::Location;
@@ -23,6 +23,7 @@ use super::output::say;
 use super::report::{JsonFlag, OutputFormat, ProgressPrinter, StdoutUse, damage, printable, result};
 use super::tape::{self, options::ChangeArgs};
 use super::trust;
+use super::verify_due::{self, DueArgs};
 
 /// Read all of an archive and check every byte
 ///
@@ -33,29 +34,36 @@ use super::trust;
 Examples:
   virtfold verify /backup/web-20261122T030000Z-5f1c2d3e.tar.zst
   virtfold verify tape:/dev/nst0#latest
-  virtfold verify --json /backup/web-20261122T030000Z-5f1c2d3e.tar.zst")]
+  virtfold verify --json /backup/web-20261122T030000Z-5f1c2d3e.tar.zst
+  virtfold verify /backup --due 30d --share 1/30")]
 pub(crate) struct Args {
-    /// The archive: a file, s3://BUCKET/KEY or tape:DEVICE#ID
-    #[arg(value_parser = args::location())]
-    archive: Location,
+    /// The archive: a file, s3://BUCKET/KEY or tape:DEVICE#ID; with --due a place: a directory,
+    /// s3://BUCKET/PREFIX or tape:DEVICE
+    #[arg(value_name = "ARCHIVE|PLACE", value_parser = args::location())]
+    pub(super) archive: Location,
+    #[command(flatten)]
+    pub(super) due: DueArgs,
     /// Threads that decompress and check [default: one a core]
     #[arg(long, value_name = "N")]
-    workers: Option<virtfold_config::Workers>,
+    pub(super) workers: Option<virtfold_config::Workers>,
     #[command(flatten)]
-    identity: IdentityArgs,
+    pub(super) identity: IdentityArgs,
     #[command(flatten)]
     tape: ChangeArgs,
     #[command(flatten)]
-    state: StateFlag,
+    pub(super) state: StateFlag,
     #[command(flatten)]
-    config: ConfigFlag,
+    pub(super) config: ConfigFlag,
     #[command(flatten)]
-    json: JsonFlag,
+    pub(super) json: JsonFlag,
 }
 
 /// Runs the verb.
 pub(crate) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
     let style = OutputFormat::from_flag(&args.json);
+    if args.due.due.is_some() {
+        return verify_due::run(args, signals);
+    }
     let request = VerifyRequest {
         archive: args.archive.clone(),
         identities: args.identity.load()?,
@@ -66,24 +74,36 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
     let progress = Arc::new(Progress::default());
     let ticker = ProgressPrinter::start(style, StdoutUse::Free, &progress)?;
     let control = Control { cancel: Arc::clone(&signals.stop), progress };
-    let report = match &args.archive {
-        Location::Tape(address) => {
-            let drive = args.tape.drive(address, args.state.path()?, &signals.stop);
-            let source = tape::options::archive(address).and_then(|which| drive.open(which));
-            source.and_then(|source| verify::run_from(&request, &control, source))
-        }
-        _ => verify::run(&request, &control),
-    };
+    let report = args.read(&request, &control);
     drop(ticker);
     let mut report = report?;
     record(&mut report, &request.known, &args.state)?;
     damage(style, &report.damage)?;
     result(style, StdoutUse::Free, &report, &text(&report))?;
-    Ok(match (report.sound, report.complete) {
+    Ok(outcome(&report))
+}
+
+impl Args {
+    /// Reads all of an archive.
+    pub(super) fn read(&self, request: &VerifyRequest, control: &Control) -> Result<VerifyReport, Error> {
+        match &request.archive {
+            Location::Tape(address) => {
+                let drive = self.tape.drive(address, self.state.path()?, &control.cancel);
+                let source = tape::options::archive(address).and_then(|which| drive.open(which));
+                source.and_then(|source| verify::run_from(request, control, source))
+            }
+            _ => verify::run(request, control),
+        }
+    }
+}
+
+/// How the verb ends for a report.
+pub(super) fn outcome(report: &VerifyReport) -> ExitStatus {
+    match (report.sound, report.complete) {
         (true, _) => ExitStatus::Done,
         (false, true) => ExitStatus::Damaged,
         (false, false) => ExitStatus::Incomplete,
-    })
+    }
 }
 
 /// Notes the result in the catalog. That it can't be noted is said, and changes nothing of it.
@@ -104,7 +124,7 @@ fn record(report: &mut VerifyReport, known: &KnownCopy, state: &StateFlag) -> Re
     Ok(())
 }
 
-fn text(report: &VerifyReport) -> String {
+pub(super) fn text(report: &VerifyReport) -> String {
     let mut text = String::new();
     for fault in &report.faults {
         text += &format!("fault: {}\n", printable(fault));

@@ -90,9 +90,16 @@ pub struct JobSpec {
     pub after: Option<(CommandSpec, CommandCondition)>,
     /// Whether old backups are pruned after a run.
     pub prune: bool,
+    /// When its backups are verified that were not for long.
+    pub verify: Vec<Arc<dyn NextTime>>,
 }
 
 impl JobSpec {
+    /// The first time after `time` that its backups are verified.
+    pub fn verify_after(&self, time: Timestamp) -> Option<Timestamp> {
+        self.verify.iter().filter_map(|calendar| calendar.next_after(time)).min()
+    }
+
     /// The first time after `time` that it is due.
     pub fn next_after(&self, time: Timestamp) -> Option<Timestamp> {
         self.calendars.iter().filter_map(|calendar| calendar.next_after(time)).min()
@@ -127,6 +134,8 @@ pub struct ServiceSettings {
     pub stop_timeout: Duration,
     /// The configuration, to be held against the guests that there are.
     pub config: Option<Arc<Config>>,
+    /// Where files of metrics go.
+    pub metrics_dir: Option<PathBuf>,
 }
 
 impl ServiceSettings {

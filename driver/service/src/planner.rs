@@ -54,17 +54,28 @@ pub fn waits_until(job: &JobSpec, not_before: Timestamp, now: Timestamp) -> Opti
     (not_before > now && not_before <= longest).then_some(not_before)
 }
 
-/// What is due at `now` of a job whose schedule is turned into entries up to `done`.
-pub fn due(job: &JobSpec, done: Timestamp, now: Timestamp) -> Option<DueTime> {
-    let mut time = done.max(before(now, job.catch_up.max(LATE)));
+/// The last of a schedule's times up to `now` and behind `done`, not longer ago than `catch_up`; `next_after`
+/// gives the times.
+pub fn last_due(
+    next_after: &dyn Fn(Timestamp) -> Option<Timestamp>,
+    catch_up: Duration,
+    done: Timestamp,
+    now: Timestamp,
+) -> Option<Timestamp> {
+    let mut time = done.max(before(now, catch_up.max(LATE)));
     let mut last = None;
     for _ in 0..MOST {
-        match job.next_after(time).filter(|next| *next <= now && *next > time) {
+        match next_after(time).filter(|next| *next <= now && *next > time) {
             Some(next) => (time, last) = (next, Some(next)),
             None => break,
         }
     }
-    let planned = last?;
+    last
+}
+
+/// What is due at `now` of a job whose schedule is turned into entries up to `done`.
+pub fn due(job: &JobSpec, done: Timestamp, now: Timestamp) -> Option<DueTime> {
+    let planned = last_due(&|time| job.next_after(time), job.catch_up, done, now)?;
     let reason = if after(planned, LATE) >= now { EntryReason::Schedule } else { EntryReason::CatchUp };
     Some(DueTime { planned, reason })
 }

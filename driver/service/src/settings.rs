@@ -63,6 +63,7 @@ pub fn settings(config: &Config, zone: &TimeZone) -> ServiceSettings {
         concurrency: service.concurrency.get(),
         stop_timeout: service.stop_timeout.get(),
         config: Some(Arc::new(config.clone())),
+        metrics_dir: service.metrics_dir.as_ref().map(|directory| directory.as_path().to_owned()),
     }
 }
 
@@ -120,6 +121,7 @@ fn job_spec(resolved: &ResolvedJob<'_>, zone: &TimeZone) -> JobSpec {
             .as_ref()
             .map(|after| (command(after.command.as_slice(), after.timeout.get()), after.when)),
         prune: job.keep.is_some(),
+        verify: job.verify.iter().filter(|schedule| !schedule.is_manual()).map(calendar).collect(),
     }
 }
 
@@ -196,6 +198,7 @@ jobs:
     retry: {attempts: 3, delay: 1m}
     before: {command: [/bin/true, a b]}
     keep: {last: 3}
+    verify: weekly
   off:
     domains: {all: true}
     schedule: manual
@@ -232,6 +235,7 @@ jobs:
         let first = job.next_after(evening).unwrap();
         assert_eq!(first.to_string(), "2026-10-25T00:00:00Z");
         assert_eq!(job.next_after(first).unwrap().to_string(), "2026-10-25T11:00:00Z");
+        assert_eq!(job.verify_after(evening).unwrap().to_string(), "2026-10-25T23:00:00Z", "Monday");
         assert_eq!((job.attempts, job.delay, job.prune), (3, Duration::from_secs(60), true));
         assert_eq!(
             (job.catch_up, job.timeout),

@@ -143,6 +143,32 @@ pub fn failed(directory: &Path, labels: DomainLabels<'_>, at: i64) -> Result<()>
     page.write(&directory.join(failure))
 }
 
+/// What a verification of a destination came to.
+#[derive(Clone, Copy, Debug)]
+pub struct VerifyMetrics {
+    /// When it ended, seconds since 1970.
+    pub at: i64,
+    /// Archives there that failed their last verification.
+    pub unsound: u64,
+    /// Archives there that are due still.
+    pub due: u64,
+}
+
+/// Writes what a verification came to, to `virtfold-verify-DIGEST.prom` in `directory`: a destination's name
+/// is none for a file.
+///
+/// # Errors
+/// When the file can't be written.
+pub fn verified(directory: &Path, destination: &str, measure: VerifyMetrics) -> Result<()> {
+    let mut page = MetricsPage::default();
+    page.set(&names::VERIFY_LAST, &[destination], seconds(measure.at));
+    page.set(&names::VERIFY_UNSOUND, &[destination], float(measure.unsound));
+    page.set(&names::VERIFY_DUE, &[destination], float(measure.due));
+    let digest = blake3::hash(destination.as_bytes()).to_hex();
+    let digest = digest.get(..16).unwrap_or_default();
+    page.write(&directory.join(format!("virtfold-verify-{digest}.prom")))
+}
+
 /// The files of a domain that are there.
 pub fn files_of(directory: &Path, uuid: Uuid) -> Vec<PathBuf> {
     names_of(uuid).map(|name| directory.join(name)).into_iter().filter(|path| path.exists()).collect()

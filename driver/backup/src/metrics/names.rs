@@ -26,6 +26,7 @@ pub struct Family {
 
 const NONE: &[&str] = &[];
 const DOMAIN: &[&str] = &["domain", "uuid"];
+const DESTINATION: &[&str] = &["destination"];
 
 const fn gauge(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Family {
     Family { name, help, kind: MetricKind::Gauge, labels }
@@ -64,6 +65,9 @@ families! {
     READ = counter("virtfold_backup_read_bytes_total", NONE, "What good backups read of disks since the service started.");
     ARCHIVED = counter("virtfold_backup_archived_bytes_total", NONE, "The sizes of the archives since the service started.");
     UNDERRUNS = counter("virtfold_tape_underruns_total", NONE, "How often a tape drive had to wait for data since the service started.");
+    VERIFY_LAST = gauge("virtfold_verify_last_timestamp_seconds", DESTINATION, "When archives of a destination were verified last ('verify --due').");
+    VERIFY_UNSOUND = gauge("virtfold_verify_unsound_archives", DESTINATION, "Archives there that failed their last verification, or were replaced.");
+    VERIFY_DUE = gauge("virtfold_verify_due_archives", DESTINATION, "Archives there that were still due to be verified after it.");
     RUNNING = gauge("virtfold_running", NONE, "Backups that run.");
     QUEUE_DEPTH = gauge("virtfold_queue_depth", NONE, "Entries of the queue that wait.");
     QUEUE_AGE = gauge("virtfold_queue_oldest_age_seconds", NONE, "How long ago the entry was due that waits longest; 0 where none waits.");

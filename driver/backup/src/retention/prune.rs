@@ -71,6 +71,13 @@ struct DecidedArchive {
     verdict: PruneDecision,
 }
 
+impl DecidedArchive {
+    /// Whether it pushes nothing out, for want of a verification.
+    fn counts_alone(&self) -> bool {
+        matches!(&self.verdict, PruneDecision::Keep(reasons) if reasons.contains(&KeepReason::CountsAlone))
+    }
+}
+
 /// A subject, its archives, newest first.
 struct BackupGroup {
     key: GroupKey,
@@ -335,6 +342,7 @@ impl BackupGroup {
             archives: archives.collect(),
             kept_whole: self.kept_whole.clone(),
             unrecorded: self.unrecorded,
+            unverified: self.archives.iter().filter(|decided| decided.counts_alone()).count(),
             failure,
         }
     }

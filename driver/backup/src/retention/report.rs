@@ -46,6 +46,9 @@ pub struct GroupReport {
     /// How many of its archives the catalog does not know: they count for nothing and stay.
     #[serde(default)]
     pub unrecorded: usize,
+    /// How many push nothing out because they were never verified, though an older one was.
+    #[serde(default)]
+    pub unverified: usize,
     /// Why nothing was removed, where something was to be.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure: Option<PruneFailure>,

@@ -67,6 +67,13 @@ fn group(group: &GroupReport, place: &str, report: &Report) -> String {
             printable(place)
         );
     }
+    if group.unverified > 0 {
+        text += &format!(
+            "  {} never verified, though an older one was: they push nothing out until 'virtfold verify {} --due 30d' has read them\n",
+            archives(group.unverified),
+            printable(place)
+        );
+    }
     let told: Vec<&PruneEntry> =
         group.archives.iter().filter(|entry| dry_run || entry.action != PruneAction::Keep).collect();
     let width = told.iter().map(|entry| printable(&entry.file).chars().count()).max().unwrap_or(0).max(7);

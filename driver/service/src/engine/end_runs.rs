@@ -11,6 +11,7 @@ use super::{ActiveRun, Engine, EngineParts, EnginePhase, GRACE, StopReason};
 use crate::clock::later;
 use crate::metrics::RunMetrics;
 use crate::planner::after;
+use crate::runner::{Chore, ChoreOrder};
 use virtfold_backup::metrics::DomainLabels;
 use virtfold_base::error::{ErrorKind, Result, sentence};
 use virtfold_catalog::queue::{EntryState, QueueEntry, RunEnd, RunResult};
@@ -42,7 +43,7 @@ impl Engine {
         let end = self.judge(&active, result, now);
         if matches!(end, RunEnd::Succeeded(_)) && self.settings.job(&wanted.job).is_some_and(|job| job.prune)
         {
-            self.to_prune.insert(wanted.job.clone());
+            self.chores.insert((Chore::Prune, wanted.job.clone()));
         }
         self.ended.push((id, end));
     }
@@ -158,28 +159,35 @@ impl Engine {
         self.systemd.stopping(&self.line(), limit);
     }
 
-    /// Begins to prune, a job at a time, once nothing of the job waits to be begun.
-    pub(super) fn prune(&mut self) {
-        if self.pruning.is_some() {
-            return;
+    /// Begins chores, of each kind one at a time, once nothing of the job runs.
+    pub(super) fn begin_chores(&mut self) {
+        for chore in [Chore::Prune, Chore::Verify] {
+            if self.doing.contains_key(&chore) {
+                continue;
+            }
+            let runs = |job: &str| self.running.values().any(|active| active.entry.wanted.job == job);
+            let next = self.chores.iter().find(|(kind, job)| *kind == chore && !runs(job)).cloned();
+            let Some((_, name)) = next else { continue };
+            self.chores.remove(&(chore, name.clone()));
+            let Some(job) = self.settings.job(&name) else { continue };
+            let media = job.media.iter().filter_map(|name| self.settings.media.get(name)).cloned();
+            let metrics_dir = self.settings.metrics_dir.clone();
+            let order = ChoreOrder { chore, job: name.clone(), media: media.collect(), metrics_dir };
+            self.parts.runner.chore(order, &self.parts.sender);
+            self.doing.insert(chore, name);
         }
-        let runs = |job: &str| self.running.values().any(|active| active.entry.wanted.job == job);
-        let Some(job) = self.to_prune.iter().find(|job| !runs(job)).cloned() else { return };
-        self.to_prune.remove(&job);
-        self.parts.runner.prune(&job, &self.parts.sender);
-        self.pruning = Some(job);
     }
 
-    /// A job's backups were pruned, or not.
-    pub(super) fn pruned(&mut self, job: String, outcome: Result<()>) {
-        self.pruning = None;
+    /// A chore of a job was done, or not.
+    pub(super) fn chore_done(&mut self, chore: Chore, job: String, outcome: Result<()>) {
+        self.doing.remove(&chore);
         match outcome {
             Ok(()) => {
-                self.prune_failures.remove(&job);
+                self.chore_failures.remove(&(chore, job));
             }
             Err(error) => {
-                tracing::error!(job, error = sentence(&error), "old backups could not be pruned");
-                self.prune_failures.insert(job, sentence(&error));
+                tracing::error!(job, error = sentence(&error), "{}", chore.failure());
+                self.chore_failures.insert((chore, job), sentence(&error));
             }
         }
     }

@@ -42,7 +42,7 @@ use super::job_spec::{GuestFacts, ServiceSettings};
 use super::metrics::Metrics;
 use super::notify::Notifier;
 use super::planner::after;
-use super::runner::{Handle, Runner};
+use super::runner::{Chore, Handle, Runner};
 use virtfold_base::error::{Result, sentence};
 use virtfold_catalog::queue::{Pauses, Queue, QueueEntry, RunEnd, RunResult};
 use virtfold_config::IneffectiveSetting;
@@ -72,8 +72,8 @@ pub enum Input {
     Ended(i64, RunResult),
     /// All guests were looked at: what a person has to decide, or why it could not be done.
     Recovered(Result<Vec<String>>),
-    /// A job's backups were pruned, or not.
-    Pruned(String, Result<()>),
+    /// A chore of a job was done, or not.
+    ChoreDone(Chore, String, Result<()>),
     /// All guests there are.
     Guests(Vec<GuestFacts>),
     /// Something happened to a guest; the word for it, as jobs have it.
@@ -96,7 +96,7 @@ impl fmt::Debug for Input {
             Self::Progress(..) => "Progress",
             Self::Ended(..) => "Ended",
             Self::Recovered(_) => "Recovered",
-            Self::Pruned(..) => "Pruned",
+            Self::ChoreDone(..) => "ChoreDone",
             Self::Guests(_) => "Guests",
             Self::Event(..) => "Event",
             Self::Libvirt(_) => "Libvirt",
@@ -199,10 +199,10 @@ pub struct Engine {
     unrecovered: Option<String>,
     /// What jobs say to no effect.
     remarks: Vec<IneffectiveSetting>,
-    /// Jobs to be pruned, and the one that is.
-    to_prune: BTreeSet<String>,
-    pruning: Option<String>,
-    prune_failures: BTreeMap<String, String>,
+    /// Chores of jobs to be done; those that are, one of each kind; and why the last ones failed.
+    chores: BTreeSet<(Chore, String)>,
+    doing: BTreeMap<Chore, String>,
+    chore_failures: BTreeMap<(Chore, String), String>,
     /// Jobs whose schedules had been planned by a clock that was ahead, until they are due again.
     clock_was_ahead: BTreeMap<String, Timestamp>,
     /// What is wrong with the catalog, and with the configuration in the files.
@@ -254,9 +254,9 @@ impl Engine {
             undecided: Vec::new(),
             unrecovered: None,
             remarks: Vec::new(),
-            to_prune: BTreeSet::new(),
-            pruning: None,
-            prune_failures: BTreeMap::new(),
+            chores: BTreeSet::new(),
+            doing: BTreeMap::new(),
+            chore_failures: BTreeMap::new(),
             clock_was_ahead: BTreeMap::new(),
             trouble: None,
             bad_configuration: None,
@@ -316,7 +316,7 @@ impl Engine {
         if self.phase == EnginePhase::Working {
             wakes.push(self.fire(now)?);
             wakes.push(self.begin(now)?);
-            self.prune();
+            self.begin_chores();
         }
         // Last: what was begun has a time to end, too.
         let left = |at: Instant| at.saturating_duration_since(self.parts.clock.steady());
@@ -327,7 +327,7 @@ impl Engine {
     /// Takes an input in; says whether there may be something to do.
     fn take(&mut self, input: Input) -> bool {
         let now = self.parts.clock.now();
-        if !matches!(input, Input::Progress(..) | Input::Look(_) | Input::Ended(..) | Input::Pruned(..)) {
+        if !matches!(input, Input::Progress(..) | Input::Look(_) | Input::Ended(..) | Input::ChoreDone(..)) {
             self.quiet = None;
         }
         match input {
@@ -339,7 +339,7 @@ impl Engine {
             }
             Input::Ended(id, result) => self.ended(id, result, now),
             Input::Recovered(outcome) => self.recovered(outcome, now),
-            Input::Pruned(job, outcome) => self.pruned(job, outcome),
+            Input::ChoreDone(chore, job, outcome) => self.chore_done(chore, job, outcome),
             Input::Guests(guests) => {
                 self.guests = Some(guests);
                 self.review();

@@ -9,8 +9,8 @@ use super::{Acknowledge, ActiveRun, BUSY, Engine, EnginePhase};
 use crate::clock::later;
 use crate::control::RunProgress;
 use crate::job_spec::{GuestFacts, JobSpec, MediumSpec};
-use crate::planner::{after, due, is_ahead, jitter, waits_until};
-use crate::runner::RunOrder;
+use crate::planner::{after, due, is_ahead, jitter, last_due, waits_until};
+use crate::runner::{Chore, RunOrder};
 use virtfold_base::error::{Error, Result, sentence};
 use virtfold_catalog::queue::{EntryReason, EntryState, NewEntry, QueueEntry, RunEnd, RunResult};
 use virtfold_hypervisor::DomainId;
@@ -54,6 +54,9 @@ impl Engine {
         let known = self.guests.is_some() && self.libvirt.error.is_none();
         let mut next = None;
         for job in self.settings.jobs.clone() {
+            if job.enabled {
+                next = next.into_iter().chain(self.due_verification(&job, now)?).min();
+            }
             if !job.enabled || job.calendars.is_empty() {
                 continue;
             }
@@ -80,6 +83,35 @@ impl Engine {
         }
         self.quiet = next.map(|next| (now, next));
         Ok(next)
+    }
+
+    /// Notes that the backups of a job are to be verified, where that is due; says when it is next. A killed
+    /// service forgets that it was: what was verified is in the catalog, and the next time goes on there.
+    fn due_verification(&mut self, job: &JobSpec, now: Timestamp) -> Result<Option<Timestamp>> {
+        if job.verify.is_empty() {
+            return Ok(None);
+        }
+        // No job has such a name.
+        let key = format!("verify:{}", job.name);
+        let next = |time| job.verify_after(time);
+        let done = self.planned_of(&key).filter(|done| !is_ahead(*done, now));
+        let planned = match done {
+            // One that was never seen before has missed nothing, nor has one that a wrong clock planned ahead.
+            None => Some(now),
+            Some(_) if self.pauses.holds(&job.name) => None,
+            Some(done) => last_due(&next, job.catch_up, done, now),
+        };
+        if let Some(planned) = planned {
+            self.parts.queue.fire(&key, planned, &[])?;
+            if let Some(all) = &mut self.planned {
+                all.insert(key, planned);
+            }
+        }
+        if planned.is_some() && done.is_some() {
+            tracing::info!(job = job.name, "its backups are due to be verified");
+            self.chores.insert((Chore::Verify, job.name.clone()));
+        }
+        Ok(next(now))
     }
 
     fn planned_of(&self, job: &str) -> Option<Timestamp> {

@@ -21,8 +21,10 @@ impl Engine {
         warnings.extend(self.trouble.iter().map(|why| about(WarningKind::Other, "catalog", why)));
         warnings.extend(self.unseen().map(|why| about(WarningKind::Guest, "", &why)));
         warnings.extend(self.undecided.iter().map(|what| about(WarningKind::Recovery, "", what)));
-        let prunes = self.prune_failures.iter();
-        warnings.extend(prunes.map(|(job, why)| about(WarningKind::Other, job, why)));
+        let chores = self.chore_failures.iter();
+        warnings.extend(chores.map(|((chore, job), why)| {
+            about(WarningKind::Other, job, &format!("{}: {why}", chore.failure()))
+        }));
         let remarks = self.remarks.iter();
         warnings.extend(remarks.map(|remark| about(WarningKind::Job, &remark.job, &sentence(remark))));
         for guest in self.guests.iter().flatten() {

@@ -11,6 +11,7 @@ mod process;
 mod tests;
 
 use std::fmt::Debug;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crossbeam_channel::Sender;
@@ -34,6 +35,38 @@ pub struct RunOrder {
     pub guest: GuestFacts,
 }
 
+/// What is done with the backups of a job beside making them: a run of its own kind, of no guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Chore {
+    /// Old ones go.
+    Prune,
+    /// Those are verified that were not for long.
+    Verify,
+}
+
+impl Chore {
+    /// What failed, in the past.
+    pub fn failure(self) -> &'static str {
+        match self {
+            Self::Prune => "old backups could not be pruned",
+            Self::Verify => "backups could not be verified, or are not sound",
+        }
+    }
+}
+
+/// A chore of a job.
+#[derive(Clone, Debug)]
+pub struct ChoreOrder {
+    /// What is to be done.
+    pub chore: Chore,
+    /// Of which job.
+    pub job: String,
+    /// Its media.
+    pub media: Vec<MediumSpec>,
+    /// Where metrics are written.
+    pub metrics_dir: Option<PathBuf>,
+}
+
 /// A run that was begun.
 pub trait Handle: Debug + Send {
     /// Asks it to end; it brings its guest home first.
@@ -55,8 +88,8 @@ pub trait Runner: Debug + Send + Sync {
     /// Begins to bring all guests home; ends with [`Input::Recovered`].
     fn recover(&self, reports: &Sender<Input>);
 
-    /// Begins to prune a job's backups; ends with [`Input::Pruned`].
-    fn prune(&self, job: &str, reports: &Sender<Input>);
+    /// Begins a chore of a job; ends with [`Input::ChoreDone`].
+    fn chore(&self, order: ChoreOrder, reports: &Sender<Input>);
 
     /// Who else is at work on a domain, as a sentence: a person, or what a service left that was killed.
     fn busy(&self, domain: DomainId) -> Option<String>;

@@ -27,7 +27,7 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 
 use super::child_process::{self, ChildExit, OutputListener, RunningChild, SignalScope};
 use super::output::{CommandOutput, RunOutput, archives_in, failure_in, measure_in, needs_administrator};
-use super::{Handle, RunOrder, Runner};
+use super::{Chore, ChoreOrder, Handle, RunOrder, Runner};
 use crate::engine::Input;
 use crate::job_spec::{CommandSpec, MediumSpec};
 use virtfold_backup::domain::DomainReport;
@@ -42,6 +42,10 @@ use virtfold_hypervisor::DomainId;
 const RECOVERY: Duration = Duration::from_secs(3600);
 /// How long pruning may take.
 const PRUNING: Duration = Duration::from_secs(3600);
+/// How long the verification of a medium may take. What was read by then is noted, and the next one goes on.
+const VERIFYING: Duration = Duration::from_secs(24 * 3600);
+/// How long ago the last verification of an archive may be.
+const DUE: &str = "30d";
 
 /// Where a run finds everything.
 #[derive(Clone, Debug)]
@@ -259,6 +263,38 @@ impl ProcessRunner {
         if ended.status.success() { Ok(()) } else { Err(self.error(&said, ended)) }
     }
 
+    /// Verifies what is due on each medium of a job. What one of them fails at keeps nothing from the others.
+    fn verify_job(&self, order: &ChoreOrder) -> Result<()> {
+        let mut done = Ok(());
+        for medium in order.media.iter().filter(|medium| !is_tape(medium)) {
+            done = done.and(self.verify_medium(medium, order));
+        }
+        done
+    }
+
+    fn verify_medium(&self, medium: &MediumSpec, order: &ChoreOrder) -> Result<()> {
+        let mut command = self.command("verify");
+        command.arg(&medium.to).arg("--due").arg(DUE).envs(variables(std::slice::from_ref(medium))?);
+        if let Some(directory) = &order.metrics_dir {
+            command.arg("--metrics-dir").arg(directory);
+        }
+        let said = Arc::new(RunOutput::<serde_json::Value>::new(None));
+        let ended = self.finish(command, &(said.clone() as Arc<dyn OutputListener>), VERIFYING)?;
+        if ended.status.success() {
+            return Ok(());
+        }
+        let what = said.summary().as_ref().map(unsound_in).unwrap_or_default();
+        if what.is_empty() {
+            return Err(self
+                .error(&said, ended)
+                .within(format!("the medium '{}' was not verified", medium.name)));
+        }
+        let hint =
+            "'virtfold verify ARCHIVE' says what is wrong; such an archive counts for no rule of `keep`";
+        let message = format!("on the medium '{}': {}", medium.name, what.join("; "));
+        Err(Error::new(self.kind(ended), message).with_hint(hint))
+    }
+
     /// Starts a thread that reports in the end.
     fn report(
         &self,
@@ -295,14 +331,17 @@ impl Runner for ProcessRunner {
         }
     }
 
-    fn prune(&self, job: &str, reports: &Sender<Input>) {
-        let (name, again) = (job.to_owned(), job.to_owned());
-        let started = self.report(reports, "prune", move |runner| {
-            let outcome = runner.prune_job(&name);
-            Input::Pruned(name, outcome)
+    fn chore(&self, order: ChoreOrder, reports: &Sender<Input>) {
+        let (chore, again) = (order.chore, order.job.clone());
+        let started = self.report(reports, "chore", move |runner| {
+            let outcome = match chore {
+                Chore::Prune => runner.prune_job(&order.job),
+                Chore::Verify => runner.verify_job(&order),
+            };
+            Input::ChoreDone(chore, order.job, outcome)
         });
         if let Err(error) = started
-            && reports.send(Input::Pruned(again, Err(error))).is_err()
+            && reports.send(Input::ChoreDone(chore, again, Err(error))).is_err()
         {
             tracing::debug!("the service has ended already");
         }
@@ -311,6 +350,23 @@ impl Runner for ProcessRunner {
     fn busy(&self, domain: DomainId) -> Option<String> {
         self.catalog.lock(domain).err().map(|error| sentence(&error))
     }
+}
+
+/// A tape needs somebody who changes volumes.
+fn is_tape(medium: &MediumSpec) -> bool {
+    medium.to.as_encoded_bytes().starts_with(b"tape:")
+}
+
+/// What a verification found wrong, a sentence for each archive.
+fn unsound_in(report: &serde_json::Value) -> Vec<String> {
+    let list = |key: &str| report[key].as_array().map(Vec::as_slice).unwrap_or_default();
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    let unsound = list("verified").iter().filter(|done| done["sound"] == false);
+    let unsound = unsound
+        .map(|done| format!("'{}' is not sound: {}", text(&done["archive"]), text(&done["faults"][0])));
+    let failed =
+        list("failed").iter().map(|one| format!("'{}': {}", text(&one["archive"]), text(&one["sentence"])));
+    unsound.chain(failed).collect()
 }
 
 fn interrupted() -> Error {

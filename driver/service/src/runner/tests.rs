@@ -37,7 +37,7 @@ const SCRIPT: &str = r#"#!/bin/sh
 here=$(dirname "$0")
 echo "$*" >> "$here/called"
 env | grep -E '^AWS_.*KEY' >> "$here/environment"
-for verb in backup recover prune; do
+for verb in backup recover prune verify; do
     case " $* " in *" $verb "*) if [ -f "$here/$verb" ]; then . "$here/$verb"; fi; exit 0;; esac
 done
 "#;
@@ -97,6 +97,7 @@ impl Stage {
             before: None,
             after: None,
             prune: false,
+            verify: Vec::new(),
         };
         let medium = MediumSpec {
             name: "disk".to_owned(),
@@ -427,11 +428,37 @@ fn recoveries_and_prunes_are_told_and_locks_are_seen() {
     stage.runner.recover(&stage.sender);
     let Input::Recovered(Err(error)) = stage.reports.recv_timeout(LONG).unwrap() else { panic!() };
     assert_eq!(error.to_string(), "libvirt is not there");
-    stage.runner.prune("nightly", &stage.sender);
-    let Input::Pruned(job, Ok(())) = stage.reports.recv_timeout(LONG).unwrap() else { panic!() };
+    let order = |chore| ChoreOrder {
+        chore,
+        job: "nightly".to_owned(),
+        media: stage.order().media,
+        metrics_dir: None,
+    };
+    stage.runner.chore(order(Chore::Prune), &stage.sender);
+    let Input::ChoreDone(Chore::Prune, job, Ok(())) = stage.reports.recv_timeout(LONG).unwrap() else {
+        panic!()
+    };
     assert_eq!(job, "nightly");
     let called = stage.read("called");
     assert!(called.ends_with("--config /etc/virtfold/config.yaml -- nightly\n"), "{called}");
+    let unsound = json!({"archive": "/backup/a.tar", "sound": false, "faults": ["replaced: its id"]});
+    let failed = json!({"archive": "/backup/b.tar", "sentence": "not found"});
+    let report = json!({"event": "summary", "verified": [unsound], "failed": [failed]});
+    stage.play("verify", &format!("{}exit 3", script(&[report])));
+    let mut verify = ChoreOrder { metrics_dir: Some("/metrics".into()), ..order(Chore::Verify) };
+    let tape = MediumSpec { to: "tape:/dev/nst0".into(), ..verify.media[0].clone() };
+    verify.media.insert(0, tape);
+    stage.runner.chore(verify, &stage.sender);
+    let Input::ChoreDone(Chore::Verify, _, Err(error)) = stage.reports.recv_timeout(LONG).unwrap() else {
+        panic!()
+    };
+    let told = "'/backup/a.tar' is not sound: replaced: its id; '/backup/b.tar': not found";
+    assert!(error.to_string().ends_with(told), "{error}");
+    let called = stage.read("called");
+    assert!(
+        called.ends_with("/backup --due 30d --metrics-dir /metrics\n") && !called.contains("tape:"),
+        "{called}"
+    );
     let domain = DomainId(uuid::Uuid::nil());
     assert_eq!(stage.runner.busy(domain), None);
     let other = Catalog::open(Path::new(&stage.path("state"))).unwrap();

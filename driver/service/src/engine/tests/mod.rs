@@ -171,6 +171,35 @@ fn a_failure_is_tried_again_and_then_told() {
     );
 }
 
+/// Verifications have a schedule of their own, which outlives the service; one that was missed is made up for,
+/// and what was never planned has missed nothing.
+#[test]
+fn backups_are_verified_when_that_is_due() {
+    let mut one = job("one", &["a"], Vec::new());
+    one.verify = vec![Arc::new(Every(24 * 60, 60))];
+    let settings = settings_of(vec![one], 1, &[medium("disk", 1)]);
+    let world = World::new("2026-11-27T00:00:00Z", settings, &["a"], |_: &_, _| minutes(1));
+    let verified = || {
+        let is = |event: &Event| *event == Event::Verified("one".to_owned());
+        world
+            .events()
+            .iter()
+            .filter(|(_, event)| is(event))
+            .map(|(time, _)| time.to_string())
+            .collect::<Vec<_>>()
+    };
+    let mut engine = world.service(Arc::new(world.catalog())).unwrap();
+    world.run(&mut engine, "2026-11-27T00:30:00Z");
+    assert_eq!(verified(), [] as [&str; 0]);
+    world.run(&mut engine, "2026-11-28T12:00:00Z");
+    assert_eq!(verified(), ["2026-11-27T01:00:00Z", "2026-11-28T01:00:00Z"]);
+    drop(engine);
+    let mut engine = world.service(Arc::new(world.catalog())).unwrap();
+    world.run(&mut engine, "2026-11-28T13:00:00Z");
+    assert_eq!(verified().len(), 2, "it is known to be done");
+    assert_eq!(world.begins("one"), [] as [&str; 0], "no backup was due");
+}
+
 #[test]
 fn a_run_that_takes_too_long_is_asked_and_then_killed() {
     let mut one = job("one", &["a"], vec![Arc::new(Every(24 * 60, 60))]);

@@ -17,7 +17,7 @@ use crate::clock::Clock;
 use crate::job_spec::{GuestFacts, GuestSelector, JobSpec, MediumSpec, NextTime, ServiceSettings};
 use crate::metrics::Metrics;
 use crate::planner::after;
-use crate::runner::{Handle, RunOrder, Runner};
+use crate::runner::{Chore, ChoreOrder, Handle, RunOrder, Runner};
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_catalog::Catalog;
 use virtfold_catalog::queue::{
@@ -120,6 +120,7 @@ pub(super) enum Event {
     Ended { id: i64, well: bool },
     Killed(i64),
     Pruned(String),
+    Verified(String),
 }
 
 #[derive(Debug, Default)]
@@ -209,9 +210,14 @@ impl Runner for FakeRunner {
         self.clock.at(after(self.clock.now(), Duration::from_secs(1)), Input::Recovered(outcome));
     }
 
-    fn prune(&self, job: &str, _: &Sender<Input>) {
-        self.log.lock().unwrap().events.push((self.clock.now(), Event::Pruned(job.to_owned())));
-        self.clock.at(after(self.clock.now(), Duration::from_secs(1)), Input::Pruned(job.to_owned(), Ok(())));
+    fn chore(&self, order: ChoreOrder, _: &Sender<Input>) {
+        let event = match order.chore {
+            Chore::Prune => Event::Pruned(order.job.clone()),
+            Chore::Verify => Event::Verified(order.job.clone()),
+        };
+        self.log.lock().unwrap().events.push((self.clock.now(), event));
+        let done = Input::ChoreDone(order.chore, order.job, Ok(()));
+        self.clock.at(after(self.clock.now(), Duration::from_secs(1)), done);
     }
 
     fn busy(&self, domain: DomainId) -> Option<String> {
@@ -278,6 +284,7 @@ pub(super) fn job(name: &str, guests: &[&str], calendars: Vec<Arc<dyn NextTime>>
         before: None,
         after: None,
         prune: false,
+        verify: Vec::new(),
     }
 }
 
@@ -287,6 +294,7 @@ pub(super) fn medium(name: &str, concurrency: usize) -> MediumSpec {
 
 pub(super) fn settings_of(jobs: Vec<JobSpec>, concurrency: usize, media: &[MediumSpec]) -> ServiceSettings {
     ServiceSettings {
+        metrics_dir: None,
         jobs: jobs.into_iter().map(Arc::new).collect(),
         media: media.iter().map(|medium| (medium.name.clone(), medium.clone())).collect(),
         concurrency,
