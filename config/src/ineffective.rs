@@ -3,7 +3,8 @@
 //!
 //! - a job names a domain that is not there, or selects none at all (only where the domains are known);
 //! - a job's `keep` lets nothing go: its media are tapes, or another job without `keep` backs the same
-//!   domains up to the same medium.
+//!   domains up to the same medium;
+//! - a job's `verify` reads nothing: its media are tapes, or its archives are encrypted.
 
 use std::fmt;
 
@@ -60,6 +61,9 @@ impl Config {
             if job.keep.is_some() {
                 self.keep(name, job, host, &mut all);
             }
+            if !job.verify.is_empty() {
+                self.verify(name, job, &mut all);
+            }
         }
         all
     }
@@ -114,6 +118,21 @@ impl Config {
                 );
                 self.advise(name, &["keep"], message, all);
             }
+        }
+    }
+}
+
+impl Config {
+    fn verify(&self, name: &Name, job: &Job, all: &mut Vec<IneffectiveSetting>) {
+        let mut media = job.to.iter().filter_map(|medium| self.media.get(medium));
+        if media.all(|medium| medium.to.kind() == MediumKind::Tape) {
+            let message = "it has no effect on tapes, which somebody has to change; 'virtfold verify tape:DEVICE --due 30d' reads them";
+            self.advise(name, &["verify"], message.to_owned(), all);
+        }
+        let settings = self.job(name.as_str()).map(|resolved| resolved.settings);
+        if settings.is_some_and(|settings| settings.encrypt_to.is_some() || settings.recipients.is_some()) {
+            let message = "it has no effect on encrypted archives, for the service has no secret key; run 'virtfold verify PLACE --due 30d --identity FILE' where the key is";
+            self.advise(name, &["verify"], message.to_owned(), all);
         }
     }
 }
@@ -212,6 +231,13 @@ mod tests {
         assert_eq!(told(&apart, Some(&[("web", &[]), ("scratch", &[])])), Vec::<String>::new());
         let both = jobs.replace("[nas, lto]", "[nas, lto], keep: {last: 1}");
         assert_eq!(told(&both, None), Vec::<String>::new());
+        let verify = "  nightly: {domains: {all: true}, schedule: daily, to: lto, verify: weekly, encrypt-to: age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p}\n";
+        let lines = told(verify, None);
+        assert!(
+            lines.len() == 2 && lines[0].contains("tapes") && lines[1].contains("secret key"),
+            "{lines:?}"
+        );
+        assert_eq!(told(&verify.replace("lto", "nas"), None).len(), 1);
         let tape = "  nightly: {domains: {all: true}, schedule: daily, to: lto, keep: {last: 3}}\n";
         let lines = told(tape, None);
         assert!(lines.len() == 1 && lines[0].contains("no effect on tapes"), "{lines:?}");

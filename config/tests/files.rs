@@ -212,6 +212,7 @@ fn files_add_jobs_and_keys_to_jobs_and_show_has_what_is_set() {
             "jobs.web.on: []  # default",
             "jobs.web.schedule: [hourly, '30 2 * * 1,2']  # conf.d/b.yaml:3:5",
             "jobs.web.to: [nas]  # conf.d/a.yaml:4:5",
+            "jobs.web.verify: []  # default",
         ]
     );
     assert!(shown.contains("jobs.all.on: [shutdown]  # conf.d/b.yaml:5:"), "{shown}");

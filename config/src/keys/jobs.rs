@@ -41,10 +41,10 @@ pub struct Job {
     pub to: List<Name>,
     /// Which backups of a domain `virtfold prune` and the service keep. Not set: all of them.
     pub keep: Option<KeepRules>,
-    /// When the service verifies the archives on the job's media, with the words of `schedule`, such as `weekly`:
-    /// those that were never verified, and those whose verification is more than 30 days ago
-    /// (`virtfold verify PLACE --due 30d`). Encrypted ones need a key that the service does not have, and tapes
-    /// somebody who changes them: verify these by hand. Not set: never.
+    /// When the service verifies the archives on the job's media, with the words of `schedule`, such as
+    /// `weekly`: those that were never verified, and those whose verification is more than 30 days ago
+    /// (`virtfold verify PLACE --due 30d`). Encrypted ones need a key that the service does not have, and
+    /// tapes somebody who changes them: verify these by hand. Not set: never.
     #[serde(default)]
     pub verify: List<Schedule>,
     /// Events of a domain that have the job run for this domain.

@@ -1,5 +1,5 @@
-//! What the last verification of each copy came to: when, with which root, and whether it was sound. Of copies
-//! that are known; of one that holds another archive by now it says nothing.
+//! What the last verification of each copy came to: when, with which root, and whether it was sound. Of
+//! copies that are known; of one that holds another archive by now it says nothing.
 //!
 //! A row goes with that of its copy, so one that is gone is known to have been verified for as long as it is
 //! known itself.

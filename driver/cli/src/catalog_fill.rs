@@ -52,8 +52,9 @@ pub(crate) fn notes(state: &StateFlag) -> Result<BTreeMap<Uuid, Vec<String>>, Er
     })
 }
 
-/// What the catalog knows of an archive, to compare it with what is found there. Where there is a catalog that
-/// can't be read that is said, and nothing is compared: on the bad day it may be damaged, or another user's.
+/// What the catalog knows of an archive, to compare it with what is found there. Where there is a catalog
+/// that can't be read that is said, and nothing is compared: on the bad day it may be damaged, or another
+/// user's.
 pub(crate) fn known(state: &Path, archive: &Location) -> KnownCopy {
     let opened = Catalog::open_existing(state);
     let known = opened.and_then(|catalog| {

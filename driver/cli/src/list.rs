@@ -33,8 +33,8 @@ use super::trust;
 
 /// List the archives in a directory, an object store or on a tape
 ///
-/// Lists incomplete and damaged archives as such, as encrypted what no --identity opens, and as replaced what is
-/// not the archive that the catalog knows under its name (exit code 3).
+/// Lists incomplete and damaged archives as such, as encrypted what no --identity opens, and as replaced
+/// what is not the archive that the catalog knows under its name (exit code 3).
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

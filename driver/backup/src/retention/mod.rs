@@ -9,8 +9,10 @@
 //!
 //! What is at the place counts, not what the catalog believes; but for encrypted archives that no identity
 //! opens, of which the catalog says what the head would. Of what is there only that counts for a rule which
-//! the catalog knows: anybody who can write to the place can put archives there. Removal is noted when it has happened: an archive
-//! that is gone and still in the catalog is found at the next look.
+//! the catalog knows: anybody who can write to the place can put archives there.
+//!
+//! Removal is noted when it has happened: an archive that is gone and still in the catalog is found at the
+//! next look.
 //!
 //! Invariants: the newest whole backup stays; what rests on another archive that stays keeps that one; an
 //! archive that can't be read, whose name says that it is of the same subject, keeps everything that is

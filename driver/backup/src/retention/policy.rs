@@ -20,8 +20,8 @@
 //! - One that was never verified though an older one was counts for itself alone.
 //! - One in the clear counts for itself and others in the clear, never against an encrypted one.
 //!
-//! So each backup is judged in a list of its own: those that may push it out, and itself. It stays when a rule
-//! keeps it there.
+//! So each backup is judged in a list of its own: those that may push it out, and itself. It stays when a
+//! rule keeps it there.
 //!
 //! It follows that a second run right after the first removes nothing, and that a larger number never removes
 //! more.

@@ -219,8 +219,8 @@ impl PruneRequest<'_> {
         Ok(survey)
     }
 
-    /// Whose archives these are. A domain may have been renamed: what it is called last counts, where the catalog
-    /// knows an archive that says so; a forged one would choose the rules.
+    /// Whose archives these are. A domain may have been renamed: what it is called last counts, where the
+    /// catalog knows an archive that says so; a forged one would choose the rules.
     fn owner(&self, archives: &[SurveyedArchive]) -> Option<Owner> {
         let rank = |found: &&SurveyedArchive| {
             let created = found.facts.as_ref().map(|facts| facts.created);

@@ -96,7 +96,8 @@ impl Engine {
         let next = |time| job.verify_after(time);
         let done = self.planned_of(&key).filter(|done| !is_ahead(*done, now));
         let planned = match done {
-            // One that was never seen before has missed nothing, nor has one that a wrong clock planned ahead.
+            // One that was never seen before has missed nothing, nor has one that a wrong clock planned
+            // ahead.
             None => Some(now),
             Some(_) if self.pauses.holds(&job.name) => None,
             Some(done) => last_due(&next, job.catch_up, done, now),

@@ -52,7 +52,9 @@ fn declared(family: &Family) -> (String, &'static str, Vec<String>) {
 fn the_page_has_what_is_declared_and_nothing_else() {
     let (metrics, status) = busy();
     let page = metrics.page(&status).unwrap();
-    let all: BTreeSet<_> = ALL.iter().map(|family| declared(family)).collect();
+    // What verifications came to is in their own files.
+    let here = ALL.iter().filter(|family| !family.name.starts_with("virtfold_verify_"));
+    let all: BTreeSet<_> = here.map(|family| declared(family)).collect();
     assert_eq!(exported(&page), all);
 }
 

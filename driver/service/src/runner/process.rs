@@ -44,6 +44,8 @@ const RECOVERY: Duration = Duration::from_secs(3600);
 const PRUNING: Duration = Duration::from_secs(3600);
 /// How long the verification of a medium may take. What was read by then is noted, and the next one goes on.
 const VERIFYING: Duration = Duration::from_secs(24 * 3600);
+/// Of how many archives a failed verification tells.
+const TOLD_OF: usize = 5;
 /// How long ago the last verification of an archive may be.
 const DUE: &str = "30d";
 
@@ -291,7 +293,10 @@ impl ProcessRunner {
         }
         let hint =
             "'virtfold verify ARCHIVE' says what is wrong; such an archive counts for no rule of `keep`";
-        let message = format!("on the medium '{}': {}", medium.name, what.join("; "));
+        let more = what.len().saturating_sub(TOLD_OF);
+        let first = what.get(..TOLD_OF).unwrap_or(&what).join("; ");
+        let rest = if more > 0 { format!("; and {more} more") } else { String::new() };
+        let message = format!("on the medium '{}': {first}{rest}", medium.name);
         Err(Error::new(self.kind(ended), message).with_hint(hint))
     }
 

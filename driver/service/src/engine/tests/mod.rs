@@ -171,8 +171,8 @@ fn a_failure_is_tried_again_and_then_told() {
     );
 }
 
-/// Verifications have a schedule of their own, which outlives the service; one that was missed is made up for,
-/// and what was never planned has missed nothing.
+/// Verifications have a schedule of their own, which outlives the service; one that was missed is made up
+/// for, and what was never planned has missed nothing.
 #[test]
 fn backups_are_verified_when_that_is_due() {
     let mut one = job("one", &["a"], Vec::new());
