@@ -8,7 +8,7 @@
 //!
 //! A verification that is dated in the future was noted by a clock that was wrong, and counts for nothing.
 //!
-//! Imports: `error`, `catalog`, `medium` (`Location`), and of this crate `known_copy`, `verify`.
+//! Imports: `error`, `catalog`, `medium` (`Location`), and of this crate `known_copy`, `trust`, `verify`.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -19,6 +19,7 @@ use serde::Serialize;
 
 use crate::known_copy::KnownCopy;
 use crate::retention::PruneFailure;
+use crate::trust::TrustPolicy;
 use crate::verify::{VerifyReport, VerifyRequest};
 use virtfold_archive::crypt::Identities;
 use virtfold_base::error::{Error, ErrorKind, Result};
@@ -66,6 +67,8 @@ pub struct DueRequest {
     pub share: Share,
     /// What opens encrypted archives.
     pub identities: Identities,
+    /// Whose archives are taken.
+    pub trust: TrustPolicy,
     /// Threads.
     pub workers: usize,
     /// The time.
@@ -157,8 +160,14 @@ pub fn run(
         }
         let archive = location(&copy.name)?;
         let known = KnownCopy::at(catalog, &archive)?;
-        let (identities, workers) = (request.identities.clone(), request.workers);
-        match verify(&VerifyRequest { archive, identities, workers, known: known.clone() }) {
+        let one = VerifyRequest {
+            archive,
+            identities: request.identities.clone(),
+            trust: request.trust.clone(),
+            workers: request.workers,
+            known: known.clone(),
+        };
+        match verify(&one) {
             Ok(mut done) => {
                 done.record(&known, catalog, Timestamp::now())?;
                 read = read.saturating_add(copy.bytes.max(1));
@@ -221,6 +230,7 @@ mod tests {
             older_than: Duration::from_secs(30 * 86_400),
             share: share.parse().unwrap(),
             identities: Identities::default(),
+            trust: TrustPolicy::default(),
             workers: 1,
             now: at(100),
         }

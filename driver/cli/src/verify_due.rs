@@ -20,6 +20,7 @@ use super::destinations::Terminating;
 use super::exit::ExitStatus;
 use super::output::say;
 use super::report::{OutputFormat, ProgressPrinter, StdoutUse, damage, printable, result};
+use super::trust;
 use super::verify::{self, Args};
 
 /// The options of a verification of a place.
@@ -55,6 +56,7 @@ pub(super) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
         older_than: args.due.due.map(Interval::get).unwrap_or_default(),
         share: args.due.share.unwrap_or(Share::ALL),
         identities: args.identity.load()?,
+        trust: trust::policy(&args.config.load()?.trust)?,
         workers: args::workers(args.workers),
         now,
     };

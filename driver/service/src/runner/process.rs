@@ -277,6 +277,9 @@ impl ProcessRunner {
     fn verify_medium(&self, medium: &MediumSpec, order: &ChoreOrder) -> Result<()> {
         let mut command = self.command("verify");
         command.arg(&medium.to).arg("--due").arg(DUE).envs(variables(std::slice::from_ref(medium))?);
+        if let Some(config) = &self.paths.config {
+            command.arg("--config").arg(config);
+        }
         if let Some(directory) = &order.metrics_dir {
             command.arg("--metrics-dir").arg(directory);
         }

@@ -456,7 +456,8 @@ fn recoveries_and_prunes_are_told_and_locks_are_seen() {
     assert!(error.to_string().ends_with(told), "{error}");
     let called = stage.read("called");
     assert!(
-        called.ends_with("/backup --due 30d --metrics-dir /metrics\n") && !called.contains("tape:"),
+        called.ends_with("/backup --due 30d --config /etc/virtfold/config.yaml --metrics-dir /metrics\n")
+            && !called.contains("tape:"),
         "{called}"
     );
     let domain = DomainId(uuid::Uuid::nil());
