@@ -15,9 +15,9 @@ use crate::common::service::{answer_at, bad_night, entry, status};
 use serde_json::{Value, json};
 
 /// The verbs that have a help of their own.
-const VERBS: [&str; 23] = [
-    "backup", "restore", "verify", "list", "show", "table", "map", "tape", "domains", "recover", "prune",
-    "pin", "unpin", "forget", "key", "config", "serve", "status", "queue", "run", "pause", "resume",
+const VERBS: [&str; 24] = [
+    "backup", "restore", "verify", "audit", "list", "show", "table", "map", "tape", "domains", "recover",
+    "prune", "pin", "unpin", "forget", "key", "config", "serve", "status", "queue", "run", "pause", "resume",
     "cancel",
 ];
 /// The verbs of tapes.

@@ -15,8 +15,8 @@ pub struct Trust {
     /// where there is none, archives are not signed. `virtfold key new` makes it.
     pub signing_key: Option<FilePath>,
     /// A file with the public keys of the hosts whose archives are taken, a line each as
-    /// `virtfold key show` prints it there. Not set: `allowed-signers` beside the usual place of the key. This
-    /// host's own key is always one of them.
+    /// `virtfold key show` prints it there. Not set: `allowed-signers` beside the usual place of the key.
+    /// This host's own key is always one of them.
     pub allowed_signers: Option<FilePath>,
     /// More such lines.
     pub keys: List<NonEmptyText>,

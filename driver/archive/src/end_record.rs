@@ -248,9 +248,9 @@ pub fn digests_len(record: &EndRecord) -> u64 {
     record.chunks() * DIGEST_LEN as u64
 }
 
-/// Writes the whole tail, in pieces, and returns the root: the digests' header, the digests, the end
-/// record's header, the record, with `key` the signature's header and the signature, two blocks of zeros, each
-/// with its padding.
+/// Writes the whole tail, in pieces, and returns the root: the digests' header, the digests, the end record's
+/// header, the record, with `key` the signature's header and the signature, two blocks of zeros, each with
+/// its padding.
 ///
 /// # Errors
 /// Those of the digests and the output; Internal where there are more or fewer digests than chunks, and where

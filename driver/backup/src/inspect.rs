@@ -83,6 +83,12 @@ pub struct ListedArchive {
 }
 
 impl ListedArchive {
+    /// Whether it has the name that an archive has until it is finished.
+    pub fn is_partial(&self) -> bool {
+        let name = self.stored.location.to_string();
+        is_partial_name(name.rsplit('/').next().unwrap_or_default())
+    }
+
     fn of(location: Location, summary: ArchiveSummary) -> Result<Self> {
         let is_file = |path: &Path| path.symlink_metadata().is_ok_and(|found| found.is_file());
         let name = match copy_name(&location) {

@@ -7,6 +7,7 @@
 //! Imports: all crates that ARCHITECTURE.md draws above it; `service` and `cli` import this one.
 
 pub mod attachments;
+pub mod audit;
 pub mod destinations;
 pub mod domain;
 pub mod events;

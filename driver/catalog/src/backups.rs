@@ -10,6 +10,8 @@
 //!
 //! Imports: `error`, `medium` (`Location`).
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use rusqlite::{Row, Transaction, params};
 use uuid::Uuid;
@@ -193,6 +195,43 @@ impl Catalog {
             transaction.execute(FORGET, [when.as_second().saturating_sub(REMEMBERED)])?;
             Ok(())
         })
+    }
+
+    /// Notes that copies are gone because `prune` removed them: nobody is to miss them.
+    ///
+    /// # Errors
+    /// The catalog can't be written.
+    pub fn pruned(&self, names: &[String], when: Timestamp) -> Result<()> {
+        self.write(|transaction| {
+            let note = "INSERT OR REPLACE INTO pruned (archive, destination, removed)
+                        SELECT archive, destination, ?2 FROM backup WHERE name = ?1";
+            let mut statement = transaction.prepare(note)?;
+            for name in names {
+                statement.execute(params![name, when.as_second()])?;
+            }
+            let old = when.as_second().saturating_sub(REMEMBERED);
+            transaction.execute("DELETE FROM pruned WHERE removed < ?1", [old])?;
+            Ok(())
+        })?;
+        self.gone(names, when)
+    }
+
+    /// Archives that `prune` has removed from a destination.
+    ///
+    /// # Errors
+    /// The catalog can't be read.
+    pub fn pruned_archives(&self, destination: &str) -> Result<BTreeSet<Uuid>> {
+        let read = || -> Sql<BTreeSet<Uuid>> {
+            let connection = self.connection();
+            let mut statement = connection.prepare("SELECT archive FROM pruned WHERE destination = ?1")?;
+            let mut rows = statement.query([destination])?;
+            let mut found = BTreeSet::new();
+            while let Some(row) = rows.next()? {
+                found.insert(row.get::<_, String>(0)?.parse()?);
+            }
+            Ok(found)
+        };
+        read().map_err(|e| self.unreadable(e))
     }
 
     /// What is known of a copy, gone or not.

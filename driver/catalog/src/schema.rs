@@ -27,10 +27,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// What version 1 has: the journal of freeze sessions; the service's queue, in which a domain has one run at
 /// a time and a job waits for a domain once; the backups, each copy a row, with what tells their sources
 /// apart (JSON), what the last verification of each came to, the archives that are pinned, and notes of
-/// archives; the numbers of signed archives, and the last one of each chain; what was mounted where archives
-/// go; and what is known of tapes, which is rebuilt by reading them but for `failed`; and when all of the
-/// catalog was last checked (`integrity`). `created`, `removed`, `since` and `checked` are seconds since
-/// 1970, the queue's times and `planned.last` milliseconds.
+/// archives; the numbers of signed archives, the last one of each chain, and which archives `prune` removed;
+/// what was mounted where archives go; and what is known of tapes, which is rebuilt by reading them but for
+/// `failed`; and when all of the catalog was last checked (`integrity`). `created`, `removed`, `since` and
+/// `checked` are seconds since 1970, the queue's times and `planned.last` milliseconds.
 const TABLES: &str = "
 CREATE TABLE freeze_session (
     id TEXT PRIMARY KEY,
@@ -126,6 +126,7 @@ CREATE TABLE chain_last (
     sequence INTEGER NOT NULL,
     PRIMARY KEY (subject, signer, destination)
 ) STRICT;
+CREATE TABLE pruned (archive TEXT NOT NULL, destination TEXT NOT NULL, removed INTEGER NOT NULL, PRIMARY KEY (archive, destination)) STRICT;
 CREATE TABLE integrity (id INTEGER PRIMARY KEY CHECK (id = 1), checked INTEGER NOT NULL) STRICT;
 CREATE TABLE mount (destination TEXT PRIMARY KEY, point TEXT NOT NULL, file_system TEXT) STRICT;
 CREATE TABLE tape_volume (

@@ -24,9 +24,9 @@ const MAX_INPUT: u64 = 1 << 20;
 
 /// Show, make and trust the keys that archives are signed with
 ///
-/// A host signs each archive with its key, so that 'verify', 'restore' and 'list' tell its archives from those
-/// of others. Whoever reads them needs public keys alone: print this host's with 'key show', and have other
-/// hosts trust it with 'key trust'.
+/// A host signs each archive with its key, so that 'verify', 'restore' and 'audit' tell its archives from
+/// those of others. Whoever reads them needs public keys alone: print this host's with 'key show', and have
+/// other hosts trust it with 'key trust'.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -61,8 +61,8 @@ Examples:
         /// The name that this host signs by [default: its host name]
         #[arg(long, value_name = "NAME")]
         host: Option<String>,
-        /// Make a new one though there is one; that one is kept aside, and whoever trusts it must trust the new
-        /// one, too
+        /// Make a new one though there is one; that one is kept aside, and whoever trusts it must trust the
+        /// new one, too
         #[arg(long)]
         force: bool,
         #[command(flatten)]

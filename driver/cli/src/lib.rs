@@ -4,6 +4,7 @@
 //! `exit` is the one place that maps errors to exit codes, `report` the one that prints progress.
 
 mod args;
+mod audit;
 mod backup;
 mod catalog_fill;
 mod config;
@@ -62,6 +63,7 @@ enum Verb {
     Backup(Box<backup::Args>),
     Restore(Box<restore::Args>),
     Verify(verify::Args),
+    Audit(audit::Args),
     List(list::Args),
     Show(show::Args),
     Table(table::Args),
@@ -147,6 +149,7 @@ impl Verb {
             Self::Backup(args) => backup::run(&args, signals),
             Self::Restore(args) => restore::run(*args, signals),
             Self::Verify(args) => verify::run(&args, signals),
+            Self::Audit(args) => audit::run(&args),
             Self::List(args) => list::run(&args, signals),
             Self::Show(args) => show::run(&args, signals),
             Self::Table(args) => table::run(&args, signals),

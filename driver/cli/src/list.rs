@@ -223,7 +223,7 @@ fn text(archives: &[ArchiveSummary], pins: &BTreeSet<Uuid>, policy: &TrustPolicy
                 ""
             },
             match trust::judge(policy, glance) {
-                // The list says of each archive what is proven; that nothing is, is what it says of all others.
+                // The list says of each archive what is proven; of all others, that nothing is.
                 None | Some(Authenticity::Unsigned) => String::new(),
                 Some(found) => format!("  ({found})"),
             },

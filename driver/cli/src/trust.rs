@@ -1,7 +1,7 @@
 //! What this host signs with, and whose archives it takes: by the configuration, else at the usual places.
 //!
-//! Root's are in `/etc/virtfold`, an ordinary user's in `virtfold` of his `$XDG_CONFIG_HOME`; what root trusts
-//! an ordinary user trusts, too. A host's own key is always one of those that it trusts.
+//! Root's are in `/etc/virtfold`, an ordinary user's in `virtfold` of his `$XDG_CONFIG_HOME`; what root
+//! trusts an ordinary user trusts, too. A host's own key is always one of those that it trusts.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -9,11 +9,13 @@
 //!
 //! Imports: `units`, `error`, `table`; `stream` and the member modules of this room.
 
+mod current_member;
 mod errors;
 mod visitor;
 
 use std::sync::Arc;
 
+use self::current_member::{CurrentMember, KnownDisk};
 use self::errors::{check_bare, contradiction, digest_of};
 pub use self::visitor::{VerifiedArchive, Visitor};
 use crate::allocation_csv::CsvParser;
@@ -28,51 +30,6 @@ use crate::table::{Builder, CorrespondenceTable, Run};
 use crate::tar_parser::{Event, Member, MemberParser};
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_base::units::{DenseOffset, GuestOffset, StreamOffset};
-
-/// A disk whose map has been read.
-#[derive(Debug)]
-struct KnownDisk {
-    table: Arc<CorrespondenceTable>,
-    dense_at: StreamOffset,
-}
-
-/// The member at hand.
-enum CurrentMember {
-    Head(Vec<u8>),
-    /// With the digest of what came of it, for its second copy.
-    Allocation(usize, CsvParser, Box<blake3::Hasher>),
-    Map {
-        index: usize,
-        parser: MapParser,
-        builder: Builder,
-    },
-    Dense {
-        index: usize,
-        table: Arc<CorrespondenceTable>,
-        at: DenseOffset,
-    },
-    /// A second copy of known bytes: how far it was compared.
-    RecoveryHead(usize),
-    RecoveryMap {
-        index: usize,
-        parser: RecoveryParser,
-        at: DenseOffset,
-    },
-    RecoveryAllocation(usize, Box<blake3::Hasher>),
-    Digests {
-        parser: DigestsParser,
-        hasher: RootHasher,
-        index: u64,
-    },
-    End {
-        bytes: Vec<u8>,
-        hasher: RootHasher,
-    },
-    Signature(Vec<u8>),
-    /// A member that is the visitor's.
-    Attachment,
-    None,
-}
 
 /// The pass; fed with chunks in order.
 pub struct ArchiveReader<'v> {

@@ -1,7 +1,7 @@
 //! Whose keys are known: a list as `ssh-keygen -Y verify -f` takes it.
 //!
-//! A line is `HOST[,HOST...] [OPTIONS] KEYTYPE KEY [COMMENT]`. Keys of other types can't sign archives and are
-//! passed over, as are keys for other namespaces. What would narrow a key's use in a way that is not kept
+//! A line is `HOST[,HOST...] [OPTIONS] KEYTYPE KEY [COMMENT]`. Keys of other types can't sign archives and
+//! are passed over, as are keys for other namespaces. What would narrow a key's use in a way that is not kept
 //! here (`valid-before`, patterns, certificates) is refused: to pass over it would be to trust more.
 
 use super::{NAMESPACE, PublicKey, check_host};

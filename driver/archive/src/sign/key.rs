@@ -87,8 +87,8 @@ impl SigningKey {
     /// name.
     ///
     /// # Errors
-    /// Usage, of another kind, with a passphrase, or with a comment that is no host's name. What stands in the
-    /// file is in no message.
+    /// Usage, of another kind, with a passphrase, or with a comment that is no host's name. What stands in
+    /// the file is in no message.
     pub fn parse(text: &[u8]) -> Result<Self> {
         let bad = |what: &str| Error::new(ErrorKind::Usage, format!("the signing key {what}"));
         let key = PrivateKey::from_openssh(text)

@@ -47,7 +47,8 @@ impl SigningKey {
         write(path, secret.as_ref().as_bytes(), 0o600, Overwrite::Refuse)
     }
 
-    /// Moves the key at `path` aside, and its public one: `suffix` tells it from others. Returns its new name.
+    /// Moves the key at `path` aside, and its public one: `suffix` tells it from others. Returns its new
+    /// name.
     ///
     /// # Errors
     /// It can't be renamed; NotFound: there is none.
@@ -68,8 +69,8 @@ impl SigningKey {
 }
 
 impl PublicKey {
-    /// The public key beside the secret one at `path`, and the host that signs with it; nothing where there is
-    /// none.
+    /// The public key beside the secret one at `path`, and the host that signs with it; nothing where there
+    /// is none.
     ///
     /// # Errors
     /// Usage: it is none; Denied, as [`SigningKey::load`].

@@ -1,7 +1,7 @@
 //! Signatures: who made an archive, and which one it comes behind (FORMAT.md, "Signed archives").
 //!
-//! A host signs with its [`SigningKey`], an OpenSSH key (Ed25519). What it signs is the end record, whose root
-//! stands for every byte of the archive and which has a [`ChainLink`]. The signature is one of OpenSSH's
+//! A host signs with its [`SigningKey`], an OpenSSH key (Ed25519). What it signs is the end record, whose
+//! root stands for every byte of the archive and which has a [`ChainLink`]. The signature is one of OpenSSH's
 //! (SSHSIG), so that `ssh-keygen -Y verify` checks it; it names its key, so [`check`] tells without any list
 //! whether it is sound. Whose key that is [`AllowedSigners`] says, and nothing else.
 //!

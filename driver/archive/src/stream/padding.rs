@@ -38,8 +38,8 @@ pub fn end_of_content(file: &dyn ReadAt) -> Option<u64> {
 }
 
 /// Where the archive in `file` ends that has zeros behind it, by what stands there: behind a seek table at
-/// once, behind an end record or its signature with the rest of its block and two blocks of zeros. Nothing, where it is
-/// neither, or nothing follows.
+/// once, behind an end record or its signature with the rest of its block and two blocks of zeros. Nothing,
+/// where it is neither, or nothing follows.
 pub fn end_before_zeros(file: &dyn ReadAt) -> Option<u64> {
     let end = match ending(file)? {
         Ending::SeekTable(content) => content,
@@ -48,7 +48,8 @@ pub fn end_before_zeros(file: &dyn ReadAt) -> Option<u64> {
     (end < file.len()).then_some(end)
 }
 
-/// Whether `file` ends as a plain archive does: an end record or its signature, and two blocks of zeros or more.
+/// Whether `file` ends as a plain archive does: an end record or its signature, and two blocks of zeros or
+/// more.
 pub(super) fn ends_as_plain(file: &dyn ReadAt) -> bool {
     matches!(ending(file), Some(Ending::EndRecord(content)) if end_of_tail(content) <= file.len())
 }

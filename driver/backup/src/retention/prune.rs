@@ -25,6 +25,7 @@ use super::survey::{SurveyedArchive, file_name, look};
 use crate::RunMode;
 use crate::destinations::Destinations;
 use crate::session::file_label;
+use crate::trust::TrustPolicy;
 use virtfold_base::error::{ErrorKind, Result};
 use virtfold_catalog::{BackupCopy, Catalog, DomainLock, Journal, Owner};
 use virtfold_hypervisor::DomainId;
@@ -63,6 +64,8 @@ pub struct PruneRequest<'a> {
     pub mode: RunMode,
     /// Whether labelled images may have moved.
     pub paths: PathPolicy,
+    /// Whose archives count.
+    pub trust: &'a TrustPolicy,
 }
 
 /// An archive and what was decided.
@@ -123,7 +126,7 @@ pub fn prune(request: &PruneRequest<'_>, catalog: Option<&Catalog>) -> Result<Pr
         let mut group = subject.group(failure);
         if apply && free {
             let removed = removal.of(&subject, &mut group.archives);
-            if let Some(Err(error)) = catalog.map(|catalog| catalog.gone(&removed, request.now)) {
+            if let Some(Err(error)) = catalog.map(|catalog| catalog.pruned(&removed, request.now)) {
                 not_noted.get_or_insert(PruneFailure::from(&error));
             }
         }
@@ -157,7 +160,7 @@ fn nothing_recorded(place: &Location, subjects: &[GroupReport]) -> Option<PruneF
 impl PruneRequest<'_> {
     /// Looks and decides.
     fn survey(&self, catalog: Option<&Catalog>) -> Result<DestinationSurvey> {
-        let mut found = look(self.destinations, self.place, &self.host.name, catalog)?;
+        let mut found = look(self.destinations, self.place, &self.host.name, catalog, self.trust)?;
         found.iter_mut().for_each(settle);
         let namesakes = self.host.of_namesakes(found.iter().filter_map(|found| found.facts.as_ref()));
         let mut survey = DestinationSurvey {

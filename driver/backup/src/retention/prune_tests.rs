@@ -1,5 +1,6 @@
 //! Pruning real archives in a directory: what goes, what stays, what is noted, and in which order.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -130,6 +131,7 @@ impl World {
             zone: &TimeZone::UTC,
             mode,
             paths: PathPolicy::default(),
+            trust: &crate::trust::TrustPolicy::default(),
         };
         prune(&request, Some(&self.catalog).filter(|_| !self.has_none)).unwrap()
     }
@@ -216,10 +218,9 @@ fn old_ones_go_and_are_noted_and_a_dry_run_touches_nothing() {
     assert_eq!(paths.iter().map(|path| there(path)).collect::<Vec<_>>(), [false, false, true, true]);
     assert_eq!(entry(&done, &paths[1]).action, PruneAction::Removed);
     assert_eq!(done.failures().count(), 0);
-    let known = world
-        .catalog
-        .copies_at(&virtfold_catalog::destination_name(&Location::Path(world.place())).unwrap())
-        .unwrap();
+    let place = virtfold_catalog::destination_name(&Location::Path(world.place())).unwrap();
+    assert_eq!(world.catalog.pruned_archives(&place).unwrap(), BTreeSet::from([uuid(1), uuid(2)]));
+    let known = world.catalog.copies_at(&place).unwrap();
     assert_eq!(known.iter().map(|copy| copy.archive).collect::<Vec<_>>(), [uuid(3), uuid(4)]);
     let again = world.prune(2, RunMode::Apply);
     assert!(again.subjects[0].archives.iter().all(|entry| entry.action == PruneAction::Keep), "{again:#?}");
@@ -227,8 +228,9 @@ fn old_ones_go_and_are_noted_and_a_dry_run_touches_nothing() {
     std::fs::remove_file(&paths[2]).unwrap();
     world.prune(2, RunMode::Apply);
     assert_eq!(world.catalog.last_backups(Timestamp::MAX).unwrap().len(), 1);
-    let place = virtfold_catalog::destination_name(&Location::Path(world.place())).unwrap();
     assert_eq!(world.catalog.copies_at(&place).unwrap().len(), 1);
+    // Nobody is to take that for pruned.
+    assert_eq!(world.catalog.pruned_archives(&place).unwrap().len(), 2);
 }
 
 #[test]

@@ -18,6 +18,7 @@ use crate::destinations::Destinations;
 use crate::inspect::{ArchiveStatus, ArchiveSummary, ListedArchive};
 use crate::known_copy::judge_all;
 use crate::session::BackupReport;
+use crate::trust::{SignatureRequirement, TrustPolicy};
 use virtfold_archive::manifest::{BackupSubject, Manifest};
 use virtfold_base::error::{Error, ErrorKind, OrInternal, Result};
 use virtfold_catalog::{BackupCopy, Catalog, Owner, Source, Verification, VerifyOutcome};
@@ -132,6 +133,7 @@ pub(super) fn look(
     place: &Location,
     host: &str,
     catalog: Option<&Catalog>,
+    trust: &TrustPolicy,
 ) -> Result<Vec<SurveyedArchive>> {
     let mut listed = destinations.list(&narrowed(place, host))?;
     let mut verified = BTreeMap::new();
@@ -140,7 +142,7 @@ pub(super) fn look(
         judge_all(catalog, &name, &mut listed)?;
         verified = catalog.verifications(&name)?;
     }
-    listed.into_iter().map(|listed| found(listed, catalog, &mut verified)).collect()
+    listed.into_iter().map(|listed| found(listed, catalog, &mut verified, trust)).collect()
 }
 
 /// In an object store each host has its own folder, and nobody else's has to be read.
@@ -155,6 +157,7 @@ fn found(
     listed: ListedArchive,
     catalog: Option<&Catalog>,
     verified: &mut BTreeMap<String, Verification>,
+    trust: &TrustPolicy,
 ) -> Result<SurveyedArchive> {
     let glance = &listed.summary;
     let named = named(&file_name(&listed.stored.location));
@@ -190,9 +193,23 @@ fn found(
         standing,
         encrypted: summary.encrypted,
         verified,
-        authenticity: Authenticity::NotChecked,
+        authenticity: authenticity(&summary, trust),
         named,
     })
+}
+
+/// Whether an archive is of who it says. Of one that no identity opens nobody can say; what is unsigned is
+/// doubtful where signatures are required.
+fn authenticity(summary: &ArchiveSummary, trust: &TrustPolicy) -> Authenticity {
+    if summary.status != ArchiveStatus::Complete {
+        return Authenticity::NotChecked;
+    }
+    let found = trust.judge(summary.signature.as_ref());
+    match trust.requirement {
+        _ if found.is_authentic() => Authenticity::Authentic,
+        SignatureRequirement::Optional => Authenticity::NotChecked,
+        SignatureRequirement::Required => Authenticity::Doubtful(found.to_string()),
+    }
 }
 
 /// Whether the catalog knows an archive: under its name, where it was compared already, or as a copy of one
@@ -396,6 +413,41 @@ fn good_copy(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What nobody that is known has signed counts for no rule where signatures are required.
+    #[test]
+    fn an_archive_of_nobody_that_is_known_is_doubtful_where_signatures_are_required() {
+        use virtfold_archive::sign::{AllowedSigners, ArchiveSignature, ChainLink, SigningKey};
+        let key = SigningKey::new("web").unwrap();
+        let chain = ChainLink { subject: "s".into(), host: "web".into(), sequence: 1, previous: None };
+        let signature = Some(ArchiveSignature { chain, key: key.public() });
+        let summary = |status, signature| ArchiveSummary {
+            archive: "a".to_owned(),
+            status,
+            faults: Vec::new(),
+            bytes: 1,
+            encrypted: false,
+            head: None,
+            root: None,
+            signature,
+        };
+        let line = AllowedSigners::line("web", &key.public()).unwrap();
+        let known = AllowedSigners::parse("k", &line).unwrap();
+        let policy =
+            |signers: &AllowedSigners, requirement| TrustPolicy { signers: signers.clone(), requirement };
+        let (optional, required) = (SignatureRequirement::Optional, SignatureRequirement::Required);
+        let (whole, nobody) = (ArchiveStatus::Complete, AllowedSigners::default());
+        let judged = |signers: &AllowedSigners, requirement, status, signature: &Option<ArchiveSignature>| {
+            authenticity(&summary(status, signature.clone()), &policy(signers, requirement))
+        };
+        assert_eq!(judged(&known, required, whole, &signature), Authenticity::Authentic);
+        assert_eq!(judged(&known, optional, whole, &signature), Authenticity::Authentic);
+        assert!(matches!(judged(&nobody, required, whole, &signature), Authenticity::Doubtful(_)));
+        assert_eq!(judged(&known, required, whole, &None), Authenticity::Doubtful("unsigned".to_owned()));
+        assert_eq!(judged(&known, optional, whole, &None), Authenticity::NotChecked);
+        // Encrypted, and not opened: the catalog knows it.
+        assert_eq!(judged(&known, required, ArchiveStatus::Encrypted, &None), Authenticity::NotChecked);
+    }
 
     #[test]
     fn names_are_taken_apart() {

@@ -249,6 +249,7 @@ jobs:
             now: Timestamp::UNIX_EPOCH,
             zone: TimeZone::UTC,
             mode: RunMode::DryRun,
+            trust: Default::default(),
             args: &args,
         };
         let config = virtfold_config::parse(JOBS, std::path::Path::new("jobs.yaml")).unwrap();

@@ -16,6 +16,7 @@ use virtfold_backup::mount_check::{self, CheckedDirectory, MountRequirement};
 use virtfold_backup::retention::{
     self, HostIdentity, KeepPolicy, KeepPolicyOf, KeepRules, PathPolicy, PruneReport, PruneRequest,
 };
+use virtfold_backup::trust::TrustPolicy;
 use virtfold_base::error::{Error, ErrorKind};
 use virtfold_catalog::{Catalog, Owner};
 use virtfold_config::Count;
@@ -29,6 +30,7 @@ use super::encryption::IdentityArgs;
 use super::exit::ExitStatus;
 use super::output::say;
 use super::report::{JsonFlag, OutputFormat, StdoutUse, printable, result};
+use super::trust;
 
 /// Remove old backups
 ///
@@ -151,6 +153,7 @@ struct PruneContext<'a> {
     now: Timestamp,
     zone: TimeZone,
     mode: RunMode,
+    trust: TrustPolicy,
     args: &'a Args,
 }
 
@@ -177,6 +180,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitStatus> {
         now: Timestamp::now(),
         zone: TimeZone::system(),
         mode: if args.dry_run { RunMode::DryRun } else { RunMode::Apply },
+        trust: trust::policy(&args.config.load()?.trust)?,
         args,
     };
     let report = match &args.place {
@@ -216,6 +220,7 @@ impl PruneContext<'_> {
             zone: &self.zone,
             mode: self.mode,
             paths: if self.args.moved { PathPolicy::MayDiffer } else { PathPolicy::MustAgree },
+            trust: &self.trust,
         };
         retention::prune(&request, self.catalog.as_ref())
     }
