@@ -297,3 +297,39 @@ fn a_restore_of_an_archive_that_is_not_authentic_makes_nothing() {
         }
     }
 }
+
+/// A signature that is damaged is said to be that, by a restore of what is left, too.
+#[test]
+fn a_damaged_signature_is_never_no_signature() {
+    use crate::restore::{RestoreRequest, Selection, VerifyMode};
+    let folder = tempfile::tempdir().unwrap();
+    let web = SigningKey::new("web").unwrap();
+    let mut bytes = Archive::make(folder.path(), 7, Some(&web), Compression::None);
+    let at = bytes.len() - 2 * BLOCK - BLOCK + 100;
+    bytes[at] ^= 1;
+    for requirement in [SignatureRequirement::Optional, SignatureRequirement::Required] {
+        let out = tempfile::tempdir().unwrap();
+        let request = RestoreRequest {
+            archive: Location::Pipe,
+            identities: Identities::default(),
+            selection: Selection::All(out.path().to_owned()),
+            format: None,
+            method: crate::target::Method::Rewrite,
+            cluster_size: None,
+            existing: virtfold_base::partial_file::Overwrite::Refuse,
+            checking: VerifyMode::Partial,
+            trust: TrustPolicy { requirement, ..TrustPolicy::default() },
+            workers: 1,
+            known: Default::default(),
+        };
+        let restored = crate::restore::run_from(&request, &Control::default(), bytes.as_slice());
+        match requirement {
+            SignatureRequirement::Optional => {
+                let report = restored.unwrap();
+                assert_eq!(report.authenticity, Authenticity::Unreadable);
+                assert!(report.notes.iter().any(|note| note.contains("signature")), "{:?}", report.notes);
+            }
+            SignatureRequirement::Required => assert_eq!(restored.unwrap_err().kind(), ErrorKind::Refused),
+        }
+    }
+}

@@ -53,6 +53,8 @@ pub enum Authenticity {
     },
     /// Nobody says so.
     Unsigned,
+    /// Its end is damaged or lost, and with it what would say so.
+    Unreadable,
 }
 
 impl fmt::Display for Authenticity {
@@ -63,6 +65,7 @@ impl fmt::Display for Authenticity {
                 write!(f, "unknown key {fingerprint}, which says that it is {host}'s")
             }
             Self::Unsigned => f.write_str("unsigned"),
+            Self::Unreadable => f.write_str("whose it is can't be told: its end is damaged or lost"),
         }
     }
 }
@@ -90,7 +93,18 @@ impl TrustPolicy {
     /// # Errors
     /// Refused: a signature of a known host is required, and the archive has none.
     pub fn admit(&self, archive: &str, signature: Option<&ArchiveSignature>) -> Result<Authenticity> {
-        let found = self.judge(signature);
+        self.admit_found(archive, self.judge(signature))
+    }
+
+    /// As [`TrustPolicy::admit`], of an archive whose end can't be read.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn admit_unreadable(&self, archive: &str) -> Result<Authenticity> {
+        self.admit_found(archive, Authenticity::Unreadable)
+    }
+
+    fn admit_found(&self, archive: &str, found: Authenticity) -> Result<Authenticity> {
         if found.is_authentic() || self.requirement == SignatureRequirement::Optional {
             return Ok(found);
         }
@@ -100,7 +114,10 @@ impl TrustPolicy {
                     "'{archive}' is signed with an unknown key ({fingerprint}), which says that it is {host}'s"
                 )
             }
-            _ => format!("'{archive}' is unsigned"),
+            Authenticity::Unreadable => {
+                format!("'{archive}' has no end that could be read, and so no signature")
+            }
+            Authenticity::Unsigned | Authenticity::Signed { .. } => format!("'{archive}' is unsigned"),
         };
         let message = format!("{what}, and the configuration requires a signature of a known host");
         Err(Error::new(ErrorKind::Refused, message).with_hint(

@@ -34,6 +34,11 @@ pub struct ArchiveTail {
 }
 
 impl ArchiveTail {
+    /// Whether nothing in it is damaged: then it says whether the archive is signed.
+    pub fn is_sound(&self) -> bool {
+        self.proven && self.signature_fault.is_none()
+    }
+
     /// Its signature, where the archive is signed and nothing in the tail is damaged.
     pub fn signature(&self) -> Option<ArchiveSignature> {
         let (chain, key) = self.record.chain.clone().zip(self.signer.clone()).filter(|_| self.proven)?;

@@ -13,7 +13,7 @@ use crate::Control;
 use crate::target::{TargetDisk, TargetSpec};
 use crate::trust::Authenticity;
 use virtfold_archive::crypt::ArchiveFile;
-use virtfold_archive::index::{ArchiveIndex, ArchiveTail, DiskPiece, IndexedDisk, Trust};
+use virtfold_archive::index::{ArchiveIndex, DiskPiece, IndexedDisk, Trust};
 use virtfold_archive::source::Source;
 use virtfold_archive::stream::ReadAt;
 use virtfold_archive::table::Run;
@@ -95,8 +95,10 @@ fn restore_opened(
         Trust::Salvage => e.within(format!("nothing of '{name}' can be restored")),
     })?;
     expect_known(request, source, &index)?;
-    let signature = index.tail().and_then(ArchiveTail::signature);
-    let authenticity = request.trust.admit(&name, signature.as_ref())?;
+    let authenticity = match index.tail().filter(|tail| tail.is_sound()) {
+        Some(tail) => request.trust.admit(&name, tail.signature().as_ref())?,
+        None => request.trust.admit_unreadable(&name)?,
+    };
     let specs = selected(request, index.head())?;
     for (_, spec) in &specs {
         refuse_source(source, spec)?;
