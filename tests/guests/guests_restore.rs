@@ -263,8 +263,8 @@ fn a_replacement_boots_as_it_was() {
     assert_eq!(xml(&lab, "writer", XmlView::Inactive).id.unwrap().to_string(), id);
 }
 
-/// Where nothing is known of the guest its serial line (a file) and its channel (a socket where the definition
-/// says) want a person's word.
+/// Where nothing is known of the guest its serial line (a file) and its channel (a socket where the
+/// definition says) want a person's word.
 fn allowed_only(lab: &Lab, archive: &Path, to: &Path) -> Outcome {
     let to = ["--output", text(to), "--start"];
     let refused = restore(lab, archive, &to).exits(exit::REFUSED);
