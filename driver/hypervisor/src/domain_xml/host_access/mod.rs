@@ -28,7 +28,7 @@ use roxmltree::{Attribute, Node};
 
 pub use self::kinds::HostAccess;
 use self::rules::Rules;
-use self::table::{NESTED, OPAQUE, Reach};
+use self::table::{HostRule, NESTED, OPAQUE};
 use super::{DomainXml, child, open, text_within};
 use virtfold_base::error::Result;
 
@@ -245,7 +245,7 @@ impl Walk<'_, '_> {
         }
     }
 
-    fn reach(&mut self, reach: &Reach, place: String, value: String, disk: Option<&Disk>) {
+    fn reach(&mut self, reach: &HostRule, place: String, value: String, disk: Option<&Disk>) {
         let removable = disk.is_some_and(|disk| disk.removable);
         let medium = [HostAccess::Disk, HostAccess::NetworkDisk].contains(&reach.kind) && removable;
         let kind = if medium { HostAccess::Cdrom } else { reach.kind };

@@ -2,16 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use super::table::{PLAIN, Passes, REACHES, Reach};
+use super::table::{HostRule, PLAIN, Passes, REACHES};
 
 /// What is known of an element.
 #[derive(Debug, Default)]
 pub(super) struct Rules {
     children: BTreeMap<&'static str, Rules>,
     /// `None` where it passes whatever it says.
-    attributes: BTreeMap<&'static str, Option<&'static Reach>>,
+    attributes: BTreeMap<&'static str, Option<&'static HostRule>>,
     /// Of the element's text, or of all of it.
-    pub(super) own: Option<&'static Reach>,
+    pub(super) own: Option<&'static HostRule>,
 }
 
 impl Rules {
@@ -45,7 +45,7 @@ impl Rules {
         self.children.get(name)
     }
 
-    pub(super) fn attribute(&self, name: &str) -> Option<Option<&'static Reach>> {
+    pub(super) fn attribute(&self, name: &str) -> Option<Option<&'static HostRule>> {
         self.attributes.get(name).copied()
     }
 

@@ -15,7 +15,7 @@ pub(super) struct Plain {
 
 /// An element or attribute that reaches the host.
 #[derive(Debug)]
-pub(super) struct Reach {
+pub(super) struct HostRule {
     pub(super) at: &'static str,
     pub(super) kind: HostAccess,
     /// What it may say and pass: of an attribute its value, of an element its text.
@@ -48,8 +48,8 @@ const fn plain(at: &'static str, attributes: &'static str) -> Plain {
     Plain { at, attributes }
 }
 
-const fn reach(at: &'static str, kind: HostAccess, passes: Passes, reason: &'static str) -> Reach {
-    Reach { at, kind, passes, reason }
+const fn reach(at: &'static str, kind: HostAccess, passes: Passes, reason: &'static str) -> HostRule {
+    HostRule { at, kind, passes, reason }
 }
 
 /// What libvirt keeps and never looks into.
@@ -277,7 +277,7 @@ pub(super) const PLAIN: &[Plain] = &[
 const RELABEL: &str = "libvirt gives the file to QEMU's user";
 
 #[rustfmt::skip]
-pub(super) const REACHES: &[Reach] = &[
+pub(super) const REACHES: &[HostRule] = &[
     reach("@type", Hypervisor, Passes::OneOf(&["kvm", "qemu"]), "only QEMU's guests are backed up"),
     reach("bootloader|bootloader_args", Script, Passes::Nothing, "a program that the host runs"),
     reach("on_crash", Dump, Passes::OneOf(&["destroy", "restart", "preserve", "rename-restart"]), "a guest that crashes again and again fills the host's disk"),
