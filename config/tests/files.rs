@@ -171,6 +171,10 @@ fn files_are_united_in_the_order_of_their_names_and_show_tells_where_from() {
                   service.metrics-dir: (not set)  # default\n\
                   service.metrics-listen: (not set)  # default\n\
                   service.stop-timeout: 5m  # default\n\
+                  trust.allowed-signers: (not set)  # default\n\
+                  trust.keys: []  # default\n\
+                  trust.require-signature: false  # default\n\
+                  trust.signing-key: (not set)  # default\n\
                   version: 1  # config.yaml:1:1";
     assert_eq!(shown(&config, dir.path()), expect);
 }
