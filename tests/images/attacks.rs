@@ -81,3 +81,26 @@ fn an_image_behind_a_link_of_root_s_own_is_backed_up_and_restored() {
     assert_eq!(fs::read(&real.path).unwrap().len() as u64, MIB);
     assert!(link.path.symlink_metadata().unwrap().is_symlink());
 }
+
+/// Names and arguments of others come out as text that a terminal does not obey and that reads as it is; in
+/// JSON they are what they are.
+#[test]
+fn names_of_others_do_nothing_to_a_terminal() {
+    let scratch = Scratch::new("names");
+    let name = "a\u{202e}\u{9b}31m\u{7f}.tar";
+    std::fs::write(scratch.join(name), "x").unwrap();
+    let (folder, file) = (text(scratch.path()), scratch.join(name));
+    let is_harmless = |text: &str| text.chars().all(|c| c == '\n' || !(c.is_control() || c == '\u{202e}'));
+    for args in [
+        vec!["list", folder],
+        vec!["show", text(&file)],
+        vec!["show", "/none\u{202e}"],
+        vec!["show", "--x\u{202e}"],
+    ] {
+        let done = run(&mut virtfold(&args));
+        assert!(is_harmless(done.text()) && is_harmless(&done.stderr), "{args:?}: {done}");
+        assert!((done.text().to_string() + &done.stderr).contains("\\u{202e}"), "{args:?}: {done}");
+    }
+    let listed = run(&mut virtfold(["list", "--json", folder])).json_lines().pop().unwrap();
+    assert_eq!(listed["archives"][0]["archive"], text(&file));
+}

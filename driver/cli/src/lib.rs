@@ -94,8 +94,8 @@ enum Verb {
 
 /// Runs the command.
 pub fn main() -> ExitCode {
-    let matches = <Cli as clap::CommandFactory>::command().get_matches();
-    let cli = <Cli as clap::FromArgMatches>::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
+    let matches = <Cli as clap::CommandFactory>::command().try_get_matches().unwrap_or_else(|e| misused(&e));
+    let cli = <Cli as clap::FromArgMatches>::from_arg_matches(&matches).unwrap_or_else(|e| misused(&e));
     let events = wants_events(&matches).then(|| cli.verb.stdout_use());
     log::start(cli.verb.usual_log());
     raise_open_files();
@@ -105,6 +105,17 @@ pub fn main() -> ExitCode {
     let outcome =
         caught.and_then(|()| parent.map_or(Ok(()), serve::end_with)).and_then(|()| cli.verb.run(&signals));
     exit::report(outcome, signals.exit_code(), events)
+}
+
+/// Ends with what the parser of the command line says, help included. It repeats arguments as they are, and a
+/// script may have them from others.
+fn misused(error: &clap::Error) -> ! {
+    let text = error.render().to_string();
+    if text.chars().all(|c| c == '\n' || virtfold_base::printable::is_printable(c)) {
+        error.exit();
+    }
+    output::say(text.trim_end());
+    std::process::exit(error.exit_code())
 }
 
 /// Whether the verb has `--json`, and has it set.
