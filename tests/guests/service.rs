@@ -29,10 +29,14 @@ fn socket(lab: &Lab) -> PathBuf {
     lab.folder().join("control.sock")
 }
 
-/// Not in the lab's folder, which lies below `/tmp`: a configuration is not read where others can write.
+/// Where the configuration and the state are, with the runs' own configuration. Not in the lab's folder,
+/// which lies below `/tmp`: a configuration is not read where others can write.
+fn closed_folder(lab: &Lab) -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join(lab.folder().file_name().unwrap())
+}
+
 fn config(lab: &Lab) -> PathBuf {
-    let name = lab.folder().file_name().unwrap();
-    Path::new(env!("CARGO_TARGET_TMPDIR")).join(name).with_extension("yaml")
+    closed_folder(lab).join("config.yaml")
 }
 
 /// The minute of the hour that is furthest from the test's beginning: no run is due while it goes on.
@@ -48,6 +52,7 @@ fn minute() -> u64 {
 fn write_config(lab: &Lab, rate: &str, more: &str) {
     let to = lab.folder().join("archives");
     fs::create_dir_all(&to).unwrap();
+    fs::create_dir_all(closed_folder(lab)).unwrap();
     let minute = minute();
     let yaml = format!(
         "version: 1
@@ -65,8 +70,8 @@ jobs:
 /// virtfold with everything of its own in the lab's folder.
 fn command(lab: &Lab, args: &[&str]) -> Command {
     let mut command = virtfold(args);
-    let places =
-        [("STATE_DIR", "state"), ("GUARDS", "guards"), ("SPOOL", "spool"), ("SOCKET", "events.sock")];
+    command.env("VIRTFOLD_STATE_DIR", closed_folder(lab).join("state"));
+    let places = [("GUARDS", "guards"), ("SPOOL", "spool"), ("SOCKET", "events.sock")];
     for (name, place) in places {
         command.env(format!("VIRTFOLD_{name}"), lab.folder().join(place));
     }
@@ -185,7 +190,7 @@ fn children(parent: Pid) -> Vec<Pid> {
 
 /// Puts the job's last time an hour and more back: the service was down since.
 fn miss_an_hour(lab: &Lab) {
-    let catalog = rusqlite::Connection::open(lab.folder().join("state/catalog.sqlite")).unwrap();
+    let catalog = rusqlite::Connection::open(closed_folder(lab).join("state/catalog.sqlite")).unwrap();
     let changed = catalog.execute("UPDATE planned SET last = last - 2 * 3600 * 1000", []).unwrap();
     assert_eq!(changed, 1);
 }
@@ -214,7 +219,7 @@ fn the_service_backs_up_a_running_guest_whatever_happens_to_it() {
     an_end_parks_what_runs(&lab, &guest, &before);
     reloads_and_libvirtd(&lab, &guest);
     assert_eq!(everything(&guest), before);
-    fs::remove_file(config(&lab)).unwrap();
+    fs::remove_dir_all(closed_folder(&lab)).unwrap();
     guest.progress.wait_more(50);
     guest.power_off();
     let images = guest.images();

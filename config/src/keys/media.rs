@@ -22,10 +22,10 @@ pub struct Medium {
     /// to several media goes at the lowest rate of theirs and its job's, since it is one read.
     pub limit_rate: Option<ByteRate>,
     /// Object stores: a file with the variables that hold the credentials, one `NAME=VALUE` a line, such as
-    /// `AWS_ACCESS_KEY_ID`. It is for its owner alone (mode 0600), and variables that change what programs run
-    /// (`LD_*`, `PATH` and the like) are refused in it. Not set: the service's own
-    /// environment, or the machine's role. The media of one job have one environment: where two files give a
-    /// variable different values, the job's backups fail.
+    /// `AWS_ACCESS_KEY_ID`. It is for its owner alone (mode 0600), and variables that change what programs
+    /// run (`LD_*`, `PATH` and the like) are refused in it. Not set: the service's own environment, or the
+    /// machine's role. The media of one job have one environment: where two files give a variable different
+    /// values, the job's backups fail.
     pub environment_file: Option<FilePath>,
     /// Directories: whether a file system has to be mounted there, or above it, for a backup to be made:
     /// `true`, whichever it is; `false`, none has to. Not set: the one that was mounted there when the
