@@ -32,6 +32,7 @@ mod environment;
 mod error;
 mod examples;
 mod ineffective;
+mod key_places;
 pub mod keys;
 mod load;
 mod reference;

@@ -1,8 +1,7 @@
 //! A YAML document as a tree that knows the place of every key, and the union of several of them.
 //!
-//! The YAML parser tells places only in its errors. But it lends a key's text from the input where the text
-//! stands there as it is, plain or quoted; so a key's place is where its text lies in the input. A key that
-//! is not lent (escapes, several lines) is refused: no key needs that.
+//! The YAML parser tells places only in its errors: `key_places` has those of the keys, in the order in which
+//! they come here. Each is held against the key that it is for; where the two disagree, the file is refused.
 //!
 //! Invariants: a tree has at most [`MAX_NODES`] nodes, however often an alias repeats them; keys of a
 //! mapping are distinct.
@@ -14,19 +13,18 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
+use saphyr_parser::ScanError;
 use serde::de::{DeserializeSeed, Deserializer, EnumAccess, Error as _, MapAccess, SeqAccess, Visitor};
 
 use crate::error::{ConfigError, Position};
 use crate::examples;
+use crate::key_places::{KeyPlace, Scanned, key_places};
 
 /// The most values that one file may hold, aliases followed.
 const MAX_NODES: usize = 200_000;
 
 /// The YAML parser's messages repeat paths of any length; so many characters are kept.
 const MAX_MESSAGE: usize = 300;
-
-/// The most brackets that may be open at once.
-const MAX_OPEN: usize = 128;
 
 /// A value.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,44 +48,47 @@ pub(crate) struct YamlEntry {
 
 /// Reads `text`, the content of `file`. A document with nothing in it is [`YamlNode::Null`].
 pub(crate) fn read(text: &str, file: &Arc<Path>) -> Result<YamlNode, ConfigError> {
-    check_cost(text, file)?;
+    let Scanned { keys, fault } = scanned(text, file)?;
+    let text = fault.as_ref().map_or(text, |fault| up_to(text, fault));
     let scan = Scan {
-        text,
-        lines: text.match_indices('\n').map(|(at, _)| at + 1).collect(),
+        keys: RefCell::new(keys.into_iter()),
         file,
         nodes: Cell::new(0),
         path: RefCell::default(),
         failure: RefCell::default(),
     };
     let outcome = Value(&scan).deserialize(serde_yaml::Deserializer::from_str(text));
-    outcome.map_err(|error| scan.failure.take().unwrap_or_else(|| syntax(text, file, &error)))
-}
-
-/// Refuses what the YAML parser takes quadratic time for (minutes for 1 MiB): brackets in brackets, and
-/// directives. It counts brackets in comments and texts too; a file with over a hundred unclosed ones there
-/// has bad luck.
-fn check_cost(text: &str, file: &Arc<Path>) -> Result<(), ConfigError> {
-    let fault = |line, message: &str| {
-        let place = Position { file: Arc::clone(file), line, column: 1 };
-        Err(ConfigError::Syntax { place, message: message.to_owned() })
-    };
-    let mut open = 0_usize;
-    for (line, content) in (1..).zip(text.lines()) {
-        if content.starts_with('%') {
-            return fault(line, "directives (lines that begin with %) are not allowed");
-        }
-        for byte in content.bytes() {
-            match byte {
-                b'[' | b'{' => open += 1,
-                b']' | b'}' => open = open.saturating_sub(1),
-                _ => {}
-            }
-            if open > MAX_OPEN {
-                return fault(line, "brackets are nested too deep");
-            }
+    let node = outcome.map_err(|error| scan.failure.take().unwrap_or_else(|| syntax(text, file, &error)))?;
+    match fault {
+        None => Ok(node),
+        Some(fault) => {
+            let (line, column) = (fault.marker().line(), fault.marker().col() + 1);
+            let place = Position { file: Arc::clone(file), line, column };
+            Err(ConfigError::Syntax { place, message: fault.info().to_owned() })
         }
     }
-    Ok(())
+}
+
+/// The text up to the end of the line in which the scanner's fault is, or a little of it.
+fn up_to<'a>(text: &'a str, fault: &ScanError) -> &'a str {
+    let at = text.char_indices().nth(fault.marker().index()).map_or(text.len(), |(at, _)| at);
+    let rest = &text[at..];
+    let line = rest.find('\n').unwrap_or(rest.len()).min(MAX_MESSAGE);
+    let end = (at + line..=text.len()).find(|end| text.is_char_boundary(*end));
+    &text[..end.unwrap_or(text.len())]
+}
+
+/// The keys. Refuses what the YAML parser takes quadratic time for (minutes for 1 MiB): brackets in brackets,
+/// and directives.
+fn scanned(text: &str, file: &Arc<Path>) -> Result<Scanned, ConfigError> {
+    let fault = |line, message: &str| {
+        let place = Position { file: Arc::clone(file), line, column: 1 };
+        ConfigError::Syntax { place, message: message.to_owned() }
+    };
+    if let Some((line, _)) = (1..).zip(text.lines()).find(|(_, content)| content.starts_with('%')) {
+        return Err(fault(line, "directives (lines that begin with %) are not allowed"));
+    }
+    key_places(text, MAX_NODES).map_err(|deep| fault(deep.line, "lists and sections are nested too deep"))
 }
 
 /// What the YAML parser says, without the place that the error tells already.
@@ -135,9 +136,8 @@ pub(crate) fn unite(
 
 /// One file on its way to a tree.
 struct Scan<'a> {
-    text: &'a str,
-    /// Where each line but the first begins, bytes.
-    lines: Vec<usize>,
+    /// The keys that were not read yet.
+    keys: RefCell<std::vec::IntoIter<KeyPlace>>,
     file: &'a Arc<Path>,
     nodes: Cell<usize>,
     path: RefCell<Vec<String>>,
@@ -146,16 +146,10 @@ struct Scan<'a> {
 }
 
 impl Scan<'_> {
-    /// The place of `part`, if it lies in the text.
-    fn place_of(&self, part: &str) -> Option<Position> {
-        let at = part.as_ptr().addr().checked_sub(self.text.as_ptr().addr())?;
-        if at.checked_add(part.len())? > self.text.len() {
-            return None;
-        }
-        let line = self.lines.partition_point(|start| *start <= at);
-        let start = line.checked_sub(1).and_then(|i| self.lines.get(i)).copied().unwrap_or(0);
-        let column = self.text.get(start..at)?.trim_start_matches('\u{feff}').chars().count() + 1;
-        Some(Position { file: Arc::clone(self.file), line: line + 1, column })
+    /// The place of the key that is read now.
+    fn place_of(&self, key: &str) -> Option<Position> {
+        let place = self.keys.borrow_mut().next().filter(|place| place.key == key)?;
+        Some(Position { file: Arc::clone(self.file), line: place.line, column: place.column })
     }
 
     fn count<E: serde::de::Error>(&self) -> Result<(), E> {
@@ -265,15 +259,10 @@ impl<'de> Visitor<'de> for Key<'_, '_> {
         f.write_str("a key")
     }
 
-    fn visit_borrowed_str<E: serde::de::Error>(self, key: &'de str) -> Result<Self::Value, E> {
-        // An empty key has no text that could lie anywhere.
-        match self.0.place_of(key) {
-            Some(place) => Ok((key.to_owned(), place)),
-            None => self.visit_str(key),
-        }
-    }
-
     fn visit_str<E: serde::de::Error>(self, key: &str) -> Result<Self::Value, E> {
-        Err(E::custom(format_args!("the key {key:?} must stand on one line, without escapes")))
+        let place = self.0.place_of(key);
+        place.map(|place| (key.to_owned(), place)).ok_or_else(|| {
+            E::custom(format_args!("the key {key:?} cannot be told from its surroundings: write it plainly"))
+        })
     }
 }
