@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
+use virtfold_backup::options::QuiesceMode;
 use virtfold_base::error::{Error, ErrorKind};
 use virtfold_image::Format;
 use virtfold_medium::Location;
@@ -19,6 +20,16 @@ pub(crate) fn detect_zeroes(text: &str) -> Result<virtfold_config::DetectZeroes,
         "on" => Ok(virtfold_config::DetectZeroes::On),
         "off" => Ok(virtfold_config::DetectZeroes::Off),
         _ => Err("write on or off".to_owned()),
+    }
+}
+
+/// `auto`, `yes` or `no`.
+pub(crate) fn quiesce(text: &str) -> Result<QuiesceMode, String> {
+    match text {
+        "auto" => Ok(QuiesceMode::Auto),
+        "yes" => Ok(QuiesceMode::Yes),
+        "no" => Ok(QuiesceMode::No),
+        _ => Err("write auto, yes or no".to_owned()),
     }
 }
 

@@ -4,7 +4,6 @@
 pub(crate) mod cancel;
 pub(crate) mod pause;
 pub(crate) mod queue;
-pub(crate) mod resume;
 pub(crate) mod run;
 pub(crate) mod status;
 pub(crate) mod text;

@@ -18,10 +18,10 @@ use virtfold_base::error::Error;
 use virtfold_hypervisor::host_files::LocalFiles;
 
 use self::connection::{ConnectFlag, StateFlag, absolute};
-use super::Signals;
 use super::backup::BackupCommand;
 use super::exit::ExitStatus;
 use super::report::{StdoutUse, result};
+use super::{Signals, args};
 
 /// The options of a backup of a domain.
 #[derive(Debug, clap::Args)]
@@ -33,13 +33,12 @@ pub(crate) struct GuestArgs {
     /// (yes), or never (no) [default: the configuration's; auto]
     #[arg(
         long,
-        value_enum,
         value_name = "auto|yes|no",
-        hide_possible_values = true,
+        value_parser = args::quiesce,
         requires = "domain",
         help_heading = "Domains"
     )]
-    quiesce: Option<QuiesceArg>,
+    quiesce: Option<QuiesceMode>,
     /// How long the guest may be paused at a time, 100ms to 60s [default: the configuration's; 2s]
     #[arg(long, value_name = "TIME", requires = "domain", help_heading = "Domains")]
     pause_budget: Option<virtfold_config::PauseDuration>,
@@ -66,13 +65,6 @@ pub(crate) struct GuestArgs {
     state: StateFlag,
 }
 
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum QuiesceArg {
-    Auto,
-    Yes,
-    No,
-}
-
 impl GuestArgs {
     /// Puts what is said of a domain's backup into the options.
     ///
@@ -81,11 +73,7 @@ impl GuestArgs {
     pub(super) fn choose(&self, options: &mut BackupOptions) -> Result<(), Error> {
         options.exclude.clone_from(&self.exclude);
         if let Some(quiesce) = self.quiesce {
-            options.quiesce = match quiesce {
-                QuiesceArg::Auto => QuiesceMode::Auto,
-                QuiesceArg::Yes => QuiesceMode::Yes,
-                QuiesceArg::No => QuiesceMode::No,
-            };
+            options.quiesce = quiesce;
         }
         if let Some(budget) = self.pause_budget {
             options.pause_budget = Duration::from_millis(budget.millis());
