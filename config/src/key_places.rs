@@ -53,8 +53,8 @@ pub(crate) fn key_places(text: &str, limit: usize) -> Result<Scanned, TooDeep> {
             Err(fault) => return Ok(Scanned { keys: walk.keys, fault: Some(fault) }),
         };
         match event {
-            Event::MappingStart(anchor, _) => walk.open(true, anchor),
-            Event::SequenceStart(anchor, _) => walk.open(false, anchor),
+            Event::MappingStart(anchor, _) => walk.open(NodeKind::Section, anchor),
+            Event::SequenceStart(anchor, _) => walk.open(NodeKind::List, anchor),
             Event::MappingEnd | Event::SequenceEnd => walk.close(),
             Event::Scalar(value, _, anchor, _) => walk.scalar(&value, anchor, span.start),
             Event::Alias(anchor) => walk.alias(anchor, span.start),
@@ -72,11 +72,17 @@ pub(crate) fn key_places(text: &str, limit: usize) -> Result<Scanned, TooDeep> {
     Ok(Scanned { keys: walk.keys, fault: None })
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum NodeKind {
+    Section,
+    List,
+}
+
 /// A section or list that is being read.
 struct Level {
+    kind: NodeKind,
     /// Whether the next node is a key; never in a list.
     is_key_next: bool,
-    is_section: bool,
     anchor: usize,
     /// How many keys there were before it.
     first: usize,
@@ -93,9 +99,9 @@ struct Walk {
 }
 
 impl Walk {
-    fn open(&mut self, is_section: bool, anchor: usize) {
-        let first = self.keys.len();
-        self.open.push(Level { is_key_next: is_section, is_section, anchor, first });
+    fn open(&mut self, kind: NodeKind, anchor: usize) {
+        let (is_key_next, first) = (kind == NodeKind::Section, self.keys.len());
+        self.open.push(Level { kind, is_key_next, anchor, first });
     }
 
     fn close(&mut self) {
@@ -131,7 +137,7 @@ impl Walk {
     /// A node has ended: behind a key comes its value, and behind that the next key.
     fn pass(&mut self) {
         if let Some(level) = self.open.last_mut() {
-            level.is_key_next = level.is_section && !level.is_key_next;
+            level.is_key_next = level.kind == NodeKind::Section && !level.is_key_next;
         }
     }
 }
