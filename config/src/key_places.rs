@@ -1,11 +1,11 @@
 //! Where the keys of a YAML document stand, in the order in which they are read.
 //!
 //! The reader of values tells places only in its errors, so a scanner goes over the text before it. What an
-//! alias repeats is repeated here, too. Where the scanner finds a fault, the reader gets the text up to there: it
-//! has better words for it.
+//! alias repeats is repeated here, too. Where the scanner finds a fault, the reader gets the text up to
+//! there: it has better words for it.
 //!
-//! Invariants: brackets and indentation are followed [`MAX_DEPTH`] levels deep, and the reader of values, whose
-//! time grows with the square of the depth, gets no text that the scanner has not seen.
+//! Invariants: brackets and indentation are followed [`MAX_DEPTH`] levels deep, and the reader of values,
+//! whose time grows with the square of the depth, gets no text that the scanner has not seen.
 
 use std::collections::HashMap;
 use std::ops::Range;

@@ -20,8 +20,7 @@ fn crate_dir() -> &'static Path {
 /// A folder that only its owner can write to, and so each above it.
 fn folder() -> tempfile::TempDir {
     let place = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    fs::create_dir_all(place).unwrap();
-    tempfile::tempdir_in(place).unwrap()
+    tempfile::tempdir_in(virtfold_base::safe_path::trust::testing::closed(place)).unwrap()
 }
 
 /// A directory with `config.yaml` and the files of `conf.d`.

@@ -1,7 +1,10 @@
-//! Scratch folders under the target folder (a real file system with holes, not a RAM disk).
+//! Scratch folders under the target folder (a real file system with holes, not a RAM disk), or where nobody
+//! else can write: configurations are read from nowhere else.
 
 use std::fs;
 use std::path::{Path, PathBuf};
+
+use virtfold_base::safe_path::trust::testing::closed;
 
 /// A folder that goes away with its owner, save when the test failed and `VIRTFOLD_KEEP` is set.
 #[derive(Debug)]
@@ -10,8 +13,7 @@ pub(crate) struct Scratch(PathBuf);
 impl Scratch {
     /// A new empty folder; `label` tells a person whose it is.
     pub(crate) fn new(label: &str) -> Self {
-        let root = Path::new(env!("CARGO_TARGET_TMPDIR"));
-        fs::create_dir_all(root).unwrap();
+        let root = closed(Path::new(env!("CARGO_TARGET_TMPDIR")));
         let folder = tempfile::Builder::new().prefix(&format!("{label}-")).tempdir_in(root).unwrap();
         Self(folder.keep())
     }

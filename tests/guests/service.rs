@@ -16,6 +16,7 @@ use crate::lab::{Guest, GuestSpec, Lab, wait_for};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
+use virtfold_base::safe_path::trust::testing::closed;
 
 const JOB: &str = "nightly";
 
@@ -32,7 +33,7 @@ fn socket(lab: &Lab) -> PathBuf {
 /// Where the configuration and the state are, with the runs' own configuration. Not in the lab's folder,
 /// which lies below `/tmp`: a configuration is not read where others can write.
 fn closed_folder(lab: &Lab) -> PathBuf {
-    Path::new(env!("CARGO_TARGET_TMPDIR")).join(lab.folder().file_name().unwrap())
+    closed(Path::new(env!("CARGO_TARGET_TMPDIR"))).join(lab.folder().file_name().unwrap())
 }
 
 fn config(lab: &Lab) -> PathBuf {

@@ -1,9 +1,9 @@
 //! Which archive of its subject a backup makes, and whose: what a signed archive's end record says
 //! (FORMAT.md, "Signed archives").
 //!
-//! Order: a backup takes its number before it begins ([`begin`]); it and the archive before it are kept with
+//! Order: a backup takes its number before it begins (`begin`); it and the archive before it are kept with
 //! the record of a backup that may be resumed, so that a resumed archive is signed as it would have been.
-//! When the archive has its name, it is noted as the last of its chain ([`SignedBackup::finished`]).
+//! When the archive has its name, it is noted as the last of its chain (`SignedBackup::finished`).
 //!
 //! Imports: `error`, `archive`, `catalog`, and of this crate `destinations`.
 

@@ -3,7 +3,7 @@
 //! a run with a guest to bring back must not die of a line. An archive on standard output is no print
 //! (`medium::pipe`): a reader that leaves is a failure there.
 //!
-//! Text for people goes through [`out`], [`line`] and [`say`], which escape what a terminal would obey and
+//! Text for people goes through [`out`], [`line()`] and [`say`], which escape what a terminal would obey and
 //! what would turn a line around (`printable`), but for line feeds: where a name could bring its own, the
 //! verb escapes it first ([`super::report::printable`]). JSON goes through [`raw`].
 

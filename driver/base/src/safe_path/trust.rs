@@ -170,6 +170,34 @@ fn user(id: u32) -> String {
     if id == 0 { "root".to_owned() } else { id.to_string() }
 }
 
+#[cfg(any(test, feature = "test-support"))]
+#[expect(clippy::expect_used, clippy::panic, reason = "for tests alone")]
+pub mod testing {
+    //! Where tests write what is read only where nobody else can write.
+
+    use std::path::{Path, PathBuf};
+
+    use super::super::Directory;
+
+    /// `place`, made if it is not there; or, where a checkout lies below `/tmp` or in somebody else's home, a
+    /// directory of this user's that nobody else can write to.
+    ///
+    /// # Panics
+    /// None of them can be made.
+    pub fn closed(place: &Path) -> PathBuf {
+        let home = std::env::home_dir().filter(|_| !super::is_root());
+        let own = home.map_or_else(|| PathBuf::from("/var/lib"), |home| home.join(".cache"));
+        for place in [place, &own.join("virtfold-tests")] {
+            std::fs::create_dir_all(place).expect("a directory for tests");
+            let place = std::fs::canonicalize(place).expect("the directory");
+            if Directory::open_trusted_directory(&place).is_ok() {
+                return place;
+            }
+        }
+        panic!("others can write to '{}' or above it", own.display());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Read;
@@ -180,11 +208,9 @@ mod tests {
     /// A user who is nobody here.
     const OTHER: u32 = 65_533;
 
-    /// A folder that only its owner can write to, and so each above it.
     fn folder() -> tempfile::TempDir {
         let place = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tmp");
-        std::fs::create_dir_all(&place).unwrap();
-        tempfile::tempdir_in(std::fs::canonicalize(place).unwrap()).unwrap()
+        tempfile::tempdir_in(testing::closed(&place)).unwrap()
     }
 
     fn chmod(path: &Path, mode: u32) {

@@ -1,6 +1,6 @@
 //! What a domain claims of its host that only one running guest can have. Nothing is decided here; whoever
-//! defines XML out of an archive tells it. What lets XML from elsewhere reach into the host is the business of
-//! `host_access`.
+//! defines XML out of an archive tells it. What lets XML from elsewhere reach into the host is the business
+//! of `host_access`.
 //!
 //! Imports: nothing of the crate.
 

@@ -53,8 +53,7 @@ impl Stage {
     fn new() -> Self {
         // Files of variables are not read where others than their owner can write.
         let place = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tmp");
-        std::fs::create_dir_all(&place).unwrap();
-        let folder = tempfile::tempdir_in(std::fs::canonicalize(place).unwrap()).unwrap();
+        let folder = tempfile::tempdir_in(virtfold_base::safe_path::trust::testing::closed(&place)).unwrap();
         let program = folder.path().join("virtfold");
         std::fs::write(&program, SCRIPT).unwrap();
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();

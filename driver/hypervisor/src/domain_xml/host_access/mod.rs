@@ -1,6 +1,6 @@
 //! What a definition has of its host: whoever defines XML out of an archive asks for it first.
 //!
-//! An **allow-list** ([`table`]): an element or attribute that is the guest's alone passes, one that reaches
+//! An **allow-list** (`table.rs`): an element or attribute that is the guest's alone passes, one that reaches
 //! the host passes where its value is harmless, and everything else is a [`Finding`], also what nobody here
 //! knows. So what a new libvirt adds is refused until it is looked at.
 //!
