@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::error::{ConfigError, Position};
+use crate::error::ConfigError;
 use crate::keys::{Config, Job, Medium};
+use crate::position::Position;
 use crate::suggest::nearest;
 use crate::values::{MediumKind, Name, Trigger};
 

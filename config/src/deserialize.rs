@@ -17,10 +17,11 @@ use serde::de::{
 };
 use serde::forward_to_deserialize_any;
 
-use crate::error::{ConfigError, Position};
+use crate::error::ConfigError;
 use crate::examples;
+use crate::position::Position;
 use crate::suggest::nearest;
-use crate::yaml_tree::{YamlEntry, YamlNode};
+use crate::yaml_node::{YamlEntry, YamlNode};
 
 /// An error on its way out of the tree.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 //! the place of a single value, quotes where YAML needs them. An example is made of what stands there, as far
 //! as that is short and plain.
 
-use crate::yaml_tree::YamlNode;
+use crate::yaml_node::YamlNode;
 
 /// Words of other tools and of everyday speech, and the keys that they mean.
 const SYNONYMS: &[(&str, &[&str])] = &[

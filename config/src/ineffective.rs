@@ -9,8 +9,8 @@
 use std::fmt;
 
 use crate::check::place;
-use crate::error::Position;
 use crate::keys::{Config, Domains, Job};
+use crate::position::Position;
 use crate::suggest::nearest;
 use crate::values::{Glob, MediumKind, Name};
 

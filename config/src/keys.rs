@@ -19,7 +19,7 @@ pub use self::jobs::{After, Before, Disks, Domains, Job, KeepRules, ResolvedJob,
 pub use self::media::Medium;
 pub use self::service::Service;
 pub use self::trust::Trust;
-use crate::error::Position;
+use crate::position::Position;
 use crate::values::{
     BlockSize, ByteRate, ByteSize, Compression, DetectZeroes, FilePath, Layout, Name, PauseDuration,
     QuiesceMode, RecipientList, Version, Workers,

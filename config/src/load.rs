@@ -18,10 +18,12 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use crate::check;
-use crate::error::{ConfigError, Position};
+use crate::error::ConfigError;
 use crate::keys::{Config, Origins};
+use crate::position::Position;
 use crate::values::NonEmptyText;
-use crate::yaml_tree::{self, YamlEntry, YamlNode};
+use crate::yaml_node::{YamlEntry, YamlNode};
+use crate::yaml_tree;
 use std::collections::BTreeMap;
 use virtfold_base::safe_path::Directory;
 use virtfold_base::safe_path::trust::{self, OthersAccess, Untrusted};

@@ -4,8 +4,8 @@ use std::fmt;
 
 use serde_json::Value;
 
-use crate::error::Position;
 use crate::keys::Config;
+use crate::position::Position;
 
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]

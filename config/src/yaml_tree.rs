@@ -16,35 +16,17 @@ use std::sync::Arc;
 use saphyr_parser::ScanError;
 use serde::de::{DeserializeSeed, Deserializer, EnumAccess, Error as _, MapAccess, SeqAccess, Visitor};
 
-use crate::error::{ConfigError, Position};
+use crate::error::ConfigError;
 use crate::examples;
 use crate::key_places::{KeyPlace, Scanned, key_places};
+use crate::position::Position;
+use crate::yaml_node::{YamlEntry, YamlNode};
 
 /// The most values that one file may hold, aliases followed.
 const MAX_NODES: usize = 200_000;
 
 /// The YAML parser's messages repeat paths of any length; so many characters are kept.
 const MAX_MESSAGE: usize = 300;
-
-/// A value.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum YamlNode {
-    Null,
-    Bool(bool),
-    Unsigned(u64),
-    Negative(i64),
-    Float(f64),
-    Text(String),
-    List(Vec<YamlNode>),
-    Map(BTreeMap<String, YamlEntry>),
-}
-
-/// A value under a key, and where the key stands.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct YamlEntry {
-    pub(crate) place: Position,
-    pub(crate) value: YamlNode,
-}
 
 /// Reads `text`, the content of `file`. A document with nothing in it is [`YamlNode::Null`].
 pub(crate) fn read(text: &str, file: &Arc<Path>) -> Result<YamlNode, ConfigError> {

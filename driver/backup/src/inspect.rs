@@ -11,7 +11,6 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::known_copy::root_text;
 use virtfold_archive::allocation_csv::AllocationRow;
 use virtfold_archive::crypt::{self, ArchiveFile, DecryptingReader, Identities};
 use virtfold_archive::index::{ArchiveIndex, ArchiveTail, Trust};
@@ -419,7 +418,7 @@ impl Visitor for DiskTableVisitor<'_> {
     fn head(&mut self, head: &Manifest) -> Result<()> {
         self.index = head.disks.iter().position(|disk| disk.target == self.target);
         let known = self.index.map(drop);
-        known.ok_or_else(|| super::restore::no_disk(self.target, head))
+        known.ok_or_else(|| no_disk(self.target, head))
     }
 
     fn allocation(&mut self, index: usize, row: &AllocationRow) -> Result<()> {
@@ -458,4 +457,16 @@ pub fn with_index<T>(
     let index = ArchiveIndex::open(&source, &options, Trust::Strict)
         .map_err(|e: Error| e.within(format!("cannot read the tables of '{location}'")))?;
     look(&index)
+}
+
+/// A root digest as people and the catalog have it.
+pub(super) fn root_text(root: [u8; 32]) -> String {
+    blake3::Hash::from_bytes(root).to_hex().to_string()
+}
+
+/// The error of a disk that the archive does not have.
+pub(super) fn no_disk(name: &str, head: &Manifest) -> Error {
+    let names: Vec<&str> = head.disks.iter().map(|disk| disk.target.as_str()).collect();
+    Error::new(ErrorKind::NotFound, format!("the archive has no disk '{}'", name.escape_debug()))
+        .with_hint(format!("it has: {}", names.join(", ")))
 }

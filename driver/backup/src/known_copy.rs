@@ -174,11 +174,6 @@ pub fn judge_all(catalog: &Catalog, place: &str, listed: &mut [ListedArchive]) -
     Ok(())
 }
 
-/// A root digest as the catalog has it.
-pub fn root_text(root: [u8; 32]) -> String {
-    blake3::Hash::from_bytes(root).to_hex().to_string()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

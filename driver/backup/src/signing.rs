@@ -7,7 +7,7 @@
 //!
 //! Imports: `error`, `archive`, `catalog`, and of this crate `destinations`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use virtfold_archive::manifest::{BackupSubject, Manifest};
 use virtfold_archive::sign::{ChainLink, PreviousArchive, SigningKey};
@@ -15,7 +15,7 @@ use virtfold_base::error::{Result, sentence};
 use virtfold_catalog::{Catalog, ChainEntry, ChainName};
 use virtfold_medium::Location;
 
-use crate::session::BackupSession;
+use crate::destinations::Destinations;
 
 /// What a digest of a subject is for, so that no other digest is the same.
 const CONTEXT: &str = "virtfold 2026-11-30 subject of a signed archive";
@@ -35,10 +35,15 @@ pub(crate) struct SignedBackup {
 ///
 /// # Errors
 /// The catalog can't be written; a destination can't be asked for its name.
-pub(crate) fn begin(session: &BackupSession<'_>, head: &Manifest) -> Result<Option<SignedBackup>> {
-    let Some(key) = &session.options.signing_key else { return Ok(None) };
-    let destination = destination(session)?;
-    let (subject, state) = (subject(head), session.state.state.clone());
+pub(crate) fn begin(
+    head: &Manifest,
+    key: Option<&SigningKey>,
+    destinations: &Destinations<'_>,
+    state: &Path,
+) -> Result<Option<SignedBackup>> {
+    let Some(key) = key else { return Ok(None) };
+    let destination = destination(destinations)?;
+    let (subject, state) = (subject(head), state.to_owned());
     let chain = ChainName { subject, signer: key.host().to_owned(), destination };
     let next = Catalog::open(&state)?.next_in_chain(&chain)?;
     let previous = next.previous.map(|ChainEntry { archive, root, sequence }| PreviousArchive {
@@ -52,8 +57,7 @@ pub(crate) fn begin(session: &BackupSession<'_>, head: &Manifest) -> Result<Opti
 }
 
 /// What a chain's destination is called: each that the archive goes to, in one order.
-fn destination(session: &BackupSession<'_>) -> Result<String> {
-    let destinations = session.destinations;
+fn destination(destinations: &Destinations<'_>) -> Result<String> {
     let name = |place: &Location| match place {
         Location::Pipe => Ok(place.to_string()),
         place => destinations.name(place),

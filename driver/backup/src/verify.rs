@@ -14,7 +14,8 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::Control;
-use super::known_copy::{FoundArchive, KnownCopy, root_text};
+use super::inspect::root_text;
+use super::known_copy::{FoundArchive, KnownCopy};
 use super::restore::{LostRange, note_lost};
 use super::trust::{Authenticity, TrustPolicy};
 use virtfold_archive::crypt::{ArchiveFile, DecryptingReader, Identities};

@@ -16,7 +16,8 @@ use jiff::Timestamp;
 use rusqlite::{Row, Transaction, params};
 use uuid::Uuid;
 
-use super::journal::{Catalog, Sql};
+use super::journal::Catalog;
+use super::schema::Sql;
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 use virtfold_medium::Location;
 

@@ -10,7 +10,8 @@
 use rusqlite::{OptionalExtension, Transaction, params};
 use uuid::Uuid;
 
-use super::journal::{Catalog, Sql};
+use super::journal::Catalog;
+use super::schema::Sql;
 use virtfold_base::error::Result;
 
 /// A chain of archives.

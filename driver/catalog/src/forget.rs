@@ -5,7 +5,8 @@
 
 use rusqlite::params;
 
-use super::journal::{Catalog, Sql};
+use super::journal::Catalog;
+use super::schema::Sql;
 use virtfold_base::error::Result;
 use virtfold_hypervisor::DomainId;
 

@@ -15,6 +15,7 @@ use super::freeze_session::{
     BaseImage, FreezeSession, JournalEntry, SessionDisk, SessionKind, SessionOutcome, SessionState,
     UnfreezeState,
 };
+use super::schema::Sql;
 use super::{DomainLock, HISTORY, Journal, NoCatalog, locks, schema};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 use virtfold_base::partial_file;
@@ -53,8 +54,6 @@ const DISKS: [(&str, UnfreezeState); 7] = [
     ("pivoted", UnfreezeState::Pivoted),
     ("done", UnfreezeState::Done),
 ];
-
-pub(super) type Sql<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 /// The catalog in a state directory.
 #[derive(Debug)]

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use rusqlite::{OptionalExtension, params};
 
 use super::backups::utf8;
-use super::journal::{Catalog, Sql};
+use super::journal::Catalog;
+use super::schema::Sql;
 use virtfold_base::error::Result;
 use virtfold_medium::mount_point::MountPoint;
 

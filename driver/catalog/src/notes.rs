@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use rusqlite::params;
 use uuid::Uuid;
 
-use super::journal::{Catalog, Sql};
+use super::journal::Catalog;
+use super::schema::Sql;
 use virtfold_base::error::Result;
 
 impl Catalog {

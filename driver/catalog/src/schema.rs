@@ -11,7 +11,8 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavio
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 use virtfold_base::safe_path::Entry;
 
-use super::journal::Sql;
+/// What SQLite says, or why a row is of no use.
+pub(super) type Sql<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 /// Marks the file as ours (`PRAGMA application_id`): `vfct`.
 const APPLICATION: i32 = 0x7666_6374;

@@ -5,7 +5,8 @@
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 use uuid::Uuid;
 
-use super::journal::{Catalog, Sql};
+use super::journal::Catalog;
+use super::schema::Sql;
 use virtfold_base::error::Result;
 use virtfold_medium::tape::{
     EarlierParts, PartHeader, PartLocation, PartTrailer, TapeBlock, TapeCatalog, VolumeContents, VolumeLabel,

@@ -12,7 +12,8 @@ use jiff::Timestamp;
 use rusqlite::{Row, params};
 
 use super::backups::BackupCopy;
-use super::journal::{Catalog, Sql};
+use super::journal::Catalog;
+use super::schema::Sql;
 use virtfold_base::error::Result;
 
 /// What a verification came to.

@@ -28,7 +28,8 @@ pub use self::free_space::Room;
 pub(crate) use self::free_space::{Forecast, shareable};
 pub use self::plan::{PlannedRestore, RestorePlan, plan, plan_from};
 use super::Control;
-use super::known_copy::{FoundArchive, KnownCopy, root_text};
+use super::inspect::{no_disk, root_text};
+use super::known_copy::{FoundArchive, KnownCopy};
 use super::target::{Compat, Method, Qcow2Options, TargetFormat, TargetSpec};
 use super::trust::{Authenticity, TrustPolicy};
 use virtfold_archive::crypt::{ArchiveFile, Identities};
@@ -309,12 +310,6 @@ impl DistinctFiles {
         let identity = std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
         ((directory, path.file_name().map(ToOwned::to_owned)), identity)
     }
-}
-
-pub(super) fn no_disk(name: &str, head: &Manifest) -> Error {
-    let names: Vec<&str> = head.disks.iter().map(|disk| disk.target.as_str()).collect();
-    Error::new(ErrorKind::NotFound, format!("the archive has no disk '{}'", name.escape_debug()))
-        .with_hint(format!("it has: {}", names.join(", ")))
 }
 
 fn format_name(format: TargetFormat) -> &'static str {

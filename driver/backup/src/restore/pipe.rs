@@ -5,7 +5,8 @@ use std::io::Read;
 
 use super::{RestoreReport, RestoreRequest, RestoredDisk, format_name, method_name, read_options, selected};
 use crate::Control;
-use crate::known_copy::{FoundArchive, root_text};
+use crate::inspect::root_text;
+use crate::known_copy::FoundArchive;
 use crate::target::{TargetDisk, TargetSpec};
 use virtfold_archive::crypt::DecryptingReader;
 use virtfold_archive::manifest::Manifest;

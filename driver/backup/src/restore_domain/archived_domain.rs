@@ -9,10 +9,10 @@
 use std::io::{Cursor, Read};
 
 use super::RestoreDomainRequest;
-use super::run::PARTIAL;
 use crate::Control;
 use crate::attachments::{DOMAIN_XML, LIVE_XML, TOTAL_LIMIT, limit_of};
-use crate::known_copy::{FoundArchive, root_text};
+use crate::inspect::root_text;
+use crate::known_copy::FoundArchive;
 use crate::trust::Authenticity;
 use virtfold_archive::crypt::{ArchiveFile, DecryptingReader};
 use virtfold_archive::index::{ArchiveIndex, ArchiveTail, Trust};
@@ -25,6 +25,10 @@ use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_base::units::MIB;
 use virtfold_hypervisor::domain_xml::{DiskDifference, DomainXml, changed_disks, with_live_disks};
 use virtfold_medium::{self as medium, PipeSource};
+
+/// What is told when the archive is not whole and sound.
+pub(super) const PARTIAL: &str =
+    "nothing was replaced; restore what is intact of its disks with --output DIR --partial, without --define";
 
 /// Bytes that are kept of a stream: what all members before the disks may have, and the head.
 const MOST: u64 = TOTAL_LIMIT + 64 * MIB;

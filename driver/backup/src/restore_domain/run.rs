@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use virtfold_hooks::start_lock::LockReason;
 
-use super::archived_domain::{ArchivedDomain, ReplayReader};
+use super::archived_domain::{ArchivedDomain, PARTIAL, ReplayReader};
 use super::file_swap::{self, FileSwap};
 use super::host_access;
 use super::inventory::Inventory;
@@ -22,10 +22,6 @@ use virtfold_base::partial_file::{Overwrite, PartialFile};
 use virtfold_base::safe_path::Entry;
 use virtfold_hypervisor::{DomainId, DomainState, HypervisorError, StartMode, XmlView};
 use virtfold_medium::Location;
-
-/// What is told when the archive is not whole and sound.
-pub(super) const PARTIAL: &str =
-    "nothing was replaced; restore what is intact of its disks with --output DIR --partial, without --define";
 
 /// Restores the guest.
 ///

@@ -144,7 +144,8 @@ impl BackupSession<'_> {
         let disks = fold_all(disks, self.options, self.control)?;
         let head = head(subject, freeze, self.options, &disks)?;
         let label = medium_label(&head, self.options, &attachments)?;
-        let signed = signing::begin(self, &head)?;
+        let signed =
+            signing::begin(&head, self.options.signing_key.as_deref(), self.destinations, &self.state.state)?;
         let new = NewArchive {
             head: &head,
             attachments: &attachments,

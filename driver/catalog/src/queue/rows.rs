@@ -4,7 +4,8 @@ use jiff::Timestamp;
 use rusqlite::Row;
 use uuid::Uuid;
 
-use super::super::journal::{Sql, meaning};
+use super::super::journal::meaning;
+use super::super::schema::Sql;
 use super::{EntryReason, EntryState, NewEntry, QueueEntry, RunResult};
 use virtfold_base::error::ErrorKind;
 use virtfold_hypervisor::DomainId;

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 
-use super::super::journal::{Catalog, Sql, word};
+use super::super::journal::{Catalog, word};
+use super::super::schema::Sql;
 use super::rows::{COLUMNS, STATES, read_entry, reason_words, time, write_result};
 use super::{
     EntryReason, EntryState, HISTORY, INTERRUPTED, NewEntry, Pause, Pauses, Queue, QueueEntry, RunEnd,

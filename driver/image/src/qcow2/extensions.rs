@@ -6,7 +6,7 @@
 //!
 //! Imports: `header`.
 
-use super::header::{HeaderError, bad};
+use super::header_error::{HeaderError, bad};
 
 const END: u32 = 0;
 const BACKING_FORMAT: u32 = 0xe279_2aca;

@@ -6,8 +6,8 @@
 //! Imports: `error`, `source`, `extensions`.
 
 use super::extensions::{Extensions, Incompatible};
+use super::header_error::{HeaderError, bad};
 use crate::source::CompressionType;
-use virtfold_base::error::{Error, ErrorKind};
 
 /// Bytes of a version 2 header, and of the part of a version 3 header that must be there.
 const V2_LEN: u64 = 72;
@@ -31,29 +31,6 @@ const KNOWN: u64 = DIRTY | CORRUPT | EXTERNAL_DATA | COMPRESSION | EXTENDED_L2;
 /// Compatible and autoclear bits.
 const LAZY_REFCOUNTS: u64 = 1;
 const RAW_EXTERNAL: u64 = 1 << 1;
-
-/// Why a header is refused.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum HeaderError {
-    /// It contradicts the format.
-    Bad(String),
-    /// It asks for what virtfold does not do.
-    Unsupported(String),
-}
-
-impl HeaderError {
-    /// The error for the image called `name`.
-    pub(super) fn into_error(self, name: &str) -> Error {
-        match self {
-            Self::Bad(what) => Error::new(ErrorKind::BadImage, format!("'{name}' is damaged: {what}")),
-            Self::Unsupported(what) => Error::new(ErrorKind::Unsupported, format!("'{name}' {what}")),
-        }
-    }
-}
-
-pub(super) fn bad<T>(what: impl Into<String>) -> Result<T, HeaderError> {
-    Err(HeaderError::Bad(what.into()))
-}
 
 /// How the guest's payload is encrypted by the image itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

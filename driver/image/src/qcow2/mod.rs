@@ -9,6 +9,7 @@ pub(super) mod compressed;
 mod entry;
 mod extensions;
 mod header;
+mod header_error;
 pub(super) mod l2;
 pub(super) mod refcounts;
 
@@ -39,7 +40,7 @@ impl Qcow2 {
 pub(super) fn read_header(file: &HostFile) -> Result<Header> {
     let mut start = vec![0; usize::try_from(file.len.min(header::FIXED)).unwrap_or(0)];
     file.read(HostOffset::ZERO, &mut start)?;
-    let named = |what: header::HeaderError| what.into_error(&file.name().to_string());
+    let named = |what: header_error::HeaderError| what.into_error(&file.name().to_string());
     let cluster_size = header::cluster_size(&start).map_err(named)?;
     let mut first = vec![0; usize::try_from(file.len.min(cluster_size)).unwrap_or(0)];
     file.read(HostOffset::ZERO, &mut first)?;

@@ -33,7 +33,7 @@ use super::record::{BEFORE, EarlierParts, PartHeader, PartTrailer, TapeRecord, V
 use super::ring::Ring;
 use super::tape_catalog::{PartLocation, TapeCatalog};
 use super::volume::{VolumePart, go_to_end, label_of};
-use super::writer::{TapeReport, TapeWriteOptions};
+use super::write_options::{TapeReport, TapeWriteOptions};
 use virtfold_archive::stream::Cancel;
 use virtfold_base::error::{Error, ErrorKind, Result};
 

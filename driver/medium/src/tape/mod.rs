@@ -31,6 +31,7 @@ mod tests_full;
 mod tests_parts;
 mod volume;
 mod volume_admin;
+mod write_options;
 mod writer;
 
 pub use self::changer::{Changer, CommandChanger, NoChanger, PromptChanger, VolumeRequest};
@@ -42,4 +43,5 @@ pub use self::st::StDrive;
 pub use self::tape_catalog::{NoTapeCatalog, PartLocation, TapeCatalog, has_id, id_of};
 pub use self::volume::{NewLabel, Overwrite, VolumeContents, VolumePart};
 pub use self::volume_admin::{PartReport, TapeStatus, VolumeAdmin, VolumeReport};
-pub use self::writer::{TapeMedium, TapeReport, TapeWriteOptions};
+pub use self::write_options::{TapeReport, TapeWriteOptions};
+pub use self::writer::TapeMedium;

@@ -15,57 +15,19 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
-use super::changer::Changer;
 use super::committed_parts::CommittedParts;
-use super::drive::Drive;
 use super::drive_thread::DriveThread;
 use super::positioned_drive::interrupted;
 use super::record::VolumeLabel;
 use super::ring::{Ring, RingBlock};
-use super::tape_catalog::{PartLocation, TapeCatalog, id_of};
+use super::tape_catalog::{PartLocation, id_of};
+use super::write_options::TapeWriteOptions;
 use crate::{DurableMarks, FinishedArchive, Medium};
 use virtfold_archive::stream::{Cancel, Sink};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 
 /// How often it is looked whether the run is to end, while the tape takes what is left.
 const POLL: Duration = Duration::from_millis(5);
-
-/// How an archive goes to tapes.
-pub struct TapeWriteOptions {
-    /// The drive, not open.
-    pub drive: Box<dyn Drive>,
-    /// Who changes volumes.
-    pub changer: Box<dyn Changer>,
-    /// What is remembered.
-    pub ledger: Arc<dyn TapeCatalog>,
-    /// The pool that the first volume has to be of; any where none is said.
-    pub pool: Option<String>,
-    /// Bytes of the ring.
-    pub ring: u64,
-    /// After so many bytes what is written is committed, and the next part begun.
-    pub commit_every: u64,
-    /// How long to wait for a tape to be ready.
-    pub patience: Duration,
-    /// Ends the run.
-    pub cancel: Cancel,
-}
-
-/// What came of a run.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TapeReport {
-    /// The labels of the volumes that the archive is on, in their order.
-    pub volumes: Vec<String>,
-    /// The labels of the volumes that failed meanwhile. Some of the archive may be on them: what was
-    /// committed before.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub failed: Vec<String>,
-    /// Bytes on them.
-    pub bytes: u64,
-    /// How often the drive had to wait for data.
-    pub underruns: u64,
-}
 
 /// The thread that writes; the run comes back from it.
 type DriveThreadHandle = JoinHandle<(DriveThread, Result<()>)>;
