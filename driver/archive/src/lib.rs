@@ -15,6 +15,7 @@
 
 pub mod allocation_csv;
 mod archive_end;
+mod block;
 mod bounded_vec;
 pub mod crypt;
 pub mod end_record;

@@ -6,7 +6,7 @@
 //!
 //! Imports: `units`, `error`; `tar` of this room.
 
-use crate::tar::Output;
+use crate::block::Output;
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_base::units::StreamOffset;
 

@@ -13,8 +13,8 @@
 
 use std::collections::BTreeSet;
 
+use crate::block::{ALIGNMENT, BLOCK};
 use crate::lines::{decimal_len, parse_decimal};
-use crate::tar::{ALIGNMENT, BLOCK};
 use virtfold_base::units::StreamOffset;
 
 /// The longest pax header that a reader takes, bytes.

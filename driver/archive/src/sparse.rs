@@ -13,8 +13,8 @@
 //!
 //! Imports: `units`, `error`; `tar`, `lines` of this room.
 
+use crate::block::{BLOCK, MAX_SIZE, Output, padding};
 use crate::lines::{ChunkedOutput, decimal_len, put_decimal};
-use crate::tar::{self, BLOCK, MAX_SIZE, Output};
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_base::units::GuestOffset;
 
@@ -170,7 +170,7 @@ impl MapShape {
         out: &mut Output<'_>,
     ) -> Result<()> {
         self.write(runs, out)?;
-        out(tar::padding(self.text_len))
+        out(padding(self.text_len))
     }
 }
 

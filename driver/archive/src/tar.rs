@@ -10,28 +10,16 @@
 //!
 //! Imports: `units`, `error`; `pax`, `sparse`, `layout`, `lines` of this room.
 
+pub(super) use crate::block::BLOCK_LEN;
+pub use crate::block::{ALIGNMENT, BLOCK, END_OF_ARCHIVE, MAX_SIZE, Output, padding};
 use crate::layout;
 use crate::pax::{Records, SparseRecords};
 use crate::sparse::MapShape;
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_base::units::StreamOffset;
 
-/// Bytes in a tar block.
-pub const BLOCK: u64 = 512;
-/// The dense bytes of a disk begin at a multiple of this many bytes of the stream.
-pub const ALIGNMENT: u64 = 4096;
 /// The largest number in a ustar header's 11 octal digits: 8 GiB - 1.
 pub const MAX_OCTAL: u64 = (1 << 33) - 1;
-/// The largest size of anything: tar's offsets are signed.
-pub const MAX_SIZE: u64 = i64::MAX.cast_unsigned();
-/// What ends an archive: two blocks of zeros.
-pub const END_OF_ARCHIVE: [u8; 1024] = [0; 1024];
-
-/// Takes pieces of encoded bytes, in order.
-pub type Output<'a> = dyn FnMut(&[u8]) -> Result<()> + 'a;
-
-/// Bytes in a tar block, as a length of arrays.
-pub(super) const BLOCK_LEN: usize = 512;
 /// Bytes in a ustar header's name field.
 pub(super) const NAME_LEN: usize = 100;
 /// What GNU tar puts before the name of a sparse member in the ustar header.
@@ -41,13 +29,6 @@ const PAX_PREFIX: &str = "PaxHeaders.0/";
 
 /// One header block.
 pub(super) type Block = [u8; BLOCK_LEN];
-
-/// The zeros that fill the last block of `len` bytes of content.
-pub fn padding(len: u64) -> &'static [u8] {
-    let used = usize::try_from(len % BLOCK).unwrap_or(0);
-    let zeros: &'static [u8] = &END_OF_ARCHIVE;
-    zeros.get(..(BLOCK_LEN - used) % BLOCK_LEN).unwrap_or_default()
-}
 
 /// What a ustar header is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

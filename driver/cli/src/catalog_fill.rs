@@ -11,7 +11,7 @@ use virtfold_base::error::{Error, sentence};
 use virtfold_catalog::{Catalog, NoCatalog};
 use virtfold_medium::Location;
 
-use super::backup::BackupCommand;
+use super::backup_command::BackupCommand;
 use super::domain::connection::StateFlag;
 use super::output::say;
 use super::report::printable;

@@ -6,6 +6,7 @@
 mod args;
 mod audit;
 mod backup;
+mod backup_command;
 mod catalog_fill;
 mod config;
 mod control;

@@ -14,7 +14,7 @@ use virtfold_hypervisor::host_files::LocalFiles;
 
 use super::connection::Connection;
 use crate::Signals;
-use crate::backup::{BackupCommand, copies, text as archive_text, warn};
+use crate::backup_command::{BackupCommand, copies, text as archive_text, warn};
 use crate::catalog_fill::{self, StateDirPolicy};
 use crate::exit::ExitStatus;
 use crate::output::say;

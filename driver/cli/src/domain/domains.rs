@@ -11,7 +11,7 @@ use virtfold_hypervisor::host_files::LocalFiles;
 use virtfold_hypervisor::{DomainInfo, Persistence};
 
 use super::connection::{ConnectFlag, StateFlag};
-use crate::backup::by_configuration;
+use crate::backup_command::by_configuration;
 use crate::config::ConfigFlag;
 use crate::exit::ExitStatus;
 use crate::report::{JsonFlag, OutputFormat, StdoutUse, printable, result};

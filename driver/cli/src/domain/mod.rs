@@ -18,7 +18,7 @@ use virtfold_base::error::Error;
 use virtfold_hypervisor::host_files::LocalFiles;
 
 use self::connection::{ConnectFlag, StateFlag, absolute};
-use super::backup::BackupCommand;
+use super::backup_command::BackupCommand;
 use super::exit::ExitStatus;
 use super::report::{StdoutUse, result};
 use super::{Signals, args};
