@@ -73,6 +73,13 @@ pub enum ConfigError {
     },
 }
 
+impl ConfigError {
+    /// Whether a file is there that who asks may not read.
+    pub fn is_denied(&self) -> bool {
+        matches!(self, Self::Unreadable { source, .. } if source.kind() == io::ErrorKind::PermissionDenied)
+    }
+}
+
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

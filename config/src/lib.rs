@@ -47,7 +47,7 @@ pub use environment::Environment;
 pub use error::ConfigError;
 pub use ineffective::{IneffectiveSetting, NamedGuest};
 pub use keys::{Config, Defaults, Job, Medium, ResolvedJob, Service, Settings, Trust};
-pub use load::{MAX_FILE, MAX_FILES, load, parse};
+pub use load::{MAX_FILE, MAX_FILES, load, load_settings, parse};
 pub use position::Position;
 pub use reference::{man_page, reference, schema};
 pub use schedule::Schedule;

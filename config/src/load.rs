@@ -38,6 +38,17 @@ pub const MAX_FILES: usize = 1000;
 /// # Errors
 /// The first thing that is wrong; see [`ConfigError`].
 pub fn load(path: &Path) -> Result<Config, ConfigError> {
+    let config = load_settings(path)?;
+    expect_trusted_names(&config)?;
+    Ok(config)
+}
+
+/// As [`load`], for who runs no command of it and encrypts to nobody: a hook that others can write is no
+/// reason not to restore.
+///
+/// # Errors
+/// As there, but for the files that it names.
+pub fn load_settings(path: &Path) -> Result<Config, ConfigError> {
     let mut texts = vec![(Arc::from(path), read(path, trust::open(path, OthersAccess::MayRead))?)];
     let folder = path.with_file_name("conf.d");
     if let Some((directory, names)) = conf_d(&folder)? {
@@ -47,9 +58,7 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
             texts.push((Arc::from(path), text));
         }
     }
-    let config = build(&texts)?;
-    expect_trusted_names(&config)?;
-    Ok(config)
+    build(&texts)
 }
 
 /// Refuses files of recipients that others may write, and as root commands that others may. What is not there

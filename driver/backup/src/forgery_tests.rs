@@ -192,7 +192,7 @@ fn none_of_a_thousand_forged_archives_is_taken_where_a_signature_is_required() {
     let (web, evil) = (SigningKey::new("web").unwrap(), SigningKey::new("web").unwrap());
     let line = AllowedSigners::line("web", &web.public()).unwrap();
     let signers = AllowedSigners::parse("signers", &line).unwrap();
-    let policy = TrustPolicy { signers, requirement: SignatureRequirement::Required };
+    let policy = TrustPolicy { signers, own: None, requirement: SignatureRequirement::Required };
     let make = |byte, key: Option<&SigningKey>| {
         Archive::of(Archive::make(folder.path(), byte, key, Compression::None))
     };
@@ -254,7 +254,7 @@ fn a_restore_of_an_archive_that_is_not_authentic_makes_nothing() {
     let (web, evil) = (SigningKey::new("web").unwrap(), SigningKey::new("web").unwrap());
     let line = AllowedSigners::line("web", &web.public()).unwrap();
     let signers = AllowedSigners::parse("signers", &line).unwrap();
-    let trust = TrustPolicy { signers, requirement: SignatureRequirement::Required };
+    let trust = TrustPolicy { signers, own: None, requirement: SignatureRequirement::Required };
     let path = folder.path().join("archive.tar");
     for (key, is_taken) in [(Some(&web), true), (Some(&evil), false), (None, false)] {
         let bytes = Archive::make(folder.path(), 7, key, Compression::None);

@@ -10,7 +10,7 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use virtfold_archive::sign::{AllowedSigners, ArchiveSignature};
+use virtfold_archive::sign::{AllowedSigners, ArchiveSignature, PublicKey};
 use virtfold_base::error::{Error, ErrorKind, Result};
 
 /// Whose archives are taken.
@@ -18,6 +18,8 @@ use virtfold_base::error::{Error, ErrorKind, Result};
 pub struct TrustPolicy {
     /// Hosts and their keys.
     pub signers: AllowedSigners,
+    /// The key of this host, where it has one.
+    pub own: Option<PublicKey>,
     /// What is done with archives of others.
     pub requirement: SignatureRequirement,
 }
@@ -43,6 +45,9 @@ pub enum Authenticity {
         host: String,
         /// The archive's number among those of its subject.
         sequence: u64,
+        /// Whether that is this host: names can be the same, keys can't.
+        #[serde(default)]
+        by_this_host: bool,
     },
     /// Whoever has a key that is not known for that host.
     UnknownKey {
@@ -83,7 +88,7 @@ impl TrustPolicy {
         let Some(ArchiveSignature { chain, key }) = signature else { return Authenticity::Unsigned };
         let (host, sequence) = (chain.host.clone(), chain.sequence);
         match self.signers.knows(&host, key) {
-            true => Authenticity::Signed { host, sequence },
+            true => Authenticity::Signed { host, sequence, by_this_host: self.own.as_ref() == Some(key) },
             false => Authenticity::UnknownKey { host, fingerprint: key.fingerprint() },
         }
     }
@@ -146,9 +151,10 @@ mod tests {
         };
         let line = AllowedSigners::line("web", &web.public()).unwrap();
         let signers = AllowedSigners::parse("signers", &line).unwrap();
-        let required = TrustPolicy { signers, requirement: SignatureRequirement::Required };
+        let required =
+            TrustPolicy { signers, own: Some(web.public()), requirement: SignatureRequirement::Required };
         let good = required.admit("a.tar", Some(&signed(&web, "web"))).unwrap();
-        assert_eq!(good, Authenticity::Signed { host: "web".to_owned(), sequence: 3 });
+        assert_eq!(good, Authenticity::Signed { host: "web".to_owned(), sequence: 3, by_this_host: true });
         for bad in [Some(signed(&db, "web")), Some(signed(&web, "db")), Some(signed(&db, "db")), None] {
             let error = required.admit("a.tar", bad.as_ref()).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Refused, "{bad:?}");

@@ -74,7 +74,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitStatus> {
 }
 
 fn policy(args: &Args) -> Result<TrustPolicy, Error> {
-    let Some(path) = &args.signers else { return trust::policy(&args.config.load()?.trust) };
+    let Some(path) = &args.signers else { return trust::policy(&args.config.trust()?) };
     let none = || Error::new(ErrorKind::NotFound, format!("'{}' is not there", path.display()));
     let signers = AllowedSigners::load(path)?.ok_or_else(none)?;
     Ok(TrustPolicy { signers, ..TrustPolicy::default() })
@@ -129,7 +129,7 @@ fn subject_text(subject: &AuditedSubject) -> String {
 
 fn archive_text(found: &AuditedArchive) -> String {
     let said = match &found.authenticity {
-        Some(Authenticity::Signed { host, sequence }) => format!("signed by {host}, number {sequence}"),
+        Some(Authenticity::Signed { host, sequence, .. }) => format!("signed by {host}, number {sequence}"),
         Some(other) => other.to_string(),
         None => show::status(found.status).to_owned(),
     };

@@ -113,7 +113,7 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
     };
     let archives: Vec<ArchiveSummary> = listed.into_iter().map(|listed| listed.summary).collect();
     let pins = pins(args)?;
-    let policy = trust::policy(&args.config.load()?.trust)?;
+    let policy = trust::policy(&args.config.trust()?)?;
     let mut text = text(&archives, &pins, &policy);
     let now = Timestamp::now();
     let is_ahead = |glance: &&ArchiveSummary| created(glance).is_some_and(|created| created > now);

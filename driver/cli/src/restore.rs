@@ -124,7 +124,7 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<ExitStatus> {
             writing: writing(&args),
             existing: existing(&args),
             identities: args.identity.load()?,
-            trust: trust::policy(&args.config.load()?.trust)?,
+            trust: trust::policy(&args.config.trust()?)?,
             archive: args.archive,
             tape,
             disks: args.disk,
@@ -224,7 +224,7 @@ fn request(args: Args, known: KnownCopy) -> Result<RestoreRequest> {
     };
     Ok(RestoreRequest {
         identities: args.identity.load()?,
-        trust: trust::policy(&args.config.load()?.trust)?,
+        trust: trust::policy(&args.config.trust()?)?,
         archive: args.archive,
         selection,
         format: writing.format,

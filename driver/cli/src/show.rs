@@ -71,7 +71,7 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
     catalog_fill::known(&args.state.path()?, &args.archive).judge(&mut glance);
     let id = glance.head.as_ref().map(|head| head.archive);
     let notes = id.and_then(|id| known.remove(&id)).unwrap_or_default();
-    let policy = trust::policy(&args.config.load()?.trust)?;
+    let policy = trust::policy(&args.config.trust()?)?;
     let authenticity = trust::judge(&policy, &glance);
     let mut text = text(&glance);
     authenticity.iter().for_each(|found| text += &format!("signature  {found}\n"));

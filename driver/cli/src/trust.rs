@@ -75,14 +75,15 @@ pub(crate) fn signing_key(trust: &Trust) -> Result<Option<Arc<SigningKey>>, Erro
 /// A list can't be read, or is none; one that the configuration names is not there.
 pub(crate) fn policy(trust: &Trust) -> Result<TrustPolicy, Error> {
     let mut signers = AllowedSigners::default();
-    let mut own = |path: &Path| -> Result<(), Error> {
-        if let Some((host, key)) = PublicKey::load_beside(path)? {
-            signers.add(host, key);
+    let mut own = None;
+    // The key of who runs this, and root's.
+    for path in [key_path(trust).unwrap_or_else(|_| Path::new(SYSTEM).join(KEY)), Path::new(SYSTEM).join(KEY)]
+    {
+        if let Some((host, key)) = PublicKey::load_beside(&path)? {
+            signers.add(host, key.clone());
+            own = own.or(Some(key));
         }
-        Ok(())
-    };
-    own(&key_path(trust).unwrap_or_else(|_| Path::new(SYSTEM).join(KEY)))?;
-    own(&Path::new(SYSTEM).join(KEY))?;
+    }
     for text in &trust.keys {
         signers.extend(AllowedSigners::parse("trust.keys", text.as_str())?);
     }
@@ -102,7 +103,7 @@ pub(crate) fn policy(trust: &Trust) -> Result<TrustPolicy, Error> {
         true => SignatureRequirement::Required,
         false => SignatureRequirement::Optional,
     };
-    Ok(TrustPolicy { signers, requirement })
+    Ok(TrustPolicy { signers, own, requirement })
 }
 
 /// Who made an archive that was looked at, of a complete one whose end was.

@@ -67,7 +67,7 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
     let request = VerifyRequest {
         archive: args.archive.clone(),
         identities: args.identity.load()?,
-        trust: trust::policy(&args.config.load()?.trust)?,
+        trust: trust::policy(&args.config.trust()?)?,
         workers: args::workers(args.workers),
         known: catalog_fill::known(&args.state.path()?, &args.archive),
     };

@@ -56,7 +56,7 @@ pub(super) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
         older_than: args.due.due.map(Interval::get).unwrap_or_default(),
         share: args.due.share.unwrap_or(Share::ALL),
         identities: args.identity.load()?,
-        trust: trust::policy(&args.config.load()?.trust)?,
+        trust: trust::policy(&args.config.trust()?)?,
         workers: args::workers(args.workers),
         now,
     };

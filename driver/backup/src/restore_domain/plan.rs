@@ -31,7 +31,6 @@ use super::{
     RestoreDomainRequest,
 };
 use super::{host_access, shared_files};
-use crate::host_identity;
 use crate::restore::{Forecast, Room, shareable, target_format};
 use crate::trust::Authenticity;
 use virtfold_archive::manifest::Manifest;
@@ -176,7 +175,7 @@ fn own_definitions(
 ) -> Result<Vec<DomainXml>> {
     let known = backup.xml.id.and_then(|id| inventory.by_id(id));
     let mut own: Vec<_> = known.map(|known| known.xmls.clone()).unwrap_or_default();
-    if matches!(&backup.authenticity, Authenticity::Signed { host, .. } if *host == host_identity::name()?) {
+    if matches!(backup.authenticity, Authenticity::Signed { by_this_host: true, .. }) {
         own.push(backup.xml.clone());
     }
     if who.identity == DomainIdentity::Copy {

@@ -433,8 +433,11 @@ mod tests {
         };
         let line = AllowedSigners::line("web", &key.public()).unwrap();
         let known = AllowedSigners::parse("k", &line).unwrap();
-        let policy =
-            |signers: &AllowedSigners, requirement| TrustPolicy { signers: signers.clone(), requirement };
+        let policy = |signers: &AllowedSigners, requirement| TrustPolicy {
+            signers: signers.clone(),
+            own: None,
+            requirement,
+        };
         let (optional, required) = (SignatureRequirement::Optional, SignatureRequirement::Required);
         let (whole, nobody) = (ArchiveStatus::Complete, AllowedSigners::default());
         let judged = |signers: &AllowedSigners, requirement, status, signature: &Option<ArchiveSignature>| {

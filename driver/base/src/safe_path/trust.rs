@@ -1,7 +1,8 @@
 //! Files that decide what this program does: its configuration, credentials, the commands that it runs.
 //!
 //! The rule is sshd's for its keys: the file, and each directory above it up to the root, belongs to root or
-//! to the user who runs this, and neither group nor others may write to any of them. A sticky directory such
+//! to the user who runs this, and neither group nor others may write to any of them; the group of that user
+//! alone, where it is his first one, is no other. A sticky directory such
 //! as `/tmp` is open to others and so is everything below it. Links are followed, for no directory on the way
 //! lets others make one. What was looked at is what is read: the walk holds each directory open, and the file
 //! is checked once it is open.
@@ -14,10 +15,14 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use nix::unistd::{Group, Uid, User};
 use rustix::fs::{FileType, OFlags, Stat};
 use rustix::io::Errno;
 
 use super::{Directory, Entry, Walk, is_ours, kind};
+
+/// What helps where a directory is not one's own to change.
+const ELSEWHERE: &str = "put the file elsewhere, for example into /etc/virtfold";
 
 /// What others than the owner may do with a file that is trusted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,10 +150,15 @@ fn owned_and_closed(path: &Path, found: &Stat) -> io::Result<()> {
     let (shown, state) = (path.display(), state(found));
     if !is_ours(found) {
         let us = rustix::process::geteuid().as_raw();
-        let why = format!("belongs to somebody else ({state}); do 'chown {} {shown}'", user(us));
-        return Err(Untrusted::error(path, why));
+        // To take a directory away from somebody, his home perhaps, would do more harm than good.
+        let repair = match kind(found) == FileType::Directory {
+            true => ELSEWHERE.to_owned(),
+            false => format!("do 'chown {} {shown}'", user(us)),
+        };
+        return Err(Untrusted::error(path, format!("belongs to somebody else ({state}); {repair}")));
     }
-    let (who, command) = match (found.st_mode & 0o020 != 0, found.st_mode & 0o002 != 0) {
+    let group = found.st_mode & 0o020 != 0 && !is_private_group(found.st_gid);
+    let (who, command) = match (group, found.st_mode & 0o002 != 0) {
         (false, false) => return Ok(()),
         (true, false) => ("its group", "g-w"),
         (false, true) => ("everybody", "o-w"),
@@ -156,10 +166,23 @@ fn owned_and_closed(path: &Path, found: &Stat) -> io::Result<()> {
     };
     let repair = match kind(found) == FileType::Directory && found.st_mode & 0o1000 != 0 {
         // A sticky directory is open on purpose: it is the file that has to go.
-        true => "put the file elsewhere, for example into /etc/virtfold".to_owned(),
+        true => ELSEWHERE.to_owned(),
         false => format!("do 'chmod {command} {shown}'"),
     };
     Err(Untrusted::error(path, format!("may be written by {who} ({state}); {repair}")))
+}
+
+/// Whether a group is that of an ordinary user alone: his first one, of his name, without other members. Where
+/// each user has one, umask is 002, and directories that he makes may be written by it.
+fn is_private_group(group: u32) -> bool {
+    let user = match User::from_uid(Uid::effective()) {
+        Ok(Some(user)) if !user.uid.is_root() && user.gid.as_raw() == group => user,
+        _ => return false,
+    };
+    match Group::from_gid(user.gid) {
+        Ok(Some(group)) => group.name == user.name && group.mem.iter().all(|member| *member == user.name),
+        _ => false,
+    }
 }
 
 fn state(found: &Stat) -> String {

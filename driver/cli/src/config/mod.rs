@@ -2,13 +2,13 @@
 
 mod host;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Subcommand;
 use serde_json::json;
 use virtfold_base::error::{Error, ErrorKind};
-use virtfold_config::{Config, ConfigError, ValueOrigin};
+use virtfold_config::{Config, ConfigError, Trust, ValueOrigin};
 use virtfold_medium::Location;
 
 use self::host::HostCheck;
@@ -90,6 +90,22 @@ impl ConfigFlag {
         let config = virtfold_config::load(&path).map_err(unusable)?;
         check_media(&config)?;
         Ok(config)
+    }
+
+    /// Whose archives are taken. An ordinary user whom root's configuration is not for has none of it.
+    ///
+    /// # Errors
+    /// As of [`ConfigFlag::load`], but for the commands and recipients that it names: these verbs use none.
+    pub(crate) fn trust(&self) -> Result<Trust, Error> {
+        let Some(path) = self.path() else { return Ok(Trust::default()) };
+        match virtfold_config::load_settings(&path) {
+            Ok(config) => Ok(config.trust),
+            Err(error) if path == Path::new(USUAL) && error.is_denied() => {
+                tracing::info!("'{USUAL}' is not readable by this user; its 'trust' does not count");
+                Ok(Trust::default())
+            }
+            Err(error) => Err(unusable(error)),
+        }
     }
 }
 

@@ -16,6 +16,9 @@
 //! inputs), `child_process`, `output`.
 
 use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -88,6 +91,17 @@ impl Handle for RunProcess {
     }
 }
 
+/// A configuration that says nothing, for runs whose command line says all. Made anew and for its owner alone,
+/// whatever the umask is and an earlier one was: else the runs would not believe it.
+fn write_blank(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(b"version: 1\n")
+}
+
 impl ProcessRunner {
     /// A runner; `kind_of` says what an exit code of this program means.
     ///
@@ -95,7 +109,7 @@ impl ProcessRunner {
     /// The state directory can't be written.
     pub fn new(paths: RunPaths, catalog: Arc<Catalog>, kind_of: fn(i32) -> ErrorKind) -> Result<Self> {
         let blank = paths.state_dir.join("service.yaml");
-        std::fs::write(&blank, "version: 1\n").at(|| format!("cannot write '{}'", blank.display()))?;
+        write_blank(&blank).at(|| format!("cannot write '{}'", blank.display()))?;
         Ok(Self { paths: Arc::new(paths), catalog, blank, kind_of })
     }
 
