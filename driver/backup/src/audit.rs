@@ -142,6 +142,13 @@ impl AuditedArchive {
     }
 }
 
+/// Whether there are archives that no identity opens. What seems to be missing may be one of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unopened {
+    None,
+    Some,
+}
+
 /// Holds the archives of a place against the keys of `policy` and against each other. Those that are still
 /// being written are left out.
 pub fn audit(place: &str, listed: &[ListedArchive], policy: &TrustPolicy, word: &CatalogWord) -> AuditReport {
@@ -166,16 +173,21 @@ pub fn audit(place: &str, listed: &[ListedArchive], policy: &TrustPolicy, word: 
         let group = subjects.entry(chain.subject.clone()).or_default();
         group.subject.clone_from(&chain.subject);
     }
+    let unopened = match unknown.iter().any(|found: &AuditedArchive| found.status == ArchiveStatus::Encrypted)
+    {
+        true => Unopened::Some,
+        false => Unopened::None,
+    };
     let mut subjects: Vec<AuditedSubject> = subjects.into_values().collect();
     for subject in &mut subjects {
         subject.archives.sort_by_cached_key(|found| (found.sequence(), found.created.clone()));
-        subject.check(word);
+        subject.check(word, unopened);
     }
     AuditReport { place: place.to_owned(), subjects, unknown }
 }
 
 impl AuditedSubject {
-    fn check(&mut self, word: &CatalogWord) {
+    fn check(&mut self, word: &CatalogWord, unopened: Unopened) {
         let mut faults = Vec::new();
         let authentic: Vec<(&AuditedArchive, &ArchiveSignature)> = self
             .archives
@@ -199,7 +211,7 @@ impl AuditedSubject {
                     "number {} ({}), which '{}' names",
                     previous.sequence, previous.archive, found.archive
                 );
-                faults.extend(self.expect(previous.archive, &previous.root, &named, word));
+                faults.extend(self.expect(previous.archive, &previous.root, &named, word, unopened));
             }
         }
         for (chain, last) in word.last.iter().filter(|(chain, _)| chain.subject == self.subject) {
@@ -207,7 +219,7 @@ impl AuditedSubject {
                 "number {} ({}), the last of {} that the catalog knows",
                 last.sequence, last.archive, chain.signer
             );
-            let fault = self.expect(last.archive, &last.root, &named, word);
+            let fault = self.expect(last.archive, &last.root, &named, word, unopened);
             faults.extend(fault.map(|fault| match fault.kind {
                 AuditFaultKind::Missing => AuditFault { kind: AuditFaultKind::RolledBack, ..fault },
                 _ => fault,
@@ -217,12 +229,19 @@ impl AuditedSubject {
     }
 
     /// What is wrong with an archive that is said to be there.
-    fn expect(&self, id: Uuid, root: &str, named: &str, word: &CatalogWord) -> Option<AuditFault> {
+    fn expect(
+        &self,
+        id: Uuid,
+        root: &str,
+        named: &str,
+        word: &CatalogWord,
+        unopened: Unopened,
+    ) -> Option<AuditFault> {
         let mut there = self.archives.iter().filter(|found| found.id == Some(id)).peekable();
         if there.peek().is_none() {
             let message = format!("{named}, is not there");
             let missing = AuditFault { kind: AuditFaultKind::Missing, message };
-            return Some(missing).filter(|_| !word.pruned.contains(&id));
+            return Some(missing).filter(|_| unopened == Unopened::None && !word.pruned.contains(&id));
         }
         // One that is not whole is told as that.
         let is_other = |found: &AuditedArchive| found.root.as_ref().is_some_and(|found| found != root);

@@ -9,7 +9,7 @@ use crate::destinations::Destinations;
 use crate::options::BackupOptions;
 use crate::resume::StateDirectories;
 use crate::session::{BackupReport, BackupSession, ImageSpec, ImagesRequest};
-use virtfold_archive::crypt::Identities;
+use virtfold_archive::crypt::{Identities, Recipients};
 use virtfold_archive::sign::{AllowedSigners, SigningKey};
 use virtfold_catalog::Catalog;
 use virtfold_image::Format;
@@ -38,7 +38,11 @@ impl Host {
     }
 
     fn backup(&self, key: Option<&Arc<SigningKey>>, state: &Path) -> BackupReport {
-        let options = BackupOptions { signing_key: key.cloned(), workers: 1, ..BackupOptions::default() };
+        self.backup_with(BackupOptions { signing_key: key.cloned(), ..BackupOptions::default() }, state)
+    }
+
+    fn backup_with(&self, options: BackupOptions, state: &Path) -> BackupReport {
+        let options = BackupOptions { workers: 1, ..options };
         let image = ImageSpec {
             path: self.folder.path().join("a.raw"),
             format: Format::Raw,
@@ -137,4 +141,20 @@ fn a_copy_of_an_archive_is_no_fork_and_another_root_under_its_id_is_a_replacemen
     let mut word = host.word();
     word.last[0].1.root = "0f".repeat(32);
     assert_eq!(host.kinds(&word), [AuditFaultKind::Replaced]);
+}
+
+/// A host that encrypts to somebody else's key can open none of its own.
+#[test]
+fn what_can_t_be_opened_is_not_called_missing() {
+    let host = Host::new();
+    let public = [age::x25519::Identity::generate().to_public().to_string()];
+    host.signed();
+    let encrypt_to = Recipients::gather(&public, None).unwrap();
+    let signing_key = Some(Arc::clone(&host.key));
+    host.backup_with(BackupOptions { encrypt_to, signing_key, ..BackupOptions::default() }, &host.state());
+    let report = host.audit(&host.word());
+    assert!(report.has_unopened() && !report.is_faulty(), "{report:?}");
+    host.signed();
+    let report = host.audit(&host.word());
+    assert!(report.has_unopened() && !report.is_faulty(), "{report:?}");
 }

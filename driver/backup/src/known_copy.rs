@@ -33,6 +33,8 @@ pub struct KnownCopy {
     /// The copy there; on a tape there are several, each under its id.
     copies: Vec<BackupCopy>,
     is_tape: bool,
+    /// What was opened there a moment ago.
+    opened: Option<FoundArchive>,
 }
 
 /// What is found at a location, as far as it could be read.
@@ -58,7 +60,7 @@ impl KnownCopy {
             Location::Pipe => Ok(Self::default()),
             Location::Tape(address) => {
                 let place = Location::Tape(TapeAddress { archive: None, ..address.clone() });
-                Ok(Self { copies: catalog.copies_at(&place.to_string())?, is_tape: true })
+                Ok(Self { copies: catalog.copies_at(&place.to_string())?, is_tape: true, opened: None })
             }
             Location::Path(path)
                 if path.metadata().is_ok_and(|found| found.file_type().is_block_device()) =>
@@ -89,7 +91,13 @@ impl KnownCopy {
     }
 
     fn named(catalog: &Catalog, name: &str) -> Result<Self> {
-        Ok(Self { copies: catalog.copy(name)?.into_iter().collect(), is_tape: false })
+        Ok(Self { copies: catalog.copy(name)?.into_iter().collect(), is_tape: false, opened: None })
+    }
+
+    /// It, where the archive is opened a second time: what was found first is what it has to be.
+    #[must_use]
+    pub(crate) fn opened_before(self, found: Option<FoundArchive>) -> Self {
+        Self { opened: found, ..self }
     }
 
     /// The copy that what is found is to be.
@@ -129,6 +137,12 @@ impl KnownCopy {
     /// # Errors
     /// Damaged, with what an administrator can do.
     pub fn expect(&self, name: &str, found: &FoundArchive) -> Result<()> {
+        if let Some(before) = &self.opened
+            && (before.id, &before.root) != (found.id, &found.root)
+        {
+            let message = format!("'{name}' was replaced by another archive while it was being restored");
+            return Err(Error::new(ErrorKind::Damaged, message));
+        }
         match self.contradiction(found) {
             None => Ok(()),
             Some(why) => {
@@ -205,7 +219,7 @@ mod tests {
     /// One difference is enough, and each is named; what could not be read is none.
     #[test]
     fn each_difference_is_a_replacement() {
-        let known = KnownCopy { copies: vec![copy("/a", 1)], is_tape: false };
+        let known = KnownCopy { copies: vec![copy("/a", 1)], ..KnownCopy::default() };
         assert_eq!(known.contradiction(&found()), None);
         assert_eq!(known.contradiction(&FoundArchive::default()), None);
         for (other, word) in [
@@ -219,6 +233,21 @@ mod tests {
             assert_eq!(known.expect("/a", &other).unwrap_err().kind(), ErrorKind::Damaged);
         }
         assert_eq!(KnownCopy::default().contradiction(&found()), None, "nothing is known there");
+    }
+
+    /// A definition and its disks are read by two openings.
+    #[test]
+    fn what_is_opened_again_is_what_it_was() {
+        let again = KnownCopy::default().opened_before(Some(found()));
+        again.expect("/a", &found()).unwrap();
+        for other in [
+            FoundArchive { id: Some(Uuid::from_u128(2)), ..found() },
+            FoundArchive { root: Some("cd".repeat(32)), ..found() },
+            FoundArchive { root: None, ..found() },
+        ] {
+            assert_eq!(again.expect("/a", &other).unwrap_err().kind(), ErrorKind::Damaged);
+        }
+        KnownCopy::default().opened_before(None).expect("-", &found()).unwrap();
     }
 
     /// A tape has many, each under its id: none of another id is expected to be it.

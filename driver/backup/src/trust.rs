@@ -109,7 +109,11 @@ impl TrustPolicy {
         self.admit_found(archive, Authenticity::Unreadable)
     }
 
-    fn admit_found(&self, archive: &str, found: Authenticity) -> Result<Authenticity> {
+    /// As [`TrustPolicy::admit`], of what was judged before.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn admit_found(&self, archive: &str, found: Authenticity) -> Result<Authenticity> {
         if found.is_authentic() || self.requirement == SignatureRequirement::Optional {
             return Ok(found);
         }

@@ -103,8 +103,12 @@ pub fn run(request: &VerifyRequest, control: &Control) -> Result<VerifyReport> {
     };
     match pass(&source, &options, control) {
         Ok(sound) => {
-            report.authenticity = Some(request.trust.admit(&report.archive, sound.signature().as_ref())?);
+            report.authenticity = Some(request.trust.judge(sound.signature().as_ref()));
             report.accept(&sound, &request.known);
+            // That it was replaced is noted in the catalog; a refusal notes nothing.
+            if report.replaced.is_none() {
+                request.trust.admit(&report.archive, sound.signature().as_ref())?;
+            }
         }
         Err(error) if error.kind() == ErrorKind::Damaged || error.kind() == ErrorKind::Incomplete => {
             report.complete = error.kind() == ErrorKind::Damaged;
@@ -148,8 +152,12 @@ pub fn run_from(request: &VerifyRequest, control: &Control, input: impl Read + S
     };
     match checked {
         Ok(sound) => {
-            report.authenticity = Some(request.trust.admit(&report.archive, sound.signature().as_ref())?);
+            report.authenticity = Some(request.trust.judge(sound.signature().as_ref()));
             report.accept(&sound, &request.known);
+            // That it was replaced is noted in the catalog; a refusal notes nothing.
+            if report.replaced.is_none() {
+                request.trust.admit(&report.archive, sound.signature().as_ref())?;
+            }
         }
         Err(error) if matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Incomplete) => {
             report.complete = error.kind() == ErrorKind::Damaged;

@@ -19,7 +19,7 @@ use serde::Serialize;
 
 use crate::known_copy::KnownCopy;
 use crate::retention::PruneFailure;
-use crate::trust::TrustPolicy;
+use crate::trust::{SignatureRequirement, TrustPolicy};
 use crate::verify::{VerifyReport, VerifyRequest};
 use virtfold_archive::crypt::Identities;
 use virtfold_base::error::{Error, ErrorKind, Result};
@@ -92,7 +92,7 @@ pub struct DueReport {
     pub unsound: usize,
 }
 
-/// An archive that could not be read.
+/// An archive that could not be read, or must not be taken.
 #[derive(Clone, Debug, Serialize)]
 pub struct DueFailure {
     /// The archive.
@@ -163,7 +163,8 @@ pub fn run(
         let one = VerifyRequest {
             archive,
             identities: request.identities.clone(),
-            trust: request.trust.clone(),
+            // What must not be taken is verified all the same, or it would be read anew each time.
+            trust: TrustPolicy { requirement: SignatureRequirement::Optional, ..request.trust.clone() },
             workers: request.workers,
             known: known.clone(),
         };
@@ -171,6 +172,14 @@ pub fn run(
             Ok(mut done) => {
                 done.record(&known, catalog, Timestamp::now())?;
                 read = read.saturating_add(copy.bytes.max(1));
+                let refused = match done.authenticity.clone().filter(|_| done.replaced.is_none()) {
+                    Some(found) => request.trust.admit_found(&copy.name, found).err(),
+                    None => None,
+                };
+                report.failed.extend(
+                    refused
+                        .map(|error| DueFailure { archive: copy.name, failure: PruneFailure::from(&error) }),
+                );
                 report.verified.push(done);
             }
             Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),

@@ -147,9 +147,11 @@ impl<'a> VerifiedRanges<'a> {
 
     fn judge<'c>(&self, chunk: &Chunk<'c>) -> Result<(StreamOffset, RangeBytes<'c>)> {
         let taken = match &chunk.state {
-            // A frame vouches for itself only; that it is the archive's own the tail says.
+            // A frame vouches for itself only; that it is the archive's own, and where it belongs, the tail says.
             ChunkState::Intact(found) => match self.expected(chunk.at.get() / CHUNK)? {
-                Some(expected) if expected != *found => Err(chunk.bytes.len() as u64),
+                Some(expected) if expected != *found || !chunk.at.get().is_multiple_of(CHUNK) => {
+                    Err(chunk.bytes.len() as u64)
+                }
                 _ => Ok(chunk.bytes),
             },
             ChunkState::Unchecked(found) => self.judge_plain(chunk, *found)?,

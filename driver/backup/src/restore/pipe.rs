@@ -2,12 +2,14 @@
 //! arrive and get their names when the pass has found the whole archive sound.
 
 use std::io::Read;
+use std::os::unix::fs::FileTypeExt;
 
 use super::{RestoreReport, RestoreRequest, RestoredDisk, format_name, method_name, read_options, selected};
 use crate::Control;
 use crate::inspect::root_text;
 use crate::known_copy::FoundArchive;
 use crate::target::{TargetDisk, TargetSpec};
+use crate::trust::SignatureRequirement;
 use virtfold_archive::crypt::DecryptingReader;
 use virtfold_archive::manifest::Manifest;
 use virtfold_archive::reader::{ArchiveReader, Visitor};
@@ -71,6 +73,22 @@ struct SequentialRestore<'a> {
     done: Vec<RestoredDisk>,
 }
 
+impl SequentialRestore<'_> {
+    /// A device is written to in its place, and the signature comes last.
+    fn refuse_device(&self, spec: &TargetSpec) -> Result<()> {
+        let is_device = || spec.path.metadata().is_ok_and(|found| found.file_type().is_block_device());
+        if self.request.trust.requirement == SignatureRequirement::Optional || !is_device() {
+            return Ok(());
+        }
+        let what =
+            "is a device, and the signature of what comes from a pipe or a tape is known at its end alone";
+        let error = Error::new(ErrorKind::Refused, format!("'{}' {what}", spec.path.display()));
+        Err(error.with_hint(
+            "the configuration requires signatures: copy the archive to a file and restore from there",
+        ))
+    }
+}
+
 impl Visitor for SequentialRestore<'_> {
     fn head(&mut self, head: &Manifest) -> Result<()> {
         let found = FoundArchive { id: Some(head.archive), ..FoundArchive::default() };
@@ -90,6 +108,7 @@ impl Visitor for SequentialRestore<'_> {
 
     fn disk(&mut self, index: usize, table: &CorrespondenceTable) -> Result<()> {
         let Some(Some((target, spec))) = self.wanted.get(index) else { return Ok(()) };
+        self.refuse_device(spec)?;
         let slot = self.targets.get_mut(index);
         let slot = slot.ok_or_else(|| Error::new(ErrorKind::Internal, "a disk has no place"))?;
         *slot = Some(TargetDisk::open(spec, table)?);

@@ -45,6 +45,8 @@ pub(super) struct ArchivedDomain {
     pub(super) attachments: Vec<Attachment>,
     /// Who made it; not known yet of one that comes front to back.
     pub(super) authenticity: Authenticity,
+    /// Which archive that was, where it can be opened again.
+    pub(super) found: Option<FoundArchive>,
 }
 
 impl ArchivedDomain {
@@ -67,7 +69,7 @@ impl ArchivedDomain {
         let signature = index.tail().and_then(ArchiveTail::signature);
         let authenticity = request.trust.admit(&name, signature.as_ref())?;
         let attachments = index.attachments(&limit_of, TOTAL_LIMIT).map_err(cannot)?;
-        Ok(Self { authenticity, ..Self::new(&name, index.head().clone(), attachments)? })
+        Ok(Self { authenticity, found: Some(found), ..Self::new(&name, index.head().clone(), attachments)? })
     }
 
     /// Reads it from the front, up to the first disk.
@@ -129,7 +131,7 @@ impl ArchivedDomain {
                 Error::new(ErrorKind::Damaged, what).with_hint("restore the disks alone, without --define")
             );
         }
-        Ok(Self { head, xml, notes, attachments, authenticity: Authenticity::Unsigned })
+        Ok(Self { head, xml, notes, attachments, authenticity: Authenticity::Unsigned, found: None })
     }
 
     /// The content of a member.

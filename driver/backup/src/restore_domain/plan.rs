@@ -31,6 +31,7 @@ use super::{
     RestoreDomainRequest,
 };
 use super::{host_access, shared_files};
+use crate::known_copy::FoundArchive;
 use crate::restore::{Forecast, Room, shareable, target_format};
 use crate::trust::Authenticity;
 use virtfold_archive::manifest::Manifest;
@@ -42,6 +43,8 @@ use virtfold_hypervisor::domain_xml::{Device, DomainDisk, DomainXml, ImageSource
 /// All that is needed to do it.
 pub(super) struct RestorePlan {
     pub(super) report: RestoreDomainReport,
+    /// Which archive it is of, where that can be opened again.
+    pub(super) archive: Option<FoundArchive>,
     pub(super) who: NewDomain,
     /// The definition.
     pub(super) xml: DomainXml,
@@ -103,7 +106,8 @@ pub(super) fn make(
     let spots: Vec<_> = spots.chain(files.iter().map(|(what, file)| (what.as_str(), &file.spot))).collect();
     target_paths::check(&spots, request, host, &who, &inventory)?;
     let files = files.into_iter().map(|(_, file)| file).collect();
-    let mut plan = RestorePlan { report, who, xml, disks, files, pools };
+    let archive = backup.found.clone();
+    let mut plan = RestorePlan { report, archive, who, xml, disks, files, pools };
     plan.report.room = forecast(&plan, &backup.head, request, host)?;
     Ok(plan)
 }
