@@ -147,7 +147,8 @@ impl<'a> VerifiedRanges<'a> {
 
     fn judge<'c>(&self, chunk: &Chunk<'c>) -> Result<(StreamOffset, RangeBytes<'c>)> {
         let taken = match &chunk.state {
-            // A frame vouches for itself only; that it is the archive's own, and where it belongs, the tail says.
+            // A frame vouches for itself only; that it is the archive's own, and where it belongs, the tail
+            // says.
             ChunkState::Intact(found) => match self.expected(chunk.at.get() / CHUNK)? {
                 Some(expected) if expected != *found || !chunk.at.get().is_multiple_of(CHUNK) => {
                     Err(chunk.bytes.len() as u64)

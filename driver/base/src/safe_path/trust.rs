@@ -172,8 +172,8 @@ fn owned_and_closed(path: &Path, found: &Stat) -> io::Result<()> {
     Err(Untrusted::error(path, format!("may be written by {who} ({state}); {repair}")))
 }
 
-/// Whether a group is that of an ordinary user alone: his first one, of his name, without other members. Where
-/// each user has one, umask is 002, and directories that he makes may be written by it.
+/// Whether a group is that of an ordinary user alone: his first one, of his name, without other members.
+/// Where each user has one, umask is 002, and directories that he makes may be written by it.
 fn is_private_group(group: u32) -> bool {
     let user = match User::from_uid(Uid::effective()) {
         Ok(Some(user)) if !user.uid.is_root() && user.gid.as_raw() == group => user,
@@ -280,7 +280,8 @@ mod tests {
             chmod(victim, before);
             chown(victim, Some(OTHER), None).unwrap();
             let said = refused(&file, OthersAccess::MayRead);
-            assert!(said.contains("owner 65533") && said.contains("do 'chown root "), "{said}");
+            let repair = if victim.is_dir() { ELSEWHERE } else { "do 'chown root " };
+            assert!(said.contains("owner 65533") && said.contains(repair), "{said}");
             chown(victim, Some(0), None).unwrap();
         }
         assert_eq!(read(&file), "text");

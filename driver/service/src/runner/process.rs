@@ -91,8 +91,8 @@ impl Handle for RunProcess {
     }
 }
 
-/// A configuration that says nothing, for runs whose command line says all. Made anew and for its owner alone,
-/// whatever the umask is and an earlier one was: else the runs would not believe it.
+/// A configuration that says nothing, for runs whose command line says all. Made anew and for its owner
+/// alone, whatever the umask is and an earlier one was: else the runs would not believe it.
 fn write_blank(path: &Path) -> io::Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
