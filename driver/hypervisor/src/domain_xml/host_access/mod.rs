@@ -213,8 +213,8 @@ impl Walk<'_, '_> {
             return None;
         };
         let disk = if path == "devices/disk" { Some(Disk::of(node)) } else { disk.cloned() };
-        if let Some(reach) = rules.own.filter(|_| rules.refuses()) {
-            self.reach(reach, path, said_within(node), disk.as_ref());
+        if let Some(rule) = rules.own.filter(|_| rules.refuses()) {
+            self.refuse(rule, path, said_within(node), disk.as_ref());
             return None;
         }
         let rules = if name.name() == NESTED { parent } else { rules };
@@ -232,24 +232,24 @@ impl Walk<'_, '_> {
             }
             match rules.attribute(attribute.name()) {
                 None => self.add(NOT_KNOWN, place, value.to_owned(), disk.as_ref()),
-                Some(Some(reach)) if !values::passes(reach.passes, value, node, self.granted) => {
-                    self.reach(reach, place, value.to_owned(), disk.as_ref());
+                Some(Some(rule)) if !values::passes(rule.passes, value, node, self.granted) => {
+                    self.refuse(rule, place, value.to_owned(), disk.as_ref());
                 }
                 Some(_) => {}
             }
         }
-        let Some(reach) = rules.own else { return };
+        let Some(rule) = rules.own else { return };
         let text = text_within(node);
-        if !text.trim().is_empty() && !values::passes(reach.passes, &text, node, self.granted) {
-            self.reach(reach, path, text, disk.as_ref());
+        if !text.trim().is_empty() && !values::passes(rule.passes, &text, node, self.granted) {
+            self.refuse(rule, path, text, disk.as_ref());
         }
     }
 
-    fn reach(&mut self, reach: &HostRule, place: String, value: String, disk: Option<&Disk>) {
+    fn refuse(&mut self, rule: &HostRule, place: String, value: String, disk: Option<&Disk>) {
         let removable = disk.is_some_and(|disk| disk.removable);
-        let medium = [HostAccess::Disk, HostAccess::NetworkDisk].contains(&reach.kind) && removable;
-        let kind = if medium { HostAccess::Cdrom } else { reach.kind };
-        self.add(Why { kind, reason: reach.reason }, place, value, disk);
+        let medium = [HostAccess::Disk, HostAccess::NetworkDisk].contains(&rule.kind) && removable;
+        let kind = if medium { HostAccess::Cdrom } else { rule.kind };
+        self.add(Why { kind, reason: rule.reason }, place, value, disk);
     }
 
     fn add(&mut self, why: Why, place: String, value: String, disk: Option<&Disk>) {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::table::{HostRule, PLAIN, Passes, REACHES};
+use super::table::{HOST_RULES, HostRule, PLAIN, Passes};
 
 /// What is known of an element.
 #[derive(Debug, Default)]
@@ -20,14 +20,14 @@ impl Rules {
         let mut root = Self::default();
         // What `*` stands for must be there before it.
         let (every, named): (Vec<_>, Vec<_>) = PLAIN.iter().partition(|row| row.at.contains('*'));
-        for reach in REACHES {
-            let (path, attributes) = reach.at.split_once('@').unwrap_or((reach.at, ""));
+        for rule in HOST_RULES {
+            let (path, attributes) = rule.at.split_once('@').unwrap_or((rule.at, ""));
             root.visit(path, &mut |rules| {
                 if attributes.is_empty() {
-                    rules.own = Some(reach);
+                    rules.own = Some(rule);
                 }
                 for name in attributes.split('|').filter(|name| !name.is_empty()) {
-                    rules.attributes.insert(name, Some(reach));
+                    rules.attributes.insert(name, Some(rule));
                 }
             });
         }
@@ -51,7 +51,7 @@ impl Rules {
 
     /// Whether the element is a finding as it stands.
     pub(super) fn refuses(&self) -> bool {
-        self.own.is_some_and(|reach| matches!(reach.passes, Passes::Nothing))
+        self.own.is_some_and(|rule| matches!(rule.passes, Passes::Nothing))
     }
 
     fn visit(&mut self, path: &'static str, each: &mut dyn FnMut(&mut Self)) {
