@@ -1,48 +1,20 @@
 //! An archive that was replaced by another one under its name: each verb says so and takes it for no backup.
 
 use std::fs;
-use std::path::PathBuf;
 
-use crate::common::archive::backup_args;
-use crate::common::image::{Format, Image};
-use crate::common::run::{Outcome, exit, run, text, virtfold};
-use crate::common::scratch::Scratch;
+use crate::common::run::{exit, run, text, virtfold};
+use crate::retention::World;
 
-struct World {
-    scratch: Scratch,
-    place: PathBuf,
-}
-
-impl World {
-    fn new(label: &str) -> Self {
-        let scratch = Scratch::new(label);
-        let place = scratch.folder("backup");
-        Self { scratch, place }
-    }
-
-    fn virtfold(&self, args: &[&str]) -> Outcome {
-        run(virtfold(args).env("VIRTFOLD_STATE_DIR", self.scratch.join("state")))
-    }
-
-    /// A backup of an image that holds `byte`.
-    fn backup(&self, byte: u8) -> String {
-        let path = self.scratch.join("disk.raw");
-        fs::write(&path, vec![byte; 64 << 10]).unwrap();
-        let image = Image::new(path, Format::Raw);
-        self.virtfold(&backup_args(&image, text(&self.place), &["--label", "web"]))
-            .ok()
-            .last_line()
-            .to_owned()
-    }
+/// A backup of an image that holds `byte`.
+fn backup(world: &World, byte: u8) -> String {
+    world.backup(&world.image_of("disk.raw", byte), &["--label", "web"])
 }
 
 /// An older archive is copied over the newer one: a whole archive, sound, and not the one of that name.
 #[test]
 fn an_older_archive_under_a_newer_name_is_noticed_by_every_verb() {
     let world = World::new("replaced-older");
-    // Images are noted in a catalog that is there.
-    world.virtfold(&["list", "--remember", text(&world.place)]).ok();
-    let (old, new) = (world.backup(1), world.backup(2));
+    let (old, new) = (backup(&world, 1), backup(&world, 2));
     for verb in ["verify", "show"] {
         world.virtfold(&[verb, &new]).ok();
     }

@@ -10,13 +10,14 @@ use crate::common::image::{Format, Image};
 use crate::common::run::{Outcome, exit, run, text, tool, virtfold, wait_until};
 use crate::common::scratch::{Scratch, names};
 
-struct World {
-    scratch: Scratch,
-    place: PathBuf,
+/// A place for backups, and a catalog that knows them.
+pub(crate) struct World {
+    pub(crate) scratch: Scratch,
+    pub(crate) place: PathBuf,
 }
 
 impl World {
-    fn new(label: &str) -> Self {
+    pub(crate) fn new(label: &str) -> Self {
         let scratch = Scratch::new(label);
         let place = scratch.folder("backup");
         let world = Self { scratch, place };
@@ -26,17 +27,22 @@ impl World {
     }
 
     fn image(&self, name: &str) -> Image {
+        self.image_of(name, 7)
+    }
+
+    /// An image that holds `byte`.
+    pub(crate) fn image_of(&self, name: &str, byte: u8) -> Image {
         let path = self.scratch.join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(&path, vec![7; 64 << 10]).unwrap();
+        fs::write(&path, vec![byte; 64 << 10]).unwrap();
         Image::new(path, Format::Raw)
     }
 
-    fn virtfold(&self, args: &[&str]) -> Outcome {
+    pub(crate) fn virtfold(&self, args: &[&str]) -> Outcome {
         run(virtfold(args).env("VIRTFOLD_STATE_DIR", self.scratch.join("state")))
     }
 
-    fn backup(&self, image: &Image, more: &[&str]) -> String {
+    pub(crate) fn backup(&self, image: &Image, more: &[&str]) -> String {
         self.virtfold(&backup_args(image, text(&self.place), more)).ok().last_line().to_owned()
     }
 

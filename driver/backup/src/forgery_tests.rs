@@ -12,7 +12,7 @@ use crate::session::{BackupSession, ImageSpec, ImagesRequest};
 use crate::verify::{self, VerifyRequest};
 use virtfold_archive::crypt::{ArchiveFile, Identities};
 use virtfold_archive::end_record::{self, EndRecord};
-use virtfold_archive::index::{ArchiveIndex, ArchiveTail, Trust};
+use virtfold_archive::index::{ArchiveIndex, Trust};
 use virtfold_archive::sign::{ChainLink, SigningKey};
 use virtfold_archive::source::Source;
 use virtfold_archive::stream::{Compression, ReadAt};
@@ -186,13 +186,18 @@ fn forge(random: &mut Random, good: &[Archive], strange: &[Archive], evil: &Sign
     }
 }
 
+/// Takes what `key` has signed and nothing else.
+fn requiring(key: &SigningKey) -> TrustPolicy {
+    let line = AllowedSigners::line(key.host(), &key.public()).unwrap();
+    let signers = AllowedSigners::parse("signers", &line).unwrap();
+    TrustPolicy { signers, own: None, requirement: SignatureRequirement::Required }
+}
+
 #[test]
 fn none_of_a_thousand_forged_archives_is_taken_where_a_signature_is_required() {
     let folder = tempfile::tempdir().unwrap();
     let (web, evil) = (SigningKey::new("web").unwrap(), SigningKey::new("web").unwrap());
-    let line = AllowedSigners::line("web", &web.public()).unwrap();
-    let signers = AllowedSigners::parse("signers", &line).unwrap();
-    let policy = TrustPolicy { signers, own: None, requirement: SignatureRequirement::Required };
+    let policy = requiring(&web);
     let make = |byte, key: Option<&SigningKey>| {
         Archive::of(Archive::make(folder.path(), byte, key, Compression::None))
     };
@@ -213,7 +218,7 @@ fn none_of_a_thousand_forged_archives_is_taken_where_a_signature_is_required() {
     let taken = |bytes: &[u8]| -> Result<Option<[u8; 32]>> {
         let source = ArchiveFile::open(Arc::new(InMemory(Arc::new(bytes.to_vec()))), &Identities::default())?;
         let index = ArchiveIndex::open(&source, &crate::inspect::read_options(), Trust::Strict)?;
-        policy.admit("forged", index.tail().and_then(ArchiveTail::signature).as_ref())?;
+        policy.admit("forged", policy.judge_end(index.tail()))?;
         Ok(index.tail().map(|tail| tail.root))
     };
     for archive in &good {
@@ -252,9 +257,7 @@ fn a_restore_of_an_archive_that_is_not_authentic_makes_nothing() {
     use crate::restore::{RestoreRequest, Selection, VerifyMode};
     let folder = tempfile::tempdir().unwrap();
     let (web, evil) = (SigningKey::new("web").unwrap(), SigningKey::new("web").unwrap());
-    let line = AllowedSigners::line("web", &web.public()).unwrap();
-    let signers = AllowedSigners::parse("signers", &line).unwrap();
-    let trust = TrustPolicy { signers, own: None, requirement: SignatureRequirement::Required };
+    let trust = requiring(&web);
     let path = folder.path().join("archive.tar");
     for (key, is_taken) in [(Some(&web), true), (Some(&evil), false), (None, false)] {
         let bytes = Archive::make(folder.path(), 7, key, Compression::None);

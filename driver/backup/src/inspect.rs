@@ -4,6 +4,7 @@
 //! unfinished or damaged is named as that, never shown as a whole one.
 
 use std::cell::Cell;
+use std::fmt;
 use std::io::Read;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -43,6 +44,19 @@ pub enum ArchiveStatus {
     Unreadable,
     /// It is whole, and not the one that the catalog knows there.
     Replaced,
+}
+
+impl fmt::Display for ArchiveStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Complete => "complete",
+            Self::Incomplete => "incomplete",
+            Self::Damaged => "damaged",
+            Self::Encrypted => "encrypted",
+            Self::Unreadable => "unreadable",
+            Self::Replaced => "replaced",
+        })
+    }
 }
 
 /// What one look at an archive tells.

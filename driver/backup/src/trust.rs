@@ -10,6 +10,7 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use virtfold_archive::index::ArchiveTail;
 use virtfold_archive::sign::{AllowedSigners, ArchiveSignature, PublicKey};
 use virtfold_base::error::{Error, ErrorKind, Result};
 
@@ -93,27 +94,19 @@ impl TrustPolicy {
         }
     }
 
-    /// As [`TrustPolicy::judge`], and refuses what must not be taken.
-    ///
-    /// # Errors
-    /// Refused: a signature of a known host is required, and the archive has none.
-    pub fn admit(&self, archive: &str, signature: Option<&ArchiveSignature>) -> Result<Authenticity> {
-        self.admit_found(archive, self.judge(signature))
+    /// What an archive is worth by its end, as far as that can be read.
+    pub fn judge_end(&self, tail: Option<&ArchiveTail>) -> Authenticity {
+        match tail.filter(|tail| tail.is_sound()) {
+            Some(tail) => self.judge(tail.signature().as_ref()),
+            None => Authenticity::Unreadable,
+        }
     }
 
-    /// As [`TrustPolicy::admit`], of an archive whose end can't be read.
+    /// Refuses what must not be taken.
     ///
     /// # Errors
-    /// As there.
-    pub fn admit_unreadable(&self, archive: &str) -> Result<Authenticity> {
-        self.admit_found(archive, Authenticity::Unreadable)
-    }
-
-    /// As [`TrustPolicy::admit`], of what was judged before.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn admit_found(&self, archive: &str, found: Authenticity) -> Result<Authenticity> {
+    /// Refused: a signature of a known host is required, and `found` is none.
+    pub fn admit(&self, archive: &str, found: Authenticity) -> Result<Authenticity> {
         if found.is_authentic() || self.requirement == SignatureRequirement::Optional {
             return Ok(found);
         }
@@ -157,13 +150,13 @@ mod tests {
         let signers = AllowedSigners::parse("signers", &line).unwrap();
         let required =
             TrustPolicy { signers, own: Some(web.public()), requirement: SignatureRequirement::Required };
-        let good = required.admit("a.tar", Some(&signed(&web, "web"))).unwrap();
+        let good = required.admit("a.tar", required.judge(Some(&signed(&web, "web")))).unwrap();
         assert_eq!(good, Authenticity::Signed { host: "web".to_owned(), sequence: 3, by_this_host: true });
         for bad in [Some(signed(&db, "web")), Some(signed(&web, "db")), Some(signed(&db, "db")), None] {
-            let error = required.admit("a.tar", bad.as_ref()).unwrap_err();
+            let error = required.admit("a.tar", required.judge(bad.as_ref())).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Refused, "{bad:?}");
             let optional = TrustPolicy { requirement: SignatureRequirement::Optional, ..required.clone() };
-            assert!(!optional.admit("a.tar", bad.as_ref()).unwrap().is_authentic());
+            assert!(!optional.admit("a.tar", optional.judge(bad.as_ref())).unwrap().is_authentic());
         }
     }
 }

@@ -90,26 +90,14 @@ pub struct VerifyReport {
 pub fn run(request: &VerifyRequest, control: &Control) -> Result<VerifyReport> {
     let started = Instant::now();
     let source = ArchiveFile::salvage(medium::open(&request.archive)?, &request.identities)?;
-    let options = ReadOptions {
-        workers: request.workers,
-        cancel: Arc::clone(&control.cancel),
-        carrier: None,
-        archive_id: None,
-    };
+    let options = read_options(request, control);
     let mut report = VerifyReport {
         bytes: source.stored(),
         encrypted: source.is_encrypted(),
         ..VerifyReport::of(request)
     };
     match pass(&source, &options, control) {
-        Ok(sound) => {
-            report.authenticity = Some(request.trust.judge(sound.signature().as_ref()));
-            report.accept(&sound, &request.known);
-            // That it was replaced is noted in the catalog; a refusal notes nothing.
-            if report.replaced.is_none() {
-                request.trust.admit(&report.archive, sound.signature().as_ref())?;
-            }
-        }
+        Ok(sound) => report.accept(&sound, request)?,
         Err(error) if error.kind() == ErrorKind::Damaged || error.kind() == ErrorKind::Incomplete => {
             report.complete = error.kind() == ErrorKind::Damaged;
             report.faults.push(if source.is_encrypted() { sentence(&error) } else { error.to_string() });
@@ -132,12 +120,7 @@ pub fn run_from(request: &VerifyRequest, control: &Control, input: impl Read + S
     let name = request.archive.to_string();
     let bytes = AtomicU64::new(0);
     let counted = CountingReader { input, bytes: &bytes };
-    let options = ReadOptions {
-        workers: request.workers,
-        cancel: Arc::clone(&control.cancel),
-        carrier: None,
-        archive_id: None,
-    };
+    let options = read_options(request, control);
     let mut encrypted = false;
     let checked = DecryptingReader::open(counted, &name, &request.identities).and_then(|incoming| {
         encrypted = incoming.is_encrypted();
@@ -151,14 +134,7 @@ pub fn run_from(request: &VerifyRequest, control: &Control, input: impl Read + S
         ..VerifyReport::of(request)
     };
     match checked {
-        Ok(sound) => {
-            report.authenticity = Some(request.trust.judge(sound.signature().as_ref()));
-            report.accept(&sound, &request.known);
-            // That it was replaced is noted in the catalog; a refusal notes nothing.
-            if report.replaced.is_none() {
-                request.trust.admit(&report.archive, sound.signature().as_ref())?;
-            }
-        }
+        Ok(sound) => report.accept(&sound, request)?,
         Err(error) if matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Incomplete) => {
             report.complete = error.kind() == ErrorKind::Damaged;
             report.faults.push(sentence(&error));
@@ -166,6 +142,11 @@ pub fn run_from(request: &VerifyRequest, control: &Control, input: impl Read + S
         Err(error) => return Err(error),
     }
     Ok(report)
+}
+
+fn read_options(request: &VerifyRequest, control: &Control) -> ReadOptions {
+    let cancel = Arc::clone(&control.cancel);
+    ReadOptions { workers: request.workers, cancel, carrier: None, archive_id: None }
 }
 
 impl VerifyReport {
@@ -203,13 +184,21 @@ impl VerifyReport {
         Ok(())
     }
 
-    /// Every byte agrees with the root: then it is sound, if it is the archive that was written there.
-    fn accept(&mut self, archive: &VerifiedArchive, known: &KnownCopy) {
+    /// Every byte agrees with the root: then it is sound, if it is the archive that was written there. What
+    /// must not be taken is refused, unless it was replaced: that is noted in the catalog, and a refusal is
+    /// not.
+    fn accept(&mut self, archive: &VerifiedArchive, request: &VerifyRequest) -> Result<()> {
         (self.sound, self.id) = (true, Some(archive.head.archive));
         self.root = Some(root_text(archive.root));
         self.data = Some(archive.end.totals.dense);
         let (root, bytes, encrypted) = (self.root.clone(), Some(self.bytes), Some(self.encrypted));
-        self.judge(known, FoundArchive { id: self.id, root, bytes, encrypted });
+        self.judge(&request.known, FoundArchive { id: self.id, root, bytes, encrypted });
+        let authenticity = request.trust.judge(archive.signature().as_ref());
+        self.authenticity = Some(authenticity.clone());
+        if self.replaced.is_none() {
+            request.trust.admit(&self.archive, authenticity)?;
+        }
+        Ok(())
     }
 
     fn judge(&mut self, known: &KnownCopy, found: FoundArchive) {

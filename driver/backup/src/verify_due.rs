@@ -173,7 +173,7 @@ pub fn run(
                 done.record(&known, catalog, Timestamp::now())?;
                 read = read.saturating_add(copy.bytes.max(1));
                 let refused = match done.authenticity.clone().filter(|_| done.replaced.is_none()) {
-                    Some(found) => request.trust.admit_found(&copy.name, found).err(),
+                    Some(found) => request.trust.admit(&copy.name, found).err(),
                     None => None,
                 };
                 report.failed.extend(

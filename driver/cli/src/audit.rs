@@ -18,7 +18,6 @@ use super::encryption::IdentityArgs;
 use super::exit::ExitStatus;
 use super::output::say;
 use super::report::{JsonFlag, OutputFormat, StdoutUse, printable, result};
-use super::show;
 use super::trust;
 
 /// Tell which archives are authentic, and which are missing
@@ -131,7 +130,7 @@ fn archive_text(found: &AuditedArchive) -> String {
     let said = match &found.authenticity {
         Some(Authenticity::Signed { host, sequence, .. }) => format!("signed by {host}, number {sequence}"),
         Some(other) => other.to_string(),
-        None => show::status(found.status).to_owned(),
+        None => found.status.to_string(),
     };
     format!("  {said}: {}\n", printable(&found.archive))
 }

@@ -116,9 +116,9 @@ impl Shown {
 /// Runs the verb.
 pub(crate) fn run(args: &Args) -> Result<ExitStatus> {
     match &args.what {
-        KeyCommand::Show { config, json } => show(&config.load()?.trust, OutputFormat::from_flag(json)),
+        KeyCommand::Show { config, json } => show(&config.trust()?, OutputFormat::from_flag(json)),
         KeyCommand::New { host, force, config, json } => {
-            let trust = config.load()?.trust;
+            let trust = config.trust()?;
             let existing = if *force { Overwrite::Replace } else { Overwrite::Refuse };
             let made = new(&trust, host.as_deref(), existing)?;
             let mut text = format!("made '{}'\n{}", made.file.display(), made.text());
@@ -133,7 +133,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitStatus> {
             Ok(ExitStatus::Done)
         }
         KeyCommand::Trust { keys, config, json } => {
-            trust_keys(keys, &config.load()?.trust, OutputFormat::from_flag(json))
+            trust_keys(keys, &config.trust()?, OutputFormat::from_flag(json))
         }
     }
 }

@@ -6,10 +6,9 @@ use anyhow::Result;
 use jiff::Timestamp;
 use serde::Serialize;
 use uuid::Uuid;
-use virtfold_backup::destinations::{Destinations, ExpectedMount};
+use virtfold_backup::destinations::Destinations;
 use virtfold_backup::inspect::{ArchiveStatus, ArchiveSummary, ListedArchive};
 use virtfold_backup::known_copy::judge_all;
-use virtfold_backup::mount_check::{CheckedDirectory, MountRequirement, check};
 use virtfold_backup::retention::{self, CatalogFillReport};
 use virtfold_backup::trust::{Authenticity, TrustPolicy};
 use virtfold_base::error::sentence;
@@ -25,6 +24,7 @@ use super::destinations::Terminating;
 use super::domain::connection::StateFlag;
 use super::encryption::IdentityArgs;
 use super::exit::ExitStatus;
+use super::mount_check::{Mounted, expected};
 use super::output::say;
 use super::report::{JsonFlag, OutputFormat, StdoutUse, printable, result};
 use super::show;
@@ -96,11 +96,10 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
     args.identity.load()?;
     let terminating = Terminating::default();
     let mut destinations = terminating.one(&args.directory, &args.identity, Vec::new());
-    if let (Some(path), true) = (args.directory.path(), args.remember) {
+    if args.remember {
         let catalog = Catalog::open_existing(&args.state.path()?)?;
-        let directory = CheckedDirectory { path, medium: None, mounted: MountRequirement::SameAsFirstUse };
-        let found = check(&directory, catalog.as_ref(), &|_| destinations.mount(&args.directory))?;
-        destinations.expect_mounts(vec![found.map(|found| ExpectedMount::of(found, &directory))]);
+        let mount = expected(&args.directory, Mounted::AS_FIRST, &destinations, catalog.as_ref())?;
+        destinations.expect_mounts(vec![mount]);
     }
     let mut listed = destinations.list(&args.directory)?;
     let style = OutputFormat::from_flag(&args.json);
@@ -214,7 +213,7 @@ fn text(archives: &[ArchiveSummary], pins: &BTreeSet<Uuid>, policy: &TrustPolicy
         };
         text += &format!(
             "{created:<26} {:<10} {:>10} {capacity:>10} {disks:>5}  {}{}{}\n",
-            show::status(glance.status),
+            glance.status.to_string(),
             Human(glance.bytes).to_string(),
             printable(&glance.archive),
             if glance.head.as_ref().is_some_and(|head| pins.contains(&head.archive)) {

@@ -9,6 +9,7 @@ use virtfold_backup::mount_check::{CheckedDirectory, MountRequirement, check};
 use virtfold_base::error::{Error, IoContext};
 use virtfold_catalog::Catalog;
 use virtfold_config::{Config, Medium};
+use virtfold_medium::Location;
 
 /// What has to be mounted at the directories.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -41,7 +42,7 @@ impl MountArgs {
         config: &Config,
         catalog: Option<&Catalog>,
     ) -> Result<Vec<Option<ExpectedMount>>, Error> {
-        let one = |(index, place): (usize, &virtfold_medium::Location)| {
+        let one = |(index, place): (usize, &Location)| {
             let Some(path) = place.path() else { return Ok(None) };
             let known = of(config, path)?;
             let mounted =
@@ -53,9 +54,7 @@ impl MountArgs {
                     }
                 };
             let medium = self.medium.get(index).map(String::as_str).or(known.map(|(name, _)| name));
-            let directory = CheckedDirectory { path, medium, mounted };
-            let found = check(&directory, catalog, &|_| destinations.mount(place))?;
-            Ok(found.map(|found| ExpectedMount::of(found, &directory)))
+            expected(place, Mounted { medium, mounted }, destinations, catalog)
         };
         destinations.locations().iter().enumerate().map(one).collect()
     }
@@ -91,6 +90,35 @@ impl ExpectedArgs {
             medium: self.called.clone(),
         })
     }
+}
+
+/// What has to be mounted at a place.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mounted<'a> {
+    /// What the configuration calls the place.
+    pub(crate) medium: Option<&'a str>,
+    pub(crate) mounted: MountRequirement,
+}
+
+impl Mounted<'_> {
+    /// Of a place that the command line names: what was mounted at its first use.
+    pub(crate) const AS_FIRST: Self = Self { medium: None, mounted: MountRequirement::SameAsFirstUse };
+}
+
+/// Looks at a place, if it is a directory: what its process has to see there, where it has to see something.
+///
+/// # Errors
+/// Those of [`check`].
+pub(crate) fn expected(
+    place: &Location,
+    mounted: Mounted<'_>,
+    destinations: &Destinations<'_>,
+    catalog: Option<&Catalog>,
+) -> Result<Option<ExpectedMount>, Error> {
+    let Some(path) = place.path() else { return Ok(None) };
+    let directory = CheckedDirectory { path, medium: mounted.medium, mounted: mounted.mounted };
+    let found = check(&directory, catalog, &|_| destinations.mount(place))?;
+    Ok(found.map(|found| ExpectedMount::of(found, &directory)))
 }
 
 /// What the configuration says of a medium.

@@ -96,18 +96,6 @@ pub(crate) fn outcome(status: ArchiveStatus) -> ExitStatus {
     }
 }
 
-/// A status as people read it.
-pub(crate) fn status(status: ArchiveStatus) -> &'static str {
-    match status {
-        ArchiveStatus::Complete => "complete",
-        ArchiveStatus::Incomplete => "incomplete",
-        ArchiveStatus::Damaged => "damaged",
-        ArchiveStatus::Encrypted => "encrypted",
-        ArchiveStatus::Unreadable => "unreadable",
-        ArchiveStatus::Replaced => "replaced",
-    }
-}
-
 fn text(glance: &ArchiveSummary) -> String {
     let mut text = format!("archive    {}\n", printable(&glance.archive));
     let scope = if glance.status == ArchiveStatus::Complete {
@@ -115,7 +103,7 @@ fn text(glance: &ArchiveSummary) -> String {
     } else {
         ""
     };
-    text += &format!("status     {}{scope}\n", status(glance.status));
+    text += &format!("status     {}{scope}\n", glance.status);
     for fault in &glance.faults {
         let label = if glance.status == ArchiveStatus::Encrypted { "note" } else { "fault" };
         text += &format!("{label:<10} {}\n", printable(fault));

@@ -7,7 +7,6 @@ use anyhow::Result;
 use jiff::Timestamp;
 use virtfold_backup::destinations::Destinations;
 use virtfold_backup::metrics::{self, VerifyMetrics};
-use virtfold_backup::mount_check::{CheckedDirectory, MountRequirement, check};
 use virtfold_backup::verify_due::{self, DueReport, DueRequest, Share};
 use virtfold_backup::{Control, Progress};
 use virtfold_base::error::{Error, ErrorKind};
@@ -18,6 +17,7 @@ use super::Signals;
 use super::args;
 use super::destinations::Terminating;
 use super::exit::ExitStatus;
+use super::mount_check::{Mounted, expected};
 use super::output::say;
 use super::report::{OutputFormat, ProgressPrinter, StdoutUse, damage, printable, result};
 use super::trust;
@@ -86,10 +86,7 @@ pub(super) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
 
 /// What the catalog calls the place; a directory has to be mounted if it was at its first use.
 fn place(args: &Args, destinations: &Destinations<'_>, catalog: &Catalog) -> Result<String, Error> {
-    if let Some(path) = args.archive.path() {
-        let directory = CheckedDirectory { path, medium: None, mounted: MountRequirement::SameAsFirstUse };
-        check(&directory, Some(catalog), &|_| destinations.mount(&args.archive))?;
-    }
+    expected(&args.archive, Mounted::AS_FIRST, destinations, Some(catalog))?;
     destinations.name(&args.archive)
 }
 

@@ -95,10 +95,7 @@ fn restore_opened(
         Trust::Salvage => e.within(format!("nothing of '{name}' can be restored")),
     })?;
     expect_known(request, source, &index)?;
-    let authenticity = match index.tail().filter(|tail| tail.is_sound()) {
-        Some(tail) => request.trust.admit(&name, tail.signature().as_ref())?,
-        None => request.trust.admit_unreadable(&name)?,
-    };
+    let authenticity = request.trust.admit(&name, request.trust.judge_end(index.tail()))?;
     let specs = selected(request, index.head())?;
     for (_, spec) in &specs {
         refuse_source(source, spec)?;

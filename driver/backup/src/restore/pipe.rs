@@ -45,7 +45,7 @@ pub(super) fn restore(
     request.known.expect(name, &FoundArchive { id, root, encrypted, ..FoundArchive::default() })?;
     tell_zeros(name, end.padding + sound.padding);
     // Dropped, the targets are gone.
-    let authenticity = request.trust.admit(name, sound.signature().as_ref())?;
+    let authenticity = request.trust.admit(name, request.trust.judge(sound.signature().as_ref()))?;
     control.progress.enter("syncing", 0);
     for target in disks.targets.into_iter().flatten() {
         target.finish()?;

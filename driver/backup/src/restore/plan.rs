@@ -11,7 +11,7 @@ use super::{RestoreRequest, VerifyMode, expect_known, format_name, method_name, 
 use crate::known_copy::FoundArchive;
 use crate::{Control, inspect};
 use virtfold_archive::crypt::ArchiveFile;
-use virtfold_archive::index::{ArchiveIndex, ArchiveTail, Trust};
+use virtfold_archive::index::{ArchiveIndex, Trust};
 use virtfold_archive::manifest::Manifest;
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_hypervisor::host_files::HostFiles;
@@ -66,11 +66,7 @@ pub fn plan(request: &RestoreRequest, control: &Control, files: &dyn HostFiles) 
     };
     let index = ArchiveIndex::open(&source, &read_options(request, control), trust)?;
     expect_known(request, &source, &index)?;
-    let signature = index.tail().and_then(ArchiveTail::signature);
-    match index.tail() {
-        None => request.trust.admit_unreadable(&request.archive.to_string())?,
-        Some(_) => request.trust.admit(&request.archive.to_string(), signature.as_ref())?,
-    };
+    request.trust.admit(&request.archive.to_string(), request.trust.judge_end(index.tail()))?;
     make(request, index.head(), files)
 }
 

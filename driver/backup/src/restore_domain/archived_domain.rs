@@ -15,7 +15,7 @@ use crate::inspect::root_text;
 use crate::known_copy::FoundArchive;
 use crate::trust::Authenticity;
 use virtfold_archive::crypt::{ArchiveFile, DecryptingReader};
-use virtfold_archive::index::{ArchiveIndex, ArchiveTail, Trust};
+use virtfold_archive::index::{ArchiveIndex, Trust};
 use virtfold_archive::manifest::{BackupSubject, Manifest};
 use virtfold_archive::reader::{ArchiveReader, Visitor};
 use virtfold_archive::stream::{ReadOptions, read_pipe};
@@ -66,8 +66,7 @@ impl ArchivedDomain {
             encrypted: Some(source.is_encrypted()),
         };
         request.known.expect(&name, &found)?;
-        let signature = index.tail().and_then(ArchiveTail::signature);
-        let authenticity = request.trust.admit(&name, signature.as_ref())?;
+        let authenticity = request.trust.admit(&name, request.trust.judge_end(index.tail()))?;
         let attachments = index.attachments(&limit_of, TOTAL_LIMIT).map_err(cannot)?;
         Ok(Self { authenticity, found: Some(found), ..Self::new(&name, index.head().clone(), attachments)? })
     }

@@ -174,7 +174,6 @@ pub(super) fn mixed(
 
 #[cfg(test)]
 mod tests {
-    use super::super::policy::Authenticity;
     use super::*;
     use virtfold_catalog::Owner;
 
@@ -197,7 +196,7 @@ mod tests {
             standing: Prunable::Yes,
             encrypted: false,
             verified: None,
-            authenticity: Authenticity::NotChecked,
+            doubt: None,
             named: None,
         }
     }

@@ -33,8 +33,7 @@ mod survey;
 
 pub use self::groups::{HostIdentity, PathPolicy};
 pub use self::policy::{
-    Authenticity, KeepReason, KeepRule, KeepRules, Prunable, PruneCandidate, PruneDecision, VerifyStanding,
-    decide,
+    KeepReason, KeepRule, KeepRules, Prunable, PruneCandidate, PruneDecision, VerifyStanding, decide,
 };
 pub use self::prune::{KeepPolicy, KeepPolicyOf, PruneRequest, prune};
 pub use self::report::{GroupReport, PruneAction, PruneEntry, PruneFailure, PruneReport};

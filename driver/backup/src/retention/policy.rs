@@ -146,8 +146,8 @@ pub struct PruneCandidate {
     pub encrypted: bool,
     /// Whether it was verified.
     pub verified: VerifyStanding,
-    /// Whether it is known to be of who it says.
-    pub authenticity: Authenticity,
+    /// Why it is not known to be of who it says, where that is asked for.
+    pub doubt: Option<String>,
     /// What may be done with it.
     pub standing: Prunable,
 }
@@ -161,17 +161,6 @@ pub enum VerifyStanding {
     Unverified,
     /// It never was, though an older one was: nobody knows whether it is as good as that.
     Overdue,
-}
-
-/// Whether a backup is known to be of the host that it names.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Authenticity {
-    /// Nothing was asked for.
-    NotChecked,
-    /// It is.
-    Authentic,
-    /// It is not, for this reason.
-    Doubtful(String),
 }
 
 /// What may be done with an archive.
@@ -294,11 +283,11 @@ pub fn decide(
 
 /// Why a backup stays without being counted; nothing where the rules decide.
 fn uncounted(backup: &PruneCandidate, now: Timestamp) -> Option<KeepReason> {
-    match (&backup.standing, &backup.authenticity) {
+    match (&backup.standing, &backup.doubt) {
         (Prunable::No(why) | Prunable::Unreadable(why), _) => Some(KeepReason::NotOurs(why.clone())),
         (Prunable::NotRecorded, _) => Some(KeepReason::NotOurs("not in the catalog".to_owned())),
-        (Prunable::Yes, Authenticity::Doubtful(why)) => Some(KeepReason::NotOurs(why.clone())),
-        (Prunable::Yes, _) => (backup.created > now).then_some(KeepReason::Future),
+        (Prunable::Yes, Some(why)) => Some(KeepReason::NotOurs(why.clone())),
+        (Prunable::Yes, None) => (backup.created > now).then_some(KeepReason::Future),
     }
 }
 

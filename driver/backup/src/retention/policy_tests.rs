@@ -28,7 +28,7 @@ fn whole(id: u128, created: Timestamp, parent: Option<u128>) -> PruneCandidate {
         pinned: false,
         encrypted: false,
         verified: VerifyStanding::Unverified,
-        authenticity: Authenticity::NotChecked,
+        doubt: None,
         standing: Prunable::Yes,
     }
 }
@@ -62,14 +62,14 @@ const ONE: KeepRules = KeepRules {
 /// Anybody can put such archives there: they stay, and change nothing for the others.
 #[test]
 fn what_is_not_recorded_or_not_authentic_pushes_nothing_out() {
-    for (standing, authenticity, why) in [
-        (Prunable::NotRecorded, Authenticity::NotChecked, "not in the catalog"),
-        (Prunable::Yes, Authenticity::Doubtful("unsigned".into()), "unsigned"),
-        (Prunable::No("failed its verification".into()), Authenticity::Authentic, "failed its verification"),
+    for (standing, doubt, why) in [
+        (Prunable::NotRecorded, None, "not in the catalog"),
+        (Prunable::Yes, Some("unsigned".to_owned()), "unsigned"),
+        (Prunable::No("failed its verification".into()), None, "failed its verification"),
     ] {
         let backups = days(|day, backup| {
             if day >= 3 {
-                (backup.standing, backup.authenticity) = (standing.clone(), authenticity.clone());
+                (backup.standing, backup.doubt) = (standing.clone(), doubt.clone());
             }
         });
         let verdicts = utc(&backups, &ONE);
@@ -301,16 +301,12 @@ fn backups() -> impl Strategy<Value = Vec<PruneCandidate>> {
                 1 => VerifyStanding::Unverified,
                 _ => VerifyStanding::Overdue,
             };
-            let authenticity = match kind {
-                13 => Authenticity::Doubtful("unsigned".into()),
-                14 => Authenticity::Authentic,
-                _ => Authenticity::NotChecked,
-            };
+            let doubt = (kind == 13).then(|| "unsigned".to_owned());
             // Some are from the future.
             let created = at(NOW + spread - step * spread / 500 * 4);
             let parent = parent.filter(|_| kind % 2 == 0);
             let encrypted = kind % 5 < 2;
-            PruneCandidate { standing, verified, authenticity, encrypted, ..whole(index, created, parent) }
+            PruneCandidate { standing, verified, doubt, encrypted, ..whole(index, created, parent) }
         };
         (0u128..).zip(list).map(make).collect()
     })
@@ -318,7 +314,7 @@ fn backups() -> impl Strategy<Value = Vec<PruneCandidate>> {
 
 /// Whether the rules decide on it.
 fn counts(backup: &PruneCandidate) -> bool {
-    let doubtful = matches!(backup.authenticity, Authenticity::Doubtful(_));
+    let doubtful = backup.doubt.is_some();
     backup.standing == Prunable::Yes && !doubtful && backup.created <= now()
 }
 

@@ -284,7 +284,7 @@ fn backup(found: &SurveyedArchive, known: &GroupKnowledge<'_>) -> PruneCandidate
         pinned: id.is_some_and(|id| known.pinned.contains(&id)),
         encrypted: found.encrypted,
         verified: verify_standing(found, known.since),
-        authenticity: found.authenticity.clone(),
+        doubt: found.doubt.clone(),
         created: created(found).unwrap_or(Timestamp::MAX),
         parent: found.facts.as_ref().and_then(|facts| facts.parent),
         standing: found.standing.clone(),

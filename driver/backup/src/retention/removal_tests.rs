@@ -1,6 +1,5 @@
 //! What a prune removes, in which order, and what it keeps where a removal fails.
 
-use super::super::policy::Authenticity;
 use super::super::survey::ArchiveFacts;
 use super::*;
 
@@ -26,7 +25,7 @@ fn what_can_t_be_removed_keeps_what_it_rests_on_and_the_others_go() {
             standing: Prunable::Yes,
             encrypted: false,
             verified: None,
-            authenticity: Authenticity::NotChecked,
+            doubt: None,
             named: None,
         };
         DecidedArchive { found, verdict: PruneDecision::Remove }
@@ -81,7 +80,7 @@ fn a_medium_that_does_not_answer_is_asked_once() {
             standing: Prunable::Yes,
             encrypted: false,
             verified: None,
-            authenticity: Authenticity::NotChecked,
+            doubt: None,
             named: None,
         };
         let archives = vec![DecidedArchive { found, verdict: PruneDecision::Remove }];

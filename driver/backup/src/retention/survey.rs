@@ -7,13 +7,13 @@
 //!
 //! Imports: see the room.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::policy::{Authenticity, Prunable};
+use super::policy::Prunable;
 use crate::destinations::Destinations;
 use crate::inspect::{ArchiveStatus, ArchiveSummary, ListedArchive};
 use crate::known_copy::judge_all;
@@ -41,8 +41,8 @@ pub(super) struct SurveyedArchive {
     pub(super) encrypted: bool,
     /// What its last verification came to.
     pub(super) verified: Option<Verification>,
-    /// Whether it is of who it says.
-    pub(super) authenticity: Authenticity,
+    /// Why it is not known to be of who it says, where that is asked for.
+    pub(super) doubt: Option<String>,
     /// What its name says, where it is one that virtfold gives.
     pub(super) named: Option<ParsedName>,
 }
@@ -193,23 +193,18 @@ fn found(
         standing,
         encrypted: summary.encrypted,
         verified,
-        authenticity: authenticity(&summary, trust),
+        doubt: doubt(&summary, trust),
         named,
     })
 }
 
-/// Whether an archive is of who it says. Of one that no identity opens nobody can say; what is unsigned is
-/// doubtful where signatures are required.
-fn authenticity(summary: &ArchiveSummary, trust: &TrustPolicy) -> Authenticity {
-    if summary.status != ArchiveStatus::Complete {
-        return Authenticity::NotChecked;
-    }
-    let found = trust.judge(summary.signature.as_ref());
-    match trust.requirement {
-        _ if found.is_authentic() => Authenticity::Authentic,
-        SignatureRequirement::Optional => Authenticity::NotChecked,
-        SignatureRequirement::Required => Authenticity::Doubtful(found.to_string()),
-    }
+/// Why an archive is not known to be of who it says, where signatures are required. Of one that no identity
+/// opens nobody can say.
+fn doubt(summary: &ArchiveSummary, trust: &TrustPolicy) -> Option<String> {
+    let is_asked = trust.requirement == SignatureRequirement::Required;
+    let found = (is_asked && summary.status == ArchiveStatus::Complete)
+        .then(|| trust.judge(summary.signature.as_ref()))?;
+    (!found.is_authentic()).then(|| found.to_string())
 }
 
 /// Whether the catalog knows an archive: under its name, where it was compared already, or as a copy of one
@@ -244,16 +239,12 @@ fn name_fits(listed: &ListedArchive, facts: &ArchiveFacts, named: Option<&Parsed
 }
 
 fn words(glance: &ArchiveSummary) -> String {
-    let status = match glance.status {
-        ArchiveStatus::Complete => "complete",
-        ArchiveStatus::Incomplete => "incomplete",
-        ArchiveStatus::Damaged => "damaged",
-        ArchiveStatus::Encrypted => "encrypted",
-        ArchiveStatus::Unreadable => "unreadable",
+    match (glance.status, glance.faults.first()) {
         // Its fault says so.
-        ArchiveStatus::Replaced => return glance.faults.join("; "),
-    };
-    glance.faults.first().map_or_else(|| status.to_owned(), |fault| format!("{status}: {fault}"))
+        (ArchiveStatus::Replaced, _) => glance.faults.join("; "),
+        (status, Some(fault)) => format!("{status}: {fault}"),
+        (status, None) => status.to_string(),
+    }
 }
 
 /// Whether an archive that can't be opened is the one that the catalog knows under its name. Another size is
@@ -301,10 +292,10 @@ pub fn fill_catalog(
     judge_all(catalog, place, listed)?;
     let mut copies = Vec::new();
     let (mut unread, mut replaced) = (0, 0);
-    let mut seen = Vec::new();
+    let mut seen = BTreeSet::new();
     for ListedArchive { stored, name, summary: glance, .. } in &*listed {
         let name = name.clone().ok_or_else(|| no_name(&stored.location))?;
-        seen.push(name.clone());
+        seen.insert(name.clone());
         match (&glance.head, glance.status) {
             (Some(head), ArchiveStatus::Complete) => {
                 let (bytes, root) = (glance.bytes, glance.root.clone());
@@ -441,15 +432,15 @@ mod tests {
         let (optional, required) = (SignatureRequirement::Optional, SignatureRequirement::Required);
         let (whole, nobody) = (ArchiveStatus::Complete, AllowedSigners::default());
         let judged = |signers: &AllowedSigners, requirement, status, signature: &Option<ArchiveSignature>| {
-            authenticity(&summary(status, signature.clone()), &policy(signers, requirement))
+            doubt(&summary(status, signature.clone()), &policy(signers, requirement))
         };
-        assert_eq!(judged(&known, required, whole, &signature), Authenticity::Authentic);
-        assert_eq!(judged(&known, optional, whole, &signature), Authenticity::Authentic);
-        assert!(matches!(judged(&nobody, required, whole, &signature), Authenticity::Doubtful(_)));
-        assert_eq!(judged(&known, required, whole, &None), Authenticity::Doubtful("unsigned".to_owned()));
-        assert_eq!(judged(&known, optional, whole, &None), Authenticity::NotChecked);
+        assert_eq!(judged(&known, required, whole, &signature), None);
+        assert_eq!(judged(&known, optional, whole, &signature), None);
+        assert!(judged(&nobody, required, whole, &signature).is_some());
+        assert_eq!(judged(&known, required, whole, &None), Some("unsigned".to_owned()));
+        assert_eq!(judged(&known, optional, whole, &None), None);
         // Encrypted, and not opened: the catalog knows it.
-        assert_eq!(judged(&known, required, ArchiveStatus::Encrypted, &None), Authenticity::NotChecked);
+        assert_eq!(judged(&known, required, ArchiveStatus::Encrypted, &None), None);
     }
 
     #[test]

@@ -3,16 +3,13 @@
 mod jobs;
 mod text;
 
-use std::path::Path;
-
 use anyhow::Result;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde::Serialize;
 use virtfold_backup::RunMode;
-use virtfold_backup::destinations::ExpectedMount;
 use virtfold_backup::host_identity;
-use virtfold_backup::mount_check::{self, CheckedDirectory, MountRequirement};
+use virtfold_backup::mount_check::MountRequirement;
 use virtfold_backup::retention::{
     self, HostIdentity, KeepPolicy, KeepPolicyOf, KeepRules, PathPolicy, PruneReport, PruneRequest,
 };
@@ -28,6 +25,7 @@ use super::destinations::Terminating;
 use super::domain::connection::StateFlag;
 use super::encryption::IdentityArgs;
 use super::exit::ExitStatus;
+use super::mount_check::{Mounted, expected};
 use super::output::say;
 use super::report::{JsonFlag, OutputFormat, StdoutUse, printable, result};
 use super::trust;
@@ -204,13 +202,9 @@ impl PruneContext<'_> {
     fn prune(&self, target: &Target<'_>, wanted: &KeepPolicyOf<'_>) -> Result<PruneReport, Error> {
         let Target { place, medium, mounted, ref environment } = *target;
         let mut destinations = self.terminating.one(place, &self.args.identity, environment.clone());
-        if let Some(path) = place.path() {
-            // What is not mounted is not gone.
-            let directory = CheckedDirectory { path, medium, mounted };
-            let look = &|_: &Path| destinations.mount(place);
-            let found = mount_check::check(&directory, self.catalog.as_ref(), look)?;
-            destinations.expect_mounts(vec![found.map(|found| ExpectedMount::of(found, &directory))]);
-        }
+        // What is not mounted is not gone.
+        let mount = expected(place, Mounted { medium, mounted }, &destinations, self.catalog.as_ref())?;
+        destinations.expect_mounts(vec![mount]);
         let request = PruneRequest {
             place,
             destinations: &destinations,
