@@ -29,6 +29,7 @@ mod replaced;
 mod retention;
 mod second_readers;
 mod signals;
+mod signatures;
 mod sources;
 mod targets;
 mod trailing_bytes;

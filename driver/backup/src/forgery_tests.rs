@@ -7,6 +7,7 @@ use super::*;
 use crate::Control;
 use crate::destinations::Destinations;
 use crate::options::BackupOptions;
+use crate::restore::{RestoreRequest, Selection, VerifyMode};
 use crate::resume::StateDirectories;
 use crate::session::{BackupSession, ImageSpec, ImagesRequest};
 use crate::verify::{self, VerifyRequest};
@@ -77,8 +78,17 @@ impl Archive {
         key: Option<&SigningKey>,
         compression: Compression,
     ) -> Vec<u8> {
+        Self::make_of(folder, &vec![byte; 16 << 10], key, compression)
+    }
+
+    fn make_of(
+        folder: &std::path::Path,
+        disk: &[u8],
+        key: Option<&SigningKey>,
+        compression: Compression,
+    ) -> Vec<u8> {
         let path = folder.join("a.raw");
-        std::fs::write(&path, vec![byte; 16 << 10]).unwrap();
+        std::fs::write(&path, disk).unwrap();
         let image = ImageSpec { path, format: Format::Raw, target: "vda".to_owned() };
         let signing_key = key.map(|key| Arc::new(key.clone()));
         let options = BackupOptions { compression, signing_key, workers: 1, ..BackupOptions::default() };
@@ -193,6 +203,27 @@ fn requiring(key: &SigningKey) -> TrustPolicy {
     TrustPolicy { signers, own: None, requirement: SignatureRequirement::Required }
 }
 
+fn restoring(
+    archive: &Location,
+    out: &std::path::Path,
+    checking: VerifyMode,
+    trust: TrustPolicy,
+) -> RestoreRequest {
+    RestoreRequest {
+        archive: archive.clone(),
+        identities: Identities::default(),
+        selection: Selection::All(out.to_owned()),
+        format: None,
+        method: crate::target::Method::Rewrite,
+        cluster_size: None,
+        existing: virtfold_base::partial_file::Overwrite::Refuse,
+        checking,
+        trust,
+        workers: 1,
+        known: Default::default(),
+    }
+}
+
 #[test]
 fn none_of_a_thousand_forged_archives_is_taken_where_a_signature_is_required() {
     let folder = tempfile::tempdir().unwrap();
@@ -254,7 +285,6 @@ fn none_of_a_thousand_forged_archives_is_taken_where_a_signature_is_required() {
 /// By whatever way it comes, an archive that is refused has made nothing.
 #[test]
 fn a_restore_of_an_archive_that_is_not_authentic_makes_nothing() {
-    use crate::restore::{RestoreRequest, Selection, VerifyMode};
     let folder = tempfile::tempdir().unwrap();
     let (web, evil) = (SigningKey::new("web").unwrap(), SigningKey::new("web").unwrap());
     let trust = requiring(&web);
@@ -269,19 +299,7 @@ fn a_restore_of_an_archive_that_is_not_authentic_makes_nothing() {
             (Location::Pipe, VerifyMode::Partial),
         ] {
             let out = tempfile::tempdir().unwrap();
-            let request = RestoreRequest {
-                archive: archive.clone(),
-                identities: Identities::default(),
-                selection: Selection::All(out.path().to_owned()),
-                format: None,
-                method: crate::target::Method::Rewrite,
-                cluster_size: None,
-                existing: virtfold_base::partial_file::Overwrite::Refuse,
-                checking,
-                trust: trust.clone(),
-                workers: 1,
-                known: Default::default(),
-            };
+            let request = restoring(&archive, out.path(), checking, trust.clone());
             let restored = match archive {
                 Location::Pipe => crate::restore::run_from(&request, &Control::default(), bytes.as_slice()),
                 _ => crate::restore::run(&request, &Control::default()),
@@ -304,7 +322,6 @@ fn a_restore_of_an_archive_that_is_not_authentic_makes_nothing() {
 /// A signature that is damaged is said to be that, by a restore of what is left, too.
 #[test]
 fn a_damaged_signature_is_never_no_signature() {
-    use crate::restore::{RestoreRequest, Selection, VerifyMode};
     let folder = tempfile::tempdir().unwrap();
     let web = SigningKey::new("web").unwrap();
     let mut bytes = Archive::make(folder.path(), 7, Some(&web), Compression::None);
@@ -312,19 +329,8 @@ fn a_damaged_signature_is_never_no_signature() {
     bytes[at] ^= 1;
     for requirement in [SignatureRequirement::Optional, SignatureRequirement::Required] {
         let out = tempfile::tempdir().unwrap();
-        let request = RestoreRequest {
-            archive: Location::Pipe,
-            identities: Identities::default(),
-            selection: Selection::All(out.path().to_owned()),
-            format: None,
-            method: crate::target::Method::Rewrite,
-            cluster_size: None,
-            existing: virtfold_base::partial_file::Overwrite::Refuse,
-            checking: VerifyMode::Partial,
-            trust: TrustPolicy { requirement, ..TrustPolicy::default() },
-            workers: 1,
-            known: Default::default(),
-        };
+        let trust = TrustPolicy { requirement, ..TrustPolicy::default() };
+        let request = restoring(&Location::Pipe, out.path(), VerifyMode::Partial, trust);
         let restored = crate::restore::run_from(&request, &Control::default(), bytes.as_slice());
         match requirement {
             SignatureRequirement::Optional => {
@@ -335,4 +341,68 @@ fn a_damaged_signature_is_never_no_signature() {
             SignatureRequirement::Required => assert_eq!(restored.unwrap_err().kind(), ErrorKind::Refused),
         }
     }
+}
+
+/// A frame of a framed archive (FORMAT.md, "Framed").
+struct Frame {
+    range: std::ops::Range<usize>,
+    number: u64,
+    at: u64,
+}
+
+fn frames(bytes: &[u8]) -> Vec<Frame> {
+    let field = |at: usize, len| bytes[at..at + len].iter().rev().fold(0u64, |n, b| n << 8 | u64::from(*b));
+    let mut found = Vec::new();
+    let mut at = 0;
+    while bytes[at + 8..].starts_with(b"VIRTFOLD") {
+        let end = at + 100 + usize::try_from(field(at + 56, 4)).unwrap();
+        found.push(Frame { range: at..end, number: field(at + 36, 8), at: field(at + 44, 8) });
+        at = end;
+    }
+    found
+}
+
+/// Frames vouch for their bytes, and nobody for where they say that those belong but the digests' order: an
+/// archive that a host signed is framed anew, some of its chunks a block further on.
+#[test]
+fn signed_bytes_go_nowhere_but_to_their_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let web = SigningKey::new("web").unwrap();
+    let mut random = Random(4);
+    let disk: Vec<u8> = (0..8 << 20).map(|_| u8::try_from(random.below(256)).unwrap()).collect();
+    let good = Archive::make_of(folder.path(), &disk, Some(&web), Compression::Zstd { level: 1 });
+    let mut forged = Vec::new();
+    for Frame { range, number, at } in frames(&good) {
+        let mut frame = good[range].to_vec();
+        let mut forge = |number: u64, at: u64| {
+            frame[36..44].copy_from_slice(&number.to_le_bytes());
+            frame[44..52].copy_from_slice(&at.to_le_bytes());
+            let sum = crc32c::crc32c(&frame[..96]);
+            frame[96..100].copy_from_slice(&sum.to_le_bytes());
+        };
+        match at >> 20 {
+            0 | 1 => {}
+            // The first of them as if a frame of a block were missing before it.
+            2..5 => forge(number + 1, at + 512),
+            // What is moved leaves no room for the next one.
+            5 => continue,
+            _ => forge(number + 1, at),
+        }
+        forged.extend(frame);
+    }
+    let path = folder.path().join("forged.tar.zst");
+    std::fs::write(&path, forged).unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let request = restoring(&Location::Path(path), out.path(), VerifyMode::Partial, requiring(&web));
+    let report = crate::restore::run(&request, &Control::default()).unwrap();
+    assert!(report.authenticity.is_authentic(), "its end is the host's");
+    let restored = std::fs::read(out.path().join("vda.raw")).unwrap();
+    let mut expected = disk.clone();
+    for lost in &report.damage {
+        let range = usize::try_from(lost.start).unwrap()..usize::try_from(lost.start + lost.length).unwrap();
+        expected[range].fill(0);
+    }
+    let lost: u64 = report.damage.iter().map(|lost| lost.length).sum();
+    assert!(restored == expected, "bytes are where they do not belong");
+    assert!(lost > 3 << 20 && lost < 5 << 20, "{lost} bytes are lost");
 }
