@@ -237,6 +237,8 @@ fn head(disk: &FoldedDisk, compression: Compression) -> Manifest {
             allocated: disk.allocation.allocated(),
             dense_length: disk.table.dense_len(),
             runs: disk.table.len(),
+            digest_block: None,
+            changes: None,
         }],
     }
 }
@@ -265,7 +267,8 @@ fn write_failing(
         progress: Arc::default(),
     };
     let disks: Vec<&dyn DiskTables> = vec![disk];
-    let contents = ArchiveContents { head: &head, attachments: &[], disks, data: &data, seal: None };
+    let contents =
+        ArchiveContents { head: &head, attachments: &[], disks, data: &data, blocks: &[], seal: None };
     let mut medium = Box::new(FileMedium::create(archive)?);
     write_archive(&contents, medium.as_mut(), &options)?;
     medium.finish()?;

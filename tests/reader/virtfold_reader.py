@@ -436,10 +436,11 @@ class Archive:
         wanted.append("recovery/virtfold.json")
         for disk in head["disks"]:
             wanted += [f"recovery/{disk['target']}.map"] + [f"recovery/{disk['target']}.allocation.csv"] * incremental
+        wanted += [disk["target"] + ".blocks" for disk in head["disks"] if disk.get("digest_block") is not None]
         tail = ["virtfold.digests", "virtfold.end.json"] + ["virtfold.end.json.sig"] * any(m.name == "virtfold.end.json.sig" for m in self.members)
         wanted += tail
         reserved = re.compile(r"(virtfold\.json|virtfold\.digests|virtfold\.end\.json|virtfold\.end\.json\.sig|recovery/virtfold\.json"
-                              r"|[A-Za-z0-9_-]{1,32}(\.raw|\.allocation\.csv)|recovery/[A-Za-z0-9_-]{1,32}(\.map|\.allocation\.csv))\Z")
+                              r"|[A-Za-z0-9_-]{1,32}(\.raw|\.allocation\.csv|\.blocks)|recovery/[A-Za-z0-9_-]{1,32}(\.map|\.allocation\.csv))\Z")
         others = [member.name for member in self.members if not reserved.match(member.name)]
         ordered = [member.name for member in self.members if reserved.match(member.name)]
         demand(ordered == wanted, f"its members are {ordered} and should be {wanted}")
@@ -479,6 +480,18 @@ class Archive:
         again, used = parse_map(copy[len(first):], disk)
         demand(again == runs and len(first) + used == len(copy), f"the copies of the map of {target} differ")
         self.runs[target] = (runs, dense_at)
+        if disk.get("digest_block") is not None:
+            self.check_blocks(disk, by_name[target + ".blocks"], dense_at, dense)
+
+    def check_blocks(self, disk, member, dense_at, dense):
+        block, listed = disk["digest_block"], self.content(member)
+        demand(block in [4096 << n for n in range(5)] and block <= disk["block_size"], f"{member.name} is of impossible blocks")
+        count = -(-dense // block)
+        demand(len(listed) == 32 * count, f"{member.name} has not one digest for each block")
+        # Two are enough of a reader this slow: the first, and the last, which may be short.
+        for number in {0, count - 1} if count else ():
+            piece = self.stream[dense_at + number * block:dense_at + min((number + 1) * block, dense)]
+            demand(blake3(piece) == listed[32 * number:32 * number + 32], f"digest {number} of {member.name} is another")
 
     def check_tail(self, end, budget):
         digests, record = self.by_name["virtfold.digests"], self.by_name["virtfold.end.json"]

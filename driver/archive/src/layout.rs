@@ -1,7 +1,7 @@
 //! What an archive's members are called and in which order they come.
 //!
-//! Order: the head; for each disk its allocation table and its bytes; the recovery copies; digests, end
-//! record and, of a signed archive, its signature. Members with other names (the domain's XML, its NVRAM) may
+//! Order: the head; for each disk its allocation table and its bytes; the recovery copies; the digests of the
+//! disks' blocks; digests, end record and, of a signed archive, its signature. Members with other names (the domain's XML, its NVRAM) may
 //! stand anywhere behind the head and before the digests. All of a disk's bytes lie before the recovery
 //! copies: FORMAT.md shows why that matters.
 //!
@@ -35,6 +35,7 @@ pub const MAX_OTHERS: usize = 4096;
 const DISK: &str = ".raw";
 const ALLOCATION: &str = ".allocation.csv";
 const MAP: &str = ".map";
+const BLOCKS: &str = ".blocks";
 const RECOVERY: &str = "recovery/";
 
 /// What a backup holds.
@@ -62,6 +63,8 @@ pub enum MemberRole<'a> {
     RecoveryMap(&'a str),
     /// `recovery/TARGET.allocation.csv`, in incremental archives.
     RecoveryAllocation(&'a str),
+    /// `TARGET.blocks`, of a disk whose blocks have digests.
+    Blocks(&'a str),
     /// `virtfold.digests`.
     Digests,
     /// `virtfold.end.json`.
@@ -93,6 +96,7 @@ impl<'a> MemberRole<'a> {
         target(name, DISK)
             .map(Self::Disk)
             .or_else(|| target(name, ALLOCATION).map(Self::Allocation))
+            .or_else(|| target(name, BLOCKS).map(Self::Blocks))
             .unwrap_or(Self::Other)
     }
 }
@@ -171,6 +175,23 @@ pub fn recovery_allocation_name(target: &str) -> Result<String> {
     named(RECOVERY, target, ALLOCATION)
 }
 
+/// `TARGET.blocks`.
+///
+/// # Errors
+/// As [`check_target`].
+pub fn blocks_name(target: &str) -> Result<String> {
+    named("", target, BLOCKS)
+}
+
+/// A disk as the order of members has it.
+#[derive(Clone, Copy, Debug)]
+pub struct DiskMembers<'a> {
+    /// Its name.
+    pub target: &'a str,
+    /// Whether its blocks have digests.
+    pub has_blocks: bool,
+}
+
 /// Holds the members of an archive against the order they must have.
 #[derive(Clone, Debug)]
 pub struct MemberOrder {
@@ -183,21 +204,24 @@ pub struct MemberOrder {
 }
 
 impl MemberOrder {
-    /// The order for disks `targets`, which are those of the head, in its order.
+    /// The order for these disks, which are those of the head, in its order.
     ///
     /// # Errors
     /// As [`check_target`].
-    pub fn new<'a>(targets: impl IntoIterator<Item = &'a str> + Clone, kind: BackupKind) -> Result<Self> {
+    pub fn new(disks: &[DiskMembers<'_>], kind: BackupKind) -> Result<Self> {
         let mut names = vec![HEAD.to_owned()];
-        for target in targets.clone() {
-            names.extend([allocation_name(target)?, disk_name(target)?]);
+        for disk in disks {
+            names.extend([allocation_name(disk.target)?, disk_name(disk.target)?]);
         }
         names.push(RECOVERY_HEAD.to_owned());
-        for target in targets {
-            names.push(recovery_map_name(target)?);
+        for disk in disks {
+            names.push(recovery_map_name(disk.target)?);
             if kind == BackupKind::Incremental {
-                names.push(recovery_allocation_name(target)?);
+                names.push(recovery_allocation_name(disk.target)?);
             }
+        }
+        for disk in disks.iter().filter(|disk| disk.has_blocks) {
+            names.push(blocks_name(disk.target)?);
         }
         names.extend([DIGESTS.to_owned(), END.to_owned()]);
         Ok(Self { names, next: 0, is_signed: false, others: BTreeSet::new() })

@@ -79,6 +79,8 @@ impl TestDisk {
             allocated: shape.dense_len(),
             dense_length: shape.dense_len(),
             runs: shape.runs(),
+            digest_block: None,
+            changes: None,
         }
     }
 }

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::allocation_csv::CsvParser;
 use super::end_record::{self, DigestsParser, EndRecord, MAX_LEN, RootHasher};
-use super::layout::{self, BackupKind, Layout, MemberOrder, MemberRole};
+use super::layout::{self, BackupKind, DiskMembers, Layout, MemberOrder, MemberRole};
 use super::layout_fixture::{Made, TIME, TestDisk, digests, make, make_signed, pieces};
 use super::manifest::Manifest;
 use super::recovery::RecoveryParser;
@@ -13,6 +13,10 @@ use super::sparse_parser::{MapLocation, MapParser};
 use super::tar_parser::{Event, Member, MemberParser};
 use virtfold_base::error::{ErrorKind, Result};
 use virtfold_base::units::StreamOffset;
+
+fn plain(target: &str) -> DiskMembers<'_> {
+    DiskMembers { target, has_blocks: false }
+}
 
 fn disks() -> Vec<TestDisk> {
     vec![
@@ -56,7 +60,7 @@ fn every_member_says_what_was_put_in() {
     let made = make(&disks, "domain.xml");
     let members = read(&made.bytes);
     let head = Manifest::parse(&members[0].1).unwrap();
-    let mut order = MemberOrder::new(head.disks.iter().map(|disk| disk.target.as_str()), head.kind).unwrap();
+    let mut order = head.member_order().unwrap();
     for (member, content) in &members {
         order.take(&member.name).unwrap();
         let disk = |target: &str| disks.iter().find(|disk| disk.target == target).unwrap();
@@ -104,11 +108,7 @@ fn every_member_says_what_was_put_in() {
                 let parsed = EndRecord::parse(content, member.content_at).unwrap();
                 assert_eq!(parsed, (made.end.clone(), made.root));
             }
-            MemberRole::Head
-            | MemberRole::Digests
-            | MemberRole::Signature
-            | MemberRole::RecoveryAllocation(_)
-            | MemberRole::Other => {}
+            _ => {}
         }
     }
     assert!(order.is_complete());
@@ -309,6 +309,7 @@ fn names_have_roles_and_an_order() {
         ("recovery/virtfold.json", MemberRole::RecoveryHead),
         ("recovery/vda.map", MemberRole::RecoveryMap("vda")),
         ("recovery/vda.allocation.csv", MemberRole::RecoveryAllocation("vda")),
+        ("vda.blocks", MemberRole::Blocks("vda")),
         ("virtfold.digests", MemberRole::Digests),
         ("virtfold.end.json", MemberRole::End),
         ("virtfold.end.json.sig", MemberRole::Signature),
@@ -321,7 +322,8 @@ fn names_have_roles_and_an_order() {
     for (name, role) in cases {
         assert_eq!(MemberRole::of(name), role, "{name}");
     }
-    let order = MemberOrder::new(["a", "b"], BackupKind::Incremental).unwrap();
+    let disks = [plain("a"), DiskMembers { target: "b", has_blocks: true }];
+    let order = MemberOrder::new(&disks, BackupKind::Incremental).unwrap();
     let names = [
         "virtfold.json",
         "a.allocation.csv",
@@ -333,16 +335,17 @@ fn names_have_roles_and_an_order() {
         "recovery/a.allocation.csv",
         "recovery/b.map",
         "recovery/b.allocation.csv",
+        "b.blocks",
         "virtfold.digests",
         "virtfold.end.json",
     ];
     assert_eq!(order.names(), names);
-    assert!(MemberOrder::new(["a/b"], BackupKind::Full).is_err());
+    assert!(MemberOrder::new(&[plain("a/b")], BackupKind::Full).is_err());
 }
 
 #[test]
 fn no_name_is_there_twice_and_no_names_without_end() {
-    let mut order = MemberOrder::new(["vda"], BackupKind::Full).unwrap();
+    let mut order = MemberOrder::new(&[plain("vda")], BackupKind::Full).unwrap();
     order.take("virtfold.json").unwrap();
     order.take("domain.xml").unwrap();
     let twice = order.take("domain.xml").unwrap_err();
@@ -354,7 +357,7 @@ fn no_name_is_there_twice_and_no_names_without_end() {
 #[test]
 fn members_out_of_order_are_damage() {
     let taken = |names: &[&str]| {
-        let mut order = MemberOrder::new(["vda"], BackupKind::Full).unwrap();
+        let mut order = MemberOrder::new(&[plain("vda")], BackupKind::Full).unwrap();
         names.iter().try_for_each(|name| order.take(name)).map(|()| order.is_complete())
     };
     let all = [

@@ -5,8 +5,8 @@
 //! block correspondence table as the archive holds it, [`manifest`] the head, [`allocation_csv`] the
 //! allocation table, [`recovery`] the second copies, [`end_record`] what makes an archive complete,
 //! [`layout`] names and order. [`source`] is what an archive is read from, [`crypt`] its encryption,
-//! [`sign`] its signature,
-//! [`table`] the correspondence table in memory.
+//! [`sign`] its signature, [`block_digests`] what later backups tell changes by, [`table`] the correspondence
+//! table in memory.
 //!
 //! Encoders know every size before the first byte, for a tar header comes before its content; they hand out
 //! bounded pieces. Parsers are pushed: they take the bytes that there are and ask for more.
@@ -16,6 +16,7 @@
 pub mod allocation_csv;
 mod archive_end;
 mod block;
+pub mod block_digests;
 mod bounded_vec;
 pub mod crypt;
 pub mod end_record;

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::bounded_vec::{few, is_deeper};
-use crate::layout::{self, BackupKind, Layout};
+use crate::layout::{self, BackupKind, DiskMembers, Layout, MemberOrder};
 use crate::sparse::MapEntry;
 use crate::tar::{ALIGNMENT, MAX_OCTAL, MAX_SIZE};
 use crate::tar_parser::Member;
@@ -161,7 +161,28 @@ pub struct Disk {
     pub dense_length: u64,
     /// Runs of the map.
     pub runs: u64,
+    /// Bytes of the pieces that have a digest of their own in `TARGET.blocks`, where that is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest_block: Option<u64>,
+    /// Of an incremental archive: how it was found what changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changes: Option<Changes>,
 }
+
+/// How the changes of a disk were found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changes {
+    /// `bitmap`, `unchanged`, `compare` or `full`.
+    pub method: String,
+    /// Why no better method could be used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// The largest piece that has a digest of its own, bytes.
+pub const MAX_DIGEST_BLOCK: u64 = 64 << 10;
+/// Bytes of such a digest.
+pub const BLOCK_DIGEST_LEN: u64 = 32;
 
 /// What a disk was read from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -264,6 +285,15 @@ impl Manifest {
         seconds(&self.created).map_err(damaged)
     }
 
+    /// The order that the archive's members must have.
+    ///
+    /// # Errors
+    /// Usage: a disk has a name that none may have.
+    pub fn member_order(&self) -> Result<MemberOrder> {
+        let disks: Vec<DiskMembers<'_>> = self.disks.iter().map(Disk::members).collect();
+        MemberOrder::new(&disks, self.kind)
+    }
+
     /// The disk called `target`.
     pub fn disk(&self, target: &str) -> Option<&Disk> {
         self.disks.iter().find(|disk| disk.target == target)
@@ -341,6 +371,21 @@ impl Disk {
         })
     }
 
+    fn members(&self) -> DiskMembers<'_> {
+        DiskMembers { target: &self.target, has_blocks: self.digest_block.is_some() }
+    }
+
+    /// The pieces that have digests of their own, where they have.
+    pub fn digest_block(&self) -> Option<BlockSize> {
+        self.digest_block.and_then(BlockSize::new)
+    }
+
+    /// Bytes of `TARGET.blocks`.
+    pub fn blocks_len(&self) -> u64 {
+        let count = self.digest_block.map_or(0, |block| self.dense_length.div_ceil(block.max(1)));
+        count.saturating_mul(BLOCK_DIGEST_LEN)
+    }
+
     /// Holds the header of the disk's member against the head.
     ///
     /// # Errors
@@ -398,6 +443,15 @@ impl Disk {
         }
         if BlockSize::new(self.block_size).is_none() {
             return bad("has an impossible block size");
+        }
+        let fits =
+            |block: u64| BlockSize::new(block).is_some() && block <= self.block_size.min(MAX_DIGEST_BLOCK);
+        if self.digest_block.is_some_and(|block| !fits(block)) {
+            return bad("has digests of blocks of an impossible size");
+        }
+        if let Some(changes) = &self.changes {
+            check_text("method", &changes.method)?;
+            changes.reason.iter().try_for_each(|reason| check_text("reason", reason))?;
         }
         let whole = self.dense_length == self.capacity && self.runs == u64::from(self.capacity > 0);
         if self.layout == Layout::Full && !whole {

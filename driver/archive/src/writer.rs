@@ -7,8 +7,9 @@
 //! Imports: `units`, `error`; `stream` and the member modules of this room.
 
 use crate::allocation_csv::{AllocationRow, CsvShape};
+use crate::block_digests::{BlockDigests, DigestingSource};
 use crate::end_record::{self, ArchiveTotals, EndRecord};
-use crate::layout::{self, Layout};
+use crate::layout::{self, BackupKind, Layout};
 use crate::manifest::Manifest;
 use crate::recovery::RecoveryHead;
 use crate::sign::Seal;
@@ -52,6 +53,9 @@ pub struct ArchiveContents<'a> {
     pub disks: Vec<&'a dyn DiskTables>,
     /// The dense bytes of each disk.
     pub data: &'a dyn DataSource,
+    /// The digests of each disk's blocks, as far as they are known, where the head says that there are some;
+    /// all of them when the archive is written. Empty where no disk has them.
+    pub blocks: &'a [Option<BlockDigests>],
     /// What it is signed with, where it is.
     pub seal: Option<Seal<'a>>,
 }
@@ -89,19 +93,33 @@ pub fn write_archive_from(
     options: &StreamOptions,
 ) -> Result<WrittenArchive> {
     if contents.disks.len() != contents.head.disks.len() {
-        return Err(Error::new(ErrorKind::Internal, "the head and the tables name different disks"));
+        return Err(different());
+    }
+    let has_blocks = |index| contents.blocks.get(index).is_some_and(Option::is_some);
+    let mut disks = contents.head.disks.iter().enumerate();
+    if disks.any(|(index, disk)| disk.digest_block.is_some() != has_blocks(index)) {
+        return Err(Error::new(
+            ErrorKind::Internal,
+            "the head and the digests of blocks are of different disks",
+        ));
     }
     let time = contents.head.time()?;
+    let source = DigestingSource { data: contents.data, blocks: contents.blocks };
     let plan = |stream: &mut StreamWriter<'_>| {
         let headers = HeaderEncoder::new(time)?;
-        Writer { stream, headers, totals: ArchiveTotals::default() }.archive(contents, time)
+        Writer { stream, headers, source: &source, totals: ArchiveTotals::default() }.archive(contents, time)
     };
-    let (root, stream) = write_stream_from(contents.data, sink, log, options, plan)?;
+    let (root, stream) = write_stream_from(&source, sink, log, options, plan)?;
     Ok(WrittenArchive { stream, root })
 }
 
-/// What the recovery copy of a disk's map needs from its first.
-struct MapCopySource {
+fn different() -> Error {
+    Error::new(ErrorKind::Internal, "the head and the tables name different disks")
+}
+
+/// What the recovery copies of a disk's tables need from the first ones.
+struct FirstCopies {
+    csv: CsvShape,
     shape: MapShape,
     dense_at: StreamOffset,
 }
@@ -109,6 +127,7 @@ struct MapCopySource {
 struct Writer<'a, 'b> {
     stream: &'a mut StreamWriter<'b>,
     headers: HeaderEncoder,
+    source: &'a DigestingSource<'a>,
     totals: ArchiveTotals,
 }
 
@@ -127,6 +146,14 @@ impl Writer<'_, '_> {
         self.member(layout::RECOVERY_HEAD, &head)?;
         for ((disk, tables), place) in contents.head.disks.iter().zip(&contents.disks).zip(&placed) {
             self.recovery(&disk.target, *tables, place)?;
+            if contents.head.kind == BackupKind::Incremental {
+                let name = layout::recovery_allocation_name(&disk.target)?;
+                self.totals.members += 1;
+                self.allocation(&name, &place.csv, *tables)?;
+            }
+        }
+        for (index, disk) in contents.head.disks.iter().enumerate() {
+            self.blocks(index, &disk.target)?;
         }
         let record = EndRecord {
             archive: contents.head.archive,
@@ -155,15 +182,12 @@ impl Writer<'_, '_> {
         index: usize,
         contents: &ArchiveContents<'_>,
         tables: &dyn DiskTables,
-    ) -> Result<MapCopySource> {
+    ) -> Result<FirstCopies> {
         let Some(disk) = contents.head.disks.get(index) else {
-            return Err(Error::new(ErrorKind::Internal, "the head and the tables name different disks"));
+            return Err(different());
         };
         let csv = CsvShape::measure(disk.capacity, tables.rows())?;
-        let header = self.headers.plain(&layout::allocation_name(&disk.target)?, csv.text_len())?;
-        self.stream.bytes(&header)?;
-        csv.write(tables.rows(), &mut |bytes| self.stream.bytes(bytes))?;
-        self.stream.bytes(tar::padding(csv.text_len()))?;
+        self.allocation(&layout::allocation_name(&disk.target)?, &csv, tables)?;
 
         let shape = MapShape::measure(disk.capacity, tables.runs())?;
         let at = self.stream.position();
@@ -178,6 +202,12 @@ impl Writer<'_, '_> {
             }
         }
         let dense_at = self.stream.position();
+        if let Some(blocks) = self.source.of(index) {
+            // Chunks that an earlier run has put out are not read again for themselves.
+            let kept = DenseOffset::new(self.stream.kept_bytes().saturating_sub(dense_at.get()));
+            let read = |at, buf: &mut [u8]| self.source.data.read_dense(index, at, buf);
+            blocks.fill(kept, &read, &|| self.stream.check())?;
+        }
         self.stream.data(index, DenseOffset::ZERO, shape.dense_len())?;
         self.stream.bytes(tar::padding(shape.dense_len()))?;
         self.totals.members += 2;
@@ -186,10 +216,25 @@ impl Writer<'_, '_> {
         self.totals.allocated = self.totals.allocated.saturating_add(disk.allocated);
         self.totals.dense += shape.dense_len();
         self.totals.runs += shape.runs();
-        Ok(MapCopySource { shape, dense_at })
+        Ok(FirstCopies { csv, shape, dense_at })
     }
 
-    fn recovery(&mut self, target: &str, tables: &dyn DiskTables, place: &MapCopySource) -> Result<()> {
+    fn allocation(&mut self, name: &str, csv: &CsvShape, tables: &dyn DiskTables) -> Result<()> {
+        self.stream.bytes(&self.headers.plain(name, csv.text_len())?)?;
+        csv.write(tables.rows(), &mut |bytes| self.stream.bytes(bytes))?;
+        self.stream.bytes(tar::padding(csv.text_len()))
+    }
+
+    /// The digests of a disk's blocks: read when all that they are of has been read.
+    fn blocks(&mut self, index: usize, target: &str) -> Result<()> {
+        let Some(len) = self.source.of(index).map(BlockDigests::bytes) else { return Ok(()) };
+        self.totals.members += 1;
+        self.stream.bytes(&self.headers.plain(&layout::blocks_name(target)?, len)?)?;
+        self.stream.data(self.source.number(index), DenseOffset::ZERO, len)?;
+        self.stream.bytes(tar::padding(len))
+    }
+
+    fn recovery(&mut self, target: &str, tables: &dyn DiskTables, place: &FirstCopies) -> Result<()> {
         let first = RecoveryHead::new(target, &place.shape, place.dense_at)?;
         let size = first.member_size(&place.shape);
         self.totals.members += 1;

@@ -51,5 +51,7 @@ pub(super) enum CurrentMember {
     Signature(Vec<u8>),
     /// A member that is the visitor's.
     Attachment,
+    /// One whose content nobody here needs.
+    Skipped,
     None,
 }

@@ -182,6 +182,14 @@ impl ArchiveReader<'_> {
             MemberRole::RecoveryAllocation(target) => {
                 CurrentMember::RecoveryAllocation(self.described(target)?.0, Box::default())
             }
+            MemberRole::Blocks(target) => {
+                if self.described(target)?.1.blocks_len() != member.size {
+                    return Err(contradiction(format_args!(
+                        "it has not one digest for each block of disk {target}"
+                    )));
+                }
+                CurrentMember::Skipped
+            }
             MemberRole::Other => {
                 self.visitor.other(&member.name, member.size)?;
                 CurrentMember::Attachment
@@ -315,6 +323,7 @@ impl ArchiveReader<'_> {
                 }
             }
             CurrentMember::Attachment => self.visitor.content(rest)?,
+            CurrentMember::Skipped => {}
             CurrentMember::RecoveryAllocation(_, hasher) => {
                 hasher.update(rest);
             }
@@ -408,6 +417,7 @@ impl ArchiveReader<'_> {
             CurrentMember::RecoveryHead(_)
             | CurrentMember::Dense { .. }
             | CurrentMember::Attachment
+            | CurrentMember::Skipped
             | CurrentMember::None => Ok(()),
         }
     }
@@ -417,7 +427,7 @@ impl ArchiveReader<'_> {
         if self.head_time != head.time()? {
             return Err(contradiction("its head has another time than it says"));
         }
-        let mut order = MemberOrder::new(head.disks.iter().map(|disk| disk.target.as_str()), head.kind)?;
+        let mut order = head.member_order()?;
         order.take(crate::layout::HEAD)?;
         self.visitor.head(&head)?;
         self.order = Some(order);

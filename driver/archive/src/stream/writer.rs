@@ -359,6 +359,19 @@ impl StreamWriter<'_> {
         self.position
     }
 
+    /// Bytes of the body that an earlier run has put out, to the end of their last chunk as if it were whole.
+    pub fn kept_bytes(&self) -> u64 {
+        self.kept.saturating_mul(FRAME as u64)
+    }
+
+    /// Whether the work goes on.
+    ///
+    /// # Errors
+    /// Interrupted: it was cancelled.
+    pub fn check(&self) -> Result<()> {
+        check_cancel(&self.options.cancel)
+    }
+
     /// Appends `bytes`.
     ///
     /// # Errors

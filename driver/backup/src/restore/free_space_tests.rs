@@ -32,6 +32,8 @@ fn described(table: &CorrespondenceTable) -> Disk {
         allocated: table.dense_len(),
         dense_length: table.dense_len(),
         runs: table.len(),
+        digest_block: None,
+        changes: None,
     }
 }
 

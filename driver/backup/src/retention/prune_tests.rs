@@ -184,8 +184,14 @@ fn write(spec: &Spec<'_>, mut medium: Box<dyn Medium>) {
         progress: std::sync::Arc::default(),
     };
     let data = DiskSet(Vec::new());
-    let contents =
-        ArchiveContents { head: &head, attachments: &[], disks: Vec::new(), data: &data, seal: None };
+    let contents = ArchiveContents {
+        head: &head,
+        attachments: &[],
+        disks: Vec::new(),
+        data: &data,
+        blocks: &[],
+        seal: None,
+    };
     write_archive(&contents, medium.as_mut(), &options).unwrap();
     medium.finish().unwrap();
 }

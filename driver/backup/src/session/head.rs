@@ -156,6 +156,8 @@ fn describe(disk: &FoldedDisk) -> Disk {
         allocated: disk.allocation.allocated(),
         dense_length: disk.table.dense_len(),
         runs: disk.table.len(),
+        digest_block: Some(disk.block.get().min(manifest::MAX_DIGEST_BLOCK)),
+        changes: None,
     }
 }
 

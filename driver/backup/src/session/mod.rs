@@ -32,6 +32,7 @@ use super::destinations::Destinations;
 use super::options::BackupOptions;
 use super::resume::{NewArchive, ResumeContext, ResumeRecord, SavedAllocation, StateDirectories};
 use super::signing::{self, SignedBackup};
+use virtfold_archive::block_digests::BlockDigests;
 use virtfold_archive::crypt::Envelope;
 use virtfold_archive::manifest::{BackupSubject, ConsistencyInfo, Manifest};
 use virtfold_archive::sign::Seal;
@@ -171,11 +172,13 @@ impl BackupSession<'_> {
             }
             None => (head, attachments, signed),
         };
+        let blocks: Vec<Option<BlockDigests>> = head.disks.iter().map(BlockDigests::of).collect();
         let contents = ArchiveContents {
             head: &head,
             attachments: &attachments,
             disks: tables,
             data: &disks,
+            blocks: &blocks,
             seal: self.seal(signed.as_ref()),
         };
         let sealed = stream(&contents, self.options, self.control, medium.as_mut(), opened.log, reached)?;

@@ -70,7 +70,7 @@ fn attempt(
     outlet: &mut ResumableWriter<'_>,
     log: &mut ChunkJournal,
 ) -> Result<WrittenArchive> {
-    let total = contents.head.disks.iter().map(|disk| disk.dense_length).sum();
+    let total = contents.head.disks.iter().map(|disk| disk.dense_length + disk.blocks_len()).sum();
     control.progress.enter("copying", total);
     let options = StreamOptions {
         compression: options.compression,
