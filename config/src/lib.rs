@@ -53,8 +53,8 @@ pub use reference::{man_page, reference, schema};
 pub use schedule::Schedule;
 pub use show::{Shown, ValueOrigin};
 pub use values::{
-    Attempts, BackupKind, BlockSize, ByteRate, ByteSize, CommandCondition, CommandLine, Compression,
-    Concurrency, Count, DetectZeroes, FilePath, Glob, Interval, Layout, List, LoopbackAddress, MediumAddress,
-    MediumKind, Name, NonEmptyText, PauseDuration, QuiesceMode, RecipientList, Trigger, Version, Window,
-    Workers, parse_size,
+    Attempts, BackupKind, BlockSize, ByteRate, ByteSize, ChainLength, CommandCondition, CommandLine,
+    Compression, Concurrency, Count, DetectZeroes, FilePath, Glob, Interval, Layout, List, LoopbackAddress,
+    MediumAddress, MediumKind, Name, NonEmptyText, PauseDuration, QuiesceMode, RecipientList, Trigger,
+    Version, Window, Workers, parse_size,
 };

@@ -16,7 +16,7 @@ pub use self::glob::Glob;
 pub use self::keywords::{BackupKind, CommandCondition, Trigger};
 pub use self::media::{LoopbackAddress, MediumAddress, MediumKind};
 pub use self::names::{CommandLine, List, Name, NonEmptyText};
-pub use self::numbers::{Attempts, Concurrency, Count, Workers};
+pub use self::numbers::{Attempts, ChainLength, Concurrency, Count, Workers};
 pub use self::time::{Interval, Window};
 use crate::suggest::nearest;
 

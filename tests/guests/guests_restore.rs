@@ -14,9 +14,10 @@ use virtfold::archive::stream::Compression;
 use virtfold::backup::Control;
 use virtfold::backup::attachments::{GuestXml, LibvirtDirectories, gather};
 use virtfold::backup::destinations::Destinations;
+use virtfold::backup::increment::{ChangeHint, ParentChoice};
 use virtfold::backup::options::BackupOptions;
 use virtfold::backup::resume::StateDirectories;
-use virtfold::backup::session::{BackupInput, BackupSession};
+use virtfold::backup::session::{BackupInput, BackupSession, InputDisk};
 use virtfold::hypervisor::domain_xml::DomainXml;
 use virtfold::hypervisor::libvirt::{Libvirt, LocalUri};
 use virtfold::hypervisor::{Hypervisor, XmlView};
@@ -73,10 +74,18 @@ fn archive_with(guest: &Guest<'_>, inactive: &DomainXml, name: &str) -> PathBuf 
     let attachments = gather(GuestXml { inactive: Some(inactive), live: None }, &places(guest.lab)).unwrap();
     let images = guest.images().into_iter().enumerate().map(|(number, (path, format))| {
         let image = DiskImage::open(&path, format.parse().unwrap(), &OpenOptions::default()).unwrap();
-        (crate::lab::guest::target(number), image)
+        InputDisk { target: crate::lab::guest::target(number), image, hint: ChangeHint::Unknown }
     });
     let subject = BackupSubject::Domain { name: guest.name().to_owned(), uuid: inactive.id.map(|id| id.0) };
-    let material = BackupInput { subject, freeze: None, attachments, disks: images.collect(), session: None };
+    let material = BackupInput {
+        subject,
+        freeze: None,
+        attachments,
+        disks: images.collect(),
+        parent: ParentChoice::Full(None),
+        checkpoint: None,
+        session: None,
+    };
     let options = BackupOptions { compression: Compression::Zstd { level: 1 }, ..BackupOptions::default() };
     let (state, control) = (StateDirectories::new("/nowhere"), Control::default());
     // What counts as a pipe leaves no record.

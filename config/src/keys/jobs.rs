@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 use super::{Config, Medium, Settings};
 use crate::schedule::Schedule;
 use crate::values::{
-    Attempts, BackupKind, BlockSize, ByteRate, ByteSize, CommandCondition, CommandLine, Compression, Count,
-    DetectZeroes, FilePath, Glob, Interval, Layout, List, Name, PauseDuration, QuiesceMode, RecipientList,
-    Trigger, Window, Workers,
+    Attempts, BackupKind, BlockSize, ByteRate, ByteSize, ChainLength, CommandCondition, CommandLine,
+    Compression, Count, DetectZeroes, FilePath, Glob, Interval, Layout, List, Name, PauseDuration,
+    QuiesceMode, RecipientList, Trigger, Window, Workers,
 };
 
 /// What is backed up together, by the same rules.
@@ -33,9 +33,12 @@ pub struct Job {
     /// 'Schedules' above.
     #[serde(default)]
     pub schedule: List<Schedule>,
-    /// What kind of backup.
+    /// What kind of backup. `incremental`: what changed since the last one that all media of `to` have;
+    /// `differential`: since the last full one. Where there is none, the backup is full.
     #[serde(default)]
     pub kind: BackupKind,
+    /// How many archives a chain has at most, its full one included; the next backup is full. Not set: 30.
+    pub max_chain: Option<ChainLength>,
     /// The names of the media that each archive goes to. They are written to at once: one read, several
     /// copies.
     pub to: List<Name>,

@@ -14,9 +14,21 @@ pub enum BackupKind {
     /// All that a disk holds.
     #[default]
     Full,
+    /// What changed since the last backup.
+    Incremental,
+    /// What changed since the last full backup.
+    Differential,
 }
 
-value!(BackupKind, "full", json_schema!({ "title": "`full`", "type": "string", "const": "full" }));
+value!(
+    BackupKind,
+    "full, incremental or differential",
+    json_schema!({
+        "title": "`full`, `incremental` or `differential`",
+        "type": "string",
+        "enum": ["full", "incremental", "differential"],
+    })
+);
 
 impl FromStr for BackupKind {
     type Err = String;
@@ -24,15 +36,22 @@ impl FromStr for BackupKind {
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
             "full" => Ok(Self::Full),
-            "incremental" | "differential" => Err("this virtfold makes full backups only".to_owned()),
-            other => Err(format!("invalid kind of backup '{other}'; write full")),
+            "incremental" => Ok(Self::Incremental),
+            "differential" => Ok(Self::Differential),
+            other => {
+                Err(format!("invalid kind of backup '{other}'; write full, incremental or differential"))
+            }
         }
     }
 }
 
 impl fmt::Display for BackupKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("full")
+        f.write_str(match self {
+            Self::Full => "full",
+            Self::Incremental => "incremental",
+            Self::Differential => "differential",
+        })
     }
 }
 

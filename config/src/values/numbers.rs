@@ -75,6 +75,10 @@ number!(
     Count, 10_000, 7
 );
 number!(
+    /// Archives of a chain.
+    ChainLength, 200, 30
+);
+number!(
     /// Threads that read, digest and compress.
     Workers, 256, 2
 );

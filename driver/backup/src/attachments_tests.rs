@@ -5,9 +5,10 @@ use std::sync::Arc;
 use super::*;
 use crate::Control;
 use crate::destinations::Destinations;
+use crate::increment::{ChangeHint, ParentChoice};
 use crate::options::BackupOptions;
 use crate::resume::StateDirectories;
-use crate::session::{BackupInput, BackupSession};
+use crate::session::{BackupInput, BackupSession, InputDisk};
 use virtfold_archive::index::{ArchiveIndex, Trust};
 use virtfold_archive::manifest::BackupSubject;
 use virtfold_archive::source::FileSource;
@@ -120,7 +121,9 @@ fn written(place: &Place, members: &[(&str, &[u8])], compression: Compression) -
         subject: BackupSubject::Domain { name: "web".into(), uuid: None },
         freeze: None,
         attachments: members.iter().map(|(name, content)| attachment(name, content.to_vec())).collect(),
-        disks: vec![("vda".into(), image)],
+        disks: vec![InputDisk { target: "vda".into(), image, hint: ChangeHint::Unknown }],
+        parent: ParentChoice::Full(None),
+        checkpoint: None,
         session: None,
     };
     let options = BackupOptions { compression, ..BackupOptions::default() };

@@ -89,6 +89,7 @@ mod tests {
     use crate::domain::{DomainReport, SkippedDisk, UnfreezeFailure};
     use crate::freeze::{DiskRecovery, FreezeReport, RecoverReport, Recovery, RecoveryStatus};
     use crate::session::{BackupReport, CopyReport, DiskReport};
+    use virtfold_archive::layout::BackupKind;
     use virtfold_medium::tape::TapeReport;
 
     /// What is written reads back as it was, and has the words that programs know.
@@ -136,6 +137,9 @@ mod tests {
             archive_bytes: 1 << 60,
             encrypted: true,
             resumed_at: Some(4096),
+            kind: BackupKind::Full,
+            parent: None,
+            full_reason: None,
             root: "ab".into(),
             signed: None,
             seconds: 1.5,
@@ -146,6 +150,7 @@ mod tests {
                 allocated: 2,
                 dense_length: 3,
                 runs: 4,
+                changes: None,
                 warnings: vec!["none".into()],
             }],
             copies: vec![copy],

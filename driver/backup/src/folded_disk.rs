@@ -3,6 +3,7 @@
 //!
 //! Imports: `units`, `error`, `image`, `table`, `archive`.
 
+use crate::increment::{self, FoundChanges};
 use virtfold_archive::allocation_csv::{AllocationKind, AllocationRow};
 use virtfold_archive::sparse;
 use virtfold_archive::stream::DataSource;
@@ -27,6 +28,8 @@ pub struct FoldedDisk {
     pub block: BlockSize,
     /// Whether all of it is copied.
     pub layout: Layout,
+    /// In an increment: what of it changed since the parent; `table` has what of that is used.
+    pub(crate) changes: Option<FoundChanges>,
 }
 
 impl FoldedDisk {
@@ -57,7 +60,51 @@ impl FoldedDisk {
             Err(error) => Some(Err(error)),
         });
         let table = table::fold(used, image.capacity(), block, layout)?;
-        Ok(Self { target, image, allocation, table, block, layout })
+        Ok(Self { target, image, allocation, table, block, layout, changes: None })
+    }
+
+    /// Leaves what changed to be copied.
+    ///
+    /// # Errors
+    /// A table can't be read back, or the new one can't spill.
+    pub(crate) fn restrict(&mut self, changes: FoundChanges) -> Result<()> {
+        if let Some(changed) = &changes.changed {
+            self.table = increment::clip(&self.table, changed)?;
+        }
+        self.changes = Some(changes);
+        Ok(())
+    }
+
+    /// Fills `buf` with the dense bytes at `at`.
+    ///
+    /// # Errors
+    /// The image can't be read; Internal: there are not so many.
+    pub(crate) fn read_dense(&self, at: DenseOffset, buf: &mut [u8]) -> Result<()> {
+        let mut rest = buf;
+        let mut image = self.image.reader(&self.allocation);
+        for piece in self.table.pieces(at, rest.len() as u64)? {
+            let piece = piece?;
+            let len = usize::try_from(piece.len).unwrap_or(usize::MAX).min(rest.len());
+            let (part, behind) = std::mem::take(&mut rest).split_at_mut(len);
+            let read = image.read(piece.guest, part);
+            read.map_err(|e| e.within(format!("cannot read disk {}", self.target)))?;
+            rest = behind;
+        }
+        if rest.is_empty() {
+            return Ok(());
+        }
+        let message = format!("the dense image of {} is shorter than planned", self.target);
+        Err(Error::new(ErrorKind::Internal, message))
+    }
+
+    /// Says that `len` dense bytes at `at` will be read soon.
+    ///
+    /// # Errors
+    /// The image can't be read.
+    pub(crate) fn prefetch(&self, at: DenseOffset, len: u64) -> Result<()> {
+        let ranges: Result<Vec<(GuestOffset, u64)>> =
+            self.table.pieces(at, len)?.map(|piece| piece.map(|piece| (piece.guest, piece.len))).collect();
+        self.image.prefetch(&self.allocation, &ranges?)
     }
 }
 
@@ -74,7 +121,11 @@ fn natural_block(image: &DiskImage) -> BlockSize {
 
 impl DiskTables for FoldedDisk {
     fn rows(&self) -> Rows<'_> {
-        Box::new(self.allocation.iter().map(|extent| extent.map(row)))
+        let rows = Box::new(self.allocation.iter().map(|extent| extent.map(row)));
+        match self.changes.as_ref().and_then(|changes| changes.changed.as_ref()) {
+            Some(changed) => increment::rows(rows, changed),
+            None => rows,
+        }
     }
 
     fn runs(&self) -> MapEntries<'_> {
@@ -110,31 +161,11 @@ impl DiskSet {
 
 impl DataSource for DiskSet {
     fn read_dense(&self, disk: usize, at: DenseOffset, buf: &mut [u8]) -> Result<()> {
-        let disk = self.disk(disk)?;
-        let mut rest = buf;
-        let mut image = disk.image.reader(&disk.allocation);
-        for piece in disk.table.pieces(at, rest.len() as u64)? {
-            let piece = piece?;
-            let len = usize::try_from(piece.len).unwrap_or(usize::MAX).min(rest.len());
-            let (part, behind) = std::mem::take(&mut rest).split_at_mut(len);
-            let read = image.read(piece.guest, part);
-            read.map_err(|e| e.within(format!("cannot read disk {}", disk.target)))?;
-            rest = behind;
-        }
-        if rest.is_empty() {
-            return Ok(());
-        }
-        Err(Error::new(
-            ErrorKind::Internal,
-            format!("the dense image of {} is shorter than planned", disk.target),
-        ))
+        self.disk(disk)?.read_dense(at, buf)
     }
 
     fn prefetch(&self, disk: usize, at: DenseOffset, len: u64) -> Result<()> {
-        let disk = self.disk(disk)?;
-        let ranges: Result<Vec<(GuestOffset, u64)>> =
-            disk.table.pieces(at, len)?.map(|piece| piece.map(|piece| (piece.guest, piece.len))).collect();
-        disk.image.prefetch(&disk.allocation, &ranges?)
+        self.disk(disk)?.prefetch(at, len)
     }
 }
 

@@ -15,6 +15,7 @@ pub mod folded_disk;
 pub mod forget;
 pub mod freeze;
 pub mod host_identity;
+pub mod increment;
 pub mod inspect;
 pub mod known_copy;
 pub mod metrics;

@@ -23,6 +23,12 @@ pub struct BackupOptions {
     pub encrypt_to: Option<Recipients>,
     /// What it is signed with; without it, it is not.
     pub signing_key: Option<Arc<SigningKey>>,
+    /// Full, or what changed since an earlier backup.
+    pub kind: BackupKindRule,
+    /// How it is found what changed.
+    pub changes: ChangeDetection,
+    /// Archives of a chain at most, its full one included.
+    pub max_chain: u32,
     /// Used blocks or all.
     pub layout: Layout,
     /// The granularity; without it, each source's own.
@@ -54,6 +60,9 @@ impl Default for BackupOptions {
             compression: Compression::Zstd { level: 3 },
             encrypt_to: None,
             signing_key: None,
+            kind: BackupKindRule::Full,
+            changes: ChangeDetection::Auto,
+            max_chain: MAX_CHAIN,
             layout: Layout::Compact,
             block_size: None,
             detect_zeroes: DetectZeroes::default(),
@@ -67,6 +76,31 @@ impl Default for BackupOptions {
             min_free: 1 << 30,
         }
     }
+}
+
+/// Archives of a chain, where nobody says how many.
+pub const MAX_CHAIN: u32 = 30;
+
+/// What a backup continues.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BackupKindRule {
+    /// Nothing.
+    #[default]
+    Full,
+    /// The newest backup of the same that all destinations have.
+    Incremental,
+    /// The newest full one.
+    Differential,
+}
+
+/// How it is found what changed since the parent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ChangeDetection {
+    /// By the best method that can be used, for each disk.
+    #[default]
+    Auto,
+    /// By comparing all that is used.
+    Compare,
 }
 
 /// Whether a disk is read once more before it is copied, to leave out blocks that are zeros though the image

@@ -123,6 +123,12 @@ const FORGET: &str = "DELETE FROM backup WHERE removed IS NOT NULL AND removed <
 const RESTING_ELSEWHERE: &str = "WHERE destination != ?1 AND removed IS NULL AND parent IS NOT NULL AND NOT EXISTS (
     SELECT 1 FROM backup p WHERE p.archive = backup.parent AND p.destination = backup.destination AND p.removed IS NULL) ORDER BY created, name";
 
+/// SQLite gives a bare column the value of the row that has the maximum.
+const NEWEST: &str = "SELECT archive, max(created) FROM backup WHERE removed IS NULL AND root IS NOT NULL
+    GROUP BY destination, uuid, subject, images, source
+    UNION SELECT archive, max(created) FROM backup WHERE removed IS NULL AND root IS NOT NULL AND parent IS NULL
+    GROUP BY destination, uuid, subject, images, source";
+
 fn put(transaction: &Transaction<'_>, copy: &BackupCopy) -> Sql<()> {
     transaction.execute(
         "INSERT INTO backup (name, destination, archive, uuid, subject, images, host, created, parent, bytes, root, encrypted, job, source)
@@ -252,13 +258,33 @@ impl Catalog {
         self.copies("WHERE archive = ?1 ORDER BY name", [archive.to_string()]).map_err(|e| self.unreadable(e))
     }
 
-    /// The copies at a place that are not known to be gone, oldest first.
+    /// The copies at a place that are not known to be gone, oldest first; those of one second in the order in
+    /// which they became known.
     ///
     /// # Errors
     /// The catalog can't be read.
     pub fn copies_at(&self, place: &str) -> Result<Vec<BackupCopy>> {
-        self.copies("WHERE destination = ?1 AND removed IS NULL ORDER BY created, name", [place])
+        self.copies("WHERE destination = ?1 AND removed IS NULL ORDER BY created, rowid", [place])
             .map_err(|e| self.unreadable(e))
+    }
+
+    /// The archives that a later backup may continue: of the copies that are there, the newest one of each
+    /// subject at each destination, and the newest full one.
+    ///
+    /// # Errors
+    /// The catalog can't be read.
+    pub fn newest_copies(&self) -> Result<Vec<Uuid>> {
+        let read = || -> Sql<Vec<Uuid>> {
+            let connection = self.connection();
+            let mut statement = connection.prepare(NEWEST)?;
+            let mut rows = statement.query([])?;
+            let mut found = Vec::new();
+            while let Some(row) = rows.next()? {
+                found.push(row.get::<_, String>(0)?.parse()?);
+            }
+            Ok(found)
+        };
+        read().map_err(|e| self.unreadable(e))
     }
 
     /// The increments at other places whose parent is not known to be there, too: they rest on a copy of it

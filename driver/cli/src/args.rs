@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use virtfold_backup::options::QuiesceMode;
+use virtfold_backup::options::{ChangeDetection, QuiesceMode};
 use virtfold_base::error::{Error, ErrorKind};
 use virtfold_image::Format;
 use virtfold_medium::Location;
@@ -30,6 +30,15 @@ pub(crate) fn quiesce(text: &str) -> Result<QuiesceMode, String> {
         "yes" => Ok(QuiesceMode::Yes),
         "no" => Ok(QuiesceMode::No),
         _ => Err("write auto, yes or no".to_owned()),
+    }
+}
+
+/// `auto` or `compare`.
+pub(crate) fn changes(text: &str) -> Result<ChangeDetection, String> {
+    match text {
+        "auto" => Ok(ChangeDetection::Auto),
+        "compare" => Ok(ChangeDetection::Compare),
+        _ => Err("write auto or compare".to_owned()),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use virtfold_backup::options::{BackupOptions, ResumePolicy};
+use virtfold_backup::options::{BackupKindRule, BackupOptions, ChangeDetection, ResumePolicy};
 use virtfold_backup::resume::StateDirectories;
 use virtfold_backup::session::{self, ImageSpec, ImagesRequest, RawHeaderCheck};
 use virtfold_base::error::{Error, ErrorKind};
@@ -41,6 +41,7 @@ use super::trust;
 #[command(after_help = "\
 Examples:
   virtfold backup web --to /backup
+  virtfold backup web --to /backup --kind incremental
   virtfold backup web --plan
   virtfold backup web --to /backup --exclude vdb --quiesce yes --min-free 10GiB
   virtfold backup --image /srv/vm/web.qcow2 --format qcow2 --to /backup --compress zstd
@@ -71,6 +72,16 @@ pub(crate) struct Args {
     /// it for several copies
     #[arg(long, value_name = "PLACE", required_unless_present = "plan", value_parser = args::location())]
     to: Vec<Location>,
+    /// full, incremental (what changed since the last backup that all places of --to have) or differential
+    /// (since the last full one) [default: full]
+    #[arg(long, value_name = "KIND")]
+    kind: Option<virtfold_config::BackupKind>,
+    /// How an increment finds what changed: auto, or compare, which reads all that is used [default: auto]
+    #[arg(long, value_name = "HOW", value_parser = args::changes)]
+    changes: Option<ChangeDetection>,
+    /// Archives of a chain at most, its full one included; then the backup is full [default: 30]
+    #[arg(long, value_name = "N")]
+    max_chain: Option<virtfold_config::ChainLength>,
     /// none, zstd or zstd:LEVEL (1 to 19) [default: the configuration's; zstd]
     #[arg(long, value_name = "HOW")]
     compress: Option<virtfold_config::Compression>,
@@ -172,7 +183,12 @@ fn images(args: &Args, command: &BackupCommand<'_>, signals: &Signals) -> Result
     warn(&report.disks);
     result(command.style, command.stdout(), &report, &text(&report))?;
     let outcome = copies(command.style, &report);
-    catalog_fill::backup(&report, command, StateDirPolicy::RequireExisting);
+    // The next increment is told by the catalog what to continue.
+    let policy = match command.options.kind {
+        BackupKindRule::Full => StateDirPolicy::RequireExisting,
+        BackupKindRule::Incremental | BackupKindRule::Differential => StateDirPolicy::Create,
+    };
+    catalog_fill::backup(&report, command, policy);
     Ok(outcome)
 }
 
@@ -213,11 +229,21 @@ fn options(args: &Args, config: &Config) -> Result<BackupOptions> {
         workers: args.workers.or(defaults.workers),
         ..defaults.clone()
     };
+    let rules = by_configuration(&chosen)?;
     let mut options = BackupOptions {
+        kind: match args.kind.unwrap_or_default() {
+            virtfold_config::BackupKind::Full => BackupKindRule::Full,
+            virtfold_config::BackupKind::Incremental => BackupKindRule::Incremental,
+            virtfold_config::BackupKind::Differential => BackupKindRule::Differential,
+        },
+        changes: args.changes.unwrap_or_default(),
+        max_chain: args
+            .max_chain
+            .map_or(rules.max_chain, |length| u32::try_from(length.get()).unwrap_or(u32::MAX)),
         encrypt_to: args.encrypt.recipients(&config.defaults)?,
         signing_key: trust::signing_key(&config.trust)?,
         resume: if args.no_resume { ResumePolicy::Never } else { ResumePolicy::IfPossible },
-        ..by_configuration(&chosen)?
+        ..rules
     };
     args.guest.choose(&mut options)?;
     Ok(options)

@@ -7,7 +7,9 @@ use anyhow::Result;
 use virtfold_archive::stream::Compression;
 use virtfold_archive::table::Layout;
 use virtfold_backup::destinations::Destinations;
-use virtfold_backup::options::{BackupOptions, DetectZeroes, QuiesceMode, ResumePolicy};
+use virtfold_backup::options::{
+    BackupKindRule, BackupOptions, ChangeDetection, DetectZeroes, MAX_CHAIN, QuiesceMode, ResumePolicy,
+};
 use virtfold_backup::resume::StateDirectories;
 use virtfold_backup::session::{BackupReport, BackupSession, DiskReport};
 use virtfold_backup::{Control, Progress};
@@ -73,6 +75,9 @@ pub(super) fn by_configuration(defaults: &Defaults) -> std::result::Result<Backu
         },
         encrypt_to: None,
         signing_key: None,
+        kind: BackupKindRule::Full,
+        changes: ChangeDetection::Auto,
+        max_chain: MAX_CHAIN,
         layout: match defaults.layout {
             virtfold_config::Layout::Compact => Layout::Compact,
             virtfold_config::Layout::Full => Layout::Full,
@@ -133,6 +138,22 @@ pub(super) fn text(report: &BackupReport) -> String {
             Human(disk.dense_length),
             disk.runs
         );
+    }
+    if let Some(parent) = report.parent {
+        text += &format!("incremental, continues {parent}\n");
+        for disk in &report.disks {
+            let Some(changes) = &disk.changes else { continue };
+            let reason = changes.reason.as_ref().map(|reason| format!(" ({})", printable(reason)));
+            let reason = reason.unwrap_or_default();
+            text += &format!(
+                "disk {}: changes found by method '{}'{reason}\n",
+                disk.target,
+                printable(&changes.method)
+            );
+        }
+    }
+    if let Some(reason) = &report.full_reason {
+        text += &format!("full, though an increment was asked for: {}\n", printable(reason));
     }
     if let Some(at) = report.resumed_at {
         text += &format!("resumed at {}, where an earlier run was interrupted\n", Human(at));

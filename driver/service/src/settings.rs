@@ -143,6 +143,8 @@ fn options(resolved: &ResolvedJob<'_>) -> Vec<OsString> {
         QuiesceMode::Yes => "yes",
         QuiesceMode::No => "no",
     };
+    option("--kind", Some(resolved.job.kind.to_string().into()));
+    option("--max-chain", resolved.job.max_chain.map(|length| length.to_string().into()));
     option("--compress", Some(settings.compress.to_string().into()));
     option("--layout", Some(layout.into()));
     option("--block-size", settings.block_size.map(|size| size.to_string().into()));

@@ -145,6 +145,16 @@ impl CorrespondenceTable {
 pub struct RunCursor<'a>(packed::Iter<'a, Run>);
 
 impl RunCursor<'_> {
+    /// Whether a run has the byte at `guest`.
+    ///
+    /// # Errors
+    /// When a spilled table can't be read back.
+    pub fn covers(&mut self, guest: GuestOffset) -> Result<bool> {
+        self.0.seek(|run| run.guest <= guest)?;
+        let run = self.0.next().transpose()?;
+        Ok(run.is_some_and(|run| run.guest <= guest && guest.since(run.guest) < run.len))
+    }
+
     /// The first of the pieces that make up `len` dense bytes at `at`.
     ///
     /// # Errors

@@ -54,6 +54,12 @@ impl MediumAccess for LocalMedia {
                     inspect::list(&location, &identities, &mut |listed| take(value(&listed)?))
                 }))
             }
+            MediumRequest::Glance(archive) => {
+                let identities = self.identities.clone();
+                MediumReply::Items(Box::new(move |take| {
+                    take(value(&inspect::glance(&archive, &identities)?)?)
+                }))
+            }
             MediumRequest::Remove(archives) => {
                 // Objects go many in a request; of files each is reported as it goes.
                 let together =

@@ -32,7 +32,7 @@ use virtfold_medium::{ArchiveLabel, FanOut, Location, Medium, PartialArchive, Re
 
 pub use self::local::LocalMedia;
 pub use self::processes::MediumProcesses;
-use crate::inspect::ListedArchive;
+use crate::inspect::{ArchiveSummary, ListedArchive};
 use crate::mount_check::{CheckedDirectory, MountRequirement, still};
 
 /// Archives that one process removes: a request has an end.
@@ -281,6 +281,19 @@ impl<'a> Destinations<'a> {
             Ok(())
         })?;
         Ok(all)
+    }
+
+    /// An archive of a location, as one look at it tells.
+    ///
+    /// # Errors
+    /// It is not there or can't be read; the medium does not answer.
+    pub fn glance(&self, location: &Location, archive: &Location) -> Result<ArchiveSummary> {
+        let mut found = None;
+        self.items(location, MediumRequest::Glance(archive.clone()), &mut |summary| {
+            found = Some(summary);
+            Ok(())
+        })?;
+        found.ok_or_else(|| unexpected(location))
     }
 
     /// Removes archives of a location, in their order. `done` gets what came of each.

@@ -5,13 +5,14 @@ use std::path::PathBuf;
 use super::DomainRequest;
 use crate::attachments::{GuestXml, gather};
 use crate::freeze::{Frozen, FrozenDisk};
+use crate::increment::{ChangeHint, ParentChoice};
 use crate::plan::Plan;
-use crate::session::{BackupInput, BackupSession, UnnamedArchive};
+use crate::session::{BackupInput, BackupSession, InputDisk, UnnamedArchive};
 use virtfold_archive::manifest::{BackupSubject, ConsistencyInfo};
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_hypervisor::disk_rules::BackupMode;
 use virtfold_hypervisor::host_files::{HostFiles, ImageStamp};
-use virtfold_image::{DiskImage, ImageAccess};
+use virtfold_image::ImageAccess;
 
 /// A copy that is going to be made.
 #[derive(Clone, Copy, Debug)]
@@ -24,27 +25,41 @@ pub(super) struct DomainCopy<'a> {
 impl DomainCopy<'_> {
     /// Writes the archive, and makes sure that no image changed meanwhile. The images are let go when it
     /// returns.
-    pub(super) fn write(&self, frozen: &Frozen) -> Result<UnnamedArchive> {
+    pub(super) fn write(&self, frozen: &Frozen, parent: ParentChoice) -> Result<UnnamedArchive> {
         let known = &self.plan.known;
         // First of all: firmware and TPM go on while the disks are frozen.
         let xml = GuestXml { inactive: known.inactive.as_ref(), live: known.live.as_ref() };
         let attachments = gather(xml, self.request.places)?;
-        let disks = frozen.disks.iter().map(|disk| Ok((disk.target.clone(), self.open(disk)?)));
+        let disks = frozen.disks.iter().map(|disk| self.open(disk));
         let disks = disks.collect::<Result<Vec<_>>>()?;
         let files = self.request.host.files;
         let marks = marks(files, &disks)?;
-        let subject = BackupSubject::Domain { name: known.info.name.clone(), uuid: Some(known.info.id.0) };
+        let subject = self.subject();
         // Whether a domain at rest is as it was its images tell; a frozen guest's are another thing after the
         // next freeze.
         let session = (self.plan.rule() != BackupMode::Offline).then_some(frozen.job);
-        let input = BackupInput { subject, freeze: self.note(frozen), attachments, disks, session };
+        let input = BackupInput {
+            subject,
+            freeze: self.note(frozen),
+            attachments,
+            disks,
+            parent,
+            checkpoint: None,
+            session,
+        };
         let written = BackupSession { control: &frozen.control, ..*self.session }.write(input)?;
         check(files, &marks)?;
         Ok(written)
     }
 
+    /// What the archive is of.
+    pub(super) fn subject(&self) -> BackupSubject {
+        let info = &self.plan.known.info;
+        BackupSubject::Domain { name: info.name.clone(), uuid: Some(info.id.0) }
+    }
+
     /// Opens a frozen image with its chain, held against writers. The plan knows what is below it.
-    fn open(&self, frozen: &FrozenDisk) -> Result<DiskImage> {
+    fn open(&self, frozen: &FrozenDisk) -> Result<InputDisk> {
         let planned = self.plan.copied().find(|disk| {
             let path = disk.source.as_ref().map(PathBuf::from);
             disk.target == frozen.target && path.as_ref() == Some(&frozen.path)
@@ -57,7 +72,11 @@ impl DomainCopy<'_> {
             );
             return Err(Error::new(ErrorKind::Internal, what));
         };
-        planned.open(ImageAccess::Locked)
+        let hint = match self.plan.rule() {
+            BackupMode::Offline => ChangeHint::AtRest,
+            _ => ChangeHint::Unknown,
+        };
+        Ok(InputDisk { target: frozen.target.clone(), image: planned.open(ImageAccess::Locked)?, hint })
     }
 
     /// How the guest was frozen, as far as it is known now.
@@ -83,9 +102,9 @@ impl DomainCopy<'_> {
 /// Every file of the images, with its time and size; block devices have none.
 pub(super) fn marks(
     files: &dyn HostFiles,
-    disks: &[(String, DiskImage)],
+    disks: &[InputDisk],
 ) -> Result<Vec<(PathBuf, Option<ImageStamp>)>> {
-    let all = disks.iter().flat_map(|(_, image)| image.host_files());
+    let all = disks.iter().flat_map(|disk| disk.image.host_files());
     all.map(|(path, _)| Ok((path.to_owned(), files.mark(path)?))).collect()
 }
 

@@ -35,6 +35,7 @@ use super::freeze::{
     AgentFreeze, FreezeContext, FreezeDisk, FreezeReport, FreezeRequest, OfflineDisk, OfflineRequest,
     RecoverScope, Recovery, RecoveryStatus, Unfrozen, recover, with_frozen_disks, with_offline_disks,
 };
+use super::increment::ParentChoice;
 use super::options::{BackupOptions, QuiesceMode};
 use super::plan::{self, Consistency, Plan, PlanContext, PlannedDisk};
 use super::resume;
@@ -140,9 +141,10 @@ impl BackupSession<'_> {
             return Err(refusal);
         }
         let copy = DomainCopy { session: self, request, plan: &plan };
+        let parent = self.parent(&copy.subject())?;
         let done = match plan.rule() {
-            BackupMode::Offline => offline(&copy)?,
-            _ => online(&copy)?,
+            BackupMode::Offline => offline(&copy, parent)?,
+            _ => online(&copy, parent)?,
         };
         let left_out = plan.disks.iter().filter(|disk| !disk.copy);
         let left_out = left_out.map(|d| SkippedDisk { target: d.target.clone(), rule: d.rule.clone() });
@@ -222,14 +224,14 @@ fn recover_first(host: &FreezeContext<'_>, domain: DomainId) -> Result<Vec<Recov
 }
 
 /// A domain that runs.
-fn online(copy: &DomainCopy<'_>) -> Result<FinishedBackup> {
+fn online(copy: &DomainCopy<'_>, parent: ParentChoice) -> Result<FinishedBackup> {
     let (session, host) = (copy.session, copy.request.host);
     let request = freeze_request(copy.plan, session.options, host.files)?;
     make_overlay_directories(&request, &session.state.state)?;
     let mut good: Option<(BackupReport, FreezeReport)> = None;
     session.control.progress.enter("freezing", 0);
     let thawed = with_frozen_disks(host, &request, session.control, |frozen| {
-        let written = copy.write(frozen)?;
+        let written = copy.write(frozen, parent)?;
         // From here on the archive is there, whatever becomes of the guest's way back.
         good = Some((written.finish(&frozen.control)?, frozen.report.clone()));
         session.control.progress.enter("thawing", 0);
@@ -259,7 +261,7 @@ fn conclude(
 }
 
 /// A domain that is shut off.
-fn offline(copy: &DomainCopy<'_>) -> Result<FinishedBackup> {
+fn offline(copy: &DomainCopy<'_>, parent: ParentChoice) -> Result<FinishedBackup> {
     let (control, host) = (copy.session.control, copy.request.host);
     let disks = copy
         .plan
@@ -279,7 +281,8 @@ fn offline(copy: &DomainCopy<'_>) -> Result<FinishedBackup> {
         &reason,
         paths,
     )?;
-    let written: UnnamedArchive = with_offline_disks(host, &request, control, |frozen| copy.write(frozen))?;
+    let written: UnnamedArchive =
+        with_offline_disks(host, &request, control, |frozen| copy.write(frozen, parent))?;
     // Only now is it known that the domain did not run meanwhile.
     Ok(FinishedBackup { backup: written.finish(control)?, freeze: None, thaw_failure: None })
 }

@@ -9,9 +9,10 @@
 use super::copy::{check, marks};
 use super::{DomainRequest, FinishedBackup, conclude};
 use crate::freeze::{FreezeReport, Frozen, TakeOver, TakeOverRequest, interrupted_session, take_over};
+use crate::increment::ChangeHint;
 use crate::options::{BackupOptions, ResumePolicy};
 use crate::resume::{self, SavedArchive};
-use crate::session::{BackupInput, BackupReport, BackupSession, UnnamedArchive};
+use crate::session::{BackupInput, BackupReport, BackupSession, InputDisk, UnnamedArchive};
 use virtfold_base::error::{Error, ErrorKind, Result, sentence};
 use virtfold_catalog::{FreezeSession, SessionKind};
 use virtfold_hypervisor::DomainId;
@@ -88,6 +89,8 @@ fn write(
         freeze: known.head.freeze.clone(),
         attachments: known.attachments.clone(),
         disks,
+        parent: session.parent(&known.head.subject)?,
+        checkpoint: None,
         session: Some(frozen.job),
     };
     let written = session.write(input)?;
@@ -96,7 +99,7 @@ fn write(
 }
 
 /// Opens the frozen images with the chains that the archive's head names.
-fn open(frozen: &Frozen, known: &SavedArchive) -> Result<Vec<(String, DiskImage)>> {
+fn open(frozen: &Frozen, known: &SavedArchive) -> Result<Vec<InputDisk>> {
     let options = OpenOptions::default();
     let mut images = Vec::new();
     for disk in &frozen.disks {
@@ -109,7 +112,7 @@ fn open(frozen: &Frozen, known: &SavedArchive) -> Result<Vec<(String, DiskImage)
         let below = told.source.backing.iter().map(|link| Ok(((&link.path).into(), format(&link.format)?)));
         let below = below.collect::<Result<Vec<_>>>()?;
         let image = DiskImage::open_chain(&disk.path, format(&disk.format)?, &below, &options)?;
-        images.push((disk.target.clone(), image));
+        images.push(InputDisk { target: disk.target.clone(), image, hint: ChangeHint::Unknown });
     }
     Ok(images)
 }

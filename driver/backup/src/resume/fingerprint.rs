@@ -69,11 +69,14 @@ pub(super) struct FingerprintFields {
     files: Vec<SourceStamp>,
     /// Of all runs of all disks.
     runs: Digest,
+    /// The archive that it continues.
+    #[serde(default)]
+    parent: Option<Uuid>,
 }
 
 /// A file of a source.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct SourceStamp {
+pub(crate) struct SourceStamp {
     path: PathBuf,
     identity: (u64, u64),
     size: u64,
@@ -85,7 +88,10 @@ struct SourceStamp {
 
 impl SourceStamp {
     /// `None` for a block device: it does not say when it was written to.
-    fn of(path: &Path) -> Result<Option<Self>> {
+    ///
+    /// # Errors
+    /// It can't be looked at.
+    pub(crate) fn of(path: &Path) -> Result<Option<Self>> {
         let cannot = || format!("cannot look at '{}'", path.display());
         let found = path.metadata().at(cannot)?;
         if found.file_type().is_block_device() {
@@ -98,6 +104,11 @@ impl SourceStamp {
             modified: (found.mtime(), found.mtime_nsec()),
             changed: (found.ctime(), found.ctime_nsec()),
         }))
+    }
+
+    /// When anything of it changed last, seconds since 1970.
+    pub(crate) fn last_change(&self) -> i64 {
+        self.modified.0.max(self.changed.0)
     }
 }
 
@@ -123,9 +134,14 @@ impl FingerprintFields {
             signed_by: candidate.seal.map(|seal| signing::signer(seal.key)),
             // What is allocated below whole blocks is what the file system says of holes, which it says in
             // one way now and in another then.
-            disks: head.disks.iter().map(|disk| Disk { allocated: 0, ..disk.clone() }).collect(),
+            disks: head
+                .disks
+                .iter()
+                .map(|disk| Disk { allocated: 0, changes: None, ..disk.clone() })
+                .collect(),
             files,
             runs: runs(disks)?,
+            parent: head.parent.as_ref().map(|parent| parent.id),
         }))
     }
 
@@ -236,6 +252,9 @@ impl Fingerprint {
         }
         if then.signed_by != now.signed_by {
             return Some("it was to be signed with another key, or with none".to_owned());
+        }
+        if then.parent != now.parent {
+            return Some("another backup was made since, which this one continues".to_owned());
         }
         for (then, now) in then.files.iter().zip(&now.files) {
             if then != now {

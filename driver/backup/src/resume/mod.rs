@@ -37,6 +37,7 @@ use uuid::Uuid;
 
 pub use self::fingerprint::Fingerprint;
 use self::fingerprint::FingerprintFields;
+pub(crate) use self::fingerprint::SourceStamp;
 pub use self::key_store::SavedEnvelope;
 pub(crate) use self::record::ResumeRecord;
 use self::record::SavedRecord;
@@ -96,7 +97,7 @@ pub(super) struct NewArchive<'a> {
 }
 
 /// An archive that is begun or resumed.
-pub(super) struct OpenArchive {
+pub(crate) struct OpenArchive {
     pub(super) medium: Box<dyn Medium>,
     /// The head and the key of one that is encrypted.
     pub(super) envelope: Option<Envelope>,

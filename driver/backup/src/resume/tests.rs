@@ -6,8 +6,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::Control;
+use crate::increment::{ChangeHint, ParentChoice};
 use crate::options::BackupOptions;
-use crate::session::{BackupInput, BackupSession};
+use crate::session::{BackupInput, BackupSession, InputDisk};
 use virtfold_archive::sign::SigningKey;
 use virtfold_archive::stream::{ChunkLog, ChunkRecord, Compression, Digest};
 use virtfold_image::{DiskImage, Format, OpenOptions};
@@ -63,7 +64,9 @@ impl Lab {
             },
             freeze: None,
             attachments: vec![Attachment { name: "x".to_owned(), content: vec![1, 2, 3] }],
-            disks: vec![("vda".to_owned(), image)],
+            disks: vec![InputDisk { target: "vda".to_owned(), image, hint: ChangeHint::Unknown }],
+            parent: ParentChoice::Full(None),
+            checkpoint: None,
             session: None,
         };
         let options = BackupOptions {

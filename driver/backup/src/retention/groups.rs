@@ -63,6 +63,11 @@ impl GroupKey {
     }
 }
 
+/// Whether two backups are of one thing on one host.
+pub(crate) fn is_same_subject(one: (&Owner, &Source), other: (&Owner, &Source)) -> bool {
+    one.1.host_id == other.1.host_id && GroupKey::of(one.0, one.1) == GroupKey::of(other.0, other.1)
+}
+
 impl HostIdentity {
     /// Whether an archive is of this host. One without an id is, when it has this host's name.
     pub(super) fn made(&self, facts: &ArchiveFacts) -> bool {

@@ -31,6 +31,7 @@ mod prune_tests;
 mod report;
 mod survey;
 
+pub(crate) use self::groups::is_same_subject;
 pub use self::groups::{HostIdentity, PathPolicy};
 pub use self::policy::{
     KeepReason, KeepRule, KeepRules, Prunable, PruneCandidate, PruneDecision, VerifyStanding, decide,
@@ -38,3 +39,4 @@ pub use self::policy::{
 pub use self::prune::{KeepPolicy, KeepPolicyOf, PruneRequest, prune};
 pub use self::report::{GroupReport, PruneAction, PruneEntry, PruneFailure, PruneReport};
 pub use self::survey::{CatalogFillReport, copies, fill_catalog};
+pub(crate) use self::survey::{owner, source};

@@ -92,7 +92,7 @@ pub(super) fn file_name(location: &Location) -> String {
 }
 
 /// What an archive's head says it is of.
-fn owner(subject: &BackupSubject) -> Owner {
+pub(crate) fn owner(subject: &BackupSubject) -> Owner {
     match subject {
         BackupSubject::Domain { name, uuid } => Owner { uuid: *uuid, name: name.clone(), images: false },
         BackupSubject::Images { name, .. } => Owner { uuid: None, name: name.clone(), images: true },
@@ -100,12 +100,12 @@ fn owner(subject: &BackupSubject) -> Owner {
 }
 
 /// What an archive's head says of where that comes from.
-fn source(head: &Manifest) -> Source {
-    let (labelled, paths) = match &head.subject {
+pub(crate) fn source(subject: &BackupSubject, host_id: Option<&str>) -> Source {
+    let (labelled, paths) = match subject {
         BackupSubject::Domain { .. } => (false, Vec::new()),
         BackupSubject::Images { labelled, paths, .. } => (*labelled, paths.clone()),
     };
-    Source { host_id: head.host_id.clone(), labelled, paths }
+    Source { host_id: host_id.map(ToOwned::to_owned), labelled, paths }
 }
 
 fn facts(head: &Manifest) -> Result<ArchiveFacts> {
@@ -116,7 +116,7 @@ fn facts(head: &Manifest) -> Result<ArchiveFacts> {
     Ok(ArchiveFacts {
         id: head.archive,
         owner: owner(&head.subject),
-        source: source(head),
+        source: source(&head.subject, head.host_id.as_deref()),
         host: head.host.clone(),
         created,
         parent: head.parent.as_ref().map(|parent| parent.id),

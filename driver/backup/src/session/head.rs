@@ -7,6 +7,7 @@ use uuid::Uuid;
 use super::ImagesRequest;
 use crate::folded_disk::{DiskSet, FoldedDisk};
 use crate::host_identity;
+use crate::increment::{FoundChanges, Parent};
 use crate::options::BackupOptions;
 use virtfold_archive::crypt;
 use virtfold_archive::layout::BackupKind;
@@ -48,7 +49,8 @@ pub(super) fn medium_label(
     const REST: u64 = 1 << 20;
     let disks = head.disks.iter().map(|disk| disk.dense_length.saturating_add(disk.runs.saturating_mul(RUN)));
     let files = attachments.iter().map(|file| file.content.len() as u64);
-    let bytes = disks.chain(files).fold(REST, u64::saturating_add);
+    let digests = head.disks.iter().map(manifest::Disk::blocks_len);
+    let bytes = disks.chain(files).chain(digests).fold(REST, u64::saturating_add);
     Ok(ArchiveLabel {
         name: archive_name(head, options)?,
         id: head.archive,
@@ -118,13 +120,16 @@ fn label(request: &ImagesRequest) -> Result<String> {
         .with_hint("use --label NAME: up to 128 bytes, no '/', not beginning with '.'"))
 }
 
+/// What a new archive is of.
+pub(super) struct HeadSource<'a> {
+    pub(super) subject: &'a BackupSubject,
+    pub(super) freeze: Option<&'a ConsistencyInfo>,
+    /// The archive that it continues.
+    pub(super) parent: Option<&'a Parent>,
+}
+
 /// The head of an archive that is new.
-pub(super) fn head(
-    subject: BackupSubject,
-    freeze: Option<ConsistencyInfo>,
-    options: &BackupOptions,
-    disks: &DiskSet,
-) -> Result<Manifest> {
+pub(super) fn head(of: &HeadSource<'_>, options: &BackupOptions, disks: &DiskSet) -> Result<Manifest> {
     let (method, level) = match options.compression {
         Compression::None => ("none", None),
         Compression::Zstd { level } => ("zstd", Some(level)),
@@ -137,11 +142,11 @@ pub(super) fn head(
         host: host_identity::name()?,
         host_id: host_identity::id()?,
         tool: concat!("virtfold ", env!("CARGO_PKG_VERSION")).to_owned(),
-        subject,
-        kind: BackupKind::Full,
-        parent: None,
+        subject: of.subject.clone(),
+        kind: if of.parent.is_some() { BackupKind::Incremental } else { BackupKind::Full },
+        parent: of.parent.map(Parent::note),
         compression: CompressionNote { method: method.to_owned(), level },
-        freeze,
+        freeze: of.freeze.cloned(),
         disks: disks.0.iter().map(describe).collect(),
     })
 }
@@ -157,7 +162,7 @@ fn describe(disk: &FoldedDisk) -> Disk {
         dense_length: disk.table.dense_len(),
         runs: disk.table.len(),
         digest_block: Some(disk.block.get().min(manifest::MAX_DIGEST_BLOCK)),
-        changes: None,
+        changes: disk.changes.as_ref().map(FoundChanges::note),
     }
 }
 

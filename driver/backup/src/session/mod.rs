@@ -21,16 +21,25 @@ use uuid::Uuid;
 
 pub use self::head::default_target;
 pub(crate) use self::head::file_label;
-use self::head::{head, medium_label, subject};
+use self::head::{HeadSource, head, medium_label, subject};
 use self::reports::report;
 pub use self::reports::{BackupReport, DiskReport};
 pub use self::sources::RawHeaderCheck;
-use self::sources::{fold_all, open_all};
+use self::sources::{FoldOptions, fold_all, open_all};
 use self::write::stream;
 use super::Control;
 use super::destinations::Destinations;
+use super::folded_disk::{DiskSet, FoldedDisk};
+use super::host_identity;
+use super::increment::{
+    self, ChangeHint, Parent, ParentChoice, ParentQuery, PendingState, SourceFiles, WrittenBlocks,
+    choose_parent,
+};
 use super::options::BackupOptions;
-use super::resume::{NewArchive, ResumeContext, ResumeRecord, SavedAllocation, StateDirectories};
+use super::resume::{
+    NewArchive, OpenArchive, ResumeContext, ResumeRecord, SavedAllocation, StateDirectories,
+};
+use super::retention;
 use super::signing::{self, SignedBackup};
 use virtfold_archive::block_digests::BlockDigests;
 use virtfold_archive::crypt::Envelope;
@@ -86,6 +95,17 @@ impl ImagesRequest {
     }
 }
 
+/// An image that is open, and what is known of its changes.
+#[derive(Debug)]
+pub struct InputDisk {
+    /// The disk's name in the archive.
+    pub target: String,
+    /// Its image.
+    pub image: DiskImage,
+    /// What tells what changed.
+    pub hint: ChangeHint,
+}
+
 /// What is put into an archive.
 #[derive(Debug)]
 pub struct BackupInput {
@@ -95,8 +115,12 @@ pub struct BackupInput {
     pub freeze: Option<ConsistencyInfo>,
     /// The members beside the disks.
     pub attachments: Vec<Attachment>,
-    /// Each disk's name in the archive, and its image.
-    pub disks: Vec<(String, DiskImage)>,
+    /// The disks.
+    pub disks: Vec<InputDisk>,
+    /// The archive that it continues.
+    pub parent: ParentChoice,
+    /// The checkpoint that was made when the disks were frozen.
+    pub checkpoint: Option<String>,
     /// The freeze session that has them frozen.
     pub session: Option<Uuid>,
 }
@@ -109,6 +133,11 @@ pub struct UnnamedArchive {
     sealed: WrittenArchive,
     encrypted: bool,
     signed: Option<SignedBackup>,
+    /// What the next backup needs to tell what changed, and where it is kept.
+    state: Option<PendingState>,
+    state_dir: PathBuf,
+    /// Why it is full, where an increment was asked for.
+    full_reason: Option<String>,
     /// Where it was gone on with.
     resumed_at: Option<u64>,
     started: Instant,
@@ -123,14 +152,32 @@ impl BackupSession<'_> {
     /// When an image can't be read or trusted, is in use, or the medium fails; no archive then has its
     /// final name.
     pub fn images(&self, request: &ImagesRequest) -> Result<BackupReport> {
+        let subject = subject(request)?;
         let input = BackupInput {
-            subject: subject(request)?,
+            parent: self.parent(&subject)?,
+            subject,
             freeze: None,
             attachments: Vec::new(),
             disks: open_all(request, self.control)?,
+            checkpoint: None,
             session: None,
         };
         self.write(input)?.finish(self.control)
+    }
+
+    /// The archive that a backup of `subject` continues. To be asked before anything is frozen: it looks at
+    /// the destinations.
+    ///
+    /// # Errors
+    /// The host has no identity. Where no parent can be found, that is said in the choice.
+    pub fn parent(&self, subject: &BackupSubject) -> Result<ParentChoice> {
+        let query = ParentQuery {
+            owner: retention::owner(subject),
+            source: retention::source(subject, host_identity::id()?.as_deref()),
+            options: self.options,
+            state_dir: &self.state.state,
+        };
+        Ok(choose_parent(&query, self.destinations))
     }
 
     /// Reads the tables of all disks and writes the whole archive, or the rest of one that a killed run has
@@ -141,9 +188,15 @@ impl BackupSession<'_> {
     /// have been read; what an earlier run left can't be queried.
     pub fn write(&self, input: BackupInput) -> Result<UnnamedArchive> {
         let started = Instant::now();
-        let BackupInput { subject, freeze, attachments, disks, session } = input;
-        let disks = fold_all(disks, self.options, self.control)?;
-        let head = head(subject, freeze, self.options, &disks)?;
+        let BackupInput { subject, freeze, attachments, disks, parent, checkpoint, session } = input;
+        let files = disks.iter().map(|disk| SourceFiles::of(&disk.image)).collect::<Result<Vec<_>>>()?;
+        let disks = fold_all(disks, &files, &FoldOptions { session: self, parent: parent.parent() })?;
+        // Where every disk is copied whole there is nothing that the archive would rest on.
+        let rests = |disk: &FoldedDisk| disk.changes.as_ref().is_some_and(|found| found.changed.is_some());
+        let continued = parent.parent().filter(|_| disks.0.iter().any(rests));
+        let full_reason = full_reason(&parent, continued, &disks);
+        let source = HeadSource { subject: &subject, freeze: freeze.as_ref(), parent: continued };
+        let head = head(&source, self.options, &disks)?;
         let label = medium_label(&head, self.options, &attachments)?;
         let signed =
             signing::begin(&head, self.options.signing_key.as_deref(), self.destinations, &self.state.state)?;
@@ -156,6 +209,40 @@ impl BackupSession<'_> {
             seal: self.seal(signed.as_ref()),
         };
         let opened = self.resume_context(session).open(&new, &self.control.cancel)?;
+        let resumed_from = opened.at;
+        let out = self.put_out(opened, OpenedFor { head, attachments, signed, disks: &disks })?;
+        disks.0.iter().try_for_each(|disk| disk.image.check_unchanged())?;
+        let state = increment::write(
+            &self.state.state,
+            WrittenBlocks {
+                archive: out.head.archive,
+                root: &out.root(),
+                disks: &disks,
+                digests: &out.blocks,
+                files,
+                parent: continued,
+                checkpoint,
+            },
+        );
+        let PutOut { medium, head, sealed, signed, reached, record, .. } = out;
+        Ok(UnnamedArchive {
+            medium,
+            head,
+            sealed,
+            encrypted: self.options.encrypt_to.is_some(),
+            signed,
+            state,
+            state_dir: self.state.state.clone(),
+            full_reason,
+            resumed_at: resumed_from.map(|_| reached),
+            started,
+            _record: record,
+        })
+    }
+
+    /// Writes the archive, or the rest of it, to the medium that is open for it.
+    fn put_out(&self, opened: OpenArchive, new: OpenedFor<'_>) -> Result<PutOut> {
+        let OpenedFor { head, attachments, signed, disks } = new;
         let (mut medium, reached) = self.outward(opened.medium, opened.envelope.as_ref(), opened.at)?;
         let now: Vec<&dyn DiskTables> = disks.0.iter().map(|disk| disk as &dyn DiskTables).collect();
         let rows = opened.rows.iter().zip(&now);
@@ -177,16 +264,12 @@ impl BackupSession<'_> {
             head: &head,
             attachments: &attachments,
             disks: tables,
-            data: &disks,
+            data: disks,
             blocks: &blocks,
             seal: self.seal(signed.as_ref()),
         };
         let sealed = stream(&contents, self.options, self.control, medium.as_mut(), opened.log, reached)?;
-        disks.0.iter().try_for_each(|disk| disk.image.check_unchanged())?;
-        let encrypted = self.options.encrypt_to.is_some();
-        let resumed_at = opened.at.map(|_| reached);
-        let _record = opened.record;
-        Ok(UnnamedArchive { medium, head, sealed, encrypted, signed, resumed_at, started, _record })
+        Ok(PutOut { medium, head, sealed, signed, blocks, reached, record: opened.record })
     }
 
     /// What an archive is signed with that has this place in its chain.
@@ -219,6 +302,43 @@ impl BackupSession<'_> {
     }
 }
 
+/// What a medium was opened for.
+struct OpenedFor<'a> {
+    head: Manifest,
+    attachments: Vec<Attachment>,
+    signed: Option<SignedBackup>,
+    disks: &'a DiskSet,
+}
+
+/// An archive that its medium has all of.
+struct PutOut {
+    medium: Box<dyn Medium>,
+    head: Manifest,
+    sealed: WrittenArchive,
+    signed: Option<SignedBackup>,
+    blocks: Vec<Option<BlockDigests>>,
+    /// Bytes of it that were there before.
+    reached: u64,
+    record: Option<ResumeRecord>,
+}
+
+impl PutOut {
+    fn root(&self) -> String {
+        blake3::Hash::from_bytes(self.sealed.root).to_hex().to_string()
+    }
+}
+
+/// Why an archive is full that was to be an increment.
+fn full_reason(choice: &ParentChoice, continued: Option<&Parent>, disks: &DiskSet) -> Option<String> {
+    match choice {
+        ParentChoice::Full(reason) => reason.clone(),
+        ParentChoice::Of(_) if continued.is_some() => None,
+        ParentChoice::Of(_) => {
+            disks.0.iter().find_map(|disk| disk.changes.as_ref().and_then(|found| found.reason.clone()))
+        }
+    }
+}
+
 /// The tables of a disk whose archive is gone on with: its rows are those of the beginning.
 struct ResumedTables<'a> {
     rows: &'a SavedAllocation,
@@ -247,12 +367,16 @@ impl UnnamedArchive {
         if let Some(signed) = &self.signed {
             signed.finished(&self.head, &root);
         }
+        increment::keep(&self.state_dir, self.head.archive, self.state);
         Ok(BackupReport {
             archive: durable.name,
             id: self.head.archive,
             archive_bytes: durable.bytes,
             encrypted: self.encrypted,
             resumed_at: self.resumed_at,
+            kind: self.head.kind,
+            parent: self.head.parent.as_ref().map(|parent| parent.id),
+            full_reason: self.full_reason,
             root,
             signed: self.signed.map(|signed| signed.link),
             seconds: self.started.elapsed().as_secs_f64(),

@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use virtfold_archive::manifest::{Disk, Manifest};
+use virtfold_archive::layout::BackupKind;
+use virtfold_archive::manifest::{Changes, Disk, Manifest};
 use virtfold_archive::sign::ChainLink;
 use virtfold_medium::CopyReport;
 use virtfold_medium::tape::TapeReport;
@@ -22,6 +23,14 @@ pub struct BackupReport {
     /// Bytes of it that an earlier run had written, where this one went on with it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resumed_at: Option<u64>,
+    /// Full, or what changed since its parent.
+    pub kind: BackupKind,
+    /// The archive that it continues.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Uuid>,
+    /// Why it is full, where an increment was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub full_reason: Option<String>,
     /// The digest that stands for all of it, hexadecimal.
     pub root: String,
     /// Of a signed one: whose it is, and which one of its subject.
@@ -55,6 +64,9 @@ pub struct DiskReport {
     pub dense_length: u64,
     /// Runs in the correspondence table.
     pub runs: u64,
+    /// In an increment: how it was found what changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changes: Option<Changes>,
     /// What a person should know of the source.
     pub warnings: Vec<String>,
 }
@@ -67,6 +79,7 @@ pub(super) fn report(disk: &Disk) -> DiskReport {
         allocated: disk.allocated,
         dense_length: disk.dense_length,
         runs: disk.runs,
+        changes: disk.changes.clone(),
         warnings: disk.source.warnings.clone(),
     }
 }

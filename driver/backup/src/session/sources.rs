@@ -5,9 +5,10 @@
 
 use std::sync::atomic::Ordering;
 
-use super::{ImageSpec, ImagesRequest};
+use super::{BackupSession, ImageSpec, ImagesRequest, InputDisk};
 use crate::Control;
 use crate::folded_disk::{DiskSet, FoldedDisk, block_of};
+use crate::increment::{ChangeHint, ChangeQuery, Parent, SourceFiles, find_changes};
 use crate::options::{BackupOptions, DetectZeroes};
 use virtfold_archive::layout;
 use virtfold_archive::table::Layout;
@@ -26,17 +27,19 @@ pub enum RawHeaderCheck {
 }
 
 /// Opens the images of a request.
-pub(super) fn open_all(request: &ImagesRequest, control: &Control) -> Result<Vec<(String, DiskImage)>> {
+pub(super) fn open_all(request: &ImagesRequest, control: &Control) -> Result<Vec<InputDisk>> {
     // What is frozen may be a running guest's, whose files libvirt gives other owners meanwhile.
     let change =
         if request.usage == ImageAccess::Locked { ChangeSensitivity::Any } else { ChangeSensitivity::Write };
     let options = OpenOptions { usage: request.usage, change, ..OpenOptions::default() };
+    // What is frozen may have been written to in ways that no time tells.
+    let hint = if request.usage == ImageAccess::Locked { ChangeHint::AtRest } else { ChangeHint::Unknown };
     control.progress.enter("reading", 0);
     let open = |spec: &ImageSpec| {
         let image = DiskImage::open(&spec.path, spec.format, &options)?;
         match image.looks_like()?.filter(|_| request.containers == RawHeaderCheck::Refuse) {
             Some(format) => Err(no_container(spec, format)),
-            None => Ok((spec.target.clone(), image)),
+            None => Ok(InputDisk { target: spec.target.clone(), image, hint: hint.clone() }),
         }
     };
     request.images.iter().map(open).collect()
@@ -52,21 +55,41 @@ fn no_container(spec: &ImageSpec, looks: &str) -> Error {
     Error::new(ErrorKind::Usage, what).with_hint(hint)
 }
 
-/// Steps 1302 to 1307: every table is read before anything is written.
+/// How disks are folded.
+#[derive(Clone, Copy)]
+pub(super) struct FoldOptions<'a> {
+    pub(super) session: &'a BackupSession<'a>,
+    /// The archive that the backup continues.
+    pub(super) parent: Option<&'a Parent>,
+}
+
+/// Steps 1302 to 1307: every table is read before anything is written, and in an increment it is found what
+/// changed. `files` are those of the images.
 pub(super) fn fold_all(
-    images: Vec<(String, DiskImage)>,
-    options: &BackupOptions,
-    control: &Control,
+    images: Vec<InputDisk>,
+    files: &[Option<SourceFiles>],
+    how: &FoldOptions<'_>,
 ) -> Result<DiskSet> {
+    let BackupSession { options, control, .. } = *how.session;
     control.progress.enter("reading", 0);
     let mut disks: Vec<FoldedDisk> = Vec::with_capacity(images.len());
-    for (target, image) in images {
+    for (InputDisk { target, image, hint }, files) in images.into_iter().zip(files) {
         layout::check_target(&target)?;
         if disks.iter().any(|disk| disk.target == target) {
             return Err(Error::new(ErrorKind::Usage, format!("two disks are called {target}")));
         }
-        let allocation = allocation(&image, options, control)?;
-        disks.push(FoldedDisk::of(target, image, allocation, options.block_size, options.layout)?);
+        // A comparison takes zeros for what they are, and is a read by itself.
+        let is_known = how.parent.is_some_and(|parent| parent.knows(&target));
+        let allocation = match is_known {
+            true => image.allocation()?,
+            false => allocation(&image, options, control)?,
+        };
+        let mut disk = FoldedDisk::of(target, image, allocation, options.block_size, options.layout)?;
+        if let Some(parent) = how.parent {
+            let query = ChangeQuery { parent, hint: &hint, files: files.as_ref(), options };
+            disk.restrict(find_changes(&disk, &query, control)?)?;
+        }
+        disks.push(disk);
     }
     Ok(DiskSet(disks))
 }

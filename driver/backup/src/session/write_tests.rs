@@ -4,8 +4,8 @@ use std::io::Write;
 use std::sync::atomic::Ordering;
 
 use super::*;
-use crate::folded_disk::DiskSet;
-use crate::session::{fold_all, head};
+use crate::folded_disk::{DiskSet, FoldedDisk};
+use crate::session::{HeadSource, head};
 use virtfold_archive::block_digests::BlockDigests;
 use virtfold_archive::manifest::{BackupSubject, Manifest};
 use virtfold_archive::stream::Compression;
@@ -117,9 +117,11 @@ impl Lab {
         let image = DiskImage::open(&path, Format::Raw, &OpenOptions::default()).unwrap();
         let options = BackupOptions { compression, ..BackupOptions::default() };
         let control = Control::default();
-        let disks = fold_all(vec![("vda".to_owned(), image)], &options, &control).unwrap();
+        let disk = FoldedDisk::fold("vda".to_owned(), image, None, options.layout).unwrap();
+        let disks = DiskSet(vec![disk]);
         let subject = BackupSubject::Images { name: "a".to_owned(), labelled: false, paths: Vec::new() };
-        let head = head(subject, None, &options, &disks).unwrap();
+        let head =
+            head(&HeadSource { subject: &subject, freeze: None, parent: None }, &options, &disks).unwrap();
         Self { folder, disks, head, options, control }
     }
 

@@ -68,7 +68,7 @@ pub fn open(destination: ProcessDestination<'_>, request: &MediumRequest) -> Res
             link.patience = Duration::ZERO;
             ReplyDeadline::Flag
         }
-        MediumRequest::List | MediumRequest::Remove(_) => {
+        MediumRequest::List | MediumRequest::Glance(_) | MediumRequest::Remove(_) => {
             link.patience = Duration::ZERO;
             // A store gives up by itself, in its own time.
             let deadline = if is_path { ReplyDeadline::Work(ITEM) } else { ReplyDeadline::Flag };

@@ -36,6 +36,8 @@ pub enum MediumRequest {
     Discard(PartialArchive),
     /// All archives at the destination: each is an item.
     List,
+    /// This archive, as one look tells: an item.
+    Glance(#[serde(with = "crate::location::as_bytes")] Location),
     /// These archives are removed, in their order. Each is an item when it is gone, or can't be removed.
     Remove(Vec<StoredArchive>),
     /// Whether the destination can be used, as archives of this host.

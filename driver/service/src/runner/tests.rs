@@ -149,7 +149,7 @@ fn summary(changes: serde_json::Value) -> serde_json::Value {
     let mut event = json!({
         "event": "summary", "domain": "web", "uuid": uuid::Uuid::nil(), "way": "online", "freeze": null,
         "left_out": [], "notes": [], "recovered": [], "total_seconds": 1.5, "archive": "/a",
-        "id": uuid::Uuid::nil(), "archive_bytes": 5, "encrypted": false, "root": "ab", "seconds": 1.0, "disks": [],
+        "id": uuid::Uuid::nil(), "archive_bytes": 5, "encrypted": false, "kind": "full", "root": "ab", "seconds": 1.0, "disks": [],
     });
     let serde_json::Value::Object(changes) = changes else { panic!() };
     event.as_object_mut().unwrap().extend(changes);

@@ -9,9 +9,10 @@ use crossbeam_channel::Receiver;
 
 use super::super::*;
 use crate::destinations::Destinations;
+use crate::increment::{ChangeHint, ParentChoice};
 use crate::options::BackupOptions;
 use crate::resume::StateDirectories;
-use crate::session::{BackupInput, BackupSession};
+use crate::session::{BackupInput, BackupSession, InputDisk};
 use virtfold_archive::crypt::Identities;
 use virtfold_archive::manifest::BackupSubject;
 use virtfold_archive::sign::SigningKey;
@@ -162,7 +163,7 @@ impl Lab {
             let image = self.at(&format!("{target}.source"));
             std::fs::write(&image, vec![fill; 70_000]).unwrap();
             let image = DiskImage::open(&image, Format::Raw, &OpenOptions::default()).unwrap();
-            disks.push((target.to_owned(), image));
+            disks.push(InputDisk { target: target.to_owned(), image, hint: ChangeHint::Unknown });
         }
         let member = |name: &str, content: &[u8]| Attachment { name: name.into(), content: content.to_vec() };
         let attachments = [
@@ -178,6 +179,8 @@ impl Lab {
             freeze: None,
             attachments: attachments.into(),
             disks,
+            parent: ParentChoice::Full(None),
+            checkpoint: None,
             session: None,
         };
         let options = BackupOptions {
