@@ -6,7 +6,7 @@
 //! allocation table, [`recovery`] the second copies, [`end_record`] what makes an archive complete,
 //! [`layout`] names and order. [`source`] is what an archive is read from, [`crypt`] its encryption,
 //! [`sign`] its signature, [`block_digests`] what later backups tell changes by, [`table`] the correspondence
-//! table in memory.
+//! table in memory, [`chain`] increments read as one disk.
 //!
 //! Encoders know every size before the first byte, for a tar header comes before its content; they hand out
 //! bounded pieces. Parsers are pushed: they take the bytes that there are and ask for more.
@@ -18,6 +18,7 @@ mod archive_end;
 mod block;
 pub mod block_digests;
 mod bounded_vec;
+pub mod chain;
 pub mod crypt;
 pub mod end_record;
 pub mod index;

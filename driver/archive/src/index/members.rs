@@ -215,22 +215,23 @@ pub(super) fn allocation(
     kind: BackupKind,
     take: &mut dyn FnMut(AllocationRow) -> Result<()>,
 ) -> Result<()> {
-    let mut cursor = MemberCursor::new(stream, StreamOffset::ZERO);
-    while let Some(member) = cursor.next_member()? {
-        if MemberRole::of(&member.name) == MemberRole::Allocation(&disk.target) {
-            let mut table = CsvParser::new(&member.name, disk.capacity, member.content_at, kind);
-            cursor.content(&mut |bytes| {
-                let mut rest = bytes;
-                while let Some(row) = table.feed(&mut rest)? {
-                    take(row)?;
-                }
-                Ok(bytes.len())
-            })?;
-            return table.finish();
-        }
-        cursor.skip_rest();
-    }
-    Err(damaged(format!("the allocation table of disk {} is not there", disk.target)))
+    let wanted = MemberRole::Allocation(&disk.target);
+    MemberCursor::new(stream, StreamOffset::ZERO).allocation(&wanted, disk, kind, take)
+}
+
+/// Reads the second copy of the allocation table of `disk`, of an incremental archive whose recovery copies
+/// begin at `at`.
+///
+/// # Errors
+/// As [`allocation`].
+pub(super) fn recovery_allocation(
+    stream: &VerifiedRanges<'_>,
+    at: StreamOffset,
+    disk: &Disk,
+    take: &mut dyn FnMut(AllocationRow) -> Result<()>,
+) -> Result<()> {
+    let wanted = MemberRole::RecoveryAllocation(&disk.target);
+    MemberCursor::new(stream, at).allocation(&wanted, disk, BackupKind::Incremental, take)
 }
 
 /// Reads members at any place, a step at a time, and jumps over what is not wanted.
@@ -307,6 +308,31 @@ impl<'a> MemberCursor<'a> {
             }
         }
         Ok(self.parser.position())
+    }
+
+    /// The rows of the allocation table that is the next member of role `wanted`.
+    fn allocation(
+        &mut self,
+        wanted: &MemberRole<'_>,
+        disk: &Disk,
+        kind: BackupKind,
+        take: &mut dyn FnMut(AllocationRow) -> Result<()>,
+    ) -> Result<()> {
+        while let Some(member) = self.next_member()? {
+            if MemberRole::of(&member.name) == *wanted {
+                let mut table = CsvParser::new(&member.name, disk.capacity, member.content_at, kind);
+                self.content(&mut |bytes| {
+                    let mut rest = bytes;
+                    while let Some(row) = table.feed(&mut rest)? {
+                        take(row)?;
+                    }
+                    Ok(bytes.len())
+                })?;
+                return table.finish();
+            }
+            self.skip_rest();
+        }
+        Err(damaged(format!("the allocation table of disk {} is not there", disk.target)))
     }
 
     /// The map of a disk's member, and where its dense bytes begin.

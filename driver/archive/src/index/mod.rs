@@ -16,18 +16,20 @@ mod members;
 mod range_reader;
 pub(crate) mod tail;
 
+use std::cell::Cell;
 use std::ops::Range;
 use std::sync::Arc;
 
 use self::range_reader::VerifiedRanges;
 pub use self::tail::ArchiveTail;
 use crate::allocation_csv::AllocationRow;
+use crate::layout::BackupKind;
 use crate::manifest::{Disk, Manifest};
 use crate::stream::{Carrier, RandomStream, ReadAt, ReadOptions};
 use crate::table::{CorrespondenceTable, Run};
 use crate::writer::Attachment;
 use virtfold_base::error::{Error, ErrorKind, Result, sentence};
-use virtfold_base::units::{DenseOffset, StreamOffset};
+use virtfold_base::units::{DenseOffset, GuestOffset, StreamOffset};
 
 /// What damage does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -265,7 +267,9 @@ fn give_lost(
 }
 
 impl ArchiveIndex<'_> {
-    /// Gives `take` the rows of the allocation table of `disk`, which stands before its bytes.
+    /// Gives `take` the rows of the allocation table of `disk`, which stands before its bytes. Of an
+    /// incremental archive, which can't be restored without them, the second copy gives what the first one
+    /// does not.
     ///
     /// # Errors
     /// Damaged or Incomplete, where it can't be read; those of `take`.
@@ -274,7 +278,30 @@ impl ArchiveIndex<'_> {
         disk: &IndexedDisk,
         take: &mut dyn FnMut(AllocationRow) -> Result<()>,
     ) -> Result<()> {
-        members::allocation(&self.stream, &disk.disk, self.head.kind, take)
+        let (mut next, refused) = (GuestOffset::ZERO, Cell::new(false));
+        let mut fresh = |row: AllocationRow| {
+            if row.guest < next {
+                return Ok(());
+            }
+            next = row.guest.saturating_add(row.len);
+            take(row).inspect_err(|_| refused.set(true))
+        };
+        let kind = self.head.kind;
+        let from_front = members::allocation(&self.stream, &disk.disk, kind, &mut fresh);
+        let (Err(error), Some(tail)) = (&from_front, &self.tail) else { return from_front };
+        let is_doubtful = matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Incomplete);
+        if kind == BackupKind::Full || !is_doubtful || refused.get() {
+            return from_front;
+        }
+        members::recovery_allocation(&self.stream, tail.record.recovery_at, &disk.disk, &mut fresh)
+    }
+
+    /// Fills `buf` with the dense bytes of `disk` at `at`.
+    ///
+    /// # Errors
+    /// Damaged or Incomplete, where they are not what was written, or not there.
+    pub fn read_dense_at(&self, disk: &IndexedDisk, at: DenseOffset, buf: &mut [u8]) -> Result<()> {
+        self.stream.read_at(disk.dense_at.saturating_add(at.get()), buf)
     }
 
     /// The members beside head, tables and disks (`domain.xml`, ...), in the archive's order: those to which

@@ -50,6 +50,14 @@ impl Run {
     }
 }
 
+impl Run {
+    /// Where the byte at `guest` is, if it is of the run.
+    fn dense_of(&self, guest: GuestOffset) -> Option<DenseOffset> {
+        let inside = (guest >= self.guest).then(|| guest.since(self.guest))?;
+        (inside < self.len).then(|| self.dense.saturating_add(inside))
+    }
+}
+
 impl Record for Run {
     fn pack(&self, prev: &Self, out: &mut Vec<u8>) {
         put_varint(self.guest.since(prev.guest.saturating_add(prev.len)), out);
@@ -104,10 +112,7 @@ impl CorrespondenceTable {
     /// When a spilled table can't be read back.
     pub fn find_dense(&self, guest: GuestOffset) -> Result<Option<DenseOffset>> {
         let run = self.runs.find_last(|run| run.guest <= guest)?;
-        Ok(run.and_then(|run| {
-            let inside = guest.since(run.guest);
-            (inside < run.len).then(|| run.dense.saturating_add(inside))
-        }))
+        Ok(run.and_then(|run| run.dense_of(guest)))
     }
 
     /// X to A; `None` behind the end of the dense image.
@@ -162,6 +167,15 @@ impl RunCursor<'_> {
     pub fn first_piece(&mut self, at: DenseOffset, len: u64) -> Result<Option<Run>> {
         self.0.seek(|run| run.dense <= at)?;
         Ok(self.0.next().transpose()?.and_then(|run| run.clip_dense(at, at.saturating_add(len))))
+    }
+
+    /// As [`CorrespondenceTable::find_dense`].
+    ///
+    /// # Errors
+    /// When a spilled table can't be read back.
+    pub fn find_dense(&mut self, guest: GuestOffset) -> Result<Option<DenseOffset>> {
+        self.0.seek(|run| run.guest <= guest)?;
+        Ok(self.0.next().transpose()?.and_then(|run| run.dense_of(guest)))
     }
 }
 
