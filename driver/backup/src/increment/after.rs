@@ -9,6 +9,7 @@ use super::methods::{FoundChanges, SourceFiles, digest_block};
 use super::parent::{Parent, needed};
 use super::state::{BlockState, NewState, PendingState, StateBlock, StateBlocks, StateDisk};
 use crate::folded_disk::{DiskSet, FoldedDisk};
+use crate::options::BackupKindRule;
 use virtfold_archive::block_digests::BlockDigests;
 use virtfold_archive::table::RunCursor;
 use virtfold_base::error::{Error, ErrorKind, Result, sentence};
@@ -29,8 +30,16 @@ pub(crate) struct WrittenBlocks<'a> {
 }
 
 /// Writes what the next backup needs to tell what changed. Where that can't be done the archive is as good,
-/// and the next one is full.
-pub(crate) fn write(state_dir: &Path, written: WrittenBlocks<'_>) -> Option<PendingState> {
+/// and the next one is full. A state directory is made for an increment's sake alone: images are backed up
+/// without one, too.
+pub(crate) fn write(
+    state_dir: &Path,
+    kind: BackupKindRule,
+    written: WrittenBlocks<'_>,
+) -> Option<PendingState> {
+    if kind == BackupKindRule::Full && !state_dir.is_dir() {
+        return None;
+    }
     let done = try_write(state_dir, written);
     done.inspect_err(|error| {
         tracing::warn!("the archive is good; the next backup will be full: {}", sentence(error));

@@ -55,8 +55,14 @@ pub struct BackupMetrics {
     pub seconds: f64,
     /// The sizes of its disks.
     pub capacity_bytes: u64,
-    /// What was read of them.
+    /// What was copied of them.
     pub read_bytes: u64,
+    /// What its disks have recorded.
+    #[serde(default)]
+    pub allocated_bytes: u64,
+    /// Where it was an increment: how the changes of each disk were found.
+    #[serde(default)]
+    pub changes: Vec<DiskMethod>,
     /// The size of its archive.
     pub archive_bytes: u64,
     /// Whether the guest did not get back onto its disks after it.
@@ -69,6 +75,15 @@ pub struct BackupMetrics {
     pub pause_ms: Option<f64>,
     /// How often a drive had to wait for data; nothing where it did not go to tape.
     pub tape_underruns: Option<u64>,
+}
+
+/// How the changes of a disk were found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskMethod {
+    /// The disk.
+    pub disk: String,
+    /// The method.
+    pub method: String,
 }
 
 impl BackupMetrics {
@@ -85,6 +100,8 @@ impl BackupMetrics {
             seconds: report.total_seconds,
             capacity_bytes: sum(|disk| disk.capacity),
             read_bytes: sum(|disk| disk.dense_length),
+            allocated_bytes: sum(|disk| disk.allocated),
+            changes: report.backup.disks.iter().filter_map(DiskMethod::of).collect(),
             archive_bytes: report.backup.archive_bytes,
             thaw_failed: report.thaw_failure.is_some(),
             frozen_ms: freeze.and_then(|freeze| freeze.frozen_ms),
@@ -107,6 +124,13 @@ impl BackupMetrics {
             let folded = 1.0 - float(self.read_bytes) / float(self.capacity_bytes);
             page.set(&names::LAST_FOLDED, &own, folded.max(0.0));
         }
+        if !self.changes.is_empty() && self.allocated_bytes > 0 {
+            let changed = float(self.read_bytes) / float(self.allocated_bytes);
+            page.set(&names::LAST_CHANGED, &own, changed.min(1.0));
+        }
+        for DiskMethod { disk, method } in &self.changes {
+            page.set(&names::LAST_CHANGES, &[labels.domain, &uuid, disk, method], 1.0);
+        }
         page.set(&names::LAST_THAW_FAILED, &own, if self.thaw_failed { 1.0 } else { 0.0 });
         let phases = [("frozen", self.frozen_ms), ("snapshot", self.snapshot_ms), ("pivot", self.pause_ms)];
         for (phase, ms) in phases {
@@ -117,6 +141,13 @@ impl BackupMetrics {
         if let Some(underruns) = self.tape_underruns {
             page.set(&names::LAST_UNDERRUNS, &own, float(underruns));
         }
+    }
+}
+
+impl DiskMethod {
+    fn of(disk: &crate::session::DiskReport) -> Option<Self> {
+        let method = disk.changes.as_ref()?.method.clone();
+        Some(Self { disk: disk.target.clone(), method })
     }
 }
 
@@ -371,6 +402,8 @@ mod tests {
             seconds: 1.5,
             capacity_bytes: 4_000_000_000,
             read_bytes: 3_000_000_000,
+            allocated_bytes: 4_000_000_000,
+            changes: vec![DiskMethod { disk: "vda".into(), method: "compare".into() }],
             archive_bytes: 1,
             thaw_failed: false,
             frozen_ms: None,
@@ -383,6 +416,12 @@ mod tests {
             let text = std::fs::read_to_string(&path).unwrap();
             let line = text.lines().find(|line| line.starts_with(names::LAST_SUCCESS.name)).unwrap();
             assert!(text.contains("last_capacity_bytes{domain=\"a} 9\""), "{text}");
+            assert!(
+                text.contains("last_changes{disk=\"vda\",") && text.contains("method=\"compare\""),
+                "{text}"
+            );
+            let changed = text.lines().find(|line| line.starts_with(names::LAST_CHANGED.name)).unwrap();
+            assert!(changed.ends_with(" 0.75"), "{changed}");
             (line.rsplit_once(' ').unwrap().1.parse::<i64>().unwrap(), text)
         };
         bound(directory.path(), Uuid::nil(), 1).unwrap();

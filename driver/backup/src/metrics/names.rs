@@ -53,9 +53,11 @@ families! {
     LAST_SUCCESS_AGE = gauge("virtfold_backup_last_success_age_seconds", DOMAIN, "How long ago the last good backup ended, when this was written.");
     LAST_DURATION = gauge("virtfold_backup_last_duration_seconds", DOMAIN, "How long it took, with the unfreeze.");
     LAST_CAPACITY = gauge("virtfold_backup_last_capacity_bytes", DOMAIN, "The sizes of its disks.");
-    LAST_READ = gauge("virtfold_backup_last_read_bytes", DOMAIN, "What was read of them.");
+    LAST_READ = gauge("virtfold_backup_last_read_bytes", DOMAIN, "What was copied of them.");
     LAST_ARCHIVE = gauge("virtfold_backup_last_archive_bytes", DOMAIN, "The size of its archive.");
-    LAST_FOLDED = gauge("virtfold_backup_last_folded_ratio", DOMAIN, "The part of its disks that was not read, because nothing is recorded there: 0 to 1.");
+    LAST_FOLDED = gauge("virtfold_backup_last_folded_ratio", DOMAIN, "The part of its disks that was not copied: nothing is recorded there, or it has not changed: 0 to 1.");
+    LAST_CHANGED = gauge("virtfold_backup_last_changed_ratio", DOMAIN, "Where it was an increment, the part of what its disks have recorded that changed: 0 to 1.");
+    LAST_CHANGES = gauge("virtfold_backup_last_changes", &["domain", "uuid", "disk", "method"], "Where it was an increment: 1; how it was found what changed on a disk is a label.");
     LAST_THAW_FAILED = gauge("virtfold_backup_last_thaw_failed", DOMAIN, "1 where the guest did not get back onto its disks after it.");
     LAST_PAUSE = gauge("virtfold_backup_last_pause_seconds", &["domain", "uuid", "phase"], "How long the guest could not write, or a part of it.");
     LAST_UNDERRUNS = gauge("virtfold_backup_last_tape_underruns", DOMAIN, "How often a tape drive had to wait for data, where it went to tape.");

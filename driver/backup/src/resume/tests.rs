@@ -6,8 +6,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::Control;
-use crate::increment::{ChangeHint, ParentChoice};
-use crate::options::BackupOptions;
+use crate::increment::ChangeHint;
+use crate::options::{BackupKindRule, BackupOptions};
 use crate::session::{BackupInput, BackupSession, InputDisk};
 use virtfold_archive::sign::SigningKey;
 use virtfold_archive::stream::{ChunkLog, ChunkRecord, Compression, Digest};
@@ -26,6 +26,7 @@ struct Lab {
     place: [Location; 1],
     encrypt_to: Option<Recipients>,
     signing_key: Option<Arc<SigningKey>>,
+    kind: BackupKindRule,
 }
 
 impl Lab {
@@ -37,7 +38,7 @@ impl Lab {
         let place = [Location::Path(folder.path().join("archives"))];
         let memory = tempfile::tempdir_in("/dev/shm").unwrap();
         let keys = memory.path().join("keys");
-        Self { folder, keys, memory, place, encrypt_to: None, signing_key: None }
+        Self { folder, keys, memory, place, encrypt_to: None, signing_key: None, kind: BackupKindRule::Full }
     }
 
     fn destinations(&self) -> Destinations<'static> {
@@ -56,18 +57,10 @@ impl Lab {
     /// A backup; `meanwhile` is done when it has begun.
     fn backup(&self, policy: ResumePolicy, meanwhile: impl FnOnce()) -> Result<crate::session::BackupReport> {
         let image = DiskImage::open(&self.folder.path().join("a.raw"), Format::Raw, &OpenOptions::default())?;
-        let material = BackupInput {
-            subject: virtfold_archive::manifest::BackupSubject::Images {
-                name: "a".to_owned(),
-                labelled: false,
-                paths: Vec::new(),
-            },
-            freeze: None,
-            attachments: vec![Attachment { name: "x".to_owned(), content: vec![1, 2, 3] }],
-            disks: vec![InputDisk { target: "vda".to_owned(), image, hint: ChangeHint::Unknown }],
-            parent: ParentChoice::Full(None),
-            checkpoint: None,
-            session: None,
+        let subject = virtfold_archive::manifest::BackupSubject::Images {
+            name: "a".to_owned(),
+            labelled: true,
+            paths: Vec::new(),
         };
         let options = BackupOptions {
             compression: Compression::None,
@@ -75,6 +68,7 @@ impl Lab {
             signing_key: self.signing_key.clone(),
             workers: 1,
             resume: policy,
+            kind: self.kind,
             ..BackupOptions::default()
         };
         let control = Control::default();
@@ -84,6 +78,15 @@ impl Lab {
             destinations: &destinations,
             state: &state,
             control: &control,
+        };
+        let material = BackupInput {
+            parent: session.parent(&subject)?,
+            subject,
+            freeze: None,
+            attachments: vec![Attachment { name: "x".to_owned(), content: vec![1, 2, 3] }],
+            disks: vec![InputDisk { target: "vda".to_owned(), image, hint: ChangeHint::Unknown }],
+            checkpoint: None,
+            session: None,
         };
         let written = session.write(material)?;
         meanwhile();
@@ -98,7 +101,10 @@ impl Lab {
             std::fs::create_dir_all(to).unwrap();
             for entry in std::fs::read_dir(from).unwrap() {
                 let path = entry.unwrap().path();
-                std::fs::hard_link(&path, to.join(path.file_name().unwrap())).unwrap();
+                let to = to.join(path.file_name().unwrap());
+                if !to.exists() {
+                    std::fs::hard_link(&path, to).unwrap();
+                }
             }
         };
         let mut record = std::path::PathBuf::new();
@@ -139,6 +145,41 @@ fn a_record_goes_with_its_archive_and_a_second_run_goes_on_with_it() {
     let report = lab.backup(ResumePolicy::IfPossible, || {}).unwrap();
     assert_eq!((report.id.to_string(), report.resumed_at), (id, Some(0)));
     assert_eq!((lab.records().len(), lab.archives()), (0, 1));
+}
+
+/// What is left out of a resumed increment is digested all the same: the next one tells by it.
+#[test]
+fn an_increment_is_resumed_and_continued() {
+    let lab = Lab { kind: BackupKindRule::Incremental, ..Lab::new() };
+    let remember = |report: &crate::session::BackupReport| {
+        let copies = crate::retention::copies(report, &lab.destinations(), None).unwrap();
+        virtfold_catalog::Catalog::open(&lab.state().state).unwrap().remember(&copies).unwrap();
+    };
+    let write = |at: u64, byte: u8| {
+        use std::os::unix::fs::FileExt;
+        let image = std::fs::OpenOptions::new().write(true).open(lab.folder.path().join("a.raw")).unwrap();
+        image.write_all_at(&vec![byte; 1 << 20], at).unwrap();
+    };
+    let full = lab.backup(ResumePolicy::IfPossible, || {}).unwrap();
+    remember(&full);
+    write(1 << 20, 77);
+    lab.killed();
+    let killed = lab.records()[0].file_name().unwrap().to_str().unwrap().to_owned();
+    std::fs::remove_file(lab.folder.path().join("blocks").join(&killed)).unwrap();
+    let resumed = lab.backup(ResumePolicy::IfPossible, || {}).unwrap();
+    assert_eq!((resumed.id.to_string(), resumed.parent), (killed, Some(full.id)));
+    assert!(resumed.resumed_at.is_some());
+    assert_eq!(resumed.disks[0].dense_length, 1 << 20);
+    remember(&resumed);
+    let none = lab.backup(ResumePolicy::IfPossible, || {}).unwrap();
+    assert_eq!((none.parent, none.disks[0].dense_length), (Some(resumed.id), 0));
+
+    // One that was begun before another backup ended continues nothing that is the newest.
+    write(0, 78);
+    lab.killed();
+    remember(&none);
+    let anew = lab.backup(ResumePolicy::IfPossible, || {}).unwrap();
+    assert_eq!((anew.parent, anew.resumed_at), (Some(none.id), None));
 }
 
 /// What is reused is what was written, whatever has become of the file since.

@@ -214,6 +214,7 @@ impl BackupSession<'_> {
         disks.0.iter().try_for_each(|disk| disk.image.check_unchanged())?;
         let state = increment::write(
             &self.state.state,
+            self.options.kind,
             WrittenBlocks {
                 archive: out.head.archive,
                 root: &out.root(),

@@ -55,6 +55,11 @@ pub(crate) fn status() -> Status {
         seconds: 1.5,
         capacity_bytes: 100,
         read_bytes: 10,
+        allocated_bytes: 50,
+        changes: vec![virtfold_backup::metrics::DiskMethod {
+            disk: "vda".to_owned(),
+            method: "compare".to_owned(),
+        }],
         archive_bytes: 5,
         thaw_failed: false,
         frozen_ms: Some(1.25),

@@ -189,21 +189,7 @@ pub(super) fn needs_administrator(summary: &RecoverReport) -> Vec<String> {
 
 /// What a good backup was like, out of its summary, which ends now.
 pub(super) fn measure_in(summary: &DomainReport) -> Value {
-    let (disks, tapes) = (&summary.backup.disks, &summary.backup.tapes);
-    let freeze = summary.freeze.as_ref();
-    let underruns = || tapes.iter().map(|tape| tape.underruns).fold(0, u64::saturating_add);
-    let measure = BackupMetrics {
-        at: metrics::now(),
-        seconds: summary.total_seconds,
-        capacity_bytes: disks.iter().map(|disk| disk.capacity).fold(0, u64::saturating_add),
-        read_bytes: disks.iter().map(|disk| disk.dense_length).fold(0, u64::saturating_add),
-        archive_bytes: summary.backup.archive_bytes,
-        thaw_failed: summary.thaw_failure.is_some(),
-        frozen_ms: freeze.and_then(|freeze| freeze.frozen_ms),
-        snapshot_ms: freeze.and_then(|freeze| freeze.snapshot_ms),
-        pause_ms: freeze.and_then(|freeze| freeze.pause_ms),
-        tape_underruns: (!tapes.is_empty()).then(underruns),
-    };
+    let measure = BackupMetrics::of(summary, metrics::now());
     serde_json::to_value(measure).unwrap_or(Value::Null)
 }
 
