@@ -12,8 +12,8 @@
 //! on stable storage at the end of the timed part. virtfold syncs by itself; the others are followed by an
 //! fdatasync of their output, which is timed with them and shown apart, so that nothing hides in it.
 //!
-//! Order of the modules: `data` makes the sources, `contest` runs contenders, `groups` says who they are,
-//! `fig6` has the group with mounted file systems, `report` prints.
+//! Order of the modules: `data` makes the sources, `contest` runs contenders, `groups` and
+//! `increment` say who they are, `fig6` has the group with mounted file systems, `report` prints.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a benchmark fails by panicking")]
 #![allow(missing_docs, reason = "a benchmark has no public items")]
@@ -22,13 +22,14 @@ mod contest;
 mod data;
 mod fig6;
 mod groups;
+mod increment;
 mod mount;
 mod report;
 
 use std::path::{Path, PathBuf};
 
 /// The groups, in their order.
-const GROUPS: [&str; 5] = ["copy", "size", "reflink", "map", "fig6"];
+const GROUPS: [&str; 6] = ["copy", "size", "reflink", "map", "increment", "fig6"];
 /// Bytes that the default data, its archives and the outputs take at most.
 const ROOM: u64 = 30 << 30;
 
@@ -85,6 +86,7 @@ fn main() {
             "size" => groups::size(&place, options.rounds, &mut report),
             "reflink" => groups::reflink(&place, options.rounds, &mut report),
             "map" => groups::map(&place, options.rounds, &mut report),
+            "increment" => increment::run_all(&place, options.rounds, &mut report),
             _ => fig6::run(&place, options.rounds, &mut report),
         }
         report.save();
