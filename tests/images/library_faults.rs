@@ -344,6 +344,7 @@ fn restore_request(target: &Path, format: Format, method: Method) -> RestoreRequ
         trust: Default::default(),
         workers: 2,
         known: Default::default(),
+        parents: Default::default(),
     }
 }
 

@@ -221,6 +221,7 @@ fn restoring(
         trust,
         workers: 1,
         known: Default::default(),
+        parents: Default::default(),
     }
 }
 

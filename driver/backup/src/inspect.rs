@@ -184,15 +184,28 @@ type Take<'a> = &'a mut dyn FnMut(ListedArchive) -> Result<()>;
 /// # Errors
 /// When the directory can't be read; those of `take`.
 pub fn list(location: &Location, identities: &Identities, take: Take<'_>) -> Result<()> {
+    list_named(location, identities, "", take)
+}
+
+/// As [`list`], of archives alone that have `part` in their names.
+///
+/// # Errors
+/// As [`list`].
+pub(super) fn list_named(
+    location: &Location,
+    identities: &Identities,
+    part: &str,
+    take: Take<'_>,
+) -> Result<()> {
     match location {
-        Location::Path(directory) => list_directory(directory, identities, take),
+        Location::Path(directory) => list_directory(directory, identities, part, take),
         Location::Pipe => Err(Error::new(ErrorKind::Usage, "archives from a pipe can't be listed")),
-        Location::Object(place) => list_objects(place, identities, take),
+        Location::Object(place) => list_objects(place, identities, part, take),
         Location::Tape(_) => Err(medium::not_here(location)),
     }
 }
 
-fn list_directory(directory: &Path, identities: &Identities, take: Take<'_>) -> Result<()> {
+fn list_directory(directory: &Path, identities: &Identities, part: &str, take: Take<'_>) -> Result<()> {
     // A device holds one archive, at its beginning.
     if directory.metadata().is_ok_and(|found| found.file_type().is_block_device()) {
         let location = Location::from(directory);
@@ -203,7 +216,8 @@ fn list_directory(directory: &Path, identities: &Identities, take: Take<'_>) -> 
     let mut paths: Vec<PathBuf> = Vec::new();
     for entry in partial_file::at_directory(std::fs::read_dir(directory), directory, reading)? {
         let path = entry.at(reading)?.path();
-        if is_archive_name(&path.file_name().unwrap_or_default().to_string_lossy()) && path.is_file() {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if is_archive_name(&name) && name.contains(part) && path.is_file() {
             paths.push(path);
         }
     }
@@ -226,9 +240,16 @@ const AT_ONCE: usize = 32;
 const WINDOW: usize = 4 * AT_ONCE;
 
 /// Looks at every archive below `place`. The next one is begun as soon as one is done, whichever it is.
-fn list_objects(place: &medium::ObjectAddress, identities: &Identities, take: Take<'_>) -> Result<()> {
+fn list_objects(
+    place: &medium::ObjectAddress,
+    identities: &Identities,
+    part: &str,
+    take: Take<'_>,
+) -> Result<()> {
     let mut found = medium::object::list(place)?;
-    found.retain(|listed| is_archive_name(listed.address.key.rsplit('/').next().unwrap_or_default()));
+    let name =
+        |listed: &medium::ListedObject| listed.address.key.rsplit('/').next().unwrap_or_default().to_owned();
+    found.retain(|listed| is_archive_name(&name(listed)) && name(listed).contains(part));
     let (to_do, jobs) = crossbeam_channel::bounded::<(u64, medium::ListedObject)>(WINDOW);
     let (done, looked) = crossbeam_channel::bounded(WINDOW);
     std::thread::scope(|scope| {

@@ -21,6 +21,7 @@ pub mod known_copy;
 pub mod metrics;
 pub mod mount_check;
 pub mod options;
+pub mod parents;
 pub mod plan;
 mod progress;
 pub mod restore;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use virtfold_backup::known_copy::KnownCopy;
+use virtfold_backup::parents::ParentSearch;
 use virtfold_backup::restore::{self, RestorePlan, RestoreReport, RestoreRequest, Selection, VerifyMode};
 use virtfold_backup::restore_domain::WriteOptions;
 use virtfold_backup::tape::TapeOptions;
@@ -60,6 +61,10 @@ pub(crate) struct Args {
     /// The archive: a file, s3://BUCKET/KEY, tape:DEVICE#ID, or - for standard input
     #[arg(value_name = "ARCHIVE|-", value_parser = args::location())]
     archive: Location,
+    /// An archive that this one, an increment, rests on, where it is neither beside it nor known to the
+    /// catalog; repeatable
+    #[arg(long, value_name = "ARCHIVE", value_parser = args::location())]
+    parent: Vec<Location>,
     /// Restore this disk to this file or block device; repeat it for each disk
     #[arg(long, value_name = "TARGET=PATH", value_parser = args::disk, required_unless_present_any = ["output", "define"])]
     disk: Vec<(String, PathBuf)>,
@@ -118,7 +123,9 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<ExitStatus> {
         }
         _ => None,
     };
-    let known = catalog_fill::known(&args.define.state_dir()?, &args.archive);
+    let state = args.define.state_dir()?;
+    let known = catalog_fill::known(&state, &args.archive);
+    let parents = ParentSearch { given: args.parent.clone(), state: Some(state) };
     if args.define.define {
         let common = CommonArgs {
             writing: writing(&args),
@@ -130,11 +137,12 @@ pub(crate) fn run(args: Args, signals: &Signals) -> Result<ExitStatus> {
             disks: args.disk,
             output: args.output,
             known,
+            parents,
         };
         return args.define.run(common, style, signals);
     }
     let is_plan = args.define.plan;
-    let request = request(args, known)?;
+    let request = RestoreRequest { parents, ..request(args, known)? };
     if is_plan {
         return plan(&request, tape.as_ref(), style, signals);
     }
@@ -234,6 +242,7 @@ fn request(args: Args, known: KnownCopy) -> Result<RestoreRequest> {
         checking: writing.checking,
         workers: writing.workers,
         known,
+        parents: ParentSearch::default(),
     })
 }
 
@@ -255,6 +264,12 @@ fn text(report: &RestoreReport) -> String {
         text += "the data were not checked: run 'virtfold verify' on the archive\n";
     } else if !report.verified {
         text += "the archive's digests are lost: the restored data could not be checked\n";
+    }
+    for parent in &report.parents {
+        text += &format!("with {} of {}\n", printable(&parent.archive), printable(&parent.created));
+    }
+    for disk in &report.removed {
+        text += &format!("disk {} is in an older archive only and was not restored\n", printable(disk));
     }
     for note in &report.notes {
         text += &format!("fault: {}\n", printable(note));

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use virtfold_archive::crypt::Identities;
 use virtfold_backup::known_copy::KnownCopy;
+use virtfold_backup::parents::ParentSearch;
 use virtfold_backup::restore_domain::{
     self, AfterDefine, DefaultTarget, DefineContext, DiskAction, DiskPlan, DomainIdentity,
     RestoreDomainReport, RestoreDomainRequest, WriteOptions,
@@ -110,6 +111,8 @@ pub(super) struct CommonArgs {
     pub(super) existing: virtfold_base::partial_file::Overwrite,
     /// What the catalog knows of the archive.
     pub(super) known: KnownCopy,
+    /// Where the archives are looked for that an increment rests on.
+    pub(super) parents: ParentSearch,
 }
 
 impl DefineArgs {
@@ -155,6 +158,7 @@ impl DefineArgs {
             writing: common.writing,
             existing: common.existing,
             known: common.known,
+            parents: common.parents,
             afterwards: if self.start { AfterDefine::Start } else { AfterDefine::Leave },
             allow: self.allow.iter().flat_map(|kinds| kinds.0).copied().collect(),
         };

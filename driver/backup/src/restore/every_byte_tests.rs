@@ -161,6 +161,7 @@ impl Subject {
             trust: Default::default(),
             workers: 2,
             known: Default::default(),
+            parents: Default::default(),
         };
         let report = run_from(&request, &Control::default(), bytes)?;
         for (n, was) in self.disks.iter().enumerate() {

@@ -1,19 +1,23 @@
 //! A restore from a medium that can be read anywhere: by the archive's index, and only what is wanted.
 
 use std::io::Read;
+use std::ops::Range;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::chain::OpenedChain;
 use super::{
     RestoreReport, RestoreRequest, RestoredDisk, Selection, VerifyMode, expect_known, format_name,
     method_name, note_lost, read_options, selected,
 };
 use crate::Control;
+use crate::parents;
 use crate::target::{TargetDisk, TargetSpec};
 use crate::trust::Authenticity;
 use virtfold_archive::crypt::ArchiveFile;
 use virtfold_archive::index::{ArchiveIndex, DiskPiece, IndexedDisk, Trust};
+use virtfold_archive::layout::BackupKind;
 use virtfold_archive::source::Source;
 use virtfold_archive::stream::ReadAt;
 use virtfold_archive::table::Run;
@@ -100,13 +104,19 @@ fn restore_opened(
     for (_, spec) in &specs {
         refuse_source(source, spec)?;
     }
-    let mut restorer =
-        Restorer { request, control, source, index: &index, report: report(name, authenticity, &index) };
+    let mut report = report(name, authenticity, &index);
     if let Err(error) = proven {
-        restorer.report.complete = false;
-        restorer.report.notes.insert(0, error.to_string());
+        report.complete = false;
+        report.notes.insert(0, error.to_string());
     }
-    let wanted = specs.iter().filter_map(|(target, _)| index.head().disk(target));
+    let found = parents::find(&request.archive, index.head(), &request.identities, &request.parents, trust)?;
+    for parent in &found.parents {
+        specs.iter().try_for_each(|(_, spec)| refuse_source(&parent.source, spec))?;
+    }
+    let opened = OpenedChain::open(index, &found, &options, trust)?;
+    report.take_chain(&found, &opened);
+    let mut restorer = Restorer { request, control, source, indexes: &opened.indexes, report };
+    let wanted = specs.iter().filter_map(|(target, _)| restorer.index()?.head().disk(target));
     control.progress.enter("restoring", wanted.map(|disk| disk.dense_length).fold(0, u64::saturating_add));
     let mut finished = Vec::with_capacity(specs.len());
     for (target, spec) in &specs {
@@ -120,7 +130,7 @@ fn restore_opened(
 }
 
 /// What an archive that is not whole and sound is told.
-fn refuse(name: &str, error: Error) -> Error {
+pub(super) fn refuse(name: &str, error: Error) -> Error {
     let doubtful = matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Incomplete);
     let error = error.within(format!("'{name}' can't be restored completely"));
     if doubtful && error.hint().is_none() {
@@ -148,6 +158,8 @@ fn report(archive: String, authenticity: Authenticity, index: &ArchiveIndex<'_>)
         authenticity,
         verified: index.is_checked(),
         unread: false,
+        parents: Vec::new(),
+        removed: Vec::new(),
         damage: Vec::new(),
         notes: index.notes().to_vec(),
         disks: Vec::new(),
@@ -155,23 +167,40 @@ fn report(archive: String, authenticity: Authenticity, index: &ArchiveIndex<'_>)
     }
 }
 
-struct Restorer<'a> {
-    request: &'a RestoreRequest,
-    control: &'a Control,
+pub(super) struct Restorer<'a> {
+    pub(super) request: &'a RestoreRequest,
+    pub(super) control: &'a Control,
     source: &'a ArchiveFile,
-    index: &'a ArchiveIndex<'a>,
-    report: RestoreReport,
+    /// The archive, and those that it rests on.
+    pub(super) indexes: &'a [ArchiveIndex<'a>],
+    pub(super) report: RestoreReport,
 }
 
-impl Restorer<'_> {
+impl<'a> Restorer<'a> {
+    /// The archive itself.
+    fn index(&self) -> Option<&'a ArchiveIndex<'a>> {
+        self.indexes.first()
+    }
+
+    /// Notes a disk of which nothing can be had.
+    pub(super) fn give_up(&mut self, target: &str, error: &Error) -> Result<()> {
+        let head = self.index().or_internal("a restore has no archive")?.head();
+        let capacity = head.disk(target).map_or(0, |disk| disk.capacity);
+        note_lost(&mut self.report.damage, target, GuestOffset::ZERO, capacity);
+        self.report.notes.push(error.to_string());
+        Ok(())
+    }
+
     /// Restores one disk, up to giving it its name; `None` where nothing of it can be had.
     fn disk(&mut self, target: &str, spec: &TargetSpec) -> Result<Option<TargetDisk>> {
-        let disk = match self.index.disk(target) {
+        let index = self.index().or_internal("a restore has no archive")?;
+        if index.head().kind == BackupKind::Incremental {
+            return self.chain_disk(target, spec);
+        }
+        let disk = match index.disk(target) {
             Ok(disk) => disk,
             Err(error) if self.request.checking == VerifyMode::Partial => {
-                let capacity = self.index.head().disk(target).map_or(0, |disk| disk.capacity);
-                note_lost(&mut self.report.damage, target, GuestOffset::ZERO, capacity);
-                self.report.notes.push(error.to_string());
+                self.give_up(target, &error)?;
                 return Ok(None);
             }
             Err(error) => return Err(refuse(&self.report.archive, error)),
@@ -181,7 +210,7 @@ impl Restorer<'_> {
             VerifyMode::All | VerifyMode::Unverified => TargetDisk::open(spec, &disk.table)?,
         };
         let dense_len = disk.table.dense_len();
-        let shared = self.share(&mut output, disk)?;
+        let shared = self.share(&mut output, index, disk)?;
         let from = DenseOffset::new(match (shared, self.request.checking) {
             (Some(shared), VerifyMode::Unverified) => {
                 self.report.verified = false;
@@ -191,7 +220,7 @@ impl Restorer<'_> {
             _ => 0,
         });
         let shared_to = DenseOffset::new(shared.unwrap_or(0));
-        self.index.read_dense(disk, from..DenseOffset::new(dense_len), &mut |piece, data| {
+        index.read_dense(disk, from..DenseOffset::new(dense_len), &mut |piece, data| {
             self.control.progress.add(piece.len);
             match data {
                 DiskPiece::Bytes(bytes) => write_behind(&mut output, piece, bytes, shared_to),
@@ -199,7 +228,10 @@ impl Restorer<'_> {
                     note_lost(&mut self.report.damage, target, piece.guest, piece.len);
                     Ok(())
                 }
-                DiskPiece::Lost => Err(lost(&self.report.archive, target, piece)),
+                DiskPiece::Lost => {
+                    let range = piece.guest..piece.guest.saturating_add(piece.len);
+                    Err(lost(&self.report.archive, target, range))
+                }
             }
         })?;
         let lost_here = self
@@ -223,9 +255,14 @@ impl Restorer<'_> {
 
     /// Shares the dense bytes with the archive where that is possible: not with one that is encrypted. A
     /// partial restore copies, for what is damaged must not come along.
-    fn share(&self, output: &mut TargetDisk, disk: &IndexedDisk) -> Result<Option<u64>> {
+    fn share(
+        &self,
+        output: &mut TargetDisk,
+        index: &ArchiveIndex<'_>,
+        disk: &IndexedDisk,
+    ) -> Result<Option<u64>> {
         let Some(file) = self.source.shareable() else { return Ok(None) };
-        if !self.index.is_plain() || self.request.checking == VerifyMode::Partial {
+        if !index.is_plain() || self.request.checking == VerifyMode::Partial {
             return Ok(None);
         }
         output.share(file, disk.dense_at.get(), disk.table.dense_len())
@@ -247,14 +284,11 @@ fn write_behind(output: &mut TargetDisk, piece: &Run, bytes: &[u8], shared_to: D
     output.write(&Run { guest, len: piece.len - skip, dense }, rest)
 }
 
-fn lost(archive: &str, target: &str, piece: &Run) -> Error {
-    let end = piece.guest.saturating_add(piece.len);
+pub(super) fn lost(archive: &str, target: &str, range: Range<GuestOffset>) -> Error {
+    let (start, end) = (range.start, range.end);
     Error::new(
         ErrorKind::Damaged,
-        format!(
-            "'{archive}' is damaged: bytes {} to {end} of disk {target} are not what was written",
-            piece.guest
-        ),
+        format!("'{archive}' is damaged: bytes {start} to {end} of disk {target} are not what was written"),
     )
     .with_hint("'virtfold verify' lists all damage; --partial restores the rest")
 }

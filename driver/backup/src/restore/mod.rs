@@ -4,9 +4,15 @@
 //! it is read once, front to back (`pipe`). Either way a disk gets its name when all of it is written, every
 //! MiB of it has had its digest, and it is durable. When anything fails, no file has appeared.
 //!
+//! An increment is read together with the archives that it rests on (`chain`): one pass over each of them, of
+//! which only the blocks are fetched that no newer one replaces.
+//!
 //! [`VerifyMode::Partial`] is for the bad day: damage and cuts are noted as ranges of the disk, which stay
 //! zeros, and the rest is restored.
 
+mod chain;
+#[cfg(test)]
+mod chain_tests;
 #[cfg(test)]
 mod every_byte_tests;
 mod file;
@@ -24,17 +30,18 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::chain::OpenedChain;
 pub use self::free_space::Room;
 pub(crate) use self::free_space::{Forecast, shareable};
 pub use self::plan::{PlannedRestore, RestorePlan, plan, plan_from};
 use super::Control;
 use super::inspect::{no_disk, root_text};
 use super::known_copy::{FoundArchive, KnownCopy};
+use super::parents::{ChainEntry, ParentSearch};
 use super::target::{Compat, Method, Qcow2Options, TargetFormat, TargetSpec};
 use super::trust::{Authenticity, TrustPolicy};
 use virtfold_archive::crypt::{ArchiveFile, Identities};
 use virtfold_archive::index::ArchiveIndex;
-use virtfold_archive::layout::BackupKind;
 use virtfold_archive::manifest::{Disk, Manifest};
 use virtfold_archive::stream::ReadOptions;
 use virtfold_base::error::{Error, ErrorKind, Result};
@@ -89,6 +96,8 @@ pub struct RestoreRequest {
     pub workers: usize,
     /// What the catalog knows of the archive: nothing of another one is restored from there.
     pub known: KnownCopy,
+    /// Where the archives are looked for that an increment rests on.
+    pub parents: ParentSearch,
 }
 
 /// What came of a restore.
@@ -104,6 +113,12 @@ pub struct RestoreReport {
     pub verified: bool,
     /// Whether data were shared with the archive and not read.
     pub unread: bool,
+    /// The archives that an increment rests on, the nearest first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub parents: Vec<ChainEntry>,
+    /// Disks that a parent has and the archive has no more: they are not restored.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub removed: Vec<String>,
     /// What is not in the disks that should be.
     #[serde(skip)]
     pub damage: Vec<LostRange>,
@@ -239,12 +254,6 @@ fn read_options(request: &RestoreRequest, control: &Control) -> ReadOptions {
 
 /// The disks that are wanted, with their targets: checked against the head before anything is made.
 fn selected(request: &RestoreRequest, head: &Manifest) -> Result<Vec<(String, TargetSpec)>> {
-    if head.kind == BackupKind::Incremental {
-        return Err(Error::new(
-            ErrorKind::Unsupported,
-            "the archive is incremental, and this virtfold restores full ones only",
-        ));
-    }
     let wanted: Vec<(&str, Option<&Path>)> = match &request.selection {
         Selection::Disks(disks) => {
             disks.iter().map(|(name, path)| (name.as_str(), Some(path.as_path()))).collect()

@@ -11,6 +11,7 @@ use crate::known_copy::FoundArchive;
 use crate::target::{TargetDisk, TargetSpec};
 use crate::trust::SignatureRequirement;
 use virtfold_archive::crypt::DecryptingReader;
+use virtfold_archive::layout::BackupKind;
 use virtfold_archive::manifest::Manifest;
 use virtfold_archive::reader::{ArchiveReader, Visitor};
 use virtfold_archive::stream::{read_pipe, tell_zeros};
@@ -56,6 +57,8 @@ pub(super) fn restore(
         authenticity,
         verified: true,
         unread: false,
+        parents: Vec::new(),
+        removed: Vec::new(),
         damage: Vec::new(),
         notes: Vec::new(),
         disks: disks.done,
@@ -93,6 +96,13 @@ impl Visitor for SequentialRestore<'_> {
     fn head(&mut self, head: &Manifest) -> Result<()> {
         let found = FoundArchive { id: Some(head.archive), ..FoundArchive::default() };
         self.request.known.expect(&self.request.archive.to_string(), &found)?;
+        if head.kind == BackupKind::Incremental {
+            let name = self.request.archive.to_string();
+            let what = format!("'{name}' is an increment, and comes front to back and once");
+            return Err(Error::new(ErrorKind::Unsupported, what).with_hint(
+                "copy it and the archives that it rests on into a directory, and restore it from there",
+            ));
+        }
         let mut specs = selected(self.request, head)?;
         for disk in &head.disks {
             let place = specs.iter().position(|(target, _)| *target == disk.target);

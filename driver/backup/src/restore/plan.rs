@@ -6,10 +6,11 @@ use std::os::unix::fs::FileTypeExt;
 
 use serde::Serialize;
 
+use super::chain::OpenedChain;
 use super::free_space::{Forecast, Room, shareable};
 use super::{RestoreRequest, VerifyMode, expect_known, format_name, method_name, read_options, selected};
 use crate::known_copy::FoundArchive;
-use crate::{Control, inspect};
+use crate::{Control, inspect, parents};
 use virtfold_archive::crypt::ArchiveFile;
 use virtfold_archive::index::{ArchiveIndex, Trust};
 use virtfold_archive::manifest::Manifest;
@@ -67,7 +68,9 @@ pub fn plan(request: &RestoreRequest, control: &Control, files: &dyn HostFiles) 
     let index = ArchiveIndex::open(&source, &read_options(request, control), trust)?;
     expect_known(request, &source, &index)?;
     request.trust.admit(&request.archive.to_string(), request.trust.judge_end(index.tail()))?;
-    make(request, index.head(), files)
+    let found = parents::find(&request.archive, index.head(), &request.identities, &request.parents, trust)?;
+    let chain = OpenedChain::open(index, &found, &read_options(request, control), trust)?;
+    make(request, &chain.whole_head(trust)?, files)
 }
 
 /// As [`plan`], of an archive that comes front to back from `input`, of which no more is read than its head.

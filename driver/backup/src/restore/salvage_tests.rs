@@ -60,6 +60,7 @@ impl Lab {
             trust: Default::default(),
             workers: 2,
             known: Default::default(),
+            parents: Default::default(),
         }
     }
 

@@ -13,6 +13,8 @@ use crate::Control;
 use crate::attachments::{DOMAIN_XML, LIVE_XML, TOTAL_LIMIT, limit_of};
 use crate::inspect::root_text;
 use crate::known_copy::FoundArchive;
+use crate::parents;
+use crate::restore::OpenedChain;
 use crate::trust::Authenticity;
 use virtfold_archive::crypt::{ArchiveFile, DecryptingReader};
 use virtfold_archive::index::{ArchiveIndex, Trust};
@@ -68,7 +70,13 @@ impl ArchivedDomain {
         request.known.expect(&name, &found)?;
         let authenticity = request.trust.admit(&name, request.trust.judge_end(index.tail()))?;
         let attachments = index.attachments(&limit_of, TOTAL_LIMIT).map_err(cannot)?;
-        Ok(Self { authenticity, found: Some(found), ..Self::new(&name, index.head().clone(), attachments)? })
+        let trust = Trust::Strict;
+        let below =
+            parents::find(&request.archive, index.head(), &request.identities, &request.parents, trust);
+        let below = below.map_err(cannot)?;
+        let chain = OpenedChain::open(index, &below, &options, trust).map_err(cannot)?;
+        let head = chain.whole_head(trust).map_err(cannot)?;
+        Ok(Self { authenticity, found: Some(found), ..Self::new(&name, head, attachments)? })
     }
 
     /// Reads it from the front, up to the first disk.

@@ -52,6 +52,7 @@ pub use self::run::{run, run_from};
 use super::Control;
 use super::attachments::LibvirtDirectories;
 use super::known_copy::KnownCopy;
+use super::parents::ParentSearch;
 pub use super::restore::Room;
 use super::restore::{VerifyMode, Wanted};
 use super::target::Method;
@@ -132,6 +133,8 @@ pub struct RestoreDomainRequest {
     pub afterwards: AfterDefine,
     /// What the catalog knows of the archive: nothing of another one is restored from there.
     pub known: KnownCopy,
+    /// Where the archives are looked for that an increment rests on.
+    pub parents: ParentSearch,
     /// What the definition may have of the host beyond its disks.
     pub allow: Vec<HostAccess>,
 }

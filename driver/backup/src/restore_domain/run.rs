@@ -172,6 +172,7 @@ fn write_disks(
         trust: request.trust.clone(),
         workers: writing.workers,
         known: request.known.clone().opened_before(plan.archive.clone()),
+        parents: request.parents.clone(),
     };
     disks(&request).map_err(|error| match error.kind() {
         ErrorKind::Damaged | ErrorKind::Incomplete if error.hint().is_none() => error.with_hint(PARTIAL),

@@ -226,6 +226,7 @@ impl Lab {
             existing: Overwrite::Refuse,
             afterwards: AfterDefine::Leave,
             known: Default::default(),
+            parents: Default::default(),
             // Its channel is a socket in the test's folder.
             allow: vec![HostAccess::CharacterDevice],
         }
