@@ -34,7 +34,7 @@ impl Lab {
         for (number, disk) in ["vda", "vdb"].into_iter().enumerate() {
             let mut bytes = vec![0; SIZE];
             blake3::Hasher::new().update(disk.as_bytes()).finalize_xof().fill(&mut bytes);
-            bytes[MIB as usize..].chunks_mut(3 << 17).step_by(2).for_each(|hole| hole.fill(0));
+            bytes[1 << 20..].chunks_mut(3 << 17).step_by(2).for_each(|hole| hole.fill(0));
             std::fs::write(lab.image(disk), &bytes[number..]).unwrap();
         }
         lab

@@ -1,15 +1,14 @@
 //! A restore from a medium that can be read anywhere: by the archive's index, and only what is wanted.
 
 use std::io::Read;
-use std::ops::Range;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::chain::OpenedChain;
+use super::opened_chain::OpenedChain;
 use super::{
-    RestoreReport, RestoreRequest, RestoredDisk, Selection, VerifyMode, expect_known, format_name,
-    method_name, note_lost, read_options, selected,
+    RestoreReport, RestoreRequest, RestoredDisk, Selection, VerifyMode, expect_known, format_name, lost,
+    method_name, note_lost, read_options, refuse, selected,
 };
 use crate::Control;
 use crate::parents;
@@ -127,16 +126,6 @@ fn restore_opened(
         disk.finish()?;
     }
     Ok(restorer.report)
-}
-
-/// What an archive that is not whole and sound is told.
-pub(super) fn refuse(name: &str, error: Error) -> Error {
-    let doubtful = matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Incomplete);
-    let error = error.within(format!("'{name}' can't be restored completely"));
-    if doubtful && error.hint().is_none() {
-        return error.with_hint("--partial restores what is intact and lists what is lost");
-    }
-    error
 }
 
 /// Refuses to replace the archive by what is in it.
@@ -282,13 +271,4 @@ fn write_behind(output: &mut TargetDisk, piece: &Run, bytes: &[u8], shared_to: D
     }
     let (guest, dense) = (piece.guest.saturating_add(skip), piece.dense.saturating_add(skip));
     output.write(&Run { guest, len: piece.len - skip, dense }, rest)
-}
-
-pub(super) fn lost(archive: &str, target: &str, range: Range<GuestOffset>) -> Error {
-    let (start, end) = (range.start, range.end);
-    Error::new(
-        ErrorKind::Damaged,
-        format!("'{archive}' is damaged: bytes {start} to {end} of disk {target} are not what was written"),
-    )
-    .with_hint("'virtfold verify' lists all damage; --partial restores the rest")
 }

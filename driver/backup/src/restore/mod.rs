@@ -17,6 +17,7 @@ mod chain_tests;
 mod every_byte_tests;
 mod file;
 mod free_space;
+mod opened_chain;
 mod pipe;
 mod plan;
 #[cfg(test)]
@@ -24,15 +25,16 @@ mod salvage_tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
+use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use self::chain::OpenedChain;
 pub use self::free_space::Room;
 pub(crate) use self::free_space::{Forecast, shareable};
+pub(crate) use self::opened_chain::OpenedChain;
 pub use self::plan::{PlannedRestore, RestorePlan, plan, plan_from};
 use super::Control;
 use super::inspect::{no_disk, root_text};
@@ -245,6 +247,26 @@ fn expect_known(request: &RestoreRequest, source: &ArchiveFile, index: &ArchiveI
         encrypted: Some(source.is_encrypted()),
     };
     request.known.expect(&request.archive.to_string(), &found)
+}
+
+/// What an archive that is not whole and sound is told.
+fn refuse(name: &str, error: Error) -> Error {
+    let doubtful = matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Incomplete);
+    let error = error.within(format!("'{name}' can't be restored completely"));
+    if doubtful && error.hint().is_none() {
+        return error.with_hint("--partial restores what is intact and lists what is lost");
+    }
+    error
+}
+
+/// The error of bytes that are not what was written.
+fn lost(archive: &str, target: &str, range: Range<GuestOffset>) -> Error {
+    let (start, end) = (range.start, range.end);
+    Error::new(
+        ErrorKind::Damaged,
+        format!("'{archive}' is damaged: bytes {start} to {end} of disk {target} are not what was written"),
+    )
+    .with_hint("'virtfold verify' lists all damage; --partial restores the rest")
 }
 
 fn read_options(request: &RestoreRequest, control: &Control) -> ReadOptions {

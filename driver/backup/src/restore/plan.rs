@@ -6,8 +6,8 @@ use std::os::unix::fs::FileTypeExt;
 
 use serde::Serialize;
 
-use super::chain::OpenedChain;
 use super::free_space::{Forecast, Room, shareable};
+use super::opened_chain::OpenedChain;
 use super::{RestoreRequest, VerifyMode, expect_known, format_name, method_name, read_options, selected};
 use crate::known_copy::FoundArchive;
 use crate::{Control, inspect, parents};
