@@ -15,7 +15,7 @@
 //! format), `raw`, `layer` (one image of the chain seen as ascending runs), `allocation_walk` (the chain's
 //! runs become one table), `holes`, `container` (formats that a raw image may
 //! look like), `overlap` (two things in one
-//! place), `zeros` (data that are none), `allocation_table`, `read`, `references` (the files that a header
+//! place), `zeros` (data that are none), `dirty_ranges` (what bitmaps mark), `allocation_table`, `read`, `references` (the files that a header
 //! names), and `map` (what `qemu-img map` would print).
 //!
 //! Imports: `units`, `error`, `mounts`, `openers`, `safe_path`, `spill_log`, `packed`.
@@ -25,6 +25,7 @@ mod allocation_walk;
 mod chain;
 mod change_detection;
 mod container;
+mod dirty_ranges;
 mod file;
 mod format;
 mod holes;
@@ -43,9 +44,11 @@ mod zeros;
 mod tests;
 
 pub use allocation_table::{Allocation, AllocationTable, Extent, ExtentIter};
+pub use dirty_ranges::{DirtyRange, DirtyRanges};
 pub use file::FileIndex;
 pub use format::{ChangeSensitivity, Format, ImageAccess, MAX_CHAIN, OpenOptions};
 pub use locks::is_used;
+pub use qcow2::bitmaps::BitmapState;
 pub use read::ImageReader;
 pub use references::{FileReferences, files_below, references};
 pub use source::{ChainImage, CompressionType, ImageInfo, Qcow2Options};
@@ -54,6 +57,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use virtfold_base::error::{OrInternal, Result};
+use virtfold_base::units::BlockSize;
 
 /// A disk image with all that it rests on, opened read-only. While it lives no QEMU can begin to write into
 /// any of its files.
@@ -175,6 +179,45 @@ impl DiskImage {
     /// `BadImage` where a table contradicts the format or points outside its file.
     pub fn allocation(&self) -> Result<AllocationTable> {
         allocation_walk::walk(self)
+    }
+
+    /// What the bitmap `name` of the top image says, in whole blocks of `block`. Whatever is wrong with it or
+    /// with the image is said in the answer. Images below have bitmaps of their own, which tell nothing of
+    /// what the top one has.
+    ///
+    /// # Errors
+    /// The ranges can't be kept in memory or in their temporary file.
+    pub fn dirty_bitmap(&self, name: &str, block: BlockSize) -> Result<BitmapState> {
+        match self.layers.first() {
+            Some(layer::Layer::Qcow2(image)) => {
+                qcow2::bitmaps::find(&image.header, file_of(&self.files, image.file)?, name, block)
+            }
+            _ => Ok(BitmapState::Missing),
+        }
+    }
+
+    /// What any of the bitmaps `names` marks. The answer is usable where each of them is; else it is that of
+    /// the first one that is not, with its name in the reason.
+    ///
+    /// # Errors
+    /// As [`DiskImage::dirty_bitmap`].
+    pub fn dirty_bitmaps(&self, names: &[String], block: BlockSize) -> Result<BitmapState> {
+        let mut sets = Vec::new();
+        for name in names {
+            match self.dirty_bitmap(name, block)? {
+                BitmapState::Usable(ranges) => sets.push(ranges),
+                BitmapState::Missing => {
+                    return Ok(BitmapState::Unusable(format!("the image has no bitmap '{name}'")));
+                }
+                BitmapState::Unusable(why) => {
+                    return Ok(BitmapState::Unusable(format!("its bitmap '{name}' can't be used: {why}")));
+                }
+            }
+        }
+        if sets.is_empty() {
+            return Ok(BitmapState::Missing);
+        }
+        Ok(BitmapState::Usable(DirtyRanges::union(&sets, self.capacity)?))
     }
 }
 

@@ -178,6 +178,13 @@ fn images(folder: &Path, work: &Path) {
     tool("qemu-img", &["snapshot", "-c", "s", path]);
     tool("qemu-img", &["bitmap", "-f", "qcow2", "--add", path, "b"]);
     seed(folder, "qcow2_walk", "snapshot", &[0, 128], &fs::read(&image).unwrap());
+    for (name, grain) in [("zlib", "512"), ("subclusters", "64k")] {
+        let image = work.join(format!("{name}.qcow2"));
+        let path = image.to_str().unwrap();
+        tool("qemu-img", &["bitmap", "-f", "qcow2", "-g", grain, "--add", path, "b"]);
+        tool("qemu-io", &["-f", "qcow2", "-c", "write -P 9 1k 2k", "-c", "write -P 9 40k 9k", path]);
+        seed(folder, "qcow2_walk", &format!("bitmap-{name}"), &[0], &fs::read(&image).unwrap());
+    }
 }
 
 /// One way to back a set of images up.

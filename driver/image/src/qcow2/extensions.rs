@@ -1,8 +1,8 @@
 //! The header extensions of qcow2: type, length, bytes, padded to eight, up to the end mark or to where the
 //! backing file's name begins. Version 2 images have them too.
 //!
-//! Only three matter to a reader of the active state: the backing file's format, the external data file's
-//! name, and the names of feature bits. Bitmaps and the encryption header are known and not needed.
+//! Four matter: the backing file's format, the external data file's name, the names of feature bits, and where
+//! the bitmaps are. The encryption header is known and not needed.
 //!
 //! Imports: `header`.
 
@@ -11,6 +11,7 @@ use super::header_error::{HeaderError, bad};
 const END: u32 = 0;
 const BACKING_FORMAT: u32 = 0xe279_2aca;
 const FEATURE_NAMES: u32 = 0x6803_f857;
+const BITMAPS: u32 = 0x2385_2875;
 const DATA_FILE: u32 = 0x4441_5441;
 /// One row of the feature name table: type, bit, 46 bytes of name.
 const NAME_ROW: usize = 48;
@@ -28,6 +29,8 @@ pub(super) struct Extensions {
     pub(super) backing_format: Option<Vec<u8>>,
     pub(super) data_file: Option<Vec<u8>>,
     pub(super) names: Vec<Incompatible>,
+    /// As it stands; empty where there are two.
+    pub(super) bitmaps: Option<Vec<u8>>,
 }
 
 impl Extensions {
@@ -59,6 +62,8 @@ impl Extensions {
             BACKING_FORMAT if body.len() > 15 => return bad("its backing file's format is too long a word"),
             BACKING_FORMAT => self.backing_format = Some(body.to_vec()),
             DATA_FILE => self.data_file = Some(body.to_vec()),
+            BITMAPS if self.bitmaps.is_some() => self.bitmaps = Some(Vec::new()),
+            BITMAPS => self.bitmaps = Some(body.to_vec()),
             FEATURE_NAMES => self.names = body.chunks_exact(NAME_ROW).filter_map(name_row).collect(),
             _ => {}
         }

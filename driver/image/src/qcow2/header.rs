@@ -30,6 +30,7 @@ const EXTENDED_L2: u64 = 1 << 4;
 const KNOWN: u64 = DIRTY | CORRUPT | EXTERNAL_DATA | COMPRESSION | EXTENDED_L2;
 /// Compatible and autoclear bits.
 const LAZY_REFCOUNTS: u64 = 1;
+const BITMAPS_CONSISTENT: u64 = 1;
 const RAW_EXTERNAL: u64 = 1 << 1;
 
 /// How the guest's payload is encrypted by the image itself.
@@ -66,6 +67,10 @@ pub(crate) struct Header {
     pub(crate) backing_format: Option<Vec<u8>>,
     /// The external data file's name as it stands.
     pub(crate) data_file: Option<Vec<u8>>,
+    /// The header extension for bitmaps as it stands.
+    pub(crate) bitmaps: Option<Vec<u8>>,
+    /// Whether whoever wrote to the image last kept its bitmaps.
+    pub(crate) bitmaps_consistent: bool,
 }
 
 impl Header {
@@ -138,6 +143,7 @@ pub(crate) fn parse(first: &[u8], file_len: u64) -> Result<Header, HeaderError> 
             _ => return bad("it has an external data file and does not name it"),
         }
     }
+    header.bitmaps = extensions.bitmaps;
     header.backing_format = backing.is_some().then_some(extensions.backing_format).flatten();
     header.backing = backing;
     check_tables(&header, file_len)?;
@@ -176,6 +182,8 @@ fn fixed_fields(fields: &Fields<'_>, cluster: u64) -> Result<Header, HeaderError
         backing: None,
         backing_format: None,
         data_file: None,
+        bitmaps: None,
+        bitmaps_consistent: false,
     })
 }
 
@@ -211,6 +219,7 @@ fn features(
     header.external_data = incompatible & EXTERNAL_DATA != 0;
     header.extended_l2 = incompatible & EXTENDED_L2 != 0;
     header.lazy_refcounts = fields.u64(80)? & LAZY_REFCOUNTS != 0;
+    header.bitmaps_consistent = fields.u64(88)? & BITMAPS_CONSISTENT != 0;
     header.external_raw = header.external_data && fields.u64(88)? & RAW_EXTERNAL != 0;
     if header.extended_l2 && header.cluster_bits < 14 {
         return bad("it has subclusters in clusters of less than 16 KiB");

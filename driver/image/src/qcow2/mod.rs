@@ -1,10 +1,11 @@
-//! qcow2, versions 2 and 3, for reading: header, tables, compressed clusters.
+//! qcow2, versions 2 and 3, for reading: header, tables, compressed clusters, bitmaps.
 //!
 //! The facts are those of QEMU's docs/interop/qcow2; where that leaves something open (what a reader takes,
 //! what it refuses) QEMU's own reader decides, because the guest saw its disk through it.
 //!
 //! Imports: `error`, `units`, and of the image room `file`, `source`, `allocation_table`.
 
+pub(super) mod bitmaps;
 pub(super) mod compressed;
 mod entry;
 mod extensions;

@@ -1,6 +1,7 @@
 //! The image room against its judge: `qemu-img` and `qemu-io` make images with each feature of the format,
 //! and say what is in them. A machine without them fails these tests; the test setup installs them.
 
+mod bitmaps;
 mod differential;
 mod given;
 mod header;

@@ -4,8 +4,8 @@
 use std::path::Path;
 
 use super::super::{flags, memory_file, no_defect};
-use virtfold::image::{AllocationTable, DiskImage, Format, OpenOptions, map};
-use virtfold::units::GuestOffset;
+use virtfold::image::{AllocationTable, BitmapState, DiskImage, Format, OpenOptions, map};
+use virtfold::units::{BlockSize, GuestOffset};
 
 /// Extents that are read.
 const EXTENTS: usize = 48;
@@ -24,6 +24,7 @@ pub fn run(data: &[u8]) {
     let Some(table) = no_defect(image.allocation()) else { return };
     check_table(&image, &table);
     check_map(&image, &table);
+    check_bitmap(&image);
     let extents = table.iter().take(EXTENTS).map(|extent| extent.expect("a table in memory").guest.get());
     let starts = extents.chain([image.capacity().saturating_sub(LEN), image.capacity() / 2]);
     for start in starts.collect::<Vec<_>>() {
@@ -57,6 +58,22 @@ fn check_map(image: &DiskImage, table: &AllocationTable) {
         end += row.length;
     }
     assert_eq!(end, image.capacity());
+}
+
+fn check_bitmap(image: &DiskImage) {
+    let mut bytes = 0;
+    for block in [BlockSize::MIN, BlockSize::MAX] {
+        let state = image.dirty_bitmap("b", block).expect("a list in memory");
+        let BitmapState::Usable(ranges) = state else { return };
+        let mut end = None;
+        for range in ranges.iter().map(|range| range.expect("a list in memory")) {
+            assert!(end.is_none_or(|end| end < range.guest) && range.len > 0, "{range:?} behind {end:?}");
+            assert!(range.end().get() <= image.capacity(), "{range:?} is not on the disk");
+            end = Some(range.end());
+        }
+        assert!(ranges.bytes() >= bytes);
+        bytes = ranges.bytes();
+    }
 }
 
 fn check_read(image: &DiskImage, table: &AllocationTable, start: u64, len: usize) {
