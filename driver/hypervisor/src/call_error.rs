@@ -44,6 +44,8 @@ pub mod code {
     pub const OPERATION_UNSUPPORTED: i32 = 84;
     /// VIR_ERR_AGENT_UNRESPONSIVE: no agent, or one that does not answer.
     pub const AGENT_UNRESPONSIVE: i32 = 86;
+    /// VIR_ERR_NO_DOMAIN_CHECKPOINT.
+    pub const NO_CHECKPOINT: i32 = 103;
     /// VIR_ERR_NO_DOMAIN_BACKUP.
     pub const NO_BACKUP: i32 = 104;
     /// VIR_ERR_AGENT_COMMAND_TIMEOUT: the agent's time limit was over.

@@ -44,9 +44,10 @@ pub mod watchdog;
 pub use apparmor::LiftedDenials;
 pub use call_error::{HypervisorError, code};
 pub use types::{
-    Activity, BlockJob, BlockJobEnd, BlockJobKind, BlockJobStatus, CommitBase, CommitRequest, DomainEvent,
-    DomainId, DomainInfo, DomainState, Lifecycle, PausedReason, Persistence, QemuDisk, SnapshotDisk,
-    SnapshotQuiesce, SnapshotRequest, StartMode, StartedDetail, StoppedDetail, XmlView,
+    Activity, BlockJob, BlockJobEnd, BlockJobKind, BlockJobStatus, Checkpoint, CheckpointParts,
+    CheckpointRequest, CommitBase, CommitRequest, DomainEvent, DomainId, DomainInfo, DomainState, Lifecycle,
+    PausedReason, Persistence, QemuDisk, SnapshotDisk, SnapshotQuiesce, SnapshotRequest, StartMode,
+    StartedDetail, StoppedDetail, XmlView, is_our_checkpoint,
 };
 
 /// What a backup, a recovery and a restore ask of a hypervisor.
@@ -237,6 +238,25 @@ pub trait Hypervisor: Debug + Send + Sync {
     /// # Errors
     /// The domain does not run, or QEMU's monitor does not answer.
     fn close_unused(&self, domain: DomainId, image: &Path) -> Result<()>;
+
+    /// The checkpoints of a domain.
+    ///
+    /// # Errors
+    /// What the hypervisor says.
+    fn checkpoints(&self, domain: DomainId) -> Result<Vec<Checkpoint>>;
+
+    /// Makes a checkpoint of the running domain, for all of its disks or none.
+    ///
+    /// # Errors
+    /// What the hypervisor says: a disk's image can't have bitmaps, one of the name is there. After a lost
+    /// connection the checkpoint may be there all the same.
+    fn create_checkpoint(&self, domain: DomainId, request: &CheckpointRequest) -> Result<()>;
+
+    /// Deletes a checkpoint that virtfold made. What its bitmaps mark goes to the checkpoint before it.
+    ///
+    /// # Errors
+    /// What the hypervisor says; a checkpoint of somebody else.
+    fn delete_checkpoint(&self, domain: DomainId, name: &str, parts: CheckpointParts) -> Result<()>;
 
     /// What else is going on in the domain: other backups, checkpoints, snapshots.
     ///

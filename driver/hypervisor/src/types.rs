@@ -280,6 +280,40 @@ pub struct QemuDisk {
     pub backing: Vec<PathBuf>,
 }
 
+/// A checkpoint of a domain: from it on bitmaps of its disks' images mark what is written to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// Its name; the bitmaps have it, too.
+    pub name: String,
+    /// The one before it.
+    pub parent: Option<String>,
+}
+
+/// A checkpoint that is to be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckpointRequest {
+    /// Its name, as [`is_our_checkpoint`] wants it.
+    pub name: String,
+    /// The disks whose images get a bitmap.
+    pub tracked: Vec<String>,
+    /// All other disks of the domain: the hypervisor would give them one where they are not named.
+    pub others: Vec<String>,
+}
+
+/// What of a checkpoint is deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CheckpointParts {
+    /// It and its bitmaps. The domain has to run.
+    All,
+    /// What the hypervisor knows of it: its bitmaps are gone, or go with their images.
+    Metadata,
+}
+
+/// Whether a checkpoint is one that virtfold made: `virtfold-UUID`. No other is ever deleted.
+pub fn is_our_checkpoint(name: &str) -> bool {
+    name.strip_prefix("virtfold-").is_some_and(|id| Uuid::try_parse(id).is_ok())
+}
+
 /// What else is going on in a domain.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Activity {

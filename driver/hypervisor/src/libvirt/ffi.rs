@@ -22,7 +22,7 @@ use uuid::Uuid;
 use virt_sys as sys;
 
 use crate::event_hub::EventHub;
-use crate::types::{BlockJob, BlockJobEnd, BlockJobKind, CommitBase, DomainId};
+use crate::types::{BlockJob, BlockJobEnd, BlockJobKind, Checkpoint, CheckpointParts, CommitBase, DomainId};
 
 type Result<T> = std::result::Result<T, VirtError>;
 
@@ -184,25 +184,69 @@ pub(super) fn backup_xml(domain: &Domain) -> Result<String> {
     taken(unsafe { sys::virDomainBackupGetXMLDesc(domain.as_ptr(), 0) })
 }
 
-pub(super) fn checkpoint_names(domain: &Domain) -> Result<Vec<String>> {
+pub(super) fn checkpoints(domain: &Domain) -> Result<Vec<Checkpoint>> {
     let mut list: *mut sys::virDomainCheckpointPtr = ptr::null_mut();
     // SAFETY: valid domain; libvirt allocates the list and stores its address.
     let count = checked(unsafe { sys::virDomainListAllCheckpoints(domain.as_ptr(), &mut list, 0) })?;
-    let mut names = Vec::new();
+    let mut found = Vec::new();
     for at in 0..usize::try_from(count).unwrap_or(0) {
-        // SAFETY: the list has `count` valid entries, each ours to free; its name lives as long as the entry.
+        // SAFETY: the list has `count` valid entries, each ours to free; its name lives as long as the entry;
+        // a parent that is not null is ours to free, too.
         unsafe {
             let checkpoint = *list.add(at);
-            let name = sys::virDomainCheckpointGetName(checkpoint);
-            if !name.is_null() {
-                names.push(CStr::from_ptr(name).to_string_lossy().into_owned());
+            let parent = sys::virDomainCheckpointGetParent(checkpoint, 0);
+            if let Some(name) = checkpoint_name(checkpoint) {
+                found.push(Checkpoint { name, parent: checkpoint_name(parent) });
+            }
+            if !parent.is_null() {
+                sys::virDomainCheckpointFree(parent);
             }
             sys::virDomainCheckpointFree(checkpoint);
         }
     }
     // SAFETY: the list is ours, allocated with malloc (or null), and its entries are freed.
     unsafe { nix::libc::free(list.cast()) };
-    Ok(names)
+    Ok(found)
+}
+
+/// The name of a checkpoint; nothing, where there is none.
+fn checkpoint_name(checkpoint: sys::virDomainCheckpointPtr) -> Option<String> {
+    if checkpoint.is_null() {
+        return None;
+    }
+    // SAFETY: a valid checkpoint; its name lives as long as it.
+    let name = unsafe { sys::virDomainCheckpointGetName(checkpoint) };
+    // SAFETY: a name that is not null is a C string.
+    (!name.is_null()).then(|| unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned())
+}
+
+pub(super) fn create_checkpoint(domain: &Domain, xml: &str) -> Result<()> {
+    let xml = c_string(xml)?;
+    // SAFETY: valid domain; the string lives until the call returns.
+    let made = unsafe { sys::virDomainCheckpointCreateXML(domain.as_ptr(), xml.as_ptr(), 0) };
+    if made.is_null() {
+        return Err(VirtError::last_error());
+    }
+    // SAFETY: the checkpoint is ours to free.
+    checked(unsafe { sys::virDomainCheckpointFree(made) }).map(drop)
+}
+
+pub(super) fn delete_checkpoint(domain: &Domain, name: &str, parts: CheckpointParts) -> Result<()> {
+    let name = c_string(name)?;
+    let flags = match parts {
+        CheckpointParts::All => 0,
+        CheckpointParts::Metadata => sys::VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY,
+    };
+    // SAFETY: valid domain; the string lives until the call returns.
+    let found = unsafe { sys::virDomainCheckpointLookupByName(domain.as_ptr(), name.as_ptr(), 0) };
+    if found.is_null() {
+        return Err(VirtError::last_error());
+    }
+    // SAFETY: a valid checkpoint that is ours to free.
+    let deleted = checked(unsafe { sys::virDomainCheckpointDelete(found, flags) });
+    // SAFETY: the checkpoint is ours, and is not used any more.
+    unsafe { sys::virDomainCheckpointFree(found) };
+    deleted.map(drop)
 }
 
 /// Callbacks registered on a connection. They end with it.

@@ -26,8 +26,9 @@ use virt_sys as sys;
 use super::call_error::{ErrorOrigin, HypervisorError, code};
 use super::event_hub::EventHub;
 use super::types::{
-    Activity, BlockJob, BlockJobEnd, CommitBase, CommitRequest, DomainEvent, DomainId, DomainInfo,
-    DomainState, PausedReason, QemuDisk, SnapshotQuiesce, SnapshotRequest, StartMode, XmlView,
+    Activity, BlockJob, BlockJobEnd, Checkpoint, CheckpointParts, CheckpointRequest, CommitBase,
+    CommitRequest, DomainEvent, DomainId, DomainInfo, DomainState, PausedReason, QemuDisk, SnapshotQuiesce,
+    SnapshotRequest, StartMode, XmlView, is_our_checkpoint,
 };
 use super::{Hypervisor, LiftedDenials, apparmor, domain_xml};
 use virtfold_base::error::{Error, ErrorKind, Result};
@@ -434,12 +435,32 @@ impl Hypervisor for Libvirt {
         })
     }
 
+    fn checkpoints(&self, domain: DomainId) -> Result<Vec<Checkpoint>> {
+        self.ask(domain, "list the checkpoints", ffi::checkpoints)
+    }
+
+    fn create_checkpoint(&self, domain: DomainId, request: &CheckpointRequest) -> Result<()> {
+        let xml = request::checkpoint_xml(request);
+        self.tell(domain, "make a checkpoint of", |d| ffi::create_checkpoint(d, &xml))
+    }
+
+    fn delete_checkpoint(&self, domain: DomainId, name: &str, parts: CheckpointParts) -> Result<()> {
+        if !is_our_checkpoint(name) {
+            return Err(Error::new(
+                ErrorKind::Internal,
+                format!("the checkpoint '{name}' is not virtfold's"),
+            ));
+        }
+        self.tell(domain, "delete a checkpoint of", |d| ffi::delete_checkpoint(d, name, parts))
+    }
+
     fn activity(&self, domain: DomainId) -> Result<Activity> {
         self.ask(domain, "read the jobs", |d| {
             // A domain that does not run has no backup; libvirt then says that the operation is not valid.
             let backup = if d.is_active()? { absent(ffi::backup_xml(d), code::NO_BACKUP)? } else { None };
             let snapshots = d.list_all_snapshots(0)?.iter().map(|s| s.name()).collect::<VirtResult<_>>()?;
-            Ok(Activity { backup, checkpoints: ffi::checkpoint_names(d)?, snapshots })
+            let checkpoints = ffi::checkpoints(d)?.into_iter().map(|checkpoint| checkpoint.name).collect();
+            Ok(Activity { backup, checkpoints, snapshots })
         })
     }
 

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use crate::domain_xml::edit::escape;
-use crate::types::{SnapshotDisk, SnapshotRequest};
+use crate::types::{CheckpointRequest, SnapshotDisk, SnapshotRequest};
 
 /// `<domainsnapshot>`, every disk with its own word.
 pub(super) fn snapshot_xml(request: &SnapshotRequest) -> String {
@@ -21,6 +21,21 @@ pub(super) fn snapshot_xml(request: &SnapshotRequest) -> String {
         });
     }
     xml.push_str("  </disks>\n</domainsnapshot>\n");
+    xml
+}
+
+/// `<domaincheckpoint>`, every disk with its own word.
+pub(super) fn checkpoint_xml(request: &CheckpointRequest) -> String {
+    let name = escape(&request.name);
+    let mut xml = format!("<domaincheckpoint>\n  <name>{name}</name>\n  <disks>\n");
+    for target in &request.tracked {
+        let target = escape(target);
+        xml.push_str(&format!("    <disk name='{target}' checkpoint='bitmap' bitmap='{name}'/>\n"));
+    }
+    for target in &request.others {
+        xml.push_str(&format!("    <disk name='{}' checkpoint='no'/>\n", escape(target)));
+    }
+    xml.push_str("  </disks>\n</domaincheckpoint>\n");
     xml
 }
 
@@ -44,6 +59,20 @@ mod tests {
             "<domainsnapshot>\n  <disks>\n    <disk name='sda' snapshot='no'/>\n    <disk name='vda' \
              snapshot='external' type='file'><driver type='qcow2'/><source file='/o&apos;s'/></disk>\n  \
              </disks>\n</domainsnapshot>\n"
+        );
+    }
+
+    #[test]
+    fn every_disk_is_in_the_checkpoint() {
+        let (tracked, others) = (vec!["vda".to_owned()], vec!["sda".to_owned()]);
+        let name = "virtfold-c7a5fdbd-edaf-9455-926a-d65c16db1809".to_owned();
+        assert!(crate::is_our_checkpoint(&name));
+        assert!(!crate::is_our_checkpoint("virtfold-1") && !crate::is_our_checkpoint("virtnbdbackup.0"));
+        assert_eq!(
+            checkpoint_xml(&CheckpointRequest { name, tracked, others }),
+            "<domaincheckpoint>\n  <name>virtfold-c7a5fdbd-edaf-9455-926a-d65c16db1809</name>\n  <disks>\n    \
+             <disk name='vda' checkpoint='bitmap' bitmap='virtfold-c7a5fdbd-edaf-9455-926a-d65c16db1809'/>\n    \
+             <disk name='sda' checkpoint='no'/>\n  </disks>\n</domaincheckpoint>\n"
         );
     }
 

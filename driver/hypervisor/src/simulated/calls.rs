@@ -14,11 +14,11 @@ use super::{
 use crate::call_error::HypervisorError;
 use crate::domain_xml::{ChainKnowledge, DomainXml, ImageSource};
 use crate::types::{
-    Activity, BlockJob, BlockJobEnd, CommitRequest, DomainEvent, DomainId, DomainInfo, DomainState,
-    Lifecycle, PausedReason, Persistence, QemuDisk, SnapshotRequest, StartMode, StartedDetail, StoppedDetail,
-    XmlView,
+    Activity, BlockJob, BlockJobEnd, Checkpoint, CheckpointParts, CheckpointRequest, CommitRequest,
+    DomainEvent, DomainId, DomainInfo, DomainState, Lifecycle, PausedReason, Persistence, QemuDisk,
+    SnapshotRequest, StartMode, StartedDetail, StoppedDetail, XmlView,
 };
-use crate::{Hypervisor, LiftedDenials};
+use crate::{Hypervisor, LiftedDenials, is_our_checkpoint};
 use virtfold_base::error::{Error, ErrorKind, Result};
 
 pub(super) type SimResult<T> = std::result::Result<T, HypervisorError>;
@@ -320,6 +320,43 @@ impl Hypervisor for Simulated {
             let qemu = turn.domain(domain)?.qemu.as_mut();
             let off = || refused(code::OPERATION_INVALID, "domain is not running");
             qemu.ok_or_else(off)?.unused.remove(image);
+            Ok(())
+        })
+    }
+
+    fn checkpoints(&self, domain: DomainId) -> Result<Vec<Checkpoint>> {
+        self.call(Operation::Read, |turn| {
+            let names = turn.domain(domain)?.activity.checkpoints.clone();
+            let parents = std::iter::once(None).chain(names.iter().cloned().map(Some));
+            let both = names.iter().cloned().zip(parents);
+            Ok(both.map(|(name, parent)| Checkpoint { name, parent }).collect())
+        })
+    }
+
+    fn create_checkpoint(&self, domain: DomainId, request: &CheckpointRequest) -> Result<()> {
+        self.call(Operation::Checkpoint, |turn| {
+            let known = turn.domain(domain)?;
+            if known.qemu.is_none() {
+                return Err(refused(code::OPERATION_INVALID, "domain is not running"));
+            }
+            if known.activity.checkpoints.contains(&request.name) {
+                return Err(refused(code::OPERATION_FAILED, "domain already has a checkpoint of this name"));
+            }
+            known.activity.checkpoints.push(request.name.clone());
+            Ok(())
+        })
+    }
+
+    fn delete_checkpoint(&self, domain: DomainId, name: &str, parts: CheckpointParts) -> Result<()> {
+        self.call(Operation::Checkpoint, |turn| {
+            let known = turn.domain(domain)?;
+            if known.qemu.is_none() && parts == CheckpointParts::All {
+                return Err(refused(code::OPERATION_INVALID, "domain is not running"));
+            }
+            let at =
+                known.activity.checkpoints.iter().position(|there| there == name && is_our_checkpoint(name));
+            let missing = || refused(code::NO_CHECKPOINT, "no domain checkpoint with matching name");
+            known.activity.checkpoints.remove(at.ok_or_else(missing)?);
             Ok(())
         })
     }

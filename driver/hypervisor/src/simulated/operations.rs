@@ -27,6 +27,7 @@ pub enum Operation {
     Destroy,
     ManagedSave,
     Snapshot,
+    Checkpoint,
     Commit,
     Pivot,
     Abort,

@@ -228,8 +228,29 @@ struct RawEntry {
 fn next_entry<'a>(rest: &mut &'a [u8]) -> Checked<(RawEntry, &'a [u8])> {
     let damaged = || Stop::Unusable("the image's directory of bitmaps is damaged".to_owned());
     let fixed: &[u8; ENTRY] = rest.first_chunk().ok_or_else(damaged)?;
-    let [t0, t1, t2, t3, t4, t5, t6, t7, c0, c1, c2, c3, f0, f1, f2, f3, kind, granularity, n0, n1, extra @ ..] =
-        *fixed;
+    let [
+        t0,
+        t1,
+        t2,
+        t3,
+        t4,
+        t5,
+        t6,
+        t7,
+        c0,
+        c1,
+        c2,
+        c3,
+        f0,
+        f1,
+        f2,
+        f3,
+        kind,
+        granularity,
+        n0,
+        n1,
+        extra @ ..,
+    ] = *fixed;
     let name_len = usize::from(u16::from_be_bytes([n0, n1]));
     let extra = usize::try_from(u32::from_be_bytes(extra)).map_err(|_| damaged())?;
     let name_at = ENTRY.checked_add(extra).ok_or_else(damaged)?;
@@ -251,7 +272,9 @@ impl RawEntry {
     /// The entry, where it may be relied on.
     fn check(self) -> Checked<Entry> {
         if self.flags & IN_USE != 0 {
-            return unusable("it was not saved when the image was last in use: QEMU or its host ended abruptly");
+            return unusable(
+                "it was not saved when the image was last in use: QEMU or its host ended abruptly",
+            );
         }
         if self.flags & !(IN_USE | AUTO | EXTRA_COMPATIBLE) != 0 || self.kind != DIRTY_TRACKING {
             return unusable("it is of a kind that virtfold does not know");

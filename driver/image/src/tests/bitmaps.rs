@@ -46,9 +46,8 @@ fn theirs(lab: &Lab, name: &str, bitmap: &str, capacity: u64) -> Vec<bool> {
     // It ends with its first client, and takes its socket with it: each has its own.
     let socket = lab.path(&format!("{name}-{bitmap}")).display().to_string();
     lab.run("qemu-nbd", &["--fork", "-r", "-k", &socket, "-B", bitmap, "-f", "qcow2", name]);
-    let from = format!(
-        "driver=nbd,server.type=unix,server.path={socket},x-dirty-bitmap=qemu:dirty-bitmap:{bitmap}"
-    );
+    let from =
+        format!("driver=nbd,server.type=unix,server.path={socket},x-dirty-bitmap=qemu:dirty-bitmap:{bitmap}");
     let text = lab.run("qemu-img", &["map", "--output=json", "--image-opts", &from]);
     let rows: Vec<Value> = serde_json::from_str(&text).unwrap();
     let mut blocks = vec![false; usize::try_from(capacity.div_ceil(4096)).unwrap()];

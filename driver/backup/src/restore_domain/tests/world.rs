@@ -25,8 +25,9 @@ use virtfold_hypervisor::domain_xml::DomainXml;
 use virtfold_hypervisor::host_files::LocalFiles;
 use virtfold_hypervisor::simulated::Simulated;
 use virtfold_hypervisor::{
-    Activity, BlockJob, BlockJobEnd, CommitRequest, DomainEvent, DomainId, DomainInfo, DomainState,
-    LiftedDenials, QemuDisk, SnapshotRequest, StartMode, XmlView,
+    Activity, BlockJob, BlockJobEnd, Checkpoint, CheckpointParts, CheckpointRequest, CommitRequest,
+    DomainEvent, DomainId, DomainInfo, DomainState, LiftedDenials, QemuDisk, SnapshotRequest, StartMode,
+    XmlView,
 };
 use virtfold_image::{DiskImage, OpenOptions};
 use virtfold_medium::{FileMedium, Location};
@@ -77,6 +78,9 @@ impl Hypervisor for Odd {
         is_thawed(id: DomainId, limit: Duration) -> bool;
         query_block(id: DomainId) -> Vec<QemuDisk>;
         close_unused(id: DomainId, image: &Path) -> ();
+        checkpoints(id: DomainId) -> Vec<Checkpoint>;
+        create_checkpoint(id: DomainId, request: &CheckpointRequest) -> ();
+        delete_checkpoint(id: DomainId, name: &str, parts: CheckpointParts) -> ();
         volume_path(pool: &str, volume: &str) -> PathBuf;
         pool_directory(pool: &str) -> PathBuf;
         refresh_pool(pool: &str) -> ();
