@@ -35,6 +35,7 @@ pub mod tape;
 pub mod target;
 pub mod trust;
 pub mod verify;
+pub mod verify_chain;
 pub mod verify_due;
 
 use std::sync::Arc;

@@ -8,7 +8,8 @@
 //!
 //! A chain that has a gap is an error; salvaging, it ends there and says so.
 //!
-//! Imports: `error`, `archive`, `catalog`, `medium`, and of this crate `inspect`; `restore` imports it.
+//! Imports: `error`, `archive`, `catalog`, `medium`, and of this crate `inspect`; `restore` and
+//! `verify_chain` import it.
 
 use std::path::PathBuf;
 
@@ -49,6 +50,7 @@ pub struct ChainEntry {
 /// A parent, opened.
 pub(crate) struct FoundParent {
     pub(crate) entry: ChainEntry,
+    pub(crate) place: Location,
     pub(crate) source: ArchiveFile,
     expected: Parent,
 }
@@ -102,6 +104,31 @@ pub(crate) fn find(
     }
 }
 
+/// What an increment rests on, as far as a look tells.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Chain {
+    /// The nearest first.
+    pub parents: Vec<ChainEntry>,
+    /// Why it ends before a full archive, where it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gap: Option<String>,
+}
+
+/// Looks at what the archive at `location` rests on.
+///
+/// # Errors
+/// A place can't be read.
+pub fn chain(
+    location: &Location,
+    head: &Manifest,
+    identities: &Identities,
+    search: &ParentSearch,
+) -> Result<Chain> {
+    let found = find(location, head, identities, search, Trust::Salvage)?;
+    let parents = found.parents.into_iter().map(|parent| parent.entry).collect();
+    Ok(Chain { parents, gap: found.gap.as_ref().map(|gap| sentence(gap)) })
+}
+
 /// Nothing of a catalog that can't be read: the place itself has the archives.
 fn catalog(search: &ParentSearch) -> Option<Catalog> {
     let opened = search.state.as_deref().map(Catalog::open_existing)?;
@@ -127,7 +154,7 @@ fn opened(
         created: summary.head.as_ref().map(|head| head.created.clone()).unwrap_or_default(),
         bytes: source.stored(),
     };
-    Ok(FoundParent { entry, source, expected })
+    Ok(FoundParent { entry, place: place.clone(), source, expected })
 }
 
 impl FoundParent {

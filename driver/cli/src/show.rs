@@ -2,8 +2,10 @@
 
 use anyhow::Result;
 use serde::Serialize;
+use virtfold_archive::crypt::Identities;
 use virtfold_archive::manifest::{Disk, Manifest};
 use virtfold_backup::inspect::{self, ArchiveStatus, ArchiveSummary};
+use virtfold_backup::parents::{self, Chain, ParentSearch};
 use virtfold_backup::trust::Authenticity;
 use virtfold_base::error::ErrorKind;
 use virtfold_base::units::Human;
@@ -55,6 +57,9 @@ struct Shown<'a> {
     authenticity: Option<Authenticity>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     notes: Vec<String>,
+    /// What it rests on, of an increment that can be read at any place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    chain: Option<Chain>,
 }
 
 /// Runs the verb.
@@ -76,13 +81,35 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
     let mut text = text(&glance);
     authenticity.iter().for_each(|found| text += &format!("signature  {found}\n"));
     notes.iter().for_each(|note| text += &format!("note       {}\n", printable(note)));
+    let chain = chain(args, &glance, &identities)?;
+    chain.iter().for_each(|chain| text += &chain_text(chain));
     result(
         OutputFormat::from_flag(&args.json),
         StdoutUse::Free,
-        &Shown { glance: &glance, authenticity, notes },
+        &Shown { glance: &glance, authenticity, notes, chain },
         &text,
     )?;
     Ok(outcome(glance.status))
+}
+
+/// What an increment rests on; on a tape nobody can look for it.
+fn chain(args: &Args, glance: &ArchiveSummary, identities: &Identities) -> Result<Option<Chain>> {
+    let head = glance.head.as_ref().filter(|head| head.parent.is_some());
+    let Some(head) = head.filter(|_| !matches!(args.archive, Location::Tape(_))) else { return Ok(None) };
+    let search = ParentSearch { given: Vec::new(), state: Some(args.state.path()?) };
+    Ok(Some(parents::chain(&args.archive, head, identities, &search)?))
+}
+
+fn chain_text(chain: &Chain) -> String {
+    let mut text = String::new();
+    for parent in &chain.parents {
+        let (archive, size) = (printable(&parent.archive), Human(parent.bytes));
+        text += &format!("rests on   {archive} of {} ({size})\n", local(&parent.created));
+    }
+    if let Some(gap) = &chain.gap {
+        text += &format!("fault      {}\n", printable(gap));
+    }
+    text
 }
 
 /// The exit code that a status asks for.

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use anyhow::Result;
 use jiff::Timestamp;
 use virtfold_backup::known_copy::KnownCopy;
+use virtfold_backup::parents::ParentSearch;
 use virtfold_backup::verify::{self, VerifyReport, VerifyRequest};
+use virtfold_backup::verify_chain::{self, ChainReport};
 use virtfold_backup::{Control, Progress};
 use virtfold_base::error::{Error, sentence};
 use virtfold_base::units::Human;
@@ -35,12 +37,19 @@ Examples:
   virtfold verify /backup/web-20261122T030000Z-5f1c2d3e.tar.zst
   virtfold verify tape:/dev/nst0#latest
   virtfold verify --json /backup/web-20261122T030000Z-5f1c2d3e.tar.zst
+  virtfold verify --chain /backup/web-20261123T030000Z-9a0b1c2d.tar.zst
   virtfold verify /backup --due 30d --share 1/30")]
 pub(crate) struct Args {
     /// The archive: a file, s3://BUCKET/KEY or tape:DEVICE#ID; with --due a place: a directory,
     /// s3://BUCKET/PREFIX or tape:DEVICE
     #[arg(value_name = "ARCHIVE|PLACE", value_parser = args::location())]
     pub(super) archive: Location,
+    /// Of an increment: verify all that it rests on, too
+    #[arg(long, conflicts_with = "due")]
+    chain: bool,
+    /// An archive that it rests on, where it is neither beside it nor known to the catalog; repeatable
+    #[arg(long, value_name = "ARCHIVE", value_parser = args::location(), requires = "chain")]
+    parent: Vec<Location>,
     #[command(flatten)]
     pub(super) due: DueArgs,
     /// Threads that decompress and check [default: one a core]
@@ -74,6 +83,11 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
     let progress = Arc::new(Progress::default());
     let ticker = ProgressPrinter::start(style, StdoutUse::Free, &progress)?;
     let control = Control { cancel: Arc::clone(&signals.stop), progress };
+    if args.chain {
+        let report = chain(args, &request, &control);
+        drop(ticker);
+        return chain_result(args, style, report?);
+    }
     let report = args.read(&request, &control);
     drop(ticker);
     let mut report = report?;
@@ -81,6 +95,39 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
     damage(style, &report.damage)?;
     result(style, StdoutUse::Free, &report, &text(&report))?;
     Ok(outcome(&report))
+}
+
+fn chain(args: &Args, request: &VerifyRequest, control: &Control) -> Result<ChainReport> {
+    let state = args.state.path()?;
+    let known = |archive: &Location| catalog_fill::known(&state, archive);
+    let search = ParentSearch { given: args.parent.clone(), state: Some(state.clone()) };
+    Ok(verify_chain::run(request, &search, &known, control)?)
+}
+
+/// Says what came of a chain, and notes it in the catalog for each archive.
+fn chain_result(args: &Args, style: OutputFormat, mut report: ChainReport) -> Result<ExitStatus> {
+    let state = args.state.path()?;
+    let mut text_of_all = String::new();
+    let mut worst = ExitStatus::Done;
+    for archive in &mut report.archives {
+        let known = archive.archive.parse().map(|place| catalog_fill::known(&state, &place));
+        record(archive, &known.unwrap_or_default(), &args.state)?;
+        damage(style, &archive.damage)?;
+        text_of_all += &format!("{}\n", text(archive));
+        if !archive.sound {
+            worst = outcome(archive);
+        }
+    }
+    if let Some(gap) = &report.gap {
+        text_of_all += &format!("fault: {}\n", printable(gap));
+        worst = ExitStatus::Incomplete;
+    }
+    for archive in &report.dependent {
+        text_of_all += &format!("{}: has no more than what changed since\n", printable(archive));
+    }
+    text_of_all += if report.sound { "the chain is sound" } else { "the chain is not sound" };
+    result(style, StdoutUse::Free, &report, &text_of_all)?;
+    Ok(worst)
 }
 
 impl Args {

@@ -285,3 +285,38 @@ fn an_encrypted_chain_opens_with_all_its_keys_and_says_which_one_is_missing() {
     assert_eq!(error.kind(), ErrorKind::Locked);
     assert!(error.to_string().contains("no identity that was given opens it"), "{error}");
 }
+
+/// Whatever rests on a bad link is named.
+#[test]
+fn a_chain_is_verified_as_a_whole() {
+    let lab = Lab::chain(&zstd());
+    let request = crate::verify::VerifyRequest {
+        archive: Location::from(lab.archives[2].as_path()),
+        identities: Identities::default(),
+        trust: Default::default(),
+        workers: 1,
+        known: Default::default(),
+    };
+    let search = ParentSearch::default();
+    let verify = || {
+        let unknown = |_: &Location| KnownCopy::default();
+        crate::verify_chain::run(&request, &search, &unknown, &Control::default()).unwrap()
+    };
+    let report = verify();
+    assert!(report.sound && report.gap.is_none() && report.dependent.is_empty(), "{report:?}");
+    assert_eq!(report.archives.len(), 3);
+
+    let name = |number: usize| lab.archives[number].display().to_string();
+    let mut damaged = std::fs::read(&lab.archives[0]).unwrap();
+    let middle = damaged.len() / 2;
+    damaged[middle] ^= 1;
+    std::fs::write(&lab.archives[0], &damaged).unwrap();
+    let report = verify();
+    assert!(!report.sound && !report.archives[2].sound && report.archives[1].sound, "{report:?}");
+    assert_eq!((report.gap.as_ref(), &report.dependent), (None, &vec![name(2), name(1)]));
+
+    std::fs::remove_file(&lab.archives[0]).unwrap();
+    let report = verify();
+    assert!(!report.sound && report.gap.as_ref().unwrap().contains("is an increment on"), "{report:?}");
+    assert_eq!(report.dependent, [name(2), name(1)]);
+}
