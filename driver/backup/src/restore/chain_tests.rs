@@ -320,3 +320,27 @@ fn a_chain_is_verified_as_a_whole() {
     assert!(!report.sound && report.gap.as_ref().unwrap().contains("is an increment on"), "{report:?}");
     assert_eq!(report.dependent, [name(2), name(1)]);
 }
+
+/// A signed child vouches for its parent by the root. One whose end is lost has none to show: where signatures
+/// are required nothing of it is taken, be its id the right one.
+#[test]
+fn a_parent_without_its_end_is_not_taken_where_signatures_are_required() {
+    let key = std::sync::Arc::new(virtfold_archive::sign::SigningKey::new("web").unwrap());
+    let options = BackupOptions { signing_key: Some(key.clone()), compression: Compression::None, ..zstd() };
+    let lab = Lab::chain(&options);
+    let line = virtfold_archive::sign::AllowedSigners::line("web", &key.public()).unwrap();
+    let trust = TrustPolicy {
+        signers: virtfold_archive::sign::AllowedSigners::parse("signers", &line).unwrap(),
+        own: None,
+        requirement: crate::trust::SignatureRequirement::Required,
+    };
+    let checking = VerifyMode::Partial;
+    let request = RestoreRequest { trust, checking, ..lab.request(1, &lab.out()) };
+    assert!(run(&request, &Control::default()).unwrap().damage.is_empty());
+    let whole = std::fs::read(&lab.archives[0]).unwrap();
+    std::fs::write(&lab.archives[0], &whole[..whole.len() - 4096]).unwrap();
+    let error = run(&request, &Control::default()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
+    let lenient = RestoreRequest { trust: TrustPolicy::default(), ..request };
+    assert!(!run(&lenient, &Control::default()).unwrap().complete);
+}

@@ -113,6 +113,12 @@ fn restore_opened(
         specs.iter().try_for_each(|(_, spec)| refuse_source(&parent.source, spec))?;
     }
     let opened = OpenedChain::open(index, &found, &options, trust)?;
+    // A root that the child names vouches for its parent; without one the parent is anybody's.
+    for (index, parent) in opened.indexes.iter().skip(1).zip(&found.parents) {
+        if index.tail().is_none_or(|tail| !tail.is_sound()) {
+            request.trust.admit(&parent.entry.archive, request.trust.judge_end(index.tail()))?;
+        }
+    }
     report.take_chain(&found, &opened);
     let mut restorer = Restorer { request, control, source, indexes: &opened.indexes, report };
     let wanted = specs.iter().filter_map(|(target, _)| restorer.index()?.head().disk(target));
