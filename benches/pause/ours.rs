@@ -108,6 +108,7 @@ fn request(libvirt: &Libvirt, id: DomainId) -> FreezeRequest {
         disks: disks.collect(),
         targets: xml.targets(),
         quiesce: AgentFreeze::Skip,
+        tracked: Vec::new(),
         min_free: 1 << 20,
     }
 }

@@ -16,6 +16,7 @@ mod cli;
 mod guests_restore;
 mod hanging;
 mod hooks_live;
+mod increments;
 mod kills;
 mod lab_conformance;
 mod lab_guard;

@@ -149,6 +149,7 @@ pub(crate) fn request(libvirt: &dyn Hypervisor, id: DomainId, script: &Script) -
         domain: id,
         disks: disks.collect(),
         targets: xml.targets(),
+        tracked: Vec::new(),
         quiesce: match script.quiesce {
             Ask::No => AgentFreeze::Skip,
             Ask::Wanted(limit) => AgentFreeze::Try(Duration::from_millis(limit)),

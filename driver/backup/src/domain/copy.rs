@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::DomainRequest;
 use crate::attachments::{GuestXml, gather};
 use crate::freeze::{Frozen, FrozenDisk};
-use crate::increment::{ChangeHint, ParentChoice};
+use crate::increment::{self, ChangeHint, ParentChoice};
 use crate::plan::Plan;
 use crate::session::{BackupInput, BackupSession, InputDisk, UnnamedArchive};
 use virtfold_archive::manifest::{BackupSubject, ConsistencyInfo};
@@ -30,7 +30,11 @@ impl DomainCopy<'_> {
         // First of all: firmware and TPM go on while the disks are frozen.
         let xml = GuestXml { inactive: known.inactive.as_ref(), live: known.live.as_ref() };
         let attachments = gather(xml, self.request.places)?;
-        let disks = frozen.disks.iter().map(|disk| self.open(disk));
+        let hint = match self.plan.rule() {
+            BackupMode::Offline => ChangeHint::AtRest,
+            _ => increment::hint(self.request.host.hypervisor, known.info.id, parent.parent()),
+        };
+        let disks = frozen.disks.iter().map(|disk| self.open(disk, &hint));
         let disks = disks.collect::<Result<Vec<_>>>()?;
         let files = self.request.host.files;
         let marks = marks(files, &disks)?;
@@ -44,7 +48,7 @@ impl DomainCopy<'_> {
             attachments,
             disks,
             parent,
-            checkpoint: None,
+            checkpoint: frozen.checkpoint.clone(),
             session,
         };
         let written = BackupSession { control: &frozen.control, ..*self.session }.write(input)?;
@@ -59,7 +63,7 @@ impl DomainCopy<'_> {
     }
 
     /// Opens a frozen image with its chain, held against writers. The plan knows what is below it.
-    fn open(&self, frozen: &FrozenDisk) -> Result<InputDisk> {
+    fn open(&self, frozen: &FrozenDisk, hint: &ChangeHint) -> Result<InputDisk> {
         let planned = self.plan.copied().find(|disk| {
             let path = disk.source.as_ref().map(PathBuf::from);
             disk.target == frozen.target && path.as_ref() == Some(&frozen.path)
@@ -72,11 +76,8 @@ impl DomainCopy<'_> {
             );
             return Err(Error::new(ErrorKind::Internal, what));
         };
-        let hint = match self.plan.rule() {
-            BackupMode::Offline => ChangeHint::AtRest,
-            _ => ChangeHint::Unknown,
-        };
-        Ok(InputDisk { target: frozen.target.clone(), image: planned.open(ImageAccess::Locked)?, hint })
+        let image = planned.open(ImageAccess::Locked)?;
+        Ok(InputDisk { target: frozen.target.clone(), image, hint: increment::hint_of(hint, &frozen.format) })
     }
 
     /// How the guest was frozen, as far as it is known now.

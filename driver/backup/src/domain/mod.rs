@@ -35,8 +35,8 @@ use super::freeze::{
     AgentFreeze, FreezeContext, FreezeDisk, FreezeReport, FreezeRequest, OfflineDisk, OfflineRequest,
     RecoverScope, Recovery, RecoveryStatus, Unfrozen, recover, with_frozen_disks, with_offline_disks,
 };
-use super::increment::ParentChoice;
-use super::options::{BackupOptions, QuiesceMode};
+use super::increment::{self, ParentChoice};
+use super::options::{BackupKindRule, BackupOptions, ChangeDetection, QuiesceMode};
 use super::plan::{self, Consistency, Plan, PlanContext, PlannedDisk};
 use super::resume;
 use super::session::{BackupReport, BackupSession, UnnamedArchive};
@@ -44,9 +44,10 @@ use super::{RunMode, start_lock};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result, sentence};
 use virtfold_base::partial_file;
 use virtfold_catalog::BaseImage;
-use virtfold_hypervisor::DomainId;
 use virtfold_hypervisor::disk_rules::BackupMode;
 use virtfold_hypervisor::host_files::HostFiles;
+use virtfold_hypervisor::{DomainId, Persistence};
+use virtfold_image::Format;
 
 mod copy;
 mod resume_session;
@@ -144,7 +145,11 @@ impl BackupSession<'_> {
         let parent = self.parent(&copy.subject())?;
         let done = match plan.rule() {
             BackupMode::Offline => offline(&copy, parent)?,
-            _ => online(&copy, parent)?,
+            _ => {
+                let done = online(&copy, parent);
+                increment::tidy(host, info.id, &self.state.state);
+                done?
+            }
         };
         let left_out = plan.disks.iter().filter(|disk| !disk.copy);
         let left_out = left_out.map(|d| SkippedDisk { target: d.target.clone(), rule: d.rule.clone() });
@@ -313,7 +318,18 @@ fn freeze_request(plan: &Plan, options: &BackupOptions, files: &dyn HostFiles) -
         _ => AgentFreeze::Skip,
     };
     let targets = live.targets();
-    Ok(FreezeRequest { domain: plan.known.info.id, disks, targets, quiesce, min_free: options.min_free })
+    let domain = plan.known.info.id;
+    let tracked = tracked(plan, options);
+    Ok(FreezeRequest { domain, disks, targets, tracked, quiesce, min_free: options.min_free })
+}
+
+/// The disks whose writes are recorded for the next increment. A transient domain has no checkpoints.
+fn tracked(plan: &Plan, options: &BackupOptions) -> Vec<String> {
+    let wanted = options.kind != BackupKindRule::Full
+        && options.changes == ChangeDetection::Auto
+        && plan.known.info.persistence == Persistence::Persistent;
+    let disks = plan.copied().filter(|disk| wanted && disk.format == Some(Format::Qcow2));
+    disks.map(|disk| disk.target.clone()).collect()
 }
 
 /// The image that a disk has, as the journal keeps it.

@@ -8,15 +8,16 @@
 
 use super::copy::{check, marks};
 use super::{DomainRequest, FinishedBackup, conclude};
-use crate::freeze::{FreezeReport, Frozen, TakeOver, TakeOverRequest, interrupted_session, take_over};
-use crate::increment::ChangeHint;
+use crate::freeze::{
+    FreezeContext, FreezeReport, Frozen, TakeOver, TakeOverRequest, interrupted_session, take_over,
+};
+use crate::increment::{self, ChangeHint};
 use crate::options::{BackupOptions, ResumePolicy};
 use crate::resume::{self, SavedArchive};
 use crate::session::{BackupInput, BackupReport, BackupSession, InputDisk, UnnamedArchive};
 use virtfold_base::error::{Error, ErrorKind, Result, sentence};
 use virtfold_catalog::{FreezeSession, SessionKind};
 use virtfold_hypervisor::DomainId;
-use virtfold_hypervisor::host_files::HostFiles;
 use virtfold_image::{DiskImage, Format, OpenOptions};
 
 /// What came of going on.
@@ -48,7 +49,7 @@ pub(super) fn resume(
     let mut good: Option<(BackupReport, FreezeReport)> = None;
     let adoption = take_over(host, &adopting, control, |frozen| {
         let session = BackupSession { control: &frozen.control, ..session };
-        let written = write(&session, host.files, frozen, &known)?;
+        let written = write(&session, host, &job, frozen, &known)?;
         good = Some((written.finish(&frozen.control)?, frozen.report.clone()));
         control.progress.enter("thawing", 0);
         Ok(())
@@ -78,28 +79,31 @@ pub(super) fn way(job: &FreezeSession) -> &'static str {
 /// Writes the rest of the archive.
 fn write(
     session: &BackupSession<'_>,
-    files: &dyn HostFiles,
+    host: &FreezeContext<'_>,
+    job: &FreezeSession,
     frozen: &Frozen,
     known: &SavedArchive,
 ) -> Result<UnnamedArchive> {
-    let disks = open(frozen, known)?;
-    let before = marks(files, &disks)?;
+    let parent = session.parent(&known.head.subject)?;
+    let hint = increment::hint(host.hypervisor, job.domain, parent.parent());
+    let disks = open(frozen, known, &hint)?;
+    let before = marks(host.files, &disks)?;
     let input = BackupInput {
         subject: known.head.subject.clone(),
         freeze: known.head.freeze.clone(),
         attachments: known.attachments.clone(),
         disks,
-        parent: session.parent(&known.head.subject)?,
-        checkpoint: None,
+        parent,
+        checkpoint: frozen.checkpoint.clone(),
         session: Some(frozen.job),
     };
     let written = session.write(input)?;
-    check(files, &before)?;
+    check(host.files, &before)?;
     Ok(written)
 }
 
 /// Opens the frozen images with the chains that the archive's head names.
-fn open(frozen: &Frozen, known: &SavedArchive) -> Result<Vec<InputDisk>> {
+fn open(frozen: &Frozen, known: &SavedArchive, hint: &ChangeHint) -> Result<Vec<InputDisk>> {
     let options = OpenOptions::default();
     let mut images = Vec::new();
     for disk in &frozen.disks {
@@ -112,7 +116,11 @@ fn open(frozen: &Frozen, known: &SavedArchive) -> Result<Vec<InputDisk>> {
         let below = told.source.backing.iter().map(|link| Ok(((&link.path).into(), format(&link.format)?)));
         let below = below.collect::<Result<Vec<_>>>()?;
         let image = DiskImage::open_chain(&disk.path, format(&disk.format)?, &below, &options)?;
-        images.push(InputDisk { target: disk.target.clone(), image, hint: ChangeHint::Unknown });
+        images.push(InputDisk {
+            target: disk.target.clone(),
+            image,
+            hint: increment::hint_of(hint, &disk.format),
+        });
     }
     Ok(images)
 }

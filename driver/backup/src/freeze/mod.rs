@@ -147,11 +147,18 @@ pub struct FreezeRequest {
     pub disks: Vec<FreezeDisk>,
     /// The targets of all of the domain's disks, cdroms among them.
     pub targets: Vec<String>,
+    /// The disks whose writes are recorded from the snapshot on, by a checkpoint made just before it.
+    pub tracked: Vec<String>,
     /// Whether the agent freezes.
     pub quiesce: AgentFreeze,
     /// When less than this is free, in bytes, around an overlay, the backup is aborted for lack of free
     /// space.
     pub min_free: u64,
+}
+
+/// The name of the checkpoint of a freeze session: the journal has it before the checkpoint is there.
+pub(crate) fn checkpoint_name(session: Uuid) -> String {
+    format!("virtfold-{session}")
 }
 
 /// A frozen image.
@@ -172,6 +179,8 @@ pub struct Frozen {
     pub job: Uuid,
     /// The images, in the request's order.
     pub disks: Vec<FrozenDisk>,
+    /// The checkpoint that was made just before the snapshot.
+    pub checkpoint: Option<String>,
     /// The copy's own: its `cancel` is set by the person's and by a lack of room; its progress is the job's.
     pub control: Control,
     /// How the freeze went.

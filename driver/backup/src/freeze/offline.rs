@@ -41,7 +41,7 @@ pub fn with_offline_disks<T>(
             format: disk.base.format.clone(),
         });
         let (disks, control) = (disks.collect(), control.clone());
-        copy(&Frozen { job: job.id, disks, control, report: FreezeReport::default() })
+        copy(&Frozen { job: job.id, disks, checkpoint: None, control, report: FreezeReport::default() })
     });
     let outcome = if copied.is_ok() { SessionOutcome::Copied } else { SessionOutcome::Failed };
     let closed = host.journal.record(job.id, &[JournalEntry::Close(outcome)]);

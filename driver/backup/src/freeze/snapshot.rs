@@ -14,7 +14,9 @@ use super::domain_view::DomainView;
 use super::free_space_monitor::FreeSpaceMonitor;
 use super::start::NewSession;
 use super::unfreeze::{DETACHED, FIRED, UNCONFIGURED, Unfreeze, UnfreezeOutcome};
-use super::{AgentFreeze, FreezeContext, FreezeReport, FreezeRequest, Frozen, FrozenDisk, Unfrozen};
+use super::{
+    AgentFreeze, FreezeContext, FreezeReport, FreezeRequest, Frozen, FrozenDisk, Unfrozen, checkpoint_name,
+};
 use crate::Control;
 use virtfold_base::error::{Error, ErrorKind, Result, sentence};
 use virtfold_catalog::{
@@ -22,7 +24,7 @@ use virtfold_catalog::{
 };
 use virtfold_hypervisor::disk_rules::{BackupMode, run_rule};
 use virtfold_hypervisor::watchdog::{self, GuestHold, ReleaseOutcome};
-use virtfold_hypervisor::{HypervisorError, SnapshotRequest, types};
+use virtfold_hypervisor::{CheckpointRequest, HypervisorError, SnapshotRequest, types};
 
 /// Attempts at a snapshot whose answers are lost and that turn out not to have happened.
 const SNAPSHOTS: u32 = 3;
@@ -178,15 +180,49 @@ fn copy_frozen<T>(
     report: &mut FreezeReport,
     copy: impl FnOnce(&Frozen) -> Result<T>,
 ) -> Result<T> {
+    let made = checkpoint(homing, request);
     snapshot(homing, request, report)?;
+    let checkpoint = match made {
+        Ok(checkpoint) => checkpoint,
+        Err(error) => {
+            let why = "no checkpoint could be made, so the next increment has to compare all that is used";
+            report.warnings.push(format!("{why} ({})", sentence(&error)));
+            None
+        }
+    };
     let holds = hold(homing)?;
-    copy_held(homing, CopyContext { min_free: request.min_free, holds }, control, report, copy)
+    let frame = CopyContext { min_free: request.min_free, holds, checkpoint };
+    copy_held(homing, frame, control, report, copy)
+}
+
+/// Makes the checkpoint just before the snapshot: what the guest writes between the two counts as written
+/// behind it, too, so nothing is lost. The journal has its name, which is the session's. An answer that was
+/// lost says nothing; a look does.
+fn checkpoint(homing: &Unfreeze<'_>, request: &FreezeRequest) -> Result<Option<String>> {
+    if request.tracked.is_empty() {
+        return Ok(None);
+    }
+    let (hypervisor, name) = (homing.host.hypervisor, checkpoint_name(homing.job.id));
+    let others = request.targets.iter().filter(|target| !request.tracked.contains(target));
+    let wanted = CheckpointRequest {
+        name: name.clone(),
+        tracked: request.tracked.clone(),
+        others: others.cloned().collect(),
+    };
+    if let Err(error) = hypervisor.create_checkpoint(request.domain, &wanted) {
+        let there = hypervisor.checkpoints(request.domain)?;
+        if !there.iter().any(|checkpoint| checkpoint.name == name) {
+            return Err(error);
+        }
+    }
+    Ok(Some(name))
 }
 
 /// What a copy is made within.
 pub(super) struct CopyContext {
     pub(super) min_free: u64,
     pub(super) holds: BaseLocks,
+    pub(super) checkpoint: Option<String>,
 }
 
 /// Locks that keep writers off the bases.
@@ -213,8 +249,9 @@ pub(super) fn copy_held<T>(
     directories.dedup();
     let watch =
         FreeSpaceMonitor { files: host.files, directories, min_free: frame.min_free, every: host.pace.watch };
+    let checkpoint = frame.checkpoint;
     let copied = watch.over(control, |inner| {
-        copy(&Frozen { job: id, disks, control: inner.clone(), report: report.clone() })
+        copy(&Frozen { job: id, disks, checkpoint, control: inner.clone(), report: report.clone() })
     });
     homing.record(&[JournalEntry::State(SessionState::ReadDone)])?;
     drop(frame.holds);

@@ -15,7 +15,7 @@
 use super::domain_view::DomainView;
 use super::snapshot::{BaseLocks, CopyContext, copy_held, end, hold_bases};
 use super::unfreeze::Unfreeze;
-use super::{FreezeContext, FreezeReport, Frozen, Unfrozen};
+use super::{FreezeContext, FreezeReport, Frozen, Unfrozen, checkpoint_name};
 use crate::Control;
 use virtfold_base::error::{Error, ErrorKind, Result, sentence};
 use virtfold_catalog::{FreezeSession, SessionDisk, SessionKind, SessionState, UnfreezeState};
@@ -91,7 +91,11 @@ pub fn take_over<T>(
         Err(error) => return Ok(TakeOver::Refused(sentence(&error))),
     };
     let mut report = request.report.clone();
-    let frame = CopyContext { min_free: request.min_free, holds };
+    // Where it can't be looked for the next increment compares.
+    let name = checkpoint_name(homing.job.id);
+    let there = host.hypervisor.checkpoints(domain).unwrap_or_default();
+    let checkpoint = there.into_iter().map(|checkpoint| checkpoint.name).find(|there| *there == name);
+    let frame = CopyContext { min_free: request.min_free, holds, checkpoint };
     let copied = copy_held(&mut homing, frame, control, &report, copy);
     Ok(TakeOver::Done(end(&mut homing, &mut report, copied)))
 }

@@ -12,6 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use super::ChangedBlocks;
+use super::bitmaps::{self, BitmapAnswer, ParentDisk};
 use super::compare::{self, Granularity, UsedBlocks};
 use super::parent::Parent;
 use crate::Control;
@@ -62,6 +63,10 @@ pub enum ChangeHint {
     Unknown,
     /// Nobody writes to it: its files tell whether somebody did since.
     AtRest,
+    /// These bitmaps of its top image mark, together, all that was written since the parent.
+    Bitmaps(Vec<String>),
+    /// No bitmap does, for this reason.
+    NoBitmap(String),
 }
 
 /// The files of an image, as they are when it is backed up.
@@ -88,6 +93,13 @@ impl SourceFiles {
             }
         }
         Ok(Some(Self { stamps, looked }))
+    }
+
+    /// Whether the images below the top one, which comes first, are those of `now`, and none was written to.
+    pub(super) fn below_is_as_written(&self, now: &Self) -> bool {
+        let (then, now) = (self.stamps.get(1..), now.stamps.get(1..));
+        let (Some(then), Some(now)) = (then, now) else { return false };
+        then.len() == now.len() && then.iter().zip(now).all(|(then, now)| then.is_as_written(now))
     }
 
     /// Whether nothing was written to them between `then` and `now`.
@@ -167,6 +179,13 @@ pub(crate) fn find_changes(
             }
             _ => None,
         },
+        (ChangeDetection::Auto, ChangeHint::Bitmaps(names)) => {
+            match bitmaps::changed(disk, query, ParentDisk { index, disk: then }, names)? {
+                BitmapAnswer::Changed(changed) => return found(ChangeMethod::Bitmap, None, changed),
+                BitmapAnswer::NotBelieved(why) => Some(why),
+            }
+        }
+        (ChangeDetection::Auto, ChangeHint::NoBitmap(why)) => Some(why.clone()),
         (ChangeDetection::Auto, ChangeHint::Unknown) => None,
     };
     control.progress.enter("comparing", disk.table.dense_len());

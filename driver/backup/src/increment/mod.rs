@@ -14,11 +14,13 @@
 //! Invariants: what counts as unchanged is proven to be as it was after the parent, by its digest or by what
 //! cannot miss a write; a doubt makes a block changed. Losing a state costs a full backup, never a byte.
 //!
-//! Imports: `error`, `units`, `archive`, `catalog`, `image`, and of this crate `folded_disk`, `options`,
-//! `destinations`, `signing`; `session` and `domain` import it.
+//! Imports: `error`, `units`, `archive`, `catalog`, `image`, `hypervisor`, and of this crate `folded_disk`,
+//! `options`, `destinations`, `signing`, the types of `freeze`; `session` and `domain` import it.
 
 mod after;
+mod bitmaps;
 mod changed_disk;
+mod checkpoints;
 mod compare;
 mod methods;
 #[cfg(test)]
@@ -30,6 +32,7 @@ use virtfold_archive::table::CorrespondenceTable;
 
 pub(crate) use self::after::{WrittenBlocks, keep, write};
 pub(crate) use self::changed_disk::{clip, rows};
+pub(crate) use self::checkpoints::{forget, hint, hint_of, tidy};
 pub use self::methods::{ChangeHint, ChangeMethod};
 pub(crate) use self::methods::{ChangeQuery, FoundChanges, SourceFiles, find_changes};
 pub use self::parent::{Parent, ParentChoice};

@@ -14,6 +14,7 @@
 //!
 //! It is a memory of what archives hold: lost, the next backup is full. So what is damaged counts as lost.
 
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File};
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt};
@@ -120,6 +121,34 @@ impl BlockState {
         Ok(Some(Self { file, path, head, starts }))
     }
 
+    /// The checkpoints of all states. Of a state that is damaged it is not needed: no backup can use it.
+    ///
+    /// # Errors
+    /// The folder or a file in it can't be read.
+    pub(crate) fn checkpoints(state_dir: &Path) -> Result<BTreeSet<String>> {
+        let folder = folder(state_dir);
+        let cannot = || format!("cannot look at '{}'", folder.display());
+        let names = match fs::read_dir(&folder) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+            names => names.at(cannot)?,
+        };
+        let mut found = BTreeSet::new();
+        for entry in names {
+            let path = entry.at(cannot)?.path();
+            let file = match File::open(&path) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                file => file.at(cannot)?,
+            };
+            let mut walk = Walk {
+                input: BufReader::new(ReadFrom { file: &file, at: 0 }),
+                at: 0,
+                hasher: blake3::Hasher::new(),
+            };
+            found.extend(walk.head()?.and_then(|head| head.checkpoint));
+        }
+        Ok(found)
+    }
+
     /// The name of the checkpoint that was made with the archive.
     pub fn checkpoint(&self) -> Option<&str> {
         self.head.checkpoint.as_deref()
@@ -196,8 +225,8 @@ impl Walk<'_> {
         Ok(true)
     }
 
-    /// Head and places; nothing where it is no state.
-    fn all(&mut self, body: u64) -> Result<Option<(StateHead, Vec<u64>)>> {
+    /// The head; nothing where it is no state.
+    fn head(&mut self) -> Result<Option<StateHead>> {
         let mut front = [0; FRONT];
         if !self.take(&mut front)? || !front.starts_with(MAGIC) {
             return Ok(None);
@@ -211,9 +240,12 @@ impl Walk<'_> {
             return Ok(None);
         }
         let Ok(head) = serde_json::from_slice::<StateHead>(&head) else { return Ok(None) };
-        if head.version != VERSION || head.disks.len() > MAX_DISKS {
-            return Ok(None);
-        }
+        Ok((head.version == VERSION && head.disks.len() <= MAX_DISKS).then_some(head))
+    }
+
+    /// Head and places; nothing where it is no state.
+    fn all(&mut self, body: u64) -> Result<Option<(StateHead, Vec<u64>)>> {
+        let Some(head) = self.head()? else { return Ok(None) };
         let mut starts = Vec::with_capacity(head.disks.len());
         for disk in &head.disks {
             starts.push(self.at);

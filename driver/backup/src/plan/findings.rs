@@ -6,7 +6,7 @@ use super::{DomainSnapshotInfo, PlannedDisk};
 use virtfold_base::error::ErrorKind;
 use virtfold_hypervisor::disk_rules::{BackupMode, BackupObstacle, DiskChoice, DomainFacts, RefuseReason};
 use virtfold_hypervisor::domain_xml::{DiskDifference, DomainXml, changed_disks};
-use virtfold_hypervisor::is_our_overlay;
+use virtfold_hypervisor::{is_our_checkpoint, is_our_overlay};
 
 /// Something that speaks against a backup now.
 #[derive(Clone, Debug, Serialize)]
@@ -95,7 +95,8 @@ pub(super) fn of_saved(saved: Option<&DomainXml>) -> Vec<Finding> {
 /// What a person should know, though nothing speaks against the backup.
 pub(super) fn notes(known: &DomainSnapshotInfo, way: BackupMode, disks: &[PlannedDisk]) -> Vec<String> {
     let mut notes = Vec::new();
-    let (checkpoints, snapshots) = (known.activity.checkpoints.len(), known.activity.snapshots.len());
+    let theirs = known.activity.checkpoints.iter().filter(|name| !is_our_checkpoint(name));
+    let (checkpoints, snapshots) = (theirs.count(), known.activity.snapshots.len());
     if checkpoints > 0 {
         notes.push(format!("it has {checkpoints} checkpoints of another tool: libvirt carries their bitmaps through the backup"));
     }

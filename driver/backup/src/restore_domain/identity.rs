@@ -18,7 +18,7 @@ use super::{DefineContext, RestoreDomainRequest};
 use virtfold_base::error::{Error, ErrorKind, Result};
 use virtfold_base::partial_file::Overwrite;
 use virtfold_hypervisor::domain_xml::DomainXml;
-use virtfold_hypervisor::{DomainId, DomainState};
+use virtfold_hypervisor::{DomainId, DomainState, is_our_checkpoint};
 
 /// What a restored guest is to the one that was backed up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -131,7 +131,8 @@ fn check_replaceable(known: &HostDomain, existing: Overwrite, host: &DefineConte
     let activity = host.hypervisor.activity(id)?;
     let left = [("snapshot", &activity.snapshots), ("checkpoint", &activity.checkpoints)];
     for (kind, names) in left {
-        if let Some(first) = names.first() {
+        // Ours are forgotten when the domain is defined.
+        if let Some(first) = names.iter().find(|name| kind == "snapshot" || !is_our_checkpoint(name)) {
             let what =
                 format!("domain '{name}' has the {kind} '{first}', which belongs to its present disks");
             let hint = format!("remove it first: 'virsh {kind}-delete {name} {first} --metadata'");

@@ -15,6 +15,7 @@ use super::target_paths::{self, PathOccupant};
 use super::{
     AfterDefine, DefineContext, DomainIdentity, RestoreDomainReport, RestoreDomainRequest, standard_input,
 };
+use crate::increment;
 use crate::restore::{self, RestoreReport, RestoreRequest, Selection};
 use crate::{Control, start_lock};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
@@ -213,7 +214,12 @@ fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
 /// Defines the domain; on a clear no everything is put back. A call whose answer got lost is made again: the
 /// same definition twice is the same as once.
 fn define(plan: &RestorePlan, host: &DefineContext<'_>, switch: &mut FileSwap) -> Result<()> {
-    let define = || host.hypervisor.define(plan.xml.text());
+    let define = || {
+        // Our checkpoints name bitmaps of the disks that are replaced.
+        let forgotten = plan.who.replaced().map(|known| increment::forget(host.hypervisor, known));
+        forgotten.transpose()?;
+        host.hypervisor.define(plan.xml.text())
+    };
     let mut result = define();
     let mut doubtful = false;
     if result.as_ref().is_err_and(HypervisorError::lost) {

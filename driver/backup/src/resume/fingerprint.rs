@@ -106,6 +106,11 @@ impl SourceStamp {
         }))
     }
 
+    /// Whether `other` is the same file with the same bytes in it, whoever owns it now.
+    pub(crate) fn is_as_written(&self, other: &Self) -> bool {
+        (self.identity, self.size, self.modified) == (other.identity, other.size, other.modified)
+    }
+
     /// When anything of it changed last, seconds since 1970.
     pub(crate) fn last_change(&self) -> i64 {
         self.modified.0.max(self.changed.0)

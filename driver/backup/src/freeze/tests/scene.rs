@@ -269,6 +269,7 @@ impl Scene {
             domain: self.id,
             disks: disks.collect(),
             targets: (0..self.setup.disks).map(target).collect(),
+            tracked: Vec::new(),
             quiesce: match self.setup.agent {
                 SimAgent::Absent => AgentFreeze::Skip,
                 _ => AgentFreeze::Try(Duration::from_secs(1)),

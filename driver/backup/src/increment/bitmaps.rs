@@ -1,0 +1,91 @@
+//! What changed by an image's own bitmaps, and when they are not believed.
+//!
+//! The bitmap of the parent's checkpoint has all that was written since a moment before the parent's
+//! snapshot. It is not believed where the disk has another size than in the parent, where an image below was
+//! written to (no bitmap of the top one knows), and where a block is gone that it calls unchanged: then the
+//! disk is compared, and the sentence says why.
+
+use super::ChangedBlocks;
+use super::methods::{ChangeQuery, digest_block};
+use super::state::StateDisk;
+use crate::folded_disk::FoldedDisk;
+use virtfold_archive::table::Builder;
+use virtfold_base::error::Result;
+use virtfold_base::units::GuestOffset;
+use virtfold_image::{BitmapState, DirtyRanges};
+
+/// The blocks that bitmaps mark, or why they are not believed.
+pub(super) enum BitmapAnswer {
+    Changed(ChangedBlocks),
+    NotBelieved(String),
+}
+
+/// A disk as the parent has it.
+#[derive(Clone, Copy)]
+pub(super) struct ParentDisk<'a> {
+    /// Its number.
+    pub(super) index: usize,
+    pub(super) disk: &'a StateDisk,
+}
+
+/// What the bitmaps `names` of a disk's top image say of it.
+///
+/// # Errors
+/// The parent's state can't be read; the list can't be kept.
+pub(super) fn changed(
+    disk: &FoldedDisk,
+    query: &ChangeQuery<'_>,
+    then: ParentDisk<'_>,
+    names: &[String],
+) -> Result<BitmapAnswer> {
+    let no = |why: &str| Ok(BitmapAnswer::NotBelieved(why.to_owned()));
+    let capacity = disk.table.capacity();
+    if then.disk.capacity != capacity {
+        return no("the disk has another size than in the parent");
+    }
+    let alone = disk.image.host_files().count() == 1;
+    let as_written = match (&then.disk.files, query.files) {
+        (Some(then), Some(now)) => then.below_is_as_written(now),
+        _ => alone,
+    };
+    if !as_written {
+        return no("an image below its own is not the one that it was in the parent");
+    }
+    let ranges = match disk.image.dirty_bitmaps(names, disk.block)? {
+        BitmapState::Usable(ranges) => ranges,
+        BitmapState::Missing => return no("no bitmap of its image belongs to the parent"),
+        BitmapState::Unusable(why) => return Ok(BitmapAnswer::NotBelieved(why)),
+    };
+    let changed = table(&ranges, capacity)?;
+    if loses_blocks(disk, query, then.index, &changed)? {
+        return no("its bitmap calls a block unchanged that is not there any more");
+    }
+    Ok(BitmapAnswer::Changed(changed))
+}
+
+fn table(ranges: &DirtyRanges, capacity: u64) -> Result<ChangedBlocks> {
+    let mut builder = Builder::new(capacity);
+    for range in ranges.iter() {
+        let range = range?;
+        builder.push(range.guest, range.len)?;
+    }
+    builder.finish()
+}
+
+/// Whether a block that had bytes in the parent has none now, and did not change.
+fn loses_blocks(
+    disk: &FoldedDisk,
+    query: &ChangeQuery<'_>,
+    index: usize,
+    changed: &ChangedBlocks,
+) -> Result<bool> {
+    let block = digest_block(disk.block).get();
+    let (mut used, mut marked) = (disk.table.cursor(), changed.cursor());
+    for known in query.parent.state.blocks(index) {
+        let at = GuestOffset::new(known?.number.saturating_mul(block));
+        if !used.covers(at)? && !marked.covers(at)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
