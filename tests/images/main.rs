@@ -22,6 +22,7 @@ mod free_space;
 mod fuzz;
 mod gone_reader;
 mod hanging;
+mod increments;
 mod library_faults;
 mod mount_check;
 mod reflink;
