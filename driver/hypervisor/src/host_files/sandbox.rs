@@ -8,7 +8,8 @@
 //! - with Landlock: it can open the images that it was given, its own program and libraries, and nothing
 //!   else; where the kernel has no Landlock (before 5.13, or switched off), only as the owner and without any
 //!   capability;
-//! - without sockets of any kind, `io_uring`, tracing, and changes of owners, modes and attributes (seccomp);
+//! - without sockets of any kind, `io_uring`, tracing, and changes of owners, modes and attributes (seccomp):
+//!   `base`'s `confine` does these two;
 //!   no program that it starts gets more rights (`no_new_privs`);
 //! - with an empty environment but for `PATH`, in a bounded time, and not longer than the thread that waits
 //!   for it.
@@ -17,7 +18,7 @@
 //! capabilities are changed by `setpriv` (util-linux), for a thread of our own with another user's rights
 //! would be a thread that this user can signal.
 //!
-//! Imports: `error`.
+//! Imports: `confine`, `error`.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -26,73 +27,25 @@ use std::os::unix::fs::MetadataExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use landlock::{
-    ABI, Access, AccessFs, AccessNet, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr,
-    RulesetStatus, Scope,
-};
-use nix::libc;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use seccompiler::{SeccompAction, SeccompFilter};
 
+use virtfold_base::confine::{Confinement, Enforced, Enforcement, FileAccess, Network};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 
 /// Where programs are found.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// What a program and its libraries are read from.
-const PROGRAMS: [&str; 8] =
-    ["/usr", "/bin", "/sbin", "/lib", "/lib64", "/nix/store", "/gnu/store", "/etc/ld.so.cache"];
-const DEVICES: [&str; 3] = ["/dev/null", "/dev/zero", "/dev/urandom"];
-/// The newest rules that are asked for; an older kernel has fewer.
-const RULES: ABI = ABI::V6;
 /// The users that systemd gives to nobody for longer than a service runs: the one of our number is nobody.
 const NOBODY: std::ops::Range<u32> = 61_184..65_520;
 /// How much is kept of what it says.
 const SAID: usize = 64 << 10;
 /// How long one that was killed may take to be gone.
 const DYING: Duration = Duration::from_secs(10);
-/// Calls that `qemu-img` has no use for.
-const FORBIDDEN: &[i64] = &[
-    libc::SYS_socket,
-    libc::SYS_io_uring_setup,
-    libc::SYS_ptrace,
-    libc::SYS_process_vm_readv,
-    libc::SYS_process_vm_writev,
-    libc::SYS_pidfd_getfd,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_chmod,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_chown,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_lchown,
-    libc::SYS_fchmod,
-    libc::SYS_fchmodat,
-    libc::SYS_fchown,
-    libc::SYS_fchownat,
-    libc::SYS_setxattr,
-    libc::SYS_lsetxattr,
-    libc::SYS_fsetxattr,
-    libc::SYS_removexattr,
-    libc::SYS_lremovexattr,
-    libc::SYS_fremovexattr,
-    libc::SYS_bpf,
-    libc::SYS_keyctl,
-    libc::SYS_unshare,
-    libc::SYS_setns,
-];
-
-/// What may be done to an image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum GrantedAccess {
-    Read,
-    Write,
-}
-
 /// A run of `qemu-img`.
 pub(super) struct Sandbox<'a> {
     /// Its arguments.
     pub(super) arguments: Vec<OsString>,
     /// What it gets, under the same numbers; the second is the one whose owner it runs as.
-    pub(super) images: Vec<(&'a File, GrantedAccess)>,
+    pub(super) images: Vec<(&'a File, FileAccess)>,
     /// The time that it has.
     pub(super) limit: Duration,
 }
@@ -119,7 +72,7 @@ enum Identity {
 impl Sandbox<'_> {
     /// Whether what is started gets the images.
     fn set_flags(&self, flags: rustix::io::FdFlags) -> Result<()> {
-        let set = |(image, _): &(&File, GrantedAccess)| rustix::io::fcntl_setfd(image, flags);
+        let set = |(image, _): &(&File, FileAccess)| rustix::io::fcntl_setfd(image, flags);
         self.images.iter().try_for_each(set).at(|| "cannot hand an image on to qemu-img".to_owned())
     }
 
@@ -166,8 +119,8 @@ impl Sandbox<'_> {
             return Err(Error::new(ErrorKind::Internal, "there is no image to write to"));
         };
         let (user, group) = (base.uid(), base.gid());
-        let opens = |image: &std::fs::Metadata, reach: GrantedAccess| {
-            let wanted = if reach == GrantedAccess::Write { 0o6 } else { 0o4 };
+        let opens = |image: &std::fs::Metadata, reach: FileAccess| {
+            let wanted = if reach == FileAccess::Write { 0o6 } else { 0o4 };
             let shift = match () {
                 () if image.uid() == user => 6,
                 () if image.gid() == group => 3,
@@ -183,13 +136,16 @@ impl Sandbox<'_> {
     /// time.
     fn confined(&self, identity: Identity) -> Result<(Child, Option<String>)> {
         let enforced = self.restrict()?;
-        if identity == Identity::Nobody && enforced == RulesetStatus::NotEnforced {
+        if enforced.calls == Enforced::Not {
+            let what = "this kernel has no seccomp, and qemu-img does not run without it";
+            return Err(Error::new(ErrorKind::Unsupported, what));
+        }
+        if identity == Identity::Nobody && enforced.files == Enforced::Not {
             let what = "this kernel has no Landlock, and qemu-img does not run as root without it";
             return Err(Error::new(ErrorKind::Unsupported, what).with_hint(
                 "let all images of the chain belong to QEMU's user (chown), then run 'virtfold recover'",
             ));
         }
-        forbid_calls()?;
         let mut command = command(identity);
         command.args(&self.arguments).env_clear().env("PATH", PATH).env("LC_ALL", "C");
         let started = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
@@ -207,32 +163,13 @@ impl Sandbox<'_> {
         Ok((child, said.filter(|_| ended)))
     }
 
-    /// Landlock, and no new privileges.
-    fn restrict(&self) -> Result<RulesetStatus> {
-        let failed = |e: landlock::RulesetError| {
-            Error::new(ErrorKind::Io, "cannot confine qemu-img (Landlock)").with_source(e)
-        };
-        let handled = Ruleset::default()
-            .handle_access(AccessFs::from_all(RULES))
-            .and_then(|rules| rules.handle_access(AccessNet::from_all(RULES)))
-            .and_then(|rules| rules.scope(Scope::from_all(RULES)));
-        let mut rules = handled.and_then(Ruleset::create).map_err(failed)?;
-        let known =
-            [(PROGRAMS.as_slice(), AccessFs::from_read(RULES)), (&DEVICES, AccessFs::from_file(RULES))];
-        for (paths, access) in known {
-            for path in paths {
-                // What is not there can't be opened either.
-                let Ok(opened) = PathFd::new(path) else { continue };
-                rules = rules.add_rule(PathBeneath::new(opened, access)).map_err(failed)?;
-            }
+    /// What `qemu-img` can do.
+    fn restrict(&self) -> Result<Enforcement> {
+        let mut rules = Confinement::new(Network::Nowhere).with_programs().with_devices();
+        for (image, access) in &self.images {
+            rules = rules.file(image, *access)?;
         }
-        for (image, reach) in &self.images {
-            let all = AccessFs::from_file(RULES) & !AccessFs::Execute;
-            let access =
-                if *reach == GrantedAccess::Write { all } else { AccessFs::ReadFile | AccessFs::IoctlDev };
-            rules = rules.add_rule(PathBeneath::new(image, access)).map_err(failed)?;
-        }
-        rules.restrict_self().map(|status| status.ruleset).map_err(failed)
+        rules.apply()
     }
 }
 
@@ -250,19 +187,6 @@ fn command(identity: Identity) -> Command {
     command.arg(format!("--inh-caps={capabilities}")).arg(format!("--ambient-caps={capabilities}"));
     command.args(["--no-new-privs", "--pdeathsig=KILL", "--", "qemu-img"]);
     command
-}
-
-fn forbid_calls() -> Result<()> {
-    let failed = |e: &dyn std::fmt::Display| {
-        Error::new(ErrorKind::Io, "cannot confine qemu-img (seccomp)").with_source(e.to_string())
-    };
-    let refused = SeccompAction::Errno(libc::EACCES.cast_unsigned());
-    let rules = FORBIDDEN.iter().map(|call| (*call, Vec::new())).collect();
-    let machine = std::env::consts::ARCH.try_into().map_err(|e: seccompiler::BackendError| failed(&e))?;
-    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refused, machine).map_err(|e| failed(&e))?;
-    let program: seccompiler::BpfProgram =
-        filter.try_into().map_err(|e: seccompiler::BackendError| failed(&e))?;
-    seccompiler::apply_filter(&program).map_err(|e| failed(&e))
 }
 
 /// The time that is left, for poll(2); nothing where there is none.

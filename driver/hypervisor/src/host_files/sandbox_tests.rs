@@ -3,6 +3,9 @@
 use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, chown};
 
+use nix::libc;
+use seccompiler::{SeccompAction, SeccompFilter};
+
 use super::*;
 
 fn images(owner: u32) -> (tempfile::TempDir, [File; 2]) {
@@ -19,7 +22,7 @@ fn images(owner: u32) -> (tempfile::TempDir, [File; 2]) {
 }
 
 fn run(files: &[File; 2], arguments: &[&str], limit: Duration) -> Result<Ended> {
-    let images = files.iter().map(|file| (file, GrantedAccess::Write)).collect();
+    let images = files.iter().map(|file| (file, FileAccess::Write)).collect();
     Sandbox { arguments: arguments.iter().map(Into::into).collect(), images, limit }.run()
 }
 
