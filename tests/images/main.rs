@@ -10,6 +10,7 @@ mod common;
 mod attacks;
 mod bad_images;
 mod cli_golden;
+mod confined;
 mod differential;
 mod directories;
 mod encryption;

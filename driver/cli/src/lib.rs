@@ -9,6 +9,7 @@ mod backup;
 mod backup_command;
 mod catalog_fill;
 mod config;
+mod confine;
 mod control;
 mod destinations;
 mod domain;

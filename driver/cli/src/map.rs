@@ -8,6 +8,7 @@ use virtfold_image::map::{Row, rows};
 use virtfold_image::{DiskImage, Format, ImageAccess, OpenOptions};
 
 use super::args;
+use super::confine;
 use super::exit::ExitStatus;
 use super::output;
 use super::report::{JsonFlag, OutputFormat};
@@ -33,6 +34,7 @@ pub(crate) struct Args {
 
 /// Runs the verb.
 pub(crate) fn run(args: &Args) -> Result<ExitStatus> {
+    confine::to_images()?;
     let options = OpenOptions { usage: ImageAccess::Unlocked, ..OpenOptions::default() };
     let image = DiskImage::open(&args.image, args.format, &options)?;
     let table = image.allocation()?;

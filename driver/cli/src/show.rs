@@ -15,6 +15,7 @@ use super::Signals;
 use super::args;
 use super::catalog_fill;
 use super::config::ConfigFlag;
+use super::confine;
 use super::domain::connection::StateFlag;
 use super::encryption::IdentityArgs;
 use super::exit::ExitStatus;
@@ -65,18 +66,20 @@ struct Shown<'a> {
 /// Runs the verb.
 pub(crate) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
     let identities = args.identity.load()?;
+    let policy = trust::policy(&args.config.trust()?)?;
+    let state = args.state.path()?;
+    confine::to_archive(&args.archive, &[&state])?;
     let mut known = catalog_fill::notes(&args.state)?;
     let mut glance = match &args.archive {
         Location::Tape(address) => {
-            let drive = args.wait.drive(address, args.state.path()?, &signals.stop);
+            let drive = args.wait.drive(address, state.clone(), &signals.stop);
             drive.summary(tape::options::archive(address)?, &identities)?
         }
         location => inspect::glance(location, &identities)?,
     };
-    catalog_fill::known(&args.state.path()?, &args.archive).judge(&mut glance);
+    catalog_fill::known(&state, &args.archive).judge(&mut glance);
     let id = glance.head.as_ref().map(|head| head.archive);
     let notes = id.and_then(|id| known.remove(&id)).unwrap_or_default();
-    let policy = trust::policy(&args.config.trust()?)?;
     let authenticity = trust::judge(&policy, &glance);
     let mut text = text(&glance);
     authenticity.iter().for_each(|found| text += &format!("signature  {found}\n"));

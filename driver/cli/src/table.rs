@@ -14,6 +14,7 @@ use virtfold_medium::{Location, PipeSource};
 
 use super::Signals;
 use super::args;
+use super::confine;
 use super::domain::connection::StateFlag;
 use super::encryption::IdentityArgs;
 use super::exit::ExitStatus;
@@ -68,6 +69,7 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
         (false, OutputFormat::Text) => Form::Text,
     };
     let identities = args.identity.load()?;
+    confine::to_archive(&args.archive, &[])?;
     let mut out = BufWriter::new(output::raw());
     let mut printer = Printer { form, out: &mut out };
     printer.begin()?;

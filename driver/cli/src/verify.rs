@@ -18,6 +18,7 @@ use super::Signals;
 use super::args;
 use super::catalog_fill;
 use super::config::ConfigFlag;
+use super::confine;
 use super::domain::connection::StateFlag;
 use super::encryption::IdentityArgs;
 use super::exit::ExitStatus;
@@ -80,6 +81,7 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
         workers: args::workers(args.workers),
         known: catalog_fill::known(&args.state.path()?, &args.archive),
     };
+    confine::to_archive(&args.archive, &[&args.state.path()?])?;
     let progress = Arc::new(Progress::default());
     let ticker = ProgressPrinter::start(style, StdoutUse::Free, &progress)?;
     let control = Control { cancel: Arc::clone(&signals.stop), progress };

@@ -15,6 +15,7 @@ use virtfold_config::Interval;
 
 use super::Signals;
 use super::args;
+use super::confine;
 use super::destinations::Terminating;
 use super::exit::ExitStatus;
 use super::mount_check::{Mounted, expected};
@@ -60,6 +61,8 @@ pub(super) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
         workers: args::workers(args.workers),
         now,
     };
+    let directories = [Some(state.as_path()), args.due.metrics_dir.as_deref()];
+    confine::to_archive(&args.archive, &directories.into_iter().flatten().collect::<Vec<_>>())?;
     let progress = Arc::new(Progress::default());
     let ticker = ProgressPrinter::start(style, StdoutUse::Free, &progress)?;
     let control = Control { cancel: Arc::clone(&signals.stop), progress };

@@ -17,7 +17,7 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Whether other programs are started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Programs {
+pub(super) enum Programs {
     /// None.
     None,
     /// Those that Landlock's list has.
@@ -74,25 +74,26 @@ const KILLED: &[i64] = &[
 const PROGRAMS: &[i64] = &[libc::SYS_execve, libc::SYS_execveat];
 /// What libraries try.
 const REFUSED: &[i64] = &[libc::SYS_io_uring_setup, libc::SYS_io_uring_enter, libc::SYS_io_uring_register];
-/// What changes who may do what with a file: a program that is not ours and is given its files has no use for it.
-const CHANGES: &[i64] = &[
+/// What changes who may do what with a file that was not opened: Landlock knows no rules for these, and a
+/// process of root's owns much. (`fchmodat2` has this number on all machines.)
+const CHANGES_BY_NAME: &[i64] = &[
     #[cfg(target_arch = "x86_64")]
     libc::SYS_chmod,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_chown,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_lchown,
-    libc::SYS_fchmod,
     libc::SYS_fchmodat,
-    libc::SYS_fchown,
+    FCHMODAT2,
     libc::SYS_fchownat,
     libc::SYS_setxattr,
     libc::SYS_lsetxattr,
-    libc::SYS_fsetxattr,
     libc::SYS_removexattr,
     libc::SYS_lremovexattr,
-    libc::SYS_fremovexattr,
 ];
+const FCHMODAT2: i64 = 452;
+/// The same of an open file: a program that is not ours and is given its files has no use for it.
+const CHANGES: &[i64] = &[libc::SYS_fchmod, libc::SYS_fchown, libc::SYS_fsetxattr, libc::SYS_fremovexattr];
 /// Libc, name servers and object stores.
 const FAMILIES: [i32; 4] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
 /// What the numbers of the x32 ABI have beside those of x86-64.
@@ -106,6 +107,7 @@ pub(super) fn forbid(programs: Programs, network: &Network) -> Result<Enforced> 
         killed.append(&mut every(PROGRAMS));
     }
     let mut refused = every(REFUSED);
+    refused.append(&mut every(CHANGES_BY_NAME));
     if programs == Programs::Some {
         refused.append(&mut every(CHANGES));
     }

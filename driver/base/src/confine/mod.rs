@@ -2,12 +2,11 @@
 //!
 //! In this order: no new privileges; of root's capabilities those that were asked for; Landlock for files and
 //! TCP ports (an allow-list); seccomp for calls that none of ours makes ([`calls`]), which end the process,
-//! and for sockets where none are needed, which are refused. A process is confined as a whole when that is
-//! done before it has a second thread. Nothing of it can be taken back.
+//! and for sockets where none are needed and changes of modes and owners by name, which are refused. A process
+//! is confined as a whole when that is done before it has a second thread. Nothing of it can be taken back.
 //!
 //! A kernel that lacks a part of it (Landlock before 5.13, ports before 6.7, or switched off) is worked with,
-//! and that is said: in the log, by `virtfold config check --host`, and to the caller ([`Enforcement`]), who
-//! may refuse.
+//! and that is said: in the log, and to the caller ([`Enforcement`]), who may refuse.
 //!
 //! Imports: `error`.
 
@@ -24,8 +23,7 @@ use landlock::{
 };
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
-pub use self::calls::Programs;
-use self::calls::forbid;
+use self::calls::{Programs, forbid};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 
 /// The newest rules that are asked for; an older kernel has fewer.
@@ -75,7 +73,7 @@ pub enum Network {
 
 /// What of root's capabilities stays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Capabilities {
+enum Capabilities {
     /// None but those to pass files' permissions by, which Landlock's list bounds: archives and images belong
     /// to many.
     Files,
@@ -90,7 +88,6 @@ pub struct Confinement {
     network: Network,
     programs: Programs,
     capabilities: Capabilities,
-    are_files_bounded: bool,
 }
 
 /// What the kernel enforces of it.
@@ -125,27 +122,10 @@ impl fmt::Display for Enforcement {
     }
 }
 
-impl Enforcement {
-    /// What this kernel would enforce. A thread is confined for it, and ends.
-    ///
-    /// # Errors
-    /// Those of [`Confinement::apply`].
-    pub fn of_this_kernel() -> Result<Self> {
-        let tried = std::thread::spawn(|| Confinement::new(Network::Nowhere).apply());
-        tried.join().unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "a thread panicked")))
-    }
-}
-
 impl Confinement {
     /// No files, no programs.
     pub fn new(network: Network) -> Self {
-        Self {
-            rules: Vec::new(),
-            network,
-            programs: Programs::None,
-            capabilities: Capabilities::Files,
-            are_files_bounded: true,
-        }
+        Self { rules: Vec::new(), network, programs: Programs::None, capabilities: Capabilities::Files }
     }
 
     /// What any program of this host's may read: devices like `/dev/null`, and what it knows of itself.
@@ -162,13 +142,6 @@ impl Confinement {
         PROGRAMS.iter().for_each(|path| self.allow(Path::new(path), AccessFs::from_read(RULES)));
         self.programs = Programs::Some;
         self.capabilities = Capabilities::All;
-        self
-    }
-
-    /// Leaves files to their permissions.
-    #[must_use]
-    pub fn with_all_files(mut self) -> Self {
-        self.are_files_bounded = false;
         self
     }
 
@@ -190,7 +163,8 @@ impl Confinement {
     }
 
     fn allow(&mut self, path: &Path, rights: BitFlags<AccessFs>) {
-        if let Ok(opened) = PathFd::new(path)
+        // By `.` what is to be mounted on a directory at its first use is, and not what lies below that.
+        if let Ok(opened) = PathFd::new(path.join(".")).or_else(|_| PathFd::new(path))
             && let Ok(own) = opened.as_fd().try_clone_to_owned()
         {
             self.rules.push((own, rights));
@@ -218,9 +192,6 @@ impl Confinement {
     }
 
     fn restrict_files(&self) -> Result<Enforced> {
-        if !self.are_files_bounded {
-            return Ok(Enforced::Fully);
-        }
         let failed = |e: landlock::RulesetError| {
             Error::new(ErrorKind::Io, "cannot confine this process (Landlock)").with_source(e)
         };

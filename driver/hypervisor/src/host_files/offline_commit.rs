@@ -25,7 +25,8 @@ use std::time::Duration;
 use rustix::fs::OFlags;
 use serde_json::{Value, json};
 
-use super::sandbox::{self, GrantedAccess, Sandbox};
+use super::sandbox::{self, Sandbox};
+use virtfold_base::confine::FileAccess;
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result, says_full};
 use virtfold_base::openers;
 use virtfold_base::safe_path::{self, Entry};
@@ -57,15 +58,15 @@ struct OpenImage {
     file: File,
     path: PathBuf,
     format: String,
-    reach: GrantedAccess,
+    reach: FileAccess,
     identity: (u64, u64),
     is_device: bool,
 }
 
 impl OpenImage {
-    fn open(path: &Path, format: &str, reach: GrantedAccess) -> Result<Self> {
+    fn open(path: &Path, format: &str, reach: FileAccess) -> Result<Self> {
         let opening = || format!("cannot open '{}'", path.display());
-        let access = if reach == GrantedAccess::Write { OFlags::RDWR } else { OFlags::RDONLY };
+        let access = if reach == FileAccess::Write { OFlags::RDWR } else { OFlags::RDONLY };
         let not_an_image = || {
             let what = format!("'{}' is neither a regular file nor a block device", path.display());
             Error::new(ErrorKind::BadImage, what)
@@ -157,8 +158,8 @@ fn failed(doing: String, said: &str) -> Error {
 
 /// The chain from the overlay down, each image open and as the journal has it.
 fn checked_chain(request: &OfflineCommit<'_>) -> Result<Vec<OpenImage>> {
-    let overlay = OpenImage::open(request.overlay, "qcow2", GrantedAccess::Write)?;
-    let base = OpenImage::open(request.base, request.format, GrantedAccess::Write)?;
+    let overlay = OpenImage::open(request.overlay, "qcow2", FileAccess::Write)?;
+    let base = OpenImage::open(request.base, request.format, FileAccess::Write)?;
     expect_base(&base, request)?;
     let references = overlay.references()?;
     overlay.expect_own_data(&references)?;
@@ -178,7 +179,7 @@ fn checked_chain(request: &OfflineCommit<'_>) -> Result<Vec<OpenImage>> {
                 format!("'{above}' does not say which format its backing file '{}' has", path.display());
             Error::new(ErrorKind::Unsupported, what)
         })?;
-        let image = OpenImage::open(&path, &format, GrantedAccess::Read)?;
+        let image = OpenImage::open(&path, &format, FileAccess::Read)?;
         if chain.len() >= MAX_CHAIN || chain.iter().any(|other| other.identity == image.identity) {
             let what = format!("the chain below '{above}' is a loop, or longer than {MAX_CHAIN} images");
             return Err(Error::new(ErrorKind::BadImage, what));
@@ -188,7 +189,7 @@ fn checked_chain(request: &OfflineCommit<'_>) -> Result<Vec<OpenImage>> {
         next = references.backing.map(|path| (path, references.backing_format));
         chain.push(image);
     }
-    for image in chain.iter().filter(|image| image.reach == GrantedAccess::Write) {
+    for image in chain.iter().filter(|image| image.reach == FileAccess::Write) {
         expect_unused(image)?;
     }
     Ok(chain)

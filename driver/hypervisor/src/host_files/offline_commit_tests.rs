@@ -188,9 +188,9 @@ fn what_is_put_into_a_header_at_the_last_moment_reaches_no_other_file() {
         let chain = {
             let open = |name: &str, reach| OpenImage::open(&images.at(name), "qcow2", reach).unwrap();
             [
-                open("overlay", GrantedAccess::Write),
-                open("base", GrantedAccess::Write),
-                open("golden", GrantedAccess::Read),
+                open("overlay", FileAccess::Write),
+                open("base", FileAccess::Write),
+                open("golden", FileAccess::Read),
             ]
         };
         let golden = images.at("golden");
