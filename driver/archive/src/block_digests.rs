@@ -26,11 +26,11 @@ pub type ReadDense<'a> = dyn Fn(DenseOffset, &mut [u8]) -> Result<()> + 'a;
 pub struct BlockDigests {
     block: u64,
     dense_len: u64,
-    known: Mutex<Known>,
+    known: Mutex<DigestTable>,
 }
 
 #[derive(Debug, Default)]
-struct Known {
+struct DigestTable {
     /// Those of the first blocks.
     list: Digests,
     /// Those of blocks behind one that is not known.
@@ -60,7 +60,7 @@ impl BlockDigests {
         self.count().saturating_mul(BLOCK_DIGEST_LEN)
     }
 
-    fn known(&self) -> MutexGuard<'_, Known> {
+    fn known(&self) -> MutexGuard<'_, DigestTable> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -156,7 +156,7 @@ impl BlockDigests {
     }
 }
 
-impl Known {
+impl DigestTable {
     fn find(&self, number: u64) -> Result<Option<Digest>> {
         match number < self.list.len() {
             true => self.list.get(number).map(Some),

@@ -1,9 +1,9 @@
 //! What an archive's members are called and in which order they come.
 //!
 //! Order: the head; for each disk its allocation table and its bytes; the recovery copies; the digests of the
-//! disks' blocks; digests, end record and, of a signed archive, its signature. Members with other names (the domain's XML, its NVRAM) may
-//! stand anywhere behind the head and before the digests. All of a disk's bytes lie before the recovery
-//! copies: FORMAT.md shows why that matters.
+//! disks' blocks; digests, end record and, of a signed archive, its signature. Members with other names (the
+//! domain's XML, its NVRAM) may stand anywhere behind the head and before the digests. All of a disk's bytes
+//! lie before the recovery copies: FORMAT.md shows why that matters.
 //!
 //! Names are hostile input: they become file names where `tar` unpacks them and lines on a terminal.
 //!

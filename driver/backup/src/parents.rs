@@ -1,10 +1,10 @@
 //! The archives that an increment rests on: where they are, and whether they are these.
 //!
-//! An archive names its parent by id and root digest, never by a file's name. Looked for is, in this order, in
-//! what a person gave (`--parent`), where the catalog knows a copy, and in the place of the child: first under
-//! names that have the parent's id in them, then under all others. What has the id and another root is not the
-//! parent but a replacement, and is passed over and named. The root is checked again when the archive is opened
-//! for its bytes; so a signed child vouches for all that it rests on.
+//! An archive names its parent by id and root digest, never by a file's name. Looked for is, in this order,
+//! in what a person gave (`--parent`), where the catalog knows a copy, and in the place of the child: first
+//! under names that have the parent's id in them, then under all others. What has the id and another root is
+//! not the parent but a replacement, and is passed over and named. The root is checked again when the archive
+//! is opened for its bytes; so a signed child vouches for all that it rests on.
 //!
 //! A chain that has a gap is an error; salvaging, it ends there and says so.
 //!
@@ -158,8 +158,8 @@ fn opened(
 }
 
 impl FoundParent {
-    /// Refuses what is not the parent any more, now that it is open for its bytes. Salvaging, one whose end is
-    /// lost is the parent by its id.
+    /// Refuses what is not the parent any more, now that it is open for its bytes. Salvaging, one whose end
+    /// is lost is the parent by its id.
     ///
     /// # Errors
     /// Damaged.

@@ -1,6 +1,7 @@
 //! What every other room stands on: typed errors, units that can't be mixed up, files that are durable when
 //! they are said to be, paths that others can write to,
-//! processes that can do less (`confine`), tables that spill to a file, and what the kernel tells of mounts and devices.
+//! processes that can do less (`confine`), tables that spill to a file, and what the kernel tells of mounts
+//! and devices.
 //!
 //! Imports no other room.
 

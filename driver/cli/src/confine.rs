@@ -1,12 +1,12 @@
 //! What is left to a verb that meets bytes that others wrote.
 //!
 //! A reader (`verify`, `show`, `table`) of a file or a pipe loads keys and configuration first, and confines
-//! itself before it opens an archive and has a second thread. It may then open the archive, the directories it
-//! writes to and that of spilled tables, starts no program and has no socket. `map` may read all files, for
-//! headers name them, and write none. Readers of object stores and drives are not confined yet.
+//! itself before it opens an archive and has a second thread. It may then open the archive, the directories
+//! it writes to and that of spilled tables, starts no program and has no socket. `map` may read all files,
+//! for headers name them, and write none. Readers of object stores and drives are not confined yet.
 //!
-//! Where the kernel lacks a part, the verb runs with the rest and says so (`base`'s `confine`): on the bad day
-//! an old rescue system has to be able to read.
+//! Where the kernel lacks a part, the verb runs with the rest and says so (`base`'s `confine`): on the bad
+//! day an old rescue system has to be able to read.
 
 use std::path::Path;
 
@@ -26,8 +26,8 @@ const COMMON: [&str; 8] = [
     "/etc/machine-id",
     "/etc/hostname",
 ];
-/// Confines a verb that reads `archive`, an archive or a place of them, and writes to `directories`: where the
-/// catalog is, for one.
+/// Confines a verb that reads `archive`, an archive or a place of them, and writes to `directories`: where
+/// the catalog is, for one.
 ///
 /// # Errors
 /// The kernel knows how and refuses.

@@ -15,8 +15,8 @@
 //! format), `raw`, `layer` (one image of the chain seen as ascending runs), `allocation_walk` (the chain's
 //! runs become one table), `holes`, `container` (formats that a raw image may
 //! look like), `overlap` (two things in one
-//! place), `zeros` (data that are none), `dirty_ranges` (what bitmaps mark), `allocation_table`, `read`, `references` (the files that a header
-//! names), and `map` (what `qemu-img map` would print).
+//! place), `zeros` (data that are none), `dirty_ranges` (what bitmaps mark), `allocation_table`, `read`,
+//! `references` (the files that a header names), and `map` (what `qemu-img map` would print).
 //!
 //! Imports: `units`, `error`, `mounts`, `openers`, `safe_path`, `spill_log`, `packed`.
 

@@ -94,8 +94,8 @@ impl<'a> ChainDisk<'a> {
         Ok(self.layers.first().or_internal("a chain has no layer")?.disk)
     }
 
-    /// The correspondence table of a full archive of the disk in blocks of `block`; without, its runs are what
-    /// the layers have to the byte.
+    /// The correspondence table of a full archive of the disk in blocks of `block`; without, its runs are
+    /// what the layers have to the byte.
     ///
     /// # Errors
     /// When a table can't spill or be read back.
@@ -163,8 +163,8 @@ impl<'a> ChainDisk<'a> {
     /// Fills `buf` with the disk's bytes at `guest`.
     ///
     /// # Errors
-    /// Damaged or Incomplete, where they are not what was written, or no archive has them; Internal behind the
-    /// disk's end.
+    /// Damaged or Incomplete, where they are not what was written, or no archive has them; Internal behind
+    /// the disk's end.
     pub fn read_at(&self, guest: GuestOffset, buf: &mut [u8]) -> Result<()> {
         let len = buf.len() as u64;
         let mut rest = buf;

@@ -1,12 +1,12 @@
 //! The merged map of one disk of a chain: sorted, without a gap, packed.
 //!
 //! It begins as one range that only an older layer knows ([`ChainMap::new`]). Each layer, the newest first,
-//! fills what the ones above it have left open ([`ChainMap::below`]): with its own bytes, with zeros, or, where
-//! it calls the range unchanged, with nothing. A step walks the map so far, the layer's runs and its rows once,
-//! side by side; none of them is held in memory as a whole.
+//! fills what the ones above it have left open ([`ChainMap::below`]): with its own bytes, with zeros, or,
+//! where it calls the range unchanged, with nothing. A step walks the map so far, the layer's runs and its
+//! rows once, side by side; none of them is held in memory as a whole.
 //!
-//! Invariants: extents begin at 0, follow each other without a gap and end at the capacity of the newest layer;
-//! none is empty; two that could be one are one.
+//! Invariants: extents begin at 0, follow each other without a gap and end at the capacity of the newest
+//! layer; none is empty; two that could be one are one.
 
 use crate::allocation_csv::{AllocationKind, AllocationRow};
 use crate::table::{CorrespondenceTable, Run};

@@ -5,9 +5,9 @@
 //! newer one replaces, and every byte checked as [`crate::index`] does.
 //!
 //! A layer is an archive that has the disk; layer 0 is the newest. A disk's chain ends at the archive that is
-//! full, or at the first one whose parent does not have the disk. What a layer calls unchanged and no older one
-//! has, be it that its parent is not there or that its disk was shorter, is lost: it is never zeros, and never
-//! what stood there still earlier.
+//! full, or at the first one whose parent does not have the disk. What a layer calls unchanged and no older
+//! one has, be it that its parent is not there or that its disk was shorter, is lost: it is never zeros, and
+//! never what stood there still earlier.
 //!
 //! Who uses it: restores, `verify --chain`, `diff`. Imports: `units`, `error`, `packed`; `index`, `table` and
 //! `allocation_csv` of this room.

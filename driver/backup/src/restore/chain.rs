@@ -1,7 +1,7 @@
 //! A disk of an increment: put together from the archives of its chain.
 //!
-//! Each archive is read once, the newest first, and of it only what no newer one replaces. The target does not
-//! care in which order its pieces come.
+//! Each archive is read once, the newest first, and of it only what no newer one replaces. The target does
+//! not care in which order its pieces come.
 
 use super::file::Restorer;
 use super::opened_chain::OpenedChain;

@@ -321,8 +321,8 @@ fn a_chain_is_verified_as_a_whole() {
     assert_eq!(report.dependent, [name(2), name(1)]);
 }
 
-/// A signed child vouches for its parent by the root. One whose end is lost has none to show: where signatures
-/// are required nothing of it is taken, be its id the right one.
+/// A signed child vouches for its parent by the root. One whose end is lost has none to show: where
+/// signatures are required nothing of it is taken, be its id the right one.
 #[test]
 fn a_parent_without_its_end_is_not_taken_where_signatures_are_required() {
     let key = std::sync::Arc::new(virtfold_archive::sign::SigningKey::new("web").unwrap());

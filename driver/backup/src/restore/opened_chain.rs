@@ -18,8 +18,8 @@ pub(crate) struct OpenedChain<'a> {
 }
 
 impl<'a> OpenedChain<'a> {
-    /// Opens the parents that were found of `index`. Salvaging, the chain ends before the first one that can't
-    /// be.
+    /// Opens the parents that were found of `index`. Salvaging, the chain ends before the first one that
+    /// can't be.
     ///
     /// # Errors
     /// Strict: those of opening them.

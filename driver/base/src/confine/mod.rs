@@ -2,8 +2,9 @@
 //!
 //! In this order: no new privileges; of root's capabilities those that were asked for; Landlock for files and
 //! TCP ports (an allow-list); seccomp for calls that none of ours makes ([`calls`]), which end the process,
-//! and for sockets where none are needed and changes of modes and owners by name, which are refused. A process
-//! is confined as a whole when that is done before it has a second thread. Nothing of it can be taken back.
+//! and for sockets where none are needed and changes of modes and owners by name, which are refused. A
+//! process is confined as a whole when that is done before it has a second thread. Nothing of it can be taken
+//! back.
 //!
 //! A kernel that lacks a part of it (Landlock before 5.13, ports before 6.7, or switched off) is worked with,
 //! and that is said: in the log, and to the caller ([`Enforcement`]), who may refuse.

@@ -6,9 +6,9 @@
 //! bits are zeros or ones. A bit stands for 2^granularity bytes of the guest's disk, the lowest bit of a byte
 //! first.
 //!
-//! Whoever trusts a bitmap leaves out of a backup what it does not mark. So what contradicts itself, what QEMU
-//! itself would not trust, and what was not recording to the end makes a bitmap unusable, with a sentence;
-//! never are its bits taken as far as they go.
+//! Whoever trusts a bitmap leaves out of a backup what it does not mark. So what contradicts itself, what
+//! QEMU itself would not trust, and what was not recording to the end makes a bitmap unusable, with a
+//! sentence; never are its bits taken as far as they go.
 //!
 //! Invariants: every place and length is checked against the file before it is read; a bitmap has 512 MiB at
 //! most, as QEMU has it; the ranges lie in a packed list.

@@ -1,8 +1,8 @@
 //! The header extensions of qcow2: type, length, bytes, padded to eight, up to the end mark or to where the
 //! backing file's name begins. Version 2 images have them too.
 //!
-//! Four matter: the backing file's format, the external data file's name, the names of feature bits, and where
-//! the bitmaps are. The encryption header is known and not needed.
+//! Four matter: the backing file's format, the external data file's name, the names of feature bits, and
+//! where the bitmaps are. The encryption header is known and not needed.
 //!
 //! Imports: `header`.
 
