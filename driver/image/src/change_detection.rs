@@ -5,7 +5,7 @@
 //! device counts with its partitions and with what is made of it (device-mapper, RAID). A device that the
 //! kernel gives to nobody else, and of which nobody here knows why, is mounted in another namespace.
 //!
-//! Imports: `error`, `mounts`, `file`.
+//! Imports: `error`, `mounts`, `file`, `device_counters`.
 
 use std::fs::{self, OpenOptions};
 use std::io::ErrorKind as IoKind;
@@ -13,29 +13,15 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::libc;
-use nix::sys::stat::{major, makedev, minor};
+use nix::sys::stat::makedev;
 
+use super::device_counters::sys;
 use super::file::HostFile;
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 use virtfold_base::mounts;
 
 /// The most devices that are looked at for one source.
 const MOST: usize = 1024;
-
-/// What was written to a block device: requests and sectors, and the same of what was discarded.
-pub(super) type DeviceWriteCounters = [u64; 4];
-
-/// What was written to a block device since it is there; nothing where the kernel does not say.
-pub(super) fn written(device: u64) -> std::io::Result<Option<DeviceWriteCounters>> {
-    let text = match fs::read_to_string(sys(device).join("stat")) {
-        Err(error) if error.kind() == IoKind::NotFound => return Ok(None),
-        read => read?,
-    };
-    let fields: Vec<u64> = text.split_ascii_whitespace().filter_map(|field| field.parse().ok()).collect();
-    // Documentation/block/stat.rst: writes, sectors written, discards, sectors discarded.
-    let field = |at: usize| fields.get(at).copied().unwrap_or_default();
-    Ok(Some([field(4), field(6), field(11), field(13)]))
-}
 
 /// Refuses a file that is written to by what knows no image locks, or may be at any moment.
 pub(super) fn refuse(file: &HostFile) -> Result<()> {
@@ -135,10 +121,6 @@ fn is_claimed(path: &Path) -> Result<bool> {
 
 fn is_read_only(place: &Path) -> bool {
     fs::read_to_string(place.join("ro")).is_ok_and(|text| text.trim() == "1")
-}
-
-fn sys(device: u64) -> PathBuf {
-    PathBuf::from(format!("/sys/dev/block/{}:{}", major(device), minor(device)))
 }
 
 /// `8:1`, as a file has it.

@@ -7,7 +7,7 @@
 //! files come from headers. A link is followed only where nobody but root can have made it (`safe_path`). The
 //! length is taken once, at opening; a block device tells it by seeking to its end.
 //!
-//! Imports: `error`, `units`, `format`, `change_detection`.
+//! Imports: `error`, `units`, `format`, `device_counters`, `image_lock`.
 
 use std::fs::File;
 use std::io::{ErrorKind as IoKind, Seek, SeekFrom};
@@ -16,8 +16,9 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
-use super::change_detection;
+use super::device_counters;
 use super::format::ChangeSensitivity;
+use super::image_lock;
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 use virtfold_base::safe_path;
 use virtfold_base::units::HostOffset;
@@ -42,7 +43,7 @@ pub(super) struct HostFile {
 
 impl Drop for HostFile {
     fn drop(&mut self) {
-        super::locks::release(&self.file);
+        image_lock::release(&self.file);
     }
 }
 
@@ -55,14 +56,14 @@ struct ImageFileStamp {
     /// The last change of anything of it: a write, an owner, a name.
     changed: (i64, i64),
     /// Of a block device, what was written to it since it is there, where the kernel counts that.
-    written: Option<change_detection::DeviceWriteCounters>,
+    written: Option<device_counters::DeviceWriteCounters>,
 }
 
 impl ImageFileStamp {
     fn of(file: &File, len: u64) -> std::io::Result<Self> {
         let meta = file.metadata()?;
         if meta.file_type().is_block_device() {
-            let written = change_detection::written(meta.rdev())?;
+            let written = device_counters::written(meta.rdev())?;
             return Ok(Self { len, modified: (0, 0), changed: (0, 0), written });
         }
         let (modified, changed) = ((meta.mtime(), meta.mtime_nsec()), (meta.ctime(), meta.ctime_nsec()));

@@ -6,10 +6,9 @@
 //! 101 means a writer, and locks on 201 and 203 keep any QEMU from becoming one. A file system without locks
 //! gives a warning, as QEMU itself does.
 //!
-//! Imports: `error`, `openers`, `file`, `format`.
+//! Imports: `error`, `openers`, `file`, `format`, `image_lock`.
 
 use std::fs::File;
-use std::ops::Range;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
@@ -17,29 +16,12 @@ use nix::libc;
 
 use super::file::HostFile;
 use super::format::ImageAccess;
+use super::image_lock::{WRITER, is_locked, lock_type, one_byte};
 use virtfold_base::error::{Error, ErrorKind, IoContext, Result};
 use virtfold_base::openers::{self, Opened};
 
-/// Somebody writes.
-const WRITER: i64 = 101;
-/// All that QEMU and we lock.
-const ALL: Range<i64> = 100..300;
 /// We read; nobody else may write or resize.
 const OURS: [i64; 3] = [100, 201, 203];
-
-fn lock_type(value: i32) -> Result<i16> {
-    i16::try_from(value).map_err(|_| Error::new(ErrorKind::Internal, "a lock type is out of range"))
-}
-
-fn one_byte(kind: i32, at: i64) -> Result<libc::flock> {
-    Ok(libc::flock {
-        l_type: lock_type(kind)?,
-        l_whence: lock_type(libc::SEEK_SET)?,
-        l_start: at,
-        l_len: 1,
-        l_pid: 0,
-    })
-}
 
 fn in_use(file: &HostFile, what: &str) -> Error {
     Error::new(ErrorKind::InUse, format!("'{}' {what}", file.name()))
@@ -54,16 +36,6 @@ fn in_use(file: &HostFile, what: &str) -> Error {
 pub fn is_used(file: &File) -> Result<bool> {
     Ok(is_locked(file).at(|| "cannot ask for the locks of an open file".to_owned())?
         || openers::of(file)? != Opened::No)
-}
-
-pub(super) fn is_locked(file: &File) -> std::io::Result<bool> {
-    let Ok(mut probe) = one_byte(libc::F_WRLCK, ALL.start) else { return Ok(false) };
-    probe.l_len = ALL.end - ALL.start;
-    match fcntl(file, FcntlArg::F_OFD_GETLK(&mut probe)) {
-        Ok(_) => Ok(i32::from(probe.l_type) != libc::F_UNLCK),
-        Err(Errno::ENOLCK | Errno::ENOSYS | Errno::EOPNOTSUPP) => Ok(false),
-        Err(error) => Err(error.into()),
-    }
 }
 
 /// Refuses a file that a QEMU is writing into, unless the caller vouches, and holds it against new writers as
@@ -106,20 +78,6 @@ pub(super) fn refuse_writer(file: &HostFile, usage: ImageAccess) -> Result<()> {
             Err(in_use(file, "is open for writing in a running QEMU"))
         }
         ImageAccess::Locked | ImageAccess::Frozen | ImageAccess::Unlocked => Ok(()),
-    }
-}
-
-/// Gives back what [`hold`] took. Closing the file alone would not do: a process that another thread is just
-/// starting has it open, too, until it is that program, and a QEMU that is to write would be refused
-/// meanwhile.
-pub(super) fn release(file: &File) {
-    let Ok(mut all) = one_byte(libc::F_UNLCK, ALL.start) else { return };
-    all.l_len = ALL.end - ALL.start;
-    match fcntl(file, FcntlArg::F_OFD_SETLK(&all)) {
-        Ok(_) | Err(Errno::ENOLCK | Errno::ENOSYS | Errno::EOPNOTSUPP) => {}
-        Err(error) => {
-            tracing::warn!(%error, "an image's locks could not be given back; they go with its file")
-        }
     }
 }
 

@@ -5,15 +5,14 @@
 //! the buffer when all of it is wanted and into a scratch cluster otherwise, which serves its other parts
 //! too. Nothing is shared between readers, so any number of threads read at once.
 //!
-//! Imports: `error`, `units`, `file`, `layer`, `qcow2`, `allocation_table`.
-
-use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+//! Imports: `error`, `units`, `file`, `layer`, `qcow2`, `allocation_table`, `read_ahead`.
 
 use super::allocation_table::{Allocation, AllocationTable, Extent, ExtentIter};
-use super::file::{FileIndex, HostFile};
+use super::file::FileIndex;
 use super::layer::Layer;
+use super::read_ahead::{ask, merge};
 use super::{DiskImage, file_of, qcow2};
-use virtfold_base::error::{Error, ErrorKind, IoContext, OrInternal, Result};
+use virtfold_base::error::{Error, ErrorKind, OrInternal, Result};
 use virtfold_base::units::{GuestOffset, HostOffset};
 
 /// Host ranges that lie closer than this are asked for as one.
@@ -165,25 +164,4 @@ impl DiskImage {
         }
         Ok(())
     }
-}
-
-/// Asks the kernel to read `len` bytes of `file` at `at` soon.
-pub(super) fn ask(file: &HostFile, at: u64, len: u64) -> Result<()> {
-    let advice = PosixFadviseAdvice::POSIX_FADV_WILLNEED;
-    posix_fadvise(&file.file, at.cast_signed(), len.cast_signed(), advice)
-        .at(|| format!("cannot read ahead in '{}'", file.name()))
-}
-
-/// Sorted host ranges with those made one that lie `near` bytes apart or less.
-pub(super) fn merge(sorted: &[(FileIndex, u64, u64)], near: u64) -> Vec<(FileIndex, u64, u64)> {
-    let mut merged: Vec<(FileIndex, u64, u64)> = Vec::new();
-    for &(file, at, len) in sorted {
-        match merged.last_mut() {
-            Some(last) if last.0 == file && at <= last.1.saturating_add(last.2).saturating_add(near) => {
-                last.2 = last.2.max((at - last.1).saturating_add(len));
-            }
-            _ => merged.push((file, at, len)),
-        }
-    }
-    merged
 }

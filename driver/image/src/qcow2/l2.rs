@@ -15,7 +15,7 @@ use super::entry::{self, Cluster, OFFSET_MASK, SUBCLUSTERS, Subcluster};
 use super::{Qcow2, damaged};
 use crate::allocation_table::{Allocation, Extent};
 use crate::file::HostFile;
-use crate::read;
+use crate::read_ahead;
 use virtfold_base::error::Result;
 use virtfold_base::units::{GuestOffset, HostOffset};
 
@@ -108,8 +108,8 @@ impl<'a> Cursor<'a> {
         let tables = (index..end).map(|i| self.l1_entry(i)).filter(|offset| *offset != 0);
         let mut ranges: Vec<_> = tables.map(|offset| (self.image.file, offset, size)).collect();
         ranges.sort_unstable();
-        for (_, offset, len) in read::merge(&ranges, 0) {
-            read::ask(self.tables, offset, len)?;
+        for (_, offset, len) in read_ahead::merge(&ranges, 0) {
+            read_ahead::ask(self.tables, offset, len)?;
         }
         self.asked = end;
         Ok(())

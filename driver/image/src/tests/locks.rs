@@ -93,9 +93,9 @@ fn an_image_that_is_closed_is_free_whoever_has_its_file_open_still() {
     assert_eq!(crate::locks::hold(&file, ImageAccess::Locked).unwrap(), None);
     let twin = file.file.try_clone().unwrap();
     let other = std::fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
-    assert!(crate::locks::is_locked(&other).unwrap());
+    assert!(crate::image_lock::is_locked(&other).unwrap());
     drop(file);
-    assert!(!crate::locks::is_locked(&other).unwrap());
+    assert!(!crate::image_lock::is_locked(&other).unwrap());
     stop(writer(&lab, "a.qcow2"));
     drop(twin);
 }
