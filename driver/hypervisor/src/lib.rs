@@ -30,6 +30,7 @@ use virtfold_base::error::Result;
 pub mod apparmor;
 pub mod call_error;
 pub mod config_repair;
+mod config_stamps;
 pub mod disk_rules;
 pub mod domain_xml;
 mod event_hub;
@@ -43,6 +44,7 @@ pub mod watchdog;
 
 pub use apparmor::LiftedDenials;
 pub use call_error::{HypervisorError, code};
+pub use config_stamps::ConfigStamps;
 pub use types::{
     Activity, BlockJob, BlockJobEnd, BlockJobKind, BlockJobStatus, Checkpoint, CheckpointParts,
     CheckpointRequest, CommitBase, CommitRequest, DomainEvent, DomainId, DomainInfo, DomainState, Lifecycle,
@@ -88,6 +90,15 @@ pub trait Hypervisor: Debug + Send + Sync {
     /// # Errors
     /// No such domain, or [`XmlView::Live`] of one that does not run.
     fn xml(&self, domain: DomainId, config: XmlView) -> Result<String>;
+
+    /// What shows which configurations change from now on, so that nobody has to ask for each; of no domain
+    /// where this libvirt's files are not to be found.
+    ///
+    /// # Errors
+    /// They are, and can't be read.
+    fn config_stamps(&self) -> Result<ConfigStamps> {
+        Ok(ConfigStamps::default())
+    }
 
     /// Defines or redefines a persistent domain; the XML is validated against libvirt's schema.
     ///

@@ -45,8 +45,8 @@ pub(super) struct DiskView {
 impl DomainView {
     pub(super) fn look(hypervisor: &dyn Hypervisor, domain: DomainId) -> Result<Self> {
         for _ in 0..LOOKS {
-            if let Some(sight) = Self::try_view(hypervisor, domain)? {
-                return Ok(sight);
+            if let Some(view) = Self::try_view(hypervisor, domain)? {
+                return Ok(view);
             }
         }
         let message = format!("domain {domain} begins and ends while it is looked at");
@@ -57,25 +57,25 @@ impl DomainView {
     fn try_view(hypervisor: &dyn Hypervisor, domain: DomainId) -> Result<Option<Self>> {
         let nothing = Self { info: None, live: None, config: None, saved: None, qemu: Vec::new() };
         let Some(info) = present(hypervisor.lookup(&domain.to_string()))? else { return Ok(Some(nothing)) };
-        let mut sight = Self { info: Some(info.clone()), ..nothing };
+        let mut view = Self { info: Some(info.clone()), ..nothing };
         let parse = |text: Option<String>| text.map(DomainXml::parse).transpose();
         if info.run.is_active() {
-            sight.live = parse(present(hypervisor.xml(domain, XmlView::Live))?)?;
+            view.live = parse(present(hypervisor.xml(domain, XmlView::Live))?)?;
             let asked = hypervisor.query_block(domain);
             let still = present(hypervisor.domain_state(domain))?.is_some_and(DomainState::is_active);
-            if sight.live.is_none() || !still {
+            if view.live.is_none() || !still {
                 return Ok(None);
             }
-            sight.qemu = asked?;
+            view.qemu = asked?;
         }
         if info.persistence == Persistence::Persistent {
             let Some(config) = present(hypervisor.xml(domain, XmlView::Inactive))? else { return Ok(None) };
-            sight.config = Some(DomainXml::parse(config)?);
+            view.config = Some(DomainXml::parse(config)?);
             if !info.run.is_active() {
-                sight.saved = parse(present(hypervisor.managed_save_xml(domain))?.flatten())?;
+                view.saved = parse(present(hypervisor.managed_save_xml(domain))?.flatten())?;
             }
         }
-        Ok(Some(sight))
+        Ok(Some(view))
     }
 
     pub(super) fn run(&self) -> Option<DomainState> {

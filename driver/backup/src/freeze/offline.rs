@@ -50,7 +50,7 @@ pub fn with_offline_disks<T>(
 }
 
 fn plan(host: &FreezeContext<'_>, request: &OfflineRequest, beginning: &NewSession) -> Result<FreezeSession> {
-    if beginning.sight.is_active() {
+    if beginning.view.is_active() {
         return Err(Error::new(ErrorKind::InUse, format!("domain '{}' runs", beginning.info.name)));
     }
     let disks = request.disks.iter().map(|disk| SessionDisk {
@@ -88,8 +88,8 @@ fn read<T>(
     if marks(host, request)? != before {
         return ran("an image was written to");
     }
-    let sight = DomainView::look(host.hypervisor, request.domain)?;
-    if sight.is_active() {
+    let view = DomainView::look(host.hypervisor, request.domain)?;
+    if view.is_active() {
         return ran("started");
     }
     // A lost event is made up for by the marks and by the locks.

@@ -24,7 +24,7 @@ use virtfold_catalog::{
 };
 use virtfold_hypervisor::disk_rules::{BackupMode, run_rule};
 use virtfold_hypervisor::watchdog::{self, GuestHold, ReleaseOutcome};
-use virtfold_hypervisor::{CheckpointRequest, HypervisorError, SnapshotRequest, types};
+use virtfold_hypervisor::{CheckpointRequest, ConfigStamps, HypervisorError, SnapshotRequest, types};
 
 /// Attempts at a snapshot whose answers are lost and that turn out not to have happened.
 const SNAPSHOTS: u32 = 3;
@@ -50,24 +50,33 @@ pub fn with_frozen_disks<T>(
     let beginning = NewSession::look(host, request.domain)?;
     let job = plan(host, request, &beginning)?;
     beginning.journal(host, &job)?;
-    let mut homing = Unfreeze::new(host, job);
+    let mut unfreeze = Unfreeze::new(host, job);
+    unfreeze.configs = stamps(host);
     let mut report = FreezeReport::default();
-    let copied = copy_frozen(&mut homing, request, control, &mut report, copy);
-    end(&mut homing, &mut report, copied)
+    let copied = copy_frozen(&mut unfreeze, request, control, &mut report, copy);
+    end(&mut unfreeze, &mut report, copied)
+}
+
+/// The configurations before the snapshot. Without them all are read before an overlay goes.
+fn stamps(host: &FreezeContext<'_>) -> ConfigStamps {
+    host.hypervisor.config_stamps().unwrap_or_else(|error| {
+        tracing::debug!(?error, "libvirt's files of configurations can't be seen");
+        ConfigStamps::default()
+    })
 }
 
 /// Brings the guest home after its copy.
 pub(super) fn end<T>(
-    homing: &mut Unfreeze<'_>,
+    unfreeze: &mut Unfreeze<'_>,
     report: &mut FreezeReport,
     copied: Result<T>,
 ) -> Result<Unfrozen<T>> {
     let outcome = if copied.is_ok() { SessionOutcome::Copied } else { SessionOutcome::Failed };
-    let arrived = homing.run(outcome);
-    report.pause_ms = homing.pause.map(millis);
-    report.warnings.extend(homing.domain.found.iter().filter(|text| *text == FIRED).cloned());
-    report.warnings.append(&mut homing.domain.remains);
-    for (disk, notes) in homing.job.disks.iter().zip(&mut homing.disks) {
+    let arrived = unfreeze.run(outcome);
+    report.pause_ms = unfreeze.pause.map(millis);
+    report.warnings.extend(unfreeze.domain.found.iter().filter(|text| *text == FIRED).cloned());
+    report.warnings.append(&mut unfreeze.domain.remains);
+    for (disk, notes) in unfreeze.job.disks.iter().zip(&mut unfreeze.disks) {
         let named = |text: String| format!("disk '{}': {text}", disk.target);
         report.warnings.extend(notes.remains.drain(..).map(named));
         let detached = notes.found.iter().find(|text| [DETACHED, UNCONFIGURED].contains(&text.as_str()));
@@ -85,9 +94,9 @@ pub(super) fn end<T>(
         (Ok(UnfreezeOutcome::OnBase | UnfreezeOutcome::OverlayPending), Err(error)) => Err(error),
         (Ok(UnfreezeOutcome::NeedsAdministrator), copied) => {
             let why = report.warnings.join("; ");
-            Err(unfreeze_failed(&homing.job, copied.err(), Error::new(ErrorKind::InUse, why)))
+            Err(unfreeze_failed(&unfreeze.job, copied.err(), Error::new(ErrorKind::InUse, why)))
         }
-        (Err(error), copied) => Err(unfreeze_failed(&homing.job, copied.err(), error)),
+        (Err(error), copied) => Err(unfreeze_failed(&unfreeze.job, copied.err(), error)),
     }
 }
 
@@ -121,7 +130,7 @@ fn unfreeze_failed(job: &FreezeSession, copy: Option<Error>, error: Error) -> Er
 
 /// The job, of a domain that is as the request believes.
 fn plan(host: &FreezeContext<'_>, request: &FreezeRequest, beginning: &NewSession) -> Result<FreezeSession> {
-    let (sight, info) = (&beginning.sight, &beginning.info);
+    let (view, info) = (&beginning.view, &beginning.info);
     let kind = match run_rule(info.run) {
         BackupMode::Online => SessionKind::Running,
         BackupMode::OnlinePaused => SessionKind::Standing,
@@ -145,9 +154,9 @@ fn plan(host: &FreezeContext<'_>, request: &FreezeRequest, beginning: &NewSessio
         state: UnfreezeState::Waiting,
     });
     let disks: Vec<SessionDisk> = disks.collect();
-    check_targets(sight, request)?;
+    check_targets(view, request)?;
     for disk in &disks {
-        let seen = sight.disk(host.hypervisor, disk)?;
+        let seen = view.disk(host.hypervisor, disk)?;
         if seen.top() != Some(disk.base.path.as_path()) {
             let actual = seen.top().unwrap_or(Path::new("nothing")).display();
             let message = format!(
@@ -164,8 +173,8 @@ fn plan(host: &FreezeContext<'_>, request: &FreezeRequest, beginning: &NewSessio
 
 /// A disk that was plugged in since the plan is named nowhere in the request; libvirt would put it on an
 /// overlay of its own.
-fn check_targets(sight: &DomainView, request: &FreezeRequest) -> Result<()> {
-    let Some(live) = &sight.live else { return Ok(()) };
+fn check_targets(view: &DomainView, request: &FreezeRequest) -> Result<()> {
+    let Some(live) = &view.live else { return Ok(()) };
     let (now, then) = (live.targets(), &request.targets);
     let Some(target) = now.iter().find(|target| !then.contains(target)) else { return Ok(()) };
     let message = format!("disk '{target}' was attached to domain '{}' at the last moment", live.name);
@@ -174,14 +183,14 @@ fn check_targets(sight: &DomainView, request: &FreezeRequest) -> Result<()> {
 
 /// From the snapshot to the end of the copy.
 fn copy_frozen<T>(
-    homing: &mut Unfreeze<'_>,
+    unfreeze: &mut Unfreeze<'_>,
     request: &FreezeRequest,
     control: &Control,
     report: &mut FreezeReport,
     copy: impl FnOnce(&Frozen) -> Result<T>,
 ) -> Result<T> {
-    let made = checkpoint(homing, request);
-    snapshot(homing, request, report)?;
+    let made = checkpoint(unfreeze, request);
+    snapshot(unfreeze, request, report)?;
     let checkpoint = match made {
         Ok(checkpoint) => checkpoint,
         Err(error) => {
@@ -190,19 +199,19 @@ fn copy_frozen<T>(
             None
         }
     };
-    let holds = hold(homing)?;
+    let holds = hold(unfreeze)?;
     let frame = CopyContext { min_free: request.min_free, holds, checkpoint };
-    copy_held(homing, frame, control, report, copy)
+    copy_held(unfreeze, frame, control, report, copy)
 }
 
 /// Makes the checkpoint just before the snapshot: what the guest writes between the two counts as written
 /// behind it, too, so nothing is lost. The journal has its name, which is the session's. An answer that was
 /// lost says nothing; a look does.
-fn checkpoint(homing: &Unfreeze<'_>, request: &FreezeRequest) -> Result<Option<String>> {
+fn checkpoint(unfreeze: &Unfreeze<'_>, request: &FreezeRequest) -> Result<Option<String>> {
     if request.tracked.is_empty() {
         return Ok(None);
     }
-    let (hypervisor, name) = (homing.host.hypervisor, checkpoint_name(homing.job.id));
+    let (hypervisor, name) = (unfreeze.host.hypervisor, checkpoint_name(unfreeze.job.id));
     let others = request.targets.iter().filter(|target| !request.tracked.contains(target));
     let wanted = CheckpointRequest {
         name: name.clone(),
@@ -230,13 +239,13 @@ pub(super) type BaseLocks = Vec<Box<dyn Debug + Send + Sync>>;
 
 /// The copy of bases that are held, up to where they are read.
 pub(super) fn copy_held<T>(
-    homing: &mut Unfreeze<'_>,
+    unfreeze: &mut Unfreeze<'_>,
     frame: CopyContext,
     control: &Control,
     report: &FreezeReport,
     copy: impl FnOnce(&Frozen) -> Result<T>,
 ) -> Result<T> {
-    let (host, job) = (homing.host, &homing.job);
+    let (host, job) = (unfreeze.host, &unfreeze.job);
     let disks = job.disks.iter().map(|disk| FrozenDisk {
         target: disk.target.clone(),
         path: disk.base.path.clone(),
@@ -253,19 +262,19 @@ pub(super) fn copy_held<T>(
     let copied = watch.over(control, |inner| {
         copy(&Frozen { job: id, disks, checkpoint, control: inner.clone(), report: report.clone() })
     });
-    homing.record(&[JournalEntry::State(SessionState::ReadDone)])?;
+    unfreeze.record(&[JournalEntry::State(SessionState::ReadDone)])?;
     drop(frame.holds);
     copied
 }
 
 /// Takes the snapshot, frozen by the agent where that is wanted.
-fn snapshot(homing: &mut Unfreeze<'_>, request: &FreezeRequest, report: &mut FreezeReport) -> Result<()> {
-    let wanted = homing.job.kind == SessionKind::Running && request.quiesce != AgentFreeze::Skip;
+fn snapshot(unfreeze: &mut Unfreeze<'_>, request: &FreezeRequest, report: &mut FreezeReport) -> Result<()> {
+    let wanted = unfreeze.job.kind == SessionKind::Running && request.quiesce != AgentFreeze::Skip;
     let frozen_since = Instant::now();
-    let asked = if wanted { freeze(homing, request, report)? } else { FreezeAnswer::NotFrozen };
-    let taken = take(homing, request, report);
+    let asked = if wanted { freeze(unfreeze, request, report)? } else { FreezeAnswer::NotFrozen };
+    let taken = take(unfreeze, request, report);
     if asked != FreezeAnswer::NotFrozen {
-        let thawed = thaw(homing, report);
+        let thawed = thaw(unfreeze, report);
         if report.quiesced {
             report.frozen_ms = Some(millis(frozen_since.elapsed()));
         }
@@ -278,7 +287,7 @@ fn snapshot(homing: &mut Unfreeze<'_>, request: &FreezeRequest, report: &mut Fre
     // All that was warned of until now is why the agent did not freeze.
     if let AgentFreeze::Require(_) = request.quiesce {
         let message =
-            format!("the agent of domain '{}' could not freeze and thaw its file systems", homing.job.name);
+            format!("the agent of domain '{}' could not freeze and thaw its file systems", unfreeze.job.name);
         let hint = "is qemu-guest-agent running in the guest? --quiesce auto makes a crash-consistent backup";
         let why = report.warnings.drain(..).collect::<Vec<_>>().join("; ");
         return Err(Error::new(ErrorKind::Unsupported, message).with_source(why).with_hint(hint));
@@ -298,11 +307,11 @@ enum FreezeAnswer {
 
 /// Has the agent freeze the guest. One that does not is no error yet.
 fn freeze(
-    homing: &mut Unfreeze<'_>,
+    unfreeze: &mut Unfreeze<'_>,
     request: &FreezeRequest,
     report: &mut FreezeReport,
 ) -> Result<FreezeAnswer> {
-    let (hypervisor, domain) = (homing.host.hypervisor, request.domain);
+    let (hypervisor, domain) = (unfreeze.host.hypervisor, request.domain);
     let limit = match request.quiesce {
         AgentFreeze::Try(limit) | AgentFreeze::Require(limit) => limit,
         AgentFreeze::Skip => return Ok(FreezeAnswer::NotFrozen),
@@ -311,8 +320,8 @@ fn freeze(
     let (asked, error) = match there.and_then(|()| hypervisor.ping_agent(domain, limit)) {
         Err(error) => (FreezeAnswer::NotFrozen, error),
         Ok(()) => {
-            homing.record(&[JournalEntry::Held(Some(GuestHold::Frozen))])?;
-            homing.arm(GuestHold::Frozen)?;
+            unfreeze.record(&[JournalEntry::Held(Some(GuestHold::Frozen))])?;
+            unfreeze.arm(GuestHold::Frozen)?;
             match hypervisor.freeze(domain) {
                 Ok(_) => {
                     report.quiesced = true;
@@ -328,9 +337,9 @@ fn freeze(
 
 /// Thaws, also where the freeze said that it failed: an answer may have been lost. What can't be thawed is
 /// the guard's.
-fn thaw(homing: &mut Unfreeze<'_>, report: &mut FreezeReport) -> Result<()> {
-    let name = homing.job.name.clone();
-    let thawed = thaw_with_retries(homing).map_err(|error| {
+fn thaw(unfreeze: &mut Unfreeze<'_>, report: &mut FreezeReport) -> Result<()> {
+    let name = unfreeze.job.name.clone();
+    let thawed = thaw_with_retries(unfreeze).map_err(|error| {
         let message = format!("the file systems of domain '{name}' may still be frozen: its agent does not thaw them");
         error.within(message).with_hint(format!(
             "make sure that qemu-guest-agent runs in the guest, then run `virtfold recover {name}`, which thaws them (or `virsh domfsthaw {name}`)"
@@ -346,7 +355,7 @@ fn thaw(homing: &mut Unfreeze<'_>, report: &mut FreezeReport) -> Result<()> {
         );
         report.warnings.push(text);
     }
-    if let Some(sentry) = &mut homing.sentry
+    if let Some(sentry) = &mut unfreeze.sentry
         && sentry.disarm()? == watchdog::WatchdogOutcome::Expired
         && report.quiesced
     {
@@ -354,16 +363,16 @@ fn thaw(homing: &mut Unfreeze<'_>, report: &mut FreezeReport) -> Result<()> {
         let text = "the watchdog thawed the guest: the snapshot took longer than the pause budget";
         report.warnings.push(text.to_owned());
     }
-    homing.record(&[JournalEntry::Held(None)])
+    unfreeze.record(&[JournalEntry::Held(None)])
 }
 
 /// Tries for a while: a service that died of the freeze is started again.
-fn thaw_with_retries(homing: &Unfreeze<'_>) -> Result<ReleaseOutcome> {
-    let host = homing.host;
+fn thaw_with_retries(unfreeze: &Unfreeze<'_>) -> Result<ReleaseOutcome> {
+    let host = unfreeze.host;
     let until = Instant::now() + host.pace.poll * THAW_POLLS;
     let mut attempts = 1;
     loop {
-        let thawed = watchdog::release_guest(host.hypervisor, homing.job.domain, GuestHold::Frozen);
+        let thawed = watchdog::release_guest(host.hypervisor, unfreeze.job.domain, GuestHold::Frozen);
         if thawed.is_ok() || (attempts >= THAWS && Instant::now() >= until) {
             return thawed;
         }
@@ -377,8 +386,8 @@ fn lost<T>(result: &Result<T>) -> bool {
 }
 
 /// Takes the snapshot, and sees that it was taken: of all disks or of none.
-fn take(homing: &mut Unfreeze<'_>, request: &FreezeRequest, report: &mut FreezeReport) -> Result<()> {
-    let host = homing.host;
+fn take(unfreeze: &mut Unfreeze<'_>, request: &FreezeRequest, report: &mut FreezeReport) -> Result<()> {
+    let host = unfreeze.host;
     let overlays: Vec<_> = request.disks.iter().map(|d| (d.target.clone(), d.overlay.clone())).collect();
     let wanted = SnapshotRequest::new(&request.targets, &overlays, types::SnapshotQuiesce::No)?;
     for attempt in 1.. {
@@ -386,20 +395,20 @@ fn take(homing: &mut Unfreeze<'_>, request: &FreezeRequest, report: &mut FreezeR
         let answer = host.hypervisor.snapshot(request.domain, &wanted);
         report.snapshot_ms = Some(millis(asked.elapsed()));
         let again = lost(&answer) && attempt < SNAPSHOTS;
-        let switched = patiently(host, || switched(homing))?;
+        let switched = patiently(host, || switched(unfreeze))?;
         match answer {
-            _ if switched == homing.job.disks.len() => return Ok(()),
+            _ if switched == unfreeze.job.disks.len() => return Ok(()),
             Err(error) if again && switched == 0 => {
                 tracing::debug!(?error, "the snapshot was lost and did not happen");
-                remove_orphans(homing)?;
+                remove_orphans(unfreeze)?;
             }
             Err(error) => {
                 let message =
-                    format!("the disks of domain '{}' could not be put on overlays", homing.job.name);
+                    format!("the disks of domain '{}' could not be put on overlays", unfreeze.job.name);
                 return Err(error.within(message));
             }
             Ok(()) => {
-                let message = format!("the snapshot of domain '{}' left disks out", homing.job.name);
+                let message = format!("the snapshot of domain '{}' left disks out", unfreeze.job.name);
                 return Err(Error::new(ErrorKind::Internal, message));
             }
         }
@@ -419,17 +428,17 @@ fn patiently<T>(host: &FreezeContext<'_>, look: impl Fn() -> Result<T>) -> Resul
 
 /// How many disks QEMU has on their overlays. What lies below an overlay must be the image that is going to
 /// be read: somebody may have put another one on it since it was looked at.
-fn switched(homing: &Unfreeze<'_>) -> Result<usize> {
-    let sight = DomainView::look(homing.host.hypervisor, homing.job.domain)?;
+fn switched(unfreeze: &Unfreeze<'_>) -> Result<usize> {
+    let view = DomainView::look(unfreeze.host.hypervisor, unfreeze.job.domain)?;
     let mut count = 0;
-    for disk in &homing.job.disks {
-        let seen = sight.disk(homing.host.hypervisor, disk)?;
+    for disk in &unfreeze.job.disks {
+        let seen = view.disk(unfreeze.host.hypervisor, disk)?;
         if seen.top().is_none() || seen.top() != disk.overlay.as_deref() {
             continue;
         }
         let below = seen.qemu.as_ref().and_then(|chain| chain.get(1));
         if below != Some(&disk.base.path) {
-            let (name, target) = (&homing.job.name, &disk.target);
+            let (name, target) = (&unfreeze.job.name, &disk.target);
             let message = format!("disk '{target}' of domain '{name}' got another image at the last moment");
             return Err(Error::new(ErrorKind::InUse, message).with_hint("try again"));
         }
@@ -439,12 +448,12 @@ fn switched(homing: &Unfreeze<'_>) -> Result<usize> {
 }
 
 /// What a snapshot that did not happen left; it would be in the way of the next one.
-fn remove_orphans(homing: &Unfreeze<'_>) -> Result<()> {
+fn remove_orphans(unfreeze: &Unfreeze<'_>) -> Result<()> {
     use virtfold_hypervisor::host_files::ImageUse;
-    let files = homing.host.files;
-    for overlay in homing.job.disks.iter().filter_map(|disk| disk.overlay.as_deref()) {
+    let files = unfreeze.host.files;
+    for overlay in unfreeze.job.disks.iter().filter_map(|disk| disk.overlay.as_deref()) {
         if matches!(files.image_use(overlay)?, ImageUse::Read | ImageUse::Written) {
-            homing.host.hypervisor.close_unused(homing.job.domain, overlay)?;
+            unfreeze.host.hypervisor.close_unused(unfreeze.job.domain, overlay)?;
         }
         if files.image_use(overlay)? == ImageUse::Free && files.is_empty(overlay)? {
             files.remove(overlay)?;
@@ -454,27 +463,27 @@ fn remove_orphans(homing: &Unfreeze<'_>) -> Result<()> {
 }
 
 /// Takes the locks that keep writers off the bases, and notes the bases as they are.
-fn hold(homing: &mut Unfreeze<'_>) -> Result<BaseLocks> {
-    let host = homing.host;
+fn hold(unfreeze: &mut Unfreeze<'_>) -> Result<BaseLocks> {
+    let host = unfreeze.host;
     // A libvirtd that died in the snapshot leaves a configuration that would lose the overlay with the next
     // power-off.
-    homing.follow()?;
-    let holds = hold_bases(homing)?;
+    unfreeze.follow()?;
+    let holds = hold_bases(unfreeze)?;
     let mut changes = vec![JournalEntry::State(SessionState::Snapshotted)];
-    for disk in &homing.job.disks {
+    for disk in &unfreeze.job.disks {
         if let Some(mark) = host.files.mark(&disk.base.path)? {
             changes.push(JournalEntry::Frozen { target: disk.target.clone(), mark });
         }
     }
-    homing.record(&changes)?;
+    unfreeze.record(&changes)?;
     Ok(holds)
 }
 
 /// Takes the locks.
-pub(super) fn hold_bases(homing: &Unfreeze<'_>) -> Result<BaseLocks> {
+pub(super) fn hold_bases(unfreeze: &Unfreeze<'_>) -> Result<BaseLocks> {
     let hold = |disk: &SessionDisk| {
-        let held = homing.host.files.hold(&disk.base.path);
+        let held = unfreeze.host.files.hold(&disk.base.path);
         held.map_err(|e| e.within(format!("the base of disk '{}' is in use", disk.target)))
     };
-    homing.job.disks.iter().map(hold).collect()
+    unfreeze.job.disks.iter().map(hold).collect()
 }

@@ -19,7 +19,7 @@ use virtfold_hypervisor::{DomainId, DomainInfo};
 
 /// What a job begins with.
 pub(super) struct NewSession {
-    pub(super) sight: DomainView,
+    pub(super) view: DomainView,
     pub(super) info: DomainInfo,
     /// Jobs that the new one takes over.
     left: Vec<FreezeSession>,
@@ -37,10 +37,10 @@ impl NewSession {
             let message = format!("an earlier backup of domain {domain} is not cleaned up");
             return Err(Error::new(ErrorKind::InUse, message).with_hint("run `virtfold recover`"));
         }
-        let sight = DomainView::look(host.hypervisor, domain)?;
+        let view = DomainView::look(host.hypervisor, domain)?;
         let missing = || Error::new(ErrorKind::NotFound, format!("there is no domain {domain}"));
-        let info = sight.info.clone().ok_or_else(missing)?;
-        Ok(Self { sight, info, left })
+        let info = view.info.clone().ok_or_else(missing)?;
+        Ok(Self { view, info, left })
     }
 
     /// A new job of this domain, with what earlier ones have left to do.
@@ -57,8 +57,8 @@ impl NewSession {
             domain: self.info.id,
             name: self.info.name.clone(),
             persistence: self.info.persistence,
-            live: self.sight.live.as_ref().filter(|_| runs).map(|xml| xml.text().to_owned()),
-            inactive: self.sight.config.as_ref().map(|xml| xml.text().to_owned()),
+            live: self.view.live.as_ref().filter(|_| runs).map(|xml| xml.text().to_owned()),
+            inactive: self.view.config.as_ref().map(|xml| xml.text().to_owned()),
             kind,
             created: now(host),
             state,

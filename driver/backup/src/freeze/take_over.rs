@@ -85,31 +85,31 @@ pub fn take_over<T>(
     let Some(job) = interrupted_session(host, domain)?.filter(|job| *job == request.job) else {
         return Ok(TakeOver::Refused("its freeze session has changed".to_owned()));
     };
-    let mut homing = Unfreeze::new(host, job);
-    let holds = match held(&mut homing) {
+    let mut unfreeze = Unfreeze::new(host, job);
+    let holds = match held(&mut unfreeze) {
         Ok(holds) => holds,
         Err(error) => return Ok(TakeOver::Refused(sentence(&error))),
     };
     let mut report = request.report.clone();
     // Where it can't be looked for the next increment compares.
-    let name = checkpoint_name(homing.job.id);
+    let name = checkpoint_name(unfreeze.job.id);
     let there = host.hypervisor.checkpoints(domain).unwrap_or_default();
     let checkpoint = there.into_iter().map(|checkpoint| checkpoint.name).find(|there| *there == name);
     let frame = CopyContext { min_free: request.min_free, holds, checkpoint };
-    let copied = copy_held(&mut homing, frame, control, &report, copy);
-    Ok(TakeOver::Done(end(&mut homing, &mut report, copied)))
+    let copied = copy_held(&mut unfreeze, frame, control, &report, copy);
+    Ok(TakeOver::Done(end(&mut unfreeze, &mut report, copied)))
 }
 
 /// Holds the bases, and makes sure that all is as it was left.
-fn held(homing: &mut Unfreeze<'_>) -> Result<BaseLocks> {
-    homing.follow()?;
-    let holds = hold_bases(homing)?;
-    let sight = DomainView::look(homing.host.hypervisor, homing.job.domain)?;
-    let went_on = sight.run().is_some_and(|run| state_unchanged(homing.job.kind, run));
+fn held(unfreeze: &mut Unfreeze<'_>) -> Result<BaseLocks> {
+    unfreeze.follow()?;
+    let holds = hold_bases(unfreeze)?;
+    let view = DomainView::look(unfreeze.host.hypervisor, unfreeze.job.domain)?;
+    let went_on = view.run().is_some_and(|run| state_unchanged(unfreeze.job.kind, run));
     if !went_on {
-        return Err(changed(format!("domain '{}' is in another state than before", homing.job.name)));
+        return Err(changed(format!("domain '{}' is in another state than before", unfreeze.job.name)));
     }
-    homing.job.disks.iter().try_for_each(|disk| check(homing.host, &sight, disk))?;
+    unfreeze.job.disks.iter().try_for_each(|disk| check(unfreeze.host, &view, disk))?;
     Ok(holds)
 }
 
@@ -124,9 +124,9 @@ fn state_unchanged(kind: SessionKind, run: DomainState) -> bool {
 }
 
 /// Whether a disk is as its driver left it.
-fn check(host: &FreezeContext<'_>, sight: &DomainView, disk: &SessionDisk) -> Result<()> {
+fn check(host: &FreezeContext<'_>, view: &DomainView, disk: &SessionDisk) -> Result<()> {
     let wrong = |what: &str| Err(changed(format!("disk '{}' {what}", disk.target)));
-    let seen = sight.disk(host.hypervisor, disk)?;
+    let seen = view.disk(host.hypervisor, disk)?;
     let below = seen.qemu.as_ref().and_then(|chain| chain.get(1));
     if seen.top() != disk.overlay.as_deref() || below != Some(&disk.base.path) {
         return wrong("is not on its overlay any more, or the overlay is not on its base");

@@ -30,7 +30,7 @@ use super::types::{
     CommitRequest, DomainEvent, DomainId, DomainInfo, DomainState, PausedReason, QemuDisk, SnapshotQuiesce,
     SnapshotRequest, StartMode, XmlView, is_our_checkpoint,
 };
-use super::{Hypervisor, LiftedDenials, apparmor, domain_xml};
+use super::{ConfigStamps, Hypervisor, LiftedDenials, apparmor, domain_xml};
 use virtfold_base::error::{Error, ErrorKind, Result};
 
 mod ffi;
@@ -44,6 +44,10 @@ pub use uri::LocalUri;
 
 /// How long a reading call waits for a libvirtd that is away.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Where the system's libvirt keeps configurations and what saved guests resume from.
+const CONFIGS: &str = "/etc/libvirt/qemu";
+const SAVED: &str = "/var/lib/libvirt/qemu/save";
 
 /// libvirt on this host.
 #[derive(Debug)]
@@ -265,6 +269,14 @@ impl Hypervisor for Libvirt {
         let off =
             || Error::new(ErrorKind::NotFound, format!("domain {domain} has no live XML: it does not run"));
         found.ok_or_else(off)
+    }
+
+    fn config_stamps(&self) -> Result<ConfigStamps> {
+        // A session's are elsewhere, and so may be those behind a socket of its own.
+        if self.uri.as_str() != LocalUri::SYSTEM {
+            return Ok(ConfigStamps::default());
+        }
+        ConfigStamps::of_files(Path::new(CONFIGS), Path::new(SAVED))
     }
 
     fn define(&self, xml: &str) -> Result<DomainId> {

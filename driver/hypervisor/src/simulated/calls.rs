@@ -1,5 +1,6 @@
 //! The simulated hypervisor's calls; the ones that crashes can tear are in `operations`.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use crate::types::{
     DomainEvent, DomainId, DomainInfo, DomainState, Lifecycle, PausedReason, Persistence, QemuDisk,
     SnapshotRequest, StartMode, StartedDetail, StoppedDetail, XmlView,
 };
-use crate::{Hypervisor, LiftedDenials, is_our_checkpoint};
+use crate::{ConfigStamps, Hypervisor, LiftedDenials, is_our_checkpoint};
 use virtfold_base::error::{Error, ErrorKind, Result};
 
 pub(super) type SimResult<T> = std::result::Result<T, HypervisorError>;
@@ -154,6 +155,20 @@ impl Hypervisor for Simulated {
             Ok(odd.or_else(|| xml::render(turn.world, domain, &known, config)))
         })?;
         found.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("domain {domain} has no live XML")))
+    }
+
+    fn config_stamps(&self) -> Result<ConfigStamps> {
+        self.call(Operation::Read, |turn| {
+            let mut stamps = ConfigStamps::default();
+            for (id, domain) in &turn.world.domains {
+                let Some(config) = &domain.views.config else { continue };
+                let odd = turn.world.odd.contains(id);
+                let mut hasher = DefaultHasher::new();
+                format!("{config:?} {:?} {odd} {}", domain.managed_save, domain.text).hash(&mut hasher);
+                stamps.note(domain.name.clone(), hasher.finish());
+            }
+            Ok(stamps)
+        })
     }
 
     fn define(&self, xml: &str) -> Result<DomainId> {

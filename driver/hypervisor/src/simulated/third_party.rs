@@ -52,6 +52,13 @@ impl ThirdPartyAction {
 }
 
 impl Simulated {
+    /// Gives a domain that is shut off a managed save image with this XML inside.
+    pub fn save(&self, id: DomainId, xml: &str) {
+        if let Some(domain) = self.lock().world.domains.get_mut(&id) {
+            domain.managed_save = Some(xml.to_owned());
+        }
+    }
+
     /// Confines the guests that start from now on by AppArmor.
     pub fn confine(&self) {
         self.lock().world.confined = true;

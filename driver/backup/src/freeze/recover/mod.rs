@@ -130,22 +130,22 @@ fn locked(host: &FreezeContext<'_>, job: &FreezeSession, mode: RunMode) -> Resul
 
 /// One job.
 fn one(host: &FreezeContext<'_>, job: FreezeSession, mode: RunMode) -> Recovery {
-    let mut homing = Unfreeze::new(host, job);
-    homing.domain.found = found(&homing.job);
-    let ended = match (homing.job.state, mode) {
-        (SessionState::Reading, _) => read_only(&mut homing, mode),
-        (_, RunMode::DryRun) => plan(&mut homing).map(|()| RecoveryStatus::Planned),
-        (_, RunMode::Apply) => homing.run(SessionOutcome::Recovered).map(|arrival| match arrival {
+    let mut unfreeze = Unfreeze::new(host, job);
+    unfreeze.domain.found = found(&unfreeze.job);
+    let ended = match (unfreeze.job.state, mode) {
+        (SessionState::Reading, _) => read_only(&mut unfreeze, mode),
+        (_, RunMode::DryRun) => plan(&mut unfreeze).map(|()| RecoveryStatus::Planned),
+        (_, RunMode::Apply) => unfreeze.run(SessionOutcome::Recovered).map(|arrival| match arrival {
             UnfreezeOutcome::OnBase => RecoveryStatus::Recovered,
             UnfreezeOutcome::OverlayPending => RecoveryStatus::OverlayPending,
             UnfreezeOutcome::NeedsAdministrator => RecoveryStatus::Undecided,
         }),
     };
     let verdict = ended.unwrap_or_else(|error| {
-        homing.domain.remains.push(advice(&error));
+        unfreeze.domain.remains.push(advice(&error));
         RecoveryStatus::Failed
     });
-    let Unfreeze { job, domain, disks, .. } = homing;
+    let Unfreeze { job, domain, disks, .. } = unfreeze;
     let remains = std::iter::once(&domain).chain(&disks).any(|notes| !notes.remains.is_empty());
     let verdict = match verdict {
         RecoveryStatus::Recovered if remains => RecoveryStatus::NeedsAttention,
@@ -162,29 +162,29 @@ fn advice(error: &Error) -> String {
 }
 
 /// A job that changed nothing in its domain.
-fn read_only(homing: &mut Unfreeze<'_>, mode: RunMode) -> Result<RecoveryStatus> {
-    homing.domain.done.push("close the session; it changed nothing".to_owned());
+fn read_only(unfreeze: &mut Unfreeze<'_>, mode: RunMode) -> Result<RecoveryStatus> {
+    unfreeze.domain.done.push("close the session; it changed nothing".to_owned());
     match mode {
         RunMode::DryRun => Ok(RecoveryStatus::Planned),
-        RunMode::Apply => homing
+        RunMode::Apply => unfreeze
             .record(&[JournalEntry::Close(SessionOutcome::Recovered)])
             .map(|()| RecoveryStatus::Recovered),
     }
 }
 
 /// What the first round would do, and what would follow from it.
-fn plan(homing: &mut Unfreeze<'_>) -> Result<()> {
-    let sight = DomainView::look(homing.host.hypervisor, homing.job.domain)?;
-    homing.plan_letting_go(&sight);
-    if let (Some(live), Some(config)) = (&sight.live, &sight.config) {
-        let fixes = config_repair::fixes(homing.host.hypervisor, live, &sight.qemu, config)?;
-        let ours: Vec<_> = fixes.into_iter().filter(|fix| homing.is_ours(fix)).collect();
-        ours.iter().for_each(|fix| homing.note_fix(fix));
+fn plan(unfreeze: &mut Unfreeze<'_>) -> Result<()> {
+    let view = DomainView::look(unfreeze.host.hypervisor, unfreeze.job.domain)?;
+    unfreeze.plan_letting_go(&view);
+    if let (Some(live), Some(config)) = (&view.live, &view.config) {
+        let fixes = config_repair::fixes(unfreeze.host.hypervisor, live, &view.qemu, config)?;
+        let ours: Vec<_> = fixes.into_iter().filter(|fix| unfreeze.is_ours(fix)).collect();
+        ours.iter().for_each(|fix| unfreeze.note_fix(fix));
     }
-    let steps = homing.decide(&sight)?;
+    let steps = unfreeze.decide(&view)?;
     for (index, step) in steps.iter().enumerate() {
-        homing.note_found(index, step);
-        homing.note_all(index, step);
+        unfreeze.note_found(index, step);
+        unfreeze.note_all(index, step);
     }
     Ok(())
 }
@@ -218,10 +218,10 @@ fn report(
 
 impl Unfreeze<'_> {
     /// The words of letting the guest go.
-    fn plan_letting_go(&mut self, sight: &DomainView) {
+    fn plan_letting_go(&mut self, view: &DomainView) {
         match self.job.held {
             Some(GuestHold::Frozen) => self.domain.done.push(super::unfreeze::THAW.to_owned()),
-            Some(GuestHold::Paused) if sight.is_paused() => {
+            Some(GuestHold::Paused) if view.is_paused() => {
                 self.domain.done.push(super::unfreeze::RESUME.to_owned());
             }
             _ => {}

@@ -18,7 +18,7 @@ use uuid::Uuid;
 use super::super::FreezeContext;
 use super::super::domain_view::{DomainView, present};
 use super::super::start::now;
-use super::super::unfreeze::users;
+use super::super::unfreeze::{UncheckedDomains, users};
 use super::{Recovery, RecoveryStatus, advice, one};
 use crate::RunMode;
 use virtfold_base::error::{Error, ErrorKind, Result, sentence};
@@ -95,7 +95,7 @@ fn adopt(
         Err(error) => return Err(error),
     };
     // Seen under the lock: a run that has just ended takes its overlays along.
-    let (sight, disks) = find(host, info.id, places)?;
+    let (view, disks) = find(host, info.id, places)?;
     if disks.is_empty() {
         return Ok(None);
     }
@@ -104,8 +104,8 @@ fn adopt(
         domain: info.id,
         name: info.name.clone(),
         persistence: info.persistence,
-        live: sight.live.as_ref().map(|xml: &DomainXml| xml.text().to_owned()),
-        inactive: sight.config.as_ref().map(|xml| xml.text().to_owned()),
+        live: view.live.as_ref().map(|xml: &DomainXml| xml.text().to_owned()),
+        inactive: view.config.as_ref().map(|xml| xml.text().to_owned()),
         kind: SessionKind::Standing,
         created: now(host),
         state: SessionState::Committing,
@@ -126,10 +126,10 @@ fn find(
     domain: DomainId,
     places: &mut ReferencedFiles,
 ) -> Result<(DomainView, Vec<SessionDisk>)> {
-    let sight = DomainView::look(host.hypervisor, domain)?;
+    let view = DomainView::look(host.hypervisor, domain)?;
     let known = known(host)?;
     let mut disks: Vec<SessionDisk> = Vec::new();
-    for xml in [&sight.live, &sight.config, &sight.saved].into_iter().flatten() {
+    for xml in [&view.live, &view.config, &view.saved].into_iter().flatten() {
         for disk in &xml.disks {
             let Some(top) = path_of(host.hypervisor, &disk.image.source)? else { continue };
             places.directories.extend(top.parent().map(Path::to_owned));
@@ -143,7 +143,7 @@ fn find(
             }
         }
     }
-    Ok((sight, disks))
+    Ok((view, disks))
 }
 
 /// What can be told of a disk without a journal; nothing where the XML does not say what lies below.
@@ -177,7 +177,7 @@ fn quarantine(
     if strays.is_empty() {
         return Ok(Vec::new());
     }
-    let users = users(host, strays)?;
+    let users = users(host, strays, &UncheckedDomains::default())?;
     let mut recoveries = Vec::new();
     for stray in strays {
         let used = users.iter().any(|(path, _)| path == stray);

@@ -4,6 +4,7 @@ mod administrator;
 mod cases;
 mod confined;
 mod crashes;
+mod fleet;
 mod lost_answers;
 mod odd;
 mod offline;

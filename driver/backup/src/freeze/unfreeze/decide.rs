@@ -24,6 +24,7 @@ use std::time::Duration;
 use super::super::FreezeContext;
 use super::super::domain_view::{DiskView, DomainView, is_below};
 use super::detached_disk::{other_user, settled};
+use super::step::{UnfreezeStep, UnusedOverlay};
 use virtfold_base::error::Result;
 use virtfold_catalog::{FreezeSession, SessionDisk, SessionState, UnfreezeState};
 use virtfold_hypervisor::host_files::ImageUse;
@@ -32,47 +33,17 @@ use virtfold_hypervisor::host_files::ImageUse;
 /// behind.
 const SAME_TIME: Duration = Duration::from_secs(1);
 
-/// The next step of a disk.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum UnfreezeStep {
-    /// Nothing: its overlay is gone.
-    Nothing,
-    /// Commit while the guest runs, and pivot.
-    Commit,
-    /// The guest is on its base; this is to be done with the overlay.
-    DropOverlay(UnusedOverlay),
-    /// The guest is on its base, and libvirt believes otherwise until the guest's next start.
-    Stuck,
-    /// Nothing runs: write the overlay into the base.
-    OfflineCommit,
-    /// Nothing runs, and base and overlay are the same: take the overlay off what the next start uses.
-    RemoveFromConfig,
-    /// Somebody has a file open; see again later.
-    Wait(String),
-    /// A person has to decide.
-    AskAdministrator(String),
-}
-
-/// What is to be done with an overlay that nothing uses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum UnusedOverlay {
-    /// The base has everything.
-    Remove,
-    /// It may hold what the base has not.
-    Quarantine,
-}
-
 /// Decides for one disk.
 pub(crate) fn decide(
     host: &FreezeContext<'_>,
     job: &FreezeSession,
-    sight: &DomainView,
+    view: &DomainView,
     disk: &SessionDisk,
 ) -> Result<UnfreezeStep> {
     let Some(overlay) = disk.overlay.as_deref() else { return Ok(UnfreezeStep::Nothing) };
-    let seen = sight.disk(host.hypervisor, disk)?;
-    let case = DiskCase { host, job, disk, overlay, seen, sight };
-    let step = if sight.is_active() { case.running()? } else { case.offline()? };
+    let seen = view.disk(host.hypervisor, disk)?;
+    let case = DiskCase { host, job, disk, overlay, seen, view };
+    let step = if view.is_active() { case.running()? } else { case.offline()? };
     case.spare_snapshots(step)
 }
 
@@ -82,7 +53,7 @@ struct DiskCase<'a> {
     disk: &'a SessionDisk,
     overlay: &'a Path,
     seen: DiskView,
-    sight: &'a DomainView,
+    view: &'a DomainView,
 }
 
 impl DiskCase<'_> {
@@ -348,7 +319,7 @@ impl DiskCase<'_> {
     /// Whether the guest's next start is not this disk's: then others may have been given its images
     /// meanwhile.
     fn is_taken_off(&self) -> bool {
-        self.sight.is_active() || !self.seen.is_named(self.overlay)
+        self.view.is_active() || !self.seen.is_named(self.overlay)
     }
 
     /// Files that somebody has open.

@@ -23,13 +23,13 @@ use virtfold_hypervisor::host_files::ImageUse;
 
 impl Unfreeze<'_> {
     /// Notes which disks are not the guest's any more, or not those of its next start.
-    pub(super) fn note_detached(&mut self, sight: &DomainView) {
+    pub(super) fn note_detached(&mut self, view: &DomainView) {
         let has = |xml: &DomainXml, target: &str| xml.disk(target).is_some();
         let began = self.job.inactive.clone().and_then(|xml| DomainXml::parse(xml).ok());
-        let runs = self.job.kind == SessionKind::Running && sight.is_active();
+        let runs = self.job.kind == SessionKind::Running && view.is_active();
         for (disk, notes) in self.job.disks.iter().zip(&mut self.disks) {
-            let live = sight.live.as_ref().filter(|_| runs);
-            let (began, now) = (began.as_ref(), sight.config.as_ref());
+            let live = view.live.as_ref().filter(|_| runs);
+            let (began, now) = (began.as_ref(), view.config.as_ref());
             if live.is_some_and(|live| !has(live, &disk.target)) {
                 note(&mut notes.found, messages::DETACHED.to_owned());
             } else if live.is_some()

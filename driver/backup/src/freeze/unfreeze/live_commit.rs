@@ -256,18 +256,18 @@ impl Unfreeze<'_> {
         let turned = self.pivot_round(disks, &mut answered);
         // From here on as every round begins: look, set the configuration right, and only then let the guest
         // go on.
-        let sight = DomainView::look(self.host.hypervisor, domain)?;
-        let sight = self.repair_config(sight)?;
+        let view = DomainView::look(self.host.hypervisor, domain)?;
+        let view = self.repair_config(view)?;
         let mut changes = Vec::new();
         for index in answered {
             let disk = self.disk(index)?;
-            let seen = sight.disk(self.host.hypervisor, disk)?;
+            let seen = view.disk(self.host.hypervisor, disk)?;
             if seen.top() == Some(disk.base.path.as_path()) {
                 changes
                     .push(JournalEntry::Disk { target: disk.target.clone(), state: UnfreezeState::Pivoted });
             }
         }
-        self.resume(&sight)?;
+        self.resume(&view)?;
         if !changes.is_empty() {
             self.record(&changes)?;
         }

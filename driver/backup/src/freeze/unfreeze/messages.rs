@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::decide::{UnfreezeStep, UnusedOverlay};
+use super::step::{UnfreezeStep, UnusedOverlay};
 use super::{Unfreeze, note};
 use virtfold_catalog::{FreezeSession, SessionState};
 use virtfold_hypervisor::config_repair::ConfigFix;

@@ -21,7 +21,7 @@ use virtfold_catalog::{
 };
 use virtfold_hypervisor::config_repair::{self, ConfigFix};
 use virtfold_hypervisor::watchdog::{self, GuestHold};
-use virtfold_hypervisor::{DomainState, PausedReason};
+use virtfold_hypervisor::{ConfigStamps, DomainState, PausedReason};
 
 pub(super) mod decide;
 mod detached_disk;
@@ -29,10 +29,12 @@ mod live_commit;
 mod messages;
 mod offline_commit;
 mod remove_overlays;
+pub(super) mod step;
 
-use decide::{UnfreezeStep, decide};
+use decide::decide;
 pub(super) use messages::{DETACHED, FIRED, RESUME, THAW, UNCONFIGURED, found};
-pub(super) use remove_overlays::users;
+pub(super) use remove_overlays::{UncheckedDomains, users};
+use step::UnfreezeStep;
 
 /// Failures in a row before it is given up for now.
 const FAILURES: u32 = 5;
@@ -91,6 +93,8 @@ pub(super) struct Unfreeze<'a> {
     commits: Vec<u32>,
     /// What was said against the last commit of each disk.
     refused: Vec<Option<String>>,
+    /// The configurations of all domains before the overlays were there; none of a job of another process.
+    pub(super) configs: ConfigStamps,
     /// What the last look decided.
     steps: Vec<UnfreezeStep>,
     /// Thaws that failed.
@@ -115,6 +119,7 @@ impl<'a> Unfreeze<'a> {
             sentry: None,
             commits,
             refused,
+            configs: ConfigStamps::default(),
             steps: Vec::new(),
             thaws: 0,
             looked: false,
@@ -165,16 +170,16 @@ impl<'a> Unfreeze<'a> {
 
     fn round(&mut self, outcome: SessionOutcome) -> Result<Option<UnfreezeOutcome>> {
         self.thaw()?;
-        let sight = DomainView::look(self.host.hypervisor, self.job.domain)?;
-        let sight = self.repair_config(sight)?;
-        self.resume(&sight)?;
-        let steps = self.decide(&sight)?;
+        let view = DomainView::look(self.host.hypervisor, self.job.domain)?;
+        let view = self.repair_config(view)?;
+        self.resume(&view)?;
+        let steps = self.decide(&view)?;
         let before = std::mem::replace(&mut self.steps, steps.clone());
         for (index, step) in steps.iter().enumerate() {
             self.note_done(index, before.get(index), step);
             self.note_found(index, step);
         }
-        self.note_detached(&sight);
+        self.note_detached(&view);
         self.looked = true;
         let commits = positions(&steps, |step| *step == UnfreezeStep::Commit);
         let next: Vec<usize> = commits.iter().copied().filter(|index| !self.is_given_up(*index)).collect();
@@ -198,12 +203,12 @@ impl<'a> Unfreeze<'a> {
             self.take_offline_steps(&steps)?;
             return Ok(None);
         }
-        self.wait_until_running(&sight)?;
+        self.wait_until_running(&view)?;
         self.leave(&steps, outcome).map(Some)
     }
 
-    pub(super) fn decide(&self, sight: &DomainView) -> Result<Vec<UnfreezeStep>> {
-        self.job.disks.iter().map(|disk| decide(self.host, &self.job, sight, disk)).collect()
+    pub(super) fn decide(&self, view: &DomainView) -> Result<Vec<UnfreezeStep>> {
+        self.job.disks.iter().map(|disk| decide(self.host, &self.job, view, disk)).collect()
     }
 
     /// Notes changes: in the journal first, then in our own copy of it.
@@ -265,13 +270,13 @@ impl<'a> Unfreeze<'a> {
     }
 
     /// The configuration follows QEMU. The second look is needed only where something was wrong.
-    fn repair_config(&mut self, sight: DomainView) -> Result<DomainView> {
+    fn repair_config(&mut self, view: DomainView) -> Result<DomainView> {
         let hypervisor = self.host.hypervisor;
-        let (Some(live), Some(config)) = (&sight.live, &sight.config) else { return Ok(sight) };
-        let mut fixes = config_repair::fixes(hypervisor, live, &sight.qemu, config)?;
+        let (Some(live), Some(config)) = (&view.live, &view.config) else { return Ok(view) };
+        let mut fixes = config_repair::fixes(hypervisor, live, &view.qemu, config)?;
         fixes.retain(|fix| self.is_ours(fix));
         if fixes.is_empty() {
-            return Ok(sight);
+            return Ok(view);
         }
         hypervisor.define(&config_repair::apply(config, &fixes)?)?;
         fixes.iter().for_each(|fix| self.note_fix(fix));
@@ -280,8 +285,8 @@ impl<'a> Unfreeze<'a> {
 
     /// Looks, and sets the configuration right.
     pub(super) fn follow(&mut self) -> Result<()> {
-        let sight = DomainView::look(self.host.hypervisor, self.job.domain)?;
-        self.repair_config(sight).map(drop)
+        let view = DomainView::look(self.host.hypervisor, self.job.domain)?;
+        self.repair_config(view).map(drop)
     }
 
     pub(super) fn is_ours(&self, fix: &ConfigFix) -> bool {
@@ -290,11 +295,11 @@ impl<'a> Unfreeze<'a> {
     }
 
     /// Lets a guest go on that we made stand still.
-    fn resume(&mut self, sight: &DomainView) -> Result<()> {
+    fn resume(&mut self, view: &DomainView) -> Result<()> {
         if self.job.held != Some(GuestHold::Paused) {
             return Ok(());
         }
-        if sight.run() == Some(DomainState::Paused(PausedReason::User)) {
+        if view.run() == Some(DomainState::Paused(PausedReason::User)) {
             self.host.hypervisor.resume(self.job.domain)?;
             // The pauses of our own pivots are no news.
             if self.stands_since.is_none() {
@@ -314,11 +319,10 @@ impl<'a> Unfreeze<'a> {
     /// system was full: that stops it while it is on an overlay, or a moment after it has left it. A write
     /// that failed while the guest was held stops it when it goes on again, and libvirt may take that event
     /// for a stop that came after its own resume. So where room is short it is looked at for a while.
-    fn wait_until_running(&mut self, sight: &DomainView) -> Result<()> {
+    fn wait_until_running(&mut self, view: &DomainView) -> Result<()> {
         use virtfold_catalog::SessionKind;
         let stopped = DomainState::Paused(PausedReason::IoError);
-        if self.job.kind != SessionKind::Running
-            || (sight.run() != Some(stopped) && !self.is_short_of_space())
+        if self.job.kind != SessionKind::Running || (view.run() != Some(stopped) && !self.is_short_of_space())
         {
             return Ok(());
         }

@@ -33,13 +33,13 @@ impl Unfreeze<'_> {
         let overlays: Vec<_> = leaving.iter().filter_map(|disk| disk.overlay.clone()).collect();
         let holds: Result<Vec<_>> = overlays.iter().map(|overlay| self.host.files.hold(overlay)).collect();
         let holds = holds?;
-        let sight = DomainView::look(self.host.hypervisor, self.job.domain)?;
+        let view = DomainView::look(self.host.hypervisor, self.job.domain)?;
         // Our hold shows as somebody's use of the overlay, so the decision is not taken again, but its
         // grounds are.
-        if self.are_running(&sight, &leaving)? || !self.are_level(&overlays)? {
+        if self.are_running(&view, &leaving)? || !self.are_level(&overlays)? {
             return Ok(());
         }
-        self.take_off(&sight, &leaving)?;
+        self.take_off(&view, &leaving)?;
         drop(holds);
         Ok(())
     }
@@ -58,11 +58,11 @@ impl Unfreeze<'_> {
     }
 
     /// Whether the guest runs on one of these disks; it may run without them.
-    fn are_running(&self, sight: &DomainView, disks: &[SessionDisk]) -> Result<bool> {
+    fn are_running(&self, view: &DomainView, disks: &[SessionDisk]) -> Result<bool> {
         for disk in disks {
-            let seen = sight.disk(self.host.hypervisor, disk)?;
+            let seen = view.disk(self.host.hypervisor, disk)?;
             let images = [disk.overlay.as_ref(), Some(&disk.base.path)];
-            if sight.is_active() && seen.qemu.iter().flatten().any(|path| images.contains(&Some(path))) {
+            if view.is_active() && seen.qemu.iter().flatten().any(|path| images.contains(&Some(path))) {
                 return Ok(true);
             }
         }
@@ -86,12 +86,12 @@ impl Unfreeze<'_> {
     }
 
     /// The configuration and the managed save image, each in one call.
-    fn take_off(&mut self, sight: &DomainView, leaving: &[SessionDisk]) -> Result<()> {
+    fn take_off(&mut self, view: &DomainView, leaving: &[SessionDisk]) -> Result<()> {
         let hypervisor = self.host.hypervisor;
-        if let Some((config, fixes)) = named_in(sight.config.as_ref(), leaving) {
+        if let Some((config, fixes)) = named_in(view.config.as_ref(), leaving) {
             hypervisor.define(&self.popped(config, &fixes)?)?;
         }
-        if let Some((saved, fixes)) = named_in(sight.saved.as_ref(), leaving) {
+        if let Some((saved, fixes)) = named_in(view.saved.as_ref(), leaving) {
             hypervisor.define_managed_save_xml(self.job.domain, &self.popped(saved, &fixes)?)?;
         }
         Ok(())

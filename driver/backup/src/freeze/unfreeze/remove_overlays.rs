@@ -1,20 +1,28 @@
 //! The end of overlays, and of the job. An overlay goes only when no QEMU has it open and no chain of any
 //! domain has it.
 //!
-//! Imports: `error`, `catalog`, `hypervisor`.
+//! With thousands of domains it is the reading of their XML that costs, so two kinds are not read. The live
+//! XML of a guest whose QEMU was seen: what that has open shows in the overlay's own use, which is asked
+//! last. And a configuration that nobody has changed since before the overlay was made: it can't name it. (An
+//! image that was rebased onto the overlay of a running guest below such a configuration is not looked for;
+//! with every write of that guest it holds something else.)
+//!
+//! Imports: `error`, `openers`, `catalog`, `hypervisor`.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::super::FreezeContext;
 use super::super::domain_view::present;
-use super::decide::UnusedOverlay;
-use super::{Unfreeze, UnfreezeOutcome, UnfreezeStep, note};
+use super::step::{UnfreezeStep, UnusedOverlay};
+use super::{Unfreeze, UnfreezeOutcome, note};
 use virtfold_base::error::{Error, ErrorKind, Result};
+use virtfold_base::openers::OpenFiles;
 use virtfold_catalog::{JournalEntry, SessionOutcome, UnfreezeState};
 use virtfold_hypervisor::domain_xml::edit::escape;
 use virtfold_hypervisor::domain_xml::{ChainKnowledge, DomainXml};
 use virtfold_hypervisor::host_files::ImageUse;
-use virtfold_hypervisor::{DomainInfo, Persistence, XmlView};
+use virtfold_hypervisor::{ConfigStamps, DomainId, DomainInfo, Persistence, XmlView};
 
 /// Looks at an overlay that QEMU has just left, before it is left for later.
 pub(super) const LOOKS: u32 = 20;
@@ -28,7 +36,7 @@ impl Unfreeze<'_> {
     ) -> Result<UnfreezeOutcome> {
         let overlays: Vec<PathBuf> = self.job.disks.iter().filter_map(|d| d.overlay.clone()).collect();
         let leaves = steps.iter().any(|step| matches!(step, UnfreezeStep::DropOverlay(_)));
-        let users = if leaves { users(self.host, &overlays)? } else { Vec::new() };
+        let users = if leaves { users(self.host, &overlays, &self.unchecked()?)? } else { Vec::new() };
         let mut arrival = UnfreezeOutcome::OnBase;
         for (index, step) in steps.iter().enumerate() {
             let gone = match step {
@@ -63,6 +71,17 @@ impl Unfreeze<'_> {
             self.record(&[JournalEntry::Close(outcome)])?;
         }
         Ok(arrival)
+    }
+
+    /// The domains that can't have an overlay of this job in a chain.
+    fn unchecked(&self) -> Result<UncheckedDomains> {
+        let mut unchecked = UncheckedDomains { own: Some(self.job.domain), ..UncheckedDomains::default() };
+        if self.configs != ConfigStamps::default() {
+            unchecked.open = self.host.files.open_files()?;
+            unchecked.configs =
+                self.host.hypervisor.config_stamps()?.unchanged(&self.configs, &self.job.name);
+        }
+        Ok(unchecked)
     }
 
     /// Whether an overlay is gone.
@@ -126,14 +145,42 @@ impl Unfreeze<'_> {
     }
 }
 
-/// Who has which of these overlays in a chain: every domain, live and at its next start.
+/// The domains whose descriptions need not be read, as the module's head says; none by default.
+#[derive(Debug, Default)]
+pub(in super::super) struct UncheckedDomains {
+    /// The job's own domain, which is always read.
+    own: Option<DomainId>,
+    /// What the QEMUs have open that were seen.
+    open: OpenFiles,
+    /// Domains whose configuration is the one from before the snapshot.
+    configs: BTreeSet<String>,
+}
+
+impl UncheckedDomains {
+    fn has_live(&self, info: &DomainInfo) -> bool {
+        Some(info.id) != self.own && self.open.has_seen(info.id.0)
+    }
+
+    fn has_config(&self, info: &DomainInfo) -> bool {
+        Some(info.id) != self.own && self.configs.contains(&info.name)
+    }
+}
+
+/// Who has which of these overlays in a chain: every domain but those, live and at its next start.
 pub(in super::super) fn users(
     host: &FreezeContext<'_>,
     overlays: &[PathBuf],
+    unchecked: &UncheckedDomains,
 ) -> Result<Vec<(PathBuf, String)>> {
     let mut users = Vec::new();
     for info in host.hypervisor.domains()? {
-        let texts = descriptions(host, &info)?;
+        let mut texts = Vec::new();
+        if !unchecked.has_live(&info) {
+            texts.extend(live(host, &info)?);
+        }
+        if !unchecked.has_config(&info) {
+            texts.extend(next_start(host, &info)?);
+        }
         for overlay in overlays {
             let name = overlay.to_str().map(escape);
             let named = name.is_some_and(|name| texts.iter().any(|text| text.contains(&*name)));
@@ -147,15 +194,26 @@ pub(in super::super) fn users(
 
 /// All that is described of a domain: what runs, and what its next start uses.
 pub(super) fn descriptions(host: &FreezeContext<'_>, info: &DomainInfo) -> Result<Vec<String>> {
-    let mut texts = Vec::new();
-    if info.run.is_active() {
-        texts.extend(present(host.hypervisor.xml(info.id, XmlView::Live))?);
+    let mut texts = next_start(host, info)?;
+    texts.extend(live(host, info)?);
+    Ok(texts)
+}
+
+fn live(host: &FreezeContext<'_>, info: &DomainInfo) -> Result<Option<String>> {
+    if !info.run.is_active() {
+        return Ok(None);
     }
-    if info.persistence == Persistence::Persistent {
-        texts.extend(present(host.hypervisor.xml(info.id, XmlView::Inactive))?);
-        if !info.run.is_active() {
-            texts.extend(present(host.hypervisor.managed_save_xml(info.id))?.flatten());
-        }
+    present(host.hypervisor.xml(info.id, XmlView::Live))
+}
+
+fn next_start(host: &FreezeContext<'_>, info: &DomainInfo) -> Result<Vec<String>> {
+    if info.persistence != Persistence::Persistent {
+        return Ok(Vec::new());
+    }
+    let mut texts: Vec<String> = Vec::new();
+    texts.extend(present(host.hypervisor.xml(info.id, XmlView::Inactive))?);
+    if !info.run.is_active() {
+        texts.extend(present(host.hypervisor.managed_save_xml(info.id))?.flatten());
     }
     Ok(texts)
 }
