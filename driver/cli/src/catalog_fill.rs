@@ -12,7 +12,6 @@ use virtfold_catalog::{Catalog, NoCatalog};
 use virtfold_medium::Location;
 
 use super::backup_command::BackupCommand;
-use super::domain::connection::StateFlag;
 use super::output::say;
 use super::report::printable;
 
@@ -42,14 +41,16 @@ pub(crate) fn annotate(archive: Uuid, notes: &[String], command: &BackupCommand<
 
 /// The notes of all archives, where there is a catalog that can be read: `list` and `show` are for whoever
 /// may read the archives.
-pub(crate) fn notes(state: &StateFlag) -> Result<BTreeMap<Uuid, Vec<String>>, Error> {
-    let opened = Catalog::open_existing(&state.path()?);
-    let read =
-        opened.and_then(|catalog| catalog.map_or_else(|| Ok(BTreeMap::new()), |catalog| catalog.notes()));
-    read.or_else(|error| {
-        say(&format!("virtfold: the catalog's notes can't be read: {}", printable(&sentence(&error))));
-        Ok(BTreeMap::new())
-    })
+pub(crate) fn notes(catalog: &Result<Option<Catalog>, Error>) -> BTreeMap<Uuid, Vec<String>> {
+    let unread = |error: &Error| {
+        say(&format!("virtfold: the catalog's notes can't be read: {}", printable(&sentence(error))));
+        BTreeMap::new()
+    };
+    match catalog {
+        Ok(None) => BTreeMap::new(),
+        Ok(Some(catalog)) => catalog.notes().unwrap_or_else(|error| unread(&error)),
+        Err(error) => unread(error),
+    }
 }
 
 /// What the catalog knows of an archive, to compare it with what is found there. Where there is a catalog

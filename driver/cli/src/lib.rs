@@ -37,7 +37,6 @@ mod table;
 mod tape;
 mod trust;
 mod verify;
-mod verify_due;
 
 use std::process::ExitCode;
 

@@ -11,7 +11,7 @@ use virtfold_backup::inspect::{ArchiveStatus, ArchiveSummary, ListedArchive};
 use virtfold_backup::known_copy::judge_all;
 use virtfold_backup::retention::{self, CatalogFillReport};
 use virtfold_backup::trust::{Authenticity, TrustPolicy};
-use virtfold_base::error::sentence;
+use virtfold_base::error::{Error, sentence};
 use virtfold_base::units::Human;
 use virtfold_catalog::Catalog;
 use virtfold_medium::Location;
@@ -96,22 +96,29 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
     args.identity.load()?;
     let terminating = Terminating::default();
     let mut destinations = terminating.one(&args.directory, &args.identity, Vec::new());
+    let state = args.state.path()?;
+    let mut catalog = Catalog::open_existing(&state);
     if args.remember {
-        let catalog = Catalog::open_existing(&args.state.path()?)?;
-        let mount = expected(&args.directory, Mounted::AS_FIRST, &destinations, catalog.as_ref())?;
+        let known = catalog?;
+        let mount = expected(&args.directory, Mounted::AS_FIRST, &destinations, known.as_ref())?;
         destinations.expect_mounts(vec![mount]);
+        catalog = Ok(known);
     }
     let mut listed = destinations.list(&args.directory)?;
     let style = OutputFormat::from_flag(&args.json);
     let noted = if args.remember {
         let name = destinations.name(&args.directory)?;
-        Some(retention::fill_catalog(&name, &mut listed, &Catalog::open(&args.state.path()?)?)?)
+        // One that is new is not made for a place that can't be listed.
+        let known = catalog?.map_or_else(|| Catalog::open(&state), Ok)?;
+        let noted = retention::fill_catalog(&name, &mut listed, &known)?;
+        catalog = Ok(Some(known));
+        Some(noted)
     } else {
-        compare(args, &destinations, &mut listed)?;
+        compare(args, &destinations, &mut listed, &catalog);
         None
     };
     let archives: Vec<ArchiveSummary> = listed.into_iter().map(|listed| listed.summary).collect();
-    let pins = pins(args)?;
+    let pins = pins(args, &catalog)?;
     let policy = trust::policy(&args.config.trust()?)?;
     let mut text = text(&archives, &pins, &policy);
     let now = Timestamp::now();
@@ -131,14 +138,10 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
         text += &format!("\nfault: {}: {}", printable(&glance.archive), printable(why));
     }
     let ids = || archives.iter().filter_map(|glance| glance.head.as_ref()).map(|head| head.archive);
-    let mut notes = catalog_fill::notes(&args.state)?;
-    notes.retain(|id, _| ids().any(|listed| listed == *id));
-    for glance in &archives {
-        let known = glance.head.as_ref().and_then(|head| notes.get(&head.archive));
-        for note in known.into_iter().flatten() {
-            text += &format!("\nnote: {}: {}", printable(&glance.archive), printable(note));
-        }
-    }
+    let mut notes = catalog_fill::notes(&catalog);
+    let there: BTreeSet<Uuid> = ids().collect();
+    notes.retain(|id, _| there.contains(id));
+    text += &noted_text(&archives, &notes);
     let pinned = ids().filter(|id| pins.contains(id)).collect();
     let listed = archives
         .iter()
@@ -146,6 +149,18 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
     let listing = Listing { archives: listed.collect(), pinned, notes, future, remembered: noted };
     result(style, StdoutUse::Free, &listing, &text)?;
     Ok(if replaced().next().is_some() { ExitStatus::Damaged } else { ExitStatus::Done })
+}
+
+/// What the catalog knows of archives beside what they say.
+fn noted_text(archives: &[ArchiveSummary], notes: &BTreeMap<Uuid, Vec<String>>) -> String {
+    let mut text = String::new();
+    for glance in archives {
+        let known = glance.head.as_ref().and_then(|head| notes.get(&head.archive));
+        for note in known.into_iter().flatten() {
+            text += &format!("\nnote: {}: {}", printable(&glance.archive), printable(note));
+        }
+    }
+    text
 }
 
 /// What the catalog was told.
@@ -164,35 +179,39 @@ fn recorded(noted: CatalogFillReport) -> String {
 }
 
 /// Compares what is there with the catalog, where there is one that can be read.
-fn compare(args: &Args, destinations: &Destinations<'_>, listed: &mut [ListedArchive]) -> Result<()> {
-    let judged = Catalog::open_existing(&args.state.path()?).and_then(|catalog| match catalog {
-        Some(catalog) => judge_all(&catalog, &destinations.name(&args.directory)?, listed),
-        None => Ok(()),
-    });
-    judged.unwrap_or_else(|error| catalog_fill::not_compared(&args.directory, &error));
-    Ok(())
+fn compare(
+    args: &Args,
+    destinations: &Destinations<'_>,
+    listed: &mut [ListedArchive],
+    catalog: &Result<Option<Catalog>, Error>,
+) {
+    match catalog {
+        Ok(None) => {}
+        Ok(Some(catalog)) => {
+            let judged =
+                destinations.name(&args.directory).and_then(|name| judge_all(catalog, &name, listed));
+            judged.unwrap_or_else(|error| catalog_fill::not_compared(&args.directory, &error));
+        }
+        Err(error) => catalog_fill::not_compared(&args.directory, error),
+    }
 }
 
 fn created(glance: &ArchiveSummary) -> Option<Timestamp> {
     glance.head.as_ref().and_then(|head| head.created.parse().ok())
 }
 
-/// What a person keeps, where there is a catalog that can be read: a list is for whoever may read the place.
-fn pins(args: &Args) -> Result<BTreeSet<Uuid>> {
-    let state = args.state.path()?;
-    let opened = Catalog::open_existing(&state);
-    opened.and_then(|catalog| catalog.map_or_else(|| Ok(BTreeSet::new()), |catalog| catalog.pins())).or_else(
-        |error| match args.remember {
-            true => Err(error.into()),
-            false => {
-                say(&format!(
-                    "virtfold: pinned archives can't be determined: {}",
-                    printable(&sentence(&error))
-                ));
-                Ok(BTreeSet::new())
-            }
-        },
-    )
+/// What is pinned, where there is a catalog that can be read: a list is for whoever may read the place.
+fn pins(args: &Args, catalog: &Result<Option<Catalog>, Error>) -> Result<BTreeSet<Uuid>> {
+    let unknown = |error: &Error| {
+        say(&format!("virtfold: pinned archives can't be determined: {}", printable(&sentence(error))));
+        BTreeSet::new()
+    };
+    match catalog {
+        Ok(None) => Ok(BTreeSet::new()),
+        Ok(Some(catalog)) if args.remember => Ok(catalog.pins()?),
+        Ok(Some(catalog)) => Ok(catalog.pins().unwrap_or_else(|error| unknown(&error))),
+        Err(error) => Ok(unknown(error)),
+    }
 }
 
 fn text(archives: &[ArchiveSummary], pins: &BTreeSet<Uuid>, policy: &TrustPolicy) -> String {

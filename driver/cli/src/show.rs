@@ -9,6 +9,7 @@ use virtfold_backup::parents::{self, Chain, ParentSearch};
 use virtfold_backup::trust::Authenticity;
 use virtfold_base::error::ErrorKind;
 use virtfold_base::units::Human;
+use virtfold_catalog::Catalog;
 use virtfold_medium::Location;
 
 use super::Signals;
@@ -69,7 +70,7 @@ pub(crate) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
     let policy = trust::policy(&args.config.trust()?)?;
     let state = args.state.path()?;
     confine::to_archive(&args.archive, &[&state])?;
-    let mut known = catalog_fill::notes(&args.state)?;
+    let mut known = catalog_fill::notes(&Catalog::open_existing(&state));
     let mut glance = match &args.archive {
         Location::Tape(address) => {
             let drive = args.wait.drive(address, state.clone(), &signals.stop);

@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::Medium;
+use virtfold_base::error::{IoContext, Result};
 
 /// The most parts that are believed.
 const MAX_PARTS: usize = 10_000;
@@ -99,12 +100,25 @@ impl PartialArchive {
 
 impl PartialArchive {
     /// The unfinished file, to read; nothing, where it is not there, or another one is.
-    pub fn opened(&self) -> Option<File> {
-        let (path, identity) = self.file.as_ref()?;
+    ///
+    /// # Errors
+    /// It can't be opened or looked at: that it is there or not is not known then.
+    pub fn opened(&self) -> Result<Option<File>> {
+        let Some((path, identity)) = &self.file else { return Ok(None) };
+        let opening = || format!("cannot open the unfinished archive '{}'", path.display());
         let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
-        let file = OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path).ok()?;
-        let found = file.metadata().ok()?;
-        (found.is_file() && (found.dev(), found.ino()) == *identity).then_some(file)
+        let file = match OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path) {
+            // A link is not what was left, and is not followed.
+            Err(error)
+                if error.kind() == std::io::ErrorKind::NotFound
+                    || error.raw_os_error() == Some(nix::libc::ELOOP) =>
+            {
+                return Ok(None);
+            }
+            opened => opened.at(opening)?,
+        };
+        let found = file.metadata().at(opening)?;
+        Ok((found.is_file() && (found.dev(), found.ino()) == *identity).then_some(file))
     }
 }
 
@@ -119,6 +133,25 @@ pub enum Resumed {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_that_cannot_be_opened_is_not_one_that_is_not_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let left = |name: &str, identity| PartialArchive {
+            file: Some((folder.path().join(name), identity)),
+            ..PartialArchive::default()
+        };
+        std::fs::write(folder.path().join("there"), "bytes").unwrap();
+        std::os::unix::fs::symlink("there", folder.path().join("link")).unwrap();
+        let found = std::fs::metadata(folder.path().join("there")).unwrap();
+        let identity = (found.dev(), found.ino());
+        assert!(left("there", identity).opened().unwrap().is_some());
+        for (name, identity) in [("there", (1, 2)), ("gone", identity), ("link", identity)] {
+            assert!(left(name, identity).opened().unwrap().is_none(), "{name}");
+        }
+        let error = left(&"n".repeat(300), identity).opened().unwrap_err();
+        assert!(error.to_string().starts_with("cannot open the unfinished archive"), "{error}");
+    }
 
     #[test]
     fn marks_add_up_and_a_new_beginning_forgets() {

@@ -39,7 +39,7 @@ impl MediumAccess for LocalMedia {
             MediumRequest::Create(label) => MediumReply::New(self.create(to, &label)?),
             MediumRequest::Reopen(label, left) => MediumReply::Resumed(self.resume(to, &label, &left)?),
             MediumRequest::ReadBack(left) => {
-                let file = left.opened();
+                let file = left.opened()?;
                 MediumReply::Left(file.map(|file| Box::new(file.take(left.synced)) as Box<dyn Read>))
             }
             MediumRequest::Discard(left) => {

@@ -8,12 +8,9 @@ use crossbeam_channel::Receiver;
 use uuid::Uuid;
 
 use super::operations::FileSystemFreeze;
-use super::state::{SimHost, SimQemu};
-use super::{
-    BTreeMap, Operation, SimCall, SimDisk, SimDomain, SimImage, SimXml, Simulated, code, refused, xml,
-};
-use crate::call_error::HypervisorError;
-use crate::domain_xml::{ChainKnowledge, DomainXml, ImageSource};
+use super::state::{SimHost, SimQemu, SimResult, described};
+use super::{BTreeMap, Operation, SimCall, SimDomain, SimImage, SimXml, Simulated, code, refused, xml};
+use crate::domain_xml::DomainXml;
 use crate::types::{
     Activity, BlockJob, BlockJobEnd, Checkpoint, CheckpointParts, CheckpointRequest, CommitRequest,
     DomainEvent, DomainId, DomainInfo, DomainState, Lifecycle, PausedReason, Persistence, QemuDisk,
@@ -22,25 +19,12 @@ use crate::types::{
 use crate::{ConfigStamps, Hypervisor, LiftedDenials, is_our_checkpoint};
 use virtfold_base::error::{Error, ErrorKind, Result};
 
-pub(super) type SimResult<T> = std::result::Result<T, HypervisorError>;
-
 fn info(id: DomainId, domain: &SimDomain) -> DomainInfo {
     let persistence = match domain.views.config {
         Some(_) => Persistence::Persistent,
         None => Persistence::Transient,
     };
     DomainInfo { id, name: domain.name.clone(), persistence, run: domain.run() }
-}
-
-pub(super) fn described(parsed: &DomainXml) -> Vec<SimDisk> {
-    let disks = parsed.disks.iter().filter_map(|d| match &d.image.source {
-        ImageSource::File(path) | ImageSource::Block(path) => {
-            let chain = if d.backing.is_empty() { d.chain } else { ChainKnowledge::Complete };
-            Some(SimDisk { target: d.target.clone(), path: path.clone(), chain, mirror: None })
-        }
-        _ => None,
-    });
-    disks.collect()
 }
 
 impl Simulated {

@@ -42,7 +42,7 @@ mod xml;
 
 pub use operations::Operation;
 pub use state::{SimAgent, SimImage};
-use state::{SimDisk, SimDomain, SimHost, SimXml};
+use state::{SimDomain, SimHost, SimXml};
 pub use third_party::ThirdPartyAction;
 
 impl Operation {

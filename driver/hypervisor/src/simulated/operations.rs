@@ -6,8 +6,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use super::calls::SimResult;
-use super::state::{SimAgent, SimBlockJob, SimDisk, SimDomain, SimImage};
+use super::state::{SimAgent, SimBlockJob, SimDisk, SimDomain, SimImage, SimResult};
 use super::{CallPhase, SimCall, code, refused};
 use crate::domain_xml::ChainKnowledge;
 use crate::is_our_overlay;

@@ -7,17 +7,32 @@
 //! Three views of each disk are kept apart, because crashes tear them apart: what QEMU does ([`Qemu`]), what
 //! the live XML says and what the configuration says ([`SimXml`]).
 //!
-//! Imports: `types`, `domain_xml`.
+//! Imports: `types`, `call_error`, `domain_xml`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use crate::domain_xml::ChainKnowledge;
+use crate::call_error::HypervisorError;
+use crate::domain_xml::{ChainKnowledge, DomainXml, ImageSource};
 use crate::types::{Activity, BlockJob, BlockJobKind, BlockJobStatus, DomainId, DomainState, PausedReason};
 
 /// Writes of a running guest each time that somebody asks the hypervisor for something, unless a test says
 /// otherwise.
 pub(super) const WRITES_PER_CALL: u64 = 3;
+
+pub(super) type SimResult<T> = std::result::Result<T, HypervisorError>;
+
+/// The disks of a description.
+pub(super) fn described(parsed: &DomainXml) -> Vec<SimDisk> {
+    let disks = parsed.disks.iter().filter_map(|d| match &d.image.source {
+        ImageSource::File(path) | ImageSource::Block(path) => {
+            let chain = if d.backing.is_empty() { d.chain } else { ChainKnowledge::Complete };
+            Some(SimDisk { target: d.target.clone(), path: path.clone(), chain, mirror: None })
+        }
+        _ => None,
+    });
+    disks.collect()
+}
 /// A commit is ready when no more than this is left.
 const READY: usize = 3;
 

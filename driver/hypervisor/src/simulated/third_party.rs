@@ -5,8 +5,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use super::calls::described;
-use super::state::{SimDomain, SimHost, SimQemu};
+use super::state::{SimDomain, SimHost, SimQemu, described};
 use super::{EventHub, SimImage, Simulated};
 use crate::domain_xml::{ChainKnowledge, DomainXml};
 use crate::types::{DomainEvent, DomainId, Lifecycle, PausedReason, StartedDetail, StoppedDetail, XmlView};

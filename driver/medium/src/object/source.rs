@@ -39,7 +39,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct ObjectSource {
     object: Arc<ObjectInfo>,
-    len: u64,
     name: String,
     /// Bytes of a block.
     block: u64,
@@ -107,7 +106,6 @@ impl ObjectSource {
         let version = version.map(OnceLock::from).unwrap_or_default();
         Self {
             object: Arc::new(ObjectInfo { store, key, len, version }),
-            len,
             name,
             block: GLANCED,
             blocks: Mutex::default(),
@@ -120,7 +118,7 @@ impl ObjectSource {
         let is_row = number > 0 && blocks.iter().any(|block| block.number == number - 1);
         let wanted = self.fetch(&mut blocks, number)?;
         if is_row {
-            let last = self.len.div_ceil(self.block);
+            let last = self.object.len.div_ceil(self.block);
             for next in (number + 1..last).take(usize::try_from(AHEAD).unwrap_or(1)) {
                 self.fetch(&mut blocks, next)?;
             }
@@ -142,7 +140,7 @@ impl ObjectSource {
         let block = Arc::new(CachedBlock { number, content, arrived: Condvar::new() });
         let (object, arriving) = (Arc::clone(&self.object), Arc::clone(&block));
         let start = number * self.block;
-        let range = start..(start + self.block).min(self.len);
+        let range = start..(start + self.block).min(self.object.len);
         runtime()?.spawn(async move {
             let content = match object.range(range).await {
                 Ok(bytes) => BlockState::Ready(bytes),
@@ -216,7 +214,7 @@ impl ObjectInfo {
 
 impl ReadAt for ObjectSource {
     fn read_exact_at(&self, at: u64, buf: &mut [u8]) -> Result<()> {
-        let end = at.checked_add(buf.len() as u64).filter(|end| *end <= self.len);
+        let end = at.checked_add(buf.len() as u64).filter(|end| *end <= self.object.len);
         if end.is_none() {
             let what = format!("cannot read '{}' at offset {at}: it ends before", self.name);
             return Err(Error::new(ErrorKind::Io, what));
@@ -236,7 +234,7 @@ impl ReadAt for ObjectSource {
     }
 
     fn len(&self) -> u64 {
-        self.len
+        self.object.len
     }
 
     fn name(&self) -> &str {

@@ -13,16 +13,16 @@ use virtfold_base::error::{Error, ErrorKind};
 use virtfold_catalog::Catalog;
 use virtfold_config::Interval;
 
-use super::Signals;
-use super::args;
-use super::confine;
-use super::destinations::Terminating;
-use super::exit::ExitStatus;
-use super::mount_check::{Mounted, expected};
-use super::output::say;
-use super::report::{OutputFormat, ProgressPrinter, StdoutUse, damage, printable, result};
-use super::trust;
-use super::verify::{self, Args};
+use super::Args;
+use crate::Signals;
+use crate::args;
+use crate::confine;
+use crate::destinations::Terminating;
+use crate::exit::ExitStatus;
+use crate::mount_check::{Mounted, expected};
+use crate::output::say;
+use crate::report::{OutputFormat, ProgressPrinter, StdoutUse, damage, printable, result};
+use crate::trust;
 
 /// The options of a verification of a place.
 #[derive(Debug, clap::Args)]
@@ -30,7 +30,7 @@ pub(crate) struct DueArgs {
     /// Verify the archives of PLACE that the catalog knows and that were not verified for so long: those that
     /// never were first, then the oldest; the results are recorded
     #[arg(long, value_name = "TIME", help_heading = "What is due")]
-    pub(super) due: Option<Interval>,
+    pub(crate) due: Option<Interval>,
     /// Stop when this part of the place's bytes has been read, for example 1/30 [default: all that is due]
     #[arg(long, value_name = "N/M", requires = "due", help_heading = "What is due")]
     share: Option<Share>,
@@ -40,7 +40,7 @@ pub(crate) struct DueArgs {
 }
 
 /// Verifies what is due.
-pub(super) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
+pub(crate) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
     let style = OutputFormat::from_flag(&args.json);
     let state = args.state.path()?;
     let catalog = Catalog::open_existing(&state)?.ok_or_else(|| {
@@ -95,7 +95,7 @@ fn place(args: &Args, destinations: &Destinations<'_>, catalog: &Catalog) -> Res
 
 /// Damage counts before what could not be read.
 fn end(report: &DueReport) -> ExitStatus {
-    let found = report.verified.iter().map(verify::outcome).collect::<Vec<_>>();
+    let found = report.verified.iter().map(super::outcome).collect::<Vec<_>>();
     for worst in [ExitStatus::Damaged, ExitStatus::Incomplete] {
         if found.contains(&worst) {
             return worst;
@@ -107,7 +107,7 @@ fn end(report: &DueReport) -> ExitStatus {
 fn text(report: &DueReport) -> String {
     let mut text = String::new();
     for done in &report.verified {
-        text += &verify::text(done);
+        text += &super::text(done);
         text.push('\n');
     }
     text += &format!(

@@ -26,7 +26,8 @@ use super::output::say;
 use super::report::{JsonFlag, OutputFormat, ProgressPrinter, StdoutUse, damage, printable, result};
 use super::tape::{self, options::ChangeArgs};
 use super::trust;
-use super::verify_due::{self, DueArgs};
+
+mod due;
 
 /// Read all of an archive and check every byte
 ///
@@ -52,7 +53,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ARCHIVE", value_parser = args::location(), requires = "chain")]
     parent: Vec<Location>,
     #[command(flatten)]
-    pub(super) due: DueArgs,
+    pub(super) due: due::DueArgs,
     /// Threads that decompress and check [default: one a core]
     #[arg(long, value_name = "N")]
     pub(super) workers: Option<virtfold_config::Workers>,
@@ -72,7 +73,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, signals: &Signals) -> Result<ExitStatus> {
     let style = OutputFormat::from_flag(&args.json);
     if args.due.due.is_some() {
-        return verify_due::run(args, signals);
+        return due::run(args, signals);
     }
     let request = VerifyRequest {
         archive: args.archive.clone(),
