@@ -4,6 +4,7 @@
 mod broken;
 mod copies;
 mod hostile;
+mod increments;
 mod memory;
 mod prune;
 mod resume;
