@@ -1,9 +1,15 @@
 //! Increments of a guest that writes, by the bitmaps of its checkpoints, and what becomes of them when
 //! somebody or something takes the bitmap away.
 
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
 use serde_json::Value;
 
-use crate::cli::backup;
+use crate::cli::{backup, restore};
+use crate::common::scratch::names;
+use crate::lab::guest::target;
+use crate::lab::records::check_images;
 use crate::lab::{Guest, GuestSpec, Lab};
 
 /// How the changes of each disk were found, and what was copied of it.
@@ -77,4 +83,36 @@ fn bitmaps_find_what_changed_and_give_way_to_a_comparison() {
     guest.progress.wait_more(100);
     assert_eq!(method(&increment(&guest, &[]), 0), "bitmap");
     assert!(checkpoints(&guest).contains(&"theirs".to_owned()), "somebody else's was touched");
+    each_archive_is_one_point_in_time(&guest);
+    guest.power_off();
+    the_disks_are_those_of(&guest, &backup(&guest, &["--kind", "incremental"]).0);
+}
+
+/// Both disks of each archive have the same records, and each archive no fewer than the one before it.
+fn each_archive_is_one_point_in_time(guest: &Guest<'_>) {
+    let mut last = 0;
+    for name in names(&guest.lab.folder().join("archives")) {
+        let folder = restore(guest, &guest.lab.folder().join("archives").join(&name));
+        let images = restored(guest, &folder);
+        let images: Vec<_> = images.iter().map(|(path, format)| (path.as_path(), *format)).collect();
+        let records = check_images(&images, guest.layout()).unwrap().last.unwrap();
+        assert!(records >= last, "{name} ends with record {records}, the one before it with {last}");
+        last = records;
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+}
+
+/// The guest is off: what is restored is what there is.
+fn the_disks_are_those_of(guest: &Guest<'_>, archive: &Path) {
+    let folder = restore(guest, archive);
+    for ((there, format), (back, _)) in guest.images().iter().zip(restored(guest, &folder)) {
+        crate::lab::run(
+            Command::new("qemu-img").args(["compare", "-f", format, "-F", format]).args([there, &back]),
+        );
+    }
+}
+
+fn restored(guest: &Guest<'_>, folder: &Path) -> Vec<(PathBuf, &'static str)> {
+    let images = guest.images().into_iter().enumerate();
+    images.map(|(n, (_, format))| (folder.join(format!("{}.{format}", target(n))), format)).collect()
 }
