@@ -40,8 +40,8 @@ pub(super) fn is_locked(file: &File) -> std::io::Result<bool> {
     }
 }
 
-/// Gives back what `locks::hold` took. Closing the file alone would not do: a process that another thread is just
-/// starting has it open, too, until it is that program, and a QEMU that is to write would be refused
+/// Gives back what `locks::hold` took. Closing the file alone would not do: a process that another thread is
+/// just starting has it open, too, until it is that program, and a QEMU that is to write would be refused
 /// meanwhile.
 pub(super) fn release(file: &File) {
     let Ok(mut all) = one_byte(libc::F_UNLCK, ALL.start) else { return };

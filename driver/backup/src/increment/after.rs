@@ -5,8 +5,9 @@ use std::path::Path;
 use uuid::Uuid;
 
 use super::compare::UsedBlocks;
-use super::methods::{FoundChanges, SourceFiles, digest_block};
+use super::methods::FoundChanges;
 use super::parent::{Parent, needed};
+use super::query::{SourceFiles, digest_block};
 use super::state::{BlockState, NewState, PendingState, StateBlock, StateBlocks, StateDisk};
 use crate::folded_disk::{DiskSet, FoldedDisk};
 use crate::options::BackupKindRule;

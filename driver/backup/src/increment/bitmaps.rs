@@ -6,7 +6,7 @@
 //! disk is compared, and the sentence says why.
 
 use super::ChangedBlocks;
-use super::methods::{ChangeQuery, digest_block};
+use super::query::{ChangeQuery, digest_block};
 use super::state::StateDisk;
 use crate::folded_disk::FoldedDisk;
 use virtfold_archive::table::Builder;

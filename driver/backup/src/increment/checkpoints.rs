@@ -9,8 +9,8 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::BlockState;
-use super::methods::ChangeHint;
 use super::parent::Parent;
+use super::query::ChangeHint;
 use crate::freeze::{FreezeContext, checkpoint_name};
 use virtfold_base::error::{Result, sentence};
 use virtfold_hypervisor::{CheckpointParts, DomainId, Hypervisor, is_our_checkpoint};

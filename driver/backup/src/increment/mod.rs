@@ -26,6 +26,7 @@ mod methods;
 #[cfg(test)]
 mod model_tests;
 mod parent;
+mod query;
 mod state;
 
 use virtfold_archive::table::CorrespondenceTable;
@@ -33,10 +34,12 @@ use virtfold_archive::table::CorrespondenceTable;
 pub(crate) use self::after::{WrittenBlocks, keep, write};
 pub(crate) use self::changed_disk::{clip, rows};
 pub(crate) use self::checkpoints::{forget, hint, hint_of, tidy};
-pub use self::methods::{ChangeHint, ChangeMethod};
-pub(crate) use self::methods::{ChangeQuery, FoundChanges, SourceFiles, find_changes};
+pub use self::methods::ChangeMethod;
+pub(crate) use self::methods::{FoundChanges, find_changes};
 pub use self::parent::{Parent, ParentChoice};
 pub(crate) use self::parent::{ParentQuery, choose_parent};
+pub use self::query::ChangeHint;
+pub(crate) use self::query::{ChangeQuery, SourceFiles};
 pub use self::state::BlockState;
 pub(crate) use self::state::PendingState;
 

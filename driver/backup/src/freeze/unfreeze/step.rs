@@ -1,4 +1,5 @@
-//! The steps by which a disk gets back on its base: what `decide` chooses, `messages` words and the others do.
+//! The steps by which a disk gets back on its base: what `decide` chooses, `messages` words and the others
+//! do.
 
 /// The next step of a disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
