@@ -17,7 +17,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File};
 use std::io::{BufReader, BufWriter, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -31,6 +31,7 @@ use virtfold_base::partial_file::{self, Overwrite, PartialFile};
 use virtfold_base::units::BlockSize;
 
 use super::SourceFiles;
+use crate::resume::ReadFrom;
 
 const MAGIC: &[u8; 8] = b"VFBLOCKS";
 const VERSION: u32 = 1;
@@ -190,20 +191,6 @@ impl BlockState {
             }
         }
         Ok(())
-    }
-}
-
-/// Reads a file from a place on, without moving its own.
-struct ReadFrom<'a> {
-    file: &'a File,
-    at: u64,
-}
-
-impl Read for ReadFrom<'_> {
-    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
-        let read = self.file.read_at(buf, self.at)?;
-        self.at += read as u64;
-        Ok(read)
     }
 }
 

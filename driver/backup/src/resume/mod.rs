@@ -42,7 +42,7 @@ pub use self::key_store::SavedEnvelope;
 pub(crate) use self::record::ResumeRecord;
 use self::record::SavedRecord;
 pub use self::record::{ChunkJournal, read_chunks, read_marks};
-pub(crate) use self::saved_allocation::SavedAllocation;
+pub(crate) use self::saved_allocation::{ReadFrom, SavedAllocation};
 use super::destinations::Destinations;
 use super::folded_disk::DiskSet;
 use super::options::ResumePolicy;

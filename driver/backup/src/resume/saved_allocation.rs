@@ -120,9 +120,9 @@ impl SavedAllocation {
 }
 
 /// A file from a place on, whatever others do with it.
-struct ReadFrom<'a> {
-    file: &'a File,
-    at: u64,
+pub(crate) struct ReadFrom<'a> {
+    pub(crate) file: &'a File,
+    pub(crate) at: u64,
 }
 
 impl Read for ReadFrom<'_> {
