@@ -1,14 +1,14 @@
 //! Increments: which archive a backup continues, what of each disk changed since, and what the next backup
 //! needs to tell that again.
 //!
-//! 1. [`choose_parent`], before anything is frozen: the newest archive of the subject that every destination
+//! 1. `choose_parent`, before anything is frozen: the newest archive of the subject that every destination
 //!    has, and what this host knows of the blocks after it ([`BlockState`]). Where there is none the backup
 //!    is full, and says why.
-//! 2. [`find_changes`], disk by disk, when the images stand still ([`ChangeMethod`]): a bitmap where one is
+//! 2. `find_changes`, disk by disk, when the images stand still ([`ChangeMethod`]): a bitmap where one is
 //!    there, the files' times for images at rest, else the digests of all that is used. A method that can't
 //!    be used gives way to the next one, and the sentence why goes into the archive's head. A disk that the
 //!    parent has not is whole in the archive.
-//! 3. [`PendingState`], when the archive is written: the state of the blocks after it, kept once the archive
+//! 3. `PendingState`, when the archive is written: the state of the blocks after it, kept once the archive
 //!    has its name.
 //!
 //! Invariants: what counts as unchanged is proven to be as it was after the parent, by its digest or by what

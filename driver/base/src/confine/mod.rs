@@ -1,7 +1,7 @@
 //! Least privilege: what a thread, and all that it starts from then on, can't do any more.
 //!
 //! In this order: no new privileges; of root's capabilities those that were asked for; Landlock for files and
-//! TCP ports (an allow-list); seccomp for calls that none of ours makes ([`calls`]), which end the process,
+//! TCP ports (an allow-list); seccomp for calls that none of ours makes (`calls`), which end the process,
 //! and for sockets where none are needed and changes of modes and owners by name, which are refused. A
 //! process is confined as a whole when that is done before it has a second thread. Nothing of it can be taken
 //! back.
