@@ -18,6 +18,8 @@
 //! `options`, `destinations`, `signing`, the types of `freeze`; `session` and `domain` import it.
 
 mod after;
+#[cfg(test)]
+mod bitmap_tests;
 mod bitmaps;
 mod changed_disk;
 mod checkpoints;

@@ -146,54 +146,50 @@ impl World {
         report
     }
 
-    /// The newest archive's disk, by its chain.
-    fn restored(&self, archive: &Path, target: &str) -> Option<Vec<u8>> {
-        let source = FileSource::open(archive).unwrap();
-        let options = ReadOptions { workers: 1, cancel: Default::default(), carrier: None, archive_id: None };
-        let index = ArchiveIndex::open(&source, &options, Trust::Strict).unwrap();
-        let disk = index.disks().iter().find(|disk| disk.disk.target == target)?;
-        let capacity = usize::try_from(disk.disk.capacity).unwrap();
-        let mut bytes = vec![0; capacity];
-        if let Some(parent) = &index.head().parent {
-            let below = self.archives.iter().find(|path| id(path) == parent.id).unwrap();
-            let mut rows = Vec::new();
-            index
-                .allocation(disk, &mut |row| {
-                    rows.push(row);
-                    Ok(())
-                })
-                .unwrap();
-            for row in rows.iter().filter(|row| row.kind == AllocationKind::Unchanged) {
-                let from = self.restored(below, target).expect("unchanged, and not in the parent");
-                let range = usize::try_from(row.guest.get()).unwrap()
-                    ..usize::try_from(row.guest.get() + row.len).unwrap();
-                bytes[range.clone()].copy_from_slice(&from[range]);
-            }
-        }
-        index
-            .read_dense(
-                disk,
-                DenseOffset::ZERO..DenseOffset::new(disk.table.dense_len()),
-                &mut |run, piece| {
-                    let at = usize::try_from(run.guest.get()).unwrap();
-                    let DiskPiece::Bytes(piece) = piece else { panic!("lost") };
-                    bytes[at..at + piece.len()].copy_from_slice(piece);
-                    Ok(())
-                },
-            )
-            .unwrap();
-        Some(bytes)
-    }
-
     fn check(&self) {
         let newest = self.archives.last().unwrap();
         for (number, target) in ["vda", "vdb"].into_iter().enumerate() {
-            let Some(restored) = self.restored(newest, target) else { continue };
+            let Some(restored) = restored(&self.archives, newest, target) else { continue };
             let mut expected = std::fs::read(&self.disks[number]).unwrap();
             expected.resize(expected.len().next_multiple_of(512), 0);
             assert!(restored == expected, "{target} of {}", newest.display());
         }
     }
+}
+
+/// An archive's disk, by its chain, which is in `archives`.
+pub(super) fn restored(archives: &[PathBuf], archive: &Path, target: &str) -> Option<Vec<u8>> {
+    let source = FileSource::open(archive).unwrap();
+    let options = ReadOptions { workers: 1, cancel: Default::default(), carrier: None, archive_id: None };
+    let index = ArchiveIndex::open(&source, &options, Trust::Strict).unwrap();
+    let disk = index.disks().iter().find(|disk| disk.disk.target == target)?;
+    let capacity = usize::try_from(disk.disk.capacity).unwrap();
+    let mut bytes = vec![0; capacity];
+    if let Some(parent) = &index.head().parent {
+        let below = archives.iter().find(|path| id(path) == parent.id).unwrap();
+        let mut rows = Vec::new();
+        index
+            .allocation(disk, &mut |row| {
+                rows.push(row);
+                Ok(())
+            })
+            .unwrap();
+        for row in rows.iter().filter(|row| row.kind == AllocationKind::Unchanged) {
+            let from = restored(archives, below, target).expect("unchanged, and not in the parent");
+            let range = usize::try_from(row.guest.get()).unwrap()
+                ..usize::try_from(row.guest.get() + row.len).unwrap();
+            bytes[range.clone()].copy_from_slice(&from[range]);
+        }
+    }
+    index
+        .read_dense(disk, DenseOffset::ZERO..DenseOffset::new(disk.table.dense_len()), &mut |run, piece| {
+            let at = usize::try_from(run.guest.get()).unwrap();
+            let DiskPiece::Bytes(piece) = piece else { panic!("lost") };
+            bytes[at..at + piece.len()].copy_from_slice(piece);
+            Ok(())
+        })
+        .unwrap();
+    Some(bytes)
 }
 
 fn id(archive: &Path) -> uuid::Uuid {

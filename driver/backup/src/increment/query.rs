@@ -57,6 +57,12 @@ impl SourceFiles {
         Ok(Some(Self { stamps, looked }))
     }
 
+    /// Whether the top image is the same file, whatever was written to it since.
+    pub(super) fn has_the_top_of(&self, now: &Self) -> bool {
+        let (then, now) = (self.stamps.first(), now.stamps.first());
+        then.zip(now).is_some_and(|(then, now)| then.is_same_file(now))
+    }
+
     /// Whether the images below the top one, which comes first, are those of `now`, and none was written to.
     pub(super) fn below_is_as_written(&self, now: &Self) -> bool {
         let (then, now) = (self.stamps.get(1..), now.stamps.get(1..));

@@ -106,6 +106,11 @@ impl SourceStamp {
         }))
     }
 
+    /// Whether `other` is the same file, whatever is in it now.
+    pub(crate) fn is_same_file(&self, other: &Self) -> bool {
+        self.identity == other.identity
+    }
+
     /// Whether `other` is the same file with the same bytes in it, whoever owns it now.
     pub(crate) fn is_as_written(&self, other: &Self) -> bool {
         (self.identity, self.size, self.modified) == (other.identity, other.size, other.modified)
