@@ -22,6 +22,8 @@ mod after;
 mod bitmap_tests;
 mod bitmaps;
 mod changed_disk;
+#[cfg(test)]
+mod checkpoint_tests;
 mod checkpoints;
 mod compare;
 mod methods;

@@ -2,6 +2,7 @@
 
 mod administrator;
 mod cases;
+mod checkpoints;
 mod confined;
 mod crashes;
 mod fleet;
