@@ -1,9 +1,9 @@
 //! What changed by an image's own bitmaps, and when they are not believed.
 //!
 //! The bitmap of the parent's checkpoint has all that was written since a moment before the parent's
-//! snapshot. It is not believed where the disk has another size than in the parent, where the image is another
-//! file, where an image below was written to (no bitmap of the top one knows), and where a block is gone or is
-//! another one that it calls unchanged: then the disk is compared, and the sentence says why.
+//! snapshot. It is not believed where the disk has another size than in the parent, where the image is
+//! another file, where an image below was written to (no bitmap of the top one knows), and where a block is
+//! gone or is another one that it calls unchanged: then the disk is compared, and the sentence says why.
 //!
 //! A disk that shrank and grew back has the size that it had, and QEMU has forgotten what was marked behind
 //! the cut. What lay there whole is gone, unless it was written to again and so is marked: hence, where no
